@@ -1,0 +1,9 @@
+//! Phalanx: the real-time layer of ComputeHorde on named OS threads and bounded channels.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod base;
+pub mod identity;
+pub mod protocol;
+pub mod transport;
+pub mod executor;
