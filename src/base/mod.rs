@@ -1,1 +1,14 @@
-//! base
+//! What every other module stands on: threads with an owner, one shutdown signal, time, dialling, limits.
+//!
+//! `base` knows nothing of the rest of the crate.
+
+pub mod backoff;
+pub mod clock;
+pub mod dial;
+pub mod ids;
+pub mod limits;
+pub mod lock;
+pub mod rng;
+pub mod shutdown;
+pub mod stop;
+pub mod thread;

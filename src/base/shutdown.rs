@@ -1,0 +1,298 @@
+//! The one signal that every wait of the process listens to.
+//!
+//! It latches (once set it stays set), has two levels, and reaches a thread in three ways: as a flag
+//! ([`Shutdown::is_set`]), as a bounded wait ([`Shutdown::wait`]) or an arm of `select!` ([`Shutdown::drain_receiver`]),
+//! and as a *kick* that interrupts a call which no channel can reach ([`Shutdown::on`]).
+
+use std::fmt;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::lock::lock;
+
+/// How urgently to stop. Levels only rise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Level {
+    /// Not stopping.
+    Run = 0,
+    /// Take no new work; finish and report what runs.
+    Drain = 1,
+    /// End what runs now.
+    Cancel = 2,
+}
+
+/// Nothing is ever sent on the receivers of a [`Shutdown`]; they only disconnect.
+pub enum Never {}
+
+type KickFn = Arc<dyn Fn() + Send + Sync>;
+
+/// A latching stop signal; clones are the same signal.
+#[derive(Clone)]
+pub struct Shutdown(Arc<Inner>);
+
+struct Inner {
+    level: AtomicU8,
+    state: Mutex<State>,
+    changed: Condvar,
+    drain: Receiver<Never>,
+    cancel: Receiver<Never>,
+}
+
+struct State {
+    /// Dropped when the level is reached, which disconnects every receiver, also those cloned later.
+    drain: Option<Sender<Never>>,
+    cancel: Option<Sender<Never>>,
+    kicks: Vec<(u64, Level, KickFn)>,
+    next_kick: u64,
+    children: Vec<Weak<Inner>>,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Shutdown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Shutdown").field(&self.level()).finish()
+    }
+}
+
+impl Shutdown {
+    /// A signal at [`Level::Run`].
+    pub fn new() -> Self {
+        let (drain_tx, drain) = bounded(0);
+        let (cancel_tx, cancel) = bounded(0);
+        let state = State {
+            drain: Some(drain_tx),
+            cancel: Some(cancel_tx),
+            kicks: Vec::new(),
+            next_kick: 0,
+            children: Vec::new(),
+        };
+        Self(Arc::new(Inner {
+            level: AtomicU8::new(Level::Run as u8),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            drain,
+            cancel,
+        }))
+    }
+
+    /// A signal that rises with this one and can also be raised alone, as one job's.
+    pub fn child(&self) -> Self {
+        let child = Self::new();
+        {
+            let mut state = lock(&self.0.state);
+            state.children.retain(|c| c.strong_count() > 0);
+            state.children.push(Arc::downgrade(&child.0));
+        }
+        child.raise(self.level());
+        child
+    }
+
+    /// Raises the level; lower or equal requests change nothing. Runs the kicks of the level on the caller's thread.
+    pub fn raise(&self, to: Level) {
+        let (kicks, children) = {
+            let mut state = lock(&self.0.state);
+            if to <= self.level() {
+                return;
+            }
+            self.0.level.store(to as u8, Ordering::Release);
+            state.drain = None;
+            if to == Level::Cancel {
+                state.cancel = None;
+            }
+            let kicks: Vec<KickFn> =
+                state.kicks.iter().filter(|(_, at, _)| *at <= to).map(|(_, _, kick)| kick.clone()).collect();
+            state.kicks.retain(|(_, at, _)| *at > to);
+            let children: Vec<_> = state.children.iter().filter_map(Weak::upgrade).collect();
+            (kicks, children)
+        };
+        self.0.changed.notify_all();
+        // Outside the lock, because a kick may take locks of its own.
+        for kick in kicks {
+            kick();
+        }
+        for child in children {
+            Shutdown(child).raise(to);
+        }
+    }
+
+    /// Shorthand for `raise(Level::Drain)`.
+    pub fn drain(&self) {
+        self.raise(Level::Drain);
+    }
+
+    /// Shorthand for `raise(Level::Cancel)`.
+    pub fn cancel(&self) {
+        self.raise(Level::Cancel);
+    }
+
+    /// The present level.
+    pub fn level(&self) -> Level {
+        match self.0.level.load(Ordering::Acquire) {
+            0 => Level::Run,
+            1 => Level::Drain,
+            _ => Level::Cancel,
+        }
+    }
+
+    /// Whether any stop was asked for.
+    pub fn is_set(&self) -> bool {
+        self.level() >= Level::Drain
+    }
+
+    /// Whether work is to end now.
+    pub fn is_cancelled(&self) -> bool {
+        self.level() == Level::Cancel
+    }
+
+    /// Sleeps for `duration`, or until a stop of any level; says whether a stop was asked for.
+    pub fn wait(&self, duration: Duration) -> bool {
+        self.wait_for(Level::Drain, duration)
+    }
+
+    /// Sleeps for `duration`, or until the level is at least `level`; says whether it is.
+    pub fn wait_for(&self, level: Level, duration: Duration) -> bool {
+        let deadline = Instant::now().checked_add(duration);
+        let mut state = lock(&self.0.state);
+        while self.level() < level {
+            let left = match deadline {
+                Some(deadline) => deadline.saturating_duration_since(Instant::now()),
+                None => Duration::from_secs(3600),
+            };
+            if left.is_zero() {
+                return false;
+            }
+            state = self.0.changed.wait_timeout(state, left).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// Disconnects at [`Level::Drain`]; for an arm of `select!`.
+    pub fn drain_receiver(&self) -> &Receiver<Never> {
+        &self.0.drain
+    }
+
+    /// Disconnects at [`Level::Cancel`]; for an arm of `select!`.
+    pub fn cancel_receiver(&self) -> &Receiver<Never> {
+        &self.0.cancel
+    }
+
+    /// Runs `kick` once when the level reaches `level` (at once if it already has), unless the registration was dropped
+    /// before. `kick` must be quick and must not block: it runs on the thread that raises the level.
+    ///
+    /// Dropping the registration does not wait for a kick that is already running, so a kick must tolerate that its
+    /// target has gone.
+    pub fn on(&self, level: Level, kick: impl Fn() + Send + Sync + 'static) -> KickRegistration {
+        let kick: KickFn = Arc::new(kick);
+        let id = {
+            let mut state = lock(&self.0.state);
+            if self.level() < level {
+                let id = state.next_kick;
+                state.next_kick += 1;
+                state.kicks.push((id, level, kick.clone()));
+                Some(id)
+            } else {
+                None
+            }
+        };
+        if id.is_none() {
+            kick();
+        }
+        KickRegistration { shutdown: Arc::downgrade(&self.0), id }
+    }
+}
+
+/// Keeps a kick registered; dropping it takes the kick back.
+#[must_use = "dropping the registration takes the kick back"]
+pub struct KickRegistration {
+    shutdown: Weak<Inner>,
+    id: Option<u64>,
+}
+
+impl fmt::Debug for KickRegistration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KickRegistration").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Drop for KickRegistration {
+    fn drop(&mut self) {
+        if let (Some(id), Some(inner)) = (self.id, self.shutdown.upgrade()) {
+            lock(&inner.state).kicks.retain(|(other, _, _)| *other != id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::thread::{Kick, spawn};
+    use std::sync::atomic::AtomicUsize;
+
+    #[test]
+    fn it_latches_and_only_rises() {
+        let shutdown = Shutdown::new();
+        assert!(!shutdown.wait(Duration::ZERO));
+        shutdown.drain();
+        assert!(shutdown.is_set() && !shutdown.is_cancelled());
+        assert!(shutdown.drain_receiver().recv().is_err());
+        assert!(shutdown.cancel_receiver().try_recv().is_err_and(|e| e.is_empty()));
+        shutdown.cancel();
+        shutdown.drain();
+        assert_eq!(shutdown.level(), Level::Cancel);
+        assert!(shutdown.cancel_receiver().recv().is_err());
+        assert!(shutdown.wait(Duration::MAX));
+    }
+
+    #[test]
+    fn a_waiter_wakes_and_a_late_receiver_sees_it_too() {
+        let shutdown = Shutdown::new();
+        let waiter = shutdown.clone();
+        let thread = spawn("t-wait", Kick::dropped("shutdown"), move || waiter.wait(Duration::from_secs(60)));
+        shutdown.drain();
+        assert!(thread.join_by(Instant::now() + Duration::from_secs(30)).unwrap());
+        assert!(shutdown.clone().drain_receiver().recv().is_err());
+    }
+
+    #[test]
+    fn kicks_run_once_at_their_level() {
+        let shutdown = Shutdown::new();
+        let count = Arc::new(AtomicUsize::new(0));
+        let bump = |by: usize| {
+            let count = count.clone();
+            move || {
+                count.fetch_add(by, Ordering::SeqCst);
+            }
+        };
+        let _drain = shutdown.on(Level::Drain, bump(1));
+        let _cancel = shutdown.on(Level::Cancel, bump(100));
+        drop(shutdown.on(Level::Drain, bump(10_000)));
+        shutdown.drain();
+        shutdown.drain();
+        assert_eq!(count.load(Ordering::SeqCst), 1);
+        shutdown.cancel();
+        assert_eq!(count.load(Ordering::SeqCst), 101);
+        let _late = shutdown.on(Level::Drain, bump(1000));
+        assert_eq!(count.load(Ordering::SeqCst), 1101);
+    }
+
+    #[test]
+    fn a_child_rises_with_its_parent_but_not_the_other_way() {
+        let parent = Shutdown::new();
+        let child = parent.child();
+        let other = parent.child();
+        child.cancel();
+        assert!(!parent.is_set() && !other.is_set());
+        parent.drain();
+        assert_eq!(other.level(), Level::Drain);
+        assert_eq!(parent.child().level(), Level::Drain);
+    }
+}

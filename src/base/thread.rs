@@ -1,0 +1,323 @@
+//! The only place that spawns: threads that are named, caught, listed, and joined with a deadline.
+//!
+//! A thread is stopped by interrupting the call it blocks in, so [`spawn`] asks for the [`Kick`] that does it.
+
+#![allow(clippy::disallowed_methods)] // The one allowed use of `std::thread::Builder`.
+
+use std::any::Any;
+use std::cell::Cell;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+
+use super::lock::lock;
+
+/// Linux cuts a thread's name here.
+pub const NAME_BYTES_MAX: usize = 15;
+
+/// What interrupts the call that a thread blocks in.
+#[derive(Clone)]
+pub struct Kick {
+    what: &'static str,
+    action: Option<Arc<dyn Fn() + Send + Sync>>,
+}
+
+impl Kick {
+    /// A kick that acts, as a `shutdown` of the socket that the thread reads. It may run more than once and must not block.
+    pub fn new(what: &'static str, action: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { what, action: Some(Arc::new(action)) }
+    }
+
+    /// The thread blocks only on something whose other end its owner drops or sets; `what` names it.
+    pub fn dropped(what: &'static str) -> Self {
+        Self { what, action: None }
+    }
+
+    /// Interrupts the blocking call, if that takes an action.
+    pub fn kick(&self) {
+        if let Some(action) = &self.action {
+            action();
+        }
+    }
+}
+
+impl fmt::Debug for Kick {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Kick").field(&self.what).finish()
+    }
+}
+
+/// One thread of the live list.
+#[derive(Debug, Clone)]
+pub struct LiveThread {
+    /// The thread's name, at most 15 bytes.
+    pub name: String,
+    /// What interrupts it.
+    pub kick: &'static str,
+    /// When it was spawned.
+    pub since: Instant,
+    id: u64,
+    group: u64,
+}
+
+static LIVE: Mutex<Vec<LiveThread>> = Mutex::new(Vec::new());
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+thread_local! {
+    /// Threads inherit the group of the thread that spawns them, so a test can list its own among those of other tests.
+    static GROUP: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Every live thread of this crate in the process, oldest first.
+pub fn live() -> Vec<LiveThread> {
+    lock(&LIVE).clone()
+}
+
+/// A set of threads: those spawned by the thread that entered it, and by them in turn.
+#[derive(Debug)]
+pub struct Group {
+    id: u64,
+    outer: u64,
+}
+
+impl Group {
+    /// From now on, threads spawned by the calling thread belong to a new group; until the value is dropped on that thread.
+    pub fn enter() -> Self {
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        Self { id, outer: GROUP.replace(id) }
+    }
+
+    /// The live threads of this group.
+    pub fn live(&self) -> Vec<LiveThread> {
+        lock(&LIVE).iter().filter(|t| t.group == self.id).cloned().collect()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        GROUP.set(self.outer);
+    }
+}
+
+/// Why a thread could not be joined to its result.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError<T> {
+    /// It still runs; the thread is handed back so that it can be kicked and joined again.
+    #[error("thread {} is still running", .0.name())]
+    Late(Thread<T>),
+    /// It panicked with this message, which was also logged.
+    #[error("thread panicked: {0}")]
+    Panicked(String),
+}
+
+/// An owned thread. Dropping it kicks and joins, without a deadline: owners call [`Thread::join_by`] instead.
+#[must_use = "a thread is joined by the one that spawned it"]
+pub struct Thread<T> {
+    name: String,
+    kick: Kick,
+    handle: Option<JoinHandle<Result<T, String>>>,
+    done: Receiver<()>,
+}
+
+impl<T> fmt::Debug for Thread<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Thread").field("name", &self.name).field("kick", &self.kick).finish_non_exhaustive()
+    }
+}
+
+/// Spawns a named thread that runs `f`; `kick` is what interrupts the call it blocks in.
+///
+/// A panic of `f` is caught, logged with the thread's name and given to the joiner.
+///
+/// # Panics
+/// If the system has no thread left to give. Connections, workers and executors are capped (see [`super::limits`]) far
+/// below the point where that happens.
+pub fn spawn<T, F>(name: impl Into<String>, kick: Kick, f: F) -> Thread<T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    let name: String = name.into();
+    debug_assert!(name.len() <= NAME_BYTES_MAX, "thread name {name} is longer than {NAME_BYTES_MAX} bytes");
+    let group = GROUP.get();
+    let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+    lock(&LIVE).push(LiveThread { name: name.clone(), kick: kick.what, since: Instant::now(), id, group });
+    let (done_tx, done) = bounded::<()>(0);
+    let thread_name = name.clone();
+    let body = move || {
+        // Declared before the guard, so that the thread has left the list when the joiner wakes.
+        let _done = done_tx;
+        let _listed = Listed(id);
+        GROUP.set(group);
+        log::trace!("thread {thread_name} starts");
+        let result = catch_unwind(AssertUnwindSafe(f)).map_err(|payload| panic_message(payload.as_ref()));
+        match &result {
+            Ok(_) => log::trace!("thread {thread_name} ends"),
+            Err(message) => log::error!("thread {thread_name} panicked: {message}"),
+        }
+        result
+    };
+    let handle = Builder::new().name(name.clone()).spawn(body);
+    let handle = match handle {
+        Ok(handle) => handle,
+        Err(error) => {
+            drop(Listed(id));
+            panic!("cannot spawn thread {name}: {error}");
+        }
+    };
+    Thread { name, kick, handle: Some(handle), done }
+}
+
+struct Listed(u64);
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        lock(&LIVE).retain(|t| t.id != self.0);
+    }
+}
+
+/// The text of a panic's payload.
+pub fn panic_message(payload: &(dyn Any + Send)) -> String {
+    if let Some(text) = payload.downcast_ref::<&str>() {
+        (*text).to_owned()
+    } else if let Some(text) = payload.downcast_ref::<String>() {
+        text.clone()
+    } else {
+        "a panic without a message".to_owned()
+    }
+}
+
+impl<T> Thread<T> {
+    /// The thread's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Interrupts the call that the thread blocks in.
+    pub fn kick(&self) {
+        self.kick.kick();
+    }
+
+    /// Whether the thread has ended; [`Thread::join_by`] then returns at once.
+    pub fn is_finished(&self) -> bool {
+        self.done.try_recv().is_err_and(|e| e.is_disconnected())
+    }
+
+    /// Disconnects when the thread ends; for an arm of `select!`.
+    pub fn done_receiver(&self) -> &Receiver<()> {
+        &self.done
+    }
+
+    /// Waits until the thread ends, at most until `deadline`, and gives its result.
+    ///
+    /// # Errors
+    /// [`JoinError::Late`] hands the thread back; [`JoinError::Panicked`] has the panic's message.
+    pub fn join_by(mut self, deadline: Instant) -> Result<T, JoinError<T>> {
+        match self.done.recv_deadline(deadline) {
+            Err(RecvTimeoutError::Timeout) => Err(JoinError::Late(self)),
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => self.finish().map_err(JoinError::Panicked),
+        }
+    }
+
+    /// Waits until `deadline`, then kicks and waits for `grace` more.
+    ///
+    /// # Errors
+    /// As [`Thread::join_by`], after the kick.
+    pub fn join_or_kick(self, deadline: Instant, grace: Duration) -> Result<T, JoinError<T>> {
+        match self.join_by(deadline) {
+            Err(JoinError::Late(thread)) => {
+                thread.kick();
+                thread.join_by(Instant::now() + grace)
+            }
+            done => done,
+        }
+    }
+
+    /// Gives the thread up: it stays on the live list, but nobody will join it.
+    ///
+    /// For a straggler that was kicked and reported, and for the one call that nothing can interrupt (a name look-up).
+    pub fn abandon(mut self, why: &str) {
+        log::warn!("thread {} is left behind: {why}", self.name);
+        self.handle = None;
+    }
+
+    fn finish(&mut self) -> Result<T, String> {
+        let handle =
+            self.handle.take().expect("the handle is taken only here and in abandon, which consumes the thread");
+        handle.join().unwrap_or_else(|payload| Err(panic_message(payload.as_ref())))
+    }
+}
+
+impl<T> Drop for Thread<T> {
+    fn drop(&mut self) {
+        if self.handle.is_some() {
+            self.kick.kick();
+            // The panic, if any, was logged by the thread itself.
+            let _ = self.finish();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(30)
+    }
+
+    #[test]
+    fn a_thread_is_listed_in_its_group_until_joined() {
+        let group = Group::enter();
+        let (tx, rx) = bounded::<()>(0);
+        let thread = spawn("t-listed", Kick::dropped("tx"), move || rx.recv().is_err());
+        assert_eq!(group.live().iter().map(|t| t.name.as_str()).collect::<Vec<_>>(), ["t-listed"]);
+        drop(tx);
+        assert!(thread.join_by(soon()).unwrap());
+        assert!(group.live().is_empty());
+    }
+
+    #[test]
+    fn threads_of_threads_are_of_the_same_group() {
+        let group = Group::enter();
+        let (tx, rx) = bounded::<()>(0);
+        let outer = spawn("t-outer", Kick::dropped("tx"), move || {
+            spawn("t-inner", Kick::dropped("tx"), move || rx.recv().is_err())
+        });
+        let inner = outer.join_by(soon()).unwrap();
+        assert_eq!(group.live().len(), 1);
+        drop(tx);
+        assert!(inner.join_by(soon()).unwrap());
+    }
+
+    #[test]
+    fn a_panic_is_a_result() {
+        let thread = spawn("t-panic", Kick::dropped("nothing"), || -> u32 { panic!("boom {}", 7) });
+        match thread.join_by(soon()) {
+            Err(JoinError::Panicked(message)) => assert_eq!(message, "boom 7"),
+            other => panic!("expected a panic, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_late_thread_is_handed_back_and_its_kick_frees_it() {
+        let (tx, rx) = bounded::<()>(1);
+        let thread =
+            spawn("t-late", Kick::new("tx", move || assert!(tx.try_send(()).is_ok())), move || rx.recv().is_ok());
+        let Err(JoinError::Late(thread)) = thread.join_by(Instant::now()) else { panic!("joined too early") };
+        assert!(thread.join_or_kick(Instant::now(), Duration::from_secs(30)).unwrap());
+    }
+
+    #[test]
+    fn dropping_a_thread_kicks_and_joins_it() {
+        let group = Group::enter();
+        let (tx, rx) = bounded::<()>(1);
+        drop(spawn("t-drop", Kick::new("tx", move || assert!(tx.try_send(()).is_ok())), move || rx.recv().is_ok()));
+        assert!(group.live().is_empty());
+    }
+}
