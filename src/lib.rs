@@ -6,4 +6,5 @@ pub mod base;
 pub mod executor;
 pub mod identity;
 pub mod protocol;
+pub mod store;
 pub mod transport;

@@ -12,3 +12,4 @@ pub mod rng;
 pub mod shutdown;
 pub mod stop;
 pub mod thread;
+pub mod timer;

@@ -3,10 +3,16 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::select;
+
+use super::shutdown::Shutdown;
 use super::thread::{JoinError, Thread};
 
 /// How long a kicked thread may still take; a kicked call returns within a millisecond, so this is for a busy machine.
 pub const KICK_GRACE: Duration = Duration::from_millis(500);
+
+/// What each step still has once a cancel is asked for.
+pub const CANCEL_BUDGET: Duration = Duration::from_secs(1);
 
 /// One step of a stop, in the order of the steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,32 +46,88 @@ impl StopReport {
     pub fn stragglers(&self) -> Vec<&str> {
         self.steps.iter().flat_map(|s| s.stragglers.iter().map(String::as_str)).collect()
     }
+}
 
-    /// Runs one step and records it; `work` gets the step so that it can name stragglers.
-    pub fn step(&mut self, name: &str, work: impl FnOnce(&mut StopStep)) {
-        let start = Instant::now();
-        let mut step = StopStep { name: name.to_owned(), took: Duration::ZERO, stragglers: Vec::new() };
-        work(&mut step);
-        step.took = start.elapsed();
-        log::debug!("stop: {} took {:?}", step.name, step.took);
-        self.steps.push(step);
+/// A stop in progress: runs the steps in order, each with a budget, and writes the report.
+///
+/// When `shutdown` reaches [`Level::Cancel`], the present step and each later one have [`CANCEL_BUDGET`] left.
+#[derive(Debug)]
+pub struct Stopping {
+    shutdown: Shutdown,
+    report: StopReport,
+}
+
+impl Stopping {
+    /// The beginning of a stop.
+    pub fn new(shutdown: &Shutdown) -> Self {
+        Self { shutdown: shutdown.clone(), report: StopReport::default() }
     }
 
-    /// Takes over the steps and counts of another report, with its names under `prefix`.
-    pub fn absorb(&mut self, prefix: &str, other: StopReport) {
-        self.unsent += other.unsent;
-        self.cancelled_jobs += other.cancelled_jobs;
-        self.steps.extend(other.steps.into_iter().map(|mut step| {
-            step.name = format!("{prefix}: {}", step.name);
-            step
-        }));
+    /// The signal that shortens the budgets.
+    pub fn shutdown(&self) -> &Shutdown {
+        &self.shutdown
+    }
+
+    /// Runs one step and records it.
+    pub fn step<T>(&mut self, name: &str, budget: Duration, work: impl FnOnce(&mut Step) -> T) -> T {
+        let start = Instant::now();
+        let mut step = Step { shutdown: self.shutdown.clone(), until: start + budget, stragglers: Vec::new() };
+        let value = work(&mut step);
+        let took = start.elapsed();
+        log::debug!("stop: {name} took {took:.1?}");
+        self.report.steps.push(StopStep { name: name.to_owned(), took, stragglers: step.stragglers });
+        value
+    }
+
+    /// Counts messages that no peer accepted.
+    pub fn unsent(&mut self, messages: usize) {
+        self.report.unsent += messages;
+    }
+
+    /// Counts jobs that were still running and were cancelled.
+    pub fn cancelled_jobs(&mut self, jobs: usize) {
+        self.report.cancelled_jobs += jobs;
+    }
+
+    /// The account.
+    pub fn finish(self) -> StopReport {
+        self.report
     }
 }
 
-impl StopStep {
-    /// Joins a thread until `deadline`, kicks it then, and records it as a straggler if even that does not end it.
-    pub fn join<T>(&mut self, thread: Thread<T>, deadline: Instant) -> Option<T> {
-        match thread.join_or_kick(deadline, KICK_GRACE) {
+/// One step of a [`Stopping`].
+#[derive(Debug)]
+pub struct Step {
+    shutdown: Shutdown,
+    until: Instant,
+    stragglers: Vec<String>,
+}
+
+impl Step {
+    /// When the step's budget is spent, as things stand now.
+    pub fn deadline(&self) -> Instant {
+        if self.shutdown.is_cancelled() { self.until.min(Instant::now() + CANCEL_BUDGET) } else { self.until }
+    }
+
+    /// The signal that shortens the budget.
+    pub fn shutdown(&self) -> &Shutdown {
+        &self.shutdown
+    }
+
+    /// Joins a thread within the budget, kicks it then, and records it as a straggler if even that does not end it.
+    ///
+    /// `None` if it panicked or is a straggler.
+    pub fn join<T>(&mut self, thread: Thread<T>) -> Option<T> {
+        let done = thread.done_receiver();
+        let left = self.deadline().saturating_duration_since(Instant::now());
+        if !self.shutdown.is_cancelled() {
+            select! {
+                recv(done) -> _ => {}
+                recv(self.shutdown.cancel_receiver()) -> _ => {}
+                default(left) => {}
+            }
+        }
+        match thread.join_or_kick(self.deadline(), KICK_GRACE) {
             Ok(value) => Some(value),
             Err(JoinError::Panicked(_)) => None,
             Err(JoinError::Late(thread)) => {
@@ -104,13 +166,27 @@ mod tests {
     fn a_straggler_is_named_and_the_stop_goes_on() {
         let (tx, rx) = bounded::<()>(0);
         let stuck = spawn("t-stuck", Kick::dropped("a sender that the test keeps"), move || rx.recv().is_err());
-        let mut report = StopReport::default();
-        report.step("workers", |step| assert!(step.join(stuck, Instant::now()).is_none()));
-        report.step("rest", |_| {});
+        let mut stopping = Stopping::new(&Shutdown::new());
+        stopping.step("workers", Duration::ZERO, |step| assert!(step.join(stuck).is_none()));
+        stopping.step("rest", Duration::ZERO, |_| {});
+        let report = stopping.finish();
         assert_eq!(report.stragglers(), ["t-stuck"]);
         assert!(!report.is_clean());
         assert!(report.to_string().contains("workers left behind: t-stuck"), "{report}");
         assert_eq!(report.steps.len(), 2);
         drop(tx);
+    }
+
+    #[test]
+    fn a_cancel_shortens_a_step_that_has_begun() {
+        let shutdown = Shutdown::new();
+        let (tx, rx) = bounded::<()>(1);
+        let patient = spawn("t-patient", Kick::new("tx", move || assert!(tx.try_send(()).is_ok())), move || rx.recv());
+        let cancelling = shutdown.clone();
+        let canceller = spawn("t-cancel", Kick::dropped("nothing"), move || cancelling.cancel());
+        let mut stopping = Stopping::new(&shutdown);
+        let joined = stopping.step("workers", Duration::from_secs(3600), |step| step.join(patient));
+        assert!(joined.is_some());
+        drop(canceller);
     }
 }

@@ -1,0 +1,186 @@
+//! One thread that runs short actions at given moments: kicks at deadlines, liveness checks, heartbeats.
+//!
+//! Owner: whoever holds the [`Timer`]. Blocks in: a condition variable, until the earliest deadline or for ever.
+//! Kick: dropping the owner's value, which latches `stopped`. Ends: when stopped; what was still due is dropped unrun.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::lock::lock;
+use super::stop::Step;
+use super::thread::{Kick, Thread, spawn};
+
+type Action = Box<dyn FnOnce() + Send>;
+
+/// The handle of the timer thread; clones are the same timer.
+#[derive(Clone)]
+pub struct TimerHandle(Arc<Shared>);
+
+/// Owns the timer thread.
+#[derive(Debug)]
+pub struct Timer {
+    handle: TimerHandle,
+    thread: Thread<()>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    due: BinaryHeap<Reverse<(Instant, u64)>>,
+    actions: HashMap<u64, Action>,
+    next_id: u64,
+    stopped: bool,
+}
+
+/// A planned action; dropping it cancels the action if it has not begun.
+#[must_use = "dropping the alarm cancels it"]
+pub struct Alarm {
+    id: u64,
+    shared: Arc<Shared>,
+}
+
+impl fmt::Debug for TimerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TimerHandle({} planned)", lock(&self.0.state).actions.len())
+    }
+}
+
+impl fmt::Debug for Alarm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Alarm({})", self.id)
+    }
+}
+
+impl Timer {
+    /// Starts the timer thread.
+    pub fn start() -> Self {
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
+        let running = shared.clone();
+        let handle = TimerHandle(shared);
+        let stop = handle.clone();
+        let thread = spawn("timer", Kick::new("stopped flag", move || stop.stop()), move || run(&running));
+        Self { handle, thread }
+    }
+
+    /// What others plan with.
+    pub fn handle(&self) -> TimerHandle {
+        self.handle.clone()
+    }
+
+    /// Stops and joins the thread.
+    pub fn stop(self, step: &mut Step) {
+        self.handle.stop();
+        step.join(self.thread);
+    }
+}
+
+impl TimerHandle {
+    /// Runs `action` on the timer thread at `when`, unless the alarm is dropped first or the timer has stopped.
+    /// `action` must be quick and must not block.
+    pub fn at(&self, when: Instant, action: impl FnOnce() + Send + 'static) -> Alarm {
+        let id = {
+            let mut state = lock(&self.0.state);
+            let id = state.next_id;
+            state.next_id += 1;
+            if !state.stopped {
+                state.actions.insert(id, Box::new(action));
+                state.due.push(Reverse((when, id)));
+            }
+            id
+        };
+        self.0.changed.notify_one();
+        Alarm { id, shared: self.0.clone() }
+    }
+
+    fn stop(&self) {
+        lock(&self.0.state).stopped = true;
+        self.0.changed.notify_one();
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        let mut state = lock(&self.shared.state);
+        let action = state.actions.remove(&self.id);
+        // Cancelled entries stay in the heap until due; compacted when they outnumber the live ones.
+        if state.due.len() > 64 && state.due.len() > 2 * state.actions.len() {
+            let State { due, actions, .. } = &mut *state;
+            due.retain(|Reverse((_, id))| actions.contains_key(id));
+        }
+        drop(state);
+        // Dropped outside the lock, because what it captured may own other alarms.
+        drop(action);
+    }
+}
+
+fn run(shared: &Shared) {
+    let mut state = lock(&shared.state);
+    while !state.stopped {
+        let now = Instant::now();
+        match state.due.peek() {
+            Some(Reverse((when, id))) if *when <= now => {
+                let id = *id;
+                state.due.pop();
+                if let Some(action) = state.actions.remove(&id) {
+                    drop(state);
+                    action();
+                    state = lock(&shared.state);
+                }
+            }
+            Some(Reverse((when, _))) => {
+                let left = *when - now;
+                state = shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            None => state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+        }
+    }
+    let left = std::mem::take(&mut state.actions);
+    drop(state);
+    drop(left);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::shutdown::Shutdown;
+    use crate::base::stop::Stopping;
+    use crossbeam_channel::bounded;
+    use std::time::Duration;
+
+    #[test]
+    fn alarms_run_in_order_and_cancelled_ones_do_not() {
+        let timer = Timer::start();
+        let (tx, rx) = bounded(8);
+        let now = Instant::now();
+        let say = |what: u32| {
+            let tx = tx.clone();
+            move || tx.send(what).unwrap()
+        };
+        let _late = timer.handle().at(now + Duration::from_millis(20), say(2));
+        let _early = timer.handle().at(now + Duration::from_millis(5), say(1));
+        drop(timer.handle().at(now + Duration::from_millis(1), say(9)));
+        let _never = timer.handle().at(now + Duration::from_secs(3600), say(8));
+        let wait = Duration::from_secs(30);
+        assert_eq!([rx.recv_timeout(wait).unwrap(), rx.recv_timeout(wait).unwrap()], [1, 2]);
+        let mut stopping = Stopping::new(&Shutdown::new());
+        stopping.step("timer", wait, |step| timer.stop(step));
+        assert!(stopping.finish().is_clean());
+    }
+
+    #[test]
+    fn cancelled_alarms_do_not_pile_up() {
+        let timer = Timer::start();
+        let far = Instant::now() + Duration::from_secs(3600);
+        for _ in 0..10_000 {
+            drop(timer.handle().at(far, || {}));
+        }
+        assert!(lock(&timer.handle.0.state).due.len() <= 65);
+    }
+}

@@ -1,0 +1,382 @@
+//! A client's connection that comes back: dial, authenticate, run a session, back off, for ever.
+//!
+//! Owner: the [`Link`]. Its one thread dials, authenticates and then reads; the session's writer is the second.
+//! Blocks in: dial, read, the back-off wait. Kick: the link's stop signal (dial, wait) and the connection's kick (read).
+//! Ends: after [`Link::stop`], when the outbox is drained and closed or the deadline has passed.
+
+use std::fmt;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tungstenite::Utf8Bytes;
+
+use super::heartbeat::LivenessConfig;
+use super::outbox::{Full, OutboxLimits, Outgoing};
+use super::session::{self, Beat, SessionConfig, SessionHandle};
+use crate::base::backoff::{Backoff, BackoffConfig};
+use crate::base::ids::Epoch;
+use crate::base::limits::DIAL_TIME;
+use crate::base::lock::lock;
+use crate::base::rng::Rng;
+use crate::base::shutdown::{Level, Shutdown};
+use crate::base::stop::Step;
+use crate::base::thread::{Kick, Thread, spawn};
+use crate::base::timer::TimerHandle;
+use crate::transport::{Connection, DialRequest, Dialer, Incoming, SocketLimits, TransportError};
+
+/// What a link needs.
+#[derive(Debug, Clone)]
+pub struct LinkConfig {
+    /// Prefix of the thread names, at most 12 bytes, as `val-fac`.
+    pub name: String,
+    /// `ws://` or `wss://`.
+    pub url: String,
+    /// Extra headers of the upgrade request.
+    pub headers: Vec<(String, String)>,
+    /// Limits of the socket.
+    pub socket: SocketLimits,
+    /// One deadline over look-up, TCP, TLS, upgrade and authentication.
+    pub dial_time: Duration,
+    /// When to try again.
+    pub backoff: BackoffConfig,
+    /// When to ping and when to give up.
+    pub liveness: LivenessConfig,
+    /// The heartbeat of the protocol, if it has one; the first leaves right after authentication.
+    pub beat: Option<Beat>,
+    /// Bounds of the outbox, which outlives every connection.
+    pub outbox: OutboxLimits,
+}
+
+impl LinkConfig {
+    /// A link to `url` with the default numbers.
+    pub fn new(name: impl Into<String>, url: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            url: url.into(),
+            headers: Vec::new(),
+            socket: SocketLimits::default(),
+            dial_time: DIAL_TIME,
+            backoff: BackoffConfig::default(),
+            liveness: LivenessConfig::default(),
+            beat: None,
+            outbox: OutboxLimits::default(),
+        }
+    }
+}
+
+/// The role's part of a new connection: what to say first, and what the answer means. It runs on the link's thread and
+/// must not block.
+pub trait Authenticate: Send + 'static {
+    /// The texts to send first; signed afresh for each connection.
+    fn hello(&mut self) -> Vec<Utf8Bytes>;
+
+    /// Reads one text that came before the link was ready.
+    ///
+    /// # Errors
+    /// [`Refused`], if the peer does not want us; the link closes and tries again later.
+    fn answer(&mut self, text: &str) -> Result<Authenticated, Refused>;
+}
+
+/// What an answer means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Authenticated {
+    /// The link is ready, and the text was only about that.
+    Yes,
+    /// The link is ready, and the text is a message for the role as well.
+    YesAndDeliver,
+    /// Not yet; read on.
+    NotYet,
+}
+
+/// The peer does not want us.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("refused: {reason}")]
+pub struct Refused {
+    /// What the peer said.
+    pub reason: String,
+}
+
+/// What a role sees of its link, in order, on the link's thread.
+#[derive(Debug)]
+pub enum LinkEvent {
+    /// Authenticated; the heartbeat and what was queued leave now.
+    Ready {
+        /// The new connection.
+        epoch: Epoch,
+    },
+    /// A text arrived.
+    Text {
+        /// On this connection.
+        epoch: Epoch,
+        /// The text.
+        text: Utf8Bytes,
+    },
+    /// The connection ended; the link will be back, unless it is stopping.
+    Lost {
+        /// The connection that ended.
+        epoch: Epoch,
+        /// Why.
+        why: String,
+    },
+    /// An attempt failed.
+    Failed {
+        /// Why.
+        why: String,
+        /// Whether the peer answered and refused us.
+        refused: bool,
+        /// The pause before the next attempt.
+        next_in: Duration,
+    },
+}
+
+/// Where a link stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkState {
+    /// Dialling or waiting for the authentication's answer.
+    Connecting,
+    /// Authenticated.
+    Ready {
+        /// The present connection.
+        epoch: Epoch,
+    },
+    /// Waiting before the next attempt.
+    Reconnecting {
+        /// Why the last attempt or connection ended.
+        last_error: String,
+    },
+    /// The link's thread has ended.
+    Stopped,
+}
+
+impl fmt::Display for LinkState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LinkState::Connecting => f.write_str("connecting"),
+            LinkState::Ready { .. } => f.write_str("ready"),
+            LinkState::Reconnecting { last_error } => write!(f, "reconnecting: {last_error}"),
+            LinkState::Stopped => f.write_str("stopped"),
+        }
+    }
+}
+
+/// What others hold of a link: cheap to clone, may outlive it.
+#[derive(Debug, Clone)]
+pub struct LinkHandle {
+    session: SessionHandle,
+    state: Arc<Mutex<LinkState>>,
+}
+
+impl LinkHandle {
+    /// Puts a message into the outbox, connected or not; never blocks.
+    ///
+    /// # Errors
+    /// [`Full`], with the message.
+    pub fn send(&self, message: Outgoing) -> Result<(), Full> {
+        self.session.send(message)
+    }
+
+    /// See [`SessionHandle::acknowledged`].
+    pub fn acknowledged(&self, epoch: Epoch) -> Option<Outgoing> {
+        self.session.acknowledged(epoch)
+    }
+
+    /// Where the link stands.
+    pub fn state(&self) -> LinkState {
+        lock(&self.state).clone()
+    }
+
+    /// Messages accepted from us and not yet by the peer.
+    pub fn unsent(&self) -> usize {
+        self.session.unsent()
+    }
+
+    /// Breaks the present connection; the link dials again.
+    pub fn kick(&self) {
+        self.session.kick();
+    }
+}
+
+/// A running link. Dropping it without [`Link::stop`] breaks the connection.
+#[derive(Debug)]
+pub struct Link {
+    handle: LinkHandle,
+    stop: Shutdown,
+    thread: Thread<()>,
+}
+
+impl Link {
+    /// Starts the link's thread. `sink` gets every event on that thread; while it blocks, the peer is slowed by TCP.
+    ///
+    /// The link lives until [`Link::stop`], or until `shutdown` reaches [`Level::Cancel`] while it has no connection;
+    /// draining does not touch it, because results still have to leave.
+    pub fn start(
+        config: LinkConfig,
+        dialer: Arc<dyn Dialer>,
+        authenticate: Option<Box<dyn Authenticate>>,
+        timer: TimerHandle,
+        sink: impl FnMut(LinkEvent) + Send + 'static,
+    ) -> Self {
+        let session = SessionHandle::new(config.outbox, timer.clone());
+        let handle = LinkHandle { session, state: Arc::new(Mutex::new(LinkState::Connecting)) };
+        let stop = Shutdown::new();
+        let runner = Runner { handle: handle.clone(), stop: stop.clone(), dialer, authenticate, timer, sink };
+        let (kick_stop, kick_handle) = (stop.clone(), handle.clone());
+        let kick = Kick::new("stop signal and connection", move || {
+            kick_stop.cancel();
+            kick_handle.kick();
+        });
+        let thread = spawn(format!("{}-rd", config.name), kick, move || runner.run(&config));
+        Self { handle, stop, thread }
+    }
+
+    /// What others hold.
+    pub fn handle(&self) -> LinkHandle {
+        self.handle.clone()
+    }
+
+    /// Takes no more messages and returns at once; [`Link::stop`] then waits.
+    ///
+    /// While connected, what is inside is still sent and acknowledged, until `deadline`. Without a connection the link
+    /// ends now.
+    pub fn request_stop(&self, deadline: Instant) {
+        self.handle.session.close(1000, "", deadline);
+        self.stop.drain();
+    }
+
+    /// Stops and joins; gives the number of messages that the peer has not accepted.
+    pub fn stop(self, step: &mut Step) -> usize {
+        self.request_stop(step.deadline());
+        step.join(self.thread);
+        self.handle.unsent()
+    }
+}
+
+struct Runner<F> {
+    handle: LinkHandle,
+    stop: Shutdown,
+    dialer: Arc<dyn Dialer>,
+    authenticate: Option<Box<dyn Authenticate>>,
+    timer: TimerHandle,
+    sink: F,
+}
+
+impl<F: FnMut(LinkEvent)> Runner<F> {
+    fn run(mut self, config: &LinkConfig) {
+        let session_config = SessionConfig {
+            writer_name: format!("{}-wr", config.name),
+            liveness: config.liveness,
+            beat: config.beat.clone(),
+        };
+        let mut backoff = Backoff::new(config.backoff);
+        let mut rng = Rng::from_entropy();
+        while !self.stop.is_set() {
+            self.set(LinkState::Connecting);
+            let (why, refused) = match self.connect(config) {
+                Ok((connection, first)) => {
+                    if self.stop.is_set() {
+                        connection.kick.kick();
+                        break;
+                    }
+                    backoff.connected(Instant::now());
+                    let why = self.session(connection, first, &session_config);
+                    (why, None)
+                }
+                Err(Attempt::Failed(why)) => (why, Some(false)),
+                Err(Attempt::Refused(refused)) => (refused.to_string(), Some(true)),
+            };
+            if self.stop.is_set() {
+                break;
+            }
+            let next_in = backoff.next_delay(Instant::now(), rng.unit());
+            self.set(LinkState::Reconnecting { last_error: why.clone() });
+            if let Some(refused) = refused {
+                log::debug!("{}: {why}; next attempt in {next_in:.1?}", config.name);
+                (self.sink)(LinkEvent::Failed { why, refused, next_in });
+            }
+            self.stop.wait(next_in);
+        }
+        self.set(LinkState::Stopped);
+    }
+
+    fn set(&self, state: LinkState) {
+        *lock(&self.handle.state) = state;
+    }
+
+    /// One attempt: a connection that has authenticated, and a text that came with the answer.
+    fn connect(&mut self, config: &LinkConfig) -> Result<(Connection, Option<Utf8Bytes>), Attempt> {
+        let deadline = Instant::now() + config.dial_time;
+        let request = DialRequest { url: &config.url, headers: &config.headers, limits: config.socket, deadline };
+        let connection = self.dialer.dial(&request, &self.stop, Level::Drain)?;
+        let Some(authenticate) = &mut self.authenticate else { return Ok((connection, None)) };
+        let mut connection = connection;
+        let kick = connection.kick.clone();
+        let _deadline = self.timer.at(deadline, move || kick.kick());
+        let kick = connection.kick.clone();
+        let _stop = self.stop.on(Level::Drain, move || kick.kick());
+        let result = ask(&mut connection, authenticate.as_mut());
+        if let Err(Attempt::Failed(_)) = &result
+            && Instant::now() >= deadline
+        {
+            return Err(Attempt::Failed(format!("no answer to the authentication within {:.1?}", config.dial_time)));
+        }
+        result.map(|first| (connection, first))
+    }
+
+    fn session(&mut self, connection: Connection, first: Option<Utf8Bytes>, config: &SessionConfig) -> String {
+        // The session numbers its connection when it begins, on this same thread.
+        let epoch = self.handle.session.epoch().next();
+        self.set(LinkState::Ready { epoch });
+        let sink = &mut self.sink;
+        sink(LinkEvent::Ready { epoch });
+        if let Some(text) = first {
+            sink(LinkEvent::Text { epoch, text });
+        }
+        let end = session::run(connection, &self.handle.session, config, |epoch, text| {
+            sink(LinkEvent::Text { epoch, text });
+            ControlFlow::Continue(())
+        });
+        let why = end.to_string();
+        sink(LinkEvent::Lost { epoch, why: why.clone() });
+        why
+    }
+}
+
+enum Attempt {
+    Failed(String),
+    Refused(Refused),
+}
+
+impl From<TransportError> for Attempt {
+    fn from(error: TransportError) -> Self {
+        Attempt::Failed(error.to_string())
+    }
+}
+
+/// Says hello and reads until the peer has decided.
+fn ask(connection: &mut Connection, authenticate: &mut dyn Authenticate) -> Result<Option<Utf8Bytes>, Attempt> {
+    for text in authenticate.hello() {
+        connection.writer.write(text)?;
+    }
+    connection.writer.flush()?;
+    loop {
+        match connection.reader.read()? {
+            Incoming::Text(text) => match authenticate.answer(&text) {
+                Ok(Authenticated::Yes) => return Ok(None),
+                Ok(Authenticated::YesAndDeliver) => return Ok(Some(text)),
+                Ok(Authenticated::NotYet) => {}
+                Err(refused) => {
+                    // Polite only: the peer has refused us, and closes anyway.
+                    let _ = connection.writer.close(1000, "");
+                    connection.kick.kick();
+                    return Err(Attempt::Refused(refused));
+                }
+            },
+            Incoming::Control => connection.writer.flush()?,
+            Incoming::Pong | Incoming::Binary(_) => {}
+            Incoming::Closed(info) => {
+                return Err(Attempt::Failed(format!("closed before the authentication was answered: {info}")));
+            }
+        }
+    }
+}

@@ -1,0 +1,463 @@
+//! One connection, from its first message to its end.
+//!
+//! Owner: whoever calls [`run`]; the reader is the caller's thread, the writer a thread of its own that `run` joins.
+//! Blocks in: the reader in `read`, the writer on the outbox and in `write`. Kick: the connection's, which frees both.
+//! Ends: when the peer closes or is lost, when the liveness verdict is final, or when [`SessionHandle::close`] was asked
+//! for and the outbox is drained (or its deadline has passed).
+
+use std::fmt;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use tungstenite::Utf8Bytes;
+
+use super::heartbeat::{LivenessConfig, Verdict, judge};
+use super::outbox::{Full, Outbox, OutboxLimits, Outgoing};
+use crate::base::ids::Epoch;
+use crate::base::lock::lock;
+use crate::base::stop::KICK_GRACE;
+use crate::base::thread::{JoinError, Kick, spawn};
+use crate::base::timer::{Alarm, TimerHandle};
+use crate::transport::{CloseInfo, Connection, ConnectionKick, Incoming, TransportError, WriteHalf};
+
+/// Texts that are written before one flush; a larger batch saves no further system calls.
+const BATCH_MESSAGES: usize = 64;
+
+/// After the peer's Close, how long our answer to it may take to leave.
+const CLOSE_REPLY_TIME: Duration = Duration::from_secs(1);
+
+/// A text that is sent at once when the session begins and then at a fixed period, and is never queued.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beat {
+    /// The period.
+    pub every: Duration,
+    /// The text.
+    pub text: Utf8Bytes,
+}
+
+/// What a session needs besides its connection.
+#[derive(Debug, Clone)]
+pub struct SessionConfig {
+    /// Name of the writer thread, at most 15 bytes.
+    pub writer_name: String,
+    /// When to ping and when to give up.
+    pub liveness: LivenessConfig,
+    /// The heartbeat of the protocol, if it has one.
+    pub beat: Option<Beat>,
+}
+
+/// How a session ended.
+#[derive(Debug)]
+pub enum SessionEnd {
+    /// The peer closed, or answered our close.
+    Closed(CloseInfo),
+    /// The connection broke.
+    Broken(TransportError),
+    /// The peer said nothing for longer than [`LivenessConfig::dead_after`].
+    Silent,
+    /// A write made no progress for longer than [`LivenessConfig::stuck_after`].
+    Stuck,
+    /// Our close was not answered by its deadline.
+    CloseTimeout,
+    /// The receiver of the texts asked for the end.
+    Left,
+}
+
+impl fmt::Display for SessionEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SessionEnd::Closed(info) => write!(f, "{info}"),
+            SessionEnd::Broken(error) => write!(f, "{error}"),
+            SessionEnd::Silent => f.write_str("the peer was silent for too long"),
+            SessionEnd::Stuck => f.write_str("the peer did not read for too long"),
+            SessionEnd::CloseTimeout => f.write_str("the peer did not answer our close in time"),
+            SessionEnd::Left => f.write_str("ended by us"),
+        }
+    }
+}
+
+/// What others hold of a session, or of the sessions that follow one another on a managed link: its outbox and its end.
+#[derive(Clone)]
+pub struct SessionHandle(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    timer: TimerHandle,
+}
+
+struct State {
+    outbox: Outbox,
+    /// Counts the connections; the writer of an older one finds a newer number and leaves.
+    epoch: Epoch,
+    kick: Option<ConnectionKick>,
+    /// Control frames wait in the write half.
+    wake: bool,
+    ping: bool,
+    beat: bool,
+    closing: Option<(u16, String)>,
+    /// Why the connection is about to be kicked, so that its error can be told as the cause, not as "reset".
+    verdict: Option<SessionEnd>,
+    writing_since: Option<Instant>,
+    close_alarm: Option<Alarm>,
+}
+
+impl fmt::Debug for SessionHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = lock(&self.0.state);
+        f.debug_struct("SessionHandle")
+            .field("epoch", &state.epoch)
+            .field("connected", &state.kick.is_some())
+            .field("unsent", &state.outbox.len())
+            .finish()
+    }
+}
+
+impl SessionHandle {
+    /// An outbox that waits for its first connection.
+    pub fn new(limits: OutboxLimits, timer: TimerHandle) -> Self {
+        let state = State {
+            outbox: Outbox::new(limits),
+            epoch: Epoch::default(),
+            kick: None,
+            wake: false,
+            ping: false,
+            beat: false,
+            closing: None,
+            verdict: None,
+            writing_since: None,
+            close_alarm: None,
+        };
+        Self(Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), timer }))
+    }
+
+    /// Puts a message into the outbox; never blocks.
+    ///
+    /// # Errors
+    /// [`Full`], with the message.
+    pub fn send(&self, message: Outgoing) -> Result<(), Full> {
+        lock(&self.0.state).outbox.push(message)?;
+        self.0.changed.notify_one();
+        Ok(())
+    }
+
+    /// The peer acknowledged its oldest unacknowledged message, on the connection of `epoch`.
+    ///
+    /// `None` if there is none, or if that connection is gone (then the message will be sent again).
+    pub fn acknowledged(&self, epoch: Epoch) -> Option<Outgoing> {
+        let message = {
+            let mut state = lock(&self.0.state);
+            if state.epoch != epoch {
+                return None;
+            }
+            state.outbox.acknowledged()
+        };
+        // The window may have opened, or a draining outbox may be empty now.
+        self.0.changed.notify_one();
+        message
+    }
+
+    /// Takes no more messages, sends and has acknowledged those inside, then closes; whatever is not done by `deadline`
+    /// is given up with a kick. Returns at once.
+    pub fn close(&self, code: u16, reason: &str, deadline: Instant) {
+        let weak = Arc::downgrade(&self.0);
+        let alarm = self.0.timer.at(deadline, move || kick_with(&weak, SessionEnd::CloseTimeout));
+        let mut state = lock(&self.0.state);
+        state.outbox.close();
+        if state.closing.is_none() {
+            state.closing = Some((code, reason.to_owned()));
+        }
+        let old = state.close_alarm.replace(alarm);
+        drop(state);
+        drop(old);
+        self.0.changed.notify_one();
+    }
+
+    /// Breaks the present connection at once, if there is one.
+    pub fn kick(&self) {
+        let kick = lock(&self.0.state).kick.clone();
+        if let Some(kick) = kick {
+            kick.kick();
+        }
+    }
+
+    /// Messages that were accepted by [`SessionHandle::send`] and not yet by the peer.
+    pub fn unsent(&self) -> usize {
+        lock(&self.0.state).outbox.len()
+    }
+
+    /// The number of the present or last connection.
+    pub fn epoch(&self) -> Epoch {
+        lock(&self.0.state).epoch
+    }
+
+    /// Whether a connection is up.
+    pub fn is_connected(&self) -> bool {
+        lock(&self.0.state).kick.is_some()
+    }
+
+    /// Whether [`SessionHandle::close`] was called.
+    pub fn is_closing(&self) -> bool {
+        lock(&self.0.state).closing.is_some()
+    }
+
+    fn attach(&self, kick: ConnectionKick, beat: bool) -> Epoch {
+        let mut state = lock(&self.0.state);
+        state.epoch = state.epoch.next();
+        state.kick = Some(kick);
+        state.wake = false;
+        state.ping = false;
+        state.beat = beat;
+        state.verdict = None;
+        state.writing_since = None;
+        state.epoch
+    }
+
+    /// The connection is over: its writer leaves, and what was not acknowledged will be sent again.
+    fn detach(&self) -> Option<SessionEnd> {
+        let mut state = lock(&self.0.state);
+        state.kick = None;
+        state.outbox.rewind();
+        let verdict = state.verdict.take();
+        drop(state);
+        self.0.changed.notify_all();
+        verdict
+    }
+
+    fn set(&self, change: impl FnOnce(&mut State)) {
+        change(&mut lock(&self.0.state));
+        self.0.changed.notify_one();
+    }
+}
+
+/// Kicks the present connection and remembers why.
+fn kick_with(shared: &Weak<Shared>, why: SessionEnd) {
+    let Some(shared) = shared.upgrade() else { return };
+    let kick = {
+        let mut state = lock(&shared.state);
+        if state.kick.is_some() && state.verdict.is_none() {
+            state.verdict = Some(why);
+        }
+        state.kick.clone()
+    };
+    if let Some(kick) = kick {
+        kick.kick();
+    }
+}
+
+/// Runs one connection until it ends. Blocks for the whole life of the connection; [`SessionHandle::close`] and
+/// [`SessionHandle::kick`] end it.
+///
+/// `on_text` runs on the calling thread for every text, in order; while it blocks, the peer is slowed by TCP.
+pub fn run(
+    connection: Connection,
+    handle: &SessionHandle,
+    config: &SessionConfig,
+    mut on_text: impl FnMut(Epoch, Utf8Bytes) -> ControlFlow<()>,
+) -> SessionEnd {
+    let Connection { mut reader, writer, kick, .. } = connection;
+    let epoch = handle.attach(kick.clone(), config.beat.is_some());
+    let watch = Watch::start(handle, config);
+    let writing = handle.clone();
+    let beat = config.beat.as_ref().map(|beat| beat.text.clone());
+    let write_kick = kick.clone();
+    let thread = spawn(config.writer_name.clone(), Kick::new("connection", move || write_kick.kick()), move || {
+        write_loop(&writing, epoch, writer, beat)
+    });
+
+    let end = loop {
+        match reader.read() {
+            Ok(Incoming::Text(text)) => {
+                watch.heard();
+                if on_text(epoch, text).is_break() {
+                    break SessionEnd::Left;
+                }
+            }
+            Ok(Incoming::Control) => {
+                watch.heard();
+                handle.set(|state| state.wake = true);
+            }
+            Ok(Incoming::Pong) => watch.heard(),
+            Ok(Incoming::Binary(data)) => {
+                watch.heard();
+                log::warn!("ignored a binary message of {} bytes: this link speaks text", data.len());
+            }
+            Ok(Incoming::Closed(info)) => break SessionEnd::Closed(info),
+            Err(error) => break SessionEnd::Broken(error),
+        }
+    };
+    drop(watch);
+    let answered = matches!(end, SessionEnd::Closed(_)) || matches!(&end, SessionEnd::Broken(e) if e.owes_close());
+    if !answered {
+        kick.kick();
+    }
+    let verdict = handle.detach();
+    let grace = if answered { CLOSE_REPLY_TIME } else { KICK_GRACE };
+    match thread.join_or_kick(Instant::now() + grace, KICK_GRACE) {
+        Ok(()) | Err(JoinError::Panicked(_)) => {}
+        Err(JoinError::Late(thread)) => thread.abandon("a kicked write did not return"),
+    }
+    // The socket goes with the last kick, so a peer that waits for our end of stream gets it now.
+    kick.kick();
+    match end {
+        SessionEnd::Broken(_) => verdict.unwrap_or(end),
+        end => end,
+    }
+}
+
+enum Work {
+    Batch { texts: Vec<Utf8Bytes>, ping: bool },
+    Close(u16, String),
+    /// The connection is over; only a reply to the peer's Close may still leave.
+    Over,
+}
+
+fn next_work(handle: &SessionHandle, epoch: Epoch, beat: Option<&Utf8Bytes>) -> Work {
+    let mut state = lock(&handle.0.state);
+    state.writing_since = None;
+    loop {
+        if state.epoch != epoch || state.kick.is_none() {
+            return Work::Over;
+        }
+        let State { outbox, wake, ping, beat: beat_due, writing_since, .. } = &mut *state;
+        if outbox.has_work() || *wake || *ping || *beat_due {
+            let mut texts = Vec::with_capacity(outbox.len().min(BATCH_MESSAGES) + 1);
+            if std::mem::take(beat_due) {
+                texts.extend(beat.cloned());
+            }
+            while texts.len() < BATCH_MESSAGES
+                && let Some(text) = outbox.next_to_write()
+            {
+                texts.push(text);
+            }
+            *wake = false;
+            *writing_since = Some(Instant::now());
+            return Work::Batch { texts, ping: std::mem::take(ping) };
+        }
+        if let Some((code, reason)) = &state.closing
+            && state.outbox.is_empty()
+        {
+            return Work::Close(*code, reason.clone());
+        }
+        state = handle.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+fn write_loop(handle: &SessionHandle, epoch: Epoch, mut writer: Box<dyn WriteHalf>, beat: Option<Utf8Bytes>) {
+    let outcome = loop {
+        match next_work(handle, epoch, beat.as_ref()) {
+            Work::Batch { texts, ping } => {
+                let written = texts
+                    .into_iter()
+                    .try_for_each(|text| writer.write(text))
+                    .and_then(|()| if ping { writer.ping() } else { Ok(()) })
+                    .and_then(|()| writer.flush());
+                if written.is_err() {
+                    break written;
+                }
+            }
+            Work::Close(code, reason) => break writer.close(code, &reason),
+            Work::Over => break writer.flush(),
+        }
+    };
+    if let Err(error) = outcome {
+        // The reader tells the cause: it meets the same broken connection, freed by this kick if need be.
+        log::debug!("writer of {epoch} ends: {error}");
+        let kick = {
+            let state = lock(&handle.0.state);
+            if state.epoch == epoch { state.kick.clone() } else { None }
+        };
+        if let Some(kick) = kick {
+            kick.kick();
+        }
+    }
+}
+
+/// The timers of one connection: liveness and heartbeat. Dropping it ends both.
+struct Watch(Arc<WatchInner>);
+
+struct WatchInner {
+    session: Weak<Shared>,
+    timer: TimerHandle,
+    liveness: LivenessConfig,
+    beat_every: Option<Duration>,
+    start: Instant,
+    /// Milliseconds since `start` when the peer was last heard.
+    heard: AtomicU64,
+    /// `None` in the first place once the session is over, so that no alarm arms itself again.
+    alarms: Mutex<Option<[Option<Alarm>; 2]>>,
+}
+
+impl Watch {
+    fn start(handle: &SessionHandle, config: &SessionConfig) -> Self {
+        let now = Instant::now();
+        let inner = Arc::new(WatchInner {
+            session: Arc::downgrade(&handle.0),
+            timer: handle.0.timer.clone(),
+            liveness: config.liveness,
+            beat_every: config.beat.as_ref().map(|beat| beat.every),
+            start: now,
+            heard: AtomicU64::new(0),
+            alarms: Mutex::new(Some([None, None])),
+        });
+        inner.look();
+        if let Some(every) = inner.beat_every {
+            inner.arm(1, now + every, WatchInner::beat);
+        }
+        Self(inner)
+    }
+
+    fn heard(&self) {
+        let millis = u64::try_from(self.0.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.0.heard.store(millis, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let alarms = lock(&self.0.alarms).take();
+        drop(alarms);
+    }
+}
+
+impl WatchInner {
+    fn arm(self: &Arc<Self>, slot: usize, when: Instant, action: fn(&Arc<Self>)) {
+        let weak = Arc::downgrade(self);
+        let alarm = self.timer.at(when, move || {
+            if let Some(watch) = weak.upgrade() {
+                action(&watch);
+            }
+        });
+        let mut alarms = lock(&self.alarms);
+        let old = match alarms.as_mut() {
+            Some(alarms) => alarms[slot].replace(alarm),
+            None => Some(alarm),
+        };
+        drop(alarms);
+        drop(old);
+    }
+
+    fn look(self: &Arc<Self>) {
+        let Some(session) = self.session.upgrade() else { return };
+        let now = Instant::now();
+        let heard = self.start + Duration::from_millis(self.heard.load(Ordering::Relaxed));
+        let writing_since = lock(&session.state).writing_since;
+        match judge(&self.liveness, now, heard, writing_since) {
+            Verdict::Wait(then) => self.arm(0, then, Self::look),
+            Verdict::Ping(then) => {
+                SessionHandle(session).set(|state| state.ping = true);
+                self.arm(0, then, Self::look);
+            }
+            Verdict::Silent => kick_with(&self.session, SessionEnd::Silent),
+            Verdict::Stuck => kick_with(&self.session, SessionEnd::Stuck),
+        }
+    }
+
+    fn beat(self: &Arc<Self>) {
+        let (Some(session), Some(every)) = (self.session.upgrade(), self.beat_every) else { return };
+        SessionHandle(session).set(|state| state.beat = true);
+        self.arm(1, Instant::now() + every, Self::beat);
+    }
+}

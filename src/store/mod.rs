@@ -1,0 +1,107 @@
+//! The embedded database (SQLite) under a role's `--state-dir`.
+//!
+//! Each role has one file and one connection, owned by one thread. A commit is on disk when it returns (write-ahead log,
+//! `synchronous = FULL`), so what was promised to a peer after a commit survives `kill -9` and a power cut.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+/// How long a statement waits for another process that uses the same file, as a backup.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The database could not be opened or used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The folder of the file could not be made.
+    #[error("cannot create {path}: {source}")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// SQLite could not open or prepare the file.
+    #[error("cannot open the database {path}: {source}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// The file was written by a newer release, whose tables this one does not know.
+    #[error("the database {path} is of schema {found}, this release knows {known}: use the release that wrote it")]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its schema number.
+        found: usize,
+        /// The newest schema number known here.
+        known: usize,
+    },
+    /// A statement failed.
+    #[error("database: {0}")]
+    Sql(#[from] rusqlite::Error),
+}
+
+/// Opens (or makes) a database file and brings its tables up to date.
+///
+/// `migrations[n]` is the SQL that leads from schema `n` to `n + 1`; the list only grows. Blocks on the disk.
+///
+/// # Errors
+/// [`StoreError`], naming the file.
+pub fn open(path: &Path, migrations: &[&str]) -> Result<Connection, StoreError> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|source| StoreError::Folder { path: folder.to_owned(), source })?;
+    }
+    let opening = |source| StoreError::Open { path: path.to_owned(), source };
+    let mut connection = Connection::open(path).map_err(opening)?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(opening)?;
+    connection.pragma_update(None, "journal_mode", "WAL").map_err(opening)?;
+    connection.pragma_update(None, "synchronous", "FULL").map_err(opening)?;
+    let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(opening)?;
+    let found = usize::try_from(found).unwrap_or(usize::MAX);
+    if found > migrations.len() {
+        return Err(StoreError::Newer { path: path.to_owned(), found, known: migrations.len() });
+    }
+    let transaction = connection.transaction().map_err(opening)?;
+    for migration in &migrations[found..] {
+        transaction.execute_batch(migration).map_err(opening)?;
+    }
+    transaction.pragma_update(None, "user_version", migrations.len() as i64).map_err(opening)?;
+    transaction.commit().map_err(opening)?;
+    Ok(connection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: &str = "CREATE TABLE a (x INTEGER);";
+    const SECOND: &str = "ALTER TABLE a ADD COLUMN y TEXT;";
+
+    #[test]
+    fn it_migrates_keeps_data_and_refuses_a_newer_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/role.db");
+        open(&path, &[FIRST]).unwrap().execute("INSERT INTO a VALUES (1)", []).unwrap();
+        let connection = open(&path, &[FIRST, SECOND]).unwrap();
+        let row: (i64, Option<String>) =
+            connection.query_row("SELECT x, y FROM a", [], |r| Ok((r.get(0)?, r.get(1)?))).unwrap();
+        assert_eq!(row, (1, None));
+        drop(connection);
+        let error = open(&path, &[FIRST]).unwrap_err().to_string();
+        assert!(error.contains("is of schema 2, this release knows 1"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_database_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("role.db");
+        std::fs::write(&path, "this is not a database, but long enough to be looked at").unwrap();
+        let error = open(&path, &[FIRST]).unwrap_err().to_string();
+        assert!(error.contains("role.db"), "{error}");
+    }
+}
