@@ -22,25 +22,29 @@ const ENCRYPTED: [(&[u8], &str); 3] = [
     (b"gAAAAA", "Fernet"),
 ];
 
-/// Reads the hotkey file at `path`, which stands for a `--key` of so many `words`, and checks it against its address.
-pub(super) fn read(path: &Path, words: usize) -> Result<KeyPair, IdentityError> {
+/// Whether a `--key` is written as only a path is: nothing else begins with `/` (but `//`), `.` or `~`.
+pub(super) fn is_path(key: &str) -> bool {
+    key.starts_with(['/', '.', '~']) && !key.starts_with("//")
+}
+
+/// Reads the hotkey file that `key` is the path of, and checks its secret against its address.
+pub(super) fn read(key: &str) -> Result<KeyPair, IdentityError> {
+    let path = Path::new(key);
+    let failed = |cause| IdentityError::HotkeyFileIo {
+        path: path.into(),
+        cause,
+    };
     let file = File::open(path).map_err(|cause| match cause.kind() {
         ErrorKind::NotFound
         | ErrorKind::NotADirectory
         | ErrorKind::InvalidFilename
-        | ErrorKind::InvalidInput => no_such_key(&path.to_string_lossy(), words, cause),
-        _ => IdentityError::HotkeyFileIo {
-            path: path.into(),
-            cause,
-        },
+        | ErrorKind::InvalidInput => no_such_key(key, cause),
+        _ => failed(cause),
     })?;
     let mut bytes = Vec::new();
     file.take(HOTKEY_FILE_LIMIT + 1)
         .read_to_end(&mut bytes)
-        .map_err(|cause| IdentityError::HotkeyFileIo {
-            path: path.into(),
-            cause,
-        })?;
+        .map_err(failed)?;
     parse(&bytes).map_err(|why| IdentityError::HotkeyFile {
         path: path.into(),
         why,
@@ -48,18 +52,18 @@ pub(super) fn read(path: &Path, words: usize) -> Result<KeyPair, IdentityError> 
 }
 
 /// Explains a value that is neither key nor file, without repeating what may be a secret with a slip in it.
-fn no_such_key(key: &str, words: usize, cause: io::Error) -> IdentityError {
+fn no_such_key(key: &str, cause: io::Error) -> IdentityError {
     let hex_digits = key.len() >= 32 && key.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let (shown, why) = match words {
-        0 => ("an empty key".into(), "it is empty".into()),
-        1 if hex_digits => (
-            "this text of hex digits".into(),
-            "it does not begin with 0x".into(),
-        ),
-        1 => (format!("key {key:?}"), "it is one word".into()),
-        _ => (
+    let (shown, why) = match key.split_whitespace().count() {
+        0 => ("an empty text".into(), "nothing is given"),
+        1 if hex_digits => ("this text of hex digits".into(), "a seed begins with 0x"),
+        words if words > 1 && !is_path(key) => (
             format!("this text of {words} words"),
-            "a mnemonic has at least 12 words".into(),
+            "a mnemonic has at least 12",
+        ),
+        _ => (
+            format!("{key:?}"),
+            "that is //Alice, a mnemonic, or 0x and 64 hex digits",
         ),
     };
     IdentityError::NoSuchKey { shown, why, cause }

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::path::Path;
 use std::str::FromStr;
 
 use super::{IdentityError, Signature, hotkey_file, secret, ss58};
@@ -28,16 +27,14 @@ impl KeyPair {
     /// neither, both readings.
     pub fn load(key: &str) -> Result<Self, IdentityError> {
         let key = key.trim();
-        let words = key
-            .split('/')
-            .next()
-            .unwrap_or_default()
-            .split_whitespace()
-            .count();
-        if key.starts_with("//") || key.starts_with("0x") || words >= 12 {
+        let words = key.split_whitespace().count();
+        if key.starts_with("//")
+            || key.starts_with("0x")
+            || (words >= 12 && !hotkey_file::is_path(key))
+        {
             return Self::from_uri(key);
         }
-        hotkey_file::read(Path::new(key), words)
+        hotkey_file::read(key)
     }
 
     /// Reads a key URI: a mnemonic, or `0x` and 64 hex digits, or nothing (the public development mnemonic); then

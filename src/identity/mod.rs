@@ -75,14 +75,12 @@ pub enum IdentityError {
     )]
     Uri,
     /// A `--key` value that is neither a key nor a file.
-    #[error(
-        "{shown} is neither a key (//Alice, a mnemonic, or 0x and 64 hex digits: {why}) nor the path of a hotkey file ({cause})"
-    )]
+    #[error("{shown} is neither a key ({why}) nor the path of a hotkey file ({cause})")]
     NoSuchKey {
         /// The value, or a description of it where it may be a secret.
         shown: String,
         /// Why it is not a key.
-        why: String,
+        why: &'static str,
         /// Why it is not a file.
         cause: std::io::Error,
     },

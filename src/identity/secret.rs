@@ -8,7 +8,7 @@ use pbkdf2::pbkdf2_hmac;
 use schnorrkel::derive::{ChainCode, Derivation};
 use schnorrkel::{ExpansionMode, Keypair, MiniSecretKey, SecretKey};
 use sha2::Sha512;
-use subxt_signer::bip39::Mnemonic;
+use subxt_signer::bip39::{self, Mnemonic};
 use subxt_signer::{DeriveJunction, ExposeSecret, SecretUri};
 
 use super::IdentityError;
@@ -24,12 +24,17 @@ pub fn seed_from_mnemonic(
     mnemonic: &str,
     password: Option<&str>,
 ) -> Result<[u8; 32], IdentityError> {
-    let mnemonic: Mnemonic =
-        mnemonic.parse().map_err(
-            |error: subxt_signer::bip39::Error| IdentityError::Mnemonic {
-                why: error.to_string(),
-            },
-        )?;
+    let words = mnemonic.split_whitespace().count();
+    let mnemonic: Mnemonic = mnemonic.parse().map_err(|error| IdentityError::Mnemonic {
+        why: match error {
+            bip39::Error::BadWordCount(_) => format!("it has {words} words"),
+            bip39::Error::UnknownWord(index) => format!("word {} is not in the list", index + 1),
+            bip39::Error::InvalidChecksum => {
+                "its checksum does not match, so a word is wrong or out of place".into()
+            }
+            other => other.to_string(),
+        },
+    })?;
     let salt = format!("mnemonic{}", password.unwrap_or_default());
     let mut seed = [0; 64];
     pbkdf2_hmac::<Sha512>(&mnemonic.to_entropy(), salt.as_bytes(), 2048, &mut seed);
@@ -70,7 +75,16 @@ pub(super) fn from_hex(text: &str) -> Result<Keypair, IdentityError> {
 
 /// Reads `[mnemonic or 0x seed][/soft or //hard …][///password]`; without a first part it is the development mnemonic.
 pub(super) fn from_uri(uri: &str) -> Result<Keypair, IdentityError> {
-    let uri: SecretUri = uri.parse().map_err(|_| IdentityError::Uri)?;
+    if uri.is_empty() {
+        // By the grammar this is the development key itself, but whoever passes it forgot to set a variable.
+        return Err(IdentityError::Uri);
+    }
+    // The grammar knows single spaces only, while words copied from somewhere may have line breaks between them.
+    let (phrase, path) = uri.split_at(uri.find('/').unwrap_or(uri.len()));
+    let phrase = phrase.split_whitespace().collect::<Vec<_>>().join(" ");
+    let uri: SecretUri = format!("{phrase}{path}")
+        .parse()
+        .map_err(|_| IdentityError::Uri)?;
     let phrase = uri.phrase.expose_secret();
     let root = if phrase.starts_with("0x") {
         from_hex(phrase)?
