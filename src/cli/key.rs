@@ -175,3 +175,257 @@ fn decode(message: &str) -> Result<Vec<u8>, KeyError> {
 fn describe(public: PublicKey) -> String {
     json!({"ss58": public.to_ss58(), "public_key": public.to_hex()}).to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use serde_json::Value;
+
+    use super::*;
+
+    const ALICE: &str = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY";
+    const ALICE_HEX: &str = "d43593c715fdd31c61141abd04a99fd6822c8558854ccde39a5684e7a56da27d";
+
+    /// Stands in for the binary.
+    #[derive(Debug, Parser)]
+    struct Key {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(line: &[&str]) -> Args {
+        Key::try_parse_from(std::iter::once(&"key").chain(line))
+            .unwrap()
+            .args
+    }
+
+    fn ask(line: &[&str]) -> Answer {
+        answer(parse(line).command).unwrap()
+    }
+
+    fn complaint(line: &[&str]) -> String {
+        answer(parse(line).command)
+            .expect_err("bad input must be refused")
+            .to_string()
+    }
+
+    fn exit_code(line: &[&str]) -> String {
+        // An exit code can be printed and not compared.
+        format!("{:?}", run(parse(line)))
+    }
+
+    #[test]
+    fn show_prints_address_and_public_key() {
+        let expected = format!(r#"{{"ss58":"{ALICE}","public_key":"{ALICE_HEX}"}}"#);
+        assert_eq!(
+            ask(&["show", "--key", "//Alice"]),
+            Answer {
+                line: expected,
+                good: true
+            }
+        );
+    }
+
+    #[test]
+    fn what_sign_prints_verify_accepts() {
+        for message in ["", "0x", "00ff", "0x00FF"] {
+            let signature = ask(&["sign", "--key", "//Alice", "--hex", message]).line;
+            assert_eq!(signature.len(), 130);
+            let verify = |signer, message| {
+                ask(&[
+                    "verify",
+                    "--signer",
+                    signer,
+                    "--hex",
+                    message,
+                    "--signature",
+                    &signature,
+                ])
+            };
+            assert_eq!(
+                verify(ALICE, message),
+                Answer {
+                    line: "valid".into(),
+                    good: true
+                }
+            );
+            assert_eq!(
+                verify(ALICE, "0x00fe"),
+                Answer {
+                    line: "invalid".into(),
+                    good: false
+                }
+            );
+            let bob = "5FHneW46xGXgs5mUiveU4sbTyGBzmstUspZC92UhjJM694ty";
+            assert_eq!(
+                verify(bob, message),
+                Answer {
+                    line: "invalid".into(),
+                    good: false
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn verify_knows_signatures_of_the_python_wallet() {
+        // Bare and wrapped signatures over "hello" and the public key of Alice, from the vectors.
+        for (message, signature) in [
+            (
+                "68656c6c6f",
+                "0x22be041051df84439b22cb821111e959ab360d525a655cb361b86bc383ea727b\
+                 9c8a7f33be310fe1c9bd0656066349cf3dc5044b22fe825fef232a9e79e3c289",
+            ),
+            (
+                ALICE_HEX,
+                "0xa82fc084a2dbc4b604940fbf86691e2ac1fdca89da5e55523c57720b01fd662e\
+                 f59c0edc745ae6eb8a0bd1fb28787ba750dcdf7dc5b7668ae14603706fcc268d",
+            ),
+        ] {
+            assert!(
+                ask(&[
+                    "verify",
+                    "--signer",
+                    ALICE,
+                    "--hex",
+                    message,
+                    "--signature",
+                    signature
+                ])
+                .good
+            );
+        }
+    }
+
+    #[test]
+    fn generate_prints_a_key_that_all_its_forms_agree_on() {
+        let line = ask(&["generate"]).line;
+        let key: Value = serde_json::from_str(&line).unwrap();
+        let names: Vec<&String> = key.as_object().unwrap().keys().collect();
+        assert_eq!(names, ["mnemonic", "ss58", "public_key", "seed"]);
+        for form in ["mnemonic", "seed"] {
+            let shown = ask(&["show", "--key", key[form].as_str().unwrap()]).line;
+            let shown: Value = serde_json::from_str(&shown).unwrap();
+            assert_eq!(
+                (&shown["ss58"], &shown["public_key"]),
+                (&key["ss58"], &key["public_key"])
+            );
+        }
+        assert_ne!(ask(&["generate"]).line, line);
+    }
+
+    #[test]
+    fn generate_into_a_file_prints_no_secret_and_overwrites_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hotkey");
+        let path = path.to_str().unwrap();
+        let line = ask(&["generate", "--out", path]).line;
+        assert_eq!(ask(&["show", "--key", path]).line, line);
+        let content = std::fs::read(path).unwrap();
+        let error = complaint(&["generate", "--out", path]);
+        assert!(
+            error.starts_with(&format!("--out: hotkey file {path}: exists already")),
+            "{error}"
+        );
+        assert_eq!(std::fs::read(path).unwrap(), content);
+    }
+
+    #[test]
+    fn bad_input_names_the_flag_in_one_line_without_the_secret() {
+        let secret = "bottom drive obey lake";
+        let good = format!("0x{}", "00".repeat(64));
+        let cases: [(&[&str], &str); 7] = [
+            (
+                &["show", "--key", secret],
+                "--key: this text of 4 words is neither",
+            ),
+            (
+                &["show", "--key", "/no/such/file"],
+                "--key: \"/no/such/file\" is neither",
+            ),
+            (
+                &["sign", "--key", "//Alice", "--hex", "0x1"],
+                "--hex: Odd number of digits, expected an even number",
+            ),
+            (
+                &["sign", "--key", "//Alice", "--hex", "zz"],
+                "--hex: Invalid character 'z' at position 0, expected",
+            ),
+            (
+                &[
+                    "verify",
+                    "--signer",
+                    "5abc",
+                    "--hex",
+                    "00",
+                    "--signature",
+                    &good,
+                ],
+                "--signer: \"5abc\" is not an SS58 address",
+            ),
+            (
+                &[
+                    "verify",
+                    "--signer",
+                    ALICE,
+                    "--hex",
+                    "00",
+                    "--signature",
+                    &good[2..],
+                ],
+                "--signature: a signature is 0x and 128 hex digits: it does not begin with 0x",
+            ),
+            (
+                &[
+                    "verify",
+                    "--signer",
+                    ALICE,
+                    "--hex",
+                    "0",
+                    "--signature",
+                    &good,
+                ],
+                "--hex: Odd number",
+            ),
+        ];
+        for (line, expected) in cases {
+            let error = complaint(line);
+            assert!(error.starts_with(expected), "{error}");
+            assert!(!error.contains('\n') && !error.contains(secret), "{error}");
+            assert_eq!(exit_code(line), format!("{:?}", ExitCode::from(2)));
+        }
+    }
+
+    #[test]
+    fn the_exit_code_is_the_verdict() {
+        let signature = ask(&["sign", "--key", "//Alice", "--hex", "00"]).line;
+        let verify = |message| {
+            exit_code(&[
+                "verify",
+                "--signer",
+                ALICE,
+                "--hex",
+                message,
+                "--signature",
+                &signature,
+            ])
+        };
+        assert_eq!(verify("00"), format!("{:?}", ExitCode::from(0)));
+        assert_eq!(verify("01"), format!("{:?}", ExitCode::from(1)));
+    }
+
+    #[test]
+    fn arguments_do_not_show_the_key_when_printed() {
+        let printed = format!("{:?}", parse(&["show", "--key", "//very//secret"]));
+        assert!(
+            printed.contains("KeyArg(…)") && !printed.contains("secret"),
+            "{printed}"
+        );
+    }
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        use clap::CommandFactory;
+        Key::command().debug_assert();
+    }
+}

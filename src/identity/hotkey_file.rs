@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{IdentityError, KeyPair, secret, seed_from_mnemonic};
+use super::{IdentityError, KeyPair, PublicKey, secret, seed_from_mnemonic};
 
 /// The longest hotkey file that is read, in bytes: a hundred times a real one, so that a wrong path does no harm.
 pub const HOTKEY_FILE_LIMIT: u64 = 64 * 1024;
@@ -94,11 +94,12 @@ fn parse(bytes: &[u8]) -> Result<KeyPair, String> {
     }
     let address = text(&fields, "ss58Address")?
         .ok_or("ss58Address is missing, so the key cannot be checked")?;
+    let address = PublicKey::from_ss58(address).map_err(|error| format!("ss58Address: {error}"))?;
     let (name, pair) = secret_of(&fields)?;
-    let found = pair.ss58();
+    let found = pair.public();
     if found != address {
         return Err(format!(
-            "ss58Address is {address:?}, but {name} is the secret of {found}: the file is damaged"
+            "ss58Address is {address}, but {name} is the secret of {found}: the file is damaged"
         ));
     }
     Ok(pair)
@@ -146,8 +147,8 @@ fn text<'a>(fields: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str
 /// Blocks while the file is written and synced. A file that could not be written whole is removed again.
 ///
 /// # Errors
-/// [`IdentityError::Mnemonic`]; [`IdentityError::HotkeyFileIo`] when anything at all is at `path` already or the file
-/// cannot be written.
+/// [`IdentityError::Mnemonic`]; [`IdentityError::HotkeyFile`] when anything at all is at `path` already;
+/// [`IdentityError::HotkeyFileIo`] when the file cannot be written.
 pub fn write_hotkey_file(path: &Path, mnemonic: &str) -> Result<KeyPair, IdentityError> {
     let seed = seed_from_mnemonic(mnemonic, None)?;
     let pair = KeyPair::from_seed(seed);
@@ -171,7 +172,13 @@ pub fn write_hotkey_file(path: &Path, mnemonic: &str) -> Result<KeyPair, Identit
         .create_new(true)
         .mode(0o600)
         .open(path)
-        .map_err(failed)?;
+        .map_err(|cause| match cause.kind() {
+            ErrorKind::AlreadyExists => IdentityError::HotkeyFile {
+                path: path.into(),
+                why: "exists already and is kept; name a new file".into(),
+            },
+            _ => failed(cause),
+        })?;
     if let Err(cause) = file
         .write_all(content.to_string().as_bytes())
         .and_then(|()| file.sync_all())

@@ -97,9 +97,9 @@ impl KeyPair {
         self.sign(&signed_bytes(text).unwrap_or(Cow::Borrowed(text.as_bytes())))
     }
 
-    /// The 64 bytes that wallets call the private key.
+    /// The 64 bytes that wallets call the private key: the scalar and the seed of the nonces.
     pub(super) fn private_bytes(&self) -> [u8; 64] {
-        self.0.secret.to_ed25519_bytes()
+        self.0.secret.to_bytes()
     }
 }
 

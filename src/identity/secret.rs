@@ -66,7 +66,7 @@ pub(super) fn from_hex(text: &str) -> Result<Keypair, IdentityError> {
         .map_err(|_| wrong("it has an odd length or characters that are not hex".into()))?;
     match <[u8; 32]>::try_from(bytes.as_slice()) {
         Ok(seed) => Ok(from_seed(&seed)),
-        Err(_) if bytes.len() == 64 => SecretKey::from_ed25519_bytes(&bytes)
+        Err(_) if bytes.len() == 64 => SecretKey::from_bytes(&bytes)
             .map(Keypair::from)
             .map_err(|_| wrong("its 64 bytes are no private key".into())),
         Err(_) => Err(wrong(format!("{} hex digits follow the 0x", digits.len()))),
