@@ -4,6 +4,7 @@
 
 pub mod base;
 pub mod cli;
+pub mod dispatch;
 pub mod executor;
 pub mod identity;
 pub mod protocol;

@@ -289,7 +289,7 @@ pub fn run(
         }
     };
     drop(watch);
-    let answered = matches!(end, SessionEnd::Closed(_)) || matches!(&end, SessionEnd::Broken(e) if e.owes_close());
+    let answered = matches!(end, SessionEnd::Closed(_));
     if !answered {
         kick.kick();
     }
