@@ -3,7 +3,7 @@
 #![warn(missing_docs)]
 
 pub mod base;
+pub mod executor;
 pub mod identity;
 pub mod protocol;
 pub mod transport;
-pub mod executor;
