@@ -7,6 +7,7 @@ pub mod cli;
 pub mod dispatch;
 pub mod executor;
 pub mod identity;
+pub mod link;
 pub mod protocol;
 pub mod store;
 pub mod transport;
