@@ -11,3 +11,4 @@ pub mod link;
 pub mod protocol;
 pub mod store;
 pub mod transport;
+pub mod validator;
