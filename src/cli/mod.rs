@@ -1,2 +1,3 @@
 //! The commands of the binary, one file each.
 pub mod key;
+pub mod wire;
