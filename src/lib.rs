@@ -6,6 +6,7 @@ pub mod base;
 pub mod cli;
 pub mod executor;
 pub mod identity;
+pub mod ops;
 pub mod protocol;
 pub mod store;
 pub mod transport;
