@@ -4,9 +4,12 @@
 
 pub mod base;
 pub mod cli;
+pub mod dispatch;
 pub mod executor;
 pub mod identity;
+pub mod link;
 pub mod ops;
 pub mod protocol;
 pub mod store;
 pub mod transport;
+pub mod validator;
