@@ -9,6 +9,7 @@ pub mod dispatch;
 pub mod executor;
 pub mod identity;
 pub mod link;
+pub mod ops;
 pub mod protocol;
 pub mod store;
 pub mod transport;
