@@ -13,18 +13,13 @@ fn load(file: &str) -> Vec<Value> {
     let path = format!("{}/tests/vectors/{file}", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
     if file.ends_with(".jsonl") {
-        return text
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
+        return text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     }
     serde_json::from_str(&text).unwrap()
 }
 
 fn text<'v>(entry: &'v Value, key: &str) -> &'v str {
-    entry[key]
-        .as_str()
-        .unwrap_or_else(|| panic!("no text {key} in {entry}"))
+    entry[key].as_str().unwrap_or_else(|| panic!("no text {key} in {entry}"))
 }
 
 fn by_package(entry: &Value) -> bool {
@@ -39,8 +34,9 @@ fn read(direction: &str, frame: &str) -> Result<(String, String), DecodeError> {
         };
     }
     match direction {
-        "facilitator->validator" => FacilitatorToValidator::decode(frame)
-            .map(|message| (format!("{message:?}"), message.encode_compact())),
+        "facilitator->validator" => {
+            FacilitatorToValidator::decode(frame).map(|message| (format!("{message:?}"), message.encode_compact()))
+        }
         "validator->facilitator" => on!(ValidatorToFacilitator),
         "validator->miner" => on!(ValidatorToMiner),
         "miner->validator" => on!(MinerToValidator),
@@ -81,29 +77,18 @@ fn messages_are_written_as_they_were_read() {
         for entry in &entries {
             let (direction, frame) = (text(entry, "direction"), text(entry, "json"));
             let place = format!("{name} {} {}", entry["type"], entry["name"]);
-            let (message, emitted) =
-                read(direction, frame).unwrap_or_else(|e| panic!("{place}: {e}"));
-            assert!(
-                message.starts_with(text(entry, "type")),
-                "{place}: read as {message}"
-            );
+            let (message, emitted) = read(direction, frame).unwrap_or_else(|e| panic!("{place}: {e}"));
+            assert!(message.starts_with(text(entry, "type")), "{place}: read as {message}");
             if by_package(entry) {
                 assert_eq!(emitted, frame, "{place}");
             } else {
                 // The older form is read, and sent on as the package would.
-                assert!(
-                    emitted.starts_with("{\"validator_signature\":null,"),
-                    "{place}: {emitted}"
-                );
+                assert!(emitted.starts_with("{\"validator_signature\":null,"), "{place}: {emitted}");
                 assert_eq!(without_validator_signature(&emitted), frame, "{place}");
             }
             if let Some(sent) = entry["json_as_sent"].as_str() {
                 let message = FacilitatorToValidator::decode(sent).unwrap();
-                assert_eq!(
-                    message,
-                    FacilitatorToValidator::decode(frame).unwrap(),
-                    "{place}"
-                );
+                assert_eq!(message, FacilitatorToValidator::decode(frame).unwrap(), "{place}");
                 if entry["type"] != "Response" {
                     assert_eq!(message.encode(), sent, "{place}");
                     as_sent += 1;
@@ -112,10 +97,7 @@ fn messages_are_written_as_they_were_read() {
                 }
             }
         }
-        println!(
-            "messages.{name}.json: {} messages, {as_sent} also as sent",
-            entries.len()
-        );
+        println!("messages.{name}.json: {} messages, {as_sent} also as sent", entries.len());
         assert_eq!(entries.len(), count, "{name}");
     }
 }
@@ -124,10 +106,7 @@ fn messages_are_written_as_they_were_read() {
 const REFUSED_LIKE_THE_PACKAGE: [(&str, &str); 6] = [
     ("\"timestamp\": \"2025-01-02 03:04:05\"", "timezone_aware"),
     ("\"timestamp\": \"2025-01-02\"", "timezone_aware"),
-    (
-        "\"job_started_receipt_payload\": {\"job_uuid\": \"x\"",
-        "value_error",
-    ),
+    ("\"job_started_receipt_payload\": {\"job_uuid\": \"x\"", "value_error"),
     ("\"ttl\": -1", "greater_than_equal"),
     ("\"relative_path\": \"../x\"", "value_error"),
     ("\"relative_path\": \"/abs\"", "value_error"),
@@ -136,8 +115,7 @@ const REFUSED_LIKE_THE_PACKAGE: [(&str, &str); 6] = [
 #[test]
 fn inputs_are_taken_refused_and_answered_as_the_peers_do() {
     let entries = load("inputs.json");
-    let (mut taken, mut refused, mut answered, mut identical, mut differences) =
-        (0, 0, 0, 0, Vec::new());
+    let (mut taken, mut refused, mut answered, mut identical, mut differences) = (0, 0, 0, 0, Vec::new());
     for entry in &entries {
         let (direction, frame) = (text(entry, "direction"), text(entry, "input"));
         let result = read(direction, frame);
@@ -157,11 +135,7 @@ fn inputs_are_taken_refused_and_answered_as_the_peers_do() {
             Ok((message, emitted)) => {
                 assert_eq!(entry["ok"], true, "{frame} was read as {message}");
                 let class = text(entry, "cls");
-                let class = if class == "JobStatusUpdate" {
-                    "V0JobStatusUpdate"
-                } else {
-                    class
-                };
+                let class = if class == "JobStatusUpdate" { "V0JobStatusUpdate" } else { class };
                 assert!(message.starts_with(class), "{frame} was read as {message}");
                 let expected = text(entry, "emitted");
                 if by_package(entry) {
@@ -175,10 +149,7 @@ fn inputs_are_taken_refused_and_answered_as_the_peers_do() {
                 assert_eq!(entry["ok"], false, "{frame} was refused: {error}");
                 refused += 1;
                 if direction == "facilitator->validator" {
-                    assert!(
-                        entry["answer"].is_null(),
-                        "the validator never answers the facilitator"
-                    );
+                    assert!(entry["answer"].is_null(), "the validator never answers the facilitator");
                     continue;
                 }
                 let kinds: Vec<&str> = error.errors.iter().map(|e| e.kind).collect();
@@ -199,10 +170,7 @@ fn inputs_are_taken_refused_and_answered_as_the_peers_do() {
     );
     assert_eq!(entries.len(), 165);
     assert_eq!(taken + refused + differences.len(), entries.len());
-    assert_eq!(
-        (answered, differences.len()),
-        (91, REFUSED_LIKE_THE_PACKAGE.len())
-    );
+    assert_eq!((answered, differences.len()), (91, REFUSED_LIKE_THE_PACKAGE.len()));
 }
 
 fn loc(error: &ErrorDetail) -> Value {
@@ -215,17 +183,11 @@ fn loc(error: &ErrorDetail) -> Value {
 
 fn answer_to(direction: &str, frame: &str, error: &DecodeError) -> String {
     match direction {
-        "validator->facilitator" => {
-            FacilitatorToValidator::from(answer::by_facilitator(error)).encode()
-        }
+        "validator->facilitator" => FacilitatorToValidator::from(answer::by_facilitator(error)).encode(),
         "validator->miner" => MinerToValidator::from(answer::by_miner(error)).encode(),
         "executor->miner" => MinerToExecutor::from(answer::by_miner(error)).encode(),
-        "miner->validator" => {
-            ValidatorToMiner::from(answer::to_miner(error, frame, "<NAME>")).encode()
-        }
-        "miner->executor" => {
-            ExecutorToMiner::from(answer::to_miner(error, frame, "<NAME>")).encode()
-        }
+        "miner->validator" => ValidatorToMiner::from(answer::to_miner(error, frame, "<NAME>")).encode(),
+        "miner->executor" => ExecutorToMiner::from(answer::to_miner(error, frame, "<NAME>")).encode(),
         other => panic!("nobody answers on {other}"),
     }
 }
@@ -234,9 +196,7 @@ fn answer_to(direction: &str, frame: &str, error: &DecodeError) -> String {
 fn outline(answer: &str) -> Value {
     let outlines = |errors: &Value| -> Value {
         let errors = errors.as_array().unwrap().iter();
-        errors
-            .map(|e| json!([e["type"], e["loc"], e["input"], e.get("ctx").is_some()]))
-            .collect()
+        errors.map(|e| json!([e["type"], e["loc"], e["input"], e.get("ctx").is_some()])).collect()
     };
     let answer: Value = serde_json::from_str(answer).unwrap();
     if answer.get("status").is_some() {
@@ -248,13 +208,11 @@ fn outline(answer: &str) -> Value {
         let errors: Value = serde_json::from_str(errors).unwrap();
         return json!([keys, answer["message_type"], head, outlines(&errors)]);
     }
-    let lines = details
-        .lines()
-        .map(|line| match line.split_once(" [type=") {
-            Some((_, kind)) => kind,
-            None if line.starts_with("    For further information") => "",
-            None => line,
-        });
+    let lines = details.lines().map(|line| match line.split_once(" [type=") {
+        Some((_, kind)) => kind,
+        None if line.starts_with("    For further information") => "",
+        None => line,
+    });
     json!([keys, answer["message_type"], lines.collect::<Vec<_>>()])
 }
 
@@ -272,11 +230,7 @@ fn transcripts_are_read_but_for_what_the_peer_could_not_read_either() {
         // The recorder names the link after the port, but one client dialled the executors' path on the validators'.
         let executors: Vec<&Value> = events
             .iter()
-            .filter(|e| {
-                e["path"]
-                    .as_str()
-                    .is_some_and(|path| path.contains("/executor_interface/"))
-            })
+            .filter(|e| e["path"].as_str().is_some_and(|path| path.contains("/executor_interface/")))
             .map(|e| &e["connection"])
             .collect();
         // Per connection: the frames that we refuse, and the answers that say a frame could not be read.
@@ -285,17 +239,11 @@ fn transcripts_are_read_but_for_what_the_peer_could_not_read_either() {
         for frame in &frames {
             let (recorded, text) = (text(frame, "direction"), text(frame, "text"));
             let direction = match recorded {
-                "validator->miner" if executors.contains(&&frame["connection"]) => {
-                    "executor->miner"
-                }
-                "miner->validator" if executors.contains(&&frame["connection"]) => {
-                    "miner->executor"
-                }
+                "validator->miner" if executors.contains(&&frame["connection"]) => "executor->miner",
+                "miner->validator" if executors.contains(&&frame["connection"]) => "miner->executor",
                 other => other,
             };
-            let (ours, theirs) = tally
-                .entry(format!("{} {}", frame["case"], frame["connection"]))
-                .or_default();
+            let (ours, theirs) = tally.entry(format!("{} {}", frame["case"], frame["connection"])).or_default();
             match sent_on(direction, text) {
                 Err(error) => {
                     refused.push(format!("{text:.60}: {error:.100}"));
@@ -303,23 +251,15 @@ fn transcripts_are_read_but_for_what_the_peer_could_not_read_either() {
                     *ours += usize::from(direction != "facilitator->validator");
                 }
                 Ok(emitted) => {
-                    let unread =
-                        emitted.contains("Malformed message: ") || emitted.contains("\"loc\":");
+                    let unread = emitted.contains("Malformed message: ") || emitted.contains("\"loc\":");
                     *theirs += usize::from(unread);
                 }
             }
         }
-        println!(
-            "transcripts/{name}: {} frames, refused {}: {refused:#?}",
-            frames.len(),
-            refused.len()
-        );
+        println!("transcripts/{name}: {} frames, refused {}: {refused:#?}", frames.len(), refused.len());
         assert_eq!((frames.len(), refused.len()), (count, bad), "{name}");
         for (connection, (ours, theirs)) in tally {
-            assert_eq!(
-                ours, theirs,
-                "{name} {connection}: refused by us, by the peer"
-            );
+            assert_eq!(ours, theirs, "{name} {connection}: refused by us, by the peer");
         }
     }
 }
@@ -334,22 +274,13 @@ fn enums_have_the_members_and_the_manners_of_the_peers() {
             let texts: Vec<&str> = members.values().map(|m| m.as_str().unwrap()).collect();
             for member in &texts {
                 let parsed: $name = member.parse().unwrap();
-                assert_eq!(
-                    (parsed.as_str(), parsed.to_string().as_str()),
-                    (*member, *member)
-                );
+                assert_eq!((parsed.as_str(), parsed.to_string().as_str()), (*member, *member));
             }
             if by_package($entry) {
                 let ours: Vec<&str> = $name::ALL.iter().map(|m| m.as_str()).collect();
                 assert_eq!(ours, texts, "{}", $entry["name"]);
             }
-            assert!(
-                "bogus"
-                    .parse::<$name>()
-                    .unwrap_err()
-                    .to_string()
-                    .contains(texts[0])
-            );
+            assert!("bogus".parse::<$name>().unwrap_err().to_string().contains(texts[0]));
         }};
     }
     for entry in &entries {
@@ -368,31 +299,20 @@ fn enums_have_the_members_and_the_manners_of_the_peers() {
             "SignatureScope" => check!(entry, SignatureScope),
             "JobStatus.sets" => {
                 let set = |which: fn(&&JobStatus) -> bool| -> Vec<&str> {
-                    let mut names: Vec<_> = JobStatus::ALL
-                        .iter()
-                        .filter(which)
-                        .map(|s| s.as_str())
-                        .collect();
+                    let mut names: Vec<_> = JobStatus::ALL.iter().filter(which).map(|s| s.as_str()).collect();
                     names.sort_unstable();
                     names
                 };
                 assert_eq!(json!(set(|s| s.is_terminal())), entry["end_states"]);
                 assert_eq!(json!(set(|s| s.is_failure())), entry["failed"]);
-                assert_eq!(
-                    json!(set(|s| s.is_terminal() && !s.is_failure())),
-                    entry["successful"]
-                );
+                assert_eq!(json!(set(|s| s.is_terminal() && !s.is_failure())), entry["successful"]);
             }
             "EXECUTOR_CLASS" => {
                 let specs = entry["specs"].as_object().unwrap();
                 assert_eq!(specs.len(), ExecutorClass::ALL.len());
                 for (name, spec) in specs {
                     let class: ExecutorClass = name.parse().unwrap();
-                    assert_eq!(
-                        json!(class.spin_up_time().as_secs()),
-                        spec["spin_up_time"],
-                        "{name}"
-                    );
+                    assert_eq!(json!(class.spin_up_time().as_secs()), spec["spin_up_time"], "{name}");
                     assert_eq!(json!(class.has_gpu()), spec["has_gpu"], "{name}");
                 }
             }
@@ -410,9 +330,7 @@ fn enums_have_the_members_and_the_manners_of_the_peers() {
 /// What a message makes of a value that is none of the members of one of its enums.
 fn check_unknown(name: &str, unknown: &Value) {
     let update = |part: &str| {
-        format!(
-            r#"{{"message_type":"V0JobStatusUpdate","uuid":"u","status":"sent","metadata":{{{part}}}}}"#
-        )
+        format!(r#"{{"message_type":"V0JobStatusUpdate","uuid":"u","status":"sent","metadata":{{{part}}}}}"#)
     };
     for (input, outcome) in unknown.as_object().unwrap() {
         let (direction, frame) = match name {
@@ -421,50 +339,26 @@ fn check_unknown(name: &str, unknown: &Value) {
                 format!(r#"{{"message_type":"V0JobStatusUpdate","uuid":"u","status":{input}}}"#),
             ),
             "JobParticipantType" | "HordeFailureReason" => {
-                let other = if name == "JobParticipantType" {
-                    "reason"
-                } else {
-                    "reported_by"
-                };
-                let field = if name == "JobParticipantType" {
-                    "reported_by"
-                } else {
-                    "reason"
-                };
-                let part = format!(
-                    r#""horde_failure_details":{{"{field}":{input},"{other}":"miner","message":""}}"#
-                );
+                let other = if name == "JobParticipantType" { "reason" } else { "reported_by" };
+                let field = if name == "JobParticipantType" { "reported_by" } else { "reason" };
+                let part = format!(r#""horde_failure_details":{{"{field}":{input},"{other}":"miner","message":""}}"#);
                 ("validator->facilitator", update(&part))
             }
             "JobStage" | "JobFailureReason" => {
-                let field = if name == "JobStage" {
-                    "stage"
-                } else {
-                    "reason"
-                };
-                let frame = format!(
-                    r#"{{"message_type":"V0JobFailedRequest","job_uuid":"u","{field}":{input}}}"#
-                );
+                let field = if name == "JobStage" { "stage" } else { "reason" };
+                let frame = format!(r#"{{"message_type":"V0JobFailedRequest","job_uuid":"u","{field}":{input}}}"#);
                 ("executor->miner", frame)
             }
             "JobRejectionReason" => (
                 "miner->validator",
-                format!(
-                    r#"{{"message_type":"V0DeclineJobRequest","job_uuid":"u","reason":{input}}}"#
-                ),
+                format!(r#"{{"message_type":"V0DeclineJobRequest","job_uuid":"u","reason":{input}}}"#),
             ),
             "ExecutorClass" => {
                 let job = r#""message_type":"V0JobRequest","job_uuid":"u","docker_image":"i""#;
                 let rest = r#""docker_run_options_preset":"none","docker_run_cmd":[]"#;
-                (
-                    "miner->executor",
-                    format!(r#"{{{job},{rest},"executor_class":{input}}}"#),
-                )
+                ("miner->executor", format!(r#"{{{job},{rest},"executor_class":{input}}}"#))
             }
-            "Code" => (
-                "miner->validator",
-                format!(r#"{{"message_type":"UnauthorizedError","code":{input}}}"#),
-            ),
+            "Code" => ("miner->validator", format!(r#"{{"message_type":"UnauthorizedError","code":{input}}}"#)),
             "SignatureScope" => {
                 let job = r#""message_type":"V0JobCheated","job_uuid":"u","trusted_job_uuid":"t","details":1"#;
                 let scope = format!(r#""signature":{{"signature":"","signature_scope":{input}}}"#);
@@ -481,11 +375,7 @@ fn check_unknown(name: &str, unknown: &Value) {
             assert!(emitted.contains(&value), "{name} {input}: {emitted}");
         } else {
             let error = result.expect_err(&frame);
-            assert_eq!(
-                json!(error.errors[0].kind),
-                outcome["error"],
-                "{name} {input}"
-            );
+            assert_eq!(json!(error.errors[0].kind), outcome["error"], "{name} {input}");
         }
     }
 }
@@ -498,35 +388,19 @@ fn unions_take_exactly_the_messages_of_the_peers() {
         let tags: Vec<&str> = (classes.as_array().unwrap().iter())
             .map(|class| class.as_str().unwrap())
             .filter(|class| *class != "Response")
-            .map(|class| {
-                if class == "JobStatusUpdate" {
-                    "V0JobStatusUpdate"
-                } else {
-                    class
-                }
-            })
+            .map(|class| if class == "JobStatusUpdate" { "V0JobStatusUpdate" } else { class })
             .collect();
         let error = sent_on(direction, r#"{"message_type":"Nope"}"#).unwrap_err();
         let shown: Vec<String> = tags.iter().map(|tag| format!("'{tag}'")).collect();
-        assert_eq!(
-            error.errors[0].ctx["expected_tags"],
-            json!(shown.join(", ")),
-            "{direction}"
-        );
+        assert_eq!(error.errors[0].ctx["expected_tags"], json!(shown.join(", ")), "{direction}");
         for tag in tags {
             // Whatever else is missing, the tag itself is known.
             let frame = format!(r#"{{"message_type":"{tag}"}}"#);
             if let Err(error) = sent_on(direction, &frame) {
-                assert!(
-                    error.errors.iter().all(|e| e.kind == "missing"),
-                    "{direction} {tag}: {error}"
-                );
+                assert!(error.errors.iter().all(|e| e.kind == "missing"), "{direction} {tag}: {error}");
             }
         }
     }
-    println!(
-        "unions.json: {} directions",
-        unions.as_object().unwrap().len()
-    );
+    println!("unions.json: {} directions", unions.as_object().unwrap().len());
     assert_eq!(unions.as_object().unwrap().len(), 6);
 }

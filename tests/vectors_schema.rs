@@ -19,9 +19,7 @@ fn load(file: &str) -> Value {
 }
 
 fn text<'v>(entry: &'v Value, key: &str) -> &'v str {
-    entry[key]
-        .as_str()
-        .unwrap_or_else(|| panic!("no text {key} in {entry}"))
+    entry[key].as_str().unwrap_or_else(|| panic!("no text {key} in {entry}"))
 }
 
 /// A message and the place in it where an instance of a class stands.
@@ -34,24 +32,13 @@ struct Sample {
 
 impl Sample {
     fn object(&self) -> &Map<String, Value> {
-        self.message
-            .pointer(&self.pointer)
-            .unwrap()
-            .as_object()
-            .unwrap()
+        self.message.pointer(&self.pointer).unwrap().as_object().unwrap()
     }
 
     /// The message with its instance changed.
     fn changed(&self, change: impl FnOnce(&mut Map<String, Value>)) -> Sample {
         let mut sample = self.clone();
-        change(
-            sample
-                .message
-                .pointer_mut(&self.pointer)
-                .unwrap()
-                .as_object_mut()
-                .unwrap(),
-        );
+        change(sample.message.pointer_mut(&self.pointer).unwrap().as_object_mut().unwrap());
         sample
     }
 
@@ -70,12 +57,7 @@ impl Sample {
             other => panic!("no such link: {other}"),
         };
         let emitted: Value = serde_json::from_str(&emitted).unwrap();
-        Ok(emitted
-            .pointer(&self.pointer)
-            .unwrap()
-            .as_object()
-            .unwrap()
-            .clone())
+        Ok(emitted.pointer(&self.pointer).unwrap().as_object().unwrap().clone())
     }
 }
 
@@ -84,25 +66,16 @@ fn messages() -> Vec<(&'static str, Value)> {
     let mut all = Vec::new();
     for link in LINKS {
         for entry in load(&format!("messages.{link}.json")).as_array().unwrap() {
-            if entry["peers"]
-                .as_array()
-                .unwrap()
-                .contains(&json!("pypi-0.0.27"))
-            {
+            if entry["peers"].as_array().unwrap().contains(&json!("pypi-0.0.27")) {
                 all.push((link, serde_json::from_str(text(entry, "json")).unwrap()));
             }
         }
     }
     let signing = load("signing.json");
-    let receipt: Value =
-        serde_json::from_str(text(&signing["receipts"][0], "receipt_json")).unwrap();
-    let fields: Value =
-        serde_json::from_str(text(&signing["signed_requests"][0], "signed_payload")).unwrap();
+    let receipt: Value = serde_json::from_str(text(&signing["receipts"][0], "receipt_json")).unwrap();
+    let fields: Value = serde_json::from_str(text(&signing["signed_requests"][0], "signed_payload")).unwrap();
     all.extend([
-        (
-            "miner_to_validator",
-            json!({"message_type": "V0DeclineJobRequest", "job_uuid": "u", "receipts": [receipt]}),
-        ),
+        ("miner_to_validator", json!({"message_type": "V0DeclineJobRequest", "job_uuid": "u", "receipts": [receipt]})),
         (
             "validator_to_facilitator",
             json!({"message_type": "V0JobStatusUpdate", "uuid": "u", "status": "horde_failed", "metadata": {
@@ -111,10 +84,7 @@ fn messages() -> Vec<(&'static str, Value)> {
                 }
             }}),
         ),
-        (
-            "facilitator_to_validator",
-            json!({"status": "error", "errors": [{"msg": "m", "type": "t", "help": "h"}]}),
-        ),
+        ("facilitator_to_validator", json!({"status": "error", "errors": [{"msg": "m", "type": "t", "help": "h"}]})),
         ("SignedFields", fields),
         ("HttpOutputVolumeResponse", json!({"headers": {"etag": "x"}, "body": ""})),
     ]);
@@ -166,10 +136,7 @@ fn every_class_and_field_is_known() {
                 .unwrap_or_else(|| panic!("{name} is known to the older release only"));
             for field in class["fields"].as_array().unwrap() {
                 let known = newer["fields"].as_array().unwrap().iter();
-                assert!(
-                    known.clone().any(|f| f["name"] == field["name"]),
-                    "{name} {field}"
-                );
+                assert!(known.clone().any(|f| f["name"] == field["name"]), "{name} {field}");
             }
             older += 1;
             continue;
@@ -186,14 +153,7 @@ fn every_class_and_field_is_known() {
             // In `system_output` two classes are tried in turn, and each adds its errors to those of the other.
             pointers.retain(|pointer| !pointer.ends_with("/system_output"));
             for pointer in pointers {
-                probe(
-                    class,
-                    &Sample {
-                        link,
-                        message: message.clone(),
-                        pointer,
-                    },
-                );
+                probe(class, &Sample { link, message: message.clone(), pointer });
                 found += 1;
             }
         }
@@ -202,9 +162,7 @@ fn every_class_and_field_is_known() {
         fields += class["fields"].as_array().unwrap().len();
         samples += found;
     }
-    println!(
-        "schema.json: {classes} classes with {fields} fields probed in {samples} places; {older} older forms"
-    );
+    println!("schema.json: {classes} classes with {fields} fields probed in {samples} places; {older} older forms");
     assert_eq!((classes, older), (55, 5));
     assert_eq!(classes + older + 1, schema.as_array().unwrap().len());
 }
@@ -213,10 +171,7 @@ fn probe(class: &Value, sample: &Sample) {
     let name = text(class, "cls");
     let fields = class["fields"].as_array().unwrap();
     let emitted = sample.sent_on().unwrap_or_else(|e| panic!("{name}: {e}"));
-    let names: Vec<&str> = fields
-        .iter()
-        .map(|field| text(field, "emitted_name"))
-        .collect();
+    let names: Vec<&str> = fields.iter().map(|field| text(field, "emitted_name")).collect();
     assert_eq!(emitted.keys().collect::<Vec<_>>(), names, "{name}");
 
     let other = sample.changed(|object| {
@@ -224,16 +179,8 @@ fn probe(class: &Value, sample: &Sample) {
     });
     match (text(class, "extra"), other.sent_on()) {
         ("forbid", Err(error)) => {
-            assert_eq!(
-                (error.total, error.errors[0].kind),
-                (1, "extra_forbidden"),
-                "{name}: {error}"
-            );
-            assert_eq!(
-                error.errors[0].loc.last(),
-                Some(&LocItem::Key("zz_other".into())),
-                "{name}"
-            );
+            assert_eq!((error.total, error.errors[0].kind), (1, "extra_forbidden"), "{name}: {error}");
+            assert_eq!(error.errors[0].loc.last(), Some(&LocItem::Key("zz_other".into())), "{name}");
         }
         ("ignore", Ok(object)) => assert!(!object.contains_key("zz_other"), "{name}"),
         ("allow", Ok(object)) => assert_eq!(object["zz_other"], 1, "{name}"),
@@ -241,12 +188,8 @@ fn probe(class: &Value, sample: &Sample) {
     }
 
     for field in fields {
-        let inputs: Vec<&str> = field["accepted_input_names"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|n| n.as_str().unwrap())
-            .collect();
+        let inputs: Vec<&str> =
+            field["accepted_input_names"].as_array().unwrap().iter().map(|n| n.as_str().unwrap()).collect();
         let emitted_name = text(field, "emitted_name");
         let place = format!("{name}.{emitted_name}");
         let missing = sample.changed(|object| {
@@ -254,11 +197,7 @@ fn probe(class: &Value, sample: &Sample) {
         });
         match (field["required"].as_bool().unwrap(), missing.sent_on()) {
             (true, Err(error)) => {
-                assert_eq!(
-                    (error.total, error.errors[0].kind),
-                    (1, "missing"),
-                    "{place}: {error}"
-                );
+                assert_eq!((error.total, error.errors[0].kind), (1, "missing"), "{place}: {error}");
                 let last = error.errors[0].loc.last().unwrap().to_string();
                 assert_eq!(last, inputs[0], "{place}");
             }
@@ -266,8 +205,7 @@ fn probe(class: &Value, sample: &Sample) {
             // A tag has a default, but the union around it needs it. What carries no `message_type` from the
             // facilitator is read as a `Response`.
             (false, Err(error)) if is_literal(field) => {
-                let response =
-                    emitted_name == "message_type" && sample.link == "facilitator_to_validator";
+                let response = emitted_name == "message_type" && sample.link == "facilitator_to_validator";
                 let untagged = error.errors[0].kind == "union_tag_not_found";
                 assert!(untagged || response, "{place}: {error}");
             }
@@ -278,11 +216,7 @@ fn probe(class: &Value, sample: &Sample) {
             let aliased = missing.changed(|object| {
                 object.insert((*alias).into(), value.clone());
             });
-            assert_eq!(
-                &aliased.sent_on().unwrap()[emitted_name],
-                value,
-                "{place} as {alias}"
-            );
+            assert_eq!(&aliased.sent_on().unwrap()[emitted_name], value, "{place} as {alias}");
         }
         if is_literal(field) {
             let wrong = sample.changed(|object| {

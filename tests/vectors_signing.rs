@@ -16,9 +16,7 @@ fn section(name: &str, count: usize) -> Vec<Value> {
 }
 
 fn text<'v>(entry: &'v Value, key: &str) -> &'v str {
-    entry[key]
-        .as_str()
-        .unwrap_or_else(|| panic!("no text {key} in {entry}"))
+    entry[key].as_str().unwrap_or_else(|| panic!("no text {key} in {entry}"))
 }
 
 fn valid(entry: &Value) -> bool {
@@ -39,18 +37,11 @@ fn holds(hotkey: &str, blob: &str, signature: &str) -> bool {
 fn authentication() {
     for entry in section("authentication", 17) {
         let frame = text(&entry, "json");
-        let Ok(ValidatorToFacilitator::V0AuthenticationRequest(auth)) =
-            ValidatorToFacilitator::decode(frame)
-        else {
+        let Ok(ValidatorToFacilitator::V0AuthenticationRequest(auth)) = ValidatorToFacilitator::decode(frame) else {
             panic!("{frame}");
         };
         let verdict = auth.verify();
-        assert_eq!(
-            verdict.is_ok(),
-            valid(&entry),
-            "{} {verdict:?}",
-            entry["why"]
-        );
+        assert_eq!(verdict.is_ok(), valid(&entry), "{} {verdict:?}", entry["why"]);
         if let (Ok(key), Some(address)) = (verdict, entry["ss58_address"].as_str()) {
             assert_eq!(key.to_ss58(), address);
             let ours = V0AuthenticationRequest::sign(&KeyPair::load(text(&entry, "uri")).unwrap());
@@ -65,32 +56,21 @@ fn validator_authentication_at_a_miner() {
     let mut frames = 0;
     for entry in section("validator_auth", 7) {
         let (blob, hotkey) = (text(&entry, "blob_for_signing"), text(&entry, "hotkey"));
-        assert_eq!(
-            holds(hotkey, blob, text(&entry, "signature")),
-            valid(&entry),
-            "{entry}"
-        );
+        assert_eq!(holds(hotkey, blob, text(&entry, "signature")), valid(&entry), "{entry}");
         if let Some(frame) = entry["json"].as_str() {
-            let Ok(ValidatorToMiner::ValidatorAuthForMiner(auth)) = ValidatorToMiner::decode(frame)
-            else {
+            let Ok(ValidatorToMiner::ValidatorAuthForMiner(auth)) = ValidatorToMiner::decode(frame) else {
                 panic!("{frame}");
             };
             assert_eq!(auth.blob_for_signing(), blob);
             assert_eq!(auth.verify().unwrap().to_ss58(), hotkey);
-            let late = ValidatorAuthForMiner {
-                timestamp: Int::from(1),
-                ..auth.clone()
-            };
+            let late = ValidatorAuthForMiner { timestamp: Int::from(1), ..auth.clone() };
             assert!(matches!(late.verify(), Err(SigningError::Mismatch(_))));
             frames += 1;
         }
     }
     assert_eq!(frames, 3);
     let ours = ValidatorAuthForMiner::sign(&alice(), "5F", 1_700_000_000);
-    assert_eq!(
-        ours.blob_for_signing(),
-        format!("{}:5F:1700000000", alice().ss58())
-    );
+    assert_eq!(ours.blob_for_signing(), format!("{}:5F:1700000000", alice().ss58()));
     assert_eq!(ours.verify().unwrap(), alice().public());
 }
 
@@ -103,12 +83,7 @@ fn receipts() {
         assert_eq!(hex::encode(blob), text(&entry, "blob_hex"));
         for negative in entry["negatives"].as_array().unwrap() {
             let (hotkey, signature) = (text(negative, "hotkey"), text(negative, "signature"));
-            assert_eq!(
-                holds(hotkey, blob, signature),
-                valid(negative),
-                "{name}: {}",
-                negative["why"]
-            );
+            assert_eq!(holds(hotkey, blob, signature), valid(negative), "{name}: {}", negative["why"]);
         }
         let receipt = match Receipt::decode(frame) {
             Ok(receipt) => receipt,
@@ -119,38 +94,16 @@ fn receipts() {
         };
         assert_eq!(receipt.encode(), frame, "{name}");
         assert_eq!(receipt.payload.blob_for_signing(), blob, "{name}");
-        let (validator, miner) = (
-            receipt.verify_validator().unwrap(),
-            receipt.verify_miner().unwrap(),
-        );
-        assert_eq!(
-            validator,
-            KeyPair::from_uri(text(&entry, "validator_uri"))
-                .unwrap()
-                .public()
-        );
-        assert_eq!(
-            miner,
-            KeyPair::from_uri(text(&entry, "miner_uri"))
-                .unwrap()
-                .public()
-        );
+        let (validator, miner) = (receipt.verify_validator().unwrap(), receipt.verify_miner().unwrap());
+        assert_eq!(validator, KeyPair::from_uri(text(&entry, "validator_uri")).unwrap().public());
+        assert_eq!(miner, KeyPair::from_uri(text(&entry, "miner_uri")).unwrap().public());
         let ours = receipt.payload.sign(&alice());
-        assert_eq!(
-            receipt.payload.verify(&alice().ss58(), &ours).unwrap(),
-            alice().public()
-        );
+        assert_eq!(receipt.payload.verify(&alice().ss58(), &ours).unwrap(), alice().public());
         assert!(receipt.payload.verify(&miner.to_ss58(), &ours).is_err());
         read += 1;
     }
     println!("{read} receipts read; out of the package's bounds: {refused:?}");
-    let bounds = [
-        "started_naive",
-        "started_odd_uuid",
-        "finished_negative",
-        "started_huge_ttl",
-        "finished_year1",
-    ];
+    let bounds = ["started_naive", "started_odd_uuid", "finished_negative", "started_huge_ttl", "finished_year1"];
     assert_eq!((read, refused), (11, bounds.map(str::to_owned).to_vec()));
 }
 
@@ -159,15 +112,9 @@ fn streaming_ready() {
     let mut frames = 0;
     for entry in section("streaming_ready", 4) {
         let (blob, hotkey) = (text(&entry, "blob_for_signing"), text(&entry, "hotkey"));
-        assert_eq!(
-            holds(hotkey, blob, text(&entry, "signature")),
-            valid(&entry),
-            "{entry}"
-        );
+        assert_eq!(holds(hotkey, blob, text(&entry, "signature")), valid(&entry), "{entry}");
         if let Some(frame) = entry["json"].as_str() {
-            let Ok(MinerToValidator::V0StreamingJobReadyRequest(mut ready)) =
-                MinerToValidator::decode(frame)
-            else {
+            let Ok(MinerToValidator::V0StreamingJobReadyRequest(mut ready)) = MinerToValidator::decode(frame) else {
                 panic!("{frame}");
             };
             assert_eq!(ready.blob_for_signing(), blob);
@@ -178,10 +125,7 @@ fn streaming_ready() {
             ready.sign(&alice());
             ready.verify(alice().public()).unwrap();
             ready.miner_signature = None;
-            assert!(matches!(
-                ready.verify(alice().public()),
-                Err(SigningError::Missing)
-            ));
+            assert!(matches!(ready.verify(alice().public()), Err(SigningError::Missing)));
             frames += 1;
         }
     }
@@ -195,22 +139,12 @@ fn messages_signed_by_the_validator() {
         let (frame, blob) = (text(&entry, "json"), text(&entry, "blob_for_signing"));
         assert_eq!(hex::encode(blob), text(&entry, "blob_hex"));
         let key = PublicKey::from_ss58(text(&entry, "hotkey")).unwrap();
-        assert_eq!(
-            verify_validator_signature(frame, &key).unwrap(),
-            valid(&entry)
-        );
-        assert!(
-            !verify_validator_signature(frame, &bob).unwrap(),
-            "another key"
-        );
+        assert_eq!(verify_validator_signature(frame, &key).unwrap(), valid(&entry));
+        assert!(!verify_validator_signature(frame, &bob).unwrap(), "another key");
         // Neither the order of keys nor the layout counts, but every key and value does, known or not.
         let mut reordered: Value = serde_json::from_str(frame).unwrap();
         let map = reordered.as_object_mut().unwrap();
-        *map = map
-            .iter()
-            .rev()
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect();
+        *map = map.iter().rev().map(|(key, value)| (key.clone(), value.clone())).collect();
         let reordered = serde_json::to_string_pretty(&reordered).unwrap();
         assert!(verify_validator_signature(&reordered, &key).unwrap());
         let injected = frame.replacen('{', "{\"unknown\":1,", 1);
@@ -232,19 +166,10 @@ fn messages_signed_by_the_validator() {
         assert_ne!(signed_again, frame, "signatures are randomised");
         assert!(verify_validator_signature(&signed_again, &alice().public()).unwrap());
     }
-    assert!(
-        !verify_validator_signature("{\"a\":1}", &bob).unwrap(),
-        "not signed"
-    );
+    assert!(!verify_validator_signature("{\"a\":1}", &bob).unwrap(), "not signed");
     assert!(!verify_validator_signature("{\"validator_signature\":\"0x00\"}", &bob).unwrap());
     for frame in ["", "[]", "{\"a\":"] {
-        assert!(
-            matches!(
-                verify_validator_signature(frame, &bob),
-                Err(SigningError::Json(_))
-            ),
-            "{frame}"
-        );
+        assert!(matches!(verify_validator_signature(frame, &bob), Err(SigningError::Json(_))), "{frame}");
     }
 }
 
@@ -278,12 +203,8 @@ fn requests_signed_by_the_user() {
         let verdict = request.verify();
         assert_eq!(verdict.is_ok(), valid(&entry), "{place}: {verdict:?}");
         rejected += usize::from(verdict.is_err());
-        if let (Some(payload), "V2JobRequest") =
-            (entry["signed_payload"].as_str(), text(&entry, "type"))
-        {
-            let Ok(FacilitatorToValidator::V2JobRequest(job)) =
-                FacilitatorToValidator::decode(frame)
-            else {
+        if let (Some(payload), "V2JobRequest") = (entry["signed_payload"].as_str(), text(&entry, "type")) {
+            let Ok(FacilitatorToValidator::V2JobRequest(job)) = FacilitatorToValidator::decode(frame) else {
                 panic!("{place}");
             };
             assert_eq!(SignedFields::from(&job).encode(), payload, "{place}");
@@ -295,26 +216,16 @@ fn requests_signed_by_the_user() {
             let timestamp_ns = entry["timestamp_ns"].as_u64().unwrap();
             let hash = signed_hash(&bytes, timestamp_ns);
             assert_eq!(hex::encode(hash), text(&entry, "blake2b512_hex"), "{place}");
-            assert_eq!(
-                verdict.unwrap().to_ss58(),
-                text(&entry, "hotkey"),
-                "{place}"
-            );
+            assert_eq!(verdict.unwrap().to_ss58(), text(&entry, "hotkey"), "{place}");
         }
         request.sign(&alice(), 1_700_000_000_000_000_000);
         assert_eq!(request.verify().unwrap(), alice().public(), "{place}");
         let mut later = request.signature().unwrap().clone();
         later.timestamp_ns = Int::from(1_700_000_000_000_000_001_i64);
         request.set_signature(Some(later));
-        assert!(
-            matches!(request.verify(), Err(SigningError::Mismatch(_))),
-            "{place}"
-        );
+        assert!(matches!(request.verify(), Err(SigningError::Mismatch(_))), "{place}");
         request.set_signature(None);
-        assert!(
-            matches!(request.verify(), Err(SigningError::Missing)),
-            "{place}"
-        );
+        assert!(matches!(request.verify(), Err(SigningError::Missing)), "{place}");
     }
     println!("{payloads} payloads, {rejected} rejected");
     assert_eq!((payloads, rejected), (30, 25));
@@ -329,10 +240,7 @@ fn times_that_cannot_be_hashed_are_no_signature() {
             alice().sign(b"").to_base64(),
         );
         let error = signed_request(&frame).verify().unwrap_err();
-        assert!(
-            matches!(&error, SigningError::Timestamp(at) if at.to_string() == timestamp),
-            "{error}"
-        );
+        assert!(matches!(&error, SigningError::Timestamp(at) if at.to_string() == timestamp), "{error}");
     }
 }
 
@@ -346,10 +254,7 @@ fn signature_field() {
         match FacilitatorToValidator::decode(&frame) {
             Ok(message) => {
                 let emitted = message.encode_compact();
-                assert!(
-                    emitted.contains(text(&entry, "emitted")),
-                    "{input}: {emitted}"
-                );
+                assert!(emitted.contains(text(&entry, "emitted")), "{input}: {emitted}");
             }
             Err(error) => {
                 let kinds: Vec<&str> = error.errors.iter().map(|e| e.kind).collect();
@@ -366,32 +271,18 @@ fn http_requests() {
         let bytes = http_canonical_bytes(text(&entry, "method"), text(&entry, "url"), body);
         assert_eq!(hex::encode(&bytes), text(&entry, "canonical_bytes_hex"));
         let headers = entry["headers"].as_object().unwrap();
-        let signature =
-            Signature::from_headers(|name| headers.get(name).and_then(Value::as_str)).unwrap();
+        let signature = Signature::from_headers(|name| headers.get(name).and_then(Value::as_str)).unwrap();
         assert_eq!(signature.signature_scope, SignatureScope::FullRequest);
-        assert_eq!(
-            signature.verify(&bytes).unwrap().to_ss58(),
-            text(&entry["headers"], "X-CH-Signatory")
-        );
+        assert_eq!(signature.verify(&bytes).unwrap().to_ss58(), text(&entry["headers"], "X-CH-Signatory"));
         for (name, value) in signature.to_headers() {
             assert_eq!(value, headers[name], "{name}");
         }
         assert_eq!(signature.to_headers().len(), headers.len());
-        for missing in headers
-            .keys()
-            .filter(|name| *name != "X-CH-Signature-Scope")
-        {
-            let error = Signature::from_headers(|name| {
-                headers
-                    .get(name)
-                    .filter(|_| name != missing)
-                    .and_then(Value::as_str)
-            })
-            .unwrap_err();
-            assert_eq!(
-                error.to_string(),
-                format!("the header {missing} is missing")
-            );
+        for missing in headers.keys().filter(|name| *name != "X-CH-Signature-Scope") {
+            let error =
+                Signature::from_headers(|name| headers.get(name).filter(|_| name != missing).and_then(Value::as_str))
+                    .unwrap_err();
+            assert_eq!(error.to_string(), format!("the header {missing} is missing"));
         }
         let ours = Signature::over(&bytes, &alice(), 5);
         assert_eq!(ours.verify(&bytes).unwrap(), alice().public());

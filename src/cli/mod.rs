@@ -14,4 +14,8 @@ pub mod executor;
 pub mod facilitator;
 pub mod jobfile;
 pub mod key;
+pub mod miner;
+pub mod submit;
+pub mod validator;
+pub mod values;
 pub mod wire;
