@@ -3,6 +3,7 @@
 #![warn(missing_docs)]
 
 pub mod base;
+pub mod cli;
 pub mod executor;
 pub mod identity;
 pub mod protocol;

@@ -1,0 +1,431 @@
+//! `phalanx key`: make keys, show them, sign and verify.
+//!
+//! Results go to stdout, complaints to stderr in one line, and secrets nowhere but to the stdout of `generate`.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde_json::json;
+
+use crate::identity::{
+    IdentityError, KeyPair, PublicKey, Signature, seed_from_mnemonic, write_hotkey_file,
+};
+
+/// The arguments of `phalanx key`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands of `phalanx key`.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a new key and print {mnemonic, ss58, public_key, seed}, or keep it in a file
+    Generate {
+        /// Write a Bittensor hotkey file (mode 0600; an existing file is kept) and print only {ss58, public_key}
+        #[arg(long, value_name = "FILE", env = "PHALANX_KEY_OUT")]
+        out: Option<PathBuf>,
+    },
+    /// Print {ss58, public_key} of a key
+    Show {
+        /// The key.
+        #[command(flatten)]
+        key: KeyArg,
+    },
+    /// Sign bytes and print the signature, 0x and 128 hex digits
+    Sign {
+        /// The key.
+        #[command(flatten)]
+        key: KeyArg,
+        /// The bytes to sign, in hex, with or without 0x
+        #[arg(long = "hex", value_name = "MSG", env = "PHALANX_KEY_HEX")]
+        message: String,
+    },
+    /// Check a signature: prints valid (exit 0) or invalid (exit 1)
+    Verify {
+        /// The address of the supposed signer
+        #[arg(long, value_name = "SS58", env = "PHALANX_KEY_SIGNER")]
+        signer: String,
+        /// The signed bytes, in hex, with or without 0x; <Bytes>…</Bytes> around them is tried as well
+        #[arg(long = "hex", value_name = "MSG", env = "PHALANX_KEY_HEX")]
+        message: String,
+        /// The signature, 0x and 128 hex digits
+        #[arg(long, value_name = "SIG", env = "PHALANX_KEY_SIGNATURE")]
+        signature: String,
+    },
+}
+
+/// The flag `--key`, the same in every command that signs.
+#[derive(clap::Args)]
+pub struct KeyArg {
+    /// A development URI (//Alice), the path of a Bittensor hotkey file, a mnemonic, or 0x and 64 hex digits; prefer
+    /// a file: other users of the machine can read the arguments of a process
+    #[arg(long, value_name = "K", env = "PHALANX_KEY", hide_env_values = true)]
+    pub key: String,
+}
+
+/// Shows nothing of the key.
+impl std::fmt::Debug for KeyArg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KeyArg(…)")
+    }
+}
+
+/// Why a `phalanx key` command has no answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+enum KeyError {
+    /// The value of a flag is not what it has to be.
+    #[error("{flag}: {cause}")]
+    Flag {
+        flag: &'static str,
+        cause: IdentityError,
+    },
+    /// The message is not hex.
+    #[error("--hex: {0}, expected an even number of hex digits with or without 0x")]
+    Message(hex::FromHexError),
+}
+
+/// What a command prints, a line, and whether it is good news.
+#[derive(Debug, PartialEq, Eq)]
+struct Answer {
+    line: String,
+    good: bool,
+}
+
+/// Runs the command: exit 0 done or valid, 1 invalid (or stdout is gone), 2 bad input, with one line on stderr.
+///
+/// Blocks only for the key file, as [`KeyPair::load`] and [`write_hotkey_file`] say.
+pub fn run(args: Args) -> ExitCode {
+    let answer = match answer(args.command) {
+        Ok(answer) => answer,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    if let Err(error) = writeln!(io::stdout(), "{}", answer.line) {
+        eprintln!("error: the answer could not be written to stdout: {error}");
+        return ExitCode::from(1);
+    }
+    ExitCode::from(if answer.good { 0 } else { 1 })
+}
+
+fn answer(command: Command) -> Result<Answer, KeyError> {
+    let good = |line: String| Ok(Answer { line, good: true });
+    match command {
+        Command::Generate { out: None } => {
+            let (pair, mnemonic) = KeyPair::generate();
+            let seed = seed_from_mnemonic(&mnemonic, None).expect("the mnemonic was made just now");
+            let public = pair.public();
+            let seed = format!("0x{}", hex::encode(seed));
+            good(
+                json!({"mnemonic": mnemonic, "ss58": public.to_ss58(), "public_key": public.to_hex(), "seed": seed})
+                    .to_string(),
+            )
+        }
+        Command::Generate { out: Some(path) } => good(describe(generate_into(&path)?.public())),
+        Command::Show { key } => good(describe(load(&key)?.public())),
+        Command::Sign { key, message } => good(load(&key)?.sign(&decode(&message)?).to_hex()),
+        Command::Verify {
+            signer,
+            message,
+            signature,
+        } => {
+            let signer = PublicKey::from_ss58(&signer).map_err(|cause| KeyError::Flag {
+                flag: "--signer",
+                cause,
+            })?;
+            let signature = Signature::from_hex(&signature).map_err(|cause| KeyError::Flag {
+                flag: "--signature",
+                cause,
+            })?;
+            let good = signer.verify(&decode(&message)?, &signature);
+            Ok(Answer {
+                line: if good { "valid" } else { "invalid" }.into(),
+                good,
+            })
+        }
+    }
+}
+
+fn generate_into(path: &Path) -> Result<KeyPair, KeyError> {
+    let (_, mnemonic) = KeyPair::generate();
+    write_hotkey_file(path, &mnemonic).map_err(|cause| KeyError::Flag {
+        flag: "--out",
+        cause,
+    })
+}
+
+fn load(key: &KeyArg) -> Result<KeyPair, KeyError> {
+    KeyPair::load(&key.key).map_err(|cause| KeyError::Flag {
+        flag: "--key",
+        cause,
+    })
+}
+
+fn decode(message: &str) -> Result<Vec<u8>, KeyError> {
+    hex::decode(message.strip_prefix("0x").unwrap_or(message)).map_err(KeyError::Message)
+}
+
+fn describe(public: PublicKey) -> String {
+    json!({"ss58": public.to_ss58(), "public_key": public.to_hex()}).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use serde_json::Value;
+
+    use super::*;
+
+    const ALICE: &str = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY";
+    const ALICE_HEX: &str = "d43593c715fdd31c61141abd04a99fd6822c8558854ccde39a5684e7a56da27d";
+
+    /// Stands in for the binary.
+    #[derive(Debug, Parser)]
+    struct Key {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(line: &[&str]) -> Args {
+        Key::try_parse_from(std::iter::once(&"key").chain(line))
+            .unwrap()
+            .args
+    }
+
+    fn ask(line: &[&str]) -> Answer {
+        answer(parse(line).command).unwrap()
+    }
+
+    fn complaint(line: &[&str]) -> String {
+        answer(parse(line).command)
+            .expect_err("bad input must be refused")
+            .to_string()
+    }
+
+    fn exit_code(line: &[&str]) -> String {
+        // An exit code can be printed and not compared.
+        format!("{:?}", run(parse(line)))
+    }
+
+    #[test]
+    fn show_prints_address_and_public_key() {
+        let expected = format!(r#"{{"ss58":"{ALICE}","public_key":"{ALICE_HEX}"}}"#);
+        assert_eq!(
+            ask(&["show", "--key", "//Alice"]),
+            Answer {
+                line: expected,
+                good: true
+            }
+        );
+    }
+
+    #[test]
+    fn what_sign_prints_verify_accepts() {
+        for message in ["", "0x", "00ff", "0x00FF"] {
+            let signature = ask(&["sign", "--key", "//Alice", "--hex", message]).line;
+            assert_eq!(signature.len(), 130);
+            let verify = |signer, message| {
+                ask(&[
+                    "verify",
+                    "--signer",
+                    signer,
+                    "--hex",
+                    message,
+                    "--signature",
+                    &signature,
+                ])
+            };
+            assert_eq!(
+                verify(ALICE, message),
+                Answer {
+                    line: "valid".into(),
+                    good: true
+                }
+            );
+            assert_eq!(
+                verify(ALICE, "0x00fe"),
+                Answer {
+                    line: "invalid".into(),
+                    good: false
+                }
+            );
+            let bob = "5FHneW46xGXgs5mUiveU4sbTyGBzmstUspZC92UhjJM694ty";
+            assert_eq!(
+                verify(bob, message),
+                Answer {
+                    line: "invalid".into(),
+                    good: false
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn verify_knows_signatures_of_the_python_wallet() {
+        // Bare and wrapped signatures over "hello" and the public key of Alice, from the vectors.
+        for (message, signature) in [
+            (
+                "68656c6c6f",
+                "0x22be041051df84439b22cb821111e959ab360d525a655cb361b86bc383ea727b\
+                 9c8a7f33be310fe1c9bd0656066349cf3dc5044b22fe825fef232a9e79e3c289",
+            ),
+            (
+                ALICE_HEX,
+                "0xa82fc084a2dbc4b604940fbf86691e2ac1fdca89da5e55523c57720b01fd662e\
+                 f59c0edc745ae6eb8a0bd1fb28787ba750dcdf7dc5b7668ae14603706fcc268d",
+            ),
+        ] {
+            assert!(
+                ask(&[
+                    "verify",
+                    "--signer",
+                    ALICE,
+                    "--hex",
+                    message,
+                    "--signature",
+                    signature
+                ])
+                .good
+            );
+        }
+    }
+
+    #[test]
+    fn generate_prints_a_key_that_all_its_forms_agree_on() {
+        let line = ask(&["generate"]).line;
+        let key: Value = serde_json::from_str(&line).unwrap();
+        let names: Vec<&String> = key.as_object().unwrap().keys().collect();
+        assert_eq!(names, ["mnemonic", "ss58", "public_key", "seed"]);
+        for form in ["mnemonic", "seed"] {
+            let shown = ask(&["show", "--key", key[form].as_str().unwrap()]).line;
+            let shown: Value = serde_json::from_str(&shown).unwrap();
+            assert_eq!(
+                (&shown["ss58"], &shown["public_key"]),
+                (&key["ss58"], &key["public_key"])
+            );
+        }
+        assert_ne!(ask(&["generate"]).line, line);
+    }
+
+    #[test]
+    fn generate_into_a_file_prints_no_secret_and_overwrites_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hotkey");
+        let path = path.to_str().unwrap();
+        let line = ask(&["generate", "--out", path]).line;
+        assert_eq!(ask(&["show", "--key", path]).line, line);
+        let content = std::fs::read(path).unwrap();
+        let error = complaint(&["generate", "--out", path]);
+        assert!(
+            error.starts_with(&format!("--out: hotkey file {path}: exists already")),
+            "{error}"
+        );
+        assert_eq!(std::fs::read(path).unwrap(), content);
+    }
+
+    #[test]
+    fn bad_input_names_the_flag_in_one_line_without_the_secret() {
+        let secret = "bottom drive obey lake";
+        let good = format!("0x{}", "00".repeat(64));
+        let cases: [(&[&str], &str); 7] = [
+            (
+                &["show", "--key", secret],
+                "--key: this text of 4 words is neither",
+            ),
+            (
+                &["show", "--key", "/no/such/file"],
+                "--key: \"/no/such/file\" is neither",
+            ),
+            (
+                &["sign", "--key", "//Alice", "--hex", "0x1"],
+                "--hex: Odd number of digits, expected an even number",
+            ),
+            (
+                &["sign", "--key", "//Alice", "--hex", "zz"],
+                "--hex: Invalid character 'z' at position 0, expected",
+            ),
+            (
+                &[
+                    "verify",
+                    "--signer",
+                    "5abc",
+                    "--hex",
+                    "00",
+                    "--signature",
+                    &good,
+                ],
+                "--signer: \"5abc\" is not an SS58 address",
+            ),
+            (
+                &[
+                    "verify",
+                    "--signer",
+                    ALICE,
+                    "--hex",
+                    "00",
+                    "--signature",
+                    &good[2..],
+                ],
+                "--signature: a signature is 0x and 128 hex digits: it does not begin with 0x",
+            ),
+            (
+                &[
+                    "verify",
+                    "--signer",
+                    ALICE,
+                    "--hex",
+                    "0",
+                    "--signature",
+                    &good,
+                ],
+                "--hex: Odd number",
+            ),
+        ];
+        for (line, expected) in cases {
+            let error = complaint(line);
+            assert!(error.starts_with(expected), "{error}");
+            assert!(!error.contains('\n') && !error.contains(secret), "{error}");
+            assert_eq!(exit_code(line), format!("{:?}", ExitCode::from(2)));
+        }
+    }
+
+    #[test]
+    fn the_exit_code_is_the_verdict() {
+        let signature = ask(&["sign", "--key", "//Alice", "--hex", "00"]).line;
+        let verify = |message| {
+            exit_code(&[
+                "verify",
+                "--signer",
+                ALICE,
+                "--hex",
+                message,
+                "--signature",
+                &signature,
+            ])
+        };
+        assert_eq!(verify("00"), format!("{:?}", ExitCode::from(0)));
+        assert_eq!(verify("01"), format!("{:?}", ExitCode::from(1)));
+    }
+
+    #[test]
+    fn arguments_do_not_show_the_key_when_printed() {
+        let printed = format!("{:?}", parse(&["show", "--key", "//very//secret"]));
+        assert!(
+            printed.contains("KeyArg(…)") && !printed.contains("secret"),
+            "{printed}"
+        );
+    }
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        use clap::CommandFactory;
+        Key::command().debug_assert();
+    }
+}

@@ -1,0 +1,194 @@
+//! Bittensor hotkey files: one JSON object with the secret and the address of a key.
+//!
+//! The form is that of `bittensor-wallet`: `secretSeed`, `secretPhrase` and `privateKey` are strings of which any may be
+//! missing, `ss58Address` is the address, and `cryptoType`, where it is given, is 1 for sr25519.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::{IdentityError, KeyPair, PublicKey, secret, seed_from_mnemonic};
+
+/// The longest hotkey file that is read, in bytes: a hundred times a real one, so that a wrong path does no harm.
+pub const HOTKEY_FILE_LIMIT: u64 = 64 * 1024;
+
+/// How the three kinds of encrypted wallet files begin, newest kind first, and what the kind is called.
+const ENCRYPTED: [(&[u8], &str); 3] = [
+    (b"$NACL", "NaCl"),
+    (b"$ANSIBLE_VAULT", "Ansible Vault"),
+    (b"gAAAAA", "Fernet"),
+];
+
+/// Whether a `--key` is written as only a path is: nothing else begins with `/` (but `//`), `.` or `~`.
+pub(super) fn is_path(key: &str) -> bool {
+    key.starts_with(['/', '.', '~']) && !key.starts_with("//")
+}
+
+/// Reads the hotkey file that `key` is the path of, and checks its secret against its address.
+pub(super) fn read(key: &str) -> Result<KeyPair, IdentityError> {
+    let path = Path::new(key);
+    let failed = |cause| IdentityError::HotkeyFileIo {
+        path: path.into(),
+        cause,
+    };
+    let file = File::open(path).map_err(|cause| match cause.kind() {
+        ErrorKind::NotFound
+        | ErrorKind::NotADirectory
+        | ErrorKind::InvalidFilename
+        | ErrorKind::InvalidInput => no_such_key(key, cause),
+        _ => failed(cause),
+    })?;
+    let mut bytes = Vec::new();
+    file.take(HOTKEY_FILE_LIMIT + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    parse(&bytes).map_err(|why| IdentityError::HotkeyFile {
+        path: path.into(),
+        why,
+    })
+}
+
+/// Explains a value that is neither key nor file, without repeating what may be a secret with a slip in it.
+fn no_such_key(key: &str, cause: io::Error) -> IdentityError {
+    let hex_digits = key.len() >= 32 && key.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let (shown, why) = match key.split_whitespace().count() {
+        0 => ("an empty text".into(), "nothing is given"),
+        1 if hex_digits => ("this text of hex digits".into(), "a seed begins with 0x"),
+        words if words > 1 && !is_path(key) => (
+            format!("this text of {words} words"),
+            "a mnemonic has at least 12",
+        ),
+        _ => (
+            format!("{key:?}"),
+            "that is //Alice, a mnemonic, or 0x and 64 hex digits",
+        ),
+    };
+    IdentityError::NoSuchKey { shown, why, cause }
+}
+
+/// Reads the content of a hotkey file; the error says what is wrong with it.
+fn parse(bytes: &[u8]) -> Result<KeyPair, String> {
+    if bytes.len() as u64 > HOTKEY_FILE_LIMIT {
+        return Err(format!(
+            "longer than {HOTKEY_FILE_LIMIT} bytes, so it is no hotkey file"
+        ));
+    }
+    if let Some((_, kind)) = ENCRYPTED.iter().find(|(start, _)| bytes.starts_with(start)) {
+        return Err(format!(
+            "encrypted ({kind}), and a service has nobody to ask for the password; give a hotkey without one \
+             (`btcli wallet regen-hotkey --no-use-password` makes it from the mnemonic)"
+        ));
+    }
+    let value: Value = serde_json::from_slice(bytes)
+        .map_err(|error| format!("not JSON ({error}), so it is no hotkey file"))?;
+    let Value::Object(fields) = value else {
+        return Err("the JSON is not an object, so it is no hotkey file".into());
+    };
+    match fields.get("cryptoType") {
+        None | Some(Value::Null) => {}
+        Some(number) if number.as_u64() == Some(1) => {}
+        Some(_) => return Err("cryptoType is not 1: only sr25519 keys can sign here".into()),
+    }
+    let address = text(&fields, "ss58Address")?
+        .ok_or("ss58Address is missing, so the key cannot be checked")?;
+    let address = PublicKey::from_ss58(address).map_err(|error| format!("ss58Address: {error}"))?;
+    let (name, pair) = secret_of(&fields)?;
+    let found = pair.public();
+    if found != address {
+        return Err(format!(
+            "ss58Address is {address}, but {name} is the secret of {found}: the file is damaged"
+        ));
+    }
+    Ok(pair)
+}
+
+/// The first secret of the file that can be read, with the name of its field.
+///
+/// Some wallets write a `secretSeed` that is not hex beside a good `privateKey`, so one bad field is not the end.
+fn secret_of(fields: &Map<String, Value>) -> Result<(&'static str, KeyPair), String> {
+    let mut complaints = Vec::new();
+    for name in ["secretSeed", "privateKey", "secretPhrase"] {
+        let Some(text) = text(fields, name)? else {
+            continue;
+        };
+        let pair = match name {
+            "secretPhrase" => KeyPair::from_mnemonic(text, None),
+            _ => secret::from_hex(text).map(KeyPair),
+        };
+        match pair {
+            Ok(pair) => return Ok((name, pair)),
+            Err(error) => complaints.push(format!("{name} cannot be read ({error})")),
+        }
+    }
+    if complaints.is_empty() {
+        complaints.push(
+            "secretSeed, privateKey and secretPhrase are all missing; a …pub.txt file holds no secret and cannot sign"
+                .into(),
+        );
+    }
+    Err(complaints.join("; "))
+}
+
+/// A field that is a text, if it is there and says anything.
+fn text<'a>(fields: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, String> {
+    match fields.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
+        Some(_) => Err(format!("{name} is not a string")),
+    }
+}
+
+/// Writes the pair of a mnemonic as a hotkey file that Bittensor wallets read, for its owner's eyes only (mode 0600),
+/// and returns the pair.
+///
+/// Blocks while the file is written and synced. A file that could not be written whole is removed again.
+///
+/// # Errors
+/// [`IdentityError::Mnemonic`]; [`IdentityError::HotkeyFile`] when anything at all is at `path` already;
+/// [`IdentityError::HotkeyFileIo`] when the file cannot be written.
+pub fn write_hotkey_file(path: &Path, mnemonic: &str) -> Result<KeyPair, IdentityError> {
+    let seed = seed_from_mnemonic(mnemonic, None)?;
+    let pair = KeyPair::from_seed(seed);
+    let public = format!("0x{}", pair.public().to_hex());
+    // `cryptoType` is left out: readers take sr25519 without it, and older ones refuse the whole file because of it.
+    let content = json!({
+        "accountId": public,
+        "publicKey": public,
+        "privateKey": format!("0x{}", hex::encode(pair.private_bytes())),
+        "secretPhrase": mnemonic,
+        "secretSeed": format!("0x{}", hex::encode(seed)),
+        "ss58Address": pair.ss58(),
+    });
+    let failed = |cause| IdentityError::HotkeyFileIo {
+        path: path.into(),
+        cause,
+    };
+    // `create_new` also refuses a dangling link, behind which the secret would land somewhere unexpected.
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|cause| match cause.kind() {
+            ErrorKind::AlreadyExists => IdentityError::HotkeyFile {
+                path: path.into(),
+                why: "exists already and is kept; name a new file".into(),
+            },
+            _ => failed(cause),
+        })?;
+    if let Err(cause) = file
+        .write_all(content.to_string().as_bytes())
+        .and_then(|()| file.sync_all())
+    {
+        return Err(match std::fs::remove_file(path) {
+            Ok(()) => failed(cause),
+            Err(left) => failed(io::Error::other(format!(
+                "{cause}; the partial file could not be removed ({left})"
+            ))),
+        });
+    }
+    Ok(pair)
+}
