@@ -119,6 +119,19 @@ fn a_command_that_is_not_there_is_the_job_s_failure_with_127() {
 }
 
 #[test]
+fn a_job_that_uses_too_much_memory_is_told_apart() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let command = "head -c 200000000 /dev/zero | busybox tail -c 150000000 > /dev/null";
+    let spec = RunSpec { memory_bytes: Some(32 << 20), ..spec(&bench, &id, &format!("{command}; exit 9")) };
+    let outcome = run(&spec, &bench).unwrap();
+    assert_eq!((outcome.end, outcome.exit_code()), (RunEnd::OutOfMemory, Some(137)), "{outcome:?}");
+    assert_clean(bench, &id);
+}
+
+#[test]
 fn a_job_of_a_millisecond_has_its_code_and_its_output() {
     if !ready() {
         return;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::output::{Captured, OUTPUT_FILE_BYTES, STDERR_FILE, STDOUT_FILE};
 use super::workspace::Workspace;
 use crate::base::shutdown::Shutdown;
+use crate::protocol::{DockerRunOptionsPreset, V0JobRequest};
 
 /// What is to be run, from the initial and the full job request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,11 +31,27 @@ pub struct RunSpec {
     pub gpus: bool,
     /// The container network; `None` cuts the job off. The process runner does not cut anything off.
     pub network: Option<String>,
+    /// Memory that a container may use, in bytes; `None` for no limit. The process runner does not limit anything.
+    pub memory_bytes: Option<u64>,
     /// More labels for the container, for instance of the miner that owns it.
     pub labels: Vec<(String, String)>,
 }
 
 impl RunSpec {
+    /// What a job request asks for, to be run under `id`: without network, memory limit and further labels.
+    pub fn from_request(id: impl Into<String>, request: &V0JobRequest) -> Self {
+        Self {
+            id: id.into(),
+            image: request.docker_image.clone(),
+            command: request.docker_run_cmd.clone(),
+            env: request.env.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+            raw_script: request.raw_script.clone(),
+            artifacts_dir: request.artifacts_dir.clone(),
+            gpus: request.docker_run_options_preset == DockerRunOptionsPreset::NvidiaAll,
+            ..Self::default()
+        }
+    }
+
     /// The command that a job with a script and no command of its own runs, as on the Python executor.
     fn command_or_script(&self) -> Vec<String> {
         if self.command.is_empty() && self.raw_script.is_some() {

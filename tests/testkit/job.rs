@@ -27,6 +27,7 @@ impl Bench {
         Self { folder, threads: Group::enter(), mark }
     }
 
+    #[allow(dead_code)]
     pub fn workspace(&self) -> Workspace {
         Workspace::create_in(self.folder.path()).unwrap()
     }

@@ -151,6 +151,11 @@ fn create_args(spec: &RunSpec, workspace: &Workspace, run_id: &str) -> Result<Ve
     option("--network", spec.network.clone().unwrap_or_else(|| "none".into()));
     option("--security-opt", "no-new-privileges".into());
     option("--pids-limit", PIDS_MAX.into());
+    if let Some(bytes) = spec.memory_bytes {
+        // The same limit with swap, so that there is none.
+        option("--memory", bytes.to_string());
+        option("--memory-swap", bytes.to_string());
+    }
     if spec.gpus {
         option("--gpus", "all".into());
     }
@@ -223,7 +228,8 @@ impl Container {
         };
         let code: i32 = code.parse().map_err(|_| lost(format!("docker gives the exit code {code:?}")))?;
         match status {
-            "exited" | "dead" if out_of_memory == "true" => Ok(RunEnd::OutOfMemory),
+            // A job whose child was killed for its memory may still have ended well.
+            "exited" | "dead" if out_of_memory == "true" && code != 0 => Ok(RunEnd::OutOfMemory),
             "exited" | "dead" => Ok(RunEnd::Exited(code)),
             // The engine could not run the command itself; these are a shell's codes for that.
             "created" if matches!(code, 126 | 127) => Ok(RunEnd::Exited(code)),
