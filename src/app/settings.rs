@@ -57,7 +57,10 @@ fn merge(
 ) -> Result<Vec<OsString>, String> {
     let names: Vec<&str> = command.get_subcommands().map(Command::get_name).collect();
     if let Some(key) = table.keys().find(|k| !names.contains(&k.as_str())) {
-        return Err(format!("unknown key {key:?}{}; it has one table for each command, as [validator]", hint(key, &names)));
+        return Err(format!(
+            "unknown key {key:?}{}; it has one table for each command, as [validator]",
+            hint(key, &names)
+        ));
     }
     let given = arguments.iter().skip(1).filter_map(|a| a.to_str()).find(|a| names.contains(a));
     let Some(subcommand) = given.and_then(|name| command.find_subcommand(name)) else { return Ok(arguments) };
@@ -75,9 +78,10 @@ fn merge(
             return Err(format!("[{name}] unknown key {key:?}{}", hint(&long, &longs)));
         };
         let written = format!("--{long}");
-        let on_the_line = arguments.iter().filter_map(|a| a.to_str()).any(|a| {
-            a == written || a.strip_prefix(&written).is_some_and(|rest| rest.starts_with('='))
-        });
+        let on_the_line = arguments
+            .iter()
+            .filter_map(|a| a.to_str())
+            .any(|a| a == written || a.strip_prefix(&written).is_some_and(|rest| rest.starts_with('=')));
         if on_the_line || flag.get_env().is_some_and(|name| env(name).is_some()) {
             continue;
         }
@@ -166,7 +170,10 @@ mod tests {
     fn mistakes_are_named_with_a_suggestion() {
         for (file, expected) in [
             ("[validater]\n", "unknown key \"validater\"; did you mean \"validator\"?"),
-            ("[validator]\nfacilitater = 1\n", "[validator] unknown key \"facilitater\"; did you mean \"facilitator\"?"),
+            (
+                "[validator]\nfacilitater = 1\n",
+                "[validator] unknown key \"facilitater\"; did you mean \"facilitator\"?",
+            ),
             ("[validator]\nxyz = 1\n", "[validator] unknown key \"xyz\""),
             ("[validator]\njson = 3\n", "json is 3; it should be true or false"),
             ("validator = 3\n", "it should be a table"),

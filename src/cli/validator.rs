@@ -11,7 +11,6 @@ use super::key::KeyArg;
 use super::values::{duration, listen_address};
 use crate::app::{exit, supervise};
 use crate::identity::{KeyPair, PublicKey};
-use crate::ops::status::StatusServer;
 use crate::transport::ClientTls;
 use crate::transport::ws::WsDialer;
 use crate::validator::{Dispatch, Validator, ValidatorConfig, load_miners};

@@ -55,7 +55,8 @@ mod tests {
 
     #[test]
     fn durations_carry_units() {
-        for (text, millis) in [("500ms", 500), ("1.5s", 1500), ("2m", 120_000), ("1h", 3_600_000), ("0", 0), ("0s", 0)] {
+        for (text, millis) in [("500ms", 500), ("1.5s", 1500), ("2m", 120_000), ("1h", 3_600_000), ("0", 0), ("0s", 0)]
+        {
             assert_eq!(duration(text).unwrap(), Duration::from_millis(millis), "{text}");
         }
         for text in ["", "5", "s", "1d", "-1s", "1e400s", "1 s"] {

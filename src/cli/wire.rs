@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use clap::{Subcommand, ValueEnum};
 
 use crate::protocol::{
-    DecodeError, ExecutorToMiner, FacilitatorToValidator, MinerToExecutor, MinerToValidator,
-    ValidatorToFacilitator, ValidatorToMiner,
+    DecodeError, ExecutorToMiner, FacilitatorToValidator, MinerToExecutor, MinerToValidator, ValidatorToFacilitator,
+    ValidatorToMiner,
 };
 
 /// The longest line that is read as a message, in bytes: the largest legal frame is 50 MiB, and what is longer would
@@ -59,11 +59,7 @@ pub enum Link {
 /// Blocks in reading stdin until its end and in writing stdout; a signal that ends the process interrupts either.
 pub fn run(args: Args) -> ExitCode {
     let Command::Check { link } = args.command;
-    match check(
-        link,
-        io::stdin().lock(),
-        BufWriter::new(io::stdout().lock()),
-    ) {
+    match check(link, io::stdin().lock(), BufWriter::new(io::stdout().lock())) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::FAILURE,
@@ -96,12 +92,10 @@ pub fn check(link: Link, mut input: impl BufRead, mut output: impl Write) -> io:
 /// The message as this program would send it, or why it cannot be read.
 fn read(link: Link, line: &[u8], length: usize) -> Result<String, String> {
     if length > MAX_LINE_BYTES {
-        return Err(format!(
-            "line_too_long at the frame: {length} bytes, at most {MAX_LINE_BYTES} are read"
-        ));
+        return Err(format!("line_too_long at the frame: {length} bytes, at most {MAX_LINE_BYTES} are read"));
     }
-    let text = std::str::from_utf8(line)
-        .map_err(|error| format!("not_utf8 at the frame: {error}, a text frame is UTF-8"))?;
+    let text =
+        std::str::from_utf8(line).map_err(|error| format!("not_utf8 at the frame: {error}, a text frame is UTF-8"))?;
     resend(link, text).map_err(|error| error.to_string())
 }
 
@@ -121,10 +115,7 @@ fn resend(link: Link, text: &str) -> Result<String, DecodeError> {
 fn next_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Option<usize>> {
     line.clear();
     // One byte more than a message may have, for the line feed behind it.
-    let read = input
-        .by_ref()
-        .take(MAX_LINE_BYTES as u64 + 1)
-        .read_until(b'\n', line)?;
+    let read = input.by_ref().take(MAX_LINE_BYTES as u64 + 1).read_until(b'\n', line)?;
     if read == 0 {
         return Ok(None);
     }
@@ -169,9 +160,7 @@ mod tests {
 
     #[test]
     fn each_line_is_answered_with_a_line() {
-        let input = format!(
-            " {HEARTBEAT} \r\n\nPING\n{{\"message_type\":\"V0AuthenticationRequest\"}}\n{HEARTBEAT}"
-        );
+        let input = format!(" {HEARTBEAT} \r\n\nPING\n{{\"message_type\":\"V0AuthenticationRequest\"}}\n{HEARTBEAT}");
         let (all_ok, lines) = checked(Link::ValidatorToFacilitator, input);
         assert!(!all_ok);
         let expected = [
@@ -202,11 +191,7 @@ mod tests {
         let input = [b"{\"\xff\":1}\n".as_slice(), HEARTBEAT.as_bytes()].concat();
         let (all_ok, lines) = checked(Link::ValidatorToFacilitator, input);
         assert!(!all_ok);
-        assert!(
-            lines[0].starts_with("error\tnot_utf8 at the frame: "),
-            "{}",
-            lines[0]
-        );
+        assert!(lines[0].starts_with("error\tnot_utf8 at the frame: "), "{}", lines[0]);
         assert!(lines[1].starts_with("ok\t"));
     }
 
@@ -220,21 +205,14 @@ mod tests {
         input.extend(HEARTBEAT.as_bytes());
         let (all_ok, lines) = checked(Link::ValidatorToFacilitator, input);
         assert!(!all_ok);
-        let too_long =
-            "error\tline_too_long at the frame: 67208864 bytes, at most 67108864 are read";
+        let too_long = "error\tline_too_long at the frame: 67208864 bytes, at most 67108864 are read";
         assert_eq!(lines[1], too_long);
-        assert!(
-            lines[0].starts_with("ok\t") && lines[2].starts_with("ok\t"),
-            "{lines:?}"
-        );
+        assert!(lines[0].starts_with("ok\t") && lines[2].starts_with("ok\t"), "{lines:?}");
     }
 
     #[test]
     fn reasons_stay_on_one_line() {
-        let (_, lines) = checked(
-            Link::MinerToValidator,
-            r#"{"message_type":"a\tb\nc\u2028"}"#,
-        );
+        let (_, lines) = checked(Link::MinerToValidator, r#"{"message_type":"a\tb\nc\u2028"}"#);
         assert_eq!(lines.len(), 1);
         let expected = "error\tunion_tag_invalid at the frame: Input tag 'a\\tb\\nc";
         assert!(lines[0].starts_with(expected), "{}", lines[0]);
@@ -257,10 +235,8 @@ mod tests {
 
     #[test]
     fn links_are_named_as_in_the_contract() {
-        let names: Vec<_> = Link::value_variants()
-            .iter()
-            .map(|link| link.to_possible_value().unwrap().get_name().to_owned())
-            .collect();
+        let names: Vec<_> =
+            Link::value_variants().iter().map(|link| link.to_possible_value().unwrap().get_name().to_owned()).collect();
         let contract = [
             "facilitator-to-validator",
             "validator-to-facilitator",
