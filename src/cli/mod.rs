@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::app::logging::{self, LogFormat};
@@ -49,11 +50,12 @@ pub fn main() -> ExitCode {
     let parsed = command.try_get_matches_from(arguments).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version go to stdout with 0, mistakes to stderr with 2; a closed pipe is not worth a word.
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::USAGE));
+        Err(help) if !help.use_stderr() || help.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            // Help and version; a closed pipe is not worth a word.
+            let _ = help.print();
+            return ExitCode::from(if help.use_stderr() { exit::USAGE } else { exit::DONE });
         }
+        Err(mistake) => return exit::usage(one_line(&mistake)),
     };
     let default_filter = match &cli.command {
         Command::Validator(_) => "info",
@@ -65,4 +67,13 @@ pub fn main() -> ExitCode {
         Command::Wire(args) => wire::run(args),
         Command::Key(args) => key::run(args),
     }
+}
+
+/// What clap says of a mistake, without the usage that it adds, as one line.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let said = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let said = said.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
+    let line = said.collect::<Vec<_>>().join("; ");
+    line.trim_start_matches("error: ").replace(":; ", ": ").replace("tip: ", "")
 }

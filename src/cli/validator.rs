@@ -24,7 +24,7 @@ pub struct Args {
     #[command(flatten)]
     key: KeyArg,
     /// The miners: TOML with [[miner]] hotkey, address, port
-    #[arg(long, value_name = "FILE", env = "PHALANX_MINERS", required_unless_present_any = ["stub_time"])]
+    #[arg(long, value_name = "FILE", env = "PHALANX_MINERS")]
     miners: Option<PathBuf>,
     /// Folder for what must survive a restart
     #[arg(long, value_name = "DIR", env = "PHALANX_STATE_DIR")]
