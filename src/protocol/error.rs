@@ -72,7 +72,7 @@ pub struct ErrorDetail {
     pub input: Value,
     /// What the sentence is made of.
     pub ctx: JsonMap,
-    /// The input as Python would show it, in at most 52 characters.
+    /// The input as Python would show it, in at most 52 bytes.
     pub(super) input_repr: String,
     /// The Python type of the input.
     pub(super) input_type: &'static str,
@@ -271,7 +271,7 @@ fn echo(input: &JsonValue<'_>) -> Value {
     } else {
         Value::String(format!(
             "{}… (cut, too long to quote)",
-            repr::head(input, MAX_ECHO_BYTES / 4)
+            repr::head(input, MAX_ECHO_BYTES)
         ))
     }
 }

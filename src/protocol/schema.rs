@@ -6,7 +6,6 @@
 
 use std::borrow::Cow;
 
-use indexmap::IndexMap;
 use jiter::JsonValue;
 
 use super::error::{DecodeError, Errors, Fault, LocItem, invalid_json, quote};
@@ -207,17 +206,6 @@ pub(super) fn unknown_tag(tag: &str, by: &'static str, tags: &[String]) -> Fault
         .with("discriminator", format!("'{by}'"))
         .with("tag", tag.as_ref())
         .with("expected_tags", expected)
-}
-
-/// The unique entries of a dict, or the error that says the value is none.
-pub(super) fn dict<'v, 'j>(
-    value: &'v JsonValue<'j>,
-    errors: &mut Errors,
-) -> Option<IndexMap<&'v str, &'v JsonValue<'j>>> {
-    match value {
-        JsonValue::Object(entries) => Some(unique(entries)),
-        _ => errors.fail(Fault::new("dict_type", "Input should be an object"), value),
-    }
 }
 
 /// Defines a message, or a part of one, by its fields.
