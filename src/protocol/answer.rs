@@ -1,14 +1,12 @@
 //! The answers of the peers to a frame that they could not read; the connection stays open after each.
 //!
-//! A validator answers a miner but never the facilitator. What is quoted of the frame is bounded (see
-//! [`MAX_ERRORS`](super::MAX_ERRORS), [`MAX_ECHO_BYTES`] and [`MAX_FRAME_ECHO_CHARS`]), so that a frame of 50 MiB does
-//! not earn an answer of that size; cut text says so at its end.
+//! A validator answers a miner but never the facilitator. What is quoted of the frame is bounded, so that a frame of
+//! 50 MiB does not earn an answer of that size: see [`MAX_ERRORS`](super::MAX_ERRORS),
+//! [`MAX_ECHO_BYTES`](super::MAX_ECHO_BYTES) and [`MAX_FRAME_ECHO_CHARS`]. Cut text says so at its end.
 
 use serde_json::Value;
 
 use super::enums::ResponseStatus;
-#[allow(unused_imports, reason = "named in the module's documentation")]
-use super::error::MAX_ECHO_BYTES;
 use super::error::{DecodeError, ErrorDetail, LocItem, cut};
 use super::executor::GenericError;
 use super::facilitator::{ErrorItem, Response};

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jiter::JsonValue;
-use speedate::{DateTimeConfig, TimeConfig, TimestampUnit};
+use speedate::{DateTimeConfig, MicrosecondsPrecisionOverflowBehavior, TimeConfig, TimestampUnit};
 
 use super::error::{Errors, Fault};
 use super::json::Writer;
@@ -73,7 +73,7 @@ impl FromStr for DateTime {
             text: text.to_owned(),
             why: why.to_owned(),
         };
-        match speedate::DateTime::parse_str_rfc3339(text) {
+        match speedate::DateTime::parse_bytes_rfc3339_with_config(text.as_bytes(), &TIME_CONFIG) {
             Ok(time) if time.time.tz_offset.is_some() => Ok(DateTime(time)),
             Ok(_) => Err(error("the offset is missing")),
             Err(why) => Err(error(&reason(&why))),
@@ -87,12 +87,14 @@ impl fmt::Display for DateTime {
     }
 }
 
-/// A bare number counts in UTC, and digits beyond a microsecond are dropped.
+/// Digits beyond a microsecond are dropped, and a bare number counts in UTC.
+const TIME_CONFIG: TimeConfig = TimeConfig {
+    microseconds_precision_overflow_behavior: MicrosecondsPrecisionOverflowBehavior::Truncate,
+    unix_timestamp_offset: Some(0),
+};
+
 fn config(timestamp_unit: TimestampUnit) -> DateTimeConfig {
-    let time_config = TimeConfig {
-        unix_timestamp_offset: Some(0),
-        ..TimeConfig::default()
-    };
+    let time_config = TIME_CONFIG;
     DateTimeConfig {
         timestamp_unit,
         time_config,

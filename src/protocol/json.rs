@@ -197,17 +197,25 @@ pub fn sort_keys(
     style: Style,
     without: Option<&str>,
 ) -> Result<String, jiter::JsonError> {
-    let value = JsonValue::parse(text.as_bytes(), true)?;
+    Ok(sorted(
+        &JsonValue::parse(text.as_bytes(), true)?,
+        style,
+        without,
+    ))
+}
+
+/// As [`sort_keys`], of a text that has been parsed.
+pub(super) fn sorted(value: &JsonValue<'_>, style: Style, without: Option<&str>) -> String {
     let mut out = Writer::new(style);
-    match (&value, without) {
+    match (value, without) {
         (JsonValue::Object(entries), Some(key)) => {
             let mut entries = unique(entries);
             entries.shift_remove(key);
             out.sorted_entries(entries);
         }
-        _ => out.sorted(&value),
+        _ => out.sorted(value),
     }
-    Ok(out.into_string())
+    out.into_string()
 }
 
 /// The entries of an object as Python's `dict` holds them: a repeated key keeps its first place and its last value.

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use jiter::JsonValue;
 
-use super::error::{DecodeError, Errors, Fault, LocItem, invalid_json, quote};
+use super::error::{DecodeError, Errors, Fault, LocItem, MAX_QUOTE, invalid_json, quote};
 use super::json::{Style, Writer, unique};
 use super::repr;
 
@@ -185,7 +185,7 @@ pub(super) fn tagged<'v, 'j>(
     };
     match lookup(entries, by) {
         Some(JsonValue::Str(tag)) => Some(Cow::Borrowed(tag)),
-        Some(other) => Some(Cow::Owned(repr::head(other, 256))),
+        Some(other) => Some(Cow::Owned(repr::head(other, MAX_QUOTE))),
         None => {
             let msg = format!("Unable to extract tag using discriminator '{by}'");
             let fault =
@@ -313,7 +313,6 @@ macro_rules! tagged_union {
 
         impl $name {
             /// The tags as Python shows them in an error.
-            #[allow(dead_code, reason = "only the unions that stand for a whole frame are named in an answer")]
             pub(super) fn shown_tags() -> Vec<String> {
                 vec![$( $crate::protocol::schema::Literal::shown(&$tag) ),*]
             }

@@ -21,7 +21,7 @@ use super::facilitator::{
     Base64Bytes, Signature, SignedFields, V0AuthenticationRequest, V0JobCheated, V2JobRequest,
 };
 use super::int::Int;
-use super::json::{Style, Writer, sort_keys, to_value};
+use super::json::{self, Style, Writer, sort_keys, to_value};
 use super::miner::ValidatorAuthForMiner;
 use super::receipt::{
     JobAcceptedReceiptPayload, JobFinishedReceiptPayload, JobStartedReceiptPayload, Receipt,
@@ -235,8 +235,8 @@ pub fn verify_validator_signature(
     frame: &str,
     validator: &PublicKey,
 ) -> Result<bool, SigningError> {
-    let json = |error: jiter::JsonError| SigningError::Json(error.description(frame.as_bytes()));
-    let parsed = JsonValue::parse(frame.as_bytes(), true).map_err(json)?;
+    let parsed = JsonValue::parse(frame.as_bytes(), true)
+        .map_err(|error| SigningError::Json(error.description(frame.as_bytes())))?;
     let JsonValue::Object(entries) = &parsed else {
         return Err(SigningError::Json("it is another kind of value".to_owned()));
     };
@@ -246,7 +246,7 @@ pub fn verify_validator_signature(
     let Ok(signature) = RawSignature::from_hex(signature) else {
         return Ok(false);
     };
-    let blob = sort_keys(frame, Style::PYTHON_TIGHT, Some(VALIDATOR_SIGNATURE)).map_err(json)?;
+    let blob = json::sorted(&parsed, Style::PYTHON_TIGHT, Some(VALIDATOR_SIGNATURE));
     Ok(validator.verify_text(&blob, &signature))
 }
 
