@@ -157,7 +157,7 @@ fn an_image_that_cannot_be_had_is_told_with_docker_s_text() {
     let error = DockerRunner.prepare(missing, &Shutdown::new(), far()).unwrap_err();
     assert!(matches!(&error, RunError::Image { image, text } if image == missing && !text.is_empty()), "{error}");
     let error = run(&RunSpec { image: missing.into(), ..spec(&bench, &id, "true") }, &bench).unwrap_err();
-    assert!(matches!(&error, RunError::Docker { text, .. } if text.contains("No such image")), "{error}");
+    assert!(matches!(&error, RunError::Tool { text, .. } if text.contains("No such image")), "{error}");
     assert_clean(bench, &id);
 }
 
@@ -276,7 +276,7 @@ fn a_name_that_is_taken_is_an_error_and_its_holder_is_not_touched() {
     let (bench, id) = bench();
     let holder = docker(&["create", "--name", &format!("ch-{id}-job"), IMAGE, "true"]).unwrap();
     let error = run(&spec(&bench, &id, "true"), &bench).unwrap_err();
-    assert!(matches!(&error, RunError::Docker { text, .. } if text.contains("already in use")), "{error}");
+    assert!(matches!(&error, RunError::Tool { text, .. } if text.contains("already in use")), "{error}");
     docker(&["rm", &holder]).expect("the holder of the name is still there");
     assert_clean(bench, &id);
 }

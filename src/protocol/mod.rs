@@ -23,6 +23,7 @@ pub mod receipt;
 mod repr;
 mod scalars;
 mod schema;
+pub mod stages;
 pub mod upload;
 pub mod volume;
 

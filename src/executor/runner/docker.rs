@@ -6,8 +6,10 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::child::{self, ChildError, Ended, Streams};
-use super::{RunEnd, RunError, RunOutcome, RunSpec, Runner, SCRIPT_PATH, captures, io_error, publish};
+use super::child::{self, Ended};
+use super::{
+    RunEnd, RunError, RunOutcome, RunSpec, Runner, SCRIPT_PATH, captures, child_error, io_error, publish, tool,
+};
 use crate::base::shutdown::Shutdown;
 use crate::executor::workspace::Workspace;
 
@@ -69,13 +71,13 @@ impl Runner for DockerRunner {
         check_image(image)?;
         match docker("look for the image", &["image", "inspect", "--format", "{{.Id}}", image], token, deadline) {
             Ok(_) => return Ok(()),
-            Err(RunError::Docker { text, .. }) if text.to_lowercase().contains("no such image") => {}
+            Err(RunError::Tool { text, .. }) if text.to_lowercase().contains("no such image") => {}
             Err(error) => return Err(error),
         }
         log::info!("pulling image {image}");
         match docker("pull the image", &["pull", "--quiet", image], token, deadline) {
             Ok(_) => Ok(()),
-            Err(RunError::Docker { text, .. }) => Err(RunError::Image { image: image.to_owned(), text }),
+            Err(RunError::Tool { text, .. }) => Err(RunError::Image { image: image.to_owned(), text }),
             Err(error) => Err(error),
         }
     }
@@ -108,7 +110,7 @@ impl Runner for DockerRunner {
             }
         };
         let ended = child::run(&mut start, captures(workspace)?, token, deadline, kill);
-        let ended = ended.map_err(|error| child_error("start the container", error))?;
+        let ended = ended.map_err(|error| child_error("docker", "start the container", error))?;
         let end = container.end(&id, &ended);
         container.remove();
         publish(workspace)?;
@@ -235,7 +237,7 @@ impl Container {
             "created" if matches!(code, 126 | 127) => Ok(RunEnd::Exited(code)),
             "created" => {
                 let text = if error.is_empty() { ended.stderr.text.trim() } else { error };
-                Err(RunError::Docker { doing: "start the container", text: text.to_owned() })
+                Err(RunError::Tool { doing: "start the container", text: text.to_owned() })
             }
             status => Err(lost(format!("the connection to it ended while it is {status}"))),
         }
@@ -263,27 +265,7 @@ impl Drop for Container {
 
 /// Runs one docker command and gives what it prints, trimmed.
 fn docker(doing: &'static str, args: &[&str], token: &Shutdown, deadline: Instant) -> Result<String, RunError> {
-    let mut command = Command::new("docker");
-    command.args(args);
-    let ended = child::run(&mut command, Streams::in_memory(), token, deadline, || {})
-        .map_err(|error| child_error(doing, error))?;
-    match ended.end {
-        RunEnd::Exited(0) => Ok(ended.stdout.text.trim().to_owned()),
-        RunEnd::TimedOut => Err(RunError::TimedOut(doing)),
-        RunEnd::Cancelled => Err(RunError::Cancelled(doing)),
-        _ => {
-            let text = ended.stderr.text.trim();
-            let text = if text.is_empty() { format!("docker ended with {:?}", ended.end) } else { text.to_owned() };
-            Err(RunError::Docker { doing, text })
-        }
-    }
-}
-
-fn child_error(doing: &'static str, error: ChildError) -> RunError {
-    match error {
-        ChildError::Spawn(source) => RunError::Start { program: "docker".into(), source },
-        ChildError::Streams(source) => RunError::Io { doing, source },
-    }
+    tool("docker", doing, args, token, deadline)
 }
 
 #[cfg(test)]
