@@ -290,3 +290,31 @@ fn child_error(program: &str, doing: &'static str, error: child::ChildError) -> 
         child::ChildError::Streams(source) => RunError::Io { doing, source },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::MinerToExecutor;
+
+    #[test]
+    fn a_request_s_fields_become_the_spec_s() {
+        let text = r#"{"message_type":"V0JobRequest","job_uuid":"u","executor_class":"always_on.test",
+            "docker_image":"ubuntu:latest","raw_script":"print(1)","docker_run_options_preset":"nvidia_all",
+            "docker_run_cmd":["python","/script.py"],"env":{"B":"2","A":"1"},"artifacts_dir":"/artifacts"}"#;
+        let Ok(MinerToExecutor::V0JobRequest(request)) = MinerToExecutor::decode(text) else { panic!("not decoded") };
+        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        let expected = RunSpec {
+            id: "token".into(),
+            image: "ubuntu:latest".into(),
+            command: vec!["python".into(), "/script.py".into()],
+            env: vec![pair("B", "2"), pair("A", "1")],
+            raw_script: Some("print(1)".into()),
+            artifacts_dir: Some("/artifacts".into()),
+            gpus: true,
+            network: None,
+            memory_bytes: None,
+            labels: vec![],
+        };
+        assert_eq!(RunSpec::from_request("token", &request), expected);
+    }
+}

@@ -71,3 +71,55 @@ impl Bounds<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn busy() -> HttpError {
+        HttpError::Status { url: "http://h/".into(), status: 503, excerpt: String::new() }
+    }
+
+    fn cancelled() -> HttpError {
+        HttpError::Cancelled { url: "http://h/".into() }
+    }
+
+    #[test]
+    fn a_cancel_ends_the_wait_and_the_next_attempt_says_so() {
+        let token = Shutdown::new();
+        let bounds = Bounds { token: &token, deadline: Instant::now() + Duration::from_secs(60) };
+        let mut attempts = 0;
+        let error = bounds.retry(|| -> Result<(), _> {
+            attempts += 1;
+            if token.is_cancelled() {
+                return Err(cancelled());
+            }
+            token.cancel();
+            Err(busy())
+        });
+        assert!(matches!(error, Err(HttpError::Cancelled { .. })));
+        assert_eq!(attempts, 2);
+    }
+
+    #[test]
+    fn nothing_is_tried_again_past_the_deadline_or_for_a_permanent_error() {
+        let token = Shutdown::new();
+        for (deadline, error) in [(Instant::now(), busy()), (Instant::now() + Duration::from_secs(60), cancelled())] {
+            let mut once = Some(error);
+            let result: Result<(), _> = Bounds { token: &token, deadline }.retry(|| Err(once.take().unwrap()));
+            assert!(result.is_err());
+        }
+    }
+
+    #[test]
+    fn a_copy_stops_at_its_limit() {
+        let token = Shutdown::new();
+        let bounds = Bounds { token: &token, deadline: Instant::now() + Duration::from_secs(60) };
+        for (len, max, copied) in [(10, 20, 10), (20, 20, 20), (1_000_000, 300_000, 300_000)] {
+            let mut to = Vec::new();
+            assert_eq!(bounds.copy(&mut vec![7u8; len].as_slice(), &mut to, max).unwrap(), copied);
+            assert_eq!(to.len() as u64, copied);
+        }
+    }
+}

@@ -23,7 +23,7 @@ pub const JOB_LABEL: &str = "phalanx.job";
 const RUN_LABEL: &str = "phalanx.run";
 
 /// How long looking at or removing a container may take once its job is over; the job's own deadline may have passed.
-const CLEANUP_TIME: Duration = Duration::from_secs(15);
+const CLEANUP_TIME: Duration = Duration::from_secs(10);
 
 /// Processes and threads in a container: far more than a job needs, far less than a fork bomb takes.
 const PIDS_MAX: &str = "4096";
@@ -289,6 +289,8 @@ mod tests {
             artifacts_dir: Some("/artifacts".into()),
             raw_script: Some("print(1)".into()),
             labels: vec![("owner".into(), "miner".into())],
+            network: Some("ch-abc".into()),
+            memory_bytes: Some(1 << 30),
             ..spec()
         };
         let args = args(&spec).unwrap();
@@ -296,7 +298,8 @@ mod tests {
         assert_eq!(args[end + 1..], ["ubuntu:latest", "--rm", "-v/:/host"]);
         for pair in [
             ["--name", "ch-abc-job"],
-            ["--network", "none"],
+            ["--network", "ch-abc"],
+            ["--memory", "1073741824"],
             ["--gpus", "all"],
             ["--env", "A=--privileged"],
             ["--label", "phalanx.job=abc"],
@@ -311,7 +314,9 @@ mod tests {
     #[test]
     fn a_script_without_a_command_is_run_by_python() {
         let spec = RunSpec { raw_script: Some("print(1)".into()), ..spec() };
-        assert!(args(&spec).unwrap().ends_with(&["ubuntu:latest".into(), "python".into(), "/script.py".into()]));
+        let args = args(&spec).unwrap();
+        assert!(args.ends_with(&["ubuntu:latest".into(), "python".into(), "/script.py".into()]));
+        assert!(args.join(" ").contains("--network none "), "no network unless one is named");
     }
 
     #[test]
