@@ -173,7 +173,7 @@ fn refused(entry: &str, error: &ZipError) -> ArchiveError {
 }
 
 /// Creates a file anew; one that an earlier volume has left there is replaced, as on the Python executor.
-pub(super) fn create(path: &Path) -> io::Result<File> {
+fn create(path: &Path) -> io::Result<File> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
