@@ -10,6 +10,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::app::logging::{self, LogFormat};
 use crate::app::{exit, settings};
 
+pub mod executor;
 pub mod key;
 pub mod validator;
 pub mod values;
@@ -33,6 +34,8 @@ pub struct Cli {
 enum Command {
     /// Take jobs from the facilitator and drive them on miners
     Validator(validator::Args),
+    /// Run one job for the miner that started this process
+    Executor(executor::Args),
     /// Check messages against the wire protocol
     Wire(wire::Args),
     /// Make keys, show them, sign and verify
@@ -64,6 +67,7 @@ pub fn main() -> ExitCode {
     logging::init(cli.log_format, default_filter);
     match cli.command {
         Command::Validator(args) => validator::run(args),
+        Command::Executor(args) => executor::run(args),
         Command::Wire(args) => wire::run(args),
         Command::Key(args) => key::run(args),
     }
