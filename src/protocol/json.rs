@@ -1,0 +1,320 @@
+//! JSON text as the Python peers write it: compact as pydantic emits it, or as Python's `json.dumps` does.
+//!
+//! Signatures cover exact bytes, so spacing, escapes, the layout of floats and the order of keys all count.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use indexmap::IndexMap;
+use jiter::JsonValue;
+use serde_json::{Map, Number, Value};
+
+/// A JSON object that keeps the order of its keys.
+pub type JsonMap = Map<String, Value>;
+
+/// How JSON text is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Style {
+    /// A space after `,` and `:`.
+    spaced: bool,
+    /// Everything outside printable ASCII as `\uXXXX`.
+    ascii: bool,
+    /// Floats as Python's `repr` (`1e-07`), not as pydantic (`1e-7`, and `null` where no number can stand).
+    python_floats: bool,
+}
+
+impl Style {
+    /// What pydantic's `model_dump_json` emits.
+    pub const COMPACT: Style = Style {
+        spaced: false,
+        ascii: false,
+        python_floats: false,
+    };
+    /// What Python's `json.dumps` emits by default.
+    pub const PYTHON: Style = Style {
+        spaced: true,
+        ascii: true,
+        python_floats: true,
+    };
+    /// What Python's `json.dumps` emits with `separators=(",", ":")`.
+    pub const PYTHON_TIGHT: Style = Style {
+        spaced: false,
+        ascii: true,
+        python_floats: true,
+    };
+}
+
+/// Writes one JSON text piece by piece; the caller keeps the pieces in a legal order.
+#[derive(Debug)]
+pub struct Writer {
+    out: String,
+    style: Style,
+    /// Whether the next item of the current container needs a comma before it.
+    comma: bool,
+}
+
+impl Writer {
+    /// An empty text in the given style.
+    pub fn new(style: Style) -> Self {
+        Writer {
+            out: String::with_capacity(256),
+            style,
+            comma: false,
+        }
+    }
+
+    /// The text written so far.
+    pub fn into_string(self) -> String {
+        self.out
+    }
+
+    fn item(&mut self) {
+        if self.comma {
+            self.out
+                .push_str(if self.style.spaced { ", " } else { "," });
+        }
+        self.comma = true;
+    }
+
+    /// Opens an object or an array (`{` or `[`).
+    pub fn open(&mut self, bracket: char) {
+        self.item();
+        self.out.push(bracket);
+        self.comma = false;
+    }
+
+    /// Closes what [`Writer::open`] opened (`}` or `]`).
+    pub fn close(&mut self, bracket: char) {
+        self.out.push(bracket);
+        self.comma = true;
+    }
+
+    /// Writes the key of the value that follows.
+    pub fn key(&mut self, key: &str) {
+        self.item();
+        push_string(&mut self.out, key, self.style.ascii);
+        self.out
+            .push_str(if self.style.spaced { ": " } else { ":" });
+        self.comma = false;
+    }
+
+    /// Writes a string.
+    pub fn string(&mut self, text: &str) {
+        self.item();
+        push_string(&mut self.out, text, self.style.ascii);
+    }
+
+    /// Writes text that already is JSON: an integer, `true`, `false` or `null`.
+    pub fn literal(&mut self, text: &str) {
+        self.item();
+        self.out.push_str(text);
+    }
+
+    /// Writes a float.
+    pub fn float(&mut self, value: f64) {
+        self.item();
+        push_float(&mut self.out, value, self.style.python_floats);
+    }
+
+    /// Writes a free-form value.
+    pub fn value(&mut self, value: &Value) {
+        match value {
+            Value::Null => self.literal("null"),
+            Value::Bool(true) => self.literal("true"),
+            Value::Bool(false) => self.literal("false"),
+            Value::Number(number) => self.number(number),
+            Value::String(text) => self.string(text),
+            Value::Array(items) => {
+                self.open('[');
+                items.iter().for_each(|item| self.value(item));
+                self.close(']');
+            }
+            Value::Object(map) => self.map(map),
+        }
+    }
+
+    /// Writes a free-form object.
+    pub fn map(&mut self, map: &JsonMap) {
+        self.open('{');
+        for (key, value) in map {
+            self.key(key);
+            self.value(value);
+        }
+        self.close('}');
+    }
+
+    fn number(&mut self, number: &Number) {
+        let text = number.as_str();
+        if text == "-0" {
+            // Python reads the integer -0 as 0.
+            self.literal("0");
+        } else if text.bytes().all(|b| b == b'-' || b.is_ascii_digit()) {
+            self.literal(text);
+        } else {
+            self.float(
+                text.parse()
+                    .expect("serde_json keeps only text that is a JSON number"),
+            );
+        }
+    }
+
+    /// Writes a parsed value with the keys of every object sorted, a repeated key with its last value.
+    fn sorted(&mut self, value: &JsonValue<'_>) {
+        match value {
+            JsonValue::Null => self.literal("null"),
+            JsonValue::Bool(true) => self.literal("true"),
+            JsonValue::Bool(false) => self.literal("false"),
+            JsonValue::Int(int) => self.literal(&int.to_string()),
+            JsonValue::BigInt(int) => self.literal(&int.to_string()),
+            JsonValue::Float(float) => self.float(*float),
+            JsonValue::Str(text) => self.string(text),
+            JsonValue::Array(items) => {
+                self.open('[');
+                items.iter().for_each(|item| self.sorted(item));
+                self.close(']');
+            }
+            JsonValue::Object(entries) => self.sorted_entries(unique(entries)),
+        }
+    }
+
+    fn sorted_entries(&mut self, mut entries: IndexMap<&str, &JsonValue<'_>>) {
+        // Bytes of UTF-8 sort as code points do, which is how Python sorts.
+        entries.sort_unstable_keys();
+        self.open('{');
+        for (key, value) in entries {
+            self.key(key);
+            self.sorted(value);
+        }
+        self.close('}');
+    }
+}
+
+/// The text with the keys of every object sorted, as `json.dumps(json.loads(text), sort_keys=True)` gives it.
+///
+/// `without` names one key of the outermost object to leave out. Fails when the text is not JSON.
+pub fn sort_keys(
+    text: &str,
+    style: Style,
+    without: Option<&str>,
+) -> Result<String, jiter::JsonError> {
+    let value = JsonValue::parse(text.as_bytes(), true)?;
+    let mut out = Writer::new(style);
+    match (&value, without) {
+        (JsonValue::Object(entries), Some(key)) => {
+            let mut entries = unique(entries);
+            entries.shift_remove(key);
+            out.sorted_entries(entries);
+        }
+        _ => out.sorted(&value),
+    }
+    Ok(out.into_string())
+}
+
+/// The entries of an object as Python's `dict` holds them: a repeated key keeps its first place and its last value.
+pub(super) fn unique<'v, 'j>(
+    entries: &'v [(Cow<'j, str>, JsonValue<'j>)],
+) -> IndexMap<&'v str, &'v JsonValue<'j>> {
+    entries
+        .iter()
+        .map(|(key, value)| (key.as_ref(), value))
+        .collect()
+}
+
+/// A parsed value as an owned one; floats that JSON cannot spell become null, as pydantic would re-emit them.
+pub(super) fn to_value(value: &JsonValue<'_>) -> Value {
+    match value {
+        JsonValue::Null => Value::Null,
+        JsonValue::Bool(flag) => Value::Bool(*flag),
+        JsonValue::Int(int) => Value::from(*int),
+        JsonValue::BigInt(int) => Value::Number(
+            int.to_string()
+                .parse()
+                .expect("the digits of an integer are a JSON number"),
+        ),
+        JsonValue::Float(float) => Number::from_f64(*float).map_or(Value::Null, Value::Number),
+        JsonValue::Str(text) => Value::String(text.to_string()),
+        JsonValue::Array(items) => Value::Array(items.iter().map(to_value).collect()),
+        JsonValue::Object(entries) => Value::Object(to_map(entries)),
+    }
+}
+
+/// The entries of a parsed object as an owned map.
+pub(super) fn to_map(entries: &[(Cow<'_, str>, JsonValue<'_>)]) -> JsonMap {
+    entries
+        .iter()
+        .map(|(key, value)| (key.to_string(), to_value(value)))
+        .collect()
+}
+
+/// What an object holds beside the known keys.
+pub(super) fn to_map_without(entries: &[(Cow<'_, str>, JsonValue<'_>)], known: &[&str]) -> JsonMap {
+    let extra = entries
+        .iter()
+        .filter(|(key, _)| !known.contains(&key.as_ref()));
+    extra
+        .map(|(key, value)| (key.to_string(), to_value(value)))
+        .collect()
+}
+
+fn push_string(out: &mut String, text: &str, ascii: bool) {
+    out.push('"');
+    let mut plain = 0;
+    for (at, c) in text.char_indices() {
+        let escape = match c {
+            '"' => "\\\"",
+            '\\' => "\\\\",
+            '\n' => "\\n",
+            '\r' => "\\r",
+            '\t' => "\\t",
+            '\u{8}' => "\\b",
+            '\u{c}' => "\\f",
+            '\0'..='\u{1f}' => "",
+            '\u{7f}'.. if ascii => "",
+            _ => continue,
+        };
+        out.push_str(&text[plain..at]);
+        plain = at + c.len_utf8();
+        out.push_str(escape);
+        if escape.is_empty() {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                write!(out, "\\u{unit:04x}").expect("writing to a String cannot fail");
+            }
+        }
+    }
+    out.push_str(&text[plain..]);
+    out.push('"');
+}
+
+/// Writes the shortest digits that read back as `value`, laid out as Python's `repr` or as pydantic does.
+pub(super) fn push_float(out: &mut String, value: f64, python: bool) {
+    if !value.is_finite() {
+        out.push_str(match (python, value) {
+            (false, _) => "null",
+            (true, v) if v.is_nan() => "NaN",
+            (true, v) if v > 0.0 => "Infinity",
+            (true, _) => "-Infinity",
+        });
+        return;
+    }
+    let scientific = format!("{value:e}");
+    let (mantissa, exponent) = scientific
+        .split_once('e')
+        .expect("the {:e} format always has an exponent");
+    let exponent: i32 = exponent
+        .parse()
+        .expect("the exponent of an f64 is a small integer");
+    // Both switch to an exponent at 1e16; going down Python does below 1e-4, pydantic below 1e-5.
+    let lowest = if python { -4 } else { -5 };
+    if value != 0.0 && !(lowest..16).contains(&exponent) {
+        let sign = if exponent < 0 { '-' } else { '+' };
+        let width = if python { 2 } else { 1 };
+        write!(out, "{mantissa}e{sign}{:0width$}", exponent.abs())
+            .expect("writing to a String cannot fail");
+    } else {
+        let fixed = value.to_string();
+        out.push_str(&fixed);
+        if !fixed.contains('.') {
+            out.push_str(".0");
+        }
+    }
+}
