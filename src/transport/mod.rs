@@ -1,1 +1,305 @@
-//! transport
+//! Connections as two halves: one thread reads, one writes, a kick frees both.
+//!
+//! [`ws`] carries them over TCP and TLS with the WebSocket protocol; `memory` within the process, with planned faults.
+//! Both are behind [`Dialer`] and [`Listener`], so whatever stands on them runs over either.
+//!
+//! The rules of every implementation:
+//! * The reader never writes to the socket and never waits for the writer. What the peer is owed (a pong, the answer to its
+//!   Close) waits in a control slot; the reader says so with [`Incoming::Control`], and whoever owns both threads wakes the
+//!   writer, which sends it on its next [`WriteHalf::flush`].
+//! * A blocked call ends by [`ConnectionKick::kick`] and by nothing else: no time-outs, no polling. Liveness is the caller's.
+//! * No subprotocol and no extension is negotiated; a peer's offer of compression is declined.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use tungstenite::{Bytes, Utf8Bytes};
+
+use crate::base::limits;
+use crate::base::shutdown::{Level, Shutdown};
+
+mod control;
+mod error;
+mod handshake;
+mod tls;
+mod url;
+pub mod ws;
+
+pub use error::TransportError;
+pub use tls::{ClientTls, ServerTls};
+
+/// Bytes that a write half collects before it sends without being flushed: some 60 typical messages in one system call.
+pub const WRITE_BUFFER_BYTES: usize = 64 << 10;
+
+/// How long a reader that failed the connection keeps reading, so that unread bytes do not reset the connection under the
+/// Close on its way to the peer.
+pub const CLOSE_DRAIN_TIME: Duration = Duration::from_secs(1);
+
+/// What a read half received.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Incoming {
+    /// A whole text message, fragments joined.
+    Text(Utf8Bytes),
+    /// A whole binary message, fragments joined.
+    Binary(Bytes),
+    /// Nothing for the caller, but something waits in the write half: wake the writer so that it flushes.
+    Control,
+    /// The answer to a ping.
+    Pong,
+    /// The peer sent Close or its stream ended. After a Close, one more flush of the write half sends the answer.
+    Closed(CloseInfo),
+}
+
+/// How the peer ended the connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CloseInfo {
+    /// The code of its Close; `None` if that had none, or if there was no Close (then `clean` is false).
+    pub code: Option<u16>,
+    /// The reason in its Close, or what ended the stream.
+    pub reason: String,
+    /// Whether a Close was received; false means that the stream just ended.
+    pub clean: bool,
+}
+
+impl CloseInfo {
+    pub(crate) fn end_of_stream() -> Self {
+        Self { code: None, reason: "the stream ended without a Close".to_owned(), clean: false }
+    }
+}
+
+impl fmt::Display for CloseInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.clean, self.code) {
+            (false, _) => f.write_str(&self.reason),
+            (true, None) => f.write_str("closed by the peer without a code"),
+            (true, Some(code)) if self.reason.is_empty() => write!(f, "closed by the peer with code {code}"),
+            (true, Some(code)) => write!(f, "closed by the peer with code {code}: {}", self.reason),
+        }
+    }
+}
+
+/// The receiving side of a connection, for one thread.
+pub trait ReadHalf: Send {
+    /// The next thing from the peer.
+    ///
+    /// Blocks until there is one; [`ConnectionKick::kick`] interrupts it, nothing else does. Never waits for the writer.
+    /// After [`Incoming::Closed`] a further call waits for the end of the stream, at most [`CLOSE_DRAIN_TIME`], and returns
+    /// [`TransportError::Closed`].
+    ///
+    /// # Errors
+    /// [`TransportError::Stopped`] after a kick. For bad input (message over the limit, protocol error, bad UTF-8) the first
+    /// call returns [`Incoming::Control`], so that the writer is woken and sends the Close with the right code; the next
+    /// call waits for the peer's end of stream, at most [`CLOSE_DRAIN_TIME`], and returns the error. Any error is final.
+    fn read(&mut self) -> Result<Incoming, TransportError>;
+}
+
+/// The sending side of a connection, for one thread.
+///
+/// Every method may block while the peer does not read; [`ConnectionKick::kick`] interrupts it. Any error is final.
+pub trait WriteHalf: Send {
+    /// Puts a text message into the write buffer; when that is over its size, it is sent.
+    ///
+    /// # Errors
+    /// [`TransportError::Closed`] after a Close was sent, [`TransportError::Stopped`] after a kick.
+    fn write(&mut self, text: Utf8Bytes) -> Result<(), TransportError>;
+
+    /// Sends waiting control frames, then all that was written, then, if the peer is owed a Close, that.
+    ///
+    /// # Errors
+    /// As for [`WriteHalf::write`], but flushing after a Close is no error.
+    fn flush(&mut self) -> Result<(), TransportError>;
+
+    /// Queues a ping, which goes with the next flush and before the messages written so far.
+    ///
+    /// # Errors
+    /// As for [`WriteHalf::write`].
+    fn ping(&mut self) -> Result<(), TransportError>;
+
+    /// Flushes and sends Close with `code`; nothing can be written afterwards. If the peer sent a Close, or broke the
+    /// protocol, it gets the answer to that instead. The peer's Close is still to be read.
+    ///
+    /// A `reason` over 123 bytes is cut.
+    ///
+    /// # Errors
+    /// [`TransportError::CloseCode`] if the code must not be sent (then nothing was); otherwise as [`WriteHalf::flush`].
+    fn close(&mut self, code: u16, reason: &str) -> Result<(), TransportError>;
+}
+
+/// Frees both halves of one connection from whatever they block in; clones are the same kick.
+///
+/// It does not keep the connection open: with both halves dropped it does nothing.
+#[derive(Clone)]
+pub struct ConnectionKick(Arc<dyn Fn() + Send + Sync>);
+
+impl ConnectionKick {
+    /// A kick that runs `action`, which must not block and may run more than once.
+    pub fn new(action: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(action))
+    }
+
+    /// Ends the connection without a Close. Does not block; more than once is the same as once.
+    pub fn kick(&self) {
+        (self.0)();
+    }
+}
+
+impl fmt::Debug for ConnectionKick {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ConnectionKick")
+    }
+}
+
+/// An open connection. The three parts go to the threads that need them.
+pub struct Connection {
+    /// For the reading thread.
+    pub reader: Box<dyn ReadHalf>,
+    /// For the writing thread.
+    pub writer: Box<dyn WriteHalf>,
+    /// For whoever ends those threads.
+    pub kick: ConnectionKick,
+    /// The peer's address, for logs.
+    pub peer: String,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+/// The sizes of one connection, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketLimits {
+    /// Payload of one received message, fragments joined; more is answered with Close 1009.
+    pub message_bytes: usize,
+    /// Payload of one received frame; more is answered with Close 1009.
+    pub frame_bytes: usize,
+    /// Request or response head of the handshake.
+    pub handshake_bytes: usize,
+    /// Read buffer, allocated for as long as the connection lives.
+    pub read_buffer_bytes: usize,
+    /// Written bytes that are collected before they are sent without a flush.
+    pub write_buffer_bytes: usize,
+}
+
+impl Default for SocketLimits {
+    /// The limits of the miner links.
+    fn default() -> Self {
+        Self {
+            message_bytes: limits::MINER_LINK_MESSAGE_BYTES,
+            frame_bytes: limits::MINER_LINK_MESSAGE_BYTES,
+            handshake_bytes: limits::HANDSHAKE_BYTES,
+            read_buffer_bytes: limits::READ_BUFFER_BYTES,
+            write_buffer_bytes: WRITE_BUFFER_BYTES,
+        }
+    }
+}
+
+/// Where to connect to, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct DialRequest<'a> {
+    /// `ws://host[:port][/path]` or `wss://…`.
+    pub url: &'a str,
+    /// Headers of the upgrade request beside those of the protocol.
+    pub headers: &'a [(String, String)],
+    /// Sizes of the connection.
+    pub limits: SocketLimits,
+    /// End of the look-up, TCP connect, TLS handshake and upgrade together.
+    pub deadline: Instant,
+}
+
+/// Makes outgoing connections.
+pub trait Dialer: Send + Sync {
+    /// Connects. Blocks until the connection is open, the request's deadline, or `shutdown` at `level`.
+    ///
+    /// # Errors
+    /// [`TransportError::Stopped`] if the shutdown came first; a time-out, a failure to connect, or a refusal by the server
+    /// with its HTTP status otherwise.
+    fn dial(&self, request: &DialRequest<'_>, shutdown: &Shutdown, level: Level) -> Result<Connection, TransportError>;
+}
+
+/// Takes incoming connections.
+pub trait Listener: Send + Sync {
+    /// The next connection, before its handshake. Blocks; [`ListenerKick::kick`] interrupts it.
+    ///
+    /// # Errors
+    /// [`TransportError::Stopped`] after the kick, for ever. Another error (out of descriptors) may pass: the caller waits a
+    /// little before it tries again.
+    fn accept(&self) -> Result<Box<dyn Pending>, TransportError>;
+
+    /// What interrupts [`Listener::accept`].
+    fn kick(&self) -> ListenerKick;
+
+    /// The URL by which a dialer of the same kind reaches this listener, without a path.
+    fn url(&self) -> String;
+}
+
+/// Ends the accepting of one listener; clones are the same kick.
+#[derive(Clone)]
+pub struct ListenerKick(Arc<dyn Fn() + Send + Sync>);
+
+impl ListenerKick {
+    /// A kick that runs `action`, which must not block and may run more than once.
+    pub fn new(action: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(action))
+    }
+
+    /// Makes `accept` return [`TransportError::Stopped`], now and later. Does not block; once is enough.
+    pub fn kick(&self) {
+        (self.0)();
+    }
+}
+
+impl fmt::Debug for ListenerKick {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ListenerKick")
+    }
+}
+
+/// A connection that was accepted but has not shaken hands; that happens on a thread of its own.
+pub trait Pending: Send {
+    /// The peer's address (and port), for logs.
+    fn peer(&self) -> String;
+
+    /// Reads the peer's request, lets `route` judge it, and answers. Blocks at most until `deadline`, however slowly the peer
+    /// sends; `shutdown` at `level` interrupts it.
+    ///
+    /// # Errors
+    /// [`TransportError::Refused`] if `route` refused (the peer got its status and body); otherwise what was wrong with the
+    /// peer, a time-out, or [`TransportError::Stopped`].
+    fn handshake(
+        self: Box<Self>,
+        limits: &SocketLimits,
+        deadline: Instant,
+        shutdown: &Shutdown,
+        level: Level,
+        route: &mut dyn FnMut(&HandshakeRequest) -> Result<(), Refusal>,
+    ) -> Result<(Connection, HandshakeRequest), TransportError>;
+}
+
+/// What a client asked for in its upgrade request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandshakeRequest {
+    /// Path and query, as `/ws/v0/`.
+    pub path: String,
+    /// All headers in their order; bytes that are not UTF-8 are replaced.
+    pub headers: Vec<(String, String)>,
+}
+
+impl HandshakeRequest {
+    /// The first header of that name, in any case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+}
+
+/// Why a server does not take a connection, as the client is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// HTTP status, 400 to 599; another is sent as 500.
+    pub status: u16,
+    /// Text for people.
+    pub body: String,
+}

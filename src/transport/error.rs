@@ -1,0 +1,182 @@
+//! What can go wrong with a connection, and what the caller may still do.
+
+use std::io;
+use std::time::Duration;
+
+use crate::base::dial::DialError;
+
+/// An error of the transport. None leaves the connection usable; which may be tried anew is said by the predicates.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// A kick or the shutdown signal ended the call. Do not try again.
+    #[error("stopped")]
+    Stopped,
+    /// The deadline passed first. May be tried again.
+    #[error("{doing} with {peer} did not end within {after:.1?}")]
+    Timeout {
+        /// What was under way.
+        doing: &'static str,
+        /// With whom.
+        peer: String,
+        /// How long it was tried.
+        after: Duration,
+    },
+    /// Look-up or TCP connect failed. May be tried again.
+    #[error(transparent)]
+    Dial(DialError),
+    /// The URL cannot be dialled. Trying again does not help.
+    #[error("bad url {url:?}: {problem}")]
+    Url {
+        /// As given.
+        url: String,
+        /// What is wrong with it and what would be right.
+        problem: String,
+    },
+    /// A header of the caller cannot be sent. Trying again does not help.
+    #[error("bad header {name:?}: {problem}")]
+    Header {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A certificate or key file cannot be used. Trying again does not help.
+    #[error("{path}: {problem}")]
+    TlsFile {
+        /// The file.
+        path: String,
+        /// What is wrong with it and what would be right.
+        problem: String,
+    },
+    /// The TLS handshake or a TLS record failed.
+    #[error("tls with {peer}: {source}")]
+    Tls {
+        /// With whom.
+        peer: String,
+        /// What rustls says.
+        source: rustls::Error,
+    },
+    /// A listener cannot have its address.
+    #[error("cannot listen on {address}: {source}")]
+    Bind {
+        /// As given.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The server refused the upgrade; on the server, its own `route` did.
+    #[error("upgrade refused with status {status}: {body}")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// The text that came with it.
+        body: String,
+    },
+    /// The peer's side of the upgrade is not as it should be.
+    #[error("upgrade with {peer}: {problem}")]
+    Handshake {
+        /// With whom.
+        peer: String,
+        /// What is wrong and what was expected.
+        problem: String,
+    },
+    /// The peer sent a message over the limit, and gets Close 1009.
+    #[error("message of {size} bytes, over the limit of {limit}")]
+    TooLarge {
+        /// Bytes announced or received so far.
+        size: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The peer broke the WebSocket protocol, and gets Close 1002.
+    #[error("protocol error: {problem}")]
+    Protocol {
+        /// How.
+        problem: String,
+    },
+    /// The peer sent text that is not UTF-8, and gets Close 1007.
+    #[error("text message that is not utf-8: {problem}")]
+    Utf8 {
+        /// Where.
+        problem: String,
+    },
+    /// The caller's close code must not be sent; 1000 and 3000 to 4999 are among those that may.
+    #[error("close code {code} must not be sent; use 1000, or 3000 to 4999")]
+    CloseCode {
+        /// As given.
+        code: u16,
+    },
+    /// The connection was closed before this call.
+    #[error("connection is closed")]
+    Closed,
+    /// The connection broke.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was under way.
+        doing: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl TransportError {
+    /// Whether a kick or the shutdown signal was the cause.
+    pub fn is_stopped(&self) -> bool {
+        matches!(self, Self::Stopped)
+    }
+
+    /// Whether a deadline was the cause.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::Timeout { .. } | Self::Dial(DialError::Timeout { .. }))
+    }
+
+    /// Whether the connection is gone, rather than misused by either end.
+    pub fn is_closed(&self) -> bool {
+        matches!(self, Self::Closed | Self::Io { .. })
+    }
+
+    /// Whether the same dial may succeed later: everything but a stop and what the caller must change first.
+    pub fn is_retryable(&self) -> bool {
+        !matches!(
+            self,
+            Self::Stopped
+                | Self::Url { .. }
+                | Self::Header { .. }
+                | Self::TlsFile { .. }
+                | Self::Bind { .. }
+                | Self::CloseCode { .. }
+        )
+    }
+
+    /// The HTTP status of a refused upgrade.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Refused { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// The code of the Close that the peer gets for this error.
+    pub fn close_code(&self) -> Option<u16> {
+        match self {
+            Self::Protocol { .. } => Some(1002),
+            Self::Utf8 { .. } => Some(1007),
+            Self::TooLarge { .. } => Some(1009),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { doing, source }
+    }
+}
+
+impl From<DialError> for TransportError {
+    fn from(error: DialError) -> Self {
+        match error {
+            DialError::Cancelled => Self::Stopped,
+            other => Self::Dial(other),
+        }
+    }
+}

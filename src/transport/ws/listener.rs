@@ -1,0 +1,144 @@
+//! Incoming WebSocket connections.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+use tungstenite::protocol::Role;
+
+use super::socket::Socket;
+use super::split;
+use crate::base::dial::set_options;
+use crate::base::shutdown::{Level, Shutdown};
+use crate::transport::handshake::{bounded, upgrade_as_server};
+use crate::transport::{
+    Connection, HandshakeRequest, Listener, ListenerKick, Pending, Refusal, ServerTls, SocketLimits, TransportError,
+};
+
+/// Listens on a TCP address for WebSocket clients, plain or TLS. Dropping it closes the address.
+#[derive(Debug)]
+pub struct WsListener {
+    tcp: TcpListener,
+    address: SocketAddr,
+    tls: Option<ServerTls>,
+    stopped: Arc<AtomicBool>,
+    kick: ListenerKick,
+}
+
+impl WsListener {
+    /// Listens on `address` (port 0: one that is free), with TLS if it is given a certificate.
+    ///
+    /// # Errors
+    /// [`TransportError::Bind`] with what the system says.
+    pub fn bind(address: impl ToSocketAddrs + std::fmt::Debug, tls: Option<ServerTls>) -> Result<Self, TransportError> {
+        let open = || {
+            let tcp = TcpListener::bind(&address)?;
+            let bound = tcp.local_addr()?;
+            // Made now, because a kick must work also when the process has no descriptor left.
+            let waker = RawSocket::new(Domain::for_address(bound), Type::STREAM, Some(Protocol::TCP))?;
+            waker.set_nonblocking(true)?;
+            Ok((tcp, bound, waker))
+        };
+        let (tcp, bound, waker) =
+            open().map_err(|source| TransportError::Bind { address: format!("{address:?}"), source })?;
+        let stopped = Arc::new(AtomicBool::new(false));
+        let told = stopped.clone();
+        let kick = ListenerKick::new(move || {
+            told.store(true, Ordering::SeqCst);
+            // The only portable way to interrupt `accept`. It errs when it is already under way (non-blocking, or an
+            // earlier kick) and when the listener has gone; in neither case is there more to do.
+            let _ = waker.connect(&reachable(bound).into());
+        });
+        Ok(Self { tcp, address: bound, tls, stopped, kick })
+    }
+
+    /// Where it listens, with the port that the system chose.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// An address bound to every interface is reached over loopback.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
+}
+
+impl Listener for WsListener {
+    fn accept(&self) -> Result<Box<dyn Pending>, TransportError> {
+        loop {
+            if self.stopped.load(Ordering::SeqCst) {
+                return Err(TransportError::Stopped);
+            }
+            let accepted = self.tcp.accept();
+            if self.stopped.load(Ordering::SeqCst) {
+                return Err(TransportError::Stopped);
+            }
+            match accepted {
+                Ok((tcp, address)) => {
+                    return Ok(Box::new(WsPending { tcp, peer: address.to_string(), tls: self.tls.clone() }));
+                }
+                // A client that gave up while it waited is not the listener's trouble.
+                Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(source) => return Err(TransportError::Io { doing: "accepting", source }),
+            }
+        }
+    }
+
+    fn kick(&self) -> ListenerKick {
+        self.kick.clone()
+    }
+
+    fn url(&self) -> String {
+        let scheme = if self.tls.is_some() { "wss" } else { "ws" };
+        format!("{scheme}://{}", reachable(self.address))
+    }
+}
+
+struct WsPending {
+    tcp: TcpStream,
+    peer: String,
+    tls: Option<ServerTls>,
+}
+
+impl Pending for WsPending {
+    fn peer(&self) -> String {
+        self.peer.clone()
+    }
+
+    fn handshake(
+        self: Box<Self>,
+        limits: &SocketLimits,
+        deadline: Instant,
+        shutdown: &Shutdown,
+        level: Level,
+        route: &mut dyn FnMut(&HandshakeRequest) -> Result<(), Refusal>,
+    ) -> Result<(Connection, HandshakeRequest), TransportError> {
+        let Self { tcp, peer, tls } = *self;
+        set_options(&tcp).map_err(TransportError::io("accepting"))?;
+        let tcp = Arc::new(tcp);
+        let (tls, request) = bounded(&tcp, &peer, deadline, shutdown, level, |socket| {
+            let (tls, request) = match tls {
+                None => (None, upgrade_as_server(socket, &peer, limits.handshake_bytes, route)),
+                Some(tls) => {
+                    let mut tls = tls.handshake(&peer, socket)?;
+                    let mut stream = rustls::Stream::new(&mut tls, socket);
+                    let request = upgrade_as_server(&mut stream, &peer, limits.handshake_bytes, route);
+                    (Some(tls.into()), request)
+                }
+            };
+            if let Err(TransportError::Refused { .. } | TransportError::Handshake { .. }) = request {
+                socket.linger();
+            }
+            Ok((tls, request?))
+        })?;
+        Ok((split(Socket::new(tcp, tls), Vec::new(), Role::Server, limits, peer), request))
+    }
+}

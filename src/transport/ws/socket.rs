@@ -1,0 +1,183 @@
+//! The one socket under both halves, plain or TLS.
+//!
+//! rustls does no I/O of its own, so its lock is never held across a system call: the reader receives into its own buffer and
+//! then decrypts, the writer encrypts and then sends. Only the writer takes records out of rustls, so they reach the wire in
+//! the order in which they were sealed.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown as Half, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use crate::base::lock::lock;
+use crate::transport::control::ControlSlot;
+use crate::transport::{CLOSE_DRAIN_TIME, TransportError};
+
+/// Plaintext that is sealed and sent at a time: four TLS records, so that little is held twice.
+const SEAL_BYTES: usize = 64 << 10;
+
+pub(super) struct Socket {
+    tcp: Arc<TcpStream>,
+    tls: Option<Mutex<rustls::Connection>>,
+    pub(super) slot: Mutex<ControlSlot>,
+    kicked: AtomicBool,
+}
+
+impl Socket {
+    pub(super) fn new(tcp: Arc<TcpStream>, tls: Option<rustls::Connection>) -> Self {
+        Self { tcp, tls: tls.map(Mutex::new), slot: Mutex::default(), kicked: AtomicBool::new(false) }
+    }
+
+    /// Interrupts both halves. An error of `shutdown` means that the peer has gone, and then nothing blocks.
+    pub(super) fn kick(&self) {
+        self.kicked.store(true, Ordering::SeqCst);
+        let _ = self.tcp.shutdown(Half::Both);
+    }
+
+    pub(super) fn is_kicked(&self) -> bool {
+        self.kicked.load(Ordering::SeqCst)
+    }
+
+    /// After a kick everything that ends is stopped, whatever the system calls it.
+    pub(super) fn error(&self, doing: &'static str, source: io::Error) -> TransportError {
+        if self.is_kicked() { TransportError::Stopped } else { TransportError::Io { doing, source } }
+    }
+
+    /// Reads and discards until the end of the stream, at most for [`CLOSE_DRAIN_TIME`]. Nothing is read afterwards, so this
+    /// is the one place where a time-out on the socket does no harm.
+    pub(super) fn drain(&self) {
+        let until = Instant::now() + CLOSE_DRAIN_TIME;
+        let mut discarded = [0; 4096];
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.tcp.set_read_timeout(Some(left)).is_err() {
+                return;
+            }
+            match (&*self.tcp).read(&mut discarded) {
+                Ok(1..) => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // The end, the time-out, a reset or a kick: in each case there is nothing to wait for any more.
+                Ok(0) | Err(_) => return,
+            }
+        }
+    }
+}
+
+/// The stream of the receiving codec. What that writes (its own pongs and answers to Close) is dropped, because only the
+/// writer writes.
+pub(super) struct Inbound {
+    socket: Arc<Socket>,
+    /// Received and not yet given to rustls, which takes no more while it holds plaintext; empty without TLS.
+    sealed: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl Inbound {
+    pub(super) fn new(socket: Arc<Socket>, buffer: usize) -> Self {
+        let buffer = if socket.tls.is_some() { buffer.max(1) } else { 0 };
+        Self { socket, sealed: vec![0; buffer].into(), start: 0, end: 0 }
+    }
+
+    /// Decrypts what was received. `None`: more must be received first.
+    ///
+    /// `WouldBlock` says that rustls wants something sent, which only the writer does; the next call goes on.
+    fn open(&mut self, tls: &Mutex<rustls::Connection>, buf: &mut [u8]) -> io::Result<Option<usize>> {
+        let mut tls = lock(tls);
+        loop {
+            match tls.reader().read(buf) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done.map(Some),
+            }
+            if self.start == self.end {
+                return Ok(None);
+            }
+            let mut rest = &self.sealed[self.start..self.end];
+            tls.read_tls(&mut rest)?;
+            self.start = self.end - rest.len();
+            let waited = tls.wants_write();
+            let outcome = tls.process_new_packets();
+            outcome.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+            // Only a change is told, so that a writer which is slow to wake is not asked again and again.
+            if tls.wants_write() && !waited {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+        }
+    }
+}
+
+impl Read for Inbound {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let socket = self.socket.clone();
+        let Some(tls) = &socket.tls else {
+            return (&*socket.tcp).read(buf);
+        };
+        loop {
+            if let Some(n) = self.open(tls, buf)? {
+                return Ok(n);
+            }
+            self.start = 0;
+            self.end = (&*socket.tcp).read(&mut self.sealed)?;
+            if self.end == 0 {
+                return Ok(0);
+            }
+        }
+    }
+}
+
+impl Write for Inbound {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The sending direction; the only user of it is the write half.
+pub(super) struct Outbound {
+    socket: Arc<Socket>,
+    sealed: Vec<u8>,
+}
+
+impl Outbound {
+    pub(super) fn new(socket: Arc<Socket>) -> Self {
+        Self { socket, sealed: Vec::new() }
+    }
+
+    /// Sends all of `bytes`, and before them whatever TLS itself has to say. Blocks while the peer does not read.
+    pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut tcp = &*self.socket.tcp;
+        let Some(tls) = &self.socket.tls else {
+            return tcp.write_all(bytes);
+        };
+        let mut rest = bytes;
+        loop {
+            let (chunk, later) = rest.split_at(rest.len().min(SEAL_BYTES));
+            self.sealed.clear();
+            {
+                let mut tls = lock(tls);
+                tls.writer().write_all(chunk)?;
+                while tls.wants_write() {
+                    tls.write_tls(&mut self.sealed)?;
+                }
+            }
+            tcp.write_all(&self.sealed)?;
+            rest = later;
+            if rest.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Tells the peer that nothing follows; it may still send.
+    pub(super) fn half_close(&mut self) -> io::Result<()> {
+        if let Some(tls) = &self.socket.tls {
+            lock(tls).send_close_notify();
+        }
+        self.send(&[])?;
+        self.socket.tcp.shutdown(Half::Write)
+    }
+}

@@ -1,0 +1,241 @@
+//! Both ends of a WebSocket connection over loopback, raw peers, and certificates made on the spot.
+
+#![allow(dead_code)] // Each test file uses its own part of it.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use phalanx::base::dial::dial;
+use phalanx::base::shutdown::{Level, Shutdown};
+use phalanx::base::thread::{Group, Kick, Thread, spawn};
+use phalanx::transport::ws::{WsDialer, WsListener};
+use phalanx::transport::{
+    ClientTls, Connection, DialRequest, Dialer, HandshakeRequest, Incoming, Listener, ReadHalf, Refusal, ServerTls,
+    SocketLimits, TransportError,
+};
+
+/// Reached only by a bug.
+pub fn far() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+/// Entered by each test: when it is dropped, none of the test's threads may live.
+pub struct NoThreads(Group);
+
+impl NoThreads {
+    pub fn expected() -> Self {
+        Self(Group::enter())
+    }
+}
+
+impl Drop for NoThreads {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let live: Vec<_> = self.0.live().into_iter().map(|t| t.name).collect();
+            assert!(live.is_empty(), "threads left behind: {live:?}");
+        }
+    }
+}
+
+/// Spawns a test's thread; the test ends it by ending the connection it works on.
+pub fn background<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> Thread<T> {
+    spawn(name, Kick::dropped("the other end of its connection"), work)
+}
+
+pub fn join<T>(thread: Thread<T>) -> T {
+    thread.join_by(far()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// A certificate for `localhost` and 127.0.0.1 with its key, and the authority that signed it.
+pub struct Certificates {
+    folder: tempfile::TempDir,
+}
+
+impl Certificates {
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let ca_key = rcgen::KeyPair::generate().unwrap();
+        let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let ca_certificate = ca.self_signed(&ca_key).unwrap();
+        let issuer = rcgen::Issuer::new(ca, ca_key);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &issuer).unwrap();
+        for (name, pem) in
+            [("ca.pem", ca_certificate.pem()), ("cert.pem", certificate.pem()), ("key.pem", key.serialize_pem())]
+        {
+            std::fs::write(folder.path().join(name), pem).unwrap();
+        }
+        Self { folder }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn server(&self) -> ServerTls {
+        ServerTls::from_files(&self.path("cert.pem"), &self.path("key.pem")).unwrap()
+    }
+
+    pub fn client(&self) -> ClientTls {
+        ClientTls::from_ca_file(&self.path("ca.pem")).unwrap()
+    }
+}
+
+/// A listener and a dialer that trusts it.
+pub struct Site {
+    pub listener: WsListener,
+    pub dialer: WsDialer,
+}
+
+impl Site {
+    pub fn new(tls: bool) -> Self {
+        if tls {
+            let certificates = Certificates::new();
+            let listener = WsListener::bind("127.0.0.1:0", Some(certificates.server())).unwrap();
+            Self { listener, dialer: WsDialer::new(certificates.client()) }
+        } else {
+            Self { listener: WsListener::bind("127.0.0.1:0", None).unwrap(), dialer: WsDialer::default() }
+        }
+    }
+
+    /// An open connection, `(client, server)`.
+    pub fn connect(self, limits: SocketLimits) -> (Connection, Connection) {
+        let Self { listener, dialer } = self;
+        let url = listener.url();
+        let server = background("t-accept", move || accept(&listener, &limits, |_| Ok(())).unwrap().0);
+        let client = dial_ws(&dialer, &url, &limits).unwrap();
+        (client, join(server))
+    }
+}
+
+pub fn connected(tls: bool) -> (Connection, Connection) {
+    Site::new(tls).connect(SocketLimits::default())
+}
+
+pub fn accept(
+    listener: &impl Listener,
+    limits: &SocketLimits,
+    mut route: impl FnMut(&HandshakeRequest) -> Result<(), Refusal>,
+) -> Result<(Connection, HandshakeRequest), TransportError> {
+    listener.accept()?.handshake(limits, far(), &Shutdown::new(), Level::Drain, &mut route)
+}
+
+pub fn dial_ws(dialer: &impl Dialer, url: &str, limits: &SocketLimits) -> Result<Connection, TransportError> {
+    let request = DialRequest { url, headers: &[], limits: *limits, deadline: far() };
+    dialer.dial(&request, &Shutdown::new(), Level::Drain)
+}
+
+/// A plain TCP connection to `address`.
+pub fn raw_client(address: SocketAddr) -> TcpStream {
+    dial(&address.ip().to_string(), address.port(), far(), &Shutdown::new(), Level::Drain).unwrap()
+}
+
+/// A TCP listener of no protocol, and its address as a URL.
+pub fn raw_server(scheme: &str) -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("{scheme}://{}", listener.local_addr().unwrap());
+    (listener, url)
+}
+
+/// Reads up to the empty line after the headers.
+pub fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        assert_eq!(stream.read(&mut byte).unwrap(), 1, "the head ended early: {:?}", String::from_utf8_lossy(&head));
+        head.push(byte[0]);
+    }
+    String::from_utf8(head).unwrap()
+}
+
+/// The request that a correct client sends.
+pub const REQUEST: &str = "GET / HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+    Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\r\n";
+
+/// A connection whose client is the test itself, byte by byte.
+pub fn raw_client_connected(limits: SocketLimits) -> (TcpStream, Connection) {
+    let listener = WsListener::bind("127.0.0.1:0", None).unwrap();
+    let address = listener.local_addr();
+    let server = background("t-accept", move || accept(&listener, &limits, |_| Ok(())).unwrap().0);
+    let mut client = raw_client(address);
+    client.write_all(REQUEST.as_bytes()).unwrap();
+    let head = read_head(&mut client);
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    assert!(head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
+    assert!(!head.to_ascii_lowercase().contains("extensions"), "{head}");
+    (client, join(server))
+}
+
+/// A connection whose server is the test itself; `first` is sent in one piece with the answer.
+pub fn raw_server_connected(limits: SocketLimits, first: &[u8]) -> (Connection, TcpStream) {
+    let (listener, url) = raw_server("ws");
+    let first = first.to_vec();
+    let server = background("t-rawserver", move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let head = read_head(&mut stream);
+        let key = head.lines().find_map(|l| l.strip_prefix("Sec-WebSocket-Key: ")).unwrap();
+        let accept = tungstenite::handshake::derive_accept_key(key.as_bytes());
+        let mut answer = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Accept: {accept}\r\n\r\n"
+        )
+        .into_bytes();
+        answer.extend_from_slice(&first);
+        stream.write_all(&answer).unwrap();
+        stream
+    });
+    let client = dial_ws(&WsDialer::default(), &url, &limits).unwrap();
+    (client, join(server))
+}
+
+/// A frame of at most 64 KiB, masked with a mask that changes nothing if `masked`.
+pub fn frame(first_byte: u8, masked: bool, payload: &[u8]) -> Vec<u8> {
+    let mask_bit = if masked { 0x80 } else { 0 };
+    let mut bytes = vec![first_byte];
+    match u8::try_from(payload.len()) {
+        Ok(short) if short < 126 => bytes.push(mask_bit | short),
+        _ => {
+            bytes.push(mask_bit | 126);
+            bytes.extend_from_slice(&u16::try_from(payload.len()).unwrap().to_be_bytes());
+        }
+    }
+    if masked {
+        bytes.extend_from_slice(&[0; 4]);
+    }
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// Reads one frame of at most 64 KiB, unmasked: its first byte and its payload.
+pub fn read_frame(stream: &mut TcpStream) -> (u8, Vec<u8>) {
+    let mut head = [0; 2];
+    stream.read_exact(&mut head).unwrap();
+    let mut length = usize::from(head[1] & 0x7f);
+    if length == 126 {
+        let mut long = [0; 2];
+        stream.read_exact(&mut long).unwrap();
+        length = usize::from(u16::from_be_bytes(long));
+    }
+    assert_ne!(length, 127, "a frame over 64 KiB");
+    let mut mask = [0; 4];
+    if head[1] & 0x80 != 0 {
+        stream.read_exact(&mut mask).unwrap();
+    }
+    let mut payload = vec![0; length];
+    stream.read_exact(&mut payload).unwrap();
+    payload.iter_mut().enumerate().for_each(|(i, byte)| *byte ^= mask[i % 4]);
+    (head[0], payload)
+}
+
+/// The next text; anything else is a failure of the test.
+pub fn read_text(reader: &mut dyn ReadHalf) -> String {
+    match reader.read().unwrap() {
+        Incoming::Text(text) => text.as_str().to_owned(),
+        other => panic!("expected a text, got {other:?}"),
+    }
+}
