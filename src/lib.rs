@@ -4,8 +4,10 @@
 
 pub mod base;
 pub mod cli;
+pub mod dispatch;
 pub mod executor;
 pub mod identity;
+pub mod link;
 pub mod protocol;
 pub mod store;
 pub mod transport;

@@ -17,15 +17,11 @@ const COUNTING_SEED: &str = "0x0102030405060708090a0b0c0d0e0f1011121314151617181
 const COUNTING: &str = "5CShbTqxKUgKZBRDu1VGVpivm3m415stz86A5GBdoV7wrU1d";
 
 fn text<'a>(case: &'a Value, field: &str) -> &'a str {
-    case[field]
-        .as_str()
-        .unwrap_or_else(|| panic!("no {field} in {case}"))
+    case[field].as_str().unwrap_or_else(|| panic!("no {field} in {case}"))
 }
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
 fn load_path(path: &Path) -> Result<KeyPair, IdentityError> {
@@ -43,21 +39,13 @@ impl KeyFile {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("hotkey");
         fs::write(&path, content).unwrap();
-        Self {
-            _folder: folder,
-            path,
-        }
+        Self { _folder: folder, path }
     }
 
     /// What is said about the file; every such line must name it.
     fn complaint(&self) -> String {
-        let line = load_path(&self.path)
-            .expect_err("the file must be refused")
-            .to_string();
-        assert!(
-            line.contains(self.path.to_str().unwrap()),
-            "names no file: {line}"
-        );
+        let line = load_path(&self.path).expect_err("the file must be refused").to_string();
+        assert!(line.contains(self.path.to_str().unwrap()), "names no file: {line}");
         assert!(!line.contains('\n'), "more than a line: {line}");
         line
     }
@@ -72,10 +60,7 @@ fn changed(changes: Value) -> KeyFile {
     let mut fields = fixture_fields("hotkey.json");
     for (name, value) in changes.as_object().unwrap() {
         match value {
-            Value::Null => assert!(
-                fields.as_object_mut().unwrap().remove(name).is_some(),
-                "no {name} to remove"
-            ),
+            Value::Null => assert!(fields.as_object_mut().unwrap().remove(name).is_some(), "no {name} to remove"),
             value => fields[name] = value.clone(),
         }
     }
@@ -85,36 +70,13 @@ fn changed(changes: Value) -> KeyFile {
 #[test]
 fn hotkey_files_of_the_python_wallet_are_read() {
     let created = fixture_fields("hotkey.json");
-    assert_eq!(
-        load_path(&fixture("hotkey.json")).unwrap().ss58(),
-        text(&created, "ss58Address")
-    );
-    assert_eq!(
-        format!(
-            "0x{}",
-            load_path(&fixture("hotkey.json"))
-                .unwrap()
-                .public()
-                .to_hex()
-        ),
-        created["publicKey"]
-    );
+    assert_eq!(load_path(&fixture("hotkey.json")).unwrap().ss58(), text(&created, "ss58Address"));
+    assert_eq!(format!("0x{}", load_path(&fixture("hotkey.json")).unwrap().public().to_hex()), created["publicKey"]);
     // A key from a URI has neither seed nor phrase in its file; one from a seed has a seed that is not hex.
-    assert_eq!(
-        load_path(&fixture("hotkey_from_uri.json")).unwrap().ss58(),
-        ALICE_HOT
-    );
-    assert_eq!(
-        load_path(&fixture("hotkey_from_seed.json")).unwrap().ss58(),
-        COUNTING
-    );
+    assert_eq!(load_path(&fixture("hotkey_from_uri.json")).unwrap().ss58(), ALICE_HOT);
+    assert_eq!(load_path(&fixture("hotkey_from_seed.json")).unwrap().ss58(), COUNTING);
     let from_uri = load_path(&fixture("hotkey_from_uri.json")).unwrap();
-    assert!(
-        KeyPair::from_uri("//Alice//hot")
-            .unwrap()
-            .public()
-            .verify(b"hello", &from_uri.sign(b"hello"))
-    );
+    assert!(KeyPair::from_uri("//Alice//hot").unwrap().public().verify(b"hello", &from_uri.sign(b"hello")));
 }
 
 #[test]
@@ -144,22 +106,13 @@ fn bad_hotkey_files_are_refused_by_field() {
     let cases = [
         (json!({"ss58Address": null}), "ss58Address is missing"),
         (json!({"ss58Address": 5}), "ss58Address is not a string"),
-        (
-            json!({"ss58Address": "5abc"}),
-            "ss58Address: \"5abc\" is not an SS58 address",
-        ),
+        (json!({"ss58Address": "5abc"}), "ss58Address: \"5abc\" is not an SS58 address"),
         (
             json!({"ss58Address": ALICE}),
             "but secretSeed is the secret of 5FWvr3mDK9Foga4MLMvvqNJLjyCSvi2FDVnitxhNrCvTdpWA",
         ),
-        (
-            json!({"secretSeed": "0x12", "privateKey": null, "secretPhrase": null}),
-            "secretSeed cannot be read",
-        ),
-        (
-            json!({"secretSeed": null, "privateKey": null, "secretPhrase": null}),
-            "are all missing",
-        ),
+        (json!({"secretSeed": "0x12", "privateKey": null, "secretPhrase": null}), "secretSeed cannot be read"),
+        (json!({"secretSeed": null, "privateKey": null, "secretPhrase": null}), "are all missing"),
         (json!({"secretSeed": ["0x"]}), "secretSeed is not a string"),
         (json!({"cryptoType": "1"}), "cryptoType is not 1"),
         (phrase_only, "secretPhrase cannot be read (a mnemonic is"),
@@ -169,24 +122,12 @@ fn bad_hotkey_files_are_refused_by_field() {
         assert!(line.contains(why), "{line}");
     }
     let line = changed(json!({"secretSeed": COUNTING_SEED})).complaint();
-    assert!(
-        line.contains(COUNTING) && !line.contains(COUNTING_SEED),
-        "{line}"
-    );
+    assert!(line.contains(COUNTING) && !line.contains(COUNTING_SEED), "{line}");
 
     for (name, why) in [
-        (
-            "hotkey_ed25519.json",
-            "cryptoType is not 1: only sr25519 keys can sign here",
-        ),
-        (
-            "hotkeypub.txt",
-            "a …pub.txt file holds no secret and cannot sign",
-        ),
-        (
-            "hotkey_encrypted",
-            "encrypted (NaCl), and a service has nobody to ask for the password",
-        ),
+        ("hotkey_ed25519.json", "cryptoType is not 1: only sr25519 keys can sign here"),
+        ("hotkeypub.txt", "a …pub.txt file holds no secret and cannot sign"),
+        ("hotkey_encrypted", "encrypted (NaCl), and a service has nobody to ask for the password"),
     ] {
         let line = load_path(&fixture(name)).unwrap_err().to_string();
         assert!(line.contains(name) && line.contains(why), "{line}");
@@ -197,19 +138,13 @@ fn bad_hotkey_files_are_refused_by_field() {
 fn files_that_are_no_hotkeys_are_refused() {
     let secret = "bottom drive obey lake";
     let cases: [(&[u8], &str); 8] = [
-        (
-            b"",
-            "not JSON (EOF while parsing a value at line 1 column 0)",
-        ),
+        (b"", "not JSON (EOF while parsing a value at line 1 column 0)"),
         (secret.as_bytes(), "not JSON"),
         (b"\"bottom drive obey lake\"", "the JSON is not an object"),
         (b"[]", "the JSON is not an object"),
         (b"\xff\xfe", "not JSON"),
         (b"$NACL\x00\xff", "encrypted (NaCl)"),
-        (
-            b"$ANSIBLE_VAULT;1.1;AES256\n3762",
-            "encrypted (Ansible Vault)",
-        ),
+        (b"$ANSIBLE_VAULT;1.1;AES256\n3762", "encrypted (Ansible Vault)"),
         (b"gAAAAABh", "encrypted (Fernet)"),
     ];
     for (content, why) in cases {
@@ -232,14 +167,8 @@ fn a_hotkey_file_has_a_limit() {
 fn a_folder_is_no_hotkey_file() {
     let folder = tempfile::tempdir().unwrap();
     let error = load_path(folder.path()).unwrap_err();
-    assert!(
-        matches!(error, IdentityError::HotkeyFileIo { .. }),
-        "{error}"
-    );
-    assert!(
-        error.to_string().contains(folder.path().to_str().unwrap()),
-        "{error}"
-    );
+    assert!(matches!(error, IdentityError::HotkeyFileIo { .. }), "{error}");
+    assert!(error.to_string().contains(folder.path().to_str().unwrap()), "{error}");
 }
 
 #[test]
@@ -248,10 +177,7 @@ fn a_written_hotkey_file_is_read_back_and_private() {
     let path = folder.path().join("hotkey");
     let pair = write_hotkey_file(&path, DEV_MNEMONIC).unwrap();
     assert_eq!(load_path(&path).unwrap().public(), pair.public());
-    assert_eq!(
-        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-        0o600
-    );
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let fields: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     // What bittensor-wallet itself writes for this mnemonic.
     assert_eq!(
@@ -272,12 +198,7 @@ fn a_written_hotkey_file_is_read_back_and_private() {
 fn nothing_is_overwritten_by_a_new_hotkey_file() {
     let file = KeyFile::new(b"precious");
     let error = write_hotkey_file(&file.path, DEV_MNEMONIC).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("exists already and is kept; name a new file"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("exists already and is kept; name a new file"), "{error}");
     assert_eq!(fs::read(&file.path).unwrap(), b"precious");
 
     let folder = tempfile::tempdir().unwrap();

@@ -14,9 +14,7 @@ fn section(name: &str) -> Vec<Value> {
 }
 
 fn text<'a>(case: &'a Value, field: &str) -> &'a str {
-    case[field]
-        .as_str()
-        .unwrap_or_else(|| panic!("no {field} in {case}"))
+    case[field].as_str().unwrap_or_else(|| panic!("no {field} in {case}"))
 }
 
 #[test]
@@ -34,26 +32,17 @@ fn vectors_keys() {
             assert_eq!(KeyPair::from_uri(uri).unwrap().ss58(), address);
         } else if let Some(mnemonic) = case["mnemonic"].as_str() {
             counts.1 += 1;
-            assert_eq!(
-                KeyPair::from_mnemonic(mnemonic, None).unwrap().public(),
-                public
-            );
+            assert_eq!(KeyPair::from_mnemonic(mnemonic, None).unwrap().public(), public);
             assert_eq!(KeyPair::load(mnemonic).unwrap().public(), public);
         }
         if let Some(seed) = case["mini_secret_hex"].as_str() {
             counts.2 += 1;
             let bytes: [u8; 32] = hex::decode(seed).unwrap().try_into().unwrap();
             assert_eq!(KeyPair::from_seed(bytes).public(), public);
-            assert_eq!(
-                KeyPair::load(&format!("0x{seed}")).unwrap().public(),
-                public
-            );
+            assert_eq!(KeyPair::load(&format!("0x{seed}")).unwrap().public(), public);
         }
     }
-    println!(
-        "keys: {} URIs, {} mnemonic, {} seeds agree",
-        counts.0, counts.1, counts.2
-    );
+    println!("keys: {} URIs, {} mnemonic, {} seeds agree", counts.0, counts.1, counts.2);
     assert_eq!(counts, (4, 1, 2));
 }
 
@@ -69,30 +58,18 @@ fn vectors_authentication() {
     for case in section("authentication") {
         let message: Value = serde_json::from_str(text(&case, "json")).unwrap();
         let verdict = verdict(&message);
-        assert_eq!(
-            verdict.as_ref().is_ok_and(|valid| *valid),
-            case["valid"] == true,
-            "{case}"
-        );
+        assert_eq!(verdict.as_ref().is_ok_and(|valid| *valid), case["valid"] == true, "{case}");
         match verdict {
             Ok(true) => valid += 1,
             Ok(false) => invalid += 1,
             Err(error) => {
                 unreadable += 1;
                 // What we cannot even read, the peer calls a ValueError instead of a verdict.
-                assert!(
-                    text(&case, "outcome").starts_with("ValueError"),
-                    "{error}: {case}"
-                );
+                assert!(text(&case, "outcome").starts_with("ValueError"), "{error}: {case}");
             }
         }
         if let Some(bytes) = case["signed_bytes_hex"].as_str() {
-            assert_eq!(
-                PublicKey::from_ss58(text(&case, "ss58_address"))
-                    .unwrap()
-                    .to_hex(),
-                bytes
-            );
+            assert_eq!(PublicKey::from_ss58(text(&case, "ss58_address")).unwrap().to_hex(), bytes);
         }
     }
     println!("authentication: {valid} valid, {invalid} invalid, {unreadable} unreadable");
@@ -106,19 +83,9 @@ fn vectors_wrapping() {
         let signer = PublicKey::from_ss58(text(&case, "hotkey")).unwrap();
         let signature = Signature::from_hex(text(&case, "signature")).unwrap();
         let valid = case["valid"] == true;
-        assert_eq!(
-            signer.verify_text(text(&case, "verified_against"), &signature),
-            valid,
-            "{case}"
-        );
-        assert_eq!(
-            signer.verify(text(&case, "verified_against").as_bytes(), &signature),
-            valid
-        );
-        assert!(
-            signer.verify(text(&case, "signed_over").as_bytes(), &signature),
-            "{case}"
-        );
+        assert_eq!(signer.verify_text(text(&case, "verified_against"), &signature), valid, "{case}");
+        assert_eq!(signer.verify(text(&case, "verified_against").as_bytes(), &signature), valid);
+        assert!(signer.verify(text(&case, "signed_over").as_bytes(), &signature), "{case}");
         counts[usize::from(valid)] += 1;
     }
     println!("wrapping: {} valid, {} invalid", counts[1], counts[0]);
@@ -132,15 +99,9 @@ fn vectors_hex_text_quirk() {
         let signer = PublicKey::from_ss58(text(case, "hotkey")).unwrap();
         let signature = Signature::from_hex(text(case, "signature")).unwrap();
         let spelled = hex::decode(text(case, "valid_against_bytes_hex")).unwrap();
-        assert_eq!(
-            signer.verify_text(text(case, "text"), &signature),
-            case["valid_against_text_via_peer"] == true
-        );
+        assert_eq!(signer.verify_text(text(case, "text"), &signature), case["valid_against_text_via_peer"] == true);
         assert!(signer.verify(&spelled, &signature));
-        assert_eq!(
-            signer.verify(text(case, "text").as_bytes(), &signature),
-            case["valid_against_ascii_bytes"] == true
-        );
+        assert_eq!(signer.verify(text(case, "text").as_bytes(), &signature), case["valid_against_ascii_bytes"] == true);
     }
     println!("hex_text_quirk: {} case", cases.len());
     assert_eq!(cases.len(), 1);
@@ -156,10 +117,7 @@ fn signed_requests_carry_readable_base64() {
         let signature = Signature::from_base64(text(headers, "X-CH-Signature")).unwrap();
         let timestamp: u64 = text(headers, "X-CH-Timestamp-NS").parse().unwrap();
         let payload = hex::decode(text(case, "canonical_bytes_hex")).unwrap();
-        let hash = Blake2b512::new()
-            .chain_update(timestamp.to_be_bytes())
-            .chain_update(payload)
-            .finalize();
+        let hash = Blake2b512::new().chain_update(timestamp.to_be_bytes()).chain_update(payload).finalize();
         assert!(signer.verify(&hash, &signature), "{case}");
         assert_eq!(signature.to_base64(), text(headers, "X-CH-Signature"));
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::select;
+use crossbeam_channel::{Receiver, select};
 
 use super::shutdown::Shutdown;
 use super::thread::{JoinError, Thread};
@@ -114,19 +114,21 @@ impl Step {
         &self.shutdown
     }
 
+    /// Waits until `done` disconnects, the budget is spent, or a cancel is asked for; says whether it disconnected.
+    pub fn wait(&self, done: &Receiver<()>) -> bool {
+        let left = self.deadline().saturating_duration_since(Instant::now());
+        select! {
+            recv(done) -> _ => true,
+            recv(self.shutdown.cancel_receiver()) -> _ => done.try_recv().is_err_and(|e| e.is_disconnected()),
+            default(left) => false,
+        }
+    }
+
     /// Joins a thread within the budget, kicks it then, and records it as a straggler if even that does not end it.
     ///
     /// `None` if it panicked or is a straggler.
     pub fn join<T>(&mut self, thread: Thread<T>) -> Option<T> {
-        let done = thread.done_receiver();
-        let left = self.deadline().saturating_duration_since(Instant::now());
-        if !self.shutdown.is_cancelled() {
-            select! {
-                recv(done) -> _ => {}
-                recv(self.shutdown.cancel_receiver()) -> _ => {}
-                default(left) => {}
-            }
-        }
+        self.wait(thread.done_receiver());
         match thread.join_or_kick(self.deadline(), KICK_GRACE) {
             Ok(value) => Some(value),
             Err(JoinError::Panicked(_)) => None,

@@ -9,9 +9,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::json;
 
-use crate::identity::{
-    IdentityError, KeyPair, PublicKey, Signature, seed_from_mnemonic, write_hotkey_file,
-};
+use crate::identity::{IdentityError, KeyPair, PublicKey, Signature, seed_from_mnemonic, write_hotkey_file};
 
 /// The arguments of `phalanx key`.
 #[derive(Debug, clap::Args)]
@@ -81,10 +79,7 @@ impl std::fmt::Debug for KeyArg {
 enum KeyError {
     /// The value of a flag is not what it has to be.
     #[error("{flag}: {cause}")]
-    Flag {
-        flag: &'static str,
-        cause: IdentityError,
-    },
+    Flag { flag: &'static str, cause: IdentityError },
     /// The message is not hex.
     #[error("--hex: {0}, expected an even number of hex digits with or without 0x")]
     Message(hex::FromHexError),
@@ -131,41 +126,23 @@ fn answer(command: Command) -> Result<Answer, KeyError> {
         Command::Generate { out: Some(path) } => good(describe(generate_into(&path)?.public())),
         Command::Show { key } => good(describe(load(&key)?.public())),
         Command::Sign { key, message } => good(load(&key)?.sign(&decode(&message)?).to_hex()),
-        Command::Verify {
-            signer,
-            message,
-            signature,
-        } => {
-            let signer = PublicKey::from_ss58(&signer).map_err(|cause| KeyError::Flag {
-                flag: "--signer",
-                cause,
-            })?;
-            let signature = Signature::from_hex(&signature).map_err(|cause| KeyError::Flag {
-                flag: "--signature",
-                cause,
-            })?;
+        Command::Verify { signer, message, signature } => {
+            let signer = PublicKey::from_ss58(&signer).map_err(|cause| KeyError::Flag { flag: "--signer", cause })?;
+            let signature =
+                Signature::from_hex(&signature).map_err(|cause| KeyError::Flag { flag: "--signature", cause })?;
             let good = signer.verify(&decode(&message)?, &signature);
-            Ok(Answer {
-                line: if good { "valid" } else { "invalid" }.into(),
-                good,
-            })
+            Ok(Answer { line: if good { "valid" } else { "invalid" }.into(), good })
         }
     }
 }
 
 fn generate_into(path: &Path) -> Result<KeyPair, KeyError> {
     let (_, mnemonic) = KeyPair::generate();
-    write_hotkey_file(path, &mnemonic).map_err(|cause| KeyError::Flag {
-        flag: "--out",
-        cause,
-    })
+    write_hotkey_file(path, &mnemonic).map_err(|cause| KeyError::Flag { flag: "--out", cause })
 }
 
 fn load(key: &KeyArg) -> Result<KeyPair, KeyError> {
-    KeyPair::load(&key.key).map_err(|cause| KeyError::Flag {
-        flag: "--key",
-        cause,
-    })
+    KeyPair::load(&key.key).map_err(|cause| KeyError::Flag { flag: "--key", cause })
 }
 
 fn decode(message: &str) -> Result<Vec<u8>, KeyError> {
@@ -194,9 +171,7 @@ mod tests {
     }
 
     fn parse(line: &[&str]) -> Args {
-        Key::try_parse_from(std::iter::once(&"key").chain(line))
-            .unwrap()
-            .args
+        Key::try_parse_from(std::iter::once(&"key").chain(line)).unwrap().args
     }
 
     fn ask(line: &[&str]) -> Answer {
@@ -204,9 +179,7 @@ mod tests {
     }
 
     fn complaint(line: &[&str]) -> String {
-        answer(parse(line).command)
-            .expect_err("bad input must be refused")
-            .to_string()
+        answer(parse(line).command).expect_err("bad input must be refused").to_string()
     }
 
     fn exit_code(line: &[&str]) -> String {
@@ -217,13 +190,7 @@ mod tests {
     #[test]
     fn show_prints_address_and_public_key() {
         let expected = format!(r#"{{"ss58":"{ALICE}","public_key":"{ALICE_HEX}"}}"#);
-        assert_eq!(
-            ask(&["show", "--key", "//Alice"]),
-            Answer {
-                line: expected,
-                good: true
-            }
-        );
+        assert_eq!(ask(&["show", "--key", "//Alice"]), Answer { line: expected, good: true });
     }
 
     #[test]
@@ -231,39 +198,12 @@ mod tests {
         for message in ["", "0x", "00ff", "0x00FF"] {
             let signature = ask(&["sign", "--key", "//Alice", "--hex", message]).line;
             assert_eq!(signature.len(), 130);
-            let verify = |signer, message| {
-                ask(&[
-                    "verify",
-                    "--signer",
-                    signer,
-                    "--hex",
-                    message,
-                    "--signature",
-                    &signature,
-                ])
-            };
-            assert_eq!(
-                verify(ALICE, message),
-                Answer {
-                    line: "valid".into(),
-                    good: true
-                }
-            );
-            assert_eq!(
-                verify(ALICE, "0x00fe"),
-                Answer {
-                    line: "invalid".into(),
-                    good: false
-                }
-            );
+            let verify =
+                |signer, message| ask(&["verify", "--signer", signer, "--hex", message, "--signature", &signature]);
+            assert_eq!(verify(ALICE, message), Answer { line: "valid".into(), good: true });
+            assert_eq!(verify(ALICE, "0x00fe"), Answer { line: "invalid".into(), good: false });
             let bob = "5FHneW46xGXgs5mUiveU4sbTyGBzmstUspZC92UhjJM694ty";
-            assert_eq!(
-                verify(bob, message),
-                Answer {
-                    line: "invalid".into(),
-                    good: false
-                }
-            );
+            assert_eq!(verify(bob, message), Answer { line: "invalid".into(), good: false });
         }
     }
 
@@ -282,18 +222,7 @@ mod tests {
                  f59c0edc745ae6eb8a0bd1fb28787ba750dcdf7dc5b7668ae14603706fcc268d",
             ),
         ] {
-            assert!(
-                ask(&[
-                    "verify",
-                    "--signer",
-                    ALICE,
-                    "--hex",
-                    message,
-                    "--signature",
-                    signature
-                ])
-                .good
-            );
+            assert!(ask(&["verify", "--signer", ALICE, "--hex", message, "--signature", signature]).good);
         }
     }
 
@@ -306,10 +235,7 @@ mod tests {
         for form in ["mnemonic", "seed"] {
             let shown = ask(&["show", "--key", key[form].as_str().unwrap()]).line;
             let shown: Value = serde_json::from_str(&shown).unwrap();
-            assert_eq!(
-                (&shown["ss58"], &shown["public_key"]),
-                (&key["ss58"], &key["public_key"])
-            );
+            assert_eq!((&shown["ss58"], &shown["public_key"]), (&key["ss58"], &key["public_key"]));
         }
         assert_ne!(ask(&["generate"]).line, line);
     }
@@ -323,10 +249,7 @@ mod tests {
         assert_eq!(ask(&["show", "--key", path]).line, line);
         let content = std::fs::read(path).unwrap();
         let error = complaint(&["generate", "--out", path]);
-        assert!(
-            error.starts_with(&format!("--out: hotkey file {path}: exists already")),
-            "{error}"
-        );
+        assert!(error.starts_with(&format!("--out: hotkey file {path}: exists already")), "{error}");
         assert_eq!(std::fs::read(path).unwrap(), content);
     }
 
@@ -335,58 +258,19 @@ mod tests {
         let secret = "bottom drive obey lake";
         let good = format!("0x{}", "00".repeat(64));
         let cases: [(&[&str], &str); 7] = [
+            (&["show", "--key", secret], "--key: this text of 4 words is neither"),
+            (&["show", "--key", "/no/such/file"], "--key: \"/no/such/file\" is neither"),
+            (&["sign", "--key", "//Alice", "--hex", "0x1"], "--hex: Odd number of digits, expected an even number"),
+            (&["sign", "--key", "//Alice", "--hex", "zz"], "--hex: Invalid character 'z' at position 0, expected"),
             (
-                &["show", "--key", secret],
-                "--key: this text of 4 words is neither",
-            ),
-            (
-                &["show", "--key", "/no/such/file"],
-                "--key: \"/no/such/file\" is neither",
-            ),
-            (
-                &["sign", "--key", "//Alice", "--hex", "0x1"],
-                "--hex: Odd number of digits, expected an even number",
-            ),
-            (
-                &["sign", "--key", "//Alice", "--hex", "zz"],
-                "--hex: Invalid character 'z' at position 0, expected",
-            ),
-            (
-                &[
-                    "verify",
-                    "--signer",
-                    "5abc",
-                    "--hex",
-                    "00",
-                    "--signature",
-                    &good,
-                ],
+                &["verify", "--signer", "5abc", "--hex", "00", "--signature", &good],
                 "--signer: \"5abc\" is not an SS58 address",
             ),
             (
-                &[
-                    "verify",
-                    "--signer",
-                    ALICE,
-                    "--hex",
-                    "00",
-                    "--signature",
-                    &good[2..],
-                ],
+                &["verify", "--signer", ALICE, "--hex", "00", "--signature", &good[2..]],
                 "--signature: a signature is 0x and 128 hex digits: it does not begin with 0x",
             ),
-            (
-                &[
-                    "verify",
-                    "--signer",
-                    ALICE,
-                    "--hex",
-                    "0",
-                    "--signature",
-                    &good,
-                ],
-                "--hex: Odd number",
-            ),
+            (&["verify", "--signer", ALICE, "--hex", "0", "--signature", &good], "--hex: Odd number"),
         ];
         for (line, expected) in cases {
             let error = complaint(line);
@@ -399,17 +283,7 @@ mod tests {
     #[test]
     fn the_exit_code_is_the_verdict() {
         let signature = ask(&["sign", "--key", "//Alice", "--hex", "00"]).line;
-        let verify = |message| {
-            exit_code(&[
-                "verify",
-                "--signer",
-                ALICE,
-                "--hex",
-                message,
-                "--signature",
-                &signature,
-            ])
-        };
+        let verify = |message| exit_code(&["verify", "--signer", ALICE, "--hex", message, "--signature", &signature]);
         assert_eq!(verify("00"), format!("{:?}", ExitCode::from(0)));
         assert_eq!(verify("01"), format!("{:?}", ExitCode::from(1)));
     }
@@ -417,10 +291,7 @@ mod tests {
     #[test]
     fn arguments_do_not_show_the_key_when_printed() {
         let printed = format!("{:?}", parse(&["show", "--key", "//very//secret"]));
-        assert!(
-            printed.contains("KeyArg(…)") && !printed.contains("secret"),
-            "{printed}"
-        );
+        assert!(printed.contains("KeyArg(…)") && !printed.contains("secret"), "{printed}");
     }
 
     #[test]

@@ -16,11 +16,7 @@ use super::{IdentityError, KeyPair, PublicKey, secret, seed_from_mnemonic};
 pub const HOTKEY_FILE_LIMIT: u64 = 64 * 1024;
 
 /// How the three kinds of encrypted wallet files begin, newest kind first, and what the kind is called.
-const ENCRYPTED: [(&[u8], &str); 3] = [
-    (b"$NACL", "NaCl"),
-    (b"$ANSIBLE_VAULT", "Ansible Vault"),
-    (b"gAAAAA", "Fernet"),
-];
+const ENCRYPTED: [(&[u8], &str); 3] = [(b"$NACL", "NaCl"), (b"$ANSIBLE_VAULT", "Ansible Vault"), (b"gAAAAA", "Fernet")];
 
 /// Whether a `--key` is written as only a path is: nothing else begins with `/` (but `//`), `.` or `~`.
 pub(super) fn is_path(key: &str) -> bool {
@@ -30,25 +26,16 @@ pub(super) fn is_path(key: &str) -> bool {
 /// Reads the hotkey file that `key` is the path of, and checks its secret against its address.
 pub(super) fn read(key: &str) -> Result<KeyPair, IdentityError> {
     let path = Path::new(key);
-    let failed = |cause| IdentityError::HotkeyFileIo {
-        path: path.into(),
-        cause,
-    };
+    let failed = |cause| IdentityError::HotkeyFileIo { path: path.into(), cause };
     let file = File::open(path).map_err(|cause| match cause.kind() {
-        ErrorKind::NotFound
-        | ErrorKind::NotADirectory
-        | ErrorKind::InvalidFilename
-        | ErrorKind::InvalidInput => no_such_key(key, cause),
+        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename | ErrorKind::InvalidInput => {
+            no_such_key(key, cause)
+        }
         _ => failed(cause),
     })?;
     let mut bytes = Vec::new();
-    file.take(HOTKEY_FILE_LIMIT + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    parse(&bytes).map_err(|why| IdentityError::HotkeyFile {
-        path: path.into(),
-        why,
-    })
+    file.take(HOTKEY_FILE_LIMIT + 1).read_to_end(&mut bytes).map_err(failed)?;
+    parse(&bytes).map_err(|why| IdentityError::HotkeyFile { path: path.into(), why })
 }
 
 /// Explains a value that is neither key nor file, without repeating what may be a secret with a slip in it.
@@ -57,14 +44,8 @@ fn no_such_key(key: &str, cause: io::Error) -> IdentityError {
     let (shown, why) = match key.split_whitespace().count() {
         0 => ("an empty text".into(), "nothing is given"),
         1 if hex_digits => ("this text of hex digits".into(), "a seed begins with 0x"),
-        words if words > 1 && !is_path(key) => (
-            format!("this text of {words} words"),
-            "a mnemonic has at least 12",
-        ),
-        _ => (
-            format!("{key:?}"),
-            "that is //Alice, a mnemonic, or 0x and 64 hex digits",
-        ),
+        words if words > 1 && !is_path(key) => (format!("this text of {words} words"), "a mnemonic has at least 12"),
+        _ => (format!("{key:?}"), "that is //Alice, a mnemonic, or 0x and 64 hex digits"),
     };
     IdentityError::NoSuchKey { shown, why, cause }
 }
@@ -72,9 +53,7 @@ fn no_such_key(key: &str, cause: io::Error) -> IdentityError {
 /// Reads the content of a hotkey file; the error says what is wrong with it.
 fn parse(bytes: &[u8]) -> Result<KeyPair, String> {
     if bytes.len() as u64 > HOTKEY_FILE_LIMIT {
-        return Err(format!(
-            "longer than {HOTKEY_FILE_LIMIT} bytes, so it is no hotkey file"
-        ));
+        return Err(format!("longer than {HOTKEY_FILE_LIMIT} bytes, so it is no hotkey file"));
     }
     if let Some((_, kind)) = ENCRYPTED.iter().find(|(start, _)| bytes.starts_with(start)) {
         return Err(format!(
@@ -82,8 +61,8 @@ fn parse(bytes: &[u8]) -> Result<KeyPair, String> {
              (`btcli wallet regen-hotkey --no-use-password` makes it from the mnemonic)"
         ));
     }
-    let value: Value = serde_json::from_slice(bytes)
-        .map_err(|error| format!("not JSON ({error}), so it is no hotkey file"))?;
+    let value: Value =
+        serde_json::from_slice(bytes).map_err(|error| format!("not JSON ({error}), so it is no hotkey file"))?;
     let Value::Object(fields) = value else {
         return Err("the JSON is not an object, so it is no hotkey file".into());
     };
@@ -92,15 +71,12 @@ fn parse(bytes: &[u8]) -> Result<KeyPair, String> {
         Some(number) if number.as_u64() == Some(1) => {}
         Some(_) => return Err("cryptoType is not 1: only sr25519 keys can sign here".into()),
     }
-    let address = text(&fields, "ss58Address")?
-        .ok_or("ss58Address is missing, so the key cannot be checked")?;
+    let address = text(&fields, "ss58Address")?.ok_or("ss58Address is missing, so the key cannot be checked")?;
     let address = PublicKey::from_ss58(address).map_err(|error| format!("ss58Address: {error}"))?;
     let (name, pair) = secret_of(&fields)?;
     let found = pair.public();
     if found != address {
-        return Err(format!(
-            "ss58Address is {address}, but {name} is the secret of {found}: the file is damaged"
-        ));
+        return Err(format!("ss58Address is {address}, but {name} is the secret of {found}: the file is damaged"));
     }
     Ok(pair)
 }
@@ -162,32 +138,20 @@ pub fn write_hotkey_file(path: &Path, mnemonic: &str) -> Result<KeyPair, Identit
         "secretSeed": format!("0x{}", hex::encode(seed)),
         "ss58Address": pair.ss58(),
     });
-    let failed = |cause| IdentityError::HotkeyFileIo {
-        path: path.into(),
-        cause,
-    };
+    let failed = |cause| IdentityError::HotkeyFileIo { path: path.into(), cause };
     // `create_new` also refuses a dangling link, behind which the secret would land somewhere unexpected.
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(|cause| match cause.kind() {
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(|cause| match cause.kind() {
             ErrorKind::AlreadyExists => IdentityError::HotkeyFile {
                 path: path.into(),
                 why: "exists already and is kept; name a new file".into(),
             },
             _ => failed(cause),
         })?;
-    if let Err(cause) = file
-        .write_all(content.to_string().as_bytes())
-        .and_then(|()| file.sync_all())
-    {
+    if let Err(cause) = file.write_all(content.to_string().as_bytes()).and_then(|()| file.sync_all()) {
         return Err(match std::fs::remove_file(path) {
             Ok(()) => failed(cause),
-            Err(left) => failed(io::Error::other(format!(
-                "{cause}; the partial file could not be removed ({left})"
-            ))),
+            Err(left) => failed(io::Error::other(format!("{cause}; the partial file could not be removed ({left})"))),
         });
     }
     Ok(pair)

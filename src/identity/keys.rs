@@ -28,10 +28,7 @@ impl KeyPair {
     pub fn load(key: &str) -> Result<Self, IdentityError> {
         let key = key.trim();
         let words = key.split_whitespace().count();
-        if key.starts_with("//")
-            || key.starts_with("0x")
-            || (words >= 12 && !hotkey_file::is_path(key))
-        {
+        if key.starts_with("//") || key.starts_with("0x") || (words >= 12 && !hotkey_file::is_path(key)) {
             return Self::from_uri(key);
         }
         hotkey_file::read(key)
@@ -65,8 +62,7 @@ impl KeyPair {
     /// When the system has no randomness to give.
     pub fn generate() -> (Self, String) {
         let mnemonic = secret::new_mnemonic();
-        let pair = Self::from_mnemonic(&mnemonic, None)
-            .expect("the words were made from entropy just now");
+        let pair = Self::from_mnemonic(&mnemonic, None).expect("the words were made from entropy just now");
         (pair, mnemonic)
     }
 

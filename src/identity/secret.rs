@@ -20,18 +20,13 @@ use super::IdentityError;
 ///
 /// # Errors
 /// [`IdentityError::Mnemonic`] for a wrong number of words, an unknown word or a wrong checksum.
-pub fn seed_from_mnemonic(
-    mnemonic: &str,
-    password: Option<&str>,
-) -> Result<[u8; 32], IdentityError> {
+pub fn seed_from_mnemonic(mnemonic: &str, password: Option<&str>) -> Result<[u8; 32], IdentityError> {
     let words = mnemonic.split_whitespace().count();
     let mnemonic: Mnemonic = mnemonic.parse().map_err(|error| IdentityError::Mnemonic {
         why: match error {
             bip39::Error::BadWordCount(_) => format!("it has {words} words"),
             bip39::Error::UnknownWord(index) => format!("word {} is not in the list", index + 1),
-            bip39::Error::InvalidChecksum => {
-                "its checksum does not match, so a word is wrong or out of place".into()
-            }
+            bip39::Error::InvalidChecksum => "its checksum does not match, so a word is wrong or out of place".into(),
             other => other.to_string(),
         },
     })?;
@@ -45,9 +40,7 @@ pub fn seed_from_mnemonic(
 pub(super) fn new_mnemonic() -> String {
     // A new secret key is the shortest way to random bytes of the system; 16 of them make twelve words.
     let random = MiniSecretKey::generate().to_bytes();
-    Mnemonic::from_entropy(&random[..16])
-        .expect("16 bytes are the entropy of twelve words")
-        .to_string()
+    Mnemonic::from_entropy(&random[..16]).expect("16 bytes are the entropy of twelve words").to_string()
 }
 
 pub(super) fn from_seed(seed: &[u8; 32]) -> Keypair {
@@ -58,12 +51,9 @@ pub(super) fn from_seed(seed: &[u8; 32]) -> Keypair {
 /// Reads `0x` and the hex of a 32-byte seed or of a 64-byte private key; wallets write either into either field.
 pub(super) fn from_hex(text: &str) -> Result<Keypair, IdentityError> {
     let wrong = |why: String| IdentityError::Seed { why };
-    let digits = text
-        .strip_prefix("0x")
-        .ok_or_else(|| wrong("it does not begin with 0x".into()))?;
+    let digits = text.strip_prefix("0x").ok_or_else(|| wrong("it does not begin with 0x".into()))?;
     // The decoder's own message would repeat a character of the secret.
-    let bytes = hex::decode(digits)
-        .map_err(|_| wrong("it has an odd length or characters that are not hex".into()))?;
+    let bytes = hex::decode(digits).map_err(|_| wrong("it has an odd length or characters that are not hex".into()))?;
     match <[u8; 32]>::try_from(bytes.as_slice()) {
         Ok(seed) => Ok(from_seed(&seed)),
         Err(_) if bytes.len() == 64 => SecretKey::from_bytes(&bytes)
@@ -82,30 +72,20 @@ pub(super) fn from_uri(uri: &str) -> Result<Keypair, IdentityError> {
     // The grammar knows single spaces only, while words copied from somewhere may have line breaks between them.
     let (phrase, path) = uri.split_at(uri.find('/').unwrap_or(uri.len()));
     let phrase = phrase.split_whitespace().collect::<Vec<_>>().join(" ");
-    let uri: SecretUri = format!("{phrase}{path}")
-        .parse()
-        .map_err(|_| IdentityError::Uri)?;
+    let uri: SecretUri = format!("{phrase}{path}").parse().map_err(|_| IdentityError::Uri)?;
     let phrase = uri.phrase.expose_secret();
     let root = if phrase.starts_with("0x") {
         from_hex(phrase)?
     } else {
-        let password = uri
-            .password
-            .as_ref()
-            .map(|password| password.expose_secret());
+        let password = uri.password.as_ref().map(|password| password.expose_secret());
         from_seed(&seed_from_mnemonic(phrase, password)?)
     };
-    let secret =
-        uri.junctions
-            .iter()
-            .fold(root.secret.clone(), |secret, junction| match *junction {
-                DeriveJunction::Soft(code) => secret.derived_key_simple(ChainCode(code), []).0,
-                DeriveJunction::Hard(code) => {
-                    let seed = secret
-                        .hard_derive_mini_secret_key(Some(ChainCode(code)), [])
-                        .0;
-                    seed.expand(ExpansionMode::Ed25519)
-                }
-            });
+    let secret = uri.junctions.iter().fold(root.secret.clone(), |secret, junction| match *junction {
+        DeriveJunction::Soft(code) => secret.derived_key_simple(ChainCode(code), []).0,
+        DeriveJunction::Hard(code) => {
+            let seed = secret.hard_derive_mini_secret_key(Some(ChainCode(code)), []).0;
+            seed.expand(ExpansionMode::Ed25519)
+        }
+    });
     Ok(secret.into())
 }

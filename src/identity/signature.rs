@@ -12,10 +12,8 @@ use super::IdentityError;
 const BYTES: usize = 64;
 
 /// Reads base64 as the Python peers do, which mind neither unused bits in the last digit nor foreign characters.
-const LENIENT: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
-);
+const LENIENT: GeneralPurpose =
+    GeneralPurpose::new(&alphabet::STANDARD, GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true));
 
 /// An sr25519 signature: 64 bytes, not yet held against any key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,9 +35,7 @@ impl Signature {
     /// The prefix is required and must be a small `0x`, as with the Python peers.
     pub fn from_hex(text: &str) -> Result<Self, IdentityError> {
         let wrong = |why: String| IdentityError::SignatureHex { why };
-        let digits = text
-            .strip_prefix("0x")
-            .ok_or_else(|| wrong("it does not begin with 0x".into()))?;
+        let digits = text.strip_prefix("0x").ok_or_else(|| wrong("it does not begin with 0x".into()))?;
         let mut bytes = [0; BYTES];
         if digits.len() != 2 * BYTES {
             return Err(wrong(format!("{} characters follow the 0x", digits.len())));
@@ -58,16 +54,10 @@ impl Signature {
     /// Characters outside the alphabet are passed over, as the Python peers do.
     pub fn from_base64(text: &str) -> Result<Self, IdentityError> {
         let wrong = |why: String| IdentityError::SignatureBase64 { why };
-        let digits: Vec<u8> = text
-            .bytes()
-            .filter(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(byte))
-            .collect();
-        let bytes = LENIENT
-            .decode(digits)
-            .map_err(|error| wrong(error.to_string()))?;
-        let bytes = bytes
-            .try_into()
-            .map_err(|bytes: Vec<u8>| wrong(format!("it holds {} bytes", bytes.len())))?;
+        let digits: Vec<u8> =
+            text.bytes().filter(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(byte)).collect();
+        let bytes = LENIENT.decode(digits).map_err(|error| wrong(error.to_string()))?;
+        let bytes = bytes.try_into().map_err(|bytes: Vec<u8>| wrong(format!("it holds {} bytes", bytes.len())))?;
         Ok(Self(bytes))
     }
 

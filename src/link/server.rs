@@ -257,15 +257,15 @@ struct Serve {
 
 impl Serve {
     fn run(self, pending: Box<dyn Pending>) {
-        let peer = pending.peer();
+        let peer = pending.peer().to_string();
         let deadline = Instant::now() + self.config.handshake_time;
-        let decide = |request: &HandshakeRequest| {
+        let mut decide = |request: &HandshakeRequest| {
             if self.full {
                 return Err(Refusal { status: 503, body: "too many connections".to_owned() });
             }
             (self.route)(request)
         };
-        let accepted = pending.handshake(self.config.socket, deadline, &self.stop, Level::Cancel, &decide);
+        let accepted = pending.handshake(&self.config.socket, deadline, &self.stop, Level::Cancel, &mut decide);
         let (connection, request) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {

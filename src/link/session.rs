@@ -289,7 +289,7 @@ pub fn run(
         }
     };
     drop(watch);
-    let answered = matches!(end, SessionEnd::Closed(_)) || matches!(&end, SessionEnd::Broken(e) if e.owes_close());
+    let answered = matches!(end, SessionEnd::Closed(_));
     if !answered {
         kick.kick();
     }
@@ -308,7 +308,10 @@ pub fn run(
 }
 
 enum Work {
-    Batch { texts: Vec<Utf8Bytes>, ping: bool },
+    Batch {
+        texts: Vec<Utf8Bytes>,
+        ping: bool,
+    },
     Close(u16, String),
     /// The connection is over; only a reply to the peer's Close may still leave.
     Over,

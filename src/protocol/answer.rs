@@ -27,26 +27,15 @@ pub fn by_facilitator(error: &DecodeError) -> Response {
             extra.insert("ctx".into(), Value::Object(detail.ctx.clone()));
         }
         extra.insert("url".into(), Value::String(detail.url()));
-        ErrorItem {
-            msg: detail.msg.clone(),
-            kind: detail.kind.into(),
-            help: String::new(),
-            extra,
-        }
+        ErrorItem { msg: detail.msg.clone(), kind: detail.kind.into(), help: String::new(), extra }
     });
-    Response {
-        status: ResponseStatus::Error,
-        errors: errors.collect(),
-    }
+    Response { status: ResponseStatus::Error, errors: errors.collect() }
 }
 
 /// A miner's answer to a validator or an executor.
 pub fn by_miner(error: &DecodeError) -> GenericError {
     let plural = if error.total == 1 { "" } else { "s" };
-    let mut details = format!(
-        "Malformed message: {} validation error{plural} for {}",
-        error.total, error.expected
-    );
+    let mut details = format!("Malformed message: {} validation error{plural} for {}", error.total, error.expected);
     for detail in &error.errors {
         if !detail.loc.is_empty() {
             details.push_str(&format!("\n{}", detail.path()));
@@ -60,9 +49,7 @@ pub fn by_miner(error: &DecodeError) -> GenericError {
             detail.url()
         ));
     }
-    GenericError {
-        details: Some(details),
-    }
+    GenericError { details: Some(details) }
 }
 
 /// A validator's or an executor's answer to the miner that it calls `name`, quoting the frame.
@@ -89,13 +76,8 @@ pub fn to_miner(error: &DecodeError, frame: &str, name: &str) -> GenericError {
     }
     errors.close(']');
     let frame = cut(frame, MAX_FRAME_ECHO_CHARS);
-    let details = format!(
-        "Malformed message {frame} from miner {name}: {}",
-        errors.into_string()
-    );
-    GenericError {
-        details: Some(details),
-    }
+    let details = format!("Malformed message {frame} from miner {name}: {}", errors.into_string());
+    GenericError { details: Some(details) }
 }
 
 fn loc(detail: &ErrorDetail) -> Value {

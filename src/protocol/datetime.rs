@@ -23,9 +23,7 @@ pub struct DateTime(speedate::DateTime);
 
 /// The text is not a date and time with an offset.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "not a date and time with an offset: {text:?}: {why} (right would be 2025-01-02T03:04:05Z)"
-)]
+#[error("not a date and time with an offset: {text:?}: {why} (right would be 2025-01-02T03:04:05Z)")]
 pub struct ParseDateTimeError {
     text: String,
     why: String,
@@ -36,11 +34,7 @@ impl DateTime {
     pub fn from_unix_micros(micros: i64) -> Self {
         let micros = micros.clamp(0, LAST_UNIX_MICROS);
         let (seconds, rest) = (micros / 1_000_000, (micros % 1_000_000) as u32);
-        let time = speedate::DateTime::from_timestamp_with_config(
-            seconds,
-            rest,
-            &config(TimestampUnit::Second),
-        );
+        let time = speedate::DateTime::from_timestamp_with_config(seconds, rest, &config(TimestampUnit::Second));
         DateTime(time.expect("the clamped value is within the years 1970 to 9999"))
     }
 
@@ -58,9 +52,7 @@ impl DateTime {
 impl From<SystemTime> for DateTime {
     /// The time in UTC, cut to microseconds; limits as for [`DateTime::from_unix_micros`].
     fn from(time: SystemTime) -> Self {
-        let micros = time
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_micros());
+        let micros = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros());
         DateTime::from_unix_micros(micros.try_into().unwrap_or(i64::MAX))
     }
 }
@@ -69,10 +61,7 @@ impl FromStr for DateTime {
     type Err = ParseDateTimeError;
 
     fn from_str(text: &str) -> Result<Self, ParseDateTimeError> {
-        let error = |why: &str| ParseDateTimeError {
-            text: text.to_owned(),
-            why: why.to_owned(),
-        };
+        let error = |why: &str| ParseDateTimeError { text: text.to_owned(), why: why.to_owned() };
         match speedate::DateTime::parse_str_rfc3339(text) {
             Ok(time) if time.time.tz_offset.is_some() => Ok(DateTime(time)),
             Ok(_) => Err(error("the offset is missing")),
@@ -89,14 +78,8 @@ impl fmt::Display for DateTime {
 
 /// A bare number counts in UTC, and digits beyond a microsecond are dropped.
 fn config(timestamp_unit: TimestampUnit) -> DateTimeConfig {
-    let time_config = TimeConfig {
-        unix_timestamp_offset: Some(0),
-        ..TimeConfig::default()
-    };
-    DateTimeConfig {
-        timestamp_unit,
-        time_config,
-    }
+    let time_config = TimeConfig { unix_timestamp_offset: Some(0), ..TimeConfig::default() };
+    DateTimeConfig { timestamp_unit, time_config }
 }
 
 impl Wire for DateTime {
@@ -104,33 +87,21 @@ impl Wire for DateTime {
     fn decode(value: &JsonValue<'_>, errors: &mut Errors) -> Option<Self> {
         let config = config(TimestampUnit::Infer);
         let from_number = |parsed: Result<speedate::DateTime, speedate::ParseError>| {
-            parsed
-                .map_err(|why| fault("datetime_parsing", "Input should be a valid datetime", &why))
+            parsed.map_err(|why| fault("datetime_parsing", "Input should be a valid datetime", &why))
         };
         let read = match value {
             JsonValue::Str(text) => from_text(text, &config),
-            JsonValue::Int(int) => from_number(speedate::DateTime::from_timestamp_with_config(
-                *int, 0, &config,
-            )),
-            JsonValue::Float(float) if float.is_nan() => Err(Fault::new(
-                "datetime_parsing",
-                "Input should be a valid datetime, NaN values not permitted",
-            )
-            .with("error", "NaN values not permitted")),
-            JsonValue::Float(float) => {
-                from_number(speedate::DateTime::from_float_with_config(*float, &config))
+            JsonValue::Int(int) => from_number(speedate::DateTime::from_timestamp_with_config(*int, 0, &config)),
+            JsonValue::Float(float) if float.is_nan() => {
+                Err(Fault::new("datetime_parsing", "Input should be a valid datetime, NaN values not permitted")
+                    .with("error", "NaN values not permitted"))
             }
-            _ => Err(Fault::new(
-                "datetime_type",
-                "Input should be a valid datetime",
-            )),
+            JsonValue::Float(float) => from_number(speedate::DateTime::from_float_with_config(*float, &config)),
+            _ => Err(Fault::new("datetime_type", "Input should be a valid datetime")),
         };
         match read {
             Ok(time) if time.time.tz_offset.is_some() => Some(DateTime(time)),
-            Ok(_) => errors.fail(
-                Fault::new("timezone_aware", "Input should have timezone info"),
-                value,
-            ),
+            Ok(_) => errors.fail(Fault::new("timezone_aware", "Input should have timezone info"), value),
             Err(fault) => errors.fail(fault, value),
         }
     }
@@ -145,23 +116,10 @@ fn from_text(text: &str, config: &DateTimeConfig) -> Result<speedate::DateTime, 
     if let Ok(time) = speedate::DateTime::parse_bytes_with_config(text.as_bytes(), config) {
         return Ok(time);
     }
-    let midnight = speedate::Time {
-        hour: 0,
-        minute: 0,
-        second: 0,
-        microsecond: 0,
-        tz_offset: None,
-    };
+    let midnight = speedate::Time { hour: 0, minute: 0, second: 0, microsecond: 0, tz_offset: None };
     match speedate::Date::parse_str(text) {
-        Ok(date) => Ok(speedate::DateTime {
-            date,
-            time: midnight,
-        }),
-        Err(why) => Err(fault(
-            "datetime_from_date_parsing",
-            "Input should be a valid datetime or date",
-            &why,
-        )),
+        Ok(date) => Ok(speedate::DateTime { date, time: midnight }),
+        Err(why) => Err(fault("datetime_from_date_parsing", "Input should be a valid datetime or date", &why)),
     }
 }
 

@@ -86,30 +86,20 @@ impl ErrorDetail {
 
     /// The place as one word, with dots between its steps; empty for the frame itself.
     pub fn path(&self) -> String {
-        self.loc
-            .iter()
-            .map(LocItem::to_string)
-            .collect::<Vec<_>>()
-            .join(".")
+        self.loc.iter().map(LocItem::to_string).collect::<Vec<_>>().join(".")
     }
 }
 
 impl fmt::Display for ErrorDetail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = if self.loc.is_empty() {
-            "the frame".to_owned()
-        } else {
-            self.path()
-        };
+        let place = if self.loc.is_empty() { "the frame".to_owned() } else { self.path() };
         // Keys and values of the peer may hold line breaks, and a log line must stay one line.
         let line = format!("{} at {place}: {}", self.kind, self.msg);
-        line.chars().try_for_each(|c| {
-            if c.is_control() {
-                write!(f, "{}", c.escape_default())
-            } else {
-                write!(f, "{c}")
-            }
-        })
+        line.chars().try_for_each(
+            |c| {
+                if c.is_control() { write!(f, "{}", c.escape_default()) } else { write!(f, "{c}") }
+            },
+        )
     }
 }
 
@@ -149,11 +139,7 @@ pub(super) struct Fault {
 
 impl Fault {
     pub fn new(kind: &'static str, msg: impl Into<Cow<'static, str>>) -> Self {
-        Fault {
-            kind,
-            msg: msg.into(),
-            ctx: Vec::new(),
-        }
+        Fault { kind, msg: msg.into(), ctx: Vec::new() }
     }
 
     pub fn with(mut self, key: &'static str, value: impl Into<Value>) -> Self {
@@ -185,11 +171,7 @@ impl Errors {
                 loc: Vec::new(),
                 msg: fault.msg.into_owned(),
                 input: echo(input),
-                ctx: fault
-                    .ctx
-                    .into_iter()
-                    .map(|(key, value)| (key.to_owned(), value))
-                    .collect(),
+                ctx: fault.ctx.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
                 input_repr: repr::shortened(input),
                 input_type: repr::type_name(input),
             });
@@ -198,18 +180,12 @@ impl Errors {
     }
 
     /// Reads something that stands at `loc`; costs nothing unless it fails.
-    pub fn at<T>(
-        &mut self,
-        loc: impl Into<LocItem>,
-        read: impl FnOnce(&mut Self) -> Option<T>,
-    ) -> Option<T> {
+    pub fn at<T>(&mut self, loc: impl Into<LocItem>, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
         let before = self.kept.len();
         let result = read(self);
         if self.kept.len() > before {
             let loc = loc.into();
-            self.kept[before..]
-                .iter_mut()
-                .for_each(|error| error.loc.insert(0, loc.clone()));
+            self.kept[before..].iter_mut().for_each(|error| error.loc.insert(0, loc.clone()));
         }
         result
     }
@@ -226,11 +202,7 @@ impl Errors {
     }
 
     pub fn into_error(self, expected: String) -> DecodeError {
-        DecodeError {
-            errors: self.kept,
-            total: self.total,
-            expected,
-        }
+        DecodeError { errors: self.kept, total: self.total, expected }
     }
 }
 
@@ -252,11 +224,7 @@ pub(super) fn quote(text: &str) -> Cow<'_, str> {
 pub(super) fn cut(text: &str, chars: usize) -> Cow<'_, str> {
     match text.char_indices().nth(chars) {
         None => Cow::Borrowed(text),
-        Some((end, _)) => Cow::Owned(format!(
-            "{}… (cut, {} bytes in all)",
-            &text[..end],
-            text.len()
-        )),
+        Some((end, _)) => Cow::Owned(format!("{}… (cut, {} bytes in all)", &text[..end], text.len())),
     }
 }
 
@@ -269,10 +237,7 @@ fn echo(input: &JsonValue<'_>) -> Value {
     if fits(input, &mut budget) {
         to_value(input)
     } else {
-        Value::String(format!(
-            "{}… (cut, too long to quote)",
-            repr::head(input, MAX_ECHO_BYTES / 4)
-        ))
+        Value::String(format!("{}… (cut, too long to quote)", repr::head(input, MAX_ECHO_BYTES / 4)))
     }
 }
 

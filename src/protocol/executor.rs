@@ -1,8 +1,7 @@
 //! What a miner and its executors say to each other; the miner passes most of it on, so the validators see it too.
 
 use super::enums::{
-    DockerRunOptionsPreset, ExecutorClass, HordeFailureReason, JobFailureReason,
-    JobParticipantType, JobStage,
+    DockerRunOptionsPreset, ExecutorClass, HordeFailureReason, JobFailureReason, JobParticipantType, JobStage,
 };
 use super::int::Int;
 use super::json::JsonMap;

@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::DecodeError;
 use super::enums::{
-    ExecutorClass, HordeFailureReason, JobFailureReason, JobParticipantType, JobRejectionReason,
-    JobStage, JobStatus, ResponseStatus, SignatureScope,
+    ExecutorClass, HordeFailureReason, JobFailureReason, JobParticipantType, JobRejectionReason, JobStage, JobStatus,
+    ResponseStatus, SignatureScope,
 };
 use super::error::{Errors, Fault};
 use super::executor::StreamingDetails;
@@ -16,8 +16,8 @@ use super::int::Int;
 use super::json::{JsonMap, Style, Writer};
 use super::scalars::StrMap;
 use super::schema::{
-    Entries, Literal, Wire, decode_frame, direction, encode, encode_compact, entries, forbid_extra,
-    lookup, message, tagged, unknown_tag,
+    Entries, Literal, Wire, decode_frame, direction, encode, encode_compact, entries, forbid_extra, lookup, message,
+    tagged, unknown_tag,
 };
 use super::upload::OutputUpload;
 use super::volume::Volume;
@@ -72,16 +72,16 @@ impl Wire for FacilitatorToValidator {
     fn decode(value: &JsonValue<'_>, errors: &mut Errors) -> Option<Self> {
         const BY: &str = "message_type";
         match value {
-            JsonValue::Object(entries) if lookup(entries, BY).is_none() => errors
-                .at("Response", |errors| Response::decode(value, errors))
-                .map(Self::Response),
+            JsonValue::Object(entries) if lookup(entries, BY).is_none() => {
+                errors.at("Response", |errors| Response::decode(value, errors)).map(Self::Response)
+            }
             _ => match tagged(value, BY, errors)?.as_ref() {
-                "V2JobRequest" => errors
-                    .at("V2JobRequest", |errors| Wire::decode(value, errors))
-                    .map(Self::V2JobRequest),
-                "V0JobCheated" => errors
-                    .at("V0JobCheated", |errors| Wire::decode(value, errors))
-                    .map(Self::V0JobCheated),
+                "V2JobRequest" => {
+                    errors.at("V2JobRequest", |errors| Wire::decode(value, errors)).map(Self::V2JobRequest)
+                }
+                "V0JobCheated" => {
+                    errors.at("V0JobCheated", |errors| Wire::decode(value, errors)).map(Self::V0JobCheated)
+                }
                 tag => {
                     let tags = ["V2JobRequest", "V0JobCheated"].map(|tag| tag.shown());
                     errors.fail(unknown_tag(tag, BY, &tags), value)
@@ -166,10 +166,7 @@ pub struct Base64Bytes(pub Vec<u8>);
 impl Wire for Base64Bytes {
     fn decode(value: &JsonValue<'_>, errors: &mut Errors) -> Option<Self> {
         let JsonValue::Str(text) = value else {
-            return errors.fail(
-                Fault::new("bytes_type", "Input should be a valid bytes"),
-                value,
-            );
+            return errors.fail(Fault::new("bytes_type", "Input should be a valid bytes"), value);
         };
         match lenient_base64(text) {
             Ok(bytes) => Some(Base64Bytes(bytes)),

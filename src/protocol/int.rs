@@ -106,9 +106,7 @@ impl FromStr for Int {
         }
         // Leading zeros may have hidden a value that does fit.
         let canonical = format!("{sign}{digits}");
-        Ok(Int(canonical
-            .parse()
-            .map_or_else(|_| Repr::Big(canonical.into()), Repr::Small)))
+        Ok(Int(canonical.parse().map_or_else(|_| Repr::Big(canonical.into()), Repr::Small)))
     }
 }
 
@@ -116,11 +114,9 @@ impl fmt::Display for Int {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Repr::Small(value) => value.fmt(f),
-            Repr::Big(digits) => f.pad_integral(
-                !digits.starts_with('-'),
-                "",
-                digits.strip_prefix('-').unwrap_or(digits),
-            ),
+            Repr::Big(digits) => {
+                f.pad_integral(!digits.starts_with('-'), "", digits.strip_prefix('-').unwrap_or(digits))
+            }
         }
     }
 }

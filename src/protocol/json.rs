@@ -25,23 +25,11 @@ pub struct Style {
 
 impl Style {
     /// What pydantic's `model_dump_json` emits.
-    pub const COMPACT: Style = Style {
-        spaced: false,
-        ascii: false,
-        python_floats: false,
-    };
+    pub const COMPACT: Style = Style { spaced: false, ascii: false, python_floats: false };
     /// What Python's `json.dumps` emits by default.
-    pub const PYTHON: Style = Style {
-        spaced: true,
-        ascii: true,
-        python_floats: true,
-    };
+    pub const PYTHON: Style = Style { spaced: true, ascii: true, python_floats: true };
     /// What Python's `json.dumps` emits with `separators=(",", ":")`.
-    pub const PYTHON_TIGHT: Style = Style {
-        spaced: false,
-        ascii: true,
-        python_floats: true,
-    };
+    pub const PYTHON_TIGHT: Style = Style { spaced: false, ascii: true, python_floats: true };
 }
 
 /// Writes one JSON text piece by piece; the caller keeps the pieces in a legal order.
@@ -56,11 +44,7 @@ pub struct Writer {
 impl Writer {
     /// An empty text in the given style.
     pub fn new(style: Style) -> Self {
-        Writer {
-            out: String::with_capacity(256),
-            style,
-            comma: false,
-        }
+        Writer { out: String::with_capacity(256), style, comma: false }
     }
 
     /// The text written so far.
@@ -70,8 +54,7 @@ impl Writer {
 
     fn item(&mut self) {
         if self.comma {
-            self.out
-                .push_str(if self.style.spaced { ", " } else { "," });
+            self.out.push_str(if self.style.spaced { ", " } else { "," });
         }
         self.comma = true;
     }
@@ -93,8 +76,7 @@ impl Writer {
     pub fn key(&mut self, key: &str) {
         self.item();
         push_string(&mut self.out, key, self.style.ascii);
-        self.out
-            .push_str(if self.style.spaced { ": " } else { ":" });
+        self.out.push_str(if self.style.spaced { ": " } else { ":" });
         self.comma = false;
     }
 
@@ -151,10 +133,7 @@ impl Writer {
         } else if text.bytes().all(|b| b == b'-' || b.is_ascii_digit()) {
             self.literal(text);
         } else {
-            self.float(
-                text.parse()
-                    .expect("serde_json keeps only text that is a JSON number"),
-            );
+            self.float(text.parse().expect("serde_json keeps only text that is a JSON number"));
         }
     }
 
@@ -192,11 +171,7 @@ impl Writer {
 /// The text with the keys of every object sorted, as `json.dumps(json.loads(text), sort_keys=True)` gives it.
 ///
 /// `without` names one key of the outermost object to leave out. Fails when the text is not JSON.
-pub fn sort_keys(
-    text: &str,
-    style: Style,
-    without: Option<&str>,
-) -> Result<String, jiter::JsonError> {
+pub fn sort_keys(text: &str, style: Style, without: Option<&str>) -> Result<String, jiter::JsonError> {
     let value = JsonValue::parse(text.as_bytes(), true)?;
     let mut out = Writer::new(style);
     match (&value, without) {
@@ -211,13 +186,8 @@ pub fn sort_keys(
 }
 
 /// The entries of an object as Python's `dict` holds them: a repeated key keeps its first place and its last value.
-pub(super) fn unique<'v, 'j>(
-    entries: &'v [(Cow<'j, str>, JsonValue<'j>)],
-) -> IndexMap<&'v str, &'v JsonValue<'j>> {
-    entries
-        .iter()
-        .map(|(key, value)| (key.as_ref(), value))
-        .collect()
+pub(super) fn unique<'v, 'j>(entries: &'v [(Cow<'j, str>, JsonValue<'j>)]) -> IndexMap<&'v str, &'v JsonValue<'j>> {
+    entries.iter().map(|(key, value)| (key.as_ref(), value)).collect()
 }
 
 /// A parsed value as an owned one; floats that JSON cannot spell become null, as pydantic would re-emit them.
@@ -226,11 +196,9 @@ pub(super) fn to_value(value: &JsonValue<'_>) -> Value {
         JsonValue::Null => Value::Null,
         JsonValue::Bool(flag) => Value::Bool(*flag),
         JsonValue::Int(int) => Value::from(*int),
-        JsonValue::BigInt(int) => Value::Number(
-            int.to_string()
-                .parse()
-                .expect("the digits of an integer are a JSON number"),
-        ),
+        JsonValue::BigInt(int) => {
+            Value::Number(int.to_string().parse().expect("the digits of an integer are a JSON number"))
+        }
         JsonValue::Float(float) => Number::from_f64(*float).map_or(Value::Null, Value::Number),
         JsonValue::Str(text) => Value::String(text.to_string()),
         JsonValue::Array(items) => Value::Array(items.iter().map(to_value).collect()),
@@ -240,20 +208,13 @@ pub(super) fn to_value(value: &JsonValue<'_>) -> Value {
 
 /// The entries of a parsed object as an owned map.
 pub(super) fn to_map(entries: &[(Cow<'_, str>, JsonValue<'_>)]) -> JsonMap {
-    entries
-        .iter()
-        .map(|(key, value)| (key.to_string(), to_value(value)))
-        .collect()
+    entries.iter().map(|(key, value)| (key.to_string(), to_value(value))).collect()
 }
 
 /// What an object holds beside the known keys.
 pub(super) fn to_map_without(entries: &[(Cow<'_, str>, JsonValue<'_>)], known: &[&str]) -> JsonMap {
-    let extra = entries
-        .iter()
-        .filter(|(key, _)| !known.contains(&key.as_ref()));
-    extra
-        .map(|(key, value)| (key.to_string(), to_value(value)))
-        .collect()
+    let extra = entries.iter().filter(|(key, _)| !known.contains(&key.as_ref()));
+    extra.map(|(key, value)| (key.to_string(), to_value(value))).collect()
 }
 
 fn push_string(out: &mut String, text: &str, ascii: bool) {
@@ -297,19 +258,14 @@ pub(super) fn push_float(out: &mut String, value: f64, python: bool) {
         return;
     }
     let scientific = format!("{value:e}");
-    let (mantissa, exponent) = scientific
-        .split_once('e')
-        .expect("the {:e} format always has an exponent");
-    let exponent: i32 = exponent
-        .parse()
-        .expect("the exponent of an f64 is a small integer");
+    let (mantissa, exponent) = scientific.split_once('e').expect("the {:e} format always has an exponent");
+    let exponent: i32 = exponent.parse().expect("the exponent of an f64 is a small integer");
     // Both switch to an exponent at 1e16; going down Python does below 1e-4, pydantic below 1e-5.
     let lowest = if python { -4 } else { -5 };
     if value != 0.0 && !(lowest..16).contains(&exponent) {
         let sign = if exponent < 0 { '-' } else { '+' };
         let width = if python { 2 } else { 1 };
-        write!(out, "{mantissa}e{sign}{:0width$}", exponent.abs())
-            .expect("writing to a String cannot fail");
+        write!(out, "{mantissa}e{sign}{:0width$}", exponent.abs()).expect("writing to a String cannot fail");
     } else {
         let fixed = value.to_string();
         out.push_str(&fixed);

@@ -2,10 +2,9 @@
 
 use super::enums::{Code, JobRejectionReason};
 use super::executor::{
-    GenericError, V0ExecutionDoneRequest, V0ExecutorFailedRequest, V0ExecutorReadyRequest,
-    V0HordeFailedRequest, V0InitialJobRequest, V0JobFailedRequest, V0JobFinishedRequest,
-    V0JobRequest, V0MachineSpecsRequest, V0StreamingJobNotReadyRequest, V0StreamingJobReadyRequest,
-    V0VolumesReadyRequest,
+    GenericError, V0ExecutionDoneRequest, V0ExecutorFailedRequest, V0ExecutorReadyRequest, V0HordeFailedRequest,
+    V0InitialJobRequest, V0JobFailedRequest, V0JobFinishedRequest, V0JobRequest, V0MachineSpecsRequest,
+    V0StreamingJobNotReadyRequest, V0StreamingJobReadyRequest, V0VolumesReadyRequest,
 };
 use super::int::Int;
 use super::json::JsonMap;

@@ -164,10 +164,7 @@ fn job_uuid(value: &JsonValue<'_>, errors: &mut Errors) -> Option<String> {
         }
         Err(_) => {
             let shown = repr::string(&cut(&text, 64));
-            errors.fail(
-                Fault::value(format!("job_uuid is not a UUID: {shown}")),
-                value,
-            )
+            errors.fail(Fault::value(format!("job_uuid is not a UUID: {shown}")), value)
         }
     }
 }
@@ -206,19 +203,13 @@ fn block_numbers(value: &JsonValue<'_>, errors: &mut Errors) -> Option<Vec<i64>>
     match value {
         JsonValue::Array(items) if items.len() > MAX_BLOCK_NUMBERS => {
             let actual = items.len();
-            let msg = format!(
-                "List should have at most {MAX_BLOCK_NUMBERS} items after validation, not {actual}"
-            );
+            let msg = format!("List should have at most {MAX_BLOCK_NUMBERS} items after validation, not {actual}");
             let fault = Fault::new("too_long", msg)
                 .with("field_type", "List")
                 .with("max_length", MAX_BLOCK_NUMBERS)
                 .with("actual_length", actual);
             errors.fail(fault, value)
         }
-        _ => list_of(
-            value,
-            |item, errors| int_within(item, 0, MAX_BLOCK_NUMBER, errors),
-            errors,
-        ),
+        _ => list_of(value, |item, errors| int_within(item, 0, MAX_BLOCK_NUMBER, errors), errors),
     }
 }

@@ -122,26 +122,13 @@ fn tail(value: &JsonValue<'_>, chars: usize) -> String {
         }
         JsonValue::Array(items) => {
             let parts = items.iter().enumerate().rev();
-            (
-                '[',
-                ']',
-                Box::new(parts.map(move |(n, item)| separator(n) + &tail(item, chars))),
-            )
+            ('[', ']', Box::new(parts.map(move |(n, item)| separator(n) + &tail(item, chars))))
         }
         JsonValue::Object(entries) => {
-            let parts = entries
-                .iter()
-                .enumerate()
-                .rev()
-                .map(move |(n, (key, item))| {
-                    let key = JsonValue::Str(key.as_ref().into());
-                    format!(
-                        "{}{}: {}",
-                        separator(n),
-                        tail(&key, chars),
-                        tail(item, chars)
-                    )
-                });
+            let parts = entries.iter().enumerate().rev().map(move |(n, (key, item))| {
+                let key = JsonValue::Str(key.as_ref().into());
+                format!("{}{}: {}", separator(n), tail(&key, chars), tail(item, chars))
+            });
             ('{', '}', Box::new(parts))
         }
         _ => return head(value, usize::MAX / 4),
@@ -163,20 +150,12 @@ fn tail(value: &JsonValue<'_>, chars: usize) -> String {
 }
 
 fn separator(n: usize) -> String {
-    if n == 0 {
-        String::new()
-    } else {
-        ", ".to_owned()
-    }
+    if n == 0 { String::new() } else { ", ".to_owned() }
 }
 
 /// Python prefers single quotes unless only double ones would need no escape.
 fn quote_of(text: &str) -> char {
-    if text.contains('\'') && !text.contains('"') {
-        '"'
-    } else {
-        '\''
-    }
+    if text.contains('\'') && !text.contains('"') { '"' } else { '\'' }
 }
 
 fn push_char(out: &mut String, c: char, quote: char) {

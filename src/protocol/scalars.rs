@@ -23,10 +23,7 @@ impl Wire for String {
     fn decode(value: &JsonValue<'_>, errors: &mut Errors) -> Option<Self> {
         match value {
             JsonValue::Str(text) => Some(text.to_string()),
-            _ => errors.fail(
-                Fault::new("string_type", "Input should be a valid string"),
-                value,
-            ),
+            _ => errors.fail(Fault::new("string_type", "Input should be a valid string"), value),
         }
     }
 
@@ -37,12 +34,7 @@ impl Wire for String {
 
 impl Wire for bool {
     fn decode(value: &JsonValue<'_>, errors: &mut Errors) -> Option<Self> {
-        let unreadable = || {
-            Fault::new(
-                "bool_parsing",
-                "Input should be a valid boolean, unable to interpret input",
-            )
-        };
+        let unreadable = || Fault::new("bool_parsing", "Input should be a valid boolean, unable to interpret input");
         match value {
             JsonValue::Bool(flag) => Some(*flag),
             JsonValue::Int(0) => Some(false),
@@ -55,10 +47,7 @@ impl Wire for bool {
                 "0" | "off" | "f" | "false" | "n" | "no" => Some(false),
                 _ => errors.fail(unreadable(), value),
             },
-            _ => errors.fail(
-                Fault::new("bool_type", "Input should be a valid boolean"),
-                value,
-            ),
+            _ => errors.fail(Fault::new("bool_type", "Input should be a valid boolean"), value),
         }
     }
 
@@ -71,10 +60,7 @@ impl Wire for Int {
     fn decode(value: &JsonValue<'_>, errors: &mut Errors) -> Option<Self> {
         let read = match value {
             JsonValue::Int(int) => Ok(Int::from(*int)),
-            JsonValue::BigInt(int) => Ok(int
-                .to_string()
-                .parse()
-                .expect("the digits of an integer are one")),
+            JsonValue::BigInt(int) => Ok(int.to_string().parse().expect("the digits of an integer are one")),
             JsonValue::Bool(flag) => Ok(Int::from(i64::from(*flag))),
             JsonValue::Float(float) => int_from_float(*float),
             JsonValue::Str(text) => int_from_text(text),
@@ -89,18 +75,12 @@ impl Wire for Int {
 }
 
 fn too_large() -> Fault {
-    Fault::new(
-        "int_parsing_size",
-        "Unable to parse input string as an integer, exceeded maximum size",
-    )
+    Fault::new("int_parsing_size", "Unable to parse input string as an integer, exceeded maximum size")
 }
 
 fn int_from_float(float: f64) -> Result<Int, Fault> {
     if !float.is_finite() {
-        return Err(Fault::new(
-            "finite_number",
-            "Input should be a finite number",
-        ));
+        return Err(Fault::new("finite_number", "Input should be a finite number"));
     }
     if float.fract() != 0.0 {
         let msg = "Input should be a valid integer, got a number with a fractional part";
@@ -124,9 +104,7 @@ fn int_from_text(text: &str) -> Result<Int, Fault> {
         _ => whole,
     };
     let digits = whole.strip_prefix(['+', '-']).unwrap_or(whole);
-    let grouped = digits
-        .split('_')
-        .all(|group| !group.is_empty() && group.bytes().all(|b| b.is_ascii_digit()));
+    let grouped = digits.split('_').all(|group| !group.is_empty() && group.bytes().all(|b| b.is_ascii_digit()));
     match whole.replace('_', "").parse() {
         Ok(int) if grouped => Ok(int),
         _ => {
@@ -137,19 +115,11 @@ fn int_from_text(text: &str) -> Result<Int, Fault> {
 }
 
 /// Reads an integer between two bounds, both included.
-pub(super) fn int_within(
-    value: &JsonValue<'_>,
-    least: i64,
-    most: i64,
-    errors: &mut Errors,
-) -> Option<i64> {
+pub(super) fn int_within(value: &JsonValue<'_>, least: i64, most: i64, errors: &mut Errors) -> Option<i64> {
     let int = Int::decode(value, errors)?.saturating_i64();
     if int < least {
         let msg = format!("Input should be greater than or equal to {least}");
-        return errors.fail(
-            Fault::new("greater_than_equal", msg).with("ge", least),
-            value,
-        );
+        return errors.fail(Fault::new("greater_than_equal", msg).with("ge", least), value);
     }
     if int > most {
         let msg = format!("Input should be less than or equal to {most}");
@@ -204,10 +174,7 @@ pub(super) fn list_of<T>(
     errors: &mut Errors,
 ) -> Option<Vec<T>> {
     let JsonValue::Array(items) = value else {
-        return errors.fail(
-            Fault::new("list_type", "Input should be a valid array"),
-            value,
-        );
+        return errors.fail(Fault::new("list_type", "Input should be a valid array"), value);
     };
     let mut list = Vec::with_capacity(items.len());
     for (n, item) in items.iter().enumerate() {
@@ -222,9 +189,7 @@ impl Wire for StrMap {
         let count = entries.len();
         let mut map = StrMap::with_capacity(count);
         for (key, item) in entries {
-            let text = errors.at(LocItem::from_input(key), |errors| {
-                String::decode(item, errors)
-            });
+            let text = errors.at(LocItem::from_input(key), |errors| String::decode(item, errors));
             map.extend(text.map(|text| (key.to_owned(), text)));
         }
         (map.len() == count).then_some(map)

@@ -37,10 +37,7 @@ pub(super) enum Extra {
 }
 
 /// Reads a whole frame; `expected` names what it should be.
-pub(super) fn decode_frame<T: Wire>(
-    text: &str,
-    expected: impl FnOnce() -> String,
-) -> Result<T, DecodeError> {
+pub(super) fn decode_frame<T: Wire>(text: &str, expected: impl FnOnce() -> String) -> Result<T, DecodeError> {
     let value = match JsonValue::parse(text.as_bytes(), true) {
         Ok(value) => value,
         Err(error) => return Err(invalid_json(text, &error, expected())),
@@ -63,11 +60,7 @@ pub(super) fn encode(message: &impl Wire, style: Style) -> String {
 
 /// The value of a key; of a repeated one the last.
 pub(super) fn lookup<'v, 'j>(entries: &'v Entries<'j>, key: &str) -> Option<&'v JsonValue<'j>> {
-    entries
-        .iter()
-        .rev()
-        .find(|(k, _)| k == key)
-        .map(|(_, value)| value)
+    entries.iter().rev().find(|(k, _)| k == key).map(|(_, value)| value)
 }
 
 /// The entries of a message, or the error that says the value is none.
@@ -78,10 +71,7 @@ pub(super) fn entries<'v, 'j>(
 ) -> Option<&'v Entries<'j>> {
     match value {
         JsonValue::Object(entries) => Some(entries),
-        _ => errors.fail(
-            Fault::new("model_type", "Input should be an object").with("class_name", class),
-            value,
-        ),
+        _ => errors.fail(Fault::new("model_type", "Input should be an object").with("class_name", class), value),
     }
 }
 
@@ -101,9 +91,7 @@ pub(super) fn field<T>(
     }
     match default {
         Some(default) => Some(default()),
-        None => errors.at(names[0], |errors| {
-            errors.fail(Fault::new("missing", "Field required"), object)
-        }),
+        None => errors.at(names[0], |errors| errors.fail(Fault::new("missing", "Field required"), object)),
     }
 }
 
@@ -112,15 +100,9 @@ pub(super) fn forbid_extra(entries: &Entries<'_>, known: &[&str], errors: &mut E
     if entries.iter().all(|(key, _)| known.contains(&key.as_ref())) {
         return;
     }
-    for (key, value) in unique(entries)
-        .into_iter()
-        .filter(|(key, _)| !known.contains(key))
-    {
+    for (key, value) in unique(entries).into_iter().filter(|(key, _)| !known.contains(key)) {
         errors.at(LocItem::from_input(key), |errors| {
-            errors.fail::<()>(
-                Fault::new("extra_forbidden", "Extra inputs are not permitted"),
-                value,
-            )
+            errors.fail::<()>(Fault::new("extra_forbidden", "Extra inputs are not permitted"), value)
         });
     }
 }
@@ -159,28 +141,17 @@ impl Literal for &'static str {
 }
 
 /// The error of a value that is none of a fixed set of strings.
-pub(super) fn not_a_member(
-    kind: &'static str,
-    members: impl Iterator<Item = &'static str>,
-) -> Fault {
+pub(super) fn not_a_member(kind: &'static str, members: impl Iterator<Item = &'static str>) -> Fault {
     let mut shown: Vec<String> = members.map(|member| format!("'{member}'")).collect();
     let last = shown.pop().expect("a set of strings has members");
-    let expected = if shown.is_empty() {
-        last
-    } else {
-        format!("{} or {last}", shown.join(", "))
-    };
+    let expected = if shown.is_empty() { last } else { format!("{} or {last}", shown.join(", ")) };
     Fault::new(kind, format!("Input should be {expected}")).with("expected", expected)
 }
 
 /// The entries and the tag of a union member, or the error that says why there is none.
 ///
 /// A tag that is no string is read as the text Python would show for it, which no member has.
-pub(super) fn tagged<'v, 'j>(
-    value: &'v JsonValue<'j>,
-    by: &'static str,
-    errors: &mut Errors,
-) -> Option<Cow<'v, str>> {
+pub(super) fn tagged<'v, 'j>(value: &'v JsonValue<'j>, by: &'static str, errors: &mut Errors) -> Option<Cow<'v, str>> {
     let JsonValue::Object(entries) = value else {
         return errors.fail(Fault::new("dict_type", "Input should be an object"), value);
     };
@@ -189,8 +160,7 @@ pub(super) fn tagged<'v, 'j>(
         Some(other) => Some(Cow::Owned(repr::head(other, 256))),
         None => {
             let msg = format!("Unable to extract tag using discriminator '{by}'");
-            let fault =
-                Fault::new("union_tag_not_found", msg).with("discriminator", format!("'{by}'"));
+            let fault = Fault::new("union_tag_not_found", msg).with("discriminator", format!("'{by}'"));
             errors.fail(fault, value)
         }
     }
@@ -200,9 +170,7 @@ pub(super) fn tagged<'v, 'j>(
 pub(super) fn unknown_tag(tag: &str, by: &'static str, tags: &[String]) -> Fault {
     let tag = quote(tag);
     let expected = tags.join(", ");
-    let msg = format!(
-        "Input tag '{tag}' found using '{by}' does not match any of the expected tags: {expected}"
-    );
+    let msg = format!("Input tag '{tag}' found using '{by}' does not match any of the expected tags: {expected}");
     Fault::new("union_tag_invalid", msg)
         .with("discriminator", format!("'{by}'"))
         .with("tag", tag.as_ref())

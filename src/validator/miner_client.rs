@@ -1,0 +1,161 @@
+//! The link to one miner for the time of one job: authenticated afresh after each reconnect, then messages by deadline.
+//!
+//! Owner: the job's worker. The link's two threads end with [`MinerClient::stop`].
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
+use tungstenite::Utf8Bytes;
+
+use crate::base::limits::INBOUND_MESSAGES;
+use crate::base::shutdown::Shutdown;
+use crate::base::stop::Step;
+use crate::base::timer::TimerHandle;
+use crate::identity::{KeyPair, PublicKey};
+use crate::link::{Authenticate, Authenticated, Full, Link, LinkConfig, LinkEvent, Outgoing, Refused};
+use crate::protocol::{MinerToValidator, ValidatorAuthForMiner, ValidatorToMiner};
+use crate::transport::Dialer;
+
+use super::routing::MinerAddress;
+
+/// What a worker hears of its miner.
+#[derive(Debug)]
+pub enum MinerEvent {
+    /// Connected and authenticated, for the first time or again.
+    Ready,
+    /// A message.
+    Message(Box<MinerToValidator>),
+    /// An attempt to connect failed; another will follow.
+    Failed {
+        /// Why.
+        why: String,
+        /// Whether the miner answered and does not want us.
+        refused: bool,
+    },
+    /// The connection was lost; another will follow.
+    Lost {
+        /// Why.
+        why: String,
+    },
+}
+
+/// Why [`MinerClient::next`] gave no event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoEvent {
+    /// The deadline passed.
+    Deadline,
+    /// The job was cancelled.
+    Cancelled,
+}
+
+/// A running link to a miner.
+#[derive(Debug)]
+pub struct MinerClient {
+    link: Link,
+    events: Receiver<MinerEvent>,
+}
+
+impl MinerClient {
+    /// Begins to connect; the first event is `Ready` or `Failed`. `number` tells the threads of several jobs apart.
+    pub fn start(
+        miner: &MinerAddress,
+        key: &KeyPair,
+        dialer: Arc<dyn Dialer>,
+        timer: TimerHandle,
+        number: u64,
+    ) -> Self {
+        let config = LinkConfig::new(format!("val-mi-{}", number % 10_000), miner.url(&key.public()));
+        let authenticate = MinerAuthentication { key: key.clone(), miner: miner.hotkey };
+        let (tx, events) = bounded(INBOUND_MESSAGES);
+        let name = miner.hotkey;
+        let mut to_answer: Option<crate::link::LinkHandle> = None;
+        let (handle_tx, handle_rx) = bounded(1);
+        let link = Link::start(config, dialer, Some(Box::new(authenticate)), timer, move |event| {
+            let event = match event {
+                LinkEvent::Ready { .. } => MinerEvent::Ready,
+                LinkEvent::Lost { why, .. } => MinerEvent::Lost { why },
+                LinkEvent::Failed { why, refused, .. } => MinerEvent::Failed { why, refused },
+                LinkEvent::Text { text, .. } => match MinerToValidator::decode(&text) {
+                    Ok(message) => MinerEvent::Message(Box::new(message)),
+                    Err(error) => {
+                        log::warn!("miner {name} sent a message that cannot be read: {error}");
+                        let answer = crate::protocol::answer::to_miner(&error, &text, &name.to_string());
+                        let handle = to_answer.get_or_insert_with(|| {
+                            handle_rx.recv().expect("the handle is sent right after the link has started")
+                        });
+                        let answer = ValidatorToMiner::from(answer).encode();
+                        if let Err(full) = handle.send(Outgoing::once(answer)) {
+                            log::debug!("the miner is not told: {full}");
+                        }
+                        return;
+                    }
+                },
+            };
+            // The receiver goes when the job ends; what the miner says after that concerns nobody.
+            let _ = tx.send(event);
+        });
+        handle_tx.send(link.handle()).expect("the receiver lives in the link's closure, and there is room for one");
+        Self { link, events }
+    }
+
+    /// Queues a message; it leaves when the link is ready.
+    ///
+    /// # Errors
+    /// [`Full`], with the message.
+    pub fn send(&self, message: impl Into<ValidatorToMiner>) -> Result<(), Full> {
+        self.link.handle().send(Outgoing::once(message.into().encode()))
+    }
+
+    /// The next event. Blocks until there is one, the deadline, or `cancel` at its highest level.
+    ///
+    /// # Errors
+    /// [`NoEvent`].
+    pub fn next(&self, deadline: Instant, cancel: &Shutdown) -> Result<MinerEvent, NoEvent> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        select! {
+            recv(self.events) -> event => event.map_err(|_| NoEvent::Cancelled),
+            recv(cancel.cancel_receiver()) -> _ => Err(NoEvent::Cancelled),
+            default(left) => self.events.recv_timeout(std::time::Duration::ZERO).map_err(|e| match e {
+                RecvTimeoutError::Timeout => NoEvent::Deadline,
+                RecvTimeoutError::Disconnected => NoEvent::Cancelled,
+            }),
+        }
+    }
+
+    /// Sends what is queued, closes, joins.
+    pub fn stop(self, step: &mut Step) {
+        let Self { link, events } = self;
+        // Dropped first, so that a reader that waits for room in the queue is freed.
+        drop(events);
+        link.stop(step);
+    }
+}
+
+struct MinerAuthentication {
+    key: KeyPair,
+    miner: PublicKey,
+}
+
+impl Authenticate for MinerAuthentication {
+    fn hello(&mut self) -> Vec<Utf8Bytes> {
+        // Signed for each connection, because a miner refuses what is older than ten seconds (W-07).
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let message = ValidatorAuthForMiner::sign(&self.key, &self.miner, now);
+        vec![ValidatorToMiner::from(message).encode().into()]
+    }
+
+    /// The miner says nothing to a validator that it does not know; its manifest, which comes unasked, is the welcome.
+    fn answer(&mut self, text: &str) -> Result<Authenticated, Refused> {
+        match MinerToValidator::decode(text) {
+            Ok(MinerToValidator::V0ExecutorManifestRequest(_)) => Ok(Authenticated::YesAndDeliver),
+            Ok(MinerToValidator::UnauthorizedError(error)) => {
+                let details = error.details.unwrap_or_default();
+                Err(Refused { reason: format!("{} {details}", error.code).trim_end().to_owned() })
+            }
+            Ok(MinerToValidator::GenericError(error)) => Err(Refused { reason: error.details.unwrap_or_default() }),
+            Ok(_) => Ok(Authenticated::NotYet),
+            Err(error) => Err(Refused { reason: format!("its first message cannot be read: {error}") }),
+        }
+    }
+}
