@@ -168,8 +168,8 @@ impl Wire for Base64Bytes {
         let JsonValue::Str(text) = value else {
             return errors.fail(Fault::new("bytes_type", "Input should be a valid bytes"), value);
         };
-        match lenient_base64(text) {
-            Ok(bytes) => Some(Base64Bytes(bytes)),
+        match Base64Bytes::from_text(text) {
+            Ok(bytes) => Some(bytes),
             Err(why) => errors.fail(Fault::value(why), value),
         }
     }
@@ -179,39 +179,44 @@ impl Wire for Base64Bytes {
     }
 }
 
-/// Reads up to the first complete padding, as Python's `base64.b64decode` does.
-fn lenient_base64(text: &str) -> Result<Vec<u8>, String> {
-    let mut digits = String::with_capacity(text.len());
-    let mut pads = 0;
-    for c in text.chars() {
-        let open = digits.len() % 4;
-        if c == '=' && open >= 2 {
-            pads += 1;
-            if open + pads == 4 {
-                digits.extend(std::iter::repeat_n('=', pads));
-                break;
+impl Base64Bytes {
+    /// Reads up to the first complete padding, as Python's `base64.b64decode` does.
+    pub(super) fn from_text(text: &str) -> Result<Self, String> {
+        let mut digits = String::with_capacity(text.len());
+        let mut pads = 0;
+        for c in text.chars() {
+            let open = digits.len() % 4;
+            if c == '=' && open >= 2 {
+                pads += 1;
+                if open + pads == 4 {
+                    digits.extend(std::iter::repeat_n('=', pads));
+                    break;
+                }
+            } else if c.is_ascii_alphanumeric() || c == '+' || c == '/' {
+                pads = 0;
+                digits.push(c);
             }
-        } else if c.is_ascii_alphanumeric() || c == '+' || c == '/' {
-            pads = 0;
-            digits.push(c);
         }
-    }
-    match digits.len() % 4 {
-        0 => {}
-        1 => {
-            return Err(format!(
-                "Invalid base64-encoded string: number of data characters ({}) cannot be 1 more than a multiple of 4",
-                digits.len()
-            ));
+        match digits.len() % 4 {
+            0 => {}
+            1 => {
+                return Err(format!(
+                    "Invalid base64-encoded string: number of data characters ({}) cannot be 1 more than a multiple of 4",
+                    digits.len()
+                ));
+            }
+            _ => return Err("Incorrect padding".to_owned()),
         }
-        _ => return Err("Incorrect padding".to_owned()),
+        // Python ignores bits behind the last byte, so the strict decoder is told to do the same.
+        let engine = base64::engine::GeneralPurpose::new(
+            &base64::alphabet::STANDARD,
+            base64::engine::GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
+        );
+        engine
+            .decode(digits)
+            .map(Base64Bytes)
+            .map_err(|error| error.to_string())
     }
-    // Python ignores bits behind the last byte, so the strict decoder is told to do the same.
-    let engine = base64::engine::GeneralPurpose::new(
-        &base64::alphabet::STANDARD,
-        base64::engine::GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
-    );
-    engine.decode(digits).map_err(|error| error.to_string())
 }
 
 message! {

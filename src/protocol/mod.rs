@@ -23,6 +23,7 @@ pub mod receipt;
 mod repr;
 mod scalars;
 mod schema;
+pub mod signing;
 pub mod upload;
 pub mod volume;
 
@@ -36,5 +37,6 @@ pub use json::JsonMap;
 pub use miner::*;
 pub use receipt::*;
 pub use scalars::{Manifest, StrMap};
+pub use signing::{SignedRequest, SigningError, verify_validator_signature};
 pub use upload::*;
 pub use volume::*;
