@@ -8,6 +8,7 @@ pub mod dispatch;
 pub mod executor;
 pub mod identity;
 pub mod link;
+pub mod miner;
 pub mod protocol;
 pub mod store;
 pub mod transport;

@@ -1,0 +1,2 @@
+//! miner
+pub mod executor_pool;
