@@ -1,2 +1,3 @@
 //! miner
+pub mod executor_manager;
 pub mod executor_pool;
