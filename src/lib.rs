@@ -12,3 +12,4 @@ pub mod miner;
 pub mod protocol;
 pub mod store;
 pub mod transport;
+pub mod validator;

@@ -212,10 +212,7 @@ impl Base64Bytes {
             &base64::alphabet::STANDARD,
             base64::engine::GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
         );
-        engine
-            .decode(digits)
-            .map(Base64Bytes)
-            .map_err(|error| error.to_string())
+        engine.decode(digits).map(Base64Bytes).map_err(|error| error.to_string())
     }
 }
 

@@ -24,6 +24,7 @@ mod repr;
 mod scalars;
 mod schema;
 pub mod signing;
+pub mod stages;
 pub mod upload;
 pub mod volume;
 

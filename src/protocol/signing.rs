@@ -17,15 +17,12 @@ use serde_json::Value;
 
 use super::enums::SignatureScope;
 use super::executor::{V0InitialJobRequest, V0JobRequest, V0StreamingJobReadyRequest};
-use super::facilitator::{
-    Base64Bytes, Signature, SignedFields, V0AuthenticationRequest, V0JobCheated, V2JobRequest,
-};
+use super::facilitator::{Base64Bytes, Signature, SignedFields, V0AuthenticationRequest, V0JobCheated, V2JobRequest};
 use super::int::Int;
 use super::json::{Style, Writer, sort_keys, to_value};
 use super::miner::ValidatorAuthForMiner;
 use super::receipt::{
-    JobAcceptedReceiptPayload, JobFinishedReceiptPayload, JobStartedReceiptPayload, Receipt,
-    ReceiptPayload,
+    JobAcceptedReceiptPayload, JobFinishedReceiptPayload, JobStartedReceiptPayload, Receipt, ReceiptPayload,
 };
 use super::schema::{Wire, encode_compact, lookup};
 use super::upload::OutputUpload;
@@ -93,10 +90,7 @@ impl V0AuthenticationRequest {
     pub fn sign(key: &KeyPair) -> Self {
         let public = key.public();
         let signature = key.sign(public.as_bytes()).to_hex();
-        V0AuthenticationRequest {
-            public_key: public.to_hex(),
-            signature,
-        }
+        V0AuthenticationRequest { public_key: public.to_hex(), signature }
     }
 
     /// Gives the key whose holder sent this.
@@ -125,19 +119,12 @@ impl ValidatorAuthForMiner {
 
     /// The signed text.
     pub fn blob_for_signing(&self) -> String {
-        format!(
-            "{}:{}:{}",
-            self.validator_hotkey, self.miner_hotkey, self.timestamp
-        )
+        format!("{}:{}:{}", self.validator_hotkey, self.miner_hotkey, self.timestamp)
     }
 
     /// Gives the key of `validator_hotkey`, which signed this; whether the miner and the time are right is not looked at.
     pub fn verify(&self) -> Result<PublicKey, SigningError> {
-        check_text(
-            signer(&self.validator_hotkey)?,
-            &self.blob_for_signing(),
-            &self.signature,
-        )
+        check_text(signer(&self.validator_hotkey)?, &self.blob_for_signing(), &self.signature)
     }
 }
 
@@ -162,24 +149,17 @@ macro_rules! signed_receipt {
         }
     )*};
 }
-signed_receipt!(
-    JobStartedReceiptPayload,
-    JobAcceptedReceiptPayload,
-    JobFinishedReceiptPayload,
-    ReceiptPayload
-);
+signed_receipt!(JobStartedReceiptPayload, JobAcceptedReceiptPayload, JobFinishedReceiptPayload, ReceiptPayload);
 
 impl Receipt {
     /// Checks the validator's signature, and gives the validator's key.
     pub fn verify_validator(&self) -> Result<PublicKey, SigningError> {
-        self.payload
-            .verify(self.payload.validator_hotkey(), &self.validator_signature)
+        self.payload.verify(self.payload.validator_hotkey(), &self.validator_signature)
     }
 
     /// Checks the miner's signature, and gives the miner's key.
     pub fn verify_miner(&self) -> Result<PublicKey, SigningError> {
-        self.payload
-            .verify(self.payload.miner_hotkey(), &self.miner_signature)
+        self.payload.verify(self.payload.miner_hotkey(), &self.miner_signature)
     }
 }
 
@@ -197,10 +177,7 @@ impl V0StreamingJobReadyRequest {
 
     /// Checks that the miner signed this.
     pub fn verify(&self, miner: PublicKey) -> Result<(), SigningError> {
-        let signature = self
-            .miner_signature
-            .as_deref()
-            .ok_or(SigningError::Missing)?;
+        let signature = self.miner_signature.as_deref().ok_or(SigningError::Missing)?;
         check_text(miner, &self.blob_for_signing(), signature).map(drop)
     }
 }
@@ -231,10 +208,7 @@ signed_by_validator!(V0InitialJobRequest, V0JobRequest);
 ///
 /// A frame without a signature, or with one that cannot be read, is not signed by anybody. Fails only for a frame that
 /// is no JSON object.
-pub fn verify_validator_signature(
-    frame: &str,
-    validator: &PublicKey,
-) -> Result<bool, SigningError> {
+pub fn verify_validator_signature(frame: &str, validator: &PublicKey) -> Result<bool, SigningError> {
     let json = |error: jiter::JsonError| SigningError::Json(error.description(frame.as_bytes()));
     let parsed = JsonValue::parse(frame.as_bytes(), true).map_err(json)?;
     let JsonValue::Object(entries) = &parsed else {
@@ -269,9 +243,7 @@ pub trait SignedRequest {
 
     /// Gives the key of `signatory`, which signed this; whether that user may send it is for the caller to judge.
     fn verify(&self) -> Result<PublicKey, SigningError> {
-        self.signature()
-            .ok_or(SigningError::Missing)?
-            .verify(&self.canonical_bytes())
+        self.signature().ok_or(SigningError::Missing)?.verify(&self.canonical_bytes())
     }
 }
 
@@ -384,11 +356,7 @@ fn without_host(url: &str) -> &str {
     };
     let word = |c: char| c.is_alphanumeric() || c == '_';
     let path = rest.find('/').unwrap_or(rest.len());
-    if scheme.is_empty() || !scheme.chars().all(word) || path == 0 {
-        url
-    } else {
-        &rest[path..]
-    }
+    if scheme.is_empty() || !scheme.chars().all(word) || path == 0 { url } else { &rest[path..] }
 }
 
 const TYPE_HEADER: &str = "X-CH-Signature-Type";
@@ -415,14 +383,9 @@ impl Signature {
     pub fn verify(&self, canonical_bytes: &[u8]) -> Result<PublicKey, SigningError> {
         let public = signer(&self.signatory)?;
         let bytes = &self.signature.0;
-        let signature = bytes
-            .as_slice()
-            .try_into()
-            .map_err(|_| SigningError::Length(bytes.len()))?;
-        let timestamp_ns = self
-            .timestamp_ns
-            .as_u64()
-            .ok_or_else(|| SigningError::Timestamp(self.timestamp_ns.clone()))?;
+        let signature = bytes.as_slice().try_into().map_err(|_| SigningError::Length(bytes.len()))?;
+        let timestamp_ns =
+            self.timestamp_ns.as_u64().ok_or_else(|| SigningError::Timestamp(self.timestamp_ns.clone()))?;
         let hash = signed_hash(canonical_bytes, timestamp_ns);
         match public.verify(&hash, &RawSignature::from_bytes(signature)) {
             true => Ok(public),
@@ -445,26 +408,19 @@ impl Signature {
 
     /// Reads the signature of an HTTP request; `header` gives the value of a header by its name. A missing scope is
     /// `SignedFields`.
-    pub fn from_headers<'h>(
-        header: impl Fn(&'static str) -> Option<&'h str>,
-    ) -> Result<Self, SigningError> {
+    pub fn from_headers<'h>(header: impl Fn(&'static str) -> Option<&'h str>) -> Result<Self, SigningError> {
         let wrong = |name, why: String| SigningError::Header { name, why };
         let needed = |name| header(name).ok_or_else(|| wrong(name, "is missing".to_owned()));
         let timestamp = needed(TIMESTAMP_HEADER)?;
         Ok(Signature {
             signature_type: needed(TYPE_HEADER)?.to_owned(),
             signatory: needed(SIGNATORY_HEADER)?.to_owned(),
-            timestamp_ns: timestamp
-                .trim()
-                .parse()
-                .map_err(|error| wrong(TIMESTAMP_HEADER, format!("is {error}")))?,
+            timestamp_ns: timestamp.trim().parse().map_err(|error| wrong(TIMESTAMP_HEADER, format!("is {error}")))?,
             signature: Base64Bytes::from_text(needed(SIGNATURE_HEADER)?)
                 .map_err(|why| wrong(SIGNATURE_HEADER, format!("cannot be read: {why}")))?,
             signature_scope: match header(SCOPE_HEADER) {
                 None => SignatureScope::SignedFields,
-                Some(scope) => scope
-                    .parse()
-                    .map_err(|error| wrong(SCOPE_HEADER, format!("is {error}")))?,
+                Some(scope) => scope.parse().map_err(|error| wrong(SCOPE_HEADER, format!("is {error}")))?,
             },
         })
     }

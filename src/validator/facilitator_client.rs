@@ -27,8 +27,8 @@ use crate::link::{
     Authenticate, Authenticated, Link, LinkConfig, LinkEvent, LinkHandle, LinkState, OutboxLimits, Refused,
 };
 use crate::protocol::{
-    FacilitatorToValidator, JobRejectionReason, JobStatus, Response, ResponseStatus, V0AuthenticationRequest,
-    V0Heartbeat, V0JobCheated, V2JobRequest, ValidatorToFacilitator,
+    FacilitatorToValidator, JobRejectionReason, JobStatus, Response, ResponseStatus, SignedRequest,
+    V0AuthenticationRequest, V0Heartbeat, V0JobCheated, V2JobRequest, ValidatorToFacilitator,
 };
 use crate::transport::{Dialer, SocketLimits};
 
@@ -167,11 +167,7 @@ impl Validator {
     ///
     /// # Errors
     /// [`ValidatorError`] with every problem of the configuration; then nothing was started.
-    pub fn start(
-        config: ValidatorConfig,
-        dialer: Arc<dyn Dialer>,
-        timer: TimerHandle,
-    ) -> Result<Self, ValidatorError> {
+    pub fn start(config: ValidatorConfig, dialer: Arc<dyn Dialer>, timer: TimerHandle) -> Result<Self, ValidatorError> {
         let problems = config.validate();
         if !problems.is_empty() {
             return Err(ValidatorError(problems));
@@ -187,10 +183,8 @@ impl Validator {
             ..SocketLimits::default()
         };
         link_config.backoff = config.backoff;
-        link_config.beat = Some(Beat {
-            every: HEARTBEAT_EVERY,
-            text: ValidatorToFacilitator::from(V0Heartbeat).encode().into(),
-        });
+        link_config.beat =
+            Some(Beat { every: HEARTBEAT_EVERY, text: ValidatorToFacilitator::from(V0Heartbeat).encode().into() });
         link_config.outbox = OutboxLimits { messages: STATUS_MESSAGES, bytes: STATUS_BYTES, window: ACK_WINDOW };
         let authenticate = FacilitatorAuthentication { key: config.key.clone() };
 
@@ -407,9 +401,7 @@ fn stub(
         return;
     }
     reporter.step(JobStatus::Received);
-    for status in
-        [JobStatus::Accepted, JobStatus::ExecutorReady, JobStatus::VolumesReady, JobStatus::ExecutionDone]
-    {
+    for status in [JobStatus::Accepted, JobStatus::ExecutorReady, JobStatus::VolumesReady, JobStatus::ExecutionDone] {
         if !stage_time.is_zero() && cancel.wait_for(Level::Cancel, stage_time) {
             reporter.end(organic::stopping());
             return;

@@ -141,7 +141,8 @@ impl Authenticate for MinerAuthentication {
     fn hello(&mut self) -> Vec<Utf8Bytes> {
         // Signed for each connection, because a miner refuses what is older than ten seconds (W-07).
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let message = ValidatorAuthForMiner::sign(&self.key, &self.miner, now);
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        let message = ValidatorAuthForMiner::sign(&self.key, &self.miner.to_ss58(), now);
         vec![ValidatorToMiner::from(message).encode().into()]
     }
 

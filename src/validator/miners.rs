@@ -49,7 +49,11 @@ pub fn parse_miners(text: &str) -> Result<Vec<MinerAddress>, String> {
     let entries = match table.get("miner") {
         Some(toml::Value::Array(entries)) => entries.as_slice(),
         Some(_) => return Err("\"miner\" is not a list of tables; write [[miner]], with two brackets".to_owned()),
-        None => return Err("no [[miner]] table; write [[miner]] hotkey = \"5…\" address = \"127.0.0.1\" port = 9101".to_owned()),
+        None => {
+            return Err(
+                "no [[miner]] table; write [[miner]] hotkey = \"5…\" address = \"127.0.0.1\" port = 9101".to_owned()
+            );
+        }
     };
     let mut seen = HashSet::new();
     entries
@@ -108,10 +112,7 @@ mod tests {
         let text = format!("[[miner]]\nhotkey = \"{BOB}\"\naddress = \"::1\"\nport = 9101\ntrusted = true\n");
         let miners = parse_miners(&text).unwrap();
         assert_eq!((miners.len(), miners[0].port, miners[0].trusted), (1, 9101, true));
-        assert_eq!(
-            miners[0].url(&miners[0].hotkey),
-            format!("ws://[::1]:9101/v0.1/validator_interface/{BOB}")
-        );
+        assert_eq!(miners[0].url(&miners[0].hotkey), format!("ws://[::1]:9101/v0.1/validator_interface/{BOB}"));
         assert!(parse_miners("miner = []").unwrap().is_empty());
     }
 
@@ -127,7 +128,10 @@ mod tests {
             (&entry("address = \"ws://x\"\nport = 1"), "without scheme or port"),
             (&entry("address = \"x\"\nport = 0"), "port is 0; it should be a number from 1 to 65535"),
             (&entry("address = \"x\""), "port is missing"),
-            (&entry("address = \"x\"\nport = 1\nprot = 2"), "unknown key \"prot\"; it has hotkey, address, port, trusted"),
+            (
+                &entry("address = \"x\"\nport = 1\nprot = 2"),
+                "unknown key \"prot\"; it has hotkey, address, port, trusted",
+            ),
             (&entry("address = \"x\"\nport = 1\n").repeat(2), "number 2: hotkey 5FHneW46"),
             ("[[miner", "not TOML"),
         ] {

@@ -119,11 +119,6 @@ impl Reporter {
         Self { uuid, link, ended: false }
     }
 
-    /// The job.
-    pub fn uuid(&self) -> &str {
-        &self.uuid
-    }
-
     /// Reports a step on the way.
     pub fn step(&self, status: JobStatus) {
         self.send(status, None);
