@@ -245,7 +245,8 @@ mod tests {
         assert_eq!(pool.next_deadline(), Some(now));
         assert_eq!(pool.quarantine_overdue(now), [ExecutorClass::AlwaysOnGpu24gb]);
         assert_eq!(pool.quarantine_overdue(now), []);
-        let offered = |pool: &ExecutorPool| pool.manifest().find(|(c, _)| *c == ExecutorClass::AlwaysOnGpu24gb).unwrap().1;
+        let offered =
+            |pool: &ExecutorPool| pool.manifest().find(|(c, _)| *c == ExecutorClass::AlwaysOnGpu24gb).unwrap().1;
         assert_eq!(offered(&pool), 0);
         let busy = pool.reserve(ExecutorClass::AlwaysOnGpu24gb, now).unwrap_err();
         assert_eq!(busy.to_string(), "all 1 executors of class always_on.gpu-24gb are taken (1 quarantined)");

@@ -151,7 +151,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("miner.db");
         let mut store = ReceiptStore::open(&path, 0).unwrap();
-        let rows = [row("a", "JobStartedReceipt", 5), row("a", "JobFinishedReceipt", 9), row("b", "JobStartedReceipt", 7)];
+        let rows =
+            [row("a", "JobStartedReceipt", 5), row("a", "JobFinishedReceipt", 9), row("b", "JobStartedReceipt", 7)];
         assert_eq!(store.insert(&rows).unwrap(), [true, true, true]);
         assert_eq!(store.insert(&[row("a", "JobStartedReceipt", 6)]).unwrap(), [false]);
         drop(store);

@@ -5,12 +5,11 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use super::process::{GroupRun, executor_arguments};
 use super::{END_GRACE, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec};
-use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 
 /// Label with the hotkey of the miner that a container belongs to.
@@ -41,7 +40,7 @@ pub struct DockerBackend {
     pub end_grace: Duration,
     miner: String,
     instance: String,
-    reaped: Mutex<bool>,
+    reaped: Once,
 }
 
 impl DockerBackend {
@@ -55,17 +54,12 @@ impl DockerBackend {
             end_grace: END_GRACE,
             miner: miner_hotkey.into(),
             instance: uuid::Uuid::new_v4().to_string(),
-            reaped: Mutex::new(false),
+            reaped: Once::new(),
         }
     }
 
-    /// Removes the containers that earlier processes of this miner have left; once, however many runs begin at a time.
+    /// Removes the containers that earlier processes of this miner have left.
     fn reap_orphans(&self, stop: &Shutdown) {
-        // Held across the call on purpose: a run that begins meanwhile waits for clean ground, at most for `DOCKER_TIME`.
-        let mut reaped = lock(&self.reaped);
-        if std::mem::replace(&mut *reaped, true) {
-            return;
-        }
         let ours = format!("label={MINER_LABEL}={}", self.miner);
         let format = format!("{{{{.ID}}}} {{{{.Label \"{INSTANCE_LABEL}\"}}}}");
         let mut list = Command::new(&self.program);
@@ -125,11 +119,14 @@ impl Drop for Guard<'_> {
 
 impl ExecutorBackend for DockerBackend {
     fn run(&self, spec: &ExecutorSpec, stop: &Shutdown) -> Result<ExecutorExit, ExecutorError> {
-        self.reap_orphans(stop);
+        // Other runs that begin meanwhile wait for it, each at most for `DOCKER_TIME` a container.
+        self.reaped.call_once(|| self.reap_orphans(stop));
         let name = format!("phalanx-executor-{}", spec.token);
         let mut command = Command::new(&self.program);
         command.args(["run", "--rm", "--network", "host", "--name", &name]);
-        for (label, value) in [(MINER_LABEL, &self.miner), (INSTANCE_LABEL, &self.instance), (JOB_LABEL, &spec.job_uuid)] {
+        for (label, value) in
+            [(MINER_LABEL, &self.miner), (INSTANCE_LABEL, &self.instance), (JOB_LABEL, &spec.job_uuid)]
+        {
             command.arg("--label").arg(format!("{label}={value}"));
         }
         // By name only: the values come from the environment of `docker`, so no process list shows the token.

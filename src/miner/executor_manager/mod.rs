@@ -1,7 +1,7 @@
 //! Starts executors and sees them end: one thread each, through a back end.
 //!
 //! Owner: the miner's router thread, which holds the [`ExecutorManager`]. Blocks in: [`ExecutorBackend::run`], for the life
-//! of one executor. Kick: that executor's stop signal at `Cancel`. Ends: when the executor and all it started are gone.
+//! of one executor. Kick: that executor's stop signal. Ends: when the executor and all it started are gone.
 
 mod docker;
 mod process;
@@ -23,6 +23,9 @@ use crate::protocol::ExecutorClass;
 /// How long an executor has from the first SIGTERM to SIGKILL. It gets a second SIGTERM half-way, for programs that finish
 /// their work on the first and give it up on the second, as ours do.
 pub const END_GRACE: Duration = Duration::from_secs(10);
+
+/// The same when the miner is told to stop at once; within the budget of a cancelled stop.
+pub const FORCED_GRACE: Duration = Duration::from_millis(400);
 
 /// One executor to be started, for one job.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,7 +88,8 @@ pub enum ExecutorError {
 
 /// Where executors come from.
 pub trait ExecutorBackend: Send + Sync {
-    /// Starts one executor and waits until it has ended. Blocks for all of its life; `stop` at `Cancel` ends it.
+    /// Starts one executor and waits until it has ended. Blocks for all of its life; `stop` ends it: at `Drain`
+    /// with some grace, at `Cancel` at once.
     ///
     /// When this returns, whatever it returns, nothing of the executor is left running: its slot is given to the next job.
     ///
@@ -105,6 +109,7 @@ struct Running {
 /// The executors of one miner, by token. Dropping it ends them all.
 pub struct ExecutorManager {
     backend: Arc<dyn ExecutorBackend>,
+    stop: Shutdown,
     running: HashMap<String, Running>,
     number: u64,
 }
@@ -116,15 +121,15 @@ impl fmt::Debug for ExecutorManager {
 }
 
 impl ExecutorManager {
-    /// A manager with nothing running.
-    pub fn new(backend: Arc<dyn ExecutorBackend>) -> Self {
-        Self { backend, running: HashMap::new(), number: 0 }
+    /// A manager with nothing running; all that it starts ends with `stop`.
+    pub fn new(backend: Arc<dyn ExecutorBackend>, stop: Shutdown) -> Self {
+        Self { backend, stop, running: HashMap::new(), number: 0 }
     }
 
     /// Starts an executor on a thread of its own, which calls `ended` as its last act. Does not block.
     pub fn start(&mut self, spec: ExecutorSpec, ended: impl FnOnce(String, ExecutorEnd) + Send + 'static) {
         self.number = (self.number + 1) % 100_000;
-        let stop = Shutdown::new();
+        let stop = self.stop.child();
         let (backend, running, token) = (self.backend.clone(), stop.clone(), spec.token.clone());
         let kicked = stop.clone();
         let kick = Kick::new("stop signal of the executor", move || kicked.cancel());
@@ -143,7 +148,7 @@ impl ExecutorManager {
     /// Tells an executor to end; whether it has, its `ended` says. Does not block.
     pub fn end(&self, token: &str) {
         if let Some(running) = self.running.get(token) {
-            running.stop.cancel();
+            running.stop.drain();
         }
     }
 
@@ -161,12 +166,8 @@ impl ExecutorManager {
         self.running.len()
     }
 
-    /// Tells all executors to end and hands their threads to whoever joins them.
+    /// Hands the threads of all executors to whoever joins them.
     pub fn into_threads(self) -> Vec<Thread<()>> {
-        let threads = self.running.into_values().map(|running| {
-            running.stop.cancel();
-            running.thread
-        });
-        threads.collect()
+        self.running.into_values().map(|running| running.thread).collect()
     }
 }

@@ -9,13 +9,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
-use super::{END_GRACE, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec};
+use super::{END_GRACE, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec, FORCED_GRACE};
 use crate::base::shutdown::{Level, Shutdown};
 
 /// A line of an executor's output is taken in pieces of at most this many bytes.
@@ -77,7 +78,7 @@ pub(super) struct GroupRun<'a> {
     pub command: Command,
     /// Under which name its stderr goes to our log.
     pub who: &'a str,
-    /// Ends it when cancelled.
+    /// Ends it: at `Drain` with `end_grace`, at `Cancel` with [`FORCED_GRACE`].
     pub stop: &'a Shutdown,
     /// Time from the first SIGTERM to SIGKILL.
     pub end_grace: Duration,
@@ -90,7 +91,7 @@ pub(super) struct GroupRun<'a> {
 impl GroupRun<'_> {
     /// Waits until the command has ended, and then ends whatever is left of its group.
     pub fn run(mut self) -> Result<ExecutorExit, ExecutorError> {
-        if self.stop.is_cancelled() {
+        if self.stop.is_set() {
             return Ok(ExecutorExit::Unknown);
         }
         let command = &mut self.command;
@@ -113,10 +114,12 @@ impl GroupRun<'_> {
 
     fn watch(mut self, group: &mut Group) -> io::Result<ExecutorExit> {
         let ended = pidfd_open(Pid::from_child(&group.child), PidfdFlags::empty())?;
-        let (woken, wake) = io::pipe()?;
-        let _kick = self.stop.on(Level::Cancel, move || {
+        let (mut woken, wake) = io::pipe()?;
+        let wake = Arc::new(wake);
+        let _kicks = [Level::Drain, Level::Cancel].map(|level| {
+            let wake = wake.clone();
             // Only fails when the reading end is gone, and then nobody waits any more.
-            let _ = (&wake).write(&[1]);
+            self.stop.on(level, move || drop(wake.as_ref().write(&[1])))
         });
         let stream = match (group.child.stdout.take(), group.child.stderr.take()) {
             (Some(stdout), _) => Some(OwnedFd::from(stdout)),
@@ -124,11 +127,8 @@ impl GroupRun<'_> {
         };
         let mut lines = stream.map(|fd| Lines { stream: File::from(fd), line: Vec::new() });
         let mut ladder = Ladder { step: 0, next: self.deadline, grace: self.end_grace };
-        let mut kicked = false;
         loop {
-            let mut waits = vec![PollFd::new(&ended, PollFlags::IN)];
-            // A pipe that was read from once would be ready for ever.
-            waits.extend((!kicked).then(|| PollFd::new(&woken, PollFlags::IN)));
+            let mut waits = vec![PollFd::new(&ended, PollFlags::IN), PollFd::new(&woken, PollFlags::IN)];
             waits.extend(lines.as_ref().map(|lines| PollFd::new(&lines.stream, PollFlags::IN)));
             match poll(&mut waits, ladder.wait(Instant::now()).as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
@@ -136,14 +136,18 @@ impl GroupRun<'_> {
             }
             let ready: Vec<bool> = waits.iter().map(|wait| !wait.revents().is_empty()).collect();
             if let Some(reading) = &mut lines
-                && ready[ready.len() - 1]
+                && ready[2]
                 && !reading.read(&mut |line| self.take(line))?
             {
                 lines = None;
             }
-            if !kicked && ready[1] {
-                kicked = true;
+            if ready[1] {
+                // One byte a kick; which it was, the level says.
+                woken.read_exact(&mut [0])?;
                 ladder.begin(Instant::now());
+                if self.stop.is_cancelled() {
+                    ladder.hurry(Instant::now());
+                }
             }
             if let Some(signal) = ladder.due(Instant::now()) {
                 log::debug!("{}: {signal:?} to its process group", self.who);
@@ -215,6 +219,12 @@ impl Ladder {
         if self.step == 0 {
             self.next = Some(now);
         }
+    }
+
+    /// The rest of the signals follow within [`FORCED_GRACE`].
+    fn hurry(&mut self, now: Instant) {
+        self.grace = self.grace.min(FORCED_GRACE);
+        self.next = self.next.map(|at| at.min(now + self.grace / 2));
     }
 
     /// How long to wait for the next signal; `None`: for ever.
