@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod app;
 pub mod base;
 pub mod cli;
 pub mod dispatch;
@@ -9,6 +10,7 @@ pub mod executor;
 pub mod identity;
 pub mod link;
 pub mod miner;
+pub mod ops;
 pub mod protocol;
 pub mod store;
 pub mod transport;

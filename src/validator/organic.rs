@@ -375,7 +375,7 @@ impl<'a> Job<'a> {
             timestamp: DateTime::from(SystemTime::now()),
             time_started: DateTime::from(self.started),
             time_took_us: i64::try_from(started.elapsed().as_micros()).unwrap_or(i64::MAX),
-            score_str: if completed { "1" } else { "0" }.to_owned(),
+            score_str: if completed { "1.000000" } else { "0.000000" }.to_owned(),
             block_numbers: Vec::new(),
         };
         let signature = payload.sign(&self.shared.config.key);

@@ -1,0 +1,134 @@
+//! Requests and responses as values. Pure.
+
+use std::net::SocketAddr;
+
+use serde_json::Value;
+
+use crate::base::shutdown::Shutdown;
+
+/// A request whose body has been read.
+#[derive(Debug, Clone)]
+pub struct HttpRequest {
+    /// As sent: `GET`, `POST`, …
+    pub method: String,
+    /// The path, percent-decoded, as `/api/v1/jobs/`.
+    pub path: String,
+    /// The query's pairs, percent-decoded, in order.
+    pub query: Vec<(String, String)>,
+    /// All headers in their order; bytes that are not UTF-8 are replaced.
+    pub headers: Vec<(String, String)>,
+    /// The body, without any transfer coding.
+    pub body: Vec<u8>,
+    /// The client, or the proxy before it.
+    pub peer: SocketAddr,
+    /// Rises when the server stops: a handler that waits must listen to it.
+    pub shutdown: Shutdown,
+}
+
+impl HttpRequest {
+    /// The first header of that name, in any case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
+    /// The first query parameter of that name.
+    pub fn query(&self, name: &str) -> Option<&str> {
+        self.query.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// What a handler answers. Length, date and connection headers are the server's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpResponse {
+    /// 200 to 599.
+    pub status: u16,
+    /// Extra headers.
+    pub headers: Vec<(&'static str, String)>,
+    /// The body; left out in the answer to `HEAD`.
+    pub body: Vec<u8>,
+}
+
+impl HttpResponse {
+    /// A response with a body of that media type.
+    pub fn new(status: u16, content_type: &str, body: impl Into<Vec<u8>>) -> Self {
+        Self { status, headers: vec![("Content-Type", content_type.to_owned())], body: body.into() }
+    }
+
+    /// A plain text.
+    pub fn text(status: u16, body: impl Into<String>) -> Self {
+        Self::new(status, "text/plain; charset=utf-8", body.into())
+    }
+
+    /// A JSON value on one line.
+    pub fn json(status: u16, body: &Value) -> Self {
+        Self::new(status, "application/json", body.to_string())
+    }
+
+    /// The same response with one more header. `value` must not contain line ends.
+    #[must_use]
+    pub fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    /// The bytes to send.
+    pub(super) fn encode(&self, date: &str, keep_alive: bool, head_only: bool) -> Vec<u8> {
+        let mut head = format!("HTTP/1.1 {} {}\r\nDate: {date}\r\n", self.status, reason(self.status));
+        for (name, value) in &self.headers {
+            head.push_str(&format!("{name}: {}\r\n", value.replace(['\r', '\n'], " ")));
+        }
+        head.push_str(&format!("Content-Length: {}\r\n", self.body.len()));
+        head.push_str(if keep_alive { "\r\n" } else { "Connection: close\r\n\r\n" });
+        let mut bytes = head.into_bytes();
+        if !head_only {
+            bytes.extend_from_slice(&self.body);
+        }
+        bytes
+    }
+}
+
+fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        201 => "Created",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        409 => "Conflict",
+        413 => "Content Too Large",
+        415 => "Unsupported Media Type",
+        417 => "Expectation Failed",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        503 => "Service Unavailable",
+        505 => "HTTP Version Not Supported",
+        _ => "Status",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_cannot_break_the_message() {
+        let response = HttpResponse::text(404, "gone").with_header("X-Why", "a\r\nSet-Cookie: b");
+        let text = String::from_utf8(response.encode("D", false, false)).unwrap();
+        assert_eq!(
+            text,
+            "HTTP/1.1 404 Not Found\r\nDate: D\r\nContent-Type: text/plain; charset=utf-8\r\nX-Why: a  Set-Cookie: b\r\n\
+             Content-Length: 4\r\nConnection: close\r\n\r\ngone"
+        );
+    }
+
+    #[test]
+    fn head_has_the_length_and_no_body() {
+        let text = String::from_utf8(HttpResponse::text(200, "1234").encode("D", true, true)).unwrap();
+        assert!(text.ends_with("Content-Length: 4\r\n\r\n"), "{text}");
+    }
+}

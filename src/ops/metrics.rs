@@ -1,0 +1,268 @@
+//! Counters, gauges and histograms, and their Prometheus text (format 0.0.4).
+//!
+//! Label values are `&'static str`, so nothing unbounded (an uuid, an address) can become one. Names are checked when a
+//! metric is made: `phalanx_` first, and a counter ends in `_total`, a histogram in `_seconds` or `_bytes`.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::base::lock::lock;
+
+/// The media type of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Upper bounds of time buckets, in seconds: from a disk commit to a long job.
+pub const SECONDS: &[f64] = &[0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 300.0];
+
+/// Labels of one series.
+pub type Labels = &'static [(&'static str, &'static str)];
+
+/// All metrics of a process; clones are the same registry.
+#[derive(Clone, Default)]
+pub struct Metrics(Arc<Mutex<BTreeMap<&'static str, Family>>>);
+
+struct Family {
+    help: &'static str,
+    kind: &'static str,
+    series: BTreeMap<Labels, Series>,
+}
+
+enum Series {
+    Counter(Counter),
+    Gauge(Gauge),
+    Histogram(Histogram),
+}
+
+/// A number that only grows.
+#[derive(Debug, Clone, Default)]
+pub struct Counter(Arc<AtomicU64>);
+
+/// A number that goes up and down.
+#[derive(Debug, Clone, Default)]
+pub struct Gauge(Arc<AtomicI64>);
+
+/// Counts observations by size.
+#[derive(Debug, Clone)]
+pub struct Histogram(Arc<Buckets>);
+
+#[derive(Debug)]
+struct Buckets {
+    bounds: &'static [f64],
+    /// One for each bound, and one for what is larger than all of them.
+    counts: Vec<AtomicU64>,
+    sum: Mutex<f64>,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Metrics({} families)", lock(&self.0).len())
+    }
+}
+
+impl Counter {
+    /// Adds one.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// The present value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Gauge {
+    /// Sets the value.
+    pub fn set(&self, value: usize) {
+        self.0.store(i64::try_from(value).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+
+    /// The present value.
+    pub fn get(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Histogram {
+    /// Counts one observation, in the unit of the metric's name.
+    pub fn observe(&self, value: f64) {
+        let bucket = self.0.bounds.iter().position(|bound| value <= *bound).unwrap_or(self.0.bounds.len());
+        self.0.counts[bucket].fetch_add(1, Ordering::Relaxed);
+        *lock(&self.0.sum) += value;
+    }
+
+    /// Counts one duration, for a metric in seconds.
+    pub fn observe_time(&self, took: Duration) {
+        self.observe(took.as_secs_f64());
+    }
+}
+
+impl Metrics {
+    /// An empty registry.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The counter of that name and those labels, made on the first call.
+    ///
+    /// # Panics
+    /// If the name breaks the rules of this module, or is taken by a metric of another kind: mistakes in the program.
+    pub fn counter(&self, name: &'static str, help: &'static str, labels: Labels) -> Counter {
+        assert!(name.ends_with("_total"), "the counter {name} must end in _total");
+        let made = || Series::Counter(Counter::default());
+        match self.series(name, help, "counter", labels, made) {
+            Series::Counter(counter) => counter,
+            _ => panic!("{name} is not a counter"),
+        }
+    }
+
+    /// The gauge of that name and those labels, made on the first call.
+    ///
+    /// # Panics
+    /// As [`Metrics::counter`].
+    pub fn gauge(&self, name: &'static str, help: &'static str, labels: Labels) -> Gauge {
+        assert!(!name.ends_with("_total"), "the gauge {name} must not end in _total");
+        match self.series(name, help, "gauge", labels, || Series::Gauge(Gauge::default())) {
+            Series::Gauge(gauge) => gauge,
+            _ => panic!("{name} is not a gauge"),
+        }
+    }
+
+    /// The histogram of that name and those labels, made on the first call with these upper bounds.
+    ///
+    /// # Panics
+    /// As [`Metrics::counter`].
+    pub fn histogram(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: Labels,
+        bounds: &'static [f64],
+    ) -> Histogram {
+        let unit = name.ends_with("_seconds") || name.ends_with("_bytes");
+        assert!(unit, "the histogram {name} must end in _seconds or _bytes");
+        let made = || {
+            let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
+            Series::Histogram(Histogram(Arc::new(Buckets { bounds, counts, sum: Mutex::new(0.0) })))
+        };
+        match self.series(name, help, "histogram", labels, made) {
+            Series::Histogram(histogram) => histogram,
+            _ => panic!("{name} is not a histogram"),
+        }
+    }
+
+    fn series(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        kind: &'static str,
+        labels: Labels,
+        made: impl FnOnce() -> Series,
+    ) -> Series {
+        let plain = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+        assert!(name.starts_with("phalanx_") && plain(name), "{name} is not a metric name of ours");
+        assert!(labels.iter().all(|(key, _)| plain(key)), "a label of {name} is not lower case");
+        let mut families = lock(&self.0);
+        let family = families.entry(name).or_insert_with(|| Family { help, kind, series: BTreeMap::new() });
+        match family.series.entry(labels).or_insert_with(made) {
+            Series::Counter(counter) => Series::Counter(counter.clone()),
+            Series::Gauge(gauge) => Series::Gauge(gauge.clone()),
+            Series::Histogram(histogram) => Series::Histogram(histogram.clone()),
+        }
+    }
+
+    /// Everything, as Prometheus text: sorted by name, then by labels.
+    pub fn render(&self) -> String {
+        let families = lock(&self.0);
+        let mut out = String::new();
+        for (name, family) in families.iter() {
+            line(&mut out, format_args!("# HELP {name} {}", family.help.replace('\\', "\\\\").replace('\n', "\\n")));
+            line(&mut out, format_args!("# TYPE {name} {}", family.kind));
+            for (labels, series) in &family.series {
+                match series {
+                    Series::Counter(counter) => {
+                        line(&mut out, format_args!("{name}{} {}", set(labels, None), counter.get()))
+                    }
+                    Series::Gauge(gauge) => line(&mut out, format_args!("{name}{} {}", set(labels, None), gauge.get())),
+                    Series::Histogram(histogram) => histogram.render(&mut out, name, labels),
+                }
+            }
+        }
+        out
+    }
+}
+
+impl Histogram {
+    fn render(&self, out: &mut String, name: &str, labels: Labels) {
+        let Buckets { bounds, counts, sum } = &*self.0;
+        let mut total = 0;
+        for (i, count) in counts.iter().enumerate() {
+            total += count.load(Ordering::Relaxed);
+            let bound = bounds.get(i).map_or("+Inf".to_owned(), f64::to_string);
+            line(out, format_args!("{name}_bucket{} {total}", set(labels, Some(&bound))));
+        }
+        line(out, format_args!("{name}_sum{} {}", set(labels, None), *lock(sum)));
+        line(out, format_args!("{name}_count{} {total}", set(labels, None)));
+    }
+}
+
+fn line(out: &mut String, text: fmt::Arguments<'_>) {
+    writeln!(out, "{text}").expect("writing to a String cannot fail");
+}
+
+fn set(labels: Labels, bound: Option<&str>) -> String {
+    let quoted = |value: &str| value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    let mut pairs: Vec<String> = labels.iter().map(|(key, value)| format!("{key}=\"{}\"", quoted(value))).collect();
+    pairs.extend(bound.map(|bound| format!("le=\"{bound}\"")));
+    if pairs.is_empty() { String::new() } else { format!("{{{}}}", pairs.join(",")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_is_what_prometheus_reads() {
+        let metrics = Metrics::new();
+        let ok = metrics.counter("phalanx_frames_total", "Frames.", &[("result", "ok")]);
+        ok.inc();
+        metrics.counter("phalanx_frames_total", "Frames.", &[("result", "ok")]).add(2);
+        metrics.counter("phalanx_frames_total", "Frames.", &[("result", "bad \"one\"")]).inc();
+        metrics.gauge("phalanx_sessions", "Open sessions.", &[]).set(7);
+        let wait = metrics.histogram("phalanx_wait_seconds", "Waits.", &[("what", "disk")], &[0.5, 2.0]);
+        for seconds in [0.25, 0.5, 1.0, 8.0] {
+            wait.observe(seconds);
+        }
+        let expected = "\
+# HELP phalanx_frames_total Frames.
+# TYPE phalanx_frames_total counter
+phalanx_frames_total{result=\"bad \\\"one\\\"\"} 1
+phalanx_frames_total{result=\"ok\"} 3
+# HELP phalanx_sessions Open sessions.
+# TYPE phalanx_sessions gauge
+phalanx_sessions 7
+# HELP phalanx_wait_seconds Waits.
+# TYPE phalanx_wait_seconds histogram
+phalanx_wait_seconds_bucket{what=\"disk\",le=\"0.5\"} 2
+phalanx_wait_seconds_bucket{what=\"disk\",le=\"2\"} 3
+phalanx_wait_seconds_bucket{what=\"disk\",le=\"+Inf\"} 4
+phalanx_wait_seconds_sum{what=\"disk\"} 9.75
+phalanx_wait_seconds_count{what=\"disk\"} 4
+";
+        assert_eq!(metrics.render(), expected);
+    }
+
+    #[test]
+    #[should_panic(expected = "must end in _total")]
+    fn a_counter_has_a_counters_name() {
+        Metrics::new().counter("phalanx_frames", "Frames.", &[]);
+    }
+}

@@ -1,0 +1,13 @@
+//! What operators look at: metrics, health, and the small HTTP server that serves them.
+//!
+//! * [`http`]: an HTTP/1.1 server on our own threads, also under the facilitator's job API.
+//! * [`metrics`]: counters, gauges and histograms with Prometheus text.
+//! * [`health`]: what is up, what is not, and why.
+//! * [`status`]: the pages that every role serves.
+//! * [`date`]: calendar text for headers and answers. Pure.
+
+pub mod date;
+pub mod health;
+pub mod http;
+pub mod metrics;
+pub mod status;
