@@ -9,6 +9,7 @@ pub mod dispatch;
 pub mod executor;
 pub mod identity;
 pub mod link;
+pub mod miner;
 pub mod ops;
 pub mod protocol;
 pub mod store;
