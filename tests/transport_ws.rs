@@ -3,8 +3,8 @@
 #[path = "testkit/transport.rs"]
 mod kit;
 
-use kit::{NoThreads, background, connected, join, read_text};
-use phalanx::transport::{Connection, Incoming, TransportError};
+use kit::{NoThreads, Site, background, connected, join, read_text};
+use phalanx::transport::{Connection, Incoming, SocketLimits, TransportError};
 
 /// Echoes until the peer closes, answers that, and says how many pings were seen.
 fn echo(connection: Connection) -> usize {
@@ -74,11 +74,148 @@ fn two_thousand_messages_each_way_tls() {
     two_thousand_messages_each_way(true);
 }
 
+fn messages_of_sixteen_mebibytes(tls: bool) {
+    let _threads = NoThreads::expected();
+    let (client, server) = connected(tls);
+    let echo = background("t-echo", move || echo(server));
+    let Connection { mut reader, mut writer, .. } = client;
+    let text: String = (0..16 << 20).map(|n| char::from(b'a' + (n % 23) as u8)).collect();
+    let sent = text.clone();
+    let sender = background("t-send", move || {
+        writer.write(sent.into()).unwrap();
+        writer.flush().unwrap();
+        writer
+    });
+    assert!(read_text(reader.as_mut()) == text, "the text changed on its way");
+    join(sender).close(1000, "").unwrap();
+    assert!(matches!(reader.read().unwrap(), Incoming::Closed(info) if info.clean));
+    join(echo);
+}
+
 #[test]
-fn hello() {
+fn messages_of_sixteen_mebibytes_plain() {
+    messages_of_sixteen_mebibytes(false);
+}
+
+#[test]
+fn messages_of_sixteen_mebibytes_tls() {
+    messages_of_sixteen_mebibytes(true);
+}
+
+/// Both peers send more than all buffers hold, and read meanwhile; a reader that waited for its writer would hang here.
+fn both_directions_at_once(tls: bool) {
+    const MESSAGES: usize = 100;
+    let _threads = NoThreads::expected();
+    let (client, server) = connected(tls);
+    let mut threads = Vec::new();
+    for (connection, mark) in [(client, 'c'), (server, 's')] {
+        let Connection { mut reader, mut writer, .. } = connection;
+        threads.push(background("t-write", move || {
+            for n in 0..MESSAGES {
+                writer.write(format!("{n} {}", mark.to_string().repeat(200_000)).into()).unwrap();
+                writer.ping().unwrap();
+                writer.flush().unwrap();
+            }
+            Some(writer)
+        }));
+        threads.push(background("t-read", move || {
+            let mut texts = 0;
+            while texts < MESSAGES {
+                match reader.read().unwrap() {
+                    Incoming::Text(text) => {
+                        assert!(text.starts_with(&format!("{texts} ")) && text.len() > 200_000);
+                        texts += 1;
+                    }
+                    Incoming::Control | Incoming::Pong => {}
+                    other => panic!("unexpected {other:?}"),
+                }
+            }
+            None
+        }));
+    }
+    // The halves that come back are dropped together, so that nobody's end is a surprise to the other.
+    let writers: Vec<_> = threads.into_iter().map(join).collect();
+    assert_eq!(writers.iter().flatten().count(), 2);
+}
+
+#[test]
+fn both_directions_at_once_plain() {
+    both_directions_at_once(false);
+}
+
+#[test]
+fn both_directions_at_once_tls() {
+    both_directions_at_once(true);
+}
+
+fn the_server_closes_with_a_code(tls: bool) {
+    let _threads = NoThreads::expected();
+    let (mut client, mut server) = connected(tls);
+    server.writer.write("last words".into()).unwrap();
+    server.writer.close(4001, "enough").unwrap();
+    assert_eq!(read_text(client.reader.as_mut()), "last words");
+    let Incoming::Closed(info) = client.reader.read().unwrap() else { panic!("expected the Close") };
+    assert_eq!((info.code, info.reason.as_str(), info.clean), (Some(4001), "enough", true));
+    assert_eq!(info.to_string(), "closed by the peer with code 4001: enough");
+
+    // What the client still had to say arrives before its answer.
+    client.writer.write("and mine".into()).unwrap();
+    client.writer.flush().unwrap();
+    assert!(matches!(client.writer.write("too late".into()), Err(TransportError::Closed)));
+    client.writer.flush().unwrap();
+    assert_eq!(read_text(server.reader.as_mut()), "and mine");
+    assert!(matches!(server.reader.read().unwrap(), Incoming::Closed(info) if info.code == Some(4001)));
+    drop(client);
+    assert!(matches!(server.reader.read(), Err(TransportError::Closed)));
+}
+
+#[test]
+fn the_server_closes_with_a_code_plain() {
+    the_server_closes_with_a_code(false);
+}
+
+#[test]
+fn the_server_closes_with_a_code_tls() {
+    the_server_closes_with_a_code(true);
+}
+
+fn an_end_without_a_close_is_told_apart(tls: bool) {
+    let _threads = NoThreads::expected();
+    let (mut client, server) = connected(tls);
+    drop(server);
+    let Incoming::Closed(info) = client.reader.read().unwrap() else { panic!("expected the end") };
+    assert_eq!((info.code, info.clean), (None, false));
+    assert_eq!(info.to_string(), "the stream ended without a Close");
+    assert!(matches!(client.reader.read(), Err(TransportError::Closed)));
+}
+
+#[test]
+fn an_end_without_a_close_is_told_apart_plain() {
+    an_end_without_a_close_is_told_apart(false);
+}
+
+#[test]
+fn an_end_without_a_close_is_told_apart_tls() {
+    an_end_without_a_close_is_told_apart(true);
+}
+
+#[test]
+fn a_full_write_buffer_is_sent_without_a_flush() {
+    let _threads = NoThreads::expected();
+    let (mut client, mut server) =
+        Site::new(false).connect(SocketLimits { write_buffer_bytes: 100, ..Default::default() });
+    client.writer.write("x".repeat(101).into()).unwrap();
+    assert_eq!(read_text(server.reader.as_mut()).len(), 101);
+}
+
+#[test]
+fn a_close_code_that_must_not_be_sent_is_refused() {
     let _threads = NoThreads::expected();
     let (mut client, mut server) = connected(false);
-    client.writer.write("hello".into()).unwrap();
-    client.writer.flush().unwrap();
-    assert_eq!(read_text(server.reader.as_mut()), "hello");
+    for code in [0, 999, 1005, 1006, 1015, 5000] {
+        assert!(matches!(client.writer.close(code, ""), Err(TransportError::CloseCode { .. })), "{code}");
+    }
+    client.writer.close(1000, &"long ".repeat(100)).unwrap();
+    let Incoming::Closed(info) = server.reader.read().unwrap() else { panic!("expected the Close") };
+    assert_eq!(info.reason.len(), 123);
 }

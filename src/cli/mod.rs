@@ -1,2 +1,79 @@
-//! The commands of the binary, one file each.
+//! The commands of the binary, one file each: flags to configuration, results to stdout, problems to stderr.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::app::logging::{self, LogFormat};
+use crate::app::{exit, settings};
+
 pub mod key;
+pub mod validator;
+pub mod values;
+pub mod wire;
+
+/// The real-time layer of ComputeHorde: facilitator, validator, miner and executor in one binary.
+#[derive(Debug, Parser)]
+#[command(name = "phalanx", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// Settings file (TOML), one table for each command with the names of its flags; flags and environment win
+    #[arg(long, global = true, value_name = "FILE", env = "PHALANX_CONFIG")]
+    config: Option<PathBuf>,
+    /// How log lines look; RUST_LOG says which there are
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT", env = "PHALANX_LOG_FORMAT")]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Take jobs from the facilitator and drive them on miners
+    Validator(validator::Args),
+    /// Check messages against the wire protocol
+    Wire(wire::Args),
+    /// Make keys, show them, sign and verify
+    Key(key::Args),
+}
+
+/// Runs the binary: reads arguments, environment and settings file, and runs the command.
+pub fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let command = Cli::command();
+    let arguments = match settings::with_file(&command, arguments, |name| std::env::var_os(name)) {
+        Ok(arguments) => arguments,
+        Err(problem) => return exit::usage(problem),
+    };
+    let parsed = command.try_get_matches_from(arguments).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(help) if !help.use_stderr() || help.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            // Help and version; a closed pipe is not worth a word.
+            let _ = help.print();
+            return ExitCode::from(if help.use_stderr() { exit::USAGE } else { exit::DONE });
+        }
+        Err(mistake) => return exit::usage(one_line(&mistake)),
+    };
+    let default_filter = match &cli.command {
+        Command::Validator(_) => "info",
+        _ => "warn",
+    };
+    logging::init(cli.log_format, default_filter);
+    match cli.command {
+        Command::Validator(args) => validator::run(args),
+        Command::Wire(args) => wire::run(args),
+        Command::Key(args) => key::run(args),
+    }
+}
+
+/// What clap says of a mistake, without the usage that it adds, as one line.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let said = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let said = said.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
+    let line = said.collect::<Vec<_>>().join("; ");
+    line.trim_start_matches("error: ").replace(":; ", ": ").replace("tip: ", "")
+}

@@ -309,6 +309,18 @@ message! {
     }
 }
 
+impl SignedFields {
+    /// Reads the fields from their JSON text.
+    pub fn decode(text: &str) -> Result<Self, DecodeError> {
+        decode_frame(text, || "SignedFields".to_owned())
+    }
+
+    /// The JSON text; it is what the user signs, before it is hashed.
+    pub fn encode(&self) -> String {
+        encode_compact(self)
+    }
+}
+
 message! {
     /// The validator's first frame: its key, and its signature over the 32 bytes of the key.
     Forbid struct V0AuthenticationRequest {

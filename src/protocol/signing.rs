@@ -259,7 +259,7 @@ impl SignedRequest for V2JobRequest {
     /// The payload is a text to Python, so that its JSON is that of a string, and key order inside counts.
     fn canonical_bytes(&self) -> Vec<u8> {
         let mut text = Writer::new(Style::PYTHON);
-        text.string(&SignedFields::from(self).signed_payload());
+        text.string(&SignedFields::from(self).encode());
         text.into_string().into_bytes()
     }
 }
@@ -284,13 +284,6 @@ impl SignedRequest for V0JobCheated {
         payload.value(&self.details);
         payload.close('}');
         sorted(&payload.into_string(), Style::PYTHON, None).into_bytes()
-    }
-}
-
-impl SignedFields {
-    /// The payload that the user signs, before it is hashed.
-    pub fn signed_payload(&self) -> String {
-        encode_compact(self)
     }
 }
 

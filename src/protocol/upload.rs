@@ -137,6 +137,11 @@ message! {
 }
 
 impl HttpOutputVolumeResponse {
+    /// Reads the JSON text that stands in `upload_results`.
+    pub fn decode(text: &str) -> Result<Self, super::DecodeError> {
+        super::schema::decode_frame(text, || "HttpOutputVolumeResponse".to_owned())
+    }
+
     /// The JSON text that stands in `upload_results`.
     pub fn encode(&self) -> String {
         super::schema::encode_compact(self)

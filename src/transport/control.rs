@@ -1,8 +1,13 @@
-//! What the reader asks the writer to send: pongs and the answer to a Close. Pure; the lock around it is the caller's.
+//! What the two halves of a connection have in common: what the reader asks the writer to send (pongs, the answer to a
+//! Close), and whether they were kicked.
 
 use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tungstenite::Bytes;
+
+use crate::base::lock::lock;
 
 /// Pings that are answered one by one while the writer is busy; of more, the newest ones are answered, as RFC 6455 (5.5.3)
 /// allows. 16 × 125 bytes.
@@ -16,31 +21,47 @@ pub(super) struct CloseReply {
     pub(super) reason: String,
 }
 
+/// Shared by both halves. Its lock is held for a moment only, never across I/O.
 #[derive(Debug, Default)]
-pub(super) struct ControlSlot {
+pub(super) struct Control {
+    slot: Mutex<Slot>,
+    kicked: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
     pongs: VecDeque<Bytes>,
     close: Option<CloseReply>,
 }
 
-impl ControlSlot {
-    pub(super) fn push_pong(&mut self, payload: Bytes) {
-        if self.pongs.len() == PONGS {
-            self.pongs.pop_front();
-        }
-        self.pongs.push_back(payload);
+impl Control {
+    pub(super) fn set_kicked(&self) {
+        self.kicked.store(true, Ordering::SeqCst);
     }
 
-    pub(super) fn take_pongs(&mut self) -> VecDeque<Bytes> {
-        std::mem::take(&mut self.pongs)
+    pub(super) fn is_kicked(&self) -> bool {
+        self.kicked.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn push_pong(&self, payload: Bytes) {
+        let mut slot = lock(&self.slot);
+        if slot.pongs.len() == PONGS {
+            slot.pongs.pop_front();
+        }
+        slot.pongs.push_back(payload);
+    }
+
+    pub(super) fn take_pongs(&self) -> VecDeque<Bytes> {
+        std::mem::take(&mut lock(&self.slot).pongs)
     }
 
     /// The first one stays: what follows a Close or a broken frame has no meaning any more.
-    pub(super) fn set_close(&mut self, reply: CloseReply) {
-        self.close.get_or_insert(reply);
+    pub(super) fn set_close(&self, reply: CloseReply) {
+        lock(&self.slot).close.get_or_insert(reply);
     }
 
-    pub(super) fn take_close(&mut self) -> Option<CloseReply> {
-        self.close.take()
+    pub(super) fn take_close(&self) -> Option<CloseReply> {
+        lock(&self.slot).close.take()
     }
 }
 
@@ -59,23 +80,23 @@ mod tests {
 
     #[test]
     fn pongs_keep_their_order_and_the_newest_survive() {
-        let mut slot = ControlSlot::default();
+        let control = Control::default();
         for n in 0..20u8 {
-            slot.push_pong(Bytes::from(vec![n]));
+            control.push_pong(Bytes::from(vec![n]));
         }
-        let kept: Vec<u8> = slot.take_pongs().iter().map(|p| p[0]).collect();
+        let kept: Vec<u8> = control.take_pongs().iter().map(|p| p[0]).collect();
         assert_eq!(kept, (4..20).collect::<Vec<u8>>());
-        assert!(slot.take_pongs().is_empty());
+        assert!(control.take_pongs().is_empty());
     }
 
     #[test]
     fn the_first_close_is_the_one_that_is_sent() {
-        let mut slot = ControlSlot::default();
+        let control = Control::default();
         let reply = |code| CloseReply { code: Some(code), reason: String::new() };
-        slot.set_close(reply(1009));
-        slot.set_close(reply(1000));
-        assert_eq!(slot.take_close(), Some(reply(1009)));
-        assert_eq!(slot.take_close(), None);
+        control.set_close(reply(1009));
+        control.set_close(reply(1000));
+        assert_eq!(control.take_close(), Some(reply(1009)));
+        assert_eq!(control.take_close(), None);
     }
 
     #[test]

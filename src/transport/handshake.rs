@@ -230,10 +230,7 @@ pub(super) fn upgrade_as_server(
             (refusal(status, &problem), Err(TransportError::Handshake { peer: peer.to_owned(), problem }))
         }
         Err(Verdict::Refused(Refusal { status, body })) => {
-            let status = StatusCode::from_u16(status)
-                .ok()
-                .filter(|s| s.is_client_error() || s.is_server_error())
-                .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            let status = refusal_status(status);
             (refusal(status, &body), Err(TransportError::Refused { status: status.as_u16(), body }))
         }
         Err(Verdict::Gone(error)) => return Err(error),
@@ -243,6 +240,14 @@ pub(super) fn upgrade_as_server(
         .and_then(|()| stream.flush())
         .map_err(TransportError::io("answering upgrade"))?;
     outcome
+}
+
+/// A status that does not refuse would mislead the client.
+pub(super) fn refusal_status(status: u16) -> StatusCode {
+    StatusCode::from_u16(status)
+        .ok()
+        .filter(|s| s.is_client_error() || s.is_server_error())
+        .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 fn refusal(status: StatusCode, body: &str) -> String {

@@ -1,6 +1,6 @@
 //! Connections as two halves: one thread reads, one writes, a kick frees both.
 //!
-//! [`ws`] carries them over TCP and TLS with the WebSocket protocol; `memory` within the process, with planned faults.
+//! [`ws`] carries them over TCP and TLS with the WebSocket protocol; [`memory`] within the process, with planned faults.
 //! Both are behind [`Dialer`] and [`Listener`], so whatever stands on them runs over either.
 //!
 //! The rules of every implementation:
@@ -22,8 +22,11 @@ use crate::base::shutdown::{Level, Shutdown};
 mod control;
 mod error;
 mod handshake;
+pub mod memory;
+mod reader;
 mod tls;
 mod url;
+mod writer;
 pub mod ws;
 
 pub use error::TransportError;

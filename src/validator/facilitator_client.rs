@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tungstenite::Utf8Bytes;
 
-use super::organic;
+use super::organic::{self, JobTimes};
 use super::routing::{MinerAddress, Routing};
 use super::status::{Outcome, Reporter};
 use crate::base::backoff::BackoffConfig;
@@ -77,6 +77,8 @@ pub struct ValidatorConfig {
     pub flush_time: Duration,
     /// When to connect again.
     pub backoff: BackoffConfig,
+    /// What a miner and an executor may take beside the limits of the job.
+    pub job_times: JobTimes,
 }
 
 impl ValidatorConfig {
@@ -93,6 +95,7 @@ impl ValidatorConfig {
             drain_time: Duration::from_secs(60),
             flush_time: Duration::from_secs(10),
             backoff: BackoffConfig::default(),
+            job_times: JobTimes::default(),
         }
     }
 

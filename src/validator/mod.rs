@@ -17,4 +17,5 @@ mod status;
 
 pub use facilitator_client::{Dispatch, Validator, ValidatorConfig, ValidatorError};
 pub use miners::{MinersFileError, load_miners};
+pub use organic::JobTimes;
 pub use routing::MinerAddress;

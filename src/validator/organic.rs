@@ -25,14 +25,30 @@ use crate::protocol::{
     V2JobRequest,
 };
 
-/// How long a miner may take to reserve an executor (the Python validator's default).
-pub const RESERVATION_TIME: Duration = Duration::from_secs(7);
+/// What a miner and an executor may take beside the limits that the job itself has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JobTimes {
+    /// For the connection to a miner and its answer to our authentication.
+    pub connect: Duration,
+    /// For the reservation of an executor.
+    pub reservation: Duration,
+    /// For the start of an executor, beyond the spin-up time of its class.
+    pub executor_startup: Duration,
+    /// For all stages together, beyond their limits; whole seconds, because executors are told.
+    pub leeway: Duration,
+}
 
-/// How long an executor may take to start, beyond the spin-up time of its class.
-pub const EXECUTOR_STARTUP_TIME: Duration = Duration::from_secs(5);
-
-/// What all stages together may take beyond their limits.
-pub const LEEWAY: Duration = Duration::from_secs(5);
+impl Default for JobTimes {
+    /// 15 s, 7 s, 5 s, 5 s: as the Python validator, which names no limit for the connection.
+    fn default() -> Self {
+        Self {
+            connect: DIAL_TIME,
+            reservation: Duration::from_secs(7),
+            executor_startup: Duration::from_secs(5),
+            leeway: Duration::from_secs(5),
+        }
+    }
+}
 
 /// Miners that are asked for one job before it is rejected.
 const MINERS_PER_JOB: usize = 3;
@@ -180,7 +196,7 @@ impl<'a> Job<'a> {
             cancel,
             client,
             phase: Phase::Connecting,
-            deadline: Instant::now() + DIAL_TIME,
+            deadline: Instant::now() + shared.config.job_times.connect,
             stages: None,
             started: SystemTime::now(),
             accepted_at: None,
@@ -317,7 +333,7 @@ impl<'a> Job<'a> {
     fn ask(&mut self) -> Step {
         if self.phase == Phase::Connecting {
             self.phase = Phase::Reserving;
-            self.deadline = Instant::now() + RESERVATION_TIME;
+            self.deadline = Instant::now() + self.shared.config.job_times.reservation;
         }
         let request = initial_request(self.shared, self.request, self.miner, self.started);
         self.send(request)
@@ -328,7 +344,8 @@ impl<'a> Job<'a> {
         lock(&self.shared.ran).add(self.request.uuid.clone(), self.miner.hotkey);
         self.accepted_at = Some(Instant::now());
         self.phase = Phase::Starting;
-        self.deadline = Instant::now() + self.request.executor_class.spin_up_time() + EXECUTOR_STARTUP_TIME;
+        let startup = self.shared.config.job_times.executor_startup;
+        self.deadline = Instant::now() + self.request.executor_class.spin_up_time() + startup;
         let now = DateTime::from(SystemTime::now());
         let payload = JobAcceptedReceiptPayload {
             job_uuid: self.request.uuid.clone(),
@@ -336,7 +353,7 @@ impl<'a> Job<'a> {
             validator_hotkey: self.shared.config.key.ss58(),
             timestamp: now,
             time_accepted: now,
-            ttl: total_seconds(self.request),
+            ttl: total_seconds(self.shared, self.request),
         };
         let signature = payload.sign(&self.shared.config.key);
         self.send(V0JobAcceptedReceiptRequest { payload, signature })
@@ -344,7 +361,7 @@ impl<'a> Job<'a> {
 
     fn executor_ready(&mut self) -> Step {
         self.reporter.step(JobStatus::ExecutorReady);
-        self.stages = Some(StageClock::new(Timing::from(&timing(self.request)), Instant::now()));
+        self.stages = Some(StageClock::new(Timing::from(&timing(self.shared, self.request)), Instant::now()));
         let step = self.begin(Stage::Download);
         if step.is_break() {
             return step;
@@ -375,7 +392,7 @@ impl<'a> Job<'a> {
             timestamp: DateTime::from(SystemTime::now()),
             time_started: DateTime::from(self.started),
             time_took_us: i64::try_from(started.elapsed().as_micros()).unwrap_or(i64::MAX),
-            score_str: if completed { "1" } else { "0" }.to_owned(),
+            score_str: if completed { "1.000000" } else { "0.000000" }.to_owned(),
             block_numbers: Vec::new(),
         };
         let signature = payload.sign(&self.shared.config.key);
@@ -424,9 +441,9 @@ fn details(failed: V0HordeFailedRequest) -> HordeFailureDetails {
     }
 }
 
-fn timing(request: &V2JobRequest) -> ExecutorTimingDetails {
+fn timing(shared: &Shared, request: &V2JobRequest) -> ExecutorTimingDetails {
     ExecutorTimingDetails {
-        allowed_leeway: Int::from(LEEWAY.as_secs() as i64),
+        allowed_leeway: Int::from(leeway_seconds(shared)),
         download_time_limit: request.download_time_limit.clone(),
         execution_time_limit: request.execution_time_limit.clone(),
         upload_time_limit: request.upload_time_limit.clone(),
@@ -434,8 +451,12 @@ fn timing(request: &V2JobRequest) -> ExecutorTimingDetails {
     }
 }
 
+fn leeway_seconds(shared: &Shared) -> i64 {
+    i64::try_from(shared.config.job_times.leeway.as_secs()).unwrap_or(i64::MAX)
+}
+
 /// All limits of the job together, as whole seconds within what a receipt can say.
-fn total_seconds(request: &V2JobRequest) -> i64 {
+fn total_seconds(shared: &Shared, request: &V2JobRequest) -> i64 {
     [
         &request.download_time_limit,
         &request.execution_time_limit,
@@ -444,7 +465,7 @@ fn total_seconds(request: &V2JobRequest) -> i64 {
     ]
     .iter()
     .map(|limit| limit.saturating_i64().max(0))
-    .fold(LEEWAY.as_secs() as i64, i64::saturating_add)
+    .fold(leeway_seconds(shared), i64::saturating_add)
     .min(crate::protocol::MAX_TTL_SECONDS)
 }
 
@@ -470,12 +491,12 @@ fn initial_request(
         job_uuid: request.uuid.clone(),
         executor_class: request.executor_class,
         docker_image: Some(request.docker_image.clone()),
-        timeout_seconds: Some(Int::from(total_seconds(request))),
+        timeout_seconds: Some(Int::from(total_seconds(shared, request))),
         volume: request.volume.clone(),
         job_started_receipt_payload: payload,
         job_started_receipt_signature: signature,
         streaming_details: request.streaming_details.clone(),
-        executor_timing: Some(timing(request)),
+        executor_timing: Some(timing(shared, request)),
     };
     initial.sign(key);
     initial

@@ -4,16 +4,18 @@
 //! codec of the read half starts with whatever bytes arrived together with the handshake, so none are lost.
 
 mod dialer;
+mod frames;
 mod listener;
-mod reader;
 mod socket;
-mod writer;
 
 use std::sync::Arc;
 
 use tungstenite::protocol::Role;
 
+use super::reader::Reader;
+use super::writer::Writer;
 use super::{Connection, ConnectionKick, SocketLimits};
+use frames::{Decoder, Encoder};
 use socket::Socket;
 
 pub use dialer::WsDialer;
@@ -22,10 +24,13 @@ pub use listener::WsListener;
 /// Splits a socket whose handshake is done; `tail` is what the peer sent after it.
 fn split(socket: Socket, tail: Vec<u8>, role: Role, limits: &SocketLimits, peer: String) -> Connection {
     let socket = Arc::new(socket);
+    let control = &socket.control;
+    let decoder = Decoder::new(socket.clone(), tail, role, limits);
+    let encoder = Encoder::new(socket.clone(), role, limits);
     let kicked = Arc::downgrade(&socket);
     Connection {
-        reader: Box::new(reader::WsReader::new(socket.clone(), tail, role, limits, peer.clone())),
-        writer: Box::new(writer::WsWriter::new(socket, role, limits)),
+        reader: Box::new(Reader::new(decoder, control.clone(), peer.clone())),
+        writer: Box::new(Writer::new(encoder, control.clone(), limits.write_buffer_bytes)),
         kick: ConnectionKick::new(move || {
             if let Some(socket) = kicked.upgrade() {
                 socket.kick();

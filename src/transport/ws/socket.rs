@@ -6,13 +6,12 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown as Half, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::base::lock::lock;
-use crate::transport::control::ControlSlot;
-use crate::transport::{CLOSE_DRAIN_TIME, TransportError};
+use crate::transport::CLOSE_DRAIN_TIME;
+use crate::transport::control::Control;
 
 /// Plaintext that is sealed and sent at a time: four TLS records, so that little is held twice.
 const SEAL_BYTES: usize = 64 << 10;
@@ -20,28 +19,18 @@ const SEAL_BYTES: usize = 64 << 10;
 pub(super) struct Socket {
     tcp: Arc<TcpStream>,
     tls: Option<Mutex<rustls::Connection>>,
-    pub(super) slot: Mutex<ControlSlot>,
-    kicked: AtomicBool,
+    pub(super) control: Arc<Control>,
 }
 
 impl Socket {
     pub(super) fn new(tcp: Arc<TcpStream>, tls: Option<rustls::Connection>) -> Self {
-        Self { tcp, tls: tls.map(Mutex::new), slot: Mutex::default(), kicked: AtomicBool::new(false) }
+        Self { tcp, tls: tls.map(Mutex::new), control: Arc::default() }
     }
 
     /// Interrupts both halves. An error of `shutdown` means that the peer has gone, and then nothing blocks.
     pub(super) fn kick(&self) {
-        self.kicked.store(true, Ordering::SeqCst);
+        self.control.set_kicked();
         let _ = self.tcp.shutdown(Half::Both);
-    }
-
-    pub(super) fn is_kicked(&self) -> bool {
-        self.kicked.load(Ordering::SeqCst)
-    }
-
-    /// After a kick everything that ends is stopped, whatever the system calls it.
-    pub(super) fn error(&self, doing: &'static str, source: io::Error) -> TransportError {
-        if self.is_kicked() { TransportError::Stopped } else { TransportError::Io { doing, source } }
     }
 
     /// Reads and discards until the end of the stream, at most for [`CLOSE_DRAIN_TIME`]. Nothing is read afterwards, so this

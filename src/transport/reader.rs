@@ -1,20 +1,28 @@
-//! The read half: the receiving codec, and what it asks of the writer.
+//! The read half, whatever is below it: passes messages on, and asks of the writer what the peer is owed.
 
 use std::io;
 use std::sync::Arc;
 
 use tungstenite::error::{CapacityError, ProtocolError};
-use tungstenite::protocol::{CloseFrame, Role, WebSocket, WebSocketConfig};
+use tungstenite::protocol::CloseFrame;
 use tungstenite::{Error, Message};
 
-use super::socket::{Inbound, Socket};
-use crate::base::lock::lock;
-use crate::transport::control::{CloseReply, fitting};
-use crate::transport::{CloseInfo, Incoming, ReadHalf, SocketLimits, TransportError, tls};
+use super::control::{CloseReply, Control, fitting};
+use super::{CloseInfo, Incoming, ReadHalf, TransportError, tls};
 
-pub(super) struct WsReader {
-    codec: WebSocket<Inbound>,
-    socket: Arc<Socket>,
+/// Where messages come from.
+pub(super) trait Receive: Send {
+    /// Blocks until there is a message or the end. `WouldBlock` means that the writer has something to send first; the next
+    /// call goes on where this one stopped.
+    fn receive(&mut self) -> Result<Message, Error>;
+
+    /// Reads and discards until the peer's end, at most for [`super::CLOSE_DRAIN_TIME`]. Nothing is received afterwards.
+    fn drain(&mut self);
+}
+
+pub(super) struct Reader<R> {
+    source: R,
+    control: Arc<Control>,
     peer: String,
     state: State,
 }
@@ -28,21 +36,15 @@ enum State {
     Over,
 }
 
-impl WsReader {
-    pub(super) fn new(socket: Arc<Socket>, tail: Vec<u8>, role: Role, limits: &SocketLimits, peer: String) -> Self {
-        let config = WebSocketConfig::default()
-            .read_buffer_size(limits.read_buffer_bytes)
-            .max_message_size(Some(limits.message_bytes))
-            .max_frame_size(Some(limits.frame_bytes));
-        let inbound = Inbound::new(socket.clone(), limits.read_buffer_bytes);
-        let codec = WebSocket::from_partially_read(inbound, tail, role, Some(config));
-        Self { codec, socket, peer, state: State::Open }
+impl<R: Receive> Reader<R> {
+    pub(super) fn new(source: R, control: Arc<Control>, peer: String) -> Self {
+        Self { source, control, peer, state: State::Open }
     }
 
     fn closed_by_peer(&mut self, frame: Option<CloseFrame>) -> Incoming {
         let code = frame.as_ref().map(|f| u16::from(f.code));
         let reason = frame.map_or_else(String::new, |f| f.reason.as_str().to_owned());
-        lock(&self.socket.slot).set_close(CloseReply { code, reason: reason.clone() });
+        self.control.set_close(CloseReply { code, reason: reason.clone() });
         self.state = State::Closing;
         Incoming::Closed(CloseInfo { code, reason, clean: true })
     }
@@ -51,38 +53,47 @@ impl WsReader {
     fn fail(&mut self, error: TransportError) -> Incoming {
         if let Some(code) = error.close_code() {
             let reason = error.to_string();
-            lock(&self.socket.slot).set_close(CloseReply { code: Some(code), reason: fitting(&reason).to_owned() });
+            self.control.set_close(CloseReply { code: Some(code), reason: fitting(&reason).to_owned() });
         }
         self.state = State::Failing(error);
         Incoming::Control
     }
 
-    fn end(&mut self, error: TransportError) -> Result<Incoming, TransportError> {
+    fn stream_ended(&mut self) -> Result<Incoming, TransportError> {
         self.state = State::Over;
-        Err(if self.socket.is_kicked() { TransportError::Stopped } else { error })
+        if self.control.is_kicked() {
+            return Err(TransportError::Stopped);
+        }
+        Ok(Incoming::Closed(CloseInfo::end_of_stream()))
+    }
+
+    /// After a kick everything that ends was stopped, whatever the system calls it.
+    fn over(&mut self, error: TransportError) -> Result<Incoming, TransportError> {
+        self.state = State::Over;
+        Err(if self.control.is_kicked() { TransportError::Stopped } else { error })
     }
 }
 
-impl ReadHalf for WsReader {
+impl<R: Receive> ReadHalf for Reader<R> {
     fn read(&mut self) -> Result<Incoming, TransportError> {
         match std::mem::replace(&mut self.state, State::Open) {
             State::Open => {}
             State::Closing => {
-                self.socket.drain();
-                return self.end(TransportError::Closed);
+                self.source.drain();
+                return self.over(TransportError::Closed);
             }
             State::Failing(error) => {
-                self.socket.drain();
-                return self.end(error);
+                self.source.drain();
+                return self.over(error);
             }
-            State::Over => return self.end(TransportError::Closed),
+            State::Over => return self.over(TransportError::Closed),
         }
         loop {
-            return Ok(match self.codec.read() {
+            return Ok(match self.source.receive() {
                 Ok(Message::Text(text)) => Incoming::Text(text),
                 Ok(Message::Binary(bytes)) => Incoming::Binary(bytes),
                 Ok(Message::Ping(payload)) => {
-                    lock(&self.socket.slot).push_pong(payload);
+                    self.control.push_pong(payload);
                     Incoming::Control
                 }
                 Ok(Message::Pong(_)) => Incoming::Pong,
@@ -92,15 +103,12 @@ impl ReadHalf for WsReader {
                     io::ErrorKind::Interrupted => continue,
                     io::ErrorKind::WouldBlock => Incoming::Control,
                     io::ErrorKind::InvalidData => self.fail(tls::io_failed(&self.peer, e)),
-                    // The peer's TLS ended without saying so, which for us is an end like that of plain TCP.
-                    io::ErrorKind::UnexpectedEof => return self.ended(),
-                    _ => {
-                        let error = self.socket.error("reading", e);
-                        return self.end(error);
-                    }
+                    // A TLS peer that ends without saying so in TLS is no worse than one of plain TCP.
+                    io::ErrorKind::UnexpectedEof => return self.stream_ended(),
+                    _ => return self.over(TransportError::Io { doing: "reading", source: e }),
                 },
                 Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake))
-                | Err(Error::ConnectionClosed | Error::AlreadyClosed) => return self.ended(),
+                | Err(Error::ConnectionClosed | Error::AlreadyClosed) => return self.stream_ended(),
                 Err(Error::Capacity(CapacityError::MessageTooLong { size, max_size })) => {
                     self.fail(TransportError::TooLarge { size, limit: max_size })
                 }
@@ -108,15 +116,5 @@ impl ReadHalf for WsReader {
                 Err(e) => self.fail(TransportError::Protocol { problem: e.to_string() }),
             });
         }
-    }
-}
-
-impl WsReader {
-    fn ended(&mut self) -> Result<Incoming, TransportError> {
-        self.state = State::Over;
-        if self.socket.is_kicked() {
-            return Err(TransportError::Stopped);
-        }
-        Ok(Incoming::Closed(CloseInfo::end_of_stream()))
     }
 }

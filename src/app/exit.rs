@@ -1,0 +1,28 @@
+//! The exit codes of the binary; the README has the same table.
+
+use std::process::ExitCode;
+
+/// All went well.
+pub const DONE: u8 = 0;
+/// It ran, and something failed: a job, a check.
+pub const FAILED: u8 = 1;
+/// A flag, file, key or setting is wrong; nothing was started.
+pub const USAGE: u8 = 2;
+/// Stopped as asked, but some messages were accepted from a producer and not by the peer.
+pub const UNSENT: u8 = 3;
+/// The stop did not end within its budget; the watchdog ended the process.
+pub const WATCHDOG: u8 = 4;
+/// The third signal, or SIGQUIT: ended at once, nothing was waited for.
+pub const NOW: u8 = 130;
+
+/// Says in one line on stderr what is wrong with the usage, and gives the code for it.
+pub fn usage(problem: impl std::fmt::Display) -> ExitCode {
+    eprintln!("error: {problem}");
+    ExitCode::from(USAGE)
+}
+
+/// Says in one line on stderr what failed, and gives the code for it.
+pub fn failed(problem: impl std::fmt::Display) -> ExitCode {
+    eprintln!("error: {problem}");
+    ExitCode::from(FAILED)
+}

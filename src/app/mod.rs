@@ -1,0 +1,9 @@
+//! The process around a role: signals, the settings file, logs, and the order of the stop.
+//!
+//! Only the binary uses this: the library itself installs no signal handler, no logger, and never exits.
+
+pub mod exit;
+pub mod logging;
+pub mod settings;
+pub mod signals;
+pub mod supervise;

@@ -1,0 +1,188 @@
+//! The settings file: `--config FILE`, TOML, one table for each command with the names of its flags.
+//!
+//! Precedence is flag, then environment, then file, then default. A setting of the file becomes a flag of the command
+//! line unless a flag or the environment gives it already, so every check of a flag holds for the file too.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+
+use clap::{Arg, ArgAction, Command};
+
+/// Bytes of a settings file.
+const FILE_BYTES: u64 = 1 << 20;
+
+/// Adds the settings of the file that `arguments` or `PHALANX_CONFIG` name, if they name one.
+///
+/// # Errors
+/// One line that names the file, the key and what would be right.
+pub fn with_file(
+    command: &Command,
+    arguments: Vec<OsString>,
+    env: impl Fn(&OsStr) -> Option<OsString>,
+) -> Result<Vec<OsString>, String> {
+    let Some(path) = config_path(&arguments).or_else(|| env(OsStr::new("PHALANX_CONFIG"))) else {
+        return Ok(arguments);
+    };
+    let path = Path::new(&path);
+    let fail = |problem: String| format!("settings file {}: {problem}", path.display());
+    let size = std::fs::metadata(path).map_err(|e| fail(format!("cannot read it: {e}")))?.len();
+    if size > FILE_BYTES {
+        return Err(fail(format!("it has {size} bytes, at most {FILE_BYTES} are read")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| fail(format!("cannot read it: {e}")))?;
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+        fail(format!("not TOML: {}", e.to_string().split_whitespace().collect::<Vec<_>>().join(" ")))
+    })?;
+    merge(command, arguments, &table, env).map_err(fail)
+}
+
+fn config_path(arguments: &[OsString]) -> Option<OsString> {
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        match argument.to_str() {
+            Some("--") => return None,
+            Some("--config") => return arguments.next().cloned(),
+            Some(text) if text.starts_with("--config=") => return Some(text["--config=".len()..].into()),
+            _ => {}
+        }
+    }
+    None
+}
+
+fn merge(
+    command: &Command,
+    mut arguments: Vec<OsString>,
+    table: &toml::Table,
+    env: impl Fn(&OsStr) -> Option<OsString>,
+) -> Result<Vec<OsString>, String> {
+    let names: Vec<&str> = command.get_subcommands().map(Command::get_name).collect();
+    if let Some(key) = table.keys().find(|k| !names.contains(&k.as_str())) {
+        return Err(format!(
+            "unknown key {key:?}{}; it has one table for each command, as [validator]",
+            hint(key, &names)
+        ));
+    }
+    let given = arguments.iter().skip(1).filter_map(|a| a.to_str()).find(|a| names.contains(a));
+    let Some(subcommand) = given.and_then(|name| command.find_subcommand(name)) else { return Ok(arguments) };
+    let name = subcommand.get_name();
+    let settings = match table.get(name) {
+        None => return Ok(arguments),
+        Some(toml::Value::Table(settings)) => settings,
+        Some(other) => return Err(format!("{name:?} is {other}; it should be a table, as [{name}]")),
+    };
+    let flags: Vec<&Arg> = subcommand.get_arguments().filter(|a| a.get_long().is_some()).collect();
+    let longs: Vec<&str> = flags.iter().filter_map(|a| a.get_long()).collect();
+    for (key, value) in settings {
+        let long = key.replace('_', "-");
+        let Some(flag) = flags.iter().find(|a| a.get_long() == Some(&long)) else {
+            return Err(format!("[{name}] unknown key {key:?}{}", hint(&long, &longs)));
+        };
+        let written = format!("--{long}");
+        let on_the_line = arguments
+            .iter()
+            .filter_map(|a| a.to_str())
+            .any(|a| a == written || a.strip_prefix(&written).is_some_and(|rest| rest.starts_with('=')));
+        if on_the_line || flag.get_env().is_some_and(|name| env(name).is_some()) {
+            continue;
+        }
+        let takes_value = !matches!(flag.get_action(), ArgAction::SetTrue | ArgAction::SetFalse | ArgAction::Count);
+        let values = match value {
+            toml::Value::Array(values) => values.as_slice(),
+            one => std::slice::from_ref(one),
+        };
+        for value in values {
+            match (value, takes_value) {
+                (toml::Value::Boolean(true), false) => arguments.push(written.clone().into()),
+                (toml::Value::Boolean(false), false) => {}
+                (other, false) => return Err(format!("[{name}] {key} is {other}; it should be true or false")),
+                (toml::Value::String(text), true) => arguments.push(format!("{written}={text}").into()),
+                (toml::Value::Table(_) | toml::Value::Array(_), true) => {
+                    return Err(format!("[{name}] {key} is {value}; it should be one value or a list of values"));
+                }
+                (other, true) => arguments.push(format!("{written}={other}").into()),
+            }
+        }
+    }
+    Ok(arguments)
+}
+
+/// `; did you mean …?`, if a known name is near.
+fn hint(found: &str, known: &[&str]) -> String {
+    let near = known.iter().map(|name| (distance(found, name), name)).min();
+    match near {
+        Some((far, name)) if far <= 1 + found.len() / 4 => format!("; did you mean {name:?}?"),
+        _ => String::new(),
+    }
+}
+
+/// Insertions, deletions and replacements that make one text of the other.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command() -> Command {
+        Command::new("phalanx").subcommand(
+            Command::new("validator")
+                .arg(Arg::new("facilitator").long("facilitator").env("FACILITATOR_URI"))
+                .arg(Arg::new("trusted-signer").long("trusted-signer").action(ArgAction::Append))
+                .arg(Arg::new("json").long("json").action(ArgAction::SetTrue)),
+        )
+    }
+
+    fn run(line: &[&str], file: &str, env: Option<&str>) -> Result<Vec<String>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("phalanx.toml");
+        std::fs::write(&path, file).unwrap();
+        let mut arguments: Vec<OsString> = line.iter().map(OsString::from).collect();
+        arguments.extend(["--config".into(), path.into()]);
+        let env = |name: &OsStr| env.filter(|_| name == "FACILITATOR_URI").map(OsString::from);
+        let merged = with_file(&command(), arguments, env)?;
+        Ok(merged[line.len() + 2..].iter().map(|a| a.to_str().unwrap().to_owned()).collect())
+    }
+
+    #[test]
+    fn flag_beats_environment_beats_file() {
+        let file = "[validator]\nfacilitator = \"ws://file\"\ntrusted_signer = [\"a\", \"b\"]\njson = true\n";
+        let rest = ["--trusted-signer=a", "--trusted-signer=b", "--json"];
+        let all = [&["--facilitator=ws://file"], &rest[..]].concat();
+        assert_eq!(run(&["phalanx", "validator"], file, None).unwrap(), all);
+        assert_eq!(run(&["phalanx", "validator"], file, Some("ws://env")).unwrap(), rest);
+        assert_eq!(run(&["phalanx", "validator", "--facilitator=ws://flag"], file, None).unwrap(), rest);
+        assert!(run(&["phalanx", "other"], file, None).unwrap().is_empty());
+    }
+
+    #[test]
+    fn mistakes_are_named_with_a_suggestion() {
+        for (file, expected) in [
+            ("[validater]\n", "unknown key \"validater\"; did you mean \"validator\"?"),
+            (
+                "[validator]\nfacilitater = 1\n",
+                "[validator] unknown key \"facilitater\"; did you mean \"facilitator\"?",
+            ),
+            ("[validator]\nxyz = 1\n", "[validator] unknown key \"xyz\""),
+            ("[validator]\njson = 3\n", "json is 3; it should be true or false"),
+            ("validator = 3\n", "it should be a table"),
+            ("[validator]\nfacilitator = {}\n", "one value or a list"),
+            ("= 1", "not TOML"),
+        ] {
+            let problem = run(&["phalanx", "validator"], file, None).unwrap_err();
+            assert!(problem.contains(expected), "{file:?}: {problem}");
+            assert!(!problem.contains('\n') && problem.contains("phalanx.toml"), "{problem}");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! One ladder for all signals: the first SIGINT or SIGTERM drains, the second cancels, the third exits now.
+//!
+//! Owner: [`Signals`]. Blocks in: signal-hook's iterator. Kick: closing the iterator. Ends: with the process' stop.
+//!
+//! `ctrlc` takes SIGINT and is installed first; signal-hook takes the others and never SIGINT, because when ctrlc comes
+//! second, signal-hook is never called again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use signal_hook::consts::{SIGHUP, SIGQUIT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals as Iterator;
+
+use super::exit;
+use crate::base::shutdown::Shutdown;
+use crate::base::stop::Step;
+use crate::base::thread::{Kick, Thread, live, spawn};
+
+/// The signal handlers of the process.
+#[derive(Debug)]
+pub struct Signals {
+    thread: Thread<()>,
+}
+
+struct Ladder {
+    shutdown: Shutdown,
+    rung: AtomicU32,
+}
+
+impl Ladder {
+    fn climb(&self, signal: &str) {
+        match self.rung.fetch_add(1, Ordering::SeqCst) {
+            0 => {
+                log::info!("{signal}: finishing what runs; once more to cancel it");
+                self.shutdown.drain();
+            }
+            1 => {
+                log::warn!("{signal}: cancelling what runs; once more to exit now");
+                self.shutdown.cancel();
+            }
+            _ => now(signal),
+        }
+    }
+}
+
+fn now(signal: &str) -> ! {
+    log::error!("{signal}: exiting now; still running: {}", names());
+    std::process::exit(exit::NOW.into())
+}
+
+fn names() -> String {
+    live().iter().map(|t| t.name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+impl Signals {
+    /// Installs the handlers; once in a process.
+    ///
+    /// # Errors
+    /// What the system or a handler installed before says, in words.
+    pub fn install(shutdown: &Shutdown) -> Result<Self, String> {
+        let ladder = Arc::new(Ladder { shutdown: shutdown.clone(), rung: AtomicU32::new(0) });
+        let on_int = ladder.clone();
+        ctrlc::set_handler(move || on_int.climb("SIGINT")).map_err(|e| format!("cannot handle SIGINT: {e}"))?;
+        let mut signals =
+            Iterator::new([SIGTERM, SIGHUP, SIGQUIT, SIGUSR1]).map_err(|e| format!("cannot handle signals: {e}"))?;
+        let handle = signals.handle();
+        let thread = spawn("signals", Kick::new("close the iterator", move || handle.close()), move || {
+            for signal in signals.forever() {
+                match signal {
+                    SIGTERM => ladder.climb("SIGTERM"),
+                    SIGQUIT => now("SIGQUIT"),
+                    SIGHUP => log::info!("SIGHUP: there is nothing to reload"),
+                    _ => dump(),
+                }
+            }
+        });
+        Ok(Self { thread })
+    }
+
+    /// Stops listening for signals other than SIGINT, whose handler stays until the process ends.
+    pub fn stop(self, step: &mut Step) {
+        self.thread.kick();
+        step.join(self.thread);
+    }
+}
+
+/// SIGUSR1: what lives, since when, and what would interrupt it; logged as errors so that no filter hides it.
+fn dump() {
+    for thread in live() {
+        log::error!("thread {:<15} for {:>9.1?}, kick: {}", thread.name, thread.since.elapsed(), thread.kick);
+    }
+}

@@ -1,0 +1,91 @@
+//! Starts one role, waits for the signal, stops it in order, and turns the report into an exit code.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+
+use super::exit;
+use super::signals::Signals;
+use crate::base::shutdown::Shutdown;
+use crate::base::stop::{StopReport, Stopping};
+use crate::base::thread::{Kick, live, spawn};
+use crate::base::timer::{Timer, TimerHandle};
+
+/// What a role is started with.
+#[derive(Debug, Clone)]
+pub struct Env {
+    /// The process' signal.
+    pub shutdown: Shutdown,
+    /// The process' timer.
+    pub timer: TimerHandle,
+}
+
+/// Beyond the budgets of the steps: what the watchdog allows for joins after kicks.
+const WATCHDOG_GRACE: Duration = Duration::from_secs(5);
+/// Budget of each closing step of the process itself: it only waits for threads that were told to end.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// Runs `main` between the start and the stop of what every command needs: signals and the timer.
+///
+/// `main` gets the environment and returns the exit code; it stops what it has started.
+pub fn with_env(main: impl FnOnce(&Env) -> ExitCode) -> ExitCode {
+    let shutdown = Shutdown::new();
+    let signals = match Signals::install(&shutdown) {
+        Ok(signals) => signals,
+        Err(problem) => return exit::failed(problem),
+    };
+    let timer = Timer::start();
+    let env = Env { shutdown, timer: timer.handle() };
+    let code = main(&env);
+    let mut stopping = Stopping::new(&env.shutdown);
+    stopping.step("timer", CLOSING, |step| timer.stop(step));
+    stopping.step("signals", CLOSING, |step| signals.stop(step));
+    let report = stopping.finish();
+    if report.is_clean() { code } else { ended(&report) }
+}
+
+/// Runs a role until the first signal: `start` starts it, `stop` stops it within `budget`, the sum of its steps' budgets.
+pub fn serve<R>(
+    budget: Duration,
+    start: impl FnOnce(&Env) -> Result<R, ExitCode>,
+    stop: impl FnOnce(R, &mut Stopping),
+) -> ExitCode {
+    with_env(|env| {
+        let role = match start(env) {
+            Ok(role) => role,
+            Err(code) => return code,
+        };
+        // Nothing is ever sent: it disconnects at the first signal.
+        let _ = env.shutdown.drain_receiver().recv();
+        stop_within(env, budget, |stopping| stop(role, stopping))
+    })
+}
+
+/// Stops under the watchdog, logs the report, and gives the exit code for it.
+pub fn stop_within(env: &Env, budget: Duration, stop: impl FnOnce(&mut Stopping)) -> ExitCode {
+    let (done, watched) = bounded::<()>(0);
+    let limit = budget + WATCHDOG_GRACE;
+    let watchdog = spawn("watchdog", Kick::dropped("done"), move || {
+        if watched.recv_timeout(limit).is_err_and(|e| e.is_timeout()) {
+            let names: Vec<String> = live().into_iter().map(|t| t.name).collect();
+            log::error!("the stop did not end within {limit:?}; still running: {}", names.join(", "));
+            std::process::exit(exit::WATCHDOG.into());
+        }
+    });
+    let mut stopping = Stopping::new(&env.shutdown);
+    stop(&mut stopping);
+    drop(done);
+    drop(watchdog);
+    ended(&stopping.finish())
+}
+
+fn ended(report: &StopReport) -> ExitCode {
+    if report.is_clean() {
+        log::info!("{report}");
+        return ExitCode::from(exit::DONE);
+    }
+    log::error!("{report}");
+    let code = if report.stragglers().is_empty() { exit::UNSENT } else { exit::WATCHDOG };
+    ExitCode::from(code)
+}

@@ -1,0 +1,53 @@
+//! `phalanx executor`: one job for the miner that started this process.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::app::{exit, supervise};
+use crate::executor::driver::{self, ExecutorConfig, ExecutorError};
+use crate::executor::runner::RunnerKind;
+use crate::transport::ClientTls;
+use crate::transport::ws::WsDialer;
+
+/// The arguments of `phalanx executor`; the miner's address and the token come by MINER_ADDRESS and EXECUTOR_TOKEN.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Seconds for the part before the initial job request
+    #[arg(long, value_name = "S", default_value_t = 30, env = "PHALANX_STARTUP_TIME_LIMIT")]
+    startup_time_limit: u64,
+    /// How the job's command is run
+    #[arg(long, value_enum, default_value_t, env = "PHALANX_RUNNER")]
+    runner: RunnerKind,
+}
+
+/// Runs the command: exit 0 if the job ended and the miner knows how, whatever its outcome.
+pub fn run(args: Args) -> ExitCode {
+    let Ok(address) = std::env::var("MINER_ADDRESS") else {
+        return exit::usage("MINER_ADDRESS is not set; it should be the miner's URL, as ws://127.0.0.1:9101");
+    };
+    let Ok(token) = std::env::var("EXECUTOR_TOKEN") else {
+        return exit::usage("EXECUTOR_TOKEN is not set; it should be the token that the miner made for this executor");
+    };
+    let config = ExecutorConfig {
+        startup_time_limit: Duration::from_secs(args.startup_time_limit),
+        runner: args.runner,
+        ..ExecutorConfig::new(address, token)
+    };
+    let problems = config.validate();
+    if !problems.is_empty() {
+        return exit::usage(problems.join("; "));
+    }
+    supervise::with_env(|env| {
+        let dialer = Arc::new(WsDialer::new(ClientTls::default()));
+        match driver::run(config, dialer, env.timer.clone(), &env.shutdown) {
+            Ok(report) if report.stop.unsent > 0 => {
+                log::error!("the job ended ({:?}), but the miner was not told", report.end);
+                ExitCode::from(exit::UNSENT)
+            }
+            Ok(_) => ExitCode::from(exit::DONE),
+            Err(ExecutorError::Stopped) => ExitCode::from(exit::FAILED),
+            Err(error) => exit::failed(error),
+        }
+    })
+}

@@ -1,0 +1,108 @@
+//! `phalanx validator`: takes jobs from the facilitator and drives them on miners.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use super::key::KeyArg;
+use super::values::{duration, listen_address};
+use crate::app::{exit, supervise};
+use crate::identity::{KeyPair, PublicKey};
+use crate::transport::ClientTls;
+use crate::transport::ws::WsDialer;
+use crate::validator::{Dispatch, Validator, ValidatorConfig, load_miners};
+
+/// The arguments of `phalanx validator`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The facilitator's WebSocket URL, as wss://facilitator.example/ws/v0/ (also read from FACILITATOR_URI)
+    #[arg(long, value_name = "URL", env = "PHALANX_FACILITATOR")]
+    facilitator: Option<String>,
+    #[command(flatten)]
+    key: KeyArg,
+    /// The miners: TOML with [[miner]] hotkey, address, port
+    #[arg(long, value_name = "FILE", env = "PHALANX_MINERS")]
+    miners: Option<PathBuf>,
+    /// Folder for what must survive a restart
+    #[arg(long, value_name = "DIR", env = "PHALANX_STATE_DIR")]
+    state_dir: PathBuf,
+    /// Who may sign jobs besides the validator itself; may be repeated
+    #[arg(long, value_name = "SS58", env = "PHALANX_TRUSTED_SIGNER", value_delimiter = ',')]
+    trusted_signer: Vec<PublicKey>,
+    /// What runs a job
+    #[arg(long, value_enum, default_value_t = DispatchArg::Workers, env = "PHALANX_DISPATCH")]
+    dispatch: DispatchArg,
+    /// Time before each status of a stub job
+    #[arg(long, value_name = "DUR", value_parser = duration, env = "PHALANX_STUB_TIME")]
+    stub_time: Option<Duration>,
+    /// Jobs at a time
+    #[arg(long, value_name = "N", default_value_t = 64, env = "PHALANX_WORKERS")]
+    workers: usize,
+    /// How long a stop lets running jobs go on
+    #[arg(long, value_name = "DUR", default_value = "60s", value_parser = duration, env = "PHALANX_DRAIN_TIME")]
+    drain_time: Duration,
+    /// Address of health, metrics and status
+    #[arg(long, value_name = "ADDR", value_parser = listen_address, env = "PHALANX_HTTP")]
+    http: Option<std::net::SocketAddr>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DispatchArg {
+    /// Worker threads of this process drive miners
+    Workers,
+    /// No miner: every job is answered with the statuses of a good one (for load tests)
+    Stub,
+}
+
+/// Runs the command until a signal stops it.
+pub fn run(args: Args) -> ExitCode {
+    match configure(args) {
+        Ok((config, http)) => serve(config, http),
+        Err(problem) => exit::usage(problem),
+    }
+}
+
+fn configure(args: Args) -> Result<(ValidatorConfig, Option<std::net::SocketAddr>), String> {
+    let facilitator = args
+        .facilitator
+        .or_else(|| std::env::var("FACILITATOR_URI").ok())
+        .ok_or("--facilitator is missing; give the URL, as wss://facilitator.example/ws/v0/")?;
+    let key = KeyPair::load(&args.key.key).map_err(|e| format!("--key: {e}"))?;
+    let miners = match &args.miners {
+        Some(path) => load_miners(path).map_err(|e| e.to_string())?,
+        None if args.dispatch == DispatchArg::Stub => Vec::new(),
+        None => return Err("--miners is missing; give the file with the [[miner]] tables".to_owned()),
+    };
+    std::fs::create_dir_all(&args.state_dir)
+        .map_err(|e| format!("--state-dir {}: cannot create it: {e}", args.state_dir.display()))?;
+    let dispatch = match args.dispatch {
+        DispatchArg::Workers if args.stub_time.is_some() => {
+            return Err("--stub-time goes with --dispatch stub".to_owned());
+        }
+        DispatchArg::Workers => Dispatch::Workers,
+        DispatchArg::Stub => Dispatch::Stub { stage_time: args.stub_time.unwrap_or_default() },
+    };
+    let config = ValidatorConfig {
+        trusted_signers: args.trusted_signer,
+        dispatch,
+        workers: args.workers,
+        drain_time: args.drain_time,
+        ..ValidatorConfig::new(facilitator, key, miners)
+    };
+    let problems = config.validate();
+    if problems.is_empty() { Ok((config, args.http)) } else { Err(problems.join("; ")) }
+}
+
+fn serve(config: ValidatorConfig, http: Option<std::net::SocketAddr>) -> ExitCode {
+    let budget = config.drain_time + config.flush_time;
+    let start = |env: &supervise::Env| {
+        let tls = ClientTls::default();
+        let dialer = Arc::new(WsDialer::new(tls));
+        Validator::start(config, dialer, env.timer.clone()).map_err(exit::usage)
+    };
+    let _ = http;
+    supervise::serve(budget, start, |validator, stopping| validator.stop(stopping))
+}

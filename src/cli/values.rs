@@ -1,0 +1,74 @@
+//! Values of flags: durations with units, classes with counts, addresses.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+
+use crate::protocol::ExecutorClass;
+
+/// Reads `500ms`, `10s`, `5m` or `2h`; `0` needs no unit.
+///
+/// # Errors
+/// What would be right, in words.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "it should be a number with a unit: ms, s, m or h, as 10s".to_owned();
+    let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    let seconds = match unit {
+        "" if number == 0.0 => 0.0,
+        "ms" => number / 1000.0,
+        "s" => number,
+        "m" => number * 60.0,
+        "h" => number * 3600.0,
+        _ => return Err(wrong()),
+    };
+    Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
+}
+
+/// Reads `always_on.test=4`.
+///
+/// # Errors
+/// What would be right, in words.
+pub fn class_count(text: &str) -> Result<(ExecutorClass, u32), String> {
+    let (class, count) = text.split_once('=').ok_or("it should be CLASS=N, as always_on.test=4")?;
+    let class: ExecutorClass = class.parse().map_err(|e: crate::protocol::UnknownName| e.to_string())?;
+    match count.parse() {
+        Ok(count @ 1..=1000) => Ok((class, count)),
+        _ => Err(format!("the number of executors is {count:?}; it should be from 1 to 1000")),
+    }
+}
+
+/// Reads `127.0.0.1:9101`, `[::1]:0` or `localhost:9101`; port 0 lets the system choose.
+///
+/// # Errors
+/// What would be right, in words.
+pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    text.to_socket_addrs()
+        .ok()
+        .and_then(|mut addresses| addresses.next())
+        .ok_or_else(|| "it should be ADDRESS:PORT, as 127.0.0.1:9101; port 0 lets the system choose".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_carry_units() {
+        for (text, millis) in [("500ms", 500), ("1.5s", 1500), ("2m", 120_000), ("1h", 3_600_000), ("0", 0), ("0s", 0)]
+        {
+            assert_eq!(duration(text).unwrap(), Duration::from_millis(millis), "{text}");
+        }
+        for text in ["", "5", "s", "1d", "-1s", "1e400s", "1 s"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn classes_have_counts() {
+        assert_eq!(class_count("always_on.test=4").unwrap(), (ExecutorClass::AlwaysOnTest, 4));
+        for text in ["always_on.test", "always_on.test=0", "nope=1", "always_on.test=x"] {
+            assert!(class_count(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! The executor's link to its miner: dials `{MINER_ADDRESS}/v0.1/executor_interface/{token}` and comes back after a loss.
+//!
+//! Owner: [`super::driver`]. What was queued and not yet written survives a reconnect; the token is the session, so there
+//! is nothing to authenticate. The token is a secret and in the path, so no log line names the URL.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, bounded};
+
+use crate::base::backoff::BackoffConfig;
+use crate::base::limits::INBOUND_MESSAGES;
+use crate::base::timer::TimerHandle;
+use crate::link::{Full, Link, LinkConfig, LinkEvent, LinkHandle, Outgoing};
+use crate::protocol::{ExecutorToMiner, MinerToExecutor};
+use crate::transport::Dialer;
+
+/// Attempts follow one another quickly: the miner is near, and waits for this executor only some seconds.
+const BACKOFF: BackoffConfig = BackoffConfig {
+    base: Duration::from_millis(100),
+    cap: Duration::from_secs(2),
+    stable_after: Duration::from_secs(10),
+};
+
+/// What the driver hears of its miner.
+#[derive(Debug)]
+pub enum MinerEvent {
+    /// Connected, for the first time or again.
+    Ready,
+    /// A message.
+    Message(Box<MinerToExecutor>),
+    /// No connection: an attempt failed, or the connection was lost; another attempt will follow.
+    Trouble {
+        /// Why.
+        why: String,
+    },
+}
+
+/// Begins to connect.
+pub fn start(
+    miner_address: &str,
+    token: &str,
+    dialer: Arc<dyn Dialer>,
+    timer: TimerHandle,
+) -> (Link, Receiver<MinerEvent>) {
+    let url = format!("{}/v0.1/executor_interface/{token}", miner_address.trim_end_matches('/'));
+    let mut config = LinkConfig::new("exe-mi", url);
+    config.backoff = BACKOFF;
+    let (tx, events) = bounded(INBOUND_MESSAGES);
+    let (handle_tx, handle_rx) = bounded::<LinkHandle>(1);
+    let mut handle: Option<LinkHandle> = None;
+    let link = Link::start(config, dialer, None, timer, move |event| {
+        let event = match event {
+            LinkEvent::Ready { .. } => MinerEvent::Ready,
+            LinkEvent::Lost { why, .. } | LinkEvent::Failed { why, .. } => MinerEvent::Trouble { why },
+            LinkEvent::Text { text, .. } => match MinerToExecutor::decode(&text) {
+                Ok(message) => MinerEvent::Message(Box::new(message)),
+                Err(error) => {
+                    log::warn!("the miner sent a message that cannot be read: {error}");
+                    let answer = crate::protocol::answer::to_miner(&error, &text, "miner");
+                    if handle.is_none() {
+                        handle = handle_rx.recv().ok();
+                    }
+                    if let Some(handle) = &handle {
+                        report(send(handle, answer));
+                    }
+                    return;
+                }
+            },
+        };
+        // The receiver goes when the job has ended; what the miner says after that concerns nobody.
+        let _ = tx.send(event);
+    });
+    handle_tx.send(link.handle()).expect("the receiver lives in the link's closure, and there is room for one");
+    (link, events)
+}
+
+/// Queues a message to the miner.
+///
+/// # Errors
+/// [`Full`], with the message.
+pub fn send(link: &LinkHandle, message: impl Into<ExecutorToMiner>) -> Result<(), Full> {
+    link.send(Outgoing::once(message.into().encode()))
+}
+
+/// Logs a message that did not fit: an executor says a dozen things, so this is a result beyond the link's bytes.
+pub fn report(sent: Result<(), Full>) {
+    if let Err(full) = sent {
+        log::error!("the miner is not told: {full}");
+    }
+}

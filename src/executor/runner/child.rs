@@ -1,0 +1,208 @@
+//! A child process in a group of its own, ended as a whole.
+//!
+//! Owner: the thread that calls [`run`]. Threads: `job-wait`, blocked in `waitid`, kicked by SIGKILL to the group;
+//! `job-out` and `job-err`, blocked in `poll` on the child's pipe, kicked by closing their stop pipe. All three end with
+//! the child and are joined before `run` returns.
+//!
+//! A descendant that left the group (`setsid`) is out of reach: it survives, but it delays nothing.
+
+use std::io::{self, PipeReader, PipeWriter, Read};
+use std::os::fd::AsFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{at, select};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+
+pub(super) use crate::executor::output::{Capture, Captured};
+
+use super::RunEnd;
+use crate::base::lock::lock;
+use crate::base::shutdown::Shutdown;
+use crate::base::stop::KICK_GRACE;
+use crate::base::thread::{JoinError, Kick, Thread, spawn};
+
+/// Between SIGTERM and SIGKILL: enough to close files, short enough that a cancelled job ends within a second.
+const TERM_GRACE: Duration = Duration::from_millis(500);
+
+/// How long the pipes may take to run dry once the group is dead; longer only if a process outside the group holds them.
+const DRAIN_GRACE: Duration = Duration::from_millis(500);
+
+/// Bytes read from a pipe at once: its usual capacity.
+const READ_BYTES: usize = 64 << 10;
+
+/// Where the child's streams go.
+pub(super) struct Streams {
+    pub(super) stdout: Capture,
+    pub(super) stderr: Capture,
+}
+
+impl Streams {
+    /// Short output that is only looked at.
+    pub(super) fn in_memory() -> Self {
+        Self { stdout: Capture::in_memory(), stderr: Capture::in_memory() }
+    }
+}
+
+/// A child that has ended, with all of its group.
+pub(super) struct Ended {
+    pub(super) end: RunEnd,
+    pub(super) stdout: Captured,
+    pub(super) stderr: Captured,
+    pub(super) took: Duration,
+}
+
+/// Why there is no [`Ended`].
+#[derive(Debug)]
+pub(super) enum ChildError {
+    /// It could not be started.
+    Spawn(io::Error),
+    /// It ran, but its streams could not be kept.
+    Streams(io::Error),
+}
+
+/// Runs `command` until it exits, `token` is cancelled or `deadline` passes; the group is then ended as a whole.
+///
+/// `before_kill` runs first when token or deadline ends the child. Standard input is empty.
+pub(super) fn run(
+    command: &mut Command,
+    streams: Streams,
+    token: &Shutdown,
+    deadline: Instant,
+    before_kill: impl FnOnce(),
+) -> Result<Ended, ChildError> {
+    let start = Instant::now();
+    let mut group = Group::spawn(command).map_err(ChildError::Spawn)?;
+    let stdout = group.child.stdout.take().expect("the child was spawned with a pipe for stdout");
+    let stderr = group.child.stderr.take().expect("the child was spawned with a pipe for stderr");
+    let stdout = pump("job-out", stdout, streams.stdout).map_err(ChildError::Streams)?;
+    let stderr = pump("job-err", stderr, streams.stderr).map_err(ChildError::Streams)?;
+    let pid = group.pid;
+    let waiter = spawn("job-wait", Kick::new("SIGKILL to the group", move || signal(pid, Signal::KILL)), move || {
+        // Without reaping, so that the group's number stays taken until nobody signals it any more.
+        while matches!(waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT), Err(Errno::INTR)) {}
+    });
+
+    let killed = select! {
+        recv(waiter.done_receiver()) -> _ => None,
+        recv(token.cancel_receiver()) -> _ => Some(RunEnd::Cancelled),
+        recv(at(deadline)) -> _ => Some(RunEnd::TimedOut),
+    };
+    if killed.is_some() {
+        before_kill();
+        signal(pid, Signal::TERM);
+        select! {
+            recv(waiter.done_receiver()) -> _ => {}
+            default(TERM_GRACE) => {}
+        }
+    }
+    // Also after a normal exit, for children that the command left behind.
+    signal(pid, Signal::KILL);
+    if waiter.join_by(Instant::now() + KILL_TIME).is_err() {
+        log::error!("process {pid:?} did not end within {KILL_TIME:?} of SIGKILL");
+    }
+    let status = group.reap().map_err(ChildError::Streams)?;
+    Ok(Ended {
+        end: killed.unwrap_or_else(|| end_of(status)),
+        stdout: drained(stdout).map_err(ChildError::Streams)?,
+        stderr: drained(stderr).map_err(ChildError::Streams)?,
+        took: start.elapsed(),
+    })
+}
+
+/// A killed process ends at once, unless the system holds it in a call that cannot be interrupted (a dead disk).
+const KILL_TIME: Duration = Duration::from_secs(10);
+
+fn end_of(status: ExitStatus) -> RunEnd {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => RunEnd::Exited(code),
+        (None, signal) => RunEnd::Signalled(signal.unwrap_or(0)),
+    }
+}
+
+fn signal(group: Pid, signal: Signal) {
+    match kill_process_group(group, signal) {
+        Ok(()) | Err(Errno::SRCH) => {}
+        Err(error) => log::warn!("cannot send {signal:?} to process group {group:?}: {error}"),
+    }
+}
+
+/// The child as leader of its group; dropping it (also in a panic) kills the group and reaps the child.
+struct Group {
+    child: Child,
+    pid: Pid,
+    reaped: bool,
+}
+
+impl Group {
+    fn spawn(command: &mut Command) -> io::Result<Self> {
+        let child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn()?;
+        let pid = Pid::from_child(&child);
+        Ok(Self { child, pid, reaped: false })
+    }
+
+    fn reap(&mut self) -> io::Result<ExitStatus> {
+        self.reaped = true;
+        self.child.wait()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if !self.reaped {
+            signal(self.pid, Signal::KILL);
+            if let Err(error) = self.reap() {
+                log::warn!("cannot reap process {:?}: {error}", self.pid);
+            }
+        }
+    }
+}
+
+fn pump<R: Read + AsFd + Send + 'static>(
+    name: &'static str,
+    mut from: R,
+    mut to: Capture,
+) -> io::Result<Thread<io::Result<Captured>>> {
+    let (stop, stopper) = io::pipe()?;
+    let stopper: Mutex<Option<PipeWriter>> = Mutex::new(Some(stopper));
+    Ok(spawn(name, Kick::new("its stop pipe", move || drop(lock(&stopper).take())), move || {
+        let mut buffer = vec![0; READ_BYTES];
+        while readable(&from, &stop)? {
+            match from.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => to.push(&buffer[..n]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        to.finish()
+    }))
+}
+
+/// Waits for the next bytes or the end of `from`; false if `stop` was closed first.
+fn readable(from: &impl AsFd, stop: &PipeReader) -> io::Result<bool> {
+    let mut fds = [PollFd::new(stop, PollFlags::IN), PollFd::new(from, PollFlags::IN)];
+    loop {
+        match poll(&mut fds, None) {
+            Ok(_) => return Ok(fds[0].revents().is_empty()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn drained(pump: Thread<io::Result<Captured>>) -> io::Result<Captured> {
+    match pump.join_or_kick(Instant::now() + DRAIN_GRACE, KICK_GRACE) {
+        Ok(captured) => captured,
+        Err(JoinError::Panicked(message)) => Err(io::Error::other(message)),
+        Err(JoinError::Late(thread)) => {
+            thread.abandon("it outlived its kick");
+            Err(io::Error::other("the thread that reads the output hangs, perhaps on a dead disk"))
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Messages to frames and frames to messages, on either side of a [`Socket`].
+
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::sync::Arc;
+
+use tungstenite::protocol::frame::Frame;
+use tungstenite::protocol::frame::coding::{Data, OpCode};
+use tungstenite::protocol::{Role, WebSocket, WebSocketConfig};
+use tungstenite::{Error, Message};
+
+use super::socket::{Inbound, Outbound, Socket};
+use crate::transport::SocketLimits;
+use crate::transport::reader::Receive;
+use crate::transport::writer::Transmit;
+
+/// tungstenite's codec, of which only the receiving side is used.
+pub(super) struct Decoder {
+    codec: WebSocket<Inbound>,
+    socket: Arc<Socket>,
+}
+
+impl Decoder {
+    /// `tail`: what was received together with the handshake.
+    pub(super) fn new(socket: Arc<Socket>, tail: Vec<u8>, role: Role, limits: &SocketLimits) -> Self {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(limits.read_buffer_bytes)
+            .max_message_size(Some(limits.message_bytes))
+            .max_frame_size(Some(limits.frame_bytes));
+        let inbound = Inbound::new(socket.clone(), limits.read_buffer_bytes);
+        Self { codec: WebSocket::from_partially_read(inbound, tail, role, Some(config)), socket }
+    }
+}
+
+impl Receive for Decoder {
+    fn receive(&mut self) -> Result<Message, Error> {
+        self.codec.read()
+    }
+
+    fn drain(&mut self) {
+        self.socket.drain();
+    }
+}
+
+/// Collects frames in two buffers and sends them.
+pub(super) struct Encoder {
+    outbound: Outbound,
+    masks: Option<Masks>,
+    control: Vec<u8>,
+    data: Vec<u8>,
+    /// What a buffer may keep between two uses, so that one large message does not cost its size for ever.
+    kept_bytes: usize,
+}
+
+impl Encoder {
+    pub(super) fn new(socket: Arc<Socket>, role: Role, limits: &SocketLimits) -> Self {
+        Self {
+            outbound: Outbound::new(socket),
+            masks: (role == Role::Client).then(|| Masks { key: RandomState::new(), count: 0 }),
+            control: Vec::new(),
+            data: Vec::new(),
+            kept_bytes: 2 * limits.write_buffer_bytes,
+        }
+    }
+}
+
+fn put(buffer: &mut Vec<u8>, masks: &mut Option<Masks>, message: Message) {
+    let mut frame = match message {
+        Message::Text(text) => Frame::message(text, OpCode::Data(Data::Text), true),
+        Message::Binary(bytes) => Frame::message(bytes, OpCode::Data(Data::Binary), true),
+        Message::Ping(payload) => Frame::ping(payload),
+        Message::Pong(payload) => Frame::pong(payload),
+        Message::Close(frame) => Frame::close(frame),
+        Message::Frame(frame) => frame,
+    };
+    frame.header_mut().mask = masks.as_mut().map(Masks::next);
+    buffer.reserve(frame.len());
+    frame.format(buffer).expect("writing to a vector does not fail");
+}
+
+impl Transmit for Encoder {
+    fn put_control(&mut self, message: Message) {
+        put(&mut self.control, &mut self.masks, message);
+    }
+
+    fn put_data(&mut self, message: Message) -> usize {
+        put(&mut self.data, &mut self.masks, message);
+        self.data.len()
+    }
+
+    fn transmit(&mut self) -> io::Result<()> {
+        // Together if they are small, because each call is a packet of its own.
+        if !self.control.is_empty() && self.data.len() <= self.kept_bytes {
+            self.control.append(&mut self.data);
+        }
+        for buffer in [&mut self.control, &mut self.data] {
+            if !buffer.is_empty() {
+                self.outbound.send(buffer)?;
+                buffer.clear();
+                buffer.shrink_to(self.kept_bytes);
+            }
+        }
+        self.outbound.send(&[])
+    }
+
+    fn half_close(&mut self) -> io::Result<()> {
+        self.outbound.half_close()
+    }
+}
+
+/// What a client masks its frames with (RFC 6455, 5.3): the keyed hash of a counter, which nobody can foretell who does not
+/// know the key.
+struct Masks {
+    key: RandomState,
+    count: u64,
+}
+
+impl Masks {
+    fn next(&mut self) -> [u8; 4] {
+        self.count += 1;
+        let [a, b, c, d, ..] = self.key.hash_one(self.count).to_le_bytes();
+        [a, b, c, d]
+    }
+}
