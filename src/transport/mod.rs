@@ -22,6 +22,7 @@ use crate::base::shutdown::{Level, Shutdown};
 mod control;
 mod error;
 mod handshake;
+pub mod http;
 pub mod memory;
 mod reader;
 mod tls;
