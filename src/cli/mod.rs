@@ -10,6 +10,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::app::logging::{self, LogFormat};
 use crate::app::{exit, settings};
 
+pub mod jobfile;
 pub mod key;
 pub mod validator;
 pub mod values;
