@@ -10,6 +10,7 @@ pub mod executor;
 pub mod facilitator;
 pub mod identity;
 pub mod link;
+pub mod miner;
 pub mod ops;
 pub mod protocol;
 pub mod store;

@@ -6,4 +6,5 @@ pub mod exit;
 pub mod logging;
 pub mod settings;
 pub mod signals;
+pub mod status;
 pub mod supervise;

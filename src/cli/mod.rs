@@ -1,6 +1,7 @@
 //! The commands of the binary, one file each: flags to configuration, results to stdout, problems to stderr.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,8 +11,14 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::app::logging::{self, LogFormat};
 use crate::app::{exit, settings};
 
+pub mod executor;
+pub mod facilitator;
+pub mod job_client;
 pub mod jobfile;
 pub mod key;
+pub mod miner;
+pub mod submit;
+mod tls;
 pub mod validator;
 pub mod values;
 pub mod wire;
@@ -32,8 +39,16 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Serve validators and users: sessions, the job API, histories
+    Facilitator(facilitator::Args),
     /// Take jobs from the facilitator and drive them on miners
     Validator(validator::Args),
+    /// Serve validators and manage executors
+    Miner(miner::Args),
+    /// Run one job for the miner that started this process
+    Executor(executor::Args),
+    /// Submit job files, follow them and print their results
+    Submit(submit::Args),
     /// Check messages against the wire protocol
     Wire(wire::Args),
     /// Make keys, show them, sign and verify
@@ -59,15 +74,30 @@ pub fn main() -> ExitCode {
         Err(mistake) => return exit::usage(one_line(&mistake)),
     };
     let default_filter = match &cli.command {
-        Command::Validator(_) => "info",
+        Command::Facilitator(_) | Command::Validator(_) | Command::Miner(_) => "info",
+
         _ => "warn",
     };
     logging::init(cli.log_format, default_filter);
     match cli.command {
+        Command::Facilitator(args) => facilitator::run(args),
         Command::Validator(args) => validator::run(args),
+        Command::Miner(args) => miner::run(args),
+        Command::Executor(args) => executor::run(args),
+        Command::Submit(args) => submit::run(args),
         Command::Wire(args) => wire::run(args),
         Command::Key(args) => key::run(args),
     }
+}
+
+/// Says on stdout, in one line of JSON, where a role listens: for whoever started it with port 0.
+fn announce(listening: &str, http: Option<SocketAddr>) {
+    println!("{}", serde_json::json!({"listening": listening, "http": http.map(|http| http.to_string())}));
+}
+
+/// As [`announce`], for a role that only serves its status.
+fn announce_http(http: SocketAddr) {
+    println!("{}", serde_json::json!({"http": http.to_string()}));
 }
 
 /// What clap says of a mistake, without the usage that it adds, as one line.

@@ -183,6 +183,9 @@ impl std::fmt::Debug for Facilitator {
 }
 
 impl Facilitator {
+    /// The longest that [`Facilitator::stop`] takes, the sum of its steps.
+    pub const STOP_BUDGET: Duration = Duration::from_secs(21);
+
     /// Opens the database and starts all threads; jobs that no validator has taken up before a restart are sent again.
     ///
     /// Blocks on the disk only.

@@ -4,6 +4,7 @@
 //! `synchronous = FULL`), so what was promised to a peer after a commit survives `kill -9` and a power cut.
 
 pub mod jobs;
+pub mod receipts;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

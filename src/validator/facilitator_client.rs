@@ -213,24 +213,9 @@ impl Validator {
         Ok(Self { shared, link, backend })
     }
 
-    /// Where the link to the facilitator stands.
-    pub fn state(&self) -> LinkState {
-        self.link.handle().state()
-    }
-
-    /// Updates that the facilitator has not acknowledged.
-    pub fn unsent(&self) -> usize {
-        self.link.handle().unsent()
-    }
-
-    /// Jobs that run now.
-    pub fn running_jobs(&self) -> usize {
-        self.backend.running()
-    }
-
-    /// Breaks the link to the facilitator; it comes back by itself.
-    pub fn kick_link(&self) {
-        self.link.handle().kick();
+    /// What looks at this validator; may outlive it.
+    pub fn observer(&self) -> Observer {
+        Observer { link: self.link.handle(), backend: self.backend.clone() }
     }
 
     /// Stops in order: no new jobs, running jobs end (or are cancelled when their time is up), the last updates are
@@ -242,6 +227,35 @@ impl Validator {
         stopping.cancelled_jobs(cancelled);
         let unsent = stopping.step("validator link", shared.config.flush_time, |step| link.stop(step));
         stopping.unsent(unsent);
+    }
+}
+
+/// Looks at a validator, also after it has stopped; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Observer {
+    link: LinkHandle,
+    backend: Arc<Workers>,
+}
+
+impl Observer {
+    /// Where the link to the facilitator stands.
+    pub fn link_state(&self) -> LinkState {
+        self.link.state()
+    }
+
+    /// Updates that the facilitator has not acknowledged.
+    pub fn unsent(&self) -> usize {
+        self.link.unsent()
+    }
+
+    /// Jobs that run now.
+    pub fn running_jobs(&self) -> usize {
+        self.backend.running()
+    }
+
+    /// Breaks the link to the facilitator; it comes back by itself.
+    pub fn kick_link(&self) {
+        self.link.kick();
     }
 }
 

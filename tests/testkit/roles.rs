@@ -63,7 +63,7 @@ pub fn stop(budget: Duration, work: impl FnOnce(&mut phalanx::base::stop::Step))
 /// A facilitator that accepts every validator, acknowledges every update and hands it to the test.
 pub struct FakeFacilitator {
     server: Option<Server>,
-    sessions: Arc<Mutex<Vec<SessionHandle>>>,
+    sessions: Arc<Mutex<Vec<(SessionId, SessionHandle)>>>,
     pub updates: Receiver<V0JobStatusUpdate>,
 }
 
@@ -71,18 +71,21 @@ impl FakeFacilitator {
     pub fn start(world: &World) -> Self {
         let (tx, updates) = bounded(100_000);
         let handles: Arc<Mutex<HashMap<SessionId, SessionHandle>>> = Arc::default();
-        let sessions: Arc<Mutex<Vec<SessionHandle>>> = Arc::default();
+        let sessions: Arc<Mutex<Vec<(SessionId, SessionHandle)>>> = Arc::default();
         let ready = sessions.clone();
         let sink = Arc::new(move |event| match event {
             ServerEvent::Opened { id, handle, .. } => drop(handles.lock().unwrap().insert(id, handle)),
-            ServerEvent::Closed { id, .. } => drop(handles.lock().unwrap().remove(&id)),
+            ServerEvent::Closed { id, .. } => {
+                handles.lock().unwrap().remove(&id);
+                ready.lock().unwrap().retain(|(other, _)| *other != id);
+            }
             ServerEvent::Text { id, text } => {
                 let handle = handles.lock().unwrap()[&id].clone();
                 match ValidatorToFacilitator::decode(&text).unwrap() {
                     ValidatorToFacilitator::V0AuthenticationRequest(auth) => {
                         auth.verify().unwrap();
                         respond(&handle);
-                        ready.lock().unwrap().push(handle);
+                        ready.lock().unwrap().push((id, handle));
                     }
                     ValidatorToFacilitator::V0JobStatusUpdate(update) => {
                         respond(&handle);
@@ -100,9 +103,10 @@ impl FakeFacilitator {
     /// Sends a frame to the newest session; waits for one to be there.
     pub fn push(&self, message: impl Into<FacilitatorToValidator>) {
         let text = message.into().encode();
-        wait_until(|| !self.sessions.lock().unwrap().is_empty());
-        let session = self.sessions.lock().unwrap().last().unwrap().clone();
-        session.send(Outgoing::once(text)).unwrap();
+        wait_until(|| match self.sessions.lock().unwrap().last() {
+            Some((_, session)) => session.send(Outgoing::once(text.clone())).is_ok(),
+            None => false,
+        });
     }
 
     /// The updates of one job until its end.

@@ -1,0 +1,147 @@
+//! What a miner is told at its start.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::executor_manager::{END_GRACE, ExecutorBackend};
+use crate::identity::{KeyPair, PublicKey};
+use crate::link::ServerConfig;
+use crate::protocol::ExecutorClass;
+
+/// Executors that one miner may offer: each has a thread of its own and a connection of two.
+pub const EXECUTORS_MAX: u32 = 256;
+
+/// The times of a miner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MinerLimits {
+    /// A connection of a validator has to be authenticated by then.
+    pub auth_time: Duration,
+    /// How far from our clock an authentication's time may be, either way (10 s in the Python miner, for the past).
+    pub auth_age: Duration,
+    /// How long a job waits for a slot whose executor is about to end; well within the validator's 7 s.
+    pub reservation_wait: Duration,
+    /// Time for an executor's start, beyond the spin-up time of its class (5 s on the validator's side).
+    pub startup_time_limit: Duration,
+    /// Time from the executor's readiness to the validator's job request.
+    pub request_time: Duration,
+    /// What the miner grants a job beyond its own limits, so that validator and executor expire first.
+    pub leeway: Duration,
+    /// Limit of a job that names none.
+    pub default_job_time: Duration,
+    /// How long an executor may be disconnected before its job counts as failed.
+    pub reconnect_grace: Duration,
+    /// Time for an executor to end by itself once its job is over.
+    pub exit_time: Duration,
+    /// Time from telling an executor to end to its slot's quarantine.
+    pub end_time: Duration,
+    /// How long the outcome of a job is kept for a validator that has not confirmed it.
+    pub result_time: Duration,
+}
+
+impl Default for MinerLimits {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            auth_time: seconds(15),
+            auth_age: seconds(10),
+            reservation_wait: seconds(3),
+            startup_time_limit: seconds(5),
+            request_time: seconds(60),
+            leeway: seconds(10),
+            default_job_time: seconds(3600),
+            reconnect_grace: seconds(30),
+            exit_time: seconds(5),
+            end_time: END_GRACE + seconds(5),
+            result_time: seconds(600),
+        }
+    }
+}
+
+/// What a miner needs besides its listener and a timer.
+#[derive(Clone)]
+pub struct MinerConfig {
+    /// Who the miner is.
+    pub key: KeyPair,
+    /// Whose jobs it takes.
+    pub validators: Vec<PublicKey>,
+    /// Validators among those whose jobs are declined as `validator_blacklisted`.
+    pub blacklist: Vec<PublicKey>,
+    /// How many executors of which class.
+    pub executors: Vec<(ExecutorClass, u32)>,
+    /// Folder of the miner's database, `miner.db`.
+    pub state_dir: PathBuf,
+    /// What executors dial, `ws://host:port`; by default the listener's own address.
+    pub executor_address: Option<String>,
+    /// Address under which clients of streaming jobs reach the executors; by default the one an executor dials from.
+    pub streaming_address: Option<String>,
+    /// Where executors come from.
+    pub backend: Arc<dyn ExecutorBackend>,
+    /// The times.
+    pub limits: MinerLimits,
+    /// Limits of the connections.
+    pub server: ServerConfig,
+}
+
+impl MinerConfig {
+    /// A configuration with the default times and limits.
+    pub fn new(key: KeyPair, state_dir: impl Into<PathBuf>, backend: Arc<dyn ExecutorBackend>) -> Self {
+        Self {
+            key,
+            validators: Vec::new(),
+            blacklist: Vec::new(),
+            executors: Vec::new(),
+            state_dir: state_dir.into(),
+            executor_address: None,
+            streaming_address: None,
+            backend,
+            limits: MinerLimits::default(),
+            server: ServerConfig::new("min"),
+        }
+    }
+
+    /// All that is wrong with the configuration, a sentence each; empty if nothing is.
+    pub fn validate(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.validators.is_empty() {
+            problems.push("validators is empty: a miner needs the hotkey of at least one validator".to_owned());
+        }
+        let known: HashSet<_> = self.validators.iter().collect();
+        for stranger in self.blacklist.iter().filter(|key| !known.contains(key)) {
+            let stranger = stranger.to_ss58();
+            problems.push(format!("blacklist: {stranger} is none of the validators, so it is turned away anyway"));
+        }
+        let executors: u64 = self.executors.iter().map(|(_, count)| u64::from(*count)).sum();
+        if executors == 0 {
+            problems.push("executors is empty: a miner needs at least one, as always_on.test=1".to_owned());
+        }
+        if executors > u64::from(EXECUTORS_MAX) {
+            problems.push(format!("executors: {executors} in all, one miner offers at most {EXECUTORS_MAX}"));
+        }
+        if let Some(address) = &self.executor_address
+            && !address.starts_with("ws://")
+            && !address.starts_with("wss://")
+        {
+            problems.push(format!("executor_address is {address:?}: it should be like ws://10.0.0.5:9101"));
+        }
+        if self.server.name.len() > 3 {
+            problems.push(format!("server.name is {:?}: it should have at most 3 bytes", self.server.name));
+        }
+        problems
+    }
+}
+
+impl fmt::Debug for MinerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MinerConfig")
+            .field("hotkey", &self.key.ss58())
+            .field("validators", &self.validators.len())
+            .field("executors", &self.executors)
+            .field("state_dir", &self.state_dir)
+            .field("executor_address", &self.executor_address)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,193 @@
+//! What executors do: connect, speak, disconnect, end.
+
+use std::time::Duration;
+
+use super::job::{Job, JobKey, News, Phase};
+use super::{Action, CLOSE_NORMAL, ExecutorFrame, Now, Router};
+use crate::base::ids::SessionId;
+use crate::miner::executor_manager::ExecutorEnd;
+use crate::protocol::stages::Stage;
+use crate::protocol::{ExecutorToMiner, MinerToValidator, answer};
+use crate::transport::Utf8Bytes;
+
+/// A process that has ended may still have texts on its way to us on its connection; this is for a busy machine.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+impl Router {
+    /// An executor dials in with a token: the first time, or again after it lost its connection.
+    pub(super) fn executor_opened(&mut self, id: SessionId, token: String, address: Option<String>) {
+        let key = self.tokens.get(&token).cloned();
+        let job = key.as_ref().and_then(|key| self.jobs.get_mut(key)).filter(|job| !job.is_over());
+        let Some(executor) = job.and_then(|job| job.executor.as_mut()).filter(|e| e.session.is_none()) else {
+            log::warn!("{id}: an executor is turned away: no job waits for its token, or another executor has it");
+            self.complain(id, format!("No job waiting for token {token}"));
+            self.out.push(Action::Close(id, CLOSE_NORMAL, ""));
+            return;
+        };
+        executor.session = Some(id);
+        executor.back_by = None;
+        executor.address = self.streaming_address.clone().or(address);
+        self.executors.insert(id, token);
+        if let Some(key) = key {
+            self.push_work(&key);
+        }
+    }
+
+    /// Sends a connected executor what it does not have yet, as far as we can know.
+    pub(super) fn push_work(&mut self, key: &JobKey) {
+        let Some(job) = self.jobs.get(key) else { return };
+        let Some(executor) = &job.executor else { return };
+        let Some(session) = executor.session else { return };
+        let text = match &job.phase {
+            Phase::Starting => job.initial_for(executor.address.as_deref()),
+            Phase::Running(Stage::Download, _) => match &job.request {
+                Some(request) => request.clone(),
+                None => return,
+            },
+            _ => return,
+        };
+        self.out.push(Action::Send(session, text));
+    }
+
+    /// An executor says something.
+    pub(super) fn from_executor(&mut self, id: SessionId, frame: ExecutorFrame, now: Now) {
+        // Nothing is owed to a connection that was turned away or whose executor has ended.
+        let Some(key) = self.executors.get(&id).and_then(|token| self.tokens.get(token)).cloned() else { return };
+        let message = match frame.message {
+            Ok(message) => message,
+            Err(error) => {
+                log::warn!("job {}: its executor sent a bad frame: {error}", key.uuid);
+                self.send(id, answer::by_miner(&error));
+                return;
+            }
+        };
+        if let Some(uuid) = job_uuid(&message)
+            && uuid != key.uuid
+        {
+            self.complain(id, format!("This executor is for job {}, not {uuid}", key.uuid));
+            return;
+        }
+        let Some(job) = self.jobs.get_mut(&key).filter(|job| !job.is_over()) else {
+            log::debug!("job {}: is over, its executor still speaks", key.uuid);
+            return;
+        };
+        use ExecutorToMiner as M;
+        match message {
+            M::GenericError(error) => {
+                log::warn!("job {}: its executor reports: {}", key.uuid, error.details.unwrap_or_default());
+            }
+            M::V0ExecutorReadyRequest(_) if matches!(job.phase, Phase::Starting) => {
+                job.ready(now.instant + self.limits.request_time);
+                if let Some(executor) = &job.executor {
+                    self.pool.ready(&executor.lease);
+                }
+                self.tell_text(&key, News::ExecutorReady, frame.relay);
+                self.begin_running(&key, now);
+            }
+            M::V0VolumesReadyRequest(_) => self.stage_over(&key, Stage::Download, News::VolumesReady, frame.relay),
+            M::V0StreamingJobReadyRequest(mut ready) => {
+                if let Some(address) = job.executor.as_ref().and_then(|e| e.address.clone()) {
+                    ready.ip = Some(address);
+                }
+                ready.sign(&self.key);
+                let text = MinerToValidator::from(ready).encode().into();
+                self.stage_over(&key, Stage::StreamingStart, News::StreamingReady, text);
+            }
+            M::V0ExecutionDoneRequest(_) => self.stage_over(&key, Stage::Execution, News::ExecutionDone, frame.relay),
+            M::V0MachineSpecsRequest(_) => self.tell_text(&key, News::Specs, frame.relay),
+            M::V0ExecutorReadyRequest(_) => log::debug!("job {}: its executor is ready once more", key.uuid),
+            M::V0JobFinishedRequest(_)
+            | M::V0JobFailedRequest(_)
+            | M::V0HordeFailedRequest(_)
+            | M::V0ExecutorFailedRequest(_)
+            | M::V0StreamingJobNotReadyRequest(_) => {
+                log::info!("job {}: over", key.uuid);
+                self.tell_text(&key, News::End, frame.relay);
+                self.over(&key, now, self.limits.exit_time);
+            }
+        }
+    }
+
+    fn stage_over(&mut self, key: &JobKey, stage: Stage, news: News, text: Utf8Bytes) {
+        if let Some(job) = self.jobs.get_mut(key) {
+            job.stage_over(stage);
+        }
+        self.tell_text(key, news, text);
+    }
+
+    /// With the executor ready and the request there, the job runs.
+    pub(super) fn begin_running(&mut self, key: &JobKey, now: Now) {
+        let default = self.limits.default_job_time;
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        if matches!(job.phase, Phase::Ready(_)) && job.request.is_some() {
+            job.run(default, now.instant);
+            self.push_work(key);
+        }
+    }
+
+    /// An executor's connection has ended; it may come back, unless the executor itself has ended.
+    pub(super) fn executor_gone(&mut self, token: &str, now: Now) {
+        let Some(key) = self.tokens.get(token).cloned() else { return };
+        let job = self.jobs.get_mut(&key);
+        let Some(Job { executor: Some(executor), phase, .. }) = job else {
+            self.tokens.remove(token);
+            if let Some(Job { phase: Phase::LastWords(_, how), .. }) = self.jobs.get(&key) {
+                let how = how.clone();
+                let reason = self.jobs[&key].loss();
+                self.fail(&key, reason, how, now);
+            }
+            return;
+        };
+        executor.session = None;
+        if !matches!(phase, Phase::Over(_)) {
+            log::info!("job {}: its executor has disconnected", key.uuid);
+            executor.back_by = Some(now.instant + self.limits.reconnect_grace);
+        }
+    }
+
+    /// An executor has ended, or was never started: its slot is free.
+    pub(super) fn executor_ended(&mut self, token: String, end: ExecutorEnd, now: Now) {
+        self.out.push(Action::Reap(token.clone()));
+        let Some(key) = self.tokens.get(&token).cloned() else { return };
+        let Some(job) = self.jobs.get_mut(&key) else { return };
+        let Some(executor) = job.executor.take() else { return };
+        let how = match end {
+            Ok(exit) => format!("the executor ended with {exit}"),
+            Err(error) => error.to_string(),
+        };
+        log::debug!("job {}: {how}", key.uuid);
+        let class = executor.lease.class();
+        self.pool.released(executor.lease);
+        let over = job.is_over();
+        if !over && executor.session.is_some() {
+            // Its last words may still be on their way; the end of its connection decides, or this.
+            job.phase = Phase::LastWords(now.instant + LAST_WORDS, how);
+        } else {
+            self.tokens.remove(&token);
+            if !over {
+                let reason = job.loss();
+                self.fail(&key, reason, how, now);
+            }
+        }
+        self.forget_if_done(&key, Some(now.instant));
+        self.serve_waiting(class, now);
+    }
+}
+
+/// The job that a message is about.
+fn job_uuid(message: &ExecutorToMiner) -> Option<&str> {
+    use ExecutorToMiner as M;
+    Some(match message {
+        M::GenericError(_) => return None,
+        M::V0ExecutorFailedRequest(m) => &m.job_uuid,
+        M::V0StreamingJobNotReadyRequest(m) => &m.job_uuid,
+        M::V0ExecutorReadyRequest(m) => &m.job_uuid,
+        M::V0StreamingJobReadyRequest(m) => &m.job_uuid,
+        M::V0VolumesReadyRequest(m) => &m.job_uuid,
+        M::V0ExecutionDoneRequest(m) => &m.job_uuid,
+        M::V0JobFailedRequest(m) => &m.job_uuid,
+        M::V0JobFinishedRequest(m) => &m.job_uuid,
+        M::V0MachineSpecsRequest(m) => &m.job_uuid,
+        M::V0HordeFailedRequest(m) => &m.job_uuid,
+    })
+}

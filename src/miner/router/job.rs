@@ -1,0 +1,260 @@
+//! One job on a miner: who asked, who runs it, what its validator still has to be told. Pure: `now` is an argument.
+
+use std::time::{Duration, Instant};
+
+use crate::base::ids::SessionId;
+use crate::miner::executor_pool::Lease;
+use crate::protocol::stages::{Stage, StageClock, Timing};
+use crate::protocol::{HordeFailureReason, MinerToExecutor, Receipt, V0InitialJobRequest};
+use crate::transport::Utf8Bytes;
+
+/// A job is known by its uuid and its validator, so that no validator can touch another's.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobKey {
+    /// The validator (SS58).
+    pub validator: String,
+    /// The job's uuid.
+    pub uuid: String,
+}
+
+/// Where a job is.
+#[derive(Debug)]
+pub enum Phase {
+    /// The slot is reserved; the started-receipt is on its way to the disk.
+    Storing,
+    /// Accepted: the executor is starting, until the pool says that its reservation has expired.
+    Starting,
+    /// The executor is ready and waits for the job request, until then.
+    Ready(Instant),
+    /// The validator has sent the job request.
+    Running(Stage, StageClock),
+    /// The executor has ended, in this way, but its last words may still come, until then.
+    LastWords(Instant, String),
+    /// Over; what is kept for the validator is kept until then.
+    Over(Instant),
+}
+
+/// What a validator is told of a job, one of each at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum News {
+    /// Accepted.
+    Accepted,
+    /// The executor is ready.
+    ExecutorReady,
+    /// The volumes are there.
+    VolumesReady,
+    /// The streaming server is up.
+    StreamingReady,
+    /// The command has ended.
+    ExecutionDone,
+    /// The machine of the executor.
+    Specs,
+    /// Finished or failed.
+    End,
+}
+
+/// The executor of a job, until it is gone.
+#[derive(Debug)]
+pub struct Executor {
+    /// The slot it has.
+    pub lease: Lease,
+    /// By which it introduces itself.
+    pub token: String,
+    /// Its connection.
+    pub session: Option<SessionId>,
+    /// Without a connection: when it counts as lost; until its first connection the reservation decides.
+    pub back_by: Option<Instant>,
+    /// The job is over: when it is told to end.
+    pub end_at: Option<Instant>,
+    /// The address it was connected from.
+    pub address: Option<String>,
+}
+
+/// A job.
+#[derive(Debug)]
+pub struct Job {
+    /// What the validator asked for.
+    pub initial: V0InitialJobRequest,
+    /// The same as it is passed on; empty once the executor is known to have it.
+    initial_text: Utf8Bytes,
+    /// The started-receipt, once it is stored.
+    pub receipt: Option<Receipt>,
+    /// Where the job is.
+    pub phase: Phase,
+    /// The executor, until it is gone.
+    pub executor: Option<Executor>,
+    /// The second half of the job, as it is passed on.
+    pub request: Option<Utf8Bytes>,
+    /// Connections that are told the news. More than one only after the one that asked was lost: the wire does not say for
+    /// which job a connection is, so all that may be meant are told, until one of them speaks of the job.
+    pub audience: Vec<SessionId>,
+    /// Whether the audience is one connection that has spoken of the job.
+    pub claimed: bool,
+    kept: Vec<(News, Utf8Bytes)>,
+    told: Option<News>,
+}
+
+impl Job {
+    /// A job that was asked for on `session` and has a slot; its receipt is to be stored.
+    pub fn new(
+        (initial, initial_text): (V0InitialJobRequest, Utf8Bytes),
+        lease: Lease,
+        token: String,
+        session: SessionId,
+    ) -> Self {
+        let executor = Executor { lease, token, session: None, back_by: None, end_at: None, address: None };
+        Self {
+            initial,
+            initial_text,
+            receipt: None,
+            phase: Phase::Storing,
+            executor: Some(executor),
+            request: None,
+            audience: vec![session],
+            claimed: true,
+            kept: Vec::new(),
+            told: None,
+        }
+    }
+
+    /// Whether the job has ended, whatever is left of its executor.
+    pub fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Over(_))
+    }
+
+    /// Whether its executor has been ready.
+    pub fn was_ready(&self) -> bool {
+        self.told.is_some_and(|told| told >= News::ExecutorReady)
+    }
+
+    /// Keeps news until the validator has confirmed them; false if they are old, as a repeat after a reconnect.
+    pub fn tell(&mut self, news: News, text: Utf8Bytes) -> bool {
+        if news == News::Specs {
+            self.kept.retain(|(kept, _)| *kept != News::Specs);
+        } else if self.told.is_some_and(|told| told >= news) {
+            return false;
+        } else {
+            self.told = Some(news);
+        }
+        self.kept.push((news, text));
+        true
+    }
+
+    /// The validator has shown that it knows all news up to this one.
+    pub fn confirmed(&mut self, up_to: News) {
+        self.kept.retain(|(news, _)| *news > up_to);
+    }
+
+    /// What the validator has not confirmed, in the order in which it was told.
+    pub fn kept(&self) -> Vec<Utf8Bytes> {
+        self.kept.iter().map(|(_, text)| text.clone()).collect()
+    }
+
+    /// The oldest news that the validator has not confirmed.
+    pub fn first_kept(&self) -> Option<News> {
+        self.kept.first().map(|(news, _)| *news)
+    }
+
+    /// Bytes of what is kept.
+    pub fn kept_bytes(&self) -> usize {
+        self.kept.iter().map(|(_, text)| text.len()).sum()
+    }
+
+    /// Whether nothing is left that anybody could still want.
+    pub fn is_done_with(&self, now: Instant) -> bool {
+        match self.phase {
+            Phase::Over(kept_until) => self.executor.is_none() && (self.kept.is_empty() || kept_until <= now),
+            _ => false,
+        }
+    }
+
+    /// The initial request as its executor gets it: for a streaming job with the executor's address, which the validator
+    /// did not sign.
+    pub fn initial_for(&self, address: Option<&str>) -> Utf8Bytes {
+        let mut initial = match (&self.initial.streaming_details, address) {
+            (Some(_), Some(_)) => self.initial.clone(),
+            _ => return self.initial_text.clone(),
+        };
+        initial.validator_signature = None;
+        if let Some(details) = &mut initial.streaming_details {
+            details.executor_ip = address.map(str::to_owned);
+        }
+        MinerToExecutor::from(initial).encode().into()
+    }
+
+    /// The executor is ready, so it has the initial request, whose volume may be large.
+    pub fn ready(&mut self, request_by: Instant) {
+        self.phase = Phase::Ready(request_by);
+        self.initial.volume = None;
+        self.initial_text = Utf8Bytes::default();
+    }
+
+    /// The executor is ready and the request is there.
+    pub fn run(&mut self, default: Duration, now: Instant) {
+        let mut clock = StageClock::new(self.timing(default), now);
+        clock.begin(Stage::Download);
+        self.phase = Phase::Running(Stage::Download, clock);
+    }
+
+    /// What the loss of the executor means.
+    pub fn loss(&self) -> HordeFailureReason {
+        match self.was_ready() {
+            true => HordeFailureReason::ExecutorDisconnected,
+            false => HordeFailureReason::ExecutorSpinupFailed,
+        }
+    }
+
+    /// The job's limits, or `default` for one that names none.
+    pub fn timing(&self, default: Duration) -> Timing {
+        match (&self.initial.executor_timing, &self.initial.timeout_seconds) {
+            (Some(details), _) => Timing::from(details),
+            (None, Some(seconds)) => Timing::Total(seconds.saturating_seconds()),
+            (None, None) => Timing::Total(default),
+        }
+    }
+
+    /// The stage of a running job is over; the next begins.
+    pub fn stage_over(&mut self, done: Stage) {
+        if let Phase::Running(stage, clock) = &mut self.phase
+            && *stage <= done
+        {
+            *stage = match done {
+                Stage::Download if self.initial.streaming_details.is_some() => Stage::StreamingStart,
+                Stage::Download | Stage::StreamingStart => Stage::Execution,
+                Stage::Execution | Stage::Upload => Stage::Upload,
+            };
+            clock.begin(*stage);
+        }
+    }
+
+    /// Why the job has failed by now, if it has: its executor was lost, or a limit has passed by `leeway`.
+    pub fn failure(&self, leeway: Duration, now: Instant) -> Option<(HordeFailureReason, String)> {
+        let executor = self.executor.as_ref();
+        if !self.is_over() && executor.and_then(|e| e.back_by).is_some_and(|back_by| back_by <= now) {
+            return Some((self.loss(), "the executor disconnected and did not come back".into()));
+        }
+        match &self.phase {
+            Phase::LastWords(until, how) if *until <= now => Some((self.loss(), how.clone())),
+            Phase::Ready(until) if *until <= now => {
+                Some((HordeFailureReason::UnhandledTimeout, "the validator sent no job request in time".into()))
+            }
+            Phase::Running(stage, clock) if clock.deadline() + leeway <= now => {
+                Some((stage.timed_out(), format!("the executor did not report {} in time", stage.waits_for())))
+            }
+            _ => None,
+        }
+    }
+
+    /// When to look at this job again; reservations are the pool's.
+    pub fn next_wake(&self, leeway: Duration) -> Option<Instant> {
+        let phase = match &self.phase {
+            Phase::Storing | Phase::Starting => None,
+            Phase::Ready(until) | Phase::LastWords(until, _) => Some(*until),
+            Phase::Running(_, clock) => Some(clock.deadline() + leeway),
+            // Without an executor and with everything confirmed the job is gone already.
+            Phase::Over(kept_until) => self.executor.is_none().then_some(*kept_until),
+        };
+        let executor = self.executor.as_ref().and_then(|e| e.end_at.or(e.back_by));
+        [phase, executor].into_iter().flatten().min()
+    }
+}

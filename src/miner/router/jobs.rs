@@ -1,0 +1,380 @@
+//! A job from its request to its end.
+
+use std::time::{Duration, Instant};
+
+use super::job::{Executor, Job, JobKey, News, Phase};
+use super::{Action, Now, Router};
+use crate::base::ids::SessionId;
+use crate::base::shutdown::Level;
+use crate::miner::executor_manager::ExecutorSpec;
+use crate::protocol::{
+    ExecutorClass, HordeFailureReason, JobParticipantType, JobRejectionReason, MinerToValidator, Receipt,
+    V0AcceptJobRequest, V0DeclineJobRequest, V0HordeFailedRequest, V0InitialJobRequest,
+};
+use crate::transport::Utf8Bytes;
+
+/// Bytes of outcomes that are kept for validators that have not confirmed them: 256 results of a mebibyte.
+const KEPT_BYTES: usize = 256 << 20;
+
+/// Outcomes that are kept for validators that have not confirmed them.
+const KEPT_JOBS: usize = 4096;
+
+/// What a validator is told of a job that a stop refuses or ends.
+const STOPPING: &str = "the miner is stopping";
+
+/// A job that waits for a slot whose executor is about to end.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    key: JobKey,
+    session: SessionId,
+    initial: V0InitialJobRequest,
+    text: Utf8Bytes,
+    pub until: Instant,
+}
+
+impl Router {
+    /// A validator asks for a job.
+    pub(super) fn job_asked(
+        &mut self,
+        session: SessionId,
+        validator: String,
+        (initial, text): (V0InitialJobRequest, Utf8Bytes),
+        signed: Option<bool>,
+        now: Now,
+    ) {
+        let key = JobKey { validator, uuid: initial.job_uuid.clone() };
+        if self.jobs.contains_key(&key) {
+            return self.asked_again(&key, session);
+        }
+        if let Some(waiting) = self.waiting.iter_mut().find(|w| w.key == key) {
+            waiting.session = session;
+            return;
+        }
+        if let Err((reason, why)) = self.judge(&key, &initial, signed) {
+            log::info!("job {}: declined: {reason} {why}", key.uuid);
+            return self.decline(session, &key, reason, why);
+        }
+        let class = initial.executor_class;
+        if self.level >= Level::Drain {
+            return self.decline_busy(session, &key, class, STOPPING);
+        }
+        let ahead = self.waiting.iter().filter(|w| w.initial.executor_class == class).count();
+        if self.pool.counts(class).free == 0 && ahead < self.pool.counts(class).ending {
+            let until = now.instant + self.limits.reservation_wait;
+            self.waiting.push_back(Waiting { key, session, initial, text, until });
+            return;
+        }
+        self.reserve(session, key, (initial, text), now);
+    }
+
+    /// The same job again: it is not started twice, but the validator is told what it may have missed.
+    fn asked_again(&mut self, key: &JobKey, session: SessionId) {
+        self.claim(key, session);
+        let job = &self.jobs[key];
+        if matches!(job.phase, Phase::Storing) {
+            return;
+        }
+        let news = job.kept();
+        if !matches!(job.first_kept(), Some(News::Accepted)) {
+            self.send(session, V0AcceptJobRequest { job_uuid: key.uuid.clone() });
+        }
+        self.out.extend(news.into_iter().map(|text| Action::Send(session, text)));
+    }
+
+    /// Whether the job may be taken at all.
+    fn judge(
+        &self,
+        key: &JobKey,
+        initial: &V0InitialJobRequest,
+        signed: Option<bool>,
+    ) -> Result<(), (JobRejectionReason, String)> {
+        if self.blacklist.contains(&key.validator) {
+            return Err((JobRejectionReason::ValidatorBlacklisted, String::new()));
+        }
+        if signed == Some(false) {
+            let why = format!("validator_signature is not by {} over this message", key.validator);
+            return Err((JobRejectionReason::InvalidSignature, why));
+        }
+        let receipt = &initial.job_started_receipt_payload;
+        let invalid = |why: String| Err((JobRejectionReason::InvalidReceipt, why));
+        if receipt.job_uuid != key.uuid {
+            return invalid(format!("the started-receipt is for job {}, not {}", receipt.job_uuid, key.uuid));
+        }
+        if receipt.executor_class != initial.executor_class {
+            let (wrong, right) = (receipt.executor_class, initial.executor_class);
+            return invalid(format!("the started-receipt is for executor class {wrong}, not {right}"));
+        }
+        let signature = &initial.job_started_receipt_signature;
+        self.check_hotkeys(&key.validator, &receipt.validator_hotkey, &receipt.miner_hotkey)
+            .and_then(|()| receipt.verify(&key.validator, signature).map(drop).map_err(|e| e.to_string()))
+            .or_else(|why| invalid(format!("started-receipt: {why}")))
+    }
+
+    /// Whether a receipt is between this miner and the validator that has authenticated.
+    pub(super) fn check_hotkeys(&self, validator: &str, by: &str, to: &str) -> Result<(), String> {
+        if by != validator {
+            return Err(format!("validator_hotkey is {by}, not {validator}"));
+        }
+        if to != self.hotkey {
+            return Err(format!("miner_hotkey is {to}, not {}", self.hotkey));
+        }
+        Ok(())
+    }
+
+    fn reserve(
+        &mut self,
+        session: SessionId,
+        key: JobKey,
+        (initial, text): (V0InitialJobRequest, Utf8Bytes),
+        now: Now,
+    ) {
+        let class = initial.executor_class;
+        let ready_by = now.instant + class.spin_up_time() + self.limits.startup_time_limit;
+        let lease = match self.pool.reserve(class, ready_by) {
+            Ok(lease) => lease,
+            Err(busy) => {
+                log::info!("job {}: declined: {busy}", key.uuid);
+                return self.decline_busy(session, &key, class, "");
+            }
+        };
+        self.out.push(Action::Store {
+            job: key.clone(),
+            payload: initial.job_started_receipt_payload.clone().into(),
+            validator_signature: initial.job_started_receipt_signature.clone(),
+        });
+        let token = format!("{}-{}", key.uuid, uuid::Uuid::new_v4());
+        self.jobs.insert(key, Job::new((initial, text), lease, token, session));
+    }
+
+    fn decline(&mut self, to: SessionId, key: &JobKey, reason: JobRejectionReason, message: String) {
+        let job_uuid = key.uuid.clone();
+        self.send(to, V0DeclineJobRequest { job_uuid, message, reason, receipts: Vec::new(), context: None });
+    }
+
+    /// Declines with the receipts of the jobs that have the executors of the class, as an excuse.
+    fn decline_busy(&mut self, to: SessionId, key: &JobKey, class: ExecutorClass, message: &str) {
+        let has_executor = |job: &&Job| job.executor.as_ref().is_some_and(|executor| executor.lease.class() == class);
+        let receipts = self.jobs.values().filter(has_executor).filter_map(|job| job.receipt.clone()).collect();
+        let (job_uuid, message, reason) = (key.uuid.clone(), message.to_owned(), JobRejectionReason::Busy);
+        self.send(to, V0DeclineJobRequest { job_uuid, message, reason, receipts, context: None });
+    }
+
+    /// A receipt has been stored, or could not be; for a started-receipt the job depends on it.
+    pub(super) fn stored(&mut self, key: JobKey, result: Result<(Receipt, bool), String>) {
+        let Some(job) = self.jobs.get_mut(&key).filter(|job| matches!(job.phase, Phase::Storing)) else {
+            if let Err(why) = result {
+                log::error!("job {}: a receipt was not stored: {why}", key.uuid);
+            }
+            return;
+        };
+        let refusal = match result {
+            Ok((receipt, true)) => {
+                job.receipt = Some(receipt);
+                None
+            }
+            Ok((_, false)) => Some("this job was started here before".to_owned()),
+            Err(why) => {
+                log::error!("job {}: cannot be accepted, its receipt was not stored: {why}", key.uuid);
+                Some("the started-receipt could not be stored".to_owned())
+            }
+        };
+        if let Some(why) = refusal {
+            for session in self.undo(&key) {
+                self.decline(session, &key, JobRejectionReason::Unknown, why.clone());
+            }
+            return;
+        }
+        let Some(executor) = &job.executor else { return };
+        let spec = ExecutorSpec {
+            token: executor.token.clone(),
+            job_uuid: key.uuid.clone(),
+            miner_address: self.executor_address.clone(),
+            class: executor.lease.class(),
+            startup_time_limit: self.limits.startup_time_limit,
+        };
+        job.phase = Phase::Starting;
+        self.tokens.insert(spec.token.clone(), key.clone());
+        self.tell(&key, News::Accepted, V0AcceptJobRequest { job_uuid: key.uuid.clone() });
+        self.out.push(Action::Start(spec));
+        log::info!("job {}: accepted from validator {}", key.uuid, key.validator);
+    }
+
+    /// A job that has a slot but no executor yet is taken back; gives those who are to be told.
+    fn undo(&mut self, key: &JobKey) -> Vec<SessionId> {
+        let Some(job) = self.jobs.remove(key) else { return Vec::new() };
+        if let Some(executor) = job.executor {
+            self.pool.released(executor.lease);
+        }
+        job.audience
+    }
+
+    /// Tells the validator of a job, now or when it is back.
+    pub(super) fn tell(&mut self, key: &JobKey, news: News, message: impl Into<MinerToValidator>) {
+        let message: MinerToValidator = message.into();
+        self.tell_text(key, news, message.encode().into());
+    }
+
+    /// As [`Router::tell`], for a message that is passed on as it is.
+    pub(super) fn tell_text(&mut self, key: &JobKey, news: News, text: Utf8Bytes) {
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        if job.tell(news, text.clone()) {
+            self.out.extend(job.audience.iter().map(|session| Action::Send(*session, text.clone())));
+        }
+    }
+
+    /// The session speaks of the job, so it is the one that wants its news.
+    pub(super) fn claim(&mut self, key: &JobKey, session: SessionId) {
+        if let Some(job) = self.jobs.get_mut(key) {
+            job.audience = vec![session];
+            job.claimed = true;
+        }
+    }
+
+    /// The miner itself fails a job.
+    pub(super) fn fail(&mut self, key: &JobKey, reason: HordeFailureReason, message: String, now: Now) {
+        log::warn!("job {}: failed: {message}", key.uuid);
+        let reported_by = JobParticipantType::Miner;
+        let job_uuid = key.uuid.clone();
+        self.tell(key, News::End, V0HordeFailedRequest { job_uuid, reported_by, message, reason, context: None });
+        self.over(key, now, Duration::ZERO);
+    }
+
+    /// The job is over; its executor has `exit_time` to end by itself.
+    pub(super) fn over(&mut self, key: &JobKey, now: Now, exit_time: Duration) {
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        job.phase = Phase::Over(now.instant + self.limits.result_time);
+        job.request = None;
+        if let Some(executor) = &mut job.executor {
+            executor.back_by = None;
+            executor.end_at = Some(now.instant + exit_time);
+            self.pool.ending(&executor.lease, now.instant + exit_time + self.limits.end_time);
+        }
+        self.bound_kept();
+    }
+
+    /// Forgets the oldest outcomes that nobody has confirmed, when they are too many.
+    fn bound_kept(&mut self) {
+        let size = |router: &Self| {
+            let over = router.jobs.values().filter(|job| job.is_over());
+            over.fold((0, 0), |(jobs, bytes), job| (jobs + 1, bytes + job.kept_bytes()))
+        };
+        let (mut jobs, mut bytes) = size(self);
+        while jobs > KEPT_JOBS || bytes > KEPT_BYTES {
+            let over = self.jobs.iter().filter_map(|(key, job)| match job.phase {
+                Phase::Over(until) if job.kept_bytes() > 0 => Some((until, key.clone())),
+                _ => None,
+            });
+            let Some((_, oldest)) = over.min() else { return };
+            log::warn!("job {}: its outcome is dropped: the validator has not been here to take it", oldest.uuid);
+            if let Some(job) = self.jobs.get_mut(&oldest) {
+                job.confirmed(News::End);
+            }
+            self.forget_if_done(&oldest, None);
+            (jobs, bytes) = size(self);
+        }
+    }
+
+    /// Lets go of a job of which nothing is left.
+    pub(super) fn forget_if_done(&mut self, key: &JobKey, now: Option<Instant>) {
+        let done = |job: &Job| match now {
+            Some(now) => job.is_done_with(now),
+            None => job.executor.is_none() && job.kept_bytes() == 0 && job.is_over(),
+        };
+        if self.jobs.get(key).is_some_and(done) {
+            self.jobs.remove(key);
+        }
+    }
+
+    /// A slot of the class is free: those that wait for one are served in their order.
+    pub(super) fn serve_waiting(&mut self, class: ExecutorClass, now: Now) {
+        while self.pool.counts(class).free > 0 {
+            let next = self.waiting.iter().position(|w| w.initial.executor_class == class);
+            let Some(waiting) = next.and_then(|at| self.waiting.remove(at)) else { return };
+            self.reserve(waiting.session, waiting.key, (waiting.initial, waiting.text), now);
+        }
+    }
+
+    pub(super) fn expire_waiting(&mut self, now: Now) {
+        while let Some(at) = self.waiting.iter().position(|w| w.until <= now.instant) {
+            let Some(late) = self.waiting.remove(at) else { return };
+            self.decline_busy(late.session, &late.key, late.initial.executor_class, "");
+        }
+    }
+
+    /// Jobs of a connection that has gone before they had a slot are not wanted any more.
+    pub(super) fn stop_waiting(&mut self, session: SessionId) {
+        self.waiting.retain(|waiting| waiting.session != session);
+    }
+
+    pub(super) fn expire_jobs(&mut self, now: Now) {
+        let leeway = self.limits.leeway;
+        let due = |job: &Job| job.next_wake(leeway).is_some_and(|at| at <= now.instant);
+        let starting = |job: &Job, router: &Self| {
+            let lease = job.executor.as_ref().map(|executor| &executor.lease);
+            lease.is_some_and(|lease| router.pool.has_expired(lease, now.instant))
+        };
+        let keys: Vec<_> =
+            self.jobs.iter().filter(|(_, job)| due(job) || starting(job, self)).map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            let job = &self.jobs[&key];
+            if matches!(job.phase, Phase::Storing) {
+                for session in self.undo(&key) {
+                    let why = "the started-receipt could not be stored in time".to_owned();
+                    self.decline(session, &key, JobRejectionReason::Unknown, why);
+                }
+                continue;
+            }
+            if matches!(job.phase, Phase::Starting) && starting(job, self) {
+                let why = match &job.executor {
+                    Some(Executor { session: Some(_), .. }) => "the executor connected but was not ready in time",
+                    _ => "the executor did not connect in time",
+                };
+                self.fail(&key, HordeFailureReason::ExecutorSpinupFailed, why.to_owned(), now);
+            } else if let Some((reason, why)) = job.failure(leeway, now.instant) {
+                self.fail(&key, reason, why, now);
+            }
+            self.end_overdue_executor(&key, now);
+            self.forget_if_done(&key, Some(now.instant));
+        }
+    }
+
+    /// Tells the executor of a job that is over to end, if it has not by itself.
+    fn end_overdue_executor(&mut self, key: &JobKey, now: Now) {
+        let Some(executor) = self.jobs.get_mut(key).and_then(|job| job.executor.as_mut()) else { return };
+        if executor.end_at.is_some_and(|end_at| end_at <= now.instant) {
+            executor.end_at = None;
+            self.out.push(Action::End(executor.token.clone()));
+            if let Some(session) = executor.session {
+                self.out.push(Action::Close(session, super::CLOSE_NORMAL, "the job is over"));
+            }
+        }
+    }
+
+    /// The miner is stopping: at `Drain` nothing new is taken, at `Cancel` what runs is failed.
+    pub(super) fn stop(&mut self, level: Level, now: Now) {
+        self.level = self.level.max(level);
+        for waiting in std::mem::take(&mut self.waiting) {
+            self.decline_busy(waiting.session, &waiting.key, waiting.initial.executor_class, STOPPING);
+        }
+        if level < Level::Cancel {
+            return;
+        }
+        let running: Vec<_> = self.jobs.iter().filter(|(_, job)| !job.is_over()).map(|(key, _)| key.clone()).collect();
+        for key in running {
+            let Job { phase, initial, .. } = &self.jobs[&key];
+            let class = initial.executor_class;
+            if !matches!(phase, Phase::Storing) {
+                self.fail(&key, HordeFailureReason::GenericError, STOPPING.to_owned(), now);
+                continue;
+            }
+            for session in self.undo(&key) {
+                self.decline_busy(session, &key, class, STOPPING);
+            }
+        }
+        for job in self.jobs.values_mut() {
+            if let Some(executor) = &mut job.executor {
+                executor.end_at = Some(now.instant);
+            }
+        }
+    }
+}

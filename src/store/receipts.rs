@@ -1,0 +1,179 @@
+//! The miner's receipts: the signed word of validators, countersigned, kept until it no longer counts.
+//!
+//! A receipt is stored as the texts that were signed and the signatures over them, so that it can be shown later exactly
+//! as it was agreed on. One validator has at most one receipt of each kind for a job.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::{StoreError, open};
+
+/// Receipts are kept this long after they were written, in microseconds: the longest time that one may count for
+/// (30 days, the bound of the published package), and a day more for clocks that disagree.
+pub const RECEIPT_RETENTION_US: i64 = 31 * 24 * 60 * 60 * 1_000_000;
+
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE receipts (
+        validator_hotkey    TEXT NOT NULL,
+        job_uuid            TEXT NOT NULL,
+        kind                TEXT NOT NULL,
+        written_us          INTEGER NOT NULL,
+        payload             TEXT NOT NULL,
+        validator_signature TEXT NOT NULL,
+        miner_signature     TEXT NOT NULL,
+        PRIMARY KEY (validator_hotkey, job_uuid, kind)
+    ) WITHOUT ROWID;
+    CREATE INDEX receipts_by_time ON receipts (written_us);
+"];
+
+const COLUMNS: &str = "validator_hotkey, job_uuid, kind, written_us, payload, validator_signature, miner_signature";
+
+/// One receipt as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReceiptRow {
+    /// Who wrote it (SS58).
+    pub validator_hotkey: String,
+    /// The job it tells of.
+    pub job_uuid: String,
+    /// What it tells, as `JobStartedReceipt`.
+    pub kind: String,
+    /// When it was written, in microseconds of Unix time.
+    pub written_us: i64,
+    /// Its payload as JSON.
+    pub payload: String,
+    /// The validator's signature (`0x` hex).
+    pub validator_signature: String,
+    /// The miner's signature (`0x` hex).
+    pub miner_signature: String,
+}
+
+impl ReceiptRow {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            validator_hotkey: row.get(0)?,
+            job_uuid: row.get(1)?,
+            kind: row.get(2)?,
+            written_us: row.get(3)?,
+            payload: row.get(4)?,
+            validator_signature: row.get(5)?,
+            miner_signature: row.get(6)?,
+        })
+    }
+}
+
+/// The table of receipts in one database file, for one thread.
+#[derive(Debug)]
+pub struct ReceiptStore(Connection);
+
+impl ReceiptStore {
+    /// Opens (or makes) the file, and deletes receipts written more than [`RECEIPT_RETENTION_US`] before `now_us`. Blocks
+    /// on the disk.
+    ///
+    /// # Errors
+    /// [`StoreError`], naming the file.
+    pub fn open(path: &Path, now_us: i64) -> Result<Self, StoreError> {
+        let connection = open(path, MIGRATIONS)?;
+        let oldest = now_us.saturating_sub(RECEIPT_RETENTION_US);
+        connection.execute("DELETE FROM receipts WHERE written_us < ?1", [oldest])?;
+        Ok(Self(connection))
+    }
+
+    /// Stores receipts in one transaction; says for each whether it is new (`false`: that validator's receipt of that kind
+    /// for that job is already there, and stays). Blocks on the disk; on it when this returns.
+    ///
+    /// # Errors
+    /// [`StoreError::Sql`]; then none was stored.
+    pub fn insert(&mut self, rows: &[ReceiptRow]) -> Result<Vec<bool>, StoreError> {
+        let transaction = self.0.transaction()?;
+        let mut new = Vec::with_capacity(rows.len());
+        {
+            let sql = format!("INSERT OR IGNORE INTO receipts ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)");
+            let mut insert = transaction.prepare_cached(&sql)?;
+            for row in rows {
+                let stored = insert.execute(params![
+                    row.validator_hotkey,
+                    row.job_uuid,
+                    row.kind,
+                    row.written_us,
+                    row.payload,
+                    row.validator_signature,
+                    row.miner_signature
+                ])?;
+                new.push(stored == 1);
+            }
+        }
+        transaction.commit()?;
+        Ok(new)
+    }
+
+    /// One receipt. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Sql`].
+    pub fn get(&self, validator_hotkey: &str, job_uuid: &str, kind: &str) -> Result<Option<ReceiptRow>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM receipts WHERE validator_hotkey = ?1 AND job_uuid = ?2 AND kind = ?3");
+        let mut select = self.0.prepare_cached(&sql)?;
+        Ok(select.query_row([validator_hotkey, job_uuid, kind], ReceiptRow::read).optional()?)
+    }
+
+    /// All receipts written at or after `since_us`, oldest first, at most `limit`. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Sql`].
+    pub fn since(&self, since_us: i64, limit: usize) -> Result<Vec<ReceiptRow>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM receipts WHERE written_us >= ?1 ORDER BY written_us LIMIT ?2");
+        let mut select = self.0.prepare_cached(&sql)?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = select.query_map([since_us, limit], ReceiptRow::read)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(job: &str, kind: &str, written_us: i64) -> ReceiptRow {
+        ReceiptRow {
+            validator_hotkey: "5V".into(),
+            job_uuid: job.into(),
+            kind: kind.into(),
+            written_us,
+            payload: format!("{{\"at\":{written_us}}}"),
+            validator_signature: "0xaa".into(),
+            miner_signature: "0xbb".into(),
+        }
+    }
+
+    #[test]
+    fn receipts_survive_a_reopen_and_the_first_of_a_kind_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("miner.db");
+        let mut store = ReceiptStore::open(&path, 0).unwrap();
+        let rows =
+            [row("a", "JobStartedReceipt", 5), row("a", "JobFinishedReceipt", 9), row("b", "JobStartedReceipt", 7)];
+        assert_eq!(store.insert(&rows).unwrap(), [true, true, true]);
+        assert_eq!(store.insert(&[row("a", "JobStartedReceipt", 6)]).unwrap(), [false]);
+        drop(store);
+        let store = ReceiptStore::open(&path, 0).unwrap();
+        assert_eq!(store.get("5V", "a", "JobStartedReceipt").unwrap().as_ref(), Some(&rows[0]));
+        assert_eq!(store.get("5V", "a", "JobAcceptedReceipt").unwrap(), None);
+        assert_eq!(store.get("5W", "a", "JobStartedReceipt").unwrap(), None);
+        let times = |rows: Vec<ReceiptRow>| rows.iter().map(|row| row.written_us).collect::<Vec<_>>();
+        assert_eq!(times(store.since(6, 10).unwrap()), [7, 9]);
+        assert_eq!(times(store.since(0, 2).unwrap()), [5, 7]);
+    }
+
+    #[test]
+    fn receipts_that_no_longer_count_are_deleted_at_the_next_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("miner.db");
+        let mut store = ReceiptStore::open(&path, 0).unwrap();
+        store.insert(&[row("old", "JobStartedReceipt", 10), row("young", "JobStartedReceipt", 20)]).unwrap();
+        drop(store);
+        let store = ReceiptStore::open(&path, RECEIPT_RETENTION_US + 15).unwrap();
+        assert_eq!(store.get("5V", "old", "JobStartedReceipt").unwrap(), None);
+        assert!(store.get("5V", "young", "JobStartedReceipt").unwrap().is_some());
+    }
+}
