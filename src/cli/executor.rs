@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::app::{exit, supervise};
+use crate::base::shutdown::Level;
 use crate::executor::driver::{self, ExecutorConfig, ExecutorError};
 use crate::executor::runner::RunnerKind;
 use crate::transport::ws::WsDialer;
@@ -44,6 +45,9 @@ pub fn run(args: Args) -> ExitCode {
         Err(problem) => return exit::usage(problem),
     };
     supervise::with_env(|env| {
+        // An executor has nothing to drain: whoever tells it to end wants its job ended, and reported.
+        let cancel = env.shutdown.clone();
+        let _at_once = env.shutdown.on(Level::Drain, move || cancel.cancel());
         let dialer = Arc::new(WsDialer::new(tls));
         match driver::run(config, dialer, env.timer.clone(), &env.shutdown) {
             Ok(report) if report.stop.unsent > 0 => {

@@ -294,6 +294,9 @@ impl Intake {
     fn handle(&mut self, event: LinkEvent) {
         match event {
             LinkEvent::Ready { epoch } => log::info!("facilitator: authenticated ({epoch})"),
+            LinkEvent::Lost { why, .. } if self.shared.draining.load(Ordering::SeqCst) => {
+                log::debug!("facilitator: connection ended: {why}");
+            }
             LinkEvent::Lost { why, .. } => log::warn!("facilitator: connection lost: {why}"),
             LinkEvent::Failed { why, next_in, .. } => {
                 log::warn!("facilitator: {why}; next attempt in {:.1}s", next_in.as_secs_f64());

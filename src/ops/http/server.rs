@@ -180,7 +180,9 @@ impl Accepting {
         }
         self.count += 1;
         let stream = Arc::new(stream);
-        let (socket, kick_stop) = (Arc::downgrade(&stream), self.stop.clone());
+        // Its own, so that kicking one connection does not stop the server.
+        let stop = self.stop.child();
+        let (socket, kick_stop) = (Arc::downgrade(&stream), stop.clone());
         let kick = Kick::new("stop signal and shutdown of the socket", move || {
             kick_stop.cancel();
             if let Some(socket) = socket.upgrade() {
@@ -188,7 +190,7 @@ impl Accepting {
                 let _ = socket.shutdown(Direction::Both);
             }
         });
-        let (handler, limits, stop) = (self.handler.clone(), self.limits, self.stop.clone());
+        let (handler, limits) = (self.handler.clone(), self.limits);
         let name = format!("{}-http-{}", self.name, self.count % 100_000);
         let thread = spawn(name, kick, move || serve(stream, peer, &handler, &limits, &stop));
         connections.insert(self.count, thread);
