@@ -13,8 +13,11 @@ use crate::app::{exit, settings};
 
 pub mod executor;
 pub mod facilitator;
+pub mod job_client;
+pub mod jobfile;
 pub mod key;
 pub mod miner;
+pub mod submit;
 mod tls;
 pub mod validator;
 pub mod values;
@@ -44,6 +47,8 @@ enum Command {
     Miner(miner::Args),
     /// Run one job for the miner that started this process
     Executor(executor::Args),
+    /// Submit job files, follow them and print their results
+    Submit(submit::Args),
     /// Check messages against the wire protocol
     Wire(wire::Args),
     /// Make keys, show them, sign and verify
@@ -79,6 +84,7 @@ pub fn main() -> ExitCode {
         Command::Validator(args) => validator::run(args),
         Command::Miner(args) => miner::run(args),
         Command::Executor(args) => executor::run(args),
+        Command::Submit(args) => submit::run(args),
         Command::Wire(args) => wire::run(args),
         Command::Key(args) => key::run(args),
     }
