@@ -1,7 +1,7 @@
 //! `phalanx submit`: submits job files, follows them, and prints their results.
 //!
 //! Results go to stdout (with `--json` an object for each job: `file`, `uuid`, `status`, `history` as `[{status, at}]`,
-//! `stdout`, `stderr`, `error`, `seconds`), progress to stderr.
+//! `stdout`, `stderr`, `exit_code`, `error`, `seconds`), progress to stderr.
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -134,9 +134,9 @@ pub fn submit(
     let mut submitted = Vec::new();
     for (name, spec) in jobs {
         let request = spec.unsigned().clone();
-        let job = client.submit(request, &plan.target).map_err(|error| {
-            format!("{name}: {error}; {} of {total} jobs were submitted", submitted.len())
-        })?;
+        let job = client
+            .submit(request, &plan.target)
+            .map_err(|error| format!("{name}: {error}; {} of {total} jobs were submitted", submitted.len()))?;
         progress.say(&format!("{name}: submitted as {}", job.uuid));
         if !plan.wait {
             print(out, plan.json, &name, &job)?;
@@ -202,7 +202,13 @@ fn follow(client: JobClient, jobs: Vec<(String, Job)>, stop: &Shutdown) -> (Rece
     (news, followers)
 }
 
-fn to_its_end(client: &mut JobClient, name: &str, mut job: Job, stop: &Shutdown, tell: &Sender<(String, News)>) -> News {
+fn to_its_end(
+    client: &mut JobClient,
+    name: &str,
+    mut job: Job,
+    stop: &Shutdown,
+    tell: &Sender<(String, News)>,
+) -> News {
     let mut away_since = None;
     while !job.has_ended() {
         let (asked, seen) = (Instant::now(), job.status_history.len());
@@ -239,7 +245,7 @@ fn print(out: &mut impl Write, as_json: bool, name: &str, job: &Job) -> Result<(
             job.status_history.iter().map(|entry| json!({"status": entry.status, "at": entry.created_at})).collect();
         let line = json!({
             "file": name, "uuid": job.uuid, "status": job.status(), "history": history, "stdout": job.stdout,
-            "stderr": job.stderr, "error": error, "seconds": seconds,
+            "stderr": job.stderr, "exit_code": job.exit_code(), "error": error, "seconds": seconds,
         });
         writeln!(out, "{line}")
     } else {
