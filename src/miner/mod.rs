@@ -23,7 +23,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Sender, bounded, select};
 
 pub use config::{MinerConfig, MinerLimits};
-pub use executor_manager::{DockerBackend, ExecutorBackend, ProcessBackend};
+pub use executor_manager::{DockerBackend, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec, ProcessBackend};
 pub use router::MinerStatus;
 
 use crate::base::limits::ROLE_EVENTS;
