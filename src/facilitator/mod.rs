@@ -238,7 +238,9 @@ impl Facilitator {
         let server = Server::start(server_config(), listener, timer, Arc::new(accept_path), sink);
 
         let users = Arc::new(Mutex::new(config.users.into_iter().collect::<HashSet<_>>()));
-        let (submitted, refused) = Api::counters(&metrics);
+        let submissions = |result| {
+            metrics.counter("phalanx_facilitator_submissions_total", "Jobs posted by users, by result.", result)
+        };
         let api = Api {
             store: store.clone(),
             events: events.clone(),
@@ -249,8 +251,13 @@ impl Facilitator {
             waiting,
             waiters: AtomicUsize::new(0),
             waiters_max: config.http_connections / 4 * 3,
-            submitted,
-            refused,
+            waiting_requests: metrics.gauge(
+                "phalanx_facilitator_waiting_requests",
+                "HTTP requests that wait for news of a job.",
+                &[],
+            ),
+            submitted: submissions(&[("result", "accepted")]),
+            refused: submissions(&[("result", "refused")]),
         };
         let shown = router.clone();
         let pages = status::routes(health.clone(), metrics, move || snapshot(&shown));

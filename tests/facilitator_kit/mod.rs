@@ -1,5 +1,5 @@
 //! A facilitator with a folder of its own, raw validators and a raw HTTP client.
-#![allow(dead_code)] // Each test file uses its part.
+#![allow(dead_code, unused_imports)] // Each test file uses its part.
 
 #[path = "../testkit/roles.rs"]
 pub mod roles;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use phalanx::base::dial::dial;
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::base::stop::{StopReport, Stopping};
+use phalanx::base::thread::{Kick, Thread, spawn};
 use phalanx::base::timer::{Alarm, TimerHandle};
 use phalanx::facilitator::api::submission::body_of;
 use phalanx::facilitator::{Facilitator, FacilitatorConfig};
@@ -20,7 +21,9 @@ use phalanx::protocol::{
     V0JobStatusUpdate, V2JobRequest, ValidatorToFacilitator,
 };
 use phalanx::transport::ws::{WsDialer, WsListener};
-use phalanx::transport::{ClientTls, Connection, DialRequest, Dialer, Incoming, SocketLimits, Utf8Bytes};
+use phalanx::transport::{
+    ClientTls, Connection, ConnectionKick, DialRequest, Dialer, Incoming, SocketLimits, Utf8Bytes,
+};
 pub use roles::{LONG, World, wait_until};
 use serde_json::{Value, json};
 
@@ -84,6 +87,10 @@ impl Fix {
     pub fn restart(&mut self) {
         assert!(self.stop().is_clean());
         self.start();
+    }
+
+    pub fn state_dir(&self) -> &std::path::Path {
+        self.folder.path()
     }
 
     pub fn running(&self) -> &Facilitator {
@@ -294,6 +301,50 @@ impl Peer {
         self.say(update(uuid, status, None));
         self.answer()
     }
+}
+
+impl Peer {
+    /// Runs every job that comes: reports what `run` says, until the facilitator closes or the connection is kicked.
+    pub fn serve(
+        mut self,
+        run: impl Fn(&V2JobRequest) -> Vec<(JobStatus, Option<Value>)> + Send + 'static,
+    ) -> (ConnectionKick, Thread<()>) {
+        let kick = self.connection.kick.clone();
+        let thread_kick = kick.clone();
+        let thread = spawn("t-validator", Kick::new("connection", move || thread_kick.kick()), move || {
+            loop {
+                match self.connection.reader.read() {
+                    Ok(Incoming::Text(text)) => match FacilitatorToValidator::decode(&text).unwrap() {
+                        FacilitatorToValidator::V2JobRequest(job) => {
+                            for (status, metadata) in run(&job) {
+                                self.say(update(&job.uuid, status, metadata));
+                            }
+                        }
+                        FacilitatorToValidator::Response(response) => {
+                            assert!(response.errors.is_empty(), "{response:?}")
+                        }
+                        FacilitatorToValidator::V0JobCheated(_) => {}
+                    },
+                    Ok(Incoming::Closed(_)) | Err(_) => {
+                        // The answer to its Close; it may have gone already.
+                        let _ = self.connection.writer.flush();
+                        return;
+                    }
+                    Ok(_) => self.connection.writer.flush().unwrap(),
+                }
+            }
+        });
+        (kick, thread)
+    }
+}
+
+/// The statuses of a job that completes with that output.
+pub fn completed(stdout: &str) -> Vec<(JobStatus, Option<Value>)> {
+    use JobStatus as S;
+    let steps = [S::Received, S::Accepted, S::ExecutorReady, S::VolumesReady, S::ExecutionDone];
+    let result = json!({"miner_response": {"docker_process_stdout": stdout, "docker_process_stderr": "",
+        "artifacts": {"/artifacts/a.bin": "AP8="}, "upload_results": {"out.txt": r#"{"headers": {"etag": "x"}, "body": "b"}"#}}});
+    steps.into_iter().map(|step| (step, None)).chain([(S::Completed, Some(result))]).collect()
 }
 
 pub fn soon() -> Duration {

@@ -37,7 +37,7 @@ use super::waiting::{Ticket, Waiting};
 use crate::base::lock::lock;
 use crate::identity::{PublicKey, Signature};
 use crate::ops::http::{HttpRequest, HttpResponse};
-use crate::ops::metrics::{Counter, Metrics};
+use crate::ops::metrics::{Counter, Gauge};
 use crate::protocol;
 use crate::store::jobs::{JobRow, NewJob};
 
@@ -60,16 +60,18 @@ pub(super) struct Api {
     /// Requests that wait for news, and how many may: beyond it they are answered at once.
     pub waiters: AtomicUsize,
     pub waiters_max: usize,
+    pub waiting_requests: Gauge,
     pub submitted: Counter,
     pub refused: Counter,
 }
 
 /// Counts one request that waits for news, until it is dropped.
-struct Place<'a>(&'a AtomicUsize);
+struct Place<'a>(&'a Api);
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let before = self.0.waiters.fetch_sub(1, Ordering::Relaxed);
+        self.0.waiting_requests.set(before - 1);
     }
 }
 
@@ -111,12 +113,6 @@ fn unix_now() -> u64 {
 }
 
 impl Api {
-    pub fn counters(metrics: &Metrics) -> (Counter, Counter) {
-        let name = "phalanx_facilitator_submissions_total";
-        let help = "Jobs posted by users.";
-        (metrics.counter(name, help, &[("result", "accepted")]), metrics.counter(name, help, &[("result", "refused")]))
-    }
-
     /// Answers a request; waits for the disk, and for news if asked to.
     pub fn answer(&self, request: &HttpRequest) -> HttpResponse {
         let path: Vec<&str> = request.path.split('/').filter(|part| !part.is_empty()).collect();
@@ -291,7 +287,8 @@ impl Api {
     /// A place among the requests that wait for news, if there is one.
     fn place(&self) -> Option<Place<'_>> {
         let before = self.waiters.fetch_add(1, Ordering::Relaxed);
-        let place = Place(&self.waiters);
+        self.waiting_requests.set(before + 1);
+        let place = Place(self);
         (before < self.waiters_max).then_some(place)
     }
 

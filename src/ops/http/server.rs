@@ -20,7 +20,7 @@ use crate::base::dial::set_options;
 use crate::base::lock::lock;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Step;
-use crate::base::thread::{JoinError, Kick, Thread, panic_message, spawn};
+use crate::base::thread::{Kick, Thread, panic_message, spawn};
 use crate::ops::date::http_date;
 
 /// Bytes read at a time.
@@ -167,12 +167,7 @@ impl Accepting {
     /// Starts the thread of a new connection, and joins those that have ended since the last one came.
     fn admit(&mut self, stream: TcpStream, peer: SocketAddr) {
         let mut connections = lock(&self.connections);
-        // Joined, not dropped: a drop would kick, and these need none.
-        for (_, ended) in connections.extract_if(|_, thread| thread.is_finished()) {
-            if let Err(JoinError::Late(thread)) = ended.join_by(Instant::now()) {
-                thread.abandon("it has ended, only its join is late");
-            }
-        }
+        connections.retain(|_, thread| !thread.is_finished());
         if connections.len() >= self.limits.connections {
             drop(connections);
             refuse(&stream);
