@@ -75,6 +75,9 @@ pub fn run(args: Args) -> ExitCode {
     })
 }
 
+/// Jobs, each with the name that it is shown by.
+pub type NamedJobs = Vec<(String, JobSpec)>;
+
 /// What of the arguments does not depend on the job.
 #[derive(Debug)]
 pub struct Plan {
@@ -91,7 +94,7 @@ pub struct Plan {
 }
 
 /// The key, the address and the jobs; all problems at once.
-fn check(args: &Args) -> Result<(KeyPair, String, Vec<(String, JobSpec)>), String> {
+fn check(args: &Args) -> Result<(KeyPair, String, NamedJobs), String> {
     let mut problems = Vec::new();
     let base = args.facilitator.trim().to_owned();
     if !base.starts_with("http://") && !base.starts_with("https://") {
@@ -121,12 +124,7 @@ fn name_of(path: &Path) -> String {
 ///
 /// # Errors
 /// In words: why not all jobs could be submitted, or followed. Those that were submitted go on.
-pub fn submit(
-    plan: &Plan,
-    jobs: Vec<(String, JobSpec)>,
-    stop: &Shutdown,
-    out: &mut impl Write,
-) -> Result<bool, String> {
+pub fn submit(plan: &Plan, jobs: NamedJobs, stop: &Shutdown, out: &mut impl Write) -> Result<bool, String> {
     let said = |error: HttpError| error.to_string();
     let mut client = JobClient::login(&plan.base, plan.key.clone(), stop).map_err(said)?;
     let total = jobs.len();
@@ -134,9 +132,9 @@ pub fn submit(
     let mut submitted = Vec::new();
     for (name, spec) in jobs {
         let request = spec.unsigned().clone();
-        let job = client.submit(request, &plan.target).map_err(|error| {
-            format!("{name}: {error}; {} of {total} jobs were submitted", submitted.len())
-        })?;
+        let job = client
+            .submit(request, &plan.target)
+            .map_err(|error| format!("{name}: {error}; {} of {total} jobs were submitted", submitted.len()))?;
         progress.say(&format!("{name}: submitted as {}", job.uuid));
         if !plan.wait {
             print(out, plan.json, &name, &job)?;
@@ -202,7 +200,13 @@ fn follow(client: JobClient, jobs: Vec<(String, Job)>, stop: &Shutdown) -> (Rece
     (news, followers)
 }
 
-fn to_its_end(client: &mut JobClient, name: &str, mut job: Job, stop: &Shutdown, tell: &Sender<(String, News)>) -> News {
+fn to_its_end(
+    client: &mut JobClient,
+    name: &str,
+    mut job: Job,
+    stop: &Shutdown,
+    tell: &Sender<(String, News)>,
+) -> News {
     let mut away_since = None;
     while !job.has_ended() {
         let (asked, seen) = (Instant::now(), job.status_history.len());
