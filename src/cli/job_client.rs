@@ -74,6 +74,13 @@ impl Job {
         Duration::from_micros(u64::try_from(took).unwrap_or(0))
     }
 
+    /// The exit code of its command, if that ran to its end.
+    pub fn exit_code(&self) -> Option<i64> {
+        let metadata = &self.status_history.last()?.metadata;
+        let failed = || metadata["job_failure_details"]["docker_process_exit_status"].as_i64();
+        if self.is_completed() { Some(0) } else { failed() }
+    }
+
     /// Why it did not end well, as `reason: message`.
     pub fn error(&self) -> Option<String> {
         let metadata = &self.status_history.last()?.metadata;

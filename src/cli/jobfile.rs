@@ -96,10 +96,23 @@ impl JobSpec {
         request
     }
 
+    /// Runs the job in another image.
+    pub fn set_image(&mut self, image: &str) {
+        image.clone_into(&mut self.0.docker_image);
+    }
+
     /// The request without uuid and signature.
     pub fn unsigned(&self) -> &V2JobRequest {
         &self.0
     }
+}
+
+/// Reads the text of a job file that the program carries with it; `name` stands for its path.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse_text(name: &str, text: &str) -> Result<JobSpec, JobFileError> {
+    parse(text.as_bytes(), Path::new("")).map_err(|problems| JobFileError::Content { path: name.into(), problems })
 }
 
 /// Reads a job file, and the files that it names. Blocks on the disk.

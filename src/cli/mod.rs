@@ -11,6 +11,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::app::logging::{self, LogFormat};
 use crate::app::{exit, settings};
 
+pub mod demo;
 pub mod executor;
 pub mod facilitator;
 pub mod job_client;
@@ -39,6 +40,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run all four roles on loopback and real jobs through them
+    Demo(demo::Args),
     /// Serve validators and users: sessions, the job API, histories
     Facilitator(facilitator::Args),
     /// Take jobs from the facilitator and drive them on miners
@@ -75,11 +78,12 @@ pub fn main() -> ExitCode {
     };
     let default_filter = match &cli.command {
         Command::Facilitator(_) | Command::Validator(_) | Command::Miner(_) => "info",
-
+        Command::Demo(_) => "error",
         _ => "warn",
     };
     logging::init(cli.log_format, default_filter);
     match cli.command {
+        Command::Demo(args) => demo::run(args),
         Command::Facilitator(args) => facilitator::run(args),
         Command::Validator(args) => validator::run(args),
         Command::Miner(args) => miner::run(args),

@@ -1,7 +1,7 @@
 //! `phalanx submit`: submits job files, follows them, and prints their results.
 //!
 //! Results go to stdout (with `--json` an object for each job: `file`, `uuid`, `status`, `history` as `[{status, at}]`,
-//! `stdout`, `stderr`, `error`, `seconds`), progress to stderr.
+//! `stdout`, `stderr`, `exit_code`, `error`, `seconds`), progress to stderr.
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -243,7 +243,7 @@ fn print(out: &mut impl Write, as_json: bool, name: &str, job: &Job) -> Result<(
             job.status_history.iter().map(|entry| json!({"status": entry.status, "at": entry.created_at})).collect();
         let line = json!({
             "file": name, "uuid": job.uuid, "status": job.status(), "history": history, "stdout": job.stdout,
-            "stderr": job.stderr, "error": error, "seconds": seconds,
+            "stderr": job.stderr, "exit_code": job.exit_code(), "error": error, "seconds": seconds,
         });
         writeln!(out, "{line}")
     } else {
