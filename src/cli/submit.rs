@@ -222,7 +222,7 @@ fn to_its_end(
                 }
                 job = newer;
             }
-            Err(error) if stop.is_cancelled() => return News::Lost(format!("{error}; job {} goes on", job.uuid)),
+            Err(_) if stop.is_cancelled() => return News::Lost(format!("interrupted; job {} goes on", job.uuid)),
             Err(error) => {
                 let since = *away_since.get_or_insert(asked);
                 if !error.is_transient() || since.elapsed() > AWAY_TIME {
