@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use facilitator_kit::{Fix, alice, dave, key, soon, update, wait_until};
+use phalanx::base::thread::{Kick, spawn};
 use phalanx::protocol::{JobStatus as S, V0AuthenticationRequest, V0Heartbeat, V0MachineSpecsUpdate};
 use serde_json::json;
 
@@ -277,15 +278,10 @@ fn it_stops_with_all_kinds_of_clients_attached() {
         format!("GET /api/v1/jobs/{uuid}/?wait=30&seen=1 HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n\r\n");
     waiting.write_all(wait.as_bytes()).unwrap();
     wait_until(|| {
-        fix.http("GET", "/metrics", &[], "").1.as_str().unwrap().contains("phalanx_facilitator_waiting_jobs 1")
+        fix.http("GET", "/metrics", &[], "").1.as_str().unwrap().contains("phalanx_facilitator_waiting_requests 1")
     });
-    let readers = [validator, silent].map(|peer| {
-        let spawned =
-            phalanx::base::thread::spawn("t-peer", phalanx::base::thread::Kick::dropped("close"), move || {
-                peer.closed().0
-            });
-        spawned
-    });
+    let readers = [validator, silent]
+        .map(|peer| spawn("t-peer", Kick::dropped("the facilitator's Close"), move || peer.closed().0));
     let start = Instant::now();
     let report = fix.stop();
     assert!(report.is_clean(), "{report}");

@@ -25,7 +25,7 @@ fn python() -> Option<PathBuf> {
     }
     let required = std::env::var("PHALANX_TEST_REQUIRE_ALL").is_ok_and(|value| value == "1");
     assert!(!required, "{} cannot import compute_horde_sdk.v1", python.display());
-    eprintln!("SKIPPED: {} cannot import compute_horde_sdk.v1; `make venv` sets it up", python.display());
+    eprintln!("SKIPPED: {} cannot import compute_horde_sdk.v1; `make test` sets it up", python.display());
     None
 }
 

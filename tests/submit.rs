@@ -77,7 +77,7 @@ fn without_wait_it_ends_when_all_are_taken() {
     assert_eq!(submit(&plan(&fix, false, true), jobs(3), &Shutdown::new(), &mut out), Ok(true));
     let lines = lines(&out);
     assert_eq!(lines.iter().map(|line| line["status"].as_str().unwrap()).collect::<Vec<_>>(), ["sent"; 3]);
-    assert_eq!(fix.running().snapshot()["waiting_jobs"], 3);
+    facilitator_kit::wait_until(|| fix.running().snapshot()["waiting_jobs"] == 3);
 }
 
 #[test]

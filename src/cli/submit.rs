@@ -75,6 +75,9 @@ pub fn run(args: Args) -> ExitCode {
     })
 }
 
+/// Jobs, each with the name that it is shown by.
+pub type NamedJobs = Vec<(String, JobSpec)>;
+
 /// What of the arguments does not depend on the job.
 #[derive(Debug)]
 pub struct Plan {
@@ -91,7 +94,7 @@ pub struct Plan {
 }
 
 /// The key, the address and the jobs; all problems at once.
-fn check(args: &Args) -> Result<(KeyPair, String, Vec<(String, JobSpec)>), String> {
+fn check(args: &Args) -> Result<(KeyPair, String, NamedJobs), String> {
     let mut problems = Vec::new();
     let base = args.facilitator.trim().to_owned();
     if !base.starts_with("http://") && !base.starts_with("https://") {
@@ -121,12 +124,7 @@ fn name_of(path: &Path) -> String {
 ///
 /// # Errors
 /// In words: why not all jobs could be submitted, or followed. Those that were submitted go on.
-pub fn submit(
-    plan: &Plan,
-    jobs: Vec<(String, JobSpec)>,
-    stop: &Shutdown,
-    out: &mut impl Write,
-) -> Result<bool, String> {
+pub fn submit(plan: &Plan, jobs: NamedJobs, stop: &Shutdown, out: &mut impl Write) -> Result<bool, String> {
     let said = |error: HttpError| error.to_string();
     let mut client = JobClient::login(&plan.base, plan.key.clone(), stop).map_err(said)?;
     let total = jobs.len();
@@ -224,7 +222,7 @@ fn to_its_end(
                 }
                 job = newer;
             }
-            Err(error) if stop.is_cancelled() => return News::Lost(format!("{error}; job {} goes on", job.uuid)),
+            Err(_) if stop.is_cancelled() => return News::Lost(format!("interrupted; job {} goes on", job.uuid)),
             Err(error) => {
                 let since = *away_since.get_or_insert(asked);
                 if !error.is_transient() || since.elapsed() > AWAY_TIME {

@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, SendError, Sender, bounded, select};
 
 use super::answers::{CLOSE_SIGNATURE, CLOSE_UNKNOWN};
 use super::meters::Meters;
-use super::router::{Action, Change, Dispatch, Frame, Moment, Router};
+use super::router::{Action, Change, Frame, Moment, Router};
 use super::storage::{Request, StoreHandle, Stored};
 use super::waiting::Ticket;
 use crate::base::ids::SessionId;
@@ -45,7 +45,6 @@ pub(super) enum Event {
         id: SessionId,
         why: String,
     },
-    Dispatch(Dispatch<Ticket>),
     SendOnce {
         validator: PublicKey,
         text: String,
@@ -140,10 +139,11 @@ impl Loop {
             match self.next() {
                 Next::Stop => return,
                 Next::Nothing => {}
-                Next::Stored(Stored { session, outcome }) => {
+                Next::Stored(Stored::Status { session, outcome }) => {
                     self.route.meters.status(outcome);
                     lock(&self.route.router).stored(session, outcome);
                 }
+                Next::Stored(Stored::Job(dispatch)) => lock(&self.route.router).dispatch(Instant::now(), dispatch),
                 Next::Event(event) => self.handle(event),
             }
             let actions = {
@@ -208,7 +208,6 @@ impl Loop {
                 self.route.meters.sessions.set(self.sessions.len());
                 router.closed(at.now, id);
             }
-            Event::Dispatch(dispatch) => router.dispatch(at.now, dispatch),
             Event::SendOnce { validator, text, reply } => {
                 let sent = router.send_once(at.now, validator, text);
                 // A caller that has given up has dropped its end.

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded, select};
 
 use super::changes::Changes;
-use super::router::Change;
+use super::router::{Change, Dispatch};
+use super::waiting::Ticket;
 use crate::base::ids::SessionId;
 use crate::base::limits::ROLE_EVENTS;
 use crate::base::shutdown::Shutdown;
@@ -32,7 +33,7 @@ const PAGE_BYTES: usize = 32 << 20;
 #[non_exhaustive]
 pub enum CallError {
     /// No answer in time: the disk is too slow.
-    #[error("the database does not answer")]
+    #[error("the database does not answer in time; what was asked may still be done")]
     Late,
     /// The database failed (the log says why), or the facilitator is stopping.
     #[error("the database is not available")]
@@ -43,18 +44,19 @@ pub enum CallError {
 #[derive(Debug)]
 pub(super) enum Request {
     Change(Change),
-    Insert { job: NewJob, reply: Sender<()> },
+    Insert { job: NewJob, dispatch: Dispatch<Ticket>, reply: Sender<()> },
     Job { user: String, uuid: String, reply: Sender<Option<JobRow>> },
     Jobs { user: String, page: u64, page_size: u64, reply: Sender<JobPage> },
     Specs { reply: Sender<Vec<SpecsRow>> },
 }
 
-/// What became of a status that a session waits for; in the order in which they were queued.
+/// What the router is told, in the order of the requests.
 #[derive(Debug)]
-pub(super) struct Stored {
-    pub session: SessionId,
-    /// None if the database failed.
-    pub outcome: Option<StatusOutcome>,
+pub(super) enum Stored {
+    /// What became of a status that a session waits for; none if the database failed.
+    Status { session: SessionId, outcome: Option<StatusOutcome> },
+    /// The job is durable and may go out.
+    Job(Dispatch<Ticket>),
 }
 
 /// What others hold of the store; clones are the same store.
@@ -67,15 +69,15 @@ impl StoreHandle {
         &self.0
     }
 
-    /// Adds a job; it is durable when this returns. Blocks on the disk, at most [`CALL_TIME`].
+    /// Adds a job, which is durable when this returns; the router then sends it. Blocks on the disk, at most ten seconds.
     ///
     /// # Errors
     /// See [`CallError`].
-    pub fn insert(&self, job: NewJob) -> Result<(), CallError> {
-        self.call(|reply| Request::Insert { job, reply })
+    pub(super) fn insert(&self, job: NewJob, dispatch: Dispatch<Ticket>) -> Result<(), CallError> {
+        self.call(|reply| Request::Insert { job, dispatch, reply })
     }
 
-    /// One job of a user. Blocks as [`StoreHandle::insert`].
+    /// One job of a user. Blocks on the disk, at most ten seconds.
     ///
     /// # Errors
     /// See [`CallError`].
@@ -83,7 +85,7 @@ impl StoreHandle {
         self.call(|reply| Request::Job { user: user.to_owned(), uuid: uuid.to_owned(), reply })
     }
 
-    /// One page of a user's jobs; `page` counts from 0. Blocks as [`StoreHandle::insert`].
+    /// One page of a user's jobs; `page` counts from 0. Blocks on the disk, at most ten seconds.
     ///
     /// # Errors
     /// See [`CallError`].
@@ -91,7 +93,7 @@ impl StoreHandle {
         self.call(|reply| Request::Jobs { user: user.to_owned(), page, page_size, reply })
     }
 
-    /// The newest specs of all miners. Blocks as [`StoreHandle::insert`].
+    /// The newest specs of all miners. Blocks on the disk, at most ten seconds.
     ///
     /// # Errors
     /// See [`CallError`].
@@ -164,7 +166,7 @@ fn run(
                 log::error!("facilitator: {error}");
                 failures.inc();
                 health.down("store", error.to_string());
-                waiting.into_iter().map(|session| Stored { session, outcome: None }).collect::<Vec<_>>()
+                waiting.into_iter().map(|session| Stored::Status { session, outcome: None }).collect::<Vec<_>>()
             }
         };
         for result in results {
@@ -189,7 +191,7 @@ fn together(store: &mut JobStore, requests: Vec<Request>) -> Result<Vec<Told>, S
 enum Told {
     Status { session: Option<SessionId>, uuid: String, outcome: StatusOutcome },
     Specs,
-    Inserted(Sender<()>),
+    Inserted(Sender<()>, Dispatch<Ticket>),
     Job(Sender<Option<JobRow>>, Option<JobRow>),
     Jobs(Sender<JobPage>, JobPage),
     AllSpecs(Sender<Vec<SpecsRow>>, Vec<SpecsRow>),
@@ -214,9 +216,9 @@ impl Request {
                 batch.put_specs(&specs)?;
                 Told::Specs
             }
-            Request::Insert { job, reply } => {
+            Request::Insert { job, dispatch, reply } => {
                 batch.insert(&job)?;
-                Told::Inserted(reply)
+                Told::Inserted(reply, dispatch)
             }
             Request::Job { user, uuid, reply } => Told::Job(reply, batch.job(&user, &uuid)?),
             Request::Jobs { user, page, page_size, reply } => {
@@ -235,10 +237,13 @@ impl Told {
                 if outcome == StatusOutcome::Stored {
                     changes.tell(&uuid);
                 }
-                return session.map(|session| Stored { session, outcome: Some(outcome) });
+                return session.map(|session| Stored::Status { session, outcome: Some(outcome) });
             }
             Told::Specs => {}
-            Told::Inserted(reply) => drop(reply.send(()).ok()),
+            Told::Inserted(reply, dispatch) => {
+                let _ = reply.send(());
+                return Some(Stored::Job(dispatch));
+            }
             Told::Job(reply, job) => drop(reply.send(job).ok()),
             Told::Jobs(reply, page) => drop(reply.send(page).ok()),
             Told::AllSpecs(reply, specs) => drop(reply.send(specs).ok()),

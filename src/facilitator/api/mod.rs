@@ -212,10 +212,8 @@ impl Api {
             request: submission.text.clone(),
             created_at: protocol::DateTime::from(SystemTime::now()).unix_micros(),
         };
-        self.store.insert(job)?;
         let dispatch = Dispatch { uuid: uuid.clone(), validator, text: submission.text, ticket };
-        // The job is durable: if the router has gone, the next start sends it.
-        self.tell(request, Event::Dispatch(dispatch));
+        self.store.insert(job, dispatch)?;
         let row = self.read(&user, &uuid)?;
         Ok(json_text(201, view::job(&row)))
     }
@@ -226,7 +224,10 @@ impl Api {
         let job = self.read(&user, &report.job_uuid)?;
         let validator = PublicKey::from_ss58(&job.job.validator).map_err(|error| Problem(500, error.to_string()))?;
         let (reply, sent) = bounded(1);
-        self.tell(request, Event::SendOnce { validator, text, reply });
+        select! {
+            send(self.events, Event::SendOnce { validator, text, reply }) -> _ => {}
+            recv(request.shutdown.cancel_receiver()) -> _ => {}
+        }
         let sent = select! {
             recv(sent) -> sent => sent.unwrap_or(false),
             recv(request.shutdown.cancel_receiver()) -> _ => false,
@@ -290,14 +291,6 @@ impl Api {
         self.waiting_requests.set(before + 1);
         let place = Place(self);
         (before < self.waiters_max).then_some(place)
-    }
-
-    /// Hands the router something, unless the server is cancelled first.
-    fn tell(&self, request: &HttpRequest, event: Event) {
-        select! {
-            send(self.events, event) -> _ => {}
-            recv(request.shutdown.cancel_receiver()) -> _ => {}
-        }
     }
 }
 
