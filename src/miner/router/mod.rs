@@ -145,7 +145,7 @@ pub enum Input {
         /// Which job of which validator it is about.
         job: JobKey,
         /// The countersigned receipt and whether it is new, or why it could not be stored.
-        result: Result<(Receipt, bool), String>,
+        result: Result<(Box<Receipt>, bool), String>,
     },
     /// An executor has ended, or was never started.
     ExecutorEnded {
@@ -249,8 +249,8 @@ impl Router {
         match input {
             Input::Opened { id, peer: Peer::Validator(hotkey), .. } => self.validator_opened(id, hotkey, now),
             Input::Opened { id, peer: Peer::Executor(token), address } => self.executor_opened(id, token, address),
-            Input::FromValidator(id, frame) => self.from_validator(id, *frame, now),
-            Input::FromExecutor(id, frame) => self.from_executor(id, *frame, now),
+            Input::FromValidator(id, frame) => self.validator_said(id, *frame, now),
+            Input::FromExecutor(id, frame) => self.executor_said(id, *frame, now),
             Input::Closed(id) => self.closed(id, now),
             Input::Stored { job, result } => self.stored(job, result),
             Input::ExecutorEnded { token, end } => self.executor_ended(token, end, now),
