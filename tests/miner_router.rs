@@ -36,8 +36,8 @@ struct Rig {
     closed: BTreeMap<SessionId, u16>,
     started: Vec<ExecutorSpec>,
     told_to_end: Vec<String>,
-    /// What the store says to the next receipts: new, old, or an error.
-    store: fn() -> Result<bool, String>,
+    /// What the store says to the next receipts: new, old, or an error; or nothing, as a disk that hangs.
+    store: fn() -> Option<Result<bool, String>>,
     stored: usize,
 }
 
@@ -61,7 +61,7 @@ impl Rig {
             closed: BTreeMap::new(),
             started: Vec::new(),
             told_to_end: Vec::new(),
-            store: || Ok(true),
+            store: || Some(Ok(true)),
             stored: 0,
         }
     }
@@ -76,8 +76,10 @@ impl Rig {
                     self.stored += 1;
                     let miner_signature = payload.sign(&self.alice.miner);
                     let receipt = Receipt { payload, validator_signature, miner_signature };
-                    let result = (self.store)().map(|new| (Box::new(receipt), new));
-                    self.handle(Input::Stored { job, result });
+                    if let Some(result) = (self.store)() {
+                        let result = result.map(|new| (Box::new(receipt), new));
+                        self.handle(Input::Stored { job, result });
+                    }
                 }
                 Action::Start(spec) => self.started.push(spec),
                 Action::End(token) => self.told_to_end.push(token),
@@ -393,13 +395,30 @@ fn a_job_that_an_earlier_process_started_is_not_started_again() {
     let mut rig = Rig::new(1);
     let alice = rig.alice.clone();
     let session = rig.validator(&alice);
-    rig.store = || Ok(false);
+    rig.store = || Some(Ok(false));
     rig.says(session, &alice.ask(&uuid()));
     assert_eq!(rig.got(session), ["DeclineJob unknown"]);
-    rig.store = || Err("the disk is full".to_owned());
+    rig.store = || Some(Err("the disk is full".to_owned()));
     rig.says(session, &alice.ask(&uuid()));
     assert_eq!(rig.got(session), ["DeclineJob unknown"]);
     assert_eq!((rig.free(), rig.started.len()), (1, 0));
+}
+
+#[test]
+fn a_disk_that_hangs_holds_no_slot() {
+    let mut rig = Rig::new(1);
+    let alice = rig.alice.clone();
+    let session = rig.validator(&alice);
+    rig.store = || None;
+    rig.says(session, &alice.ask(&uuid()));
+    rig.pass(CLASS.spin_up_time() + rig.limits.startup_time_limit);
+    assert_eq!(rig.got(session), ["DeclineJob unknown"]);
+    assert_eq!((rig.free(), rig.started.len()), (1, 0));
+    // A stop does not wait for it either.
+    rig.says(session, &alice.ask(&uuid()));
+    rig.handle(Input::Stop(Level::Cancel));
+    assert_eq!(rig.got(session), ["DeclineJob busy"]);
+    assert!(rig.router.is_idle());
 }
 
 #[test]

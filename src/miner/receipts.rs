@@ -5,8 +5,7 @@
 
 use crossbeam_channel::Receiver;
 
-use super::router::Input;
-use super::router::job::JobKey;
+use super::router::{Input, JobKey};
 use crate::identity::KeyPair;
 use crate::protocol::{Receipt, ReceiptPayload, ReceiptType};
 use crate::store::receipts::{ReceiptRow, ReceiptStore};

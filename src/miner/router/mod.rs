@@ -1,6 +1,6 @@
 //! All decisions of a miner. Pure: no thread, channel, socket or clock; it takes what happened and says what to do.
 //!
-//! * [`job`]: one job, what is kept of it for its validator, and its deadlines.
+//! * `job`: one job, what is kept of it for its validator, and its deadlines.
 //! * `validators`: who is connected, authentication, what validators say.
 //! * `executors`: whose executor is connected, what executors say, how they end.
 //! * `jobs`: a job from its request to its end.
@@ -8,7 +8,7 @@
 //! The order of the actions is the order in which they must be done.
 
 mod executors;
-pub mod job;
+mod job;
 mod jobs;
 mod validators;
 
@@ -28,7 +28,8 @@ use crate::transport::Utf8Bytes;
 use super::config::{MinerConfig, MinerLimits};
 use super::executor_manager::{ExecutorEnd, ExecutorSpec};
 use super::executor_pool::ExecutorPool;
-use job::{Job, JobKey};
+use job::Job;
+pub use job::JobKey;
 use jobs::Waiting;
 use validators::Validator;
 
