@@ -7,6 +7,7 @@ pub mod base;
 pub mod cli;
 pub mod dispatch;
 pub mod executor;
+pub mod facilitator;
 pub mod identity;
 pub mod link;
 pub mod miner;

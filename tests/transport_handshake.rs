@@ -16,7 +16,7 @@ use phalanx::transport::ws::{WsDialer, WsListener};
 use phalanx::transport::{ClientTls, DialRequest, Dialer, Listener, Refusal, ServerTls, SocketLimits, TransportError};
 
 fn soon() -> Instant {
-    Instant::now() + Duration::from_millis(200)
+    Instant::now() + Duration::from_millis(400)
 }
 
 /// A listener that handles one connection until the given deadline, and how that ended.

@@ -62,6 +62,22 @@ fn a_writer_whose_peer_never_reads() {
 }
 
 #[test]
+fn a_writer_whose_peer_went_away_is_freed_by_the_reader() {
+    let _threads = NoThreads::expected();
+    for (connection, peer) in connections() {
+        let Connection { mut reader, writer, .. } = connection;
+        let error = ends(background("t-write", move || write_for_ever(writer)), || {
+            peer.kick.kick();
+            match reader.read() {
+                Ok(Incoming::Closed(info)) => assert!(!info.clean),
+                other => assert!(other.unwrap_err().is_closed()),
+            }
+        });
+        assert!(error.is_closed(), "{error}");
+    }
+}
+
+#[test]
 fn both_halves_at_once() {
     let _threads = NoThreads::expected();
     for (connection, _peer) in connections() {
@@ -191,4 +207,50 @@ fn a_shutdown_before_the_call_counts() {
     let pending = listener.accept().unwrap();
     let outcome = pending.handshake(&SocketLimits::default(), far(), &shutdown, Level::Drain, &mut |_| Ok(()));
     assert!(outcome.unwrap_err().is_stopped());
+}
+
+/// Both directions are busy with messages and pings, and one end is kicked at whatever moment that is.
+#[test]
+fn a_busy_connection_at_any_moment() {
+    let _threads = NoThreads::expected();
+    for round in 0..20 {
+        for (ours, theirs) in connections() {
+            let kick = ours.kick.clone();
+            let mut threads = Vec::new();
+            for connection in [ours, theirs] {
+                let Connection { mut reader, mut writer, .. } = connection;
+                let write = background("t-write", move || -> TransportError {
+                    loop {
+                        let sent = writer.ping().and_then(|()| writer.write("x".repeat(3000).into()));
+                        if let Err(error) = sent.and_then(|()| writer.flush()) {
+                            return error;
+                        }
+                    }
+                });
+                let kick = kick.clone();
+                let read = background("t-read", move || {
+                    let mut texts = 0;
+                    loop {
+                        match reader.read() {
+                            Ok(Incoming::Text(_)) => texts += 1,
+                            // The writer flushes all the time, so it need not be woken.
+                            Ok(Incoming::Control | Incoming::Pong) => {}
+                            Ok(Incoming::Closed(info)) => return assert!(!info.clean),
+                            Err(error) => return assert!(error.is_stopped() || error.is_closed(), "{error}"),
+                            other => panic!("unexpected {other:?}"),
+                        }
+                        if texts == 1 + round * 3 {
+                            kick.kick();
+                        }
+                    }
+                });
+                threads.push((write, read));
+            }
+            for (write, read) in threads {
+                let error = join(write);
+                assert!(error.is_stopped() || error.is_closed(), "{error}");
+                join(read);
+            }
+        }
+    }
 }

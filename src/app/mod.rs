@@ -3,7 +3,9 @@
 //! Only the binary uses this: the library itself installs no signal handler, no logger, and never exits.
 
 pub mod exit;
+pub mod local;
 pub mod logging;
 pub mod settings;
 pub mod signals;
+pub mod status;
 pub mod supervise;

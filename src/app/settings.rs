@@ -107,7 +107,7 @@ fn merge(
 }
 
 /// `; did you mean …?`, if a known name is near.
-fn hint(found: &str, known: &[&str]) -> String {
+pub fn hint(found: &str, known: &[&str]) -> String {
     let near = known.iter().map(|name| (distance(found, name), name)).min();
     match near {
         Some((far, name)) if far <= 1 + found.len() / 4 => format!("; did you mean {name:?}?"),

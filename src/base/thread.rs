@@ -115,7 +115,8 @@ pub enum JoinError<T> {
     Panicked(String),
 }
 
-/// An owned thread. Dropping it kicks and joins, without a deadline: owners call [`Thread::join_by`] instead.
+/// An owned thread. Dropping it kicks it, if it still runs, and joins it without a deadline: owners call
+/// [`Thread::join_by`] instead.
 #[must_use = "a thread is joined by the one that spawned it"]
 pub struct Thread<T> {
     name: String,
@@ -256,7 +257,10 @@ impl<T> Thread<T> {
 impl<T> Drop for Thread<T> {
     fn drop(&mut self) {
         if self.handle.is_some() {
-            self.kick.kick();
+            // What a thread that has ended was blocked in may be in others' use by now.
+            if !self.is_finished() {
+                self.kick.kick();
+            }
             // The panic, if any, was logged by the thread itself.
             let _ = self.finish();
         }
@@ -311,6 +315,13 @@ mod tests {
             spawn("t-late", Kick::new("tx", move || assert!(tx.try_send(()).is_ok())), move || rx.recv().is_ok());
         let Err(JoinError::Late(thread)) = thread.join_by(Instant::now()) else { panic!("joined too early") };
         assert!(thread.join_or_kick(Instant::now(), Duration::from_secs(30)).unwrap());
+    }
+
+    #[test]
+    fn dropping_a_thread_that_has_ended_does_not_kick() {
+        let thread = spawn("t-ended", Kick::new("panic", || panic!("kicked")), || {});
+        assert!(thread.done_receiver().recv().is_err());
+        drop(thread);
     }
 
     #[test]

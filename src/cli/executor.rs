@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::app::{exit, supervise};
+use crate::base::shutdown::Level;
 use crate::executor::driver::{self, ExecutorConfig, ExecutorError};
 use crate::executor::runner::RunnerKind;
-use crate::transport::ClientTls;
 use crate::transport::ws::WsDialer;
 
 /// The arguments of `phalanx executor`; the miner's address and the token come by MINER_ADDRESS and EXECUTOR_TOKEN.
@@ -19,6 +19,8 @@ pub struct Args {
     /// How the job's command is run
     #[arg(long, value_enum, default_value_t, env = "PHALANX_RUNNER")]
     runner: RunnerKind,
+    #[command(flatten)]
+    tls: super::tls::ClientArgs,
 }
 
 /// Runs the command: exit 0 if the job ended and the miner knows how, whatever its outcome.
@@ -38,8 +40,15 @@ pub fn run(args: Args) -> ExitCode {
     if !problems.is_empty() {
         return exit::usage(problems.join("; "));
     }
+    let tls = match args.tls.load() {
+        Ok(tls) => tls,
+        Err(problem) => return exit::usage(problem),
+    };
     supervise::with_env(|env| {
-        let dialer = Arc::new(WsDialer::new(ClientTls::default()));
+        // An executor has nothing to drain: whoever tells it to end wants its job ended, and reported.
+        let cancel = env.shutdown.clone();
+        let _at_once = env.shutdown.on(Level::Drain, move || cancel.cancel());
+        let dialer = Arc::new(WsDialer::new(tls));
         match driver::run(config, dialer, env.timer.clone(), &env.shutdown) {
             Ok(report) if report.stop.unsent > 0 => {
                 log::error!("the job ended ({:?}), but the miner was not told", report.end);

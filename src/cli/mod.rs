@@ -1,15 +1,25 @@
 //! The commands of the binary, one file each: flags to configuration, results to stdout, problems to stderr.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::app::logging::{self, LogFormat};
 use crate::app::{exit, settings};
 
+pub mod demo;
+pub mod executor;
+pub mod facilitator;
+pub mod job_client;
+pub mod jobfile;
 pub mod key;
+pub mod miner;
+pub mod submit;
+mod tls;
 pub mod validator;
 pub mod values;
 pub mod wire;
@@ -30,8 +40,18 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run all four roles on loopback and real jobs through them
+    Demo(demo::Args),
+    /// Serve validators and users: sessions, the job API, histories
+    Facilitator(facilitator::Args),
     /// Take jobs from the facilitator and drive them on miners
     Validator(validator::Args),
+    /// Serve validators and manage executors
+    Miner(miner::Args),
+    /// Run one job for the miner that started this process
+    Executor(executor::Args),
+    /// Submit job files, follow them and print their results
+    Submit(submit::Args),
     /// Check messages against the wire protocol
     Wire(wire::Args),
     /// Make keys, show them, sign and verify
@@ -49,20 +69,46 @@ pub fn main() -> ExitCode {
     let parsed = command.try_get_matches_from(arguments).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version go to stdout with 0, mistakes to stderr with 2; a closed pipe is not worth a word.
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::USAGE));
+        Err(help) if !help.use_stderr() || help.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            // Help and version; a closed pipe is not worth a word.
+            let _ = help.print();
+            return ExitCode::from(if help.use_stderr() { exit::USAGE } else { exit::DONE });
         }
+        Err(mistake) => return exit::usage(one_line(&mistake)),
     };
     let default_filter = match &cli.command {
-        Command::Validator(_) => "info",
+        Command::Facilitator(_) | Command::Validator(_) | Command::Miner(_) => "info",
+        Command::Demo(_) => "error",
         _ => "warn",
     };
     logging::init(cli.log_format, default_filter);
     match cli.command {
+        Command::Demo(args) => demo::run(args),
+        Command::Facilitator(args) => facilitator::run(args),
         Command::Validator(args) => validator::run(args),
+        Command::Miner(args) => miner::run(args),
+        Command::Executor(args) => executor::run(args),
+        Command::Submit(args) => submit::run(args),
         Command::Wire(args) => wire::run(args),
         Command::Key(args) => key::run(args),
     }
+}
+
+/// Says on stdout, in one line of JSON, where a role listens: for whoever started it with port 0.
+fn announce(listening: &str, http: Option<SocketAddr>) {
+    println!("{}", serde_json::json!({"listening": listening, "http": http.map(|http| http.to_string())}));
+}
+
+/// As [`announce`], for a role that only serves its status.
+fn announce_http(http: SocketAddr) {
+    println!("{}", serde_json::json!({"http": http.to_string()}));
+}
+
+/// What clap says of a mistake, without the usage that it adds, as one line.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let said = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let said = said.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
+    let line = said.collect::<Vec<_>>().join("; ");
+    line.trim_start_matches("error: ").replace(":; ", ": ").replace("tip: ", "")
 }

@@ -1,16 +1,21 @@
 //! `phalanx validator`: takes jobs from the facilitator and drives them on miners.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use serde_json::json;
 
+use super::announce_http;
 use super::key::KeyArg;
 use super::values::{duration, listen_address};
-use crate::app::{exit, supervise};
+use crate::app::{exit, status, supervise};
 use crate::identity::{KeyPair, PublicKey};
+use crate::link::LinkState;
+use crate::ops::http::HttpServer;
 use crate::transport::ClientTls;
 use crate::transport::ws::WsDialer;
 use crate::validator::{Dispatch, Validator, ValidatorConfig, load_miners};
@@ -24,7 +29,7 @@ pub struct Args {
     #[command(flatten)]
     key: KeyArg,
     /// The miners: TOML with [[miner]] hotkey, address, port
-    #[arg(long, value_name = "FILE", env = "PHALANX_MINERS", required_unless_present_any = ["stub_time"])]
+    #[arg(long, value_name = "FILE", env = "PHALANX_MINERS")]
     miners: Option<PathBuf>,
     /// Folder for what must survive a restart
     #[arg(long, value_name = "DIR", env = "PHALANX_STATE_DIR")]
@@ -44,9 +49,11 @@ pub struct Args {
     /// How long a stop lets running jobs go on
     #[arg(long, value_name = "DUR", default_value = "60s", value_parser = duration, env = "PHALANX_DRAIN_TIME")]
     drain_time: Duration,
+    #[command(flatten)]
+    tls: super::tls::ClientArgs,
     /// Address of health, metrics and status
     #[arg(long, value_name = "ADDR", value_parser = listen_address, env = "PHALANX_HTTP")]
-    http: Option<std::net::SocketAddr>,
+    http: Option<SocketAddr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -59,25 +66,44 @@ enum DispatchArg {
 
 /// Runs the command until a signal stops it.
 pub fn run(args: Args) -> ExitCode {
-    match configure(args) {
-        Ok((config, http)) => serve(config, http),
-        Err(problem) => exit::usage(problem),
-    }
+    let http = args.http;
+    let (config, tls) = match configure(args) {
+        Ok(configured) => configured,
+        Err(problem) => return exit::usage(problem),
+    };
+    let budget = config.drain_time + config.flush_time + supervise::CLOSING;
+    let start = |env: &supervise::Env| {
+        let dialer = Arc::new(WsDialer::new(tls));
+        let validator = Validator::start(config, dialer, env.timer.clone()).map_err(exit::usage)?;
+        let http = match http {
+            Some(address) => Some(serve_status(address, &validator).map_err(exit::usage)?),
+            None => None,
+        };
+        if let Some(http) = &http {
+            announce_http(http.local_addr());
+        }
+        Ok((validator, http))
+    };
+    supervise::serve(budget, start, |(validator, http), stopping| {
+        validator.stop(stopping);
+        if let Some(http) = http {
+            stopping.step("status server", supervise::CLOSING, |step| http.stop(step));
+        }
+    })
 }
 
-fn configure(args: Args) -> Result<(ValidatorConfig, Option<std::net::SocketAddr>), String> {
+fn configure(args: Args) -> Result<(ValidatorConfig, ClientTls), String> {
     let facilitator = args
         .facilitator
         .or_else(|| std::env::var("FACILITATOR_URI").ok())
         .ok_or("--facilitator is missing; give the URL, as wss://facilitator.example/ws/v0/")?;
     let key = KeyPair::load(&args.key.key).map_err(|e| format!("--key: {e}"))?;
+    let tls = args.tls.load()?;
     let miners = match &args.miners {
         Some(path) => load_miners(path).map_err(|e| e.to_string())?,
         None if args.dispatch == DispatchArg::Stub => Vec::new(),
         None => return Err("--miners is missing; give the file with the [[miner]] tables".to_owned()),
     };
-    std::fs::create_dir_all(&args.state_dir)
-        .map_err(|e| format!("--state-dir {}: cannot create it: {e}", args.state_dir.display()))?;
     let dispatch = match args.dispatch {
         DispatchArg::Workers if args.stub_time.is_some() => {
             return Err("--stub-time goes with --dispatch stub".to_owned());
@@ -93,16 +119,24 @@ fn configure(args: Args) -> Result<(ValidatorConfig, Option<std::net::SocketAddr
         ..ValidatorConfig::new(facilitator, key, miners)
     };
     let problems = config.validate();
-    if problems.is_empty() { Ok((config, args.http)) } else { Err(problems.join("; ")) }
+    if !problems.is_empty() {
+        return Err(problems.join("; "));
+    }
+    std::fs::create_dir_all(&args.state_dir)
+        .map_err(|e| format!("--state-dir {}: cannot create it: {e}", args.state_dir.display()))?;
+    Ok((config, tls))
 }
 
-fn serve(config: ValidatorConfig, http: Option<std::net::SocketAddr>) -> ExitCode {
-    let budget = config.drain_time + config.flush_time;
-    let start = |env: &supervise::Env| {
-        let tls = ClientTls::default();
-        let dialer = Arc::new(WsDialer::new(tls));
-        Validator::start(config, dialer, env.timer.clone()).map_err(exit::usage)
-    };
-    let _ = http;
-    supervise::serve(budget, start, |validator, stopping| validator.stop(stopping))
+fn serve_status(address: SocketAddr, validator: &Validator) -> Result<HttpServer, String> {
+    let observer = validator.observer();
+    status::serve("val", address, move |health, metrics| {
+        let (link, unsent, jobs) = (observer.link_state(), observer.unsent(), observer.running_jobs());
+        match &link {
+            LinkState::Ready { .. } => health.up("facilitator"),
+            other => health.down("facilitator", other.to_string()),
+        }
+        metrics.gauge("phalanx_validator_jobs", "Jobs that run now.", &[]).set(jobs);
+        metrics.gauge("phalanx_validator_unsent", "Updates the facilitator has not acknowledged.", &[]).set(unsent);
+        json!({"role": "validator", "facilitator": link.to_string(), "jobs": jobs, "unsent": unsent})
+    })
 }

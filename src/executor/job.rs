@@ -8,8 +8,11 @@ use serde_json::json;
 
 use super::miner_client::{report, send};
 use super::runner::{RunEnd, RunError, RunOutcome, RunSpec, Runner, RunnerKind};
+use super::uploads::{UploadError, Uploader};
+use super::volumes::Hub;
+use super::volumes::{VolumeError, VolumeLoader};
 use super::workspace::Workspace;
-use super::{artifacts, specs, uploads, volumes};
+use super::{artifacts, specs};
 use crate::base::shutdown::Shutdown;
 use crate::link::LinkHandle;
 use crate::protocol::stages::{Stage, StageClock, Timing};
@@ -18,7 +21,6 @@ use crate::protocol::{
     V0ExecutionDoneRequest, V0ExecutorReadyRequest, V0HordeFailedRequest, V0InitialJobRequest, V0JobFailedRequest,
     V0JobFinishedRequest, V0JobRequest, V0MachineSpecsRequest, V0VolumesReadyRequest,
 };
-use crate::transport::http::HttpClient;
 
 /// Without any timing in the initial request, how long a job may take in all.
 const DEFAULT_TOTAL: Duration = Duration::from_secs(3600);
@@ -34,11 +36,12 @@ pub enum JobEnd {
     HordeFailed,
 }
 
-/// The last message of a job.
-enum Last {
-    Finished(V0JobFinishedRequest),
-    Failed(V0JobFailedRequest),
-    Horde(V0HordeFailedRequest),
+/// The last message of a job that has no results.
+enum Failure {
+    /// Of the job itself.
+    Job(Box<V0JobFailedRequest>),
+    /// Of this side.
+    Horde(Box<V0HordeFailedRequest>),
 }
 
 /// Runs the job to its end and tells the miner each step; gives how it ended.
@@ -51,20 +54,16 @@ pub(super) fn run(
     cancel: &Shutdown,
 ) -> JobEnd {
     let uuid = initial.job_uuid.clone();
-    let job = Job { uuid: &uuid, link, cancel, http: HttpClient::new(cancel.clone()) };
-    let last = match job.run(initial, full, runner, startup) {
-        Ok(finished) => Last::Finished(finished),
-        Err(last) => last,
-    };
-    let (end, message) = match last {
-        Last::Finished(message) => (JobEnd::Finished, ExecutorToMiner::from(message)),
-        Last::Failed(message) => {
-            log::info!("job {uuid}: failed: {}", message.message);
-            (JobEnd::Failed, message.into())
+    let job = Job { uuid: &uuid, link, cancel };
+    let (end, message) = match job.run(initial, full, runner, startup) {
+        Ok(finished) => (JobEnd::Finished, ExecutorToMiner::from(finished)),
+        Err(Failure::Job(failed)) => {
+            log::info!("job {uuid}: failed: {}", failed.message);
+            (JobEnd::Failed, (*failed).into())
         }
-        Last::Horde(message) => {
-            log::warn!("job {uuid}: horde failed: {}", message.message);
-            (JobEnd::HordeFailed, message.into())
+        Err(Failure::Horde(failed)) => {
+            log::warn!("job {uuid}: horde failed: {}", failed.message);
+            (JobEnd::HordeFailed, (*failed).into())
         }
     };
     report(send(link, message));
@@ -90,7 +89,6 @@ struct Job<'a> {
     uuid: &'a str,
     link: &'a LinkHandle,
     cancel: &'a Shutdown,
-    http: HttpClient,
 }
 
 impl Job<'_> {
@@ -100,7 +98,7 @@ impl Job<'_> {
         full: &Receiver<Box<V0JobRequest>>,
         runner: RunnerKind,
         startup: Duration,
-    ) -> Result<V0JobFinishedRequest, Last> {
+    ) -> Result<V0JobFinishedRequest, Failure> {
         let starting = Instant::now() + startup;
         if initial.streaming_details.is_some() {
             let message = "this executor does not run streaming jobs".to_owned();
@@ -131,7 +129,11 @@ impl Job<'_> {
         result
     }
 
-    fn full_request(&self, full: &Receiver<Box<V0JobRequest>>, clock: &StageClock) -> Result<Box<V0JobRequest>, Last> {
+    fn full_request(
+        &self,
+        full: &Receiver<Box<V0JobRequest>>,
+        clock: &StageClock,
+    ) -> Result<Box<V0JobRequest>, Failure> {
         // The volumes' limit counts from here on, so that the wait for the request is within leeway and download.
         let deadline = clock.clone().begin(Stage::Download);
         let left = deadline.saturating_duration_since(Instant::now());
@@ -155,45 +157,50 @@ impl Job<'_> {
         runner: &dyn Runner,
         workspace: &Workspace,
         clock: &mut StageClock,
-    ) -> Result<V0JobFinishedRequest, Last> {
+    ) -> Result<V0JobFinishedRequest, Failure> {
         let deadline = clock.begin(Stage::Download);
         if let Some(volume) = request.volume.as_ref().or(initial.volume.as_ref()) {
-            volumes::prepare(volume, workspace, &self.http, deadline).map_err(|e| self.volume_error(&e, deadline))?;
+            let loader = VolumeLoader::new(self.cancel.clone(), Hub::from_env());
+            loader.load(volume, workspace, deadline).map_err(|e| self.volume_error(&e))?;
         }
         self.say(V0VolumesReadyRequest { job_uuid: self.uuid.to_owned() });
 
         let deadline = clock.begin(Stage::Execution);
         let spec = RunSpec::from_request(self.uuid, request);
-        let outcome = runner
-            .run(&spec, workspace, self.cancel, deadline)
-            .map_err(|e| self.run_error(e, JobStage::Execution))?;
+        let outcome =
+            runner.run(&spec, workspace, self.cancel, deadline).map_err(|e| self.run_error(e, JobStage::Execution))?;
         self.check(&outcome)?;
         self.say(V0ExecutionDoneRequest { job_uuid: self.uuid.to_owned() });
 
         let deadline = clock.begin(Stage::Upload);
-        let artifacts = artifacts::collect(workspace, request.artifacts_dir.as_deref());
+        let artifacts = artifacts::collect(workspace, request.artifacts_dir.as_deref()).map_err(|e| {
+            let message = format!("cannot read the job's artifacts: {e}");
+            self.horde(HordeFailureReason::GenericError, message, JobStage::ResultUpload)
+        })?;
         let results = match &request.output_upload {
-            Some(upload) => uploads::upload(upload, workspace, &self.http, deadline)
-                .map_err(|e| self.upload_error(&e, deadline, &outcome))?,
+            Some(upload) => Uploader::new(self.cancel.clone())
+                .upload(upload, workspace, deadline)
+                .map_err(|e| self.upload_error(&e, &outcome))?,
             None => Default::default(),
         };
-        let machine = MachineSpecs { specs: specs::read() };
+        let machine = MachineSpecs { specs: specs::machine_specs(self.cancel) };
         self.say(V0MachineSpecsRequest { job_uuid: self.uuid.to_owned(), specs: machine });
         Ok(V0JobFinishedRequest {
             job_uuid: self.uuid.to_owned(),
             docker_process_stdout: outcome.stdout.text,
             docker_process_stderr: outcome.stderr.text,
-            artifacts: Some(artifacts),
+            artifacts: Some(artifacts.files),
             upload_results: Some(results),
         })
     }
 
     /// The failure that the run's end means, if it means one.
-    fn check(&self, outcome: &RunOutcome) -> Result<(), Last> {
+    fn check(&self, outcome: &RunOutcome) -> Result<(), Failure> {
         let failed = |message: String| {
-            let mut failed = self.failure(JobFailureReason::NonzeroReturnCode, JobStage::Execution, message, Some(outcome));
+            let mut failed =
+                self.failure(JobFailureReason::NonzeroReturnCode, JobStage::Execution, message, Some(outcome));
             failed.docker_process_exit_status = outcome.exit_code().map(|code| Int::from(i64::from(code)));
-            Err(Last::Failed(failed))
+            Err(Failure::Job(Box::new(failed)))
         };
         match outcome.end {
             RunEnd::Exited(0) => Ok(()),
@@ -213,11 +220,11 @@ impl Job<'_> {
         report(send(self.link, message));
     }
 
-    fn horde(&self, reason: HordeFailureReason, message: String, stage: JobStage) -> Last {
-        Last::Horde(horde(self.uuid, reason, message, Some(stage)))
+    fn horde(&self, reason: HordeFailureReason, message: String, stage: JobStage) -> Failure {
+        Failure::Horde(Box::new(horde(self.uuid, reason, message, Some(stage))))
     }
 
-    fn cancelled(&self, stage: JobStage) -> Last {
+    fn cancelled(&self, stage: JobStage) -> Failure {
         let message = "the executor was stopped before the job had ended".to_owned();
         self.horde(HordeFailureReason::GenericError, message, stage)
     }
@@ -241,43 +248,41 @@ impl Job<'_> {
         }
     }
 
-    fn timed_out(&self, stage: JobStage, message: String, outcome: Option<&RunOutcome>) -> Last {
-        Last::Failed(self.failure(JobFailureReason::Timeout, stage, message, outcome))
+    fn timed_out(&self, stage: JobStage, message: String, outcome: Option<&RunOutcome>) -> Failure {
+        Failure::Job(Box::new(self.failure(JobFailureReason::Timeout, stage, message, outcome)))
     }
 
-    fn run_error(&self, error: RunError, stage: JobStage) -> Last {
+    fn run_error(&self, error: RunError, stage: JobStage) -> Failure {
         match error {
             RunError::Cancelled(_) => self.cancelled(stage),
             RunError::TimedOut(_) => self.timed_out(stage, error.to_string(), None),
             // What the user asked for cannot be had: the job's failure, not the horde's.
             RunError::Spec(_) | RunError::Image { .. } => {
-                Last::Failed(self.failure(JobFailureReason::DownloadFailed, stage, error.to_string(), None))
+                Failure::Job(Box::new(self.failure(JobFailureReason::DownloadFailed, stage, error.to_string(), None)))
             }
             error => self.horde(HordeFailureReason::GenericError, error.to_string(), stage),
         }
     }
 
-    fn volume_error(&self, error: &volumes::VolumeError, deadline: Instant) -> Last {
-        let stage = JobStage::VolumeDownload;
-        if self.cancel.is_cancelled() {
-            return self.cancelled(stage);
+    fn volume_error(&self, error: &VolumeError) -> Failure {
+        let (stage, message) = (JobStage::VolumeDownload, error.to_string());
+        if error.is_cancelled() {
+            self.cancelled(stage)
+        } else if error.is_timeout() {
+            self.timed_out(stage, message, None)
+        } else {
+            Failure::Job(Box::new(self.failure(JobFailureReason::DownloadFailed, stage, message, None)))
         }
-        let message = error.to_string();
-        if Instant::now() >= deadline {
-            return self.timed_out(stage, message, None);
-        }
-        Last::Failed(self.failure(JobFailureReason::DownloadFailed, stage, message, None))
     }
 
-    fn upload_error(&self, error: &uploads::UploadError, deadline: Instant, outcome: &RunOutcome) -> Last {
-        let stage = JobStage::ResultUpload;
-        if self.cancel.is_cancelled() {
-            return self.cancelled(stage);
+    fn upload_error(&self, error: &UploadError, outcome: &RunOutcome) -> Failure {
+        let (stage, message) = (JobStage::ResultUpload, error.to_string());
+        if error.is_cancelled() {
+            self.cancelled(stage)
+        } else if error.is_timeout() {
+            self.timed_out(stage, message, Some(outcome))
+        } else {
+            Failure::Job(Box::new(self.failure(JobFailureReason::UploadFailed, stage, message, Some(outcome))))
         }
-        let message = error.to_string();
-        if Instant::now() >= deadline {
-            return self.timed_out(stage, message, Some(outcome));
-        }
-        Last::Failed(self.failure(JobFailureReason::UploadFailed, stage, message, Some(outcome)))
     }
 }

@@ -5,6 +5,7 @@ pub mod docker;
 pub mod process;
 
 use std::io;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::output::{Captured, OUTPUT_FILE_BYTES, STDERR_FILE, STDOUT_FILE};
@@ -140,12 +141,12 @@ pub enum RunError {
         /// What docker said.
         text: String,
     },
-    /// A command of docker failed.
+    /// A command of docker, or of another tool, failed.
     #[error("cannot {doing}: {text}")]
-    Docker {
+    Tool {
         /// What was to be done.
         doing: &'static str,
-        /// What docker said.
+        /// What the tool said.
         text: String,
     },
     /// The container disappeared while it ran, so nobody knows its exit code.
@@ -256,4 +257,64 @@ fn captures(workspace: &Workspace) -> Result<child::Streams, RunError> {
 
 fn publish(workspace: &Workspace) -> Result<(), RunError> {
     workspace.publish_streams().map_err(io_error("put the job's output into its folder"))
+}
+
+/// Runs a program whose output is only looked at, and gives what it prints, trimmed; its own failure is
+/// [`RunError::Tool`] with what it says.
+pub(super) fn tool(
+    program: &str,
+    doing: &'static str,
+    args: &[&str],
+    token: &Shutdown,
+    deadline: Instant,
+) -> Result<String, RunError> {
+    let mut command = Command::new(program);
+    command.args(args);
+    let ended = child::run(&mut command, child::Streams::in_memory(), token, deadline, || {})
+        .map_err(|error| child_error(program, doing, error))?;
+    match ended.end {
+        RunEnd::Exited(0) => Ok(ended.stdout.text.trim().to_owned()),
+        RunEnd::TimedOut => Err(RunError::TimedOut(doing)),
+        RunEnd::Cancelled => Err(RunError::Cancelled(doing)),
+        _ => {
+            let text = ended.stderr.text.trim();
+            let text = if text.is_empty() { format!("{program} ended with {:?}", ended.end) } else { text.to_owned() };
+            Err(RunError::Tool { doing, text })
+        }
+    }
+}
+
+fn child_error(program: &str, doing: &'static str, error: child::ChildError) -> RunError {
+    match error {
+        child::ChildError::Spawn(source) => RunError::Start { program: program.to_owned(), source },
+        child::ChildError::Streams(source) => RunError::Io { doing, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::MinerToExecutor;
+
+    #[test]
+    fn a_request_s_fields_become_the_spec_s() {
+        let text = r#"{"message_type":"V0JobRequest","job_uuid":"u","executor_class":"always_on.test",
+            "docker_image":"ubuntu:latest","raw_script":"print(1)","docker_run_options_preset":"nvidia_all",
+            "docker_run_cmd":["python","/script.py"],"env":{"B":"2","A":"1"},"artifacts_dir":"/artifacts"}"#;
+        let Ok(MinerToExecutor::V0JobRequest(request)) = MinerToExecutor::decode(text) else { panic!("not decoded") };
+        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        let expected = RunSpec {
+            id: "token".into(),
+            image: "ubuntu:latest".into(),
+            command: vec!["python".into(), "/script.py".into()],
+            env: vec![pair("B", "2"), pair("A", "1")],
+            raw_script: Some("print(1)".into()),
+            artifacts_dir: Some("/artifacts".into()),
+            gpus: true,
+            network: None,
+            memory_bytes: None,
+            labels: vec![],
+        };
+        assert_eq!(RunSpec::from_request("token", &request), expected);
+    }
 }

@@ -132,12 +132,19 @@ impl Workspace {
             .try_for_each(|folder| chmod_tree(folder, 0o777, 0o777))
     }
 
-    /// Puts the whole streams into the output folder; what the job has left under their names is replaced.
+    /// Puts the whole streams into the output folder, which is made again if the job has removed it; what the job has left
+    /// under their names is replaced.
     ///
     /// # Errors
-    /// If the output folder is gone or is a link now.
+    /// If the output folder is a link now.
     pub(super) fn publish_streams(&self) -> io::Result<()> {
-        let output = untrusted::open_dir(&self.output())?;
+        let output = match untrusted::open_dir(&self.output()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                DirBuilder::new().mode(0o700).create(self.output())?;
+                untrusted::open_dir(&self.output())
+            }
+            opened => opened,
+        }?;
         for name in [STDOUT_FILE, STDERR_FILE] {
             let from = self.stream(name);
             if from.exists() {
@@ -265,6 +272,11 @@ mod tests {
         assert_eq!(fs::read_to_string(workspace.output().join(STDOUT_FILE)).unwrap(), "out");
         assert_eq!(fs::read_to_string(workspace.output().join(STDERR_FILE)).unwrap(), "err");
         assert_eq!(fs::read_to_string(&victim).unwrap(), "old");
+
+        fs::remove_dir_all(workspace.output()).unwrap();
+        fs::write(workspace.stream(STDOUT_FILE), "again").unwrap();
+        workspace.publish_streams().unwrap();
+        assert_eq!(fs::read_to_string(workspace.output().join(STDOUT_FILE)).unwrap(), "again");
 
         fs::remove_dir_all(workspace.output()).unwrap();
         symlink(parent.path(), workspace.output()).unwrap();

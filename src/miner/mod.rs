@@ -23,6 +23,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Sender, bounded, select};
 
 pub use config::{MinerConfig, MinerLimits};
+pub use executor_manager::{DockerBackend, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec, ProcessBackend};
 pub use router::MinerStatus;
 
 use crate::base::limits::ROLE_EVENTS;
@@ -82,7 +83,21 @@ impl fmt::Debug for Miner {
     }
 }
 
+/// Looks at a miner, also after it has stopped; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Observer(Arc<Mutex<MinerStatus>>);
+
+impl Observer {
+    /// Numbers for people, as of the last event.
+    pub fn status(&self) -> MinerStatus {
+        lock(&self.0).clone()
+    }
+}
+
 impl Miner {
+    /// The longest that [`Miner::stop`] takes with the default times, the sum of its steps.
+    pub const STOP_BUDGET: Duration = Duration::from_secs(DRAIN_TIME.as_secs() + 60);
+
     /// Starts a miner that serves validators and executors on `listener`. Blocks only to open the database.
     ///
     /// # Errors
@@ -140,6 +155,11 @@ impl Miner {
     /// Numbers for people, as of the last event.
     pub fn status(&self) -> MinerStatus {
         lock(&self.status).clone()
+    }
+
+    /// What looks at this miner; may outlive it.
+    pub fn observer(&self) -> Observer {
+        Observer(self.status.clone())
     }
 
     /// Stops: declines new jobs and waits for those that run (at most [`DRAIN_TIME`], or until the stop is cancelled); then

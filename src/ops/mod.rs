@@ -4,7 +4,7 @@
 //! * [`metrics`]: counters, gauges and histograms with Prometheus text.
 //! * [`health`]: what is up, what is not, and why.
 //! * [`status`]: the pages that every role serves.
-//! * [`date`]: calendar text for headers and answers. Pure.
+//! * [`date`]: the date of an HTTP header. Pure.
 
 pub mod date;
 pub mod health;

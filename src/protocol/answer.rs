@@ -1,14 +1,12 @@
 //! The answers of the peers to a frame that they could not read; the connection stays open after each.
 //!
-//! A validator answers a miner but never the facilitator. What is quoted of the frame is bounded (see
-//! [`MAX_ERRORS`](super::MAX_ERRORS), [`MAX_ECHO_BYTES`] and [`MAX_FRAME_ECHO_CHARS`]), so that a frame of 50 MiB does
-//! not earn an answer of that size; cut text says so at its end.
+//! A validator answers a miner but never the facilitator. What is quoted of the frame is bounded, so that a frame of
+//! 50 MiB does not earn an answer of that size: see [`MAX_ERRORS`](super::MAX_ERRORS),
+//! [`MAX_ECHO_BYTES`](super::MAX_ECHO_BYTES) and [`MAX_FRAME_ECHO_CHARS`]. Cut text says so at its end.
 
 use serde_json::Value;
 
 use super::enums::ResponseStatus;
-#[allow(unused_imports, reason = "named in the module's documentation")]
-use super::error::MAX_ECHO_BYTES;
 use super::error::{DecodeError, ErrorDetail, LocItem, cut};
 use super::executor::GenericError;
 use super::facilitator::{ErrorItem, Response};
@@ -86,4 +84,80 @@ fn loc(detail: &ErrorDetail) -> Value {
         LocItem::Index(index) => Value::from(*index),
     });
     Value::Array(steps.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::error::MAX_ERRORS;
+    use crate::protocol::{FacilitatorToValidator, MinerToValidator, ValidatorToFacilitator, ValidatorToMiner};
+
+    /// The largest frame that the Python validator takes from the facilitator.
+    const MIB: usize = 1024 * 1024;
+
+    /// The three answers to a frame, as text.
+    fn answers(frame: &str) -> [String; 3] {
+        let by_facilitator = by_facilitator(&ValidatorToFacilitator::decode(frame).unwrap_err());
+        let error = ValidatorToMiner::decode(frame).unwrap_err();
+        let to_miner = to_miner(&MinerToValidator::decode(frame).unwrap_err(), frame, "m");
+        [
+            FacilitatorToValidator::from(by_facilitator).encode(),
+            MinerToValidator::from(by_miner(&error)).encode(),
+            ValidatorToMiner::from(to_miner).encode(),
+        ]
+    }
+
+    #[test]
+    fn the_answer_to_a_huge_frame_is_small() {
+        let huge = "\u{1}".repeat(2 * MIB);
+        let escaped = "\\u0001".repeat(MIB / 2);
+        let items = "{},".repeat(MIB / 2);
+        let frames = [
+            huge.clone(),
+            format!("\"{escaped}\""),
+            format!("{{\"message_type\":\"{escaped}\"}}"),
+            format!("{{\"message_type\":[\"{escaped}\"]}}"),
+            format!("{{\"message_type\":\"V0Heartbeat\",\"{escaped}\":\"{escaped}\"}}"),
+            format!("[{items}1]"),
+            format!("{{\"message_type\":[{items}1]}}"),
+            format!("{{\"{escaped}\":1}}"),
+        ];
+        for frame in frames {
+            for answer in answers(&frame) {
+                assert!(answer.len() < MIB, "{} bytes for {:.60}", answer.len(), frame);
+                assert!(answer.contains("(cut, ") || answer.contains("..."), "{answer:.200}");
+            }
+        }
+    }
+
+    #[test]
+    fn many_errors_are_counted_but_not_all_told() {
+        let escaped = "\\u0001".repeat(200);
+        let keys: String = (0..10_000).map(|n| format!(",\"{n}\":\"{escaped:.1200}\"")).collect();
+        let frame = format!("{{\"message_type\":\"V0Heartbeat\"{keys}}}");
+        let error = ValidatorToFacilitator::decode(&frame).unwrap_err();
+        assert_eq!((error.errors.len(), error.total), (MAX_ERRORS, 10_000));
+        assert!(error.to_string().ends_with("; and 9950 more"), "{error}");
+        let answer = FacilitatorToValidator::from(by_facilitator(&error)).encode();
+        assert!(answer.len() < MIB, "{} bytes", answer.len());
+    }
+
+    #[test]
+    fn deep_nesting_is_an_error_like_any_other() {
+        let frame = "[".repeat(100_000);
+        let error = ValidatorToFacilitator::decode(&frame).unwrap_err();
+        assert_eq!(error.errors[0].kind, "json_invalid");
+        assert!(error.errors[0].msg.contains("recursion limit"), "{error}");
+    }
+
+    #[test]
+    fn a_long_input_is_shown_by_its_ends_as_python_shows_it() {
+        let frame =
+            r#"{"message_type":"V0JobRequest","a'b":["ż\n",1.5,null,true,{}],"z":"it's \"\u00ad\ufeff\ud83d\ude80"}"#;
+        let error = ValidatorToMiner::decode(frame).unwrap_err();
+        let shown = &error.errors[0].input_repr;
+        assert_eq!(shown, r#"{'message_type': 'V0JobRe...'it\'s "\xad\ufeff🚀'}"#);
+        let error = ValidatorToMiner::decode(r#"["it's", 1e-7, -0.0]"#).unwrap_err();
+        assert_eq!(error.errors[0].input_repr, r#"["it's", 1e-07, -0.0]"#);
+    }
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jiter::JsonValue;
-use speedate::{DateTimeConfig, TimeConfig, TimestampUnit};
+use speedate::{DateTimeConfig, MicrosecondsPrecisionOverflowBehavior, TimeConfig, TimestampUnit};
 
 use super::error::{Errors, Fault};
 use super::json::Writer;
@@ -62,7 +62,7 @@ impl FromStr for DateTime {
 
     fn from_str(text: &str) -> Result<Self, ParseDateTimeError> {
         let error = |why: &str| ParseDateTimeError { text: text.to_owned(), why: why.to_owned() };
-        match speedate::DateTime::parse_str_rfc3339(text) {
+        match speedate::DateTime::parse_bytes_rfc3339_with_config(text.as_bytes(), &TIME_CONFIG) {
             Ok(time) if time.time.tz_offset.is_some() => Ok(DateTime(time)),
             Ok(_) => Err(error("the offset is missing")),
             Err(why) => Err(error(&reason(&why))),
@@ -76,9 +76,14 @@ impl fmt::Display for DateTime {
     }
 }
 
-/// A bare number counts in UTC, and digits beyond a microsecond are dropped.
+/// Digits beyond a microsecond are dropped, and a bare number counts in UTC.
+const TIME_CONFIG: TimeConfig = TimeConfig {
+    microseconds_precision_overflow_behavior: MicrosecondsPrecisionOverflowBehavior::Truncate,
+    unix_timestamp_offset: Some(0),
+};
+
 fn config(timestamp_unit: TimestampUnit) -> DateTimeConfig {
-    let time_config = TimeConfig { unix_timestamp_offset: Some(0), ..TimeConfig::default() };
+    let time_config = TIME_CONFIG;
     DateTimeConfig { timestamp_unit, time_config }
 }
 
@@ -131,4 +136,41 @@ fn fault(kind: &'static str, msg: &str, why: &speedate::ParseError) -> Fault {
 /// The parser names its errors in snake case.
 fn reason(why: &speedate::ParseError) -> String {
     why.to_string().replace('_', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn texts_are_written_in_the_layout_of_pydantic() {
+        let rows = [
+            ("2025-01-02T03:04:05+00:00", "2025-01-02T03:04:05Z"),
+            ("2025-01-02t03:04:05.12z", "2025-01-02T03:04:05.120000Z"),
+            ("2025-06-07T08:09:10.120000+05:30", "2025-06-07T08:09:10.120000+05:30"),
+            ("2025-01-02 03:04:05-0330", "2025-01-02T03:04:05-03:30"),
+        ];
+        for (text, written) in rows {
+            assert_eq!(text.parse::<DateTime>().unwrap().to_string(), written);
+        }
+        for text in ["", "x", "2025-01-02", "2025-01-02T03:04:05", "2025-02-30T00:00:00Z"] {
+            assert!(text.parse::<DateTime>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn instants_count_from_1970_in_utc() {
+        let micros = 1_735_787_045_123_456;
+        let time = DateTime::from_unix_micros(micros);
+        assert_eq!((time.to_string().as_str(), time.year()), ("2025-01-02T03:04:05.123456Z", 2025));
+        assert_eq!(time.unix_micros(), micros);
+        let abroad: DateTime = "2025-01-02T08:34:05.123456+05:30".parse().unwrap();
+        assert_eq!(abroad.unix_micros(), micros);
+        assert_eq!(DateTime::from(UNIX_EPOCH + Duration::from_micros(micros as u64)), time);
+        assert_eq!(DateTime::from(UNIX_EPOCH - Duration::from_secs(1)).to_string(), "1970-01-01T00:00:00Z");
+        let late = "9999-12-31T23:59:59.999999Z";
+        assert_eq!(DateTime::from_unix_micros(i64::MAX).to_string(), late);
+    }
 }

@@ -19,8 +19,8 @@ pub const MAX_ERRORS: usize = 50;
 /// Python validator accepts as a frame, even where every byte is escaped as six.
 pub const MAX_ECHO_BYTES: usize = 1024;
 
-/// How many characters of a key, a tag or a value are quoted inside the sentence of an error.
-const MAX_QUOTE_CHARS: usize = 256;
+/// How much of a key, a tag or a value is quoted inside the sentence of an error, in characters or, of a repr, in bytes.
+pub(super) const MAX_QUOTE: usize = 256;
 
 /// One step of the way from the frame to what was wrong in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +72,7 @@ pub struct ErrorDetail {
     pub input: Value,
     /// What the sentence is made of.
     pub ctx: JsonMap,
-    /// The input as Python would show it, in at most 52 characters.
+    /// The input as Python would show it, in at most 52 bytes.
     pub(super) input_repr: String,
     /// The Python type of the input.
     pub(super) input_type: &'static str,
@@ -217,7 +217,7 @@ pub(super) fn invalid_json(text: &str, error: &jiter::JsonError, expected: Strin
 
 /// The text, cut to what a sentence may quote.
 pub(super) fn quote(text: &str) -> Cow<'_, str> {
-    cut(text, MAX_QUOTE_CHARS)
+    cut(text, MAX_QUOTE)
 }
 
 /// The text, cut after `chars` characters with a remark that says so.
@@ -237,7 +237,7 @@ fn echo(input: &JsonValue<'_>) -> Value {
     if fits(input, &mut budget) {
         to_value(input)
     } else {
-        Value::String(format!("{}… (cut, too long to quote)", repr::head(input, MAX_ECHO_BYTES / 4)))
+        Value::String(format!("{}… (cut, too long to quote)", repr::head(input, MAX_ECHO_BYTES)))
     }
 }
 

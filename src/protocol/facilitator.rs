@@ -386,6 +386,18 @@ message! {
     }
 }
 
+impl JobStatusMetadata {
+    /// Reads the JSON text that [`JobStatusMetadata::encode`] writes, as it is kept apart from its status.
+    pub fn decode(text: &str) -> Result<Self, DecodeError> {
+        decode_frame(text, || "JobStatusMetadata".to_owned())
+    }
+
+    /// The JSON text as it stands in a status update.
+    pub fn encode(&self) -> String {
+        encode_compact(self)
+    }
+}
+
 message! {
     /// What a job gave.
     Allow struct JobResultDetails {

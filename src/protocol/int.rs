@@ -126,3 +126,45 @@ impl fmt::Debug for Int {
         fmt::Display::fmt(self, f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_of_any_size_keep_their_value() {
+        let rows = [
+            ("0", "0"),
+            ("-000", "0"),
+            ("+5", "5"),
+            ("9223372036854775807", "9223372036854775807"),
+            ("-9223372036854775808", "-9223372036854775808"),
+            ("00000000000000000000000000009223372036854775807", "9223372036854775807"),
+            ("+9223372036854775808", "9223372036854775808"),
+            ("-0018446744073709551617", "-18446744073709551617"),
+        ];
+        for (text, canonical) in rows {
+            let int: Int = text.parse().unwrap();
+            assert_eq!((int.to_string(), format!("{int:?}")), (canonical.into(), canonical.into()));
+            assert_eq!(int, canonical.parse::<Int>().unwrap(), "{text}");
+        }
+        for text in ["", "-", "+", "1.0", "1_0", " 1", "--1", "0x1", "١"] {
+            assert!(text.parse::<Int>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_the_nearest_or_nothing() {
+        let big: Int = "18446744073709551616".parse().unwrap();
+        let low: Int = "-9223372036854775809".parse().unwrap();
+        assert_eq!((big.as_i64(), big.as_u64(), big.saturating_i64()), (None, None, i64::MAX));
+        assert_eq!((low.as_i64(), low.as_u64(), low.saturating_i64()), (None, None, i64::MIN));
+        let most = Int::from(u64::MAX);
+        assert_eq!((most.as_i64(), most.as_u64()), (None, Some(u64::MAX)));
+        assert_eq!(low.saturating_seconds(), Duration::ZERO);
+        assert_eq!(Int::from(30).saturating_seconds(), Duration::from_secs(30));
+        assert_eq!(big.saturating_seconds(), Duration::from_secs(i64::MAX as u64));
+        assert_eq!(Int::from(u32::MAX), i64::from(u32::MAX));
+        assert_ne!(big, 5);
+    }
+}

@@ -175,7 +175,8 @@ fn receipt_time(value: &JsonValue<'_>, errors: &mut Errors) -> Option<DateTime> 
         return Some(time);
     }
     let (first, end) = (RECEIPT_YEARS.start, RECEIPT_YEARS.end);
-    let why = format!("Timestamp year must be within [{first}, {end}), got {time}");
+    let shown = time.to_string().replace('Z', "+00:00");
+    let why = format!("Timestamp year must be within [{first}, {end}), got {shown}");
     errors.fail(Fault::value(why), value)
 }
 

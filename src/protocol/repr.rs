@@ -6,7 +6,7 @@ use jiter::JsonValue;
 
 use super::json::push_float;
 
-/// pydantic shows at most this many characters of an input…
+/// pydantic shows at most this many bytes of an input…
 const SHOWN: usize = 50;
 /// …and of a longer one this many from its beginning…
 const SHOWN_HEAD: usize = 25;
@@ -28,25 +28,28 @@ pub(super) fn type_name(value: &JsonValue<'_>) -> &'static str {
 
 /// The repr, with its middle left out if it is long.
 pub(super) fn shortened(value: &JsonValue<'_>) -> String {
-    let head = head(value, SHOWN + 1);
-    if head.chars().count() <= SHOWN {
-        return head;
+    let mut whole = String::new();
+    push(&mut whole, value, SHOWN);
+    if whole.len() <= SHOWN {
+        return whole;
     }
-    let head: String = head.chars().take(SHOWN_HEAD).collect();
     let tail = tail(value, SHOWN_TAIL);
-    let skip = tail.chars().count().saturating_sub(SHOWN_TAIL);
-    format!("{head}...{}", tail.chars().skip(skip).collect::<String>())
+    let start = (tail.len() - SHOWN_TAIL..).find(|at| tail.is_char_boundary(*at));
+    let start = start.expect("the end of a text is a boundary");
+    format!("{}...{}", &whole[..boundary_before(&whole, SHOWN_HEAD)], &tail[start..])
 }
 
-/// The first `chars` characters of the repr, or all of it if it is shorter.
-pub(super) fn head(value: &JsonValue<'_>, chars: usize) -> String {
+/// The first `bytes` bytes of the repr, less a character that would be cut; all of it if it is shorter.
+pub(super) fn head(value: &JsonValue<'_>, bytes: usize) -> String {
     let mut out = String::new();
-    // A character takes at most four bytes, so this many bytes hold enough of them.
-    push(&mut out, value, chars * 4);
-    match out.char_indices().nth(chars) {
-        Some((end, _)) => out[..end].to_owned(),
-        None => out,
-    }
+    push(&mut out, value, bytes);
+    out.truncate(boundary_before(&out, bytes));
+    out
+}
+
+fn boundary_before(text: &str, at: usize) -> usize {
+    let last = (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    last.expect("the beginning of a text is a boundary")
 }
 
 /// The repr of a string.
@@ -108,8 +111,8 @@ fn push_str(out: &mut String, text: &str, limit: usize) {
     out.push(quote);
 }
 
-/// At least the last `chars` characters of the repr, or all of it; walks backwards from the end.
-fn tail(value: &JsonValue<'_>, chars: usize) -> String {
+/// At least the last `bytes` bytes of the repr, or all of it; walks backwards from the end.
+fn tail(value: &JsonValue<'_>, bytes: usize) -> String {
     let (open, close, parts): (_, _, Box<dyn Iterator<Item = String> + '_>) = match value {
         JsonValue::Str(text) => {
             let quote = quote_of(text);
@@ -122,27 +125,27 @@ fn tail(value: &JsonValue<'_>, chars: usize) -> String {
         }
         JsonValue::Array(items) => {
             let parts = items.iter().enumerate().rev();
-            ('[', ']', Box::new(parts.map(move |(n, item)| separator(n) + &tail(item, chars))))
+            ('[', ']', Box::new(parts.map(move |(n, item)| separator(n) + &tail(item, bytes))))
         }
         JsonValue::Object(entries) => {
             let parts = entries.iter().enumerate().rev().map(move |(n, (key, item))| {
                 let key = JsonValue::Str(key.as_ref().into());
-                format!("{}{}: {}", separator(n), tail(&key, chars), tail(item, chars))
+                format!("{}{}: {}", separator(n), tail(&key, bytes), tail(item, bytes))
             });
             ('{', '}', Box::new(parts))
         }
-        _ => return head(value, usize::MAX / 4),
+        _ => return head(value, usize::MAX),
     };
     let mut backwards = vec![close.to_string()];
     let mut length = 1;
     for part in parts {
-        length += part.chars().count();
+        length += part.len();
         backwards.push(part);
-        if length >= chars {
+        if length >= bytes {
             break;
         }
     }
-    if length < chars {
+    if length < bytes {
         backwards.push(open.to_string());
     }
     backwards.reverse();

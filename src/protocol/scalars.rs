@@ -8,7 +8,7 @@ use super::enums::ExecutorClass;
 use super::error::{Errors, Fault, LocItem};
 use super::int::Int;
 use super::json::{JsonMap, Writer, to_map, to_value};
-use super::schema::{Wire, dict};
+use super::schema::Wire;
 
 /// Text by text, in the order of the message: the order of `env` is part of what a job request signs.
 pub type StrMap = IndexMap<String, String>;
@@ -34,20 +34,23 @@ impl Wire for String {
 
 impl Wire for bool {
     fn decode(value: &JsonValue<'_>, errors: &mut Errors) -> Option<Self> {
-        let unreadable = || Fault::new("bool_parsing", "Input should be a valid boolean, unable to interpret input");
-        match value {
-            JsonValue::Bool(flag) => Some(*flag),
-            JsonValue::Int(0) => Some(false),
-            JsonValue::Int(1) => Some(true),
-            JsonValue::Int(_) => errors.fail(unreadable(), value),
-            JsonValue::Float(0.0) => Some(false),
-            JsonValue::Float(1.0) => Some(true),
-            JsonValue::Str(text) => match text.to_ascii_lowercase().as_str() {
-                "1" | "on" | "t" | "true" | "y" | "yes" => Some(true),
-                "0" | "off" | "f" | "false" | "n" | "no" => Some(false),
-                _ => errors.fail(unreadable(), value),
-            },
-            _ => errors.fail(Fault::new("bool_type", "Input should be a valid boolean"), value),
+        let text = match value {
+            JsonValue::Bool(flag) => return Some(*flag),
+            JsonValue::Str(text) => text.to_ascii_lowercase(),
+            JsonValue::Int(int) => int.to_string(),
+            JsonValue::Float(float) => int_from_float(*float).map_or(String::new(), |int| int.to_string()),
+            _ => String::new(),
+        };
+        match text.as_str() {
+            "1" | "on" | "t" | "true" | "y" | "yes" => Some(true),
+            "0" | "off" | "f" | "false" | "n" | "no" => Some(false),
+            "" if !matches!(value, JsonValue::Str(_)) => {
+                errors.fail(Fault::new("bool_type", "Input should be a valid boolean"), value)
+            }
+            _ => {
+                let msg = "Input should be a valid boolean, unable to interpret input";
+                errors.fail(Fault::new("bool_parsing", msg), value)
+            }
         }
     }
 
@@ -183,16 +186,29 @@ pub(super) fn list_of<T>(
     (list.len() == items.len()).then_some(list)
 }
 
+/// Reads a dict. Of a repeated key every value must be right, the first place counts and the last value, as in Python.
+fn dict_of<K: std::hash::Hash + Eq, V>(
+    value: &JsonValue<'_>,
+    read: fn(&str, &JsonValue<'_>, &mut Errors) -> Option<(K, V)>,
+    errors: &mut Errors,
+) -> Option<IndexMap<K, V>> {
+    let JsonValue::Object(entries) = value else {
+        return errors.fail(Fault::new("dict_type", "Input should be an object"), value);
+    };
+    let before = errors.mark();
+    let mut map = IndexMap::with_capacity(entries.len());
+    for (key, item) in entries.iter() {
+        map.extend(errors.at(LocItem::from_input(key), |errors| read(key, item, errors)));
+    }
+    (errors.mark() == before).then_some(map)
+}
+
 impl Wire for StrMap {
     fn decode(value: &JsonValue<'_>, errors: &mut Errors) -> Option<Self> {
-        let entries = dict(value, errors)?;
-        let count = entries.len();
-        let mut map = StrMap::with_capacity(count);
-        for (key, item) in entries {
-            let text = errors.at(LocItem::from_input(key), |errors| String::decode(item, errors));
-            map.extend(text.map(|text| (key.to_owned(), text)));
-        }
-        (map.len() == count).then_some(map)
+        let read = |key: &str, item: &JsonValue<'_>, errors: &mut Errors| {
+            Some((key.to_owned(), String::decode(item, errors)?))
+        };
+        dict_of(value, read, errors)
     }
 
     fn encode(&self, out: &mut Writer) {
@@ -207,20 +223,14 @@ impl Wire for StrMap {
 
 impl Wire for Manifest {
     fn decode(value: &JsonValue<'_>, errors: &mut Errors) -> Option<Self> {
-        let entries = dict(value, errors)?;
-        let count = entries.len();
-        let mut manifest = Manifest::with_capacity(count);
-        for (key, item) in entries {
-            let entry = errors.at(LocItem::from_input(key), |errors| {
-                let name = JsonValue::Str(key.into());
-                let class = errors.at("[key]", |errors| ExecutorClass::decode(&name, errors));
-                // Both are read before either `?`, so that both errors are recorded.
-                let amount = Int::decode(item, errors);
-                Some((class?, amount?))
-            });
-            manifest.extend(entry);
-        }
-        (manifest.len() == count).then_some(manifest)
+        let read = |key: &str, item: &JsonValue<'_>, errors: &mut Errors| {
+            let name = JsonValue::Str(key.into());
+            let class = errors.at("[key]", |errors| ExecutorClass::decode(&name, errors));
+            // Both are read before either `?`, so that both errors are recorded.
+            let amount = Int::decode(item, errors);
+            Some((class?, amount?))
+        };
+        dict_of(value, read, errors)
     }
 
     fn encode(&self, out: &mut Writer) {

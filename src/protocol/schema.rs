@@ -6,10 +6,9 @@
 
 use std::borrow::Cow;
 
-use indexmap::IndexMap;
 use jiter::JsonValue;
 
-use super::error::{DecodeError, Errors, Fault, LocItem, invalid_json, quote};
+use super::error::{DecodeError, Errors, Fault, LocItem, MAX_QUOTE, invalid_json, quote};
 use super::json::{Style, Writer, unique};
 use super::repr;
 
@@ -157,7 +156,7 @@ pub(super) fn tagged<'v, 'j>(value: &'v JsonValue<'j>, by: &'static str, errors:
     };
     match lookup(entries, by) {
         Some(JsonValue::Str(tag)) => Some(Cow::Borrowed(tag)),
-        Some(other) => Some(Cow::Owned(repr::head(other, 256))),
+        Some(other) => Some(Cow::Owned(repr::head(other, MAX_QUOTE))),
         None => {
             let msg = format!("Unable to extract tag using discriminator '{by}'");
             let fault = Fault::new("union_tag_not_found", msg).with("discriminator", format!("'{by}'"));
@@ -175,17 +174,6 @@ pub(super) fn unknown_tag(tag: &str, by: &'static str, tags: &[String]) -> Fault
         .with("discriminator", format!("'{by}'"))
         .with("tag", tag.as_ref())
         .with("expected_tags", expected)
-}
-
-/// The unique entries of a dict, or the error that says the value is none.
-pub(super) fn dict<'v, 'j>(
-    value: &'v JsonValue<'j>,
-    errors: &mut Errors,
-) -> Option<IndexMap<&'v str, &'v JsonValue<'j>>> {
-    match value {
-        JsonValue::Object(entries) => Some(unique(entries)),
-        _ => errors.fail(Fault::new("dict_type", "Input should be an object"), value),
-    }
 }
 
 /// Defines a message, or a part of one, by its fields.
@@ -293,7 +281,6 @@ macro_rules! tagged_union {
 
         impl $name {
             /// The tags as Python shows them in an error.
-            #[allow(dead_code, reason = "only the unions that stand for a whole frame are named in an answer")]
             pub(super) fn shown_tags() -> Vec<String> {
                 vec![$( $crate::protocol::schema::Literal::shown(&$tag) ),*]
             }

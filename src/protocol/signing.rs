@@ -19,7 +19,7 @@ use super::enums::SignatureScope;
 use super::executor::{V0InitialJobRequest, V0JobRequest, V0StreamingJobReadyRequest};
 use super::facilitator::{Base64Bytes, Signature, SignedFields, V0AuthenticationRequest, V0JobCheated, V2JobRequest};
 use super::int::Int;
-use super::json::{Style, Writer, sort_keys, to_value};
+use super::json::{self, Style, Writer, sort_keys, to_value};
 use super::miner::ValidatorAuthForMiner;
 use super::receipt::{
     JobAcceptedReceiptPayload, JobFinishedReceiptPayload, JobStartedReceiptPayload, Receipt, ReceiptPayload,
@@ -209,8 +209,8 @@ signed_by_validator!(V0InitialJobRequest, V0JobRequest);
 /// A frame without a signature, or with one that cannot be read, is not signed by anybody. Fails only for a frame that
 /// is no JSON object.
 pub fn verify_validator_signature(frame: &str, validator: &PublicKey) -> Result<bool, SigningError> {
-    let json = |error: jiter::JsonError| SigningError::Json(error.description(frame.as_bytes()));
-    let parsed = JsonValue::parse(frame.as_bytes(), true).map_err(json)?;
+    let parsed = JsonValue::parse(frame.as_bytes(), true)
+        .map_err(|error| SigningError::Json(error.description(frame.as_bytes())))?;
     let JsonValue::Object(entries) = &parsed else {
         return Err(SigningError::Json("it is another kind of value".to_owned()));
     };
@@ -220,7 +220,7 @@ pub fn verify_validator_signature(frame: &str, validator: &PublicKey) -> Result<
     let Ok(signature) = RawSignature::from_hex(signature) else {
         return Ok(false);
     };
-    let blob = sort_keys(frame, Style::PYTHON_TIGHT, Some(VALIDATOR_SIGNATURE)).map_err(json)?;
+    let blob = json::sorted(&parsed, Style::PYTHON_TIGHT, Some(VALIDATOR_SIGNATURE));
     Ok(validator.verify_text(&blob, &signature))
 }
 

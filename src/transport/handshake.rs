@@ -19,7 +19,7 @@ use crate::base::shutdown::{Level, Shutdown};
 /// Header lines of a request or response. Python clients send about ten.
 const HEADERS: usize = 64;
 
-/// How long a server that refused keeps reading, so that unread bytes do not reset the connection under the answer.
+/// How long an end that refused keeps reading, so that unread bytes do not reset the connection under its answer or alert.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Headers that belong to the upgrade itself, so a caller must not give them.
@@ -47,8 +47,25 @@ impl Bounded<'_> {
         }
     }
 
+    /// Repeats `call` when a signal interrupted it, which the system does not do itself on a socket with a time-out.
+    fn call(
+        &self,
+        arm: impl Fn(&TcpStream, Option<Duration>) -> io::Result<()>,
+        mut call: impl FnMut(&TcpStream) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        loop {
+            arm(self.tcp, self.left()?)?;
+            match call(self.tcp) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // So the system reports a time-out of the socket.
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
+                done => return done,
+            }
+        }
+    }
+
     /// Half-closes and reads until the peer has done the same, at most for [`LINGER`].
-    pub(super) fn linger(&mut self) {
+    fn linger(&mut self) {
         self.deadline = self.deadline.min(Instant::now() + LINGER);
         // The handshake has failed already, so errors have nobody to interest; the loop ends with any of them.
         let _ = self.tcp.shutdown(Half::Write);
@@ -57,22 +74,15 @@ impl Bounded<'_> {
     }
 }
 
-/// The system reports a passed socket time-out as `WouldBlock`.
-fn timed_out(error: io::Error) -> io::Error {
-    if error.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { error }
-}
-
 impl Read for Bounded<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.tcp.set_read_timeout(self.left()?)?;
-        self.tcp.read(buf).map_err(timed_out)
+        self.call(TcpStream::set_read_timeout, |mut tcp| tcp.read(buf))
     }
 }
 
 impl Write for Bounded<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.tcp.set_write_timeout(self.left()?)?;
-        self.tcp.write(buf).map_err(timed_out)
+        self.call(TcpStream::set_write_timeout, |mut tcp| tcp.write(buf))
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -98,7 +108,12 @@ pub(super) fn bounded<T>(
             let _ = tcp.shutdown(Half::Both);
         }
     });
-    let outcome = run(&mut Bounded { tcp, deadline });
+    let mut socket = Bounded { tcp, deadline };
+    let outcome = run(&mut socket);
+    if let Err(TransportError::Refused { .. } | TransportError::Handshake { .. } | TransportError::Tls { .. }) = outcome
+    {
+        socket.linger();
+    }
     drop(registration);
     if shutdown.level() >= level {
         return Err(TransportError::Stopped);
@@ -208,8 +223,7 @@ impl From<TransportError> for Verdict {
 
 /// Reads the request, asks `route`, answers.
 ///
-/// Blocks in `stream`, whose errors end it. After a [`TransportError::Refused`] or [`TransportError::Handshake`] the peer was
-/// answered and the caller is to [`Bounded::linger`].
+/// Blocks in `stream`, whose errors end it. A peer that is refused is told why.
 pub(super) fn upgrade_as_server(
     stream: &mut (impl Read + Write),
     peer: &str,

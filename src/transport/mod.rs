@@ -22,6 +22,7 @@ use crate::base::shutdown::{Level, Shutdown};
 mod control;
 mod error;
 mod handshake;
+pub mod http;
 pub mod memory;
 mod reader;
 mod tls;
@@ -51,7 +52,8 @@ pub enum Incoming {
     Control,
     /// The answer to a ping.
     Pong,
-    /// The peer sent Close or its stream ended. After a Close, one more flush of the write half sends the answer.
+    /// The peer sent Close or its stream ended. After a Close, one more flush of the write half sends what is still to be
+    /// sent, the answer to it (unless our Close went before), and the end of our stream, for which some peers wait.
     Closed(CloseInfo),
 }
 
@@ -91,6 +93,9 @@ pub trait ReadHalf: Send {
     /// After [`Incoming::Closed`] a further call waits for the end of the stream, at most [`CLOSE_DRAIN_TIME`], and returns
     /// [`TransportError::Closed`].
     ///
+    /// With an error, and with an end that is not clean, both directions are over: a writer that is blocked is freed and
+    /// gets an error.
+    ///
     /// # Errors
     /// [`TransportError::Stopped`] after a kick. For bad input (message over the limit, protocol error, bad UTF-8) the first
     /// call returns [`Incoming::Control`], so that the writer is woken and sends the Close with the right code; the next
@@ -108,7 +113,8 @@ pub trait WriteHalf: Send {
     /// [`TransportError::Closed`] after a Close was sent, [`TransportError::Stopped`] after a kick.
     fn write(&mut self, text: Utf8Bytes) -> Result<(), TransportError>;
 
-    /// Sends waiting control frames, then all that was written, then, if the peer is owed a Close, that.
+    /// Sends waiting control frames, then all that was written, then, if the peer is owed a Close, that and the end of the
+    /// stream.
     ///
     /// # Errors
     /// As for [`WriteHalf::write`], but flushing after a Close is no error.

@@ -18,6 +18,9 @@ pub(super) trait Receive: Send {
 
     /// Reads and discards until the peer's end, at most for [`super::CLOSE_DRAIN_TIME`]. Nothing is received afterwards.
     fn drain(&mut self);
+
+    /// Ends both directions, so that the writer does not wait for a peer that is gone or has lost its right to an answer.
+    fn shut(&mut self);
 }
 
 pub(super) struct Reader<R> {
@@ -60,17 +63,17 @@ impl<R: Receive> Reader<R> {
     }
 
     fn stream_ended(&mut self) -> Result<Incoming, TransportError> {
-        self.state = State::Over;
-        if self.control.is_kicked() {
-            return Err(TransportError::Stopped);
+        self.source.shut();
+        match self.over(TransportError::Closed) {
+            TransportError::Stopped => Err(TransportError::Stopped),
+            _ => Ok(Incoming::Closed(CloseInfo::end_of_stream())),
         }
-        Ok(Incoming::Closed(CloseInfo::end_of_stream()))
     }
 
     /// After a kick everything that ends was stopped, whatever the system calls it.
-    fn over(&mut self, error: TransportError) -> Result<Incoming, TransportError> {
+    fn over(&mut self, error: TransportError) -> TransportError {
         self.state = State::Over;
-        Err(if self.control.is_kicked() { TransportError::Stopped } else { error })
+        if self.control.is_kicked() { TransportError::Stopped } else { error }
     }
 }
 
@@ -79,14 +82,16 @@ impl<R: Receive> ReadHalf for Reader<R> {
         match std::mem::replace(&mut self.state, State::Open) {
             State::Open => {}
             State::Closing => {
+                // The writer may still be sending what was queued before the answer, so it is left alone.
                 self.source.drain();
-                return self.over(TransportError::Closed);
+                return Err(self.over(TransportError::Closed));
             }
             State::Failing(error) => {
                 self.source.drain();
-                return self.over(error);
+                self.source.shut();
+                return Err(self.over(error));
             }
-            State::Over => return self.over(TransportError::Closed),
+            State::Over => return Err(self.over(TransportError::Closed)),
         }
         loop {
             return Ok(match self.source.receive() {
@@ -105,7 +110,10 @@ impl<R: Receive> ReadHalf for Reader<R> {
                     io::ErrorKind::InvalidData => self.fail(tls::io_failed(&self.peer, e)),
                     // A TLS peer that ends without saying so in TLS is no worse than one of plain TCP.
                     io::ErrorKind::UnexpectedEof => return self.stream_ended(),
-                    _ => return self.over(TransportError::Io { doing: "reading", source: e }),
+                    _ => {
+                        self.source.shut();
+                        return Err(self.over(TransportError::Io { doing: "reading", source: e }));
+                    }
                 },
                 Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake))
                 | Err(Error::ConnectionClosed | Error::AlreadyClosed) => return self.stream_ended(),

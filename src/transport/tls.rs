@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+use rustls::{ClientConfig, ClientConnection, ConnectionCommon, RootCertStore, ServerConfig, ServerConnection};
 
 use super::TransportError;
 use super::handshake::Bounded;
@@ -51,9 +51,7 @@ impl ClientTls {
             problem: "not a host name or address that a certificate can have".to_owned(),
         })?;
         let mut tls = ClientConnection::new(self.0.clone(), name).map_err(|e| failed(host, e))?;
-        while tls.is_handshaking() || tls.wants_write() {
-            tls.complete_io(socket).map_err(|e| io_failed(host, e))?;
-        }
+        shake_hands(&mut tls, host, socket)?;
         Ok(tls)
     }
 }
@@ -94,9 +92,7 @@ impl ServerTls {
     /// Shakes hands on an accepted socket; ends with the socket's deadline.
     pub(super) fn handshake(&self, peer: &str, socket: &mut Bounded<'_>) -> Result<ServerConnection, TransportError> {
         let mut tls = ServerConnection::new(self.0.clone()).map_err(|e| failed(peer, e))?;
-        while tls.is_handshaking() || tls.wants_write() {
-            tls.complete_io(socket).map_err(|e| io_failed(peer, e))?;
-        }
+        shake_hands(&mut tls, peer, socket)?;
         Ok(tls)
     }
 }
@@ -105,6 +101,17 @@ impl fmt::Debug for ServerTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ServerTls")
     }
+}
+
+fn shake_hands<D>(tls: &mut ConnectionCommon<D>, peer: &str, socket: &mut Bounded<'_>) -> Result<(), TransportError> {
+    while tls.is_handshaking() || tls.wants_write() {
+        if let Err(error) = tls.complete_io(socket) {
+            // The alert that tells the peer why; if it cannot be sent, the first error is still the one that matters.
+            while tls.wants_write() && tls.write_tls(socket).is_ok_and(|n| n > 0) {}
+            return Err(io_failed(peer, error));
+        }
+    }
+    Ok(())
 }
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tungstenite::Utf8Bytes;
 
-use super::organic;
+use super::organic::{self, JobTimes};
 use super::routing::{MinerAddress, Routing};
 use super::status::{Outcome, Reporter};
 use crate::base::backoff::BackoffConfig;
@@ -77,6 +77,8 @@ pub struct ValidatorConfig {
     pub flush_time: Duration,
     /// When to connect again.
     pub backoff: BackoffConfig,
+    /// What a miner and an executor may take beside the limits of the job.
+    pub job_times: JobTimes,
 }
 
 impl ValidatorConfig {
@@ -93,6 +95,7 @@ impl ValidatorConfig {
             drain_time: Duration::from_secs(60),
             flush_time: Duration::from_secs(10),
             backoff: BackoffConfig::default(),
+            job_times: JobTimes::default(),
         }
     }
 
@@ -210,24 +213,9 @@ impl Validator {
         Ok(Self { shared, link, backend })
     }
 
-    /// Where the link to the facilitator stands.
-    pub fn state(&self) -> LinkState {
-        self.link.handle().state()
-    }
-
-    /// Updates that the facilitator has not acknowledged.
-    pub fn unsent(&self) -> usize {
-        self.link.handle().unsent()
-    }
-
-    /// Jobs that run now.
-    pub fn running_jobs(&self) -> usize {
-        self.backend.running()
-    }
-
-    /// Breaks the link to the facilitator; it comes back by itself.
-    pub fn kick_link(&self) {
-        self.link.handle().kick();
+    /// What looks at this validator; may outlive it.
+    pub fn observer(&self) -> Observer {
+        Observer { link: self.link.handle(), backend: self.backend.clone() }
     }
 
     /// Stops in order: no new jobs, running jobs end (or are cancelled when their time is up), the last updates are
@@ -239,6 +227,35 @@ impl Validator {
         stopping.cancelled_jobs(cancelled);
         let unsent = stopping.step("validator link", shared.config.flush_time, |step| link.stop(step));
         stopping.unsent(unsent);
+    }
+}
+
+/// Looks at a validator, also after it has stopped; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Observer {
+    link: LinkHandle,
+    backend: Arc<Workers>,
+}
+
+impl Observer {
+    /// Where the link to the facilitator stands.
+    pub fn link_state(&self) -> LinkState {
+        self.link.state()
+    }
+
+    /// Updates that the facilitator has not acknowledged.
+    pub fn unsent(&self) -> usize {
+        self.link.unsent()
+    }
+
+    /// Jobs that run now.
+    pub fn running_jobs(&self) -> usize {
+        self.backend.running()
+    }
+
+    /// Breaks the link to the facilitator; it comes back by itself.
+    pub fn kick_link(&self) {
+        self.link.kick();
     }
 }
 
@@ -277,6 +294,9 @@ impl Intake {
     fn handle(&mut self, event: LinkEvent) {
         match event {
             LinkEvent::Ready { epoch } => log::info!("facilitator: authenticated ({epoch})"),
+            LinkEvent::Lost { why, .. } if self.shared.draining.load(Ordering::SeqCst) => {
+                log::debug!("facilitator: connection ended: {why}");
+            }
             LinkEvent::Lost { why, .. } => log::warn!("facilitator: connection lost: {why}"),
             LinkEvent::Failed { why, next_in, .. } => {
                 log::warn!("facilitator: {why}; next attempt in {:.1}s", next_in.as_secs_f64());

@@ -15,6 +15,7 @@ pub mod routing;
 
 mod status;
 
-pub use facilitator_client::{Dispatch, Validator, ValidatorConfig, ValidatorError};
+pub use facilitator_client::{Dispatch, Observer, Validator, ValidatorConfig, ValidatorError};
 pub use miners::{MinersFileError, load_miners};
+pub use organic::JobTimes;
 pub use routing::MinerAddress;

@@ -18,21 +18,37 @@ use crate::base::stop::Stopping;
 use crate::identity::PublicKey;
 use crate::protocol::stages::{Stage, StageClock, Timing};
 use crate::protocol::{
-    DateTime, DockerRunOptionsPreset, ExecutorTimingDetails, HordeFailureDetails, HordeFailureReason, Int,
-    JobAcceptedReceiptPayload, JobFinishedReceiptPayload, JobParticipantType, JobRejectionDetails, JobRejectionReason,
-    JobStartedReceiptPayload, JobStatus, MinerToValidator, StreamingServerDetails, V0DeclineJobRequest,
-    V0HordeFailedRequest, V0InitialJobRequest, V0JobAcceptedReceiptRequest, V0JobFinishedReceiptRequest, V0JobRequest,
-    V2JobRequest,
+    DateTime, DockerRunOptionsPreset, ExecutorClass, ExecutorTimingDetails, HordeFailureDetails, HordeFailureReason,
+    Int, JobAcceptedReceiptPayload, JobFinishedReceiptPayload, JobParticipantType, JobRejectionDetails,
+    JobRejectionReason, JobStartedReceiptPayload, JobStatus, MinerToValidator, StreamingServerDetails,
+    V0DeclineJobRequest, V0HordeFailedRequest, V0InitialJobRequest, V0JobAcceptedReceiptRequest,
+    V0JobFinishedReceiptRequest, V0JobRequest, V2JobRequest,
 };
 
-/// How long a miner may take to reserve an executor (the Python validator's default).
-pub const RESERVATION_TIME: Duration = Duration::from_secs(7);
+/// What a miner and an executor may take beside the limits that the job itself has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JobTimes {
+    /// For the connection to a miner and its answer to our authentication.
+    pub connect: Duration,
+    /// For the reservation of an executor.
+    pub reservation: Duration,
+    /// For the start of an executor, beyond the spin-up time of its class.
+    pub executor_startup: Duration,
+    /// For all stages together, beyond their limits; whole seconds, because executors are told.
+    pub leeway: Duration,
+}
 
-/// How long an executor may take to start, beyond the spin-up time of its class.
-pub const EXECUTOR_STARTUP_TIME: Duration = Duration::from_secs(5);
-
-/// What all stages together may take beyond their limits.
-pub const LEEWAY: Duration = Duration::from_secs(5);
+impl Default for JobTimes {
+    /// 15 s, 7 s, 5 s, 5 s: as the Python validator, which names no limit for the connection.
+    fn default() -> Self {
+        Self {
+            connect: DIAL_TIME,
+            reservation: Duration::from_secs(7),
+            executor_startup: Duration::from_secs(5),
+            leeway: Duration::from_secs(5),
+        }
+    }
+}
 
 /// Miners that are asked for one job before it is rejected.
 const MINERS_PER_JOB: usize = 3;
@@ -55,8 +71,7 @@ pub(super) fn run(shared: &Shared, request: V2JobRequest, reporter: Reporter, ca
         reporter.end(Outcome::rejected(JobRejectionReason::Unknown, message));
         return;
     }
-    let outcome = on_some_miner(shared, &request, &reporter, cancel);
-    reporter.end(outcome);
+    on_some_miner(shared, &request, reporter, cancel);
 }
 
 /// The outcome of a job that a stop has cut short.
@@ -64,8 +79,8 @@ pub(super) fn stopping() -> Outcome {
     Outcome::horde_failed(HordeFailureReason::GenericError, "the validator was stopped before the job had ended")
 }
 
-/// Asks one miner after the other until one takes the job.
-fn on_some_miner(shared: &Shared, request: &V2JobRequest, reporter: &Reporter, cancel: &Shutdown) -> Outcome {
+/// Asks one miner after the other until one takes the job, and reports how it ended.
+fn on_some_miner(shared: &Shared, request: &V2JobRequest, reporter: Reporter, cancel: &Shutdown) {
     let class = request.executor_class;
     let mut tried: Vec<PublicKey> = Vec::new();
     let mut last: Option<Outcome> = None;
@@ -74,21 +89,19 @@ fn on_some_miner(shared: &Shared, request: &V2JobRequest, reporter: &Reporter, c
         let miner = match miner {
             Ok(miner) => miner,
             Err(why) => {
-                return last.unwrap_or_else(|| match why {
-                    NoMiner::None => Outcome::rejected(
-                        JobRejectionReason::NoMinerForJob,
-                        format!("no miner in the miners file has executors of class {class}"),
-                    ),
-                    NoMiner::Busy => Outcome::rejected(
-                        JobRejectionReason::Busy,
-                        format!("all executors of class {class} are at work"),
-                    ),
-                });
+                reporter.end(last.unwrap_or_else(|| nobody(why, class)));
+                return;
             }
         };
         let slot = Slot { shared, hotkey: miner.hotkey, request };
-        match Job::new(shared, request, reporter, &miner, cancel).run() {
-            Attempt::Ended(outcome) => return outcome,
+        let (attempt, client) = Job::new(shared, request, &reporter, &miner, cancel).run();
+        match attempt {
+            Attempt::Ended(outcome) => {
+                // Before the report, so that whoever hears of the end finds the executor free.
+                drop(slot);
+                reporter.end(outcome);
+                return close(client, request, cancel);
+            }
             Attempt::NotTaken(outcome) => {
                 log::info!("job {}: miner {} did not take it", request.uuid, miner.hotkey);
                 lock(&shared.routing).cool_down(&miner.hotkey, Instant::now());
@@ -96,15 +109,33 @@ fn on_some_miner(shared: &Shared, request: &V2JobRequest, reporter: &Reporter, c
             }
             Attempt::NoSuchClass => {}
         }
+        close(client, request, cancel);
         drop(slot);
         tried.push(miner.hotkey);
     }
-    last.unwrap_or_else(|| {
-        Outcome::rejected(
+    reporter.end(last.unwrap_or_else(|| nobody(NoMiner::None, class)));
+}
+
+fn nobody(why: NoMiner, class: ExecutorClass) -> Outcome {
+    match why {
+        NoMiner::None => Outcome::rejected(
             JobRejectionReason::NoMinerForJob,
-            format!("{MINERS_PER_JOB} miners were asked, none has executors of class {class}"),
-        )
-    })
+            format!("no miner that can be asked has executors of class {class}"),
+        ),
+        NoMiner::Busy => {
+            Outcome::rejected(JobRejectionReason::Busy, format!("all executors of class {class} are at work"))
+        }
+    }
+}
+
+/// Sends what is left for the miner and ends the link; a miner that does not close in time is not the job's trouble.
+fn close(client: MinerClient, request: &V2JobRequest, cancel: &Shutdown) {
+    let mut stopping = Stopping::new(cancel);
+    stopping.step("miner link", CLOSE_TIME, |step| client.stop(step));
+    let report = stopping.finish();
+    if !report.is_clean() {
+        log::warn!("job {}: the link to its miner: {report}", request.uuid);
+    }
 }
 
 /// A job counts against its miner until this is dropped, also by a panic.
@@ -149,7 +180,7 @@ struct Job<'a> {
     deadline: Instant,
     stages: Option<StageClock>,
     started: SystemTime,
-    accepted_at: Option<Instant>,
+    asked_at: Instant,
     last_trouble: Option<String>,
 }
 
@@ -180,15 +211,15 @@ impl<'a> Job<'a> {
             cancel,
             client,
             phase: Phase::Connecting,
-            deadline: Instant::now() + DIAL_TIME,
+            deadline: Instant::now() + shared.config.job_times.connect,
             stages: None,
             started: SystemTime::now(),
-            accepted_at: None,
+            asked_at: Instant::now(),
             last_trouble: None,
         }
     }
 
-    fn run(mut self) -> Attempt {
+    fn run(mut self) -> (Attempt, MinerClient) {
         let attempt = loop {
             let step = match self.client.next(self.deadline, self.cancel) {
                 Ok(event) => self.event(event),
@@ -199,17 +230,10 @@ impl<'a> Job<'a> {
                 break attempt;
             }
         };
-        if self.accepted_at.is_some() {
+        if self.phase != Phase::Connecting {
             self.send_finished_receipt(matches!(&attempt, Attempt::Ended(Outcome::Completed(_))));
         }
-        // A miner that does not close in time is not the job's trouble: its outcome is known.
-        let mut stopping = Stopping::new(self.cancel);
-        stopping.step("miner link", CLOSE_TIME, |step| self.client.stop(step));
-        let report = stopping.finish();
-        if !report.is_clean() {
-            log::warn!("job {}: link to miner {}: {report}", self.request.uuid, self.miner.hotkey);
-        }
-        attempt
+        (attempt, self.client)
     }
 
     fn event(&mut self, event: MinerEvent) -> Step {
@@ -317,7 +341,8 @@ impl<'a> Job<'a> {
     fn ask(&mut self) -> Step {
         if self.phase == Phase::Connecting {
             self.phase = Phase::Reserving;
-            self.deadline = Instant::now() + RESERVATION_TIME;
+            self.asked_at = Instant::now();
+            self.deadline = Instant::now() + self.shared.config.job_times.reservation;
         }
         let request = initial_request(self.shared, self.request, self.miner, self.started);
         self.send(request)
@@ -326,9 +351,9 @@ impl<'a> Job<'a> {
     fn accepted(&mut self) -> Step {
         self.reporter.step(JobStatus::Accepted);
         lock(&self.shared.ran).add(self.request.uuid.clone(), self.miner.hotkey);
-        self.accepted_at = Some(Instant::now());
         self.phase = Phase::Starting;
-        self.deadline = Instant::now() + self.request.executor_class.spin_up_time() + EXECUTOR_STARTUP_TIME;
+        let startup = self.shared.config.job_times.executor_startup;
+        self.deadline = Instant::now() + self.request.executor_class.spin_up_time() + startup;
         let now = DateTime::from(SystemTime::now());
         let payload = JobAcceptedReceiptPayload {
             job_uuid: self.request.uuid.clone(),
@@ -336,7 +361,7 @@ impl<'a> Job<'a> {
             validator_hotkey: self.shared.config.key.ss58(),
             timestamp: now,
             time_accepted: now,
-            ttl: total_seconds(self.request),
+            ttl: total_seconds(self.shared, self.request),
         };
         let signature = payload.sign(&self.shared.config.key);
         self.send(V0JobAcceptedReceiptRequest { payload, signature })
@@ -344,7 +369,7 @@ impl<'a> Job<'a> {
 
     fn executor_ready(&mut self) -> Step {
         self.reporter.step(JobStatus::ExecutorReady);
-        self.stages = Some(StageClock::new(Timing::from(&timing(self.request)), Instant::now()));
+        self.stages = Some(StageClock::new(Timing::from(&timing(self.shared, self.request)), Instant::now()));
         let step = self.begin(Stage::Download);
         if step.is_break() {
             return step;
@@ -367,14 +392,13 @@ impl<'a> Job<'a> {
     }
 
     fn send_finished_receipt(&self, completed: bool) {
-        let started = self.accepted_at.expect("sent only for accepted jobs");
         let payload = JobFinishedReceiptPayload {
             job_uuid: self.request.uuid.clone(),
             miner_hotkey: self.miner.hotkey.to_ss58(),
             validator_hotkey: self.shared.config.key.ss58(),
             timestamp: DateTime::from(SystemTime::now()),
             time_started: DateTime::from(self.started),
-            time_took_us: i64::try_from(started.elapsed().as_micros()).unwrap_or(i64::MAX),
+            time_took_us: i64::try_from(self.asked_at.elapsed().as_micros()).unwrap_or(i64::MAX),
             score_str: if completed { "1.000000" } else { "0.000000" }.to_owned(),
             block_numbers: Vec::new(),
         };
@@ -424,9 +448,9 @@ fn details(failed: V0HordeFailedRequest) -> HordeFailureDetails {
     }
 }
 
-fn timing(request: &V2JobRequest) -> ExecutorTimingDetails {
+fn timing(shared: &Shared, request: &V2JobRequest) -> ExecutorTimingDetails {
     ExecutorTimingDetails {
-        allowed_leeway: Int::from(LEEWAY.as_secs() as i64),
+        allowed_leeway: Int::from(leeway_seconds(shared)),
         download_time_limit: request.download_time_limit.clone(),
         execution_time_limit: request.execution_time_limit.clone(),
         upload_time_limit: request.upload_time_limit.clone(),
@@ -434,8 +458,12 @@ fn timing(request: &V2JobRequest) -> ExecutorTimingDetails {
     }
 }
 
+fn leeway_seconds(shared: &Shared) -> i64 {
+    i64::try_from(shared.config.job_times.leeway.as_secs()).unwrap_or(i64::MAX)
+}
+
 /// All limits of the job together, as whole seconds within what a receipt can say.
-fn total_seconds(request: &V2JobRequest) -> i64 {
+fn total_seconds(shared: &Shared, request: &V2JobRequest) -> i64 {
     [
         &request.download_time_limit,
         &request.execution_time_limit,
@@ -444,7 +472,7 @@ fn total_seconds(request: &V2JobRequest) -> i64 {
     ]
     .iter()
     .map(|limit| limit.saturating_i64().max(0))
-    .fold(LEEWAY.as_secs() as i64, i64::saturating_add)
+    .fold(leeway_seconds(shared), i64::saturating_add)
     .min(crate::protocol::MAX_TTL_SECONDS)
 }
 
@@ -470,12 +498,12 @@ fn initial_request(
         job_uuid: request.uuid.clone(),
         executor_class: request.executor_class,
         docker_image: Some(request.docker_image.clone()),
-        timeout_seconds: Some(Int::from(total_seconds(request))),
+        timeout_seconds: Some(Int::from(total_seconds(shared, request))),
         volume: request.volume.clone(),
         job_started_receipt_payload: payload,
         job_started_receipt_signature: signature,
         streaming_details: request.streaming_details.clone(),
-        executor_timing: Some(timing(request)),
+        executor_timing: Some(timing(shared, request)),
     };
     initial.sign(key);
     initial

@@ -32,6 +32,9 @@ const TERM_GRACE: Duration = Duration::from_millis(500);
 /// How long the pipes may take to run dry once the group is dead; longer only if a process outside the group holds them.
 const DRAIN_GRACE: Duration = Duration::from_millis(500);
 
+/// A killed process ends at once, unless the system holds it in a call that cannot be interrupted (a dead disk).
+const KILL_TIME: Duration = Duration::from_secs(10);
+
 /// Bytes read from a pipe at once: its usual capacity.
 const READ_BYTES: usize = 64 << 10;
 
@@ -106,16 +109,14 @@ pub(super) fn run(
         log::error!("process {pid:?} did not end within {KILL_TIME:?} of SIGKILL");
     }
     let status = group.reap().map_err(ChildError::Streams)?;
+    let drain_by = Instant::now() + DRAIN_GRACE;
     Ok(Ended {
         end: killed.unwrap_or_else(|| end_of(status)),
-        stdout: drained(stdout).map_err(ChildError::Streams)?,
-        stderr: drained(stderr).map_err(ChildError::Streams)?,
+        stdout: drained(stdout, drain_by).map_err(ChildError::Streams)?,
+        stderr: drained(stderr, drain_by).map_err(ChildError::Streams)?,
         took: start.elapsed(),
     })
 }
-
-/// A killed process ends at once, unless the system holds it in a call that cannot be interrupted (a dead disk).
-const KILL_TIME: Duration = Duration::from_secs(10);
 
 fn end_of(status: ExitStatus) -> RunEnd {
     match (status.code(), status.signal()) {
@@ -196,8 +197,8 @@ fn readable(from: &impl AsFd, stop: &PipeReader) -> io::Result<bool> {
     }
 }
 
-fn drained(pump: Thread<io::Result<Captured>>) -> io::Result<Captured> {
-    match pump.join_or_kick(Instant::now() + DRAIN_GRACE, KICK_GRACE) {
+fn drained(pump: Thread<io::Result<Captured>>, by: Instant) -> io::Result<Captured> {
+    match pump.join_or_kick(by, KICK_GRACE) {
         Ok(captured) => captured,
         Err(JoinError::Panicked(message)) => Err(io::Error::other(message)),
         Err(JoinError::Late(thread)) => {

@@ -6,8 +6,10 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::child::{self, ChildError, Ended, Streams};
-use super::{RunEnd, RunError, RunOutcome, RunSpec, Runner, SCRIPT_PATH, captures, io_error, publish};
+use super::child::{self, Ended};
+use super::{
+    RunEnd, RunError, RunOutcome, RunSpec, Runner, SCRIPT_PATH, captures, child_error, io_error, publish, tool,
+};
 use crate::base::shutdown::Shutdown;
 use crate::executor::workspace::Workspace;
 
@@ -21,7 +23,7 @@ pub const JOB_LABEL: &str = "phalanx.job";
 const RUN_LABEL: &str = "phalanx.run";
 
 /// How long looking at or removing a container may take once its job is over; the job's own deadline may have passed.
-const CLEANUP_TIME: Duration = Duration::from_secs(15);
+const CLEANUP_TIME: Duration = Duration::from_secs(10);
 
 /// Processes and threads in a container: far more than a job needs, far less than a fork bomb takes.
 const PIDS_MAX: &str = "4096";
@@ -69,13 +71,13 @@ impl Runner for DockerRunner {
         check_image(image)?;
         match docker("look for the image", &["image", "inspect", "--format", "{{.Id}}", image], token, deadline) {
             Ok(_) => return Ok(()),
-            Err(RunError::Docker { text, .. }) if text.to_lowercase().contains("no such image") => {}
+            Err(RunError::Tool { text, .. }) if text.to_lowercase().contains("no such image") => {}
             Err(error) => return Err(error),
         }
         log::info!("pulling image {image}");
         match docker("pull the image", &["pull", "--quiet", image], token, deadline) {
             Ok(_) => Ok(()),
-            Err(RunError::Docker { text, .. }) => Err(RunError::Image { image: image.to_owned(), text }),
+            Err(RunError::Tool { text, .. }) => Err(RunError::Image { image: image.to_owned(), text }),
             Err(error) => Err(error),
         }
     }
@@ -108,7 +110,7 @@ impl Runner for DockerRunner {
             }
         };
         let ended = child::run(&mut start, captures(workspace)?, token, deadline, kill);
-        let ended = ended.map_err(|error| child_error("start the container", error))?;
+        let ended = ended.map_err(|error| child_error("docker", "start the container", error))?;
         let end = container.end(&id, &ended);
         container.remove();
         publish(workspace)?;
@@ -235,7 +237,7 @@ impl Container {
             "created" if matches!(code, 126 | 127) => Ok(RunEnd::Exited(code)),
             "created" => {
                 let text = if error.is_empty() { ended.stderr.text.trim() } else { error };
-                Err(RunError::Docker { doing: "start the container", text: text.to_owned() })
+                Err(RunError::Tool { doing: "start the container", text: text.to_owned() })
             }
             status => Err(lost(format!("the connection to it ended while it is {status}"))),
         }
@@ -263,27 +265,7 @@ impl Drop for Container {
 
 /// Runs one docker command and gives what it prints, trimmed.
 fn docker(doing: &'static str, args: &[&str], token: &Shutdown, deadline: Instant) -> Result<String, RunError> {
-    let mut command = Command::new("docker");
-    command.args(args);
-    let ended = child::run(&mut command, Streams::in_memory(), token, deadline, || {})
-        .map_err(|error| child_error(doing, error))?;
-    match ended.end {
-        RunEnd::Exited(0) => Ok(ended.stdout.text.trim().to_owned()),
-        RunEnd::TimedOut => Err(RunError::TimedOut(doing)),
-        RunEnd::Cancelled => Err(RunError::Cancelled(doing)),
-        _ => {
-            let text = ended.stderr.text.trim();
-            let text = if text.is_empty() { format!("docker ended with {:?}", ended.end) } else { text.to_owned() };
-            Err(RunError::Docker { doing, text })
-        }
-    }
-}
-
-fn child_error(doing: &'static str, error: ChildError) -> RunError {
-    match error {
-        ChildError::Spawn(source) => RunError::Start { program: "docker".into(), source },
-        ChildError::Streams(source) => RunError::Io { doing, source },
-    }
+    tool("docker", doing, args, token, deadline)
 }
 
 #[cfg(test)]
@@ -307,6 +289,8 @@ mod tests {
             artifacts_dir: Some("/artifacts".into()),
             raw_script: Some("print(1)".into()),
             labels: vec![("owner".into(), "miner".into())],
+            network: Some("ch-abc".into()),
+            memory_bytes: Some(1 << 30),
             ..spec()
         };
         let args = args(&spec).unwrap();
@@ -314,7 +298,8 @@ mod tests {
         assert_eq!(args[end + 1..], ["ubuntu:latest", "--rm", "-v/:/host"]);
         for pair in [
             ["--name", "ch-abc-job"],
-            ["--network", "none"],
+            ["--network", "ch-abc"],
+            ["--memory", "1073741824"],
             ["--gpus", "all"],
             ["--env", "A=--privileged"],
             ["--label", "phalanx.job=abc"],
@@ -329,7 +314,9 @@ mod tests {
     #[test]
     fn a_script_without_a_command_is_run_by_python() {
         let spec = RunSpec { raw_script: Some("print(1)".into()), ..spec() };
-        assert!(args(&spec).unwrap().ends_with(&["ubuntu:latest".into(), "python".into(), "/script.py".into()]));
+        let args = args(&spec).unwrap();
+        assert!(args.ends_with(&["ubuntu:latest".into(), "python".into(), "/script.py".into()]));
+        assert!(args.join(" ").contains("--network none "), "no network unless one is named");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Every component of a path is opened from its parent's descriptor, so that a process which still runs cannot swap a
 //! folder for a link between a check and the use.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -63,26 +64,39 @@ fn walk_into(dir: OwnedFd, prefix: &Path, files_max: usize, found: &mut Vec<Path
     if prefix.components().count() > DEPTH_MAX {
         return Err(io::Error::other(format!("folders are nested more than {DEPTH_MAX} deep")));
     }
-    for entry in Dir::read_from(&dir)? {
-        let entry = entry?;
-        let name = Path::new(std::ffi::OsStr::from_bytes(entry.file_name().to_bytes()));
-        if matches!(name.as_os_str().as_bytes(), b"." | b"..") {
-            continue;
-        }
+    for name in names(&dir, usize::MAX)? {
         // Not the type that the folder's listing gives: some file systems leave it out.
-        match FileType::from_raw_mode(statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode) {
+        match FileType::from_raw_mode(statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode) {
             FileType::RegularFile if found.len() == files_max => {
                 return Err(io::Error::other(format!("there are more than {files_max} files")));
             }
             FileType::RegularFile => found.push(prefix.join(name)),
             FileType::Directory => {
-                let folder = openat(&dir, name, DIR_FLAGS, Mode::empty())?;
+                let folder = openat(&dir, &name, DIR_FLAGS, Mode::empty())?;
                 walk_into(folder, &prefix.join(name), files_max, found)?;
             }
             _ => log::debug!("{} is neither file nor folder, left out", prefix.join(name).display()),
         }
     }
     Ok(())
+}
+
+/// The names of what is in `dir`, whatever it is, sorted.
+///
+/// # Errors
+/// If there are more than `max`, or what the system says.
+pub fn names(dir: impl AsFd, max: usize) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        match entry.file_name().to_bytes() {
+            b"." | b".." => {}
+            _ if names.len() == max => return Err(io::Error::other(format!("there are more than {max} entries"))),
+            name => names.push(OsStr::from_bytes(name).to_owned()),
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 /// Moves the file `from` to `name` in `dir`, in place of whatever is there; a folder there is removed with its content.
@@ -96,7 +110,7 @@ pub(super) fn replace(from: &Path, dir: &OwnedFd, name: &str) -> io::Result<()> 
     }
 }
 
-fn remove_dir(parent: &OwnedFd, name: &std::ffi::OsStr) -> io::Result<()> {
+fn remove_dir(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
     // The descriptor's own path, so that the standard library's removal, which follows no links, starts from there.
     use std::os::fd::AsRawFd;
     let path = PathBuf::from(format!("/proc/self/fd/{}", parent.as_raw_fd())).join(name);

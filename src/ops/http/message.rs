@@ -21,7 +21,7 @@ pub struct HttpRequest {
     pub body: Vec<u8>,
     /// The client, or the proxy before it.
     pub peer: SocketAddr,
-    /// Rises when the server stops: a handler that waits must listen to it.
+    /// Rises when the server stops: a handler that waits must come to its end at drain, and at once at cancel.
     pub shutdown: Shutdown,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Owner: the [`HttpServer`]. Blocks in: `accept`; a connection's thread in `read`, in its handler, in `write`.
 //! Kick: a connection to the own listener; for a connection first the end of its reading (a request in work is still
-//! answered), then `shutdown` of its socket. Ends: [`HttpServer::stop`]; a connection also at its client's end or a deadline.
+//! answered), then the cancel of its handler and `shutdown` of its socket. Ends: [`HttpServer::stop`]; a connection also at its client's end or a deadline.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -175,14 +175,17 @@ impl Accepting {
         }
         self.count += 1;
         let stream = Arc::new(stream);
-        let socket = Arc::downgrade(&stream);
-        let kick = Kick::new("shutdown of the socket", move || {
+        // Its own, so that kicking one connection does not stop the server.
+        let stop = self.stop.child();
+        let (socket, kick_stop) = (Arc::downgrade(&stream), stop.clone());
+        let kick = Kick::new("stop signal and shutdown of the socket", move || {
+            kick_stop.cancel();
             if let Some(socket) = socket.upgrade() {
                 // An error means that it is closed already.
                 let _ = socket.shutdown(Direction::Both);
             }
         });
-        let (handler, limits, stop) = (self.handler.clone(), self.limits, self.stop.clone());
+        let (handler, limits) = (self.handler.clone(), self.limits);
         let name = format!("{}-http-{}", self.name, self.count % 100_000);
         let thread = spawn(name, kick, move || serve(stream, peer, &handler, &limits, &stop));
         connections.insert(self.count, thread);

@@ -257,6 +257,10 @@ impl Receive for Source {
         let until = Instant::now() + CLOSE_DRAIN_TIME;
         while self.end.next(Some(until)).is_some() {}
     }
+
+    fn shut(&mut self) {
+        self.end.shut(false);
+    }
 }
 
 struct Sink {

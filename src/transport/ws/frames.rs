@@ -40,6 +40,10 @@ impl Receive for Decoder {
     fn drain(&mut self) {
         self.socket.drain();
     }
+
+    fn shut(&mut self) {
+        self.socket.shut();
+    }
 }
 
 /// Collects frames in two buffers and sends them.

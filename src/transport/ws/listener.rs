@@ -25,11 +25,14 @@ pub struct WsListener {
     address: SocketAddr,
     tls: Option<ServerTls>,
     stopped: Arc<AtomicBool>,
-    kick: ListenerKick,
+    /// Its connecting to the listener wakes `accept`. Made with the listener, because a kick must work also when the process
+    /// has no descriptor left.
+    waker: Arc<RawSocket>,
 }
 
 impl WsListener {
-    /// Listens on `address` (port 0: one that is free), with TLS if it is given a certificate.
+    /// Listens on `address` (port 0: one that is free), with TLS if it is given a certificate. Blocks only if `address` is a
+    /// name that must be looked up.
     ///
     /// # Errors
     /// [`TransportError::Bind`] with what the system says.
@@ -37,22 +40,13 @@ impl WsListener {
         let open = || {
             let tcp = TcpListener::bind(&address)?;
             let bound = tcp.local_addr()?;
-            // Made now, because a kick must work also when the process has no descriptor left.
             let waker = RawSocket::new(Domain::for_address(bound), Type::STREAM, Some(Protocol::TCP))?;
             waker.set_nonblocking(true)?;
             Ok((tcp, bound, waker))
         };
         let (tcp, bound, waker) =
             open().map_err(|source| TransportError::Bind { address: format!("{address:?}"), source })?;
-        let stopped = Arc::new(AtomicBool::new(false));
-        let told = stopped.clone();
-        let kick = ListenerKick::new(move || {
-            told.store(true, Ordering::SeqCst);
-            // The only portable way to interrupt `accept`. It errs when it is already under way (non-blocking, or an
-            // earlier kick) and when the listener has gone; in neither case is there more to do.
-            let _ = waker.connect(&reachable(bound).into());
-        });
-        Ok(Self { tcp, address: bound, tls, stopped, kick })
+        Ok(Self { tcp, address: bound, tls, stopped: Arc::default(), waker: Arc::new(waker) })
     }
 
     /// Where it listens, with the port that the system chose.
@@ -93,7 +87,16 @@ impl Listener for WsListener {
     }
 
     fn kick(&self) -> ListenerKick {
-        self.kick.clone()
+        let (stopped, address) = (self.stopped.clone(), reachable(self.address).into());
+        let waker = Arc::downgrade(&self.waker);
+        ListenerKick::new(move || {
+            stopped.store(true, Ordering::SeqCst);
+            if let Some(waker) = waker.upgrade() {
+                // Connecting to itself is the only portable way to interrupt `accept`. The error says that it is under way
+                // (the socket does not block) or was done by an earlier kick.
+                let _ = waker.connect(&address);
+            }
+        })
     }
 
     fn url(&self) -> String {
@@ -125,19 +128,13 @@ impl Pending for WsPending {
         set_options(&tcp).map_err(TransportError::io("accepting"))?;
         let tcp = Arc::new(tcp);
         let (tls, request) = bounded(&tcp, &peer, deadline, shutdown, level, |socket| {
-            let (tls, request) = match tls {
-                None => (None, upgrade_as_server(socket, &peer, limits.handshake_bytes, route)),
-                Some(tls) => {
-                    let mut tls = tls.handshake(&peer, socket)?;
-                    let mut stream = rustls::Stream::new(&mut tls, socket);
-                    let request = upgrade_as_server(&mut stream, &peer, limits.handshake_bytes, route);
-                    (Some(tls.into()), request)
-                }
+            let Some(tls) = tls else {
+                return Ok((None, upgrade_as_server(socket, &peer, limits.handshake_bytes, route)?));
             };
-            if let Err(TransportError::Refused { .. } | TransportError::Handshake { .. }) = request {
-                socket.linger();
-            }
-            Ok((tls, request?))
+            let mut tls = tls.handshake(&peer, socket)?;
+            let mut stream = rustls::Stream::new(&mut tls, socket);
+            let request = upgrade_as_server(&mut stream, &peer, limits.handshake_bytes, route)?;
+            Ok((Some(tls.into()), request))
         })?;
         Ok((split(Socket::new(tcp, tls), Vec::new(), Role::Server, limits, peer), request))
     }

@@ -27,9 +27,13 @@ impl Socket {
         Self { tcp, tls: tls.map(Mutex::new), control: Arc::default() }
     }
 
-    /// Interrupts both halves. An error of `shutdown` means that the peer has gone, and then nothing blocks.
     pub(super) fn kick(&self) {
         self.control.set_kicked();
+        self.shut();
+    }
+
+    /// Interrupts both halves. An error means that the peer has gone, and then nothing blocks.
+    pub(super) fn shut(&self) {
         let _ = self.tcp.shutdown(Half::Both);
     }
 
@@ -106,11 +110,11 @@ impl Read for Inbound {
             if let Some(n) = self.open(tls, buf)? {
                 return Ok(n);
             }
-            self.start = 0;
-            self.end = (&*socket.tcp).read(&mut self.sealed)?;
-            if self.end == 0 {
+            let received = (&*socket.tcp).read(&mut self.sealed)?;
+            if received == 0 {
                 return Ok(0);
             }
+            (self.start, self.end) = (0, received);
         }
     }
 }

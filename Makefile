@@ -1,0 +1,46 @@
+# `make run` shows the program, `make test` tests it, `make check` is green at every commit.
+
+CARGO ?= cargo
+PYTHON ?= python3
+VENV := target/venv
+
+.PHONY: run test test/quick check fmt clippy doc bench soak clean-docker
+
+run:
+	$(CARGO) run --quiet --release -- demo
+
+# Everything: sets up a Python environment of its own, says what it has to skip, and why.
+# With PHALANX_TEST_REQUIRE_ALL=1 nothing may be skipped.
+test: $(VENV)/.ready
+	@tests/preflight
+	PHALANX_TEST_VENV=$(abspath $(VENV)) $(CARGO) test --locked
+
+# Without Python peers and Docker.
+test/quick:
+	$(CARGO) test --locked --lib --bins
+
+check: fmt clippy doc
+
+fmt:
+	$(CARGO) fmt --check
+
+clippy:
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+doc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+
+# The figures of the README: overhead of a no-op job, jobs per second, memory, time to stop.
+bench:
+	$(CARGO) build --quiet --release --locked
+	$(CARGO) run --quiet --release --locked --example overhead
+
+# The Python peers; a machine without Python or without an index gets an empty environment, and the tests say so.
+$(VENV)/.ready: tests/python/requirements.txt tests/python/requirements-no-deps.txt
+	@mkdir -p target
+	@if $(PYTHON) -m venv $(VENV) >target/venv.log 2>&1 \
+	  && $(VENV)/bin/pip install --quiet -r tests/python/requirements.txt >>target/venv.log 2>&1 \
+	  && $(VENV)/bin/pip install --quiet --no-deps -r tests/python/requirements-no-deps.txt >>target/venv.log 2>&1; \
+	then touch $@; \
+	elif [ -n "$$PHALANX_TEST_REQUIRE_ALL" ]; then cat target/venv.log; exit 1; \
+	else echo "SKIPPED: no Python peers, see target/venv.log"; fi

@@ -1,0 +1,155 @@
+//! All four roles in one process, on loopback, with keys of their own: what the demo runs, and a start for embedders.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::base::shutdown::{Level, Shutdown};
+use crate::base::stop::Stopping;
+use crate::base::timer::TimerHandle;
+use crate::executor::driver::{self, ExecutorConfig};
+use crate::executor::{JobEnd, RunnerKind};
+use crate::facilitator::{Facilitator, FacilitatorConfig};
+use crate::identity::{KeyPair, PublicKey};
+use crate::miner::{ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec, Miner, MinerConfig};
+use crate::protocol::ExecutorClass;
+use crate::transport::ws::{WsDialer, WsListener};
+use crate::transport::{ClientTls, Dialer};
+use crate::validator::{MinerAddress, Validator, ValidatorConfig};
+
+/// What a local network needs.
+pub struct LocalConfig {
+    /// Folder for the roles' databases.
+    pub state_dir: PathBuf,
+    /// Executors of the one miner, all of class `always_on.test`.
+    pub executors: u32,
+    /// Where executors run.
+    pub backend: Arc<dyn ExecutorBackend>,
+}
+
+/// A facilitator, a validator and a miner; executors come with the jobs.
+#[derive(Debug)]
+pub struct LocalNetwork {
+    facilitator: Facilitator,
+    validator: Validator,
+    miner: Miner,
+    user: KeyPair,
+    target: PublicKey,
+}
+
+impl LocalNetwork {
+    /// The longest that [`LocalNetwork::stop`] takes, the sum of its steps.
+    pub const STOP_BUDGET: Duration =
+        Duration::from_secs(70 + Miner::STOP_BUDGET.as_secs() + Facilitator::STOP_BUDGET.as_secs());
+
+    /// Starts facilitator, miner and validator on ports that the system chooses. Blocks on the disk only; jobs may be
+    /// submitted at once, and wait until the validator has connected.
+    ///
+    /// # Errors
+    /// What a role says, in one line; then nothing is left running.
+    pub fn start(config: LocalConfig, timer: &TimerHandle) -> Result<Self, String> {
+        let LocalConfig { state_dir, executors, backend } = config;
+        let key = || KeyPair::generate().0;
+        let (user, validator_key, miner_key) = (key(), key(), key());
+        let target = validator_key.public();
+        let listen = || WsListener::bind("127.0.0.1:0", None).map_err(|e| e.to_string());
+
+        let http = TcpListener::bind("127.0.0.1:0").map_err(|e| format!("cannot listen on 127.0.0.1: {e}"))?;
+        let facilitator = FacilitatorConfig {
+            validators: vec![target],
+            users: vec![user.public()],
+            ..FacilitatorConfig::new(state_dir.join("facilitator"))
+        };
+        let facilitator =
+            Facilitator::start(facilitator, Box::new(listen()?), http, timer.clone()).map_err(|e| e.to_string())?;
+
+        let listener = listen()?;
+        let miner_address = listener.local_addr();
+        let miner = MinerConfig {
+            validators: vec![target],
+            executors: vec![(ExecutorClass::AlwaysOnTest, executors)],
+            ..MinerConfig::new(miner_key.clone(), state_dir.join("miner"), backend)
+        };
+        let miner = Miner::start(miner, Box::new(listener), timer.clone()).map_err(|e| e.to_string())?;
+
+        let miners = vec![MinerAddress {
+            hotkey: miner_key.public(),
+            address: miner_address.ip().to_string(),
+            port: miner_address.port(),
+            trusted: true,
+        }];
+        let validator = ValidatorConfig {
+            trusted_signers: vec![user.public()],
+            ..ValidatorConfig::new(format!("{}/ws/v0/", facilitator.ws_url()), validator_key, miners)
+        };
+        let dialer = Arc::new(WsDialer::new(ClientTls::default()));
+        let validator = Validator::start(validator, dialer, timer.clone()).map_err(|e| e.to_string())?;
+        Ok(Self { facilitator, validator, miner, user, target })
+    }
+
+    /// Where users submit jobs.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.facilitator.http_addr()
+    }
+
+    /// Who may submit jobs.
+    pub fn user(&self) -> &KeyPair {
+        &self.user
+    }
+
+    /// The validator, which jobs are for.
+    pub fn target(&self) -> PublicKey {
+        self.target
+    }
+
+    /// Stops in the order of the work: the validator ends its jobs on the miner and reports them, then the miner ends its
+    /// executors, then the facilitator.
+    pub fn stop(self, stopping: &mut Stopping) {
+        let Self { facilitator, validator, miner, .. } = self;
+        validator.stop(stopping);
+        miner.stop(stopping);
+        facilitator.stop(stopping);
+    }
+}
+
+/// Executors as threads of this process instead of processes of their own: for embedders and tests.
+pub struct ThreadBackend {
+    runner: RunnerKind,
+    dialer: Arc<dyn Dialer>,
+    timer: TimerHandle,
+}
+
+impl ThreadBackend {
+    /// A back end whose executors dial by TCP and run their jobs' commands with `runner`.
+    pub fn new(runner: RunnerKind, timer: TimerHandle) -> Self {
+        Self { runner, dialer: Arc::new(WsDialer::new(ClientTls::default())), timer }
+    }
+}
+
+impl ExecutorBackend for ThreadBackend {
+    fn run(&self, spec: &ExecutorSpec, stop: &Shutdown) -> Result<ExecutorExit, ExecutorError> {
+        let config = ExecutorConfig {
+            startup_time_limit: spec.startup_time_limit,
+            runner: self.runner,
+            ..ExecutorConfig::new(&spec.miner_address, &spec.token)
+        };
+        // Whoever tells an executor to end wants its job ended, and reported.
+        let shutdown = stop.child();
+        let cancel = shutdown.clone();
+        let _at_once = stop.on(Level::Drain, move || cancel.cancel());
+        match driver::run(config, self.dialer.clone(), self.timer.clone(), &shutdown) {
+            Ok(report) if report.end == JobEnd::HordeFailed => Ok(ExecutorExit::Code(1)),
+            Ok(_) => Ok(ExecutorExit::Code(0)),
+            Err(error) => Err(ExecutorError::Other(error.to_string())),
+        }
+    }
+}
+
+/// A folder for a run that leaves nothing behind: removed when dropped.
+///
+/// # Errors
+/// What the system says, in one line.
+pub fn scratch_dir() -> Result<tempfile::TempDir, String> {
+    tempfile::Builder::new().prefix("phalanx-").tempdir().map_err(|e| format!("cannot make a temporary folder: {e}"))
+}

@@ -1,0 +1,218 @@
+//! `phalanx demo`: all four roles on loopback, real jobs through real sockets, and a table of what became of them.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::jobfile::{self, JobSpec};
+use super::submit::{self, Plan};
+use crate::app::local::{LocalConfig, LocalNetwork, scratch_dir};
+use crate::app::{exit, supervise};
+use crate::base::shutdown::{Level, Shutdown};
+use crate::executor::RunnerKind;
+use crate::executor::runner::docker;
+use crate::miner::ProcessBackend;
+
+/// The jobs of `examples/jobs`, which the binary carries with it.
+const JOBS: [(&str, &str); 5] = [
+    ("word-count", include_str!("../../examples/jobs/word-count.json")),
+    ("sha256", include_str!("../../examples/jobs/sha256.json")),
+    ("artifacts", include_str!("../../examples/jobs/artifacts.json")),
+    ("big-output", include_str!("../../examples/jobs/big-output.json")),
+    ("environment", include_str!("../../examples/jobs/environment.json")),
+];
+
+/// Executors of the demo's miner: as many jobs run at a time, the others wait for their turn at the validator's door.
+const EXECUTORS: u32 = 4;
+
+/// How long an engine may take to say that it is there, or to import an image of two megabytes.
+const DOCKER_TIME: Duration = Duration::from_secs(20);
+
+/// The image of the demo's jobs in containers, made here, never pulled.
+const IMAGE: &str = "phalanx-demo:busybox";
+
+/// Lines of a job's output that the table shows.
+const SHOWN_LINES: usize = 3;
+
+/// The arguments of `phalanx demo`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// How many jobs; the examples in turn
+    #[arg(long, value_name = "N", default_value_t = JOBS.len(), env = "PHALANX_JOBS")]
+    jobs: usize,
+    /// How jobs run: containers if a Docker Engine and a static busybox are at hand, else plain processes
+    #[arg(long, value_enum, default_value_t, env = "PHALANX_RUNNER")]
+    runner: RunnerKind,
+    /// Print one object for each job instead of the table
+    #[arg(long, env = "PHALANX_JSON")]
+    json: bool,
+}
+
+/// Runs the command: exit 0 only if every job completed.
+pub fn run(args: Args) -> ExitCode {
+    if args.jobs == 0 || args.jobs > 10_000 {
+        return exit::usage(format!("--jobs is {}; it should be from 1 to 10000", args.jobs));
+    }
+    supervise::with_env(|env| match demo(&args, env) {
+        Ok(code) => code,
+        Err(problem) => exit::failed(problem),
+    })
+}
+
+fn demo(args: &Args, env: &supervise::Env) -> Result<ExitCode, String> {
+    let scratch = scratch_dir()?;
+    let (runner, image) = choose_runner(args.runner, &env.shutdown)?;
+    let jobs = jobs(args.jobs, image)?;
+    let backend = ProcessBackend::new(runner).map_err(|e| format!("cannot find this program: {e}"))?;
+    let config = LocalConfig { state_dir: scratch.path().to_owned(), executors: EXECUTORS, backend: Arc::new(backend) };
+    let network = LocalNetwork::start(config, &env.timer)?;
+
+    let stop = Shutdown::new();
+    let cancel = stop.clone();
+    // The first signal already ends the demo: there is nobody who waits for its jobs.
+    let process = env.shutdown.clone();
+    let _signal = env.shutdown.on(Level::Drain, move || {
+        cancel.cancel();
+        process.cancel();
+    });
+    let plan = Plan {
+        base: format!("http://{}", network.http_addr()),
+        key: network.user().clone(),
+        target: network.target(),
+        wait: true,
+        json: true,
+    };
+    let mut results = Vec::new();
+    let outcome = if args.json {
+        submit::submit(&plan, jobs, &stop, &mut std::io::stdout().lock())
+    } else {
+        submit::submit(&plan, jobs, &stop, &mut results)
+    };
+    let stopped = supervise::stop_within(env, LocalNetwork::STOP_BUDGET, |stopping| network.stop(stopping));
+    if let Err(error) = scratch.close() {
+        log::error!("the temporary folder is not removed: {error}");
+    }
+    if !args.json {
+        table(&results).map_err(|e| format!("cannot write the table: {e}"))?;
+    }
+    match outcome {
+        Ok(true) => Ok(stopped),
+        Ok(false) => Ok(ExitCode::from(exit::FAILED)),
+        Err(_) if env.shutdown.is_set() => Ok(ExitCode::from(exit::FAILED)),
+        Err(problem) => Err(problem),
+    }
+}
+
+/// The examples in turn, numbered from the second turn on; in containers they run in `image`.
+fn jobs(count: usize, image: Option<&str>) -> Result<Vec<(String, JobSpec)>, String> {
+    (0..count)
+        .map(|n| {
+            let (name, text) = JOBS[n % JOBS.len()];
+            let mut spec = jobfile::parse_text(name, text).map_err(|e| e.to_string())?;
+            if let Some(image) = image {
+                spec.set_image(image);
+            }
+            let name = if n < JOBS.len() { name.to_owned() } else { format!("{name}-{}", n / JOBS.len() + 1) };
+            Ok((name, spec))
+        })
+        .collect()
+}
+
+/// The runner's name for the executors, and the image to use with it.
+fn choose_runner(wanted: RunnerKind, shutdown: &Shutdown) -> Result<(&'static str, Option<&'static str>), String> {
+    let image = match wanted {
+        RunnerKind::Process => return Ok(("process", None)),
+        RunnerKind::Docker | RunnerKind::Auto => build_image(shutdown),
+    };
+    match (image, wanted) {
+        (Ok(()), _) => Ok(("docker", Some(IMAGE))),
+        (Err(why), RunnerKind::Auto) => {
+            eprintln!("jobs run as plain processes: {why}");
+            Ok(("process", None))
+        }
+        (Err(why), _) => Err(format!("--runner docker: {why}")),
+    }
+}
+
+/// Makes the image from the machine's own static busybox, unless it is there.
+fn build_image(shutdown: &Shutdown) -> Result<(), String> {
+    docker::docker_available(shutdown, Instant::now() + DOCKER_TIME).map_err(|e| e.to_string())?;
+    let quiet = |command: &mut Command| command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if quiet(Command::new("docker").args(["image", "inspect", IMAGE])).is_ok_and(|status| status.success()) {
+        return Ok(());
+    }
+    let busybox = busybox().ok_or("there is no static busybox to make an image of (Debian: busybox-static)")?;
+    let folder = scratch_dir()?;
+    let bin = folder.path().join("bin");
+    let fail = |what: &'static str| move |e: std::io::Error| format!("cannot {what}: {e}");
+    std::fs::create_dir(&bin).map_err(fail("make a folder for the image"))?;
+    std::fs::copy(&busybox, bin.join("busybox")).map_err(fail("copy busybox"))?;
+    let applets = Command::new(&busybox).arg("--list").output().map_err(fail("list busybox' applets"))?;
+    for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|applet| *applet != "busybox") {
+        std::os::unix::fs::symlink("busybox", bin.join(applet)).map_err(fail("link an applet"))?;
+    }
+    let mut tar = Command::new("tar")
+        .args(["-C", &folder.path().to_string_lossy(), "-c", "bin"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(fail("run tar"))?;
+    let archive = tar.stdout.take().ok_or("tar has no output")?;
+    let import = ["import", "--change", "ENV PATH=/bin", "-", IMAGE];
+    let imported = Command::new("docker").args(import).stdin(archive).stdout(Stdio::null()).status();
+    let packed = tar.wait().map_err(fail("run tar"))?;
+    match imported.map_err(fail("run docker"))? {
+        status if status.success() && packed.success() => Ok(()),
+        status => Err(format!("docker import of the demo's image failed: {status}")),
+    }
+}
+
+fn busybox() -> Option<PathBuf> {
+    ["/bin/busybox", "/usr/bin/busybox", "/usr/local/bin/busybox"].into_iter().map(PathBuf::from).find(|p| p.exists())
+}
+
+fn table(lines: &[u8]) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let (bold, plain) = if out.is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
+    for line in lines.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+        let job: Value = serde_json::from_slice(line)?;
+        let text = |key: &str| job[key].as_str().unwrap_or_default();
+        let exit_code = job["exit_code"].as_i64().map_or_else(|| "-".to_owned(), |code| code.to_string());
+        let seconds = job["seconds"].as_f64().unwrap_or_default();
+        writeln!(
+            out,
+            "{bold}{:<14}{plain} {}  {}  exit {exit_code}  {seconds:.2} s",
+            text("file"),
+            text("uuid"),
+            text("status")
+        )?;
+        let history: Vec<String> = job["history"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|entry| {
+                let at = entry["at"].as_str().unwrap_or_default();
+                // The time of the day is enough for a run of seconds.
+                let time = at.split('T').nth(1).unwrap_or(at).trim_end_matches('Z');
+                format!("{} {}", &time[..time.len().min(12)], entry["status"].as_str().unwrap_or_default())
+            })
+            .collect();
+        for part in history.chunks(4) {
+            writeln!(out, "    {}", part.join("   "))?;
+        }
+        if let Some(error) = job["error"].as_str() {
+            writeln!(out, "    {error}")?;
+        }
+        let output = text("stdout");
+        for line in output.lines().take(SHOWN_LINES) {
+            writeln!(out, "    | {line}")?;
+        }
+        if output.lines().count() > SHOWN_LINES {
+            writeln!(out, "    | … ({} characters in all)", output.chars().count())?;
+        }
+    }
+    out.flush()
+}

@@ -1,0 +1,171 @@
+//! The user's side of the facilitator's job API: log in, submit, ask.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::base::shutdown::Shutdown;
+use crate::facilitator::api::submission::body_of;
+use crate::identity::{KeyPair, PublicKey};
+use crate::protocol::{DateTime, JobStatus, SignedRequest, V2JobRequest};
+use crate::transport::http::{Content, HttpClient, HttpError, Response};
+
+/// Time for one request, beyond the wait that it asks for.
+const REQUEST_TIME: Duration = Duration::from_secs(30);
+
+/// How long the facilitator is asked to wait for news of a job; it waits at most 30 s.
+const NEWS_TIME: Duration = Duration::from_secs(25);
+
+/// A user who talks to a facilitator.
+#[derive(Debug, Clone)]
+pub struct JobClient {
+    http: HttpClient,
+    base: String,
+    key: KeyPair,
+    token: String,
+}
+
+/// A job as the facilitator shows it; the fields that are used here.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Job {
+    /// Its number.
+    pub uuid: String,
+    /// What happened so far, the newest last.
+    pub status_history: Vec<Entry>,
+    /// Its output, once it has ended; may be cut in the middle.
+    pub stdout: String,
+    /// Its other output.
+    pub stderr: String,
+}
+
+/// One status of a job.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Entry {
+    /// The status.
+    pub status: String,
+    /// When the facilitator got it (RFC 3339).
+    pub created_at: String,
+    #[serde(default)]
+    metadata: Value,
+}
+
+impl Job {
+    /// The newest status.
+    pub fn status(&self) -> &str {
+        self.status_history.last().map_or("unknown", |entry| entry.status.as_str())
+    }
+
+    /// Whether nothing more will happen.
+    pub fn has_ended(&self) -> bool {
+        self.status().parse().is_ok_and(JobStatus::is_terminal)
+    }
+
+    /// Whether it ended well.
+    pub fn is_completed(&self) -> bool {
+        self.status() == JobStatus::Completed.as_str()
+    }
+
+    /// Time from the submission to the newest status.
+    pub fn took(&self) -> Duration {
+        let micros = |entry: Option<&Entry>| entry?.created_at.parse::<DateTime>().ok().map(|time| time.unix_micros());
+        let (first, last) = (micros(self.status_history.first()), micros(self.status_history.last()));
+        let took = last.zip(first).map_or(0, |(last, first)| last.saturating_sub(first));
+        Duration::from_micros(u64::try_from(took).unwrap_or(0))
+    }
+
+    /// The exit code of its command, if that ran to its end.
+    pub fn exit_code(&self) -> Option<i64> {
+        let metadata = &self.status_history.last()?.metadata;
+        let failed = || metadata["job_failure_details"]["docker_process_exit_status"].as_i64();
+        if self.is_completed() { Some(0) } else { failed() }
+    }
+
+    /// Why it did not end well, as `reason: message`.
+    pub fn error(&self) -> Option<String> {
+        let metadata = &self.status_history.last()?.metadata;
+        let kinds = ["job_rejection_details", "job_failure_details", "horde_failure_details"];
+        let details = kinds.iter().map(|kind| &metadata[kind]).find(|details| details.is_object())?;
+        let text = |key: &str| details[key].as_str().unwrap_or_default().to_owned();
+        Some(format!("{}: {}", text("reason"), text("message")))
+    }
+}
+
+impl JobClient {
+    /// Logs in at `base`, as `http://127.0.0.1:8080`. Blocks until the answers, at most a minute; `stop` at cancel interrupts
+    /// this and every later call.
+    ///
+    /// # Errors
+    /// See [`HttpError`].
+    pub fn login(base: &str, key: KeyPair, stop: &Shutdown) -> Result<Self, HttpError> {
+        let http = HttpClient::new(stop.clone());
+        let mut client = Self { http, base: base.trim_end_matches('/').to_owned(), key, token: String::new() };
+        client.authenticate()?;
+        Ok(client)
+    }
+
+    fn authenticate(&mut self) -> Result<(), HttpError> {
+        #[derive(Deserialize)]
+        struct Nonce {
+            nonce: String,
+        }
+        #[derive(Deserialize)]
+        struct Token {
+            token: String,
+        }
+        let deadline = Instant::now() + REQUEST_TIME;
+        let Nonce { nonce } = self.http.get(&self.url("auth/nonce"), &[], deadline)?.ok()?.json()?;
+        let signature = self.key.sign(nonce.as_bytes()).to_hex();
+        let body = json!({"hotkey": self.key.ss58(), "signature": signature, "nonce": nonce});
+        let answer = self.http.post_json(&self.url("auth/login"), &[], &body, deadline)?;
+        let Token { token } = answer.ok()?.json()?;
+        self.token = token;
+        Ok(())
+    }
+
+    /// Submits a job for the validator `target`; the request is signed here. Blocks until the answer, at most half a minute.
+    ///
+    /// # Errors
+    /// See [`HttpError`]. After a broken connection or a time-out the job may have been taken nevertheless.
+    pub fn submit(&mut self, mut request: V2JobRequest, target: &PublicKey) -> Result<Job, HttpError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        request.sign(&self.key.clone(), u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
+        let signature = request.signature().map(crate::protocol::Signature::to_headers);
+        let body = body_of(&request, target);
+        let url = self.url("api/v1/job-docker/");
+        self.authorized(|http, authorization| {
+            let mut headers = vec![authorization, ("Content-Type".to_owned(), "application/json".to_owned())];
+            headers.extend(signature.iter().flatten().map(|(name, value)| ((*name).to_owned(), value.clone())));
+            http.post(&url, &headers, Content::Bytes(body.as_bytes()), Instant::now() + REQUEST_TIME)
+        })
+    }
+
+    /// The job as soon as its history has more than `seen` entries, or else after 25 s.
+    ///
+    /// # Errors
+    /// See [`HttpError`].
+    pub fn news(&mut self, uuid: &str, seen: usize) -> Result<Job, HttpError> {
+        let url = self.url(&format!("api/v1/jobs/{uuid}/?wait={}&seen={seen}", NEWS_TIME.as_secs()));
+        self.authorized(|http, authorization| {
+            http.get(&url, &[authorization], Instant::now() + NEWS_TIME + REQUEST_TIME)
+        })
+    }
+
+    /// Sends a request with the token, and once more with a new one if that has expired.
+    fn authorized(
+        &mut self,
+        send: impl Fn(&HttpClient, (String, String)) -> Result<Response, HttpError>,
+    ) -> Result<Job, HttpError> {
+        let authorization = |token: &str| ("Authorization".to_owned(), format!("Bearer {token}"));
+        let mut answer = send(&self.http, authorization(&self.token))?;
+        if answer.status == 401 && answer.text().contains("Token expired") {
+            self.authenticate()?;
+            answer = send(&self.http, authorization(&self.token))?;
+        }
+        answer.ok()?.json()
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}/{path}", self.base)
+    }
+}

@@ -1,0 +1,138 @@
+//! `phalanx miner`: serves validators and executors, manages executor pools.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::ValueEnum;
+use serde_json::json;
+
+use super::key::KeyArg;
+use super::values::{class_count, listen_address};
+use super::{announce, tls};
+use crate::app::{exit, status, supervise};
+use crate::executor::RunnerKind;
+use crate::identity::{KeyPair, PublicKey};
+use crate::miner::{DockerBackend, ExecutorBackend, Miner, MinerConfig, ProcessBackend};
+use crate::protocol::ExecutorClass;
+use crate::transport::ws::WsListener;
+
+/// The arguments of `phalanx miner`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Address for validators and executors, as 127.0.0.1:9101; port 0 lets the system choose
+    #[arg(long, value_name = "ADDR", value_parser = listen_address, env = "PHALANX_LISTEN")]
+    listen: SocketAddr,
+    #[command(flatten)]
+    key: KeyArg,
+    /// Whose jobs are taken; may be repeated
+    #[arg(long, value_name = "SS58", required = true, env = "PHALANX_VALIDATOR", value_delimiter = ',')]
+    validator: Vec<PublicKey>,
+    /// How many executors of a class, as always_on.test=4; may be repeated
+    #[arg(
+        long,
+        value_name = "CLASS=N",
+        required = true,
+        value_parser = class_count,
+        env = "PHALANX_EXECUTORS",
+        value_delimiter = ','
+    )]
+    executors: Vec<(ExecutorClass, u32)>,
+    /// Where executors run
+    #[arg(long, value_enum, default_value_t = BackendArg::Process, env = "PHALANX_EXECUTOR_BACKEND")]
+    executor_backend: BackendArg,
+    /// Image of executors in containers; its entry point takes the arguments of phalanx
+    #[arg(long, value_name = "IMAGE", env = "PHALANX_EXECUTOR_IMAGE")]
+    executor_image: Option<String>,
+    /// URL that executors dial, if it is not the listening address, as ws://10.0.0.5:9101
+    #[arg(long, value_name = "URL", env = "PHALANX_EXECUTOR_ADDRESS")]
+    executor_address: Option<String>,
+    /// How executors run the jobs' commands
+    #[arg(long, value_enum, default_value_t, env = "PHALANX_RUNNER")]
+    runner: RunnerKind,
+    /// Folder of the database
+    #[arg(long, value_name = "DIR", env = "PHALANX_STATE_DIR")]
+    state_dir: PathBuf,
+    /// Address of health, metrics and status
+    #[arg(long, value_name = "ADDR", value_parser = listen_address, env = "PHALANX_HTTP")]
+    http: Option<SocketAddr>,
+    #[command(flatten)]
+    tls: tls::ServerArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum BackendArg {
+    /// Processes of this machine
+    Process,
+    /// Containers of the Docker Engine (needs --executor-image)
+    Docker,
+}
+
+/// Runs the command until a signal stops it.
+pub fn run(args: Args) -> ExitCode {
+    let start = |env: &supervise::Env| {
+        let http = args.http;
+        let tls = args.tls.load().map_err(exit::usage)?;
+        let listen = args.listen;
+        let config = configure(args).map_err(exit::usage)?;
+        let listener = WsListener::bind(listen, tls).map_err(|e| exit::usage(format!("--listen: {e}")))?;
+        let miner = Miner::start(config, Box::new(listener), env.timer.clone()).map_err(exit::usage)?;
+        let http = match http {
+            Some(address) => Some(serve_status(address, &miner).map_err(exit::usage)?),
+            None => None,
+        };
+        announce(miner.ws_addr(), http.as_ref().map(|http| http.local_addr()));
+        Ok((miner, http))
+    };
+    supervise::serve(Miner::STOP_BUDGET + supervise::CLOSING, start, |(miner, http), stopping| {
+        miner.stop(stopping);
+        if let Some(http) = http {
+            stopping.step("status server", supervise::CLOSING, |step| http.stop(step));
+        }
+    })
+}
+
+fn configure(args: Args) -> Result<MinerConfig, String> {
+    let key = KeyPair::load(&args.key.key).map_err(|e| format!("--key: {e}"))?;
+    let runner = args.runner.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+    let backend: Arc<dyn ExecutorBackend> = match (args.executor_backend, args.executor_image) {
+        (BackendArg::Process, None) => {
+            Arc::new(ProcessBackend::new(runner).map_err(|e| format!("cannot find this program: {e}"))?)
+        }
+        (BackendArg::Process, Some(_)) => return Err("--executor-image goes with --executor-backend docker".to_owned()),
+        (BackendArg::Docker, Some(image)) => Arc::new(DockerBackend::new(key.ss58(), image, runner)),
+        (BackendArg::Docker, None) => {
+            return Err("--executor-image is missing; name the image whose entry point is phalanx".to_owned());
+        }
+    };
+    Ok(MinerConfig {
+        validators: args.validator,
+        executors: args.executors,
+        executor_address: args.executor_address,
+        ..MinerConfig::new(key, args.state_dir, backend)
+    })
+}
+
+fn serve_status(address: SocketAddr, miner: &Miner) -> Result<crate::ops::http::HttpServer, String> {
+    let observer = miner.observer();
+    status::serve("min", address, move |health, metrics| {
+        let now = observer.status();
+        health.up("miner");
+        metrics.gauge("phalanx_miner_jobs", "Jobs that have not ended.", &[]).set(now.jobs);
+        metrics.gauge("phalanx_miner_validators", "Authenticated validator connections.", &[]).set(now.validators);
+        metrics.gauge("phalanx_miner_connected_executors", "Connected executors.", &[]).set(now.connected_executors);
+        let classes: serde_json::Map<_, _> = now
+            .executors
+            .iter()
+            .map(|(class, slots)| (class.as_str().to_owned(), json!(format!("{slots:?}"))))
+            .collect();
+        json!({
+            "role": "miner",
+            "jobs": now.jobs,
+            "validators": now.validators,
+            "connected_executors": now.connected_executors,
+            "executors": classes,
+        })
+    })
+}

@@ -1,0 +1,298 @@
+//! `phalanx submit`: submits job files, follows them, and prints their results.
+//!
+//! Results go to stdout (with `--json` an object for each job: `file`, `uuid`, `status`, `history` as `[{status, at}]`,
+//! `stdout`, `stderr`, `exit_code`, `error`, `seconds`), progress to stderr.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use super::job_client::{Job, JobClient};
+use super::jobfile::{self, JobSpec};
+use super::key::KeyArg;
+use crate::app::{exit, supervise};
+use crate::base::shutdown::{Level, Shutdown};
+use crate::base::stop::KICK_GRACE;
+use crate::base::thread::{JoinError, Kick, Thread, spawn};
+use crate::identity::{KeyPair, PublicKey};
+use crate::transport::http::HttpError;
+
+/// Jobs that are followed at a time, each by a thread; the others wait their turn, and end no later for that.
+const FOLLOWERS: usize = 16;
+
+/// How long the facilitator may be away before following is given up.
+const AWAY_TIME: Duration = Duration::from_secs(60);
+
+/// Pause before the facilitator is asked again, after a failure or an answer without news.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The arguments of `phalanx submit`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Job files (JSON); all are checked before any is sent
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// The facilitator's job API, as http://127.0.0.1:8080
+    #[arg(long, value_name = "HTTP_URL", env = "PHALANX_FACILITATOR_HTTP")]
+    facilitator: String,
+    #[command(flatten)]
+    key: KeyArg,
+    /// The validator that is to run the jobs
+    #[arg(long, value_name = "SS58", env = "PHALANX_TARGET")]
+    target: PublicKey,
+    /// Follow the jobs to their ends; exit 1 unless all complete
+    #[arg(long, env = "PHALANX_WAIT")]
+    wait: bool,
+    /// Print an object for each job
+    #[arg(long, env = "PHALANX_JSON")]
+    json: bool,
+}
+
+/// Runs the command: exit 0 if all jobs completed (without `--wait`: were taken), 1 if not, 2 if a flag or a file is wrong.
+///
+/// Blocks until the last job has ended; Ctrl-C ends it at once, the jobs go on.
+pub fn run(args: Args) -> ExitCode {
+    let (key, base, jobs) = match check(&args) {
+        Ok(checked) => checked,
+        Err(problem) => return exit::usage(problem),
+    };
+    supervise::with_env(|env| {
+        let stop = Shutdown::new();
+        let cancel = stop.clone();
+        let _signal = env.shutdown.on(Level::Drain, move || cancel.cancel());
+        let mut out = std::io::stdout().lock();
+        let plan = Plan { base, key, target: args.target, wait: args.wait, json: args.json };
+        match submit(&plan, jobs, &stop, &mut out) {
+            Ok(true) => ExitCode::from(exit::DONE),
+            Ok(false) => ExitCode::from(exit::FAILED),
+            Err(problem) => exit::failed(problem),
+        }
+    })
+}
+
+/// What of the arguments does not depend on the job.
+#[derive(Debug)]
+pub struct Plan {
+    /// The facilitator's job API, as `http://127.0.0.1:8080`.
+    pub base: String,
+    /// The user.
+    pub key: KeyPair,
+    /// The validator.
+    pub target: PublicKey,
+    /// Whether to follow the jobs.
+    pub wait: bool,
+    /// Whether to print objects.
+    pub json: bool,
+}
+
+/// The key, the address and the jobs; all problems at once.
+fn check(args: &Args) -> Result<(KeyPair, String, Vec<(String, JobSpec)>), String> {
+    let mut problems = Vec::new();
+    let base = args.facilitator.trim().to_owned();
+    if !base.starts_with("http://") && !base.starts_with("https://") {
+        problems.push(format!("--facilitator {base:?}: it should be a URL like http://127.0.0.1:8080"));
+    }
+    let key = KeyPair::load(&args.key.key).map_err(|error| problems.push(format!("--key: {error}"))).ok();
+    let mut jobs = Vec::new();
+    for path in &args.files {
+        match jobfile::load(path) {
+            Ok(spec) => jobs.push((name_of(path), spec)),
+            Err(error) => problems.push(error.to_string()),
+        }
+    }
+    match key {
+        Some(key) if problems.is_empty() => Ok((key, base, jobs)),
+        _ => Err(problems.join("\nerror: ")),
+    }
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// Submits the jobs, each with its name, and follows them if that is planned; says whether all is well.
+///
+/// Blocks as [`run`]; `stop` at cancel ends it at once.
+///
+/// # Errors
+/// In words: why not all jobs could be submitted, or followed. Those that were submitted go on.
+pub fn submit(
+    plan: &Plan,
+    jobs: Vec<(String, JobSpec)>,
+    stop: &Shutdown,
+    out: &mut impl Write,
+) -> Result<bool, String> {
+    let said = |error: HttpError| error.to_string();
+    let mut client = JobClient::login(&plan.base, plan.key.clone(), stop).map_err(said)?;
+    let total = jobs.len();
+    let mut progress = Progress::new(if plan.wait { total } else { 0 });
+    let mut submitted = Vec::new();
+    for (name, spec) in jobs {
+        let request = spec.unsigned().clone();
+        let job = client
+            .submit(request, &plan.target)
+            .map_err(|error| format!("{name}: {error}; {} of {total} jobs were submitted", submitted.len()))?;
+        progress.say(&format!("{name}: submitted as {}", job.uuid));
+        if !plan.wait {
+            print(out, plan.json, &name, &job)?;
+        }
+        submitted.push((name, job));
+    }
+    if !plan.wait {
+        return Ok(true);
+    }
+    let (news, followers) = follow(client, submitted, stop);
+    let mut all_completed = true;
+    let mut lost = Vec::new();
+    for (name, event) in &news {
+        match event {
+            News::Status(status) => progress.say(&format!("{name}: {status}")),
+            News::Ended(job) => {
+                all_completed &= job.is_completed();
+                progress.one_done();
+                progress.hide(|| print(out, plan.json, &name, &job))?;
+            }
+            News::Lost(why) => lost.push(format!("{name}: {why}")),
+        }
+    }
+    progress.finish();
+    for follower in followers {
+        if let Err(JoinError::Late(thread)) = follower.join_by(Instant::now() + KICK_GRACE) {
+            thread.abandon("its last news has come, only its end is late");
+        }
+    }
+    match lost.as_slice() {
+        [] => Ok(all_completed),
+        lost => Err(lost.join("\nerror: ")),
+    }
+}
+
+/// What a follower tells.
+enum News {
+    Status(String),
+    Ended(Box<Job>),
+    Lost(String),
+}
+
+/// Starts the threads that follow the jobs. The news end when all are done.
+fn follow(client: JobClient, jobs: Vec<(String, Job)>, stop: &Shutdown) -> (Receiver<(String, News)>, Vec<Thread<()>>) {
+    let (tell, news) = bounded(FOLLOWERS);
+    let (give, take) = bounded(jobs.len());
+    let followers = FOLLOWERS.min(jobs.len());
+    for job in jobs {
+        give.send(job).expect("the channel has room for all jobs, and its other end is here");
+    }
+    let follower = |n: usize| {
+        let (take, tell, stop, mut client) = (take.clone(), tell.clone(), stop.clone(), client.clone());
+        let kick = stop.clone();
+        spawn(format!("submit-{n}"), Kick::new("stop signal", move || kick.cancel()), move || {
+            while let Ok((name, job)) = take.try_recv() {
+                let end = to_its_end(&mut client, &name, job, &stop, &tell);
+                // Nobody listens any more only when the command is ending.
+                let _ = tell.send((name, end));
+            }
+        })
+    };
+    let followers = (1..=followers).map(follower).collect();
+    (news, followers)
+}
+
+fn to_its_end(
+    client: &mut JobClient,
+    name: &str,
+    mut job: Job,
+    stop: &Shutdown,
+    tell: &Sender<(String, News)>,
+) -> News {
+    let mut away_since = None;
+    while !job.has_ended() {
+        let (asked, seen) = (Instant::now(), job.status_history.len());
+        match client.news(&job.uuid, seen) {
+            Ok(newer) => {
+                away_since = None;
+                for entry in newer.status_history.iter().skip(seen) {
+                    let _ = tell.send((name.to_owned(), News::Status(entry.status.clone())));
+                }
+                // A facilitator with too many waiting requests answers at once.
+                if newer.status_history.len() == seen && asked.elapsed() < PAUSE {
+                    stop.wait_for(Level::Cancel, PAUSE);
+                }
+                job = newer;
+            }
+            Err(error) if stop.is_cancelled() => return News::Lost(format!("{error}; job {} goes on", job.uuid)),
+            Err(error) => {
+                let since = *away_since.get_or_insert(asked);
+                if !error.is_transient() || since.elapsed() > AWAY_TIME {
+                    return News::Lost(format!("job {} can be followed no longer: {error}", job.uuid));
+                }
+                stop.wait_for(Level::Cancel, PAUSE);
+            }
+        }
+    }
+    News::Ended(Box::new(job))
+}
+
+fn print(out: &mut impl Write, as_json: bool, name: &str, job: &Job) -> Result<(), String> {
+    let seconds = job.took().as_secs_f64();
+    let error = job.error();
+    let written = if as_json {
+        let history: Vec<_> =
+            job.status_history.iter().map(|entry| json!({"status": entry.status, "at": entry.created_at})).collect();
+        let line = json!({
+            "file": name, "uuid": job.uuid, "status": job.status(), "history": history, "stdout": job.stdout,
+            "stderr": job.stderr, "exit_code": job.exit_code(), "error": error, "seconds": seconds,
+        });
+        writeln!(out, "{line}")
+    } else {
+        let why = error.map(|error| format!("  {error}")).unwrap_or_default();
+        let text: String = job.stdout.lines().chain(job.stderr.lines()).map(|line| format!("    {line}\n")).collect();
+        write!(out, "{name}  {}  {seconds:.1} s  {}{why}\n{text}", job.status(), job.uuid)
+    };
+    written.and_then(|()| out.flush()).map_err(|error| format!("the results cannot be written to stdout: {error}"))
+}
+
+/// A bar on a terminal, plain lines elsewhere.
+struct Progress(Option<ProgressBar>);
+
+impl Progress {
+    fn new(jobs: usize) -> Self {
+        if jobs == 0 || !std::io::stderr().is_terminal() {
+            return Self(None);
+        }
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {elapsed}  {wide_msg}");
+        let bar = ProgressBar::new(jobs as u64).with_style(style.expect("the template is right"));
+        Self(Some(bar))
+    }
+
+    fn say(&mut self, line: &str) {
+        match &self.0 {
+            Some(bar) => bar.set_message(line.to_owned()),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    fn one_done(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.inc(1);
+        }
+    }
+
+    /// Takes the bar away while something is printed.
+    fn hide<T>(&self, print: impl FnOnce() -> T) -> T {
+        match &self.0 {
+            Some(bar) => bar.suspend(print),
+            None => print(),
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Uploads: where the job's output folder goes once it has ended.
+//!
+//! Everything is opened, checked and packed before the first byte is sent, so that a bad path sends nothing.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, BufWriter, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipWriter};
+
+use super::transfer::Bounds;
+use super::workspace::{PathError, Workspace, relative, untrusted};
+use crate::base::shutdown::Shutdown;
+use crate::protocol::{HttpOutputVolumeResponse, OutputUpload, SingleFileUpload, StrMap, ZipUpload};
+use crate::transport::http::{Content, FilePart, HttpClient, HttpError, Response};
+
+/// Bytes of one upload (the archive, a single file): 2 GiB, as on the Python executor.
+pub const UPLOAD_BYTES: u64 = 2 << 30;
+
+/// Files in the archive of the output. The Python executor takes 1,000; checkpoints in pieces have more.
+pub const OUTPUT_FILES: usize = 10_000;
+
+/// The archive's name in forms and in `upload_results`, as on the Python executor.
+const ZIP_NAME: &str = "output.zip";
+
+/// The archive's key in `upload_results` if it is the `system_output` of a multi-upload.
+const SYSTEM_OUTPUT: &str = "system_output";
+
+/// Why the output was not uploaded. The texts are for the wire: reason `upload_failed`, unless it is
+/// [`UploadError::is_timeout`] or [`UploadError::is_cancelled`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UploadError {
+    /// A `relative_path` leads out of the output folder.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// A file cannot be uploaded: it is missing, no regular file, or too large.
+    #[error("output file {path:?}: {source}")]
+    File {
+        /// The file, below the output folder.
+        path: String,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// The output folder cannot be packed.
+    #[error("cannot pack the output: {0}")]
+    Pack(io::Error),
+    /// The request failed, or the server refused; what was uploaded before stays there.
+    #[error("upload of {name}: {source}")]
+    Http {
+        /// What was uploaded, its key in `upload_results`.
+        name: String,
+        /// Why.
+        source: HttpError,
+    },
+}
+
+impl UploadError {
+    /// Whether the deadline was the reason.
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            Self::Http { source, .. } => matches!(source, HttpError::TimedOut { .. }),
+            Self::Pack(source) | Self::File { source, .. } => source.kind() == io::ErrorKind::TimedOut,
+            Self::Path(_) => false,
+        }
+    }
+
+    /// Whether a cancel was the reason.
+    pub fn is_cancelled(&self) -> bool {
+        match self {
+            Self::Http { source, .. } => matches!(source, HttpError::Cancelled { .. }),
+            Self::Pack(source) | Self::File { source, .. } => source.kind() == io::ErrorKind::Interrupted,
+            Self::Path(_) => false,
+        }
+    }
+}
+
+/// Uploads outputs.
+#[derive(Debug, Clone)]
+pub struct Uploader {
+    http: HttpClient,
+    token: Shutdown,
+}
+
+/// One request that is ready to be sent.
+struct Item {
+    /// The key in `upload_results`.
+    name: String,
+    url: String,
+    headers: Vec<(String, String)>,
+    method: Method,
+    file: File,
+    len: u64,
+}
+
+enum Method {
+    Put,
+    Post { form: StrMap, file_name: String, content_type: &'static str },
+}
+
+impl Uploader {
+    /// An uploader whose work ends when `token` cancels.
+    pub fn new(token: Shutdown) -> Self {
+        Self { http: HttpClient::new(token.clone()), token }
+    }
+
+    /// Uploads the workspace's `output/` and gives `upload_results`: name to the JSON text of the server's answer. Blocks
+    /// until all is sent, `deadline` passes or the token cancels.
+    ///
+    /// An archive is called `output.zip`, or `system_output` in a multi-upload (where it holds all that is not uploaded as
+    /// a file of its own, stdout and stderr among it); a file by its `relative_path`. Requests are tried again after
+    /// broken connections and 5xx.
+    ///
+    /// # Errors
+    /// See [`UploadError`].
+    pub fn upload(
+        &self,
+        upload: &OutputUpload,
+        workspace: &Workspace,
+        deadline: Instant,
+    ) -> Result<StrMap, UploadError> {
+        let bounds = Bounds { token: &self.token, deadline };
+        let items = prepare(upload, workspace, bounds)?;
+        let mut results = StrMap::new();
+        for item in items {
+            let answer = bounds.retry(|| self.send(&item, deadline));
+            let answer = answer.map_err(|source| UploadError::Http { name: item.name.clone(), source })?;
+            results.insert(item.name, encode(&answer));
+        }
+        Ok(results)
+    }
+
+    fn send(&self, item: &Item, deadline: Instant) -> Result<Response, HttpError> {
+        let content = Content::File { file: &item.file, len: item.len };
+        match &item.method {
+            Method::Put => self.http.put(&item.url, &item.headers, content, deadline),
+            Method::Post { form, file_name, content_type } => {
+                let part = FilePart { field: "file", file_name, content_type, content };
+                self.http.post_multipart(&item.url, &item.headers, form, part, deadline)
+            }
+        }?
+        .ok()
+    }
+}
+
+/// The answer as `upload_results` has it: header names in lower case, values of one name joined as in HTTP.
+fn encode(answer: &Response) -> String {
+    let mut headers = StrMap::new();
+    for (name, value) in &answer.headers {
+        let joined: &mut String = headers.entry(name.clone()).or_default();
+        if !joined.is_empty() {
+            joined.push_str(", ");
+        }
+        joined.push_str(value);
+    }
+    HttpOutputVolumeResponse { headers, body: answer.text() }.encode()
+}
+
+fn prepare(upload: &OutputUpload, workspace: &Workspace, bounds: Bounds) -> Result<Vec<Item>, UploadError> {
+    let output = untrusted::open_dir(&workspace.output()).map_err(UploadError::Pack)?;
+    let zip = |name: &str, upload: ZipUpload, without: &HashSet<PathBuf>| {
+        let (file, len) = pack(&output, workspace, without, bounds).map_err(UploadError::Pack)?;
+        let (url, method) = match upload {
+            ZipUpload::Put(put) => (put.url, Method::Put),
+            ZipUpload::Post(post) => {
+                let form = post.form_fields.unwrap_or_default();
+                (post.url, Method::Post { form, file_name: ZIP_NAME.into(), content_type: "application/zip" })
+            }
+        };
+        Ok::<_, UploadError>(Item { name: name.to_owned(), url, headers: Vec::new(), method, file, len })
+    };
+    let none = HashSet::new();
+    Ok(match upload {
+        OutputUpload::ZipAndHttpPost(post) => vec![zip(ZIP_NAME, ZipUpload::Post(post.clone()), &none)?],
+        OutputUpload::ZipAndHttpPut(put) => vec![zip(ZIP_NAME, ZipUpload::Put(put.clone()), &none)?],
+        OutputUpload::SingleFilePost(post) => vec![single(SingleFileUpload::Post(post.clone()), &output)?.0],
+        OutputUpload::SingleFilePut(put) => vec![single(SingleFileUpload::Put(put.clone()), &output)?.0],
+        OutputUpload::Multi(multi) => {
+            let mut items = Vec::new();
+            let mut apart = HashSet::new();
+            for upload in &multi.uploads {
+                let (item, path) = single(upload.clone(), &output)?;
+                items.push(item);
+                apart.insert(path);
+            }
+            if let Some(upload) = &multi.system_output {
+                items.push(zip(SYSTEM_OUTPUT, upload.clone(), &apart)?);
+            }
+            items
+        }
+    })
+}
+
+/// One file of the output, and its path.
+fn single(upload: SingleFileUpload, output: &OwnedFd) -> Result<(Item, PathBuf), UploadError> {
+    let (name, url, headers, form) = match upload {
+        SingleFileUpload::Put(put) => (put.relative_path, put.url, put.signed_headers, None),
+        SingleFileUpload::Post(post) => {
+            (post.relative_path, post.url, post.signed_headers, Some(post.form_fields.unwrap_or_default()))
+        }
+    };
+    let path = relative(&name)?;
+    let bad = |source| UploadError::File { path: name.clone(), source };
+    let (file, len) = untrusted::open_file(output, &path).map_err(bad)?;
+    if len > UPLOAD_BYTES {
+        return Err(bad(io::Error::other(format!("it has {len} bytes, more than the allowed {UPLOAD_BYTES}"))));
+    }
+    let method = match form {
+        None => Method::Put,
+        Some(form) => {
+            let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            Method::Post { form, file_name, content_type: "application/octet-stream" }
+        }
+    };
+    let headers = headers.unwrap_or_default().into_iter().collect();
+    Ok((Item { name, url, headers, method, file, len }, path))
+}
+
+/// Packs the output's regular files, except those in `without`, into a nameless file; gives it with its length.
+///
+/// They are stored without compression, as on the Python executor: what jobs leave is mostly packed already.
+fn pack(
+    output: &OwnedFd,
+    workspace: &Workspace,
+    without: &HashSet<PathBuf>,
+    bounds: Bounds,
+) -> io::Result<(File, u64)> {
+    let target = tempfile::tempfile_in(workspace.private())?;
+    let mut zip = ZipWriter::new(BufWriter::new(&target));
+    let mut left = UPLOAD_BYTES;
+    for path in untrusted::walk(output, OUTPUT_FILES)? {
+        if !without.contains(&path) {
+            pack_file(&mut zip, output, &path, &mut left, bounds)
+                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        }
+    }
+    zip.finish()?.flush()?;
+    let len = target.metadata()?.len();
+    if len > UPLOAD_BYTES {
+        return Err(too_large());
+    }
+    Ok((target, len))
+}
+
+fn pack_file(
+    zip: &mut ZipWriter<impl Write + Seek>,
+    output: &OwnedFd,
+    path: &Path,
+    left: &mut u64,
+    bounds: Bounds,
+) -> io::Result<()> {
+    let name = path.to_str().ok_or_else(|| io::Error::other("its name is not UTF-8"))?;
+    let (mut file, _) = untrusted::open_file(output, path)?;
+    let mode = file.metadata()?.permissions().mode();
+    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).unix_permissions(mode);
+    zip.start_file(name, options)?;
+    let written = bounds.copy(&mut file, zip, left.saturating_add(1))?;
+    *left = left.checked_sub(written).ok_or_else(too_large)?;
+    Ok(())
+}
+
+fn too_large() -> io::Error {
+    io::Error::other(format!("all files together have more than the allowed {UPLOAD_BYTES} bytes"))
+}

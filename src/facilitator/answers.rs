@@ -1,0 +1,59 @@
+//! What the facilitator answers to validators, word for word as the Python one. Pure.
+
+use crate::identity::PublicKey;
+use crate::protocol::{ErrorItem, FacilitatorToValidator, Response, ResponseStatus};
+
+/// Close code after a bad signature (W-06).
+pub const CLOSE_SIGNATURE: u16 = 3000;
+/// Close code for a validator that is not, or no longer, known (W-06).
+pub const CLOSE_UNKNOWN: u16 = 3001;
+
+/// The frame of a response.
+pub fn frame(response: Response) -> String {
+    FacilitatorToValidator::from(response).encode()
+}
+
+/// It was taken.
+pub fn success() -> Response {
+    Response { status: ResponseStatus::Success, errors: Vec::new() }
+}
+
+fn error(msg: &str, kind: &str, help: impl Into<String>) -> Response {
+    let item = ErrorItem { msg: msg.into(), kind: kind.into(), help: help.into(), extra: Default::default() };
+    Response { status: ResponseStatus::Error, errors: vec![item] }
+}
+
+/// `auth.validator_not_found`, followed by a close with [`CLOSE_UNKNOWN`].
+pub fn validator_not_found(validator: &PublicKey) -> Response {
+    let help = format!(
+        "Validator with hotkey {validator} was not found. If you are sure that the key belongs to an active validator, \
+         please wait at least 0:05:00 for the list of active validators to be updated and then retry."
+    );
+    error("Validator not found", "auth.validator_not_found", help)
+}
+
+/// `auth.signature_invalid`, followed by a close with [`CLOSE_SIGNATURE`].
+pub fn signature_invalid() -> Response {
+    error("Invalid signature", "auth.signature_invalid", "The signature provided does not match the public key")
+}
+
+/// `auth.already_authenticated`; the session stays.
+pub fn already_authenticated() -> Response {
+    let help = "You are already authenticated, please do not send authentication request again.";
+    error("Already authenticated", "auth.already_authenticated", help)
+}
+
+/// `auth.not_authenticated`; the session stays.
+pub fn not_authenticated() -> Response {
+    error("Not authenticated", "auth.not_authenticated", "Please send authentication request first")
+}
+
+/// `job.not_found`.
+pub fn job_not_found() -> Response {
+    error("Job not found", "job.not_found", "Job with this UUID was not found")
+}
+
+/// `job.integrity_error`: that status is stored already.
+pub fn integrity_error() -> Response {
+    error("Integrity error", "job.integrity_error", "Probably you are trying to set the same status twice?")
+}

@@ -1,0 +1,76 @@
+//! The facilitator's metrics.
+
+use super::router::Frame;
+use crate::ops::metrics::{Counter, Gauge, Metrics};
+use crate::protocol::ValidatorToFacilitator;
+use crate::store::jobs::StatusOutcome;
+
+/// What the router's loop counts.
+#[derive(Debug)]
+pub(super) struct Meters {
+    pub sessions: Gauge,
+    pub waiting: Gauge,
+    pub bad_signature: Counter,
+    pub unknown_validator: Counter,
+    frames: [Counter; 5],
+    statuses: [Counter; 5],
+}
+
+impl Meters {
+    pub fn new(metrics: &Metrics) -> Self {
+        let frame = |labels| metrics.counter("phalanx_facilitator_frames_total", "Frames from validators.", labels);
+        let status =
+            |labels| metrics.counter("phalanx_facilitator_statuses_total", "Status updates by outcome.", labels);
+        let auth = |labels| {
+            metrics.counter("phalanx_facilitator_sessions_closed_total", "Sessions closed by the facilitator.", labels)
+        };
+        Self {
+            sessions: metrics.gauge("phalanx_facilitator_sessions", "Open validator connections.", &[]),
+            waiting: metrics.gauge(
+                "phalanx_facilitator_waiting_jobs",
+                "Jobs of which their validator has said nothing yet.",
+                &[],
+            ),
+            bad_signature: auth(&[("reason", "bad_signature")]),
+            unknown_validator: auth(&[("reason", "unknown_validator")]),
+            frames: [
+                frame(&[("type", "authentication")]),
+                frame(&[("type", "status")]),
+                frame(&[("type", "specs")]),
+                frame(&[("type", "heartbeat")]),
+                frame(&[("type", "bad")]),
+            ],
+            statuses: [
+                status(&[("outcome", "stored")]),
+                status(&[("outcome", "late")]),
+                status(&[("outcome", "duplicate")]),
+                status(&[("outcome", "not_found")]),
+                status(&[("outcome", "failed")]),
+            ],
+        }
+    }
+
+    pub fn frame(&self, frame: &Frame) {
+        let kind = match frame {
+            Frame::Bad(_) => 4,
+            Frame::Message(message) => match **message {
+                ValidatorToFacilitator::V0AuthenticationRequest(_) => 0,
+                ValidatorToFacilitator::V0JobStatusUpdate(_) => 1,
+                ValidatorToFacilitator::V0MachineSpecsUpdate(_) => 2,
+                ValidatorToFacilitator::V0Heartbeat(_) => 3,
+            },
+        };
+        self.frames[kind].inc();
+    }
+
+    pub fn status(&self, outcome: Option<StatusOutcome>) {
+        let kind = match outcome {
+            Some(StatusOutcome::Stored) => 0,
+            Some(StatusOutcome::StoredLate) => 1,
+            Some(StatusOutcome::Duplicate) => 2,
+            Some(StatusOutcome::NotFound) => 3,
+            None => 4,
+        };
+        self.statuses[kind].inc();
+    }
+}

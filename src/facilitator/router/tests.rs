@@ -1,0 +1,254 @@
+use super::*;
+use crate::identity::KeyPair;
+use crate::protocol::{FacilitatorToValidator, V0Heartbeat};
+
+const S: Duration = Duration::from_secs(1);
+const CONFIG: RouterConfig = RouterConfig {
+    heartbeat_limit: Duration::from_secs(180),
+    received_limit: Duration::from_secs(60),
+    auth_limit: Duration::from_secs(30),
+};
+
+struct Fixture {
+    router: Router<()>,
+    start: Instant,
+    seconds: u32,
+    alice: KeyPair,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let alice = KeyPair::from_uri("//Alice").unwrap();
+        Self { router: Router::new(CONFIG, [alice.public()]), start: Instant::now(), seconds: 0, alice }
+    }
+
+    fn at(&self) -> Moment {
+        Moment { now: self.start + self.seconds * S, unix_micros: i64::from(self.seconds) * 1_000_000 }
+    }
+
+    fn open(&mut self) -> SessionId {
+        let id = SessionId::fresh();
+        let now = self.at().now;
+        self.router.opened(now, id, "peer".to_owned(), "v".to_owned());
+        id
+    }
+
+    fn say(&mut self, id: SessionId, message: impl Into<ValidatorToFacilitator>) -> Vec<String> {
+        let at = self.at();
+        self.router.frame(at, id, Frame::Message(Box::new(message.into())));
+        self.did()
+    }
+
+    fn authenticated(&mut self) -> (SessionId, Vec<String>) {
+        let id = self.open();
+        let hello = V0AuthenticationRequest::sign(&self.alice);
+        (id, self.say(id, hello))
+    }
+
+    fn update(&mut self, id: SessionId, uuid: &str, status: JobStatus) -> Vec<String> {
+        self.say(id, V0JobStatusUpdate { uuid: uuid.to_owned(), status, metadata: None })
+    }
+
+    fn dispatch(&mut self, uuid: &str) -> Vec<String> {
+        let now = self.at().now;
+        let text = format!("job {uuid}");
+        let validator = self.alice.public();
+        self.router.dispatch(now, Dispatch { uuid: uuid.to_owned(), validator, text, ticket: () });
+        self.did()
+    }
+
+    fn close(&mut self, id: SessionId) -> Vec<String> {
+        let now = self.at().now;
+        self.router.closed(now, id);
+        self.did()
+    }
+
+    fn after(&mut self, seconds: u32) -> Vec<String> {
+        self.seconds += seconds;
+        let at = self.at();
+        self.router.tick(at);
+        self.did()
+    }
+
+    /// What was asked for since the last time, in short.
+    fn did(&mut self) -> Vec<String> {
+        let brief = |action: Action| match action {
+            Action::Close(id, code, _) => format!("close {id} {code}"),
+            Action::Store(Change::Specs(specs)) => format!("specs {} {}", specs.miner, specs.specs),
+            Action::Store(Change::Status { status, .. }) => format!("store {} {}", status.uuid, status.status),
+            Action::Send(id, text) => match FacilitatorToValidator::decode(&text) {
+                Ok(FacilitatorToValidator::Response(response)) => {
+                    format!("{id} {}", response.errors.first().map_or("success", |error| error.kind.as_str()))
+                }
+                _ => format!("{id} {text}"),
+            },
+        };
+        self.router.take_actions().into_iter().map(brief).collect()
+    }
+}
+
+#[test]
+fn answers_wait_for_the_store_and_keep_their_order() {
+    let mut f = Fixture::new();
+    let (id, _) = f.authenticated();
+    assert_eq!(f.update(id, "a", JobStatus::Received), ["store a received"]);
+    assert_eq!(f.update(id, "b", JobStatus::Received), ["store b received"]);
+    let at = f.at();
+    f.router.frame(at, id, Frame::Bad(answers::not_authenticated()));
+    assert_eq!(f.say(id, V0AuthenticationRequest::sign(&f.alice.clone())), [""; 0]);
+    assert!(!f.router.is_settled());
+    f.router.stored(id, Some(StatusOutcome::Stored));
+    assert_eq!(f.did(), [format!("{id} success")]);
+    f.router.stored(id, Some(StatusOutcome::Duplicate));
+    let rest = ["job.integrity_error", "auth.not_authenticated", "auth.already_authenticated"];
+    assert_eq!(f.did(), rest.map(|kind| format!("{id} {kind}")));
+    assert!(f.router.is_settled());
+    assert_eq!(f.say(id, V0Heartbeat), [""; 0]);
+}
+
+#[test]
+fn a_status_that_cannot_be_stored_is_not_answered() {
+    let mut f = Fixture::new();
+    let (id, _) = f.authenticated();
+    f.update(id, "a", JobStatus::Received);
+    f.update(id, "b", JobStatus::Received);
+    f.router.stored(id, None);
+    assert_eq!(f.did(), [format!("close {id} 1011")]);
+    f.router.stored(id, Some(StatusOutcome::Stored));
+    assert_eq!(f.did(), [""; 0]);
+    assert_eq!(f.update(id, "c", JobStatus::Received), [""; 0], "a closing session is not looked at");
+}
+
+#[test]
+fn the_authentication_table() {
+    let mut f = Fixture::new();
+    let id = f.open();
+    assert_eq!(f.say(id, V0Heartbeat), [format!("{id} auth.not_authenticated")]);
+    assert_eq!(f.update(id, "a", JobStatus::Received), [format!("{id} auth.not_authenticated")]);
+    let bob = KeyPair::from_uri("//Bob").unwrap();
+    let refused = f.say(id, V0AuthenticationRequest::sign(&bob));
+    assert_eq!(refused, [format!("{id} auth.validator_not_found"), format!("close {id} 3001")]);
+    let good = V0AuthenticationRequest::sign(&f.alice);
+    for request in [
+        V0AuthenticationRequest { signature: V0AuthenticationRequest::sign(&bob).signature, ..good.clone() },
+        V0AuthenticationRequest { signature: "zz".to_owned(), ..good.clone() },
+        V0AuthenticationRequest { signature: "0x12".to_owned(), ..good.clone() },
+        V0AuthenticationRequest { public_key: format!("0x{}", good.public_key), ..good.clone() },
+        V0AuthenticationRequest { public_key: "zz".to_owned(), ..good.clone() },
+    ] {
+        let id = f.open();
+        let refused = f.say(id, request);
+        assert_eq!(refused, [format!("{id} auth.signature_invalid"), format!("close {id} 3000")]);
+    }
+    let (id, said) = f.authenticated();
+    assert_eq!(said, [format!("{id} success")]);
+    assert_eq!(f.say(id, good), [format!("{id} auth.already_authenticated")]);
+}
+
+#[test]
+fn a_silent_connection_is_closed_in_time_and_an_authenticated_one_is_not() {
+    let mut f = Fixture::new();
+    let silent = f.open();
+    f.authenticated();
+    assert_eq!(f.router.next_deadline(), Some(f.start + 30 * S));
+    assert_eq!(f.after(29), [""; 0]);
+    assert_eq!(f.after(1), [format!("{silent} auth.not_authenticated"), format!("close {silent} 3000")]);
+    assert_eq!(f.router.next_deadline(), None);
+}
+
+#[test]
+fn a_job_goes_to_the_newest_session_and_again_until_it_is_received() {
+    let mut f = Fixture::new();
+    assert_eq!(f.dispatch("1"), [""; 0], "nobody is there");
+    assert_eq!(f.dispatch("2"), [""; 0]);
+    let (old, said) = f.authenticated();
+    assert_eq!(said, [format!("{old} success"), format!("{old} job 1"), format!("{old} job 2")]);
+    f.update(old, "1", JobStatus::Received);
+    let (new, said) = f.authenticated();
+    assert_eq!(said, [format!("{new} success"), format!("{new} job 2")], "the old one may be a ghost");
+    assert_eq!(f.dispatch("3"), [format!("{new} job 3")]);
+    let resent = f.close(new);
+    assert_eq!(resent, [format!("{old} job 2"), format!("{old} job 3")]);
+    f.update(old, "2", JobStatus::Rejected);
+    f.update(old, "3", JobStatus::Received);
+    assert_eq!(f.close(old), [""; 0]);
+    assert_eq!(f.router.waiting_jobs(), 0);
+    assert_eq!(f.after(60), [""; 0], "no received job is given up");
+}
+
+#[test]
+fn only_its_own_validator_receives_a_job() {
+    let mut f = Fixture::new();
+    let bob = KeyPair::from_uri("//Bob").unwrap();
+    f.router.set_validators([f.alice.public(), bob.public()]);
+    let id = f.open();
+    f.say(id, V0AuthenticationRequest::sign(&bob));
+    f.dispatch("1");
+    assert_eq!(f.update(id, "1", JobStatus::Received), ["store 1 received"], "the store says job.not_found");
+    assert_eq!(f.router.waiting_jobs(), 1);
+}
+
+#[test]
+fn a_job_nobody_takes_up_ends_as_horde_failed_by_the_facilitator() {
+    let mut f = Fixture::new();
+    f.dispatch("alone");
+    let at = |f: &mut Fixture, seconds| {
+        f.seconds += seconds;
+        let at = f.at();
+        f.router.tick(at);
+        f.router.take_actions()
+    };
+    for (uuid, said) in [("alone", "was not connected"), ("ignored", "did not acknowledge it")] {
+        let actions = at(&mut f, 60);
+        let [Action::Store(Change::Status { session: None, status })] = actions.as_slice() else {
+            panic!("{actions:?}");
+        };
+        assert_eq!((status.uuid.as_str(), status.status.as_str(), status.terminal), (uuid, "horde_failed", true));
+        let metadata = JobStatusMetadata::decode(status.metadata.as_deref().unwrap()).unwrap();
+        let details = metadata.horde_failure_details.unwrap();
+        assert_eq!(details.reported_by, JobParticipantType::Facilitator);
+        assert!(details.message.contains(said) && details.message.contains("60s"), "{}", details.message);
+        f.authenticated();
+        f.dispatch("ignored");
+    }
+    assert_eq!(f.router.waiting_jobs(), 1, "the one that was just dispatched");
+}
+
+#[test]
+fn a_ghost_gets_nothing_until_it_beats_again() {
+    let mut f = Fixture::new();
+    let (id, _) = f.authenticated();
+    f.after(180);
+    assert_eq!(f.dispatch("1"), [format!("{id} job 1")], "three minutes are still live");
+    f.update(id, "1", JobStatus::Received);
+    f.after(1);
+    assert_eq!(f.dispatch("2"), [""; 0]);
+    let (now, validator) = (f.at().now, f.alice.public());
+    assert!(!f.router.send_once(now, validator, "cheat".to_owned()));
+    assert!(!f.router.sessions(now)[0].live);
+    assert_eq!(f.say(id, V0Heartbeat), [format!("{id} job 2")]);
+    assert!(f.router.send_once(now, validator, "cheat".to_owned()));
+    assert_eq!(f.did(), [format!("{id} cheat")]);
+}
+
+#[test]
+fn a_removed_validator_is_disconnected() {
+    let mut f = Fixture::new();
+    let (id, _) = f.authenticated();
+    f.router.set_validators([]);
+    assert_eq!(f.did(), [format!("close {id} 3001")]);
+    assert_eq!(f.dispatch("1"), [""; 0]);
+}
+
+#[test]
+fn specs_are_filed_and_not_answered() {
+    let mut f = Fixture::new();
+    let (id, _) = f.authenticated();
+    let specs = V0MachineSpecsUpdate {
+        miner_hotkey: "miner".to_owned(),
+        validator_hotkey: "whoever".to_owned(),
+        specs: serde_json::from_str(r#"{"cpu":1}"#).unwrap(),
+        batch_id: "b".to_owned(),
+    };
+    assert_eq!(f.say(id, specs), [r#"specs miner {"cpu":1}"#]);
+}

@@ -1,0 +1,248 @@
+//! The thread that owns the database: takes what is queued, does it in one transaction, and only then tells the results.
+//!
+//! Owner: [`super::Facilitator`]. Blocks in: its queue, on the disk, and on the router's queue of results.
+//! Kick: the stop signal at cancel. Ends: when that is raised, after what was queued is done.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded, select};
+
+use super::changes::Changes;
+use super::router::Change;
+use crate::base::ids::SessionId;
+use crate::base::limits::ROLE_EVENTS;
+use crate::base::shutdown::Shutdown;
+use crate::base::thread::{Kick, Thread, spawn};
+use crate::ops::health::Health;
+use crate::ops::metrics::{Metrics, SECONDS};
+use crate::store::StoreError;
+use crate::store::jobs::{Batch, JobPage, JobRow, JobStore, NewJob, SpecsRow, StatusOutcome};
+
+/// Requests that become durable together: one commit costs some milliseconds, each further request in it next to nothing.
+const BATCH: usize = 256;
+
+/// How long an HTTP request waits for the store; a disk that takes longer is down.
+const CALL_TIME: Duration = Duration::from_secs(10);
+
+/// Bytes of job results in one page of jobs; the rest of the page comes without them.
+const PAGE_BYTES: usize = 32 << 20;
+
+/// The store gave no answer. Whether the request was done is unknown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CallError {
+    /// No answer in time: the disk is too slow.
+    #[error("the database does not answer")]
+    Late,
+    /// The database failed (the log says why), or the facilitator is stopping.
+    #[error("the database is not available")]
+    Unavailable,
+}
+
+/// What the store can be asked.
+#[derive(Debug)]
+pub(super) enum Request {
+    Change(Change),
+    Insert { job: NewJob, reply: Sender<()> },
+    Job { user: String, uuid: String, reply: Sender<Option<JobRow>> },
+    Jobs { user: String, page: u64, page_size: u64, reply: Sender<JobPage> },
+    Specs { reply: Sender<Vec<SpecsRow>> },
+}
+
+/// What became of a status that a session waits for; in the order in which they were queued.
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub session: SessionId,
+    /// None if the database failed.
+    pub outcome: Option<StatusOutcome>,
+}
+
+/// What others hold of the store; clones are the same store.
+#[derive(Debug, Clone)]
+pub struct StoreHandle(Sender<Request>);
+
+impl StoreHandle {
+    /// For an arm of `select!`.
+    pub(super) fn queue(&self) -> &Sender<Request> {
+        &self.0
+    }
+
+    /// Adds a job; it is durable when this returns. Blocks on the disk, at most [`CALL_TIME`].
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn insert(&self, job: NewJob) -> Result<(), CallError> {
+        self.call(|reply| Request::Insert { job, reply })
+    }
+
+    /// One job of a user. Blocks as [`StoreHandle::insert`].
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn job(&self, user: &str, uuid: &str) -> Result<Option<JobRow>, CallError> {
+        self.call(|reply| Request::Job { user: user.to_owned(), uuid: uuid.to_owned(), reply })
+    }
+
+    /// One page of a user's jobs; `page` counts from 0. Blocks as [`StoreHandle::insert`].
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn jobs(&self, user: &str, page: u64, page_size: u64) -> Result<JobPage, CallError> {
+        self.call(|reply| Request::Jobs { user: user.to_owned(), page, page_size, reply })
+    }
+
+    /// The newest specs of all miners. Blocks as [`StoreHandle::insert`].
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn specs(&self) -> Result<Vec<SpecsRow>, CallError> {
+        self.call(|reply| Request::Specs { reply })
+    }
+
+    fn call<T>(&self, request: impl FnOnce(Sender<T>) -> Request) -> Result<T, CallError> {
+        let deadline = Instant::now() + CALL_TIME;
+        let (reply, answer) = bounded(1);
+        self.0.send_deadline(request(reply), deadline).map_err(|error| match error {
+            SendTimeoutError::Timeout(_) => CallError::Late,
+            SendTimeoutError::Disconnected(_) => CallError::Unavailable,
+        })?;
+        answer.recv_deadline(deadline).map_err(|error| match error {
+            RecvTimeoutError::Timeout => CallError::Late,
+            RecvTimeoutError::Disconnected => CallError::Unavailable,
+        })
+    }
+}
+
+/// Starts the thread; results of statuses go to `stored`.
+pub(super) fn start(
+    store: JobStore,
+    stored: Sender<Stored>,
+    changes: Changes,
+    stop: &Shutdown,
+    health: &Health,
+    metrics: &Metrics,
+) -> (StoreHandle, Thread<()>) {
+    let (queue, requests) = bounded(ROLE_EVENTS);
+    let kick = stop.clone();
+    let (stop, health, metrics) = (stop.clone(), health.clone(), metrics.clone());
+    let thread = spawn("fac-store", Kick::new("stop signal", move || kick.cancel()), move || {
+        run(store, &requests, &stored, &changes, &stop, &health, &metrics);
+    });
+    (StoreHandle(queue), thread)
+}
+
+fn run(
+    mut store: JobStore,
+    requests: &Receiver<Request>,
+    stored: &Sender<Stored>,
+    changes: &Changes,
+    stop: &Shutdown,
+    health: &Health,
+    metrics: &Metrics,
+) {
+    let commits =
+        metrics.histogram("phalanx_facilitator_commit_seconds", "Time of a database transaction.", &[], SECONDS);
+    let failures = metrics.counter("phalanx_facilitator_commit_failures_total", "Failed database transactions.", &[]);
+    health.up("store");
+    loop {
+        let first = select! {
+            recv(requests) -> request => request.ok(),
+            recv(stop.cancel_receiver()) -> _ => requests.try_recv().ok(),
+        };
+        let Some(first) = first else { return };
+        let batch: Vec<Request> = std::iter::once(first).chain(requests.try_iter().take(BATCH - 1)).collect();
+        let waiting: Vec<SessionId> = batch.iter().filter_map(Request::session).collect();
+        let start = Instant::now();
+        let told = together(&mut store, batch);
+        commits.observe_time(start.elapsed());
+        let results = match told {
+            Ok(told) => {
+                health.up("store");
+                told.into_iter().filter_map(|told| told.tell(changes)).collect()
+            }
+            Err(error) => {
+                log::error!("facilitator: {error}");
+                failures.inc();
+                health.down("store", error.to_string());
+                waiting.into_iter().map(|session| Stored { session, outcome: None }).collect::<Vec<_>>()
+            }
+        };
+        for result in results {
+            select! {
+                // If the router has gone, nobody waits for answers any more.
+                send(stored, result) -> _ => {}
+                recv(stop.cancel_receiver()) -> _ => {}
+            }
+        }
+    }
+}
+
+/// All or nothing. On failure the replies are dropped, which tells those who wait for them.
+fn together(store: &mut JobStore, requests: Vec<Request>) -> Result<Vec<Told>, StoreError> {
+    let batch = store.begin()?;
+    let told = requests.into_iter().map(|request| request.apply(&batch)).collect::<Result<_, _>>()?;
+    batch.commit()?;
+    Ok(told)
+}
+
+/// A result that is told after the commit.
+enum Told {
+    Status { session: Option<SessionId>, uuid: String, outcome: StatusOutcome },
+    Specs,
+    Inserted(Sender<()>),
+    Job(Sender<Option<JobRow>>, Option<JobRow>),
+    Jobs(Sender<JobPage>, JobPage),
+    AllSpecs(Sender<Vec<SpecsRow>>, Vec<SpecsRow>),
+}
+
+impl Request {
+    /// The session that waits for the result, if any.
+    fn session(&self) -> Option<SessionId> {
+        match self {
+            Request::Change(Change::Status { session, .. }) => *session,
+            _ => None,
+        }
+    }
+
+    fn apply(self, batch: &Batch<'_>) -> Result<Told, StoreError> {
+        Ok(match self {
+            Request::Change(Change::Status { session, status }) => {
+                let outcome = batch.add_status(&status)?;
+                Told::Status { session, uuid: status.uuid, outcome }
+            }
+            Request::Change(Change::Specs(specs)) => {
+                batch.put_specs(&specs)?;
+                Told::Specs
+            }
+            Request::Insert { job, reply } => {
+                batch.insert(&job)?;
+                Told::Inserted(reply)
+            }
+            Request::Job { user, uuid, reply } => Told::Job(reply, batch.job(&user, &uuid)?),
+            Request::Jobs { user, page, page_size, reply } => {
+                Told::Jobs(reply, batch.jobs(&user, page, page_size, PAGE_BYTES)?)
+            }
+            Request::Specs { reply } => Told::AllSpecs(reply, batch.specs()?),
+        })
+    }
+}
+
+impl Told {
+    /// Tells whoever waits; what the router is to be told comes back. A caller that has given up hears nothing.
+    fn tell(self, changes: &Changes) -> Option<Stored> {
+        match self {
+            Told::Status { session, uuid, outcome } => {
+                if outcome == StatusOutcome::Stored {
+                    changes.tell(&uuid);
+                }
+                return session.map(|session| Stored { session, outcome: Some(outcome) });
+            }
+            Told::Specs => {}
+            Told::Inserted(reply) => drop(reply.send(()).ok()),
+            Told::Job(reply, job) => drop(reply.send(job).ok()),
+            Told::Jobs(reply, page) => drop(reply.send(page).ok()),
+            Told::AllSpecs(reply, specs) => drop(reply.send(specs).ok()),
+        }
+        None
+    }
+}

@@ -1,0 +1,422 @@
+//! The facilitator's jobs: what users asked for, what validators reported, and the machines they found.
+//!
+//! * A job's statuses are unique: the same one again is [`StatusOutcome::Duplicate`] (the wire's `job.integrity_error`).
+//! * A job that has ended stays ended: a status that comes later is kept, but marked late and no part of its history.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+
+use super::{StoreError, open};
+
+const MIGRATIONS: &[&str] = &["
+CREATE TABLE jobs (
+    uuid TEXT PRIMARY KEY,
+    user TEXT NOT NULL,
+    validator TEXT NOT NULL,
+    request TEXT NOT NULL,          -- the message to the validator, as it is sent
+    created_at INTEGER NOT NULL,    -- microseconds since 1970, as all times here
+    ended TEXT                      -- the terminal status
+);
+CREATE INDEX jobs_of_user ON jobs (user, created_at);
+CREATE INDEX jobs_open ON jobs (created_at) WHERE ended IS NULL;
+CREATE TABLE statuses (
+    job TEXT NOT NULL REFERENCES jobs (uuid),
+    status TEXT NOT NULL,
+    metadata TEXT,                  -- JSON as the validator sent it
+    at INTEGER NOT NULL,
+    late INTEGER NOT NULL,          -- came after the job had ended
+    UNIQUE (job, status)
+);
+CREATE TABLE specs (
+    validator TEXT NOT NULL,
+    miner TEXT NOT NULL,
+    specs TEXT NOT NULL,            -- JSON
+    batch TEXT NOT NULL,
+    at INTEGER NOT NULL,
+    PRIMARY KEY (validator, miner)
+);
+"];
+
+/// The status that a job has from its submission on.
+pub const SENT: &str = "sent";
+
+/// A job as it is submitted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewJob {
+    /// Its number.
+    pub uuid: String,
+    /// Who submitted it (SS58).
+    pub user: String,
+    /// The validator it is for (SS58).
+    pub validator: String,
+    /// The message to the validator, as it is sent.
+    pub request: String,
+    /// When it came, in microseconds since 1970.
+    pub created_at: i64,
+}
+
+/// One status of a job, as reported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewStatus {
+    /// The job.
+    pub uuid: String,
+    /// Who reports it (SS58): a job of another validator is not found.
+    pub validator: String,
+    /// The status as on the wire.
+    pub status: String,
+    /// Its details, JSON.
+    pub metadata: Option<String>,
+    /// Whether it ends the job.
+    pub terminal: bool,
+    /// When it came, in microseconds since 1970.
+    pub at: i64,
+}
+
+/// What became of a reported status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StatusOutcome {
+    /// It is part of the job's history.
+    Stored,
+    /// It is kept, but came after the job had ended.
+    StoredLate,
+    /// The job has that status already.
+    Duplicate,
+    /// That validator has no such job.
+    NotFound,
+}
+
+/// One status of a job, as kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatusRow {
+    /// The status as on the wire.
+    pub status: String,
+    /// Its details, JSON.
+    pub metadata: Option<String>,
+    /// When it came, in microseconds since 1970.
+    pub at: i64,
+    /// Whether it came after the job had ended.
+    pub late: bool,
+}
+
+/// A job as kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobRow {
+    /// The job as it was submitted.
+    pub job: NewJob,
+    /// Its statuses in the order in which they came; the first is [`SENT`].
+    pub statuses: Vec<StatusRow>,
+    /// The details of its statuses were left out, because the list was too large.
+    pub details_omitted: bool,
+}
+
+/// One page of a user's jobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobPage {
+    /// All jobs of the user.
+    pub count: u64,
+    /// The newest first.
+    pub jobs: Vec<JobRow>,
+}
+
+/// What a validator found out about a miner's machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpecsRow {
+    /// Who reports it (SS58).
+    pub validator: String,
+    /// The miner (SS58).
+    pub miner: String,
+    /// The machine, JSON.
+    pub specs: String,
+    /// The batch of jobs that found it out.
+    pub batch: String,
+    /// When it came, in microseconds since 1970.
+    pub at: i64,
+}
+
+/// The database. Every method blocks on the disk.
+#[derive(Debug)]
+pub struct JobStore(Connection);
+
+/// Changes that become durable together. Dropping it undoes them.
+#[derive(Debug)]
+pub struct Batch<'a>(Transaction<'a>);
+
+impl JobStore {
+    /// Opens or makes the file.
+    ///
+    /// # Errors
+    /// As [`super::open`].
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Ok(Self(open(path, MIGRATIONS)?))
+    }
+
+    /// Begins a batch.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn begin(&mut self) -> Result<Batch<'_>, StoreError> {
+        Ok(Batch(self.0.transaction()?))
+    }
+
+    /// Jobs that were submitted and of which no validator has said anything, the oldest first.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn unreceived(&self) -> Result<Vec<NewJob>, StoreError> {
+        let mut statement = self.0.prepare(
+            "SELECT uuid, user, validator, request, created_at FROM jobs WHERE ended IS NULL
+             AND (SELECT count(*) FROM statuses WHERE job = uuid) = 1 ORDER BY created_at, rowid",
+        )?;
+        let rows = statement.query_map([], job)?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+}
+
+impl Batch<'_> {
+    /// Makes the changes durable: they are on the disk when this returns.
+    ///
+    /// # Errors
+    /// SQLite's; then nothing of the batch has happened.
+    pub fn commit(self) -> Result<(), StoreError> {
+        Ok(self.0.commit()?)
+    }
+
+    /// Adds a job, with the status [`SENT`].
+    ///
+    /// # Errors
+    /// SQLite's, also when there is a job of that uuid.
+    pub fn insert(&self, job: &NewJob) -> Result<(), StoreError> {
+        let NewJob { uuid, user, validator, request, created_at } = job;
+        self.0
+            .prepare_cached("INSERT INTO jobs (uuid, user, validator, request, created_at) VALUES (?, ?, ?, ?, ?)")?
+            .execute(params![uuid, user, validator, request, created_at])?;
+        self.0
+            .prepare_cached("INSERT INTO statuses (job, status, at, late) VALUES (?, ?, ?, 0)")?
+            .execute(params![uuid, SENT, created_at])?;
+        Ok(())
+    }
+
+    /// Adds a status to a job.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn add_status(&self, new: &NewStatus) -> Result<StatusOutcome, StoreError> {
+        let ended: Option<Option<String>> = self
+            .0
+            .prepare_cached("SELECT ended FROM jobs WHERE uuid = ? AND validator = ?")?
+            .query_row(params![new.uuid, new.validator], |row| row.get(0))
+            .optional()?;
+        let Some(ended) = ended else { return Ok(StatusOutcome::NotFound) };
+        let late = ended.is_some();
+        let added = self
+            .0
+            .prepare_cached(
+                "INSERT INTO statuses (job, status, metadata, at, late) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            )?
+            .execute(params![new.uuid, new.status, new.metadata, new.at, late])?;
+        if added == 0 {
+            return Ok(StatusOutcome::Duplicate);
+        }
+        if new.terminal && !late {
+            self.0
+                .prepare_cached("UPDATE jobs SET ended = ? WHERE uuid = ?")?
+                .execute(params![new.status, new.uuid])?;
+        }
+        Ok(if late { StatusOutcome::StoredLate } else { StatusOutcome::Stored })
+    }
+
+    /// Keeps the newest specs of a miner.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn put_specs(&self, specs: &SpecsRow) -> Result<(), StoreError> {
+        let SpecsRow { validator, miner, specs, batch, at } = specs;
+        self.0
+            .prepare_cached("INSERT OR REPLACE INTO specs (validator, miner, specs, batch, at) VALUES (?, ?, ?, ?, ?)")?
+            .execute(params![validator, miner, specs, batch, at])?;
+        Ok(())
+    }
+
+    /// All specs, by validator and miner.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn specs(&self) -> Result<Vec<SpecsRow>, StoreError> {
+        let mut statement =
+            self.0.prepare_cached("SELECT validator, miner, specs, batch, at FROM specs ORDER BY validator, miner")?;
+        let rows = statement.query_map([], |row| {
+            Ok(SpecsRow {
+                validator: row.get(0)?,
+                miner: row.get(1)?,
+                specs: row.get(2)?,
+                batch: row.get(3)?,
+                at: row.get(4)?,
+            })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// One job of a user; another user's is not there.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn job(&self, user: &str, uuid: &str) -> Result<Option<JobRow>, StoreError> {
+        let found = self
+            .0
+            .prepare_cached("SELECT uuid, user, validator, request, created_at FROM jobs WHERE uuid = ? AND user = ?")?
+            .query_row(params![uuid, user], job)
+            .optional()?;
+        let Some(job) = found else { return Ok(None) };
+        let statuses = self.statuses(&job.uuid, true)?;
+        Ok(Some(JobRow { job, statuses, details_omitted: false }))
+    }
+
+    /// A page of a user's jobs, the newest first; `page` counts from 0. The details of the statuses are left out once the
+    /// page has more than `max_bytes` of them.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn jobs(&self, user: &str, page: u64, page_size: u64, max_bytes: usize) -> Result<JobPage, StoreError> {
+        let count: i64 = self
+            .0
+            .prepare_cached("SELECT count(*) FROM jobs WHERE user = ?")?
+            .query_row(params![user], |row| row.get(0))?;
+        let mut statement = self.0.prepare_cached(
+            "SELECT uuid, user, validator, request, created_at FROM jobs WHERE user = ?
+             ORDER BY created_at DESC, rowid DESC LIMIT ? OFFSET ?",
+        )?;
+        let offset = page.saturating_mul(page_size).min(i64::MAX as u64);
+        let found = statement.query_map(params![user, page_size as i64, offset as i64], job)?;
+        let (mut jobs, mut bytes) = (Vec::new(), 0);
+        for job in found {
+            let job = job?;
+            let details = bytes <= max_bytes;
+            let statuses = self.statuses(&job.uuid, details)?;
+            bytes += job.request.len();
+            bytes += statuses.iter().filter_map(|s| s.metadata.as_ref()).map(String::len).sum::<usize>();
+            jobs.push(JobRow { job, statuses, details_omitted: !details });
+        }
+        Ok(JobPage { count: u64::try_from(count).unwrap_or(0), jobs })
+    }
+
+    fn statuses(&self, uuid: &str, details: bool) -> Result<Vec<StatusRow>, StoreError> {
+        let mut statement = self.0.prepare_cached(
+            "SELECT status, CASE WHEN ? THEN metadata END, at, late FROM statuses WHERE job = ? ORDER BY rowid",
+        )?;
+        let rows = statement.query_map(params![details, uuid], |row| {
+            Ok(StatusRow { status: row.get(0)?, metadata: row.get(1)?, at: row.get(2)?, late: row.get(3)? })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+}
+
+fn job(row: &Row<'_>) -> rusqlite::Result<NewJob> {
+    Ok(NewJob {
+        uuid: row.get(0)?,
+        user: row.get(1)?,
+        validator: row.get(2)?,
+        request: row.get(3)?,
+        created_at: row.get(4)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn new_job(uuid: &str, user: &str, created_at: i64) -> NewJob {
+        let text = |s: &str| s.to_owned();
+        NewJob { uuid: text(uuid), user: text(user), validator: text("val"), request: text("{}"), created_at }
+    }
+
+    fn status(uuid: &str, status: &str, terminal: bool) -> NewStatus {
+        let metadata = Some("{\"x\":\"\\u0000\"}".to_owned());
+        let (uuid, status) = (uuid.to_owned(), status.to_owned());
+        NewStatus { uuid, validator: "val".to_owned(), status, metadata, terminal, at: 5 }
+    }
+
+    fn seen(store: &mut JobStore, uuid: &str) -> Vec<(String, bool)> {
+        let job = store.begin().unwrap().job("user", uuid).unwrap().unwrap();
+        job.statuses.into_iter().map(|s| (s.status, s.late)).collect()
+    }
+
+    #[test]
+    fn statuses_are_unique_and_an_end_is_final_also_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("facilitator.db");
+        let mut store = JobStore::open(&path).unwrap();
+        let batch = store.begin().unwrap();
+        batch.insert(&new_job("a", "user", 1)).unwrap();
+        let add = |new| batch.add_status(&new).unwrap();
+        assert_eq!(add(status("a", "received", false)), StatusOutcome::Stored);
+        assert_eq!(add(status("a", "received", false)), StatusOutcome::Duplicate);
+        assert_eq!(add(status("a", "sent", false)), StatusOutcome::Duplicate);
+        assert_eq!(add(status("a", "completed", true)), StatusOutcome::Stored);
+        assert_eq!(add(status("a", "failed", true)), StatusOutcome::StoredLate);
+        assert_eq!(add(status("a", "failed", true)), StatusOutcome::Duplicate);
+        assert_eq!(add(status("b", "received", false)), StatusOutcome::NotFound);
+        assert_eq!(
+            add(NewStatus { validator: "other".to_owned(), ..status("a", "accepted", false) }),
+            StatusOutcome::NotFound
+        );
+        batch.commit().unwrap();
+        drop(store);
+        let mut store = JobStore::open(&path).unwrap();
+        let expected = [("sent", false), ("received", false), ("completed", false), ("failed", true)];
+        assert_eq!(seen(&mut store, "a"), expected.map(|(s, late)| (s.to_owned(), late)));
+    }
+
+    #[test]
+    fn a_batch_without_commit_never_happened() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = JobStore::open(&folder.path().join("f.db")).unwrap();
+        store.begin().unwrap().insert(&new_job("a", "user", 1)).unwrap();
+        assert_eq!(store.begin().unwrap().job("user", "a").unwrap(), None);
+    }
+
+    #[test]
+    fn pages_are_newest_first_and_only_ones_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = JobStore::open(&folder.path().join("f.db")).unwrap();
+        let batch = store.begin().unwrap();
+        for n in 0..5 {
+            batch.insert(&new_job(&n.to_string(), "user", n)).unwrap();
+        }
+        batch.insert(&new_job("x", "other", 9)).unwrap();
+        batch.add_status(&status("3", "received", false)).unwrap();
+        let page = |page, max_bytes| {
+            let page = batch.jobs("user", page, 2, max_bytes).unwrap();
+            (page.count, page.jobs.into_iter().map(|j| (j.job.uuid, j.details_omitted)).collect::<Vec<_>>())
+        };
+        assert_eq!(page(0, 1000), (5, vec![("4".to_owned(), false), ("3".to_owned(), false)]));
+        assert_eq!(page(0, 0), (5, vec![("4".to_owned(), false), ("3".to_owned(), true)]));
+        assert_eq!(page(2, 1000), (5, vec![("0".to_owned(), false)]));
+        assert_eq!(page(3, 1000), (5, vec![]));
+        assert_eq!(batch.job("other", "0").unwrap(), None);
+    }
+
+    #[test]
+    fn what_was_never_received_is_known_and_specs_are_the_newest() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = JobStore::open(&folder.path().join("f.db")).unwrap();
+        let batch = store.begin().unwrap();
+        for uuid in ["a", "b", "c"] {
+            batch.insert(&new_job(uuid, "user", 1)).unwrap();
+        }
+        batch.add_status(&status("a", "received", false)).unwrap();
+        batch.add_status(&status("b", "rejected", true)).unwrap();
+        let specs = |text: &str| SpecsRow {
+            validator: "val".to_owned(),
+            miner: "m".to_owned(),
+            specs: text.to_owned(),
+            batch: "1".to_owned(),
+            at: 1,
+        };
+        batch.put_specs(&specs("{}")).unwrap();
+        batch.put_specs(&specs("{\"new\":1}")).unwrap();
+        assert_eq!(batch.specs().unwrap(), [specs("{\"new\":1}")]);
+        batch.commit().unwrap();
+        assert_eq!(store.unreceived().unwrap(), [new_job("c", "user", 1)]);
+    }
+}

@@ -1,0 +1,230 @@
+//! Scripted facilitator and miner over the in-memory network, for tests of the validator.
+#![allow(dead_code)] // Each test file uses its part.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, bounded};
+use phalanx::base::ids::SessionId;
+use phalanx::base::shutdown::Shutdown;
+use phalanx::base::stop::{StopReport, Stopping};
+use phalanx::base::thread::Group;
+use phalanx::base::timer::Timer;
+use phalanx::identity::KeyPair;
+use phalanx::link::server::{Server, ServerConfig, ServerEvent};
+use phalanx::link::{Outgoing, SessionHandle};
+use phalanx::protocol::{
+    FacilitatorToValidator, Int, JobStatus, MinerToValidator, Response, ResponseStatus, SignedRequest, StrMap,
+    V0ExecutorManifestRequest, V0JobStatusUpdate, V2JobRequest, ValidatorToFacilitator, ValidatorToMiner,
+};
+use phalanx::transport::memory::MemoryNet;
+
+/// Only a bug reaches this.
+pub const LONG: Duration = Duration::from_secs(30);
+
+/// A network, a timer, and the promise that every thread ends.
+pub struct World {
+    pub net: MemoryNet,
+    timer: Option<Timer>,
+    group: Option<Group>,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let group = Group::enter();
+        Self { net: MemoryNet::new(), timer: Some(Timer::start()), group: Some(group) }
+    }
+
+    pub fn timer(&self) -> phalanx::base::timer::TimerHandle {
+        self.timer.as_ref().unwrap().handle()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let timer = self.timer.take().unwrap();
+        let report = stop(LONG, |step| timer.stop(step));
+        let group = self.group.take().unwrap();
+        if !std::thread::panicking() {
+            assert!(report.is_clean());
+            let left: Vec<_> = group.live().into_iter().map(|t| t.name).collect();
+            assert!(left.is_empty(), "threads left: {left:?}");
+        }
+    }
+}
+
+pub fn stop(budget: Duration, work: impl FnOnce(&mut phalanx::base::stop::Step)) -> StopReport {
+    let mut stopping = Stopping::new(&Shutdown::new());
+    stopping.step("test", budget, work);
+    stopping.finish()
+}
+
+/// A facilitator that accepts every validator, acknowledges every update and hands it to the test.
+pub struct FakeFacilitator {
+    server: Option<Server>,
+    sessions: Arc<Mutex<Vec<(SessionId, SessionHandle)>>>,
+    pub updates: Receiver<V0JobStatusUpdate>,
+}
+
+impl FakeFacilitator {
+    pub fn start(world: &World) -> Self {
+        let (tx, updates) = bounded(100_000);
+        let handles: Arc<Mutex<HashMap<SessionId, SessionHandle>>> = Arc::default();
+        let sessions: Arc<Mutex<Vec<(SessionId, SessionHandle)>>> = Arc::default();
+        let ready = sessions.clone();
+        let sink = Arc::new(move |event| match event {
+            ServerEvent::Opened { id, handle, .. } => drop(handles.lock().unwrap().insert(id, handle)),
+            ServerEvent::Closed { id, .. } => {
+                handles.lock().unwrap().remove(&id);
+                ready.lock().unwrap().retain(|(other, _)| *other != id);
+            }
+            ServerEvent::Text { id, text } => {
+                let handle = handles.lock().unwrap()[&id].clone();
+                match ValidatorToFacilitator::decode(&text).unwrap() {
+                    ValidatorToFacilitator::V0AuthenticationRequest(auth) => {
+                        auth.verify().unwrap();
+                        respond(&handle);
+                        ready.lock().unwrap().push((id, handle));
+                    }
+                    ValidatorToFacilitator::V0JobStatusUpdate(update) => {
+                        respond(&handle);
+                        drop(tx.send(update));
+                    }
+                    _ => {}
+                }
+            }
+        });
+        let listener = Box::new(world.net.listener("facilitator"));
+        let server = Server::start(ServerConfig::new("fac"), listener, world.timer(), Arc::new(|_| Ok(())), sink);
+        Self { server: Some(server), sessions, updates }
+    }
+
+    /// Sends a frame to the newest session; waits for one to be there.
+    pub fn push(&self, message: impl Into<FacilitatorToValidator>) {
+        let text = message.into().encode();
+        wait_until(|| match self.sessions.lock().unwrap().last() {
+            Some((_, session)) => session.send(Outgoing::once(text.clone())).is_ok(),
+            None => false,
+        });
+    }
+
+    /// The updates of one job until its end.
+    pub fn history(&self, uuid: &str) -> Vec<V0JobStatusUpdate> {
+        let mut history = Vec::new();
+        loop {
+            let update = self.updates.recv_timeout(LONG).expect("an update");
+            assert_eq!(update.uuid, uuid);
+            let end = update.status.is_terminal();
+            history.push(update);
+            if end {
+                return history;
+            }
+        }
+    }
+
+    pub fn stop(mut self) {
+        let server = self.server.take().unwrap();
+        assert!(stop(LONG, |step| server.stop(step, 1001, "")).is_clean());
+    }
+}
+
+fn respond(handle: &SessionHandle) {
+    let response = Response { status: ResponseStatus::Success, errors: Vec::new() };
+    // The validator may have gone in the meantime.
+    drop(handle.send(Outgoing::once(FacilitatorToValidator::from(response).encode())));
+}
+
+pub fn statuses(history: &[V0JobStatusUpdate]) -> Vec<JobStatus> {
+    history.iter().map(|u| u.status).collect()
+}
+
+/// What a scripted miner does with one message after the authentication.
+pub type Script = Arc<dyn Fn(&MinerSession, ValidatorToMiner) + Send + Sync>;
+
+pub struct MinerSession {
+    pub id: SessionId,
+    pub handle: SessionHandle,
+}
+
+impl MinerSession {
+    pub fn say(&self, message: impl Into<MinerToValidator>) {
+        self.text(message.into().encode());
+    }
+
+    pub fn text(&self, text: impl Into<tungstenite::Utf8Bytes>) {
+        drop(self.handle.send(Outgoing::once(text)));
+    }
+}
+
+/// A miner that checks the authentication, sends a manifest, and then follows its script.
+pub struct FakeMiner {
+    server: Option<Server>,
+    pub heard: Receiver<ValidatorToMiner>,
+}
+
+impl FakeMiner {
+    pub fn start(world: &World, port: u16, executors: i64, script: Script) -> Self {
+        let (tx, heard) = bounded(100_000);
+        let handles: Arc<Mutex<HashMap<SessionId, SessionHandle>>> = Arc::default();
+        let sink = Arc::new(move |event| match event {
+            ServerEvent::Opened { id, handle, .. } => drop(handles.lock().unwrap().insert(id, handle)),
+            ServerEvent::Closed { id, .. } => drop(handles.lock().unwrap().remove(&id)),
+            ServerEvent::Text { id, text } => {
+                let session = MinerSession { id, handle: handles.lock().unwrap()[&id].clone() };
+                let message = ValidatorToMiner::decode(&text).unwrap();
+                drop(tx.send(message.clone()));
+                if let ValidatorToMiner::ValidatorAuthForMiner(auth) = &message {
+                    auth.verify().unwrap();
+                    let manifest = [(phalanx::protocol::ExecutorClass::AlwaysOnTest, Int::from(executors))];
+                    session.say(V0ExecutorManifestRequest { manifest: manifest.into_iter().collect() });
+                } else {
+                    script(&session, message);
+                }
+            }
+        });
+        let listener = Box::new(world.net.listener(&format!("127.0.0.1:{port}")));
+        let server = Server::start(ServerConfig::new("min"), listener, world.timer(), Arc::new(|_| Ok(())), sink);
+        Self { server: Some(server), heard }
+    }
+
+    pub fn stop(mut self) {
+        let server = self.server.take().unwrap();
+        assert!(stop(LONG, |step| server.stop(step, 1001, "")).is_clean());
+    }
+}
+
+/// A job signed by `user`, with limits of a minute each.
+pub fn job(user: &KeyPair) -> V2JobRequest {
+    let minute = || Int::from(60);
+    let mut job = V2JobRequest {
+        signature: None,
+        uuid: uuid::Uuid::new_v4().to_string(),
+        job_namespace: None,
+        executor_class: phalanx::protocol::ExecutorClass::AlwaysOnTest,
+        docker_image: "busybox".to_owned(),
+        args: vec!["echo".to_owned(), "hi".to_owned()],
+        env: StrMap::new(),
+        use_gpu: false,
+        volume: None,
+        output_upload: None,
+        artifacts_dir: None,
+        on_trusted_miner: false,
+        download_time_limit: minute(),
+        execution_time_limit: minute(),
+        upload_time_limit: minute(),
+        streaming_start_time_limit: minute(),
+        streaming_details: None,
+    };
+    job.sign(user, 1_700_000_000_000_000_000);
+    job
+}
+
+/// Waits for something that has no event; each turn gives the processor away.
+pub fn wait_until(done: impl Fn() -> bool) {
+    let limit = std::time::Instant::now() + LONG;
+    while !done() {
+        assert!(std::time::Instant::now() < limit, "it never came");
+        std::thread::yield_now();
+    }
+}
