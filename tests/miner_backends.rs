@@ -179,9 +179,18 @@ fn a_stop_before_the_start_starts_nothing() {
     assert_eq!(process("/nonexistent", &[]).run(&spec(), &stop).unwrap(), ExecutorExit::Unknown);
 }
 
+/// An image of this test run, removed when dropped.
+struct Image(String);
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        drop(Command::new("docker").args(["rmi", "--force", &self.0]).output());
+    }
+}
+
 /// An image with one program in it, made on the spot; `None` if the machine has no Docker or no static busybox.
-fn image() -> Option<String> {
-    const NAME: &str = "phalanx-test-executor";
+fn image() -> Option<Image> {
+    let image = Image(format!("phalanx-test-executor:{}", uuid::Uuid::new_v4()));
     let skip = |why: &str| {
         assert!(std::env::var_os("PHALANX_TEST_REQUIRE_ALL").is_none(), "required, but {why}");
         println!("SKIPPED: {why}");
@@ -202,11 +211,11 @@ fn image() -> Option<String> {
     assert!(packed.success());
     // The entry point takes our executor's arguments, ignores them, and runs for as long as it is told.
     let entry = r#"ENTRYPOINT ["/bin/busybox", "sh", "-c", "trap 'exit 9' TERM; /bin/busybox sleep ${SLEEP:-0} & wait $!; exit 4"]"#;
-    let imported = Command::new("docker").args(["import", "--change", entry]).arg(&tar).arg(NAME).output().unwrap();
+    let imported = Command::new("docker").args(["import", "--change", entry]).arg(&tar).arg(&image.0).output().unwrap();
     if !imported.status.success() {
         return skip(&format!("docker import failed: {}", String::from_utf8_lossy(&imported.stderr)));
     }
-    Some(NAME.to_owned())
+    Some(image)
 }
 
 fn containers(label: &str) -> Vec<String> {
@@ -228,7 +237,7 @@ fn containers_are_run_ended_and_removed() {
         for label in &labels {
             command.args(["--label", label]);
         }
-        assert!(command.arg(&image).output().unwrap().status.success());
+        assert!(command.arg(&image.0).output().unwrap().status.success());
     };
     let another = uuid::Uuid::new_v4().to_string();
     leave(&miner);
@@ -236,7 +245,7 @@ fn containers_are_run_ended_and_removed() {
     assert_eq!(containers(&ours).len(), 1);
 
     let docker = |sleep: &str| {
-        let mut backend = DockerBackend::new(&miner, &image, "process");
+        let mut backend = DockerBackend::new(&miner, &image.0, "process");
         backend.options = vec!["--env".to_owned(), format!("SLEEP={sleep}")];
         backend
     };
@@ -246,21 +255,27 @@ fn containers_are_run_ended_and_removed() {
     assert_eq!(other.len(), 1, "another miner's container was touched");
     assert!(Command::new("docker").args(["rm", "-f", &other[0]]).output().unwrap().status.success());
 
-    for forced in [false, true] {
+    // While it is being made, while it runs, and at once while it runs.
+    for (running, forced) in [(false, false), (true, false), (true, true)] {
         let (spec, stop) = (spec(), Shutdown::new());
         let thread = start(docker("1000"), &spec, &stop);
-        until("it runs", || containers(&ours).len() == 1);
+        let label = format!("label={ours}");
+        let which = if running { ["ps", "-q", "--filter", &label] } else { ["ps", "-aq", "--filter", &label] };
+        until("it is there", || !Command::new("docker").args(which).output().unwrap().stdout.is_empty());
         if forced {
             stop.cancel()
         } else {
             stop.drain()
         }
-        join(thread).unwrap();
+        let exit = join(thread).unwrap();
+        if running && !forced {
+            assert_eq!(exit, ExecutorExit::Code(9), "the container was not told to end");
+        }
         assert_eq!(containers(&ours), Vec::<String>::new(), "left behind");
     }
     let mut backend = docker("0");
     backend.image = "phalanx-test-no-such-image-anywhere:0".to_owned();
     let error = backend.run(&spec(), &Shutdown::new()).unwrap_err();
-    assert!(matches!(error, ExecutorError::Docker(ExecutorExit::Code(125))), "{error:?}");
+    assert!(matches!(error, ExecutorError::Docker(ExecutorExit::Code(1))), "{error:?}");
     assert!(group.live().is_empty());
 }
