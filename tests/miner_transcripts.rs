@@ -78,7 +78,7 @@ impl Replay {
                 Action::Store { job, payload, validator_signature } => {
                     let miner_signature = payload.sign(&self.miner);
                     let receipt = Receipt { payload, validator_signature, miner_signature };
-                    self.handle(Input::Stored { job, result: Ok((receipt, true)) });
+                    self.handle(Input::Stored { job, result: Ok((Box::new(receipt), true)) });
                 }
                 Action::Start(spec) => self.tokens.push(spec.token),
                 Action::End(token) => panic!("executor {token} had to be told to end"),

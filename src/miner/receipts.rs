@@ -5,8 +5,7 @@
 
 use crossbeam_channel::Receiver;
 
-use super::router::Input;
-use super::router::job::JobKey;
+use super::router::{Input, JobKey};
 use crate::identity::KeyPair;
 use crate::protocol::{Receipt, ReceiptPayload, ReceiptType};
 use crate::store::receipts::{ReceiptRow, ReceiptStore};
@@ -30,7 +29,7 @@ pub(super) fn run(orders: &Receiver<StoreOrder>, mut store: ReceiptStore, key: &
         let rows: Vec<ReceiptRow> = signed.iter().map(|(_, receipt)| row(receipt)).collect();
         let stored = store.insert(&rows).map_err(|error| error.to_string());
         for (at, (job, receipt)) in signed.into_iter().enumerate() {
-            let result = stored.as_ref().map(|new| (receipt, new[at])).map_err(Clone::clone);
+            let result = stored.as_ref().map(|new| (Box::new(receipt), new[at])).map_err(Clone::clone);
             report(Input::Stored { job, result });
         }
     }

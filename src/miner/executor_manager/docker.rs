@@ -1,6 +1,7 @@
-//! Executors as containers: `docker run --rm --network host` of an image whose entry point is this program.
+//! Executors as containers: on the host's network, of an image whose entry point is this program.
 //!
-//! A container is ours by its labels only, never by its name. Whatever way a run ends, its container is removed; those that
+//! A container is created, started and removed by three commands, not run by one with `--rm`: one that is interrupted while
+//! the container is being made would leave it behind. A container is ours by its labels only, never by its name. Whatever way a run ends, its container is removed; those that
 //! an earlier process of the same miner left behind are removed before the first run of this one.
 
 use std::path::PathBuf;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::process::{GroupRun, executor_arguments};
 use super::{END_GRACE, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec};
-use crate::base::shutdown::Shutdown;
+use crate::base::shutdown::{Level, Shutdown};
 
 /// Label with the hotkey of the miner that a container belongs to.
 pub const MINER_LABEL: &str = "phalanx.miner";
@@ -22,19 +23,16 @@ pub const JOB_LABEL: &str = "phalanx.job";
 /// Time for `docker` to list or remove containers.
 const DOCKER_TIME: Duration = Duration::from_secs(30);
 
-/// `docker run` ends with this code when there was no container to run.
-const DOCKER_FAILED: i32 = 125;
-
 /// Runs executors through the `docker` command line; `DOCKER_HOST` counts.
 #[derive(Debug)]
 pub struct DockerBackend {
     /// The program, by default `docker` on the `PATH`.
     pub program: PathBuf,
-    /// The image, whose entry point takes the arguments of `phalanx`.
+    /// The image, whose entry point takes the arguments of `phalanx`. It is not pulled: a job has no time for that.
     pub image: String,
     /// The value of `--runner`.
     pub runner: String,
-    /// Further arguments of `docker run`, as the mounts that the executor's own runner needs.
+    /// Further arguments of `docker create`, as the mounts that the executor's own runner needs.
     pub options: Vec<String>,
     /// Time from the first SIGTERM to SIGKILL.
     pub end_grace: Duration,
@@ -59,13 +57,13 @@ impl DockerBackend {
     }
 
     /// Removes the containers that earlier processes of this miner have left.
-    fn reap_orphans(&self, stop: &Shutdown) {
+    fn reap_orphans(&self) {
         let ours = format!("label={MINER_LABEL}={}", self.miner);
         let format = format!("{{{{.ID}}}} {{{{.Label \"{INSTANCE_LABEL}\"}}}}");
         let mut list = Command::new(&self.program);
         list.args(["ps", "--all", "--no-trunc", "--filter", &ours, "--format", &format]);
         let mut listed = Vec::new();
-        match self.docker(list, "docker ps", stop, Some(&mut listed)) {
+        match self.docker(list, "docker ps", Some(&mut listed)) {
             Ok(ExecutorExit::Code(0)) => {}
             Ok(exit) => return log::warn!("docker cannot list containers: {exit}"),
             Err(error) => return log::warn!("docker cannot list containers: {error}"),
@@ -80,27 +78,59 @@ impl DockerBackend {
         }
     }
 
-    /// Removes a container, running or not; fine if there is none. No stop signal counts here: a run that was cancelled has
-    /// its container removed as well.
+    /// Tells a container to end and waits for it, unless `stop` is cancelled. `docker start` hands our signals on, but does
+    /// not always wait for what they do.
+    fn end(&self, container: &str, stop: &Shutdown) {
+        let at_once = Shutdown::new();
+        let cancel = at_once.clone();
+        let _cancelled = stop.on(Level::Cancel, move || cancel.cancel());
+        let mut command = Command::new(&self.program);
+        command.args(["stop", "--time", &self.end_grace.as_secs().to_string(), container]);
+        let (end_grace, deadline) = (Duration::from_secs(1), Some(Instant::now() + self.end_grace + DOCKER_TIME));
+        let run = GroupRun {
+            command,
+            who: "docker stop",
+            stop: &at_once,
+            end_grace,
+            deadline,
+            stdout: Some(&mut Vec::new()),
+        };
+        if let Err(error) = run.run() {
+            log::warn!("container {container} could not be told to end: {error}");
+        }
+    }
+
+    /// How a container ended. `docker start` is not asked: it ends with 0 when it was signalled itself.
+    fn exit_code(&self, container: &str) -> Result<ExecutorExit, ExecutorError> {
+        let mut command = Command::new(&self.program);
+        command.args(["inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", container]);
+        let mut lines = Vec::new();
+        self.docker(command, "docker inspect", Some(&mut lines))?;
+        // Still running, or removed by somebody else: then nobody knows.
+        let code = lines.first().and_then(|line| line.strip_prefix("exited ")).and_then(|code| code.parse().ok());
+        Ok(code.map_or(ExecutorExit::Unknown, ExecutorExit::Code))
+    }
+
+    /// Removes a container, running or not.
     fn remove(&self, container: &str) {
         let mut command = Command::new(&self.program);
         command.args(["rm", "--force", "--volumes", container]);
-        match self.docker(command, "docker rm", &Shutdown::new(), None) {
+        match self.docker(command, "docker rm", None) {
             Ok(ExecutorExit::Code(0)) => {}
-            Ok(exit) => log::debug!("docker rm {container}: {exit}"),
+            Ok(exit) => log::warn!("container {container} may still be there: docker rm ended with {exit}"),
             Err(error) => log::warn!("container {container} may still be there: {error}"),
         }
     }
 
-    /// Runs a short `docker` command.
+    /// Runs a short `docker` command. No stop signal ends it: what it makes or removes is to be known.
     fn docker(
         &self,
         command: Command,
         who: &str,
-        stop: &Shutdown,
         stdout: Option<&mut Vec<String>>,
     ) -> Result<ExecutorExit, ExecutorError> {
         let deadline = Some(Instant::now() + DOCKER_TIME);
+        let stop = &Shutdown::new();
         GroupRun { command, who, stop, end_grace: Duration::from_secs(1), deadline, stdout }.run()
     }
 }
@@ -120,10 +150,13 @@ impl Drop for Guard<'_> {
 impl ExecutorBackend for DockerBackend {
     fn run(&self, spec: &ExecutorSpec, stop: &Shutdown) -> Result<ExecutorExit, ExecutorError> {
         // Other runs that begin meanwhile wait for it, each at most for `DOCKER_TIME` a container.
-        self.reaped.call_once(|| self.reap_orphans(stop));
+        self.reaped.call_once(|| self.reap_orphans());
         let name = format!("phalanx-executor-{}", spec.token);
+        if stop.is_set() {
+            return Ok(ExecutorExit::Unknown);
+        }
         let mut command = Command::new(&self.program);
-        command.args(["run", "--rm", "--network", "host", "--name", &name]);
+        command.args(["create", "--pull", "never", "--network", "host", "--name", &name]);
         for (label, value) in
             [(MINER_LABEL, &self.miner), (INSTANCE_LABEL, &self.instance), (JOB_LABEL, &spec.job_uuid)]
         {
@@ -136,11 +169,18 @@ impl ExecutorBackend for DockerBackend {
             command.args(["--gpus", "all"]);
         }
         command.args(&self.options).arg(&self.image).args(executor_arguments(spec, &self.runner));
-        let _guard = Guard { backend: self, name };
         let who = format!("executor of job {}", spec.job_uuid);
-        match (GroupRun { command, who: &who, stop, end_grace: self.end_grace, deadline: None, stdout: None }).run()? {
-            failed @ ExecutorExit::Code(DOCKER_FAILED) => Err(ExecutorError::Docker(failed)),
-            exit => Ok(exit),
+        let _guard = Guard { backend: self, name: name.clone() };
+        match self.docker(command, &who, None)? {
+            ExecutorExit::Code(0) => {}
+            failed => return Err(ExecutorError::Docker(failed)),
         }
+        let mut command = Command::new(&self.program);
+        command.args(["start", "--attach", &name]);
+        GroupRun { command, who: &who, stop, end_grace: self.end_grace, deadline: None, stdout: None }.run()?;
+        if stop.is_set() {
+            self.end(&name, stop);
+        }
+        self.exit_code(&name)
     }
 }

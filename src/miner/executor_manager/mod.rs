@@ -78,8 +78,8 @@ pub enum ExecutorError {
     /// It was started but could not be watched, and was ended.
     #[error("cannot watch the executor: {0}")]
     Watch(#[source] std::io::Error),
-    /// Docker did not start the container; what it said is in the log.
-    #[error("docker did not start the container: {0}; its message is in the log")]
+    /// Docker did not make the container; what it said is in the log.
+    #[error("docker did not make the container: {0}; its message is in the log")]
     Docker(ExecutorExit),
     /// The back end of the embedding program failed.
     #[error("{0}")]

@@ -50,7 +50,7 @@ impl Router {
     }
 
     /// An executor says something.
-    pub(super) fn from_executor(&mut self, id: SessionId, frame: ExecutorFrame, now: Now) {
+    pub(super) fn executor_said(&mut self, id: SessionId, frame: ExecutorFrame, now: Now) {
         // Nothing is owed to a connection that was turned away or whose executor has ended.
         let Some(key) = self.executors.get(&id).and_then(|token| self.tokens.get(token)).cloned() else { return };
         let message = match frame.message {

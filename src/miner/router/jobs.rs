@@ -160,7 +160,7 @@ impl Router {
     }
 
     /// A receipt has been stored, or could not be; for a started-receipt the job depends on it.
-    pub(super) fn stored(&mut self, key: JobKey, result: Result<(Receipt, bool), String>) {
+    pub(super) fn stored(&mut self, key: JobKey, result: Result<(Box<Receipt>, bool), String>) {
         let Some(job) = self.jobs.get_mut(&key).filter(|job| matches!(job.phase, Phase::Storing)) else {
             if let Err(why) = result {
                 log::error!("job {}: a receipt was not stored: {why}", key.uuid);
@@ -169,7 +169,7 @@ impl Router {
         };
         let refusal = match result {
             Ok((receipt, true)) => {
-                job.receipt = Some(receipt);
+                job.receipt = Some(*receipt);
                 None
             }
             Ok((_, false)) => Some("this job was started here before".to_owned()),

@@ -1,6 +1,6 @@
 //! All decisions of a miner. Pure: no thread, channel, socket or clock; it takes what happened and says what to do.
 //!
-//! * [`job`]: one job, what is kept of it for its validator, and its deadlines.
+//! * `job`: one job, what is kept of it for its validator, and its deadlines.
 //! * `validators`: who is connected, authentication, what validators say.
 //! * `executors`: whose executor is connected, what executors say, how they end.
 //! * `jobs`: a job from its request to its end.
@@ -8,7 +8,7 @@
 //! The order of the actions is the order in which they must be done.
 
 mod executors;
-pub mod job;
+mod job;
 mod jobs;
 mod validators;
 
@@ -28,7 +28,8 @@ use crate::transport::Utf8Bytes;
 use super::config::{MinerConfig, MinerLimits};
 use super::executor_manager::{ExecutorEnd, ExecutorSpec};
 use super::executor_pool::ExecutorPool;
-use job::{Job, JobKey};
+use job::Job;
+pub use job::JobKey;
 use jobs::Waiting;
 use validators::Validator;
 
@@ -145,7 +146,7 @@ pub enum Input {
         /// Which job of which validator it is about.
         job: JobKey,
         /// The countersigned receipt and whether it is new, or why it could not be stored.
-        result: Result<(Receipt, bool), String>,
+        result: Result<(Box<Receipt>, bool), String>,
     },
     /// An executor has ended, or was never started.
     ExecutorEnded {
@@ -249,8 +250,8 @@ impl Router {
         match input {
             Input::Opened { id, peer: Peer::Validator(hotkey), .. } => self.validator_opened(id, hotkey, now),
             Input::Opened { id, peer: Peer::Executor(token), address } => self.executor_opened(id, token, address),
-            Input::FromValidator(id, frame) => self.from_validator(id, *frame, now),
-            Input::FromExecutor(id, frame) => self.from_executor(id, *frame, now),
+            Input::FromValidator(id, frame) => self.validator_said(id, *frame, now),
+            Input::FromExecutor(id, frame) => self.executor_said(id, *frame, now),
             Input::Closed(id) => self.closed(id, now),
             Input::Stored { job, result } => self.stored(job, result),
             Input::ExecutorEnded { token, end } => self.executor_ended(token, end, now),

@@ -65,7 +65,7 @@ impl Router {
     }
 
     /// A validator says something.
-    pub(super) fn from_validator(&mut self, id: SessionId, frame: ValidatorFrame, now: Now) {
+    pub(super) fn validator_said(&mut self, id: SessionId, frame: ValidatorFrame, now: Now) {
         let Some(validator) = self.validators.get_mut(&id) else { return };
         let hotkey = validator.hotkey.clone();
         match (&frame.message, &mut validator.state) {

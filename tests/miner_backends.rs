@@ -1,0 +1,281 @@
+//! Real executors: processes, their groups and containers are gone when a run is over, in whatever way.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use phalanx::base::shutdown::Shutdown;
+use phalanx::base::thread::{Group, Kick, Thread, spawn};
+use phalanx::miner::executor_manager::{
+    DockerBackend, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, INSTANCE_LABEL,
+    MINER_LABEL, ProcessBackend,
+};
+use phalanx::protocol::ExecutorClass;
+
+const LONG: Duration = Duration::from_secs(60);
+
+fn spec() -> ExecutorSpec {
+    let token = uuid::Uuid::new_v4().to_string();
+    ExecutorSpec {
+        job_uuid: "00000000-0000-0000-0000-000000000001".to_owned(),
+        token,
+        miner_address: "ws://127.0.0.1:1".to_owned(),
+        class: ExecutorClass::AlwaysOnTest,
+        startup_time_limit: Duration::from_millis(4500),
+    }
+}
+
+fn process(program: &str, arguments: &[&str]) -> ProcessBackend {
+    ProcessBackend {
+        program: PathBuf::from(program),
+        runner: "process".to_owned(),
+        arguments: Some(arguments.iter().map(|a| (*a).to_owned()).collect()),
+        end_grace: Duration::from_secs(10),
+    }
+}
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Processes whose environment holds the token: the executor and all that it started.
+fn with_token(token: &str) -> Vec<u32> {
+    let wanted = format!("EXECUTOR_TOKEN={token}");
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let numbers = processes.filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+    let holds = |number: &u32| {
+        // A process may end while it is looked at.
+        let environ = std::fs::read(format!("/proc/{number}/environ")).unwrap_or_default();
+        environ.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
+    };
+    numbers.filter(holds).collect()
+}
+
+fn until(what: &str, holds: impl Fn() -> bool) {
+    let end = Instant::now() + LONG;
+    while !holds() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+fn start(backend: impl ExecutorBackend + 'static, spec: &ExecutorSpec, stop: &Shutdown) -> Thread<ExecutorEnd> {
+    let (spec, stop, kicked) = (spec.clone(), stop.clone(), stop.clone());
+    spawn("t-run", Kick::new("stop", move || kicked.cancel()), move || backend.run(&spec, &stop))
+}
+
+fn join(thread: Thread<ExecutorEnd>) -> ExecutorEnd {
+    thread.join_by(Instant::now() + LONG).unwrap()
+}
+
+#[test]
+fn exits_and_failures_are_told_apart() {
+    let group = Group::enter();
+    let run = |backend: ProcessBackend| backend.run(&spec(), &Shutdown::new());
+    run(process("/bin/true", &[])).unwrap();
+    let before = descriptors();
+    for _ in 0..20 {
+        assert_eq!(run(process("/bin/true", &[])).unwrap(), ExecutorExit::Code(0));
+        assert_eq!(run(process("/bin/false", &[])).unwrap(), ExecutorExit::Code(1));
+    }
+    let error = run(process("/nonexistent/executor", &[])).unwrap_err();
+    assert!(matches!(error, ExecutorError::Start { .. }), "{error:?}");
+    assert!(error.to_string().starts_with("cannot start /nonexistent/executor: "), "{error}");
+    let killed = spec();
+    let thread = start(process("/bin/sleep", &["1000"]), &killed, &Shutdown::new());
+    until("it runs", || !with_token(&killed.token).is_empty());
+    for number in with_token(&killed.token) {
+        assert!(Command::new("/bin/kill").args(["-9", &number.to_string()]).status().unwrap().success());
+    }
+    assert_eq!(join(thread).unwrap(), ExecutorExit::Signal(9));
+    // Other tests of this file run in the same process, so this only sees a leak in every run.
+    assert!(descriptors() < before + 40, "{before} descriptors before, {} after", descriptors());
+    assert!(group.live().is_empty());
+}
+
+#[test]
+fn our_executor_gets_its_arguments_and_its_environment() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    // A program that copies its own environment to a file.
+    let backend = process("/bin/cp", &["/proc/self/environ", out.to_str().unwrap()]);
+    let spec = spec();
+    assert_eq!(backend.run(&spec, &Shutdown::new()).unwrap(), ExecutorExit::Code(0));
+    let environ = String::from_utf8_lossy(&std::fs::read(&out).unwrap()).into_owned();
+    let variables: Vec<&str> = environ.split('\0').collect();
+    assert!(variables.contains(&format!("EXECUTOR_TOKEN={}", spec.token).as_str()), "{variables:?}");
+    assert!(variables.contains(&"MINER_ADDRESS=ws://127.0.0.1:1"), "{variables:?}");
+    assert!(!variables.iter().any(|variable| variable.starts_with("PHALANX_")), "{variables:?}");
+
+    let backend = ProcessBackend { program: "/bin/cp".into(), arguments: None, ..process("", &[]) };
+    // `cp executor --startup-time-limit …` knows no such option.
+    assert_eq!(backend.run(&spec, &Shutdown::new()).unwrap(), ExecutorExit::Code(1));
+}
+
+#[test]
+fn a_stop_ends_the_whole_group() {
+    let group = Group::enter();
+    for forced in [false, true] {
+        let (spec, stop) = (spec(), Shutdown::new());
+        let grace = Duration::from_secs(3600);
+        // `timeout --foreground` stays in the group with the child it starts.
+        let backend = ProcessBackend {
+            end_grace: grace,
+            ..process("/usr/bin/timeout", &["--foreground", "1000", "/bin/sleep", "1000"])
+        };
+        let thread = start(backend, &spec, &stop);
+        until("both run", || with_token(&spec.token).len() == 2);
+        if forced {
+            stop.cancel()
+        } else {
+            stop.drain()
+        }
+        let exit = join(thread).unwrap();
+        assert!(matches!(exit, ExecutorExit::Signal(15) | ExecutorExit::Code(124 | 143)), "{exit}");
+        // A child that was killed is reaped by init, a moment later.
+        until("the group is gone", || with_token(&spec.token).is_empty());
+    }
+    assert!(group.live().is_empty());
+}
+
+#[test]
+fn children_that_outlive_the_executor_are_ended() {
+    let spec = spec();
+    // The shell ends at once and leaves a child in the background.
+    let backend = process("/bin/sh", &["-c", "sleep 1000 & exit 3"]);
+    assert_eq!(backend.run(&spec, &Shutdown::new()).unwrap(), ExecutorExit::Code(3));
+    until("the child is gone", || with_token(&spec.token).is_empty());
+}
+
+#[test]
+fn an_executor_that_ignores_sigterm_is_killed() {
+    for forced in [false, true] {
+        let (spec, stop) = (spec(), Shutdown::new());
+        let grace = Duration::from_millis(if forced { 3_600_000 } else { 50 });
+        let ignores = "trap '' TERM; while :; do sleep 1000; done";
+        let backend = ProcessBackend { end_grace: grace, ..process("/bin/sh", &["-c", ignores]) };
+        let thread = start(backend, &spec, &stop);
+        until("both run", || with_token(&spec.token).len() == 2);
+        stop.drain();
+        if forced {
+            stop.cancel();
+        }
+        assert_eq!(join(thread).unwrap(), ExecutorExit::Signal(9));
+        // A child that was killed is reaped by init, a moment later.
+        until("the group is gone", || with_token(&spec.token).is_empty());
+    }
+}
+
+#[test]
+fn an_executor_that_floods_its_stderr_is_not_held_up() {
+    let flood = "head -c 3000000 /dev/zero >&2; echo last >&2; exit 5";
+    assert_eq!(process("/bin/sh", &["-c", flood]).run(&spec(), &Shutdown::new()).unwrap(), ExecutorExit::Code(5));
+}
+
+#[test]
+fn a_stop_before_the_start_starts_nothing() {
+    let stop = Shutdown::new();
+    stop.drain();
+    assert_eq!(process("/nonexistent", &[]).run(&spec(), &stop).unwrap(), ExecutorExit::Unknown);
+}
+
+/// An image of this test run, removed when dropped.
+struct Image(String);
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        drop(Command::new("docker").args(["rmi", "--force", &self.0]).output());
+    }
+}
+
+/// An image with one program in it, made on the spot; `None` if the machine has no Docker or no static busybox.
+fn image() -> Option<Image> {
+    let image = Image(format!("phalanx-test-executor:{}", uuid::Uuid::new_v4()));
+    let skip = |why: &str| {
+        assert!(std::env::var_os("PHALANX_TEST_REQUIRE_ALL").is_none(), "required, but {why}");
+        println!("SKIPPED: {why}");
+        None
+    };
+    if !Command::new("docker").arg("info").output().is_ok_and(|output| output.status.success()) {
+        return skip("there is no Docker Engine");
+    }
+    let Some(busybox) = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| PathBuf::from(path).exists())
+    else {
+        return skip("there is no busybox");
+    };
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("bin")).unwrap();
+    std::fs::copy(busybox, folder.path().join("bin/busybox")).unwrap();
+    let tar = folder.path().join("image.tar");
+    let packed = Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(folder.path()).arg("bin").status().unwrap();
+    assert!(packed.success());
+    // The entry point takes our executor's arguments, ignores them, and runs for as long as it is told.
+    let entry = r#"ENTRYPOINT ["/bin/busybox", "sh", "-c", "trap 'exit 9' TERM; /bin/busybox sleep ${SLEEP:-0} & wait $!; exit 4"]"#;
+    let imported = Command::new("docker").args(["import", "--change", entry]).arg(&tar).arg(&image.0).output().unwrap();
+    if !imported.status.success() {
+        return skip(&format!("docker import failed: {}", String::from_utf8_lossy(&imported.stderr)));
+    }
+    Some(image)
+}
+
+fn containers(label: &str) -> Vec<String> {
+    let output = Command::new("docker").args(["ps", "-aq", "--filter", &format!("label={label}")]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn containers_are_run_ended_and_removed() {
+    let Some(image) = image() else { return };
+    let group = Group::enter();
+    let miner = uuid::Uuid::new_v4().to_string();
+    let ours = format!("{MINER_LABEL}={miner}");
+    // Left behind by an earlier process of this miner, and one of another miner.
+    let leave = |miner: &str| {
+        let labels = [format!("{MINER_LABEL}={miner}"), format!("{INSTANCE_LABEL}=earlier")];
+        let mut command = Command::new("docker");
+        command.args(["run", "-d", "--network", "none", "--env", "SLEEP=1000"]);
+        for label in &labels {
+            command.args(["--label", label]);
+        }
+        assert!(command.arg(&image.0).output().unwrap().status.success());
+    };
+    let another = uuid::Uuid::new_v4().to_string();
+    leave(&miner);
+    leave(&another);
+    assert_eq!(containers(&ours).len(), 1);
+
+    let docker = |sleep: &str| {
+        let mut backend = DockerBackend::new(&miner, &image.0, "process");
+        backend.options = vec!["--env".to_owned(), format!("SLEEP={sleep}")];
+        backend
+    };
+    assert_eq!(docker("0").run(&spec(), &Shutdown::new()).unwrap(), ExecutorExit::Code(4));
+    assert_eq!(containers(&ours), Vec::<String>::new());
+    let other = containers(&format!("{MINER_LABEL}={another}"));
+    assert_eq!(other.len(), 1, "another miner's container was touched");
+    assert!(Command::new("docker").args(["rm", "-f", &other[0]]).output().unwrap().status.success());
+
+    // While it is being made, while it runs, and at once while it runs.
+    for (running, forced) in [(false, false), (true, false), (true, true)] {
+        let (spec, stop) = (spec(), Shutdown::new());
+        let thread = start(docker("1000"), &spec, &stop);
+        let label = format!("label={ours}");
+        let which = if running { ["ps", "-q", "--filter", &label] } else { ["ps", "-aq", "--filter", &label] };
+        until("it is there", || !Command::new("docker").args(which).output().unwrap().stdout.is_empty());
+        if forced {
+            stop.cancel()
+        } else {
+            stop.drain()
+        }
+        let exit = join(thread).unwrap();
+        if running && !forced {
+            assert_eq!(exit, ExecutorExit::Code(9), "the container was not told to end");
+        }
+        assert_eq!(containers(&ours), Vec::<String>::new(), "left behind");
+    }
+    let mut backend = docker("0");
+    backend.image = "phalanx-test-no-such-image-anywhere:0".to_owned();
+    let error = backend.run(&spec(), &Shutdown::new()).unwrap_err();
+    assert!(matches!(error, ExecutorError::Docker(ExecutorExit::Code(1))), "{error:?}");
+    assert!(group.live().is_empty());
+}
