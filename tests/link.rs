@@ -226,13 +226,13 @@ fn nothing_is_lost_or_overtaken_through_cuts() {
     tx.send(link.handle()).unwrap();
     for n in 0..MESSAGES {
         link.handle().send(Outgoing::acked(n.to_string())).unwrap();
-        if rng.next_u64() % 25 == 0 {
-            if rng.next_u64() % 2 == 0 {
+        if rng.one_in(25) {
+            if rng.one_in(2) {
                 fixture.net.fail_next(1, DialFault::Refused);
             }
             let cut = (rng.next_u64() % 20) as usize;
             match fixture.net.wires().last() {
-                Some(wire) if rng.next_u64() % 2 == 0 => wire.cut_after(Side::Dialer, cut),
+                Some(wire) if rng.one_in(2) => wire.cut_after(Side::Dialer, cut),
                 Some(wire) => wire.cut_after(Side::Listener, cut),
                 None => {}
             }
@@ -367,10 +367,10 @@ fn a_stop_at_a_random_moment_always_ends() {
     for round in 0..300 {
         let fixture = Fixture::new();
         let (server, _got) = fixture.server();
-        if rng.next_u64() % 4 == 0 {
+        if rng.one_in(4) {
             fixture.net.fail_next((rng.next_u64() % 3) as usize, DialFault::Refused);
         }
-        let password = (rng.next_u64() % 2 == 0).then_some("password");
+        let password = rng.one_in(2).then_some("password");
         let (link, _events) = fixture.start(fixture.config(), password);
         let (go, gate): (Sender<()>, _) = bounded(0);
         let cutter: Thread<()> = {

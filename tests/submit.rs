@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 fn plan(fix: &Fix, wait: bool, json: bool) -> Plan {
     let base = format!("http://{}/", fix.running().http_addr());
-    Plan { base, key: dave(), target: alice().public(), wait, json }
+    Plan { base, key: dave(), target: alice().public(), wait, at_once: None, json }
 }
 
 fn jobs(n: usize) -> Vec<(String, JobSpec)> {

@@ -26,7 +26,7 @@ const JOBS: [(&str, &str); 5] = [
     ("environment", include_str!("../../examples/jobs/environment.json")),
 ];
 
-/// Executors of the demo's miner: as many jobs run at a time, the others wait for their turn at the validator's door.
+/// Executors of the demo's miner; as many jobs are on their way at a time, because a validator rejects what finds none.
 const EXECUTORS: u32 = 4;
 
 /// How long an engine may take to say that it is there, or to import an image of two megabytes.
@@ -84,6 +84,7 @@ fn demo(args: &Args, env: &supervise::Env) -> Result<ExitCode, String> {
         key: network.user().clone(),
         target: network.target(),
         wait: true,
+        at_once: Some(EXECUTORS as usize),
         json: true,
     };
     let mut results = Vec::new();

@@ -66,7 +66,7 @@ pub fn run(args: Args) -> ExitCode {
         let cancel = stop.clone();
         let _signal = env.shutdown.on(Level::Drain, move || cancel.cancel());
         let mut out = std::io::stdout().lock();
-        let plan = Plan { base, key, target: args.target, wait: args.wait, json: args.json };
+        let plan = Plan { base, key, target: args.target, wait: args.wait, at_once: None, json: args.json };
         match submit(&plan, jobs, &stop, &mut out) {
             Ok(true) => ExitCode::from(exit::DONE),
             Ok(false) => ExitCode::from(exit::FAILED),
@@ -89,6 +89,8 @@ pub struct Plan {
     pub target: PublicKey,
     /// Whether to follow the jobs.
     pub wait: bool,
+    /// Jobs that are on their way at a time, at most 16; `None` submits all at once. Only for jobs that are followed.
+    pub at_once: Option<usize>,
     /// Whether to print objects.
     pub json: bool,
 }
@@ -129,22 +131,46 @@ pub fn submit(plan: &Plan, jobs: NamedJobs, stop: &Shutdown, out: &mut impl Writ
     let mut client = JobClient::login(&plan.base, plan.key.clone(), stop).map_err(said)?;
     let total = jobs.len();
     let mut progress = Progress::new(if plan.wait { total } else { 0 });
-    let mut submitted = Vec::new();
+    let followers = plan.at_once.unwrap_or(FOLLOWERS).clamp(1, FOLLOWERS);
+    let mut turns = Vec::with_capacity(total);
     for (name, spec) in jobs {
-        let request = spec.unsigned().clone();
+        if plan.wait && plan.at_once.is_some() {
+            turns.push((name, Turn::Submit(Box::new(spec))));
+            continue;
+        }
         let job = client
-            .submit(request, &plan.target)
-            .map_err(|error| format!("{name}: {error}; {} of {total} jobs were submitted", submitted.len()))?;
+            .submit(spec.unsigned().clone(), &plan.target)
+            .map_err(|error| format!("{name}: {error}; {} of {total} jobs were submitted", turns.len()))?;
         progress.say(&format!("{name}: submitted as {}", job.uuid));
         if !plan.wait {
             print(out, plan.json, &name, &job)?;
         }
-        submitted.push((name, job));
+        turns.push((name, Turn::Follow(Box::new(job))));
     }
     if !plan.wait {
         return Ok(true);
     }
-    let (news, followers) = follow(client, submitted, stop);
+    let (news, threads) = follow(&client, plan.target, turns, followers, stop);
+    let outcome = watch(news, plan.json, &mut progress, out);
+    progress.finish();
+    if outcome.is_err() {
+        stop.cancel();
+    }
+    for thread in threads {
+        if let Err(JoinError::Late(thread)) = thread.join_by(Instant::now() + KICK_GRACE) {
+            thread.abandon("its last news has come, only its end is late");
+        }
+    }
+    outcome
+}
+
+/// Shows the news until there are no more. Takes the receiver, so that no follower waits for room in it afterwards.
+fn watch(
+    news: Receiver<(String, News)>,
+    json: bool,
+    progress: &mut Progress,
+    out: &mut impl Write,
+) -> Result<bool, String> {
     let mut all_completed = true;
     let mut lost = Vec::new();
     for (name, event) in &news {
@@ -153,21 +179,23 @@ pub fn submit(plan: &Plan, jobs: NamedJobs, stop: &Shutdown, out: &mut impl Writ
             News::Ended(job) => {
                 all_completed &= job.is_completed();
                 progress.one_done();
-                progress.hide(|| print(out, plan.json, &name, &job))?;
+                progress.hide(|| print(out, json, &name, &job))?;
             }
             News::Lost(why) => lost.push(format!("{name}: {why}")),
-        }
-    }
-    progress.finish();
-    for follower in followers {
-        if let Err(JoinError::Late(thread)) = follower.join_by(Instant::now() + KICK_GRACE) {
-            thread.abandon("its last news has come, only its end is late");
         }
     }
     match lost.as_slice() {
         [] => Ok(all_completed),
         lost => Err(lost.join("\nerror: ")),
     }
+}
+
+/// What a follower does with a job.
+enum Turn {
+    /// It is submitted already.
+    Follow(Box<Job>),
+    /// It waits for its turn to be submitted.
+    Submit(Box<JobSpec>),
 }
 
 /// What a follower tells.
@@ -178,26 +206,57 @@ enum News {
 }
 
 /// Starts the threads that follow the jobs. The news end when all are done.
-fn follow(client: JobClient, jobs: Vec<(String, Job)>, stop: &Shutdown) -> (Receiver<(String, News)>, Vec<Thread<()>>) {
+fn follow(
+    client: &JobClient,
+    target: PublicKey,
+    turns: Vec<(String, Turn)>,
+    followers: usize,
+    stop: &Shutdown,
+) -> (Receiver<(String, News)>, Vec<Thread<()>>) {
     let (tell, news) = bounded(FOLLOWERS);
-    let (give, take) = bounded(jobs.len());
-    let followers = FOLLOWERS.min(jobs.len());
-    for job in jobs {
-        give.send(job).expect("the channel has room for all jobs, and its other end is here");
+    let (give, take) = bounded(turns.len());
+    let followers = followers.min(turns.len());
+    for turn in turns {
+        give.send(turn).expect("the channel has room for all jobs, and its other end is here");
     }
     let follower = |n: usize| {
         let (take, tell, stop, mut client) = (take.clone(), tell.clone(), stop.clone(), client.clone());
         let kick = stop.clone();
         spawn(format!("submit-{n}"), Kick::new("stop signal", move || kick.cancel()), move || {
-            while let Ok((name, job)) = take.try_recv() {
-                let end = to_its_end(&mut client, &name, job, &stop, &tell);
+            while let Ok((name, turn)) = take.try_recv() {
+                let end = match take_turn(&mut client, &target, &name, turn, &tell) {
+                    Ok(job) => to_its_end(&mut client, &name, job, &stop, &tell),
+                    Err(why) => News::Lost(why),
+                };
                 // Nobody listens any more only when the command is ending.
-                let _ = tell.send((name, end));
+                if tell.send((name, end)).is_err() {
+                    return;
+                }
             }
         })
     };
-    let followers = (1..=followers).map(follower).collect();
-    (news, followers)
+    let threads = (1..=followers).map(follower).collect();
+    (news, threads)
+}
+
+fn take_turn(
+    client: &mut JobClient,
+    target: &PublicKey,
+    name: &str,
+    turn: Turn,
+    tell: &Sender<(String, News)>,
+) -> Result<Job, String> {
+    match turn {
+        Turn::Follow(job) => Ok(*job),
+        Turn::Submit(spec) => {
+            let job =
+                client.submit(spec.unsigned().clone(), target).map_err(|error| format!("not submitted: {error}"))?;
+            let said = News::Status(format!("submitted as {}", job.uuid));
+            // Nobody listens any more only when the command is ending, and the job's end is not told either then.
+            let _ = tell.send((name.to_owned(), said));
+            Ok(job)
+        }
+    }
 }
 
 fn to_its_end(
