@@ -99,7 +99,12 @@ fn main() {
     let timer = Timer::start();
     let mut backend = ProcessBackend::new("process").expect("the system knows this program");
     backend.program = binary();
-    let config = LocalConfig { state_dir: scratch.path().to_owned(), executors: 16, backend: Arc::new(backend) };
+    let config = LocalConfig {
+        state_dir: scratch.path().to_owned(),
+        executors: 16,
+        backend: Arc::new(backend),
+        drain_time: Duration::from_secs(10),
+    };
     let network = LocalNetwork::start(config, &timer.handle()).expect("loopback is there");
     measure(&network, 3, 1);
     println!("no-op jobs, from submission to completed, process runner:");

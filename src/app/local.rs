@@ -12,7 +12,7 @@ use crate::executor::driver::{self, ExecutorConfig};
 use crate::executor::{JobEnd, RunnerKind};
 use crate::facilitator::{Facilitator, FacilitatorConfig};
 use crate::identity::{KeyPair, PublicKey};
-use crate::miner::{ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec, Miner, MinerConfig};
+use crate::miner::{ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec, Miner, MinerConfig, MinerLimits};
 use crate::protocol::ExecutorClass;
 use crate::transport::ws::{WsDialer, WsListener};
 use crate::transport::{ClientTls, Dialer};
@@ -26,6 +26,8 @@ pub struct LocalConfig {
     pub executors: u32,
     /// Where executors run.
     pub backend: Arc<dyn ExecutorBackend>,
+    /// How long a stop lets running jobs go on.
+    pub drain_time: Duration,
 }
 
 /// A facilitator, a validator and a miner; executors come with the jobs.
@@ -36,20 +38,17 @@ pub struct LocalNetwork {
     miner: Miner,
     user: KeyPair,
     target: PublicKey,
+    stop_budget: Duration,
 }
 
 impl LocalNetwork {
-    /// The longest that [`LocalNetwork::stop`] takes, the sum of its steps.
-    pub const STOP_BUDGET: Duration =
-        Duration::from_secs(70 + Miner::STOP_BUDGET.as_secs() + Facilitator::STOP_BUDGET.as_secs());
-
     /// Starts facilitator, miner and validator on ports that the system chooses. Blocks on the disk only; jobs may be
     /// submitted at once, and wait until the validator has connected.
     ///
     /// # Errors
     /// What a role says, in one line; then nothing is left running.
     pub fn start(config: LocalConfig, timer: &TimerHandle) -> Result<Self, String> {
-        let LocalConfig { state_dir, executors, backend } = config;
+        let LocalConfig { state_dir, executors, backend, drain_time } = config;
         let key = || KeyPair::generate().0;
         let (user, validator_key, miner_key) = (key(), key(), key());
         let target = validator_key.public();
@@ -64,11 +63,13 @@ impl LocalNetwork {
         let facilitator =
             Facilitator::start(facilitator, Box::new(listen()?), http, timer.clone()).map_err(|e| e.to_string())?;
 
+        let limits = MinerLimits { drain_time, ..MinerLimits::default() };
         let listener = listen()?;
         let miner_address = listener.local_addr();
         let miner = MinerConfig {
             validators: vec![target],
             executors: vec![(ExecutorClass::AlwaysOnTest, executors)],
+            limits,
             ..MinerConfig::new(miner_key.clone(), state_dir.join("miner"), backend)
         };
         let miner = Miner::start(miner, Box::new(listener), timer.clone()).map_err(|e| e.to_string())?;
@@ -81,11 +82,13 @@ impl LocalNetwork {
         }];
         let validator = ValidatorConfig {
             trusted_signers: vec![user.public()],
+            drain_time,
             ..ValidatorConfig::new(format!("{}/ws/v0/", facilitator.ws_url()), validator_key, miners)
         };
+        let stop_budget = drain_time + validator.flush_time + Miner::stop_budget(&limits) + Facilitator::STOP_BUDGET;
         let dialer = Arc::new(WsDialer::new(ClientTls::default()));
         let validator = Validator::start(validator, dialer, timer.clone()).map_err(|e| e.to_string())?;
-        Ok(Self { facilitator, validator, miner, user, target })
+        Ok(Self { facilitator, validator, miner, user, target, stop_budget })
     }
 
     /// Where users submit jobs.
@@ -101,6 +104,11 @@ impl LocalNetwork {
     /// The validator, which jobs are for.
     pub fn target(&self) -> PublicKey {
         self.target
+    }
+
+    /// The longest that [`LocalNetwork::stop`] takes, the sum of its steps.
+    pub fn stop_budget(&self) -> Duration {
+        self.stop_budget
     }
 
     /// Stops in the order of the work: the validator ends its jobs on the miner and reports them, then the miner ends its

@@ -5,6 +5,7 @@
 pub mod exit;
 pub mod local;
 pub mod logging;
+pub mod output;
 pub mod settings;
 pub mod signals;
 pub mod status;

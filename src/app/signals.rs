@@ -38,18 +38,14 @@ impl Ladder {
                 log::warn!("{signal}: cancelling what runs; once more to exit now");
                 self.shutdown.cancel();
             }
-            _ => now(signal),
+            _ => now(),
         }
     }
 }
 
-fn now(signal: &str) -> ! {
-    log::error!("{signal}: exiting now; still running: {}", names());
+/// Ends the process without a word, because a word could wait for a stderr that nobody reads.
+fn now() -> ! {
     std::process::exit(exit::NOW.into())
-}
-
-fn names() -> String {
-    live().iter().map(|t| t.name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 impl Signals {
@@ -68,7 +64,7 @@ impl Signals {
             for signal in signals.forever() {
                 match signal {
                     SIGTERM => ladder.climb("SIGTERM"),
-                    SIGQUIT => now("SIGQUIT"),
+                    SIGQUIT => now(),
                     SIGHUP => log::info!("SIGHUP: there is nothing to reload"),
                     _ => dump(),
                 }

@@ -11,8 +11,8 @@ use super::thread::{JoinError, Thread};
 /// How long a kicked thread may still take; a kicked call returns within a millisecond, so this is for a busy machine.
 pub const KICK_GRACE: Duration = Duration::from_millis(500);
 
-/// What each step still has once a cancel is asked for.
-pub const CANCEL_BUDGET: Duration = Duration::from_secs(1);
+/// What each step still has once a cancel is asked for: time to end processes, remove containers and tell the peers.
+pub const CANCEL_BUDGET: Duration = Duration::from_secs(5);
 
 /// One step of a stop, in the order of the steps.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::jobfile::{self, JobSpec};
 use super::submit::{self, Plan};
 use crate::app::local::{LocalConfig, LocalNetwork, scratch_dir};
+use crate::app::output::Output;
 use crate::app::{exit, supervise};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::executor::RunnerKind;
@@ -68,17 +69,18 @@ fn demo(args: &Args, env: &supervise::Env) -> Result<ExitCode, String> {
     let (runner, image) = choose_runner(args.runner, &env.shutdown)?;
     let jobs = jobs(args.jobs, image)?;
     let backend = ProcessBackend::new(runner).map_err(|e| format!("cannot find this program: {e}"))?;
-    let config = LocalConfig { state_dir: scratch.path().to_owned(), executors: EXECUTORS, backend: Arc::new(backend) };
+    let config = LocalConfig {
+        state_dir: scratch.path().to_owned(),
+        executors: EXECUTORS,
+        backend: Arc::new(backend),
+        // After a signal there is nobody who waits for the jobs, and without one they have ended.
+        drain_time: Duration::ZERO,
+    };
     let network = LocalNetwork::start(config, &env.timer)?;
 
     let stop = Shutdown::new();
     let cancel = stop.clone();
-    // The first signal already ends the demo: there is nobody who waits for its jobs.
-    let process = env.shutdown.clone();
-    let _signal = env.shutdown.on(Level::Drain, move || {
-        cancel.cancel();
-        process.cancel();
-    });
+    let _signal = env.shutdown.on(Level::Drain, move || cancel.cancel());
     let plan = Plan {
         base: format!("http://{}", network.http_addr()),
         key: network.user().clone(),
@@ -89,11 +91,12 @@ fn demo(args: &Args, env: &supervise::Env) -> Result<ExitCode, String> {
     };
     let mut results = Vec::new();
     let outcome = if args.json {
-        submit::submit(&plan, jobs, &stop, &mut std::io::stdout().lock())
+        let mut out = Output::new(&stop).map_err(|e| format!("cannot write to stdout: {e}"))?;
+        submit::submit(&plan, jobs, &stop, &mut out)
     } else {
         submit::submit(&plan, jobs, &stop, &mut results)
     };
-    let stopped = supervise::stop_within(env, LocalNetwork::STOP_BUDGET, |stopping| network.stop(stopping));
+    let stopped = supervise::stop_within(env, network.stop_budget(), |stopping| network.stop(stopping));
     if let Err(error) = scratch.close() {
         log::error!("the temporary folder is not removed: {error}");
     }

@@ -4,17 +4,18 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use serde_json::json;
 
 use super::key::KeyArg;
-use super::values::{class_count, listen_address};
+use super::values::{class_count, duration, listen_address};
 use super::{announce, tls};
 use crate::app::{exit, status, supervise};
 use crate::executor::RunnerKind;
 use crate::identity::{KeyPair, PublicKey};
-use crate::miner::{DockerBackend, ExecutorBackend, Miner, MinerConfig, ProcessBackend};
+use crate::miner::{DockerBackend, ExecutorBackend, Miner, MinerConfig, MinerLimits, ProcessBackend};
 use crate::protocol::ExecutorClass;
 use crate::transport::ws::WsListener;
 
@@ -51,6 +52,9 @@ pub struct Args {
     /// How executors run the jobs' commands
     #[arg(long, value_enum, default_value_t, env = "PHALANX_RUNNER")]
     runner: RunnerKind,
+    /// How long a stop lets running jobs go on
+    #[arg(long, value_name = "DUR", default_value = "60s", value_parser = duration, env = "PHALANX_DRAIN_TIME")]
+    drain_time: Duration,
     /// Folder of the database
     #[arg(long, value_name = "DIR", env = "PHALANX_STATE_DIR")]
     state_dir: PathBuf,
@@ -71,11 +75,12 @@ enum BackendArg {
 
 /// Runs the command until a signal stops it.
 pub fn run(args: Args) -> ExitCode {
+    let limits = MinerLimits { drain_time: args.drain_time, ..MinerLimits::default() };
     let start = |env: &supervise::Env| {
         let http = args.http;
         let tls = args.tls.load().map_err(exit::usage)?;
         let listen = args.listen;
-        let config = configure(args).map_err(exit::usage)?;
+        let config = MinerConfig { limits, ..configure(args).map_err(exit::usage)? };
         let listener = WsListener::bind(listen, tls).map_err(|e| exit::usage(format!("--listen: {e}")))?;
         let miner = Miner::start(config, Box::new(listener), env.timer.clone()).map_err(exit::usage)?;
         let http = match http {
@@ -85,7 +90,7 @@ pub fn run(args: Args) -> ExitCode {
         announce(miner.ws_addr(), http.as_ref().map(|http| http.local_addr()));
         Ok((miner, http))
     };
-    supervise::serve(Miner::STOP_BUDGET + supervise::CLOSING, start, |(miner, http), stopping| {
+    supervise::serve(Miner::stop_budget(&limits) + supervise::CLOSING, start, |(miner, http), stopping| {
         miner.stop(stopping);
         if let Some(http) = http {
             stopping.step("status server", supervise::CLOSING, |step| http.stop(step));

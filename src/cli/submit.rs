@@ -15,6 +15,7 @@ use serde_json::json;
 use super::job_client::{Job, JobClient};
 use super::jobfile::{self, JobSpec};
 use super::key::KeyArg;
+use crate::app::output::Output;
 use crate::app::{exit, supervise};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::KICK_GRACE;
@@ -65,7 +66,10 @@ pub fn run(args: Args) -> ExitCode {
         let stop = Shutdown::new();
         let cancel = stop.clone();
         let _signal = env.shutdown.on(Level::Drain, move || cancel.cancel());
-        let mut out = std::io::stdout().lock();
+        let mut out = match Output::new(&stop) {
+            Ok(out) => out,
+            Err(error) => return exit::failed(format!("cannot write to stdout: {error}")),
+        };
         let plan = Plan { base, key, target: args.target, wait: args.wait, at_once: None, json: args.json };
         match submit(&plan, jobs, &stop, &mut out) {
             Ok(true) => ExitCode::from(exit::DONE),

@@ -39,6 +39,8 @@ pub struct MinerLimits {
     pub end_time: Duration,
     /// How long the outcome of a job is kept for a validator that has not confirmed it.
     pub result_time: Duration,
+    /// How long a stop lets running jobs go on.
+    pub drain_time: Duration,
 }
 
 impl Default for MinerLimits {
@@ -56,6 +58,7 @@ impl Default for MinerLimits {
             exit_time: seconds(5),
             end_time: END_GRACE + seconds(5),
             result_time: seconds(600),
+            drain_time: seconds(60),
         }
     }
 }

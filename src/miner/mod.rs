@@ -43,9 +43,6 @@ use server::{Event, RouteEnd, Routing};
 /// Name of the database in the state folder.
 pub const DATABASE: &str = "miner.db";
 
-/// How long a stop waits for running jobs, unless it is cancelled.
-pub const DRAIN_TIME: Duration = Duration::from_secs(300);
-
 /// How long the threads of connections, the store and the accepting may take to end, each step.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
 
@@ -74,7 +71,7 @@ pub struct Miner {
     stop: Shutdown,
     status: Arc<Mutex<MinerStatus>>,
     url: String,
-    end_time: Duration,
+    limits: MinerLimits,
 }
 
 impl fmt::Debug for Miner {
@@ -95,8 +92,10 @@ impl Observer {
 }
 
 impl Miner {
-    /// The longest that [`Miner::stop`] takes with the default times, the sum of its steps.
-    pub const STOP_BUDGET: Duration = Duration::from_secs(DRAIN_TIME.as_secs() + 60);
+    /// The longest that [`Miner::stop`] takes, the sum of its steps.
+    pub fn stop_budget(limits: &MinerLimits) -> Duration {
+        limits.drain_time + limits.end_time + 4 * CLOSE_TIME
+    }
 
     /// Starts a miner that serves validators and executors on `listener`. Blocks only to open the database.
     ///
@@ -139,7 +138,7 @@ impl Miner {
         let sink = server::sink(events.clone());
         let server = Server::start(config.server.clone(), listener, timer, server::route(), sink);
         log::info!("miner {} serves on {url}", config.key.ss58());
-        Ok(Self { route, server, store, events, stop, status, url, end_time })
+        Ok(Self { route, server, store, events, stop, status, url, limits: config.limits })
     }
 
     /// Where validators and executors dial, `ws://address:port`.
@@ -162,14 +161,14 @@ impl Miner {
         Observer(self.status.clone())
     }
 
-    /// Stops: declines new jobs and waits for those that run (at most [`DRAIN_TIME`], or until the stop is cancelled); then
+    /// Stops: declines new jobs and waits for those that run (at most [`MinerLimits::drain_time`], or until the stop is cancelled); then
     /// fails what is left, telling its validators, ends the executors, closes the connections with 1001, and joins all
     /// threads. Executors dial the miner, so it accepts connections for as long as it waits for jobs.
     pub fn stop(self, stopping: &mut Stopping) {
-        let Self { route, mut server, store, events, stop, end_time, .. } = self;
+        let Self { route, mut server, store, events, stop, limits, .. } = self;
         let cancel = stop.clone();
         let _at_once = stopping.shutdown().on(Level::Cancel, move || cancel.cancel());
-        stopping.step("miner: jobs", DRAIN_TIME, |step| {
+        stopping.step("miner: jobs", limits.drain_time, |step| {
             let (idle, when_idle) = bounded(0);
             let told = events.send(Event::Input(Input::Stop(Level::Drain))).is_ok();
             if told && events.send(Event::WhenIdle(idle)).is_ok() {
@@ -181,7 +180,7 @@ impl Miner {
             }
         });
         stopping.step("miner: accept", CLOSE_TIME, |step| server.stop_accepting(step));
-        let end = stopping.step("miner: executors", end_time + CLOSE_TIME, |step| {
+        let end = stopping.step("miner: executors", limits.end_time + CLOSE_TIME, |step| {
             stop.drain();
             let end = step.join(route);
             end.map(|RouteEnd { executors, cancelled_jobs }| {

@@ -122,16 +122,41 @@ impl DockerBackend {
         }
     }
 
-    /// Runs a short `docker` command. No stop signal ends it: what it makes or removes is to be known.
     fn docker(
         &self,
         command: Command,
         who: &str,
         stdout: Option<&mut Vec<String>>,
     ) -> Result<ExecutorExit, ExecutorError> {
-        let deadline = Some(Instant::now() + DOCKER_TIME);
-        let stop = &Shutdown::new();
-        GroupRun { command, who, stop, end_grace: Duration::from_secs(1), deadline, stdout }.run()
+        docker(command, who, stdout)
+    }
+}
+
+/// Runs a short `docker` command. No stop signal ends it: what it makes or removes is to be known.
+fn docker(command: Command, who: &str, stdout: Option<&mut Vec<String>>) -> Result<ExecutorExit, ExecutorError> {
+    let deadline = Some(Instant::now() + DOCKER_TIME);
+    let stop = &Shutdown::new();
+    GroupRun { command, who, stop, end_grace: Duration::from_secs(1), deadline, stdout }.run()
+}
+
+/// Removes what an executor that was killed has left of its job: the container, which nobody else would end.
+pub(super) fn remove_containers_of(job_uuid: &str) {
+    let remove = || {
+        let mut list = Command::new("docker");
+        list.args(["ps", "--all", "--quiet", "--filter", &format!("label={JOB_LABEL}={job_uuid}")]);
+        let mut ids = Vec::new();
+        docker(list, "docker ps", Some(&mut ids))?;
+        if ids.is_empty() {
+            return Ok(ExecutorExit::Code(0));
+        }
+        let mut remove = Command::new("docker");
+        remove.args(["rm", "--force", "--volumes"]).args(&ids);
+        docker(remove, "docker rm", Some(&mut Vec::new()))
+    };
+    match remove() {
+        Ok(ExecutorExit::Code(0)) => {}
+        Ok(exit) => log::warn!("job {job_uuid}: its container may still be there: docker ended with {exit}"),
+        Err(error) => log::warn!("job {job_uuid}: its container may still be there: {error}"),
     }
 }
 

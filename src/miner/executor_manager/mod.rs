@@ -25,7 +25,7 @@ use crate::protocol::ExecutorClass;
 pub const END_GRACE: Duration = Duration::from_secs(10);
 
 /// The same when the miner is told to stop at once; within the budget of a cancelled stop.
-pub const FORCED_GRACE: Duration = Duration::from_millis(400);
+pub const FORCED_GRACE: Duration = Duration::from_secs(3);
 
 /// One executor to be started, for one job.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
+use super::docker::remove_containers_of;
 use super::{END_GRACE, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec, FORCED_GRACE};
 use crate::base::shutdown::{Level, Shutdown};
 
@@ -68,7 +69,11 @@ impl ExecutorBackend for ProcessBackend {
         };
         command.env("MINER_ADDRESS", &spec.miner_address).env("EXECUTOR_TOKEN", &spec.token);
         let who = format!("executor of job {}", spec.job_uuid);
-        GroupRun { command, who: &who, stop, end_grace: self.end_grace, deadline: None, stdout: None }.run()
+        let end = GroupRun { command, who: &who, stop, end_grace: self.end_grace, deadline: None, stdout: None }.run();
+        if matches!(end, Ok(ExecutorExit::Signal(_))) && self.runner != "process" {
+            remove_containers_of(&spec.job_uuid);
+        }
+        end
     }
 }
 

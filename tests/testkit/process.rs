@@ -1,0 +1,146 @@
+//! The real binary: started, signalled, waited for with a limit, and nothing of it left.
+#![allow(dead_code)] // Each test file uses its part.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, bounded};
+use phalanx::base::thread::{Kick, Thread, spawn};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+
+/// Only a bug reaches this.
+pub const LONG: Duration = Duration::from_secs(60);
+
+/// What a finished process has said.
+#[derive(Debug)]
+pub struct Finished {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// A command of the binary, with its temporary files in `scratch` and none of the caller's settings.
+pub fn phalanx(scratch: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_phalanx"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("PHALANX_") {
+            command.env_remove(name);
+        }
+    }
+    command.env_remove("FACILITATOR_URI").env_remove("RUST_LOG").env("TMPDIR", scratch).stdin(Stdio::null());
+    command
+}
+
+/// Runs a command to its end.
+pub fn run(command: &mut Command) -> Finished {
+    let output = command.output().unwrap();
+    Finished {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// A running process, ended when dropped. Its output is read as it comes, so that it never waits for us.
+pub struct Running {
+    child: Child,
+    lines: Receiver<String>,
+    readers: Vec<Thread<String>>,
+}
+
+impl Running {
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let (tell, lines) = bounded(1000);
+        let out = spawn("t-stdout", Kick::dropped("the process"), move || {
+            let mut text = String::new();
+            for line in BufReader::new(stdout).lines() {
+                let line = line.unwrap();
+                text.push_str(&line);
+                text.push('\n');
+                // Most tests look at the whole text only.
+                let _ = tell.try_send(line);
+            }
+            text
+        });
+        let err = spawn("t-stderr", Kick::dropped("the process"), move || {
+            let mut text = String::new();
+            stderr.read_to_string(&mut text).unwrap();
+            text
+        });
+        Self { child, lines, readers: vec![out, err] }
+    }
+
+    /// The next line of stdout.
+    pub fn line(&mut self) -> String {
+        self.lines.recv_timeout(LONG).expect("a line of stdout")
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits until the process has ended, at most for `limit`; says whether it has.
+    pub fn ended_within(&self, limit: Duration) -> bool {
+        let fd = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).unwrap();
+        let limit = Timespec::try_from(limit).unwrap();
+        rustix::event::poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)).unwrap() > 0
+    }
+
+    /// Waits for the end, which has to come, and gives all that was said.
+    pub fn finish(mut self) -> Finished {
+        assert!(self.ended_within(LONG), "the process does not end");
+        let code = self.child.wait().unwrap().code();
+        let mut texts = self.readers.drain(..).map(|reader| reader.join_by(Instant::now() + LONG).unwrap());
+        let (stdout, stderr) = (texts.next().unwrap(), texts.next().unwrap());
+        Finished { code, stdout, stderr }
+    }
+
+    /// Sends a signal, and gives how long the end took and all that was said.
+    pub fn stop(self, signal: Signal) -> (Duration, Finished) {
+        let start = Instant::now();
+        self.signal(signal);
+        let ended = self.ended_within(LONG);
+        let took = start.elapsed();
+        assert!(ended, "the process does not end on {signal:?}");
+        (took, self.finish())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Processes whose environment names the folder: executors have it as `TMPDIR`, jobs in the paths of their folders.
+pub fn processes_of(folder: &Path) -> Vec<String> {
+    let needle = folder.to_string_lossy().into_owned().into_bytes();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let path = entry.path();
+        let Ok(environ) = std::fs::read(path.join("environ")) else { continue };
+        if environ.windows(needle.len()).any(|window| window == needle) {
+            let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
+            // A process that has just ended has no command line any more.
+            if !line.is_empty() {
+                found.push(String::from_utf8_lossy(&line).replace('\0', " "));
+            }
+        }
+    }
+    found
+}
+
+/// Asserts that no process and no file of a run is left.
+pub fn nothing_left(scratch: &Path) {
+    let processes = processes_of(scratch);
+    assert!(processes.is_empty(), "left running: {processes:?}");
+    let files: Vec<_> = std::fs::read_dir(scratch).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(files.is_empty(), "left in the temporary folder: {files:?}");
+}
