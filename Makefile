@@ -28,7 +28,7 @@ clippy:
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
 doc:
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
 # The figures of the README: overhead of a no-op job, jobs per second, memory, time to stop.
 bench:

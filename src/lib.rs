@@ -1,4 +1,60 @@
-//! Phalanx: the real-time layer of ComputeHorde on named OS threads and bounded channels.
+//! Phalanx: the real-time layer of ComputeHorde on named OS threads and bounded channels, without an async runtime.
+//!
+//! ComputeHorde sells GPU time: users send signed jobs to a *facilitator*, which routes them to *validators*, which have
+//! *miners* run them on *executors*. This crate is all four roles, wire-compatible with the Python network, as one binary
+//! (`phalanx`) and as a library for programs that are not async.
+//!
+//! # Map, in reading order
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | [`base`] | threads with an owner and a kick, the two-level shutdown signal, timer, dial, back-off, limits, the stop report |
+//! | [`ops`] | metrics, health, the small HTTP server |
+//! | [`store`] | the embedded database under a role's state folder |
+//! | [`identity`] | sr25519 keys, SS58 addresses, wallet files |
+//! | [`protocol`] | the messages of the four links, byte for byte; what is signed; stage deadlines |
+//! | [`transport`] | a connection as two halves and a kick: WebSocket over TCP and TLS, and in memory with planned faults |
+//! | [`link`] | a connection that somebody owns: session, outbox, liveness, reconnect, server |
+//! | [`dispatch`] | where jobs run: a pool of worker threads |
+//! | [`facilitator`], [`validator`], [`miner`], [`executor`] | the roles |
+//! | [`app`] | the process around a role: signals, settings, supervision, the local network |
+//! | [`cli`] | the commands of the binary |
+//!
+//! # Invariants
+//!
+//! * A module uses only modules that stand above it in this table; `tests/architecture.rs` holds it.
+//! * `link` moves texts and knows nothing of jobs; `dispatch` runs closures and knows nothing of connections; they meet in
+//!   a role.
+//! * Every thread is spawned by [`base::thread::spawn`], with a name, an owner who joins it, and a kick that interrupts
+//!   the call it blocks in. Nothing polls.
+//! * Every queue has a limit, and an answer for "full" that hands the message back.
+//! * The library installs no signal handler and no logger, and never exits.
+//!
+//! # Embedding
+//!
+//! `examples/embed.rs` starts all four roles, runs a job through real sockets and stops them; the tests run it. A smaller
+//! start: what a program does with a thread of its own.
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use phalanx::base::shutdown::Shutdown;
+//! use phalanx::base::stop::Stopping;
+//! use phalanx::base::thread::{Kick, spawn};
+//!
+//! let shutdown = Shutdown::new();
+//! let waiting = shutdown.clone();
+//! let thread = spawn("worker", Kick::dropped("the shutdown signal"), move || {
+//!     // Sleeps an hour, or until somebody asks for a stop.
+//!     waiting.wait(Duration::from_secs(3600))
+//! });
+//!
+//! shutdown.drain();
+//! let mut stopping = Stopping::new(&shutdown);
+//! let told = stopping.step("worker", Duration::from_secs(5), |step| step.join(thread));
+//! assert_eq!(told, Some(true));
+//! assert!(stopping.finish().is_clean());
+//! ```
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 

@@ -50,7 +50,7 @@ impl StopReport {
 
 /// A stop in progress: runs the steps in order, each with a budget, and writes the report.
 ///
-/// When `shutdown` reaches [`Level::Cancel`], the present step and each later one have [`CANCEL_BUDGET`] left.
+/// When `shutdown` reaches cancel, the present step and each later one have [`CANCEL_BUDGET`] left.
 #[derive(Debug)]
 pub struct Stopping {
     shutdown: Shutdown,

@@ -28,7 +28,7 @@ pub struct Args {
     facilitator: Option<String>,
     #[command(flatten)]
     key: KeyArg,
-    /// The miners: TOML with [[miner]] hotkey, address, port
+    /// The miners: TOML, a `[[miner]]` table with hotkey, address and port for each
     #[arg(long, value_name = "FILE", env = "PHALANX_MINERS")]
     miners: Option<PathBuf>,
     /// Folder for what must survive a restart

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-/// The numbers of [`Liveness`].
+/// The numbers of [`judge`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LivenessConfig {
     /// Silence after which the peer is pinged.

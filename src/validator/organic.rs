@@ -1,7 +1,7 @@
 //! One job of a user, from its request to its terminal status: runs on a worker of the dispatch back end.
 //!
 //! Blocks in: [`MinerClient::next`], always with the deadline of the present stage. Kick: the job's cancel signal.
-//! Every way out reports exactly one terminal status; [`Reporter`] sees to it.
+//! Every way out reports exactly one terminal status; `Reporter` sees to it.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;

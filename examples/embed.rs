@@ -1,0 +1,58 @@
+//! All four roles in a program of your own: start them, run one job through real sockets, stop them and read the report.
+//!
+//! No runtime, no signal handler, no logger: the library brings threads, and `stop` joins every one of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use phalanx::app::local::{LocalConfig, LocalNetwork, ThreadBackend};
+use phalanx::base::shutdown::Shutdown;
+use phalanx::base::stop::Stopping;
+use phalanx::base::timer::Timer;
+use phalanx::cli::job_client::JobClient;
+use phalanx::cli::jobfile;
+use phalanx::executor::RunnerKind;
+
+const JOB: &str = r#"{
+    "executor_class": "always_on.test", "docker_image": "none",
+    "files": {"names.txt": "Leonidas\nIphicrates\nEpaminondas\n"},
+    "args": ["sh", "-c", "sort $PHALANX_VOLUME_DIR/names.txt"]
+}"#;
+
+/// Runs the example and gives what the job printed.
+pub fn run() -> Result<String, Box<dyn std::error::Error>> {
+    let folder = tempfile::tempdir()?;
+    let shutdown = Shutdown::new();
+    let timer = Timer::start();
+    let network = LocalNetwork::start(
+        LocalConfig {
+            state_dir: folder.path().to_owned(),
+            executors: 1,
+            backend: Arc::new(ThreadBackend::new(RunnerKind::Process, timer.handle())),
+            drain_time: Duration::from_secs(10),
+        },
+        &timer.handle(),
+    )?;
+
+    let mut client = JobClient::login(&format!("http://{}", network.http_addr()), network.user().clone(), &shutdown)?;
+    let request = jobfile::parse_text("embed", JOB)?.unsigned().clone();
+    let mut job = client.submit(request, &network.target())?;
+    while !job.has_ended() {
+        job = client.news(&job.uuid, job.status_history.len())?;
+    }
+
+    let mut stopping = Stopping::new(&shutdown);
+    network.stop(&mut stopping);
+    stopping.step("timer", Duration::from_secs(1), |step| timer.stop(step));
+    let report = stopping.finish();
+    println!("{}: {}{report}", job.status(), job.stdout);
+    if !report.is_clean() {
+        return Err(report.to_string().into());
+    }
+    Ok(job.stdout)
+}
+
+#[allow(dead_code)] // The tests include this file and call `run`.
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    run().map(|_| ())
+}
