@@ -12,10 +12,10 @@ use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::{StopReport, Stopping};
 use phalanx::identity::KeyPair;
 use phalanx::protocol::{
-    HordeFailureReason, JobFailureReason, JobParticipantType, JobRejectionReason, JobStage, JobStatus,
-    V0AcceptJobRequest, V0DeclineJobRequest, V0ExecutionDoneRequest, V0ExecutorReadyRequest, V0HordeFailedRequest,
-    V0JobFailedRequest, V0JobFinishedRequest, V0JobStatusUpdate, V0VolumesReadyRequest, ValidatorToMiner,
-    verify_validator_signature,
+    HordeFailureReason, JobFailureReason, JobParticipantType, JobRejectionReason, JobStage, JobStatus, Signature,
+    SignedRequest, V0AcceptJobRequest, V0DeclineJobRequest, V0ExecutionDoneRequest, V0ExecutorReadyRequest,
+    V0HordeFailedRequest, V0JobCheated, V0JobFailedRequest, V0JobFinishedRequest, V0JobStatusUpdate,
+    V0VolumesReadyRequest, ValidatorToMiner, verify_validator_signature,
 };
 use phalanx::validator::{Dispatch, JobTimes, MinerAddress, Validator, ValidatorConfig};
 use roles::{FakeFacilitator, FakeMiner, LONG, MinerSession, Script, World, job, statuses};
@@ -580,6 +580,72 @@ fn updates_survive_a_facilitator_that_comes_and_goes() {
     let report = stop(validator);
     assert!(report.is_clean(), "{report}");
     facilitator.stop();
+}
+
+/// A report of cheating at a job, signed in one of the two ways.
+fn report(job: &str, signer: &KeyPair, sign: fn(&mut V0JobCheated, &KeyPair)) -> V0JobCheated {
+    let mut report = V0JobCheated {
+        signature: None,
+        job_uuid: job.to_owned(),
+        trusted_job_uuid: "00000000-0000-0000-0000-000000000000".to_owned(),
+        details: serde_json::json!({"why": "\u{17c}", "a": 1}),
+    };
+    sign(&mut report, signer);
+    report
+}
+
+fn over_payload(report: &mut V0JobCheated, signer: &KeyPair) {
+    report.sign(signer, 1);
+}
+
+/// As the official SDK signs it.
+fn over_text(report: &mut V0JobCheated, signer: &KeyPair) {
+    let payload = String::from_utf8(report.canonical_bytes()).unwrap();
+    let text = serde_json::Value::String(payload).to_string();
+    report.signature = Some(Signature::over(text.as_bytes(), signer, 1));
+}
+
+#[test]
+fn a_report_of_cheating_takes_the_miner_out_and_only_a_good_one_does() {
+    for sign in [over_payload as fn(&mut V0JobCheated, &KeyPair), over_text] {
+        let world = World::new();
+        let facilitator = FakeFacilitator::start(&world);
+        let peer = FakeMiner::start(&world, 1, 4, good());
+        let validator = start(&world, config(vec![miner(1)]));
+        let run = || {
+            let request = job(&key("//User"));
+            facilitator.push(request.clone());
+            (facilitator.history(&request.uuid), request.uuid)
+        };
+        let (history, cheated) = run();
+        assert_eq!(statuses(&history), GOOD);
+
+        let mut forged = report(&cheated, &key("//User"), sign);
+        forged.details = serde_json::json!("something else");
+        let mut unsigned = report(&cheated, &key("//User"), sign);
+        unsigned.signature = None;
+        let stranger = report(&cheated, &key("//Stranger"), sign);
+        let unknown = report("11111111-1111-1111-1111-111111111111", &key("//User"), sign);
+        for (why, nothing) in [("forged", forged), ("unsigned", unsigned), ("stranger", stranger), ("unknown", unknown)]
+        {
+            facilitator.push(nothing);
+            // The link handles what comes in its order, so the report has been dealt with before the job.
+            assert_eq!(statuses(&run().0), GOOD, "{why}");
+        }
+
+        for delivery in 1..=2 {
+            facilitator.push(report(&cheated, &key("//User"), sign));
+            let (reason, by, _) = rejection(&run().0);
+            let expected = (JobRejectionReason::NoMinerForJob, JobParticipantType::Validator);
+            assert_eq!((reason, by), expected, "delivery {delivery}");
+        }
+        assert!(stop(validator).is_clean());
+        assert!(facilitator.updates.try_recv().is_err(), "a report is not answered");
+        let asked = peer.heard.try_iter().filter(|m| matches!(m, ValidatorToMiner::V0InitialJobRequest(_))).count();
+        assert_eq!(asked, 5);
+        peer.stop();
+        facilitator.stop();
+    }
 }
 
 #[test]

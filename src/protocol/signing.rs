@@ -85,6 +85,13 @@ fn sorted(compact: &str, style: Style, without: Option<&str>) -> String {
     sort_keys(compact, style, without).expect("what the encoder writes is JSON")
 }
 
+/// A text as Python's `json.dumps` writes it.
+fn json_string(text: &str) -> Vec<u8> {
+    let mut out = Writer::new(Style::PYTHON);
+    out.string(text);
+    out.into_string().into_bytes()
+}
+
 impl V0AuthenticationRequest {
     /// The first frame of the validator that holds `key`.
     pub fn sign(key: &KeyPair) -> Self {
@@ -258,9 +265,7 @@ impl SignedRequest for V2JobRequest {
 
     /// The payload is a text to Python, so that its JSON is that of a string, and key order inside counts.
     fn canonical_bytes(&self) -> Vec<u8> {
-        let mut text = Writer::new(Style::PYTHON);
-        text.string(&SignedFields::from(self).encode());
-        text.into_string().into_bytes()
+        json_string(&SignedFields::from(self).encode())
     }
 }
 
@@ -284,6 +289,16 @@ impl SignedRequest for V0JobCheated {
         payload.value(&self.details);
         payload.close('}');
         sorted(&payload.into_string(), Style::PYTHON, None).into_bytes()
+    }
+
+    /// The message's own rule is to sign the payload, the SDK (0.0.19) signs the text of it as it does for jobs: both count.
+    fn verify(&self) -> Result<PublicKey, SigningError> {
+        let signature = self.signature().ok_or(SigningError::Missing)?;
+        let payload = self.canonical_bytes();
+        signature.verify(&payload).or_else(|_| {
+            let text = String::from_utf8(payload).expect("JSON is UTF-8");
+            signature.verify(&json_string(&text))
+        })
     }
 }
 

@@ -137,18 +137,30 @@ pub(super) struct Shared {
 
 /// The miners of the last [`SEEN_JOBS`] jobs.
 #[derive(Default)]
-pub(super) struct RanJobs(VecDeque<(String, PublicKey)>);
+pub(super) struct RanJobs(VecDeque<RanJob>);
+
+struct RanJob {
+    uuid: String,
+    miner: PublicKey,
+    reported: bool,
+}
 
 impl RanJobs {
     pub(super) fn add(&mut self, uuid: String, miner: PublicKey) {
         if self.0.len() == SEEN_JOBS {
             self.0.pop_front();
         }
-        self.0.push_back((uuid, miner));
+        self.0.push_back(RanJob { uuid, miner, reported: false });
     }
 
-    fn miner_of(&self, uuid: &str) -> Option<PublicKey> {
-        self.0.iter().rev().find(|(known, _)| known == uuid).map(|(_, miner)| *miner)
+    /// The miner of a job that is reported for the first time, or why the report changes nothing. A report counts once,
+    /// because its signature does not age and whoever has seen it could punish the miner with it for ever.
+    fn report(&mut self, uuid: &str) -> Result<PublicKey, &'static str> {
+        let job = self.0.iter_mut().rev().find(|job| job.uuid == uuid).ok_or("the job is not known")?;
+        match std::mem::replace(&mut job.reported, true) {
+            true => Err("the job was reported before"),
+            false => Ok(job.miner),
+        }
     }
 }
 
@@ -374,14 +386,14 @@ impl Intake {
             log::warn!("job {}: a report of cheating by {signer}, who may not", report.job_uuid);
             return;
         }
-        let miner = lock(&self.shared.ran).miner_of(&report.job_uuid);
+        let miner = lock(&self.shared.ran).report(&report.job_uuid);
         match miner {
-            Some(miner) => {
+            Ok(miner) => {
                 log::warn!("job {}: miner {miner} cheated, it gets no jobs for a while", report.job_uuid);
                 let time = self.shared.config.blacklist_time;
                 lock(&self.shared.routing).blacklist(&miner, Instant::now(), time);
             }
-            None => log::warn!("job {}: a report of cheating for a job that is not known", report.job_uuid),
+            Err(why) => log::warn!("job {}: a report of cheating is ignored: {why}", report.job_uuid),
         }
     }
 }
@@ -461,5 +473,24 @@ impl Authenticate for FacilitatorAuthentication {
             Err(_) if text == "PING" => Ok(Authenticated::NotYet),
             Err(error) => Err(Refused { reason: format!("its answer cannot be read: {error}") }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_of_cheating_counts_once_for_each_job() {
+        let miner = PublicKey::from_bytes([1; 32]);
+        let mut ran = RanJobs::default();
+        ran.add("a".to_owned(), miner);
+        ran.add("b".to_owned(), miner);
+        assert_eq!(ran.report("a"), Ok(miner));
+        assert_eq!(ran.report("a"), Err("the job was reported before"));
+        assert_eq!(ran.report("b"), Ok(miner));
+        assert_eq!(ran.report("c"), Err("the job is not known"));
+        (0..SEEN_JOBS).for_each(|n| ran.add(n.to_string(), miner));
+        assert_eq!(ran.report("b"), Err("the job is not known"), "it is too long ago");
     }
 }

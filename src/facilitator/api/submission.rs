@@ -7,7 +7,6 @@ use serde_json::{Map, Value};
 
 use crate::base::limits::JOB_REQUEST_BYTES;
 use crate::identity::PublicKey;
-use crate::protocol::json::{Style, Writer};
 use crate::protocol::{FacilitatorToValidator, Signature, SignedRequest, SigningError, V0JobCheated, V2JobRequest};
 
 /// Fields of a job that go into the message as they are.
@@ -103,8 +102,6 @@ pub fn job(body: &[u8], signature: Signature, user: PublicKey, uuid: &str) -> Re
 
 /// Makes a user's report the message to the validator; gives it with the uuid of the job.
 ///
-/// The SDK (0.0.19) signs the text of the payload, the message's own rule is to sign the payload: both count.
-///
 /// # Errors
 /// See [`Refusal`].
 pub fn cheated(body: &[u8], signature: Signature, user: PublicKey) -> Result<(V0JobCheated, String), Refusal> {
@@ -120,12 +117,8 @@ pub fn cheated(body: &[u8], signature: Signature, user: PublicKey) -> Result<(V0
     let FacilitatorToValidator::V0JobCheated(mut report) = decode(message)? else {
         return Err(Refusal::Body("this is not a report".to_owned()));
     };
-    let payload = report.canonical_bytes();
-    let mut text = Writer::new(Style::PYTHON);
-    text.string(&String::from_utf8_lossy(&payload));
-    let signer = signature.verify(&payload).or_else(|_| signature.verify(text.into_string().as_bytes()))?;
-    signed_by(user, signer)?;
     report.signature = Some(signature);
+    signed_by(user, report.verify()?)?;
     let text = encode(report.clone())?;
     Ok((report, text))
 }
