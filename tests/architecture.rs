@@ -31,6 +31,10 @@ const PURE: &[&str] = &[
     "link/outbox.rs",
     "validator/routing.rs",
     "miner/executor_pool.rs",
+    "miner/router/mod.rs",
+    "miner/router/executors.rs",
+    "miner/router/jobs.rs",
+    "miner/router/validators.rs",
     "facilitator/router.rs",
     "protocol/stages.rs",
 ];
@@ -71,17 +75,37 @@ fn used(text: &str) -> BTreeSet<String> {
     for prefix in ["crate::", "phalanx::"] {
         for (at, _) in text.match_indices(prefix) {
             let rest = &text[at + prefix.len()..];
-            let names: Vec<&str> = match rest.strip_prefix('{') {
-                Some(list) => list.split('}').next().unwrap().split(',').map(str::trim).collect(),
-                None => vec![rest],
-            };
-            for name in names {
-                let end = name.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(name.len());
-                found.insert(name[..end].to_owned());
+            match rest.strip_prefix('{') {
+                Some(list) => found.extend(top_names(list)),
+                None => found.extend(first_name(rest)),
             }
         }
     }
     found
+}
+
+fn first_name(text: &str) -> Option<String> {
+    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+    (end > 0).then(|| text[..end].to_owned())
+}
+
+/// The names at the top of a list that may hold lists, up to its closing brace.
+fn top_names(list: &str) -> Vec<String> {
+    let (mut depth, mut names, mut fresh) = (0, Vec::new(), true);
+    for (at, c) in list.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => fresh = true,
+            c if fresh && !c.is_whitespace() => {
+                names.extend(first_name(&list[at..]));
+                fresh = false;
+            }
+            _ => {}
+        }
+    }
+    names
 }
 
 fn level(module: &str) -> Option<usize> {
@@ -114,7 +138,7 @@ fn modules_use_only_what_stands_below_them() {
 #[test]
 fn the_checker_sees_a_wrong_use() {
     assert_eq!(used("use crate::link::{Link};\nfn f() { crate::app::exit::usage(1) }"), set(&["link", "app"]));
-    assert_eq!(used("use crate::{base, store::open};"), set(&["base", "store"]));
+    assert_eq!(used("use crate::{base::{a, b}, store::open,\n    ops};"), set(&["base", "store", "ops"]));
     assert!(level("base") > level("link") && level("link") > level("validator"));
 }
 

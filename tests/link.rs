@@ -316,6 +316,50 @@ fn stop_while_the_peer_never_reads_ends_within_its_budget_and_counts() {
 }
 
 #[test]
+fn stop_during_an_outage_still_delivers_when_the_peer_comes_back() {
+    let fixture = Fixture::new();
+    fixture.net.fail_next(20, DialFault::Refused);
+    let (link, events) = fixture.start(fixture.config(), Some("password"));
+    assert!(matches!(next(&events), LinkEvent::Failed { .. }));
+    for n in 0..3 {
+        link.handle().send(Outgoing::once(n.to_string())).unwrap();
+    }
+    let (server, got) = fixture.server();
+    let (unsent, _) = stop_link(link, LONG);
+    assert_eq!(unsent, 0);
+    let texts: Vec<String> = got.try_iter().collect();
+    assert_eq!(texts, ["password", "0", "1", "2"]);
+    stop_server(server);
+}
+
+#[test]
+fn connections_over_the_limit_are_refused_without_end() {
+    let fixture = Fixture::new();
+    let listener = Box::new(fixture.net.listener("peer"));
+    let config = ServerConfig { connections: 2, ..ServerConfig::new("tst") };
+    let timer = fixture.timer.as_ref().unwrap().handle();
+    let server = Server::start(config, listener, timer, Arc::new(|_| Ok(())), Arc::new(|_| {}));
+    let (mut links, mut refused) = (Vec::new(), 0);
+    for n in 0..5 {
+        let (link, events) = fixture.start(fixture.config(), None);
+        match next(&events) {
+            LinkEvent::Ready { .. } => assert!(n < 2),
+            LinkEvent::Failed { why, .. } => {
+                assert!(why.contains("503") && why.contains("too many connections"), "{why}");
+                refused += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+        links.push(link);
+    }
+    assert_eq!(refused, 3);
+    for link in links {
+        stop_link(link, LONG);
+    }
+    stop_server(server);
+}
+
+#[test]
 fn stop_while_dialling_in_backoff_authenticating_or_idle_is_immediate() {
     for place in ["dialling", "backoff", "authenticating", "idle"] {
         let fixture = Fixture::new();
@@ -391,7 +435,7 @@ fn a_stop_at_a_random_moment_always_ends() {
             }
             std::hint::spin_loop();
         }
-        let (_, took) = stop_link(link, Duration::from_millis(300));
+        let (_, took) = stop_link(link, Duration::from_millis(rng.next_u64() % 60));
         assert!(took < Duration::from_secs(5), "seed {seed}, round {round}: {took:?}");
         drop(go);
         drop(cutter);

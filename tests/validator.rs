@@ -466,6 +466,33 @@ fn a_lost_miner_comes_back_and_hears_the_authentication_first() {
 }
 
 #[test]
+fn a_result_beyond_the_limit_of_the_link_costs_the_result_not_the_link() {
+    let script: Script = Arc::new(|session, message| match message {
+        ValidatorToMiner::V0InitialJobRequest(initial) => {
+            accept(session, &initial.job_uuid);
+            ready(session, &initial.job_uuid);
+        }
+        ValidatorToMiner::V0JobRequest(request) => {
+            volumes(session, &request.job_uuid);
+            done(session, &request.job_uuid);
+            session.say(V0JobFinishedRequest {
+                job_uuid: request.job_uuid,
+                docker_process_stdout: "x".repeat(40 << 20),
+                docker_process_stderr: String::new(),
+                artifacts: None,
+                upload_results: None,
+            });
+        }
+        _ => {}
+    });
+    let history = one_job(script, |_| {});
+    assert_eq!(statuses(&history)[..5], GOOD[..5]);
+    let (reason, by, message) = horde(&history);
+    assert_eq!((reason, by), (HordeFailureReason::GenericError, JobParticipantType::Validator));
+    assert!(message.contains("its result cannot be passed on"), "{message}");
+}
+
+#[test]
 fn a_full_intake_answers_busy_at_once() {
     let world = World::new();
     let facilitator = FakeFacilitator::start(&world);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::shutdown::{Level, Shutdown};
-use crate::base::stop::Stopping;
+use crate::base::stop::{CANCEL_BUDGET, Stopping};
 use crate::base::timer::TimerHandle;
 use crate::executor::driver::{self, ExecutorConfig};
 use crate::executor::{JobEnd, RunnerKind};
@@ -85,7 +85,8 @@ impl LocalNetwork {
             drain_time,
             ..ValidatorConfig::new(format!("{}/ws/v0/", facilitator.ws_url()), validator_key, miners)
         };
-        let stop_budget = drain_time + validator.flush_time + Miner::stop_budget(&limits) + Facilitator::STOP_BUDGET;
+        let stop_budget =
+            drain_time + CANCEL_BUDGET + validator.flush_time + Miner::stop_budget(&limits) + Facilitator::STOP_BUDGET;
         let dialer = Arc::new(WsDialer::new(ClientTls::default()));
         let validator = Validator::start(validator, dialer, timer.clone()).map_err(|e| e.to_string())?;
         Ok(Self { facilitator, validator, miner, user, target, stop_budget })
@@ -111,8 +112,8 @@ impl LocalNetwork {
         self.stop_budget
     }
 
-    /// Stops in the order of the work: the validator ends its jobs on the miner and reports them, then the miner ends its
-    /// executors, then the facilitator.
+    /// Stops in the order of the work: the validator lets its jobs end or gives them up, and reports them; the miner ends
+    /// its executors; then the facilitator.
     pub fn stop(self, stopping: &mut Stopping) {
         let Self { facilitator, validator, miner, .. } = self;
         validator.stop(stopping);

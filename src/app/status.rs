@@ -10,14 +10,22 @@ use crate::ops::http::{HttpLimits, HttpResponse, HttpServer};
 use crate::ops::metrics::Metrics;
 use crate::ops::status;
 
-/// Serves the four pages on `address`. For each request `look` brings health and metrics up to date and gives the state
-/// for `/status.json`; it must not block.
+/// Takes the address, before the role starts, so that a wrong one starts nothing.
 ///
 /// # Errors
 /// One line that names the address.
+pub fn bind(address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).map_err(|e| format!("--http {address}: {e}"))
+}
+
+/// Serves the four pages on `listener`. For each request `look` brings health and metrics up to date and gives the state
+/// for `/status.json`; it must not block.
+///
+/// # Errors
+/// If the listener has no address.
 pub fn serve(
     name: &'static str,
-    address: SocketAddr,
+    listener: TcpListener,
     look: impl Fn(&Health, &Metrics) -> Value + Send + Sync + 'static,
 ) -> Result<HttpServer, String> {
     let (health, metrics) = (Health::new(), Metrics::new());
@@ -31,9 +39,5 @@ pub fn serve(
         pages(request)
             .unwrap_or_else(|| HttpResponse::text(404, "there is /healthz, /readyz, /metrics, /status.json\n"))
     };
-    let start = || {
-        let listener = TcpListener::bind(address)?;
-        HttpServer::start(name, listener, Arc::new(handler), HttpLimits::default())
-    };
-    start().map_err(|e| format!("--http {address}: {e}"))
+    HttpServer::start(name, listener, Arc::new(handler), HttpLimits::default()).map_err(|e| format!("--http: {e}"))
 }

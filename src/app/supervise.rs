@@ -1,6 +1,8 @@
 //! Starts one role, waits for the signal, stops it in order, and turns the report into an exit code.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
@@ -9,7 +11,7 @@ use super::exit;
 use super::signals::Signals;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::{StopReport, Stopping};
-use crate::base::thread::{Kick, live, spawn};
+use crate::base::thread::{Kick, live, on_panic, spawn};
 use crate::base::timer::{Timer, TimerHandle};
 
 /// What a role is started with.
@@ -35,9 +37,19 @@ pub fn with_env(main: impl FnOnce(&Env) -> ExitCode) -> ExitCode {
         Ok(signals) => signals,
         Err(problem) => return exit::failed(problem),
     };
+    // A thread that has panicked leaves a process that only looks alive: it is stopped as by a first signal.
+    let panicked = Arc::new(AtomicBool::new(false));
+    let (seen, stop) = (panicked.clone(), shutdown.clone());
+    on_panic(move |_| {
+        seen.store(true, Ordering::SeqCst);
+        stop.drain();
+    });
     let timer = Timer::start();
     let env = Env { shutdown, timer: timer.handle() };
-    let code = main(&env);
+    let mut code = main(&env);
+    if panicked.load(Ordering::SeqCst) {
+        code = ExitCode::from(exit::FAILED);
+    }
     let mut stopping = Stopping::new(&env.shutdown);
     stopping.step("timer", CLOSING, |step| timer.stop(step));
     stopping.step("signals", CLOSING, |step| signals.stop(step));

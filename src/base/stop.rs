@@ -1,5 +1,6 @@
 //! What a stop did: how long each step took and who did not end.
 
+use std::cell::Cell;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -71,7 +72,12 @@ impl Stopping {
     /// Runs one step and records it.
     pub fn step<T>(&mut self, name: &str, budget: Duration, work: impl FnOnce(&mut Step) -> T) -> T {
         let start = Instant::now();
-        let mut step = Step { shutdown: self.shutdown.clone(), until: start + budget, stragglers: Vec::new() };
+        let mut step = Step {
+            shutdown: self.shutdown.clone(),
+            until: start + budget,
+            cancelled_until: Cell::new(None),
+            stragglers: Vec::new(),
+        };
         let value = work(&mut step);
         let took = start.elapsed();
         log::debug!("stop: {name} took {took:.1?}");
@@ -100,13 +106,25 @@ impl Stopping {
 pub struct Step {
     shutdown: Shutdown,
     until: Instant,
+    /// Fixed when the cancel is first seen, so that several stuck threads share it.
+    cancelled_until: Cell<Option<Instant>>,
     stragglers: Vec<String>,
 }
 
 impl Step {
     /// When the step's budget is spent, as things stand now.
     pub fn deadline(&self) -> Instant {
-        if self.shutdown.is_cancelled() { self.until.min(Instant::now() + CANCEL_BUDGET) } else { self.until }
+        if !self.shutdown.is_cancelled() {
+            return self.until;
+        }
+        let cancelled_until = self.cancelled_until.get().unwrap_or_else(|| Instant::now() + CANCEL_BUDGET);
+        self.cancelled_until.set(Some(cancelled_until));
+        self.until.min(cancelled_until)
+    }
+
+    /// Gives what was cancelled when the budget was spent [`CANCEL_BUDGET`] from now to end.
+    pub fn extend_for_cancel(&mut self) {
+        self.until = self.until.max(Instant::now() + CANCEL_BUDGET);
     }
 
     /// The signal that shortens the budget.

@@ -73,6 +73,17 @@ thread_local! {
     static GROUP: Cell<u64> = const { Cell::new(0) };
 }
 
+type PanicHook = Box<dyn Fn(&str) + Send>;
+
+static ON_PANIC: Mutex<Option<PanicHook>> = Mutex::new(None);
+
+/// From now on `hook` is called with the name of each thread whose closure panicked, on that thread; the last hook counts.
+///
+/// For the owner of the process: a role whose thread has panicked is not to go on as if it were alive.
+pub fn on_panic(hook: impl Fn(&str) + Send + 'static) {
+    *lock(&ON_PANIC) = Some(Box::new(hook));
+}
+
 /// Every live thread of this crate in the process, oldest first.
 pub fn live() -> Vec<LiveThread> {
     lock(&LIVE).clone()
@@ -159,7 +170,12 @@ where
         let result = catch_unwind(AssertUnwindSafe(f)).map_err(|payload| panic_message(payload.as_ref()));
         match &result {
             Ok(_) => log::trace!("thread {thread_name} ends"),
-            Err(message) => log::error!("thread {thread_name} panicked: {message}"),
+            Err(message) => {
+                log::error!("thread {thread_name} panicked: {message}");
+                if let Some(hook) = &*lock(&ON_PANIC) {
+                    hook(&thread_name);
+                }
+            }
         }
         result
     };

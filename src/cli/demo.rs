@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::app::output::Output;
 use crate::app::{exit, supervise};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::executor::RunnerKind;
-use crate::executor::runner::docker;
+use crate::executor::runner::{RunError, docker, tool};
 use crate::miner::ProcessBackend;
 
 /// The jobs of `examples/jobs`, which the binary carries with it.
@@ -134,6 +134,7 @@ fn choose_runner(wanted: RunnerKind, shutdown: &Shutdown) -> Result<(&'static st
     };
     match (image, wanted) {
         (Ok(()), _) => Ok(("docker", Some(IMAGE))),
+        (Err(why), _) if shutdown.is_set() => Err(why),
         (Err(why), RunnerKind::Auto) => {
             eprintln!("jobs run as plain processes: {why}");
             Ok(("process", None))
@@ -144,9 +145,13 @@ fn choose_runner(wanted: RunnerKind, shutdown: &Shutdown) -> Result<(&'static st
 
 /// Makes the image from the machine's own static busybox, unless it is there.
 fn build_image(shutdown: &Shutdown) -> Result<(), String> {
-    docker::docker_available(shutdown, Instant::now() + DOCKER_TIME).map_err(|e| e.to_string())?;
-    let quiet = |command: &mut Command| command.stdout(Stdio::null()).stderr(Stdio::null()).status();
-    if quiet(Command::new("docker").args(["image", "inspect", IMAGE])).is_ok_and(|status| status.success()) {
+    let token = Shutdown::new();
+    let cancel = token.clone();
+    let _signal = shutdown.on(Level::Drain, move || cancel.cancel());
+    let deadline = Instant::now() + DOCKER_TIME;
+    let said = |error: RunError| error.to_string();
+    docker::docker_available(&token, deadline).map_err(said)?;
+    if docker::has_image(IMAGE, &token, deadline).map_err(said)? {
         return Ok(());
     }
     let busybox = busybox().ok_or("there is no static busybox to make an image of (Debian: busybox-static)")?;
@@ -155,23 +160,11 @@ fn build_image(shutdown: &Shutdown) -> Result<(), String> {
     let fail = |what: &'static str| move |e: std::io::Error| format!("cannot {what}: {e}");
     std::fs::create_dir(&bin).map_err(fail("make a folder for the image"))?;
     std::fs::copy(&busybox, bin.join("busybox")).map_err(fail("copy busybox"))?;
-    let applets = Command::new(&busybox).arg("--list").output().map_err(fail("list busybox' applets"))?;
-    for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|applet| *applet != "busybox") {
+    let applets = tool(&busybox.to_string_lossy(), "list busybox' applets", &["--list"], &token, deadline);
+    for applet in applets.map_err(said)?.lines().filter(|applet| *applet != "busybox") {
         std::os::unix::fs::symlink("busybox", bin.join(applet)).map_err(fail("link an applet"))?;
     }
-    let mut tar = Command::new("tar")
-        .args(["-C", &folder.path().to_string_lossy(), "-c", "bin"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(fail("run tar"))?;
-    let archive = tar.stdout.take().ok_or("tar has no output")?;
-    let import = ["import", "--change", "ENV PATH=/bin", "-", IMAGE];
-    let imported = Command::new("docker").args(import).stdin(archive).stdout(Stdio::null()).status();
-    let packed = tar.wait().map_err(fail("run tar"))?;
-    match imported.map_err(fail("run docker"))? {
-        status if status.success() && packed.success() => Ok(()),
-        status => Err(format!("docker import of the demo's image failed: {status}")),
-    }
+    docker::import_image(folder.path(), IMAGE, &token, deadline).map_err(said)
 }
 
 fn busybox() -> Option<PathBuf> {

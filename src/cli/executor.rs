@@ -23,7 +23,7 @@ pub struct Args {
     tls: super::tls::ClientArgs,
 }
 
-/// Runs the command: exit 0 if the job ended and the miner knows how, whatever its outcome.
+/// Runs the command: exit 0 if the job ended, whatever its outcome, and its last message was sent.
 pub fn run(args: Args) -> ExitCode {
     let Ok(address) = std::env::var("MINER_ADDRESS") else {
         return exit::usage("MINER_ADDRESS is not set; it should be the miner's URL, as ws://127.0.0.1:9101");

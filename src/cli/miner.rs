@@ -1,6 +1,6 @@
 //! `phalanx miner`: serves validators and executors, manages executor pools.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -81,12 +81,10 @@ pub fn run(args: Args) -> ExitCode {
         let tls = args.tls.load().map_err(exit::usage)?;
         let listen = args.listen;
         let config = MinerConfig { limits, ..configure(args).map_err(exit::usage)? };
+        let http = http.map(status::bind).transpose().map_err(exit::usage)?;
         let listener = WsListener::bind(listen, tls).map_err(|e| exit::usage(format!("--listen: {e}")))?;
         let miner = Miner::start(config, Box::new(listener), env.timer.clone()).map_err(exit::usage)?;
-        let http = match http {
-            Some(address) => Some(serve_status(address, &miner).map_err(exit::usage)?),
-            None => None,
-        };
+        let http = http.map(|http| serve_status(http, &miner)).transpose().map_err(exit::failed)?;
         announce(miner.ws_addr(), http.as_ref().map(|http| http.local_addr()));
         Ok((miner, http))
     };
@@ -119,9 +117,9 @@ fn configure(args: Args) -> Result<MinerConfig, String> {
     })
 }
 
-fn serve_status(address: SocketAddr, miner: &Miner) -> Result<crate::ops::http::HttpServer, String> {
+fn serve_status(listener: TcpListener, miner: &Miner) -> Result<crate::ops::http::HttpServer, String> {
     let observer = miner.observer();
-    status::serve("min", address, move |health, metrics| {
+    status::serve("min", listener, move |health, metrics| {
         let now = observer.status();
         health.up("miner");
         metrics.gauge("phalanx_miner_jobs", "Jobs that have not ended.", &[]).set(now.jobs);

@@ -1,6 +1,6 @@
 //! The commands of the binary, one file each: flags to configuration, results to stdout, problems to stderr.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -62,7 +62,12 @@ enum Command {
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let command = Cli::command();
-    let arguments = match settings::with_file(&command, arguments, |name| std::env::var_os(name)) {
+    // The network's own name for the facilitator's URL counts as environment, too.
+    let env = |name: &OsStr| match std::env::var_os(name) {
+        None if name == "PHALANX_FACILITATOR" => std::env::var_os("FACILITATOR_URI"),
+        value => value,
+    };
+    let arguments = match settings::with_file(&command, arguments, env) {
         Ok(arguments) => arguments,
         Err(problem) => return exit::usage(problem),
     };

@@ -1,6 +1,6 @@
 //! `phalanx validator`: takes jobs from the facilitator and drives them on miners.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use super::announce_http;
 use super::key::KeyArg;
 use super::values::{duration, listen_address};
 use crate::app::{exit, status, supervise};
+use crate::base::stop::CANCEL_BUDGET;
 use crate::identity::{KeyPair, PublicKey};
 use crate::link::LinkState;
 use crate::ops::http::HttpServer;
@@ -31,7 +32,7 @@ pub struct Args {
     /// The miners: TOML, a `[[miner]]` table with hotkey, address and port for each
     #[arg(long, value_name = "FILE", env = "PHALANX_MINERS")]
     miners: Option<PathBuf>,
-    /// Folder for what must survive a restart
+    /// Folder for what is to survive a restart; nothing is kept there yet
     #[arg(long, value_name = "DIR", env = "PHALANX_STATE_DIR")]
     state_dir: PathBuf,
     /// Who may sign jobs besides the validator itself; may be repeated
@@ -71,14 +72,12 @@ pub fn run(args: Args) -> ExitCode {
         Ok(configured) => configured,
         Err(problem) => return exit::usage(problem),
     };
-    let budget = config.drain_time + config.flush_time + supervise::CLOSING;
+    let budget = config.drain_time + CANCEL_BUDGET + config.flush_time + supervise::CLOSING;
     let start = |env: &supervise::Env| {
+        let http = http.map(status::bind).transpose().map_err(exit::usage)?;
         let dialer = Arc::new(WsDialer::new(tls));
         let validator = Validator::start(config, dialer, env.timer.clone()).map_err(exit::usage)?;
-        let http = match http {
-            Some(address) => Some(serve_status(address, &validator).map_err(exit::usage)?),
-            None => None,
-        };
+        let http = http.map(|http| serve_status(http, &validator)).transpose().map_err(exit::failed)?;
         if let Some(http) = &http {
             announce_http(http.local_addr());
         }
@@ -127,9 +126,9 @@ fn configure(args: Args) -> Result<(ValidatorConfig, ClientTls), String> {
     Ok((config, tls))
 }
 
-fn serve_status(address: SocketAddr, validator: &Validator) -> Result<HttpServer, String> {
+fn serve_status(listener: TcpListener, validator: &Validator) -> Result<HttpServer, String> {
     let observer = validator.observer();
-    status::serve("val", address, move |health, metrics| {
+    status::serve("val", listener, move |health, metrics| {
         let (link, unsent, jobs) = (observer.link_state(), observer.unsent(), observer.running_jobs());
         match &link {
             LinkState::Ready { .. } => health.up("facilitator"),

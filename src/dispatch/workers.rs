@@ -92,6 +92,7 @@ impl Backend for Workers {
             if !step.wait(thread.done_receiver()) && cancelled == 0 {
                 cancelled = self.running();
                 self.cancel.cancel();
+                step.extend_for_cancel();
             }
             step.join(thread);
         }

@@ -261,7 +261,7 @@ fn publish(workspace: &Workspace) -> Result<(), RunError> {
 
 /// Runs a program whose output is only looked at, and gives what it prints, trimmed; its own failure is
 /// [`RunError::Tool`] with what it says.
-pub(super) fn tool(
+pub(crate) fn tool(
     program: &str,
     doing: &'static str,
     args: &[&str],

@@ -22,7 +22,7 @@ use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Step;
 use crate::base::thread::{Kick, Thread, spawn};
-use crate::base::timer::TimerHandle;
+use crate::base::timer::{Alarm, TimerHandle};
 use crate::transport::{Connection, DialRequest, Dialer, Incoming, SocketLimits, TransportError};
 
 /// What a link needs.
@@ -191,6 +191,11 @@ impl LinkHandle {
         self.session.unsent()
     }
 
+    /// Bytes of the messages accepted from us and not yet by the peer.
+    pub fn unsent_bytes(&self) -> usize {
+        self.session.unsent_bytes()
+    }
+
     /// Breaks the present connection; the link dials again.
     pub fn kick(&self) {
         self.session.kick();
@@ -203,13 +208,14 @@ pub struct Link {
     handle: LinkHandle,
     stop: Shutdown,
     thread: Thread<()>,
+    timer: TimerHandle,
+    stop_alarm: Option<Alarm>,
 }
 
 impl Link {
     /// Starts the link's thread. `sink` gets every event on that thread; while it blocks, the peer is slowed by TCP.
     ///
-    /// The link lives until [`Link::stop`], or until `shutdown` reaches [`Level::Cancel`] while it has no connection;
-    /// draining does not touch it, because results still have to leave.
+    /// The link lives until [`Link::stop`].
     pub fn start(
         config: LinkConfig,
         dialer: Arc<dyn Dialer>,
@@ -220,6 +226,7 @@ impl Link {
         let session = SessionHandle::new(config.outbox, timer.clone());
         let handle = LinkHandle { session, state: Arc::new(Mutex::new(LinkState::Connecting)) };
         let stop = Shutdown::new();
+        let alarms = timer.clone();
         let runner = Runner { handle: handle.clone(), stop: stop.clone(), dialer, authenticate, timer, sink };
         let (kick_stop, kick_handle) = (stop.clone(), handle.clone());
         let kick = Kick::new("stop signal and connection", move || {
@@ -227,7 +234,7 @@ impl Link {
             kick_handle.kick();
         });
         let thread = spawn(format!("{}-rd", config.name), kick, move || runner.run(&config));
-        Self { handle, stop, thread }
+        Self { handle, stop, thread, timer: alarms, stop_alarm: None }
     }
 
     /// What others hold.
@@ -237,18 +244,31 @@ impl Link {
 
     /// Takes no more messages and returns at once; [`Link::stop`] then waits.
     ///
-    /// While connected, what is inside is still sent and acknowledged, until `deadline`. Without a connection the link
-    /// ends now.
-    pub fn request_stop(&self, deadline: Instant) {
+    /// What is inside is still sent and acknowledged, until `deadline`, over a new connection if need be. With nothing
+    /// inside, a link without a connection ends now.
+    pub fn request_stop(&mut self, deadline: Instant) {
         self.handle.session.close(1000, "", deadline);
-        self.stop.drain();
+        let stop = self.stop.clone();
+        if self.handle.unsent() == 0 {
+            stop.drain();
+        } else {
+            self.stop_alarm = Some(self.timer.at(deadline, move || stop.drain()));
+        }
     }
 
     /// Stops and joins; gives the number of messages that the peer has not accepted.
-    pub fn stop(self, step: &mut Step) -> usize {
+    pub fn stop(mut self, step: &mut Step) -> usize {
         self.request_stop(step.deadline());
         step.join(self.thread);
         self.handle.unsent()
+    }
+}
+
+struct StoppedOnDrop(Arc<Mutex<LinkState>>);
+
+impl Drop for StoppedOnDrop {
+    fn drop(&mut self) {
+        *lock(&self.0) = LinkState::Stopped;
     }
 }
 
@@ -263,6 +283,8 @@ struct Runner<F> {
 
 impl<F: FnMut(LinkEvent)> Runner<F> {
     fn run(mut self, config: &LinkConfig) {
+        // Also when the role's code panics, so that nobody takes the link for alive.
+        let _stopped = StoppedOnDrop(self.handle.state.clone());
         let session_config = SessionConfig {
             writer_name: format!("{}-wr", config.name),
             liveness: config.liveness,
@@ -270,7 +292,7 @@ impl<F: FnMut(LinkEvent)> Runner<F> {
         };
         let mut backoff = Backoff::new(config.backoff);
         let mut rng = Rng::from_entropy();
-        while !self.stop.is_set() {
+        while !self.is_done() {
             self.set(LinkState::Connecting);
             let (why, refused) = match self.connect(config) {
                 Ok((connection, first)) => {
@@ -285,7 +307,7 @@ impl<F: FnMut(LinkEvent)> Runner<F> {
                 Err(Attempt::Failed(why)) => (why, Some(false)),
                 Err(Attempt::Refused(refused)) => (refused.to_string(), Some(true)),
             };
-            if self.stop.is_set() {
+            if self.is_done() {
                 break;
             }
             let next_in = backoff.next_delay(Instant::now(), rng.unit());
@@ -296,7 +318,12 @@ impl<F: FnMut(LinkEvent)> Runner<F> {
             }
             self.stop.wait(next_in);
         }
-        self.set(LinkState::Stopped);
+    }
+
+    /// Whether the link was told to stop and has nothing to stay for.
+    fn is_done(&self) -> bool {
+        let session = &self.handle.session;
+        self.stop.is_set() || (session.is_closing() && session.unsent() == 0)
     }
 
     fn set(&self, state: LinkState) {

@@ -24,6 +24,9 @@ use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::TimerHandle;
 use crate::transport::{HandshakeRequest, Listener, Pending, Refusal, SocketLimits};
 
+/// Connections over the limit that are told so with HTTP 503, each by a thread; still further ones are just closed.
+const REFUSALS: usize = 16;
+
 /// What a server needs besides its listener.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
@@ -210,7 +213,12 @@ impl Accepting {
             ids.iter().filter_map(|id| table.remove(id)).collect()
         };
         drop(ended);
-        let full = lock(&self.table).len() >= self.config.connections;
+        let open = lock(&self.table).len();
+        if open >= self.config.connections + REFUSALS {
+            log::warn!("{}: {open} connections are open, a further one is dropped", self.config.name);
+            return;
+        }
+        let full = open >= self.config.connections;
         let id = SessionId::fresh();
         let handle = SessionHandle::new(self.config.outbox, self.timer.clone());
         let number = {

@@ -188,6 +188,11 @@ impl SessionHandle {
         lock(&self.0.state).outbox.len()
     }
 
+    /// Bytes of the messages that were accepted and not yet by the peer.
+    pub fn unsent_bytes(&self) -> usize {
+        lock(&self.0.state).outbox.bytes()
+    }
+
     /// The number of the present or last connection.
     pub fn epoch(&self) -> Epoch {
         lock(&self.0.state).epoch

@@ -371,7 +371,8 @@ impl Intake {
         if self.shared.draining.load(Ordering::SeqCst) {
             return Some("the validator is stopping");
         }
-        (link.unsent() > STATUS_MESSAGES / 2).then_some("too many updates wait for the facilitator")
+        let much = link.unsent() > STATUS_MESSAGES / 2 || link.unsent_bytes() > STATUS_BYTES / 2;
+        much.then_some("too many updates wait for the facilitator")
     }
 
     fn cheated(&self, report: &V0JobCheated) {

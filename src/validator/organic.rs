@@ -50,7 +50,7 @@ impl Default for JobTimes {
     }
 }
 
-/// Miners that are asked for one job before it is rejected.
+/// Miners that may decline one job, or be out of reach, before it is given up; those without its class do not count.
 const MINERS_PER_JOB: usize = 3;
 
 /// How long the link to the miner may take to close after the job.
@@ -84,7 +84,8 @@ fn on_some_miner(shared: &Shared, request: &V2JobRequest, reporter: Reporter, ca
     let class = request.executor_class;
     let mut tried: Vec<PublicKey> = Vec::new();
     let mut last: Option<Outcome> = None;
-    while tried.len() < MINERS_PER_JOB {
+    let mut refusals = 0;
+    while refusals < MINERS_PER_JOB {
         let miner = lock(&shared.routing).reserve(class, request.on_trusted_miner, &tried, Instant::now());
         let miner = match miner {
             Ok(miner) => miner,
@@ -105,6 +106,7 @@ fn on_some_miner(shared: &Shared, request: &V2JobRequest, reporter: Reporter, ca
             Attempt::NotTaken(outcome) => {
                 log::info!("job {}: miner {} did not take it", request.uuid, miner.hotkey);
                 lock(&shared.routing).cool_down(&miner.hotkey, Instant::now());
+                refusals += 1;
                 last = Some(outcome);
             }
             Attempt::NoSuchClass => {}

@@ -2,7 +2,8 @@
 
 use serde_json::json;
 
-use crate::link::{Full, LinkHandle, Outgoing};
+use crate::base::limits::FACILITATOR_LINK_MESSAGE_BYTES;
+use crate::link::{LinkHandle, Outgoing};
 use crate::protocol::{
     HordeFailureDetails, HordeFailureReason, JobFailureDetails, JobParticipantType, JobRejectionDetails,
     JobRejectionReason, JobResultDetails, JobStatus, JobStatusMetadata, V0JobFailedRequest, V0JobFinishedRequest,
@@ -144,13 +145,27 @@ impl Reporter {
         log::debug!("job {}: {status}", self.uuid);
         let update = V0JobStatusUpdate { uuid: self.uuid.clone(), status, metadata };
         let text = ValidatorToFacilitator::from(update).encode();
-        match self.link.send(Outgoing::acked(text)) {
-            Ok(()) => {}
-            // The intake refuses jobs long before this, so only results larger than the reserve can get here.
-            Err(Full::Bound { messages, bytes, .. }) => {
-                log::error!("job {}: {status} is lost, {messages} updates of {bytes} bytes wait already", self.uuid);
+        let full = if text.len() <= FACILITATOR_LINK_MESSAGE_BYTES {
+            match self.link.send(Outgoing::acked(text)) {
+                Ok(()) => return,
+                Err(full) => full.to_string(),
             }
-            Err(Full::Closed { .. }) => log::error!("job {}: {status} came after the link was stopped", self.uuid),
+        } else {
+            format!("a message has at most {FACILITATOR_LINK_MESSAGE_BYTES} bytes, this one has {}", text.len())
+        };
+        log::error!("job {}: {status} cannot be reported: {full}", self.uuid);
+        if status.is_terminal() {
+            self.send_small_end(&full);
+        }
+    }
+
+    /// A terminal status that always fits: what is lost is the result, not the end of the job.
+    fn send_small_end(&self, why: &str) {
+        let message = format!("the job ended, but its result cannot be passed on: {why}");
+        let (status, metadata) = Outcome::horde_failed(HordeFailureReason::GenericError, message).into_update();
+        let update = V0JobStatusUpdate { uuid: self.uuid.clone(), status, metadata: Some(metadata) };
+        if let Err(full) = self.link.send(Outgoing::acked(ValidatorToFacilitator::from(update).encode())) {
+            log::error!("job {}: its end is lost: {full}", self.uuid);
         }
     }
 }

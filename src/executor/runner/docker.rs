@@ -3,6 +3,7 @@
 //! A container is found and removed by a label with a number of its own run, never by a pattern of names, so a runner
 //! cannot touch what is not its own. Volumes are bind mounts: the engine must see the same file system as the executor.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,28 @@ pub struct DockerRunner;
 /// If there is no `docker` program or no engine.
 pub fn docker_available(token: &Shutdown, deadline: Instant) -> Result<String, RunError> {
     docker("ask the docker engine for its version", &["version", "--format", "{{.Server.Version}}"], token, deadline)
+}
+
+/// Whether the image is here.
+///
+/// # Errors
+/// As [`docker_available`].
+pub fn has_image(image: &str, token: &Shutdown, deadline: Instant) -> Result<bool, RunError> {
+    let listed = docker("look for the image", &["images", "--quiet", image], token, deadline)?;
+    Ok(!listed.trim().is_empty())
+}
+
+/// Makes an image of the files of `folder`, with `/bin` on its path. Blocks until it is there, `deadline` passes or `token`
+/// is cancelled.
+///
+/// # Errors
+/// What `tar` or the engine says.
+pub fn import_image(folder: &Path, image: &str, token: &Shutdown, deadline: Instant) -> Result<(), RunError> {
+    let archive = tempfile::NamedTempFile::new().map_err(|source| RunError::Io { doing: "make an archive", source })?;
+    let (archive, folder) = (archive.path().to_string_lossy(), folder.to_string_lossy());
+    tool("tar", "pack the image", &["-C", &folder, "-cf", &archive, "."], token, deadline)?;
+    docker("import the image", &["import", "--change", "ENV PATH=/bin", &archive, image], token, deadline)?;
+    Ok(())
 }
 
 /// Removes every container whose label `key` has the given value, running or not; says how many.
