@@ -1,11 +1,16 @@
 //! A managed link over the in-memory transport: reconnect, authentication first, nothing lost or overtaken, and a stop test
 //! for each place where a link can block.
 
+#[path = "testkit/transport.rs"]
+mod kit;
+
+use std::io::Write;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use phalanx::base::backoff::BackoffConfig;
 use phalanx::base::rng::Rng;
 use phalanx::base::shutdown::Shutdown;
@@ -14,9 +19,12 @@ use phalanx::base::thread::{Group, Kick, Thread, spawn};
 use phalanx::base::timer::Timer;
 use phalanx::link::heartbeat::LivenessConfig;
 use phalanx::link::server::{Server, ServerConfig, ServerEvent};
-use phalanx::link::session::Beat;
-use phalanx::link::{Authenticate, Authenticated, Link, LinkConfig, LinkEvent, LinkState, Outgoing, Refused};
-use phalanx::transport::memory::{DialFault, MemoryNet, Side};
+use phalanx::link::session::{self, Beat, SessionConfig, SessionEnd, SessionHandle};
+use phalanx::link::{
+    Authenticate, Authenticated, Link, LinkConfig, LinkEvent, LinkState, OutboxLimits, Outgoing, Refused,
+};
+use phalanx::transport::memory::{self, DialFault, MemoryNet, Side, WIRE_BYTES};
+use phalanx::transport::{Connection, Incoming, SocketLimits};
 use tungstenite::Utf8Bytes;
 
 const LONG: Duration = Duration::from_secs(30);
@@ -441,4 +449,108 @@ fn a_stop_at_a_random_moment_always_ends() {
         drop(cutter);
         stop_server(server);
     }
+}
+
+/// A thread that runs one session over `connection` and ends with it.
+fn session(
+    connection: Connection,
+    handle: &SessionHandle,
+    liveness: LivenessConfig,
+    mut on_text: impl FnMut(Utf8Bytes) + Send + 'static,
+) -> Thread<SessionEnd> {
+    let config = SessionConfig { writer_name: "t-wr".to_owned(), liveness, beat: None };
+    let handle = handle.clone();
+    kit::background("t-session", move || {
+        session::run(connection, &handle, &config, |_, text| {
+            on_text(text);
+            ControlFlow::Continue(())
+        })
+    })
+}
+
+/// Gives the slow peer of a test its pace; the session must live all the while.
+fn lives_on(session: &Thread<SessionEnd>, pace: Duration) {
+    let ended = session.done_receiver().recv_timeout(pace);
+    assert_eq!(ended, Err(RecvTimeoutError::Timeout), "the session was cut");
+}
+
+#[test]
+fn a_message_that_trickles_in_counts_as_life_until_it_stops() {
+    let fixture = Fixture::new();
+    let liveness = LivenessConfig {
+        ping_after: Duration::from_millis(50),
+        dead_after: Duration::from_millis(400),
+        stuck_after: LONG,
+    };
+    let (mut client, connection) = kit::raw_client_connected(SocketLimits::default());
+    let handle = SessionHandle::new(OutboxLimits::default(), fixture.timer.as_ref().unwrap().handle());
+    let (tx, got) = bounded(1);
+    let session = session(connection, &handle, liveness, move |text| drop(tx.send(text)));
+    let start = Instant::now();
+    // One frame, byte by byte; the pings are never answered.
+    for byte in kit::frame(0x81, true, &[b'x'; 60]) {
+        client.write_all(&[byte]).unwrap();
+        lives_on(&session, Duration::from_millis(20));
+    }
+    assert!(start.elapsed() > 3 * liveness.dead_after);
+    assert_eq!(got.recv_timeout(LONG).unwrap().as_str(), "x".repeat(60));
+    // Half a message and then nothing.
+    client.write_all(&kit::frame(0x81, true, b"half")[..8]).unwrap();
+    let end = kit::join(session);
+    assert!(matches!(end, SessionEnd::Silent), "{end}");
+}
+
+#[test]
+fn a_batch_that_trickles_out_is_not_stuck_until_it_stops() {
+    const TEXTS: usize = 60;
+    let fixture = Fixture::new();
+    let liveness = LivenessConfig {
+        ping_after: Duration::from_millis(50),
+        dead_after: LONG,
+        stuck_after: Duration::from_millis(400),
+    };
+    let (mut peer, connection, _wire) = memory::pair();
+    let handle = SessionHandle::new(OutboxLimits::default(), fixture.timer.as_ref().unwrap().handle());
+    let large = Utf8Bytes::from("x".repeat(WIRE_BYTES));
+    // All are one batch, and only one at a time fits on the wire.
+    for _ in 0..TEXTS {
+        handle.send(Outgoing::once(large.clone())).unwrap();
+    }
+    let session = session(connection, &handle, liveness, |_| {});
+    let start = Instant::now();
+    for _ in 0..TEXTS {
+        while !matches!(peer.reader.read().unwrap(), Incoming::Text(_)) {}
+        lives_on(&session, Duration::from_millis(25));
+    }
+    assert!(start.elapsed() > 3 * liveness.stuck_after);
+    // Now the peer reads no more.
+    for _ in 0..3 {
+        handle.send(Outgoing::once(large.clone())).unwrap();
+    }
+    let end = kit::join(session);
+    assert!(matches!(end, SessionEnd::Stuck), "{end}");
+}
+
+#[test]
+fn a_peer_is_not_silent_while_its_text_is_being_handled() {
+    let fixture = Fixture::new();
+    let liveness = LivenessConfig {
+        ping_after: Duration::from_millis(20),
+        dead_after: Duration::from_millis(100),
+        stuck_after: LONG,
+    };
+    let (mut peer, connection, _wire) = memory::pair();
+    let handle = SessionHandle::new(OutboxLimits::default(), fixture.timer.as_ref().unwrap().handle());
+    let (go, gate) = bounded(0);
+    let session = session(connection, &handle, liveness, move |_| gate.recv().unwrap());
+    for _ in 0..2 {
+        peer.writer.write("x".into()).unwrap();
+    }
+    peer.writer.flush().unwrap();
+    lives_on(&session, 4 * liveness.dead_after);
+    go.send(()).unwrap();
+    lives_on(&session, 4 * liveness.dead_after);
+    go.send(()).unwrap();
+    let end = kit::join(session);
+    assert!(matches!(end, SessionEnd::Silent), "{end}");
 }

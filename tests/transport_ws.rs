@@ -3,8 +3,11 @@
 #[path = "testkit/transport.rs"]
 mod kit;
 
-use kit::{NoThreads, Site, background, connected, join, read_text};
-use phalanx::transport::{Connection, Incoming, SocketLimits, TransportError};
+use std::io::Write;
+use std::time::Instant;
+
+use kit::{NoThreads, Site, background, connected, far, frame, join, raw_client_connected, read_text};
+use phalanx::transport::{Connection, Incoming, SocketLimits, Traffic, TransportError};
 
 /// Echoes until the peer closes, answers that, and says how many pings were seen.
 fn echo(connection: Connection) -> usize {
@@ -218,4 +221,67 @@ fn a_close_code_that_must_not_be_sent_is_refused() {
     client.writer.close(1000, &"long ".repeat(100)).unwrap();
     let Incoming::Closed(info) = server.reader.read().unwrap() else { panic!("expected the Close") };
     assert_eq!(info.reason.len(), 123);
+}
+
+/// Waits until `count` has passed `bytes`, and gives where it is then; each turn gives the processor away.
+fn passes(traffic: &Traffic, count: fn(&Traffic) -> u64, bytes: u64) -> u64 {
+    let limit = far();
+    loop {
+        let now = count(traffic);
+        if now > bytes {
+            return now;
+        }
+        assert!(Instant::now() < limit, "still {now} bytes, expected more than {bytes}");
+        std::thread::yield_now();
+    }
+}
+
+fn a_large_write_is_counted_as_it_goes(tls: bool) {
+    /// Far more than both sockets' buffers hold, so that the write must wait for the reader.
+    const TEXT_BYTES: usize = 45 << 20;
+    let _threads = NoThreads::expected();
+    let (client, server) = connected(tls);
+    let (sent, received) = (client.traffic.clone(), server.traffic.clone());
+    assert_eq!((sent.read_bytes(), received.written_bytes()), (0, 0));
+    let Connection { reader: _reader, mut writer, .. } = client;
+    let sender = background("t-send", move || {
+        writer.write("x".repeat(TEXT_BYTES).into()).unwrap();
+        writer
+    });
+    // The peer reads nothing yet, so the write cannot have returned.
+    passes(&sent, Traffic::written_bytes, 0);
+    assert!(!sender.is_finished());
+    assert_eq!(received.read_bytes(), 0);
+    let mut reader = server.reader;
+    assert_eq!(read_text(reader.as_mut()).len(), TEXT_BYTES);
+    let _writer = join(sender);
+    assert!(sent.written_bytes() > TEXT_BYTES as u64);
+    assert_eq!(received.read_bytes(), sent.written_bytes());
+}
+
+#[test]
+fn a_large_write_is_counted_as_it_goes_plain() {
+    a_large_write_is_counted_as_it_goes(false);
+}
+
+#[test]
+fn a_large_write_is_counted_as_it_goes_tls() {
+    a_large_write_is_counted_as_it_goes(true);
+}
+
+#[test]
+fn part_of_a_message_is_counted_as_it_comes() {
+    let _threads = NoThreads::expected();
+    let (mut client, server) = raw_client_connected(SocketLimits::default());
+    let traffic = server.traffic.clone();
+    let mut reader = server.reader;
+    let reading = background("t-read", move || read_text(reader.as_mut()));
+    let bytes = frame(0x81, true, &[b'x'; 1000]);
+    let (first, rest) = bytes.split_at(500);
+    client.write_all(first).unwrap();
+    assert_eq!(passes(&traffic, Traffic::read_bytes, 499), 500);
+    assert!(!reading.is_finished());
+    client.write_all(rest).unwrap();
+    assert_eq!(join(reading).len(), 1000);
+    assert_eq!(traffic.read_bytes(), bytes.len() as u64);
 }

@@ -1,7 +1,10 @@
 //! When to ping, and when a connection counts as dead. Pure: `now` is an argument.
 //!
-//! Liveness is ours, because a peer that vanishes without a FIN gives the reader no error. Any traffic counts, not only
-//! pongs, so that a busy peer is never cut off for a late pong.
+//! Liveness is ours, because a peer that vanishes without a FIN gives the reader no error. Any byte counts, not only pongs
+//! and whole messages, so that neither a busy peer is cut off for a late pong nor a slow one for a large message.
+//!
+//! Bytes are only counted as they move; [`Progress`] looks at the counts now and then, so a verdict comes up to two
+//! [`LivenessConfig::ping_after`] later than its limit, and never earlier.
 
 use std::time::{Duration, Instant};
 
@@ -12,12 +15,13 @@ pub struct LivenessConfig {
     pub ping_after: Duration,
     /// Silence after which the connection is given up.
     pub dead_after: Duration,
-    /// How long one write may make no progress before the connection is given up.
+    /// How long a write may move nothing before the connection is given up. What moves is seen when the system has taken
+    /// it, in parts of up to 256 KiB, so this is also the time that each part has.
     pub stuck_after: Duration,
 }
 
 impl Default for LivenessConfig {
-    /// 30 s, 90 s, 60 s: three pings without any answer.
+    /// 30 s, 90 s, 60 s: two pings without any answer.
     fn default() -> Self {
         Self {
             ping_after: Duration::from_secs(30),
@@ -40,7 +44,35 @@ pub enum Verdict {
     Stuck,
 }
 
-/// Judges one connection from when the peer was last heard and since when a write has been under way.
+/// What the looks at the byte counts of one connection have found so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    read: u64,
+    written: u64,
+    /// When the last received byte was noticed.
+    pub heard: Instant,
+    /// When the last written byte was noticed.
+    pub wrote: Instant,
+}
+
+impl Progress {
+    /// A connection that begins `now`, with the bytes that it has `read` and `written` before.
+    pub fn new(now: Instant, read: u64, written: u64) -> Self {
+        Self { read, written, heard: now, wrote: now }
+    }
+
+    /// Notes what has moved since the last look; `read` and `written` are the present counts.
+    pub fn look(&mut self, now: Instant, read: u64, written: u64) {
+        if read != self.read {
+            (self.read, self.heard) = (read, now);
+        }
+        if written != self.written {
+            (self.written, self.wrote) = (written, now);
+        }
+    }
+}
+
+/// Judges one connection from when the peer was last heard and since when a write has moved nothing, if one is under way.
 pub fn judge(config: &LivenessConfig, now: Instant, heard: Instant, writing_since: Option<Instant>) -> Verdict {
     let silence = now.saturating_duration_since(heard);
     if silence >= config.dead_after {
@@ -72,6 +104,21 @@ mod tests {
         assert_eq!(judge(&config, t + 30 * S, t, None), Verdict::Ping(t + 60 * S));
         assert_eq!(judge(&config, t + 60 * S, t, None), Verdict::Ping(t + 90 * S));
         assert_eq!(judge(&config, t + 90 * S, t, None), Verdict::Silent);
+    }
+
+    #[test]
+    fn each_count_that_grows_restarts_its_own_clock() {
+        let t = Instant::now();
+        let mut progress = Progress::new(t, 7, 9);
+        let seen = |progress: &Progress| (progress.heard - t, progress.wrote - t);
+        progress.look(t + S, 7, 9);
+        assert_eq!(seen(&progress), (Duration::ZERO, Duration::ZERO));
+        progress.look(t + 2 * S, 8, 9);
+        assert_eq!(seen(&progress), (2 * S, Duration::ZERO));
+        progress.look(t + 3 * S, 8, 1000);
+        assert_eq!(seen(&progress), (2 * S, 3 * S));
+        progress.look(t + 4 * S, 8, 1000);
+        assert_eq!(seen(&progress), (2 * S, 3 * S));
     }
 
     #[test]

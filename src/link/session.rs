@@ -7,20 +7,20 @@
 
 use std::fmt;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tungstenite::Utf8Bytes;
 
-use super::heartbeat::{LivenessConfig, Verdict, judge};
+use super::heartbeat::{LivenessConfig, Progress, Verdict, judge};
 use super::outbox::{Full, Outbox, OutboxLimits, Outgoing};
 use crate::base::ids::Epoch;
 use crate::base::lock::lock;
 use crate::base::stop::KICK_GRACE;
 use crate::base::thread::{JoinError, Kick, spawn};
 use crate::base::timer::{Alarm, TimerHandle};
-use crate::transport::{CloseInfo, Connection, ConnectionKick, Incoming, TransportError, WriteHalf};
+use crate::transport::{CloseInfo, Connection, ConnectionKick, Incoming, Traffic, TransportError, WriteHalf};
 
 /// Texts that are written before one flush; a larger batch saves no further system calls.
 const BATCH_MESSAGES: usize = 64;
@@ -55,9 +55,9 @@ pub enum SessionEnd {
     Closed(CloseInfo),
     /// The connection broke.
     Broken(TransportError),
-    /// The peer said nothing for longer than [`LivenessConfig::dead_after`].
+    /// No byte came from the peer for longer than [`LivenessConfig::dead_after`].
     Silent,
-    /// A write made no progress for longer than [`LivenessConfig::stuck_after`].
+    /// A write moved no byte for longer than [`LivenessConfig::stuck_after`].
     Stuck,
     /// Our close was not answered by its deadline.
     CloseTimeout,
@@ -255,16 +255,17 @@ fn kick_with(shared: &Weak<Shared>, why: SessionEnd) {
 /// Runs one connection until it ends. Blocks for the whole life of the connection; [`SessionHandle::close`] and
 /// [`SessionHandle::kick`] end it.
 ///
-/// `on_text` runs on the calling thread for every text, in order; while it blocks, the peer is slowed by TCP.
+/// `on_text` runs on the calling thread for every text, in order; while it blocks, the peer is slowed by TCP and does not
+/// count as silent.
 pub fn run(
     connection: Connection,
     handle: &SessionHandle,
     config: &SessionConfig,
     mut on_text: impl FnMut(Epoch, Utf8Bytes) -> ControlFlow<()>,
 ) -> SessionEnd {
-    let Connection { mut reader, writer, kick, .. } = connection;
+    let Connection { mut reader, writer, kick, traffic, .. } = connection;
     let epoch = handle.attach(kick.clone(), config.beat.is_some());
-    let watch = Watch::start(handle, config);
+    let watch = Watch::start(handle, config, traffic);
     let writing = handle.clone();
     let beat = config.beat.as_ref().map(|beat| beat.text.clone());
     let write_kick = kick.clone();
@@ -275,18 +276,13 @@ pub fn run(
     let end = loop {
         match reader.read() {
             Ok(Incoming::Text(text)) => {
-                watch.heard();
-                if on_text(epoch, text).is_break() {
+                if watch.while_deaf(|| on_text(epoch, text)).is_break() {
                     break SessionEnd::Left;
                 }
             }
-            Ok(Incoming::Control) => {
-                watch.heard();
-                handle.set(|state| state.wake = true);
-            }
-            Ok(Incoming::Pong) => watch.heard(),
+            Ok(Incoming::Control) => handle.set(|state| state.wake = true),
+            Ok(Incoming::Pong) => {}
             Ok(Incoming::Binary(data)) => {
-                watch.heard();
                 log::warn!("ignored a binary message of {} bytes: this link speaks text", data.len());
             }
             Ok(Incoming::Closed(info)) => break SessionEnd::Closed(info),
@@ -391,23 +387,26 @@ struct WatchInner {
     timer: TimerHandle,
     liveness: LivenessConfig,
     beat_every: Option<Duration>,
-    start: Instant,
-    /// Milliseconds since `start` when the peer was last heard.
-    heard: AtomicU64,
+    traffic: Arc<Traffic>,
+    /// The reader is busy with a text and reads nothing, so the peer's silence is ours.
+    deaf: AtomicBool,
+    progress: Mutex<Progress>,
     /// `None` in the first place once the session is over, so that no alarm arms itself again.
     alarms: Mutex<Option<[Option<Alarm>; 2]>>,
 }
 
 impl Watch {
-    fn start(handle: &SessionHandle, config: &SessionConfig) -> Self {
+    fn start(handle: &SessionHandle, config: &SessionConfig, traffic: Arc<Traffic>) -> Self {
         let now = Instant::now();
+        let progress = Progress::new(now, traffic.read_bytes(), traffic.written_bytes());
         let inner = Arc::new(WatchInner {
             session: Arc::downgrade(&handle.0),
             timer: handle.0.timer.clone(),
             liveness: config.liveness,
             beat_every: config.beat.as_ref().map(|beat| beat.every),
-            start: now,
-            heard: AtomicU64::new(0),
+            traffic,
+            deaf: AtomicBool::new(false),
+            progress: Mutex::new(progress),
             alarms: Mutex::new(Some([None, None])),
         });
         inner.look();
@@ -417,9 +416,11 @@ impl Watch {
         Self(inner)
     }
 
-    fn heard(&self) {
-        let millis = u64::try_from(self.0.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.0.heard.store(millis, Ordering::Relaxed);
+    fn while_deaf<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.0.deaf.store(true, Ordering::Relaxed);
+        let done = work();
+        self.0.deaf.store(false, Ordering::Relaxed);
+        done
     }
 }
 
@@ -450,9 +451,16 @@ impl WatchInner {
     fn look(self: &Arc<Self>) {
         let Some(session) = self.session.upgrade() else { return };
         let now = Instant::now();
-        let heard = self.start + Duration::from_millis(self.heard.load(Ordering::Relaxed));
-        let writing_since = lock(&session.state).writing_since;
-        match judge(&self.liveness, now, heard, writing_since) {
+        let progress = {
+            let mut progress = lock(&self.progress);
+            progress.look(now, self.traffic.read_bytes(), self.traffic.written_bytes());
+            if self.deaf.load(Ordering::Relaxed) {
+                progress.heard = now;
+            }
+            *progress
+        };
+        let unmoved_since = lock(&session.state).writing_since.map(|since| since.max(progress.wrote));
+        match judge(&self.liveness, now, progress.heard, unmoved_since) {
             Verdict::Wait(then) => self.arm(0, then, Self::look),
             Verdict::Ping(then) => {
                 SessionHandle(session).set(|state| state.ping = true);

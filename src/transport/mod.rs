@@ -26,12 +26,14 @@ pub mod http;
 pub mod memory;
 mod reader;
 mod tls;
+mod traffic;
 mod url;
 mod writer;
 pub mod ws;
 
 pub use error::TransportError;
 pub use tls::{ClientTls, ServerTls};
+pub use traffic::Traffic;
 
 /// Bytes that a write half collects before it sends without being flushed: some 60 typical messages in one system call.
 pub const WRITE_BUFFER_BYTES: usize = 64 << 10;
@@ -160,7 +162,7 @@ impl fmt::Debug for ConnectionKick {
     }
 }
 
-/// An open connection. The three parts go to the threads that need them.
+/// An open connection. Its parts go to the threads that need them.
 pub struct Connection {
     /// For the reading thread.
     pub reader: Box<dyn ReadHalf>,
@@ -168,6 +170,8 @@ pub struct Connection {
     pub writer: Box<dyn WriteHalf>,
     /// For whoever ends those threads.
     pub kick: ConnectionKick,
+    /// For whoever judges whether the peer is alive.
+    pub traffic: Arc<Traffic>,
     /// The peer's address, for logs.
     pub peer: String,
 }

@@ -14,7 +14,7 @@ use crate::base::lock::lock;
 use crate::transport::control::Control;
 use crate::transport::reader::{Reader, Receive};
 use crate::transport::writer::{Transmit, Writer};
-use crate::transport::{CLOSE_DRAIN_TIME, Connection, ConnectionKick, SocketLimits};
+use crate::transport::{CLOSE_DRAIN_TIME, Connection, ConnectionKick, SocketLimits, Traffic};
 
 /// Bytes under way in one direction before its writer blocks, about what a loopback socket holds; one larger message passes
 /// alone.
@@ -53,6 +53,10 @@ struct Inner {
     changed: Condvar,
 }
 
+fn wire_bytes(frame: &Message) -> usize {
+    frame.len() + FRAME_BYTES
+}
+
 /// One direction.
 #[derive(Default)]
 struct Lane {
@@ -73,18 +77,18 @@ struct Lane {
 
 impl Lane {
     fn put(&mut self, frame: Message) {
-        self.bytes += frame.len() + FRAME_BYTES;
+        self.bytes += wire_bytes(&frame);
         self.frames.push_back(frame);
     }
 
     fn take(&mut self) -> Option<Message> {
         let frame = self.frames.pop_front()?;
-        self.bytes -= frame.len() + FRAME_BYTES;
+        self.bytes -= wire_bytes(&frame);
         Some(frame)
     }
 
     fn has_room_for(&self, frame: &Message) -> bool {
-        !self.stalled && (self.frames.is_empty() || self.bytes + frame.len() + FRAME_BYTES <= WIRE_BYTES)
+        !self.stalled && (self.frames.is_empty() || self.bytes + wire_bytes(frame) <= WIRE_BYTES)
     }
 }
 
@@ -105,8 +109,9 @@ impl Wire {
         let end = |side: Side| {
             let limits = limits[side as usize];
             let control = Arc::new(Control::default());
-            let end = Arc::new(End { wire: self.clone(), side, control: control.clone() });
+            let end = Arc::new(End { wire: self.clone(), side, control: control.clone(), traffic: Arc::default() });
             let kicked = Arc::downgrade(&end);
+            let traffic = end.traffic.clone();
             let peer = peers[side as usize].to_owned();
             let source = Source { end: end.clone(), limit: limits.message_bytes };
             let sink = Sink { end, queued: [VecDeque::new(), VecDeque::new()], data_bytes: 0 };
@@ -119,6 +124,7 @@ impl Wire {
                         end.shut(true);
                     }
                 }),
+                traffic,
                 peer,
             }
         };
@@ -199,6 +205,7 @@ struct End {
     wire: Wire,
     side: Side,
     control: Arc<Control>,
+    traffic: Arc<Traffic>,
 }
 
 impl End {
@@ -246,6 +253,7 @@ struct Source {
 impl Receive for Source {
     fn receive(&mut self) -> Result<Message, Error> {
         let message = self.end.next(None).ok_or(Error::ConnectionClosed)?;
+        self.end.traffic.count_read(wire_bytes(&message));
         let (size, max_size) = (message.len(), self.limit);
         if size > max_size {
             return Err(CapacityError::MessageTooLong { size, max_size }.into());
@@ -276,7 +284,7 @@ impl Transmit for Sink {
     }
 
     fn put_data(&mut self, message: Message) -> usize {
-        self.data_bytes += message.len() + FRAME_BYTES;
+        self.data_bytes += wire_bytes(&message);
         self.queued[1].push_back(message);
         self.data_bytes
     }
@@ -293,6 +301,7 @@ impl Transmit for Sink {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
             lane.messages += usize::from(frame.is_text() || frame.is_binary());
+            end.traffic.count_written(wire_bytes(&frame));
             lane.put(frame);
             if lane.cut_after.is_some_and(|n| n <= lane.messages) {
                 cut(&mut lanes);

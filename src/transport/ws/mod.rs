@@ -28,6 +28,7 @@ fn split(socket: Socket, tail: Vec<u8>, role: Role, limits: &SocketLimits, peer:
     let decoder = Decoder::new(socket.clone(), tail, role, limits);
     let encoder = Encoder::new(socket.clone(), role, limits);
     let kicked = Arc::downgrade(&socket);
+    let traffic = socket.traffic.clone();
     Connection {
         reader: Box::new(Reader::new(decoder, control.clone(), peer.clone())),
         writer: Box::new(Writer::new(encoder, control.clone(), limits.write_buffer_bytes)),
@@ -36,6 +37,7 @@ fn split(socket: Socket, tail: Vec<u8>, role: Role, limits: &SocketLimits, peer:
                 socket.kick();
             }
         }),
+        traffic,
         peer,
     }
 }

@@ -10,26 +10,47 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::base::lock::lock;
-use crate::transport::CLOSE_DRAIN_TIME;
 use crate::transport::control::Control;
+use crate::transport::{CLOSE_DRAIN_TIME, Traffic};
 
 /// Plaintext that is sealed and sent at a time: four TLS records, so that little is held twice.
 const SEAL_BYTES: usize = 64 << 10;
+
+/// Bytes that are given to the system at a time. It returns only when it has taken all of them, so a large message must come
+/// in parts for its progress to be seen; this is more than any batch of small ones, which stays one call.
+const SEND_BYTES: usize = 256 << 10;
 
 pub(super) struct Socket {
     tcp: Arc<TcpStream>,
     tls: Option<Mutex<rustls::Connection>>,
     pub(super) control: Arc<Control>,
+    pub(super) traffic: Arc<Traffic>,
 }
 
 impl Socket {
     pub(super) fn new(tcp: Arc<TcpStream>, tls: Option<rustls::Connection>) -> Self {
-        Self { tcp, tls: tls.map(Mutex::new), control: Arc::default() }
+        Self { tcp, tls: tls.map(Mutex::new), control: Arc::default(), traffic: Arc::default() }
     }
 
     pub(super) fn kick(&self) {
         self.control.set_kicked();
         self.shut();
+    }
+
+    /// Receives what there is. Blocks until there is something, the end, or a kick.
+    fn receive(&self, buf: &mut [u8]) -> io::Result<usize> {
+        let received = (&*self.tcp).read(buf)?;
+        self.traffic.count_read(received);
+        Ok(received)
+    }
+
+    /// Sends all of `bytes`. Blocks while the peer does not read; a kick interrupts it.
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        for part in bytes.chunks(SEND_BYTES) {
+            (&*self.tcp).write_all(part)?;
+            self.traffic.count_written(part.len());
+        }
+        Ok(())
     }
 
     /// Interrupts both halves. An error means that the peer has gone, and then nothing blocks.
@@ -104,13 +125,13 @@ impl Read for Inbound {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let socket = self.socket.clone();
         let Some(tls) = &socket.tls else {
-            return (&*socket.tcp).read(buf);
+            return socket.receive(buf);
         };
         loop {
             if let Some(n) = self.open(tls, buf)? {
                 return Ok(n);
             }
-            let received = (&*socket.tcp).read(&mut self.sealed)?;
+            let received = socket.receive(&mut self.sealed)?;
             if received == 0 {
                 return Ok(0);
             }
@@ -142,9 +163,8 @@ impl Outbound {
 
     /// Sends all of `bytes`, and before them whatever TLS itself has to say. Blocks while the peer does not read.
     pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let mut tcp = &*self.socket.tcp;
         let Some(tls) = &self.socket.tls else {
-            return tcp.write_all(bytes);
+            return self.socket.send(bytes);
         };
         let mut rest = bytes;
         loop {
@@ -157,7 +177,7 @@ impl Outbound {
                     tls.write_tls(&mut self.sealed)?;
                 }
             }
-            tcp.write_all(&self.sealed)?;
+            self.socket.send(&self.sealed)?;
             rest = later;
             if rest.is_empty() {
                 return Ok(());
