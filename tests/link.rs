@@ -416,7 +416,7 @@ fn a_stop_at_a_random_moment_always_ends() {
     let seed = Rng::from_entropy().next_u64();
     println!("seed {seed}");
     let mut rng = Rng::new(seed);
-    for round in 0..300 {
+    for round in 0..200 {
         let fixture = Fixture::new();
         let (server, _got) = fixture.server();
         if rng.one_in(4) {
