@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::docker::remove_containers_of;
+use super::leftovers::ExecutorFolder;
 use super::{END_GRACE, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec, FORCED_GRACE};
 use crate::base::shutdown::{Level, Shutdown};
 
@@ -28,7 +29,8 @@ const OWN_VARIABLES: &str = "PHALANX_";
 
 /// Runs `<program> executor --startup-time-limit S --runner R` with `MINER_ADDRESS` and `EXECUTOR_TOKEN`.
 ///
-/// Its environment is the miner's, without the miner's own `PHALANX_…` variables. Linux only, for the pidfd.
+/// Its environment is the miner's, without the miner's own `PHALANX_…` variables, and with a `TMPDIR` of its own that is
+/// removed after the run. What a killed executor leaves of its job is killed as well. Linux only, for the pidfd.
 #[derive(Debug, Clone)]
 pub struct ProcessBackend {
     /// The program, by default this one.
@@ -62,16 +64,27 @@ pub(super) fn executor_arguments(spec: &ExecutorSpec, runner: &str) -> Vec<Strin
 
 impl ExecutorBackend for ProcessBackend {
     fn run(&self, spec: &ExecutorSpec, stop: &Shutdown) -> Result<ExecutorExit, ExecutorError> {
+        if stop.is_set() {
+            return Ok(ExecutorExit::Unknown);
+        }
+        let folder = ExecutorFolder::create().map_err(ExecutorError::Folder)?;
         let mut command = Command::new(&self.program);
         match &self.arguments {
             Some(arguments) => command.args(arguments),
             None => command.args(executor_arguments(spec, &self.runner)),
         };
         command.env("MINER_ADDRESS", &spec.miner_address).env("EXECUTOR_TOKEN", &spec.token);
+        command.env("TMPDIR", folder.path());
         let who = format!("executor of job {}", spec.job_uuid);
         let end = GroupRun { command, who: &who, stop, end_grace: self.end_grace, deadline: None, stdout: None }.run();
-        if matches!(end, Ok(ExecutorExit::Signal(_))) && self.runner != "process" {
-            remove_containers_of(&spec.job_uuid);
+        // One that exits by itself has ended its job before.
+        if !matches!(end, Ok(ExecutorExit::Code(_)) | Err(ExecutorError::Start { .. })) {
+            if let Err(error) = folder.end_processes() {
+                log::error!("{who}: what is left of its job may still run: {error}");
+            }
+            if self.runner != "process" {
+                remove_containers_of(&spec.job_uuid);
+            }
         }
         end
     }
