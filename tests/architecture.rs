@@ -32,6 +32,7 @@ const PURE: &[&str] = &[
     "validator/routing.rs",
     "miner/executor_pool.rs",
     "facilitator/router.rs",
+    "facilitator/router/open.rs",
     "protocol/stages.rs",
 ];
 
