@@ -37,13 +37,13 @@ impl Network {
         let scratch = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let start = |command: &mut Command| Running::start(command.env("RUST_LOG", "info"));
+        let cert = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        std::fs::write(path("cert.pem"), cert.cert.pem()).unwrap();
+        std::fs::write(path("key.pem"), cert.signing_key.serialize_pem()).unwrap();
         let mut facilitator = phalanx(scratch.path());
         facilitator.args(["facilitator", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
         facilitator.args(["--validator", ALICE, "--user", CHARLIE, "--state-dir"]).arg(path("facilitator"));
         if tls {
-            let cert = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-            std::fs::write(path("cert.pem"), cert.cert.pem()).unwrap();
-            std::fs::write(path("key.pem"), cert.signing_key.serialize_pem()).unwrap();
             facilitator.arg("--tls-cert").arg(path("cert.pem")).arg("--tls-key").arg(path("key.pem"));
         }
         let mut facilitator = start(&mut facilitator);
@@ -55,7 +55,7 @@ impl Network {
         let mut miner = phalanx(scratch.path());
         miner.args(["miner", "--listen", "127.0.0.1:0", "--validator", ALICE, "--executors", "always_on.test=2"]);
         miner.args(["--runner", "process", "--drain-time", "1s", "--state-dir"]).arg(path("miner"));
-        let mut miner = start(miner.env("PHALANX_KEY", "//Bob"));
+        let mut miner = start(miner.env("PHALANX_KEY", "//Bob").env("PHALANX_TLS_CA", path("cert.pem")));
         let listening = announced(&mut miner, "listening");
         let port = listening.rsplit(':').next().unwrap();
         let miners = format!("[[miner]]\nhotkey = \"{BOB}\"\naddress = \"127.0.0.1\"\nport = {port}\n");
@@ -160,9 +160,13 @@ fn an_executor_that_is_killed_ends_its_job_in_horde_failed_and_nothing_is_left()
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
         let read = |name: &str| std::fs::read(entry.path().join(name)).unwrap_or_default();
         let line = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
-        let ours = String::from_utf8_lossy(&read("environ")).contains(&*network.scratch.path().to_string_lossy());
+        let environ = String::from_utf8_lossy(&read("environ")).into_owned();
+        let ours = environ.contains(&*network.scratch.path().to_string_lossy());
         if ours && line.contains("phalanx executor") {
             executors.push(pid);
+            // Whom to trust is all that it has of the miner's own settings.
+            let settings: Vec<&str> = environ.split('\0').filter(|variable| variable.starts_with("PHALANX_")).collect();
+            assert_eq!(settings, [format!("PHALANX_TLS_CA={}", network.folder.path().join("cert.pem").display())]);
         }
     }
     assert_eq!(executors.len(), 1);

@@ -3,9 +3,11 @@
 //! The thread that runs an executor blocks in one `poll` over three things: the process (a pidfd), its stderr, and a pipe
 //! that the stop signal writes to. So nothing is signalled after it was reaped, and no second thread is needed.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -24,12 +26,19 @@ use crate::base::shutdown::{Level, Shutdown};
 /// A line of an executor's output is taken in pieces of at most this many bytes.
 const LINE_BYTES: usize = 8 << 10;
 
-/// Variables that are not handed on, because they configure the miner, its key among them.
+/// Variables that are not handed on, because they configure the miner, its key among them…
 const OWN_VARIABLES: &str = "PHALANX_";
+
+/// …except this one: whom to trust at the other end of `wss://`, which is the miner, with perhaps a private authority.
+const TLS_CA: &str = "PHALANX_TLS_CA";
+
+fn is_own(name: &OsStr) -> bool {
+    name != TLS_CA && name.as_bytes().starts_with(OWN_VARIABLES.as_bytes())
+}
 
 /// Runs `<program> executor --startup-time-limit S --runner R` with `MINER_ADDRESS` and `EXECUTOR_TOKEN`.
 ///
-/// Its environment is the miner's, without the miner's own `PHALANX_…` variables, and with a `TMPDIR` of its own that is
+/// Its environment is the miner's, without the miner's own `PHALANX_…` variables but `PHALANX_TLS_CA`, and with a `TMPDIR` of its own that is
 /// removed after the run. What a killed executor leaves of its job is killed as well. Linux only, for the pidfd.
 #[derive(Debug, Clone)]
 pub struct ProcessBackend {
@@ -114,7 +123,7 @@ impl GroupRun<'_> {
         }
         let command = &mut self.command;
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with(OWN_VARIABLES) {
+            if is_own(&name) {
                 command.env_remove(&name);
             }
         }
