@@ -4,7 +4,7 @@
 //! cannot touch what is not its own. Volumes are bind mounts: the engine must see the same file system as the executor.
 //!
 //! A job's environment may hold secrets, so it is in no command line, which every user of the host can read; and what it
-//! sets must not reach the `docker` program itself. See [`JobEnv`].
+//! sets must not reach the `docker` program itself.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
