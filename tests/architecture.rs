@@ -36,6 +36,7 @@ const PURE: &[&str] = &[
     "miner/router/jobs.rs",
     "miner/router/validators.rs",
     "facilitator/router.rs",
+    "facilitator/router/open.rs",
     "protocol/stages.rs",
 ];
 

@@ -361,10 +361,10 @@ fn without_a_job_it_ends_with_a_diagnosis() {
     assert!(!error.to_string().contains("the-token"), "the token is a secret: {error}");
 
     // The miner does not know the token.
-    let refusal = GenericError { details: Some("No job waiting for token".to_owned()) };
+    let refusal = GenericError { details: Some("No job waiting for token the-token".to_owned()) };
     let miner = FakeMiner::start(&world, vec![refusal.into()], None);
     let error = joined(run_executor(&world, &Shutdown::new(), |_| {})).unwrap_err();
-    assert_eq!(error.to_string(), "the miner refused this executor: No job waiting for token");
+    assert_eq!(error.to_string(), "the miner refused this executor: No job waiting for token (our token)");
     miner.stop();
 
     // The miner says nothing.

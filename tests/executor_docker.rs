@@ -113,6 +113,46 @@ fn a_job_gets_its_folders_environment_and_script_and_no_network() {
 }
 
 #[test]
+fn every_variable_reaches_the_job_unchanged_and_none_reaches_docker() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    // No shell, which would drop what has an odd name.
+    let command = ["cat", "/proc/self/environ"].map(str::to_owned).into();
+    let mut spec = RunSpec { command, ..spec(&bench, &id, "") };
+    let long = "x".repeat(100_000);
+    let wanted = [
+        ("EMPTY", ""),
+        ("BLANKS", " # a = 'b' \"c\" $HOME \\ "),
+        ("TEXT", "äöü\ttab"),
+        ("KEY", "-----BEGIN-----\nline 2\r\n\n-----END-----\n"),
+        ("LONG", &long),
+        // What the docker program would take for its own settings.
+        ("HOME", "/no/such/home"),
+        ("PATH", "/bin:/elsewhere"),
+        ("DOCKER_HOST", "tcp://127.0.0.1:1"),
+        ("DOCKER_CONTEXT", "nowhere\nat all"),
+        ("LD_PRELOAD", "/no/such.so\n"),
+        ("HTTPS_PROXY", "http://127.0.0.1:1"),
+        ("odd name", "odd"),
+        ("#odd", "odd"),
+    ];
+    spec.env = wanted.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let workspace = bench.workspace();
+    let outcome = DockerRunner.run(&spec, &workspace, &Shutdown::new(), far()).unwrap();
+    assert_eq!(outcome.end, RunEnd::Exited(0), "{outcome:?}");
+    let environ = outcome.stdout.text;
+    let seen: Vec<&str> = environ.split('\0').collect();
+    for (name, value) in wanted {
+        assert!(seen.contains(&format!("{name}={value}").as_str()), "{name:?} is not as it was");
+    }
+    assert!(!workspace.private().join("env").exists(), "the file with the values is left");
+    drop(workspace);
+    assert_clean(bench, &id);
+}
+
+#[test]
 fn a_command_that_is_not_there_is_the_job_s_failure_with_127() {
     if !ready() {
         return;

@@ -106,6 +106,37 @@ fn a_zip_goes_by_put_and_the_answer_comes_back_as_json() {
 }
 
 #[test]
+fn of_a_large_answer_the_beginning_is_kept() {
+    let bench = Bench::new();
+    // Two bytes a character, after one, so that the limit falls into a character.
+    let page = |request: &Request| {
+        let characters = if request.path == "/exact" { 32 << 10 } else { 200_000 };
+        Reply::ok(["", "x"][usize::from(request.path == "/large")].to_owned() + &"ä".repeat(characters))
+    };
+    let server = Server::start(page);
+    let workspace = filled(&bench);
+    let body_of = |path: &str| {
+        let to = OutputUpload::SingleFilePut(put(server.url(path), "o.txt"));
+        let results = upload(&to, &workspace).unwrap();
+        let answer: serde_json::Value = serde_json::from_str(&results["o.txt"]).unwrap();
+        answer["body"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(body_of("/exact"), "ä".repeat(32 << 10));
+    let kept = format!("x{}… [cut: the answer has 400001 bytes]", "ä".repeat((32 << 10) - 1));
+    assert!(body_of("/large") == kept);
+    // Many answers share what a result has room for.
+    let name = |n: usize| format!("o{n}.txt");
+    (0..200).for_each(|n| fs::write(workspace.output().join(name(n)), "x").unwrap());
+    let uploads = (0..200).map(|n| SingleFileUpload::Put(put(server.url("/many"), &name(n)))).collect();
+    let results = upload(&OutputUpload::Multi(MultiUpload { uploads, system_output: None }), &workspace).unwrap();
+    assert_eq!(results.len(), 200);
+    let bytes: usize = results.values().map(String::len).sum();
+    assert!((1 << 20..3 << 20).contains(&bytes), "{bytes}");
+    drop((workspace, server));
+    bench.assert_clean();
+}
+
+#[test]
 fn a_zip_goes_by_post_after_the_form_s_fields() {
     let bench = Bench::new();
     let server = Server::start(|_| Reply::status(204));

@@ -207,6 +207,33 @@ fn a_restart_keeps_histories_and_sends_what_was_not_received() {
 }
 
 #[test]
+fn a_job_whose_validator_died_ends_after_a_restart_too() {
+    // The job's own limits are far below the margin.
+    let mut fix = Fix::with(true, |config| config.silence_margin = Duration::from_secs(3600));
+    let token = fix.login(&dave());
+    let mut validator = fix.validator(&alice());
+    let uuid = fix.submit(&token);
+    assert_eq!(validator.job(), uuid);
+    assert_eq!(validator.report(&uuid, S::Received), "success");
+    drop(validator);
+    // As if it had been silent for two hours: only the margin, for its validator to come back, is left.
+    assert!(fix.stop().is_clean());
+    let store = rusqlite::Connection::open(fix.state_dir().join("facilitator.db")).unwrap();
+    assert_eq!(store.execute("UPDATE statuses SET at = at - 7200000000", []).unwrap(), 2);
+    drop(store);
+    fix.change(|config| config.silence_margin = Duration::from_millis(50));
+    fix.start();
+    let (_, job) = fix.get(&format!("/api/v1/jobs/{uuid}/?wait=30&seen=2"), &token);
+    assert_eq!(facilitator_kit::names(&job["status_history"]), ["sent", "received", "horde_failed"]);
+    let details = &job["status_history"][2]["metadata"]["horde_failure_details"];
+    assert_eq!((&details["reported_by"], &details["reason"]), (&json!("facilitator"), &json!("generic_error")));
+    assert!(details["message"].as_str().unwrap().contains("has said nothing of the job for"), "{details}");
+    let mut validator = fix.validator(&alice());
+    assert_eq!(validator.report(&uuid, S::Completed), "success", "late, but it is told so");
+    assert_eq!(fix.history(&token, &uuid), ["sent", "received", "horde_failed"], "an end is final");
+}
+
+#[test]
 fn specs_are_kept_without_an_answer() {
     let fix = Fix::with(true, |_| {});
     let mut validator = fix.validator(&alice());

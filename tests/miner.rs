@@ -395,12 +395,16 @@ fn an_executor_that_was_cut_off_resumes_its_job() {
     validator.expect("VolumesReady");
     executor.cut();
     fixture.until(|status| status.connected_executors == 0);
+    let half_open = fixture.executor(&started.spec);
+    fixture.until(|status| status.connected_executors == 1);
+    // It comes back once more, before anybody has noticed the end of its connection.
     let mut executor = fixture.executor(&started.spec);
+    assert_eq!(half_open.closed(), Some(1000));
     executor.say(&Says(&job).finished("after all"));
     validator.expect("JobFinished");
-    let second = fixture.executor(&started.spec);
-    second.expect(&format!("! No job waiting for token {}", started.spec.token));
-    assert_eq!(second.closed(), Some(1000));
+    let late = fixture.executor(&started.spec);
+    late.expect(&format!("! No job waiting for token {}", started.spec.token));
+    assert_eq!(late.closed(), Some(1000));
 }
 
 #[test]

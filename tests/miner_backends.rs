@@ -147,6 +147,51 @@ fn children_that_outlive_the_executor_are_ended() {
     until("the child is gone", || with_token(&spec.token).is_empty());
 }
 
+/// The value of `TMPDIR` in a process's environment.
+fn tmpdir_of(number: u32) -> PathBuf {
+    let environ = std::fs::read(format!("/proc/{number}/environ")).unwrap();
+    let variables = String::from_utf8(environ).unwrap();
+    let value = variables.split('\0').find_map(|variable| variable.strip_prefix("TMPDIR=")).unwrap();
+    PathBuf::from(value)
+}
+
+#[test]
+fn a_killed_executor_leaves_neither_processes_nor_files() {
+    let spec = spec();
+    // As an executor starts its job: in a group of its own, known by a path below the folder only. Here even in a session
+    // of its own, with a child, and with a folder that cannot be listed.
+    let job = r#"mkdir -p "$TMPDIR/phalanx-job-1/closed" && touch "$TMPDIR/phalanx-job-1/closed/file"
+        chmod 0 "$TMPDIR/phalanx-job-1/closed"
+        env -i PATH="$PATH" PHALANX_VOLUME_DIR="$TMPDIR/phalanx-job-1" setsid sh -c 'sleep 1000 & sleep 1000' &
+        exec sleep 1000"#;
+    let thread = start(process("/bin/sh", &["-c", job]), &spec, &Shutdown::new());
+    until("it runs", || !with_token(&spec.token).is_empty());
+    let executor = with_token(&spec.token)[0];
+    let folder = tmpdir_of(executor);
+    assert!(folder.file_name().unwrap().to_string_lossy().starts_with("phalanx-exec-"), "{folder:?}");
+    let of_job = || {
+        let wanted = format!("PHALANX_VOLUME_DIR={}/phalanx-job-1", folder.display());
+        let environ = |entry: std::fs::DirEntry| std::fs::read(entry.path().join("environ")).unwrap_or_default();
+        let all = std::fs::read_dir("/proc").unwrap().flatten().map(environ);
+        all.filter(|environ| environ.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())).count()
+    };
+    until("the job and its child run", || of_job() == 3);
+    assert!(Command::new("/bin/kill").args(["-9", &executor.to_string()]).status().unwrap().success());
+    assert_eq!(join(thread).unwrap(), ExecutorExit::Signal(9));
+    assert_eq!(of_job(), 0);
+    assert!(!folder.exists(), "{folder:?} is left");
+}
+
+#[test]
+fn the_temporary_folder_of_an_executor_that_exits_is_removed() {
+    let out = tempfile::tempdir().unwrap();
+    let noted = out.path().join("tmpdir");
+    let note = format!("touch \"$TMPDIR/file\" && printf %s \"$TMPDIR\" > {}", noted.display());
+    assert_eq!(process("/bin/sh", &["-c", &note]).run(&spec(), &Shutdown::new()).unwrap(), ExecutorExit::Code(0));
+    let folder = PathBuf::from(std::fs::read_to_string(noted).unwrap());
+    assert!(folder.is_absolute() && !folder.exists(), "{folder:?}");
+}
+
 #[test]
 fn an_executor_that_ignores_sigterm_is_killed() {
     for forced in [false, true] {

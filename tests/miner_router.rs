@@ -669,18 +669,70 @@ fn the_grace_of_a_lost_executor_ends() {
 }
 
 #[test]
+fn the_newest_connection_of_an_executor_takes_over_from_a_half_open_one() {
+    let mut rig = Rig::with(1, |config| config.limits.leeway = Duration::from_secs(3600));
+    let (alice, job) = (rig.alice.clone(), uuid());
+    let session = rig.validator(&alice);
+    let token = rig.accepted(session, &job);
+    let first = rig.executor(&token);
+    assert_eq!(rig.got(first), ["InitialJob"]);
+    // Its connection breaks before it has the first half, and we do not notice.
+    let second = rig.executor(&token);
+    assert_eq!(rig.got(second), ["InitialJob"]);
+    assert_eq!((rig.closed.get(&first), rig.closed.get(&second)), (Some(&1000), None));
+    assert_eq!(rig.router.status().connected_executors, 1);
+    rig.reports(second, &Says(&job).ready());
+    rig.says(session, &alice.request(&job));
+    assert_eq!((rig.got(first), rig.got(second)), (vec![], vec!["Job".to_owned()]));
+    // The end of the old one is no loss of the executor, now or later.
+    rig.handle(Input::Closed(first));
+    rig.pass(rig.limits.reconnect_grace);
+    // What was on its way on the old one when the new one came counts as well, once, and in any order.
+    rig.reports(second, &Says(&job).volumes());
+    let third = rig.executor(&token);
+    rig.reports(third, &Says(&job).done());
+    rig.reports(second, &Says(&job).volumes());
+    rig.reports(second, &Says(&job).finished("x"));
+    rig.reports(third, &Says(&job).finished("again"));
+    assert_eq!(rig.got(session), ["ExecutorReady", "VolumesReady", "ExecutionDone", "JobFinished"]);
+    assert_eq!((rig.free(), rig.router.status().connected_executors), (0, 1));
+    rig.handle(Input::Closed(second));
+    rig.handle(Input::Closed(third));
+    rig.ended(&token, GONE);
+    assert_eq!((rig.free(), rig.router.status().connected_executors), (1, 0));
+}
+
+#[test]
+fn the_end_of_a_replaced_connection_does_not_end_the_last_words() {
+    let mut rig = Rig::new(1);
+    let job = uuid();
+    let session = rig.validator(&rig.alice.clone());
+    let (first, token) = rig.running(session, &job);
+    let second = rig.executor(&token);
+    rig.ended(&token, GONE);
+    rig.handle(Input::Closed(first));
+    assert_eq!(rig.got(session), Vec::<String>::new());
+    rig.reports(second, &Says(&job).finished("last"));
+    assert_eq!(rig.got(session), ["JobFinished"]);
+}
+
+#[test]
 fn one_token_has_one_owner() {
     let mut rig = Rig::new(1);
     let (alice, job) = (rig.alice.clone(), uuid());
     let session = rig.validator(&alice);
     let (executor, token) = rig.running(session, &job);
-    let second = rig.executor(&token);
-    assert_eq!(rig.got(second), [format!("! No job waiting for token {token}")]);
-    rig.reports(second, &Says(&job).finished("forged"));
+    let stranger = rig.executor(&format!("{token}x"));
+    assert_eq!(rig.got(stranger), [format!("! No job waiting for token {token}x")]);
+    rig.reports(stranger, &Says(&job).finished("forged"));
     assert_eq!(rig.got(session), Vec::<String>::new());
-    rig.handle(Input::Closed(second));
+    assert_eq!(rig.closed.get(&executor), None);
+    rig.handle(Input::Closed(stranger));
     rig.reports(executor, &Says(&job).finished("true"));
     assert_eq!(rig.got(session), ["JobFinished"]);
+    // Nor is anybody let in to a job that is over.
+    let late = rig.executor(&token);
+    assert_eq!(rig.got(late), [format!("! No job waiting for token {token}")]);
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn key(uri: &str) -> KeyPair {
 
 fn miner(port: u16) -> MinerAddress {
     let hotkey = key(&format!("//Miner{port}")).public();
-    MinerAddress { hotkey, address: "127.0.0.1".to_owned(), port, trusted: false }
+    MinerAddress { hotkey, address: "127.0.0.1".to_owned(), port, trusted: false, tls: false }
 }
 
 fn config(miners: Vec<MinerAddress>) -> ValidatorConfig {

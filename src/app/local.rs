@@ -79,6 +79,7 @@ impl LocalNetwork {
             address: miner_address.ip().to_string(),
             port: miner_address.port(),
             trusted: true,
+            tls: false,
         }];
         let validator = ValidatorConfig {
             trusted_signers: vec![user.public()],

@@ -1,7 +1,8 @@
 //! The executor's link to its miner: dials `{MINER_ADDRESS}/v0.1/executor_interface/{token}` and comes back after a loss.
 //!
 //! Owner: [`super::driver`]. What was queued and not yet written survives a reconnect; the token is the session, so there
-//! is nothing to authenticate. The token is a secret and in the path, so no log line names the URL.
+//! is nothing to authenticate. The token is a secret and in the path, so no log line names the URL, and it is taken out of
+//! whatever is reported of the miner, which may name it in a refusal.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use crate::base::backoff::BackoffConfig;
 use crate::base::limits::INBOUND_MESSAGES;
 use crate::base::timer::TimerHandle;
 use crate::link::{Full, Link, LinkConfig, LinkEvent, LinkHandle, Outgoing};
-use crate::protocol::{ExecutorToMiner, MinerToExecutor};
+use crate::protocol::{ExecutorToMiner, GenericError, MinerToExecutor};
 use crate::transport::Dialer;
 
 /// Attempts follow one another quickly: the miner is near, and waits for this executor only some seconds.
@@ -49,14 +50,22 @@ pub fn start(
     let (tx, events) = bounded(INBOUND_MESSAGES);
     let (handle_tx, handle_rx) = bounded::<LinkHandle>(1);
     let mut handle: Option<LinkHandle> = None;
+    let secret = token.to_owned();
     let link = Link::start(config, dialer, None, timer, move |event| {
         let event = match event {
             LinkEvent::Ready { .. } => MinerEvent::Ready,
-            LinkEvent::Lost { why, .. } | LinkEvent::Failed { why, .. } => MinerEvent::Trouble { why },
+            LinkEvent::Lost { why, .. } | LinkEvent::Failed { why, .. } => {
+                MinerEvent::Trouble { why: without(&secret, &why) }
+            }
             LinkEvent::Text { text, .. } => match MinerToExecutor::decode(&text) {
+                Ok(MinerToExecutor::GenericError(GenericError { details })) => {
+                    let details = details.map(|details| without(&secret, &details));
+                    MinerEvent::Message(Box::new(GenericError { details }.into()))
+                }
                 Ok(message) => MinerEvent::Message(Box::new(message)),
                 Err(error) => {
-                    log::warn!("the miner sent a message that cannot be read: {error}");
+                    let shown = without(&secret, &error.to_string());
+                    log::warn!("the miner sent a message that cannot be read: {shown}");
                     let answer = crate::protocol::answer::to_miner(&error, &text, "miner");
                     if handle.is_none() {
                         handle = handle_rx.recv().ok();
@@ -73,6 +82,10 @@ pub fn start(
     });
     handle_tx.send(link.handle()).expect("the receiver lives in the link's closure, and there is room for one");
     (link, events)
+}
+
+fn without(secret: &str, text: &str) -> String {
+    text.replace(secret, "(our token)")
 }
 
 /// Queues a message to the miner.

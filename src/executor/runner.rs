@@ -270,8 +270,19 @@ pub(crate) fn tool(
 ) -> Result<String, RunError> {
     let mut command = Command::new(program);
     command.args(args);
+    tool_command(command, doing, token, deadline)
+}
+
+/// [`tool`] for a command with an environment of its own.
+fn tool_command(
+    mut command: Command,
+    doing: &'static str,
+    token: &Shutdown,
+    deadline: Instant,
+) -> Result<String, RunError> {
+    let program = command.get_program().to_string_lossy().into_owned();
     let ended = child::run(&mut command, child::Streams::in_memory(), token, deadline, || {})
-        .map_err(|error| child_error(program, doing, error))?;
+        .map_err(|error| child_error(&program, doing, error))?;
     match ended.end {
         RunEnd::Exited(0) => Ok(ended.stdout.text.trim().to_owned()),
         RunEnd::TimedOut => Err(RunError::TimedOut(doing)),
@@ -287,7 +298,7 @@ pub(crate) fn tool(
 fn child_error(program: &str, doing: &'static str, error: child::ChildError) -> RunError {
     match error {
         child::ChildError::Spawn(source) => RunError::Start { program: program.to_owned(), source },
-        child::ChildError::Streams(source) => RunError::Io { doing, source },
+        child::ChildError::Streams(source) | child::ChildError::Stuck(source) => RunError::Io { doing, source },
     }
 }
 

@@ -25,6 +25,13 @@ pub const UPLOAD_BYTES: u64 = 2 << 30;
 /// Files in the archive of the output. The Python executor takes 1,000; checkpoints in pieces have more.
 pub const OUTPUT_FILES: usize = 10_000;
 
+/// Bytes that are kept of what a server answers to an upload: enough for an error page or the description of an object.
+const ANSWER_BYTES: usize = 64 << 10;
+
+/// The same for all answers of one job together: its result, in which they are quoted twice over, has to stay far below
+/// the 32 MiB of the facilitator's link.
+const ANSWERS_BYTES: usize = 2 << 20;
+
 /// The archive's name in forms and in `upload_results`, as on the Python executor.
 const ZIP_NAME: &str = "output.zip";
 
@@ -114,7 +121,8 @@ impl Uploader {
     ///
     /// An archive is called `output.zip`, or `system_output` in a multi-upload (where it holds all that is not uploaded as
     /// a file of its own, stdout and stderr among it); a file by its `relative_path`. Requests are tried again after
-    /// broken connections and 5xx.
+    /// broken connections and 5xx. Of each answer's body at most 64 KiB are kept, of very many answers less; a mark at the
+    /// end says so.
     ///
     /// # Errors
     /// See [`UploadError`].
@@ -126,11 +134,12 @@ impl Uploader {
     ) -> Result<StrMap, UploadError> {
         let bounds = Bounds { token: &self.token, deadline };
         let items = prepare(upload, workspace, bounds)?;
+        let most = ANSWER_BYTES.min(ANSWERS_BYTES / items.len().max(1));
         let mut results = StrMap::new();
         for item in items {
             let answer = bounds.retry(|| self.send(&item, deadline));
             let answer = answer.map_err(|source| UploadError::Http { name: item.name.clone(), source })?;
-            results.insert(item.name, encode(&answer));
+            results.insert(item.name, encode(&answer, most));
         }
         Ok(results)
     }
@@ -148,8 +157,9 @@ impl Uploader {
     }
 }
 
-/// The answer as `upload_results` has it: header names in lower case, values of one name joined as in HTTP.
-fn encode(answer: &Response) -> String {
+/// The answer as `upload_results` has it: header names in lower case, values of one name joined as in HTTP, and at most
+/// `most` bytes of the body.
+fn encode(answer: &Response, most: usize) -> String {
     let mut headers = StrMap::new();
     for (name, value) in &answer.headers {
         let joined: &mut String = headers.entry(name.clone()).or_default();
@@ -158,7 +168,14 @@ fn encode(answer: &Response) -> String {
         }
         joined.push_str(value);
     }
-    HttpOutputVolumeResponse { headers, body: answer.text() }.encode()
+    let mut body = answer.text();
+    if body.len() > most {
+        let all = answer.body.len();
+        let end = (0..=most).rev().find(|at| body.is_char_boundary(*at));
+        body.truncate(end.expect("the beginning of a text is a boundary"));
+        body.push_str(&format!("… [cut: the answer has {all} bytes]"));
+    }
+    HttpOutputVolumeResponse { headers, body }.encode()
 }
 
 fn prepare(upload: &OutputUpload, workspace: &Workspace, bounds: Bounds) -> Result<Vec<Item>, UploadError> {

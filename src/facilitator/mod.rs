@@ -13,7 +13,8 @@
 //! `auth.signature_invalid` and close 3000 (there the TCP connection drops); a wrong path gets HTTP 404 (there 500); a status
 //! that is odd in any way (an uuid that is none, NUL in its details) is answered and never ends a session (D-22); a job goes
 //! to one session, not to all (D-21); a session that does not authenticate is closed after a while; a job that no validator
-//! takes up ends as `horde_failed`, with `reported_by: facilitator` and `reason: generic_error` in its details.
+//! takes up, or that a validator has taken up and says nothing of for longer than the job may take, ends as `horde_failed`,
+//! with `reported_by: facilitator` and `reason: generic_error` in its details.
 
 pub mod answers;
 pub mod api;
@@ -29,7 +30,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Sender, bounded};
 use serde_json::{Value, json};
@@ -54,6 +55,7 @@ use crate::ops::health::Health;
 use crate::ops::http::{HttpLimits, HttpRequest, HttpResponse, HttpServer};
 use crate::ops::metrics::Metrics;
 use crate::ops::status;
+use crate::protocol::{DateTime, FacilitatorToValidator};
 use crate::store::StoreError;
 use crate::store::jobs::{JobStore, NewJob, SpecsRow};
 use crate::transport::{HandshakeRequest, Listener, Refusal, SocketLimits};
@@ -89,6 +91,9 @@ pub struct FacilitatorConfig {
     pub heartbeat_limit: Duration,
     /// A job of which its validator has said nothing for so long ends as `horde_failed`.
     pub received_limit: Duration,
+    /// A job that was received ends as `horde_failed` when nothing was heard of it for so long beyond its own limits and
+    /// the start of its executor.
+    pub silence_margin: Duration,
     /// A validator connection that has not authenticated for so long is closed.
     pub auth_limit: Duration,
     /// How long a user's token is good.
@@ -98,7 +103,7 @@ pub struct FacilitatorConfig {
 }
 
 impl FacilitatorConfig {
-    /// The default numbers: 3 min, 60 s, 60 s, 1 h, 256 connections; nobody may do anything yet.
+    /// The default numbers: 3 min, 60 s, 5 min, 60 s, 1 h, 256 connections; nobody may do anything yet.
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
         Self {
             validators: Vec::new(),
@@ -106,6 +111,7 @@ impl FacilitatorConfig {
             state_dir: state_dir.into(),
             heartbeat_limit: Duration::from_secs(180),
             received_limit: Duration::from_secs(60),
+            silence_margin: Duration::from_secs(300),
             auth_limit: Duration::from_secs(60),
             token_time: Duration::from_secs(3600),
             http_connections: 256,
@@ -127,6 +133,7 @@ impl FacilitatorConfig {
         for (name, limit) in [
             ("heartbeat_limit", self.heartbeat_limit),
             ("received_limit", self.received_limit),
+            ("silence_margin", self.silence_margin),
             ("auth_limit", self.auth_limit),
         ] {
             if limit.is_zero() {
@@ -186,7 +193,8 @@ impl Facilitator {
     /// The longest that [`Facilitator::stop`] takes, the sum of its steps.
     pub const STOP_BUDGET: Duration = Duration::from_secs(21);
 
-    /// Opens the database and starts all threads; jobs that no validator has taken up before a restart are sent again.
+    /// Opens the database and starts all threads; jobs that no validator has taken up before a restart are sent again, and
+    /// those that have not ended are watched again.
     ///
     /// Blocks on the disk only.
     ///
@@ -212,11 +220,15 @@ impl Facilitator {
         let limits = RouterConfig {
             heartbeat_limit: config.heartbeat_limit,
             received_limit: config.received_limit,
+            silence_margin: config.silence_margin,
             auth_limit: config.auth_limit,
         };
         let mut router = Router::new(limits, config.validators);
         for job in store.unreceived()? {
-            resume(&mut router, &waiting, job);
+            send_again(&mut router, &waiting, job);
+        }
+        for (job, last_at) in store.received()? {
+            watch_again(&mut router, job, last_at);
         }
         let router = Arc::new(Mutex::new(router));
 
@@ -348,15 +360,33 @@ fn accept_path(request: &HandshakeRequest) -> Result<(), Refusal> {
     Err(Refusal { status: 404, body: format!("validators connect to {VALIDATOR_PATH}\n") })
 }
 
-/// Takes up a job of before the restart, with a new time limit.
-fn resume(router: &mut Router<Ticket>, waiting: &Waiting, job: NewJob) {
-    let NewJob { uuid, validator, request: text, .. } = job;
-    match PublicKey::from_ss58(&validator) {
-        Ok(validator) => {
-            let ticket = waiting.enter_anyway(text.len());
-            router.dispatch(Instant::now(), Dispatch { uuid, validator, text, ticket });
+/// Takes up a job of before the restart that no validator has received, with a new time limit.
+fn send_again(router: &mut Router<Ticket>, waiting: &Waiting, job: NewJob) {
+    let Some((validator, job_time)) = validator_and_time(&job) else { return };
+    let NewJob { uuid, request: text, .. } = job;
+    let ticket = waiting.enter_anyway(text.len());
+    router.dispatch(Instant::now(), Dispatch { uuid, validator, text, job_time, ticket });
+}
+
+/// Takes up a job of before the restart that a validator has received, last heard of at `last_at`.
+fn watch_again(router: &mut Router<Ticket>, job: NewJob, last_at: i64) {
+    let Some((validator, job_time)) = validator_and_time(&job) else { return };
+    let silent = DateTime::from(SystemTime::now()).unix_micros().saturating_sub(last_at);
+    // A clock that was set back counts as no silence.
+    let silent = Duration::from_micros(u64::try_from(silent).unwrap_or(0));
+    router.resume(Instant::now(), job.uuid, validator, job_time, silent);
+}
+
+fn validator_and_time(job: &NewJob) -> Option<(PublicKey, Duration)> {
+    let uuid = &job.uuid;
+    let validator = PublicKey::from_ss58(&job.validator);
+    let validator = validator.inspect_err(|error| log::error!("job {uuid} cannot be taken up again: {error}")).ok()?;
+    match FacilitatorToValidator::decode(&job.request) {
+        Ok(FacilitatorToValidator::V2JobRequest(request)) => Some((validator, router::job_time(&request))),
+        _ => {
+            log::error!("job {uuid} cannot be taken up again: what is stored of it is no job request");
+            None
         }
-        Err(error) => log::error!("job {uuid} cannot be sent: {error}"),
     }
 }
 

@@ -139,9 +139,15 @@ impl Loop {
             match self.next() {
                 Next::Stop => return,
                 Next::Nothing => {}
-                Next::Stored(Stored::Status { session, outcome }) => {
-                    self.route.meters.status(outcome);
-                    lock(&self.route.router).stored(session, outcome);
+                Next::Stored(Stored::Status { session, outcome, ended }) => {
+                    let mut router = lock(&self.route.router);
+                    if let Some(session) = session {
+                        self.route.meters.status(outcome);
+                        router.stored(session, outcome);
+                    }
+                    if let Some(uuid) = ended {
+                        router.ended(&uuid);
+                    }
                 }
                 Next::Stored(Stored::Job(dispatch)) => lock(&self.route.router).dispatch(Instant::now(), dispatch),
                 Next::Event(event) => self.handle(event),

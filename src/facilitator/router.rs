@@ -5,17 +5,22 @@
 //! * A job goes to the newest live session of its validator (D-21). Until the validator has said anything about it, it goes
 //!   again to the next session when that one ends, and to every session that authenticates anew; validators recognise the
 //!   uuid. A validator that says nothing within [`RouterConfig::received_limit`] has the job ended as `horde_failed`.
+//! * From then on a job ends as `horde_failed` once nothing was heard of it for all that its limits, the start of its
+//!   executor and [`RouterConfig::silence_margin`] together allow.
 //! * A session is live while its last heartbeat (or its authentication) is at most [`RouterConfig::heartbeat_limit`] old.
+
+mod open;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use self::open::OpenJobs;
 use super::answers;
 use crate::base::ids::SessionId;
 use crate::identity::PublicKey;
 use crate::protocol::{
     HordeFailureDetails, HordeFailureReason, JobParticipantType, JobStatus, JobStatusMetadata, Response,
-    V0AuthenticationRequest, V0JobStatusUpdate, V0MachineSpecsUpdate, ValidatorToFacilitator,
+    V0AuthenticationRequest, V0JobStatusUpdate, V0MachineSpecsUpdate, V2JobRequest, ValidatorToFacilitator,
 };
 use crate::store::jobs::{NewStatus, SpecsRow, StatusOutcome};
 
@@ -26,6 +31,8 @@ pub struct RouterConfig {
     pub heartbeat_limit: Duration,
     /// A job of which the validator has said nothing for so long has failed.
     pub received_limit: Duration,
+    /// A job that was received has failed when nothing was heard of it for so long beyond its own limits.
+    pub silence_margin: Duration,
     /// A session that has not authenticated for so long is closed.
     pub auth_limit: Duration,
 }
@@ -57,9 +64,26 @@ pub struct Dispatch<T> {
     pub validator: PublicKey,
     /// The message, as it is sent.
     pub text: String,
+    /// What [`job_time`] says of it.
+    pub job_time: Duration,
     /// Kept until the validator has said anything of the job: the place it takes among the waiting jobs.
     pub ticket: T,
 }
+
+/// How long a job may take by its own limits, the start of its executor included.
+pub fn job_time(request: &V2JobRequest) -> Duration {
+    let limits = [
+        &request.download_time_limit,
+        &request.streaming_start_time_limit,
+        &request.execution_time_limit,
+        &request.upload_time_limit,
+    ];
+    let spin_up = request.executor_class.spin_up_time();
+    limits.iter().fold(spin_up, |sum, limit| sum.saturating_add(limit.saturating_seconds()))
+}
+
+/// A hundred years, for limits that no clock can hold.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// A change to be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,6 +161,8 @@ pub struct Router<T> {
     /// Jobs of which the validator has said nothing yet.
     jobs: HashMap<String, Job<T>>,
     dispatches: u64,
+    /// Jobs of which it has said something, until their end is stored.
+    open: OpenJobs,
     /// In the order of their deadlines, as all have the same limit; those that are done with are skipped when due.
     job_deadlines: VecDeque<(Instant, String)>,
     auth_deadlines: VecDeque<(Instant, SessionId)>,
@@ -153,6 +179,7 @@ impl<T> Router<T> {
             authentications: 0,
             jobs: HashMap::new(),
             dispatches: 0,
+            open: OpenJobs::default(),
             job_deadlines: VecDeque::new(),
             auth_deadlines: VecDeque::new(),
             actions: Vec::new(),
@@ -223,6 +250,21 @@ impl<T> Router<T> {
         self.send_job(now, &uuid);
     }
 
+    /// A job that was received before a restart, `silent_for` after it was last heard of; `job_time` is what [`job_time`]
+    /// says. Its validator has at least the margin to come back.
+    pub fn resume(
+        &mut self,
+        now: Instant,
+        uuid: String,
+        validator: PublicKey,
+        job_time: Duration,
+        silent_for: Duration,
+    ) {
+        let limit = self.silence_limit(job_time);
+        let left = limit.saturating_sub(silent_for).max(self.config.silence_margin);
+        self.open.insert(uuid, validator, limit, now + left.min(FOREVER));
+    }
+
     /// Sends a text to the newest live session of a validator, once; false if there is none.
     pub fn send_once(&mut self, now: Instant, validator: PublicKey, text: String) -> bool {
         let session = self.newest_live(now, validator);
@@ -251,6 +293,11 @@ impl<T> Router<T> {
         self.flush(id);
     }
 
+    /// The store knows that a job has ended.
+    pub fn ended(&mut self, uuid: &str) {
+        self.open.ended(uuid);
+    }
+
     /// From now on these validators are known; sessions of others are closed with [`answers::CLOSE_UNKNOWN`].
     pub fn set_validators(&mut self, validators: impl IntoIterator<Item = PublicKey>) {
         self.validators = validators.into_iter().collect();
@@ -273,9 +320,15 @@ impl<T> Router<T> {
     /// Does what is due.
     pub fn tick(&mut self, at: Moment) {
         while let Some(uuid) = pop_due(&mut self.job_deadlines, at.now) {
-            if let Some(job) = self.jobs.remove(&uuid) {
-                self.give_up(at, job);
-            }
+            self.give_up(at, &uuid);
+        }
+        for (uuid, validator, limit) in self.open.take_silent(at.now) {
+            self.fail(
+                at,
+                uuid,
+                validator,
+                format!("validator {validator} has said nothing of the job for {limit:.0?}"),
+            );
         }
         while let Some(id) = pop_due(&mut self.auth_deadlines, at.now) {
             if self.sessions.get(&id).is_some_and(|session| session.authenticated.is_none() && !session.closing) {
@@ -289,7 +342,7 @@ impl<T> Router<T> {
     pub fn next_deadline(&self) -> Option<Instant> {
         let job = self.job_deadlines.front().map(|(when, _)| *when);
         let auth = self.auth_deadlines.front().map(|(when, _)| *when);
-        job.into_iter().chain(auth).min()
+        job.into_iter().chain(auth).chain(self.open.next_deadline()).min()
     }
 
     /// Whether any answer still waits for the store.
@@ -369,8 +422,9 @@ impl<T> Router<T> {
 
     fn status(&mut self, at: Moment, id: SessionId, validator: PublicKey, update: V0JobStatusUpdate) {
         if self.jobs.get(&update.uuid).is_some_and(|job| job.dispatch.validator == validator) {
-            self.jobs.remove(&update.uuid);
+            self.now_open(at.now, &update.uuid);
         }
+        self.open.heard_of(at.now, &update.uuid, validator);
         if let Some(session) = self.sessions.get_mut(&id) {
             session.answers.push_back(None);
         }
@@ -395,14 +449,33 @@ impl<T> Router<T> {
         self.actions.push(Action::Store(Change::Status { session, status }));
     }
 
+    /// A job waits for its validator no more; it is watched until its end is stored.
+    fn now_open(&mut self, now: Instant, uuid: &str) -> Option<Job<T>> {
+        let job = self.jobs.remove(uuid)?;
+        let limit = self.silence_limit(job.dispatch.job_time);
+        self.open.insert(uuid.to_owned(), job.dispatch.validator, limit, now + limit);
+        Some(job)
+    }
+
+    fn silence_limit(&self, job_time: Duration) -> Duration {
+        job_time.saturating_add(self.config.silence_margin).min(FOREVER)
+    }
+
     /// Ends a job that no validator has taken up.
-    fn give_up(&mut self, at: Moment, job: Job<T>) {
-        let Dispatch { uuid, validator, .. } = job.dispatch;
+    fn give_up(&mut self, at: Moment, uuid: &str) {
+        let Some(Job { dispatch: Dispatch { uuid, validator, .. }, sent_to, .. }) = self.now_open(at.now, uuid) else {
+            return;
+        };
         let within = self.config.received_limit;
-        let message = match job.sent_to {
+        let message = match sent_to {
             Some(_) => format!("validator {validator} got the job but did not acknowledge it within {within:.0?}"),
             None => format!("validator {validator} was not connected within {within:.0?}"),
         };
+        self.fail(at, uuid, validator, message);
+    }
+
+    /// Ends a job ourselves, because of its validator.
+    fn fail(&mut self, at: Moment, uuid: String, validator: PublicKey, message: String) {
         log::warn!("job {uuid}: {message}");
         let details = HordeFailureDetails {
             reported_by: JobParticipantType::Facilitator,

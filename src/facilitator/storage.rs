@@ -53,8 +53,13 @@ pub(super) enum Request {
 /// What the router is told, in the order of the requests.
 #[derive(Debug)]
 pub(super) enum Stored {
-    /// What became of a status that a session waits for; none if the database failed.
-    Status { session: SessionId, outcome: Option<StatusOutcome> },
+    /// What became of a status, for which a session may wait; no outcome if the database failed.
+    Status {
+        session: Option<SessionId>,
+        outcome: Option<StatusOutcome>,
+        /// The job, if it has ended.
+        ended: Option<String>,
+    },
     /// The job is durable and may go out.
     Job(Dispatch<Ticket>),
 }
@@ -166,7 +171,10 @@ fn run(
                 log::error!("facilitator: {error}");
                 failures.inc();
                 health.down("store", error.to_string());
-                waiting.into_iter().map(|session| Stored::Status { session, outcome: None }).collect::<Vec<_>>()
+                waiting
+                    .into_iter()
+                    .map(|session| Stored::Status { session: Some(session), outcome: None, ended: None })
+                    .collect::<Vec<_>>()
             }
         };
         for result in results {
@@ -189,7 +197,7 @@ fn together(store: &mut JobStore, requests: Vec<Request>) -> Result<Vec<Told>, S
 
 /// A result that is told after the commit.
 enum Told {
-    Status { session: Option<SessionId>, uuid: String, outcome: StatusOutcome },
+    Status { session: Option<SessionId>, uuid: String, terminal: bool, outcome: StatusOutcome },
     Specs,
     Inserted(Sender<()>, Dispatch<Ticket>),
     Job(Sender<Option<JobRow>>, Option<JobRow>),
@@ -210,7 +218,7 @@ impl Request {
         Ok(match self {
             Request::Change(Change::Status { session, status }) => {
                 let outcome = batch.add_status(&status)?;
-                Told::Status { session, uuid: status.uuid, outcome }
+                Told::Status { session, uuid: status.uuid, terminal: status.terminal, outcome }
             }
             Request::Change(Change::Specs(specs)) => {
                 batch.put_specs(&specs)?;
@@ -233,11 +241,16 @@ impl Told {
     /// Tells whoever waits; what the router is to be told comes back. A caller that has given up hears nothing.
     fn tell(self, changes: &Changes) -> Option<Stored> {
         match self {
-            Told::Status { session, uuid, outcome } => {
+            Told::Status { session, uuid, terminal, outcome } => {
                 if outcome == StatusOutcome::Stored {
                     changes.tell(&uuid);
                 }
-                return session.map(|session| Stored::Status { session, outcome: Some(outcome) });
+                let ended = match outcome {
+                    StatusOutcome::Stored | StatusOutcome::Duplicate => terminal,
+                    StatusOutcome::StoredLate => true,
+                    StatusOutcome::NotFound => false,
+                };
+                return Some(Stored::Status { session, outcome: Some(outcome), ended: ended.then_some(uuid) });
             }
             Told::Specs => {}
             Told::Inserted(reply, dispatch) => {

@@ -171,6 +171,19 @@ impl JobStore {
         let rows = statement.query_map([], job)?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
+
+    /// Jobs of which a validator has said something, but not their end, each with the time of the last status.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn received(&self) -> Result<Vec<(NewJob, i64)>, StoreError> {
+        let mut statement = self.0.prepare(
+            "SELECT uuid, user, validator, request, created_at, max(at) FROM jobs JOIN statuses ON job = uuid
+             WHERE ended IS NULL GROUP BY uuid HAVING count(*) > 1 ORDER BY created_at, jobs.rowid",
+        )?;
+        let rows = statement.query_map([], |row| Ok((job(row)?, row.get(5)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
 }
 
 impl Batch<'_> {
@@ -397,13 +410,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_never_received_is_known_and_specs_are_the_newest() {
+    fn what_was_received_and_what_was_not_is_known_and_specs_are_the_newest() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = JobStore::open(&folder.path().join("f.db")).unwrap();
         let batch = store.begin().unwrap();
         for uuid in ["a", "b", "c"] {
             batch.insert(&new_job(uuid, "user", 1)).unwrap();
         }
+        batch.add_status(&NewStatus { at: 9, ..status("a", "accepted", false) }).unwrap();
         batch.add_status(&status("a", "received", false)).unwrap();
         batch.add_status(&status("b", "rejected", true)).unwrap();
         let specs = |text: &str| SpecsRow {
@@ -418,5 +432,6 @@ mod tests {
         assert_eq!(batch.specs().unwrap(), [specs("{\"new\":1}")]);
         batch.commit().unwrap();
         assert_eq!(store.unreceived().unwrap(), [new_job("c", "user", 1)]);
+        assert_eq!(store.received().unwrap(), [(new_job("a", "user", 1), 9)]);
     }
 }

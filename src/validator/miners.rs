@@ -1,4 +1,4 @@
-//! The miners file: `[[miner]]` tables with `hotkey`, `address`, `port`, and perhaps `trusted = true`.
+//! The miners file: `[[miner]]` tables with `hotkey`, `address`, `port`, and perhaps `trusted = true` or `tls = true`.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub struct MinersFileError {
     pub problem: String,
 }
 
-const KEYS: [&str; 4] = ["hotkey", "address", "port", "trusted"];
+const KEYS: [&str; 5] = ["hotkey", "address", "port", "trusted", "tls"];
 
 /// Reads and checks a miners file.
 ///
@@ -93,12 +93,13 @@ fn parse_entry(entry: &toml::Value) -> Result<MinerAddress, String> {
         Some(other) => format!("port is {other}; it should be a number from 1 to 65535"),
         None => "port is missing; it should be a number from 1 to 65535".to_owned(),
     })?;
-    let trusted = match table.get("trusted") {
-        None => false,
-        Some(toml::Value::Boolean(trusted)) => *trusted,
-        Some(other) => return Err(format!("trusted is {other}; it should be true or false")),
+    let flag = |key: &str| match table.get(key) {
+        None => Ok(false),
+        Some(toml::Value::Boolean(set)) => Ok(*set),
+        Some(other) => Err(format!("{key} is {other}; it should be true or false")),
     };
-    Ok(MinerAddress { hotkey, address: address.to_owned(), port, trusted })
+    let (trusted, tls) = (flag("trusted")?, flag("tls")?);
+    Ok(MinerAddress { hotkey, address: address.to_owned(), port, trusted, tls })
 }
 
 #[cfg(test)]
@@ -113,6 +114,8 @@ mod tests {
         let miners = parse_miners(&text).unwrap();
         assert_eq!((miners.len(), miners[0].port, miners[0].trusted), (1, 9101, true));
         assert_eq!(miners[0].url(&miners[0].hotkey), format!("ws://[::1]:9101/v0.1/validator_interface/{BOB}"));
+        let tls = parse_miners(&text.replace("trusted", "tls")).unwrap();
+        assert_eq!(tls[0].url(&tls[0].hotkey), format!("wss://[::1]:9101/v0.1/validator_interface/{BOB}"));
         assert!(parse_miners("miner = []").unwrap().is_empty());
     }
 
@@ -130,7 +133,7 @@ mod tests {
             (&entry("address = \"x\""), "port is missing"),
             (
                 &entry("address = \"x\"\nport = 1\nprot = 2"),
-                "unknown key \"prot\"; it has hotkey, address, port, trusted",
+                "unknown key \"prot\"; it has hotkey, address, port, trusted, tls",
             ),
             (&entry("address = \"x\"\nport = 1\n").repeat(2), "number 2: hotkey 5FHneW46"),
             ("[[miner", "not TOML"),

@@ -21,17 +21,18 @@ pub struct MinerAddress {
     pub port: u16,
     /// Whether it runs the jobs that ask for a trusted miner.
     pub trusted: bool,
+    /// Whether it is dialled as `wss://`.
+    pub tls: bool,
 }
 
 impl MinerAddress {
     /// Where a validator connects to it.
     pub fn url(&self, validator: &PublicKey) -> String {
         let Self { address, port, .. } = self;
-        if address.contains(':') && !address.starts_with('[') {
-            format!("ws://[{address}]:{port}/v0.1/validator_interface/{validator}")
-        } else {
-            format!("ws://{address}:{port}/v0.1/validator_interface/{validator}")
-        }
+        let scheme = if self.tls { "wss" } else { "ws" };
+        let brackets = address.contains(':') && !address.starts_with('[');
+        let (open, close) = if brackets { ("[", "]") } else { ("", "") };
+        format!("{scheme}://{open}{address}{close}:{port}/v0.1/validator_interface/{validator}")
     }
 }
 
@@ -182,7 +183,7 @@ mod tests {
     }
 
     fn table(n: u8) -> Routing {
-        let address = |n| MinerAddress { hotkey: key(n), address: "127.0.0.1".into(), port: 1, trusted: n == 2 };
+        let address = |n| MinerAddress { hotkey: key(n), address: "127.0.0.1".into(), port: 1, trusted: n == 2, tls: false };
         Routing::new((1..=n).map(address).collect())
     }
 

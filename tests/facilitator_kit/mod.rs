@@ -66,6 +66,11 @@ impl Fix {
         fix
     }
 
+    /// Another configuration for the next start.
+    pub fn change(&mut self, change: impl FnOnce(&mut FacilitatorConfig)) {
+        change(&mut self.config);
+    }
+
     pub fn start(&mut self) {
         let http = TcpListener::bind("127.0.0.1:0").unwrap();
         let timer = self.world.timer();

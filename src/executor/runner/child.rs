@@ -66,6 +66,8 @@ pub(super) enum ChildError {
     Spawn(io::Error),
     /// It ran, but its streams could not be kept.
     Streams(io::Error),
+    /// It did not end when it was killed: the system holds it in a call. Nobody waits for it any more.
+    Stuck(io::Error),
 }
 
 /// Runs `command` until it exits, `token` is cancelled or `deadline` passes; the group is then ended as a whole.
@@ -105,8 +107,9 @@ pub(super) fn run(
     }
     // Also after a normal exit, for children that the command left behind.
     signal(pid, Signal::KILL);
-    if waiter.join_by(Instant::now() + KILL_TIME).is_err() {
-        log::error!("process {pid:?} did not end within {KILL_TIME:?} of SIGKILL");
+    if let Err(error) = killed_by(waiter, KILL_TIME) {
+        group.abandon();
+        return Err(error);
     }
     let status = group.reap().map_err(ChildError::Streams)?;
     let drain_by = Instant::now() + DRAIN_GRACE;
@@ -115,6 +118,21 @@ pub(super) fn run(
         stdout: drained(stdout, drain_by).map_err(ChildError::Streams)?,
         stderr: drained(stderr, drain_by).map_err(ChildError::Streams)?,
         took: start.elapsed(),
+    })
+}
+
+/// Waits until the killed child has ended. A thread that waits for one that does not end is left behind, because a join
+/// would hang as well.
+fn killed_by(waiter: Thread<()>, within: Duration) -> Result<(), ChildError> {
+    let stuck = |text: String| ChildError::Stuck(io::Error::new(io::ErrorKind::TimedOut, text));
+    waiter.join_by(Instant::now() + within).map_err(|error| match error {
+        JoinError::Late(thread) => {
+            thread.abandon("it waits for a process that does not end");
+            stuck(format!(
+                "it did not end within {within:?} of SIGKILL, perhaps because of a dead disk; it is left behind"
+            ))
+        }
+        JoinError::Panicked(message) => stuck(message),
     })
 }
 
@@ -136,6 +154,7 @@ fn signal(group: Pid, signal: Signal) {
 struct Group {
     child: Child,
     pid: Pid,
+    /// Nothing is left to do: it is reaped, or given up.
     reaped: bool,
 }
 
@@ -145,6 +164,11 @@ impl Group {
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn()?;
         let pid = Pid::from_child(&child);
         Ok(Self { child, pid, reaped: false })
+    }
+
+    /// Gives up waiting for a child that cannot be ended: reaping it would block.
+    fn abandon(&mut self) {
+        self.reaped = true;
     }
 
     fn reap(&mut self) -> io::Result<ExitStatus> {
@@ -205,5 +229,28 @@ fn drained(pump: Thread<io::Result<Captured>>, by: Instant) -> io::Result<Captur
             thread.abandon("it outlived its kick");
             Err(io::Error::other("the thread that reads the output hangs, perhaps on a dead disk"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossbeam_channel::bounded;
+
+    #[test]
+    fn a_child_that_does_not_end_is_reported_and_not_waited_for() {
+        // Stands for a process that the system holds: the thread ends only when the test lets it, its kick does nothing.
+        let (release, held) = bounded::<()>(0);
+        let (gone, wait) = bounded::<()>(0);
+        let waiter = spawn("t-stuck", Kick::dropped("nothing"), move || {
+            let _gone = gone;
+            assert!(held.recv().is_err());
+        });
+        let error = killed_by(waiter, Duration::ZERO).unwrap_err();
+        assert!(matches!(&error, ChildError::Stuck(why) if why.to_string().contains("did not end")), "{error:?}");
+        drop(release);
+        assert!(wait.recv().is_err());
+        let waiter = spawn("t-ended", Kick::dropped("nothing"), || {});
+        killed_by(waiter, Duration::from_secs(60)).unwrap();
     }
 }

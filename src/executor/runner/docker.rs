@@ -2,6 +2,9 @@
 //!
 //! A container is found and removed by a label with a number of its own run, never by a pattern of names, so a runner
 //! cannot touch what is not its own. Volumes are bind mounts: the engine must see the same file system as the executor.
+//!
+//! A job's environment may hold secrets, so it is in no command line, which every user of the host can read; and what it
+//! sets must not reach the `docker` program itself.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::child::{self, Ended};
 use super::{
     RunEnd, RunError, RunOutcome, RunSpec, Runner, SCRIPT_PATH, captures, child_error, io_error, publish, tool,
+    tool_command,
 };
 use crate::base::shutdown::Shutdown;
 use crate::executor::workspace::Workspace;
@@ -120,8 +124,13 @@ impl Runner for DockerRunner {
         }
         // Before the container is created, because a create that is interrupted may have created it.
         let container = Container { name: container_name(spec), run_id, removed: false };
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let id = docker("create the container", &args, token, deadline)?;
+        let env = JobEnv::of(spec);
+        std::fs::write(env_file(workspace), &env.file).map_err(io_error("write the job's environment"))?;
+        let mut create = Command::new("docker");
+        create.args(&args).envs(env.inherited.iter().map(|(name, value)| (name, value)));
+        let created = tool_command(create, "create the container", token, deadline);
+        std::fs::remove_file(env_file(workspace)).map_err(io_error("remove the job's environment"))?;
+        let id = created?;
 
         let mut start = Command::new("docker");
         start.args(["start", "--attach", &id]);
@@ -147,6 +156,73 @@ fn container_name(spec: &RunSpec) -> String {
 
 fn script_file(workspace: &Workspace) -> std::path::PathBuf {
     workspace.private().join("script.py")
+}
+
+/// Beside the job's part of the workspace, in a folder that is ours alone.
+fn env_file(workspace: &Workspace) -> std::path::PathBuf {
+    workspace.private().join("env")
+}
+
+/// Longer values do not go into the file: docker reads lines of up to 64 KiB.
+const FILE_VALUE_BYTES: usize = 32 << 10;
+
+/// Variables, or beginnings of their names, that configure the `docker` program, its TLS or its proxy, or the loader and
+/// the libraries under it.
+const READ_BY_DOCKER: [&str; 24] = [
+    "PATH",
+    "HOME",
+    "TMPDIR",
+    "TZ",
+    "TERM",
+    "LANG",
+    "LC_",
+    "LD_",
+    "DOCKER_",
+    "BUILDX_",
+    "BUILDKIT_",
+    "COMPOSE_",
+    "GO",
+    "GLIBC_",
+    "MALLOC_",
+    "OTEL_",
+    "SSL_",
+    "SSH_",
+    "XDG_",
+    "HTTP",
+    "ALL_PROXY",
+    "NO_",
+    "RES_OPTIONS",
+    "LOCALDOMAIN",
+];
+
+/// The ways in which a job's variables get into its container.
+struct JobEnv<'a> {
+    /// The text of an `--env-file`: all that such a file can express.
+    file: String,
+    /// The rest, as values with line breaks: by name, with the value in the environment of `docker create`.
+    inherited: Vec<&'a (String, String)>,
+    /// The rest of the rest, with names that the program itself reads: in the arguments, which others can see.
+    arguments: Vec<&'a (String, String)>,
+}
+
+impl<'a> JobEnv<'a> {
+    fn of(spec: &'a RunSpec) -> Self {
+        let mut env = Self { file: String::new(), inherited: Vec::new(), arguments: Vec::new() };
+        for variable in &spec.env {
+            let (name, value) = variable;
+            let upper = name.to_ascii_uppercase();
+            // In the file a # begins a comment, and a name has no blanks.
+            let plain = !name.starts_with('#') && name.chars().all(|c| c.is_ascii_graphic());
+            if plain && value.len() <= FILE_VALUE_BYTES && !value.contains(['\n', '\r']) {
+                env.file.push_str(&format!("{name}={value}\n"));
+            } else if READ_BY_DOCKER.iter().any(|read| upper.starts_with(read)) {
+                env.arguments.push(variable);
+            } else {
+                env.inherited.push(variable);
+            }
+        }
+        env
+    }
 }
 
 fn check_image(image: &str) -> Result<(), RunError> {
@@ -194,7 +270,10 @@ fn create_args(spec: &RunSpec, workspace: &Workspace, run_id: &str) -> Result<Ve
     if spec.raw_script.is_some() {
         option("--mount", format!("{},readonly", mount(&script_file(workspace), SCRIPT_PATH)?));
     }
-    spec.env.iter().for_each(|(key, value)| option("--env", format!("{key}={value}")));
+    let env = JobEnv::of(spec);
+    option("--env-file", env_file(workspace).to_string_lossy().into_owned());
+    env.inherited.iter().for_each(|(name, _)| option("--env", name.clone()));
+    env.arguments.iter().for_each(|(name, value)| option("--env", format!("{name}={value}")));
     args.extend(["--".to_owned(), spec.image.clone()]);
     args.extend(spec.command_or_script());
     Ok(args)
@@ -324,7 +403,6 @@ mod tests {
             ["--network", "ch-abc"],
             ["--memory", "1073741824"],
             ["--gpus", "all"],
-            ["--env", "A=--privileged"],
             ["--label", "phalanx.job=abc"],
             ["--label", "owner=miner"],
         ] {
@@ -332,6 +410,34 @@ mod tests {
         }
         assert_eq!(args.iter().filter(|arg| *arg == "--mount").count(), 5);
         assert!(args.iter().any(|arg| arg.ends_with("target=/script.py,readonly")));
+    }
+
+    #[test]
+    fn no_value_of_the_environment_is_an_argument_unless_docker_would_read_it() {
+        let long = "x".repeat(FILE_VALUE_BYTES + 1);
+        let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let env = vec![
+            variable("A", " secret # \"1\" "),
+            variable("DOCKER_HOST", "tcp://evil"),
+            variable("KEY", "two\nlines"),
+            variable("#odd", "odd-value"),
+            variable("a b", "blank"),
+            variable("LONG", &long),
+            variable("LD_PRELOAD", "/evil.so\n"),
+            variable("https_proxy", "http://evil\r"),
+        ];
+        let spec = RunSpec { env, ..spec() };
+        let sorted = JobEnv::of(&spec);
+        assert_eq!(sorted.file, "A= secret # \"1\" \nDOCKER_HOST=tcp://evil\n");
+        let names =
+            |variables: &[&(String, String)]| variables.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&sorted.inherited), ["KEY", "#odd", "a b", "LONG"]);
+        assert_eq!(names(&sorted.arguments), ["LD_PRELOAD", "https_proxy"]);
+        let args = args(&spec).unwrap();
+        for value in ["secret", "two\n", "odd-value", "blank", "tcp://evil", &long] {
+            assert!(!args.iter().any(|arg| arg.contains(value)), "{value}");
+        }
+        assert!(args.contains(&"KEY".to_owned()) && args.contains(&"LD_PRELOAD=/evil.so\n".to_owned()), "{args:?}");
     }
 
     #[test]

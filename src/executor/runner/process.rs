@@ -74,6 +74,7 @@ impl Runner for ProcessRunner {
             }
             Err(ChildError::Spawn(error)) => not_started(program, error, workspace),
             Err(ChildError::Streams(source)) => Err(RunError::Io { doing: "keep the job's output", source }),
+            Err(ChildError::Stuck(source)) => Err(RunError::Io { doing: "end the job's process", source }),
         }
     }
 }

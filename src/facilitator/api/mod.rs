@@ -212,7 +212,8 @@ impl Api {
             request: submission.text.clone(),
             created_at: protocol::DateTime::from(SystemTime::now()).unix_micros(),
         };
-        let dispatch = Dispatch { uuid: uuid.clone(), validator, text: submission.text, ticket };
+        let job_time = submission.job_time;
+        let dispatch = Dispatch { uuid: uuid.clone(), validator, text: submission.text, job_time, ticket };
         self.store.insert(job, dispatch)?;
         let row = self.read(&user, &uuid)?;
         Ok(json_text(201, view::job(&row)))

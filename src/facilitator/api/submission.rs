@@ -3,9 +3,12 @@
 //! The message carries the user's signature as it came. It is checked against the message itself, which is what the validator
 //! checks too, so whatever passes here passes there.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value};
 
 use crate::base::limits::JOB_REQUEST_BYTES;
+use crate::facilitator::router::job_time;
 use crate::identity::PublicKey;
 use crate::protocol::{FacilitatorToValidator, Signature, SignedRequest, SigningError, V0JobCheated, V2JobRequest};
 
@@ -54,6 +57,8 @@ pub struct Submission {
     pub validator: PublicKey,
     /// The message.
     pub text: String,
+    /// How long it may take by its own limits.
+    pub job_time: Duration,
 }
 
 /// Makes a user's post of a job the message of that uuid.
@@ -96,8 +101,9 @@ pub fn job(body: &[u8], signature: Signature, user: PublicKey, uuid: &str) -> Re
     };
     request.signature = Some(signature);
     signed_by(user, request.verify()?)?;
+    let job_time = job_time(&request);
     let text = encode(request)?;
-    Ok(Submission { validator, text })
+    Ok(Submission { validator, text, job_time })
 }
 
 /// Makes a user's report the message to the validator; gives it with the uuid of the job.

@@ -6,8 +6,12 @@ const S: Duration = Duration::from_secs(1);
 const CONFIG: RouterConfig = RouterConfig {
     heartbeat_limit: Duration::from_secs(180),
     received_limit: Duration::from_secs(60),
+    silence_margin: Duration::from_secs(300),
     auth_limit: Duration::from_secs(30),
 };
+
+/// What every job here may take: with the margin 1,000 s.
+const JOB_TIME: Duration = Duration::from_secs(700);
 
 struct Fixture {
     router: Router<()>,
@@ -53,7 +57,7 @@ impl Fixture {
         let now = self.at().now;
         let text = format!("job {uuid}");
         let validator = self.alice.public();
-        self.router.dispatch(now, Dispatch { uuid: uuid.to_owned(), validator, text, ticket: () });
+        self.router.dispatch(now, Dispatch { uuid: uuid.to_owned(), validator, text, job_time: JOB_TIME, ticket: () });
         self.did()
     }
 
@@ -200,18 +204,100 @@ fn a_job_nobody_takes_up_ends_as_horde_failed_by_the_facilitator() {
     };
     for (uuid, said) in [("alone", "was not connected"), ("ignored", "did not acknowledge it")] {
         let actions = at(&mut f, 60);
-        let [Action::Store(Change::Status { session: None, status })] = actions.as_slice() else {
-            panic!("{actions:?}");
-        };
-        assert_eq!((status.uuid.as_str(), status.status.as_str(), status.terminal), (uuid, "horde_failed", true));
-        let metadata = JobStatusMetadata::decode(status.metadata.as_deref().unwrap()).unwrap();
-        let details = metadata.horde_failure_details.unwrap();
-        assert_eq!(details.reported_by, JobParticipantType::Facilitator);
-        assert!(details.message.contains(said) && details.message.contains("60s"), "{}", details.message);
+        let message = own_failure(&actions, uuid);
+        assert!(message.contains(said) && message.contains("60s"), "{message}");
         f.authenticated();
         f.dispatch("ignored");
     }
     assert_eq!(f.router.waiting_jobs(), 1, "the one that was just dispatched");
+}
+
+/// The message of a job that the facilitator itself has ended.
+fn own_failure(actions: &[Action], uuid: &str) -> String {
+    let [Action::Store(Change::Status { session: None, status })] = actions else { panic!("{actions:?}") };
+    assert_eq!((status.uuid.as_str(), status.status.as_str(), status.terminal), (uuid, "horde_failed", true));
+    let metadata = JobStatusMetadata::decode(status.metadata.as_deref().unwrap()).unwrap();
+    let details = metadata.horde_failure_details.unwrap();
+    assert_eq!(details.reported_by, JobParticipantType::Facilitator);
+    assert_eq!(details.reason, HordeFailureReason::GenericError);
+    details.message
+}
+
+#[test]
+fn a_received_job_of_which_nothing_more_is_heard_ends_as_horde_failed() {
+    let mut f = Fixture::new();
+    let (id, _) = f.authenticated();
+    f.dispatch("1");
+    f.update(id, "1", JobStatus::Received);
+    f.close(id);
+    assert_eq!(f.after(999), [""; 0]);
+    // Whatever is heard of it, on whatever session of its validator, gives it the whole time again.
+    let (id, _) = f.authenticated();
+    f.update(id, "1", JobStatus::Accepted);
+    let bob = KeyPair::from_uri("//Bob").unwrap();
+    f.router.set_validators([f.alice.public(), bob.public()]);
+    let other = f.open();
+    f.say(other, V0AuthenticationRequest::sign(&bob));
+    f.after(999);
+    f.update(other, "1", JobStatus::Accepted);
+    assert_eq!(f.router.next_deadline(), Some(f.at().now + S), "another validator has no say in it");
+    f.seconds += 1;
+    let at = f.at();
+    f.router.tick(at);
+    let message = own_failure(&f.router.take_actions(), "1");
+    assert_eq!(message, format!("validator {} has said nothing of the job for 1000s", f.alice.public()));
+    // Until it is known to be stored, it is tried again.
+    assert_eq!(f.after(999), [""; 0]);
+    assert_eq!(f.after(1), ["store 1 horde_failed"]);
+    f.router.ended("1");
+    assert_eq!(f.router.next_deadline(), None);
+    // Late statuses are stored (as late ones), and watch nothing.
+    assert_eq!(f.update(id, "1", JobStatus::ExecutorReady), ["store 1 executor_ready"]);
+    assert_eq!(f.router.next_deadline(), None);
+}
+
+#[test]
+fn a_job_is_watched_until_its_end_is_stored() {
+    let mut f = Fixture::new();
+    let (id, _) = f.authenticated();
+    f.after(30);
+    f.dispatch("1");
+    f.update(id, "1", JobStatus::Completed);
+    // The database fails; the validator sends it again, unless it is gone by then.
+    f.router.stored(id, None);
+    f.did();
+    assert_eq!(f.after(999), [""; 0]);
+    assert_eq!(f.router.next_deadline(), Some(f.at().now + S));
+    f.router.ended("1");
+    f.router.ended("1");
+    assert_eq!(f.router.next_deadline(), None);
+}
+
+#[test]
+fn a_job_of_before_a_restart_has_the_rest_of_its_time_and_at_least_the_margin() {
+    let mut f = Fixture::new();
+    let (start, alice) = (f.start, f.alice.public());
+    for (silent, left) in [(0, 1000), (600, 400), (800, 300), (1_000_000, 300)] {
+        f.router.resume(start, "1".to_owned(), alice, JOB_TIME, silent * S);
+        assert_eq!(f.router.next_deadline(), Some(start + left * S), "{silent}");
+    }
+    assert_eq!(f.after(299), [""; 0]);
+    assert_eq!(f.after(1), ["store 1 horde_failed"]);
+    f.router.resume(start, "1".to_owned(), alice, Duration::MAX, S);
+    assert!(f.router.next_deadline() > Some(start + 3_000_000_000 * S), "limits beyond every clock are bounded");
+}
+
+#[test]
+fn the_time_of_a_job_is_the_sum_of_its_limits_and_its_spin_up() {
+    let text = r#"{"message_type":"V2JobRequest","uuid":"u","executor_class":"spin_up-4min.gpu-24gb","docker_image":"i",
+        "args":[],"env":{},"use_gpu":false,"job_namespace":"n","download_time_limit":1,"execution_time_limit":20,
+        "upload_time_limit":300,"streaming_start_time_limit":4000}"#;
+    let FacilitatorToValidator::V2JobRequest(mut request) = FacilitatorToValidator::decode(text).unwrap() else {
+        panic!("no job");
+    };
+    assert_eq!(job_time(&request), (240 + 4321) * S);
+    request.upload_time_limit = u64::MAX.into();
+    assert!(job_time(&request) >= Duration::from_secs(i64::MAX as u64));
 }
 
 #[test]

@@ -160,6 +160,13 @@ pub(super) fn remove_containers_of(job_uuid: &str) {
     }
 }
 
+/// A name for people, without the token, because names are for everybody to see. The job's uuid comes from a validator, so
+/// only what Docker takes is left of it.
+fn container_name(job_uuid: &str) -> String {
+    let uuid: String = job_uuid.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(64).collect();
+    format!("phalanx-executor-{uuid}-{}", uuid::Uuid::new_v4().simple())
+}
+
 /// Removes the container when the run is over, in whatever way.
 struct Guard<'a> {
     backend: &'a DockerBackend,
@@ -176,7 +183,7 @@ impl ExecutorBackend for DockerBackend {
     fn run(&self, spec: &ExecutorSpec, stop: &Shutdown) -> Result<ExecutorExit, ExecutorError> {
         // Other runs that begin meanwhile wait for it, each at most for `DOCKER_TIME` a container.
         self.reaped.call_once(|| self.reap_orphans());
-        let name = format!("phalanx-executor-{}", spec.token);
+        let name = container_name(&spec.job_uuid);
         if stop.is_set() {
             return Ok(ExecutorExit::Unknown);
         }
@@ -207,5 +214,19 @@ impl ExecutorBackend for DockerBackend {
             self.end(&name, stop);
         }
         self.exit_code(&name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_s_name_is_of_its_job_and_unique_and_one_that_docker_takes() {
+        let names = [(); 2].map(|()| container_name("3f2504e0-4f89"));
+        assert!(names.iter().all(|name| name.starts_with("phalanx-executor-3f2504e0-4f89-")), "{names:?}");
+        assert_ne!(names[0], names[1]);
+        let odd = container_name(&format!("../ä {}", "x".repeat(1000)));
+        assert!(odd.len() < 128 && odd.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'), "{odd}");
     }
 }

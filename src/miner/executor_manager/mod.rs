@@ -4,6 +4,7 @@
 //! of one executor. Kick: that executor's stop signal. Ends: when the executor and all it started are gone.
 
 mod docker;
+mod leftovers;
 mod process;
 
 use std::collections::HashMap;
@@ -75,6 +76,9 @@ pub enum ExecutorError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// There is no temporary folder for it, so it was not started.
+    #[error("cannot make a temporary folder for the executor: {0}")]
+    Folder(#[source] std::io::Error),
     /// It was started but could not be watched, and was ended.
     #[error("cannot watch the executor: {0}")]
     Watch(#[source] std::io::Error),

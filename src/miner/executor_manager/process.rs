@@ -3,9 +3,11 @@
 //! The thread that runs an executor blocks in one `poll` over three things: the process (a pidfd), its stderr, and a pipe
 //! that the stop signal writes to. So nothing is signalled after it was reaped, and no second thread is needed.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -17,18 +19,27 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::docker::remove_containers_of;
+use super::leftovers::ExecutorFolder;
 use super::{END_GRACE, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec, FORCED_GRACE};
 use crate::base::shutdown::{Level, Shutdown};
 
 /// A line of an executor's output is taken in pieces of at most this many bytes.
 const LINE_BYTES: usize = 8 << 10;
 
-/// Variables that are not handed on, because they configure the miner, its key among them.
+/// Variables that are not handed on, because they configure the miner, its key among them…
 const OWN_VARIABLES: &str = "PHALANX_";
+
+/// …except this one: whom to trust at the other end of `wss://`, which is the miner, with perhaps a private authority.
+const TLS_CA: &str = "PHALANX_TLS_CA";
+
+fn is_own(name: &OsStr) -> bool {
+    name != TLS_CA && name.as_bytes().starts_with(OWN_VARIABLES.as_bytes())
+}
 
 /// Runs `<program> executor --startup-time-limit S --runner R` with `MINER_ADDRESS` and `EXECUTOR_TOKEN`.
 ///
-/// Its environment is the miner's, without the miner's own `PHALANX_…` variables. Linux only, for the pidfd.
+/// Its environment is the miner's, without the miner's own `PHALANX_…` variables but `PHALANX_TLS_CA`, and with a `TMPDIR` of its own that is
+/// removed after the run. What a killed executor leaves of its job is killed as well. Linux only, for the pidfd.
 #[derive(Debug, Clone)]
 pub struct ProcessBackend {
     /// The program, by default this one.
@@ -62,16 +73,27 @@ pub(super) fn executor_arguments(spec: &ExecutorSpec, runner: &str) -> Vec<Strin
 
 impl ExecutorBackend for ProcessBackend {
     fn run(&self, spec: &ExecutorSpec, stop: &Shutdown) -> Result<ExecutorExit, ExecutorError> {
+        if stop.is_set() {
+            return Ok(ExecutorExit::Unknown);
+        }
+        let folder = ExecutorFolder::create().map_err(ExecutorError::Folder)?;
         let mut command = Command::new(&self.program);
         match &self.arguments {
             Some(arguments) => command.args(arguments),
             None => command.args(executor_arguments(spec, &self.runner)),
         };
         command.env("MINER_ADDRESS", &spec.miner_address).env("EXECUTOR_TOKEN", &spec.token);
+        command.env("TMPDIR", folder.path());
         let who = format!("executor of job {}", spec.job_uuid);
         let end = GroupRun { command, who: &who, stop, end_grace: self.end_grace, deadline: None, stdout: None }.run();
-        if matches!(end, Ok(ExecutorExit::Signal(_))) && self.runner != "process" {
-            remove_containers_of(&spec.job_uuid);
+        // One that exits by itself has ended its job before.
+        if !matches!(end, Ok(ExecutorExit::Code(_)) | Err(ExecutorError::Start { .. })) {
+            if let Err(error) = folder.end_processes() {
+                log::error!("{who}: what is left of its job may still run: {error}");
+            }
+            if self.runner != "process" {
+                remove_containers_of(&spec.job_uuid);
+            }
         }
         end
     }
@@ -101,7 +123,7 @@ impl GroupRun<'_> {
         }
         let command = &mut self.command;
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with(OWN_VARIABLES) {
+            if is_own(&name) {
                 command.env_remove(&name);
             }
         }

@@ -13,21 +13,38 @@ use crate::transport::Utf8Bytes;
 /// A process that has ended may still have texts on its way to us on its connection; this is for a busy machine.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// A connection of an executor.
+#[derive(Debug)]
+pub struct Connected {
+    /// By which it introduced itself.
+    pub token: String,
+    /// The executor has a newer connection: this one gets nothing more, and its end means nothing.
+    pub replaced: bool,
+}
+
 impl Router {
-    /// An executor dials in with a token: the first time, or again after it lost its connection.
+    /// An executor dials in with a token: the first time, or again after it lost its connection, which we may not have
+    /// noticed yet. So the newest connection is the executor's, the only one; the older one is ended, but what the executor
+    /// had sent on it counts, because the executor takes it for delivered.
     pub(super) fn executor_opened(&mut self, id: SessionId, token: String, address: Option<String>) {
         let key = self.tokens.get(&token).cloned();
         let job = key.as_ref().and_then(|key| self.jobs.get_mut(key)).filter(|job| !job.is_over());
-        let Some(executor) = job.and_then(|job| job.executor.as_mut()).filter(|e| e.session.is_none()) else {
-            log::warn!("{id}: an executor is turned away: no job waits for its token, or another executor has it");
+        let Some(executor) = job.and_then(|job| job.executor.as_mut()) else {
+            log::warn!("{id}: an executor is turned away: no job waits for its token");
             self.complain(id, format!("No job waiting for token {token}"));
             self.out.push(Action::Close(id, CLOSE_NORMAL, ""));
             return;
         };
-        executor.session = Some(id);
+        if let Some(older) = executor.session.replace(id) {
+            log::info!("{id}: the executor of {older} has connected again, so {older} is ended");
+            if let Some(connected) = self.executors.get_mut(&older) {
+                connected.replaced = true;
+            }
+            self.out.push(Action::Close(older, CLOSE_NORMAL, "the executor has connected again"));
+        }
         executor.back_by = None;
         executor.address = self.streaming_address.clone().or(address);
-        self.executors.insert(id, token);
+        self.executors.insert(id, Connected { token, replaced: false });
         if let Some(key) = key {
             self.push_work(&key);
         }
@@ -52,7 +69,8 @@ impl Router {
     /// An executor says something.
     pub(super) fn executor_said(&mut self, id: SessionId, frame: ExecutorFrame, now: Now) {
         // Nothing is owed to a connection that was turned away or whose executor has ended.
-        let Some(key) = self.executors.get(&id).and_then(|token| self.tokens.get(token)).cloned() else { return };
+        let connected = self.executors.get(&id);
+        let Some(key) = connected.and_then(|connected| self.tokens.get(&connected.token)).cloned() else { return };
         let message = match frame.message {
             Ok(message) => message,
             Err(error) => {

@@ -28,6 +28,7 @@ use crate::transport::Utf8Bytes;
 use super::config::{MinerConfig, MinerLimits};
 use super::executor_manager::{ExecutorEnd, ExecutorSpec};
 use super::executor_pool::ExecutorPool;
+use executors::Connected;
 use job::Job;
 pub use job::JobKey;
 use jobs::Waiting;
@@ -197,8 +198,8 @@ pub struct Router {
     streaming_address: Option<String>,
     pool: ExecutorPool,
     validators: BTreeMap<SessionId, Validator>,
-    /// The token of each connected executor.
-    executors: HashMap<SessionId, String>,
+    /// The connections of executors.
+    executors: HashMap<SessionId, Connected>,
     jobs: BTreeMap<JobKey, Job>,
     /// The job of each executor that has not ended.
     tokens: HashMap<String, JobKey>,
@@ -282,7 +283,7 @@ impl Router {
             jobs: self.jobs.len() - over + self.waiting.len(),
             ended: over,
             validators: self.validators.values().filter(|v| v.is_authenticated()).count(),
-            connected_executors: self.executors.len(),
+            connected_executors: self.executors.values().filter(|connected| !connected.replaced).count(),
         }
     }
 
@@ -298,8 +299,10 @@ impl Router {
     fn closed(&mut self, id: SessionId, now: Now) {
         if self.validators.remove(&id).is_some() {
             self.validator_gone(id);
-        } else if let Some(token) = self.executors.remove(&id) {
-            self.executor_gone(&token, now);
+        } else if let Some(connected) = self.executors.remove(&id)
+            && !connected.replaced
+        {
+            self.executor_gone(&connected.token, now);
         }
     }
 
