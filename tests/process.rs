@@ -41,7 +41,7 @@ impl Network {
         let scratch = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let start = |command: &mut Command| Running::start(command.env("RUST_LOG", "info"));
-        let cert = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let cert = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
         std::fs::write(path("cert.pem"), cert.cert.pem()).unwrap();
         std::fs::write(path("key.pem"), cert.signing_key.serialize_pem()).unwrap();
         let mut facilitator = phalanx(scratch.path());
@@ -59,10 +59,13 @@ impl Network {
         let mut miner = phalanx(scratch.path());
         miner.args(["miner", "--listen", "127.0.0.1:0", "--validator", ALICE, "--executors", "always_on.test=2"]);
         miner.args(miner_arguments).args(["--drain-time", "1s", "--state-dir"]).arg(path("miner"));
+        if tls {
+            miner.arg("--tls-cert").arg(path("cert.pem")).arg("--tls-key").arg(path("key.pem"));
+        }
         let mut miner = start(miner.env("PHALANX_KEY", "//Bob").env("PHALANX_TLS_CA", path("cert.pem")));
         let listening = announced(&mut miner, "listening");
         let port = listening.rsplit(':').next().unwrap();
-        let miners = format!("[[miner]]\nhotkey = \"{BOB}\"\naddress = \"127.0.0.1\"\nport = {port}\n");
+        let miners = format!("[[miner]]\nhotkey = \"{BOB}\"\naddress = \"127.0.0.1\"\nport = {port}\ntls = {tls}\n");
         std::fs::write(path("miners.toml"), miners).unwrap();
 
         let mut validator = phalanx(scratch.path());

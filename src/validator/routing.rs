@@ -183,7 +183,8 @@ mod tests {
     }
 
     fn table(n: u8) -> Routing {
-        let address = |n| MinerAddress { hotkey: key(n), address: "127.0.0.1".into(), port: 1, trusted: n == 2, tls: false };
+        let address =
+            |n| MinerAddress { hotkey: key(n), address: "127.0.0.1".into(), port: 1, trusted: n == 2, tls: false };
         Routing::new((1..=n).map(address).collect())
     }
 
