@@ -333,6 +333,26 @@ fn a_miner_that_is_gone_ends_the_job() {
 }
 
 #[test]
+fn a_miner_that_says_goodbye_ends_the_job_at_once() {
+    let world = World::new();
+    let miner = FakeMiner::start(&world, vec![initial([10, 60, 10]).into()], Some(full("sleep 60")));
+    let executor = run_executor(&world, &Shutdown::new(), |_| {});
+    loop {
+        if let ExecutorToMiner::V0VolumesReadyRequest(_) = miner.hear() {
+            break;
+        }
+    }
+    let start = Instant::now();
+    let session = miner.sessions.lock().unwrap().last().unwrap().clone();
+    session.close(1000, "the job is over", Instant::now() + LONG);
+    let report = joined(executor).unwrap();
+    assert_eq!(report.end, JobEnd::HordeFailed);
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!(world.net.dials(), 1, "it did not dial again");
+    miner.stop();
+}
+
+#[test]
 fn a_cancel_in_mid_job_ends_it_and_is_reported() {
     let world = World::new();
     let miner = FakeMiner::start(&world, vec![initial([10, 60, 10]).into()], Some(full("sleep 60")));

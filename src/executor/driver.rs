@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select};
+use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 
 use super::job::{self, JobEnd};
 use super::miner_client::{self, MinerEvent, report, send};
@@ -19,6 +19,9 @@ use crate::base::timer::TimerHandle;
 use crate::link::{Link, LinkHandle};
 use crate::protocol::{GenericError, MinerToExecutor, V0InitialJobRequest, V0JobRequest};
 use crate::transport::Dialer;
+
+/// How long the last message of a cancelled job may take to leave.
+const COURTESY_TIME: Duration = Duration::from_secs(1);
 
 /// What an executor is started with.
 #[derive(Debug, Clone)]
@@ -122,8 +125,10 @@ pub fn run(
     };
     // Dropped before the stop, so that a reader that waits for room in the queue is freed.
     drop(events);
+    // Whoever ended the job knows its outcome: the last message is a courtesy then, and a lost link is not dialled for long.
+    let flush_time = if shutdown.is_cancelled() { config.flush_time.min(COURTESY_TIME) } else { config.flush_time };
     let mut stopping = Stopping::new(shutdown);
-    let unsent = stopping.step("link", config.flush_time, |step| link.stop(step));
+    let unsent = stopping.step("link", flush_time, |step| link.stop(step));
     stopping.unsent(unsent);
     outcome.map(|end| ExecutorReport { end, stop: stopping.finish() })
 }
@@ -138,7 +143,9 @@ fn wait_for_initial(
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let event = select! {
-            recv(events) -> event => event.map_err(|_| ExecutorError::Stopped)?,
+            recv(events) -> event => {
+                event.map_err(|_| ExecutorError::Refused("it closed the connection before a job came".to_owned()))?
+            }
             recv(shutdown.drain_receiver()) -> _ => return Err(ExecutorError::Stopped),
             default(left) => return Err(ExecutorError::NoJob(config.startup_time_limit)),
         };
@@ -176,12 +183,17 @@ fn drive(
     let work = start_work(config, initial, full_rx, link.handle(), &cancel);
     let mut routing =
         Routing { uuid, full: Some(full_tx), link: link.handle(), alone_since: None, cancel: cancel.clone() };
+    let mut events = events.clone();
     loop {
         let left = routing.patience(config.miner_gone_after);
         select! {
             recv(events) -> event => match event {
                 Ok(event) => routing.event(event),
-                Err(_) => cancel.cancel(),
+                Err(_) => {
+                    log::info!("job {}: the miner has closed, so the job is over for it", routing.uuid);
+                    cancel.cancel();
+                    events = never();
+                }
             },
             recv(work.done_receiver()) -> _ => break,
             default(left) => routing.give_up(config.miner_gone_after),

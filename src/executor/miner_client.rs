@@ -47,6 +47,8 @@ pub fn start(
     let url = format!("{}/v0.1/executor_interface/{token}", miner_address.trim_end_matches('/'));
     let mut config = LinkConfig::new("exe-mi", url);
     config.backoff = BACKOFF;
+    // The miner closes so when the job is over for it.
+    config.ends_on_goodbye = true;
     let (tx, events) = bounded(INBOUND_MESSAGES);
     let (handle_tx, handle_rx) = bounded::<LinkHandle>(1);
     let mut handle: Option<LinkHandle> = None;

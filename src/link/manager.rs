@@ -13,7 +13,7 @@ use tungstenite::Utf8Bytes;
 
 use super::heartbeat::LivenessConfig;
 use super::outbox::{Full, OutboxLimits, Outgoing};
-use super::session::{self, Beat, SessionConfig, SessionHandle};
+use super::session::{self, Beat, SessionConfig, SessionEnd, SessionHandle};
 use crate::base::backoff::{Backoff, BackoffConfig};
 use crate::base::ids::Epoch;
 use crate::base::limits::DIAL_TIME;
@@ -46,6 +46,8 @@ pub struct LinkConfig {
     pub beat: Option<Beat>,
     /// Bounds of the outbox, which outlives every connection.
     pub outbox: OutboxLimits,
+    /// Whether a Close with code 1000 from the peer ends the link for good, also when nobody has stopped it.
+    pub ends_on_goodbye: bool,
 }
 
 impl LinkConfig {
@@ -61,6 +63,7 @@ impl LinkConfig {
             liveness: LivenessConfig::default(),
             beat: None,
             outbox: OutboxLimits::default(),
+            ends_on_goodbye: false,
         }
     }
 }
@@ -301,8 +304,11 @@ impl<F: FnMut(LinkEvent)> Runner<F> {
                         break;
                     }
                     backoff.connected(Instant::now());
-                    let why = self.session(connection, first, &session_config);
-                    (why, None)
+                    let end = self.session(connection, first, &session_config);
+                    if (config.ends_on_goodbye || self.handle.session.is_closing()) && is_goodbye(&end) {
+                        break;
+                    }
+                    (end.to_string(), None)
                 }
                 Err(Attempt::Failed(why)) => (why, Some(false)),
                 Err(Attempt::Refused(refused)) => (refused.to_string(), Some(true)),
@@ -350,7 +356,7 @@ impl<F: FnMut(LinkEvent)> Runner<F> {
         result.map(|first| (connection, first))
     }
 
-    fn session(&mut self, connection: Connection, first: Option<Utf8Bytes>, config: &SessionConfig) -> String {
+    fn session(&mut self, connection: Connection, first: Option<Utf8Bytes>, config: &SessionConfig) -> SessionEnd {
         // The session numbers its connection when it begins, on this same thread.
         let epoch = self.handle.session.epoch().next();
         self.set(LinkState::Ready { epoch });
@@ -363,10 +369,14 @@ impl<F: FnMut(LinkEvent)> Runner<F> {
             sink(LinkEvent::Text { epoch, text });
             ControlFlow::Continue(())
         });
-        let why = end.to_string();
-        sink(LinkEvent::Lost { epoch, why: why.clone() });
-        why
+        sink(LinkEvent::Lost { epoch, why: end.to_string() });
+        end
     }
+}
+
+/// Whether the peer has said that it is done with us (1000), rather than that it is away (1001) or broken.
+fn is_goodbye(end: &SessionEnd) -> bool {
+    matches!(end, SessionEnd::Closed(info) if info.clean && info.code == Some(1000))
 }
 
 enum Attempt {
