@@ -76,11 +76,14 @@ fn demo(args: &Args, env: &supervise::Env) -> Result<ExitCode, String> {
         // After a signal there is nobody who waits for the jobs, and without one they have ended.
         drain_time: Duration::ZERO,
     };
-    let network = LocalNetwork::start(config, &env.timer)?;
-
     let stop = Shutdown::new();
     let cancel = stop.clone();
     let _signal = env.shutdown.on(Level::Drain, move || cancel.cancel());
+    let unwritable = |e: std::io::Error| format!("cannot write to stdout: {e}");
+    let mut out = Output::new(&stop).map_err(unwritable)?;
+    // The table is still shown after a first signal; a second one is not to wait for a reader either.
+    let mut table_out = Output::new(&env.shutdown).map_err(unwritable)?;
+    let network = LocalNetwork::start(config, &env.timer)?;
     let plan = Plan {
         base: format!("http://{}", network.http_addr()),
         key: network.user().clone(),
@@ -91,7 +94,6 @@ fn demo(args: &Args, env: &supervise::Env) -> Result<ExitCode, String> {
     };
     let mut results = Vec::new();
     let outcome = if args.json {
-        let mut out = Output::new(&stop).map_err(|e| format!("cannot write to stdout: {e}"))?;
         submit::submit(&plan, jobs, &stop, &mut out)
     } else {
         submit::submit(&plan, jobs, &stop, &mut results)
@@ -101,7 +103,7 @@ fn demo(args: &Args, env: &supervise::Env) -> Result<ExitCode, String> {
         log::error!("the temporary folder is not removed: {error}");
     }
     if !args.json {
-        table(&results).map_err(|e| format!("cannot write the table: {e}"))?;
+        table(&results, &mut table_out).map_err(unwritable)?;
     }
     match outcome {
         Ok(true) => Ok(stopped),
@@ -171,9 +173,8 @@ fn busybox() -> Option<PathBuf> {
     ["/bin/busybox", "/usr/bin/busybox", "/usr/local/bin/busybox"].into_iter().map(PathBuf::from).find(|p| p.exists())
 }
 
-fn table(lines: &[u8]) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    let (bold, plain) = if out.is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
+fn table(lines: &[u8], out: &mut impl Write) -> std::io::Result<()> {
+    let (bold, plain) = if std::io::stdout().is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
     for line in lines.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
         let job: Value = serde_json::from_slice(line)?;
         let text = |key: &str| job[key].as_str().unwrap_or_default();

@@ -29,8 +29,7 @@ use zip::write::SimpleFileOptions;
 
 use crate::app::settings::hint;
 use crate::base::limits::JOB_REQUEST_BYTES;
-use crate::identity::KeyPair;
-use crate::protocol::{FacilitatorToValidator, SignedRequest, V2JobRequest};
+use crate::protocol::{FacilitatorToValidator, V2JobRequest};
 
 /// Bytes of a job file and of each file that it names: more would not fit into the message.
 const FILE_BYTES: u64 = JOB_REQUEST_BYTES as u64;
@@ -88,14 +87,6 @@ pub enum JobFileError {
 pub struct JobSpec(V2JobRequest);
 
 impl JobSpec {
-    /// The request, signed by `user` at `timestamp_ns` nanoseconds of Unix time. The uuid is not signed.
-    pub fn into_request(self, user: &KeyPair, uuid: impl Into<String>, timestamp_ns: u64) -> V2JobRequest {
-        let mut request = self.0;
-        request.uuid = uuid.into();
-        request.sign(user, timestamp_ns);
-        request
-    }
-
     /// Runs the job in another image.
     pub fn set_image(&mut self, image: &str) {
         image.clone_into(&mut self.0.docker_image);

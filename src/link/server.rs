@@ -157,11 +157,6 @@ impl Server {
             }
         }
     }
-
-    /// Connections that are open or in their handshake.
-    pub fn connections(&self) -> usize {
-        lock(&self.table).values().filter(|e| e.thread.as_ref().is_none_or(|t| !t.is_finished())).count()
-    }
 }
 
 impl Drop for Server {

@@ -4,7 +4,8 @@ use zip::ZipArchive;
 
 use super::*;
 use crate::base::rng::Rng;
-use crate::protocol::{ExecutorClass, SingleVolume, Volume};
+use crate::identity::KeyPair;
+use crate::protocol::{ExecutorClass, SignedRequest, SingleVolume, Volume};
 
 fn spec(job: &Value) -> V2JobRequest {
     parse(job.to_string().as_bytes(), Path::new("")).unwrap().0
@@ -144,6 +145,8 @@ fn a_job_that_is_too_large_as_a_message_is_refused() {
 fn a_request_is_signed() {
     let alice = KeyPair::from_uri("//Alice").unwrap();
     let spec = JobSpec(spec(&with(json!({"files": {"a": "b"}}))));
-    let request = spec.into_request(&alice, "u", 1_700_000_000_000_000_000);
+    let mut request = spec.unsigned().clone();
+    "u".clone_into(&mut request.uuid);
+    request.sign(&alice, 1_700_000_000_000_000_000);
     assert_eq!((request.uuid.as_str(), request.verify().unwrap()), ("u", alice.public()));
 }
