@@ -5,6 +5,7 @@
 //! [`Delivery::close`]. Ends: when closed and everything is written.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
@@ -280,12 +281,13 @@ impl Delivery {
 
     /// Sends the specs of a miner's machine, in place of older ones of that miner that still wait. The facilitator does
     /// not answer them, so they are kept until they are written, and not over a restart.
-    pub fn machine_specs(&self, miner: &PublicKey, specs: V0MachineSpecsUpdate) {
-        let (head, _) = miner.as_bytes().split_first_chunk().expect("a key has 32 bytes");
+    pub fn machine_specs(&self, specs: V0MachineSpecsUpdate) {
+        let mut slot = DefaultHasher::new();
+        specs.miner_hotkey.hash(&mut slot);
         let message = Outgoing {
             answer: Answer::OnError,
             rank: now().wall + SPECS_PATIENCE,
-            slot: Some(u64::from_le_bytes(*head)),
+            slot: Some(slot.finish()),
             ..Outgoing::once(ValidatorToFacilitator::from(specs).encode())
         };
         self.send(Some(message));

@@ -510,11 +510,11 @@ impl ClientHandle {
     ///
     /// # Errors
     /// [`ClientError::Stopped`].
-    pub fn machine_specs(&self, miner: &PublicKey, specs: V0MachineSpecsUpdate) -> Result<(), ClientError> {
+    pub fn machine_specs(&self, specs: V0MachineSpecsUpdate) -> Result<(), ClientError> {
         if self.state() == ClientState::Stopped {
             return Err(ClientError::Stopped);
         }
-        self.shared.delivery.machine_specs(miner, specs);
+        self.shared.delivery.machine_specs(specs);
         Ok(())
     }
 

@@ -23,7 +23,7 @@ use crate::protocol::{
     Int, JobAcceptedReceiptPayload, JobFinishedReceiptPayload, JobParticipantType, JobRejectionDetails,
     JobRejectionReason, JobStartedReceiptPayload, JobStatus, MinerToValidator, StreamingServerDetails,
     V0DeclineJobRequest, V0HordeFailedRequest, V0InitialJobRequest, V0JobAcceptedReceiptRequest,
-    V0JobFinishedReceiptRequest, V0JobRequest, V2JobRequest,
+    V0JobFinishedReceiptRequest, V0JobRequest, V0MachineSpecsUpdate, V2JobRequest,
 };
 
 /// What a miner and an executor may take beside the limits that the job itself has.
@@ -325,7 +325,16 @@ impl<'a> Attempting<'a> {
                 message: "the streaming server failed to start".to_owned(),
                 context: None,
             })),
-            (M::V0MachineSpecsRequest(_) | M::V0MainHotkeyMessage(_), _) => ON,
+            (M::V0MachineSpecsRequest(found), _) => {
+                self.job.machine_specs(V0MachineSpecsUpdate {
+                    miner_hotkey: self.miner.hotkey.to_ss58(),
+                    validator_hotkey: self.shared.config.key.ss58(),
+                    specs: found.specs.specs,
+                    batch_id: self.request.uuid.clone(),
+                });
+                ON
+            }
+            (M::V0MainHotkeyMessage(_), _) => ON,
             (M::GenericError(error), _) => {
                 let text = error.details.unwrap_or_default();
                 log::warn!("job {}: miner {} reports: {text}", self.request.uuid, self.miner.hotkey);
