@@ -17,6 +17,7 @@ use crate::base::stop::CANCEL_BUDGET;
 use crate::identity::{KeyPair, PublicKey};
 use crate::link::LinkState;
 use crate::ops::http::HttpServer;
+use crate::ops::status::Board;
 use crate::transport::ClientTls;
 use crate::transport::ws::WsDialer;
 use crate::validator::{Dispatch, Validator, ValidatorConfig, load_miners};
@@ -77,7 +78,7 @@ pub fn run(args: Args) -> ExitCode {
         let http = http.map(status::bind).transpose().map_err(exit::usage)?;
         let dialer = Arc::new(WsDialer::new(tls));
         let validator = Validator::start(config, dialer, env.timer.clone()).map_err(exit::usage)?;
-        let http = http.map(|http| serve_status(http, &validator)).transpose().map_err(exit::failed)?;
+        let http = http.map(|http| serve_status(http, &validator, env)).transpose().map_err(exit::failed)?;
         if let Some(http) = &http {
             announce_http(http.local_addr());
         }
@@ -126,9 +127,9 @@ fn configure(args: Args) -> Result<(ValidatorConfig, ClientTls), String> {
     Ok((config, tls))
 }
 
-fn serve_status(listener: TcpListener, validator: &Validator) -> Result<HttpServer, String> {
+fn serve_status(listener: TcpListener, validator: &Validator, env: &supervise::Env) -> Result<HttpServer, String> {
     let observer = validator.observer();
-    status::serve("val", listener, move |health, metrics| {
+    status::serve("validator", listener, env, &Board::new(), move |health, metrics| {
         let (link, unsent, jobs) = (observer.link_state(), observer.unsent(), observer.running_jobs());
         match &link {
             LinkState::Ready { .. } => health.up("facilitator"),
@@ -136,6 +137,6 @@ fn serve_status(listener: TcpListener, validator: &Validator) -> Result<HttpServ
         }
         metrics.gauge("phalanx_validator_jobs", "Jobs that run now.", &[]).set(jobs);
         metrics.gauge("phalanx_validator_unsent", "Updates the facilitator has not acknowledged.", &[]).set(unsent);
-        json!({"role": "validator", "facilitator": link.to_string(), "jobs": jobs, "unsent": unsent})
+        json!({"facilitator": link.to_string(), "jobs": jobs, "unsent": unsent})
     })
 }
