@@ -262,7 +262,7 @@ impl Pages {
             timer: timer.handle(),
             look: Box::new(|health, _| {
                 health.up("looked");
-                serde_json::json!({"jobs": 7})
+                serde_json::json!({"jobs": 7, "links": [{"why": "bad url \"ws://u:pass-word@h\""}]})
             }),
         };
         let pages = frame.routes();
@@ -306,7 +306,8 @@ fn the_pages_of_every_role() {
     assert!(pages.fixture.ask("POST /metrics HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 405 "));
     let now = pages.snapshot();
     assert_eq!((now.role.as_str(), now.state, now.ready), ("test", State::Running, true));
-    assert_eq!(now.details["jobs"], 7);
+    let shown = serde_json::json!({"jobs": 7, "links": [{"why": "bad url \"ws://…@h\""}]});
+    assert_eq!(now.details, shown);
     assert!(now.threads.iter().any(|thread| thread.name == "t-http"), "{:?}", now.threads);
     assert_eq!(now.errors, []);
 }

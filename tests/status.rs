@@ -2,99 +2,28 @@
 
 #[path = "testkit/http.rs"]
 mod http;
+#[path = "testkit/network.rs"]
+mod network;
 #[path = "testkit/process.rs"]
 mod process;
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Stdio};
 use std::time::Instant;
 
 use http::{Reply, Server};
+use network::{ALICE, BOB, CHARLIE, NO_OP, Network};
 use phalanx::base::shutdown::Shutdown;
+use phalanx::base::thread::{Kick, spawn};
 use phalanx::ops::health::PartState;
 use phalanx::ops::metrics::LABELS;
 use phalanx::ops::status::{Snapshot, State};
 use phalanx::transport::http::HttpClient;
-use process::{Finished, LONG, Running, nothing_left, phalanx, run};
-use rustix::process::Signal;
+use process::{Finished, LONG, nothing_left, phalanx, run};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-
-const ALICE: &str = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY";
-const BOB: &str = "5FHneW46xGXgs5mUiveU4sbTyGBzmstUspZC92UhjJM694ty";
-const CHARLIE: &str = "5FLSigC9HGRKVhB9FiEo4Y3koPsNmBmLJbpXg2mp1hXcS59Y";
-
-/// The roles that serve pages, each with its address; executors come with the jobs.
-struct Network {
-    roles: [(&'static str, Running, String); 3],
-    folder: tempfile::TempDir,
-    scratch: tempfile::TempDir,
-}
-
-impl Network {
-    fn start(log_format: &str) -> Self {
-        let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let start = |role: &str, key: &str, arguments: &[&str]| {
-            let mut command = phalanx(scratch.path());
-            command.args([role, "--http", "127.0.0.1:0", "--state-dir"]).arg(folder.path().join(role));
-            command.args(arguments).env("RUST_LOG", "debug").env("PHALANX_LOG_FORMAT", log_format);
-            if !key.is_empty() {
-                command.env("PHALANX_KEY", key);
-            }
-            let mut running = Running::start(&mut command);
-            let line: Value = serde_json::from_str(&running.line()).unwrap();
-            let address = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
-            (running, address("http"), address("listening"))
-        };
-        let listen = ["--listen", "127.0.0.1:0", "--validator", ALICE];
-        let (facilitator, users, validators) = start("facilitator", "", &[&listen[..], &["--user", CHARLIE]].concat());
-        let executors = ["--executors", "always_on.test=2", "--runner", "process", "--drain-time", "1s"];
-        let (miner, miner_pages, dialled) = start("miner", "//Bob", &[&listen[..], &executors].concat());
-        let port = dialled.rsplit(':').next().unwrap();
-        let miners = format!("[[miner]]\nhotkey = \"{BOB}\"\naddress = \"127.0.0.1\"\nport = {port}\n");
-        let file = folder.path().join("miners.toml");
-        std::fs::write(&file, miners).unwrap();
-        let url = format!("ws://{validators}/ws/v0/");
-        let arguments = ["--facilitator", &url, "--trusted-signer", CHARLIE, "--drain-time", "1s", "--miners"];
-        let arguments = [&arguments[..], &[file.to_str().unwrap()]].concat();
-        let (validator, validator_pages, _) = start("validator", "//Alice", &arguments);
-        let roles = [
-            ("validator", validator, validator_pages),
-            ("miner", miner, miner_pages),
-            ("facilitator", facilitator, users),
-        ];
-        Self { roles, folder, scratch }
-    }
-
-    fn pages(&self, role: &str) -> &str {
-        &self.roles.iter().find(|(name, _, _)| *name == role).unwrap().2
-    }
-
-    /// Runs a job to its end; its uuid.
-    fn job(&self) -> String {
-        let file = self.folder.path().join("job.json");
-        let job = r#"{"executor_class": "always_on.test", "docker_image": "x", "args": ["echo", "done"]}"#;
-        std::fs::write(&file, job).unwrap();
-        let mut command = phalanx(self.scratch.path());
-        command.arg("submit").arg(file).args(["--facilitator", &format!("http://{}", self.pages("facilitator"))]);
-        let finished = run(command.args(["--target", ALICE, "--key", "//Charlie", "--wait", "--json"]));
-        assert_eq!(finished.code, Some(0), "{finished:?}");
-        let result: Value = serde_json::from_str(&finished.stdout).unwrap();
-        result["uuid"].as_str().unwrap().to_owned()
-    }
-
-    /// Stops the roles; the stderr of each.
-    fn stop(self) -> [(&'static str, String); 3] {
-        let Self { roles, scratch, folder: _folder } = self;
-        let said = roles.map(|(name, running, _)| {
-            let (_, finished) = running.stop(Signal::TERM);
-            assert_eq!(finished.code, Some(0), "{name}: {finished:?}");
-            (name, finished.stderr)
-        });
-        nothing_left(scratch.path());
-        said
-    }
-}
 
 fn status(scratch: &Path, arguments: &[&str]) -> Finished {
     run(phalanx(scratch).arg("status").args(arguments))
@@ -116,7 +45,7 @@ fn until_ready(scratch: &Path, pages: &str) -> Snapshot {
 
 #[test]
 fn each_role_is_shown_and_its_readiness_is_the_exit_code() {
-    let network = Network::start("text");
+    let network = Network::start("debug", "text");
     let scratch = network.scratch.path();
     for (role, _, pages) in &network.roles {
         let snapshot = until_ready(scratch, pages);
@@ -196,8 +125,8 @@ fn sample(line: &str) -> (&str, Vec<(&str, &str)>, f64) {
 
 #[test]
 fn the_metrics_of_all_roles_are_named_by_the_rules_and_bounded() {
-    let network = Network::start("text");
-    let uuid = network.job();
+    let network = Network::start("debug", "text");
+    let uuid = network.job(NO_OP).0;
     let client = HttpClient::new(Shutdown::new());
     let mut names = BTreeSet::new();
     for (role, _, pages) in &network.roles {
@@ -255,8 +184,8 @@ fn the_metrics_of_all_roles_are_named_by_the_rules_and_bounded() {
 #[test]
 fn the_log_lines_of_a_job_name_it_in_both_formats() {
     for format in ["text", "json"] {
-        let network = Network::start(format);
-        let uuid = network.job();
+        let network = Network::start("debug", format);
+        let uuid = network.job(NO_OP).0;
         for (role, stderr) in network.stop() {
             for line in stderr.lines() {
                 // What an executor says goes through the miner's log, as a line in a line.
@@ -280,4 +209,58 @@ fn the_log_lines_of_a_job_name_it_in_both_formats() {
             }
         }
     }
+}
+
+/// A process that does not outlive its test.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_signal_makes_a_running_role_say_more_and_another_less() {
+    let (scratch, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut command = phalanx(scratch.path());
+    command.args(["validator", "--facilitator", "ws://127.0.0.1:1/", "--key", "//Alice", "--dispatch", "stub"]);
+    command.args(["--http", "127.0.0.1:0", "--state-dir"]).arg(folder.path()).env("RUST_LOG", "error");
+    let mut child = Ended(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let pid = Pid::from_child(&child.0);
+    let (stdout, stderr) = (child.0.stdout.take().unwrap(), child.0.stderr.take().unwrap());
+    let (tell, lines) = crossbeam_channel::bounded(10_000);
+    let reader = spawn("t-stderr", Kick::dropped("the process"), move || {
+        BufReader::new(stderr).lines().for_each(|line| tell.send(line.unwrap()).unwrap());
+    });
+    let mut announced = String::new();
+    BufReader::new(stdout).read_line(&mut announced).unwrap();
+    let announced: Value = serde_json::from_str(&announced).unwrap();
+    let client = HttpClient::new(Shutdown::new());
+    let get = |page: &str| {
+        let url = format!("http://{}{page}", announced["http"].as_str().unwrap());
+        client.get(&url, &[], Instant::now() + LONG).unwrap();
+    };
+    let until = |what: &str| loop {
+        let line = lines.recv_timeout(LONG).unwrap_or_else(|_| panic!("never: {what}"));
+        assert!(!line.contains("/quiet"), "{line}");
+        if line.contains(what) {
+            return;
+        }
+    };
+    get("/quiet-1");
+    kill_process(pid, Signal::USR2).unwrap();
+    until("logging all up to debug");
+    get("/healthz");
+    until("http GET /healthz from ");
+    kill_process(pid, Signal::USR2).unwrap();
+    until("logging as at the start");
+    get("/quiet-2");
+    kill_process(pid, Signal::TERM).unwrap();
+    assert_eq!(child.0.wait().unwrap().code(), Some(0));
+    reader.join_by(Instant::now() + LONG).unwrap();
+    let rest: Vec<String> = lines.iter().collect();
+    assert!(!rest.iter().any(|line| line.contains("DEBUG")), "{rest:?}");
 }

@@ -1,17 +1,19 @@
-//! Logs to stderr: `RUST_LOG` says what, `--log-format` how.
+//! Logs to stderr: `RUST_LOG` says what, `--log-format` how; SIGUSR2 adds all up to debug, and takes it away again.
 //!
 //! * One record is one line: what a peer sent cannot begin a line of its own or colour a terminal.
 //! * A line says which job it is about: the message's own `job <uuid>: `, else the thread's [`scope`]. In text it stands
 //!   before the message, once; in JSON it is the field `job` and not in the message.
 //! * Libraries below us are heard from `warn` on, whatever `RUST_LOG` says: their trace shows whole headers and frames,
-//!   and so tokens and signatures. Passwords in addresses are hidden everywhere.
+//!   and so tokens and signatures. What [`redact`] knows to be a secret is hidden in every line.
 
 use std::fmt;
 use std::io::{self, Write};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::ValueEnum;
-use env_logger::{Builder, Env};
-use log::{Level, Record};
+use env_logger::{Builder, Env, Logger};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 use uuid::Uuid;
 
 use crate::base::scope;
@@ -29,14 +31,60 @@ pub enum LogFormat {
 
 /// Installs the logger of the process; warnings and errors only, unless `RUST_LOG` says otherwise.
 pub fn init(format: LogFormat, default_filter: &str) {
-    let mut builder = Builder::from_env(Env::default().default_filter_or(default_filter));
+    let usual = logger(Builder::from_env(Env::default().default_filter_or(default_filter)), format);
+    let mut debug = Builder::new();
+    debug.filter_level(LevelFilter::Debug);
+    let level = usual.filter();
+    // A second call in one process (tests) keeps the first logger.
+    if log::set_boxed_logger(Box::new(Switch { usual, debug: logger(debug, format) })).is_ok() {
+        log::set_max_level(*USUAL.get_or_init(|| level));
+    }
+}
+
+/// Logs all up to debug, or again only what `RUST_LOG` says.
+pub fn switch_debug() {
+    let Some(usual) = USUAL.get() else { return };
+    let debug = !DEBUG.fetch_xor(true, Ordering::Relaxed);
+    log::set_max_level(if debug { (*usual).max(LevelFilter::Debug) } else { *usual });
+    // As an error, so that no filter hides it.
+    log::error!("logging {}", if debug { "all up to debug" } else { "as at the start" });
+}
+
+/// The level of the usual logger, once there is one.
+static USUAL: OnceLock<LevelFilter> = OnceLock::new();
+static DEBUG: AtomicBool = AtomicBool::new(false);
+
+struct Switch {
+    usual: Logger,
+    debug: Logger,
+}
+
+impl Log for Switch {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.usual.enabled(metadata) || (DEBUG.load(Ordering::Relaxed) && self.debug.enabled(metadata))
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.usual.matches(record) {
+            self.usual.log(record);
+        } else if DEBUG.load(Ordering::Relaxed) {
+            self.debug.log(record);
+        }
+    }
+
+    fn flush(&self) {
+        self.usual.flush();
+        self.debug.flush();
+    }
+}
+
+fn logger(mut builder: Builder, format: LogFormat) -> Logger {
     builder.format(move |out, record| {
         let time = out.timestamp_millis();
         let thread = std::thread::current();
         write_line(out, format, &time, thread.name().unwrap_or("?"), scope::current().as_deref(), record)
     });
-    // A second call in one process (tests) keeps the first logger.
-    let _ = builder.try_init();
+    builder.build()
 }
 
 fn write_line(
@@ -52,7 +100,7 @@ fn write_line(
         return Ok(());
     }
     let message = record.args().to_string();
-    let message = redact::passwords(&message);
+    let message = redact::secrets(&message);
     let (own, message) = about(&message);
     let job = own.or(scope);
     match format {

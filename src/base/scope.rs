@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn threads_of_threads_inherit_the_scope_and_keep_it() {
-        let look = || spawn("t-scope", Kick::dropped("nothing"), || seen());
+        let look = || spawn("t-scope", Kick::dropped("nothing"), seen);
         let kept = {
             let _in = job("a");
             let (go, wait) = crossbeam_channel::bounded::<()>(0);

@@ -159,7 +159,7 @@ fn last(table: &Table, now: Instant) -> Vec<LastError> {
 }
 
 fn shown(text: &str) -> String {
-    let text = redact::passwords(text);
+    let text = redact::secrets(text);
     match text.char_indices().nth(TEXT_CHARS) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.into_owned(),

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::redact;
 use crate::base::lock::lock;
 
 /// The parts of a process that must be up for it to be ready; clones are the same list.
@@ -74,9 +75,9 @@ impl Health {
         entry.was_up = true;
     }
 
-    /// The part does not work; `why` is shown to the operator.
+    /// The part does not work; `why` is shown to the operator, without passwords.
     pub fn down(&self, part: &'static str, why: impl Into<String>) {
-        lock(&self.0).entry(part).or_default().down = Some(why.into());
+        lock(&self.0).entry(part).or_default().down = Some(redact::secrets(&why.into()).into_owned());
     }
 
     /// The watch over a part that promises progress; it is up unless told otherwise.

@@ -5,7 +5,7 @@
 //! * [`health`]: what is up, what is not, what is stuck, and why.
 //! * [`errors`]: errors that a loop lives on after, by what it does about them.
 //! * [`throttle`]: how often one kind of trouble is logged. Pure.
-//! * [`redact`]: takes passwords and control characters out of what the process says. Pure.
+//! * [`redact`]: takes secrets and control characters out of what the process says. Pure.
 //! * [`process`]: what the system says of this process.
 //! * [`status`]: one snapshot of a role, and the pages made from it.
 //! * [`date`]: the date of an HTTP header. Pure.

@@ -1,30 +1,34 @@
-//! Takes out of what the process says what it must not say: passwords, and what a terminal would obey. Pure.
+//! Takes out of what the process says what it must not say: passwords and tokens, and what a terminal would obey. Pure.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
 
-/// The text with `…` for what stands between the `://` and the `@` of an address.
+/// Before the token of an executor, in the address that it dials.
+const TOKEN_PATH: &str = "/executor_interface/";
+
+/// The text with `…` for what stands between the `://` and the `@` of an address, and for an executor's token in one.
 ///
-/// It looks for the last `@` before a space or a quote, so that a password that should have been escaped is hidden as a
-/// whole; of an address with an `@` in its path that hides more than it must.
-pub fn passwords(text: &str) -> Cow<'_, str> {
-    let Some(first) = text.find("://") else { return Cow::Borrowed(text) };
-    if !text[first..].contains('@') {
-        return Cow::Borrowed(text);
+/// Of an address it looks for the last `@` before a space or a quote, so that a password that should have been escaped is
+/// hidden as a whole; with an `@` in its path that hides more than it must.
+pub fn secrets(text: &str) -> Cow<'_, str> {
+    match hide(text, "://", |word| word.rfind('@').unwrap_or(0)) {
+        Cow::Borrowed(text) => hide(text, TOKEN_PATH, str::len),
+        Cow::Owned(text) => Cow::Owned(hide(&text, TOKEN_PATH, str::len).into_owned()),
     }
-    let (mut out, mut rest) = (String::with_capacity(text.len()), text);
-    while let Some(at) = rest.find("://") {
-        let (before, after) = rest.split_at(at + 3);
+}
+
+/// Puts `…` for the first `secret` bytes of each word that follows `marker`.
+fn hide<'a>(text: &'a str, marker: &str, secret: impl Fn(&str) -> usize) -> Cow<'a, str> {
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some(at) = rest.find(marker) {
+        let (before, after) = rest.split_at(at + marker.len());
+        let end = after.find(|c: char| c.is_whitespace() || "\"'`".contains(c)).unwrap_or(after.len());
+        let hidden = secret(&after[..end]);
         out.push_str(before);
-        let end = after.find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`')).unwrap_or(after.len());
-        let secret = after[..end].rfind('@');
-        if secret.is_some() {
-            out.push('…');
-        }
-        rest = &after[secret.unwrap_or(0)..];
+        out.push_str(if hidden > 0 { "…" } else { "" });
+        rest = &after[hidden..];
     }
-    out.push_str(rest);
-    Cow::Owned(out)
+    if out.is_empty() { Cow::Borrowed(text) } else { Cow::Owned(out + rest) }
 }
 
 /// A text of somebody else's, shown with its line ends and other control characters escaped.
@@ -46,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_passwords_of_addresses_are_hidden() {
+    fn passwords_and_tokens_of_addresses_are_hidden() {
         for (said, shown) in [
             ("bad url \"ws://u:p@h:1/x\": no", "bad url \"ws://…@h:1/x\": no"),
             ("wss://u@h", "wss://…@h"),
@@ -54,11 +58,14 @@ mod tests {
             ("http://u:p@h,http://a:b@c", "http://…@c"),
             ("ws://h:1/ws/v0/ mail me@h", "ws://h:1/ws/v0/ mail me@h"),
             ("mail me@h", "mail me@h"),
-            ("ws://@", "ws://…@"),
+            ("\"ws://u:p@h/v0.1/executor_interface/t-1\": no", "\"ws://…@h/v0.1/executor_interface/…\": no"),
+            ("ws://h/v0.1/executor_interface/", "ws://h/v0.1/executor_interface/"),
+            ("", ""),
+            ("ws://@", "ws://@"),
             ("://", "://"),
             ("http://ü:ö@ä", "http://…@ä"),
         ] {
-            assert_eq!(passwords(said), shown);
+            assert_eq!(secrets(said), shown);
         }
     }
 }

@@ -15,6 +15,7 @@ use super::health::{Health, Part, PartState, Pulse};
 use super::http::{HttpRequest, HttpResponse};
 use super::metrics::{self, Metrics};
 use super::process::Process;
+use super::redact;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::thread::live;
 use crate::base::timer::TimerHandle;
@@ -173,7 +174,8 @@ impl Frame {
     /// The role now. Does not block.
     pub fn snapshot(&self) -> Snapshot {
         let Board { health, metrics, errors } = &self.board;
-        let details = (self.look)(health, metrics);
+        let mut details = (self.look)(health, metrics);
+        hide_secrets(&mut details);
         let now = Instant::now();
         let age = |since| now.saturating_duration_since(since).as_secs();
         let state = match self.stop.level() {
@@ -230,6 +232,16 @@ impl Frame {
                 _ => HttpResponse::text(405, "this page can only be read: use GET\n").with_header("Allow", "GET, HEAD"),
             })
         })
+    }
+}
+
+/// In each text of a value.
+fn hide_secrets(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = redact::secrets(text).into_owned(),
+        Value::Array(values) => values.iter_mut().for_each(hide_secrets),
+        Value::Object(fields) => fields.values_mut().for_each(hide_secrets),
+        _ => {}
     }
 }
 
