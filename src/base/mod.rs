@@ -9,6 +9,7 @@ pub mod ids;
 pub mod limits;
 pub mod lock;
 pub mod rng;
+pub mod scope;
 pub mod shutdown;
 pub mod stop;
 pub mod sync;

@@ -76,7 +76,7 @@ pub fn run(args: Args) -> ExitCode {
         let http = http.map(status::bind).transpose().map_err(exit::usage)?;
         let dialer = Arc::new(WsDialer::new(tls));
         let validator = Validator::start(config, dialer, env.timer.clone()).map_err(exit::usage)?;
-        let http = http.map(|http| serve_status(http, &validator)).transpose().map_err(exit::failed)?;
+        let http = http.map(|http| serve_status(http, &validator, env)).transpose().map_err(exit::failed)?;
         if let Some(http) = &http {
             announce_http(http.local_addr());
         }
@@ -124,17 +124,31 @@ fn configure(args: Args) -> Result<(ValidatorConfig, ClientTls), String> {
     Ok((config, tls))
 }
 
-fn serve_status(listener: TcpListener, validator: &Validator) -> Result<HttpServer, String> {
+fn serve_status(listener: TcpListener, validator: &Validator, env: &supervise::Env) -> Result<HttpServer, String> {
     let observer = validator.observer();
-    status::serve("val", listener, move |health, metrics| {
+    let board = observer.client().board().clone();
+    status::serve("validator", listener, env, &board, move |health, metrics| {
         let client = observer.client();
-        let (state, counts, jobs) = (client.state(), client.counts(), observer.running_jobs());
-        match client.problems().join("; ") {
-            problems if problems.is_empty() => health.up("facilitator"),
-            problems => health.down("facilitator", problems),
-        }
+        let (counts, jobs) = (client.counts(), observer.running_jobs());
+        client.measure(health);
         metrics.gauge("phalanx_validator_jobs", "Jobs that run now.", &[]).set(jobs);
-        metrics.gauge("phalanx_validator_unsent", "Updates the facilitator has not answered.", &[]).set(counts.unsent);
-        json!({"role": "validator", "facilitator": state.to_string(), "jobs": jobs, "unsent": counts.unsent})
+        let unsent = metrics.gauge("phalanx_validator_unsent", "Updates the facilitator has not answered.", &[]);
+        unsent.set(counts.unsent);
+        let bytes = metrics.gauge("phalanx_validator_unsent_bytes", "Bytes of the updates not answered.", &[]);
+        bytes.set(counts.unsent_bytes);
+        metrics
+            .gauge("phalanx_validator_dead_letters", "Updates that were given up and are kept.", &[])
+            .set(counts.dead);
+        let oldest = client.oldest_update().map_or(0, |age| age.as_secs());
+        json!({
+            "facilitator": client.state().to_string(),
+            "last_error": client.last_error(),
+            "jobs": jobs,
+            "open_jobs": counts.open_jobs,
+            "unsent": counts.unsent,
+            "unsent_bytes": counts.unsent_bytes,
+            "oldest_update_seconds": oldest,
+            "dead_letters": counts.dead,
+        })
     })
 }

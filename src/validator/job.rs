@@ -12,6 +12,7 @@ use super::facilitator_client::JobHandler;
 use super::ledger::UpdateError;
 use super::status::{Outcome, empty};
 use crate::base::limits::FACILITATOR_LINK_MESSAGE_BYTES;
+use crate::base::scope;
 use crate::base::shutdown::Shutdown;
 use crate::dispatch::Backend;
 use crate::dispatch::workers::Workers;
@@ -230,6 +231,7 @@ impl<F: Fn(&RunningJob) -> Outcome + Send + Sync + 'static> JobHandler for OnWor
         let work = self.work.clone();
         let run = move |_: &Shutdown| {
             let job = job.receive();
+            let _job = scope::job(job.request().uuid.as_str());
             let outcome = work(&job);
             let uuid = job.request().uuid.clone();
             if let Err(error) = job.end_and_wait(outcome) {

@@ -14,6 +14,7 @@ use super::routing::{MinerAddress, NoMiner};
 use super::status::Outcome;
 use crate::base::limits::DIAL_TIME;
 use crate::base::lock::lock;
+use crate::base::scope;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::Stopping;
 use crate::identity::PublicKey;
@@ -66,6 +67,7 @@ const DISK_TIME: Duration = Duration::from_secs(5);
 /// Runs the job and reports it.
 pub(super) fn run(shared: &Shared, job: RunningJob, cancel: &Shutdown) {
     let request = job.request();
+    let _job = scope::job(request.uuid.as_str());
     if uuid::Uuid::try_parse(&request.uuid).map(|uuid| uuid.to_string()).ok().as_deref() != Some(&request.uuid) {
         let message = format!("job uuid {:?} is not a UUID in canonical form, which receipts need", request.uuid);
         return report_end(job, Outcome::rejected(JobRejectionReason::Unknown, message));
