@@ -72,6 +72,16 @@ pub enum TransportError {
         status: u16,
         /// The text that came with it.
         body: String,
+        /// Its `Retry-After`, if that is in seconds: how long the server wants to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// The HTTP proxy, before anything of the connection itself. May be tried again.
+    #[error("proxy {proxy}: {problem}")]
+    Proxy {
+        /// Its URL without user and password.
+        proxy: String,
+        /// What is wrong and what would be right.
+        problem: String,
     },
     /// The peer's side of the upgrade is not as it should be.
     #[error("upgrade with {peer}: {problem}")]
@@ -149,10 +159,18 @@ impl TransportError {
         )
     }
 
-    /// The HTTP status of a refused upgrade.
+    /// The HTTP status of a refused upgrade; that of a proxy is none.
     pub fn status(&self) -> Option<u16> {
         match self {
             Self::Refused { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// How long a server that refused the upgrade wants to be left alone. It is the peer's word: bound it.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
             _ => None,
         }
     }
@@ -165,6 +183,10 @@ impl TransportError {
             Self::TooLarge { .. } => Some(1009),
             _ => None,
         }
+    }
+
+    pub(super) fn refused(status: u16, body: String) -> Self {
+        Self::Refused { status, body, retry_after: None }
     }
 
     pub(crate) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
