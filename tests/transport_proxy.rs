@@ -104,7 +104,8 @@ fn error_for(credentials: &str, answer: &[u8]) -> (TransportError, String) {
     let (listener, name, serve) = answering(answer.to_vec());
     let serving = serve(listener);
     let proxy = Proxy::parse(&name.replace("//", &format!("//{credentials}"))).unwrap();
-    let error = dial_ws(&WsDialer::default().through(proxy), "ws://far.example/x", &SocketLimits::default()).unwrap_err();
+    let error =
+        dial_ws(&WsDialer::default().through(proxy), "ws://far.example/x", &SocketLimits::default()).unwrap_err();
     join(serving);
     (error, name)
 }
@@ -124,7 +125,11 @@ fn a_proxy_that_does_not_tunnel_is_named_in_one_line_without_the_password() {
     let endless = format!("HTTP/1.1 200 OK\r\nX: {}", "x".repeat(20_000)).into_bytes();
     let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "A: b\r\n".repeat(65)).into_bytes();
     let cases: [(&str, &str, &[u8]); 11] = [
-        ("", "it wants a user and a password (status 407); give http://user:password@host:port", b"HTTP/1.1 407 A\r\n\r\n"),
+        (
+            "",
+            "it wants a user and a password (status 407); give http://user:password@host:port",
+            b"HTTP/1.1 407 A\r\n\r\n",
+        ),
         (CREDENTIALS, "it refuses the user or the password (status 407)", b"HTTP/1.1 407 s3:cret\r\n\r\n"),
         (CREDENTIALS, "no tunnel to far.example:80: status 502 Bad Gateway", b"HTTP/1.1 502 s3:cret\r\n\r\ns3:cret"),
         ("", "no tunnel to far.example:80: status 302 Found", b"HTTP/1.1 302 Go\r\nLocation: http://login/\r\n\r\n"),
@@ -151,10 +156,12 @@ fn a_proxy_that_is_not_there_is_named() {
     let (listener, url) = raw_server("http");
     drop(listener);
     let proxy = Proxy::parse(&url).unwrap();
-    let error = dial_ws(&WsDialer::default().through(proxy), "ws://far.example/", &SocketLimits::default()).unwrap_err();
+    let error =
+        dial_ws(&WsDialer::default().through(proxy), "ws://far.example/", &SocketLimits::default()).unwrap_err();
     assert!(error.to_string().starts_with(&format!("proxy {url}: cannot connect to ")), "{error}");
     let proxy = Proxy::parse("http://user:secret@no-such-host.invalid:1").unwrap();
-    let error = dial_ws(&WsDialer::default().through(proxy), "ws://far.example/", &SocketLimits::default()).unwrap_err();
+    let error =
+        dial_ws(&WsDialer::default().through(proxy), "ws://far.example/", &SocketLimits::default()).unwrap_err();
     let start = "proxy http://no-such-host.invalid:1: cannot look up no-such-host.invalid: ";
     assert!(error.to_string().starts_with(start), "{error}");
 }

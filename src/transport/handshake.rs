@@ -172,7 +172,8 @@ pub(super) fn upgrade_as_client(
     if status != StatusCode::SWITCHING_PROTOCOLS.as_u16() {
         let length = header("content-length").and_then(|n| n.parse().ok()).unwrap_or(tail.len());
         // It may also be a date, which only a clock that agrees with the server's could turn into a time to wait.
-        let retry_after = header("retry-after").and_then(|s| s.parse::<u32>().ok()).map(|s| Duration::from_secs(s.into()));
+        let retry_after =
+            header("retry-after").and_then(|s| s.parse::<u32>().ok()).map(|s| Duration::from_secs(s.into()));
         return Err(TransportError::Refused { status, body: read_body(stream, tail, length.min(limit)), retry_after });
     }
     if !has_token(header("upgrade"), "websocket") || !has_token(header("connection"), "upgrade") {

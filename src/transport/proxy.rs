@@ -68,7 +68,9 @@ impl Proxy {
         let peer = format!("proxy {}", self.name);
         let tcp = dial(&self.host, self.port, deadline, shutdown, level).map_err(|error| match error {
             DialError::Cancelled => TransportError::Stopped,
-            DialError::Timeout { after, .. } => TransportError::Timeout { doing: "connecting", peer: peer.clone(), after },
+            DialError::Timeout { after, .. } => {
+                TransportError::Timeout { doing: "connecting", peer: peer.clone(), after }
+            }
             error => self.wrong(error.to_string()),
         })?;
         let tcp = Arc::new(tcp);
@@ -79,9 +81,8 @@ impl Proxy {
     fn ask(&self, socket: &mut Bounded<'_>, target: &str, limit: usize) -> Result<(), TransportError> {
         let authorization =
             self.authorization.as_ref().map_or(String::new(), |value| format!("Proxy-Authorization: {value}\r\n"));
-        let request = format!(
-            "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: {USER_AGENT}\r\n{authorization}\r\n"
-        );
+        let request =
+            format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: {USER_AGENT}\r\n{authorization}\r\n");
         socket.write_all(request.as_bytes()).map_err(|source| self.broke(source))?;
         let is_http = |start: &[u8]| b"HTTP/1.".starts_with(&start[..start.len().min(7)]);
         let answer = read_head(&mut ByteByByte(socket), limit, is_http).map_err(|error| match error {
@@ -90,7 +91,9 @@ impl Proxy {
         })?;
         let head = match answer {
             Head::Whole { head, .. } => head,
-            Head::TooLong => return Err(self.wrong(format!("the head of its answer is over the limit of {limit} bytes"))),
+            Head::TooLong => {
+                return Err(self.wrong(format!("the head of its answer is over the limit of {limit} bytes")));
+            }
             Head::Ended => return Err(self.wrong("it closed the connection instead of answering".to_owned())),
             Head::NotHttp => return Err(self.wrong("its answer is not HTTP/1".to_owned())),
         };
@@ -100,9 +103,8 @@ impl Proxy {
         let status = response.code.expect("a response whose head is whole has a status");
         match status {
             200..=299 => Ok(()),
-            407 if self.authorization.is_none() => {
-                Err(self.wrong("it wants a user and a password (status 407); give http://user:password@host:port".to_owned()))
-            }
+            407 if self.authorization.is_none() => Err(self
+                .wrong("it wants a user and a password (status 407); give http://user:password@host:port".to_owned())),
             407 => Err(self.wrong("it refuses the user or the password (status 407)".to_owned())),
             status => {
                 // Its own words might repeat what it was sent.
@@ -175,7 +177,10 @@ mod tests {
         let expected = format!("Basic {}", BASE64.encode("user:p@ss:/@w"));
         assert_eq!(proxy.authorization.as_deref(), Some(expected.as_str()));
         assert_eq!(format!("{proxy:?}"), "Proxy(\"http://[::1]:8080\")");
-        assert_eq!(Proxy::parse("http://me@h:1").unwrap().authorization, Some(format!("Basic {}", BASE64.encode("me:"))));
+        assert_eq!(
+            Proxy::parse("http://me@h:1").unwrap().authorization,
+            Some(format!("Basic {}", BASE64.encode("me:")))
+        );
     }
 
     #[test]
@@ -195,7 +200,10 @@ mod tests {
             ("http://me:secret%\u{e9}\u{e9}@h:1", "% without two hex digits"),
         ] {
             let error = Proxy::parse(url).unwrap_err().to_string();
-            assert!(error.contains(says) && error.contains("expected http://[user:password@]host:port"), "{url}: {error}");
+            assert!(
+                error.contains(says) && error.contains("expected http://[user:password@]host:port"),
+                "{url}: {error}"
+            );
             assert!(!error.contains("secret"), "{error}");
         }
     }

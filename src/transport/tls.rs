@@ -42,8 +42,8 @@ impl ClientTls {
     /// [`TransportError::TlsFile`] if a file cannot be read, holds nothing of the kind, or the two do not belong together.
     pub fn with_certificate(self, certificate: &Path, key: &Path) -> Result<Self, TransportError> {
         let (chain, private_key) = chain_and_key(certificate, key)?;
-        let certified = CertifiedKey::from_der(chain, private_key, &provider())
-            .map_err(|e| does_not_fit(key, certificate, &e))?;
+        let certified =
+            CertifiedKey::from_der(chain, private_key, &provider()).map_err(|e| does_not_fit(key, certificate, &e))?;
         let mut config = (*self.0).clone();
         config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(certified));
         Ok(Self(Arc::new(config)))
