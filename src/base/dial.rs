@@ -399,6 +399,28 @@ mod tests {
     }
 
     #[test]
+    fn several_silent_addresses_end_at_the_deadline_and_by_the_signal() {
+        let (_listener, _fillers, silent) = silent_listener();
+        let addresses = [silent; 3];
+        // All three are under way by then.
+        let deadline = Instant::now() + 3 * CONNECT_STAGGER;
+        assert!(connect(&addresses, deadline, &Shutdown::new(), Level::Drain).unwrap().is_none());
+        assert!(Instant::now() < deadline + Duration::from_secs(2));
+
+        let shutdown = Shutdown::new();
+        let stop = shutdown.clone();
+        let thread = spawn("t-dial", Kick::dropped("shutdown"), move || {
+            connect(&addresses, far(), &shutdown, Level::Drain).unwrap_err()
+        });
+        let Err(JoinError::Late(thread)) = thread.join_by(Instant::now() + 3 * CONNECT_STAGGER) else {
+            panic!("it did not wait");
+        };
+        stop.drain();
+        let error = thread.join_by(Instant::now() + Duration::from_secs(2)).unwrap();
+        assert!(matches!(error, DialError::Cancelled), "{error}");
+    }
+
+    #[test]
     fn when_all_addresses_fail_each_is_told() {
         let (first, second) = (refusing_address(), refusing_address());
         let error = connect(&[first, second], far(), &Shutdown::new(), Level::Drain).unwrap_err().to_string();
