@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::base::dial::DialError;
+use crate::ops::errors::ErrorClass;
 
 /// An error of the transport. None leaves the connection usable; which may be tried anew is said by the predicates.
 #[derive(Debug, thiserror::Error)]
@@ -159,6 +160,17 @@ impl TransportError {
         )
     }
 
+    /// What a loop does about it. A status 4xx that no waiting changes is [`ErrorClass::Rejected`].
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Stopped => ErrorClass::Cancelled,
+            Self::Refused { status: 408 | 425 | 429, .. } => ErrorClass::Reconnect,
+            Self::Refused { status: 400..=499, .. } => ErrorClass::Rejected,
+            error if error.is_retryable() => ErrorClass::Reconnect,
+            _ => ErrorClass::Fatal,
+        }
+    }
+
     /// The HTTP status of a refused upgrade; that of a proxy is none.
     pub fn status(&self) -> Option<u16> {
         match self {
@@ -199,6 +211,32 @@ impl From<DialError> for TransportError {
         match error {
             DialError::Cancelled => Self::Stopped,
             other => Self::Dial(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_has_its_class() {
+        let refused = |status| TransportError::refused(status, String::new());
+        let proxy = TransportError::Proxy { proxy: String::new(), problem: String::new() };
+        let url = TransportError::Url { url: String::new(), problem: String::new() };
+        for (error, class) in [
+            (TransportError::Stopped, ErrorClass::Cancelled),
+            (DialError::Cancelled.into(), ErrorClass::Cancelled),
+            (DialError::Connect { failures: Vec::new() }.into(), ErrorClass::Reconnect),
+            (refused(403), ErrorClass::Rejected),
+            (refused(429), ErrorClass::Reconnect),
+            (refused(503), ErrorClass::Reconnect),
+            (proxy, ErrorClass::Reconnect),
+            (TransportError::Closed, ErrorClass::Reconnect),
+            (url, ErrorClass::Fatal),
+            (TransportError::CloseCode { code: 1 }, ErrorClass::Fatal),
+        ] {
+            assert_eq!(error.class(), class, "{error:?}");
         }
     }
 }
