@@ -11,5 +11,6 @@ pub mod lock;
 pub mod rng;
 pub mod shutdown;
 pub mod stop;
+pub mod sync;
 pub mod thread;
 pub mod timer;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tungstenite::Utf8Bytes;
 
 use super::heartbeat::LivenessConfig;
-use super::outbox::{Full, OutboxLimits, Outgoing};
+use super::outbox::{Answered, Full, OutboxLimits, Outgoing};
 use super::session::{self, Beat, SessionConfig, SessionEnd, SessionHandle};
 use crate::base::backoff::{Backoff, BackoffConfig};
 use crate::base::ids::Epoch;
@@ -179,9 +179,14 @@ impl LinkHandle {
         self.session.send(message)
     }
 
-    /// See [`SessionHandle::acknowledged`].
-    pub fn acknowledged(&self, epoch: Epoch) -> Option<Outgoing> {
-        self.session.acknowledged(epoch)
+    /// See [`SessionHandle::send_all`].
+    pub fn send_all(&self, messages: impl IntoIterator<Item = Outgoing>) -> Vec<Full> {
+        self.session.send_all(messages)
+    }
+
+    /// See [`SessionHandle::answered`].
+    pub fn answered(&self, epoch: Epoch, certain: bool) -> Answered {
+        self.session.answered(epoch, certain)
     }
 
     /// Where the link stands.

@@ -24,7 +24,7 @@ use crate::dispatch::workers::Workers;
 use crate::identity::{KeyPair, PublicKey};
 use crate::link::session::Beat;
 use crate::link::{
-    Authenticate, Authenticated, Link, LinkConfig, LinkEvent, LinkHandle, LinkState, OutboxLimits, Refused,
+    Answered, Authenticate, Authenticated, Link, LinkConfig, LinkEvent, LinkHandle, LinkState, OutboxLimits, Refused,
 };
 use crate::protocol::{
     FacilitatorToValidator, JobRejectionReason, JobStatus, Response, ResponseStatus, SignedRequest,
@@ -332,7 +332,7 @@ impl Intake {
 
     fn response(&self, epoch: Epoch, response: &Response) {
         let Some(link) = &self.link else { return };
-        let Some(update) = link.acknowledged(epoch) else {
+        let Answered::Message(update) = link.answered(epoch, true) else {
             log::warn!("facilitator: an answer without a question: {}", describe(response));
             return;
         };
