@@ -10,6 +10,9 @@ pub mod limits;
 pub mod lock;
 pub mod rng;
 pub mod shutdown;
+// Beside its file, because `tests/model.rs` compiles that file against other locks.
+#[cfg(test)]
+mod shutdown_tests;
 pub mod stop;
 pub mod sync;
 pub mod thread;
