@@ -25,6 +25,8 @@ mod shutdown;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use phalanx::base::rng::Rng;
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
@@ -36,22 +38,29 @@ use seed::Seed;
 const PCT_DEPTH: usize = 4;
 
 /// Runs `model` under `schedules` schedules; panics at the first that fails.
-fn explore(schedules: usize, model: fn()) {
+fn explore(schedules: usize, model: impl Fn() + Clone + Send + Sync + 'static) {
     let seed = Rng::from_entropy().next_u64();
     println!("seed {seed}");
     let mut config = Config::new();
     config.silence_warnings = true;
-    Runner::new(RandomScheduler::new_from_seed(seed, schedules / 2), config.clone()).run(model);
+    Runner::new(RandomScheduler::new_from_seed(seed, schedules / 2), config.clone()).run(model.clone());
     Runner::new(PctScheduler::new_from_seed(seed, PCT_DEPTH, schedules / 2), config).run(model);
 }
 
-/// What the search says of `model` with a bug planted.
+/// What the search says of `model` with a bug planted; panics if it finds nothing in `schedules` schedules.
 fn failure(seed: Seed, schedules: usize, model: fn()) -> String {
-    let panic = seed
-        .plant(|| catch_unwind(AssertUnwindSafe(|| explore(schedules, model))))
-        .expect_err("the search did not find the planted bug");
-    let text = panic.downcast_ref::<String>().cloned();
-    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).expect("a panic with a text")
+    let tried = Arc::new(AtomicUsize::new(0));
+    let counted = tried.clone();
+    let search = move || {
+        explore(schedules, move || {
+            counted.fetch_add(1, Relaxed);
+            model();
+        });
+    };
+    let panic = seed.plant(|| catch_unwind(AssertUnwindSafe(search))).expect_err("the planted bug is not found");
+    let found = panic.downcast_ref::<String>().expect("a panic with a text").clone();
+    println!("{seed:?}: schedule {} of {schedules}: {found}", tried.load(Relaxed));
+    found
 }
 
 /// Where a modelled file took a lock from elsewhere, the scheduler would not see it, and the models would pass in silence.
