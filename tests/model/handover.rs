@@ -125,8 +125,9 @@ fn sender(link: &Link, tags: &'static [u64]) -> JoinHandle<Vec<u64>> {
     })
 }
 
-/// As `link::session`: the reader here, the writer on a thread of its own; says whether the end was a goodbye.
-fn session(link: &Link, wire: &Arc<Wire>, mut on_answer: impl FnMut(Epoch, u64)) -> bool {
+/// As `link::session`: the reader here, the writer on a thread of its own, which may outlive the session as an abandoned
+/// one does; says whether the end was a goodbye.
+fn session(link: &Link, wire: &Arc<Wire>, mut on_answer: impl FnMut(Epoch, u64)) -> (bool, JoinHandle<()>) {
     let epoch = link.attach(wire.clone(), true);
     let (writes, out) = (link.clone(), wire.clone());
     let writer = spawn(move || {
@@ -150,8 +151,7 @@ fn session(link: &Link, wire: &Arc<Wire>, mut on_answer: impl FnMut(Epoch, u64))
     };
     wire.cut();
     assert!(link.detach().is_some_and(|present| Arc::ptr_eq(&present, wire)));
-    writer.join().unwrap();
-    clean
+    (clean, writer)
 }
 
 /// Lets others go first for a while, so that a cut or a close also comes late.
@@ -216,13 +216,18 @@ fn senders_a_cut_and_a_close() {
         closes.close(1000, "");
     });
 
+    let mut writers = Vec::new();
     for wire in &wires {
-        let done = session(&link, wire, |epoch, tag| answers.send((epoch, tag)).unwrap());
+        let (done, writer) = session(&link, wire, |epoch, tag| answers.send((epoch, tag)).unwrap());
+        writers.push(writer);
         if done || link.is_closing() && link.unsent() == 0 {
             break;
         }
     }
     drop(answers);
+    for writer in writers {
+        writer.join().unwrap();
+    }
     let taken: Vec<u64> = senders.into_iter().flat_map(|sender| sender.join().unwrap()).collect();
     let counted = application.join().unwrap();
     cutter.join().unwrap();
@@ -306,7 +311,8 @@ fn stop_against_reconnect() {
             }
             let kicked = wire.clone();
             let _kick = (!Seed::NoKickOnAttach.is_planted()).then(|| until.on(Level::Cancel, move || kicked.cut()));
-            session(&runs, &wire, |_, tag| panic!("{tag} is answered"));
+            let (_, writer) = session(&runs, &wire, |_, tag| panic!("{tag} is answered"));
+            writer.join().unwrap();
             STOPPED_IN_SESSION.fetch_add(usize::from(until.is_set()), SeqCst);
         }
     });
