@@ -114,7 +114,7 @@ impl Authenticate for Password {
     fn answer(&mut self, text: &str) -> Result<Authenticated, Refused> {
         match text {
             "welcome" => Ok(Authenticated::Yes),
-            "go away" => Err(Refused { reason: text.to_owned() }),
+            "go away" => Err(Refused { reason: text.to_owned(), passing: true }),
             _ => Ok(Authenticated::NotYet),
         }
     }

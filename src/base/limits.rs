@@ -59,3 +59,25 @@ pub const ARTIFACT_BYTES: u64 = 1_000_000;
 
 /// Events that wait for a role's loop: 4 for each of 256 sessions.
 pub const ROLE_EVENTS: usize = 1024;
+
+/// Jobs whose uuid is remembered after their end: at some 300 bytes each in memory and on disk, 20 MiB. The facilitator
+/// repeats a request only while it is fresh (one copy for each of its open connections).
+pub const SEEN_JOBS: usize = 65_536;
+
+/// Updates that were given up and are kept for the operator; a facilitator that refuses more is broken as a whole.
+pub const DEAD_LETTERS: usize = 1024;
+
+/// Bytes of the updates that were given up: 64 KiB for each of the letters, or a few results in full.
+pub const DEAD_BYTES: usize = 64 << 20;
+
+/// Job requests that wait for their signature check: at 60 µs each, a quarter of a second of one core.
+pub const UNCHECKED_REQUESTS: usize = 4096;
+
+/// Bytes of the job requests that wait for their signature check: 64 of the largest.
+pub const UNCHECKED_BYTES: usize = 64 * JOB_REQUEST_BYTES;
+
+/// Miners whose newest machine specs may wait for the facilitator, about 4 KiB each.
+pub const SPECS_MINERS: usize = 4096;
+
+/// Bytes of one record of the journal: a result of 8 MiB, and as much again for what surrounds it.
+pub const JOURNAL_BODY_BYTES: usize = 16 << 20;

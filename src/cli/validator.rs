@@ -15,7 +15,6 @@ use super::values::{duration, listen_address};
 use crate::app::{exit, status, supervise};
 use crate::base::stop::CANCEL_BUDGET;
 use crate::identity::{KeyPair, PublicKey};
-use crate::link::LinkState;
 use crate::ops::http::HttpServer;
 use crate::transport::ClientTls;
 use crate::transport::ws::WsDialer;
@@ -32,7 +31,7 @@ pub struct Args {
     /// The miners: TOML, a `[[miner]]` table with hotkey, address and port for each
     #[arg(long, value_name = "FILE", env = "PHALANX_MINERS")]
     miners: Option<PathBuf>,
-    /// Folder for what is to survive a restart; nothing is kept there yet
+    /// Folder for what is to survive a restart: updates that the facilitator has not accepted, jobs under way
     #[arg(long, value_name = "DIR", env = "PHALANX_STATE_DIR")]
     state_dir: PathBuf,
     /// Who may sign jobs besides the validator itself; may be repeated
@@ -44,9 +43,9 @@ pub struct Args {
     /// Time before each status of a stub job
     #[arg(long, value_name = "DUR", value_parser = duration, env = "PHALANX_STUB_TIME")]
     stub_time: Option<Duration>,
-    /// Jobs at a time
-    #[arg(long, value_name = "N", default_value_t = 64, env = "PHALANX_WORKERS")]
-    workers: usize,
+    /// Jobs at a time; one more is rejected as busy [default: 64, for stub jobs 8192]
+    #[arg(long, value_name = "N", env = "PHALANX_WORKERS")]
+    workers: Option<usize>,
     /// How long a stop lets running jobs go on
     #[arg(long, value_name = "DUR", default_value = "60s", value_parser = duration, env = "PHALANX_DRAIN_TIME")]
     drain_time: Duration,
@@ -112,6 +111,7 @@ fn configure(args: Args) -> Result<(ValidatorConfig, ClientTls), String> {
     };
     let config = ValidatorConfig {
         trusted_signers: args.trusted_signer,
+        state_dir: Some(args.state_dir),
         dispatch,
         workers: args.workers,
         drain_time: args.drain_time,
@@ -121,21 +121,20 @@ fn configure(args: Args) -> Result<(ValidatorConfig, ClientTls), String> {
     if !problems.is_empty() {
         return Err(problems.join("; "));
     }
-    std::fs::create_dir_all(&args.state_dir)
-        .map_err(|e| format!("--state-dir {}: cannot create it: {e}", args.state_dir.display()))?;
     Ok((config, tls))
 }
 
 fn serve_status(listener: TcpListener, validator: &Validator) -> Result<HttpServer, String> {
     let observer = validator.observer();
     status::serve("val", listener, move |health, metrics| {
-        let (link, unsent, jobs) = (observer.link_state(), observer.unsent(), observer.running_jobs());
-        match &link {
-            LinkState::Ready { .. } => health.up("facilitator"),
-            other => health.down("facilitator", other.to_string()),
+        let client = observer.client();
+        let (state, counts, jobs) = (client.state(), client.counts(), observer.running_jobs());
+        match client.problems().join("; ") {
+            problems if problems.is_empty() => health.up("facilitator"),
+            problems => health.down("facilitator", problems),
         }
         metrics.gauge("phalanx_validator_jobs", "Jobs that run now.", &[]).set(jobs);
-        metrics.gauge("phalanx_validator_unsent", "Updates the facilitator has not acknowledged.", &[]).set(unsent);
-        json!({"role": "validator", "facilitator": link.to_string(), "jobs": jobs, "unsent": unsent})
+        metrics.gauge("phalanx_validator_unsent", "Updates the facilitator has not answered.", &[]).set(counts.unsent);
+        json!({"role": "validator", "facilitator": state.to_string(), "jobs": jobs, "unsent": counts.unsent})
     })
 }

@@ -88,6 +88,15 @@ pub enum Full {
     },
 }
 
+impl Full {
+    /// The message that was refused.
+    pub fn into_message(self) -> Outgoing {
+        match self {
+            Full::Bound { message, .. } | Full::Closed { message } => message,
+        }
+    }
+}
+
 /// Which message an answer of the peer is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answered {
@@ -221,9 +230,13 @@ impl Outbox {
         self.unacked = 0;
     }
 
-    /// Takes no more messages; those inside may still be sent.
+    /// Takes no more messages; those inside may still be sent, but nobody waits for those of a slot: the next process has
+    /// newer ones.
     pub fn close(&mut self) {
         self.closed = true;
+        for (_, place) in self.slots.drain() {
+            self.bytes -= self.queued.remove(&place).map_or(0, |message| message.text.len());
+        }
     }
 
     /// Messages queued or unacknowledged.

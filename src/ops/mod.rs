@@ -7,6 +7,7 @@
 //! * [`date`]: the date of an HTTP header. Pure.
 
 pub mod date;
+pub mod errors;
 pub mod health;
 pub mod http;
 pub mod metrics;
