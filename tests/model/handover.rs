@@ -1,7 +1,7 @@
 //! Models of the hand-over between senders, the reader, the writer and the application of one link.
 //!
-//! The wire and the link's thread stand for `transport` and `link::manager`; they are this file's, in the order of steps of
-//! the real ones. The hand-over and the stop signal are the shipped files.
+//! The hand-over and the stop signal are the shipped files. The wire and the link's thread are this file's: they follow
+//! `transport`, `link::session` and `link::manager`, and say how those have to use the shipped parts, not that they do.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
