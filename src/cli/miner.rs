@@ -15,6 +15,7 @@ use super::{announce, tls};
 use crate::app::{exit, status, supervise};
 use crate::executor::RunnerKind;
 use crate::identity::{KeyPair, PublicKey};
+use crate::miner::executor_pool::SlotCounts;
 use crate::miner::{DockerBackend, ExecutorBackend, Miner, MinerConfig, MinerLimits, ProcessBackend};
 use crate::ops::http::HttpServer;
 use crate::ops::status::Board;
@@ -130,7 +131,14 @@ fn serve_status(listener: TcpListener, miner: &Miner, env: &supervise::Env) -> R
         let classes: serde_json::Map<_, _> = now
             .executors
             .iter()
-            .map(|(class, slots)| (class.as_str().to_owned(), json!(format!("{slots:?}"))))
+            .map(|(class, slots)| {
+                let SlotCounts { declared, free, reserved, busy, ending, quarantined } = slots;
+                let counts = json!({
+                    "declared": declared, "free": free, "reserved": reserved, "busy": busy, "ending": ending,
+                    "quarantined": quarantined,
+                });
+                (class.as_str().to_owned(), counts)
+            })
             .collect();
         json!({
             "jobs": now.jobs,

@@ -21,7 +21,7 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 /// The arguments of `phalanx status`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The role's --http address, as 127.0.0.1:8080, or a URL, as https://status.example
+    /// The role's --http address, as 127.0.0.1:8080, or the URL of a proxy before it
     #[arg(long, value_name = "ADDR|URL", env = "PHALANX_HTTP")]
     http: Option<String>,
     /// Print the role's /status.json as it is
@@ -98,7 +98,7 @@ fn page(now: &Snapshot, verbose: bool) -> String {
         let why = part.why.as_deref().filter(|_| part.state != PartState::Up).map(|why| format!("  {why}"));
         line(&mut out, format_args!("  {:<16} {}{}", part.name, part.state, why.unwrap_or_default()));
     }
-    details(&mut out, 0, &now.details);
+    details(&mut out, &now.details);
     if let Some(process) = now.process {
         let mib = process.resident_memory_bytes >> 20;
         let (threads, fds) = (process.threads, process.open_fds);
@@ -123,24 +123,16 @@ fn page(now: &Snapshot, verbose: bool) -> String {
     out
 }
 
-/// Any JSON as indented lines, `name value`; a list has a line for each of its values.
-fn details(out: &mut String, depth: usize, value: &Value) {
-    let indent = "  ".repeat(depth);
-    match value {
-        Value::Object(fields) => {
-            for (name, value) in fields {
-                match value {
-                    Value::Object(_) | Value::Array(_) => {
-                        line(out, format_args!("{indent}{}:", plain(name)));
-                        details(out, depth + 1, value);
-                    }
-                    value => line(out, format_args!("{indent}{:<20} {}", plain(name), shown(value))),
-                }
-            }
-        }
-        Value::Array(values) if values.is_empty() => line(out, format_args!("{indent}none")),
-        Value::Array(values) => values.iter().for_each(|value| line(out, format_args!("{indent}{}", shown(value)))),
-        value => line(out, format_args!("{indent}{}", shown(value))),
+/// A line for each field, and for each entry of a list.
+fn details(out: &mut String, value: &Value) {
+    let Value::Object(fields) = value else { return line(out, format_args!("{}", shown(value))) };
+    for (name, value) in fields {
+        let Value::Array(values) = value else {
+            line(out, format_args!("{name:<20} {}", shown(value)));
+            continue;
+        };
+        line(out, format_args!("{name}: {}", if values.is_empty() { "none" } else { "" }));
+        values.iter().for_each(|value| line(out, format_args!("  {}", shown(value))));
     }
 }
 
@@ -149,18 +141,17 @@ fn shown(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),
-        Value::Object(fields) => fields
-            .iter()
-            .map(|(name, value)| format!("{} {}", plain(name), shown(value)))
-            .collect::<Vec<_>>()
-            .join(", "),
+        Value::Array(values) => values.iter().map(shown).collect::<Vec<_>>().join(", "),
+        Value::Object(fields) => fields.iter().map(field).collect::<Vec<_>>().join(", "),
         other => other.to_string(),
     }
 }
 
-/// The name of a field for people: `_` is for programs.
-fn plain(name: &str) -> String {
-    name.replace('_', " ")
+fn field((name, value): (&String, &Value)) -> String {
+    match value {
+        Value::Object(_) | Value::Array(_) => format!("{name} ({})", shown(value)),
+        value => format!("{name} {}", shown(value)),
+    }
 }
 
 /// A time for people: its two largest units.
@@ -176,7 +167,7 @@ fn ago(seconds: u64) -> String {
 
 /// One line: what a peer wrote somewhere in it is not to begin another, or to colour the terminal.
 fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
-    writeln!(out, "{}", redact::OneLine(&text.to_string())).expect("writing to a String cannot fail");
+    writeln!(out, "{}", redact::OneLine(text.to_string().trim_end())).expect("writing to a String cannot fail");
 }
 
 #[cfg(test)]
@@ -217,7 +208,7 @@ mod tests {
             ready: false,
             uptime_seconds: 3_720,
             parts: vec![part("facilitator", PartState::Down, Some("refused")), part("timer", PartState::Up, None)],
-            details: json!({"running_jobs": 3, "class": "always_on.test\u{1b}", "link": null, "sessions": [{"peer": "h:1", "age_seconds": 2}], "x": []}),
+            details: json!({"running_jobs": 3, "class": "always_on.test\u{1b}", "link": null, "slots": {"a": {"free": 2}}, "sessions": [{"peer": "h:1", "age_seconds": 2}], "x": []}),
             errors: vec![LastError {
                 class: ErrorClass::Reconnect,
                 place: "link".into(),
@@ -232,13 +223,13 @@ mod tests {
 validator 1.2.3, running, up 1 h 2 min: not ready
   facilitator      down  refused
   timer            up
-running jobs         3
+running_jobs         3
 class                always_on.test\\u{1b}
 link                 -
+slots                a (free 2)
 sessions:
-  peer h:1, age seconds 2
-x:
-  none
+  peer h:1, age_seconds 2
+x: none
 process: 27 MiB, 9 threads, 12 open files
 last errors:
   1 d 1 h ago, reconnect, link: reset (4 in all)
