@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
+use nix::poll::{PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -45,6 +47,18 @@ impl Client {
     /// Asks it to end.
     pub fn terminate(&self) -> Result<(), String> {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).map_err(|e| format!("SIGTERM: {e}"))
+    }
+
+    /// Waits until it has ended.
+    pub fn wait(&mut self) -> Result<(), String> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.ended().is_none() {
+            if Instant::now() > deadline {
+                return Err("it did not end 10 s after SIGTERM".to_owned());
+            }
+            poll(&mut [], PollTimeout::from(10_u8)).map_err(|e| format!("poll: {e}"))?;
+        }
+        Ok(())
     }
 
     /// The end of what it wrote to stderr.

@@ -81,6 +81,7 @@ fn drive(listener: &TcpListener, client: &mut Client, plan: Plan<'_>) -> Result<
     while link.turn().map_err(|e| format!("connection at the end: {e}"))? {
         run.take(&mut link)?;
     }
+    client.wait()?;
     run.measured()
 }
 
