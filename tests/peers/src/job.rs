@@ -263,6 +263,18 @@ impl JobRequest<'_> {
         }
     }
 
+    /// Whether the trusted signed all of these; false says only that [`JobRequest::verify`] has to look at each.
+    pub fn verify_all(jobs: &[Self], trusted: &Trusted) -> bool {
+        let parts = jobs.iter().map(|job| {
+            let signature = job.signature.as_ref()?;
+            let key = trusted.get(&*signature.signatory)?;
+            let bytes: [u8; 64] = STANDARD.decode(signature.signature.as_bytes()).ok()?.try_into().ok()?;
+            Some((*key, (job.signed_hash(signature.timestamp_ns), bytes)))
+        });
+        let parts: Option<(Vec<_>, (Vec<_>, Vec<_>))> = parts.collect();
+        parts.is_some_and(|(keys, (hashes, signatures))| keys::verify_all(&keys, &hashes, &signatures))
+    }
+
     /// The text as the facilitator sends it: with the spaces of Python's `json.dumps`.
     pub fn encode(&self) -> String {
         let mut out = Vec::new();
@@ -356,9 +368,13 @@ mod tests {
         let trusted = keys::trusted([keys::ss58(&key.public).as_str()]).unwrap();
         let text = sample(7, "3f2504e0-4f89-41d3-9a0c-0305e82c3301", &key, 1700000000123456789).encode();
         assert!((850..1000).contains(&text.len()), "{} bytes", text.len());
-        let mut job: JobRequest = serde_json::from_str(&text).unwrap();
+        let job: JobRequest = serde_json::from_str(&text).unwrap();
         job.verify(&trusted).unwrap();
-        job.env.insert("X".to_owned(), "1".to_owned());
-        assert!(job.verify(&trusted).is_err());
+        let other = sample(8, "3f2504e0-4f89-41d3-9a0c-0305e82c3302", &key, 6).encode();
+        let mut both = vec![job, serde_json::from_str(&other).unwrap()];
+        assert!(JobRequest::verify_all(&both, &trusted));
+        both[0].env.insert("X".to_owned(), "1".to_owned());
+        assert!(both[0].verify(&trusted).is_err() && both[1].verify(&trusted).is_ok());
+        assert!(!JobRequest::verify_all(&both, &trusted));
     }
 }

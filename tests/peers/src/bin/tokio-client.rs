@@ -26,7 +26,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_conf
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Messages between two flushes: enough to share a system call, few enough to keep the facilitator busy meanwhile.
+/// Jobs between two flushes: enough to share a system call, few enough to keep the facilitator busy meanwhile.
 const BATCH: usize = 64;
 
 /// Jobs on their way to the writer; a full queue holds the job tasks back.
@@ -49,6 +49,9 @@ struct Args {
     /// Take jobs without looking at their signatures
     #[arg(long)]
     no_verify: bool,
+    /// Check the signatures of jobs that are there at the same time together; on one thread only
+    #[arg(long)]
+    batch_verify: bool,
     /// Worker threads of the runtime; with 0 everything is on one thread
     #[arg(long, default_value_t = 0)]
     workers: usize,
@@ -108,20 +111,19 @@ impl Outgoing<'_> {
 }
 
 /// Runs one job; gives its updates.
-fn run(text: &str, trusted: Option<&Trusted>) -> Result<Vec<Utf8Bytes>, serde_json::Error> {
-    let job: JobRequest = serde_json::from_str(text)?;
+fn run(job: &JobRequest, trusted: Option<&Trusted>) -> Vec<Utf8Bytes> {
     let update = |status, metadata| Outgoing::V0JobStatusUpdate { uuid: &job.uuid, status, metadata }.encode();
     if let Some(Err(message)) = trusted.map(|trusted| job.verify(trusted)) {
         let rejection =
             Rejection { rejected_by: "validator", reason: "invalid_signature", message: &message, context: None };
         let metadata = Metadata { job_rejection_details: Some(rejection), ..Metadata::default() };
-        return Ok(vec![update("rejected", Some(metadata))]);
+        return vec![update("rejected", Some(metadata))];
     }
     let last = STATUSES.len() - 1;
     let mut updates: Vec<_> = STATUSES[..last].iter().map(|status| update(status, None)).collect();
     let metadata = Metadata { miner_response: Some(MinerResponse::default()), ..Metadata::default() };
     updates.push(update(STATUSES[last], Some(metadata)));
-    Ok(updates)
+    updates
 }
 
 /// What came, as far as the reader looks at it.
@@ -206,20 +208,22 @@ async fn one_task(args: &Args, trusted: Option<&Trusted>) -> Result<(), Failure>
                 continue;
             }
         };
-        let mut taken = 0;
+        let mut texts = Vec::new();
         while let Some(message) = next {
             match reader.read(message.ok_or("the connection ended")??)? {
-                Incoming::Job(text) => {
-                    for update in run(&text, trusted)? {
-                        unanswered.0.push_back(update.clone());
-                        socket.feed(Message::Text(update)).await?;
-                    }
-                }
+                Incoming::Job(text) => texts.push(text),
                 Incoming::Answer { refused } => unanswered.answered(refused)?,
                 Incoming::Nothing => {}
             }
-            taken += 1;
-            next = if taken < BATCH { socket.next().now_or_never() } else { None };
+            next = if texts.len() < BATCH { socket.next().now_or_never() } else { None };
+        }
+        let jobs: Vec<JobRequest> = texts.iter().map(|text| serde_json::from_str(text)).collect::<Result<_, _>>()?;
+        // A single signature is cheaper to check alone.
+        let together = |trusted| args.batch_verify && jobs.len() > 1 && JobRequest::verify_all(&jobs, trusted);
+        let unchecked = trusted.filter(|trusted| !together(trusted));
+        for update in jobs.iter().flat_map(|job| run(job, unchecked)) {
+            unanswered.0.push_back(update.clone());
+            socket.feed(Message::Text(update)).await?;
         }
         socket.flush().await?;
     }
@@ -254,9 +258,9 @@ async fn many_tasks(args: &Args, trusted: Option<Trusted>) -> Result<(), Failure
                 Incoming::Job(text) => {
                     let (jobs, trusted) = (jobs.clone(), trusted.clone());
                     tokio::spawn(async move {
-                        match run(&text, trusted.as_ref().as_ref()) {
+                        match serde_json::from_str(&text) {
                             // Without a writer the client is about to end.
-                            Ok(updates) => drop(jobs.send(updates).await),
+                            Ok(job) => drop(jobs.send(run(&job, trusted.as_ref().as_ref())).await),
                             Err(error) => eprintln!("ignored a job that cannot be read: {error}"),
                         }
                     });

@@ -124,7 +124,8 @@ struct Pass {
 pub fn compare(args: &Args) -> Result<(), String> {
     let contenders = contenders(args)?;
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    println!("Load of the machine before: {}\n", load.trim());
+    let load = load.split_whitespace().next().unwrap_or("unknown");
+    println!("Load of the machine before: {load}. Above 0.5 only CPU, switches and memory are worth reading.\n");
     pass(&contenders, args, &args.load)?;
     if args.single_jobs > 0 {
         pass(&contenders, args, &Load { outstanding: 1, jobs: args.single_jobs })?;
@@ -148,6 +149,7 @@ fn contenders(args: &Args) -> Result<Vec<Contender>, String> {
         ("phalanx", command(&[&args.ours], &["validator"], &ours)),
         ("tokio, one thread", command(&tokio, &[], &[])),
         ("tokio, two workers", command(&tokio, &[], &["--workers", "2"])),
+        ("tokio, one thread, checks together", command(&tokio, &[], &["--batch-verify"])),
         ("tokio, one thread, no check", command(&tokio, &[], &["--no-verify"])),
         ("Python", command(&python, &[], &[])),
         ("Python, no check", command(&python, &[], &["--no-verify"])),

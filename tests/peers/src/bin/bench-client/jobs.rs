@@ -50,24 +50,27 @@ impl Jobs {
         (self.jobs.get(n)?.uuid == uuid).then_some(n)
     }
 
-    /// CPU microseconds of one check of a signature, from the parsed request on: canonical bytes, hash, sr25519.
+    /// CPU microseconds of one check of a signature, from the parsed request on: canonical bytes, hash, sr25519. The least
+    /// of five loops, so that what is subtracted from a client's CPU time is never too much.
     pub fn verify_cost(&self) -> Result<VerifyCost, String> {
-        let parsed: Vec<JobRequest> = self.jobs[..self.jobs.len().min(500)]
+        let parsed: Vec<JobRequest> = self.jobs[..self.jobs.len().min(200)]
             .iter()
             .map(|job| serde_json::from_str(&job.text).map_err(|e| e.to_string()))
             .collect::<Result<_, _>>()?;
-        let each = |nanos: u64| nanos as f64 / 1e3 / parsed.len() as f64;
-        let begin = meter::own_cpu()?;
-        for job in &parsed {
-            job.verify(&self.trusted)?;
-        }
-        let whole = each(meter::own_cpu()? - begin);
-        let begin = meter::own_cpu()?;
-        for job in &parsed {
+        let least = |one: &dyn Fn(&JobRequest) -> Result<(), String>| {
+            let mut least = u64::MAX;
+            for _ in 0..5 {
+                let begin = meter::own_cpu()?;
+                parsed.iter().try_for_each(one)?;
+                least = least.min(meter::own_cpu()? - begin);
+            }
+            Ok::<f64, String>(least as f64 / 1e3 / parsed.len() as f64)
+        };
+        let hashed = |job: &JobRequest| {
             std::hint::black_box(job.signed_hash(0));
-        }
-        let hash = each(meter::own_cpu()? - begin);
-        Ok(VerifyCost { whole, hash })
+            Ok(())
+        };
+        Ok(VerifyCost { whole: least(&|job| job.verify(&self.trusted))?, hash: least(&hashed)? })
     }
 }
 
