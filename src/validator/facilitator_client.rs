@@ -46,6 +46,7 @@ use crate::base::limits::{
     UNCHECKED_BYTES, UNCHECKED_REQUESTS,
 };
 use crate::base::lock::lock;
+use crate::base::scope;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::{StopReport, Stopping};
 use crate::base::timer::{Timer, TimerHandle};
@@ -58,6 +59,7 @@ use crate::ops::errors::ErrorClass;
 use crate::ops::health::Health;
 use crate::ops::metrics::{Counter, Metrics};
 use crate::ops::status::Board;
+use crate::protocol::signing::verify_job_requests;
 use crate::protocol::{
     FacilitatorToValidator, JobRejectionReason, Response, ResponseStatus, SignedRequest, V0AuthenticationRequest,
     V0Heartbeat, V0JobCheated, V0MachineSpecsUpdate, V2JobRequest, ValidatorToFacilitator,
@@ -751,20 +753,22 @@ struct Checker {
 
 impl Checker {
     fn check(&self, batch: Vec<Check>) {
+        let mut jobs = Vec::with_capacity(batch.len());
         for check in batch {
             match check {
-                Check::Job { number, request } => self.job(number, *request),
+                Check::Job { number, request } => jobs.push((number, request)),
                 Check::Cheated(report) => self.cheated(&report),
             }
         }
-    }
-
-    fn job(&self, number: u64, request: V2JobRequest) {
-        let signer = request.verify().map_err(|e| e.to_string()).and_then(|signer| self.signers.check(signer, "jobs"));
-        let job = Job::new(request, number, self.delivery.clone(), self.stop.clone(), self.alive.clone());
-        match signer {
-            Ok(_) => self.handler.job(job),
-            Err(why) => job.reject(JobRejectionReason::InvalidSignature, why),
+        let signers = verify_job_requests(jobs.iter().map(|(_, request)| &**request));
+        for ((number, request), signer) in jobs.into_iter().zip(signers) {
+            let _job = scope::job(request.uuid.as_str());
+            let signer = signer.map_err(|e| e.to_string()).and_then(|signer| self.signers.check(signer, "jobs"));
+            let job = Job::new(*request, number, self.delivery.clone(), self.stop.clone(), self.alive.clone());
+            match signer {
+                Ok(_) => self.handler.job(job),
+                Err(why) => job.reject(JobRejectionReason::InvalidSignature, why),
+            }
         }
     }
 
