@@ -59,3 +59,6 @@ pub const ARTIFACT_BYTES: u64 = 1_000_000;
 
 /// Events that wait for a role's loop: 4 for each of 256 sessions.
 pub const ROLE_EVENTS: usize = 1024;
+
+/// Bytes of one record of the journal: a result of 8 MiB, and as much again for what surrounds it.
+pub const JOURNAL_BODY_BYTES: usize = 16 << 20;

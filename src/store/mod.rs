@@ -4,12 +4,15 @@
 //! `synchronous = FULL`), so what was promised to a peer after a commit survives `kill -9` and a power cut.
 
 pub mod jobs;
+pub mod journal;
 pub mod receipts;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::Connection;
+
+use crate::base::limits::JOURNAL_BODY_BYTES;
 
 /// How long a statement waits for another process that uses the same file, as a backup.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,6 +46,42 @@ pub enum StoreError {
         found: usize,
         /// The newest schema number known here.
         known: usize,
+    },
+    /// A file could not be read, written or synced.
+    #[error("cannot use {path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Another process has the folder.
+    #[error("the state folder {folder} is in use by process {pid}: stop that one, or give this one a folder of its own")]
+    InUse {
+        /// The folder.
+        folder: PathBuf,
+        /// The process.
+        pid: String,
+    },
+    /// A file changed all the time while it was read.
+    #[error("{path} changes faster than it can be read: try again")]
+    Busy {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The number of a record is too high.
+    #[error("record {id} of the journal: the highest number is {}", journal::ID_MAX)]
+    Id {
+        /// The number.
+        id: u64,
+    },
+    /// A record is too large.
+    #[error("record {id} of the journal has {bytes} bytes: at most {JOURNAL_BODY_BYTES} are kept")]
+    Body {
+        /// Its number.
+        id: u64,
+        /// Its size.
+        bytes: usize,
     },
     /// A statement failed.
     #[error("database: {0}")]
