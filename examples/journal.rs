@@ -93,7 +93,9 @@ fn recovery(root: &Path) {
     let (mut journal, _) = Journal::open(folder.path()).expect("a new journal");
     journal.write((0..10_000).map(|id| Change::Put { id, body: &[b'r'; 1024] })).expect("a write");
     journal.close().expect("a clean end");
-    for (what, at) in [("whole", None), ("a broken page", Some(4096 * 100 + 3)), ("a broken record", Some(4096 * 100 + 2000))] {
+    for (what, at) in
+        [("whole", None), ("a broken page", Some(4096 * 100 + 3)), ("a broken record", Some(4096 * 100 + 2000))]
+    {
         let path = folder.path().join("journal.db");
         if let Some(at) = at {
             let mut bytes = fs::read(&path).expect("the database");
@@ -103,7 +105,11 @@ fn recovery(root: &Path) {
         let begin = Instant::now();
         let (journal, found) = Journal::open(folder.path()).expect("recovery");
         let took = begin.elapsed();
-        println!("open, {what}: {} records in {took:.0?}, {:?}", found.records.len(), found.damage.map(|d| (d.lost, d.what)));
+        println!(
+            "open, {what}: {} records in {took:.0?}, {:?}",
+            found.records.len(),
+            found.damage.map(|d| (d.lost, d.what))
+        );
         drop(found.records);
         println!("    resident {} KiB, at most {} KiB", proc("status", "VmRSS:"), proc("status", "VmHWM:"));
         drop(journal);

@@ -105,14 +105,14 @@ impl Sample {
         let folder = folder();
         let (mut journal, _) = Journal::open(folder.path()).unwrap();
         let (mut state, mut states, mut bodies) = (Map::new(), vec![Map::new()], BTreeMap::<u64, Vec<Vec<u8>>>::new());
-        for step in 0..30 {
+        for step in 0..14 {
             let mut changes = Vec::new();
-            for id in step * 2..step * 2 + 2 {
-                changes.push((id, Some(below(rng, 11))));
+            for id in step * 3..step * 3 + 3 {
+                changes.push((id, Some(below(rng, 12))));
             }
             if step > 3 {
-                changes.push((below(rng, step as usize * 2) as u64, Some(below(rng, 8))));
-                changes.push((below(rng, step as usize * 2) as u64, None));
+                changes.push((below(rng, step as usize * 3) as u64, Some(below(rng, 8))));
+                changes.push((below(rng, step as usize * 3) as u64, None));
             }
             let changes: Vec<_> = changes
                 .into_iter()
@@ -132,12 +132,13 @@ impl Sample {
                 }
             }
             states.push(state.clone());
-            if logged == Logged::Half && step == 15 {
+            if logged == Logged::Half && step == 7 {
                 journal.close().unwrap();
                 (journal, _) = Journal::open(folder.path()).unwrap();
                 states = vec![state.clone()];
             }
         }
+        assert!(state.len() > 25);
         if logged == Logged::Nothing {
             journal.close().unwrap();
             assert!(!folder.path().join("journal.db-wal").exists());
@@ -204,9 +205,9 @@ fn frames(file: &[u8]) -> Vec<(Range<usize>, u64, u64, u16)> {
 /// The positions to damage: all, or about `count` of them.
 fn positions(rng: &mut Rng, length: usize, count: usize) -> Vec<usize> {
     let step = if full_sweep() { 1 } else { (length / count).max(1) };
-    // Each step has its own offset, and the headers at the beginning are all in.
-    let spread = (0..length / step).map(|n| n * step + below(rng, step));
-    (0..length.min(130)).chain(spread).collect()
+    // Each step has its own offset, and the headers at the beginning get more than their share.
+    let spread: Vec<usize> = (0..length / step).map(|n| n * step + below(rng, step)).collect();
+    (0..30.min(length)).map(|_| below(rng, length.min(120))).chain(spread).collect()
 }
 
 #[test]
@@ -218,18 +219,22 @@ fn a_flipped_bit_costs_at_most_the_record_it_hits() {
         for log in [false, true] {
             let mut files = sample.files.clone();
             let places = frames(files.file(log));
-            for at in positions(&mut rng, files.file(log).len(), 500) {
+            for at in positions(&mut rng, files.file(log).len(), 150) {
                 let bits = if full_sweep() { (0..8).collect() } else { vec![below(&mut rng, 8)] };
                 for bit in bits {
                     files.file(log)[at] ^= 1 << bit;
-                    let found = files.recover(flips % 8 == 0);
+                    let found = files.recover(flips % 16 == 0);
                     files.file(log)[at] ^= 1 << bit;
                     back += found.records.iter().filter(|(id, _)| !sample.state().contains_key(id)).count();
                     let lost = found.damage.as_ref().map_or(0, |damage| damage.lost);
                     let missing = sample.missing(found);
-                    let hit: Vec<u64> = places.iter().filter(|place| place.0.contains(&at)).map(|place| place.1).collect();
-                    let wrong = missing.iter().any(|id| !hit.contains(id)) || lost > 1;
-                    assert!(!wrong, "{logged:?}, log {log}, byte {at}, bit {bit}: {missing:?} for {hit:?}, {lost} told");
+                    let hit: Vec<u64> =
+                        places.iter().filter(|place| place.0.contains(&at)).map(|place| place.1).collect();
+                    let wrong = missing.iter().any(|id| !hit.contains(id)) || (logged == Logged::Nothing && lost > 1);
+                    assert!(
+                        !wrong,
+                        "{logged:?}, log {log}, byte {at}, bit {bit}: {missing:?} for {hit:?}, {lost} told"
+                    );
                     flips += 1;
                     hits += missing.len();
                 }
@@ -246,13 +251,14 @@ fn a_cut_file_keeps_what_is_before_the_cut() {
     for logged in [Logged::Nothing, Logged::Half, Logged::All] {
         let sample = Sample::new(&mut rng, logged);
         let (database, log) = (frames(&sample.files.database), frames(&sample.files.log));
-        for (n, at) in positions(&mut rng, sample.files.database.len(), 300).into_iter().enumerate() {
+        for (n, at) in positions(&mut rng, sample.files.database.len(), 60).into_iter().enumerate() {
             let mut files = sample.files.clone();
             files.database.truncate(at);
             let missing = sample.missing(files.recover(n % 8 == 0));
             let left = || database.iter().filter(|place| place.0.end <= at).chain(&log);
             for id in missing {
-                let newest = database.iter().chain(&log).filter(|place| place.1 == id).map(|place| place.2).max().unwrap();
+                let newest =
+                    database.iter().chain(&log).filter(|place| place.1 == id).map(|place| place.2).max().unwrap();
                 let parts = sample.state()[&id].len().div_ceil(4022).max(1) as u16;
                 let whole =
                     (0..parts).all(|part| left().any(|(_, i, version, p)| (*i, *version, *p) == (id, newest, part)));
@@ -260,7 +266,7 @@ fn a_cut_file_keeps_what_is_before_the_cut() {
             }
         }
         // What is cut off a log looks as if it had not been written yet.
-        for (n, at) in positions(&mut rng, sample.files.log.len(), 300).into_iter().enumerate() {
+        for (n, at) in positions(&mut rng, sample.files.log.len(), 60).into_iter().enumerate() {
             let mut files = sample.files.clone();
             files.log.truncate(at);
             let found = files.recover(n % 8 == 0);
@@ -276,7 +282,7 @@ fn any_garbage_is_survived_and_nothing_is_made_up() {
     let mut rng = seeded();
     for logged in [Logged::Nothing, Logged::Half, Logged::All] {
         let sample = Sample::new(&mut rng, logged);
-        for _ in 0..if full_sweep() { 20_000 } else { 150 } {
+        for _ in 0..if full_sweep() { 20_000 } else { 60 } {
             let mut files = sample.files.clone();
             for _ in 0..=below(&mut rng, 6) {
                 let log = !files.log.is_empty() && rng.one_in(2);
@@ -324,7 +330,7 @@ fn what_was_synced_survives_a_lost_page_cache() {
     (6..30).for_each(&mut write);
     let later = Files::of(folder.path());
     assert_eq!(synced.database, later.database, "the sample is to have no checkpoint");
-    for _ in 0..200 {
+    for _ in 0..60 {
         let mut log = synced.log.clone();
         let length = synced.log.len() + below(&mut rng, later.log.len() - synced.log.len());
         log.resize(length, 0);
@@ -523,8 +529,8 @@ fn space_is_used_again_and_the_log_goes_at_a_clean_end() {
         journal.write((first..first + 50).map(|id| Change::Put { id, body: &[4; 100] })).unwrap();
         journal.write((first..first + 50).filter_map(|id| Some(Change::Delete { id: id.checked_sub(500)? }))).unwrap();
         let Files { database, log } = Files::of(folder.path());
-        // 500 records of 134 bytes and 50 of 1 KiB are 120 KiB; 1,000 pages, and what one commit adds, are 4.5 MiB.
-        assert!(database.len() < 500 << 10 && log.len() < 9 << 19, "{} and {} bytes", database.len(), log.len());
+        // Of 550 records 3 are in a page, as they were when they had 1 KiB; 1,000 pages, and what a commit adds, are 4.5 MiB.
+        assert!(database.len() < 800 << 10 && log.len() < 9 << 19, "{} and {} bytes", database.len(), log.len());
     }
     journal.close().unwrap();
     let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().file_name()).collect();

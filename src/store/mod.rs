@@ -56,7 +56,9 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// Another process has the folder.
-    #[error("the state folder {folder} is in use by process {pid}: stop that one, or give this one a folder of its own")]
+    #[error(
+        "the state folder {folder} is in use by process {pid}: stop that one, or give this one a folder of its own"
+    )]
     InUse {
         /// The folder.
         folder: PathBuf,
