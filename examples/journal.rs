@@ -119,7 +119,6 @@ fn recovery(root: &Path) {
 fn main() {
     let root = std::env::args_os().nth(1).unwrap_or_else(|| "target".into());
     let root = Path::new(&root);
-    recovery(root);
     for batch in [1, 64] {
         jobs(root, batch);
     }
@@ -128,4 +127,5 @@ fn main() {
             commits(root, batch, sync);
         }
     }
+    recovery(root);
 }
