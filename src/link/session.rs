@@ -89,10 +89,24 @@ struct Shared {
 /// The present connection.
 struct Present {
     kick: ConnectionKick,
+    /// Locked by the writer thread for each of its writes, or by a sender that has its turn.
+    writer: Arc<Mutex<Box<dyn WriteHalf>>>,
     /// Why it is about to be kicked, so that its error can be told as the cause, not as "reset".
     verdict: Option<SessionEnd>,
     /// Since when a write is under way.
     writing_since: Option<Instant>,
+}
+
+/// A loan of the writer's turn, given back on drop.
+struct Turn<'a> {
+    handover: &'a Handover<Present>,
+    all_left: bool,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.handover.give_back(self.all_left);
+    }
 }
 
 impl fmt::Debug for SessionHandle {
@@ -116,12 +130,21 @@ impl SessionHandle {
     /// # Errors
     /// [`Full`], with the message.
     pub fn send(&self, message: Outgoing) -> Result<(), Full> {
-        self.0.handover.send(message)
+        self.send_all([message]).pop().map_or(Ok(()), Err)
     }
 
-    /// Puts messages into the outbox with one wake-up of the writer; gives back those that were refused.
+    /// Puts messages into the outbox; gives back those that were refused. Never blocks: on an idle connection the caller
+    /// itself writes as much as the system takes at once.
     pub fn send_all(&self, messages: impl IntoIterator<Item = Outgoing>) -> Vec<Full> {
-        self.0.handover.send_all(messages)
+        let (refused, loan) = self.0.handover.offer(messages, |present| present.writer.clone());
+        if let Some((texts, writer)) = loan {
+            let mut turn = Turn { handover: &self.0.handover, all_left: false };
+            let mut writer = lock(&writer);
+            let left = texts.into_iter().try_for_each(|text| writer.write(text)).and_then(|()| writer.try_flush());
+            // An error is met again, and told, by the writer.
+            turn.all_left = left.unwrap_or(false);
+        }
+        refused
     }
 
     /// The peer answered on the connection of `epoch`; `certain` says that only messages that are always answered get
@@ -207,14 +230,15 @@ pub fn run(
     mut on_text: impl FnMut(Epoch, Utf8Bytes) -> ControlFlow<()>,
 ) -> SessionEnd {
     let Connection { mut reader, writer, kick, traffic, .. } = connection;
-    let present = Present { kick: kick.clone(), verdict: None, writing_since: None };
+    let writer = Arc::new(Mutex::new(writer));
+    let present = Present { kick: kick.clone(), writer: writer.clone(), verdict: None, writing_since: None };
     let epoch = handle.0.handover.attach(present, config.beat.is_some());
     let watch = Watch::start(handle, config, traffic);
     let writing = handle.clone();
     let beat = config.beat.as_ref().map(|beat| beat.text.clone());
     let (write_kick, broken_kick) = (kick.clone(), kick.clone());
     let thread = spawn(config.writer_name.clone(), Kick::new("connection", move || write_kick.kick()), move || {
-        write_loop(&writing, epoch, writer, beat, &broken_kick)
+        write_loop(&writing, epoch, &writer, beat, &broken_kick)
     });
 
     let end = loop {
@@ -255,7 +279,7 @@ pub fn run(
 fn write_loop(
     handle: &SessionHandle,
     epoch: Epoch,
-    mut writer: Box<dyn WriteHalf>,
+    writer: &Mutex<Box<dyn WriteHalf>>,
     beat: Option<Utf8Bytes>,
     kick: &ConnectionKick,
 ) {
@@ -264,6 +288,7 @@ fn write_loop(
             Work::Batch { texts, beat: beat_due, ping } => {
                 handle.write_begins(Some(Instant::now()));
                 let first = beat.clone().filter(|_| beat_due);
+                let mut writer = lock(writer);
                 let written = first
                     .into_iter()
                     .chain(texts)
@@ -275,8 +300,8 @@ fn write_loop(
                     break written;
                 }
             }
-            Work::Close(code, reason) => break writer.close(code, &reason),
-            Work::Over => break writer.flush(),
+            Work::Close(code, reason) => break lock(writer).close(code, &reason),
+            Work::Over => break lock(writer).flush(),
         }
     };
     if let Err(error) = outcome {

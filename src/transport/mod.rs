@@ -127,6 +127,15 @@ pub trait WriteHalf: Send {
     /// As for [`WriteHalf::write`], but flushing after a Close is no error.
     fn flush(&mut self) -> Result<(), TransportError>;
 
+    /// As [`WriteHalf::flush`], but sends only what can be sent without blocking; says whether everything has left. The
+    /// rest goes with the next flush. A transport that cannot tell sends nothing.
+    ///
+    /// # Errors
+    /// As for [`WriteHalf::flush`].
+    fn try_flush(&mut self) -> Result<bool, TransportError> {
+        Ok(false)
+    }
+
     /// Queues a ping, which goes with the next flush and before the messages written so far.
     ///
     /// # Errors
