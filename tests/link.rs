@@ -19,7 +19,7 @@ use phalanx::base::thread::{Group, Kick, Thread, spawn};
 use phalanx::base::timer::Timer;
 use phalanx::link::heartbeat::LivenessConfig;
 use phalanx::link::server::{Server, ServerConfig, ServerEvent};
-use phalanx::link::session::{self, Beat, SessionConfig, SessionEnd, SessionHandle};
+use phalanx::link::session::{self, Arrival, Beat, SessionConfig, SessionEnd, SessionHandle};
 use phalanx::link::{
     Answered, Authenticate, Authenticated, Link, LinkConfig, LinkEvent, LinkState, OutboxLimits, Outgoing, Refused,
 };
@@ -140,7 +140,12 @@ fn stop_server(server: Server) {
 }
 
 fn next(events: &Receiver<LinkEvent>) -> LinkEvent {
-    events.recv_timeout(LONG).expect("an event")
+    loop {
+        match events.recv_timeout(LONG).expect("an event") {
+            LinkEvent::Pause { .. } => {}
+            event => return event,
+        }
+    }
 }
 
 fn ready(events: &Receiver<LinkEvent>) {
@@ -462,8 +467,10 @@ fn session(
     let config = SessionConfig { writer_name: "t-wr".to_owned(), liveness, beat: None };
     let handle = handle.clone();
     kit::background("t-session", move || {
-        session::run(connection, &handle, &config, |_, text| {
-            on_text(text);
+        session::run(connection, &handle, &config, |_, arrival| {
+            if let Arrival::Text(text) = arrival {
+                on_text(text);
+            }
             ControlFlow::Continue(())
         })
     })

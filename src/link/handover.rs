@@ -160,12 +160,18 @@ impl<C> Handover<C> {
         self.wake_for_news(state);
     }
 
-    /// The peer answered on the connection of `epoch`; see [`Outbox::answered`]. An answer on a connection that is gone
-    /// is about nothing: its message will be sent again.
+    /// The peer answered on the connection of `epoch`; see [`Outbox::answered`]. An answer on a connection that is gone is
+    /// about nothing: its message will be sent again.
     pub fn answered(&self, epoch: Epoch, certain: bool) -> Answered {
-        self.change(|state| match state.epoch == epoch && state.connection.is_some() {
-            true => state.outbox.answered(certain),
-            false => Answered::Nothing,
+        self.answered_all(epoch, [certain]).pop().unwrap_or(Answered::Nothing)
+    }
+
+    /// As [`Handover::answered`], once for each of `certain`.
+    pub fn answered_all(&self, epoch: Epoch, certain: impl IntoIterator<Item = bool>) -> Vec<Answered> {
+        self.change(|state| {
+            let present = state.epoch == epoch && state.connection.is_some();
+            let answer = |certain| if present { state.outbox.answered(certain) } else { Answered::Nothing };
+            certain.into_iter().map(answer).collect()
         })
     }
 

@@ -153,6 +153,11 @@ impl SessionHandle {
         self.0.handover.answered(epoch, certain)
     }
 
+    /// As [`SessionHandle::answered`], once for each of `certain`.
+    pub fn answered_all(&self, epoch: Epoch, certain: impl IntoIterator<Item = bool>) -> Vec<Answered> {
+        self.0.handover.answered_all(epoch, certain)
+    }
+
     /// Takes no more messages, sends and has acknowledged those inside, then closes; whatever is not done by `deadline`
     /// is given up with a kick. Returns at once.
     pub fn close(&self, code: u16, reason: &str, deadline: Instant) {
@@ -218,16 +223,25 @@ fn kick_with(shared: &Weak<Shared>, why: SessionEnd) {
     }
 }
 
+/// What the receiver of a session is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Arrival {
+    /// A text.
+    Text(Utf8Bytes),
+    /// Everything that was received has been told; now is the time for what was put off to do it for several texts at once.
+    Pause,
+}
+
 /// Runs one connection until it ends. Blocks for the whole life of the connection; [`SessionHandle::close`] and
 /// [`SessionHandle::kick`] end it.
 ///
-/// `on_text` runs on the calling thread for every text, in order; while it blocks, the peer is slowed by TCP and does not
-/// count as silent.
+/// `on_arrival` runs on the calling thread for every text, in order; while it blocks, the peer is slowed by TCP and does
+/// not count as silent.
 pub fn run(
     connection: Connection,
     handle: &SessionHandle,
     config: &SessionConfig,
-    mut on_text: impl FnMut(Epoch, Utf8Bytes) -> ControlFlow<()>,
+    mut on_arrival: impl FnMut(Epoch, Arrival) -> ControlFlow<()>,
 ) -> SessionEnd {
     let Connection { mut reader, writer, kick, traffic, .. } = connection;
     let writer = Arc::new(Mutex::new(writer));
@@ -242,9 +256,19 @@ pub fn run(
     });
 
     let end = loop {
-        match reader.read() {
+        let incoming = match reader.read_ready() {
+            Ok(Some(incoming)) => Ok(incoming),
+            Ok(None) => {
+                if watch.while_deaf(|| on_arrival(epoch, Arrival::Pause)).is_break() {
+                    break SessionEnd::Left;
+                }
+                reader.read()
+            }
+            Err(error) => Err(error),
+        };
+        match incoming {
             Ok(Incoming::Text(text)) => {
-                if watch.while_deaf(|| on_text(epoch, text)).is_break() {
+                if watch.while_deaf(|| on_arrival(epoch, Arrival::Text(text))).is_break() {
                     break SessionEnd::Left;
                 }
             }

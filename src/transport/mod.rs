@@ -108,6 +108,15 @@ pub trait ReadHalf: Send {
     /// call returns [`Incoming::Control`], so that the writer is woken and sends the Close with the right code; the next
     /// call waits for the peer's end of stream, at most [`CLOSE_DRAIN_TIME`], and returns the error. Any error is final.
     fn read(&mut self) -> Result<Incoming, TransportError>;
+
+    /// As [`ReadHalf::read`], but never blocks: `None` if nothing is left of what was received, or if that cannot be told;
+    /// then `read` goes on.
+    ///
+    /// # Errors
+    /// As for [`ReadHalf::read`].
+    fn read_ready(&mut self) -> Result<Option<Incoming>, TransportError> {
+        Ok(None)
+    }
 }
 
 /// The sending side of a connection, for one thread.

@@ -37,6 +37,17 @@ impl Receive for Decoder {
         self.codec.read()
     }
 
+    fn receive_ready(&mut self) -> Result<Option<Message>, Error> {
+        self.codec.get_mut().set_waiting(false);
+        let received = self.codec.read();
+        let inbound = self.codec.get_mut();
+        inbound.set_waiting(true);
+        match received {
+            Err(Error::Io(e)) if e.kind() == io::ErrorKind::WouldBlock && inbound.is_dry() => Ok(None),
+            received => received.map(Some),
+        }
+    }
+
     fn drain(&mut self) {
         self.socket.drain();
     }
