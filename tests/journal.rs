@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::ops::Range;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -358,7 +358,7 @@ fn write_until_killed(folder: &Path) -> ! {
         let deletes = bodies.iter().filter_map(|(id, _)| Some(Change::Delete { id: id.checked_sub(200)? }));
         journal.write(bodies.iter().map(|(id, body)| Change::Put { id: *id, body }).chain(deletes)).unwrap();
         next += batch;
-        writeln!(std::io::stdout(), "{}", next - 1).unwrap();
+        println!("{}", next - 1);
     }
 }
 

@@ -1,7 +1,7 @@
 //! A durable map from numbers to bytes, in which damage to the files costs at most the records that it hits.
 //!
 //! The map is a SQLite database, `journal.db`, in WAL mode. Each body is kept as frames with a checksum, none of which is
-//! ever split over pages ([`frame`]). At every start the files are read and checked as raw bytes, before SQLite may touch
+//! ever split over pages. At every start the files are read and checked as raw bytes, before SQLite may touch
 //! them; if anything is wrong, all whole frames are taken out of the raw bytes into a new database, and the damaged files
 //! are kept aside. Fsync policy: [`Journal::write`] hands the changes to the operating system, so they survive the death of
 //! the process, and [`Journal::sync`] waits until all that was written before is on the disk, so it survives a power cut.
