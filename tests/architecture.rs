@@ -29,6 +29,8 @@ const PURE: &[&str] = &[
     "base/backoff.rs",
     "link/heartbeat.rs",
     "link/outbox.rs",
+    "validator/ledger.rs",
+    "validator/record.rs",
     "validator/routing.rs",
     "miner/executor_pool.rs",
     "miner/router/mod.rs",

@@ -21,7 +21,7 @@ use phalanx::link::heartbeat::LivenessConfig;
 use phalanx::link::server::{Server, ServerConfig, ServerEvent};
 use phalanx::link::session::{self, Beat, SessionConfig, SessionEnd, SessionHandle};
 use phalanx::link::{
-    Authenticate, Authenticated, Link, LinkConfig, LinkEvent, LinkState, OutboxLimits, Outgoing, Refused,
+    Answered, Authenticate, Authenticated, Link, LinkConfig, LinkEvent, LinkState, OutboxLimits, Outgoing, Refused,
 };
 use phalanx::transport::memory::{self, DialFault, MemoryNet, Side, WIRE_BYTES};
 use phalanx::transport::{Connection, Incoming, SocketLimits};
@@ -114,7 +114,7 @@ impl Authenticate for Password {
     fn answer(&mut self, text: &str) -> Result<Authenticated, Refused> {
         match text {
             "welcome" => Ok(Authenticated::Yes),
-            "go away" => Err(Refused { reason: text.to_owned() }),
+            "go away" => Err(Refused { reason: text.to_owned(), passing: true }),
             _ => Ok(Authenticated::NotYet),
         }
     }
@@ -227,7 +227,8 @@ fn nothing_is_lost_or_overtaken_through_cuts() {
             if let LinkEvent::Text { epoch, text } = event {
                 assert_eq!(text.as_str(), "ack");
                 let handle = handle.get_or_insert_with(|| handles.recv().unwrap());
-                acked.fetch_add(usize::from(handle.acknowledged(epoch).is_some()), Ordering::SeqCst);
+                let answered = handle.answered(epoch, true);
+                acked.fetch_add(usize::from(matches!(answered, Answered::Message(_))), Ordering::SeqCst);
             }
         })
     };

@@ -498,7 +498,7 @@ fn a_full_intake_answers_busy_at_once() {
     let facilitator = FakeFacilitator::start(&world);
     let peer = FakeMiner::start(&world, 1, 9, silent_before(1));
     let mut config = config(vec![miner(1)]);
-    config.workers = 1;
+    config.workers = Some(1);
     config.drain_time = Duration::ZERO;
     let validator = start(&world, config);
     let (first, second) = (job(&key("//User")), job(&key("//User")));
@@ -678,7 +678,8 @@ fn a_report_of_cheating_takes_the_miner_out_and_only_a_good_one_does() {
 #[test]
 fn a_wrong_configuration_starts_nothing_and_names_every_problem() {
     let world = World::new();
-    let config = ValidatorConfig { workers: 0, ..ValidatorConfig::new("http://x", key("//Validator"), Vec::new()) };
+    let config =
+        ValidatorConfig { workers: Some(0), ..ValidatorConfig::new("http://x", key("//Validator"), Vec::new()) };
     let error = Validator::start(config, Arc::new(world.net.dialer()), world.timer()).unwrap_err().to_string();
     assert!(error.contains("http://x") && error.contains("workers is 0") && error.contains("no miner"), "{error}");
 }

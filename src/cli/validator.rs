@@ -15,9 +15,7 @@ use super::values::{duration, listen_address};
 use crate::app::{exit, status, supervise};
 use crate::base::stop::CANCEL_BUDGET;
 use crate::identity::{KeyPair, PublicKey};
-use crate::link::LinkState;
 use crate::ops::http::HttpServer;
-use crate::transport::ClientTls;
 use crate::transport::ws::WsDialer;
 use crate::validator::{Dispatch, Validator, ValidatorConfig, load_miners};
 
@@ -32,9 +30,10 @@ pub struct Args {
     /// The miners: TOML, a `[[miner]]` table with hotkey, address and port for each
     #[arg(long, value_name = "FILE", env = "PHALANX_MINERS")]
     miners: Option<PathBuf>,
-    /// Folder for what is to survive a restart; nothing is kept there yet
+    /// Folder for what is to survive a restart: updates that the facilitator has not accepted, jobs under way. Stub jobs
+    /// do without
     #[arg(long, value_name = "DIR", env = "PHALANX_STATE_DIR")]
-    state_dir: PathBuf,
+    state_dir: Option<PathBuf>,
     /// Who may sign jobs besides the validator itself; may be repeated
     #[arg(long, value_name = "SS58", env = "PHALANX_TRUSTED_SIGNER", value_delimiter = ',')]
     trusted_signer: Vec<PublicKey>,
@@ -44,9 +43,9 @@ pub struct Args {
     /// Time before each status of a stub job
     #[arg(long, value_name = "DUR", value_parser = duration, env = "PHALANX_STUB_TIME")]
     stub_time: Option<Duration>,
-    /// Jobs at a time
-    #[arg(long, value_name = "N", default_value_t = 64, env = "PHALANX_WORKERS")]
-    workers: usize,
+    /// Jobs at a time; one more is rejected as busy [default: 64, for stub jobs 8192]
+    #[arg(long, value_name = "N", env = "PHALANX_WORKERS")]
+    workers: Option<usize>,
     /// How long a stop lets running jobs go on
     #[arg(long, value_name = "DUR", default_value = "60s", value_parser = duration, env = "PHALANX_DRAIN_TIME")]
     drain_time: Duration,
@@ -68,16 +67,15 @@ enum DispatchArg {
 /// Runs the command until a signal stops it.
 pub fn run(args: Args) -> ExitCode {
     let http = args.http;
-    let (config, tls) = match configure(args) {
+    let (config, dialer) = match configure(args) {
         Ok(configured) => configured,
         Err(problem) => return exit::usage(problem),
     };
     let budget = config.drain_time + CANCEL_BUDGET + config.flush_time + supervise::CLOSING;
     let start = |env: &supervise::Env| {
         let http = http.map(status::bind).transpose().map_err(exit::usage)?;
-        let dialer = Arc::new(WsDialer::new(tls));
-        let validator = Validator::start(config, dialer, env.timer.clone()).map_err(exit::usage)?;
-        let http = http.map(|http| serve_status(http, &validator)).transpose().map_err(exit::failed)?;
+        let validator = Validator::start(config, Arc::new(dialer), env.timer.clone()).map_err(exit::usage)?;
+        let http = http.map(|http| serve_status(http, &validator, env)).transpose().map_err(exit::failed)?;
         if let Some(http) = &http {
             announce_http(http.local_addr());
         }
@@ -91,13 +89,13 @@ pub fn run(args: Args) -> ExitCode {
     })
 }
 
-fn configure(args: Args) -> Result<(ValidatorConfig, ClientTls), String> {
+fn configure(args: Args) -> Result<(ValidatorConfig, WsDialer), String> {
     let facilitator = args
         .facilitator
         .or_else(|| std::env::var("FACILITATOR_URI").ok())
         .ok_or("--facilitator is missing; give the URL, as wss://facilitator.example/ws/v0/")?;
     let key = KeyPair::load(&args.key.key).map_err(|e| format!("--key: {e}"))?;
-    let tls = args.tls.load()?;
+    let dialer = args.tls.load(&facilitator)?;
     let miners = match &args.miners {
         Some(path) => load_miners(path).map_err(|e| e.to_string())?,
         None if args.dispatch == DispatchArg::Stub => Vec::new(),
@@ -107,11 +105,15 @@ fn configure(args: Args) -> Result<(ValidatorConfig, ClientTls), String> {
         DispatchArg::Workers if args.stub_time.is_some() => {
             return Err("--stub-time goes with --dispatch stub".to_owned());
         }
+        DispatchArg::Workers if args.state_dir.is_none() => {
+            return Err("--state-dir is missing; name the folder for what is to survive a restart".to_owned());
+        }
         DispatchArg::Workers => Dispatch::Workers,
         DispatchArg::Stub => Dispatch::Stub { stage_time: args.stub_time.unwrap_or_default() },
     };
     let config = ValidatorConfig {
         trusted_signers: args.trusted_signer,
+        state_dir: args.state_dir,
         dispatch,
         workers: args.workers,
         drain_time: args.drain_time,
@@ -121,21 +123,34 @@ fn configure(args: Args) -> Result<(ValidatorConfig, ClientTls), String> {
     if !problems.is_empty() {
         return Err(problems.join("; "));
     }
-    std::fs::create_dir_all(&args.state_dir)
-        .map_err(|e| format!("--state-dir {}: cannot create it: {e}", args.state_dir.display()))?;
-    Ok((config, tls))
+    Ok((config, dialer))
 }
 
-fn serve_status(listener: TcpListener, validator: &Validator) -> Result<HttpServer, String> {
+fn serve_status(listener: TcpListener, validator: &Validator, env: &supervise::Env) -> Result<HttpServer, String> {
     let observer = validator.observer();
-    status::serve("val", listener, move |health, metrics| {
-        let (link, unsent, jobs) = (observer.link_state(), observer.unsent(), observer.running_jobs());
-        match &link {
-            LinkState::Ready { .. } => health.up("facilitator"),
-            other => health.down("facilitator", other.to_string()),
-        }
+    let board = observer.client().board().clone();
+    status::serve("validator", listener, env, &board, move |health, metrics| {
+        let client = observer.client();
+        let (counts, jobs) = (client.counts(), observer.running_jobs());
+        client.measure(health);
         metrics.gauge("phalanx_validator_jobs", "Jobs that run now.", &[]).set(jobs);
-        metrics.gauge("phalanx_validator_unsent", "Updates the facilitator has not acknowledged.", &[]).set(unsent);
-        json!({"role": "validator", "facilitator": link.to_string(), "jobs": jobs, "unsent": unsent})
+        let unsent = metrics.gauge("phalanx_validator_unsent", "Updates the facilitator has not answered.", &[]);
+        unsent.set(counts.unsent);
+        let bytes = metrics.gauge("phalanx_validator_unsent_bytes", "Bytes of the updates not answered.", &[]);
+        bytes.set(counts.unsent_bytes);
+        metrics
+            .gauge("phalanx_validator_dead_letters", "Updates that were given up and are kept.", &[])
+            .set(counts.dead);
+        let oldest = client.oldest_update().map_or(0, |age| age.as_secs());
+        json!({
+            "facilitator": client.state().to_string(),
+            "last_error": client.last_error(),
+            "jobs": jobs,
+            "open_jobs": counts.open_jobs,
+            "unsent": counts.unsent,
+            "unsent_bytes": counts.unsent_bytes,
+            "oldest_update_seconds": oldest,
+            "dead_letters": counts.dead,
+        })
     })
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tungstenite::Utf8Bytes;
 
 use super::heartbeat::LivenessConfig;
-use super::outbox::{Full, OutboxLimits, Outgoing};
+use super::outbox::{Answered, Full, OutboxLimits, Outgoing};
 use super::session::{self, Beat, SessionConfig, SessionEnd, SessionHandle};
 use crate::base::backoff::{Backoff, BackoffConfig};
 use crate::base::ids::Epoch;
@@ -24,6 +24,9 @@ use crate::base::stop::Step;
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::transport::{Connection, DialRequest, Dialer, Incoming, SocketLimits, TransportError};
+
+/// A refused key or address needs a person; five minutes do not hammer the peer, and end soon after the cure.
+const REFUSED_PAUSE: Duration = Duration::from_secs(300);
 
 /// What a link needs.
 #[derive(Debug, Clone)]
@@ -46,6 +49,11 @@ pub struct LinkConfig {
     pub beat: Option<Beat>,
     /// Bounds of the outbox, which outlives every connection.
     pub outbox: OutboxLimits,
+    /// The pause after a refusal that trying again soon does not cure: HTTP 4xx, a close code of `refusal_codes`, an
+    /// [`Authenticate`] that says so. Half of it to all of it, at random.
+    pub refused_pause: Duration,
+    /// Close codes by which the peer refuses us for good.
+    pub refusal_codes: &'static [u16],
     /// Whether a Close with code 1000 from the peer ends the link for good, also when nobody has stopped it.
     pub ends_on_goodbye: bool,
 }
@@ -63,6 +71,8 @@ impl LinkConfig {
             liveness: LivenessConfig::default(),
             beat: None,
             outbox: OutboxLimits::default(),
+            refused_pause: REFUSED_PAUSE,
+            refusal_codes: &[],
             ends_on_goodbye: false,
         }
     }
@@ -98,6 +108,8 @@ pub enum Authenticated {
 pub struct Refused {
     /// What the peer said.
     pub reason: String,
+    /// Whether trying again soon may help; if not, the next attempt comes after [`LinkConfig::refused_pause`].
+    pub passing: bool,
 }
 
 /// What a role sees of its link, in order, on the link's thread.
@@ -136,8 +148,10 @@ pub enum LinkEvent {
 /// Where a link stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkState {
-    /// Dialling or waiting for the authentication's answer.
+    /// Dialling.
     Connecting,
+    /// Connected; the authentication is not answered yet.
+    Authenticating,
     /// Authenticated.
     Ready {
         /// The present connection.
@@ -147,6 +161,8 @@ pub enum LinkState {
     Reconnecting {
         /// Why the last attempt or connection ended.
         last_error: String,
+        /// The peer has refused us in a way that waits for a person.
+        refused: bool,
     },
     /// The link's thread has ended.
     Stopped,
@@ -156,8 +172,9 @@ impl fmt::Display for LinkState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             LinkState::Connecting => f.write_str("connecting"),
+            LinkState::Authenticating => f.write_str("authenticating"),
             LinkState::Ready { .. } => f.write_str("ready"),
-            LinkState::Reconnecting { last_error } => write!(f, "reconnecting: {last_error}"),
+            LinkState::Reconnecting { last_error, .. } => write!(f, "reconnecting: {last_error}"),
             LinkState::Stopped => f.write_str("stopped"),
         }
     }
@@ -179,9 +196,14 @@ impl LinkHandle {
         self.session.send(message)
     }
 
-    /// See [`SessionHandle::acknowledged`].
-    pub fn acknowledged(&self, epoch: Epoch) -> Option<Outgoing> {
-        self.session.acknowledged(epoch)
+    /// See [`SessionHandle::send_all`].
+    pub fn send_all(&self, messages: impl IntoIterator<Item = Outgoing>) -> Vec<Full> {
+        self.session.send_all(messages)
+    }
+
+    /// See [`SessionHandle::answered`].
+    pub fn answered(&self, epoch: Epoch, certain: bool) -> Answered {
+        self.session.answered(epoch, certain)
     }
 
     /// Where the link stands.
@@ -255,7 +277,7 @@ impl Link {
         if self.handle.unsent() == 0 {
             stop.drain();
         } else {
-            self.stop_alarm = Some(self.timer.at(deadline, move || stop.drain()));
+            self.stop_alarm = Some(self.timer.at(deadline, move || stop.cancel()));
         }
     }
 
@@ -297,7 +319,7 @@ impl<F: FnMut(LinkEvent)> Runner<F> {
         let mut rng = Rng::from_entropy();
         while !self.is_done() {
             self.set(LinkState::Connecting);
-            let (why, refused) = match self.connect(config) {
+            let ended = match self.connect(config) {
                 Ok((connection, first)) => {
                     if self.stop.is_set() {
                         connection.kick.kick();
@@ -308,19 +330,24 @@ impl<F: FnMut(LinkEvent)> Runner<F> {
                     if (config.ends_on_goodbye || self.handle.session.is_closing()) && is_goodbye(&end) {
                         break;
                     }
-                    (end.to_string(), None)
+                    let lasting = is_refusal(&end, config.refusal_codes);
+                    Ended { why: end.to_string(), lasting, refused: None, code: None }
                 }
-                Err(Attempt::Failed(why)) => (why, Some(false)),
-                Err(Attempt::Refused(refused)) => (refused.to_string(), Some(true)),
+                Err(attempt) => attempt,
             };
             if self.is_done() {
                 break;
             }
-            let next_in = backoff.next_delay(Instant::now(), rng.unit());
-            self.set(LinkState::Reconnecting { last_error: why.clone() });
-            if let Some(refused) = refused {
-                log::debug!("{}: {why}; next attempt in {next_in:.1?}", config.name);
-                (self.sink)(LinkEvent::Failed { why, refused, next_in });
+            let Ended { why, lasting, refused, .. } = ended;
+            let mut next_in = backoff.next_delay(Instant::now(), rng.unit());
+            if lasting {
+                next_in = config.refused_pause.mul_f64(0.5 + rng.unit() / 2.0);
+            }
+            self.set(LinkState::Reconnecting { last_error: why.clone(), refused: lasting });
+            match refused {
+                Some(refused) => (self.sink)(LinkEvent::Failed { why, refused, next_in }),
+                None if lasting => (self.sink)(LinkEvent::Failed { why, refused: true, next_in }),
+                None => {}
             }
             self.stop.wait(next_in);
         }
@@ -337,10 +364,13 @@ impl<F: FnMut(LinkEvent)> Runner<F> {
     }
 
     /// One attempt: a connection that has authenticated, and a text that came with the answer.
-    fn connect(&mut self, config: &LinkConfig) -> Result<(Connection, Option<Utf8Bytes>), Attempt> {
+    fn connect(&mut self, config: &LinkConfig) -> Result<(Connection, Option<Utf8Bytes>), Ended> {
         let deadline = Instant::now() + config.dial_time;
         let request = DialRequest { url: &config.url, headers: &config.headers, limits: config.socket, deadline };
         let connection = self.dialer.dial(&request, &self.stop, Level::Drain)?;
+        if self.authenticate.is_some() {
+            self.set(LinkState::Authenticating);
+        }
         let Some(authenticate) = &mut self.authenticate else { return Ok((connection, None)) };
         let mut connection = connection;
         let kick = connection.kick.clone();
@@ -348,15 +378,23 @@ impl<F: FnMut(LinkEvent)> Runner<F> {
         let kick = connection.kick.clone();
         let _stop = self.stop.on(Level::Drain, move || kick.kick());
         let result = ask(&mut connection, authenticate.as_mut());
-        if let Err(Attempt::Failed(_)) = &result
-            && Instant::now() >= deadline
-        {
-            return Err(Attempt::Failed(format!("no answer to the authentication within {:.1?}", config.dial_time)));
+        match result {
+            Err(Ended { refused: Some(false), .. }) if Instant::now() >= deadline => {
+                Err(Ended::failed(format!("no answer to the authentication within {:.1?}", config.dial_time)))
+            }
+            Err(mut ended) => {
+                // A server may refuse us by its close code alone.
+                ended.lasting |= ended.code.is_some_and(|code| config.refusal_codes.contains(&code));
+                Err(ended)
+            }
+            Ok(first) => Ok((connection, first)),
         }
-        result.map(|first| (connection, first))
     }
 
     fn session(&mut self, connection: Connection, first: Option<Utf8Bytes>, config: &SessionConfig) -> SessionEnd {
+        // Registered before the session begins: a stop whose time is up before that would find no connection to kick.
+        let kick = connection.kick.clone();
+        let _stop = self.stop.on(Level::Cancel, move || kick.kick());
         // The session numbers its connection when it begins, on this same thread.
         let epoch = self.handle.session.epoch().next();
         self.set(LinkState::Ready { epoch });
@@ -379,19 +417,45 @@ fn is_goodbye(end: &SessionEnd) -> bool {
     matches!(end, SessionEnd::Closed(info) if info.clean && info.code == Some(1000))
 }
 
-enum Attempt {
-    Failed(String),
-    Refused(Refused),
+/// Whether the peer closed with a code that refuses us for good.
+fn is_refusal(end: &SessionEnd, codes: &[u16]) -> bool {
+    matches!(end, SessionEnd::Closed(info) if info.code.is_some_and(|code| codes.contains(&code)))
 }
 
-impl From<TransportError> for Attempt {
+/// Why there is no connection, or none any more.
+struct Ended {
+    why: String,
+    /// Trying again soon does not help.
+    lasting: bool,
+    /// For an attempt: whether the peer answered and refused us.
+    refused: Option<bool>,
+    /// The close code, if the peer closed.
+    code: Option<u16>,
+}
+
+impl Ended {
+    fn failed(why: String) -> Self {
+        Self { why, lasting: false, refused: Some(false), code: None }
+    }
+}
+
+impl From<TransportError> for Ended {
     fn from(error: TransportError) -> Self {
-        Attempt::Failed(error.to_string())
+        // 408, 425 and 429 ask for patience, not for a change; 5xx is the server's own trouble.
+        let lasting = matches!(error, TransportError::Refused { status: 400..=499, .. })
+            && !matches!(error, TransportError::Refused { status: 408 | 425 | 429, .. });
+        Self { lasting, ..Self::failed(error.to_string()) }
+    }
+}
+
+impl From<Refused> for Ended {
+    fn from(refused: Refused) -> Self {
+        Self { why: refused.to_string(), lasting: !refused.passing, refused: Some(true), code: None }
     }
 }
 
 /// Says hello and reads until the peer has decided.
-fn ask(connection: &mut Connection, authenticate: &mut dyn Authenticate) -> Result<Option<Utf8Bytes>, Attempt> {
+fn ask(connection: &mut Connection, authenticate: &mut dyn Authenticate) -> Result<Option<Utf8Bytes>, Ended> {
     for text in authenticate.hello() {
         connection.writer.write(text)?;
     }
@@ -406,13 +470,14 @@ fn ask(connection: &mut Connection, authenticate: &mut dyn Authenticate) -> Resu
                     // Polite only: the peer has refused us, and closes anyway.
                     let _ = connection.writer.close(1000, "");
                     connection.kick.kick();
-                    return Err(Attempt::Refused(refused));
+                    return Err(refused.into());
                 }
             },
             Incoming::Control => connection.writer.flush()?,
             Incoming::Pong | Incoming::Binary(_) => {}
             Incoming::Closed(info) => {
-                return Err(Attempt::Failed(format!("closed before the authentication was answered: {info}")));
+                let why = format!("closed before the authentication was answered: {info}");
+                return Err(Ended { code: info.code, ..Ended::failed(why) });
             }
         }
     }

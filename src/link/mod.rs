@@ -2,12 +2,14 @@
 //!
 //! * [`outbox`]: what is to be sent, in order, until the peer has accepted it. Pure.
 //! * [`heartbeat`]: when to ping, when to beat, when to give a connection up. Pure.
+//! * [`handover`]: where senders, reader and writer meet: one lock around the outbox.
 //! * [`session`]: one connection: the reader runs on the caller's thread, the writer on its own.
 //! * [`manager`]: dial, authenticate, run a session, back off, for ever.
 //! * [`server`]: accept, one reader thread a connection, close all.
 //!
 //! `link` knows nothing of jobs or messages: it moves texts.
 
+pub mod handover;
 pub mod heartbeat;
 pub mod manager;
 pub mod outbox;
@@ -15,6 +17,6 @@ pub mod server;
 pub mod session;
 
 pub use manager::{Authenticate, Authenticated, Link, LinkConfig, LinkEvent, LinkHandle, LinkState, Refused};
-pub use outbox::{Full, OutboxLimits, Outgoing};
+pub use outbox::{Answer, Answered, Full, OutboxLimits, Outgoing};
 pub use server::{Server, ServerConfig};
 pub use session::{SessionEnd, SessionHandle};

@@ -8,22 +8,20 @@
 use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use tungstenite::Utf8Bytes;
 
+use super::handover::{Handover, Signal, Work};
 use super::heartbeat::{LivenessConfig, Progress, Verdict, judge};
-use super::outbox::{Full, Outbox, OutboxLimits, Outgoing};
+use super::outbox::{Answered, Full, OutboxLimits, Outgoing};
 use crate::base::ids::Epoch;
 use crate::base::lock::lock;
 use crate::base::stop::KICK_GRACE;
 use crate::base::thread::{JoinError, Kick, spawn};
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::transport::{CloseInfo, Connection, ConnectionKick, Incoming, Traffic, TransportError, WriteHalf};
-
-/// Texts that are written before one flush; a larger batch saves no further system calls.
-const BATCH_MESSAGES: usize = 64;
 
 /// After the peer's Close, how long our answer to it may take to leave.
 const CLOSE_REPLY_TIME: Duration = Duration::from_secs(1);
@@ -83,34 +81,40 @@ impl fmt::Display for SessionEnd {
 pub struct SessionHandle(Arc<Shared>);
 
 struct Shared {
-    state: Mutex<State>,
-    changed: Condvar,
+    handover: Handover<Present>,
+    close_alarm: Mutex<Option<Alarm>>,
     timer: TimerHandle,
 }
 
-struct State {
-    outbox: Outbox,
-    /// Counts the connections; the writer of an older one finds a newer number and leaves.
-    epoch: Epoch,
-    kick: Option<ConnectionKick>,
-    /// Control frames wait in the write half.
-    wake: bool,
-    ping: bool,
-    beat: bool,
-    closing: Option<(u16, String)>,
-    /// Why the connection is about to be kicked, so that its error can be told as the cause, not as "reset".
+/// The present connection.
+struct Present {
+    kick: ConnectionKick,
+    /// Locked by the writer thread for each of its writes, or by a sender that has its turn.
+    writer: Arc<Mutex<Box<dyn WriteHalf>>>,
+    /// Why it is about to be kicked, so that its error can be told as the cause, not as "reset".
     verdict: Option<SessionEnd>,
+    /// Since when a write is under way.
     writing_since: Option<Instant>,
-    close_alarm: Option<Alarm>,
+}
+
+/// A loan of the writer's turn, given back on drop.
+struct Turn<'a> {
+    handover: &'a Handover<Present>,
+    all_left: bool,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.handover.give_back(self.all_left);
+    }
 }
 
 impl fmt::Debug for SessionHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = lock(&self.0.state);
         f.debug_struct("SessionHandle")
-            .field("epoch", &state.epoch)
-            .field("connected", &state.kick.is_some())
-            .field("unsent", &state.outbox.len())
+            .field("epoch", &self.epoch())
+            .field("connected", &self.is_connected())
+            .field("unsent", &self.unsent())
             .finish()
     }
 }
@@ -118,19 +122,7 @@ impl fmt::Debug for SessionHandle {
 impl SessionHandle {
     /// An outbox that waits for its first connection.
     pub fn new(limits: OutboxLimits, timer: TimerHandle) -> Self {
-        let state = State {
-            outbox: Outbox::new(limits),
-            epoch: Epoch::default(),
-            kick: None,
-            wake: false,
-            ping: false,
-            beat: false,
-            closing: None,
-            verdict: None,
-            writing_since: None,
-            close_alarm: None,
-        };
-        Self(Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), timer }))
+        Self(Arc::new(Shared { handover: Handover::new(limits), close_alarm: Mutex::new(None), timer }))
     }
 
     /// Puts a message into the outbox; never blocks.
@@ -138,25 +130,27 @@ impl SessionHandle {
     /// # Errors
     /// [`Full`], with the message.
     pub fn send(&self, message: Outgoing) -> Result<(), Full> {
-        lock(&self.0.state).outbox.push(message)?;
-        self.0.changed.notify_one();
-        Ok(())
+        self.send_all([message]).pop().map_or(Ok(()), Err)
     }
 
-    /// The peer acknowledged its oldest unacknowledged message, on the connection of `epoch`.
-    ///
-    /// `None` if there is none, or if that connection is gone (then the message will be sent again).
-    pub fn acknowledged(&self, epoch: Epoch) -> Option<Outgoing> {
-        let message = {
-            let mut state = lock(&self.0.state);
-            if state.epoch != epoch {
-                return None;
-            }
-            state.outbox.acknowledged()
-        };
-        // The window may have opened, or a draining outbox may be empty now.
-        self.0.changed.notify_one();
-        message
+    /// Puts messages into the outbox; gives back those that were refused. Never blocks: on an idle connection the caller
+    /// itself writes as much as the system takes at once.
+    pub fn send_all(&self, messages: impl IntoIterator<Item = Outgoing>) -> Vec<Full> {
+        let (refused, loan) = self.0.handover.offer(messages, |present| present.writer.clone());
+        if let Some((texts, writer)) = loan {
+            let mut turn = Turn { handover: &self.0.handover, all_left: false };
+            let mut writer = lock(&writer);
+            let left = texts.into_iter().try_for_each(|text| writer.write(text)).and_then(|()| writer.try_flush());
+            // An error is met again, and told, by the writer.
+            turn.all_left = left.unwrap_or(false);
+        }
+        refused
+    }
+
+    /// The peer answered on the connection of `epoch`; `certain` says that only messages that are always answered get
+    /// such an answer. About nothing if that connection is gone (then the message will be sent again).
+    pub fn answered(&self, epoch: Epoch, certain: bool) -> Answered {
+        self.0.handover.answered(epoch, certain)
     }
 
     /// Takes no more messages, sends and has acknowledged those inside, then closes; whatever is not done by `deadline`
@@ -164,20 +158,14 @@ impl SessionHandle {
     pub fn close(&self, code: u16, reason: &str, deadline: Instant) {
         let weak = Arc::downgrade(&self.0);
         let alarm = self.0.timer.at(deadline, move || kick_with(&weak, SessionEnd::CloseTimeout));
-        let mut state = lock(&self.0.state);
-        state.outbox.close();
-        if state.closing.is_none() {
-            state.closing = Some((code, reason.to_owned()));
-        }
-        let old = state.close_alarm.replace(alarm);
-        drop(state);
+        let old = lock(&self.0.close_alarm).replace(alarm);
         drop(old);
-        self.0.changed.notify_one();
+        self.0.handover.close(code, reason);
     }
 
     /// Breaks the present connection at once, if there is one.
     pub fn kick(&self) {
-        let kick = lock(&self.0.state).kick.clone();
+        let kick = self.0.handover.with(|present| present.map(|present| present.kick.clone()));
         if let Some(kick) = kick {
             kick.kick();
         }
@@ -185,68 +173,46 @@ impl SessionHandle {
 
     /// Messages that were accepted by [`SessionHandle::send`] and not yet by the peer.
     pub fn unsent(&self) -> usize {
-        lock(&self.0.state).outbox.len()
+        self.0.handover.unsent()
     }
 
     /// Bytes of the messages that were accepted and not yet by the peer.
     pub fn unsent_bytes(&self) -> usize {
-        lock(&self.0.state).outbox.bytes()
+        self.0.handover.unsent_bytes()
     }
 
     /// The number of the present or last connection.
     pub fn epoch(&self) -> Epoch {
-        lock(&self.0.state).epoch
+        self.0.handover.epoch()
     }
 
     /// Whether a connection is up.
     pub fn is_connected(&self) -> bool {
-        lock(&self.0.state).kick.is_some()
+        self.0.handover.with(|present| present.is_some())
     }
 
     /// Whether [`SessionHandle::close`] was called.
     pub fn is_closing(&self) -> bool {
-        lock(&self.0.state).closing.is_some()
+        self.0.handover.is_closing()
     }
 
-    fn attach(&self, kick: ConnectionKick, beat: bool) -> Epoch {
-        let mut state = lock(&self.0.state);
-        state.epoch = state.epoch.next();
-        state.kick = Some(kick);
-        state.wake = false;
-        state.ping = false;
-        state.beat = beat;
-        state.verdict = None;
-        state.writing_since = None;
-        state.epoch
-    }
-
-    /// The connection is over: its writer leaves, and what was not acknowledged will be sent again.
-    fn detach(&self) -> Option<SessionEnd> {
-        let mut state = lock(&self.0.state);
-        state.kick = None;
-        state.outbox.rewind();
-        let verdict = state.verdict.take();
-        drop(state);
-        self.0.changed.notify_all();
-        verdict
-    }
-
-    fn set(&self, change: impl FnOnce(&mut State)) {
-        change(&mut lock(&self.0.state));
-        self.0.changed.notify_one();
+    fn write_begins(&self, now: Option<Instant>) {
+        self.0.handover.with(|present| {
+            if let Some(present) = present {
+                present.writing_since = now;
+            }
+        });
     }
 }
 
 /// Kicks the present connection and remembers why.
 fn kick_with(shared: &Weak<Shared>, why: SessionEnd) {
     let Some(shared) = shared.upgrade() else { return };
-    let kick = {
-        let mut state = lock(&shared.state);
-        if state.kick.is_some() && state.verdict.is_none() {
-            state.verdict = Some(why);
-        }
-        state.kick.clone()
-    };
+    let kick = shared.handover.with(|present| {
+        let present = present?;
+        present.verdict.get_or_insert(why);
+        Some(present.kick.clone())
+    });
     if let Some(kick) = kick {
         kick.kick();
     }
@@ -264,13 +230,15 @@ pub fn run(
     mut on_text: impl FnMut(Epoch, Utf8Bytes) -> ControlFlow<()>,
 ) -> SessionEnd {
     let Connection { mut reader, writer, kick, traffic, .. } = connection;
-    let epoch = handle.attach(kick.clone(), config.beat.is_some());
+    let writer = Arc::new(Mutex::new(writer));
+    let present = Present { kick: kick.clone(), writer: writer.clone(), verdict: None, writing_since: None };
+    let epoch = handle.0.handover.attach(present, config.beat.is_some());
     let watch = Watch::start(handle, config, traffic);
     let writing = handle.clone();
     let beat = config.beat.as_ref().map(|beat| beat.text.clone());
-    let write_kick = kick.clone();
+    let (write_kick, broken_kick) = (kick.clone(), kick.clone());
     let thread = spawn(config.writer_name.clone(), Kick::new("connection", move || write_kick.kick()), move || {
-        write_loop(&writing, epoch, writer, beat)
+        write_loop(&writing, epoch, &writer, beat, &broken_kick)
     });
 
     let end = loop {
@@ -280,7 +248,7 @@ pub fn run(
                     break SessionEnd::Left;
                 }
             }
-            Ok(Incoming::Control) => handle.set(|state| state.wake = true),
+            Ok(Incoming::Control) => handle.0.handover.signal(Signal::Control),
             Ok(Incoming::Pong) => {}
             Ok(Incoming::Binary(data)) => {
                 log::warn!("ignored a binary message of {} bytes: this link speaks text", data.len());
@@ -294,7 +262,7 @@ pub fn run(
     if !answered {
         kick.kick();
     }
-    let verdict = handle.detach();
+    let verdict = handle.0.handover.detach().and_then(|present| present.verdict);
     let grace = if answered { CLOSE_REPLY_TIME } else { KICK_GRACE };
     match thread.join_or_kick(Instant::now() + grace, KICK_GRACE) {
         Ok(()) | Err(JoinError::Panicked(_)) => {}
@@ -308,74 +276,38 @@ pub fn run(
     }
 }
 
-enum Work {
-    Batch {
-        texts: Vec<Utf8Bytes>,
-        ping: bool,
-    },
-    Close(u16, String),
-    /// The connection is over; only a reply to the peer's Close may still leave.
-    Over,
-}
-
-fn next_work(handle: &SessionHandle, epoch: Epoch, beat: Option<&Utf8Bytes>) -> Work {
-    let mut state = lock(&handle.0.state);
-    state.writing_since = None;
-    loop {
-        if state.epoch != epoch || state.kick.is_none() {
-            return Work::Over;
-        }
-        let State { outbox, wake, ping, beat: beat_due, writing_since, .. } = &mut *state;
-        if outbox.has_work() || *wake || *ping || *beat_due {
-            let mut texts = Vec::with_capacity(outbox.len().min(BATCH_MESSAGES) + 1);
-            if std::mem::take(beat_due) {
-                texts.extend(beat.cloned());
-            }
-            while texts.len() < BATCH_MESSAGES
-                && let Some(text) = outbox.next_to_write()
-            {
-                texts.push(text);
-            }
-            *wake = false;
-            *writing_since = Some(Instant::now());
-            return Work::Batch { texts, ping: std::mem::take(ping) };
-        }
-        if let Some((code, reason)) = &state.closing
-            && state.outbox.is_empty()
-        {
-            return Work::Close(*code, reason.clone());
-        }
-        state = handle.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-    }
-}
-
-fn write_loop(handle: &SessionHandle, epoch: Epoch, mut writer: Box<dyn WriteHalf>, beat: Option<Utf8Bytes>) {
+fn write_loop(
+    handle: &SessionHandle,
+    epoch: Epoch,
+    writer: &Mutex<Box<dyn WriteHalf>>,
+    beat: Option<Utf8Bytes>,
+    kick: &ConnectionKick,
+) {
     let outcome = loop {
-        match next_work(handle, epoch, beat.as_ref()) {
-            Work::Batch { texts, ping } => {
-                let written = texts
+        match handle.0.handover.next_work(epoch) {
+            Work::Batch { texts, beat: beat_due, ping } => {
+                handle.write_begins(Some(Instant::now()));
+                let first = beat.clone().filter(|_| beat_due);
+                let mut writer = lock(writer);
+                let written = first
                     .into_iter()
+                    .chain(texts)
                     .try_for_each(|text| writer.write(text))
                     .and_then(|()| if ping { writer.ping() } else { Ok(()) })
                     .and_then(|()| writer.flush());
+                handle.write_begins(None);
                 if written.is_err() {
                     break written;
                 }
             }
-            Work::Close(code, reason) => break writer.close(code, &reason),
-            Work::Over => break writer.flush(),
+            Work::Close(code, reason) => break lock(writer).close(code, &reason),
+            Work::Over => break lock(writer).flush(),
         }
     };
     if let Err(error) = outcome {
         // The reader tells the cause: it meets the same broken connection, freed by this kick if need be.
         log::debug!("writer of {epoch} ends: {error}");
-        let kick = {
-            let state = lock(&handle.0.state);
-            if state.epoch == epoch { state.kick.clone() } else { None }
-        };
-        if let Some(kick) = kick {
-            kick.kick();
-        }
+        kick.kick();
     }
 }
 
@@ -459,11 +391,12 @@ impl WatchInner {
             }
             *progress
         };
-        let unmoved_since = lock(&session.state).writing_since.map(|since| since.max(progress.wrote));
+        let writing_since = session.handover.with(|present| present.and_then(|present| present.writing_since));
+        let unmoved_since = writing_since.map(|since| since.max(progress.wrote));
         match judge(&self.liveness, now, progress.heard, unmoved_since) {
             Verdict::Wait(then) => self.arm(0, then, Self::look),
             Verdict::Ping(then) => {
-                SessionHandle(session).set(|state| state.ping = true);
+                session.handover.signal(Signal::Ping);
                 self.arm(0, then, Self::look);
             }
             Verdict::Silent => kick_with(&self.session, SessionEnd::Silent),
@@ -473,7 +406,7 @@ impl WatchInner {
 
     fn beat(self: &Arc<Self>) {
         let (Some(session), Some(every)) = (self.session.upgrade(), self.beat_every) else { return };
-        SessionHandle(session).set(|state| state.beat = true);
+        session.handover.signal(Signal::Beat);
         self.arm(1, Instant::now() + every, Self::beat);
     }
 }

@@ -1,320 +1,669 @@
-//! The validator's link to the facilitator, and the validator as a whole.
+//! The client of a facilitator: a connection that comes back, jobs in, updates out, nothing lost.
 //!
-//! Owner: [`Validator`]. Its link thread `val-fac-rd` reads and routes: it acknowledges, deduplicates and hands jobs to
-//! the workers, and never blocks on a job, a miner or a disk. Ends: [`Validator::stop`].
+//! Its life is in its types: a [`FacilitatorClient`] is inert, a [`RunningClient`] runs, a [`StopReport`] is what is left
+//! of it. Only a running client gives handles, so nothing can be sent by one that was never started:
+//!
+//! ```compile_fail,E0599
+//! # use phalanx::validator::{ClientConfig, FacilitatorClient};
+//! # use phalanx::identity::KeyPair;
+//! let key = KeyPair::load("//Alice").unwrap();
+//! let client = FacilitatorClient::new(ClientConfig::new("ws://127.0.0.1:9/ws/v0/", key)).unwrap();
+//! client.handle(); // no method named `handle` found for struct `FacilitatorClient`
+//! ```
+//!
+//! ```compile_fail,E0382
+//! # use phalanx::validator::{ClientConfig, FacilitatorClient, Job};
+//! # use phalanx::identity::KeyPair;
+//! # use std::time::Duration;
+//! # let key = KeyPair::load("//Alice").unwrap();
+//! # let client = FacilitatorClient::new(ClientConfig::new("ws://127.0.0.1:9/ws/v0/", key)).unwrap();
+//! let running = client.start(|job: Job| drop(job)).unwrap();
+//! running.stop(Duration::from_secs(10));
+//! running.handle(); // borrow of moved value: `running`
+//! ```
+//!
+//! Owner: whoever holds the [`RunningClient`]. Threads: `val-fac-rd` reads and routes (it never blocks on a job, a
+//! signature or a disk), `val-fac-wr` writes, `val-check-n` check signatures and call the handler, `val-store` keeps the
+//! updates on disk, `timer`. Each ends in [`RunningClient::stop`], in that of its drop at the latest.
 
-use std::collections::{HashSet, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use tungstenite::Utf8Bytes;
 
-use super::organic::{self, JobTimes};
-use super::routing::{MinerAddress, Routing};
-use super::status::{Outcome, Reporter};
+use super::checks::{Checks, ChecksHandle, Limits};
+use super::delivery::{Delivery, GivenUp, StoreThread, Totals, describe, update_text};
+use super::job::Job;
+use super::ledger::{Counts, LedgerLimits, RetryPolicies};
+use super::status::Outcome;
 use crate::base::backoff::BackoffConfig;
 use crate::base::ids::Epoch;
-use crate::base::limits::{FACILITATOR_LINK_MESSAGE_BYTES, STATUS_BYTES, STATUS_MESSAGES};
+use crate::base::limits::{
+    DIAL_TIME, FACILITATOR_LINK_MESSAGE_BYTES, JOB_REQUEST_BYTES, SPECS_MINERS, STATUS_BYTES, STATUS_MESSAGES,
+    UNCHECKED_BYTES, UNCHECKED_REQUESTS,
+};
 use crate::base::lock::lock;
-use crate::base::stop::Stopping;
-use crate::base::timer::TimerHandle;
-use crate::dispatch::Backend;
-use crate::dispatch::workers::Workers;
+use crate::base::scope;
+use crate::base::shutdown::Shutdown;
+use crate::base::stop::{StopReport, Stopping};
+use crate::base::timer::{Timer, TimerHandle};
 use crate::identity::{KeyPair, PublicKey};
 use crate::link::session::Beat;
 use crate::link::{
     Authenticate, Authenticated, Link, LinkConfig, LinkEvent, LinkHandle, LinkState, OutboxLimits, Refused,
 };
+use crate::ops::errors::ErrorClass;
+use crate::ops::health::Health;
+use crate::ops::metrics::{Counter, Metrics};
+use crate::ops::status::Board;
+use crate::protocol::signing::verify_job_requests;
 use crate::protocol::{
-    FacilitatorToValidator, JobRejectionReason, JobStatus, Response, ResponseStatus, SignedRequest,
-    V0AuthenticationRequest, V0Heartbeat, V0JobCheated, V2JobRequest, ValidatorToFacilitator,
+    FacilitatorToValidator, JobRejectionReason, Response, ResponseStatus, SignedRequest, V0AuthenticationRequest,
+    V0Heartbeat, V0JobCheated, V0MachineSpecsUpdate, V2JobRequest, ValidatorToFacilitator,
 };
-use crate::transport::{Dialer, SocketLimits};
+use crate::store::StoreError;
+use crate::transport::ws::WsDialer;
+use crate::transport::{ClientTls, Dialer, SocketLimits};
 
 /// How often the facilitator hears from us; it counts us as connected for three minutes after each (W-04).
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(60);
 
-/// Updates that may be unacknowledged at a time. The facilitator answers in order, so this is only how far we run ahead.
-const ACK_WINDOW: usize = 256;
+/// Updates that may be unanswered at a time, each of another job. The facilitator answers in order, so this is only how
+/// far we run ahead of it.
+const ACK_WINDOW: usize = 1024;
 
-/// Jobs whose uuid is remembered; at 36 bytes each with their set entry, some 10 MiB. The facilitator repeats a request
-/// only while it is fresh (one copy for each open connection).
-const SEEN_JOBS: usize = 65_536;
+/// The facilitator closes with this when our signature is bad; trying again soon does not make it better. Its 3001, for a
+/// validator that it does not know, asks to wait and retry, and gets the usual back-off.
+const BAD_SIGNATURE: u16 = 3000;
 
-/// What runs a job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dispatch {
-    /// A worker of this process drives a miner.
-    Workers,
-    /// No miner: every job is answered with the statuses of a good one, each after this time. For load tests.
-    Stub {
-        /// The time before each status.
-        stage_time: Duration,
-    },
-}
+/// An update that waits longer makes the client not ready: jobs that it took would not be heard of.
+const OLDEST_UPDATE: Duration = Duration::from_secs(120);
 
-/// What a validator needs.
-#[derive(Debug, Clone)]
-pub struct ValidatorConfig {
+/// What a drop gives the stop, since nobody said.
+const DROP_BUDGET: Duration = Duration::from_secs(5);
+
+/// The least time that the last updates have when the jobs have used up theirs: part of every stop's budget.
+const FLUSH_SHARE: f64 = 0.25;
+
+/// What a client needs.
+#[derive(Clone)]
+pub struct ClientConfig {
     /// The facilitator's `ws://` or `wss://` URL, as `wss://host/ws/v0/`.
-    pub facilitator_url: String,
+    pub url: String,
     /// Our hotkey.
     pub key: KeyPair,
-    /// The miners that we know.
-    pub miners: Vec<MinerAddress>,
     /// Who may sign jobs besides ourselves.
     pub trusted_signers: Vec<PublicKey>,
-    /// What runs a job.
-    pub dispatch: Dispatch,
-    /// Jobs at a time; each costs up to three threads.
-    pub workers: usize,
-    /// How long a miner that cheated gets no job.
-    pub blacklist_time: Duration,
-    /// How long a stop lets running jobs go on.
-    pub drain_time: Duration,
-    /// How long a stop lets the last updates be acknowledged.
-    pub flush_time: Duration,
+    /// Where updates are kept over a restart; in memory only if `None`.
+    pub state_dir: Option<PathBuf>,
+    /// Threads that check signatures.
+    pub check_threads: usize,
+    /// One deadline over look-up, TCP, TLS, upgrade and authentication.
+    pub dial_time: Duration,
     /// When to connect again.
     pub backoff: BackoffConfig,
-    /// What a miner and an executor may take beside the limits of the job.
-    pub job_times: JobTimes,
+    /// The pause after a refusal that needs a person: a bad signature, HTTP 4xx.
+    pub refused_pause: Duration,
+    /// When a refused update is tried again, and when it is given up.
+    pub retries: RetryPolicies,
+    /// How much may wait for the facilitator.
+    pub limits: LedgerLimits,
+    /// Where the client counts and reports errors; several clients may share one.
+    pub board: Board,
+    /// How connections are made; by default WebSocket with public certificate roots.
+    pub dialer: Arc<dyn Dialer>,
 }
 
-impl ValidatorConfig {
-    /// The default numbers: 64 jobs at a time, 24 h of blacklist, 60 s to drain, 10 s to flush.
-    pub fn new(facilitator_url: impl Into<String>, key: KeyPair, miners: Vec<MinerAddress>) -> Self {
+impl fmt::Debug for ClientConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientConfig").field("url", &self.url).field("hotkey", &self.key.ss58()).finish_non_exhaustive()
+    }
+}
+
+impl ClientConfig {
+    /// The default numbers: one check thread a core, 15 s to connect, 5 min after a refusal; nothing is kept on disk.
+    pub fn new(url: impl Into<String>, key: KeyPair) -> Self {
         Self {
-            facilitator_url: facilitator_url.into(),
+            url: url.into(),
             key,
-            miners,
             trusted_signers: Vec::new(),
-            dispatch: Dispatch::Workers,
-            workers: 64,
-            blacklist_time: Duration::from_secs(24 * 3600),
-            drain_time: Duration::from_secs(60),
-            flush_time: Duration::from_secs(10),
+            state_dir: None,
+            check_threads: std::thread::available_parallelism().map_or(1, |n| n.get()).min(16),
+            dial_time: DIAL_TIME,
             backoff: BackoffConfig::default(),
-            job_times: JobTimes::default(),
+            refused_pause: Duration::from_secs(300),
+            retries: RetryPolicies::default(),
+            limits: LedgerLimits::default(),
+            board: Board::new(),
+            dialer: Arc::new(WsDialer::new(ClientTls::default())),
         }
     }
 
     /// All problems of the configuration, in words.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        if !self.facilitator_url.starts_with("ws://") && !self.facilitator_url.starts_with("wss://") {
-            problems.push(format!(
-                "facilitator {:?}: it should be a URL like wss://facilitator.example/ws/v0/",
-                self.facilitator_url
-            ));
+        if !self.url.starts_with("ws://") && !self.url.starts_with("wss://") {
+            problems
+                .push(format!("facilitator {:?}: it should be a URL like wss://facilitator.example/ws/v0/", self.url));
         }
-        if self.workers == 0 || self.workers > 1000 {
-            problems.push(format!("workers is {}; it should be from 1 to 1000", self.workers));
-        }
-        if self.miners.is_empty() && self.dispatch == Dispatch::Workers {
-            problems.push("there is no miner; name at least one in the miners file".to_owned());
+        if self.check_threads == 0 || self.check_threads > 64 {
+            problems.push(format!("check_threads is {}; it should be from 1 to 64", self.check_threads));
         }
         problems
     }
 }
 
-/// The validator cannot start.
+/// What went wrong with a client.
 #[derive(Debug, thiserror::Error)]
-#[error("validator: {}", .0.join("; "))]
-pub struct ValidatorError(pub Vec<String>);
-
-/// What the link's thread and the workers share.
-pub(super) struct Shared {
-    pub(super) config: ValidatorConfig,
-    pub(super) routing: Mutex<Routing>,
-    pub(super) dialer: Arc<dyn Dialer>,
-    pub(super) timer: TimerHandle,
-    pub(super) next_job: AtomicU64,
-    /// Who ran which job, so that a report of cheating finds its miner.
-    pub(super) ran: Mutex<RanJobs>,
-    draining: AtomicBool,
+#[non_exhaustive]
+pub enum ClientError {
+    /// The configuration has problems; nothing was started. Mend them and make a new client.
+    #[error("{}", .0.join("; "))]
+    Config(Vec<String>),
+    /// The state folder cannot be used; nothing was started.
+    #[error("state folder: {0}")]
+    State(#[from] StoreError),
+    /// The client has stopped; a handle that outlived it can only look.
+    #[error("the client has stopped")]
+    Stopped,
+    /// Updates still wait for the facilitator; they go on waiting.
+    #[error("{0} updates still wait for the facilitator")]
+    Unsent(usize),
 }
 
-/// The miners of the last [`SEEN_JOBS`] jobs.
-#[derive(Default)]
-pub(super) struct RanJobs(VecDeque<RanJob>);
-
-struct RanJob {
-    uuid: String,
-    miner: PublicKey,
-    reported: bool,
-}
-
-impl RanJobs {
-    pub(super) fn add(&mut self, uuid: String, miner: PublicKey) {
-        if self.0.len() == SEEN_JOBS {
-            self.0.pop_front();
+impl ClientError {
+    /// What a loop does about it.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Config(_) | Self::State(_) => ErrorClass::Fatal,
+            Self::Stopped => ErrorClass::Cancelled,
+            Self::Unsent(_) => ErrorClass::Retry,
         }
-        self.0.push_back(RanJob { uuid, miner, reported: false });
     }
 
-    /// The miner of a job that is reported for the first time, or why the report changes nothing. A report counts once,
-    /// because its signature does not age and whoever has seen it could punish the miner with it for ever.
-    fn report(&mut self, uuid: &str) -> Result<PublicKey, &'static str> {
-        let job = self.0.iter_mut().rev().find(|job| job.uuid == uuid).ok_or("the job is not known")?;
-        match std::mem::replace(&mut job.reported, true) {
-            true => Err("the job was reported before"),
-            false => Ok(job.miner),
+    /// What a person does about it.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::Config(_) => "correct the named settings and call FacilitatorClient::new again",
+            Self::State(_) => "free or repair the state folder, or name another, then start again",
+            Self::Stopped => "make a new client with FacilitatorClient::new and call start",
+            Self::Unsent(_) => {
+                "wait longer, or look at the state of the connection; with a state folder nothing is lost"
+            }
         }
     }
 }
 
-/// A running validator.
-pub struct Validator {
-    shared: Arc<Shared>,
-    link: Link,
-    backend: Arc<Workers>,
-}
+/// What becomes of the jobs that the facilitator sends. Called on a thread that checks signatures; while it blocks, others
+/// wait there, and beyond a limit are turned away as `busy`. The connection never waits for it.
+pub trait JobHandler: Send + Sync + 'static {
+    /// A job, with a good signature of a signer that may sign for us.
+    fn job(&self, job: Job);
 
-impl std::fmt::Debug for Validator {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Validator").field("link", &self.link).field("backend", &self.backend).finish_non_exhaustive()
+    /// The miner of a job was reported for cheating, for the first time for this job, by a signer that may.
+    fn cheated(&self, uuid: &str, miner: PublicKey) {
+        log::warn!("job {uuid}: miner {miner} cheated");
     }
 }
 
-impl Validator {
-    /// Starts the link and the workers; returns at once, connected or not.
+impl<F: Fn(Job) + Send + Sync + 'static> JobHandler for F {
+    fn job(&self, job: Job) {
+        self(job);
+    }
+}
+
+/// Where a client stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientState {
+    /// Dialling.
+    Connecting,
+    /// Connected; the facilitator has not answered our authentication yet.
+    Authenticating,
+    /// Authenticated: jobs come, updates leave.
+    Ready,
+    /// Waiting before the next attempt.
+    Reconnecting,
+    /// Taking no more jobs; what was taken ends and is reported.
+    Draining,
+    /// All threads have ended.
+    Stopped,
+}
+
+impl fmt::Display for ClientState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connecting => "connecting",
+            Self::Authenticating => "authenticating",
+            Self::Ready => "ready",
+            Self::Reconnecting => "reconnecting",
+            Self::Draining => "draining",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// What a subscriber hears.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ClientEvent {
+    /// Authenticated on a new connection.
+    Ready {
+        /// The number of the connection.
+        epoch: Epoch,
+    },
+    /// The connection was lost, or an attempt failed; the client goes on trying.
+    Lost {
+        /// Why.
+        why: String,
+        /// The facilitator refused us.
+        refused: bool,
+    },
+    /// An update was given up and is kept for the operator.
+    GivenUp(GivenUp),
+}
+
+/// A client that does nothing yet.
+#[derive(Debug)]
+#[must_use = "a client does nothing until it is started"]
+pub struct FacilitatorClient {
+    config: ClientConfig,
+}
+
+impl FacilitatorClient {
+    /// Checks the configuration. Starts no thread, touches no file.
     ///
     /// # Errors
-    /// [`ValidatorError`] with every problem of the configuration; then nothing was started.
-    pub fn start(config: ValidatorConfig, dialer: Arc<dyn Dialer>, timer: TimerHandle) -> Result<Self, ValidatorError> {
+    /// [`ClientError::Config`], with all problems at once.
+    pub fn new(config: ClientConfig) -> Result<Self, ClientError> {
         let problems = config.validate();
-        if !problems.is_empty() {
-            return Err(ValidatorError(problems));
-        }
-        let mut link_config = LinkConfig::new("val-fac", &config.facilitator_url);
-        link_config.headers = vec![
-            ("X-Validator-Version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-            ("X-Validator-Runner-Version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-        ];
-        link_config.socket = SocketLimits {
+        if problems.is_empty() { Ok(Self { config }) } else { Err(ClientError::Config(problems)) }
+    }
+
+    /// Starts the client; returns at once, connected or not. Blocks only to read the state folder.
+    ///
+    /// # Errors
+    /// [`ClientError::State`]; then nothing was started.
+    pub fn start(self, handler: impl JobHandler) -> Result<RunningClient, ClientError> {
+        let timer = Timer::start();
+        let mut running = self.start_with(Arc::new(handler), timer.handle())?;
+        running.timer = Some(timer);
+        Ok(running)
+    }
+
+    /// As [`FacilitatorClient::start`], with a timer of the caller's.
+    pub(super) fn start_with(
+        self,
+        handler: Arc<dyn JobHandler>,
+        timer: TimerHandle,
+    ) -> Result<RunningClient, ClientError> {
+        let Self { config } = self;
+        let board = config.board.clone();
+        let events = Arc::new(Events::default());
+        let on_dead = {
+            let events = events.clone();
+            move |given_up| events.tell(&ClientEvent::GivenUp(given_up))
+        };
+        let folder = config.state_dir.as_deref();
+        let (delivery, store) = Delivery::open(folder, config.limits, config.retries, timer.clone(), &board, on_dead)?;
+        let (alive, all_gone) = bounded(0);
+        let stop = Shutdown::new();
+        let signers = Arc::new(Signers { key: config.key.public(), trusted: config.trusted_signers.clone() });
+        let checker = Checker { delivery: delivery.clone(), handler, signers, stop: stop.clone(), alive };
+        let limits = Limits { items: UNCHECKED_REQUESTS, bytes: UNCHECKED_BYTES };
+        let checks = Checks::start(config.check_threads, limits, move |batch| checker.check(batch));
+        let shared = Arc::new(Shared {
+            delivery: delivery.clone(),
+            draining: Shutdown::new(),
+            events,
+            last_error: Mutex::default(),
+            counted: Counted::new(&board.metrics),
+            board,
+        });
+        let mut intake = Intake { shared: shared.clone(), checks: checks.handle(), limits: config.limits };
+        let authenticate = FacilitatorAuthentication { key: config.key.clone() };
+        let link =
+            Link::start(link_config(&config), config.dialer, Some(Box::new(authenticate)), timer, move |event| {
+                intake.handle(event);
+            });
+        let handle = ClientHandle { shared: shared.clone(), link: link.handle() };
+        delivery.attach(link.handle());
+        Ok(RunningClient { parts: Some(Parts { link, checks, store, stop, all_gone }), handle, timer: None })
+    }
+}
+
+fn link_config(config: &ClientConfig) -> LinkConfig {
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    LinkConfig {
+        headers: vec![
+            ("X-Validator-Version".to_owned(), version.clone()),
+            ("X-Validator-Runner-Version".to_owned(), version),
+        ],
+        socket: SocketLimits {
             message_bytes: FACILITATOR_LINK_MESSAGE_BYTES,
             frame_bytes: FACILITATOR_LINK_MESSAGE_BYTES,
             ..SocketLimits::default()
-        };
-        link_config.backoff = config.backoff;
-        link_config.beat =
-            Some(Beat { every: HEARTBEAT_EVERY, text: ValidatorToFacilitator::from(V0Heartbeat).encode().into() });
-        link_config.outbox = OutboxLimits { messages: STATUS_MESSAGES, bytes: STATUS_BYTES, window: ACK_WINDOW };
-        let authenticate = FacilitatorAuthentication { key: config.key.clone() };
-
-        let backend = Arc::new(Workers::new("val-work", config.workers));
-        let shared = Arc::new(Shared {
-            routing: Mutex::new(Routing::new(config.miners.clone())),
-            dialer: dialer.clone(),
-            timer: timer.clone(),
-            next_job: AtomicU64::new(0),
-            ran: Mutex::default(),
-            draining: AtomicBool::new(false),
-            config,
-        });
-        let mut intake = Intake { shared: shared.clone(), backend: backend.clone(), link: None, seen: Seen::default() };
-        let (handle_tx, handle_rx) = crossbeam_channel::bounded(1);
-        let link = Link::start(link_config, dialer, Some(Box::new(authenticate)), timer, move |event| {
-            if intake.link.is_none() {
-                intake.link = handle_rx.recv().ok();
-            }
-            intake.handle(event);
-        });
-        handle_tx.send(link.handle()).expect("the receiver lives in the link's closure, and there is room for one");
-        Ok(Self { shared, link, backend })
-    }
-
-    /// What looks at this validator; may outlive it.
-    pub fn observer(&self) -> Observer {
-        Observer { link: self.link.handle(), backend: self.backend.clone() }
-    }
-
-    /// Stops in order: no new jobs, running jobs end (or are cancelled when their time is up), the last updates are
-    /// acknowledged, the link closes. Blocks for at most the configured drain and flush times and the kicks' grace.
-    pub fn stop(self, stopping: &mut Stopping) {
-        let Self { shared, link, backend } = self;
-        shared.draining.store(true, Ordering::SeqCst);
-        let cancelled = stopping.step("validator jobs", shared.config.drain_time, |step| backend.stop(step));
-        stopping.cancelled_jobs(cancelled);
-        let unsent = stopping.step("validator link", shared.config.flush_time, |step| link.stop(step));
-        stopping.unsent(unsent);
+        },
+        dial_time: config.dial_time,
+        backoff: config.backoff,
+        refused_pause: config.refused_pause,
+        refusal_codes: &[BAD_SIGNATURE],
+        beat: Some(Beat { every: HEARTBEAT_EVERY, text: ValidatorToFacilitator::from(V0Heartbeat).encode().into() }),
+        // One update of each job at most, and the ledger bounds the jobs; twice that, since ends are always taken.
+        outbox: OutboxLimits {
+            messages: 2 * STATUS_MESSAGES + SPECS_MINERS,
+            bytes: 2 * STATUS_BYTES,
+            window: ACK_WINDOW,
+        },
+        ..LinkConfig::new("val-fac", &config.url)
     }
 }
 
-/// Looks at a validator, also after it has stopped; cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Observer {
+/// A running client. Dropping it stops it with a budget of 5 seconds.
+#[must_use = "dropping a running client stops it"]
+pub struct RunningClient {
+    /// `None` once stopped.
+    parts: Option<Parts>,
+    handle: ClientHandle,
+    /// `None` if the timer is somebody else's.
+    timer: Option<Timer>,
+}
+
+struct Parts {
+    link: Link,
+    checks: Checks<Check>,
+    store: StoreThread,
+    /// Reaches cancel when running jobs are to end.
+    stop: Shutdown,
+    /// Disconnects when no job is left in anybody's hands.
+    all_gone: Receiver<()>,
+}
+
+impl fmt::Debug for RunningClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunningClient").field("handle", &self.handle).finish_non_exhaustive()
+    }
+}
+
+impl RunningClient {
+    /// What may be cloned, shared, and kept longer than the client.
+    pub fn handle(&self) -> ClientHandle {
+        self.handle.clone()
+    }
+
+    /// Takes no more jobs from now on: the facilitator is told `rejected`, `busy`. Returns at once.
+    pub fn drain(&self) {
+        self.handle.shared.draining.drain();
+    }
+
+    /// Stops in order: no new jobs, running jobs end (at three quarters of the budget their stop signal is raised), the
+    /// last updates are answered, the connection closes, all threads are joined. Blocks for the budget and the kicks'
+    /// grace at most. Updates that nobody answered are counted, and with a state folder kept for the next start.
+    pub fn stop(mut self, budget: Duration) -> StopReport {
+        let mut stopping = Stopping::new(&Shutdown::new());
+        self.stop_all(&mut stopping, budget);
+        stopping.finish()
+    }
+
+    fn stop_all(&mut self, stopping: &mut Stopping, budget: Duration) {
+        self.stop_jobs(stopping, budget.mul_f64(1.0 - FLUSH_SHARE));
+        self.stop_link(stopping, budget.mul_f64(FLUSH_SHARE));
+        if let Some(timer) = self.timer.take() {
+            stopping.step("timer", DROP_BUDGET, |step| timer.stop(step));
+        }
+    }
+
+    /// Waits for the jobs in the handler's hands.
+    fn stop_jobs(&self, stopping: &mut Stopping, budget: Duration) {
+        self.drain();
+        let Some(parts) = &self.parts else { return };
+        let ended = stopping.step("jobs", budget, |step| step.wait(&parts.all_gone));
+        parts.stop.cancel();
+        if !ended {
+            stopping.cancelled_jobs(self.handle.counts().open_jobs);
+            stopping.step("cancelled jobs", budget.mul_f64(FLUSH_SHARE), |step| step.wait(&parts.all_gone));
+        }
+    }
+
+    /// The rest of a stop, when the jobs have ended.
+    pub(super) fn stop_link(&mut self, stopping: &mut Stopping, flush: Duration) {
+        self.drain();
+        let Some(Parts { link, checks, store, stop, .. }) = self.parts.take() else { return };
+        stopping.step("signature checks", flush, |step| checks.stop(step));
+        stop.cancel();
+        let drained = self.handle.shared.delivery.drained();
+        stopping.step("updates", flush, |step| step.wait(&drained));
+        stopping.step("facilitator link", flush, |step| link.stop(step));
+        stopping.step("state folder", flush, |step| store.stop(step));
+        stopping.unsent(self.handle.counts().unsent);
+    }
+}
+
+impl Drop for RunningClient {
+    fn drop(&mut self) {
+        if self.parts.is_some() {
+            let mut stopping = Stopping::new(&Shutdown::new());
+            self.stop_all(&mut stopping, DROP_BUDGET);
+            log::info!("facilitator: {}", stopping.finish());
+        }
+    }
+}
+
+/// What others hold of a client; cheap to clone, may outlive it. Nothing here blocks but [`ClientHandle::flush`].
+#[derive(Clone)]
+pub struct ClientHandle {
+    shared: Arc<Shared>,
     link: LinkHandle,
-    backend: Arc<Workers>,
 }
 
-impl Observer {
-    /// Where the link to the facilitator stands.
-    pub fn link_state(&self) -> LinkState {
-        self.link.state()
+impl fmt::Debug for ClientHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientHandle").field("state", &self.state()).field("counts", &self.counts()).finish()
+    }
+}
+
+impl ClientHandle {
+    /// Where the client stands.
+    pub fn state(&self) -> ClientState {
+        match self.link.state() {
+            LinkState::Stopped => ClientState::Stopped,
+            _ if self.shared.draining.is_set() => ClientState::Draining,
+            LinkState::Connecting => ClientState::Connecting,
+            LinkState::Authenticating => ClientState::Authenticating,
+            LinkState::Ready { .. } => ClientState::Ready,
+            LinkState::Reconnecting { .. } => ClientState::Reconnecting,
+        }
     }
 
-    /// Updates that the facilitator has not acknowledged.
-    pub fn unsent(&self) -> usize {
-        self.link.unsent()
+    /// Why the last connection was lost or the last attempt failed.
+    pub fn last_error(&self) -> Option<String> {
+        lock(&self.shared.last_error).clone()
     }
 
-    /// Jobs that run now.
-    pub fn running_jobs(&self) -> usize {
-        self.backend.running()
+    /// Says on a page of health whether the client is authenticated, its updates go to disk, and none waits too long.
+    pub fn measure(&self, health: &Health) {
+        match (self.state(), self.last_error()) {
+            (ClientState::Ready, _) => health.up("facilitator"),
+            (state, Some(why)) => health.down("facilitator", format!("{state}: {why}")),
+            (state, None) => health.down("facilitator", state.to_string()),
+        }
+        match self.shared.delivery.broken() {
+            None => health.up("state folder"),
+            Some(why) => health.down("state folder", why),
+        }
+        match self.oldest_update().filter(|age| *age > OLDEST_UPDATE) {
+            None => health.up("updates"),
+            Some(age) => health.down("updates", format!("the oldest has waited for {} s", age.as_secs())),
+        }
     }
 
-    /// Breaks the link to the facilitator; it comes back by itself.
+    /// Where the client counts and reports errors.
+    pub fn board(&self) -> &Board {
+        &self.shared.board
+    }
+
+    /// How much waits for the facilitator.
+    pub fn counts(&self) -> Counts {
+        self.shared.delivery.counts()
+    }
+
+    /// How long the oldest update has waited for the facilitator.
+    pub fn oldest_update(&self) -> Option<Duration> {
+        self.shared.delivery.oldest()
+    }
+
+    /// What became of the updates so far.
+    pub fn totals(&self) -> &Totals {
+        self.shared.delivery.totals()
+    }
+
+    /// What came from the facilitator so far.
+    pub fn counted(&self) -> &Counted {
+        &self.shared.counted
+    }
+
+    /// Sends the specs of a miner's machine; of each miner only the newest waits for the facilitator.
+    ///
+    /// # Errors
+    /// [`ClientError::Stopped`].
+    pub fn machine_specs(&self, specs: V0MachineSpecsUpdate) -> Result<(), ClientError> {
+        if self.state() == ClientState::Stopped {
+            return Err(ClientError::Stopped);
+        }
+        self.shared.delivery.machine_specs(specs);
+        Ok(())
+    }
+
+    /// Blocks until the facilitator has answered every update, the timeout is over, or the client has stopped.
+    ///
+    /// # Errors
+    /// [`ClientError::Unsent`] with their number, [`ClientError::Stopped`] if nothing can change any more.
+    pub fn flush(&self, timeout: Duration) -> Result<(), ClientError> {
+        let drained = self.shared.delivery.drained();
+        let unsent = match self.state() {
+            ClientState::Stopped => self.counts().unsent,
+            _ => match drained.recv_timeout(timeout) {
+                Err(crossbeam_channel::RecvTimeoutError::Disconnected) | Ok(()) => 0,
+                Err(crossbeam_channel::RecvTimeoutError::Timeout) => self.counts().unsent,
+            },
+        };
+        match (unsent, self.state()) {
+            (0, _) => Ok(()),
+            (_, ClientState::Stopped) => Err(ClientError::Stopped),
+            (unsent, _) => Err(ClientError::Unsent(unsent)),
+        }
+    }
+
+    /// A new subscription that holds this many events. A subscriber that does not keep up misses the newest; it cannot
+    /// hold up the client.
+    pub fn subscribe(&self, capacity: usize) -> Receiver<ClientEvent> {
+        self.shared.events.subscribe(capacity)
+    }
+
+    /// Breaks the connection; it comes back by itself.
     pub fn kick_link(&self) {
         self.link.kick();
     }
-}
 
-/// Recognises requests that came before: the facilitator may send one copy for each open connection, and one signature
-/// serves any uuid, so a repeated uuid is a repeat whatever else it says.
-#[derive(Default)]
-struct Seen {
-    set: HashSet<String>,
-    order: VecDeque<String>,
-}
-
-impl Seen {
-    fn first_time(&mut self, uuid: &str) -> bool {
-        if !self.set.insert(uuid.to_owned()) {
-            return false;
-        }
-        self.order.push_back(uuid.to_owned());
-        if self.order.len() > SEEN_JOBS
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.set.remove(&oldest);
-        }
-        true
+    pub(super) fn delivery(&self) -> &Delivery {
+        &self.shared.delivery
     }
+}
+
+/// What the parts of a client share.
+struct Shared {
+    delivery: Delivery,
+    draining: Shutdown,
+    events: Arc<Events>,
+    last_error: Mutex<Option<String>>,
+    counted: Counted,
+    board: Board,
+}
+
+/// What came from the facilitator, counted since the start.
+#[derive(Debug)]
+pub struct Counted {
+    /// Authenticated connections.
+    pub connections: Counter,
+    /// Job requests, repeats included.
+    pub requests: Counter,
+    /// Job requests whose uuid came before.
+    pub repeats: Counter,
+    /// Job requests that were turned away because too much waited.
+    pub turned_away: Counter,
+    /// Messages that could not be read.
+    pub unreadable: Counter,
+}
+
+impl Counted {
+    fn new(metrics: &Metrics) -> Self {
+        let counter = |name, help| metrics.counter(name, help, &[]);
+        Self {
+            connections: counter("phalanx_validator_connections_total", "Authenticated facilitator connections."),
+            requests: counter("phalanx_validator_job_requests_total", "Job requests, repeats included."),
+            repeats: counter("phalanx_validator_job_repeats_total", "Job requests whose uuid came before."),
+            turned_away: counter("phalanx_validator_jobs_turned_away_total", "Jobs rejected as busy at the door."),
+            unreadable: counter("phalanx_validator_unreadable_total", "Messages that could not be read."),
+        }
+    }
+}
+
+/// The subscribers. A full or gone one is never waited for.
+#[derive(Default)]
+struct Events(Mutex<Vec<Sender<ClientEvent>>>);
+
+impl Events {
+    fn subscribe(&self, capacity: usize) -> Receiver<ClientEvent> {
+        let (sender, receiver) = bounded(capacity.max(1));
+        lock(&self.0).push(sender);
+        receiver
+    }
+
+    fn tell(&self, event: &ClientEvent) {
+        lock(&self.0).retain(|sender| !matches!(sender.try_send(event.clone()), Err(TrySendError::Disconnected(_))));
+    }
+}
+
+/// Something signed that waits for its check.
+enum Check {
+    Job { number: u64, request: Box<V2JobRequest> },
+    Cheated(Box<V0JobCheated>),
 }
 
 /// The routing of what the facilitator says; lives on the link's thread.
 struct Intake {
     shared: Arc<Shared>,
-    backend: Arc<Workers>,
-    link: Option<LinkHandle>,
-    seen: Seen,
+    checks: ChecksHandle<Check>,
+    limits: LedgerLimits,
 }
 
 impl Intake {
     fn handle(&mut self, event: LinkEvent) {
+        let draining = self.shared.draining.is_set();
         match event {
-            LinkEvent::Ready { epoch } => log::info!("facilitator: authenticated ({epoch})"),
-            LinkEvent::Lost { why, .. } if self.shared.draining.load(Ordering::SeqCst) => {
-                log::debug!("facilitator: connection ended: {why}");
+            LinkEvent::Ready { epoch } => {
+                log::info!("facilitator: authenticated ({epoch})");
+                self.shared.counted.connections.inc();
+                self.shared.events.tell(&ClientEvent::Ready { epoch });
             }
-            LinkEvent::Lost { why, .. } => log::warn!("facilitator: connection lost: {why}"),
-            LinkEvent::Failed { why, next_in, .. } => {
-                log::warn!("facilitator: {why}; next attempt in {:.1}s", next_in.as_secs_f64());
+            LinkEvent::Lost { why, .. } if draining => log::debug!("facilitator: connection ended: {why}"),
+            LinkEvent::Lost { why, .. } => {
+                self.lost(format!("connection lost: {why}"), false);
+            }
+            LinkEvent::Failed { why, refused, next_in } => {
+                self.lost(format!("{why}; next attempt in {:.1}s", next_in.as_secs_f64()), refused);
             }
             LinkEvent::Text { epoch, text } => self.text(epoch, &text),
         }
+    }
+
+    fn lost(&self, why: String, refused: bool) {
+        let class = if refused { ErrorClass::Rejected } else { ErrorClass::Reconnect };
+        self.shared.board.errors.report(class, "facilitator", &why);
+        *lock(&self.shared.last_error) = Some(why.clone());
+        self.shared.events.tell(&ClientEvent::Lost { why, refused });
     }
 
     fn text(&mut self, epoch: Epoch, text: &Utf8Bytes) {
@@ -322,136 +671,116 @@ impl Intake {
             return;
         }
         match FacilitatorToValidator::decode(text) {
-            Ok(FacilitatorToValidator::Response(response)) => self.response(epoch, &response),
-            Ok(FacilitatorToValidator::V2JobRequest(request)) => self.job(request),
-            Ok(FacilitatorToValidator::V0JobCheated(report)) => self.cheated(&report),
-            // Nothing is sent back for a frame that cannot be read, as the Python validator does.
-            Err(error) => log::warn!("facilitator: ignored a message that cannot be read: {error}"),
-        }
-    }
-
-    fn response(&self, epoch: Epoch, response: &Response) {
-        let Some(link) = &self.link else { return };
-        let Some(update) = link.acknowledged(epoch) else {
-            log::warn!("facilitator: an answer without a question: {}", describe(response));
-            return;
-        };
-        let stored = response.errors.iter().all(|e| e.kind == "job.integrity_error");
-        if response.status == ResponseStatus::Error && !stored {
-            log::error!("facilitator: refused {}: {}", update.text, describe(response));
-        }
-    }
-
-    fn job(&mut self, request: V2JobRequest) {
-        let Some(link) = self.link.clone() else { return };
-        if !self.seen.first_time(&request.uuid) {
-            log::info!("job {}: requested again, ignored", request.uuid);
-            return;
-        }
-        let uuid = request.uuid.clone();
-        if let Some(why) = self.full(&link) {
-            Reporter::new(uuid, link).end(Outcome::rejected(JobRejectionReason::Busy, why));
-            return;
-        }
-        let (shared, job_link) = (self.shared.clone(), link.clone());
-        let work = Box::new(move |cancel: &crate::base::shutdown::Shutdown| {
-            let reporter = Reporter::new(request.uuid.clone(), job_link);
-            match shared.config.dispatch {
-                Dispatch::Workers => organic::run(&shared, request, reporter, cancel),
-                Dispatch::Stub { stage_time } => stub(&shared, &request, reporter, stage_time, cancel),
+            Ok(FacilitatorToValidator::Response(response)) => self.shared.delivery.answered(epoch, &response),
+            Ok(FacilitatorToValidator::V2JobRequest(request)) => self.job(text.len(), request),
+            Ok(FacilitatorToValidator::V0JobCheated(report)) => {
+                if self.checks.push(text.len(), Check::Cheated(Box::new(report))).is_err() {
+                    log::warn!("facilitator: a report of cheating is ignored: too much waits for its check");
+                }
             }
-        });
-        if self.backend.submit(work).is_err() {
-            Reporter::new(uuid, link).end(Outcome::rejected(JobRejectionReason::Busy, "all workers are busy"));
+            // Nothing is sent back for a frame that cannot be read, as the Python validator does.
+            Err(error) => {
+                self.shared.counted.unreadable.inc();
+                let what = format!("a message that cannot be read is ignored: {error}");
+                self.shared.board.errors.report(ErrorClass::Rejected, "facilitator message", &what);
+            }
         }
     }
 
-    /// Why no job can be taken now. Half of the outbox is kept for the updates of jobs that were taken.
-    fn full(&self, link: &LinkHandle) -> Option<&'static str> {
-        if self.shared.draining.load(Ordering::SeqCst) {
+    fn job(&mut self, bytes: usize, request: V2JobRequest) {
+        let Shared { delivery, counted, .. } = &*self.shared;
+        counted.requests.inc();
+        let Some(number) = delivery.take(&request.uuid) else {
+            counted.repeats.inc();
+            return log::info!("job {}: requested again, ignored", request.uuid);
+        };
+        let full =
+            match self.full(bytes) {
+                Some(why) => Err((why, Box::new(request))),
+                None => self.checks.push(bytes, Check::Job { number, request: Box::new(request) }).map_err(|check| {
+                    match check {
+                        Check::Job { request, .. } => ("too many jobs wait for their signature check", request),
+                        Check::Cheated(_) => unreachable!("what is handed back is what was pushed"),
+                    }
+                }),
+            };
+        if let Err((why, request)) = full {
+            counted.turned_away.inc();
+            let (status, text) = update_text(&request.uuid, Outcome::rejected(JobRejectionReason::Busy, why));
+            if let Err(error) = delivery.update(number, status, text) {
+                log::error!("{error}");
+            }
+        }
+    }
+
+    /// Why no job can be taken now. Half of the queue is kept for the updates of jobs that were taken.
+    fn full(&self, bytes: usize) -> Option<&'static str> {
+        if self.shared.draining.is_set() {
             return Some("the validator is stopping");
         }
-        let much = link.unsent() > STATUS_MESSAGES / 2 || link.unsent_bytes() > STATUS_BYTES / 2;
-        much.then_some("too many updates wait for the facilitator")
+        if bytes > JOB_REQUEST_BYTES {
+            return Some("the request is too large");
+        }
+        let Counts { unsent, unsent_bytes, open_jobs, .. } = self.shared.delivery.counts();
+        let much = unsent > self.limits.updates / 2 || unsent_bytes > self.limits.bytes / 2;
+        (much || open_jobs > self.limits.updates / 2).then_some("too many updates wait for the facilitator")
+    }
+}
+
+/// Who may sign for us.
+struct Signers {
+    key: PublicKey,
+    trusted: Vec<PublicKey>,
+}
+
+impl Signers {
+    fn check(&self, signer: PublicKey, what: &str) -> Result<PublicKey, String> {
+        match signer == self.key || self.trusted.contains(&signer) {
+            true => Ok(signer),
+            false => Err(format!("{signer} may not sign {what} for this validator")),
+        }
+    }
+}
+
+/// What runs on the threads that check signatures.
+struct Checker {
+    delivery: Delivery,
+    handler: Arc<dyn JobHandler>,
+    signers: Arc<Signers>,
+    stop: Shutdown,
+    alive: Sender<()>,
+}
+
+impl Checker {
+    fn check(&self, batch: Vec<Check>) {
+        let mut jobs = Vec::with_capacity(batch.len());
+        for check in batch {
+            match check {
+                Check::Job { number, request } => jobs.push((number, request)),
+                Check::Cheated(report) => self.cheated(&report),
+            }
+        }
+        let signers = verify_job_requests(jobs.iter().map(|(_, request)| &**request));
+        for ((number, request), signer) in jobs.into_iter().zip(signers) {
+            let _job = scope::job(request.uuid.as_str());
+            let signer = signer.map_err(|e| e.to_string()).and_then(|signer| self.signers.check(signer, "jobs"));
+            let job = Job::new(*request, number, self.delivery.clone(), self.stop.clone(), self.alive.clone());
+            match signer {
+                Ok(_) => self.handler.job(job),
+                Err(why) => job.reject(JobRejectionReason::InvalidSignature, why),
+            }
+        }
     }
 
     fn cheated(&self, report: &V0JobCheated) {
-        let signer = match report.verify() {
-            Ok(signer) => signer,
-            Err(error) => {
-                log::warn!("job {}: a report of cheating with a bad signature: {error}", report.job_uuid);
-                return;
-            }
-        };
-        if !self.shared.may_sign(&signer) {
-            log::warn!("job {}: a report of cheating by {signer}, who may not", report.job_uuid);
-            return;
-        }
-        let miner = lock(&self.shared.ran).report(&report.job_uuid);
-        match miner {
-            Ok(miner) => {
-                log::warn!("job {}: miner {miner} cheated, it gets no jobs for a while", report.job_uuid);
-                let time = self.shared.config.blacklist_time;
-                lock(&self.shared.routing).blacklist(&miner, Instant::now(), time);
-            }
-            Err(why) => log::warn!("job {}: a report of cheating is ignored: {why}", report.job_uuid),
+        let uuid = &report.job_uuid;
+        let signer = report.verify().map_err(|e| e.to_string());
+        let signer = signer.and_then(|signer| self.signers.check(signer, "reports of cheating"));
+        match signer.and_then(|_| self.delivery.cheated(uuid).map_err(str::to_owned)) {
+            Ok(miner) => self.handler.cheated(uuid, miner),
+            Err(why) => log::warn!("job {uuid}: a report of cheating is ignored: {why}"),
         }
     }
-}
-
-impl Shared {
-    /// Whether jobs of this signer are run.
-    pub(super) fn may_sign(&self, signer: &PublicKey) -> bool {
-        *signer == self.config.key.public() || self.config.trusted_signers.contains(signer)
-    }
-
-    /// The outcome for a request whose signature is not good, if it is not.
-    pub(super) fn check_signature(&self, request: &V2JobRequest) -> Option<Outcome> {
-        let invalid = |message: String| Some(Outcome::rejected(JobRejectionReason::InvalidSignature, message));
-        match request.verify() {
-            Ok(signer) if self.may_sign(&signer) => None,
-            Ok(signer) => invalid(format!("{signer} may not sign jobs for this validator")),
-            Err(error) => invalid(error.to_string()),
-        }
-    }
-}
-
-fn describe(response: &Response) -> String {
-    let errors: Vec<String> = response.errors.iter().map(|e| format!("{}: {}", e.kind, e.msg)).collect();
-    format!("{} {}", response.status, errors.join("; "))
-}
-
-fn stub(
-    shared: &Shared,
-    request: &V2JobRequest,
-    reporter: Reporter,
-    stage_time: Duration,
-    cancel: &crate::base::shutdown::Shutdown,
-) {
-    use crate::base::shutdown::Level;
-    if let Some(outcome) = shared.check_signature(request) {
-        reporter.end(outcome);
-        return;
-    }
-    reporter.step(JobStatus::Received);
-    for status in [JobStatus::Accepted, JobStatus::ExecutorReady, JobStatus::VolumesReady, JobStatus::ExecutionDone] {
-        if !stage_time.is_zero() && cancel.wait_for(Level::Cancel, stage_time) {
-            reporter.end(organic::stopping());
-            return;
-        }
-        reporter.step(status);
-    }
-    if !stage_time.is_zero() && cancel.wait_for(Level::Cancel, stage_time) {
-        reporter.end(organic::stopping());
-        return;
-    }
-    reporter.end(Outcome::Completed(crate::protocol::JobResultDetails {
-        docker_process_stderr: String::new(),
-        docker_process_stdout: String::new(),
-        artifacts: None,
-        upload_results: None,
-        extra: Default::default(),
-    }));
 }
 
 struct FacilitatorAuthentication {
@@ -468,30 +797,17 @@ impl Authenticate for FacilitatorAuthentication {
             Ok(FacilitatorToValidator::Response(response)) if response.status == ResponseStatus::Success => {
                 Ok(Authenticated::Yes)
             }
-            Ok(FacilitatorToValidator::Response(response)) => Err(Refused { reason: describe(&response) }),
+            Ok(FacilitatorToValidator::Response(response)) => {
+                Err(Refused { passing: !is_bad_signature(&response), reason: describe(&response) })
+            }
             // A job for an older connection of ours may overtake the answer; it will be sent again to this one.
             Ok(_) => Ok(Authenticated::NotYet),
             Err(_) if text == "PING" => Ok(Authenticated::NotYet),
-            Err(error) => Err(Refused { reason: format!("its answer cannot be read: {error}") }),
+            Err(error) => Err(Refused { reason: format!("its answer cannot be read: {error}"), passing: true }),
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_report_of_cheating_counts_once_for_each_job() {
-        let miner = PublicKey::from_bytes([1; 32]);
-        let mut ran = RanJobs::default();
-        ran.add("a".to_owned(), miner);
-        ran.add("b".to_owned(), miner);
-        assert_eq!(ran.report("a"), Ok(miner));
-        assert_eq!(ran.report("a"), Err("the job was reported before"));
-        assert_eq!(ran.report("b"), Ok(miner));
-        assert_eq!(ran.report("c"), Err("the job is not known"));
-        (0..SEEN_JOBS).for_each(|n| ran.add(n.to_string(), miner));
-        assert_eq!(ran.report("b"), Err("the job is not known"), "it is too long ago");
-    }
+fn is_bad_signature(response: &Response) -> bool {
+    response.errors.iter().any(|error| error.kind == "auth.signature_invalid")
 }

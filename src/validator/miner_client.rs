@@ -152,11 +152,15 @@ impl Authenticate for MinerAuthentication {
             Ok(MinerToValidator::V0ExecutorManifestRequest(_)) => Ok(Authenticated::YesAndDeliver),
             Ok(MinerToValidator::UnauthorizedError(error)) => {
                 let details = error.details.unwrap_or_default();
-                Err(Refused { reason: format!("{} {details}", error.code).trim_end().to_owned() })
+                Err(refused(format!("{} {details}", error.code).trim_end()))
             }
-            Ok(MinerToValidator::GenericError(error)) => Err(Refused { reason: error.details.unwrap_or_default() }),
+            Ok(MinerToValidator::GenericError(error)) => Err(refused(error.details.unwrap_or_default())),
             Ok(_) => Ok(Authenticated::NotYet),
-            Err(error) => Err(Refused { reason: format!("its first message cannot be read: {error}") }),
+            Err(error) => Err(refused(format!("its first message cannot be read: {error}"))),
         }
     }
+}
+
+fn refused(reason: impl Into<String>) -> Refused {
+    Refused { reason: reason.into(), passing: true }
 }

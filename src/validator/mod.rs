@@ -1,21 +1,45 @@
 //! The validator: takes signed jobs from the facilitator, drives each on a miner, and reports every step.
 //!
 //! ```text
-//! val-fac-rd   reads the facilitator's messages, deduplicates, hands jobs to the workers; never blocks on a job
-//! val-fac-wr   writes status updates, keeps them until they are acknowledged
-//! val-work-n   one job each: checks the signature, picks a miner, drives it stage by stage
+//! val-fac-rd   reads the facilitator's messages and routes them; never blocks on a job, a signature or a disk
+//! val-fac-wr   writes what may leave
+//! val-check-n  check signatures and hand the jobs out
+//! val-store    writes updates to disk, all that have come in at once
+//! val-work-n   one job each: picks a miner, drives it stage by stage
 //! val-mi-n-rd  the link of job n to its miner, and its writer val-mi-n-wr; they end with the job
 //! ```
+//!
+//! * [`facilitator_client`]: the client, for embedding: inert, running, stopped.
+//! * [`ledger`]: the message queue: order, priority, retries, dead letters. Pure.
+//! * [`record`]: what is kept of a job on disk. Pure.
+//! * [`delivery`]: the ledger with its disk and its link.
+//! * [`job`]: a job in the hands of whoever runs it.
+//! * [`role`]: the validator as a whole.
 
+pub mod delivery;
 pub mod facilitator_client;
+pub mod job;
+pub mod ledger;
 pub mod miner_client;
 pub mod miners;
 pub mod organic;
+pub mod record;
+pub mod role;
 pub mod routing;
+pub mod status;
 
-mod status;
+mod checks;
+mod stub;
 
-pub use facilitator_client::{Dispatch, Observer, Validator, ValidatorConfig, ValidatorError};
+pub use delivery::{GivenUp, NotOnDisk, Ticket, Totals};
+pub use facilitator_client::{
+    ClientConfig, ClientError, ClientEvent, ClientHandle, ClientState, Counted, FacilitatorClient, JobHandler,
+    RunningClient,
+};
+pub use job::{Job, OnWorkers, RunningJob};
+pub use ledger::{Counts, LedgerLimits, RetryPolicies, RetryPolicy, UpdateError};
 pub use miners::{MinersFileError, load_miners};
 pub use organic::JobTimes;
+pub use role::{Dispatch, Observer, Validator, ValidatorConfig, ValidatorError};
 pub use routing::MinerAddress;
+pub use status::Outcome;

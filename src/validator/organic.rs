@@ -1,18 +1,20 @@
 //! One job of a user, from its request to its terminal status: runs on a worker of the dispatch back end.
 //!
 //! Blocks in: [`MinerClient::next`], always with the deadline of the present stage. Kick: the job's cancel signal.
-//! Every way out reports exactly one terminal status; `Reporter` sees to it.
+//! Every way out reports exactly one terminal status; [`RunningJob`] sees to it.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::facilitator_client::Shared;
+use super::job::RunningJob;
 use super::miner_client::{MinerClient, MinerEvent, NoEvent};
+use super::role::Shared;
 use super::routing::{MinerAddress, NoMiner};
-use super::status::{Outcome, Reporter};
+use super::status::Outcome;
 use crate::base::limits::DIAL_TIME;
 use crate::base::lock::lock;
+use crate::base::scope;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::Stopping;
 use crate::identity::PublicKey;
@@ -22,7 +24,7 @@ use crate::protocol::{
     Int, JobAcceptedReceiptPayload, JobFinishedReceiptPayload, JobParticipantType, JobRejectionDetails,
     JobRejectionReason, JobStartedReceiptPayload, JobStatus, MinerToValidator, StreamingServerDetails,
     V0DeclineJobRequest, V0HordeFailedRequest, V0InitialJobRequest, V0JobAcceptedReceiptRequest,
-    V0JobFinishedReceiptRequest, V0JobRequest, V2JobRequest,
+    V0JobFinishedReceiptRequest, V0JobRequest, V0MachineSpecsUpdate, V2JobRequest,
 };
 
 /// What a miner and an executor may take beside the limits that the job itself has.
@@ -59,19 +61,28 @@ const CLOSE_TIME: Duration = Duration::from_secs(2);
 /// How long a started-receipt counts: reservation, start-up, and what a slow network adds.
 const STARTED_RECEIPT_TTL: i64 = 30;
 
+/// How long a job waits until it is known on disk, before a miner hears of it.
+const DISK_TIME: Duration = Duration::from_secs(5);
+
 /// Runs the job and reports it.
-pub(super) fn run(shared: &Shared, request: V2JobRequest, reporter: Reporter, cancel: &Shutdown) {
-    if let Some(outcome) = shared.check_signature(&request) {
-        reporter.end(outcome);
-        return;
-    }
-    reporter.step(JobStatus::Received);
+pub(super) fn run(shared: &Shared, job: RunningJob, cancel: &Shutdown) {
+    let request = job.request();
+    let _job = scope::job(request.uuid.as_str());
     if uuid::Uuid::try_parse(&request.uuid).map(|uuid| uuid.to_string()).ok().as_deref() != Some(&request.uuid) {
         let message = format!("job uuid {:?} is not a UUID in canonical form, which receipts need", request.uuid);
-        reporter.end(Outcome::rejected(JobRejectionReason::Unknown, message));
-        return;
+        return report_end(job, Outcome::rejected(JobRejectionReason::Unknown, message));
     }
-    on_some_miner(shared, &request, reporter, cancel);
+    if let Err(error) = job.wait_until_known(Instant::now() + DISK_TIME) {
+        log::warn!("job {}: {error}", request.uuid);
+    }
+    on_some_miner(shared, job, cancel);
+}
+
+fn report_end(job: RunningJob, outcome: Outcome) {
+    let uuid = job.request().uuid.clone();
+    if let Err(error) = job.end_and_wait(outcome) {
+        log::error!("job {uuid}: {error}");
+    }
 }
 
 /// The outcome of a job that a stop has cut short.
@@ -80,7 +91,9 @@ pub(super) fn stopping() -> Outcome {
 }
 
 /// Asks one miner after the other until one takes the job, and reports how it ended.
-fn on_some_miner(shared: &Shared, request: &V2JobRequest, reporter: Reporter, cancel: &Shutdown) {
+fn on_some_miner(shared: &Shared, job: RunningJob, cancel: &Shutdown) {
+    let request = job.shared_request();
+    let request = &*request;
     let class = request.executor_class;
     let mut tried: Vec<PublicKey> = Vec::new();
     let mut last: Option<Outcome> = None;
@@ -90,17 +103,16 @@ fn on_some_miner(shared: &Shared, request: &V2JobRequest, reporter: Reporter, ca
         let miner = match miner {
             Ok(miner) => miner,
             Err(why) => {
-                reporter.end(last.unwrap_or_else(|| nobody(why, class)));
-                return;
+                return report_end(job, last.unwrap_or_else(|| nobody(why, class)));
             }
         };
         let slot = Slot { shared, hotkey: miner.hotkey, request };
-        let (attempt, client) = Job::new(shared, request, &reporter, &miner, cancel).run();
+        let (attempt, client) = Attempting::new(shared, &job, &miner, cancel).run();
         match attempt {
             Attempt::Ended(outcome) => {
                 // Before the report, so that whoever hears of the end finds the executor free.
                 drop(slot);
-                reporter.end(outcome);
+                report_end(job, outcome);
                 return close(client, request, cancel);
             }
             Attempt::NotTaken(outcome) => {
@@ -115,7 +127,7 @@ fn on_some_miner(shared: &Shared, request: &V2JobRequest, reporter: Reporter, ca
         drop(slot);
         tried.push(miner.hotkey);
     }
-    reporter.end(last.unwrap_or_else(|| nobody(NoMiner::None, class)));
+    report_end(job, last.unwrap_or_else(|| nobody(NoMiner::None, class)));
 }
 
 fn nobody(why: NoMiner, class: ExecutorClass) -> Outcome {
@@ -171,10 +183,10 @@ enum Phase {
     Running(Stage),
 }
 
-struct Job<'a> {
+struct Attempting<'a> {
     shared: &'a Shared,
     request: &'a V2JobRequest,
-    reporter: &'a Reporter,
+    job: &'a RunningJob,
     miner: &'a MinerAddress,
     cancel: &'a Shutdown,
     client: MinerClient,
@@ -194,21 +206,15 @@ fn end(outcome: impl Into<Outcome>) -> Step {
     ControlFlow::Break(Attempt::Ended(outcome.into()))
 }
 
-impl<'a> Job<'a> {
-    fn new(
-        shared: &'a Shared,
-        request: &'a V2JobRequest,
-        reporter: &'a Reporter,
-        miner: &'a MinerAddress,
-        cancel: &'a Shutdown,
-    ) -> Self {
-        let number = shared.next_job.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+impl<'a> Attempting<'a> {
+    fn new(shared: &'a Shared, job: &'a RunningJob, miner: &'a MinerAddress, cancel: &'a Shutdown) -> Self {
+        let number = shared.next_link.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (key, dialer) = (&shared.config.key, shared.dialer.clone());
         let client = MinerClient::start(miner, key, dialer, shared.timer.clone(), number);
         Self {
             shared,
-            request,
-            reporter,
+            request: job.request(),
+            job,
             miner,
             cancel,
             client,
@@ -289,13 +295,13 @@ impl<'a> Job<'a> {
             }
             (M::V0ExecutorReadyRequest(_), Phase::Starting) => self.executor_ready(),
             (M::V0VolumesReadyRequest(_), Phase::Running(Stage::Download)) => {
-                self.reporter.step(JobStatus::VolumesReady);
+                self.job.report(JobStatus::VolumesReady);
                 let next =
                     if self.request.streaming_details.is_some() { Stage::StreamingStart } else { Stage::Execution };
                 self.begin(next)
             }
             (M::V0StreamingJobReadyRequest(ready), Phase::Running(Stage::StreamingStart)) => {
-                self.reporter.streaming_ready(StreamingServerDetails {
+                self.streaming_ready(StreamingServerDetails {
                     streaming_server_cert: Some(ready.public_key),
                     streaming_server_address: ready.ip,
                     streaming_server_port: Some(ready.port),
@@ -303,7 +309,7 @@ impl<'a> Job<'a> {
                 self.begin(Stage::Execution)
             }
             (M::V0ExecutionDoneRequest(_), Phase::Running(Stage::Execution)) => {
-                self.reporter.step(JobStatus::ExecutionDone);
+                self.job.report(JobStatus::ExecutionDone);
                 self.begin(Stage::Upload)
             }
             (M::V0JobFinishedRequest(finished), Phase::Running(_)) => end(finished),
@@ -321,7 +327,16 @@ impl<'a> Job<'a> {
                 message: "the streaming server failed to start".to_owned(),
                 context: None,
             })),
-            (M::V0MachineSpecsRequest(_) | M::V0MainHotkeyMessage(_), _) => ON,
+            (M::V0MachineSpecsRequest(found), _) => {
+                self.job.machine_specs(V0MachineSpecsUpdate {
+                    miner_hotkey: self.miner.hotkey.to_ss58(),
+                    validator_hotkey: self.shared.config.key.ss58(),
+                    specs: found.specs.specs,
+                    batch_id: self.request.uuid.clone(),
+                });
+                ON
+            }
+            (M::V0MainHotkeyMessage(_), _) => ON,
             (M::GenericError(error), _) => {
                 let text = error.details.unwrap_or_default();
                 log::warn!("job {}: miner {} reports: {text}", self.request.uuid, self.miner.hotkey);
@@ -351,8 +366,8 @@ impl<'a> Job<'a> {
     }
 
     fn accepted(&mut self) -> Step {
-        self.reporter.step(JobStatus::Accepted);
-        lock(&self.shared.ran).add(self.request.uuid.clone(), self.miner.hotkey);
+        self.job.report(JobStatus::Accepted);
+        self.job.runs_on(self.miner.hotkey);
         self.phase = Phase::Starting;
         let startup = self.shared.config.job_times.executor_startup;
         self.deadline = Instant::now() + self.request.executor_class.spin_up_time() + startup;
@@ -369,8 +384,14 @@ impl<'a> Job<'a> {
         self.send(V0JobAcceptedReceiptRequest { payload, signature })
     }
 
+    fn streaming_ready(&self, details: StreamingServerDetails) {
+        if let Err(error) = self.job.streaming_ready(details) {
+            log::error!("job {}: {error}", self.request.uuid);
+        }
+    }
+
     fn executor_ready(&mut self) -> Step {
-        self.reporter.step(JobStatus::ExecutorReady);
+        self.job.report(JobStatus::ExecutorReady);
         self.stages = Some(StageClock::new(Timing::from(&timing(self.shared, self.request)), Instant::now()));
         let step = self.begin(Stage::Download);
         if step.is_break() {

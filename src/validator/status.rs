@@ -1,13 +1,8 @@
-//! Status updates: what the facilitator is told of a job, in order, ending in exactly one terminal status.
+//! How a job ended, as the facilitator is told.
 
-use serde_json::json;
-
-use crate::base::limits::FACILITATOR_LINK_MESSAGE_BYTES;
-use crate::link::{LinkHandle, Outgoing};
 use crate::protocol::{
     HordeFailureDetails, HordeFailureReason, JobFailureDetails, JobParticipantType, JobRejectionDetails,
     JobRejectionReason, JobResultDetails, JobStatus, JobStatusMetadata, V0JobFailedRequest, V0JobFinishedRequest,
-    V0JobStatusUpdate, ValidatorToFacilitator,
 };
 
 /// How a job ended.
@@ -34,6 +29,17 @@ impl Outcome {
         })
     }
 
+    /// A good end with what the job wrote.
+    pub fn completed(stdout: impl Into<String>, stderr: impl Into<String>) -> Self {
+        Self::Completed(JobResultDetails {
+            docker_process_stderr: stderr.into(),
+            docker_process_stdout: stdout.into(),
+            artifacts: None,
+            upload_results: None,
+            extra: Default::default(),
+        })
+    }
+
     /// Failed by the horde, as seen by this validator.
     pub fn horde_failed(reason: HordeFailureReason, message: impl Into<String>) -> Self {
         Self::HordeFailed(HordeFailureDetails {
@@ -44,7 +50,7 @@ impl Outcome {
         })
     }
 
-    fn into_update(self) -> (JobStatus, JobStatusMetadata) {
+    pub(super) fn into_update(self) -> (JobStatus, JobStatusMetadata) {
         let mut metadata = empty();
         let status = match self {
             Outcome::Completed(result) => {
@@ -94,7 +100,7 @@ impl From<V0JobFailedRequest> for Outcome {
     }
 }
 
-fn empty() -> JobStatusMetadata {
+pub(super) fn empty() -> JobStatusMetadata {
     JobStatusMetadata {
         miner_response: None,
         job_rejection_details: None,
@@ -102,83 +108,5 @@ fn empty() -> JobStatusMetadata {
         horde_failure_details: None,
         streaming_details: None,
         extra: Default::default(),
-    }
-}
-
-/// Reports one job's statuses. Dropping it without [`Reporter::end`] reports `horde_failed`, so that no job ends in
-/// silence, not even one whose code panicked.
-#[derive(Debug)]
-pub struct Reporter {
-    uuid: String,
-    link: LinkHandle,
-    ended: bool,
-}
-
-impl Reporter {
-    /// A reporter for a job about which nothing has been said yet.
-    pub fn new(uuid: String, link: LinkHandle) -> Self {
-        Self { uuid, link, ended: false }
-    }
-
-    /// Reports a step on the way.
-    pub fn step(&self, status: JobStatus) {
-        self.send(status, None);
-    }
-
-    /// Reports a streaming server.
-    pub fn streaming_ready(&self, details: crate::protocol::StreamingServerDetails) {
-        self.send(JobStatus::StreamingReady, Some(JobStatusMetadata { streaming_details: Some(details), ..empty() }));
-    }
-
-    /// Reports the end.
-    pub fn end(mut self, outcome: Outcome) {
-        self.finish(outcome);
-    }
-
-    fn finish(&mut self, outcome: Outcome) {
-        self.ended = true;
-        let (status, metadata) = outcome.into_update();
-        self.send(status, Some(metadata));
-    }
-
-    fn send(&self, status: JobStatus, metadata: Option<JobStatusMetadata>) {
-        log::debug!("job {}: {status}", self.uuid);
-        let update = V0JobStatusUpdate { uuid: self.uuid.clone(), status, metadata };
-        let text = ValidatorToFacilitator::from(update).encode();
-        let full = if text.len() <= FACILITATOR_LINK_MESSAGE_BYTES {
-            match self.link.send(Outgoing::acked(text)) {
-                Ok(()) => return,
-                Err(full) => full.to_string(),
-            }
-        } else {
-            format!("a message has at most {FACILITATOR_LINK_MESSAGE_BYTES} bytes, this one has {}", text.len())
-        };
-        log::error!("job {}: {status} cannot be reported: {full}", self.uuid);
-        if status.is_terminal() {
-            self.send_small_end(&full);
-        }
-    }
-
-    /// A terminal status that always fits: what is lost is the result, not the end of the job.
-    fn send_small_end(&self, why: &str) {
-        let message = format!("the job ended, but its result cannot be passed on: {why}");
-        let (status, metadata) = Outcome::horde_failed(HordeFailureReason::GenericError, message).into_update();
-        let update = V0JobStatusUpdate { uuid: self.uuid.clone(), status, metadata: Some(metadata) };
-        if let Err(full) = self.link.send(Outgoing::acked(ValidatorToFacilitator::from(update).encode())) {
-            log::error!("job {}: its end is lost: {full}", self.uuid);
-        }
-    }
-}
-
-impl Drop for Reporter {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.finish(Outcome::HordeFailed(HordeFailureDetails {
-                reported_by: JobParticipantType::Validator,
-                reason: HordeFailureReason::UnhandledException,
-                message: "the validator's job driver ended without an outcome".to_owned(),
-                context: json!({"panicking": std::thread::panicking()}).as_object().cloned(),
-            }));
-        }
     }
 }

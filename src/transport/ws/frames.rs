@@ -107,6 +107,14 @@ impl Transmit for Encoder {
         self.outbound.send(&[])
     }
 
+    fn try_transmit(&mut self) -> io::Result<bool> {
+        // In one buffer, so that what is left of a frame goes before everything else.
+        self.control.append(&mut self.data);
+        let sent = self.outbound.try_send(&self.control)?;
+        self.control.drain(..sent);
+        Ok(self.control.is_empty())
+    }
+
     fn half_close(&mut self) -> io::Result<()> {
         self.outbound.half_close()
     }

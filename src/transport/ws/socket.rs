@@ -9,6 +9,9 @@ use std::net::{Shutdown as Half, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+
 use crate::base::lock::lock;
 use crate::transport::control::Control;
 use crate::transport::{CLOSE_DRAIN_TIME, Traffic};
@@ -51,6 +54,19 @@ impl Socket {
             self.traffic.count_written(part.len());
         }
         Ok(())
+    }
+
+    /// Sends what the system takes without blocking; gives the number of bytes.
+    fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match rustix::net::send(&*self.tcp, bytes, flags) {
+            Ok(sent) => {
+                self.traffic.count_written(sent);
+                Ok(sent)
+            }
+            Err(Errno::AGAIN | Errno::INTR) => Ok(0),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Interrupts both halves. An error means that the peer has gone, and then nothing blocks.
@@ -183,6 +199,12 @@ impl Outbound {
                 return Ok(());
             }
         }
+    }
+
+    /// Sends what the system takes without blocking; gives the number of bytes. Nothing over TLS, whose records would have
+    /// to be kept.
+    pub(super) fn try_send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.socket.tls.is_some() { Ok(0) } else { self.socket.try_send(bytes) }
     }
 
     /// Tells the peer that nothing follows; it may still send.

@@ -1,0 +1,267 @@
+//! Where senders, the reader and the writer of a link meet: one lock, one condition, the outbox.
+//!
+//! It outlives the connections that follow one another on a link. Senders never block. Only the writer waits here, and
+//! whatever it may wait for wakes it: a message, an answer that opens the window, a control frame, the end.
+//!
+//! While the writer waits, a sender may borrow its turn: it takes the texts itself, writes what can be written without
+//! blocking, and gives the turn back. That spares a small message on an idle link the way through another thread.
+
+use tungstenite::Utf8Bytes;
+
+use super::outbox::{Answered, Full, Outbox, OutboxLimits, Outgoing};
+use crate::base::ids::Epoch;
+use crate::base::lock::{lock, wait};
+use crate::base::sync::{Condvar, Mutex, MutexGuard};
+
+/// Texts that are written before one flush; a larger batch saves no further system calls.
+pub const BATCH_MESSAGES: usize = 64;
+
+/// Bytes that a sender may write in the writer's place: more may not fit into the socket, and would only be copied twice.
+const LOAN_BYTES: usize = 8 << 10;
+
+/// Messages that a sender may write in the writer's place; a crowd is worth the writer's waking.
+const LOAN_MESSAGES: usize = 8;
+
+/// What the writer does next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Write these, then flush once; control frames that wait in the write half go with them.
+    Batch {
+        /// In order.
+        texts: Vec<Utf8Bytes>,
+        /// The heartbeat goes first.
+        beat: bool,
+        /// A ping goes last.
+        ping: bool,
+    },
+    /// Everything accepted is with the peer: say goodbye.
+    Close(u16, String),
+    /// The connection is over; only a reply to the peer's Close may still leave.
+    Over,
+}
+
+/// What wakes a writer beside messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// Control frames wait in the write half.
+    Control,
+    /// A ping is due.
+    Ping,
+    /// The heartbeat is due.
+    Beat,
+}
+
+/// The meeting place; `C` is what its users keep of the present connection.
+#[derive(Debug)]
+pub struct Handover<C> {
+    state: Mutex<State<C>>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State<C> {
+    outbox: Outbox,
+    /// Counts the connections; the writer of an older one finds a newer number and leaves.
+    epoch: Epoch,
+    connection: Option<C>,
+    /// The writer waits, and nobody has woken it yet; most messages come while it works, and need no system call.
+    waiting: bool,
+    /// A sender has the turn of the writer, which waits.
+    lent: bool,
+    control: bool,
+    ping: bool,
+    beat: bool,
+    closing: Option<(u16, String)>,
+}
+
+impl<C> State<C> {
+    /// Whether the writer is wanted for nothing but messages.
+    fn is_quiet(&self) -> bool {
+        !self.control && !self.ping && !self.beat && self.closing.is_none()
+    }
+
+    /// Whether a writer that waits has something to do.
+    fn has_news(&self) -> bool {
+        self.connection.is_none() || !self.is_quiet() || self.outbox.has_work()
+    }
+}
+
+impl<C> Handover<C> {
+    /// An outbox that waits for its first connection.
+    pub fn new(limits: OutboxLimits) -> Self {
+        let state = State {
+            outbox: Outbox::new(limits),
+            epoch: Epoch::default(),
+            connection: None,
+            waiting: false,
+            lent: false,
+            control: false,
+            ping: false,
+            beat: false,
+            closing: None,
+        };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// Changes the state and wakes the writer if it waits.
+    fn change<T>(&self, change: impl FnOnce(&mut State<C>) -> T) -> T {
+        let mut state = lock(&self.state);
+        let result = change(&mut state);
+        self.wake_for_news(state);
+        result
+    }
+
+    /// Wakes the writer if it waits and there is something for it. Whoever has its turn does so when giving it back.
+    fn wake_for_news(&self, mut state: MutexGuard<'_, State<C>>) {
+        if state.waiting && !state.lent && state.has_news() {
+            state.waiting = false;
+            drop(state);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Puts a message into the outbox; never blocks.
+    ///
+    /// # Errors
+    /// [`Full`], with the message.
+    pub fn send(&self, message: Outgoing) -> Result<(), Full> {
+        self.change(|state| state.outbox.push(message))
+    }
+
+    /// Puts messages into the outbox; gives back those that were refused. If the writer waits and what is inside is small,
+    /// the caller gets the texts and, by `borrow`, what it needs of the connection: it must write them at once and then
+    /// call [`Handover::give_back`]. Otherwise the writer is woken, once.
+    pub fn offer<T>(
+        &self,
+        messages: impl IntoIterator<Item = Outgoing>,
+        borrow: impl FnOnce(&C) -> T,
+    ) -> (Vec<Full>, Option<(Vec<Utf8Bytes>, T)>) {
+        let mut state = lock(&self.state);
+        let refused = messages.into_iter().filter_map(|message| state.outbox.push(message).err()).collect();
+        let small = state.waiting && !state.lent && state.outbox.waits_at_most(LOAN_MESSAGES, LOAN_BYTES);
+        if small
+            && state.is_quiet()
+            && state.outbox.has_work()
+            && let Some(borrowed) = state.connection.as_ref().map(borrow)
+        {
+            state.lent = true;
+            let texts = std::iter::from_fn(|| state.outbox.next_to_write()).collect();
+            return (refused, Some((texts, borrowed)));
+        }
+        self.wake_for_news(state);
+        (refused, None)
+    }
+
+    /// Gives the writer's turn back; `all_left` says that nothing of the texts is left to send.
+    pub fn give_back(&self, all_left: bool) {
+        let mut state = lock(&self.state);
+        state.lent = false;
+        state.control |= !all_left;
+        self.wake_for_news(state);
+    }
+
+    /// The peer answered on the connection of `epoch`; see [`Outbox::answered`]. An answer on a connection that is gone
+    /// is about nothing: its message will be sent again.
+    pub fn answered(&self, epoch: Epoch, certain: bool) -> Answered {
+        self.change(|state| match state.epoch == epoch && state.connection.is_some() {
+            true => state.outbox.answered(certain),
+            false => Answered::Nothing,
+        })
+    }
+
+    /// Takes no more messages; once those inside are with the peer, the writer says goodbye.
+    pub fn close(&self, code: u16, reason: &str) {
+        self.change(|state| {
+            state.outbox.close();
+            if state.closing.is_none() {
+                state.closing = Some((code, reason.to_owned()));
+            }
+        });
+    }
+
+    /// Wakes the writer for something that is not a message.
+    pub fn signal(&self, signal: Signal) {
+        self.change(|state| match signal {
+            Signal::Control => state.control = true,
+            Signal::Ping => state.ping = true,
+            Signal::Beat => state.beat = true,
+        });
+    }
+
+    /// A new connection begins, with its heartbeat due at once if `beat`; gives its number.
+    pub fn attach(&self, connection: C, beat: bool) -> Epoch {
+        self.change(|state| {
+            state.epoch = state.epoch.next();
+            state.connection = Some(connection);
+            state.control = false;
+            state.ping = false;
+            state.beat = beat;
+            state.epoch
+        })
+    }
+
+    /// The connection is over: its writer leaves, and what was not acknowledged will be sent again.
+    pub fn detach(&self) -> Option<C> {
+        self.change(|state| {
+            state.outbox.rewind();
+            state.connection.take()
+        })
+    }
+
+    /// Looks at what is kept of the present connection.
+    pub fn with<T>(&self, look: impl FnOnce(Option<&mut C>) -> T) -> T {
+        look(lock(&self.state).connection.as_mut())
+    }
+
+    /// What the writer of `epoch` does next. Blocks until there is something; the end of the connection is something.
+    pub fn next_work(&self, epoch: Epoch) -> Work {
+        let mut state = lock(&self.state);
+        loop {
+            if state.lent {
+                state = wait(&self.changed, state);
+                continue;
+            }
+            if state.epoch != epoch || state.connection.is_none() {
+                return Work::Over;
+            }
+            if state.outbox.has_work() || state.control || state.ping || state.beat {
+                let mut texts = Vec::with_capacity(state.outbox.len().min(BATCH_MESSAGES));
+                while texts.len() < BATCH_MESSAGES
+                    && let Some(text) = state.outbox.next_to_write()
+                {
+                    texts.push(text);
+                }
+                state.control = false;
+                let (beat, ping) = (std::mem::take(&mut state.beat), std::mem::take(&mut state.ping));
+                return Work::Batch { texts, beat, ping };
+            }
+            if let Some((code, reason)) = &state.closing
+                && state.outbox.is_empty()
+            {
+                return Work::Close(*code, reason.clone());
+            }
+            state.waiting = true;
+            state = wait(&self.changed, state);
+        }
+    }
+
+    /// Messages that were accepted and are not yet with the peer.
+    pub fn unsent(&self) -> usize {
+        lock(&self.state).outbox.len()
+    }
+
+    /// Bytes of the messages that were accepted and are not yet with the peer.
+    pub fn unsent_bytes(&self) -> usize {
+        lock(&self.state).outbox.bytes()
+    }
+
+    /// The number of the present or last connection.
+    pub fn epoch(&self) -> Epoch {
+        lock(&self.state).epoch
+    }
+
+    /// Whether [`Handover::close`] was called.
+    pub fn is_closing(&self) -> bool {
+        lock(&self.state).closing.is_some()
+    }
+}

@@ -1,0 +1,542 @@
+//! The message queue at work: updates come from jobs, go to disk, leave by the link, and end with the facilitator's answer.
+//!
+//! Owner: [`super::FacilitatorClient`]. Its thread `val-store` writes what has changed since it last looked, all in one
+//! transaction (group commit), then lets those updates leave. Blocks in: its condition, and the disk. Kick:
+//! [`Delivery::close`]. Ends: when closed and everything is written.
+
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use tungstenite::Utf8Bytes;
+
+use super::ledger::{Batch, Counts, Ledger, LedgerLimits, Moment, Reply, RetryPolicies, Settled, UpdateError};
+use super::record::JobRecord;
+use super::status::Outcome;
+use crate::base::ids::Epoch;
+use crate::base::lock::lock;
+use crate::base::stop::Step;
+use crate::base::thread::{Kick, Thread, spawn};
+use crate::base::timer::{Alarm, TimerHandle};
+use crate::identity::PublicKey;
+use crate::link::{Answer, Answered, LinkHandle, Outgoing};
+use crate::ops::errors::{ErrorClass, ErrorHandler};
+use crate::ops::metrics::{Counter, Metrics};
+use crate::ops::status::Board;
+use crate::protocol::{
+    HordeFailureReason, JobStatus, Response, ResponseStatus, V0JobStatusUpdate, V0MachineSpecsUpdate,
+    ValidatorToFacilitator,
+};
+use crate::store::StoreError;
+use crate::store::journal::{Change, Journal};
+
+/// The pause before a failed write to the disk is tried again.
+const WRITE_RETRY: Duration = Duration::from_secs(1);
+
+/// How long the newest machine specs of a miner may be passed by other messages, in milliseconds.
+const SPECS_PATIENCE: u64 = 10_000;
+
+/// What becomes of the updates, counted since the start.
+#[derive(Debug)]
+pub struct Totals {
+    /// Accepted from jobs.
+    pub accepted: Counter,
+    /// Stored by the facilitator.
+    pub stored: Counter,
+    /// Of those, answered as stored before: repeats after a reconnect or a restart.
+    pub repeated: Counter,
+    /// Refusals, each followed by another try or a dead letter.
+    pub refused: Counter,
+    /// Given up.
+    pub dead: Counter,
+    /// Transactions.
+    pub commits: Counter,
+}
+
+impl Totals {
+    fn new(metrics: &Metrics) -> Self {
+        let counter = |name, help| metrics.counter(name, help, &[]);
+        Self {
+            accepted: counter("phalanx_validator_updates_accepted_total", "Status updates taken from jobs."),
+            stored: counter("phalanx_validator_updates_stored_total", "Status updates stored by the facilitator."),
+            repeated: counter("phalanx_validator_updates_repeated_total", "Of those, the ones stored before."),
+            refused: counter("phalanx_validator_updates_refused_total", "Refusals of status updates."),
+            dead: counter("phalanx_validator_updates_dead_total", "Status updates that were given up."),
+            commits: counter("phalanx_validator_commits_total", "Transactions of the state folder."),
+        }
+    }
+}
+
+/// An update was given up; it is kept, see `phalanx outbox`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GivenUp {
+    /// What was to be said, in its own words.
+    pub text: Utf8Bytes,
+    /// What the facilitator said to it.
+    pub reason: String,
+}
+
+/// The queue; clones are the same.
+#[derive(Clone)]
+pub struct Delivery(Arc<Inner>);
+
+struct Inner {
+    state: Mutex<State>,
+    /// The store thread waits here for changes.
+    changed: Condvar,
+    /// Producers wait here for the disk.
+    safe: Condvar,
+    link: OnceLock<LinkHandle>,
+    timer: TimerHandle,
+    retry_alarm: Mutex<Option<Alarm>>,
+    totals: Totals,
+    errors: ErrorHandler,
+    on_dead: Box<dyn Fn(GivenUp) + Send + Sync>,
+}
+
+struct State {
+    ledger: Ledger,
+    /// What may leave as soon as there is a link.
+    restored: Vec<Outgoing>,
+    closed: bool,
+    store_waits: bool,
+    producers_wait: usize,
+    /// Why the last write to the disk failed.
+    broken: Option<String>,
+    /// Dropped when nothing waits for the facilitator.
+    drained: Vec<Sender<()>>,
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Delivery({:?})", self.counts())
+    }
+}
+
+/// The promise that an update is kept as [`Delivery`] says; waiting for it is a choice.
+#[derive(Debug, Clone)]
+pub struct Ticket {
+    delivery: Delivery,
+    version: u64,
+}
+
+/// An update is in memory, and on its way, but not on disk.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the update is on its way, but not on disk: {0}")]
+pub struct NotOnDisk(pub String);
+
+impl Ticket {
+    /// Blocks until the update is on disk (at once without a state folder), the disk fails, or the deadline has passed.
+    ///
+    /// # Errors
+    /// [`NotOnDisk`]; the update leaves all the same, only a crash would lose it.
+    pub fn wait(&self, deadline: Instant) -> Result<(), NotOnDisk> {
+        let inner = &self.delivery.0;
+        let mut state = lock(&inner.state);
+        loop {
+            if let Some(broken) = &state.broken {
+                return Err(NotOnDisk(broken.clone()));
+            }
+            if state.ledger.is_safe(self.version) {
+                return Ok(());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || state.closed {
+                return Err(NotOnDisk("the disk is too slow".to_owned()));
+            }
+            state.producers_wait += 1;
+            state = inner.safe.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state.producers_wait -= 1;
+        }
+    }
+}
+
+/// The store thread, to be joined by [`StoreThread::stop`].
+#[derive(Debug)]
+pub struct StoreThread {
+    thread: Option<Thread<()>>,
+    delivery: Delivery,
+}
+
+impl StoreThread {
+    /// Writes what is left, and joins.
+    pub fn stop(self, step: &mut Step) {
+        self.delivery.close();
+        if let Some(thread) = self.thread {
+            step.join(thread);
+        }
+    }
+}
+
+impl Delivery {
+    /// A queue that keeps its updates under `folder`, or in memory only. What an earlier process left there is taken
+    /// over; a job that it had begun and not ended is ended as failed, since it cannot be resumed.
+    ///
+    /// # Errors
+    /// [`StoreError`], if the folder cannot be used.
+    pub fn open(
+        folder: Option<&Path>,
+        limits: LedgerLimits,
+        retries: RetryPolicies,
+        timer: TimerHandle,
+        board: &Board,
+        on_dead: impl Fn(GivenUp) + Send + Sync + 'static,
+    ) -> Result<(Self, StoreThread), StoreError> {
+        let opened = folder.map(Journal::open).transpose()?;
+        let mut ledger = Ledger::new(limits, retries, opened.is_some());
+        let mut restored = Vec::new();
+        let mut journal = None;
+        if let Some((opened, recovered)) = opened {
+            if let Some(damage) = &recovered.damage {
+                let (what, aside) = (&damage.what, damage.kept_aside.display());
+                log::error!(
+                    "state folder: {what}; at least {} records are lost, the files are kept: {aside}",
+                    damage.lost
+                );
+            }
+            restored = ledger.restore(recovered.records.iter().filter_map(|(number, bytes)| {
+                let record = JobRecord::decode(bytes);
+                if let Err(error) = &record {
+                    log::error!("state folder: row {number} is ignored: {error}");
+                }
+                Some((*number, record.ok()?))
+            }));
+            for (number, uuid) in ledger.open_jobs() {
+                log::warn!("job {uuid}: the validator ended while it ran");
+                let why = "the validator ended while the job ran, and the job cannot be resumed";
+                let (status, text) = update_text(&uuid, Outcome::horde_failed(HordeFailureReason::GenericError, why));
+                if let Err(error) = ledger.accept(number, status, text, now()) {
+                    log::error!("job {uuid}: {error}");
+                }
+            }
+            journal = Some(opened);
+        }
+        let state = State {
+            ledger,
+            restored,
+            closed: false,
+            store_waits: false,
+            producers_wait: 0,
+            broken: None,
+            drained: Vec::new(),
+        };
+        let delivery = Self(Arc::new(Inner {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            safe: Condvar::new(),
+            link: OnceLock::new(),
+            timer,
+            retry_alarm: Mutex::new(None),
+            totals: Totals::new(&board.metrics),
+            errors: board.errors.clone(),
+            on_dead: Box::new(on_dead),
+        }));
+        let thread = journal.map(|journal| {
+            let (writer, kick) = (delivery.clone(), delivery.clone());
+            spawn("val-store", Kick::new("close the queue", move || kick.close()), move || writer.write_loop(journal))
+        });
+        Ok((delivery.clone(), StoreThread { thread, delivery }))
+    }
+
+    /// The link by which updates leave; those of an earlier process leave first.
+    pub fn attach(&self, link: LinkHandle) {
+        let restored = std::mem::take(&mut lock(&self.0.state).restored);
+        if self.0.link.set(link).is_err() {
+            log::error!("the queue has a link already");
+        }
+        self.send(restored);
+    }
+
+    /// Registers a job; `None` if its uuid came before.
+    pub fn take(&self, uuid: &str) -> Option<u64> {
+        lock(&self.0.state).ledger.take(uuid, now())
+    }
+
+    /// Accepts a status of a job. Blocks on no disk and no peer; the ticket can be waited for.
+    ///
+    /// # Errors
+    /// [`UpdateError`]; then nothing was accepted.
+    pub fn update(&self, job: u64, status: JobStatus, text: impl Into<Utf8Bytes>) -> Result<Ticket, UpdateError> {
+        let mut state = lock(&self.0.state);
+        let (version, ready) = state.ledger.accept(job, status, text.into(), now())?;
+        self.0.totals.accepted.inc();
+        self.wake_store(state);
+        self.send(ready);
+        Ok(Ticket { delivery: self.clone(), version })
+    }
+
+    /// The promise about everything accepted so far.
+    pub fn last_ticket(&self) -> Ticket {
+        Ticket { delivery: self.clone(), version: lock(&self.0.state).ledger.version() }
+    }
+
+    /// Notes which miner has a job.
+    pub fn ran_on(&self, job: u64, miner: PublicKey) {
+        let mut state = lock(&self.0.state);
+        state.ledger.ran_on(job, miner);
+        self.wake_store(state);
+    }
+
+    /// See [`Ledger::cheated`].
+    ///
+    /// # Errors
+    /// Why the report changes nothing.
+    pub fn cheated(&self, uuid: &str) -> Result<PublicKey, &'static str> {
+        let mut state = lock(&self.0.state);
+        let miner = state.ledger.cheated(uuid, now());
+        self.wake_store(state);
+        miner
+    }
+
+    /// The miners that were reported, each with the age of its newest report.
+    pub fn cheaters(&self) -> Vec<(PublicKey, Duration)> {
+        let now = now().wall;
+        let cheaters = lock(&self.0.state).ledger.cheaters();
+        cheaters.into_iter().map(|(miner, at)| (miner, Duration::from_millis(now.saturating_sub(at)))).collect()
+    }
+
+    /// Sends the specs of a miner's machine, in place of older ones of that miner that still wait. The facilitator does
+    /// not answer them, so they are kept until they are written, and not over a restart.
+    pub fn machine_specs(&self, specs: V0MachineSpecsUpdate) {
+        let mut slot = DefaultHasher::new();
+        specs.miner_hotkey.hash(&mut slot);
+        let message = Outgoing {
+            answer: Answer::OnError,
+            rank: now().wall + SPECS_PATIENCE,
+            slot: Some(slot.finish()),
+            ..Outgoing::once(ValidatorToFacilitator::from(specs).encode())
+        };
+        self.send(Some(message));
+    }
+
+    /// The facilitator answered on the connection of `epoch`. Runs on the link's thread; blocks on no disk and no peer.
+    pub fn answered(&self, epoch: Epoch, response: &Response) {
+        let Some(link) = self.0.link.get() else { return };
+        let has = |prefix: &str| response.errors.iter().any(|error| error.kind.starts_with(prefix));
+        let success = response.status == ResponseStatus::Success;
+        if !success && has("auth.") {
+            self.0.errors.report(ErrorClass::Reconnect, "facilitator answer", &describe(response));
+            return link.kick();
+        }
+        let message = match link.answered(epoch, success || has("job.")) {
+            Answered::Message(message) => message,
+            Answered::Nothing => {
+                let what = format!("an answer without a question: {}", describe(response));
+                return self.0.errors.report(ErrorClass::Rejected, "facilitator answer", &what);
+            }
+            Answered::Unclear => {
+                let what = format!("it may be about machine specs or a status: {}", describe(response));
+                self.0.errors.report(ErrorClass::Reconnect, "facilitator answer", &what);
+                return link.kick();
+            }
+        };
+        let known = !success && !response.errors.is_empty();
+        let repeated = known && response.errors.iter().all(|error| error.kind == "job.integrity_error");
+        let reason = if success || repeated { String::new() } else { describe(response) };
+        let reply = match () {
+            () if success || repeated => Reply::Stored,
+            () if has("job.not_found") => Reply::NotFound(&reason),
+            () => Reply::Refused(&reason),
+        };
+        self.settle(message, reply, repeated);
+    }
+
+    fn settle(&self, message: Outgoing, reply: Reply<'_>, repeated: bool) {
+        let totals = &self.0.totals;
+        let mut state = lock(&self.0.state);
+        let Settled { next, retry_at, dead } = state.ledger.settle(message.tag, reply, now());
+        if state.ledger.counts().unsent == 0 {
+            state.drained.clear();
+        }
+        self.wake_store(state);
+        self.send(next);
+        match reply {
+            Reply::Stored => {
+                totals.stored.inc();
+                totals.repeated.add(u64::from(repeated));
+            }
+            Reply::NotFound(reason) | Reply::Refused(reason) => {
+                totals.refused.inc();
+                let class = if dead { ErrorClass::Rejected } else { ErrorClass::Retry };
+                let what = format!("{reason}: {}", shorten(&message.text));
+                self.0.errors.report(class, "status update", &what);
+                if dead {
+                    totals.dead.inc();
+                    (self.0.on_dead)(GivenUp { text: message.text, reason: reason.to_owned() });
+                }
+            }
+        }
+        if retry_at.is_some() {
+            self.arm_retry();
+        }
+    }
+
+    /// One alarm, for the update that is due first.
+    fn arm_retry(&self) {
+        let Some(when) = lock(&self.0.state).ledger.next_retry() else { return };
+        let weak = Arc::downgrade(&self.0);
+        let alarm = self.0.timer.at(when, move || {
+            let Some(inner) = weak.upgrade() else { return };
+            let delivery = Delivery(inner);
+            let again = lock(&delivery.0.state).ledger.retry(Instant::now());
+            delivery.send(again);
+            delivery.arm_retry();
+        });
+        let old = lock(&self.0.retry_alarm).replace(alarm);
+        drop(old);
+    }
+
+    /// Wakes the store thread if it waits and there is something to write.
+    fn wake_store(&self, mut state: std::sync::MutexGuard<'_, State>) {
+        if state.ledger.is_dirty() && std::mem::take(&mut state.store_waits) {
+            drop(state);
+            self.0.changed.notify_one();
+        }
+    }
+
+    fn send(&self, messages: impl IntoIterator<Item = Outgoing>) {
+        let mut messages = messages.into_iter().peekable();
+        if messages.peek().is_none() {
+            return;
+        }
+        let Some(link) = self.0.link.get() else {
+            return lock(&self.0.state).restored.extend(messages);
+        };
+        let refused = link.send_all(messages);
+        if !refused.is_empty() {
+            // The link has room for one message of each job, so it refuses only what it cannot send any more.
+            let mut state = lock(&self.0.state);
+            for full in refused {
+                log::debug!("facilitator: {full}");
+                state.ledger.not_sent(full.into_message().tag, now().mono);
+            }
+            drop(state);
+            self.arm_retry();
+        }
+    }
+
+    fn write_loop(&self, mut journal: Journal) {
+        loop {
+            let batch = {
+                let mut state = lock(&self.0.state);
+                loop {
+                    if state.ledger.is_dirty() {
+                        break state.ledger.batch();
+                    }
+                    if state.closed {
+                        return;
+                    }
+                    state.store_waits = true;
+                    state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            };
+            if let Err(error) = self.write(&mut journal, &batch) {
+                let what = format!("{error}; updates leave without being on disk");
+                self.0.errors.report(ErrorClass::Retry, "state folder", &what);
+                let mut state = lock(&self.0.state);
+                state.broken = Some(error.to_string());
+                let ready = state.ledger.unwritten(&batch);
+                self.0.safe.notify_all();
+                drop(state);
+                self.send(ready);
+                let mut state = lock(&self.0.state);
+                let until = Instant::now() + WRITE_RETRY;
+                while !state.closed && Instant::now() < until {
+                    let left = until.saturating_duration_since(Instant::now());
+                    state = self.0.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+                }
+                if state.closed {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Steps leave when the system has them, terminal statuses when the disk has them.
+    fn write(&self, journal: &mut Journal, batch: &Batch) -> Result<(), StoreError> {
+        let changes = batch.rows.iter().map(|(id, row)| match row {
+            Some(body) => Change::Put { id: *id, body },
+            None => Change::Delete { id: *id },
+        });
+        journal.write(changes)?;
+        self.0.totals.commits.inc();
+        let ready = lock(&self.0.state).ledger.written(batch);
+        self.send(ready);
+        if batch.needs_sync {
+            journal.sync()?;
+        }
+        let mut state = lock(&self.0.state);
+        state.broken = None;
+        let ready = state.ledger.synced(batch);
+        let waiting = state.producers_wait > 0;
+        drop(state);
+        if waiting {
+            self.0.safe.notify_all();
+        }
+        self.send(ready);
+        Ok(())
+    }
+
+    fn close(&self) {
+        lock(&self.0.state).closed = true;
+        self.0.changed.notify_all();
+        self.0.safe.notify_all();
+    }
+
+    /// Disconnects when nothing waits for the facilitator.
+    pub fn drained(&self) -> Receiver<()> {
+        let (sender, receiver) = bounded(0);
+        let mut state = lock(&self.0.state);
+        if state.ledger.counts().unsent > 0 {
+            state.drained.push(sender);
+        }
+        receiver
+    }
+
+    /// How much is inside.
+    pub fn counts(&self) -> Counts {
+        lock(&self.0.state).ledger.counts()
+    }
+
+    /// How long the oldest update has waited.
+    pub fn oldest(&self) -> Option<Duration> {
+        let oldest = lock(&self.0.state).ledger.oldest()?;
+        Some(Duration::from_millis(now().wall.saturating_sub(oldest)))
+    }
+
+    /// Why updates are not on disk at the moment, if so.
+    pub fn broken(&self) -> Option<String> {
+        lock(&self.0.state).broken.clone()
+    }
+
+    /// What became of the updates so far.
+    pub fn totals(&self) -> &Totals {
+        &self.0.totals
+    }
+}
+
+/// The message that tells how a job ended.
+pub(super) fn update_text(uuid: &str, outcome: Outcome) -> (JobStatus, Utf8Bytes) {
+    let (status, metadata) = outcome.into_update();
+    let update = V0JobStatusUpdate { uuid: uuid.to_owned(), status, metadata: Some(metadata) };
+    (status, ValidatorToFacilitator::from(update).encode().into())
+}
+
+pub(super) fn describe(response: &Response) -> String {
+    let errors: Vec<String> = response.errors.iter().map(|e| format!("{}: {}", e.kind, e.msg)).collect();
+    format!("{} {}", response.status, errors.join("; "))
+}
+
+/// The beginning of a message, as much as a log line bears.
+fn shorten(text: &str) -> &str {
+    let end = (0..=200.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    &text[..end]
+}
+
+fn now() -> Moment {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Moment { mono: Instant::now(), wall: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX) }
+}

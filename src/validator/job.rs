@@ -1,0 +1,244 @@
+//! A job in the hands of whoever runs it: offered, then running, ending in exactly one terminal status.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use serde_json::json;
+use tungstenite::Utf8Bytes;
+
+use super::delivery::{Delivery, NotOnDisk, Ticket, update_text};
+use super::facilitator_client::JobHandler;
+use super::ledger::UpdateError;
+use super::status::{Outcome, empty};
+use crate::base::limits::FACILITATOR_LINK_MESSAGE_BYTES;
+use crate::base::scope;
+use crate::base::shutdown::Shutdown;
+use crate::dispatch::Backend;
+use crate::dispatch::workers::Workers;
+use crate::identity::PublicKey;
+use crate::protocol::{
+    HordeFailureDetails, HordeFailureReason, JobParticipantType, JobRejectionReason, JobStatus, JobStatusMetadata,
+    StreamingServerDetails, V0JobStatusUpdate, V0MachineSpecsUpdate, V2JobRequest, ValidatorToFacilitator,
+};
+
+/// How long a job waits for the disk before it goes on without.
+const DISK_TIME: Duration = Duration::from_secs(5);
+
+/// A job with a good signature that nobody has taken yet. Dropping it turns the job away as `rejected`, `busy`.
+#[derive(Debug)]
+pub struct Job {
+    /// `None` once it was taken or turned away.
+    inner: Option<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    request: Arc<V2JobRequest>,
+    number: u64,
+    delivery: Delivery,
+    stop: Shutdown,
+    /// Dropped with the job, so that a stop can wait for all jobs.
+    _alive: Sender<()>,
+}
+
+impl Job {
+    pub(super) fn new(
+        request: V2JobRequest,
+        number: u64,
+        delivery: Delivery,
+        stop: Shutdown,
+        alive: Sender<()>,
+    ) -> Self {
+        Self { inner: Some(Inner { request: Arc::new(request), number, delivery, stop, _alive: alive }) }
+    }
+
+    /// What is asked for; its signature is good and its signer may sign jobs for us.
+    pub fn request(&self) -> &V2JobRequest {
+        &self.inner.as_ref().expect("only taking the job empties it, which consumes it").request
+    }
+
+    /// Takes the job: the facilitator is told `received`.
+    pub fn receive(mut self) -> RunningJob {
+        let inner = self.inner.take().expect("only taking the job empties it, which consumes it");
+        let job = RunningJob { inner, ended: false };
+        job.report(JobStatus::Received);
+        job
+    }
+
+    /// Turns the job away.
+    pub fn reject(mut self, reason: JobRejectionReason, why: impl Into<String>) {
+        self.turn_away(reason, why.into());
+    }
+
+    fn turn_away(&mut self, reason: JobRejectionReason, why: String) {
+        let Some(inner) = self.inner.take() else { return };
+        let (status, text) = update_text(&inner.request.uuid, Outcome::rejected(reason, why));
+        if let Err(error) = inner.delivery.update(inner.number, status, text) {
+            log::error!("{error}");
+        }
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.turn_away(JobRejectionReason::Busy, "all workers are busy".to_owned());
+    }
+}
+
+/// A job that was taken. Dropping it without [`RunningJob::end`] ends it as `horde_failed`, so that no job ends in
+/// silence, not even one whose code panicked.
+#[derive(Debug)]
+pub struct RunningJob {
+    inner: Inner,
+    ended: bool,
+}
+
+impl RunningJob {
+    /// What is asked for.
+    pub fn request(&self) -> &V2JobRequest {
+        &self.inner.request
+    }
+
+    pub(super) fn shared_request(&self) -> Arc<V2JobRequest> {
+        self.inner.request.clone()
+    }
+
+    /// Blocks until everything said so far is on disk, so that the job is known whatever happens; see [`Ticket::wait`].
+    ///
+    /// # Errors
+    /// [`NotOnDisk`]; the job may go on.
+    pub fn wait_until_known(&self, deadline: Instant) -> Result<(), NotOnDisk> {
+        self.inner.delivery.last_ticket().wait(deadline)
+    }
+
+    /// Reaches cancel when the job is to end soon, because the client stops.
+    pub fn stop_signal(&self) -> &Shutdown {
+        &self.inner.stop
+    }
+
+    /// Reports a step on the way. Never blocks.
+    ///
+    /// # Errors
+    /// [`UpdateError`], if the step would lead backwards or too much waits for the facilitator; the job may go on.
+    pub fn step(&self, status: JobStatus) -> Result<Ticket, UpdateError> {
+        self.update(status, None)
+    }
+
+    /// Reports a streaming server. Never blocks.
+    ///
+    /// # Errors
+    /// As [`RunningJob::step`].
+    pub fn streaming_ready(&self, details: StreamingServerDetails) -> Result<Ticket, UpdateError> {
+        let metadata = JobStatusMetadata { streaming_details: Some(details), ..empty() };
+        self.update(JobStatus::StreamingReady, Some(metadata))
+    }
+
+    /// As [`RunningJob::step`], for a job that goes on whatever becomes of the report; trouble is logged.
+    pub fn report(&self, status: JobStatus) {
+        if let Err(error) = self.step(status) {
+            log::error!("job {}: {status} is not reported: {error}", self.inner.request.uuid);
+        }
+    }
+
+    /// Notes which miner runs the job, so that a later report of cheating finds it.
+    pub fn runs_on(&self, miner: PublicKey) {
+        self.inner.delivery.ran_on(self.inner.number, miner);
+    }
+
+    /// Sends the specs of the machine that the job runs on; of each miner only the newest waits for the facilitator.
+    pub fn machine_specs(&self, specs: V0MachineSpecsUpdate) {
+        self.inner.delivery.machine_specs(specs);
+    }
+
+    /// Reports the end. Never blocks; the ticket tells when the end is on disk.
+    ///
+    /// A result that is too large for one message is replaced by a failure that says so.
+    pub fn end(mut self, outcome: Outcome) -> Result<Ticket, UpdateError> {
+        self.finish(outcome)
+    }
+
+    /// Reports the end and blocks until it is on disk, 5 seconds at most.
+    ///
+    /// # Errors
+    /// [`NotOnDisk`]; the end is reported all the same, only a crash would lose it.
+    pub fn end_and_wait(mut self, outcome: Outcome) -> Result<(), NotOnDisk> {
+        match self.finish(outcome) {
+            Ok(ticket) => ticket.wait(Instant::now() + DISK_TIME),
+            Err(error) => Err(NotOnDisk(error.to_string())),
+        }
+    }
+
+    fn finish(&mut self, outcome: Outcome) -> Result<Ticket, UpdateError> {
+        self.ended = true;
+        let Inner { request, number, delivery, .. } = &self.inner;
+        let (mut status, mut text) = update_text(&request.uuid, outcome);
+        if text.len() > FACILITATOR_LINK_MESSAGE_BYTES {
+            let why = format!(
+                "the job ended, but its result cannot be passed on: a message has at most \
+                 {FACILITATOR_LINK_MESSAGE_BYTES} bytes, this one has {}",
+                text.len()
+            );
+            log::error!("job {}: {why}", request.uuid);
+            (status, text) = update_text(&request.uuid, Outcome::horde_failed(HordeFailureReason::GenericError, why));
+        }
+        log::debug!("job {}: {status}", request.uuid);
+        delivery.update(*number, status, text)
+    }
+
+    fn update(&self, status: JobStatus, metadata: Option<JobStatusMetadata>) -> Result<Ticket, UpdateError> {
+        let Inner { request, number, delivery, .. } = &self.inner;
+        log::debug!("job {}: {status}", request.uuid);
+        let update = V0JobStatusUpdate { uuid: request.uuid.clone(), status, metadata };
+        delivery.update(*number, status, Utf8Bytes::from(ValidatorToFacilitator::from(update).encode()))
+    }
+}
+
+impl Drop for RunningJob {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let outcome = Outcome::HordeFailed(HordeFailureDetails {
+            reported_by: JobParticipantType::Validator,
+            reason: HordeFailureReason::UnhandledException,
+            message: "the validator's job driver ended without an outcome".to_owned(),
+            context: json!({"panicking": std::thread::panicking()}).as_object().cloned(),
+        });
+        if let Err(error) = self.finish(outcome) {
+            log::error!("{error}");
+        }
+    }
+}
+
+/// Runs each job on a thread of a pool; a job for which no thread is free is turned away as busy.
+///
+/// A stop of the client waits for the jobs, see [`RunningJob::stop_signal`]; the pool's threads end with the client.
+pub struct OnWorkers<F> {
+    pool: Workers,
+    work: Arc<F>,
+}
+
+impl<F: Fn(&RunningJob) -> Outcome + Send + Sync + 'static> OnWorkers<F> {
+    /// At most `threads` jobs at a time; `work` runs one and says how it ended. A panic ends its job as `horde_failed`.
+    pub fn new(threads: usize, work: F) -> Self {
+        Self { pool: Workers::new("fac-work", threads), work: Arc::new(work) }
+    }
+}
+
+impl<F: Fn(&RunningJob) -> Outcome + Send + Sync + 'static> JobHandler for OnWorkers<F> {
+    fn job(&self, job: Job) {
+        let work = self.work.clone();
+        let run = move |_: &Shutdown| {
+            let job = job.receive();
+            let _job = scope::job(job.request().uuid.as_str());
+            let outcome = work(&job);
+            let uuid = job.request().uuid.clone();
+            if let Err(error) = job.end_and_wait(outcome) {
+                log::error!("job {uuid}: {error}");
+            }
+        };
+        // A job that the pool does not take is turned away when it is dropped.
+        drop(self.pool.submit(Box::new(run)));
+    }
+}
