@@ -64,7 +64,8 @@ use crate::store::StoreError;
 use crate::transport::ws::WsDialer;
 use crate::transport::{ClientTls, Dialer, SocketLimits};
 
-/// How often the facilitator hears from us; it counts us as connected for three minutes after each (W-04).
+/// How often the facilitator hears from us, unless the configuration says otherwise; it counts us as connected for three
+/// minutes after each (W-04).
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(60);
 
 /// Updates that may be unanswered at a time, each of another job. The facilitator answers in order, so this is only how
@@ -96,6 +97,8 @@ pub struct ClientConfig {
     pub check_threads: usize,
     /// One deadline over look-up, TCP, TLS, upgrade and authentication.
     pub dial_time: Duration,
+    /// How often the facilitator hears from us when there is nothing to say; the network demands 60 s.
+    pub heartbeat_every: Duration,
     /// When to connect again.
     pub backoff: BackoffConfig,
     /// The pause after a refusal that needs a person: a bad signature, HTTP 4xx.
@@ -124,6 +127,7 @@ impl ClientConfig {
             state_dir: None,
             check_threads: std::thread::available_parallelism().map_or(1, |n| n.get()).min(16),
             dial_time: DIAL_TIME,
+            heartbeat_every: HEARTBEAT_EVERY,
             backoff: BackoffConfig::default(),
             refused_pause: Duration::from_secs(300),
             retries: RetryPolicies::default(),
@@ -338,7 +342,10 @@ fn link_config(config: &ClientConfig) -> LinkConfig {
         backoff: config.backoff,
         refused_pause: config.refused_pause,
         refusal_codes: &[BAD_SIGNATURE],
-        beat: Some(Beat { every: HEARTBEAT_EVERY, text: ValidatorToFacilitator::from(V0Heartbeat).encode().into() }),
+        beat: Some(Beat {
+            every: config.heartbeat_every,
+            text: ValidatorToFacilitator::from(V0Heartbeat).encode().into(),
+        }),
         // One update of each job at most, and the ledger bounds the jobs; twice that, since ends are always taken.
         outbox: OutboxLimits {
             messages: 2 * STATUS_MESSAGES + SPECS_MINERS,
