@@ -4,7 +4,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 VENV := target/venv
 
-.PHONY: run test test/quick check fmt clippy doc bench soak clean-docker
+.PHONY: run test test/quick check fmt clippy doc bench bench/client soak clean-docker
 
 run:
 	$(CARGO) run --quiet --release -- demo
@@ -34,6 +34,12 @@ doc:
 bench:
 	$(CARGO) build --quiet --release --locked
 	$(CARGO) run --quiet --release --locked --example overhead
+
+# The facilitator client beside clients on tokio and on Python; BENCH_ARGS as in `bench-client compare --help`.
+bench/client: $(VENV)/.ready
+	$(CARGO) build --quiet --release --locked --bin phalanx
+	cd tests/peers && $(CARGO) build --quiet --release --locked
+	target/peers/release/bench-client compare $(BENCH_ARGS)
 
 # The Python peers; a machine without Python or without an index gets an empty environment, and the tests say so.
 $(VENV)/.ready: tests/python/requirements.txt tests/python/requirements-no-deps.txt

@@ -227,8 +227,12 @@ fn paths_and_methods() {
     assert_eq!(fix.http("GET", "/readyz", &[], "").0, 200);
     let validator = fix.validator(&alice());
     let (_, status) = fix.http("GET", "/status.json", &[], "");
-    assert_eq!((&status["role"], &status["sessions"][0]["live"]), (&json!("facilitator"), &json!(true)), "{status}");
-    assert_eq!(status["sessions"][0]["validator"], alice().ss58());
+    assert_eq!(
+        (&status["role"], &status["details"]["sessions"][0]["live"]),
+        (&json!("facilitator"), &json!(true)),
+        "{status}"
+    );
+    assert_eq!(status["details"]["sessions"][0]["validator"], alice().ss58());
     let (_, metrics) = fix.http("GET", "/metrics", &[], "");
     assert!(metrics.as_str().unwrap().contains("phalanx_facilitator_sessions 1\n"), "{metrics}");
     assert!(!metrics.as_str().unwrap().contains(&alice().ss58()));

@@ -9,10 +9,11 @@ use phalanx::base::dial::dial;
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::base::stop::{StopReport, Stopping};
 use phalanx::base::thread::Group;
-use phalanx::ops::health::Health;
+use phalanx::base::timer::Timer;
+use phalanx::ops::errors::ErrorClass;
+use phalanx::ops::health::PartState;
 use phalanx::ops::http::{Handler, HttpLimits, HttpResponse, HttpServer};
-use phalanx::ops::metrics::Metrics;
-use phalanx::ops::status;
+use phalanx::ops::status::{Board, Frame, Snapshot, State};
 
 /// Only a bug waits this long.
 const LONG: Duration = Duration::from_secs(30);
@@ -242,22 +243,141 @@ fn dropping_the_server_ends_everything_too() {
     assert_eq!(client.read(&mut [0]).unwrap_or(0), 0);
 }
 
+/// The pages of a role that is not there.
+struct Pages {
+    board: Board,
+    stop: Shutdown,
+    timer: Option<Timer>,
+    fixture: Fixture,
+}
+
+impl Pages {
+    fn new() -> Self {
+        let (board, stop, timer) = (Board::new(), Shutdown::new(), Timer::start());
+        let frame = Frame {
+            role: "test",
+            since: Instant::now(),
+            board: board.clone(),
+            stop: stop.clone(),
+            timer: timer.handle(),
+            look: Box::new(|health, _| {
+                health.up("looked");
+                serde_json::json!({"jobs": 7, "links": [{"why": "bad url \"ws://u:pass-word@h\""}]})
+            }),
+        };
+        let pages = frame.routes();
+        let handler: Handler =
+            Arc::new(move |request| pages(request).unwrap_or_else(|| HttpResponse::text(404, "no page\n")));
+        Self { board, stop, timer: Some(timer), fixture: Fixture::new(HttpLimits::default(), handler) }
+    }
+
+    /// The status and the body of a page.
+    fn get(&self, path: &str) -> (u16, String) {
+        let answer = self.fixture.ask(&format!("GET {path} HTTP/1.0\r\n\r\n"));
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head["HTTP/1.1 ".len()..][..3].parse().unwrap(), body.to_owned())
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        serde_json::from_str(&self.get("/status.json").1).unwrap()
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        let mut stopping = Stopping::new(&Shutdown::new());
+        stopping.step("timer", LONG, |step| self.timer.take().unwrap().stop(step));
+    }
+}
+
 #[test]
 fn the_pages_of_every_role() {
-    let (health, metrics) = (Health::new(), Metrics::new());
-    metrics.counter("phalanx_things_total", "Things.", &[]).inc();
-    let pages = status::routes(health.clone(), metrics, || serde_json::json!({"role": "test"}));
-    let handler: Handler =
-        Arc::new(move |request| pages(request).unwrap_or_else(|| HttpResponse::text(404, "no page\n")));
-    let fixture = Fixture::new(HttpLimits::default(), handler);
-    let get = |path: &str| fixture.ask(&format!("GET {path} HTTP/1.0\r\n\r\n"));
-    assert!(get("/healthz").ends_with("\r\n\r\nok\n"));
-    assert!(get("/readyz").ends_with("\r\n\r\nready\n"));
-    assert!(get("/metrics").contains("phalanx_things_total 1\n"));
-    assert!(get("/status.json").ends_with("{\"role\":\"test\"}"));
-    assert!(get("/other").starts_with("HTTP/1.1 404 "));
-    health.down("store", "disk full");
-    let answer = get("/readyz");
-    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("store: disk full\n"), "{answer}");
-    assert!(fixture.ask("POST /metrics HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 405 "));
+    let pages = Pages::new();
+    pages.board.metrics.counter("phalanx_things_total", "Things.", &[]).inc();
+    assert_eq!(pages.get("/healthz"), (200, "ok\n".to_owned()));
+    assert_eq!(pages.get("/readyz"), (200, "ready\n".to_owned()));
+    let metrics = pages.get("/metrics").1;
+    for expected in
+        ["phalanx_things_total 1\n", "phalanx_ready 1\n", "phalanx_build_info{version=\"", "phalanx_uptime_seconds 0\n"]
+    {
+        assert!(metrics.contains(expected), "{expected} is not in {metrics}");
+    }
+    assert_eq!(pages.get("/other").0, 404);
+    assert!(pages.fixture.ask("POST /metrics HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 405 "));
+    let now = pages.snapshot();
+    assert_eq!((now.role.as_str(), now.state, now.ready), ("test", State::Running, true));
+    let shown = serde_json::json!({"jobs": 7, "links": [{"why": "bad url \"ws://…@h\""}]});
+    assert_eq!(now.details, shown);
+    assert!(now.threads.iter().any(|thread| thread.name == "t-http"), "{:?}", now.threads);
+    assert_eq!(now.errors, []);
+}
+
+#[test]
+fn a_role_that_is_not_ready_says_why_on_every_page() {
+    let pages = Pages::new();
+    pages.board.health.down("store", "disk full");
+    pages.board.errors.report(ErrorClass::Retry, "t-store", &"disk full");
+    assert_eq!(pages.snapshot().state, State::Starting);
+    pages.board.health.up("store");
+    assert!(pages.snapshot().ready);
+    pages.board.health.down("store", "disk full");
+    assert_eq!(pages.get("/readyz"), (503, "store: disk full\n".to_owned()));
+    assert_eq!(pages.get("/healthz").0, 200, "it lives, and goes on trying");
+    let metrics = pages.get("/metrics").1;
+    assert!(metrics.contains("phalanx_ready 0\n"), "{metrics}");
+    assert!(metrics.contains("phalanx_errors_total{class=\"retry\",place=\"t-store\"} 1\n"), "{metrics}");
+    let now = pages.snapshot();
+    assert_eq!((now.state, now.ready, now.errors[0].text.as_str()), (State::Running, false, "disk full"));
+    pages.board.health.up("store");
+    pages.stop.drain();
+    let (status, why) = pages.get("/readyz");
+    assert!(status == 503 && why == "the test takes no new work: it is draining\n", "{status} {why}");
+    pages.stop.cancel();
+    assert_eq!(pages.snapshot().state, State::Stopped);
+}
+
+#[test]
+fn a_timer_that_is_stuck_is_not_alive() {
+    let pages = Pages::new();
+    let (free, stuck) = crossbeam_channel::bounded::<()>(0);
+    let (began_tx, began) = crossbeam_channel::bounded(1);
+    let handle = pages.timer.as_ref().unwrap().handle();
+    let _alarm = handle.at(Instant::now(), move || {
+        began_tx.send(()).unwrap();
+        assert!(stuck.recv().is_err());
+    });
+    began.recv_timeout(LONG).unwrap();
+    let (status, why) = pages.get("/healthz");
+    assert!(status == 503 && why.starts_with("timer: should have made progress "), "{status} {why}");
+    // Once it is known, every page says so.
+    assert_eq!(pages.get("/readyz").0, 503);
+    assert_eq!(pages.snapshot().parts.iter().find(|part| part.name == "timer").unwrap().state, PartState::Stuck);
+    drop(free);
+    assert_eq!(pages.get("/healthz"), (200, "ok\n".to_owned()));
+}
+
+#[test]
+fn a_question_to_a_stuck_timer_does_not_hold_the_stop() {
+    let mut pages = Pages::new();
+    let (free, stuck) = crossbeam_channel::bounded::<()>(0);
+    let (began_tx, began) = crossbeam_channel::bounded(1);
+    let handle = pages.timer.as_ref().unwrap().handle();
+    let _alarm = handle.at(Instant::now(), move || {
+        began_tx.send(()).unwrap();
+        assert!(stuck.recv().is_err());
+    });
+    began.recv_timeout(LONG).unwrap();
+    let mut client = pages.fixture.connect();
+    client.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").unwrap();
+    // The timer is asked once there is a promise that will be broken some day.
+    let limit = Instant::now() + LONG;
+    let asked = || pages.board.health.parts(limit).iter().any(|part| part.state == PartState::Stuck);
+    while !asked() {
+        assert!(Instant::now() < limit, "the timer was never asked");
+        std::thread::yield_now();
+    }
+    let start = Instant::now();
+    assert!(pages.fixture.stop(LONG).is_clean());
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    drop(free);
 }

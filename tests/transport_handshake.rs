@@ -221,6 +221,41 @@ fn answers_that_are_no_upgrade_say_what_is_wrong() {
     let error = dial_raw(b"HTTP/1.1 503 Busy\r\nContent-Length: 9\r\n\r\ntry laterAND MORE");
     assert_eq!(error.to_string(), "upgrade refused with status 503: try later");
     assert!(error.is_retryable());
+    assert_eq!(error.retry_after(), None);
+}
+
+#[test]
+fn a_refusal_tells_its_status_and_when_to_come_back() {
+    let _threads = NoThreads::expected();
+    for (value, seconds) in [
+        ("120", Some(120)),
+        ("0", Some(0)),
+        ("4294967296", None),
+        ("-1", None),
+        ("soon", None),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", None),
+    ] {
+        let error = dial_raw(format!("HTTP/1.1 429 Slow\r\nRetry-After: {value}\r\n\r\n").as_bytes());
+        assert_eq!((error.status(), error.retry_after()), (Some(429), seconds.map(Duration::from_secs)), "{value}");
+    }
+    let other = dial_raw(b"");
+    assert_eq!((other.status(), other.retry_after()), (None, None));
+}
+
+#[test]
+fn a_client_says_who_it_is_unless_its_caller_does() {
+    let _threads = NoThreads::expected();
+    let ours = concat!("phalanx/", env!("CARGO_PKG_VERSION"));
+    for (headers, expected) in [(vec![], ours), (vec![("user-agent".to_owned(), "other/1".to_owned())], "other/1")] {
+        let Site { listener, dialer } = Site::new(false);
+        let url = listener.url();
+        let server = background("t-accept", move || accept(&listener, &SocketLimits::default(), |_| Ok(())).unwrap().1);
+        let request = DialRequest { url: &url, headers: &headers, limits: SocketLimits::default(), deadline: far() };
+        dialer.dial(&request, &Shutdown::new(), Level::Drain).unwrap();
+        let request = join(server);
+        let told: Vec<_> = request.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("user-agent")).collect();
+        assert!(matches!(told[..], [(_, value)] if value == expected), "{told:?}");
+    }
 }
 
 #[test]

@@ -86,6 +86,24 @@ fn our_client_with_its_server(tls: bool) {
     assert_eq!(dial("/refused").unwrap_err().to_string(), "upgrade refused with status 403: not you");
 }
 
+#[test]
+fn our_client_shows_its_certificate_to_its_server() {
+    let Some(python) = python() else { return };
+    let _threads = NoThreads::expected();
+    let certificates = Certificates::new();
+    let files = ["cert.pem", "key.pem", "ca.pem"].map(|name| certificates.path(name).display().to_string());
+    let mut peer = Peer::start(&python, &[vec!["server".to_owned()], files.to_vec()].concat());
+    let url = format!("wss://127.0.0.1:{}/who", peer.line());
+    let known = WsDialer::new(certificates.known_client());
+    let mut connection = dial_ws(&known, &url, &SocketLimits::default()).unwrap();
+    let expected = concat!("client.example with phalanx/", env!("CARGO_PKG_VERSION"));
+    assert_eq!(read_text(connection.reader.as_mut()), expected);
+    connection.kick.kick();
+    let error = dial_ws(&WsDialer::new(certificates.client()), &url, &SocketLimits::default()).unwrap_err();
+    // Its server closes at once, which may overtake its alert.
+    assert!(matches!(&error, TransportError::Tls { .. } | TransportError::Io { .. }), "{error}");
+}
+
 /// Ordered echoes with pings between, a large message, and one that is too large for the peer.
 fn echoes(connection: Connection, tls: bool) {
     let Connection { mut reader, mut writer, .. } = connection;

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use crate::ops::redact;
+
 /// All went well.
 pub const DONE: u8 = 0;
 /// It ran, and something failed: a job, a check.
@@ -17,12 +19,12 @@ pub const NOW: u8 = 130;
 
 /// Says in one line on stderr what is wrong with the usage, and gives the code for it.
 pub fn usage(problem: impl std::fmt::Display) -> ExitCode {
-    eprintln!("error: {problem}");
+    eprintln!("error: {}", redact::secrets(&problem.to_string()));
     ExitCode::from(USAGE)
 }
 
 /// Says in one line on stderr what failed, and gives the code for it.
 pub fn failed(problem: impl std::fmt::Display) -> ExitCode {
-    eprintln!("error: {problem}");
+    eprintln!("error: {}", redact::secrets(&problem.to_string()));
     ExitCode::from(FAILED)
 }

@@ -8,10 +8,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use signal_hook::consts::{SIGHUP, SIGQUIT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals as Iterator;
 
-use super::exit;
+use super::{exit, logging};
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::Step;
 use crate::base::thread::{Kick, Thread, live, spawn};
@@ -57,8 +57,8 @@ impl Signals {
         let ladder = Arc::new(Ladder { shutdown: shutdown.clone(), rung: AtomicU32::new(0) });
         let on_int = ladder.clone();
         ctrlc::set_handler(move || on_int.climb("SIGINT")).map_err(|e| format!("cannot handle SIGINT: {e}"))?;
-        let mut signals =
-            Iterator::new([SIGTERM, SIGHUP, SIGQUIT, SIGUSR1]).map_err(|e| format!("cannot handle signals: {e}"))?;
+        let mut signals = Iterator::new([SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2])
+            .map_err(|e| format!("cannot handle signals: {e}"))?;
         let handle = signals.handle();
         let thread = spawn("signals", Kick::new("close the iterator", move || handle.close()), move || {
             for signal in signals.forever() {
@@ -66,6 +66,7 @@ impl Signals {
                     SIGTERM => ladder.climb("SIGTERM"),
                     SIGQUIT => now(),
                     SIGHUP => log::info!("SIGHUP: there is nothing to reload"),
+                    SIGUSR2 => logging::switch_debug(),
                     _ => dump(),
                 }
             }

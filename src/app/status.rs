@@ -2,13 +2,15 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::Value;
 
+use super::supervise::Env;
 use crate::ops::health::Health;
-use crate::ops::http::{HttpLimits, HttpResponse, HttpServer};
+use crate::ops::http::{HttpLimits, HttpRequest, HttpResponse, HttpServer};
 use crate::ops::metrics::Metrics;
-use crate::ops::status;
+use crate::ops::status::{Board, Frame};
 
 /// Takes the address, before the role starts, so that a wrong one starts nothing.
 ///
@@ -18,26 +20,31 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).map_err(|e| format!("--http {address}: {e}"))
 }
 
-/// Serves the four pages on `listener`. For each request `look` brings health and metrics up to date and gives the state
-/// for `/status.json`; it must not block.
+/// Serves the four pages of `role`, whose threads report to `board`, on `listener`. For each page `look` brings health and
+/// metrics up to date and gives what only this role has; it must not block.
 ///
 /// # Errors
 /// If the listener has no address.
 pub fn serve(
-    name: &'static str,
+    role: &'static str,
     listener: TcpListener,
+    env: &Env,
+    board: &Board,
     look: impl Fn(&Health, &Metrics) -> Value + Send + Sync + 'static,
 ) -> Result<HttpServer, String> {
-    let (health, metrics) = (Health::new(), Metrics::new());
-    let look = Arc::new(look);
-    let pages = {
-        let (look, health, metrics) = (look.clone(), health.clone(), metrics.clone());
-        status::routes(health.clone(), metrics.clone(), move || look(&health, &metrics))
+    let frame = Frame {
+        role,
+        since: Instant::now(),
+        board: board.clone(),
+        stop: env.shutdown.clone(),
+        timer: env.timer.clone(),
+        look: Box::new(look),
     };
-    let handler = move |request: &crate::ops::http::HttpRequest| {
-        look(&health, &metrics);
+    let pages = frame.routes();
+    let handler = move |request: &HttpRequest| {
         pages(request)
             .unwrap_or_else(|| HttpResponse::text(404, "there is /healthz, /readyz, /metrics, /status.json\n"))
     };
-    HttpServer::start(name, listener, Arc::new(handler), HttpLimits::default()).map_err(|e| format!("--http: {e}"))
+    HttpServer::start(&role[..3], listener, Arc::new(handler), HttpLimits::default())
+        .map_err(|e| format!("--http: {e}"))
 }

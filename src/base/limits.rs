@@ -60,6 +60,26 @@ pub const ARTIFACT_BYTES: u64 = 1_000_000;
 /// Events that wait for a role's loop: 4 for each of 256 sessions.
 pub const ROLE_EVENTS: usize = 1024;
 
+/// Silence after which the system probes a TCP connection: half of the 60 s after which many middle boxes forget one, so that
+/// a probe may get lost.
+pub const TCP_KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+
+/// Time between two probes of a peer that does not answer.
+pub const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Unanswered probes that end a connection: 30 s + 3 × 10 s is [`TCP_USER_TIMEOUT`], which Linux takes in their place.
+pub const TCP_KEEPALIVE_COUNT: u32 = 3;
+
+/// How long sent bytes may stay unacknowledged before the system ends the connection. Its own answer is some 15 minutes; less
+/// than this would end connections whenever a router restarts.
+pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long an address has before the next one of the same name is tried beside it (RFC 8305, section 8).
+pub const CONNECT_STAGGER: Duration = Duration::from_millis(250);
+
+/// Addresses of one name that a dial tries, so sockets that it holds at most: 16 staggers are 4 s of [`DIAL_TIME`].
+pub const ADDRESSES_TRIED: usize = 16;
+
 /// Jobs whose uuid is remembered after their end: at some 300 bytes each in memory and on disk, 20 MiB. The facilitator
 /// repeats a request only while it is fresh (one copy for each of its open connections).
 pub const SEEN_JOBS: usize = 65_536;

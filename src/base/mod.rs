@@ -9,7 +9,11 @@ pub mod ids;
 pub mod limits;
 pub mod lock;
 pub mod rng;
+pub mod scope;
 pub mod shutdown;
+// Beside its file, because `tests/model.rs` compiles that file against other locks.
+#[cfg(test)]
+mod shutdown_tests;
 pub mod stop;
 pub mod sync;
 pub mod thread;

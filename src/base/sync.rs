@@ -1,4 +1,7 @@
-//! The locks of the parts that are explored under a controlled scheduler: `tests/model.rs` compiles those very files
-//! against another module of this name, whose locks let it choose every interleaving.
+//! The locks and channels of the parts that are explored under a controlled scheduler: `tests/model.rs` compiles those very
+//! files against another module of this name, whose locks let it choose every interleaving.
 
-pub use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+pub use std::sync::atomic::{AtomicU8, Ordering};
+pub use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+
+pub use crossbeam_channel::{Receiver, Sender, bounded};

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use super::lock::lock;
+use super::scope;
 
 /// Linux cuts a thread's name here.
 pub const NAME_BYTES_MAX: usize = 15;
@@ -144,7 +145,8 @@ impl<T> fmt::Debug for Thread<T> {
 
 /// Spawns a named thread that runs `f`; `kick` is what interrupts the call it blocks in.
 ///
-/// A panic of `f` is caught, logged with the thread's name and given to the joiner.
+/// A panic of `f` is caught, logged with the thread's name and given to the joiner. The thread begins in the caller's
+/// [`scope`].
 ///
 /// # Panics
 /// If the system has no thread left to give. Connections, workers and executors are capped (see [`super::limits`]) far
@@ -157,6 +159,7 @@ where
     let name: String = name.into();
     debug_assert!(name.len() <= NAME_BYTES_MAX, "thread name {name} is longer than {NAME_BYTES_MAX} bytes");
     let group = GROUP.get();
+    let job = scope::current();
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
     lock(&LIVE).push(LiveThread { name: name.clone(), kick: kick.what, since: Instant::now(), id, group });
     let (done_tx, done) = bounded::<()>(0);
@@ -166,6 +169,7 @@ where
         let _done = done_tx;
         let _listed = Listed(id);
         GROUP.set(group);
+        let _job = scope::enter(job);
         log::trace!("thread {thread_name} starts");
         let result = catch_unwind(AssertUnwindSafe(f)).map_err(|payload| panic_message(payload.as_ref()));
         match &result {

@@ -6,11 +6,11 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::lock::lock;
+use super::lock::{lock, wait, wait_timeout};
 use super::stop::Step;
+use super::sync::{Arc, Condvar, Mutex};
 use super::thread::{Kick, Thread, spawn};
 
 type Action = Box<dyn FnOnce() + Send>;
@@ -136,9 +136,9 @@ fn run(shared: &Shared) {
             }
             Some(Reverse((when, _))) => {
                 let left = *when - now;
-                state = shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+                state = wait_timeout(&shared.changed, state, left);
             }
-            None => state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            None => state = wait(&shared.changed, state),
         }
     }
     let left = std::mem::take(&mut state.actions);

@@ -8,7 +8,6 @@ use crate::app::{exit, supervise};
 use crate::base::shutdown::Level;
 use crate::executor::driver::{self, ExecutorConfig, ExecutorError};
 use crate::executor::runner::RunnerKind;
-use crate::transport::ws::WsDialer;
 
 /// The arguments of `phalanx executor`; the miner's address and the token come by MINER_ADDRESS and EXECUTOR_TOKEN.
 #[derive(Debug, clap::Args)]
@@ -31,6 +30,10 @@ pub fn run(args: Args) -> ExitCode {
     let Ok(token) = std::env::var("EXECUTOR_TOKEN") else {
         return exit::usage("EXECUTOR_TOKEN is not set; it should be the token that the miner made for this executor");
     };
+    let dialer = match args.tls.load(&address) {
+        Ok(dialer) => dialer,
+        Err(problem) => return exit::usage(problem),
+    };
     let config = ExecutorConfig {
         startup_time_limit: Duration::from_secs(args.startup_time_limit),
         runner: args.runner,
@@ -40,16 +43,11 @@ pub fn run(args: Args) -> ExitCode {
     if !problems.is_empty() {
         return exit::usage(problems.join("; "));
     }
-    let tls = match args.tls.load() {
-        Ok(tls) => tls,
-        Err(problem) => return exit::usage(problem),
-    };
     supervise::with_env(|env| {
         // An executor has nothing to drain: whoever tells it to end wants its job ended, and reported.
         let cancel = env.shutdown.clone();
         let _at_once = env.shutdown.on(Level::Drain, move || cancel.cancel());
-        let dialer = Arc::new(WsDialer::new(tls));
-        match driver::run(config, dialer, env.timer.clone(), &env.shutdown) {
+        match driver::run(config, Arc::new(dialer), env.timer.clone(), &env.shutdown) {
             Ok(report) if report.stop.unsent > 0 => {
                 log::error!("the job ended ({:?}), but the miner was not told", report.end);
                 ExitCode::from(exit::UNSENT)

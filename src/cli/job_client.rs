@@ -18,12 +18,19 @@ const REQUEST_TIME: Duration = Duration::from_secs(30);
 const NEWS_TIME: Duration = Duration::from_secs(25);
 
 /// A user who talks to a facilitator.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct JobClient {
     http: HttpClient,
     base: String,
     key: KeyPair,
     token: String,
+}
+
+/// Without the token.
+impl std::fmt::Debug for JobClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JobClient").field("base", &self.base).field("key", &self.key).finish_non_exhaustive()
+    }
 }
 
 /// A job as the facilitator shows it; the fields that are used here.

@@ -15,7 +15,10 @@ use super::{announce, tls};
 use crate::app::{exit, status, supervise};
 use crate::executor::RunnerKind;
 use crate::identity::{KeyPair, PublicKey};
+use crate::miner::executor_pool::SlotCounts;
 use crate::miner::{DockerBackend, ExecutorBackend, Miner, MinerConfig, MinerLimits, ProcessBackend};
+use crate::ops::http::HttpServer;
+use crate::ops::status::Board;
 use crate::protocol::ExecutorClass;
 use crate::transport::ws::WsListener;
 
@@ -84,7 +87,7 @@ pub fn run(args: Args) -> ExitCode {
         let http = http.map(status::bind).transpose().map_err(exit::usage)?;
         let listener = WsListener::bind(listen, tls).map_err(|e| exit::usage(format!("--listen: {e}")))?;
         let miner = Miner::start(config, Box::new(listener), env.timer.clone()).map_err(exit::usage)?;
-        let http = http.map(|http| serve_status(http, &miner)).transpose().map_err(exit::failed)?;
+        let http = http.map(|http| serve_status(http, &miner, env)).transpose().map_err(exit::failed)?;
         announce(miner.ws_addr(), http.as_ref().map(|http| http.local_addr()));
         Ok((miner, http))
     };
@@ -117,9 +120,9 @@ fn configure(args: Args) -> Result<MinerConfig, String> {
     })
 }
 
-fn serve_status(listener: TcpListener, miner: &Miner) -> Result<crate::ops::http::HttpServer, String> {
+fn serve_status(listener: TcpListener, miner: &Miner, env: &supervise::Env) -> Result<HttpServer, String> {
     let observer = miner.observer();
-    status::serve("min", listener, move |health, metrics| {
+    status::serve("miner", listener, env, &Board::new(), move |health, metrics| {
         let now = observer.status();
         health.up("miner");
         metrics.gauge("phalanx_miner_jobs", "Jobs that have not ended.", &[]).set(now.jobs);
@@ -128,10 +131,16 @@ fn serve_status(listener: TcpListener, miner: &Miner) -> Result<crate::ops::http
         let classes: serde_json::Map<_, _> = now
             .executors
             .iter()
-            .map(|(class, slots)| (class.as_str().to_owned(), json!(format!("{slots:?}"))))
+            .map(|(class, slots)| {
+                let SlotCounts { declared, free, reserved, busy, ending, quarantined } = slots;
+                let counts = json!({
+                    "declared": declared, "free": free, "reserved": reserved, "busy": busy, "ending": ending,
+                    "quarantined": quarantined,
+                });
+                (class.as_str().to_owned(), counts)
+            })
             .collect();
         json!({
-            "role": "miner",
             "jobs": now.jobs,
             "validators": now.validators,
             "connected_executors": now.connected_executors,

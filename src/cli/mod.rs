@@ -18,6 +18,7 @@ pub mod job_client;
 pub mod jobfile;
 pub mod key;
 pub mod miner;
+pub mod status;
 pub mod submit;
 mod tls;
 pub mod validator;
@@ -52,6 +53,8 @@ enum Command {
     Executor(executor::Args),
     /// Submit job files, follow them and print their results
     Submit(submit::Args),
+    /// Show the status of a running role; exit 0 if it is ready, 1 if not
+    Status(status::Args),
     /// Check messages against the wire protocol
     Wire(wire::Args),
     /// Make keys, show them, sign and verify
@@ -94,6 +97,7 @@ pub fn main() -> ExitCode {
         Command::Miner(args) => miner::run(args),
         Command::Executor(args) => executor::run(args),
         Command::Submit(args) => submit::run(args),
+        Command::Status(args) => status::run(args),
         Command::Wire(args) => wire::run(args),
         Command::Key(args) => key::run(args),
     }

@@ -1,8 +1,10 @@
-//! The flags for TLS, the same in every command that listens or dials.
+//! The flags for TLS and the proxy, the same in every command that listens or dials.
 
+use std::fmt;
 use std::path::PathBuf;
 
-use crate::transport::{ClientTls, ServerTls};
+use crate::transport::ws::WsDialer;
+use crate::transport::{ClientTls, Proxy, ServerTls};
 
 /// Flags of a command that listens.
 #[derive(Debug, clap::Args)]
@@ -34,17 +36,58 @@ pub struct ClientArgs {
     /// Trust these certificates (PEM) for wss:// instead of the public ones
     #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CA")]
     tls_ca: Option<PathBuf>,
+    /// Show this certificate chain (PEM) to wss:// servers that ask for one; needs --tls-client-key
+    #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CLIENT_CERT", requires = "tls_client_key")]
+    tls_client_cert: Option<PathBuf>,
+    /// The private key of --tls-client-cert (PEM)
+    #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CLIENT_KEY", requires = "tls_client_cert")]
+    tls_client_key: Option<PathBuf>,
+    /// The name that the certificate of the facilitator (of an executor: the miner) has, if it is not the URL's host
+    #[arg(long, value_name = "NAME", env = "PHALANX_TLS_SERVER_NAME")]
+    tls_server_name: Option<String>,
+    /// Make all ws:// and wss:// connections through this HTTP proxy, as http://user:password@host:port; in the variable
+    /// the password is hidden from other users
+    #[arg(long, value_name = "URL", env = "PHALANX_PROXY", hide_env_values = true)]
+    proxy: Option<ProxyUrl>,
 }
 
 impl ClientArgs {
-    /// What is trusted.
+    /// What dials; `url` is the server that `--tls-server-name` is about.
     ///
     /// # Errors
-    /// One line that names the file.
-    pub fn load(&self) -> Result<ClientTls, String> {
-        match &self.tls_ca {
-            Some(path) => ClientTls::from_ca_file(path).map_err(|e| e.to_string()),
-            None => Ok(ClientTls::default()),
+    /// One line that names the file or the flag.
+    pub fn load(&self, url: &str) -> Result<WsDialer, String> {
+        let mut tls = match &self.tls_ca {
+            Some(path) => ClientTls::from_ca_file(path).map_err(|e| e.to_string())?,
+            None => ClientTls::default(),
+        };
+        if let (Some(cert), Some(key)) = (&self.tls_client_cert, &self.tls_client_key) {
+            tls = tls.with_certificate(cert, key).map_err(|e| e.to_string())?;
         }
+        let mut dialer = WsDialer::new(tls);
+        if let Some(name) = &self.tls_server_name {
+            dialer = dialer.with_server_name(url, name).map_err(|e| format!("--tls-server-name: {e}"))?;
+        }
+        if let Some(ProxyUrl(url)) = &self.proxy {
+            dialer = dialer.through(Proxy::parse(url).map_err(|e| format!("--proxy: {e}"))?);
+        }
+        Ok(dialer)
+    }
+}
+
+/// The flag as given, which may hold a password; so it is judged by [`ClientArgs::load`] and not by clap, which would repeat
+/// it.
+#[derive(Clone)]
+struct ProxyUrl(String);
+
+impl From<String> for ProxyUrl {
+    fn from(url: String) -> Self {
+        Self(url)
+    }
+}
+
+impl fmt::Debug for ProxyUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ProxyUrl")
     }
 }

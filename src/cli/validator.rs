@@ -16,7 +16,6 @@ use crate::app::{exit, status, supervise};
 use crate::base::stop::CANCEL_BUDGET;
 use crate::identity::{KeyPair, PublicKey};
 use crate::ops::http::HttpServer;
-use crate::transport::ClientTls;
 use crate::transport::ws::WsDialer;
 use crate::validator::{Dispatch, Validator, ValidatorConfig, load_miners};
 
@@ -67,16 +66,15 @@ enum DispatchArg {
 /// Runs the command until a signal stops it.
 pub fn run(args: Args) -> ExitCode {
     let http = args.http;
-    let (config, tls) = match configure(args) {
+    let (config, dialer) = match configure(args) {
         Ok(configured) => configured,
         Err(problem) => return exit::usage(problem),
     };
     let budget = config.drain_time + CANCEL_BUDGET + config.flush_time + supervise::CLOSING;
     let start = |env: &supervise::Env| {
         let http = http.map(status::bind).transpose().map_err(exit::usage)?;
-        let dialer = Arc::new(WsDialer::new(tls));
-        let validator = Validator::start(config, dialer, env.timer.clone()).map_err(exit::usage)?;
-        let http = http.map(|http| serve_status(http, &validator)).transpose().map_err(exit::failed)?;
+        let validator = Validator::start(config, Arc::new(dialer), env.timer.clone()).map_err(exit::usage)?;
+        let http = http.map(|http| serve_status(http, &validator, env)).transpose().map_err(exit::failed)?;
         if let Some(http) = &http {
             announce_http(http.local_addr());
         }
@@ -90,13 +88,13 @@ pub fn run(args: Args) -> ExitCode {
     })
 }
 
-fn configure(args: Args) -> Result<(ValidatorConfig, ClientTls), String> {
+fn configure(args: Args) -> Result<(ValidatorConfig, WsDialer), String> {
     let facilitator = args
         .facilitator
         .or_else(|| std::env::var("FACILITATOR_URI").ok())
         .ok_or("--facilitator is missing; give the URL, as wss://facilitator.example/ws/v0/")?;
     let key = KeyPair::load(&args.key.key).map_err(|e| format!("--key: {e}"))?;
-    let tls = args.tls.load()?;
+    let dialer = args.tls.load(&facilitator)?;
     let miners = match &args.miners {
         Some(path) => load_miners(path).map_err(|e| e.to_string())?,
         None if args.dispatch == DispatchArg::Stub => Vec::new(),
@@ -121,20 +119,34 @@ fn configure(args: Args) -> Result<(ValidatorConfig, ClientTls), String> {
     if !problems.is_empty() {
         return Err(problems.join("; "));
     }
-    Ok((config, tls))
+    Ok((config, dialer))
 }
 
-fn serve_status(listener: TcpListener, validator: &Validator) -> Result<HttpServer, String> {
+fn serve_status(listener: TcpListener, validator: &Validator, env: &supervise::Env) -> Result<HttpServer, String> {
     let observer = validator.observer();
-    status::serve("val", listener, move |health, metrics| {
+    let board = observer.client().board().clone();
+    status::serve("validator", listener, env, &board, move |health, metrics| {
         let client = observer.client();
-        let (state, counts, jobs) = (client.state(), client.counts(), observer.running_jobs());
-        match client.problems().join("; ") {
-            problems if problems.is_empty() => health.up("facilitator"),
-            problems => health.down("facilitator", problems),
-        }
+        let (counts, jobs) = (client.counts(), observer.running_jobs());
+        client.measure(health);
         metrics.gauge("phalanx_validator_jobs", "Jobs that run now.", &[]).set(jobs);
-        metrics.gauge("phalanx_validator_unsent", "Updates the facilitator has not answered.", &[]).set(counts.unsent);
-        json!({"role": "validator", "facilitator": state.to_string(), "jobs": jobs, "unsent": counts.unsent})
+        let unsent = metrics.gauge("phalanx_validator_unsent", "Updates the facilitator has not answered.", &[]);
+        unsent.set(counts.unsent);
+        let bytes = metrics.gauge("phalanx_validator_unsent_bytes", "Bytes of the updates not answered.", &[]);
+        bytes.set(counts.unsent_bytes);
+        metrics
+            .gauge("phalanx_validator_dead_letters", "Updates that were given up and are kept.", &[])
+            .set(counts.dead);
+        let oldest = client.oldest_update().map_or(0, |age| age.as_secs());
+        json!({
+            "facilitator": client.state().to_string(),
+            "last_error": client.last_error(),
+            "jobs": jobs,
+            "open_jobs": counts.open_jobs,
+            "unsent": counts.unsent,
+            "unsent_bytes": counts.unsent_bytes,
+            "oldest_update_seconds": oldest,
+            "dead_letters": counts.dead,
+        })
     })
 }

@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use super::job::{self, JobEnd};
 use super::miner_client::{self, MinerEvent, report, send};
 use super::runner::RunnerKind;
+use crate::base::scope;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::{StopReport, Stopping};
 use crate::base::thread::{Kick, Thread, spawn};
@@ -24,7 +25,7 @@ use crate::transport::Dialer;
 const COURTESY_TIME: Duration = Duration::from_secs(1);
 
 /// What an executor is started with.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ExecutorConfig {
     /// `ws://host:port` of the miner (`MINER_ADDRESS`).
     pub miner_address: String,
@@ -38,6 +39,15 @@ pub struct ExecutorConfig {
     pub miner_gone_after: Duration,
     /// How long the last messages may take to leave.
     pub flush_time: Duration,
+}
+
+/// Without the token.
+impl std::fmt::Debug for ExecutorConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { miner_address, runner, .. } = self;
+        let mut shown = f.debug_struct("ExecutorConfig");
+        shown.field("miner_address", miner_address).field("runner", runner).finish_non_exhaustive()
+    }
 }
 
 impl ExecutorConfig {
@@ -120,7 +130,10 @@ pub fn run(
     }
     let (link, events) = miner_client::start(&config.miner_address, &config.token, dialer, timer);
     let outcome = match wait_for_initial(&config, &events, shutdown) {
-        Ok(initial) => Ok(drive(&config, *initial, &link, &events, shutdown)),
+        Ok(initial) => {
+            let _job = scope::job(initial.job_uuid.as_str());
+            Ok(drive(&config, *initial, &link, &events, shutdown))
+        }
         Err(error) => Err(error),
     };
     // Dropped before the stop, so that a reader that waits for room in the queue is freed.

@@ -53,8 +53,7 @@ use crate::identity::PublicKey;
 use crate::link::{OutboxLimits, Server, ServerConfig};
 use crate::ops::health::Health;
 use crate::ops::http::{HttpLimits, HttpRequest, HttpResponse, HttpServer};
-use crate::ops::metrics::Metrics;
-use crate::ops::status;
+use crate::ops::status::{Board, Frame};
 use crate::protocol::{DateTime, FacilitatorToValidator};
 use crate::store::StoreError;
 use crate::store::jobs::{JobStore, NewJob, SpecsRow};
@@ -214,7 +213,8 @@ impl Facilitator {
         let path = config.state_dir.join("jwt.secret");
         let tokens =
             Tokens::load(&path, config.token_time).map_err(|source| FacilitatorError::Secret { path, source })?;
-        let (health, metrics, stop) = (Health::new(), Metrics::new(), Shutdown::new());
+        let (board, stop) = (Board::new(), Shutdown::new());
+        let Board { health, metrics, .. } = board.clone();
         let (changes, waiting) = (Changes::default(), Waiting::default());
 
         let limits = RouterConfig {
@@ -247,7 +247,7 @@ impl Facilitator {
 
         let ws_url = listener.url();
         let sink = route::sink(events.clone());
-        let server = Server::start(server_config(), listener, timer, Arc::new(accept_path), sink);
+        let server = Server::start(server_config(), listener, timer.clone(), Arc::new(accept_path), sink);
 
         let users = Arc::new(Mutex::new(config.users.into_iter().collect::<HashSet<_>>()));
         let submissions = |result| {
@@ -272,7 +272,15 @@ impl Facilitator {
             refused: submissions(&[("result", "refused")]),
         };
         let shown = router.clone();
-        let pages = status::routes(health.clone(), metrics, move || snapshot(&shown));
+        let frame = Frame {
+            role: "facilitator",
+            since: Instant::now(),
+            board,
+            stop: stop.clone(),
+            timer: timer.clone(),
+            look: Box::new(move |_, _| snapshot(&shown)),
+        };
+        let pages = frame.routes();
         let handler =
             move |request: &HttpRequest| -> HttpResponse { pages(request).unwrap_or_else(|| api.answer(request)) };
         let limits = HttpLimits { connections: config.http_connections, ..HttpLimits::default() };
@@ -301,7 +309,7 @@ impl Facilitator {
         &self.health
     }
 
-    /// Validator connections, jobs that wait for their validator: as `/status.json` shows them.
+    /// Validator connections, jobs that wait for their validator: as `/status.json` shows them under `details`.
     pub fn snapshot(&self) -> Value {
         snapshot(&self.router)
     }
@@ -406,5 +414,5 @@ fn snapshot(router: &Mutex<Router<Ticket>>) -> Value {
             })
         })
         .collect();
-    json!({ "role": "facilitator", "waiting_jobs": router.waiting_jobs(), "sessions": sessions })
+    json!({ "waiting_jobs": router.waiting_jobs(), "sessions": sessions })
 }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use super::{IdentityError, Signature, hotkey_file, secret, ss58};
 
 /// The signing context of Substrate: the same key and message give nothing valid under another one.
-const CONTEXT: &[u8] = b"substrate";
+pub(super) const CONTEXT: &[u8] = b"substrate";
 
 /// An sr25519 key pair. It is never printed: `Debug` shows the address, and the memory is cleared when it is dropped.
 #[derive(Clone)]
@@ -157,20 +157,27 @@ impl PublicKey {
 
     /// Whether this key signed the data, bare or as browser wallets sign it, between `<Bytes>` and `</Bytes>`.
     pub fn verify(&self, data: &[u8], signature: &Signature) -> bool {
-        let Ok(key) = schnorrkel::PublicKey::from_bytes(&self.0) else {
-            return false;
-        };
-        let Ok(signature) = schnorrkel::Signature::from_bytes(&signature.to_bytes()) else {
-            return false;
-        };
-        let signed = |message: &[u8]| key.verify_simple(CONTEXT, message, &signature).is_ok();
-        signed(data) || signed(&[b"<Bytes>", data, b"</Bytes>"].concat())
+        match (self.read(), signature.read()) {
+            (Some(key), Some(signature)) => holds(&key, data, &signature),
+            _ => false,
+        }
+    }
+
+    /// The point, if the bytes are one; finding it takes about a tenth of the time of a check.
+    pub(super) fn read(&self) -> Option<schnorrkel::PublicKey> {
+        schnorrkel::PublicKey::from_bytes(&self.0).ok()
     }
 
     /// Whether this key signed the text, read as in [`KeyPair::sign_text`]; never for a `0x` text that is not hex.
     pub fn verify_text(&self, text: &str, signature: &Signature) -> bool {
         signed_bytes(text).is_some_and(|bytes| self.verify(&bytes, signature))
     }
+}
+
+/// Whether the key signed the data, bare or wrapped.
+pub(super) fn holds(key: &schnorrkel::PublicKey, data: &[u8], signature: &schnorrkel::Signature) -> bool {
+    let signed = |message: &[u8]| key.verify_simple(CONTEXT, message, signature).is_ok();
+    signed(data) || signed(&[b"<Bytes>", data, b"</Bytes>"].concat())
 }
 
 /// The bytes that a signature of a text covers; none for a text that begins with `0x` and is not hex.

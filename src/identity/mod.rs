@@ -11,6 +11,7 @@
 //! assert!(signer.verify(b"hello", &signature));
 //! # Ok::<(), phalanx::identity::IdentityError>(())
 //! ```
+mod batch;
 mod hotkey_file;
 mod keys;
 mod secret;
@@ -19,6 +20,7 @@ mod ss58;
 
 use std::path::PathBuf;
 
+pub use batch::verify_batch;
 pub use hotkey_file::{HOTKEY_FILE_LIMIT, write_hotkey_file};
 pub use keys::{KeyPair, PublicKey};
 pub use secret::seed_from_mnemonic;

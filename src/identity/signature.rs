@@ -30,6 +30,11 @@ impl Signature {
         self.0
     }
 
+    /// The signature in parts; none for bytes that are no sr25519 signature.
+    pub(super) fn read(&self) -> Option<schnorrkel::Signature> {
+        schnorrkel::Signature::from_bytes(&self.0).ok()
+    }
+
     /// Reads `0x` and 128 hex digits of either case, the form in all messages but signed requests.
     ///
     /// The prefix is required and must be a small `0x`, as with the Python peers.

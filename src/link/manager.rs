@@ -277,7 +277,7 @@ impl Link {
         if self.handle.unsent() == 0 {
             stop.drain();
         } else {
-            self.stop_alarm = Some(self.timer.at(deadline, move || stop.drain()));
+            self.stop_alarm = Some(self.timer.at(deadline, move || stop.cancel()));
         }
     }
 
@@ -392,6 +392,9 @@ impl<F: FnMut(LinkEvent)> Runner<F> {
     }
 
     fn session(&mut self, connection: Connection, first: Option<Utf8Bytes>, config: &SessionConfig) -> SessionEnd {
+        // Registered before the session begins: a stop whose time is up before that would find no connection to kick.
+        let kick = connection.kick.clone();
+        let _stop = self.stop.on(Level::Cancel, move || kick.kick());
         // The session numbers its connection when it begins, on this same thread.
         let epoch = self.handle.session.epoch().next();
         self.set(LinkState::Ready { epoch });

@@ -212,9 +212,9 @@ pub fn run(
     let watch = Watch::start(handle, config, traffic);
     let writing = handle.clone();
     let beat = config.beat.as_ref().map(|beat| beat.text.clone());
-    let write_kick = kick.clone();
+    let (write_kick, broken_kick) = (kick.clone(), kick.clone());
     let thread = spawn(config.writer_name.clone(), Kick::new("connection", move || write_kick.kick()), move || {
-        write_loop(&writing, epoch, writer, beat)
+        write_loop(&writing, epoch, writer, beat, &broken_kick)
     });
 
     let end = loop {
@@ -252,7 +252,13 @@ pub fn run(
     }
 }
 
-fn write_loop(handle: &SessionHandle, epoch: Epoch, mut writer: Box<dyn WriteHalf>, beat: Option<Utf8Bytes>) {
+fn write_loop(
+    handle: &SessionHandle,
+    epoch: Epoch,
+    mut writer: Box<dyn WriteHalf>,
+    beat: Option<Utf8Bytes>,
+    kick: &ConnectionKick,
+) {
     let outcome = loop {
         match handle.0.handover.next_work(epoch) {
             Work::Batch { texts, beat: beat_due, ping } => {
@@ -276,9 +282,7 @@ fn write_loop(handle: &SessionHandle, epoch: Epoch, mut writer: Box<dyn WriteHal
     if let Err(error) = outcome {
         // The reader tells the cause: it meets the same broken connection, freed by this kick if need be.
         log::debug!("writer of {epoch} ends: {error}");
-        if handle.epoch() == epoch {
-            handle.kick();
-        }
+        kick.kick();
     }
 }
 

@@ -1,17 +1,217 @@
-//! What a loop does about an error.
+//! Errors that a loop lives on after: sorted by what it does about them, counted, logged without flooding, and kept for
+//! the status page.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::metrics::Metrics;
+use super::redact;
+use super::throttle::Throttle;
+use crate::base::lock::lock;
+
+/// Characters that are kept of an error's text: a peer may have written it.
+const TEXT_CHARS: usize = 500;
 
 /// What a loop does about an error; it decides by nothing else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum ErrorClass {
-    /// Try again.
+    /// The same call may succeed later: it tries again after a pause, and keeps what it has open.
     Retry,
-    /// Connect again.
+    /// The connection is of no use any more: it makes a new one after a pause and sends again what was not acknowledged.
     Reconnect,
-    /// Give up.
+    /// The peer said no: it gives this piece of work up, reports that, and goes on with the next; asking again does not help.
     Rejected,
-    /// Return.
+    /// A stop or a newer wish ended it: it returns at once and complains to nobody.
     Cancelled,
-    /// End.
+    /// Nothing that it can do helps: it ends, and says why to whoever started it.
     Fatal,
+}
+
+impl ErrorClass {
+    /// Whether the same work may succeed when it is tried again, over the same connection or a new one.
+    pub fn is_retryable(self) -> bool {
+        matches!(self, Self::Retry | Self::Reconnect)
+    }
+
+    /// The class in lower case, as in `Display`, in metrics and on the status page.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Reconnect => "reconnect",
+            Self::Rejected => "rejected",
+            Self::Cancelled => "cancelled",
+            Self::Fatal => "fatal",
+        }
+    }
+
+    /// How loud it is logged: a retry is part of the day, a cancel was wished for.
+    pub fn level(self) -> log::Level {
+        match self {
+            Self::Cancelled => log::Level::Debug,
+            Self::Retry => log::Level::Info,
+            Self::Reconnect | Self::Rejected => log::Level::Warn,
+            Self::Fatal => log::Level::Error,
+        }
+    }
+}
+
+impl Display for ErrorClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The newest error of one class at one place, as the status page shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastError {
+    /// What is done about it.
+    pub class: ErrorClass,
+    /// Where it happened.
+    pub place: String,
+    /// Its text, at most 500 characters, without passwords.
+    pub text: String,
+    /// How many there were since the start.
+    pub count: u64,
+    /// Whole seconds since the newest.
+    pub seconds_ago: u64,
+}
+
+/// Where errors are reported; clones are the same. It has no thread and blocks on nothing but a short lock.
+///
+/// The table has a row for each class and place, and places are in the program's text, so it is bounded.
+#[derive(Debug, Clone, Default)]
+pub struct ErrorHandler {
+    table: Arc<Mutex<Table>>,
+    metrics: Metrics,
+}
+
+type Table = BTreeMap<(ErrorClass, &'static str), Row>;
+
+#[derive(Debug)]
+struct Row {
+    throttle: Throttle,
+    text: String,
+    count: u64,
+    at: Instant,
+}
+
+impl ErrorHandler {
+    /// A handler that counts in these metrics.
+    pub fn new(metrics: &Metrics) -> Self {
+        Self { table: Arc::default(), metrics: metrics.clone() }
+    }
+
+    /// Counts an error in `phalanx_errors_total{class, place}` and logs it as `place: error`, at most once in ten seconds
+    /// for each class and place; a later line ends in `(and N more like it)`.
+    pub fn report(&self, class: ErrorClass, place: &'static str, error: &dyn Display) {
+        let labels = [("class", class.as_str()), ("place", place)];
+        self.metrics.counter("phalanx_errors_total", "Errors by what is done about them.", &labels).inc();
+        let line = note(&mut lock(&self.table), Instant::now(), (class, place), error);
+        // Outside the lock: stderr may be slow.
+        if let Some(line) = line {
+            log::log!(class.level(), "{line}");
+        }
+    }
+
+    /// The newest error of each class and place, the newest first.
+    pub fn last_errors(&self) -> Vec<LastError> {
+        last(&lock(&self.table), Instant::now())
+    }
+}
+
+/// Writes an error into the table; the line to log, if it is time for one.
+fn note(table: &mut Table, now: Instant, key: (ErrorClass, &'static str), error: &dyn Display) -> Option<String> {
+    let text = shown(&error.to_string());
+    let row = table.entry(key).or_insert_with(|| Row {
+        throttle: Throttle::default(),
+        text: String::new(),
+        count: 0,
+        at: now,
+    });
+    row.count += 1;
+    row.at = now;
+    let line = row.throttle.admit(now).map(|held_back| match held_back {
+        0 => format!("{}: {text}", key.1),
+        more => format!("{}: {text} (and {more} more like it)", key.1),
+    });
+    row.text = text;
+    line
+}
+
+fn last(table: &Table, now: Instant) -> Vec<LastError> {
+    let mut rows: Vec<_> = table.iter().collect();
+    rows.sort_by_key(|(_, row)| std::cmp::Reverse(row.at));
+    rows.into_iter()
+        .map(|((class, place), row)| LastError {
+            class: *class,
+            place: (*place).to_owned(),
+            text: row.text.clone(),
+            count: row.count,
+            seconds_ago: now.saturating_duration_since(row.at).as_secs(),
+        })
+        .collect()
+}
+
+fn shown(text: &str) -> String {
+    let text = redact::secrets(text);
+    match text.char_indices().nth(TEXT_CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.into_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn the_classes_that_may_succeed_later() {
+        use ErrorClass::{Cancelled, Fatal, Reconnect, Rejected, Retry};
+        assert!(Retry.is_retryable() && Reconnect.is_retryable());
+        assert!(!Rejected.is_retryable() && !Cancelled.is_retryable() && !Fatal.is_retryable());
+        assert_eq!(
+            [Retry, Reconnect, Rejected, Cancelled, Fatal].map(|class| class.to_string()).join(" "),
+            "retry reconnect rejected cancelled fatal"
+        );
+    }
+
+    #[test]
+    fn each_class_and_place_is_logged_at_its_own_pace_and_the_newest_is_kept() {
+        let (start, mut table) = (Instant::now(), Table::new());
+        let mut note = |seconds: u64, class, place, text: &str| {
+            note(&mut table, start + Duration::from_secs(seconds), (class, place), &text)
+        };
+        assert_eq!(note(0, ErrorClass::Reconnect, "link", "refused").unwrap(), "link: refused");
+        assert_eq!(note(1, ErrorClass::Reconnect, "link", "reset"), None);
+        assert_eq!(note(2, ErrorClass::Reconnect, "link", "reset"), None);
+        assert_eq!(note(2, ErrorClass::Rejected, "link", "no").unwrap(), "link: no");
+        assert_eq!(note(3, ErrorClass::Reconnect, "disk", "full").unwrap(), "disk: full");
+        let line = note(12, ErrorClass::Reconnect, "link", "lost").unwrap();
+        assert_eq!(line, "link: lost (and 2 more like it)");
+        assert_eq!(note(13, ErrorClass::Reconnect, "link", "newest"), None);
+        let last = last(&table, start + Duration::from_secs(20));
+        let shown: Vec<_> = last.iter().map(|e| (e.place.as_str(), e.text.as_str(), e.count, e.seconds_ago)).collect();
+        assert_eq!(shown, [("link", "newest", 5, 7), ("disk", "full", 1, 17), ("link", "no", 1, 18)]);
+    }
+
+    #[test]
+    fn reports_are_counted_and_texts_are_bounded_and_without_passwords() {
+        let metrics = Metrics::new();
+        let handler = ErrorHandler::new(&metrics);
+        for text in ["x".repeat(10_000), "bad url ws://u:p@h".to_owned()] {
+            handler.clone().report(ErrorClass::Fatal, "t-place", &text);
+        }
+        assert!(metrics.render().contains("phalanx_errors_total{class=\"fatal\",place=\"t-place\"} 2\n"));
+        let last = handler.last_errors();
+        assert_eq!((last.len(), last[0].count, last[0].text.as_str()), (1, 2, "bad url ws://…@h"));
+        handler.report(ErrorClass::Fatal, "t-place", &"ü".repeat(501));
+        assert_eq!(handler.last_errors()[0].text, "ü".repeat(500) + "…");
+    }
 }

@@ -1,7 +1,8 @@
 //! Counters, gauges and histograms, and their Prometheus text (format 0.0.4).
 //!
 //! Label values are `&'static str`, so nothing unbounded (an uuid, an address) can become one. Names are checked when a
-//! metric is made: `phalanx_` first, and a counter ends in `_total`, a histogram in `_seconds` or `_bytes`.
+//! metric is made: `phalanx_` first; a counter ends in `_total`, a histogram in `_seconds` or `_bytes`; times are in
+//! seconds and sizes in bytes, and say so at the end; labels are those of [`LABELS`].
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -17,8 +18,13 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Upper bounds of time buckets, in seconds: from a disk commit to a long job.
 pub const SECONDS: &[f64] = &[0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 300.0];
 
-/// Labels of one series.
-pub type Labels = &'static [(&'static str, &'static str)];
+/// Every label that a metric may have: a new one is a decision, because each value is a series of its own.
+pub const LABELS: &[&str] = &["class", "outcome", "place", "reason", "result", "type", "version"];
+
+/// Labels of one series: names of [`LABELS`] with their values.
+pub type Labels<'a> = &'a [Label];
+
+type Label = (&'static str, &'static str);
 
 /// All metrics of a process; clones are the same registry.
 #[derive(Clone, Default)]
@@ -27,7 +33,7 @@ pub struct Metrics(Arc<Mutex<BTreeMap<&'static str, Family>>>);
 struct Family {
     help: &'static str,
     kind: &'static str,
-    series: BTreeMap<Labels, Series>,
+    series: BTreeMap<Vec<Label>, Series>,
 }
 
 enum Series {
@@ -115,8 +121,7 @@ impl Metrics {
     ///
     /// # Panics
     /// If the name breaks the rules of this module, or is taken by a metric of another kind: mistakes in the program.
-    pub fn counter(&self, name: &'static str, help: &'static str, labels: Labels) -> Counter {
-        assert!(name.ends_with("_total"), "the counter {name} must end in _total");
+    pub fn counter(&self, name: &'static str, help: &'static str, labels: Labels<'_>) -> Counter {
         let made = || Series::Counter(Counter::default());
         match self.series(name, help, "counter", labels, made) {
             Series::Counter(counter) => counter,
@@ -128,8 +133,7 @@ impl Metrics {
     ///
     /// # Panics
     /// As [`Metrics::counter`].
-    pub fn gauge(&self, name: &'static str, help: &'static str, labels: Labels) -> Gauge {
-        assert!(!name.ends_with("_total"), "the gauge {name} must not end in _total");
+    pub fn gauge(&self, name: &'static str, help: &'static str, labels: Labels<'_>) -> Gauge {
         match self.series(name, help, "gauge", labels, || Series::Gauge(Gauge::default())) {
             Series::Gauge(gauge) => gauge,
             _ => panic!("{name} is not a gauge"),
@@ -144,11 +148,9 @@ impl Metrics {
         &self,
         name: &'static str,
         help: &'static str,
-        labels: Labels,
+        labels: Labels<'_>,
         bounds: &'static [f64],
     ) -> Histogram {
-        let unit = name.ends_with("_seconds") || name.ends_with("_bytes");
-        assert!(unit, "the histogram {name} must end in _seconds or _bytes");
         let made = || {
             let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
             Series::Histogram(Histogram(Arc::new(Buckets { bounds, counts, sum: Mutex::new(0.0) })))
@@ -164,15 +166,15 @@ impl Metrics {
         name: &'static str,
         help: &'static str,
         kind: &'static str,
-        labels: Labels,
+        labels: Labels<'_>,
         made: impl FnOnce() -> Series,
     ) -> Series {
-        let plain = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-        assert!(name.starts_with("phalanx_") && plain(name), "{name} is not a metric name of ours");
-        assert!(labels.iter().all(|(key, _)| plain(key)), "a label of {name} is not lower case");
+        if let Err(problem) = check(name, kind, labels) {
+            panic!("{kind} {name}: {problem}");
+        }
         let mut families = lock(&self.0);
         let family = families.entry(name).or_insert_with(|| Family { help, kind, series: BTreeMap::new() });
-        match family.series.entry(labels).or_insert_with(made) {
+        match family.series.entry(labels.to_vec()).or_insert_with(made) {
             Series::Counter(counter) => Series::Counter(counter.clone()),
             Series::Gauge(gauge) => Series::Gauge(gauge.clone()),
             Series::Histogram(histogram) => Series::Histogram(histogram.clone()),
@@ -201,7 +203,7 @@ impl Metrics {
 }
 
 impl Histogram {
-    fn render(&self, out: &mut String, name: &str, labels: Labels) {
+    fn render(&self, out: &mut String, name: &str, labels: Labels<'_>) {
         let Buckets { bounds, counts, sum } = &*self.0;
         let mut total = 0;
         for (i, count) in counts.iter().enumerate() {
@@ -214,11 +216,42 @@ impl Histogram {
     }
 }
 
+/// What is wrong with a metric's name or labels, and what would be right.
+fn check(name: &str, kind: &str, labels: Labels<'_>) -> Result<(), String> {
+    let plain = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    if !name.starts_with("phalanx_") || !plain(name) {
+        return Err("it should be phalanx_ and then lower case letters, digits and _".to_owned());
+    }
+    if (kind == "counter") != name.ends_with("_total") {
+        return Err("a counter, and nothing else, must end in _total".to_owned());
+    }
+    let unit = name.strip_suffix("_total").unwrap_or(name).rsplit('_').next().unwrap_or_default();
+    if kind == "histogram" && !matches!(unit, "seconds" | "bytes") {
+        return Err("a histogram must end in _seconds or _bytes".to_owned());
+    }
+    for word in name.split('_') {
+        let (wanted, right) = match word {
+            "age" | "duration" | "latency" | "time" | "uptime" => ("seconds", unit == "seconds"),
+            "hours" | "micros" | "millis" | "milliseconds" | "minutes" | "ms" | "us" => ("seconds", false),
+            "memory" | "size" => ("bytes", unit == "bytes"),
+            "kb" | "kib" | "kilobytes" | "mb" | "megabytes" | "mib" => ("bytes", false),
+            _ => continue,
+        };
+        if !right {
+            return Err(format!("{word}: it should be measured in {wanted} and end in _{wanted}"));
+        }
+    }
+    match labels.iter().find(|(label, _)| !LABELS.contains(label)) {
+        Some((label, _)) => Err(format!("its label {label} is not one of {}", LABELS.join(", "))),
+        None => Ok(()),
+    }
+}
+
 fn line(out: &mut String, text: fmt::Arguments<'_>) {
     writeln!(out, "{text}").expect("writing to a String cannot fail");
 }
 
-fn set(labels: Labels, bound: Option<&str>) -> String {
+fn set(labels: Labels<'_>, bound: Option<&str>) -> String {
     let quoted = |value: &str| value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
     let mut pairs: Vec<String> = labels.iter().map(|(key, value)| format!("{key}=\"{}\"", quoted(value))).collect();
     pairs.extend(bound.map(|bound| format!("le=\"{bound}\"")));
@@ -237,7 +270,7 @@ mod tests {
         metrics.counter("phalanx_frames_total", "Frames.", &[("result", "ok")]).add(2);
         metrics.counter("phalanx_frames_total", "Frames.", &[("result", "bad \"one\"")]).inc();
         metrics.gauge("phalanx_sessions", "Open sessions.", &[]).set(7);
-        let wait = metrics.histogram("phalanx_wait_seconds", "Waits.", &[("what", "disk")], &[0.5, 2.0]);
+        let wait = metrics.histogram("phalanx_wait_seconds", "Waits.", &[("type", "disk")], &[0.5, 2.0]);
         for seconds in [0.25, 0.5, 1.0, 8.0] {
             wait.observe(seconds);
         }
@@ -251,18 +284,57 @@ phalanx_frames_total{result=\"ok\"} 3
 phalanx_sessions 7
 # HELP phalanx_wait_seconds Waits.
 # TYPE phalanx_wait_seconds histogram
-phalanx_wait_seconds_bucket{what=\"disk\",le=\"0.5\"} 2
-phalanx_wait_seconds_bucket{what=\"disk\",le=\"2\"} 3
-phalanx_wait_seconds_bucket{what=\"disk\",le=\"+Inf\"} 4
-phalanx_wait_seconds_sum{what=\"disk\"} 9.75
-phalanx_wait_seconds_count{what=\"disk\"} 4
+phalanx_wait_seconds_bucket{type=\"disk\",le=\"0.5\"} 2
+phalanx_wait_seconds_bucket{type=\"disk\",le=\"2\"} 3
+phalanx_wait_seconds_bucket{type=\"disk\",le=\"+Inf\"} 4
+phalanx_wait_seconds_sum{type=\"disk\"} 9.75
+phalanx_wait_seconds_count{type=\"disk\"} 4
 ";
         assert_eq!(metrics.render(), expected);
     }
 
     #[test]
-    #[should_panic(expected = "must end in _total")]
-    fn a_counter_has_a_counters_name() {
+    fn names_and_labels_are_checked() {
+        for (name, kind) in [
+            ("phalanx_frames_total", "counter"),
+            ("phalanx_sent_bytes_total", "counter"),
+            ("phalanx_job_time_seconds_total", "counter"),
+            ("phalanx_jobs", "gauge"),
+            ("phalanx_resident_memory_bytes", "gauge"),
+            ("phalanx_outbox_age_seconds", "gauge"),
+            ("phalanx_wait_seconds", "histogram"),
+            ("phalanx_frame_bytes", "histogram"),
+        ] {
+            assert_eq!(check(name, kind, &[("reason", "x")]), Ok(()), "{name}");
+        }
+        for (name, kind, says) in [
+            ("frames_total", "counter", "phalanx_"),
+            ("phalanx_Frames_total", "counter", "lower case"),
+            ("phalanx_frames", "counter", "_total"),
+            ("phalanx_frames_total", "gauge", "_total"),
+            ("phalanx_frames", "histogram", "_seconds or _bytes"),
+            ("phalanx_outbox_age", "gauge", "_seconds"),
+            ("phalanx_wait_ms", "gauge", "_seconds"),
+            ("phalanx_wait_ms_seconds", "histogram", "_seconds"),
+            ("phalanx_size_seconds", "histogram", "_bytes"),
+            ("phalanx_sent_kib_total", "counter", "_bytes"),
+        ] {
+            let problem = check(name, kind, &[]).unwrap_err();
+            assert!(problem.contains(says), "{name}: {problem}");
+        }
+        let problem = check("phalanx_jobs", "gauge", &[("reason", "x"), ("uuid", "y")]).unwrap_err();
+        assert!(problem.contains("uuid is not one of class, "), "{problem}");
+    }
+
+    #[test]
+    #[should_panic(expected = "counter phalanx_frames: a counter, and nothing else, must end in _total")]
+    fn a_wrong_name_is_a_mistake_in_the_program() {
         Metrics::new().counter("phalanx_frames", "Frames.", &[]);
+    }
+
+    #[test]
+    #[should_panic(expected = "its label hotkey is not one of")]
+    fn so_is_a_wrong_label() {
+        Metrics::new().gauge("phalanx_jobs", "Jobs.", &[("hotkey", "x")]);
     }
 }

@@ -2,8 +2,12 @@
 //!
 //! * [`http`]: an HTTP/1.1 server on our own threads, also under the facilitator's job API.
 //! * [`metrics`]: counters, gauges and histograms with Prometheus text.
-//! * [`health`]: what is up, what is not, and why.
-//! * [`status`]: the pages that every role serves.
+//! * [`health`]: what is up, what is not, what is stuck, and why.
+//! * [`errors`]: errors that a loop lives on after, by what it does about them.
+//! * [`throttle`]: how often one kind of trouble is logged. Pure.
+//! * [`redact`]: takes secrets and control characters out of what the process says. Pure.
+//! * [`process`]: what the system says of this process.
+//! * [`status`]: one snapshot of a role, and the pages made from it.
 //! * [`date`]: the date of an HTTP header. Pure.
 
 pub mod date;
@@ -11,4 +15,7 @@ pub mod errors;
 pub mod health;
 pub mod http;
 pub mod metrics;
+pub mod process;
+pub mod redact;
 pub mod status;
+pub mod throttle;

@@ -1,37 +1,271 @@
-//! The pages that every role serves on `--http`: `/healthz`, `/readyz`, `/metrics`, `/status.json`.
+//! One snapshot of a role, and the pages made from it: `/healthz`, `/readyz`, `/metrics`, `/status.json`.
+//!
+//! `phalanx status` shows the same snapshot, so no two of them can disagree.
 
+use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use crossbeam_channel::{bounded, select};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use super::health::Health;
+use super::errors::{ErrorHandler, LastError};
+use super::health::{Health, Part, PartState, Pulse};
 use super::http::{HttpRequest, HttpResponse};
 use super::metrics::{self, Metrics};
+use super::process::Process;
+use super::redact;
+use crate::base::shutdown::{Level, Shutdown};
+use crate::base::thread::live;
+use crate::base::timer::TimerHandle;
+
+/// How long the timer thread may take to run an action: its actions do not block, so this is for a machine that is very
+/// busy.
+const TIMER_TIME: Duration = Duration::from_secs(5);
 
 /// A part of a server's paths: `None` means "not mine".
 pub type Routes = Arc<dyn Fn(&HttpRequest) -> Option<HttpResponse> + Send + Sync>;
 
-/// The four pages. `status` gives the present state of the role as JSON; it must not block.
-///
-/// * `/healthz`: 200 `ok` while the process can answer at all.
-/// * `/readyz`: 200 `ready`, or 503 with a line for each part that is down.
-/// * `/metrics`: Prometheus text.
-/// * `/status.json`: what `status` gives.
-pub fn routes(health: Health, metrics: Metrics, status: impl Fn() -> Value + Send + Sync + 'static) -> Routes {
-    Arc::new(move |request| {
-        let page: &dyn Fn() -> HttpResponse = match request.path.as_str() {
-            "/healthz" => &|| HttpResponse::text(200, "ok\n"),
-            "/readyz" => &|| match health.problems() {
-                problems if problems.is_empty() => HttpResponse::text(200, "ready\n"),
-                problems => HttpResponse::text(503, problems.join("\n") + "\n"),
-            },
-            "/metrics" => &|| HttpResponse::new(200, metrics::CONTENT_TYPE, metrics.render()),
-            "/status.json" => &|| HttpResponse::json(200, &status()),
-            _ => return None,
-        };
-        Some(match request.method.as_str() {
-            "GET" | "HEAD" => page(),
-            _ => HttpResponse::text(405, "this page can only be read: use GET\n").with_header("Allow", "GET, HEAD"),
+/// What the threads of a role report to; clones are the same.
+#[derive(Debug, Clone)]
+pub struct Board {
+    /// What is up.
+    pub health: Health,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// What went wrong; counted in `metrics`.
+    pub errors: ErrorHandler,
+}
+
+impl Board {
+    /// An empty board.
+    pub fn new() -> Self {
+        let metrics = Metrics::new();
+        Self { health: Health::new(), errors: ErrorHandler::new(&metrics), metrics }
+    }
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What the role is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum State {
+    /// Some part of it has never been up yet.
+    Starting,
+    /// Every part has been up; whether all are now is what readiness says.
+    Running,
+    /// It takes no new work and finishes what runs.
+    Draining,
+    /// What still runs is being ended; only the pages are left.
+    Stopped,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Draining => "draining",
+            Self::Stopped => "stopped",
         })
-    })
+    }
+}
+
+/// One of our threads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThreadLine {
+    /// Its name.
+    pub name: String,
+    /// What interrupts the call that it blocks in.
+    pub kick: String,
+    /// Whole seconds since it was spawned.
+    pub age_seconds: u64,
+}
+
+/// A role at a moment: `/status.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// `facilitator`, `validator` or `miner`.
+    pub role: String,
+    /// The version of the program.
+    pub version: String,
+    /// What it is doing.
+    pub state: State,
+    /// Whether it runs and all parts are up.
+    pub ready: bool,
+    /// Whole seconds since the role was started.
+    pub uptime_seconds: u64,
+    /// How each part is.
+    pub parts: Vec<Part>,
+    /// What only this role has: counts, sessions.
+    pub details: Value,
+    /// The newest error of each class and place, the newest first.
+    pub errors: Vec<LastError>,
+    /// What the system says of the process; `None` where it says nothing.
+    pub process: Option<Process>,
+    /// The live threads of the process, oldest first.
+    pub threads: Vec<ThreadLine>,
+}
+
+impl Snapshot {
+    /// Why the role is not ready, a line for each reason; empty if it is.
+    pub fn problems(&self) -> Vec<String> {
+        let not_up = self.parts.iter().filter(|part| part.state != PartState::Up);
+        let mut problems: Vec<String> = not_up.map(Part::to_string).collect();
+        if matches!(self.state, State::Draining | State::Stopped) {
+            problems.push(format!("the {} takes no new work: it is {}", self.role, self.state));
+        }
+        problems
+    }
+
+    fn stuck(&self) -> Vec<String> {
+        self.parts.iter().filter(|part| part.state == PartState::Stuck).map(Part::to_string).collect()
+    }
+
+    /// Brings the metrics that every role has up to date with this snapshot.
+    fn measure(&self, metrics: &Metrics) {
+        let set = |name, help, value| metrics.gauge(name, help, &[]).set(value);
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        metrics.gauge("phalanx_build_info", "Always 1; the version is a label.", &version).set(1);
+        let uptime = usize::try_from(self.uptime_seconds).unwrap_or(usize::MAX);
+        set("phalanx_uptime_seconds", "Time since the role was started.", uptime);
+        set("phalanx_ready", "1 if the role is ready, else 0.", usize::from(self.ready));
+        if let Some(process) = self.process {
+            set("phalanx_process_resident_memory_bytes", "Resident memory.", process.resident_memory_bytes);
+            set("phalanx_process_threads", "Threads of the process.", process.threads);
+            set("phalanx_process_open_fds", "Open file descriptors.", process.open_fds);
+        }
+    }
+}
+
+/// The present state of a role, for [`Snapshot::details`]; brings health and metrics up to date. It must not block.
+pub type Look = Box<dyn Fn(&Health, &Metrics) -> Value + Send + Sync>;
+
+/// Where a role's snapshots come from.
+pub struct Frame {
+    /// The role's name.
+    pub role: &'static str,
+    /// When it was started.
+    pub since: Instant,
+    /// What its threads report to.
+    pub board: Board,
+    /// The signal that stops it.
+    pub stop: Shutdown,
+    /// The timer that it needs; `/healthz` asks it for a sign of life.
+    pub timer: TimerHandle,
+    /// What only the role knows.
+    pub look: Look,
+}
+
+impl fmt::Debug for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frame").field("role", &self.role).field("board", &self.board).finish_non_exhaustive()
+    }
+}
+
+impl Frame {
+    /// The role now. Does not block.
+    pub fn snapshot(&self) -> Snapshot {
+        let Board { health, metrics, errors } = &self.board;
+        let mut details = (self.look)(health, metrics);
+        hide_secrets(&mut details);
+        let now = Instant::now();
+        let age = |since| now.saturating_duration_since(since).as_secs();
+        let state = match self.stop.level() {
+            Level::Run if health.has_started() => State::Running,
+            Level::Run => State::Starting,
+            Level::Drain => State::Draining,
+            Level::Cancel => State::Stopped,
+        };
+        let parts = health.parts(now);
+        let threads = live().into_iter().map(|thread| ThreadLine {
+            age_seconds: age(thread.since),
+            kick: thread.kick.to_owned(),
+            name: thread.name,
+        });
+        Snapshot {
+            role: self.role.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state,
+            ready: state == State::Running && parts.iter().all(|part| part.state == PartState::Up),
+            uptime_seconds: age(self.since),
+            parts,
+            details,
+            errors: errors.last_errors(),
+            process: Process::read(),
+            threads: threads.collect(),
+        }
+    }
+
+    /// The four pages, each from a snapshot of its own.
+    ///
+    /// * `/healthz`: is it alive? 200 `ok`, or 503 with a line for each part that is stuck. It waits for the timer thread
+    ///   to answer, at most 5 s or until the server stops; orchestrators restart a process that is not alive.
+    /// * `/readyz`: may it be given work? 200 `ready`, or 503 with a line for each reason.
+    /// * `/metrics`: Prometheus text.
+    /// * `/status.json`: the [`Snapshot`].
+    pub fn routes(self) -> Routes {
+        let pulse = self.board.health.pulse("timer");
+        Arc::new(move |request| {
+            let page: &dyn Fn() -> HttpResponse = match request.path.as_str() {
+                "/healthz" => &|| {
+                    ask(&self.timer, &pulse, &request.shutdown);
+                    verdict("ok\n", self.snapshot().stuck())
+                },
+                "/readyz" => &|| verdict("ready\n", self.snapshot().problems()),
+                "/metrics" => &|| {
+                    self.snapshot().measure(&self.board.metrics);
+                    HttpResponse::new(200, metrics::CONTENT_TYPE, self.board.metrics.render())
+                },
+                "/status.json" => &|| HttpResponse::json(200, &json!(self.snapshot())),
+                _ => return None,
+            };
+            Some(match request.method.as_str() {
+                "GET" | "HEAD" => page(),
+                _ => HttpResponse::text(405, "this page can only be read: use GET\n").with_header("Allow", "GET, HEAD"),
+            })
+        })
+    }
+}
+
+/// In each text of a value.
+fn hide_secrets(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = redact::secrets(text).into_owned(),
+        Value::Array(values) => values.iter_mut().for_each(hide_secrets),
+        Value::Object(fields) => fields.values_mut().for_each(hide_secrets),
+        _ => {}
+    }
+}
+
+fn verdict(good: &str, problems: Vec<String>) -> HttpResponse {
+    if problems.is_empty() {
+        HttpResponse::text(200, good)
+    } else {
+        HttpResponse::text(503, problems.join("\n") + "\n")
+    }
+}
+
+/// Has the timer thread keep the pulse's promise: only now that somebody asks, so that an idle process is not woken.
+fn ask(timer: &TimerHandle, pulse: &Pulse, stop: &Shutdown) {
+    let (tell, told) = bounded::<()>(1);
+    pulse.begin(Instant::now() + TIMER_TIME);
+    let answer = pulse.clone();
+    let _alarm = timer.at(Instant::now(), move || {
+        answer.done();
+        drop(tell);
+    });
+    select! {
+        recv(told) -> _ => {}
+        // Nobody is to wait longer for a server that stops, and a promise that nobody waits for is none.
+        recv(stop.drain_receiver()) -> _ => pulse.done(),
+        default(TIMER_TIME) => {}
+    }
 }

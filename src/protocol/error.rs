@@ -247,6 +247,8 @@ fn fits(value: &JsonValue<'_>, budget: &mut usize) -> bool {
         JsonValue::Str(text) => text.len() + 3,
         JsonValue::BigInt(int) => int.bits() as usize / 3,
         JsonValue::Float(_) | JsonValue::Int(_) => 24,
+        // More than they take, so that of levels, too, only so many are quoted that the peer can read the answer.
+        JsonValue::Array(_) => 8,
         _ => 5,
     };
     let Some(rest) = budget.checked_sub(cost) else {

@@ -27,7 +27,7 @@ use super::receipt::{
 use super::schema::{Wire, encode_compact, lookup};
 use super::upload::OutputUpload;
 use super::volume::Volume;
-use crate::identity::{IdentityError, KeyPair, PublicKey, Signature as RawSignature};
+use crate::identity::{IdentityError, KeyPair, PublicKey, Signature as RawSignature, verify_batch};
 
 /// The only kind of key there is.
 const SIGNATURE_TYPE: &str = "bittensor";
@@ -254,6 +254,34 @@ pub trait SignedRequest {
     }
 }
 
+/// That somebody signed a hash, not checked yet.
+struct Claim {
+    signer: PublicKey,
+    hash: [u8; 64],
+    signature: RawSignature,
+}
+
+impl Claim {
+    fn judged(self, valid: bool) -> Result<PublicKey, SigningError> {
+        if valid { Ok(self.signer) } else { Err(SigningError::Mismatch(self.signer)) }
+    }
+}
+
+/// What [`SignedRequest::verify`] gives for each of the requests, at a fraction of its price where there are many.
+///
+/// It works for as long as that takes, about 20 µs a request, and cannot be interrupted: the caller bounds the number.
+pub fn verify_job_requests<'r>(
+    requests: impl IntoIterator<Item = &'r V2JobRequest>,
+) -> Vec<Result<PublicKey, SigningError>> {
+    let claim =
+        |request: &V2JobRequest| request.signature().ok_or(SigningError::Missing)?.claim(&request.canonical_bytes());
+    let claims: Vec<_> = requests.into_iter().map(claim).collect();
+    let readable: Vec<_> = claims.iter().flatten().map(|c| (c.signer, &c.hash[..], c.signature)).collect();
+    let mut verdicts = verify_batch(&readable).into_iter();
+    let mut judge = |claim: Claim| claim.judged(verdicts.next().expect("every claim has a verdict"));
+    claims.into_iter().map(|claim| claim.and_then(&mut judge)).collect()
+}
+
 impl SignedRequest for V2JobRequest {
     fn signature(&self) -> Option<&Signature> {
         self.signature.as_ref()
@@ -389,16 +417,20 @@ impl Signature {
     /// Gives the key of `signatory`, which signed these canonical bytes at this time. The type and the scope are not
     /// signed, and not looked at.
     pub fn verify(&self, canonical_bytes: &[u8]) -> Result<PublicKey, SigningError> {
-        let public = signer(&self.signatory)?;
+        let claim = self.claim(canonical_bytes)?;
+        let valid = claim.signer.verify(&claim.hash, &claim.signature);
+        claim.judged(valid)
+    }
+
+    /// What there is to check, once everything can be read.
+    fn claim(&self, canonical_bytes: &[u8]) -> Result<Claim, SigningError> {
+        let signer = signer(&self.signatory)?;
         let bytes = &self.signature.0;
         let signature = bytes.as_slice().try_into().map_err(|_| SigningError::Length(bytes.len()))?;
         let timestamp_ns =
             self.timestamp_ns.as_u64().ok_or_else(|| SigningError::Timestamp(self.timestamp_ns.clone()))?;
         let hash = signed_hash(canonical_bytes, timestamp_ns);
-        match public.verify(&hash, &RawSignature::from_bytes(signature)) {
-            true => Ok(public),
-            false => Err(SigningError::Mismatch(public)),
-        }
+        Ok(Claim { signer, hash, signature: RawSignature::from_bytes(signature) })
     }
 
     /// The headers that carry the signature with an HTTP request.

@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::base::dial::DialError;
+use crate::ops::errors::ErrorClass;
 
 /// An error of the transport. None leaves the connection usable; which may be tried anew is said by the predicates.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +73,16 @@ pub enum TransportError {
         status: u16,
         /// The text that came with it.
         body: String,
+        /// Its `Retry-After`, if that is in seconds: how long the server wants to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// The HTTP proxy, before anything of the connection itself. May be tried again.
+    #[error("proxy {proxy}: {problem}")]
+    Proxy {
+        /// Its URL without user and password.
+        proxy: String,
+        /// What is wrong and what would be right.
+        problem: String,
     },
     /// The peer's side of the upgrade is not as it should be.
     #[error("upgrade with {peer}: {problem}")]
@@ -149,10 +160,29 @@ impl TransportError {
         )
     }
 
-    /// The HTTP status of a refused upgrade.
+    /// What a loop does about it. A status 4xx that no waiting changes is [`ErrorClass::Rejected`].
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Stopped => ErrorClass::Cancelled,
+            Self::Refused { status: 408 | 425 | 429, .. } => ErrorClass::Reconnect,
+            Self::Refused { status: 400..=499, .. } => ErrorClass::Rejected,
+            error if error.is_retryable() => ErrorClass::Reconnect,
+            _ => ErrorClass::Fatal,
+        }
+    }
+
+    /// The HTTP status of a refused upgrade; that of a proxy is none.
     pub fn status(&self) -> Option<u16> {
         match self {
             Self::Refused { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// How long a server that refused the upgrade wants to be left alone. It is the peer's word: bound it.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
             _ => None,
         }
     }
@@ -167,6 +197,10 @@ impl TransportError {
         }
     }
 
+    pub(super) fn refused(status: u16, body: String) -> Self {
+        Self::Refused { status, body, retry_after: None }
+    }
+
     pub(crate) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { doing, source }
     }
@@ -177,6 +211,32 @@ impl From<DialError> for TransportError {
         match error {
             DialError::Cancelled => Self::Stopped,
             other => Self::Dial(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_has_its_class() {
+        let refused = |status| TransportError::refused(status, String::new());
+        let proxy = TransportError::Proxy { proxy: String::new(), problem: String::new() };
+        let url = TransportError::Url { url: String::new(), problem: String::new() };
+        for (error, class) in [
+            (TransportError::Stopped, ErrorClass::Cancelled),
+            (DialError::Cancelled.into(), ErrorClass::Cancelled),
+            (DialError::Connect { failures: Vec::new() }.into(), ErrorClass::Reconnect),
+            (refused(403), ErrorClass::Rejected),
+            (refused(429), ErrorClass::Reconnect),
+            (refused(503), ErrorClass::Reconnect),
+            (proxy, ErrorClass::Reconnect),
+            (TransportError::Closed, ErrorClass::Reconnect),
+            (url, ErrorClass::Fatal),
+            (TransportError::CloseCode { code: 1 }, ErrorClass::Fatal),
+        ] {
+            assert_eq!(error.class(), class, "{error:?}");
         }
     }
 }

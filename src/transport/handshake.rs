@@ -13,11 +13,11 @@ use tungstenite::handshake::derive_accept_key;
 use tungstenite::http::{HeaderName, HeaderValue, StatusCode};
 
 use super::url::WsUrl;
-use super::{HandshakeRequest, Refusal, TransportError};
+use super::{HandshakeRequest, Refusal, TransportError, USER_AGENT};
 use crate::base::shutdown::{Level, Shutdown};
 
 /// Header lines of a request or response. Python clients send about ten.
-const HEADERS: usize = 64;
+pub(super) const HEADERS: usize = 64;
 
 /// How long an end that refused keeps reading, so that unread bytes do not reset the connection under its answer or alert.
 const LINGER: Duration = Duration::from_secs(1);
@@ -144,6 +144,9 @@ pub(super) fn upgrade_as_client(
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n",
         url.path, url.authority
     );
+    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("user-agent")) {
+        write!(request, "User-Agent: {USER_AGENT}\r\n").expect("writing to a string does not fail");
+    }
     for (name, value) in headers {
         check_header(name, value)?;
         write!(request, "{name}: {value}\r\n").expect("writing to a string does not fail");
@@ -168,7 +171,10 @@ pub(super) fn upgrade_as_client(
     let status = response.code.expect("a response whose head is whole has a status");
     if status != StatusCode::SWITCHING_PROTOCOLS.as_u16() {
         let length = header("content-length").and_then(|n| n.parse().ok()).unwrap_or(tail.len());
-        return Err(TransportError::Refused { status, body: read_body(stream, tail, length.min(limit)) });
+        // It may also be a date, which only a clock that agrees with the server's could turn into a time to wait.
+        let retry_after =
+            header("retry-after").and_then(|s| s.parse::<u32>().ok()).map(|s| Duration::from_secs(s.into()));
+        return Err(TransportError::Refused { status, body: read_body(stream, tail, length.min(limit)), retry_after });
     }
     if !has_token(header("upgrade"), "websocket") || !has_token(header("connection"), "upgrade") {
         return Err(wrong("the answer has status 101 but no upgrade to websocket".to_owned()));
@@ -245,7 +251,7 @@ pub(super) fn upgrade_as_server(
         }
         Err(Verdict::Refused(Refusal { status, body })) => {
             let status = refusal_status(status);
-            (refusal(status, &body), Err(TransportError::Refused { status: status.as_u16(), body }))
+            (refusal(status, &body), Err(TransportError::refused(status.as_u16(), body)))
         }
         Err(Verdict::Gone(error)) => return Err(error),
     };
@@ -337,7 +343,8 @@ fn has_token(value: Option<&str>, token: &str) -> bool {
     value.is_some_and(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case(token)))
 }
 
-enum Head {
+/// What came before the empty line, and after it.
+pub(super) enum Head {
     Whole { head: Vec<u8>, tail: Vec<u8> },
     TooLong,
     Ended,
@@ -346,7 +353,11 @@ enum Head {
 
 /// Reads up to and including the empty line. `is_http` judges the first bytes (at least one), so that a peer which speaks
 /// something else is told at once rather than at the deadline.
-fn read_head(stream: &mut impl Read, limit: usize, is_http: fn(&[u8]) -> bool) -> Result<Head, TransportError> {
+pub(super) fn read_head(
+    stream: &mut impl Read,
+    limit: usize,
+    is_http: fn(&[u8]) -> bool,
+) -> Result<Head, TransportError> {
     let mut head = Vec::new();
     let mut chunk = [0; 4096];
     while head.len() < limit {

@@ -20,6 +20,7 @@ use ureq::unversioned::transport::{Connector, RustlsConnector};
 use ureq::{Agent, AsSendBody, Body as UreqBody, SendBody, Timeout};
 
 use self::connector::{KickedConnector, NoResolver};
+use super::USER_AGENT;
 use crate::base::rng::Rng;
 use crate::base::shutdown::Shutdown;
 
@@ -256,7 +257,7 @@ impl HttpClient {
             .http_status_as_error(false)
             .redirect_auth_headers(RedirectAuthHeaders::SameHost)
             .max_idle_connections(0)
-            .user_agent(concat!("phalanx/", env!("CARGO_PKG_VERSION")))
+            .user_agent(USER_AGENT)
             .build();
         let connector = KickedConnector(shutdown.clone()).chain(RustlsConnector::default());
         Self { agent: Agent::with_parts(config, connector, NoResolver), shutdown }

@@ -24,6 +24,7 @@ mod error;
 mod handshake;
 pub mod http;
 pub mod memory;
+mod proxy;
 mod reader;
 mod tls;
 mod traffic;
@@ -32,8 +33,12 @@ mod writer;
 pub mod ws;
 
 pub use error::TransportError;
+pub use proxy::Proxy;
 pub use tls::{ClientTls, ServerTls};
 pub use traffic::Traffic;
+
+/// What a client calls itself in every request, unless its caller gives another `User-Agent`.
+pub const USER_AGENT: &str = concat!("phalanx/", env!("CARGO_PKG_VERSION"));
 
 /// Bytes that a write half collects before it sends without being flushed: some 60 typical messages in one system call.
 pub const WRITE_BUFFER_BYTES: usize = 64 << 10;
@@ -215,7 +220,7 @@ impl Default for SocketLimits {
 pub struct DialRequest<'a> {
     /// `ws://host[:port][/path]` or `wss://…`.
     pub url: &'a str,
-    /// Headers of the upgrade request beside those of the protocol.
+    /// Headers of the upgrade request beside those of the protocol; [`USER_AGENT`] is sent if none of them names another.
     pub headers: &'a [(String, String)],
     /// Sizes of the connection.
     pub limits: SocketLimits,

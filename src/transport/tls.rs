@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, ConnectionCommon, RootCertStore, ServerConfig, ServerConnection};
 
 use super::TransportError;
 use super::handshake::Bounded;
 
-/// Whose certificates a client trusts; clones share it.
+/// Whose certificates a client trusts, and its own certificate if it has one; clones share them.
 #[derive(Clone)]
 pub struct ClientTls(Arc<ClientConfig>);
 
@@ -35,6 +36,19 @@ impl ClientTls {
         Ok(Self::trusting(roots))
     }
 
+    /// Shows this certificate chain (the client's own first) to servers that ask for one; both files are PEM.
+    ///
+    /// # Errors
+    /// [`TransportError::TlsFile`] if a file cannot be read, holds nothing of the kind, or the two do not belong together.
+    pub fn with_certificate(self, certificate: &Path, key: &Path) -> Result<Self, TransportError> {
+        let (chain, private_key) = chain_and_key(certificate, key)?;
+        let certified =
+            CertifiedKey::from_der(chain, private_key, &provider()).map_err(|e| does_not_fit(key, certificate, &e))?;
+        let mut config = (*self.0).clone();
+        config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(certified));
+        Ok(Self(Arc::new(config)))
+    }
+
     fn trusting(roots: RootCertStore) -> Self {
         let config = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
@@ -44,14 +58,15 @@ impl ClientTls {
         Self(Arc::new(config))
     }
 
-    /// Shakes hands on a connected socket; ends with the socket's deadline.
-    pub(super) fn handshake(&self, host: &str, socket: &mut Bounded<'_>) -> Result<ClientConnection, TransportError> {
-        let name = ServerName::try_from(host.to_owned()).map_err(|_| TransportError::Url {
-            url: host.to_owned(),
-            problem: "not a host name or address that a certificate can have".to_owned(),
-        })?;
-        let mut tls = ClientConnection::new(self.0.clone(), name).map_err(|e| failed(host, e))?;
-        shake_hands(&mut tls, host, socket)?;
+    /// Shakes hands on a connected socket with a server of that name; ends with the socket's deadline.
+    pub(super) fn handshake(
+        &self,
+        name: ServerName<'static>,
+        peer: &str,
+        socket: &mut Bounded<'_>,
+    ) -> Result<ClientConnection, TransportError> {
+        let mut tls = ClientConnection::new(self.0.clone(), name).map_err(|e| failed(peer, e))?;
+        shake_hands(&mut tls, peer, socket)?;
         Ok(tls)
     }
 }
@@ -78,14 +93,13 @@ impl ServerTls {
     /// # Errors
     /// [`TransportError::TlsFile`] if a file cannot be read, holds nothing of the kind, or the two do not belong together.
     pub fn from_files(certificate: &Path, key: &Path) -> Result<Self, TransportError> {
-        let chain = certificates(certificate)?;
-        let private_key = PrivateKeyDer::from_pem_file(key).map_err(|e| bad_pem(key, "private key", e))?;
+        let (chain, private_key) = chain_and_key(certificate, key)?;
         let config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .expect("the ring provider supports the default versions")
             .with_no_client_auth()
             .with_single_cert(chain, private_key)
-            .map_err(|e| bad_file(key, &format!("does not fit the certificate {}: {e}", certificate.display())))?;
+            .map_err(|e| does_not_fit(key, certificate, &e))?;
         Ok(Self(Arc::new(config)))
     }
 
@@ -118,6 +132,18 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
+fn chain_and_key(
+    certificate: &Path,
+    key: &Path,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TransportError> {
+    let private_key = PrivateKeyDer::from_pem_file(key).map_err(|e| bad_pem(key, "private key", e))?;
+    Ok((certificates(certificate)?, private_key))
+}
+
+fn does_not_fit(key: &Path, certificate: &Path, error: &rustls::Error) -> TransportError {
+    bad_file(key, &format!("does not fit the certificate {}: {error}", certificate.display()))
+}
+
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TransportError> {
     let found: Vec<_> =
         CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(|e| bad_pem(path, "certificate", e))?;
@@ -142,8 +168,15 @@ fn failed(peer: &str, source: rustls::Error) -> TransportError {
 
 /// rustls wraps its own errors into those of I/O.
 pub(super) fn io_failed(peer: &str, error: io::Error) -> TransportError {
-    match error.downcast::<rustls::Error>() {
+    tls_behind(peer, TransportError::Io { doing: "tls", source: error })
+}
+
+/// The error of rustls, if that is what is behind one of I/O; so a server that does not like the client's certificate is
+/// heard of, after the client's handshake.
+pub(super) fn tls_behind(peer: &str, error: TransportError) -> TransportError {
+    let TransportError::Io { doing, source } = error else { return error };
+    match source.downcast::<rustls::Error>() {
         Ok(source) => failed(peer, source),
-        Err(source) => TransportError::Io { doing: "tls", source },
+        Err(source) => TransportError::Io { doing, source },
     }
 }

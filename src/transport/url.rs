@@ -51,6 +51,15 @@ impl WsUrl {
             },
         })
     }
+
+    /// Both, also the port that the scheme implies.
+    pub(super) fn host_and_port(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -64,6 +73,8 @@ mod tests {
         assert_eq!((url.authority.as_str(), url.path.as_str()), ("example.org:8000", "/ws/v0/?a=b"));
         let url = WsUrl::parse("wss://[::1]").unwrap();
         assert_eq!((url.tls, url.host.as_str(), url.port, url.path.as_str()), (true, "::1", 443, "/"));
+        assert_eq!(url.host_and_port(), "[::1]:443");
+        assert_eq!(WsUrl::parse("ws://h/").unwrap().host_and_port(), "h:80");
         assert_eq!(WsUrl::parse("ws://h?q").unwrap().path, "/?q");
     }
 

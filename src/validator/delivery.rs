@@ -5,8 +5,8 @@
 //! [`Delivery::close`]. Ends: when closed and everything is written.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -23,6 +23,9 @@ use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::identity::PublicKey;
 use crate::link::{Answer, Answered, LinkHandle, Outgoing};
+use crate::ops::errors::{ErrorClass, ErrorHandler};
+use crate::ops::metrics::{Counter, Metrics};
+use crate::ops::status::Board;
 use crate::protocol::{
     HordeFailureReason, JobStatus, Response, ResponseStatus, V0JobStatusUpdate, V0MachineSpecsUpdate,
     ValidatorToFacilitator,
@@ -37,20 +40,34 @@ const WRITE_RETRY: Duration = Duration::from_secs(1);
 const SPECS_PATIENCE: u64 = 10_000;
 
 /// What becomes of the updates, counted since the start.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Totals {
     /// Accepted from jobs.
-    pub accepted: AtomicU64,
+    pub accepted: Counter,
     /// Stored by the facilitator.
-    pub stored: AtomicU64,
+    pub stored: Counter,
     /// Of those, answered as stored before: repeats after a reconnect or a restart.
-    pub repeated: AtomicU64,
+    pub repeated: Counter,
     /// Refusals, each followed by another try or a dead letter.
-    pub refused: AtomicU64,
+    pub refused: Counter,
     /// Given up.
-    pub dead: AtomicU64,
+    pub dead: Counter,
     /// Transactions.
-    pub commits: AtomicU64,
+    pub commits: Counter,
+}
+
+impl Totals {
+    fn new(metrics: &Metrics) -> Self {
+        let counter = |name, help| metrics.counter(name, help, &[]);
+        Self {
+            accepted: counter("phalanx_validator_updates_accepted_total", "Status updates taken from jobs."),
+            stored: counter("phalanx_validator_updates_stored_total", "Status updates stored by the facilitator."),
+            repeated: counter("phalanx_validator_updates_repeated_total", "Of those, the ones stored before."),
+            refused: counter("phalanx_validator_updates_refused_total", "Refusals of status updates."),
+            dead: counter("phalanx_validator_updates_dead_total", "Status updates that were given up."),
+            commits: counter("phalanx_validator_commits_total", "Transactions of the state folder."),
+        }
+    }
 }
 
 /// An update was given up; it is kept, see `phalanx outbox`.
@@ -76,6 +93,7 @@ struct Inner {
     timer: TimerHandle,
     retry_alarm: Mutex<Option<Alarm>>,
     totals: Totals,
+    errors: ErrorHandler,
     on_dead: Box<dyn Fn(GivenUp) + Send + Sync>,
 }
 
@@ -164,6 +182,7 @@ impl Delivery {
         limits: LedgerLimits,
         retries: RetryPolicies,
         timer: TimerHandle,
+        board: &Board,
         on_dead: impl Fn(GivenUp) + Send + Sync + 'static,
     ) -> Result<(Self, StoreThread), StoreError> {
         let opened = folder.map(Journal::open).transpose()?;
@@ -211,7 +230,8 @@ impl Delivery {
             link: OnceLock::new(),
             timer,
             retry_alarm: Mutex::new(None),
-            totals: Totals::default(),
+            totals: Totals::new(&board.metrics),
+            errors: board.errors.clone(),
             on_dead: Box::new(on_dead),
         }));
         let thread = journal.map(|journal| {
@@ -242,7 +262,7 @@ impl Delivery {
     pub fn update(&self, job: u64, status: JobStatus, text: impl Into<Utf8Bytes>) -> Result<Ticket, UpdateError> {
         let mut state = lock(&self.0.state);
         let (version, ready) = state.ledger.accept(job, status, text.into(), now())?;
-        self.0.totals.accepted.fetch_add(1, Ordering::Relaxed);
+        self.0.totals.accepted.inc();
         self.wake_store(state);
         self.send(ready);
         Ok(Ticket { delivery: self.clone(), version })
@@ -280,12 +300,13 @@ impl Delivery {
 
     /// Sends the specs of a miner's machine, in place of older ones of that miner that still wait. The facilitator does
     /// not answer them, so they are kept until they are written, and not over a restart.
-    pub fn machine_specs(&self, miner: &PublicKey, specs: V0MachineSpecsUpdate) {
-        let (head, _) = miner.as_bytes().split_first_chunk().expect("a key has 32 bytes");
+    pub fn machine_specs(&self, specs: V0MachineSpecsUpdate) {
+        let mut slot = DefaultHasher::new();
+        specs.miner_hotkey.hash(&mut slot);
         let message = Outgoing {
             answer: Answer::OnError,
             rank: now().wall + SPECS_PATIENCE,
-            slot: Some(u64::from_le_bytes(*head)),
+            slot: Some(slot.finish()),
             ..Outgoing::once(ValidatorToFacilitator::from(specs).encode())
         };
         self.send(Some(message));
@@ -297,19 +318,18 @@ impl Delivery {
         let has = |prefix: &str| response.errors.iter().any(|error| error.kind.starts_with(prefix));
         let success = response.status == ResponseStatus::Success;
         if !success && has("auth.") {
-            log::warn!("facilitator: {}; connecting again", describe(response));
+            self.0.errors.report(ErrorClass::Reconnect, "facilitator answer", &describe(response));
             return link.kick();
         }
         let message = match link.answered(epoch, success || has("job.")) {
             Answered::Message(message) => message,
             Answered::Nothing => {
-                return log::warn!("facilitator: an answer without a question: {}", describe(response));
+                let what = format!("an answer without a question: {}", describe(response));
+                return self.0.errors.report(ErrorClass::Rejected, "facilitator answer", &what);
             }
             Answered::Unclear => {
-                log::warn!(
-                    "facilitator: it may be about machine specs or a status: {}; connecting again",
-                    describe(response)
-                );
+                let what = format!("it may be about machine specs or a status: {}", describe(response));
+                self.0.errors.report(ErrorClass::Reconnect, "facilitator answer", &what);
                 return link.kick();
             }
         };
@@ -335,15 +355,16 @@ impl Delivery {
         self.send(next);
         match reply {
             Reply::Stored => {
-                totals.stored.fetch_add(1, Ordering::Relaxed);
-                totals.repeated.fetch_add(u64::from(repeated), Ordering::Relaxed);
+                totals.stored.inc();
+                totals.repeated.add(u64::from(repeated));
             }
             Reply::NotFound(reason) | Reply::Refused(reason) => {
-                totals.refused.fetch_add(1, Ordering::Relaxed);
-                log::warn!("facilitator: {reason}: {}", shorten(&message.text));
+                totals.refused.inc();
+                let class = if dead { ErrorClass::Rejected } else { ErrorClass::Retry };
+                let what = format!("{reason}: {}", shorten(&message.text));
+                self.0.errors.report(class, "status update", &what);
                 if dead {
-                    totals.dead.fetch_add(1, Ordering::Relaxed);
-                    log::error!("facilitator: given up: {}", shorten(&message.text));
+                    totals.dead.inc();
                     (self.0.on_dead)(GivenUp { text: message.text, reason: reason.to_owned() });
                 }
             }
@@ -413,7 +434,8 @@ impl Delivery {
                 }
             };
             if let Err(error) = self.write(&mut journal, &batch) {
-                log::error!("state folder: {error}; updates leave without being on disk");
+                let what = format!("{error}; updates leave without being on disk");
+                self.0.errors.report(ErrorClass::Retry, "state folder", &what);
                 let mut state = lock(&self.0.state);
                 state.broken = Some(error.to_string());
                 let ready = state.ledger.unwritten(&batch);
@@ -440,7 +462,7 @@ impl Delivery {
             None => Change::Delete { id: *id },
         });
         journal.write(changes)?;
-        self.0.totals.commits.fetch_add(1, Ordering::Relaxed);
+        self.0.totals.commits.inc();
         let ready = lock(&self.0.state).ledger.written(batch);
         self.send(ready);
         if batch.needs_sync {

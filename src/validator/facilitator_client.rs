@@ -28,7 +28,6 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -47,6 +46,7 @@ use crate::base::limits::{
     UNCHECKED_BYTES, UNCHECKED_REQUESTS,
 };
 use crate::base::lock::lock;
+use crate::base::scope;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::{StopReport, Stopping};
 use crate::base::timer::{Timer, TimerHandle};
@@ -56,6 +56,10 @@ use crate::link::{
     Authenticate, Authenticated, Link, LinkConfig, LinkEvent, LinkHandle, LinkState, OutboxLimits, Refused,
 };
 use crate::ops::errors::ErrorClass;
+use crate::ops::health::Health;
+use crate::ops::metrics::{Counter, Metrics};
+use crate::ops::status::Board;
+use crate::protocol::signing::verify_job_requests;
 use crate::protocol::{
     FacilitatorToValidator, JobRejectionReason, Response, ResponseStatus, SignedRequest, V0AuthenticationRequest,
     V0Heartbeat, V0JobCheated, V0MachineSpecsUpdate, V2JobRequest, ValidatorToFacilitator,
@@ -75,6 +79,9 @@ const ACK_WINDOW: usize = 1024;
 /// The facilitator closes with this when our signature is bad; trying again soon does not make it better. Its 3001, for a
 /// validator that it does not know, asks to wait and retry, and gets the usual back-off.
 const BAD_SIGNATURE: u16 = 3000;
+
+/// An update that waits longer makes the client not ready: jobs that it took would not be heard of.
+const OLDEST_UPDATE: Duration = Duration::from_secs(120);
 
 /// What a drop gives the stop, since nobody said.
 const DROP_BUDGET: Duration = Duration::from_secs(5);
@@ -107,6 +114,8 @@ pub struct ClientConfig {
     pub retries: RetryPolicies,
     /// How much may wait for the facilitator.
     pub limits: LedgerLimits,
+    /// Where the client counts and reports errors; several clients may share one.
+    pub board: Board,
     /// How connections are made; by default WebSocket with public certificate roots.
     pub dialer: Arc<dyn Dialer>,
 }
@@ -132,6 +141,7 @@ impl ClientConfig {
             refused_pause: Duration::from_secs(300),
             retries: RetryPolicies::default(),
             limits: LedgerLimits::default(),
+            board: Board::new(),
             dialer: Arc::new(WsDialer::new(ClientTls::default())),
         }
     }
@@ -294,13 +304,14 @@ impl FacilitatorClient {
         timer: TimerHandle,
     ) -> Result<RunningClient, ClientError> {
         let Self { config } = self;
+        let board = config.board.clone();
         let events = Arc::new(Events::default());
         let on_dead = {
             let events = events.clone();
             move |given_up| events.tell(&ClientEvent::GivenUp(given_up))
         };
         let folder = config.state_dir.as_deref();
-        let (delivery, store) = Delivery::open(folder, config.limits, config.retries, timer.clone(), on_dead)?;
+        let (delivery, store) = Delivery::open(folder, config.limits, config.retries, timer.clone(), &board, on_dead)?;
         let (alive, all_gone) = bounded(0);
         let stop = Shutdown::new();
         let signers = Arc::new(Signers { key: config.key.public(), trusted: config.trusted_signers.clone() });
@@ -312,7 +323,8 @@ impl FacilitatorClient {
             draining: Shutdown::new(),
             events,
             last_error: Mutex::default(),
-            counted: Counted::default(),
+            counted: Counted::new(&board.metrics),
+            board,
         });
         let mut intake = Intake { shared: shared.clone(), checks: checks.handle(), limits: config.limits };
         let authenticate = FacilitatorAuthentication { key: config.key.clone() };
@@ -477,20 +489,26 @@ impl ClientHandle {
         lock(&self.shared.last_error).clone()
     }
 
-    /// Why the client is not ready for jobs, a line each; empty if it is.
-    pub fn problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        match self.state() {
-            ClientState::Ready => {}
-            state => problems.push(match self.last_error() {
-                Some(why) => format!("facilitator: {state}: {why}"),
-                None => format!("facilitator: {state}"),
-            }),
+    /// Says on a page of health whether the client is authenticated, its updates go to disk, and none waits too long.
+    pub fn measure(&self, health: &Health) {
+        match (self.state(), self.last_error()) {
+            (ClientState::Ready, _) => health.up("facilitator"),
+            (state, Some(why)) => health.down("facilitator", format!("{state}: {why}")),
+            (state, None) => health.down("facilitator", state.to_string()),
         }
-        if let Some(broken) = self.shared.delivery.broken() {
-            problems.push(format!("state folder: {broken}"));
+        match self.shared.delivery.broken() {
+            None => health.up("state folder"),
+            Some(why) => health.down("state folder", why),
         }
-        problems
+        match self.oldest_update().filter(|age| *age > OLDEST_UPDATE) {
+            None => health.up("updates"),
+            Some(age) => health.down("updates", format!("the oldest has waited for {} s", age.as_secs())),
+        }
+    }
+
+    /// Where the client counts and reports errors.
+    pub fn board(&self) -> &Board {
+        &self.shared.board
     }
 
     /// How much waits for the facilitator.
@@ -517,11 +535,11 @@ impl ClientHandle {
     ///
     /// # Errors
     /// [`ClientError::Stopped`].
-    pub fn machine_specs(&self, miner: &PublicKey, specs: V0MachineSpecsUpdate) -> Result<(), ClientError> {
+    pub fn machine_specs(&self, specs: V0MachineSpecsUpdate) -> Result<(), ClientError> {
         if self.state() == ClientState::Stopped {
             return Err(ClientError::Stopped);
         }
-        self.shared.delivery.machine_specs(miner, specs);
+        self.shared.delivery.machine_specs(specs);
         Ok(())
     }
 
@@ -568,25 +586,35 @@ struct Shared {
     events: Arc<Events>,
     last_error: Mutex<Option<String>>,
     counted: Counted,
+    board: Board,
 }
 
 /// What came from the facilitator, counted since the start.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counted {
     /// Authenticated connections.
-    pub connections: AtomicU64,
+    pub connections: Counter,
     /// Job requests, repeats included.
-    pub requests: AtomicU64,
+    pub requests: Counter,
     /// Job requests whose uuid came before.
-    pub repeats: AtomicU64,
+    pub repeats: Counter,
     /// Job requests that were turned away because too much waited.
-    pub turned_away: AtomicU64,
+    pub turned_away: Counter,
     /// Messages that could not be read.
-    pub unreadable: AtomicU64,
+    pub unreadable: Counter,
 }
 
-fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
+impl Counted {
+    fn new(metrics: &Metrics) -> Self {
+        let counter = |name, help| metrics.counter(name, help, &[]);
+        Self {
+            connections: counter("phalanx_validator_connections_total", "Authenticated facilitator connections."),
+            requests: counter("phalanx_validator_job_requests_total", "Job requests, repeats included."),
+            repeats: counter("phalanx_validator_job_repeats_total", "Job requests whose uuid came before."),
+            turned_away: counter("phalanx_validator_jobs_turned_away_total", "Jobs rejected as busy at the door."),
+            unreadable: counter("phalanx_validator_unreadable_total", "Messages that could not be read."),
+        }
+    }
 }
 
 /// The subscribers. A full or gone one is never waited for.
@@ -624,24 +652,23 @@ impl Intake {
         match event {
             LinkEvent::Ready { epoch } => {
                 log::info!("facilitator: authenticated ({epoch})");
-                count(&self.shared.counted.connections);
+                self.shared.counted.connections.inc();
                 self.shared.events.tell(&ClientEvent::Ready { epoch });
             }
             LinkEvent::Lost { why, .. } if draining => log::debug!("facilitator: connection ended: {why}"),
             LinkEvent::Lost { why, .. } => {
-                log::warn!("facilitator: connection lost: {why}");
-                self.lost(why, false);
+                self.lost(format!("connection lost: {why}"), false);
             }
             LinkEvent::Failed { why, refused, next_in } => {
-                let level = if refused { log::Level::Error } else { log::Level::Warn };
-                log::log!(level, "facilitator: {why}; next attempt in {:.1}s", next_in.as_secs_f64());
-                self.lost(why, refused);
+                self.lost(format!("{why}; next attempt in {:.1}s", next_in.as_secs_f64()), refused);
             }
             LinkEvent::Text { epoch, text } => self.text(epoch, &text),
         }
     }
 
     fn lost(&self, why: String, refused: bool) {
+        let class = if refused { ErrorClass::Rejected } else { ErrorClass::Reconnect };
+        self.shared.board.errors.report(class, "facilitator", &why);
         *lock(&self.shared.last_error) = Some(why.clone());
         self.shared.events.tell(&ClientEvent::Lost { why, refused });
     }
@@ -660,17 +687,18 @@ impl Intake {
             }
             // Nothing is sent back for a frame that cannot be read, as the Python validator does.
             Err(error) => {
-                count(&self.shared.counted.unreadable);
-                log::warn!("facilitator: ignored a message that cannot be read: {error}");
+                self.shared.counted.unreadable.inc();
+                let what = format!("a message that cannot be read is ignored: {error}");
+                self.shared.board.errors.report(ErrorClass::Rejected, "facilitator message", &what);
             }
         }
     }
 
     fn job(&mut self, bytes: usize, request: V2JobRequest) {
         let Shared { delivery, counted, .. } = &*self.shared;
-        count(&counted.requests);
+        counted.requests.inc();
         let Some(number) = delivery.take(&request.uuid) else {
-            count(&counted.repeats);
+            counted.repeats.inc();
             return log::info!("job {}: requested again, ignored", request.uuid);
         };
         let full =
@@ -684,7 +712,7 @@ impl Intake {
                 }),
             };
         if let Err((why, request)) = full {
-            count(&counted.turned_away);
+            counted.turned_away.inc();
             let (status, text) = update_text(&request.uuid, Outcome::rejected(JobRejectionReason::Busy, why));
             if let Err(error) = delivery.update(number, status, text) {
                 log::error!("{error}");
@@ -732,20 +760,22 @@ struct Checker {
 
 impl Checker {
     fn check(&self, batch: Vec<Check>) {
+        let mut jobs = Vec::with_capacity(batch.len());
         for check in batch {
             match check {
-                Check::Job { number, request } => self.job(number, *request),
+                Check::Job { number, request } => jobs.push((number, request)),
                 Check::Cheated(report) => self.cheated(&report),
             }
         }
-    }
-
-    fn job(&self, number: u64, request: V2JobRequest) {
-        let signer = request.verify().map_err(|e| e.to_string()).and_then(|signer| self.signers.check(signer, "jobs"));
-        let job = Job::new(request, number, self.delivery.clone(), self.stop.clone(), self.alive.clone());
-        match signer {
-            Ok(_) => self.handler.job(job),
-            Err(why) => job.reject(JobRejectionReason::InvalidSignature, why),
+        let signers = verify_job_requests(jobs.iter().map(|(_, request)| &**request));
+        for ((number, request), signer) in jobs.into_iter().zip(signers) {
+            let _job = scope::job(request.uuid.as_str());
+            let signer = signer.map_err(|e| e.to_string()).and_then(|signer| self.signers.check(signer, "jobs"));
+            let job = Job::new(*request, number, self.delivery.clone(), self.stop.clone(), self.alive.clone());
+            match signer {
+                Ok(_) => self.handler.job(job),
+                Err(why) => job.reject(JobRejectionReason::InvalidSignature, why),
+            }
         }
     }
 

@@ -8,14 +8,18 @@ use serde_json::json;
 use tungstenite::Utf8Bytes;
 
 use super::delivery::{Delivery, NotOnDisk, Ticket, update_text};
+use super::facilitator_client::JobHandler;
 use super::ledger::UpdateError;
 use super::status::{Outcome, empty};
 use crate::base::limits::FACILITATOR_LINK_MESSAGE_BYTES;
+use crate::base::scope;
 use crate::base::shutdown::Shutdown;
+use crate::dispatch::Backend;
+use crate::dispatch::workers::Workers;
 use crate::identity::PublicKey;
 use crate::protocol::{
     HordeFailureDetails, HordeFailureReason, JobParticipantType, JobRejectionReason, JobStatus, JobStatusMetadata,
-    StreamingServerDetails, V0JobStatusUpdate, V2JobRequest, ValidatorToFacilitator,
+    StreamingServerDetails, V0JobStatusUpdate, V0MachineSpecsUpdate, V2JobRequest, ValidatorToFacilitator,
 };
 
 /// How long a job waits for the disk before it goes on without.
@@ -142,6 +146,11 @@ impl RunningJob {
         self.inner.delivery.ran_on(self.inner.number, miner);
     }
 
+    /// Sends the specs of the machine that the job runs on; of each miner only the newest waits for the facilitator.
+    pub fn machine_specs(&self, specs: V0MachineSpecsUpdate) {
+        self.inner.delivery.machine_specs(specs);
+    }
+
     /// Reports the end. Never blocks; the ticket tells when the end is on disk.
     ///
     /// A result that is too large for one message is replaced by a failure that says so.
@@ -199,5 +208,37 @@ impl Drop for RunningJob {
         if let Err(error) = self.finish(outcome) {
             log::error!("{error}");
         }
+    }
+}
+
+/// Runs each job on a thread of a pool; a job for which no thread is free is turned away as busy.
+///
+/// A stop of the client waits for the jobs, see [`RunningJob::stop_signal`]; the pool's threads end with the client.
+pub struct OnWorkers<F> {
+    pool: Workers,
+    work: Arc<F>,
+}
+
+impl<F: Fn(&RunningJob) -> Outcome + Send + Sync + 'static> OnWorkers<F> {
+    /// At most `threads` jobs at a time; `work` runs one and says how it ended. A panic ends its job as `horde_failed`.
+    pub fn new(threads: usize, work: F) -> Self {
+        Self { pool: Workers::new("fac-work", threads), work: Arc::new(work) }
+    }
+}
+
+impl<F: Fn(&RunningJob) -> Outcome + Send + Sync + 'static> JobHandler for OnWorkers<F> {
+    fn job(&self, job: Job) {
+        let work = self.work.clone();
+        let run = move |_: &Shutdown| {
+            let job = job.receive();
+            let _job = scope::job(job.request().uuid.as_str());
+            let outcome = work(&job);
+            let uuid = job.request().uuid.clone();
+            if let Err(error) = job.end_and_wait(outcome) {
+                log::error!("job {uuid}: {error}");
+            }
+        };
+        // A job that the pool does not take is turned away when it is dropped.
+        drop(self.pool.submit(Box::new(run)));
     }
 }

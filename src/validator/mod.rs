@@ -36,7 +36,7 @@ pub use facilitator_client::{
     ClientConfig, ClientError, ClientEvent, ClientHandle, ClientState, Counted, FacilitatorClient, JobHandler,
     RunningClient,
 };
-pub use job::{Job, RunningJob};
+pub use job::{Job, OnWorkers, RunningJob};
 pub use ledger::{Counts, LedgerLimits, RetryPolicies, RetryPolicy, UpdateError};
 pub use miners::{MinersFileError, load_miners};
 pub use organic::JobTimes;

@@ -14,6 +14,7 @@ use super::routing::{MinerAddress, NoMiner};
 use super::status::Outcome;
 use crate::base::limits::DIAL_TIME;
 use crate::base::lock::lock;
+use crate::base::scope;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::Stopping;
 use crate::identity::PublicKey;
@@ -23,7 +24,7 @@ use crate::protocol::{
     Int, JobAcceptedReceiptPayload, JobFinishedReceiptPayload, JobParticipantType, JobRejectionDetails,
     JobRejectionReason, JobStartedReceiptPayload, JobStatus, MinerToValidator, StreamingServerDetails,
     V0DeclineJobRequest, V0HordeFailedRequest, V0InitialJobRequest, V0JobAcceptedReceiptRequest,
-    V0JobFinishedReceiptRequest, V0JobRequest, V2JobRequest,
+    V0JobFinishedReceiptRequest, V0JobRequest, V0MachineSpecsUpdate, V2JobRequest,
 };
 
 /// What a miner and an executor may take beside the limits that the job itself has.
@@ -66,6 +67,7 @@ const DISK_TIME: Duration = Duration::from_secs(5);
 /// Runs the job and reports it.
 pub(super) fn run(shared: &Shared, job: RunningJob, cancel: &Shutdown) {
     let request = job.request();
+    let _job = scope::job(request.uuid.as_str());
     if uuid::Uuid::try_parse(&request.uuid).map(|uuid| uuid.to_string()).ok().as_deref() != Some(&request.uuid) {
         let message = format!("job uuid {:?} is not a UUID in canonical form, which receipts need", request.uuid);
         return report_end(job, Outcome::rejected(JobRejectionReason::Unknown, message));
@@ -325,7 +327,16 @@ impl<'a> Attempting<'a> {
                 message: "the streaming server failed to start".to_owned(),
                 context: None,
             })),
-            (M::V0MachineSpecsRequest(_) | M::V0MainHotkeyMessage(_), _) => ON,
+            (M::V0MachineSpecsRequest(found), _) => {
+                self.job.machine_specs(V0MachineSpecsUpdate {
+                    miner_hotkey: self.miner.hotkey.to_ss58(),
+                    validator_hotkey: self.shared.config.key.ss58(),
+                    specs: found.specs.specs,
+                    batch_id: self.request.uuid.clone(),
+                });
+                ON
+            }
+            (M::V0MainHotkeyMessage(_), _) => ON,
             (M::GenericError(error), _) => {
                 let text = error.details.unwrap_or_default();
                 log::warn!("job {}: miner {} reports: {text}", self.request.uuid, self.miner.hotkey);

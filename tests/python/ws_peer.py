@@ -1,6 +1,6 @@
 """A WebSocket peer made of the `websockets` package, for tests/transport_python.rs.
 
-`ws_peer.py server [CERT KEY]` prints its port and serves until its standard input ends.
+`ws_peer.py server [CERT KEY [CLIENT_CA]]` prints its port and serves until its standard input ends.
 `ws_peer.py client URL [CA]` runs its checks against an echo server, prints "ok" and ends.
 """
 
@@ -43,6 +43,10 @@ async def handle(ws):
         await ws.recv()
         await ws.send("last words")
         await ws.close(4000, "bye")
+    elif path == "/who":
+        shown = ws.transport.get_extra_info("peercert")
+        await ws.send(f"{shown['subjectAltName'][0][1]} with {ws.request.headers['User-Agent']}")
+        await ws.wait_closed()
     elif path == "/closed":
         await ws.wait_closed()
         print(ws.close_code, ws.close_reason, flush=True)
@@ -54,11 +58,14 @@ def refuse(connection, request):
     return None
 
 
-async def server(cert=None, key=None):
+async def server(cert=None, key=None, client_ca=None):
     context = None
     if cert:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(cert, key)
+    if client_ca:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(client_ca)
     # Only /echo has large messages, but the limit is one for all; 20 MiB lets those pass and one of 21 not.
     async with serve(
         handle, "127.0.0.1", 0, ssl=context, process_request=refuse, max_size=20 << 20, ping_interval=None

@@ -48,7 +48,8 @@ pub fn join<T>(thread: Thread<T>) -> T {
     thread.join_by(far()).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// A certificate for `localhost` and 127.0.0.1 with its key, and the authority that signed it.
+/// A certificate for `localhost` and 127.0.0.1 and one for `client.example`, with their keys, and the authority that signed
+/// both.
 pub struct Certificates {
     folder: tempfile::TempDir,
 }
@@ -62,13 +63,13 @@ impl Certificates {
         ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let ca_certificate = ca.self_signed(&ca_key).unwrap();
         let issuer = rcgen::Issuer::new(ca, ca_key);
-        let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, &issuer).unwrap();
-        for (name, pem) in
-            [("ca.pem", ca_certificate.pem()), ("cert.pem", certificate.pem()), ("key.pem", key.serialize_pem())]
-        {
-            std::fs::write(folder.path().join(name), pem).unwrap();
+        std::fs::write(folder.path().join("ca.pem"), ca_certificate.pem()).unwrap();
+        for (prefix, names) in [("", vec!["localhost", "127.0.0.1"]), ("client-", vec!["client.example"])] {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+            let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+            std::fs::write(folder.path().join(format!("{prefix}cert.pem")), certificate.pem()).unwrap();
+            std::fs::write(folder.path().join(format!("{prefix}key.pem")), key.serialize_pem()).unwrap();
         }
         Self { folder }
     }
@@ -83,6 +84,11 @@ impl Certificates {
 
     pub fn client(&self) -> ClientTls {
         ClientTls::from_ca_file(&self.path("ca.pem")).unwrap()
+    }
+
+    /// As [`Certificates::client`], with the certificate of `client.example`.
+    pub fn known_client(&self) -> ClientTls {
+        self.client().with_certificate(&self.path("client-cert.pem"), &self.path("client-key.pem")).unwrap()
     }
 }
 
@@ -142,8 +148,32 @@ pub fn raw_server(scheme: &str) -> (TcpListener, String) {
     (listener, url)
 }
 
+/// A listener whose queue is full, so that a further `connect` hangs for as long as this lives.
+pub struct BlackHole {
+    _queue: Vec<socket2::Socket>,
+    pub address: SocketAddr,
+}
+
+impl BlackHole {
+    pub fn new() -> Self {
+        let socket = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let listener = socket();
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let mut queue = vec![listener];
+        loop {
+            let filler = socket();
+            if filler.connect_timeout(&address.into(), Duration::from_millis(200)).is_err() {
+                return Self { _queue: queue, address };
+            }
+            queue.push(filler);
+        }
+    }
+}
+
 /// Reads up to the empty line after the headers.
-pub fn read_head(stream: &mut TcpStream) -> String {
+pub fn read_head(stream: &mut impl Read) -> String {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {

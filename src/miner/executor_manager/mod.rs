@@ -16,6 +16,7 @@ use std::time::Duration;
 pub use docker::{DockerBackend, INSTANCE_LABEL, JOB_LABEL, MINER_LABEL};
 pub use process::ProcessBackend;
 
+use crate::base::scope;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::KICK_GRACE;
 use crate::base::thread::{JoinError, Kick, Thread, spawn};
@@ -29,7 +30,7 @@ pub const END_GRACE: Duration = Duration::from_secs(10);
 pub const FORCED_GRACE: Duration = Duration::from_secs(3);
 
 /// One executor to be started, for one job.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct ExecutorSpec {
     /// By which it introduces itself to the miner: the last part of the URL it dials.
     pub token: String,
@@ -41,6 +42,14 @@ pub struct ExecutorSpec {
     pub class: ExecutorClass,
     /// Time that it has between its start and the job's initial request.
     pub startup_time_limit: Duration,
+}
+
+/// Without the token.
+impl fmt::Debug for ExecutorSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { job_uuid, class, .. } = self;
+        f.debug_struct("ExecutorSpec").field("job_uuid", job_uuid).field("class", class).finish_non_exhaustive()
+    }
 }
 
 /// How an executor ended.
@@ -138,6 +147,7 @@ impl ExecutorManager {
         let kicked = stop.clone();
         let kick = Kick::new("stop signal of the executor", move || kicked.cancel());
         let thread = spawn(format!("min-ex-{}", self.number), kick, move || {
+            let _job = scope::job(spec.job_uuid.as_str());
             // A panic of the back end must not leave its job waiting: it is an end like any other.
             let run = std::panic::AssertUnwindSafe(|| backend.run(&spec, &running));
             let end = std::panic::catch_unwind(run).unwrap_or_else(|payload| {

@@ -1,5 +1,6 @@
 //! Requests and responses as values. Pure.
 
+use std::fmt;
 use std::net::SocketAddr;
 
 use serde_json::Value;
@@ -7,7 +8,7 @@ use serde_json::Value;
 use crate::base::shutdown::Shutdown;
 
 /// A request whose body has been read.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct HttpRequest {
     /// As sent: `GET`, `POST`, …
     pub method: String,
@@ -23,6 +24,14 @@ pub struct HttpRequest {
     pub peer: SocketAddr,
     /// Rises when the server stops: a handler that waits must come to its end at drain, and at once at cancel.
     pub shutdown: Shutdown,
+}
+
+/// Without query, headers and body, where tokens and passwords are.
+impl fmt::Debug for HttpRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { method, path, peer, .. } = self;
+        write!(f, "HttpRequest({method} {path:?} from {peer})")
+    }
 }
 
 impl HttpRequest {

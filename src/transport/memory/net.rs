@@ -125,13 +125,13 @@ impl Dialer for MemoryDialer {
         let late =
             || TransportError::Timeout { doing: "handshake", peer: url.authority.clone(), after: start.elapsed() };
         let refused = || {
-            let source = io::ErrorKind::ConnectionRefused.into();
-            TransportError::Dial(DialError::Connect { address: url.authority.clone(), source })
+            let failures = vec![(url.authority.clone(), io::ErrorKind::ConnectionRefused.into())];
+            TransportError::Dial(DialError::Connect { failures })
         };
         match fault {
             None => {}
             Some(DialFault::Refused) => return Err(refused()),
-            Some(DialFault::Status(status)) => return Err(TransportError::Refused { status, body: String::new() }),
+            Some(DialFault::Status(status)) => return Err(TransportError::refused(status, String::new())),
             Some(DialFault::Hang) => select! {
                 recv(stop) -> _ => return Err(TransportError::Stopped),
                 recv(deadline) -> _ => return Err(late()),
@@ -157,7 +157,7 @@ impl Dialer for MemoryDialer {
         select! {
             recv(answer) -> answer => match answer {
                 Ok(Ok(connection)) => Ok(connection),
-                Ok(Err(Refusal { status, body })) => Err(TransportError::Refused { status, body }),
+                Ok(Err(Refusal { status, body })) => Err(TransportError::refused(status, body)),
                 Err(_) => {
                     let problem = "the server closed the connection instead of answering".to_owned();
                     Err(TransportError::Handshake { peer: url.authority, problem })
@@ -232,7 +232,7 @@ impl Pending for MemoryPending {
             let status = refusal_status(status).as_u16();
             // A dialer that has given up does not need the refusal.
             let _ = reply.send(Err(Refusal { status, body: body.clone() }));
-            return Err(TransportError::Refused { status, body });
+            return Err(TransportError::refused(status, body));
         }
         let [dialer, listener] = net.new_wire().ends([&dialer_limits, limits], [&name, &peer]);
         reply.send(Ok(dialer)).map_err(|_| TransportError::Closed)?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use rustls::pki_types::ServerName;
 use tungstenite::protocol::Role;
 
 use super::socket::Socket;
@@ -9,35 +10,84 @@ use super::split;
 use crate::base::dial::dial;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::transport::handshake::{bounded, upgrade_as_client};
+use crate::transport::tls::tls_behind;
 use crate::transport::url::WsUrl;
-use crate::transport::{ClientTls, Connection, DialRequest, Dialer, TransportError};
+use crate::transport::{ClientTls, Connection, DialRequest, Dialer, Proxy, TransportError};
 
 /// Dials `ws://` and `wss://`.
 #[derive(Debug, Clone, Default)]
 pub struct WsDialer {
     tls: ClientTls,
+    proxy: Option<Proxy>,
+    renamed: Option<Renamed>,
+}
+
+/// A server that has a certificate for another name than the one it is dialled by.
+#[derive(Debug, Clone)]
+struct Renamed {
+    host: String,
+    port: u16,
+    name: ServerName<'static>,
 }
 
 impl WsDialer {
     /// A dialer that trusts whom `tls` trusts, when it dials `wss://`.
     pub fn new(tls: ClientTls) -> Self {
-        Self { tls }
+        Self { tls, ..Self::default() }
     }
+
+    /// Makes every connection through an HTTP proxy, which also looks the names up. No variable of the environment does
+    /// that, and none excepts a host from it.
+    #[must_use]
+    pub fn through(mut self, proxy: Proxy) -> Self {
+        self.proxy = Some(proxy);
+        self
+    }
+
+    /// Asks the server of `url` (its host and port), and no other one, for a certificate of `name` instead of the URL's
+    /// host. A second call replaces the first.
+    ///
+    /// # Errors
+    /// [`TransportError::Url`] if either cannot be used.
+    pub fn with_server_name(mut self, url: &str, name: &str) -> Result<Self, TransportError> {
+        let WsUrl { host, port, .. } = WsUrl::parse(url)?;
+        self.renamed = Some(Renamed { host, port, name: server_name(name)? });
+        Ok(self)
+    }
+
+    /// The name that the certificate of the server of `url` must have.
+    fn name_of(&self, url: &WsUrl) -> Result<ServerName<'static>, TransportError> {
+        match &self.renamed {
+            Some(server) if (&server.host, server.port) == (&url.host, url.port) => Ok(server.name.clone()),
+            _ => server_name(&url.host),
+        }
+    }
+}
+
+fn server_name(name: &str) -> Result<ServerName<'static>, TransportError> {
+    ServerName::try_from(name.to_owned()).map_err(|_| TransportError::Url {
+        url: name.to_owned(),
+        problem: "not a host name or address that a certificate can have".to_owned(),
+    })
 }
 
 impl Dialer for WsDialer {
     fn dial(&self, request: &DialRequest<'_>, shutdown: &Shutdown, level: Level) -> Result<Connection, TransportError> {
         let DialRequest { url, headers, limits, deadline } = *request;
         let url = WsUrl::parse(url)?;
-        let tcp = Arc::new(dial(&url.host, url.port, deadline, shutdown, level)?);
+        let tcp = match &self.proxy {
+            Some(proxy) => proxy.tunnel(&url, limits.handshake_bytes, deadline, shutdown, level)?,
+            None => Arc::new(dial(&url.host, url.port, deadline, shutdown, level)?),
+        };
         let (tls, tail) = bounded(&tcp, &url.authority, deadline, shutdown, level, |socket| {
             if !url.tls {
                 let tail = upgrade_as_client(socket, &url, headers, limits.handshake_bytes)?;
                 return Ok((None, tail));
             }
-            let mut tls = self.tls.handshake(&url.host, socket)?;
+            let mut tls = self.tls.handshake(self.name_of(&url)?, &url.authority, socket)?;
             let mut stream = rustls::Stream::new(&mut tls, socket);
-            let tail = upgrade_as_client(&mut stream, &url, headers, limits.handshake_bytes)?;
+            let tail = upgrade_as_client(&mut stream, &url, headers, limits.handshake_bytes)
+                .map_err(|error| tls_behind(&url.authority, error))?;
             Ok((Some(tls.into()), tail))
         })?;
         Ok(split(Socket::new(tcp, tls), tail, Role::Client, &limits, url.authority))

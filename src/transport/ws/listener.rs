@@ -139,3 +139,28 @@ impl Pending for WsPending {
         Ok((split(Socket::new(tcp, tls), Vec::new(), Role::Server, limits, peer), request))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::dial::dial;
+    use crate::base::limits::TCP_KEEPALIVE_IDLE;
+    use std::time::Duration;
+
+    #[test]
+    fn an_accepted_connection_has_the_options_of_a_dialled_one() {
+        let listener = WsListener::bind("127.0.0.1:0", None).unwrap();
+        let soon = Instant::now() + Duration::from_secs(30);
+        let client = dial("127.0.0.1", listener.address.port(), soon, &Shutdown::new(), Level::Drain).unwrap();
+        let (tcp, _) = listener.tcp.accept().unwrap();
+        let accepted = tcp.try_clone().unwrap();
+        drop(client);
+        let pending = Box::new(WsPending { tcp, peer: "client".to_owned(), tls: None });
+        let limits = SocketLimits::default();
+        let ended = pending.handshake(&limits, soon, &Shutdown::new(), Level::Drain, &mut |_| Ok(()));
+        assert!(matches!(ended, Err(TransportError::Closed)), "{ended:?}");
+        let socket = socket2::SockRef::from(&accepted);
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), TCP_KEEPALIVE_IDLE);
+    }
+}

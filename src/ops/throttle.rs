@@ -1,0 +1,46 @@
+//! How often one kind of trouble is logged. Pure.
+
+use std::time::{Duration, Instant};
+
+/// At most one line in this time for each kind: an operator sees within seconds that it goes on, and no flood of one kind
+/// hides the others.
+pub const QUIET_TIME: Duration = Duration::from_secs(10);
+
+/// Lets the first one through at once, then at most one each [`QUIET_TIME`]. Those held back have no timer: they are
+/// counted, and told of by the next one that is let through.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Throttle {
+    quiet_until: Option<Instant>,
+    held_back: u64,
+}
+
+impl Throttle {
+    /// Whether to log one that happens `now`: how many were held back since the last line, or `None` to be quiet.
+    pub fn admit(&mut self, now: Instant) -> Option<u64> {
+        if self.quiet_until.is_some_and(|until| now < until) {
+            self.held_back += 1;
+            return None;
+        }
+        self.quiet_until = Some(now + QUIET_TIME);
+        Some(std::mem::take(&mut self.held_back))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_at_once_then_one_in_ten_seconds() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut throttle = Throttle::default();
+        assert_eq!(throttle.admit(at(0)), Some(0));
+        assert_eq!([1, 5_000, 9_999].map(|ms| throttle.admit(at(ms))), [None; 3]);
+        assert_eq!(throttle.admit(at(10_000)), Some(3));
+        assert_eq!(throttle.admit(at(19_999)), None);
+        // However long the pause, the one held back is told of.
+        assert_eq!(throttle.admit(at(1_000_000)), Some(1));
+        assert_eq!(throttle.admit(at(1_010_000)), Some(0));
+    }
+}

@@ -1,0 +1,54 @@
+//! Bugs that are planted to see that the check finds them. The modelled files carry no branch for that: the bugs are in the
+//! locks they are compiled against, in the outbox they are given, or in how the model calls them.
+
+use std::cell::Cell;
+
+/// A planted bug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seed {
+    /// A wait lets go of the lock a moment before it listens, as if the check were made outside the lock.
+    GapBeforeWait,
+    /// An answer does not wake the writer.
+    NoWakeOnAnswer,
+    /// A lost connection does not put its unacknowledged messages back.
+    NoRewind,
+    /// An answer counts for the present connection, whichever it came on.
+    EpochUnchecked,
+    /// A stop kicks the connection that is present, and forgets the one that is about to be.
+    NoKickOnAttach,
+}
+
+thread_local! {
+    // All tasks of a model run on the thread of its test, so this is one bug for a whole model.
+    static PLANTED: Cell<Option<Seed>> = const { Cell::new(None) };
+}
+
+shuttle::thread_local! {
+    static QUIET: Cell<bool> = Cell::new(false);
+}
+
+impl Seed {
+    /// Runs `work` with this bug.
+    pub fn plant<T>(self, work: impl FnOnce() -> T) -> T {
+        PLANTED.set(Some(self));
+        let done = work();
+        PLANTED.set(None);
+        done
+    }
+
+    pub fn is_planted(self) -> bool {
+        PLANTED.get() == Some(self)
+    }
+}
+
+/// Runs `work` with all its notifications forgotten.
+pub fn quietly<T>(work: impl FnOnce() -> T) -> T {
+    QUIET.with(|quiet| quiet.set(true));
+    let done = work();
+    QUIET.with(|quiet| quiet.set(false));
+    done
+}
+
+pub fn is_quiet() -> bool {
+    QUIET.with(Cell::get)
+}
