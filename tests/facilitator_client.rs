@@ -19,6 +19,7 @@ use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::{StopReport, Stopping};
 use phalanx::base::thread::{Kick, Thread, spawn};
 use phalanx::identity::{KeyPair, PublicKey};
+use phalanx::ops::health::{Health, Part};
 use phalanx::protocol::{
     FacilitatorToValidator, HordeFailureReason, JobRejectionReason, JobStatus, SignedRequest, V0JobCheated,
     V0MachineSpecsUpdate, V2JobRequest,
@@ -116,8 +117,11 @@ fn assert_good(facilitator: &ScriptedFacilitator, jobs: &[V2JobRequest]) {
     assert_eq!(state.histories.len(), jobs.len());
 }
 
-fn count(counter: &std::sync::atomic::AtomicU64) -> u64 {
-    counter.load(Ordering::Relaxed)
+/// What its page of health says against a client.
+fn problems(handle: &ClientHandle) -> Vec<String> {
+    let health = Health::new();
+    handle.measure(&health);
+    health.parts(Instant::now()).iter().filter(|part| part.why.is_some()).map(Part::to_string).collect()
 }
 
 fn events_until(events: &Receiver<ClientEvent>, found: impl Fn(&ClientEvent) -> bool) -> ClientEvent {
@@ -154,8 +158,8 @@ fn two_thousand_jobs_at_full_speed_leave_whole_histories_in_order_and_once() {
         let report = stop_validator(validator);
         assert!(report.is_clean(), "{report}");
         let totals = observer.client().totals();
-        assert_eq!([count(&totals.accepted), count(&totals.stored)], [6 * jobs.len() as u64; 2]);
-        assert_eq!([count(&totals.repeated), count(&totals.refused), count(&totals.dead)], [0; 3]);
+        assert_eq!([totals.accepted.get(), totals.stored.get()], [6 * jobs.len() as u64; 2]);
+        assert_eq!([totals.repeated.get(), totals.refused.get(), totals.dead.get()], [0; 3]);
         facilitator.stop();
     }
 }
@@ -233,11 +237,11 @@ fn nothing_is_lost_or_overtaken_through_resets_withheld_answers_and_refused_upgr
         let report = stop_validator(validator);
         assert!(report.is_clean(), "{report}");
         let (totals, counted) = (observer.client().totals(), observer.client().counted());
-        assert!(count(&counted.connections) > CUTS as u64, "{counted:?}");
-        assert!(count(&counted.repeats) > 0, "open jobs are asked for again: {counted:?}");
-        assert_eq!([count(&totals.accepted), count(&totals.stored)], [6 * jobs.len() as u64; 2], "{totals:?}");
-        assert!((1..=facilitator.state().repeats as u64).contains(&count(&totals.repeated)), "{totals:?}");
-        assert_eq!([count(&totals.refused), count(&totals.dead)], [0; 2], "{totals:?}");
+        assert!(counted.connections.get() > CUTS as u64, "{counted:?}");
+        assert!(counted.repeats.get() > 0, "open jobs are asked for again: {counted:?}");
+        assert_eq!([totals.accepted.get(), totals.stored.get()], [6 * jobs.len() as u64; 2], "{totals:?}");
+        assert!((1..=facilitator.state().repeats as u64).contains(&totals.repeated.get()), "{totals:?}");
+        assert_eq!([totals.refused.get(), totals.dead.get()], [0; 2], "{totals:?}");
         facilitator.stop();
     }
 }
@@ -267,7 +271,7 @@ fn a_bad_signature_is_loud_and_tried_again_slowly_however_it_is_said() {
         let ClientEvent::Lost { why, .. } = refused else { unreachable!("it was just matched") };
         assert!(why.contains(expected), "{why}");
         assert_eq!((handle.state(), handle.last_error()), (ClientState::Reconnecting, Some(why.clone())));
-        assert_eq!(handle.problems(), [format!("facilitator: reconnecting: {why}")]);
+        assert_eq!(problems(&handle), [format!("facilitator: reconnecting: {why}")]);
         let more = events.recv_timeout(Duration::from_millis(150));
         assert!(more.is_err(), "with the usual pause there are many attempts in this time: {more:?}");
         assert_eq!(facilitator.state().dials, 1);
@@ -467,7 +471,7 @@ fn states_and_events_tell_each_turn_with_its_last_error() {
     welcome.send(()).unwrap();
     events_until(&events, |event| matches!(event, ClientEvent::Ready { .. }));
     assert_eq!(handle.state(), ClientState::Ready);
-    assert_eq!(handle.problems(), [] as [String; 0]);
+    assert_eq!(problems(&handle), [] as [String; 0]);
     facilitator.wait("the welcome", |state| state.welcomed == 1);
     facilitator.close(1011);
     let lost = ClientEvent::Lost { why: "closed by the peer with code 1011: by plan".to_owned(), refused: false };
@@ -477,7 +481,7 @@ fn states_and_events_tell_each_turn_with_its_last_error() {
     events_until(&events, |event| matches!(event, ClientEvent::Lost { why, .. } if why.contains("503")));
     facilitator.wait("the third upgrade", |state| state.dials == 3);
     assert!(handle.last_error().unwrap().contains("503"));
-    assert!(handle.problems()[0].contains("503"), "{:?}", handle.problems());
+    assert!(problems(&handle)[0].contains("503"), "{:?}", problems(&handle));
     drop((upgrade, welcome));
     events_until(&events, |event| matches!(event, ClientEvent::Ready { .. }));
     client.drain();
@@ -519,7 +523,7 @@ fn a_handler_may_call_everything_of_its_client() {
         let job = job.receive();
         // The job's own end is missing, so it cannot be flushed.
         let _unsent = handle.flush(Duration::from_millis(5));
-        let _ = (handle.state(), handle.problems(), handle.counts(), handle.oldest_update(), handle.subscribe(1));
+        let _ = (handle.state(), problems(handle), handle.counts(), handle.oldest_update(), handle.subscribe(1));
         handle.kick_link();
         job.report(S::Accepted);
         let _unsent = handle.flush(Duration::from_millis(5));
@@ -583,7 +587,7 @@ fn frames_that_cannot_be_read_are_counted_and_change_nothing() {
     assert_eq!(facilitator.history(&job.uuid), GOOD);
     assert_eq!(facilitator.state().welcomed, 1, "the connection stays");
     let handle = client.handle();
-    assert!(count(&handle.counted().unreadable) >= 4, "{:?}", handle.counted());
+    assert!(handle.counted().unreadable.get() >= 4, "{:?}", handle.counted());
     stop_clean(client);
     facilitator.stop();
 }
@@ -644,7 +648,7 @@ fn a_poisoned_update_becomes_one_dead_letter_and_holds_up_only_its_own_job() {
         }
         let handle = client.handle();
         handle.flush(LONG).unwrap();
-        assert_eq!((handle.counts().dead, count(&handle.totals().dead)), (1, 1));
+        assert_eq!((handle.counts().dead, handle.totals().dead.get()), (1, 1));
         assert!(events.try_iter().all(|event| !matches!(event, ClientEvent::GivenUp(_))));
         stop_clean(client);
         // It is kept, and not sent again.
@@ -678,7 +682,7 @@ fn a_job_that_is_not_found_at_first_is_reported_in_order_all_the_same() {
     let handle = client.handle();
     stop_clean(client);
     let totals = handle.totals();
-    assert_eq!([count(&totals.refused), count(&totals.dead)], [3 * jobs.len() as u64, 0]);
+    assert_eq!([totals.refused.get(), totals.dead.get()], [3 * jobs.len() as u64, 0]);
     facilitator.stop();
 }
 
@@ -700,7 +704,7 @@ fn an_error_about_the_authentication_makes_a_new_connection_and_loses_nothing() 
     assert!(facilitator.state().welcomed >= 2);
     let handle = client.handle();
     stop_clean(client);
-    assert_eq!(count(&handle.totals().dead), 0);
+    assert_eq!(handle.totals().dead.get(), 0);
     facilitator.stop();
 }
 
@@ -739,7 +743,7 @@ fn with_the_queue_full_steps_are_refused_ends_are_taken_and_new_jobs_turned_away
     assert_eq!(handle.counts().unsent, 10);
     let third = one_job();
     facilitator.submit(third.clone());
-    wait_until(|| count(&handle.counted().turned_away) == 1);
+    wait_until(|| handle.counted().turned_away.get() == 1);
     // A job's own step after the last would go backwards, so this one has none yet.
     let error = other.step(S::ExecutionDone).unwrap_err();
     assert!(matches!(error, UpdateError::Backwards { .. }), "{error}");
@@ -865,14 +869,13 @@ fn a_flush_waits_for_the_answers_as_long_as_it_may() {
 
 // Machine specs and reports of cheating.
 
-fn specs(miner: &KeyPair, batch: &str) -> (PublicKey, V0MachineSpecsUpdate) {
-    let update = V0MachineSpecsUpdate {
+fn specs(miner: &KeyPair, batch: &str) -> V0MachineSpecsUpdate {
+    V0MachineSpecsUpdate {
         miner_hotkey: miner.ss58(),
         validator_hotkey: key("//Validator").ss58(),
         specs: serde_json::json!({"cpu": {"count": 2}}).as_object().unwrap().clone(),
         batch_id: batch.to_owned(),
-    };
-    (miner.public(), update)
+    }
 }
 
 #[test]
@@ -882,8 +885,8 @@ fn of_each_miner_the_newest_specs_leave_with_the_next_connection_by_themselves()
     let handle = client.handle();
     for batch in ["1", "2", "3"] {
         for miner in ["//A", "//B"] {
-            let (miner, update) = specs(&key(miner), &format!("{miner} {batch}"));
-            handle.machine_specs(&miner, update).unwrap();
+            let update = specs(&key(miner), &format!("{miner} {batch}"));
+            handle.machine_specs(update).unwrap();
         }
     }
     assert_eq!(handle.counts().unsent, 0, "they are not counted");
@@ -893,8 +896,8 @@ fn of_each_miner_the_newest_specs_leave_with_the_next_connection_by_themselves()
     let newest = |miner: &str| Frame::Specs(format!("{miner} 3"));
     assert_eq!(frames, [Frame::Authentication, Frame::Beat, newest("//A"), newest("//B")]);
     stop_clean(client);
-    let (miner, update) = specs(&key("//A"), "late");
-    assert!(matches!(handle.machine_specs(&miner, update), Err(ClientError::Stopped)));
+    let update = specs(&key("//A"), "late");
+    assert!(matches!(handle.machine_specs(update), Err(ClientError::Stopped)));
     assert_eq!(facilitator.state().frames.len(), 4);
     facilitator.stop();
 }
@@ -904,8 +907,8 @@ fn specs_that_wait_do_not_hold_up_a_stop_and_are_no_loss() {
     let world = World::new();
     world.net.fail_next(1_000_000, DialFault::Refused);
     let client = start(config(&world), do_at_once);
-    let (miner, update) = specs(&key("//A"), "1");
-    client.handle().machine_specs(&miner, update).unwrap();
+    let update = specs(&key("//A"), "1");
+    client.handle().machine_specs(update).unwrap();
     let begun = Instant::now();
     stop_clean(client);
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
@@ -923,8 +926,8 @@ fn an_error_that_may_be_about_specs_or_a_status_makes_a_new_connection_and_loses
     let running = kept.recv_timeout(LONG).unwrap();
     let handle = client.handle();
     handle.flush(LONG).unwrap();
-    let (miner, update) = specs(&key("//A"), "1");
-    handle.machine_specs(&miner, update).unwrap();
+    let update = specs(&key("//A"), "1");
+    handle.machine_specs(update).unwrap();
     facilitator.wait("the second connection", |state| state.welcomed == 2);
     GOOD[1..5].iter().for_each(|status| running.report(*status));
     running.end(Outcome::completed("", "")).unwrap();
@@ -1039,7 +1042,7 @@ fn a_stop_during_an_outage_counts_what_is_unsent_and_the_next_start_delivers_it(
     // Their uuids are known: nothing runs twice.
     facilitator.submit(done);
     facilitator.submit(open);
-    wait_until(|| count(&client.handle().counted().repeats) == 2);
+    wait_until(|| client.handle().counted().repeats.get() == 2);
     stop_clean(client);
     facilitator.stop();
 }
@@ -1084,7 +1087,7 @@ fn a_result_that_the_disk_does_not_take_arrives_all_the_same_and_harms_no_other(
     }
     let handle = client.handle();
     handle.flush(LONG).unwrap();
-    wait_until(|| handle.problems().is_empty());
+    wait_until(|| problems(&handle).is_empty());
     stop_clean(client);
     let client = start(configured(), do_at_once);
     assert_eq!(client.handle().counts().unsent, 0);
