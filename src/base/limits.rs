@@ -99,5 +99,5 @@ pub const UNCHECKED_BYTES: usize = 64 * JOB_REQUEST_BYTES;
 /// Miners whose newest machine specs may wait for the facilitator, about 4 KiB each.
 pub const SPECS_MINERS: usize = 4096;
 
-/// Bytes of one record of the journal: a result of 8 MiB, and as much again for what surrounds it.
-pub const JOURNAL_BODY_BYTES: usize = 16 << 20;
+/// Bytes of one record of the journal: the largest status update, and as much again for what surrounds it.
+pub const JOURNAL_BODY_BYTES: usize = 2 * FACILITATOR_LINK_MESSAGE_BYTES;

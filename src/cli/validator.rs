@@ -30,9 +30,10 @@ pub struct Args {
     /// The miners: TOML, a `[[miner]]` table with hotkey, address and port for each
     #[arg(long, value_name = "FILE", env = "PHALANX_MINERS")]
     miners: Option<PathBuf>,
-    /// Folder for what is to survive a restart: updates that the facilitator has not accepted, jobs under way
+    /// Folder for what is to survive a restart: updates that the facilitator has not accepted, jobs under way. Stub jobs
+    /// do without
     #[arg(long, value_name = "DIR", env = "PHALANX_STATE_DIR")]
-    state_dir: PathBuf,
+    state_dir: Option<PathBuf>,
     /// Who may sign jobs besides the validator itself; may be repeated
     #[arg(long, value_name = "SS58", env = "PHALANX_TRUSTED_SIGNER", value_delimiter = ',')]
     trusted_signer: Vec<PublicKey>,
@@ -104,12 +105,15 @@ fn configure(args: Args) -> Result<(ValidatorConfig, WsDialer), String> {
         DispatchArg::Workers if args.stub_time.is_some() => {
             return Err("--stub-time goes with --dispatch stub".to_owned());
         }
+        DispatchArg::Workers if args.state_dir.is_none() => {
+            return Err("--state-dir is missing; name the folder for what is to survive a restart".to_owned());
+        }
         DispatchArg::Workers => Dispatch::Workers,
         DispatchArg::Stub => Dispatch::Stub { stage_time: args.stub_time.unwrap_or_default() },
     };
     let config = ValidatorConfig {
         trusted_signers: args.trusted_signer,
-        state_dir: Some(args.state_dir),
+        state_dir: args.state_dir,
         dispatch,
         workers: args.workers,
         drain_time: args.drain_time,

@@ -269,7 +269,7 @@ impl Claim {
 
 /// What [`SignedRequest::verify`] gives for each of the requests, at a fraction of its price where there are many.
 ///
-/// It works for as long as that takes, about 20 µs a request, and cannot be interrupted: the caller bounds the number.
+/// It works for as long as that takes (see [`verify_batch`]) and cannot be interrupted: the caller bounds the number.
 pub fn verify_job_requests<'r>(
     requests: impl IntoIterator<Item = &'r V2JobRequest>,
 ) -> Vec<Result<PublicKey, SigningError>> {

@@ -31,7 +31,9 @@ pub const ID_MAX: u64 = (1 << (63 - PART_BITS)) - 1;
 
 const PART_BITS: u32 = 15;
 
-const _: () = assert!(JOURNAL_BODY_BYTES.div_ceil(DATA_BYTES_MAX) < 1 << PART_BITS);
+const PART_MAX: u16 = (1 << PART_BITS) - 1;
+
+const _: () = assert!(JOURNAL_BODY_BYTES.div_ceil(DATA_BYTES_MAX) < PART_MAX as usize);
 
 /// The only table; compared with what a file has, letter by letter.
 const SCHEMA: &str = "CREATE TABLE frames (key INTEGER PRIMARY KEY, frame BLOB NOT NULL)";
@@ -39,6 +41,9 @@ const SCHEMA: &str = "CREATE TABLE frames (key INTEGER PRIMARY KEY, frame BLOB N
 /// How often a reader begins again because the owner began its log again meanwhile: every 4 MiB of log, which takes the
 /// owner longer than the reader takes for files of some 10 MiB.
 const READ_ATTEMPTS: usize = 100;
+
+/// How often a reader must find damage to believe it: once may be a page that the owner was writing.
+const READINGS_OF_DAMAGE: usize = 3;
 
 /// A file of the state folder.
 const DATABASE: &str = "journal.db";
@@ -78,7 +83,8 @@ pub struct Recovered {
 /// Something was wrong with the files.
 #[derive(Debug)]
 pub struct Damage {
-    /// Records whose newest version is known to be unreadable; there may be more that left no trace, as when a file is cut.
+    /// Records of which something was found, but not all of their newest version. Some of them may have been deleted shortly
+    /// before, and others may be gone without a trace, as when a file is cut.
     pub lost: usize,
     /// The damaged database as it was found (its log beside it, with `-wal`): to be looked at, or removed.
     pub kept_aside: PathBuf,
@@ -138,7 +144,7 @@ impl Journal {
     /// # Errors
     /// The system's; [`StoreError::Busy`] if the owner writes so fast that the files cannot be read in between.
     pub fn read(folder: &Path) -> Result<Recovered, StoreError> {
-        let mut found = None;
+        let (mut found, mut readings) = (None, 0);
         for _ in 0..READ_ATTEMPTS {
             let round = log_header(folder)?;
             // First the database: of a page that changes meanwhile, the log that is read later has the new content.
@@ -153,8 +159,9 @@ impl Journal {
                 return Ok(Recovered::default());
             }
             let read = found.insert(salvage::read(database.unwrap_or_default(), &log.unwrap_or_default()));
-            if read.damage.is_none() {
-                break; // Else it may be a page that the owner was writing.
+            readings += 1;
+            if read.damage.is_none() || readings == READINGS_OF_DAMAGE {
+                break;
             }
         }
         let found = found.ok_or_else(|| StoreError::Busy { path: folder.join(DATABASE) })?;
@@ -259,7 +266,7 @@ impl Database {
                 shortened.push(id);
                 self.connection
                     .prepare_cached("DELETE FROM frames WHERE key BETWEEN ? AND ?")?
-                    .execute(params![key_of(id, 1), key_of(id + 1, 0) - 1])?;
+                    .execute(params![key_of(id, 1), key_of(id, PART_MAX)])?;
             }
             let Change::Put { body, .. } = change else {
                 delete.execute([key_of(id, 0)])?;

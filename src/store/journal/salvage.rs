@@ -104,7 +104,8 @@ fn rows(pages: &[u8]) -> Result<(Parts, u32), String> {
     connection.deserialize_read_exact("main", whole, pages.len(), true).map_err(text)?;
     let check: String = connection.pragma_query_value(None, "quick_check", |row| row.get(0)).map_err(text)?;
     if check != "ok" {
-        return Err(check.replace('\n', " "));
+        // A broken page has a finding for each of its rows, under a title.
+        return Err(check.lines().find(|line| !line.starts_with("***")).unwrap_or_default().to_owned());
     }
     let schema: String =
         connection.query_row("SELECT group_concat(sql) FROM sqlite_schema", [], |row| row.get(0)).map_err(text)?;
