@@ -24,7 +24,7 @@ use phalanx::transport::{Listener, Refusal};
 use JobStatus as S;
 
 /// Only a bug reaches this.
-pub const LONG: Duration = Duration::from_secs(60);
+pub const LONG: Duration = Duration::from_secs(30);
 
 /// The statuses of a good job.
 pub const GOOD: [JobStatus; 6] =
