@@ -29,7 +29,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use tungstenite::Utf8Bytes;
@@ -68,7 +68,8 @@ use crate::store::StoreError;
 use crate::transport::ws::WsDialer;
 use crate::transport::{ClientTls, Dialer, SocketLimits};
 
-/// How often the facilitator hears from us; it counts us as connected for three minutes after each (W-04).
+/// How often the facilitator hears from us, unless the configuration says otherwise; it counts us as connected for three
+/// minutes after each (W-04).
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(60);
 
 /// Updates that may be unanswered at a time, each of another job. The facilitator answers in order, so this is only how
@@ -88,6 +89,9 @@ const OLDEST_UPDATE: Duration = Duration::from_secs(120);
 /// What a drop gives the stop, since nobody said.
 const DROP_BUDGET: Duration = Duration::from_secs(5);
 
+/// What the disk gets at a stop, whatever the facilitator has left of the budget: what it has is what is not lost.
+const DISK_TIME: Duration = Duration::from_secs(5);
+
 /// The least time that the last updates have when the jobs have used up theirs: part of every stop's budget.
 const FLUSH_SHARE: f64 = 0.25;
 
@@ -106,6 +110,8 @@ pub struct ClientConfig {
     pub check_threads: usize,
     /// One deadline over look-up, TCP, TLS, upgrade and authentication.
     pub dial_time: Duration,
+    /// How often the facilitator hears from us when there is nothing to say; the network demands 60 s.
+    pub heartbeat_every: Duration,
     /// When to connect again.
     pub backoff: BackoffConfig,
     /// The pause after a refusal that needs a person: a bad signature, HTTP 4xx.
@@ -136,6 +142,7 @@ impl ClientConfig {
             state_dir: None,
             check_threads: std::thread::available_parallelism().map_or(1, |n| n.get()).min(16),
             dial_time: DIAL_TIME,
+            heartbeat_every: HEARTBEAT_EVERY,
             backoff: BackoffConfig::default(),
             refused_pause: Duration::from_secs(300),
             retries: RetryPolicies::default(),
@@ -314,12 +321,13 @@ impl FacilitatorClient {
         let (alive, all_gone) = bounded(0);
         let stop = Shutdown::new();
         let signers = Arc::new(Signers { key: config.key.public(), trusted: config.trusted_signers.clone() });
-        let checker = Checker { delivery: delivery.clone(), handler, signers, stop: stop.clone(), alive };
+        let checker = Checker { delivery: delivery.clone(), handler, signers, stop: stop.clone() };
         let limits = Limits { items: UNCHECKED_REQUESTS, bytes: UNCHECKED_BYTES };
         let checks = Checks::start(config.check_threads, limits, move |batch| checker.check(batch));
         let shared = Arc::new(Shared {
             delivery: delivery.clone(),
             draining: Shutdown::new(),
+            alive: Mutex::new(Some(alive)),
             events,
             last_error: Mutex::default(),
             counted: Counted::new(&board.metrics),
@@ -354,7 +362,10 @@ fn link_config(config: &ClientConfig) -> LinkConfig {
         backoff: config.backoff,
         refused_pause: config.refused_pause,
         refusal_codes: &[BAD_SIGNATURE],
-        beat: Some(Beat { every: HEARTBEAT_EVERY, text: ValidatorToFacilitator::from(V0Heartbeat).encode().into() }),
+        beat: Some(Beat {
+            every: config.heartbeat_every,
+            text: ValidatorToFacilitator::from(V0Heartbeat).encode().into(),
+        }),
         // One update of each job at most, and the ledger bounds the jobs; twice that, since ends are always taken.
         outbox: OutboxLimits {
             messages: 2 * STATUS_MESSAGES + SPECS_MINERS,
@@ -400,11 +411,13 @@ impl RunningClient {
     /// Takes no more jobs from now on: the facilitator is told `rejected`, `busy`. Returns at once.
     pub fn drain(&self) {
         self.handle.shared.draining.drain();
+        drop(lock(&self.handle.shared.alive).take());
     }
 
     /// Stops in order: no new jobs, running jobs end (at three quarters of the budget their stop signal is raised), the
-    /// last updates are answered, the connection closes, all threads are joined. Blocks for the budget and the kicks'
-    /// grace at most. Updates that nobody answered are counted, and with a state folder kept for the next start.
+    /// last updates are answered, the connection closes, all threads are joined. Blocks for the budget, the kicks' grace
+    /// and 5 s for a slow disk at most. Updates that nobody answered are counted, and with a state folder kept for the
+    /// next start.
     pub fn stop(mut self, budget: Duration) -> StopReport {
         let mut stopping = Stopping::new(&Shutdown::new());
         self.stop_all(&mut stopping, budget);
@@ -412,8 +425,9 @@ impl RunningClient {
     }
 
     fn stop_all(&mut self, stopping: &mut Stopping, budget: Duration) {
-        self.stop_jobs(stopping, budget.mul_f64(1.0 - FLUSH_SHARE));
-        self.stop_link(stopping, budget.mul_f64(FLUSH_SHARE));
+        let until = Instant::now() + budget;
+        self.stop_jobs(stopping, budget);
+        self.stop_link(stopping, until.saturating_duration_since(Instant::now()));
         if let Some(timer) = self.timer.take() {
             stopping.step("timer", DROP_BUDGET, |step| timer.stop(step));
         }
@@ -421,13 +435,14 @@ impl RunningClient {
 
     /// Waits for the jobs in the handler's hands.
     fn stop_jobs(&self, stopping: &mut Stopping, budget: Duration) {
+        let share = budget.mul_f64(1.0 - FLUSH_SHARE);
         self.drain();
         let Some(parts) = &self.parts else { return };
-        let ended = stopping.step("jobs", budget, |step| step.wait(&parts.all_gone));
+        let ended = stopping.step("jobs", share, |step| step.wait(&parts.all_gone));
         parts.stop.cancel();
         if !ended {
             stopping.cancelled_jobs(self.handle.counts().open_jobs);
-            stopping.step("cancelled jobs", budget.mul_f64(FLUSH_SHARE), |step| step.wait(&parts.all_gone));
+            stopping.step("cancelled jobs", (budget - share) / 2, |step| step.wait(&parts.all_gone));
         }
     }
 
@@ -435,12 +450,14 @@ impl RunningClient {
     pub(super) fn stop_link(&mut self, stopping: &mut Stopping, flush: Duration) {
         self.drain();
         let Some(Parts { link, checks, store, stop, .. }) = self.parts.take() else { return };
-        stopping.step("signature checks", flush, |step| checks.stop(step));
+        let until = Instant::now() + flush;
+        let left = || until.saturating_duration_since(Instant::now());
+        stopping.step("signature checks", left(), |step| checks.stop(step));
         stop.cancel();
         let drained = self.handle.shared.delivery.drained();
-        stopping.step("updates", flush, |step| step.wait(&drained));
-        stopping.step("facilitator link", flush, |step| link.stop(step));
-        stopping.step("state folder", flush, |step| store.stop(step));
+        stopping.step("updates", left(), |step| step.wait(&drained));
+        stopping.step("facilitator link", left(), |step| link.stop(step));
+        stopping.step("state folder", DISK_TIME, |step| store.stop(step));
         stopping.unsent(self.handle.counts().unsent);
     }
 }
@@ -580,6 +597,8 @@ impl ClientHandle {
 struct Shared {
     delivery: Delivery,
     draining: Shutdown,
+    /// Each job in anybody's hands holds a clone; `None` when there are to be no more.
+    alive: Mutex<Option<Sender<()>>>,
     events: Arc<Events>,
     last_error: Mutex<Option<String>>,
     counted: Counted,
@@ -632,7 +651,7 @@ impl Events {
 
 /// Something signed that waits for its check.
 enum Check {
-    Job { number: u64, request: Box<V2JobRequest> },
+    Job { number: u64, request: Box<V2JobRequest>, alive: Sender<()> },
     Cheated(Box<V0JobCheated>),
 }
 
@@ -714,16 +733,14 @@ impl Intake {
             counted.repeats.inc();
             return log::info!("job {}: requested again, ignored", request.uuid);
         };
-        let full =
-            match self.full(bytes) {
-                Some(why) => Err((why, Box::new(request))),
-                None => self.checks.push(bytes, Check::Job { number, request: Box::new(request) }).map_err(|check| {
-                    match check {
-                        Check::Job { request, .. } => ("too many jobs wait for their signature check", request),
-                        Check::Cheated(_) => unreachable!("what is handed back is what was pushed"),
-                    }
-                }),
-            };
+        let request = Box::new(request);
+        let full = match self.alive_or_full(bytes) {
+            Err(why) => Err((why, request)),
+            Ok(alive) => self.checks.push(bytes, Check::Job { number, request, alive }).map_err(|check| match check {
+                Check::Job { request, .. } => ("too many jobs wait for their signature check", request),
+                Check::Cheated(_) => unreachable!("what is handed back is what was pushed"),
+            }),
+        };
         if let Err((why, request)) = full {
             counted.turned_away.inc();
             let (status, text) = update_text(&request.uuid, Outcome::rejected(JobRejectionReason::Busy, why));
@@ -733,17 +750,19 @@ impl Intake {
         }
     }
 
-    /// Why no job can be taken now. Half of the queue is kept for the updates of jobs that were taken.
-    fn full(&self, bytes: usize) -> Option<&'static str> {
-        if self.shared.draining.is_set() {
-            return Some("the validator is stopping");
-        }
+    /// What a new job holds, or why none can be taken now. Half of the queue is kept for the updates of jobs that were
+    /// taken.
+    fn alive_or_full(&self, bytes: usize) -> Result<Sender<()>, &'static str> {
+        let alive = lock(&self.shared.alive).clone().ok_or("the validator is stopping")?;
         if bytes > JOB_REQUEST_BYTES {
-            return Some("the request is too large");
+            return Err("the request is too large");
         }
         let Counts { unsent, unsent_bytes, open_jobs, .. } = self.shared.delivery.counts();
         let much = unsent > self.limits.updates / 2 || unsent_bytes > self.limits.bytes / 2;
-        (much || open_jobs > self.limits.updates / 2).then_some("too many updates wait for the facilitator")
+        if much || open_jobs > self.limits.updates / 2 {
+            return Err("too many updates wait for the facilitator");
+        }
+        Ok(alive)
     }
 }
 
@@ -768,7 +787,6 @@ struct Checker {
     handler: Arc<dyn JobHandler>,
     signers: Arc<Signers>,
     stop: Shutdown,
-    alive: Sender<()>,
 }
 
 impl Checker {
@@ -776,15 +794,15 @@ impl Checker {
         let mut jobs = Vec::with_capacity(batch.len());
         for check in batch {
             match check {
-                Check::Job { number, request } => jobs.push((number, request)),
+                Check::Job { number, request, alive } => jobs.push((number, request, alive)),
                 Check::Cheated(report) => self.cheated(&report),
             }
         }
-        let signers = verify_job_requests(jobs.iter().map(|(_, request)| &**request));
-        for ((number, request), signer) in jobs.into_iter().zip(signers) {
+        let signers = verify_job_requests(jobs.iter().map(|(_, request, _)| &**request));
+        for ((number, request, alive), signer) in jobs.into_iter().zip(signers) {
             let _job = scope::job(request.uuid.as_str());
             let signer = signer.map_err(|e| e.to_string()).and_then(|signer| self.signers.check(signer, "jobs"));
-            let job = Job::new(*request, number, self.delivery.clone(), self.stop.clone(), self.alive.clone());
+            let job = Job::new(*request, number, self.delivery.clone(), self.stop.clone(), alive);
             match signer {
                 Ok(_) => self.handler.job(job),
                 Err(why) => job.reject(JobRejectionReason::InvalidSignature, why),
