@@ -1,17 +1,18 @@
-//! One ladder for all signals: the first SIGINT or SIGTERM drains, the second cancels, the third exits now.
+//! One ladder for all signals: the first SIGINT or SIGTERM drains, the second cancels, the third exits now. SIGHUP reloads.
 //!
 //! Owner: [`Signals`]. Blocks in: signal-hook's iterator. Kick: closing the iterator. Ends: with the process' stop.
 //!
 //! `ctrlc` takes SIGINT and is installed first; signal-hook takes the others and never SIGINT, because when ctrlc comes
 //! second, signal-hook is never called again.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use signal_hook::consts::{SIGHUP, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals as Iterator;
 
 use super::{exit, logging};
+use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::Step;
 use crate::base::thread::{Kick, Thread, live, spawn};
@@ -20,6 +21,30 @@ use crate::base::thread::{Kick, Thread, live, spawn};
 #[derive(Debug)]
 pub struct Signals {
     thread: Thread<()>,
+}
+
+/// What SIGHUP does; nothing until a role says so. Clones are the same.
+#[derive(Clone, Default)]
+pub struct Reload(Arc<Mutex<Option<Box<dyn Fn() + Send>>>>);
+
+impl std::fmt::Debug for Reload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Reload")
+    }
+}
+
+impl Reload {
+    /// From now on SIGHUP does this, on the thread of the signals: it may read a file, and must not wait for anything.
+    pub fn set(&self, reload: impl Fn() + Send + 'static) {
+        *lock(&self.0) = Some(Box::new(reload));
+    }
+
+    fn run(&self) {
+        match &*lock(&self.0) {
+            Some(reload) => reload(),
+            None => log::info!("SIGHUP: there is nothing to reload"),
+        }
+    }
 }
 
 struct Ladder {
@@ -53,19 +78,20 @@ impl Signals {
     ///
     /// # Errors
     /// What the system or a handler installed before says, in words.
-    pub fn install(shutdown: &Shutdown) -> Result<Self, String> {
+    pub fn install(shutdown: &Shutdown, reload: &Reload) -> Result<Self, String> {
         let ladder = Arc::new(Ladder { shutdown: shutdown.clone(), rung: AtomicU32::new(0) });
         let on_int = ladder.clone();
         ctrlc::set_handler(move || on_int.climb("SIGINT")).map_err(|e| format!("cannot handle SIGINT: {e}"))?;
         let mut signals = Iterator::new([SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2])
             .map_err(|e| format!("cannot handle signals: {e}"))?;
         let handle = signals.handle();
+        let reload = reload.clone();
         let thread = spawn("signals", Kick::new("close the iterator", move || handle.close()), move || {
             for signal in signals.forever() {
                 match signal {
                     SIGTERM => ladder.climb("SIGTERM"),
                     SIGQUIT => now(),
-                    SIGHUP => log::info!("SIGHUP: there is nothing to reload"),
+                    SIGHUP => reload.run(),
                     SIGUSR2 => logging::switch_debug(),
                     _ => dump(),
                 }

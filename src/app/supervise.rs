@@ -8,7 +8,7 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 
 use super::exit;
-use super::signals::Signals;
+use super::signals::{Reload, Signals};
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::{StopReport, Stopping};
 use crate::base::thread::{Kick, live, on_panic, spawn};
@@ -21,6 +21,8 @@ pub struct Env {
     pub shutdown: Shutdown,
     /// The process' timer.
     pub timer: TimerHandle,
+    /// What SIGHUP does.
+    pub reload: Reload,
 }
 
 /// Beyond the budgets of the steps: what the watchdog allows for joins after kicks.
@@ -32,8 +34,8 @@ pub const CLOSING: Duration = Duration::from_secs(2);
 ///
 /// `main` gets the environment and returns the exit code; it stops what it has started.
 pub fn with_env(main: impl FnOnce(&Env) -> ExitCode) -> ExitCode {
-    let shutdown = Shutdown::new();
-    let signals = match Signals::install(&shutdown) {
+    let (shutdown, reload) = (Shutdown::new(), Reload::default());
+    let signals = match Signals::install(&shutdown, &reload) {
         Ok(signals) => signals,
         Err(problem) => return exit::failed(problem),
     };
@@ -45,7 +47,7 @@ pub fn with_env(main: impl FnOnce(&Env) -> ExitCode) -> ExitCode {
         stop.drain();
     });
     let timer = Timer::start();
-    let env = Env { shutdown, timer: timer.handle() };
+    let env = Env { shutdown, timer: timer.handle(), reload };
     let mut code = main(&env);
     if panicked.load(Ordering::SeqCst) {
         code = ExitCode::from(exit::FAILED);

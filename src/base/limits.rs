@@ -80,9 +80,10 @@ pub const CONNECT_STAGGER: Duration = Duration::from_millis(250);
 /// Addresses of one name that a dial tries, so sockets that it holds at most: 16 staggers are 4 s of [`DIAL_TIME`].
 pub const ADDRESSES_TRIED: usize = 16;
 
-/// Jobs whose uuid is remembered after their end: at some 300 bytes each in memory and on disk, 20 MiB. The facilitator
-/// repeats a request only while it is fresh (one copy for each of its open connections).
-pub const SEEN_JOBS: usize = 65_536;
+/// Jobs whose uuid is remembered after their end: at some 300 bytes each in memory and on disk, 5 MiB, three times that
+/// while the file is read. The facilitator repeats a request only while it is fresh (one copy for each of its open
+/// connections).
+pub const SEEN_JOBS: usize = 16_384;
 
 /// Updates that were given up and are kept for the operator; a facilitator that refuses more is broken as a whole.
 pub const DEAD_LETTERS: usize = 1024;

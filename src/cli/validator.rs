@@ -66,7 +66,7 @@ enum DispatchArg {
 
 /// Runs the command until a signal stops it.
 pub fn run(args: Args) -> ExitCode {
-    let http = args.http;
+    let (http, miners_file) = (args.http, args.miners.clone());
     let (config, dialer) = match configure(args) {
         Ok(configured) => configured,
         Err(problem) => return exit::usage(problem),
@@ -78,6 +78,16 @@ pub fn run(args: Args) -> ExitCode {
         let http = http.map(|http| serve_status(http, &validator, env)).transpose().map_err(exit::failed)?;
         if let Some(http) = &http {
             announce_http(http.local_addr());
+        }
+        if let Some(path) = miners_file {
+            let reload = validator.reloader();
+            env.reload.set(move || match load_miners(&path) {
+                Ok(miners) => {
+                    log::info!("SIGHUP: {} miners from {}", miners.len(), path.display());
+                    reload.miners(miners);
+                }
+                Err(error) => log::error!("SIGHUP: the miners stay as they are: {error}"),
+            });
         }
         Ok((validator, http))
     };

@@ -40,6 +40,6 @@ pub use job::{Job, OnWorkers, RunningJob};
 pub use ledger::{Counts, LedgerLimits, RetryPolicies, RetryPolicy, UpdateError};
 pub use miners::{MinersFileError, load_miners};
 pub use organic::JobTimes;
-pub use role::{Dispatch, Observer, Validator, ValidatorConfig, ValidatorError};
+pub use role::{Dispatch, Observer, Reloader, Validator, ValidatorConfig, ValidatorError};
 pub use routing::MinerAddress;
 pub use status::Outcome;

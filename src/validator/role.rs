@@ -192,6 +192,11 @@ impl Validator {
         Observer { client: self.client.handle(), runs: self.runs.clone() }
     }
 
+    /// What changes its settings while it runs; may outlive it.
+    pub fn reloader(&self) -> Reloader {
+        Reloader(self.shared.clone())
+    }
+
     /// Stops in order: no new jobs, running jobs end (or are cancelled when their time is up), the last updates are
     /// acknowledged, the link closes. Blocks for at most the configured drain and flush times and the kicks' grace.
     pub fn stop(self, stopping: &mut Stopping) {
@@ -203,6 +208,23 @@ impl Validator {
         });
         stopping.cancelled_jobs(cancelled);
         client.stop_link(stopping, shared.config.flush_time);
+    }
+}
+
+/// Changes the settings of a running validator; cheap to clone.
+#[derive(Clone)]
+pub struct Reloader(Arc<Shared>);
+
+impl std::fmt::Debug for Reloader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Reloader")
+    }
+}
+
+impl Reloader {
+    /// New jobs go to these miners. What is known of those that stay is kept; jobs on those that go end as they would.
+    pub fn miners(&self, miners: Vec<MinerAddress>) {
+        lock(&self.0.routing).replace(miners);
     }
 }
 

@@ -49,6 +49,10 @@ struct MinerState {
 }
 
 impl MinerState {
+    fn new(address: MinerAddress) -> Self {
+        Self { address, manifest: None, running: HashMap::new(), cooling_until: None, blacklisted_until: None }
+    }
+
     fn running(&self, class: ExecutorClass) -> i64 {
         self.running.get(&class).copied().unwrap_or(0)
     }
@@ -79,17 +83,20 @@ pub struct Routing {
 impl Routing {
     /// A table of miners about which nothing is known.
     pub fn new(miners: Vec<MinerAddress>) -> Self {
-        let miners = miners
+        Self { miners: miners.into_iter().map(MinerState::new).collect(), turn: 0 }
+    }
+
+    /// Takes another table; what is known of the miners in both is kept.
+    pub fn replace(&mut self, miners: Vec<MinerAddress>) {
+        let mut known: HashMap<PublicKey, MinerState> =
+            self.miners.drain(..).map(|miner| (miner.address.hotkey, miner)).collect();
+        self.miners = miners
             .into_iter()
-            .map(|address| MinerState {
-                address,
-                manifest: None,
-                running: HashMap::new(),
-                cooling_until: None,
-                blacklisted_until: None,
+            .map(|address| match known.remove(&address.hotkey) {
+                Some(miner) => MinerState { address, ..miner },
+                None => MinerState::new(address),
             })
             .collect();
-        Self { miners, turn: 0 }
     }
 
     /// Picks the miner with the most free executors of `class`, not one of `tried`, and counts the job as running there
@@ -182,10 +189,12 @@ mod tests {
         PublicKey::from_bytes([n; 32])
     }
 
+    fn miner(n: u8) -> MinerAddress {
+        MinerAddress { hotkey: key(n), address: "127.0.0.1".into(), port: 1, trusted: n == 2, tls: false }
+    }
+
     fn table(n: u8) -> Routing {
-        let address =
-            |n| MinerAddress { hotkey: key(n), address: "127.0.0.1".into(), port: 1, trusted: n == 2, tls: false };
-        Routing::new((1..=n).map(address).collect())
+        Routing::new((1..=n).map(miner).collect())
     }
 
     fn has(count: i64) -> HashMap<ExecutorClass, i64> {
@@ -234,6 +243,18 @@ mod tests {
         routing.blacklist(&key(2), now + Duration::from_secs(30), Duration::from_secs(60));
         assert_eq!(routing.reserve(CLASS, true, &[], now + Duration::from_secs(59)), Err(NoMiner::None));
         assert!(routing.reserve(CLASS, true, &[], now + Duration::from_secs(60)).is_ok());
+    }
+
+    #[test]
+    fn another_table_keeps_what_is_known_of_the_miners_in_both() {
+        let now = Instant::now();
+        let mut routing = table(2);
+        routing.blacklist(&miner(1).hotkey, now, Duration::from_secs(60));
+        routing.replace(vec![MinerAddress { port: 9, ..miner(1) }, miner(3)]);
+        assert_eq!(pick(&mut routing, &[], now), Ok(key(3)));
+        assert_eq!(pick(&mut routing, &[key(3)], now), Err(NoMiner::None), "1 cheated, 2 is gone");
+        let later = now + Duration::from_secs(61);
+        assert_eq!(routing.reserve(CLASS, false, &[key(3)], later).map(|m| m.port), Ok(9));
     }
 
     #[test]
