@@ -49,6 +49,12 @@ pub struct Args {
     /// How long a stop lets running jobs go on
     #[arg(long, value_name = "DUR", default_value = "60s", value_parser = duration, env = "PHALANX_DRAIN_TIME")]
     drain_time: Duration,
+    /// How long a stop lets the last updates be answered; what is not answered then is kept, and the exit code is 3
+    #[arg(long, value_name = "DUR", default_value = "10s", value_parser = duration, env = "PHALANX_FLUSH_TIME")]
+    flush_time: Duration,
+    /// How long a miner that was reported for cheating gets no job
+    #[arg(long, value_name = "DUR", default_value = "24h", value_parser = duration, env = "PHALANX_BLACKLIST_TIME")]
+    blacklist_time: Duration,
     #[command(flatten)]
     tls: super::tls::ClientArgs,
     /// Address of health, metrics and status
@@ -127,6 +133,8 @@ fn configure(args: Args) -> Result<(ValidatorConfig, WsDialer), String> {
         dispatch,
         workers: args.workers,
         drain_time: args.drain_time,
+        flush_time: args.flush_time,
+        blacklist_time: args.blacklist_time,
         ..ValidatorConfig::new(facilitator, key, miners)
     };
     let problems = config.validate();

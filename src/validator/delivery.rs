@@ -2,7 +2,7 @@
 //!
 //! Owner: [`super::FacilitatorClient`]. Its thread `val-store` writes what has changed since it last looked, all in one
 //! transaction (group commit), then lets those updates leave. Blocks in: its condition, and the disk. Kick:
-//! [`Delivery::close`]. Ends: when closed and everything is written.
+//! closing the queue. Ends: when closed and everything is written.
 
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
