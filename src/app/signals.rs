@@ -25,7 +25,9 @@ pub struct Signals {
 
 /// What SIGHUP does; nothing until a role says so. Clones are the same.
 #[derive(Clone, Default)]
-pub struct Reload(Arc<Mutex<Option<Box<dyn Fn() + Send>>>>);
+pub struct Reload(Arc<Mutex<Option<Action>>>);
+
+type Action = Box<dyn Fn() + Send>;
 
 impl std::fmt::Debug for Reload {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
