@@ -4,7 +4,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 VENV := target/venv
 
-.PHONY: run test test/quick check fmt clippy doc bench bench/client soak clean-docker
+.PHONY: run test test/quick check fmt clippy doc bench bench/client bench/durability soak clean-docker
 
 run:
 	$(CARGO) run --quiet --release -- demo
@@ -40,6 +40,11 @@ bench/client: $(VENV)/.ready
 	$(CARGO) build --quiet --release --locked --bin phalanx
 	cd tests/peers && $(CARGO) build --quiet --release --locked
 	target/peers/release/bench-client compare $(BENCH_ARGS)
+
+# What it costs to keep updates on disk; the folder must not be in memory.
+BENCH_FOLDER ?= target/tmp
+bench/durability:
+	$(CARGO) run --quiet --release --locked --example durability -- $(BENCH_FOLDER)
 
 # The Python peers; a machine without Python or without an index gets an empty environment, and the tests say so.
 $(VENV)/.ready: tests/python/requirements.txt tests/python/requirements-no-deps.txt

@@ -18,6 +18,7 @@ pub mod job_client;
 pub mod jobfile;
 pub mod key;
 pub mod miner;
+pub mod outbox;
 pub mod status;
 pub mod submit;
 mod tls;
@@ -55,6 +56,8 @@ enum Command {
     Submit(submit::Args),
     /// Show the status of a running role; exit 0 if it is ready, 1 if not
     Status(status::Args),
+    /// Look at the updates that a validator keeps for the facilitator; send given-up ones again, or drop them
+    Outbox(outbox::Args),
     /// Check messages against the wire protocol
     Wire(wire::Args),
     /// Make keys, show them, sign and verify
@@ -98,6 +101,7 @@ pub fn main() -> ExitCode {
         Command::Executor(args) => executor::run(args),
         Command::Submit(args) => submit::run(args),
         Command::Status(args) => status::run(args),
+        Command::Outbox(args) => outbox::run(args),
         Command::Wire(args) => wire::run(args),
         Command::Key(args) => key::run(args),
     }

@@ -155,7 +155,7 @@ fn field((name, value): (&String, &Value)) -> String {
 }
 
 /// A time for people: its two largest units.
-fn ago(seconds: u64) -> String {
+pub(super) fn ago(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{seconds} s"),

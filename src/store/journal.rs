@@ -109,6 +109,11 @@ pub struct Journal {
 }
 
 impl Journal {
+    /// Whether a folder has a journal.
+    pub fn is_in(folder: &Path) -> bool {
+        [DATABASE, LOG, BUILT].iter().any(|name| folder.join(name).exists())
+    }
+
     /// Opens or makes the journal of a folder, and gives its records. Takes the folder's lock, until the journal is dropped
     /// or the process ends. Reads both files into memory, for a time about three times their size.
     ///

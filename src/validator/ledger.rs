@@ -572,7 +572,7 @@ impl Ledger {
 }
 
 /// How far a status is; a job only moves to a larger one.
-fn progress(status: JobStatus) -> u8 {
+pub(super) fn progress(status: JobStatus) -> u8 {
     match status {
         JobStatus::Unknown | JobStatus::Sent => 0,
         JobStatus::Received => 1,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tungstenite::Utf8Bytes;
 
+use super::ledger::progress;
 use crate::identity::PublicKey;
 use crate::protocol::JobStatus;
 
@@ -77,6 +78,24 @@ impl JobRecord {
             updates: VecDeque::new(),
             dead: Vec::new(),
         }
+    }
+
+    /// Whether the facilitator has the job's terminal status: a status after that would move the job backwards.
+    pub fn is_end_stored(&self) -> bool {
+        let mut kept = self.updates.iter().chain(self.dead.iter().map(|letter| &letter.update));
+        self.ended && !kept.any(|update| update.status.is_terminal())
+    }
+
+    /// Puts the dead letters back among the updates that wait, in the order of the statuses; gives how many. None, if
+    /// [`JobRecord::is_end_stored`].
+    pub fn revive(&mut self) -> usize {
+        if self.is_end_stored() {
+            return 0;
+        }
+        let revived = self.dead.len();
+        self.updates.extend(self.dead.drain(..).map(|letter| letter.update));
+        self.updates.make_contiguous().sort_by_key(|update| progress(update.status));
+        revived
     }
 
     /// The record as bytes.
@@ -210,6 +229,20 @@ mod tests {
     fn a_record_comes_back_as_it_was() {
         for record in [record(), JobRecord::new("".into(), 0)] {
             assert_eq!(JobRecord::decode(&record.encode()), Ok(record));
+        }
+    }
+
+    #[test]
+    fn dead_letters_go_back_to_their_place_unless_the_job_would_move_backwards() {
+        let statuses = |record: &JobRecord| record.updates.iter().map(|u| u.status).collect::<Vec<_>>();
+        let mut waits = record();
+        assert_eq!((waits.revive(), waits.dead.len()), (1, 0));
+        assert_eq!(statuses(&waits), [JobStatus::Received, JobStatus::ExecutionDone, JobStatus::Completed]);
+        assert_eq!(waits.revive(), 0);
+        let open = JobRecord { ended: false, updates: VecDeque::new(), ..record() };
+        let over = JobRecord { updates: VecDeque::new(), ..record() };
+        for (mut record, revived) in [(open, 1), (over, 0)] {
+            assert_eq!((record.revive(), record.updates.len(), record.dead.len()), (revived, revived, 1 - revived));
         }
     }
 

@@ -80,6 +80,10 @@ impl Running {
         self.lines.recv_timeout(LONG).expect("a line of stdout")
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }

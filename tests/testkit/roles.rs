@@ -18,6 +18,7 @@ use phalanx::protocol::{
     FacilitatorToValidator, Int, JobStatus, MinerToValidator, Response, ResponseStatus, SignedRequest, StrMap,
     V0ExecutorManifestRequest, V0JobStatusUpdate, V2JobRequest, ValidatorToFacilitator, ValidatorToMiner,
 };
+use phalanx::transport::Listener;
 use phalanx::transport::memory::MemoryNet;
 
 /// Only a bug reaches this.
@@ -69,6 +70,10 @@ pub struct FakeFacilitator {
 
 impl FakeFacilitator {
     pub fn start(world: &World) -> Self {
+        Self::start_on(world, Box::new(world.net.listener("facilitator")))
+    }
+
+    pub fn start_on(world: &World, listener: Box<dyn Listener>) -> Self {
         let (tx, updates) = bounded(100_000);
         let handles: Arc<Mutex<HashMap<SessionId, SessionHandle>>> = Arc::default();
         let sessions: Arc<Mutex<Vec<(SessionId, SessionHandle)>>> = Arc::default();
@@ -95,7 +100,6 @@ impl FakeFacilitator {
                 }
             }
         });
-        let listener = Box::new(world.net.listener("facilitator"));
         let server = Server::start(ServerConfig::new("fac"), listener, world.timer(), Arc::new(|_| Ok(())), sink);
         Self { server: Some(server), sessions, updates }
     }
