@@ -102,6 +102,8 @@ struct State {
     /// What may leave as soon as there is a link.
     restored: Vec<Outgoing>,
     closed: bool,
+    /// The store thread has ended.
+    ended: bool,
     store_waits: bool,
     producers_wait: usize,
     /// Why the last write to the disk failed.
@@ -144,8 +146,11 @@ impl Ticket {
                 return Ok(());
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || state.closed {
+            if left.is_zero() {
                 return Err(NotOnDisk("the disk is too slow".to_owned()));
+            }
+            if state.ended {
+                return Err(NotOnDisk("the client has stopped".to_owned()));
             }
             state.producers_wait += 1;
             state = inner.safe.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -168,6 +173,16 @@ impl StoreThread {
         if let Some(thread) = self.thread {
             step.join(thread);
         }
+    }
+}
+
+/// Tells the producers that the store thread has ended.
+struct Ended(Delivery);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        lock(&self.0.0.state).ended = true;
+        self.0.0.safe.notify_all();
     }
 }
 
@@ -218,6 +233,7 @@ impl Delivery {
             ledger,
             restored,
             closed: false,
+            ended: false,
             store_waits: false,
             producers_wait: 0,
             broken: None,
@@ -236,7 +252,11 @@ impl Delivery {
         }));
         let thread = journal.map(|journal| {
             let (writer, kick) = (delivery.clone(), delivery.clone());
-            spawn("val-store", Kick::new("close the queue", move || kick.close()), move || writer.write_loop(journal))
+            spawn("val-store", Kick::new("close the queue", move || kick.close()), move || {
+                // Also when it panics, so that nobody waits for it.
+                let _ended = Ended(writer.clone());
+                writer.write_loop(journal);
+            })
         });
         Ok((delivery.clone(), StoreThread { thread, delivery }))
     }
@@ -492,7 +512,6 @@ impl Delivery {
     fn close(&self) {
         lock(&self.0.state).closed = true;
         self.0.changed.notify_all();
-        self.0.safe.notify_all();
     }
 
     /// Disconnects when nothing waits for the facilitator.
