@@ -19,7 +19,7 @@ use phalanx::base::thread::{Group, Kick, Thread, spawn};
 use phalanx::base::timer::Timer;
 use phalanx::link::heartbeat::LivenessConfig;
 use phalanx::link::server::{Server, ServerConfig, ServerEvent};
-use phalanx::link::session::{self, Beat, SessionConfig, SessionEnd, SessionHandle};
+use phalanx::link::session::{self, Arrival, Beat, SessionConfig, SessionEnd, SessionHandle};
 use phalanx::link::{
     Answered, Authenticate, Authenticated, Link, LinkConfig, LinkEvent, LinkState, OutboxLimits, Outgoing, Refused,
 };
@@ -55,8 +55,12 @@ impl Fixture {
         let (tx, rx) = bounded(100_000);
         let authenticate = password.map(|password| Box::new(Password(password)) as Box<dyn Authenticate>);
         let timer = self.timer.as_ref().unwrap().handle();
-        // The receiver may be gone in a test that has seen enough.
-        let link = Link::start(config, Arc::new(self.net.dialer()), authenticate, timer, move |e| drop(tx.send(e)));
+        let link = Link::start(config, Arc::new(self.net.dialer()), authenticate, timer, move |event| {
+            if !matches!(event, LinkEvent::Pause { .. }) {
+                // The receiver may be gone in a test that has seen enough.
+                drop(tx.send(event));
+            }
+        });
         (link, rx)
     }
 
@@ -462,8 +466,10 @@ fn session(
     let config = SessionConfig { writer_name: "t-wr".to_owned(), liveness, beat: None };
     let handle = handle.clone();
     kit::background("t-session", move || {
-        session::run(connection, &handle, &config, |_, text| {
-            on_text(text);
+        session::run(connection, &handle, &config, |_, arrival| {
+            if let Arrival::Text(text) = arrival {
+                on_text(text);
+            }
             ControlFlow::Continue(())
         })
     })

@@ -56,6 +56,7 @@ pub fn start(
     let link = Link::start(config, dialer, None, timer, move |event| {
         let event = match event {
             LinkEvent::Ready { .. } => MinerEvent::Ready,
+            LinkEvent::Pause { .. } => return,
             LinkEvent::Lost { why, .. } | LinkEvent::Failed { why, .. } => {
                 MinerEvent::Trouble { why: without(&secret, &why) }
             }

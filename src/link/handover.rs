@@ -2,16 +2,25 @@
 //!
 //! It outlives the connections that follow one another on a link. Senders never block. Only the writer waits here, and
 //! whatever it may wait for wakes it: a message, an answer that opens the window, a control frame, the end.
+//!
+//! While the writer waits, a sender may borrow its turn: it takes the texts itself, writes what can be written without
+//! blocking, and gives the turn back. That spares a small message on an idle link the way through another thread.
 
 use tungstenite::Utf8Bytes;
 
 use super::outbox::{Answered, Full, Outbox, OutboxLimits, Outgoing};
 use crate::base::ids::Epoch;
 use crate::base::lock::{lock, wait};
-use crate::base::sync::{Condvar, Mutex};
+use crate::base::sync::{Condvar, Mutex, MutexGuard};
 
 /// Texts that are written before one flush; a larger batch saves no further system calls.
 pub const BATCH_MESSAGES: usize = 64;
+
+/// Bytes that a sender may write in the writer's place: more may not fit into the socket, and would only be copied twice.
+const LOAN_BYTES: usize = 8 << 10;
+
+/// Messages that a sender may write in the writer's place; a crowd is worth the writer's waking.
+const LOAN_MESSAGES: usize = 8;
 
 /// What the writer does next.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,10 +66,24 @@ struct State<C> {
     connection: Option<C>,
     /// The writer waits, and nobody has woken it yet; most messages come while it works, and need no system call.
     waiting: bool,
+    /// A sender has the turn of the writer, which waits.
+    lent: bool,
     control: bool,
     ping: bool,
     beat: bool,
     closing: Option<(u16, String)>,
+}
+
+impl<C> State<C> {
+    /// Whether the writer is wanted for nothing but messages.
+    fn is_quiet(&self) -> bool {
+        !self.control && !self.ping && !self.beat && self.closing.is_none()
+    }
+
+    /// Whether a writer that waits has something to do.
+    fn has_news(&self) -> bool {
+        self.connection.is_none() || !self.is_quiet() || self.outbox.has_work()
+    }
 }
 
 impl<C> Handover<C> {
@@ -71,6 +94,7 @@ impl<C> Handover<C> {
             epoch: Epoch::default(),
             connection: None,
             waiting: false,
+            lent: false,
             control: false,
             ping: false,
             beat: false,
@@ -83,12 +107,17 @@ impl<C> Handover<C> {
     fn change<T>(&self, change: impl FnOnce(&mut State<C>) -> T) -> T {
         let mut state = lock(&self.state);
         let result = change(&mut state);
-        let wake = std::mem::take(&mut state.waiting);
-        drop(state);
-        if wake {
+        self.wake_for_news(state);
+        result
+    }
+
+    /// Wakes the writer if it waits and there is something for it. Whoever has its turn does so when giving it back.
+    fn wake_for_news(&self, mut state: MutexGuard<'_, State<C>>) {
+        if state.waiting && !state.lent && state.has_news() {
+            state.waiting = false;
+            drop(state);
             self.changed.notify_all();
         }
-        result
     }
 
     /// Puts a message into the outbox; never blocks.
@@ -99,17 +128,50 @@ impl<C> Handover<C> {
         self.change(|state| state.outbox.push(message))
     }
 
-    /// Puts messages into the outbox and wakes the writer once; gives back those that were refused.
-    pub fn send_all(&self, messages: impl IntoIterator<Item = Outgoing>) -> Vec<Full> {
-        self.change(|state| messages.into_iter().filter_map(|message| state.outbox.push(message).err()).collect())
+    /// Puts messages into the outbox; gives back those that were refused. If the writer waits and what is inside is small,
+    /// the caller gets the texts and, by `borrow`, what it needs of the connection: it must write them at once and then
+    /// call [`Handover::give_back`]. Otherwise the writer is woken, once.
+    pub fn offer<T>(
+        &self,
+        messages: impl IntoIterator<Item = Outgoing>,
+        borrow: impl FnOnce(&C) -> T,
+    ) -> (Vec<Full>, Option<(Vec<Utf8Bytes>, T)>) {
+        let mut state = lock(&self.state);
+        let refused = messages.into_iter().filter_map(|message| state.outbox.push(message).err()).collect();
+        let small = state.waiting && !state.lent && state.outbox.waits_at_most(LOAN_MESSAGES, LOAN_BYTES);
+        if small
+            && state.is_quiet()
+            && state.outbox.has_work()
+            && let Some(borrowed) = state.connection.as_ref().map(borrow)
+        {
+            state.lent = true;
+            let texts = std::iter::from_fn(|| state.outbox.next_to_write()).collect();
+            return (refused, Some((texts, borrowed)));
+        }
+        self.wake_for_news(state);
+        (refused, None)
     }
 
-    /// The peer answered on the connection of `epoch`; see [`Outbox::answered`]. An answer on a connection that is gone
-    /// is about nothing: its message will be sent again.
+    /// Gives the writer's turn back; `all_left` says that nothing of the texts is left to send.
+    pub fn give_back(&self, all_left: bool) {
+        let mut state = lock(&self.state);
+        state.lent = false;
+        state.control |= !all_left;
+        self.wake_for_news(state);
+    }
+
+    /// The peer answered on the connection of `epoch`; see [`Outbox::answered`]. An answer on a connection that is gone is
+    /// about nothing: its message will be sent again.
     pub fn answered(&self, epoch: Epoch, certain: bool) -> Answered {
-        self.change(|state| match state.epoch == epoch && state.connection.is_some() {
-            true => state.outbox.answered(certain),
-            false => Answered::Nothing,
+        self.answered_all(epoch, [certain]).pop().unwrap_or(Answered::Nothing)
+    }
+
+    /// As [`Handover::answered`], once for each of `certain`.
+    pub fn answered_all(&self, epoch: Epoch, certain: impl IntoIterator<Item = bool>) -> Vec<Answered> {
+        self.change(|state| {
+            let present = state.epoch == epoch && state.connection.is_some();
+            let answer = |certain| if present { state.outbox.answered(certain) } else { Answered::Nothing };
+            certain.into_iter().map(answer).collect()
         })
     }
 
@@ -161,6 +223,10 @@ impl<C> Handover<C> {
     pub fn next_work(&self, epoch: Epoch) -> Work {
         let mut state = lock(&self.state);
         loop {
+            if state.lent {
+                state = wait(&self.changed, state);
+                continue;
+            }
             if state.epoch != epoch || state.connection.is_none() {
                 return Work::Over;
             }

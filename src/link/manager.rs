@@ -13,7 +13,7 @@ use tungstenite::Utf8Bytes;
 
 use super::heartbeat::LivenessConfig;
 use super::outbox::{Answered, Full, OutboxLimits, Outgoing};
-use super::session::{self, Beat, SessionConfig, SessionEnd, SessionHandle};
+use super::session::{self, Arrival, Beat, SessionConfig, SessionEnd, SessionHandle};
 use crate::base::backoff::{Backoff, BackoffConfig};
 use crate::base::ids::Epoch;
 use crate::base::limits::DIAL_TIME;
@@ -127,6 +127,11 @@ pub enum LinkEvent {
         /// The text.
         text: Utf8Bytes,
     },
+    /// Everything that was received has been told; see [`Arrival::Pause`].
+    Pause {
+        /// On this connection.
+        epoch: Epoch,
+    },
     /// The connection ended; the link will be back, unless it is stopping.
     Lost {
         /// The connection that ended.
@@ -204,6 +209,11 @@ impl LinkHandle {
     /// See [`SessionHandle::answered`].
     pub fn answered(&self, epoch: Epoch, certain: bool) -> Answered {
         self.session.answered(epoch, certain)
+    }
+
+    /// See [`SessionHandle::answered_all`].
+    pub fn answered_all(&self, epoch: Epoch, certain: impl IntoIterator<Item = bool>) -> Vec<Answered> {
+        self.session.answered_all(epoch, certain)
     }
 
     /// Where the link stands.
@@ -401,8 +411,11 @@ impl<F: FnMut(LinkEvent)> Runner<F> {
         if let Some(text) = first {
             sink(LinkEvent::Text { epoch, text });
         }
-        let end = session::run(connection, &self.handle.session, config, |epoch, text| {
-            sink(LinkEvent::Text { epoch, text });
+        let end = session::run(connection, &self.handle.session, config, |epoch, arrival| {
+            sink(match arrival {
+                Arrival::Text(text) => LinkEvent::Text { epoch, text },
+                Arrival::Pause => LinkEvent::Pause { epoch },
+            });
             ControlFlow::Continue(())
         });
         sink(LinkEvent::Lost { epoch, why: end.to_string() });

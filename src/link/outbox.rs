@@ -249,6 +249,11 @@ impl Outbox {
         self.len() == 0
     }
 
+    /// Whether at most so many messages wait to be written, with at most so many bytes.
+    pub fn waits_at_most(&self, messages: usize, bytes: usize) -> bool {
+        self.queued.len() <= messages && self.queued.values().map(|message| message.text.len()).sum::<usize>() <= bytes
+    }
+
     /// Bytes of the texts inside.
     pub fn bytes(&self) -> usize {
         self.bytes

@@ -14,7 +14,7 @@ use tungstenite::Utf8Bytes;
 
 use super::heartbeat::LivenessConfig;
 use super::outbox::OutboxLimits;
-use super::session::{self, SessionConfig, SessionEnd, SessionHandle};
+use super::session::{self, Arrival, SessionConfig, SessionEnd, SessionHandle};
 use crate::base::ids::SessionId;
 use crate::base::limits::{HANDSHAKE_TIME, SERVER_CONNECTIONS};
 use crate::base::lock::lock;
@@ -278,8 +278,10 @@ impl Serve {
         };
         let Self { id, handle, session, sink, .. } = self;
         sink(ServerEvent::Opened { id, handle: handle.clone(), request, peer });
-        let end = session::run(connection, &handle, &session, |_, text| {
-            sink(ServerEvent::Text { id, text });
+        let end = session::run(connection, &handle, &session, |_, arrival| {
+            if let Arrival::Text(text) = arrival {
+                sink(ServerEvent::Text { id, text });
+            }
             ControlFlow::Continue(())
         });
         sink(ServerEvent::Closed { id, end });

@@ -89,10 +89,24 @@ struct Shared {
 /// The present connection.
 struct Present {
     kick: ConnectionKick,
+    /// Locked by the writer thread for each of its writes, or by a sender that has its turn.
+    writer: Arc<Mutex<Box<dyn WriteHalf>>>,
     /// Why it is about to be kicked, so that its error can be told as the cause, not as "reset".
     verdict: Option<SessionEnd>,
     /// Since when a write is under way.
     writing_since: Option<Instant>,
+}
+
+/// A loan of the writer's turn, given back on drop.
+struct Turn<'a> {
+    handover: &'a Handover<Present>,
+    all_left: bool,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.handover.give_back(self.all_left);
+    }
 }
 
 impl fmt::Debug for SessionHandle {
@@ -116,18 +130,32 @@ impl SessionHandle {
     /// # Errors
     /// [`Full`], with the message.
     pub fn send(&self, message: Outgoing) -> Result<(), Full> {
-        self.0.handover.send(message)
+        self.send_all([message]).pop().map_or(Ok(()), Err)
     }
 
-    /// Puts messages into the outbox with one wake-up of the writer; gives back those that were refused.
+    /// Puts messages into the outbox; gives back those that were refused. Never blocks: on an idle connection the caller
+    /// itself writes as much as the system takes at once.
     pub fn send_all(&self, messages: impl IntoIterator<Item = Outgoing>) -> Vec<Full> {
-        self.0.handover.send_all(messages)
+        let (refused, loan) = self.0.handover.offer(messages, |present| present.writer.clone());
+        if let Some((texts, writer)) = loan {
+            let mut turn = Turn { handover: &self.0.handover, all_left: false };
+            let mut writer = lock(&writer);
+            let left = texts.into_iter().try_for_each(|text| writer.write(text)).and_then(|()| writer.try_flush());
+            // An error is met again, and told, by the writer.
+            turn.all_left = left.unwrap_or(false);
+        }
+        refused
     }
 
     /// The peer answered on the connection of `epoch`; `certain` says that only messages that are always answered get
     /// such an answer. About nothing if that connection is gone (then the message will be sent again).
     pub fn answered(&self, epoch: Epoch, certain: bool) -> Answered {
         self.0.handover.answered(epoch, certain)
+    }
+
+    /// As [`SessionHandle::answered`], once for each of `certain`.
+    pub fn answered_all(&self, epoch: Epoch, certain: impl IntoIterator<Item = bool>) -> Vec<Answered> {
+        self.0.handover.answered_all(epoch, certain)
     }
 
     /// Takes no more messages, sends and has acknowledged those inside, then closes; whatever is not done by `deadline`
@@ -195,32 +223,52 @@ fn kick_with(shared: &Weak<Shared>, why: SessionEnd) {
     }
 }
 
+/// What the receiver of a session is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Arrival {
+    /// A text.
+    Text(Utf8Bytes),
+    /// Everything that was received has been told; now is the time for what was put off to do it for several texts at once.
+    Pause,
+}
+
 /// Runs one connection until it ends. Blocks for the whole life of the connection; [`SessionHandle::close`] and
 /// [`SessionHandle::kick`] end it.
 ///
-/// `on_text` runs on the calling thread for every text, in order; while it blocks, the peer is slowed by TCP and does not
-/// count as silent.
+/// `on_arrival` runs on the calling thread for every text, in order; while it blocks, the peer is slowed by TCP and does
+/// not count as silent.
 pub fn run(
     connection: Connection,
     handle: &SessionHandle,
     config: &SessionConfig,
-    mut on_text: impl FnMut(Epoch, Utf8Bytes) -> ControlFlow<()>,
+    mut on_arrival: impl FnMut(Epoch, Arrival) -> ControlFlow<()>,
 ) -> SessionEnd {
     let Connection { mut reader, writer, kick, traffic, .. } = connection;
-    let present = Present { kick: kick.clone(), verdict: None, writing_since: None };
+    let writer = Arc::new(Mutex::new(writer));
+    let present = Present { kick: kick.clone(), writer: writer.clone(), verdict: None, writing_since: None };
     let epoch = handle.0.handover.attach(present, config.beat.is_some());
     let watch = Watch::start(handle, config, traffic);
     let writing = handle.clone();
     let beat = config.beat.as_ref().map(|beat| beat.text.clone());
     let (write_kick, broken_kick) = (kick.clone(), kick.clone());
     let thread = spawn(config.writer_name.clone(), Kick::new("connection", move || write_kick.kick()), move || {
-        write_loop(&writing, epoch, writer, beat, &broken_kick)
+        write_loop(&writing, epoch, &writer, beat, &broken_kick)
     });
 
     let end = loop {
-        match reader.read() {
+        let incoming = match reader.read_ready() {
+            Ok(Some(incoming)) => Ok(incoming),
+            Ok(None) => {
+                if watch.while_deaf(|| on_arrival(epoch, Arrival::Pause)).is_break() {
+                    break SessionEnd::Left;
+                }
+                reader.read()
+            }
+            Err(error) => Err(error),
+        };
+        match incoming {
             Ok(Incoming::Text(text)) => {
-                if watch.while_deaf(|| on_text(epoch, text)).is_break() {
+                if watch.while_deaf(|| on_arrival(epoch, Arrival::Text(text))).is_break() {
                     break SessionEnd::Left;
                 }
             }
@@ -255,7 +303,7 @@ pub fn run(
 fn write_loop(
     handle: &SessionHandle,
     epoch: Epoch,
-    mut writer: Box<dyn WriteHalf>,
+    writer: &Mutex<Box<dyn WriteHalf>>,
     beat: Option<Utf8Bytes>,
     kick: &ConnectionKick,
 ) {
@@ -264,6 +312,7 @@ fn write_loop(
             Work::Batch { texts, beat: beat_due, ping } => {
                 handle.write_begins(Some(Instant::now()));
                 let first = beat.clone().filter(|_| beat_due);
+                let mut writer = lock(writer);
                 let written = first
                     .into_iter()
                     .chain(texts)
@@ -275,8 +324,8 @@ fn write_loop(
                     break written;
                 }
             }
-            Work::Close(code, reason) => break writer.close(code, &reason),
-            Work::Over => break writer.flush(),
+            Work::Close(code, reason) => break lock(writer).close(code, &reason),
+            Work::Over => break lock(writer).flush(),
         }
     };
     if let Err(error) = outcome {

@@ -1,7 +1,7 @@
 //! A durable map from numbers to bytes, in which damage to the files costs at most the records that it hits.
 //!
 //! The map is a SQLite database, `journal.db`, in WAL mode. Each body is kept as frames with a checksum, none of which is
-//! ever split over pages ([`frame`]). At every start the files are read and checked as raw bytes, before SQLite may touch
+//! ever split over pages. At every start the files are read and checked as raw bytes, before SQLite may touch
 //! them; if anything is wrong, all whole frames are taken out of the raw bytes into a new database, and the damaged files
 //! are kept aside. Fsync policy: [`Journal::write`] hands the changes to the operating system, so they survive the death of
 //! the process, and [`Journal::sync`] waits until all that was written before is on the disk, so it survives a power cut.
@@ -37,6 +37,9 @@ const _: () = assert!(JOURNAL_BODY_BYTES.div_ceil(DATA_BYTES_MAX) < PART_MAX as 
 
 /// The only table; compared with what a file has, letter by letter.
 const SCHEMA: &str = "CREATE TABLE frames (key INTEGER PRIMARY KEY, frame BLOB NOT NULL)";
+
+/// Size of the log from which it is moved into the database: 1,000 pages of 4 KiB.
+const LOG_BYTES: u64 = 4 << 20;
 
 /// How often a reader begins again because the owner began its log again meanwhile: every 4 MiB of log, which takes the
 /// owner longer than the reader takes for files of some 10 MiB.
@@ -102,7 +105,7 @@ pub struct Journal {
     /// Only to sync it: SQLite keeps the one file from open to close.
     log: File,
     log_path: PathBuf,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Journal {
@@ -131,6 +134,8 @@ impl Journal {
         let path = folder.join(DATABASE);
         let damage = damage.map(|(lost, what)| Damage { lost, kept_aside: kept_aside.unwrap_or(path.clone()), what });
         let database = Database::open(&path, &found)?;
+        // What a kill left at the log's end must go before something is written over it.
+        database.checkpoint()?;
         let log_path = folder.join(LOG);
         let log = File::open(&log_path).map_err(file_error(&log_path))?;
         sync_folder(folder)?;
@@ -176,6 +181,11 @@ impl Journal {
     /// # Errors
     /// [`StoreError::Id`], [`StoreError::Body`], SQLite's; then nothing was changed.
     pub fn write<'a>(&mut self, changes: impl IntoIterator<Item = Change<'a>>) -> Result<(), StoreError> {
+        // SQLite's own checkpoint would have the log written over from its beginning, where an interrupted write looks like
+        // damage. Before the changes, so that its failure leaves nothing half done.
+        if self.log.metadata().map_err(file_error(&self.log_path))?.len() >= LOG_BYTES {
+            self.database.checkpoint()?;
+        }
         self.database.write(changes)
     }
 
@@ -224,7 +234,8 @@ impl Database {
             // Deleted frames are overwritten, so that they do not come back when raw bytes are searched.
             ("secure_delete", "ON".to_owned()),
             ("cache_size", "-512".to_owned()),
-            ("wal_autocheckpoint", "1000".to_owned()),
+            // See `Journal::write`.
+            ("wal_autocheckpoint", "0".to_owned()),
         ] {
             connection.pragma_update(None, pragma, value).map_err(opening)?;
         }
@@ -291,8 +302,13 @@ impl Database {
         Ok(())
     }
 
+    /// Moves the log's pages into the database, syncs both, and cuts the log to nothing.
+    fn checkpoint(&self) -> Result<(), StoreError> {
+        Ok(self.connection.prepare_cached("PRAGMA wal_checkpoint(TRUNCATE)")?.query_row([], |_| Ok(()))?)
+    }
+
     fn close(self) -> Result<(), StoreError> {
-        self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        self.checkpoint()?;
         self.connection.close().map_err(|(_, error)| error.into())
     }
 }
@@ -305,8 +321,19 @@ fn record_of(key: i64) -> u64 {
     key as u64 >> PART_BITS
 }
 
+/// The lock of a folder.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a process that another thread is just starting has the descriptor, too, for a moment.
+        let _ = self.0.unlock(); // Closing follows in any case.
+    }
+}
+
 /// Takes the folder's lock, or tells who has it.
-fn lock(folder: &Path) -> Result<File, StoreError> {
+fn lock(folder: &Path) -> Result<Lock, StoreError> {
     let path = folder.join(LOCK);
     let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
     let mut file = open.map_err(file_error(&path))?;
@@ -314,7 +341,7 @@ fn lock(folder: &Path) -> Result<File, StoreError> {
         Ok(()) => {
             let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
             written.map_err(file_error(&path))?;
-            Ok(file)
+            Ok(Lock(file))
         }
         Err(TryLockError::WouldBlock) => {
             let mut pid = String::new();

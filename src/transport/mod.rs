@@ -108,6 +108,15 @@ pub trait ReadHalf: Send {
     /// call returns [`Incoming::Control`], so that the writer is woken and sends the Close with the right code; the next
     /// call waits for the peer's end of stream, at most [`CLOSE_DRAIN_TIME`], and returns the error. Any error is final.
     fn read(&mut self) -> Result<Incoming, TransportError>;
+
+    /// As [`ReadHalf::read`], but never blocks: `None` if nothing is left of what was received, or if that cannot be told;
+    /// then `read` goes on.
+    ///
+    /// # Errors
+    /// As for [`ReadHalf::read`].
+    fn read_ready(&mut self) -> Result<Option<Incoming>, TransportError> {
+        Ok(None)
+    }
 }
 
 /// The sending side of a connection, for one thread.
@@ -126,6 +135,15 @@ pub trait WriteHalf: Send {
     /// # Errors
     /// As for [`WriteHalf::write`], but flushing after a Close is no error.
     fn flush(&mut self) -> Result<(), TransportError>;
+
+    /// As [`WriteHalf::flush`], but sends only what can be sent without blocking; says whether everything has left. The
+    /// rest goes with the next flush. A transport that cannot tell sends nothing.
+    ///
+    /// # Errors
+    /// As for [`WriteHalf::flush`].
+    fn try_flush(&mut self) -> Result<bool, TransportError> {
+        Ok(false)
+    }
 
     /// Queues a ping, which goes with the next flush and before the messages written so far.
     ///

@@ -16,6 +16,12 @@ pub(super) trait Receive: Send {
     /// call goes on where this one stopped.
     fn receive(&mut self) -> Result<Message, Error>;
 
+    /// As [`Receive::receive`], but gives only what has been received already; `None` if the system must be asked, or if
+    /// that cannot be told.
+    fn receive_ready(&mut self) -> Result<Option<Message>, Error> {
+        Ok(None)
+    }
+
     /// Reads and discards until the peer's end, at most for [`super::CLOSE_DRAIN_TIME`]. Nothing is received afterwards.
     fn drain(&mut self);
 
@@ -75,6 +81,37 @@ impl<R: Receive> Reader<R> {
         self.state = State::Over;
         if self.control.is_kicked() { TransportError::Stopped } else { error }
     }
+
+    fn pass_on(&mut self, received: Result<Message, Error>) -> Result<Incoming, TransportError> {
+        Ok(match received {
+            Ok(Message::Text(text)) => Incoming::Text(text),
+            Ok(Message::Binary(bytes)) => Incoming::Binary(bytes),
+            Ok(Message::Ping(payload)) => {
+                self.control.push_pong(payload);
+                Incoming::Control
+            }
+            Ok(Message::Pong(_)) => Incoming::Pong,
+            Ok(Message::Close(frame)) => self.closed_by_peer(frame),
+            Ok(Message::Frame(_)) => unreachable!("the codec gives raw frames to nobody who reads messages"),
+            Err(Error::Io(e)) => match e.kind() {
+                io::ErrorKind::WouldBlock => Incoming::Control,
+                io::ErrorKind::InvalidData => self.fail(tls::io_failed(&self.peer, e)),
+                // A TLS peer that ends without saying so in TLS is no worse than one of plain TCP.
+                io::ErrorKind::UnexpectedEof => return self.stream_ended(),
+                _ => {
+                    self.source.shut();
+                    return Err(self.over(TransportError::Io { doing: "reading", source: e }));
+                }
+            },
+            Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake))
+            | Err(Error::ConnectionClosed | Error::AlreadyClosed) => return self.stream_ended(),
+            Err(Error::Capacity(CapacityError::MessageTooLong { size, max_size })) => {
+                self.fail(TransportError::TooLarge { size, limit: max_size })
+            }
+            Err(Error::Utf8(problem)) => self.fail(TransportError::Utf8 { problem }),
+            Err(e) => self.fail(TransportError::Protocol { problem: e.to_string() }),
+        })
+    }
 }
 
 impl<R: Receive> ReadHalf for Reader<R> {
@@ -94,35 +131,17 @@ impl<R: Receive> ReadHalf for Reader<R> {
             State::Over => return Err(self.over(TransportError::Closed)),
         }
         loop {
-            return Ok(match self.source.receive() {
-                Ok(Message::Text(text)) => Incoming::Text(text),
-                Ok(Message::Binary(bytes)) => Incoming::Binary(bytes),
-                Ok(Message::Ping(payload)) => {
-                    self.control.push_pong(payload);
-                    Incoming::Control
-                }
-                Ok(Message::Pong(_)) => Incoming::Pong,
-                Ok(Message::Close(frame)) => self.closed_by_peer(frame),
-                Ok(Message::Frame(_)) => unreachable!("the codec gives raw frames to nobody who reads messages"),
-                Err(Error::Io(e)) => match e.kind() {
-                    io::ErrorKind::Interrupted => continue,
-                    io::ErrorKind::WouldBlock => Incoming::Control,
-                    io::ErrorKind::InvalidData => self.fail(tls::io_failed(&self.peer, e)),
-                    // A TLS peer that ends without saying so in TLS is no worse than one of plain TCP.
-                    io::ErrorKind::UnexpectedEof => return self.stream_ended(),
-                    _ => {
-                        self.source.shut();
-                        return Err(self.over(TransportError::Io { doing: "reading", source: e }));
-                    }
-                },
-                Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake))
-                | Err(Error::ConnectionClosed | Error::AlreadyClosed) => return self.stream_ended(),
-                Err(Error::Capacity(CapacityError::MessageTooLong { size, max_size })) => {
-                    self.fail(TransportError::TooLarge { size, limit: max_size })
-                }
-                Err(Error::Utf8(problem)) => self.fail(TransportError::Utf8 { problem }),
-                Err(e) => self.fail(TransportError::Protocol { problem: e.to_string() }),
-            });
+            match self.source.receive() {
+                Err(Error::Io(e)) if e.kind() == io::ErrorKind::Interrupted => {}
+                received => return self.pass_on(received),
+            }
+        }
+    }
+
+    fn read_ready(&mut self) -> Result<Option<Incoming>, TransportError> {
+        match self.state {
+            State::Open => self.source.receive_ready().transpose().map(|received| self.pass_on(received)).transpose(),
+            _ => Ok(None),
         }
     }
 }

@@ -22,6 +22,11 @@ pub(super) trait Transmit: Send {
     /// read.
     fn transmit(&mut self) -> io::Result<()>;
 
+    /// Sends what can be sent without blocking; whether everything has left. By default nothing is tried.
+    fn try_transmit(&mut self) -> io::Result<bool> {
+        Ok(false)
+    }
+
     /// Tells the peer that nothing follows; it may still send.
     fn half_close(&mut self) -> io::Result<()>;
 }
@@ -110,6 +115,14 @@ impl<T: Transmit> WriteHalf for Writer<T> {
         self.transmit()?;
         self.answer_close()?;
         Ok(())
+    }
+
+    fn try_flush(&mut self) -> Result<bool, TransportError> {
+        self.check_open()?;
+        match self.sink.try_transmit() {
+            Ok(all_left) => Ok(all_left),
+            Err(error) => self.check(Err(error)).map(|()| false),
+        }
     }
 
     fn ping(&mut self) -> Result<(), TransportError> {

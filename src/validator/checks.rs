@@ -13,6 +13,9 @@ use crate::base::thread::{Kick, Thread, spawn};
 /// Items that one thread checks in one go; larger batches are hardly cheaper, and would wait for one another.
 const BATCH: usize = 64;
 
+/// Items that must wait before another thread helps: fewer are checked sooner by the one that is awake, and in their order.
+const CROWD: usize = 16;
+
 /// A bounded queue of signed things and the threads that check them.
 #[derive(Debug)]
 pub(super) struct Checks<T> {
@@ -35,6 +38,7 @@ struct Queue<T> {
     state: Mutex<State<T>>,
     changed: Condvar,
     limits: Limits,
+    threads: usize,
 }
 
 /// Bounds of the queue.
@@ -56,13 +60,13 @@ impl<T: Send + 'static> Checks<T> {
     /// Starts `threads` threads `val-check-n`; each runs `check` on what it took.
     pub(super) fn start(threads: usize, limits: Limits, check: impl Fn(Vec<T>) + Send + Sync + 'static) -> Self {
         let state = State { items: VecDeque::new(), bytes: 0, idle: 0, closed: false };
-        let queue = Arc::new(Queue { state: Mutex::new(state), changed: Condvar::new(), limits });
+        let queue = Arc::new(Queue { state: Mutex::new(state), changed: Condvar::new(), limits, threads });
         let check = Arc::new(check);
         let threads = (0..threads)
             .map(|n| {
                 let (work, kicked, check) = (queue.clone(), queue.clone(), check.clone());
                 spawn(format!("val-check-{n}"), Kick::new("close the queue", move || kicked.close()), move || {
-                    while let Some(batch) = work.next(threads) {
+                    while let Some(batch) = work.next() {
                         check(batch);
                     }
                 })
@@ -87,14 +91,14 @@ impl<T: Send + 'static> Checks<T> {
 impl<T> ChecksHandle<T> {
     /// Queues an item of this many bytes, or hands it back if there is no room. Never blocks.
     pub(super) fn push(&self, bytes: usize, item: T) -> Result<(), T> {
-        let Queue { state, changed, limits } = &*self.0;
+        let Queue { state, changed, limits, threads } = &*self.0;
         let mut state = lock(state);
         if state.closed || state.items.len() >= limits.items || state.bytes + bytes > limits.bytes {
             return Err(item);
         }
         state.items.push_back((bytes, item));
         state.bytes += bytes;
-        let wake = state.idle > 0;
+        let wake = state.idle > 0 && (state.idle == *threads || state.items.len() >= CROWD);
         drop(state);
         if wake {
             changed.notify_one();
@@ -105,7 +109,7 @@ impl<T> ChecksHandle<T> {
 
 impl<T> Queue<T> {
     /// A fair share of what is inside; `None` at the end.
-    fn next(&self, threads: usize) -> Option<Vec<T>> {
+    fn next(&self) -> Option<Vec<T>> {
         let mut state = lock(&self.state);
         while state.items.is_empty() {
             if state.closed {
@@ -115,7 +119,7 @@ impl<T> Queue<T> {
             state = wait(&self.changed, state);
             state.idle -= 1;
         }
-        let share = state.items.len().div_ceil(threads).min(BATCH);
+        let share = state.items.len().div_ceil(self.threads - state.idle).min(BATCH);
         let taken: Vec<(usize, T)> = state.items.drain(..share).collect();
         state.bytes -= taken.iter().map(|(bytes, _)| bytes).sum::<usize>();
         Some(taken.into_iter().map(|(_, item)| item).collect())

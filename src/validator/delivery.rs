@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tungstenite::Utf8Bytes;
 
-use super::ledger::{Batch, Counts, Ledger, LedgerLimits, Moment, Reply, RetryPolicies, Settled, UpdateError};
+use super::ledger::{Batch, Counts, Ledger, LedgerLimits, Moment, Reply, RetryPolicies, UpdateError};
 use super::record::JobRecord;
 use super::status::Outcome;
 use crate::base::ids::Epoch;
@@ -312,65 +312,74 @@ impl Delivery {
         self.send(Some(message));
     }
 
-    /// The facilitator answered on the connection of `epoch`. Runs on the link's thread; blocks on no disk and no peer.
-    pub fn answered(&self, epoch: Epoch, response: &Response) {
+    /// The facilitator answered on the connection of `epoch`, in this order. Runs on the link's thread; blocks on no disk
+    /// and no peer.
+    pub fn answered(&self, epoch: Epoch, responses: &[Response]) {
         let Some(link) = self.0.link.get() else { return };
-        let has = |prefix: &str| response.errors.iter().any(|error| error.kind.starts_with(prefix));
-        let success = response.status == ResponseStatus::Success;
-        if !success && has("auth.") {
+        if let Some(response) = responses.iter().find(|response| has(response, "auth.")) {
             self.0.errors.report(ErrorClass::Reconnect, "facilitator answer", &describe(response));
             return link.kick();
         }
-        let message = match link.answered(epoch, success || has("job.")) {
-            Answered::Message(message) => message,
-            Answered::Nothing => {
-                let what = format!("an answer without a question: {}", describe(response));
-                return self.0.errors.report(ErrorClass::Rejected, "facilitator answer", &what);
+        let is_certain = |response: &Response| response.status == ResponseStatus::Success || has(response, "job.");
+        let answered = link.answered_all(epoch, responses.iter().map(is_certain));
+        let mut settled = Vec::with_capacity(answered.len());
+        for (response, answered) in responses.iter().zip(answered) {
+            match answered {
+                Answered::Message(message) => settled.push((message, response)),
+                Answered::Nothing => {
+                    let what = format!("an answer without a question: {}", describe(response));
+                    self.0.errors.report(ErrorClass::Rejected, "facilitator answer", &what);
+                }
+                Answered::Unclear => {
+                    let what = format!("it may be about machine specs or a status: {}", describe(response));
+                    self.0.errors.report(ErrorClass::Reconnect, "facilitator answer", &what);
+                    link.kick();
+                    break;
+                }
             }
-            Answered::Unclear => {
-                let what = format!("it may be about machine specs or a status: {}", describe(response));
-                self.0.errors.report(ErrorClass::Reconnect, "facilitator answer", &what);
-                return link.kick();
-            }
-        };
-        let known = !success && !response.errors.is_empty();
-        let repeated = known && response.errors.iter().all(|error| error.kind == "job.integrity_error");
-        let reason = if success || repeated { String::new() } else { describe(response) };
-        let reply = match () {
-            () if success || repeated => Reply::Stored,
-            () if has("job.not_found") => Reply::NotFound(&reason),
-            () => Reply::Refused(&reason),
-        };
-        self.settle(message, reply, repeated);
+        }
+        self.settle(settled);
     }
 
-    fn settle(&self, message: Outgoing, reply: Reply<'_>, repeated: bool) {
+    fn settle(&self, answered: Vec<(Outgoing, &Response)>) {
         let totals = &self.0.totals;
+        let now = now();
+        let mut next = Vec::with_capacity(answered.len());
+        let mut refused = Vec::new();
         let mut state = lock(&self.0.state);
-        let Settled { next, retry_at, dead } = state.ledger.settle(message.tag, reply, now());
+        for (message, response) in answered {
+            let known = response.status == ResponseStatus::Error && !response.errors.is_empty();
+            let repeated = known && response.errors.iter().all(|error| error.kind == "job.integrity_error");
+            if repeated || response.status == ResponseStatus::Success {
+                totals.stored.inc();
+                totals.repeated.add(u64::from(repeated));
+                next.extend(state.ledger.settle(message.tag, Reply::Stored, now).next);
+                continue;
+            }
+            totals.refused.inc();
+            let reason = describe(response);
+            let not_found = has(response, "job.not_found");
+            let reply = if not_found { Reply::NotFound(&reason) } else { Reply::Refused(&reason) };
+            let settled = state.ledger.settle(message.tag, reply, now);
+            next.extend(settled.next);
+            refused.push((message.text, reason, settled.dead));
+        }
         if state.ledger.counts().unsent == 0 {
             state.drained.clear();
         }
         self.wake_store(state);
         self.send(next);
-        match reply {
-            Reply::Stored => {
-                totals.stored.inc();
-                totals.repeated.add(u64::from(repeated));
-            }
-            Reply::NotFound(reason) | Reply::Refused(reason) => {
-                totals.refused.inc();
-                let class = if dead { ErrorClass::Rejected } else { ErrorClass::Retry };
-                let what = format!("{reason}: {}", shorten(&message.text));
-                self.0.errors.report(class, "status update", &what);
-                if dead {
-                    totals.dead.inc();
-                    (self.0.on_dead)(GivenUp { text: message.text, reason: reason.to_owned() });
-                }
-            }
+        if refused.is_empty() {
+            return;
         }
-        if retry_at.is_some() {
-            self.arm_retry();
+        self.arm_retry();
+        for (text, reason, dead) in refused {
+            let class = if dead { ErrorClass::Rejected } else { ErrorClass::Retry };
+            self.0.errors.report(class, "status update", &format!("{reason}: {}", shorten(&text)));
+            if dead {
+                totals.dead.inc();
+                (self.0.on_dead)(GivenUp { text, reason });
+            }
         }
     }
 
@@ -528,6 +537,10 @@ pub(super) fn update_text(uuid: &str, outcome: Outcome) -> (JobStatus, Utf8Bytes
 pub(super) fn describe(response: &Response) -> String {
     let errors: Vec<String> = response.errors.iter().map(|e| format!("{}: {}", e.kind, e.msg)).collect();
     format!("{} {}", response.status, errors.join("; "))
+}
+
+fn has(response: &Response, prefix: &str) -> bool {
+    response.status == ResponseStatus::Error && response.errors.iter().any(|error| error.kind.starts_with(prefix))
 }
 
 /// The beginning of a message, as much as a log line bears.

@@ -76,6 +76,9 @@ const HEARTBEAT_EVERY: Duration = Duration::from_secs(60);
 /// far we run ahead of it.
 const ACK_WINDOW: usize = 1024;
 
+/// Answers that are settled in one go; they are some 60 bytes each, so a read buffer holds about as many.
+const ANSWERS_AT_ONCE: usize = 128;
+
 /// The facilitator closes with this when our signature is bad; trying again soon does not make it better. Its 3001, for a
 /// validator that it does not know, asks to wait and retry, and gets the usual back-off.
 const BAD_SIGNATURE: u16 = 3000;
@@ -330,7 +333,8 @@ impl FacilitatorClient {
             counted: Counted::new(&board.metrics),
             board,
         });
-        let mut intake = Intake { shared: shared.clone(), checks: checks.handle(), limits: config.limits };
+        let mut intake =
+            Intake { shared: shared.clone(), checks: checks.handle(), limits: config.limits, answers: Vec::new() };
         let authenticate = FacilitatorAuthentication { key: config.key.clone() };
         let link =
             Link::start(link_config(&config), config.dialer, Some(Box::new(authenticate)), timer, move |event| {
@@ -656,6 +660,8 @@ struct Intake {
     shared: Arc<Shared>,
     checks: ChecksHandle<Check>,
     limits: LedgerLimits,
+    /// Answers that came together, and are settled together.
+    answers: Vec<Response>,
 }
 
 impl Intake {
@@ -663,6 +669,7 @@ impl Intake {
         let draining = self.shared.draining.is_set();
         match event {
             LinkEvent::Ready { epoch } => {
+                self.answers.clear();
                 log::info!("facilitator: authenticated ({epoch})");
                 self.shared.counted.connections.inc();
                 self.shared.events.tell(&ClientEvent::Ready { epoch });
@@ -675,6 +682,7 @@ impl Intake {
                 self.lost(format!("{why}; next attempt in {:.1}s", next_in.as_secs_f64()), refused);
             }
             LinkEvent::Text { epoch, text } => self.text(epoch, &text),
+            LinkEvent::Pause { epoch } => self.settle(epoch),
         }
     }
 
@@ -690,7 +698,12 @@ impl Intake {
             return;
         }
         match FacilitatorToValidator::decode(text) {
-            Ok(FacilitatorToValidator::Response(response)) => self.shared.delivery.answered(epoch, &response),
+            Ok(FacilitatorToValidator::Response(response)) => {
+                self.answers.push(response);
+                if self.answers.len() >= ANSWERS_AT_ONCE {
+                    self.settle(epoch);
+                }
+            }
             Ok(FacilitatorToValidator::V2JobRequest(request)) => self.job(text.len(), request),
             Ok(FacilitatorToValidator::V0JobCheated(report)) => {
                 if self.checks.push(text.len(), Check::Cheated(Box::new(report))).is_err() {
@@ -703,6 +716,13 @@ impl Intake {
                 let what = format!("a message that cannot be read is ignored: {error}");
                 self.shared.board.errors.report(ErrorClass::Rejected, "facilitator message", &what);
             }
+        }
+    }
+
+    fn settle(&mut self, epoch: Epoch) {
+        if !self.answers.is_empty() {
+            self.shared.delivery.answered(epoch, &self.answers);
+            self.answers.clear();
         }
     }
 

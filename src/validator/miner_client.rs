@@ -74,6 +74,7 @@ impl MinerClient {
         let link = Link::start(config, dialer, Some(Box::new(authenticate)), timer, move |event| {
             let event = match event {
                 LinkEvent::Ready { .. } => MinerEvent::Ready,
+                LinkEvent::Pause { .. } => return,
                 LinkEvent::Lost { why, .. } => MinerEvent::Lost { why },
                 LinkEvent::Failed { why, refused, .. } => MinerEvent::Failed { why, refused },
                 LinkEvent::Text { text, .. } => match MinerToValidator::decode(&text) {

@@ -28,15 +28,13 @@ pub struct Image<'a> {
     pub loose: Vec<&'a [u8]>,
     /// What is wrong, the first finding.
     pub fault: Option<String>,
-    /// The last frame of the log is not whole: damage, or a write that was interrupted.
-    pub torn_end: bool,
 }
 
 /// Takes a database file and its write-ahead log together.
 pub fn overlay<'a>(database: Vec<u8>, log: &'a [u8]) -> Image<'a> {
     let log = Log::parse(log, database.len());
     let mut fault = log.fault;
-    let mut image = Image { pages: database, loose: log.loose, fault: None, torn_end: log.torn_end };
+    let mut image = Image { pages: database, loose: log.loose, fault: None };
     if !image.pages.starts_with(&PROLOGUE) {
         fault.get_or_insert("the database does not begin like one".to_owned());
     }
@@ -66,7 +64,6 @@ struct Log<'a> {
     pages: BTreeMap<u32, &'a [u8]>,
     loose: Vec<&'a [u8]>,
     fault: Option<String>,
-    torn_end: bool,
 }
 
 impl<'a> Log<'a> {
@@ -82,23 +79,23 @@ impl<'a> Log<'a> {
             salts = frames.get(8..16).unwrap_or_default().to_vec();
         }
         let most_pages = (database_bytes + log.len()) / PAGE_BYTES; // Pages are added one by one, without gaps.
-        let (mut uncommitted, mut bad, mut last) = (Vec::new(), Vec::new(), 0);
+        let mut uncommitted = Vec::new();
         for (n, frame) in frames.chunks(FRAME_HEADER_BYTES + PAGE_BYTES).enumerate() {
             let Some((head, page)) = frame.split_at_checked(FRAME_HEADER_BYTES) else { break };
             let expected = checksum(checksum(sum, &head[..8], big), page, big);
             // Going on from what is stored, not from what was found, lets the frames after a damaged one be checked.
             sum = (word(head, 16, true), word(head, 20, true));
             if head[8..12] != salts[..4] && head[12..16] != salts[4..] {
-                continue; // Left over from the round before: SQLite writes a log from its beginning again.
+                continue; // Space that the system had added, but not written, when the power went.
             }
             if page.len() < PAGE_BYTES {
                 parsed.loose.push(page); // A write that was interrupted, so it was never committed.
                 break;
             }
-            last = n;
             let (number, pages_after) = (word(head, 0, true), word(head, 4, true));
             if head[8..16] != salts || expected != sum || number == 0 || number as usize > most_pages {
-                bad.push(n);
+                // A journal only appends to its log, so an interrupted write ends with the file and never looks like this.
+                parsed.fault.get_or_insert(format!("frame {n} of the log does not match its checksum"));
                 parsed.loose.push(page);
                 continue;
             }
@@ -108,10 +105,6 @@ impl<'a> Log<'a> {
             }
         }
         parsed.loose.extend(uncommitted.into_iter().map(|(_, page)| page));
-        parsed.torn_end = bad == [last];
-        if let Some(n) = bad.first().filter(|_| !parsed.torn_end) {
-            parsed.fault.get_or_insert(format!("frame {n} of the log does not match its checksum"));
-        }
         parsed
     }
 }

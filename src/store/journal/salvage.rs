@@ -37,11 +37,10 @@ pub struct Record {
 pub fn read(database: Vec<u8>, log: &[u8]) -> Found {
     let mut image = overlay(database, log);
     let why = match image.fault.take().map_or_else(|| rows(&image.pages), Err) {
-        Ok((rows, salt)) if !image.torn_end || !has_news(&image.loose, salt, rows.newest) => {
+        Ok((rows, salt)) => {
             let what = rows.unreadable.keys().next().map(|id| format!("record {id} does not match its checksum"));
             return rows.finish(salt, what);
         }
-        Ok(_) => "the last frame of the log does not match its checksum".to_owned(),
         Err(why) => why,
     };
     let (parts, salt) = raw(&image);
@@ -130,21 +129,6 @@ fn rows(pages: &[u8]) -> Result<(Parts, u32), String> {
         }
     }
     Ok((parts, salt))
-}
-
-/// Whether the pages hold something that was written after `newest`, or can no longer tell.
-fn has_news(pages: &[&[u8]], salt: u32, newest: u64) -> bool {
-    let mut news = false;
-    for page in pages {
-        scan(page, |frame| {
-            news |= match frame {
-                Ok(frame) => frame.salt == salt && frame.version > newest,
-                Err(NoFrame::Broken { salt: broken, .. }) => broken == salt,
-                Err(NoFrame::Other) => false,
-            }
-        });
-    }
-    news
 }
 
 /// Looks for frames in all bytes there are.

@@ -37,6 +37,17 @@ impl Receive for Decoder {
         self.codec.read()
     }
 
+    fn receive_ready(&mut self) -> Result<Option<Message>, Error> {
+        self.codec.get_mut().set_waiting(false);
+        let received = self.codec.read();
+        let inbound = self.codec.get_mut();
+        inbound.set_waiting(true);
+        match received {
+            Err(Error::Io(e)) if e.kind() == io::ErrorKind::WouldBlock && inbound.is_dry() => Ok(None),
+            received => received.map(Some),
+        }
+    }
+
     fn drain(&mut self) {
         self.socket.drain();
     }
@@ -105,6 +116,14 @@ impl Transmit for Encoder {
             }
         }
         self.outbound.send(&[])
+    }
+
+    fn try_transmit(&mut self) -> io::Result<bool> {
+        // In one buffer, so that what is left of a frame goes before everything else.
+        self.control.append(&mut self.data);
+        let sent = self.outbound.try_send(&self.control)?;
+        self.control.drain(..sent);
+        Ok(self.control.is_empty())
     }
 
     fn half_close(&mut self) -> io::Result<()> {

@@ -9,6 +9,9 @@ use std::net::{Shutdown as Half, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+
 use crate::base::lock::lock;
 use crate::transport::control::Control;
 use crate::transport::{CLOSE_DRAIN_TIME, Traffic};
@@ -53,6 +56,19 @@ impl Socket {
         Ok(())
     }
 
+    /// Sends what the system takes without blocking; gives the number of bytes.
+    fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match rustix::net::send(&*self.tcp, bytes, flags) {
+            Ok(sent) => {
+                self.traffic.count_written(sent);
+                Ok(sent)
+            }
+            Err(Errno::AGAIN | Errno::INTR) => Ok(0),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Interrupts both halves. An error means that the peer has gone, and then nothing blocks.
     pub(super) fn shut(&self) {
         let _ = self.tcp.shutdown(Half::Both);
@@ -86,12 +102,32 @@ pub(super) struct Inbound {
     sealed: Box<[u8]>,
     start: usize,
     end: usize,
+    /// Whether the system may be asked for more.
+    waits: bool,
+    /// More was wanted while the system must not be asked.
+    dry: bool,
 }
 
 impl Inbound {
     pub(super) fn new(socket: Arc<Socket>, buffer: usize) -> Self {
         let buffer = if socket.tls.is_some() { buffer.max(1) } else { 0 };
-        Self { socket, sealed: vec![0; buffer].into(), start: 0, end: 0 }
+        Self { socket, sealed: vec![0; buffer].into(), start: 0, end: 0, waits: true, dry: false }
+    }
+
+    /// Says whether reading may ask the system for more; if not, it fails as `WouldBlock` where it would, and
+    /// [`Inbound::is_dry`] tells so.
+    pub(super) fn set_waiting(&mut self, waits: bool) {
+        self.waits = waits;
+    }
+
+    /// Whether the last reading ended because the system must not be asked.
+    pub(super) fn is_dry(&self) -> bool {
+        self.dry
+    }
+
+    fn ask_system(&mut self) -> io::Result<()> {
+        self.dry = !self.waits;
+        if self.dry { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
     }
 
     /// Decrypts what was received. `None`: more must be received first.
@@ -124,13 +160,16 @@ impl Inbound {
 impl Read for Inbound {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let socket = self.socket.clone();
+        self.dry = false;
         let Some(tls) = &socket.tls else {
+            self.ask_system()?;
             return socket.receive(buf);
         };
         loop {
             if let Some(n) = self.open(tls, buf)? {
                 return Ok(n);
             }
+            self.ask_system()?;
             let received = socket.receive(&mut self.sealed)?;
             if received == 0 {
                 return Ok(0);
@@ -183,6 +222,12 @@ impl Outbound {
                 return Ok(());
             }
         }
+    }
+
+    /// Sends what the system takes without blocking; gives the number of bytes. Nothing over TLS, whose records would have
+    /// to be kept.
+    pub(super) fn try_send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.socket.tls.is_some() { Ok(0) } else { self.socket.try_send(bytes) }
     }
 
     /// Tells the peer that nothing follows; it may still send.
