@@ -222,6 +222,11 @@ impl ScriptedFacilitator {
         });
     }
 
+    /// Asks no more for jobs.
+    pub fn withdraw(&self, jobs: &[String]) {
+        self.shared.change(|state| jobs.iter().for_each(|uuid| drop(state.open.remove(uuid))));
+    }
+
     /// Sends a text on every connection; waits for one to be there.
     pub fn say(&self, text: &str) {
         self.wait("a connection", |state| state.sessions.iter().any(|session| session.ready));
