@@ -354,10 +354,8 @@ impl<F: FnMut(LinkEvent)> Runner<F> {
                 next_in = config.refused_pause.mul_f64(0.5 + rng.unit() / 2.0);
             }
             self.set(LinkState::Reconnecting { last_error: why.clone(), refused: lasting });
-            match refused {
-                Some(refused) => (self.sink)(LinkEvent::Failed { why, refused, next_in }),
-                None if lasting => (self.sink)(LinkEvent::Failed { why, refused: true, next_in }),
-                None => {}
+            if lasting || refused.is_some() {
+                (self.sink)(LinkEvent::Failed { why, refused: lasting || refused == Some(true), next_in });
             }
             self.stop.wait(next_in);
         }

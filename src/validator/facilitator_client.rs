@@ -439,9 +439,10 @@ impl RunningClient {
         self.drain();
         let Some(parts) = &self.parts else { return };
         let ended = stopping.step("jobs", share, |step| step.wait(&parts.all_gone));
+        let running = self.handle.counts().open_jobs;
         parts.stop.cancel();
         if !ended {
-            stopping.cancelled_jobs(self.handle.counts().open_jobs);
+            stopping.cancelled_jobs(running);
             stopping.step("cancelled jobs", (budget - share) / 2, |step| step.wait(&parts.all_gone));
         }
     }

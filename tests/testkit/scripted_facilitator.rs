@@ -140,6 +140,8 @@ struct Session {
     number: usize,
     handle: SessionHandle,
     ready: bool,
+    /// Cut by us: what it had sent before is lost.
+    cut: bool,
 }
 
 struct Shared {
@@ -220,6 +222,11 @@ impl ScriptedFacilitator {
         });
     }
 
+    /// Asks no more for jobs.
+    pub fn withdraw(&self, jobs: &[String]) {
+        self.shared.change(|state| jobs.iter().for_each(|uuid| drop(state.open.remove(uuid))));
+    }
+
     /// Sends a text on every connection; waits for one to be there.
     pub fn say(&self, text: &str) {
         self.wait("a connection", |state| state.sessions.iter().any(|session| session.ready));
@@ -272,6 +279,12 @@ impl State {
         }
     }
 
+    fn cut(&mut self, id: SessionId) {
+        let session = self.sessions.iter_mut().find(|session| session.id == id).expect("texts come before the end");
+        session.cut = true;
+        session.handle.kick();
+    }
+
     /// Stores a status; says whether it was there.
     fn store(&mut self, update: &V0JobStatusUpdate) -> bool {
         let history = self.histories.entry(update.uuid.clone()).or_default();
@@ -305,7 +318,7 @@ impl Shared {
         match event {
             ServerEvent::Opened { id, handle, .. } => self.change(|state| {
                 let number = state.dials;
-                state.sessions.push(Session { id, number, handle, ready: false });
+                state.sessions.push(Session { id, number, handle, ready: false, cut: false });
             }),
             ServerEvent::Closed { id, .. } => self.change(|state| {
                 state.sessions.retain(|session| session.id != id);
@@ -322,6 +335,9 @@ impl Shared {
         let (number, ready, handle) = {
             let state = self.state.lock().unwrap();
             let session = state.sessions.iter().find(|session| session.id == id).expect("texts come before the end");
+            if session.cut {
+                return;
+            }
             (session.number, session.ready, session.handle.clone())
         };
         let frame = match &message {
@@ -351,7 +367,7 @@ impl Shared {
                     self.change(|state| state.answer(id, vec![error(kind)]));
                 }
             }
-            ValidatorToFacilitator::V0JobStatusUpdate(update) => self.update(id, &handle, &update),
+            ValidatorToFacilitator::V0JobStatusUpdate(update) => self.update(id, &update),
         }
     }
 
@@ -375,7 +391,7 @@ impl Shared {
         }
     }
 
-    fn update(&self, id: SessionId, handle: &SessionHandle, update: &V0JobStatusUpdate) {
+    fn update(&self, id: SessionId, update: &V0JobStatusUpdate) {
         let before = self.change(|state| {
             state.updates += 1;
             let arrived = &mut state.histories.entry(update.uuid.clone()).or_default().arrived;
@@ -401,11 +417,10 @@ impl Shared {
                 state.store(update);
                 state.muted.insert(id);
             }
-            Reply::CutBefore => handle.kick(),
+            Reply::CutBefore => state.cut(id),
             Reply::CutAfter => {
                 state.store(update);
-                state.muted.insert(id);
-                handle.kick();
+                state.cut(id);
             }
         });
         self.change(|state| {
