@@ -196,14 +196,17 @@ impl<C> Handover<C> {
 
     /// A new connection begins, with its heartbeat due at once if `beat`; gives its number.
     pub fn attach(&self, connection: C, beat: bool) -> Epoch {
-        self.change(|state| {
+        let epoch = self.change(|state| {
             state.epoch = state.epoch.next();
             state.connection = Some(connection);
             state.control = false;
             state.ping = false;
             state.beat = beat;
             state.epoch
-        })
+        });
+        // For a writer that was left behind because its turn was lent: nothing that comes later need be news.
+        self.changed.notify_all();
+        epoch
     }
 
     /// The connection is over: its writer leaves, and what was not acknowledged will be sent again.
@@ -223,11 +226,14 @@ impl<C> Handover<C> {
     pub fn next_work(&self, epoch: Epoch) -> Work {
         let mut state = lock(&self.state);
         loop {
+            if state.epoch != epoch {
+                return Work::Over;
+            }
             if state.lent {
                 state = wait(&self.changed, state);
                 continue;
             }
-            if state.epoch != epoch || state.connection.is_none() {
+            if state.connection.is_none() {
                 return Work::Over;
             }
             if state.outbox.has_work() || state.control || state.ping || state.beat {

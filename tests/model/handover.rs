@@ -13,7 +13,7 @@ use shuttle::thread::{JoinHandle, spawn, yield_now};
 use crate::base::ids::Epoch;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::link::handover::{Handover, Signal, Work};
-use crate::link::outbox::{Answered, Full, OutboxLimits, Outgoing};
+use crate::link::outbox::{Answered, Full, OutboxLimits, Outgoing, given};
 use crate::seed::{Seed, quietly};
 use crate::{explore, failure};
 
@@ -32,17 +32,35 @@ type Link = Arc<Handover<Arc<Wire>>>;
 struct Wire {
     state: Mutex<WireState>,
     changed: Condvar,
+    /// Held for each batch, as the lock of the write half.
+    half: Mutex<()>,
     /// What arrived, over all wires.
     arrived: Arc<Mutex<Vec<u64>>>,
     /// The peer reads, and answers nothing.
     mute: bool,
+    /// It begins with a heartbeat.
+    beat: bool,
 }
 
 #[derive(Default)]
 struct WireState {
+    /// All that was written, in order.
+    written: Vec<u64>,
+    /// Of that, what arrived.
+    flushed: usize,
     answers: VecDeque<u64>,
+    beats: usize,
+    pings: usize,
+    /// A control frame waits for a flush.
+    control: bool,
     cut: bool,
     closed: bool,
+}
+
+impl WireState {
+    fn is_over(&self) -> bool {
+        self.cut || self.closed
+    }
 }
 
 enum Read {
@@ -51,31 +69,63 @@ enum Read {
 }
 
 impl Wire {
-    /// Says whether the connection still stands.
+    /// Puts a text into the buffer; says whether the connection still stands.
     fn write(&self, text: &str) -> bool {
+        let mut state = self.state.lock().unwrap();
+        assert!(state.cut || !self.beat || state.beats > 0, "{text} goes before the heartbeat");
+        if !state.cut {
+            state.written.push(text.parse().unwrap());
+        }
+        !state.cut
+    }
+
+    /// Sends so many texts of the buffer; says whether all have left.
+    fn try_flush(&self, texts: usize) -> bool {
         let mut state = self.state.lock().unwrap();
         if state.cut {
             return false;
         }
-        let tag = text.parse().unwrap();
-        self.arrived.lock().unwrap().push(tag);
-        if !self.mute && !is_once(tag) {
-            state.answers.push_back(tag);
+        let until = state.written.len().min(state.flushed.saturating_add(texts));
+        for tag in state.written[state.flushed..until].to_vec() {
+            self.arrived.lock().unwrap().push(tag);
+            if !self.mute && !is_once(tag) {
+                state.answers.push_back(tag);
+            }
         }
+        state.flushed = until;
+        let all = until == state.written.len();
         drop(state);
         self.changed.notify_all();
-        true
+        all
+    }
+
+    /// Sends the control frames, then all of the buffer.
+    fn flush(&self) -> bool {
+        self.note(|state| state.control = false);
+        self.try_flush(usize::MAX)
+    }
+
+    fn note(&self, note: impl FnOnce(&mut WireState)) {
+        note(&mut self.state.lock().unwrap());
+        self.changed.notify_all();
+    }
+
+    /// Waits until `done`, or until the connection is over.
+    fn wait_until(&self, done: impl Fn(&WireState) -> bool) {
+        let mut state = self.state.lock().unwrap();
+        while !done(&state) && !state.is_over() {
+            state = self.changed.wait(state).unwrap();
+        }
     }
 
     /// The connection breaks; answers on their way are lost.
     fn cut(&self) {
-        self.state.lock().unwrap().cut = true;
-        self.changed.notify_all();
+        self.note(|state| state.cut = true);
     }
 
     fn close(&self) {
-        self.state.lock().unwrap().closed = true;
-        self.changed.notify_all();
+        self.flush();
+        self.note(|state| state.closed = true);
     }
 
     fn read(&self) -> Read {
@@ -109,40 +159,121 @@ fn new_link() -> Link {
     Arc::new(Handover::new(OutboxLimits { messages: 100, bytes: 10_000, window: WINDOW }))
 }
 
-/// Sends one by one; gives the tags of the messages that were taken.
+static LOANS: AtomicUsize = AtomicUsize::new(0);
+static LEFTOVERS: AtomicUsize = AtomicUsize::new(0);
+static LOANS_OVER_AN_END: AtomicUsize = AtomicUsize::new(0);
+
+/// As `SessionHandle::send_all`: whoever is lent the writer's turn writes what leaves at once. Gives what was refused.
+fn send_all(link: &Link, tags: &[u64]) -> Vec<Full> {
+    let (refused, loan) = link.offer(tags.iter().copied().map(message), Arc::clone);
+    let Some((texts, wire)) = loan else { return refused };
+    if Seed::TurnBackBeforeUse.is_planted() {
+        link.give_back(true);
+    }
+    dawdle_at_times();
+    let half = wire.half.try_lock().ok();
+    assert!(half.is_some() || wire.state.lock().unwrap().cut, "the sender of {tags:?} has to wait for the writer");
+    let written = half.is_some() && texts.iter().all(|text| wire.write(text));
+    let all_left = written && wire.try_flush(shuttle::rand::thread_rng().gen_range(0..=texts.len()));
+    drop(half);
+    dawdle_at_times();
+    LOANS.fetch_add(1, SeqCst);
+    LEFTOVERS.fetch_add(usize::from(!all_left), SeqCst);
+    let is_present = link.with(|present| present.is_some_and(|present| Arc::ptr_eq(present, &wire)));
+    LOANS_OVER_AN_END.fetch_add(usize::from(!is_present), SeqCst);
+    match () {
+        () if Seed::TurnBackBeforeUse.is_planted() && all_left => {}
+        () if Seed::TurnBackBeforeUse.is_planted() => link.signal(Signal::Control),
+        () if Seed::NoWakeOnTurnBack.is_planted() => quietly(|| link.give_back(all_left)),
+        () if Seed::LeftoversUntold.is_planted() => link.give_back(true),
+        () => link.give_back(all_left),
+    }
+    refused
+}
+
+/// Sends one by one or by twos; gives the tags of the messages that were taken.
 fn sender(link: &Link, tags: &'static [u64]) -> JoinHandle<Vec<u64>> {
     let link = link.clone();
     spawn(move || {
-        let taken = |tag: &u64| match link.send(message(*tag)) {
-            Ok(()) => true,
-            Err(Full::Closed { message }) => {
-                assert_eq!(message.tag, *tag);
-                false
+        let (mut taken, mut left) = (Vec::new(), tags);
+        while !left.is_empty() {
+            let (some, rest) = left.split_at(shuttle::rand::thread_rng().gen_range(1..=left.len().min(2)));
+            left = rest;
+            taken.extend(some);
+            // The writer comes to wait, as one does that is lent.
+            dawdle_at_times();
+            for full in send_all(&link, some) {
+                let Full::Closed { message } = full else { panic!("{full}") };
+                taken.retain(|tag| *tag != message.tag);
             }
-            Err(full) => panic!("{full}"),
-        };
-        tags.iter().copied().filter(taken).collect()
+        }
+        taken
     })
+}
+
+/// As the timers and the reader of a session: whatever is signalled, the writer takes it up, or the connection ends.
+fn watch(link: &Link, wire: &Arc<Wire>) -> JoinHandle<()> {
+    let (link, wire) = (link.clone(), wire.clone());
+    spawn(move || {
+        dawdle();
+        let (beats, pings) = {
+            let state = wire.state.lock().unwrap();
+            (state.beats, state.pings)
+        };
+        match shuttle::rand::thread_rng().gen_range(0..6) {
+            0 => {
+                link.signal(Signal::Beat);
+                wire.wait_until(|state| state.beats > beats);
+            }
+            1 => {
+                link.signal(Signal::Ping);
+                wire.wait_until(|state| state.pings > pings);
+            }
+            2 => {
+                wire.note(|state| state.control = true);
+                link.signal(Signal::Control);
+                wire.wait_until(|state| !state.control);
+            }
+            // What a sender missed must show, and a signal would make it good.
+            _ => {}
+        }
+    })
+}
+
+/// As the writer of `link::session`.
+fn write_loop(link: &Link, epoch: Epoch, wire: &Wire) {
+    loop {
+        let work = link.next_work(epoch);
+        let _half = wire.half.lock().unwrap();
+        match work {
+            Work::Batch { texts, beat, ping } => {
+                if beat {
+                    wire.note(|state| state.beats += 1);
+                }
+                let written = texts.iter().all(|text| wire.write(text));
+                if ping {
+                    wire.note(|state| state.pings += 1);
+                }
+                if !(written && wire.flush()) {
+                    return wire.cut();
+                }
+            }
+            Work::Close(..) => return wire.close(),
+            Work::Over => {
+                wire.flush();
+                return;
+            }
+        }
+    }
 }
 
 /// As `link::session`: the reader here, the writer on a thread of its own, which may outlive the session as an abandoned
 /// one does; says whether the end was a goodbye.
 fn session(link: &Link, wire: &Arc<Wire>, mut on_answer: impl FnMut(Epoch, u64)) -> (bool, JoinHandle<()>) {
-    let epoch = link.attach(wire.clone(), true);
+    let epoch = link.attach(wire.clone(), wire.beat);
     let (writes, out) = (link.clone(), wire.clone());
-    let writer = spawn(move || {
-        loop {
-            match writes.next_work(epoch) {
-                Work::Batch { texts, .. } => {
-                    if !texts.iter().all(|text| out.write(text)) {
-                        return out.cut();
-                    }
-                }
-                Work::Close(..) => return out.close(),
-                Work::Over => return,
-            }
-        }
-    });
+    let writer = spawn(move || write_loop(&writes, epoch, &out));
+    let watch = watch(link, wire);
     let clean = loop {
         match wire.read() {
             Read::Answer(tag) => on_answer(epoch, tag),
@@ -150,14 +281,34 @@ fn session(link: &Link, wire: &Arc<Wire>, mut on_answer: impl FnMut(Epoch, u64))
         }
     };
     wire.cut();
+    watch.join().unwrap();
     assert!(link.detach().is_some_and(|present| Arc::ptr_eq(&present, wire)));
     (clean, writer)
+}
+
+/// Each wire has its texts in the order in which the outbox gave them, and all of them if it ended with a goodbye.
+fn assert_order<'a>(wires: impl IntoIterator<Item = &'a Arc<Wire>>) {
+    for (given, wire) in given().iter().zip(wires) {
+        let state = wire.state.lock().unwrap();
+        assert!(given.starts_with(&state.written), "given {given:?}, written out of order {:?}", state.written);
+        assert!(
+            !state.closed || *given == state.written,
+            "given {given:?}, written before the goodbye {:?}",
+            state.written
+        );
+    }
 }
 
 /// Lets others go first for a while, so that a cut or a close also comes late.
 fn dawdle() {
     for _ in 0..shuttle::rand::thread_rng().gen_range(0..DAWDLE) {
         yield_now();
+    }
+}
+
+fn dawdle_at_times() {
+    if shuttle::rand::thread_rng().gen_ratio(1, 2) {
+        dawdle();
     }
 }
 
@@ -170,7 +321,7 @@ static REFUSED: AtomicUsize = AtomicUsize::new(0);
 fn senders_a_cut_and_a_close() {
     let link = new_link();
     let arrived = Arc::<Mutex<Vec<u64>>>::default();
-    let wires = [(); 2].map(|()| Arc::new(Wire { arrived: arrived.clone(), ..Wire::default() }));
+    let wires = [true, false].map(|beat| Arc::new(Wire { arrived: arrived.clone(), beat, ..Wire::default() }));
 
     const ONE: &[u64] = &[100, 102, 103, 104];
     const TWO: &[u64] = &[200, 202];
@@ -180,9 +331,7 @@ fn senders_a_cut_and_a_close() {
     let application = spawn(move || {
         let mut counted = BTreeSet::new();
         for (epoch, tag) in late {
-            if shuttle::rand::thread_rng().gen_ratio(1, 2) {
-                dawdle();
-            }
+            dawdle_at_times();
             let answered = match () {
                 () if Seed::NoWakeOnAnswer.is_planted() => quietly(|| counts.answered(epoch, true)),
                 () if Seed::EpochUnchecked.is_planted() => counts.answered(counts.epoch(), true),
@@ -233,6 +382,7 @@ fn senders_a_cut_and_a_close() {
     cutter.join().unwrap();
     closer.join().unwrap();
 
+    assert_order(&wires);
     assert_eq!((link.unsent(), link.unsent_bytes()), (0, 0));
     let wanted: BTreeSet<u64> = taken.iter().copied().filter(|tag| !is_once(*tag)).collect();
     assert_eq!(counted, wanted, "taken and answered");
@@ -255,7 +405,14 @@ fn senders_a_cut_and_a_close() {
 #[test]
 fn what_is_taken_is_answered_once_over_a_cut_and_a_close() {
     explore(SCHEDULES, senders_a_cut_and_a_close);
-    for (what, count) in [("stale answers", &STALE), ("repeated messages", &REPEATED), ("refused messages", &REFUSED)] {
+    for (what, count) in [
+        ("stale answers", &STALE),
+        ("repeated messages", &REPEATED),
+        ("refused messages", &REFUSED),
+        ("loans", &LOANS),
+        ("leftovers of loans", &LEFTOVERS),
+        ("loans that outlive their connection", &LOANS_OVER_AN_END),
+    ] {
         let count = count.load(SeqCst);
         println!("{what}: {count}");
         assert!(count > 0, "no schedule has {what}");
@@ -275,6 +432,24 @@ fn an_answer_that_does_not_wake_the_writer_is_found() {
 }
 
 #[test]
+fn a_turn_whose_return_wakes_nobody_is_found() {
+    let found = failure(Seed::NoWakeOnTurnBack, SCHEDULES, senders_and_a_cut);
+    assert!(found.contains("deadlock"), "{found}");
+}
+
+#[test]
+fn leftovers_that_nobody_is_told_of_are_found() {
+    let found = failure(Seed::LeftoversUntold, SCHEDULES, senders_and_a_cut);
+    assert!(found.contains("deadlock"), "{found}");
+}
+
+#[test]
+fn a_turn_that_keeps_nobody_out_is_found() {
+    let found = failure(Seed::TurnBackBeforeUse, SCHEDULES, senders_and_a_cut);
+    assert!(["out of order", "has to wait", "counts as"].iter().any(|how| found.contains(how)), "{found}");
+}
+
+#[test]
 fn a_cut_that_forgets_what_was_on_its_way_is_found() {
     let found = failure(Seed::NoRewind, SCHEDULES, senders_a_cut_and_a_close);
     assert!(["deadlock", "taken and answered", "counts for another"].iter().any(|how| found.contains(how)), "{found}");
@@ -284,6 +459,46 @@ fn a_cut_that_forgets_what_was_on_its_way_is_found() {
 fn an_answer_of_an_old_connection_that_counts_is_found() {
     let found = failure(Seed::EpochUnchecked, SCHEDULES, senders_a_cut_and_a_close);
     assert!(["counts for", "answered twice"].iter().any(|how| found.contains(how)), "{found}");
+}
+
+/// As above, but the close comes when all is answered and the writer of the lost connection has left: until then nothing
+/// that happens later makes good what a sender that had its turn, or a signal, has missed.
+fn senders_and_a_cut() {
+    let link = new_link();
+    let wires = [(); 2].map(|()| Arc::new(Wire::default()));
+    let senders = [sender(&link, &[100, 102]), sender(&link, &[200, 203])];
+    let first = wires[0].clone();
+    let cutter = spawn(move || {
+        dawdle();
+        first.cut();
+    });
+    let (answers, counted) = mpsc::channel();
+    let (leaves, left_behind) = mpsc::channel::<JoinHandle<()>>();
+    let closes = link.clone();
+    let closer = spawn(move || {
+        let taken = senders.into_iter().flat_map(|sender| sender.join().unwrap());
+        let wanted: BTreeSet<u64> = taken.filter(|tag| !is_once(*tag)).collect();
+        let answered: BTreeSet<u64> = wanted.iter().map(|_| counted.recv().unwrap()).collect();
+        assert_eq!(answered, wanted, "taken and answered");
+        left_behind.recv().unwrap().join().unwrap();
+        closes.close(1000, "");
+    });
+    for wire in &wires {
+        let (_, writer) = session(&link, wire, |epoch, tag| match link.answered(epoch, true) {
+            Answered::Message(message) if message.tag == tag => answers.send(tag).unwrap(),
+            other => panic!("the answer to {tag} counts as {other:?}"),
+        });
+        leaves.send(writer).unwrap_or_else(|last| last.0.join().unwrap());
+    }
+    closer.join().unwrap();
+    cutter.join().unwrap();
+    assert_order(&wires);
+    assert_eq!(link.unsent(), 0);
+}
+
+#[test]
+fn what_is_taken_is_answered_and_an_old_writer_leaves_without_a_close() {
+    explore(SCHEDULES, senders_and_a_cut);
 }
 
 static STOPPED_IN_SESSION: AtomicUsize = AtomicUsize::new(0);

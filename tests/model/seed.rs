@@ -10,6 +10,12 @@ pub enum Seed {
     GapBeforeWait,
     /// An answer does not wake the writer.
     NoWakeOnAnswer,
+    /// A sender that gives back the writer's turn does not wake it.
+    NoWakeOnTurnBack,
+    /// A sender does not tell that some of its texts have not left.
+    LeftoversUntold,
+    /// A sender gives back the writer's turn before it writes, as if the writer did not heed who has it.
+    TurnBackBeforeUse,
     /// A lost connection does not put its unacknowledged messages back.
     NoRewind,
     /// An answer counts for the present connection, whichever it came on.
