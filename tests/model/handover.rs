@@ -86,7 +86,8 @@ impl Wire {
             return false;
         }
         let until = state.written.len().min(state.flushed.saturating_add(texts));
-        for tag in state.written[state.flushed..until].to_vec() {
+        let texts = state.written[state.flushed..until].to_vec();
+        for tag in texts {
             self.arrived.lock().unwrap().push(tag);
             if !self.mute && !is_once(tag) {
                 state.answers.push_back(tag);
