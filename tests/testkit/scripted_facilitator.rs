@@ -57,6 +57,9 @@ pub enum Reply {
 
 type Rule<A, R> = Box<dyn Fn(A) -> R + Send + Sync>;
 
+/// Says what becomes of an update that has come so many times.
+type Judge = Box<dyn Fn(&V0JobStatusUpdate, usize) -> Reply + Send + Sync>;
+
 /// How the facilitator behaves; by default well. The rules run on the thread that reads the connection, so one that blocks
 /// is a facilitator that does not read.
 pub struct Plan {
@@ -65,7 +68,7 @@ pub struct Plan {
     /// The answer to the authentication of this connection, counted from 1.
     pub welcome: Rule<usize, Welcome>,
     /// The reply to an update that arrived so many times before.
-    pub update: Box<dyn Fn(&V0JobStatusUpdate, usize) -> Reply + Send + Sync>,
+    pub update: Judge,
     /// Type of the error that answers the machine specs that came on this connection.
     pub specs: Rule<usize, Option<&'static str>>,
     /// Keep the frames, for tests that look at their order.
