@@ -17,6 +17,7 @@ use crate::base::sync::{Condvar, Mutex, MutexGuard};
 pub const BATCH_MESSAGES: usize = 64;
 
 /// Bytes that a sender may write in the writer's place: more may not fit into the socket, and would only be copied twice.
+/// It must be less than a connection's write buffer, beyond which a write sends, and blocks.
 const LOAN_BYTES: usize = 8 << 10;
 
 /// Messages that a sender may write in the writer's place; a crowd is worth the writer's waking.
@@ -118,14 +119,6 @@ impl<C> Handover<C> {
             drop(state);
             self.changed.notify_all();
         }
-    }
-
-    /// Puts a message into the outbox; never blocks.
-    ///
-    /// # Errors
-    /// [`Full`], with the message.
-    pub fn send(&self, message: Outgoing) -> Result<(), Full> {
-        self.change(|state| state.outbox.push(message))
     }
 
     /// Puts messages into the outbox; gives back those that were refused. If the writer waits and what is inside is small,

@@ -136,8 +136,8 @@ pub trait WriteHalf: Send {
     /// As for [`WriteHalf::write`], but flushing after a Close is no error.
     fn flush(&mut self) -> Result<(), TransportError>;
 
-    /// As [`WriteHalf::flush`], but sends only what can be sent without blocking; says whether everything has left. The
-    /// rest goes with the next flush. A transport that cannot tell sends nothing.
+    /// Sends of what was written as much as can be sent without blocking; says whether all of it has left. The rest, control
+    /// frames and a Close that is owed go with the next flush. A transport that cannot tell sends nothing.
     ///
     /// # Errors
     /// As for [`WriteHalf::flush`].

@@ -81,13 +81,13 @@ impl Wire {
 
     /// Sends so many texts of the buffer; says whether all have left.
     fn try_flush(&self, texts: usize) -> bool {
-        let mut state = self.state.lock().unwrap();
+        let mut held = self.state.lock().unwrap();
+        let state = &mut *held;
         if state.cut {
             return false;
         }
         let until = state.written.len().min(state.flushed.saturating_add(texts));
-        let texts = state.written[state.flushed..until].to_vec();
-        for tag in texts {
+        for &tag in &state.written[state.flushed..until] {
             self.arrived.lock().unwrap().push(tag);
             if !self.mute && !is_once(tag) {
                 state.answers.push_back(tag);
@@ -95,7 +95,7 @@ impl Wire {
         }
         state.flushed = until;
         let all = until == state.written.len();
-        drop(state);
+        drop(held);
         self.changed.notify_all();
         all
     }
