@@ -133,6 +133,9 @@ pub fn compare(args: &Args) -> Result<(), String> {
     Ok(())
 }
 
+const CHECKS_TOGETHER: &str = "tokio, one thread, checks together";
+const NO_CHECK: &str = "tokio, one thread, no check";
+
 fn contenders(args: &Args) -> Result<Vec<Contender>, String> {
     let own = std::env::current_exe().map_err(|e| format!("own path: {e}"))?;
     let tokio = own.with_file_name("tokio-client");
@@ -141,21 +144,21 @@ fn contenders(args: &Args) -> Result<Vec<Contender>, String> {
         let program = program.iter().map(|path| path.display().to_string());
         program.chain([verb, &link, rest].concat().iter().map(|&part| part.to_owned())).collect()
     };
-    let mut ours = vec!["--dispatch", "stub", "--state-dir", "{dir}"];
-    ours.extend(args.ours_args.split_whitespace());
+    let in_memory: Vec<_> = ["--dispatch", "stub"].into_iter().chain(args.ours_args.split_whitespace()).collect();
+    let on_disk = [&in_memory[..], &["--state-dir", "{dir}"]].concat();
     let tokio = [&tokio];
     let python = [&args.python, &args.python_client];
     let all = [
-        ("phalanx", command(&[&args.ours], &["validator"], &ours)),
+        ("phalanx, in memory", command(&[&args.ours], &["validator"], &in_memory)),
+        ("phalanx, on disk", command(&[&args.ours], &["validator"], &on_disk)),
         ("tokio, one thread", command(&tokio, &[], &[])),
         ("tokio, two workers", command(&tokio, &[], &["--workers", "2"])),
-        ("tokio, one thread, checks together", command(&tokio, &[], &["--batch-verify"])),
-        ("tokio, one thread, no check", command(&tokio, &[], &["--no-verify"])),
+        (CHECKS_TOGETHER, command(&tokio, &[], &["--batch-verify"])),
+        (NO_CHECK, command(&tokio, &[], &["--no-verify"])),
         ("Python", command(&python, &[], &[])),
         ("Python, no check", command(&python, &[], &["--no-verify"])),
     ];
-    let wanted =
-        |name: &str| name == "phalanx" || args.only.is_empty() || args.only.iter().any(|o| name.starts_with(o));
+    let wanted = |name: &str| is_ours(name) || args.only.is_empty() || args.only.iter().any(|o| name.starts_with(o));
     let contenders = all.into_iter().filter(|(name, _)| wanted(name));
     Ok(contenders.map(|(name, command)| Contender { name, command }).collect())
 }
@@ -218,21 +221,39 @@ fn print(contenders: &[Contender], pass: &Pass, rounds: u64, load: &Load, jobs: 
         Spread::of(hash).median_first(1)
     );
 
-    println!("Ratios phalanx / peer of the same round: min / median / max\n");
-    let ours = &pass.figures[0];
-    let rows = contenders.iter().zip(&pass.figures).skip(1).map(|(contender, peer)| {
-        let ratio = |of: fn(&Figures) -> f64| Spread::of(ours.iter().zip(peer).map(|(o, p)| of(o) / of(p))).in_order(2);
-        // A peer that checks nothing is compared with what phalanx spends beside the check.
-        let checks = !contender.name.ends_with("no check");
-        let cpu = ours.iter().zip(peer).zip(&pass.verify);
-        let cpu = cpu.map(|((o, p), verify)| (o.cpu - if checks { 0.0 } else { verify.whole }) / p.cpu);
-        let against =
-            if checks { contender.name.to_owned() } else { format!("{} (CPU less the check)", contender.name) };
-        let rate = if checks { ratio(|f| f.rate) } else { "-".to_owned() };
-        let latency = if checks { ratio(|f| f.received_p50) } else { "-".to_owned() };
-        vec![against, rate, latency, Spread::of(cpu).in_order(3), ratio(|f| f.switches), ratio(|f| f.rss)]
+    let of = |name: &str| contenders.iter().position(|c| c.name == name).map(|n| &pass.figures[n]);
+    let check: Option<Vec<f64>> = of(CHECKS_TOGETHER)
+        .zip(of(NO_CHECK))
+        .map(|(with, without)| with.iter().zip(without).map(|(with, without)| with.cpu - without.cpu).collect());
+    for (our, ours) in contenders.iter().zip(&pass.figures).filter(|(c, _)| is_ours(c.name)) {
+        println!("Ratios {} / peer of the same round: min / median / max\n", our.name);
+        let peers = contenders.iter().zip(&pass.figures).filter(|(c, _)| !is_ours(c.name));
+        let rows = peers.map(|(contender, peer)| ratios(contender.name, ours, peer, check.as_deref()));
+        println!(
+            "{}",
+            markdown(["peer", "jobs/s", "received p50", "received p99", "CPU/job", "switches/job", "RSS"], rows)
+        );
+    }
+}
+
+fn is_ours(name: &str) -> bool {
+    name.starts_with("phalanx")
+}
+
+/// A peer that checks nothing is compared with what phalanx spends beside the check, which is taken from the tokio client:
+/// what it spends with its checks together, less what it spends without.
+fn ratios(name: &str, ours: &[Figures], peer: &[Figures], check: Option<&[f64]>) -> Vec<String> {
+    let ratio = |of: fn(&Figures) -> f64| Spread::of(ours.iter().zip(peer).map(|(o, p)| of(o) / of(p))).in_order(2);
+    if !name.ends_with("no check") {
+        let rest = [ratio(|f| f.rate), ratio(|f| f.received_p50), ratio(|f| f.received_p99), ratio(|f| f.cpu)];
+        let name = [name.to_owned()].into_iter();
+        return name.chain(rest).chain([ratio(|f| f.switches), ratio(|f| f.rss)]).collect();
+    }
+    let cpu = check.map_or("-".to_owned(), |check| {
+        Spread::of(ours.iter().zip(peer).zip(check).map(|((o, p), check)| (o.cpu - check) / p.cpu)).in_order(2)
     });
-    println!("{}", markdown(["peer", "jobs/s", "received p50", "CPU/job", "switches/job", "RSS"], rows));
+    let dash = || "-".to_owned();
+    vec![format!("{name} (CPU less the check)"), dash(), dash(), dash(), cpu, ratio(|f| f.switches), ratio(|f| f.rss)]
 }
 
 /// Runs one client once and prints its figures.
