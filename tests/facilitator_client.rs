@@ -33,13 +33,9 @@ use phalanx::validator::{
     ValidatorConfig,
 };
 use roles::{World, wait_until};
-use scripted::{Frame, GOOD, LONG, Plan, Reply, ScriptedFacilitator, Welcome};
+use scripted::{Frame, GOOD, LONG, Plan, Reply, ScriptedFacilitator, Welcome, key};
 
 use JobStatus as S;
-
-fn key(uri: &str) -> KeyPair {
-    KeyPair::from_uri(uri).unwrap()
-}
 
 fn quick() -> BackoffConfig {
     BackoffConfig {

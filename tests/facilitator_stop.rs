@@ -8,6 +8,7 @@ mod scripted;
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -17,23 +18,18 @@ use phalanx::base::rng::Rng;
 use phalanx::base::shutdown::Level;
 use phalanx::base::stop::{KICK_GRACE, StopReport};
 use phalanx::base::thread::{Group, Kick, spawn};
-use phalanx::identity::KeyPair;
 use phalanx::protocol::{JobStatus, V2JobRequest};
 use phalanx::transport::memory::{DialFault, Side};
 use phalanx::validator::{
     ClientConfig, ClientHandle, ClientState, FacilitatorClient, Job, JobHandler, Outcome, RunningClient, RunningJob,
 };
 use roles::{World, wait_until};
-use scripted::{GOOD, LONG, Plan, Reply, ScriptedFacilitator, Welcome};
+use scripted::{GOOD, LONG, Plan, Reply, ScriptedFacilitator, Welcome, key};
 
 use JobStatus as S;
 
 /// What a busy machine adds to a budget; a stop that waits for something it should not wait for takes longer.
 const SLACK: Duration = Duration::from_secs(3);
-
-fn key(uri: &str) -> KeyPair {
-    KeyPair::from_uri(uri).unwrap()
-}
 
 fn config(world: &World) -> ClientConfig {
     ClientConfig {
@@ -77,11 +73,20 @@ fn stop(client: RunningClient, budget: Duration) -> (StopReport, Duration) {
 // At random moments.
 
 /// What makes the moments of a round differ.
-struct Chance(Mutex<Rng>);
+struct Chance {
+    rng: Mutex<Rng>,
+    /// The facilitator behaves from now on.
+    calm: AtomicBool,
+}
 
 impl Chance {
     fn below(&self, n: u64) -> u64 {
-        self.0.lock().unwrap().next_u64() % n
+        self.rng.lock().unwrap().next_u64() % n
+    }
+
+    /// As [`Chance::below`], but `n` when the facilitator behaves.
+    fn mood(&self, n: u64) -> u64 {
+        if self.calm.load(Ordering::Relaxed) { n } else { self.below(n) }
     }
 }
 
@@ -89,14 +94,14 @@ impl Chance {
 fn moody(chance: &Arc<Chance>) -> Plan {
     let [upgrading, welcoming, updating] = [chance.clone(), chance.clone(), chance.clone()];
     Plan {
-        upgrade: Box::new(move |_| (upgrading.below(10) == 0).then_some(503)),
-        welcome: Box::new(move |_| match welcoming.below(20) {
+        upgrade: Box::new(move |_| (upgrading.mood(10) == 0).then_some(503)),
+        welcome: Box::new(move |_| match welcoming.mood(20) {
             0 => Welcome::Silent,
             1 => Welcome::Error("auth.validator_not_found", 3001),
             2 => Welcome::Close(1001),
             _ => Welcome::Accept,
         }),
-        update: Box::new(move |_, _| match updating.below(40) {
+        update: Box::new(move |_, _| match updating.mood(40) {
             0 => Reply::CutBefore,
             1 => Reply::CutAfter,
             2 => Reply::Mute,
@@ -143,16 +148,14 @@ fn round(world: &World, facilitator: &ScriptedFacilitator, chance: &Arc<Chance>,
         })
         .collect();
     // Some moments are early in the life of a client, some late.
-    let patience = 1 << chance.below(11);
+    let patience = Instant::now() + Duration::from_micros(1 << chance.below(16));
     let seen = || {
         let state = facilitator.state();
         state.updates + state.dials
     };
     let enough = seen() + chance.below(30) as usize;
-    let mut turns = 0;
-    while turns < patience && seen() < enough {
+    while Instant::now() < patience && seen() < enough {
         std::thread::yield_now();
-        turns += 1;
     }
     let budget = Duration::from_millis(chance.below(30));
     let (report, _) = stop(client, budget);
@@ -186,7 +189,7 @@ fn a_stop_at_a_thousand_random_moments_ends_in_time_leaves_nothing_and_says_what
     const ROUNDS: usize = 1000;
     let seed = Rng::from_entropy().next_u64();
     println!("seed {seed}");
-    let chance = Arc::new(Chance(Mutex::new(Rng::new(seed))));
+    let chance = Arc::new(Chance { rng: Mutex::new(Rng::new(seed)), calm: AtomicBool::new(false) });
     let world = World::new();
     let folder = tempfile::tempdir().unwrap();
     let facilitator = facilitator(&world, moody(&chance));
@@ -200,6 +203,7 @@ fn a_stop_at_a_thousand_random_moments_ends_in_time_leaves_nothing_and_says_what
         }
         facilitator.assert_sound();
     }
+    chance.calm.store(true, Ordering::Relaxed);
     // What is left on disk is delivered by the next client that has the time.
     let client = start(ClientConfig { state_dir: Some(folder.path().to_owned()), ..config(&world) }, do_at_once);
     client.handle().flush(LONG).unwrap();

@@ -13,6 +13,7 @@ use phalanx::base::ids::SessionId;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::Stopping;
 use phalanx::base::timer::TimerHandle;
+use phalanx::identity::KeyPair;
 use phalanx::link::server::{Server, ServerConfig, ServerEvent};
 use phalanx::link::{OutboxLimits, Outgoing, SessionHandle};
 use phalanx::protocol::{
@@ -29,6 +30,14 @@ pub const LONG: Duration = Duration::from_secs(30);
 /// The statuses of a good job.
 pub const GOOD: [JobStatus; 6] =
     [S::Received, S::Accepted, S::ExecutorReady, S::VolumesReady, S::ExecutionDone, S::Completed];
+
+static KEYS: Mutex<BTreeMap<String, KeyPair>> = Mutex::new(BTreeMap::new());
+
+/// The key of a name as `//Alice`; each is derived once, which takes longer than most tests.
+pub fn key(uri: &str) -> KeyPair {
+    let mut keys = KEYS.lock().unwrap();
+    keys.entry(uri.to_owned()).or_insert_with(|| KeyPair::from_uri(uri).unwrap()).clone()
+}
 
 /// What becomes of an authentication.
 pub enum Welcome {
