@@ -4,7 +4,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 VENV := target/venv
 
-.PHONY: run test test/quick check fmt clippy doc bench bench/client bench/durability soak clean-docker
+.PHONY: run test test/quick check fmt clippy doc bench bench/client bench/durability stress
 
 run:
 	$(CARGO) run --quiet --release -- demo
@@ -45,6 +45,10 @@ bench/client: $(VENV)/.ready
 BENCH_FOLDER ?= target/tmp
 bench/durability:
 	$(CARGO) run --quiet --release --locked --example durability -- $(BENCH_FOLDER)
+
+# The facilitator client under faults of every kind, for as long as PHALANX_STRESS says.
+stress:
+	PHALANX_STRESS=$${PHALANX_STRESS:-60s} $(CARGO) test --locked --release --test stress -- --nocapture
 
 # The Python peers; a machine without Python or without an index gets an empty environment, and the tests say so.
 $(VENV)/.ready: tests/python/requirements.txt tests/python/requirements-no-deps.txt

@@ -27,6 +27,8 @@ const FORBIDDEN: &[(&str, &[&str])] = &[("dispatch", &["link", "transport", "pro
 /// Policy: no thread, channel, socket or clock.
 const PURE: &[&str] = &[
     "base/backoff.rs",
+    "ops/throttle.rs",
+    "ops/redact.rs",
     "link/heartbeat.rs",
     "link/outbox.rs",
     "validator/ledger.rs",

@@ -513,6 +513,27 @@ fn a_subscriber_that_never_reads_holds_up_nobody() {
 }
 
 #[test]
+fn a_handler_that_panics_costs_its_job_and_nothing_else() {
+    let world = World::new();
+    let facilitator = facilitator(&world, Plan::default());
+    let calls = AtomicUsize::new(0);
+    let client = start(config(&world), move |job: Job| {
+        let job = job.receive();
+        assert!(calls.fetch_add(1, Ordering::Relaxed) >= 10, "by plan");
+        drop(job.end(Outcome::completed("", "")));
+    });
+    let jobs = jobs(20);
+    let mut ends = Vec::new();
+    for job in &jobs {
+        facilitator.submit(job.clone());
+        ends.push(facilitator.history(&job.uuid).pop().unwrap());
+    }
+    assert_eq!(ends, [[S::HordeFailed; 10], [S::Completed; 10]].concat());
+    stop_clean(client);
+    facilitator.stop();
+}
+
+#[test]
 fn a_handler_may_call_everything_of_its_client() {
     let world = World::new();
     let facilitator = facilitator(&world, Plan::default());

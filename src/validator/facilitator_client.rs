@@ -27,6 +27,7 @@
 //! updates on disk, `timer`. Each ends in [`RunningClient::stop`], in that of its drop at the latest.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -49,6 +50,7 @@ use crate::base::lock::lock;
 use crate::base::scope;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::{StopReport, Stopping};
+use crate::base::thread::panic_message;
 use crate::base::timer::{Timer, TimerHandle};
 use crate::identity::{KeyPair, PublicKey};
 use crate::link::session::Beat;
@@ -805,7 +807,7 @@ impl Checker {
             let signer = signer.map_err(|e| e.to_string()).and_then(|signer| self.signers.check(signer, "jobs"));
             let job = Job::new(*request, number, self.delivery.clone(), self.stop.clone(), alive);
             match signer {
-                Ok(_) => self.handler.job(job),
+                Ok(_) => guarded("job", || self.handler.job(job)),
                 Err(why) => job.reject(JobRejectionReason::InvalidSignature, why),
             }
         }
@@ -816,9 +818,16 @@ impl Checker {
         let signer = report.verify().map_err(|e| e.to_string());
         let signer = signer.and_then(|signer| self.signers.check(signer, "reports of cheating"));
         match signer.and_then(|_| self.delivery.cheated(uuid).map_err(str::to_owned)) {
-            Ok(miner) => self.handler.cheated(uuid, miner),
+            Ok(miner) => guarded("report of cheating", || self.handler.cheated(uuid, miner)),
             Err(why) => log::warn!("job {uuid}: a report of cheating is ignored: {why}"),
         }
+    }
+}
+
+/// Runs the handler; its panic is the end of what it was called for, not of the thread. A job says so itself when dropped.
+fn guarded(what: &str, call: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(call)) {
+        log::error!("the handler of a {what} panicked: {}", panic_message(payload.as_ref()));
     }
 }
 
