@@ -17,11 +17,13 @@ use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::{StopReport, Stopping};
 use phalanx::base::thread::{Group, Kick, Thread, spawn};
 use phalanx::base::timer::Timer;
+use phalanx::link::handover::{Handover, Work};
 use phalanx::link::heartbeat::LivenessConfig;
 use phalanx::link::server::{Server, ServerConfig, ServerEvent};
 use phalanx::link::session::{self, Arrival, Beat, SessionConfig, SessionEnd, SessionHandle};
 use phalanx::link::{
-    Answered, Authenticate, Authenticated, Link, LinkConfig, LinkEvent, LinkState, OutboxLimits, Outgoing, Refused,
+    Answer, Answered, Authenticate, Authenticated, Link, LinkConfig, LinkEvent, LinkState, OutboxLimits, Outgoing,
+    Refused,
 };
 use phalanx::transport::memory::{self, DialFault, MemoryNet, Side, WIRE_BYTES};
 use phalanx::transport::{Connection, Incoming, SocketLimits};
@@ -153,6 +155,19 @@ fn ready(events: &Receiver<LinkEvent>) {
             return;
         }
     }
+}
+
+/// An error that may be about specs or about the update behind them: no later answer may count for the update.
+#[test]
+fn behind_an_unclear_answer_nothing_is_answered() {
+    let link = Handover::new(OutboxLimits::default());
+    let specs = Outgoing { answer: Answer::OnError, ..Outgoing::once("specs") };
+    let (refused, loan) = link.offer([specs, Outgoing::acked("update")], |()| ());
+    assert!(refused.is_empty() && loan.is_none(), "nobody is connected");
+    let epoch = link.attach((), false);
+    assert!(matches!(link.next_work(epoch), Work::Batch { texts, .. } if texts.len() == 2));
+    assert_eq!(link.answered_all(epoch, [false, true]), [Answered::Unclear, Answered::Nothing]);
+    assert_eq!(link.unsent(), 1);
 }
 
 #[test]

@@ -159,11 +159,15 @@ impl<C> Handover<C> {
         self.answered_all(epoch, [certain]).pop().unwrap_or(Answered::Nothing)
     }
 
-    /// As [`Handover::answered`], once for each of `certain`.
+    /// As [`Handover::answered`], once for each of `certain`. Behind an unclear one nothing is answered any more.
     pub fn answered_all(&self, epoch: Epoch, certain: impl IntoIterator<Item = bool>) -> Vec<Answered> {
         self.change(|state| {
-            let present = state.epoch == epoch && state.connection.is_some();
-            let answer = |certain| if present { state.outbox.answered(certain) } else { Answered::Nothing };
+            let mut clear = state.epoch == epoch && state.connection.is_some();
+            let answer = |certain| {
+                let answered = if clear { state.outbox.answered(certain) } else { Answered::Nothing };
+                clear &= answered != Answered::Unclear;
+                answered
+            };
             certain.into_iter().map(answer).collect()
         })
     }

@@ -263,10 +263,11 @@ impl Delivery {
 
     /// The link by which updates leave; those of an earlier process leave first.
     pub fn attach(&self, link: LinkHandle) {
-        let restored = std::mem::take(&mut lock(&self.0.state).restored);
         if self.0.link.set(link).is_err() {
             log::error!("the queue has a link already");
         }
+        // Only now, so that what others keep for the link meanwhile is not left behind; see `send`.
+        let restored = std::mem::take(&mut lock(&self.0.state).restored);
         self.send(restored);
     }
 
@@ -333,16 +334,20 @@ impl Delivery {
     }
 
     /// The facilitator answered on the connection of `epoch`, in this order. Runs on the link's thread; blocks on no disk
-    /// and no peer.
-    pub fn answered(&self, epoch: Epoch, responses: &[Response]) {
-        let Some(link) = self.0.link.get() else { return };
+    /// and no peer. After `false` it is not clear what further answers on this connection are about: it is given up, and
+    /// they do not count.
+    #[must_use]
+    pub fn answered(&self, epoch: Epoch, responses: &[Response]) -> bool {
+        let Some(link) = self.0.link.get() else { return true };
         if let Some(response) = responses.iter().find(|response| has(response, "auth.")) {
             self.0.errors.report(ErrorClass::Reconnect, "facilitator answer", &describe(response));
-            return link.kick();
+            link.kick();
+            return false;
         }
         let is_certain = |response: &Response| response.status == ResponseStatus::Success || has(response, "job.");
         let answered = link.answered_all(epoch, responses.iter().map(is_certain));
         let mut settled = Vec::with_capacity(answered.len());
+        let mut clear = true;
         for (response, answered) in responses.iter().zip(answered) {
             match answered {
                 Answered::Message(message) => settled.push((message, response)),
@@ -354,11 +359,13 @@ impl Delivery {
                     let what = format!("it may be about machine specs or a status: {}", describe(response));
                     self.0.errors.report(ErrorClass::Reconnect, "facilitator answer", &what);
                     link.kick();
+                    clear = false;
                     break;
                 }
             }
         }
         self.settle(settled);
+        clear
     }
 
     fn settle(&self, answered: Vec<(Outgoing, &Response)>) {
@@ -431,8 +438,15 @@ impl Delivery {
         if messages.peek().is_none() {
             return;
         }
-        let Some(link) = self.0.link.get() else {
-            return lock(&self.0.state).restored.extend(messages);
+        let link = match self.0.link.get() {
+            Some(link) => link,
+            None => {
+                let mut state = lock(&self.0.state);
+                match self.0.link.get() {
+                    Some(link) => link,
+                    None => return state.restored.extend(messages),
+                }
+            }
         };
         let refused = link.send_all(messages);
         if !refused.is_empty() {

@@ -335,8 +335,13 @@ impl FacilitatorClient {
             counted: Counted::new(&board.metrics),
             board,
         });
-        let mut intake =
-            Intake { shared: shared.clone(), checks: checks.handle(), limits: config.limits, answers: Vec::new() };
+        let mut intake = Intake {
+            shared: shared.clone(),
+            checks: checks.handle(),
+            limits: config.limits,
+            answers: Vec::new(),
+            unclear: None,
+        };
         let authenticate = FacilitatorAuthentication { key: config.key.clone() };
         let link =
             Link::start(link_config(&config), config.dialer, Some(Box::new(authenticate)), timer, move |event| {
@@ -665,6 +670,8 @@ struct Intake {
     limits: LedgerLimits,
     /// Answers that came together, and are settled together.
     answers: Vec<Response>,
+    /// The connection whose answers count no more.
+    unclear: Option<Epoch>,
 }
 
 impl Intake {
@@ -723,10 +730,13 @@ impl Intake {
     }
 
     fn settle(&mut self, epoch: Epoch) {
-        if !self.answers.is_empty() {
-            self.shared.delivery.answered(epoch, &self.answers);
-            self.answers.clear();
+        if !self.answers.is_empty()
+            && self.unclear != Some(epoch)
+            && !self.shared.delivery.answered(epoch, &self.answers)
+        {
+            self.unclear = Some(epoch);
         }
+        self.answers.clear();
     }
 
     fn job(&mut self, bytes: usize, request: V2JobRequest) {
