@@ -796,8 +796,12 @@ fn a_step_over_the_bounds_in_count_or_bytes_is_refused_with_both() {
         let refused = GOOD[1..5].iter().find_map(|status| job.step(*status).err()).expect("a refusal");
         assert!(matches!(refused, UpdateError::Full { .. }), "{refused}");
         assert!(refused.to_string().starts_with("too many updates wait for the facilitator: "), "{refused}");
-        drop(job);
+        let patient = job.step_within(S::ExecutionDone, Duration::from_millis(5)).unwrap_err();
+        assert!(matches!(patient, UpdateError::Full { .. }), "{patient}");
+        let kick = Kick::dropped("the replies");
+        let waits = spawn("t-patient", kick, move || job.step_within(S::ExecutionDone, LONG).map(drop));
         drop(replies);
+        assert_eq!(waits.join_by(Instant::now() + LONG).unwrap(), Ok(()), "there is room when others are answered");
         client.handle().flush(LONG).unwrap();
         stop_clean(client);
         facilitator.stop();

@@ -89,6 +89,8 @@ struct Inner {
     changed: Condvar,
     /// Producers wait here for the disk.
     safe: Condvar,
+    /// Producers wait here for room.
+    room: Condvar,
     link: OnceLock<LinkHandle>,
     timer: TimerHandle,
     retry_alarm: Mutex<Option<Alarm>>,
@@ -106,6 +108,7 @@ struct State {
     ended: bool,
     store_waits: bool,
     producers_wait: usize,
+    room_wanted: usize,
     /// Why the last write to the disk failed.
     broken: Option<String>,
     /// Dropped when nothing waits for the facilitator.
@@ -236,6 +239,7 @@ impl Delivery {
             ended: false,
             store_waits: false,
             producers_wait: 0,
+            room_wanted: 0,
             broken: None,
             drained: Vec::new(),
         };
@@ -243,6 +247,7 @@ impl Delivery {
             state: Mutex::new(state),
             changed: Condvar::new(),
             safe: Condvar::new(),
+            room: Condvar::new(),
             link: OnceLock::new(),
             timer,
             retry_alarm: Mutex::new(None),
@@ -281,12 +286,39 @@ impl Delivery {
     /// # Errors
     /// [`UpdateError`]; then nothing was accepted.
     pub fn update(&self, job: u64, status: JobStatus, text: impl Into<Utf8Bytes>) -> Result<Ticket, UpdateError> {
+        self.update_by(job, status, text, Instant::now())
+    }
+
+    /// As [`Delivery::update`], but waits for room until `deadline`: the facilitator makes some by answering others.
+    ///
+    /// # Errors
+    /// [`UpdateError`]; then nothing was accepted.
+    pub fn update_by(
+        &self,
+        job: u64,
+        status: JobStatus,
+        text: impl Into<Utf8Bytes>,
+        deadline: Instant,
+    ) -> Result<Ticket, UpdateError> {
+        let text = text.into();
         let mut state = lock(&self.0.state);
-        let (version, ready) = state.ledger.accept(job, status, text.into(), now())?;
-        self.0.totals.accepted.inc();
-        self.wake_store(state);
-        self.send(ready);
-        Ok(Ticket { delivery: self.clone(), version })
+        loop {
+            match state.ledger.accept(job, status, text.clone(), now()) {
+                Err(UpdateError::Full { .. }) if !state.closed && Instant::now() < deadline => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    state.room_wanted += 1;
+                    state = self.0.room.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+                    state.room_wanted -= 1;
+                }
+                Err(error) => return Err(error),
+                Ok((version, ready)) => {
+                    self.0.totals.accepted.inc();
+                    self.wake_store(state);
+                    self.send(ready);
+                    return Ok(Ticket { delivery: self.clone(), version });
+                }
+            }
+        }
     }
 
     /// The promise about everything accepted so far.
@@ -394,7 +426,11 @@ impl Delivery {
         if state.ledger.counts().unsent == 0 {
             state.drained.clear();
         }
+        let room_wanted = state.room_wanted > 0;
         self.wake_store(state);
+        if room_wanted {
+            self.0.room.notify_all();
+        }
         self.send(next);
         if refused.is_empty() {
             return;
@@ -526,6 +562,7 @@ impl Delivery {
     fn close(&self) {
         lock(&self.0.state).closed = true;
         self.0.changed.notify_all();
+        self.0.room.notify_all();
     }
 
     /// Disconnects when nothing waits for the facilitator.

@@ -122,7 +122,15 @@ impl RunningJob {
     /// # Errors
     /// [`UpdateError`], if the step would lead backwards or too much waits for the facilitator; the job may go on.
     pub fn step(&self, status: JobStatus) -> Result<Ticket, UpdateError> {
-        self.update(status, None)
+        self.update(status, None, Instant::now())
+    }
+
+    /// As [`RunningJob::step`], but waits for room if too much waits for the facilitator, `timeout` at most.
+    ///
+    /// # Errors
+    /// As [`RunningJob::step`].
+    pub fn step_within(&self, status: JobStatus, timeout: Duration) -> Result<Ticket, UpdateError> {
+        self.update(status, None, Instant::now() + timeout)
     }
 
     /// Reports a streaming server. Never blocks.
@@ -131,7 +139,7 @@ impl RunningJob {
     /// As [`RunningJob::step`].
     pub fn streaming_ready(&self, details: StreamingServerDetails) -> Result<Ticket, UpdateError> {
         let metadata = JobStatusMetadata { streaming_details: Some(details), ..empty() };
-        self.update(JobStatus::StreamingReady, Some(metadata))
+        self.update(JobStatus::StreamingReady, Some(metadata), Instant::now())
     }
 
     /// As [`RunningJob::step`], for a job that goes on whatever becomes of the report; trouble is logged.
@@ -186,11 +194,16 @@ impl RunningJob {
         delivery.update(*number, status, text)
     }
 
-    fn update(&self, status: JobStatus, metadata: Option<JobStatusMetadata>) -> Result<Ticket, UpdateError> {
+    fn update(
+        &self,
+        status: JobStatus,
+        metadata: Option<JobStatusMetadata>,
+        deadline: Instant,
+    ) -> Result<Ticket, UpdateError> {
         let Inner { request, number, delivery, .. } = &self.inner;
         log::debug!("job {}: {status}", request.uuid);
         let update = V0JobStatusUpdate { uuid: request.uuid.clone(), status, metadata };
-        delivery.update(*number, status, Utf8Bytes::from(ValidatorToFacilitator::from(update).encode()))
+        delivery.update_by(*number, status, Utf8Bytes::from(ValidatorToFacilitator::from(update).encode()), deadline)
     }
 }
 
