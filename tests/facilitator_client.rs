@@ -809,6 +809,27 @@ fn a_step_over_the_bounds_in_count_or_bytes_is_refused_with_both() {
 }
 
 #[test]
+fn a_stop_ends_the_waits_for_room_and_for_answers() {
+    let world = World::new();
+    let facilitator = facilitator(&world, Plan { update: Box::new(|_, _| Reply::Mute), ..Plan::default() });
+    let (kept, handler) = keep();
+    let limits = LedgerLimits { updates: 2, ..LedgerLimits::default() };
+    let client = start(ClientConfig { limits, ..config(&world) }, handler);
+    facilitator.submit(one_job());
+    let job = kept.recv_timeout(LONG).unwrap();
+    job.step(S::Accepted).unwrap();
+    let handle = client.handle();
+    let flush = spawn("t-flush", Kick::dropped("the client"), move || handle.flush(LONG));
+    let step = spawn("t-step", Kick::dropped("the client"), move || job.step_within(S::ExecutorReady, LONG).map(drop));
+    let report = client.stop(Duration::from_millis(400));
+    assert!(report.unsent > 0, "{report}");
+    let soon = Instant::now() + Duration::from_secs(5);
+    assert!(matches!(step.join_by(soon).unwrap(), Err(UpdateError::Full { .. })));
+    assert!(matches!(flush.join_by(soon).unwrap(), Err(ClientError::Stopped)));
+    facilitator.stop();
+}
+
+#[test]
 fn requests_beyond_what_may_wait_for_its_check_are_turned_away_as_busy() {
     use phalanx::base::limits::UNCHECKED_REQUESTS;
     let world = World::new();

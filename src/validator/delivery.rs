@@ -109,6 +109,8 @@ struct State {
     store_waits: bool,
     producers_wait: usize,
     room_wanted: usize,
+    /// Nobody waits for room any more.
+    hurried: bool,
     /// Why the last write to the disk failed.
     broken: Option<String>,
     /// Dropped when nothing waits for the facilitator.
@@ -240,6 +242,7 @@ impl Delivery {
             store_waits: false,
             producers_wait: 0,
             room_wanted: 0,
+            hurried: false,
             broken: None,
             drained: Vec::new(),
         };
@@ -289,7 +292,8 @@ impl Delivery {
         self.update_by(job, status, text, Instant::now())
     }
 
-    /// As [`Delivery::update`], but waits for room until `deadline`: the facilitator makes some by answering others.
+    /// As [`Delivery::update`], but waits for room until `deadline`: the facilitator makes some by answering others. A stop
+    /// that cancels the jobs ends the wait.
     ///
     /// # Errors
     /// [`UpdateError`]; then nothing was accepted.
@@ -304,7 +308,7 @@ impl Delivery {
         let mut state = lock(&self.0.state);
         loop {
             match state.ledger.accept(job, status, text.clone(), now()) {
-                Err(UpdateError::Full { .. }) if !state.closed && Instant::now() < deadline => {
+                Err(UpdateError::Full { .. }) if !state.hurried && Instant::now() < deadline => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     state.room_wanted += 1;
                     state = self.0.room.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -518,17 +522,18 @@ impl Delivery {
                 let mut state = lock(&self.0.state);
                 state.broken = Some(error.to_string());
                 let ready = state.ledger.unwritten(&batch);
+                let last_try = state.closed;
                 self.0.safe.notify_all();
                 drop(state);
                 self.send(ready);
+                if last_try {
+                    return;
+                }
                 let mut state = lock(&self.0.state);
                 let until = Instant::now() + WRITE_RETRY;
                 while !state.closed && Instant::now() < until {
                     let left = until.saturating_duration_since(Instant::now());
                     state = self.0.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-                }
-                if state.closed {
-                    return;
                 }
             }
         }
@@ -560,16 +565,25 @@ impl Delivery {
     }
 
     fn close(&self) {
-        lock(&self.0.state).closed = true;
+        let mut state = lock(&self.0.state);
+        state.closed = true;
+        // Whoever waits for the facilitator's answers waits for nothing now.
+        state.drained.clear();
+        drop(state);
         self.0.changed.notify_all();
+    }
+
+    /// The jobs are to end: nobody waits for room any more.
+    pub fn hurry(&self) {
+        lock(&self.0.state).hurried = true;
         self.0.room.notify_all();
     }
 
-    /// Disconnects when nothing waits for the facilitator.
+    /// Disconnects when nothing waits for the facilitator, or when the queue is closed.
     pub fn drained(&self) -> Receiver<()> {
         let (sender, receiver) = bounded(0);
         let mut state = lock(&self.0.state);
-        if state.ledger.counts().unsent > 0 {
+        if state.ledger.counts().unsent > 0 && !state.closed {
             state.drained.push(sender);
         }
         receiver

@@ -448,6 +448,7 @@ impl RunningClient {
         let ended = stopping.step("jobs", share, |step| step.wait(&parts.all_gone));
         let running = self.handle.counts().open_jobs;
         parts.stop.cancel();
+        self.handle.shared.delivery.hurry();
         if !ended {
             stopping.cancelled_jobs(running);
             stopping.step("cancelled jobs", (budget - share) / 2, |step| step.wait(&parts.all_gone));
@@ -462,6 +463,7 @@ impl RunningClient {
         let left = || until.saturating_duration_since(Instant::now());
         stopping.step("signature checks", left(), |step| checks.stop(step));
         stop.cancel();
+        self.handle.shared.delivery.hurry();
         let drained = self.handle.shared.delivery.drained();
         stopping.step("updates", left(), |step| step.wait(&drained));
         stopping.step("facilitator link", left(), |step| link.stop(step));
@@ -570,14 +572,9 @@ impl ClientHandle {
     /// # Errors
     /// [`ClientError::Unsent`] with their number, [`ClientError::Stopped`] if nothing can change any more.
     pub fn flush(&self, timeout: Duration) -> Result<(), ClientError> {
-        let drained = self.shared.delivery.drained();
-        let unsent = match self.state() {
-            ClientState::Stopped => self.counts().unsent,
-            _ => match drained.recv_timeout(timeout) {
-                Err(crossbeam_channel::RecvTimeoutError::Disconnected) | Ok(()) => 0,
-                Err(crossbeam_channel::RecvTimeoutError::Timeout) => self.counts().unsent,
-            },
-        };
+        // Ended by the last answer, by a stop, or by time: the counts tell which.
+        let _ended = self.shared.delivery.drained().recv_timeout(timeout);
+        let unsent = self.counts().unsent;
         match (unsent, self.state()) {
             (0, _) => Ok(()),
             (_, ClientState::Stopped) => Err(ClientError::Stopped),

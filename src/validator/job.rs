@@ -125,7 +125,8 @@ impl RunningJob {
         self.update(status, None, Instant::now())
     }
 
-    /// As [`RunningJob::step`], but waits for room if too much waits for the facilitator, `timeout` at most.
+    /// As [`RunningJob::step`], but waits for room if too much waits for the facilitator, `timeout` at most, or
+    /// until the stop signal of the job is raised.
     ///
     /// # Errors
     /// As [`RunningJob::step`].

@@ -18,6 +18,7 @@ use super::record::{DeadLetter, JobRecord, Update};
 use crate::base::limits::{DEAD_BYTES, DEAD_LETTERS, SEEN_JOBS, STATUS_BYTES, STATUS_MESSAGES};
 use crate::identity::PublicKey;
 use crate::link::Outgoing;
+use crate::ops::errors::ErrorClass;
 use crate::protocol::JobStatus;
 
 /// How long a step may be passed by the terminal statuses of other jobs, in milliseconds.
@@ -133,6 +134,16 @@ pub enum UpdateError {
     /// Nobody knows this job, or it was forgotten long after its end.
     #[error("there is no such job")]
     NoSuchJob,
+}
+
+impl UpdateError {
+    /// What a loop does about it.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Full { .. } => ErrorClass::Retry,
+            Self::Ended { .. } | Self::Backwards { .. } | Self::NoSuchJob => ErrorClass::Rejected,
+        }
+    }
 }
 
 /// What the facilitator said to an update.

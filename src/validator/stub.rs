@@ -35,12 +35,16 @@ struct Inner {
 #[derive(Default)]
 struct State {
     next: u64,
-    jobs: HashMap<u64, Running>,
+    /// Jobs under way, also those whose status is just being said.
+    running: usize,
+    jobs: HashMap<u64, Waiting>,
+    stopped: bool,
     /// Dropped when no job is left.
     ended: Vec<Sender<()>>,
 }
 
-struct Running {
+/// A job between two statuses.
+struct Waiting {
     job: RunningJob,
     steps: usize,
     /// Of the next status; kept, because a dropped alarm does not ring.
@@ -60,39 +64,65 @@ impl Stub {
             STEPS.into_iter().for_each(|status| job.report(status));
             return end(job, Outcome::completed("", ""));
         }
+        {
+            let mut state = lock(&self.0.state);
+            if state.running >= self.0.limit {
+                return;
+            }
+            state.running += 1;
+        }
+        self.put(job.receive(), 0);
+    }
+
+    /// Has a job wait for its next status; nothing is said while the lock is held.
+    fn put(&self, job: RunningJob, steps: usize) {
         let mut state = lock(&self.0.state);
-        if state.jobs.len() >= self.0.limit {
-            return;
+        if state.stopped {
+            drop(state);
+            return self.finish(job, stopping());
         }
         state.next += 1;
         let number = state.next;
-        let running = Running { job: job.receive(), steps: 0, _alarm: self.alarm(number) };
-        state.jobs.insert(number, running);
+        let weak = Arc::downgrade(&self.0);
+        let alarm = self.0.timer.at(Instant::now() + self.0.stage_time, move || advance(&weak, number));
+        state.jobs.insert(number, Waiting { job, steps, _alarm: alarm });
     }
 
-    fn alarm(&self, number: u64) -> Alarm {
-        let weak = Arc::downgrade(&self.0);
-        self.0.timer.at(Instant::now() + self.0.stage_time, move || advance(&weak, number))
+    fn finish(&self, job: RunningJob, outcome: Outcome) {
+        end(job, outcome);
+        let mut state = lock(&self.0.state);
+        state.running -= 1;
+        if state.running == 0 {
+            state.ended.clear();
+        }
     }
 
     /// Jobs under way.
     pub(super) fn running(&self) -> usize {
-        lock(&self.0.state).jobs.len()
+        lock(&self.0.state).running
     }
 
     /// Lets the jobs end within the step's budget, ends the rest, and gives their number.
     pub(super) fn stop(&self, step: &mut Step) -> usize {
         step.wait(&self.ended());
-        let rest = std::mem::take(&mut lock(&self.0.state).jobs);
-        let cancelled = rest.len();
-        rest.into_values().for_each(|running| end(running.job, stopping()));
+        let (rest, cancelled) = {
+            let mut state = lock(&self.0.state);
+            state.stopped = true;
+            (std::mem::take(&mut state.jobs), state.running)
+        };
+        rest.into_values().for_each(|waiting| self.finish(waiting.job, stopping()));
+        if cancelled > 0 {
+            // For the one whose status the timer is just saying.
+            step.extend_for_cancel();
+            step.wait(&self.ended());
+        }
         cancelled
     }
 
     fn ended(&self) -> Receiver<()> {
         let (sender, receiver) = bounded(0);
         let mut state = lock(&self.0.state);
-        if !state.jobs.is_empty() {
+        if state.running > 0 {
             state.ended.push(sender);
         }
         receiver
@@ -101,23 +131,14 @@ impl Stub {
 
 fn advance(inner: &Weak<Inner>, number: u64) {
     let Some(stub) = inner.upgrade().map(Stub) else { return };
-    // Made before the lock is taken: the old alarm is dropped after it is free again.
-    let alarm = stub.alarm(number);
-    let mut state = lock(&stub.0.state);
-    let Some(mut running) = state.jobs.remove(&number) else { return };
-    match STEPS.get(running.steps) {
+    let waiting = lock(&stub.0.state).jobs.remove(&number);
+    let Some(Waiting { job, steps, .. }) = waiting else { return };
+    match STEPS.get(steps) {
         Some(status) => {
-            running.job.report(*status);
-            running.steps += 1;
-            running._alarm = alarm;
-            state.jobs.insert(number, running);
+            job.report(*status);
+            stub.put(job, steps + 1);
         }
-        None => {
-            let ended = if state.jobs.is_empty() { std::mem::take(&mut state.ended) } else { Vec::new() };
-            drop(state);
-            end(running.job, Outcome::completed("", ""));
-            drop(ended);
-        }
+        None => stub.finish(job, Outcome::completed("", "")),
     }
 }
 
