@@ -452,6 +452,8 @@ impl Delivery {
 
     /// One alarm, for the update that is due first.
     fn arm_retry(&self) {
+        // Held until the alarm is in its place: of two that arm at a time, the later look must be the one that stays.
+        let mut slot = lock(&self.0.retry_alarm);
         let Some(when) = lock(&self.0.state).ledger.next_retry() else { return };
         let weak = Arc::downgrade(&self.0);
         let alarm = self.0.timer.at(when, move || {
@@ -461,7 +463,8 @@ impl Delivery {
             delivery.send(again);
             delivery.arm_retry();
         });
-        let old = lock(&self.0.retry_alarm).replace(alarm);
+        let old = slot.replace(alarm);
+        drop(slot);
         drop(old);
     }
 
