@@ -4,7 +4,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 VENV := target/venv
 
-.PHONY: run test test/quick check fmt clippy doc bench bench/client bench/durability stress
+.PHONY: run test test/quick check fmt clippy doc bench bench/client bench/tasks bench/durability stress
 
 run:
 	$(CARGO) run --quiet --release -- demo
@@ -41,6 +41,11 @@ bench/client: $(VENV)/.ready
 	cd tests/peers && $(CARGO) build --quiet --release --locked
 	target/peers/release/bench-client compare $(BENCH_ARGS)
 
+# The task manager beside rayon, threadpool and Python's ThreadPoolExecutor; TASK_ROUNDS says how often.
+bench/tasks:
+	cd tests/peers && $(CARGO) build --quiet --release --locked --bin bench-tasks
+	target/peers/release/bench-tasks $(TASK_ROUNDS)
+
 # What it costs to keep updates on disk; the folder must not be in memory.
 BENCH_FOLDER ?= target/tmp
 bench/durability:
@@ -49,6 +54,16 @@ bench/durability:
 # The facilitator client under faults of every kind, for as long as PHALANX_STRESS says.
 stress:
 	PHALANX_STRESS=$${PHALANX_STRESS:-60s} $(CARGO) test --locked --release --test stress -- --nocapture
+
+.PHONY: bench/celery stress/celery
+# Our Celery worker while Redis is restarted 100 times under load, and while workers are killed 100 times.
+stress/celery: $(VENV)/.ready
+	PHALANX_TEST_VENV=$(abspath $(VENV)) PHALANX_REDIS_RESTARTS=100 PHALANX_TEST_KILLS=100 $(CARGO) test --locked \
+	  --test celery_worker_faults --test celery_worker_kill -- --nocapture restarted killed_at_random
+
+# Tasks per second through Redis: our worker beside one of Celery with as many threads.
+bench/celery: $(VENV)/.ready
+	$(CARGO) run --quiet --release --locked --example celery_bench -- --python $(VENV)/bin/python
 
 # The Python peers; a machine without Python or without an index gets an empty environment, and the tests say so.
 $(VENV)/.ready: tests/python/requirements.txt tests/python/requirements-no-deps.txt

@@ -15,7 +15,8 @@
 //! | [`protocol`] | the messages of the four links, byte for byte; what is signed; stage deadlines |
 //! | [`transport`] | a connection as two halves and a kick: WebSocket over TCP and TLS, and in memory with planned faults |
 //! | [`link`] | a connection that somebody owns: session, outbox, liveness, reconnect, server |
-//! | [`dispatch`] | where jobs run: a pool of worker threads |
+//! | [`tasks`] | a task manager for threads: limits, retries, groups, progress, cancellation |
+//! | [`dispatch`] | where work runs: a pool of worker threads; Celery over Redis, as producer and as worker; Redis messaging |
 //! | [`facilitator`], [`validator`], [`miner`], [`executor`] | the roles |
 //! | [`app`] | the process around a role: signals, settings, supervision, the local network |
 //! | [`cli`] | the commands of the binary |
@@ -70,5 +71,6 @@ pub mod miner;
 pub mod ops;
 pub mod protocol;
 pub mod store;
+pub mod tasks;
 pub mod transport;
 pub mod validator;

@@ -13,7 +13,7 @@ const LEVELS: &[&[&str]] = &[
     &["app"],
     &["facilitator", "validator", "miner", "executor"],
     &["dispatch", "link"],
-    &["transport"],
+    &["tasks", "transport"],
     &["protocol"],
     &["identity"],
     &["store"],
@@ -22,7 +22,8 @@ const LEVELS: &[&[&str]] = &[
 ];
 
 /// Work and wire meet only in a role.
-const FORBIDDEN: &[(&str, &[&str])] = &[("dispatch", &["link", "transport", "protocol"])];
+const FORBIDDEN: &[(&str, &[&str])] =
+    &[("dispatch", &["link", "transport", "protocol"]), ("tasks", &["transport", "protocol"]), ("link", &["tasks"])];
 
 /// Policy: no thread, channel, socket or clock.
 const PURE: &[&str] = &[
@@ -31,6 +32,11 @@ const PURE: &[&str] = &[
     "ops/redact.rs",
     "link/heartbeat.rs",
     "link/outbox.rs",
+    "tasks/deadlines.rs",
+    "tasks/queue.rs",
+    "tasks/retry.rs",
+    "tasks/state.rs",
+    "tasks/store.rs",
     "validator/ledger.rs",
     "validator/record.rs",
     "validator/routing.rs",
@@ -42,6 +48,28 @@ const PURE: &[&str] = &[
     "facilitator/router.rs",
     "facilitator/router/open.rs",
     "protocol/stages.rs",
+    "dispatch/celery/mod.rs",
+    "dispatch/celery/client/polls.rs",
+    "dispatch/celery/envelope.rs",
+    "dispatch/celery/message.rs",
+    "dispatch/celery/meta.rs",
+    "dispatch/celery/moment.rs",
+    "dispatch/celery/repr.rs",
+    "dispatch/celery/task.rs",
+    "dispatch/celery/value.rs",
+    "dispatch/celery/worker/control.rs",
+    "dispatch/celery/worker/held.rs",
+    "dispatch/celery/worker/outcome.rs",
+    "dispatch/celery/worker/registry.rs",
+    "dispatch/celery/worker/restore.rs",
+    "dispatch/celery/worker/revoked.rs",
+    "dispatch/celery/worker/scripts.rs",
+    "dispatch/redis/error.rs",
+    "dispatch/redis/messaging/envelope.rs",
+    "dispatch/redis/proof.rs",
+    "dispatch/redis/request.rs",
+    "dispatch/redis/resp.rs",
+    "dispatch/redis/script.rs",
 ];
 
 const IMPURE: &[&str] = &["std::thread", "crossbeam_channel", "std::net", "Instant::now", "SystemTime::now", "Mutex"];

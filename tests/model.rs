@@ -1,5 +1,5 @@
 //! The lock-and-channel parts under a controlled scheduler: the shutdown latch, the hand-over of the outbox, the matching of
-//! acknowledgements, stop against reconnect.
+//! acknowledgements, stop against reconnect, the end of a task.
 //!
 //! The files of `src/` are compiled here a second time, as they are, against locks that let a scheduler choose who runs next
 //! ([`base::sync`]). Each model runs under thousands of schedules, half of them random, half with few and deliberate
@@ -21,6 +21,9 @@ mod link;
 mod seed;
 #[path = "model/shutdown.rs"]
 mod shutdown;
+#[allow(dead_code)]
+#[path = "model/tasks.rs"]
+mod tasks;
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -66,7 +69,7 @@ fn failure(seed: Seed, schedules: usize, model: fn()) -> String {
 /// Where a modelled file took a lock from elsewhere, the scheduler would not see it, and the models would pass in silence.
 #[test]
 fn the_modelled_files_take_their_locks_from_base_sync() {
-    for file in ["base/lock.rs", "base/shutdown.rs", "link/handover.rs", "link/outbox.rs"] {
+    for file in ["base/lock.rs", "base/shutdown.rs", "link/handover.rs", "link/outbox.rs", "tasks/cell.rs"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(file);
         let text = fs::read_to_string(path).unwrap();
         for elsewhere in ["std::sync", "std::thread", "crossbeam"] {

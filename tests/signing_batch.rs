@@ -226,7 +226,8 @@ fn job_requests_get_the_verdicts_that_each_gets_alone() {
     let (mut good, mut errors) = (0, BTreeSet::new());
     let kinds = ["Length", "Mismatch", "Missing", "Signer", "Timestamp"];
     let mut size = 0;
-    while size < 16 || errors.len() < kinds.len() {
+    // Chance may take some rounds more to show everything.
+    while size < 16 || errors.len() < kinds.len() || good <= 10 {
         let mut requests: Vec<V2JobRequest> = (0..size).map(request).collect();
         for request in &mut requests {
             request.sign(&users[below(&mut rng, users.len())], rng.next_u64());
@@ -252,6 +253,5 @@ fn job_requests_get_the_verdicts_that_each_gets_alone() {
         size += 1 + below(&mut rng, 12);
     }
     println!("{good} good, errors of the kinds {errors:?}");
-    assert!(good > 10);
     assert!(errors.iter().eq(&kinds), "{errors:?}");
 }

@@ -84,6 +84,52 @@ fn each_role_is_shown_and_its_readiness_is_the_exit_code() {
     nothing_left(scratch.path());
 }
 
+/// Threads that do not wait, but for the one that makes the page.
+fn running(snapshot: &Snapshot) -> Vec<&str> {
+    let answers = format!("{}-http-", &snapshot.role[..3]);
+    let runs =
+        snapshot.threads.iter().filter(|thread| thread.waits_for.is_none() && !thread.name.starts_with(&answers));
+    runs.map(|thread| thread.name.as_str()).collect()
+}
+
+#[test]
+fn every_thread_of_an_idle_role_says_what_it_waits_for() {
+    let network = Network::start("debug", "text");
+    let scratch = network.scratch.path();
+    // The threads of jobs are there as well, once there has been one.
+    network.job(NO_OP);
+    for (role, _, pages) in &network.roles {
+        let limit = Instant::now() + LONG;
+        let snapshot = loop {
+            let snapshot = until_ready(scratch, pages);
+            if running(&snapshot).is_empty() {
+                break snapshot;
+            }
+            assert!(Instant::now() < limit, "{role}: never idle: {:?}", running(&snapshot));
+        };
+        println!(
+            "{role}: {:#?}",
+            snapshot.threads.iter().map(|thread| (&thread.name, &thread.waits_for)).collect::<Vec<_>>()
+        );
+        assert_eq!(snapshot.warnings, Vec::<String>::new());
+        let waits = |name: &str| {
+            let thread = snapshot.threads.iter().find(|thread| thread.name == name);
+            thread.unwrap_or_else(|| panic!("{role} has no {name}: {snapshot:?}")).waits_for.clone().unwrap()
+        };
+        assert_eq!(waits("main"), "the first signal");
+        assert_eq!(waits("signals"), "a signal");
+        assert_eq!(waits(&format!("{}-http", &role[..3])), "a connection");
+        assert!(["its next alarm", "an alarm"].contains(&waits("timer").as_str()));
+        let page = run(phalanx(scratch).args(["status", "--verbose", "--http", pages]));
+        let main = page.stdout.lines().find(|line| line.starts_with("  main ")).unwrap();
+        assert!(
+            main.contains("  waits for the first signal for ") && main.ends_with("; kick: the signals"),
+            "{page:?}"
+        );
+    }
+    network.stop();
+}
+
 #[test]
 fn what_does_not_answer_is_one_clear_line() {
     let scratch = tempfile::tempdir().unwrap();

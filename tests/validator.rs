@@ -504,9 +504,11 @@ fn a_full_intake_answers_busy_at_once() {
     let (first, second) = (job(&key("//User")), job(&key("//User")));
     facilitator.push(first.clone());
     facilitator.push(second.clone());
-    let mut ends = Vec::new();
-    while ends.is_empty() {
+    let (mut begun, mut ends) = (false, Vec::new());
+    while ends.is_empty() || !begun {
         let update = facilitator.updates.recv_timeout(LONG).unwrap();
+        // Before that the first one would be turned away, too.
+        begun |= update.uuid == first.uuid && update.status == S::Received;
         if update.status.is_terminal() {
             ends.push(update);
         }

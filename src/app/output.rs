@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::base::shutdown::{KickRegistration, Level, Shutdown};
+use crate::base::waits::waiting;
 
 /// A pipe that can be written to takes at least so many bytes without blocking (`PIPE_BUF`).
 const CHUNK_BYTES: usize = 4096;
@@ -36,7 +37,9 @@ impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let stdout = io::stdout();
         let mut ready = [PollFd::new(&stdout, PollFlags::OUT), PollFd::new(&self.wake, PollFlags::IN)];
+        let waits = waiting("a reader of the output", None);
         poll(&mut ready, None)?;
+        drop(waits);
         if !ready[1].revents().is_empty() {
             return Err(io::Error::new(ErrorKind::BrokenPipe, "stopped while nobody read the output"));
         }

@@ -16,6 +16,7 @@ use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::Step;
 use crate::base::thread::{Kick, Thread, live, spawn};
+use crate::base::waits::waiting;
 
 /// The signal handlers of the process.
 #[derive(Debug)]
@@ -89,7 +90,12 @@ impl Signals {
         let handle = signals.handle();
         let reload = reload.clone();
         let thread = spawn("signals", Kick::new("close the iterator", move || handle.close()), move || {
-            for signal in signals.forever() {
+            let mut signals = signals.forever();
+            let mut next = || {
+                let _waiting = waiting("a signal", None);
+                signals.next()
+            };
+            while let Some(signal) = next() {
                 match signal {
                     SIGTERM => ladder.climb("SIGTERM"),
                     SIGQUIT => now(),
@@ -109,9 +115,10 @@ impl Signals {
     }
 }
 
-/// SIGUSR1: what lives, since when, and what would interrupt it; logged as errors so that no filter hides it.
+/// SIGUSR1: what lives, since when, what it waits for, and what would interrupt it; logged as errors so that no filter hides it.
 fn dump() {
     for thread in live() {
-        log::error!("thread {:<15} for {:>9.1?}, kick: {}", thread.name, thread.since.elapsed(), thread.kick);
+        let age = thread.since.elapsed();
+        log::error!("thread {:<15} for {age:>9.1?}, {}, kick: {}", thread.name, thread.activity, thread.kick);
     }
 }

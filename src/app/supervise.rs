@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
@@ -11,8 +11,9 @@ use super::exit;
 use super::signals::{Reload, Signals};
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::{StopReport, Stopping};
-use crate::base::thread::{Kick, live, on_panic, spawn};
+use crate::base::thread::{Kick, adopt, live, on_panic, spawn};
 use crate::base::timer::{Timer, TimerHandle};
+use crate::base::waits::waiting;
 
 /// What a role is started with.
 #[derive(Debug, Clone)]
@@ -34,6 +35,7 @@ pub const CLOSING: Duration = Duration::from_secs(2);
 ///
 /// `main` gets the environment and returns the exit code; it stops what it has started.
 pub fn with_env(main: impl FnOnce(&Env) -> ExitCode) -> ExitCode {
+    let _main = adopt("main", "the signals");
     let (shutdown, reload) = (Shutdown::new(), Reload::default());
     let signals = match Signals::install(&shutdown, &reload) {
         Ok(signals) => signals,
@@ -71,7 +73,9 @@ pub fn serve<R>(
             Err(code) => return code,
         };
         // Nothing is ever sent: it disconnects at the first signal.
+        let waits = waiting("the first signal", None);
         let _ = env.shutdown.drain_receiver().recv();
+        drop(waits);
         stop_within(env, budget, |stopping| stop(role, stopping))
     })
 }
@@ -81,9 +85,10 @@ pub fn stop_within(env: &Env, budget: Duration, stop: impl FnOnce(&mut Stopping)
     let (done, watched) = bounded::<()>(0);
     let limit = budget + WATCHDOG_GRACE;
     let watchdog = spawn("watchdog", Kick::dropped("done"), move || {
+        let _waiting = waiting("the end of the stop", Some(Instant::now() + limit));
         if watched.recv_timeout(limit).is_err_and(|e| e.is_timeout()) {
-            let names: Vec<String> = live().into_iter().map(|t| t.name).collect();
-            log::error!("the stop did not end within {limit:?}; still running: {}", names.join(", "));
+            let names: Vec<String> = live().iter().map(ToString::to_string).collect();
+            log::error!("the stop did not end within {limit:?}; still running: {}", names.join("; "));
             std::process::exit(exit::WATCHDOG.into());
         }
     });

@@ -1,5 +1,6 @@
 //! Time as an argument: policies take `now`, and the thread around them asks a [`Clock`].
 
+use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,21 @@ use super::lock::lock;
 
 /// Where a thread gets its `now` from: the system, or a test's hand.
 #[derive(Debug, Clone, Default)]
-pub struct Clock(Option<Arc<Mutex<Instant>>>);
+pub struct Clock(Option<Arc<Manual>>);
+
+struct Manual {
+    now: Mutex<Instant>,
+    /// Each says whether it still wants to be told.
+    listeners: Mutex<Vec<Listener>>,
+}
+
+type Listener = Box<dyn Fn() -> bool + Send>;
+
+impl fmt::Debug for Manual {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Manual").field(&*lock(&self.now)).finish()
+    }
+}
 
 impl Clock {
     /// The monotonic clock of the system.
@@ -17,24 +32,39 @@ impl Clock {
 
     /// A clock that stands still until [`Clock::advance`]; clones share it.
     pub fn manual() -> Self {
-        Self(Some(Arc::new(Mutex::new(Instant::now()))))
+        Self(Some(Arc::new(Manual { now: Mutex::new(Instant::now()), listeners: Mutex::default() })))
     }
 
     /// The present moment of this clock.
     pub fn now(&self) -> Instant {
         match &self.0 {
             None => Instant::now(),
-            Some(now) => *lock(now),
+            Some(manual) => *lock(&manual.now),
         }
     }
 
-    /// Moves a manual clock forward.
+    /// Whether time passes only by [`Clock::advance`]; a thread that waits for a moment of such a clock waits for
+    /// [`Clock::on_advance`].
+    pub fn is_manual(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Moves a manual clock forward and tells its listeners.
     ///
     /// # Panics
     /// On the system's clock, which nobody can move.
     pub fn advance(&self, by: Duration) {
-        let now = self.0.as_ref().expect("only a manual clock can be advanced");
-        *lock(now) += by;
+        let manual = self.0.as_ref().expect("only a manual clock can be advanced");
+        *lock(&manual.now) += by;
+        lock(&manual.listeners).retain(|listener| listener());
+    }
+
+    /// Has `listener` called after each [`Clock::advance`] until it says false; nothing on the system's clock. It must not
+    /// block, nor advance the clock.
+    pub fn on_advance(&self, listener: impl Fn() -> bool + Send + 'static) {
+        if let Some(manual) = &self.0 {
+            lock(&manual.listeners).push(Box::new(listener));
+        }
     }
 }
 

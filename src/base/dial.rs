@@ -20,6 +20,7 @@ use super::limits::{
 };
 use super::shutdown::{KickRegistration, Level, Shutdown};
 use super::thread::{JoinError, Kick, spawn};
+use super::waits::waiting;
 
 /// Why no connection came about. Each may be tried again, except [`DialError::Cancelled`].
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +97,8 @@ fn connect(
     shutdown: &Shutdown,
     level: Level,
 ) -> Result<Option<TcpStream>, DialError> {
-    let mut waiting = addresses.iter();
+    let _waiting = waiting("a connection to be made", Some(deadline));
+    let mut untried = addresses.iter();
     let mut under_way: Vec<Attempt> = Vec::new();
     let mut failures = Vec::new();
     let mut next_at = Instant::now();
@@ -109,7 +111,7 @@ fn connect(
             return Ok(None);
         }
         if now >= next_at
-            && let Some(&address) = waiting.next()
+            && let Some(&address) = untried.next()
         {
             match Attempt::begin(address, shutdown, level) {
                 Ok(attempt) => {
@@ -120,7 +122,7 @@ fn connect(
             }
             continue;
         }
-        let none_waits = waiting.as_slice().is_empty();
+        let none_waits = untried.as_slice().is_empty();
         if under_way.is_empty() && none_waits {
             return Err(DialError::Connect { failures });
         }
@@ -260,17 +262,19 @@ fn look_up_by(
     }
     let (tx, rx) = bounded(1);
     let thread = spawn("lookup", Kick::dropped("the resolver's own time-out"), move || {
-        let _running = running;
+        let (_running, _waiting) = (running, waiting("the system's resolver", None));
         // The receiver has gone if the caller gave up, and then nobody wants the answer.
         let _ = tx.send(resolve());
     });
     let stop = if level == Level::Drain { shutdown.drain_receiver() } else { shutdown.cancel_receiver() };
     let left = deadline.saturating_duration_since(Instant::now());
+    let waits = waiting("the look-up of a name", Some(deadline));
     let outcome = select! {
         recv(rx) -> found => Some(found),
         recv(stop) -> _ => return give_up(thread, DialError::Cancelled),
         default(left) => None,
     };
+    drop(waits);
     match outcome {
         None => give_up(thread, DialError::Timeout { address: format!("{host}:{port}"), after: start.elapsed() }),
         Some(found) => {

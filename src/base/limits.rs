@@ -28,6 +28,12 @@ pub const READ_BUFFER_BYTES: usize = 8 << 10;
 /// process that runs out of maps aborts.
 pub const SERVER_CONNECTIONS: usize = 1000;
 
+/// A lock of this crate is held for microseconds; who waits longer than this for one waits for a thread that hangs.
+pub const LOCK_TIME: Duration = Duration::from_secs(1);
+
+/// How far a wait may be over its deadline before it is shown as late: a busy machine wakes nobody this late.
+pub const WAIT_LATE: Duration = Duration::from_secs(5);
+
 /// Name look-ups that may hang at a time; the system's resolver cannot be interrupted, so a hung one keeps its thread.
 pub const LOOKUPS_AT_ONCE: usize = 8;
 
@@ -102,3 +108,94 @@ pub const SPECS_MINERS: usize = 4096;
 
 /// Bytes of one record of the journal: the largest status update, and as much again for what surrounds it.
 pub const JOURNAL_BODY_BYTES: usize = 2 * FACILITATOR_LINK_MESSAGE_BYTES;
+
+/// Messages that a Celery worker holds at a time whose time has come: at 2 KiB each 8 MiB, and a renewal of all of them is
+/// one script of some 10 ms.
+pub const CELERY_PREFETCH: usize = 4096;
+
+/// Messages that a Celery worker holds whose time has not come; at 2 KiB each 20 MiB. Celery has no limit here.
+pub const CELERY_SCHEDULED: usize = 10_000;
+
+/// Messages that are taken in one script: at 40 µs each, Redis is busy for 4 ms.
+pub const CELERY_TAKEN_AT_ONCE: usize = 100;
+
+/// Deliveries whose end a Celery worker remembers: 16 seconds' worth at 1,000 a second, and a Redis that writes its file each
+/// second loses two; 100 bytes each, twice.
+pub const CELERY_SETTLED: usize = 16_384;
+
+/// Revoked task ids that a Celery worker remembers, as many as Celery; some 100 bytes each, twice.
+pub const CELERY_REVOKED: usize = 50_000;
+
+/// Messages that are kept aside in Redis for the operator, by all workers together.
+pub const CELERY_ASIDE: usize = 1000;
+
+/// Bytes that are kept of a message that is put aside: [`CELERY_ASIDE`] of them are 256 MiB.
+pub const CELERY_ASIDE_BYTES: usize = 256 << 10;
+
+/// Messages of a dead worker that are put back at a time; the rest follows with the next look, a third of the time to live
+/// later, or at once if this many were found.
+pub const CELERY_RESTORED_AT_ONCE: usize = 100;
+
+/// Bytes of one Celery message as it lies in Redis: the largest body in base64 (four bytes for three) and 1 MiB of headers.
+pub const CELERY_MESSAGE_BYTES: usize = CELERY_BODY_BYTES / 3 * 4 + (1 << 20);
+
+/// Bytes of the unpacked body of a Celery message: 24 of the largest job requests. Celery itself knows no limit, and one that
+/// takes 64 messages at a time with four copies of each on the way needs 6 GiB at worst.
+pub const CELERY_BODY_BYTES: usize = 24 << 20;
+
+/// Bytes of a task's stored result, packed or not: as much as a status update of the facilitator link may have.
+pub const CELERY_RESULT_BYTES: usize = FACILITATOR_LINK_MESSAGE_BYTES;
+
+/// Bytes of one reply of Redis: four of the largest messages of a miner link, so that a take of several fits.
+pub const REDIS_REPLY_BYTES: usize = 4 * MINER_LINK_MESSAGE_BYTES;
+
+/// How deep the replies of Redis may nest; its own go to about 8.
+pub const REDIS_REPLY_DEPTH: usize = 32;
+
+/// Bytes of one line of a reply, which is a number, a status or an error; Redis cuts its own errors far earlier.
+pub const REDIS_LINE_BYTES: usize = 64 << 10;
+
+/// Requests that one commander holds, waiting or sent: at some 300 bytes each beside their own, 5 MiB.
+pub const REDIS_REQUESTS: usize = 16_384;
+
+/// Bytes of the requests that one commander holds: two of the largest messages.
+pub const REDIS_REQUEST_BYTES: usize = 2 * MINER_LINK_MESSAGE_BYTES;
+
+/// Bytes after which a commander packs no further request into one write: a system call then costs little beside the copy,
+/// and what was not written yet can still wait when the connection is lost.
+pub const REDIS_WRITE_BYTES: usize = 256 << 10;
+
+/// Bytes that are asked of a socket to Redis at a time.
+pub const REDIS_READ_BYTES: usize = 64 << 10;
+
+/// Push messages that arrive while a reply is awaited and are kept for later: 4,096 of 1 KiB are 4 MiB.
+pub const REDIS_PUSHES: usize = 4096;
+
+/// Callers that wait at a time for a subscription to prove itself; one proof answers all of them.
+pub const REDIS_PROOFS: usize = 1024;
+
+/// Messages that wait for one reader of a subscription: 1,024 of 1 KiB are 1 MiB.
+pub const REDIS_INBOX_MESSAGES: usize = 1024;
+
+/// Bytes that wait for one reader of a subscription: one largest message.
+pub const REDIS_INBOX_BYTES: usize = MINER_LINK_MESSAGE_BYTES;
+
+/// Requests of ours to other programs that wait for their answers, some 200 bytes each.
+pub const REDIS_ASKED: usize = 4096;
+
+/// Messages that one read of a stream takes: at 1 KiB each, a reply of 64 KiB.
+pub const REDIS_STREAM_READ: usize = 64;
+
+/// Messages that may wait in a stream unless its sender is told otherwise: 64 MiB of Redis's memory at 1 KiB each.
+pub const REDIS_STREAM_MESSAGES: usize = 65_536;
+/// Results of Celery tasks that one client waits for: at some 1 KiB each with its subscription, 64 MiB.
+pub const CELERY_PENDING: usize = 65_536;
+
+/// Results that are looked for in one request: at 100 bytes a command, 25 KiB.
+pub const CELERY_LOOKS: usize = 256;
+
+/// For how long Redis remembers the last message of a producer that sends nothing: twice the longest that a message may be on
+/// its way.
+pub const CELERY_PRODUCER_TIME: Duration = Duration::from_secs(3600);
+/// Bytes of messages after which no further is taken in one script: some of ordinary size, or one of the largest.
+pub const CELERY_TAKEN_BYTES: usize = 4 << 20;

@@ -32,7 +32,7 @@ pub fn current() -> Option<Arc<str>> {
 }
 
 /// As [`job`], with another thread's [`current`].
-pub(super) fn enter(job: Option<Arc<str>>) -> Scope {
+pub(crate) fn enter(job: Option<Arc<str>>) -> Scope {
     Scope { outer: JOB.replace(job), _not_send: PhantomData }
 }
 

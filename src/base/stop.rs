@@ -8,6 +8,7 @@ use crossbeam_channel::{Receiver, select};
 
 use super::shutdown::Shutdown;
 use super::thread::{JoinError, Thread};
+use super::waits::waiting_unless_said;
 
 /// How long a kicked thread may still take; a kicked call returns within a millisecond, so this is for a busy machine.
 pub const KICK_GRACE: Duration = Duration::from_millis(500);
@@ -127,6 +128,11 @@ impl Step {
         self.until = self.until.max(Instant::now() + CANCEL_BUDGET);
     }
 
+    /// What is left to do is not worth more than this.
+    pub fn shorten(&mut self, budget: Duration) {
+        self.until = self.until.min(Instant::now() + budget);
+    }
+
     /// The signal that shortens the budget.
     pub fn shutdown(&self) -> &Shutdown {
         &self.shutdown
@@ -135,6 +141,7 @@ impl Step {
     /// Waits until `done` disconnects, the budget is spent, or a cancel is asked for; says whether it disconnected.
     pub fn wait(&self, done: &Receiver<()>) -> bool {
         let left = self.deadline().saturating_duration_since(Instant::now());
+        let _waiting = waiting_unless_said("a part to end", Some(self.deadline()));
         select! {
             recv(done) -> _ => true,
             recv(self.shutdown.cancel_receiver()) -> _ => done.try_recv().is_err_and(|e| e.is_disconnected()),

@@ -2,6 +2,6 @@
 //! files against another module of this name, whose locks let it choose every interleaving.
 
 pub use std::sync::atomic::{AtomicU8, Ordering};
-pub use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+pub use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
 pub use crossbeam_channel::{Receiver, Sender, bounded};

@@ -7,6 +7,7 @@
 use std::any::Any;
 use std::cell::Cell;
 use std::fmt;
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,6 +18,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use super::lock::lock;
 use super::scope;
+use super::waits::{Activity, Slot, keep, waiting_unless_said};
 
 /// Linux cuts a thread's name here.
 pub const NAME_BYTES_MAX: usize = 15;
@@ -62,11 +64,33 @@ pub struct LiveThread {
     pub kick: &'static str,
     /// When it was spawned.
     pub since: Instant,
+    /// What it waited for, or that it ran, when the list was made.
+    pub activity: Activity,
+}
+
+impl fmt::Display for LiveThread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}, kick: {}", self.name, self.activity, self.kick)
+    }
+}
+
+struct Entry {
+    name: String,
+    kick: &'static str,
+    since: Instant,
+    slot: Arc<Slot>,
     id: u64,
     group: u64,
 }
 
-static LIVE: Mutex<Vec<LiveThread>> = Mutex::new(Vec::new());
+impl Entry {
+    fn look(&self) -> LiveThread {
+        let (name, activity) = (self.name.clone(), self.slot.activity());
+        LiveThread { name, kick: self.kick, since: self.since, activity }
+    }
+}
+
+static LIVE: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 thread_local! {
@@ -87,7 +111,37 @@ pub fn on_panic(hook: impl Fn(&str) + Send + 'static) {
 
 /// Every live thread of this crate in the process, oldest first.
 pub fn live() -> Vec<LiveThread> {
-    lock(&LIVE).clone()
+    lock(&LIVE).iter().map(Entry::look).collect()
+}
+
+/// Puts a thread on the list; the number takes it off again.
+fn list(name: &str, kick: &'static str, group: u64) -> (Listed, Arc<Slot>) {
+    let (id, since) = (NEXT_ID.fetch_add(1, Ordering::Relaxed), Instant::now());
+    let slot = Slot::new(since);
+    lock(&LIVE).push(Entry { name: name.to_owned(), kick, since, slot: slot.clone(), id, group });
+    (Listed(id), slot)
+}
+
+/// The calling thread is on the live list although this crate has not spawned it, until the value is dropped on it.
+#[derive(Debug)]
+#[must_use = "the thread is listed only while the value lives"]
+pub struct Adopted {
+    _listed: Listed,
+    outer: Option<Arc<Slot>>,
+    /// The marks are the calling thread's.
+    not_send: PhantomData<*const ()>,
+}
+
+/// Puts the calling thread on the live list, as the main thread of a program; `kick` says what interrupts it.
+pub fn adopt(name: &str, kick: &'static str) -> Adopted {
+    let (listed, slot) = list(name, kick, GROUP.get());
+    Adopted { _listed: listed, outer: keep(Some(slot)), not_send: PhantomData }
+}
+
+impl Drop for Adopted {
+    fn drop(&mut self) {
+        keep(self.outer.take());
+    }
 }
 
 /// A set of threads: those spawned by the thread that entered it, and by them in turn.
@@ -106,7 +160,7 @@ impl Group {
 
     /// The live threads of this group.
     pub fn live(&self) -> Vec<LiveThread> {
-        lock(&LIVE).iter().filter(|t| t.group == self.id).cloned().collect()
+        lock(&LIVE).iter().filter(|t| t.group == self.id).map(Entry::look).collect()
     }
 }
 
@@ -160,14 +214,14 @@ where
     debug_assert!(name.len() <= NAME_BYTES_MAX, "thread name {name} is longer than {NAME_BYTES_MAX} bytes");
     let group = GROUP.get();
     let job = scope::current();
-    let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-    lock(&LIVE).push(LiveThread { name: name.clone(), kick: kick.what, since: Instant::now(), id, group });
+    let (listed, slot) = list(&name, kick.what, group);
     let (done_tx, done) = bounded::<()>(0);
     let thread_name = name.clone();
     let body = move || {
         // Declared before the guard, so that the thread has left the list when the joiner wakes.
         let _done = done_tx;
-        let _listed = Listed(id);
+        let _listed = listed;
+        keep(Some(slot));
         GROUP.set(group);
         let _job = scope::enter(job);
         log::trace!("thread {thread_name} starts");
@@ -184,16 +238,13 @@ where
         result
     };
     let handle = Builder::new().name(name.clone()).spawn(body);
-    let handle = match handle {
-        Ok(handle) => handle,
-        Err(error) => {
-            drop(Listed(id));
-            panic!("cannot spawn thread {name}: {error}");
-        }
-    };
+    // The closure, and with it the place on the list, has gone with the error.
+    let handle = handle.unwrap_or_else(|error| panic!("cannot spawn thread {name}: {error}"));
     Thread { name, kick, handle: Some(handle), done }
 }
 
+/// A place on the live list.
+#[derive(Debug)]
 struct Listed(u64);
 
 impl Drop for Listed {
@@ -239,7 +290,10 @@ impl<T> Thread<T> {
     /// # Errors
     /// [`JoinError::Late`] hands the thread back; [`JoinError::Panicked`] has the panic's message.
     pub fn join_by(mut self, deadline: Instant) -> Result<T, JoinError<T>> {
-        match self.done.recv_deadline(deadline) {
+        let waiting = waiting_unless_said("a thread to end", Some(deadline));
+        let done = self.done.recv_deadline(deadline);
+        drop(waiting);
+        match done {
             Err(RecvTimeoutError::Timeout) => Err(JoinError::Late(self)),
             Ok(()) | Err(RecvTimeoutError::Disconnected) => self.finish().map_err(JoinError::Panicked),
         }
@@ -281,6 +335,7 @@ impl<T> Drop for Thread<T> {
             if !self.is_finished() {
                 self.kick.kick();
             }
+            let _waiting = waiting_unless_said("a thread to end", None);
             // The panic, if any, was logged by the thread itself.
             let _ = self.finish();
         }
@@ -342,6 +397,40 @@ mod tests {
         let thread = spawn("t-ended", Kick::new("panic", || panic!("kicked")), || {});
         assert!(thread.done_receiver().recv().is_err());
         drop(thread);
+    }
+
+    #[test]
+    fn an_adopted_thread_is_listed_with_what_it_waits_for() {
+        let group = Group::enter();
+        let mine = adopt("t-adopted", "nothing");
+        let waiting = super::super::waits::waiting("the test", None);
+        let seen = group.live();
+        assert_eq!((seen.len(), seen[0].name.as_str(), seen[0].activity.waits_for), (1, "t-adopted", Some("the test")));
+        drop(waiting);
+        assert_eq!(group.live()[0].activity.waits_for, None);
+        drop(mine);
+        assert!(group.live().is_empty());
+    }
+
+    #[test]
+    fn a_join_is_a_wait_with_its_deadline() {
+        let group = Group::enter();
+        let (tx, rx) = bounded::<()>(0);
+        let inner = spawn("t-inner", Kick::dropped("tx"), move || rx.recv().is_err());
+        let by = soon();
+        let outer = spawn("t-outer", Kick::dropped("the other"), move || inner.join_by(by).unwrap());
+        loop {
+            let live = group.live();
+            let activity = live.iter().find(|thread| thread.name == "t-outer").unwrap().activity;
+            if activity.waits_for == Some("a thread to end") {
+                assert_eq!(activity.deadline, Some(by));
+                break;
+            }
+            assert!(Instant::now() < by, "{activity:?}");
+            std::thread::yield_now();
+        }
+        drop(tx);
+        assert!(outer.join_by(soon()).unwrap());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::lock::{lock, wait, wait_timeout};
 use super::stop::Step;
 use super::sync::{Arc, Condvar, Mutex};
 use super::thread::{Kick, Thread, spawn};
+use super::waits::waiting;
 
 type Action = Box<dyn FnOnce() + Send>;
 
@@ -135,10 +136,13 @@ fn run(shared: &Shared) {
                 }
             }
             Some(Reverse((when, _))) => {
-                let left = *when - now;
+                let (left, _waiting) = (*when - now, waiting("its next alarm", Some(*when)));
                 state = wait_timeout(&shared.changed, state, left);
             }
-            None => state = wait(&shared.changed, state),
+            None => {
+                let _waiting = waiting("an alarm", None);
+                state = wait(&shared.changed, state);
+            }
         }
     }
     let left = std::mem::take(&mut state.actions);

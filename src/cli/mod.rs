@@ -25,6 +25,7 @@ mod tls;
 pub mod validator;
 pub mod values;
 pub mod wire;
+pub mod worker;
 
 /// The real-time layer of ComputeHorde: facilitator, validator, miner and executor in one binary.
 #[derive(Debug, Parser)]
@@ -48,6 +49,8 @@ enum Command {
     Facilitator(facilitator::Args),
     /// Take jobs from the facilitator and drive them on miners
     Validator(validator::Args),
+    /// Run the jobs of validators that send them through Redis (--dispatch celery)
+    Worker(worker::Args),
     /// Serve validators and manage executors
     Miner(miner::Args),
     /// Run one job for the miner that started this process
@@ -88,7 +91,7 @@ pub fn main() -> ExitCode {
         Err(mistake) => return exit::usage(one_line(&mistake)),
     };
     let default_filter = match &cli.command {
-        Command::Facilitator(_) | Command::Validator(_) | Command::Miner(_) => "info",
+        Command::Facilitator(_) | Command::Validator(_) | Command::Worker(_) | Command::Miner(_) => "info",
         Command::Demo(_) => "error",
         _ => "warn",
     };
@@ -97,6 +100,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Facilitator(args) => facilitator::run(args),
         Command::Validator(args) => validator::run(args),
+        Command::Worker(args) => worker::run(args),
         Command::Miner(args) => miner::run(args),
         Command::Executor(args) => executor::run(args),
         Command::Submit(args) => submit::run(args),

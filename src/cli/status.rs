@@ -12,7 +12,7 @@ use crate::app::exit;
 use crate::base::shutdown::Shutdown;
 use crate::ops::health::PartState;
 use crate::ops::redact;
-use crate::ops::status::Snapshot;
+use crate::ops::status::{Snapshot, ThreadLine};
 use crate::transport::http::{HttpClient, HttpError, Response};
 
 /// Time for the answer: a role gives it without waiting for anything.
@@ -111,16 +111,29 @@ fn page(now: &Snapshot, verbose: bool) -> String {
         let (class, when) = (error.class, ago(error.seconds_ago));
         line(&mut out, format_args!("  {when} ago, {class}, {}: {} ({} in all)", error.place, error.text, error.count));
     }
+    if !now.warnings.is_empty() {
+        line(&mut out, format_args!("warnings:"));
+    }
+    now.warnings.iter().for_each(|warning| line(&mut out, format_args!("  {warning}")));
     if verbose {
         line(&mut out, format_args!("threads:"));
         for thread in &now.threads {
-            line(
-                &mut out,
-                format_args!("  {:<15} {:>10}  kick: {}", thread.name, ago(thread.age_seconds), thread.kick),
-            );
+            let (age, does) = (ago(thread.age_seconds), does(thread));
+            line(&mut out, format_args!("  {:<15} {age:>10}  {does}; kick: {}", thread.name, thread.kick));
         }
     }
     out
+}
+
+/// What a thread waits for, since when and until when, or since when it runs.
+fn does(thread: &ThreadLine) -> String {
+    let (what, time) = (thread.waits_for.as_deref(), ago(thread.for_seconds));
+    let does = what.map_or_else(|| format!("runs for {time}"), |what| format!("waits for {what} for {time}"));
+    match thread.left_seconds {
+        None => does,
+        Some(left @ 0..) => format!("{does}, {} left", ago(left.unsigned_abs())),
+        Some(over) => format!("{does}, {} over its deadline", ago(over.unsigned_abs())),
+    }
 }
 
 /// A line for each field, and for each entry of a list.
@@ -176,7 +189,7 @@ mod tests {
     use crate::ops::errors::{ErrorClass, LastError};
     use crate::ops::health::Part;
     use crate::ops::process::Process;
-    use crate::ops::status::{State, ThreadLine};
+    use crate::ops::status::State;
     use serde_json::json;
 
     #[test]
@@ -201,6 +214,14 @@ mod tests {
     #[test]
     fn the_page_says_all_that_the_snapshot_has() {
         let part = |name: &str, state, why: Option<&str>| Part { name: name.into(), state, why: why.map(Into::into) };
+        let thread = |name: &str, age_seconds, waits_for: Option<&str>, left_seconds| ThreadLine {
+            name: name.into(),
+            kick: "a flag".into(),
+            age_seconds,
+            waits_for: waits_for.map(Into::into),
+            for_seconds: 3,
+            left_seconds,
+        };
         let snapshot = Snapshot {
             role: "validator".into(),
             version: "1.2.3".into(),
@@ -217,7 +238,12 @@ mod tests {
                 seconds_ago: 90_000,
             }],
             process: Some(Process { resident_memory_bytes: 27 << 20, threads: 9, open_fds: 12 }),
-            threads: vec![ThreadLine { name: "timer".into(), kick: "stopped flag".into(), age_seconds: 61 }],
+            threads: vec![
+                thread("timer", 61, Some("its next alarm"), Some(7)),
+                thread("runs", 0, None, None),
+                thread("late", 70, Some("a lock"), Some(-60)),
+            ],
+            warnings: vec!["thread late waits for a lock for 61.0s, 60.0s over its deadline".into()],
         };
         let short = "\
 validator 1.2.3, running, up 1 h 2 min: not ready
@@ -233,9 +259,16 @@ x: none
 process: 27 MiB, 9 threads, 12 open files
 last errors:
   1 d 1 h ago, reconnect, link: reset (4 in all)
+warnings:
+  thread late waits for a lock for 61.0s, 60.0s over its deadline
 ";
         assert_eq!(page(&snapshot, false), short);
-        let threads = "threads:\n  timer            1 min 1 s  kick: stopped flag\n";
+        let threads = "\
+threads:
+  timer            1 min 1 s  waits for its next alarm for 3 s, 7 s left; kick: a flag
+  runs                   0 s  runs for 3 s; kick: a flag
+  late            1 min 10 s  waits for a lock for 3 s, 1 min 0 s over its deadline; kick: a flag
+";
         assert_eq!(page(&snapshot, true), format!("{short}{threads}"));
         let read: Snapshot = serde_json::from_str(&json!(snapshot).to_string()).unwrap();
         assert_eq!(read, snapshot);

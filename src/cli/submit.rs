@@ -20,6 +20,7 @@ use crate::app::{exit, supervise};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::KICK_GRACE;
 use crate::base::thread::{JoinError, Kick, Thread, spawn};
+use crate::base::waits::recv;
 use crate::identity::{KeyPair, PublicKey};
 use crate::transport::http::HttpError;
 
@@ -177,7 +178,7 @@ fn watch(
 ) -> Result<bool, String> {
     let mut all_completed = true;
     let mut lost = Vec::new();
-    for (name, event) in &news {
+    while let Ok((name, event)) = recv(&news, "news of the jobs") {
         match event {
             News::Status(status) => progress.say(&format!("{name}: {status}")),
             News::Ended(job) => {

@@ -11,12 +11,14 @@ use serde_json::json;
 
 use super::announce_http;
 use super::key::KeyArg;
-use super::values::{duration, listen_address};
+use super::values::{duration, listen_address, redis_url};
 use crate::app::{exit, status, supervise};
 use crate::base::stop::CANCEL_BUDGET;
+use crate::dispatch::redis::RedisConfig;
 use crate::identity::{KeyPair, PublicKey};
 use crate::ops::http::HttpServer;
 use crate::transport::ws::WsDialer;
+use crate::validator::remote::DEFAULT_QUEUE;
 use crate::validator::{Dispatch, Validator, ValidatorConfig, load_miners};
 
 /// The arguments of `phalanx validator`.
@@ -40,10 +42,21 @@ pub struct Args {
     /// What runs a job
     #[arg(long, value_enum, default_value_t = DispatchArg::Workers, env = "PHALANX_DISPATCH")]
     dispatch: DispatchArg,
+    /// With --dispatch celery: the Redis between the validator and its workers, as
+    /// redis://[user:password@]host[:port][/database]; rediss:// for TLS. In the variable the password is hidden from other
+    /// users
+    #[arg(long, value_name = "URL", value_parser = redis_url, env = "PHALANX_REDIS", hide_env_values = true)]
+    redis: Option<RedisConfig>,
+    /// With --dispatch celery: the Celery queue of the jobs [default: phalanx]
+    #[arg(long, value_name = "NAME", env = "PHALANX_QUEUE")]
+    queue: Option<String>,
+    /// With --dispatch celery: how long a job waits for a worker before it is rejected as busy [default: 60s]
+    #[arg(long, value_name = "DUR", value_parser = duration, env = "PHALANX_QUEUE_TIME")]
+    queue_time: Option<Duration>,
     /// Time before each status of a stub job
     #[arg(long, value_name = "DUR", value_parser = duration, env = "PHALANX_STUB_TIME")]
     stub_time: Option<Duration>,
-    /// Jobs at a time; one more is rejected as busy [default: 64, for stub jobs 8192]
+    /// Jobs at a time; one more is rejected as busy [default: 64, for celery and stub 8192]
     #[arg(long, value_name = "N", env = "PHALANX_WORKERS")]
     workers: Option<usize>,
     /// How long a stop lets running jobs go on
@@ -66,6 +79,8 @@ pub struct Args {
 enum DispatchArg {
     /// Worker threads of this process drive miners
     Workers,
+    /// `phalanx worker`s on other machines drive miners: each job is a Celery task in a Redis
+    Celery,
     /// No miner: every job is answered with the statuses of a good one (for load tests)
     Stub,
 }
@@ -77,7 +92,8 @@ pub fn run(args: Args) -> ExitCode {
         Ok(configured) => configured,
         Err(problem) => return exit::usage(problem),
     };
-    let budget = config.drain_time + CANCEL_BUDGET + config.flush_time + supervise::CLOSING;
+    // One closing step for the pages, one for the connections to Redis.
+    let budget = config.drain_time + CANCEL_BUDGET + config.flush_time + 2 * supervise::CLOSING;
     let start = |env: &supervise::Env| {
         let http = http.map(status::bind).transpose().map_err(exit::usage)?;
         let validator = Validator::start(config, Arc::new(dialer), env.timer.clone()).map_err(exit::usage)?;
@@ -114,18 +130,28 @@ fn configure(args: Args) -> Result<(ValidatorConfig, WsDialer), String> {
     let dialer = args.tls.load(&facilitator)?;
     let miners = match &args.miners {
         Some(path) => load_miners(path).map_err(|e| e.to_string())?,
-        None if args.dispatch == DispatchArg::Stub => Vec::new(),
+        None if args.dispatch != DispatchArg::Workers => Vec::new(),
         None => return Err("--miners is missing; give the file with the [[miner]] tables".to_owned()),
     };
+    if args.stub_time.is_some() && args.dispatch != DispatchArg::Stub {
+        return Err("--stub-time goes with --dispatch stub".to_owned());
+    }
+    let of_celery = [("--redis", args.redis.is_some()), ("--queue", args.queue.is_some())];
+    let of_celery = of_celery.into_iter().chain([("--queue-time", args.queue_time.is_some())]);
+    if let Some((flag, _)) = of_celery.into_iter().find(|(_, given)| *given && args.dispatch != DispatchArg::Celery) {
+        return Err(format!("{flag} goes with --dispatch celery"));
+    }
+    if args.state_dir.is_none() && args.dispatch != DispatchArg::Stub {
+        return Err("--state-dir is missing; name the folder for what is to survive a restart".to_owned());
+    }
     let dispatch = match args.dispatch {
-        DispatchArg::Workers if args.stub_time.is_some() => {
-            return Err("--stub-time goes with --dispatch stub".to_owned());
-        }
-        DispatchArg::Workers if args.state_dir.is_none() => {
-            return Err("--state-dir is missing; name the folder for what is to survive a restart".to_owned());
-        }
         DispatchArg::Workers => Dispatch::Workers,
         DispatchArg::Stub => Dispatch::Stub { stage_time: args.stub_time.unwrap_or_default() },
+        DispatchArg::Celery => Dispatch::Celery {
+            redis: Box::new(args.redis.ok_or("--redis is missing; give the URL, as redis://127.0.0.1:6379/0")?),
+            queue: args.queue.unwrap_or_else(|| DEFAULT_QUEUE.to_owned()),
+            queue_time: args.queue_time.unwrap_or(Duration::from_secs(60)),
+        },
     };
     let config = ValidatorConfig {
         trusted_signers: args.trusted_signer,
@@ -169,6 +195,8 @@ fn serve_status(listener: TcpListener, validator: &Validator, env: &supervise::E
             "unsent_bytes": counts.unsent_bytes,
             "oldest_update_seconds": oldest,
             "dead_letters": counts.dead,
+            "tasks": observer.tasks(),
+            "remote": observer.front(),
         })
     })
 }

@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
+use crate::dispatch::redis::RedisConfig;
 use crate::protocol::ExecutorClass;
 
 /// Reads `500ms`, `10s`, `5m` or `2h`; `0` needs no unit.
@@ -47,6 +48,14 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
         .ok()
         .and_then(|mut addresses| addresses.next())
         .ok_or_else(|| "it should be ADDRESS:PORT, as 127.0.0.1:9101; port 0 lets the system choose".to_owned())
+}
+
+/// Reads `redis://[[user:]password@]host[:port][/database]`.
+///
+/// # Errors
+/// What is wrong and would be right, in words, without the password.
+pub fn redis_url(text: &str) -> Result<RedisConfig, String> {
+    RedisConfig::parse(text).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 //!
 //! `dispatch` knows nothing of connections or messages; what a job means is its role's business.
 
+pub mod celery;
+pub mod redis;
 pub mod workers;
 
 use crate::base::shutdown::Shutdown;
@@ -13,11 +15,15 @@ pub type Work = Box<dyn FnOnce(&Shutdown) + Send>;
 
 /// A place where jobs run.
 pub trait Backend: Send + Sync {
-    /// Takes a job, or hands it back at once if the back end is full or stopping. Never blocks.
+    /// Takes a job of this name, or hands it back at once if the back end is full or stopping, or has one of this name.
+    /// Never blocks.
     ///
     /// # Errors
     /// [`Busy`], with the job.
-    fn submit(&self, work: Work) -> Result<(), Busy>;
+    fn submit(&self, job: &str, work: Work) -> Result<(), Busy>;
+
+    /// Tells the job of this name to end, or drops it if it has not begun; false if there is none.
+    fn cancel(&self, job: &str) -> bool;
 
     /// Jobs taken and not yet ended.
     fn running(&self) -> usize;

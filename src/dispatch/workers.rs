@@ -1,35 +1,28 @@
-//! Jobs on threads of this process.
+//! Jobs on threads of this process: each is a task of a [`TaskManager`].
 //!
-//! Owner: [`Workers`]. Blocks in: the job queue, then in whatever the job does. Kick: closing the queue; for a job, its
-//! cancel signal. Ends: when the queue is closed and empty.
+//! Owner: [`Workers`]; the threads are the manager's, see [`crate::tasks`].
 
+use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
-
-use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{Backend, Busy, Work};
 use crate::base::lock::lock;
-use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Step;
-use crate::base::thread::{Kick, Thread, panic_message, spawn};
+use crate::tasks::{TaskConfig, TaskContext, TaskId, TaskManager, TaskOptions, Tasks, TasksStatus, WhenFull};
 
 /// A pool that grows to `limit` threads as jobs need them, and refuses a job when all of them are at work.
 pub struct Workers {
-    name: &'static str,
+    tasks: Tasks,
     limit: usize,
-    cancel: Shutdown,
-    /// The pool keeps the receiver's clone only to give it to new threads; each thread ends when the sender is gone.
-    state: Mutex<State>,
+    /// Taken by the stop.
+    manager: Mutex<Option<TaskManager>>,
+    jobs: Arc<Mutex<Jobs>>,
 }
 
-struct State {
-    jobs: Option<Sender<Work>>,
-    queue: Receiver<Work>,
-    running: Arc<Mutex<usize>>,
-    threads: Vec<Thread<()>>,
-}
+/// Jobs by name; the id comes right after the job is accepted.
+type Jobs = HashMap<Arc<str>, Option<TaskId>>;
 
 impl fmt::Debug for Workers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -37,84 +30,101 @@ impl fmt::Debug for Workers {
     }
 }
 
+/// The job has its thread until this is dropped, by its end or with its work.
+struct Place {
+    job: Arc<str>,
+    jobs: Arc<Mutex<Jobs>>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        lock(&self.jobs).remove(&self.job);
+    }
+}
+
 impl Workers {
-    /// A pool of at most `limit` threads named `name-n`; `name` has at most 11 bytes. Starts none yet.
+    /// A pool of at most `limit` threads named `name-n`; `name` has at most 10 bytes. Starts no worker yet.
+    ///
+    /// # Panics
+    /// If the name is too long or the limit is 0: mistakes in the program.
     pub fn new(name: &'static str, limit: usize) -> Self {
-        // At most `limit` jobs are in progress, so a send into this queue never blocks.
-        let (jobs, queue) = bounded(limit.max(1));
-        let state = State { jobs: Some(jobs), queue, running: Arc::default(), threads: Vec::new() };
-        Self { name, limit, cancel: Shutdown::new(), state: Mutex::new(state) }
+        // At most `limit` jobs are in progress, so the queue is never full.
+        let config = TaskConfig { queue: limit, when_full: WhenFull::Refuse, ..TaskConfig::new(name).workers(limit) };
+        let manager = TaskManager::start(config).expect("the numbers of a pool are good");
+        Self { tasks: manager.handle(), limit, manager: Mutex::new(Some(manager)), jobs: Arc::default() }
+    }
+
+    /// The jobs as tasks.
+    pub fn status(&self) -> TasksStatus {
+        self.tasks.status()
     }
 }
 
 impl Backend for Workers {
-    fn submit(&self, work: Work) -> Result<(), Busy> {
-        let mut state = lock(&self.state);
-        let running = {
-            let mut running = lock(&state.running);
-            if state.jobs.is_none() || *running >= self.limit {
+    fn submit(&self, job: &str, work: Work) -> Result<(), Busy> {
+        let job: Arc<str> = job.into();
+        {
+            let mut jobs = lock(&self.jobs);
+            if jobs.len() >= self.limit || jobs.contains_key(&job) {
                 return Err(Busy(work));
             }
-            *running += 1;
-            *running
-        };
-        if running > state.threads.len() {
-            let (queue, count, cancel) = (state.queue.clone(), state.running.clone(), self.cancel.clone());
-            let kick_cancel = self.cancel.clone();
-            let name = format!("{}-{}", self.name, state.threads.len());
-            let kick = Kick::new("job queue and cancel signal", move || kick_cancel.cancel());
-            state.threads.push(spawn(name, kick, move || work_loop(&queue, &count, &cancel)));
+            jobs.insert(job.clone(), None);
         }
-        let jobs = state.jobs.as_ref().expect("checked above under the same lock");
-        jobs.try_send(work).map_err(|error| {
-            *lock(&state.running) -= 1;
-            Busy(error.into_inner())
-        })
+        // Shared with what hands the work back, because the task is refused with its closure.
+        let work = Arc::new(Mutex::new(Some(work)));
+        let place = Place { job: job.clone(), jobs: self.jobs.clone() };
+        let begun = work.clone();
+        let run = move |cx: &TaskContext<'_>| {
+            let _place = place;
+            let work = lock(&begun).take();
+            if let Some(work) = work {
+                work(cx.signal());
+            }
+            Ok::<_, Infallible>(())
+        };
+        match self.tasks.submit(TaskOptions::new("job").metadata("job", &*job), run) {
+            Ok(task) => {
+                if let Some(id) = lock(&self.jobs).get_mut(&job) {
+                    *id = Some(task.id());
+                }
+                Ok(())
+            }
+            Err(refused) => {
+                drop(refused);
+                let work = lock(&work).take();
+                Err(Busy(work.expect("work that nobody has begun is there")))
+            }
+        }
+    }
+
+    fn cancel(&self, job: &str) -> bool {
+        let id = lock(&self.jobs).get(job).copied().flatten();
+        id.is_some_and(|id| self.tasks.cancel(id))
     }
 
     fn running(&self) -> usize {
-        let running = lock(&self.state).running.clone();
-        let running = lock(&running);
-        *running
+        lock(&self.jobs).len()
     }
 
     fn close(&self) {
-        lock(&self.state).jobs = None;
+        if let Some(manager) = &*lock(&self.manager) {
+            manager.close();
+        }
     }
 
     fn stop(&self, step: &mut Step) -> usize {
-        self.close();
-        let threads = std::mem::take(&mut lock(&self.state).threads);
-        let cancel = self.cancel.clone();
-        let _cancel = step.shutdown().on(Level::Cancel, move || cancel.cancel());
-        let mut cancelled = 0;
-        for thread in threads {
-            if !step.wait(thread.done_receiver()) && cancelled == 0 {
-                cancelled = self.running();
-                self.cancel.cancel();
-                step.extend_for_cancel();
-            }
-            step.join(thread);
-        }
-        cancelled
-    }
-}
-
-fn work_loop(queue: &Receiver<Work>, running: &Mutex<usize>, cancel: &Shutdown) {
-    while let Ok(work) = queue.recv() {
-        // A panic is the job's end, not the worker's; the job's own guard has reported it.
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| work(cancel))) {
-            log::error!("a job panicked: {}", panic_message(payload.as_ref()));
-        }
-        *lock(running) -= 1;
+        let manager = lock(&self.manager).take();
+        manager.map_or(0, |manager| manager.stop(step).cancelled)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::shutdown::{Level, Shutdown};
     use crate::base::stop::Stopping;
     use crate::base::thread::Group;
+    use crossbeam_channel::bounded;
     use std::time::Duration;
 
     const LONG: Duration = Duration::from_secs(60);
@@ -132,12 +142,13 @@ mod tests {
         let workers = Workers::new("t-work", 2);
         let (go, gate) = bounded::<()>(0);
         let (done_tx, done) = bounded(8);
-        for _ in 0..2 {
+        for job in ["a", "b"] {
             let (gate, done_tx) = (gate.clone(), done_tx.clone());
-            workers.submit(Box::new(move |_| done_tx.send(gate.recv().is_ok()).unwrap())).unwrap();
+            workers.submit(job, Box::new(move |_| done_tx.send(gate.recv().is_ok()).unwrap())).unwrap();
         }
-        assert!(workers.submit(Box::new(|_| {})).is_err());
-        assert_eq!((workers.running(), group.live().len()), (2, 2));
+        assert!(workers.submit("c", Box::new(|_| {})).is_err());
+        // And the thread that knows what is due.
+        assert_eq!((workers.running(), group.live().len()), (2, 2 + 1));
         go.send(()).unwrap();
         go.send(()).unwrap();
         assert!(done.recv_timeout(LONG).unwrap() && done.recv_timeout(LONG).unwrap());
@@ -145,21 +156,21 @@ mod tests {
         while workers.running() > 0 {
             std::thread::yield_now();
         }
-        workers.submit(Box::new(|_| {})).unwrap();
+        workers.submit("c", Box::new(|_| {})).unwrap();
         assert_eq!(stop(&workers, LONG), 0);
         assert!(group.live().is_empty());
-        assert!(workers.submit(Box::new(|_| {})).is_err());
+        assert!(workers.submit("d", Box::new(|_| {})).is_err());
     }
 
     #[test]
     fn a_panicking_job_does_not_cost_a_worker() {
         let workers = Workers::new("t-work", 1);
-        workers.submit(Box::new(|_| panic!("boom"))).unwrap();
+        workers.submit("a", Box::new(|_| panic!("boom"))).unwrap();
         while workers.running() > 0 {
             std::thread::yield_now();
         }
         let (tx, rx) = bounded(1);
-        workers.submit(Box::new(move |_| tx.send(7).unwrap())).unwrap();
+        workers.submit("b", Box::new(move |_| tx.send(7).unwrap())).unwrap();
         assert_eq!(rx.recv_timeout(LONG).unwrap(), 7);
         stop(&workers, LONG);
     }
@@ -167,9 +178,44 @@ mod tests {
     #[test]
     fn a_job_that_outlives_the_budget_is_cancelled_and_counted() {
         let workers = Workers::new("t-work", 4);
-        for _ in 0..3 {
-            workers.submit(Box::new(|cancel| assert!(cancel.wait_for(Level::Cancel, LONG)))).unwrap();
+        for job in ["a", "b", "c"] {
+            workers.submit(job, Box::new(|cancel| assert!(cancel.wait_for(Level::Cancel, LONG)))).unwrap();
         }
         assert_eq!(stop(&workers, Duration::from_millis(20)), 3);
+    }
+
+    #[test]
+    fn a_job_is_cancelled_by_its_name_and_others_go_on() {
+        let workers = Workers::new("t-work", 2);
+        let (told_tx, told) = bounded(2);
+        let (open, gate) = bounded::<()>(0);
+        let (begun_tx, begun) = bounded(1);
+        let cancelled = told_tx.clone();
+        workers
+            .submit(
+                "a",
+                Box::new(move |cancel| {
+                    begun_tx.send(()).unwrap();
+                    cancelled.send(cancel.wait_for(Level::Cancel, LONG)).unwrap();
+                }),
+            )
+            .unwrap();
+        begun.recv_timeout(LONG).unwrap();
+        workers
+            .submit(
+                "b",
+                Box::new(move |cancel| {
+                    gate.recv().unwrap();
+                    told_tx.send(cancel.is_set()).unwrap();
+                }),
+            )
+            .unwrap();
+        assert!(workers.submit("b", Box::new(|_| {})).is_err(), "there is one of this name");
+        assert!(workers.cancel("a"));
+        assert!(told.recv_timeout(LONG).unwrap());
+        open.send(()).unwrap();
+        assert!(!told.recv_timeout(LONG).unwrap());
+        stop(&workers, LONG);
+        assert!(!workers.cancel("a") && !workers.cancel("never"));
     }
 }

@@ -17,6 +17,7 @@ use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::{StopReport, Stopping};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::TimerHandle;
+use crate::base::waits::waiting;
 use crate::link::{Link, LinkHandle};
 use crate::protocol::{GenericError, MinerToExecutor, V0InitialJobRequest, V0JobRequest};
 use crate::transport::Dialer;
@@ -155,6 +156,7 @@ fn wait_for_initial(
     let mut connected = false;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
+        let waits = waiting("the miner's job", Some(deadline));
         let event = select! {
             recv(events) -> event => {
                 event.map_err(|_| ExecutorError::Refused("it closed the connection before a job came".to_owned()))?
@@ -162,6 +164,7 @@ fn wait_for_initial(
             recv(shutdown.drain_receiver()) -> _ => return Err(ExecutorError::Stopped),
             default(left) => return Err(ExecutorError::NoJob(config.startup_time_limit)),
         };
+        drop(waits);
         match event {
             MinerEvent::Ready => connected = true,
             // Fails at once, so that a miner's operator notices a wrong address (XC-05).
@@ -199,6 +202,7 @@ fn drive(
     let mut events = events.clone();
     loop {
         let left = routing.patience(config.miner_gone_after);
+        let _waiting = waiting("the job to end", None);
         select! {
             recv(events) -> event => match event {
                 Ok(event) => routing.event(event),

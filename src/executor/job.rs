@@ -14,6 +14,7 @@ use super::volumes::{VolumeError, VolumeLoader};
 use super::workspace::Workspace;
 use super::{artifacts, specs};
 use crate::base::shutdown::Shutdown;
+use crate::base::waits::waiting;
 use crate::link::LinkHandle;
 use crate::protocol::stages::{Stage, StageClock, Timing};
 use crate::protocol::{
@@ -137,6 +138,7 @@ impl Job<'_> {
         // The volumes' limit counts from here on, so that the wait for the request is within leeway and download.
         let deadline = clock.clone().begin(Stage::Download);
         let left = deadline.saturating_duration_since(Instant::now());
+        let _waiting = waiting("the full job request", Some(deadline));
         let outcome = select! {
             recv(full) -> request => request.map_err(|_| RecvTimeoutError::Disconnected),
             recv(self.cancel.cancel_receiver()) -> _ => Err(RecvTimeoutError::Disconnected),

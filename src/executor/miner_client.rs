@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, bounded};
 use crate::base::backoff::BackoffConfig;
 use crate::base::limits::INBOUND_MESSAGES;
 use crate::base::timer::TimerHandle;
+use crate::base::waits;
 use crate::link::{Full, Link, LinkConfig, LinkEvent, LinkHandle, Outgoing};
 use crate::protocol::{ExecutorToMiner, GenericError, MinerToExecutor};
 use crate::transport::Dialer;
@@ -81,7 +82,7 @@ pub fn start(
             },
         };
         // The receiver goes when the job has ended; what the miner says after that concerns nobody.
-        let _ = tx.send(event);
+        let _ = waits::send(&tx, event, "room for what the miner says");
     });
     handle_tx.send(link.handle()).expect("the receiver lives in the link's closure, and there is room for one");
     (link, events)

@@ -22,6 +22,7 @@ use crate::base::limits::ROLE_EVENTS;
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 use crate::base::thread::{Kick, Thread, spawn};
+use crate::base::waits::{send, waiting};
 use crate::identity::PublicKey;
 use crate::link::server::{ServerEvent, ServerSink};
 use crate::link::{Full, Outgoing, SessionHandle};
@@ -68,7 +69,7 @@ pub(super) fn sink(events: Sender<Event>) -> ServerSink {
             ServerEvent::Text { id, text } => Event::Frame(id, read(&text)),
             ServerEvent::Closed { id, end } => Event::Closed { id, why: end.to_string() },
         };
-        let _ = events.send(event);
+        let _ = send(&events, event, "room in the router's queue");
     })
 }
 
@@ -172,6 +173,8 @@ impl Loop {
         // An hour stands for ever: the loop then just looks again.
         let left = due.map_or(Duration::from_secs(3600), |due| due.saturating_duration_since(Instant::now()));
         let Route { stop, store, stored, .. } = &self.route;
+        let idle = self.events.is_empty() && stored.is_empty();
+        let _waiting = idle.then(|| waiting("messages, or something due", due));
         if self.changes.is_empty() {
             select! {
                 recv(stop.cancel_receiver()) -> _ => Next::Stop,

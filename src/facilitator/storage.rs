@@ -14,6 +14,7 @@ use crate::base::ids::SessionId;
 use crate::base::limits::ROLE_EVENTS;
 use crate::base::shutdown::Shutdown;
 use crate::base::thread::{Kick, Thread, spawn};
+use crate::base::waits::waiting;
 use crate::ops::health::Health;
 use crate::ops::metrics::{Metrics, SECONDS};
 use crate::store::StoreError;
@@ -109,6 +110,7 @@ impl StoreHandle {
     fn call<T>(&self, request: impl FnOnce(Sender<T>) -> Request) -> Result<T, CallError> {
         let deadline = Instant::now() + CALL_TIME;
         let (reply, answer) = bounded(1);
+        let _waiting = waiting("the store", Some(deadline));
         self.0.send_deadline(request(reply), deadline).map_err(|error| match error {
             SendTimeoutError::Timeout(_) => CallError::Late,
             SendTimeoutError::Disconnected(_) => CallError::Unavailable,
@@ -152,13 +154,15 @@ fn run(
     let failures = metrics.counter("phalanx_facilitator_commit_failures_total", "Failed database transactions.", &[]);
     health.up("store");
     loop {
+        let waits = requests.is_empty().then(|| waiting("something to read or store", None));
         let first = select! {
             recv(requests) -> request => request.ok(),
             recv(stop.cancel_receiver()) -> _ => requests.try_recv().ok(),
         };
+        drop(waits);
         let Some(first) = first else { return };
         let batch: Vec<Request> = std::iter::once(first).chain(requests.try_iter().take(BATCH - 1)).collect();
-        let waiting: Vec<SessionId> = batch.iter().filter_map(Request::session).collect();
+        let sessions: Vec<SessionId> = batch.iter().filter_map(Request::session).collect();
         let start = Instant::now();
         let told = together(&mut store, batch);
         commits.observe_time(start.elapsed());
@@ -171,13 +175,14 @@ fn run(
                 log::error!("facilitator: {error}");
                 failures.inc();
                 health.down("store", error.to_string());
-                waiting
+                sessions
                     .into_iter()
                     .map(|session| Stored::Status { session: Some(session), outcome: None, ended: None })
                     .collect::<Vec<_>>()
             }
         };
         for result in results {
+            let _waiting = stored.is_full().then(|| waiting("room in the router's queue", None));
             select! {
                 // If the router has gone, nobody waits for answers any more.
                 send(stored, result) -> _ => {}

@@ -12,6 +12,7 @@ use super::outbox::{Answered, Full, Outbox, OutboxLimits, Outgoing};
 use crate::base::ids::Epoch;
 use crate::base::lock::{lock, wait};
 use crate::base::sync::{Condvar, Mutex, MutexGuard};
+use crate::base::waits::waiting;
 
 /// Texts that are written before one flush; a larger batch saves no further system calls.
 pub const BATCH_MESSAGES: usize = 64;
@@ -227,6 +228,7 @@ impl<C> Handover<C> {
                 return Work::Over;
             }
             if state.lent {
+                let _waiting = waiting("its turn, which a sender has", None);
                 state = wait(&self.changed, state);
                 continue;
             }
@@ -250,6 +252,7 @@ impl<C> Handover<C> {
                 return Work::Close(*code, reason.clone());
             }
             state.waiting = true;
+            let _waiting = waiting("something to send", None);
             state = wait(&self.changed, state);
         }
     }

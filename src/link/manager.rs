@@ -23,6 +23,7 @@ use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Step;
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::{Alarm, TimerHandle};
+use crate::base::waits::waiting;
 use crate::transport::{Connection, DialRequest, Dialer, Incoming, SocketLimits, TransportError};
 
 /// A refused key or address needs a person; five minutes do not hammer the peer, and end soon after the cure.
@@ -357,6 +358,7 @@ impl<F: FnMut(LinkEvent)> Runner<F> {
             if lasting || refused.is_some() {
                 (self.sink)(LinkEvent::Failed { why, refused: lasting || refused == Some(true), next_in });
             }
+            let _waiting = waiting("its next try to connect", Instant::now().checked_add(next_in));
             self.stop.wait(next_in);
         }
     }
@@ -471,6 +473,7 @@ fn ask(connection: &mut Connection, authenticate: &mut dyn Authenticate) -> Resu
         connection.writer.write(text)?;
     }
     connection.writer.flush()?;
+    let _waiting = waiting("the peer's answer to our authentication", None);
     loop {
         match connection.reader.read()? {
             Incoming::Text(text) => match authenticate.answer(&text) {

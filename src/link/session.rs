@@ -21,6 +21,7 @@ use crate::base::lock::lock;
 use crate::base::stop::KICK_GRACE;
 use crate::base::thread::{JoinError, Kick, spawn};
 use crate::base::timer::{Alarm, TimerHandle};
+use crate::base::waits::waiting;
 use crate::transport::{CloseInfo, Connection, ConnectionKick, Incoming, Traffic, TransportError, WriteHalf};
 
 /// After the peer's Close, how long our answer to it may take to leave.
@@ -262,6 +263,7 @@ pub fn run(
                 if watch.while_deaf(|| on_arrival(epoch, Arrival::Pause)).is_break() {
                     break SessionEnd::Left;
                 }
+                let _waiting = waiting("the peer's next frame", None);
                 reader.read()
             }
             Err(error) => Err(error),

@@ -32,6 +32,7 @@ use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Stopping;
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::TimerHandle;
+use crate::base::waits::waiting;
 use crate::link::server::Server;
 use crate::store::StoreError;
 use crate::store::receipts::ReceiptStore;
@@ -172,6 +173,7 @@ impl Miner {
             let (idle, when_idle) = bounded(0);
             let told = events.send(Event::Input(Input::Stop(Level::Drain))).is_ok();
             if told && events.send(Event::WhenIdle(idle)).is_ok() {
+                let _waiting = waiting("the jobs to end", Some(step.deadline()));
                 select! {
                     recv(when_idle) -> _ => {}
                     recv(step.shutdown().cancel_receiver()) -> _ => {}

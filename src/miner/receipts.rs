@@ -6,6 +6,7 @@
 use crossbeam_channel::Receiver;
 
 use super::router::{Input, JobKey};
+use crate::base::waits::recv;
 use crate::identity::KeyPair;
 use crate::protocol::{Receipt, ReceiptPayload, ReceiptType};
 use crate::store::receipts::{ReceiptRow, ReceiptStore};
@@ -23,7 +24,7 @@ pub(super) struct StoreOrder {
 
 /// Stores what comes in until nobody can send any more; `report` gets the outcome of each, after its commit.
 pub(super) fn run(orders: &Receiver<StoreOrder>, mut store: ReceiptStore, key: &KeyPair, report: impl Fn(Input)) {
-    while let Ok(first) = orders.recv() {
+    while let Ok(first) = recv(orders, "receipts to store") {
         let batch: Vec<_> = std::iter::once(first).chain(orders.try_iter().take(BATCH - 1)).collect();
         let signed: Vec<(JobKey, Receipt)> = batch.into_iter().map(|order| countersign(order, key)).collect();
         let rows: Vec<ReceiptRow> = signed.iter().map(|(_, receipt)| row(receipt)).collect();

@@ -16,6 +16,7 @@ use crate::base::ids::SessionId;
 use crate::base::lock::lock;
 use crate::base::shutdown::{Level, Never, Shutdown};
 use crate::base::thread::Thread;
+use crate::base::waits::{send, waiting};
 use crate::identity::PublicKey;
 use crate::link::outbox::{Full, Outgoing};
 use crate::link::server::{Route, ServerEvent, ServerSink};
@@ -96,7 +97,7 @@ pub(super) fn sink(events: Sender<Event>) -> ServerSink {
             }
         };
         // Once the router has ended, nobody is left to tell.
-        drop(events.send(event));
+        drop(send(&events, event, "room in the miner's queue"));
     })
 }
 
@@ -114,6 +115,7 @@ impl Routing {
             };
             let wake = [self.router.next_wake(), stopping].into_iter().flatten().min();
             let wait = wake.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
+            let waits = events.is_empty().then(|| waiting("messages, or something due", wake));
             let input = select! {
                 recv(events) -> event => match event {
                     Ok(Event::Input(input)) => input,
@@ -135,6 +137,7 @@ impl Routing {
                 }
                 default(wait) => Input::Tick,
             };
+            drop(waits);
             let closed = match &input {
                 Input::Closed(id) => Some(*id),
                 _ => None,

@@ -17,7 +17,7 @@ use super::metrics::{self, Metrics};
 use super::process::Process;
 use super::redact;
 use crate::base::shutdown::{Level, Shutdown};
-use crate::base::thread::live;
+use crate::base::thread::{LiveThread, live};
 use crate::base::timer::TimerHandle;
 
 /// How long the timer thread may take to run an action: its actions do not block, so this is for a machine that is very
@@ -78,7 +78,7 @@ impl fmt::Display for State {
     }
 }
 
-/// One of our threads.
+/// One of our threads, and what it does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ThreadLine {
     /// Its name.
@@ -87,6 +87,38 @@ pub struct ThreadLine {
     pub kick: String,
     /// Whole seconds since it was spawned.
     pub age_seconds: u64,
+    /// What it waits for; `None` if it runs.
+    pub waits_for: Option<String>,
+    /// Whole seconds since it began to wait, or to run.
+    pub for_seconds: u64,
+    /// Whole seconds until the deadline of its wait, less than 0 once that has passed; `None` if it has none.
+    pub left_seconds: Option<i64>,
+}
+
+impl ThreadLine {
+    fn new(thread: LiveThread, now: Instant) -> Self {
+        let age = |since| now.saturating_duration_since(since).as_secs();
+        let signed = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX);
+        let activity = thread.activity;
+        let left_seconds = activity.deadline.map(|deadline| match deadline.checked_duration_since(now) {
+            Some(left) => signed(left.as_secs()),
+            None => -signed(age(deadline)),
+        });
+        Self {
+            kick: thread.kick.to_owned(),
+            age_seconds: age(thread.since),
+            waits_for: activity.waits_for.map(str::to_owned),
+            for_seconds: age(activity.since),
+            left_seconds,
+            name: thread.name,
+        }
+    }
+}
+
+/// A line about a thread whose wait is far over its deadline.
+fn late(thread: &LiveThread, now: Instant) -> Option<String> {
+    thread.activity.late(now)?;
+    Some(format!("thread {} {}", thread.name, thread.activity))
 }
 
 /// A role at a moment: `/status.json`.
@@ -112,6 +144,9 @@ pub struct Snapshot {
     pub process: Option<Process>,
     /// The live threads of the process, oldest first.
     pub threads: Vec<ThreadLine>,
+    /// A line for each thread whose wait is more than 5 s over its deadline: something hangs, or holds a lock for too long.
+    /// The role may be ready all the same.
+    pub warnings: Vec<String>,
 }
 
 impl Snapshot {
@@ -137,6 +172,7 @@ impl Snapshot {
         let uptime = usize::try_from(self.uptime_seconds).unwrap_or(usize::MAX);
         set("phalanx_uptime_seconds", "Time since the role was started.", uptime);
         set("phalanx_ready", "1 if the role is ready, else 0.", usize::from(self.ready));
+        set("phalanx_threads_late", "Threads whose wait is more than 5 s over its deadline.", self.warnings.len());
         if let Some(process) = self.process {
             set("phalanx_process_resident_memory_bytes", "Resident memory.", process.resident_memory_bytes);
             set("phalanx_process_threads", "Threads of the process.", process.threads);
@@ -185,11 +221,9 @@ impl Frame {
             Level::Cancel => State::Stopped,
         };
         let parts = health.parts(now);
-        let threads = live().into_iter().map(|thread| ThreadLine {
-            age_seconds: age(thread.since),
-            kick: thread.kick.to_owned(),
-            name: thread.name,
-        });
+        let threads = live();
+        // Looked at now, since the list was made after `now` was taken.
+        let now = Instant::now();
         Snapshot {
             role: self.role.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -200,7 +234,8 @@ impl Frame {
             details,
             errors: errors.last_errors(),
             process: Process::read(),
-            threads: threads.collect(),
+            warnings: threads.iter().filter_map(|thread| late(thread, now)).collect(),
+            threads: threads.into_iter().map(|thread| ThreadLine::new(thread, now)).collect(),
         }
     }
 
@@ -267,5 +302,95 @@ fn ask(timer: &TimerHandle, pulse: &Pulse, stop: &Shutdown) {
         // Nobody is to wait longer for a server that stops, and a promise that nobody waits for is none.
         recv(stop.drain_receiver()) -> _ => pulse.done(),
         default(TIMER_TIME) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::base::leaks::Before;
+    use crate::base::limits::WAIT_LATE;
+    use crate::base::lock::lock;
+    use crate::base::stop::Stopping;
+    use crate::base::thread::{Kick, spawn};
+    use crate::base::timer::Timer;
+    use crate::base::waits::waiting;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn frame(timer: &Timer) -> Frame {
+        Frame {
+            role: "validator",
+            since: Instant::now(),
+            board: Board::new(),
+            stop: Shutdown::new(),
+            timer: timer.handle(),
+            look: Box::new(|_, _| Value::Null),
+        }
+    }
+
+    /// The threads of other tests are listed as well.
+    fn line(snapshot: &Snapshot, name: &str) -> ThreadLine {
+        snapshot.threads.iter().find(|thread| thread.name == name).unwrap().clone()
+    }
+
+    #[test]
+    fn a_thread_that_is_stuck_is_named_with_its_deadline_passed() {
+        let before = Before::of_group();
+        let timer = Timer::start();
+        let frame = frame(&timer);
+        let (release, held) = bounded::<()>(0);
+        let (begin, begun) = bounded::<()>(0);
+        let stuck = spawn("t-status-stuck", Kick::dropped("release"), move || {
+            let _waiting = waiting("what does not come", Instant::now().checked_sub(WAIT_LATE));
+            drop(begin);
+            held.recv().is_err()
+        });
+        assert!(begun.recv().is_err());
+        let snapshot = frame.snapshot();
+        let seen = line(&snapshot, "t-status-stuck");
+        assert_eq!((seen.waits_for.as_deref(), seen.kick.as_str()), (Some("what does not come"), "release"));
+        assert!(seen.left_seconds.unwrap() <= -5, "{seen:?}");
+        let warns = |snapshot: &Snapshot| {
+            let begins = "thread t-status-stuck waits for what does not come for ";
+            snapshot
+                .warnings
+                .iter()
+                .any(|warning| warning.starts_with(begins) && warning.ends_with(" over its deadline"))
+        };
+        assert!(warns(&snapshot), "{:?}", snapshot.warnings);
+        snapshot.measure(&frame.board.metrics);
+        assert!(!frame.board.metrics.render().contains("phalanx_threads_late 0"), "it is counted");
+        drop(release);
+        assert!(stuck.join_by(Instant::now() + LONG).unwrap());
+        assert!(!warns(&frame.snapshot()));
+        Stopping::new(&Shutdown::new()).step("timer", LONG, |step| timer.stop(step));
+        before.assert_none();
+    }
+
+    #[test]
+    fn a_lock_that_is_held_shows_on_the_thread_that_wants_it() {
+        let before = Before::of_group();
+        let timer = Timer::start();
+        let frame = frame(&timer);
+        let mutex = Arc::new(Mutex::new(0));
+        let wanted = mutex.clone();
+        let held = lock(&mutex);
+        let thread = spawn("t-status-lock", Kick::dropped("the lock"), move || *lock(&wanted));
+        let limit = Instant::now() + LONG;
+        let waits = loop {
+            let seen = line(&frame.snapshot(), "t-status-lock");
+            if seen.waits_for.is_some() || Instant::now() >= limit {
+                break seen;
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!((waits.waits_for.as_deref(), waits.left_seconds.is_some()), (Some("a lock"), true));
+        drop(held);
+        assert_eq!(thread.join_by(Instant::now() + LONG).unwrap(), 0);
+        Stopping::new(&Shutdown::new()).step("timer", LONG, |step| timer.stop(step));
+        before.assert_none();
     }
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::{StoreError, open};
+use crate::base::waits::waiting;
 
 const MIGRATIONS: &[&str] = &["
 CREATE TABLE jobs (
@@ -192,6 +193,7 @@ impl Batch<'_> {
     /// # Errors
     /// SQLite's; then nothing of the batch has happened.
     pub fn commit(self) -> Result<(), StoreError> {
+        let _waiting = waiting("the disk", None);
         Ok(self.0.commit()?)
     }
 

@@ -24,6 +24,7 @@ use rusqlite::{Connection, params};
 use super::StoreError;
 use crate::base::limits::JOURNAL_BODY_BYTES;
 use crate::base::rng::Rng;
+use crate::base::waits::waiting;
 use frame::{DATA_BYTES_MAX, Frame, PAGE_BYTES};
 
 /// The highest id: a row's key is the id and 15 bits for the number of a part, in SQLite's 63.
@@ -200,6 +201,7 @@ impl Journal {
     /// The system's. Then some of it may never get to the disk, also if a later call succeeds: reopen the journal.
     pub fn sync(&mut self) -> Result<(), StoreError> {
         // Pages that are no longer in the log were synced by SQLite before it began the log again.
+        let _waiting = waiting("the disk", None);
         self.log.sync_data().map_err(file_error(&self.log_path))
     }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{StoreError, open};
+use crate::base::waits::waiting;
 
 /// Receipts are kept this long after they were written, in microseconds: the longest time that one may count for
 /// (30 days, the bound of the published package), and a day more for clocks that disagree.
@@ -103,6 +104,7 @@ impl ReceiptStore {
                 new.push(stored == 1);
             }
         }
+        let _waiting = waiting("the disk", None);
         transaction.commit()?;
         Ok(new)
     }

@@ -15,6 +15,7 @@ use tungstenite::http::{HeaderName, HeaderValue, StatusCode};
 use super::url::WsUrl;
 use super::{HandshakeRequest, Refusal, TransportError, USER_AGENT};
 use crate::base::shutdown::{Level, Shutdown};
+use crate::base::waits::waiting;
 
 /// Header lines of a request or response. Python clients send about ten.
 pub(super) const HEADERS: usize = 64;
@@ -55,6 +56,7 @@ impl Bounded<'_> {
     ) -> io::Result<usize> {
         loop {
             arm(self.tcp, self.left()?)?;
+            let _waiting = waiting("the peer's part of the handshake", Some(self.deadline));
             match call(self.tcp) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 // So the system reports a time-out of the socket.

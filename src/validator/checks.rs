@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use crate::base::lock::{lock, wait};
 use crate::base::stop::Step;
 use crate::base::thread::{Kick, Thread, spawn};
+use crate::base::waits::waiting;
 
 /// Items that one thread checks in one go; larger batches are hardly cheaper, and would wait for one another.
 const BATCH: usize = 64;
@@ -116,6 +117,7 @@ impl<T> Queue<T> {
                 return None;
             }
             state.idle += 1;
+            let _waiting = waiting("job requests to check", None);
             state = wait(&self.changed, state);
             state.idle -= 1;
         }

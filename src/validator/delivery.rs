@@ -21,14 +21,14 @@ use crate::base::lock::lock;
 use crate::base::stop::Step;
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::{Alarm, TimerHandle};
+use crate::base::waits::waiting;
 use crate::identity::PublicKey;
 use crate::link::{Answer, Answered, LinkHandle, Outgoing};
 use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::ops::metrics::{Counter, Metrics};
 use crate::ops::status::Board;
 use crate::protocol::{
-    HordeFailureReason, JobStatus, Response, ResponseStatus, V0JobStatusUpdate, V0MachineSpecsUpdate,
-    ValidatorToFacilitator,
+    JobStatus, Response, ResponseStatus, V0JobStatusUpdate, V0MachineSpecsUpdate, ValidatorToFacilitator,
 };
 use crate::store::StoreError;
 use crate::store::journal::{Change, Journal};
@@ -158,6 +158,7 @@ impl Ticket {
                 return Err(NotOnDisk("the client has stopped".to_owned()));
             }
             state.producers_wait += 1;
+            let _waiting = waiting("the disk to have an update", Some(deadline));
             state = inner.safe.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             state.producers_wait -= 1;
         }
@@ -193,7 +194,7 @@ impl Drop for Ended {
 
 impl Delivery {
     /// A queue that keeps its updates under `folder`, or in memory only. What an earlier process left there is taken
-    /// over; a job that it had begun and not ended is ended as failed, since it cannot be resumed.
+    /// over; what becomes of a job that it had begun and not ended is the caller's to say, see [`Delivery::open_jobs`].
     ///
     /// # Errors
     /// [`StoreError`], if the folder cannot be used.
@@ -224,14 +225,6 @@ impl Delivery {
                 }
                 Some((*number, record.ok()?))
             }));
-            for (number, uuid) in ledger.open_jobs() {
-                log::warn!("job {uuid}: the validator ended while it ran");
-                let why = "the validator ended while the job ran, and the job cannot be resumed";
-                let (status, text) = update_text(&uuid, Outcome::horde_failed(HordeFailureReason::GenericError, why));
-                if let Err(error) = ledger.accept(number, status, text, now()) {
-                    log::error!("job {uuid}: {error}");
-                }
-            }
             journal = Some(opened);
         }
         let state = State {
@@ -279,6 +272,11 @@ impl Delivery {
         self.send(restored);
     }
 
+    /// The jobs that have not ended, oldest first: number and uuid.
+    pub fn open_jobs(&self) -> Vec<(u64, Arc<str>)> {
+        lock(&self.0.state).ledger.open_jobs()
+    }
+
     /// Registers a job; `None` if its uuid came before.
     pub fn take(&self, uuid: &str) -> Option<u64> {
         lock(&self.0.state).ledger.take(uuid, now())
@@ -311,6 +309,7 @@ impl Delivery {
                 Err(UpdateError::Full { .. }) if !state.hurried && Instant::now() < deadline => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     state.room_wanted += 1;
+                    let _waiting = waiting("room for an update", Some(deadline));
                     state = self.0.room.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
                     state.room_wanted -= 1;
                 }
@@ -516,6 +515,7 @@ impl Delivery {
                         return;
                     }
                     state.store_waits = true;
+                    let _waiting = waiting("updates to store", None);
                     state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
             };
@@ -534,6 +534,7 @@ impl Delivery {
                 }
                 let mut state = lock(&self.0.state);
                 let until = Instant::now() + WRITE_RETRY;
+                let _waiting = waiting("its next try of the disk", Some(until));
                 while !state.closed && Instant::now() < until {
                     let left = until.saturating_duration_since(Instant::now());
                     state = self.0.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;

@@ -37,7 +37,7 @@ use tungstenite::Utf8Bytes;
 
 use super::checks::{Checks, ChecksHandle, Limits};
 use super::delivery::{Delivery, GivenUp, StoreThread, Totals, describe, update_text};
-use super::job::Job;
+use super::job::{Job, LeftJob};
 use super::ledger::{Counts, LedgerLimits, RetryPolicies};
 use super::status::Outcome;
 use crate::base::backoff::BackoffConfig;
@@ -52,6 +52,7 @@ use crate::base::shutdown::Shutdown;
 use crate::base::stop::{StopReport, Stopping};
 use crate::base::thread::panic_message;
 use crate::base::timer::{Timer, TimerHandle};
+use crate::base::waits::waiting;
 use crate::identity::{KeyPair, PublicKey};
 use crate::link::session::Beat;
 use crate::link::{
@@ -215,6 +216,12 @@ pub trait JobHandler: Send + Sync + 'static {
     /// A job, with a good signature of a signer that may sign for us.
     fn job(&self, job: Job);
 
+    /// A job that an earlier process had begun and not ended, before the client connects. Unless somebody goes on with it, it
+    /// ends as `horde_failed`.
+    fn left(&self, job: LeftJob) {
+        drop(job);
+    }
+
     /// The miner of a job was reported for cheating, for the first time for this job, by a signer that may.
     fn cheated(&self, uuid: &str, miner: PublicKey) {
         log::warn!("job {uuid}: miner {miner} cheated");
@@ -322,6 +329,10 @@ impl FacilitatorClient {
         let (delivery, store) = Delivery::open(folder, config.limits, config.retries, timer.clone(), &board, on_dead)?;
         let (alive, all_gone) = bounded(0);
         let stop = Shutdown::new();
+        for (number, uuid) in delivery.open_jobs() {
+            let left = LeftJob::new(uuid, number, delivery.clone(), alive.clone());
+            guarded("left", || handler.left(left));
+        }
         let signers = Arc::new(Signers { key: config.key.public(), trusted: config.trusted_signers.clone() });
         let checker = Checker { delivery: delivery.clone(), handler, signers, stop: stop.clone() };
         let limits = Limits { items: UNCHECKED_REQUESTS, bytes: UNCHECKED_BYTES };
@@ -573,6 +584,7 @@ impl ClientHandle {
     /// [`ClientError::Unsent`] with their number, [`ClientError::Stopped`] if nothing can change any more.
     pub fn flush(&self, timeout: Duration) -> Result<(), ClientError> {
         // Ended by the last answer, by a stop, or by time: the counts tell which.
+        let _waiting = waiting("the facilitator's answers", Instant::now().checked_add(timeout));
         let _ended = self.shared.delivery.drained().recv_timeout(timeout);
         let unsent = self.counts().unsent;
         match (unsent, self.state()) {

@@ -10,6 +10,7 @@ use tungstenite::Utf8Bytes;
 use super::delivery::{Delivery, NotOnDisk, Ticket, update_text};
 use super::facilitator_client::JobHandler;
 use super::ledger::UpdateError;
+use super::organic::{Reports, stopping};
 use super::status::{Outcome, empty};
 use crate::base::limits::FACILITATOR_LINK_MESSAGE_BYTES;
 use crate::base::scope;
@@ -35,11 +36,107 @@ pub struct Job {
 #[derive(Debug)]
 struct Inner {
     request: Arc<V2JobRequest>,
+    line: Line,
+    stop: Shutdown,
+}
+
+/// The way of one job's updates to the facilitator.
+#[derive(Debug)]
+pub(super) struct Line {
     number: u64,
     delivery: Delivery,
-    stop: Shutdown,
     /// Dropped with the job, so that a stop can wait for all jobs.
     _alive: Sender<()>,
+}
+
+impl Line {
+    fn update(&self, update: V0JobStatusUpdate, deadline: Instant) -> Result<Ticket, UpdateError> {
+        let status = update.status;
+        self.forward(status, ValidatorToFacilitator::from(update).encode().into(), deadline)
+    }
+
+    /// Passes an update on whose text somebody else has written; waits for room until `deadline` at most.
+    pub(super) fn forward(&self, status: JobStatus, text: Utf8Bytes, deadline: Instant) -> Result<Ticket, UpdateError> {
+        self.delivery.update_by(self.number, status, text, deadline)
+    }
+
+    pub(super) fn end(&self, uuid: &str, outcome: Outcome) -> Result<Ticket, UpdateError> {
+        let (status, text) = end_text(uuid, outcome);
+        log::debug!("job {uuid}: {status}");
+        self.delivery.update(self.number, status, text)
+    }
+
+    pub(super) fn runs_on(&self, miner: PublicKey) {
+        self.delivery.ran_on(self.number, miner);
+    }
+
+    pub(super) fn machine_specs(&self, specs: V0MachineSpecsUpdate) {
+        self.delivery.machine_specs(specs);
+    }
+
+    /// The promise about everything said so far.
+    pub(super) fn last_ticket(&self) -> Ticket {
+        self.delivery.last_ticket()
+    }
+}
+
+/// The message that tells how a job ended; a result that is too large for one is replaced by a failure that says so.
+pub(super) fn end_text(uuid: &str, outcome: Outcome) -> (JobStatus, Utf8Bytes) {
+    let (status, text) = update_text(uuid, outcome);
+    if text.len() <= FACILITATOR_LINK_MESSAGE_BYTES {
+        return (status, text);
+    }
+    let why = format!(
+        "the job ended, but its result cannot be passed on: a message has at most {FACILITATOR_LINK_MESSAGE_BYTES} bytes, \
+         this one has {}",
+        text.len()
+    );
+    log::error!("job {uuid}: {why}");
+    update_text(uuid, Outcome::horde_failed(HordeFailureReason::GenericError, why))
+}
+
+/// A job that an earlier process had begun and not ended. Dropping it ends it as `horde_failed`.
+#[derive(Debug)]
+pub struct LeftJob {
+    uuid: Arc<str>,
+    /// `None` once somebody goes on with it.
+    line: Option<Line>,
+}
+
+impl LeftJob {
+    pub(super) fn new(uuid: Arc<str>, number: u64, delivery: Delivery, alive: Sender<()>) -> Self {
+        Self { uuid, line: Some(Line { number, delivery, _alive: alive }) }
+    }
+
+    /// Which job it is.
+    pub fn uuid(&self) -> &str {
+        &self.uuid
+    }
+
+    /// Reports its end. Never blocks; the ticket tells when the end is on disk.
+    ///
+    /// # Errors
+    /// [`UpdateError`].
+    pub fn end(mut self, outcome: Outcome) -> Result<Ticket, UpdateError> {
+        let line = self.line.take().expect("only going on with it empties it, which consumes it");
+        line.end(&self.uuid, outcome)
+    }
+
+    /// For whoever goes on with it.
+    pub(super) fn go_on(mut self) -> (Arc<str>, Line) {
+        (self.uuid.clone(), self.line.take().expect("only going on with it empties it, which consumes it"))
+    }
+}
+
+impl Drop for LeftJob {
+    fn drop(&mut self) {
+        let Some(line) = self.line.take() else { return };
+        log::warn!("job {}: the validator ended while it ran", self.uuid);
+        let why = "the validator ended while the job ran, and the job cannot be resumed";
+        if let Err(error) = line.end(&self.uuid, Outcome::horde_failed(HordeFailureReason::GenericError, why)) {
+            log::error!("job {}: {error}", self.uuid);
+        }
+    }
 }
 
 impl Job {
@@ -50,7 +147,8 @@ impl Job {
         stop: Shutdown,
         alive: Sender<()>,
     ) -> Self {
-        Self { inner: Some(Inner { request: Arc::new(request), number, delivery, stop, _alive: alive }) }
+        let line = Line { number, delivery, _alive: alive };
+        Self { inner: Some(Inner { request: Arc::new(request), line, stop }) }
     }
 
     /// What is asked for; its signature is good and its signer may sign jobs for us.
@@ -66,6 +164,16 @@ impl Job {
         job
     }
 
+    /// Takes the job for somebody else to run; the facilitator is told `received`.
+    pub(super) fn hand_over(mut self) -> (Arc<V2JobRequest>, Line) {
+        let Inner { request, line, .. } = self.inner.take().expect("only taking the job empties it, which consumes it");
+        let update = V0JobStatusUpdate { uuid: request.uuid.clone(), status: JobStatus::Received, metadata: None };
+        if let Err(error) = line.update(update, Instant::now()) {
+            log::error!("job {}: received is not reported: {error}", request.uuid);
+        }
+        (request, line)
+    }
+
     /// Turns the job away.
     pub fn reject(mut self, reason: JobRejectionReason, why: impl Into<String>) {
         self.turn_away(reason, why.into());
@@ -73,8 +181,7 @@ impl Job {
 
     fn turn_away(&mut self, reason: JobRejectionReason, why: String) {
         let Some(inner) = self.inner.take() else { return };
-        let (status, text) = update_text(&inner.request.uuid, Outcome::rejected(reason, why));
-        if let Err(error) = inner.delivery.update(inner.number, status, text) {
+        if let Err(error) = inner.line.end(&inner.request.uuid, Outcome::rejected(reason, why)) {
             log::error!("{error}");
         }
     }
@@ -100,16 +207,12 @@ impl RunningJob {
         &self.inner.request
     }
 
-    pub(super) fn shared_request(&self) -> Arc<V2JobRequest> {
-        self.inner.request.clone()
-    }
-
     /// Blocks until everything said so far is on disk, so that the job is known whatever happens; see [`Ticket::wait`].
     ///
     /// # Errors
     /// [`NotOnDisk`]; the job may go on.
     pub fn wait_until_known(&self, deadline: Instant) -> Result<(), NotOnDisk> {
-        self.inner.delivery.last_ticket().wait(deadline)
+        self.inner.line.last_ticket().wait(deadline)
     }
 
     /// Reaches cancel when the job is to end soon, because the client stops.
@@ -152,12 +255,12 @@ impl RunningJob {
 
     /// Notes which miner runs the job, so that a later report of cheating finds it.
     pub fn runs_on(&self, miner: PublicKey) {
-        self.inner.delivery.ran_on(self.inner.number, miner);
+        self.inner.line.runs_on(miner);
     }
 
     /// Sends the specs of the machine that the job runs on; of each miner only the newest waits for the facilitator.
     pub fn machine_specs(&self, specs: V0MachineSpecsUpdate) {
-        self.inner.delivery.machine_specs(specs);
+        self.inner.line.machine_specs(specs);
     }
 
     /// Reports the end. Never blocks; the ticket tells when the end is on disk.
@@ -180,19 +283,7 @@ impl RunningJob {
 
     fn finish(&mut self, outcome: Outcome) -> Result<Ticket, UpdateError> {
         self.ended = true;
-        let Inner { request, number, delivery, .. } = &self.inner;
-        let (mut status, mut text) = update_text(&request.uuid, outcome);
-        if text.len() > FACILITATOR_LINK_MESSAGE_BYTES {
-            let why = format!(
-                "the job ended, but its result cannot be passed on: a message has at most \
-                 {FACILITATOR_LINK_MESSAGE_BYTES} bytes, this one has {}",
-                text.len()
-            );
-            log::error!("job {}: {why}", request.uuid);
-            (status, text) = update_text(&request.uuid, Outcome::horde_failed(HordeFailureReason::GenericError, why));
-        }
-        log::debug!("job {}: {status}", request.uuid);
-        delivery.update(*number, status, text)
+        self.inner.line.end(&self.inner.request.uuid, outcome)
     }
 
     fn update(
@@ -201,10 +292,9 @@ impl RunningJob {
         metadata: Option<JobStatusMetadata>,
         deadline: Instant,
     ) -> Result<Ticket, UpdateError> {
-        let Inner { request, number, delivery, .. } = &self.inner;
-        log::debug!("job {}: {status}", request.uuid);
-        let update = V0JobStatusUpdate { uuid: request.uuid.clone(), status, metadata };
-        delivery.update_by(*number, status, Utf8Bytes::from(ValidatorToFacilitator::from(update).encode()), deadline)
+        let uuid = self.inner.request.uuid.clone();
+        log::debug!("job {uuid}: {status}");
+        self.inner.line.update(V0JobStatusUpdate { uuid, status, metadata }, deadline)
     }
 }
 
@@ -222,6 +312,57 @@ impl Drop for RunningJob {
         if let Err(error) = self.finish(outcome) {
             log::error!("{error}");
         }
+    }
+}
+
+impl Reports for RunningJob {
+    fn request(&self) -> &Arc<V2JobRequest> {
+        &self.inner.request
+    }
+
+    fn avoid(&self) -> &[PublicKey] {
+        &[]
+    }
+
+    fn begun_on(&self) -> Option<PublicKey> {
+        None
+    }
+
+    fn wait_until_known(&self) -> Result<(), NotOnDisk> {
+        RunningJob::wait_until_known(self, Instant::now() + DISK_TIME)
+    }
+
+    fn report(&self, status: JobStatus) {
+        RunningJob::report(self, status);
+    }
+
+    fn streaming_ready(&self, details: StreamingServerDetails) {
+        if let Err(error) = RunningJob::streaming_ready(self, details) {
+            log::error!("job {}: {error}", self.inner.request.uuid);
+        }
+    }
+
+    fn runs_on(&self, miner: PublicKey) {
+        RunningJob::runs_on(self, miner);
+    }
+
+    fn machine_specs(&self, specs: V0MachineSpecsUpdate) {
+        RunningJob::machine_specs(self, specs);
+    }
+
+    fn end(self, outcome: Outcome) {
+        let uuid = self.inner.request.uuid.clone();
+        if let Err(error) = self.end_and_wait(outcome) {
+            log::error!("job {uuid}: {error}");
+        }
+    }
+
+    fn cancelled(self) {
+        Reports::end(self, stopping());
+    }
+
+    fn goes_on(&self) -> bool {
+        false
     }
 }
 
@@ -243,6 +384,7 @@ impl<F: Fn(&RunningJob) -> Outcome + Send + Sync + 'static> OnWorkers<F> {
 impl<F: Fn(&RunningJob) -> Outcome + Send + Sync + 'static> JobHandler for OnWorkers<F> {
     fn job(&self, job: Job) {
         let work = self.work.clone();
+        let uuid = job.request().uuid.clone();
         let run = move |_: &Shutdown| {
             let job = job.receive();
             let _job = scope::job(job.request().uuid.as_str());
@@ -253,6 +395,6 @@ impl<F: Fn(&RunningJob) -> Outcome + Send + Sync + 'static> JobHandler for OnWor
             }
         };
         // A job that the pool does not take is turned away when it is dropped.
-        drop(self.pool.submit(Box::new(run)));
+        drop(self.pool.submit(&uuid, Box::new(run)));
     }
 }

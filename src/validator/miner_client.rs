@@ -12,6 +12,7 @@ use crate::base::limits::INBOUND_MESSAGES;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::Step;
 use crate::base::timer::TimerHandle;
+use crate::base::waits::{send, waiting};
 use crate::identity::{KeyPair, PublicKey};
 use crate::link::{Authenticate, Authenticated, Full, Link, LinkConfig, LinkEvent, Outgoing, Refused};
 use crate::protocol::{MinerToValidator, ValidatorAuthForMiner, ValidatorToMiner};
@@ -94,7 +95,7 @@ impl MinerClient {
                 },
             };
             // The receiver goes when the job ends; what the miner says after that concerns nobody.
-            let _ = tx.send(event);
+            let _ = send(&tx, event, "room for what the miner says");
         });
         handle_tx.send(link.handle()).expect("the receiver lives in the link's closure, and there is room for one");
         Self { link, events }
@@ -114,6 +115,7 @@ impl MinerClient {
     /// [`NoEvent`].
     pub fn next(&self, deadline: Instant, cancel: &Shutdown) -> Result<MinerEvent, NoEvent> {
         let left = deadline.saturating_duration_since(Instant::now());
+        let _waiting = waiting("what the miner says", Some(deadline));
         select! {
             recv(self.events) -> event => event.map_err(|_| NoEvent::Cancelled),
             recv(cancel.cancel_receiver()) -> _ => Err(NoEvent::Cancelled),

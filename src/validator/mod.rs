@@ -6,6 +6,8 @@
 //! val-check-n  check signatures and hand the jobs out
 //! val-store    writes updates to disk, all that have come in at once
 //! val-work-n   one job each: picks a miner, drives it stage by stage
+//! val-work-time  what is due of the jobs as tasks
+//! val-events   with jobs on other machines, in place of val-work-n: what their workers say of them
 //! val-mi-n-rd  the link of job n to its miner, and its writer val-mi-n-wr; they end with the job
 //! ```
 //!
@@ -14,6 +16,7 @@
 //! * [`record`]: what is kept of a job on disk. Pure.
 //! * [`delivery`]: the ledger with its disk and its link.
 //! * [`job`]: a job in the hands of whoever runs it.
+//! * [`remote`]: jobs on other machines: the front, which is part of a validator, and the job worker.
 //! * [`role`]: the validator as a whole.
 
 pub mod delivery;
@@ -24,6 +27,7 @@ pub mod miner_client;
 pub mod miners;
 pub mod organic;
 pub mod record;
+pub mod remote;
 pub mod role;
 pub mod routing;
 pub mod status;
@@ -36,7 +40,7 @@ pub use facilitator_client::{
     ClientConfig, ClientError, ClientEvent, ClientHandle, ClientState, Counted, FacilitatorClient, JobHandler,
     RunningClient,
 };
-pub use job::{Job, OnWorkers, RunningJob};
+pub use job::{Job, LeftJob, OnWorkers, RunningJob};
 pub use ledger::{Counts, LedgerLimits, RetryPolicies, RetryPolicy, UpdateError};
 pub use miners::{MinersFileError, load_miners};
 pub use organic::JobTimes;

@@ -1,23 +1,25 @@
 //! One job of a user, from its request to its terminal status: runs on a worker of the dispatch back end.
 //!
 //! Blocks in: [`MinerClient::next`], always with the deadline of the present stage. Kick: the job's cancel signal.
-//! Every way out reports exactly one terminal status; [`RunningJob`] sees to it.
+//! Every way out reports exactly one terminal status, but for a job that others go on with.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::job::RunningJob;
+use super::delivery::NotOnDisk;
 use super::miner_client::{MinerClient, MinerEvent, NoEvent};
-use super::role::Shared;
-use super::routing::{MinerAddress, NoMiner};
+use super::routing::{MinerAddress, NoMiner, Routing};
 use super::status::Outcome;
 use crate::base::limits::DIAL_TIME;
 use crate::base::lock::lock;
 use crate::base::scope;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::Stopping;
-use crate::identity::PublicKey;
+use crate::base::timer::TimerHandle;
+use crate::identity::{KeyPair, PublicKey};
 use crate::protocol::stages::{Stage, StageClock, Timing};
 use crate::protocol::{
     DateTime, DockerRunOptionsPreset, ExecutorClass, ExecutorTimingDetails, HordeFailureDetails, HordeFailureReason,
@@ -26,6 +28,7 @@ use crate::protocol::{
     V0DeclineJobRequest, V0HordeFailedRequest, V0InitialJobRequest, V0JobAcceptedReceiptRequest,
     V0JobFinishedReceiptRequest, V0JobRequest, V0MachineSpecsUpdate, V2JobRequest,
 };
+use crate::transport::Dialer;
 
 /// What a miner and an executor may take beside the limits that the job itself has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +55,54 @@ impl Default for JobTimes {
     }
 }
 
+/// The miners, and what it takes to talk to them.
+pub(super) struct Miners {
+    /// The validator's hotkey.
+    pub(super) key: KeyPair,
+    pub(super) job_times: JobTimes,
+    pub(super) routing: Mutex<Routing>,
+    pub(super) dialer: Arc<dyn Dialer>,
+    pub(super) timer: TimerHandle,
+    /// Tells the threads of several jobs apart.
+    next_link: AtomicU64,
+}
+
+impl Miners {
+    pub(super) fn new(
+        addresses: Vec<MinerAddress>,
+        key: KeyPair,
+        job_times: JobTimes,
+        dialer: Arc<dyn Dialer>,
+        timer: TimerHandle,
+    ) -> Self {
+        let routing = Mutex::new(Routing::new(addresses));
+        Self { key, job_times, routing, dialer, timer, next_link: AtomicU64::new(0) }
+    }
+}
+
+/// What hears how a job goes on; whoever runs it never waits for the one who asked, but for its end.
+pub(super) trait Reports {
+    /// What is asked for.
+    fn request(&self) -> &Arc<V2JobRequest>;
+    /// Miners that are not to have it.
+    fn avoid(&self) -> &[PublicKey];
+    /// The miner that had it when it was begun before: it has it still, if it is what we think.
+    fn begun_on(&self) -> Option<PublicKey>;
+    /// Blocks until the job is known whatever happens, 5 seconds at most.
+    fn wait_until_known(&self) -> Result<(), NotOnDisk>;
+    /// A step on the way.
+    fn report(&self, status: JobStatus);
+    fn streaming_ready(&self, details: StreamingServerDetails);
+    fn runs_on(&self, miner: PublicKey);
+    fn machine_specs(&self, specs: V0MachineSpecsUpdate);
+    /// Its end; blocks until it is kept.
+    fn end(self, outcome: Outcome);
+    /// It was told to end before it had ended.
+    fn cancelled(self);
+    /// Whether others go on with it, on the same miner, when it was told to end.
+    fn goes_on(&self) -> bool;
+}
+
 /// Miners that may decline one job, or be out of reach, before it is given up; those without its class do not count.
 const MINERS_PER_JOB: usize = 3;
 
@@ -61,28 +112,18 @@ const CLOSE_TIME: Duration = Duration::from_secs(2);
 /// How long a started-receipt counts: reservation, start-up, and what a slow network adds.
 const STARTED_RECEIPT_TTL: i64 = 30;
 
-/// How long a job waits until it is known on disk, before a miner hears of it.
-const DISK_TIME: Duration = Duration::from_secs(5);
-
 /// Runs the job and reports it.
-pub(super) fn run(shared: &Shared, job: RunningJob, cancel: &Shutdown) {
-    let request = job.request();
+pub(super) fn run(miners: &Miners, job: impl Reports, cancel: &Shutdown) {
+    let request = job.request().clone();
     let _job = scope::job(request.uuid.as_str());
     if uuid::Uuid::try_parse(&request.uuid).map(|uuid| uuid.to_string()).ok().as_deref() != Some(&request.uuid) {
         let message = format!("job uuid {:?} is not a UUID in canonical form, which receipts need", request.uuid);
-        return report_end(job, Outcome::rejected(JobRejectionReason::Unknown, message));
+        return job.end(Outcome::rejected(JobRejectionReason::Unknown, message));
     }
-    if let Err(error) = job.wait_until_known(Instant::now() + DISK_TIME) {
+    if let Err(error) = job.wait_until_known() {
         log::warn!("job {}: {error}", request.uuid);
     }
-    on_some_miner(shared, job, cancel);
-}
-
-fn report_end(job: RunningJob, outcome: Outcome) {
-    let uuid = job.request().uuid.clone();
-    if let Err(error) = job.end_and_wait(outcome) {
-        log::error!("job {uuid}: {error}");
-    }
+    on_some_miner(miners, job, &request, cancel);
 }
 
 /// The outcome of a job that a stop has cut short.
@@ -91,33 +132,40 @@ pub(super) fn stopping() -> Outcome {
 }
 
 /// Asks one miner after the other until one takes the job, and reports how it ended.
-fn on_some_miner(shared: &Shared, job: RunningJob, cancel: &Shutdown) {
-    let request = job.shared_request();
-    let request = &*request;
+fn on_some_miner(miners: &Miners, job: impl Reports, request: &V2JobRequest, cancel: &Shutdown) {
     let class = request.executor_class;
-    let mut tried: Vec<PublicKey> = Vec::new();
+    let mut tried: Vec<PublicKey> = job.avoid().to_vec();
+    let mut begun_on = job.begun_on();
     let mut last: Option<Outcome> = None;
     let mut refusals = 0;
     while refusals < MINERS_PER_JOB {
-        let miner = lock(&shared.routing).reserve(class, request.on_trusted_miner, &tried, Instant::now());
+        let has_it = begun_on.take();
+        let miner = {
+            let mut routing = lock(&miners.routing);
+            let same = has_it.and_then(|miner| routing.reserve_again(&miner, class));
+            same.map_or_else(|| routing.reserve(class, request.on_trusted_miner, &tried, Instant::now()), Ok)
+        };
         let miner = match miner {
             Ok(miner) => miner,
-            Err(why) => {
-                return report_end(job, last.unwrap_or_else(|| nobody(why, class)));
-            }
+            Err(why) => return job.end(last.unwrap_or_else(|| nobody(why, class))),
         };
-        let slot = Slot { shared, hotkey: miner.hotkey, request };
-        let (attempt, client) = Attempting::new(shared, &job, &miner, cancel).run();
+        let slot = Slot { miners, hotkey: miner.hotkey, request };
+        let (attempt, client) = Attempting::new(miners, &job, &miner, cancel).run();
         match attempt {
             Attempt::Ended(outcome) => {
                 // Before the report, so that whoever hears of the end finds the executor free.
                 drop(slot);
-                report_end(job, outcome);
+                job.end(outcome);
+                return close(client, request, cancel);
+            }
+            Attempt::Cancelled => {
+                drop(slot);
+                job.cancelled();
                 return close(client, request, cancel);
             }
             Attempt::NotTaken(outcome) => {
                 log::info!("job {}: miner {} did not take it", request.uuid, miner.hotkey);
-                lock(&shared.routing).cool_down(&miner.hotkey, Instant::now());
+                lock(&miners.routing).cool_down(&miner.hotkey, Instant::now());
                 refusals += 1;
                 last = Some(outcome);
             }
@@ -127,7 +175,7 @@ fn on_some_miner(shared: &Shared, job: RunningJob, cancel: &Shutdown) {
         drop(slot);
         tried.push(miner.hotkey);
     }
-    report_end(job, last.unwrap_or_else(|| nobody(NoMiner::None, class)));
+    job.end(last.unwrap_or_else(|| nobody(NoMiner::None, class)));
 }
 
 fn nobody(why: NoMiner, class: ExecutorClass) -> Outcome {
@@ -154,14 +202,14 @@ fn close(client: MinerClient, request: &V2JobRequest, cancel: &Shutdown) {
 
 /// A job counts against its miner until this is dropped, also by a panic.
 struct Slot<'a> {
-    shared: &'a Shared,
+    miners: &'a Miners,
     hotkey: PublicKey,
     request: &'a V2JobRequest,
 }
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        lock(&self.shared.routing).release(&self.hotkey, self.request.executor_class);
+        lock(&self.miners.routing).release(&self.hotkey, self.request.executor_class);
     }
 }
 
@@ -172,6 +220,8 @@ enum Attempt {
     NotTaken(Outcome),
     /// The miner's manifest does not name the class.
     NoSuchClass,
+    /// It was told to end.
+    Cancelled,
 }
 
 /// Where one job on one miner stands.
@@ -180,13 +230,15 @@ enum Phase {
     Connecting,
     Reserving,
     Starting,
+    /// The miner has had the job since before; it tells again what its validator has not shown to know.
+    Resuming,
     Running(Stage),
 }
 
-struct Attempting<'a> {
-    shared: &'a Shared,
+struct Attempting<'a, R> {
+    miners: &'a Miners,
     request: &'a V2JobRequest,
-    job: &'a RunningJob,
+    job: &'a R,
     miner: &'a MinerAddress,
     cancel: &'a Shutdown,
     client: MinerClient,
@@ -206,20 +258,20 @@ fn end(outcome: impl Into<Outcome>) -> Step {
     ControlFlow::Break(Attempt::Ended(outcome.into()))
 }
 
-impl<'a> Attempting<'a> {
-    fn new(shared: &'a Shared, job: &'a RunningJob, miner: &'a MinerAddress, cancel: &'a Shutdown) -> Self {
-        let number = shared.next_link.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let (key, dialer) = (&shared.config.key, shared.dialer.clone());
-        let client = MinerClient::start(miner, key, dialer, shared.timer.clone(), number);
+impl<'a, R: Reports> Attempting<'a, R> {
+    fn new(miners: &'a Miners, job: &'a R, miner: &'a MinerAddress, cancel: &'a Shutdown) -> Self {
+        let number = miners.next_link.fetch_add(1, Ordering::Relaxed);
+        let (key, dialer) = (&miners.key, miners.dialer.clone());
+        let client = MinerClient::start(miner, key, dialer, miners.timer.clone(), number);
         Self {
-            shared,
+            miners,
             request: job.request(),
             job,
             miner,
             cancel,
             client,
             phase: Phase::Connecting,
-            deadline: Instant::now() + shared.config.job_times.connect,
+            deadline: Instant::now() + miners.job_times.connect,
             stages: None,
             started: SystemTime::now(),
             asked_at: Instant::now(),
@@ -232,13 +284,14 @@ impl<'a> Attempting<'a> {
             let step = match self.client.next(self.deadline, self.cancel) {
                 Ok(event) => self.event(event),
                 Err(NoEvent::Deadline) => ControlFlow::Break(self.expired()),
-                Err(NoEvent::Cancelled) => end(stopping()),
+                Err(NoEvent::Cancelled) => ControlFlow::Break(Attempt::Cancelled),
             };
             if let ControlFlow::Break(attempt) = step {
                 break attempt;
             }
         };
-        if self.phase != Phase::Connecting {
+        let goes_on = matches!(attempt, Attempt::Cancelled) && self.job.goes_on();
+        if self.phase != Phase::Connecting && !goes_on {
             self.send_finished_receipt(matches!(&attempt, Attempt::Ended(Outcome::Completed(_))));
         }
         (attempt, self.client)
@@ -281,7 +334,7 @@ impl<'a> Attempting<'a> {
                 let manifest: HashMap<_, _> =
                     manifest.manifest.iter().map(|(class, count)| (*class, count.saturating_i64())).collect();
                 let offers = manifest.get(&self.request.executor_class).copied().unwrap_or(0) > 0;
-                lock(&self.shared.routing).manifest(&self.miner.hotkey, manifest);
+                lock(&self.miners.routing).manifest(&self.miner.hotkey, manifest);
                 match phase {
                     Phase::Connecting if !offers => ControlFlow::Break(Attempt::NoSuchClass),
                     // Asked again after a reconnect, because the request may have been lost; a miner takes a job once.
@@ -293,27 +346,27 @@ impl<'a> Attempting<'a> {
             (M::V0DeclineJobRequest(decline), Phase::Reserving | Phase::Connecting) => {
                 ControlFlow::Break(Attempt::NotTaken(self.declined(decline)))
             }
-            (M::V0ExecutorReadyRequest(_), Phase::Starting) => self.executor_ready(),
-            (M::V0VolumesReadyRequest(_), Phase::Running(Stage::Download)) => {
+            (M::V0ExecutorReadyRequest(_), Phase::Starting | Phase::Resuming) => self.executor_ready(),
+            (M::V0VolumesReadyRequest(_), Phase::Running(Stage::Download) | Phase::Resuming) => {
                 self.job.report(JobStatus::VolumesReady);
                 let next =
                     if self.request.streaming_details.is_some() { Stage::StreamingStart } else { Stage::Execution };
                 self.begin(next)
             }
-            (M::V0StreamingJobReadyRequest(ready), Phase::Running(Stage::StreamingStart)) => {
-                self.streaming_ready(StreamingServerDetails {
+            (M::V0StreamingJobReadyRequest(ready), Phase::Running(Stage::StreamingStart) | Phase::Resuming) => {
+                self.job.streaming_ready(StreamingServerDetails {
                     streaming_server_cert: Some(ready.public_key),
                     streaming_server_address: ready.ip,
                     streaming_server_port: Some(ready.port),
                 });
                 self.begin(Stage::Execution)
             }
-            (M::V0ExecutionDoneRequest(_), Phase::Running(Stage::Execution)) => {
+            (M::V0ExecutionDoneRequest(_), Phase::Running(Stage::Execution) | Phase::Resuming) => {
                 self.job.report(JobStatus::ExecutionDone);
                 self.begin(Stage::Upload)
             }
-            (M::V0JobFinishedRequest(finished), Phase::Running(_)) => end(finished),
-            (M::V0JobFailedRequest(failed), Phase::Starting | Phase::Running(_)) => end(failed),
+            (M::V0JobFinishedRequest(finished), Phase::Running(_) | Phase::Resuming) => end(finished),
+            (M::V0JobFailedRequest(failed), Phase::Starting | Phase::Running(_) | Phase::Resuming) => end(failed),
             (M::V0HordeFailedRequest(failed), _) => end(Outcome::HordeFailed(details(failed))),
             (M::V0ExecutorFailedRequest(_), _) => end(Outcome::HordeFailed(HordeFailureDetails {
                 reported_by: JobParticipantType::Miner,
@@ -330,7 +383,7 @@ impl<'a> Attempting<'a> {
             (M::V0MachineSpecsRequest(found), _) => {
                 self.job.machine_specs(V0MachineSpecsUpdate {
                     miner_hotkey: self.miner.hotkey.to_ss58(),
-                    validator_hotkey: self.shared.config.key.ss58(),
+                    validator_hotkey: self.miners.key.ss58(),
                     specs: found.specs.specs,
                     batch_id: self.request.uuid.clone(),
                 });
@@ -359,49 +412,49 @@ impl<'a> Attempting<'a> {
         if self.phase == Phase::Connecting {
             self.phase = Phase::Reserving;
             self.asked_at = Instant::now();
-            self.deadline = Instant::now() + self.shared.config.job_times.reservation;
+            self.deadline = Instant::now() + self.miners.job_times.reservation;
         }
-        let request = initial_request(self.shared, self.request, self.miner, self.started);
+        let request = initial_request(self.miners, self.request, self.miner, self.started);
         self.send(request)
     }
 
     fn accepted(&mut self) -> Step {
         self.job.report(JobStatus::Accepted);
         self.job.runs_on(self.miner.hotkey);
-        self.phase = Phase::Starting;
-        let startup = self.shared.config.job_times.executor_startup;
-        self.deadline = Instant::now() + self.request.executor_class.spin_up_time() + startup;
+        let startup = self.request.executor_class.spin_up_time() + self.miners.job_times.executor_startup;
+        (self.phase, self.deadline) = match self.job.begun_on() == Some(self.miner.hotkey) {
+            // Nobody here knows how far it is, so all its stages count.
+            true => {
+                let stages = total_seconds(&self.miners.job_times, self.request).unsigned_abs();
+                (Phase::Resuming, Instant::now() + startup + Duration::from_secs(stages))
+            }
+            false => (Phase::Starting, Instant::now() + startup),
+        };
         let now = DateTime::from(SystemTime::now());
         let payload = JobAcceptedReceiptPayload {
             job_uuid: self.request.uuid.clone(),
             miner_hotkey: self.miner.hotkey.to_ss58(),
-            validator_hotkey: self.shared.config.key.ss58(),
+            validator_hotkey: self.miners.key.ss58(),
             timestamp: now,
             time_accepted: now,
-            ttl: total_seconds(self.shared, self.request),
+            ttl: total_seconds(&self.miners.job_times, self.request),
         };
-        let signature = payload.sign(&self.shared.config.key);
+        let signature = payload.sign(&self.miners.key);
         self.send(V0JobAcceptedReceiptRequest { payload, signature })
-    }
-
-    fn streaming_ready(&self, details: StreamingServerDetails) {
-        if let Err(error) = self.job.streaming_ready(details) {
-            log::error!("job {}: {error}", self.request.uuid);
-        }
     }
 
     fn executor_ready(&mut self) -> Step {
         self.job.report(JobStatus::ExecutorReady);
-        self.stages = Some(StageClock::new(Timing::from(&timing(self.shared, self.request)), Instant::now()));
         let step = self.begin(Stage::Download);
         if step.is_break() {
             return step;
         }
-        self.send(job_request(self.shared, self.request))
+        self.send(job_request(self.miners, self.request))
     }
 
     fn begin(&mut self, stage: Stage) -> Step {
-        let clock = self.stages.as_mut().expect("stages begin after executor_ready, which makes the clock");
+        let timing = || StageClock::new(Timing::from(&timing(self.miners, self.request)), Instant::now());
+        let clock = self.stages.get_or_insert_with(timing);
         self.deadline = clock.begin(stage);
         self.phase = Phase::Running(stage);
         ON
@@ -418,14 +471,14 @@ impl<'a> Attempting<'a> {
         let payload = JobFinishedReceiptPayload {
             job_uuid: self.request.uuid.clone(),
             miner_hotkey: self.miner.hotkey.to_ss58(),
-            validator_hotkey: self.shared.config.key.ss58(),
+            validator_hotkey: self.miners.key.ss58(),
             timestamp: DateTime::from(SystemTime::now()),
             time_started: DateTime::from(self.started),
             time_took_us: i64::try_from(self.asked_at.elapsed().as_micros()).unwrap_or(i64::MAX),
             score_str: if completed { "1.000000" } else { "0.000000" }.to_owned(),
             block_numbers: Vec::new(),
         };
-        let signature = payload.sign(&self.shared.config.key);
+        let signature = payload.sign(&self.miners.key);
         if let Err(full) = self.client.send(V0JobFinishedReceiptRequest { payload, signature }) {
             log::warn!("job {}: the miner gets no finished-receipt: {full}", self.request.uuid);
         }
@@ -454,6 +507,7 @@ impl<'a> Attempting<'a> {
             }
             Phase::Reserving => (HordeFailureReason::InitialResponseTimedOut, "the answer to the initial request"),
             Phase::Starting => (HordeFailureReason::ExecutorReadinessResponseTimedOut, "the executor's readiness"),
+            Phase::Resuming => (HordeFailureReason::ExecutionTimedOut, "the end of the job"),
             Phase::Running(stage) => (stage.timed_out(), stage.waits_for()),
         };
         let trouble = self.last_trouble.as_ref().map_or_else(String::new, |t| format!(" (last trouble: {t})"));
@@ -471,9 +525,9 @@ fn details(failed: V0HordeFailedRequest) -> HordeFailureDetails {
     }
 }
 
-fn timing(shared: &Shared, request: &V2JobRequest) -> ExecutorTimingDetails {
+fn timing(miners: &Miners, request: &V2JobRequest) -> ExecutorTimingDetails {
     ExecutorTimingDetails {
-        allowed_leeway: Int::from(leeway_seconds(shared)),
+        allowed_leeway: Int::from(leeway_seconds(&miners.job_times)),
         download_time_limit: request.download_time_limit.clone(),
         execution_time_limit: request.execution_time_limit.clone(),
         upload_time_limit: request.upload_time_limit.clone(),
@@ -481,12 +535,19 @@ fn timing(shared: &Shared, request: &V2JobRequest) -> ExecutorTimingDetails {
     }
 }
 
-fn leeway_seconds(shared: &Shared) -> i64 {
-    i64::try_from(shared.config.job_times.leeway.as_secs()).unwrap_or(i64::MAX)
+fn leeway_seconds(times: &JobTimes) -> i64 {
+    i64::try_from(times.leeway.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// The longest that [`run`] can take, on all miners that it asks.
+pub(super) fn longest(times: &JobTimes, request: &V2JobRequest) -> Duration {
+    let asking = (times.connect + times.reservation) * u32::try_from(MINERS_PER_JOB).unwrap_or(u32::MAX);
+    let stages = Duration::from_secs(total_seconds(times, request).unsigned_abs());
+    asking + request.executor_class.spin_up_time() + times.executor_startup + stages
 }
 
 /// All limits of the job together, as whole seconds within what a receipt can say.
-fn total_seconds(shared: &Shared, request: &V2JobRequest) -> i64 {
+fn total_seconds(times: &JobTimes, request: &V2JobRequest) -> i64 {
     [
         &request.download_time_limit,
         &request.execution_time_limit,
@@ -495,17 +556,17 @@ fn total_seconds(shared: &Shared, request: &V2JobRequest) -> i64 {
     ]
     .iter()
     .map(|limit| limit.saturating_i64().max(0))
-    .fold(leeway_seconds(shared), i64::saturating_add)
+    .fold(leeway_seconds(times), i64::saturating_add)
     .min(crate::protocol::MAX_TTL_SECONDS)
 }
 
 fn initial_request(
-    shared: &Shared,
+    miners: &Miners,
     request: &V2JobRequest,
     miner: &MinerAddress,
     started: SystemTime,
 ) -> V0InitialJobRequest {
-    let key = &shared.config.key;
+    let key = &miners.key;
     let payload = JobStartedReceiptPayload {
         job_uuid: request.uuid.clone(),
         miner_hotkey: miner.hotkey.to_ss58(),
@@ -521,18 +582,18 @@ fn initial_request(
         job_uuid: request.uuid.clone(),
         executor_class: request.executor_class,
         docker_image: Some(request.docker_image.clone()),
-        timeout_seconds: Some(Int::from(total_seconds(shared, request))),
+        timeout_seconds: Some(Int::from(total_seconds(&miners.job_times, request))),
         volume: request.volume.clone(),
         job_started_receipt_payload: payload,
         job_started_receipt_signature: signature,
         streaming_details: request.streaming_details.clone(),
-        executor_timing: Some(timing(shared, request)),
+        executor_timing: Some(timing(miners, request)),
     };
     initial.sign(key);
     initial
 }
 
-fn job_request(shared: &Shared, request: &V2JobRequest) -> V0JobRequest {
+fn job_request(miners: &Miners, request: &V2JobRequest) -> V0JobRequest {
     let mut job = V0JobRequest {
         validator_signature: None,
         job_uuid: request.uuid.clone(),
@@ -551,7 +612,7 @@ fn job_request(shared: &Shared, request: &V2JobRequest) -> V0JobRequest {
         output_upload: request.output_upload.clone(),
         artifacts_dir: request.artifacts_dir.clone(),
     };
-    job.sign(&shared.config.key);
+    job.sign(&miners.key);
     job
 }
 

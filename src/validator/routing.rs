@@ -142,6 +142,13 @@ impl Routing {
         Ok(miner.address.clone())
     }
 
+    /// Counts a job as running on the miner that has it already, whatever room it has left; `None` if it is not in the table.
+    pub fn reserve_again(&mut self, hotkey: &PublicKey, class: ExecutorClass) -> Option<MinerAddress> {
+        let miner = self.find(hotkey)?;
+        *miner.running.entry(class).or_default() += 1;
+        Some(miner.address.clone())
+    }
+
     /// The job of [`Routing::reserve`] has ended there, or never began.
     pub fn release(&mut self, hotkey: &PublicKey, class: ExecutorClass) {
         if let Some(running) = self.find(hotkey).and_then(|m| m.running.get_mut(&class)) {

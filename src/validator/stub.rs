@@ -18,7 +18,7 @@ use crate::base::timer::{Alarm, TimerHandle};
 use crate::protocol::JobStatus;
 
 /// What a good job goes through before its end.
-const STEPS: [JobStatus; 4] =
+pub(super) const STEPS: [JobStatus; 4] =
     [JobStatus::Accepted, JobStatus::ExecutorReady, JobStatus::VolumesReady, JobStatus::ExecutionDone];
 
 /// The jobs that pretend to run.

@@ -22,6 +22,10 @@ pub enum Seed {
     EpochUnchecked,
     /// A stop kicks the connection that is present, and forgets the one that is about to be.
     NoKickOnAttach,
+    /// The end of a task wakes none of those who wait for it.
+    NoWakeOnEnd,
+    /// Those who wait for a task hear of its end before the table does.
+    ShownBeforeKnown,
 }
 
 thread_local! {

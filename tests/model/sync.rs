@@ -5,13 +5,13 @@
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
-use std::sync::LockResult;
+use std::sync::{LockResult, TryLockResult};
 use std::time::Duration;
 
 use crossbeam_channel::{RecvError, TryRecvError};
 use shuttle::rand::Rng as _;
 pub use shuttle::sync::atomic::{AtomicU8, Ordering};
-pub use shuttle::sync::{Arc, PoisonError, Weak};
+pub use shuttle::sync::{Arc, PoisonError, TryLockError, Weak};
 
 use crate::seed::{Seed, is_quiet};
 
@@ -36,6 +36,11 @@ impl<T> Mutex<T> {
 impl<T: ?Sized> Mutex<T> {
     /// Never poisoned: a panic ends the whole model.
     pub fn lock(&self) -> LockResult<MutexGuard<'_, T>> {
+        Ok(self.take())
+    }
+
+    /// Always waits for the lock, so that whoever tries is scheduled as one who takes it.
+    pub fn try_lock(&self) -> TryLockResult<MutexGuard<'_, T>> {
         Ok(self.take())
     }
 

@@ -2,6 +2,9 @@
 
 #![allow(dead_code)] // Each test file uses its own part of it.
 
+#[path = "threads.rs"]
+mod threads;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -9,34 +12,19 @@ use std::time::{Duration, Instant};
 
 use phalanx::base::dial::dial;
 use phalanx::base::shutdown::{Level, Shutdown};
-use phalanx::base::thread::{Group, Kick, Thread, spawn};
+use phalanx::base::thread::{Kick, Thread, spawn};
 use phalanx::transport::ws::{WsDialer, WsListener};
 use phalanx::transport::{
     ClientTls, Connection, DialRequest, Dialer, HandshakeRequest, Incoming, Listener, ReadHalf, Refusal, ServerTls,
     SocketLimits, TransportError,
 };
 
+#[allow(unused_imports)] // Each test file uses its part.
+pub use threads::NoThreads;
+
 /// Reached only by a bug.
 pub fn far() -> Instant {
     Instant::now() + Duration::from_secs(60)
-}
-
-/// Entered by each test: when it is dropped, none of the test's threads may live.
-pub struct NoThreads(Group);
-
-impl NoThreads {
-    pub fn expected() -> Self {
-        Self(Group::enter())
-    }
-}
-
-impl Drop for NoThreads {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            let live: Vec<_> = self.0.live().into_iter().map(|t| t.name).collect();
-            assert!(live.is_empty(), "threads left behind: {live:?}");
-        }
-    }
 }
 
 /// Spawns a test's thread; the test ends it by ending the connection it works on.

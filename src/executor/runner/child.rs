@@ -25,6 +25,7 @@ use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::KICK_GRACE;
 use crate::base::thread::{JoinError, Kick, Thread, spawn};
+use crate::base::waits::waiting;
 
 /// Between SIGTERM and SIGKILL: enough to close files, short enough that a cancelled job ends within a second.
 const TERM_GRACE: Duration = Duration::from_millis(500);
@@ -88,18 +89,22 @@ pub(super) fn run(
     let stderr = pump("job-err", stderr, streams.stderr).map_err(ChildError::Streams)?;
     let pid = group.pid;
     let waiter = spawn("job-wait", Kick::new("SIGKILL to the group", move || signal(pid, Signal::KILL)), move || {
+        let _waiting = waiting("the job's process to end", None);
         // Without reaping, so that the group's number stays taken until nobody signals it any more.
         while matches!(waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT), Err(Errno::INTR)) {}
     });
 
+    let waits = waiting("the job's process to end", Some(deadline));
     let killed = select! {
         recv(waiter.done_receiver()) -> _ => None,
         recv(token.cancel_receiver()) -> _ => Some(RunEnd::Cancelled),
         recv(at(deadline)) -> _ => Some(RunEnd::TimedOut),
     };
+    drop(waits);
     if killed.is_some() {
         before_kill();
         signal(pid, Signal::TERM);
+        let _waiting = waiting("the job's process to heed SIGTERM", Some(Instant::now() + TERM_GRACE));
         select! {
             recv(waiter.done_receiver()) -> _ => {}
             default(TERM_GRACE) => {}
@@ -211,6 +216,7 @@ fn pump<R: Read + AsFd + Send + 'static>(
 
 /// Waits for the next bytes or the end of `from`; false if `stop` was closed first.
 fn readable(from: &impl AsFd, stop: &PipeReader) -> io::Result<bool> {
+    let _waiting = waiting("the job's output", None);
     let mut fds = [PollFd::new(stop, PollFlags::IN), PollFd::new(from, PollFlags::IN)];
     loop {
         match poll(&mut fds, None) {

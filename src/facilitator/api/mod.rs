@@ -35,6 +35,7 @@ use super::router::{Dispatch, Router};
 use super::storage::{CallError, StoreHandle};
 use super::waiting::{Ticket, Waiting};
 use crate::base::lock::lock;
+use crate::base::waits::waiting;
 use crate::identity::{PublicKey, Signature};
 use crate::ops::http::{HttpRequest, HttpResponse};
 use crate::ops::metrics::{Counter, Gauge};
@@ -225,6 +226,7 @@ impl Api {
         let job = self.read(&user, &report.job_uuid)?;
         let validator = PublicKey::from_ss58(&job.job.validator).map_err(|error| Problem(500, error.to_string()))?;
         let (reply, sent) = bounded(1);
+        let _waiting = waiting("the router", None);
         select! {
             send(self.events, Event::SendOnce { validator, text, reply }) -> _ => {}
             recv(request.shutdown.cancel_receiver()) -> _ => {}
@@ -271,6 +273,7 @@ impl Api {
                 if fresh(&row) || Instant::now() >= deadline {
                     break;
                 }
+                let _waiting = waiting("news of a job", Some(deadline));
                 select! {
                     recv(waiter.news()) -> _ => {}
                     recv(request.shutdown.drain_receiver()) -> _ => break,

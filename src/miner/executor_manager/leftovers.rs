@@ -14,6 +14,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tempfile::TempDir;
 
+use crate::base::waits::waiting;
+
 /// How long killed processes may take to end; longer only if the system holds them in a call on a dead disk.
 const KILL_TIME: Duration = Duration::from_secs(2);
 
@@ -94,6 +96,7 @@ fn open_folders(folder: &Path) -> io::Result<()> {
 
 /// Waits until the process has ended, at most until `deadline`.
 fn wait(process: &OwnedFd, deadline: Instant) -> io::Result<()> {
+    let _waiting = waiting("an executor that was left over to end", Some(deadline));
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).map_err(io::Error::other)?;

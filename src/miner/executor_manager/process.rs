@@ -22,6 +22,7 @@ use super::docker::remove_containers_of;
 use super::leftovers::ExecutorFolder;
 use super::{END_GRACE, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec, FORCED_GRACE};
 use crate::base::shutdown::{Level, Shutdown};
+use crate::base::waits::waiting;
 
 /// A line of an executor's output is taken in pieces of at most this many bytes.
 const LINE_BYTES: usize = 8 << 10;
@@ -157,10 +158,12 @@ impl GroupRun<'_> {
         loop {
             let mut waits = vec![PollFd::new(&ended, PollFlags::IN), PollFd::new(&woken, PollFlags::IN)];
             waits.extend(lines.as_ref().map(|lines| PollFd::new(&lines.stream, PollFlags::IN)));
+            let marked = waiting("its executor to say something, or to end", ladder.next);
             match poll(&mut waits, ladder.wait(Instant::now()).as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
+            drop(marked);
             let ready: Vec<bool> = waits.iter().map(|wait| !wait.revents().is_empty()).collect();
             if let Some(reading) = &mut lines
                 && ready[2]

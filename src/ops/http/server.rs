@@ -21,6 +21,7 @@ use crate::base::lock::lock;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Step;
 use crate::base::thread::{Kick, Thread, panic_message, spawn};
+use crate::base::waits::waiting;
 use crate::ops::date::http_date;
 
 /// Bytes read at a time.
@@ -147,7 +148,9 @@ struct Accepting {
 impl Accepting {
     fn run(mut self, listener: &TcpListener) {
         loop {
+            let waits = waiting("a connection", None);
             let accepted = listener.accept();
+            drop(waits);
             if self.stop.is_set() {
                 return;
             }
@@ -388,6 +391,7 @@ impl Wire<'_> {
         self.buffer.resize(old + READ_BYTES, 0);
         let outcome = by(deadline, |left| {
             self.stream.set_read_timeout(Some(left))?;
+            let _waiting = waiting("a client's request", Some(deadline));
             let mut stream = self.stream;
             stream.read(&mut self.buffer[old..])
         });
@@ -398,6 +402,7 @@ impl Wire<'_> {
     fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
         let deadline = Instant::now() + self.limits.write_time;
         while !bytes.is_empty() {
+            let _waiting = waiting("a client to take its answer", Some(deadline));
             let written = by(deadline, |left| {
                 self.stream.set_write_timeout(Some(left))?;
                 let mut stream = self.stream;

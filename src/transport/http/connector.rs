@@ -14,6 +14,7 @@ use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, LazyBu
 use crate::base::dial::{DialError, dial};
 use crate::base::limits::DIAL_TIME;
 use crate::base::shutdown::{KickRegistration, Level, Shutdown};
+use crate::base::waits::waiting;
 
 /// Dials and ties the connection to the shutdown signal.
 #[derive(Debug)]
@@ -66,6 +67,7 @@ impl Transport for KickedTransport {
         let mut rest = &self.buffers.output()[..amount];
         while !rest.is_empty() {
             self.stream.set_write_timeout(left(end, timeout)?)?;
+            let _waiting = waiting("an HTTP server to read", end);
             match self.stream.write(rest) {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
                 Ok(n) => rest = &rest[n..],
@@ -79,6 +81,7 @@ impl Transport for KickedTransport {
         let end = end_of(timeout);
         loop {
             self.stream.set_read_timeout(left(end, timeout)?)?;
+            let _waiting = waiting("an HTTP server's answer", end);
             match self.stream.read(self.buffers.input_append_buf()) {
                 Ok(n) => {
                     self.buffers.input_appended(n);

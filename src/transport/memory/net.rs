@@ -12,6 +12,7 @@ use super::wire::Wire;
 use crate::base::dial::DialError;
 use crate::base::lock::lock;
 use crate::base::shutdown::{Level, Never, Shutdown};
+use crate::base::waits::waiting;
 use crate::transport::handshake::refusal_status;
 use crate::transport::url::WsUrl;
 use crate::transport::{
@@ -182,6 +183,7 @@ impl Listener for MemoryListener {
         if self.stopped.is_set() {
             return Err(TransportError::Stopped);
         }
+        let _waiting = waiting("a connection", None);
         select! {
             recv(self.stopped.drain_receiver()) -> _ => Err(TransportError::Stopped),
             // The network keeps the sender until another listener takes the name, so this one is as good as stopped.

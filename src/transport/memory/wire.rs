@@ -11,6 +11,7 @@ use tungstenite::protocol::CloseFrame;
 use tungstenite::{Error, Message};
 
 use crate::base::lock::lock;
+use crate::base::waits::waiting_unless_said;
 use crate::transport::control::Control;
 use crate::transport::reader::{Reader, Receive};
 use crate::transport::writer::{Transmit, Writer};
@@ -184,6 +185,7 @@ impl Wire {
     }
 
     fn wait<'l>(&self, lanes: MutexGuard<'l, [Lane; 2]>, until: Option<Instant>) -> MutexGuard<'l, [Lane; 2]> {
+        let _waiting = waiting_unless_said("the peer", until);
         match until {
             None => self.0.changed.wait(lanes).unwrap_or_else(PoisonError::into_inner),
             Some(until) => {

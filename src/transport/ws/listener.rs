@@ -13,6 +13,7 @@ use super::socket::Socket;
 use super::split;
 use crate::base::dial::set_options;
 use crate::base::shutdown::{Level, Shutdown};
+use crate::base::waits::waiting;
 use crate::transport::handshake::{bounded, upgrade_as_server};
 use crate::transport::{
     Connection, HandshakeRequest, Listener, ListenerKick, Pending, Refusal, ServerTls, SocketLimits, TransportError,
@@ -71,7 +72,9 @@ impl Listener for WsListener {
             if self.stopped.load(Ordering::SeqCst) {
                 return Err(TransportError::Stopped);
             }
+            let waits = waiting("a connection", None);
             let accepted = self.tcp.accept();
+            drop(waits);
             if self.stopped.load(Ordering::SeqCst) {
                 return Err(TransportError::Stopped);
             }

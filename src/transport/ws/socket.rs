@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::net::SendFlags;
 
 use crate::base::lock::lock;
+use crate::base::waits::waiting;
 use crate::transport::control::Control;
 use crate::transport::{CLOSE_DRAIN_TIME, Traffic};
 
@@ -50,8 +51,12 @@ impl Socket {
     /// Sends all of `bytes`. Blocks while the peer does not read; a kick interrupts it.
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
         for part in bytes.chunks(SEND_BYTES) {
-            (&*self.tcp).write_all(part)?;
-            self.traffic.count_written(part.len());
+            let sent = self.try_send(part)?;
+            if sent < part.len() {
+                let _waiting = waiting("the peer to read", None);
+                (&*self.tcp).write_all(&part[sent..])?;
+                self.traffic.count_written(part.len() - sent);
+            }
         }
         Ok(())
     }
@@ -84,6 +89,7 @@ impl Socket {
             if left.is_zero() || self.tcp.set_read_timeout(Some(left)).is_err() {
                 return;
             }
+            let _waiting = waiting("the peer to close", Some(until));
             match (&*self.tcp).read(&mut discarded) {
                 Ok(1..) => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

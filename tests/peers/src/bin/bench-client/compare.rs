@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::facilitator::{self, Measured, Plan};
 use crate::jobs::{Jobs, VerifyCost};
-use crate::table::{Spread, markdown};
+use phalanx_peers::table::{Spread, markdown};
 
 /// The seed of the validator that the clients are; public, `//Alice`.
 const VALIDATOR: &str = "0xe5be9a5092b81bca64be81d212e7f2f9eba183bb7a90954f7b76361f6edb5c0a";

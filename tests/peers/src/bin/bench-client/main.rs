@@ -8,7 +8,6 @@ mod compare;
 mod facilitator;
 mod jobs;
 mod meter;
-mod table;
 
 use std::process::ExitCode;
 

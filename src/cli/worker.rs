@@ -1,0 +1,168 @@
+//! `phalanx worker`: runs the jobs of validators that send them through Redis.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::announce_http;
+use super::key::KeyArg;
+use super::values::{duration, listen_address, redis_url};
+use crate::app::{exit, status, supervise};
+use crate::base::stop::CANCEL_BUDGET;
+use crate::base::thread::{Kick, Thread, spawn};
+use crate::base::waits::waiting;
+use crate::dispatch::redis::RedisConfig;
+use crate::identity::KeyPair;
+use crate::ops::http::HttpServer;
+use crate::ops::status::Board;
+use crate::transport::ws::WsDialer;
+use crate::validator::load_miners;
+use crate::validator::remote::{DEFAULT_QUEUE, JobWorker, JobWorkerConfig, JobWorkerHandle};
+
+/// The arguments of `phalanx worker`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The Redis that validators with --dispatch celery use, as redis://[user:password@]host[:port][/database]; rediss://
+    /// for TLS. In the variable the password is hidden from other users
+    #[arg(long, value_name = "URL", value_parser = redis_url, env = "PHALANX_REDIS", hide_env_values = true)]
+    redis: Option<RedisConfig>,
+    #[command(flatten)]
+    key: KeyArg,
+    /// The miners: TOML, a `[[miner]]` table with hotkey, address and port for each
+    #[arg(long, value_name = "FILE", env = "PHALANX_MINERS")]
+    miners: Option<PathBuf>,
+    /// No miner: answer every job with the statuses of a good one, each after this time (for load tests)
+    #[arg(long, value_name = "DUR", value_parser = duration, env = "PHALANX_STUB_TIME")]
+    stub_time: Option<Duration>,
+    /// The Celery queue of the jobs
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_QUEUE, env = "PHALANX_QUEUE")]
+    queue: String,
+    /// Jobs at a time
+    #[arg(long, value_name = "N", default_value_t = 64, env = "PHALANX_WORKERS")]
+    workers: usize,
+    /// The name that Celery's tools see; no other worker may have it [default: phalanx@HOST]
+    #[arg(long, value_name = "NAME", env = "PHALANX_WORKER_NAME")]
+    name: Option<String>,
+    /// How long this worker may be silent before others go on with its jobs
+    #[arg(long, value_name = "DUR", default_value = "30s", value_parser = duration, env = "PHALANX_LIVENESS")]
+    liveness: Duration,
+    /// How long a stop lets running jobs go on; then other workers go on with them
+    #[arg(long, value_name = "DUR", default_value = "60s", value_parser = duration, env = "PHALANX_DRAIN_TIME")]
+    drain_time: Duration,
+    #[command(flatten)]
+    tls: super::tls::ClientArgs,
+    /// Address of health, metrics and status
+    #[arg(long, value_name = "ADDR", value_parser = listen_address, env = "PHALANX_HTTP")]
+    http: Option<SocketAddr>,
+}
+
+/// Runs the command until a signal, or `celery control shutdown`, stops it.
+pub fn run(args: Args) -> ExitCode {
+    let (http, miners_file) = (args.http, args.miners.clone());
+    let (config, dialer) = match configure(args) {
+        Ok(configured) => configured,
+        Err(problem) => return exit::usage(problem),
+    };
+    let budget = config.drain_time + CANCEL_BUDGET + 3 * supervise::CLOSING;
+    let start = |env: &supervise::Env| {
+        let http = http.map(status::bind).transpose().map_err(exit::usage)?;
+        let board = Board::new();
+        let worker = JobWorker::start(config, Arc::new(dialer), env.timer.clone(), &board).map_err(exit::usage)?;
+        let handle = worker.handle();
+        let http = http.map(|http| serve_status(http, &handle, &board, env)).transpose().map_err(exit::failed)?;
+        if let Some(http) = &http {
+            announce_http(http.local_addr());
+        }
+        if let Some(path) = miners_file {
+            let handle = handle.clone();
+            env.reload.set(move || match load_miners(&path) {
+                Ok(miners) => {
+                    log::info!("SIGHUP: {} miners from {}", miners.len(), path.display());
+                    handle.set_miners(miners);
+                }
+                Err(error) => log::error!("SIGHUP: the miners stay as they are: {error}"),
+            });
+        }
+        Ok((worker, asked_from_afar(&handle, env), http))
+    };
+    supervise::serve(budget, start, |(worker, asked, http), stopping| {
+        let report = worker.stop(stopping);
+        log::info!("{} jobs go on elsewhere, {} of them were under way here", report.given_back, report.cancelled);
+        if report.left > 0 {
+            log::warn!("Redis is away: other workers find {} jobs after the time of --liveness", report.left);
+        }
+        stopping.step("remote control", supervise::CLOSING, |step| step.join(asked));
+        if let Some(http) = http {
+            stopping.step("status server", supervise::CLOSING, |step| http.stop(step));
+        }
+    })
+}
+
+/// A stop by `celery control shutdown` is like one by the first signal.
+fn asked_from_afar(handle: &JobWorkerHandle, env: &supervise::Env) -> Thread<()> {
+    let (asked, stop) = (handle.worker().asked_to_stop().clone(), env.shutdown.clone());
+    spawn("asked", Kick::dropped("the process' signal"), move || {
+        let _waiting = waiting("a stop by remote control", None);
+        crossbeam_channel::select! {
+            recv(asked.drain_receiver()) -> _ => {
+                log::info!("asked to stop by remote control");
+                stop.drain();
+            }
+            recv(stop.drain_receiver()) -> _ => {}
+        }
+    })
+}
+
+fn configure(args: Args) -> Result<(JobWorkerConfig, WsDialer), String> {
+    let redis = args.redis.ok_or("--redis is missing; give the URL, as redis://127.0.0.1:6379/0")?;
+    let key = KeyPair::load(&args.key.key).map_err(|e| format!("--key: {e}"))?;
+    let dialer = args.tls.load("")?;
+    let miners = match &args.miners {
+        Some(_) if args.stub_time.is_some() => return Err("give --miners or --stub-time, not both".to_owned()),
+        Some(path) => load_miners(path).map_err(|e| e.to_string())?,
+        None if args.stub_time.is_some() => Vec::new(),
+        None => return Err("--miners is missing; give the file with the [[miner]] tables".to_owned()),
+    };
+    let defaults = JobWorkerConfig::new(redis, key, miners);
+    let config = JobWorkerConfig {
+        stub: args.stub_time,
+        queue: args.queue,
+        workers: args.workers,
+        name: args.name.unwrap_or_else(|| defaults.name.clone()),
+        liveness: args.liveness,
+        drain_time: args.drain_time,
+        ..defaults
+    };
+    let problems = config.validate();
+    if problems.is_empty() { Ok((config, dialer)) } else { Err(problems.join("; ")) }
+}
+
+fn serve_status(
+    listener: TcpListener,
+    handle: &JobWorkerHandle,
+    board: &Board,
+    env: &supervise::Env,
+) -> Result<HttpServer, String> {
+    let handle = handle.clone();
+    status::serve("worker", listener, env, board, move |_, metrics| {
+        let worker = handle.worker();
+        let (state, untold) = (worker.state(), handle.untold());
+        metrics.gauge("phalanx_worker_jobs", "Jobs that run now.", &[]).set(state.counts.running);
+        metrics.gauge("phalanx_worker_untold", "Events that Redis does not have yet.", &[]).set(untold);
+        json!({
+            "name": worker.hostname(),
+            "consuming": state.consuming,
+            "last_error": state.last_error.map(|error| error.to_string()),
+            "jobs": state.counts.running,
+            "taken": state.taken,
+            "restored": state.restored,
+            "aside": state.aside,
+            "untold": untold,
+            "tasks": worker.tasks(),
+        })
+    })
+}

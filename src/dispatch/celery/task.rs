@@ -1,0 +1,197 @@
+//! A task to be sent. Pure.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::envelope::Compression;
+use super::message::TaskMessage;
+use super::moment::Moment;
+use super::{DEFAULT_QUEUE, PRIORITY_MAX, repr};
+
+/// A task to be sent, with the options of Celery's `apply_async`.
+#[derive(Debug, Clone, PartialEq)]
+#[must_use = "a task does nothing before it is sent"]
+pub struct Task {
+    id: Option<String>,
+    queue: String,
+    countdown: Option<Duration>,
+    expires_in: Option<Duration>,
+    message: TaskMessage,
+}
+
+impl Task {
+    /// A task without arguments for the queue `celery`.
+    pub fn new(name: impl Into<String>) -> Self {
+        let message = TaskMessage::new("", name);
+        Self { id: None, queue: DEFAULT_QUEUE.to_owned(), countdown: None, expires_in: None, message }
+    }
+
+    /// Positional arguments: those of a JSON list, or one that is anything else.
+    pub fn args(mut self, args: impl Into<Value>) -> Self {
+        self.message.args = match args.into() {
+            Value::Array(args) => args,
+            Value::Null => Vec::new(),
+            one => vec![one],
+        };
+        self
+    }
+
+    /// Keyword arguments.
+    pub fn kwargs(mut self, kwargs: Map<String, Value>) -> Self {
+        self.message.kwargs = kwargs;
+        self
+    }
+
+    /// One keyword argument more.
+    pub fn kwarg(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.message.kwargs.insert(name.into(), value.into());
+        self
+    }
+
+    /// The queue; `celery` if nothing is said.
+    pub fn queue(mut self, queue: impl Into<String>) -> Self {
+        self.queue = queue.into();
+        self
+    }
+
+    /// Its id, so that the same task sent twice by different programs is the same; a random one if nothing is said.
+    pub fn id(mut self, id: impl Into<String>) -> Self {
+        self.id = Some(id.into());
+        self
+    }
+
+    /// Not before this long after it was sent.
+    pub fn countdown(mut self, countdown: Duration) -> Self {
+        (self.countdown, self.message.eta) = (Some(countdown), None);
+        self
+    }
+
+    /// Not before this moment.
+    pub fn eta(mut self, eta: Moment) -> Self {
+        (self.countdown, self.message.eta) = (None, Some(eta));
+        self
+    }
+
+    /// Not later than this long after it was sent.
+    pub fn expires(mut self, expires: Duration) -> Self {
+        (self.expires_in, self.message.expires) = (Some(expires), None);
+        self
+    }
+
+    /// Not later than this moment.
+    pub fn expires_at(mut self, expires: Moment) -> Self {
+        (self.expires_in, self.message.expires) = (None, Some(expires));
+        self
+    }
+
+    /// From 0, which goes first and is the default, to 9; more is 9.
+    pub fn priority(mut self, priority: u8) -> Self {
+        self.message.priority = priority.min(PRIORITY_MAX);
+        self
+    }
+
+    /// What ties it to something of the sender's; the task's id if nothing is said.
+    pub fn correlation_id(mut self, correlation_id: impl Into<String>) -> Self {
+        self.message.correlation_id = Some(correlation_id.into());
+        self
+    }
+
+    /// When the worker asks it to end (an exception in it), and when it ends it for good.
+    pub fn time_limits(mut self, soft: Option<Duration>, hard: Option<Duration>) -> Self {
+        self.message.soft_time_limit = soft.map(|limit| limit.as_secs_f64());
+        self.message.time_limit = hard.map(|limit| limit.as_secs_f64());
+        self
+    }
+
+    /// Nobody will ask for the result, so none is stored.
+    pub fn ignore_result(mut self) -> Self {
+        self.message.ignore_result = Some(true);
+        self
+    }
+
+    /// The task that sends it, and the first one of its tree.
+    pub fn parent(mut self, parent_id: impl Into<String>, root_id: impl Into<String>) -> Self {
+        self.message.parent_id = Some(parent_id.into());
+        self.message.root_id = root_id.into();
+        self
+    }
+
+    /// A header of the embedder's.
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.message.headers.insert(name.into(), value.into());
+        self
+    }
+
+    /// Packs the body, for large arguments.
+    pub fn compress(mut self) -> Self {
+        self.message.compression = Some(Compression::Zlib);
+        self
+    }
+
+    /// What it is shown as in logs and tools in place of its arguments, which may be secret.
+    pub fn shown_as(mut self, args: impl Into<String>, kwargs: impl Into<String>) -> Self {
+        (self.message.argsrepr, self.message.kwargsrepr) = (Some(args.into()), Some(kwargs.into()));
+        self
+    }
+
+    /// The task's name.
+    pub fn name(&self) -> &str {
+        &self.message.task
+    }
+
+    /// The message to send at `now`: `fresh` gives new unique ids, `origin` names the sender as `gen<pid>@<host>`.
+    pub fn message(self, now: Moment, origin: &str, mut fresh: impl FnMut() -> String) -> TaskMessage {
+        let mut message = self.message;
+        message.id = self.id.unwrap_or_else(&mut fresh);
+        if message.root_id.is_empty() {
+            message.root_id.clone_from(&message.id);
+        }
+        if message.correlation_id.as_deref().is_none_or(str::is_empty) {
+            message.correlation_id = Some(message.id.clone());
+        }
+        message.eta = self.countdown.map_or(message.eta, |countdown| Some(now.plus(countdown)));
+        message.expires = self.expires_in.map_or(message.expires, |expires| Some(now.plus(expires)));
+        if let Some(expires) = message.expires {
+            // For brokers that know of it; a worker on Redis looks at the header.
+            let left = expires.since(now).as_millis().to_string();
+            message.properties.insert("expiration".to_owned(), left.into());
+        }
+        message.delivery_tag = fresh();
+        message.routing_key = self.queue;
+        message.origin = Some(origin.to_owned());
+        message.argsrepr = message.argsrepr.or_else(|| Some(repr::args(&message.args)));
+        message.kwargsrepr = message.kwargsrepr.or_else(|| Some(repr::kwargs(&message.kwargs)));
+        message
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn times_count_from_the_moment_of_sending_and_the_last_word_counts() {
+        let now = Moment::from_unix_micros(1_000_000);
+        let mut next = 0;
+        let mut fresh = || {
+            next += 1;
+            format!("fresh-{next}")
+        };
+        let task =
+            Task::new("t").eta(now).countdown(Duration::from_secs(2)).expires(Duration::from_secs(3)).priority(12);
+        let message = task.message(now, "gen1@h", &mut fresh);
+        assert_eq!(message.eta, Some(Moment::from_unix_micros(3_000_000)));
+        assert_eq!(message.expires, Some(Moment::from_unix_micros(4_000_000)));
+        assert_eq!(
+            (message.id.as_str(), message.root_id.as_str(), message.delivery_tag.as_str()),
+            ("fresh-1", "fresh-1", "fresh-2")
+        );
+        assert_eq!((message.correlation_id.as_deref(), message.priority), (Some("fresh-1"), 9));
+        let task = Task::new("t").countdown(Duration::from_secs(2)).eta(now).id("mine").args(json!("one")).queue("q");
+        let message = task.message(now, "gen1@h", &mut fresh);
+        assert_eq!((message.eta, message.id.as_str(), message.routing_key.as_str()), (Some(now), "mine", "q"));
+        assert_eq!(message.args, [json!("one")]);
+    }
+}

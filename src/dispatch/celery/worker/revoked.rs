@@ -1,0 +1,82 @@
+//! The ids of revoked tasks, as every worker remembers them. Pure.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use crate::base::limits::CELERY_REVOKED;
+
+/// How long an id is remembered; Celery's own number.
+const REMEMBERED: Duration = Duration::from_secs(3 * 3600);
+
+/// Ids of revoked tasks: the newest [`CELERY_REVOKED`] of the last three hours.
+#[derive(Debug, Default)]
+pub struct Revoked {
+    since: HashMap<String, Instant>,
+    order: VecDeque<(Instant, String)>,
+}
+
+impl Revoked {
+    /// Remembers an id.
+    pub fn add(&mut self, id: &str, now: Instant) {
+        self.since.insert(id.to_owned(), now);
+        self.order.push_back((now, id.to_owned()));
+        self.purge(now);
+    }
+
+    /// Whether the id was revoked.
+    pub fn contains(&mut self, id: &str, now: Instant) -> bool {
+        if self.since.is_empty() {
+            return false;
+        }
+        self.purge(now);
+        self.since.contains_key(id)
+    }
+
+    /// The ids, the oldest first.
+    pub fn ids(&mut self, now: Instant) -> Vec<String> {
+        self.purge(now);
+        let newest = |(at, id): &&(Instant, String)| self.since.get(id) == Some(at);
+        self.order.iter().filter(newest).map(|(_, id)| id.clone()).collect()
+    }
+
+    fn purge(&mut self, now: Instant) {
+        while let Some((at, id)) = self.order.front() {
+            let old = now.saturating_duration_since(*at) > REMEMBERED;
+            if !old && self.order.len() <= CELERY_REVOKED {
+                return;
+            }
+            // It may have been revoked again since.
+            if self.since.get(id) == Some(at) {
+                self.since.remove(id);
+            }
+            self.order.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_forgotten_by_age_and_by_number_but_not_if_revoked_again() {
+        let start = Instant::now();
+        let mut revoked = Revoked::default();
+        revoked.add("a", start);
+        revoked.add("b", start);
+        let later = start + REMEMBERED;
+        revoked.add("a", later);
+        assert!(revoked.contains("b", later));
+        let end = later + Duration::from_secs(1);
+        assert!(revoked.contains("a", end) && !revoked.contains("b", end));
+        assert_eq!(revoked.ids(end), ["a"]);
+        for n in 0..CELERY_REVOKED {
+            revoked.add(&n.to_string(), end);
+        }
+        assert!(!revoked.contains("a", end));
+        assert_eq!(
+            (revoked.ids(end).len(), revoked.since.len(), revoked.order.len()),
+            (CELERY_REVOKED, CELERY_REVOKED, CELERY_REVOKED)
+        );
+    }
+}

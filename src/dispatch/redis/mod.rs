@@ -1,0 +1,34 @@
+//! A Redis, for what outgrows one machine: connections that can be interrupted, and threads that own them.
+//!
+//! * [`RedisConfig`]: a URL, taken apart; [`RedisError`]: what can go wrong, and what to do about it.
+//! * [`Connection`]: one connection, owned by one thread; [`Wake`]: interrupts its wait without harm.
+//! * [`Commander`]: a thread that runs the requests of others over one connection; [`Request`], [`Script`].
+//! * [`Subscriber`]: a thread that owns a connection with subscriptions, and proves that they work.
+//! * [`messaging`]: publish/subscribe, requests and their answers, and streams that lose nothing, for embedders.
+//!
+//! The commands and values are those of the `redis` crate. RESP3 is spoken always, so Redis 6 or later is needed.
+
+mod commander;
+mod config;
+mod connection;
+mod error;
+pub mod messaging;
+mod meters;
+mod proof;
+mod request;
+mod resp;
+mod script;
+mod socket;
+mod subscriber;
+mod tls;
+mod wake;
+
+pub use commander::{Commander, CommanderHandle, CommanderState};
+pub use config::{Password, RedisConfig};
+pub use connection::{Connection, ConnectionKick, Push, Waited};
+pub use error::RedisError;
+pub use request::{Answer, Repeat, Request};
+pub use script::Script;
+pub use subscriber::{Channel, Message, Subscriber, SubscriberHandle, SubscriberState, Subscription};
+pub use tls::RedisTls;
+pub use wake::Wake;

@@ -1,0 +1,145 @@
+//! A task in the hands of whoever submitted it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::cell::Waited;
+use super::info::TaskInfo;
+use super::shared::{Shared, YIELDS};
+use super::state::{CancelReason, TaskError};
+use super::store::TaskId;
+use super::task::{Job, Progress, Typed};
+
+/// Waits for a task and takes its result. Dropping it leaves the task to itself: its result is then dropped when it comes.
+#[must_use = "without its handle nobody sees a task's result"]
+pub struct TaskHandle<T, E> {
+    shared: Arc<Shared>,
+    task: Arc<dyn Typed<T, E>>,
+}
+
+impl<T, E> fmt::Debug for TaskHandle<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TaskHandle({})", self.task.head().id())
+    }
+}
+
+impl<T: 'static, E: 'static> TaskHandle<T, E> {
+    pub(super) fn new(shared: Arc<Shared>, task: Arc<dyn Typed<T, E>>) -> Self {
+        Self { shared, task }
+    }
+
+    /// The task's id, for [`super::Tasks`].
+    pub fn id(&self) -> TaskId {
+        self.task.head().id()
+    }
+
+    /// Blocks until the task has ended and gives its result. A stop of the manager ends every task, and so this.
+    ///
+    /// # Errors
+    /// [`TaskError`], never [`TaskError::StillRunning`].
+    pub fn wait(self) -> Result<T, TaskError<E>> {
+        self.wait_until(None)
+    }
+
+    /// Blocks until the task has ended, `timeout` at most, and takes its result.
+    ///
+    /// # Errors
+    /// [`TaskError`]; with [`TaskError::StillRunning`] one may wait again.
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<T, TaskError<E>> {
+        self.wait_until(Instant::now().checked_add(timeout))
+    }
+
+    fn wait_until(&self, deadline: Option<Instant>) -> Result<T, TaskError<E>> {
+        // A short task ends within the time that a sleep and a wake-up take.
+        for _ in 0..YIELDS {
+            if self.task.has_ended() || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        match self.task.wait(deadline) {
+            Waited::Ended(outcome) => {
+                outcome.map_err(|failure| failure.told(self.task.head(), self.shared.config.result_bytes))
+            }
+            Waited::Taken => Err(TaskError::Taken),
+            Waited::Still => Err(TaskError::StillRunning),
+        }
+    }
+
+    /// Tells the task to end: one that waits ends at once, one that runs sees its signal. False if it has ended already.
+    pub fn cancel(&self) -> bool {
+        self.cancel_for(CancelReason::Requested)
+    }
+
+    pub(super) fn cancel_for(&self, reason: CancelReason) -> bool {
+        let job: Arc<dyn Job> = self.task.clone();
+        self.shared.cut(self.id(), &job, reason)
+    }
+
+    /// Whether the task has ended.
+    pub fn has_ended(&self) -> bool {
+        self.task.has_ended()
+    }
+
+    /// How far it has come; nothing before its first word.
+    pub fn progress(&self) -> Option<Progress> {
+        self.task.head().progress()
+    }
+
+    /// What the manager knows of it; `None` once it is forgotten.
+    pub fn info(&self) -> Option<TaskInfo> {
+        self.shared.info(self.id())
+    }
+
+    /// Follows its progress: each call of the watch gives the newest, none twice.
+    pub fn watch(&self) -> ProgressWatch {
+        ProgressWatch { job: self.task.clone(), seen: 0 }
+    }
+}
+
+impl<T, E> Drop for TaskHandle<T, E> {
+    fn drop(&mut self) {
+        // Dropped here, on the thread of whoever did not want it.
+        drop(self.task.abandon());
+    }
+}
+
+/// The progress of one task, the newest at a time, so that a slow watcher costs nothing.
+pub struct ProgressWatch {
+    job: Arc<dyn Job>,
+    seen: u32,
+}
+
+impl fmt::Debug for ProgressWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ProgressWatch({})", self.job.head().id())
+    }
+}
+
+/// The answer of a [`ProgressWatch`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Watched {
+    /// The newest progress.
+    Progress(Progress),
+    /// The task has ended.
+    Ended,
+    /// Nothing new within the time.
+    Nothing,
+}
+
+impl ProgressWatch {
+    /// Blocks until there is news or the task has ended, `timeout` at most.
+    pub fn next(&mut self, timeout: Duration) -> Watched {
+        let deadline = Instant::now() + timeout;
+        let before = self.seen;
+        let (seen, ended) = self.job.watch(before, deadline);
+        self.seen = seen;
+        let news = self.job.head().progress();
+        match news {
+            Some(progress) if seen != before && !ended => Watched::Progress(progress),
+            _ if ended => Watched::Ended,
+            _ => Watched::Nothing,
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Tasks on threads: submitted, watched, limited, cancelled, and never lost sight of.
+//!
+//! [`TaskManager`] owns the threads; [`Tasks`] submits; a [`TaskHandle`] waits for one task and takes its result; the work
+//! sees a [`TaskContext`]. A task is `PENDING`, `RUNNING`, and then `COMPLETED`, `FAILED` or `CANCELLED` for good; one that
+//! is retried goes from `RUNNING` back to `PENDING` ([`TaskState::may_become`]).
+//!
+//! * Every queue has a limit and a rule for "full" ([`WhenFull`]); a refused task's work is handed back.
+//! * A panic is a result, with its message and backtrace.
+//! * Limits in time are separate ([`Limits`]): waiting, running, in all, silence.
+//! * A task that does not end when it is told to is marked unresponsive and its worker replaced, so that it costs a thread
+//!   but not the pool; the stop names it.
+//! * Nothing polls: a manager with nothing to do does not wake.
+//! * A task with a plain `&str` for a name and nothing else is several times as cheap as one with options; without a handle
+//!   ([`Tasks::spawn`]) it is cheaper still.
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use phalanx::base::shutdown::Shutdown;
+//! use phalanx::base::stop::Stopping;
+//! use phalanx::tasks::{TaskConfig, TaskManager, TaskOptions};
+//!
+//! let manager = TaskManager::start(TaskConfig::new("example").workers(2))?;
+//! let tasks = manager.handle();
+//! let options = TaskOptions::new("sum").metadata("user", "7").run_limit(Duration::from_secs(5));
+//! let sum = tasks.submit(options, |cx| {
+//!     for n in 0..100u32 {
+//!         cx.check()?; // ends here when it is told to
+//!         cx.progress(n as u8, "adding");
+//!     }
+//!     Ok::<u32, phalanx::tasks::Interrupted>((0..100).sum())
+//! })?;
+//! assert_eq!(sum.wait()?, 4950);
+//!
+//! let mut stopping = Stopping::new(&Shutdown::new());
+//! stopping.step("tasks", Duration::from_secs(5), |step| manager.stop(step));
+//! assert!(stopping.finish().is_clean());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod cell;
+mod context;
+mod deadlines;
+mod group;
+mod handle;
+mod info;
+mod light;
+mod manager;
+mod options;
+mod queue;
+mod retry;
+mod shared;
+mod state;
+mod store;
+mod task;
+#[cfg(test)]
+mod tests;
+
+pub use context::{Interrupted, TaskContext};
+pub use group::{Group, GroupError};
+pub use handle::{ProgressWatch, TaskHandle, Watched};
+pub use info::{Counts, Filter, TaskInfo, TasksStatus};
+pub use manager::{ConfigError, Ended, Periodic, SubmitError, TaskManager, Tasks, TasksReport};
+pub use options::{Limits, TaskConfig, TaskOptions, WhenFull};
+pub use queue::Priority;
+pub use retry::RetryPolicy;
+pub use shared::Refusal;
+pub use state::{CancelReason, Limit, TaskError, TaskState};
+pub use store::TaskId;
+pub use task::{Panic, Progress};

@@ -1,0 +1,181 @@
+//! What a task can be, and which steps are legal. Pure.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Where a task stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum TaskState {
+    /// Accepted, and waiting: for its time, for its key, for a worker, or for its next attempt.
+    Pending,
+    /// On a worker.
+    Running,
+    /// Ended with a result.
+    Completed,
+    /// Ended with an error, a panic, or over a limit; [`TaskError`] says which.
+    Failed,
+    /// Ended because somebody asked for it.
+    Cancelled,
+}
+
+impl TaskState {
+    /// All states, in the order of a task's life.
+    pub const ALL: [Self; 5] = [Self::Pending, Self::Running, Self::Completed, Self::Failed, Self::Cancelled];
+
+    /// Whether the task has ended; such a state is final.
+    pub fn is_terminal(self) -> bool {
+        !matches!(self, Self::Pending | Self::Running)
+    }
+
+    /// Whether a task in this state may step into that one: forward, or from running back to pending for another attempt.
+    pub fn may_become(self, next: Self) -> bool {
+        match self {
+            Self::Pending => matches!(next, Self::Running | Self::Failed | Self::Cancelled),
+            Self::Running => next != Self::Running,
+            Self::Completed | Self::Failed | Self::Cancelled => false,
+        }
+    }
+}
+
+impl fmt::Display for TaskState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Pending => "PENDING",
+            Self::Running => "RUNNING",
+            Self::Completed => "COMPLETED",
+            Self::Failed => "FAILED",
+            Self::Cancelled => "CANCELLED",
+        })
+    }
+}
+
+/// A limit in time that a task can exceed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Limit {
+    /// From being due to the first start.
+    Queue,
+    /// Of one attempt.
+    Run,
+    /// From being accepted to the end, with all waits and attempts.
+    Total,
+    /// Without a sign of life while it runs: progress or a heartbeat.
+    Silence,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Queue => "waiting for a worker",
+            Self::Run => "running",
+            Self::Total => "in all",
+            Self::Silence => "without a sign of life",
+        })
+    }
+}
+
+/// Why a task was told to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CancelReason {
+    /// Somebody asked for it.
+    Requested,
+    /// Another task of its group has failed.
+    Group,
+    /// The manager stops, and the time to finish is over.
+    Stopping,
+    /// It has exceeded this limit; its end is then [`TaskError::TimedOut`].
+    Limit(Limit),
+}
+
+impl fmt::Display for CancelReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Requested => f.write_str("on request"),
+            Self::Group => f.write_str("because another task of its group failed"),
+            Self::Stopping => f.write_str("because the task manager stopped"),
+            Self::Limit(limit) => write!(f, "because it took too long {limit}"),
+        }
+    }
+}
+
+/// Why there is no result (yet).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TaskError<E> {
+    /// It has not ended within the time that the caller would wait; it goes on.
+    #[error("the task has not ended yet")]
+    StillRunning,
+    /// Its work returned this error.
+    #[error("the task failed: {0}")]
+    Failed(E),
+    /// Its work panicked.
+    #[error("the task panicked: {0}")]
+    Panicked(super::Panic),
+    /// It exceeded a limit.
+    #[error("the task took too long {limit}: more than {after:.1?}")]
+    TimedOut {
+        /// Which.
+        limit: Limit,
+        /// The limit itself.
+        after: Duration,
+    },
+    /// It was cancelled.
+    #[error("the task was cancelled {0}")]
+    Cancelled(CancelReason),
+    /// Its result is larger than results may be.
+    #[error("the task's result has {bytes} bytes; at most {limit} are kept")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The manager's limit.
+        limit: usize,
+    },
+    /// The result was taken by an earlier wait.
+    #[error("the task's result was taken before")]
+    Taken,
+}
+
+impl<E> TaskError<E> {
+    /// Whether the task has ended.
+    pub fn has_ended(&self) -> bool {
+        !matches!(self, Self::StillRunning)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_legal_steps_are_taken_and_a_terminal_state_is_final() {
+        use TaskState::*;
+        let legal: Vec<_> = TaskState::ALL
+            .into_iter()
+            .flat_map(|from| {
+                TaskState::ALL.into_iter().filter(move |to| from.may_become(*to)).map(move |to| (from, to))
+            })
+            .collect();
+        assert_eq!(
+            legal,
+            [
+                (Pending, Running),
+                (Pending, Failed),
+                (Pending, Cancelled),
+                (Running, Pending),
+                (Running, Completed),
+                (Running, Failed),
+                (Running, Cancelled),
+            ]
+        );
+        assert!(
+            TaskState::ALL
+                .into_iter()
+                .filter(|state| state.is_terminal())
+                .all(|state| !legal.iter().any(|(from, _)| *from == state))
+        );
+    }
+}

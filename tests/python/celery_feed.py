@@ -1,0 +1,193 @@
+"""A real Celery producer and inspector: a request of JSON on each line of stdin, its answer on a line of stdout.
+
+Also the Celery app of the real worker beside ours: `celery -A celery_feed worker`, with CELERY_TEST_URL in the environment.
+"""
+
+import json
+import os
+import sys
+import time
+
+from celery import Celery, chain, group
+from celery.exceptions import TimeoutError as NotYet
+from kombu import Connection
+
+URL = os.environ["CELERY_TEST_URL"]
+app = Celery("feed", broker=URL, backend=URL)
+app.conf.broker_transport_options = {
+    "visibility_timeout": float(os.environ.get("CELERY_VISIBILITY", "3600")),
+    "unacked_restore_interval": 1,
+    "unacked_restore_throttle": 1,
+}
+app.conf.result_extended = False
+app.conf.broker_connection_retry_on_startup = True
+# Tests restart Redis while it sends.
+app.conf.task_publish_retry_policy = {
+    "max_retries": 1000, "interval_start": 0, "interval_step": 0.02, "interval_max": 0.2,
+}
+
+
+@app.task(name="noop")
+def noop(*args, **kwargs):
+    return None
+
+
+@app.task(name="record", bind=True, acks_late=True)
+def record(self, path, seconds=0, deaf=False):
+    redelivered = bool(self.request.delivery_info.get("redelivered"))
+    with open(path, "a") as file:
+        for what in ("begin", "end"):
+            line = {"what": what, "id": self.request.id, "redelivered": redelivered, "pid": os.getpid()}
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            if what == "begin" and not redelivered:
+                time.sleep(seconds)
+    return redelivered
+
+
+@app.task(name="python_add")
+def python_add(x, y):
+    return x + y
+
+
+def signature(spec):
+    options = dict(spec.get("options", {}))
+    for key in ("link", "link_error"):
+        if key in options:
+            options[key] = [signature(one) for one in options[key]]
+    made = app.signature(spec["task"], args=spec.get("args", ()), kwargs=spec.get("kwargs", {}),
+                         immutable=spec.get("immutable", False))
+    made.options.update({k: v for k, v in options.items() if k not in ("link", "link_error")})
+    for one in options.get("link", []):
+        made.link(one)
+    for one in options.get("link_error", []):
+        made.link_error(one)
+    return made
+
+
+def described(error):
+    kind = type(error)
+    return {"type": kind.__name__, "module": kind.__module__, "args": [str(arg) for arg in error.args]}
+
+
+def shown(result):
+    # In one look, so that both are of the same moment.
+    meta = result.backend.get_task_meta(result.id)
+    value = meta["result"]
+    if isinstance(value, BaseException):
+        value = described(value)
+    return {"state": meta["status"], "result": value, "children": [child.id for child in result.children or []]}
+
+
+def send(request):
+    return {"id": signature(request).apply_async().id}
+
+
+def send_many(request):
+    ids = []
+    for spec in request["specs"]:
+        ids.append(signature(spec).apply_async().id)
+    return {"ids": ids}
+
+
+def send_linked_group(request):
+    """A task with a group as its callback."""
+    made = app.signature("add", args=(1, 2))
+    made.link(group(app.signature("add", args=(1,)), app.signature("add", args=(2,))))
+    return {"id": made.apply_async().id}
+
+
+def send_chain(request):
+    result = chain(*[signature(spec) for spec in request["specs"]]).apply_async()
+    ids = []
+    while result is not None:
+        ids.append(result.id)
+        result = result.parent
+    return {"ids": ids[::-1]}
+
+
+def wait(request):
+    """What a caller of `get` has of it: its value, or what is raised."""
+    result, raised = app.AsyncResult(request["id"]), None
+    try:
+        result.get(timeout=request.get("timeout", 30))
+    except NotYet:
+        return dict(shown(result), late=True)
+    except Exception as error:  # Whatever the task has failed with.
+        raised = described(error)
+    return dict(shown(result), raised=raised, traceback=result.traceback)
+
+
+def watch(request):
+    """As `wait`, with the states that were seen on the way."""
+    states = []
+    app.AsyncResult(request["id"]).get(timeout=30, propagate=False, on_message=lambda meta: states.append(meta["status"]))
+    return dict(wait(request), states=states)
+
+
+def wait_many(request):
+    deadline = time.monotonic() + request.get("timeout", 60)
+    states = {}
+    for id_ in request["ids"]:
+        result = app.AsyncResult(id_)
+        try:
+            result.get(timeout=max(0.01, deadline - time.monotonic()), propagate=False, interval=0.05)
+        except NotYet:
+            pass
+        states[result.state] = states.get(result.state, 0) + 1
+    return {"states": states}
+
+
+def state(request):
+    return shown(app.AsyncResult(request["id"]))
+
+
+def revoke(request):
+    app.control.revoke(request["ids"], terminate=request.get("terminate", False))
+    return {}
+
+
+def inspect(request):
+    inspector = app.control.inspect(timeout=request.get("timeout", 20), destination=request["destination"])
+    return {"answer": getattr(inspector, request["method"])(*request.get("args", []))}
+
+
+def broadcast(request):
+    answer = app.control.broadcast(request["method"], arguments=request.get("arguments"), reply=True, timeout=20,
+                                   destination=request["destination"])
+    return {"answer": answer}
+
+
+def ping(request):
+    return {"answer": app.control.ping(timeout=20, destination=request["destination"])}
+
+
+def raw(request):
+    with Connection(URL) as connection:
+        connection.default_channel.client.lpush(request["queue"], request["text"])
+    return {}
+
+
+def body(request):
+    """A task message whose body is whatever was asked for."""
+    with Connection(URL) as connection:
+        producer = connection.Producer()
+        producer.publish(request["body"], exchange="", routing_key=request.get("queue", "celery"),
+                         headers={"lang": "py", "task": request.get("task", "noop"), "id": request["id"]},
+                         content_type=request.get("content_type", "application/json"), content_encoding="utf-8",
+                         correlation_id=request["id"])
+    return {}
+
+
+def main():
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = globals()[request.pop("do")](request)
+        except Exception as error:  # The test says what was wrong.
+            answer = {"error": repr(error)}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
