@@ -3,6 +3,8 @@
 CARGO ?= cargo
 PYTHON ?= python3
 VENV := target/venv
+# A test program that hangs is shown and ended.
+LIMIT := --config 'target."cfg(unix)".runner="tests/limit"'
 
 .PHONY: run test test/quick check fmt clippy doc bench bench/client bench/tasks bench/durability stress
 
@@ -13,7 +15,7 @@ run:
 # With PHALANX_TEST_REQUIRE_ALL=1 nothing may be skipped.
 test: $(VENV)/.ready
 	@tests/preflight
-	PHALANX_TEST_VENV=$(abspath $(VENV)) $(CARGO) test --locked
+	PHALANX_TEST_VENV=$(abspath $(VENV)) $(CARGO) test --locked $(LIMIT)
 
 # Without Python peers and Docker.
 test/quick:

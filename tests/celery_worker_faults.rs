@@ -131,8 +131,7 @@ fn redis_is_restarted_under_load_and_nothing_is_lost_or_run_twice_unmarked() {
     let restarts = std::env::var("PHALANX_REDIS_RESTARTS");
     let restarts = restarts.map_or(RESTARTS, |n| n.parse().expect("PHALANX_REDIS_RESTARTS: a number"));
     let _none = NoThreads::expected();
-    // It loses nothing itself.
-    let Some(mut server) = RedisServer::start_with(&["--appendfsync", "always"]) else { return };
+    let Some(mut server) = RedisServer::start() else { return };
     let seed = Rng::from_entropy().next_u64();
     println!("seed {seed}");
     let mut rng = Rng::new(seed);
@@ -142,8 +141,9 @@ fn redis_is_restarted_under_load_and_nothing_is_lost_or_run_twice_unmarked() {
     let done = Arc::new(AtomicBool::new(false));
     let producers: Vec<Thread<Vec<_>>> = (0..2)
         .map(|n| {
-            let (celery, done) = (client.handle(), done.clone());
-            spawn(format!("t-send-{n}"), Kick::dropped("a deadline"), move || {
+            let (celery, done, kicked) = (client.handle(), done.clone(), done.clone());
+            let kick = Kick::new("its flag", move || kicked.store(true, Ordering::SeqCst));
+            spawn(format!("t-send-{n}"), kick, move || {
                 let mut sent = Vec::new();
                 while !done.load(Ordering::SeqCst) {
                     let pending = celery.send_by(Task::new("once"), far()).unwrap();
@@ -361,7 +361,7 @@ fn a_message_that_was_taken_after_its_request_was_given_up_is_found() {
 #[test]
 fn a_stop_without_redis_ends_in_time_and_others_find_what_it_held() {
     let _none = NoThreads::expected();
-    let Some(mut server) = RedisServer::start_with(&["--appendfsync", "always"]) else { return };
+    let Some(mut server) = RedisServer::start() else { return };
     let gate = Gate::new();
     let mut config = hasty(server.config());
     config.liveness = SECOND;

@@ -408,8 +408,9 @@ fn beats_stay_on_time_while_all_cores_are_busy_and_until_the_last_job_is_reporte
     let cores = std::thread::available_parallelism().unwrap().get();
     let spinning: Vec<Thread<()>> = (0..2 * cores)
         .map(|n| {
-            let done = done.clone();
-            spawn(format!("t-spin-{n}"), Kick::dropped("a flag"), move || {
+            let (done, kicked) = (done.clone(), done.clone());
+            let kick = Kick::new("its flag", move || kicked.store(true, Ordering::Relaxed));
+            spawn(format!("t-spin-{n}"), kick, move || {
                 while !done.load(Ordering::Relaxed) {
                     std::hint::spin_loop();
                 }

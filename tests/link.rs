@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use phalanx::base::backoff::BackoffConfig;
 use phalanx::base::rng::Rng;
 use phalanx::base::shutdown::Shutdown;
@@ -444,11 +444,11 @@ fn a_stop_at_a_random_moment_always_ends() {
         }
         let password = rng.one_in(2).then_some("password");
         let (link, _events) = fixture.start(fixture.config(), password);
-        let (go, gate): (Sender<()>, _) = bounded(0);
         let cutter: Thread<()> = {
-            let net = fixture.net.clone();
-            spawn("t-cutter", Kick::dropped("gate"), move || {
-                while gate.try_recv().is_err_and(|e| e.is_empty()) {
+            let (net, end) = (fixture.net.clone(), Shutdown::new());
+            let kicked = end.clone();
+            spawn("t-cutter", Kick::new("its end", move || kicked.cancel()), move || {
+                while !end.is_set() {
                     if let Some(wire) = net.wires().last() {
                         wire.cut();
                     }
@@ -465,7 +465,6 @@ fn a_stop_at_a_random_moment_always_ends() {
         }
         let (_, took) = stop_link(link, Duration::from_millis(rng.next_u64() % 60));
         assert!(took < Duration::from_secs(5), "seed {seed}, round {round}: {took:?}");
-        drop(go);
         drop(cutter);
         stop_server(server);
     }

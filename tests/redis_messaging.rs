@@ -304,8 +304,8 @@ fn every_request_is_answered_or_fails_in_time_while_redis_is_restarted_a_hundred
     let end = Shutdown::new();
     let callers: Vec<_> = (0..4u32)
         .map(|caller| {
-            let (asker, end) = (asker.clone(), end.clone());
-            spawn(format!("t-ask-{caller}"), Kick::dropped("the test"), move || {
+            let (asker, end, kicked) = (asker.clone(), end.clone(), end.clone());
+            spawn(format!("t-ask-{caller}"), Kick::new("its end", move || kicked.cancel()), move || {
                 let mut outcomes = BTreeMap::<String, usize>::new();
                 let mut longest = Duration::ZERO;
                 let mut n = 0u64;
@@ -426,7 +426,8 @@ fn no_answer_reaches_another_request_however_replies_are_cut() {
     let callers: Vec<_> = (0..4u64)
         .map(|caller| {
             let (handle, end, mut rng) = (handle.clone(), end.clone(), Rng::new(seed ^ caller));
-            spawn(format!("t-get-{caller}"), Kick::dropped("the test"), move || {
+            let kicked = end.clone();
+            spawn(format!("t-get-{caller}"), Kick::new("its end", move || kicked.cancel()), move || {
                 let (mut right, mut lost) = (0, 0);
                 while !end.is_set() {
                     let key = rng.next_u64() as usize % 50;

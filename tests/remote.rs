@@ -43,9 +43,6 @@ const NOT_THERE: &str = "no worker has it";
 const NOT_WHOLE: &str = "no worker took the job";
 const ILL_LUCK: &str = "was begun 3 times";
 
-/// Each write is on disk before it is answered, so that a `kill -9` of Redis loses nothing of its own.
-const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
-
 struct Scene {
     world: World,
     facilitator: ScriptedFacilitator,
@@ -56,7 +53,7 @@ struct Scene {
 
 impl Scene {
     fn set() -> Option<Self> {
-        let redis = RedisServer::start_with(&DURABLE)?;
+        let redis = RedisServer::start()?;
         let world = World::new();
         let listener = WsListener::bind("127.0.0.1:0", None).unwrap();
         let facilitator = ScriptedFacilitator::start(listener, world.timer(), Plan::default());
