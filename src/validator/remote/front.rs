@@ -19,7 +19,7 @@ use crate::base::shutdown::Shutdown;
 use crate::base::stop::Stopping;
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::{Alarm, TimerHandle};
-use crate::dispatch::celery::client::{Outcome as TaskOutcome, TaskError};
+use crate::dispatch::celery::client::{Mark, Outcome as TaskOutcome, TaskError};
 use crate::dispatch::celery::{CeleryClient, CeleryConfig, CeleryHandle, PendingResult, SendError, Task, Terminate};
 use crate::dispatch::redis::messaging::{Delivery, Messaging, RedisMessaging, StreamKick, StreamReceiver};
 use crate::dispatch::redis::{RedisConfig, RedisError, Repeat, Request};
@@ -177,17 +177,15 @@ impl Front {
             (request, avoid, longest)
         };
         let wanted_for = inner.config.queue_time + longest * MOST_BEGUN;
-        let mut wanted = redis::pipe();
-        wanted.hset(job_key(&uuid), "front", &inner.config.name);
-        wanted.pexpire(job_key(&uuid), i64::try_from(wanted_for.as_millis()).unwrap_or(i64::MAX));
+        let key = job_key(&uuid);
+        let wanted = Mark { key: &key, field: "front", value: &inner.config.name, keep: wanted_for };
         let deadline = now + inner.config.queue_time.min(SEND_TIME);
         let call = Call { request: (*request).clone(), front: Some(inner.config.name.clone()), avoid };
         let task = Task::new(EXECUTE_JOB).id(&*uuid).queue(&inner.config.queue).kwargs(call.write());
         // What a job is given may be secret.
         let task = task.shown_as("()", format!("{{'request': <job {uuid}>}}"));
-        let wanted = Request::new(Repeat::Idempotent, deadline).pipeline(&wanted);
         let (weak, of) = (Arc::downgrade(inner), uuid.clone());
-        let sent = inner.celery.submit_behind(wanted, task, move |sent| {
+        let sent = inner.celery.submit_marked(Some(&wanted), task, deadline, move |sent| {
             if let (Err(error), Some(front)) = (sent, weak.upgrade().map(Front)) {
                 front.not_sent(&of, error);
             }

@@ -15,7 +15,7 @@ mod results;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use redis::FromRedisValue;
@@ -42,6 +42,14 @@ use crate::dispatch::redis::{
 use crate::ops::status::Board;
 use polls::Polls;
 use results::Entry;
+
+/// A field of a hash in Redis that is set together with a task, and kept for some time.
+pub(crate) struct Mark<'a> {
+    pub key: &'a str,
+    pub field: &'a str,
+    pub value: &'a str,
+    pub keep: Duration,
+}
 
 /// Settings of a [`CeleryClient`].
 #[derive(Debug, Clone)]
@@ -196,18 +204,15 @@ impl CeleryHandle {
         deadline: Instant,
         on_sent: impl FnOnce(&Result<(), RedisError>) + Send + 'static,
     ) -> Result<PendingResult, SendError> {
-        self.submit_behind(Request::new(Repeat::Idempotent, deadline), task, on_sent)
+        self.submit_marked(None, task, deadline, on_sent)
     }
 
-    /// As [`CeleryHandle::submit`], right behind the commands of a request that may be repeated, and in one piece with them: no
-    /// worker sees the task before what they did.
-    ///
-    /// # Errors
-    /// As [`CeleryHandle::submit`].
-    pub fn submit_behind(
+    /// As [`CeleryHandle::submit`]; the mark is set with the task: neither is ever there alone.
+    pub(crate) fn submit_marked(
         &self,
-        first: Request,
+        mark: Option<&Mark<'_>>,
         task: Task,
+        deadline: Instant,
         on_sent: impl FnOnce(&Result<(), RedisError>) + Send + 'static,
     ) -> Result<PendingResult, SendError> {
         let fresh = || uuid::Uuid::new_v4().to_string();
@@ -237,7 +242,15 @@ impl CeleryHandle {
             *sequence += 1;
             let arguments = (*sequence, text, CELERY_PRODUCER_TIME.as_secs());
             let keys = [self.0.producer.as_str(), key.as_str()];
-            self.0.commander.submit(first.script(&ENQUEUE, &keys, &arguments), answer)
+            let request = Request::new(Repeat::Idempotent, deadline);
+            let request = match mark {
+                None => request.script(&ENQUEUE, &keys, &arguments),
+                Some(Mark { key, field, value, keep }) => {
+                    let keep = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX);
+                    request.script(&ENQUEUE, &[keys[0], keys[1], key], (arguments, field, value, keep))
+                }
+            };
+            self.0.commander.submit(request, answer)
         };
         match handed_over {
             Ok(()) => Ok(pending),
