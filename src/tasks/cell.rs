@@ -62,6 +62,12 @@ impl<W, O> Cell<W, O> {
         Self { phase: AtomicU8::new(PENDING), shown: Mutex::new(shown), changed: Condvar::new() }
     }
 
+    /// Of a task that waits for its worker, who has the work.
+    pub fn lent(unwanted: bool) -> Self {
+        let shown = Shown { stage: Stage::Begun, version: 0, awaited: false, unwanted };
+        Self { phase: AtomicU8::new(PENDING), shown: Mutex::new(shown), changed: Condvar::new() }
+    }
+
     /// The work, for whoever runs it or drops it; `None` if it was taken.
     pub fn take_work(&self) -> Option<W> {
         let mut shown = lock(&self.shown);

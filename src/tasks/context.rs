@@ -21,7 +21,7 @@ pub struct Interrupted(pub CancelReason);
 /// A task's view of itself, while it runs.
 pub struct TaskContext<'a> {
     shared: &'a Arc<Shared>,
-    job: &'a Arc<dyn Job>,
+    job: &'a dyn Job,
 }
 
 impl std::fmt::Debug for TaskContext<'_> {
@@ -31,7 +31,7 @@ impl std::fmt::Debug for TaskContext<'_> {
 }
 
 impl<'a> TaskContext<'a> {
-    pub(super) fn new(shared: &'a Arc<Shared>, job: &'a Arc<dyn Job>) -> Self {
+    pub(super) fn new(shared: &'a Arc<Shared>, job: &'a dyn Job) -> Self {
         Self { shared, job }
     }
 

@@ -14,11 +14,13 @@
 //! Locks are taken in this order: the table, the intake, a hand.
 
 use std::collections::VecDeque;
+use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::yield_now;
 use std::time::{Duration, Instant};
 
+use super::bare::{self, Bare, Spare};
 use super::options::WhenFull;
 use super::queue::Priority;
 use super::shared::{InHand, Refusal, Sched, Shared, Sleepers};
@@ -52,13 +54,8 @@ pub(super) enum Queue {
 pub(super) enum Queued {
     /// Somebody has a handle of it.
     Job(Arc<dyn Job>),
-    /// Nobody has, so that it is made a job by whoever runs it, in memory of that thread's own.
+    /// Nobody has, so that it is made a job by whoever runs it, in memory that each task of that thread uses in turn.
     Bare { id: TaskId, submitted: u64, name: &'static str, work: Box<dyn Bare> },
-}
-
-/// What a bare task does.
-pub(super) trait Bare: Send {
-    fn into_job(self: Box<Self>, name: &'static str) -> Arc<dyn Job>;
 }
 
 impl Queued {
@@ -69,11 +66,12 @@ impl Queued {
         }
     }
 
+    /// For the table.
     fn into_job(self) -> Arc<dyn Job> {
         match self {
             Self::Job(job) => job,
             Self::Bare { id, submitted, name, work } => {
-                let job = work.into_job(name);
+                let job = bare::waiting(name, work);
                 job.head().accept(id, submitted);
                 job
             }
@@ -265,7 +263,7 @@ impl Shared {
             // Without a look into the hands, which would disturb the workers: soon one gives the places of a batch back.
             for _ in 0..ROOM_YIELDS {
                 yield_now();
-                if self.used[queue as usize].0.load(Ordering::Relaxed) < self.most(queue) {
+                if self.room_told(queue) {
                     break;
                 }
             }
@@ -289,11 +287,15 @@ impl Shared {
 
     /// Whether there is a place; nobody else takes one while the caller has the intake.
     fn has_room(&self, intake: &Intake, queue: Queue) -> bool {
-        let room = || self.used[queue as usize].0.load(Ordering::SeqCst) < self.most(queue);
-        room() || {
+        self.room_told(queue) || {
             self.used[Queue::Waiting as usize].0.fetch_sub(intake.begun(), Ordering::SeqCst);
-            room()
+            self.room_told(queue)
         }
+    }
+
+    /// Whether there is a place, as far as was told.
+    fn room_told(&self, queue: Queue) -> bool {
+        self.used[queue as usize].0.load(Ordering::SeqCst) < self.most(queue)
     }
 
     fn most(&self, queue: Queue) -> usize {
@@ -305,9 +307,7 @@ impl Shared {
 
     /// Wakes a submitter if there is room for it.
     fn show_room(&self, intake: &mut Intake, queue: Queue) {
-        if self.used[queue as usize].0.load(Ordering::SeqCst) < self.most(queue)
-            && intake.submitters[queue as usize].wake_one()
-        {
+        if self.room_told(queue) && intake.submitters[queue as usize].wake_one() {
             self.room[queue as usize].notify_one();
         }
     }
@@ -370,15 +370,18 @@ impl Shared {
     // ---- working ----
 
     /// The next task in the worker's hand; it begins now.
-    pub(super) fn next_in_hand(&self, hand: &Hand) -> Option<InHand> {
+    pub(super) fn next_in_hand(&self, hand: &Hand, spare: &mut Spare) -> Option<InHand> {
         let mut holding = hand.lock();
-        let job = holding.reserve.pop_front()?.into_job();
+        let next = match holding.reserve.pop_front()? {
+            Queued::Job(job) => InHand::Job(job),
+            Queued::Bare { id, submitted, name, work } => InHand::Bare(spare.task(name, id, submitted), work),
+        };
         let started = holding.since;
-        holding.running = Some(Running { job: job.clone(), started, entered: false });
+        holding.running = Some(Running { job: next.job(), started, entered: false });
         drop(holding);
         hand.begun.0.fetch_add(1, Ordering::SeqCst);
         self.answer_submitters();
-        Some(InHand { id: job.head().id(), job })
+        Some(next)
     }
 
     /// Fills the empty hand of worker `me` with light tasks, and tells the table which of its last ones have ended; false if
@@ -400,6 +403,12 @@ impl Shared {
             holding.reserve.extend(sched.light.drain(..count));
         } else {
             holding.reserve.extend(stolen);
+        }
+        // The submitters have just written the boxes: to fetch them side by side is cheaper than one after the other.
+        for task in &holding.reserve {
+            if let Queued::Bare { work, .. } = task {
+                black_box(work.is_full());
+            }
         }
         let filled = !holding.reserve.is_empty();
         sched.in_hands |= filled;

@@ -5,7 +5,6 @@
 //! raises the signal of every task. Ends: the workers with nothing in hand, the reaper at once, when it is closed.
 
 use std::fmt;
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +16,7 @@ use super::retry::{Retries, RetryPolicy};
 use super::shared::{Refusal, Shared};
 use super::state::CancelReason;
 use super::store::TaskId;
-use super::task::{BareWork, Job, OnceWork, RetriedWork, Task, Work, keep_backtraces};
+use super::task::{Job, OnceWork, RetriedWork, Task, Work, keep_backtraces};
 use crate::base::stop::Step;
 use crate::base::thread::{Kick, Thread, spawn};
 
@@ -225,9 +224,9 @@ impl Tasks {
         if options.extras.is_some() {
             return self.accept(options, OnceWork(Some(work)), true).map(|task| task.head().id()).map_err(once);
         }
-        let work = Box::new(BareWork::<F, T, E>(work, PhantomData));
+        let work = self.shared.empties.0.fill::<F, T, E>(work);
         let accepted = self.shared.accept_bare(options.name, work, self.shared.config.when_full);
-        accepted.map_err(|(refusal, work)| SubmitError { refusal, work: work.0 })
+        accepted.map_err(|(refusal, work)| SubmitError { refusal, work: work.into_inner() })
     }
 
     fn accept<T, E, W>(
@@ -376,7 +375,7 @@ impl Tasks {
         self.shared.lock().store.get(id).is_some_and(|entry| entry.job.head().cancelled().is_some())
     }
 
-    pub(super) fn shared(&self) -> &Shared {
+    pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
 

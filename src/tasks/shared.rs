@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::bare::{Bare, BareTask, Empties, Spare};
 use super::context::TaskContext;
 use super::deadlines::Deadlines;
 use super::light::{Apart, Hand, Intake, Queue, Queued, ended};
@@ -95,6 +96,7 @@ pub(super) struct Shared {
     pub(super) room_wanted: Apart<AtomicBool>,
     /// By [`Queue`], with the intake.
     pub(super) room: [Condvar; 2],
+    pub(super) empties: Apart<Empties>,
     work: Condvar,
     time: Condvar,
 }
@@ -177,9 +179,18 @@ pub(super) struct Period {
 }
 
 /// What a worker is about to run.
-pub(super) struct InHand {
-    pub(super) id: TaskId,
-    pub(super) job: Arc<dyn Job>,
+pub(super) enum InHand {
+    Job(Arc<dyn Job>),
+    Bare(Arc<BareTask>, Box<dyn Bare>),
+}
+
+impl InHand {
+    pub(super) fn job(&self) -> Arc<dyn Job> {
+        match self {
+            Self::Job(job) => job.clone(),
+            Self::Bare(task, _) => task.clone(),
+        }
+    }
 }
 
 /// The table under its lock, with all tasks in it.
@@ -272,8 +283,8 @@ fn extras(job: &Arc<dyn Job>) -> Option<&Extras> {
     job.head().extras()
 }
 
-fn release_key(sched: &mut Sched, job: &Arc<dyn Job>) {
-    if let Some(key) = extras(job).and_then(|extras| extras.key.as_ref()) {
+fn release_key(sched: &mut Sched, job: &dyn Job) {
+    if let Some(key) = job.head().extras().and_then(|extras| extras.key.as_ref()) {
         sched.ready.release(key);
     }
 }
@@ -324,6 +335,7 @@ impl Shared {
             used: [Apart(AtomicUsize::new(0)), Apart(AtomicUsize::new(0))],
             room_wanted: Apart(AtomicBool::new(false)),
             room: [Condvar::new(), Condvar::new()],
+            empties: Apart(Empties::default()),
             work: Condvar::new(),
             time: Condvar::new(),
             config,
@@ -357,14 +369,14 @@ impl Shared {
         lock(&self.sched.0).rng.unit()
     }
 
-    pub(super) fn attempt(&self, job: &Arc<dyn Job>) -> u32 {
+    pub(super) fn attempt(&self, job: &dyn Job) -> u32 {
         // A light task has but one.
-        let Some(_) = extras(job) else { return 1 };
+        let Some(_) = job.head().extras() else { return 1 };
         lock(&self.sched.0).store.get(job.head().id()).map_or(0, |entry| entry.attempts)
     }
 
-    pub(super) fn deadline(&self, job: &Arc<dyn Job>) -> Option<Instant> {
-        let limits = extras(job)?.limits;
+    pub(super) fn deadline(&self, job: &dyn Job) -> Option<Instant> {
+        let limits = job.head().extras()?.limits;
         let started = lock(&self.sched.0).store.get(job.head().id())?.started;
         let run = started.zip(limits.run).and_then(|(started, limit)| started.checked_add(limit));
         let submitted = self.since + Duration::from_nanos(job.head().submitted());
@@ -512,7 +524,7 @@ impl Shared {
             if sched.store.get(id).is_none_or(|entry| entry.state != TaskState::Pending) {
                 // It was cancelled in the queue; with it goes its place among those of its key.
                 sched.ready.popped_stale();
-                release_key(sched, &job);
+                release_key(sched, &*job);
                 sched.gone.push(job);
                 continue;
             }
@@ -530,12 +542,13 @@ impl Shared {
                     self.arm(sched, now, limit, Alarm::Limit(id, Limit::Silence));
                 }
             }
-            return Some(InHand { id, job });
+            return Some(InHand::Job(job));
         }
     }
 
     /// Blocks until there is a task for this worker; `None` when it is to end.
-    fn take(self: &Arc<Self>, me: usize, hand: &Hand) -> Option<InHand> {
+    fn take(self: &Arc<Self>, me: usize, hand: &Hand, spare: &mut Spare) -> Option<InHand> {
+        spare.pass_on(&self.empties.0);
         let mut sched = lock(&self.sched.0);
         if sched.is_written_off(me) {
             return None;
@@ -561,7 +574,7 @@ impl Shared {
                 sched.looking -= 1;
                 self.wake_worker(sched);
                 drop_all(gone);
-                if let Some(next) = self.next_in_hand(hand) {
+                if let Some(next) = self.next_in_hand(hand, spare) {
                     return Some(next);
                 }
                 sched = lock(&self.sched.0);
@@ -584,14 +597,8 @@ impl Shared {
     }
 
     /// An attempt has ended: moves the task on, and gives the worker its next one if the table has any.
-    fn returned(
-        self: &Arc<Self>,
-        me: usize,
-        hand: &Hand,
-        id: TaskId,
-        job: &Arc<dyn Job>,
-        mut end: End,
-    ) -> Option<InHand> {
+    fn returned(self: &Arc<Self>, me: usize, hand: &Hand, job: &dyn Job, mut end: End) -> Option<InHand> {
+        let id = job.head().id();
         let now = self.config.clock.now();
         if let End::Ended(state, error) = &mut end
             && hand.note(*state, error, now)
@@ -705,13 +712,13 @@ impl Shared {
                     sched.delayed -= 1;
                     // Between two attempts it has a place among those of its key.
                     if !first {
-                        release_key(&mut sched, job);
+                        release_key(&mut sched, &**job);
                     }
                 } else if sched.ready.note_stale() {
                     let Sched { ready, store, .. } = &mut *sched;
                     let pending = |id| store.get(id).is_some_and(|entry| entry.state == TaskState::Pending);
                     let (held_places, waited) = ready.purge(|job| pending(job.head().id()));
-                    held_places.iter().for_each(|job| release_key(&mut sched, job));
+                    held_places.iter().for_each(|job| release_key(&mut sched, &**job));
                     sched.gone.extend(held_places.into_iter().chain(waited));
                 }
             }
@@ -972,16 +979,33 @@ fn jobs(sched: &Sched, which: impl Fn(&Entry<Arc<dyn Job>>) -> bool) -> Vec<(Tas
 fn work_loop(shared: &Arc<Shared>, me: usize, hand: &Hand) {
     // It works for whoever comes, not only for the submitter whose task it was started for.
     let _nobody = scope::enter(None);
-    let mut next = None;
+    let (mut next, mut spare) = (None, Spare::default());
     loop {
-        let in_hand = next.take().or_else(|| shared.next_in_hand(hand)).or_else(|| shared.take(me, hand));
-        let Some(InHand { id, job }) = in_hand else { break };
-        if job.begin() {
-            job.run(&TaskContext::new(shared, &job), &mut |end| next = shared.returned(me, hand, id, &job, end));
-        } else {
-            next = shared.returned(me, hand, id, &job, End::Late);
+        let in_hand = match next.take().or_else(|| shared.next_in_hand(hand, &mut spare)) {
+            Some(next) => Some(next),
+            None => shared.take(me, hand, &mut spare),
+        };
+        match in_hand {
+            None => break,
+            Some(InHand::Job(job)) => {
+                let mut ended = |end| next = shared.returned(me, hand, &*job, end);
+                if job.begin() {
+                    job.run(&TaskContext::new(shared, &*job), &mut ended);
+                } else {
+                    ended(End::Late);
+                }
+                drop_all([job]);
+            }
+            Some(InHand::Bare(task, work)) => {
+                let mut ended = |job: &dyn Job, end| next = shared.returned(me, hand, job, end);
+                if task.begin() {
+                    spare.run(task, work, shared, ended);
+                } else {
+                    ended(&*task, End::Late);
+                    tolerated("dropping a task's work", || drop(work));
+                }
+            }
         }
-        drop_all([job]);
     }
     hand.leave();
     let mut sched = lock(&shared.sched.0);

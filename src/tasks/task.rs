@@ -4,7 +4,6 @@ use std::any::{Any, TypeId};
 use std::backtrace::Backtrace;
 use std::cell::{Cell as ThreadCell, RefCell};
 use std::fmt;
-use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Once, OnceLock};
@@ -14,7 +13,6 @@ use serde::{Deserialize, Serialize};
 
 use super::cell::{Cell, Waited};
 use super::context::TaskContext;
-use super::light::Bare;
 use super::options::{Extras, Grown, TaskOptions};
 use super::retry::Retries;
 use super::state::{CancelReason, Limit, TaskError, TaskState};
@@ -150,6 +148,11 @@ impl Head {
         (self.light && self.progress().is_none()).then_some(self.name)
     }
 
+    /// Whether it has more than its name, from the start or since.
+    pub(super) fn has_grown(&self) -> bool {
+        self.extras.get().is_some()
+    }
+
     fn grown(&self) -> &Grown {
         &self.extras.get_or_init(Box::default).grown
     }
@@ -275,18 +278,9 @@ impl<T, E, F: FnOnce(&TaskContext<'_>) -> Result<T, E> + Send> Work<T, E> for On
     }
 }
 
-/// Work that can be done once, for nobody who waits for it.
-pub(super) struct BareWork<F, T, E>(pub(super) F, pub(super) PhantomData<fn() -> (T, E)>);
-
-impl<F, T, E> Bare for BareWork<F, T, E>
-where
-    F: FnOnce(&TaskContext<'_>) -> Result<T, E> + Send + 'static,
-    T: Send + 'static,
-    E: fmt::Display + Send + 'static,
-{
-    fn into_job(self: Box<Self>, name: &'static str) -> Arc<dyn Job> {
-        Arc::new(Task::<_, T, E>::new(name.into(), OnceWork(Some(self.0)), true))
-    }
+/// What the user's code says of an error.
+pub(super) fn words(error: &impl fmt::Display) -> String {
+    guarded(|| error.to_string()).unwrap_or_else(|panic| format!("it failed, and its error panicked: {panic}"))
 }
 
 /// Work that can be tried again.
@@ -366,9 +360,45 @@ impl<W: Work<T, E>, T: Send + 'static, E: fmt::Display + Send + 'static> Task<W,
         Self { head: Head::new(options), cell: Cell::new(work, unwanted) }
     }
 
+    /// One whose work its worker has, and that may be begun at once.
+    pub(super) fn lent(name: &'static str, id: TaskId, submitted: u64) -> Self {
+        let task = Self { head: Head::new(name.into()), cell: Cell::lent(true) };
+        task.head.accept(id, submitted);
+        task
+    }
+
     /// The work of a task that nobody has accepted.
     pub(super) fn into_work(self: Arc<Self>) -> Option<W> {
         self.cell.take_work()
+    }
+
+    /// Runs the work once.
+    pub(super) fn call(&self, work: &mut W, cx: &TaskContext<'_>) -> Result<Result<T, E>, Panic> {
+        let result = guarded(|| work.call(cx));
+        if let Err(panic) = &result {
+            log::error!("task {} ({}) panicked: {panic}", self.head.id(), self.head.name());
+        }
+        result
+    }
+
+    /// Says how the task ended; what its waiters are then to be shown, unless others have ended it before.
+    pub(super) fn end(
+        &self,
+        result: Result<Result<T, E>, Panic>,
+        cx: &TaskContext<'_>,
+        ended: &mut dyn FnMut(End),
+    ) -> Option<(TaskState, Outcome<T, E>)> {
+        let (state, outcome) = self.conclude(result, cx.result_bytes());
+        if !self.cell.settle_running() {
+            tolerated("dropping a result", || drop(outcome));
+            ended(End::Late);
+            return None;
+        }
+        // The text is made by the user's code, too.
+        let failure = outcome.as_ref().err();
+        let told = failure.map(|failure| words(&failure.as_ref().told(&self.head, cx.result_bytes())));
+        ended(End::Ended(state, told));
+        Some((state, outcome))
     }
 
     fn conclude(&self, result: Result<Result<T, E>, Panic>, result_bytes: usize) -> (TaskState, Outcome<T, E>) {
@@ -388,7 +418,7 @@ impl<W: Work<T, E>, T: Send + 'static, E: fmt::Display + Send + 'static> Task<W,
         }
     }
 
-    fn publish(&self, state: TaskState, outcome: Outcome<T, E>) {
+    pub(super) fn publish(&self, state: TaskState, outcome: Outcome<T, E>) {
         if let Some(unwanted) = self.cell.publish(outcome) {
             tolerated("dropping a result", || drop(unwanted));
         }
@@ -411,10 +441,7 @@ where
 
     fn run(&self, cx: &TaskContext<'_>, ended: &mut dyn FnMut(End)) {
         let mut work = self.cell.take_work().expect("whoever begins a task is the only one to have its work");
-        let result = guarded(|| work.call(cx));
-        if let Err(panic) = &result {
-            log::error!("task {} ({}) panicked: {panic}", self.head.id(), self.head.name());
-        }
+        let result = self.call(&mut work, cx);
         let error = match &result {
             Ok(Ok(_)) => None,
             Ok(Err(error)) => Some(Some(error)),
@@ -434,20 +461,8 @@ where
             // Before the end is shown: what the work has captured is free when its waiters wake.
             tolerated("dropping a task's work", || drop(work));
         }
-        let (state, outcome) = self.conclude(result, cx.result_bytes());
-        if self.cell.settle_running() {
-            // The text is made by the user's code, too.
-            let told = outcome.as_ref().err().map(|failure| {
-                let error = failure.as_ref().told(&self.head, cx.result_bytes());
-                guarded(|| error.to_string())
-            });
-            let told =
-                told.map(|text| text.unwrap_or_else(|panic| format!("it failed, and its error panicked: {panic}")));
-            ended(End::Ended(state, told));
+        if let Some((state, outcome)) = self.end(result, cx, ended) {
             self.publish(state, outcome);
-        } else {
-            tolerated("dropping a result", || drop(outcome));
-            ended(End::Late);
         }
     }
 
