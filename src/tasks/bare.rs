@@ -126,14 +126,13 @@ pub(super) struct Spare {
 impl Spare {
     /// A task whose work the worker has in hand.
     pub(super) fn task(&mut self, name: &'static str, id: TaskId, submitted: u64) -> Arc<BareTask> {
-        let task = BareTask::lent(name, id, submitted);
         if let Some(mut last) = self.last.take()
-            && let Some(place) = Arc::get_mut(&mut last)
+            && let Some(task) = Arc::get_mut(&mut last)
         {
-            *place = task;
+            task.lend_again(name, id, submitted);
             return last;
         }
-        Arc::new(task)
+        Arc::new(BareTask::lent(name, id, submitted))
     }
 
     /// Runs such a task as [`Job::run`] does.

@@ -367,6 +367,15 @@ impl<W: Work<T, E>, T: Send + 'static, E: fmt::Display + Send + 'static> Task<W,
         task
     }
 
+    /// As [`Task::lent`], in the memory of one that has not grown.
+    pub(super) fn lend_again(&mut self, name: &'static str, id: TaskId, submitted: u64) {
+        debug_assert!(self.head.light && !self.head.has_grown(), "it is as small as a new one");
+        self.head.name = name;
+        self.head.cancel = AtomicU8::new(0);
+        self.head.accept(id, submitted);
+        self.cell = Cell::lent(true);
+    }
+
     /// The work of a task that nobody has accepted.
     pub(super) fn into_work(self: Arc<Self>) -> Option<W> {
         self.cell.take_work()
