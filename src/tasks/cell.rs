@@ -62,9 +62,9 @@ impl<W, O> Cell<W, O> {
         Self { phase: AtomicU8::new(PENDING), shown: Mutex::new(shown), changed: Condvar::new() }
     }
 
-    /// Of a task that waits for its worker, who has the work.
-    pub fn lent(unwanted: bool) -> Self {
-        let shown = Shown { stage: Stage::Begun, version: 0, awaited: false, unwanted };
+    /// Of a task that waits for its worker, who has the work; nobody wants its outcome.
+    pub fn lent() -> Self {
+        let shown = Shown { stage: Stage::Begun, version: 0, awaited: false, unwanted: true };
         Self { phase: AtomicU8::new(PENDING), shown: Mutex::new(shown), changed: Condvar::new() }
     }
 

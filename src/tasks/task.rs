@@ -362,7 +362,7 @@ impl<W: Work<T, E>, T: Send + 'static, E: fmt::Display + Send + 'static> Task<W,
 
     /// One whose work its worker has, and that may be begun at once.
     pub(super) fn lent(name: &'static str, id: TaskId, submitted: u64) -> Self {
-        let task = Self { head: Head::new(name.into()), cell: Cell::lent(true) };
+        let task = Self { head: Head::new(name.into()), cell: Cell::lent() };
         task.head.accept(id, submitted);
         task
     }
@@ -373,7 +373,7 @@ impl<W: Work<T, E>, T: Send + 'static, E: fmt::Display + Send + 'static> Task<W,
         self.head.name = name;
         self.head.cancel = AtomicU8::new(0);
         self.head.accept(id, submitted);
-        self.cell = Cell::lent(true);
+        self.cell = Cell::lent();
     }
 
     /// The work of a task that nobody has accepted.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use redis::{Cmd, Pipeline, ServerErrorKind, ToRedisArgs, Value};
+use redis::{Cmd, ServerErrorKind, ToRedisArgs, Value};
 
 use super::error::RedisError;
 use super::script::Script;
@@ -61,11 +61,6 @@ impl Request {
         command.write_packed_command(&mut self.bytes);
         self.commands += 1;
         self
-    }
-
-    /// Adds the commands of a pipeline; one that is a transaction ([`Pipeline::atomic`]) is sent without its `MULTI`.
-    pub fn pipeline(self, pipeline: &Pipeline) -> Self {
-        pipeline.cmd_iter().fold(self, Self::command)
     }
 
     /// Adds a call of a script. The commander loads the script where Redis does not have it.
