@@ -15,7 +15,7 @@ run:
 # With PHALANX_TEST_REQUIRE_ALL=1 nothing may be skipped.
 test: $(VENV)/.ready
 	@tests/preflight
-	PHALANX_TEST_VENV=$(abspath $(VENV)) $(CARGO) test --locked $(LIMIT)
+	PHALANX_TEST_VENV=$(abspath $(VENV)) $(CARGO) test --locked --no-fail-fast $(LIMIT)
 
 # Without Python peers and Docker.
 test/quick:
@@ -55,13 +55,13 @@ bench/durability:
 
 # The facilitator client under faults of every kind, for as long as PHALANX_STRESS says.
 stress:
-	PHALANX_STRESS=$${PHALANX_STRESS:-60s} $(CARGO) test --locked --release --test stress -- --nocapture
+	PHALANX_STRESS=$${PHALANX_STRESS:-60s} $(CARGO) test --locked --release --test roles -- --nocapture stress::
 
 .PHONY: bench/celery stress/celery
 # Our Celery worker while Redis is restarted 100 times under load, and while workers are killed 100 times.
 stress/celery: $(VENV)/.ready
 	PHALANX_TEST_VENV=$(abspath $(VENV)) PHALANX_REDIS_RESTARTS=100 PHALANX_TEST_KILLS=100 $(CARGO) test --locked \
-	  --test celery_worker_faults --test celery_worker_kill -- --nocapture restarted killed_at_random
+	  --test celery -- --nocapture restarted killed_at_random
 
 # Tasks per second through Redis: our worker beside one of Celery with as many threads.
 bench/celery: $(VENV)/.ready

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::base::stop::Stopping;
-use phalanx::dispatch::celery::worker::{CeleryWorker, Registry, WorkerConfig};
-use phalanx::dispatch::celery::{Task, queue_key};
-use phalanx::dispatch::redis::{Connection, RedisConfig, RedisError, Waited, Wake};
+use phalanx::celery::worker::{CeleryWorker, Registry, WorkerConfig};
+use phalanx::celery::{Task, queue_key};
 use phalanx::ops::status::Board;
+use phalanx::redis::{Connection, RedisConfig, RedisError, Waited, Wake};
 use redis::PushKind;
 use serde_json::Value;
 

@@ -11,9 +11,9 @@ use std::time::Duration;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::Stopping;
 use phalanx::base::thread::{Kick, spawn};
-use phalanx::dispatch::celery::worker::{CeleryWorker, Registry, TaskError, WorkerConfig};
-use phalanx::dispatch::redis::RedisConfig;
+use phalanx::celery::worker::{CeleryWorker, Registry, TaskError, WorkerConfig};
 use phalanx::ops::status::Board;
+use phalanx::redis::RedisConfig;
 use serde::Deserialize;
 use serde_json::{Value, json};
 

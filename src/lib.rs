@@ -61,6 +61,7 @@
 
 pub mod app;
 pub mod base;
+pub mod celery;
 pub mod cli;
 pub mod dispatch;
 pub mod executor;
@@ -68,8 +69,10 @@ pub mod facilitator;
 pub mod identity;
 pub mod link;
 pub mod miner;
+pub mod net;
 pub mod ops;
 pub mod protocol;
+pub mod redis;
 pub mod store;
 pub mod tasks;
 pub mod transport;

@@ -7,8 +7,8 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::supervise::Env;
+use crate::net::http::{HttpLimits, HttpRequest, HttpResponse, HttpServer};
 use crate::ops::health::Health;
-use crate::ops::http::{HttpLimits, HttpRequest, HttpResponse, HttpServer};
 use crate::ops::metrics::Metrics;
 use crate::ops::status::{Board, Frame};
 

@@ -4,7 +4,6 @@
 
 pub mod backoff;
 pub mod clock;
-pub mod dial;
 pub mod ids;
 pub mod leaks;
 pub mod limits;

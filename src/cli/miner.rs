@@ -17,7 +17,7 @@ use crate::executor::RunnerKind;
 use crate::identity::{KeyPair, PublicKey};
 use crate::miner::executor_pool::SlotCounts;
 use crate::miner::{DockerBackend, ExecutorBackend, Miner, MinerConfig, MinerLimits, ProcessBackend};
-use crate::ops::http::HttpServer;
+use crate::net::http::HttpServer;
 use crate::ops::status::Board;
 use crate::protocol::ExecutorClass;
 use crate::transport::ws::WsListener;

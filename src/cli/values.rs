@@ -3,8 +3,8 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
-use crate::dispatch::redis::RedisConfig;
 use crate::protocol::ExecutorClass;
+use crate::redis::RedisConfig;
 
 /// Reads `500ms`, `10s`, `5m` or `2h`; `0` needs no unit.
 ///

@@ -2,8 +2,6 @@
 //!
 //! `dispatch` knows nothing of connections or messages; what a job means is its role's business.
 
-pub mod celery;
-pub mod redis;
 pub mod workers;
 
 use crate::base::shutdown::Shutdown;

@@ -10,10 +10,8 @@
 //! * [`status`]: one snapshot of a role, and the pages made from it.
 //! * [`date`]: the date of an HTTP header. Pure.
 
-pub mod date;
 pub mod errors;
 pub mod health;
-pub mod http;
 pub mod metrics;
 pub mod process;
 pub mod redact;

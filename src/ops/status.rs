@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 
 use super::errors::{ErrorHandler, LastError};
 use super::health::{Health, Part, PartState, Pulse};
-use super::http::{HttpRequest, HttpResponse};
 use super::metrics::{self, Metrics};
 use super::process::Process;
 use super::redact;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::thread::{LiveThread, live};
 use crate::base::timer::TimerHandle;
+use crate::net::http::{HttpRequest, HttpResponse};
 
 /// How long the timer thread may take to run an action: its actions do not block, so this is for a machine that is very
 /// busy.

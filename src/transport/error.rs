@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use crate::base::dial::DialError;
+use crate::net::dial::DialError;
 use crate::ops::errors::ErrorClass;
 
 /// An error of the transport. None leaves the connection usable; which may be tried anew is said by the predicates.

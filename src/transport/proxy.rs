@@ -14,8 +14,8 @@ use tungstenite::http::uri::Authority;
 use super::handshake::{Bounded, HEADERS, Head, bounded, read_head};
 use super::url::WsUrl;
 use super::{TransportError, USER_AGENT};
-use crate::base::dial::{DialError, dial};
 use crate::base::shutdown::{Level, Shutdown};
+use crate::net::dial::{DialError, dial};
 
 /// An HTTP proxy. Neither its `Debug` nor any error shows user or password.
 #[derive(Clone, PartialEq, Eq)]

@@ -20,10 +20,10 @@ use crate::base::shutdown::Shutdown;
 use crate::base::stop::Stopping;
 use crate::base::timer::TimerHandle;
 use crate::dispatch::Backend;
-use crate::dispatch::redis::{RedisConfig, RedisError};
 use crate::dispatch::workers::Workers;
 use crate::identity::{KeyPair, PublicKey};
 use crate::ops::status::Board;
+use crate::redis::{RedisConfig, RedisError};
 use crate::tasks::TasksStatus;
 use crate::transport::Dialer;
 

@@ -1,6 +1,5 @@
 //! Real Celery: a worker with the tasks of `tests/python/celery_app.py`, and a producer. Beside them a worker and a client of
 //! ours.
-#![allow(dead_code)] // Each test file uses its part.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -12,10 +11,10 @@ use crossbeam_channel::{Receiver, Sender, bounded, select};
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::{StopReport, Stopping};
 use phalanx::base::thread::{Kick, Thread, spawn};
-use phalanx::dispatch::celery::client::{CeleryClient, CeleryConfig};
-use phalanx::dispatch::celery::worker::{CeleryWorker, Registry, TaskError, WorkerConfig, WorkerHandle, WorkerReport};
-use phalanx::dispatch::redis::RedisConfig;
+use phalanx::celery::client::{CeleryClient, CeleryConfig};
+use phalanx::celery::worker::{CeleryWorker, Registry, TaskError, WorkerConfig, WorkerHandle, WorkerReport};
 use phalanx::ops::status::Board;
+use phalanx::redis::RedisConfig;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -126,7 +125,7 @@ impl Client {
         Self { client: Some(CeleryClient::start(CeleryConfig::new(redis), &board).unwrap()), board }
     }
 
-    pub fn handle(&self) -> phalanx::dispatch::celery::client::CeleryHandle {
+    pub fn handle(&self) -> phalanx::celery::client::CeleryHandle {
         self.client.as_ref().expect("it was not stopped").handle()
     }
 

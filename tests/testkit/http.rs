@@ -23,14 +23,12 @@ pub struct Request {
 }
 
 impl Request {
-    #[allow(dead_code)]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 }
 
 /// What the server does with a request.
-#[allow(dead_code)]
 pub enum Reply {
     /// Answers with status, headers and body.
     Answer(u16, Vec<(&'static str, String)>, Vec<u8>),
@@ -40,7 +38,6 @@ pub enum Reply {
     Hang(Vec<u8>),
 }
 
-#[allow(dead_code)]
 impl Reply {
     pub fn ok(body: impl Into<Vec<u8>>) -> Self {
         Reply::Answer(200, vec![], body.into())
@@ -70,7 +67,6 @@ pub struct Server {
     _thread: Thread<()>,
 }
 
-#[allow(dead_code)]
 impl Server {
     pub fn start(handler: impl FnMut(&Request) -> Reply + Send + 'static) -> Self {
         Self::launch(Box::new(handler), None, None)

@@ -27,13 +27,11 @@ impl Bench {
         Self { folder, threads: Group::enter(), mark }
     }
 
-    #[allow(dead_code)]
     pub fn workspace(&self) -> Workspace {
         Workspace::create_in(self.folder.path()).unwrap()
     }
 
     /// A job with a mark in its environment, by which its processes are found.
-    #[allow(dead_code)]
     pub fn spec(&self, command: &[&str]) -> RunSpec {
         let (key, value) = self.mark.split_once('=').unwrap();
         RunSpec {
@@ -43,7 +41,6 @@ impl Bench {
         }
     }
 
-    #[allow(dead_code)]
     pub fn sh(&self, script: &str) -> RunSpec {
         self.spec(&["sh", "-c", script])
     }

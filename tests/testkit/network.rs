@@ -1,10 +1,9 @@
 //! The roles as processes of their own: what a test sees of them are their pages, their exit codes and their stderr.
-#![allow(dead_code)] // Each test file uses its part.
 
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::process::{Running, nothing_left, phalanx, run};
+use super::process::{Running, nothing_left, phalanx, run};
 
 pub const ALICE: &str = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY";
 pub const BOB: &str = "5FHneW46xGXgs5mUiveU4sbTyGBzmstUspZC92UhjJM694ty";

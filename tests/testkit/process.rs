@@ -1,5 +1,4 @@
 //! The real binary: started, signalled, waited for with a limit, and nothing of it left.
-#![allow(dead_code)] // Each test file uses its part.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;

@@ -1,8 +1,4 @@
 //! A real Redis on a port of its own, and a proxy before it that does harm.
-#![allow(dead_code)] // Each test file uses its part.
-
-#[path = "threads.rs"]
-mod threads;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown as End, SocketAddr, TcpListener, TcpStream};
@@ -12,16 +8,15 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
 use phalanx::base::backoff::BackoffConfig;
-use phalanx::base::dial::dial;
 use phalanx::base::lock::{lock, wait, wait_timeout};
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::base::thread::{Kick, Thread, spawn};
-use phalanx::dispatch::redis::{Connection, RedisConfig};
+use phalanx::net::dial::dial;
+use phalanx::redis::{Connection, RedisConfig};
 use redis::FromRedisValue;
 use rustix::process::{Pid, Signal, kill_process};
 
-#[allow(unused_imports)] // Each test file uses its part.
-pub use threads::NoThreads;
+pub use super::threads::NoThreads;
 
 /// Only a bug reaches this.
 pub const LONG: Duration = Duration::from_secs(60);

@@ -1,5 +1,4 @@
 //! Scripted facilitator and miner over the in-memory network, for tests of the validator.
-#![allow(dead_code)] // Each test file uses its part.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -3,7 +3,6 @@
 //! A status is stored once for each job; a repeat is answered with `job.integrity_error`. Answers carry no id and come in
 //! order, so one that is withheld withholds all later ones of its connection, as on a wire that is about to break. Jobs
 //! that have not ended are asked for again on every new connection, so that requests get lost and doubled, too.
-#![allow(dead_code)] // Each test file uses its part.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};

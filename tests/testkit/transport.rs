@@ -1,26 +1,20 @@
 //! Both ends of a WebSocket connection over loopback, raw peers, and certificates made on the spot.
 
-#![allow(dead_code)] // Each test file uses its own part of it.
-
-#[path = "threads.rs"]
-mod threads;
-
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use phalanx::base::dial::dial;
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::base::thread::{Kick, Thread, spawn};
+use phalanx::net::dial::dial;
 use phalanx::transport::ws::{WsDialer, WsListener};
 use phalanx::transport::{
     ClientTls, Connection, DialRequest, Dialer, HandshakeRequest, Incoming, Listener, ReadHalf, Refusal, ServerTls,
     SocketLimits, TransportError,
 };
 
-#[allow(unused_imports)] // Each test file uses its part.
-pub use threads::NoThreads;
+pub use super::threads::NoThreads;
 
 /// Reached only by a bug.
 pub fn far() -> Instant {

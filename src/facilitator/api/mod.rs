@@ -37,7 +37,7 @@ use super::waiting::{Ticket, Waiting};
 use crate::base::lock::lock;
 use crate::base::waits::waiting;
 use crate::identity::{PublicKey, Signature};
-use crate::ops::http::{HttpRequest, HttpResponse};
+use crate::net::http::{HttpRequest, HttpResponse};
 use crate::ops::metrics::{Counter, Gauge};
 use crate::protocol;
 use crate::store::jobs::{JobRow, NewJob};

@@ -1,4 +1,4 @@
-//! Connections for `ureq`: made by [`crate::base::dial`], bounded by the request's deadline, ended by the shutdown signal.
+//! Connections for `ureq`: made by [`crate::net::dial`], bounded by the request's deadline, ended by the shutdown signal.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -11,10 +11,10 @@ use ureq::http::{Uri, uri::Scheme};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport};
 
-use crate::base::dial::{DialError, dial};
 use crate::base::limits::DIAL_TIME;
 use crate::base::shutdown::{KickRegistration, Level, Shutdown};
 use crate::base::waits::waiting;
+use crate::net::dial::{DialError, dial};
 
 /// Dials and ties the connection to the shutdown signal.
 #[derive(Debug)]

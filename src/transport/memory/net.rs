@@ -9,10 +9,10 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, at, bounded, select};
 
 use super::wire::Wire;
-use crate::base::dial::DialError;
 use crate::base::lock::lock;
 use crate::base::shutdown::{Level, Never, Shutdown};
 use crate::base::waits::waiting;
+use crate::net::dial::DialError;
 use crate::transport::handshake::refusal_status;
 use crate::transport::url::WsUrl;
 use crate::transport::{

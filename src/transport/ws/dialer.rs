@@ -7,8 +7,8 @@ use tungstenite::protocol::Role;
 
 use super::socket::Socket;
 use super::split;
-use crate::base::dial::dial;
 use crate::base::shutdown::{Level, Shutdown};
+use crate::net::dial::dial;
 use crate::transport::handshake::{bounded, upgrade_as_client};
 use crate::transport::tls::tls_behind;
 use crate::transport::url::WsUrl;

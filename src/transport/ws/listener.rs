@@ -11,9 +11,9 @@ use tungstenite::protocol::Role;
 
 use super::socket::Socket;
 use super::split;
-use crate::base::dial::set_options;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::waits::waiting;
+use crate::net::dial::set_options;
 use crate::transport::handshake::{bounded, upgrade_as_server};
 use crate::transport::{
     Connection, HandshakeRequest, Listener, ListenerKick, Pending, Refusal, ServerTls, SocketLimits, TransportError,
@@ -146,8 +146,8 @@ impl Pending for WsPending {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::dial::dial;
     use crate::base::limits::TCP_KEEPALIVE_IDLE;
+    use crate::net::dial::dial;
     use std::time::Duration;
 
     #[test]

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::dispatch::celery::worker::{Args, TaskError};
+use crate::celery::worker::{Args, TaskError};
 use crate::identity::PublicKey;
 use crate::protocol::{FacilitatorToValidator, V2JobRequest};
 

@@ -17,9 +17,9 @@ use super::call::{Event, News, events_key, job_key};
 use crate::base::limits::REDIS_STREAM_MESSAGES;
 use crate::base::lock::lock;
 use crate::base::timer::{Alarm, TimerHandle};
-use crate::dispatch::redis::messaging::wake_channel;
-use crate::dispatch::redis::{CommanderHandle, RedisError, Repeat, Request, Script};
 use crate::ops::status::Board;
+use crate::redis::messaging::wake_channel;
+use crate::redis::{CommanderHandle, RedisError, Repeat, Request, Script};
 
 /// Events in one request.
 const AT_ONCE: usize = 64;

@@ -17,16 +17,16 @@ use crate::base::shutdown::Shutdown;
 use crate::base::stop::Stopping;
 use crate::base::timer::TimerHandle;
 use crate::base::waits::waiting;
-use crate::dispatch::celery::worker::{
+use crate::celery::worker::{
     Args, CeleryWorker, Registry, TaskCx, TaskError, WorkerConfig, WorkerError, WorkerHandle, WorkerReport,
 };
-use crate::dispatch::redis::{Commander, CommanderHandle, RedisConfig, RedisError, Request};
 use crate::identity::{KeyPair, PublicKey};
 use crate::ops::status::Board;
 use crate::protocol::{
     JobStatus, JobStatusMetadata, StreamingServerDetails, V0JobStatusUpdate, V0MachineSpecsUpdate, V2JobRequest,
     ValidatorToFacilitator,
 };
+use crate::redis::{Commander, CommanderHandle, RedisConfig, RedisError, Request};
 use crate::transport::Dialer;
 use crate::validator::delivery::NotOnDisk;
 use crate::validator::job::end_text;

@@ -1,0 +1,350 @@
+//! What the parts of a worker share.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::{Value, json};
+
+use super::config::WorkerConfig;
+use super::control::Node;
+use super::held::{Held, Stage};
+use super::outcome::Setting;
+use super::pool::Queue;
+use super::registry::Registry;
+use super::revoked::Revoked;
+use super::run::Run;
+use crate::base::limits::CELERY_PREFETCH;
+use crate::base::lock::lock;
+use crate::base::shutdown::Shutdown;
+use crate::base::timer::{Alarm, TimerHandle};
+use crate::celery::{Moment, TaskMessage};
+use crate::ops::metrics::Counter;
+use crate::ops::status::Board;
+use crate::redis::{CommanderHandle, RedisError, Wake};
+
+/// The start of the keys of a worker; its id follows.
+pub const WORKER: &str = "phalanx.worker.";
+
+/// The set of workers that have ever held something and are not known to hold nothing.
+pub const WORKERS: &str = "phalanx.workers";
+
+/// The keys of one worker.
+#[derive(Debug)]
+pub struct Keys {
+    pub alive: String,
+    pub held: String,
+}
+
+impl Keys {
+    pub fn of(worker: &str) -> Self {
+        Self { alive: format!("{WORKER}{worker}"), held: format!("{WORKER}{worker}.held") }
+    }
+}
+
+/// A message that was taken.
+pub struct Taken {
+    /// The task; none for what cannot be read.
+    pub message: Option<Arc<TaskMessage>>,
+    /// The message as it lay in the list.
+    pub raw: Vec<u8>,
+    /// Where it lay.
+    pub list: String,
+    /// When it was taken.
+    pub since: Instant,
+    /// What waits for its time, or for the next attempt to settle it.
+    pub alarm: Option<Alarm>,
+    /// It was delivered again while its end was on its way to Redis.
+    pub again: Option<Vec<u8>>,
+    /// Its run, once it has begun.
+    pub run: Option<Arc<Run>>,
+}
+
+/// What has come of tasks since the start.
+pub struct Totals {
+    pub taken: Counter,
+    pub restored: Counter,
+    pub aside: Counter,
+    /// How often each task has begun, by its name.
+    begun: Mutex<BTreeMap<String, u64>>,
+    board: Board,
+}
+
+impl Totals {
+    pub fn begun(&self, task: &str) {
+        let mut begun = lock(&self.begun);
+        match begun.get_mut(task) {
+            Some(times) => *times += 1,
+            None => drop(begun.insert(task.to_owned(), 1)),
+        }
+    }
+
+    pub fn ended(&self, state: &str) {
+        let known = ["SUCCESS", "FAILURE", "RETRY", "REVOKED", "IGNORED", "unknown"];
+        let state = known.into_iter().find(|known| *known == state).unwrap_or("other");
+        self.board
+            .metrics
+            .counter("phalanx_celery_tasks_total", "Tasks of Celery queues by how they ended.", &[("result", state)])
+            .inc();
+    }
+}
+
+pub struct Core {
+    pub config: WorkerConfig,
+    pub id: String,
+    pub keys: Keys,
+    pub registry: Registry,
+    pub held: Mutex<Held<Taken>>,
+    pub revoked: Mutex<Revoked>,
+    pub commands: CommanderHandle,
+    pub timer: TimerHandle,
+    pub queue: Queue,
+    /// Ends the wait of the thread that takes.
+    pub wake: Wake,
+    /// It waits for room.
+    pub wants_room: AtomicBool,
+    /// Whether it takes now.
+    pub consuming: AtomicBool,
+    /// Raised when it first took.
+    pub ready: Shutdown,
+    pub take_error: Mutex<Option<RedisError>>,
+    /// Drain: nothing more is taken. Cancel: its connection is ended.
+    pub intake: Shutdown,
+    /// Drain: nothing is tried again any more.
+    pub ending: Shutdown,
+    /// Raised when a stop was asked for by remote control.
+    pub asked: Shutdown,
+    /// Handlers that run, also those of tasks that were settled meanwhile.
+    pub busy: AtomicUsize,
+    /// Messages that went back to their queue.
+    pub given_back: AtomicUsize,
+    /// A stop waits until no handler runs.
+    pub waited_for: AtomicBool,
+    /// Raised then.
+    pub idle: Shutdown,
+    /// Workers that seemed dead, since when.
+    pub suspects: Mutex<HashMap<String, Instant>>,
+    pub beat: Mutex<Option<Alarm>>,
+    pub beating: AtomicBool,
+    pub totals: Totals,
+    pub board: Board,
+    pub clock: AtomicU64,
+    pub started: Instant,
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").field("id", &self.id).field("held", &lock(&self.held).counts()).finish_non_exhaustive()
+    }
+}
+
+/// What a core is made of.
+pub struct Parts {
+    pub config: WorkerConfig,
+    pub registry: Registry,
+    pub commands: CommanderHandle,
+    pub timer: TimerHandle,
+    pub queue: Queue,
+    pub wake: Wake,
+    pub board: Board,
+}
+
+impl Core {
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let Parts { config, registry, commands, timer, queue, wake, board } = parts;
+        let id = format!("{}.{}", config.hostname, uuid::Uuid::new_v4().simple());
+        let counter = |name, help| board.metrics.counter(name, help, &[]);
+        let totals = Totals {
+            taken: counter("phalanx_celery_taken_total", "Messages taken from Celery queues."),
+            restored: counter("phalanx_celery_restored_total", "Messages of dead workers that were put back."),
+            aside: counter("phalanx_celery_aside_total", "Messages that were put aside."),
+            begun: Mutex::default(),
+            board: board.clone(),
+        };
+        Arc::new(Self {
+            keys: Keys::of(&id),
+            held: Mutex::new(Held::new(config.prefetch())),
+            id,
+            config,
+            registry,
+            revoked: Mutex::default(),
+            commands,
+            timer,
+            queue,
+            wake,
+            wants_room: AtomicBool::new(false),
+            consuming: AtomicBool::new(false),
+            ready: Shutdown::new(),
+            take_error: Mutex::default(),
+            intake: Shutdown::new(),
+            ending: Shutdown::new(),
+            asked: Shutdown::new(),
+            busy: AtomicUsize::new(0),
+            given_back: AtomicUsize::new(0),
+            waited_for: AtomicBool::new(false),
+            idle: Shutdown::new(),
+            suspects: Mutex::default(),
+            beat: Mutex::default(),
+            beating: AtomicBool::new(false),
+            totals,
+            board,
+            clock: AtomicU64::new(1),
+            started: Instant::now(),
+        })
+    }
+
+    /// The time of the day.
+    pub fn now() -> Moment {
+        SystemTime::now().into()
+    }
+
+    /// A deadline for a request that may take its time: a Redis that is away for a moment is waited for.
+    pub fn patience(&self) -> Instant {
+        Instant::now() + 2 * self.config.redis.operation_time
+    }
+
+    /// A new unique id.
+    pub fn fresh() -> String {
+        uuid::Uuid::new_v4().to_string()
+    }
+
+    /// Runs `f` with what a settlement of a message of `list` needs to know.
+    pub fn setting<T>(&self, list: &str, raw: &[u8], f: impl FnOnce(&mut Setting<'_>) -> T) -> T {
+        let mut fresh = Self::fresh;
+        f(&mut Setting {
+            now: Self::now(),
+            list,
+            raw,
+            default_queue: &self.config.default_queue,
+            origin: &self.config.hostname,
+            fresh: &mut fresh,
+        })
+    }
+
+    /// How many messages must fit before more are taken: few at a time would be a round trip each, and as long as more than
+    /// this many do not fit, every thread has something to do.
+    pub fn batch(&self) -> usize {
+        (self.config.prefetch().saturating_sub(self.config.concurrency) / 2).clamp(1, CELERY_PREFETCH)
+    }
+
+    /// Tells the thread that takes that there may be room.
+    pub fn room_made(&self) {
+        if self.wants_room.load(Ordering::SeqCst)
+            && lock(&self.held).room() >= self.batch()
+            && self.wants_room.swap(false, Ordering::SeqCst)
+        {
+            self.wake.raise();
+        }
+    }
+
+    /// Moves the logical clock past that of a message.
+    pub fn hear(&self, clock: u64) {
+        self.clock.fetch_max(clock, Ordering::Relaxed);
+        self.clock.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// From now on `idle` is raised as soon as no handler runs.
+    pub fn idle_wanted(&self) {
+        self.waited_for.store(true, Ordering::SeqCst);
+        if self.busy.load(Ordering::SeqCst) == 0 {
+            self.idle.drain();
+        }
+    }
+
+    fn shown(&self, entry: &super::held::Entry<Taken>) -> Value {
+        let started = entry.item.run.as_ref().map(|run| {
+            let since = SystemTime::now().checked_sub(run.since.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH);
+            Moment::from(since).unix_micros() as f64 / 1e6
+        });
+        let Some(message) = &entry.item.message else { return json!({"id": entry.task_id}) };
+        json!({
+            "id": message.id, "name": message.shadow.as_ref().unwrap_or(&message.task), "args": message.args,
+            "kwargs": message.kwargs, "type": message.task, "hostname": self.config.hostname, "time_start": started,
+            "acknowledged": false, "worker_pid": started.map(|_| std::process::id()),
+            "delivery_info": {
+                "exchange": message.exchange, "routing_key": message.routing_key, "priority": message.priority,
+                "redelivered": message.redelivered,
+            },
+        })
+    }
+
+    fn in_stage(&self, stage: Stage) -> Vec<Value> {
+        let held = lock(&self.held);
+        held.iter().filter(|(_, entry)| entry.stage == stage).map(|(_, entry)| self.shown(entry)).collect()
+    }
+}
+
+impl Node for Core {
+    fn hostname(&self) -> &str {
+        &self.config.hostname
+    }
+
+    fn registered(&self) -> Vec<String> {
+        self.registry.names().map(str::to_owned).collect()
+    }
+
+    fn active(&self) -> Vec<Value> {
+        self.in_stage(Stage::Running)
+    }
+
+    fn reserved(&self) -> Vec<Value> {
+        self.in_stage(Stage::Waiting)
+    }
+
+    fn scheduled(&self) -> Vec<Value> {
+        let held = lock(&self.held);
+        let scheduled = held.iter().filter(|(_, entry)| entry.stage == Stage::Scheduled);
+        let line = |entry| {
+            let request: Value = self.shown(entry);
+            let eta = entry.item.message.as_ref().and_then(|message| message.eta).map(|eta| eta.to_string());
+            json!({"eta": eta, "priority": 6, "request": request})
+        };
+        scheduled.map(|(_, entry)| line(entry)).collect()
+    }
+
+    fn find(&self, id: &str) -> Option<(&'static str, Value)> {
+        let held = lock(&self.held);
+        let entry = held.get(held.tags_of(id).first()?)?;
+        let stage = match entry.stage {
+            Stage::Scheduled => "scheduled",
+            Stage::Waiting => "reserved",
+            Stage::Running => "active",
+            Stage::Settling => "ready",
+        };
+        Some((stage, self.shown(entry)))
+    }
+
+    fn revoked(&self) -> Vec<String> {
+        lock(&self.revoked).ids(Instant::now())
+    }
+
+    fn queues(&self) -> Vec<String> {
+        self.config.queues.clone()
+    }
+
+    fn stats(&self) -> Value {
+        let peer = &self.config.redis;
+        json!({
+            "total": &*lock(&self.totals.begun), "pid": std::process::id(), "clock": self.clock().to_string(),
+            "uptime": self.started.elapsed().as_secs(),
+            "pool": {
+                "implementation": "phalanx", "max-concurrency": self.config.concurrency,
+                "processes": [std::process::id()], "put-guarded-by-semaphore": false, "timeouts": [null, null],
+            },
+            "broker": {"hostname": peer.host, "port": peer.port, "transport": "redis", "virtual_host": peer.db.to_string()},
+            "prefetch_count": self.config.prefetch(), "rusage": "N/A",
+            "phalanx": {"version": env!("CARGO_PKG_VERSION"), "worker": self.id},
+        })
+    }
+
+    fn clock(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// The pause before attempt number `attempt` to settle again.
+pub fn pause(attempt: u32) -> Duration {
+    Duration::from_millis(100).saturating_mul(2u32.saturating_pow(attempt.min(10))).min(Duration::from_secs(5))
+}

@@ -1,0 +1,235 @@
+//! What a worker does in Redis in one piece, as Lua: take, settle, store, renew, find what is left, put back. Pure text.
+//!
+//! Keys that a script finds by itself (those of other workers) are not declared, as in kombu, so Redis Cluster is not
+//! served. In each script the first command that needs memory comes before the first change, or after one that frees it: a
+//! full Redis refuses a script as a whole or not at all.
+
+use crate::redis::Script;
+
+/// Takes messages and records each where kombu records its own, and in the worker's name.
+///
+/// `KEYS`: held, unacked, unacked_index, aside, then the lists in the order of taking. `ARGV`: how many, how many the list of
+/// what was put aside keeps, bytes of it that are kept of one, bytes after which no further is taken, bytes of the largest
+/// message. Answers with `{tag, key, message}` for each, one after the other; the tag is empty for what is no message or too
+/// large and was put aside; of these the answer has the beginning.
+pub static TAKE: Script = Script::new(
+    r#"
+local taken, left, bytes = {}, tonumber(ARGV[1]), tonumber(ARGV[4])
+local time = redis.call('TIME')
+local now = time[1] .. '.' .. string.format('%06d', time[2])
+for k = 5, #KEYS do
+  while left > 0 and bytes > 0 do
+    local raw = redis.call('RPOP', KEYS[k])
+    if not raw then break end
+    left = left - 1
+    bytes = bytes - #raw
+    local small = #raw <= tonumber(ARGV[5])
+    local ok, message = false, nil
+    if small then ok, message = pcall(cjson.decode, raw) end
+    local props = ok and type(message) == 'table' and message['properties']
+    local tag = type(props) == 'table' and props['delivery_tag']
+    if type(tag) == 'string' and tag ~= '' then
+      local info = type(props['delivery_info']) == 'table' and props['delivery_info'] or {}
+      local exchange = type(info['exchange']) == 'string' and info['exchange'] or ''
+      local routing = type(info['routing_key']) == 'string' and info['routing_key'] or KEYS[k]
+      redis.call('HSET', KEYS[2], tag, '[' .. raw .. ', ' .. cjson.encode(exchange) .. ', ' .. cjson.encode(routing) .. ']')
+      redis.call('ZADD', KEYS[3], now, tag)
+      redis.call('HSET', KEYS[1], tag, KEYS[k])
+    else
+      tag = ''
+      redis.call('LPUSH', KEYS[4], cjson.encode({
+        reason = small and 'not a message: no JSON object with a delivery tag' or 'too large', queue = KEYS[k], at = now,
+        bytes = #raw, message = string.sub(raw, 1, tonumber(ARGV[3]))}))
+      raw = string.sub(raw, 1, 200)
+      redis.call('LTRIM', KEYS[4], 0, tonumber(ARGV[2]) - 1)
+    end
+    taken[#taken + 1] = tag
+    taken[#taken + 1] = KEYS[k]
+    taken[#taken + 1] = raw
+  end
+end
+return taken
+"#,
+);
+
+/// Ends a message: stores what came of it, sends what follows from it, and acknowledges it.
+///
+/// `KEYS`: held, unacked, unacked_index. `ARGV`: tag, then operations of four each: `result`, key, value, seconds (0: for
+/// ever) stores and publishes unless a success is there; `own-result` only if the message is still ours; `push`, list,
+/// message, how many the list keeps (0: all) only if the message is still ours. Results come first. Answers 1 if the message
+/// was still ours.
+///
+/// It may be repeated: what is ours once is not ours again.
+pub static SETTLE: Script = Script::new(
+    r#"
+local tag = ARGV[1]
+local ours = redis.call('HEXISTS', KEYS[1], tag)
+-- All write the status first; what is within the result does not count.
+local function succeeded(meta) return meta and string.find(meta, '^{%s*"status":%s*"SUCCESS"') ~= nil end
+for at = 2, #ARGV, 4 do
+  local what, key, value, number = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
+  if what == 'push' then
+    if ours == 1 then
+      redis.call('LPUSH', key, value)
+      if number > 0 then redis.call('LTRIM', key, 0, number - 1) end
+    end
+  elseif ours == 1 or what == 'result' then
+    if (ours == 1 and succeeded(value)) or not succeeded(redis.call('GET', key)) then
+      if number > 0 then redis.call('SETEX', key, number, value) else redis.call('SET', key, value) end
+      redis.call('PUBLISH', key, value)
+    end
+  end
+end
+if ours == 1 then
+  redis.call('HDEL', KEYS[1], tag)
+  redis.call('HDEL', KEYS[2], tag)
+  redis.call('ZREM', KEYS[3], tag)
+end
+return ours
+"#,
+);
+
+/// Stores a state on the way (started, progress), while the message is ours.
+///
+/// `KEYS`: held, result key. `ARGV`: tag, value, seconds.
+pub static STATE: Script = Script::new(
+    r#"
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+if tonumber(ARGV[3]) > 0 then redis.call('SETEX', KEYS[2], ARGV[3], ARGV[2]) else redis.call('SET', KEYS[2], ARGV[2]) end
+redis.call('PUBLISH', KEYS[2], ARGV[2])
+return 1
+"#,
+);
+
+/// Marks a task as revoked if nothing was stored of it but that it waits.
+///
+/// `KEYS`: result key. `ARGV`: value, seconds.
+pub static REVOKE: Script = Script::new(
+    r#"
+local there = redis.call('GET', KEYS[1])
+if there then
+  local ok, meta = pcall(cjson.decode, there)
+  local status = ok and type(meta) == 'table' and meta['status']
+  if status ~= 'PENDING' and status ~= 'RECEIVED' and status ~= 'RETRY' and status ~= 'REJECTED' then return 0 end
+end
+if tonumber(ARGV[2]) > 0 then redis.call('SETEX', KEYS[1], ARGV[2], ARGV[1]) else redis.call('SET', KEYS[1], ARGV[1]) end
+redis.call('PUBLISH', KEYS[1], ARGV[1])
+return 1
+"#,
+);
+
+/// Says that the worker lives, and that what it holds is fresh, so that a Celery worker, which restores by age, leaves it.
+///
+/// `KEYS`: alive, held, unacked_index, workers. `ARGV`: worker, milliseconds to live. Answers how many it holds.
+pub static RENEW: Script = Script::new(
+    r#"
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('SADD', KEYS[4], ARGV[1])
+local time = redis.call('TIME')
+local now = time[1] .. '.' .. string.format('%06d', time[2])
+local held = redis.call('HKEYS', KEYS[2])
+for _, tag in ipairs(held) do redis.call('ZADD', KEYS[3], 'XX', now, tag) end
+return #held
+"#,
+);
+
+/// Finds what nobody works on: held by a worker that lives no more, or recorded by anybody longer ago than the visibility
+/// time-out.
+///
+/// `KEYS`: workers, unacked, unacked_index. `ARGV`: start of a worker's keys, most of them, seconds of the visibility
+/// time-out. Answers with `{worker, tag, key, entry}` for each, one after the other; worker and key are empty for what is
+/// only old.
+pub static LEFT: Script = Script::new(
+    r#"
+local found, left = {}, tonumber(ARGV[2])
+local function note(worker, tag, key, entry)
+  found[#found + 1] = worker
+  found[#found + 1] = tag
+  found[#found + 1] = key
+  found[#found + 1] = entry
+  left = left - 1
+end
+for _, worker in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  if redis.call('EXISTS', ARGV[1] .. worker) == 0 then
+    local held = ARGV[1] .. worker .. '.held'
+    local all = redis.call('HGETALL', held)
+    for at = 1, #all, 2 do
+      if left <= 0 then return found end
+      local entry = redis.call('HGET', KEYS[2], all[at])
+      if entry then note(worker, all[at], all[at + 1], entry) else redis.call('HDEL', held, all[at]) end
+    end
+    if #all == 0 then redis.call('SREM', KEYS[1], worker) end
+  end
+end
+local oldest = tonumber(redis.call('TIME')[1]) - tonumber(ARGV[3])
+for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', oldest, 'LIMIT', 0, math.max(left, 0))) do
+  local entry = redis.call('HGET', KEYS[2], tag)
+  if entry then note('', tag, '', entry) else redis.call('ZREM', KEYS[3], tag) end
+end
+return found
+"#,
+);
+
+/// Puts one message that nobody works on back, once.
+///
+/// `KEYS`: unacked, unacked_index, list. `ARGV`: tag, message, seconds of the visibility time-out, the keys `alive` and `held`
+/// of the dead worker, or two empty ones for a message that is only old. To the end of the list that is taken from next, as
+/// kombu does.
+pub static RESTORE: Script = Script::new(
+    r#"
+local tag = ARGV[1]
+if ARGV[5] ~= '' then
+  if redis.call('EXISTS', ARGV[4]) == 1 or redis.call('HDEL', ARGV[5], tag) == 0 then return 0 end
+else
+  local score = redis.call('ZSCORE', KEYS[2], tag)
+  if not score or tonumber(score) > tonumber(redis.call('TIME')[1]) - tonumber(ARGV[3]) then return 0 end
+end
+redis.call('ZREM', KEYS[2], tag)
+if redis.call('HDEL', KEYS[1], tag) == 0 then return 0 end
+redis.call('RPUSH', KEYS[3], ARGV[2])
+return 1
+"#,
+);
+
+/// Gives one message of ours back.
+///
+/// `KEYS`: held, unacked, unacked_index, list. `ARGV`: tag, message, `first` or `last`. Answers 1 if it was ours.
+pub static RELEASE: Script = Script::new(
+    r#"
+if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('HDEL', KEYS[2], ARGV[1])
+redis.call('ZREM', KEYS[3], ARGV[1])
+redis.call(ARGV[3] == 'first' and 'RPUSH' or 'LPUSH', KEYS[4], ARGV[2])
+return 1
+"#,
+);
+
+/// The worker goes: others may have at once what it still holds.
+///
+/// `KEYS`: alive, held, workers. `ARGV`: worker. Answers how many it still holds.
+pub static LEAVE: Script = Script::new(
+    r#"
+redis.call('DEL', KEYS[1])
+local held = redis.call('HLEN', KEYS[2])
+if held == 0 then redis.call('SREM', KEYS[3], ARGV[1]) end
+return held
+"#,
+);
+
+/// Answers a remote control: to each queue that is bound under the routing key, as a direct exchange does.
+///
+/// `KEYS`: bindings of the exchange. `ARGV`: routing key, message, separator, seconds that an answer waits for its reader.
+pub static REPLY: Script = Script::new(
+    r#"
+local start, sent = ARGV[1] .. ARGV[3], 0
+for _, member in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  if string.sub(member, 1, #start) == start then
+    local queue = string.match(member, '^.*' .. ARGV[3] .. '(.*)$')
+    redis.call('LPUSH', queue, ARGV[2])
+    redis.call('EXPIRE', queue, ARGV[4])
+    sent = sent + 1
+  end
+end
+return sent
+"#,
+);

@@ -1,0 +1,346 @@
+//! The thread that takes messages.
+//!
+//! Owner: the [`CeleryWorker`](super::CeleryWorker). Blocks in: a request to Redis, or in the wait for a message of Redis
+//! (something came into a list that was empty), or for room. Kick: the wake with the signal `intake`; at its cancel level the
+//! connection is ended. Ends: when `intake` is set.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use redis::FromRedisValue;
+
+use super::core::{Core, Taken, WORKERS};
+use super::held::Stage;
+use super::liveness::lifetime;
+use super::outcome::{ASIDE, Outcome};
+use super::restore;
+use super::run::{Run, core_timer};
+use super::scripts::{RENEW, TAKE};
+use crate::base::backoff::Backoff;
+use crate::base::limits::{
+    CELERY_ASIDE, CELERY_ASIDE_BYTES, CELERY_MESSAGE_BYTES, CELERY_TAKEN_AT_ONCE, CELERY_TAKEN_BYTES,
+};
+use crate::base::lock::lock;
+use crate::base::rng::Rng;
+use crate::base::shutdown::Level;
+use crate::base::waits::waiting;
+use crate::celery::{Envelope, MessageError, Moment, TaskMessage, UNACKED, UNACKED_INDEX, queue_keys};
+use crate::redis::{Connection, RedisError};
+
+/// The part of the board's health.
+pub const PART: &str = "cel-take";
+
+/// The longest alarm that is set for a task whose time has not come; then its time is looked at again.
+const FAR: Duration = Duration::from_secs(24 * 3600);
+
+/// Runs until the intake is stopped.
+pub fn run(core: &Arc<Core>) {
+    let (mut backoff, mut rng) = (Backoff::new(core.config.redis.backoff), Rng::from_entropy());
+    while !core.intake.is_set() {
+        let Err(error) = connect(core, &mut backoff) else { break };
+        core.consuming.store(false, Ordering::SeqCst);
+        if core.intake.is_set() {
+            break;
+        }
+        *lock(&core.take_error) = Some(error.clone());
+        let advice = error.advice().map(|advice| format!("; {advice}")).unwrap_or_default();
+        core.board.health.down(PART, format!("{error}{advice}"));
+        core.board.errors.report(error.class(), PART, &error);
+        let _waiting = waiting("time to connect to Redis again", None);
+        core.intake.wait(backoff.next_delay(Instant::now(), rng.unit()));
+    }
+    core.consuming.store(false, Ordering::SeqCst);
+    core.board.health.down(PART, "it takes no more tasks");
+}
+
+fn connect(core: &Arc<Core>, backoff: &mut Backoff) -> Result<(), RedisError> {
+    let config = core.config.redis.clone().named(PART);
+    let deadline = Instant::now() + config.operation_time;
+    let connection = Connection::open(&config, deadline, &core.intake, Level::Drain)?;
+    let kick = connection.kick();
+    let _kick = core.intake.on(Level::Cancel, move || kick.kick());
+    let mut taker = Taker { core, connection, keys: lists(&core.config.queues), turn: 0, looked: Instant::now() };
+    taker.begin()?;
+    backoff.connected(Instant::now());
+    core.board.health.up(PART);
+    core.consuming.store(true, Ordering::SeqCst);
+    core.ready.drain();
+    log::info!("{} takes from {}", core.config.hostname, core.config.queues.join(", "));
+    taker.consume()
+}
+
+/// For each turn the lists in the order of taking: by priority first, and the queues of one priority in turn.
+fn lists(queues: &[String]) -> Vec<Vec<String>> {
+    let turn = |n: usize| {
+        let order = || queues.iter().cycle().skip(n).take(queues.len());
+        let steps = queue_keys("").len();
+        (0..steps).flat_map(|step| order().map(move |queue| queue_keys(queue)[step].clone())).collect()
+    };
+    (0..queues.len()).map(turn).collect()
+}
+
+struct Taker<'a> {
+    core: &'a Arc<Core>,
+    connection: Connection,
+    keys: Vec<Vec<String>>,
+    turn: usize,
+    /// When it last looked for what it holds without knowing it.
+    looked: Instant,
+}
+
+impl Taker<'_> {
+    fn query<T: FromRedisValue>(&mut self, command: &redis::Cmd) -> Result<T, RedisError> {
+        self.connection.set_deadline(Instant::now() + self.core.config.redis.operation_time);
+        self.connection.query(command)
+    }
+
+    fn script<T: FromRedisValue>(&mut self, text: &str, keys: &[&str], args: &[String]) -> Result<T, RedisError> {
+        self.connection.set_deadline(Instant::now() + self.core.config.redis.operation_time);
+        let script = redis::Script::new(text);
+        let mut call = script.prepare_invoke();
+        for key in keys {
+            call.key(key);
+        }
+        for arg in args {
+            call.arg(arg);
+        }
+        Ok(call.invoke(&mut self.connection)?)
+    }
+
+    /// What every new connection begins with: we live, before we hold anything; and what we hold without knowing it is found.
+    fn begin(&mut self) -> Result<(), RedisError> {
+        let core = self.core;
+        let keys = [core.keys.alive.as_str(), &core.keys.held, UNACKED_INDEX, WORKERS];
+        self.script::<i64>(RENEW.text(), &keys, &[core.id.clone(), lifetime(core)])?;
+        self.query::<()>(redis::cmd("CLIENT").arg("TRACKING").arg("ON").arg("NOLOOP"))?;
+        self.find_lost()
+    }
+
+    /// Finds what was taken in our name and has not arrived: the answer was lost with a connection, or a request that was
+    /// given up reached Redis late. Nothing is on its way meanwhile, because only this thread takes.
+    fn find_lost(&mut self) -> Result<(), RedisError> {
+        let core = self.core;
+        self.looked = Instant::now();
+        let counts = lock(&core.held).counts();
+        // What is being settled may have gone from Redis already.
+        let known = counts.total() - counts.settling;
+        if self.query::<usize>(redis::cmd("HLEN").arg(&core.keys.held))? <= known {
+            return Ok(());
+        }
+        let held: Vec<String> = self.query(redis::cmd("HKEYS").arg(&core.keys.held))?;
+        for tag in held {
+            if lock(&core.held).get(&tag).is_some() {
+                continue;
+            }
+            // What was settled meanwhile is gone from both by now, because a settlement is one script.
+            let list: Option<String> = self.query(redis::cmd("HGET").arg(&core.keys.held).arg(&tag))?;
+            let entry: Option<Vec<u8>> = self.query(redis::cmd("HGET").arg(UNACKED).arg(&tag))?;
+            let Some(list) = list else { continue };
+            match entry.as_deref().map(restore::recorded) {
+                // A worker of Celery has put it back because it was old.
+                None => self.query::<()>(redis::cmd("HDEL").arg(&core.keys.held).arg(&tag))?,
+                Some(Some(back)) => {
+                    log::warn!("message {tag} was taken and its delivery lost; found again");
+                    accept(core, &tag, &list, back.message.into_bytes());
+                }
+                Some(None) => log::error!("message {tag} is held but its record is unreadable"),
+            }
+        }
+        Ok(())
+    }
+
+    fn consume(&mut self) -> Result<(), RedisError> {
+        let core = self.core;
+        while !core.intake.is_set() {
+            if self.looked.elapsed() >= core.config.beat() {
+                self.find_lost()?;
+            }
+            core.wake.lower();
+            core.wants_room.store(true, Ordering::SeqCst);
+            let room = lock(&core.held).room();
+            if room < core.batch() {
+                self.rest("room for more tasks")?;
+                continue;
+            }
+            core.wants_room.store(false, Ordering::SeqCst);
+            let taken = self.take(room.min(CELERY_TAKEN_AT_ONCE))?;
+            if taken.is_empty() && !core.intake.is_set() {
+                let mut exists = redis::cmd("EXISTS");
+                exists.arg(&self.keys[0]);
+                // This is what makes Redis tell us when one of them changes.
+                if self.query::<i64>(&exists)? == 0 {
+                    self.rest("a task in its queues")?;
+                }
+            }
+            for (tag, list, raw) in taken {
+                if tag.is_empty() {
+                    let beginning = String::from_utf8_lossy(&raw[..raw.len().min(100)]).into_owned();
+                    log::error!("what came from {list:?} is no message or too large and was put aside: {beginning:?}");
+                    core.totals.aside.inc();
+                } else {
+                    accept(core, &tag, &list, raw);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Until something comes, there is room, or it is time to look again: a Redis that is frozen or has forgotten who waits is
+    /// found out so.
+    fn rest(&mut self, what: &'static str) -> Result<(), RedisError> {
+        let look = Instant::now() + self.core.config.beat();
+        let _waiting = waiting(what, Some(look));
+        self.connection.wait_push(&self.core.wake, look).map(drop)
+    }
+
+    fn take(&mut self, count: usize) -> Result<Vec<(String, String, Vec<u8>)>, RedisError> {
+        self.turn = (self.turn + 1) % self.keys.len();
+        let core = self.core;
+        let lists = std::mem::take(&mut self.keys[self.turn]);
+        let mut keys = vec![core.keys.held.as_str(), UNACKED, UNACKED_INDEX, ASIDE];
+        keys.extend(lists.iter().map(String::as_str));
+        let numbers = [count, CELERY_ASIDE, CELERY_ASIDE_BYTES, CELERY_TAKEN_BYTES, CELERY_MESSAGE_BYTES];
+        let flat: Result<Vec<Vec<u8>>, _> = self.script(TAKE.text(), &keys, &numbers.map(|n| n.to_string()));
+        self.keys[self.turn] = lists;
+        let flat = flat?;
+        core.totals.taken.add(flat.len() as u64 / 3);
+        let mut parts = flat.into_iter();
+        let mut taken = Vec::new();
+        while let (Some(tag), Some(list), Some(raw)) = (parts.next(), parts.next(), parts.next()) {
+            let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+            taken.push((text(tag), text(list), raw));
+        }
+        Ok(taken)
+    }
+}
+
+/// Decides what becomes of a message that is held in our name.
+pub fn accept(core: &Arc<Core>, tag: &str, list: &str, raw: Vec<u8>) {
+    if let Some(entry) = lock(&core.held).get_mut(tag) {
+        if entry.stage == Stage::Settling {
+            // It went back, and came again before we heard that it had gone.
+            entry.item.again = Some(raw);
+        } else {
+            // A Redis that has forgotten its last second: it is held in our name again, and its end will end it.
+            log::warn!("message {tag} was delivered again while it is held");
+        }
+        return;
+    }
+    let read = Envelope::read(&raw).map_err(|error| (None, None, error)).and_then(|envelope| {
+        TaskMessage::read(&envelope)
+            .map_err(|error| (envelope.task_id().map(str::to_owned), envelope.task_name().map(str::to_owned), error))
+    });
+    let taken = |message| Taken {
+        message,
+        raw,
+        list: list.to_owned(),
+        since: Instant::now(),
+        alarm: None,
+        again: None,
+        run: None,
+    };
+    match read {
+        Ok(message) => accept_task(core, tag, taken, message),
+        Err((id, name, error)) => {
+            let noted = lock(&core.held).insert(tag, id.as_deref().unwrap_or(""), Stage::Waiting, taken(None));
+            if noted {
+                refuse(core, tag, id.as_deref(), name.as_deref(), &error);
+            }
+        }
+    }
+}
+
+fn refuse(core: &Arc<Core>, tag: &str, id: Option<&str>, name: Option<&str>, error: &MessageError) {
+    core.board.errors.report(error.class(), PART, error);
+    core.put_aside(tag, id, name.unwrap_or(""), &error.to_string());
+}
+
+fn accept_task(
+    core: &Arc<Core>,
+    tag: &str,
+    taken: impl FnOnce(Option<Arc<TaskMessage>>) -> Taken,
+    mut message: TaskMessage,
+) {
+    let now = Core::now();
+    let message = {
+        let mut held = lock(&core.held);
+        // A Redis that came back without its last second delivers what was settled already.
+        message.redelivered |= held.was_settled(tag);
+        let message = Arc::new(message);
+        let stage = if message.eta.is_some_and(|eta| eta > now) { Stage::Scheduled } else { Stage::Waiting };
+        if !held.insert(tag, &message.id, stage, taken(Some(message.clone()))) {
+            return;
+        }
+        message
+    };
+    log::debug!("task {}[{}] received", message.task, message.id);
+    if message.expires.is_some_and(|expires| expires < now) {
+        core.conclude(tag, Outcome::Revoked("expired"));
+    } else if lock(&core.revoked).contains(&message.id, Instant::now()) {
+        core.conclude(tag, Outcome::Revoked("revoked"));
+    } else if core.registry.get(&message.task).is_none() {
+        core.conclude(tag, Outcome::Unknown);
+    } else {
+        match message.eta.filter(|eta| *eta > now) {
+            Some(eta) => schedule(core, tag, eta, now),
+            None => hand_over(core, tag, &message),
+        }
+    }
+}
+
+fn schedule(core: &Arc<Core>, tag: &str, eta: Moment, now: Moment) {
+    let when = Instant::now() + eta.since(now).min(FAR);
+    let due = tag.to_owned();
+    let alarm = core_timer(&Arc::downgrade(core), when, move |core| come_due(core, &due));
+    let mut held = lock(&core.held);
+    if let Some(entry) = held.get_mut(tag)
+        && entry.stage == Stage::Scheduled
+    {
+        let old = entry.item.alarm.replace(alarm);
+        drop(held);
+        drop(old);
+    }
+}
+
+/// The time of a task has come, or an alarm was too short.
+fn come_due(core: &Arc<Core>, tag: &str) {
+    let now = Core::now();
+    let message = {
+        let mut held = lock(&core.held);
+        let Some(message) = held.get(tag).and_then(|entry| entry.item.message.clone()) else { return };
+        if message.eta.is_none_or(|eta| eta <= now) && !held.advance(tag, Stage::Scheduled, Stage::Waiting) {
+            return;
+        }
+        message
+    };
+    match message.eta.filter(|eta| *eta > now) {
+        Some(eta) => schedule(core, tag, eta, now),
+        None if message.expires.is_some_and(|expires| expires < now) => {
+            core.conclude(tag, Outcome::Revoked("expired"));
+        }
+        None => hand_over(core, tag, &message),
+    }
+}
+
+fn hand_over(core: &Arc<Core>, tag: &str, message: &Arc<TaskMessage>) {
+    let run = Run::new(core, tag, message.clone());
+    if !core.queue.push(run) {
+        // The worker stops.
+        core.give_back(tag, true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn priorities_come_first_and_the_queues_of_one_take_turns() {
+        let all = lists(&["a".to_owned(), "b".to_owned()]);
+        let step = |queue: &str, step: &str| format!("{queue}\u{6}\u{16}{step}");
+        assert_eq!(all[0][..4], ["a".to_owned(), "b".to_owned(), step("a", "3"), step("b", "3")]);
+        assert_eq!(all[1][..4], ["b".to_owned(), "a".to_owned(), step("b", "3"), step("a", "3")]);
+        assert_eq!((all.len(), all[0].len()), (2, 8));
+    }
+}

@@ -1,0 +1,454 @@
+//! The threads of the HTTP server: one that accepts, one for each connection.
+//!
+//! Owner: the [`HttpServer`]. Blocks in: `accept`; a connection's thread in `read`, in its handler, in `write`.
+//! Kick: a connection to the own listener; for a connection first the end of its reading (a request in work is still
+//! answered), then the cancel of its handler and `shutdown` of its socket. Ends: [`HttpServer::stop`]; a connection also at its client's end or a deadline.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown as Direction, SocketAddr, TcpListener, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::message::{HttpRequest, HttpResponse};
+use super::parse::{self, Framing, Head, Refused};
+use crate::base::lock::lock;
+use crate::base::shutdown::{Level, Shutdown};
+use crate::base::stop::Step;
+use crate::base::thread::{Kick, Thread, panic_message, spawn};
+use crate::base::waits::waiting;
+use crate::net::dial::set_options;
+use crate::net::http::date::http_date;
+
+/// Bytes read at a time.
+const READ_BYTES: usize = 16 << 10;
+
+/// After an answer to a request that was not read to its end, how long and how much is still read, so that the unread bytes
+/// do not reset the connection under the answer.
+const LINGER: (Duration, usize) = (Duration::from_secs(1), 1 << 20);
+
+/// Answers a request, on the connection's thread. If it waits for anything, it must listen to [`HttpRequest::shutdown`].
+pub type Handler = Arc<dyn Fn(&HttpRequest) -> HttpResponse + Send + Sync>;
+
+/// The bounds of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HttpLimits {
+    /// Connections at a time; more are answered with 503.
+    pub connections: usize,
+    /// Bytes of a request's head; more is answered with 431.
+    pub head_bytes: usize,
+    /// Bytes of a request's body; more is answered with 413.
+    pub body_bytes: usize,
+    /// How long a connection may wait for its next request.
+    pub idle_time: Duration,
+    /// From a head's first byte to its end; then 408.
+    pub head_time: Duration,
+    /// For a whole body; then 408.
+    pub body_time: Duration,
+    /// For sending a whole response.
+    pub write_time: Duration,
+}
+
+impl Default for HttpLimits {
+    /// 32 connections, 16 KiB, 2 MiB, 60 s, 10 s, 30 s, 30 s.
+    fn default() -> Self {
+        Self {
+            connections: 32,
+            head_bytes: 16 << 10,
+            body_bytes: 2 << 20,
+            idle_time: Duration::from_secs(60),
+            head_time: Duration::from_secs(10),
+            body_time: Duration::from_secs(30),
+            write_time: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A running server. Dropping it without [`HttpServer::stop`] breaks all connections.
+pub struct HttpServer {
+    address: SocketAddr,
+    accept: Thread<()>,
+    connections: Connections,
+}
+
+type Connections = Arc<Mutex<HashMap<u64, Thread<()>>>>;
+
+impl fmt::Debug for HttpServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpServer").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl HttpServer {
+    /// Starts to serve `listener`. `name`, at most 3 bytes as `fac`, begins the thread names.
+    ///
+    /// # Errors
+    /// The listener has no local address.
+    pub fn start(name: &'static str, listener: TcpListener, handler: Handler, limits: HttpLimits) -> io::Result<Self> {
+        let address = listener.local_addr()?;
+        let stop = Shutdown::new();
+        let connections = Connections::default();
+        let accepting =
+            Accepting { name, handler, limits, stop: stop.clone(), connections: connections.clone(), count: 0 };
+        let kick = Kick::new("connect to the listener", move || {
+            stop.drain();
+            wake(address);
+        });
+        let accept = spawn(format!("{name}-http"), kick, move || accepting.run(&listener));
+        Ok(Self { address, accept, connections })
+    }
+
+    /// Where it listens, with the real port.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts no more connections, answers the requests in work, and joins all threads.
+    pub fn stop(self, step: &mut Step) {
+        self.accept.kick();
+        step.join(self.accept);
+        let connections: Vec<_> = lock(&self.connections).drain().collect();
+        for (_, thread) in connections {
+            step.join(thread);
+        }
+    }
+}
+
+/// Connects to the own listener without waiting, which ends its `accept`.
+fn wake(mut address: SocketAddr) {
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+    }
+    let woken = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).and_then(|socket| {
+        socket.set_nonblocking(true)?;
+        // "In progress" is the good case; a full backlog means that `accept` is not waiting anyway.
+        match socket.connect(&address.into()) {
+            Err(error) if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => Err(error),
+            _ => Ok(()),
+        }
+    });
+    if let Err(error) = woken {
+        log::debug!("cannot wake the accept on {address}: {error}");
+    }
+}
+
+struct Accepting {
+    name: &'static str,
+    handler: Handler,
+    limits: HttpLimits,
+    stop: Shutdown,
+    connections: Connections,
+    count: u64,
+}
+
+impl Accepting {
+    fn run(mut self, listener: &TcpListener) {
+        loop {
+            let waits = waiting("a connection", None);
+            let accepted = listener.accept();
+            drop(waits);
+            if self.stop.is_set() {
+                return;
+            }
+            match accepted {
+                Ok((stream, peer)) => self.admit(stream, peer),
+                Err(error) => {
+                    log::warn!("{}-http: cannot accept: {error}", self.name);
+                    // Out of descriptors, most likely: give the open connections a moment to end.
+                    if self.stop.wait(Duration::from_millis(100)) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts the thread of a new connection, and joins those that have ended since the last one came.
+    fn admit(&mut self, stream: TcpStream, peer: SocketAddr) {
+        let mut connections = lock(&self.connections);
+        connections.retain(|_, thread| !thread.is_finished());
+        if connections.len() >= self.limits.connections {
+            drop(connections);
+            refuse(&stream);
+            return;
+        }
+        self.count += 1;
+        let stream = Arc::new(stream);
+        // Its own, so that kicking one connection does not stop the server.
+        let stop = self.stop.child();
+        let (socket, kick_stop) = (Arc::downgrade(&stream), stop.clone());
+        let kick = Kick::new("stop signal and shutdown of the socket", move || {
+            kick_stop.cancel();
+            if let Some(socket) = socket.upgrade() {
+                // An error means that it is closed already.
+                let _ = socket.shutdown(Direction::Both);
+            }
+        });
+        let (handler, limits) = (self.handler.clone(), self.limits);
+        let name = format!("{}-http-{}", self.name, self.count % 100_000);
+        let thread = spawn(name, kick, move || serve(stream, peer, &handler, &limits, &stop));
+        connections.insert(self.count, thread);
+    }
+}
+
+/// Tells a client that there are too many. Never blocks: an answer this small fits into a fresh socket's buffer.
+fn refuse(stream: &TcpStream) {
+    let response = HttpResponse::text(503, "too many connections, try again later\n").with_header("Retry-After", "1");
+    let told = stream.set_nonblocking(true).and_then(|()| {
+        (&mut &*stream).write_all(&response.encode(&date(), false, false))?;
+        stream.shutdown(Direction::Write)?;
+        // Its request, if it has come, is taken out, because closing over unread bytes would reset the answer away.
+        (&mut &*stream).read(&mut [0; READ_BYTES])
+    });
+    if let Err(error) = told
+        && error.kind() != ErrorKind::WouldBlock
+    {
+        log::debug!("a client over the limit has gone: {error}");
+    }
+}
+
+fn date() -> String {
+    http_date(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs())
+}
+
+/// Why a request could not be read.
+enum NoRequest {
+    /// The client has gone, was idle for too long, or the server stops: nothing to say.
+    Over,
+    /// The client is told, and the connection closed.
+    Refused(Refused),
+}
+
+impl From<Refused> for NoRequest {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused)
+    }
+}
+
+fn serve(stream: Arc<TcpStream>, peer: SocketAddr, handler: &Handler, limits: &HttpLimits, stop: &Shutdown) {
+    if let Err(error) = set_options(&stream) {
+        log::debug!("http client {peer} has gone already: {error}");
+        return;
+    }
+    let socket = Arc::downgrade(&stream);
+    // Only reading ends when the server drains: a request in work is still answered.
+    let _reading = stop.on(Level::Drain, move || {
+        if let Some(socket) = socket.upgrade() {
+            // An error means that the client has gone already.
+            let _ = socket.shutdown(Direction::Read);
+        }
+    });
+    let mut wire = Wire { stream: &stream, buffer: Vec::new(), limits };
+    while !stop.is_set() {
+        let (response, keep_alive, head_only) = match wire.request() {
+            Err(NoRequest::Over) => break,
+            Err(NoRequest::Refused(refused)) => (HttpResponse::text(refused.status, refused.why + "\n"), false, false),
+            Ok((head, body)) => {
+                let Head { method, path, query, headers, keep_alive, .. } = head;
+                let request = HttpRequest { method, path, query, headers, body, peer, shutdown: stop.clone() };
+                let (response, sound) = answer(handler, &request);
+                (response, keep_alive && sound && !stop.is_set(), request.method == "HEAD")
+            }
+        };
+        if let Err(error) = wire.write(&response.encode(&date(), keep_alive, head_only)) {
+            log::debug!("http client {peer} did not take its answer: {error}");
+            break;
+        }
+        if !keep_alive {
+            wire.linger();
+            break;
+        }
+    }
+}
+
+/// The handler's response; `false` if it panicked, which costs this request and its connection, not the server.
+fn answer(handler: &Handler, request: &HttpRequest) -> (HttpResponse, bool) {
+    let start = Instant::now();
+    match catch_unwind(AssertUnwindSafe(|| handler(request))) {
+        Ok(response) => {
+            let (took, peer) = (start.elapsed(), request.peer);
+            log::debug!("http {} {} from {peer}: {} in {took:.1?}", request.method, request.path, response.status);
+            (response, true)
+        }
+        Err(panic) => {
+            log::error!("http {} {} panicked: {}", request.method, request.path, panic_message(panic.as_ref()));
+            (HttpResponse::text(500, "internal error, see the server's log\n"), false)
+        }
+    }
+}
+
+/// One connection's socket, and what was read from it and not yet used.
+struct Wire<'a> {
+    stream: &'a TcpStream,
+    buffer: Vec<u8>,
+    limits: &'a HttpLimits,
+}
+
+impl Wire<'_> {
+    /// The next request. Blocks until it is there, or a deadline.
+    fn request(&mut self) -> Result<(Head, Vec<u8>), NoRequest> {
+        let limits = self.limits;
+        if self.buffer.is_empty() && !matches!(self.fill(Instant::now() + limits.idle_time), Ok(true)) {
+            return Err(NoRequest::Over);
+        }
+        let deadline = Instant::now() + limits.head_time;
+        let head = loop {
+            if let Some((head, length)) = parse::head(&self.buffer)? {
+                self.buffer.drain(..length);
+                break head;
+            }
+            if self.buffer.len() > limits.head_bytes {
+                return Err(
+                    Refused::new(431, format!("a request's head has at most {} bytes", limits.head_bytes)).into()
+                );
+            }
+            self.more(deadline, "head")?;
+        };
+        if let Framing::Length(length) = head.framing
+            && length > limits.body_bytes as u64
+        {
+            return Err(too_large(limits).into());
+        }
+        // A client that has begun to send its body does not wait for this.
+        if head.expects_continue && self.buffer.is_empty() {
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n").map_err(|_| NoRequest::Over)?;
+        }
+        let deadline = Instant::now() + limits.body_time;
+        let body = match head.framing {
+            Framing::Length(length) => self.take(length as usize, deadline)?,
+            Framing::Chunked => self.chunks(deadline)?,
+        };
+        Ok((head, body))
+    }
+
+    fn take(&mut self, length: usize, deadline: Instant) -> Result<Vec<u8>, NoRequest> {
+        while self.buffer.len() < length {
+            self.more(deadline, "body")?;
+        }
+        let rest = self.buffer.split_off(length);
+        Ok(std::mem::replace(&mut self.buffer, rest))
+    }
+
+    fn chunks(&mut self, deadline: Instant) -> Result<Vec<u8>, NoRequest> {
+        let mut body = Vec::new();
+        loop {
+            let (line, size) = loop {
+                match parse::chunk_size(&self.buffer)? {
+                    Some(found) => break found,
+                    None => self.more(deadline, "body")?,
+                }
+            };
+            self.buffer.drain(..line);
+            if size == 0 {
+                break;
+            }
+            if size > (self.limits.body_bytes - body.len()) as u64 {
+                return Err(too_large(self.limits).into());
+            }
+            body.extend_from_slice(&self.take(size as usize, deadline)?);
+            if self.take(2, deadline)? != b"\r\n" {
+                return Err(Refused::new(400, "a chunk ends with CR LF").into());
+            }
+        }
+        // Trailers, which nobody uses, up to the empty line.
+        let mut trailers = 0;
+        loop {
+            match self.buffer.iter().position(|b| *b == b'\n') {
+                Some(at) => {
+                    let line = self.take(at + 1, deadline)?;
+                    if line == b"\r\n" || line == b"\n" {
+                        return Ok(body);
+                    }
+                    trailers += line.len();
+                }
+                None => self.more(deadline, "body")?,
+            }
+            if trailers + self.buffer.len() > self.limits.head_bytes {
+                return Err(Refused::new(431, "too many trailers").into());
+            }
+        }
+    }
+
+    /// Reads more of a request that has begun.
+    fn more(&mut self, deadline: Instant, what: &str) -> Result<(), NoRequest> {
+        match self.fill(deadline) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(NoRequest::Over),
+            Err(error) if error.kind() == ErrorKind::TimedOut => {
+                Err(Refused::new(408, format!("the request's {what} did not come in time")).into())
+            }
+            Err(_) => Err(NoRequest::Over),
+        }
+    }
+
+    /// Reads once; `false` at the end of the stream, [`ErrorKind::TimedOut`] at the deadline.
+    fn fill(&mut self, deadline: Instant) -> io::Result<bool> {
+        let old = self.buffer.len();
+        self.buffer.resize(old + READ_BYTES, 0);
+        let outcome = by(deadline, |left| {
+            self.stream.set_read_timeout(Some(left))?;
+            let _waiting = waiting("a client's request", Some(deadline));
+            let mut stream = self.stream;
+            stream.read(&mut self.buffer[old..])
+        });
+        self.buffer.truncate(old + outcome.as_ref().copied().unwrap_or(0));
+        Ok(outcome? > 0)
+    }
+
+    fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let deadline = Instant::now() + self.limits.write_time;
+        while !bytes.is_empty() {
+            let _waiting = waiting("a client to take its answer", Some(deadline));
+            let written = by(deadline, |left| {
+                self.stream.set_write_timeout(Some(left))?;
+                let mut stream = self.stream;
+                stream.write(bytes)
+            })?;
+            if written == 0 {
+                return Err(ErrorKind::WriteZero.into());
+            }
+            bytes = &bytes[written..];
+        }
+        Ok(())
+    }
+
+    /// Lets the client read its last answer.
+    fn linger(&mut self) {
+        let (time, bytes) = LINGER;
+        let deadline = Instant::now() + time;
+        let mut seen = 0;
+        if self.stream.shutdown(Direction::Write).is_err() {
+            return;
+        }
+        while seen < bytes {
+            self.buffer.clear();
+            match self.fill(deadline) {
+                Ok(true) => seen += self.buffer.len(),
+                Ok(false) | Err(_) => return,
+            }
+        }
+    }
+}
+
+fn too_large(limits: &HttpLimits) -> Refused {
+    Refused::new(413, format!("a request's body has at most {} bytes", limits.body_bytes))
+}
+
+/// Runs a socket call with the time that is left, again after a signal; the system's two words for "too late" become one.
+fn by(deadline: Instant, mut call: impl FnMut(Duration) -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        match call(left) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(ErrorKind::TimedOut.into()),
+            outcome => return outcome,
+        }
+    }
+}

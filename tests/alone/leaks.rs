@@ -1,0 +1,81 @@
+//! The helper that finds what was left behind. Alone in its file, because other tests' threads and files would be found.
+
+#![cfg(target_os = "linux")]
+
+use std::fs::File;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::bounded;
+use phalanx::base::leaks::Before;
+use phalanx::base::lock::lock;
+use phalanx::base::shutdown::Shutdown;
+use phalanx::base::stop::Stopping;
+use phalanx::base::thread::{Kick, spawn};
+use phalanx::tasks::{Interrupted, TaskConfig, TaskManager};
+
+/// One test, because two would see each other's threads.
+#[test]
+fn what_is_left_is_named_until_it_is_gone_and_a_stopped_task_manager_leaves_nothing() {
+    let _alone = lock(&crate::ALONE);
+    a_thread_and_a_file_that_are_left_are_named_until_they_are_gone();
+    a_stopped_task_manager_leaves_nothing();
+}
+
+fn a_stopped_task_manager_leaves_nothing() {
+    let before = Before::of_process();
+    let manager = TaskManager::start(TaskConfig::new("t-task").workers(3)).unwrap();
+    let tasks = manager.handle();
+    for _ in 0..10 {
+        // Each holds a thread or a place in the queue, and a file as soon as it runs.
+        let work = |cx: &phalanx::tasks::TaskContext<'_>| {
+            let _file = File::open("/proc/self/status").unwrap();
+            cx.sleep(Duration::from_secs(3600))
+        };
+        drop(tasks.submit::<(), Interrupted, _>("sleeps", work).unwrap());
+    }
+    assert!(!before.leaks(Duration::ZERO).threads.is_empty());
+    let mut stopping = Stopping::new(&Shutdown::new());
+    let report = stopping.step("tasks", Duration::from_millis(10), |step| manager.stop(step));
+    assert_eq!((report.cancelled, report.unresponsive.len()), (10, 0));
+    assert!(stopping.finish().is_clean());
+    before.assert_none();
+}
+
+fn a_thread_and_a_file_that_are_left_are_named_until_they_are_gone() {
+    let before = Before::of_process();
+    before.assert_none();
+    let file = File::open("/proc/self/status").unwrap();
+    let (tx, rx) = bounded::<()>(0);
+    // A thread has the name of the one that spawned it until it runs.
+    let (runs, begun) = bounded::<()>(2);
+    let ours = runs.clone();
+    let thread = spawn("t-ours", Kick::dropped("tx"), move || {
+        ours.send(()).unwrap();
+        rx.recv().is_err()
+    });
+    let (release, held) = bounded::<()>(0);
+    // One that this crate does not know of.
+    #[allow(clippy::disallowed_methods)]
+    let foreign = std::thread::Builder::new().name("t-foreign".into()).spawn(move || {
+        runs.send(()).unwrap();
+        held.recv().is_err()
+    });
+    let foreign = foreign.unwrap();
+    begun.recv().unwrap();
+    begun.recv().unwrap();
+
+    let leaks = before.leaks(Duration::ZERO);
+    let told: Vec<&str> = leaks.threads.iter().map(|told| told.split(' ').next().unwrap()).collect();
+    assert_eq!(told, ["t-ours", "t-foreign"], "{leaks}");
+    assert!(leaks.threads[0].ends_with("kick: tx"), "{leaks}");
+    assert!(leaks.descriptors.len() == 1 && leaks.descriptors[0].ends_with("/status"), "{leaks}");
+
+    drop(tx);
+    assert!(thread.join_by(Instant::now() + Duration::from_secs(30)).unwrap());
+    drop(release);
+    assert!(foreign.join().unwrap());
+    let leaks = before.leaks(Duration::ZERO);
+    assert!(!leaks.threads.iter().any(|name| name.starts_with("t-ours ")) && leaks.descriptors.len() == 1, "{leaks}");
+    drop(file);
+    before.assert_none();
+}

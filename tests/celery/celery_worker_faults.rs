@@ -1,0 +1,379 @@
+//! Our worker while Redis is away, restarted, slow, frozen, full or cut off: nothing is lost, nothing runs twice unless it is
+//! marked, each error is told, and it recovers by itself.
+//!
+//! `PHALANX_REDIS_RESTARTS` says how often Redis is restarted under load.
+
+use crate::example;
+use crate::testkit::celery as celery_kit;
+use crate::testkit::redis as redis_kit;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use celery_kit::{Client, Feed, Gate, Ours, settings, until};
+use phalanx::base::lock::lock;
+use phalanx::base::rng::Rng;
+use phalanx::base::thread::{Kick, Thread, spawn};
+use phalanx::celery::Task;
+use phalanx::celery::worker::{Registry, WorkerConfig};
+use phalanx::ops::health::PartState;
+use phalanx::redis::{RedisConfig, RedisError};
+use redis_kit::{FaultyProxy, LONG, NoThreads, RedisServer, far, often};
+use serde_json::json;
+
+const SECOND: Duration = Duration::from_secs(1);
+const RESTARTS: usize = 6;
+
+/// Which tasks have run: the id, what tells the message from all others, and whether it was marked as delivered before.
+#[derive(Clone, Default)]
+struct Runs(Arc<Mutex<Vec<(String, String, bool)>>>);
+
+/// What the runs were, by tasks.
+#[derive(Debug, Default, PartialEq)]
+struct Verdict {
+    once: usize,
+    /// Of these, some were marked: they had been delivered before but had not run.
+    marked: usize,
+    again: usize,
+    /// Celery's producer repeats what it is not sure of, as a new message.
+    sent_twice: usize,
+}
+
+impl Runs {
+    /// The task `once`, which ought to run once.
+    fn registry(&self) -> Registry {
+        let runs = self.0.clone();
+        example::registry().register("once", move |cx, _| {
+            lock(&runs).push((cx.id().to_owned(), cx.message().delivery_tag.clone(), cx.redelivered()));
+            Ok(json!(cx.id()))
+        })
+    }
+
+    fn count(&self) -> usize {
+        lock(&self.0).len()
+    }
+
+    /// That each of these has run, and no message twice without a mark.
+    fn judge(&self, sent: &[String]) -> Verdict {
+        let (mut tasks, mut verdict) = (BTreeMap::<String, BTreeMap<String, Vec<bool>>>::new(), Verdict::default());
+        for (id, tag, marked) in &*lock(&self.0) {
+            tasks.entry(id.clone()).or_default().entry(tag.clone()).or_default().push(*marked);
+        }
+        assert_eq!(tasks.len(), sent.len(), "lost or from nowhere");
+        for id in sent {
+            let messages = tasks.get(id).unwrap_or_else(|| panic!("{id} is lost"));
+            verdict.sent_twice += messages.len() - 1;
+            for (tag, runs) in messages {
+                assert!(runs.iter().skip(1).all(|marked| *marked), "{id} ran twice unmarked: {tag} {runs:?}");
+            }
+            let again = messages.values().any(|runs| runs.len() > 1);
+            *(if again { &mut verdict.again } else { &mut verdict.once }) += 1;
+            verdict.marked += usize::from(!again && messages.values().any(|runs| runs[0]));
+        }
+        verdict
+    }
+}
+
+/// Settings of a worker that soon loses its patience.
+fn hasty(redis: RedisConfig) -> WorkerConfig {
+    let mut config = settings(RedisConfig { operation_time: SECOND / 2, ..often(redis) });
+    config.concurrency = 2;
+    config
+}
+
+/// What the board says of the part that takes.
+fn taking(worker: &Ours) -> PartState {
+    let parts = worker.board.health.parts(Instant::now());
+    parts.into_iter().find(|part| part.name == "cel-take").expect("it is a part").state
+}
+
+fn nothing_is_held(worker: &Ours, server: &RedisServer) {
+    until("everything is settled", || worker.state().counts.total() == 0);
+    assert_eq!(server.cli::<usize>(&["HLEN", "unacked"]), 0);
+    assert_eq!(server.cli::<usize>(&["ZCARD", "unacked_index"]), 0);
+    assert_eq!(server.cli::<usize>(&["LLEN", "celery"]), 0);
+}
+
+#[test]
+fn a_worker_that_starts_without_redis_says_so_and_works_once_it_is_there() {
+    let _none = NoThreads::expected();
+    let Some(mut server) = RedisServer::away() else { return };
+    let runs = Runs::default();
+    let worker = Ours::start(hasty(server.config()), runs.registry());
+    let mut error = None;
+    until("an error", || {
+        error = worker.state().last_error;
+        error.is_some()
+    });
+    assert!(matches!(&error, Some(RedisError::Dial(_))), "{error:?}");
+    assert!(error.unwrap().to_string().contains("refused") && !worker.wait_ready(Duration::ZERO));
+    assert_eq!(taking(&worker), PartState::Down);
+    server.start_again();
+    assert!(worker.wait_ready(LONG));
+    assert_eq!(taking(&worker), PartState::Up);
+    let client = Client::start(server.config());
+    let pending = client.handle().send_by(Task::new("once"), far()).unwrap();
+    assert_eq!(pending.wait(LONG), Ok(json!(pending.id())));
+    nothing_is_held(&worker, &server);
+}
+
+#[test]
+fn redis_is_restarted_under_load_and_nothing_is_lost_or_run_twice_unmarked() {
+    let restarts = std::env::var("PHALANX_REDIS_RESTARTS");
+    let restarts = restarts.map_or(RESTARTS, |n| n.parse().expect("PHALANX_REDIS_RESTARTS: a number"));
+    let _none = NoThreads::expected();
+    let Some(mut server) = RedisServer::start() else { return };
+    let seed = Rng::from_entropy().next_u64();
+    println!("seed {seed}");
+    let mut rng = Rng::new(seed);
+    let runs = Runs::default();
+    let workers: Vec<_> = (0..2).map(|_| Ours::ready(settings(often(server.config())), runs.registry())).collect();
+    let client = Client::start(often(server.config()));
+    let done = Arc::new(AtomicBool::new(false));
+    let producers: Vec<Thread<Vec<_>>> = (0..2)
+        .map(|n| {
+            let (celery, done, kicked) = (client.handle(), done.clone(), done.clone());
+            let kick = Kick::new("its flag", move || kicked.store(true, Ordering::SeqCst));
+            spawn(format!("t-send-{n}"), kick, move || {
+                let mut sent = Vec::new();
+                while !done.load(Ordering::SeqCst) {
+                    let pending = celery.send_by(Task::new("once"), far()).unwrap();
+                    // Half of them one by one, so that there is always something on its way.
+                    if sent.len() % 2 == 0 {
+                        pending.wait(LONG).unwrap();
+                    }
+                    sent.push(pending);
+                }
+                sent
+            })
+        })
+        .collect();
+    // A producer of Celery beside them.
+    let (mut feed, mut theirs) = (Feed::start(&server.url()), Vec::new());
+    for _ in 0..restarts {
+        if let Some(feed) = &mut feed {
+            feed.tell(&json!({"do": "send_many", "specs": vec![json!({"task": "once"}); 20]}));
+        }
+        let goal = runs.count() + 1 + (rng.next_u64() % 200) as usize;
+        until("work goes on", || runs.count() >= goal);
+        match rng.next_u64() % 2 {
+            0 => server.kill(),
+            _ => server.stop(),
+        }
+        server.start_again();
+        if let Some(feed) = &mut feed {
+            let ids = feed.answer()["ids"].take();
+            theirs.extend(ids.as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned()));
+        }
+    }
+    done.store(true, Ordering::SeqCst);
+    let sent = producers.into_iter().flat_map(|thread| thread.join_by(far()).unwrap()).collect::<Vec<_>>();
+    let found = sent.iter().filter(|pending| pending.wait(LONG) == Ok(json!(pending.id()))).count();
+    let mut ids: Vec<_> = sent.iter().map(|pending| pending.id().to_owned()).collect();
+    assert_eq!(found, ids.len());
+    if let Some(feed) = &mut feed {
+        let states = feed.ask("wait_many", json!({"ids": theirs}));
+        assert_eq!(states["states"], json!({"SUCCESS": theirs.len()}));
+    }
+    ids.append(&mut theirs);
+    workers.iter().for_each(|worker| nothing_is_held(worker, &server));
+    let Verdict { once, marked, again, sent_twice } = runs.judge(&ids);
+    println!(
+        "{restarts} restarts: {} sent ({} by our client, {sent_twice} twice by Celery's), {once} run once ({marked} of them \
+         marked), {again} run again and marked, {} results found",
+        ids.len(),
+        sent.len(),
+        ids.len()
+    );
+}
+
+#[test]
+fn redis_that_answers_slowly_delays_tasks_and_harms_none_and_too_slowly_is_an_error_until_it_is_over() {
+    let _none = NoThreads::expected();
+    let Some(server) = RedisServer::start() else { return };
+    let proxy = FaultyProxy::before(&server);
+    let runs = Runs::default();
+    let worker = Ours::ready(hasty(proxy.config()), runs.registry());
+    let client = Client::start(server.config());
+    let send = |tasks: usize| (0..tasks).map(|_| client.handle().send(Task::new("once")).unwrap()).collect::<Vec<_>>();
+    proxy.delay(Duration::from_millis(100));
+    let mut sent = send(60);
+    for pending in &sent {
+        assert_eq!(pending.wait(LONG), Ok(json!(pending.id())));
+    }
+    assert!(worker.state().last_error.is_none(), "slow is no error: {:?}", worker.state());
+    // Longer than it has patience for.
+    proxy.delay(SECOND);
+    let start = Instant::now();
+    sent.extend(send(60));
+    until("an error", || matches!(worker.state().last_error, Some(RedisError::Timeout { .. })));
+    until("it is not ready", || taking(&worker) == PartState::Down);
+    assert!(start.elapsed() < 5 * SECOND, "{:?}", start.elapsed());
+    proxy.heal();
+    for pending in &sent {
+        assert_eq!(pending.wait(LONG), Ok(json!(pending.id())));
+    }
+    let ids: Vec<_> = sent.iter().map(|pending| pending.id().to_owned()).collect();
+    let verdict = runs.judge(&ids);
+    println!("{} sent, {verdict:?}", ids.len());
+    nothing_is_held(&worker, &server);
+}
+
+#[test]
+fn redis_that_is_frozen_is_found_out_and_what_runs_is_not_given_to_another_when_it_goes_on() {
+    let _none = NoThreads::expected();
+    let Some(server) = RedisServer::start() else { return };
+    let (runs, gate) = (Runs::default(), Gate::new());
+    let registry = gate.registry(runs.registry());
+    let config = |n: usize| {
+        let mut config = hasty(server.config());
+        config.liveness = SECOND * 3 / 2;
+        // Each holds one task, and has a thread for others.
+        config.queues.push(format!("own-{n}"));
+        config
+    };
+    let workers: Vec<_> = (0..3).map(|n| Ours::ready(config(n), registry.clone())).collect();
+    let client = Client::start(server.config());
+    let held: Vec<_> =
+        (0..3).map(|n| client.handle().send(Task::new("gated").queue(format!("own-{n}"))).unwrap()).collect();
+    held.iter().for_each(|_| drop(gate.begun()));
+    let start = Instant::now();
+    server.pause();
+    // Each asks for something at least every half second, to say that it lives.
+    until("all have found out", || {
+        let down = |worker: &Ours| worker.board.errors.last_errors().iter().any(|error| error.place == "cel-cmd");
+        workers.iter().all(down)
+    });
+    assert!(start.elapsed() < 10 * SECOND, "{:?}", start.elapsed());
+    // For Redis they are dead: what says that they live is over.
+    until("their time is over", || start.elapsed() > SECOND * 5 / 2);
+    server.resume();
+    let sent: Vec<_> = (0..50).map(|_| client.handle().send_by(Task::new("once"), far()).unwrap()).collect();
+    for pending in &sent {
+        assert_eq!(pending.wait(LONG), Ok(json!(pending.id())));
+    }
+    // Two looks of each at the others.
+    until("they have looked at one another", || start.elapsed() > 5 * SECOND);
+    gate.open(3);
+    for pending in &held {
+        assert_eq!(pending.wait(LONG), Ok(json!(false)), "nobody was taken for dead");
+    }
+    assert!(gate.is_quiet() && workers.iter().all(|worker| worker.state().restored == 0));
+    let ids: Vec<_> = sent.iter().map(|pending| pending.id().to_owned()).collect();
+    runs.judge(&ids);
+    workers.iter().for_each(|worker| nothing_is_held(worker, &server));
+}
+
+#[test]
+fn redis_that_is_full_is_told_of_and_results_wait_until_there_is_room() {
+    let _none = NoThreads::expected();
+    let Some(server) = RedisServer::start() else { return };
+    let full = |is_full: bool| server.cli::<()>(&["CONFIG", "SET", "maxmemory", if is_full { "1" } else { "0" }]);
+    let (runs, gate) = (Runs::default(), Gate::new());
+    let client = Client::start(server.config());
+    full(true);
+    let worker = Ours::start(hasty(server.config()), gate.registry(runs.registry()));
+    until("it is told at the start", || worker.state().last_error.is_some_and(|error| error.is_server("OOM")));
+    assert!(!worker.state().consuming);
+    full(false);
+    assert!(worker.wait_ready(LONG));
+    let gated: Vec<_> = (0..2).map(|_| client.handle().send(Task::new("gated")).unwrap()).collect();
+    gated.iter().for_each(|_| drop(gate.begun()));
+    let sent: Vec<_> = (0..50).map(|_| client.handle().send(Task::new("once")).unwrap()).collect();
+    full(true);
+    gate.open(2);
+    until("it is told while it works", || {
+        let errors = worker.board.errors.last_errors();
+        errors.iter().any(|error| error.place == "cel-settle" && error.text.contains("OOM"))
+    });
+    assert!(gated.iter().all(|pending| pending.outcome().is_none()));
+    full(false);
+    for pending in &gated {
+        assert_eq!(pending.wait(LONG), Ok(json!(false)));
+    }
+    for pending in &sent {
+        assert_eq!(pending.wait(LONG), Ok(json!(pending.id())));
+    }
+    let ids: Vec<_> = sent.iter().map(|pending| pending.id().to_owned()).collect();
+    assert_eq!(runs.judge(&ids), Verdict { once: 50, ..Verdict::default() });
+    nothing_is_held(&worker, &server);
+}
+
+#[test]
+fn replies_are_cut_short_at_random_places_and_each_task_runs_once() {
+    let _none = NoThreads::expected();
+    let Some(server) = RedisServer::start() else { return };
+    let seed = Rng::from_entropy().next_u64();
+    println!("seed {seed}");
+    let mut rng = Rng::new(seed);
+    let proxy = FaultyProxy::before(&server);
+    let runs = Runs::default();
+    let worker = Ours::ready(settings(often(proxy.config())), runs.registry());
+    let client = Client::start(server.config());
+    let (mut sent, mut cuts) = (Vec::new(), 0);
+    while cuts < 25 {
+        proxy.cut_after(1 + (rng.next_u64() % 4000) as usize);
+        while proxy.is_cutting() {
+            let burst: Vec<_> = (0..10).map(|_| client.handle().send(Task::new("once")).unwrap()).collect();
+            burst[9].wait(LONG).unwrap();
+            sent.extend(burst);
+        }
+        cuts += 1;
+    }
+    for pending in &sent {
+        assert_eq!(pending.wait(LONG), Ok(json!(pending.id())));
+    }
+    let ids: Vec<_> = sent.iter().map(|pending| pending.id().to_owned()).collect();
+    let verdict = runs.judge(&ids);
+    println!("{cuts} cuts, {} connections: {} sent, {verdict:?}", proxy.accepted(), ids.len());
+    nothing_is_held(&worker, &server);
+}
+
+#[test]
+fn a_message_that_was_taken_after_its_request_was_given_up_is_found() {
+    let _none = NoThreads::expected();
+    let Some(server) = RedisServer::start() else { return };
+    let runs = Runs::default();
+    let mut config = settings(server.config());
+    config.liveness = SECOND;
+    let worker = Ours::ready(config, runs.registry());
+    let message = Task::new("once").id("late").message(SystemTime::now().into(), "t", || "tag-late".to_owned());
+    let entry = format!("[{}, \"\", \"celery\"]", message.write().write());
+    // As a request does that was on its way all the time that its sender waited, and over another connection goes on.
+    server.cli::<()>(&["HSET", "unacked", "tag-late", &entry]);
+    server.cli::<()>(&["ZADD", "unacked_index", "4000000000", "tag-late"]);
+    server.cli::<()>(&["HSET", &format!("phalanx.worker.{}.held", worker.id()), "tag-late", "celery"]);
+    let client = Client::start(server.config());
+    assert_eq!(client.handle().result("late").unwrap().wait(LONG), Ok(json!("late")));
+    assert_eq!(runs.judge(&["late".to_owned()]), Verdict { once: 1, marked: 1, ..Verdict::default() });
+    nothing_is_held(&worker, &server);
+}
+
+#[test]
+fn a_stop_without_redis_ends_in_time_and_others_find_what_it_held() {
+    let _none = NoThreads::expected();
+    let Some(mut server) = RedisServer::start() else { return };
+    let gate = Gate::new();
+    let mut config = hasty(server.config());
+    config.liveness = SECOND;
+    let worker = Ours::ready(config.clone(), gate.registry(Registry::new()));
+    let client = Client::start(server.config());
+    let sent: Vec<_> = (0..4).map(|_| client.handle().send(Task::new("gated")).unwrap()).collect();
+    (0..2).for_each(|_| drop(gate.begun()));
+    until("the rest is held", || worker.state().counts.waiting == 2);
+    server.kill();
+    let start = Instant::now();
+    let report = worker.stop(3 * SECOND);
+    assert!(start.elapsed() < 10 * SECOND, "{:?}", start.elapsed());
+    assert_eq!((report.cancelled, report.given_back, report.left), (2, 0, 4));
+    server.start_again();
+    gate.open(4);
+    let second = Ours::ready(config, gate.registry(Registry::new()));
+    for pending in &sent {
+        assert_eq!(pending.wait(LONG), Ok(json!(true)));
+    }
+    assert_eq!(second.state().restored, 4);
+    nothing_is_held(&second, &server);
+}

@@ -1,0 +1,16 @@
+//! Redis and Celery: connections, messaging, our client and worker beside real ones, dispatch over Redis.
+
+#[path = "../testkit/mod.rs"]
+mod testkit;
+
+#[path = "../../examples/celery_worker.rs"]
+mod example;
+
+mod celery_client;
+mod celery_messages;
+mod celery_worker;
+mod celery_worker_faults;
+mod celery_worker_kill;
+mod redis_connection;
+mod redis_messaging;
+mod remote;

@@ -1,0 +1,461 @@
+//! Jobs on other machines: the validator as a front and `phalanx worker`s as processes, with a real Redis between them. What
+//! the facilitator stores is what counts.
+//!
+//! `PHALANX_TEST_KILLS` says how often something is killed.
+
+use crate::testkit::celery;
+use crate::testkit::process;
+use crate::testkit::redis as redis_server;
+use crate::testkit::roles;
+use crate::testkit::scripted_facilitator as scripted;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use celery::Client;
+use phalanx::base::rng::Rng;
+use phalanx::celery::Task;
+use phalanx::protocol::{FacilitatorToValidator, JobStatus, SignedRequest, V2JobRequest};
+use phalanx::transport::ws::WsListener;
+use process::{LONG, Running, nothing_left, phalanx, run};
+use redis_server::{NoThreads, RedisServer};
+use roles::World;
+use rustix::process::Signal;
+use scripted::{GOOD, Plan, ScriptedFacilitator, key};
+use serde_json::{Value, json};
+
+use JobStatus as S;
+
+const KILLS: usize = 12;
+
+/// Why a job is cut short when a front is killed before the job is with Redis, or when three workers in turn are.
+const NOT_THERE: &str = "no worker has it";
+const ILL_LUCK: &str = "was begun 3 times";
+
+struct Scene {
+    world: World,
+    facilitator: ScriptedFacilitator,
+    redis: RedisServer,
+    scratch: tempfile::TempDir,
+    state: tempfile::TempDir,
+}
+
+impl Scene {
+    fn set() -> Option<Self> {
+        let redis = RedisServer::start()?;
+        let world = World::new();
+        let listener = WsListener::bind("127.0.0.1:0", None).unwrap();
+        let facilitator = ScriptedFacilitator::start(listener, world.timer(), Plan::default());
+        let (scratch, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        Some(Self { world, facilitator, redis, scratch, state })
+    }
+
+    fn front(&self, arguments: &[&str]) -> Running {
+        let mut command = phalanx(self.scratch.path());
+        command.args(["validator", "--dispatch", "celery", "--facilitator", &self.facilitator.url]);
+        command.args(["--trusted-signer", &key("//User").ss58(), "--state-dir"]).arg(self.state.path());
+        command.args(arguments).env("PHALANX_KEY", "//Validator").env("PHALANX_REDIS", self.redis.url());
+        Running::start(&mut command)
+    }
+
+    fn worker(&self, name: &str, arguments: &[&str]) -> Running {
+        let mut command = phalanx(self.scratch.path());
+        command.args(["worker", "--name", name, "--liveness", "600ms"]).args(arguments);
+        if !arguments.contains(&"--http") {
+            command.args(["--http", "127.0.0.1:0"]);
+        }
+        command.env("PHALANX_KEY", "//Validator").env("PHALANX_REDIS", self.redis.url());
+        let mut running = Running::start(&mut command);
+        // It has its signal handlers by then.
+        pages(&mut running);
+        running
+    }
+
+    fn end(self) {
+        let Self { world, facilitator, redis, scratch, state: _state } = self;
+        facilitator.stop();
+        // Its threads may be those of the world.
+        drop(redis);
+        drop(world);
+        nothing_left(scratch.path());
+    }
+}
+
+/// Stops a process as an operator would; gives what it has logged.
+fn stopped(running: Running) -> String {
+    let (_, finished) = running.stop(Signal::TERM);
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    finished.stderr
+}
+
+/// Jobs with one signature, which does not cover the uuid.
+fn jobs(count: usize) -> Vec<V2JobRequest> {
+    let job = roles::job(&key("//User"));
+    (0..count).map(|_| V2JobRequest { uuid: uuid::Uuid::new_v4().to_string(), ..job.clone() }).collect()
+}
+
+fn pages(running: &mut Running) -> String {
+    let line: Value = serde_json::from_str(&running.line()).unwrap();
+    line["http"].as_str().unwrap().to_owned()
+}
+
+/// Asks for the status of a role until it answers as wished; gives it.
+fn until(scratch: &Path, pages: &str, done: impl Fn(&Value) -> bool) -> Value {
+    let limit = Instant::now() + LONG;
+    loop {
+        let finished = run(phalanx(scratch).args(["status", "--json", "--http", pages]));
+        match serde_json::from_str(&finished.stdout) {
+            Ok(status) if done(&status) => return status,
+            answer => assert!(Instant::now() < limit, "never: {answer:#?} {}", finished.stderr),
+        }
+    }
+}
+
+/// A miner with one executor, and the file that says where it is.
+fn miner(scene: &Scene, folder: &Path) -> (Running, String) {
+    let mut command = phalanx(scene.scratch.path());
+    command.args(["miner", "--listen", "127.0.0.1:0", "--validator", &key("//Validator").ss58()]);
+    command.args(["--executors", "always_on.test=1", "--runner", "process", "--drain-time", "1s", "--state-dir"]);
+    let mut running = Running::start(command.arg(folder.join("miner")).env("PHALANX_KEY", "//Miner"));
+    let line: Value = serde_json::from_str(&running.line()).unwrap();
+    let port = line["listening"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
+    let text = format!("[[miner]]\nhotkey = \"{}\"\naddress = \"127.0.0.1\"\nport = {port}\n", key("//Miner").ss58());
+    let file = folder.join("miners.toml");
+    std::fs::write(&file, text).unwrap();
+    (running, file.to_str().unwrap().to_owned())
+}
+
+/// A job that says that it runs, and ends when a file is there.
+fn waiting_job(folder: &Path) -> V2JobRequest {
+    let folder = folder.display();
+    let script = format!("echo run >>{folder}/runs; while [ ! -e {folder}/go ]; do sleep 0.02; done; echo done");
+    let args = ["sh".to_owned(), "-c".to_owned(), script];
+    let mut job = V2JobRequest { args: args.to_vec(), ..roles::job(&key("//User")) };
+    job.sign(&key("//User"), 1_700_000_000_000_000_000);
+    job
+}
+
+#[test]
+fn a_worker_that_is_killed_in_mid_job_is_replaced_and_the_job_runs_once() {
+    let _none = NoThreads::expected();
+    let Some(scene) = Scene::set() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (miner, miners) = miner(&scene, folder.path());
+    let front = scene.front(&[]);
+    let first = scene.worker("first@here", &["--miners", &miners]);
+    let job = waiting_job(folder.path());
+    scene.facilitator.submit(job.clone());
+    let at = |state: &scripted::State, status| {
+        state.histories.get(&job.uuid).is_some_and(|history| history.statuses.contains(&status))
+    };
+    scene.facilitator.wait("the job runs", |state| at(state, S::VolumesReady));
+    first.signal(Signal::KILL);
+    first.finish();
+    let address = format!("127.0.0.1:{}", redis_server::free_port());
+    let second = scene.worker("second@here", &["--miners", &miners, "--http", &address]);
+    let status = until(scene.scratch.path(), &address, |status| status["details"]["jobs"] == 1);
+    assert_eq!((&status["role"], &status["details"]["restored"]), (&json!("worker"), &json!(1)), "{status:#}");
+    std::fs::write(folder.path().join("go"), "").unwrap();
+    assert_eq!(scene.facilitator.history(&job.uuid), GOOD);
+    let end = scene.facilitator.state().histories[&job.uuid].end.clone().unwrap();
+    assert_eq!(end.miner_response.unwrap().docker_process_stdout, "done\n");
+    assert_eq!(std::fs::read_to_string(folder.path().join("runs")).unwrap(), "run\n", "it ran once");
+
+    // A worker that is stopped hands its jobs over as well.
+    std::fs::remove_file(folder.path().join("go")).unwrap();
+    let job = waiting_job(folder.path());
+    scene.facilitator.submit(job.clone());
+    let at = |state: &scripted::State, status| {
+        state.histories.get(&job.uuid).is_some_and(|history| history.statuses.contains(&status))
+    };
+    scene.facilitator.wait("the job runs", |state| at(state, S::VolumesReady));
+    // The second signal takes the time to drain away.
+    second.signal(Signal::TERM);
+    let third = scene.worker("third@here", &["--miners", &miners]);
+    assert!(stopped(second).contains("1 jobs go on elsewhere"));
+    std::fs::write(folder.path().join("go"), "").unwrap();
+    assert_eq!(scene.facilitator.history(&job.uuid), GOOD);
+    assert_eq!(std::fs::read_to_string(folder.path().join("runs")).unwrap(), "run\nrun\n", "each ran once");
+    for running in [front, third, miner] {
+        stopped(running);
+    }
+    scene.end();
+}
+
+#[test]
+fn whatever_is_killed_each_job_ends_once_and_in_order() {
+    let _none = NoThreads::expected();
+    let Some(mut scene) = Scene::set() else { return };
+    let kills = std::env::var("PHALANX_TEST_KILLS").map_or(KILLS, |n| n.parse().expect("PHALANX_TEST_KILLS: a number"));
+    let seed = Rng::from_entropy().next_u64();
+    println!("seed {seed}");
+    let mut rng = Rng::new(seed);
+    let stub = ["--stub-time", "5ms"];
+    let start_front = |scene: &Scene| scene.front(&["--queue-time", "10s"]);
+    let mut front = start_front(&scene);
+    let mut workers = [scene.worker("a@here", &stub), scene.worker("b@here", &stub)];
+    let mut asked = Vec::new();
+    let mut killed = [0; 4];
+    for _ in 0..kills {
+        let batch = jobs(5 + (rng.next_u64() % 30) as usize);
+        let updates = 6 * batch.len();
+        batch.iter().for_each(|job| scene.facilitator.submit(job.clone()));
+        asked.extend(batch);
+        let moment = scene.facilitator.state().updates + 1 + rng.next_u64() as usize % updates;
+        let all = asked.len();
+        scene.facilitator.wait("the moment", |state| state.updates >= moment || state.ended == all);
+        let what = rng.next_u64() as usize % 4;
+        killed[what] += 1;
+        match what {
+            0 => {
+                front.signal(Signal::KILL);
+                front.finish();
+                front = start_front(&scene);
+            }
+            1 => {
+                scene.redis.kill();
+                scene.redis.start_again();
+            }
+            _ => {
+                let which = rng.next_u64() as usize % 2;
+                let (name, signal) = (["a@here", "b@here"][which], [Signal::KILL, Signal::TERM][what - 2]);
+                let fresh = scene.worker(name, &stub);
+                let old = std::mem::replace(&mut workers[which], fresh);
+                old.signal(signal);
+                let finished = old.finish();
+                assert_eq!(finished.code, if what == 2 { None } else { Some(0) }, "{}", finished.stderr);
+            }
+        }
+    }
+    scene.facilitator.wait("all have ended", |state| state.ended == asked.len());
+    scene.facilitator.assert_sound();
+    let mut completed = 0;
+    let mut broken: BTreeMap<&str, usize> = BTreeMap::new();
+    {
+        let state = scene.facilitator.state();
+        for job in &asked {
+            let history = &state.histories[&job.uuid];
+            let Some((end, steps)) = history.statuses.split_last() else { panic!("nothing of {}", job.uuid) };
+            if *end == S::Completed {
+                assert_eq!(history.statuses, GOOD);
+                completed += 1;
+                continue;
+            }
+            assert!(GOOD.starts_with(steps), "{:?}", history.statuses);
+            let details = history.end.clone().unwrap();
+            let rejected = details.job_rejection_details.map(|details| details.message);
+            let failed = details.horde_failure_details.map(|details| details.message);
+            let why = rejected.or(failed).unwrap();
+            let known = [NOT_THERE, ILL_LUCK].into_iter().find(|known| why.contains(known));
+            *broken.entry(known.unwrap_or_else(|| panic!("{why}"))).or_default() += 1;
+        }
+        println!(
+            "kill -9 of the front {}, of Redis {}, of a worker {}, stops of a worker {}: {} jobs, {completed} completed, \
+             cut short {broken:?}, {} updates, {} of them repeats",
+            killed[0],
+            killed[1],
+            killed[2],
+            killed[3],
+            asked.len(),
+            state.updates,
+            state.repeats
+        );
+    }
+    // A kill hits what a front has just received.
+    assert!(killed[0] > 0 || !broken.contains_key(NOT_THERE), "{broken:?}");
+    assert!(killed[2] >= 3 || !broken.contains_key(ILL_LUCK), "{broken:?}");
+    let left: usize = scene.redis.cli(&["XLEN", &format!("phalanx.events.{}", key("//Validator").ss58())]);
+    assert_eq!(left, 0, "what is over is gone from Redis");
+    // What was said of a job once more, because the answer was lost with Redis, goes by itself.
+    let wanted: Vec<String> = scene.redis.cli(&["KEYS", "phalanx.job.*"]);
+    for key in &wanted {
+        assert!(scene.redis.cli::<i64>(&["PTTL", key]) > 0, "{key} stays for ever");
+    }
+    assert!(killed[1] > 0 || wanted.is_empty(), "{wanted:?}");
+    stopped(front);
+    workers.into_iter().for_each(|worker| drop(stopped(worker)));
+    scene.end();
+}
+
+#[test]
+fn without_a_worker_a_job_is_rejected_and_a_late_worker_leaves_it_alone() {
+    let _none = NoThreads::expected();
+    let Some(scene) = Scene::set() else { return };
+    let front = scene.front(&["--queue-time", "300ms"]);
+    let job = jobs(1).remove(0);
+    scene.facilitator.submit(job.clone());
+    assert_eq!(scene.facilitator.history(&job.uuid), [S::Received, S::Rejected]);
+    let end = scene.facilitator.state().histories[&job.uuid].end.clone().unwrap();
+    let details = end.job_rejection_details.unwrap();
+    assert_eq!((details.reason.as_str(), details.message.as_str()), ("busy", "no worker took the job within 300ms"));
+    // It is still in the queue, as Celery's tools would see.
+    assert_eq!(scene.redis.cli::<usize>(&["LLEN", "phalanx"]), 1);
+    let client = Client::start(scene.redis.config());
+    let result = client.handle().result(&job.uuid).unwrap();
+    let worker = scene.worker("late@here", &["--stub-time", "0s"]);
+    assert_eq!(result.wait(LONG), Ok(json!({"uuid": job.uuid, "status": null})));
+    drop(result);
+    // The next one is run.
+    let next = jobs(1).remove(0);
+    scene.facilitator.submit(next.clone());
+    assert_eq!(scene.facilitator.history(&next.uuid), GOOD);
+    client.stop();
+    for running in [front, worker] {
+        stopped(running);
+    }
+    scene.end();
+}
+
+#[test]
+fn any_celery_producer_may_send_a_job_and_gets_its_end_as_the_result() {
+    let _none = NoThreads::expected();
+    let Some(scene) = Scene::set() else { return };
+    let worker = scene.worker("w@here", &["--stub-time", "0s"]);
+    let client = Client::start(scene.redis.config());
+    let celery = client.handle();
+    let job = jobs(1).remove(0);
+    let request: Value = serde_json::from_str(&FacilitatorToValidator::from(job.clone()).encode()).unwrap();
+    let send = |request: Value| {
+        let task = Task::new("phalanx.execute_job").queue("phalanx").kwarg("request", request);
+        celery.send(task).unwrap().wait(LONG)
+    };
+    let end = send(request).unwrap();
+    assert_eq!((&end["uuid"], &end["status"]), (&json!(job.uuid), &json!("completed")), "{end}");
+    assert!(end["metadata"]["miner_response"].is_object(), "{end}");
+    let wrong = send(json!({"uuid": 7})).unwrap_err().to_string();
+    assert!(wrong.starts_with("ValueError: request: "), "{wrong}");
+    let seen = celery.inspect("registered", &json!({}), &[], LONG).unwrap();
+    assert_eq!(seen, [("w@here".to_owned(), json!(["phalanx.execute_job"]))].into());
+    // As `celery control shutdown`.
+    assert_eq!(celery.broadcast("shutdown", &json!({}), &[], redis_server::far()).unwrap(), 1);
+    let finished = worker.finish();
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    assert!(finished.stderr.contains("asked to stop by remote control"), "{}", finished.stderr);
+    client.stop();
+    scene.end();
+}
+
+#[test]
+fn a_stop_of_the_front_lets_jobs_end_and_calls_off_what_does_not() {
+    let _none = NoThreads::expected();
+    let Some(scene) = Scene::set() else { return };
+    let front = scene.front(&["--drain-time", "30s"]);
+    let slow = scene.worker("w@here", &["--stub-time", "200ms"]);
+    let job = jobs(1).remove(0);
+    scene.facilitator.submit(job.clone());
+    let accepted = |uuid: &str, state: &scripted::State| {
+        state.histories.get(uuid).is_some_and(|history| history.statuses.contains(&S::Accepted))
+    };
+    scene.facilitator.wait("the job runs", |state| accepted(&job.uuid, state));
+    stopped(front);
+    assert_eq!(scene.facilitator.state().histories[&job.uuid].statuses, GOOD);
+
+    let front = scene.front(&["--drain-time", "100ms"]);
+    let job = jobs(1).remove(0);
+    scene.facilitator.submit(job.clone());
+    scene.facilitator.wait("the job runs", |state| accepted(&job.uuid, state));
+    let (_, finished) = front.stop(Signal::TERM);
+    assert!(finished.stderr.contains("1 jobs cancelled"), "{}", finished.stderr);
+    assert_eq!(scene.facilitator.state().histories[&job.uuid].statuses.last(), Some(&S::HordeFailed));
+    let client = Client::start(scene.redis.config());
+    let result = client.handle().result(&job.uuid).unwrap();
+    assert_eq!(result.wait(LONG).unwrap_err().to_string(), "it was called off: terminated");
+    drop(result);
+    client.stop();
+    stopped(slow);
+    scene.end();
+}
+
+#[test]
+fn a_job_outlives_any_number_of_workers_that_are_stopped() {
+    let _none = NoThreads::expected();
+    let Some(scene) = Scene::set() else { return };
+    let front = scene.front(&[]);
+    let job = jobs(1).remove(0);
+    scene.facilitator.submit(job.clone());
+    for n in 0..5 {
+        let pages = format!("127.0.0.1:{}", redis_server::free_port());
+        let name = format!("w{n}@here");
+        let worker = scene.worker(&name, &["--stub-time", "1h", "--drain-time", "0s", "--http", &pages]);
+        until(scene.scratch.path(), &pages, |status| status["details"]["jobs"] == 1);
+        assert!(stopped(worker).contains("1 jobs go on elsewhere"));
+    }
+    let worker = scene.worker("last@here", &["--stub-time", "0s"]);
+    assert_eq!(scene.facilitator.history(&job.uuid), GOOD);
+    for running in [front, worker] {
+        stopped(running);
+    }
+    scene.end();
+}
+
+#[test]
+fn without_redis_both_say_so_on_their_pages_and_stop_at_once() {
+    let _none = NoThreads::expected();
+    let Some(mut scene) = Scene::set() else { return };
+    scene.redis.kill();
+    let address = || format!("127.0.0.1:{}", redis_server::free_port());
+    let (front_pages, worker_pages) = (address(), address());
+    let front = scene.front(&["--http", &front_pages, "--queue-time", "300ms"]);
+    let worker = scene.worker("w@here", &["--stub-time", "0s", "--http", &worker_pages]);
+    let parts_down = |status: &Value| -> Vec<String> {
+        let parts = status["parts"].as_array().unwrap().iter();
+        let down = parts.filter(|part| part["state"] != "up").map(|part| part["name"].as_str().unwrap().to_owned());
+        down.collect()
+    };
+    for (pages, part) in [(&front_pages, "rds-sub"), (&worker_pages, "cel-take")] {
+        let told = |status: &Value| {
+            let said = status["parts"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|p| p["name"] == part && p.to_string().contains("refused"));
+            status["ready"] == false && said
+        };
+        let status = until(scene.scratch.path(), pages, told);
+        assert!(parts_down(&status).contains(&part.to_owned()), "{status:#}");
+    }
+    let job = jobs(1).remove(0);
+    scene.facilitator.submit(job.clone());
+    assert_eq!(scene.facilitator.history(&job.uuid), [S::Received, S::Rejected]);
+    let end = scene.facilitator.state().histories[&job.uuid].end.clone().unwrap();
+    let why = end.job_rejection_details.unwrap().message;
+    assert!(why.contains("not handed to the workers") || why.contains("no worker took the job"), "{why}");
+    for running in [front, worker] {
+        let (took, finished) = running.stop(Signal::TERM);
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        assert!(took.as_secs() < 5, "{took:?}: {}", finished.stderr);
+    }
+    scene.end();
+}
+
+#[test]
+fn wrong_flags_are_one_clear_line_each() {
+    let scratch = tempfile::tempdir().unwrap();
+    let refused = |arguments: &[&str]| {
+        let mut command: Command = phalanx(scratch.path());
+        let finished = run(command.args(arguments).env("PHALANX_KEY", "//Alice"));
+        assert_eq!((finished.code, finished.stdout.as_str()), (Some(2), ""), "{finished:?}");
+        assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
+        finished.stderr
+    };
+    let front = ["validator", "--facilitator", "ws://127.0.0.1:1/ws/v0/", "--state-dir", "s"];
+    let with = |more: &[&str]| refused(&[&front[..], more].concat());
+    assert!(with(&["--dispatch", "celery"]).contains("--redis is missing; give the URL"));
+    let miners = scratch.path().join("miners.toml");
+    let text = format!("[[miner]]\nhotkey = \"{}\"\naddress = \"127.0.0.1\"\nport = 1\n", key("//Miner").ss58());
+    std::fs::write(&miners, text).unwrap();
+    let stray = with(&["--miners", miners.to_str().unwrap(), "--redis", "redis://127.0.0.1"]);
+    assert!(stray.contains("--redis goes with --dispatch celery"), "{stray}");
+    let url = with(&["--dispatch", "celery", "--redis", "http://u:secret@h"]);
+    assert!(url.contains("redis://") && !url.contains("secret"), "{url}");
+    assert!(refused(&["worker", "--stub-time", "0s"]).contains("--redis is missing"));
+    let redis = ["worker", "--redis", "redis://127.0.0.1"];
+    assert!(refused(&redis).contains("--miners is missing"));
+    let both = refused(&[&redis[..], &["--stub-time", "0s", "--miners", "/dev/null"]].concat());
+    assert!(both.contains("give --miners or --stub-time, not both"), "{both}");
+    let none = refused(&[&redis[..], &["--stub-time", "0s", "--workers", "0"]].concat());
+    assert!(none.contains("workers is 0; it should be from 1 to 1000"), "{none}");
+    let dead = refused(&[&redis[..], &["--stub-time", "0s", "--liveness", "10ms"]].concat());
+    assert!(dead.contains("150 ms or more"), "{dead}");
+}

@@ -1,0 +1,11 @@
+//! The real binary: processes, signals, exit codes.
+
+#[path = "../testkit/mod.rs"]
+mod testkit;
+
+mod demo;
+mod facilitator_kill;
+mod outbox;
+mod process;
+mod secrets;
+mod status;

@@ -1,0 +1,416 @@
+//! The roles as processes of their own, by the command-line contract: a network of four, its signals, and bad input.
+
+use crate::testkit::process;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use process::{Running, nothing_left, phalanx, processes_of, run};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+const ALICE: &str = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY";
+const BOB: &str = "5FHneW46xGXgs5mUiveU4sbTyGBzmstUspZC92UhjJM694ty";
+const CHARLIE: &str = "5FLSigC9HGRKVhB9FiEo4Y3koPsNmBmLJbpXg2mp1hXcS59Y";
+
+/// A facilitator, a miner (Bob) and a validator (Alice); Charlie is the user.
+struct Network {
+    facilitator: Running,
+    miner: Running,
+    validator: Running,
+    http: String,
+    folder: tempfile::TempDir,
+    /// The roles' `TMPDIR`, which has to be empty in the end.
+    scratch: tempfile::TempDir,
+}
+
+fn announced(running: &mut Running, key: &str) -> String {
+    let line: Value = serde_json::from_str(&running.line()).unwrap();
+    line[key].as_str().unwrap().to_owned()
+}
+
+impl Network {
+    fn start(tls: bool) -> Self {
+        Self::start_with(tls, &["--runner", "process"])
+    }
+
+    fn start_with(tls: bool, miner_arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let start = |command: &mut Command| Running::start(command.env("RUST_LOG", "info"));
+        let cert = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        std::fs::write(path("cert.pem"), cert.cert.pem()).unwrap();
+        std::fs::write(path("key.pem"), cert.signing_key.serialize_pem()).unwrap();
+        let mut facilitator = phalanx(scratch.path());
+        facilitator.args(["facilitator", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+        facilitator.args(["--validator", ALICE, "--user", CHARLIE, "--state-dir"]).arg(path("facilitator"));
+        if tls {
+            facilitator.arg("--tls-cert").arg(path("cert.pem")).arg("--tls-key").arg(path("key.pem"));
+        }
+        let mut facilitator = start(&mut facilitator);
+        let line: Value = serde_json::from_str(&facilitator.line()).unwrap();
+        let http = format!("http://{}", line["http"].as_str().unwrap());
+        let port = line["listening"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
+        let url = if tls { format!("wss://localhost:{port}/ws/v0/") } else { format!("ws://127.0.0.1:{port}/ws/v0/") };
+
+        let mut miner = phalanx(scratch.path());
+        miner.args(["miner", "--listen", "127.0.0.1:0", "--validator", ALICE, "--executors", "always_on.test=2"]);
+        miner.args(miner_arguments).args(["--drain-time", "1s", "--state-dir"]).arg(path("miner"));
+        if tls {
+            miner.arg("--tls-cert").arg(path("cert.pem")).arg("--tls-key").arg(path("key.pem"));
+        }
+        let mut miner = start(miner.env("PHALANX_KEY", "//Bob").env("PHALANX_TLS_CA", path("cert.pem")));
+        let listening = announced(&mut miner, "listening");
+        let port = listening.rsplit(':').next().unwrap();
+        let miners = format!("[[miner]]\nhotkey = \"{BOB}\"\naddress = \"127.0.0.1\"\nport = {port}\ntls = {tls}\n");
+        std::fs::write(path("miners.toml"), miners).unwrap();
+
+        let mut validator = phalanx(scratch.path());
+        validator.args(["validator", "--http", "127.0.0.1:0", "--drain-time", "1s", "--trusted-signer", CHARLIE]);
+        validator.arg("--miners").arg(path("miners.toml")).arg("--state-dir").arg(path("validator"));
+        if tls {
+            validator.arg("--tls-ca").arg(path("cert.pem"));
+        }
+        let mut validator = start(validator.env("PHALANX_KEY", "//Alice").env("FACILITATOR_URI", url));
+        announced(&mut validator, "http");
+        Self { facilitator, miner, validator, http, folder, scratch }
+    }
+
+    fn submit(&self, job: &str) -> Command {
+        let file = self.folder.path().join("job.json");
+        std::fs::write(&file, job).unwrap();
+        let mut command = phalanx(self.scratch.path());
+        command.arg("submit").arg(file).args(["--facilitator", &self.http, "--target", ALICE, "--wait", "--json"]);
+        command.env("PHALANX_KEY", "//Charlie");
+        command
+    }
+
+    /// Stops each role and asserts that all is gone; the codes of validator, miner and facilitator.
+    fn stop(self, signal: Signal) -> [Option<i32>; 3] {
+        let Self { facilitator, miner, validator, scratch, .. } = self;
+        let codes = [("validator", validator), ("miner", miner), ("facilitator", facilitator)].map(|(name, role)| {
+            let (took, finished) = role.stop(signal);
+            assert!(took < Duration::from_secs(20), "{name}: {took:?}");
+            for secret in ["//Alice", "//Bob", "executor_interface/"] {
+                assert!(!finished.stderr.contains(secret), "{name} logs {secret}:\n{}", finished.stderr);
+            }
+            finished.code
+        });
+        nothing_left(scratch.path());
+        codes
+    }
+}
+
+const NO_OP: &str = r#"{"executor_class": "always_on.test", "docker_image": "x", "args": ["echo", "done"]}"#;
+const LONG_JOB: &str = r#"{"executor_class": "always_on.test", "docker_image": "x", "args": ["sleep", "600"],
+    "execution_time_limit": 600}"#;
+
+fn result(stdout: &str) -> Value {
+    serde_json::from_str(stdout.lines().next().expect("a result")).unwrap()
+}
+
+#[test]
+fn four_processes_run_a_job_over_plain_and_tls_and_end_on_either_signal() {
+    for (tls, signal) in [(false, Signal::INT), (true, Signal::TERM)] {
+        let network = Network::start(tls);
+        let finished = run(&mut network.submit(NO_OP));
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        let job = result(&finished.stdout);
+        assert_eq!((job["status"].as_str(), job["stdout"].as_str()), (Some("completed"), Some("done\n")));
+        assert_eq!(network.stop(signal), [Some(0); 3]);
+    }
+}
+
+/// The command line of each job process that belongs to the folder.
+fn job_runs(scratch: &Path) -> bool {
+    processes_of(scratch).iter().any(|line| line.starts_with("sleep 600"))
+}
+
+fn wait_until(what: &str, done: impl Fn() -> bool) {
+    let limit = std::time::Instant::now() + process::LONG;
+    while !done() {
+        assert!(std::time::Instant::now() < limit, "never: {what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_job_that_a_stop_cuts_short_ends_as_horde_failed_and_leaves_nothing() {
+    let network = Network::start(false);
+    let submit = Running::start(&mut network.submit(LONG_JOB));
+    wait_until("the job runs", || job_runs(network.scratch.path()));
+    // The validator's drain time is a second, then it gives the job up, and says so.
+    let Network { facilitator, miner, validator, scratch, folder: _folder, http: _ } = network;
+    let (took, finished) = validator.stop(Signal::TERM);
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    assert!((Duration::from_secs(1)..Duration::from_secs(15)).contains(&took), "{took:?}");
+    let submitted = submit.finish();
+    assert_eq!(submitted.code, Some(1));
+    let job = result(&submitted.stdout);
+    assert_eq!(job["status"], "horde_failed");
+    assert!(job["error"].as_str().unwrap().contains("stopped before the job had ended"), "{job}");
+    assert_eq!(miner.stop(Signal::TERM).1.code, Some(0));
+    assert_eq!(facilitator.stop(Signal::TERM).1.code, Some(0));
+    nothing_left(scratch.path());
+}
+
+#[test]
+fn an_executor_that_is_killed_ends_its_job_in_horde_failed_and_nothing_is_left() {
+    let network = Network::start(false);
+    let submit = Running::start(&mut network.submit(LONG_JOB));
+    wait_until("the job runs", || job_runs(network.scratch.path()));
+    let mut executors = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let read = |name: &str| std::fs::read(entry.path().join(name)).unwrap_or_default();
+        let line = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+        let environ = String::from_utf8_lossy(&read("environ")).into_owned();
+        let ours = environ.contains(&*network.scratch.path().to_string_lossy());
+        if ours && line.contains("phalanx executor") {
+            executors.push(pid);
+            // Whom to trust is all that it has of the miner's own settings.
+            let settings: Vec<&str> = environ.split('\0').filter(|variable| variable.starts_with("PHALANX_")).collect();
+            assert_eq!(settings, [format!("PHALANX_TLS_CA={}", network.folder.path().join("cert.pem").display())]);
+        }
+    }
+    assert_eq!(executors.len(), 1);
+    kill_process(Pid::from_raw(executors[0]).unwrap(), Signal::KILL).unwrap();
+    let submitted = submit.finish();
+    assert_eq!(submitted.code, Some(1));
+    let job = result(&submitted.stdout);
+    assert_eq!(job["status"], "horde_failed");
+    assert!(job["error"].as_str().unwrap().starts_with("executor_disconnected"), "{job}");
+    // The end is reported when the connection breaks, and the miner cleans up after that; its stop waits for it.
+    let Network { facilitator, miner, validator, scratch, .. } = network;
+    for role in [validator, miner, facilitator] {
+        assert_eq!(role.stop(Signal::TERM).1.code, Some(0));
+    }
+    nothing_left(scratch.path());
+}
+
+/// An image of the binary with the libraries that it loads, and of busybox for the job; removed when dropped.
+struct ExecutorImage(String);
+
+impl ExecutorImage {
+    /// `None`, loudly, without an engine or what an image is made of.
+    fn build() -> Option<Self> {
+        let binary = env!("CARGO_BIN_EXE_phalanx");
+        let engine = Command::new("docker").arg("version").output().is_ok_and(|o| o.status.success());
+        let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|p| Path::new(p).exists());
+        let loaded = Command::new("ldd").arg(binary).output();
+        let (true, Some(busybox), Ok(loaded)) = (engine, busybox, loaded) else {
+            assert!(
+                std::env::var_os("PHALANX_TEST_REQUIRE_ALL").is_none(),
+                "docker, busybox-static and ldd are required"
+            );
+            println!("SKIPPED: no Docker Engine, no static busybox or no ldd");
+            return None;
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let add = |from: &str, to: &str| {
+            let to = folder.path().join(to.trim_start_matches('/'));
+            std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+            std::fs::copy(from, to).unwrap();
+        };
+        add(binary, "/bin/phalanx");
+        add(busybox, "/bin/echo");
+        for word in String::from_utf8(loaded.stdout).unwrap().split_whitespace().filter(|w| w.starts_with('/')) {
+            add(word, word);
+        }
+        std::fs::create_dir(folder.path().join("tmp")).unwrap();
+        let archive = folder.path().join("image.tar");
+        let mut pack = Command::new("tar");
+        pack.arg("-C").arg(folder.path()).arg("-cf").arg(&archive).args(["--exclude", "image.tar", "."]);
+        assert!(pack.status().unwrap().success());
+        let name = format!("phalanx-test-executor:{}", std::process::id());
+        let entry = r#"ENTRYPOINT ["/bin/phalanx"]"#;
+        let import = Command::new("docker")
+            .args(["import", "--change", entry, "--change", "ENV PATH=/bin"])
+            .arg(&archive)
+            .arg(&name)
+            .output();
+        assert!(import.unwrap().status.success());
+        Some(Self(name))
+    }
+}
+
+impl Drop for ExecutorImage {
+    fn drop(&mut self) {
+        // A test that has failed may have left a container of it.
+        drop(Command::new("docker").args(["rmi", "--force", &self.0]).output());
+    }
+}
+
+#[test]
+fn executors_run_in_containers_too() {
+    let Some(image) = ExecutorImage::build() else { return };
+    let arguments = ["--runner", "process", "--executor-backend", "docker", "--executor-image", &image.0];
+    let network = Network::start_with(false, &arguments);
+    let finished = run(&mut network.submit(NO_OP));
+    assert_eq!(finished.code, Some(0), "{}{}", finished.stdout, finished.stderr);
+    assert_eq!(result(&finished.stdout)["stdout"], "done\n");
+    assert_eq!(network.stop(Signal::TERM), [Some(0); 3]);
+    let list = ["ps", "--all", "--quiet", "--filter", &format!("ancestor={}", image.0)];
+    assert!(Command::new("docker").args(list).output().unwrap().stdout.is_empty(), "a container is left");
+}
+
+#[test]
+fn a_second_signal_cancels_and_a_third_exits_now() {
+    let network = Network::start(false);
+    let submit = Running::start(&mut network.submit(LONG_JOB));
+    wait_until("the job runs", || job_runs(network.scratch.path()));
+    let Network { facilitator, miner, validator, scratch, .. } = network;
+    miner.signal(Signal::TERM);
+    let (took, finished) = miner.stop(Signal::TERM);
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    let submitted = submit.finish();
+    assert_eq!(result(&submitted.stdout)["status"], "horde_failed", "{submitted:?}");
+    assert_eq!(validator.stop(Signal::TERM).1.code, Some(0));
+    let (_, finished) = facilitator.stop(Signal::QUIT);
+    assert_eq!(finished.code, Some(130));
+    nothing_left(scratch.path());
+}
+
+#[test]
+fn bad_input_is_one_line_with_exit_2_and_starts_nothing() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_string_lossy().into_owned()
+    };
+    let state = folder.path().join("state").to_string_lossy().into_owned();
+    let miners = path("miners.toml", &format!("[[miner]]\nhotkey = \"{BOB}\"\naddress = \"x\"\nport = 0\n"));
+    let good = path("good.toml", &format!("[[miner]]\nhotkey = \"{BOB}\"\naddress = \"x\"\nport = 1\n"));
+    let job = path("job.json", r#"{"executor_class": "always_on.test", "docker_image": "x", "argz": []}"#);
+    let config = path("phalanx.toml", "[validator]\nfacilitater = \"ws://x\"\n");
+    let validator = ["validator", "--facilitator", "ws://127.0.0.1:1", "--state-dir", &state];
+    let miner = ["miner", "--validator", ALICE, "--state-dir", &state, "--key", "//Bob", "--executors"];
+    let cases: Vec<(Vec<&str>, Vec<&str>)> = vec![
+        (
+            [&validator[..], &["--key", "//Alice", "--miners", &miners]].concat(),
+            vec!["miners.toml", "port is 0", "1 to 65535"],
+        ),
+        ([&validator[..], &["--key", "/no/such/key", "--miners", &good]].concat(), vec!["--key", "/no/such/key"]),
+        ([&validator[..], &["--key", "//Alice", "--miners", "/no/such.toml"]].concat(), vec!["/no/such.toml"]),
+        ([&validator[..], &["--key", "//Alice"]].concat(), vec!["--miners is missing"]),
+        ([&validator[..], &["--key", "//Alice", "--miners", &good, "--workers", "0"]].concat(), vec!["workers is 0"]),
+        (
+            [&validator[..], &["--config", &config]].concat(),
+            vec!["phalanx.toml", "facilitater", "did you mean \"facilitator\""],
+        ),
+        (
+            vec![
+                "validator",
+                "--key",
+                "//Alice",
+                "--state-dir",
+                &state,
+                "--miners",
+                &good,
+                "--facilitator",
+                "http://x",
+            ],
+            vec!["http://x", "wss://"],
+        ),
+        ([&miner[..], &["always_on.test=0", "--listen", "127.0.0.1:0"]].concat(), vec!["--executors", "1 to 1000"]),
+        ([&miner[..], &["nope=1", "--listen", "127.0.0.1:0"]].concat(), vec!["--executors", "nope", "always_on.test"]),
+        ([&miner[..], &["always_on.test=1", "--listen", "nowhere"]].concat(), vec!["--listen", "ADDRESS:PORT"]),
+        (
+            [&miner[..], &["always_on.test=1", "--listen", "127.0.0.1:0", "--executor-backend", "docker"]].concat(),
+            vec!["--executor-image"],
+        ),
+        (
+            vec![
+                "facilitator",
+                "--listen",
+                "127.0.0.1:0",
+                "--http",
+                "127.0.0.1:0",
+                "--validator",
+                "5abc",
+                "--user",
+                BOB,
+                "--state-dir",
+                &state,
+            ],
+            vec!["--validator", "5abc"],
+        ),
+        (
+            vec!["submit", &job, "--facilitator", "http://127.0.0.1:1", "--key", "//Bob", "--target", ALICE],
+            vec!["job.json", "argz", "did you mean \"args\""],
+        ),
+        (
+            vec!["submit", "/no/such.json", "--facilitator", "http://127.0.0.1:1", "--key", "//Bob", "--target", ALICE],
+            vec!["/no/such.json"],
+        ),
+        (vec!["executor"], vec!["MINER_ADDRESS is not set"]),
+        (vec!["wire", "check", "--link", "nope"], vec!["--link", "nope"]),
+        (vec!["key", "show", "--key", "//"], vec!["--key"]),
+        (vec!["frobnicate"], vec!["frobnicate"]),
+    ];
+    for (args, expected) in cases {
+        let finished = run(phalanx(scratch.path()).args(&args));
+        assert_eq!(finished.code, Some(2), "{args:?}: {finished:?}");
+        assert_eq!(finished.stdout, "", "{args:?}");
+        assert_eq!(finished.stderr.lines().count(), 1, "{args:?}: {}", finished.stderr);
+        assert!(finished.stderr.starts_with("error: "), "{args:?}: {}", finished.stderr);
+        for part in expected {
+            assert!(finished.stderr.contains(part), "{args:?}: {part:?} is not in {}", finished.stderr);
+        }
+    }
+    assert!(!Path::new(&state).exists(), "something was started");
+    nothing_left(scratch.path());
+}
+
+#[test]
+fn flags_beat_environment_beats_file() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("phalanx.toml");
+    std::fs::write(&config, "[key]\n\n[validator]\nworkers = 0\nstub_time = \"1s\"\ndispatch = \"stub\"\n").unwrap();
+    let base = |scratch: &Path| {
+        let mut command = phalanx(scratch);
+        command.args(["validator", "--key", "//Alice", "--facilitator", "ws://127.0.0.1:1/", "--state-dir"]);
+        command.arg(folder.path().join("state")).arg("--config").arg(&config);
+        command
+    };
+    let from_file = run(&mut base(scratch.path()));
+    assert!(from_file.stderr.contains("workers is 0"), "{}", from_file.stderr);
+    let from_env = run(base(scratch.path()).env("PHALANX_WORKERS", "8193"));
+    assert!(from_env.stderr.contains("workers is 8193"), "{}", from_env.stderr);
+    let from_flag = run(base(scratch.path()).env("PHALANX_WORKERS", "1").args(["--workers", "9000"]));
+    assert!(from_flag.stderr.contains("workers is 9000"), "{}", from_flag.stderr);
+}
+
+#[test]
+fn the_wire_and_the_keys_are_checked_by_the_binary() {
+    use std::io::Write;
+    use std::process::Stdio;
+    let scratch = tempfile::tempdir().unwrap();
+    let mut check = phalanx(scratch.path());
+    check.args(["wire", "check", "--link", "validator-to-facilitator"]);
+    let mut check = check.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = check.stdin.take().unwrap();
+    stdin.write_all(b"{\"message_type\" : \"V0Heartbeat\"}\n{\"message_type\":\"Nope\"}\n").unwrap();
+    drop(stdin);
+    let output = check.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<&str> = stdout.lines().collect();
+    assert_eq!(lines[0], "ok\t{\"message_type\":\"V0Heartbeat\"}");
+    assert!(lines[1].starts_with("error\tunion_tag_invalid"), "{}", lines[1]);
+
+    let show = run(phalanx(scratch.path()).args(["key", "show", "--key", "//Alice"]));
+    let shown: Value = serde_json::from_str(&show.stdout).unwrap();
+    assert_eq!(shown["ss58"], ALICE);
+    let sign = run(phalanx(scratch.path()).args(["key", "sign", "--key", "//Alice", "--hex", "00ff"]));
+    let verify = |hex: &str| {
+        let args = ["key", "verify", "--signer", ALICE, "--hex", hex, "--signature", sign.stdout.trim()];
+        run(phalanx(scratch.path()).args(args)).code
+    };
+    assert_eq!([verify("00ff"), verify("00fe")], [Some(0), Some(1)]);
+}

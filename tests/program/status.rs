@@ -1,0 +1,308 @@
+//! `phalanx status` against real roles, and what their pages have in common: the names of metrics, the job in the logs.
+
+use crate::testkit::http;
+use crate::testkit::network;
+use crate::testkit::process;
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::Instant;
+
+use http::{Reply, Server};
+use network::{ALICE, BOB, CHARLIE, NO_OP, Network};
+use phalanx::base::shutdown::Shutdown;
+use phalanx::base::thread::{Kick, spawn};
+use phalanx::ops::health::PartState;
+use phalanx::ops::metrics::LABELS;
+use phalanx::ops::status::{Snapshot, State};
+use phalanx::transport::http::HttpClient;
+use process::{Finished, LONG, nothing_left, phalanx, run};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+fn status(scratch: &Path, arguments: &[&str]) -> Finished {
+    run(phalanx(scratch).arg("status").args(arguments))
+}
+
+/// Asks until the role is ready: a link takes a moment.
+fn until_ready(scratch: &Path, pages: &str) -> Snapshot {
+    let limit = Instant::now() + LONG;
+    loop {
+        let finished = status(scratch, &["--http", pages, "--json"]);
+        let snapshot: Snapshot = serde_json::from_str(&finished.stdout).unwrap();
+        assert_eq!(finished.code, Some(if snapshot.ready { 0 } else { 1 }), "{finished:?}");
+        if snapshot.ready {
+            return snapshot;
+        }
+        assert!(Instant::now() < limit, "never ready: {finished:?}");
+    }
+}
+
+#[test]
+fn each_role_is_shown_and_its_readiness_is_the_exit_code() {
+    let network = Network::start("debug", "text");
+    let scratch = network.scratch.path();
+    for (role, _, pages) in &network.roles {
+        let snapshot = until_ready(scratch, pages);
+        assert_eq!((snapshot.role.as_str(), snapshot.state), (*role, State::Running), "{snapshot:?}");
+        assert!(snapshot.parts.iter().any(|part| part.name == "timer"), "{snapshot:?}");
+        assert!(snapshot.threads.len() >= 4 && snapshot.process.is_some(), "{snapshot:?}");
+        let page = status(scratch, &["--http", &format!("http://{pages}/")]);
+        assert_eq!(page.code, Some(0), "{page:?}");
+        assert!(page.stdout.starts_with(&format!("{role} {}, running, up ", env!("CARGO_PKG_VERSION"))), "{page:?}");
+        assert!(page.stdout.contains(": ready\n") && !page.stdout.contains("kick: "), "{page:?}");
+        let threads = run(phalanx(scratch).args(["status", "--verbose"]).env("PHALANX_HTTP", pages));
+        let accept = format!("  {}-http ", &role[..3]);
+        assert!(threads.code == Some(0) && threads.stdout.contains(&accept), "{threads:?}");
+    }
+    // A validator that has lost its facilitator says so, and goes on trying.
+    let Network { roles, folder: _folder, scratch } = network;
+    let [(_, validator, pages), (_, miner, _), (_, facilitator, _)] = roles;
+    assert_eq!(facilitator.stop(Signal::TERM).1.code, Some(0));
+    let limit = Instant::now() + LONG;
+    let finished = loop {
+        let finished = status(scratch.path(), &["--http", &pages]);
+        if finished.code == Some(1) {
+            break finished;
+        }
+        assert!(Instant::now() < limit, "still ready: {finished:?}");
+    };
+    assert!(finished.stdout.contains(": not ready\n  facilitator      down  "), "{finished:?}");
+    assert_eq!(finished.stderr, "");
+    let finished = status(scratch.path(), &["--http", &pages, "--json"]);
+    let snapshot: Snapshot = serde_json::from_str(&finished.stdout).unwrap();
+    assert_eq!((snapshot.state, snapshot.ready), (State::Running, false), "{snapshot:?}");
+    assert!(snapshot.parts.iter().any(|p| p.name == "facilitator" && p.state == PartState::Down), "{snapshot:?}");
+    for role in [validator, miner] {
+        assert_eq!(role.stop(Signal::TERM).1.code, Some(0));
+    }
+    nothing_left(scratch.path());
+}
+
+/// Threads that do not wait, but for the one that makes the page.
+fn running(snapshot: &Snapshot) -> Vec<&str> {
+    let answers = format!("{}-http-", &snapshot.role[..3]);
+    let runs =
+        snapshot.threads.iter().filter(|thread| thread.waits_for.is_none() && !thread.name.starts_with(&answers));
+    runs.map(|thread| thread.name.as_str()).collect()
+}
+
+#[test]
+fn every_thread_of_an_idle_role_says_what_it_waits_for() {
+    let network = Network::start("debug", "text");
+    let scratch = network.scratch.path();
+    // The threads of jobs are there as well, once there has been one.
+    network.job(NO_OP);
+    for (role, _, pages) in &network.roles {
+        let limit = Instant::now() + LONG;
+        let snapshot = loop {
+            let snapshot = until_ready(scratch, pages);
+            if running(&snapshot).is_empty() {
+                break snapshot;
+            }
+            assert!(Instant::now() < limit, "{role}: never idle: {:?}", running(&snapshot));
+        };
+        println!(
+            "{role}: {:#?}",
+            snapshot.threads.iter().map(|thread| (&thread.name, &thread.waits_for)).collect::<Vec<_>>()
+        );
+        assert_eq!(snapshot.warnings, Vec::<String>::new());
+        let waits = |name: &str| {
+            let thread = snapshot.threads.iter().find(|thread| thread.name == name);
+            thread.unwrap_or_else(|| panic!("{role} has no {name}: {snapshot:?}")).waits_for.clone().unwrap()
+        };
+        assert_eq!(waits("main"), "the first signal");
+        assert_eq!(waits("signals"), "a signal");
+        assert_eq!(waits(&format!("{}-http", &role[..3])), "a connection");
+        assert!(["its next alarm", "an alarm"].contains(&waits("timer").as_str()));
+        let page = run(phalanx(scratch).args(["status", "--verbose", "--http", pages]));
+        let main = page.stdout.lines().find(|line| line.starts_with("  main ")).unwrap();
+        assert!(
+            main.contains("  waits for the first signal for ") && main.ends_with("; kick: the signals"),
+            "{page:?}"
+        );
+    }
+    network.stop();
+}
+
+#[test]
+fn what_does_not_answer_is_one_clear_line() {
+    let scratch = tempfile::tempdir().unwrap();
+    // A port that was free a moment ago.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let other = Server::start(|request| match request.path.as_str() {
+        "/json/status.json" => Reply::ok(r#"{"status": "fine"}"#),
+        _ => Reply::status(404),
+    });
+    let (no_page, wrong_page) = (other.url(""), other.url("/json"));
+    for (http, code, says) in [
+        (nobody.as_str(), 1, "no role of phalanx answers: cannot talk to http://127.0.0.1:"),
+        (&no_page, 1, "/status.json answered 404"),
+        (&wrong_page, 1, "/json/status.json cannot be read: bad JSON: missing field"),
+        ("nowhere", 2, "--http \"nowhere\": give the --http address of the role, as 127.0.0.1:8080"),
+        ("http://me:pass-word@127.0.0.1:1", 1, "http://…@127.0.0.1:1"),
+    ] {
+        let finished = status(scratch.path(), &["--http", http]);
+        assert_eq!((finished.code, finished.stdout.as_str()), (Some(code), ""), "{http}: {finished:?}");
+        assert!(finished.stderr.starts_with("error: ") && finished.stderr.lines().count() == 1, "{finished:?}");
+        assert!(finished.stderr.contains(says), "{http}: {finished:?}");
+        assert!(!finished.stderr.contains("pass-word"), "{finished:?}");
+    }
+    let finished = status(scratch.path(), &[]);
+    assert_eq!(finished.code, Some(2));
+    assert!(finished.stderr.starts_with("error: --http is missing; give the --http address"), "{finished:?}");
+}
+
+/// The name, the labels and the value of one sample.
+fn sample(line: &str) -> (&str, Vec<(&str, &str)>, f64) {
+    let (series, value) = line.rsplit_once(' ').unwrap();
+    let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+    let labels = labels.strip_suffix('}').unwrap();
+    let pairs = labels.split("\",").filter(|pair| !pair.is_empty());
+    let pairs =
+        pairs.map(|pair| pair.split_once("=\"").map(|(name, value)| (name, value.trim_end_matches('"'))).unwrap());
+    (name, pairs.collect(), value.parse().unwrap())
+}
+
+#[test]
+fn the_metrics_of_all_roles_are_named_by_the_rules_and_bounded() {
+    let network = Network::start("debug", "text");
+    let uuid = network.job(NO_OP).0;
+    let client = HttpClient::new(Shutdown::new());
+    let mut names = BTreeSet::new();
+    for (role, _, pages) in &network.roles {
+        let answer = client.get(&format!("http://{pages}/metrics"), &[], Instant::now() + LONG).unwrap();
+        let text = answer.ok().unwrap().text();
+        for secret in [ALICE, BOB, CHARLIE, &uuid] {
+            assert!(!text.contains(secret), "{role}: {secret} in\n{text}");
+        }
+        let mut kind = "";
+        for line in text.lines() {
+            if let Some(family) = line.strip_prefix("# TYPE ") {
+                let (name, of) = family.split_once(' ').unwrap();
+                kind = of;
+                names.insert(name.to_owned());
+                let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+                assert!(name.starts_with("phalanx_") && name.chars().all(good), "{role}: {name}");
+                let ends = |units: &[&str]| units.iter().any(|unit| name.ends_with(unit));
+                assert_eq!(kind == "counter", ends(&["_total"]), "{role}: {name}");
+                assert!(kind != "histogram" || ends(&["_seconds", "_bytes"]), "{role}: {name}");
+                for (words, units) in [
+                    (&["time", "age", "duration", "latency", "uptime"][..], ["_seconds", "_seconds_total"]),
+                    (&["memory", "size"], ["_bytes", "_bytes_total"]),
+                ] {
+                    let measured = name.split('_').any(|word| words.contains(&word));
+                    assert!(!measured || ends(&units), "{role}: {name} should end in one of {units:?}");
+                }
+            } else if !line.starts_with('#') {
+                let (name, labels, value) = sample(line);
+                assert!(value.is_finite(), "{role}: {line}");
+                for (label, value) in labels {
+                    let bound = label == "le" && kind == "histogram" && name.ends_with("_bucket");
+                    assert!(bound || LABELS.contains(&label), "{role}: {line}");
+                    assert!(value.len() <= 32, "{role}: {line}");
+                }
+            }
+        }
+        for common in
+            ["process_resident_memory_bytes", "process_threads", "process_open_fds", "uptime_seconds", "ready"]
+        {
+            let name = format!("phalanx_{common} ");
+            let found = text.lines().find_map(|line| line.strip_prefix(&name));
+            let value: f64 = found.unwrap_or_else(|| panic!("{role}: no {name}in\n{text}")).parse().unwrap();
+            assert!(value >= 1.0 || common == "uptime_seconds", "{role}: {name}{value}");
+        }
+        let build = format!("phalanx_build_info{{version=\"{}\"}} 1\n", env!("CARGO_PKG_VERSION"));
+        assert!(text.contains(&build), "{role}: {text}");
+    }
+    // Each role has some of its own.
+    for role in ["facilitator", "validator", "miner"] {
+        assert!(names.iter().any(|name| name.starts_with(&format!("phalanx_{role}_"))), "{names:?}");
+    }
+    network.stop();
+}
+
+#[test]
+fn the_log_lines_of_a_job_name_it_in_both_formats() {
+    for format in ["text", "json"] {
+        let network = Network::start("debug", format);
+        let uuid = network.job(NO_OP).0;
+        for (role, stderr) in network.stop() {
+            for line in stderr.lines() {
+                // What an executor says goes through the miner's log, as a line in a line.
+                let executors = line.contains(&format!("executor of job {uuid}: "));
+                if format == "json" {
+                    let record: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{role}: {line}: {e}"));
+                    let message = record["message"].as_str().unwrap();
+                    assert!(executors || !message.starts_with("job "), "{role}: {line}");
+                    if record["thread"].as_str().unwrap().starts_with("min-ex-") {
+                        assert_eq!(record["job"], uuid, "{line}");
+                    }
+                } else {
+                    assert!(executors || line.matches(&format!("job {uuid}: ")).count() <= 1, "{role}: {line}");
+                    if line.contains("[min-ex-") {
+                        assert!(line.contains(&format!("] job {uuid}: ")), "{line}");
+                    }
+                }
+            }
+            if role == "miner" {
+                assert!(stderr.contains("min-ex-"), "the thread of the executor says something at debug:\n{stderr}");
+            }
+        }
+    }
+}
+
+/// A process that does not outlive its test.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_signal_makes_a_running_role_say_more_and_another_less() {
+    let (scratch, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut command = phalanx(scratch.path());
+    command.args(["validator", "--facilitator", "ws://127.0.0.1:1/", "--key", "//Alice", "--dispatch", "stub"]);
+    command.args(["--http", "127.0.0.1:0", "--state-dir"]).arg(folder.path()).env("RUST_LOG", "error");
+    let mut child = Ended(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let pid = Pid::from_child(&child.0);
+    let (stdout, stderr) = (child.0.stdout.take().unwrap(), child.0.stderr.take().unwrap());
+    let (tell, lines) = crossbeam_channel::bounded(10_000);
+    let reader = spawn("t-stderr", Kick::dropped("the process"), move || {
+        BufReader::new(stderr).lines().for_each(|line| tell.send(line.unwrap()).unwrap());
+    });
+    let mut announced = String::new();
+    BufReader::new(stdout).read_line(&mut announced).unwrap();
+    let announced: Value = serde_json::from_str(&announced).unwrap();
+    let client = HttpClient::new(Shutdown::new());
+    let get = |page: &str| {
+        let url = format!("http://{}{page}", announced["http"].as_str().unwrap());
+        client.get(&url, &[], Instant::now() + LONG).unwrap();
+    };
+    let until = |what: &str| loop {
+        let line = lines.recv_timeout(LONG).unwrap_or_else(|_| panic!("never: {what}"));
+        assert!(!line.contains("/quiet"), "{line}");
+        if line.contains(what) {
+            return;
+        }
+    };
+    get("/quiet-1");
+    kill_process(pid, Signal::USR2).unwrap();
+    until("logging all up to debug");
+    get("/healthz");
+    until("http GET /healthz from ");
+    kill_process(pid, Signal::USR2).unwrap();
+    until("logging as at the start");
+    get("/quiet-2");
+    kill_process(pid, Signal::TERM).unwrap();
+    assert_eq!(child.0.wait().unwrap().code(), Some(0));
+    reader.join_by(Instant::now() + LONG).unwrap();
+    let rest: Vec<String> = lines.iter().collect();
+    assert!(!rest.iter().any(|line| line.contains("DEBUG")), "{rest:?}");
+}

@@ -1,0 +1,403 @@
+//! The executor as a whole against a scripted miner over the in-memory network: every stage, every way to end.
+
+use crate::testkit::roles;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use crossbeam_channel::{Receiver, bounded};
+use phalanx::base::shutdown::Shutdown;
+use phalanx::base::thread::{Kick, Thread, spawn};
+use phalanx::executor::{ExecutorConfig, ExecutorError, ExecutorReport, JobEnd, RunnerKind, driver};
+use phalanx::identity::KeyPair;
+use phalanx::link::server::{Server, ServerConfig, ServerEvent};
+use phalanx::link::{Outgoing, SessionHandle};
+use phalanx::protocol::{
+    DateTime, DockerRunOptionsPreset, ExecutorClass, ExecutorTimingDetails, ExecutorToMiner, GenericError,
+    HordeFailureReason, InlineVolume, JobFailureReason, JobParticipantType, JobStage, JobStartedReceiptPayload,
+    MinerToExecutor, StrMap, V0InitialJobRequest, V0JobRequest, Volume,
+};
+use phalanx::transport::memory::DialFault;
+use roles::{LONG, World, stop, wait_until};
+
+const UUID: &str = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
+
+fn initial(limits: [i64; 3]) -> V0InitialJobRequest {
+    let key = KeyPair::from_uri("//Alice").unwrap();
+    let payload = JobStartedReceiptPayload {
+        job_uuid: UUID.to_owned(),
+        miner_hotkey: KeyPair::from_uri("//Bob").unwrap().ss58(),
+        validator_hotkey: key.ss58(),
+        timestamp: DateTime::from(std::time::SystemTime::now()),
+        executor_class: ExecutorClass::AlwaysOnTest,
+        is_organic: true,
+        ttl: 30,
+    };
+    let signature = payload.sign(&key);
+    V0InitialJobRequest {
+        validator_signature: None,
+        job_uuid: UUID.to_owned(),
+        executor_class: ExecutorClass::AlwaysOnTest,
+        docker_image: Some("busybox".to_owned()),
+        timeout_seconds: None,
+        volume: None,
+        job_started_receipt_payload: payload,
+        job_started_receipt_signature: signature,
+        streaming_details: None,
+        executor_timing: Some(ExecutorTimingDetails {
+            allowed_leeway: 0.into(),
+            download_time_limit: limits[0].into(),
+            execution_time_limit: limits[1].into(),
+            upload_time_limit: limits[2].into(),
+            streaming_start_time_limit: 0.into(),
+        }),
+    }
+}
+
+fn full(script: &str) -> V0JobRequest {
+    V0JobRequest {
+        validator_signature: None,
+        job_uuid: UUID.to_owned(),
+        executor_class: ExecutorClass::AlwaysOnTest,
+        docker_image: "busybox".to_owned(),
+        raw_script: None,
+        docker_run_options_preset: DockerRunOptionsPreset::None,
+        docker_run_cmd: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        env: StrMap::from_iter([("GREETING".to_owned(), "hello".to_owned())]),
+        volume: None,
+        output_upload: None,
+        artifacts_dir: Some("/artifacts".to_owned()),
+    }
+}
+
+fn inline_zip(files: &[(&str, &str)]) -> Volume {
+    use std::io::Write;
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    for (name, text) in files {
+        zip.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
+        zip.write_all(text.as_bytes()).unwrap();
+    }
+    let bytes = zip.finish().unwrap().into_inner();
+    let contents = base64::engine::general_purpose::STANDARD.encode(bytes);
+    Volume::Inline(InlineVolume { contents, relative_path: None })
+}
+
+/// A miner that sends `greeting` to each executor that connects, and the job request once the executor is ready.
+struct FakeMiner {
+    server: Option<Server>,
+    heard: Receiver<ExecutorToMiner>,
+    sessions: Arc<Mutex<Vec<SessionHandle>>>,
+}
+
+impl FakeMiner {
+    fn start(world: &World, greeting: Vec<MinerToExecutor>, request: Option<V0JobRequest>) -> Self {
+        let (tx, heard) = bounded(1000);
+        let handles: Arc<Mutex<HashMap<_, SessionHandle>>> = Arc::default();
+        let sessions: Arc<Mutex<Vec<SessionHandle>>> = Arc::default();
+        let opened = sessions.clone();
+        let sink = Arc::new(move |event| match event {
+            ServerEvent::Opened { id, handle, request, .. } => {
+                assert_eq!(request.path, "/v0.1/executor_interface/the-token");
+                for message in &greeting {
+                    handle.send(Outgoing::once(message.encode())).unwrap();
+                }
+                opened.lock().unwrap().push(handle.clone());
+                handles.lock().unwrap().insert(id, handle);
+            }
+            ServerEvent::Text { id, text } => {
+                let message = ExecutorToMiner::decode(&text).unwrap();
+                if let (ExecutorToMiner::V0ExecutorReadyRequest(_), Some(request)) = (&message, &request) {
+                    let text = MinerToExecutor::from(request.clone()).encode();
+                    handles.lock().unwrap()[&id].send(Outgoing::once(text)).unwrap();
+                }
+                drop(tx.send(message));
+            }
+            ServerEvent::Closed { .. } => {}
+        });
+        let listener = Box::new(world.net.listener("miner"));
+        let server = Server::start(ServerConfig::new("min"), listener, world.timer(), Arc::new(|_| Ok(())), sink);
+        Self { server: Some(server), heard, sessions }
+    }
+
+    fn push(&self, message: impl Into<MinerToExecutor>) {
+        let text = message.into().encode();
+        self.sessions.lock().unwrap().last().unwrap().send(Outgoing::once(text)).unwrap();
+    }
+
+    fn hear(&self) -> ExecutorToMiner {
+        self.heard.recv_timeout(LONG).expect("a message of the executor")
+    }
+
+    fn stop(mut self) {
+        let server = self.server.take().unwrap();
+        assert!(stop(LONG, |step| server.stop(step, 1001, "")).is_clean());
+    }
+}
+
+type Outcome = Result<ExecutorReport, ExecutorError>;
+
+fn run_executor(world: &World, shutdown: &Shutdown, change: impl FnOnce(&mut ExecutorConfig)) -> Thread<Outcome> {
+    let mut config = ExecutorConfig::new("ws://miner", "the-token");
+    config.runner = RunnerKind::Process;
+    config.flush_time = Duration::from_secs(2);
+    change(&mut config);
+    let (dialer, timer, running) = (Arc::new(world.net.dialer()), world.timer(), shutdown.clone());
+    let kick = shutdown.clone();
+    spawn("t-executor", Kick::new("shutdown", move || kick.cancel()), move || {
+        driver::run(config, dialer, timer, &running)
+    })
+}
+
+fn joined(thread: Thread<Outcome>) -> Outcome {
+    thread.join_by(Instant::now() + LONG).unwrap()
+}
+
+fn job_folders() -> usize {
+    let entries = std::fs::read_dir(std::env::temp_dir()).unwrap();
+    entries.filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with("phalanx-job-")).count()
+}
+
+/// Runs one job and gives what the miner heard, in order, and how the executor ended.
+fn one_job(initial: V0InitialJobRequest, request: V0JobRequest) -> (Vec<ExecutorToMiner>, JobEnd) {
+    let world = World::new();
+    let miner = FakeMiner::start(&world, vec![initial.into()], Some(request));
+    let report = joined(run_executor(&world, &Shutdown::new(), |_| {})).unwrap();
+    assert!(report.stop.is_clean(), "{}", report.stop);
+    let heard = miner.heard.try_iter().collect();
+    miner.stop();
+    (heard, report.end)
+}
+
+fn kinds(heard: &[ExecutorToMiner]) -> Vec<&'static str> {
+    heard
+        .iter()
+        .map(|message| match message {
+            ExecutorToMiner::V0ExecutorReadyRequest(_) => "ready",
+            ExecutorToMiner::V0VolumesReadyRequest(_) => "volumes",
+            ExecutorToMiner::V0ExecutionDoneRequest(_) => "done",
+            ExecutorToMiner::V0MachineSpecsRequest(_) => "specs",
+            ExecutorToMiner::V0JobFinishedRequest(_) => "finished",
+            ExecutorToMiner::V0JobFailedRequest(_) => "failed",
+            ExecutorToMiner::V0HordeFailedRequest(_) => "horde failed",
+            ExecutorToMiner::GenericError(_) => "error",
+            _ => "other",
+        })
+        .collect()
+}
+
+fn failure(heard: &[ExecutorToMiner]) -> (JobFailureReason, JobStage, String) {
+    match heard.last().unwrap() {
+        ExecutorToMiner::V0JobFailedRequest(failed) => (failed.reason, failed.stage, failed.message.clone()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_good_job_reports_every_stage_and_its_results() {
+    let mut initial = initial([10, 10, 10]);
+    initial.volume = Some(inline_zip(&[("a/b.txt", "one two three")]));
+    let script = "wc -w < $PHALANX_VOLUME_DIR/a/b.txt; echo $GREETING >&2; echo art > $PHALANX_ARTIFACTS_DIR/x";
+    let (heard, end) = one_job(initial, full(script));
+    assert_eq!(kinds(&heard), ["ready", "volumes", "done", "specs", "finished"]);
+    assert_eq!(end, JobEnd::Finished);
+    let ExecutorToMiner::V0JobFinishedRequest(finished) = &heard[4] else { unreachable!() };
+    assert_eq!(finished.docker_process_stdout.trim(), "3");
+    assert_eq!(finished.docker_process_stderr, "hello\n");
+    assert_eq!(finished.artifacts.as_ref().unwrap()["/artifacts/x"], "YXJ0Cg==");
+}
+
+#[test]
+fn a_job_that_exits_with_an_error_is_a_failure_with_its_output() {
+    let (heard, end) = one_job(initial([10, 10, 10]), full("echo partial; echo boom >&2; exit 3"));
+    assert_eq!(kinds(&heard), ["ready", "volumes", "failed"]);
+    assert_eq!(end, JobEnd::Failed);
+    let ExecutorToMiner::V0JobFailedRequest(failed) = &heard[2] else { unreachable!() };
+    assert_eq!((failed.reason, failed.stage), (JobFailureReason::NonzeroReturnCode, JobStage::Execution));
+    assert_eq!(failed.docker_process_exit_status, Some(3.into()));
+    assert_eq!(failed.docker_process_stdout.as_deref(), Some("partial\n"));
+    assert_eq!(failed.docker_process_stderr.as_deref(), Some("boom\n"));
+}
+
+#[test]
+fn a_job_that_takes_too_long_is_ended_at_its_deadline() {
+    let start = Instant::now();
+    let (heard, _) = one_job(initial([1, 1, 0]), full("echo begun; sleep 60"));
+    assert!(start.elapsed() < Duration::from_secs(20));
+    assert_eq!(failure(&heard).0, JobFailureReason::Timeout);
+    assert_eq!(failure(&heard).1, JobStage::Execution);
+}
+
+#[test]
+fn volumes_that_cannot_be_had_are_failed_downloads() {
+    let mut climbing = initial([10, 10, 10]);
+    climbing.volume = Some(inline_zip(&[("../outside.txt", "x")]));
+    let mut garbage = initial([10, 10, 10]);
+    garbage.volume = Some(Volume::Inline(InlineVolume { contents: "AAAA".to_owned(), relative_path: None }));
+    for (initial, expected) in [(climbing, "../outside.txt"), (garbage, "")] {
+        let (heard, _) = one_job(initial, full("echo never"));
+        assert_eq!(kinds(&heard), ["ready", "failed"]);
+        let (reason, stage, message) = failure(&heard);
+        assert_eq!((reason, stage), (JobFailureReason::DownloadFailed, JobStage::VolumeDownload));
+        assert!(message.contains(expected) && !message.is_empty(), "{message}");
+    }
+}
+
+#[test]
+fn a_streaming_job_is_refused_in_words() {
+    let mut initial = initial([10, 10, 10]);
+    initial.streaming_details =
+        Some(phalanx::protocol::StreamingDetails { public_key: "pem".to_owned(), executor_ip: None });
+    let (heard, end) = one_job(initial, full("true"));
+    assert_eq!((kinds(&heard), end), (vec!["horde failed"], JobEnd::HordeFailed));
+    let ExecutorToMiner::V0HordeFailedRequest(failed) = &heard[0] else { unreachable!() };
+    assert_eq!(failed.reason, HordeFailureReason::StreamingFailed);
+    assert_eq!(failed.reported_by, JobParticipantType::Executor);
+}
+
+#[test]
+fn second_requests_are_answered_and_the_first_ones_kept() {
+    let world = World::new();
+    let miner = FakeMiner::start(&world, vec![initial([10, 30, 10]).into()], None);
+    let executor = run_executor(&world, &Shutdown::new(), |_| {});
+    assert!(matches!(miner.hear(), ExecutorToMiner::V0ExecutorReadyRequest(_)));
+    let marker = tempfile::NamedTempFile::new().unwrap();
+    let path = marker.path().to_owned();
+    marker.close().unwrap();
+    let waits = format!("while [ ! -e {} ]; do sleep 0.05; done; echo first", path.display());
+    miner.push(full(&waits));
+    assert!(matches!(miner.hear(), ExecutorToMiner::V0VolumesReadyRequest(_)));
+    let mut other = initial([1, 1, 1]);
+    other.job_uuid = "00000000-0000-4000-8000-000000000000".to_owned();
+    miner.push(other);
+    miner.push(full("echo second"));
+    let mut stranger = full("echo stranger");
+    stranger.job_uuid = "another".to_owned();
+    miner.push(stranger);
+    for _ in 0..3 {
+        assert!(matches!(miner.hear(), ExecutorToMiner::GenericError(_)));
+    }
+    std::fs::write(&path, "").unwrap();
+    let report = joined(executor).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(report.end, JobEnd::Finished);
+    let rest: Vec<_> = miner.heard.try_iter().collect();
+    let Some(ExecutorToMiner::V0JobFinishedRequest(finished)) = rest.last() else { panic!("{rest:?}") };
+    assert_eq!(finished.docker_process_stdout, "first\n");
+    miner.stop();
+}
+
+#[test]
+fn a_lost_connection_in_mid_job_costs_nothing() {
+    let world = World::new();
+    let miner = FakeMiner::start(&world, vec![initial([10, 30, 10]).into()], Some(full("sleep 0.5; echo survived")));
+    let executor = run_executor(&world, &Shutdown::new(), |_| {});
+    loop {
+        if let ExecutorToMiner::V0VolumesReadyRequest(_) = miner.hear() {
+            break;
+        }
+    }
+    world.net.wires().last().unwrap().cut();
+    let report = joined(executor).unwrap();
+    assert_eq!(report.end, JobEnd::Finished);
+    assert!(report.stop.is_clean(), "{}", report.stop);
+    assert!(world.net.dials() >= 2);
+    let heard: Vec<_> = miner.heard.try_iter().collect();
+    assert_eq!(kinds(&heard), ["done", "specs", "finished"]);
+    miner.stop();
+}
+
+#[test]
+fn a_miner_that_is_gone_ends_the_job() {
+    let world = World::new();
+    let before = job_folders();
+    let miner = FakeMiner::start(&world, vec![initial([10, 60, 10]).into()], Some(full("sleep 60")));
+    let executor = run_executor(&world, &Shutdown::new(), |config| {
+        config.miner_gone_after = Duration::from_millis(200);
+        config.flush_time = Duration::from_millis(100);
+    });
+    loop {
+        if let ExecutorToMiner::V0VolumesReadyRequest(_) = miner.hear() {
+            break;
+        }
+    }
+    world.net.fail_next(100_000, DialFault::Refused);
+    world.net.wires().last().unwrap().cut();
+    let report = joined(executor).unwrap();
+    assert_eq!(report.end, JobEnd::HordeFailed);
+    assert_eq!(report.stop.unsent, 1, "the last message could not leave");
+    miner.stop();
+    wait_until(|| job_folders() <= before);
+}
+
+#[test]
+fn a_miner_that_says_goodbye_ends_the_job_at_once() {
+    let world = World::new();
+    let miner = FakeMiner::start(&world, vec![initial([10, 60, 10]).into()], Some(full("sleep 60")));
+    let executor = run_executor(&world, &Shutdown::new(), |_| {});
+    loop {
+        if let ExecutorToMiner::V0VolumesReadyRequest(_) = miner.hear() {
+            break;
+        }
+    }
+    let start = Instant::now();
+    let session = miner.sessions.lock().unwrap().last().unwrap().clone();
+    session.close(1000, "the job is over", Instant::now() + LONG);
+    let report = joined(executor).unwrap();
+    assert_eq!(report.end, JobEnd::HordeFailed);
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!(world.net.dials(), 1, "it did not dial again");
+    miner.stop();
+}
+
+#[test]
+fn a_cancel_in_mid_job_ends_it_and_is_reported() {
+    let world = World::new();
+    let miner = FakeMiner::start(&world, vec![initial([10, 60, 10]).into()], Some(full("sleep 60")));
+    let shutdown = Shutdown::new();
+    let executor = run_executor(&world, &shutdown, |_| {});
+    loop {
+        if let ExecutorToMiner::V0VolumesReadyRequest(_) = miner.hear() {
+            break;
+        }
+    }
+    let start = Instant::now();
+    shutdown.cancel();
+    let report = joined(executor).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!(report.end, JobEnd::HordeFailed);
+    assert_eq!(kinds(&[miner.hear()]), ["horde failed"]);
+    miner.stop();
+}
+
+#[test]
+fn without_a_job_it_ends_with_a_diagnosis() {
+    // Nobody listens.
+    let world = World::new();
+    let error = joined(run_executor(&world, &Shutdown::new(), |_| {})).unwrap_err();
+    assert!(matches!(error, ExecutorError::Unreachable(_)), "{error}");
+    assert!(!error.to_string().contains("the-token"), "the token is a secret: {error}");
+
+    // The miner does not know the token.
+    let refusal = GenericError { details: Some("No job waiting for token the-token".to_owned()) };
+    let miner = FakeMiner::start(&world, vec![refusal.into()], None);
+    let error = joined(run_executor(&world, &Shutdown::new(), |_| {})).unwrap_err();
+    assert_eq!(error.to_string(), "the miner refused this executor: No job waiting for token (our token)");
+    miner.stop();
+
+    // The miner says nothing.
+    let miner = FakeMiner::start(&world, Vec::new(), None);
+    let quick = |config: &mut ExecutorConfig| config.startup_time_limit = Duration::from_millis(100);
+    let error = joined(run_executor(&world, &Shutdown::new(), quick)).unwrap_err();
+    assert!(matches!(error, ExecutorError::NoJob(_)), "{error}");
+
+    // Stopped before a job came.
+    let shutdown = Shutdown::new();
+    let executor = run_executor(&world, &shutdown, |_| {});
+    shutdown.drain();
+    assert!(matches!(joined(executor).unwrap_err(), ExecutorError::Stopped));
+    miner.stop();
+
+    let config = ExecutorConfig::new("http://x", "");
+    assert_eq!(config.validate().len(), 2);
+}

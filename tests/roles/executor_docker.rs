@@ -1,0 +1,352 @@
+//! The docker runner against a real Docker Engine: every container is ours, is confined, and is gone afterwards.
+//!
+//! The image is made here, from a static busybox. Without an engine or a busybox the tests say loudly that they were
+//! skipped; with `PHALANX_TEST_REQUIRE_ALL=1` they fail instead.
+
+use crate::testkit::job;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::bounded;
+use job::{Bench, far};
+use phalanx::base::shutdown::Shutdown;
+use phalanx::base::thread::{Kick, spawn};
+use phalanx::executor::runner::docker::{DockerRunner, JOB_LABEL, docker_available, remove_labelled};
+use phalanx::executor::runner::{RunEnd, RunError, RunOutcome, RunSpec, Runner, RunnerKind};
+
+const IMAGE: &str = "phalanx-test-busybox:1";
+
+fn docker(args: &[&str]) -> Result<String, String> {
+    let output = Command::new("docker").args(args).output().map_err(|error| error.to_string())?;
+    match output.status.success() {
+        true => Ok(String::from_utf8(output.stdout).unwrap().trim().to_owned()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
+}
+
+/// Makes the image, unless an earlier run has; it stays, because importing it again would leave the old one without a name.
+fn image() -> Result<(), String> {
+    docker_available(&Shutdown::new(), far()).map_err(|error| error.to_string())?;
+    if docker(&["image", "inspect", IMAGE]).is_ok() {
+        return Ok(());
+    }
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
+    let busybox = busybox.ok_or("there is no static busybox (apt-get install busybox-static)")?;
+    let folder = tempfile::tempdir().unwrap();
+    let bin = folder.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    fs::copy(busybox, bin.join("busybox")).unwrap();
+    for applet in
+        ["sh", "echo", "cat", "sleep", "id", "ls", "ip", "env", "head", "touch", "mkdir", "chmod", "true", "wc"]
+    {
+        std::os::unix::fs::symlink("busybox", bin.join(applet)).unwrap();
+    }
+    let tar = folder.path().join("root.tar");
+    let tarred = Command::new("tar").args(["-C", folder.path().to_str().unwrap(), "-cf"]).arg(&tar).arg("bin").status();
+    assert!(tarred.unwrap().success());
+    docker(&["import", "--change", "ENV PATH=/bin", tar.to_str().unwrap(), IMAGE]).map(drop)
+}
+
+/// Whether the engine and the image are there; says loudly if not.
+fn ready() -> bool {
+    static READY: OnceLock<Result<(), String>> = OnceLock::new();
+    let Err(why) = READY.get_or_init(image) else { return true };
+    assert!(std::env::var_os("PHALANX_TEST_REQUIRE_ALL").is_none_or(|v| v != "1"), "docker tests cannot run: {why}");
+    // Not with a macro, whose output the test harness keeps to itself.
+    let text = format!("SKIPPED: docker tests cannot run: {why}\n");
+    std::io::stderr().write_all(text.as_bytes()).unwrap();
+    false
+}
+
+/// A test's surroundings and the id of its job.
+fn bench() -> (Bench, String) {
+    (Bench::new(), uuid::Uuid::new_v4().to_string())
+}
+
+fn spec(bench: &Bench, id: &str, script: &str) -> RunSpec {
+    RunSpec { id: id.to_owned(), image: IMAGE.to_owned(), ..bench.sh(script) }
+}
+
+fn run(spec: &RunSpec, bench: &Bench) -> Result<RunOutcome, RunError> {
+    let workspace = bench.workspace();
+    DockerRunner.run(spec, &workspace, &Shutdown::new(), far())
+}
+
+fn containers(id: &str) -> String {
+    docker(&["ps", "--all", "--quiet", "--filter", &format!("label={JOB_LABEL}={id}")]).unwrap()
+}
+
+fn assert_clean(bench: Bench, id: &str) {
+    assert_eq!(containers(id), "", "a container is left");
+    bench.assert_clean();
+}
+
+#[test]
+fn a_job_gets_its_folders_environment_and_script_and_no_network() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let workspace = bench.workspace();
+    fs::write(workspace.volume().join("in.txt"), "from the volume\n").unwrap();
+    let script = "cat /volume/in.txt; cat /script.py; echo \"A=$A\"; ls /specs | wc -l; ip -o link | wc -l; \
+                  echo out > /output/o.txt; echo art > /artifacts/a.txt; echo err >&2; exit 7";
+    let mut spec = spec(&bench, &id, script);
+    spec.env.push(("A".into(), "1 and \"2\"".into()));
+    spec.raw_script = Some("the script\n".into());
+    spec.artifacts_dir = Some("/artifacts".into());
+    let outcome = DockerRunner.run(&spec, &workspace, &Shutdown::new(), far()).unwrap();
+    assert_eq!((outcome.end, outcome.stderr.text.as_str()), (RunEnd::Exited(7), "err\n"));
+    // One network interface: the loopback.
+    assert_eq!(outcome.stdout.text, "from the volume\nthe script\nA=1 and \"2\"\n0\n1\n");
+    assert_eq!(fs::read_to_string(workspace.output().join("o.txt")).unwrap(), "out\n");
+    assert_eq!(fs::read_to_string(workspace.artifacts().join("a.txt")).unwrap(), "art\n");
+    assert_eq!(fs::read_to_string(workspace.output().join("stdout.txt")).unwrap(), outcome.stdout.text);
+    drop(workspace);
+    assert_clean(bench, &id);
+}
+
+#[test]
+fn every_variable_reaches_the_job_unchanged_and_none_reaches_docker() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    // No shell, which would drop what has an odd name.
+    let command = ["cat", "/proc/self/environ"].map(str::to_owned).into();
+    let mut spec = RunSpec { command, ..spec(&bench, &id, "") };
+    let long = "x".repeat(100_000);
+    let wanted = [
+        ("EMPTY", ""),
+        ("BLANKS", " # a = 'b' \"c\" $HOME \\ "),
+        ("TEXT", "äöü\ttab"),
+        ("KEY", "-----BEGIN-----\nline 2\r\n\n-----END-----\n"),
+        ("LONG", &long),
+        // What the docker program would take for its own settings.
+        ("HOME", "/no/such/home"),
+        ("PATH", "/bin:/elsewhere"),
+        ("DOCKER_HOST", "tcp://127.0.0.1:1"),
+        ("DOCKER_CONTEXT", "nowhere\nat all"),
+        ("LD_PRELOAD", "/no/such.so\n"),
+        ("HTTPS_PROXY", "http://127.0.0.1:1"),
+        ("odd name", "odd"),
+        ("#odd", "odd"),
+    ];
+    spec.env = wanted.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let workspace = bench.workspace();
+    let outcome = DockerRunner.run(&spec, &workspace, &Shutdown::new(), far()).unwrap();
+    assert_eq!(outcome.end, RunEnd::Exited(0), "{outcome:?}");
+    let environ = outcome.stdout.text;
+    let seen: Vec<&str> = environ.split('\0').collect();
+    for (name, value) in wanted {
+        assert!(seen.contains(&format!("{name}={value}").as_str()), "{name:?} is not as it was");
+    }
+    assert!(!workspace.private().join("env").exists(), "the file with the values is left");
+    drop(workspace);
+    assert_clean(bench, &id);
+}
+
+#[test]
+fn a_command_that_is_not_there_is_the_job_s_failure_with_127() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let outcome = run(&RunSpec { command: vec!["no-such-command".into()], ..spec(&bench, &id, "") }, &bench).unwrap();
+    assert_eq!(outcome.end, RunEnd::Exited(127), "{outcome:?}");
+    assert!(outcome.stderr.text.contains("no-such-command"), "{outcome:?}");
+    assert_clean(bench, &id);
+}
+
+#[test]
+fn a_job_that_uses_too_much_memory_is_told_apart() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let command = "busybox dd if=/dev/zero of=/dev/null bs=300000000 count=1";
+    let spec = RunSpec { memory_bytes: Some(64 << 20), ..spec(&bench, &id, &format!("{command}; exit 9")) };
+    let outcome = run(&spec, &bench).unwrap();
+    assert_eq!((outcome.end, outcome.exit_code()), (RunEnd::OutOfMemory, Some(137)), "{outcome:?}");
+    assert_clean(bench, &id);
+}
+
+#[test]
+fn a_job_of_a_millisecond_has_its_code_and_its_output() {
+    if !ready() {
+        return;
+    }
+    for _ in 0..5 {
+        let (bench, id) = bench();
+        let outcome = run(&RunSpec { command: vec!["echo".into(), "quick".into()], ..spec(&bench, &id, "") }, &bench);
+        let outcome = outcome.unwrap();
+        assert_eq!((outcome.end, outcome.stdout.text.as_str()), (RunEnd::Exited(0), "quick\n"));
+        assert_clean(bench, &id);
+    }
+}
+
+#[test]
+fn an_image_that_cannot_be_had_is_told_with_docker_s_text() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    DockerRunner.prepare(IMAGE, &Shutdown::new(), far()).unwrap();
+    // A registry that refuses at once, so that the test needs no network.
+    let missing = "127.0.0.1:1/phalanx/no-such-image:1";
+    let error = DockerRunner.prepare(missing, &Shutdown::new(), far()).unwrap_err();
+    assert!(matches!(&error, RunError::Image { image, text } if image == missing && !text.is_empty()), "{error}");
+    let error = run(&RunSpec { image: missing.into(), ..spec(&bench, &id, "true") }, &bench).unwrap_err();
+    assert!(matches!(&error, RunError::Tool { text, .. } if text.contains("No such image")), "{error}");
+    assert_clean(bench, &id);
+}
+
+/// Runs a job that would go on for ever and calls `then` when it has written to its output folder.
+fn run_until_ready(
+    spec: &RunSpec,
+    bench: &Bench,
+    then: impl FnOnce(&Shutdown) + Send + 'static,
+) -> Result<RunOutcome, RunError> {
+    let workspace = bench.workspace();
+    let token = Shutdown::new();
+    let fifo = workspace.output().join("ready");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o666.into(), 0).unwrap();
+    let (job_token, path) = (token.clone(), fifo.clone());
+    let kick =
+        Kick::new("a writer of its own", move || drop(fs::OpenOptions::new().read(true).write(true).open(&path)));
+    // Opening a FIFO blocks until the other side opens it too.
+    let watcher = spawn("t-ready", kick, move || {
+        let told = fs::read_to_string(&fifo).unwrap();
+        then(&job_token);
+        told
+    });
+    let outcome = DockerRunner.run(spec, &workspace, &token, far());
+    assert_eq!(watcher.join_by(far()).unwrap(), "ready\n");
+    outcome
+}
+
+#[test]
+fn cancel_kills_the_container_whatever_it_does_with_sigterm() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let spec = spec(&bench, &id, "trap '' TERM; echo begun; echo ready > /output/ready; sleep 1000 & sleep 1000");
+    let (tx, rx) = bounded(1);
+    let outcome = run_until_ready(&spec, &bench, move |token| {
+        tx.send(Instant::now()).unwrap();
+        token.cancel();
+    });
+    let took = rx.recv().unwrap().elapsed();
+    let outcome = outcome.unwrap();
+    assert_eq!((outcome.end, outcome.stdout.text.as_str()), (RunEnd::Cancelled, "begun\n"));
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert_clean(bench, &id);
+}
+
+#[test]
+fn the_deadline_kills_the_container_and_keeps_what_it_printed() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let workspace = bench.workspace();
+    // Long enough for this machine to start a container under its present load, twice over.
+    let start = Instant::now();
+    run(&spec(&bench, &format!("{id}-first"), "true"), &bench).unwrap();
+    let deadline = Instant::now() + (2 * start.elapsed()).max(Duration::from_secs(2));
+    let spec = spec(&bench, &id, "echo begun; sleep 1000");
+    let outcome = DockerRunner.run(&spec, &workspace, &Shutdown::new(), deadline).unwrap();
+    assert_eq!((outcome.end, outcome.stdout.text.as_str()), (RunEnd::TimedOut, "begun\n"));
+    drop(workspace);
+    assert_clean(bench, &id);
+}
+
+#[test]
+fn a_container_removed_by_somebody_else_is_lost_and_not_a_success() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let spec = spec(&bench, &id, "echo ready > /output/ready; sleep 1000");
+    let name = format!("ch-{id}-job");
+    let outcome = run_until_ready(&spec, &bench, move |_| drop(docker(&["rm", "--force", &name]).unwrap()));
+    let error = outcome.unwrap_err();
+    assert!(matches!(error, RunError::Lost { .. }), "{error}");
+    assert_clean(bench, &id);
+}
+
+#[test]
+fn a_cancel_before_the_start_leaves_nothing() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let token = Shutdown::new();
+    token.cancel();
+    let workspace = bench.workspace();
+    let error = DockerRunner.run(&spec(&bench, &id, "true"), &workspace, &token, far()).unwrap_err();
+    assert!(matches!(error, RunError::Cancelled(_)), "{error}");
+    drop(workspace);
+    assert_clean(bench, &id);
+}
+
+#[test]
+fn only_the_labelled_container_is_removed() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let sibling = format!("sibling-{id}");
+    let create = |owner: &str, name: &str| {
+        let label = format!("{JOB_LABEL}={owner}");
+        docker(&["create", "--name", &format!("ch-{name}-job"), "--label", &label, IMAGE, "true"]).unwrap()
+    };
+    create(&id, &id);
+    create(&sibling, &sibling);
+    assert_eq!(remove_labelled(JOB_LABEL, &id, far()).unwrap(), 1);
+    assert_ne!(containers(&sibling), "", "the sibling was harmed");
+    assert_eq!(remove_labelled(JOB_LABEL, &sibling, far()).unwrap(), 1);
+    assert_eq!(remove_labelled(JOB_LABEL, &sibling, far()).unwrap(), 0);
+    assert_clean(bench, &id);
+}
+
+#[test]
+fn a_name_that_is_taken_is_an_error_and_its_holder_is_not_touched() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let holder = docker(&["create", "--name", &format!("ch-{id}-job"), IMAGE, "true"]).unwrap();
+    let error = run(&spec(&bench, &id, "true"), &bench).unwrap_err();
+    assert!(matches!(&error, RunError::Tool { text, .. } if text.contains("already in use")), "{error}");
+    docker(&["rm", &holder]).expect("the holder of the name is still there");
+    assert_clean(bench, &id);
+}
+
+#[test]
+fn files_of_other_users_and_locked_folders_are_removed_with_the_workspace() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let script = "mkdir /output/d; touch /output/d/f; chmod 000 /output/d; id -u";
+    let outcome = run(&spec(&bench, &id, script), &bench).unwrap();
+    assert_eq!((outcome.end, outcome.stdout.text.as_str()), (RunEnd::Exited(0), "0\n"));
+    assert_clean(bench, &id);
+}
+
+#[test]
+fn auto_takes_docker_when_the_engine_answers() {
+    if !ready() {
+        return;
+    }
+    let token = Shutdown::new();
+    assert_eq!(RunnerKind::Auto.open(&token).unwrap().name(), "docker");
+    assert_eq!(RunnerKind::Docker.open(&token).unwrap().name(), "docker");
+    assert_eq!(RunnerKind::Process.open(&token).unwrap().name(), "process");
+}

@@ -1,0 +1,575 @@
+//! A managed link over the in-memory transport: reconnect, authentication first, nothing lost or overtaken, and a stop test
+//! for each place where a link can block.
+
+use crate::testkit::transport as kit;
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use phalanx::base::backoff::BackoffConfig;
+use phalanx::base::rng::Rng;
+use phalanx::base::shutdown::Shutdown;
+use phalanx::base::stop::{StopReport, Stopping};
+use phalanx::base::thread::{Group, Kick, Thread, spawn};
+use phalanx::base::timer::Timer;
+use phalanx::link::handover::{Handover, Work};
+use phalanx::link::heartbeat::LivenessConfig;
+use phalanx::link::server::{Server, ServerConfig, ServerEvent};
+use phalanx::link::session::{self, Arrival, Beat, SessionConfig, SessionEnd, SessionHandle};
+use phalanx::link::{
+    Answer, Answered, Authenticate, Authenticated, Link, LinkConfig, LinkEvent, LinkState, OutboxLimits, Outgoing,
+    Refused,
+};
+use phalanx::transport::memory::{self, DialFault, MemoryNet, Side, WIRE_BYTES};
+use phalanx::transport::{Connection, Incoming, SocketLimits};
+use tungstenite::Utf8Bytes;
+
+const LONG: Duration = Duration::from_secs(30);
+const URL: &str = "ws://peer/x";
+
+struct Fixture {
+    net: MemoryNet,
+    timer: Option<Timer>,
+    group: Option<Group>,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let group = Group::enter();
+        Self { net: MemoryNet::new(), timer: Some(Timer::start()), group: Some(group) }
+    }
+
+    fn config(&self) -> LinkConfig {
+        let quick = BackoffConfig {
+            base: Duration::from_millis(1),
+            cap: Duration::from_millis(2),
+            stable_after: Duration::from_secs(60),
+        };
+        LinkConfig { backoff: quick, ..LinkConfig::new("t-link", URL) }
+    }
+
+    fn start(&self, config: LinkConfig, password: Option<&'static str>) -> (Link, Receiver<LinkEvent>) {
+        let (tx, rx) = bounded(100_000);
+        let authenticate = password.map(|password| Box::new(Password(password)) as Box<dyn Authenticate>);
+        let timer = self.timer.as_ref().unwrap().handle();
+        let link = Link::start(config, Arc::new(self.net.dialer()), authenticate, timer, move |event| {
+            if !matches!(event, LinkEvent::Pause { .. }) {
+                // The receiver may be gone in a test that has seen enough.
+                drop(tx.send(event));
+            }
+        });
+        (link, rx)
+    }
+
+    /// A server that answers `password` with `welcome`, anything else but `no-ack…` with `ack`, and tells what it got.
+    fn server(&self) -> (Server, Receiver<String>) {
+        let (tx, rx) = bounded(100_000);
+        let handles = Arc::new(std::sync::Mutex::new(std::collections::HashMap::new()));
+        let sink = Arc::new(move |event| match event {
+            ServerEvent::Opened { id, handle, .. } => {
+                handles.lock().unwrap().insert(id, handle);
+            }
+            ServerEvent::Text { id, text } => {
+                let answer = match text.as_str() {
+                    "password" => Some("welcome"),
+                    "wrong" => Some("go away"),
+                    text if text.starts_with("no-ack") => None,
+                    _ => Some("ack"),
+                };
+                drop(tx.send(text.to_string()));
+                let handle = handles.lock().unwrap().get(&id).cloned().unwrap();
+                if let Some(answer) = answer {
+                    drop(handle.send(Outgoing::once(answer)));
+                }
+            }
+            ServerEvent::Closed { id, .. } => {
+                handles.lock().unwrap().remove(&id);
+            }
+        });
+        let listener = Box::new(self.net.listener("peer"));
+        let timer = self.timer.as_ref().unwrap().handle();
+        (Server::start(ServerConfig::new("tst"), listener, timer, Arc::new(|_| Ok(())), sink), rx)
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let timer = self.timer.take().unwrap();
+        let report = stop(LONG, |step| timer.stop(step));
+        let group = self.group.take().unwrap();
+        if !std::thread::panicking() {
+            assert!(report.is_clean());
+            let left: Vec<_> = group.live().into_iter().map(|t| t.name).collect();
+            assert!(left.is_empty(), "threads left: {left:?}");
+        }
+    }
+}
+
+struct Password(&'static str);
+
+impl Authenticate for Password {
+    fn hello(&mut self) -> Vec<Utf8Bytes> {
+        vec![self.0.into()]
+    }
+
+    fn answer(&mut self, text: &str) -> Result<Authenticated, Refused> {
+        match text {
+            "welcome" => Ok(Authenticated::Yes),
+            "go away" => Err(Refused { reason: text.to_owned(), passing: true }),
+            _ => Ok(Authenticated::NotYet),
+        }
+    }
+}
+
+fn stop(budget: Duration, work: impl FnOnce(&mut phalanx::base::stop::Step)) -> StopReport {
+    let mut stopping = Stopping::new(&Shutdown::new());
+    stopping.step("test", budget, work);
+    stopping.finish()
+}
+
+fn stop_link(link: Link, budget: Duration) -> (usize, Duration) {
+    let start = Instant::now();
+    let mut unsent = 0;
+    let report = stop(budget, |step| unsent = link.stop(step));
+    assert!(report.stragglers().is_empty(), "{report}");
+    (unsent, start.elapsed())
+}
+
+fn stop_server(server: Server) {
+    let report = stop(LONG, |step| server.stop(step, 1001, "test ends"));
+    assert!(report.is_clean(), "{report}");
+}
+
+fn next(events: &Receiver<LinkEvent>) -> LinkEvent {
+    events.recv_timeout(LONG).expect("an event")
+}
+
+fn ready(events: &Receiver<LinkEvent>) {
+    loop {
+        if let LinkEvent::Ready { .. } = next(events) {
+            return;
+        }
+    }
+}
+
+/// An error that may be about specs or about the update behind them: no later answer may count for the update.
+#[test]
+fn behind_an_unclear_answer_nothing_is_answered() {
+    let link = Handover::new(OutboxLimits::default());
+    let specs = Outgoing { answer: Answer::OnError, ..Outgoing::once("specs") };
+    let (refused, loan) = link.offer([specs, Outgoing::acked("update")], |()| ());
+    assert!(refused.is_empty() && loan.is_none(), "nobody is connected");
+    let epoch = link.attach((), false);
+    assert!(matches!(link.next_work(epoch), Work::Batch { texts, .. } if texts.len() == 2));
+    assert_eq!(link.answered_all(epoch, [false, true]), [Answered::Unclear, Answered::Nothing]);
+    assert_eq!(link.unsent(), 1);
+}
+
+#[test]
+fn it_authenticates_first_then_beats_then_sends_what_was_queued() {
+    let fixture = Fixture::new();
+    let (server, got) = fixture.server();
+    let mut config = fixture.config();
+    config.beat = Some(Beat { every: Duration::from_secs(60), text: "beat".into() });
+    let (link, events) = fixture.start(config, Some("password"));
+    link.handle().send(Outgoing::once("one")).unwrap();
+    link.handle().send(Outgoing::once("two")).unwrap();
+    ready(&events);
+    for expected in ["password", "beat", "one", "two"] {
+        assert_eq!(got.recv_timeout(LONG).unwrap(), expected);
+    }
+    link.handle().kick();
+    ready(&events);
+    for expected in ["password", "beat"] {
+        assert_eq!(got.recv_timeout(LONG).unwrap(), expected, "after the reconnect");
+    }
+    assert_eq!(stop_link(link, LONG).0, 0);
+    stop_server(server);
+}
+
+#[test]
+fn a_refusal_is_told_and_tried_again() {
+    let fixture = Fixture::new();
+    let (server, _got) = fixture.server();
+    let (link, events) = fixture.start(fixture.config(), Some("wrong"));
+    for _ in 0..3 {
+        match next(&events) {
+            LinkEvent::Failed { why, refused: true, .. } => assert_eq!(why, "refused: go away"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(!matches!(link.handle().state(), LinkState::Ready { .. }));
+    stop_link(link, LONG);
+    stop_server(server);
+}
+
+#[test]
+fn a_silent_server_ends_at_the_dial_deadline() {
+    let fixture = Fixture::new();
+    let (server, got) = fixture.server();
+    let mut config = fixture.config();
+    config.dial_time = Duration::from_millis(50);
+    let (link, events) = fixture.start(config, Some("no-ack"));
+    assert_eq!(got.recv_timeout(LONG).unwrap(), "no-ack");
+    match next(&events) {
+        LinkEvent::Failed { why, refused: false, .. } => {
+            assert!(why.starts_with("no answer to the authentication"), "{why}")
+        }
+        other => panic!("{other:?}"),
+    }
+    stop_link(link, LONG);
+    stop_server(server);
+}
+
+/// Sends acknowledged messages through random cuts, refused dials and withheld answers; asserts order and completeness.
+#[test]
+fn nothing_is_lost_or_overtaken_through_cuts() {
+    const MESSAGES: usize = 400;
+    let seed = Rng::from_entropy().next_u64();
+    println!("seed {seed}");
+    let mut rng = Rng::new(seed);
+    let fixture = Fixture::new();
+    let (server, got) = fixture.server();
+    let acked = Arc::new(AtomicUsize::new(0));
+    let (tx, handles) = bounded::<phalanx::link::LinkHandle>(1);
+    let link = {
+        let acked = acked.clone();
+        let mut handle = None;
+        let timer = fixture.timer.as_ref().unwrap().handle();
+        let authenticate = Some(Box::new(Password("password")) as Box<dyn Authenticate>);
+        Link::start(fixture.config(), Arc::new(fixture.net.dialer()), authenticate, timer, move |event| {
+            if let LinkEvent::Text { epoch, text } = event {
+                assert_eq!(text.as_str(), "ack");
+                let handle = handle.get_or_insert_with(|| handles.recv().unwrap());
+                let answered = handle.answered(epoch, true);
+                acked.fetch_add(usize::from(matches!(answered, Answered::Message(_))), Ordering::SeqCst);
+            }
+        })
+    };
+    tx.send(link.handle()).unwrap();
+    for n in 0..MESSAGES {
+        link.handle().send(Outgoing::acked(n.to_string())).unwrap();
+        if rng.one_in(25) {
+            if rng.one_in(2) {
+                fixture.net.fail_next(1, DialFault::Refused);
+            }
+            let cut = (rng.next_u64() % 20) as usize;
+            match fixture.net.wires().last() {
+                Some(wire) if rng.one_in(2) => wire.cut_after(Side::Dialer, cut),
+                Some(wire) => wire.cut_after(Side::Listener, cut),
+                None => {}
+            }
+        }
+    }
+    let mut first = Vec::new();
+    while first.len() < MESSAGES {
+        let text = got.recv_timeout(LONG).unwrap_or_else(|_| panic!("seed {seed}: only {} came", first.len()));
+        if let Ok(n) = text.parse::<usize>()
+            && !first.contains(&n)
+        {
+            first.push(n);
+        }
+    }
+    assert_eq!(first, (0..MESSAGES).collect::<Vec<_>>(), "seed {seed}");
+    assert_eq!(stop_link(link, LONG).0, 0, "seed {seed}");
+    assert_eq!(acked.load(Ordering::SeqCst), MESSAGES, "seed {seed}");
+    stop_server(server);
+}
+
+#[test]
+fn a_silent_peer_is_pinged_and_given_up() {
+    let fixture = Fixture::new();
+    let (server, _got) = fixture.server();
+    let mut config = fixture.config();
+    config.liveness = LivenessConfig {
+        ping_after: Duration::from_millis(20),
+        dead_after: Duration::from_millis(100),
+        stuck_after: LONG,
+    };
+    fixture.net.plan_next(|wire| wire.withhold(Side::Listener));
+    let (link, events) = fixture.start(config, None);
+    ready(&events);
+    match next(&events) {
+        LinkEvent::Lost { why, .. } => assert_eq!(why, "the peer was silent for too long"),
+        other => panic!("{other:?}"),
+    }
+    // On the next connection the pongs arrive, so it lives past several times its limit.
+    ready(&events);
+    assert!(events.recv_timeout(Duration::from_millis(400)).is_err());
+    stop_link(link, LONG);
+    stop_server(server);
+}
+
+#[test]
+fn a_peer_that_never_reads_is_given_up_although_it_talks() {
+    let fixture = Fixture::new();
+    let (server, _got) = fixture.server();
+    let mut config = fixture.config();
+    config.liveness = LivenessConfig {
+        ping_after: Duration::from_millis(20),
+        dead_after: LONG,
+        stuck_after: Duration::from_millis(60),
+    };
+    fixture.net.plan_next(|wire| wire.stall(Side::Dialer));
+    let (link, events) = fixture.start(config, None);
+    ready(&events);
+    link.handle().send(Outgoing::once("x")).unwrap();
+    match next(&events) {
+        LinkEvent::Lost { why, .. } => assert_eq!(why, "the peer did not read for too long"),
+        other => panic!("{other:?}"),
+    }
+    stop_link(link, LONG);
+    stop_server(server);
+}
+
+#[test]
+fn stop_while_the_peer_never_reads_ends_within_its_budget_and_counts() {
+    let fixture = Fixture::new();
+    let (server, _got) = fixture.server();
+    fixture.net.plan_next(|wire| wire.stall(Side::Dialer));
+    let (link, events) = fixture.start(fixture.config(), None);
+    ready(&events);
+    for _ in 0..3 {
+        link.handle().send(Outgoing::acked("x")).unwrap();
+    }
+    let (unsent, took) = stop_link(link, Duration::from_millis(200));
+    assert_eq!(unsent, 3);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    stop_server(server);
+}
+
+#[test]
+fn stop_during_an_outage_still_delivers_when_the_peer_comes_back() {
+    let fixture = Fixture::new();
+    fixture.net.fail_next(20, DialFault::Refused);
+    let (link, events) = fixture.start(fixture.config(), Some("password"));
+    assert!(matches!(next(&events), LinkEvent::Failed { .. }));
+    for n in 0..3 {
+        link.handle().send(Outgoing::once(n.to_string())).unwrap();
+    }
+    let (server, got) = fixture.server();
+    let (unsent, _) = stop_link(link, LONG);
+    assert_eq!(unsent, 0);
+    let texts: Vec<String> = got.try_iter().collect();
+    assert_eq!(texts, ["password", "0", "1", "2"]);
+    stop_server(server);
+}
+
+#[test]
+fn connections_over_the_limit_are_refused_without_end() {
+    let fixture = Fixture::new();
+    let listener = Box::new(fixture.net.listener("peer"));
+    let config = ServerConfig { connections: 2, ..ServerConfig::new("tst") };
+    let timer = fixture.timer.as_ref().unwrap().handle();
+    let server = Server::start(config, listener, timer, Arc::new(|_| Ok(())), Arc::new(|_| {}));
+    let (mut links, mut refused) = (Vec::new(), 0);
+    for n in 0..5 {
+        let (link, events) = fixture.start(fixture.config(), None);
+        match next(&events) {
+            LinkEvent::Ready { .. } => assert!(n < 2),
+            LinkEvent::Failed { why, .. } => {
+                assert!(why.contains("503") && why.contains("too many connections"), "{why}");
+                refused += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+        links.push(link);
+    }
+    assert_eq!(refused, 3);
+    for link in links {
+        stop_link(link, LONG);
+    }
+    stop_server(server);
+}
+
+#[test]
+fn stop_while_dialling_in_backoff_authenticating_or_idle_is_immediate() {
+    for place in ["dialling", "backoff", "authenticating", "idle"] {
+        let fixture = Fixture::new();
+        let mut config = fixture.config();
+        let mut server = None;
+        let mut password = None;
+        match place {
+            "dialling" => fixture.net.fail_next(1000, DialFault::Hang),
+            "backoff" => config.backoff.base = Duration::from_secs(3600),
+            "authenticating" => {
+                server = Some(fixture.server().0);
+                password = Some("no-ack");
+            }
+            _ => server = Some(fixture.server().0),
+        }
+        config.backoff.cap = config.backoff.base;
+        let (link, events) = fixture.start(config, password);
+        match place {
+            "dialling" | "authenticating" => wait_until(|| fixture.net.dials() > 0),
+            "backoff" => assert!(matches!(next(&events), LinkEvent::Failed { .. })),
+            _ => ready(&events),
+        }
+        let handle = link.handle();
+        let (_, took) = stop_link(link, LONG);
+        assert!(took < Duration::from_secs(5), "{place}: {took:?}");
+        assert_eq!(handle.state(), LinkState::Stopped, "{place}");
+        assert!(handle.send(Outgoing::once("late")).is_err(), "{place}: a stopped link takes no message");
+        if let Some(server) = server {
+            stop_server(server);
+        }
+    }
+}
+
+/// Waits for something that has no event; each turn gives the processor away.
+fn wait_until(done: impl Fn() -> bool) {
+    let limit = Instant::now() + LONG;
+    while !done() {
+        assert!(Instant::now() < limit, "it never came");
+        std::thread::yield_now();
+    }
+}
+
+/// The two threads of a link, the server's, cuts from outside, and a stop at a random moment: always ends, nothing left.
+#[test]
+fn a_stop_at_a_random_moment_always_ends() {
+    let seed = Rng::from_entropy().next_u64();
+    println!("seed {seed}");
+    let mut rng = Rng::new(seed);
+    for round in 0..200 {
+        let fixture = Fixture::new();
+        let (server, _got) = fixture.server();
+        if rng.one_in(4) {
+            fixture.net.fail_next((rng.next_u64() % 3) as usize, DialFault::Refused);
+        }
+        let password = rng.one_in(2).then_some("password");
+        let (link, _events) = fixture.start(fixture.config(), password);
+        let cutter: Thread<()> = {
+            let (net, end) = (fixture.net.clone(), Shutdown::new());
+            let kicked = end.clone();
+            spawn("t-cutter", Kick::new("its end", move || kicked.cancel()), move || {
+                while !end.is_set() {
+                    if let Some(wire) = net.wires().last() {
+                        wire.cut();
+                    }
+                    std::thread::yield_now();
+                }
+            })
+        };
+        for n in 0..rng.next_u64() % 2000 {
+            if n % 10 == 0 {
+                // A full outbox is as good a moment to stop as any.
+                let _ = link.handle().send(Outgoing::acked("x"));
+            }
+            std::hint::spin_loop();
+        }
+        let (_, took) = stop_link(link, Duration::from_millis(rng.next_u64() % 60));
+        assert!(took < Duration::from_secs(5), "seed {seed}, round {round}: {took:?}");
+        drop(cutter);
+        stop_server(server);
+    }
+}
+
+/// A thread that runs one session over `connection` and ends with it.
+fn session(
+    connection: Connection,
+    handle: &SessionHandle,
+    liveness: LivenessConfig,
+    mut on_text: impl FnMut(Utf8Bytes) + Send + 'static,
+) -> Thread<SessionEnd> {
+    let config = SessionConfig { writer_name: "t-wr".to_owned(), liveness, beat: None };
+    let handle = handle.clone();
+    kit::background("t-session", move || {
+        session::run(connection, &handle, &config, |_, arrival| {
+            if let Arrival::Text(text) = arrival {
+                on_text(text);
+            }
+            ControlFlow::Continue(())
+        })
+    })
+}
+
+/// Gives the slow peer of a test its pace; the session must live all the while.
+fn lives_on(session: &Thread<SessionEnd>, pace: Duration) {
+    let ended = session.done_receiver().recv_timeout(pace);
+    assert_eq!(ended, Err(RecvTimeoutError::Timeout), "the session was cut");
+}
+
+#[test]
+fn a_message_that_trickles_in_counts_as_life_until_it_stops() {
+    let fixture = Fixture::new();
+    let liveness = LivenessConfig {
+        ping_after: Duration::from_millis(50),
+        dead_after: Duration::from_millis(400),
+        stuck_after: LONG,
+    };
+    let (mut client, connection) = kit::raw_client_connected(SocketLimits::default());
+    let handle = SessionHandle::new(OutboxLimits::default(), fixture.timer.as_ref().unwrap().handle());
+    let (tx, got) = bounded(1);
+    let session = session(connection, &handle, liveness, move |text| drop(tx.send(text)));
+    let start = Instant::now();
+    // One frame, byte by byte; the pings are never answered.
+    for byte in kit::frame(0x81, true, &[b'x'; 60]) {
+        client.write_all(&[byte]).unwrap();
+        lives_on(&session, Duration::from_millis(20));
+    }
+    assert!(start.elapsed() > 3 * liveness.dead_after);
+    assert_eq!(got.recv_timeout(LONG).unwrap().as_str(), "x".repeat(60));
+    // Half a message and then nothing.
+    client.write_all(&kit::frame(0x81, true, b"half")[..8]).unwrap();
+    let end = kit::join(session);
+    assert!(matches!(end, SessionEnd::Silent), "{end}");
+}
+
+#[test]
+fn a_batch_that_trickles_out_is_not_stuck_until_it_stops() {
+    const TEXTS: usize = 60;
+    let fixture = Fixture::new();
+    let liveness = LivenessConfig {
+        ping_after: Duration::from_millis(50),
+        dead_after: LONG,
+        stuck_after: Duration::from_millis(400),
+    };
+    let (mut peer, connection, _wire) = memory::pair();
+    let handle = SessionHandle::new(OutboxLimits::default(), fixture.timer.as_ref().unwrap().handle());
+    let large = Utf8Bytes::from("x".repeat(WIRE_BYTES));
+    // All are one batch, and only one at a time fits on the wire.
+    for _ in 0..TEXTS {
+        handle.send(Outgoing::once(large.clone())).unwrap();
+    }
+    let session = session(connection, &handle, liveness, |_| {});
+    let start = Instant::now();
+    for _ in 0..TEXTS {
+        while !matches!(peer.reader.read().unwrap(), Incoming::Text(_)) {}
+        lives_on(&session, Duration::from_millis(25));
+    }
+    assert!(start.elapsed() > 3 * liveness.stuck_after);
+    // Now the peer reads no more.
+    for _ in 0..3 {
+        handle.send(Outgoing::once(large.clone())).unwrap();
+    }
+    let end = kit::join(session);
+    assert!(matches!(end, SessionEnd::Stuck), "{end}");
+}
+
+#[test]
+fn a_peer_is_not_silent_while_its_text_is_being_handled() {
+    let fixture = Fixture::new();
+    let liveness = LivenessConfig {
+        ping_after: Duration::from_millis(20),
+        dead_after: Duration::from_millis(100),
+        stuck_after: LONG,
+    };
+    let (mut peer, connection, _wire) = memory::pair();
+    let handle = SessionHandle::new(OutboxLimits::default(), fixture.timer.as_ref().unwrap().handle());
+    let (go, gate) = bounded(0);
+    let session = session(connection, &handle, liveness, move |_| gate.recv().unwrap());
+    for _ in 0..2 {
+        peer.writer.write("x".into()).unwrap();
+    }
+    peer.writer.flush().unwrap();
+    lives_on(&session, 4 * liveness.dead_after);
+    go.send(()).unwrap();
+    lives_on(&session, 4 * liveness.dead_after);
+    go.send(()).unwrap();
+    let end = kit::join(session);
+    assert!(matches!(end, SessionEnd::Silent), "{end}");
+}

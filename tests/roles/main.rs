@@ -1,0 +1,39 @@
+//! Everything that runs in one process over memory or loopback: transport, link, the four roles, their parts.
+
+#[path = "../testkit/mod.rs"]
+mod testkit;
+
+mod embedding;
+mod executor;
+mod executor_docker;
+mod executor_http;
+mod executor_process;
+mod executor_uploads;
+mod executor_volumes;
+mod facilitator;
+mod facilitator_api;
+mod facilitator_client;
+mod facilitator_sdk;
+mod facilitator_stop;
+mod journal;
+mod link;
+mod miner;
+mod miner_backends;
+mod miner_python;
+mod miner_router;
+mod miner_transcripts;
+mod ops_http;
+mod stress;
+mod submit;
+mod transport_client_tls;
+mod transport_deadline;
+mod transport_frames;
+mod transport_handshake;
+mod transport_kick;
+mod transport_limits;
+mod transport_memory;
+mod transport_proxy;
+mod transport_python;
+mod transport_tls;
+mod transport_ws;
+mod validator;

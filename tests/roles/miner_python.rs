@@ -1,0 +1,150 @@
+//! The official Python client of miners, `OrganicMinerClient`, against our miner with our executors as real processes.
+//!
+//! Skipped without the Python environment, see `testkit/python.rs`.
+
+use crate::testkit::python;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use phalanx::base::shutdown::Shutdown;
+use phalanx::base::stop::Stopping;
+use phalanx::base::thread::Group;
+use phalanx::base::timer::Timer;
+use phalanx::identity::KeyPair;
+use phalanx::miner::{DATABASE, Miner, MinerConfig, ProcessBackend};
+use phalanx::protocol::{ExecutorClass, Receipt, ReceiptPayload};
+use phalanx::store::receipts::ReceiptStore;
+use phalanx::transport::ws::WsListener;
+use serde_json::{Value, json};
+
+const LONG: Duration = Duration::from_secs(60);
+const VALIDATOR: &str = "//Alice";
+const STRANGER: &str = "//Eve";
+
+fn key(uri: &str) -> KeyPair {
+    KeyPair::from_uri(uri).unwrap()
+}
+
+/// Command lines of the processes in whose environment one of the texts stands: executors have the uuid of their job there,
+/// and so have the jobs.
+fn processes_with(texts: &[&str]) -> Vec<String> {
+    let read = |pid: &str, file: &str| {
+        // A process may end while it is looked at.
+        let bytes = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).replace('\0', " ")
+    };
+    let names = std::fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let pids = names.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+    let ours = pids.filter(|pid| texts.iter().any(|text| read(pid, "environ").contains(text)));
+    ours.map(|pid| read(&pid, "cmdline")).collect()
+}
+
+#[test]
+fn the_official_client_runs_jobs_on_our_miner() {
+    let Some(mut client) = python::script("organic_client.py", "compute_horde, bittensor_wallet, django, aiohttp")
+    else {
+        return;
+    };
+    let group = Group::enter();
+    let folder = tempfile::tempdir().unwrap();
+    let (miner_key, validator) = (key("//Bob"), key(VALIDATOR));
+    let backend = ProcessBackend {
+        program: PathBuf::from(env!("CARGO_BIN_EXE_phalanx")),
+        ..ProcessBackend::new("process").unwrap()
+    };
+    let config = MinerConfig {
+        validators: vec![validator.public()],
+        executors: vec![(ExecutorClass::AlwaysOnTest, 1)],
+        ..MinerConfig::new(miner_key.clone(), folder.path(), Arc::new(backend))
+    };
+    let timer = Timer::start();
+    let listener = WsListener::bind("127.0.0.1:0", None).unwrap();
+    let port = listener.local_addr().port().to_string();
+    let miner = Miner::start(config, Box::new(listener), timer.handle()).unwrap();
+
+    let output = client.args(["127.0.0.1", &port, &miner_key.ss58(), VALIDATOR, STRANGER]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let uuid = |case: &str| said[case]["uuid"].as_str().unwrap().to_owned();
+
+    let mut stopping = Stopping::new(&Shutdown::new());
+    miner.stop(&mut stopping);
+    stopping.step("timer", LONG, |step| timer.stop(step));
+    let report = stopping.finish();
+    assert!(report.is_clean() && report.cancelled_jobs == 0, "{report}");
+    assert!(group.live().is_empty(), "threads are left: {:?}", group.live());
+    let uuids: Vec<String> = ["good", "failing", "interrupted", "busy"].map(uuid).to_vec();
+    let uuids: Vec<&str> = uuids.iter().map(String::as_str).collect();
+    assert_eq!(processes_with(&uuids), [""; 0], "executors are left");
+
+    let all_steps = json!(["accepted", "executor_ready", "volumes_ready", "execution_done"]);
+    let good = &said["good"];
+    assert_eq!((&good["end"], &good["complaints"]), (&json!("finished"), &json!([])), "{good}");
+    assert_eq!(good["steps"], all_steps);
+    assert_eq!(good["manifest"], json!({"always_on.test": 1}));
+    assert_eq!((&good["stdout"], &good["stderr"]), (&json!("zażółć\n"), &json!("hello\n")));
+    assert_eq!(good["artifacts"], json!({"/artifacts/a.bin": [0, 255]}));
+    assert_eq!(good["received"], json!({"/o.txt": "o\n"}));
+    assert_eq!(good["uploads"]["o.txt"]["body"], "stored");
+    for specs in ["cpu", "gpu", "hard_disk", "os", "ram"] {
+        assert!(good["specs"].as_array().unwrap().contains(&json!(specs)), "{good}");
+    }
+
+    let failing = &said["failing"];
+    assert_eq!((&failing["end"], &failing["complaints"]), (&json!("failed"), &json!([])), "{failing}");
+    let details = &failing["details"];
+    assert_eq!((&details["reason"], &details["stage"]), (&json!("nonzero_return_code"), &json!("execution")));
+    assert_eq!(details["docker_process_exit_status"], 3);
+    assert_eq!(details["docker_process_stdout"], "partial\n");
+    assert_eq!(details["docker_process_stderr"], "why\n");
+
+    let interrupted = &said["interrupted"];
+    assert_eq!((&interrupted["end"], &interrupted["complaints"]), (&json!("finished"), &json!([])), "{interrupted}");
+    assert_eq!((&interrupted["steps"], &interrupted["stdout"]), (&all_steps, &json!("through\n")));
+    let busy = &said["busy"];
+    assert_eq!((&busy["end"], &busy["reason"]), (&json!("rejected"), &json!("busy")), "{busy}");
+    assert_eq!(busy["excuses"], json!([uuid("interrupted")]));
+
+    let refused = &said["wrong_miner"];
+    assert_eq!((&refused["end"], &refused["manifest"]), (&json!("timed out"), &Value::Null), "{refused}");
+    let why = format!("wrong miner hotkey ({}!={})", miner_key.ss58(), key("//Nobody").ss58());
+    let complaints = refused["complaints"].as_array().unwrap();
+    assert!(
+        !complaints.is_empty() && complaints.iter().all(|said| said.as_str().unwrap().ends_with(&why)),
+        "{refused}"
+    );
+    let why = format!("Unknown validator: {}", key(STRANGER).ss58());
+    assert_eq!(said["stranger"], json!({"complaints": [why], "manifest": false}));
+
+    let mut stored: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for row in ReceiptStore::open(&folder.path().join(DATABASE), 0).unwrap().since(0, 100).unwrap() {
+        // The payload goes in as the text that was signed.
+        let (by_validator, by_miner) = (&row.validator_signature, &row.miner_signature);
+        let receipt = Receipt::decode(&format!(
+            r#"{{"payload":{},"validator_signature":"{by_validator}","miner_signature":"{by_miner}"}}"#,
+            row.payload
+        ))
+        .unwrap();
+        assert_eq!(receipt.payload.blob_for_signing(), row.payload);
+        assert_eq!(receipt.verify_validator().unwrap(), validator.public());
+        assert_eq!(receipt.verify_miner().unwrap(), miner_key.public());
+        assert_eq!(receipt.payload.job_uuid(), row.job_uuid);
+        stored.entry(row.job_uuid).or_default().push(match receipt.payload {
+            ReceiptPayload::JobFinished(payload) => {
+                format!("finished {} {:?}", payload.score_str, payload.block_numbers)
+            }
+            _ => row.kind,
+        });
+    }
+    let started = ["JobStartedReceipt", "JobAcceptedReceipt"];
+    let [good, failing, interrupted, busy] =
+        ["good", "failing", "interrupted", "busy"].map(|case| &stored[&uuid(case)]);
+    assert_eq!(*good, [started[0], started[1], "finished 7.000000 [3, 4]"]);
+    assert_eq!(*failing, [started[0], started[1], "finished 0.000000 []"]);
+    assert_eq!(*interrupted, [started[0], started[1], "finished 0.000000 []"]);
+    // The client writes one for whatever did not finish.
+    assert_eq!(*busy, ["finished 0.000000 []"]);
+    assert_eq!(stored.len(), 4, "{stored:?}");
+}

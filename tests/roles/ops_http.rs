@@ -1,0 +1,385 @@
+//! The HTTP server over loopback: what it understands, what it refuses, and that it always stops.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use phalanx::base::shutdown::{Level, Shutdown};
+use phalanx::base::stop::{StopReport, Stopping};
+use phalanx::base::thread::Group;
+use phalanx::base::timer::Timer;
+use phalanx::net::dial::dial;
+use phalanx::net::http::{Handler, HttpLimits, HttpResponse, HttpServer};
+use phalanx::ops::errors::ErrorClass;
+use phalanx::ops::health::PartState;
+use phalanx::ops::status::{Board, Frame, Snapshot, State};
+
+/// Only a bug waits this long.
+const LONG: Duration = Duration::from_secs(30);
+
+struct Fixture {
+    group: Group,
+    server: Option<HttpServer>,
+}
+
+impl Fixture {
+    fn new(limits: HttpLimits, handler: Handler) -> Self {
+        let group = Group::enter();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self { group, server: Some(HttpServer::start("t", listener, handler, limits).unwrap()) }
+    }
+
+    fn echo(limits: HttpLimits) -> Self {
+        let handler: Handler = Arc::new(|request| {
+            assert_ne!(request.path, "/panic", "asked to panic");
+            let body = format!("{} {} {:?} ", request.method, request.path, request.query);
+            HttpResponse::text(200, body + &String::from_utf8_lossy(&request.body))
+        });
+        Self::new(limits, handler)
+    }
+
+    fn connect(&self) -> TcpStream {
+        let port = self.server.as_ref().unwrap().local_addr().port();
+        let stream = dial("127.0.0.1", port, Instant::now() + LONG, &Shutdown::new(), Level::Cancel).unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        stream
+    }
+
+    /// Sends `text` and reads until the server closes.
+    fn ask(&self, text: &str) -> String {
+        let mut stream = self.connect();
+        stream.write_all(text.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    fn stop(&mut self, budget: Duration) -> StopReport {
+        let mut stopping = Stopping::new(&Shutdown::new());
+        stopping.step("http", budget, |step| self.server.take().unwrap().stop(step));
+        stopping.finish()
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        if self.server.is_some() {
+            let report = self.stop(LONG);
+            if !std::thread::panicking() {
+                assert!(report.is_clean(), "{report}");
+            }
+        }
+        if !std::thread::panicking() {
+            assert!(self.group.live().is_empty(), "{:?}", self.group.live());
+        }
+    }
+}
+
+/// Reads until the text so far ends with `end`.
+fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut byte = [0];
+    while !bytes.ends_with(end.as_bytes()) {
+        assert_eq!(stream.read(&mut byte).unwrap(), 1, "closed after {:?}", String::from_utf8_lossy(&bytes));
+        bytes.push(byte[0]);
+    }
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order_on_one_connection() {
+    let fixture = Fixture::echo(HttpLimits::default());
+    let answer = fixture.ask(
+        "GET /one?a=b HTTP/1.1\r\nHost: h\r\n\r\n\
+         POST /two HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nxyz\
+         HEAD /three HTTP/1.1\r\nHost: h\r\n\r\n\
+         POST /four HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n\
+         5;x=y\r\nhello\r\n1\r\n!\r\n0\r\nTrailer: t\r\n\r\n",
+    );
+    assert_eq!(answer.matches("HTTP/1.1 200 OK\r\n").count(), 4, "{answer}");
+    let at = |text: &str| answer.find(text).unwrap_or_else(|| panic!("no {text:?} in {answer}"));
+    assert!(at("GET /one [(\"a\", \"b\")] ") < at("POST /two [] xyz"));
+    assert!(at("POST /two [] xyz") < at("POST /four [] hello!"));
+    assert!(!answer.contains("HEAD /three"), "{answer}");
+    assert_eq!(answer.matches("Connection: close").count(), 1, "{answer}");
+}
+
+#[test]
+fn a_body_that_waits_for_permission_gets_it() {
+    let fixture = Fixture::echo(HttpLimits::default());
+    let mut stream = fixture.connect();
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n").unwrap();
+    assert_eq!(read_until(&mut stream, "\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(b"ok").unwrap();
+    assert!(read_until(&mut stream, "[] ok").starts_with("HTTP/1.1 200 OK\r\n"));
+    stream
+        .write_all(b"POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 99999999\r\n\r\n")
+        .unwrap();
+    assert!(read_until(&mut stream, "\r\n").starts_with("HTTP/1.1 413 "));
+}
+
+#[test]
+fn limits_are_answered_and_never_exceeded() {
+    let limits = HttpLimits {
+        head_bytes: 1000,
+        body_bytes: 10,
+        head_time: Duration::from_millis(50),
+        body_time: Duration::from_millis(50),
+        ..HttpLimits::default()
+    };
+    let fixture = Fixture::echo(limits);
+    let big = "x".repeat(20_000);
+    for (status, request) in [
+        (431, format!("GET / HTTP/1.1\r\nHost: h\r\nX: {big}")),
+        (413, format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 11\r\n\r\n{big}")),
+        (413, format!("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n7\r\n{big}")),
+        (413, "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n".to_owned()),
+        (431, format!("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: {big}")),
+        (400, "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n".to_owned()),
+        (408, "GET / HTTP/1.1\r\nHost".to_owned()),
+        (408, "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc".to_owned()),
+        (400, "\0\0\0\0".to_owned()),
+    ] {
+        let answer = fixture.ask(&request);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{status}: {answer}");
+        assert!(answer.contains("Connection: close\r\n"), "{answer}");
+    }
+    assert!(fixture.ask("GET /fine HTTP/1.0\r\n\r\n").contains("GET /fine"));
+}
+
+#[test]
+fn connections_over_the_limit_are_told_and_the_place_is_free_again() {
+    let limits = HttpLimits { connections: 1, ..HttpLimits::default() };
+    let fixture = Fixture::echo(limits);
+    let mut first = fixture.connect();
+    first.write_all(b"GET /first HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    read_until(&mut first, "[] ");
+    let mut second = fixture.connect();
+    assert!(read_until(&mut second, "\r\n").starts_with("HTTP/1.1 503 "));
+    drop(first);
+    // The first connection's thread ends when it has seen the end of the stream, which takes it a moment.
+    let deadline = Instant::now() + LONG;
+    loop {
+        let mut third = fixture.connect();
+        third.write_all(b"GET /third HTTP/1.0\r\n\r\n").unwrap();
+        if read_until(&mut third, "\r\n").contains(" 200 ") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the place was never freed");
+    }
+}
+
+#[test]
+fn a_panic_of_the_handler_costs_one_request() {
+    let fixture = Fixture::echo(HttpLimits::default());
+    assert!(fixture.ask("GET /panic HTTP/1.1\r\nHost: h\r\n\r\n").starts_with("HTTP/1.1 500 "));
+    assert!(fixture.ask("GET /after HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 200 "));
+}
+
+#[test]
+fn idle_and_half_open_clients_do_not_delay_a_stop() {
+    let mut fixture = Fixture::echo(HttpLimits::default());
+    let mut idle = fixture.connect();
+    idle.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    read_until(&mut idle, "[] ");
+    let silent = fixture.connect();
+    let mut half_head = fixture.connect();
+    half_head.write_all(b"GET / HTT").unwrap();
+    let mut half_body = fixture.connect();
+    half_body.write_all(b"POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n").unwrap();
+    read_until(&mut half_body, "\r\n\r\n");
+    let start = Instant::now();
+    let report = fixture.stop(LONG);
+    assert!(report.is_clean(), "{report}");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    for mut client in [idle, silent, half_head, half_body] {
+        assert_eq!(client.read(&mut [0]).unwrap_or(0), 0, "the server must close");
+    }
+}
+
+#[test]
+fn a_request_in_work_is_answered_while_the_server_stops() {
+    let (began_tx, began) = crossbeam_channel::bounded(1);
+    let handler: Handler = Arc::new(move |request| {
+        began_tx.send(()).unwrap();
+        assert!(request.shutdown.wait(LONG), "the stop must reach a waiting handler");
+        HttpResponse::text(200, "last words")
+    });
+    let mut fixture = Fixture::new(HttpLimits::default(), handler);
+    let mut client = fixture.connect();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    began.recv_timeout(LONG).unwrap();
+    assert!(fixture.stop(LONG).is_clean());
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("Connection: close\r\n") && answer.ends_with("last words"), "{answer}");
+}
+
+#[test]
+fn a_client_that_does_not_read_is_cut_off_at_the_end_of_the_budget() {
+    let (began_tx, began) = crossbeam_channel::bounded(1);
+    let handler: Handler = Arc::new(move |_| {
+        // Made before the test goes on: on a busy machine it takes longer than the kick's grace.
+        let text = "x".repeat(64 << 20);
+        began_tx.send(()).unwrap();
+        HttpResponse::text(200, text)
+    });
+    let mut fixture = Fixture::new(HttpLimits { write_time: LONG, ..HttpLimits::default() }, handler);
+    let mut client = fixture.connect();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    began.recv_timeout(LONG).unwrap();
+    let start = Instant::now();
+    let report = fixture.stop(Duration::from_millis(200));
+    assert!(report.is_clean(), "{report}");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[test]
+fn dropping_the_server_ends_everything_too() {
+    let mut fixture = Fixture::echo(HttpLimits::default());
+    let mut client = fixture.connect();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    read_until(&mut client, "[] ");
+    drop(fixture.server.take());
+    assert_eq!(client.read(&mut [0]).unwrap_or(0), 0);
+}
+
+/// The pages of a role that is not there.
+struct Pages {
+    board: Board,
+    stop: Shutdown,
+    timer: Option<Timer>,
+    fixture: Fixture,
+}
+
+impl Pages {
+    fn new() -> Self {
+        let (board, stop, timer) = (Board::new(), Shutdown::new(), Timer::start());
+        let frame = Frame {
+            role: "test",
+            since: Instant::now(),
+            board: board.clone(),
+            stop: stop.clone(),
+            timer: timer.handle(),
+            look: Box::new(|health, _| {
+                health.up("looked");
+                serde_json::json!({"jobs": 7, "links": [{"why": "bad url \"ws://u:pass-word@h\""}]})
+            }),
+        };
+        let pages = frame.routes();
+        let handler: Handler =
+            Arc::new(move |request| pages(request).unwrap_or_else(|| HttpResponse::text(404, "no page\n")));
+        Self { board, stop, timer: Some(timer), fixture: Fixture::new(HttpLimits::default(), handler) }
+    }
+
+    /// The status and the body of a page.
+    fn get(&self, path: &str) -> (u16, String) {
+        let answer = self.fixture.ask(&format!("GET {path} HTTP/1.0\r\n\r\n"));
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head["HTTP/1.1 ".len()..][..3].parse().unwrap(), body.to_owned())
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        serde_json::from_str(&self.get("/status.json").1).unwrap()
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        let mut stopping = Stopping::new(&Shutdown::new());
+        stopping.step("timer", LONG, |step| self.timer.take().unwrap().stop(step));
+    }
+}
+
+#[test]
+fn the_pages_of_every_role() {
+    let pages = Pages::new();
+    pages.board.metrics.counter("phalanx_things_total", "Things.", &[]).inc();
+    assert_eq!(pages.get("/healthz"), (200, "ok\n".to_owned()));
+    assert_eq!(pages.get("/readyz"), (200, "ready\n".to_owned()));
+    let metrics = pages.get("/metrics").1;
+    for expected in
+        ["phalanx_things_total 1\n", "phalanx_ready 1\n", "phalanx_build_info{version=\"", "phalanx_uptime_seconds 0\n"]
+    {
+        assert!(metrics.contains(expected), "{expected} is not in {metrics}");
+    }
+    assert_eq!(pages.get("/other").0, 404);
+    assert!(pages.fixture.ask("POST /metrics HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 405 "));
+    let now = pages.snapshot();
+    assert_eq!((now.role.as_str(), now.state, now.ready), ("test", State::Running, true));
+    let shown = serde_json::json!({"jobs": 7, "links": [{"why": "bad url \"ws://…@h\""}]});
+    assert_eq!(now.details, shown);
+    assert!(now.threads.iter().any(|thread| thread.name == "t-http"), "{:?}", now.threads);
+    assert_eq!(now.errors, []);
+}
+
+#[test]
+fn a_role_that_is_not_ready_says_why_on_every_page() {
+    let pages = Pages::new();
+    pages.board.health.down("store", "disk full");
+    pages.board.errors.report(ErrorClass::Retry, "t-store", &"disk full");
+    assert_eq!(pages.snapshot().state, State::Starting);
+    pages.board.health.up("store");
+    assert!(pages.snapshot().ready);
+    pages.board.health.down("store", "disk full");
+    assert_eq!(pages.get("/readyz"), (503, "store: disk full\n".to_owned()));
+    assert_eq!(pages.get("/healthz").0, 200, "it lives, and goes on trying");
+    let metrics = pages.get("/metrics").1;
+    assert!(metrics.contains("phalanx_ready 0\n"), "{metrics}");
+    assert!(metrics.contains("phalanx_errors_total{class=\"retry\",place=\"t-store\"} 1\n"), "{metrics}");
+    let now = pages.snapshot();
+    assert_eq!((now.state, now.ready, now.errors[0].text.as_str()), (State::Running, false, "disk full"));
+    pages.board.health.up("store");
+    pages.stop.drain();
+    let (status, why) = pages.get("/readyz");
+    assert!(status == 503 && why == "the test takes no new work: it is draining\n", "{status} {why}");
+    pages.stop.cancel();
+    assert_eq!(pages.snapshot().state, State::Stopped);
+}
+
+#[test]
+fn a_timer_that_is_stuck_is_not_alive() {
+    let pages = Pages::new();
+    let (free, stuck) = crossbeam_channel::bounded::<()>(0);
+    let (began_tx, began) = crossbeam_channel::bounded(1);
+    let handle = pages.timer.as_ref().unwrap().handle();
+    let _alarm = handle.at(Instant::now(), move || {
+        began_tx.send(()).unwrap();
+        assert!(stuck.recv().is_err());
+    });
+    began.recv_timeout(LONG).unwrap();
+    let (status, why) = pages.get("/healthz");
+    assert!(status == 503 && why.starts_with("timer: should have made progress "), "{status} {why}");
+    // Once it is known, every page says so.
+    assert_eq!(pages.get("/readyz").0, 503);
+    assert_eq!(pages.snapshot().parts.iter().find(|part| part.name == "timer").unwrap().state, PartState::Stuck);
+    drop(free);
+    assert_eq!(pages.get("/healthz"), (200, "ok\n".to_owned()));
+}
+
+#[test]
+fn a_question_to_a_stuck_timer_does_not_hold_the_stop() {
+    let mut pages = Pages::new();
+    let (free, stuck) = crossbeam_channel::bounded::<()>(0);
+    let (began_tx, began) = crossbeam_channel::bounded(1);
+    let handle = pages.timer.as_ref().unwrap().handle();
+    let _alarm = handle.at(Instant::now(), move || {
+        began_tx.send(()).unwrap();
+        assert!(stuck.recv().is_err());
+    });
+    began.recv_timeout(LONG).unwrap();
+    let mut client = pages.fixture.connect();
+    client.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").unwrap();
+    // The timer is asked once there is a promise that will be broken some day.
+    let limit = Instant::now() + LONG;
+    let asked = || pages.board.health.parts(limit).iter().any(|part| part.state == PartState::Stuck);
+    while !asked() {
+        assert!(Instant::now() < limit, "the timer was never asked");
+        std::thread::yield_now();
+    }
+    let start = Instant::now();
+    assert!(pages.fixture.stop(LONG).is_clean());
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    drop(free);
+}

@@ -1,0 +1,188 @@
+//! `phalanx submit` as a library, against a real facilitator with a scripted validator.
+
+use crate::testkit::facilitator as facilitator_kit;
+use std::time::Instant;
+
+use facilitator_kit::{Fix, LONG, alice, completed, dave, key, soon};
+use phalanx::base::shutdown::Shutdown;
+use phalanx::base::thread::{Kick, spawn};
+use phalanx::cli::jobfile::{self, JobSpec};
+use phalanx::cli::submit::{Plan, submit};
+use phalanx::protocol::JobStatus as S;
+use serde_json::{Value, json};
+
+fn plan(fix: &Fix, wait: bool, json: bool) -> Plan {
+    let base = format!("http://{}/", fix.running().http_addr());
+    Plan { base, key: dave(), target: alice().public(), wait, at_once: None, json }
+}
+
+fn jobs(n: usize) -> Vec<(String, JobSpec)> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("job.json");
+    let job =
+        json!({"executor_class": "always_on.test", "docker_image": "busybox", "args": ["echo"], "files": {"a": "b"}});
+    std::fs::write(&path, job.to_string()).unwrap();
+    (0..n).map(|n| (format!("job-{n}.json"), jobfile::load(&path).unwrap())).collect()
+}
+
+fn lines(out: &[u8]) -> Vec<Value> {
+    String::from_utf8_lossy(out).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn all_jobs_are_followed_to_their_ends() {
+    let fix = Fix::new();
+    let (kick, validator) =
+        fix.validator(&alice()).serve(|job| completed(&format!("{} {:?}\n", job.args[0], job.volume.is_some())));
+    let mut out = Vec::new();
+    assert_eq!(submit(&plan(&fix, true, true), jobs(20), &Shutdown::new(), &mut out), Ok(true));
+    let lines = lines(&out);
+    assert_eq!(lines.len(), 20);
+    for line in &lines {
+        assert_eq!(
+            (&line["status"], &line["stdout"], &line["error"]),
+            (&json!("completed"), &json!("echo true\n"), &Value::Null)
+        );
+        assert_eq!(line["history"].as_array().unwrap().len(), 7, "{line}");
+        assert!(line["history"][0]["at"].is_string() && line["seconds"].is_number(), "{line}");
+    }
+    let mut files: Vec<&str> = lines.iter().map(|line| line["file"].as_str().unwrap()).collect();
+    files.sort_unstable();
+    files.dedup();
+    assert_eq!(files.len(), 20);
+    kick.kick();
+    validator.join_by(Instant::now() + LONG).unwrap();
+}
+
+#[test]
+fn a_job_that_fails_makes_it_fail_and_says_why() {
+    let fix = Fix::new();
+    let rejected =
+        json!({"job_rejection_details": {"rejected_by": "validator", "reason": "busy", "message": "no miner is free"}});
+    let (kick, validator) =
+        fix.validator(&alice()).serve(move |_| vec![(S::Received, None), (S::Rejected, Some(rejected.clone()))]);
+    let mut out = Vec::new();
+    assert_eq!(submit(&plan(&fix, true, false), jobs(1), &Shutdown::new(), &mut out), Ok(false));
+    let out = String::from_utf8(out).unwrap();
+    assert!(out.starts_with("job-0.json  rejected  ") && out.contains("busy: no miner is free"), "{out}");
+    kick.kick();
+    validator.join_by(Instant::now() + LONG).unwrap();
+}
+
+#[test]
+fn without_wait_it_ends_when_all_are_taken() {
+    let fix = Fix::new();
+    let mut out = Vec::new();
+    assert_eq!(submit(&plan(&fix, false, true), jobs(3), &Shutdown::new(), &mut out), Ok(true));
+    let lines = lines(&out);
+    assert_eq!(lines.iter().map(|line| line["status"].as_str().unwrap()).collect::<Vec<_>>(), ["sent"; 3]);
+    facilitator_kit::wait_until(|| fix.running().snapshot()["waiting_jobs"] == 3);
+}
+
+#[test]
+fn an_interrupt_while_waiting_ends_it_at_once() {
+    let fix = Fix::new();
+    let plan = plan(&fix, true, true);
+    let stop = Shutdown::new();
+    let cancel = stop.clone();
+    let running = spawn("t-submit", Kick::new("stop signal", move || cancel.cancel()), {
+        let stop = stop.clone();
+        let jobs = jobs(3);
+        move || submit(&plan, jobs, &stop, &mut Vec::new())
+    });
+    let following = || fix.http("GET", "/metrics", &[], "").1.as_str().unwrap().contains("_waiting_requests 3\n");
+    facilitator_kit::wait_until(following);
+    let start = Instant::now();
+    stop.cancel();
+    let error = running.join_by(Instant::now() + LONG).unwrap().unwrap_err();
+    assert!(start.elapsed() < soon(), "{:?}", start.elapsed());
+    assert_eq!(error.matches("goes on").count(), 3, "{error}");
+}
+
+#[test]
+fn refusals_come_in_plain_words() {
+    let fix = Fix::new();
+    let fail = |plan: Plan| submit(&plan, jobs(1), &Shutdown::new(), &mut Vec::new()).unwrap_err();
+    let error = fail(Plan { key: key("//Stranger"), ..plan(&fix, true, true) });
+    assert!(error.contains("is not a user of this facilitator"), "{error}");
+    let error = fail(Plan { target: key("//Charlie").public(), ..plan(&fix, true, true) });
+    assert!(error.contains("job-0.json") && error.contains("is not a validator of this facilitator"), "{error}");
+    let error = fail(Plan { base: "http://127.0.0.1:1".to_owned(), ..plan(&fix, true, true) });
+    assert!(error.contains("cannot talk to http://127.0.0.1:1"), "{error}");
+}
+
+#[test]
+fn a_facilitator_that_restarts_is_waited_for() {
+    let mut fix = Fix::new();
+    let mut plan = plan(&fix, true, true);
+    // A fixed address is needed to come back to, so a plain forwarder stands before the facilitator's changing port.
+    let proxy = Proxy::start(fix.running().http_addr());
+    plan.base = format!("http://{}", proxy.address);
+    let running = spawn("t-submit", Kick::dropped("its end"), {
+        let jobs = jobs(2);
+        move || {
+            let mut out = Vec::new();
+            submit(&plan, jobs, &Shutdown::new(), &mut out).map(|good| (good, out))
+        }
+    });
+    facilitator_kit::wait_until(|| fix.running().snapshot()["waiting_jobs"] == 2);
+    fix.restart();
+    proxy.forward_to(fix.running().http_addr());
+    let (kick, validator) = fix.validator(&alice()).serve(|_| completed("back\n"));
+    let (good, out) = running.join_by(Instant::now() + LONG).unwrap().unwrap();
+    assert!(good);
+    assert_eq!(lines(&out).len(), 2);
+    kick.kick();
+    validator.join_by(Instant::now() + LONG).unwrap();
+    proxy.stop();
+}
+
+/// Answers every request by asking the facilitator where it is now.
+struct Proxy {
+    address: std::net::SocketAddr,
+    target: std::sync::Arc<std::sync::Mutex<std::net::SocketAddr>>,
+    server: phalanx::net::http::HttpServer,
+}
+
+impl Proxy {
+    fn start(target: std::net::SocketAddr) -> Self {
+        use phalanx::net::http::{HttpLimits, HttpResponse, HttpServer};
+        use phalanx::transport::http::{Content, HttpClient};
+        let target = std::sync::Arc::new(std::sync::Mutex::new(target));
+        let to = target.clone();
+        let handler = move |request: &phalanx::net::http::HttpRequest| {
+            let query: Vec<String> = request.query.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            let url = format!("http://{}{}?{}", *to.lock().unwrap(), request.path, query.join("&"));
+            let dropped = ["host", "connection", "content-length", "user-agent", "accept", "accept-encoding"];
+            let headers: Vec<(String, String)> = request
+                .headers
+                .iter()
+                .filter(|(name, _)| !dropped.contains(&name.to_ascii_lowercase().as_str()))
+                .cloned()
+                .collect();
+            let client = HttpClient::new(request.shutdown.clone());
+            let deadline = Instant::now() + LONG;
+            let answer = match request.method.as_str() {
+                "GET" => client.get(&url, &headers, deadline),
+                _ => client.post(&url, &headers, Content::Bytes(&request.body), deadline),
+            };
+            match answer {
+                Ok(answer) => HttpResponse::new(answer.status, "application/json", answer.body),
+                Err(error) => HttpResponse::text(503, error.to_string()),
+            }
+        };
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = HttpServer::start("prx", listener, std::sync::Arc::new(handler), HttpLimits::default()).unwrap();
+        Self { address: server.local_addr(), target, server }
+    }
+
+    fn forward_to(&self, address: std::net::SocketAddr) {
+        *self.target.lock().unwrap() = address;
+    }
+
+    fn stop(self) {
+        let mut stopping = phalanx::base::stop::Stopping::new(&Shutdown::new());
+        stopping.step("proxy", LONG, |step| self.server.stop(step));
+        assert!(stopping.finish().is_clean());
+    }
+}

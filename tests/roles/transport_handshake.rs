@@ -1,0 +1,374 @@
+//! The upgrade, from both sides: what is refused, with what answer, and that nobody is waited for beyond the deadline.
+
+use crate::testkit::transport as kit;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use kit::{
+    Certificates, NoThreads, REQUEST, Site, accept, background, dial_ws, far, join, raw_client, raw_server, read_head,
+};
+use phalanx::base::shutdown::{Level, Shutdown};
+use phalanx::transport::ws::{WsDialer, WsListener};
+use phalanx::transport::{ClientTls, DialRequest, Dialer, Listener, Refusal, ServerTls, SocketLimits, TransportError};
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_millis(400)
+}
+
+/// A listener that handles one connection until the given deadline, and how that ended.
+fn one_handshake(
+    deadline: Instant,
+    client: impl FnOnce(TcpStream),
+) -> Result<phalanx::transport::HandshakeRequest, TransportError> {
+    let listener = WsListener::bind("127.0.0.1:0", None).unwrap();
+    let address = listener.local_addr();
+    let server = background("t-accept", move || {
+        let pending = listener.accept().unwrap();
+        let limits = SocketLimits::default();
+        pending
+            .handshake(&limits, deadline, &Shutdown::new(), Level::Drain, &mut |_| Ok(()))
+            .map(|(_, request)| request)
+    });
+    client(raw_client(address));
+    join(server)
+}
+
+/// What the server answers to `request`, and how the handshake ended for itself.
+fn answer_to(request: &[u8]) -> (String, TransportError) {
+    let mut answer = String::new();
+    let error = one_handshake(far(), |mut client| {
+        client.write_all(request).unwrap();
+        client.read_to_string(&mut answer).unwrap();
+    })
+    .unwrap_err();
+    (answer, error)
+}
+
+#[test]
+fn path_headers_and_query_reach_the_route_and_its_refusal_reaches_the_client() {
+    let _threads = NoThreads::expected();
+    for tls in [false, true] {
+        let Site { listener, dialer } = Site::new(tls);
+        let url = format!("{}/ws/v0/?token=1", listener.url());
+        let server = background("t-accept", move || {
+            accept(&listener, &SocketLimits::default(), |request| {
+                assert_eq!(request.path, "/ws/v0/?token=1");
+                assert_eq!(request.header("x-who"), Some("me"));
+                assert_eq!(request.header("no-such"), None);
+                Err(Refusal { status: 403, body: "not you".to_owned() })
+            })
+        });
+        let headers = [("X-Who".to_owned(), "me".to_owned())];
+        let request = DialRequest { url: &url, headers: &headers, limits: SocketLimits::default(), deadline: far() };
+        let error = dialer.dial(&request, &Shutdown::new(), Level::Drain).unwrap_err();
+        assert_eq!(error.to_string(), "upgrade refused with status 403: not you");
+        assert_eq!(error.status(), Some(403));
+        assert_eq!(join(server).unwrap_err().status(), Some(403));
+    }
+}
+
+#[test]
+fn a_refusal_with_a_status_that_does_not_refuse_is_an_error_of_the_server() {
+    let _threads = NoThreads::expected();
+    let Site { listener, dialer } = Site::new(false);
+    let url = listener.url();
+    let server = background("t-accept", move || {
+        accept(&listener, &SocketLimits::default(), |_| Err(Refusal { status: 200, body: String::new() }))
+    });
+    assert_eq!(dial_ws(&dialer, &url, &SocketLimits::default()).unwrap_err().status(), Some(500));
+    assert_eq!(join(server).unwrap_err().status(), Some(500));
+}
+
+#[test]
+fn a_silent_client_ends_at_the_deadline() {
+    let _threads = NoThreads::expected();
+    let error = one_handshake(soon(), |mut client| {
+        // Ends when the server closes.
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    })
+    .unwrap_err();
+    assert!(error.is_timeout(), "{error}");
+}
+
+#[test]
+fn a_dribbling_client_ends_at_the_deadline() {
+    let _threads = NoThreads::expected();
+    let pause = Shutdown::new();
+    let mut sent = 0;
+    let error = one_handshake(soon(), |mut client| {
+        let mut endless = b"GET / HTTP/1.1\r\n".iter().chain(std::iter::repeat(&b'x'));
+        while client.write_all(&[*endless.next().unwrap()]).is_ok() {
+            sent += 1;
+            pause.wait(Duration::from_millis(5));
+        }
+    })
+    .unwrap_err();
+    assert!(error.is_timeout(), "{error}");
+    assert!(sent > 3, "only {sent} bytes were sent, which shows nothing");
+}
+
+#[test]
+fn a_silent_and_a_dribbling_server_end_at_the_deadline() {
+    let _threads = NoThreads::expected();
+    for (scheme, dribble) in [("ws", false), ("ws", true), ("wss", false)] {
+        let (listener, url) = raw_server(scheme);
+        let server = background("t-rawserver", move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let pause = Shutdown::new();
+            if dribble {
+                let mut endless = b"HTTP/1.1 101 Yes\r\nX: ".iter().chain(std::iter::repeat(&b'x'));
+                while stream.write_all(&[*endless.next().unwrap()]).is_ok() {
+                    pause.wait(Duration::from_millis(5));
+                }
+            }
+            // The request is read to its end, which comes when the client gives up; a reset is as good.
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        let request = DialRequest { url: &url, headers: &[], limits: SocketLimits::default(), deadline: soon() };
+        let error = WsDialer::default().dial(&request, &Shutdown::new(), Level::Drain).unwrap_err();
+        assert!(error.is_timeout() && error.is_retryable(), "{scheme} {dribble}: {error}");
+        join(server);
+    }
+}
+
+#[test]
+fn heads_over_the_limit_are_refused_on_both_sides() {
+    let _threads = NoThreads::expected();
+    let long = format!("X-Long: {}\r\n", "x".repeat(SocketLimits::default().handshake_bytes));
+    let (answer, error) = answer_to(format!("GET / HTTP/1.1\r\n{long}\r\n").as_bytes());
+    assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    assert!(error.to_string().contains("over the limit of 16384 bytes"), "{error}");
+
+    let (answer, error) = answer_to(format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(65)).as_bytes());
+    assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    assert!(error.to_string().contains("more than 64 headers"), "{error}");
+
+    let error = dial_raw(format!("HTTP/1.1 101 Yes\r\n{long}\r\n").as_bytes());
+    assert!(error.to_string().contains("over the limit of 16384 bytes"), "{error}");
+}
+
+#[test]
+fn requests_that_are_no_upgrade_get_a_status_that_says_why() {
+    let _threads = NoThreads::expected();
+    let without = |line: &str| {
+        assert!(REQUEST.contains(line));
+        REQUEST.replace(line, "")
+    };
+    for (status, says, request) in [
+        (405, "must be GET", REQUEST.replace("GET", "POST")),
+        (505, "HTTP/1.1", REQUEST.replace("HTTP/1.1", "HTTP/1.0")),
+        (426, "WebSocket port", without("Upgrade: WebSocket\r\n")),
+        (426, "WebSocket port", without("Connection: keep-alive, Upgrade\r\n")),
+        (426, "must be 13", REQUEST.replace("Version: 13", "Version: 8")),
+        (400, "16 bytes in base64", without("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n")),
+        (400, "16 bytes in base64", REQUEST.replace("dGhlIHNhbXBsZSBub25jZQ==", "c2hvcnQ=")),
+        (400, "before the upgrade was answered", format!("{REQUEST}more")),
+        (400, "not HTTP", "GET / HTTP/1.1\r\nbad header line\r\n\r\n".to_owned()),
+        (400, "not HTTP", "\u{16}\u{3}\u{1}".to_owned()),
+    ] {
+        let (answer, error) = answer_to(request.as_bytes());
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {answer}");
+        assert!(answer.contains(says), "{request:?}: {answer}");
+        assert!(matches!(&error, TransportError::Handshake { problem, .. } if problem.contains(says)), "{error}");
+    }
+}
+
+#[test]
+fn a_client_that_leaves_before_its_request_is_done_is_no_bad_request() {
+    let _threads = NoThreads::expected();
+    let error = one_handshake(far(), |mut client| client.write_all(b"GET / HT").unwrap()).unwrap_err();
+    assert!(matches!(error, TransportError::Closed), "{error}");
+}
+
+/// What our client says to a server that answers with `answer` and closes.
+fn dial_raw(answer: &[u8]) -> TransportError {
+    let (listener, url) = raw_server("ws");
+    let answer = answer.to_vec();
+    let server = background("t-rawserver", move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        read_head(&mut stream);
+        // A client that has seen enough may be gone already.
+        let _ = stream.write_all(&answer);
+    });
+    let error = dial_ws(&WsDialer::default(), &url, &SocketLimits::default()).unwrap_err();
+    join(server);
+    error
+}
+
+#[test]
+fn answers_that_are_no_upgrade_say_what_is_wrong() {
+    let _threads = NoThreads::expected();
+    const ACCEPTED: &str = "HTTP/1.1 101 Yes\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n";
+    for (says, answer) in [
+        ("instead of answering", ""),
+        ("instead of answering", "HTTP/1.1 101 Y"),
+        ("not HTTP/1.1", "SSH-2.0-OpenSSH\r\n"),
+        ("not HTTP/1.1", "HTTP/1.1 nonsense\r\n\r\n"),
+        ("no upgrade to websocket", "HTTP/1.1 101 Yes\r\n\r\n"),
+        ("does not belong to our key", &format!("{ACCEPTED}\r\n")),
+        (
+            "does not belong to our key",
+            &format!("{ACCEPTED}Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"),
+        ),
+    ] {
+        let error = dial_raw(answer.as_bytes());
+        assert!(matches!(&error, TransportError::Handshake { problem, .. } if problem.contains(says)), "{error}");
+    }
+    let error = dial_raw(b"HTTP/1.1 503 Busy\r\nContent-Length: 9\r\n\r\ntry laterAND MORE");
+    assert_eq!(error.to_string(), "upgrade refused with status 503: try later");
+    assert!(error.is_retryable());
+    assert_eq!(error.retry_after(), None);
+}
+
+#[test]
+fn a_refusal_tells_its_status_and_when_to_come_back() {
+    let _threads = NoThreads::expected();
+    for (value, seconds) in [
+        ("120", Some(120)),
+        ("0", Some(0)),
+        ("4294967296", None),
+        ("-1", None),
+        ("soon", None),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", None),
+    ] {
+        let error = dial_raw(format!("HTTP/1.1 429 Slow\r\nRetry-After: {value}\r\n\r\n").as_bytes());
+        assert_eq!((error.status(), error.retry_after()), (Some(429), seconds.map(Duration::from_secs)), "{value}");
+    }
+    let other = dial_raw(b"");
+    assert_eq!((other.status(), other.retry_after()), (None, None));
+}
+
+#[test]
+fn a_client_says_who_it_is_unless_its_caller_does() {
+    let _threads = NoThreads::expected();
+    let ours = concat!("phalanx/", env!("CARGO_PKG_VERSION"));
+    for (headers, expected) in [(vec![], ours), (vec![("user-agent".to_owned(), "other/1".to_owned())], "other/1")] {
+        let Site { listener, dialer } = Site::new(false);
+        let url = listener.url();
+        let server = background("t-accept", move || accept(&listener, &SocketLimits::default(), |_| Ok(())).unwrap().1);
+        let request = DialRequest { url: &url, headers: &headers, limits: SocketLimits::default(), deadline: far() };
+        dialer.dial(&request, &Shutdown::new(), Level::Drain).unwrap();
+        let request = join(server);
+        let told: Vec<_> = request.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("user-agent")).collect();
+        assert!(matches!(told[..], [(_, value)] if value == expected), "{told:?}");
+    }
+}
+
+#[test]
+fn an_extension_that_nobody_offered_is_refused() {
+    let _threads = NoThreads::expected();
+    let (listener, url) = raw_server("ws");
+    let server = background("t-rawserver", move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let head = read_head(&mut stream);
+        assert!(!head.to_ascii_lowercase().contains("extensions"), "{head}");
+        let key = head.lines().find_map(|l| l.strip_prefix("Sec-WebSocket-Key: ")).unwrap();
+        let accept = tungstenite::handshake::derive_accept_key(key.as_bytes());
+        let answer = format!(
+            "HTTP/1.1 101 Yes\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n\
+             Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
+        );
+        stream.write_all(answer.as_bytes()).unwrap();
+    });
+    let error = dial_ws(&WsDialer::default(), &url, &SocketLimits::default()).unwrap_err();
+    assert!(error.to_string().contains("permessage-deflate"), "{error}");
+    join(server);
+}
+
+#[test]
+fn bad_urls_and_headers_are_refused_before_anything_is_dialled() {
+    let _threads = NoThreads::expected();
+    let dialer = WsDialer::default();
+    let error = dial_ws(&dialer, "http://127.0.0.1:1/", &SocketLimits::default()).unwrap_err();
+    assert_eq!(error.to_string(), "bad url \"http://127.0.0.1:1/\": scheme http, expected ws or wss");
+    assert!(!error.is_retryable());
+
+    for (name, value) in [("X-Bad", "a\r\nX-Smuggled: b"), ("X Bad", "a"), ("host", "other"), ("Upgrade", "h2c")] {
+        let Site { listener, dialer } = Site::new(false);
+        let url = listener.url();
+        let headers = [(name.to_owned(), value.to_owned())];
+        let request = DialRequest { url: &url, headers: &headers, limits: SocketLimits::default(), deadline: far() };
+        let error = dialer.dial(&request, &Shutdown::new(), Level::Drain).unwrap_err();
+        assert!(matches!(error, TransportError::Header { .. }) && !error.is_retryable(), "{error}");
+    }
+}
+
+#[test]
+fn a_closed_port_is_an_error_of_the_dial() {
+    let _threads = NoThreads::expected();
+    let (listener, url) = raw_server("ws");
+    drop(listener);
+    let error = dial_ws(&WsDialer::default(), &url, &SocketLimits::default()).unwrap_err();
+    assert!(matches!(error, TransportError::Dial(_)) && error.is_retryable(), "{error}");
+}
+
+#[test]
+fn an_address_in_use_is_named() {
+    let taken = WsListener::bind("127.0.0.1:0", None).unwrap();
+    let error = WsListener::bind(taken.local_addr(), None).unwrap_err();
+    assert!(error.to_string().starts_with(&format!("cannot listen on {}: ", taken.local_addr())), "{error}");
+}
+
+/// Both outcomes of a dial of `url` to `listener`.
+fn both_errors(listener: WsListener, dialer: &WsDialer, url: &str) -> (TransportError, TransportError) {
+    let server = background("t-accept", move || accept(&listener, &SocketLimits::default(), |_| Ok(())).unwrap_err());
+    let client = dial_ws(dialer, url, &SocketLimits::default()).unwrap_err();
+    (client, join(server))
+}
+
+#[test]
+fn tls_to_a_plain_port_and_plain_to_a_tls_port_say_so() {
+    let _threads = NoThreads::expected();
+    let Site { listener, dialer } = Site::new(false);
+    let url = listener.url().replace("ws://", "wss://");
+    let (client, server) = both_errors(listener, &dialer, &url);
+    assert!(matches!(client, TransportError::Tls { .. }), "{client}");
+    assert!(server.to_string().contains("this port has no TLS"), "{server}");
+
+    let Site { listener, dialer } = Site::new(true);
+    let url = listener.url().replace("wss://", "ws://");
+    let (client, server) = both_errors(listener, &dialer, &url);
+    assert!(client.to_string().contains("a TLS port wants wss://"), "{client}");
+    assert!(matches!(server, TransportError::Tls { .. }), "{server}");
+}
+
+#[test]
+fn a_certificate_of_another_authority_or_name_is_refused() {
+    let _threads = NoThreads::expected();
+    let strangers = Certificates::new();
+    for tls in [ClientTls::public(), strangers.client()] {
+        let Site { listener, .. } = Site::new(true);
+        let url = listener.url();
+        let (client, server) = both_errors(listener, &WsDialer::new(tls), &url);
+        assert!(client.to_string().contains("invalid peer certificate"), "{client}");
+        assert!(matches!(server, TransportError::Tls { .. }), "{server}");
+    }
+    let own = Certificates::new();
+    let listener = WsListener::bind("127.0.0.2:0", Some(own.server())).unwrap();
+    let url = listener.url();
+    let (client, _) = both_errors(listener, &WsDialer::new(own.client()), &url);
+    assert!(client.to_string().contains("not valid for name"), "{client}");
+}
+
+#[test]
+fn certificate_files_that_do_not_serve_are_named() {
+    let own = Certificates::new();
+    let other = Certificates::new();
+    std::fs::write(own.path("empty.pem"), "").unwrap();
+    std::fs::write(own.path("broken.pem"), "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n").unwrap();
+    let client = |name: &str| ClientTls::from_ca_file(&own.path(name)).unwrap_err().to_string();
+    assert!(
+        client("absent.pem").contains("absent.pem: cannot read the certificate: No such file"),
+        "{}",
+        client("absent.pem")
+    );
+    assert!(client("empty.pem").contains("empty.pem: has no certificate; expected"), "{}", client("empty.pem"));
+    assert!(client("broken.pem").contains("broken.pem: is not a PEM file"), "{}", client("broken.pem"));
+    let server = |cert: PathBuf, key: PathBuf| ServerTls::from_files(&cert, &key).unwrap_err().to_string();
+    let no_key = server(own.path("cert.pem"), own.path("ca.pem"));
+    assert!(no_key.contains("ca.pem: has no private key; expected"), "{no_key}");
+    let mixed = server(own.path("cert.pem"), other.path("key.pem"));
+    assert!(mixed.contains("key.pem: does not fit the certificate"), "{mixed}");
+}

@@ -1,0 +1,685 @@
+//! The validator between a scripted facilitator and scripted miners: every way a job can end, and how it stops.
+
+use crate::testkit::roles;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use phalanx::base::backoff::BackoffConfig;
+use phalanx::base::shutdown::Shutdown;
+use phalanx::base::stop::{StopReport, Stopping};
+use phalanx::identity::KeyPair;
+use phalanx::protocol::{
+    HordeFailureReason, JobFailureReason, JobParticipantType, JobRejectionReason, JobStage, JobStatus, Signature,
+    SignedRequest, V0AcceptJobRequest, V0DeclineJobRequest, V0ExecutionDoneRequest, V0ExecutorReadyRequest,
+    V0HordeFailedRequest, V0JobCheated, V0JobFailedRequest, V0JobFinishedRequest, V0JobStatusUpdate,
+    V0VolumesReadyRequest, ValidatorToMiner, verify_validator_signature,
+};
+use phalanx::validator::{Dispatch, JobTimes, MinerAddress, Validator, ValidatorConfig};
+use roles::{FakeFacilitator, FakeMiner, LONG, MinerSession, Script, World, job, statuses};
+
+use JobStatus as S;
+
+fn key(uri: &str) -> KeyPair {
+    KeyPair::from_uri(uri).unwrap()
+}
+
+fn miner(port: u16) -> MinerAddress {
+    let hotkey = key(&format!("//Miner{port}")).public();
+    MinerAddress { hotkey, address: "127.0.0.1".to_owned(), port, trusted: false, tls: false }
+}
+
+fn config(miners: Vec<MinerAddress>) -> ValidatorConfig {
+    let quick = BackoffConfig {
+        base: Duration::from_millis(2),
+        cap: Duration::from_millis(20),
+        stable_after: Duration::from_secs(60),
+    };
+    ValidatorConfig {
+        backoff: quick,
+        drain_time: LONG,
+        trusted_signers: vec![key("//User").public()],
+        ..ValidatorConfig::new("ws://facilitator/ws/v0/", key("//Validator"), miners)
+    }
+}
+
+fn start(world: &World, config: ValidatorConfig) -> Validator {
+    Validator::start(config, Arc::new(world.net.dialer()), world.timer()).unwrap()
+}
+
+fn stop(validator: Validator) -> StopReport {
+    let mut stopping = Stopping::new(&Shutdown::new());
+    validator.stop(&mut stopping);
+    stopping.finish()
+}
+
+fn accept(session: &MinerSession, uuid: &str) {
+    session.say(V0AcceptJobRequest { job_uuid: uuid.to_owned() });
+}
+
+fn ready(session: &MinerSession, uuid: &str) {
+    session.say(V0ExecutorReadyRequest { job_uuid: uuid.to_owned(), executor_token: None });
+}
+
+fn volumes(session: &MinerSession, uuid: &str) {
+    session.say(V0VolumesReadyRequest { job_uuid: uuid.to_owned() });
+}
+
+fn done(session: &MinerSession, uuid: &str) {
+    session.say(V0ExecutionDoneRequest { job_uuid: uuid.to_owned() });
+}
+
+fn finish(session: &MinerSession, uuid: &str) {
+    session.say(V0JobFinishedRequest {
+        job_uuid: uuid.to_owned(),
+        docker_process_stdout: "hi\n".to_owned(),
+        docker_process_stderr: String::new(),
+        artifacts: None,
+        upload_results: None,
+    });
+}
+
+/// A miner that does everything right.
+fn good() -> Script {
+    Arc::new(|session, message| match message {
+        ValidatorToMiner::V0InitialJobRequest(initial) => {
+            accept(session, &initial.job_uuid);
+            ready(session, &initial.job_uuid);
+        }
+        ValidatorToMiner::V0JobRequest(request) => {
+            volumes(session, &request.job_uuid);
+            done(session, &request.job_uuid);
+            finish(session, &request.job_uuid);
+        }
+        _ => {}
+    })
+}
+
+const GOOD: [JobStatus; 6] =
+    [S::Received, S::Accepted, S::ExecutorReady, S::VolumesReady, S::ExecutionDone, S::Completed];
+
+/// Runs one job against one scripted miner and gives its history.
+fn one_job(script: Script, change: impl FnOnce(&mut ValidatorConfig)) -> Vec<V0JobStatusUpdate> {
+    let world = World::new();
+    let facilitator = FakeFacilitator::start(&world);
+    let peer = FakeMiner::start(&world, 1, 4, script);
+    let mut config = config(vec![miner(1)]);
+    change(&mut config);
+    let validator = start(&world, config);
+    let request = job(&key("//User"));
+    facilitator.push(request.clone());
+    let history = facilitator.history(&request.uuid);
+    assert!(stop(validator).is_clean());
+    peer.stop();
+    facilitator.stop();
+    history
+}
+
+fn horde(history: &[V0JobStatusUpdate]) -> (HordeFailureReason, JobParticipantType, String) {
+    let last = history.last().unwrap();
+    assert_eq!(last.status, S::HordeFailed);
+    let details = last.metadata.as_ref().unwrap().horde_failure_details.clone().unwrap();
+    (details.reason, details.reported_by, details.message)
+}
+
+fn rejection(history: &[V0JobStatusUpdate]) -> (JobRejectionReason, JobParticipantType, String) {
+    let last = history.last().unwrap();
+    assert_eq!(last.status, S::Rejected);
+    let details = last.metadata.as_ref().unwrap().job_rejection_details.clone().unwrap();
+    (details.reason, details.rejected_by, details.message)
+}
+
+#[test]
+fn a_good_job_reports_every_step_in_order_and_pays_with_receipts() {
+    let world = World::new();
+    let facilitator = FakeFacilitator::start(&world);
+    let peer = FakeMiner::start(&world, 1, 4, good());
+    let validator = start(&world, config(vec![miner(1)]));
+    let request = job(&key("//User"));
+    facilitator.push(request.clone());
+    let history = facilitator.history(&request.uuid);
+    assert_eq!(statuses(&history), GOOD);
+    let result = history[5].metadata.as_ref().unwrap().miner_response.as_ref().unwrap();
+    assert_eq!(result.docker_process_stdout, "hi\n");
+    assert!(stop(validator).is_clean());
+
+    let hotkey = key("//Validator").ss58();
+    let mut kinds = Vec::new();
+    for message in peer.heard.try_iter() {
+        let frame = message.encode();
+        match message {
+            ValidatorToMiner::V0InitialJobRequest(m) => {
+                assert!(verify_validator_signature(&frame, &key("//Validator").public()).unwrap());
+                m.job_started_receipt_payload.verify(&hotkey, &m.job_started_receipt_signature).unwrap();
+                kinds.push("initial");
+            }
+            ValidatorToMiner::V0JobAcceptedReceiptRequest(m) => {
+                m.payload.verify(&hotkey, &m.signature).unwrap();
+                kinds.push("accepted receipt");
+            }
+            ValidatorToMiner::V0JobRequest(m) => {
+                assert!(verify_validator_signature(&frame, &key("//Validator").public()).unwrap());
+                assert_eq!(m.docker_run_cmd, ["echo", "hi"]);
+                kinds.push("job");
+            }
+            ValidatorToMiner::V0JobFinishedReceiptRequest(m) => {
+                m.payload.verify(&hotkey, &m.signature).unwrap();
+                assert_eq!(m.payload.score_str, "1.000000");
+                kinds.push("finished receipt");
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(kinds, ["initial", "accepted receipt", "job", "finished receipt"]);
+    peer.stop();
+    facilitator.stop();
+}
+
+#[test]
+fn bad_signatures_and_strangers_are_rejected_before_anything_else() {
+    let world = World::new();
+    let facilitator = FakeFacilitator::start(&world);
+    let validator = start(&world, config(vec![miner(1)]));
+    let mut forged = job(&key("//User"));
+    forged.docker_image = "another".to_owned();
+    let stranger = job(&key("//Stranger"));
+    let mut unsigned = job(&key("//User"));
+    unsigned.signature = None;
+    for (request, expected) in [(forged, ""), (stranger, "may not sign jobs for this validator"), (unsigned, "")] {
+        facilitator.push(request.clone());
+        let history = facilitator.history(&request.uuid);
+        assert_eq!(statuses(&history), [S::Rejected]);
+        let (reason, by, message) = rejection(&history);
+        assert_eq!((reason, by), (JobRejectionReason::InvalidSignature, JobParticipantType::Validator));
+        assert!(message.contains(expected) && !message.is_empty(), "{message}");
+    }
+    assert!(stop(validator).is_clean());
+    assert_eq!(world.net.dials(), 1, "no miner was asked");
+    facilitator.stop();
+}
+
+#[test]
+fn a_repeated_request_is_run_once() {
+    let world = World::new();
+    let facilitator = FakeFacilitator::start(&world);
+    let peer = FakeMiner::start(&world, 1, 4, good());
+    let validator = start(&world, config(vec![miner(1)]));
+    let request = job(&key("//User"));
+    for _ in 0..3 {
+        facilitator.push(request.clone());
+    }
+    assert_eq!(statuses(&facilitator.history(&request.uuid)), GOOD);
+    assert!(stop(validator).is_clean());
+    assert!(facilitator.updates.try_recv().is_err(), "no update after the end");
+    let asked = peer.heard.try_iter().filter(|m| matches!(m, ValidatorToMiner::V0InitialJobRequest(_))).count();
+    assert_eq!(asked, 1);
+    peer.stop();
+    facilitator.stop();
+}
+
+fn decline(reason: JobRejectionReason) -> Script {
+    Arc::new(move |session, message| {
+        if let ValidatorToMiner::V0InitialJobRequest(initial) = message {
+            session.say(V0DeclineJobRequest {
+                job_uuid: initial.job_uuid,
+                message: "no room".to_owned(),
+                reason,
+                receipts: Vec::new(),
+                context: None,
+            });
+        }
+    })
+}
+
+#[test]
+fn a_declined_job_goes_to_the_next_miner_and_is_rejected_if_there_is_none() {
+    let world = World::new();
+    let facilitator = FakeFacilitator::start(&world);
+    let busy = FakeMiner::start(&world, 1, 9, decline(JobRejectionReason::Busy));
+    let also = FakeMiner::start(&world, 2, 9, good());
+    let validator = start(&world, config(vec![miner(1), miner(2)]));
+    for _ in 0..4 {
+        let request = job(&key("//User"));
+        facilitator.push(request.clone());
+        assert_eq!(statuses(&facilitator.history(&request.uuid)), GOOD);
+    }
+    assert!(stop(validator).is_clean());
+    busy.stop();
+    also.stop();
+    facilitator.stop();
+
+    let history = one_job(decline(JobRejectionReason::Busy), |_| {});
+    assert_eq!(statuses(&history), [S::Received, S::Rejected]);
+    assert_eq!(rejection(&history), (JobRejectionReason::Busy, JobParticipantType::Miner, "no room".to_owned()));
+}
+
+#[test]
+fn a_class_that_no_miner_offers_and_a_miner_that_is_not_there() {
+    let world = World::new();
+    let facilitator = FakeFacilitator::start(&world);
+    let empty = FakeMiner::start(&world, 1, 0, good());
+    let validator = start(&world, config(vec![miner(1)]));
+    let request = job(&key("//User"));
+    facilitator.push(request.clone());
+    let (reason, by, _) = rejection(&facilitator.history(&request.uuid));
+    assert_eq!((reason, by), (JobRejectionReason::NoMinerForJob, JobParticipantType::Validator));
+    empty.stop();
+    assert!(stop(validator).is_clean());
+
+    let validator = start(&world, config(vec![miner(7)]));
+    facilitator.push(job(&key("//User")));
+    let (reason, _, message) = horde(&facilitator.history(&request_uuid(&facilitator)));
+    assert_eq!(reason, HordeFailureReason::MinerConnectionFailed);
+    assert!(message.starts_with(&format!("miner {}", miner(7).hotkey)), "{message}");
+    assert!(stop(validator).is_clean());
+    facilitator.stop();
+}
+
+/// The uuid of the next update, which is then put aside: for tests that do not keep their request.
+fn request_uuid(facilitator: &FakeFacilitator) -> String {
+    let first = facilitator.updates.recv_timeout(LONG).unwrap();
+    assert_eq!(first.status, S::Received);
+    first.uuid
+}
+
+#[test]
+fn failures_of_job_and_horde_keep_their_kind_and_details() {
+    let failing: Script = Arc::new(|session, message| match message {
+        ValidatorToMiner::V0InitialJobRequest(initial) => {
+            accept(session, &initial.job_uuid);
+            ready(session, &initial.job_uuid);
+        }
+        ValidatorToMiner::V0JobRequest(request) => {
+            volumes(session, &request.job_uuid);
+            session.say(V0JobFailedRequest {
+                job_uuid: request.job_uuid,
+                message: "exit 3".to_owned(),
+                reason: JobFailureReason::NonzeroReturnCode,
+                stage: JobStage::Execution,
+                docker_process_exit_status: Some(3.into()),
+                docker_process_stdout: Some("partial".to_owned()),
+                docker_process_stderr: Some("boom".to_owned()),
+                context: None,
+            });
+        }
+        _ => {}
+    });
+    let history = one_job(failing, |_| {});
+    assert_eq!(statuses(&history), [S::Received, S::Accepted, S::ExecutorReady, S::VolumesReady, S::Failed]);
+    let details = history[4].metadata.as_ref().unwrap().job_failure_details.clone().unwrap();
+    assert_eq!((details.reason, details.stage), (JobFailureReason::NonzeroReturnCode, JobStage::Execution));
+    assert_eq!(details.docker_process_stderr.as_deref(), Some("boom"));
+
+    let dying: Script = Arc::new(|session, message| {
+        if let ValidatorToMiner::V0InitialJobRequest(initial) = message {
+            accept(session, &initial.job_uuid);
+            session.say(V0HordeFailedRequest {
+                job_uuid: initial.job_uuid,
+                reported_by: JobParticipantType::Miner,
+                message: "gone".to_owned(),
+                reason: HordeFailureReason::ExecutorDisconnected,
+                context: None,
+            });
+        }
+    });
+    let (reason, by, message) = horde(&one_job(dying, |_| {}));
+    assert_eq!((reason, by), (HordeFailureReason::ExecutorDisconnected, JobParticipantType::Miner));
+    assert_eq!(message, "gone");
+}
+
+/// A miner that falls silent before the `n`-th of its steps.
+fn silent_before(n: usize) -> Script {
+    Arc::new(move |session, message| match message {
+        ValidatorToMiner::V0InitialJobRequest(initial) => {
+            for (at, step) in [accept, ready].into_iter().enumerate() {
+                if at < n {
+                    step(session, &initial.job_uuid);
+                }
+            }
+        }
+        ValidatorToMiner::V0JobRequest(request) => {
+            for (at, step) in [volumes, done, finish].into_iter().enumerate() {
+                if at + 2 < n {
+                    step(session, &request.job_uuid);
+                }
+            }
+        }
+        _ => {}
+    })
+}
+
+#[test]
+fn silence_in_each_stage_has_its_own_reason() {
+    use HordeFailureReason as R;
+    let short = Duration::from_millis(80);
+    for (n, reason) in [
+        (0, R::InitialResponseTimedOut),
+        (1, R::ExecutorReadinessResponseTimedOut),
+        (2, R::VolumesTimedOut),
+        (3, R::ExecutionTimedOut),
+        (4, R::FinalResponseTimedOut),
+    ] {
+        let world = World::new();
+        let facilitator = FakeFacilitator::start(&world);
+        let peer = FakeMiner::start(&world, 1, 4, silent_before(n));
+        let mut config = config(vec![miner(1)]);
+        config.job_times =
+            JobTimes { reservation: short, executor_startup: short, leeway: Duration::from_secs(0), connect: LONG };
+        let validator = start(&world, config);
+        let mut request = job(&key("//User"));
+        // One second for all stages, because time saved in one is there for the next.
+        (request.download_time_limit, request.execution_time_limit, request.upload_time_limit) =
+            (1.into(), 0.into(), 0.into());
+        phalanx::protocol::SignedRequest::sign(&mut request, &key("//User"), 1);
+        facilitator.push(request.clone());
+        let history = facilitator.history(&request.uuid);
+        assert_eq!(statuses(&history)[..=n], GOOD[..=n], "{n}");
+        assert_eq!(horde(&history).0, reason, "{n}");
+        assert!(stop(validator).is_clean());
+        peer.stop();
+        facilitator.stop();
+    }
+}
+
+#[test]
+fn garbage_and_strange_messages_from_a_miner_do_not_end_the_job() {
+    let odd: Script = Arc::new(|session, message| match message {
+        ValidatorToMiner::V0InitialJobRequest(initial) => {
+            session.text("{\"message_type\":\"Nope\"}");
+            session.text("not json");
+            accept(session, "another-job");
+            accept(session, &initial.job_uuid);
+            accept(session, &initial.job_uuid);
+            ready(session, &initial.job_uuid);
+        }
+        ValidatorToMiner::V0JobRequest(request) => {
+            done(session, &request.job_uuid);
+            volumes(session, &request.job_uuid);
+            done(session, &request.job_uuid);
+            finish(session, &request.job_uuid);
+        }
+        _ => {}
+    });
+    let world = World::new();
+    let facilitator = FakeFacilitator::start(&world);
+    let peer = FakeMiner::start(&world, 1, 4, odd);
+    let validator = start(&world, config(vec![miner(1)]));
+    let request = job(&key("//User"));
+    facilitator.push(request.clone());
+    assert_eq!(statuses(&facilitator.history(&request.uuid)), GOOD);
+    assert!(stop(validator).is_clean());
+    let told: Vec<String> = peer
+        .heard
+        .try_iter()
+        .filter_map(|m| match m {
+            ValidatorToMiner::GenericError(error) => error.details,
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told.len(), 2);
+    assert!(told.iter().all(|t| t.starts_with("Malformed message ")), "{told:?}");
+    peer.stop();
+    facilitator.stop();
+}
+
+#[test]
+fn a_lost_miner_comes_back_and_hears_the_authentication_first() {
+    let cuts = Arc::new(AtomicUsize::new(0));
+    let script: Script = {
+        let cuts = cuts.clone();
+        Arc::new(move |session, message| match message {
+            ValidatorToMiner::V0InitialJobRequest(initial) => {
+                if cuts.fetch_add(1, Ordering::SeqCst) < 2 {
+                    session.handle.kick();
+                } else {
+                    accept(session, &initial.job_uuid);
+                    ready(session, &initial.job_uuid);
+                }
+            }
+            ValidatorToMiner::V0JobRequest(request) => {
+                volumes(session, &request.job_uuid);
+                done(session, &request.job_uuid);
+                finish(session, &request.job_uuid);
+            }
+            _ => {}
+        })
+    };
+    let world = World::new();
+    let facilitator = FakeFacilitator::start(&world);
+    let peer = FakeMiner::start(&world, 1, 4, script);
+    let validator = start(&world, config(vec![miner(1)]));
+    let request = job(&key("//User"));
+    facilitator.push(request.clone());
+    assert_eq!(statuses(&facilitator.history(&request.uuid)), GOOD);
+    assert!(stop(validator).is_clean());
+    let mut previous_was_auth = false;
+    for message in peer.heard.try_iter() {
+        if matches!(message, ValidatorToMiner::V0InitialJobRequest(_)) {
+            assert!(previous_was_auth, "the initial request came before the authentication");
+        }
+        previous_was_auth = matches!(message, ValidatorToMiner::ValidatorAuthForMiner(_));
+    }
+    peer.stop();
+    facilitator.stop();
+}
+
+#[test]
+fn a_result_beyond_the_limit_of_the_link_costs_the_result_not_the_link() {
+    let script: Script = Arc::new(|session, message| match message {
+        ValidatorToMiner::V0InitialJobRequest(initial) => {
+            accept(session, &initial.job_uuid);
+            ready(session, &initial.job_uuid);
+        }
+        ValidatorToMiner::V0JobRequest(request) => {
+            volumes(session, &request.job_uuid);
+            done(session, &request.job_uuid);
+            session.say(V0JobFinishedRequest {
+                job_uuid: request.job_uuid,
+                docker_process_stdout: "x".repeat(40 << 20),
+                docker_process_stderr: String::new(),
+                artifacts: None,
+                upload_results: None,
+            });
+        }
+        _ => {}
+    });
+    let history = one_job(script, |_| {});
+    assert_eq!(statuses(&history)[..5], GOOD[..5]);
+    let (reason, by, message) = horde(&history);
+    assert_eq!((reason, by), (HordeFailureReason::GenericError, JobParticipantType::Validator));
+    assert!(message.contains("its result cannot be passed on"), "{message}");
+}
+
+#[test]
+fn a_full_intake_answers_busy_at_once() {
+    let world = World::new();
+    let facilitator = FakeFacilitator::start(&world);
+    let peer = FakeMiner::start(&world, 1, 9, silent_before(1));
+    let mut config = config(vec![miner(1)]);
+    config.workers = Some(1);
+    config.drain_time = Duration::ZERO;
+    let validator = start(&world, config);
+    let (first, second) = (job(&key("//User")), job(&key("//User")));
+    facilitator.push(first.clone());
+    facilitator.push(second.clone());
+    let (mut begun, mut ends) = (false, Vec::new());
+    while ends.is_empty() || !begun {
+        let update = facilitator.updates.recv_timeout(LONG).unwrap();
+        // Before that the first one would be turned away, too.
+        begun |= update.uuid == first.uuid && update.status == S::Received;
+        if update.status.is_terminal() {
+            ends.push(update);
+        }
+    }
+    assert_eq!(ends[0].uuid, second.uuid);
+    assert_eq!(rejection(&ends).0, JobRejectionReason::Busy);
+    let report = stop(validator);
+    assert_eq!(report.cancelled_jobs, 1);
+    assert!(report.is_clean(), "{report}");
+    let end = facilitator.history(&first.uuid);
+    assert_eq!(horde(&end).2, "the validator was stopped before the job had ended");
+    peer.stop();
+    facilitator.stop();
+}
+
+#[test]
+fn a_drain_lets_the_job_end_and_rejects_new_ones() {
+    let world = World::new();
+    let facilitator = FakeFacilitator::start(&world);
+    let (go, gate) = crossbeam_channel::bounded::<()>(0);
+    let script: Script = Arc::new(move |session, message| match message {
+        ValidatorToMiner::V0InitialJobRequest(initial) => {
+            accept(session, &initial.job_uuid);
+            gate.recv().unwrap();
+            ready(session, &initial.job_uuid);
+        }
+        ValidatorToMiner::V0JobRequest(request) => {
+            volumes(session, &request.job_uuid);
+            done(session, &request.job_uuid);
+            finish(session, &request.job_uuid);
+        }
+        _ => {}
+    });
+    let peer = FakeMiner::start(&world, 1, 4, script);
+    let validator = start(&world, config(vec![miner(1)]));
+    let request = job(&key("//User"));
+    facilitator.push(request.clone());
+    roles::wait_until(|| validator.observer().running_jobs() == 1);
+    for expected in [S::Received, S::Accepted] {
+        assert_eq!(facilitator.updates.recv_timeout(LONG).unwrap().status, expected);
+    }
+    let stopping = phalanx::base::thread::spawn(
+        "t-stop",
+        phalanx::base::thread::Kick::dropped("the validator's own budget"),
+        move || stop(validator),
+    );
+    let late = job(&key("//User"));
+    facilitator.push(late.clone());
+    // It may also come before the drain has begun, and then waits at the gate like the first.
+    let update = facilitator.updates.recv_timeout(LONG).unwrap();
+    assert_eq!(update.uuid, late.uuid);
+    if update.status == S::Rejected {
+        assert_eq!(rejection(&[update]).0, JobRejectionReason::Busy);
+        go.send(()).unwrap();
+    } else {
+        go.send(()).unwrap();
+        go.send(()).unwrap();
+    }
+    let report = stopping.join_by(Instant::now() + LONG).unwrap();
+    assert!(report.is_clean() && report.cancelled_jobs == 0, "{report}");
+    let rest: Vec<_> = facilitator.updates.try_iter().filter(|u| u.uuid == request.uuid).map(|u| u.status).collect();
+    assert_eq!(rest, GOOD[2..]);
+    peer.stop();
+    facilitator.stop();
+}
+
+#[test]
+fn the_stub_answers_with_the_statuses_of_a_good_job() {
+    let world = World::new();
+    let facilitator = FakeFacilitator::start(&world);
+    let mut config = config(Vec::new());
+    config.dispatch = Dispatch::Stub { stage_time: Duration::from_millis(1) };
+    let validator = start(&world, config);
+    let request = job(&key("//User"));
+    facilitator.push(request.clone());
+    assert_eq!(statuses(&facilitator.history(&request.uuid)), GOOD);
+    assert!(stop(validator).is_clean());
+    facilitator.stop();
+}
+
+#[test]
+fn updates_survive_a_facilitator_that_comes_and_goes() {
+    let world = World::new();
+    let facilitator = FakeFacilitator::start(&world);
+    let mut config = config(Vec::new());
+    config.dispatch = Dispatch::Stub { stage_time: Duration::from_millis(5) };
+    let validator = start(&world, config);
+    let requests: Vec<_> = (0..20).map(|_| job(&key("//User"))).collect();
+    for request in &requests {
+        facilitator.push(request.clone());
+    }
+    for _ in 0..5 {
+        assert!(facilitator.updates.recv_timeout(LONG).is_ok());
+        validator.observer().kick_link();
+    }
+    // A stop without a connection ends at once and counts what is unsent; this one is about a stop with one.
+    roles::wait_until(|| validator.observer().running_jobs() == 0 && validator.observer().unsent() == 0);
+    let report = stop(validator);
+    assert!(report.is_clean(), "{report}");
+    facilitator.stop();
+}
+
+/// A report of cheating at a job, signed in one of the two ways.
+fn report(job: &str, signer: &KeyPair, sign: fn(&mut V0JobCheated, &KeyPair)) -> V0JobCheated {
+    let mut report = V0JobCheated {
+        signature: None,
+        job_uuid: job.to_owned(),
+        trusted_job_uuid: "00000000-0000-0000-0000-000000000000".to_owned(),
+        details: serde_json::json!({"why": "\u{17c}", "a": 1}),
+    };
+    sign(&mut report, signer);
+    report
+}
+
+fn over_payload(report: &mut V0JobCheated, signer: &KeyPair) {
+    report.sign(signer, 1);
+}
+
+/// As the official SDK signs it.
+fn over_text(report: &mut V0JobCheated, signer: &KeyPair) {
+    let payload = String::from_utf8(report.canonical_bytes()).unwrap();
+    let text = serde_json::Value::String(payload).to_string();
+    report.signature = Some(Signature::over(text.as_bytes(), signer, 1));
+}
+
+#[test]
+fn a_report_of_cheating_takes_the_miner_out_and_only_a_good_one_does() {
+    for sign in [over_payload as fn(&mut V0JobCheated, &KeyPair), over_text] {
+        let world = World::new();
+        let facilitator = FakeFacilitator::start(&world);
+        let peer = FakeMiner::start(&world, 1, 4, good());
+        let validator = start(&world, config(vec![miner(1)]));
+        let run = || {
+            let request = job(&key("//User"));
+            facilitator.push(request.clone());
+            (facilitator.history(&request.uuid), request.uuid)
+        };
+        let (history, cheated) = run();
+        assert_eq!(statuses(&history), GOOD);
+
+        let mut forged = report(&cheated, &key("//User"), sign);
+        forged.details = serde_json::json!("something else");
+        let mut unsigned = report(&cheated, &key("//User"), sign);
+        unsigned.signature = None;
+        let stranger = report(&cheated, &key("//Stranger"), sign);
+        let unknown = report("11111111-1111-1111-1111-111111111111", &key("//User"), sign);
+        for (why, nothing) in [("forged", forged), ("unsigned", unsigned), ("stranger", stranger), ("unknown", unknown)]
+        {
+            facilitator.push(nothing);
+            // The link handles what comes in its order, so the report has been dealt with before the job.
+            assert_eq!(statuses(&run().0), GOOD, "{why}");
+        }
+
+        for delivery in 1..=2 {
+            facilitator.push(report(&cheated, &key("//User"), sign));
+            let (reason, by, _) = rejection(&run().0);
+            let expected = (JobRejectionReason::NoMinerForJob, JobParticipantType::Validator);
+            assert_eq!((reason, by), expected, "delivery {delivery}");
+        }
+        assert!(stop(validator).is_clean());
+        assert!(facilitator.updates.try_recv().is_err(), "a report is not answered");
+        let asked = peer.heard.try_iter().filter(|m| matches!(m, ValidatorToMiner::V0InitialJobRequest(_))).count();
+        assert_eq!(asked, 5);
+        peer.stop();
+        facilitator.stop();
+    }
+}
+
+#[test]
+fn a_wrong_configuration_starts_nothing_and_names_every_problem() {
+    let world = World::new();
+    let config =
+        ValidatorConfig { workers: Some(0), ..ValidatorConfig::new("http://x", key("//Validator"), Vec::new()) };
+    let error = Validator::start(config, Arc::new(world.net.dialer()), world.timer()).unwrap_err().to_string();
+    assert!(error.contains("http://x") && error.contains("workers is 0") && error.contains("no miner"), "{error}");
+}

@@ -1,0 +1,16 @@
+//! What the test programs share: scripted peers, real peers, fixtures that leave nothing behind.
+#![allow(dead_code, unused_imports)] // Each test program uses its part.
+
+pub mod celery;
+pub mod facilitator;
+pub mod http;
+pub mod job;
+pub mod miner;
+pub mod network;
+pub mod process;
+pub mod python;
+pub mod redis;
+pub mod roles;
+pub mod scripted_facilitator;
+pub mod threads;
+pub mod transport;
