@@ -2,6 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+/// `base`, doubled `attempt` times, and at most `cap`.
+pub fn exponential(base: Duration, cap: Duration, attempt: u32) -> Duration {
+    base.saturating_mul(2u32.saturating_pow(attempt.min(31))).min(cap)
+}
+
 /// The numbers of a [`Backoff`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BackoffConfig {
@@ -54,7 +59,7 @@ impl Backoff {
         {
             self.attempt = 0;
         }
-        let ceiling = self.config.base.saturating_mul(2u32.saturating_pow(self.attempt.min(31))).min(self.config.cap);
+        let ceiling = exponential(self.config.base, self.config.cap, self.attempt);
         self.attempt = self.attempt.saturating_add(1);
         ceiling.mul_f64(unit)
     }

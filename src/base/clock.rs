@@ -2,9 +2,15 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::lock::lock;
+use super::now::Now;
+
+/// The present moment on both of the system's clocks.
+pub fn now() -> Now {
+    Now { mono: Instant::now(), wall: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() }
+}
 
 /// Where a thread gets its `now` from: the system, or a test's hand.
 #[derive(Debug, Clone, Default)]

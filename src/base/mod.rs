@@ -1,13 +1,15 @@
-//! What every other module stands on: threads with an owner, one shutdown signal, time, dialling, limits.
+//! What every other module stands on: threads with an owner, one shutdown signal, time, text, limits.
 //!
 //! `base` knows nothing of the rest of the crate.
 
 pub mod backoff;
 pub mod clock;
+pub mod drained;
 pub mod ids;
 pub mod leaks;
 pub mod limits;
 pub mod lock;
+pub mod now;
 pub mod rng;
 pub mod scope;
 pub mod shutdown;
@@ -16,6 +18,7 @@ pub mod shutdown;
 mod shutdown_tests;
 pub mod stop;
 pub mod sync;
+pub mod text;
 pub mod thread;
 pub mod timer;
 pub mod waits;
