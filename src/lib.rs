@@ -71,6 +71,7 @@ pub mod link;
 pub mod miner;
 pub mod net;
 pub mod ops;
+pub mod proc;
 pub mod protocol;
 pub mod redis;
 pub mod store;
