@@ -229,7 +229,14 @@ mod tests {
             ready: false,
             uptime_seconds: 3_720,
             parts: vec![part("facilitator", PartState::Down, Some("refused")), part("timer", PartState::Up, None)],
-            details: json!({"running_jobs": 3, "class": "always_on.test\u{1b}", "link": null, "slots": {"a": {"free": 2}}, "sessions": [{"peer": "h:1", "age_seconds": 2}], "x": []}),
+            details: json!({
+                "running_jobs": 3,
+                "class": "always_on.test\u{1b}",
+                "link": null,
+                "slots": {"a": {"free": 2}},
+                "sessions": [{"peer": "h:1", "age_seconds": 2}],
+                "x": [],
+            }),
             errors: vec![LastError {
                 class: ErrorClass::Reconnect,
                 place: "link".into(),
