@@ -213,6 +213,16 @@ mod tests {
     }
 
     #[test]
+    fn a_dropped_owner_leaves_no_thread_that_its_kick_ends() {
+        let group = crate::base::thread::Group::enter();
+        let (tx, rx) = bounded::<()>(1);
+        let thread = spawn("t-owned", Kick::new("tx", move || assert!(tx.try_send(()).is_ok())), move || rx.recv());
+        thread.kick();
+        stop_dropped(|step| assert!(step.join(thread).is_some()));
+        assert!(group.live().is_empty());
+    }
+
+    #[test]
     fn a_cancel_shortens_a_step_that_has_begun() {
         let shutdown = Shutdown::new();
         let (tx, rx) = bounded::<()>(1);

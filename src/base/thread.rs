@@ -31,7 +31,8 @@ pub struct Kick {
 }
 
 impl Kick {
-    /// A kick that acts, as a `shutdown` of the socket that the thread reads. It may run more than once and must not block.
+    /// A kick that acts, as a `shutdown` of the socket that the thread reads. It may run more than once and must not
+    /// block.
     pub fn new(what: &'static str, action: impl Fn() + Send + Sync + 'static) -> Self {
         Self { what, action: Some(Arc::new(action)) }
     }
@@ -102,7 +103,8 @@ type PanicHook = Box<dyn Fn(&str) + Send>;
 
 static ON_PANIC: Mutex<Option<PanicHook>> = Mutex::new(None);
 
-/// From now on `hook` is called with the name of each thread whose closure panicked, on that thread; the last hook counts.
+/// From now on `hook` is called with the name of each thread whose closure panicked, on that thread; the last hook
+/// counts.
 ///
 /// For the owner of the process: a role whose thread has panicked is not to go on as if it were alive.
 pub fn on_panic(hook: impl Fn(&str) + Send + 'static) {
@@ -152,7 +154,8 @@ pub struct Group {
 }
 
 impl Group {
-    /// From now on, threads spawned by the calling thread belong to a new group; until the value is dropped on that thread.
+    /// From now on, threads spawned by the calling thread belong to a new group; until the value is dropped on that
+    /// thread.
     pub fn enter() -> Self {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Self { id, outer: GROUP.replace(id) }

@@ -155,6 +155,7 @@ mod tests {
     use super::*;
     use crate::base::shutdown::Shutdown;
     use crate::base::stop::Stopping;
+    use crate::base::thread::Group;
     use crossbeam_channel::bounded;
     use std::time::Duration;
 
@@ -176,6 +177,17 @@ mod tests {
         let mut stopping = Stopping::new(&Shutdown::new());
         stopping.step("timer", wait, |step| timer.stop(step));
         assert!(stopping.finish().is_clean());
+    }
+
+    #[test]
+    fn dropping_a_timer_stops_it() {
+        let group = Group::enter();
+        let timer = Timer::start();
+        let (tx, rx) = bounded::<()>(0);
+        let _alarm = timer.handle().at(Instant::now() + Duration::from_secs(3600), move || drop(tx));
+        drop(timer);
+        assert!(group.live().is_empty(), "{:?}", group.live());
+        assert!(rx.try_recv().is_err_and(|error| error.is_disconnected()), "what was due is dropped unrun");
     }
 
     #[test]

@@ -122,7 +122,7 @@ fn configure(args: Args) -> Result<MinerConfig, String> {
 
 fn serve_status(listener: TcpListener, miner: &Miner, env: &supervise::Env) -> Result<HttpServer, String> {
     let observer = miner.observer();
-    status::serve("miner", listener, env, &Board::new(), move |health, metrics| {
+    status::serve("miner", "min", listener, env, &Board::new(), move |health, metrics| {
         let now = observer.status();
         health.up("miner");
         metrics.gauge("phalanx_miner_jobs", "Jobs that have not ended.", &[]).set(now.jobs);

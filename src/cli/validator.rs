@@ -173,7 +173,7 @@ fn configure(args: Args) -> Result<(ValidatorConfig, WsDialer), String> {
 fn serve_status(listener: TcpListener, validator: &Validator, env: &supervise::Env) -> Result<HttpServer, String> {
     let observer = validator.observer();
     let board = observer.client().board().clone();
-    status::serve("validator", listener, env, &board, move |health, metrics| {
+    status::serve("validator", "val", listener, env, &board, move |health, metrics| {
         let client = observer.client();
         let (counts, jobs) = (client.counts(), observer.running_jobs());
         client.measure(health);

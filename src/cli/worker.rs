@@ -148,7 +148,7 @@ fn serve_status(
     env: &supervise::Env,
 ) -> Result<HttpServer, String> {
     let handle = handle.clone();
-    status::serve("worker", listener, env, board, move |_, metrics| {
+    status::serve("worker", "wor", listener, env, board, move |_, metrics| {
         let worker = handle.worker();
         let (state, untold) = (worker.state(), handle.untold());
         metrics.gauge("phalanx_worker_jobs", "Jobs that run now.", &[]).set(state.counts.running);

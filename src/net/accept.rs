@@ -1,9 +1,9 @@
 //! The accepting side of every server: a listener whose `accept` can be interrupted, and the one loop that admits
 //! connections, gives each a thread, and joins it.
 //!
-//! Owner: the [`Acceptor`]. Blocks in: `accept`; what a connection's thread blocks in is the service's.
-//! Kick: the stop signal and a connection to the own listener; for a connection its own stop signal and whatever its service
-//! names. Ends: [`Acceptor::stop_accepting`], then [`Acceptor::join`]; when dropped, it cancels and kicks all and joins them.
+//! Owner: the [`Acceptor`]. Blocks in: `accept`; what a connection's thread blocks in is the service's. Kick: the stop
+//! signal and a connection to the own listener; for a connection its own stop signal and whatever its service names.
+//! Ends: [`Acceptor::stop_accepting`], then [`Acceptor::join`]; when dropped, it cancels and kicks all and joins them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -30,8 +30,8 @@ pub(crate) struct KickableListener {
     tcp: TcpListener,
     address: SocketAddr,
     stopped: Arc<AtomicBool>,
-    /// Its connecting to the listener wakes `accept`. Made with the listener, because a kick must work also when the process
-    /// has no descriptor left.
+    /// Its connecting to the listener wakes `accept`. Made with the listener, because a kick must work also when the
+    /// process has no descriptor left.
     waker: Arc<Socket>,
 }
 
@@ -87,8 +87,8 @@ impl KickableListener {
         move || {
             stopped.store(true, Ordering::SeqCst);
             if let Some(waker) = waker.upgrade() {
-                // Connecting to itself is the only portable way to interrupt `accept`. The error says that it is under way
-                // (the socket does not block) or was done by an earlier kick.
+                // Connecting to itself is the only portable way to interrupt `accept`. The error says that it is under
+                // way (the socket does not block) or was done by an earlier kick.
                 let _ = waker.connect(&address);
             }
         }
@@ -118,7 +118,8 @@ pub(crate) struct Place {
     pub(crate) number: u32,
     /// The connections are at their limit already: this one is to be told so.
     pub(crate) is_over: bool,
-    /// Drains when the server stops to accept, cancels when it ends, and cancels for this connection alone with its kick.
+    /// Drains when the server stops to accept, cancels when it ends, and cancels for this connection alone with its
+    /// kick.
     pub(crate) stop: Shutdown,
 }
 
@@ -127,7 +128,7 @@ pub(crate) struct Admitted<H> {
     /// For the owner.
     pub(crate) handle: H,
     /// The name of its thread.
-    pub(crate) thread: String,
+    pub(crate) thread_name: String,
     /// What interrupts it beside the cancel of its stop signal.
     pub(crate) kick: Box<dyn Fn() + Send + Sync>,
     /// What its thread runs.
@@ -259,19 +260,17 @@ impl<S: Service> Accepting<S> {
         self.count += 1;
         // Its own, so that kicking one connection does not stop the server.
         let stop = self.stop.child();
-        let place = Place {
-            number: (self.count % 100_000) as u32,
-            is_over: open >= admission.served,
-            stop: stop.clone(),
-        };
-        let Admitted { handle, thread, kick, serve } = self.service.admit(incoming, place);
+        let place =
+            Place { number: (self.count % 100_000) as u32, is_over: open >= admission.served, stop: stop.clone() };
+        let admitted = self.service.admit(incoming, place);
+        let interrupt = admitted.kick;
         let kick = Kick::new("stop signal and connection", move || {
             stop.cancel();
-            kick();
+            interrupt();
         });
         let mut open = lock(&self.open);
-        let thread = spawn(thread, kick, serve);
-        open.insert(self.count, (handle, thread));
+        let thread = spawn(admitted.thread_name, kick, admitted.serve);
+        open.insert(self.count, (admitted.handle, thread));
     }
 }
 
@@ -310,7 +309,12 @@ mod tests {
                 stop.wait_for(Level::Cancel, Duration::MAX);
                 drop(stream);
             };
-            Admitted { handle: number, thread: format!("t-acc-{number}"), kick: Box::new(|| {}), serve: Box::new(serve) }
+            Admitted {
+                handle: number,
+                thread_name: format!("t-acc-{number}"),
+                kick: Box::new(|| {}),
+                serve: Box::new(serve),
+            }
         }
 
         fn refuse(&self, _: TcpStream, open: usize) {

@@ -107,8 +107,8 @@ impl Health {
     }
 }
 
-/// The watch over one part. It needs no wake-ups: an idle part promises nothing, and one that works promises to be done by
-/// a deadline, which is looked at when somebody asks for the process' health.
+/// The watch over one part. It needs no wake-ups: an idle part promises nothing, and one that works promises to be done
+/// by a deadline, which is looked at when somebody asks for the process' health.
 #[derive(Debug, Clone)]
 pub struct Pulse {
     health: Health,
@@ -116,8 +116,8 @@ pub struct Pulse {
 }
 
 impl Pulse {
-    /// The part has something to do and is done by `deadline`; if it has promised something already, the earlier promise
-    /// stands until [`Pulse::done`].
+    /// The part has something to do and is done by `deadline`; if it has promised something already, the earlier
+    /// promise stands until [`Pulse::done`].
     pub fn begin(&self, deadline: Instant) {
         lock(&self.health.0).entry(self.part).or_default().due.get_or_insert(deadline);
     }

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// At most one line in this time for each kind: an operator sees within seconds that it goes on, and no flood of one kind
-/// hides the others.
+/// At most one line in this time for each kind: an operator sees within seconds that it goes on, and no flood of one
+/// kind hides the others.
 pub const QUIET_TIME: Duration = Duration::from_secs(10);
 
 /// Lets the first one through at once, then at most one each [`QUIET_TIME`]. Those held back have no timer: they are

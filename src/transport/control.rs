@@ -10,8 +10,8 @@ use tungstenite::Bytes;
 use crate::base::lock::lock;
 use crate::base::text::truncated;
 
-/// Pings that are answered one by one while the writer is busy; of more, the newest ones are answered, as RFC 6455 (5.5.3)
-/// allows. 16 × 125 bytes.
+/// Pings that are answered one by one while the writer is busy; of more, the newest ones are answered, as RFC 6455
+/// (5.5.3) allows. 16 × 125 bytes.
 pub(super) const PONGS: usize = 16;
 
 /// The Close that the peer is owed: an echo of its own, or the code of what it did wrong.

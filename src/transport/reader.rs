@@ -12,20 +12,22 @@ use super::{CloseInfo, Incoming, ReadHalf, TransportError, tls};
 
 /// Where messages come from.
 pub(super) trait Receive: Send {
-    /// Blocks until there is a message or the end. `WouldBlock` means that the writer has something to send first; the next
-    /// call goes on where this one stopped.
+    /// Blocks until there is a message or the end. `WouldBlock` means that the writer has something to send first; the
+    /// next call goes on where this one stopped.
     fn receive(&mut self) -> Result<Message, Error>;
 
-    /// As [`Receive::receive`], but gives only what has been received already; `None` if the system must be asked, or if
-    /// that cannot be told.
+    /// As [`Receive::receive`], but gives only what has been received already; `None` if the system must be asked, or
+    /// if that cannot be told.
     fn receive_ready(&mut self) -> Result<Option<Message>, Error> {
         Ok(None)
     }
 
-    /// Reads and discards until the peer's end, at most for [`super::CLOSE_DRAIN_TIME`]. Nothing is received afterwards.
+    /// Reads and discards until the peer's end, at most for [`super::CLOSE_DRAIN_TIME`]. Nothing is received
+    /// afterwards.
     fn drain(&mut self);
 
-    /// Ends both directions, so that the writer does not wait for a peer that is gone or has lost its right to an answer.
+    /// Ends both directions, so that the writer does not wait for a peer that is gone or has lost its right to an
+    /// answer.
     fn shut(&mut self);
 }
 

@@ -18,8 +18,8 @@ pub(super) trait Transmit: Send {
     /// Queues a message; gives the bytes of all messages queued.
     fn put_data(&mut self, message: Message) -> usize;
 
-    /// Sends both queues, control frames first, and whatever the layers below have to say. Blocks while the peer does not
-    /// read.
+    /// Sends both queues, control frames first, and whatever the layers below have to say. Blocks while the peer does
+    /// not read.
     fn transmit(&mut self) -> io::Result<()>;
 
     /// Sends what can be sent without blocking; whether everything has left. By default nothing is tried.

@@ -1,7 +1,7 @@
 //! The threads of the HTTP server: one that accepts, one for each connection.
 //!
-//! Owner: the [`HttpServer`]. Blocks in: `accept`; a connection's thread in `read`, in its handler, in `write`.
-//! Kick: that of the listener; for a connection first the end of its reading (a request in work is still answered), then the
+//! Owner: the [`HttpServer`]. Blocks in: `accept`; a connection's thread in `read`, in its handler, in `write`. Kick:
+//! that of the listener; for a connection first the end of its reading (a request in work is still answered), then the
 //! cancel of its handler and `shutdown` of its socket. Ends: [`HttpServer::stop`] or its drop; a connection also at its
 //! client's end or a deadline.
 
@@ -27,11 +27,12 @@ use crate::net::dial::set_options;
 /// Bytes read at a time.
 const READ_BYTES: usize = 16 << 10;
 
-/// After an answer to a request that was not read to its end, how long and how much is still read, so that the unread bytes
-/// do not reset the connection under the answer.
+/// After an answer to a request that was not read to its end, how long and how much is still read, so that the unread
+/// bytes do not reset the connection under the answer.
 const LINGER: (Duration, usize) = (Duration::from_secs(1), 1 << 20);
 
-/// Answers a request, on the connection's thread. If it waits for anything, it must listen to [`HttpRequest::shutdown`].
+/// Answers a request, on the connection's thread. If it waits for anything, it must listen to
+/// [`HttpRequest::shutdown`].
 pub type Handler = Arc<dyn Fn(&HttpRequest) -> HttpResponse + Send + Sync>;
 
 /// The bounds of a server.
@@ -134,7 +135,7 @@ impl Service for HttpService {
         let (handler, limits) = (self.handler.clone(), self.limits);
         Admitted {
             handle: (),
-            thread: format!("{}-http-{number}", self.name),
+            thread_name: format!("{}-http-{number}", self.name),
             kick: Box::new(kick),
             serve: Box::new(move || serve(stream, peer, &handler, &limits, &stop)),
         }
