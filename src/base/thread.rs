@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use super::lock::lock;
 use super::scope;
-use super::waits::{Activity, Slot, keep, waiting_unless_said};
+use super::waits::{Activity, ActivitySlot, keep, waiting_unless_said};
 
 /// Linux cuts a thread's name here.
 pub const NAME_BYTES_MAX: usize = 15;
@@ -75,23 +75,23 @@ impl fmt::Display for LiveThread {
     }
 }
 
-struct Entry {
+struct LiveEntry {
     name: String,
     kick: &'static str,
     since: Instant,
-    slot: Arc<Slot>,
+    slot: Arc<ActivitySlot>,
     id: u64,
     group: u64,
 }
 
-impl Entry {
+impl LiveEntry {
     fn look(&self) -> LiveThread {
         let (name, activity) = (self.name.clone(), self.slot.activity());
         LiveThread { name, kick: self.kick, since: self.since, activity }
     }
 }
 
-static LIVE: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
+static LIVE: Mutex<Vec<LiveEntry>> = Mutex::new(Vec::new());
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 thread_local! {
@@ -113,14 +113,14 @@ pub fn on_panic(hook: impl Fn(&str) + Send + 'static) {
 
 /// Every live thread of this crate in the process, oldest first.
 pub fn live() -> Vec<LiveThread> {
-    lock(&LIVE).iter().map(Entry::look).collect()
+    lock(&LIVE).iter().map(LiveEntry::look).collect()
 }
 
 /// Puts a thread on the list; the number takes it off again.
-fn list(name: &str, kick: &'static str, group: u64) -> (Listed, Arc<Slot>) {
+fn list(name: &str, kick: &'static str, group: u64) -> (Listed, Arc<ActivitySlot>) {
     let (id, since) = (NEXT_ID.fetch_add(1, Ordering::Relaxed), Instant::now());
-    let slot = Slot::new(since);
-    lock(&LIVE).push(Entry { name: name.to_owned(), kick, since, slot: slot.clone(), id, group });
+    let slot = ActivitySlot::new(since);
+    lock(&LIVE).push(LiveEntry { name: name.to_owned(), kick, since, slot: slot.clone(), id, group });
     (Listed(id), slot)
 }
 
@@ -129,7 +129,7 @@ fn list(name: &str, kick: &'static str, group: u64) -> (Listed, Arc<Slot>) {
 #[must_use = "the thread is listed only while the value lives"]
 pub struct Adopted {
     _listed: Listed,
-    outer: Option<Arc<Slot>>,
+    outer: Option<Arc<ActivitySlot>>,
     /// The marks are the calling thread's.
     not_send: PhantomData<*const ()>,
 }
@@ -163,7 +163,7 @@ impl Group {
 
     /// The live threads of this group.
     pub fn live(&self) -> Vec<LiveThread> {
-        lock(&LIVE).iter().filter(|t| t.group == self.id).map(Entry::look).collect()
+        lock(&LIVE).iter().filter(|t| t.group == self.id).map(LiveEntry::look).collect()
     }
 }
 

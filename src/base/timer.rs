@@ -18,7 +18,7 @@ type Action = Box<dyn FnOnce() + Send>;
 
 /// The handle of the timer thread; clones are the same timer.
 #[derive(Clone)]
-pub struct TimerHandle(Arc<Shared>);
+pub struct TimerHandle(Arc<TimerShared>);
 
 /// Owns the timer thread.
 #[derive(Debug)]
@@ -27,13 +27,13 @@ pub struct Timer {
     thread: Thread<()>,
 }
 
-struct Shared {
-    state: Mutex<State>,
+struct TimerShared {
+    state: Mutex<TimerState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct TimerState {
     due: BinaryHeap<Reverse<(Instant, u64)>>,
     actions: HashMap<u64, Action>,
     next_id: u64,
@@ -44,7 +44,7 @@ struct State {
 #[must_use = "dropping the alarm cancels it"]
 pub struct Alarm {
     id: u64,
-    shared: Arc<Shared>,
+    shared: Arc<TimerShared>,
 }
 
 impl fmt::Debug for TimerHandle {
@@ -62,7 +62,7 @@ impl fmt::Debug for Alarm {
 impl Timer {
     /// Starts the timer thread.
     pub fn start() -> Self {
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
+        let shared = Arc::new(TimerShared { state: Mutex::default(), changed: Condvar::new() });
         let running = shared.clone();
         let handle = TimerHandle(shared);
         let stop = handle.clone();
@@ -112,7 +112,7 @@ impl Drop for Alarm {
         let action = state.actions.remove(&self.id);
         // Cancelled entries stay in the heap until due; compacted when they outnumber the live ones.
         if state.due.len() > 64 && state.due.len() > 2 * state.actions.len() {
-            let State { due, actions, .. } = &mut *state;
+            let TimerState { due, actions, .. } = &mut *state;
             due.retain(|Reverse((_, id))| actions.contains_key(id));
         }
         drop(state);
@@ -121,7 +121,7 @@ impl Drop for Alarm {
     }
 }
 
-fn run(shared: &Shared) {
+fn run(shared: &TimerShared) {
     let mut state = lock(&shared.state);
     while !state.stopped {
         let now = Instant::now();

@@ -55,9 +55,9 @@ impl fmt::Display for Activity {
 
 /// Where one thread keeps its [`Activity`] for others to see.
 #[derive(Debug)]
-pub(super) struct Slot(Mutex<Activity>);
+pub(super) struct ActivitySlot(Mutex<Activity>);
 
-impl Slot {
+impl ActivitySlot {
     pub(super) fn new(now: Instant) -> Arc<Self> {
         Arc::new(Self(Mutex::new(Activity::runs(now))))
     }
@@ -76,11 +76,11 @@ impl Slot {
 }
 
 thread_local! {
-    static SLOT: RefCell<Option<Arc<Slot>>> = const { RefCell::new(None) };
+    static SLOT: RefCell<Option<Arc<ActivitySlot>>> = const { RefCell::new(None) };
 }
 
 /// From now on the marks of the calling thread go here; gives where they went before.
-pub(super) fn keep(slot: Option<Arc<Slot>>) -> Option<Arc<Slot>> {
+pub(super) fn keep(slot: Option<Arc<ActivitySlot>>) -> Option<Arc<ActivitySlot>> {
     SLOT.replace(slot)
 }
 

@@ -112,7 +112,7 @@ impl Server {
         sink: ServerSink,
     ) -> Self {
         let kick = listener.kick();
-        let admission = Admission { served: config.connections, told: REFUSALS };
+        let admission = Admission { served: config.connections, turned_away: REFUSALS };
         let thread = format!("{}-accept", config.name);
         let accepting = Accepting { config, listener, timer, route, sink };
         Self { acceptor: Acceptor::start(thread, admission, move || kick.kick(), accepting) }

@@ -116,7 +116,7 @@ pub(crate) trait Service: Send + 'static {
 pub(crate) struct Place {
     /// Its number, for the names of its threads: at most five digits.
     pub(crate) number: u32,
-    /// The connections are at their limit already: this one is to be told so.
+    /// The connections are at their limit already: this one is to be turned away.
     pub(crate) is_over: bool,
     /// Drains when the server stops to accept, cancels when it ends, and cancels for this connection alone with its
     /// kick.
@@ -140,8 +140,8 @@ pub(crate) struct Admitted<H> {
 pub(crate) struct Admission {
     /// That are served.
     pub(crate) served: usize,
-    /// That have a thread beyond that, to be told that there are too many.
-    pub(crate) told: usize,
+    /// That have a thread beyond that, which answers that there are too many.
+    pub(crate) turned_away: usize,
 }
 
 /// The threads of one server: one that accepts, one for each connection.
@@ -254,7 +254,7 @@ impl<S: Service> Accepting<S> {
         let ended: Vec<_> = lock(&self.open).extract_if(|_, (_, thread)| thread.is_finished()).collect();
         drop(ended);
         let (open, admission) = (lock(&self.open).len(), self.admission);
-        if open >= admission.served + admission.told {
+        if open >= admission.served + admission.turned_away {
             return self.service.refuse(incoming, open);
         }
         self.count += 1;
@@ -326,7 +326,7 @@ mod tests {
         let listener = KickableListener::new(TcpListener::bind("0.0.0.0:0").unwrap()).unwrap();
         let (kick, address) = (listener.kick(), listener.reachable_addr());
         let (seen, sees) = bounded(8);
-        let admission = Admission { served: 1, told: 1 };
+        let admission = Admission { served: 1, turned_away: 1 };
         (Acceptor::start("t-accept".to_owned(), admission, kick, Waiting { listener, seen }), sees, address)
     }
 
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_are_served_then_told_then_refused_and_the_stop_joins_all() {
+    fn connections_are_served_then_turned_away_then_refused_and_the_stop_joins_all() {
         let group = Group::enter();
         let (mut acceptor, sees, address) = start();
         let mut clients = Vec::new();

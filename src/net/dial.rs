@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn when_all_addresses_fail_each_is_told() {
+    fn when_all_addresses_fail_each_is_named() {
         let (first, second) = (refusing_address(), refusing_address());
         let error = connect(&[first, second], far(), &Shutdown::new(), Level::Drain).unwrap_err().to_string();
         let refused = io::Error::from_raw_os_error(Errno::CONNREFUSED.raw_os_error());

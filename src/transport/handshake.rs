@@ -216,7 +216,7 @@ impl From<TransportError> for Verdict {
 
 /// Reads the request, asks `route`, answers.
 ///
-/// Blocks in `stream`, whose errors end it. A peer that is refused is told why.
+/// Blocks in `stream`, whose errors end it. A peer that is refused gets the reason.
 pub(super) fn upgrade_as_server(
     stream: &mut (impl Read + Write),
     peer: &str,

@@ -35,10 +35,10 @@ pub(super) struct Reader<R> {
     source: R,
     control: Arc<Control>,
     peer: String,
-    state: State,
+    state: ReaderState,
 }
 
-enum State {
+enum ReaderState {
     Open,
     /// The peer's Close was given out.
     Closing,
@@ -49,14 +49,14 @@ enum State {
 
 impl<R: Receive> Reader<R> {
     pub(super) fn new(source: R, control: Arc<Control>, peer: String) -> Self {
-        Self { source, control, peer, state: State::Open }
+        Self { source, control, peer, state: ReaderState::Open }
     }
 
     fn closed_by_peer(&mut self, frame: Option<CloseFrame>) -> Incoming {
         let code = frame.as_ref().map(|f| u16::from(f.code));
         let reason = frame.map_or_else(String::new, |f| f.reason.as_str().to_owned());
         self.control.set_close(CloseReply { code, reason: reason.clone() });
-        self.state = State::Closing;
+        self.state = ReaderState::Closing;
         Incoming::Closed(CloseInfo { code, reason, clean: true })
     }
 
@@ -66,7 +66,7 @@ impl<R: Receive> Reader<R> {
             let reason = error.to_string();
             self.control.set_close(CloseReply { code: Some(code), reason: fitting(&reason).to_owned() });
         }
-        self.state = State::Failing(error);
+        self.state = ReaderState::Failing(error);
         Incoming::Control
     }
 
@@ -80,7 +80,7 @@ impl<R: Receive> Reader<R> {
 
     /// After a kick everything that ends was stopped, whatever the system calls it.
     fn over(&mut self, error: TransportError) -> TransportError {
-        self.state = State::Over;
+        self.state = ReaderState::Over;
         if self.control.is_kicked() { TransportError::Stopped } else { error }
     }
 
@@ -118,19 +118,19 @@ impl<R: Receive> Reader<R> {
 
 impl<R: Receive> ReadHalf for Reader<R> {
     fn read(&mut self) -> Result<Incoming, TransportError> {
-        match std::mem::replace(&mut self.state, State::Open) {
-            State::Open => {}
-            State::Closing => {
+        match std::mem::replace(&mut self.state, ReaderState::Open) {
+            ReaderState::Open => {}
+            ReaderState::Closing => {
                 // The writer may still be sending what was queued before the answer, so it is left alone.
                 self.source.drain();
                 return Err(self.over(TransportError::Closed));
             }
-            State::Failing(error) => {
+            ReaderState::Failing(error) => {
                 self.source.drain();
                 self.source.shut();
                 return Err(self.over(error));
             }
-            State::Over => return Err(self.over(TransportError::Closed)),
+            ReaderState::Over => return Err(self.over(TransportError::Closed)),
         }
         loop {
             match self.source.receive() {
@@ -142,7 +142,9 @@ impl<R: Receive> ReadHalf for Reader<R> {
 
     fn read_ready(&mut self) -> Result<Option<Incoming>, TransportError> {
         match self.state {
-            State::Open => self.source.receive_ready().transpose().map(|received| self.pass_on(received)).transpose(),
+            ReaderState::Open => {
+                self.source.receive_ready().transpose().map(|received| self.pass_on(received)).transpose()
+            }
             _ => Ok(None),
         }
     }

@@ -2,9 +2,10 @@
 
 use crate::testkit::transport as kit;
 use std::io::Write;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kit::{NoThreads, Site, background, connected, far, frame, join, raw_client_connected, read_text};
+use phalanx::base::shutdown::Shutdown;
 use phalanx::transport::{Connection, Incoming, SocketLimits, Traffic, TransportError};
 
 /// Echoes until the peer closes, answers that, and says how many pings were seen.

@@ -119,7 +119,8 @@ mod tests {
     #[test]
     fn a_head_in_all_its_parts() {
         let text = "POST /a%20b/?x=1&y=%C5%BC+z&flag HTTP/1.1\r\nHost: h\r\nX-A:  v \r\n\
-                    Content-Length: 12\r\nContent-Length: 12\r\nConnection: keep-alive, Close\r\nExpect: 100-Continue\r\n\r\n";
+                    Content-Length: 12\r\nContent-Length: 12\r\n\
+                    Connection: keep-alive, Close\r\nExpect: 100-Continue\r\n\r\n";
         let head = parsed(text);
         assert_eq!((head.method.as_str(), head.path.as_str()), ("POST", "/a b/"));
         let query: Vec<(&str, &str)> = head.query.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();

@@ -89,7 +89,7 @@ impl HttpServer {
     pub fn start(name: &'static str, listener: TcpListener, handler: Handler, limits: HttpLimits) -> io::Result<Self> {
         let listener = KickableListener::new(listener)?;
         let (address, kick) = (listener.local_addr(), listener.kick());
-        let admission = Admission { served: limits.connections, told: 0 };
+        let admission = Admission { served: limits.connections, turned_away: 0 };
         let acceptor =
             Acceptor::start(format!("{name}-http"), admission, kick, HttpService { name, listener, handler, limits });
         Ok(Self { address, acceptor })
@@ -170,7 +170,7 @@ fn date() -> String {
 enum NoRequest {
     /// The client has gone, was idle for too long, or the server stops: nothing to say.
     Over,
-    /// The client is told, and the connection closed.
+    /// The client gets the reason, and the connection is closed.
     Refused(Refused),
 }
 

@@ -36,12 +36,12 @@ pub enum DialFault {
 
 /// A network within the process; clones are the same network.
 #[derive(Clone, Default)]
-pub struct MemoryNet(Arc<Mutex<State>>);
+pub struct MemoryNet(Arc<Mutex<NetState>>);
 
 type Plan = Box<dyn FnOnce(&Wire) + Send>;
 
 #[derive(Default)]
-struct State {
+struct NetState {
     listeners: HashMap<String, Sender<MemoryPending>>,
     faults: VecDeque<DialFault>,
     plans: VecDeque<Plan>,

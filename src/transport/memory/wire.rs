@@ -46,10 +46,10 @@ impl Side {
 ///
 /// A direction is named by the side that sends in it.
 #[derive(Clone, Default)]
-pub struct Wire(Arc<Inner>);
+pub struct Wire(Arc<WireShared>);
 
 #[derive(Default)]
-struct Inner {
+struct WireShared {
     lanes: Mutex<[Lane; 2]>,
     changed: Condvar,
 }

@@ -155,7 +155,7 @@ impl Inbound {
             let waited = tls.wants_write();
             let outcome = tls.process_new_packets();
             outcome.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-            // Only a change is told, so that a writer which is slow to wake is not asked again and again.
+            // Only a change is reported, so that a writer which is slow to wake is not asked again and again.
             if tls.wants_write() && !waited {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
