@@ -46,6 +46,11 @@ pub fn serve(
         pages(request)
             .unwrap_or_else(|| HttpResponse::text(404, "there is /healthz, /readyz, /metrics, /status.json\n"))
     };
-    HttpServer::start(&role[..3], listener, Arc::new(handler), HttpLimits::default())
-        .map_err(|e| format!("--http: {e}"))
+    let threads = match role {
+        "validator" => "val",
+        "miner" => "min",
+        "worker" => "wor",
+        other => other,
+    };
+    HttpServer::start(threads, listener, Arc::new(handler), HttpLimits::default()).map_err(|e| format!("--http: {e}"))
 }
