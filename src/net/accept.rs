@@ -264,14 +264,15 @@ impl<S: Service> Accepting<S> {
             is_over: open >= admission.served,
             stop: stop.clone(),
         };
-        let Admitted { handle, thread, kick, serve } = self.service.admit(incoming, place);
+        let admitted = self.service.admit(incoming, place);
+        let connection = admitted.kick;
         let kick = Kick::new("stop signal and connection", move || {
             stop.cancel();
-            kick();
+            connection();
         });
         let mut open = lock(&self.open);
-        let thread = spawn(thread, kick, serve);
-        open.insert(self.count, (handle, thread));
+        let thread = spawn(admitted.thread, kick, admitted.serve);
+        open.insert(self.count, (admitted.handle, thread));
     }
 }
 
