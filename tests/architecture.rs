@@ -437,7 +437,7 @@ fn what_the_documents_name_exists() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 
     let files = set(&["src/link/outbox.rs", "src/link/"]);
-    let text = "## A stop, at last\nSee `link/outbox.rs`, `link/`, `link/gone.rs`, `/url/` and `a/b c/`, [x](#a-stop-at-last).\n\
+    let text = "## A stop, at last\n`link/outbox.rs`, `link/`, `link/gone.rs`, `/url/`, `a b/`, [x](#a-stop-at-last)\n\
                 ```\n`x/`\n```";
     assert_eq!(docs::missing_files(text, &files), set(&["link/gone.rs"]));
     assert_eq!((docs::links(text), docs::anchors(text)), (vec![("", "a-stop-at-last")], set(&["a-stop-at-last"])));
