@@ -20,8 +20,12 @@ use super::lock::lock;
 use super::scope;
 use super::waits::{Activity, Slot, keep, waiting_unless_said};
 
-/// Linux cuts a thread's name here.
+/// Linux truncates a thread's name here.
 pub const NAME_BYTES_MAX: usize = 15;
+
+/// How long the drop of a [`Thread`] waits for its end. A kicked thread ends within milliseconds, so only a bug or a very busy
+/// machine comes near it.
+pub const DROP_BUDGET: Duration = Duration::from_secs(10);
 
 /// What interrupts the call that a thread blocks in.
 #[derive(Clone)]
@@ -74,7 +78,7 @@ impl fmt::Display for LiveThread {
     }
 }
 
-struct Entry {
+struct LiveEntry {
     name: String,
     kick: &'static str,
     since: Instant,
@@ -83,14 +87,14 @@ struct Entry {
     group: u64,
 }
 
-impl Entry {
+impl LiveEntry {
     fn look(&self) -> LiveThread {
         let (name, activity) = (self.name.clone(), self.slot.activity());
         LiveThread { name, kick: self.kick, since: self.since, activity }
     }
 }
 
-static LIVE: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
+static LIVE: Mutex<Vec<LiveEntry>> = Mutex::new(Vec::new());
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 thread_local! {
@@ -111,14 +115,14 @@ pub fn on_panic(hook: impl Fn(&str) + Send + 'static) {
 
 /// Every live thread of this crate in the process, oldest first.
 pub fn live() -> Vec<LiveThread> {
-    lock(&LIVE).iter().map(Entry::look).collect()
+    lock(&LIVE).iter().map(LiveEntry::look).collect()
 }
 
 /// Puts a thread on the list; the number takes it off again.
 fn list(name: &str, kick: &'static str, group: u64) -> (Listed, Arc<Slot>) {
     let (id, since) = (NEXT_ID.fetch_add(1, Ordering::Relaxed), Instant::now());
     let slot = Slot::new(since);
-    lock(&LIVE).push(Entry { name: name.to_owned(), kick, since, slot: slot.clone(), id, group });
+    lock(&LIVE).push(LiveEntry { name: name.to_owned(), kick, since, slot: slot.clone(), id, group });
     (Listed(id), slot)
 }
 
@@ -160,7 +164,7 @@ impl Group {
 
     /// The live threads of this group.
     pub fn live(&self) -> Vec<LiveThread> {
-        lock(&LIVE).iter().filter(|t| t.group == self.id).map(Entry::look).collect()
+        lock(&LIVE).iter().filter(|t| t.group == self.id).map(LiveEntry::look).collect()
     }
 }
 
@@ -181,8 +185,8 @@ pub enum JoinError<T> {
     Panicked(String),
 }
 
-/// An owned thread. Dropping it kicks it, if it still runs, and joins it without a deadline: owners call
-/// [`Thread::join_by`] instead.
+/// An owned thread. Dropping it kicks it, if it still runs, joins it within [`DROP_BUDGET`], and leaves it behind if it does
+/// not end; owners call [`Thread::join_by`] instead.
 #[must_use = "a thread is joined by the one that spawned it"]
 pub struct Thread<T> {
     name: String,
@@ -330,12 +334,18 @@ impl<T> Thread<T> {
 
 impl<T> Drop for Thread<T> {
     fn drop(&mut self) {
-        if self.handle.is_some() {
-            // What a thread that has ended was blocked in may be in others' use by now.
-            if !self.is_finished() {
-                self.kick.kick();
-            }
-            let _waiting = waiting_unless_said("a thread to end", None);
+        if self.handle.is_none() {
+            return;
+        }
+        // What a thread that has ended was blocked in may be in others' use by now.
+        if !self.is_finished() {
+            self.kick.kick();
+        }
+        let deadline = Instant::now() + DROP_BUDGET;
+        let _waiting = waiting_unless_said("a thread to end", Some(deadline));
+        if self.done.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
+            log::warn!("thread {} is left behind: it did not end when its owner was dropped", self.name);
+        } else {
             // The panic, if any, was logged by the thread itself.
             let _ = self.finish();
         }

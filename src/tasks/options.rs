@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::queue::{Key, Priority};
-use super::state::{Limit, TaskState};
-use super::{Progress, TaskId};
+use super::state::{Limit, Progress, TaskState};
+use super::store::TaskId;
 use crate::base::clock::Clock;
 use crate::base::shutdown::Shutdown;
 
@@ -181,7 +181,7 @@ impl TaskOptions {
     }
 
     /// Of a task that is more than its name, and so known to the table from the start.
-    pub(super) fn heavy(self) -> Self {
+    pub(super) fn in_table(self) -> Self {
         self.with(|_| {})
     }
 

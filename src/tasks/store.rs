@@ -32,8 +32,8 @@ impl fmt::Display for TaskId {
 
 /// What the table knows of a task that waits or runs.
 #[derive(Debug)]
-pub(super) struct Entry<J> {
-    pub(super) job: J,
+pub(super) struct OpenTask<J> {
+    pub(super) task: J,
     /// Pending or running.
     pub(super) state: TaskState,
     /// When the present or last attempt began.
@@ -52,7 +52,7 @@ pub(super) struct Entry<J> {
 #[derive(Debug)]
 pub(super) enum What<J> {
     Name(&'static str),
-    Job(J),
+    Task(J),
 }
 
 /// What is kept of a task that has ended.
@@ -99,7 +99,7 @@ type ById<V> = HashMap<TaskId, V, BuildHasherDefault<InARow>>;
 /// All tasks.
 #[derive(Debug)]
 pub(super) struct Store<J> {
-    open: ById<Entry<J>>,
+    open: ById<OpenTask<J>>,
     /// The oldest first.
     ended: VecDeque<Record<J>>,
     /// Records that were forgotten, so the serial number of the oldest that was not.
@@ -128,19 +128,19 @@ impl<J> Store<J> {
     }
 
     /// Adds a pending task.
-    pub(super) fn insert(&mut self, id: TaskId, job: J) {
+    pub(super) fn insert(&mut self, id: TaskId, task: J) {
         let state = TaskState::Pending;
-        let entry = Entry { job, state, started: None, attempts: 0, worker: None, armed: 0, delayed: false };
+        let entry = OpenTask { task, state, started: None, attempts: 0, worker: None, armed: 0, delayed: false };
         self.open.insert(id, entry);
         self.counts[state as usize] += 1;
     }
 
     /// A task that has not ended.
-    pub(super) fn get(&self, id: TaskId) -> Option<&Entry<J>> {
+    pub(super) fn get(&self, id: TaskId) -> Option<&OpenTask<J>> {
         self.open.get(&id)
     }
 
-    pub(super) fn get_mut(&mut self, id: TaskId) -> Option<&mut Entry<J>> {
+    pub(super) fn get_mut(&mut self, id: TaskId) -> Option<&mut OpenTask<J>> {
         self.open.get_mut(&id)
     }
 
@@ -160,7 +160,7 @@ impl<J> Store<J> {
     }
 
     /// Takes a legal step; one that is not is a bug of the caller, and changes nothing.
-    fn step(&mut self, id: TaskId, to: TaskState) -> Option<&mut Entry<J>> {
+    fn step(&mut self, id: TaskId, to: TaskState) -> Option<&mut OpenTask<J>> {
         let entry = self.open.get_mut(&id)?;
         if !entry.state.may_become(to) {
             debug_assert!(false, "task {id} cannot go from {} to {to}", entry.state);
@@ -173,7 +173,7 @@ impl<J> Store<J> {
     }
 
     /// The task has ended; its entry, if it was not taken out before.
-    pub(super) fn take_out(&mut self, id: TaskId) -> Option<Entry<J>> {
+    pub(super) fn take_out(&mut self, id: TaskId) -> Option<OpenTask<J>> {
         let entry = self.open.remove(&id)?;
         self.counts[entry.state as usize] -= 1;
         Some(entry)
@@ -220,12 +220,12 @@ impl<J> Store<J> {
         self.counts[record.state as usize] -= 1;
         match record.what {
             What::Name(_) => None,
-            What::Job(job) => Some(job),
+            What::Task(task) => Some(task),
         }
     }
 
     /// All tasks that have not ended, in no order.
-    pub(super) fn open(&self) -> impl Iterator<Item = (TaskId, &Entry<J>)> {
+    pub(super) fn open(&self) -> impl Iterator<Item = (TaskId, &OpenTask<J>)> {
         self.open.iter().map(|(id, entry)| (*id, entry))
     }
 
@@ -257,7 +257,7 @@ mod tests {
         assert!(entry.state.may_become(state));
         store.keep(Record {
             id,
-            what: What::Job(entry.job),
+            what: What::Task(entry.task),
             state,
             submitted: 0,
             started: entry.started,
