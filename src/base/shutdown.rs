@@ -1,8 +1,9 @@
 //! The one signal that every wait of the process listens to.
 //!
 //! It latches (once set it stays set), has two levels, and reaches a thread in three ways: as a flag
-//! ([`Shutdown::is_set`]), as a bounded wait ([`Shutdown::wait`]) or an arm of `select!` ([`Shutdown::drain_receiver`]),
-//! and as a *kick* that interrupts a call which no channel can reach ([`Shutdown::on`]).
+//! ([`Shutdown::is_set`]), as a bounded wait ([`Shutdown::wait`]) or an arm of `select!`
+//! ([`Shutdown::drain_receiver`]), and as a *kick* that interrupts a call which no channel can reach
+//! ([`Shutdown::on`]).
 
 use std::fmt;
 use std::time::{Duration, Instant};

@@ -23,8 +23,8 @@ use super::waits::{Activity, Slot, keep, waiting_unless_said};
 /// Linux truncates a thread's name here.
 pub const NAME_BYTES_MAX: usize = 15;
 
-/// How long the drop of a [`Thread`] waits for its end. A kicked thread ends within milliseconds, so only a bug or a very busy
-/// machine comes near it.
+/// How long the drop of a [`Thread`] waits for its end. A kicked thread ends within milliseconds, so only a bug or a
+/// very busy machine comes near it.
 pub const DROP_BUDGET: Duration = Duration::from_secs(10);
 
 /// What interrupts the call that a thread blocks in.
@@ -35,7 +35,8 @@ pub struct Kick {
 }
 
 impl Kick {
-    /// A kick that acts, as a `shutdown` of the socket that the thread reads. It may run more than once and must not block.
+    /// A kick that acts, as a `shutdown` of the socket that the thread reads. It may run more than once and must not
+    /// block.
     pub fn new(what: &'static str, action: impl Fn() + Send + Sync + 'static) -> Self {
         Self { what, action: Some(Arc::new(action)) }
     }
@@ -106,7 +107,8 @@ type PanicHook = Box<dyn Fn(&str) + Send>;
 
 static ON_PANIC: Mutex<Option<PanicHook>> = Mutex::new(None);
 
-/// From now on `hook` is called with the name of each thread whose closure panicked, on that thread; the last hook counts.
+/// From now on `hook` is called with the name of each thread whose closure panicked, on that thread; the last hook
+/// counts.
 ///
 /// For the owner of the process: a role whose thread has panicked is not to go on as if it were alive.
 pub fn on_panic(hook: impl Fn(&str) + Send + 'static) {
@@ -156,7 +158,8 @@ pub struct Group {
 }
 
 impl Group {
-    /// From now on, threads spawned by the calling thread belong to a new group; until the value is dropped on that thread.
+    /// From now on, threads spawned by the calling thread belong to a new group; until the value is dropped on that
+    /// thread.
     pub fn enter() -> Self {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Self { id, outer: GROUP.replace(id) }
@@ -185,8 +188,8 @@ pub enum JoinError<T> {
     Panicked(String),
 }
 
-/// An owned thread. Dropping it kicks it, if it still runs, joins it within [`DROP_BUDGET`], and leaves it behind if it does
-/// not end; owners call [`Thread::join_by`] instead.
+/// An owned thread. Dropping it kicks it, if it still runs, joins it within [`DROP_BUDGET`], and leaves it behind if it
+/// does not end; owners call [`Thread::join_by`] instead.
 #[must_use = "a thread is joined by the one that spawned it"]
 pub struct Thread<T> {
     name: String,

@@ -1,7 +1,8 @@
 //! One thread that runs short actions at given moments: kicks at deadlines, liveness checks, heartbeats.
 //!
-//! Owner: whoever holds the [`Timer`]. Blocks in: a condition variable, until the earliest deadline or for ever.
-//! Kick: stopping or dropping the owner's value, which latches `stopped`. Ends: when stopped; what was still due is dropped unrun.
+//! Owner: whoever holds the [`Timer`]. Blocks in: a condition variable, until the earliest deadline or for ever. Kick:
+//! stopping or dropping the owner's value, which latches `stopped`. Ends: when stopped; what was still due is dropped
+//! unrun.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};

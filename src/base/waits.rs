@@ -1,8 +1,8 @@
 //! What each thread waits for, since when and until when, for whoever looks at the live list.
 //!
-//! A thread marks a wait where it is about to block, and not on the way on which it need not. A mark takes two looks at the
-//! clock and a lock that nobody else holds but for the moment of a look; nothing is allocated. Threads that are not on the
-//! live list of [`super::thread`] mark nothing.
+//! A thread marks a wait where it is about to block, and not on the way on which it need not. A mark takes two looks at
+//! the clock and a lock that nobody else holds but for the moment of a look; nothing is allocated. Threads that are not
+//! on the live list of [`super::thread`] mark nothing.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -98,8 +98,8 @@ pub struct Waiting {
     not_send: PhantomData<*const ()>,
 }
 
-/// Says that the calling thread is about to wait for `what`, by `deadline` if there is one. A mark inside a mark is the one
-/// that is seen.
+/// Says that the calling thread is about to wait for `what`, by `deadline` if there is one. A mark inside a mark is the
+/// one that is seen.
 pub fn waiting(what: &'static str, deadline: Option<Instant>) -> Waiting {
     let outer = replace(|_| Activity { waits_for: Some(what), since: Instant::now(), deadline });
     Waiting { outer, not_send: PhantomData }

@@ -109,8 +109,8 @@ impl<'a> TaskContext<'a> {
         self.attempt.number
     }
 
-    /// The signal that reaches waits and I/O: drain when the manager stops and the task should come to its end, cancel when
-    /// the task is told to end now. For [`Shutdown::wait_for`], `select!`, and kicks ([`Shutdown::on`]).
+    /// The signal that reaches waits and I/O: drain when the manager stops and the task should come to its end, cancel
+    /// when the task is told to end now. For [`Shutdown::wait_for`], `select!`, and kicks ([`Shutdown::on`]).
     pub fn signal(&self) -> &Shutdown {
         self.head.signal(&self.env.stop)
     }
@@ -148,7 +148,8 @@ impl<'a> TaskContext<'a> {
         self.check()
     }
 
-    /// Says how far the task has come; more than 100 percent is 100, and a message is truncated after 1 KiB. A sign of life.
+    /// Says how far the task has come; more than 100 percent is 100, and a message is truncated after 1 KiB. A sign of
+    /// life.
     pub fn progress(&self, percent: u8, message: impl Into<String>) {
         let mut message: String = message.into();
         truncate(&mut message, MESSAGE_BYTES);

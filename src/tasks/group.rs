@@ -41,7 +41,8 @@ struct GroupState {
 #[derive(Debug, thiserror::Error)]
 #[error("task {index} of the group: {error}")]
 pub struct GroupError<E> {
-    /// Which failed first, in the order of submission; the rest was cancelled. If the time was over: one that still runs.
+    /// Which failed first, in the order of submission; the rest was cancelled. If the time was over: one that still
+    /// runs.
     pub index: usize,
     /// What became of it.
     pub error: TaskError<E>,

@@ -16,9 +16,10 @@ thread_local! {
 
 /// From now on [`Panic::backtrace`] has the backtrace of each panic of a task.
 ///
-/// Only a panic hook sees the stack of a panic. This puts one before the hook that the process has; it acts on threads that
-/// run a task, and then calls the one before. It is for the owner of the process to call, once, at its start: nothing else
-/// here sets a hook. Without it, a panic is known by its message, and the process's own hook reports the place.
+/// Only a panic hook sees the stack of a panic. This puts one before the hook that the process has; it acts on threads
+/// that run a task, and then calls the one before. It is for the owner of the process to call, once, at its start:
+/// nothing else here sets a hook. Without it, a panic is known by its message, and the process's own hook reports the
+/// place.
 pub fn keep_backtraces() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

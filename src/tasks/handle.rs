@@ -12,11 +12,12 @@ use super::state::{CancelReason, Progress};
 use super::store::TaskId;
 use super::task::{TaskRef, TypedTask};
 
-/// How often a waiter gives the processor away before it sleeps: a short task ends within the time that a sleep and a wake-up
-/// take.
+/// How often a waiter gives the processor away before it sleeps: a short task ends within the time that a sleep and a
+/// wake-up take.
 const YIELDS: usize = 8;
 
-/// Waits for a task and takes its result. Dropping it leaves the task to itself: its result is then dropped when it comes.
+/// Waits for a task and takes its result. Dropping it leaves the task to itself: its result is then dropped when it
+/// comes.
 #[must_use = "without its handle nobody sees a task's result"]
 pub struct TaskHandle<T, E> {
     scheduler: Arc<Scheduler>,
@@ -71,7 +72,8 @@ impl<T: 'static, E: 'static> TaskHandle<T, E> {
         }
     }
 
-    /// Tells the task to end: one that waits ends at once, one that runs sees its signal. False if it has ended already.
+    /// Tells the task to end: one that waits ends at once, one that runs sees its signal. False if it has ended
+    /// already.
     pub fn cancel(&self) -> bool {
         self.cancel_for(CancelReason::Requested)
     }

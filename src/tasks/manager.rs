@@ -1,8 +1,9 @@
 //! The manager: starts the threads, takes tasks, stops.
 //!
 //! Owner: whoever holds the [`TaskManager`]. Its workers (`name-0`, …) block in the task queue, then in whatever a task
-//! does; its reaper (`name-time`) blocks until the next moment at which something is due. Kick: closing the manager, which
-//! raises the signal of every task. Ends: the workers with nothing in hand, the reaper at once, when it is closed.
+//! does; its reaper (`name-time`) blocks until the next moment at which something is due. Kick: closing the manager,
+//! which raises the signal of every task. Ends: the workers with nothing to run, the reaper at once, when it is
+//! closed.
 
 use std::fmt;
 use std::sync::Arc;
@@ -66,7 +67,8 @@ pub struct TasksReport {
 /// Owns the threads on which tasks run; [`TaskManager::stop`] ends them in order and with a budget.
 ///
 /// Dropping it cancels every task and blocks until all have ended, but not for ever: a task has
-/// [`TaskConfig::cancel_grace`] to end, [`crate::base::stop::CANCEL_BUDGET`] at most, and is then left behind with its thread.
+/// [`TaskConfig::cancel_grace`] to end, [`crate::base::stop::CANCEL_BUDGET`] at most, and is then left behind with its
+/// thread.
 #[must_use = "dropping the manager stops it"]
 pub struct TaskManager {
     tasks: Tasks,
@@ -110,9 +112,9 @@ impl TaskManager {
         self.tasks.scheduler.env.stop.drain();
     }
 
-    /// Stops in order: takes no more tasks, lets those that wait and run end within the step's budget, cancels the rest and
-    /// gives it [`crate::base::stop::CANCEL_BUDGET`], joins every thread. What does not end even then is named in the report,
-    /// its waiters are woken, and its thread is a straggler of the step.
+    /// Stops in order: takes no more tasks, lets those that wait and run end within the step's budget, cancels the rest
+    /// and gives it [`crate::base::stop::CANCEL_BUDGET`], joins every thread. What does not end even then is named in
+    /// the report, its waiters are woken, and its thread is a straggler of the step.
     pub fn stop(mut self, step: &mut Step) -> TasksReport {
         let mut report = TasksReport::default();
         let scheduler = &self.tasks.scheduler;
@@ -214,8 +216,8 @@ impl Tasks {
         Ok(TaskHandle::new(self.scheduler.clone(), task))
     }
 
-    /// Has `work` done as [`Tasks::submit`] does, for whoever does not want its result and needs no handle: it is found by its
-    /// id, and its failure is seen there.
+    /// Has `work` done as [`Tasks::submit`] does, for whoever does not want its result and needs no handle: it is found
+    /// by its id, and its failure is seen there.
     ///
     /// # Errors
     /// [`SubmitError`], with the work.
@@ -254,9 +256,9 @@ impl Tasks {
         }
     }
 
-    /// Does `work` once every `period` until the value that this gives is dropped; for the first time after one period. Each
-    /// time is a task of its own, with these options. A time at which the one before still runs, or the queue has no room,
-    /// is left out.
+    /// Does `work` once every `period` until the value that this gives is dropped; for the first time after one period.
+    /// Each time is a task of its own, with these options. A time at which the one before still runs, or the queue has
+    /// no room, is left out.
     ///
     /// # Errors
     /// [`Refusal::Stopping`].
@@ -314,8 +316,8 @@ impl Tasks {
         self.scheduler.info(id)
     }
 
-    /// The known tasks that `filter` takes, in the order in which they were accepted. Looks at the whole table under its
-    /// lock: for people, not for every task.
+    /// The known tasks that `filter` takes, in the order in which they were accepted. Looks at the whole table under
+    /// its lock: for people, not for every task.
     pub fn list(&self, filter: &Filter) -> Vec<TaskInfo> {
         self.scheduler.list(filter)
     }

@@ -1,17 +1,17 @@
 //! Tasks on threads: submitted, watched, limited, cancelled, and never lost sight of.
 //!
-//! [`TaskManager`] owns the threads; [`Tasks`] submits; a [`TaskHandle`] waits for one task and takes its result; the work
-//! sees a [`TaskContext`]. A task is `PENDING`, `RUNNING`, and then `COMPLETED`, `FAILED` or `CANCELLED` for good; one that
-//! is retried goes from `RUNNING` back to `PENDING` ([`TaskState::may_become`]).
+//! [`TaskManager`] owns the threads; [`Tasks`] submits; a [`TaskHandle`] waits for one task and takes its result; the
+//! work sees a [`TaskContext`]. A task is `PENDING`, `RUNNING`, and then `COMPLETED`, `FAILED` or `CANCELLED` for good;
+//! one that is retried goes from `RUNNING` back to `PENDING` ([`TaskState::may_become`]).
 //!
 //! * Every queue has a limit and a rule for "full" ([`WhenFull`]); a refused task's work is handed back.
 //! * A panic is a result, with its message, and with its backtrace if the program keeps those ([`keep_backtraces`]).
 //! * Limits in time are separate ([`Limits`]): waiting, running, in all, silence.
-//! * A task that does not end when it is told to is marked unresponsive and its worker replaced, so that it costs a thread
-//!   but not the pool; the stop names it.
+//! * A task that does not end when it is told to is marked unresponsive and its worker replaced, so that it costs a
+//!   thread but not the pool; the stop names it.
 //! * Nothing polls: a manager with nothing to do does not wake.
-//! * A task with a plain `&str` for a name and nothing else is several times as cheap as one with options; without a handle
-//!   ([`Tasks::spawn`]) it is cheaper still.
+//! * A task with a plain `&str` for a name and nothing else is several times as cheap as one with options; without a
+//!   handle ([`Tasks::spawn`]) it is cheaper still.
 //!
 //! ```
 //! use std::time::Duration;

@@ -29,7 +29,8 @@ impl TaskState {
         !matches!(self, Self::Pending | Self::Running)
     }
 
-    /// Whether a task in this state may step into that one: forward, or from running back to pending for another attempt.
+    /// Whether a task in this state may step into that one: forward, or from running back to pending for another
+    /// attempt.
     pub fn may_become(self, next: Self) -> bool {
         match self {
             Self::Pending => matches!(next, Self::Running | Self::Failed | Self::Cancelled),

@@ -73,7 +73,8 @@ pub(super) struct Record<J> {
     pub(super) error: Option<Box<str>>,
 }
 
-/// For ids, which are numbers in a row and nobody's to choose: neighbours are kept together, because they come and go together.
+/// For ids, which are numbers in a row and nobody's to choose: neighbours are kept together, because they come and go
+/// together.
 #[derive(Debug, Default)]
 pub(super) struct InARow(u64);
 
@@ -87,8 +88,8 @@ impl Hasher for InARow {
     }
 
     fn write_u64(&mut self, number: u64) {
-        // The map takes the place from the lower bits, and from the upper 7 what tells those of one place apart: these are
-        // mixed, by 2^64 over the golden ratio.
+        // The map takes the place from the lower bits, and from the upper 7 what tells those of one place apart: these
+        // are mixed, by 2^64 over the golden ratio.
         const UPPER: u64 = !(u64::MAX >> 7);
         self.0 = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) & UPPER | number & !UPPER;
     }
@@ -104,7 +105,8 @@ pub(super) struct Store<J> {
     ended: VecDeque<Record<J>>,
     /// Records that were forgotten, so the serial number of the oldest that was not.
     forgotten: u64,
-    /// The serial numbers of records, of those before `indexed`: it grows when somebody asks, and most programs never do.
+    /// The serial numbers of records, of those before `indexed`: it grows when somebody asks, and most programs never
+    /// do.
     index: ById<u64>,
     indexed: u64,
     counts: [usize; 5],
@@ -179,8 +181,8 @@ impl<J> Store<J> {
         Some(entry)
     }
 
-    /// Keeps what is left of a task that has ended, and forgets the oldest if there are too many. What this gives back is to
-    /// be dropped outside of any lock.
+    /// Keeps what is left of a task that has ended, and forgets the oldest if there are too many. What this gives back
+    /// is to be dropped outside of any lock.
     pub(super) fn keep(&mut self, record: Record<J>) -> Option<J> {
         self.counts[record.state as usize] += 1;
         self.ended.push_back(record);
@@ -206,7 +208,8 @@ impl<J> Store<J> {
         self.ended.front()?.ended.checked_add(self.keep)
     }
 
-    /// Forgets one ended task that is too old, if there is one; what it gives back is to be dropped outside of any lock.
+    /// Forgets one ended task that is too old, if there is one; what it gives back is to be dropped outside of any
+    /// lock.
     pub(super) fn forget(&mut self, now: Instant) -> Option<Option<J>> {
         self.next_forgotten().is_some_and(|at| at <= now).then(|| self.forget_oldest())
     }

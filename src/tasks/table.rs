@@ -1,7 +1,9 @@
-//! The table of a manager: its tasks, what may start, what is due. One lock guards all three, because each move touches all.
+//! The table of a manager: its tasks, what may start, what is due. One lock guards all three, because each move touches
+//! all.
 //!
 //! The moves of a task are here, as plain changes of the data; the threads, and what they wait for, are in
-//! [`super::scheduler`]. No code of a user runs here, and nothing is dropped here that could run some: it goes to `gone`.
+//! [`super::scheduler`]. No code of a user runs here, and nothing is dropped here that could run some: it goes to
+//! `gone`.
 
 use std::time::{Duration, Instant};
 
@@ -291,8 +293,8 @@ impl TaskTable {
         }
     }
 
-    /// As [`TaskTable::end`], for a task that no worker has begun, or of which one has just taken an attempt that it will not
-    /// make.
+    /// As [`TaskTable::end`], for a task that no worker has begun, or of which one has just taken an attempt that it
+    /// will not make.
     pub(super) fn end_pending(&mut self, id: TaskId, task: &TaskRef, reason: CancelReason, now: Instant) {
         let Some(open) = self.store.get(id) else { return };
         let (state, delayed, first) = (open.state, open.delayed, open.attempts == 0);

@@ -174,8 +174,8 @@ impl<W: Work<T, E>, T: Send + 'static, E: fmt::Display + Send + 'static> Task<W,
         result
     }
 
-    /// As [`AnyTask::run`], with work that is not tried again and that the caller keeps. What the waiters are then to be
-    /// shown, for [`Task::publish`], if anybody can come to see it.
+    /// As [`AnyTask::run`], with work that is not tried again and that the caller keeps. What the waiters are then to
+    /// be shown, for [`Task::publish`], if anybody can come to see it.
     pub(super) fn run_lent(
         &self,
         work: &mut W,

@@ -1,8 +1,8 @@
 //! Detached tasks, inline tasks that nobody has a handle of: work in a box, and no other memory of their own.
 //!
-//! What one thread allocates and another frees costs both of them more than a short task does. So a worker runs each of them
-//! in the same memory ([`LocalFreeList`]), and the boxes of those that were called go back to the submitters ([`FreeList`]),
-//! who fill them again with work of the same type.
+//! What one thread allocates and another frees costs both of them more than a short task does. So a worker runs each of
+//! them in the same memory ([`LocalFreeList`]), and the boxes of those that were called go back to the submitters
+//! ([`FreeList`]), who fill them again with work of the same type.
 
 use std::any::Any;
 use std::fmt;
@@ -316,7 +316,7 @@ mod tests {
             assert!(cx.signal().cancel_receiver().recv_timeout(LONG).is_err_and(|error| error.is_disconnected()));
             cx.check()
         });
-        let (tell, told) = bounded(1);
+        let (tell, seen) = bounded(1);
         let second = fixture.tasks.spawn("second", move |cx| {
             tell.send((cx.id(), cx.is_cancelled(), cx.signal().is_cancelled(), cx.attempt())).unwrap();
             Ok::<_, Text>(())
@@ -325,7 +325,7 @@ mod tests {
         begin(&began);
         assert_eq!(Arc::strong_count(&captured), 1, "boxes are kept empty");
         assert!(fixture.tasks.cancel(first));
-        assert_eq!(told.recv_timeout(LONG).unwrap(), (second, false, false, 1));
+        assert_eq!(seen.recv_timeout(LONG).unwrap(), (second, false, false, 1));
         fixture.tasks.submit("last", |_| Ok::<_, Text>(())).unwrap().wait().unwrap();
         let [first, second] = [first, second].map(|id| fixture.tasks.info(id).unwrap());
         assert_eq!((first.state, first.progress.unwrap().percent), (TaskState::Cancelled, 50));

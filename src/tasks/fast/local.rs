@@ -1,5 +1,5 @@
-//! The local queue of one worker: inline tasks that it has taken and not begun, the one it runs, and those that have ended
-//! since its last visit to the table.
+//! The local queue of one worker: inline tasks that it has taken and not begun, the one it runs, and those that have
+//! ended since its last visit to the table.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,19 +1,20 @@
-//! The fast path: *inline* tasks, those that have a name and nothing else, go to the workers, and out of the table again, by
-//! the batch.
+//! The fast path: *inline* tasks, those that have a name and nothing else, go to the workers, and out of the table
+//! again, by the batch.
 //!
 //! A task that each side takes through the table by itself makes the table's cache lines go to and fro between the
-//! processors, and that costs more than all the rest of a short task. So a submitter puts an inline task into the *intake*,
-//! a worker takes a batch of them into its *local queue*, begins one after the other, and notes there which have ended; the
-//! table gets the ended ones with the next batch. Whoever needs the table itself first *collects* ([`FastPath::collect`]):
-//! it enters in the table what is in the intake and in the local queues. So nothing else need know of inline tasks, and
-//! while others wait in the table, inline tasks go through it, too, which keeps the order of all.
+//! processors, and that costs more than all the rest of a short task. So a submitter puts an inline task into the
+//! *intake*, a worker takes a batch of them into its *local queue*, begins one after the other, and notes there which
+//! have ended; the table gets the ended ones with the next batch. Whoever needs the table itself first *collects*
+//! ([`FastPath::collect`]): it enters in the table what is in the intake and in the local queues. So nothing else need
+//! know of inline tasks, and while others wait in the table, inline tasks go through it, too, which keeps the order of
+//! all.
 //!
-//! No task waits in the local queue of a worker that is stuck while another could have it: there is more than the next task
-//! in a local queue only while no worker is idle, a worker that finds nothing takes from the local queues of others, and one
-//! whose local queue is empty looks first for what has been in another's for too long.
+//! No task waits in the local queue of a worker that is stuck while another could have it: there is more than the next
+//! task in a local queue only while no worker is idle, a worker that finds nothing takes from the local queues of
+//! others, and one whose local queue is empty looks first for what has been in another's for too long.
 //!
-//! The local queue is no lock-free one (`crossbeam-deque`): whoever collects has to see each task exactly once, waiting,
-//! running or ended, and a task that was popped and is not yet shown as running would be nowhere.
+//! The local queue is no lock-free one (`crossbeam-deque`): whoever collects has to see each task exactly once,
+//! waiting, running or ended, and a task that was popped and is not yet shown as running would be nowhere.
 //!
 //! Locks are taken in this order: the table, the intake, a local queue.
 
@@ -52,11 +53,12 @@ pub(super) use places::Queue;
 /// How often a submitter that finds no room gives the processor away before he sleeps: about the time of a batch.
 const ROOM_YIELDS: usize = 64;
 
-/// What has been in a local queue for so long is taken by a worker that has room: by then a batch of short tasks has ended.
+/// What has been in a local queue for so long is taken by a worker that has room: by then a batch of short tasks has
+/// ended.
 const STRANDED: Duration = Duration::from_millis(1);
 
-/// All that lies past the table, each part in cache lines of its own, because those who use it are not those who use its
-/// neighbours.
+/// All that lies past the table, each part in cache lines of its own, because those who use it are not those who use
+/// its neighbours.
 pub(super) struct FastPath {
     workers: usize,
     intake: CachePadded<Mutex<Intake>>,
@@ -241,8 +243,8 @@ impl FastPath {
         if !patience.yielded {
             patience.yielded = true;
             drop(intake);
-            // Without a look into the local queues, which would disturb the workers: soon one gives the places of a batch
-            // back.
+            // Without a look into the local queues, which would disturb the workers: soon one gives the places of a
+            // batch back.
             for _ in 0..ROOM_YIELDS {
                 yield_now();
                 if self.places.has_room(queue) {
@@ -330,8 +332,8 @@ impl FastPath {
         free.pass_on(&self.free);
     }
 
-    /// Fills the empty local queue of worker `me` with inline tasks, of which it takes `several` only if nobody is idle, and
-    /// enters in the table which of its last ones have ended; false if there are no tasks.
+    /// Fills the empty local queue of worker `me` with inline tasks, of which it takes `several` only if nobody is
+    /// idle, and enters in the table which of its last ones have ended; false if there are no tasks.
     pub(super) fn refill(
         &self,
         backlog: &mut Backlog,
@@ -627,7 +629,8 @@ mod tests {
         let behind: Vec<_> = (0..100).map(|_| quick(&fixture.tasks, "behind")).collect();
         let over = Arc::new(AtomicBool::new(false));
         (0..8).for_each(|_| chain(&fixture.tasks, over.clone()));
-        // One comes to be stuck with a full local queue while the other is busy, and goes on while there is always more to do.
+        // One comes to be stuck with a full local queue while the other is busy, and goes on while there is always more
+        // to do.
         busy[0].2.send(()).unwrap();
         begin(&begun);
         assert!(before.into_iter().all(|handle| handle.wait_timeout(LONG).is_ok()));

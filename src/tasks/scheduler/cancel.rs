@@ -72,7 +72,7 @@ impl Scheduler {
     /// Takes no more tasks; those whose time has not come are cancelled. `Receiver` disconnects when no task is left.
     pub(in crate::tasks) fn drain(self: &Arc<Self>) -> Receiver<()> {
         let (periods, later) = {
-            let mut state = self.lock_bare();
+            let mut state = self.lock_only();
             state.phase = state.phase.max(Phase::Draining);
             // Nothing comes in any more, so that what is collected now is all.
             self.fast.close();

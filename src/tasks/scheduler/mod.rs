@@ -1,8 +1,8 @@
 //! What the threads of a manager share: the table and the workers under one lock, beside it the fast path.
 //!
-//! Nobody blocks while he holds the lock, no code of a user runs under it, and nothing is dropped under it that could run
-//! some. Here is how the lock is taken, how a task is accepted, and what can be seen; [`workers`] runs the tasks, [`cancel`]
-//! ends them early, [`reaper`] sees to what is due.
+//! Nobody blocks while he holds the lock, no code of a user runs under it, and nothing is dropped under it that could
+//! run some. Here is how the lock is taken, how a task is accepted, and what can be seen; [`workers`] runs the tasks,
+//! [`cancel`] ends them early, [`reaper`] sees to what is due.
 
 mod cancel;
 mod crew;
@@ -123,11 +123,11 @@ impl Scheduler {
 
     /// The state with all tasks in the table.
     pub(super) fn lock(&self) -> Locked<'_> {
-        self.collected(self.lock_bare())
+        self.collected(self.lock_only())
     }
 
     /// The state, with inline tasks wherever they are.
-    fn lock_bare(&self) -> MutexGuard<'_, SchedulerState> {
+    fn lock_only(&self) -> MutexGuard<'_, SchedulerState> {
         lock(&self.state)
     }
 
@@ -201,7 +201,7 @@ impl Scheduler {
         let is_duplicate =
             |state: &SchedulerState| extras.key.as_ref().is_some_and(|key| state.table.ready.is_duplicate(key));
         // Before a wait for room that it does not need, and once more when it has it.
-        if extras.key.is_some() && is_duplicate(&self.lock_bare()) {
+        if extras.key.is_some() && is_duplicate(&self.lock_only()) {
             return Err(Refusal::Duplicate);
         }
         let queue = if extras.delay.is_some() { Queue::Delayed } else { Queue::Waiting };
@@ -240,7 +240,7 @@ impl Scheduler {
 
     /// How many tasks are in each state, wherever they are.
     pub(super) fn counts(&self) -> Counts {
-        let state = self.lock_bare();
+        let state = self.lock_only();
         let mut counts = state.table.counts();
         self.fast.count(&state.backlog, &mut counts);
         counts.into()

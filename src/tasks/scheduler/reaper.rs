@@ -18,12 +18,12 @@ use crate::tasks::table::{Alarm, drop_all};
 impl Scheduler {
     /// The body of the reaper.
     pub(in crate::tasks) fn reap(self: &Arc<Self>) {
-        let mut state = self.lock_bare();
+        let mut state = self.lock_only();
         while state.phase != Phase::Closed {
             let now = self.env.now();
             if let Some(alarm) = state.table.pop_due(now) {
                 self.ring(self.collected(state), alarm, now);
-                state = self.lock_bare();
+                state = self.lock_only();
                 continue;
             }
             let left = state.table.next_due().filter(|_| !self.config.clock.is_manual());
@@ -40,7 +40,7 @@ impl Scheduler {
     /// Has the reaper look at the clock.
     pub(in crate::tasks) fn tick(&self) {
         // Under the lock, so that it is not between its look at the clock and its sleep.
-        let _state = self.lock_bare();
+        let _state = self.lock_only();
         self.time.notify_one();
     }
 
@@ -97,7 +97,7 @@ impl Scheduler {
             accepted
         });
         drop_make(make);
-        if let Some(period) = self.lock_bare().periods.get_mut(number) {
+        if let Some(period) = self.lock_only().periods.get_mut(number) {
             match accepted {
                 Some(id) => period.last = Some(id),
                 None => period.skipped += 1,
@@ -107,11 +107,11 @@ impl Scheduler {
 
     /// Times at which this periodic task was left out.
     pub(in crate::tasks) fn skipped(&self, number: u64) -> u64 {
-        self.lock_bare().periods.get(number).map_or(0, |period| period.skipped)
+        self.lock_only().periods.get(number).map_or(0, |period| period.skipped)
     }
 
     pub(in crate::tasks) fn remove_period(&self, number: u64) {
-        let period = self.lock_bare().periods.remove(number);
+        let period = self.lock_only().periods.remove(number);
         if let Some(period) = period {
             drop_make(period.make);
         }

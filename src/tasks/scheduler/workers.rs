@@ -1,8 +1,8 @@
 //! The workers: woken or started when a task finds none, they run one task after the other.
 //!
-//! Owner: the scheduler, and at its end whoever takes them from [`Scheduler::take_workers`]. Blocks in: the task queue, then
-//! whatever a task does. Kick: closing the scheduler, which raises the signal of every task. Ends: with nothing to run when
-//! the scheduler is closed, or after the task for which it was written off.
+//! Owner: the scheduler, and at its end whoever takes them from [`Scheduler::take_workers`]. Blocks in: the task queue,
+//! then whatever a task does. Kick: closing the scheduler, which raises the signal of every task. Ends: with nothing to
+//! run when the scheduler is closed, or after the task for which it was written off.
 
 use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
@@ -17,8 +17,8 @@ use crate::tasks::store::TaskId;
 use crate::tasks::table::drop_all;
 use crate::tasks::task::{AnyTask, AttemptEnd};
 
-/// How often a worker that finds nothing gives the processor away before it sleeps: under load something comes within that
-/// time, and a sleep and a wake-up cost more.
+/// How often a worker that finds nothing gives the processor away before it sleeps: under load something comes within
+/// that time, and a sleep and a wake-up cost more.
 const YIELDS: usize = 8;
 
 impl Scheduler {
@@ -44,7 +44,7 @@ impl Scheduler {
     /// The same for whoever has put an inline task into the intake, and was asked to.
     pub(super) fn wake_worker_if(self: &Arc<Self>, asked: bool) {
         if asked {
-            self.wake_worker(self.lock_bare());
+            self.wake_worker(self.lock_only());
         }
     }
 
@@ -95,13 +95,13 @@ impl Scheduler {
             free.run(begun, &self.env, |task, end| next = self.returned(me, local, task, end));
         }
         local.leave();
-        self.lock_bare().crew.leave(me);
+        self.lock_only().crew.leave(me);
     }
 
     /// Blocks until there is a task for this worker; `None` when it is to end.
     fn take(self: &Arc<Self>, me: usize, local: &LocalQueue, free: &mut LocalFreeList) -> Option<Begun> {
         self.fast.recycle(free);
-        let mut state = self.lock_bare();
+        let mut state = self.lock_only();
         if state.crew.is_written_off(me) {
             return None;
         }
@@ -129,13 +129,13 @@ impl Scheduler {
                 if let Some(next) = self.fast.begin(local, free) {
                     return Some(next);
                 }
-                state = self.lock_bare();
+                state = self.lock_only();
                 state.crew.looking += 1;
             } else if yields < YIELDS {
                 yields += 1;
                 drop(state);
                 std::thread::yield_now();
-                state = self.lock_bare();
+                state = self.lock_only();
             } else if self.fast.may_sleep() {
                 // Still under the lock of the look at the local queues, so that nobody has filled one since.
                 state.crew.looking -= 1;
@@ -193,7 +193,7 @@ impl Scheduler {
 
     /// The workers, for whoever joins them.
     pub(in crate::tasks) fn take_workers(&self) -> Vec<Thread<()>> {
-        self.lock_bare().crew.take()
+        self.lock_only().crew.take()
     }
 }
 
