@@ -20,7 +20,7 @@ use super::config::RedisConfig;
 use super::error::RedisError;
 use super::resp::Parser;
 use super::socket::{Inbox, Ready, poll};
-use super::tls::Stream;
+use super::byte_stream::Stream;
 use super::wake::Wake;
 use crate::base::limits::{REDIS_PUSHES, REDIS_READ_BYTES};
 use crate::base::shutdown::{Level, Shutdown};

@@ -42,14 +42,6 @@ pub enum TransportError {
         /// What is wrong with it.
         problem: String,
     },
-    /// A certificate or key file cannot be used. Trying again does not help.
-    #[error("{path}: {problem}")]
-    TlsFile {
-        /// The file.
-        path: String,
-        /// What is wrong with it and what would be right.
-        problem: String,
-    },
     /// The TLS handshake or a TLS record failed.
     #[error("tls with {peer}: {source}")]
     Tls {
@@ -154,7 +146,6 @@ impl TransportError {
             Self::Stopped
                 | Self::Url { .. }
                 | Self::Header { .. }
-                | Self::TlsFile { .. }
                 | Self::Bind { .. }
                 | Self::CloseCode { .. }
         )
