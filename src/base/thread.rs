@@ -20,8 +20,12 @@ use super::lock::lock;
 use super::scope;
 use super::waits::{Activity, ActivitySlot, keep, waiting_unless_said};
 
-/// Linux cuts a thread's name here.
+/// Linux truncates a thread's name here.
 pub const NAME_BYTES_MAX: usize = 15;
+
+/// How long the drop of a [`Thread`] waits for its end. A kicked thread ends within milliseconds, so only a bug or a
+/// very busy machine comes near it.
+pub const DROP_BUDGET: Duration = Duration::from_secs(10);
 
 /// What interrupts the call that a thread blocks in.
 #[derive(Clone)]
@@ -184,8 +188,8 @@ pub enum JoinError<T> {
     Panicked(String),
 }
 
-/// An owned thread. Dropping it kicks it, if it still runs, and joins it without a deadline: owners call
-/// [`Thread::join_by`] instead.
+/// An owned thread. Dropping it kicks it, if it still runs, joins it within [`DROP_BUDGET`], and leaves it behind if it
+/// does not end; owners call [`Thread::join_by`] instead.
 #[must_use = "a thread is joined by the one that spawned it"]
 pub struct Thread<T> {
     name: String,
@@ -333,12 +337,18 @@ impl<T> Thread<T> {
 
 impl<T> Drop for Thread<T> {
     fn drop(&mut self) {
-        if self.handle.is_some() {
-            // What a thread that has ended was blocked in may be in others' use by now.
-            if !self.is_finished() {
-                self.kick.kick();
-            }
-            let _waiting = waiting_unless_said("a thread to end", None);
+        if self.handle.is_none() {
+            return;
+        }
+        // What a thread that has ended was blocked in may be in others' use by now.
+        if !self.is_finished() {
+            self.kick.kick();
+        }
+        let deadline = Instant::now() + DROP_BUDGET;
+        let _waiting = waiting_unless_said("a thread to end", Some(deadline));
+        if self.done.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
+            log::warn!("thread {} is left behind: it did not end when its owner was dropped", self.name);
+        } else {
             // The panic, if any, was logged by the thread itself.
             let _ = self.finish();
         }
