@@ -59,6 +59,10 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+// By its name, so that unit tests share a file with `tests/`.
+#[cfg(test)]
+extern crate self as phalanx;
+
 pub mod app;
 pub mod base;
 pub mod celery;

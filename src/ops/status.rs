@@ -316,9 +316,8 @@ mod tests {
     use crate::base::stop::Stopping;
     use crate::base::thread::{Kick, spawn};
     use crate::base::timer::Timer;
+    use crate::base::wait::{LONG, until_some};
     use crate::base::waits::waiting;
-
-    const LONG: Duration = Duration::from_secs(60);
 
     fn frame(timer: &Timer) -> Frame {
         Frame {
@@ -379,14 +378,9 @@ mod tests {
         let wanted = mutex.clone();
         let held = lock(&mutex);
         let thread = spawn("t-status-lock", Kick::dropped("the lock"), move || *lock(&wanted));
-        let limit = Instant::now() + LONG;
-        let waits = loop {
-            let seen = line(&frame.snapshot(), "t-status-lock");
-            if seen.waits_for.is_some() || Instant::now() >= limit {
-                break seen;
-            }
-            std::thread::yield_now();
-        };
+        let waits = until_some("a thread that waits", || {
+            Some(line(&frame.snapshot(), "t-status-lock")).filter(|seen| seen.waits_for.is_some())
+        });
         assert_eq!((waits.waits_for.as_deref(), waits.left_seconds.is_some()), (Some("a lock"), true));
         drop(held);
         assert_eq!(thread.join_by(Instant::now() + LONG).unwrap(), 0);

@@ -1,6 +1,7 @@
 //! The executor as a whole against a scripted miner over the in-memory network: every stage, every way to end.
 
 use crate::testkit::roles;
+use crate::testkit::wait::{LONG, until};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use phalanx::protocol::{
     MinerToExecutor, StrMap, V0InitialJobRequest, V0JobRequest, Volume,
 };
 use phalanx::transport::memory::DialFault;
-use roles::{LONG, World, stop, wait_until};
+use roles::{World, stop};
 
 const UUID: &str = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
 
@@ -327,7 +328,7 @@ fn a_miner_that_is_gone_ends_the_job() {
     assert_eq!(report.end, JobEnd::HordeFailed);
     assert_eq!(report.stop.unsent, 1, "the last message could not leave");
     miner.stop();
-    wait_until(|| job_folders() <= before);
+    until("no folder of the job", || job_folders() <= before);
 }
 
 #[test]

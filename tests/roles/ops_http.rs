@@ -1,5 +1,6 @@
 //! The HTTP server over loopback: what it understands, what it refuses, and that it always stops.
 
+use crate::testkit::wait::{LONG, until};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
@@ -16,7 +17,6 @@ use phalanx::ops::health::PartState;
 use phalanx::ops::status::{Board, Frame, Snapshot, State};
 
 /// Only a bug waits this long.
-const LONG: Duration = Duration::from_secs(30);
 
 struct Fixture {
     group: Group,
@@ -374,10 +374,7 @@ fn a_question_to_a_stuck_timer_does_not_hold_the_stop() {
     // The timer is asked once there is a promise that will be broken some day.
     let limit = Instant::now() + LONG;
     let asked = || pages.board.health.parts(limit).iter().any(|part| part.state == PartState::Stuck);
-    while !asked() {
-        assert!(Instant::now() < limit, "the timer was never asked");
-        std::thread::yield_now();
-    }
+    until("the timer was asked", asked);
     let start = Instant::now();
     assert!(pages.fixture.stop(LONG).is_clean());
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
