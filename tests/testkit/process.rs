@@ -22,7 +22,11 @@ pub struct Finished {
 
 /// A command of the binary, with its temporary files in `scratch` and none of the caller's settings.
 pub fn phalanx(scratch: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_phalanx"));
+    in_scratch(Command::new(env!("CARGO_BIN_EXE_phalanx")), scratch)
+}
+
+/// A command with its temporary files in `scratch`, and none of the caller's settings.
+pub fn in_scratch(mut command: Command, scratch: &Path) -> Command {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("PHALANX_") {
             command.env_remove(name);
