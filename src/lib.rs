@@ -67,6 +67,10 @@
 // What a library does not do: panic for want of a check, write to the terminal of its program, or end it.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::exit))]
 
+// By its name, so that unit tests share a file with `tests/`.
+#[cfg(test)]
+extern crate self as phalanx;
+
 pub mod app;
 pub mod base;
 pub mod celery;

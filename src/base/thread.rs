@@ -358,10 +358,7 @@ impl<T> Drop for Thread<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(30)
-    }
+    use crate::base::wait::{far, until_some};
 
     #[test]
     fn a_thread_is_listed_in_its_group_until_joined() {
@@ -370,7 +367,7 @@ mod tests {
         let thread = spawn("t-listed", Kick::dropped("tx"), move || rx.recv().is_err());
         assert_eq!(group.live().iter().map(|t| t.name.as_str()).collect::<Vec<_>>(), ["t-listed"]);
         drop(tx);
-        assert!(thread.join_by(soon()).unwrap());
+        assert!(thread.join_by(far()).unwrap());
         assert!(group.live().is_empty());
     }
 
@@ -381,16 +378,16 @@ mod tests {
         let outer = spawn("t-outer", Kick::dropped("tx"), move || {
             spawn("t-inner", Kick::dropped("tx"), move || rx.recv().is_err())
         });
-        let inner = outer.join_by(soon()).unwrap();
+        let inner = outer.join_by(far()).unwrap();
         assert_eq!(group.live().len(), 1);
         drop(tx);
-        assert!(inner.join_by(soon()).unwrap());
+        assert!(inner.join_by(far()).unwrap());
     }
 
     #[test]
     fn a_panic_is_a_result() {
         let thread = spawn("t-panic", Kick::dropped("nothing"), || -> u32 { panic!("boom {}", 7) });
-        match thread.join_by(soon()) {
+        match thread.join_by(far()) {
             Err(JoinError::Panicked(message)) => assert_eq!(message, "boom 7"),
             other => panic!("expected a panic, got {other:?}"),
         }
@@ -430,20 +427,16 @@ mod tests {
         let group = Group::enter();
         let (tx, rx) = bounded::<()>(0);
         let inner = spawn("t-inner", Kick::dropped("tx"), move || rx.recv().is_err());
-        let by = soon();
+        let by = far();
         let outer = spawn("t-outer", Kick::dropped("the other"), move || inner.join_by(by).unwrap());
-        loop {
+        let activity = until_some("the outer thread waits for the inner", || {
             let live = group.live();
             let activity = live.iter().find(|thread| thread.name == "t-outer").unwrap().activity;
-            if activity.waits_for == Some("a thread to end") {
-                assert_eq!(activity.deadline, Some(by));
-                break;
-            }
-            assert!(Instant::now() < by, "{activity:?}");
-            std::thread::yield_now();
-        }
+            (activity.waits_for == Some("a thread to end")).then_some(activity)
+        });
+        assert_eq!(activity.deadline, Some(by));
         drop(tx);
-        assert!(outer.join_by(soon()).unwrap());
+        assert!(outer.join_by(far()).unwrap());
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use crate::testkit::celery as celery_kit;
 use crate::testkit::redis as redis_kit;
+use crate::testkit::threads::NoThreads;
+use crate::testkit::wait::{LONG, far};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -15,7 +17,7 @@ use phalanx::celery::client::{CeleryHandle, PendingResult, SendError, TaskError,
 use phalanx::celery::{Meta, Moment, State, Task, meta_key};
 use phalanx::ops::errors::ErrorClass;
 use phalanx::redis::{Connection, RedisConfig, RedisError, Waited, Wake};
-use redis_kit::{FaultyProxy, LONG, NoThreads, RedisServer, far, often};
+use redis_kit::{FaultyProxy, RedisServer, often};
 use serde_json::{Value, json};
 
 const SECOND: Duration = Duration::from_secs(1);

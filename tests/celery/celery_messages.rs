@@ -4,6 +4,7 @@
 
 use crate::testkit::python;
 use crate::testkit::redis as redis_kit;
+use crate::testkit::threads::NoThreads;
 use std::time::Duration;
 
 use phalanx::celery::envelope::Envelope;
@@ -12,7 +13,7 @@ use phalanx::celery::meta::{Exception, Meta, State};
 use phalanx::celery::moment::Moment;
 use phalanx::celery::task::Task;
 use phalanx::celery::{meta_key, queue_key, value};
-use redis_kit::{NoThreads, RedisServer};
+use redis_kit::RedisServer;
 use serde_json::{Value, json};
 
 const RECORDED: &str = include_str!("../vectors/celery/wire.jsonl");

@@ -4,16 +4,18 @@
 use crate::example;
 use crate::testkit::celery as celery_kit;
 use crate::testkit::redis as redis_kit;
+use crate::testkit::threads::NoThreads;
+use crate::testkit::wait::{LONG, until};
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use celery_kit::{Client, Feed, Gate, Ours, Worker, celery, settings, until, worker_process, worker_words};
+use celery_kit::{Client, Feed, Gate, Ours, Worker, celery, settings, worker_process, worker_words};
 use crossbeam_channel::bounded;
 use phalanx::base::thread::Group;
 use phalanx::celery::worker::{Registry, TaskError};
 use phalanx::celery::{Meta, State, Task, meta_key};
-use redis_kit::{LONG, NoThreads, RedisServer};
+use redis_kit::RedisServer;
 use serde_json::{Value, json};
 
 const SECOND: Duration = Duration::from_secs(1);

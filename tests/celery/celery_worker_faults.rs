@@ -6,13 +6,15 @@
 use crate::example;
 use crate::testkit::celery as celery_kit;
 use crate::testkit::redis as redis_kit;
+use crate::testkit::threads::NoThreads;
+use crate::testkit::wait::{LONG, far, until};
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use celery_kit::{Client, Feed, Gate, Ours, settings, until};
+use celery_kit::{Client, Feed, Gate, Ours, settings};
 use phalanx::base::lock::lock;
 use phalanx::base::rng::Rng;
 use phalanx::base::thread::{Kick, Thread, spawn};
@@ -20,7 +22,7 @@ use phalanx::celery::Task;
 use phalanx::celery::worker::{Registry, WorkerConfig};
 use phalanx::ops::health::PartState;
 use phalanx::redis::{RedisConfig, RedisError};
-use redis_kit::{FaultyProxy, LONG, NoThreads, RedisServer, far, often};
+use redis_kit::{FaultyProxy, RedisServer, often};
 use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -5,16 +5,18 @@
 use crate::example;
 use crate::testkit::celery as celery_kit;
 use crate::testkit::redis as redis_kit;
+use crate::testkit::threads::NoThreads;
+use crate::testkit::wait::{LONG, until};
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use celery_kit::{Client, Ours, Worker, celery, settings, until, worker_process, worker_words};
+use celery_kit::{Client, Ours, Worker, celery, settings, worker_process, worker_words};
 use phalanx::base::rng::Rng;
 use phalanx::celery::Task;
 use phalanx::celery::worker::WorkerConfig;
-use redis_kit::{LONG, NoThreads, RedisServer};
+use redis_kit::RedisServer;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 

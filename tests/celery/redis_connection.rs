@@ -1,6 +1,8 @@
 //! Connections to a real Redis, and the commander that shares one.
 
 use crate::testkit::redis as redis_kit;
+use crate::testkit::threads::NoThreads;
+use crate::testkit::wait::{LONG, far};
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -16,7 +18,7 @@ use phalanx::redis::{
     Commander, CommanderHandle, Connection, RedisConfig, RedisError, Repeat, Request, Script, Waited, Wake,
 };
 use redis::{FromRedisValue, PushKind, Value};
-use redis_kit::{FaultyProxy, LONG, NoThreads, RedisServer, far};
+use redis_kit::{FaultyProxy, RedisServer};
 
 fn open(config: &RedisConfig) -> Result<Connection, RedisError> {
     Connection::open(config, far(), &Shutdown::new(), Level::Drain)

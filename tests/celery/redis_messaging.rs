@@ -1,6 +1,8 @@
 //! Subscriptions and messaging over a real Redis that is ill-treated.
 
 use crate::testkit::redis as redis_kit;
+use crate::testkit::threads::NoThreads;
+use crate::testkit::wait::{LONG, far};
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
@@ -16,7 +18,7 @@ use phalanx::ops::status::Board;
 use phalanx::redis::messaging::{InboxError, Messaging, RedisMessaging, RequestError, WhenFull};
 use phalanx::redis::{Channel, Message, RedisConfig, RedisError, Request, Subscriber, SubscriberHandle, Subscription};
 use redis::FromRedisValue;
-use redis_kit::{FaultyProxy, LONG, NoThreads, RedisServer, far};
+use redis_kit::{FaultyProxy, RedisServer};
 
 fn stopping<T>(budget: Duration, work: impl FnOnce(&mut Step) -> T) -> StopReport {
     let mut stopping = Stopping::new(&Shutdown::new());

@@ -18,8 +18,9 @@ use phalanx::redis::RedisConfig;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::process::{LONG, Running, nothing_left};
+use super::process::{Running, nothing_left};
 use super::python;
+use super::wait::LONG;
 
 /// A worker; stopped when dropped, and nothing of it left.
 pub struct Worker {
@@ -351,13 +352,4 @@ pub fn worker_process(url: &str, options: &str) -> Running {
 pub fn worker_words() -> impl Iterator<Item = String> {
     let words = std::env::var(PROCESS).expect("it is started by other tests");
     words.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect::<Vec<_>>().into_iter()
-}
-
-/// Waits for something that is seen only by looking.
-pub fn until(what: &str, mut seen: impl FnMut() -> bool) {
-    let limit = Instant::now() + LONG;
-    while !seen() {
-        assert!(Instant::now() < limit, "not seen: {what}");
-        std::thread::yield_now();
-    }
 }

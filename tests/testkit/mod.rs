@@ -1,5 +1,5 @@
 //! What the test programs share: scripted peers, real peers, fixtures that leave nothing behind.
-#![allow(dead_code, unused_imports)] // Each test program uses its part.
+#![allow(dead_code)] // Each test program uses its part.
 
 pub mod celery;
 pub mod facilitator;
@@ -14,3 +14,4 @@ pub mod roles;
 pub mod scripted_facilitator;
 pub mod threads;
 pub mod transport;
+pub mod wait;

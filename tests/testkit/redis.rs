@@ -16,15 +16,7 @@ use phalanx::redis::{Connection, RedisConfig};
 use redis::FromRedisValue;
 use rustix::process::{Pid, Signal, kill_process};
 
-pub use super::threads::NoThreads;
-
-/// Only a bug reaches this.
-pub const LONG: Duration = Duration::from_secs(60);
-
-/// As a deadline.
-pub fn far() -> Instant {
-    Instant::now() + LONG
-}
+use super::wait::{LONG, far};
 
 /// A redis-server with its data in a temporary folder; stopped when dropped.
 ///
