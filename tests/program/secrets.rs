@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use network::{ALICE, Network};
 use phalanx::base::shutdown::Shutdown;
-use phalanx::executor::driver::ExecutorConfig;
+use phalanx::executor::ExecutorConfig;
 use phalanx::transport::http::HttpClient;
 use process::{LONG, Running, phalanx, run};
 use rustix::process::Signal;

@@ -6,8 +6,8 @@
 use std::time::{Duration, Instant};
 
 use super::common::{RunError, Runner, io_error, publish, run_job};
+use super::run::{RunEnd, RunOutcome, RunSpec, SCRIPT_PATH};
 use crate::base::shutdown::Shutdown;
-use crate::executor::run::{RunEnd, RunOutcome, RunSpec, SCRIPT_PATH};
 use crate::executor::workspace::Workspace;
 use crate::proc::docker::{Container, Docker, labels};
 use crate::proc::tool::ToolError;

@@ -7,9 +7,9 @@ use std::process::Command;
 use std::time::Instant;
 
 use super::common::{RunError, Runner, io_error, publish, run_job};
+use super::run::{Captured, RunEnd, RunOutcome, RunSpec, SCRIPT_PATH};
 use crate::base::shutdown::Shutdown;
 use crate::executor::output::STDERR_FILE;
-use crate::executor::run::{Captured, RunEnd, RunOutcome, RunSpec, SCRIPT_PATH};
 use crate::executor::workspace::Workspace;
 use crate::proc::tool::ToolError;
 
