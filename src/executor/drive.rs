@@ -1,7 +1,7 @@
 //! The executor's own loop: it takes events one by one, asks the stages, and does what they say.
 //!
-//! Owner: the caller of [`super::run`], on whose thread it runs. Blocks in: the miner's events and the work that is being
-//! done, until the stages' next deadline. Kick: the shutdown signal. Ends: when the stages say so.
+//! Owner: the caller of [`super::run`], on whose thread it runs. Blocks in: the miner's events and the work that is
+//! being done, until the stages' next deadline. Kick: the shutdown signal. Ends: when the stages say so.
 
 use std::time::{Duration, Instant};
 

@@ -6,7 +6,9 @@
 //! exec-work  image, volumes, run, artifacts, uploads; ends with the job
 //! ```
 //!
-//! * `role`: start and stop, in order. * [`stages`]: all decisions. Pure. * `drive`, `work`: the two threads around them.
+//! * `role`: start and stop, in order.
+//! * [`stages`]: all decisions. Pure.
+//! * `drive`, `work`: the two threads around them.
 //! * [`workspace`], [`runner`], `output`: the job's folders, its process or container, its streams.
 //! * [`volumes`], [`uploads`], `artifacts`, `specs`: what goes in and what comes out. * `miner_client`: the link.
 

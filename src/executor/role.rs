@@ -45,7 +45,8 @@ pub fn run(
     let outcome = drive(&config, &link.handle(), &events, shutdown);
     // Dropped before the stop, so that a reader that waits for room in the queue is freed.
     drop(events);
-    // Whoever ended the job knows its outcome: the last message is a courtesy then, and a lost link is not dialled for long.
+    // Whoever ended the job knows its outcome: the last message is a courtesy then, and a lost link is not dialled for
+    // long.
     let flush_time = if shutdown.is_cancelled() { config.flush_time.min(COURTESY_TIME) } else { config.flush_time };
     let mut stopping = Stopping::new(shutdown);
     let unsent = stopping.step("link", flush_time, |step| link.stop(step));

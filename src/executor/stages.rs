@@ -1,7 +1,8 @@
-//! All decisions of an executor: one job, from the miner's initial request to its last message. Pure: no thread, channel,
-//! socket or clock; it takes what happened and says what to do.
+//! All decisions of an executor: one job, from the miner's initial request to its last message. Pure: no thread,
+//! channel, socket or clock; it takes what happened and says what to do.
 //!
-//! The order of the actions is the order in which they must be done. Every way out of a job sends exactly one last message.
+//! The order of the actions is the order in which they must be done. Every way out of a job sends exactly one last
+//! message.
 
 use std::time::{Duration, Instant};
 
@@ -182,8 +183,8 @@ enum ExecutorState {
 }
 
 impl Stages {
-    /// The state at the start. The wait for a job, and then the preparation of its image, may each take `startup`; a job
-    /// is cancelled when the miner is gone for `gone_after`.
+    /// The state at the start. The wait for a job, and then the preparation of its image, may each take `startup`; a
+    /// job is cancelled when the miner is gone for `gone_after`.
     pub fn new(startup: Duration, gone_after: Duration, now: Instant) -> Self {
         Self { startup, gone_after, state: ExecutorState::Waiting { until: now + startup, connected: false } }
     }
@@ -325,7 +326,7 @@ impl StagedJob {
                 log::info!("job {}: the miner has closed, so the job is over for it", self.uuid);
                 self.cancel();
             }
-            Input::FromMiner(message) => self.said(*message, now),
+            Input::FromMiner(message) => self.take_message(*message, now),
             Input::Done(Ok(outcome)) => self.done(outcome, now),
             Input::Done(Err(problem)) => self.fail(problem),
             Input::Crashed(why) => {
@@ -337,8 +338,7 @@ impl StagedJob {
         }
     }
 
-    /// What a message of the miner changes.
-    fn said(&mut self, message: MinerToExecutor, now: Instant) {
+    fn take_message(&mut self, message: MinerToExecutor, now: Instant) {
         match message {
             MinerToExecutor::V0JobRequest(request) if request.job_uuid != self.uuid => {
                 self.complain(format!("this executor runs job {}, not {}", self.uuid, request.job_uuid));
@@ -369,7 +369,8 @@ impl StagedJob {
             Outcome::Prepared => {
                 self.send(V0ExecutorReadyRequest { job_uuid: self.uuid.clone(), executor_token: None });
                 let clock = self.clock.insert(StageClock::new(self.timing, now));
-                // The volumes' limit counts from here on, so that the wait for the request is within leeway and download.
+                // The volumes' limit counts from here on, so that the wait for the request is within leeway and
+                // download.
                 self.phase = Phase::Request(clock.clone().begin(Stage::Download));
                 if self.request.is_some() {
                     self.load(now);
