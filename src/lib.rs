@@ -10,6 +10,7 @@
 //! | --- | --- |
 //! | [`base`] | threads with an owner and a kick, the two-level shutdown signal, timer, dial, back-off, limits, the stop report |
 //! | [`ops`] | metrics, health, the small HTTP server |
+//! | [`proc`] | process groups that are ended as a whole, tools under a deadline, the Docker Engine |
 //! | [`store`] | the embedded database under a role's state folder |
 //! | [`identity`] | sr25519 keys, SS58 addresses, wallet files |
 //! | [`protocol`] | the messages of the four links, byte for byte; what is signed; stage deadlines |
@@ -58,6 +59,8 @@
 //! ```
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
+// What a library does not do: panic for want of a check, write to the terminal of its program, or end it.
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::exit))]
 
 pub mod app;
 pub mod base;

@@ -10,7 +10,7 @@ use http::{Reply, Server};
 use job::{Bench, far};
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
-use phalanx::transport::http::{ANSWER_BYTES, Content, FilePart, HttpClient, HttpError};
+use phalanx::net::http::client::{ANSWER_BYTES, Content, FilePart, HttpClient, HttpError};
 
 fn client() -> HttpClient {
     HttpClient::new(Shutdown::new())
