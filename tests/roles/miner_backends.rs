@@ -152,8 +152,8 @@ fn tmpdir_of(number: u32) -> PathBuf {
 #[test]
 fn a_killed_executor_leaves_neither_processes_nor_files() {
     let spec = spec();
-    // As an executor starts its job: in a group of its own, known by a path below the folder only. Here even in a session
-    // of its own, with a child, and with a folder that cannot be listed.
+    // As an executor starts its job: in a group of its own, known by a path below the folder only. Here even in a
+    // session of its own, with a child, and with a folder that cannot be listed.
     let job = r#"mkdir -p "$TMPDIR/phalanx-job-1/closed" && touch "$TMPDIR/phalanx-job-1/closed/file"
         chmod 0 "$TMPDIR/phalanx-job-1/closed"
         env -i PATH="$PATH" PHALANX_VOLUME_DIR="$TMPDIR/phalanx-job-1" setsid sh -c 'sleep 1000 & sleep 1000' &
