@@ -20,8 +20,8 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).map_err(|e| format!("--http {address}: {e}"))
 }
 
-/// Serves the four pages of `role`, whose threads report to `board`, on `listener`. For each page `look` brings health and
-/// metrics up to date and gives what only this role has; it must not block.
+/// Serves the four pages of `role`, whose threads report to `board`, on `listener`. For each page `look` brings health
+/// and metrics up to date and gives what only this role has; it must not block.
 ///
 /// # Errors
 /// If the listener has no address.

@@ -38,3 +38,4 @@ mod transport_python;
 mod transport_tls;
 mod transport_ws;
 mod validator;
+mod validator_drive;
