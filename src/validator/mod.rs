@@ -16,10 +16,12 @@
 //! * [`record`]: what is kept of a job on disk. Pure.
 //! * [`delivery`]: the ledger with its disk and its link.
 //! * [`job`]: a job in the hands of whoever runs it.
+//! * [`drive`]: one job, from the choice of a miner to its end. Pure; [`organic`] is the loop around it.
 //! * [`remote`]: jobs on other machines: the front, which is part of a validator, and the job worker.
 //! * [`role`]: the validator as a whole.
 
 pub mod delivery;
+pub mod drive;
 pub mod facilitator_client;
 pub mod job;
 pub mod ledger;
@@ -36,6 +38,7 @@ mod checks;
 mod stub;
 
 pub use delivery::{GivenUp, NotOnDisk, Ticket, Totals};
+pub use drive::JobTimes;
 pub use facilitator_client::{
     ClientConfig, ClientError, ClientEvent, ClientHandle, ClientState, Counted, FacilitatorClient, JobHandler,
     RunningClient,
@@ -43,7 +46,6 @@ pub use facilitator_client::{
 pub use job::{Job, LeftJob, OnWorkers, RunningJob};
 pub use ledger::{Counts, LedgerLimits, RetryPolicies, RetryPolicy, UpdateError};
 pub use miners::{MinersFileError, load_miners};
-pub use organic::JobTimes;
 pub use role::{Dispatch, Observer, Reloader, Validator, ValidatorConfig, ValidatorError};
 pub use routing::MinerAddress;
 pub use status::Outcome;
