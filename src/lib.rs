@@ -16,7 +16,8 @@
 //! | [`transport`] | a connection as two halves and a kick: WebSocket over TCP and TLS, and in memory with planned faults |
 //! | [`link`] | a connection that somebody owns: session, outbox, liveness, reconnect, server |
 //! | [`tasks`] | a task manager for threads: limits, retries, groups, progress, cancellation |
-//! | [`dispatch`] | where work runs: a pool of worker threads; Celery over Redis, as producer and as worker; Redis messaging |
+//! | `redis` | connections to Redis, publish/subscribe, requests, streams (feature `celery`) |
+//! | `celery` | Celery over Redis, as producer and as worker (feature `celery`) |
 //! | [`facilitator`], [`validator`], [`miner`], [`executor`] | the roles |
 //! | [`app`] | the process around a role: signals, settings, supervision, the local network |
 //! | [`cli`] | the commands of the binary |
@@ -24,8 +25,8 @@
 //! # Invariants
 //!
 //! * A module uses only modules that stand above it in this table; `tests/architecture.rs` holds it.
-//! * `link` moves texts and knows nothing of jobs; `dispatch` runs closures and knows nothing of connections; they meet in
-//!   a role.
+//! * `link` moves texts and knows nothing of jobs; `tasks` and `celery` run work and know nothing of links; they meet in a
+//!   role.
 //! * Every thread is spawned by [`base::thread::spawn`], with a name, an owner who joins it, and a kick that interrupts
 //!   the call it blocks in. Nothing polls.
 //! * Every queue has a limit, and an answer for "full" that hands the message back.
@@ -61,9 +62,9 @@
 
 pub mod app;
 pub mod base;
+#[cfg(feature = "celery")]
 pub mod celery;
 pub mod cli;
-pub mod dispatch;
 pub mod executor;
 pub mod facilitator;
 pub mod identity;
@@ -72,6 +73,7 @@ pub mod miner;
 pub mod net;
 pub mod ops;
 pub mod protocol;
+#[cfg(feature = "celery")]
 pub mod redis;
 pub mod store;
 pub mod tasks;

@@ -65,6 +65,18 @@ impl Stopping {
         Self { shutdown: shutdown.clone(), report: StopReport::default() }
     }
 
+    /// The beginning of a stop that no signal shortens: a test's, an example's, that of a part whose owner goes on.
+    pub fn alone() -> Self {
+        Self::new(&Shutdown::new())
+    }
+
+    /// A stop that is cancelled at once, of an owner that is dropped.
+    pub fn cancelled() -> Self {
+        let stopping = Self::alone();
+        stopping.shutdown.cancel();
+        stopping
+    }
+
     /// The signal that shortens the budgets.
     pub fn shutdown(&self) -> &Shutdown {
         &self.shutdown
@@ -100,6 +112,16 @@ impl Stopping {
     pub fn finish(self) -> StopReport {
         self.report
     }
+}
+
+/// Ends an owner of threads that is dropped without a stop, as a stop that is cancelled at once: within [`CANCEL_BUDGET`],
+/// the graces of the kicks, and what `work` adds by [`Step::extend_for_cancel`]. Threads that do not end are named in the
+/// log and left behind.
+pub fn end_dropped<T>(what: &str, work: impl FnOnce(&mut Step) -> T) -> T {
+    let mut stopping = Stopping::cancelled();
+    let value = stopping.step(what, CANCEL_BUDGET, work);
+    log::debug!("{what} was dropped: {}", stopping.finish());
+    value
 }
 
 /// One step of a [`Stopping`].

@@ -11,7 +11,7 @@ use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use flate2::write::ZlibEncoder;
 use serde_json::{Map, Value};
 
-use super::{JSON, PRIORITY_MAX};
+use super::keys::{JSON, PRIORITY_MAX};
 use crate::base::limits::{CELERY_BODY_BYTES, CELERY_MESSAGE_BYTES};
 use crate::ops::errors::ErrorClass;
 

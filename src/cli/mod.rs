@@ -25,6 +25,7 @@ mod tls;
 pub mod validator;
 pub mod values;
 pub mod wire;
+#[cfg(feature = "celery")]
 pub mod worker;
 
 /// The real-time layer of ComputeHorde: facilitator, validator, miner and executor in one binary.
@@ -50,6 +51,7 @@ enum Command {
     /// Take jobs from the facilitator and drive them on miners
     Validator(validator::Args),
     /// Run the jobs of validators that send them through Redis (--dispatch celery)
+    #[cfg(feature = "celery")]
     Worker(worker::Args),
     /// Serve validators and manage executors
     Miner(miner::Args),
@@ -91,7 +93,9 @@ pub fn main() -> ExitCode {
         Err(mistake) => return exit::usage(one_line(&mistake)),
     };
     let default_filter = match &cli.command {
-        Command::Facilitator(_) | Command::Validator(_) | Command::Worker(_) | Command::Miner(_) => "info",
+        Command::Facilitator(_) | Command::Validator(_) | Command::Miner(_) => "info",
+        #[cfg(feature = "celery")]
+        Command::Worker(_) => "info",
         Command::Demo(_) => "error",
         _ => "warn",
     };
@@ -100,6 +104,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Facilitator(args) => facilitator::run(args),
         Command::Validator(args) => validator::run(args),
+        #[cfg(feature = "celery")]
         Command::Worker(args) => worker::run(args),
         Command::Miner(args) => miner::run(args),
         Command::Executor(args) => executor::run(args),

@@ -32,9 +32,9 @@ use crate::base::thread::{JoinError, Kick, Thread, spawn};
 use crate::base::waits::{waiting, waiting_unless_said};
 use crate::ops::status::Board;
 
-/// Owns the thread.
+/// Owns the thread. Dropping it kicks and joins the thread.
 #[derive(Debug)]
-#[must_use = "stop joins the thread"]
+#[must_use = "dropping it ends the thread"]
 pub struct Commander {
     handle: CommanderHandle,
     thread: Thread<()>,

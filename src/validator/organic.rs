@@ -540,6 +540,7 @@ fn leeway_seconds(times: &JobTimes) -> i64 {
 }
 
 /// The longest that [`run`] can take, on all miners that it asks.
+#[cfg(feature = "celery")]
 pub(super) fn longest(times: &JobTimes, request: &V2JobRequest) -> Duration {
     let asking = (times.connect + times.reservation) * u32::try_from(MINERS_PER_JOB).unwrap_or(u32::MAX);
     let stages = Duration::from_secs(total_seconds(times, request).unsigned_abs());

@@ -23,7 +23,7 @@ fn open(config: &RedisConfig) -> Result<Connection, RedisError> {
 }
 
 fn stop(commander: Commander, budget: Duration) -> StopReport {
-    let mut stopping = Stopping::new(&Shutdown::new());
+    let mut stopping = Stopping::alone();
     stopping.step("redis", budget, |step| commander.stop(step));
     stopping.finish()
 }

@@ -19,7 +19,7 @@ use redis::FromRedisValue;
 use redis_kit::{FaultyProxy, LONG, NoThreads, RedisServer, far};
 
 fn stopping<T>(budget: Duration, work: impl FnOnce(&mut Step) -> T) -> StopReport {
-    let mut stopping = Stopping::new(&Shutdown::new());
+    let mut stopping = Stopping::alone();
     stopping.step("redis", budget, work);
     stopping.finish()
 }

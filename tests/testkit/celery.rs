@@ -134,7 +134,7 @@ impl Client {
     }
 
     fn end(&mut self) -> StopReport {
-        let mut stopping = Stopping::new(&Shutdown::new());
+        let mut stopping = Stopping::alone();
         if let Some(client) = self.client.take() {
             stopping.step("celery", LONG, |step| client.stop(step));
         }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::CeleryHandle;
 use crate::base::shutdown::Level;
 use crate::celery::envelope::Envelope;
-use crate::celery::{CONTROL_EXCHANGE, CONTROL_REPLY_EXCHANGE, binding, binding_key, fanout_channel};
+use crate::celery::keys::{CONTROL_EXCHANGE, CONTROL_REPLY_EXCHANGE, binding, binding_key, fanout_channel};
 use crate::redis::{Connection, RedisError, Request};
 
 /// Whether a task that runs is ended as well.

@@ -24,15 +24,15 @@ pub use control::Terminate;
 pub use error::{SendError, TaskError};
 pub use results::{Outcome, PendingResult};
 
+use super::keys::{meta_key, queue_key};
 use super::meta::Meta;
 use super::moment::Moment;
 use super::scripts::ENQUEUE;
 use super::task::Task;
-use super::{meta_key, queue_key};
 use crate::base::limits::{CELERY_LOOKS, CELERY_MESSAGE_BYTES, CELERY_PENDING, CELERY_PRODUCER_TIME};
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
-use crate::base::stop::{KICK_GRACE, Step};
+use crate::base::stop::{KICK_GRACE, Step, end_dropped};
 use crate::base::timer::{Alarm, Timer, TimerHandle};
 use crate::base::waits::waiting_unless_said;
 use crate::ops::status::Board;
@@ -68,11 +68,17 @@ impl CeleryConfig {
     }
 }
 
-/// Owns the threads.
+/// Owns the threads. Dropping it ends them at once; a stop sends what was accepted.
 #[derive(Debug)]
-#[must_use = "stop joins the threads"]
+#[must_use = "dropping it ends the threads"]
 pub struct CeleryClient {
     handle: CeleryHandle,
+    /// Taken by the stop.
+    threads: Option<ClientThreads>,
+}
+
+#[derive(Debug)]
+struct ClientThreads {
     commander: Commander,
     subscriber: Subscriber,
     timer: Timer,
@@ -137,7 +143,7 @@ impl CeleryClient {
                 shared.look();
             }
         });
-        Ok(Self { handle: CeleryHandle(shared), commander, subscriber, timer })
+        Ok(Self { handle: CeleryHandle(shared), threads: Some(ClientThreads { commander, subscriber, timer }) })
     }
 
     /// What callers use.
@@ -147,11 +153,24 @@ impl CeleryClient {
 
     /// Takes no more tasks, ends every wait for a result with [`TaskError::Stopped`] at once, sends what was accepted within the
     /// step's budget, and joins the threads. The tasks themselves go on.
-    pub fn stop(self, step: &mut Step) {
+    pub fn stop(mut self, step: &mut Step) {
+        self.end(step);
+    }
+
+    fn end(&mut self, step: &mut Step) {
+        let Some(ClientThreads { commander, subscriber, timer }) = self.threads.take() else { return };
         self.handle.0.close();
-        self.timer.stop(step);
-        self.subscriber.stop(step);
-        self.commander.stop(step);
+        timer.stop(step);
+        subscriber.stop(step);
+        commander.stop(step);
+    }
+}
+
+impl Drop for CeleryClient {
+    fn drop(&mut self) {
+        if self.threads.is_some() {
+            end_dropped("a Celery client", |step| self.end(step));
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::base::limits::CELERY_PREFETCH;
-use crate::celery::DEFAULT_QUEUE;
+use crate::celery::keys::DEFAULT_QUEUE;
 use crate::redis::RedisConfig;
 
 /// The settings of a worker.

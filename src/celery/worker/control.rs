@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use crate::celery::{Envelope, MessageError};
+use crate::celery::envelope::{Envelope, MessageError};
 
 /// A command that is meant for this worker.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,10 +1,10 @@
 //! What the parts of a worker share.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use serde_json::{Value, json};
 
@@ -12,15 +12,15 @@ use super::config::WorkerConfig;
 use super::control::Node;
 use super::held::{Held, Stage};
 use super::outcome::Setting;
-use super::pool::Queue;
-use super::registry::Registry;
+use super::queue::RunQueue;
 use super::revoked::Revoked;
 use super::run::Run;
 use crate::base::limits::CELERY_PREFETCH;
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 use crate::base::timer::{Alarm, TimerHandle};
-use crate::celery::{Moment, TaskMessage};
+use crate::celery::message::TaskMessage;
+use crate::celery::moment::Moment;
 use crate::ops::metrics::Counter;
 use crate::ops::status::Board;
 use crate::redis::{CommanderHandle, RedisError, Wake};
@@ -30,6 +30,9 @@ pub const WORKER: &str = "phalanx.worker.";
 
 /// The set of workers that have ever held something and are not known to hold nothing.
 pub const WORKERS: &str = "phalanx.workers";
+
+/// The part of the board's health that says whether it takes messages.
+pub const TAKE_PART: &str = "cel-take";
 
 /// The keys of one worker.
 #[derive(Debug)]
@@ -95,12 +98,13 @@ pub struct Core {
     pub config: WorkerConfig,
     pub id: String,
     pub keys: Keys,
-    pub registry: Registry,
+    /// Names of the tasks that it runs.
+    pub registered: BTreeSet<String>,
     pub held: Mutex<Held<Taken>>,
     pub revoked: Mutex<Revoked>,
     pub commands: CommanderHandle,
     pub timer: TimerHandle,
-    pub queue: Queue,
+    pub queue: RunQueue,
     /// Ends the wait of the thread that takes.
     pub wake: Wake,
     /// It waits for room.
@@ -143,17 +147,18 @@ impl fmt::Debug for Core {
 /// What a core is made of.
 pub struct Parts {
     pub config: WorkerConfig,
-    pub registry: Registry,
+    /// Names of the tasks that it runs.
+    pub registered: BTreeSet<String>,
     pub commands: CommanderHandle,
     pub timer: TimerHandle,
-    pub queue: Queue,
+    pub queue: RunQueue,
     pub wake: Wake,
     pub board: Board,
 }
 
 impl Core {
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { config, registry, commands, timer, queue, wake, board } = parts;
+        let Parts { config, registered, commands, timer, queue, wake, board } = parts;
         let id = format!("{}.{}", config.hostname, uuid::Uuid::new_v4().simple());
         let counter = |name, help| board.metrics.counter(name, help, &[]);
         let totals = Totals {
@@ -168,7 +173,7 @@ impl Core {
             held: Mutex::new(Held::new(config.prefetch())),
             id,
             config,
-            registry,
+            registered,
             revoked: Mutex::default(),
             commands,
             timer,
@@ -203,6 +208,16 @@ impl Core {
     /// A deadline for a request that may take its time: a Redis that is away for a moment is waited for.
     pub fn patience(&self) -> Instant {
         Instant::now() + 2 * self.config.redis.operation_time
+    }
+
+    /// An action on the timer's thread, unless the worker has gone.
+    pub fn at(self: &Arc<Self>, when: Instant, action: impl FnOnce(&Arc<Self>) + Send + 'static) -> Alarm {
+        let weak = Arc::downgrade(self);
+        self.timer.at(when, move || {
+            if let Some(core) = weak.upgrade() {
+                action(&core);
+            }
+        })
     }
 
     /// A new unique id.
@@ -240,7 +255,7 @@ impl Core {
     }
 
     /// Moves the logical clock past that of a message.
-    pub fn hear(&self, clock: u64) {
+    pub fn witness(&self, clock: u64) {
         self.clock.fetch_max(clock, Ordering::Relaxed);
         self.clock.fetch_add(1, Ordering::Relaxed);
     }
@@ -282,7 +297,7 @@ impl Node for Core {
     }
 
     fn registered(&self) -> Vec<String> {
-        self.registry.names().map(str::to_owned).collect()
+        self.registered.iter().cloned().collect()
     }
 
     fn active(&self) -> Vec<Value> {
@@ -342,9 +357,4 @@ impl Node for Core {
     fn clock(&self) -> u64 {
         self.clock.fetch_add(1, Ordering::Relaxed) + 1
     }
-}
-
-/// The pause before attempt number `attempt` to settle again.
-pub fn pause(attempt: u32) -> Duration {
-    Duration::from_millis(100).saturating_mul(2u32.saturating_pow(attempt.min(10))).min(Duration::from_secs(5))
 }

@@ -11,22 +11,25 @@
 //!   JSON, protocol 1, Redis Cluster.
 //!
 //! Threads: `cel-take` takes messages, `cel-work-n` run handlers, `cel-cmd` (a commander) settles messages, `cel-control`
-//! hears remote control, and a timer.
+//! listens to remote control, and a timer.
 
-pub mod config;
-pub mod control;
+mod call;
+mod config;
+mod context;
+mod control;
 mod core;
-pub mod held;
+mod held;
+mod lifecycle;
 mod liveness;
 mod mailbox;
-pub mod outcome;
+mod outcome;
 mod pool;
-pub mod registry;
-pub mod restore;
-pub mod revoked;
+mod queue;
+mod registry;
+mod restore;
+mod revoked;
 mod run;
 mod scripts;
-mod settle;
 mod take;
 
 use std::fmt;
@@ -37,19 +40,22 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::select;
 use serde::Serialize;
 
+pub use call::{Args, TaskError};
 pub use config::WorkerConfig;
+pub use context::TaskCx;
+pub use held::Counts;
 pub use outcome::ASIDE;
-pub use registry::{Args, Registry, TaskError};
-pub use run::TaskCx;
+pub use registry::Registry;
 
-use self::core::{Core, Parts, WORKERS};
-use self::held::{Counts, Stage};
-use self::pool::{Pool, Queue};
+use self::core::{Core, Parts, TAKE_PART, WORKERS};
+use self::held::Stage;
+use self::pool::Pool;
+use self::queue::RunQueue;
 use self::run::Why;
 use self::scripts::LEAVE;
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
-use crate::base::stop::{CANCEL_BUDGET, Step};
+use crate::base::stop::{CANCEL_BUDGET, Step, end_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::Timer;
 use crate::base::waits::waiting_unless_said;
@@ -82,11 +88,17 @@ impl WorkerError {
     }
 }
 
-/// A worker that runs. [`CeleryWorker::stop`] ends it.
+/// A worker that runs. [`CeleryWorker::stop`] ends it; so does dropping it, as a stop that is cancelled at once.
 #[derive(Debug)]
-#[must_use = "stop joins its threads"]
+#[must_use = "dropping the worker cancels its tasks; stop lets them end"]
 pub struct CeleryWorker {
     core: Arc<Core>,
+    /// Taken by the stop.
+    threads: Option<WorkerThreads>,
+}
+
+#[derive(Debug)]
+struct WorkerThreads {
     commander: Commander,
     timer: Timer,
     pool: Pool,
@@ -158,19 +170,18 @@ impl CeleryWorker {
         let (take_wake, control_wake) = (wake()?, wake()?);
         let commander = Commander::start("cel-cmd", config.redis.clone().named("cel-cmd"), board)?;
         let timer = Timer::start();
-        let (queue, runs) = Queue::new(config.prefetch());
-        let threads = config.concurrency;
-        board.health.down(take::PART, "not connected yet");
+        let (queue, runs) = RunQueue::new(config.prefetch());
+        board.health.down(TAKE_PART, "not connected yet");
         let core = Core::new(Parts {
             config,
-            registry,
+            registered: registry.names().map(str::to_owned).collect(),
             commands: commander.handle(),
             timer: timer.handle(),
             queue,
             wake: take_wake,
             board: board.clone(),
         });
-        let pool = Pool::start(threads, &runs);
+        let pool = Pool::start(&core, registry, &runs);
         liveness::beat(&core);
         let (taking, kicked) = (core.clone(), core.clone());
         let kick = Kick::new("its wake and the end of its connection", move || {
@@ -184,7 +195,7 @@ impl CeleryWorker {
             woken.raise();
         });
         let control = spawn("cel-control", kick, move || mailbox::run(&hearing, &wake));
-        Ok(Self { core, commander, timer, pool, take, control, control_wake })
+        Ok(Self { core, threads: Some(WorkerThreads { commander, timer, pool, take, control, control_wake }) })
     }
 
     /// What others see of it.
@@ -197,9 +208,15 @@ impl CeleryWorker {
     ///
     /// With Redis away it ends as soon as nothing runs any more and, unless it holds nothing, the budget is spent; what it could
     /// not give back stays recorded in its name, and other workers put it back.
-    pub fn stop(self, step: &mut Step) -> WorkerReport {
-        let Self { core, commander, timer, pool, take, control, control_wake } = self;
+    pub fn stop(mut self, step: &mut Step) -> WorkerReport {
+        self.end(step)
+    }
+
+    fn end(&mut self, step: &mut Step) -> WorkerReport {
+        let core = &self.core;
         let mut report = WorkerReport::default();
+        let Some(threads) = self.threads.take() else { return report };
+        let WorkerThreads { commander, timer, pool, take, control, control_wake } = threads;
         let before = core.given_back.load(Ordering::SeqCst);
         core.intake.drain();
         core.wake.raise();
@@ -208,9 +225,9 @@ impl CeleryWorker {
             core.intake.cancel();
         }
         step.join(take);
-        give_back(&core, |stage| matches!(stage, Stage::Scheduled | Stage::Waiting));
+        give_back(core, |stage| matches!(stage, Stage::Scheduled | Stage::Waiting));
         core.queue.close();
-        wait_for_handlers(&core, step);
+        wait_for_handlers(core, step);
         let running: Vec<_> = {
             let held = lock(&core.held);
             held.iter().filter(|(_, e)| e.stage == Stage::Running).filter_map(|(_, e)| e.item.run.clone()).collect()
@@ -222,11 +239,11 @@ impl CeleryWorker {
             let half = Instant::now() + step.deadline().saturating_duration_since(Instant::now()) / 2;
             wait_until(core.idle.drain_receiver(), half);
             // A handler that does not listen: its task is somebody else's now.
-            give_back(&core, |stage| stage == Stage::Running);
+            give_back(core, |stage| stage == Stage::Running);
         }
         core.ending.drain();
         control_wake.raise();
-        leave(&core);
+        leave(core);
         if lock(&core.held).counts().total() == 0 {
             // Others find out by themselves.
             step.shorten(FAREWELL_TIME);
@@ -239,6 +256,14 @@ impl CeleryWorker {
         report.given_back = core.given_back.load(Ordering::SeqCst) - before;
         report.left = lock(&core.held).counts().total();
         report
+    }
+}
+
+impl Drop for CeleryWorker {
+    fn drop(&mut self) {
+        if self.threads.is_some() {
+            end_dropped("a Celery worker", |step| self.end(step));
+        }
     }
 }
 
@@ -330,7 +355,7 @@ impl WorkerHandle {
             },
             held_seconds: entry.item.since.elapsed().as_secs_f64(),
             retries: entry.item.message.as_ref().map_or(0, |message| message.retries),
-            progress: entry.item.run.as_ref().and_then(|run| run.told()),
+            progress: entry.item.run.as_ref().and_then(|run| run.progress()),
         };
         let mut tasks: Vec<_> = held.iter().map(|(_, entry)| line(entry)).collect();
         drop(held);

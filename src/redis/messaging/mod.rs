@@ -34,19 +34,25 @@ use super::request::Request;
 use super::subscriber::{Channel, Message, Subscriber, SubscriberHandle, Subscription};
 use crate::base::limits::REDIS_ASKED;
 use crate::base::lock::lock;
-use crate::base::stop::Step;
+use crate::base::stop::{Step, end_dropped};
 use crate::base::waits::waiting_unless_said;
 use crate::ops::errors::ErrorClass;
 use crate::ops::metrics::Counter;
 use crate::ops::status::Board;
 
-/// Owns the threads.
+/// Owns the threads. Dropping it ends them at once; a stop sends what was accepted.
 #[derive(Debug)]
-#[must_use = "stop joins the threads"]
+#[must_use = "dropping it ends the threads"]
 pub struct RedisMessaging {
+    handle: Messaging,
+    /// Taken by the stop.
+    threads: Option<MessagingThreads>,
+}
+
+#[derive(Debug)]
+struct MessagingThreads {
     commander: Commander,
     subscriber: Subscriber,
-    handle: Messaging,
     answers: Subscription,
 }
 
@@ -142,7 +148,7 @@ impl RedisMessaging {
             queues: Mutex::default(),
             reply_to,
         }));
-        Ok(Self { commander, subscriber, handle, answers })
+        Ok(Self { handle, threads: Some(MessagingThreads { commander, subscriber, answers }) })
     }
 
     /// What programs use.
@@ -152,7 +158,12 @@ impl RedisMessaging {
 
     /// Ends every wait of a user, sends what was accepted as far as the step's budget goes, and joins the threads. Responders
     /// are stopped before, by [`Responder::stop`], if their last answers are to be sent.
-    pub fn stop(self, step: &mut Step) {
+    pub fn stop(mut self, step: &mut Step) {
+        self.end(step);
+    }
+
+    fn end(&mut self, step: &mut Step) {
+        let Some(MessagingThreads { commander, subscriber, answers }) = self.threads.take() else { return };
         self.handle.0.asked.stop();
         let queues = {
             let mut queues = lock(&self.handle.0.queues);
@@ -162,9 +173,17 @@ impl RedisMessaging {
         for queue in queues.iter().filter_map(Weak::upgrade) {
             queue.close();
         }
-        drop(self.answers);
-        self.subscriber.stop(step);
-        self.commander.stop(step);
+        drop(answers);
+        subscriber.stop(step);
+        commander.stop(step);
+    }
+}
+
+impl Drop for RedisMessaging {
+    fn drop(&mut self) {
+        if self.threads.is_some() {
+            end_dropped("Redis messaging", |step| self.end(step));
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Instant;
 use super::envelope::{Question, Reply};
 use super::inbox::{Queue, WhenFull};
 use super::{Messaging, Shared, publish};
-use crate::base::stop::Step;
+use crate::base::stop::{Step, end_dropped};
 use crate::base::thread::{Kick, Thread, panic_message, spawn};
 use crate::ops::errors::ErrorClass;
 use crate::redis::error::RedisError;
@@ -29,7 +29,7 @@ pub struct Incoming<'a> {
     pub deadline: Instant,
 }
 
-/// Answers requests until it is stopped or dropped; either waits for the handlers that run.
+/// Answers requests until it is stopped or dropped. Either waits for the handlers that run, a drop for five seconds at most.
 #[must_use = "dropping the responder ends it"]
 pub struct Responder {
     queue: Arc<Queue>,
@@ -77,22 +77,23 @@ impl Responder {
     /// Takes no more requests, answers those that wait, and joins the threads. A handler that runs longer than the step's
     /// budget is left behind.
     pub fn stop(mut self, step: &mut Step) {
-        self.close();
+        self.end(step);
+    }
+
+    fn end(&mut self, step: &mut Step) {
+        self.subscription = None;
+        self.queue.close();
         for thread in std::mem::take(&mut self.threads) {
             step.join(thread);
         }
-    }
-
-    fn close(&mut self) {
-        self.subscription = None;
-        self.queue.close();
     }
 }
 
 impl Drop for Responder {
     fn drop(&mut self) {
-        // The threads are joined when they are dropped.
-        self.close();
+        if !self.threads.is_empty() {
+            end_dropped("a responder", |step| self.end(step));
+        }
     }
 }
 

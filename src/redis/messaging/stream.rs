@@ -238,18 +238,21 @@ impl StreamReceiver {
     ///
     /// # Errors
     /// As [`StreamReceiver::recv`].
-    pub fn recv_all(&mut self, deadline: Instant) -> Result<Vec<Delivery>, RedisError> {
+    pub fn recv_all(&mut self, deadline: impl Into<Option<Instant>>) -> Result<Vec<Delivery>, RedisError> {
         let first = self.recv(deadline)?;
         Ok(first.into_iter().chain(self.ready.drain(..)).collect())
     }
 
     /// The next message: first those of this name that were not acknowledged, then new ones, and those that others have held
-    /// for too long. Blocks until there is one, until `deadline` at most; `None` at the deadline.
+    /// for too long. Blocks until there is one, until `deadline` at most; `None` at the deadline. Without a deadline only a
+    /// message or the kick ends the wait.
     ///
     /// # Errors
     /// What Redis says other than that a connection was lost: that is waited out.
-    pub fn recv(&mut self, deadline: Instant) -> Result<Option<Delivery>, RedisError> {
+    pub fn recv(&mut self, deadline: impl Into<Option<Instant>>) -> Result<Option<Delivery>, RedisError> {
+        let limit = deadline.into();
         loop {
+            let deadline = limit.unwrap_or_else(|| Instant::now() + self.claim_after);
             if self.closing.is_set() {
                 return Err(RedisError::Stopped);
             }
@@ -267,7 +270,7 @@ impl StreamReceiver {
                 Err(error) if error.connection_lost() && !matches!(error, RedisError::Stopped) => {
                     // What was read may be lost on the way; what was not is heard of with the next connection.
                     self.recover_from = Some("0".to_owned());
-                    if Instant::now() < deadline {
+                    if limit.is_none() || Instant::now() < deadline {
                         continue;
                     }
                     return if self.messaging.0.commander.state().connected { Ok(None) } else { Err(error) };

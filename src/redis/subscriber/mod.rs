@@ -61,9 +61,9 @@ pub struct Message {
     pub payload: Vec<u8>,
 }
 
-/// Owns the thread.
+/// Owns the thread. Dropping it kicks and joins the thread.
 #[derive(Debug)]
-#[must_use = "stop joins the thread"]
+#[must_use = "dropping it ends the thread"]
 pub struct Subscriber {
     handle: SubscriberHandle,
     thread: Thread<()>,

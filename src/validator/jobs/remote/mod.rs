@@ -17,6 +17,5 @@ mod outbox;
 mod worker;
 
 pub use call::{DEFAULT_QUEUE, EXECUTE_JOB};
-pub use front::FrontStatus;
-pub(super) use front::{Front, FrontConfig};
+pub(in crate::validator) use front::{Front, FrontConfig};
 pub use worker::{JobWorker, JobWorkerConfig, JobWorkerError, JobWorkerHandle};

@@ -30,10 +30,10 @@ use crate::redis::{Commander, CommanderHandle, RedisConfig, RedisError, Request}
 use crate::transport::Dialer;
 use crate::validator::delivery::NotOnDisk;
 use crate::validator::job::end_text;
+use crate::validator::jobs::stub::STEPS;
 use crate::validator::organic::{self, JobTimes, Miners, Reports};
 use crate::validator::routing::MinerAddress;
 use crate::validator::status::{Outcome, empty};
-use crate::validator::stub::STEPS;
 
 /// A pause after trouble with Redis.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -226,7 +226,7 @@ impl JobWorkerHandle {
     }
 
     /// Events that the fronts cannot know of yet.
-    pub fn untold(&self) -> usize {
+    pub fn unreported(&self) -> usize {
         self.shared.outbox.waiting()
     }
 
