@@ -114,14 +114,10 @@ impl Stopping {
     }
 }
 
-/// Ends an owner of threads that is dropped without a stop, as a stop that is cancelled at once: within [`CANCEL_BUDGET`],
-/// the graces of the kicks, and what `work` adds by [`Step::extend_for_cancel`]. Threads that do not end are named in the
-/// log and left behind.
-pub fn end_dropped<T>(what: &str, work: impl FnOnce(&mut Step) -> T) -> T {
-    let mut stopping = Stopping::cancelled();
-    let value = stopping.step(what, CANCEL_BUDGET, work);
-    log::debug!("{what} was dropped: {}", stopping.finish());
-    value
+/// Runs the stop of an owner that is merely dropped, after it has cancelled and kicked its threads: they have
+/// [`CANCEL_BUDGET`] to end, and a straggler is logged and left behind.
+pub fn stop_dropped(work: impl FnOnce(&mut Step)) {
+    Stopping::cancelled().step("a dropped owner", CANCEL_BUDGET, work);
 }
 
 /// One step of a [`Stopping`].

@@ -32,7 +32,7 @@ use super::task::Task;
 use crate::base::limits::{CELERY_LOOKS, CELERY_MESSAGE_BYTES, CELERY_PENDING, CELERY_PRODUCER_TIME};
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
-use crate::base::stop::{KICK_GRACE, Step, end_dropped};
+use crate::base::stop::{KICK_GRACE, Step, stop_dropped};
 use crate::base::timer::{Alarm, Timer, TimerHandle};
 use crate::base::waits::waiting_unless_said;
 use crate::ops::status::Board;
@@ -169,7 +169,7 @@ impl CeleryClient {
 impl Drop for CeleryClient {
     fn drop(&mut self) {
         if self.threads.is_some() {
-            end_dropped("a Celery client", |step| self.end(step));
+            stop_dropped(|step| self.end(step));
         }
     }
 }

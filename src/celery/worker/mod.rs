@@ -55,7 +55,7 @@ use self::run::Why;
 use self::scripts::LEAVE;
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
-use crate::base::stop::{CANCEL_BUDGET, Step, end_dropped};
+use crate::base::stop::{CANCEL_BUDGET, Step, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::Timer;
 use crate::base::waits::waiting_unless_said;
@@ -262,7 +262,9 @@ impl CeleryWorker {
 impl Drop for CeleryWorker {
     fn drop(&mut self) {
         if self.threads.is_some() {
-            end_dropped("a Celery worker", |step| self.end(step));
+            stop_dropped(|step| {
+                self.end(step);
+            });
         }
     }
 }

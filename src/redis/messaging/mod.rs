@@ -34,7 +34,7 @@ use super::request::Request;
 use super::subscriber::{Channel, Message, Subscriber, SubscriberHandle, Subscription};
 use crate::base::limits::REDIS_ASKED;
 use crate::base::lock::lock;
-use crate::base::stop::{Step, end_dropped};
+use crate::base::stop::{Step, stop_dropped};
 use crate::base::waits::waiting_unless_said;
 use crate::ops::errors::ErrorClass;
 use crate::ops::metrics::Counter;
@@ -182,7 +182,7 @@ impl RedisMessaging {
 impl Drop for RedisMessaging {
     fn drop(&mut self) {
         if self.threads.is_some() {
-            end_dropped("Redis messaging", |step| self.end(step));
+            stop_dropped(|step| self.end(step));
         }
     }
 }

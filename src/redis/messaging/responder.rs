@@ -11,7 +11,7 @@ use std::time::Instant;
 use super::envelope::{Question, Reply};
 use super::inbox::{Queue, WhenFull};
 use super::{Messaging, Shared, publish};
-use crate::base::stop::{Step, end_dropped};
+use crate::base::stop::{Step, stop_dropped};
 use crate::base::thread::{Kick, Thread, panic_message, spawn};
 use crate::ops::errors::ErrorClass;
 use crate::redis::error::RedisError;
@@ -92,7 +92,7 @@ impl Responder {
 impl Drop for Responder {
     fn drop(&mut self) {
         if !self.threads.is_empty() {
-            end_dropped("a responder", |step| self.end(step));
+            stop_dropped(|step| self.end(step));
         }
     }
 }
