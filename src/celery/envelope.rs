@@ -1,6 +1,7 @@
 //! A message as kombu puts it in a Redis list: JSON around a body in base64. Pure.
 //!
-//! Headers and properties are kept as they were read, in their order, so nothing is lost when a message is written again.
+//! Headers and properties are kept as they were read, in their order, so nothing is lost when a message is written
+//! again.
 
 use std::borrow::Cow;
 use std::io::{Read, Write};

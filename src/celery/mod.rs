@@ -1,8 +1,8 @@
 //! Celery over Redis: the messages, results and key names of Celery 5 with its JSON serializer, and a client for them.
 //!
-//! In reading order: [`moment`] (points in time), [`envelope`] (what lies in a Redis list), [`message`] (what is in it: a
-//! task), [`task`] (a task to be sent), [`meta`] (its result), [`client`] (sends tasks and waits for results). All but the
-//! client and the worker are pure. The names of the keys are in [`keys`].
+//! In reading order: [`moment`] (points in time), [`envelope`] (what lies in a Redis list), [`message`] (what is in it:
+//! a task), [`task`] (a task to be sent), [`meta`] (its result), [`client`] (sends tasks and waits for results). All
+//! but the client and the worker are pure. The names of the keys are in [`keys`].
 //!
 //! The judges of every byte are Celery and kombu themselves; `tests/celery_messages.rs` asks them.
 //!
@@ -18,7 +18,8 @@
 //! let (url, board) = ("redis://127.0.0.1:6379/0", Board::new());
 //! let client = CeleryClient::start(CeleryConfig::new(RedisConfig::parse(url)?), &board)?;
 //! let sum = client.handle().send(Task::new("tasks.add").args(json!([2, 3])).expires(Duration::from_secs(60)))?;
-//! assert_eq!(sum.wait(Duration::from_secs(10))?, 5); // a Python exception comes as TaskError::Failed, with its traceback
+//! // A Python exception comes as TaskError::Failed, with its traceback.
+//! assert_eq!(sum.wait(Duration::from_secs(10))?, 5);
 //!
 //! let registry = Registry::new().register("tasks.mul", |cx, args| {
 //!     cx.progress(50.0, "half", &json!({})); // the state PROGRESS

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::announce_http;
+use super::announce::announce_http;
 use super::key::KeyArg;
 use super::values::{RedisConfig, duration, listen_address, redis_url};
 use crate::app::{exit, status, supervise};
@@ -32,8 +32,8 @@ pub struct Args {
     /// The miners: TOML, a `[[miner]]` table with hotkey, address and port for each
     #[arg(long, value_name = "FILE", env = "PHALANX_MINERS")]
     miners: Option<PathBuf>,
-    /// Folder for what is to survive a restart: updates that the facilitator has not accepted, jobs under way. Stub jobs
-    /// do without
+    /// Folder for what is to survive a restart: updates that the facilitator has not accepted, jobs under way. Stub
+    /// jobs do without
     #[arg(long, value_name = "DIR", env = "PHALANX_STATE_DIR")]
     state_dir: Option<PathBuf>,
     /// Who may sign jobs besides the validator itself; may be repeated

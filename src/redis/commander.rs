@@ -1,11 +1,13 @@
 //! A thread that runs the requests of others over one connection.
 //!
-//! Owner: whoever holds the [`Commander`]. Blocks in: `poll` on its socket and its wake; while there is no connection, on the
-//! wake alone, because a second thread dials (it lives for one attempt and is joined here). Kick: the wake, with the flag
-//! that ends everything now. Ends: after a kick, or after [`Commander::stop`] when everything that it accepted is answered.
+//! Owner: whoever holds the [`Commander`]. Blocks in: `poll` on its socket and its wake; while there is no connection,
+//! on the wake alone, because a second thread dials (it lives for one attempt and is joined here). Kick: the wake, with
+//! the flag that ends everything now. Ends: after a kick, or after [`Commander::stop`] when everything that it accepted
+//! is answered.
 //!
-//! All that waits when the thread looks is packed into one write, and it goes on packing while answers are on their way, so
-//! that one connection serves many callers. It connects again by itself for ever. An idle one is not woken at all.
+//! All that waits when the thread looks is packed into one write, and it goes on packing while answers are on their
+//! way, so that one connection serves many callers. It connects again by itself for ever. An idle one is not woken at
+//! all.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -82,8 +84,8 @@ pub struct CommanderState {
 }
 
 impl Commander {
-    /// Starts the thread, which connects at once. `name` (at most 13 bytes) is the name of the thread, of its part on the
-    /// board's health and of its series in the metrics.
+    /// Starts the thread, which connects at once. `name` (at most 13 bytes) is the name of the thread, of its part on
+    /// the board's health and of its series in the metrics.
     ///
     /// # Errors
     /// [`RedisError::System`] if there is no file descriptor for the wake.
@@ -114,8 +116,8 @@ impl Commander {
         self.handle.clone()
     }
 
-    /// Takes no more requests, answers those that were accepted, and joins the thread; what is not answered within the step's
-    /// budget fails with [`RedisError::Stopped`].
+    /// Takes no more requests, answers those that were accepted, and joins the thread; what is not answered within the
+    /// step's budget fails with [`RedisError::Stopped`].
     pub fn stop(self, step: &mut Step) {
         self.handle.close();
         step.join(self.thread);
@@ -123,9 +125,9 @@ impl Commander {
 }
 
 impl CommanderHandle {
-    /// Hands a request over and returns at once. `answer` gets the replies, one for each command, or the first error among
-    /// them (the other commands ran all the same). It runs on the commander's thread by the request's deadline, so it must be
-    /// quick and must not panic.
+    /// Hands a request over and returns at once. `answer` gets the replies, one for each command, or the first error
+    /// among them (the other commands ran all the same). It runs on the commander's thread by the request's deadline,
+    /// so it must be quick and must not panic.
     ///
     /// # Errors
     /// [`RedisError::Full`], or [`RedisError::Stopped`] after a stop; `answer` is dropped then.
@@ -159,7 +161,8 @@ impl CommanderHandle {
         Ok(())
     }
 
-    /// Hands a request over and waits for its answer, until the request's deadline; a stop of the commander ends the wait.
+    /// Hands a request over and waits for its answer, until the request's deadline; a stop of the commander ends the
+    /// wait.
     ///
     /// # Errors
     /// Those of [`CommanderHandle::submit`], [`RedisError::Timeout`], and what Redis or the connection says.

@@ -53,7 +53,10 @@ pub enum RedisError {
         last: Option<Arc<RedisError>>,
     },
     /// The connection ended.
-    #[error("the connection to Redis at {peer} was lost: {why}{}", if *.unknown { "; what was sent may have been done" } else { "" })]
+    #[error(
+        "the connection to Redis at {peer} was lost: {why}{}",
+        if *.unknown { "; what was sent may have been done" } else { "" }
+    )]
     Closed {
         /// Host and port.
         peer: String,

@@ -15,15 +15,15 @@ pub(super) enum Verdict {
 
 /// The liveness of one connection.
 ///
-/// A message that arrives is as good as a proof. Without one, a token is published after two thirds of the limit, so that it
-/// has a third of it to come back, and an idle subscription is woken but once in that time.
+/// A message that arrives is as good as a proof. Without one, a token is published after two thirds of the limit, so
+/// that it has a third of it to come back, and an idle subscription is woken but once in that time.
 #[derive(Debug, Clone)]
 pub(super) struct Liveness {
     stall_after: Duration,
     /// When something last came through a subscription; at first, when it was asked for.
     heard: Instant,
-    /// The first proof has its own, shorter limit, and messages do not stand in for it: others than those subscribed to just
-    /// now may be the ones that work.
+    /// The first proof has its own, shorter limit, and messages do not stand in for it: others than those subscribed to
+    /// just now may be the ones that work.
     first_by: Option<Instant>,
     asked: bool,
 }

@@ -16,8 +16,8 @@ use super::script::Script;
 pub enum Repeat {
     /// Running it twice does what running it once does: it is sent again, until its deadline.
     Idempotent,
-    /// It fails with [`RedisError::Closed`], which says that its outcome is unknown. If it had not been written yet, it is
-    /// sent over the next connection all the same.
+    /// It fails with [`RedisError::Closed`], which says that its outcome is unknown. If it had not been written yet, it
+    /// is sent over the next connection all the same.
     Never,
 }
 

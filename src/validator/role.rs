@@ -27,8 +27,8 @@ use crate::redis::{RedisConfig, RedisError};
 use crate::tasks::TasksStatus;
 use crate::transport::Dialer;
 
-/// Stub jobs, or jobs on other machines, at a time, unless the configuration says otherwise: what the queue has room for,
-/// 8 updates each.
+/// Stub jobs, or jobs on other machines, at a time, unless the configuration says otherwise: what the queue has room
+/// for, 8 updates each.
 const STUB_JOBS: usize = 8192;
 
 /// Jobs at a time on workers, unless the configuration says otherwise.

@@ -81,8 +81,8 @@ fn heard(answer: Vec<redis::Value>) -> Result<usize, RedisError> {
 }
 
 impl CeleryHandle {
-    /// Tells all workers not to begin these tasks, and to end those that run if that is wished; gives the number of workers
-    /// that heard it. With none the tasks are not called off: workers that start later know nothing of it.
+    /// Tells all workers not to begin these tasks, and to end those that run if that is wished; gives the number of
+    /// workers that heard it. With none the tasks are not called off: workers that start later know nothing of it.
     ///
     /// Blocks until `deadline` at most.
     ///
@@ -92,8 +92,8 @@ impl CeleryHandle {
         self.broadcast("revoke", &revocation(ids, terminate), &[], deadline)
     }
 
-    /// As [`CeleryHandle::revoke`], without waiting: `on_told` gets the number of workers that heard it, by `deadline`, on a
-    /// thread of the client, so it must be quick and must not panic.
+    /// As [`CeleryHandle::revoke`], without waiting: `on_told` gets the number of workers that heard it, by `deadline`,
+    /// on a thread of the client, so it must be quick and must not panic.
     ///
     /// # Errors
     /// [`RedisError`]; `on_told` is dropped then.
@@ -130,8 +130,8 @@ impl CeleryHandle {
         Request::idempotent(redis::cmd("PUBLISH").arg(channel).arg(text), deadline)
     }
 
-    /// Asks all workers, or those of these names, and gives what each answered within `time`, by its name. Ends as soon as all
-    /// that heard the question have answered.
+    /// Asks all workers, or those of these names, and gives what each answered within `time`, by its name. Ends as soon
+    /// as all that heard the question have answered.
     ///
     /// Blocks for `time` and the making of a connection at most; a stop of the client ends it.
     ///

@@ -110,7 +110,8 @@ impl TaskError {
         exception(exc_type, message).into()
     }
 
-    /// A failure that is to be tried again after `countdown`, three times at most as with Celery; see [`TaskError::at_most`].
+    /// A failure that is to be tried again after `countdown`, three times at most as with Celery; see
+    /// [`TaskError::at_most`].
     pub fn retry(countdown: Duration, exc_type: &str, message: impl Into<String>) -> Self {
         Self::Retry { countdown, max_retries: Some(MAX_RETRIES), exception: Box::new(exception(exc_type, message)) }
     }

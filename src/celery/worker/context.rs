@@ -66,8 +66,8 @@ impl TaskCx {
         &self.run.message
     }
 
-    /// Reaches [`Level::Drain`] when the soft time limit is over, and [`Level::Cancel`] when the task is to end now: its time
-    /// limit is over, it was revoked, or the worker ends.
+    /// Reaches [`Level::Drain`] when the soft time limit is over, and [`Level::Cancel`] when the task is to end now:
+    /// its time limit is over, it was revoked, or the worker ends.
     pub fn cancel(&self) -> &Shutdown {
         &self.run.signal
     }
@@ -99,8 +99,8 @@ impl TaskCx {
         self.run.since.checked_add(limit)
     }
 
-    /// Tells how far it is: the state `PROGRESS` with `{current, total, percent, message}` and what `more` has. Never blocks;
-    /// of those that come faster than Redis takes them, the newest is stored.
+    /// Tells how far it is: the state `PROGRESS` with `{current, total, percent, message}` and what `more` has. Never
+    /// blocks; of those that come faster than Redis takes them, the newest is stored.
     pub fn progress(&self, percent: f64, message: &str, more: &Value) {
         let percent = percent.clamp(0.0, 100.0);
         let mut value = json!({"current": percent, "total": 100, "percent": percent, "message": message});

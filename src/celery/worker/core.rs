@@ -238,8 +238,8 @@ impl Core {
         })
     }
 
-    /// How many messages must fit before more are taken: few at a time would be a round trip each, and as long as more than
-    /// this many do not fit, every thread has something to do.
+    /// How many messages must fit before more are taken: few at a time would be a round trip each, and as long as more
+    /// than this many do not fit, every thread has something to do.
     pub fn batch(&self) -> usize {
         (self.config.prefetch().saturating_sub(self.config.concurrency) / 2).clamp(1, CELERY_PREFETCH)
     }
@@ -348,7 +348,9 @@ impl Node for Core {
                 "implementation": "phalanx", "max-concurrency": self.config.concurrency,
                 "processes": [std::process::id()], "put-guarded-by-semaphore": false, "timeouts": [null, null],
             },
-            "broker": {"hostname": peer.host, "port": peer.port, "transport": "redis", "virtual_host": peer.db.to_string()},
+            "broker": {
+                "hostname": peer.host, "port": peer.port, "transport": "redis", "virtual_host": peer.db.to_string(),
+            },
             "prefetch_count": self.config.prefetch(), "rusage": "N/A",
             "phalanx": {"version": env!("CARGO_PKG_VERSION"), "worker": self.id},
         })

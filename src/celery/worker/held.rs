@@ -105,7 +105,8 @@ impl<T> Held<T> {
         true
     }
 
-    /// Raises a message from one stage to a later one; false if it is not in `from` any more: somebody else has taken it on.
+    /// Raises a message from one stage to a later one; false if it is not in `from` any more: somebody else has taken
+    /// it on.
     pub fn advance(&mut self, tag: &str, from: Stage, to: Stage) -> bool {
         match self.entries.get_mut(tag) {
             Some(entry) if entry.stage == from => {

@@ -1,5 +1,5 @@
-//! The life of a message that is held in our name: taken on, scheduled, given to a thread, and in the end settled or given
-//! back. Everything here only gives requests to the commander and never blocks.
+//! The life of a message that is held in our name: taken on, scheduled, given to a thread, and in the end settled or
+//! given back. Everything here only gives requests to the commander and never blocks.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -233,8 +233,8 @@ impl Core {
         self.send(tag.to_owned(), Arc::new(Last::Settle(ops)), 0);
     }
 
-    /// Gives a message back to its queue, marked as delivered before: to the front, or to the end for one that was rejected.
-    /// False if it was settled already.
+    /// Gives a message back to its queue, marked as delivered before: to the front, or to the end for one that was
+    /// rejected. False if it was settled already.
     pub fn give_back(self: &Arc<Self>, tag: &str, front: bool) -> bool {
         let raw = {
             let mut held = lock(&self.held);
@@ -335,7 +335,8 @@ impl Core {
         drop(replaced);
     }
 
-    /// Calls tasks off, those that wait and, if `terminate`, those that run; of others it is noted that they are not to run.
+    /// Calls tasks off, those that wait and, if `terminate`, those that run; of others it is noted that they are not to
+    /// run.
     pub fn revoke(self: &Arc<Self>, ids: &[String], terminate: bool) {
         for id in ids {
             lock(&self.revoked).add(id, Instant::now());

@@ -77,8 +77,8 @@ fn found(reply: Option<Value>) -> Result<Vec<Left>, RedisError> {
     Ok(left)
 }
 
-/// Puts back what was left. A worker has to seem dead at two looks: after a pause of Redis itself the first of the living to
-/// come back would otherwise take the others for dead.
+/// Puts back what was left. A worker has to seem dead at two looks: after a pause of Redis itself the first of the
+/// living to come back would otherwise take the others for dead.
 fn look(core: &Arc<Core>, left: Vec<Left>) {
     let now = Instant::now();
     let dead: HashSet<String> = {

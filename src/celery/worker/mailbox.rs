@@ -1,7 +1,7 @@
 //! The thread that hears remote control.
 //!
-//! Owner: the [`CeleryWorker`](super::CeleryWorker). Blocks in: the wait for a message on its channel. Kick: the wake with the
-//! signal `ending`. Ends: when `ending` is set.
+//! Owner: the [`CeleryWorker`](super::CeleryWorker). Blocks in: the wait for a message on its channel. Kick: the wake
+//! with the signal `ending`. Ends: when `ending` is set.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,17 +1,20 @@
-//! Our process as a worker of Celery: takes tasks from Celery's queues in Redis, runs them, and stores what came of them.
+//! Our process as a worker of Celery: takes tasks from Celery's queues in Redis, runs them, and stores what came of
+//! them.
 //!
 //! Real Celery producers feed it, real Celery tools see it and call tasks off. What it does differently, on purpose:
 //!
 //! * A message is acknowledged in one piece with the storing of its result, after the task (Celery's `acks_late`).
-//! * What a worker holds comes back because the worker is dead, not because it has taken long: each worker says that it lives,
-//!   and keeps what it holds fresh, so that workers of Celery, who go by age, leave it alone. What comes back is marked.
-//! * Unknown tasks and messages that cannot be read are answered and put aside in the list `phalanx.aside`, not dropped.
-//! * Not supported, and said in the log or in the answer when it is asked for: chords, groups as callbacks, rate limits, a
-//!   change of pool, queues or time limits by remote control, revoking by stamped headers, events, other serializers than
-//!   JSON, protocol 1, Redis Cluster.
+//! * What a worker holds comes back because the worker is dead, not because it has taken long: each worker says that it
+//!   lives, and keeps what it holds fresh, so that workers of Celery, who go by age, leave it alone. What comes back is
+//!   marked.
+//! * Unknown tasks and messages that cannot be read are answered and put aside in the list `phalanx.aside`, not
+//!   dropped.
+//! * Not supported, and said in the log or in the answer when it is asked for: chords, groups as callbacks, rate
+//!   limits, a change of pool, queues or time limits by remote control, revoking by stamped headers, events, other
+//!   serializers than JSON, protocol 1, Redis Cluster.
 //!
-//! Threads: `cel-take` takes messages, `cel-work-n` run handlers, `cel-cmd` (a commander) settles messages, `cel-control`
-//! listens to remote control, and a timer.
+//! Threads: `cel-take` takes messages, `cel-work-n` run handlers, `cel-cmd` (a commander) settles messages,
+//! `cel-control` listens to remote control, and a timer.
 
 mod call;
 mod config;
@@ -203,11 +206,11 @@ impl CeleryWorker {
         WorkerHandle(self.core.clone())
     }
 
-    /// Takes no more, gives back what has not begun, lets run what has until the step's budget is spent but for what the rest
-    /// needs, cancels then, gives back what does not end, and joins every thread.
+    /// Takes no more, gives back what has not begun, lets run what has until the step's budget is spent but for what
+    /// the rest needs, cancels then, gives back what does not end, and joins every thread.
     ///
-    /// With Redis away it ends as soon as nothing runs any more and, unless it holds nothing, the budget is spent; what it could
-    /// not give back stays recorded in its name, and other workers put it back.
+    /// With Redis away it ends as soon as nothing runs any more and, unless it holds nothing, the budget is spent; what
+    /// it could not give back stays recorded in its name, and other workers put it back.
     pub fn stop(mut self, step: &mut Step) -> WorkerReport {
         self.end(step)
     }

@@ -114,8 +114,8 @@ pub fn settle(message: &TaskMessage, outcome: Outcome, setting: &mut Setting<'_>
     done
 }
 
-/// What a handler's error means; `None` for [`TaskError::Cancelled`], whose reason the worker knows, and for what goes back to
-/// its queue.
+/// What a handler's error means; `None` for [`TaskError::Cancelled`], whose reason the worker knows, and for what goes
+/// back to its queue.
 pub fn of_error(error: TaskError, message: &TaskMessage, hostname: &str) -> Option<Outcome> {
     Some(match error {
         TaskError::Failed(exception) => {

@@ -1,7 +1,7 @@
 //! The threads that run handlers.
 //!
-//! Owner: the [`Pool`], of the worker. Blocks in: the queue, then in whatever a handler does. Kick: the worker cancels the
-//! signal of each run; the queue is closed. Ends: when the queue is closed and empty.
+//! Owner: the [`Pool`], of the worker. Blocks in: the queue, then in whatever a handler does. Kick: the worker cancels
+//! the signal of each run; the queue is closed. Ends: when the queue is closed and empty.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

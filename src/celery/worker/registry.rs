@@ -25,8 +25,8 @@ impl Registry {
 
     /// One task more; a later one of the same name replaces the earlier.
     ///
-    /// The handler runs on a thread of the worker's pool and ends soon after [`TaskCx::cancel`] says so. A panic of it is the
-    /// task's failure.
+    /// The handler runs on a thread of the worker's pool and ends soon after [`TaskCx::cancel`] says so. A panic of it
+    /// is the task's failure.
     pub fn register(
         mut self,
         name: impl Into<String>,

@@ -1,8 +1,8 @@
 //! The thread that takes messages.
 //!
-//! Owner: the [`CeleryWorker`](super::CeleryWorker). Blocks in: a request to Redis, or in the wait for a message of Redis
-//! (something came into a list that was empty), or for room. Kick: the wake with the signal `intake`; at its cancel level the
-//! connection is ended. Ends: when `intake` is set.
+//! Owner: the [`CeleryWorker`](super::CeleryWorker). Blocks in: a request to Redis, or in the wait for a message of
+//! Redis (something came into a list that was empty), or for room. Kick: the wake with the signal `intake`; at its
+//! cancel level the connection is ended. Ends: when `intake` is set.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -100,7 +100,8 @@ impl Taker<'_> {
         Ok(call.invoke(&mut self.connection)?)
     }
 
-    /// What every new connection begins with: we live, before we hold anything; and what we hold without knowing it is found.
+    /// What every new connection begins with: we live, before we hold anything; and what we hold without knowing it is
+    /// found.
     fn begin(&mut self) -> Result<(), RedisError> {
         let core = self.core;
         let keys = [core.keys.alive.as_str(), &core.keys.held, UNACKED_INDEX, WORKERS];
@@ -109,8 +110,8 @@ impl Taker<'_> {
         self.find_lost()
     }
 
-    /// Finds what was taken in our name and has not arrived: the answer was lost with a connection, or a request that was
-    /// given up reached Redis late. Nothing is on its way meanwhile, because only this thread takes.
+    /// Finds what was taken in our name and has not arrived: the answer was lost with a connection, or a request that
+    /// was given up reached Redis late. Nothing is on its way meanwhile, because only this thread takes.
     fn find_lost(&mut self) -> Result<(), RedisError> {
         let core = self.core;
         self.looked = Instant::now();
@@ -178,8 +179,8 @@ impl Taker<'_> {
         Ok(())
     }
 
-    /// Until something comes, there is room, or it is time to look again: a Redis that is frozen or has forgotten who waits is
-    /// found out so.
+    /// Until something comes, there is room, or it is time to look again: a Redis that is frozen or has forgotten who
+    /// waits is found out so.
     fn rest(&mut self, what: &'static str) -> Result<(), RedisError> {
         let look = Instant::now() + self.core.config.beat();
         let _waiting = waiting(what, Some(look));

@@ -106,8 +106,8 @@ impl Queue {
 
 /// The messages of one subscription, in the order in which Redis sent them. Dropping it ends the subscription.
 ///
-/// Publish/subscribe may lose: what is published while there is no connection, and what does not fit: [`Inbox::dropped`].
-/// For what must not be lost there is [`StreamSender`](super::StreamSender).
+/// Publish/subscribe may lose: what is published while there is no connection, and what does not fit:
+/// [`Inbox::dropped`]. For what must not be lost there is [`StreamSender`](super::StreamSender).
 #[must_use = "dropping the inbox ends the subscription"]
 pub struct Inbox {
     pub(super) queue: Arc<Queue>,

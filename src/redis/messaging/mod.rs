@@ -1,12 +1,13 @@
 //! Messages between programs over a Redis, for embedders.
 //!
 //! * [`Messaging::publish`] and [`Messaging::subscribe`]: to whoever listens now. May lose; an [`Inbox`] is bounded.
-//! * [`Messaging::request`] and [`Messaging::respond`]: a question and its answer within a deadline. Whoever asks gets the
-//!   answer or an error that says why not; a handler may run although its answer is lost, never twice for one request.
+//! * [`Messaging::request`] and [`Messaging::respond`]: a question and its answer within a deadline. Whoever asks gets
+//!   the answer or an error that says why not; a handler may run although its answer is lost, never twice for one
+//!   request.
 //! * [`StreamSender`] and [`StreamReceiver`]: at least once, with acknowledgement, as durable as that Redis is.
 //!
-//! [`RedisMessaging`] owns two threads, a [`Commander`] (`rds-cmd`) and a [`Subscriber`] (`rds-sub`), and each [`Responder`]
-//! those of its handlers. It can be started while Redis is away; every call has a deadline.
+//! [`RedisMessaging`] owns two threads, a [`Commander`] (`rds-cmd`) and a [`Subscriber`] (`rds-sub`), and each
+//! [`Responder`] those of its handlers. It can be started while Redis is away; every call has a deadline.
 
 mod envelope;
 mod inbox;
@@ -125,8 +126,8 @@ impl RequestError {
 }
 
 impl RedisMessaging {
-    /// Starts the threads, which connect at once and for ever again. The parts `rds-cmd` and `rds-sub` of the board's health
-    /// say whether they are connected.
+    /// Starts the threads, which connect at once and for ever again. The parts `rds-cmd` and `rds-sub` of the board's
+    /// health say whether they are connected.
     ///
     /// # Errors
     /// [`RedisError::System`] if there is no file descriptor left.
@@ -156,8 +157,8 @@ impl RedisMessaging {
         self.handle.clone()
     }
 
-    /// Ends every wait of a user, sends what was accepted as far as the step's budget goes, and joins the threads. Responders
-    /// are stopped before, by [`Responder::stop`], if their last answers are to be sent.
+    /// Ends every wait of a user, sends what was accepted as far as the step's budget goes, and joins the threads.
+    /// Responders are stopped before, by [`Responder::stop`], if their last answers are to be sent.
     pub fn stop(mut self, step: &mut Step) {
         self.end(step);
     }
@@ -197,8 +198,8 @@ impl Messaging {
         Ok(u64::from_redis_value(replies.into_iter().next().unwrap_or(Value::Nil))?)
     }
 
-    /// Subscribes, over this connection and each later one. The queue holds 1,024 messages and 52 MiB; `when_full` says which
-    /// message goes when there is no room. To know that it is in force, call [`Messaging::prove`].
+    /// Subscribes, over this connection and each later one. The queue holds 1,024 messages and 52 MiB; `when_full` says
+    /// which message goes when there is no room. To know that it is in force, call [`Messaging::prove`].
     pub fn subscribe(&self, channel: Channel, when_full: WhenFull) -> Inbox {
         let queue = self.queue(when_full);
         let (into, dropped) = (queue.clone(), self.0.dropped.clone());
@@ -218,8 +219,8 @@ impl Messaging {
         self.0.subscriber.prove(deadline)
     }
 
-    /// Asks whoever responds on `channel` (if several do, all of them, and the first answer counts) and waits for the answer,
-    /// until `deadline` at most; a stop ends the wait.
+    /// Asks whoever responds on `channel` (if several do, all of them, and the first answer counts) and waits for the
+    /// answer, until `deadline` at most; a stop ends the wait.
     ///
     /// # Errors
     /// See [`RequestError`].

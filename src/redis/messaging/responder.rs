@@ -1,7 +1,7 @@
 //! Threads that answer requests.
 //!
-//! Owner: whoever holds the [`Responder`]. Block in: the wait for a request; and in the handler, which is the owner's. Kick:
-//! closing the queue. End: when the queue is closed and empty, after the handler that runs.
+//! Owner: whoever holds the [`Responder`]. Block in: the wait for a request; and in the handler, which is the owner's.
+//! Kick: closing the queue. End: when the queue is closed and empty, after the handler that runs.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,7 +29,8 @@ pub struct Incoming<'a> {
     pub deadline: Instant,
 }
 
-/// Answers requests until it is stopped or dropped. Either waits for the handlers that run, a drop for five seconds at most.
+/// Answers requests until it is stopped or dropped. Either waits for the handlers that run, a drop for five seconds at
+/// most.
 #[must_use = "dropping the responder ends it"]
 pub struct Responder {
     queue: Arc<Queue>,
@@ -40,8 +41,9 @@ pub struct Responder {
 type Handler = dyn Fn(&Incoming<'_>) -> Result<Vec<u8>, String> + Send + Sync;
 
 impl Messaging {
-    /// Answers the requests that come on `channel`, on `threads` threads (at least one). 1,024 may wait; a request beyond that
-    /// is answered as busy. What was not begun by its deadline is dropped. A panic of the handler is an answer, too.
+    /// Answers the requests that come on `channel`, on `threads` threads (at least one). 1,024 may wait; a request
+    /// beyond that is answered as busy. What was not begun by its deadline is dropped. A panic of the handler is an
+    /// answer, too.
     ///
     /// `handler` gets a request and gives the answer, or words why not.
     pub fn respond(
@@ -74,8 +76,8 @@ impl Messaging {
 }
 
 impl Responder {
-    /// Takes no more requests, answers those that wait, and joins the threads. A handler that runs longer than the step's
-    /// budget is left behind.
+    /// Takes no more requests, answers those that wait, and joins the threads. A handler that runs longer than the
+    /// step's budget is left behind.
     pub fn stop(mut self, step: &mut Step) {
         self.end(step);
     }

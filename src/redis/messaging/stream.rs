@@ -1,13 +1,14 @@
 //! Messages that are not lost: a Redis stream, acknowledged by whoever has dealt with them.
 //!
-//! It has no thread. The messages are in the stream; publish/subscribe only wakes receivers, so a lost wake-up costs nothing:
-//! a receiver looks by itself after each connect, and each `claim_after` for what others
+//! It has no thread. The messages are in the stream; publish/subscribe only wakes receivers, so a lost wake-up costs
+//! nothing: a receiver looks by itself after each connect, and each `claim_after` for what others
 //! have left behind.
 //!
-//! * A sender numbers its messages. A script writes each and remembers the number, so that a message whose acknowledgement
-//!   was lost with the connection, and which is therefore sent again, is in the stream once.
-//! * A receiver reads as a member of a consumer group. What it was given and has not acknowledged is given again to a receiver
-//!   of the same name (after a restart) or, after `claim_after`, to another one; it is then marked as redelivered.
+//! * A sender numbers its messages. A script writes each and remembers the number, so that a message whose
+//!   acknowledgement was lost with the connection, and which is therefore sent again, is in the stream once.
+//! * A receiver reads as a member of a consumer group. What it was given and has not acknowledged is given again to a
+//!   receiver of the same name (after a restart) or, after `claim_after`, to another one; it is then marked as
+//!   redelivered.
 //!
 //! It is as durable as that Redis: with `appendfsync everysec`, a power failure costs the last second.
 
@@ -35,7 +36,9 @@ const NUMBER_SECONDS: u64 = 3600;
 static SEND: Script = Script::new(
     "local last = tonumber(redis.call('GET', KEYS[2]) or '0')
 if tonumber(ARGV[1]) <= last then return 0 end
-if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[3]) then return redis.error_reply('FULL the stream holds ' .. ARGV[3] .. ' messages') end
+if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[3]) then
+  return redis.error_reply('FULL the stream holds ' .. ARGV[3] .. ' messages')
+end
 redis.call('XADD', KEYS[1], '*', 'm', ARGV[2])
 redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[4])
 redis.call('PUBLISH', ARGV[5], '')
@@ -156,9 +159,9 @@ impl Messaging {
         StreamSender { messaging, stream, number_key, limit: REDIS_STREAM_MESSAGES, last: Arc::default() }
     }
 
-    /// A receiver of the stream of that key. Each message goes to one receiver of a group; a program that comes back under the
-    /// same `name` is given what it had not acknowledged. What a name has held for `claim_after` is given to another one, so
-    /// that is to be longer than a message takes.
+    /// A receiver of the stream of that key. Each message goes to one receiver of a group; a program that comes back
+    /// under the same `name` is given what it had not acknowledged. What a name has held for `claim_after` is given to
+    /// another one, so that is to be longer than a message takes.
     pub fn stream_receiver(&self, stream: &str, group: &str, name: &str, claim_after: Duration) -> StreamReceiver {
         let bell = Arc::new(Bell::default());
         let (rung, connected) = (bell.clone(), Arc::downgrade(&bell));
@@ -195,11 +198,12 @@ impl StreamSender {
         self
     }
 
-    /// Sends a message, again over a new connection if need be; it is in the stream once. Blocks until `deadline` at most.
+    /// Sends a message, again over a new connection if need be; it is in the stream once. Blocks until `deadline` at
+    /// most.
     ///
     /// # Errors
-    /// What Redis says: code `FULL` if the stream is full, `OOM` if Redis is. After [`RedisError::Timeout`] the message may be
-    /// in the stream, or may still get there once.
+    /// What Redis says: code `FULL` if the stream is full, `OOM` if Redis is. After [`RedisError::Timeout`] the message
+    /// may be in the stream, or may still get there once.
     pub fn send(&self, payload: &[u8], deadline: Instant) -> Result<(), RedisError> {
         let (tell, told) = bounded(1);
         {
@@ -243,9 +247,9 @@ impl StreamReceiver {
         Ok(first.into_iter().chain(self.ready.drain(..)).collect())
     }
 
-    /// The next message: first those of this name that were not acknowledged, then new ones, and those that others have held
-    /// for too long. Blocks until there is one, until `deadline` at most; `None` at the deadline. Without a deadline only a
-    /// message or the kick ends the wait.
+    /// The next message: first those of this name that were not acknowledged, then new ones, and those that others have
+    /// held for too long. Blocks until there is one, until `deadline` at most; `None` at the deadline. Without a
+    /// deadline only a message or the kick ends the wait.
     ///
     /// # Errors
     /// What Redis says other than that a connection was lost: that is waited out.
@@ -378,7 +382,8 @@ impl StreamReceiver {
         let mut command = redis::cmd("XREADGROUP");
         command.arg("GROUP").arg(&self.group).arg(&self.name).arg("COUNT").arg(REDIS_STREAM_READ);
         command.arg("STREAMS").arg(&self.stream).arg(from);
-        // A repeated read gives other messages than the one whose reply was lost, which are found again among the held ones.
+        // A repeated read gives other messages than the one whose reply was lost, which are found again among the held
+        // ones.
         let reply = self.call(Request::once(&command, deadline))?;
         let streams = match reply.into_iter().next() {
             Some(Value::Map(streams)) => streams.into_iter().next().map(|(_, entries)| entries),

@@ -99,8 +99,8 @@ impl Workers {
         Self { tasks: manager.handle(), limit, running: Arc::default(), manager: Mutex::new(Some(manager)) }
     }
 
-    /// Runs a job of this name to its end on a thread; its signal reaches cancel when it is to end soon. False, and the work
-    /// is dropped, if all threads are at work or the pool stops. Never blocks.
+    /// Runs a job of this name to its end on a thread; its signal reaches cancel when it is to end soon. False, and the
+    /// work is dropped, if all threads are at work or the pool stops. Never blocks.
     fn submit(&self, job: &str, work: impl FnOnce(&Shutdown) + Send + 'static) -> bool {
         let free = |running| (running < self.limit).then_some(running + 1);
         if self.running.fetch_update(Ordering::SeqCst, Ordering::SeqCst, free).is_err() {

@@ -24,8 +24,8 @@ pub(super) trait JobRunner: Send + Sync {
     /// Runs a job. One too many is dropped, which turns it away as busy.
     fn run(&self, job: Job);
 
-    /// A job that an earlier process had begun; before [`JobRunner::begin`]. Unless somebody goes on with it, it is dropped,
-    /// which ends it as `horde_failed`.
+    /// A job that an earlier process had begun; before [`JobRunner::begin`]. Unless somebody goes on with it, it is
+    /// dropped, which ends it as `horde_failed`.
     fn left(&self, job: LeftJob) {
         drop(job);
     }
@@ -52,8 +52,8 @@ pub(super) trait JobRunner: Send + Sync {
         None
     }
 
-    /// Takes no more jobs, lets those that run end within `drain`, cancels the rest, joins every thread; gives the number of
-    /// those cancelled. A second stop does nothing.
+    /// Takes no more jobs, lets those that run end within `drain`, cancels the rest, joins every thread; gives the
+    /// number of those cancelled. A second stop does nothing.
     fn stop(&self, stopping: &mut Stopping, drain: Duration) -> usize;
 }
 

@@ -1,7 +1,7 @@
 //! Jobs that nobody runs, for load tests: each is answered with the statuses of a good one.
 //!
-//! No thread of its own: with no time between the statuses they are reported at once by whoever brings the job, otherwise by
-//! the timer.
+//! No thread of its own: with no time between the statuses they are reported at once by whoever brings the job,
+//! otherwise by the timer.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};

@@ -1,9 +1,10 @@
 //! The validator as a front: sends jobs to workers on other machines, and reads what becomes of them.
 //!
-//! Owner: [`Front`], whose owner stops it. Its thread `val-events` blocks in the stream's receiver, in the queue towards the
-//! facilitator when that is full, and in the disk's tickets; its kick ends the first two, the disk has a deadline. It ends
-//! after the kick. What it has read and not yet on disk stays in the stream, for the next start. The other threads are those
-//! of a Celery client (`cel-cmd`, `cel-sub`), of Redis messaging (`rds-cmd`, `rds-sub`) and of its timer.
+//! Owner: [`Front`], whose owner stops it. Its thread `val-events` blocks in the stream's receiver, in the queue
+//! towards the facilitator when that is full, and in the disk's tickets; its kick ends the first two, the disk has a
+//! deadline. It ends after the kick. What it has read and not yet on disk stays in the stream, for the next start. The
+//! other threads are those of a Celery client (`cel-cmd`, `cel-sub`), of Redis messaging (`rds-cmd`, `rds-sub`) and of
+//! its timer.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -1,8 +1,9 @@
 //! What job workers tell their fronts: in order, kept until Redis has it.
 //!
-//! No thread of its own: callers append, a commander's thread hears what Redis says, the timer tries again. One request at a
-//! time is under way, with all that has come meanwhile. Each event has a number; a script refuses one that does not follow
-//! the last and passes over one that is there, so that nothing is lost, doubled or overtaken by a lost connection.
+//! No thread of its own: callers append, a commander's thread hears what Redis says, the timer tries again. One request
+//! at a time is under way, with all that has come meanwhile. Each event has a number; a script refuses one that does
+//! not follow the last and passes over one that is there, so that nothing is lost, doubled or overtaken by a lost
+//! connection.
 //!
 //! Bounded by the jobs that run: each has some ten events at most, and ends only when Redis has all of them.
 

@@ -1,7 +1,7 @@
 //! A job worker: runs the jobs of fronts, and of any other Celery producer.
 //!
-//! Owner: [`JobWorker`]. Its threads are those of a Celery worker, of which each `cel-work-n` runs a job at a time, and a
-//! commander `job-cmd` for what is told to the fronts.
+//! Owner: [`JobWorker`]. Its threads are those of a Celery worker, of which each `cel-work-n` runs a job at a time, and
+//! a commander `job-cmd` for what is told to the fronts.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -209,8 +209,8 @@ impl JobWorker {
         JobWorkerHandle { worker: self.worker.handle(), shared: self.shared.clone() }
     }
 
-    /// Takes no more jobs, lets those that run end within the drain time, gives the rest back for other workers to go on
-    /// with, tells the fronts what there is to tell, and joins the threads.
+    /// Takes no more jobs, lets those that run end within the drain time, gives the rest back for other workers to go
+    /// on with, tells the fronts what there is to tell, and joins the threads.
     pub fn stop(self, stopping: &mut Stopping) -> WorkerReport {
         let Self { worker, commander, drain_time, .. } = self;
         let report = stopping.step("jobs", drain_time, |step| worker.stop(step));
