@@ -7,7 +7,7 @@ use crate::redis::RedisConfig;
 pub struct CeleryConfig {
     /// Where the broker is, which also keeps the results.
     pub redis: RedisConfig,
-    /// Who sends, as tools show it: `gen<pid>@<host>` unless told.
+    /// Who sends, as tools show it: `gen<pid>@<host>` unless set.
     pub origin: String,
 }
 

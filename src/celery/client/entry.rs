@@ -29,8 +29,8 @@ pub(super) struct Known {
     pub looked: Option<Meta>,
     /// What was known is gone from Redis.
     pub gone: bool,
-    /// Counts what was heard, so that what was looked up before does not overwrite it.
-    pub heard: u64,
+    /// Counts what was received, so that what was looked up before does not overwrite it.
+    pub received: u64,
     pub outcome: Option<Arc<Outcome>>,
     pub on_end: Vec<OnEnd>,
     pub on_update: Vec<OnUpdate>,
@@ -41,39 +41,39 @@ impl ResultEntry {
         Self { id: id.to_owned(), known: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// How much was heard so far.
-    pub fn heard(&self) -> u64 {
-        lock(&self.known).heard
+    /// How much was received so far.
+    pub fn received(&self) -> u64 {
+        lock(&self.known).received
     }
 
-    /// Takes news in; those that were looked up when `since` was heard are older than what was heard later. Says
+    /// Takes news in; those that were looked up when `since` was received are older than what was received later. Says
     /// whether the task has ended.
     pub fn learn(&self, meta: Meta, since: Option<u64>) -> bool {
         if meta.state.is_ready() {
             self.end(outcome_of(meta));
             return true;
         }
-        let told = {
+        let notified = {
             let mut known = lock(&self.known);
             if known.outcome.is_some() {
                 return true;
             }
             let looked = known.looked.take();
-            if since.is_some_and(|since| since != known.heard) || known.last.as_ref() == Some(&meta) {
+            if since.is_some_and(|since| since != known.received) || known.last.as_ref() == Some(&meta) {
                 return false;
             }
             if since.is_some() && looked.as_ref() != Some(&meta) {
                 known.looked = Some(meta);
                 return false;
             }
-            known.heard += 1;
+            known.received += 1;
             known.gone = false;
             known.last = Some(meta.clone());
             known.on_update.clone()
         };
         self.changed.notify_all();
-        for tell in told {
-            tell(&meta);
+        for notify in notified {
+            notify(&meta);
         }
         false
     }
@@ -84,16 +84,16 @@ impl ResultEntry {
         known.looked.is_some() && known.outcome.is_none()
     }
 
-    /// Nothing is stored, as a look says that began when `since` was heard.
+    /// Nothing is stored, as a look says that began when `since` was received.
     pub fn absent(&self, since: u64) {
         let mut known = lock(&self.known);
         known.looked = None;
-        known.gone = known.last.is_some() && known.heard == since;
+        known.gone = known.last.is_some() && known.received == since;
     }
 
     /// Its end, unless there was one.
     pub fn end(&self, outcome: Outcome) {
-        let (outcome, told) = {
+        let (outcome, notified) = {
             let mut known = lock(&self.known);
             if known.outcome.is_some() {
                 return;
@@ -104,8 +104,8 @@ impl ResultEntry {
             (outcome, std::mem::take(&mut known.on_end))
         };
         self.changed.notify_all();
-        for tell in told {
-            tell(&outcome);
+        for notify in notified {
+            notify(&outcome);
         }
     }
 

@@ -17,7 +17,7 @@ pub enum TaskError {
         /// Its stack, as Python shows it.
         traceback: Option<String>,
     },
-    /// It was called off, or came too late.
+    /// It was revoked, or came too late.
     #[error("it was called off: {reason}")]
     Revoked {
         /// `revoked`, `terminated` or `expired`.
@@ -28,13 +28,13 @@ pub enum TaskError {
     TimedOut {
         /// For how long it was waited.
         waited: Duration,
-        /// The last that was heard. [`State::Pending`] also means that nothing is known of it.
+        /// The last that was received. [`State::Pending`] also means that nothing is known of it.
         state: State,
     },
     /// It has not ended in time, and what had been known of it is gone from Redis: expired, forgotten or lost.
     #[error("nothing is known of it any more; it was {state}")]
     Expired {
-        /// The last that was heard.
+        /// The last that was received.
         state: State,
     },
     /// It was sent with `ignore_result`, so there never will be one.

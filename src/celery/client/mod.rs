@@ -195,14 +195,14 @@ impl CeleryHandle {
     /// # Errors
     /// [`SendError`].
     pub fn send_by(&self, task: Task, deadline: Instant) -> Result<PendingResult, SendError> {
-        let (since, (tell, told)) = (Instant::now(), bounded(1));
+        let (since, (notify, notified)) = (Instant::now(), bounded(1));
         let pending = self.submit(task, deadline, move |sent| {
-            // Its caller waits until it is told.
-            let _ = tell.send(sent.clone());
+            // Its caller waits until it is notified.
+            let _ = notify.send(sent.clone());
         })?;
         // The commander keeps the deadline; this bound is for a thread that the machine does not let run.
         let _waiting = waiting_unless_said("an answer of Redis", Some(deadline));
-        let error = match told.recv_deadline(deadline + KICK_GRACE) {
+        let error = match notified.recv_deadline(deadline + KICK_GRACE) {
             Ok(Ok(())) => return Ok(pending),
             Ok(Err(error)) => error,
             Err(RecvTimeoutError::Timeout) => {
@@ -217,7 +217,7 @@ impl CeleryHandle {
         })
     }
 
-    /// Hands a task over and returns at once. `on_sent` is told whether Redis has it, by `deadline`; it runs on a
+    /// Hands a task over and returns at once. `on_sent` gets to know whether Redis has it, by `deadline`; it runs on a
     /// thread of the client, so it must be quick and must not panic. One that was surely not sent ends with
     /// [`TaskError::NotSent`].
     ///

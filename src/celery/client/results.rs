@@ -13,7 +13,7 @@ use crate::celery::meta::{Meta, State};
 use crate::redis::RedisError;
 
 /// The result of a task, now or later; clones are the same. When the last one is dropped, nobody looks for it any more,
-/// unless somebody asked to be told.
+/// unless somebody asked to be notified.
 pub struct PendingResult {
     pub(super) entry: Arc<ResultEntry>,
     pub(super) client: Arc<ClientShared>,
@@ -68,12 +68,12 @@ impl PendingResult {
         outcome.map(|outcome| (*outcome).clone())
     }
 
-    /// The state that was heard of last; asks nobody.
+    /// The last known state; asks nobody.
     pub fn state(&self) -> State {
         self.entry.state()
     }
 
-    /// What was heard last while it had not ended, as the progress that it told.
+    /// What was received last while it had not ended, as the progress that it reported.
     pub fn news(&self) -> Option<Meta> {
         lock(&self.entry.known).last.clone()
     }
@@ -90,35 +90,35 @@ impl PendingResult {
 
     /// Calls `tell` with the outcome once it is there; at once if it is. It runs on a thread of the client, so it must
     /// be quick and must not panic.
-    pub fn on_end(&self, tell: impl FnOnce(&Outcome) + Send + 'static) {
+    pub fn on_end(&self, notify: impl FnOnce(&Outcome) + Send + 'static) {
         let outcome = {
             let mut known = lock(&self.entry.known);
             match known.outcome.clone() {
                 Some(outcome) => outcome,
                 None => {
-                    known.on_end.push(Box::new(tell));
+                    known.on_end.push(Box::new(notify));
                     return;
                 }
             }
         };
-        tell(&outcome);
+        notify(&outcome);
     }
 
     /// Calls `tell` with each state that is no end (`STARTED`, `PROGRESS`, `RETRY`), also the last one that there was.
     /// As for [`PendingResult::on_end`]; states that follow each other quickly may be missed, as those while there is
     /// no connection.
-    pub fn on_update(&self, tell: impl Fn(&Meta) + Send + Sync + 'static) {
-        let tell: OnUpdate = Arc::new(tell);
+    pub fn on_update(&self, notify: impl Fn(&Meta) + Send + Sync + 'static) {
+        let notify: OnUpdate = Arc::new(notify);
         let last = {
             let mut known = lock(&self.entry.known);
             if known.outcome.is_some() {
                 return;
             }
-            known.on_update.push(tell.clone());
+            known.on_update.push(notify.clone());
             known.last.clone()
         };
         if let Some(meta) = last {
-            tell(&meta);
+            notify(&meta);
         }
     }
 
@@ -132,7 +132,7 @@ impl PendingResult {
         self.client.forget(self.id(), deadline)
     }
 
-    /// Nobody is told of it any more; what was stored stays.
+    /// Nobody is notified of it any more; what was stored stays.
     pub fn let_go(self) {
         {
             let mut known = lock(&self.entry.known);

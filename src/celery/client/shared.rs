@@ -82,7 +82,7 @@ impl ClientShared {
         self.commander.call(delete).map(|_| ())
     }
 
-    /// A result was published, or looked up when `since` was heard.
+    /// A result was published, or looked up when `since` was received.
     pub fn receive(&self, id: &str, stored: &[u8], since: Option<u64>) {
         let Some(entry) = lock(&self.table).slots.get(id).map(|slot| slot.entry.clone()) else { return };
         let ended = match Meta::read(stored) {
@@ -111,7 +111,7 @@ impl ClientShared {
                     return;
                 }
                 let entries = ids.iter().filter_map(|id| table.slots.get(id)).map(|slot| slot.entry.clone());
-                entries.map(|entry| (entry.clone(), entry.heard())).collect()
+                entries.map(|entry| (entry.clone(), entry.received())).collect()
             };
             let mut request = Request::new(Repeat::Idempotent, now + self.config.redis.operation_time);
             for (entry, _) in &entries {

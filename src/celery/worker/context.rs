@@ -77,7 +77,7 @@ impl TaskCx {
         self.core.upgrade().is_none_or(|core| core.intake.is_set())
     }
 
-    /// Waits. Ends early when the task is told to end.
+    /// Waits. Ends early when the task is cancelled.
     ///
     /// # Errors
     /// [`TaskError::Cancelled`], to be returned by the handler.

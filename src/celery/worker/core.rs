@@ -268,7 +268,7 @@ impl Core {
         }
     }
 
-    fn shown(&self, entry: &super::held::Entry<Taken>) -> Value {
+    fn shown(&self, entry: &super::held::HeldMessage<Taken>) -> Value {
         let started = entry.item.run.as_ref().map(|run| {
             let since = SystemTime::now().checked_sub(run.since.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH);
             Moment::from(since).unix_micros() as f64 / 1e6

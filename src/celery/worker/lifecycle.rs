@@ -42,7 +42,7 @@ impl Core {
     pub fn accept(self: &Arc<Self>, tag: &str, list: &str, raw: Vec<u8>) {
         if let Some(entry) = lock(&self.held).get_mut(tag) {
             if entry.stage == Stage::Settling {
-                // It went back, and came again before we heard that it had gone.
+                // It went back, and came again before Redis had answered that it is gone.
                 entry.item.again = Some(raw);
             } else {
                 // A Redis that has forgotten its last second: it is held in our name again, and its end will end it.
@@ -213,7 +213,7 @@ impl Core {
         self.send(tag.to_owned(), Arc::new(Last::Settle(settlement.ops)), 0);
     }
 
-    /// Settles what is no task: it is put aside, and its producer is told if its id is known.
+    /// Settles what is no task: it is put aside, and its producer is notified if its id is known.
     pub fn put_aside(self: &Arc<Self>, tag: &str, id: Option<&str>, name: &str, reason: &str) {
         let (raw, list) = {
             let mut held = lock(&self.held);
@@ -226,9 +226,9 @@ impl Core {
         log::error!("message {tag} of {list:?} (task {name:?}, id {:?}) is put aside: {reason}", id.unwrap_or(""));
         self.totals.aside.inc();
         let ops = self.setting(&list, &raw, |setting| {
-            let told = id.map(|id| outcome::unreadable(id, reason, setting.now));
+            let sent = id.map(|id| outcome::unreadable(id, reason, setting.now));
             let aside = outcome::aside(id.unwrap_or(""), name, reason, setting.raw, setting);
-            told.into_iter().chain([aside]).collect()
+            sent.into_iter().chain([aside]).collect()
         });
         self.send(tag.to_owned(), Arc::new(Last::Settle(ops)), 0);
     }
@@ -351,12 +351,12 @@ impl Core {
                 let request = Request::new(Repeat::Idempotent, self.patience()).script(&REVOKE, &[meta_key(id)], &args);
                 let place = "cel-revoke";
                 let board = self.board.clone();
-                let told = self.commands.submit(request, move |answer| {
+                let sent = self.commands.submit(request, move |answer| {
                     if let Err(error) = answer {
                         board.errors.report(error.class(), place, &error);
                     }
                 });
-                if let Err(error) = told {
+                if let Err(error) = sent {
                     self.board.errors.report(error.class(), place, &error);
                 }
             }

@@ -1,4 +1,4 @@
-//! The thread that hears remote control.
+//! The thread that listens to remote control.
 //!
 //! Owner: the [`CeleryWorker`](super::CeleryWorker). Blocks in: the wait for a message on its channel. Kick: the wake
 //! with the signal `ending`. Ends: when `ending` is set.

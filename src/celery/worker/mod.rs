@@ -69,7 +69,7 @@ use crate::redis::{Commander, RedisError, Repeat, Request, Wake};
 /// How long the thread that takes may finish a request at a stop before its connection is ended.
 const INTAKE_GRACE: Duration = Duration::from_secs(1);
 
-/// How long a worker that holds nothing waits for Redis to hear that it ends.
+/// How long a worker that holds nothing waits until Redis knows that it ends.
 const FAREWELL_TIME: Duration = Duration::from_secs(1);
 
 /// Why a worker cannot be started.
@@ -152,7 +152,7 @@ pub struct HeldTask {
 /// What a stop left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct WorkerReport {
-    /// Tasks whose handler was told to end.
+    /// Tasks whose handler was cancelled.
     pub cancelled: usize,
     /// Tasks that were not run, or not to their end, and went back to their queue.
     pub given_back: usize,
@@ -192,12 +192,12 @@ impl CeleryWorker {
             kicked.wake.raise();
         });
         let take = spawn("cel-take", kick, move || take::run(&taking));
-        let (hearing, kicked, woken, wake) = (core.clone(), core.clone(), control_wake.clone(), control_wake.clone());
+        let (listening, kicked, woken, wake) = (core.clone(), core.clone(), control_wake.clone(), control_wake.clone());
         let kick = Kick::new("its wake and the end of its connection", move || {
             kicked.ending.drain();
             woken.raise();
         });
-        let control = spawn("cel-control", kick, move || mailbox::run(&hearing, &wake));
+        let control = spawn("cel-control", kick, move || mailbox::run(&listening, &wake));
         Ok(Self { core, threads: Some(WorkerThreads { commander, timer, pool, take, control, control_wake }) })
     }
 
@@ -308,11 +308,11 @@ fn leave(core: &Arc<Core>) {
         &[core.keys.alive.as_str(), &core.keys.held, WORKERS],
         core.id.as_str(),
     );
-    let told = core.commands.submit(request, |answer| match answer {
+    let sent = core.commands.submit(request, |answer| match answer {
         Ok(_) => {}
         Err(error) => log::warn!("Redis was not told that the worker ends: {error}"),
     });
-    if let Err(error) = told {
+    if let Err(error) = sent {
         log::warn!("Redis was not told that the worker ends: {error}");
     }
 }
@@ -349,7 +349,7 @@ impl WorkerHandle {
     /// Each task that it holds, the oldest first.
     pub fn tasks(&self) -> Vec<HeldTask> {
         let held = lock(&self.0.held);
-        let line = |entry: &held::Entry<core::Taken>| HeldTask {
+        let line = |entry: &held::HeldMessage<core::Taken>| HeldTask {
             id: entry.task_id.clone(),
             name: entry.item.message.as_ref().map_or_else(String::new, |message| message.task.clone()),
             stage: match entry.stage {

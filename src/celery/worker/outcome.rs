@@ -30,7 +30,7 @@ pub enum Outcome {
         /// What went wrong.
         exception: Exception,
     },
-    /// It was called off: `revoked`, `terminated`, `expired`.
+    /// It was revoked: `revoked`, `terminated`, `expired`.
     Revoked(&'static str),
     /// Nothing is stored.
     Ignored,

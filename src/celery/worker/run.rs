@@ -12,7 +12,7 @@ use crate::base::shutdown::{Level, Shutdown};
 use crate::celery::message::TaskMessage;
 use crate::celery::meta::Exception;
 
-/// Why a run was told to end.
+/// Why a run was cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
     /// Its soft time limit is over: it should end by itself.

@@ -27,7 +27,7 @@ pub use self::responder::{Incoming, Responder};
 pub use self::stream::{Delivery, StreamKick, StreamReceiver, StreamSender, wake_channel};
 
 use self::envelope::{Question, Reply};
-use self::inbox::Queue;
+use self::inbox::InboxQueue;
 use super::commander::{Commander, CommanderHandle};
 use super::config::RedisConfig;
 use super::error::RedisError;
@@ -59,9 +59,9 @@ struct MessagingThreads {
 
 /// What programs use; clones are the same. It may outlive its owner: everything is then [`RedisError::Stopped`].
 #[derive(Clone)]
-pub struct Messaging(Arc<Shared>);
+pub struct Messaging(Arc<MessagingShared>);
 
-struct Shared {
+struct MessagingShared {
     commander: CommanderHandle,
     subscriber: SubscriberHandle,
     board: Board,
@@ -74,7 +74,7 @@ struct Shared {
 #[derive(Default)]
 struct Queues {
     stopped: bool,
-    all: Vec<Weak<Queue>>,
+    all: Vec<Weak<InboxQueue>>,
 }
 
 /// Requests whose answers are awaited.
@@ -140,7 +140,7 @@ impl RedisMessaging {
         let to_us = Channel::Exact(reply_to.clone());
         let answers = subscriber.handle().subscribe(to_us, move |message| answered.take(&message));
         let help = "Messages that found no room in the queue of their reader.";
-        let handle = Messaging(Arc::new(Shared {
+        let handle = Messaging(Arc::new(MessagingShared {
             commander: commander.handle(),
             subscriber: subscriber.handle(),
             dropped: board.metrics.counter("phalanx_redis_messages_dropped_total", help, &[]),
@@ -230,15 +230,15 @@ impl Messaging {
         if !self.0.subscriber.state().proved {
             self.0.subscriber.prove(deadline)?;
         }
-        let (tell, told) = bounded(1);
-        let waiting = self.0.asked.enter(tell)?;
+        let (notify, notified) = bounded(1);
+        let waiting = self.0.asked.enter(notify)?;
         let left = deadline.saturating_duration_since(Instant::now());
         let question = Question { reply_to: &self.0.reply_to, id: waiting.id, left, payload }.write();
         if self.publish(channel, &question, deadline)? == 0 {
             return Err(RequestError::NoResponder(channel.to_owned()));
         }
         let _waiting = waiting_unless_said("an answer through Redis", Some(deadline));
-        match told.recv_deadline(deadline) {
+        match notified.recv_deadline(deadline) {
             Ok(Err(RequestError::Busy(_))) => Err(RequestError::Busy(channel.to_owned())),
             Ok(outcome) => outcome,
             Err(RecvTimeoutError::Disconnected) => Err(RedisError::Stopped.into()),
@@ -259,8 +259,8 @@ impl Messaging {
     }
 
     /// A queue that a stop closes.
-    fn queue(&self, when_full: WhenFull) -> Arc<Queue> {
-        let queue = Queue::new(when_full);
+    fn queue(&self, when_full: WhenFull) -> Arc<InboxQueue> {
+        let queue = InboxQueue::new(when_full);
         let stopped = {
             let mut queues = lock(&self.0.queues);
             queues.all.retain(|queue| queue.strong_count() > 0);
@@ -287,19 +287,19 @@ fn publish(channel: &str, payload: &[u8]) -> redis::Cmd {
 }
 
 /// A request in the table, until dropped.
-struct Entry<'a> {
+struct AskedRequest<'a> {
     asked: &'a Asked,
     id: u64,
 }
 
-impl Drop for Entry<'_> {
+impl Drop for AskedRequest<'_> {
     fn drop(&mut self) {
         lock(&self.asked.0).waiting.remove(&self.id);
     }
 }
 
 impl Asked {
-    fn enter(&self, tell: Sender<Result<Vec<u8>, RequestError>>) -> Result<Entry<'_>, RedisError> {
+    fn enter(&self, notify: Sender<Result<Vec<u8>, RequestError>>) -> Result<AskedRequest<'_>, RedisError> {
         let mut state = lock(&self.0);
         if state.stopped {
             return Err(RedisError::Stopped);
@@ -309,16 +309,16 @@ impl Asked {
         }
         let id = state.next_id;
         state.next_id += 1;
-        state.waiting.insert(id, tell);
-        Ok(Entry { asked: self, id })
+        state.waiting.insert(id, notify);
+        Ok(AskedRequest { asked: self, id })
     }
 
     /// An answer that nobody waits for any more is dropped.
     fn take(&self, message: &Message) {
         let Some((id, reply)) = Reply::read(&message.payload) else { return };
-        let Some(tell) = lock(&self.0).waiting.remove(&id) else { return };
+        let Some(notify) = lock(&self.0).waiting.remove(&id) else { return };
         // There is room for the one answer, and it may have given up.
-        let _ = tell.send(match reply {
+        let _ = notify.send(match reply {
             Reply::Ok(payload) => Ok(payload.to_vec()),
             Reply::Failed(text) => Err(RequestError::Failed(text)),
             Reply::Busy => Err(RequestError::Busy(String::new())),

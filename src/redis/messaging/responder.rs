@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::envelope::{Question, Reply};
-use super::inbox::{Queue, WhenFull};
-use super::{Messaging, Shared, publish};
+use super::inbox::{InboxQueue, WhenFull};
+use super::{Messaging, MessagingShared, publish};
 use crate::base::stop::{Step, stop_dropped};
 use crate::base::thread::{Kick, Thread, panic_message, spawn};
 use crate::ops::errors::ErrorClass;
@@ -33,7 +33,7 @@ pub struct Incoming<'a> {
 /// most.
 #[must_use = "dropping the responder ends it"]
 pub struct Responder {
-    queue: Arc<Queue>,
+    queue: Arc<InboxQueue>,
     subscription: Option<Subscription>,
     threads: Vec<Thread<()>>,
 }
@@ -105,7 +105,7 @@ impl fmt::Debug for Responder {
     }
 }
 
-impl Shared {
+impl MessagingShared {
     /// Runs the handler for one request and sends its answer.
     fn respond(&self, message: &Message, came: Instant, handler: &Handler) {
         let Some(question) = Question::read(&message.payload) else {

@@ -69,7 +69,7 @@ pub struct StreamReceiver {
     group: String,
     name: String,
     claim_after: Duration,
-    bell: Arc<Bell>,
+    notifier: Arc<Notifier>,
     closing: Shutdown,
     _subscription: Subscription,
     /// Read and not yet given out.
@@ -98,7 +98,7 @@ pub struct Delivery {
 /// Ends the waits of a [`StreamReceiver`], for good.
 #[derive(Clone)]
 pub struct StreamKick {
-    bell: Arc<Bell>,
+    notifier: Arc<Notifier>,
     closing: Shutdown,
 }
 
@@ -106,7 +106,7 @@ impl StreamKick {
     /// The receiver gives [`RedisError::Stopped`] from now on.
     pub fn kick(&self) {
         self.closing.drain();
-        self.bell.ring();
+        self.notifier.notify();
     }
 }
 
@@ -117,31 +117,31 @@ impl fmt::Debug for StreamKick {
 }
 
 /// The id and, unless it was deleted meanwhile, the payload of an entry of the stream.
-type Entry = (String, Option<Vec<u8>>);
+type StreamEntry = (String, Option<Vec<u8>>);
 
 /// Says that there is something to look for.
 #[derive(Default)]
-struct Bell {
-    rung: Mutex<bool>,
+struct Notifier {
+    notified: Mutex<bool>,
     changed: Condvar,
 }
 
-impl Bell {
-    fn ring(&self) {
-        *lock(&self.rung) = true;
+impl Notifier {
+    fn notify(&self) {
+        *lock(&self.notified) = true;
         self.changed.notify_all();
     }
 
     /// Until it rings or `until`; it is silent again then.
     fn wait(&self, until: Instant) {
         let _waiting = waiting_unless_said("a message of a stream", Some(until));
-        let mut rung = lock(&self.rung);
-        while !std::mem::take(&mut *rung) {
+        let mut notified = lock(&self.notified);
+        while !std::mem::take(&mut *notified) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
             }
-            rung = wait_timeout(&self.changed, rung, left);
+            notified = wait_timeout(&self.changed, notified, left);
         }
     }
 }
@@ -163,13 +163,14 @@ impl Messaging {
     /// under the same `name` is given what it had not acknowledged. What a name has held for `claim_after` is given to
     /// another one, so that is to be longer than a message takes.
     pub fn stream_receiver(&self, stream: &str, group: &str, name: &str, claim_after: Duration) -> StreamReceiver {
-        let bell = Arc::new(Bell::default());
-        let (rung, connected) = (bell.clone(), Arc::downgrade(&bell));
-        let subscription = self.0.subscriber.subscribe(Channel::Exact(wake_channel(stream)), move |_| rung.ring());
+        let notifier = Arc::new(Notifier::default());
+        let (notified, connected) = (notifier.clone(), Arc::downgrade(&notifier));
+        let subscription =
+            self.0.subscriber.subscribe(Channel::Exact(wake_channel(stream)), move |_| notified.notify());
         // What was sent while nobody listened.
-        self.0.subscriber.on_connected_while(&bell, move |_| {
-            if let Some(bell) = connected.upgrade() {
-                bell.ring();
+        self.0.subscriber.on_connected_while(&notifier, move |_| {
+            if let Some(notifier) = connected.upgrade() {
+                notifier.notify();
             }
         });
         StreamReceiver {
@@ -178,7 +179,7 @@ impl Messaging {
             group: group.to_owned(),
             name: name.to_owned(),
             claim_after,
-            bell,
+            notifier,
             closing: Shutdown::new(),
             _subscription: subscription,
             ready: VecDeque::new(),
@@ -205,7 +206,7 @@ impl StreamSender {
     /// What Redis says: code `FULL` if the stream is full, `OOM` if Redis is. After [`RedisError::Timeout`] the message
     /// may be in the stream, or may still get there once.
     pub fn send(&self, payload: &[u8], deadline: Instant) -> Result<(), RedisError> {
-        let (tell, told) = bounded(1);
+        let (notify, notified) = bounded(1);
         {
             let mut last = lock(&self.last);
             let wake = wake_channel(&self.stream);
@@ -215,12 +216,12 @@ impl StreamSender {
             // Handing over never waits, so the lock is short.
             self.messaging.0.commander.submit(request, move |answer| {
                 // Its caller waits for it.
-                let _ = tell.send(answer);
+                let _ = notify.send(answer);
             })?;
             *last += 1;
         }
         let _waiting = waiting_unless_said("an answer of Redis", None);
-        match told.recv() {
+        match notified.recv() {
             Ok(answer) => answer.map(drop),
             Err(_) => Err(RedisError::Stopped),
         }
@@ -230,7 +231,7 @@ impl StreamSender {
 impl StreamReceiver {
     /// What ends its waits.
     pub fn kick(&self) -> StreamKick {
-        StreamKick { bell: self.bell.clone(), closing: self.closing.clone() }
+        StreamKick { notifier: self.notifier.clone(), closing: self.closing.clone() }
     }
 
     /// Whether the last read came to the end of the stream; what it read may still be in the receiver's hands.
@@ -272,7 +273,7 @@ impl StreamReceiver {
                     continue;
                 }
                 Err(error) if error.connection_lost() && !matches!(error, RedisError::Stopped) => {
-                    // What was read may be lost on the way; what was not is heard of with the next connection.
+                    // What was read may be lost on the way; what was not comes with the next connection.
                     self.recover_from = Some("0".to_owned());
                     if limit.is_none() || Instant::now() < deadline {
                         continue;
@@ -284,7 +285,7 @@ impl StreamReceiver {
             if Instant::now() >= deadline {
                 return Ok(None);
             }
-            self.bell.wait(deadline.min(self.claim_at));
+            self.notifier.wait(deadline.min(self.claim_at));
         }
     }
 
@@ -313,14 +314,14 @@ impl StreamReceiver {
 
     /// A request whose answer a kick does not wait for.
     fn call(&self, request: Request) -> Result<Vec<Value>, RedisError> {
-        let (tell, told) = bounded(1);
+        let (notify, notified) = bounded(1);
         self.messaging.0.commander.submit(request, move |answer| {
             // Nobody listens after a kick.
-            let _ = tell.send(answer);
+            let _ = notify.send(answer);
         })?;
         let _waiting = waiting_unless_said("an answer of Redis", None);
         select! {
-            recv(told) -> answer => answer.unwrap_or(Err(RedisError::Stopped)),
+            recv(notified) -> answer => answer.unwrap_or(Err(RedisError::Stopped)),
             recv(self.closing.drain_receiver()) -> _ => Err(RedisError::Stopped),
         }
     }
@@ -357,7 +358,7 @@ impl StreamReceiver {
         Ok(!self.ready.is_empty())
     }
 
-    fn take(&mut self, entries: Vec<Entry>, redelivered: bool) {
+    fn take(&mut self, entries: Vec<StreamEntry>, redelivered: bool) {
         for (id, payload) in entries {
             // One without a payload was deleted from the stream meanwhile.
             let Some(payload) = payload else { continue };
@@ -378,7 +379,7 @@ impl StreamReceiver {
     }
 
     /// With `>` new messages, otherwise those of this name after that id.
-    fn read_group(&self, from: &str, deadline: Instant) -> Result<Vec<Entry>, RedisError> {
+    fn read_group(&self, from: &str, deadline: Instant) -> Result<Vec<StreamEntry>, RedisError> {
         let mut command = redis::cmd("XREADGROUP");
         command.arg("GROUP").arg(&self.group).arg(&self.name).arg("COUNT").arg(REDIS_STREAM_READ);
         command.arg("STREAMS").arg(&self.stream).arg(from);
@@ -392,7 +393,7 @@ impl StreamReceiver {
         entries(streams.unwrap_or(Value::Array(Vec::new())))
     }
 
-    fn claim(&self, deadline: Instant) -> Result<Vec<Entry>, RedisError> {
+    fn claim(&self, deadline: Instant) -> Result<Vec<StreamEntry>, RedisError> {
         let mut command = redis::cmd("XAUTOCLAIM");
         command.arg(&self.stream).arg(&self.group).arg(&self.name).arg(self.claim_after.as_millis() as u64).arg("0");
         command.arg("COUNT").arg(REDIS_STREAM_READ);
@@ -405,7 +406,7 @@ impl StreamReceiver {
 }
 
 /// Ids and payloads of a list of entries.
-fn entries(value: Value) -> Result<Vec<Entry>, RedisError> {
+fn entries(value: Value) -> Result<Vec<StreamEntry>, RedisError> {
     let Value::Array(entries) = value else {
         return Err(RedisError::Reply(format!("entries of a stream: {value:.100?}")));
     };

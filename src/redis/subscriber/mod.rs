@@ -55,11 +55,11 @@ pub struct Subscriber {
 
 /// What subscribers hold; clones are the same. It may outlive its thread: nothing comes then.
 #[derive(Clone)]
-pub struct SubscriberHandle(Arc<Shared>);
+pub struct SubscriberHandle(Arc<SubscriberShared>);
 
-struct Shared {
+struct SubscriberShared {
     name: &'static str,
-    state: Mutex<State>,
+    state: Mutex<SubscriberTable>,
     wake: Wake,
     /// Ends a dial.
     shutdown: Shutdown,
@@ -73,12 +73,12 @@ struct Hook {
 }
 
 #[derive(Default)]
-struct State {
+struct SubscriberTable {
     wanted: BTreeMap<Channel, Vec<(u64, Sink)>>,
     /// What was added or taken away since the thread last looked.
     changed: BTreeSet<Channel>,
     next_id: u64,
-    /// Told of each connection; with the last one that each was told of.
+    /// Called for each connection; with the last one that each was called for.
     hooks: Vec<(u64, Hook)>,
     /// Who waits for a proof that was not begun.
     proofs: Vec<Waiter>,
@@ -102,7 +102,7 @@ pub struct SubscriberState {
 /// after that.
 #[must_use = "dropping the subscription takes it back"]
 pub struct Subscription {
-    shared: Arc<Shared>,
+    shared: Arc<SubscriberShared>,
     channel: Channel,
     id: u64,
 }
@@ -116,7 +116,7 @@ impl Subscriber {
     pub fn start(name: &'static str, config: RedisConfig, board: &Board) -> Result<Self, RedisError> {
         let wake = Wake::new().map_err(|e| RedisError::System(format!("no event descriptor: {e}")))?;
         board.health.down(name, format!("no connection to {config} yet"));
-        let shared = Arc::new(Shared { name, state: Mutex::default(), wake, shutdown: Shutdown::new() });
+        let shared = Arc::new(SubscriberShared { name, state: Mutex::default(), wake, shutdown: Shutdown::new() });
         let handle = SubscriberHandle(shared.clone());
         let kicked = handle.clone();
         let runner = Runner {
@@ -170,7 +170,7 @@ impl SubscriberHandle {
     /// [`RedisError::Timeout`] with the reason, [`RedisError::Full`] if too many wait already, [`RedisError::Stopped`].
     pub fn prove(&self, deadline: Instant) -> Result<Duration, RedisError> {
         let since = Instant::now();
-        let (tell, told) = bounded(1);
+        let (notify, notified) = bounded(1);
         let id = {
             let mut state = lock(&self.0.state);
             if state.stopped {
@@ -181,12 +181,12 @@ impl SubscriberHandle {
             }
             let id = state.next_id;
             state.next_id += 1;
-            state.proofs.push((id, tell));
+            state.proofs.push((id, notify));
             id
         };
         self.0.wake.raise();
         let _waiting = waiting_unless_said("a proof of the subscriptions", Some(deadline));
-        match told.recv_deadline(deadline) {
+        match notified.recv_deadline(deadline) {
             Ok(()) => Ok(since.elapsed()),
             Err(RecvTimeoutError::Disconnected) => Err(RedisError::Stopped),
             Err(RecvTimeoutError::Timeout) => {
@@ -276,7 +276,7 @@ impl Drop for Subscription {
 }
 
 struct Runner {
-    shared: Arc<Shared>,
+    shared: Arc<SubscriberShared>,
     config: RedisConfig,
     board: Board,
     meters: SubscriberMeters,
@@ -432,8 +432,8 @@ impl Runner {
             let epoch = state.shown.epoch;
             let mut hooks = Vec::new();
             if session.proved {
-                for (told, hook) in &mut state.hooks {
-                    if std::mem::replace(told, epoch) < epoch {
+                for (notified, hook) in &mut state.hooks {
+                    if std::mem::replace(notified, epoch) < epoch {
                         hooks.push(hook.clone());
                     }
                 }
@@ -500,7 +500,7 @@ impl Runner {
     }
 
     fn deliver(&self, session: &mut Session, to: &Channel, message: Message) {
-        session.liveness.heard(Instant::now());
+        session.liveness.received(Instant::now());
         self.meters.messages.inc();
         if let Some(((_, last), others)) = session.subscribed.get(to).and_then(|sinks| sinks.split_last()) {
             for (_, sink) in others {

@@ -110,7 +110,7 @@ struct RemoteJob {
     begun: u32,
     /// How long it may take from its beginning.
     longest: Duration,
-    /// Ends it if nothing more is heard.
+    /// Ends it if nothing more is received.
     alarm: Option<Alarm>,
     result: Option<PendingResult>,
 }
@@ -297,7 +297,7 @@ impl Front {
         })
     }
 
-    /// Nothing was heard of a job for as long as there can be nothing to hear.
+    /// Nothing came of a job for as long as it may take.
     fn overdue(&self, uuid: &Arc<str>) {
         let Some(begun) = lock(&self.0.state).jobs.get(uuid).map(|held| held.begun) else { return };
         let outcome = match begun {
