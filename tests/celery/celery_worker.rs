@@ -1,5 +1,5 @@
-//! Our worker and real Celery: what its producers send is run as a worker of Celery runs it, what its tools ask is answered,
-//! and what nobody can run is put aside.
+//! Our worker and real Celery: what its producers send is run as a worker of Celery runs it, what its tools ask is
+//! answered, and what nobody can run is put aside.
 
 use crate::example;
 use crate::testkit::celery as celery_kit;
@@ -444,8 +444,8 @@ fn what_runs_for_long_is_not_taken_for_lost_by_a_real_worker_beside_ours() {
     };
     command.env("CELERY_VISIBILITY", "2");
     let Some(theirs) = Worker::start_from(command, &["--pool", "threads", "-c", "1"]) else { return };
-    // What a worker of Celery that died has left comes back when it is old, whoever finds it. When that has happened twice,
-    // all the time that ours had was over twice.
+    // What a worker of Celery that died has left comes back when it is old, whoever finds it. When that has happened
+    // twice, all the time that ours had was over twice.
     for round in 0..2 {
         let id = format!("left-{round}");
         let message = Task::new("noop").id(&id).message(SystemTime::now().into(), "t", || format!("tag-{round}"));
