@@ -16,11 +16,10 @@
 //! | [`identity`] | sr25519 keys, SS58 addresses, wallet files |
 //! | [`protocol`] | the messages of the four links, byte for byte; what is signed; stage deadlines |
 //! | [`tasks`] | a task manager for threads: limits, retries, groups, progress, cancellation |
-//! | [`redis`] | connections to Redis with a kick, publish/subscribe, streams |
+//! | `redis` | connections to Redis with a kick, publish/subscribe, streams (feature `celery`) |
 //! | [`transport`] | a connection as two halves and a kick: WebSocket over TCP and TLS; in memory for tests |
-//! | [`celery`] | a Celery client and a Celery worker over Redis |
+//! | `celery` | a Celery client and a Celery worker over Redis (feature `celery`) |
 //! | [`link`] | a connection that somebody owns: session, outbox, liveness, reconnect, server |
-//! | [`dispatch`] | where a validator's work runs: a pool of worker threads |
 //! | [`facilitator`], [`validator`], [`miner`], [`executor`] | the roles |
 //! | [`app`] | the process around a role: signals, settings, supervision, the local network |
 //! | [`cli`] | the commands of the binary |
@@ -67,11 +66,15 @@
 // What a library does not do: panic for want of a check, write to the terminal of its program, or end it.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::exit))]
 
+// By its name, so that unit tests share a file with `tests/`.
+#[cfg(test)]
+extern crate self as phalanx;
+
 pub mod app;
 pub mod base;
+#[cfg(feature = "celery")]
 pub mod celery;
 pub mod cli;
-pub mod dispatch;
 pub mod executor;
 pub mod facilitator;
 pub mod identity;
@@ -81,6 +84,7 @@ pub mod net;
 pub mod ops;
 pub mod proc;
 pub mod protocol;
+#[cfg(feature = "celery")]
 pub mod redis;
 pub mod store;
 pub mod tasks;

@@ -65,6 +65,18 @@ impl Stopping {
         Self { shutdown: shutdown.clone(), report: StopReport::default() }
     }
 
+    /// The beginning of a stop that no signal shortens: a test's, an example's, that of a part whose owner goes on.
+    pub fn alone() -> Self {
+        Self::new(&Shutdown::new())
+    }
+
+    /// A stop that is cancelled at once, of an owner that is dropped.
+    pub fn cancelled() -> Self {
+        let stopping = Self::alone();
+        stopping.shutdown.cancel();
+        stopping
+    }
+
     /// The signal that shortens the budgets.
     pub fn shutdown(&self) -> &Shutdown {
         &self.shutdown
@@ -105,9 +117,7 @@ impl Stopping {
 /// Runs the stop of an owner that is merely dropped, after it has cancelled and kicked its threads: they have
 /// [`CANCEL_BUDGET`] to end, and a straggler is logged and left behind.
 pub fn stop_dropped(work: impl FnOnce(&mut Step)) {
-    let cancelled = Shutdown::new();
-    cancelled.cancel();
-    Stopping::new(&cancelled).step("a dropped owner", CANCEL_BUDGET, work);
+    Stopping::cancelled().step("a dropped owner", CANCEL_BUDGET, work);
 }
 
 /// One step of a [`Stopping`].

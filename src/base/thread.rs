@@ -20,8 +20,12 @@ use super::lock::lock;
 use super::scope;
 use super::waits::{Activity, ActivitySlot, keep, waiting_unless_said};
 
-/// Linux cuts a thread's name here.
+/// Linux truncates a thread's name here.
 pub const NAME_BYTES_MAX: usize = 15;
+
+/// How long the drop of a [`Thread`] waits for its end. A kicked thread ends within milliseconds, so only a bug or a
+/// very busy machine comes near it.
+pub const DROP_BUDGET: Duration = Duration::from_secs(10);
 
 /// What interrupts the call that a thread blocks in.
 #[derive(Clone)]
@@ -184,8 +188,8 @@ pub enum JoinError<T> {
     Panicked(String),
 }
 
-/// An owned thread. Dropping it kicks it, if it still runs, and joins it without a deadline: owners call
-/// [`Thread::join_by`] instead.
+/// An owned thread. Dropping it kicks it, if it still runs, joins it within [`DROP_BUDGET`], and leaves it behind if it
+/// does not end; owners call [`Thread::join_by`] instead.
 #[must_use = "a thread is joined by the one that spawned it"]
 pub struct Thread<T> {
     name: String,
@@ -333,12 +337,18 @@ impl<T> Thread<T> {
 
 impl<T> Drop for Thread<T> {
     fn drop(&mut self) {
-        if self.handle.is_some() {
-            // What a thread that has ended was blocked in may be in others' use by now.
-            if !self.is_finished() {
-                self.kick.kick();
-            }
-            let _waiting = waiting_unless_said("a thread to end", None);
+        if self.handle.is_none() {
+            return;
+        }
+        // What a thread that has ended was blocked in may be in others' use by now.
+        if !self.is_finished() {
+            self.kick.kick();
+        }
+        let deadline = Instant::now() + DROP_BUDGET;
+        let _waiting = waiting_unless_said("a thread to end", Some(deadline));
+        if self.done.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
+            log::warn!("thread {} is left behind: it did not end when its owner was dropped", self.name);
+        } else {
             // The panic, if any, was logged by the thread itself.
             let _ = self.finish();
         }
@@ -348,10 +358,7 @@ impl<T> Drop for Thread<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(30)
-    }
+    use crate::base::wait::{far, until_some};
 
     #[test]
     fn a_thread_is_listed_in_its_group_until_joined() {
@@ -360,7 +367,7 @@ mod tests {
         let thread = spawn("t-listed", Kick::dropped("tx"), move || rx.recv().is_err());
         assert_eq!(group.live().iter().map(|t| t.name.as_str()).collect::<Vec<_>>(), ["t-listed"]);
         drop(tx);
-        assert!(thread.join_by(soon()).unwrap());
+        assert!(thread.join_by(far()).unwrap());
         assert!(group.live().is_empty());
     }
 
@@ -371,16 +378,16 @@ mod tests {
         let outer = spawn("t-outer", Kick::dropped("tx"), move || {
             spawn("t-inner", Kick::dropped("tx"), move || rx.recv().is_err())
         });
-        let inner = outer.join_by(soon()).unwrap();
+        let inner = outer.join_by(far()).unwrap();
         assert_eq!(group.live().len(), 1);
         drop(tx);
-        assert!(inner.join_by(soon()).unwrap());
+        assert!(inner.join_by(far()).unwrap());
     }
 
     #[test]
     fn a_panic_is_a_result() {
         let thread = spawn("t-panic", Kick::dropped("nothing"), || -> u32 { panic!("boom {}", 7) });
-        match thread.join_by(soon()) {
+        match thread.join_by(far()) {
             Err(JoinError::Panicked(message)) => assert_eq!(message, "boom 7"),
             other => panic!("expected a panic, got {other:?}"),
         }
@@ -420,20 +427,16 @@ mod tests {
         let group = Group::enter();
         let (tx, rx) = bounded::<()>(0);
         let inner = spawn("t-inner", Kick::dropped("tx"), move || rx.recv().is_err());
-        let by = soon();
+        let by = far();
         let outer = spawn("t-outer", Kick::dropped("the other"), move || inner.join_by(by).unwrap());
-        loop {
+        let activity = until_some("the outer thread waits for the inner", || {
             let live = group.live();
             let activity = live.iter().find(|thread| thread.name == "t-outer").unwrap().activity;
-            if activity.waits_for == Some("a thread to end") {
-                assert_eq!(activity.deadline, Some(by));
-                break;
-            }
-            assert!(Instant::now() < by, "{activity:?}");
-            std::thread::yield_now();
-        }
+            (activity.waits_for == Some("a thread to end")).then_some(activity)
+        });
+        assert_eq!(activity.deadline, Some(by));
         drop(tx);
-        assert!(outer.join_by(soon()).unwrap());
+        assert!(outer.join_by(far()).unwrap());
     }
 
     #[test]

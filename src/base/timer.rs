@@ -1,7 +1,8 @@
 //! One thread that runs short actions at given moments: kicks at deadlines, liveness checks, heartbeats.
 //!
-//! Owner: whoever holds the [`Timer`]. Blocks in: a condition variable, until the earliest deadline or for ever.
-//! Kick: dropping the owner's value, which latches `stopped`. Ends: when stopped; what was still due is dropped unrun.
+//! Owner: whoever holds the [`Timer`]. Blocks in: a condition variable, until the earliest deadline or for ever. Kick:
+//! stopping or dropping the owner's value, which latches `stopped`. Ends: when stopped; what was still due is dropped
+//! unrun.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -198,5 +199,16 @@ mod tests {
             drop(timer.handle().at(far, || {}));
         }
         assert!(lock(&timer.handle.0.state).due.len() <= 65);
+    }
+
+    #[test]
+    fn dropping_a_timer_stops_it() {
+        let group = Group::enter();
+        let timer = Timer::start();
+        let (tx, rx) = bounded::<()>(0);
+        let _never = timer.handle().at(Instant::now() + Duration::from_secs(3600), move || drop(tx));
+        drop(timer);
+        assert!(group.live().is_empty());
+        assert!(rx.try_recv().is_err_and(|error| error.is_disconnected()), "what was due is dropped unrun");
     }
 }

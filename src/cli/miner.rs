@@ -9,9 +9,10 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde_json::json;
 
+use super::announce::announce;
 use super::key::KeyArg;
+use super::tls;
 use super::values::{class_count, duration, listen_address};
-use super::{announce, tls};
 use crate::app::{exit, status, supervise};
 use crate::executor::RunnerKind;
 use crate::identity::{KeyPair, PublicKey};

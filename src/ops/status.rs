@@ -243,7 +243,6 @@ fn hide_secrets(value: &mut Value) {
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
-    use std::time::Duration;
 
     use crossbeam_channel::bounded;
 
@@ -254,9 +253,8 @@ mod tests {
     use crate::base::stop::Stopping;
     use crate::base::thread::{Kick, spawn};
     use crate::base::timer::Timer;
+    use crate::base::wait::{LONG, until_some};
     use crate::base::waits::waiting;
-
-    const LONG: Duration = Duration::from_secs(60);
 
     fn frame(timer: &Timer) -> Frame {
         Frame {
@@ -317,15 +315,9 @@ mod tests {
         let wanted = mutex.clone();
         let held = lock(&mutex);
         let thread = spawn("t-status-lock", Kick::dropped("the lock"), move || *lock(&wanted));
-        let limit = Instant::now() + LONG;
-        let waits = loop {
-            let seen = line(&frame.snapshot(), "t-status-lock");
-            if seen.waits_for.is_some() || Instant::now() >= limit {
-                break seen;
-            }
-            // Nothing tells of a thread that begins to wait for a lock.
-            Shutdown::new().wait(Duration::from_millis(1));
-        };
+        let waits = until_some("a thread that waits", || {
+            Some(line(&frame.snapshot(), "t-status-lock")).filter(|seen| seen.waits_for.is_some())
+        });
         assert_eq!((waits.waits_for.as_deref(), waits.left_seconds.is_some()), (Some("a lock"), true));
         drop(held);
         assert_eq!(thread.join_by(Instant::now() + LONG).unwrap(), 0);

@@ -17,9 +17,9 @@ const EXAMPLE: &str = "expected redis://[[user]:password@]host[:port][/database]
 pub struct RedisConfig {
     /// A name or an address.
     pub host: String,
-    /// 6379 unless told.
+    /// 6379 unless set.
     pub port: u16,
-    /// The number of the database: 0 unless told.
+    /// The number of the database: 0 unless set.
     pub db: u32,
     /// The user of an access list; without one, the default user.
     pub user: Option<String>,
@@ -27,7 +27,7 @@ pub struct RedisConfig {
     pub password: Option<Password>,
     /// Whom to trust, for TLS.
     pub tls: Option<ClientTls>,
-    /// What `CLIENT LIST` calls our connections: `phalanx` unless told.
+    /// What `CLIENT LIST` calls our connections: `phalanx` unless set.
     pub name: String,
     /// How long one request may take where its caller names no deadline, and how long a connection may be silent while
     /// an answer is due: 5 s.

@@ -232,15 +232,15 @@ impl Connection {
         // A name is a courtesy, so a user that may not set one is let in.
         self.reply()?;
         let (select, ping) = (self.reply()?, self.reply()?);
-        let said = |error: &redis::ServerError| said_of(error, config);
+        let reason = |error: &redis::ServerError| reason_of(error, config);
         let hello = match hello {
             Value::ServerError(error) => {
-                let (peer, said) = (self.peer.clone(), said(&error));
+                let (peer, reason) = (self.peer.clone(), reason(&error));
                 return Err(match error.code() {
-                    "ERR" | "NOPROTO" => RedisError::TooOld { peer, said },
+                    "ERR" | "NOPROTO" => RedisError::TooOld { peer, reason },
                     _ => RedisError::Auth {
                         peer,
-                        said: auth.as_ref().and_then(refusal).map_or(said, |e| said_of(e, config)),
+                        reason: auth.as_ref().and_then(refusal).map_or(reason, |e| reason_of(e, config)),
                     },
                 });
             }
@@ -255,7 +255,7 @@ impl Connection {
         for (reply, fatal) in [(auth, true), (Some(select), false), (Some(ping), false)] {
             let Some(error) = reply.as_ref().and_then(refusal) else { continue };
             match error.code() {
-                _ if fatal => return Err(RedisError::Auth { peer: self.peer.clone(), said: said(error) }),
+                _ if fatal => return Err(RedisError::Auth { peer: self.peer.clone(), reason: reason(error) }),
                 // Only a command that is not needed is refused to this user.
                 "NOPERM" => {}
                 _ => return Err(error.into()),
@@ -421,9 +421,9 @@ fn refusal(reply: &Value) -> Option<&redis::ServerError> {
 }
 
 /// What Redis said, without the password: some errors repeat what was sent.
-fn said_of(error: &redis::ServerError, config: &RedisConfig) -> String {
-    let said = RedisError::from(error).to_string().replace("Redis says ", "");
-    config.password.as_ref().map_or(said.clone(), |password| said.replace(password.secret(), "…"))
+fn reason_of(error: &redis::ServerError, config: &RedisConfig) -> String {
+    let reason = RedisError::from(error).to_string().replace("Redis says ", "");
+    config.password.as_ref().map_or(reason.clone(), |password| reason.replace(password.secret(), "…"))
 }
 
 impl ConnectionLike for Connection {

@@ -1,5 +1,6 @@
 //! The HTTP server over loopback: what it understands, what it refuses, and that it always stops.
 
+use crate::testkit::wait::{LONG, until};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
@@ -17,7 +18,6 @@ use phalanx::ops::health::PartState;
 use phalanx::ops::status::{Board, Frame, RoleState, Snapshot};
 
 /// Only a bug waits this long.
-const LONG: Duration = Duration::from_secs(30);
 
 struct Fixture {
     group: Group,
@@ -388,11 +388,7 @@ fn a_question_to_a_stuck_timer_does_not_hold_the_stop() {
     // The timer is asked once there is a promise that will be broken some day.
     let limit = Instant::now() + LONG;
     let asked = || pages.board.health.parts(limit).iter().any(|part| part.state == PartState::Stuck);
-    while !asked() {
-        assert!(Instant::now() < limit, "the timer was never asked");
-        // The promise has no event.
-        Shutdown::new().wait(Duration::from_millis(1));
-    }
+    until("the timer was asked", asked);
     assert!(pages.fixture.stop(LONG).is_clean());
     // Had it waited for the timer, the timer would be stuck.
     let mut answer = String::new();

@@ -1,13 +1,15 @@
 //! One deadline over every step of a dial, and a stop that frees each at once. The look-up, which cannot be made to
 //! hang from outside, has its test in `net::dial`.
 
+use crate::testkit::threads::NoThreads;
 use crate::testkit::transport as kit;
+use crate::testkit::wait::far;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
-use kit::{BlackHole, NoThreads, background, far, join, raw_server, read_head};
+use kit::{BlackHole, background, join, raw_server, read_head};
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::base::thread::{JoinError, Thread};
 use phalanx::transport::ws::WsDialer;

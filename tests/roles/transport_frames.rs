@@ -1,11 +1,12 @@
 //! Frames from peers that are not ours, right and wrong, byte by byte.
 
+use crate::testkit::threads::NoThreads;
 use crate::testkit::transport as kit;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use kit::{NoThreads, background, frame, join, raw_client_connected, raw_server_connected, read_frame, read_text};
+use kit::{background, frame, join, raw_client_connected, raw_server_connected, read_frame, read_text};
 use phalanx::transport::{Connection, Incoming, SocketLimits, TransportError};
 
 const TEXT: u8 = 0x81;

@@ -1,10 +1,12 @@
 //! Every place that a connection can block in, and what ends it.
 
+use crate::testkit::threads::NoThreads;
 use crate::testkit::transport as kit;
+use crate::testkit::wait::far;
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use kit::{NoThreads, Site, background, connected, far, join, raw_client, raw_client_connected, raw_server};
+use kit::{Site, background, connected, join, raw_client, raw_client_connected, raw_server};
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::base::thread::{JoinError, Thread};
 use phalanx::transport::ws::{WsDialer, WsListener};

@@ -3,12 +3,13 @@
 //! It is looked for in the virtual environment `$PHALANX_TEST_VENV` (default `target/venv`). Without it these tests say
 //! so and pass, unless `PHALANX_TEST_REQUIRE_ALL=1`.
 
+use crate::testkit::threads::NoThreads;
 use crate::testkit::transport as kit;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-use kit::{Certificates, NoThreads, accept, background, dial_ws, join, read_text};
+use kit::{Certificates, accept, background, dial_ws, join, read_text};
 use phalanx::transport::ws::{WsDialer, WsListener};
 use phalanx::transport::{Connection, Incoming, Listener, Refusal, SocketLimits, TransportError};
 
