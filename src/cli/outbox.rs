@@ -16,7 +16,7 @@ use crate::app::exit;
 use crate::ops::redact::{self, OneLine};
 use crate::store::StoreError;
 use crate::store::journal::{Change, Damage, Journal, Recovered};
-use crate::validator::record::{JobRecord, Update};
+use crate::validator::ledger::record::{JobRecord, Update};
 
 /// The arguments of `phalanx outbox`.
 #[derive(Debug, clap::Args)]

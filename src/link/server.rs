@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -146,7 +145,7 @@ impl Server {
     /// Closes every connection with `code` once its outbox is drained, all in parallel, and joins their threads.
     pub fn stop(mut self, step: &mut Step, code: u16, reason: &str) {
         self.stop_accepting(step);
-        self.stop.cancel();
+        self.stop.drain();
         let entries: Vec<Entry> = lock(&self.table).drain().map(|(_, entry)| entry).collect();
         for entry in &entries {
             entry.handle.close(code, reason, step.deadline());
@@ -268,7 +267,7 @@ impl Serve {
             }
             (self.route)(request)
         };
-        let accepted = pending.handshake(&self.config.socket, deadline, &self.stop, Level::Cancel, &mut decide);
+        let accepted = pending.handshake(&self.config.socket, deadline, &self.stop, Level::Drain, &mut decide);
         let (connection, request) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -276,13 +275,15 @@ impl Serve {
                 return;
             }
         };
-        let Self { id, handle, session, sink, .. } = self;
+        let Self { id, handle, session, sink, stop, .. } = self;
         sink(ServerEvent::Opened { id, handle: handle.clone(), request, peer });
-        let end = session::run(connection, &handle, &session, |_, arrival| {
+        // Registered before the session begins: a kick before that finds no connection.
+        let kick = connection.kick.clone();
+        let _stop = stop.on(Level::Cancel, move || kick.kick());
+        let end = session::run(connection, &handle, &session, |arrival| {
             if let Arrival::Text(text) = arrival {
                 sink(ServerEvent::Text { id, text });
             }
-            ControlFlow::Continue(())
         });
         sink(ServerEvent::Closed { id, end });
     }

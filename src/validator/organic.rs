@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::delivery::NotOnDisk;
+use super::ledger::NotOnDisk;
 use super::miner_client::{MinerClient, MinerEvent, NoEvent};
 use super::routing::{MinerAddress, NoMiner, Routing};
 use super::status::Outcome;

@@ -6,10 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::facilitator_client::{
-    ClientConfig, ClientError, ClientHandle, FacilitatorClient, JobHandler, RunningClient,
+use super::client::{
+    ClientConfig, ClientError, ClientHandle, FacilitatorClient, Job, JobHandler, LeftJob, RunningClient,
 };
-use super::job::{Job, LeftJob};
 use super::organic::{self, JobTimes, Miners};
 use super::remote::{DEFAULT_QUEUE, Front, FrontConfig, FrontStatus};
 use super::routing::MinerAddress;

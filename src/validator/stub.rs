@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::job::{Job, RunningJob};
+use super::client::{Job, RunningJob};
 use super::organic::stopping;
 use super::status::Outcome;
 use crate::base::lock::lock;

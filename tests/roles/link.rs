@@ -3,9 +3,7 @@
 
 use crate::testkit::transport as kit;
 use std::io::Write;
-use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
@@ -20,8 +18,7 @@ use phalanx::link::heartbeat::LivenessConfig;
 use phalanx::link::server::{Server, ServerConfig, ServerEvent};
 use phalanx::link::session::{self, Arrival, Beat, SessionConfig, SessionEnd, SessionHandle};
 use phalanx::link::{
-    Answer, Answered, Authenticate, Authenticated, Link, LinkConfig, LinkEvent, LinkState, OutboxLimits, Outgoing,
-    Refused,
+    About, Answered, Authenticate, Authenticated, Link, LinkConfig, LinkState, OutboxLimits, Outgoing, Refused, Text,
 };
 use phalanx::transport::memory::{self, DialFault, MemoryNet, Side, WIRE_BYTES};
 use phalanx::transport::{Connection, Incoming, SocketLimits};
@@ -29,6 +26,13 @@ use tungstenite::Utf8Bytes;
 
 const LONG: Duration = Duration::from_secs(30);
 const URL: &str = "ws://peer/x";
+
+type LinkEvent = phalanx::link::LinkEvent<Utf8Bytes, ()>;
+
+/// The peer's answers are `ack`.
+fn classify(text: Utf8Bytes) -> Text<Utf8Bytes, ()> {
+    if text.as_str() == "ack" { Text::Answer(About::Kept, ()) } else { Text::Message(text) }
+}
 
 struct Fixture {
     net: MemoryNet,
@@ -55,13 +59,9 @@ impl Fixture {
         let (tx, rx) = bounded(100_000);
         let authenticate = password.map(|password| Box::new(Password(password)) as Box<dyn Authenticate>);
         let timer = self.timer.as_ref().unwrap().handle();
-        let link = Link::start(config, Arc::new(self.net.dialer()), authenticate, timer, move |event| {
-            if !matches!(event, LinkEvent::Pause { .. }) {
-                // The receiver may be gone in a test that has seen enough.
-                drop(tx.send(event));
-            }
-        });
-        (link, rx)
+        let (_, link) = Link::new(config, Arc::new(self.net.dialer()), timer);
+        // The receiver may be gone in a test that has seen enough.
+        (link.start(authenticate, classify, move |event| drop(tx.send(event))), rx)
     }
 
     /// A server that answers `password` with `welcome`, anything else but `no-ack…` with `ack`, and tells what it got.
@@ -159,12 +159,13 @@ fn ready(events: &Receiver<LinkEvent>) {
 #[test]
 fn behind_an_unclear_answer_nothing_is_answered() {
     let link = Handover::new(OutboxLimits::default());
-    let specs = Outgoing { answer: Answer::OnError, ..Outgoing::once("specs") };
-    let (refused, loan) = link.offer([specs, Outgoing::acked("update")], |()| ());
+    let (refused, loan) = link.offer([Outgoing::newest(1, "specs"), Outgoing::kept(1, "update")], |()| ());
     assert!(refused.is_empty() && loan.is_none(), "nobody is connected");
     let epoch = link.attach((), false);
     assert!(matches!(link.next_work(epoch), Work::Batch { texts, .. } if texts.len() == 2));
-    assert_eq!(link.answered_all(epoch, [false, true]), [Answered::Unclear, Answered::Nothing]);
+    let answers = [(About::KeptOrNewest, "error"), (About::Kept, "success")];
+    assert_eq!(link.answered(answers), [Answered::Unclear("error")]);
+    assert_eq!(link.answered(answers), []);
     assert_eq!(link.unsent(), 1);
 }
 
@@ -233,25 +234,17 @@ fn nothing_is_lost_or_overtaken_through_cuts() {
     let mut rng = Rng::new(seed);
     let fixture = Fixture::new();
     let (server, got) = fixture.server();
-    let acked = Arc::new(AtomicUsize::new(0));
-    let (tx, handles) = bounded::<phalanx::link::LinkHandle>(1);
-    let link = {
-        let acked = acked.clone();
-        let mut handle = None;
-        let timer = fixture.timer.as_ref().unwrap().handle();
-        let authenticate = Some(Box::new(Password("password")) as Box<dyn Authenticate>);
-        Link::start(fixture.config(), Arc::new(fixture.net.dialer()), authenticate, timer, move |event| {
-            if let LinkEvent::Text { epoch, text } = event {
-                assert_eq!(text.as_str(), "ack");
-                let handle = handle.get_or_insert_with(|| handles.recv().unwrap());
-                let answered = handle.answered(epoch, true);
-                acked.fetch_add(usize::from(matches!(answered, Answered::Message(_))), Ordering::SeqCst);
-            }
-        })
-    };
-    tx.send(link.handle()).unwrap();
+    let (tx, answered) = bounded(MESSAGES);
+    let timer = fixture.timer.as_ref().unwrap().handle();
+    let authenticate = Some(Box::new(Password("password")) as Box<dyn Authenticate>);
+    let (handle, link) = Link::new(fixture.config(), Arc::new(fixture.net.dialer()), timer);
+    let link = link.start(authenticate, classify, move |event| {
+        if let LinkEvent::Answered(answers) = event {
+            answers.into_iter().for_each(|answer| tx.send(answer).unwrap());
+        }
+    });
     for n in 0..MESSAGES {
-        link.handle().send(Outgoing::acked(n.to_string())).unwrap();
+        handle.send(Outgoing::kept(n as u64, n.to_string())).unwrap();
         if rng.one_in(25) {
             if rng.one_in(2) {
                 fixture.net.fail_next(1, DialFault::Refused);
@@ -275,7 +268,9 @@ fn nothing_is_lost_or_overtaken_through_cuts() {
     }
     assert_eq!(first, (0..MESSAGES).collect::<Vec<_>>(), "seed {seed}");
     assert_eq!(stop_link(link, LONG).0, 0, "seed {seed}");
-    assert_eq!(acked.load(Ordering::SeqCst), MESSAGES, "seed {seed}");
+    let answered: Vec<_> = answered.try_iter().collect();
+    let all = (0..MESSAGES).map(|n| Answered::Message(Outgoing::kept(n as u64, n.to_string()), ()));
+    assert_eq!(answered, all.collect::<Vec<_>>(), "seed {seed}");
     stop_server(server);
 }
 
@@ -333,7 +328,7 @@ fn stop_while_the_peer_never_reads_ends_within_its_budget_and_counts() {
     let (link, events) = fixture.start(fixture.config(), None);
     ready(&events);
     for _ in 0..3 {
-        link.handle().send(Outgoing::acked("x")).unwrap();
+        link.handle().send(Outgoing::kept(0, "x")).unwrap();
     }
     let (unsent, took) = stop_link(link, Duration::from_millis(200));
     assert_eq!(unsent, 3);
@@ -457,7 +452,7 @@ fn a_stop_at_a_random_moment_always_ends() {
         for n in 0..rng.next_u64() % 2000 {
             if n % 10 == 0 {
                 // A full outbox is as good a moment to stop as any.
-                let _ = link.handle().send(Outgoing::acked("x"));
+                let _ = link.handle().send(Outgoing::kept(0, "x"));
             }
             std::hint::spin_loop();
         }
@@ -478,11 +473,10 @@ fn session(
     let config = SessionConfig { writer_name: "t-wr".to_owned(), liveness, beat: None };
     let handle = handle.clone();
     kit::background("t-session", move || {
-        session::run(connection, &handle, &config, |_, arrival| {
+        session::run(connection, &handle, &config, |arrival| {
             if let Arrival::Text(text) = arrival {
                 on_text(text);
             }
-            ControlFlow::Continue(())
         })
     })
 }

@@ -303,7 +303,7 @@ impl State {
             self.repeats += 1;
             return true;
         }
-        if let Some(last) = history.statuses.last().copied().filter(|last| place(*last) >= place(update.status)) {
+        if let Some(last) = history.statuses.last().filter(|last| !last.may_become(update.status)) {
             self.violations.push(format!("job {}: {} after {last}", update.uuid, update.status));
         }
         self.stored += 1;
@@ -445,10 +445,4 @@ impl Shared {
 
 fn error(kind: &str) -> ErrorItem {
     ErrorItem { msg: "by plan".to_owned(), kind: kind.to_owned(), help: String::new(), extra: Default::default() }
-}
-
-/// How far a status is.
-fn place(status: JobStatus) -> usize {
-    let steps = [S::Received, S::Accepted, S::ExecutorReady, S::VolumesReady, S::StreamingReady, S::ExecutionDone];
-    steps.iter().position(|step| *step == status).unwrap_or(usize::MAX)
 }

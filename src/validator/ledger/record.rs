@@ -6,11 +6,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use tungstenite::Utf8Bytes;
-
-use super::ledger::progress;
 use crate::identity::PublicKey;
 use crate::protocol::JobStatus;
+use crate::transport::Utf8Bytes;
 
 /// The first byte of a record, so that a later release can tell its own form.
 const FORM: u8 = 1;
@@ -94,7 +92,7 @@ impl JobRecord {
         }
         let revived = self.dead.len();
         self.updates.extend(self.dead.drain(..).map(|letter| letter.update));
-        self.updates.make_contiguous().sort_by_key(|update| progress(update.status));
+        self.updates.make_contiguous().sort_by_key(|update| update.status.rank());
         revived
     }
 
