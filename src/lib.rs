@@ -58,6 +58,8 @@
 //! ```
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
+// What a library does not do: panic for want of a check, write to the terminal of its program, or end it.
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::exit))]
 
 pub mod app;
 pub mod base;
@@ -71,6 +73,7 @@ pub mod link;
 pub mod miner;
 pub mod net;
 pub mod ops;
+pub mod proc;
 pub mod protocol;
 pub mod redis;
 pub mod store;

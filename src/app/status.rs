@@ -7,6 +7,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::supervise::Env;
+use crate::net::http::pages::pages;
 use crate::net::http::{HttpLimits, HttpRequest, HttpResponse, HttpServer};
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
@@ -40,7 +41,7 @@ pub fn serve(
         timer: env.timer.clone(),
         look: Box::new(look),
     };
-    let pages = frame.routes();
+    let pages = pages(frame);
     let handler = move |request: &HttpRequest| {
         pages(request)
             .unwrap_or_else(|| HttpResponse::text(404, "there is /healthz, /readyz, /metrics, /status.json\n"))

@@ -6,6 +6,7 @@ pub mod backoff;
 pub mod clock;
 pub mod drained;
 pub mod ids;
+#[cfg(any(test, feature = "test-util"))]
 pub mod leaks;
 pub mod limits;
 pub mod lock;

@@ -163,7 +163,7 @@ impl Shutdown {
         while self.level() < level {
             let left = match deadline {
                 Some(deadline) => deadline.saturating_duration_since(Instant::now()),
-                None => Duration::from_secs(3600),
+                None => Duration::MAX,
             };
             if left.is_zero() {
                 return false;

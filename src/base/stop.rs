@@ -102,6 +102,14 @@ impl Stopping {
     }
 }
 
+/// Runs the stop of an owner that is merely dropped, after it has cancelled and kicked its threads: they have
+/// [`CANCEL_BUDGET`] to end, and a straggler is logged and left behind.
+pub fn stop_dropped(work: impl FnOnce(&mut Step)) {
+    let cancelled = Shutdown::new();
+    cancelled.cancel();
+    Stopping::new(&cancelled).step("a dropped owner", CANCEL_BUDGET, work);
+}
+
 /// One step of a [`Stopping`].
 #[derive(Debug)]
 pub struct Step {

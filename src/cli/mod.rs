@@ -1,5 +1,7 @@
 //! The commands of the binary, one file each: flags to configuration, results to stdout, problems to stderr.
 
+#![allow(clippy::print_stdout, clippy::print_stderr)] // The commands are what talks to the terminal.
+
 use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -16,6 +16,7 @@ use super::{artifacts, specs};
 use crate::base::shutdown::Shutdown;
 use crate::base::waits::waiting;
 use crate::link::LinkHandle;
+use crate::proc::tool::ToolError;
 use crate::protocol::stages::{Stage, StageClock, Timing};
 use crate::protocol::{
     ExecutorToMiner, HordeFailureReason, Int, JobFailureReason, JobParticipantType, JobStage, MachineSpecs,
@@ -256,8 +257,8 @@ impl Job<'_> {
 
     fn run_error(&self, error: RunError, stage: JobStage) -> Failure {
         match error {
-            RunError::Cancelled(_) => self.cancelled(stage),
-            RunError::TimedOut(_) => self.timed_out(stage, error.to_string(), None),
+            RunError::Tool(ToolError::Cancelled(_)) => self.cancelled(stage),
+            RunError::Tool(ToolError::TimedOut(_)) => self.timed_out(stage, error.to_string(), None),
             // What the user asked for cannot be had: the job's failure, not the horde's.
             RunError::Spec(_) | RunError::Image { .. } => {
                 Failure::Job(Box::new(self.failure(JobFailureReason::DownloadFailed, stage, error.to_string(), None)))

@@ -15,6 +15,7 @@ pub mod driver;
 mod job;
 pub mod miner_client;
 pub mod output;
+pub mod run;
 pub mod runner;
 pub mod specs;
 mod transfer;

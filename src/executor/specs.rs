@@ -1,12 +1,13 @@
 //! What this machine is, in the shape that the Python executor reports it (`V0MachineSpecsRequest`).
 
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::runner::tool;
 use crate::base::shutdown::Shutdown;
+use crate::proc::tool;
 use crate::protocol::JsonMap;
 
 /// How long `nvidia-smi` may take; it can hang on a broken driver.
@@ -49,8 +50,9 @@ pub fn machine_specs(token: &Shutdown) -> JsonMap {
 
 fn gpus(token: &Shutdown) -> Result<Value, String> {
     let query = format!("--query-gpu={}", GPU_FIELDS.map(|(_, field)| field).join(","));
-    let args = [query.as_str(), "--format=csv,noheader,nounits"];
-    tool("nvidia-smi", "list the GPUs", &args, token, Instant::now() + GPU_TIME)
+    let mut command = Command::new("nvidia-smi");
+    command.args([query.as_str(), "--format=csv,noheader,nounits"]);
+    tool::output(command, "list the GPUs", token, Instant::now() + GPU_TIME)
         .map(|text| gpu_table(&text))
         .map_err(|error| error.to_string())
 }

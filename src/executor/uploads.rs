@@ -16,8 +16,8 @@ use zip::{CompressionMethod, ZipWriter};
 use super::transfer::Bounds;
 use super::workspace::{PathError, Workspace, relative, untrusted};
 use crate::base::shutdown::Shutdown;
+use crate::net::http::client::{Content, FilePart, HttpClient, HttpError, Response};
 use crate::protocol::{HttpOutputVolumeResponse, OutputUpload, SingleFileUpload, StrMap, ZipUpload};
-use crate::transport::http::{Content, FilePart, HttpClient, HttpError, Response};
 
 /// Bytes of one upload (the archive, a single file): 2 GiB, as on the Python executor.
 pub const UPLOAD_BYTES: u64 = 2 << 30;

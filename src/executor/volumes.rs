@@ -18,8 +18,8 @@ pub use self::hub::{Hub, REPOSITORY_BYTES};
 use super::transfer::Bounds;
 use super::workspace::{PathError, Workspace, relative};
 use crate::base::shutdown::Shutdown;
+use crate::net::http::client::{Headers, HttpClient, HttpError};
 use crate::protocol::{SingleVolume, Volume};
-use crate::transport::http::{Headers, HttpClient, HttpError};
 
 /// Bytes of one download (an archive, a single file): 2 GiB, as on the Python executor.
 pub const DOWNLOAD_BYTES: u64 = 2 << 30;

@@ -3,9 +3,9 @@
 use crate::identity::PublicKey;
 use crate::protocol::{ErrorItem, FacilitatorToValidator, Response, ResponseStatus};
 
-/// Close code after a bad signature (W-06).
+/// Close code after a bad signature.
 pub const CLOSE_SIGNATURE: u16 = 3000;
-/// Close code for a validator that is not, or no longer, known (W-06).
+/// Close code for a validator that is not, or no longer, known.
 pub const CLOSE_UNKNOWN: u16 = 3001;
 
 /// The frame of a response.

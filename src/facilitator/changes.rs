@@ -9,7 +9,7 @@ use crate::base::lock::lock;
 
 /// The waiters of all jobs; clones are the same list.
 #[derive(Debug, Clone, Default)]
-pub struct Changes(Arc<Mutex<Waiters>>);
+pub(super) struct Changes(Arc<Mutex<Waiters>>);
 
 #[derive(Debug, Default)]
 struct Waiters {
@@ -19,7 +19,7 @@ struct Waiters {
 
 /// A place in the list; dropping it leaves the list.
 #[derive(Debug)]
-pub struct Waiter {
+pub(super) struct Waiter {
     changes: Changes,
     uuid: String,
     id: u64,
@@ -29,16 +29,16 @@ pub struct Waiter {
 impl Changes {
     /// Waits for news of a job from now on. To miss none, the job is read after this.
     pub fn wait_for(&self, uuid: &str) -> Waiter {
-        let (tell, news) = bounded(1);
+        let (notify, news) = bounded(1);
         let mut waiters = lock(&self.0);
         let id = waiters.next;
         waiters.next += 1;
-        waiters.jobs.entry(uuid.to_owned()).or_default().push((id, tell));
+        waiters.jobs.entry(uuid.to_owned()).or_default().push((id, notify));
         Waiter { changes: self.clone(), uuid: uuid.to_owned(), id, news }
     }
 
     /// There is news of a job.
-    pub fn tell(&self, uuid: &str) {
+    pub fn notify(&self, uuid: &str) {
         for (_, waiter) in lock(&self.0).jobs.get(uuid).into_iter().flatten() {
             // A full channel holds news already.
             let _ = waiter.try_send(());
@@ -73,8 +73,8 @@ mod tests {
     fn news_reaches_those_who_wait_for_that_job() {
         let changes = Changes::default();
         let (one, two, other) = (changes.wait_for("a"), changes.wait_for("a"), changes.wait_for("b"));
-        changes.tell("a");
-        changes.tell("a");
+        changes.notify("a");
+        changes.notify("a");
         assert!(one.news().try_recv().is_ok() && two.news().try_recv().is_ok());
         assert!(one.news().try_recv().is_err() && other.news().try_recv().is_err());
         drop((one, two, other));

@@ -2,10 +2,9 @@
 
 use super::router::Frame;
 use crate::ops::metrics::{Counter, Gauge, Metrics};
-use crate::protocol::ValidatorToFacilitator;
 use crate::store::jobs::StatusOutcome;
 
-/// What the router's loop counts.
+/// What the router's thread counts.
 #[derive(Debug)]
 pub(super) struct Meters {
     pub sessions: Gauge,
@@ -52,13 +51,11 @@ impl Meters {
 
     pub fn frame(&self, frame: &Frame) {
         let kind = match frame {
+            Frame::Authentication(_) => 0,
+            Frame::Status(_) => 1,
+            Frame::Specs(_) => 2,
+            Frame::Heartbeat => 3,
             Frame::Bad(_) => 4,
-            Frame::Message(message) => match **message {
-                ValidatorToFacilitator::V0AuthenticationRequest(_) => 0,
-                ValidatorToFacilitator::V0JobStatusUpdate(_) => 1,
-                ValidatorToFacilitator::V0MachineSpecsUpdate(_) => 2,
-                ValidatorToFacilitator::V0Heartbeat(_) => 3,
-            },
         };
         self.frames[kind].inc();
     }

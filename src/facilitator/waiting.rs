@@ -11,7 +11,7 @@ const BYTES: usize = 256 << 20;
 
 /// The count; clones are the same.
 #[derive(Debug, Clone, Default)]
-pub struct Waiting(Arc<Counts>);
+pub(super) struct Waiting(Arc<Counts>);
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -21,7 +21,7 @@ struct Counts {
 
 /// A place among the waiting jobs; dropping it gives it back.
 #[derive(Debug)]
-pub struct Ticket {
+pub(super) struct Ticket {
     counts: Arc<Counts>,
     bytes: usize,
 }

@@ -1,7 +1,7 @@
 //! Bittensor hotkey files: one JSON object with the secret and the address of a key.
 //!
-//! The form is that of `bittensor-wallet`: `secretSeed`, `secretPhrase` and `privateKey` are strings of which any may be
-//! missing, `ss58Address` is the address, and `cryptoType`, where it is given, is 1 for sr25519.
+//! The form is that of `bittensor-wallet`: `secretSeed`, `secretPhrase` and `privateKey` are strings of which any may
+//! be missing, `ss58Address` is the address, and `cryptoType`, where it is given, is 1 for sr25519.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};

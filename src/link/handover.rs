@@ -17,8 +17,8 @@ use crate::base::waits::waiting;
 /// Texts that are written before one flush; a larger batch saves no further system calls.
 pub const BATCH_MESSAGES: usize = 64;
 
-/// Bytes that a sender may write in the writer's place: more may not fit into the socket, and would only be copied twice.
-/// It must be less than a connection's write buffer, beyond which a write sends, and blocks.
+/// Bytes that a sender may write in the writer's place: more may not fit into the socket, and would only be copied
+/// twice. It must be less than a connection's write buffer, beyond which a write sends, and blocks.
 const LOAN_BYTES: usize = 8 << 10;
 
 /// Messages that a sender may write in the writer's place; a crowd is worth the writer's waking.
@@ -122,9 +122,9 @@ impl<C> Handover<C> {
         }
     }
 
-    /// Puts messages into the outbox; gives back those that were refused. If the writer waits and what is inside is small,
-    /// the caller gets the texts and, by `borrow`, what it needs of the connection: it must write them at once and then
-    /// call [`Handover::give_back`]. Otherwise the writer is woken, once.
+    /// Puts messages into the outbox; gives back those that were refused. If the writer waits and what is inside is
+    /// small, the caller gets the texts and, by `borrow`, what it needs of the connection: it must write them at once
+    /// and then call [`Handover::give_back`]. Otherwise the writer is woken, once.
     pub fn offer<T>(
         &self,
         messages: impl IntoIterator<Item = Outgoing>,
@@ -154,8 +154,8 @@ impl<C> Handover<C> {
         self.wake_for_news(state);
     }
 
-    /// Matches answers of the peer with the messages that they are about, see [`Outbox::answered`]; nothing is given for
-    /// those behind an unclear one. Only the thread that reads the present connection calls this, between
+    /// Matches answers of the peer with the messages that they are about, see [`Outbox::answered`]; nothing is given
+    /// for those behind an unclear one. Only the thread that reads the present connection calls this, between
     /// [`Handover::attach`] and [`Handover::detach`]: an answer of another connection would count for a wrong message.
     pub fn answered<A>(&self, answers: impl IntoIterator<Item = (About, A)>) -> Vec<Answered<A>> {
         self.change(|state| {

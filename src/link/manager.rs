@@ -1,8 +1,8 @@
 //! A client's connection that comes back: dial, authenticate, run a session, back off, for ever.
 //!
-//! [`Link::new`] gives what others hold of a link before it runs, so that the role's code on the link's thread has it, too.
-//! The role gives the link its part of the authentication, and a classifier that reads each text: an answer is matched
-//! here with the message that it is about, anything else goes to the role as it was read.
+//! [`Link::new`] gives what others hold of a link before it runs, so that the role's code on the link's thread has it,
+//! too. The role gives the link its part of the authentication, and a classifier that reads each text: an answer is
+//! matched here with the message that it is about, anything else goes to the role as it was read.
 //!
 //! Owner: the [`Link`]. Its one thread dials, authenticates and then reads; the session's writer is the second.
 //! Blocks in: dial, read, the back-off wait, the role's code. Kick: the link's stop signal (dial, wait) and the
@@ -25,7 +25,7 @@ use crate::base::limits::DIAL_TIME;
 use crate::base::lock::lock;
 use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
-use crate::base::stop::Step;
+use crate::base::stop::{Step, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::base::waits::waiting;
@@ -140,8 +140,8 @@ pub enum LinkEvent<M, A = Infallible> {
     },
     /// A text arrived that is no answer.
     Message(M),
-    /// Answers that came together, in order, each with the message that it is about. Where it cannot be told which message
-    /// is answered, the connection is given up.
+    /// Answers that came together, in order, each with the message that it is about. Where it cannot be told which
+    /// message is answered, the connection is given up.
     Answered(Vec<Answered<A>>),
     /// The connection ended; the link will be back, unless it is stopping.
     Lost {
@@ -252,8 +252,8 @@ impl fmt::Debug for IdleLink {
 }
 
 impl IdleLink {
-    /// Starts the link's thread. The role's code runs on that thread: `authenticate` for each new connection, `classify`
-    /// for each text after that, `sink` for each event. While it blocks, the peer is slowed by TCP.
+    /// Starts the link's thread. The role's code runs on that thread: `authenticate` for each new connection,
+    /// `classify` for each text after that, `sink` for each event. While it blocks, the peer is slowed by TCP.
     ///
     /// The link lives until [`Link::stop`].
     pub fn start<M, A>(
@@ -278,16 +278,17 @@ impl IdleLink {
         let receiver = Receiver { handle: handle.clone(), classify, sink, answers: Vec::new() };
         let runner = Runner { handle: handle.clone(), stop: stop.clone(), dialer, authenticate, timer, receiver };
         let thread = spawn(name, kick, move || runner.run(&config));
-        Link { handle, stop, thread, timer: alarms, stop_alarm: None }
+        Link { handle, stop, thread: Some(thread), timer: alarms, stop_alarm: None }
     }
 }
 
-/// A running link. Dropping it without [`Link::stop`] breaks the connection, and joins.
+/// A running link. Dropping it without [`Link::stop`] breaks the connection and joins its threads.
 #[derive(Debug)]
 pub struct Link {
     handle: LinkHandle,
     stop: Shutdown,
-    thread: Thread<()>,
+    /// `None` once stopped.
+    thread: Option<Thread<()>>,
     timer: TimerHandle,
     stop_alarm: Option<Alarm>,
 }
@@ -323,8 +324,20 @@ impl Link {
     /// Stops and joins; gives the number of messages that the peer has not accepted.
     pub fn stop(mut self, step: &mut Step) -> usize {
         self.request_stop(step.deadline());
-        step.join(self.thread);
+        if let Some(thread) = self.thread.take() {
+            step.join(thread);
+        }
         self.handle.unsent()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        thread.kick();
+        stop_dropped(|step| {
+            step.join(thread);
+        });
     }
 }
 

@@ -7,8 +7,8 @@
 //! * [`manager`]: dial, authenticate, run a session, back off, for ever.
 //! * [`server`]: accept, one reader thread a connection, close all.
 //!
-//! `link` knows nothing of jobs or messages: it moves texts. Which text answers which message it finds out itself; that a
-//! text is an answer, the role's classifier says.
+//! `link` knows nothing of jobs or messages: it moves texts. Which text answers which message it finds out itself; that
+//! a text is an answer, the role's classifier says.
 
 pub mod handover;
 pub mod heartbeat;

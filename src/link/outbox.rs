@@ -4,8 +4,8 @@
 //! Answers carry no id and come in the order of the messages, so they match first in, first out.
 //!
 //! The message of the lowest [`Rank`] is written first, and among equals the oldest. A rank is the time of a message's
-//! birth plus its patience, so urgent messages go first and none starves: nothing that is born after a message's rank can
-//! pass it. Without ranks the outbox is a plain queue.
+//! birth plus its patience, so urgent messages go first and none starves: nothing that is born after a message's rank
+//! can pass it. Without ranks the outbox is a plain queue.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -17,8 +17,8 @@ use tungstenite::Utf8Bytes;
 pub enum Kind {
     /// Until it was written. The peer does not answer it.
     Once,
-    /// Until it was written, or until a newer one of the same slot takes its place in the queue. The peer answers it only
-    /// with an error.
+    /// Until it was written, or until a newer one of the same slot takes its place in the queue. The peer answers it
+    /// only with an error.
     Newest {
         /// The slot.
         slot: u64,
@@ -35,8 +35,8 @@ pub enum Kind {
 pub struct Rank(u64);
 
 impl Rank {
-    /// The rank of a message that was born at this time, in milliseconds, and that those born up to `patience` later may
-    /// pass.
+    /// The rank of a message that was born at this time, in milliseconds, and that those born up to `patience` later
+    /// may pass.
     pub fn new(born: u64, patience: Duration) -> Self {
         Self(born.saturating_add(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX)))
     }

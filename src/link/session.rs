@@ -2,8 +2,8 @@
 //!
 //! Owner: whoever calls [`run`]; the reader is the caller's thread, the writer a thread of its own that `run` joins.
 //! Blocks in: the reader in `read`, the writer on the outbox and in `write`. Kick: the connection's, which frees both.
-//! Ends: when the peer closes or is lost, when the liveness verdict is final, or when [`SessionHandle::close`] was asked
-//! for and the outbox is drained (or its deadline has passed).
+//! Ends: when the peer closes or is lost, when the liveness verdict is final, or when [`SessionHandle::close`] was
+//! asked for and the outbox is drained (or its deadline has passed).
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -130,8 +130,8 @@ impl SessionHandle {
         self.send_all([message]).pop().map_or(Ok(()), Err)
     }
 
-    /// Puts messages into the outbox; gives back those that were refused. Never blocks: on an idle connection the caller
-    /// itself writes as much as the system takes at once.
+    /// Puts messages into the outbox; gives back those that were refused. Never blocks: on an idle connection the
+    /// caller itself writes as much as the system takes at once.
     pub fn send_all(&self, messages: impl IntoIterator<Item = Outgoing>) -> Vec<Full> {
         let (refused, loan) = self.0.handover.offer(messages, |present| present.writer.clone());
         if let Some((texts, writer)) = loan {
@@ -149,8 +149,8 @@ impl SessionHandle {
         self.0.handover.answered(answers)
     }
 
-    /// Takes no more messages, sends those inside and waits for their answers, then closes; whatever is not done by `deadline`
-    /// is given up with a kick. Returns at once.
+    /// Takes no more messages, sends those inside and waits for their answers, then closes; whatever is not done by
+    /// `deadline` is given up with a kick. Returns at once.
     pub fn close(&self, code: u16, reason: &str, deadline: Instant) {
         let weak = Arc::downgrade(&self.0);
         let alarm = self.0.timer.at(deadline, move || kick_with(&weak, SessionEnd::CloseTimeout));
@@ -226,8 +226,8 @@ pub enum Arrival {
 /// Runs one connection until it ends. Blocks for the whole life of the connection; [`SessionHandle::close`] and
 /// [`SessionHandle::kick`] end it.
 ///
-/// `on_arrival` runs on the calling thread for every text, in order; while it blocks, the peer is slowed by TCP and does
-/// not count as silent. Its panic ends the session, and goes on to the caller.
+/// `on_arrival` runs on the calling thread for every text, in order; while it blocks, the peer is slowed by TCP and
+/// does not count as silent. Its panic ends the session, and goes on to the caller.
 pub fn run(
     connection: Connection,
     handle: &SessionHandle,

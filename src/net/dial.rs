@@ -21,6 +21,7 @@ use crate::base::limits::{
 use crate::base::shutdown::{KickRegistration, Level, Shutdown};
 use crate::base::thread::{JoinError, Kick, spawn};
 use crate::base::waits::waiting;
+use crate::net::address;
 
 /// Why no connection came about. Each may be tried again, except [`DialError::Cancelled`].
 #[derive(Debug, thiserror::Error)]
@@ -237,7 +238,7 @@ fn look_up(
     shutdown: &Shutdown,
     level: Level,
 ) -> Result<Vec<SocketAddr>, DialError> {
-    if let Ok(ip) = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+    if let Ok(ip) = address::without_brackets(host).parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, port)]);
     }
     let name = host.to_owned();

@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 use redis::{Cmd, ConnectionLike, FromRedisValue, PushKind, RedisResult, Value};
 use rustix::event::PollFlags;
 
+use super::byte_stream::Stream;
 use super::config::RedisConfig;
 use super::error::RedisError;
 use super::resp::Parser;
 use super::socket::{Inbox, Ready, poll};
-use super::tls::Stream;
 use super::wake::Wake;
 use crate::base::limits::{REDIS_PUSHES, REDIS_READ_BYTES};
 use crate::base::shutdown::{Level, Shutdown};

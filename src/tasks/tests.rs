@@ -93,12 +93,16 @@ pub(super) fn quick(tasks: &Tasks, options: impl Into<TaskOptions>) -> TaskHandl
 }
 
 #[test]
-fn the_readme_shows_the_example_that_is_tested() {
+fn the_docs_show_the_example_that_is_tested() {
     let doc = include_str!("mod.rs").lines().filter_map(|line| line.strip_prefix("//!"));
     let example = doc.skip_while(|line| !line.starts_with(" let manager")).take_while(|line| *line != " ```");
     let shown: Vec<&str> =
         example.filter(|line| !line.starts_with(" # ")).map(|line| line.get(1..).unwrap_or("")).collect();
-    assert!(shown.len() > 10 && include_str!("../../README.md").contains(&shown.join("\n")), "{}", shown.join("\n"));
+    assert!(
+        shown.len() > 10 && include_str!("../../docs/tasks.md").contains(&shown.join("\n")),
+        "{}",
+        shown.join("\n")
+    );
 }
 
 #[test]

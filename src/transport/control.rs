@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tungstenite::Bytes;
 
 use crate::base::lock::lock;
+use crate::base::text::truncated;
 
 /// Pings that are answered one by one while the writer is busy; of more, the newest ones are answered, as RFC 6455 (5.5.3)
 /// allows. 16 × 125 bytes.
@@ -67,11 +68,7 @@ impl Control {
 
 /// The longest prefix of `reason` that fits into a Close frame beside its code (RFC 6455, 5.5: 125 bytes in all).
 pub(super) fn fitting(reason: &str) -> &str {
-    let mut end = reason.len().min(123);
-    while !reason.is_char_boundary(end) {
-        end -= 1;
-    }
-    &reason[..end]
+    truncated(reason, 123)
 }
 
 #[cfg(test)]

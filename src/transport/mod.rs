@@ -1,7 +1,7 @@
 //! Connections as two halves: one thread reads, one writes, a kick frees both.
 //!
-//! [`ws`] carries them over TCP and TLS with the WebSocket protocol; [`memory`] within the process, with planned faults.
-//! Both are behind [`Dialer`] and [`Listener`], so whatever stands on them runs over either.
+//! [`ws`] carries them over TCP and TLS with the WebSocket protocol; `memory` (feature `test-util`) within the process, with
+//! planned faults. Both are behind [`Dialer`] and [`Listener`], so whatever stands on them runs over either.
 //!
 //! The rules of every implementation:
 //! * The reader never writes to the socket and never waits for the writer. What the peer is owed (a pong, the answer to its
@@ -18,11 +18,14 @@ pub use tungstenite::{Bytes, Utf8Bytes};
 
 use crate::base::limits;
 use crate::base::shutdown::{Level, Shutdown};
+pub use crate::net::USER_AGENT;
+use crate::net::http::head;
+pub use crate::net::tls::{ClientTls, ServerTls, TlsFileError};
 
 mod control;
 mod error;
 mod handshake;
-pub mod http;
+#[cfg(any(test, feature = "test-util"))]
 pub mod memory;
 mod proxy;
 mod reader;
@@ -34,11 +37,7 @@ pub mod ws;
 
 pub use error::TransportError;
 pub use proxy::Proxy;
-pub use tls::{ClientTls, ServerTls};
 pub use traffic::Traffic;
-
-/// What a client calls itself in every request, unless its caller gives another `User-Agent`.
-pub const USER_AGENT: &str = concat!("phalanx/", env!("CARGO_PKG_VERSION"));
 
 /// Bytes that a write half collects before it sends without being flushed: some 60 typical messages in one system call.
 pub const WRITE_BUFFER_BYTES: usize = 64 << 10;
@@ -327,7 +326,7 @@ pub struct HandshakeRequest {
 impl HandshakeRequest {
     /// The first header of that name, in any case.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+        head::first(&self.headers, name)
     }
 }
 

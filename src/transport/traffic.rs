@@ -19,7 +19,7 @@ impl Traffic {
     }
 
     /// Bytes that the system took for sending, which may still wait there; counted in parts of at most 256 KiB (over
-    /// [`memory`](super::memory) whole messages).
+    /// `memory` whole messages).
     pub fn written_bytes(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }

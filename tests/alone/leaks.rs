@@ -1,4 +1,5 @@
-//! The helper that finds what was left behind. Alone in its file, because other tests' threads and files would be found.
+//! The helper that finds what was left behind. Alone in its file, because other tests' threads and files would be
+//! found.
 
 #![cfg(target_os = "linux")]
 

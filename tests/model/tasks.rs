@@ -1,7 +1,7 @@
 //! Models of the end of a task: its worker, a cancel, a limit and those who wait for it.
 //!
-//! The cell is the shipped file, and the states are the library's. Who calls it is this file's: it follows `tasks::shared`
-//! and `tasks::task`, and says how those have to use the cell, not that they do.
+//! The cell is the shipped file, and the states are the library's. Who calls it is this file's: it follows
+//! `tasks::shared` and `tasks::task`, and says how those have to use the cell, not that they do.
 
 #[path = "../../src/tasks/cell.rs"]
 mod cell;
@@ -208,7 +208,8 @@ fn an_end_that_is_shown_before_the_table_knows_it_is_found() {
     assert!(found.contains("a waiter returns, and the task is"), "{found}");
 }
 
-/// A result is dropped by exactly one: by whoever waited, by whoever does not want it, or by whoever shows it to nobody.
+/// A result is dropped by exactly one: by whoever waited, by whoever does not want it, or by whoever shows it to
+/// nobody.
 #[test]
 fn a_result_that_nobody_wants_is_dropped_once_by_one_of_its_users() {
     static BY: [AtomicUsize; 3] = [const { AtomicUsize::new(0) }; 3];

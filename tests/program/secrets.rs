@@ -9,7 +9,7 @@ use std::time::Instant;
 use network::{ALICE, Network};
 use phalanx::base::shutdown::Shutdown;
 use phalanx::executor::driver::ExecutorConfig;
-use phalanx::transport::http::HttpClient;
+use phalanx::net::http::client::HttpClient;
 use process::{LONG, Running, phalanx, run};
 use rustix::process::Signal;
 

@@ -1,5 +1,5 @@
-//! The facilitator client against a facilitator that misbehaves by plan: nothing is lost, nothing is overtaken, refusals
-//! are told apart, and nothing that a caller does can hold the client up.
+//! The facilitator client against a facilitator that misbehaves by plan: nothing is lost, nothing is overtaken,
+//! refusals are told apart, and nothing that a caller does can hold the client up.
 
 use crate::testkit::roles;
 use crate::testkit::scripted_facilitator as scripted;

@@ -1,5 +1,5 @@
-//! Stopping the facilitator client: at random moments, and in each place where it can block. A stop ends within its budget,
-//! leaves no thread, and accounts for what it could not deliver.
+//! Stopping the facilitator client: at random moments, and in each place where it can block. A stop ends within its
+//! budget, leaves no thread, and accounts for what it could not deliver.
 
 use crate::testkit::roles;
 use crate::testkit::scripted_facilitator as scripted;

@@ -1,5 +1,5 @@
-//! A managed link over the in-memory transport: reconnect, authentication first, nothing lost or overtaken, and a stop test
-//! for each place where a link can block.
+//! A managed link over the in-memory transport: reconnect, authentication first, nothing lost or overtaken, and a stop
+//! test for each place where a link can block.
 
 use crate::testkit::transport as kit;
 use std::io::Write;
@@ -423,7 +423,8 @@ fn wait_until(done: impl Fn() -> bool) {
     }
 }
 
-/// The two threads of a link, the server's, cuts from outside, and a stop at a random moment: always ends, nothing left.
+/// The two threads of a link, the server's, cuts from outside, and a stop at a random moment: always ends, nothing
+/// left.
 #[test]
 fn a_stop_at_a_random_moment_always_ends() {
     let seed = Rng::from_entropy().next_u64();

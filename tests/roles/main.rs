@@ -13,6 +13,7 @@ mod executor_volumes;
 mod facilitator;
 mod facilitator_api;
 mod facilitator_client;
+mod facilitator_router;
 mod facilitator_sdk;
 mod facilitator_stop;
 mod journal;

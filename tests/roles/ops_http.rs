@@ -10,10 +10,11 @@ use phalanx::base::stop::{StopReport, Stopping};
 use phalanx::base::thread::Group;
 use phalanx::base::timer::Timer;
 use phalanx::net::dial::dial;
+use phalanx::net::http::pages::pages;
 use phalanx::net::http::{Handler, HttpLimits, HttpResponse, HttpServer};
 use phalanx::ops::errors::ErrorClass;
 use phalanx::ops::health::PartState;
-use phalanx::ops::status::{Board, Frame, Snapshot, State};
+use phalanx::ops::status::{Board, Frame, RoleState, Snapshot};
 
 /// Only a bug waits this long.
 const LONG: Duration = Duration::from_secs(30);
@@ -267,7 +268,7 @@ impl Pages {
                 serde_json::json!({"jobs": 7, "links": [{"why": "bad url \"ws://u:pass-word@h\""}]})
             }),
         };
-        let pages = frame.routes();
+        let pages = pages(frame);
         let handler: Handler =
             Arc::new(move |request| pages(request).unwrap_or_else(|| HttpResponse::text(404, "no page\n")));
         Self { board, stop, timer: Some(timer), fixture: Fixture::new(HttpLimits::default(), handler) }
@@ -307,7 +308,7 @@ fn the_pages_of_every_role() {
     assert_eq!(pages.get("/other").0, 404);
     assert!(pages.fixture.ask("POST /metrics HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 405 "));
     let now = pages.snapshot();
-    assert_eq!((now.role.as_str(), now.state, now.ready), ("test", State::Running, true));
+    assert_eq!((now.role.as_str(), now.state, now.ready), ("test", RoleState::Running, true));
     let shown = serde_json::json!({"jobs": 7, "links": [{"why": "bad url \"ws://…@h\""}]});
     assert_eq!(now.details, shown);
     assert!(now.threads.iter().any(|thread| thread.name == "t-http"), "{:?}", now.threads);
@@ -319,7 +320,7 @@ fn a_role_that_is_not_ready_says_why_on_every_page() {
     let pages = Pages::new();
     pages.board.health.down("store", "disk full");
     pages.board.errors.report(ErrorClass::Retry, "t-store", &"disk full");
-    assert_eq!(pages.snapshot().state, State::Starting);
+    assert_eq!(pages.snapshot().state, RoleState::Starting);
     pages.board.health.up("store");
     assert!(pages.snapshot().ready);
     pages.board.health.down("store", "disk full");
@@ -329,13 +330,13 @@ fn a_role_that_is_not_ready_says_why_on_every_page() {
     assert!(metrics.contains("phalanx_ready 0\n"), "{metrics}");
     assert!(metrics.contains("phalanx_errors_total{class=\"retry\",place=\"t-store\"} 1\n"), "{metrics}");
     let now = pages.snapshot();
-    assert_eq!((now.state, now.ready, now.errors[0].text.as_str()), (State::Running, false, "disk full"));
+    assert_eq!((now.state, now.ready, now.errors[0].text.as_str()), (RoleState::Running, false, "disk full"));
     pages.board.health.up("store");
     pages.stop.drain();
     let (status, why) = pages.get("/readyz");
     assert!(status == 503 && why == "the test takes no new work: it is draining\n", "{status} {why}");
     pages.stop.cancel();
-    assert_eq!(pages.snapshot().state, State::Stopped);
+    assert_eq!(pages.snapshot().state, RoleState::Stopped);
 }
 
 #[test]

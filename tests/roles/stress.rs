@@ -1,5 +1,5 @@
-//! Two seconds of the facilitator client under faults of every kind, or as long as `PHALANX_STRESS` says (as `60s`, `10m`,
-//! `2h`); in the end nothing is lost, overtaken or left, and nothing has grown.
+//! Two seconds of the facilitator client under faults of every kind, or as long as `PHALANX_STRESS` says (as `60s`,
+//! `10m`, `2h`); in the end nothing is lost, overtaken or left, and nothing has grown.
 //!
 //! `PHALANX_STRESS=60s cargo test --release --test stress -- --nocapture` shows the counts.
 

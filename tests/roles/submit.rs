@@ -146,8 +146,8 @@ struct Proxy {
 
 impl Proxy {
     fn start(target: std::net::SocketAddr) -> Self {
+        use phalanx::net::http::client::{Content, HttpClient};
         use phalanx::net::http::{HttpLimits, HttpResponse, HttpServer};
-        use phalanx::transport::http::{Content, HttpClient};
         let target = std::sync::Arc::new(std::sync::Mutex::new(target));
         let to = target.clone();
         let handler = move |request: &phalanx::net::http::HttpRequest| {

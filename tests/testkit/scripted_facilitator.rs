@@ -1,8 +1,8 @@
 //! A facilitator that keeps the history of each job as the real one does, and misbehaves by plan.
 //!
-//! A status is stored once for each job; a repeat is answered with `job.integrity_error`. Answers carry no id and come in
-//! order, so one that is withheld withholds all later ones of its connection, as on a wire that is about to break. Jobs
-//! that have not ended are asked for again on every new connection, so that requests get lost and doubled, too.
+//! A status is stored once for each job; a repeat is answered with `job.integrity_error`. Answers carry no id and come
+//! in order, so one that is withheld withholds all later ones of its connection, as on a wire that is about to break.
+//! Jobs that have not ended are asked for again on every new connection, so that requests get lost and doubled, too.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -68,8 +68,8 @@ type Rule<A, R> = Box<dyn Fn(A) -> R + Send + Sync>;
 /// Says what becomes of an update that has come so many times.
 type Judge = Box<dyn Fn(&V0JobStatusUpdate, usize) -> Reply + Send + Sync>;
 
-/// How the facilitator behaves; by default well. The rules run on the thread that reads the connection, so one that blocks
-/// is a facilitator that does not read.
+/// How the facilitator behaves; by default well. The rules run on the thread that reads the connection, so one that
+/// blocks is a facilitator that does not read.
 pub struct Plan {
     /// The HTTP status that refuses the upgrade of this connection, counted from 1.
     pub upgrade: Rule<usize, Option<u16>>,

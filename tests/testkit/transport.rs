@@ -30,8 +30,8 @@ pub fn join<T>(thread: Thread<T>) -> T {
     thread.join_by(far()).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// A certificate for `localhost` and 127.0.0.1 and one for `client.example`, with their keys, and the authority that signed
-/// both.
+/// A certificate for `localhost` and 127.0.0.1 and one for `client.example`, with their keys, and the authority that
+/// signed both.
 pub struct Certificates {
     folder: tempfile::TempDir,
 }

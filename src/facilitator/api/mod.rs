@@ -3,17 +3,17 @@
 //! | call | does |
 //! | --- | --- |
 //! | `GET auth/nonce` | `{nonce}`, good for five minutes and one login |
-//! | `POST auth/login` `{hotkey, signature, nonce}` | `{token}`; the signature, hex with or without `0x`, is over the nonce's text |
+//! | `POST auth/login` `{hotkey, signature, nonce}` | `{token}`; the signature (hex) is over the nonce's text |
 //! | `POST api/v1/job-docker/` | stores and sends a job signed in the `X-CH-*` headers; 201 with the job |
-//! | `GET api/v1/jobs/?page=1&page_size=10` | `{count, next, previous, results}`, the newest first, at most 256 a page |
+//! | `GET api/v1/jobs/?page=1&page_size=10` | `{count, next, previous, results}`, newest first, 256 a page at most |
 //! | `GET api/v1/jobs/{uuid}/` | one job |
 //! | `POST api/v1/cheated-job/` | tells the job's validator that a miner cheated; 503 while it is not connected |
 //!
 //! Everything under `api/` wants `Authorization: Bearer TOKEN`, and shows a user only his own jobs. Errors are
 //! `{"detail": …}`; 401 with `Token expired` makes the SDK log in again.
 //!
-//! An extra of ours: `GET api/v1/jobs/{uuid}/?wait=SECONDS&seen=N` answers as soon as the job's `status_history` has more than
-//! N entries, or after that many seconds (at most 30); so a client can follow a job without polling.
+//! An extra of ours: `GET api/v1/jobs/{uuid}/?wait=SECONDS&seen=N` answers as soon as the job's `status_history` has
+//! more than N entries, or after that many seconds (at most 30); so a client can follow a job without polling.
 
 pub mod submission;
 pub mod token;
@@ -22,7 +22,7 @@ pub mod view;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded, select};
 use serde_json::{Value, json};
@@ -30,10 +30,11 @@ use serde_json::{Value, json};
 use self::submission::Refusal;
 use self::token::Tokens;
 use super::changes::Changes;
-use super::route::Event;
-use super::router::{Dispatch, Router};
-use super::storage::{CallError, StoreHandle};
-use super::waiting::{Ticket, Waiting};
+use super::disk::{CallError, StoreHandle};
+use super::router::{Dispatch, RouterStatus};
+use super::router_thread::Event;
+use super::waiting::Waiting;
+use crate::base::clock::now;
 use crate::base::lock::lock;
 use crate::base::waits::waiting;
 use crate::identity::{PublicKey, Signature};
@@ -53,7 +54,8 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 pub(super) struct Api {
     pub store: StoreHandle,
     pub events: Sender<Event>,
-    pub router: Arc<Mutex<Router<Ticket>>>,
+    /// What the router was like after its last input.
+    pub router: Arc<Mutex<RouterStatus>>,
     pub changes: Changes,
     pub tokens: Mutex<Tokens>,
     pub users: Arc<Mutex<HashSet<PublicKey>>>,
@@ -109,8 +111,8 @@ fn json_text(status: u16, text: String) -> HttpResponse {
 }
 
 /// Seconds since 1970.
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
+fn unix_seconds() -> u64 {
+    now().wall.as_secs()
 }
 
 impl Api {
@@ -134,12 +136,12 @@ impl Api {
     }
 
     fn nonce(&self) -> Answer {
-        let nonce = lock(&self.tokens).nonce(unix_now());
+        let nonce = lock(&self.tokens).nonce(unix_seconds());
         Ok(HttpResponse::json(200, &json!({ "nonce": nonce })))
     }
 
     fn login(&self, request: &HttpRequest) -> Answer {
-        let now = unix_now();
+        let now = unix_seconds();
         let body: Value = serde_json::from_slice(&request.body).unwrap_or(Value::Null);
         let (Some(hotkey), Some(signature), Some(nonce)) =
             (body["hotkey"].as_str(), body["signature"].as_str(), body["nonce"].as_str())
@@ -173,7 +175,7 @@ impl Api {
         let token = token
             .ok_or_else(|| Problem(401, "log in first: the header Authorization: Bearer is missing".to_owned()))?;
         let user =
-            lock(&self.tokens).user(token.trim(), unix_now()).map_err(|error| Problem(401, error.to_string()))?;
+            lock(&self.tokens).user(token.trim(), unix_seconds()).map_err(|error| Problem(401, error.to_string()))?;
         match PublicKey::from_ss58(&user) {
             Ok(user) if lock(&self.users).contains(&user) => Ok(user),
             _ => Err(Problem(403, format!("{user} is not a user of this facilitator any more"))),
@@ -196,7 +198,7 @@ impl Api {
         let uuid = uuid::Uuid::new_v4().to_string();
         let submission = submission::job(&request.body, signature, user, &uuid)?;
         let validator = submission.validator;
-        if !lock(&self.router).knows(&validator) {
+        if !lock(&self.router).validators.contains(&validator) {
             return Err(Problem(
                 400,
                 format!("target_validator_hotkey: {validator} is not a validator of this facilitator"),
@@ -211,7 +213,7 @@ impl Api {
             user: user.to_ss58(),
             validator: validator.to_ss58(),
             request: submission.text.clone(),
-            created_at: protocol::DateTime::from(SystemTime::now()).unix_micros(),
+            created_at: now().unix_micros(),
         };
         let job_time = submission.job_time;
         let dispatch = Dispatch { uuid: uuid.clone(), validator, text: submission.text, job_time, ticket };

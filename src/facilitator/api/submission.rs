@@ -1,7 +1,7 @@
 //! What users post, as the messages that go to the validator. Pure.
 //!
-//! The message carries the user's signature as it came. It is checked against the message itself, which is what the validator
-//! checks too, so whatever passes here passes there.
+//! The message carries the user's signature as it came. It is checked against the message itself, which is what the
+//! validator checks too, so whatever passes here passes there.
 
 use std::time::Duration;
 

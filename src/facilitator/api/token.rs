@@ -1,7 +1,7 @@
 //! Nonces and tokens of the job API: who signed a fresh nonce gets a token. Pure apart from the secret's file.
 //!
-//! Both are made with one secret and carry their own expiry, so nothing is kept for clients that never come back; only the
-//! nonces of successful logins are remembered until they expire, so that each serves once.
+//! Both are made with one secret and carry their own expiry, so nothing is kept for clients that never come back; only
+//! the nonces of successful logins are remembered until they expire, so that each serves once.
 
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};

@@ -1,7 +1,8 @@
 //! A kept job as the JSON that the official SDK reads. Pure.
 //!
-//! The SDK takes the last entry of `status_history` for the job's status and knows no status `unknown`. So the history holds
-//! what led to the job's end and nothing behind it; late and unknown statuses are listed apart, in `other_statuses`.
+//! The SDK takes the last entry of `status_history` for the job's status and knows no status `unknown`. So the history
+//! holds what led to the job's end and nothing behind it; late and unknown statuses are listed apart, in
+//! `other_statuses`.
 
 use crate::protocol::json::{Style, Writer};
 use crate::protocol::{DateTime, FacilitatorToValidator, JobStatus, JobStatusMetadata, StrMap, V2JobRequest};

@@ -1,4 +1,5 @@
-//! Jobs that a validator has taken up and that have not ended: when each was last heard of, and when that is too long ago.
+//! Jobs that a validator has taken up and that have not ended: when each was last heard of, and when that is too long
+//! ago.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};

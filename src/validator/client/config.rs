@@ -15,8 +15,8 @@ use crate::transport::ws::WsDialer;
 use crate::transport::{ClientTls, Dialer};
 use crate::validator::ledger::{LedgerLimits, RetryPolicies};
 
-/// How often the facilitator hears from us, unless the configuration says otherwise; it counts us as connected for three
-/// minutes after each.
+/// How often the facilitator hears from us, unless the configuration says otherwise; it counts us as connected for
+/// three minutes after each.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(60);
 
 /// What a client needs.

@@ -1,4 +1,5 @@
-//! The routing of what the facilitator sends. It runs on the link's thread, and blocks on no job, no signature, no disk.
+//! The routing of what the facilitator sends. It runs on the link's thread, and blocks on no job, no signature, no
+//! disk.
 
 use std::sync::Arc;
 

@@ -26,14 +26,14 @@ use crate::validator::status::{Outcome, empty};
 /// How long a job waits for the disk before it goes on without.
 const DISK_TIME: Duration = Duration::from_secs(5);
 
-/// What becomes of the jobs that the facilitator sends. Called on a thread that checks signatures; while it blocks, others
-/// wait there, and beyond a limit are turned away as `busy`. The connection never waits for it.
+/// What becomes of the jobs that the facilitator sends. Called on a thread that checks signatures; while it blocks,
+/// others wait there, and beyond a limit are turned away as `busy`. The connection never waits for it.
 pub trait JobHandler: Send + Sync + 'static {
     /// A job, with a good signature of a signer that may sign for us.
     fn job(&self, job: Job);
 
-    /// A job that an earlier process had begun and not ended, before the client connects. Unless somebody goes on with it, it
-    /// ends as `horde_failed`.
+    /// A job that an earlier process had begun and not ended, before the client connects. Unless somebody goes on with
+    /// it, it ends as `horde_failed`.
     fn left(&self, job: LeftJob) {
         drop(job);
     }
@@ -50,7 +50,8 @@ impl<F: Fn(Job) + Send + Sync + 'static> JobHandler for F {
     }
 }
 
-/// Runs the handler; its panic is the end of what it was called for, not of the thread. A job says so itself when dropped.
+/// Runs the handler; its panic is the end of what it was called for, not of the thread. A job says so itself when
+/// dropped.
 pub(super) fn guarded(what: &str, call: impl FnOnce()) {
     if let Err(payload) = catch_unwind(AssertUnwindSafe(call)) {
         log::error!("the handler of a {what} panicked: {}", panic_message(payload.as_ref()));
@@ -123,8 +124,8 @@ pub(in crate::validator) fn end_text(uuid: &str, outcome: Outcome) -> (JobStatus
         return (status, text);
     }
     let why = format!(
-        "the job ended, but its result cannot be passed on: a message has at most {FACILITATOR_LINK_MESSAGE_BYTES} bytes, \
-         this one has {}",
+        "the job ended, but its result cannot be passed on: a message has at most {FACILITATOR_LINK_MESSAGE_BYTES} \
+         bytes, this one has {}",
         text.len()
     );
     log::error!("job {uuid}: {why}");
@@ -244,7 +245,8 @@ impl RunningJob {
         &self.inner.request
     }
 
-    /// Blocks until everything reported so far is on disk, so that the job is known whatever happens; see [`Ticket::wait`].
+    /// Blocks until everything reported so far is on disk, so that the job is known whatever happens; see
+    /// [`Ticket::wait`].
     ///
     /// # Errors
     /// [`NotOnDisk`]; the job may go on.

@@ -1,7 +1,7 @@
 //! The client of a facilitator: a connection that comes back, jobs in, updates out, nothing lost.
 //!
-//! Its life is in its types: a [`FacilitatorClient`] is inert, a [`RunningClient`] runs, a [`StopReport`] is what is left
-//! of it. Only a running client gives handles, so nothing can be sent by one that was never started:
+//! Its life is in its types: a [`FacilitatorClient`] is inert, a [`RunningClient`] runs, a [`StopReport`](crate::base::stop::StopReport) is what is
+//! left of it. Only a running client gives handles, so nothing can be sent by one that was never started:
 //!
 //! ```compile_fail,E0599
 //! # use phalanx::validator::{ClientConfig, FacilitatorClient};
@@ -32,8 +32,8 @@
 //! * `authentication`: what the link says first.
 //!
 //! Owner: whoever holds the [`RunningClient`]. Threads: `val-fac-rd` reads and routes (it never blocks on a job, a
-//! signature or a disk), `val-fac-wr` writes, `val-check-n` check signatures and call the handler, `val-store` keeps the
-//! updates on disk, `timer`. Each ends in [`RunningClient::stop`], in that of its drop at the latest.
+//! signature or a disk), `val-fac-wr` writes, `val-check-n` check signatures and call the handler, `val-store` keeps
+//! the updates on disk, `timer`. Each ends in [`RunningClient::stop`], in that of its drop at the latest.
 
 pub mod config;
 pub mod handle;
@@ -79,8 +79,8 @@ pub use running::RunningClient;
 /// far we run ahead of it.
 const ACK_WINDOW: usize = 1024;
 
-/// The facilitator closes with this when our signature is bad; trying again soon does not make it better. Its 3001, for a
-/// validator that it does not know, asks to wait and retry, and gets the usual back-off.
+/// The facilitator closes with this when our signature is bad; trying again soon does not make it better. Its 3001, for
+/// a validator that it does not know, asks to wait and retry, and gets the usual back-off.
 const BAD_SIGNATURE: u16 = 3000;
 
 /// A client that does nothing yet.

@@ -64,9 +64,9 @@ impl RunningClient {
     }
 
     /// Stops in order: no new jobs, running jobs end (at three quarters of the budget their stop signal is raised), the
-    /// last updates are answered, the connection closes, all threads are joined. Blocks for the budget, the kicks' grace
-    /// and 5 s for a slow disk at most. Updates that nobody answered are counted, and with a state folder kept for the
-    /// next start.
+    /// last updates are answered, the connection closes, all threads are joined. Blocks for the budget, the kicks'
+    /// grace and 5 s for a slow disk at most. Updates that nobody answered are counted, and with a state folder kept
+    /// for the next start.
     pub fn stop(mut self, budget: Duration) -> StopReport {
         let mut stopping = Stopping::new(&Shutdown::new());
         self.stop_all(&mut stopping, budget);

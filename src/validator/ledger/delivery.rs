@@ -204,8 +204,8 @@ impl Delivery {
         self.update_by(job, status, text, Instant::now())
     }
 
-    /// As [`Delivery::update`], but waits for room until `deadline`: the facilitator makes some by answering others. A stop
-    /// that cancels the jobs ends the wait.
+    /// As [`Delivery::update`], but waits for room until `deadline`: the facilitator makes some by answering others. A
+    /// stop that cancels the jobs ends the wait.
     ///
     /// # Errors
     /// [`UpdateError`]; then nothing was accepted.

@@ -1,8 +1,8 @@
 //! The disk of the ledger: what an earlier process left is read, and what changes is written.
 //!
-//! Owner: [`crate::validator::RunningClient`]. The thread `val-store` writes what has changed since it last looked, all in
-//! one transaction (group commit), then lets those updates leave. Blocks in: its condition, and the disk. Kick: closing
-//! the queue. Ends: when closed and everything is written.
+//! Owner: [`crate::validator::RunningClient`]. The thread `val-store` writes what has changed since it last looked, all
+//! in one transaction (group commit), then lets those updates leave. Blocks in: its condition, and the disk. Kick:
+//! closing the queue. Ends: when closed and everything is written.
 
 use std::path::Path;
 use std::sync::PoisonError;
@@ -26,8 +26,8 @@ use crate::store::journal::{Change, Journal};
 const WRITE_RETRY: Duration = Duration::from_secs(1);
 
 /// A ledger that keeps its updates under `folder`, or in memory only. What an earlier process left there is taken over,
-/// and what it had not sent leaves by `link` first; what becomes of a job that it had begun and not ended is the caller's
-/// to say, see [`Delivery::open_jobs`].
+/// and what it had not sent leaves by `link` first; what becomes of a job that it had begun and not ended is the
+/// caller's to say, see [`Delivery::open_jobs`].
 ///
 /// # Errors
 /// [`StoreError`], if the folder cannot be used.

@@ -3,7 +3,8 @@
 //!
 //! * Inside a job the order is strict: an update leaves when the one before it was accepted (or given up), through
 //!   retries, reconnects and restarts. Across jobs, terminal statuses go first; the rest ages, so that nothing starves.
-//! * An update leaves only when it is on disk: with the operating system for a step, with the disk for a terminal status.
+//! * An update leaves only when it is on disk: with the operating system for a step, with the disk for a terminal
+//!   status.
 //! * An update is deleted when the facilitator has answered it. One that is refused is tried again for a while, alone:
 //!   only its own job waits for it. Then it is a dead letter, kept with the reason.
 //! * A job moves forward only, and ends once.
@@ -58,7 +59,8 @@ pub struct RetryPolicies {
 }
 
 impl Default for RetryPolicies {
-    /// Not found: 0.5 s to 10 s, for 2 minutes. Steps: 1 s to 10 s, for 15 s. Terminal statuses: 1 s to 60 s, for 10 minutes.
+    /// Not found: 0.5 s to 10 s, for 2 minutes. Steps: 1 s to 10 s, for 15 s. Terminal statuses: 1 s to 60 s, for 10
+    /// minutes.
     fn default() -> Self {
         let policy = |base, cap, give_up_after| RetryPolicy {
             base: Duration::from_millis(base),
@@ -371,8 +373,8 @@ impl Ledger {
         }
     }
 
-    /// A report that the miner of a job cheated: the miner, if the report is the first for the job. A report counts once,
-    /// because its signature does not age and whoever has seen it could punish the miner with it for ever.
+    /// A report that the miner of a job cheated: the miner, if the report is the first for the job. A report counts
+    /// once, because its signature does not age and whoever has seen it could punish the miner with it for ever.
     ///
     /// # Errors
     /// Why the report changes nothing, in words.
@@ -465,8 +467,8 @@ impl Ledger {
         !self.dirty.is_empty() || !self.forgotten.is_empty()
     }
 
-    /// The rows that have changed. The caller writes them, then calls [`Ledger::written`], and [`Ledger::synced`] if the
-    /// batch asks for it; or [`Ledger::unwritten`] if that fails.
+    /// The rows that have changed. The caller writes them, then calls [`Ledger::written`], and [`Ledger::synced`] if
+    /// the batch asks for it; or [`Ledger::unwritten`] if that fails.
     pub fn batch(&mut self) -> Batch {
         let mut batch = Batch { version: self.version, ..Batch::default() };
         for number in std::mem::take(&mut self.dirty) {
@@ -877,7 +879,8 @@ mod tests {
                         wire.extend(ledger.retry(moment(now).mono).into_iter().map(on_wire));
                     }
                     10 => {
-                        // The connection is lost: what was on its way may have arrived, but the answer has not; it goes again.
+                        // The connection is lost: what was on its way may have arrived, but the answer has not; it goes
+                        // again.
                         for (job, status) in wire.iter().take((rng.next_u64() % 3) as usize) {
                             store(&mut stored, *job, status, seed);
                         }

@@ -1,7 +1,7 @@
 //! What is known of one job, and its form on disk. Pure.
 //!
-//! A record is one row of the journal: everything that must outlive the process for this job. Numbers are little-endian,
-//! texts are a length and UTF-8; times are milliseconds since 1970.
+//! A record is one row of the journal: everything that must outlive the process for this job. Numbers are
+//! little-endian, texts are a length and UTF-8; times are milliseconds since 1970.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

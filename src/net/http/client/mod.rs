@@ -20,9 +20,9 @@ use ureq::unversioned::transport::{Connector, RustlsConnector};
 use ureq::{Agent, AsSendBody, Body as UreqBody, SendBody, Timeout};
 
 use self::connector::{KickedConnector, NoResolver};
-use super::USER_AGENT;
 use crate::base::rng::Rng;
 use crate::base::shutdown::Shutdown;
+use crate::net::USER_AGENT;
 
 /// Bytes of an answer that is kept in memory: 10 MiB, the limit of the Python uploader.
 pub const ANSWER_BYTES: u64 = 10 << 20;

@@ -1,9 +1,9 @@
-//! Bytes to a request's head, and the borders of its chunks. Pure.
+//! What a request asks of the server, and the borders of its chunks. Pure.
 
 use httparse::Status;
 
-/// Headers of one request; a browser sends some 20.
-const HEADERS: usize = 100;
+use super::head::{HEADERS, Headers, RequestHead, all, first, has_token};
+use crate::net::percent;
 
 /// Bytes of one chunk's size line with its extensions, which nobody uses.
 const CHUNK_LINE_BYTES: usize = 256;
@@ -28,56 +28,38 @@ pub(super) enum Framing {
     Chunked,
 }
 
-/// Everything before the body.
+/// What a request's head asks of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Head {
+pub(super) struct Request {
     pub method: String,
     pub path: String,
     pub query: Vec<(String, String)>,
-    pub headers: Vec<(String, String)>,
+    pub headers: Headers,
     pub framing: Framing,
     pub keep_alive: bool,
     pub expects_continue: bool,
 }
 
 /// Reads a head from the beginning of `bytes`; gives it with its length, or `None` if more bytes are needed.
-pub(super) fn head(bytes: &[u8]) -> Result<Option<(Head, usize)>, Refused> {
-    let mut slots = [httparse::EMPTY_HEADER; HEADERS];
-    let mut request = httparse::Request::new(&mut slots);
-    let length = match request.parse(bytes) {
-        Ok(Status::Partial) => return Ok(None),
-        Ok(Status::Complete(length)) => length,
-        Err(httparse::Error::TooManyHeaders) => {
-            return Err(Refused::new(431, format!("more than {HEADERS} headers")));
-        }
-        Err(httparse::Error::Version) => return Err(Refused::new(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")),
-        Err(error) => return Err(Refused::new(400, format!("this is not an HTTP request: {error}"))),
-    };
-    let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
-        return Err(Refused::new(400, "this is not an HTTP request: its first line is not complete"));
-    };
-    let headers: Vec<(String, String)> = request
-        .headers
-        .iter()
-        .map(|h| (h.name.to_owned(), String::from_utf8_lossy(h.value).trim().to_owned()))
-        .collect();
-    let all = |name: &'static str| {
-        headers.iter().filter(move |(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
-    };
-    let has = |name, token: &str| all(name).flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case(token));
-    if version == 1 && all("host").count() != 1 {
+pub(super) fn head(bytes: &[u8]) -> Result<Option<(Request, usize)>, Refused> {
+    let parsed = RequestHead::parse(bytes).map_err(|error| match error {
+        httparse::Error::TooManyHeaders => Refused::new(431, format!("more than {HEADERS} headers")),
+        httparse::Error::Version => Refused::new(505, "only HTTP/1.0 and HTTP/1.1 are spoken here"),
+        error => Refused::new(400, format!("this is not an HTTP request: {error}")),
+    })?;
+    let Some((RequestHead { method, target, is_1_1, headers }, length)) = parsed else { return Ok(None) };
+    if is_1_1 && all(&headers, "host").count() != 1 {
         return Err(Refused::new(400, "an HTTP/1.1 request has exactly one Host header"));
     }
-    let expects_continue = match all("expect").next() {
+    let expects_continue = match first(&headers, "expect") {
         None => false,
         Some(value) if value.eq_ignore_ascii_case("100-continue") => true,
         Some(value) => return Err(Refused::new(417, format!("cannot do what is expected: {value}"))),
     };
-    let (path, query) = target_parts(target)?;
-    let framing = framing(all("transfer-encoding").collect(), all("content-length").collect())?;
-    let keep_alive = version == 1 && !has("connection", "close");
-    let head = Head { method: method.to_owned(), path, query, framing, keep_alive, expects_continue, headers };
-    Ok(Some((head, length)))
+    let (path, query) = target_parts(&target)?;
+    let framing = framing(all(&headers, "transfer-encoding").collect(), all(&headers, "content-length").collect())?;
+    let keep_alive = is_1_1 && !has_token(&headers, "connection", "close");
+    Ok(Some((Request { method, path, query, framing, keep_alive, expects_continue, headers }, length)))
 }
 
 /// A request with two contradicting lengths is refused, never guessed at: a proxy before us may have guessed otherwise.
@@ -103,29 +85,14 @@ fn target_parts(target: &str) -> Result<(String, Vec<(String, String)>), Refused
     };
     let bad = || Refused::new(400, format!("{target:?} is not a path with percent-encoded UTF-8"));
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let path = decode(path, false).ok_or_else(bad)?;
+    let path = percent::decode_text(path).ok_or_else(bad)?;
+    // In a query, as in a form, + is a space.
+    let decode = |text: &str| percent::decode_text(&text.replace('+', " "));
     let query = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        Some((decode(name, true)?, decode(value, true)?))
+        Some((decode(name)?, decode(value)?))
     });
     Ok((path, query.collect::<Option<_>>().ok_or_else(bad)?))
-}
-
-/// Undoes percent-encoding, and in a query also `+` for a space; `None` if it is broken.
-fn decode(text: &str, plus_is_space: bool) -> Option<String> {
-    let mut bytes = text.bytes();
-    let mut out = Vec::with_capacity(text.len());
-    while let Some(byte) = bytes.next() {
-        out.push(match byte {
-            b'%' => {
-                let digit = |b: u8| char::from(b).to_digit(16);
-                (digit(bytes.next()?)? * 16 + digit(bytes.next()?)?) as u8
-            }
-            b'+' if plus_is_space => b' ',
-            other => other,
-        });
-    }
-    String::from_utf8(out).ok()
 }
 
 /// Reads a chunk's size line from the beginning of `bytes`: the line's length and the chunk's, or `None` for more bytes.
@@ -142,7 +109,7 @@ pub(super) fn chunk_size(bytes: &[u8]) -> Result<Option<(usize, u64)>, Refused> 
 mod tests {
     use super::*;
 
-    fn parsed(text: &str) -> Head {
+    fn parsed(text: &str) -> Request {
         let (head, length) = head(text.as_bytes()).unwrap().unwrap();
         assert_eq!(length, text.len());
         head

@@ -1,6 +1,16 @@
-use super::*;
-use crate::identity::KeyPair;
-use crate::protocol::{FacilitatorToValidator, V0Heartbeat};
+//! The facilitator's decisions, without threads, sockets or clocks.
+
+use std::time::{Duration, Instant};
+
+use phalanx::base::ids::SessionId;
+use phalanx::base::now::Now;
+use phalanx::facilitator::router::{Action, Change, Dispatch, Frame, Input, Router, RouterConfig, job_time};
+use phalanx::identity::KeyPair;
+use phalanx::protocol::{
+    FacilitatorToValidator, HordeFailureReason, JobParticipantType, JobStatus, JobStatusMetadata,
+    V0AuthenticationRequest, V0Heartbeat, V0JobStatusUpdate, V0MachineSpecsUpdate, ValidatorToFacilitator,
+};
+use phalanx::store::jobs::StatusOutcome;
 
 const S: Duration = Duration::from_secs(1);
 const CONFIG: RouterConfig = RouterConfig {
@@ -26,21 +36,57 @@ impl Fixture {
         Self { router: Router::new(CONFIG, [alice.public()]), start: Instant::now(), seconds: 0, alice }
     }
 
-    fn at(&self) -> Moment {
-        Moment { now: self.start + self.seconds * S, unix_micros: i64::from(self.seconds) * 1_000_000 }
+    fn now(&self) -> Now {
+        let since = self.seconds * S;
+        Now { mono: self.start + since, wall: since }
+    }
+
+    fn handle(&mut self, input: Input<()>) -> Vec<Action> {
+        self.router.handle(input, self.now())
+    }
+
+    /// What the router asks for, in short.
+    fn brief(&mut self, input: Input<()>) -> Vec<String> {
+        let brief = |action: Action| match action {
+            Action::Close(id, code, _) => format!("close {id} {code}"),
+            Action::Store(Change::Specs(specs)) => format!("specs {} {}", specs.miner, specs.specs),
+            Action::Store(Change::Status { status, .. }) => format!("store {} {}", status.uuid, status.status),
+            Action::Send(id, text) => match FacilitatorToValidator::decode(&text) {
+                Ok(FacilitatorToValidator::Response(response)) => {
+                    format!("{id} {}", response.errors.first().map_or("success", |error| error.kind.as_str()))
+                }
+                _ => format!("{id} {text}"),
+            },
+        };
+        self.handle(input).into_iter().map(brief).collect()
     }
 
     fn open(&mut self) -> SessionId {
         let id = SessionId::fresh();
-        let now = self.at().now;
-        self.router.opened(now, id, "peer".to_owned(), "v".to_owned());
+        let opened = Input::Opened { id, peer: "peer".to_owned(), version: "v".to_owned() };
+        assert_eq!(self.brief(opened), [""; 0]);
         id
     }
 
     fn say(&mut self, id: SessionId, message: impl Into<ValidatorToFacilitator>) -> Vec<String> {
-        let at = self.at();
-        self.router.frame(at, id, Frame::Message(Box::new(message.into())));
-        self.did()
+        self.text(id, &message.into().encode())
+    }
+
+    fn text(&mut self, id: SessionId, text: &str) -> Vec<String> {
+        self.brief(Input::Frame(id, Frame::read(text)))
+    }
+
+    fn stored(&mut self, id: SessionId, outcome: Option<StatusOutcome>) -> Vec<String> {
+        self.brief(Input::Stored { session: Some(id), outcome, ended: None })
+    }
+
+    fn ended(&mut self, uuid: &str) {
+        let ended = Input::Stored { session: None, outcome: None, ended: Some(uuid.to_owned()) };
+        assert_eq!(self.brief(ended), [""; 0]);
+    }
+
+    fn validators(&mut self, known: &[&KeyPair]) -> Vec<String> {
+        self.brief(Input::SetValidators(known.iter().map(|key| key.public()).collect()))
     }
 
     fn authenticated(&mut self) -> (SessionId, Vec<String>) {
@@ -54,40 +100,28 @@ impl Fixture {
     }
 
     fn dispatch(&mut self, uuid: &str) -> Vec<String> {
-        let now = self.at().now;
         let text = format!("job {uuid}");
         let validator = self.alice.public();
-        self.router.dispatch(now, Dispatch { uuid: uuid.to_owned(), validator, text, job_time: JOB_TIME, ticket: () });
-        self.did()
+        let uuid = uuid.to_owned();
+        self.brief(Input::Dispatch(Dispatch { uuid, validator, text, job_time: JOB_TIME, ticket: () }))
+    }
+
+    fn resume(&mut self, job_time: Duration, silent_for: Duration) {
+        let (uuid, validator) = ("1".to_owned(), self.alice.public());
+        assert_eq!(self.brief(Input::Resume { uuid, validator, job_time, silent_for }), [""; 0]);
     }
 
     fn close(&mut self, id: SessionId) -> Vec<String> {
-        let now = self.at().now;
-        self.router.closed(now, id);
-        self.did()
+        self.brief(Input::Closed(id))
     }
 
     fn after(&mut self, seconds: u32) -> Vec<String> {
         self.seconds += seconds;
-        let at = self.at();
-        self.router.tick(at);
-        self.did()
+        self.brief(Input::Tick)
     }
 
-    /// What was asked for since the last time, in short.
-    fn did(&mut self) -> Vec<String> {
-        let brief = |action: Action| match action {
-            Action::Close(id, code, _) => format!("close {id} {code}"),
-            Action::Store(Change::Specs(specs)) => format!("specs {} {}", specs.miner, specs.specs),
-            Action::Store(Change::Status { status, .. }) => format!("store {} {}", status.uuid, status.status),
-            Action::Send(id, text) => match FacilitatorToValidator::decode(&text) {
-                Ok(FacilitatorToValidator::Response(response)) => {
-                    format!("{id} {}", response.errors.first().map_or("success", |error| error.kind.as_str()))
-                }
-                _ => format!("{id} {text}"),
-            },
-        };
-        self.router.take_actions().into_iter().map(brief).collect()
+    fn waiting_jobs(&mut self) -> usize {
+        self.router.status().waiting_jobs
     }
 }
 
@@ -97,15 +131,12 @@ fn answers_wait_for_the_store_and_keep_their_order() {
     let (id, _) = f.authenticated();
     assert_eq!(f.update(id, "a", JobStatus::Received), ["store a received"]);
     assert_eq!(f.update(id, "b", JobStatus::Received), ["store b received"]);
-    let at = f.at();
-    f.router.frame(at, id, Frame::Bad(answers::not_authenticated()));
+    assert_eq!(f.text(id, "no message"), [""; 0]);
     assert_eq!(f.say(id, V0AuthenticationRequest::sign(&f.alice.clone())), [""; 0]);
     assert!(!f.router.is_settled());
-    f.router.stored(id, Some(StatusOutcome::Stored));
-    assert_eq!(f.did(), [format!("{id} success")]);
-    f.router.stored(id, Some(StatusOutcome::Duplicate));
-    let rest = ["job.integrity_error", "auth.not_authenticated", "auth.already_authenticated"];
-    assert_eq!(f.did(), rest.map(|kind| format!("{id} {kind}")));
+    assert_eq!(f.stored(id, Some(StatusOutcome::Stored)), [format!("{id} success")]);
+    let rest = ["job.integrity_error", "json_invalid", "auth.already_authenticated"];
+    assert_eq!(f.stored(id, Some(StatusOutcome::Duplicate)), rest.map(|kind| format!("{id} {kind}")));
     assert!(f.router.is_settled());
     assert_eq!(f.say(id, V0Heartbeat), [""; 0]);
 }
@@ -116,10 +147,8 @@ fn a_status_that_cannot_be_stored_is_not_answered() {
     let (id, _) = f.authenticated();
     f.update(id, "a", JobStatus::Received);
     f.update(id, "b", JobStatus::Received);
-    f.router.stored(id, None);
-    assert_eq!(f.did(), [format!("close {id} 1011")]);
-    f.router.stored(id, Some(StatusOutcome::Stored));
-    assert_eq!(f.did(), [""; 0]);
+    assert_eq!(f.stored(id, None), [format!("close {id} 1011")]);
+    assert_eq!(f.stored(id, Some(StatusOutcome::Stored)), [""; 0]);
     assert_eq!(f.update(id, "c", JobStatus::Received), [""; 0], "a closing session is not looked at");
 }
 
@@ -154,10 +183,10 @@ fn a_silent_connection_is_closed_in_time_and_an_authenticated_one_is_not() {
     let mut f = Fixture::new();
     let silent = f.open();
     f.authenticated();
-    assert_eq!(f.router.next_deadline(), Some(f.start + 30 * S));
+    assert_eq!(f.router.next_wake(), Some(f.start + 30 * S));
     assert_eq!(f.after(29), [""; 0]);
     assert_eq!(f.after(1), [format!("{silent} auth.not_authenticated"), format!("close {silent} 3000")]);
-    assert_eq!(f.router.next_deadline(), None);
+    assert_eq!(f.router.next_wake(), None);
 }
 
 #[test]
@@ -176,7 +205,7 @@ fn a_job_goes_to_the_newest_session_and_again_until_it_is_received() {
     f.update(old, "2", JobStatus::Rejected);
     f.update(old, "3", JobStatus::Received);
     assert_eq!(f.close(old), [""; 0]);
-    assert_eq!(f.router.waiting_jobs(), 0);
+    assert_eq!(f.waiting_jobs(), 0);
     assert_eq!(f.after(60), [""; 0], "no received job is given up");
 }
 
@@ -184,32 +213,31 @@ fn a_job_goes_to_the_newest_session_and_again_until_it_is_received() {
 fn only_its_own_validator_receives_a_job() {
     let mut f = Fixture::new();
     let bob = KeyPair::from_uri("//Bob").unwrap();
-    f.router.set_validators([f.alice.public(), bob.public()]);
+    let alice = f.alice.clone();
+    assert_eq!(f.validators(&[&alice, &bob]), [""; 0]);
     let id = f.open();
     f.say(id, V0AuthenticationRequest::sign(&bob));
     f.dispatch("1");
     assert_eq!(f.update(id, "1", JobStatus::Received), ["store 1 received"], "the store says job.not_found");
-    assert_eq!(f.router.waiting_jobs(), 1);
+    assert_eq!(f.waiting_jobs(), 1);
 }
 
 #[test]
 fn a_job_nobody_takes_up_ends_as_horde_failed_by_the_facilitator() {
     let mut f = Fixture::new();
     f.dispatch("alone");
-    let at = |f: &mut Fixture, seconds| {
+    let after = |f: &mut Fixture, seconds| {
         f.seconds += seconds;
-        let at = f.at();
-        f.router.tick(at);
-        f.router.take_actions()
+        f.handle(Input::Tick)
     };
     for (uuid, said) in [("alone", "was not connected"), ("ignored", "did not acknowledge it")] {
-        let actions = at(&mut f, 60);
+        let actions = after(&mut f, 60);
         let message = own_failure(&actions, uuid);
         assert!(message.contains(said) && message.contains("60s"), "{message}");
         f.authenticated();
         f.dispatch("ignored");
     }
-    assert_eq!(f.router.waiting_jobs(), 1, "the one that was just dispatched");
+    assert_eq!(f.waiting_jobs(), 1, "the one that was just dispatched");
 }
 
 /// The message of a job that the facilitator itself has ended.
@@ -235,25 +263,24 @@ fn a_received_job_of_which_nothing_more_is_heard_ends_as_horde_failed() {
     let (id, _) = f.authenticated();
     f.update(id, "1", JobStatus::Accepted);
     let bob = KeyPair::from_uri("//Bob").unwrap();
-    f.router.set_validators([f.alice.public(), bob.public()]);
+    let alice = f.alice.clone();
+    assert_eq!(f.validators(&[&alice, &bob]), [""; 0]);
     let other = f.open();
     f.say(other, V0AuthenticationRequest::sign(&bob));
     f.after(999);
     f.update(other, "1", JobStatus::Accepted);
-    assert_eq!(f.router.next_deadline(), Some(f.at().now + S), "another validator has no say in it");
+    assert_eq!(f.router.next_wake(), Some(f.now().mono + S), "another validator has no say in it");
     f.seconds += 1;
-    let at = f.at();
-    f.router.tick(at);
-    let message = own_failure(&f.router.take_actions(), "1");
+    let message = own_failure(&f.handle(Input::Tick), "1");
     assert_eq!(message, format!("validator {} has said nothing of the job for 1000s", f.alice.public()));
     // Until it is known to be stored, it is tried again.
     assert_eq!(f.after(999), [""; 0]);
     assert_eq!(f.after(1), ["store 1 horde_failed"]);
-    f.router.ended("1");
-    assert_eq!(f.router.next_deadline(), None);
+    f.ended("1");
+    assert_eq!(f.router.next_wake(), None);
     // Late statuses are stored (as late ones), and watch nothing.
     assert_eq!(f.update(id, "1", JobStatus::ExecutorReady), ["store 1 executor_ready"]);
-    assert_eq!(f.router.next_deadline(), None);
+    assert_eq!(f.router.next_wake(), None);
 }
 
 #[test]
@@ -264,27 +291,26 @@ fn a_job_is_watched_until_its_end_is_stored() {
     f.dispatch("1");
     f.update(id, "1", JobStatus::Completed);
     // The database fails; the validator sends it again, unless it is gone by then.
-    f.router.stored(id, None);
-    f.did();
+    f.stored(id, None);
     assert_eq!(f.after(999), [""; 0]);
-    assert_eq!(f.router.next_deadline(), Some(f.at().now + S));
-    f.router.ended("1");
-    f.router.ended("1");
-    assert_eq!(f.router.next_deadline(), None);
+    assert_eq!(f.router.next_wake(), Some(f.now().mono + S));
+    f.ended("1");
+    f.ended("1");
+    assert_eq!(f.router.next_wake(), None);
 }
 
 #[test]
 fn a_job_of_before_a_restart_has_the_rest_of_its_time_and_at_least_the_margin() {
     let mut f = Fixture::new();
-    let (start, alice) = (f.start, f.alice.public());
+    let start = f.start;
     for (silent, left) in [(0, 1000), (600, 400), (800, 300), (1_000_000, 300)] {
-        f.router.resume(start, "1".to_owned(), alice, JOB_TIME, silent * S);
-        assert_eq!(f.router.next_deadline(), Some(start + left * S), "{silent}");
+        f.resume(JOB_TIME, silent * S);
+        assert_eq!(f.router.next_wake(), Some(start + left * S), "{silent}");
     }
     assert_eq!(f.after(299), [""; 0]);
     assert_eq!(f.after(1), ["store 1 horde_failed"]);
-    f.router.resume(start, "1".to_owned(), alice, Duration::MAX, S);
-    assert!(f.router.next_deadline() > Some(start + 3_000_000_000 * S), "limits beyond every clock are bounded");
+    f.resume(Duration::MAX, S);
+    assert!(f.router.next_wake() > Some(start + 3_000_000_000 * S), "limits beyond every clock are bounded");
 }
 
 #[test]
@@ -309,20 +335,23 @@ fn a_ghost_gets_nothing_until_it_beats_again() {
     f.update(id, "1", JobStatus::Received);
     f.after(1);
     assert_eq!(f.dispatch("2"), [""; 0]);
-    let (now, validator) = (f.at().now, f.alice.public());
-    assert!(!f.router.send_once(now, validator, "cheat".to_owned()));
-    assert!(!f.router.sessions(now)[0].live);
+    let (now, validator) = (f.now().mono, f.alice.public());
+    let cheat = || Input::SendOnce { validator, text: "cheat".to_owned() };
+    assert!(!f.router.reaches(validator, now));
+    assert_eq!(f.brief(cheat()), [""; 0]);
+    assert!(!f.router.status().sessions[0].is_live(now));
     assert_eq!(f.say(id, V0Heartbeat), [format!("{id} job 2")]);
-    assert!(f.router.send_once(now, validator, "cheat".to_owned()));
-    assert_eq!(f.did(), [format!("{id} cheat")]);
+    assert!(f.router.reaches(validator, now));
+    assert!(f.router.status().sessions[0].is_live(now));
+    assert_eq!(f.brief(cheat()), [format!("{id} cheat")]);
 }
 
 #[test]
 fn a_removed_validator_is_disconnected() {
     let mut f = Fixture::new();
     let (id, _) = f.authenticated();
-    f.router.set_validators([]);
-    assert_eq!(f.did(), [format!("close {id} 3001")]);
+    assert_eq!(f.validators(&[]), [format!("close {id} 3001")]);
+    assert!(f.router.status().validators.is_empty());
     assert_eq!(f.dispatch("1"), [""; 0]);
 }
 
@@ -337,4 +366,31 @@ fn specs_are_filed_and_not_answered() {
         batch_id: "b".to_owned(),
     };
     assert_eq!(f.say(id, specs), [r#"specs miner {"cpu":1}"#]);
+}
+
+#[test]
+fn after_a_stop_no_frame_is_taken_and_what_was_taken_is_answered() {
+    let mut f = Fixture::new();
+    let (id, _) = f.authenticated();
+    f.update(id, "a", JobStatus::Received);
+    assert_eq!(f.brief(Input::Stop), [""; 0]);
+    assert_eq!(f.update(id, "b", JobStatus::Received), [""; 0]);
+    assert!(!f.router.is_settled());
+    assert_eq!(f.stored(id, Some(StatusOutcome::Stored)), [format!("{id} success")]);
+    assert!(f.router.is_settled());
+}
+
+#[test]
+fn the_status_names_all_sessions_the_oldest_first() {
+    let mut f = Fixture::new();
+    let (old, _) = f.authenticated();
+    f.seconds += 5;
+    let new = f.open();
+    let status = f.router.status();
+    let now = f.now().mono;
+    let seen: Vec<_> = status.sessions.iter().map(|s| (s.id, s.validator, s.is_live(now), now - s.opened)).collect();
+    assert_eq!(seen, [(old, Some(f.alice.public()), true, 5 * S), (new, None, false, 0 * S)]);
+    f.close(old);
+    f.close(new);
+    assert!(f.router.status().sessions.is_empty());
 }

@@ -14,6 +14,7 @@ use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, LazyBu
 use crate::base::limits::DIAL_TIME;
 use crate::base::shutdown::{KickRegistration, Level, Shutdown};
 use crate::base::waits::waiting;
+use crate::net::deadline::by;
 use crate::net::dial::{DialError, dial};
 
 /// Dials and ties the connection to the shutdown signal.
@@ -66,12 +67,14 @@ impl Transport for KickedTransport {
         let end = end_of(timeout);
         let mut rest = &self.buffers.output()[..amount];
         while !rest.is_empty() {
-            self.stream.set_write_timeout(left(end, timeout)?)?;
-            let _waiting = waiting("an HTTP server to read", end);
-            match self.stream.write(rest) {
-                Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
-                Ok(n) => rest = &rest[n..],
-                Err(error) => again_or_error(error, timeout)?,
+            let written = by(end, |left| {
+                self.stream.set_write_timeout(Some(left))?;
+                let _waiting = waiting("an HTTP server to read", Some(end));
+                self.stream.write(rest)
+            });
+            match written.map_err(|error| broken(error, timeout))? {
+                0 => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+                n => rest = &rest[n..],
             }
         }
         Ok(())
@@ -79,17 +82,15 @@ impl Transport for KickedTransport {
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
         let end = end_of(timeout);
-        loop {
-            self.stream.set_read_timeout(left(end, timeout)?)?;
-            let _waiting = waiting("an HTTP server's answer", end);
-            match self.stream.read(self.buffers.input_append_buf()) {
-                Ok(n) => {
-                    self.buffers.input_appended(n);
-                    return Ok(n > 0);
-                }
-                Err(error) => again_or_error(error, timeout)?,
-            }
-        }
+        let Self { stream, buffers, .. } = self;
+        let received = by(end, |left| {
+            stream.set_read_timeout(Some(left))?;
+            let _waiting = waiting("an HTTP server's answer", Some(end));
+            stream.read(buffers.input_append_buf())
+        });
+        let n = received.map_err(|error| broken(error, timeout))?;
+        self.buffers.input_appended(n);
+        Ok(n > 0)
     }
 
     fn is_open(&mut self) -> bool {
@@ -98,21 +99,16 @@ impl Transport for KickedTransport {
     }
 }
 
-/// The moment at which a call must end; none if it has no limit.
-fn end_of(timeout: NextTimeout) -> Option<Instant> {
-    Instant::now().checked_add(*timeout.after)
+/// The moment at which a call must end; a request without a limit has a year.
+fn end_of(timeout: NextTimeout) -> Instant {
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+    Instant::now() + (*timeout.after).min(YEAR)
 }
 
-fn left(end: Option<Instant>, timeout: NextTimeout) -> Result<Option<Duration>, ureq::Error> {
-    let left = end.map(|end| end.saturating_duration_since(Instant::now()));
-    if left.is_some_and(|left| left.is_zero()) { Err(ureq::Error::Timeout(timeout.reason)) } else { Ok(left) }
-}
-
-fn again_or_error(error: io::Error, timeout: NextTimeout) -> Result<(), ureq::Error> {
+fn broken(error: io::Error, timeout: NextTimeout) -> ureq::Error {
     match error.kind() {
-        io::ErrorKind::Interrupted => Ok(()),
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Err(ureq::Error::Timeout(timeout.reason)),
-        _ => Err(error.into()),
+        io::ErrorKind::TimedOut => ureq::Error::Timeout(timeout.reason),
+        _ => error.into(),
     }
 }
 

@@ -1,26 +1,32 @@
-//! Who is connected, which job goes to which session, and what is answered in which order. Pure: no thread, no socket, no
-//! clock; it takes the moment and says what to do.
+//! Who is connected, which job goes to which session, and what is answered in which order. Pure: no thread, no socket,
+//! no clock; it takes what happened and the moment, and says what to do.
 //!
 //! * A session's answers leave in the order of what they answer, each status update's only after it is stored.
-//! * A job goes to the newest live session of its validator (D-21). Until the validator has said anything about it, it goes
-//!   again to the next session when that one ends, and to every session that authenticates anew; validators recognise the
-//!   uuid. A validator that says nothing within [`RouterConfig::received_limit`] has the job ended as `horde_failed`.
+//! * A job goes to the newest live session of its validator. Until the validator has said anything about it, it goes
+//!   again to the next session when that one ends, and to every session that authenticates anew; validators recognise
+//!   the uuid. A validator that says nothing within [`RouterConfig::received_limit`] has the job ended as
+//!   `horde_failed`.
 //! * From then on a job ends as `horde_failed` once nothing was heard of it for all that its limits, the start of its
 //!   executor and [`RouterConfig::silence_margin`] together allow.
-//! * A session is live while its last heartbeat (or its authentication) is at most [`RouterConfig::heartbeat_limit`] old.
+//! * A session is live while its last heartbeat (or its authentication) is at most [`RouterConfig::heartbeat_limit`]
+//!   old.
+//!
+//! The order of the actions is the order in which they must be done.
 
 mod open;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::open::OpenJobs;
 use super::answers;
 use crate::base::ids::SessionId;
+use crate::base::now::Now;
 use crate::identity::PublicKey;
 use crate::protocol::{
     HordeFailureDetails, HordeFailureReason, JobParticipantType, JobStatus, JobStatusMetadata, Response,
-    V0AuthenticationRequest, V0JobStatusUpdate, V0MachineSpecsUpdate, V2JobRequest, ValidatorToFacilitator,
+    V0JobStatusUpdate, V0MachineSpecsUpdate, V2JobRequest, ValidatorToFacilitator, answer,
 };
 use crate::store::jobs::{NewStatus, SpecsRow, StatusOutcome};
 
@@ -37,22 +43,35 @@ pub struct RouterConfig {
     pub auth_limit: Duration,
 }
 
-/// A point in time on both clocks.
-#[derive(Debug, Clone, Copy)]
-pub struct Moment {
-    /// For limits.
-    pub now: Instant,
-    /// For the records: microseconds since 1970.
-    pub unix_micros: i64,
-}
-
-/// A text from a validator.
+/// A text from a validator, read on its connection's thread.
 #[derive(Debug)]
 pub enum Frame {
-    /// A message.
-    Message(Box<ValidatorToFacilitator>),
+    /// An authentication: whose it is, or why it is not good.
+    Authentication(Result<PublicKey, String>),
+    /// A status of a job.
+    Status(Box<V0JobStatusUpdate>),
+    /// A miner's machine.
+    Specs(Box<V0MachineSpecsUpdate>),
+    /// A heartbeat.
+    Heartbeat,
     /// Something that cannot be read, with its answer.
     Bad(Response),
+}
+
+impl Frame {
+    /// Reads a text and checks its signature, if it has one.
+    pub fn read(text: &str) -> Self {
+        use ValidatorToFacilitator as M;
+        match M::decode(text) {
+            Ok(M::V0AuthenticationRequest(request)) => {
+                Self::Authentication(request.verify().map_err(|error| error.to_string()))
+            }
+            Ok(M::V0JobStatusUpdate(update)) => Self::Status(Box::new(update)),
+            Ok(M::V0MachineSpecsUpdate(update)) => Self::Specs(Box::new(update)),
+            Ok(M::V0Heartbeat(_)) => Self::Heartbeat,
+            Err(error) => Self::Bad(answer::by_facilitator(&error)),
+        }
+    }
 }
 
 /// A job on its way to its validator.
@@ -85,10 +104,63 @@ pub fn job_time(request: &V2JobRequest) -> Duration {
 /// A hundred years, for limits that no clock can hold.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
+/// Something that happened.
+#[derive(Debug)]
+pub enum Input<T> {
+    /// A connection was opened.
+    Opened {
+        /// Its number.
+        id: SessionId,
+        /// Its address.
+        peer: String,
+        /// What it says of its release.
+        version: String,
+    },
+    /// A text has come.
+    Frame(SessionId, Frame),
+    /// A connection has ended.
+    Closed(SessionId),
+    /// A job is stored and may go out.
+    Dispatch(Dispatch<T>),
+    /// A job that was received before a restart.
+    Resume {
+        /// The job.
+        uuid: String,
+        /// Its validator.
+        validator: PublicKey,
+        /// What [`job_time`] says of it.
+        job_time: Duration,
+        /// How long ago it was last heard of.
+        silent_for: Duration,
+    },
+    /// What became of a status.
+    Stored {
+        /// The session whose oldest waiting answer this is; none if the facilitator itself ended the job.
+        session: Option<SessionId>,
+        /// What the store did; none if it failed.
+        outcome: Option<StatusOutcome>,
+        /// The job, if the store knows that it has ended.
+        ended: Option<String>,
+    },
+    /// Send a text to the newest live session of a validator, once, if there is one (see [`Router::reaches`]).
+    SendOnce {
+        /// To whom.
+        validator: PublicKey,
+        /// What.
+        text: String,
+    },
+    /// From now on these validators are known; sessions of others are closed with [`answers::CLOSE_UNKNOWN`].
+    SetValidators(Vec<PublicKey>),
+    /// Take no more frames: what is not taken is not answered, so its validator sends it again to the next start.
+    Stop,
+    /// Time has passed.
+    Tick,
+}
+
 /// A change to be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// A status; [`Router::stored`] is told what became of it.
+    /// A status; what became of it is reported as [`Input::Stored`].
     Status {
         /// The session that waits for the answer; none if the facilitator itself ended the job.
         session: Option<SessionId>,
@@ -110,6 +182,17 @@ pub enum Action {
     Store(Change),
 }
 
+/// What others may see of the router, as of its last input. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct RouterStatus {
+    /// Who may connect as a validator.
+    pub validators: Arc<HashSet<PublicKey>>,
+    /// All sessions, the oldest first.
+    pub sessions: Arc<[SessionInfo]>,
+    /// Jobs of which the validator has said nothing yet.
+    pub waiting_jobs: usize,
+}
+
 /// One session, for operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionInfo {
@@ -121,12 +204,19 @@ pub struct SessionInfo {
     pub peer: String,
     /// What it says of its release.
     pub version: String,
-    /// Time since the handshake.
-    pub age: Duration,
-    /// Time since the last heartbeat.
-    pub since_heartbeat: Duration,
+    /// When its handshake was done.
+    pub opened: Instant,
+    /// Its last heartbeat.
+    pub heartbeat: Instant,
+    /// Until when it gets jobs; none if it gets none.
+    pub live_until: Option<Instant>,
+}
+
+impl SessionInfo {
     /// Whether it would get jobs.
-    pub live: bool,
+    pub fn is_live(&self, now: Instant) -> bool {
+        self.live_until.is_some_and(|until| now <= until)
+    }
 }
 
 #[derive(Debug)]
@@ -143,8 +233,9 @@ struct Session {
     answers: VecDeque<Option<String>>,
 }
 
+/// A job of which its validator has said nothing yet.
 #[derive(Debug)]
-struct Job<T> {
+struct WaitingJob<T> {
     dispatch: Dispatch<T>,
     /// Jobs that are sent together are sent in the order in which they came.
     rank: u64,
@@ -155,17 +246,21 @@ struct Job<T> {
 #[derive(Debug)]
 pub struct Router<T> {
     config: RouterConfig,
-    validators: HashSet<PublicKey>,
+    validators: Arc<HashSet<PublicKey>>,
     sessions: HashMap<SessionId, Session>,
     authentications: u64,
     /// Jobs of which the validator has said nothing yet.
-    jobs: HashMap<String, Job<T>>,
+    jobs: HashMap<String, WaitingJob<T>>,
     dispatches: u64,
     /// Jobs of which it has said something, until their end is stored.
     open: OpenJobs,
     /// In the order of their deadlines, as all have the same limit; those that are done with are skipped when due.
     job_deadlines: VecDeque<(Instant, String)>,
     auth_deadlines: VecDeque<(Instant, SessionId)>,
+    /// Whether frames are taken no more.
+    stopping: bool,
+    /// [`RouterStatus::sessions`], until a session changes.
+    shown: Option<Arc<[SessionInfo]>>,
     actions: Vec<Action>,
 }
 
@@ -174,7 +269,7 @@ impl<T> Router<T> {
     pub fn new(config: RouterConfig, validators: impl IntoIterator<Item = PublicKey>) -> Self {
         Self {
             config,
-            validators: validators.into_iter().collect(),
+            validators: Arc::new(validators.into_iter().collect()),
             sessions: HashMap::new(),
             authentications: 0,
             jobs: HashMap::new(),
@@ -182,17 +277,83 @@ impl<T> Router<T> {
             open: OpenJobs::default(),
             job_deadlines: VecDeque::new(),
             auth_deadlines: VecDeque::new(),
+            stopping: false,
+            shown: None,
             actions: Vec::new(),
         }
     }
 
-    /// What the calls since the last time ask for, in order.
-    pub fn take_actions(&mut self) -> Vec<Action> {
+    /// Takes in what happened and says what to do.
+    pub fn handle(&mut self, input: Input<T>, now: Now) -> Vec<Action> {
+        match input {
+            Input::Opened { id, peer, version } => self.opened(now.mono, id, peer, version),
+            Input::Frame(..) if self.stopping => {}
+            Input::Frame(id, frame) => self.frame(now, id, frame),
+            Input::Closed(id) => self.closed(now.mono, id),
+            Input::Dispatch(dispatch) => self.dispatch(now.mono, dispatch),
+            Input::Resume { uuid, validator, job_time, silent_for } => {
+                self.resume(now.mono, uuid, validator, job_time, silent_for);
+            }
+            Input::Stored { session, outcome, ended } => {
+                if let Some(session) = session {
+                    self.stored(session, outcome);
+                }
+                if let Some(uuid) = ended {
+                    self.open.ended(&uuid);
+                }
+            }
+            Input::SendOnce { validator, text } => {
+                let session = self.newest_live(now.mono, validator);
+                self.actions.extend(session.map(|id| Action::Send(id, text)));
+            }
+            Input::SetValidators(validators) => self.set_validators(validators),
+            Input::Stop => self.stopping = true,
+            Input::Tick => {}
+        }
+        self.tick(now);
         std::mem::take(&mut self.actions)
     }
 
-    /// A connection has come.
-    pub fn opened(&mut self, now: Instant, id: SessionId, peer: String, version: String) {
+    /// When [`Input::Tick`] is due next.
+    pub fn next_wake(&self) -> Option<Instant> {
+        let job = self.job_deadlines.front().map(|(when, _)| *when);
+        let auth = self.auth_deadlines.front().map(|(when, _)| *when);
+        job.into_iter().chain(auth).chain(self.open.next_deadline()).min()
+    }
+
+    /// Whether no answer waits for the store any more.
+    pub fn is_settled(&self) -> bool {
+        self.sessions.values().all(|session| session.answers.is_empty())
+    }
+
+    /// Whether an [`Input::SendOnce`] to that validator would reach a session.
+    pub fn reaches(&self, validator: PublicKey, now: Instant) -> bool {
+        self.newest_live(now, validator).is_some()
+    }
+
+    /// What others may see.
+    pub fn status(&mut self) -> RouterStatus {
+        let sessions = self.shown.take().unwrap_or_else(|| self.infos());
+        self.shown = Some(sessions.clone());
+        RouterStatus { validators: self.validators.clone(), sessions, waiting_jobs: self.jobs.len() }
+    }
+
+    fn infos(&self) -> Arc<[SessionInfo]> {
+        let info = |(id, session): (&SessionId, &Session)| SessionInfo {
+            id: *id,
+            validator: session.authenticated.map(|(validator, _)| validator),
+            peer: session.peer.clone(),
+            version: session.version.clone(),
+            opened: session.opened,
+            heartbeat: session.heartbeat,
+            live_until: session.authenticated.and_then(|_| self.live_until(session)),
+        };
+        let mut infos: Vec<SessionInfo> = self.sessions.iter().map(info).collect();
+        infos.sort_by_key(|info| info.id);
+        infos.into()
+    }
+
+    fn opened(&mut self, now: Instant, id: SessionId, peer: String, version: String) {
         let session = Session {
             peer,
             version,
@@ -203,79 +364,53 @@ impl<T> Router<T> {
             answers: VecDeque::new(),
         };
         self.sessions.insert(id, session);
+        self.shown = None;
         self.auth_deadlines.push_back((now + self.config.auth_limit, id));
     }
 
     /// A connection has gone: its jobs that were not received go to the next session.
-    pub fn closed(&mut self, now: Instant, id: SessionId) {
+    fn closed(&mut self, now: Instant, id: SessionId) {
         self.sessions.remove(&id);
+        self.shown = None;
         let orphans: Vec<String> = self.jobs_where(|job| job.sent_to == Some(id));
         for uuid in orphans {
             self.send_job(now, &uuid);
         }
     }
 
-    /// A text has come.
-    pub fn frame(&mut self, at: Moment, id: SessionId, frame: Frame) {
+    fn frame(&mut self, now: Now, id: SessionId, frame: Frame) {
         let Some(session) = self.sessions.get(&id).filter(|session| !session.closing) else { return };
         let validator = session.authenticated.map(|(validator, _)| validator);
-        let message = match frame {
-            Frame::Bad(response) => return self.answer(id, response),
-            Frame::Message(message) => *message,
-        };
-        match (message, validator) {
-            (ValidatorToFacilitator::V0AuthenticationRequest(_), Some(_)) => {
-                self.answer(id, answers::already_authenticated());
-            }
-            (ValidatorToFacilitator::V0AuthenticationRequest(request), None) => {
-                self.authenticate(at.now, id, &request);
-            }
+        match (frame, validator) {
+            (Frame::Bad(response), _) => self.answer(id, response),
+            (Frame::Authentication(_), Some(_)) => self.answer(id, answers::already_authenticated()),
+            (Frame::Authentication(verified), None) => self.authenticate(now.mono, id, verified),
             (_, None) => self.answer(id, answers::not_authenticated()),
-            (ValidatorToFacilitator::V0Heartbeat(_), Some(validator)) => self.heartbeat(at.now, id, validator),
-            (ValidatorToFacilitator::V0MachineSpecsUpdate(update), Some(validator)) => {
-                self.specs(at, validator, update);
-            }
-            (ValidatorToFacilitator::V0JobStatusUpdate(update), Some(validator)) => {
-                self.status(at, id, validator, update);
-            }
+            (Frame::Heartbeat, Some(validator)) => self.heartbeat(now.mono, id, validator),
+            (Frame::Specs(update), Some(validator)) => self.specs(now, validator, *update),
+            (Frame::Status(update), Some(validator)) => self.status_update(now, id, validator, *update),
         }
     }
 
-    /// A job is stored and may go out.
-    pub fn dispatch(&mut self, now: Instant, dispatch: Dispatch<T>) {
+    fn dispatch(&mut self, now: Instant, dispatch: Dispatch<T>) {
         let uuid = dispatch.uuid.clone();
         self.job_deadlines.push_back((now + self.config.received_limit, uuid.clone()));
         self.dispatches += 1;
-        self.jobs.insert(uuid.clone(), Job { dispatch, rank: self.dispatches, sent_to: None });
+        self.jobs.insert(uuid.clone(), WaitingJob { dispatch, rank: self.dispatches, sent_to: None });
         self.send_job(now, &uuid);
     }
 
-    /// A job that was received before a restart, `silent_for` after it was last heard of; `job_time` is what [`job_time`]
-    /// says. Its validator has at least the margin to come back.
-    pub fn resume(
-        &mut self,
-        now: Instant,
-        uuid: String,
-        validator: PublicKey,
-        job_time: Duration,
-        silent_for: Duration,
-    ) {
+    /// The validator of a job of before a restart has at least the margin to come back.
+    fn resume(&mut self, now: Instant, uuid: String, validator: PublicKey, job_time: Duration, silent_for: Duration) {
         let limit = self.silence_limit(job_time);
         let left = limit.saturating_sub(silent_for).max(self.config.silence_margin);
         self.open.insert(uuid, validator, limit, now + left.min(FOREVER));
     }
 
-    /// Sends a text to the newest live session of a validator, once; false if there is none.
-    pub fn send_once(&mut self, now: Instant, validator: PublicKey, text: String) -> bool {
-        let session = self.newest_live(now, validator);
-        self.actions.extend(session.map(|id| Action::Send(id, text)));
-        session.is_some()
-    }
-
     /// What became of the oldest status of that session which waits for the store.
     ///
     /// A status that could not be stored is not answered: the session is closed, and the validator sends it again.
-    pub fn stored(&mut self, id: SessionId, outcome: Option<StatusOutcome>) {
+    fn stored(&mut self, id: SessionId, outcome: Option<StatusOutcome>) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let answer = match outcome {
             Some(StatusOutcome::Stored | StatusOutcome::StoredLate) => answers::success(),
@@ -293,14 +428,8 @@ impl<T> Router<T> {
         self.flush(id);
     }
 
-    /// The store knows that a job has ended.
-    pub fn ended(&mut self, uuid: &str) {
-        self.open.ended(uuid);
-    }
-
-    /// From now on these validators are known; sessions of others are closed with [`answers::CLOSE_UNKNOWN`].
-    pub fn set_validators(&mut self, validators: impl IntoIterator<Item = PublicKey>) {
-        self.validators = validators.into_iter().collect();
+    fn set_validators(&mut self, validators: Vec<PublicKey>) {
+        self.validators = Arc::new(validators.into_iter().collect());
         let unknown: Vec<SessionId> = self
             .sessions
             .iter()
@@ -312,25 +441,16 @@ impl<T> Router<T> {
         }
     }
 
-    /// Whether that validator may connect.
-    pub fn knows(&self, validator: &PublicKey) -> bool {
-        self.validators.contains(validator)
-    }
-
     /// Does what is due.
-    pub fn tick(&mut self, at: Moment) {
-        while let Some(uuid) = pop_due(&mut self.job_deadlines, at.now) {
-            self.give_up(at, &uuid);
+    fn tick(&mut self, now: Now) {
+        while let Some(uuid) = pop_due(&mut self.job_deadlines, now.mono) {
+            self.give_up(now, &uuid);
         }
-        for (uuid, validator, limit) in self.open.take_silent(at.now) {
-            self.fail(
-                at,
-                uuid,
-                validator,
-                format!("validator {validator} has said nothing of the job for {limit:.0?}"),
-            );
+        for (uuid, validator, limit) in self.open.take_silent(now.mono) {
+            let message = format!("validator {validator} has said nothing of the job for {limit:.0?}");
+            self.fail(now, uuid, validator, message);
         }
-        while let Some(id) = pop_due(&mut self.auth_deadlines, at.now) {
+        while let Some(id) = pop_due(&mut self.auth_deadlines, now.mono) {
             if self.sessions.get(&id).is_some_and(|session| session.authenticated.is_none() && !session.closing) {
                 self.answer(id, answers::not_authenticated());
                 self.close(id, answers::CLOSE_SIGNATURE, "no authentication in time");
@@ -338,44 +458,8 @@ impl<T> Router<T> {
         }
     }
 
-    /// When [`Router::tick`] has something to do next.
-    pub fn next_deadline(&self) -> Option<Instant> {
-        let job = self.job_deadlines.front().map(|(when, _)| *when);
-        let auth = self.auth_deadlines.front().map(|(when, _)| *when);
-        job.into_iter().chain(auth).chain(self.open.next_deadline()).min()
-    }
-
-    /// Whether any answer still waits for the store.
-    pub fn is_settled(&self) -> bool {
-        self.sessions.values().all(|session| session.answers.is_empty())
-    }
-
-    /// Jobs of which the validator has said nothing yet.
-    pub fn waiting_jobs(&self) -> usize {
-        self.jobs.len()
-    }
-
-    /// All sessions, the oldest first.
-    pub fn sessions(&self, now: Instant) -> Vec<SessionInfo> {
-        let mut sessions: Vec<SessionInfo> = self
-            .sessions
-            .iter()
-            .map(|(id, session)| SessionInfo {
-                id: *id,
-                validator: session.authenticated.map(|(validator, _)| validator),
-                peer: session.peer.clone(),
-                version: session.version.clone(),
-                age: now.saturating_duration_since(session.opened),
-                since_heartbeat: now.saturating_duration_since(session.heartbeat),
-                live: session.authenticated.is_some() && self.is_live(now, session),
-            })
-            .collect();
-        sessions.sort_by_key(|session| session.id);
-        sessions
-    }
-
-    fn authenticate(&mut self, now: Instant, id: SessionId, request: &V0AuthenticationRequest) {
-        let validator = match request.verify() {
+    fn authenticate(&mut self, now: Instant, id: SessionId, verified: Result<PublicKey, String>) {
+        let validator = match verified {
             Ok(validator) => validator,
             Err(error) => {
                 log::info!("{id}: bad authentication: {error}");
@@ -393,8 +477,9 @@ impl<T> Router<T> {
             session.authenticated = Some((validator, self.authentications));
             session.heartbeat = now;
         }
+        self.shown = None;
         self.answer(id, answers::success());
-        // An older session that got them may be a ghost, so the new one gets them as well (D-21).
+        // An older session that got them may be a ghost, so the new one gets them as well.
         for uuid in self.jobs_where(|job| job.dispatch.validator == validator) {
             self.send_job(now, &uuid);
         }
@@ -404,53 +489,48 @@ impl<T> Router<T> {
         if let Some(session) = self.sessions.get_mut(&id) {
             session.heartbeat = now;
         }
+        self.shown = None;
         for uuid in self.jobs_where(|job| job.dispatch.validator == validator && job.sent_to.is_none()) {
             self.send_job(now, &uuid);
         }
     }
 
-    fn specs(&mut self, at: Moment, validator: PublicKey, update: V0MachineSpecsUpdate) {
+    fn specs(&mut self, now: Now, validator: PublicKey, update: V0MachineSpecsUpdate) {
         // Filed under who says it, not under whom the message names.
         self.actions.push(Action::Store(Change::Specs(SpecsRow {
             validator: validator.to_ss58(),
             miner: update.miner_hotkey,
             specs: serde_json::Value::Object(update.specs).to_string(),
             batch: update.batch_id,
-            at: at.unix_micros,
+            at: now.unix_micros(),
         })));
     }
 
-    fn status(&mut self, at: Moment, id: SessionId, validator: PublicKey, update: V0JobStatusUpdate) {
+    fn status_update(&mut self, now: Now, id: SessionId, validator: PublicKey, update: V0JobStatusUpdate) {
         if self.jobs.get(&update.uuid).is_some_and(|job| job.dispatch.validator == validator) {
-            self.now_open(at.now, &update.uuid);
+            self.now_open(now.mono, &update.uuid);
         }
-        self.open.heard_of(at.now, &update.uuid, validator);
+        self.open.heard_of(now.mono, &update.uuid, validator);
         if let Some(session) = self.sessions.get_mut(&id) {
             session.answers.push_back(None);
         }
-        self.store_status(at, Some(id), validator, update);
+        self.store_status(now, Some(id), validator, update);
     }
 
-    fn store_status(
-        &mut self,
-        at: Moment,
-        session: Option<SessionId>,
-        validator: PublicKey,
-        update: V0JobStatusUpdate,
-    ) {
+    fn store_status(&mut self, now: Now, session: Option<SessionId>, validator: PublicKey, update: V0JobStatusUpdate) {
         let status = NewStatus {
             uuid: update.uuid,
             validator: validator.to_ss58(),
             status: update.status.as_str().to_owned(),
             metadata: update.metadata.map(|metadata| metadata.encode()),
             terminal: update.status.is_terminal(),
-            at: at.unix_micros,
+            at: now.unix_micros(),
         };
         self.actions.push(Action::Store(Change::Status { session, status }));
     }
 
     /// A job waits for its validator no more; it is watched until its end is stored.
-    fn now_open(&mut self, now: Instant, uuid: &str) -> Option<Job<T>> {
+    fn now_open(&mut self, now: Instant, uuid: &str) -> Option<WaitingJob<T>> {
         let job = self.jobs.remove(uuid)?;
         let limit = self.silence_limit(job.dispatch.job_time);
         self.open.insert(uuid.to_owned(), job.dispatch.validator, limit, now + limit);
@@ -462,8 +542,10 @@ impl<T> Router<T> {
     }
 
     /// Ends a job that no validator has taken up.
-    fn give_up(&mut self, at: Moment, uuid: &str) {
-        let Some(Job { dispatch: Dispatch { uuid, validator, .. }, sent_to, .. }) = self.now_open(at.now, uuid) else {
+    fn give_up(&mut self, now: Now, uuid: &str) {
+        let Some(WaitingJob { dispatch: Dispatch { uuid, validator, .. }, sent_to, .. }) =
+            self.now_open(now.mono, uuid)
+        else {
             return;
         };
         let within = self.config.received_limit;
@@ -471,11 +553,11 @@ impl<T> Router<T> {
             Some(_) => format!("validator {validator} got the job but did not acknowledge it within {within:.0?}"),
             None => format!("validator {validator} was not connected within {within:.0?}"),
         };
-        self.fail(at, uuid, validator, message);
+        self.fail(now, uuid, validator, message);
     }
 
     /// Ends a job ourselves, because of its validator.
-    fn fail(&mut self, at: Moment, uuid: String, validator: PublicKey, message: String) {
+    fn fail(&mut self, now: Now, uuid: String, validator: PublicKey, message: String) {
         log::warn!("job {uuid}: {message}");
         let details = HordeFailureDetails {
             reported_by: JobParticipantType::Facilitator,
@@ -492,10 +574,10 @@ impl<T> Router<T> {
             extra: Default::default(),
         };
         let update = V0JobStatusUpdate { uuid, status: JobStatus::HordeFailed, metadata: Some(metadata) };
-        self.store_status(at, None, validator, update);
+        self.store_status(now, None, validator, update);
     }
 
-    fn jobs_where(&self, wanted: impl Fn(&Job<T>) -> bool) -> Vec<String> {
+    fn jobs_where(&self, wanted: impl Fn(&WaitingJob<T>) -> bool) -> Vec<String> {
         let mut found: Vec<_> = self.jobs.iter().filter(|(_, job)| wanted(job)).collect();
         found.sort_by_key(|(_, job)| job.rank);
         found.into_iter().map(|(uuid, _)| uuid.clone()).collect()
@@ -518,8 +600,12 @@ impl<T> Router<T> {
         of_validator.max().map(|(_, id)| id)
     }
 
+    fn live_until(&self, session: &Session) -> Option<Instant> {
+        (!session.closing).then(|| session.heartbeat + self.config.heartbeat_limit.min(FOREVER))
+    }
+
     fn is_live(&self, now: Instant, session: &Session) -> bool {
-        !session.closing && now.saturating_duration_since(session.heartbeat) <= self.config.heartbeat_limit
+        self.live_until(session).is_some_and(|until| now <= until)
     }
 
     fn answer(&mut self, id: SessionId, response: Response) {
@@ -543,6 +629,7 @@ impl<T> Router<T> {
         {
             session.closing = true;
             session.answers.clear();
+            self.shown = None;
             self.actions.push(Action::Close(id, code, reason));
         }
     }
@@ -554,6 +641,3 @@ fn pop_due<K>(deadlines: &mut VecDeque<(Instant, K)>, now: Instant) -> Option<K>
     }
     deadlines.pop_front().map(|(_, what)| what)
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,4 +1,5 @@
-//! The thread that owns the database: takes what is queued, does it in one transaction, and only then tells the results.
+//! The thread that owns the database: takes what is queued, does it in one transaction, and only then reports the
+//! results.
 //!
 //! Owner: [`super::Facilitator`]. Blocks in: its queue, on the disk, and on the router's queue of results.
 //! Kick: the stop signal at cancel. Ends: when that is raised, after what was queued is done.
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded, select};
 
 use super::changes::Changes;
-use super::router::{Change, Dispatch};
+use super::router::{Change, Dispatch, Input};
 use super::waiting::Ticket;
 use crate::base::ids::SessionId;
 use crate::base::limits::ROLE_EVENTS;
@@ -20,7 +21,8 @@ use crate::ops::metrics::{Metrics, SECONDS};
 use crate::store::StoreError;
 use crate::store::jobs::{Batch, JobPage, JobRow, JobStore, NewJob, SpecsRow, StatusOutcome};
 
-/// Requests that become durable together: one commit costs some milliseconds, each further request in it next to nothing.
+/// Requests that become durable together: one commit costs some milliseconds, each further request in it next to
+/// nothing.
 const BATCH: usize = 256;
 
 /// How long an HTTP request waits for the store; a disk that takes longer is down.
@@ -51,23 +53,9 @@ pub(super) enum Request {
     Specs { reply: Sender<Vec<SpecsRow>> },
 }
 
-/// What the router is told, in the order of the requests.
-#[derive(Debug)]
-pub(super) enum Stored {
-    /// What became of a status, for which a session may wait; no outcome if the database failed.
-    Status {
-        session: Option<SessionId>,
-        outcome: Option<StatusOutcome>,
-        /// The job, if it has ended.
-        ended: Option<String>,
-    },
-    /// The job is durable and may go out.
-    Job(Dispatch<Ticket>),
-}
-
 /// What others hold of the store; clones are the same store.
 #[derive(Debug, Clone)]
-pub struct StoreHandle(Sender<Request>);
+pub(super) struct StoreHandle(Sender<Request>);
 
 impl StoreHandle {
     /// For an arm of `select!`.
@@ -75,7 +63,8 @@ impl StoreHandle {
         &self.0
     }
 
-    /// Adds a job, which is durable when this returns; the router then sends it. Blocks on the disk, at most ten seconds.
+    /// Adds a job, which is durable when this returns; the router then sends it. Blocks on the disk, at most ten
+    /// seconds.
     ///
     /// # Errors
     /// See [`CallError`].
@@ -122,10 +111,10 @@ impl StoreHandle {
     }
 }
 
-/// Starts the thread; results of statuses go to `stored`.
+/// Starts the thread; what the router has to know goes to `stored`, in the order of the requests.
 pub(super) fn start(
     store: JobStore,
-    stored: Sender<Stored>,
+    stored: Sender<Input<Ticket>>,
     changes: Changes,
     stop: &Shutdown,
     health: &Health,
@@ -143,7 +132,7 @@ pub(super) fn start(
 fn run(
     mut store: JobStore,
     requests: &Receiver<Request>,
-    stored: &Sender<Stored>,
+    stored: &Sender<Input<Ticket>>,
     changes: &Changes,
     stop: &Shutdown,
     health: &Health,
@@ -164,12 +153,12 @@ fn run(
         let batch: Vec<Request> = std::iter::once(first).chain(requests.try_iter().take(BATCH - 1)).collect();
         let sessions: Vec<SessionId> = batch.iter().filter_map(Request::session).collect();
         let start = Instant::now();
-        let told = together(&mut store, batch);
+        let done = commit(&mut store, batch);
         commits.observe_time(start.elapsed());
-        let results = match told {
-            Ok(told) => {
+        let results = match done {
+            Ok(done) => {
                 health.up("store");
-                told.into_iter().filter_map(|told| told.tell(changes)).collect()
+                done.into_iter().filter_map(|done| done.report(changes)).collect()
             }
             Err(error) => {
                 log::error!("facilitator: {error}");
@@ -177,7 +166,7 @@ fn run(
                 health.down("store", error.to_string());
                 sessions
                     .into_iter()
-                    .map(|session| Stored::Status { session: Some(session), outcome: None, ended: None })
+                    .map(|session| Input::Stored { session: Some(session), outcome: None, ended: None })
                     .collect::<Vec<_>>()
             }
         };
@@ -192,16 +181,16 @@ fn run(
     }
 }
 
-/// All or nothing. On failure the replies are dropped, which tells those who wait for them.
-fn together(store: &mut JobStore, requests: Vec<Request>) -> Result<Vec<Told>, StoreError> {
+/// All or nothing. On failure the replies are dropped, which those who wait for them see.
+fn commit(store: &mut JobStore, requests: Vec<Request>) -> Result<Vec<Done>, StoreError> {
     let batch = store.begin()?;
-    let told = requests.into_iter().map(|request| request.apply(&batch)).collect::<Result<_, _>>()?;
+    let done = requests.into_iter().map(|request| request.apply(&batch)).collect::<Result<_, _>>()?;
     batch.commit()?;
-    Ok(told)
+    Ok(done)
 }
 
-/// A result that is told after the commit.
-enum Told {
+/// A result that is reported after the commit.
+enum Done {
     Status { session: Option<SessionId>, uuid: String, terminal: bool, outcome: StatusOutcome },
     Specs,
     Inserted(Sender<()>, Dispatch<Ticket>),
@@ -219,52 +208,52 @@ impl Request {
         }
     }
 
-    fn apply(self, batch: &Batch<'_>) -> Result<Told, StoreError> {
+    fn apply(self, batch: &Batch<'_>) -> Result<Done, StoreError> {
         Ok(match self {
             Request::Change(Change::Status { session, status }) => {
                 let outcome = batch.add_status(&status)?;
-                Told::Status { session, uuid: status.uuid, terminal: status.terminal, outcome }
+                Done::Status { session, uuid: status.uuid, terminal: status.terminal, outcome }
             }
             Request::Change(Change::Specs(specs)) => {
                 batch.put_specs(&specs)?;
-                Told::Specs
+                Done::Specs
             }
             Request::Insert { job, dispatch, reply } => {
                 batch.insert(&job)?;
-                Told::Inserted(reply, dispatch)
+                Done::Inserted(reply, dispatch)
             }
-            Request::Job { user, uuid, reply } => Told::Job(reply, batch.job(&user, &uuid)?),
+            Request::Job { user, uuid, reply } => Done::Job(reply, batch.job(&user, &uuid)?),
             Request::Jobs { user, page, page_size, reply } => {
-                Told::Jobs(reply, batch.jobs(&user, page, page_size, PAGE_BYTES)?)
+                Done::Jobs(reply, batch.jobs(&user, page, page_size, PAGE_BYTES)?)
             }
-            Request::Specs { reply } => Told::AllSpecs(reply, batch.specs()?),
+            Request::Specs { reply } => Done::AllSpecs(reply, batch.specs()?),
         })
     }
 }
 
-impl Told {
-    /// Tells whoever waits; what the router is to be told comes back. A caller that has given up hears nothing.
-    fn tell(self, changes: &Changes) -> Option<Stored> {
+impl Done {
+    /// Reports to whoever waits, and gives what the router has to know. A caller that has given up hears nothing.
+    fn report(self, changes: &Changes) -> Option<Input<Ticket>> {
         match self {
-            Told::Status { session, uuid, terminal, outcome } => {
+            Done::Status { session, uuid, terminal, outcome } => {
                 if outcome == StatusOutcome::Stored {
-                    changes.tell(&uuid);
+                    changes.notify(&uuid);
                 }
                 let ended = match outcome {
                     StatusOutcome::Stored | StatusOutcome::Duplicate => terminal,
                     StatusOutcome::StoredLate => true,
                     StatusOutcome::NotFound => false,
                 };
-                return Some(Stored::Status { session, outcome: Some(outcome), ended: ended.then_some(uuid) });
+                return Some(Input::Stored { session, outcome: Some(outcome), ended: ended.then_some(uuid) });
             }
-            Told::Specs => {}
-            Told::Inserted(reply, dispatch) => {
+            Done::Specs => {}
+            Done::Inserted(reply, dispatch) => {
                 let _ = reply.send(());
-                return Some(Stored::Job(dispatch));
+                return Some(Input::Dispatch(dispatch));
             }
-            Told::Job(reply, job) => drop(reply.send(job).ok()),
-            Told::Jobs(reply, page) => drop(reply.send(page).ok()),
-            Told::AllSpecs(reply, specs) => drop(reply.send(specs).ok()),
+            Done::Job(reply, job) => drop(reply.send(job).ok()),
+            Done::Jobs(reply, page) => drop(reply.send(page).ok()),
+            Done::AllSpecs(reply, specs) => drop(reply.send(specs).ok()),
         }
         None
     }

@@ -1,59 +1,13 @@
 //! The byte stream under a connection: a socket that does not block, plain or with TLS by rustls.
 
-use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
 use std::sync::Arc;
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use rustls::ClientConnection;
+use rustls::pki_types::ServerName;
 
-use super::error::RedisError;
-
-/// Whose certificates a connection trusts; clones share them.
-#[derive(Clone)]
-pub struct RedisTls(Arc<ClientConfig>);
-
-impl RedisTls {
-    /// Trusts the public certificate authorities that come with the program.
-    pub fn public() -> Self {
-        Self::trusting(RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() })
-    }
-
-    /// Trusts only the authorities in a PEM file.
-    ///
-    /// # Errors
-    /// [`RedisError::Tls`] if the file cannot be read or has no usable certificate.
-    pub fn from_ca_file(path: &Path) -> Result<Self, RedisError> {
-        let bad = |problem: String| RedisError::Tls { peer: path.display().to_string(), problem };
-        let mut roots = RootCertStore::empty();
-        let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-        for certificate in found.map_err(|e| bad(format!("cannot read the certificate authorities: {e}")))? {
-            roots.add(certificate).map_err(|e| bad(format!("not a usable certificate authority: {e}")))?;
-        }
-        if roots.is_empty() {
-            return Err(bad("it has no certificate; expected a PEM file with one".to_owned()));
-        }
-        Ok(Self::trusting(roots))
-    }
-
-    fn trusting(roots: RootCertStore) -> Self {
-        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("the ring provider supports the default versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Self(Arc::new(config))
-    }
-}
-
-impl fmt::Debug for RedisTls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RedisTls")
-    }
-}
+use crate::net::tls::ClientTls;
 
 /// A stream; its calls never block, but say `WouldBlock`.
 pub(super) struct Stream {
@@ -65,13 +19,13 @@ pub(super) struct Stream {
 
 impl Stream {
     /// Takes a connected socket over.
-    pub(super) fn new(socket: TcpStream, host: &str, tls: Option<&RedisTls>) -> io::Result<Self> {
+    pub(super) fn new(socket: TcpStream, host: &str, tls: Option<&ClientTls>) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let tls = match tls {
             None => None,
             Some(tls) => {
                 let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-                Some(Box::new(ClientConnection::new(tls.0.clone(), name).map_err(io::Error::other)?))
+                Some(Box::new(tls.connection(name).map_err(io::Error::other)?))
             }
         };
         Ok(Self { socket: Arc::new(socket), tls, more: false })

@@ -1,0 +1,85 @@
+//! What a facilitator needs to know. Pure.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::router::RouterConfig;
+use crate::identity::PublicKey;
+
+/// Where validators connect.
+pub const VALIDATOR_PATH: &str = "/ws/v0/";
+
+/// What a facilitator needs besides its listeners.
+#[derive(Debug, Clone)]
+pub struct FacilitatorConfig {
+    /// Who may connect as a validator.
+    pub validators: Vec<PublicKey>,
+    /// Who may submit jobs.
+    pub users: Vec<PublicKey>,
+    /// Where the database (`facilitator.db`) and the secret of the tokens (`jwt.secret`) are.
+    pub state_dir: PathBuf,
+    /// A session without a heartbeat for longer gets no jobs, by default 3 minutes.
+    pub heartbeat_limit: Duration,
+    /// A job of which its validator has said nothing for so long ends as `horde_failed`.
+    pub received_limit: Duration,
+    /// A job that was received ends as `horde_failed` when nothing was heard of it for so long beyond its own limits
+    /// and the start of its executor.
+    pub silence_margin: Duration,
+    /// A validator connection that has not authenticated for so long is closed.
+    pub auth_limit: Duration,
+    /// How long a user's token is good.
+    pub token_time: Duration,
+    /// HTTP connections at a time; three quarters of them may wait for news of a job.
+    pub http_connections: usize,
+}
+
+impl FacilitatorConfig {
+    /// The default numbers: 3 min, 60 s, 5 min, 60 s, 1 h, 256 connections; nobody may do anything yet.
+    pub fn new(state_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            validators: Vec::new(),
+            users: Vec::new(),
+            state_dir: state_dir.into(),
+            heartbeat_limit: Duration::from_secs(180),
+            received_limit: Duration::from_secs(60),
+            silence_margin: Duration::from_secs(300),
+            auth_limit: Duration::from_secs(60),
+            token_time: Duration::from_secs(3600),
+            http_connections: 256,
+        }
+    }
+
+    /// All problems of the configuration, in words.
+    pub fn validate(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.validators.is_empty() {
+            problems.push("there is no validator; name at least one by its SS58 address".to_owned());
+        }
+        if self.users.is_empty() {
+            problems.push("there is no user; name at least one by its SS58 address".to_owned());
+        }
+        if !(4..=1000).contains(&self.http_connections) {
+            problems.push(format!("http_connections is {}; it should be from 4 to 1000", self.http_connections));
+        }
+        for (name, limit) in [
+            ("heartbeat_limit", self.heartbeat_limit),
+            ("received_limit", self.received_limit),
+            ("silence_margin", self.silence_margin),
+            ("auth_limit", self.auth_limit),
+        ] {
+            if limit.is_zero() {
+                problems.push(format!("{name} is 0; it should be some seconds"));
+            }
+        }
+        problems
+    }
+
+    pub(super) fn router(&self) -> RouterConfig {
+        RouterConfig {
+            heartbeat_limit: self.heartbeat_limit,
+            received_limit: self.received_limit,
+            silence_margin: self.silence_margin,
+            auth_limit: self.auth_limit,
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! The start and the stop of a facilitator, all steps in order.
+//!
+//! Start → `fac-store` (the database), `fac-route` (the router), `fac-accept` and two threads for each validator,
+//! `fac-http` and one for each HTTP client. Stop → the users first, the database last, see [`Facilitator::stop`].
+
+use std::collections::HashSet;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Sender, bounded};
+use serde_json::{Value, json};
+
+use super::api::Api;
+use super::api::token::Tokens;
+use super::changes::Changes;
+use super::config::{FacilitatorConfig, VALIDATOR_PATH};
+use super::disk::{self, CallError, StoreHandle};
+use super::meters::Meters;
+use super::router::{self, Dispatch, Input, Router, RouterStatus};
+use super::router_thread::{self, Event, RouterThread};
+use super::waiting::{Ticket, Waiting};
+use crate::base::clock::now;
+use crate::base::limits::{FACILITATOR_LINK_MESSAGE_BYTES, ROLE_EVENTS};
+use crate::base::lock::lock;
+use crate::base::shutdown::Shutdown;
+use crate::base::stop::Stopping;
+use crate::base::thread::Thread;
+use crate::base::timer::TimerHandle;
+use crate::identity::PublicKey;
+use crate::link::{OutboxLimits, Server, ServerConfig};
+use crate::net::http::pages::pages;
+use crate::net::http::{HttpLimits, HttpRequest, HttpResponse, HttpServer};
+use crate::ops::health::Health;
+use crate::ops::status::{Board, Frame};
+use crate::protocol::FacilitatorToValidator;
+use crate::store::StoreError;
+use crate::store::jobs::{JobStore, NewJob, SpecsRow};
+use crate::transport::{HandshakeRequest, Listener, Refusal, SocketLimits};
+
+/// Close code of a stop (RFC 6455: going away).
+const CLOSE_GOING_AWAY: u16 = 1001;
+
+/// Messages and bytes that wait for one validator. All jobs that may wait at all (4,096 and 256 MiB) fit, with their
+/// answers.
+const VALIDATOR_OUTBOX: OutboxLimits = OutboxLimits { messages: 16_384, bytes: 320 << 20, window: 16_384 };
+
+/// Time budgets of a stop, step by step: 5 s of users, 1 s, 5 s of answers, 5 s of validators, 5 s of disk.
+const STOP_STEPS: [Duration; 5] = [
+    Duration::from_secs(5),
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+    Duration::from_secs(5),
+    Duration::from_secs(5),
+];
+
+/// The facilitator cannot start; whatever had been started was stopped again.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FacilitatorError {
+    /// Problems of the configuration.
+    #[error("facilitator: {}", .0.join("; "))]
+    Config(Vec<String>),
+    /// The database cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The file with the secret of the tokens cannot be used.
+    #[error("{path}: {source}")]
+    Secret {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: std::io::Error,
+    },
+    /// The HTTP listener has no address.
+    #[error("http listener: {0}")]
+    Http(#[source] std::io::Error),
+}
+
+/// A running facilitator. Dropping it without [`Facilitator::stop`] breaks all connections and ends all threads.
+pub struct Facilitator {
+    // Dropped in this order, each kicked and joined: the router first, whose end frees whoever waits for it; it ends
+    // the database's thread with it, which frees the users' requests.
+    router: Thread<()>,
+    disk: Thread<()>,
+    server: Server,
+    http: HttpServer,
+    ws_url: String,
+    events: Sender<Event>,
+    store: StoreHandle,
+    users: Arc<Mutex<HashSet<PublicKey>>>,
+    status: Arc<Mutex<RouterStatus>>,
+    health: Health,
+    stop: Shutdown,
+}
+
+impl std::fmt::Debug for Facilitator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Facilitator").field("ws_url", &self.ws_url).field("http", &self.http).finish_non_exhaustive()
+    }
+}
+
+impl Facilitator {
+    /// The longest that [`Facilitator::stop`] takes, the sum of its steps.
+    pub const STOP_BUDGET: Duration = Duration::from_secs(21);
+
+    /// Opens the database and starts all threads; jobs that no validator has taken up before a restart are sent again,
+    /// and those that have not ended are watched again.
+    ///
+    /// Blocks on the disk only.
+    ///
+    /// # Errors
+    /// See [`FacilitatorError`].
+    pub fn start(
+        config: FacilitatorConfig,
+        listener: Box<dyn Listener>,
+        http: TcpListener,
+        timer: TimerHandle,
+    ) -> Result<Self, FacilitatorError> {
+        let problems = config.validate();
+        if !problems.is_empty() {
+            return Err(FacilitatorError::Config(problems));
+        }
+        let store = JobStore::open(&config.state_dir.join("facilitator.db"))?;
+        let path = config.state_dir.join("jwt.secret");
+        let tokens =
+            Tokens::load(&path, config.token_time).map_err(|source| FacilitatorError::Secret { path, source })?;
+        let (board, stop) = (Board::new(), Shutdown::new());
+        let Board { health, metrics, .. } = board.clone();
+        let (changes, waiting) = (Changes::default(), Waiting::default());
+
+        let mut router = Router::new(config.router(), config.validators);
+        let unreceived = store.unreceived()?.into_iter().filter_map(|job| send_again(&waiting, job));
+        let received = store.received()?.into_iter().filter_map(|(job, last_at)| watch_again(job, last_at));
+        for input in unreceived.chain(received) {
+            // Nobody is connected yet, so there is nothing to do.
+            router.handle(input, now());
+        }
+        let status = Arc::new(Mutex::new(router.status()));
+
+        let (stored_tx, stored) = bounded(ROLE_EVENTS);
+        let (store, disk) = disk::start(store, stored_tx, changes.clone(), &stop, &health, &metrics);
+        let (events, event_queue) = router_thread::queue();
+        let router = RouterThread {
+            router,
+            events: event_queue,
+            store: store.clone(),
+            stored,
+            status: status.clone(),
+            stop: stop.clone(),
+            health: health.clone(),
+            meters: Meters::new(&metrics),
+        };
+        let router = router.start();
+
+        let ws_url = listener.url();
+        let sink = router_thread::sink(events.clone());
+        let server = Server::start(server_config(), listener, timer.clone(), Arc::new(accept_path), sink);
+
+        let users = Arc::new(Mutex::new(config.users.into_iter().collect::<HashSet<_>>()));
+        let submissions = |result| {
+            metrics.counter("phalanx_facilitator_submissions_total", "Jobs posted by users, by result.", result)
+        };
+        let api = Api {
+            store: store.clone(),
+            events: events.clone(),
+            router: status.clone(),
+            changes,
+            tokens: Mutex::new(tokens),
+            users: users.clone(),
+            waiting,
+            waiters: AtomicUsize::new(0),
+            waiters_max: config.http_connections / 4 * 3,
+            waiting_requests: metrics.gauge(
+                "phalanx_facilitator_waiting_requests",
+                "HTTP requests that wait for news of a job.",
+                &[],
+            ),
+            submitted: submissions(&[("result", "accepted")]),
+            refused: submissions(&[("result", "refused")]),
+        };
+        let shown = status.clone();
+        let frame = Frame {
+            role: "facilitator",
+            since: Instant::now(),
+            board,
+            stop: stop.clone(),
+            timer: timer.clone(),
+            look: Box::new(move |_, _| snapshot(&lock(&shown))),
+        };
+        let pages = pages(frame);
+        let handler =
+            move |request: &HttpRequest| -> HttpResponse { pages(request).unwrap_or_else(|| api.answer(request)) };
+        let limits = HttpLimits { connections: config.http_connections, ..HttpLimits::default() };
+        let http = HttpServer::start("fac", http, Arc::new(handler), limits).map_err(FacilitatorError::Http)?;
+        log::info!("facilitator: validators at {ws_url}{VALIDATOR_PATH}, users at http://{}", http.local_addr());
+        Ok(Self { router, disk, server, http, ws_url, events, store, users, status, health, stop })
+    }
+
+    /// Where validators connect, as `127.0.0.1:1234`.
+    pub fn ws_addr(&self) -> &str {
+        self.ws_url.split_once("://").map_or(&self.ws_url, |(_, address)| address)
+    }
+
+    /// Where validators connect, with the scheme and without the path.
+    pub fn ws_url(&self) -> &str {
+        &self.ws_url
+    }
+
+    /// Where users connect.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.http.local_addr()
+    }
+
+    /// What is up.
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Validator connections, jobs that wait for their validator: as `/status.json` shows them under `details`.
+    pub fn snapshot(&self) -> Value {
+        snapshot(&lock(&self.status))
+    }
+
+    /// The newest specs that validators reported of each miner. Blocks on the disk, at most ten seconds.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn specs(&self) -> Result<Vec<SpecsRow>, CallError> {
+        self.store.specs()
+    }
+
+    /// From now on these validators and users are known; connections of validators that are no longer are closed with
+    /// 3001.
+    pub fn reload(&self, validators: Vec<PublicKey>, users: Vec<PublicKey>) {
+        *lock(&self.users) = users.into_iter().collect();
+        // Fails only when the router has ended, and then nobody is connected.
+        let _ = self.events.send(Event::Input(Input::SetValidators(validators)));
+    }
+
+    /// Stops in order: users (requests in work are answered), new connections, the answers that validators are owed,
+    /// their connections (close 1001), then the loop and the database. At most 21 s, less when `stopping` is cancelled.
+    pub fn stop(self, stopping: &mut Stopping) {
+        let [http_time, accept_time, answer_time, session_time, disk_time] = STOP_STEPS;
+        let Self { router, disk, mut server, http, events, stop, .. } = self;
+        stopping.step("facilitator http", http_time, |step| http.stop(step));
+        stopping.step("facilitator accept", accept_time, |step| server.stop_accepting(step));
+        stopping.step("facilitator answers", answer_time, |step| {
+            router_thread::settle(&events, step.deadline(), step.shutdown());
+        });
+        stopping.step("facilitator sessions", session_time, |step| {
+            server.stop(step, CLOSE_GOING_AWAY, "the facilitator is stopping");
+        });
+        stopping.step("facilitator loop", disk_time, |step| {
+            stop.cancel();
+            step.join(router);
+            step.join(disk);
+        });
+    }
+}
+
+fn server_config() -> ServerConfig {
+    let mut config = ServerConfig::new("fac");
+    config.socket = SocketLimits {
+        message_bytes: FACILITATOR_LINK_MESSAGE_BYTES,
+        frame_bytes: FACILITATOR_LINK_MESSAGE_BYTES,
+        ..SocketLimits::default()
+    };
+    config.outbox = VALIDATOR_OUTBOX;
+    config
+}
+
+fn accept_path(request: &HandshakeRequest) -> Result<(), Refusal> {
+    if request.path == VALIDATOR_PATH {
+        return Ok(());
+    }
+    Err(Refusal { status: 404, body: format!("validators connect to {VALIDATOR_PATH}\n") })
+}
+
+/// A job of before the restart that no validator has received goes out again, with a new time limit.
+fn send_again(waiting: &Waiting, job: NewJob) -> Option<Input<Ticket>> {
+    let (validator, job_time) = validator_and_time(&job)?;
+    let NewJob { uuid, request: text, .. } = job;
+    let ticket = waiting.enter_anyway(text.len());
+    Some(Input::Dispatch(Dispatch { uuid, validator, text, job_time, ticket }))
+}
+
+/// A job of before the restart that a validator has received, last heard of at `last_at`, is watched again.
+fn watch_again(job: NewJob, last_at: i64) -> Option<Input<Ticket>> {
+    let (validator, job_time) = validator_and_time(&job)?;
+    let silent = now().unix_micros().saturating_sub(last_at);
+    // A clock that was set back counts as no silence.
+    let silent_for = Duration::from_micros(u64::try_from(silent).unwrap_or(0));
+    Some(Input::Resume { uuid: job.uuid, validator, job_time, silent_for })
+}
+
+fn validator_and_time(job: &NewJob) -> Option<(PublicKey, Duration)> {
+    let uuid = &job.uuid;
+    let validator = PublicKey::from_ss58(&job.validator);
+    let validator = validator.inspect_err(|error| log::error!("job {uuid} cannot be taken up again: {error}")).ok()?;
+    match FacilitatorToValidator::decode(&job.request) {
+        Ok(FacilitatorToValidator::V2JobRequest(request)) => Some((validator, router::job_time(&request))),
+        _ => {
+            log::error!("job {uuid} cannot be taken up again: what is stored of it is no job request");
+            None
+        }
+    }
+}
+
+fn snapshot(status: &RouterStatus) -> Value {
+    let now = Instant::now();
+    let seconds = |since: Instant| now.saturating_duration_since(since).as_secs();
+    let sessions: Vec<Value> = status
+        .sessions
+        .iter()
+        .map(|session| {
+            json!({
+                "validator": session.validator.map(|key| key.to_ss58()),
+                "peer": session.peer,
+                "version": session.version,
+                "age_seconds": seconds(session.opened),
+                "heartbeat_seconds_ago": seconds(session.heartbeat),
+                "live": session.is_live(now),
+            })
+        })
+        .collect();
+    json!({ "waiting_jobs": status.waiting_jobs, "sessions": sessions })
+}

@@ -1,0 +1,244 @@
+//! The router's thread: it takes events one by one, asks the router, and does what it says.
+//!
+//! Owner: [`super::Facilitator`]. Blocks in: its queues, until the router's next deadline; never on a peer, a job or
+//! the disk. Kick: the stop signal at cancel. Ends: when that is raised.
+//!
+//! While changes wait for room in the store's queue it takes no new events, so that the peers are slowed by TCP and
+//! nothing piles up.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, SendError, Sender, bounded, select};
+
+use super::answers::{CLOSE_SIGNATURE, CLOSE_UNKNOWN};
+use super::disk::{Request, StoreHandle};
+use super::meters::Meters;
+use super::router::{Action, Change, Frame, Input, Router, RouterStatus};
+use super::waiting::Ticket;
+use crate::base::clock::now;
+use crate::base::ids::SessionId;
+use crate::base::limits::ROLE_EVENTS;
+use crate::base::lock::lock;
+use crate::base::now::Now;
+use crate::base::shutdown::{Never, Shutdown};
+use crate::base::thread::{Kick, Thread, spawn};
+use crate::base::waits::{send, waiting};
+use crate::identity::PublicKey;
+use crate::link::server::{ServerEvent, ServerSink};
+use crate::link::{Full, Outgoing, SessionHandle};
+use crate::ops::health::Health;
+
+/// How long a session that is closed may take to read what is queued for it.
+const CLOSE_TIME: Duration = Duration::from_secs(5);
+
+/// What happened, for the router's thread.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// For the router.
+    Input(Input<Ticket>),
+    /// A connection, how to send to it, its address, and what it says of its release.
+    Opened(SessionId, SessionHandle, String, String),
+    /// Send a text to the newest live session of a validator; the reply says whether there is one.
+    SendOnce { validator: PublicKey, text: String, reply: Sender<bool> },
+    /// Take no more frames, and drop the sender when every answer that is owed has been given to its session.
+    WhenSettled(Sender<Never>),
+}
+
+/// Reads frames and checks their signatures on the threads of their connections, so that a large one holds up nobody
+/// else. A full queue makes them wait. Once the router has ended, nobody wants events any more.
+pub(super) fn sink(events: Sender<Event>) -> ServerSink {
+    Arc::new(move |event| {
+        let event = match event {
+            ServerEvent::Opened { id, handle, request, peer } => {
+                let header = |name| request.header(name).unwrap_or("-");
+                let version = format!("{} {}", header("X-Validator-Version"), header("X-Validator-Runner-Version"));
+                Event::Opened(id, handle, peer, version)
+            }
+            ServerEvent::Text { id, text } => Event::Input(Input::Frame(id, Frame::read(&text))),
+            ServerEvent::Closed { id, end } => {
+                log::debug!("{id}: {end}");
+                Event::Input(Input::Closed(id))
+            }
+        };
+        let _ = send(&events, event, "room in the router's queue");
+    })
+}
+
+/// The queue into the thread.
+pub(super) fn queue() -> (Sender<Event>, Receiver<Event>) {
+    bounded(ROLE_EVENTS)
+}
+
+/// All that the thread owns.
+pub(super) struct RouterThread {
+    pub router: Router<Ticket>,
+    pub events: Receiver<Event>,
+    pub store: StoreHandle,
+    /// What the store has done, for the router.
+    pub stored: Receiver<Input<Ticket>>,
+    /// Where others see [`Router::status`].
+    pub status: Arc<Mutex<RouterStatus>>,
+    pub stop: Shutdown,
+    pub health: Health,
+    pub meters: Meters,
+}
+
+impl RouterThread {
+    /// Starts the thread.
+    pub fn start(self) -> Thread<()> {
+        let kick = self.stop.clone();
+        let running = Running { owned: self, sessions: HashMap::new(), changes: VecDeque::new(), settling: Vec::new() };
+        spawn("fac-route", Kick::new("stop signal", move || kick.cancel()), move || running.run())
+    }
+}
+
+struct Running {
+    owned: RouterThread,
+    sessions: HashMap<SessionId, SessionHandle>,
+    /// What the store's queue has no room for yet.
+    changes: VecDeque<Change>,
+    settling: Vec<Sender<Never>>,
+}
+
+impl Drop for Running {
+    /// A thread that ends unasked (a panic here or in the store's thread) leaves nobody in the belief that all is well.
+    fn drop(&mut self) {
+        if !self.owned.stop.is_cancelled() {
+            log::error!("facilitator: its loop has ended, so all validators are cut off");
+            self.owned.health.down("loop", "it has ended, see the log");
+            self.sessions.values().for_each(SessionHandle::kick);
+        }
+    }
+}
+
+impl Running {
+    fn run(mut self) {
+        self.owned.health.up("loop");
+        while let Some(event) = self.next() {
+            let now = now();
+            let input = self.input(event, now);
+            let actions = self.owned.router.handle(input, now);
+            let status = self.owned.router.status();
+            self.owned.meters.waiting.set(status.waiting_jobs);
+            *lock(&self.owned.status) = status;
+            for action in actions {
+                self.act(action);
+            }
+            if self.changes.is_empty() && self.owned.router.is_settled() {
+                self.settling.clear();
+            }
+        }
+    }
+
+    /// Waits for the next event; `None` at the stop.
+    fn next(&mut self) -> Option<Event> {
+        let due = self.owned.router.next_wake();
+        let left = due.map_or(Duration::MAX, |due| due.saturating_duration_since(Instant::now()));
+        let RouterThread { stop, store, stored, events, .. } = &self.owned;
+        let idle = events.is_empty() && stored.is_empty();
+        let _waiting = idle.then(|| waiting("messages, or something due", due));
+        if self.changes.is_empty() {
+            select! {
+                recv(stop.cancel_receiver()) -> _ => None,
+                recv(stored) -> stored => stored.ok().map(Event::Input),
+                recv(events) -> event => event.ok(),
+                default(left) => Some(Event::Input(Input::Tick)),
+            }
+        } else {
+            let changes = &mut self.changes;
+            let mut first = || Request::Change(changes.pop_front().expect("found not to be empty"));
+            select! {
+                recv(stop.cancel_receiver()) -> _ => None,
+                recv(stored) -> stored => stored.ok().map(Event::Input),
+                send(store.queue(), first()) -> sent => match sent {
+                    Ok(()) => Some(Event::Input(Input::Tick)),
+                    Err(SendError(_)) => None,
+                },
+                default(left) => Some(Event::Input(Input::Tick)),
+            }
+        }
+    }
+
+    /// What the event means for the router.
+    fn input(&mut self, event: Event, now: Now) -> Input<Ticket> {
+        match event {
+            Event::Opened(id, handle, peer, version) => {
+                log::debug!("{id}: {peer} connected, validator release {version}");
+                self.sessions.insert(id, handle);
+                self.owned.meters.sessions.set(self.sessions.len());
+                Input::Opened { id, peer, version }
+            }
+            Event::SendOnce { validator, text, reply } => {
+                let sent = self.owned.router.reaches(validator, now.mono);
+                // A caller that has given up has dropped its end.
+                let _ = reply.send(sent);
+                Input::SendOnce { validator, text }
+            }
+            Event::WhenSettled(sender) => {
+                self.settling.push(sender);
+                Input::Stop
+            }
+            Event::Input(input) => {
+                match &input {
+                    Input::Frame(_, frame) => self.owned.meters.frame(frame),
+                    Input::Stored { session: Some(_), outcome, .. } => self.owned.meters.status(*outcome),
+                    Input::Closed(id) => {
+                        self.sessions.remove(id);
+                        self.owned.meters.sessions.set(self.sessions.len());
+                    }
+                    _ => {}
+                }
+                input
+            }
+        }
+    }
+
+    /// Does one thing, without blocking.
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Store(change) => self.changes.push_back(change),
+            Action::Send(id, text) => {
+                let Some(handle) = self.sessions.get(&id) else { return };
+                match handle.send(Outgoing::once(text)) {
+                    Ok(()) => {}
+                    Err(Full::Closed { .. }) => log::debug!("{id}: gone before it was answered"),
+                    Err(full @ Full::Bound { .. }) => {
+                        log::warn!("{id}: it does not read what it is sent ({full}), so it is cut off");
+                        handle.kick();
+                    }
+                }
+            }
+            Action::Close(id, code, reason) => {
+                match code {
+                    CLOSE_SIGNATURE => self.owned.meters.bad_signature.inc(),
+                    CLOSE_UNKNOWN => self.owned.meters.unknown_validator.inc(),
+                    _ => {}
+                }
+                if let Some(handle) = self.sessions.get(&id) {
+                    handle.close(code, reason, Instant::now() + CLOSE_TIME);
+                }
+            }
+        }
+    }
+}
+
+/// Waits until every answer that is owed has been given to its session, at most until `deadline` or a cancel.
+pub(super) fn settle(events: &Sender<Event>, deadline: Instant, shutdown: &Shutdown) {
+    let left = || deadline.saturating_duration_since(Instant::now());
+    let (sender, settled) = bounded(0);
+    select! {
+        send(events, Event::WhenSettled(sender)) -> _ => {}
+        recv(shutdown.cancel_receiver()) -> _ => return,
+        default(left()) => return,
+    }
+    let _waiting = waiting("the answers that are owed", Some(deadline));
+    select! {
+        recv(settled) -> _ => {}
+        recv(shutdown.cancel_receiver()) -> _ => {}
+        default(left()) => {
+            log::warn!("facilitator: not every status was stored in time; validators send the rest again");
+        }
+    }
+}
