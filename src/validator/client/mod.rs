@@ -1,7 +1,9 @@
 //! The client of a facilitator: a connection that comes back, jobs in, updates out, nothing lost.
 //!
-//! Its life is in its types: a [`FacilitatorClient`] is inert, a [`RunningClient`] runs, a [`StopReport`](crate::base::stop::StopReport) is what is
+//! Its life is in its types: a [`FacilitatorClient`] is inert, a [`RunningClient`] runs, a [`StopReport`] is what is
 //! left of it. Only a running client gives handles, so nothing can be sent by one that was never started:
+//!
+//! [`StopReport`]: crate::base::stop::StopReport
 //!
 //! ```compile_fail,E0599
 //! # use phalanx::validator::{ClientConfig, FacilitatorClient};
