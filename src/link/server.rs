@@ -6,7 +6,6 @@
 
 use std::fmt;
 use std::io;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -215,11 +214,10 @@ impl Serve {
         };
         let Self { id, handle, session, sink, .. } = self;
         sink(ServerEvent::Opened { id, handle: handle.clone(), request, peer });
-        let end = session::run(connection, &handle, &session, |_, arrival| {
+        let end = session::run(connection, &handle, &session, |arrival| {
             if let Arrival::Text(text) = arrival {
                 sink(ServerEvent::Text { id, text });
             }
-            ControlFlow::Continue(())
         });
         sink(ServerEvent::Closed { id, end });
     }

@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::delivery::NotOnDisk;
 pub use super::drive::JobTimes;
+#[cfg(feature = "celery")]
 pub(super) use super::drive::longest;
 use super::drive::{Action, Drive, Input};
+use super::ledger::NotOnDisk;
 use super::miner_client::{MinerClient, MinerEvent, NoEvent};
 use super::routing::{MinerAddress, NoMiner, Routing};
 use super::status::Outcome;

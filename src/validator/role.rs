@@ -6,10 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::facilitator_client::{
-    ClientConfig, ClientError, ClientHandle, FacilitatorClient, JobHandler, RunningClient,
+use super::client::{
+    ClientConfig, ClientError, ClientHandle, FacilitatorClient, Job, JobHandler, LeftJob, RunningClient,
 };
-use super::job::{Job, LeftJob};
 use super::jobs::here::Here;
 #[cfg(feature = "celery")]
 use super::jobs::remote::{DEFAULT_QUEUE, Front, FrontConfig};

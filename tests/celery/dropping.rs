@@ -16,7 +16,9 @@ use phalanx::redis::{Channel, Commander, RedisError, Request, Subscriber};
 use phalanx::transport::ws::{WsDialer, WsListener};
 use phalanx::validator::remote::{JobWorker, JobWorkerConfig};
 use phalanx::validator::{Dispatch, Validator, ValidatorConfig};
-use redis_kit::{LONG, NoThreads, RedisServer, far};
+use crate::testkit::threads::NoThreads;
+use crate::testkit::wait::{LONG, far};
+use redis_kit::RedisServer;
 use roles::World;
 use scripted::{Plan, ScriptedFacilitator, key};
 

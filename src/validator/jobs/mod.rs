@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::job::{Job, LeftJob};
+use super::client::{Job, LeftJob};
 use super::routing::MinerAddress;
 use crate::base::stop::Stopping;
 use crate::identity::PublicKey;

@@ -14,7 +14,7 @@ use crate::base::stop::Stopping;
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::identity::PublicKey;
 use crate::protocol::JobStatus;
-use crate::validator::job::{Job, RunningJob};
+use crate::validator::client::{Job, RunningJob};
 use crate::validator::organic::stopping;
 use crate::validator::status::Outcome;
 

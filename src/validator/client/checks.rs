@@ -14,7 +14,8 @@ use crate::base::waits::waiting;
 /// Items that one thread checks in one go; larger batches are hardly cheaper, and would wait for one another.
 const BATCH: usize = 64;
 
-/// Items that must wait before another thread helps: fewer are checked sooner by the one that is awake, and in their order.
+/// Items that must wait before another thread helps: fewer are checked sooner by the one that is awake, and in their
+/// order.
 const CROWD: usize = 16;
 
 /// A bounded queue of signed things and the threads that check them.

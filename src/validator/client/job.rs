@@ -1,36 +1,69 @@
 //! A job in the hands of whoever runs it: offered, then running, ending in exactly one terminal status.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use serde_json::json;
-use tungstenite::Utf8Bytes;
 
-use super::delivery::{Delivery, NotOnDisk, Ticket, update_text};
-use super::ledger::UpdateError;
-use super::organic::{Reports, stopping};
-use super::status::{Outcome, empty};
 use crate::base::limits::FACILITATOR_LINK_MESSAGE_BYTES;
 use crate::base::shutdown::Shutdown;
+use crate::base::thread::panic_message;
 use crate::identity::PublicKey;
 use crate::protocol::{
     HordeFailureDetails, HordeFailureReason, JobParticipantType, JobRejectionReason, JobStatus, JobStatusMetadata,
     StreamingServerDetails, V0JobStatusUpdate, V0MachineSpecsUpdate, V2JobRequest, ValidatorToFacilitator,
 };
+use crate::transport::Utf8Bytes;
+use crate::validator::ledger::{Delivery, NotOnDisk, Ticket, UpdateError};
+use crate::validator::organic::{Reports, stopping};
+use crate::validator::status::{Outcome, empty};
 
 /// How long a job waits for the disk before it goes on without.
 const DISK_TIME: Duration = Duration::from_secs(5);
+
+/// What becomes of the jobs that the facilitator sends. Called on a thread that checks signatures; while it blocks,
+/// others wait there, and beyond a limit are turned away as `busy`. The connection never waits for it.
+pub trait JobHandler: Send + Sync + 'static {
+    /// A job, with a good signature of a signer that may sign for us.
+    fn job(&self, job: Job);
+
+    /// A job that an earlier process had begun and not ended, before the client connects. Unless somebody goes on with
+    /// it, it ends as `horde_failed`.
+    fn left(&self, job: LeftJob) {
+        drop(job);
+    }
+
+    /// The miner of a job was reported for cheating, for the first time for this job, by a signer that may.
+    fn cheated(&self, uuid: &str, miner: PublicKey) {
+        log::warn!("job {uuid}: miner {miner} cheated");
+    }
+}
+
+impl<F: Fn(Job) + Send + Sync + 'static> JobHandler for F {
+    fn job(&self, job: Job) {
+        self(job);
+    }
+}
+
+/// Runs the handler; its panic is the end of what it was called for, not of the thread. A job says so itself when
+/// dropped.
+pub(super) fn guarded(what: &str, call: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(call)) {
+        log::error!("the handler of a {what} panicked: {}", panic_message(payload.as_ref()));
+    }
+}
 
 /// A job with a good signature that nobody has taken yet. Dropping it turns the job away as `rejected`, `busy`.
 #[derive(Debug)]
 pub struct Job {
     /// `None` once it was taken or turned away.
-    inner: Option<Inner>,
+    inner: Option<JobParts>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct JobParts {
     request: Arc<V2JobRequest>,
     line: Line,
     stop: Shutdown,
@@ -38,7 +71,7 @@ struct Inner {
 
 /// The way of one job's updates to the facilitator.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(in crate::validator) struct Line {
     number: u64,
     delivery: Delivery,
     /// Dropped with the job, so that a stop can wait for all jobs.
@@ -52,43 +85,48 @@ impl Line {
     }
 
     /// Passes an update on whose text somebody else has written; waits for room until `deadline` at most.
-    pub(super) fn forward(&self, status: JobStatus, text: Utf8Bytes, deadline: Instant) -> Result<Ticket, UpdateError> {
+    pub(in crate::validator) fn forward(
+        &self,
+        status: JobStatus,
+        text: Utf8Bytes,
+        deadline: Instant,
+    ) -> Result<Ticket, UpdateError> {
         self.delivery.update_by(self.number, status, text, deadline)
     }
 
-    pub(super) fn end(&self, uuid: &str, outcome: Outcome) -> Result<Ticket, UpdateError> {
+    pub(in crate::validator) fn end(&self, uuid: &str, outcome: Outcome) -> Result<Ticket, UpdateError> {
         let (status, text) = end_text(uuid, outcome);
         log::debug!("job {uuid}: {status}");
         self.delivery.update(self.number, status, text)
     }
 
-    pub(super) fn runs_on(&self, miner: PublicKey) {
+    pub(in crate::validator) fn runs_on(&self, miner: PublicKey) {
         self.delivery.ran_on(self.number, miner);
     }
 
-    pub(super) fn machine_specs(&self, specs: V0MachineSpecsUpdate) {
+    pub(in crate::validator) fn machine_specs(&self, specs: V0MachineSpecsUpdate) {
         self.delivery.machine_specs(specs);
     }
 
-    /// The promise about everything said so far.
-    pub(super) fn last_ticket(&self) -> Ticket {
+    /// The promise about everything reported so far.
+    pub(in crate::validator) fn last_ticket(&self) -> Ticket {
         self.delivery.last_ticket()
     }
 }
 
 /// The message that tells how a job ended; a result that is too large for one is replaced by a failure that says so.
-pub(super) fn end_text(uuid: &str, outcome: Outcome) -> (JobStatus, Utf8Bytes) {
-    let (status, text) = update_text(uuid, outcome);
+pub(in crate::validator) fn end_text(uuid: &str, outcome: Outcome) -> (JobStatus, Utf8Bytes) {
+    let (status, text) = outcome.into_message(uuid);
     if text.len() <= FACILITATOR_LINK_MESSAGE_BYTES {
         return (status, text);
     }
     let why = format!(
-        "the job ended, but its result cannot be passed on: a message has at most {FACILITATOR_LINK_MESSAGE_BYTES} bytes, \
-         this one has {}",
+        "the job ended, but its result cannot be passed on: a message has at most {FACILITATOR_LINK_MESSAGE_BYTES} \
+         bytes, this one has {}",
         text.len()
     );
     log::error!("job {uuid}: {why}");
-    update_text(uuid, Outcome::horde_failed(HordeFailureReason::GenericError, why))
+    Outcome::horde_failed(HordeFailureReason::GenericError, why).into_message(uuid)
 }
 
 /// A job that an earlier process had begun and not ended. Dropping it ends it as `horde_failed`.
@@ -120,7 +158,7 @@ impl LeftJob {
 
     /// For whoever goes on with it.
     #[cfg(feature = "celery")]
-    pub(super) fn go_on(mut self) -> (Arc<str>, Line) {
+    pub(in crate::validator) fn go_on(mut self) -> (Arc<str>, Line) {
         (self.uuid.clone(), self.line.take().expect("only going on with it empties it, which consumes it"))
     }
 }
@@ -145,7 +183,7 @@ impl Job {
         alive: Sender<()>,
     ) -> Self {
         let line = Line { number, delivery, _alive: alive };
-        Self { inner: Some(Inner { request: Arc::new(request), line, stop }) }
+        Self { inner: Some(JobParts { request: Arc::new(request), line, stop }) }
     }
 
     /// What is asked for; its signature is good and its signer may sign jobs for us.
@@ -153,7 +191,7 @@ impl Job {
         &self.inner.as_ref().expect("only taking the job empties it, which consumes it").request
     }
 
-    /// Takes the job: the facilitator is told `received`.
+    /// Takes the job: the facilitator gets `received`.
     pub fn receive(mut self) -> RunningJob {
         let inner = self.inner.take().expect("only taking the job empties it, which consumes it");
         let job = RunningJob { inner, ended: false };
@@ -161,10 +199,11 @@ impl Job {
         job
     }
 
-    /// Takes the job for somebody else to run; the facilitator is told `received`.
+    /// Takes the job for somebody else to run; the facilitator gets `received`.
     #[cfg(feature = "celery")]
-    pub(super) fn hand_over(mut self) -> (Arc<V2JobRequest>, Line) {
-        let Inner { request, line, .. } = self.inner.take().expect("only taking the job empties it, which consumes it");
+    pub(in crate::validator) fn hand_over(mut self) -> (Arc<V2JobRequest>, Line) {
+        let JobParts { request, line, .. } =
+            self.inner.take().expect("only taking the job empties it, which consumes it");
         let update = V0JobStatusUpdate { uuid: request.uuid.clone(), status: JobStatus::Received, metadata: None };
         if let Err(error) = line.update(update, Instant::now()) {
             log::error!("job {}: received is not reported: {error}", request.uuid);
@@ -195,7 +234,7 @@ impl Drop for Job {
 /// silence, not even one whose code panicked.
 #[derive(Debug)]
 pub struct RunningJob {
-    inner: Inner,
+    inner: JobParts,
     ended: bool,
 }
 
@@ -205,7 +244,8 @@ impl RunningJob {
         &self.inner.request
     }
 
-    /// Blocks until everything said so far is on disk, so that the job is known whatever happens; see [`Ticket::wait`].
+    /// Blocks until everything reported so far is on disk, so that the job is known whatever happens; see
+    /// [`Ticket::wait`].
     ///
     /// # Errors
     /// [`NotOnDisk`]; the job may go on.

@@ -1,16 +1,14 @@
 //! What is known of one job, and its form on disk. Pure.
 //!
-//! A record is one row of the journal: everything that must outlive the process for this job. Numbers are little-endian,
-//! texts are a length and UTF-8; times are milliseconds since 1970.
+//! A record is one row of the journal: everything that must outlive the process for this job. Numbers are
+//! little-endian, texts are a length and UTF-8; times are milliseconds since 1970.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use tungstenite::Utf8Bytes;
-
-use super::ledger::progress;
 use crate::identity::PublicKey;
 use crate::protocol::JobStatus;
+use crate::transport::Utf8Bytes;
 
 /// The first byte of a record, so that a later release can tell its own form.
 const FORM: u8 = 1;
@@ -94,7 +92,7 @@ impl JobRecord {
         }
         let revived = self.dead.len();
         self.updates.extend(self.dead.drain(..).map(|letter| letter.update));
-        self.updates.make_contiguous().sort_by_key(|update| progress(update.status));
+        self.updates.make_contiguous().sort_by_key(|update| update.status.rank());
         revived
     }
 
