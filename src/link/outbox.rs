@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
-use tungstenite::Utf8Bytes;
+use crate::transport::Utf8Bytes;
 
 /// Until when a message stays in the outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

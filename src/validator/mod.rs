@@ -13,28 +13,34 @@
 //!
 //! * [`client`]: the facilitator client, for embedding: inert, running, stopped; and a job in the hands of whoever runs it.
 //! * [`ledger`]: the status updates until they are answered: order, retries, dead letters, disk.
-//! * [`remote`]: jobs on other machines: the front, which is part of a validator, and the job worker.
-//! * [`role`]: the validator as a whole.
+//! * [`drive`]: one job, from the choice of a miner to its end. Pure; [`organic`] is the loop around it.
+//! * `jobs`: what runs them, in one trait: workers of this process, stub jobs, or [`remote`]: jobs on other machines
+//!   (the front, which is part of a validator, and the job worker).
+//! * [`role`]: the validator as a whole; its start and stop, all steps in order.
 
 pub mod client;
+pub mod drive;
 pub mod ledger;
 pub mod miner_client;
 pub mod miners;
 pub mod organic;
-pub mod remote;
 pub mod role;
 pub mod routing;
 pub mod status;
 
-mod stub;
+mod jobs;
 
 pub use client::{
     ClientConfig, ClientError, ClientEvent, ClientHandle, ClientState, Counted, FacilitatorClient, Job, JobHandler,
-    LeftJob, OnWorkers, RunningClient, RunningJob,
+    LeftJob, RunningClient, RunningJob,
 };
+pub use drive::JobTimes;
+pub use jobs::FrontStatus;
+pub use jobs::here::OnWorkers;
+#[cfg(feature = "celery")]
+pub use jobs::remote;
 pub use ledger::{Counts, GivenUp, LedgerLimits, NotOnDisk, RetryPolicies, RetryPolicy, Ticket, Totals, UpdateError};
 pub use miners::{MinersFileError, load_miners};
-pub use organic::JobTimes;
 pub use role::{Dispatch, Observer, Reloader, Validator, ValidatorConfig, ValidatorError};
 pub use routing::MinerAddress;
 pub use status::Outcome;

@@ -2,6 +2,7 @@
 //! test for each place where a link can block.
 
 use crate::testkit::transport as kit;
+use crate::testkit::wait::{LONG, until};
 use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,7 +29,6 @@ use phalanx::validator::MinerAddress;
 use phalanx::validator::miner_client::{MinerClient, MinerEvent};
 use tungstenite::Utf8Bytes;
 
-const LONG: Duration = Duration::from_secs(30);
 const URL: &str = "ws://peer/x";
 
 type LinkEvent = phalanx::link::LinkEvent<Utf8Bytes, ()>;
@@ -403,7 +403,7 @@ fn stop_while_dialling_in_backoff_authenticating_or_idle_is_immediate() {
         config.backoff.cap = config.backoff.base;
         let (link, events) = fixture.start(config, password);
         match place {
-            "dialling" | "authenticating" => wait_until(|| fixture.net.dials() > 0),
+            "dialling" | "authenticating" => until("a dial", || fixture.net.dials() > 0),
             "backoff" => assert!(matches!(next(&events), LinkEvent::Failed { .. })),
             _ => ready(&events),
         }
@@ -526,11 +526,10 @@ fn a_stop_at_a_random_moment_always_ends() {
             let (net, end) = (fixture.net.clone(), Shutdown::new());
             let kicked = end.clone();
             spawn("t-cutter", Kick::new("its end", move || kicked.cancel()), move || {
-                while !end.is_set() {
+                while !end.wait(Duration::from_micros(50)) {
                     if let Some(wire) = net.wires().last() {
                         wire.cut();
                     }
-                    std::thread::yield_now();
                 }
             })
         };

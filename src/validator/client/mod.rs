@@ -74,7 +74,7 @@ use crate::transport::SocketLimits;
 
 pub use config::{ClientConfig, ClientError};
 pub use handle::{ClientEvent, ClientHandle, ClientState, Counted};
-pub use job::{Job, JobHandler, LeftJob, OnWorkers, RunningJob};
+pub use job::{Job, JobHandler, LeftJob, RunningJob};
 pub use running::RunningClient;
 
 /// Updates that may be unanswered at a time, each of another job. The facilitator answers in order, so this is only how

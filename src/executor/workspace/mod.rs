@@ -50,8 +50,8 @@ pub fn relative(path: &str) -> Result<PathBuf, PathError> {
 
 /// The folder of one job, `0700`, removed when the value is dropped.
 ///
-/// `job/` is the part that the job sees: `volume/`, `output/`, `artifacts/`, `specs/`. What lies beside it (streams that
-/// are being written, archives in the making) is the executor's alone.
+/// `job/` is the part that the job sees: `volume/`, `output/`, `artifacts/`, `specs/`. What lies beside it (streams
+/// that are being written, archives in the making) is the executor's alone.
 #[derive(Debug)]
 pub struct Workspace {
     root: Option<TempDir>,
@@ -132,8 +132,8 @@ impl Workspace {
             .try_for_each(|folder| chmod_tree(folder, 0o777, 0o777))
     }
 
-    /// Puts the whole streams into the output folder, which is made again if the job has removed it; what the job has left
-    /// under their names is replaced.
+    /// Puts the whole streams into the output folder, which is made again if the job has removed it; what the job has
+    /// left under their names is replaced.
     ///
     /// # Errors
     /// If the output folder is a link now.

@@ -10,10 +10,10 @@ use crate::protocol::{FacilitatorToValidator, V2JobRequest};
 /// The name of the task that runs a job.
 pub const EXECUTE_JOB: &str = "phalanx.execute_job";
 
-/// The queue of jobs, unless told: not Celery's own, whose workers would drop a task that they do not know.
+/// The queue of jobs, unless set: not Celery's own, whose workers would drop a task that they do not know.
 pub const DEFAULT_QUEUE: &str = "phalanx";
 
-/// The stream in which a front, whose name is its hotkey, hears of its jobs.
+/// The stream in which a front, whose name is its hotkey, learns of its jobs.
 pub(super) fn events_key(front: &str) -> String {
     format!("phalanx.events.{front}")
 }
@@ -27,7 +27,7 @@ pub(super) fn job_key(uuid: &str) -> String {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Call {
     pub request: V2JobRequest,
-    /// Who wants to hear how it goes on; a producer that is no front asks for the task's result.
+    /// Who gets the events of the job; a producer that is no front asks for the task's result.
     pub front: Option<String>,
     /// Miners that are not to have it.
     pub avoid: Vec<PublicKey>,

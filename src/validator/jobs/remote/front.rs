@@ -1,19 +1,19 @@
-//! The validator as a front: hands jobs to workers on other machines, and hears how they go on.
+//! The validator as a front: sends jobs to workers on other machines, and reads what becomes of them.
 //!
-//! Owner: [`Front`]. Its thread `val-events` blocks in the stream's receiver, in the queue towards the facilitator when that
-//! is full, and in the disk's tickets; its kick ends the first two, the disk has a deadline. It ends after the kick. What it
-//! has read and not yet on disk stays in the stream, for the next start. The other threads are those of a Celery client
-//! (`cel-cmd`, `cel-sub`), of Redis messaging (`rds-cmd`, `rds-sub`) and of its timer.
+//! Owner: [`Front`], whose owner stops it. Its thread `val-events` blocks in the stream's receiver, in the queue
+//! towards the facilitator when that is full, and in the disk's tickets; its kick ends the first two, the disk has a
+//! deadline. It ends after the kick. What it has read and not yet on disk stays in the stream, for the next start. The
+//! other threads are those of a Celery client (`cel-cmd`, `cel-sub`), of Redis messaging (`rds-cmd`, `rds-sub`) and of
+//! its timer.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
 use redis::{FromRedisValue, Value};
-use serde::Serialize;
 
 use super::call::{Call, EXECUTE_JOB, Event, News, events_key, job_key};
+use crate::base::drained::Drained;
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::Stopping;
@@ -24,9 +24,10 @@ use crate::celery::{CeleryClient, CeleryConfig, CeleryHandle, PendingResult, Sen
 use crate::identity::PublicKey;
 use crate::ops::status::Board;
 use crate::protocol::{HordeFailureReason, JobRejectionReason, JobStatus, ValidatorToFacilitator};
-use crate::redis::messaging::{Delivery, Messaging, RedisMessaging, StreamKick, StreamReceiver};
+use crate::redis::messaging::{Delivery, Messaging, RedisMessaging, StreamReceiver};
 use crate::redis::{RedisConfig, RedisError, Repeat, Request};
 use crate::validator::client::job::{Job, LeftJob, Line};
+use crate::validator::jobs::{FrontStatus, JobRunner};
 use crate::validator::ledger::{Ticket, UpdateError};
 use crate::validator::organic::{JobTimes, longest, stopping};
 use crate::validator::status::Outcome;
@@ -50,7 +51,7 @@ const SEND_TIME: Duration = Duration::from_secs(1800);
 const CLOSE_TIME: Duration = Duration::from_secs(2);
 
 /// What a front needs.
-pub(crate) struct FrontConfig {
+pub(in crate::validator) struct FrontConfig {
     pub redis: RedisConfig,
     pub queue: String,
     /// How long a job waits for a worker.
@@ -62,55 +63,53 @@ pub(crate) struct FrontConfig {
     pub job_times: JobTimes,
 }
 
-/// How a front is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct FrontStatus {
-    /// Jobs that no worker has begun.
-    pub waiting: usize,
-    /// Jobs that a worker has begun.
-    pub begun: usize,
-}
-
 /// A running front; clones are the same.
 #[derive(Clone)]
-pub(crate) struct Front(Arc<Inner>);
+pub(in crate::validator) struct Front(Arc<FrontShared>);
 
-struct Inner {
+struct FrontShared {
     config: FrontConfig,
     celery: CeleryHandle,
     messaging: Messaging,
     timer: TimerHandle,
     board: Board,
-    state: Mutex<State>,
+    state: Mutex<FrontState>,
     /// Drain: nothing is tried again any more.
     closing: Shutdown,
-    threads: Mutex<Option<Threads>>,
+    /// Taken by the stop.
+    threads: Mutex<Option<FrontThreads>>,
 }
 
-struct Threads {
+struct FrontThreads {
     celery: CeleryClient,
     messaging: RedisMessaging,
-    /// From [`Front::hear`] on.
-    events: Option<Thread<()>>,
+    events: EventReader,
+}
+
+/// Who reads the events.
+enum EventReader {
+    /// Nobody, until the jobs of an earlier process are known.
+    Ready(Box<StreamReceiver>),
+    Running(Thread<()>),
 }
 
 #[derive(Default)]
-struct State {
-    jobs: HashMap<Arc<str>, Held>,
+struct FrontState {
+    jobs: HashMap<Arc<str>, RemoteJob>,
     /// Jobs of an earlier process of which Redis is to be asked.
     left: Vec<Arc<str>>,
     avoid: HashMap<PublicKey, Instant>,
-    /// Dropped when no job is left.
-    ended: Vec<Sender<()>>,
+    /// Notified when no job is left.
+    drained: Drained,
 }
 
 /// A job in others' hands.
-struct Held {
+struct RemoteJob {
     line: Arc<Line>,
     begun: u32,
     /// How long it may take from its beginning.
     longest: Duration,
-    /// Ends it if nothing more is heard.
+    /// Ends it if nothing more is received.
     alarm: Option<Alarm>,
     result: Option<PendingResult>,
 }
@@ -118,46 +117,8 @@ struct Held {
 /// An event was not recorded, because the front stops.
 struct NotRecorded;
 
-impl Front {
-    /// Starts the connections. A Redis that is away is not an error: they connect for ever. The receiver is for
-    /// [`Front::hear`].
-    pub fn start(config: FrontConfig, timer: TimerHandle, board: &Board) -> Result<(Self, StreamReceiver), RedisError> {
-        let celery = CeleryClient::start(CeleryConfig::new(config.redis.clone()), board)?;
-        let messaging = RedisMessaging::start(config.redis.clone().named("phalanx-front"), board)?;
-        let stream = events_key(&config.name);
-        // Only this front reads it, so what it has not acknowledged is never somebody else's.
-        let receiver = messaging.handle().stream_receiver(&stream, "front", "front", Duration::from_secs(86_400));
-        let front = Self(Arc::new(Inner {
-            config,
-            celery: celery.handle(),
-            messaging: messaging.handle(),
-            timer,
-            board: board.clone(),
-            state: Mutex::default(),
-            closing: Shutdown::new(),
-            threads: Mutex::new(Some(Threads { celery, messaging, events: None })),
-        }));
-        Ok((front, receiver))
-    }
-
-    /// Hears from now on what the workers say: not before the jobs of an earlier process are known again.
-    pub fn hear(&self, receiver: StreamReceiver) {
-        let kick = receiver.kick();
-        let (reading, kicked) = (self.clone(), self.clone());
-        let kick = Kick::new("the receiver's kick", move || kicked.close(&kick));
-        let events = spawn("val-events", kick, move || reading.read(receiver));
-        if let Some(threads) = &mut *lock(&self.0.threads) {
-            threads.events = Some(events);
-        }
-    }
-
-    fn close(&self, kick: &StreamKick) {
-        self.0.closing.drain();
-        kick.kick();
-    }
-
-    /// Hands a job to the workers. Never blocks; one too many is turned away as busy.
-    pub fn run(&self, job: Job) {
+impl JobRunner for Front {
+    fn run(&self, job: Job) {
         let uuid: Arc<str> = job.request().uuid.as_str().into();
         let now = Instant::now();
         let inner = &self.0;
@@ -171,7 +132,7 @@ impl Front {
             let avoid: Vec<PublicKey> = state.avoid.keys().copied().collect();
             let longest = longest(&inner.config.job_times, &request) + MARGIN;
             let alarm = Some(self.alarm(&uuid, now + inner.config.queue_time));
-            let held = Held { line: Arc::new(line), begun: 0, longest, alarm, result: None };
+            let held = RemoteJob { line: Arc::new(line), begun: 0, longest, alarm, result: None };
             state.jobs.insert(uuid.clone(), held);
             (request, avoid, longest)
         };
@@ -211,6 +172,97 @@ impl Front {
         }
     }
 
+    fn left(&self, left: LeftJob) {
+        let (uuid, line) = left.go_on();
+        let mut state = lock(&self.0.state);
+        // How long it may take is known from Redis, later.
+        let held = RemoteJob { line: Arc::new(line), begun: 0, longest: MARGIN, alarm: None, result: None };
+        state.jobs.insert(uuid.clone(), held);
+        state.left.push(uuid);
+    }
+
+    /// Reads from now on what the workers report.
+    fn begin(&self) {
+        let mut threads = lock(&self.0.threads);
+        if let Some(FrontThreads { celery, messaging, events: EventReader::Ready(receiver) }) = threads.take() {
+            let events = EventReader::Running(self.spawn_reader(*receiver));
+            *threads = Some(FrontThreads { celery, messaging, events });
+        }
+    }
+
+    fn blacklist(&self, miner: PublicKey, time: Duration) {
+        let until = Instant::now() + time;
+        lock(&self.0.state).avoid.entry(miner).or_insert(until);
+    }
+
+    fn running(&self) -> usize {
+        lock(&self.0.state).jobs.len()
+    }
+
+    fn front(&self) -> Option<FrontStatus> {
+        let state = lock(&self.0.state);
+        let begun = state.jobs.values().filter(|job| job.begun > 0).count();
+        Some(FrontStatus { waiting: state.jobs.len() - begun, begun })
+    }
+
+    fn stop(&self, stopping_all: &mut Stopping, drain: Duration) -> usize {
+        let Some(FrontThreads { celery, messaging, events }) = lock(&self.0.threads).take() else { return 0 };
+        let cancelled = stopping_all.step("validator jobs", drain, |step| {
+            let drained = {
+                let mut state = lock(&self.0.state);
+                let empty = state.jobs.is_empty();
+                state.drained.watch(empty)
+            };
+            step.wait(&drained);
+            let rest: Vec<Arc<str>> = lock(&self.0.state).jobs.keys().cloned().collect();
+            rest.iter().for_each(|uuid| self.end(uuid, stopping(), true));
+            rest.len()
+        });
+        stopping_all.step("dispatch", CLOSE_TIME, |step| {
+            if let EventReader::Running(events) = events {
+                events.kick();
+                step.join(events);
+            }
+            messaging.stop(step);
+            celery.stop(step);
+        });
+        cancelled
+    }
+}
+
+impl Front {
+    /// Starts the connections. A Redis that is away is not an error: they connect for ever.
+    pub fn start(config: FrontConfig, timer: TimerHandle, board: &Board) -> Result<Self, RedisError> {
+        let celery = CeleryClient::start(CeleryConfig::new(config.redis.clone()), board)?;
+        let messaging = RedisMessaging::start(config.redis.clone().named("phalanx-front"), board)?;
+        let stream = events_key(&config.name);
+        // Only this front reads it, so what it has not acknowledged is never somebody else's.
+        let receiver = messaging.handle().stream_receiver(&stream, "front", "front", Duration::from_secs(86_400));
+        Ok(Self(Arc::new(FrontShared {
+            config,
+            celery: celery.handle(),
+            messaging: messaging.handle(),
+            timer,
+            board: board.clone(),
+            state: Mutex::default(),
+            closing: Shutdown::new(),
+            threads: Mutex::new(Some(FrontThreads {
+                celery,
+                messaging,
+                events: EventReader::Ready(Box::new(receiver)),
+            })),
+        })))
+    }
+
+    fn spawn_reader(&self, receiver: StreamReceiver) -> Thread<()> {
+        let (reading, kicked, stream) = (self.clone(), self.clone(), receiver.kick());
+        let kick = Kick::new("the receiver's kick", move || {
+            kicked.0.closing.drain();
+            stream.kick();
+        });
+        spawn("val-events", kick, move || reading.read(receiver))
+    }
+
     fn not_sent(&self, uuid: &Arc<str>, error: &dyn std::fmt::Display) {
         let why = format!("the job was not handed to the workers: {error}");
         self.end(uuid, Outcome::rejected(JobRejectionReason::Busy, why), true);
@@ -244,7 +296,7 @@ impl Front {
         })
     }
 
-    /// Nothing was heard of a job for as long as there can be nothing to hear.
+    /// Nothing came of a job for as long as it may take.
     fn overdue(&self, uuid: &Arc<str>) {
         let Some(begun) = lock(&self.0.state).jobs.get(uuid).map(|held| held.begun) else { return };
         let outcome = match begun {
@@ -260,20 +312,20 @@ impl Front {
         self.end(uuid, outcome, true);
     }
 
-    /// Ends a job that its worker has not ended; `call_off` tells the workers.
-    fn end(&self, uuid: &Arc<str>, outcome: Outcome, call_off: bool) {
+    /// Ends a job that its worker has not ended; with `cancel` its task is revoked.
+    fn end(&self, uuid: &Arc<str>, outcome: Outcome, cancel: bool) {
         let Some(held) = self.forget(uuid) else { return };
         if let Err(error) = held.line.end(uuid, outcome) {
             log::error!("job {uuid}: {error}");
         }
         self.over(held);
-        if call_off {
-            self.call_off(uuid);
+        if cancel {
+            self.revoke(uuid);
         }
     }
 
     /// Takes a job out; it is not wanted any more.
-    fn forget(&self, uuid: &Arc<str>) -> Option<Held> {
+    fn forget(&self, uuid: &Arc<str>) -> Option<RemoteJob> {
         let held = lock(&self.0.state).jobs.remove(uuid)?;
         self.unwanted(uuid);
         Some(held)
@@ -284,20 +336,20 @@ impl Front {
         let deadline = Instant::now() + self.0.config.redis.operation_time;
         let unwanted = Request::idempotent(redis::cmd("DEL").arg(job_key(uuid)), deadline);
         let of = uuid.clone();
-        let told = self.0.messaging.commander().submit(unwanted, move |answer| {
+        let sent = self.0.messaging.commander().submit(unwanted, move |answer| {
             if let Err(error) = answer {
                 // It forgets by itself.
                 log::debug!("job {of}: Redis was not told that it has ended: {error}");
             }
         });
-        if let Err(error) = told {
+        if let Err(error) = sent {
             log::debug!("job {uuid}: Redis is not told that it has ended: {error}");
         }
     }
 
     /// A job has ended: after its report, because a stop waits for this.
-    fn over(&self, held: Held) {
-        let Held { line, alarm, result, .. } = held;
+    fn over(&self, job: RemoteJob) {
+        let RemoteJob { line, alarm, result, .. } = job;
         drop(alarm);
         if let Some(result) = result {
             result.let_go();
@@ -305,31 +357,21 @@ impl Front {
         drop(line);
         let mut state = lock(&self.0.state);
         if state.jobs.is_empty() {
-            state.ended.clear();
+            state.drained.notify();
         }
     }
 
-    fn call_off(&self, uuid: &Arc<str>) {
+    fn revoke(&self, uuid: &Arc<str>) {
         let deadline = Instant::now() + self.0.config.redis.operation_time;
         let of = uuid.clone();
-        let told = self.0.celery.submit_revoke(&[uuid], &Terminate::Term, deadline, move |heard| {
-            if let Err(error) = heard {
+        let sent = self.0.celery.submit_revoke(&[uuid], &Terminate::Term, deadline, move |sent| {
+            if let Err(error) = sent {
                 log::warn!("job {of}: the workers were not told that it is called off: {error}");
             }
         });
-        if let Err(error) = told {
+        if let Err(error) = sent {
             log::warn!("job {uuid}: the workers are not told that it is called off: {error}");
         }
-    }
-
-    /// Goes on with a job that an earlier process had handed to the workers.
-    pub fn adopt(&self, left: LeftJob) {
-        let (uuid, line) = left.go_on();
-        let mut state = lock(&self.0.state);
-        // How long it may take is known from Redis, later.
-        let held = Held { line: Arc::new(line), begun: 0, longest: MARGIN, alarm: None, result: None };
-        state.jobs.insert(uuid.clone(), held);
-        state.left.push(uuid);
     }
 
     /// Asks Redis, when all that was in the stream is known, which of the jobs of an earlier process the workers have.
@@ -382,53 +424,6 @@ impl Front {
         }
     }
 
-    /// A miner cheated: workers are not to give it jobs for `time`.
-    pub fn blacklist(&self, miner: PublicKey, time: Duration) {
-        let until = Instant::now() + time;
-        lock(&self.0.state).avoid.entry(miner).or_insert(until);
-    }
-
-    /// Jobs in the workers' hands.
-    pub fn running(&self) -> usize {
-        lock(&self.0.state).jobs.len()
-    }
-
-    /// How it is.
-    pub fn status(&self) -> FrontStatus {
-        let state = lock(&self.0.state);
-        let begun = state.jobs.values().filter(|held| held.begun > 0).count();
-        FrontStatus { waiting: state.jobs.len() - begun, begun }
-    }
-
-    /// Lets the jobs end within `drain`, calls off the rest and ends it, joins the threads; gives the number called off.
-    pub fn stop(&self, stopping_all: &mut Stopping, drain: Duration) -> usize {
-        let cancelled = stopping_all.step("validator jobs", drain, |step| {
-            step.wait(&self.ended());
-            let rest: Vec<Arc<str>> = lock(&self.0.state).jobs.keys().cloned().collect();
-            rest.iter().for_each(|uuid| self.end(uuid, stopping(), true));
-            rest.len()
-        });
-        let Some(Threads { celery, messaging, events }) = lock(&self.0.threads).take() else { return cancelled };
-        stopping_all.step("dispatch", CLOSE_TIME, |step| {
-            if let Some(events) = events {
-                events.kick();
-                step.join(events);
-            }
-            messaging.stop(step);
-            celery.stop(step);
-        });
-        cancelled
-    }
-
-    fn ended(&self) -> Receiver<()> {
-        let (sender, receiver) = bounded(0);
-        let mut state = lock(&self.0.state);
-        if !state.jobs.is_empty() {
-            state.ended.push(sender);
-        }
-        receiver
-    }
-
     /// The thread `val-events`.
     fn read(&self, mut receiver: StreamReceiver) {
         let closing = &self.0.closing;
@@ -440,8 +435,9 @@ impl Front {
                 self.ask_for_left();
                 ask_at = Instant::now() + PAUSE;
             }
-            let patience = if left { PAUSE } else { Duration::from_secs(3600) };
-            let problem = match receiver.recv_all(Instant::now() + patience) {
+            // Without such jobs there is nothing else to do than to wait for events.
+            let until = left.then(|| Instant::now() + PAUSE);
+            let problem = match receiver.recv_all(until) {
                 Ok(batch) if batch.is_empty() => continue,
                 Ok(batch) => match self.take(&mut receiver, &batch) {
                     Ok(()) => continue,
@@ -460,7 +456,7 @@ impl Front {
         let closing = &self.0.closing;
         let mut ticket = None;
         for delivery in batch {
-            ticket = self.heard(delivery)?.or(ticket);
+            ticket = self.record(delivery)?.or(ticket);
         }
         while let Some(Err(error)) = ticket.as_ref().map(|ticket| ticket.wait(Instant::now() + PAUSE)) {
             log::warn!("what the workers said waits for the disk: {error}");
@@ -481,7 +477,8 @@ impl Front {
         }
     }
 
-    fn heard(&self, delivery: &Delivery) -> Result<Option<Ticket>, NotRecorded> {
+    /// Records one event; gives a ticket if it is to be on disk.
+    fn record(&self, delivery: &Delivery) -> Result<Option<Ticket>, NotRecorded> {
         let event: Event = match serde_json::from_slice(&delivery.payload) {
             Ok(event) => event,
             Err(error) => {

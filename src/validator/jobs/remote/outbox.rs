@@ -1,8 +1,9 @@
 //! What job workers tell their fronts: in order, kept until Redis has it.
 //!
-//! No thread of its own: callers append, a commander's thread hears what Redis says, the timer tries again. One request at a
-//! time is under way, with all that has come meanwhile. Each event has a number; a script refuses one that does not follow
-//! the last and passes over one that is there, so that nothing is lost, doubled or overtaken by a lost connection.
+//! No thread of its own: callers append, a commander's thread gets Redis's answers, the timer tries again. One request
+//! at a time is under way, with all that has come meanwhile. Each event has a number; a script refuses one that does
+//! not follow the last and passes over one that is there, so that nothing is lost, doubled or overtaken by a lost
+//! connection.
 //!
 //! Bounded by the jobs that run: each has some ten events at most, and ends only when Redis has all of them.
 
@@ -37,7 +38,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 ///
 /// KEYS: the stream, the number of the last event, the job. ARGV: number, the one that Redis had acknowledged, payload,
 /// limit, seconds, wake-up channel, a field of the job and its value, or nothing.
-static TELL: Script = Script::new(
+static APPEND: Script = Script::new(
     "local last = tonumber(redis.call('GET', KEYS[2]) or ARGV[2])
 local number = tonumber(ARGV[1])
 if number <= last then return 0 end
@@ -54,23 +55,23 @@ return 1",
 
 /// Events on their way; clones are the same.
 #[derive(Clone)]
-pub(super) struct Outbox(Arc<Inner>);
+pub(super) struct Outbox(Arc<OutboxShared>);
 
-struct Inner {
+struct OutboxShared {
     commands: CommanderHandle,
     timer: TimerHandle,
     board: Board,
     patience: Duration,
     /// Of the number of the last event that Redis has.
     number_key: String,
-    state: Mutex<State>,
+    state: Mutex<OutboxState>,
 }
 
 #[derive(Default)]
-struct State {
+struct OutboxState {
     /// The number of the last event that Redis has acknowledged.
     acknowledged: u64,
-    waiting: VecDeque<Item>,
+    waiting: VecDeque<QueuedEvent>,
     in_flight: bool,
     attempt: u32,
     alarm: Option<Alarm>,
@@ -78,7 +79,7 @@ struct State {
     watchers: Vec<(u64, Sender<()>)>,
 }
 
-struct Item {
+struct QueuedEvent {
     front: String,
     job: String,
     /// What whoever goes on with the job is to know.
@@ -89,18 +90,18 @@ struct Item {
 impl Outbox {
     pub fn new(commands: CommanderHandle, timer: TimerHandle, board: Board, patience: Duration) -> Self {
         let number_key = format!("phalanx.producer.{}", uuid::Uuid::new_v4());
-        Self(Arc::new(Inner { commands, timer, board, patience, number_key, state: Mutex::default() }))
+        Self(Arc::new(OutboxShared { commands, timer, board, patience, number_key, state: Mutex::default() }))
     }
 
     /// Takes an event in; gives its number. Never blocks.
-    pub fn tell(&self, front: &str, event: &Event) -> u64 {
+    pub fn append(&self, front: &str, event: &Event) -> u64 {
         let note = match &event.news {
             News::Begun { worker, .. } => ("worker", worker.clone()),
             News::RunsOn { miner } => ("miner", miner.clone()),
             News::Said { .. } | News::GivenBack => ("", String::new()),
         };
         let payload = serde_json::to_string(event).expect("an event has nothing that JSON cannot say");
-        let item = Item { front: front.to_owned(), job: event.job.clone(), note, payload };
+        let item = QueuedEvent { front: front.to_owned(), job: event.job.clone(), note, payload };
         let number = {
             let mut state = lock(&self.0.state);
             state.waiting.push_back(item);
@@ -110,13 +111,13 @@ impl Outbox {
         number
     }
 
-    /// Whether there is so much to tell that what does not matter should not be told.
+    /// Whether so many events wait that those of no weight should not be sent.
     pub fn is_crowded(&self) -> bool {
         lock(&self.0.state).waiting.len() >= CROWD
     }
 
     /// Disconnects when Redis has the event of this number.
-    pub fn told(&self, number: u64) -> Receiver<()> {
+    pub fn delivered(&self, number: u64) -> Receiver<()> {
         let (sender, receiver) = bounded(0);
         let mut state = lock(&self.0.state);
         if state.acknowledged < number {
@@ -131,7 +132,7 @@ impl Outbox {
     }
 }
 
-fn transmit(inner: &Arc<Inner>) {
+fn transmit(inner: &Arc<OutboxShared>) {
     let mut state = lock(&inner.state);
     if state.in_flight || state.alarm.is_some() || state.waiting.is_empty() {
         return;
@@ -154,7 +155,7 @@ fn transmit(inner: &Arc<Inner>) {
             item.note.0,
             item.note.1.as_str(),
         );
-        request = request.script(&TELL, &keys, &arguments);
+        request = request.script(&APPEND, &keys, &arguments);
     }
     state.in_flight = true;
     drop(state);
@@ -166,7 +167,7 @@ fn transmit(inner: &Arc<Inner>) {
 }
 
 /// What Redis says to a request with `count` events.
-fn settled(inner: &Weak<Inner>, count: usize, answer: Result<Vec<Value>, RedisError>) {
+fn settled(inner: &Weak<OutboxShared>, count: usize, answer: Result<Vec<Value>, RedisError>) {
     let Some(inner) = inner.upgrade() else { return };
     let mut state = lock(&inner.state);
     state.in_flight = false;
@@ -191,8 +192,8 @@ fn settled(inner: &Weak<Inner>, count: usize, answer: Result<Vec<Value>, RedisEr
     state.alarm = Some(inner.timer.at(Instant::now() + pause, move || {
         if let Some(inner) = weak.upgrade() {
             // An alarm that rings is not dropped under the lock.
-            let rung = lock(&inner.state).alarm.take();
-            drop(rung);
+            let alarm = lock(&inner.state).alarm.take();
+            drop(alarm);
             transmit(&inner);
         }
     }));

@@ -1,7 +1,7 @@
 //! A job worker: runs the jobs of fronts, and of any other Celery producer.
 //!
-//! Owner: [`JobWorker`]. Its threads are those of a Celery worker, of which each `cel-work-n` runs a job at a time, and a
-//! commander `job-cmd` for what is told to the fronts.
+//! Owner: [`JobWorker`]. Its threads are those of a Celery worker, of which each `cel-work-n` runs a job at a time, and
+//! a commander `job-cmd` for the events of the fronts.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -29,11 +29,11 @@ use crate::protocol::{
 use crate::redis::{Commander, CommanderHandle, RedisConfig, RedisError, Request};
 use crate::transport::Dialer;
 use crate::validator::client::job::end_text;
+use crate::validator::jobs::stub::STEPS;
 use crate::validator::ledger::NotOnDisk;
 use crate::validator::organic::{self, JobTimes, Miners, Reports};
 use crate::validator::routing::MinerAddress;
 use crate::validator::status::{Outcome, empty};
-use crate::validator::stub::STEPS;
 
 /// A pause after trouble with Redis.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ const EVENTS_TIME: Duration = Duration::from_secs(2);
 pub struct JobWorkerConfig {
     /// The Redis that the fronts use.
     pub redis: RedisConfig,
-    /// The queue of jobs: `phalanx`, unless told.
+    /// The queue of jobs: `phalanx`, unless set.
     pub queue: String,
     /// The validator's hotkey, which miners know.
     pub key: KeyPair,
@@ -57,11 +57,11 @@ pub struct JobWorkerConfig {
     pub miners: Vec<MinerAddress>,
     /// No miner: every job is answered with the statuses of a good one, each after this time. For load tests.
     pub stub: Option<Duration>,
-    /// Jobs at a time, each with up to three threads: 64, unless told.
+    /// Jobs at a time, each with up to three threads: 64, unless set.
     pub workers: usize,
-    /// The name that Celery's tools see, which no other worker is to have: `phalanx@<host>`, unless told.
+    /// The name that Celery's tools see, which no other worker is to have: `phalanx@<host>`, unless set.
     pub name: String,
-    /// How long the worker may be silent before others go on with its jobs: 30 s, unless told.
+    /// How long the worker may be silent before others go on with its jobs: 30 s, unless set.
     pub liveness: Duration,
     /// How long a stop lets running jobs go on; then other workers go on with them.
     pub drain_time: Duration,
@@ -138,7 +138,7 @@ pub enum JobWorkerError {
 pub struct JobWorker {
     worker: CeleryWorker,
     commander: Commander,
-    shared: Arc<Shared>,
+    shared: Arc<WorkerShared>,
     drain_time: Duration,
 }
 
@@ -146,10 +146,10 @@ pub struct JobWorker {
 #[derive(Debug, Clone)]
 pub struct JobWorkerHandle {
     worker: WorkerHandle,
-    shared: Arc<Shared>,
+    shared: Arc<WorkerShared>,
 }
 
-struct Shared {
+struct WorkerShared {
     miners: Miners,
     stub: Option<Duration>,
     name: String,
@@ -158,7 +158,7 @@ struct Shared {
     outbox: Outbox,
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for WorkerShared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Shared").field("name", &self.name).finish_non_exhaustive()
     }
@@ -183,7 +183,7 @@ impl JobWorker {
         let JobWorkerConfig { redis, key, miners, stub, name, drain_time, job_times, .. } = config;
         let commander = Commander::start("job-cmd", redis.clone().named("phalanx-events"), board)?;
         let patience = 2 * redis.operation_time;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(WorkerShared {
             miners: Miners::new(miners, key, job_times, dialer, timer.clone()),
             stub,
             name,
@@ -209,8 +209,8 @@ impl JobWorker {
         JobWorkerHandle { worker: self.worker.handle(), shared: self.shared.clone() }
     }
 
-    /// Takes no more jobs, lets those that run end within the drain time, gives the rest back for other workers to go on
-    /// with, tells the fronts what there is to tell, and joins the threads.
+    /// Takes no more jobs, lets those that run end within the drain time, gives the rest back for other workers to go
+    /// on with, tells the fronts what there is to tell, and joins the threads.
     pub fn stop(self, stopping: &mut Stopping) -> WorkerReport {
         let Self { worker, commander, drain_time, .. } = self;
         let report = stopping.step("jobs", drain_time, |step| worker.stop(step));
@@ -226,7 +226,7 @@ impl JobWorkerHandle {
     }
 
     /// Events that the fronts cannot know of yet.
-    pub fn untold(&self) -> usize {
+    pub fn unreported(&self) -> usize {
         self.shared.outbox.waiting()
     }
 
@@ -237,7 +237,7 @@ impl JobWorkerHandle {
 }
 
 /// The handler of the task.
-fn execute(shared: &Shared, cx: &TaskCx, args: Args) -> Result<Value, TaskError> {
+fn execute(shared: &WorkerShared, cx: &TaskCx, args: Args) -> Result<Value, TaskError> {
     let Call { request, front, avoid } = Call::read(args)?;
     let uuid = request.uuid.clone();
     let begun_on = match &front {
@@ -252,7 +252,7 @@ fn execute(shared: &Shared, cx: &TaskCx, args: Args) -> Result<Value, TaskError>
     };
     let end = Mutex::new(None);
     let job = RemoteJob { request: Arc::new(request), front: front.as_deref(), avoid, begun_on, shared, cx, end: &end };
-    job.tell(News::Begun { worker: shared.name.clone(), redelivered: cx.redelivered() });
+    job.emit(News::Begun { worker: shared.name.clone(), redelivered: cx.redelivered() });
     match shared.stub {
         Some(stage_time) => stub(job, stage_time),
         None => organic::run(&shared.miners, job, cx.cancel()),
@@ -262,12 +262,12 @@ fn execute(shared: &Shared, cx: &TaskCx, args: Args) -> Result<Value, TaskError>
     }
     // It was told to stop, and its worker knows why.
     if let Some(front) = front.filter(|_| cx.is_stopping()) {
-        let number = shared.outbox.tell(&front, &Event { job: uuid, news: News::GivenBack });
-        let told = shared.outbox.told(number);
+        let number = shared.outbox.append(&front, &Event { job: uuid, news: News::GivenBack });
+        let delivered = shared.outbox.delivered(number);
         let _waiting = waiting("Redis to have that the job is given back", Some(Instant::now() + PAUSE));
         // Before the next worker says that it has begun; without Redis nothing is given back anyway.
         select! {
-            recv(told) -> _ => {}
+            recv(delivered) -> _ => {}
             default(PAUSE) => {}
         }
     }
@@ -295,8 +295,8 @@ enum Wanted {
     No,
 }
 
-impl Shared {
-    /// Whether the front still wants the job. Blocks until Redis says so, or the task is told to end.
+impl WorkerShared {
+    /// Whether the front still wants the job. Blocks until Redis says so, or the task is cancelled.
     fn wanted(&self, cx: &TaskCx, uuid: &str) -> Result<Wanted, TaskError> {
         loop {
             let deadline = Instant::now() + self.operation_time;
@@ -324,22 +324,22 @@ struct RemoteJob<'a> {
     front: Option<&'a str>,
     avoid: Vec<PublicKey>,
     begun_on: Option<PublicKey>,
-    shared: &'a Shared,
+    shared: &'a WorkerShared,
     cx: &'a TaskCx,
     /// The task's result.
     end: &'a Mutex<Option<Value>>,
 }
 
 impl RemoteJob<'_> {
-    fn tell(&self, news: News) -> Option<u64> {
+    fn emit(&self, news: News) -> Option<u64> {
         let front = self.front?;
-        Some(self.shared.outbox.tell(front, &Event { job: self.request.uuid.clone(), news }))
+        Some(self.shared.outbox.append(front, &Event { job: self.request.uuid.clone(), news }))
     }
 
-    fn say(&self, status: JobStatus, metadata: Option<JobStatusMetadata>) {
+    fn report_status(&self, status: JobStatus, metadata: Option<JobStatusMetadata>) {
         log::debug!("job {}: {status}", self.request.uuid);
         let update = V0JobStatusUpdate { uuid: self.request.uuid.clone(), status, metadata };
-        self.tell(News::Said { text: ValidatorToFacilitator::from(update).encode() });
+        self.emit(News::Said { text: ValidatorToFacilitator::from(update).encode() });
         // For Celery's tools.
         let steps = STEPS.iter().position(|step| *step == status);
         let percent = steps.map_or(50.0, |step| 20.0 * (step + 1) as f64);
@@ -366,20 +366,23 @@ impl Reports for RemoteJob<'_> {
     }
 
     fn report(&self, status: JobStatus) {
-        self.say(status, None);
+        self.report_status(status, None);
     }
 
     fn streaming_ready(&self, details: StreamingServerDetails) {
-        self.say(JobStatus::StreamingReady, Some(JobStatusMetadata { streaming_details: Some(details), ..empty() }));
+        self.report_status(
+            JobStatus::StreamingReady,
+            Some(JobStatusMetadata { streaming_details: Some(details), ..empty() }),
+        );
     }
 
     fn runs_on(&self, miner: PublicKey) {
-        self.tell(News::RunsOn { miner: miner.to_ss58() });
+        self.emit(News::RunsOn { miner: miner.to_ss58() });
     }
 
     fn machine_specs(&self, specs: V0MachineSpecsUpdate) {
         if !self.shared.outbox.is_crowded() {
-            self.tell(News::Said { text: ValidatorToFacilitator::from(specs).encode() });
+            self.emit(News::Said { text: ValidatorToFacilitator::from(specs).encode() });
         }
     }
 
@@ -387,11 +390,11 @@ impl Reports for RemoteJob<'_> {
         let uuid = &self.request.uuid;
         let (status, text) = end_text(uuid, outcome);
         log::debug!("job {uuid}: {status}");
-        let result = match self.tell(News::Said { text: text.to_string() }) {
+        let result = match self.emit(News::Said { text: text.to_string() }) {
             Some(number) => {
                 let _waiting = waiting("Redis to have the job's end", None);
                 select! {
-                    recv(self.shared.outbox.told(number)) -> _ => {}
+                    recv(self.shared.outbox.delivered(number)) -> _ => {}
                     recv(self.cx.cancel().cancel_receiver()) -> _ => {
                         // The front may not know of it, so the task has not ended either.
                         return log::warn!("job {uuid}: its end is not in Redis, another worker finds it again");

@@ -1,17 +1,18 @@
 //! The router's thread: it takes events one by one, asks the router, and does what it says.
 //!
-//! Owner: the [`Miner`](super::Miner). Blocks in: its event queue, until the router's next deadline; never on a peer, an
-//! executor or the disk. Kick: the miner's stop signal. Ends: when stopped and all executors are gone, or do not go.
+//! Owner: the [`Miner`](super::Miner). Blocks in: its event queue, until the router's next deadline; never on a peer,
+//! an executor or the disk. Kick: the miner's stop signal. Ends: when stopped and all executors are gone, or do not go.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, never, select};
 
+use super::disk::StoreOrder;
 use super::executor_manager::{ExecutorEnd, ExecutorManager};
-use super::receipts::StoreOrder;
-use super::router::{Action, ExecutorFrame, Input, MinerStatus, Now, Peer, Router, ValidatorFrame};
+use super::router::{Action, ExecutorFrame, Input, MinerStatus, Peer, Router, ValidatorFrame};
+use crate::base::clock::now;
 use crate::base::ids::SessionId;
 use crate::base::lock::lock;
 use crate::base::shutdown::{Level, Never, Shutdown};
@@ -26,7 +27,7 @@ use crate::transport::{HandshakeRequest, Refusal};
 /// How long a peer that is turned away may take to answer our close.
 const CLOSE_TIME: Duration = Duration::from_secs(2);
 
-/// What the router's thread is told.
+/// What happened, for the router's thread.
 pub(super) enum Event {
     /// For the router.
     Input(Input),
@@ -37,7 +38,7 @@ pub(super) enum Event {
 }
 
 /// What the router's thread leaves behind.
-pub(super) struct RouteEnd {
+pub(super) struct RouterEnd {
     /// Executors that have not ended.
     pub executors: Vec<Thread<()>>,
     /// Jobs that the stop has ended.
@@ -48,7 +49,7 @@ pub(super) struct RouteEnd {
 pub(super) type Ended = Arc<dyn Fn(String, ExecutorEnd) + Send + Sync>;
 
 /// All that the router's thread owns.
-pub(super) struct Routing {
+pub(super) struct RouterThread {
     pub router: Router,
     pub executors: ExecutorManager,
     pub ended: Ended,
@@ -59,7 +60,7 @@ pub(super) struct Routing {
 }
 
 /// Paths that are not ours are refused in the handshake; who a peer is, the router judges.
-pub(super) fn route() -> Route {
+pub(super) fn accept_path() -> Route {
     Arc::new(|request: &HandshakeRequest| match Peer::from_path(&request.path) {
         Some(_) => Ok(()),
         None => Err(Refusal { status: 404, body: format!("no such path: {}", request.path) }),
@@ -96,14 +97,14 @@ pub(super) fn sink(events: Sender<Event>) -> ServerSink {
                 Event::Input(Input::Closed(id))
             }
         };
-        // Once the router has ended, nobody is left to tell.
+        // Once the router has ended, nobody wants events any more.
         drop(send(&events, event, "room in the miner's queue"));
     })
 }
 
-impl Routing {
+impl RouterThread {
     /// Runs until `stop` is raised and the executors are gone: at `Drain` they end with grace, at `Cancel` at once.
-    pub fn run(mut self, events: &Receiver<Event>, stop: &Shutdown) -> RouteEnd {
+    pub fn run(mut self, events: &Receiver<Event>, stop: &Shutdown) -> RouterEnd {
         let mut sessions: HashMap<SessionId, SessionHandle> = HashMap::new();
         let mut idle: Vec<Sender<Never>> = Vec::new();
         let mut stopping: Option<Instant> = None;
@@ -154,7 +155,7 @@ impl Routing {
                 break;
             }
         }
-        RouteEnd { executors: self.executors.into_threads(), cancelled_jobs }
+        RouterEnd { executors: self.executors.into_threads(), cancelled_jobs }
     }
 
     fn take(&mut self, input: Input, sessions: &HashMap<SessionId, SessionHandle>) {
@@ -196,10 +197,4 @@ impl Routing {
         }
         None
     }
-}
-
-fn now() -> Now {
-    // A clock before 1970 makes every authentication too old or too new, which is what it then is.
-    let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    Now { instant: Instant::now(), unix: i64::try_from(unix).unwrap_or(i64::MAX) }
 }

@@ -1,22 +1,33 @@
-//! How messages end: settled, or given back. Everything here only hands requests to the commander and never blocks.
+//! The life of a message that is held in our name: taken on, scheduled, given to a thread, and in the end settled or
+//! given back. Everything here only gives requests to the commander and never blocks.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use super::core::{Core, pause};
+use super::core::{Core, TAKE_PART, Taken};
 use super::held::Stage;
-use super::outcome::{self, Op, Outcome};
+use super::outcome::{self, Op, Outcome, complete};
 use super::restore;
-use super::run::{Why, core_timer};
-use super::scripts::{RELEASE, REVOKE, SETTLE};
-use super::take::accept;
+use super::run::{Run, Why};
+use super::scripts::{RELEASE, REVOKE, SETTLE, STATE};
+use crate::base::backoff::exponential;
 use crate::base::lock::lock;
-use crate::celery::{Meta, UNACKED, UNACKED_INDEX, meta_key};
+use crate::celery::envelope::{Envelope, MessageError};
+use crate::celery::keys::{UNACKED, UNACKED_INDEX, meta_key};
+use crate::celery::message::TaskMessage;
+use crate::celery::meta::Meta;
+use crate::celery::moment::Moment;
 use crate::ops::errors::ErrorClass;
 use crate::redis::{RedisError, Repeat, Request};
+
+/// The longest alarm that is set for a task whose time has not come; then its time is looked at again.
+const FAR: Duration = Duration::from_secs(24 * 3600);
+
+/// Pauses before a message is settled again: the first, doubled with each attempt up to the second.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// What is sent for one message until Redis has it.
 #[derive(Debug, Clone)]
@@ -27,6 +38,143 @@ enum Last {
 }
 
 impl Core {
+    /// Decides what becomes of a message that is held in our name.
+    pub fn accept(self: &Arc<Self>, tag: &str, list: &str, raw: Vec<u8>) {
+        if let Some(entry) = lock(&self.held).get_mut(tag) {
+            if entry.stage == Stage::Settling {
+                // It went back, and came again before Redis had answered that it is gone.
+                entry.item.again = Some(raw);
+            } else {
+                // A Redis that has forgotten its last second: it is held in our name again, and its end will end it.
+                log::warn!("message {tag} was delivered again while it is held");
+            }
+            return;
+        }
+        let read = Envelope::read(&raw).map_err(|error| (None, None, error)).and_then(|envelope| {
+            TaskMessage::read(&envelope).map_err(|error| {
+                (envelope.task_id().map(str::to_owned), envelope.task_name().map(str::to_owned), error)
+            })
+        });
+        let taken = |message| Taken {
+            message,
+            raw,
+            list: list.to_owned(),
+            since: Instant::now(),
+            alarm: None,
+            again: None,
+            run: None,
+        };
+        match read {
+            Ok(message) => self.accept_task(tag, taken, message),
+            Err((id, name, error)) => {
+                let noted = lock(&self.held).insert(tag, id.as_deref().unwrap_or(""), Stage::Waiting, taken(None));
+                if noted {
+                    self.refuse(tag, id.as_deref(), name.as_deref(), &error);
+                }
+            }
+        }
+    }
+
+    fn refuse(self: &Arc<Self>, tag: &str, id: Option<&str>, name: Option<&str>, error: &MessageError) {
+        self.board.errors.report(error.class(), TAKE_PART, error);
+        self.put_aside(tag, id, name.unwrap_or(""), &error.to_string());
+    }
+
+    fn accept_task(
+        self: &Arc<Self>,
+        tag: &str,
+        taken: impl FnOnce(Option<Arc<TaskMessage>>) -> Taken,
+        mut message: TaskMessage,
+    ) {
+        let now = Self::now();
+        let message = {
+            let mut held = lock(&self.held);
+            // A Redis that came back without its last second delivers what was settled already.
+            message.redelivered |= held.was_settled(tag);
+            let message = Arc::new(message);
+            let stage = if message.eta.is_some_and(|eta| eta > now) { Stage::Scheduled } else { Stage::Waiting };
+            if !held.insert(tag, &message.id, stage, taken(Some(message.clone()))) {
+                return;
+            }
+            message
+        };
+        log::debug!("task {}[{}] received", message.task, message.id);
+        if message.expires.is_some_and(|expires| expires < now) {
+            self.conclude(tag, Outcome::Revoked("expired"));
+        } else if lock(&self.revoked).contains(&message.id, Instant::now()) {
+            self.conclude(tag, Outcome::Revoked("revoked"));
+        } else if !self.registered.contains(&message.task) {
+            self.conclude(tag, Outcome::Unknown);
+        } else {
+            match message.eta.filter(|eta| *eta > now) {
+                Some(eta) => self.schedule(tag, eta, now),
+                None => self.queue_run(tag, &message),
+            }
+        }
+    }
+
+    fn schedule(self: &Arc<Self>, tag: &str, eta: Moment, now: Moment) {
+        let when = Instant::now() + eta.since(now).min(FAR);
+        let due = tag.to_owned();
+        let alarm = self.at(when, move |core| core.come_due(&due));
+        let mut held = lock(&self.held);
+        if let Some(entry) = held.get_mut(tag)
+            && entry.stage == Stage::Scheduled
+        {
+            let old = entry.item.alarm.replace(alarm);
+            drop(held);
+            drop(old);
+        }
+    }
+
+    /// The time of a task has come, or an alarm was too short.
+    fn come_due(self: &Arc<Self>, tag: &str) {
+        let now = Self::now();
+        let message = {
+            let mut held = lock(&self.held);
+            let Some(message) = held.get(tag).and_then(|entry| entry.item.message.clone()) else { return };
+            if message.eta.is_none_or(|eta| eta <= now) && !held.advance(tag, Stage::Scheduled, Stage::Waiting) {
+                return;
+            }
+            message
+        };
+        match message.eta.filter(|eta| *eta > now) {
+            Some(eta) => self.schedule(tag, eta, now),
+            None if message.expires.is_some_and(|expires| expires < now) => {
+                self.conclude(tag, Outcome::Revoked("expired"));
+            }
+            None => self.queue_run(tag, &message),
+        }
+    }
+
+    fn queue_run(self: &Arc<Self>, tag: &str, message: &Arc<TaskMessage>) {
+        let run = Run::new(tag, message.clone());
+        if !self.queue.push(run) {
+            // The worker stops.
+            self.give_back(tag, true);
+        }
+    }
+
+    /// Stores a state on the way, as long as the message is ours.
+    pub fn store_state(self: &Arc<Self>, run: &Run, mut meta: Meta, then: impl FnOnce(&Arc<Self>) + Send + 'static) {
+        complete(&run.message, &mut meta);
+        let keys = [self.keys.held.as_str(), &meta_key(&run.message.id)];
+        let args = (run.tag.as_str(), meta.write(), self.config.expires_seconds());
+        let request = Request::new(Repeat::Idempotent, self.patience()).script(&STATE, &keys, &args);
+        let (weak, id) = (Arc::downgrade(self), run.message.id.clone());
+        let sent = self.commands.submit(request, move |answer| {
+            if let Err(error) = answer {
+                log::warn!("the state of task {id} is not stored: {error}");
+            }
+            if let Some(core) = weak.upgrade() {
+                then(&core);
+            }
+        });
+        if let Err(error) = sent {
+            log::warn!("the state of task {} is not stored: {error}", run.message.id);
+        }
+    }
+
     /// Settles a message with this outcome, unless somebody has settled it before.
     pub fn conclude(self: &Arc<Self>, tag: &str, outcome: Outcome) {
         let (message, list, raw) = {
@@ -65,7 +213,7 @@ impl Core {
         self.send(tag.to_owned(), Arc::new(Last::Settle(settlement.ops)), 0);
     }
 
-    /// Settles what is no task: it is put aside, and its producer is told if its id is known.
+    /// Settles what is no task: it is put aside, and its producer is notified if its id is known.
     pub fn put_aside(self: &Arc<Self>, tag: &str, id: Option<&str>, name: &str, reason: &str) {
         let (raw, list) = {
             let mut held = lock(&self.held);
@@ -78,15 +226,15 @@ impl Core {
         log::error!("message {tag} of {list:?} (task {name:?}, id {:?}) is put aside: {reason}", id.unwrap_or(""));
         self.totals.aside.inc();
         let ops = self.setting(&list, &raw, |setting| {
-            let told = id.map(|id| outcome::unreadable(id, reason, setting.now));
+            let sent = id.map(|id| outcome::unreadable(id, reason, setting.now));
             let aside = outcome::aside(id.unwrap_or(""), name, reason, setting.raw, setting);
-            told.into_iter().chain([aside]).collect()
+            sent.into_iter().chain([aside]).collect()
         });
         self.send(tag.to_owned(), Arc::new(Last::Settle(ops)), 0);
     }
 
-    /// Gives a message back to its queue, marked as delivered before: to the front, or to the end for one that was rejected.
-    /// False if it was settled already.
+    /// Gives a message back to its queue, marked as delivered before: to the front, or to the end for one that was
+    /// rejected. False if it was settled already.
     pub fn give_back(self: &Arc<Self>, tag: &str, front: bool) -> bool {
         let raw = {
             let mut held = lock(&self.held);
@@ -157,7 +305,7 @@ impl Core {
                     self.given_back.fetch_add(1, Ordering::SeqCst);
                 }
                 if let Some((list, raw)) = gone.and_then(|entry| Some((entry.item.list, entry.item.again?))) {
-                    accept(self, &tag, &list, raw);
+                    self.accept(&tag, &list, raw);
                 }
                 self.room_made();
                 return;
@@ -179,16 +327,16 @@ impl Core {
             }
             _ => last.clone(),
         };
-        let weak = Arc::downgrade(self);
         let again = tag.clone();
-        let alarm = core_timer(&weak, Instant::now() + pause(attempt), move |core| {
+        let alarm = self.at(Instant::now() + exponential(PAUSE.0, PAUSE.1, attempt), move |core| {
             core.send(again, next, attempt.saturating_add(1));
         });
         let replaced = lock(&self.held).get_mut(&tag).map(|entry| entry.item.alarm.replace(alarm));
         drop(replaced);
     }
 
-    /// Calls tasks off, those that wait and, if `terminate`, those that run; of others it is noted that they are not to run.
+    /// Calls tasks off, those that wait and, if `terminate`, those that run; of others it is noted that they are not to
+    /// run.
     pub fn revoke(self: &Arc<Self>, ids: &[String], terminate: bool) {
         for id in ids {
             lock(&self.revoked).add(id, Instant::now());
@@ -203,12 +351,12 @@ impl Core {
                 let request = Request::new(Repeat::Idempotent, self.patience()).script(&REVOKE, &[meta_key(id)], &args);
                 let place = "cel-revoke";
                 let board = self.board.clone();
-                let told = self.commands.submit(request, move |answer| {
+                let sent = self.commands.submit(request, move |answer| {
                     if let Err(error) = answer {
                         board.errors.report(error.class(), place, &error);
                     }
                 });
-                if let Err(error) = told {
+                if let Err(error) = sent {
                     self.board.errors.report(error.class(), place, &error);
                 }
             }
