@@ -401,7 +401,7 @@ mod tests {
         assert_eq!(written(&mut outbox).len(), 4);
         let error = |outbox: &mut Outbox| outbox.answered(About::KeptOrNewest, "error");
         assert!(matches!(error(&mut outbox), Some(Answered::Message(m, _)) if m.text == "1"));
-        assert_eq!(answered(&mut outbox), "2", "what is never said of specs passes them");
+        assert_eq!(answered(&mut outbox), "2", "an answer that specs never get is not about them");
         assert!(matches!(error(&mut outbox), Some(Answered::Message(m, _)) if m.text == "3"));
         outbox.push(Outgoing::newest(1, "specs")).unwrap();
         outbox.push(kept("4")).unwrap();
@@ -470,7 +470,7 @@ mod tests {
 
     /// Over random cuts every message arrives, and the first arrivals are in order.
     #[test]
-    fn nothing_is_lost_or_overtaken_over_random_cuts() {
+    fn nothing_is_lost_or_overtaken_over_random_losses() {
         let seed = Rng::from_entropy().next_u64();
         println!("seed {seed}");
         let mut rng = Rng::new(seed);
@@ -491,7 +491,7 @@ mod tests {
                         }
                     }
                     _ => {
-                        // A cut: some of what was on the wire still arrives, but no acknowledgement comes back.
+                        // A loss: some of what was on the wire still arrives, but no answer comes back.
                         for text in on_the_wire.drain(..).take((rng.next_u64() % 3) as usize) {
                             arrived.push(text.as_str().parse().unwrap());
                         }

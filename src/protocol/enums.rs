@@ -4,15 +4,6 @@ use std::time::Duration;
 
 use super::schema::{Literal, wire_enum};
 
-/// The text is none of the members of a set.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a member of {set}: {found:?} should be one of {expected}")]
-pub struct UnknownName {
-    pub(super) set: &'static str,
-    pub(super) found: String,
-    pub(super) expected: String,
-}
-
 wire_enum! {
     /// Who takes part in a job. Unknown texts are read as `Unknown`.
     Lenient enum JobParticipantType {
@@ -314,3 +305,23 @@ macro_rules! enum_literal {
     )*};
 }
 enum_literal!(ReceiptType, VolumeType, OutputUploadType);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_moves_forward_and_ends_once() {
+        use JobStatus as S;
+        let way = [S::Sent, S::Received, S::Accepted, S::ExecutorReady, S::VolumesReady, S::StreamingReady];
+        let way = [&way[..], &[S::ExecutionDone, S::Completed]].concat();
+        for (at, from) in way.iter().enumerate() {
+            assert!(way[at + 1..].iter().all(|next| from.may_become(*next)), "on from {from}");
+            assert!(!way[..=at].iter().any(|next| from.may_become(*next)), "back from {from}");
+        }
+        for status in S::ALL {
+            let is_last = !S::ALL.iter().any(|next| status.may_become(*next));
+            assert_eq!(status.is_terminal(), is_last, "{status}");
+        }
+    }
+}

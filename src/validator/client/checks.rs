@@ -37,21 +37,21 @@ impl<T> Clone for ChecksHandle<T> {
 
 #[derive(Debug)]
 struct Queue<T> {
-    state: Mutex<State<T>>,
+    state: Mutex<ChecksState<T>>,
     changed: Condvar,
-    limits: Limits,
+    limits: ChecksLimits,
     threads: usize,
 }
 
 /// Bounds of the queue.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(super) struct ChecksLimits {
     pub(super) items: usize,
     pub(super) bytes: usize,
 }
 
 #[derive(Debug)]
-struct State<T> {
+struct ChecksState<T> {
     items: VecDeque<(usize, T)>,
     bytes: usize,
     idle: usize,
@@ -60,8 +60,8 @@ struct State<T> {
 
 impl<T: Send + 'static> Checks<T> {
     /// Starts `threads` threads `val-check-n`; each runs `check` on what it took.
-    pub(super) fn start(threads: usize, limits: Limits, check: impl Fn(Vec<T>) + Send + Sync + 'static) -> Self {
-        let state = State { items: VecDeque::new(), bytes: 0, idle: 0, closed: false };
+    pub(super) fn start(threads: usize, limits: ChecksLimits, check: impl Fn(Vec<T>) + Send + Sync + 'static) -> Self {
+        let state = ChecksState { items: VecDeque::new(), bytes: 0, idle: 0, closed: false };
         let queue = Arc::new(Queue { state: Mutex::new(state), changed: Condvar::new(), limits, threads });
         let check = Arc::new(check);
         let threads = (0..threads)
@@ -146,16 +146,17 @@ mod tests {
         let (go, gate) = crossbeam_channel::bounded::<()>(0);
         let seen: Arc<Mutex<Vec<u32>>> = Arc::default();
         let found = seen.clone();
-        let checks = Checks::start(1, Limits { items: 2, bytes: 100 }, move |batch: Vec<u32>| {
+        let (takes, taken) = crossbeam_channel::bounded(1);
+        let checks = Checks::start(1, ChecksLimits { items: 2, bytes: 100 }, move |batch: Vec<u32>| {
+            // Only the first is waited for.
+            let _full = takes.try_send(());
             let _closed = gate.recv();
             lock(&found).extend(batch);
         });
         let handle = checks.handle();
         handle.push(60, 1).unwrap();
         // The thread holds the first; only then is the queue empty again.
-        while !lock(&checks.queue.state).items.is_empty() {
-            std::thread::yield_now();
-        }
+        taken.recv_timeout(Duration::from_secs(30)).unwrap();
         handle.push(60, 2).unwrap();
         assert_eq!(handle.push(60, 3), Err(3), "too many bytes");
         handle.push(1, 4).unwrap();

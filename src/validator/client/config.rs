@@ -1,4 +1,4 @@
-//! What a facilitator client is told, and what can go wrong with it.
+//! The settings of a facilitator client, and its errors.
 
 use std::fmt;
 use std::path::PathBuf;

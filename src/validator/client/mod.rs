@@ -24,7 +24,7 @@
 //! running.handle(); // borrow of moved value: `running`
 //! ```
 //!
-//! * [`config`]: what a client is told.
+//! * [`config`]: its settings and errors.
 //! * [`running`]: a client that runs, and the order of its stop.
 //! * [`handle`]: what others hold of it.
 //! * [`job`]: a job in the hands of whoever runs it, and the [`JobHandler`] that gets it.
@@ -54,7 +54,7 @@ use crossbeam_channel::bounded;
 
 use authentication::FacilitatorAuthentication;
 use checker::{Checker, Signers};
-use checks::{Checks, Limits};
+use checks::{Checks, ChecksLimits};
 use handle::{ClientShared, Events};
 use inbound::classify;
 use intake::Intake;
@@ -138,7 +138,7 @@ impl FacilitatorClient {
         }
         let signers = Signers { key: config.key.public(), trusted: config.trusted_signers };
         let checker = Checker { delivery: delivery.clone(), handler, signers, stop: stop.clone() };
-        let bounds = Limits { items: UNCHECKED_REQUESTS, bytes: UNCHECKED_BYTES };
+        let bounds = ChecksLimits { items: UNCHECKED_REQUESTS, bytes: UNCHECKED_BYTES };
         let checks = Checks::start(config.check_threads, bounds, move |batch| checker.check(batch));
         let shared = Arc::new(ClientShared {
             delivery,

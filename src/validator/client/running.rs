@@ -15,7 +15,7 @@ use crate::base::timer::Timer;
 use crate::link::Link;
 use crate::validator::ledger::StoreThread;
 
-/// What a drop gives the stop, since nobody said.
+/// The budget of a stop by drop.
 const DROP_BUDGET: Duration = Duration::from_secs(5);
 
 /// What the disk gets at a stop, whatever the facilitator has left of the budget: what it has is what is not lost.

@@ -62,9 +62,9 @@ impl Totals {
 /// An update was given up; it is kept as a dead letter, see `phalanx outbox`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GivenUp {
-    /// What was to be said, in its own words.
+    /// The message.
     pub text: Utf8Bytes,
-    /// What the facilitator said to it.
+    /// The last answer of the facilitator.
     pub reason: String,
 }
 

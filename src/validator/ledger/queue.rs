@@ -103,7 +103,7 @@ impl Default for LedgerLimits {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UpdateError {
-    /// The job has its terminal status; nothing more can be said of it.
+    /// The job has its terminal status; it takes no more updates.
     #[error("job {uuid} has ended: {status} comes too late")]
     Ended {
         /// The job.
@@ -483,7 +483,7 @@ impl Ledger {
     }
 
     /// The batch could not be written: its rows will be in the next one. Its updates may leave all the same, since a
-    /// facilitator that hears nothing is worse off than one that may hear of a job's end twice after a crash.
+    /// facilitator that gets nothing is worse off than one that may get a job's end twice after a crash.
     pub fn unwritten(&mut self, batch: &Batch) -> Vec<Outgoing> {
         for (job, row) in &batch.rows {
             match row {
@@ -844,11 +844,11 @@ mod tests {
                         let open = ledger.open_jobs();
                         if !open.is_empty() {
                             let job = open[(rng.next_u64() % open.len() as u64) as usize].0;
-                            let said = ledger.jobs[&job]
+                            let reported = ledger.jobs[&job]
                                 .record
                                 .last
                                 .map_or(0, |last| steps.iter().position(|status| *status == last).unwrap() + 1);
-                            let sent = accept_at(&mut ledger, job, steps[said], now);
+                            let sent = accept_at(&mut ledger, job, steps[reported], now);
                             wire.extend(sent);
                         }
                     }

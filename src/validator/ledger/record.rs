@@ -64,7 +64,7 @@ pub struct DeadLetter {
 pub struct NotARecord(&'static str);
 
 impl JobRecord {
-    /// A job about which nothing has been said yet.
+    /// A job without any update yet.
     pub fn new(uuid: Arc<str>, taken_at: u64) -> Self {
         Self {
             uuid,
@@ -178,7 +178,7 @@ struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
     fn take(&mut self, len: usize) -> Result<&'a [u8], NotARecord> {
-        let (taken, rest) = self.0.split_at_checked(len).ok_or(NotARecord("cut short"))?;
+        let (taken, rest) = self.0.split_at_checked(len).ok_or(NotARecord("truncated"))?;
         self.0 = rest;
         Ok(taken)
     }
@@ -192,7 +192,7 @@ impl<'a> Input<'a> {
     }
 
     fn text(&mut self) -> Result<&'a str, NotARecord> {
-        let len = usize::try_from(self.number()?).map_err(|_| NotARecord("cut short"))?;
+        let len = usize::try_from(self.number()?).map_err(|_| NotARecord("truncated"))?;
         std::str::from_utf8(self.take(len)?).map_err(|_| NotARecord("not UTF-8"))
     }
 
@@ -248,7 +248,7 @@ mod tests {
     fn bytes_that_are_no_record_are_refused() {
         let bytes = record().encode();
         for len in 0..bytes.len() {
-            assert!(JobRecord::decode(&bytes[..len]).is_err(), "cut at {len}");
+            assert!(JobRecord::decode(&bytes[..len]).is_err(), "truncated at {len}");
         }
         assert!(JobRecord::decode(&[&bytes[..], &[0]].concat()).is_err());
         let error = JobRecord::decode(&[9, 0]).unwrap_err().to_string();
