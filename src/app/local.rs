@@ -112,8 +112,8 @@ impl LocalNetwork {
         self.stop_budget
     }
 
-    /// Stops in the order of the work: the validator lets its jobs end or gives them up, and reports them; the miner ends
-    /// its executors; then the facilitator.
+    /// Stops in the order of the work: the validator lets its jobs end or gives them up, and reports them; the miner
+    /// ends its executors; then the facilitator.
     pub fn stop(self, stopping: &mut Stopping) {
         let Self { facilitator, validator, miner, .. } = self;
         validator.stop(stopping);

@@ -1,6 +1,7 @@
 //! The executor as a whole against a scripted miner over the in-memory network: every stage, every way to end.
 
 use crate::testkit::roles;
+use crate::testkit::wait::{LONG, until};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use phalanx::protocol::{
     MinerToExecutor, StrMap, V0InitialJobRequest, V0JobRequest, Volume,
 };
 use phalanx::transport::memory::DialFault;
-use roles::{LONG, World, stop, wait_until};
+use roles::{World, stop};
 
 const UUID: &str = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
 
@@ -317,7 +318,7 @@ fn a_miner_that_is_gone_ends_the_job() {
         }
     }
     let job_folder = || std::fs::read_to_string(folder.path()).unwrap().trim().to_owned();
-    wait_until(|| !job_folder().is_empty());
+    until("the job has a folder", || !job_folder().is_empty());
     world.net.fail_next(100_000, DialFault::Refused);
     world.net.wires().last().unwrap().cut();
     let report = joined(executor).unwrap();

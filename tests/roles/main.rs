@@ -39,3 +39,4 @@ mod transport_python;
 mod transport_tls;
 mod transport_ws;
 mod validator;
+mod validator_drive;
