@@ -1,26 +1,26 @@
 //! The executor: one job from the miner's initial request to its result.
 //!
 //! ```text
-//! (caller)   drive: takes the miner's messages and what the work has brought about, asks stages, does what they say
+//! (caller)   takes the miner's messages and what the work has brought about, asks the stages, does what they say
 //! exe-mi-rd  reads from the miner, dials again after a loss; exe-mi-wr writes
 //! exec-work  image, volumes, run, artifacts, uploads; ends with the job
 //! ```
 //!
 //! * `role`: start and stop, in order.
 //! * [`stages`]: all decisions. Pure.
-//! * `drive`, `work`: the two threads around them.
+//! * `stages_thread`, `work`: the two threads around them.
 //! * [`workspace`], [`runner`], `output`: the job's folders, its process or container, its streams.
 //! * [`volumes`], [`uploads`], `artifacts`, `specs`: what goes in and what comes out. * `miner_client`: the link.
 
 mod artifacts;
 mod config;
-mod drive;
 mod miner_client;
 mod output;
 mod role;
 pub mod runner;
 mod specs;
 pub mod stages;
+mod stages_thread;
 mod transfer;
 pub mod uploads;
 pub mod volumes;

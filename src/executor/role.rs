@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::config::ExecutorConfig;
-use super::drive::drive;
 use super::miner_client;
 use super::stages::{ExecutorError, JobEnd};
+use super::stages_thread;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::{StopReport, Stopping};
 use crate::base::timer::TimerHandle;
@@ -42,7 +42,7 @@ pub fn run(
     }
     let (link, events) = miner_client::start(&config.miner_address, &config.token, dialer, timer);
     // The thread that does the job's work starts with the job and ends with it, before the job's last message.
-    let outcome = drive(&config, &link.handle(), &events, shutdown);
+    let outcome = stages_thread::run(&config, &link.handle(), &events, shutdown);
     // Dropped before the stop, so that a reader that waits for room in the queue is freed.
     drop(events);
     // Whoever ended the job knows its outcome: the last message is a courtesy then, and a lost link is not dialled for

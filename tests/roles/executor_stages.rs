@@ -1,5 +1,6 @@
 //! The executor's decisions, without threads or clocks: every way a job can go, with time moved by hand.
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use phalanx::base::rng::Rng;
@@ -15,7 +16,12 @@ use crate::executor::{full, initial, kind};
 const S: Duration = Duration::from_secs(1);
 const STARTUP: Duration = Duration::from_secs(30);
 const GONE: Duration = Duration::from_secs(20);
-const LIMITS: [i64; 3] = [10, 20, 5];
+
+/// The initial request, which is signed, and that takes its time.
+fn request() -> V0InitialJobRequest {
+    static REQUEST: LazyLock<V0InitialJobRequest> = LazyLock::new(|| initial([10, 20, 5]));
+    REQUEST.clone()
+}
 
 fn volume() -> Volume {
     Volume::Inline(InlineVolume { contents: "AAAA".to_owned(), relative_path: None })
@@ -23,7 +29,7 @@ fn volume() -> Volume {
 
 fn ran(end: RunEnd) -> Input {
     let text = |text: &str| Captured { text: text.to_owned(), ..Captured::default() };
-    let ran = RunOutcome { end, stdout: text("out"), stderr: text("err"), took: S };
+    let ran = RunOutcome { end, stdout: text("out"), stderr: text("err") };
     Input::Done(Ok(Outcome::Ran(Box::new(ran))))
 }
 
@@ -104,7 +110,7 @@ impl Rig {
     fn at(phase: &str) -> Self {
         let mut rig = Self::new();
         rig.handle(Input::Connected);
-        rig.handle(says(V0InitialJobRequest { volume: Some(volume()), ..initial(LIMITS) }));
+        rig.handle(says(V0InitialJobRequest { volume: Some(volume()), ..request() }));
         let way = [
             ("prepare", done(Outcome::Prepared)),
             ("request", says(full("true"))),
@@ -132,7 +138,7 @@ impl Rig {
 fn a_whole_job_goes_through_its_stages_in_order() {
     let mut rig = Rig::new();
     assert_eq!(rig.after(Input::Connected), [""; 0]);
-    let with_volume = V0InitialJobRequest { volume: Some(volume()), ..initial(LIMITS) };
+    let with_volume = V0InitialJobRequest { volume: Some(volume()), ..request() };
     assert_eq!(rig.after(says(with_volume)), ["begin", "prepare"]);
     assert_eq!(rig.after(done(Outcome::Prepared)), ["ready"]);
     assert_eq!(rig.after(says(full("true"))), ["load"]);
@@ -151,13 +157,13 @@ fn a_whole_job_goes_through_its_stages_in_order() {
 #[test]
 fn a_request_may_come_early_and_a_volume_with_it_or_not_at_all() {
     let mut rig = Rig::new();
-    rig.handle(says(initial(LIMITS)));
+    rig.handle(says(request()));
     rig.steps.clear();
     assert_eq!(rig.after(says(full("true"))), [""; 0]);
     assert_eq!(rig.after(done(Outcome::Prepared)), ["ready", "volumes", "run"]);
 
     let mut rig = Rig::new();
-    rig.handle(says(initial(LIMITS)));
+    rig.handle(says(request()));
     rig.handle(done(Outcome::Prepared));
     rig.steps.clear();
     assert_eq!(rig.after(says(V0JobRequest { volume: Some(volume()), ..full("true") })), ["load"]);
@@ -168,7 +174,7 @@ fn every_stage_has_its_deadline_and_saved_time_is_carried_over() {
     let mut rig = Rig::new();
     rig.pass(STARTUP - S);
     let begun = rig.now;
-    rig.handle(says(V0InitialJobRequest { volume: Some(volume()), ..initial(LIMITS) }));
+    rig.handle(says(V0InitialJobRequest { volume: Some(volume()), ..request() }));
     assert_eq!(rig.deadline, Some(begun + STARTUP), "the image has the whole start-up limit again");
     rig.pass(3 * S);
     let ready = rig.now;
@@ -186,7 +192,7 @@ fn every_stage_has_its_deadline_and_saved_time_is_carried_over() {
     for (total, limit) in [(Some(7), 7 * S), (None, 3600 * S)] {
         let mut rig = Rig::new();
         let timeout_seconds = total.map(Into::into);
-        rig.handle(says(V0InitialJobRequest { executor_timing: None, timeout_seconds, ..initial(LIMITS) }));
+        rig.handle(says(V0InitialJobRequest { executor_timing: None, timeout_seconds, ..request() }));
         rig.handle(done(Outcome::Prepared));
         rig.handle(says(full("true")));
         assert_eq!(rig.deadline, Some(rig.now + limit));
@@ -206,8 +212,8 @@ fn a_request_that_does_not_come_is_a_timeout_of_the_download() {
 fn a_streaming_job_is_refused() {
     let details = StreamingDetails { public_key: "pem".to_owned(), executor_ip: None };
     let mut rig = Rig::new();
-    let request = V0InitialJobRequest { streaming_details: Some(details), ..initial(LIMITS) };
-    assert_eq!(rig.after(says(request)), ["begin", "finish", "horde failed", "end"]);
+    let streaming = V0InitialJobRequest { streaming_details: Some(details), ..request() };
+    assert_eq!(rig.after(says(streaming)), ["begin", "finish", "horde failed", "end"]);
     let Some(ExecutorToMiner::V0HordeFailedRequest(failed)) = rig.sent.last() else { panic!("{:?}", rig.sent) };
     assert_eq!((failed.reason, rig.ended()), (HordeFailureReason::StreamingFailed, JobEnd::HordeFailed));
 }
@@ -341,8 +347,8 @@ fn without_a_job_it_ends_with_a_diagnosis() {
 fn what_does_not_belong_to_the_job_is_answered_and_changes_nothing() {
     let mut rig = Rig::at("run");
     let other = || "00000000-0000-4000-8000-000000000000".to_owned();
-    assert_eq!(rig.after(says(initial(LIMITS))), [""; 0], "pushed again after a reconnect");
-    assert_eq!(rig.after(says(V0InitialJobRequest { job_uuid: other(), ..initial(LIMITS) })), ["error"]);
+    assert_eq!(rig.after(says(request())), [""; 0], "pushed again after a reconnect");
+    assert_eq!(rig.after(says(V0InitialJobRequest { job_uuid: other(), ..request() })), ["error"]);
     assert_eq!(rig.after(says(full("second"))), ["error"]);
     assert_eq!(rig.after(says(V0JobRequest { job_uuid: other(), ..full("true") })), ["error"]);
     assert_eq!(rig.after(says(GenericError { details: None })), [""; 0], "an error is not answered with an error");
@@ -371,7 +377,7 @@ fn whatever_happens_there_is_one_work_at_a_time_and_one_end() {
             let input = match rng.next_u64() % 12 {
                 0 => Input::Connected,
                 1 => Input::Disconnected("lost".to_owned()),
-                2 => says(V0InitialJobRequest { volume: Some(volume()), ..initial(LIMITS) }),
+                2 => says(V0InitialJobRequest { volume: Some(volume()), ..request() }),
                 3 | 4 => says(full("true")),
                 5 => Input::Drain,
                 6 if rng.one_in(10) => Input::Cancel,

@@ -265,8 +265,10 @@ fn image() -> Option<Image> {
     let packed = Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(folder.path()).arg("bin").status().unwrap();
     assert!(packed.success());
     // The entry point takes our executor's arguments, ignores them, and runs for as long as it is told.
-    let entry = r#"ENTRYPOINT ["/bin/busybox", "sh", "-c", "trap 'exit 9' TERM; /bin/busybox sleep ${SLEEP:-0} & wait $!; exit 4"]"#;
-    let imported = Command::new("docker").args(["import", "--change", entry]).arg(&tar).arg(&image.0).output().unwrap();
+    let script = "trap 'exit 9' TERM; /bin/busybox sleep ${SLEEP:-0} & wait $!; exit 4";
+    let entry = format!(r#"ENTRYPOINT ["/bin/busybox", "sh", "-c", "{script}"]"#);
+    let imported =
+        Command::new("docker").args(["import", "--change", &entry]).arg(&tar).arg(&image.0).output().unwrap();
     if !imported.status.success() {
         return skip(&format!("docker import failed: {}", String::from_utf8_lossy(&imported.stderr)));
     }

@@ -103,5 +103,5 @@ fn not_started(program: &str, error: io::Error, workspace: &Workspace) -> Result
     std::fs::write(workspace.stream(STDERR_FILE), &text).map_err(io_error("write the job's output"))?;
     publish(workspace)?;
     let stderr = Captured { bytes: text.len() as u64, text, ..Captured::default() };
-    Ok(RunOutcome { end: RunEnd::Exited(code), stdout: Captured::default(), stderr, took: Default::default() })
+    Ok(RunOutcome { end: RunEnd::Exited(code), stdout: Captured::default(), stderr })
 }

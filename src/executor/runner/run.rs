@@ -1,7 +1,5 @@
 //! What is to be run, and how a run ended. Pure.
 
-use std::time::Duration;
-
 use crate::protocol::{DockerRunOptionsPreset, V0JobRequest};
 
 /// What is to be run, from the initial and the full job request.
@@ -110,8 +108,6 @@ pub struct RunOutcome {
     pub stdout: Captured,
     /// Standard error.
     pub stderr: Captured,
-    /// From start to end.
-    pub took: Duration,
 }
 
 impl RunOutcome {

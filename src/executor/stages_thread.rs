@@ -1,4 +1,4 @@
-//! The executor's own loop: it takes events one by one, asks the stages, and does what they say.
+//! The stages' thread: it takes events one by one, asks the stages, and does what they say.
 //!
 //! Owner: the caller of [`super::run`], on whose thread it runs. Blocks in: the miner's events and the work that is
 //! being done, until the stages' next deadline. Kick: the shutdown signal. Ends: when the stages say so.
@@ -16,7 +16,8 @@ use crate::base::shutdown::Shutdown;
 use crate::base::waits::waiting;
 use crate::link::LinkHandle;
 
-pub(super) fn drive(
+/// Runs until the job has ended, or the wait for one.
+pub(super) fn run(
     config: &ExecutorConfig,
     link: &LinkHandle,
     events: &Receiver<MinerEvent>,
