@@ -98,7 +98,11 @@ fn the_docs_show_the_example_that_is_tested() {
     let example = doc.skip_while(|line| !line.starts_with(" let manager")).take_while(|line| *line != " ```");
     let shown: Vec<&str> =
         example.filter(|line| !line.starts_with(" # ")).map(|line| line.get(1..).unwrap_or("")).collect();
-    assert!(shown.len() > 10 && include_str!("../../docs/tasks.md").contains(&shown.join("\n")), "{}", shown.join("\n"));
+    assert!(
+        shown.len() > 10 && include_str!("../../docs/tasks.md").contains(&shown.join("\n")),
+        "{}",
+        shown.join("\n")
+    );
 }
 
 #[test]

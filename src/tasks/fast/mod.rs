@@ -166,6 +166,7 @@ impl FastPath {
         }
     }
 
+    #[inline]
     pub(super) fn intake(&self) -> MutexGuard<'_, Intake> {
         lock(&self.intake)
     }
@@ -360,7 +361,8 @@ impl FastPath {
         } else {
             held.reserve.extend(stolen);
         }
-        // The submitters have just written the boxes: to fetch them side by side is cheaper than one after the other.
+        // The submitters have just written the boxes: to fetch them side by side is cheaper than one after the other. It
+        // is 3 % of the processor time of a detached task, up to 11 % with one worker.
         for task in &held.reserve {
             if let InlineTask::Detached(detached) = task {
                 black_box(detached.work.is_full());
@@ -446,6 +448,7 @@ impl FastPath {
 }
 
 /// Puts a task that was admitted into the intake; whether a worker is to be woken for it.
+#[inline]
 fn push(mut intake: MutexGuard<'_, Intake>, task: InlineTask) -> bool {
     intake.queue.push_back(task);
     intake.wake
