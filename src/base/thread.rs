@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use super::lock::lock;
 use super::scope;
-use super::waits::{Activity, Slot, keep, waiting_unless_said};
+use super::waits::{Activity, ActivitySlot, keep, waiting_unless_said};
 
 /// Linux truncates a thread's name here.
 pub const NAME_BYTES_MAX: usize = 15;
@@ -83,7 +83,7 @@ struct LiveEntry {
     name: String,
     kick: &'static str,
     since: Instant,
-    slot: Arc<Slot>,
+    slot: Arc<ActivitySlot>,
     id: u64,
     group: u64,
 }
@@ -121,9 +121,9 @@ pub fn live() -> Vec<LiveThread> {
 }
 
 /// Puts a thread on the list; the number takes it off again.
-fn list(name: &str, kick: &'static str, group: u64) -> (Listed, Arc<Slot>) {
+fn list(name: &str, kick: &'static str, group: u64) -> (Listed, Arc<ActivitySlot>) {
     let (id, since) = (NEXT_ID.fetch_add(1, Ordering::Relaxed), Instant::now());
-    let slot = Slot::new(since);
+    let slot = ActivitySlot::new(since);
     lock(&LIVE).push(LiveEntry { name: name.to_owned(), kick, since, slot: slot.clone(), id, group });
     (Listed(id), slot)
 }
@@ -133,7 +133,7 @@ fn list(name: &str, kick: &'static str, group: u64) -> (Listed, Arc<Slot>) {
 #[must_use = "the thread is listed only while the value lives"]
 pub struct Adopted {
     _listed: Listed,
-    outer: Option<Arc<Slot>>,
+    outer: Option<Arc<ActivitySlot>>,
     /// The marks are the calling thread's.
     not_send: PhantomData<*const ()>,
 }
@@ -358,10 +358,7 @@ impl<T> Drop for Thread<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(30)
-    }
+    use crate::base::wait::{far, until_some};
 
     #[test]
     fn a_thread_is_listed_in_its_group_until_joined() {
@@ -370,7 +367,7 @@ mod tests {
         let thread = spawn("t-listed", Kick::dropped("tx"), move || rx.recv().is_err());
         assert_eq!(group.live().iter().map(|t| t.name.as_str()).collect::<Vec<_>>(), ["t-listed"]);
         drop(tx);
-        assert!(thread.join_by(soon()).unwrap());
+        assert!(thread.join_by(far()).unwrap());
         assert!(group.live().is_empty());
     }
 
@@ -381,16 +378,16 @@ mod tests {
         let outer = spawn("t-outer", Kick::dropped("tx"), move || {
             spawn("t-inner", Kick::dropped("tx"), move || rx.recv().is_err())
         });
-        let inner = outer.join_by(soon()).unwrap();
+        let inner = outer.join_by(far()).unwrap();
         assert_eq!(group.live().len(), 1);
         drop(tx);
-        assert!(inner.join_by(soon()).unwrap());
+        assert!(inner.join_by(far()).unwrap());
     }
 
     #[test]
     fn a_panic_is_a_result() {
         let thread = spawn("t-panic", Kick::dropped("nothing"), || -> u32 { panic!("boom {}", 7) });
-        match thread.join_by(soon()) {
+        match thread.join_by(far()) {
             Err(JoinError::Panicked(message)) => assert_eq!(message, "boom 7"),
             other => panic!("expected a panic, got {other:?}"),
         }
@@ -430,20 +427,16 @@ mod tests {
         let group = Group::enter();
         let (tx, rx) = bounded::<()>(0);
         let inner = spawn("t-inner", Kick::dropped("tx"), move || rx.recv().is_err());
-        let by = soon();
+        let by = far();
         let outer = spawn("t-outer", Kick::dropped("the other"), move || inner.join_by(by).unwrap());
-        loop {
+        let activity = until_some("the outer thread waits for the inner", || {
             let live = group.live();
             let activity = live.iter().find(|thread| thread.name == "t-outer").unwrap().activity;
-            if activity.waits_for == Some("a thread to end") {
-                assert_eq!(activity.deadline, Some(by));
-                break;
-            }
-            assert!(Instant::now() < by, "{activity:?}");
-            std::thread::yield_now();
-        }
+            (activity.waits_for == Some("a thread to end")).then_some(activity)
+        });
+        assert_eq!(activity.deadline, Some(by));
         drop(tx);
-        assert!(outer.join_by(soon()).unwrap());
+        assert!(outer.join_by(far()).unwrap());
     }
 
     #[test]

@@ -181,6 +181,17 @@ mod tests {
     }
 
     #[test]
+    fn dropping_a_timer_stops_it() {
+        let group = Group::enter();
+        let timer = Timer::start();
+        let (tx, rx) = bounded::<()>(0);
+        let _alarm = timer.handle().at(Instant::now() + Duration::from_secs(3600), move || drop(tx));
+        drop(timer);
+        assert!(group.live().is_empty(), "{:?}", group.live());
+        assert!(rx.try_recv().is_err_and(|error| error.is_disconnected()), "what was due is dropped unrun");
+    }
+
+    #[test]
     fn cancelled_alarms_do_not_pile_up() {
         let timer = Timer::start();
         let far = Instant::now() + Duration::from_secs(3600);

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use crate::base::shutdown::Shutdown;
 use crate::facilitator::api::submission::body_of;
 use crate::identity::{KeyPair, PublicKey};
-use crate::protocol::{DateTime, JobStatus, SignedRequest, V2JobRequest};
 use crate::net::http::client::{Content, HttpClient, HttpError, Response};
+use crate::protocol::{DateTime, JobStatus, SignedRequest, V2JobRequest};
 
 /// Time for one request, beyond the wait that it asks for.
 const REQUEST_TIME: Duration = Duration::from_secs(30);
@@ -99,8 +99,8 @@ impl Job {
 }
 
 impl JobClient {
-    /// Logs in at `base`, as `http://127.0.0.1:8080`. Blocks until the answers, at most a minute; `stop` at cancel interrupts
-    /// this and every later call.
+    /// Logs in at `base`, as `http://127.0.0.1:8080`. Blocks until the answers, at most a minute; `stop` at cancel
+    /// interrupts this and every later call.
     ///
     /// # Errors
     /// See [`HttpError`].
@@ -130,7 +130,8 @@ impl JobClient {
         Ok(())
     }
 
-    /// Submits a job for the validator `target`; the request is signed here. Blocks until the answer, at most half a minute.
+    /// Submits a job for the validator `target`; the request is signed here. Blocks until the answer, at most half a
+    /// minute.
     ///
     /// # Errors
     /// See [`HttpError`]. After a broken connection or a time-out the job may have been taken nevertheless.

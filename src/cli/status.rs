@@ -10,10 +10,10 @@ use serde_json::Value;
 
 use crate::app::exit;
 use crate::base::shutdown::Shutdown;
+use crate::net::http::client::{HttpClient, HttpError, Response};
 use crate::ops::health::PartState;
 use crate::ops::redact;
 use crate::ops::status::{Snapshot, ThreadLine};
-use crate::net::http::client::{HttpClient, HttpError, Response};
 
 /// Time for the answer: a role gives it without waiting for anything.
 const ANSWER_TIME: Duration = Duration::from_secs(10);

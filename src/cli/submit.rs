@@ -55,7 +55,8 @@ pub struct Args {
     json: bool,
 }
 
-/// Runs the command: exit 0 if all jobs completed (without `--wait`: were taken), 1 if not, 2 if a flag or a file is wrong.
+/// Runs the command: exit 0 if all jobs completed (without `--wait`: were taken), 1 if not, 2 if a flag or a file is
+/// wrong.
 ///
 /// Blocks until the last job has ended; Ctrl-C ends it at once, the jobs go on.
 pub fn run(args: Args) -> ExitCode {

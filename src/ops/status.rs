@@ -1,5 +1,5 @@
-//! One snapshot of a role. All of its pages (`net::http::pages`) and `phalanx status` show the same one, so no two of them
-//! can disagree.
+//! One snapshot of a role. All of its pages (`net::http::pages`) and `phalanx status` show the same one, so no two of
+//! them can disagree.
 
 use std::fmt;
 use std::time::Instant;
@@ -133,8 +133,8 @@ pub struct Snapshot {
     pub process: Option<Process>,
     /// The live threads of the process, oldest first.
     pub threads: Vec<ThreadLine>,
-    /// A line for each thread whose wait is more than 5 s over its deadline: something hangs, or holds a lock for too long.
-    /// The role may be ready all the same.
+    /// A line for each thread whose wait is more than 5 s over its deadline: something hangs, or holds a lock for too
+    /// long. The role may be ready all the same.
     pub warnings: Vec<String>,
 }
 
@@ -243,7 +243,6 @@ fn hide_secrets(value: &mut Value) {
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
-    use std::time::Duration;
 
     use crossbeam_channel::bounded;
 
@@ -254,9 +253,8 @@ mod tests {
     use crate::base::stop::Stopping;
     use crate::base::thread::{Kick, spawn};
     use crate::base::timer::Timer;
+    use crate::base::wait::{LONG, until_some};
     use crate::base::waits::waiting;
-
-    const LONG: Duration = Duration::from_secs(60);
 
     fn frame(timer: &Timer) -> Frame {
         Frame {
@@ -317,14 +315,9 @@ mod tests {
         let wanted = mutex.clone();
         let held = lock(&mutex);
         let thread = spawn("t-status-lock", Kick::dropped("the lock"), move || *lock(&wanted));
-        let limit = Instant::now() + LONG;
-        let waits = loop {
-            let seen = line(&frame.snapshot(), "t-status-lock");
-            if seen.waits_for.is_some() || Instant::now() >= limit {
-                break seen;
-            }
-            std::thread::yield_now();
-        };
+        let waits = until_some("a thread that waits", || {
+            Some(line(&frame.snapshot(), "t-status-lock")).filter(|seen| seen.waits_for.is_some())
+        });
         assert_eq!((waits.waits_for.as_deref(), waits.left_seconds.is_some()), (Some("a lock"), true));
         drop(held);
         assert_eq!(thread.join_by(Instant::now() + LONG).unwrap(), 0);

@@ -1,7 +1,7 @@
 //! A program in a process group of its own, ended as a whole.
 //!
-//! No thread: the caller of [`GroupRun::run`] blocks in one `poll` over the program (a pidfd), its streams, and a pipe that
-//! the stop signal writes to. So nothing is signalled after it was reaped. Linux only, for the pidfd.
+//! No thread: the caller of [`GroupRun::run`] blocks in one `poll` over the program (a pidfd), its streams, and a pipe
+//! that the stop signal writes to. So nothing is signalled after it was reaped. Linux only, for the pidfd.
 //!
 //! A descendant that left the group (`setsid`) is out of reach: it survives, but it delays nothing.
 

@@ -71,6 +71,26 @@ impl JobStatus {
     pub const fn is_failure(self) -> bool {
         matches!(self, Self::Rejected | Self::Failed | Self::HordeFailed)
     }
+
+    /// How far a job with this status has come. All ends are equally far.
+    pub const fn rank(self) -> u8 {
+        match self {
+            Self::Unknown | Self::Sent => 0,
+            Self::Received => 1,
+            Self::Accepted => 2,
+            Self::ExecutorReady => 3,
+            Self::VolumesReady => 4,
+            // After the volumes, although the list of statuses has it before them.
+            Self::StreamingReady => 5,
+            Self::ExecutionDone => 6,
+            Self::Completed | Self::Rejected | Self::Failed | Self::HordeFailed => 7,
+        }
+    }
+
+    /// Whether a job may go from this status to `next`: it may leave out statuses, but not go back, and it ends once.
+    pub const fn may_become(self, next: Self) -> bool {
+        self.rank() < next.rank()
+    }
 }
 
 wire_enum! {

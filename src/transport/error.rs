@@ -143,11 +143,7 @@ impl TransportError {
     pub fn is_retryable(&self) -> bool {
         !matches!(
             self,
-            Self::Stopped
-                | Self::Url { .. }
-                | Self::Header { .. }
-                | Self::Bind { .. }
-                | Self::CloseCode { .. }
+            Self::Stopped | Self::Url { .. } | Self::Header { .. } | Self::Bind { .. } | Self::CloseCode { .. }
         )
     }
 

@@ -81,8 +81,9 @@ impl Proxy {
     }
 
     fn ask(&self, socket: &mut Bounded<'_>, target: &str, limit: usize) -> Result<(), TransportError> {
-        let mut request =
-            HeadText::new(format_args!("CONNECT {target} HTTP/1.1")).with("Host", target).with("User-Agent", USER_AGENT);
+        let mut request = HeadText::new(format_args!("CONNECT {target} HTTP/1.1"))
+            .with("Host", target)
+            .with("User-Agent", USER_AGENT);
         if let Some(authorization) = &self.authorization {
             request = request.with("Proxy-Authorization", authorization);
         }

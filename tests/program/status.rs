@@ -3,6 +3,7 @@
 use crate::testkit::http;
 use crate::testkit::network;
 use crate::testkit::process;
+use crate::testkit::wait::{LONG, until_some};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -13,11 +14,11 @@ use http::{Reply, Server};
 use network::{ALICE, BOB, CHARLIE, NO_OP, Network};
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
+use phalanx::net::http::client::HttpClient;
 use phalanx::ops::health::PartState;
 use phalanx::ops::metrics::LABELS;
 use phalanx::ops::status::{RoleState, Snapshot};
-use phalanx::net::http::client::HttpClient;
-use process::{Finished, LONG, nothing_left, phalanx, run};
+use process::{Finished, nothing_left, phalanx, run};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -27,16 +28,12 @@ fn status(scratch: &Path, arguments: &[&str]) -> Finished {
 
 /// Asks until the role is ready: a link takes a moment.
 fn until_ready(scratch: &Path, pages: &str) -> Snapshot {
-    let limit = Instant::now() + LONG;
-    loop {
+    until_some("a role that is ready", || {
         let finished = status(scratch, &["--http", pages, "--json"]);
         let snapshot: Snapshot = serde_json::from_str(&finished.stdout).unwrap();
         assert_eq!(finished.code, Some(if snapshot.ready { 0 } else { 1 }), "{finished:?}");
-        if snapshot.ready {
-            return snapshot;
-        }
-        assert!(Instant::now() < limit, "never ready: {finished:?}");
-    }
+        snapshot.ready.then_some(snapshot)
+    })
 }
 
 #[test]

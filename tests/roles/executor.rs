@@ -1,6 +1,7 @@
 //! The executor as a whole against a scripted miner over the in-memory network: every stage, every way to end.
 
 use crate::testkit::roles;
+use crate::testkit::wait::{LONG, until};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use base64::Engine;
 use crossbeam_channel::{Receiver, bounded};
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, Thread, spawn};
-use phalanx::executor::{ExecutorConfig, ExecutorError, ExecutorReport, JobEnd, RunnerKind, driver};
+use phalanx::executor::{self, ExecutorConfig, ExecutorError, ExecutorReport, JobEnd, RunnerKind};
 use phalanx::identity::KeyPair;
 use phalanx::link::server::{Server, ServerConfig, ServerEvent};
 use phalanx::link::{Outgoing, SessionHandle};
@@ -19,11 +20,11 @@ use phalanx::protocol::{
     MinerToExecutor, StrMap, V0InitialJobRequest, V0JobRequest, Volume,
 };
 use phalanx::transport::memory::DialFault;
-use roles::{LONG, World, stop, wait_until};
+use roles::{World, stop};
 
 const UUID: &str = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
 
-fn initial(limits: [i64; 3]) -> V0InitialJobRequest {
+pub(crate) fn initial(limits: [i64; 3]) -> V0InitialJobRequest {
     let key = KeyPair::from_uri("//Alice").unwrap();
     let payload = JobStartedReceiptPayload {
         job_uuid: UUID.to_owned(),
@@ -55,7 +56,7 @@ fn initial(limits: [i64; 3]) -> V0InitialJobRequest {
     }
 }
 
-fn full(script: &str) -> V0JobRequest {
+pub(crate) fn full(script: &str) -> V0JobRequest {
     V0JobRequest {
         validator_signature: None,
         job_uuid: UUID.to_owned(),
@@ -145,7 +146,7 @@ fn run_executor(world: &World, shutdown: &Shutdown, change: impl FnOnce(&mut Exe
     let (dialer, timer, running) = (Arc::new(world.net.dialer()), world.timer(), shutdown.clone());
     let kick = shutdown.clone();
     spawn("t-executor", Kick::new("shutdown", move || kick.cancel()), move || {
-        driver::run(config, dialer, timer, &running)
+        executor::run(config, dialer, timer, &running)
     })
 }
 
@@ -164,21 +165,22 @@ fn one_job(initial: V0InitialJobRequest, request: V0JobRequest) -> (Vec<Executor
     (heard, report.end)
 }
 
+pub(crate) fn kind(message: &ExecutorToMiner) -> &'static str {
+    match message {
+        ExecutorToMiner::V0ExecutorReadyRequest(_) => "ready",
+        ExecutorToMiner::V0VolumesReadyRequest(_) => "volumes",
+        ExecutorToMiner::V0ExecutionDoneRequest(_) => "done",
+        ExecutorToMiner::V0MachineSpecsRequest(_) => "specs",
+        ExecutorToMiner::V0JobFinishedRequest(_) => "finished",
+        ExecutorToMiner::V0JobFailedRequest(_) => "failed",
+        ExecutorToMiner::V0HordeFailedRequest(_) => "horde failed",
+        ExecutorToMiner::GenericError(_) => "error",
+        _ => "other",
+    }
+}
+
 fn kinds(heard: &[ExecutorToMiner]) -> Vec<&'static str> {
-    heard
-        .iter()
-        .map(|message| match message {
-            ExecutorToMiner::V0ExecutorReadyRequest(_) => "ready",
-            ExecutorToMiner::V0VolumesReadyRequest(_) => "volumes",
-            ExecutorToMiner::V0ExecutionDoneRequest(_) => "done",
-            ExecutorToMiner::V0MachineSpecsRequest(_) => "specs",
-            ExecutorToMiner::V0JobFinishedRequest(_) => "finished",
-            ExecutorToMiner::V0JobFailedRequest(_) => "failed",
-            ExecutorToMiner::V0HordeFailedRequest(_) => "horde failed",
-            ExecutorToMiner::GenericError(_) => "error",
-            _ => "other",
-        })
-        .collect()
+    heard.iter().map(kind).collect()
 }
 
 fn failure(heard: &[ExecutorToMiner]) -> (JobFailureReason, JobStage, String) {
@@ -316,7 +318,7 @@ fn a_miner_that_is_gone_ends_the_job() {
         }
     }
     let job_folder = || std::fs::read_to_string(folder.path()).unwrap().trim().to_owned();
-    wait_until(|| !job_folder().is_empty());
+    until("the job has a folder", || !job_folder().is_empty());
     world.net.fail_next(100_000, DialFault::Refused);
     world.net.wires().last().unwrap().cut();
     let report = joined(executor).unwrap();

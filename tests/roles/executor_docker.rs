@@ -4,6 +4,7 @@
 //! skipped; with `PHALANX_TEST_REQUIRE_ALL=1` they fail instead.
 
 use crate::testkit::job;
+use crate::testkit::wait::far;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -11,7 +12,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use job::{Bench, far};
+use job::Bench;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::executor::runner::docker::DockerRunner;
@@ -29,7 +30,8 @@ fn docker(args: &[&str]) -> Result<String, String> {
     }
 }
 
-/// Makes the image, unless an earlier run has; it stays, because importing it again would leave the old one without a name.
+/// Makes the image, unless an earlier run has; it stays, because importing it again would leave the old one without a
+/// name.
 fn image() -> Result<(), String> {
     Docker::default().version(&Shutdown::new(), far()).map_err(|error| error.to_string())?;
     if docker(&["image", "inspect", IMAGE]).is_ok() {

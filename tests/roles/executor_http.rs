@@ -2,12 +2,13 @@
 
 use crate::testkit::http;
 use crate::testkit::job;
+use crate::testkit::wait::far;
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use http::{Reply, Server};
-use job::{Bench, far};
+use job::Bench;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::net::http::client::{ANSWER_BYTES, Content, FilePart, HttpClient, HttpError};

@@ -1,11 +1,12 @@
 //! The process runner runs real commands, bounds what they print, and leaves nothing of them running.
 
 use crate::testkit::job;
+use crate::testkit::wait::far;
 use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
-use job::{Bench, far};
+use job::Bench;
 use phalanx::base::limits::OUTPUT_CHARS;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};

@@ -1,5 +1,6 @@
 //! Real executors: processes, their groups and containers are gone when a run is over, in whatever way.
 
+use crate::testkit::wait::{LONG, until};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -14,8 +15,6 @@ use phalanx::miner::executor_manager::{
 use phalanx::proc::docker::labels;
 use phalanx::proc::tool::ToolError;
 use phalanx::protocol::ExecutorClass;
-
-const LONG: Duration = Duration::from_secs(60);
 
 fn spec() -> ExecutorSpec {
     let token = uuid::Uuid::new_v4().to_string();
@@ -52,14 +51,6 @@ fn with_token(token: &str) -> Vec<u32> {
         environ.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
     };
     numbers.filter(holds).collect()
-}
-
-fn until(what: &str, holds: impl Fn() -> bool) {
-    let end = Instant::now() + LONG;
-    while !holds() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::yield_now();
-    }
 }
 
 fn start(backend: impl ExecutorBackend + 'static, spec: &ExecutorSpec, stop: &Shutdown) -> Thread<ExecutorEnd> {
@@ -161,8 +152,8 @@ fn tmpdir_of(number: u32) -> PathBuf {
 #[test]
 fn a_killed_executor_leaves_neither_processes_nor_files() {
     let spec = spec();
-    // As an executor starts its job: in a group of its own, known by a path below the folder only. Here even in a session
-    // of its own, with a child, and with a folder that cannot be listed.
+    // As an executor starts its job: in a group of its own, known by a path below the folder only. Here even in a
+    // session of its own, with a child, and with a folder that cannot be listed.
     let job = r#"mkdir -p "$TMPDIR/phalanx-job-1/closed" && touch "$TMPDIR/phalanx-job-1/closed/file"
         chmod 0 "$TMPDIR/phalanx-job-1/closed"
         env -i PATH="$PATH" PHALANX_VOLUME_DIR="$TMPDIR/phalanx-job-1" setsid sh -c 'sleep 1000 & sleep 1000' &

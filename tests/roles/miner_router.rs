@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use miner_kit::{CLASS, Pen, SECOND, Says, kind, uuid};
 use phalanx::base::ids::SessionId;
+use phalanx::base::now::Now;
 use phalanx::base::rng::Rng;
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::miner::executor_manager::{ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec};
 use phalanx::miner::executor_pool::SlotCounts;
-use phalanx::miner::router::{Action, ExecutorFrame, Input, Now, Peer, Router, ValidatorFrame};
+use phalanx::miner::router::{Action, ExecutorFrame, Input, Peer, Router, ValidatorFrame};
 use phalanx::miner::{MinerConfig, MinerLimits};
 use phalanx::protocol::{MinerToValidator, Receipt, V0StreamingJobReadyRequest, ValidatorToMiner};
 
@@ -66,7 +67,7 @@ impl Rig {
     }
 
     fn handle(&mut self, input: Input) {
-        let now = Now { instant: self.now, unix: UNIX };
+        let now = Now { mono: self.now, wall: Duration::from_secs(UNIX as u64) };
         for action in self.router.handle(input, now) {
             match action {
                 Action::Send(id, text) => self.mail.entry(id).or_default().push(text.to_string()),

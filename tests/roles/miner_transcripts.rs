@@ -3,14 +3,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use phalanx::base::ids::SessionId;
+use phalanx::base::now::Now;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::identity::{KeyPair, PublicKey};
 use phalanx::miner::MinerConfig;
 use phalanx::miner::executor_manager::{ExecutorBackend, ExecutorEnd, ExecutorExit, ExecutorSpec};
-use phalanx::miner::router::{Action, ExecutorFrame, Input, Now, Peer, Router, ValidatorFrame};
+use phalanx::miner::router::{Action, ExecutorFrame, Input, Peer, Router, ValidatorFrame};
 use phalanx::protocol::{ExecutorClass, Receipt};
 use serde_json::Value;
 
@@ -64,7 +65,9 @@ impl Replay {
     }
 
     fn handle(&mut self, input: Input) {
-        for action in self.router.handle(input, Now { instant: Instant::now(), unix: self.unix }) {
+        for action in
+            self.router.handle(input, Now { mono: Instant::now(), wall: Duration::from_secs(self.unix as u64) })
+        {
             let connection = |id: SessionId| *self.ids.iter().find(|(_, (other, _))| *other == id).unwrap().0;
             match action {
                 Action::Send(id, text) => {

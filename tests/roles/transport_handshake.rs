@@ -1,14 +1,14 @@
 //! The upgrade, from both sides: what is refused, with what answer, and that nobody is waited for beyond the deadline.
 
+use crate::testkit::threads::NoThreads;
 use crate::testkit::transport as kit;
+use crate::testkit::wait::far;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use kit::{
-    Certificates, NoThreads, REQUEST, Site, accept, background, dial_ws, far, join, raw_client, raw_server, read_head,
-};
+use kit::{Certificates, REQUEST, Site, accept, background, dial_ws, join, raw_client, raw_server, read_head};
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::transport::ws::{WsDialer, WsListener};
 use phalanx::transport::{ClientTls, DialRequest, Dialer, Listener, Refusal, ServerTls, SocketLimits, TransportError};

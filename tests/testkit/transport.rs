@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::base::thread::{Kick, Thread, spawn};
@@ -14,12 +14,7 @@ use phalanx::transport::{
     SocketLimits, TransportError,
 };
 
-pub use super::threads::NoThreads;
-
-/// Reached only by a bug.
-pub fn far() -> Instant {
-    Instant::now() + Duration::from_secs(60)
-}
+use super::wait::far;
 
 /// Spawns a test's thread; the test ends it by ending the connection it works on.
 pub fn background<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> Thread<T> {

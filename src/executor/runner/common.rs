@@ -5,9 +5,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::time::Instant;
 
+use super::run::{RunEnd, RunOutcome, RunSpec};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::executor::output::{Capture, OUTPUT_FILE_BYTES, STDERR_FILE, STDOUT_FILE};
-use crate::executor::run::{RunEnd, RunOutcome, RunSpec};
 use crate::executor::workspace::Workspace;
 use crate::proc::group::{Cause, Ended, GroupRun};
 use crate::proc::tool::{LADDER, ToolError};

@@ -85,8 +85,8 @@ pub struct Job {
     pub executor: Option<Executor>,
     /// The second half of the job, as it is passed on.
     pub request: Option<Utf8Bytes>,
-    /// Connections that are told the news. More than one only after the one that asked was lost: the wire does not say for
-    /// which job a connection is, so all that may be meant are told, until one of them speaks of the job.
+    /// Connections that are told the news. More than one only after the one that asked was lost: the wire does not say
+    /// for which job a connection is, so all that may be meant are told, until one of them speaks of the job.
     pub audience: Vec<SessionId>,
     /// Whether the audience is one connection that has spoken of the job.
     pub claimed: bool,
@@ -168,8 +168,8 @@ impl Job {
         }
     }
 
-    /// The initial request as its executor gets it: for a streaming job with the executor's address, which the validator
-    /// did not sign.
+    /// The initial request as its executor gets it: for a streaming job with the executor's address, which the
+    /// validator did not sign.
     pub fn initial_for(&self, address: Option<&str>) -> Utf8Bytes {
         let mut initial = match (&self.initial.streaming_details, address) {
             (Some(_), Some(_)) => self.initial.clone(),

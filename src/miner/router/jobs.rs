@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::job::{Executor, Job, JobKey, News, Phase};
-use super::{Action, Now, Router};
+use super::{Action, Router};
 use crate::base::ids::SessionId;
+use crate::base::now::Now;
 use crate::base::shutdown::Level;
 use crate::miner::executor_manager::ExecutorSpec;
 use crate::protocol::{
@@ -60,7 +61,7 @@ impl Router {
         }
         let ahead = self.waiting.iter().filter(|w| w.initial.executor_class == class).count();
         if self.pool.counts(class).free == 0 && ahead < self.pool.counts(class).ending {
-            let until = now.instant + self.limits.reservation_wait;
+            let until = now.mono + self.limits.reservation_wait;
             self.waiting.push_back(Waiting { key, session, initial, text, until });
             return;
         }
@@ -129,7 +130,7 @@ impl Router {
         now: Now,
     ) {
         let class = initial.executor_class;
-        let ready_by = now.instant + class.spin_up_time() + self.limits.startup_time_limit;
+        let ready_by = now.mono + class.spin_up_time() + self.limits.startup_time_limit;
         let lease = match self.pool.reserve(class, ready_by) {
             Ok(lease) => lease,
             Err(busy) => {
@@ -242,12 +243,12 @@ impl Router {
     /// The job is over; its executor has `exit_time` to end by itself.
     pub(super) fn over(&mut self, key: &JobKey, now: Now, exit_time: Duration) {
         let Some(job) = self.jobs.get_mut(key) else { return };
-        job.phase = Phase::Over(now.instant + self.limits.result_time);
+        job.phase = Phase::Over(now.mono + self.limits.result_time);
         job.request = None;
         if let Some(executor) = &mut job.executor {
             executor.back_by = None;
-            executor.end_at = Some(now.instant + exit_time);
-            self.pool.ending(&executor.lease, now.instant + exit_time + self.limits.end_time);
+            executor.end_at = Some(now.mono + exit_time);
+            self.pool.ending(&executor.lease, now.mono + exit_time + self.limits.end_time);
         }
         self.bound_kept();
     }
@@ -295,7 +296,7 @@ impl Router {
     }
 
     pub(super) fn expire_waiting(&mut self, now: Now) {
-        while let Some(at) = self.waiting.iter().position(|w| w.until <= now.instant) {
+        while let Some(at) = self.waiting.iter().position(|w| w.until <= now.mono) {
             let Some(late) = self.waiting.remove(at) else { return };
             self.decline_busy(late.session, &late.key, late.initial.executor_class, "");
         }
@@ -308,10 +309,10 @@ impl Router {
 
     pub(super) fn expire_jobs(&mut self, now: Now) {
         let leeway = self.limits.leeway;
-        let due = |job: &Job| job.next_wake(leeway).is_some_and(|at| at <= now.instant);
+        let due = |job: &Job| job.next_wake(leeway).is_some_and(|at| at <= now.mono);
         let starting = |job: &Job, router: &Self| {
             let lease = job.executor.as_ref().map(|executor| &executor.lease);
-            lease.is_some_and(|lease| router.pool.has_expired(lease, now.instant))
+            lease.is_some_and(|lease| router.pool.has_expired(lease, now.mono))
         };
         let keys: Vec<_> =
             self.jobs.iter().filter(|(_, job)| due(job) || starting(job, self)).map(|(key, _)| key.clone()).collect();
@@ -330,18 +331,18 @@ impl Router {
                     _ => "the executor did not connect in time",
                 };
                 self.fail(&key, HordeFailureReason::ExecutorSpinupFailed, why.to_owned(), now);
-            } else if let Some((reason, why)) = job.failure(leeway, now.instant) {
+            } else if let Some((reason, why)) = job.failure(leeway, now.mono) {
                 self.fail(&key, reason, why, now);
             }
             self.end_overdue_executor(&key, now);
-            self.forget_if_done(&key, Some(now.instant));
+            self.forget_if_done(&key, Some(now.mono));
         }
     }
 
     /// Tells the executor of a job that is over to end, if it has not by itself.
     fn end_overdue_executor(&mut self, key: &JobKey, now: Now) {
         let Some(executor) = self.jobs.get_mut(key).and_then(|job| job.executor.as_mut()) else { return };
-        if executor.end_at.is_some_and(|end_at| end_at <= now.instant) {
+        if executor.end_at.is_some_and(|end_at| end_at <= now.mono) {
             executor.end_at = None;
             self.out.push(Action::End(executor.token.clone()));
             if let Some(session) = executor.session {
@@ -373,7 +374,7 @@ impl Router {
         }
         for job in self.jobs.values_mut() {
             if let Some(executor) = &mut job.executor {
-                executor.end_at = Some(now.instant);
+                executor.end_at = Some(now.mono);
             }
         }
     }

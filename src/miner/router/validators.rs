@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::job::{JobKey, News, Phase};
-use super::{Action, CLOSE_NORMAL, CLOSE_POLICY, Now, Router, ValidatorFrame};
+use super::{Action, CLOSE_NORMAL, CLOSE_POLICY, Router, ValidatorFrame};
 use crate::base::ids::SessionId;
 use crate::base::limits::{MINER_LINK_MESSAGE_BYTES, PRE_AUTH_MESSAGES};
+use crate::base::now::Now;
 use crate::protocol::{
     Manifest, ReceiptPayload, V0ExecutorManifestRequest, V0JobRequest, V0MainHotkeyMessage, ValidatorAuthForMiner,
     ValidatorToMiner, answer,
@@ -56,7 +57,7 @@ impl Router {
             self.complain(id, format!("Unknown validator: {hotkey}"));
             self.out.push(Action::Close(id, CLOSE_NORMAL, ""));
         }
-        let until = now.instant + self.limits.auth_time;
+        let until = now.mono + self.limits.auth_time;
         let state = match known {
             true => State::Unknown { until, queue: VecDeque::new(), bytes: 0 },
             false => State::Refused,
@@ -94,7 +95,7 @@ impl Router {
 
     /// The texts are those of the Python miner, but for the future, which it does not mind.
     fn check_auth(&self, hotkey: &str, auth: &ValidatorAuthForMiner, now: Now) -> Result<(), String> {
-        let age = now.unix.saturating_sub(auth.timestamp.saturating_i64());
+        let age = now.unix_seconds().saturating_sub(auth.timestamp.saturating_i64());
         let limit = i64::try_from(self.limits.auth_age.as_secs()).unwrap_or(i64::MAX);
         if age > limit {
             return Err("msg too old".to_owned());
@@ -186,7 +187,7 @@ impl Router {
     }
 
     pub(super) fn expire_validators(&mut self, now: Now) {
-        let late = self.validators.iter().filter(|(_, v)| v.auth_by().is_some_and(|until| until <= now.instant));
+        let late = self.validators.iter().filter(|(_, v)| v.auth_by().is_some_and(|until| until <= now.mono));
         let late: Vec<_> = late.map(|(id, _)| *id).collect();
         for id in late {
             let why = format!("it did not come within {} s", self.limits.auth_time.as_secs_f64());

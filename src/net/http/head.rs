@@ -86,8 +86,8 @@ pub(crate) enum Received {
     NotHttp,
 }
 
-/// Reads up to and including the empty line. `is_http` judges the first bytes (at least one), so that a peer which speaks
-/// something else is noticed at once rather than at the deadline. Blocks in `stream`, whose errors end it.
+/// Reads up to and including the empty line. `is_http` judges the first bytes (at least one), so that a peer which
+/// speaks something else is noticed at once rather than at the deadline. Blocks in `stream`, whose errors end it.
 pub(crate) fn receive(stream: &mut impl Read, limit: usize, is_http: fn(&[u8]) -> bool) -> io::Result<Received> {
     let mut head = Vec::new();
     let mut chunk = [0; 4096];
@@ -144,10 +144,14 @@ mod tests {
 
     #[test]
     fn a_written_head_is_read_again_and_no_value_can_break_it() {
-        let text = HeadText::new(format_args!("GET /a?b HTTP/1.1")).with("Host", "h").with("X", "a\r\nSet-Cookie: b").end();
+        let text =
+            HeadText::new(format_args!("GET /a?b HTTP/1.1")).with("Host", "h").with("X", "a\r\nSet-Cookie: b").end();
         assert_eq!(text, "GET /a?b HTTP/1.1\r\nHost: h\r\nX: a  Set-Cookie: b\r\n\r\n");
         let (head, length) = RequestHead::parse(text.as_bytes()).unwrap().unwrap();
-        assert_eq!((head.method.as_str(), head.target.as_str(), head.is_1_1, length), ("GET", "/a?b", true, text.len()));
+        assert_eq!(
+            (head.method.as_str(), head.target.as_str(), head.is_1_1, length),
+            ("GET", "/a?b", true, text.len())
+        );
         assert_eq!((first(&head.headers, "HOST"), head.headers.len()), (Some("h"), 2));
         for cut in 0..text.len() {
             assert_eq!(RequestHead::parse(&text.as_bytes()[..cut]).unwrap(), None, "cut at {cut}");
