@@ -361,8 +361,8 @@ impl FastPath {
         } else {
             held.reserve.extend(stolen);
         }
-        // The submitters have just written the boxes: to fetch them side by side is cheaper than one after the other. It
-        // is 3 % of the processor time of a detached task, up to 11 % with one worker.
+        // The submitters have just written the boxes: to fetch them side by side is cheaper than one after the other,
+        // by 3 % of the processor time of a detached task, 11 % with one worker.
         for task in &held.reserve {
             if let InlineTask::Detached(detached) = task {
                 black_box(detached.work.is_full());
@@ -556,7 +556,7 @@ mod tests {
             let options = TaskOptions::new("blocks").when_full(WhenFull::Block);
             tasks.spawn(options, |_| Ok::<_, Text>(())).unwrap();
         });
-        until(|| fixture.tasks.scheduler().fast.intake().submitters[0].asleep > 0);
+        until("the submitter sleeps", || fixture.tasks.scheduler().fast.intake().submitters[0].asleep > 0);
         gates[20].2.send(()).unwrap();
         begin(&gates[21].1);
         sleeper.join_by(Instant::now() + LONG).unwrap();
