@@ -19,8 +19,7 @@ use super::scheduler::{MakeTask, Scheduler};
 use super::state::CancelReason;
 use super::store::TaskId;
 use super::task::{AnyTask, OnceWork, RetriedWork, Task, TaskRef, Work};
-use crate::base::shutdown::Shutdown;
-use crate::base::stop::{CANCEL_BUDGET, KICK_GRACE, Step, Stopping};
+use crate::base::stop::{Step, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 
 /// A manager cannot be started.
@@ -66,9 +65,8 @@ pub struct TasksReport {
 
 /// Owns the threads on which tasks run; [`TaskManager::stop`] ends them in order and with a budget.
 ///
-/// Dropping it cancels every task and blocks until all have ended, but not for ever: a task has
-/// [`TaskConfig::cancel_grace`] to end, [`crate::base::stop::CANCEL_BUDGET`] at most, and is then left behind with its
-/// thread.
+/// Dropping it cancels every task and blocks until all have ended, within [`crate::base::stop::CANCEL_BUDGET`]: what does
+/// not end is left behind with its thread.
 #[must_use = "dropping the manager stops it"]
 pub struct TaskManager {
     tasks: Tasks,
@@ -116,6 +114,10 @@ impl TaskManager {
     /// and gives it [`crate::base::stop::CANCEL_BUDGET`], joins every thread. What does not end even then is named in
     /// the report, its waiters are woken, and its thread is a straggler of the step.
     pub fn stop(mut self, step: &mut Step) -> TasksReport {
+        self.end(step)
+    }
+
+    fn end(&mut self, step: &mut Step) -> TasksReport {
         let mut report = TasksReport::default();
         let scheduler = &self.tasks.scheduler;
         let drained = scheduler.drain();
@@ -130,36 +132,25 @@ impl TaskManager {
         scheduler.give_up_all();
         let unresponsive = |info: &TaskInfo| info.unresponsive;
         report.unresponsive = scheduler.list(&Filter::default()).into_iter().filter(unresponsive).collect();
-        self.join(step);
-        for task in &report.unresponsive {
-            log::error!("task {} ({}) did not end", task.id, task.name);
-        }
-        report
-    }
-
-    fn join(&mut self, step: &mut Step) {
-        self.tasks.scheduler.close();
-        for thread in self.tasks.scheduler.take_workers() {
+        scheduler.close();
+        for thread in scheduler.take_workers() {
             step.join(thread);
         }
         if let Some(reaper) = self.reaper.take() {
             step.join(reaper);
         }
+        for task in &report.unresponsive {
+            log::error!("task {} ({}) did not end", task.id, task.name);
+        }
+        report
     }
 }
 
 impl Drop for TaskManager {
     fn drop(&mut self) {
-        if self.reaper.is_none() {
-            return;
+        if self.reaper.is_some() {
+            stop_dropped(|step| drop(self.end(step)));
         }
-        let scheduler = &self.tasks.scheduler;
-        let drained = scheduler.drain();
-        scheduler.cancel_all();
-        // Whoever waits for a disconnect and sees none goes on to give up what is left.
-        let _drained = drained.recv_timeout(scheduler.config.cancel_grace.min(CANCEL_BUDGET));
-        scheduler.give_up_all();
-        Stopping::new(&Shutdown::new()).step("tasks", KICK_GRACE, |step| self.join(step));
     }
 }
 

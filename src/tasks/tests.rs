@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, never};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::*;
 use crate::base::clock::Clock;
@@ -17,9 +17,9 @@ use crate::base::scope;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::{StopReport, Stopping};
 use crate::base::thread::{Group as Threads, Kick, spawn};
+pub(super) use crate::base::wait::{LONG, until};
 use crate::base::waits::Activity;
 
-pub(super) const LONG: Duration = Duration::from_secs(60);
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
 
 pub(super) type Text = String;
@@ -77,15 +77,6 @@ pub(super) fn gated(
 
 pub(super) fn begin(begun: &Receiver<()>) {
     begun.recv_timeout(LONG).expect("the task begins");
-}
-
-/// Looks again and again, until something is so that nobody reports.
-pub(super) fn until(what: impl Fn() -> bool) {
-    let far = Instant::now() + LONG;
-    while !what() {
-        assert!(Instant::now() < far, "it does not come to that");
-        let _pause = never::<()>().recv_timeout(Duration::from_millis(1));
-    }
 }
 
 pub(super) fn quick(tasks: &Tasks, options: impl Into<TaskOptions>) -> TaskHandle<(), Text> {
@@ -163,7 +154,7 @@ fn a_panic_anywhere_in_a_task_costs_no_worker_and_no_waiter() {
     let second = Duration::from_secs(1);
     let periodic = fixture.tasks.every(second, || panic!("in the options"), |_| Ok::<_, Text>(())).unwrap();
     fixture.clock.advance(second);
-    until(|| periodic.skipped() == 1);
+    until("a time that is left out", || periodic.skipped() == 1);
     let later = quick(&fixture.tasks, TaskOptions::new("later").delay(second));
     fixture.clock.advance(second);
     later.wait_timeout(LONG).unwrap();
@@ -193,7 +184,7 @@ fn waiting_tells_running_taken_and_unknown_apart() {
     let id = handle.id();
     fixture.clock.advance(HOUR);
     // The reaper forgets it, and then nothing is known of it.
-    until(|| fixture.tasks.info(id).is_none());
+    until("the reaper forgets the task", || fixture.tasks.info(id).is_none());
     assert_eq!(fixture.tasks.wait_ended(id, LONG), Ended::Unknown);
     assert_eq!(fixture.tasks.counts(), Counts::default());
 }
@@ -298,7 +289,9 @@ fn what_each_thread_waits_for_can_be_seen() {
     let grouped = spawn("t-group", Kick::dropped("the group"), move || group.wait_any(LONG).is_some());
     let seen = |name: &str, what: &str, by: Option<Instant>| {
         let is_so = |seen: &Activity| seen.waits_for == Some(what) && seen.deadline.is_some() == by.is_some();
-        until(|| fixture.threads.live().iter().any(|thread| thread.name == name && is_so(&thread.activity)));
+        until("the thread waits", || {
+            fixture.threads.live().iter().any(|thread| thread.name == name && is_so(&thread.activity))
+        });
         let live = fixture.threads.live();
         let activity = live.iter().find(|thread| thread.name == name).map(|thread| thread.activity).unwrap();
         assert!(activity.deadline <= by, "{activity}");
@@ -379,7 +372,7 @@ fn a_task_that_does_not_end_when_told_is_visible_and_does_not_hold_up_others() {
     let behind = quick(&fixture.tasks, "behind");
     fixture.clock.advance(Duration::from_secs(1));
     // Whether the limit has rung is seen from the task's side; then the grace starts.
-    until(|| fixture.tasks.is_cancelled(stuck.id()));
+    until("the limit has rung", || fixture.tasks.is_cancelled(stuck.id()));
     assert!(matches!(stuck.wait_timeout(Duration::ZERO), Err(TaskError::StillRunning)));
     fixture.clock.advance(Duration::from_secs(5));
     assert!(matches!(stuck.wait_timeout(LONG), Err(TaskError::TimedOut { limit: Limit::Run, .. })));
@@ -391,7 +384,7 @@ fn a_task_that_does_not_end_when_told_is_visible_and_does_not_hold_up_others() {
     assert_eq!(report.unresponsive.iter().map(|info| info.name.as_str()).collect::<Vec<_>>(), ["stuck"]);
     assert_eq!(stop.stragglers(), ["t-task-0"]);
     open.send(()).unwrap();
-    until(|| fixture.threads.live().is_empty());
+    until("no thread is left", || fixture.threads.live().is_empty());
 }
 
 #[test]
@@ -412,10 +405,10 @@ fn a_task_that_ends_after_all_lets_the_next_of_its_key_start() {
     assert!(matches!(stuck.wait_timeout(LONG), Err(TaskError::Cancelled(CancelReason::Requested))));
     // Another worker has come, and found nothing that may start.
     quick(&fixture.tasks, "other").wait().unwrap();
-    until(|| fixture.tasks.status().idle == 1);
+    until("another worker has nothing to do", || fixture.tasks.status().idle == 1);
     open.send(()).unwrap();
     next.wait_timeout(LONG).expect("the key is free");
-    until(|| fixture.tasks.status().written_off == 0);
+    until("the stuck worker has left", || fixture.tasks.status().written_off == 0);
 }
 
 #[test]
@@ -474,7 +467,7 @@ fn dropping_a_task_manager_stops_it_though_a_task_does_not_end() {
         assert!(matches!(ended, Err(TaskError::Cancelled(CancelReason::Stopping))), "{ended:?}");
     }
     drop(release);
-    until(|| names(&fixture).is_empty());
+    until("no thread is left", || names(&fixture).is_empty());
 }
 
 #[test]
@@ -489,7 +482,7 @@ fn a_task_manager_may_be_dropped_by_one_of_its_tasks() {
     });
     assert!(matches!(drops.unwrap().wait(), Err(TaskError::Cancelled(CancelReason::Stopping))));
     done.recv_timeout(LONG).unwrap();
-    until(|| fixture.threads.live().is_empty());
+    until("no thread is left", || fixture.threads.live().is_empty());
 }
 
 #[test]
@@ -589,7 +582,7 @@ fn a_failed_task_is_tried_again_after_its_delay_and_keeps_its_state_legal() {
     for attempt in 1..=3 {
         assert_eq!(attempts.recv_timeout(LONG).unwrap(), attempt);
         if attempt < 3 {
-            until(|| handle.info().unwrap().state == TaskState::Pending);
+            until("the task waits for its next attempt", || handle.info().unwrap().state == TaskState::Pending);
             fixture.clock.advance(Duration::from_secs(40));
         }
     }
@@ -607,7 +600,9 @@ fn a_task_between_two_attempts_can_be_cancelled_and_frees_its_key() {
     let options = || TaskOptions::new("tries").key("k", 1);
     let policy = RetryPolicy::new(9).delays(HOUR, HOUR);
     let tries = fixture.tasks.submit_retried(options(), policy, |_| Err::<(), _>("again".to_owned())).unwrap();
-    until(|| tries.info().is_some_and(|info| info.attempts == 1 && info.state == TaskState::Pending));
+    until("the task waits for its next attempt", || {
+        tries.info().is_some_and(|info| info.attempts == 1 && info.state == TaskState::Pending)
+    });
     let next = quick(&fixture.tasks, options());
     assert!(matches!(next.wait_timeout(Duration::from_millis(5)), Err(TaskError::StillRunning)));
     assert!(tries.cancel());
@@ -622,7 +617,9 @@ fn a_total_limit_counts_the_waits_between_attempts() {
     let options = TaskOptions::new("tries").total_limit(Duration::from_secs(60));
     let policy = RetryPolicy::new(9).delays(HOUR, HOUR);
     let tries = fixture.tasks.submit_retried(options, policy, |_| Err::<(), _>("again".to_owned())).unwrap();
-    until(|| tries.info().is_some_and(|info| info.attempts == 1 && info.state == TaskState::Pending));
+    until("the task waits for its next attempt", || {
+        tries.info().is_some_and(|info| info.attempts == 1 && info.state == TaskState::Pending)
+    });
     fixture.clock.advance(Duration::from_secs(60));
     assert!(matches!(tries.wait_timeout(LONG), Err(TaskError::TimedOut { limit: Limit::Total, .. })));
 }
@@ -673,7 +670,7 @@ fn delayed_and_periodic_tasks_wait_for_their_time() {
     later.wait_timeout(LONG).unwrap();
     for _ in 0..3 {
         beats.recv_timeout(LONG).unwrap();
-        until(|| fixture.tasks.open() == 0);
+        until("no task is open", || fixture.tasks.open() == 0);
         fixture.clock.advance(minute);
     }
     beats.recv_timeout(LONG).unwrap();
@@ -698,16 +695,16 @@ fn a_period_in_which_the_one_before_still_runs_is_left_out() {
     begin(&beats);
     for skipped in 1..=2 {
         fixture.clock.advance(minute);
-        until(|| periodic.skipped() == skipped);
+        until("a time that is left out", || periodic.skipped() == skipped);
     }
     assert!(beats.is_empty());
     open.send(()).unwrap();
-    until(|| fixture.tasks.open() == 0);
+    until("no task is open", || fixture.tasks.open() == 0);
     // Times that nobody could see are not made up for.
     fixture.clock.advance(minute * 10);
     begin(&beats);
     open.send(()).unwrap();
-    until(|| fixture.tasks.open() == 0);
+    until("no task is open", || fixture.tasks.open() == 0);
     assert!(beats.is_empty() && periodic.skipped() == 2);
 }
 
@@ -721,7 +718,7 @@ fn a_period_in_which_there_is_no_room_is_left_out_whatever_its_options_say() {
     let options = || TaskOptions::new("beat").when_full(WhenFull::Block);
     let periodic = fixture.tasks.every(minute, options, |_| Ok::<_, Text>(())).unwrap();
     fixture.clock.advance(minute);
-    until(|| periodic.skipped() == 1);
+    until("a time that is left out", || periodic.skipped() == 1);
 }
 
 #[test]
