@@ -1,5 +1,5 @@
-//! The facilitator's validator side, with scripted validators: authentication, answers in order, dispatch, ghosts, restart,
-//! stop.
+//! The facilitator's validator side, with scripted validators: authentication, answers in order, dispatch, ghosts,
+//! restart, stop.
 
 use crate::testkit::facilitator as facilitator_kit;
 use std::io::{Read, Write};
@@ -356,4 +356,20 @@ fn a_bad_configuration_tells_all_its_problems() {
     };
     assert_eq!(config.validate().len(), 4, "{:?}", config.validate());
     drop(fix);
+}
+
+#[test]
+fn dropping_a_facilitator_stops_it() {
+    let mut fix = Fix::with(true, |_| {});
+    let validator = fix.validator(&alice());
+    let token = fix.login(&dave());
+    let uuid = fix.submit(&token);
+    // A request that waits for news, and a connection that says nothing.
+    let mut waiting = fix.http_stream();
+    let path = format!("/api/v1/jobs/{uuid}/?wait=30&seen=99");
+    write!(waiting, "GET {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n\r\n").unwrap();
+    let idle = fix.http_stream();
+    drop(fix.facilitator.take());
+    drop((validator, waiting, idle));
+    // The fixture now finds no thread left.
 }

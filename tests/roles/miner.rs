@@ -132,7 +132,8 @@ impl Fixture {
         (executor, started)
     }
 
-    /// Waits until the miner's numbers are as wanted; each event changes them, so each look follows an event of our own.
+    /// Waits until the miner's numbers are as wanted; each event changes them, so each look follows an event of our
+    /// own.
     fn until(&self, wanted: impl Fn(&phalanx::miner::MinerStatus) -> bool) {
         let miner = self.miner.as_ref().unwrap();
         let end = Instant::now() + LONG;
@@ -577,7 +578,7 @@ fn a_cancelled_stop_ends_executors_and_tells_validators() {
 }
 
 #[test]
-fn dropping_a_miner_ends_everything() {
+fn dropping_a_miner_stops_it() {
     let mut fixture = Fixture::with(1, true, |_| {});
     let mut validator = fixture.validator();
     let (_executor, _started) = fixture.running(&mut validator, &uuid());

@@ -834,8 +834,8 @@ fn a_drain_declines_and_a_cancel_fails() {
     assert!(rig.router.is_idle());
 }
 
-/// Random events in random order: nothing is started twice, no slot is lost or given twice, nothing is sent to a connection
-/// that is not there, and in the end everything is as at the start.
+/// Random events in random order: nothing is started twice, no slot is lost or given twice, nothing is sent to a
+/// connection that is not there, and in the end everything is as at the start.
 #[test]
 fn chaos_keeps_the_books_balanced() {
     let seed = Rng::from_entropy().next_u64();
