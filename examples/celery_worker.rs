@@ -1,8 +1,8 @@
 //! A worker that serves Celery producers: `celery_worker --redis URL [--queues A,B] [--threads N] [--name NAME]
 //! [--liveness S] [--visibility S] [--prefetch N] [--stop-time S] [--track-started]`.
 //!
-//! Says `ready` on stdout when it takes tasks, and what was left when it has stopped. SIGTERM and `celery control shutdown`
-//! stop it. From Python: `app.send_task("add", (1, 2)).get()`.
+//! Says `ready` on stdout when it takes tasks, and what was left when it has stopped. SIGTERM and `celery control
+//! shutdown` stop it. From Python: `app.send_task("add", (1, 2)).get()`.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -44,7 +44,10 @@ pub fn registry() -> Registry {
         .register("noop", |_, _| Ok(Value::Null))
         .register("echo", |_, args| Ok(json!([args.positional, args.named])))
         .register("add", |_, args| Ok(json!(args.get::<i64>(0, "x")? + args.get::<i64>(1, "y")?)))
-        .register("fail", |_, args| Err(TaskError::new(&args.get::<String>(0, "kind")?, args.get::<String>(1, "text")?)))
+        .register("fail", |_, args| {
+            let (kind, text) = (args.get::<String>(0, "kind")?, args.get::<String>(1, "text")?);
+            Err(TaskError::new(&kind, text))
+        })
         .register("panic", |_, _| panic!("the handler fell"))
         .register("ignore", |_, _| Err(TaskError::Ignore))
         .register("reject", |cx, _| match cx.redelivered() {
@@ -143,7 +146,7 @@ pub fn run(mut words: impl Iterator<Item = String>) -> Result<(), Box<dyn std::e
         println!("Redis is away: {:?}", handle.state().last_error);
     }
     while !stop.wait(Duration::from_secs(3600)) {}
-    let mut stopping = Stopping::new(&Shutdown::new());
+    let mut stopping = Stopping::alone();
     let report = stopping.step("worker", seconds(stop_time), |step| worker.stop(step));
     close.close();
     stopping.step("signals", seconds(1.0), |step| step.join(listener));

@@ -1,7 +1,8 @@
 //! What durability costs: terminal updates a second from producers that each wait until theirs is on disk, beside the
 //! same in memory, as a Markdown table.
 //!
-//! `cargo run --release --example durability [FOLDER]`; the folder's disk is what is measured, so it must not be in memory.
+//! `cargo run --release --example durability [FOLDER]`; the folder's disk is what is measured, so it must not be in
+//! memory.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};

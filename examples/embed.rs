@@ -1,4 +1,5 @@
-//! All four roles in a program of your own: start them, run one job through real sockets, stop them and read the report.
+//! All four roles in a program of your own: start them, run one job through real sockets, stop them and read the
+//! report.
 //!
 //! No runtime, no signal handler, no logger: the library brings threads, and `stop` joins every one of them.
 

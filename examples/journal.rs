@@ -1,6 +1,8 @@
-//! What the journal costs: commits per second and their time with and without sync, bytes written, CPU per job, recovery.
+//! What the journal costs: commits per second and their time with and without sync, bytes written, CPU per job,
+//! recovery.
 //!
-//! `cargo run --release --example journal [FOLDER]`; the folder's disk is what is measured, so it must not be in memory.
+//! `cargo run --release --example journal [FOLDER]`; the folder's disk is what is measured, so it must not be in
+//! memory.
 
 use std::fs;
 use std::path::Path;
@@ -53,7 +55,8 @@ fn commits(root: &Path, batch: u64, sync: bool) {
     let written = proc("io", "write_bytes:") - written;
     times.sort_unstable();
     println!(
-        "batch {batch:3} sync {sync:5}: {:7.0} commits/s {:8.0} records/s  p50 {:7.1} µs  p99 {:8.1} µs  max {:8.0} µs  {:6} bytes written a record",
+        "batch {batch:3} sync {sync:5}: {:7.0} commits/s {:8.0} records/s  p50 {:7.1} µs  p99 {:8.1} µs  \
+         max {:8.0} µs  {:6} bytes written a record",
         times.len() as f64 / took,
         id as f64 / took,
         quantile(&times, 0.5),

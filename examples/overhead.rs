@@ -1,7 +1,8 @@
-//! The figures of the README, measured: overhead of a job that does nothing, jobs per second, memory, time to stop.
+//! The first figures of `docs/performance.md`, measured: overhead of a job that does nothing, jobs per second, memory,
+//! time to stop.
 //!
-//! Four roles in this process as in `phalanx demo`, each executor a process of the `phalanx` binary beside this example,
-//! the process runner. Run it with `make bench`.
+//! Four roles in this process as in `phalanx demo`, each executor a process of the `phalanx` binary beside this
+//! example, the process runner. Run it with `make bench`.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};

@@ -1,10 +1,21 @@
-//! The two rules of the house, held by reading `src/`: the direction in which modules may use one another, and what a pure
-//! file may not touch. Also: no async runtime in the tree of dependencies.
+//! What the docs promise of the house, held by reading its files: the direction in which modules use one another, no
+//! circle of files, what a pure file may not touch, the tree of threads, no async runtime, and how the text is written.
 
-use std::collections::{BTreeMap, BTreeSet};
+#[path = "architecture/docs.rs"]
+mod docs;
+#[path = "architecture/source.rs"]
+mod source;
+#[path = "architecture/threads.rs"]
+mod threads;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
+use std::sync::LazyLock;
+
+use source::Source;
+use threads::Spawned;
 
 /// A module may use those of later levels; modules of one level do not know each other.
 const LEVELS: &[&[&str]] = &[
@@ -12,7 +23,7 @@ const LEVELS: &[&[&str]] = &[
     &["cli"],
     &["app"],
     &["facilitator", "validator", "miner", "executor"],
-    &["dispatch", "celery", "link"],
+    &["celery", "link"],
     &["redis", "transport"],
     &["tasks"],
     &["protocol"],
@@ -23,184 +34,321 @@ const LEVELS: &[&[&str]] = &[
     &["base"],
 ];
 
-/// Work and wire meet only in a role.
-const FORBIDDEN: &[(&str, &[&str])] =
-    &[("dispatch", &["link", "transport", "protocol"]), ("tasks", &["transport", "protocol"]), ("link", &["tasks"])];
-
-/// Policy: no thread, channel, socket or clock.
-const PURE: &[&str] = &[
-    "base/backoff.rs",
-    "ops/throttle.rs",
-    "ops/redact.rs",
-    "link/heartbeat.rs",
-    "link/outbox.rs",
-    "tasks/deadlines.rs",
-    "tasks/queue.rs",
-    "tasks/retry.rs",
-    "tasks/state.rs",
-    "tasks/store.rs",
-    "validator/drive.rs",
-    "validator/ledger.rs",
-    "validator/record.rs",
-    "validator/routing.rs",
-    "miner/executor_pool.rs",
-    "miner/router/mod.rs",
-    "miner/router/executors.rs",
-    "miner/router/job.rs",
-    "miner/router/jobs.rs",
-    "miner/router/validators.rs",
-    "facilitator/answers.rs",
-    "facilitator/config.rs",
-    "facilitator/router/mod.rs",
-    "facilitator/router/open.rs",
-    "protocol/stages.rs",
-    "celery/mod.rs",
-    "celery/client/polls.rs",
-    "celery/envelope.rs",
-    "celery/message.rs",
-    "celery/meta.rs",
-    "celery/moment.rs",
-    "celery/repr.rs",
-    "celery/task.rs",
-    "celery/value.rs",
-    "celery/worker/control.rs",
-    "celery/worker/held.rs",
-    "celery/worker/outcome.rs",
-    "celery/worker/registry.rs",
-    "celery/worker/restore.rs",
-    "celery/worker/revoked.rs",
-    "celery/worker/scripts.rs",
-    "redis/error.rs",
-    "redis/messaging/envelope.rs",
-    "redis/proof.rs",
-    "redis/request.rs",
-    "redis/resp.rs",
-    "redis/script.rs",
+/// Work and wire meet only in a role, and neither knows what the messages say.
+const FORBIDDEN: &[(&str, &[&str])] = &[
+    ("celery", &["link", "transport", "protocol"]),
+    ("redis", &["link", "transport", "protocol"]),
+    ("tasks", &["link", "transport", "protocol"]),
+    ("link", &["celery", "redis", "tasks", "protocol"]),
+    ("transport", &["celery", "redis", "tasks", "protocol"]),
 ];
 
-const IMPURE: &[&str] = &["std::thread", "crossbeam_channel", "std::net", "Instant::now", "SystemTime::now", "Mutex"];
+/// What a pure file may not name, nor any file whose functions it calls: no thread, channel, lock, socket, disk or
+/// clock. The types of other files are data to it.
+const IMPURE: &[&str] = &[
+    "std::thread",
+    "std::net",
+    "std::fs",
+    "std::process",
+    "std::env",
+    "std::sync::Mutex",
+    "std::sync::RwLock",
+    "std::sync::Condvar",
+    "std::sync::mpsc",
+    "std::time::Instant::now",
+    "std::time::SystemTime::now",
+    "crossbeam_channel",
+    "rusqlite",
+    "rustix",
+];
 
-fn src() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+/// Longest line of a file, in characters.
+const COLUMNS: usize = 120;
+
+fn root() -> PathBuf {
+    // At run time, so that a checkout elsewhere can be judged by the same program.
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
-fn files(folder: &Path, into: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files(&path, into);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            into.push(path);
-        }
-    }
-}
-
-/// The text of a file without its comments and without its unit tests.
-fn code(path: &Path) -> String {
-    let text = fs::read_to_string(path).unwrap();
-    let text = text.split("#[cfg(test)]\nmod tests").next().unwrap().to_owned();
-    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
-}
-
-fn module_of(path: &Path) -> String {
-    let relative = path.strip_prefix(src()).unwrap();
-    let first = relative.components().next().unwrap().as_os_str().to_str().unwrap();
-    first.trim_end_matches(".rs").to_owned()
-}
-
-/// The top modules that a text names after `crate::` or, in the binary, `phalanx::`.
-fn used(text: &str) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    for prefix in ["crate::", "phalanx::"] {
-        for (at, _) in text.match_indices(prefix) {
-            let rest = &text[at + prefix.len()..];
-            match rest.strip_prefix('{') {
-                Some(list) => found.extend(top_names(list)),
-                None => found.extend(first_name(rest)),
-            }
-        }
-    }
-    found
-}
-
-fn first_name(text: &str) -> Option<String> {
-    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
-    (end > 0).then(|| text[..end].to_owned())
-}
-
-/// The names at the top of a list that may hold lists, up to its closing brace.
-fn top_names(list: &str) -> Vec<String> {
-    let (mut depth, mut names, mut fresh) = (0, Vec::new(), true);
-    for (at, c) in list.char_indices() {
-        match c {
-            '{' => depth += 1,
-            '}' if depth == 0 => break,
-            '}' => depth -= 1,
-            ',' if depth == 0 => fresh = true,
-            c if fresh && !c.is_whitespace() => {
-                names.extend(first_name(&list[at..]));
-                fresh = false;
-            }
-            _ => {}
-        }
-    }
-    names
+fn source() -> &'static Source {
+    static SOURCE: LazyLock<Source> = LazyLock::new(|| Source::read(&root().join("src"), "phalanx"));
+    assert!(SOURCE.files().len() > 100, "only {} files found", SOURCE.files().len());
+    &SOURCE
 }
 
 fn level(module: &str) -> Option<usize> {
     LEVELS.iter().position(|level| level.contains(&module))
 }
 
-#[test]
-fn modules_use_only_what_stands_below_them() {
-    let mut all = Vec::new();
-    files(&src(), &mut all);
-    assert!(all.len() > 40, "only {} files found", all.len());
-    let mut wrong = BTreeMap::new();
-    for path in &all {
-        let module = module_of(path);
-        if module == "lib" {
+/// Every use of a room by another that goes up, aside, or where it is forbidden.
+fn wrong_directions(source: &Source) -> BTreeSet<String> {
+    let mut wrong = BTreeSet::new();
+    for (number, file) in source.files().iter().enumerate().filter(|(_, file)| file.room() != "lib") {
+        let room = file.room();
+        let Some(own) = level(room) else {
+            wrong.insert(format!("{} is in no level of this test", file.name));
             continue;
-        }
-        let own = level(&module).unwrap_or_else(|| panic!("{} is in no level of this test", path.display()));
-        for name in used(&code(path)) {
-            let Some(other) = level(&name) else { continue };
-            let forbidden = FORBIDDEN.iter().any(|(m, names)| *m == module && names.contains(&name.as_str()));
-            if name != module && (other <= own || forbidden) {
-                wrong.insert(format!("{} uses {name}", path.strip_prefix(src()).unwrap().display()), ());
+        };
+        for used in source.uses(number) {
+            let other = source.files()[used].room();
+            let Some(below) = level(other) else { continue };
+            let forbidden = FORBIDDEN.iter().any(|(name, names)| *name == room && names.contains(&other));
+            if other != room && (below <= own || forbidden) {
+                wrong.insert(format!("{} uses {}", file.name, source.name(used)));
             }
         }
     }
-    assert!(wrong.is_empty(), "against the direction: {:#?}", wrong.keys().collect::<Vec<_>>());
+    wrong
 }
 
 #[test]
-fn the_checker_sees_a_wrong_use() {
-    assert_eq!(used("use crate::link::{Link};\nfn f() { crate::app::exit::usage(1) }"), set(&["link", "app"]));
-    assert_eq!(used("use crate::{base::{a, b}, store::open,\n    ops};"), set(&["base", "store", "ops"]));
-    assert!(level("base") > level("link") && level("link") > level("validator"));
+fn modules_use_only_what_stands_below_them() {
+    let wrong = wrong_directions(source());
+    assert!(wrong.is_empty(), "against the direction: {wrong:#?}");
+}
+
+#[test]
+fn a_wrong_direction_is_found() {
+    let house = [
+        ("lib.rs", "pub mod base; pub mod link; pub mod protocol; pub mod validator;"),
+        ("base/mod.rs", "pub mod text;"),
+        ("base/text.rs", "fn f() { println!(\"{}\", crate::{validator as up}::LIMIT) }"),
+        ("link/mod.rs", "use crate::protocol; fn g() { protocol::encode() }"),
+        ("protocol/mod.rs", "pub fn encode() {} use crate::base::text::{self, *}; // crate::link::Link"),
+        ("validator/mod.rs", "use super::link::{Link as L}; pub const LIMIT: u8 = 1;"),
+        ("dispatch/mod.rs", ""),
+    ];
+    let wrong = wrong_directions(&Source::made_up(&house));
+    assert_eq!(wrong, set(&["dispatch/mod.rs is in no level of this test", "link/mod.rs uses protocol/mod.rs"]));
+    let upward = Source::made_up(&[
+        ("lib.rs", "pub mod base; pub mod validator;"),
+        (
+            "base/mod.rs",
+            "fn f() { vec![crate::validator::LIMIT] }\n#[cfg(test)] mod tests { use crate::validator::role; }",
+        ),
+        ("validator/mod.rs", "pub use role::LIMIT; mod role;"),
+        ("validator/role.rs", "pub const LIMIT: u8 = 1;"),
+    ]);
+    assert_eq!(wrong_directions(&upward), set(&["base/mod.rs uses validator/role.rs"]));
 }
 
 fn set(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|n| (*n).to_owned()).collect()
 }
 
-#[test]
-fn pure_files_are_pure() {
-    for file in PURE {
-        let text = code(&src().join(file));
-        let found: Vec<_> = IMPURE.iter().filter(|word| text.contains(**word)).collect();
-        assert!(found.is_empty(), "{file} is pure and must not use {found:?}");
+/// Files that use one another in a circle, each circle by its names in order.
+fn circles(source: &Source) -> Vec<Vec<String>> {
+    let uses: Vec<BTreeSet<usize>> = (0..source.files().len()).map(|n| source.uses(n)).collect();
+    // The shortest way from a file back to itself; a circle that is found is not told again by its other files.
+    let mut found: BTreeMap<BTreeSet<usize>, Vec<String>> = BTreeMap::new();
+    for start in 0..uses.len() {
+        let mut from: BTreeMap<usize, usize> = BTreeMap::new();
+        let mut queue = VecDeque::from([start]);
+        while let Some(file) = queue.pop_front() {
+            for next in &uses[file] {
+                if !from.contains_key(next) {
+                    from.insert(*next, file);
+                    queue.push_back(*next);
+                }
+            }
+        }
+        if from.contains_key(&start) {
+            let way = way_round(&from, start);
+            let members = way.iter().copied().collect();
+            found.entry(members).or_insert_with(|| way.iter().map(|n| source.name(*n).to_owned()).collect());
+        }
     }
+    found.into_values().collect()
+}
+
+/// The way from `start` back to it, by what each file was reached from.
+fn way_round(from: &BTreeMap<usize, usize>, start: usize) -> Vec<usize> {
+    let mut way = vec![start];
+    let mut at = from[&start];
+    while at != start {
+        way.push(at);
+        at = from[&at];
+    }
+    way[1..].reverse();
+    way
+}
+
+#[test]
+fn no_files_use_one_another_in_a_circle() {
+    let circles = circles(source());
+    assert!(circles.is_empty(), "{} circles: {circles:#?}", circles.len());
+}
+
+#[test]
+fn a_planted_circle_is_found() {
+    let house = [
+        ("lib.rs", "pub mod room;"),
+        // Declares and passes on: no arrow to the parts. What it does with a part itself is one.
+        (
+            "room/mod.rs",
+            "mod a; mod b; mod c; mod d; pub use a::A; pub use b::{B, make as made}; pub use c::*; pub use d::D;",
+        ),
+        ("room/a.rs", "use super::made; pub struct A; use super::D;"),
+        ("room/b.rs", "pub struct B; pub fn make() { crate::room::seen(3) }"),
+        ("room/c.rs", "pub fn seen(n: u8) { assert!(n > super::a::A::LEAST) }"),
+        ("room/d.rs", "pub struct D; #[cfg(test)] mod tests { use super::super::A; }"),
+    ];
+    assert_eq!(circles(&Source::made_up(&house)), [["room/a.rs", "room/b.rs", "room/c.rs"]]);
+    let back = [
+        ("room.rs", "mod a; pub struct Limit; pub use a::A; fn f(a: A) {}"),
+        ("room/a.rs", "pub struct A(super::Limit);"),
+    ];
+    assert_eq!(circles(&Source::made_up(&back)), [["room.rs", "room/a.rs"]]);
+    let straight = [
+        ("room.rs", "mod a; pub struct Limit; pub use a::A; #[cfg(test)] mod tests;"),
+        ("room/a.rs", "pub struct A(super::Limit);"),
+        ("room/tests.rs", "use super::*; fn f(a: A, l: super::Limit) {}"),
+    ];
+    assert_eq!(circles(&Source::made_up(&straight)), [] as [Vec<String>; 0]);
+}
+
+/// Whether the head of a file says that it is pure: in its own words, not in its list of other files, and without
+/// "apart from".
+fn says_pure(head: &str) -> bool {
+    let own: Vec<_> = head.lines().take_while(|line| !line.trim_start().starts_with("* ")).collect();
+    let own = own.join(" ");
+    let word =
+        own.split(|c: char| !c.is_alphanumeric() && c != ' ').find(|part| part.split(' ').any(|word| word == "Pure"));
+    word.is_some_and(|part| !part.contains("Pure apart"))
+}
+
+/// What pure files call that is not: each with the way to it.
+fn impurities(source: &Source) -> BTreeSet<String> {
+    let calls: Vec<BTreeSet<usize>> = (0..source.files().len()).map(|n| source.calls(n)).collect();
+    let touches = |file: usize| {
+        let outside = source.outside(file);
+        let is_impure =
+            |path: &String| IMPURE.iter().any(|word| path == word || path.starts_with(&format!("{word}::")));
+        outside.into_iter().find(is_impure)
+    };
+    let mut found = BTreeSet::new();
+    for start in (0..calls.len()).filter(|n| says_pure(&source.files()[*n].head)) {
+        let mut ways = BTreeMap::from([(start, source.name(start).to_owned())]);
+        let mut queue = VecDeque::from([start]);
+        while let Some(file) = queue.pop_front() {
+            if let Some(path) = touches(file) {
+                found.insert(format!("{}: {path}", ways[&file]));
+                continue;
+            }
+            for next in &calls[file] {
+                if !ways.contains_key(next) {
+                    ways.insert(*next, format!("{} -> {}", ways[&file], source.name(*next)));
+                    queue.push_back(*next);
+                }
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn pure_files_are_pure_and_so_is_what_they_call() {
+    let source = source();
+    let pure = source.files().iter().filter(|file| says_pure(&file.head)).count();
+    assert!(pure > 30, "only {pure} files say that they are pure");
+    let found = impurities(source);
+    assert!(found.is_empty(), "not pure: {found:#?}");
+}
+
+#[test]
+fn a_planted_impurity_is_found() {
+    let house = [
+        ("lib.rs", "pub mod base; pub mod room;"),
+        ("base/mod.rs", "pub mod clock; pub mod sync; pub mod now;"),
+        ("base/clock.rs", "//! Reads the clock.\nuse std::time; pub fn now() { time::Instant::now() }"),
+        ("base/sync.rs", "pub use std::sync::{Arc, Mutex};"),
+        ("base/now.rs", "//! A moment. Pure: it is given.\nuse std::time::Instant; pub struct Now(Instant);"),
+        (
+            "room/mod.rs",
+            "//! * [`a`]: a part. Pure.\n//! * [`b`]\nuse std::fs; pub mod a; pub mod b; pub mod c; pub mod d;",
+        ),
+        ("room/a.rs", "//! Policy. Pure.\nuse crate::base::now::Now; fn f() { super::b::g() }"),
+        ("room/b.rs", "pub fn g() { crate::base::clock::now() }"),
+        ("room/c.rs", "//! Counts. Pure apart from one lock.\nuse crate::base::sync::Mutex;"),
+        ("room/d.rs", "//! Counts. Pure: no thread, no\n//! lock.\nuse crate::base::sync; type T = sync::Mutex<u8>;"),
+    ];
+    let expected = ["room/a.rs -> room/b.rs -> base/clock.rs: std::time::Instant::now", "room/d.rs: std::sync::Mutex"];
+    assert_eq!(impurities(&Source::made_up(&house)), set(&expected));
+}
+
+/// Titles of the tree, and threads that are not spawned by us: the main thread and the one of the crate `ctrlc`.
+const NOT_SPAWNED: [&str; 7] = ["main", "ctrl-c", "facilitator", "validator", "worker", "miner", "executor"];
+
+/// The text of the document that has the tree.
+fn thread_tree() -> String {
+    let mut documents = vec![root().join("README.md"), root().join("ARCHITECTURE.md")];
+    documents.extend(fs::read_dir(root().join("docs")).into_iter().flatten().map(|entry| entry.unwrap().path()));
+    let texts = documents.into_iter().filter_map(|path| fs::read_to_string(path).ok());
+    let is_heading = |line: &str| line.starts_with('#') && line.ends_with(" The thread tree");
+    let mut found: Vec<_> = texts.filter(|text| text.lines().any(is_heading)).collect();
+    assert_eq!(found.len(), 1, "documents with the heading `The thread tree`");
+    found.remove(0)
+}
+
+/// Where the names of the source and those of the tree differ.
+fn differences(spawned: &Spawned, tree: &BTreeSet<String>) -> BTreeSet<String> {
+    let mut found: BTreeSet<String> = spawned.unknown.iter().map(|site| format!("what name is this? {site}")).collect();
+    for (template, file) in &spawned.templates {
+        if !tree.iter().any(|name| spawned.matches(template, name)) {
+            found.insert(format!("not in the tree: {} of {file}", threads::shown(template)));
+        }
+    }
+    for name in tree.iter().filter(|name| !NOT_SPAWNED.contains(&name.as_str())) {
+        if !spawned.templates.iter().any(|(template, _)| spawned.matches(template, name)) {
+            found.insert(format!("nobody spawns {name}"));
+        }
+    }
+    found
+}
+
+#[test]
+fn the_thread_tree_is_what_the_source_spawns() {
+    let spawned = Spawned::read(&root().join("src"));
+    assert!(spawned.templates.len() > 20, "only {:?}", spawned.templates);
+    let found = differences(&spawned, &threads::tree(&thread_tree()));
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+#[test]
+fn a_thread_that_is_missing_on_either_side_is_found() {
+    let source = r#"
+        fn start(config: Config) {
+            let name = format!("{}-{number}", config.name);
+            spawn(name, kick, run);
+            spawn("fac-store", kick, run);
+            let pipes = (pump("job-out", 1), pump("job-err", 2));
+            thread::spawn(config.writer_name.clone(), kick, run);
+        }
+        fn pump(name: &str, n: u8) { spawn(name, kick, run) }
+        fn config(n: u8) -> Config { Config { writer_name: format!("val-mi-{n}-wr"), name: "work" } }
+        impl<T: Read> Worker<T> {
+            fn start(self, name: &str) { tasks.spawn("no", f); spawn(format!("{name}-accept"), k, f) }
+        }
+        #[cfg(test)]
+        mod tests { fn f() { spawn("t-test", kick, run) } }
+    "#;
+    let spawned = Spawned::of(&[("room.rs".to_owned(), source.to_owned())]);
+    let document = "## The thread tree\n\n```\nmain     waits\n├─ facilitator (a role)\n│   ├─ fac-store  disk\n\
+        └─ work-n      jobs ── val-mi-n-wr: one link, with job-out, job-in\n    └─ job-out, -err   pipes\n```\n";
+    let tree = threads::tree(document);
+    assert_eq!(tree, set(&["main", "facilitator", "fac-store", "work-n", "val-mi-n-wr", "job-out", "job-err"]));
+    assert_eq!(differences(&spawned, &tree), set(&["not in the tree: *-accept of room.rs"]));
+    let more = tree.into_iter().chain(["work-accept".to_owned(), "lost-n".to_owned()]).collect();
+    assert_eq!(differences(&spawned, &more), set(&["nobody spawns lost-n"]));
 }
 
 #[test]
 fn no_unsafe_and_no_async_runtime() {
-    let lib = fs::read_to_string(src().join("lib.rs")).unwrap();
+    let lib = fs::read_to_string(root().join("src/lib.rs")).unwrap();
     assert!(lib.contains("#![forbid(unsafe_code)]"));
     let tree = Command::new(env!("CARGO"))
         .args(["tree", "-e", "normal", "--prefix", "none", "--offline", "--locked"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .current_dir(root())
         .output()
         .unwrap();
     assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
@@ -210,4 +358,87 @@ fn no_unsafe_and_no_async_runtime() {
     for runtime in ["tokio", "async-std", "smol", "futures-executor", "async-io", "actix-rt", "monoio", "glommio"] {
         assert!(!names.contains(runtime), "{runtime} is in the tree");
     }
+}
+
+/// The lines of all Rust files, each with its place.
+fn lines(folders: &[&str]) -> Vec<(String, String)> {
+    let mut paths = Vec::new();
+    for folder in folders {
+        source::rust_files(&root().join(folder), &mut paths);
+    }
+    assert!(paths.len() > 50, "only {} files found", paths.len());
+    let mut lines = Vec::new();
+    for path in paths {
+        let name = path.strip_prefix(root()).unwrap().display().to_string();
+        let text = fs::read_to_string(&path).unwrap();
+        lines.extend(text.lines().enumerate().map(|(n, line)| (format!("{name}:{}", n + 1), line.to_owned())));
+    }
+    lines
+}
+
+#[test]
+fn no_line_is_wider_than_the_formatter_allows() {
+    let wide = lines(&["src", "tests", "examples"]).into_iter().filter(|(_, line)| line.chars().count() > COLUMNS);
+    let wide: Vec<_> = wide.map(|(place, _)| place).collect();
+    assert!(wide.is_empty(), "{} lines over {COLUMNS} columns: {wide:#?}", wide.len());
+}
+
+/// Whether a text names a rule by the number of a document that is not in this repository.
+fn names_a_rule(text: &str) -> bool {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    ["W", "D", "XC", "TM", "MF", "EM", "JD"].iter().any(|prefix| {
+        text.match_indices(&format!("{prefix}-")).any(|(at, found)| {
+            let digits = text[at + found.len()..].chars().take_while(char::is_ascii_digit).count();
+            !text[..at].ends_with(is_part) && digits >= 2
+        })
+    })
+}
+
+#[test]
+fn the_code_says_its_rules_in_words() {
+    let example = format!("as {}-07 says", "TM");
+    assert!(names_a_rule(&example) && !names_a_rule("COMD-07, W-x, D-1") && !names_a_rule("2026-11-28"));
+    let named: Vec<_> =
+        lines(&["src", "tests", "examples"]).into_iter().filter(|(_, line)| names_a_rule(line)).collect();
+    assert!(named.is_empty(), "rules of other documents: {named:#?}");
+}
+
+/// All files and folders of the repository that documents name, as paths from the root.
+fn paths(folder: &str, into: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(root().join(folder)).unwrap() {
+        let entry = entry.unwrap();
+        let path = format!("{folder}/{}", entry.file_name().to_str().unwrap());
+        if entry.file_type().unwrap().is_dir() {
+            into.insert(format!("{path}/"));
+            paths(&path, into);
+        } else {
+            into.insert(path);
+        }
+    }
+}
+
+#[test]
+fn what_the_documents_name_exists() {
+    let mut files = BTreeSet::new();
+    ["src", "tests", "examples", "docs"].iter().for_each(|folder| paths(folder, &mut files));
+    let mut wrong = BTreeSet::new();
+    for (name, text) in docs::documents(&root()) {
+        wrong.extend(docs::missing_files(&text, &files).into_iter().map(|path| format!("{name}: no file {path}")));
+        let folder = PathBuf::from(&name).parent().unwrap().to_owned();
+        for (path, anchor) in docs::links(&text) {
+            let target = if path.is_empty() { root().join(&name) } else { root().join(&folder).join(path) };
+            let found = fs::read_to_string(&target)
+                .is_ok_and(|text| anchor.is_empty() || docs::anchors(&text).contains(anchor));
+            if !found {
+                wrong.insert(format!("{name}: no target {path}#{anchor}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+
+    let files = set(&["src/link/outbox.rs", "src/link/"]);
+    let text = "## A stop, at last\n`link/outbox.rs`, `link/`, `link/gone.rs`, `/url/`, `a b/`, [x](#a-stop-at-last)\n\
+                ```\n`x/`\n```";
+    assert_eq!(docs::missing_files(text, &files), set(&["link/gone.rs"]));
+    assert_eq!((docs::links(text), docs::anchors(text)), (vec![("", "a-stop-at-last")], set(&["a-stop-at-last"])));
 }

@@ -1,4 +1,6 @@
-//! The exit codes of the binary; the README has the same table.
+//! The exit codes of the binary; `docs/operations.md` has the same table.
+
+#![allow(clippy::print_stderr)] // The last words of the process.
 
 use std::process::ExitCode;
 

@@ -108,27 +108,11 @@ fn merge(
 
 /// `; did you mean …?`, if a known name is near.
 pub fn hint(found: &str, known: &[&str]) -> String {
-    let near = known.iter().map(|name| (distance(found, name), name)).min();
+    let near = known.iter().map(|name| (strsim::levenshtein(found, name), name)).min();
     match near {
         Some((far, name)) if far <= 1 + found.len() / 4 => format!("; did you mean {name:?}?"),
         _ => String::new(),
     }
-}
-
-/// Insertions, deletions and replacements that make one text of the other.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

@@ -90,6 +90,7 @@ pub fn stop_within(env: &Env, budget: Duration, stop: impl FnOnce(&mut Stopping)
         if watched.recv_timeout(limit).is_err_and(|e| e.is_timeout()) {
             let names: Vec<String> = live().iter().map(ToString::to_string).collect();
             log::error!("the stop did not end within {limit:?}; still running: {}", names.join("; "));
+            #[allow(clippy::exit)] // The last resort: threads are stuck, so nothing else would end the process.
             std::process::exit(exit::WATCHDOG.into());
         }
     });

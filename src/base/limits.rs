@@ -2,31 +2,7 @@
 
 use std::time::Duration;
 
-/// Bytes of one WebSocket message on the miner links: 50 MiB is legal there (inline volumes, job output), plus the envelope.
-pub const MINER_LINK_MESSAGE_BYTES: usize = 52 << 20;
-
-/// Bytes of one WebSocket message on the facilitator link, where Python validators refuse more than 1 MiB from the
-/// facilitator; upwards a result with two outputs of a million characters (up to 4 bytes each, escaped) must fit.
-pub const FACILITATOR_LINK_MESSAGE_BYTES: usize = 32 << 20;
-
-/// Bytes that a facilitator sends to a validator in one message: the Python validator's own limit.
-pub const JOB_REQUEST_BYTES: usize = 1 << 20;
-
-/// Bytes of a WebSocket handshake, either way: request line or status and all headers.
-pub const HANDSHAKE_BYTES: usize = 16 << 10;
-
-/// Time for TCP accept to finished handshake on a server, so that a silent peer holds a thread no longer.
-pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
-
-/// One deadline over look-up, TCP, TLS, upgrade and authentication of an outgoing connection.
-pub const DIAL_TIME: Duration = Duration::from_secs(15);
-
-/// Size of a connection's read buffer. tungstenite's default of 128 KiB would be 128 MiB at 1,000 connections.
-pub const READ_BUFFER_BYTES: usize = 8 << 10;
-
-/// Connections that a two-threads-each server accepts: 2,000 threads are 8,000 of the system's 65,530 memory maps, and a
-/// process that runs out of maps aborts.
-pub const SERVER_CONNECTIONS: usize = 1000;
+// Threads and waits.
 
 /// A lock of this crate is held for microseconds; who waits longer than this for one waits for a thread that hangs.
 pub const LOCK_TIME: Duration = Duration::from_secs(1);
@@ -37,9 +13,60 @@ pub const WAIT_LATE: Duration = Duration::from_secs(5);
 /// Name look-ups that may hang at a time; the system's resolver cannot be interrupted, so a hung one keeps its thread.
 pub const LOOKUPS_AT_ONCE: usize = 8;
 
-/// Messages between a session's reader and its role: the reader waits beyond that, so TCP slows the peer.
-/// 256 small messages are about 256 KiB; the byte bound of a link is its message limit times this, never met in practice
-/// because a role's loop does not block.
+// Connections.
+
+/// Silence after which the system probes a TCP connection: half of the 60 s after which many middle boxes forget one,
+/// so that a probe may get lost.
+pub const TCP_KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+
+/// Time between two probes of a peer that does not answer.
+pub const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Unanswered probes that end a connection: 30 s + 3 × 10 s is [`TCP_USER_TIMEOUT`], which Linux takes in their place.
+pub const TCP_KEEPALIVE_COUNT: u32 = 3;
+
+/// How long sent bytes may stay unacknowledged before the system ends the connection. Its own answer is some 15
+/// minutes; less than this would end connections whenever a router restarts.
+pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// One deadline over look-up, TCP, TLS, upgrade and authentication of an outgoing connection.
+pub const DIAL_TIME: Duration = Duration::from_secs(15);
+
+/// How long an address has before the next one of the same name is tried beside it (RFC 8305, section 8).
+pub const CONNECT_STAGGER: Duration = Duration::from_millis(250);
+
+/// Addresses of one name that a dial tries, so sockets that it holds at most: 16 staggers are 4 s of [`DIAL_TIME`].
+pub const ADDRESSES_TRIED: usize = 16;
+
+/// Bytes of a WebSocket handshake, either way: request line or status and all headers.
+pub const HANDSHAKE_BYTES: usize = 16 << 10;
+
+/// Time for TCP accept to finished handshake on a server, so that a silent peer holds a thread no longer.
+pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+
+/// Size of a connection's read buffer. tungstenite's default of 128 KiB would be 128 MiB at 1,000 connections.
+pub const READ_BUFFER_BYTES: usize = 8 << 10;
+
+/// Connections that a two-threads-each server accepts: 2,000 threads are 8,000 of the system's 65,530 memory maps, and
+/// a process that runs out of maps aborts.
+pub const SERVER_CONNECTIONS: usize = 1000;
+
+// Messages and queues of the links.
+
+/// Bytes of one WebSocket message on the miner links: 50 MiB is legal there (inline volumes, job output), plus the
+/// envelope.
+pub const MINER_LINK_MESSAGE_BYTES: usize = 52 << 20;
+
+/// Bytes of one WebSocket message on the facilitator link, where Python validators refuse more than 1 MiB from the
+/// facilitator; upwards a result with two outputs of a million characters (up to 4 bytes each, escaped) must fit.
+pub const FACILITATOR_LINK_MESSAGE_BYTES: usize = 32 << 20;
+
+/// Bytes that a facilitator sends to a validator in one message: the Python validator's own limit.
+pub const JOB_REQUEST_BYTES: usize = 1 << 20;
+
+/// Messages between a session's reader and its role: the reader waits beyond that, so TCP slows the peer. 256 small
+/// messages are about 256 KiB; the byte bound of a link is its message limit times this, never met in practice because
+/// a role's loop does not block.
 pub const INBOUND_MESSAGES: usize = 256;
 
 /// Messages that wait in one session's outbox: at 16 bytes of envelope and 1 KiB typical, 1 MiB.
@@ -48,7 +75,10 @@ pub const OUTBOX_MESSAGES: usize = 1024;
 /// Bytes that wait in one session's outbox: one largest message and as much again.
 pub const OUTBOX_BYTES: usize = 2 * MINER_LINK_MESSAGE_BYTES;
 
-/// Status updates that a validator keeps while the facilitator is away: 8 updates a job, 8,192 jobs; about 64 MiB at 1 KiB.
+// Roles.
+
+/// Status updates that a validator keeps while the facilitator is away: 8 updates a job, 8,192 jobs; about 64 MiB at 1
+/// KiB.
 pub const STATUS_MESSAGES: usize = 65_536;
 
 /// Bytes that a validator keeps while the facilitator is away; results of up to 8 MiB each are in there.
@@ -65,26 +95,6 @@ pub const ARTIFACT_BYTES: u64 = 1_000_000;
 
 /// Events that wait for a role's loop: 4 for each of 256 sessions.
 pub const ROLE_EVENTS: usize = 1024;
-
-/// Silence after which the system probes a TCP connection: half of the 60 s after which many middle boxes forget one, so that
-/// a probe may get lost.
-pub const TCP_KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-
-/// Time between two probes of a peer that does not answer.
-pub const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-
-/// Unanswered probes that end a connection: 30 s + 3 × 10 s is [`TCP_USER_TIMEOUT`], which Linux takes in their place.
-pub const TCP_KEEPALIVE_COUNT: u32 = 3;
-
-/// How long sent bytes may stay unacknowledged before the system ends the connection. Its own answer is some 15 minutes; less
-/// than this would end connections whenever a router restarts.
-pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// How long an address has before the next one of the same name is tried beside it (RFC 8305, section 8).
-pub const CONNECT_STAGGER: Duration = Duration::from_millis(250);
-
-/// Addresses of one name that a dial tries, so sockets that it holds at most: 16 staggers are 4 s of [`DIAL_TIME`].
-pub const ADDRESSES_TRIED: usize = 16;
 
 /// Jobs whose uuid is remembered after their end: at some 300 bytes each in memory and on disk, 5 MiB, three times that
 /// while the file is read. The facilitator repeats a request only while it is fresh (one copy for each of its open
@@ -109,42 +119,7 @@ pub const SPECS_MINERS: usize = 4096;
 /// Bytes of one record of the journal: the largest status update, and as much again for what surrounds it.
 pub const JOURNAL_BODY_BYTES: usize = 2 * FACILITATOR_LINK_MESSAGE_BYTES;
 
-/// Messages that a Celery worker holds at a time whose time has come: at 2 KiB each 8 MiB, and a renewal of all of them is
-/// one script of some 10 ms.
-pub const CELERY_PREFETCH: usize = 4096;
-
-/// Messages that a Celery worker holds whose time has not come; at 2 KiB each 20 MiB. Celery has no limit here.
-pub const CELERY_SCHEDULED: usize = 10_000;
-
-/// Messages that are taken in one script: at 40 µs each, Redis is busy for 4 ms.
-pub const CELERY_TAKEN_AT_ONCE: usize = 100;
-
-/// Deliveries whose end a Celery worker remembers: 16 seconds' worth at 1,000 a second, and a Redis that writes its file each
-/// second loses two; 100 bytes each, twice.
-pub const CELERY_SETTLED: usize = 16_384;
-
-/// Revoked task ids that a Celery worker remembers, as many as Celery; some 100 bytes each, twice.
-pub const CELERY_REVOKED: usize = 50_000;
-
-/// Messages that are kept aside in Redis for the operator, by all workers together.
-pub const CELERY_ASIDE: usize = 1000;
-
-/// Bytes that are kept of a message that is put aside: [`CELERY_ASIDE`] of them are 256 MiB.
-pub const CELERY_ASIDE_BYTES: usize = 256 << 10;
-
-/// Messages of a dead worker that are put back at a time; the rest follows with the next look, a third of the time to live
-/// later, or at once if this many were found.
-pub const CELERY_RESTORED_AT_ONCE: usize = 100;
-
-/// Bytes of one Celery message as it lies in Redis: the largest body in base64 (four bytes for three) and 1 MiB of headers.
-pub const CELERY_MESSAGE_BYTES: usize = CELERY_BODY_BYTES / 3 * 4 + (1 << 20);
-
-/// Bytes of the unpacked body of a Celery message: 24 of the largest job requests. Celery itself knows no limit, and one that
-/// takes 64 messages at a time with four copies of each on the way needs 6 GiB at worst.
-pub const CELERY_BODY_BYTES: usize = 24 << 20;
-
-/// Bytes of a task's stored result, packed or not: as much as a status update of the facilitator link may have.
-pub const CELERY_RESULT_BYTES: usize = FACILITATOR_LINK_MESSAGE_BYTES;
+// Redis.
 
 /// Bytes of one reply of Redis: four of the largest messages of a miner link, so that a take of several fits.
 pub const REDIS_REPLY_BYTES: usize = 4 * MINER_LINK_MESSAGE_BYTES;
@@ -161,8 +136,8 @@ pub const REDIS_REQUESTS: usize = 16_384;
 /// Bytes of the requests that one commander holds: two of the largest messages.
 pub const REDIS_REQUEST_BYTES: usize = 2 * MINER_LINK_MESSAGE_BYTES;
 
-/// Bytes after which a commander packs no further request into one write: a system call then costs little beside the copy,
-/// and what was not written yet can still wait when the connection is lost.
+/// Bytes after which a commander packs no further request into one write: a system call then costs little beside the
+/// copy, and what was not written yet can still wait when the connection is lost.
 pub const REDIS_WRITE_BYTES: usize = 256 << 10;
 
 /// Bytes that are asked of a socket to Redis at a time.
@@ -188,14 +163,56 @@ pub const REDIS_STREAM_READ: usize = 64;
 
 /// Messages that may wait in a stream unless its sender is told otherwise: 64 MiB of Redis's memory at 1 KiB each.
 pub const REDIS_STREAM_MESSAGES: usize = 65_536;
+
+// Celery.
+
+/// Bytes of one Celery message as it lies in Redis: the largest body in base64 (four bytes for three) and 1 MiB of
+/// headers.
+pub const CELERY_MESSAGE_BYTES: usize = CELERY_BODY_BYTES / 3 * 4 + (1 << 20);
+
+/// Bytes of the unpacked body of a Celery message: 24 of the largest job requests. Celery itself knows no limit, and
+/// one that takes 64 messages at a time with four copies of each on the way needs 6 GiB at worst.
+pub const CELERY_BODY_BYTES: usize = 24 << 20;
+
+/// Bytes of a task's stored result, packed or not: as much as a status update of the facilitator link may have.
+pub const CELERY_RESULT_BYTES: usize = FACILITATOR_LINK_MESSAGE_BYTES;
+
+/// Messages that a Celery worker holds at a time whose time has come: at 2 KiB each 8 MiB, and a renewal of all of them
+/// is one script of some 10 ms.
+pub const CELERY_PREFETCH: usize = 4096;
+
+/// Messages that a Celery worker holds whose time has not come; at 2 KiB each 20 MiB. Celery has no limit here.
+pub const CELERY_SCHEDULED: usize = 10_000;
+
+/// Messages that are taken in one script: at 40 µs each, Redis is busy for 4 ms.
+pub const CELERY_TAKEN_AT_ONCE: usize = 100;
+
+/// Bytes of messages after which no further is taken in one script: some of ordinary size, or one of the largest.
+pub const CELERY_TAKEN_BYTES: usize = 4 << 20;
+
+/// Deliveries whose end a Celery worker remembers: 16 seconds' worth at 1,000 a second, and a Redis that writes its
+/// file each second loses two; 100 bytes each, twice.
+pub const CELERY_SETTLED: usize = 16_384;
+
+/// Revoked task ids that a Celery worker remembers, as many as Celery; some 100 bytes each, twice.
+pub const CELERY_REVOKED: usize = 50_000;
+
+/// Messages of a dead worker that are put back at a time; the rest follows with the next look, a third of the time to
+/// live later, or at once if this many were found.
+pub const CELERY_RESTORED_AT_ONCE: usize = 100;
+
+/// Messages that are kept aside in Redis for the operator, by all workers together.
+pub const CELERY_ASIDE: usize = 1000;
+
+/// Bytes that are kept of a message that is put aside: [`CELERY_ASIDE`] of them are 256 MiB.
+pub const CELERY_ASIDE_BYTES: usize = 256 << 10;
+
 /// Results of Celery tasks that one client waits for: at some 1 KiB each with its subscription, 64 MiB.
 pub const CELERY_PENDING: usize = 65_536;
 
 /// Results that are looked for in one request: at 100 bytes a command, 25 KiB.
 pub const CELERY_LOOKS: usize = 256;
 
-/// For how long Redis remembers the last message of a producer that sends nothing: twice the longest that a message may be on
-/// its way.
+/// For how long Redis remembers the last message of a producer that sends nothing: twice the longest that a message may
+/// be on its way.
 pub const CELERY_PRODUCER_TIME: Duration = Duration::from_secs(3600);
-/// Bytes of messages after which no further is taken in one script: some of ordinary size, or one of the largest.
-pub const CELERY_TAKEN_BYTES: usize = 4 << 20;

@@ -6,6 +6,7 @@ pub mod backoff;
 pub mod clock;
 pub mod drained;
 pub mod ids;
+#[cfg(any(test, feature = "test-util"))]
 pub mod leaks;
 pub mod limits;
 pub mod lock;
@@ -22,3 +23,8 @@ pub mod text;
 pub mod thread;
 pub mod timer;
 pub mod waits;
+// How unit tests wait, as all other tests do.
+#[cfg(test)]
+#[allow(dead_code)] // They use a part.
+#[path = "../../tests/testkit/wait.rs"]
+pub(crate) mod wait;

@@ -1,8 +1,8 @@
 //! What each thread waits for, since when and until when, for whoever looks at the live list.
 //!
-//! A thread marks a wait where it is about to block, and not on the way on which it need not. A mark takes two looks at the
-//! clock and a lock that nobody else holds but for the moment of a look; nothing is allocated. Threads that are not on the
-//! live list of [`super::thread`] mark nothing.
+//! A thread marks a wait where it is about to block, and not on the way on which it need not. A mark takes two looks at
+//! the clock and a lock that nobody else holds but for the moment of a look; nothing is allocated. Threads that are not
+//! on the live list of [`super::thread`] mark nothing.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -55,9 +55,9 @@ impl fmt::Display for Activity {
 
 /// Where one thread keeps its [`Activity`] for others to see.
 #[derive(Debug)]
-pub(super) struct Slot(Mutex<Activity>);
+pub(super) struct ActivitySlot(Mutex<Activity>);
 
-impl Slot {
+impl ActivitySlot {
     pub(super) fn new(now: Instant) -> Arc<Self> {
         Arc::new(Self(Mutex::new(Activity::runs(now))))
     }
@@ -76,11 +76,11 @@ impl Slot {
 }
 
 thread_local! {
-    static SLOT: RefCell<Option<Arc<Slot>>> = const { RefCell::new(None) };
+    static SLOT: RefCell<Option<Arc<ActivitySlot>>> = const { RefCell::new(None) };
 }
 
 /// From now on the marks of the calling thread go here; gives where they went before.
-pub(super) fn keep(slot: Option<Arc<Slot>>) -> Option<Arc<Slot>> {
+pub(super) fn keep(slot: Option<Arc<ActivitySlot>>) -> Option<Arc<ActivitySlot>> {
     SLOT.replace(slot)
 }
 
@@ -98,8 +98,8 @@ pub struct Waiting {
     not_send: PhantomData<*const ()>,
 }
 
-/// Says that the calling thread is about to wait for `what`, by `deadline` if there is one. A mark inside a mark is the one
-/// that is seen.
+/// Says that the calling thread is about to wait for `what`, by `deadline` if there is one. A mark inside a mark is the
+/// one that is seen.
 pub fn waiting(what: &'static str, deadline: Option<Instant>) -> Waiting {
     let outer = replace(|_| Activity { waits_for: Some(what), since: Instant::now(), deadline });
     Waiting { outer, not_send: PhantomData }
@@ -160,8 +160,7 @@ mod tests {
 
     use super::*;
     use crate::base::thread::{Group, Kick, Thread, spawn};
-
-    const LONG: Duration = Duration::from_secs(30);
+    use crate::base::wait::{LONG, far, until_some};
 
     fn mine() -> Option<Activity> {
         replace(|activity| activity)
@@ -169,7 +168,7 @@ mod tests {
 
     fn on_a_listed_thread(run: impl FnOnce() + Send + 'static) {
         let thread = spawn("t-waits", Kick::dropped("nothing"), run);
-        thread.join_by(Instant::now() + LONG).unwrap();
+        thread.join_by(far()).unwrap();
     }
 
     #[test]
@@ -178,7 +177,7 @@ mod tests {
             let said = |what| mine().unwrap().waits_for == what;
             let ran_since = mine().unwrap().since;
             assert!(said(None));
-            let deadline = Instant::now() + LONG;
+            let deadline = far();
             let outer = waiting("the outer", Some(deadline));
             let seen = mine().unwrap();
             assert_eq!((seen.waits_for, seen.deadline), (Some("the outer"), Some(deadline)));
@@ -220,15 +219,7 @@ mod tests {
 
     /// The activity of a thread of the group once it waits for `what`.
     fn once_it_waits(group: &Group, what: &str) -> Activity {
-        let limit = Instant::now() + LONG;
-        loop {
-            let activity = group.live()[0].activity;
-            if activity.waits_for == Some(what) {
-                return activity;
-            }
-            assert!(Instant::now() < limit, "it never waits for {what}: {activity:?}");
-            std::thread::yield_now();
-        }
+        until_some(what, || Some(group.live()[0].activity).filter(|activity| activity.waits_for == Some(what)))
     }
 
     #[test]
@@ -246,7 +237,7 @@ mod tests {
         tx.send(1).unwrap();
         once_it_waits(&group, "the end");
         drop(tx);
-        assert_eq!(thread.join_by(Instant::now() + LONG).unwrap().unwrap().waits_for, None);
+        assert_eq!(thread.join_by(far()).unwrap().unwrap().waits_for, None);
 
         let (tx, rx) = bounded::<u8>(1);
         let thread = spawn("t-send", Kick::dropped("rx"), move || {
@@ -258,7 +249,7 @@ mod tests {
         assert_eq!(rx.recv(), Ok(1));
         once_it_waits(&group, "room for more");
         drop(rx);
-        assert_eq!(thread.join_by(Instant::now() + LONG).unwrap(), Err(SendError(3)));
+        assert_eq!(thread.join_by(far()).unwrap(), Err(SendError(3)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,8 +15,9 @@ use crate::app::output::Output;
 use crate::app::{exit, supervise};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::executor::RunnerKind;
-use crate::executor::runner::{RunError, docker, tool};
 use crate::miner::ProcessBackend;
+use crate::proc::docker::Docker;
+use crate::proc::tool::{self, ToolError};
 
 /// The jobs of `examples/jobs`, which the binary carries with it.
 const JOBS: [(&str, &str); 5] = [
@@ -151,9 +152,10 @@ fn build_image(shutdown: &Shutdown) -> Result<(), String> {
     let cancel = token.clone();
     let _signal = shutdown.on(Level::Drain, move || cancel.cancel());
     let deadline = Instant::now() + DOCKER_TIME;
-    let said = |error: RunError| error.to_string();
-    docker::docker_available(&token, deadline).map_err(said)?;
-    if docker::has_image(IMAGE, &token, deadline).map_err(said)? {
+    let docker = Docker::default();
+    let in_words = |error: ToolError| error.to_string();
+    docker.version(&token, deadline).map_err(in_words)?;
+    if docker.has_image(IMAGE, &token, deadline).map_err(in_words)? {
         return Ok(());
     }
     let busybox = busybox().ok_or("there is no static busybox to make an image of (Debian: busybox-static)")?;
@@ -162,11 +164,13 @@ fn build_image(shutdown: &Shutdown) -> Result<(), String> {
     let fail = |what: &'static str| move |e: std::io::Error| format!("cannot {what}: {e}");
     std::fs::create_dir(&bin).map_err(fail("make a folder for the image"))?;
     std::fs::copy(&busybox, bin.join("busybox")).map_err(fail("copy busybox"))?;
-    let applets = tool(&busybox.to_string_lossy(), "list busybox' applets", &["--list"], &token, deadline);
-    for applet in applets.map_err(said)?.lines().filter(|applet| *applet != "busybox") {
+    let mut list = Command::new(&busybox);
+    list.arg("--list");
+    let applets = tool::output(list, "list busybox' applets", &token, deadline).map_err(in_words)?;
+    for applet in applets.lines().filter(|applet| *applet != "busybox") {
         std::os::unix::fs::symlink("busybox", bin.join(applet)).map_err(fail("link an applet"))?;
     }
-    docker::import_image(folder.path(), IMAGE, &token, deadline).map_err(said)
+    docker.import(folder.path(), IMAGE, &token, deadline).map_err(in_words)
 }
 
 fn busybox() -> Option<PathBuf> {

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use crate::base::shutdown::Shutdown;
 use crate::facilitator::api::submission::body_of;
 use crate::identity::{KeyPair, PublicKey};
+use crate::net::http::client::{Content, HttpClient, HttpError, Response};
 use crate::protocol::{DateTime, JobStatus, SignedRequest, V2JobRequest};
-use crate::transport::http::{Content, HttpClient, HttpError, Response};
 
 /// Time for one request, beyond the wait that it asks for.
 const REQUEST_TIME: Duration = Duration::from_secs(30);

@@ -1,7 +1,8 @@
 //! The commands of the binary, one file each: flags to configuration, results to stdout, problems to stderr.
 
+#![allow(clippy::print_stdout, clippy::print_stderr)] // The commands are what talks to the terminal.
+
 use std::ffi::{OsStr, OsString};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -11,6 +12,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::app::logging::{self, LogFormat};
 use crate::app::{exit, settings};
 
+mod announce;
 pub mod demo;
 pub mod executor;
 pub mod facilitator;
@@ -25,6 +27,7 @@ mod tls;
 pub mod validator;
 pub mod values;
 pub mod wire;
+#[cfg(feature = "celery")]
 pub mod worker;
 
 /// The real-time layer of ComputeHorde: facilitator, validator, miner and executor in one binary.
@@ -50,6 +53,7 @@ enum Command {
     /// Take jobs from the facilitator and drive them on miners
     Validator(validator::Args),
     /// Run the jobs of validators that send them through Redis (--dispatch celery)
+    #[cfg(feature = "celery")]
     Worker(worker::Args),
     /// Serve validators and manage executors
     Miner(miner::Args),
@@ -91,7 +95,9 @@ pub fn main() -> ExitCode {
         Err(mistake) => return exit::usage(one_line(&mistake)),
     };
     let default_filter = match &cli.command {
-        Command::Facilitator(_) | Command::Validator(_) | Command::Worker(_) | Command::Miner(_) => "info",
+        Command::Facilitator(_) | Command::Validator(_) | Command::Miner(_) => "info",
+        #[cfg(feature = "celery")]
+        Command::Worker(_) => "info",
         Command::Demo(_) => "error",
         _ => "warn",
     };
@@ -100,6 +106,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Facilitator(args) => facilitator::run(args),
         Command::Validator(args) => validator::run(args),
+        #[cfg(feature = "celery")]
         Command::Worker(args) => worker::run(args),
         Command::Miner(args) => miner::run(args),
         Command::Executor(args) => executor::run(args),
@@ -109,16 +116,6 @@ pub fn main() -> ExitCode {
         Command::Wire(args) => wire::run(args),
         Command::Key(args) => key::run(args),
     }
-}
-
-/// Says on stdout, in one line of JSON, where a role listens: for whoever started it with port 0.
-fn announce(listening: &str, http: Option<SocketAddr>) {
-    println!("{}", serde_json::json!({"listening": listening, "http": http.map(|http| http.to_string())}));
-}
-
-/// As [`announce`], for a role that only serves its status.
-fn announce_http(http: SocketAddr) {
-    println!("{}", serde_json::json!({"http": http.to_string()}));
 }
 
 /// What clap says of a mistake, without the usage that it adds, as one line.

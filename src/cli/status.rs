@@ -10,10 +10,10 @@ use serde_json::Value;
 
 use crate::app::exit;
 use crate::base::shutdown::Shutdown;
+use crate::net::http::client::{HttpClient, HttpError, Response};
 use crate::ops::health::PartState;
 use crate::ops::redact;
 use crate::ops::status::{Snapshot, ThreadLine};
-use crate::transport::http::{HttpClient, HttpError, Response};
 
 /// Time for the answer: a role gives it without waiting for anything.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
@@ -189,7 +189,7 @@ mod tests {
     use crate::ops::errors::{ErrorClass, LastError};
     use crate::ops::health::Part;
     use crate::ops::process::Process;
-    use crate::ops::status::State;
+    use crate::ops::status::RoleState;
     use serde_json::json;
 
     #[test]
@@ -225,11 +225,18 @@ mod tests {
         let snapshot = Snapshot {
             role: "validator".into(),
             version: "1.2.3".into(),
-            state: State::Running,
+            state: RoleState::Running,
             ready: false,
             uptime_seconds: 3_720,
             parts: vec![part("facilitator", PartState::Down, Some("refused")), part("timer", PartState::Up, None)],
-            details: json!({"running_jobs": 3, "class": "always_on.test\u{1b}", "link": null, "slots": {"a": {"free": 2}}, "sessions": [{"peer": "h:1", "age_seconds": 2}], "x": []}),
+            details: json!({
+                "running_jobs": 3,
+                "class": "always_on.test\u{1b}",
+                "link": null,
+                "slots": {"a": {"free": 2}},
+                "sessions": [{"peer": "h:1", "age_seconds": 2}],
+                "x": [],
+            }),
             errors: vec![LastError {
                 class: ErrorClass::Reconnect,
                 place: "link".into(),

@@ -22,7 +22,7 @@ use crate::base::stop::KICK_GRACE;
 use crate::base::thread::{JoinError, Kick, Thread, spawn};
 use crate::base::waits::recv;
 use crate::identity::{KeyPair, PublicKey};
-use crate::transport::http::HttpError;
+use crate::net::http::client::HttpError;
 
 /// Jobs that are followed at a time, each by a thread; the others wait their turn, and end no later for that.
 const FOLLOWERS: usize = 16;

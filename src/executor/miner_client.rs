@@ -1,6 +1,6 @@
 //! The executor's link to its miner: dials `{MINER_ADDRESS}/v0.1/executor_interface/{token}` and comes back after a loss.
 //!
-//! Owner: [`super::driver`]. What was queued and not yet written survives a reconnect; the token is the session, so there
+//! Owner: `role`. What was queued and not yet written survives a reconnect; the token is the session, so there
 //! is nothing to authenticate. The token is a secret and in the path, so no log line names the URL, and it is taken out of
 //! whatever is reported of the miner, which may name it in a refusal.
 
@@ -24,7 +24,7 @@ const BACKOFF: BackoffConfig = BackoffConfig {
     stable_after: Duration::from_secs(10),
 };
 
-/// What the driver hears of its miner.
+/// What the executor gets from its miner.
 #[derive(Debug)]
 pub enum MinerEvent {
     /// Connected, for the first time or again.

@@ -6,10 +6,11 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
+use super::runner::Captured;
 use crate::base::limits::OUTPUT_CHARS;
 
-/// Bytes of one stream that go to its file: 1 GiB, so that a job that prints for ever does not fill the disk of its host.
-/// Of a longer stream the file has the beginning and a last line that says so; the job is not failed for it.
+/// Bytes of one stream that go to its file: 1 GiB, so that a job that prints for ever does not fill the disk of its
+/// host. Of a longer stream the file has the beginning and a last line that says so; the job is not failed for it.
 pub const OUTPUT_FILE_BYTES: u64 = 1 << 30;
 
 /// Names of the whole streams inside the output folder, as the Python executor writes them.
@@ -18,20 +19,6 @@ pub const STDOUT_FILE: &str = "stdout.txt";
 pub const STDERR_FILE: &str = "stderr.txt";
 
 const HALF_CHARS: usize = OUTPUT_CHARS / 2;
-
-/// A stream as it is reported: at most [`OUTPUT_CHARS`] characters.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Captured {
-    /// The whole text, or its first and its last half million characters, joined without a mark as on the wire.
-    /// Bytes that are not UTF-8 are replaced by U+FFFD.
-    pub text: String,
-    /// Bytes that the job wrote.
-    pub bytes: u64,
-    /// Whether `text` lacks the middle.
-    pub cut: bool,
-    /// Whether the file lacks the end, see [`OUTPUT_FILE_BYTES`].
-    pub file_cut: bool,
-}
 
 /// Collects one stream; its memory is bounded whatever the job writes.
 #[derive(Debug)]
@@ -54,11 +41,14 @@ impl Capture {
     /// If the file exists or cannot be created.
     pub fn to_file(path: &Path, file_bytes: u64) -> io::Result<Self> {
         let file = File::create_new(path)?;
-        Ok(Self { file: Some(OutputFile { file, left: file_bytes, cut: false, error: None }), ..Self::in_memory() })
+        Ok(Self {
+            file: Some(OutputFile { file, left: file_bytes, truncated: false, error: None }),
+            ..Self::in_memory()
+        })
     }
 
-    /// Takes the next bytes of the stream. Never fails: what the disk refuses is told by [`Capture::finish`], because the
-    /// job must not block on a full pipe meanwhile.
+    /// Takes the next bytes of the stream. Never fails: what the disk refuses is reported by [`Capture::finish`], because
+    /// the job must not block on a full pipe meanwhile.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes += bytes.len() as u64;
         if let Some(file) = &mut self.file {
@@ -73,12 +63,12 @@ impl Capture {
     /// The first error of writing to the file.
     pub fn finish(mut self) -> io::Result<Captured> {
         self.decoder.finish(&mut self.text);
-        let file_cut = match self.file {
+        let file_truncated = match self.file {
             Some(file) => file.finish()?,
             None => false,
         };
-        let (text, cut) = self.text.finish();
-        Ok(Captured { text, bytes: self.bytes, cut, file_cut })
+        let (text, truncated) = self.text.finish();
+        Ok(Captured { text, bytes: self.bytes, truncated, file_truncated })
     }
 }
 
@@ -86,7 +76,7 @@ impl Capture {
 struct OutputFile {
     file: File,
     left: u64,
-    cut: bool,
+    truncated: bool,
     error: Option<io::Error>,
 }
 
@@ -94,7 +84,7 @@ impl OutputFile {
     fn push(&mut self, bytes: &[u8]) {
         let fits = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         self.left -= fits as u64;
-        self.cut |= fits < bytes.len();
+        self.truncated |= fits < bytes.len();
         if self.error.is_none() {
             self.error = self.file.write_all(&bytes[..fits]).err();
         }
@@ -104,14 +94,14 @@ impl OutputFile {
         if let Some(error) = self.error {
             return Err(error);
         }
-        if self.cut {
+        if self.truncated {
             self.file.write_all(b"\n[phalanx: the rest of this output was not kept]\n")?;
         }
-        Ok(self.cut)
+        Ok(self.truncated)
     }
 }
 
-/// Turns a stream of byte chunks into text, also where a character is cut by a chunk's end.
+/// Turns a stream of byte chunks into text, also where a character is split by a chunk's end.
 #[derive(Debug, Default)]
 struct Utf8Decoder {
     /// The beginning of a character whose rest has not come yet: at most three bytes.
@@ -161,7 +151,7 @@ struct HeadAndTail {
     head_chars: usize,
     tail: String,
     tail_chars: usize,
-    cut: bool,
+    truncated: bool,
 }
 
 impl HeadAndTail {
@@ -185,14 +175,14 @@ impl HeadAndTail {
             let from = split_chars(&self.tail, self.tail_chars - HALF_CHARS).0.len();
             self.tail.drain(..from);
             self.tail_chars = HALF_CHARS;
-            self.cut = true;
+            self.truncated = true;
         }
     }
 
     fn finish(mut self) -> (String, bool) {
         self.trim();
         self.head.push_str(&self.tail);
-        (self.head, self.cut)
+        (self.head, self.truncated)
     }
 }
 
@@ -222,7 +212,7 @@ mod tests {
             let got = captured(text.as_bytes().chunks(size).map(<[u8]>::to_vec));
             assert_eq!(got.text, text, "in pieces of {size}");
             assert_eq!(got.bytes, text.len() as u64);
-            assert!(!got.cut);
+            assert!(!got.truncated);
         }
     }
 
@@ -239,9 +229,9 @@ mod tests {
     fn exactly_the_limit_is_whole_and_one_more_is_cut() {
         let whole: String = "é".repeat(OUTPUT_CHARS);
         let got = captured([whole.clone().into_bytes()]);
-        assert_eq!((got.text == whole, got.cut), (true, false));
+        assert_eq!((got.text == whole, got.truncated), (true, false));
         let got = captured([whole.into_bytes(), b"x".to_vec()]);
-        assert!(got.cut);
+        assert!(got.truncated);
         assert_eq!(got.text.chars().count(), OUTPUT_CHARS);
         assert!(got.text.ends_with("éx"));
     }
@@ -257,7 +247,7 @@ mod tests {
             assert!(capture.text.tail_chars <= 2 * HALF_CHARS);
         }
         let got = capture.finish().unwrap();
-        assert!(got.cut);
+        assert!(got.truncated);
         assert_eq!(got.text[..HALF_CHARS], all[..HALF_CHARS]);
         assert_eq!(got.text[HALF_CHARS..], all[all.len() - HALF_CHARS..]);
     }
@@ -272,7 +262,7 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"01234567");
         capture.push(b"89ab");
         let got = capture.finish().unwrap();
-        assert_eq!((got.text.as_str(), got.file_cut, got.cut), ("0123456789ab", true, false));
+        assert_eq!((got.text.as_str(), got.file_truncated, got.truncated), ("0123456789ab", true, false));
         assert!(std::fs::read_to_string(&path).unwrap().starts_with("0123456789\n[phalanx: the rest"));
         assert!(Capture::to_file(&path, 10).is_err(), "an existing file is never written over");
     }
@@ -281,7 +271,7 @@ mod tests {
     fn a_full_disk_is_told_at_the_end_and_the_text_is_still_counted() {
         let mut capture = Capture::in_memory();
         let file = File::options().write(true).open("/dev/full").unwrap();
-        capture.file = Some(OutputFile { file, left: 100, cut: false, error: None });
+        capture.file = Some(OutputFile { file, left: 100, truncated: false, error: None });
         capture.push(b"one");
         capture.push(b"two");
         assert_eq!(capture.bytes, 6);

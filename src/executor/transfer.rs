@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::base::backoff::{Backoff, BackoffConfig};
 use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
-use crate::transport::http::HttpError;
+use crate::net::http::client::HttpError;
 
 /// How often a transfer is tried: with full jitter the waits between five attempts are under 8 s together.
 pub(super) const ATTEMPTS: u32 = 5;

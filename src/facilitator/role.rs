@@ -31,6 +31,7 @@ use crate::base::thread::Thread;
 use crate::base::timer::TimerHandle;
 use crate::identity::PublicKey;
 use crate::link::{OutboxLimits, Server, ServerConfig};
+use crate::net::http::pages::pages;
 use crate::net::http::{HttpLimits, HttpRequest, HttpResponse, HttpServer};
 use crate::ops::health::Health;
 use crate::ops::status::{Board, Frame};
@@ -189,7 +190,7 @@ impl Facilitator {
             timer: timer.clone(),
             look: Box::new(move |_, _| snapshot(&lock(&shown))),
         };
-        let pages = frame.routes();
+        let pages = pages(frame);
         let handler =
             move |request: &HttpRequest| -> HttpResponse { pages(request).unwrap_or_else(|| api.answer(request)) };
         let limits = HttpLimits { connections: config.http_connections, ..HttpLimits::default() };

@@ -1,7 +1,7 @@
 //! Bittensor hotkey files: one JSON object with the secret and the address of a key.
 //!
-//! The form is that of `bittensor-wallet`: `secretSeed`, `secretPhrase` and `privateKey` are strings of which any may be
-//! missing, `ss58Address` is the address, and `cryptoType`, where it is given, is 1 for sr25519.
+//! The form is that of `bittensor-wallet`: `secretSeed`, `secretPhrase` and `privateKey` are strings of which any may
+//! be missing, `ss58Address` is the address, and `cryptoType`, where it is given, is 1 for sr25519.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -18,13 +18,35 @@ pub const HOTKEY_FILE_LIMIT: u64 = 64 * 1024;
 /// How the three kinds of encrypted wallet files begin, newest kind first, and what the kind is called.
 const ENCRYPTED: [(&[u8], &str); 3] = [(b"$NACL", "NaCl"), (b"$ANSIBLE_VAULT", "Ansible Vault"), (b"gAAAAA", "Fernet")];
 
+impl KeyPair {
+    /// Reads the value of `--key`, in any form an operator has it.
+    ///
+    /// * begins with `//` or `0x`, or has twelve words or more: a key URI, see [`KeyPair::from_uri`];
+    /// * anything else: the path of a Bittensor hotkey file, unencrypted, whose `ss58Address` must fit its secret.
+    ///   (Write `./0x…` for a file of such a name.)
+    ///
+    /// Blocks only while the file is read, which for a pipe means until its writer closes it.
+    ///
+    /// # Errors
+    /// Those of [`KeyPair::from_uri`]; for a path, what is wrong with the file and its fields; for a text that is
+    /// neither, both readings.
+    pub fn load(key: &str) -> Result<Self, IdentityError> {
+        let key = key.trim();
+        let words = key.split_whitespace().count();
+        if key.starts_with("//") || key.starts_with("0x") || (words >= 12 && !is_path(key)) {
+            return Self::from_uri(key);
+        }
+        read(key)
+    }
+}
+
 /// Whether a `--key` is written as only a path is: nothing else begins with `/` (but `//`), `.` or `~`.
-pub(super) fn is_path(key: &str) -> bool {
+fn is_path(key: &str) -> bool {
     key.starts_with(['/', '.', '~']) && !key.starts_with("//")
 }
 
 /// Reads the hotkey file that `key` is the path of, and checks its secret against its address.
-pub(super) fn read(key: &str) -> Result<KeyPair, IdentityError> {
+fn read(key: &str) -> Result<KeyPair, IdentityError> {
     let path = Path::new(key);
     let failed = |cause| IdentityError::HotkeyFileIo { path: path.into(), cause };
     let file = File::open(path).map_err(|cause| match cause.kind() {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use super::{IdentityError, Signature, hotkey_file, secret, ss58};
+use super::{IdentityError, Signature, secret, ss58};
 
 /// The signing context of Substrate: the same key and message give nothing valid under another one.
 pub(super) const CONTEXT: &[u8] = b"substrate";
@@ -14,26 +14,6 @@ pub(super) const CONTEXT: &[u8] = b"substrate";
 pub struct KeyPair(pub(super) schnorrkel::Keypair);
 
 impl KeyPair {
-    /// Reads the value of `--key`, in any form an operator has it.
-    ///
-    /// * begins with `//` or `0x`, or has twelve words or more: a key URI, see [`KeyPair::from_uri`];
-    /// * anything else: the path of a Bittensor hotkey file, unencrypted, whose `ss58Address` must fit its secret.
-    ///   (Write `./0x…` for a file of such a name.)
-    ///
-    /// Blocks only while the file is read, which for a pipe means until its writer closes it.
-    ///
-    /// # Errors
-    /// Those of [`KeyPair::from_uri`]; for a path, what is wrong with the file and its fields; for a text that is
-    /// neither, both readings.
-    pub fn load(key: &str) -> Result<Self, IdentityError> {
-        let key = key.trim();
-        let words = key.split_whitespace().count();
-        if key.starts_with("//") || key.starts_with("0x") || (words >= 12 && !hotkey_file::is_path(key)) {
-            return Self::from_uri(key);
-        }
-        hotkey_file::read(key)
-    }
-
     /// Reads a key URI: a mnemonic, or `0x` and 64 hex digits, or nothing (the public development mnemonic); then
     /// `//hard` and `/soft` junctions; then `///` and a password. `//Alice` and `//Alice//hot` are such URIs.
     ///

@@ -9,8 +9,6 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tungstenite::Utf8Bytes;
-
 use super::heartbeat::LivenessConfig;
 use super::outbox::{Answered, Full, OutboxLimits, Outgoing};
 use super::session::{self, Arrival, Beat, SessionConfig, SessionEnd, SessionHandle};
@@ -24,7 +22,7 @@ use crate::base::stop::Step;
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::base::waits::waiting;
-use crate::transport::{Connection, DialRequest, Dialer, Incoming, SocketLimits, TransportError};
+use crate::transport::{Connection, DialRequest, Dialer, Incoming, SocketLimits, TransportError, Utf8Bytes};
 
 /// A refused key or address needs a person; five minutes do not hammer the peer, and end soon after the cure.
 const REFUSED_PAUSE: Duration = Duration::from_secs(300);

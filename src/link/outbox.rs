@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use tungstenite::Utf8Bytes;
+use crate::transport::Utf8Bytes;
 
 /// How the peer answers a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,29 +2,26 @@
 //!
 //! Owner: the [`Server`]. Blocks in: `accept`; each connection's thread in its handshake, then in `read`.
 //! Kick: the listener connects to itself; a connection's thread has its connection's kick, and before that the signal
-//! that the handshake listens to. Ends: [`Server::stop_accepting`], then [`Server::stop`].
+//! that the handshake listens to. Ends: [`Server::stop_accepting`], then [`Server::stop`]; or its drop.
 
-use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use tungstenite::Utf8Bytes;
 
 use super::heartbeat::LivenessConfig;
 use super::outbox::OutboxLimits;
 use super::session::{self, Arrival, SessionConfig, SessionEnd, SessionHandle};
 use crate::base::ids::SessionId;
 use crate::base::limits::{HANDSHAKE_TIME, SERVER_CONNECTIONS};
-use crate::base::lock::lock;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Step;
-use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::TimerHandle;
-use crate::transport::{HandshakeRequest, Listener, Pending, Refusal, SocketLimits};
+use crate::net::accept::{Acceptor, Admission, Admitted, Place, Service};
+use crate::transport::{HandshakeRequest, Listener, Pending, Refusal, SocketLimits, Utf8Bytes};
 
-/// Connections over the limit that are told so with HTTP 503, each by a thread; still further ones are just closed.
+/// Connections over the limit that are answered with HTTP 503, each by a thread; still further ones are just closed.
 const REFUSALS: usize = 16;
 
 /// What a server needs besides its listener.
@@ -94,24 +91,14 @@ pub type Route = Arc<dyn Fn(&HandshakeRequest) -> Result<(), Refusal> + Send + S
 /// Takes the events of all connections, on their threads; while it blocks, that one peer is slowed by TCP.
 pub type ServerSink = Arc<dyn Fn(ServerEvent) + Send + Sync>;
 
-struct Entry {
-    handle: SessionHandle,
-    thread: Option<Thread<()>>,
-}
-
-type Table = Arc<Mutex<HashMap<SessionId, Entry>>>;
-
-/// A running server.
+/// A running server. When dropped, it breaks all connections and joins their threads.
 pub struct Server {
-    accept: Option<Thread<()>>,
-    stop: Shutdown,
-    kick: Kick,
-    table: Table,
+    acceptor: Acceptor<SessionHandle>,
 }
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Server({} connections)", lock(&self.table).len())
+        f.debug_tuple("Server").field(&self.acceptor).finish()
     }
 }
 
@@ -124,106 +111,53 @@ impl Server {
         route: Route,
         sink: ServerSink,
     ) -> Self {
-        let stop = Shutdown::new();
-        let table = Table::default();
-        let listener_kick = listener.kick();
-        let kick = Kick::new("connect to the listener", move || listener_kick.kick());
-        let accepting =
-            Accepting { config, timer, route, sink, stop: stop.clone(), table: table.clone(), count: Mutex::new(0) };
-        let thread =
-            spawn(format!("{}-accept", accepting.config.name), kick.clone(), move || accepting.run(listener.as_ref()));
-        Self { accept: Some(thread), stop, kick, table }
+        let kick = listener.kick();
+        let admission = Admission { served: config.connections, turned_away: REFUSALS };
+        let thread = format!("{}-accept", config.name);
+        let accepting = Accepting { config, listener, timer, route, sink };
+        Self { acceptor: Acceptor::start(thread, admission, move || kick.kick(), accepting) }
     }
 
     /// Accepts no more connections; those that are open stay.
     pub fn stop_accepting(&mut self, step: &mut Step) {
-        self.kick.kick();
-        if let Some(thread) = self.accept.take() {
-            step.join(thread);
-        }
+        self.acceptor.stop_accepting(step);
     }
 
     /// Closes every connection with `code` once its outbox is drained, all in parallel, and joins their threads.
     pub fn stop(mut self, step: &mut Step, code: u16, reason: &str) {
         self.stop_accepting(step);
-        self.stop.cancel();
-        let entries: Vec<Entry> = lock(&self.table).drain().map(|(_, entry)| entry).collect();
-        for entry in &entries {
-            entry.handle.close(code, reason, step.deadline());
-        }
-        for entry in entries {
-            if let Some(thread) = entry.thread {
-                step.join(thread);
-            }
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.kick.kick();
-        self.stop.cancel();
-        for entry in lock(&self.table).values() {
-            entry.handle.kick();
-        }
+        self.acceptor.cancel();
+        self.acceptor.each(|handle| handle.close(code, reason, step.deadline()));
+        self.acceptor.join(step);
     }
 }
 
 struct Accepting {
     config: ServerConfig,
+    listener: Box<dyn Listener>,
     timer: TimerHandle,
     route: Route,
     sink: ServerSink,
-    stop: Shutdown,
-    table: Table,
-    count: Mutex<u64>,
 }
 
-impl Accepting {
-    fn run(&self, listener: &dyn Listener) {
-        loop {
-            match listener.accept() {
-                Ok(pending) => self.admit(pending),
-                Err(error) if error.is_stopped() => return,
-                Err(error) => {
-                    log::warn!("{}: cannot accept: {error}", self.config.name);
-                    // Out of descriptors, most likely: give the open connections a moment to end.
-                    if self.stop.wait(Duration::from_millis(100)) {
-                        return;
-                    }
-                }
-            }
+impl Service for Accepting {
+    type Incoming = Box<dyn Pending>;
+    type Handle = SessionHandle;
+
+    fn accept(&self) -> io::Result<Option<Box<dyn Pending>>> {
+        match self.listener.accept() {
+            Ok(pending) => Ok(Some(pending)),
+            Err(error) if error.is_stopped() => Ok(None),
+            Err(error) => Err(io::Error::other(error)),
         }
     }
 
-    /// Starts the thread of a new connection, and joins those that have ended since the last one came.
-    fn admit(&self, pending: Box<dyn Pending>) {
-        let ended: Vec<Entry> = {
-            let mut table = lock(&self.table);
-            let ids: Vec<SessionId> = table
-                .iter()
-                .filter(|(_, entry)| entry.thread.as_ref().is_some_and(Thread::is_finished))
-                .map(|(id, _)| *id)
-                .collect();
-            ids.iter().filter_map(|id| table.remove(id)).collect()
-        };
-        drop(ended);
-        let open = lock(&self.table).len();
-        if open >= self.config.connections + REFUSALS {
-            log::warn!("{}: {open} connections are open, a further one is dropped", self.config.name);
-            return;
-        }
-        let full = open >= self.config.connections;
-        let id = SessionId::fresh();
-        let handle = SessionHandle::new(self.config.outbox, self.timer.clone());
-        let number = {
-            let mut count = lock(&self.count);
-            *count = (*count + 1) % 100_000;
-            *count
-        };
+    fn admit(&self, pending: Box<dyn Pending>, place: Place) -> Admitted<SessionHandle> {
+        let Place { number, is_over, stop } = place;
         let name = self.config.name;
+        let handle = SessionHandle::new(self.config.outbox, self.timer.clone());
         let serve = Serve {
-            id,
+            id: SessionId::fresh(),
             handle: handle.clone(),
             config: self.config.clone(),
             session: SessionConfig {
@@ -233,17 +167,20 @@ impl Accepting {
             },
             route: self.route.clone(),
             sink: self.sink.clone(),
-            stop: self.stop.child(),
-            full,
+            stop,
+            full: is_over,
         };
-        let (kick_stop, kick_handle) = (serve.stop.clone(), handle.clone());
-        let kick = Kick::new("handshake signal and connection", move || {
-            kick_stop.cancel();
-            kick_handle.kick();
-        });
-        let mut table = lock(&self.table);
-        let thread = spawn(format!("{name}-rd-{number}"), kick, move || serve.run(pending));
-        table.insert(id, Entry { handle, thread: Some(thread) });
+        let kicked = handle.clone();
+        Admitted {
+            handle,
+            thread_name: format!("{name}-rd-{number}"),
+            kick: Box::new(move || kicked.kick()),
+            serve: Box::new(move || serve.run(pending)),
+        }
+    }
+
+    fn refuse(&self, _: Box<dyn Pending>, open: usize) {
+        log::warn!("{}: {open} connections are open, a further one is dropped", self.config.name);
     }
 }
 
@@ -285,5 +222,39 @@ impl Serve {
             ControlFlow::Continue(())
         });
         sink(ServerEvent::Closed { id, end });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::bounded;
+
+    use super::*;
+    use crate::base::thread::Group;
+    use crate::base::timer::Timer;
+    use crate::transport::memory::MemoryNet;
+    use crate::transport::{DialRequest, Dialer};
+
+    #[test]
+    fn dropping_a_server_stops_it() {
+        const LONG: Duration = Duration::from_secs(60);
+        let group = Group::enter();
+        let timer = Timer::start();
+        let net = MemoryNet::new();
+        let listener = Box::new(net.listener("server"));
+        let url = listener.url();
+        let (events, came) = bounded(8);
+        let sink = move |event| events.send(event).unwrap();
+        let server =
+            Server::start(ServerConfig::new("t"), listener, timer.handle(), Arc::new(|_| Ok(())), Arc::new(sink));
+        let request =
+            DialRequest { url: &url, headers: &[], limits: SocketLimits::default(), deadline: Instant::now() + LONG };
+        let mut client = net.dialer().dial(&request, &Shutdown::new(), Level::Drain).unwrap();
+        let opened = came.recv_timeout(LONG).unwrap();
+        assert!(matches!(opened, ServerEvent::Opened { .. }), "{opened:?}");
+        drop(server);
+        assert!(client.reader.read().is_ok_and(|read| matches!(read, crate::transport::Incoming::Closed(_))));
+        drop(timer);
+        assert!(group.live().is_empty(), "{:?}", group.live());
     }
 }

@@ -11,8 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use tungstenite::Utf8Bytes;
-
 use super::handover::{Handover, Signal, Work};
 use super::heartbeat::{LivenessConfig, Progress, Verdict, judge};
 use super::outbox::{Answered, Full, OutboxLimits, Outgoing};
@@ -22,7 +20,9 @@ use crate::base::stop::KICK_GRACE;
 use crate::base::thread::{JoinError, Kick, spawn};
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::base::waits::waiting;
-use crate::transport::{CloseInfo, Connection, ConnectionKick, Incoming, Traffic, TransportError, WriteHalf};
+use crate::transport::{
+    CloseInfo, Connection, ConnectionKick, Incoming, Traffic, TransportError, Utf8Bytes, WriteHalf,
+};
 
 /// After the peer's Close, how long our answer to it may take to leave.
 const CLOSE_REPLY_TIME: Duration = Duration::from_secs(1);

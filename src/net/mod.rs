@@ -1,4 +1,19 @@
-//! What strangers are reached through: dialling and the HTTP server.
+//! What strangers are met through: dialling, accepting, TLS, addresses, HTTP.
+//!
+//! * `address`, `percent`: hosts, ports and percent-encoded texts. Pure.
+//! * [`dial`]: the only place that connects.
+//! * `accept`: a listener that can be kicked, and the one loop that admits connections and joins their threads.
+//! * `deadline`: socket calls that end by a deadline.
+//! * [`tls`]: certificates, keys and roots, and the configuration of rustls.
+//! * [`http`]: the head of a message, the server with the pages that every role has, the client.
 
+pub(crate) mod accept;
+pub(crate) mod address;
+pub(crate) mod deadline;
 pub mod dial;
 pub mod http;
+pub(crate) mod percent;
+pub mod tls;
+
+/// What a client calls itself in every request, unless its caller gives another `User-Agent`.
+pub const USER_AGENT: &str = concat!("phalanx/", env!("CARGO_PKG_VERSION"));

@@ -1,31 +1,20 @@
-//! One snapshot of a role, and the pages made from it: `/healthz`, `/readyz`, `/metrics`, `/status.json`.
-//!
-//! `phalanx status` shows the same snapshot, so no two of them can disagree.
+//! One snapshot of a role. All of its pages (`net::http::pages`) and `phalanx status` show the same one, so no two of
+//! them can disagree.
 
 use std::fmt;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crossbeam_channel::{bounded, select};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::errors::{ErrorHandler, LastError};
-use super::health::{Health, Part, PartState, Pulse};
-use super::metrics::{self, Metrics};
+use super::health::{Health, Part, PartState};
+use super::metrics::Metrics;
 use super::process::Process;
 use super::redact;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::thread::{LiveThread, live};
 use crate::base::timer::TimerHandle;
-use crate::net::http::{HttpRequest, HttpResponse};
-
-/// How long the timer thread may take to run an action: its actions do not block, so this is for a machine that is very
-/// busy.
-const TIMER_TIME: Duration = Duration::from_secs(5);
-
-/// A part of a server's paths: `None` means "not mine".
-pub type Routes = Arc<dyn Fn(&HttpRequest) -> Option<HttpResponse> + Send + Sync>;
 
 /// What the threads of a role report to; clones are the same.
 #[derive(Debug, Clone)]
@@ -56,7 +45,7 @@ impl Default for Board {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
-pub enum State {
+pub enum RoleState {
     /// Some part of it has never been up yet.
     Starting,
     /// Every part has been up; whether all are now is what readiness says.
@@ -67,7 +56,7 @@ pub enum State {
     Stopped,
 }
 
-impl fmt::Display for State {
+impl fmt::Display for RoleState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Starting => "starting",
@@ -129,7 +118,7 @@ pub struct Snapshot {
     /// The version of the program.
     pub version: String,
     /// What it is doing.
-    pub state: State,
+    pub state: RoleState,
     /// Whether it runs and all parts are up.
     pub ready: bool,
     /// Whole seconds since the role was started.
@@ -144,8 +133,8 @@ pub struct Snapshot {
     pub process: Option<Process>,
     /// The live threads of the process, oldest first.
     pub threads: Vec<ThreadLine>,
-    /// A line for each thread whose wait is more than 5 s over its deadline: something hangs, or holds a lock for too long.
-    /// The role may be ready all the same.
+    /// A line for each thread whose wait is more than 5 s over its deadline: something hangs, or holds a lock for too
+    /// long. The role may be ready all the same.
     pub warnings: Vec<String>,
 }
 
@@ -154,18 +143,19 @@ impl Snapshot {
     pub fn problems(&self) -> Vec<String> {
         let not_up = self.parts.iter().filter(|part| part.state != PartState::Up);
         let mut problems: Vec<String> = not_up.map(Part::to_string).collect();
-        if matches!(self.state, State::Draining | State::Stopped) {
+        if matches!(self.state, RoleState::Draining | RoleState::Stopped) {
             problems.push(format!("the {} takes no new work: it is {}", self.role, self.state));
         }
         problems
     }
 
-    fn stuck(&self) -> Vec<String> {
+    /// A line for each part that is stuck: the process is not alive.
+    pub fn stuck(&self) -> Vec<String> {
         self.parts.iter().filter(|part| part.state == PartState::Stuck).map(Part::to_string).collect()
     }
 
     /// Brings the metrics that every role has up to date with this snapshot.
-    fn measure(&self, metrics: &Metrics) {
+    pub(crate) fn measure(&self, metrics: &Metrics) {
         let set = |name, help, value| metrics.gauge(name, help, &[]).set(value);
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         metrics.gauge("phalanx_build_info", "Always 1; the version is a label.", &version).set(1);
@@ -215,10 +205,10 @@ impl Frame {
         let now = Instant::now();
         let age = |since| now.saturating_duration_since(since).as_secs();
         let state = match self.stop.level() {
-            Level::Run if health.has_started() => State::Running,
-            Level::Run => State::Starting,
-            Level::Drain => State::Draining,
-            Level::Cancel => State::Stopped,
+            Level::Run if health.has_started() => RoleState::Running,
+            Level::Run => RoleState::Starting,
+            Level::Drain => RoleState::Draining,
+            Level::Cancel => RoleState::Stopped,
         };
         let parts = health.parts(now);
         let threads = live();
@@ -228,7 +218,7 @@ impl Frame {
             role: self.role.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state,
-            ready: state == State::Running && parts.iter().all(|part| part.state == PartState::Up),
+            ready: state == RoleState::Running && parts.iter().all(|part| part.state == PartState::Up),
             uptime_seconds: age(self.since),
             parts,
             details,
@@ -237,36 +227,6 @@ impl Frame {
             warnings: threads.iter().filter_map(|thread| late(thread, now)).collect(),
             threads: threads.into_iter().map(|thread| ThreadLine::new(thread, now)).collect(),
         }
-    }
-
-    /// The four pages, each from a snapshot of its own.
-    ///
-    /// * `/healthz`: is it alive? 200 `ok`, or 503 with a line for each part that is stuck. It waits for the timer thread
-    ///   to answer, at most 5 s or until the server stops; orchestrators restart a process that is not alive.
-    /// * `/readyz`: may it be given work? 200 `ready`, or 503 with a line for each reason.
-    /// * `/metrics`: Prometheus text.
-    /// * `/status.json`: the [`Snapshot`].
-    pub fn routes(self) -> Routes {
-        let pulse = self.board.health.pulse("timer");
-        Arc::new(move |request| {
-            let page: &dyn Fn() -> HttpResponse = match request.path.as_str() {
-                "/healthz" => &|| {
-                    ask(&self.timer, &pulse, &request.shutdown);
-                    verdict("ok\n", self.snapshot().stuck())
-                },
-                "/readyz" => &|| verdict("ready\n", self.snapshot().problems()),
-                "/metrics" => &|| {
-                    self.snapshot().measure(&self.board.metrics);
-                    HttpResponse::new(200, metrics::CONTENT_TYPE, self.board.metrics.render())
-                },
-                "/status.json" => &|| HttpResponse::json(200, &json!(self.snapshot())),
-                _ => return None,
-            };
-            Some(match request.method.as_str() {
-                "GET" | "HEAD" => page(),
-                _ => HttpResponse::text(405, "this page can only be read: use GET\n").with_header("Allow", "GET, HEAD"),
-            })
-        })
     }
 }
 
@@ -280,34 +240,11 @@ fn hide_secrets(value: &mut Value) {
     }
 }
 
-fn verdict(good: &str, problems: Vec<String>) -> HttpResponse {
-    if problems.is_empty() {
-        HttpResponse::text(200, good)
-    } else {
-        HttpResponse::text(503, problems.join("\n") + "\n")
-    }
-}
-
-/// Has the timer thread keep the pulse's promise: only now that somebody asks, so that an idle process is not woken.
-fn ask(timer: &TimerHandle, pulse: &Pulse, stop: &Shutdown) {
-    let (tell, told) = bounded::<()>(1);
-    pulse.begin(Instant::now() + TIMER_TIME);
-    let answer = pulse.clone();
-    let _alarm = timer.at(Instant::now(), move || {
-        answer.done();
-        drop(tell);
-    });
-    select! {
-        recv(told) -> _ => {}
-        // Nobody is to wait longer for a server that stops, and a promise that nobody waits for is none.
-        recv(stop.drain_receiver()) -> _ => pulse.done(),
-        default(TIMER_TIME) => {}
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
+
+    use crossbeam_channel::bounded;
 
     use super::*;
     use crate::base::leaks::Before;
@@ -316,9 +253,8 @@ mod tests {
     use crate::base::stop::Stopping;
     use crate::base::thread::{Kick, spawn};
     use crate::base::timer::Timer;
+    use crate::base::wait::{LONG, until_some};
     use crate::base::waits::waiting;
-
-    const LONG: Duration = Duration::from_secs(60);
 
     fn frame(timer: &Timer) -> Frame {
         Frame {
@@ -379,14 +315,9 @@ mod tests {
         let wanted = mutex.clone();
         let held = lock(&mutex);
         let thread = spawn("t-status-lock", Kick::dropped("the lock"), move || *lock(&wanted));
-        let limit = Instant::now() + LONG;
-        let waits = loop {
-            let seen = line(&frame.snapshot(), "t-status-lock");
-            if seen.waits_for.is_some() || Instant::now() >= limit {
-                break seen;
-            }
-            std::thread::yield_now();
-        };
+        let waits = until_some("a thread that waits", || {
+            Some(line(&frame.snapshot(), "t-status-lock")).filter(|seen| seen.waits_for.is_some())
+        });
         assert_eq!((waits.waits_for.as_deref(), waits.left_seconds.is_some()), (Some("a lock"), true));
         drop(held);
         assert_eq!(thread.join_by(Instant::now() + LONG).unwrap(), 0);

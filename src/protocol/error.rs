@@ -19,7 +19,8 @@ pub const MAX_ERRORS: usize = 50;
 /// Python validator accepts as a frame, even where every byte is escaped as six.
 pub const MAX_ECHO_BYTES: usize = 1024;
 
-/// How much of a key, a tag or a value is quoted inside the sentence of an error, in characters or, of a repr, in bytes.
+/// How much of a key, a tag or a value is quoted inside the sentence of an error, in characters or, of a repr, in
+/// bytes.
 pub(super) const MAX_QUOTE: usize = 256;
 
 /// One step of the way from the frame to what was wrong in it.

@@ -201,7 +201,8 @@ impl Base64Bytes {
             0 => {}
             1 => {
                 return Err(format!(
-                    "Invalid base64-encoded string: number of data characters ({}) cannot be 1 more than a multiple of 4",
+                    "Invalid base64-encoded string: number of data characters ({}) cannot be 1 more than a \
+                     multiple of 4",
                     digits.len()
                 ));
             }

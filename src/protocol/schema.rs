@@ -326,7 +326,10 @@ macro_rules! direction {
         $crate::protocol::schema::tagged_union! {
             $(#[$meta])*
             pub enum $name by "message_type" {
-                $( stringify!($variant) => #[doc = concat!("See [`", stringify!($variant), "`].")] $variant($variant) ),*
+                $(
+                    stringify!($variant) =>
+                    #[doc = concat!("See [`", stringify!($variant), "`].")] $variant($variant)
+                ),*
             }
         }
 

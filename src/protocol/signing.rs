@@ -5,7 +5,7 @@
 //! | [`V0AuthenticationRequest`] | the 32 bytes of the public key | the validator |
 //! | [`ValidatorAuthForMiner`] | `validator:miner:timestamp` | the validator |
 //! | receipts | key-sorted JSON with spaces | the validator, then the miner |
-//! | [`V0InitialJobRequest`], [`V0JobRequest`] | key-sorted JSON without spaces, of the message as received | the validator |
+//! | [`V0InitialJobRequest`], [`V0JobRequest`] | key-sorted JSON without spaces, as received | the validator |
 //! | [`V0StreamingJobReadyRequest`] | `job:ip:port:certificate` | the miner |
 //! | [`V2JobRequest`], [`V0JobCheated`], HTTP requests | BLAKE2b-512 of time and payload | the user |
 //!
@@ -129,7 +129,8 @@ impl ValidatorAuthForMiner {
         format!("{}:{}:{}", self.validator_hotkey, self.miner_hotkey, self.timestamp)
     }
 
-    /// Gives the key of `validator_hotkey`, which signed this; whether the miner and the time are right is not looked at.
+    /// Gives the key of `validator_hotkey`, which signed this; whether the miner and the time are right is not looked
+    /// at.
     pub fn verify(&self) -> Result<PublicKey, SigningError> {
         check_text(signer(&self.validator_hotkey)?, &self.blob_for_signing(), &self.signature)
     }
@@ -195,8 +196,8 @@ const VALIDATOR_SIGNATURE: &str = "validator_signature";
 macro_rules! signed_by_validator {
     ($($name:ident),*) => {$(
         impl $name {
-            /// The signed text of the message as we write it; of one that came, [`verify_validator_signature`] takes the
-            /// frame itself.
+            /// The signed text of the message as we write it; of one that came, [`verify_validator_signature`] takes
+            /// the frame itself.
             pub fn blob_for_signing(&self) -> String {
                 sorted(&encode_compact(self), Style::PYTHON_TIGHT, Some(VALIDATOR_SIGNATURE))
             }
@@ -319,7 +320,8 @@ impl SignedRequest for V0JobCheated {
         sorted(&payload.into_string(), Style::PYTHON, None).into_bytes()
     }
 
-    /// The message's own rule is to sign the payload, the SDK (0.0.19) signs the text of it as it does for jobs: both count.
+    /// The message's own rule is to sign the payload, the SDK (0.0.19) signs the text of it as it does for jobs: both
+    /// count.
     fn verify(&self) -> Result<PublicKey, SigningError> {
         let signature = self.signature().ok_or(SigningError::Missing)?;
         let payload = self.canonical_bytes();

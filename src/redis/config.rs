@@ -5,8 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::error::RedisError;
-use super::tls::RedisTls;
 use crate::base::backoff::BackoffConfig;
+use crate::net::tls::{ClientTls, TlsFileError};
+use crate::net::{address, percent};
 
 /// What is right, after what was wrong.
 const EXAMPLE: &str = "expected redis://[[user]:password@]host[:port][/database], or rediss:// for TLS";
@@ -16,20 +17,20 @@ const EXAMPLE: &str = "expected redis://[[user]:password@]host[:port][/database]
 pub struct RedisConfig {
     /// A name or an address.
     pub host: String,
-    /// 6379 unless told.
+    /// 6379 unless set.
     pub port: u16,
-    /// The number of the database: 0 unless told.
+    /// The number of the database: 0 unless set.
     pub db: u32,
     /// The user of an access list; without one, the default user.
     pub user: Option<String>,
     /// Its password.
     pub password: Option<Password>,
     /// Whom to trust, for TLS.
-    pub tls: Option<RedisTls>,
-    /// What `CLIENT LIST` calls our connections: `phalanx` unless told.
+    pub tls: Option<ClientTls>,
+    /// What `CLIENT LIST` calls our connections: `phalanx` unless set.
     pub name: String,
-    /// How long one request may take where its caller names no deadline, and how long a connection may be silent while an
-    /// answer is due: 5 s.
+    /// How long one request may take where its caller names no deadline, and how long a connection may be silent while
+    /// an answer is due: 5 s.
     pub operation_time: Duration,
     /// A subscription that has proved nothing for this long has stalled: 15 s.
     pub stall_after: Duration,
@@ -60,13 +61,13 @@ impl fmt::Debug for Password {
 }
 
 impl RedisConfig {
-    /// Takes a URL apart: `redis://[[user]:password@]host[:port][/database]`, or `rediss://` for TLS, as Celery's `broker_url`.
-    /// User and password may be percent-encoded. Of Celery's parameters, `ssl_cert_reqs=required` and `ssl_ca_certs=FILE` are
-    /// understood.
+    /// Takes a URL apart: `redis://[[user]:password@]host[:port][/database]`, or `rediss://` for TLS, as Celery's
+    /// `broker_url`. User and password may be percent-encoded. Of Celery's parameters, `ssl_cert_reqs=required` and
+    /// `ssl_ca_certs=FILE` are understood.
     ///
     /// # Errors
-    /// [`RedisError::Url`] with what is wrong and what would be right, without the password; [`RedisError::Tls`] if the file
-    /// of authorities is of no use.
+    /// [`RedisError::Url`] with what is wrong and what would be right, without the password; [`RedisError::Tls`] if the
+    /// file of authorities is of no use.
     pub fn parse(url: &str) -> Result<Self, RedisError> {
         let wrong = |problem: &str| RedisError::Url(format!("{problem}; {EXAMPLE}"));
         let (scheme, rest) = url.split_once("://").ok_or_else(|| wrong("it has no redis:// in front"))?;
@@ -93,8 +94,9 @@ impl RedisConfig {
             None => (None, None),
             Some(login) => {
                 let (user, password) = login.split_once(':').map_or((login, None), |(user, pw)| (user, Some(pw)));
-                let clear =
-                    |text: &str| percent_decoded(text).ok_or_else(|| wrong("user or password is not percent-encoded"));
+                let clear = |text: &str| {
+                    percent::decode_text(text).ok_or_else(|| wrong("user or password is not percent-encoded"))
+                };
                 let user = Some(clear(user)?).filter(|user| !user.is_empty());
                 let password = password.map(clear).transpose()?.filter(|pw| !pw.is_empty()).map(Password);
                 if user.is_some() && password.is_none() {
@@ -109,7 +111,7 @@ impl RedisConfig {
             db,
             user,
             password,
-            tls: tls.then(RedisTls::public),
+            tls: tls.then(ClientTls::public),
             name: "phalanx".to_owned(),
             operation_time: Duration::from_secs(5),
             stall_after: Duration::from_secs(15),
@@ -126,7 +128,8 @@ impl RedisConfig {
                     return Err(wrong("certificates are always checked: ssl_cert_reqs=required"));
                 }
                 ("ssl_ca_certs", file) if tls => {
-                    let file = percent_decoded(file).ok_or_else(|| wrong("ssl_ca_certs is not percent-encoded"))?;
+                    let file =
+                        percent::decode_text(file).ok_or_else(|| wrong("ssl_ca_certs is not percent-encoded"))?;
                     config = config.with_ca_file(Path::new(&file))?;
                 }
                 (name, _) => return Err(wrong(&format!("the parameter \"{name}\" is not known"))),
@@ -140,7 +143,8 @@ impl RedisConfig {
     /// # Errors
     /// [`RedisError::Tls`] if the file cannot be read or has no usable certificate.
     pub fn with_ca_file(mut self, file: &Path) -> Result<Self, RedisError> {
-        self.tls = Some(RedisTls::from_ca_file(file)?);
+        let tls = ClientTls::from_ca_file(file);
+        self.tls = Some(tls.map_err(|TlsFileError { path, problem }| RedisError::Tls { peer: path, problem })?);
         Ok(self)
     }
 
@@ -152,11 +156,7 @@ impl RedisConfig {
 
     /// Host and port, as errors name them.
     pub fn peer(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+        address::join(&self.host, self.port)
     }
 }
 
@@ -170,28 +170,12 @@ impl fmt::Display for RedisConfig {
 }
 
 fn host_and_port(address: &str) -> Option<(String, u16)> {
-    let (host, port) = match address.strip_prefix('[') {
-        Some(rest) => {
-            let (host, port) = rest.split_once(']')?;
-            (host, if port.is_empty() { "" } else { port.strip_prefix(':')? })
-        }
-        None => address.split_once(':').unwrap_or((address, "")),
-    };
+    let (host, port) = address::split(address)?;
     let port = if port.is_empty() { 6379 } else { port.parse().ok().filter(|port| *port > 0)? };
     let plain = |c: char| c.is_ascii_alphanumeric() || "-._:%".contains(c);
     // Celery's own default where there is no host.
     let host = if host.is_empty() { "localhost" } else { host };
     host.chars().all(plain).then(|| (host.to_owned(), port))
-}
-
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut parts = text.split('%');
-    let mut bytes = parts.next()?.as_bytes().to_vec();
-    for part in parts {
-        bytes.push(u8::from_str_radix(part.get(..2)?, 16).ok()?);
-        bytes.extend_from_slice(part.get(2..)?.as_bytes());
-    }
-    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]

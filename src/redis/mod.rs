@@ -8,6 +8,7 @@
 //!
 //! The commands and values are those of the `redis` crate. RESP3 is spoken always, so Redis 6 or later is needed.
 
+mod byte_stream;
 mod commander;
 mod config;
 mod connection;
@@ -20,7 +21,6 @@ mod resp;
 mod script;
 mod socket;
 mod subscriber;
-mod tls;
 mod wake;
 
 pub use commander::{Commander, CommanderHandle, CommanderState};
@@ -30,5 +30,4 @@ pub use error::RedisError;
 pub use request::{Answer, Repeat, Request};
 pub use script::Script;
 pub use subscriber::{Channel, Message, Subscriber, SubscriberHandle, SubscriberState, Subscription};
-pub use tls::RedisTls;
 pub use wake::Wake;

@@ -42,14 +42,6 @@ pub enum TransportError {
         /// What is wrong with it.
         problem: String,
     },
-    /// A certificate or key file cannot be used. Trying again does not help.
-    #[error("{path}: {problem}")]
-    TlsFile {
-        /// The file.
-        path: String,
-        /// What is wrong with it and what would be right.
-        problem: String,
-    },
     /// The TLS handshake or a TLS record failed.
     #[error("tls with {peer}: {source}")]
     Tls {
@@ -151,12 +143,7 @@ impl TransportError {
     pub fn is_retryable(&self) -> bool {
         !matches!(
             self,
-            Self::Stopped
-                | Self::Url { .. }
-                | Self::Header { .. }
-                | Self::TlsFile { .. }
-                | Self::Bind { .. }
-                | Self::CloseCode { .. }
+            Self::Stopped | Self::Url { .. } | Self::Header { .. } | Self::Bind { .. } | Self::CloseCode { .. }
         )
     }
 

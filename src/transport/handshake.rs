@@ -1,6 +1,5 @@
 //! The HTTP upgrade of RFC 6455, section 4, over any blocking stream. Limits on time are the stream's, see [`Bounded`].
 
-use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown as Half, TcpStream};
 use std::sync::Arc;
@@ -16,11 +15,11 @@ use super::url::WsUrl;
 use super::{HandshakeRequest, Refusal, TransportError, USER_AGENT};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::waits::waiting;
+use crate::net::deadline::by;
+use crate::net::http::head::{HEADERS, HeadText, Received, RequestHead, ResponseHead, first, has_token, receive};
 
-/// Header lines of a request or response. Python clients send about ten.
-pub(super) const HEADERS: usize = 64;
-
-/// How long an end that refused keeps reading, so that unread bytes do not reset the connection under its answer or alert.
+/// How long an end that refused keeps reading, so that unread bytes do not reset the connection under its answer or
+/// alert.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Headers that belong to the upgrade itself, so a caller must not give them.
@@ -41,29 +40,16 @@ pub(super) struct Bounded<'a> {
 }
 
 impl Bounded<'_> {
-    fn left(&self) -> io::Result<Option<Duration>> {
-        match self.deadline.saturating_duration_since(Instant::now()) {
-            Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
-            left => Ok(Some(left)),
-        }
-    }
-
-    /// Repeats `call` when a signal interrupted it, which the system does not do itself on a socket with a time-out.
     fn call(
         &self,
         arm: impl Fn(&TcpStream, Option<Duration>) -> io::Result<()>,
         mut call: impl FnMut(&TcpStream) -> io::Result<usize>,
     ) -> io::Result<usize> {
-        loop {
-            arm(self.tcp, self.left()?)?;
+        by(self.deadline, |left| {
+            arm(self.tcp, Some(left))?;
             let _waiting = waiting("the peer's part of the handshake", Some(self.deadline));
-            match call(self.tcp) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                // So the system reports a time-out of the socket.
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
-                done => return done,
-            }
-        }
+            call(self.tcp)
+        })
     }
 
     /// Half-closes and reads until the peer has done the same, at most for [`LINGER`].
@@ -92,8 +78,8 @@ impl Write for Bounded<'_> {
     }
 }
 
-/// Runs a handshake on `tcp`: it ends by `deadline`, and at once when `shutdown` reaches `level`. Afterwards the socket has
-/// no time-outs.
+/// Runs a handshake on `tcp`: it ends by `deadline`, and at once when `shutdown` reaches `level`. Afterwards the socket
+/// has no time-outs.
 pub(super) fn bounded<T>(
     tcp: &Arc<TcpStream>,
     peer: &str,
@@ -141,36 +127,35 @@ pub(super) fn upgrade_as_client(
 ) -> Result<Vec<u8>, TransportError> {
     let wrong = |problem: String| TransportError::Handshake { peer: url.authority.clone(), problem };
     let key = generate_key();
-    let mut request = format!(
-        "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n",
-        url.path, url.authority
-    );
-    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("user-agent")) {
-        write!(request, "User-Agent: {USER_AGENT}\r\n").expect("writing to a string does not fail");
+    let mut request = HeadText::new(format_args!("GET {} HTTP/1.1", url.path))
+        .with("Host", &url.authority)
+        .with("Connection", "Upgrade")
+        .with("Upgrade", "websocket")
+        .with("Sec-WebSocket-Version", 13)
+        .with("Sec-WebSocket-Key", &key);
+    if first(headers, "user-agent").is_none() {
+        request = request.with("User-Agent", USER_AGENT);
     }
     for (name, value) in headers {
         check_header(name, value)?;
-        write!(request, "{name}: {value}\r\n").expect("writing to a string does not fail");
+        request = request.with(name, value);
     }
-    request.push_str("\r\n");
     stream
-        .write_all(request.as_bytes())
+        .write_all(request.end().as_bytes())
         .and_then(|()| stream.flush())
         .map_err(TransportError::io("sending upgrade"))?;
 
     let is_http = |start: &[u8]| b"HTTP/1.1 ".starts_with(&start[..start.len().min(9)]);
-    let (head, tail) = match read_head(stream, limit, is_http)? {
-        Head::Whole { head, tail } => (head, tail),
-        Head::TooLong => return Err(wrong(format!("the answer's head is over the limit of {limit} bytes"))),
-        Head::Ended => return Err(wrong("the server closed the connection instead of answering".to_owned())),
-        Head::NotHttp => return Err(wrong("the answer is not HTTP/1.1 (a TLS port wants wss://)".to_owned())),
+    let received = receive(stream, limit, is_http).map_err(TransportError::io("handshake"))?;
+    let (head, tail) = match received {
+        Received::Whole { head, tail } => (head, tail),
+        Received::TooLong => return Err(wrong(format!("the answer's head is over the limit of {limit} bytes"))),
+        Received::Ended => return Err(wrong("the server closed the connection instead of answering".to_owned())),
+        Received::NotHttp => return Err(wrong("the answer is not HTTP/1.1 (a TLS port wants wss://)".to_owned())),
     };
-    let mut lines = [httparse::EMPTY_HEADER; HEADERS];
-    let mut response = httparse::Response::new(&mut lines);
-    response.parse(&head).map_err(|e| wrong(format!("the answer is not HTTP/1.1: {e}")))?;
-    let header = |name: &str| header_in(response.headers, name);
-    let status = response.code.expect("a response whose head is whole has a status");
+    let ResponseHead { status, headers } =
+        ResponseHead::parse(&head).map_err(|e| wrong(format!("the answer is not HTTP/1.1: {e}")))?;
+    let header = |name: &str| first(&headers, name);
     if status != StatusCode::SWITCHING_PROTOCOLS.as_u16() {
         let length = header("content-length").and_then(|n| n.parse().ok()).unwrap_or(tail.len());
         // It may also be a date, which only a clock that agrees with the server's could turn into a time to wait.
@@ -178,7 +163,7 @@ pub(super) fn upgrade_as_client(
             header("retry-after").and_then(|s| s.parse::<u32>().ok()).map(|s| Duration::from_secs(s.into()));
         return Err(TransportError::Refused { status, body: read_body(stream, tail, length.min(limit)), retry_after });
     }
-    if !has_token(header("upgrade"), "websocket") || !has_token(header("connection"), "upgrade") {
+    if !is_upgrade(&headers) {
         return Err(wrong("the answer has status 101 but no upgrade to websocket".to_owned()));
     }
     if header("sec-websocket-accept") != Some(derive_accept_key(key.as_bytes()).as_str()) {
@@ -231,7 +216,7 @@ impl From<TransportError> for Verdict {
 
 /// Reads the request, asks `route`, answers.
 ///
-/// Blocks in `stream`, whose errors end it. A peer that is refused is told why.
+/// Blocks in `stream`, whose errors end it. A peer that is refused gets the reason.
 pub(super) fn upgrade_as_server(
     stream: &mut (impl Read + Write),
     peer: &str,
@@ -242,11 +227,11 @@ pub(super) fn upgrade_as_server(
         .and_then(|(request, accept)| route(&request).map(|()| (request, accept)).map_err(Verdict::Refused));
     let (answer, outcome) = match verdict {
         Ok((request, accept)) => {
-            let answer = format!(
-                "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-                 Sec-WebSocket-Accept: {accept}\r\n\r\n"
-            );
-            (answer, Ok(request))
+            let answer = HeadText::new(format_args!("HTTP/1.1 101 Switching Protocols"))
+                .with("Connection", "Upgrade")
+                .with("Upgrade", "websocket")
+                .with("Sec-WebSocket-Accept", accept);
+            (answer.end(), Ok(request))
         }
         Err(Verdict::Wrong { status, problem }) => {
             (refusal(status, &problem), Err(TransportError::Handshake { peer: peer.to_owned(), problem }))
@@ -273,47 +258,49 @@ pub(super) fn refusal_status(status: u16) -> StatusCode {
 }
 
 fn refusal(status: StatusCode, body: &str) -> String {
-    format!(
-        "HTTP/1.1 {} {}\r\nConnection: close\r\nSec-WebSocket-Version: 13\r\n\
-         Content-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\r\n{body}",
-        status.as_u16(),
-        status.canonical_reason().unwrap_or("Refused"),
-        body.len()
-    )
+    let reason = status.canonical_reason().unwrap_or("Refused");
+    let head = HeadText::new(format_args!("HTTP/1.1 {} {reason}", status.as_u16()))
+        .with("Connection", "close")
+        .with("Sec-WebSocket-Version", 13)
+        .with("Content-Type", "text/plain; charset=utf-8")
+        .with("Content-Length", body.len());
+    head.end() + body
 }
 
 /// The request and the `Sec-WebSocket-Accept` it is to get.
 fn read_request(stream: &mut impl Read, limit: usize) -> Result<(HandshakeRequest, String), Verdict> {
     let wrong = |status, problem: &str| Verdict::Wrong { status, problem: problem.to_owned() };
     let is_http = |start: &[u8]| start[0].is_ascii_uppercase();
-    let (head, tail) = match read_head(stream, limit, is_http)? {
-        Head::Whole { head, tail } => (head, tail),
-        Head::TooLong => {
+    let received = receive(stream, limit, is_http).map_err(TransportError::io("handshake"))?;
+    let (head, tail) = match received {
+        Received::Whole { head, tail } => (head, tail),
+        Received::TooLong => {
             let problem = format!("the request's head is over the limit of {limit} bytes");
             return Err(Verdict::Wrong { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, problem });
         }
-        Head::Ended => return Err(Verdict::Gone(TransportError::Closed)),
-        Head::NotHttp => {
+        Received::Ended => return Err(Verdict::Gone(TransportError::Closed)),
+        Received::NotHttp => {
             return Err(wrong(StatusCode::BAD_REQUEST, "the request is not HTTP (this port has no TLS)"));
         }
     };
-    let mut lines = [httparse::EMPTY_HEADER; HEADERS];
-    let mut request = httparse::Request::new(&mut lines);
-    request.parse(&head).map_err(|e| match e {
+    let parsed = RequestHead::parse(&head).map_err(|e| match e {
         httparse::Error::TooManyHeaders => Verdict::Wrong {
             status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             problem: format!("more than {HEADERS} headers"),
         },
         e => Verdict::Wrong { status: StatusCode::BAD_REQUEST, problem: format!("the request is not HTTP: {e}") },
     })?;
-    let header = |name: &str| header_in(request.headers, name);
-    if request.method != Some("GET") {
+    let Some((RequestHead { method, target, is_1_1, headers }, _)) = parsed else {
+        return Err(wrong(StatusCode::BAD_REQUEST, "the request is not HTTP: its head is not whole"));
+    };
+    let header = |name: &str| first(&headers, name);
+    if method != "GET" {
         return Err(wrong(StatusCode::METHOD_NOT_ALLOWED, "the method must be GET"));
     }
-    if request.version != Some(1) {
+    if !is_1_1 {
         return Err(wrong(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "the version must be HTTP/1.1"));
     }
-    if !has_token(header("upgrade"), "websocket") || !has_token(header("connection"), "upgrade") {
+    if !is_upgrade(&headers) {
         return Err(wrong(StatusCode::UPGRADE_REQUIRED, "this is a WebSocket port: Upgrade: websocket is missing"));
     }
     if header("sec-websocket-version") != Some("13") {
@@ -326,57 +313,10 @@ fn read_request(stream: &mut impl Read, limit: usize) -> Result<(HandshakeReques
     if !tail.is_empty() {
         return Err(wrong(StatusCode::BAD_REQUEST, "data before the upgrade was answered"));
     }
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ok((
-        HandshakeRequest {
-            path: request.path.expect("a request whose head is whole has a path").to_owned(),
-            headers: request.headers.iter().map(|h| (h.name.to_owned(), text(h.value))).collect(),
-        },
-        derive_accept_key(key.as_bytes()),
-    ))
+    let accept = derive_accept_key(key.as_bytes());
+    Ok((HandshakeRequest { path: target, headers }, accept))
 }
 
-fn header_in<'h>(headers: &[httparse::Header<'h>], name: &str) -> Option<&'h str> {
-    let header = headers.iter().find(|h| h.name.eq_ignore_ascii_case(name))?;
-    std::str::from_utf8(header.value).ok().map(str::trim)
-}
-
-fn has_token(value: Option<&str>, token: &str) -> bool {
-    value.is_some_and(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case(token)))
-}
-
-/// What came before the empty line, and after it.
-pub(super) enum Head {
-    Whole { head: Vec<u8>, tail: Vec<u8> },
-    TooLong,
-    Ended,
-    NotHttp,
-}
-
-/// Reads up to and including the empty line. `is_http` judges the first bytes (at least one), so that a peer which speaks
-/// something else is told at once rather than at the deadline.
-pub(super) fn read_head(
-    stream: &mut impl Read,
-    limit: usize,
-    is_http: fn(&[u8]) -> bool,
-) -> Result<Head, TransportError> {
-    let mut head = Vec::new();
-    let mut chunk = [0; 4096];
-    while head.len() < limit {
-        let room = (limit - head.len()).min(chunk.len());
-        let n = stream.read(&mut chunk[..room]).map_err(TransportError::io("handshake"))?;
-        if n == 0 {
-            return Ok(Head::Ended);
-        }
-        let searched = head.len().saturating_sub(3);
-        head.extend_from_slice(&chunk[..n]);
-        if !is_http(&head) {
-            return Ok(Head::NotHttp);
-        }
-        if let Some(at) = head[searched..].windows(4).position(|w| w == b"\r\n\r\n") {
-            let tail = head.split_off(searched + at + 4);
-            return Ok(Head::Whole { head, tail });
-        }
-    }
-    Ok(Head::TooLong)
+fn is_upgrade(headers: &[(String, String)]) -> bool {
+    has_token(headers, "upgrade", "websocket") && has_token(headers, "connection", "upgrade")
 }

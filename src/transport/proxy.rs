@@ -11,11 +11,13 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use tungstenite::http::StatusCode;
 use tungstenite::http::uri::Authority;
 
-use super::handshake::{Bounded, HEADERS, Head, bounded, read_head};
+use super::handshake::{Bounded, bounded};
 use super::url::WsUrl;
 use super::{TransportError, USER_AGENT};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::net::dial::{DialError, dial};
+use crate::net::http::head::{HeadText, Received, ResponseHead, receive};
+use crate::net::{address, percent};
 
 /// An HTTP proxy. Neither its `Debug` nor any error shows user or password.
 #[derive(Clone, PartialEq, Eq)]
@@ -47,7 +49,7 @@ impl Proxy {
             .unwrap_or(address)
             .parse()
             .map_err(|_| bad("what should be host:port has other parts or characters"))?;
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let host = address::without_brackets(authority.host());
         if host.is_empty() {
             return Err(bad("the proxy has no host"));
         }
@@ -79,29 +81,24 @@ impl Proxy {
     }
 
     fn ask(&self, socket: &mut Bounded<'_>, target: &str, limit: usize) -> Result<(), TransportError> {
-        let authorization =
-            self.authorization.as_ref().map_or(String::new(), |value| format!("Proxy-Authorization: {value}\r\n"));
-        let request =
-            format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: {USER_AGENT}\r\n{authorization}\r\n");
-        socket.write_all(request.as_bytes()).map_err(|source| self.broke(source))?;
+        let mut request = HeadText::new(format_args!("CONNECT {target} HTTP/1.1"))
+            .with("Host", target)
+            .with("User-Agent", USER_AGENT);
+        if let Some(authorization) = &self.authorization {
+            request = request.with("Proxy-Authorization", authorization);
+        }
+        socket.write_all(request.end().as_bytes()).map_err(|source| self.broke(source))?;
         let is_http = |start: &[u8]| b"HTTP/1.".starts_with(&start[..start.len().min(7)]);
-        let answer = read_head(&mut ByteByByte(socket), limit, is_http).map_err(|error| match error {
-            TransportError::Io { source, .. } => self.broke(source),
-            other => other,
-        })?;
-        let head = match answer {
-            Head::Whole { head, .. } => head,
-            Head::TooLong => {
+        let head = match receive(&mut ByteByByte(socket), limit, is_http).map_err(|source| self.broke(source))? {
+            Received::Whole { head, .. } => head,
+            Received::TooLong => {
                 return Err(self.wrong(format!("the head of its answer is over the limit of {limit} bytes")));
             }
-            Head::Ended => return Err(self.wrong("it closed the connection instead of answering".to_owned())),
-            Head::NotHttp => return Err(self.wrong("its answer is not HTTP/1".to_owned())),
+            Received::Ended => return Err(self.wrong("it closed the connection instead of answering".to_owned())),
+            Received::NotHttp => return Err(self.wrong("its answer is not HTTP/1".to_owned())),
         };
-        let mut lines = [httparse::EMPTY_HEADER; HEADERS];
-        let mut response = httparse::Response::new(&mut lines);
-        response.parse(&head).map_err(|e| self.wrong(format!("its answer is not HTTP/1: {e}")))?;
-        let status = response.code.expect("a response whose head is whole has a status");
-        match status {
+        let answer = ResponseHead::parse(&head).map_err(|e| self.wrong(format!("its answer is not HTTP/1: {e}")))?;
+        match answer.status {
             200..=299 => Ok(()),
             407 if self.authorization.is_none() => Err(self
                 .wrong("it wants a user and a password (status 407); give http://user:password@host:port".to_owned())),
@@ -146,22 +143,11 @@ impl Read for ByteByByte<'_, '_> {
 /// The header for `user[:password]`, percent-encoded.
 fn basic(user: &str) -> Result<String, &'static str> {
     let (user, password) = user.split_once(':').unwrap_or((user, ""));
-    let decoded = |text| percent_decoded(text).ok_or("the user or the password has a % without two hex digits");
+    let decoded = |text| percent::decode(text).ok_or("the user or the password has a % without two hex digits");
     let mut plain = decoded(user)?;
     plain.push(b':');
     plain.extend(decoded(password)?);
     Ok(format!("Basic {}", BASE64.encode(plain)))
-}
-
-fn percent_decoded(text: &str) -> Option<Vec<u8>> {
-    let mut parts = text.split('%');
-    let mut bytes = parts.next()?.as_bytes().to_vec();
-    for part in parts {
-        let digits = part.get(..2).filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))?;
-        bytes.push(u8::from_str_radix(digits, 16).ok()?);
-        bytes.extend_from_slice(&part.as_bytes()[2..]);
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]

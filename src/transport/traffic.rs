@@ -2,10 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The bytes that one connection has moved since its handshake, as they are on the wire: with frames, and sealed if by TLS.
+/// The bytes that one connection has moved since its handshake, as they are on the wire: with frames, and sealed if by
+/// TLS.
 ///
-/// They are counted as they move, not when a message is whole. The counts only grow; no memory order comes with them, so
-/// they tell of progress and of nothing else.
+/// They are counted as they move, not when a message is whole. The counts only grow; no memory order comes with them,
+/// so they tell of progress and of nothing else.
 #[derive(Debug, Default)]
 pub struct Traffic {
     read: AtomicU64,
@@ -19,7 +20,7 @@ impl Traffic {
     }
 
     /// Bytes that the system took for sending, which may still wait there; counted in parts of at most 256 KiB (over
-    /// [`memory`](super::memory) whole messages).
+    /// `memory` whole messages).
     pub fn written_bytes(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }

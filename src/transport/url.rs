@@ -3,6 +3,7 @@
 use tungstenite::http::Uri;
 
 use super::TransportError;
+use crate::net::address;
 
 /// `ws://host[:port][/path]` or `wss://…`, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +32,7 @@ impl WsUrl {
         if authority.contains('@') {
             return Err(bad("a user name in the url is never sent; take it out".to_owned()));
         }
-        let host = uri.host().unwrap_or("").trim_start_matches('[').trim_end_matches(']');
+        let host = address::without_brackets(uri.host().unwrap_or(""));
         if host.is_empty() {
             return Err(bad("no host".to_owned()));
         }
@@ -54,11 +55,7 @@ impl WsUrl {
 
     /// Both, also the port that the scheme implies.
     pub(super) fn host_and_port(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+        address::join(&self.host, self.port)
     }
 }
 

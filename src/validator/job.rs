@@ -8,15 +8,11 @@ use serde_json::json;
 use tungstenite::Utf8Bytes;
 
 use super::delivery::{Delivery, NotOnDisk, Ticket, update_text};
-use super::facilitator_client::JobHandler;
 use super::ledger::UpdateError;
 use super::organic::{Reports, stopping};
 use super::status::{Outcome, empty};
 use crate::base::limits::FACILITATOR_LINK_MESSAGE_BYTES;
-use crate::base::scope;
 use crate::base::shutdown::Shutdown;
-use crate::dispatch::Backend;
-use crate::dispatch::workers::Workers;
 use crate::identity::PublicKey;
 use crate::protocol::{
     HordeFailureDetails, HordeFailureReason, JobParticipantType, JobRejectionReason, JobStatus, JobStatusMetadata,
@@ -123,6 +119,7 @@ impl LeftJob {
     }
 
     /// For whoever goes on with it.
+    #[cfg(feature = "celery")]
     pub(super) fn go_on(mut self) -> (Arc<str>, Line) {
         (self.uuid.clone(), self.line.take().expect("only going on with it empties it, which consumes it"))
     }
@@ -165,6 +162,7 @@ impl Job {
     }
 
     /// Takes the job for somebody else to run; the facilitator is told `received`.
+    #[cfg(feature = "celery")]
     pub(super) fn hand_over(mut self) -> (Arc<V2JobRequest>, Line) {
         let Inner { request, line, .. } = self.inner.take().expect("only taking the job empties it, which consumes it");
         let update = V0JobStatusUpdate { uuid: request.uuid.clone(), status: JobStatus::Received, metadata: None };
@@ -363,38 +361,5 @@ impl Reports for RunningJob {
 
     fn goes_on(&self) -> bool {
         false
-    }
-}
-
-/// Runs each job on a thread of a pool; a job for which no thread is free is turned away as busy.
-///
-/// A stop of the client waits for the jobs, see [`RunningJob::stop_signal`]; the pool's threads end with the client.
-pub struct OnWorkers<F> {
-    pool: Workers,
-    work: Arc<F>,
-}
-
-impl<F: Fn(&RunningJob) -> Outcome + Send + Sync + 'static> OnWorkers<F> {
-    /// At most `threads` jobs at a time; `work` runs one and says how it ended. A panic ends its job as `horde_failed`.
-    pub fn new(threads: usize, work: F) -> Self {
-        Self { pool: Workers::new("fac-work", threads), work: Arc::new(work) }
-    }
-}
-
-impl<F: Fn(&RunningJob) -> Outcome + Send + Sync + 'static> JobHandler for OnWorkers<F> {
-    fn job(&self, job: Job) {
-        let work = self.work.clone();
-        let uuid = job.request().uuid.clone();
-        let run = move |_: &Shutdown| {
-            let job = job.receive();
-            let _job = scope::job(job.request().uuid.as_str());
-            let outcome = work(&job);
-            let uuid = job.request().uuid.clone();
-            if let Err(error) = job.end_and_wait(outcome) {
-                log::error!("job {uuid}: {error}");
-            }
-        };
-        // A job that the pool does not take is turned away when it is dropped.
-        drop(self.pool.submit(&uuid, Box::new(run)));
     }
 }

@@ -17,8 +17,9 @@
 //! * [`delivery`]: the ledger with its disk and its link.
 //! * [`job`]: a job in the hands of whoever runs it.
 //! * [`drive`]: one job, from the choice of a miner to its end. Pure; [`organic`] is the loop around it.
-//! * [`remote`]: jobs on other machines: the front, which is part of a validator, and the job worker.
-//! * [`role`]: the validator as a whole.
+//! * `jobs`: what runs them, in one trait: workers of this process, stub jobs, or [`remote`]: jobs on other machines (the
+//!   front, which is part of a validator, and the job worker).
+//! * [`role`]: the validator as a whole; its start and stop, all steps in order.
 
 pub mod delivery;
 pub mod drive;
@@ -29,13 +30,12 @@ pub mod miner_client;
 pub mod miners;
 pub mod organic;
 pub mod record;
-pub mod remote;
 pub mod role;
 pub mod routing;
 pub mod status;
 
 mod checks;
-mod stub;
+mod jobs;
 
 pub use delivery::{GivenUp, NotOnDisk, Ticket, Totals};
 pub use drive::JobTimes;
@@ -43,7 +43,11 @@ pub use facilitator_client::{
     ClientConfig, ClientError, ClientEvent, ClientHandle, ClientState, Counted, FacilitatorClient, JobHandler,
     RunningClient,
 };
-pub use job::{Job, LeftJob, OnWorkers, RunningJob};
+pub use job::{Job, LeftJob, RunningJob};
+pub use jobs::FrontStatus;
+pub use jobs::here::OnWorkers;
+#[cfg(feature = "celery")]
+pub use jobs::remote;
 pub use ledger::{Counts, LedgerLimits, RetryPolicies, RetryPolicy, UpdateError};
 pub use miners::{MinersFileError, load_miners};
 pub use role::{Dispatch, Observer, Reloader, Validator, ValidatorConfig, ValidatorError};

@@ -1,9 +1,12 @@
-//! A connection costs one descriptor and gives it back. Alone in its file, because other tests' sockets would be counted.
+//! A connection costs one descriptor and gives it back. Alone in its file, because other tests' sockets would be
+//! counted.
 
 #![cfg(target_os = "linux")]
 
+use crate::testkit::threads::NoThreads;
 use crate::testkit::transport as kit;
-use kit::{NoThreads, Site, background, dial_ws, join};
+use crate::testkit::wait::far;
+use kit::{Site, background, dial_ws, join};
 use phalanx::base::lock::lock;
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::transport::{Connection, Incoming, Listener, SocketLimits};
@@ -27,7 +30,7 @@ fn connections_cost_one_descriptor_each_and_give_it_back() {
             while let Ok(pending) = listener.accept() {
                 let shutdown = Shutdown::new();
                 connections
-                    .push(pending.handshake(&limits, kit::far(), &shutdown, Level::Drain, &mut |_| Ok(())).unwrap().0);
+                    .push(pending.handshake(&limits, far(), &shutdown, Level::Drain, &mut |_| Ok(())).unwrap().0);
             }
             connections
         });

@@ -4,6 +4,7 @@
 
 use crate::testkit::python;
 use crate::testkit::redis as redis_kit;
+use crate::testkit::threads::NoThreads;
 use std::time::Duration;
 
 use phalanx::celery::envelope::Envelope;
@@ -12,7 +13,7 @@ use phalanx::celery::meta::{Exception, Meta, State};
 use phalanx::celery::moment::Moment;
 use phalanx::celery::task::Task;
 use phalanx::celery::{meta_key, queue_key, value};
-use redis_kit::{NoThreads, RedisServer};
+use redis_kit::RedisServer;
 use serde_json::{Value, json};
 
 const RECORDED: &str = include_str!("../vectors/celery/wire.jsonl");
@@ -28,7 +29,8 @@ fn lines(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The task that asks for the same as the options of an `apply_async`; what is random or of the moment is the original's.
+/// The task that asks for the same as the options of an `apply_async`; what is random or of the moment is the
+/// original's.
 fn same_task(options: &Value, original: &TaskMessage) -> TaskMessage {
     let seconds = |value: &Value| Duration::from_secs_f64(value.as_f64().unwrap());
     let mut task = Task::new("t.add").id(&original.id);

@@ -1,19 +1,21 @@
-//! Our worker and real Celery: what its producers send is run as a worker of Celery runs it, what its tools ask is answered,
-//! and what nobody can run is put aside.
+//! Our worker and real Celery: what its producers send is run as a worker of Celery runs it, what its tools ask is
+//! answered, and what nobody can run is put aside.
 
 use crate::example;
 use crate::testkit::celery as celery_kit;
 use crate::testkit::redis as redis_kit;
+use crate::testkit::threads::NoThreads;
+use crate::testkit::wait::{LONG, until};
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use celery_kit::{Client, Feed, Gate, Ours, Worker, celery, settings, until, worker_process, worker_words};
+use celery_kit::{Client, Feed, Gate, Ours, Worker, celery, settings, worker_process, worker_words};
 use crossbeam_channel::bounded;
 use phalanx::base::thread::Group;
 use phalanx::celery::worker::{Registry, TaskError};
 use phalanx::celery::{Meta, State, Task, meta_key};
-use redis_kit::{LONG, NoThreads, RedisServer};
+use redis_kit::RedisServer;
 use serde_json::{Value, json};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -442,8 +444,8 @@ fn what_runs_for_long_is_not_taken_for_lost_by_a_real_worker_beside_ours() {
     };
     command.env("CELERY_VISIBILITY", "2");
     let Some(theirs) = Worker::start_from(command, &["--pool", "threads", "-c", "1"]) else { return };
-    // What a worker of Celery that died has left comes back when it is old, whoever finds it. When that has happened twice,
-    // all the time that ours had was over twice.
+    // What a worker of Celery that died has left comes back when it is old, whoever finds it. When that has happened
+    // twice, all the time that ours had was over twice.
     for round in 0..2 {
         let id = format!("left-{round}");
         let message = Task::new("noop").id(&id).message(SystemTime::now().into(), "t", || format!("tag-{round}"));

@@ -5,16 +5,18 @@
 use crate::example;
 use crate::testkit::celery as celery_kit;
 use crate::testkit::redis as redis_kit;
+use crate::testkit::threads::NoThreads;
+use crate::testkit::wait::{LONG, until};
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use celery_kit::{Client, Ours, Worker, celery, settings, until, worker_process, worker_words};
+use celery_kit::{Client, Ours, Worker, celery, settings, worker_process, worker_words};
 use phalanx::base::rng::Rng;
 use phalanx::celery::Task;
 use phalanx::celery::worker::WorkerConfig;
-use redis_kit::{LONG, NoThreads, RedisServer};
+use redis_kit::RedisServer;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -27,7 +29,8 @@ fn worker_itself() {
     example::run(worker_words()).unwrap();
 }
 
-/// What the tasks have noted, each with its id: whether it began or ended, and whether it was marked as delivered before.
+/// What the tasks have noted, each with its id: whether it began or ended, and whether it was marked as delivered
+/// before.
 fn notes(path: &Path) -> Vec<(String, String, bool)> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     // The last line of one that was killed may be cut short.
@@ -150,8 +153,8 @@ fn killed_at_random_moments_they_lose_nothing_and_run_nothing_twice_unmarked() {
     let marked = runs.values().filter(|(_, again, _)| *again > 0).count();
     let twice = runs.values().filter(|(plain, again, _)| plain + again > 1).count();
     println!(
-        "{kills} kills: {} sent, {} run, {marked} of them marked as redelivered ({twice} had begun before), {} put back by the \
-         survivor",
+        "{kills} kills: {} sent, {} run, {marked} of them marked as redelivered ({twice} had begun before), {} put back \
+         by the survivor",
         sent.len(),
         runs.len(),
         survivor.state().restored

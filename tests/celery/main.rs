@@ -11,6 +11,7 @@ mod celery_messages;
 mod celery_worker;
 mod celery_worker_faults;
 mod celery_worker_kill;
+mod dropping;
 mod redis_connection;
 mod redis_messaging;
 mod remote;

@@ -1,5 +1,5 @@
-//! Jobs on other machines: the validator as a front and `phalanx worker`s as processes, with a real Redis between them. What
-//! the facilitator stores is what counts.
+//! Jobs on other machines: the validator as a front and `phalanx worker`s as processes, with a real Redis between them.
+//! What the facilitator stores is what counts.
 //!
 //! `PHALANX_TEST_KILLS` says how often something is killed.
 
@@ -8,18 +8,19 @@ use crate::testkit::process;
 use crate::testkit::redis as redis_server;
 use crate::testkit::roles;
 use crate::testkit::scripted_facilitator as scripted;
+use crate::testkit::threads::NoThreads;
+use crate::testkit::wait::{LONG, far, until_some};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
 
 use celery::Client;
 use phalanx::base::rng::Rng;
 use phalanx::celery::Task;
 use phalanx::protocol::{FacilitatorToValidator, JobStatus, SignedRequest, V2JobRequest};
 use phalanx::transport::ws::WsListener;
-use process::{LONG, Running, nothing_left, phalanx, run};
-use redis_server::{NoThreads, RedisServer};
+use process::{Running, nothing_left, phalanx, run};
+use redis_server::RedisServer;
 use roles::World;
 use rustix::process::Signal;
 use scripted::{GOOD, Plan, ScriptedFacilitator, key};
@@ -102,14 +103,10 @@ fn pages(running: &mut Running) -> String {
 
 /// Asks for the status of a role until it answers as wished; gives it.
 fn until(scratch: &Path, pages: &str, done: impl Fn(&Value) -> bool) -> Value {
-    let limit = Instant::now() + LONG;
-    loop {
+    until_some("the status", || {
         let finished = run(phalanx(scratch).args(["status", "--json", "--http", pages]));
-        match serde_json::from_str(&finished.stdout) {
-            Ok(status) if done(&status) => return status,
-            answer => assert!(Instant::now() < limit, "never: {answer:#?} {}", finished.stderr),
-        }
-    }
+        serde_json::from_str(&finished.stdout).ok().filter(|status| done(status))
+    })
 }
 
 /// A miner with one executor, and the file that says where it is.
@@ -251,8 +248,8 @@ fn whatever_is_killed_each_job_ends_once_and_in_order() {
             *broken.entry(known.unwrap_or_else(|| panic!("{why}"))).or_default() += 1;
         }
         println!(
-            "kill -9 of the front {}, of Redis {}, of a worker {}, stops of a worker {}: {} jobs, {completed} completed, \
-             cut short {broken:?}, {} updates, {} of them repeats",
+            "kill -9 of the front {}, of Redis {}, of a worker {}, stops of a worker {}: {} jobs, {completed} \
+             completed, cut short {broken:?}, {} updates, {} of them repeats",
             killed[0],
             killed[1],
             killed[2],
@@ -328,7 +325,7 @@ fn any_celery_producer_may_send_a_job_and_gets_its_end_as_the_result() {
     let seen = celery.inspect("registered", &json!({}), &[], LONG).unwrap();
     assert_eq!(seen, [("w@here".to_owned(), json!(["phalanx.execute_job"]))].into());
     // As `celery control shutdown`.
-    assert_eq!(celery.broadcast("shutdown", &json!({}), &[], redis_server::far()).unwrap(), 1);
+    assert_eq!(celery.broadcast("shutdown", &json!({}), &[], far()).unwrap(), 1);
     let finished = worker.finish();
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
     assert!(finished.stderr.contains("asked to stop by remote control"), "{}", finished.stderr);

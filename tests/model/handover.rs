@@ -268,8 +268,8 @@ fn write_loop(link: &Link, epoch: Epoch, wire: &Wire) {
     }
 }
 
-/// As `link::session`: the reader here, the writer on a thread of its own, which may outlive the session as an abandoned
-/// one does; says whether the end was a goodbye.
+/// As `link::session`: the reader here, the writer on a thread of its own, which may outlive the session as an
+/// abandoned one does; says whether the end was a goodbye.
 fn session(link: &Link, wire: &Arc<Wire>, mut on_answer: impl FnMut(Epoch, u64)) -> (bool, JoinHandle<()>) {
     let epoch = link.attach(wire.clone(), wire.beat);
     let (writes, out) = (link.clone(), wire.clone());
@@ -317,8 +317,8 @@ static STALE: AtomicUsize = AtomicUsize::new(0);
 static REPEATED: AtomicUsize = AtomicUsize::new(0);
 static REFUSED: AtomicUsize = AtomicUsize::new(0);
 
-/// Two senders, a connection that is lost, its successor, an application that counts answers late, and a close at any time:
-/// all that was taken is answered once, in the end, and arrives in its sender's order.
+/// Two senders, a connection that is lost, its successor, an application that counts answers late, and a close at any
+/// time: all that was taken is answered once, in the end, and arrives in its sender's order.
 fn senders_a_cut_and_a_close() {
     let link = new_link();
     let arrived = Arc::<Mutex<Vec<u64>>>::default();
@@ -462,8 +462,8 @@ fn an_answer_of_an_old_connection_that_counts_is_found() {
     assert!(["counts for", "answered twice"].iter().any(|how| found.contains(how)), "{found}");
 }
 
-/// As above, but the close comes when all is answered and the writer of the lost connection has left: until then nothing
-/// that happens later makes good what a sender that had its turn, or a signal, has missed.
+/// As above, but the close comes when all is answered and the writer of the lost connection has left: until then
+/// nothing that happens later makes good what a sender that had its turn, or a signal, has missed.
 fn senders_and_a_cut() {
     let link = new_link();
     let wires = [(); 2].map(|()| Arc::new(Wire::default()));
@@ -505,7 +505,8 @@ fn what_is_taken_is_answered_and_an_old_writer_leaves_without_a_close() {
 static STOPPED_IN_SESSION: AtomicUsize = AtomicUsize::new(0);
 static STOPPED_BETWEEN: AtomicUsize = AtomicUsize::new(0);
 
-/// A link whose peer answers nothing is stopped for good while it reconnects: it ends, and what was taken is still inside.
+/// A link whose peer answers nothing is stopped for good while it reconnects: it ends, and what was taken is still
+/// inside.
 fn stop_against_reconnect() {
     let link = new_link();
     let stop = Shutdown::new();

@@ -3,7 +3,8 @@
 #[path = "../../src/link/handover.rs"]
 pub mod handover;
 
-/// The outbox is pure and comes from the library as it is, but for one bug that can be planted and for notes of what it gives.
+/// The outbox is pure and comes from the library as it is, but for one bug that can be planted and for notes of what it
+/// gives.
 pub mod outbox {
     use std::cell::RefCell;
     use std::ops::{Deref, DerefMut};

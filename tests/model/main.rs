@@ -1,10 +1,11 @@
-//! The lock-and-channel parts under a controlled scheduler: the shutdown latch, the hand-over of the outbox, the matching of
-//! acknowledgements, stop against reconnect, the end of a task.
+//! The lock-and-channel parts under a controlled scheduler: the shutdown latch, the hand-over of the outbox, the
+//! matching of acknowledgements, stop against reconnect, the end of a task.
 //!
-//! The files of `src/` are compiled here a second time, as they are, against locks that let a scheduler choose who runs next
-//! ([`base::sync`]). Each model runs under thousands of schedules, half of them random, half with few and deliberate
-//! changes of thread (PCT). A schedule that hangs is reported as a deadlock; each failure comes with its schedule, which
-//! `shuttle::replay` repeats. This is search, not proof: weak memory orders and the passing of time are not modelled.
+//! The files of `src/` are compiled here a second time, as they are, against locks that let a scheduler choose who runs
+//! next ([`base::sync`]). Each model runs under thousands of schedules, half of them random, half with few and
+//! deliberate changes of thread (PCT). A schedule that hangs is reported as a deadlock; each failure comes with its
+//! schedule, which `shuttle::replay` repeats. This is search, not proof: weak memory orders and the passing of time are
+//! not modelled.
 //!
 //! Planted bugs ([`seed::Seed`]) show that the search finds what it looks for.
 
@@ -63,7 +64,8 @@ fn failure(seed: Seed, schedules: usize, model: fn()) -> String {
     found
 }
 
-/// Where a modelled file took a lock from elsewhere, the scheduler would not see it, and the models would pass in silence.
+/// Where a modelled file took a lock from elsewhere, the scheduler would not see it, and the models would pass in
+/// silence.
 #[test]
 fn the_modelled_files_take_their_locks_from_base_sync() {
     for file in ["base/lock.rs", "base/shutdown.rs", "link/handover.rs", "link/outbox.rs", "tasks/cell.rs"] {

@@ -1,5 +1,5 @@
-//! Bugs that are planted to see that the check finds them. The modelled files carry no branch for that: the bugs are in the
-//! locks they are compiled against, in the outbox they are given, or in how the model calls them.
+//! Bugs that are planted to see that the check finds them. The modelled files carry no branch for that: the bugs are in
+//! the locks they are compiled against, in the outbox they are given, or in how the model calls them.
 
 use std::cell::Cell;
 

@@ -81,8 +81,8 @@ fn children_rise_with_their_parent() {
     });
 }
 
-/// A kick runs once, at its level or above, whether it is registered before, while or after the level is reached; and it
-/// may use the signal that runs it.
+/// A kick runs once, at its level or above, whether it is registered before, while or after the level is reached; and
+/// it may use the signal that runs it.
 #[test]
 fn kicks_run_exactly_once() {
     static AT_ONCE: AtomicUsize = AtomicUsize::new(0);
@@ -115,7 +115,8 @@ fn kicks_run_exactly_once() {
     assert!(AT_ONCE.load(SeqCst) > 0 && LATER.load(SeqCst) > 0, "both orders occur");
 }
 
-/// A kick whose registration is dropped while the level rises runs once or not at all, and not if it was dropped before.
+/// A kick whose registration is dropped while the level rises runs once or not at all, and not if it was dropped
+/// before.
 #[test]
 fn a_dropped_registration_is_taken_back() {
     static RAN: AtomicUsize = AtomicUsize::new(0);

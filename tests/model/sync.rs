@@ -1,7 +1,7 @@
 //! What stands for `base::sync` here: the same names and signatures on a scheduler that chooses who runs next.
 //!
-//! Time does not pass: a bounded wait ends only when it is notified. Every memory order is the strongest one. No message is
-//! ever sent on a channel: the modelled files use channels only for their disconnection.
+//! Time does not pass: a bounded wait ends only when it is notified. Every memory order is the strongest one. No
+//! message is ever sent on a channel: the modelled files use channels only for their disconnection.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};

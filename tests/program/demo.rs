@@ -1,6 +1,7 @@
 //! `phalanx demo` as a process: every job completes, and Ctrl-C at any moment leaves nothing behind.
 
 use crate::testkit::process;
+use crate::testkit::wait::LONG;
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::Path;
@@ -104,7 +105,7 @@ fn an_output_that_nobody_reads_does_not_hold_it() {
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, Signal::INT).unwrap();
     let fd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
-    let limit = rustix::event::Timespec::try_from(process::LONG).unwrap();
+    let limit = rustix::event::Timespec::try_from(LONG).unwrap();
     let mut ready = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
     assert_eq!(rustix::event::poll(&mut ready, Some(&limit)).unwrap(), 1, "it does not end");
     assert_eq!(child.wait().unwrap().code(), Some(1));
@@ -123,9 +124,12 @@ fn docker_is_here() -> bool {
     false
 }
 
-fn containers() -> String {
-    let list = ["ps", "--all", "--filter", "label=phalanx.job", "--format", "{{.Names}} {{.Status}}"];
-    String::from_utf8(Command::new("docker").args(list).output().unwrap().stdout).unwrap()
+/// The containers that have a folder of the run mounted, as each job's has; others are not ours.
+fn containers(scratch: &Path) -> Vec<String> {
+    let format = "{{.Names}} {{.Status}} {{.Mounts}}";
+    let list = ["ps", "--all", "--no-trunc", "--filter", "label=phalanx.job", "--format", format];
+    let list = String::from_utf8(Command::new("docker").args(list).output().unwrap().stdout).unwrap();
+    list.lines().filter(|line| line.contains(scratch.to_str().unwrap())).map(str::to_owned).collect()
 }
 
 #[test]
@@ -149,7 +153,7 @@ fn in_containers_too() {
         assert_eq!(finished.code, Some(1), "{at}: {finished:?}");
         assert!(took < Duration::from_secs(15), "{at}: {took:?}");
         nothing_left(scratch.path());
-        assert_eq!(containers(), "", "{at}");
+        assert_eq!(containers(scratch.path()), [] as [&str; 0], "{at}");
     }
 }
 

@@ -3,6 +3,7 @@
 #[path = "../testkit/mod.rs"]
 mod testkit;
 
+mod by_hand;
 mod demo;
 mod facilitator_kill;
 mod outbox;

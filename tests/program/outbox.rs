@@ -2,6 +2,7 @@
 
 use crate::testkit::process;
 use crate::testkit::roles;
+use crate::testkit::wait::{LONG, until};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -13,7 +14,7 @@ use phalanx::store::journal::{Change, Journal};
 use phalanx::transport::ws::WsListener;
 use phalanx::validator::record::{DeadLetter, JobRecord, Update};
 use process::{Finished, Running, phalanx, run};
-use roles::{FakeFacilitator, World, statuses, wait_until};
+use roles::{FakeFacilitator, World, statuses};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -206,14 +207,14 @@ fn a_retried_update_arrives_in_its_place_and_a_running_validator_is_left_alone()
     validator.args(["validator", "--dispatch", "stub", "--facilitator", &url, "--http", "127.0.0.1:0", "--state-dir"]);
     let mut validator = Running::start(validator.arg(folder.0.path().join("state")).env("PHALANX_KEY", "//Alice"));
     validator.line();
-    let history: Vec<_> = (0..4).map(|_| facilitator.updates.recv_timeout(roles::LONG).unwrap()).collect();
+    let history: Vec<_> = (0..4).map(|_| facilitator.updates.recv_timeout(LONG).unwrap()).collect();
     let of =
         |uuid: &str| -> Vec<_> { statuses(&history.iter().filter(|u| u.uuid == uuid).cloned().collect::<Vec<_>>()) };
     assert_eq!(of(STUCK), [S::Accepted, S::ExecutionDone, S::Completed]);
     assert_eq!(of(UNHEARD), [S::Completed]);
 
     // The validator writes the facilitator's answers after it has them.
-    wait_until(|| folder.outbox(&["ls"]).stderr == "depth 0, 0 bytes, oldest -, dead 1\n");
+    until("one dead letter", || folder.outbox(&["ls"]).stderr == "depth 0, 0 bytes, oldest -, dead 1\n");
     for refused in [&["retry", "--all"][..], &["drop", "--all-dead"], &["drop", "--waiting", DONE]] {
         let refused = folder.outbox(refused);
         assert_eq!(refused.code, Some(1));

@@ -1,6 +1,7 @@
 //! The roles as processes of their own, by the command-line contract: a network of four, its signals, and bad input.
 
 use crate::testkit::process;
+use crate::testkit::wait::until;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -127,19 +128,11 @@ fn job_runs(scratch: &Path) -> bool {
     processes_of(scratch).iter().any(|line| line.starts_with("sleep 600"))
 }
 
-fn wait_until(what: &str, done: impl Fn() -> bool) {
-    let limit = std::time::Instant::now() + process::LONG;
-    while !done() {
-        assert!(std::time::Instant::now() < limit, "never: {what}");
-        std::thread::yield_now();
-    }
-}
-
 #[test]
 fn a_job_that_a_stop_cuts_short_ends_as_horde_failed_and_leaves_nothing() {
     let network = Network::start(false);
     let submit = Running::start(&mut network.submit(LONG_JOB));
-    wait_until("the job runs", || job_runs(network.scratch.path()));
+    until("the job runs", || job_runs(network.scratch.path()));
     // The validator's drain time is a second, then it gives the job up, and says so.
     let Network { facilitator, miner, validator, scratch, folder: _folder, http: _ } = network;
     let (took, finished) = validator.stop(Signal::TERM);
@@ -159,7 +152,7 @@ fn a_job_that_a_stop_cuts_short_ends_as_horde_failed_and_leaves_nothing() {
 fn an_executor_that_is_killed_ends_its_job_in_horde_failed_and_nothing_is_left() {
     let network = Network::start(false);
     let submit = Running::start(&mut network.submit(LONG_JOB));
-    wait_until("the job runs", || job_runs(network.scratch.path()));
+    until("the job runs", || job_runs(network.scratch.path()));
     let mut executors = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
@@ -259,7 +252,7 @@ fn executors_run_in_containers_too() {
 fn a_second_signal_cancels_and_a_third_exits_now() {
     let network = Network::start(false);
     let submit = Running::start(&mut network.submit(LONG_JOB));
-    wait_until("the job runs", || job_runs(network.scratch.path()));
+    until("the job runs", || job_runs(network.scratch.path()));
     let Network { facilitator, miner, validator, scratch, .. } = network;
     miner.signal(Signal::TERM);
     let (took, finished) = miner.stop(Signal::TERM);

@@ -2,15 +2,16 @@
 
 use crate::testkit::network;
 use crate::testkit::process;
+use crate::testkit::wait::LONG;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::Instant;
 
 use network::{ALICE, Network};
 use phalanx::base::shutdown::Shutdown;
-use phalanx::executor::driver::ExecutorConfig;
-use phalanx::transport::http::HttpClient;
-use process::{LONG, Running, phalanx, run};
+use phalanx::executor::ExecutorConfig;
+use phalanx::net::http::client::HttpClient;
+use process::{Running, phalanx, run};
 use rustix::process::Signal;
 
 fn none_of(secrets: &[&str], who: &str, said: &str) {

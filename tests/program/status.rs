@@ -3,6 +3,7 @@
 use crate::testkit::http;
 use crate::testkit::network;
 use crate::testkit::process;
+use crate::testkit::wait::{LONG, until_some};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -13,11 +14,11 @@ use http::{Reply, Server};
 use network::{ALICE, BOB, CHARLIE, NO_OP, Network};
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
+use phalanx::net::http::client::HttpClient;
 use phalanx::ops::health::PartState;
 use phalanx::ops::metrics::LABELS;
-use phalanx::ops::status::{Snapshot, State};
-use phalanx::transport::http::HttpClient;
-use process::{Finished, LONG, nothing_left, phalanx, run};
+use phalanx::ops::status::{RoleState, Snapshot};
+use process::{Finished, nothing_left, phalanx, run};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -27,16 +28,12 @@ fn status(scratch: &Path, arguments: &[&str]) -> Finished {
 
 /// Asks until the role is ready: a link takes a moment.
 fn until_ready(scratch: &Path, pages: &str) -> Snapshot {
-    let limit = Instant::now() + LONG;
-    loop {
+    until_some("a role that is ready", || {
         let finished = status(scratch, &["--http", pages, "--json"]);
         let snapshot: Snapshot = serde_json::from_str(&finished.stdout).unwrap();
         assert_eq!(finished.code, Some(if snapshot.ready { 0 } else { 1 }), "{finished:?}");
-        if snapshot.ready {
-            return snapshot;
-        }
-        assert!(Instant::now() < limit, "never ready: {finished:?}");
-    }
+        snapshot.ready.then_some(snapshot)
+    })
 }
 
 #[test]
@@ -45,7 +42,7 @@ fn each_role_is_shown_and_its_readiness_is_the_exit_code() {
     let scratch = network.scratch.path();
     for (role, _, pages) in &network.roles {
         let snapshot = until_ready(scratch, pages);
-        assert_eq!((snapshot.role.as_str(), snapshot.state), (*role, State::Running), "{snapshot:?}");
+        assert_eq!((snapshot.role.as_str(), snapshot.state), (*role, RoleState::Running), "{snapshot:?}");
         assert!(snapshot.parts.iter().any(|part| part.name == "timer"), "{snapshot:?}");
         assert!(snapshot.threads.len() >= 4 && snapshot.process.is_some(), "{snapshot:?}");
         let page = status(scratch, &["--http", &format!("http://{pages}/")]);
@@ -72,7 +69,7 @@ fn each_role_is_shown_and_its_readiness_is_the_exit_code() {
     assert_eq!(finished.stderr, "");
     let finished = status(scratch.path(), &["--http", &pages, "--json"]);
     let snapshot: Snapshot = serde_json::from_str(&finished.stdout).unwrap();
-    assert_eq!((snapshot.state, snapshot.ready), (State::Running, false), "{snapshot:?}");
+    assert_eq!((snapshot.state, snapshot.ready), (RoleState::Running, false), "{snapshot:?}");
     assert!(snapshot.parts.iter().any(|p| p.name == "facilitator" && p.state == PartState::Down), "{snapshot:?}");
     for role in [validator, miner] {
         assert_eq!(role.stop(Signal::TERM).1.code, Some(0));

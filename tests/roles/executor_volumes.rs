@@ -2,6 +2,7 @@
 
 use crate::testkit::http;
 use crate::testkit::job;
+use crate::testkit::wait::far;
 use std::fs;
 use std::io::{Cursor, Write};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::{Reply, Server};
-use job::{Bench, far};
+use job::Bench;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::executor::volumes::{Hub, VolumeError, VolumeLoader};

@@ -2,10 +2,11 @@
 //! restart, stop.
 
 use crate::testkit::facilitator as facilitator_kit;
+use crate::testkit::wait::until;
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use facilitator_kit::{Fix, alice, dave, key, soon, update, wait_until};
+use facilitator_kit::{Fix, alice, dave, key, soon, update};
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::protocol::{JobStatus as S, V0AuthenticationRequest, V0Heartbeat, V0MachineSpecsUpdate};
 use serde_json::json;
@@ -303,7 +304,7 @@ fn it_stops_with_all_kinds_of_clients_attached() {
     let wait =
         format!("GET /api/v1/jobs/{uuid}/?wait=30&seen=1 HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n\r\n");
     waiting.write_all(wait.as_bytes()).unwrap();
-    wait_until(|| {
+    until("a request that waits", || {
         fix.http("GET", "/metrics", &[], "").1.as_str().unwrap().contains("phalanx_facilitator_waiting_requests 1")
     });
     let readers = [validator, silent]

@@ -3,6 +3,7 @@
 
 use crate::testkit::roles;
 use crate::testkit::scripted_facilitator as scripted;
+use crate::testkit::wait::{LONG, until};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -29,8 +30,8 @@ use phalanx::validator::{
     LedgerLimits, Outcome, RetryPolicies, RetryPolicy, RunningClient, RunningJob, UpdateError, Validator,
     ValidatorConfig,
 };
-use roles::{World, wait_until};
-use scripted::{Frame, GOOD, LONG, Plan, Reply, ScriptedFacilitator, Welcome, key};
+use roles::World;
+use scripted::{Frame, GOOD, Plan, Reply, ScriptedFacilitator, Welcome, key};
 
 use JobStatus as S;
 
@@ -345,7 +346,7 @@ fn an_authentication_that_is_never_answered_ends_at_its_deadline() {
     // Long enough for the connection that is answered, also on a busy machine.
     let client = start(ClientConfig { dial_time: Duration::from_secs(1), ..config(&world) }, do_at_once);
     let handle = client.handle();
-    wait_until(|| handle.state() == ClientState::Authenticating);
+    until("authenticating", || handle.state() == ClientState::Authenticating);
     facilitator.wait("the second attempt", |state| state.dials == 2);
     assert!(handle.last_error().unwrap().starts_with("no answer to the authentication within"));
     facilitator.wait("the welcome", |state| state.welcomed == 1);
@@ -419,7 +420,7 @@ fn beats_stay_on_time_while_all_cores_are_busy_and_until_the_last_job_is_reporte
 
     let handle = client.handle();
     let stopping = spawn("t-stop", Kick::dropped("the job"), move || client.stop(4 * LONG));
-    wait_until(|| handle.state() == ClientState::Draining);
+    until("draining", || handle.state() == ClientState::Draining);
     let draining = facilitator.state().beats.len();
     facilitator.wait("beats in the drain", |state| state.beats.len() >= draining + 15);
     drop(go);
@@ -465,7 +466,7 @@ fn states_and_events_tell_each_turn_with_its_last_error() {
     facilitator.wait("the first upgrade", |state| state.dials == 1);
     assert_eq!(handle.state(), ClientState::Connecting);
     upgrade.send(()).unwrap();
-    wait_until(|| handle.state() == ClientState::Authenticating);
+    until("authenticating", || handle.state() == ClientState::Authenticating);
     welcome.send(()).unwrap();
     events_until(&events, |event| matches!(event, ClientEvent::Ready { .. }));
     assert_eq!(handle.state(), ClientState::Ready);
@@ -762,7 +763,7 @@ fn with_the_queue_full_steps_are_refused_ends_are_taken_and_new_jobs_turned_away
     assert_eq!(handle.counts().unsent, 10);
     let third = one_job();
     facilitator.submit(third.clone());
-    wait_until(|| handle.counted().turned_away.get() == 1);
+    until("one turned away", || handle.counted().turned_away.get() == 1);
     // A job's own step after the last would go backwards, so this one has none yet.
     let error = other.step(S::ExecutionDone).unwrap_err();
     assert!(matches!(error, UpdateError::Backwards { .. }), "{error}");
@@ -893,7 +894,7 @@ fn a_flush_waits_for_the_answers_as_long_as_it_may() {
     let handle = client.handle();
     handle.flush(Duration::ZERO).unwrap();
     facilitator.submit(one_job());
-    wait_until(|| handle.counts().unsent == 6);
+    until("six updates unsent", || handle.counts().unsent == 6);
     let error = handle.flush(Duration::from_millis(5)).unwrap_err();
     assert!(matches!(error, ClientError::Unsent(6)), "{error}");
     let flushing = {
@@ -1062,7 +1063,7 @@ fn a_stop_during_an_outage_counts_what_is_unsent_and_the_next_start_delivers_it(
     facilitator.wait("the first update", |state| state.updates == 1);
     world.net.fail_next(1_000_000, DialFault::Refused);
     replies.send(Reply::CutBefore).unwrap();
-    wait_until(|| client.handle().last_error().is_some());
+    until("an error", || client.handle().last_error().is_some());
     GOOD[1..5].iter().for_each(|status| running.report(*status));
     running.end_and_wait(Outcome::completed("", "")).unwrap();
     let report = client.stop(Duration::from_millis(400));
@@ -1086,7 +1087,7 @@ fn a_stop_during_an_outage_counts_what_is_unsent_and_the_next_start_delivers_it(
     // Their uuids are known: nothing runs twice.
     facilitator.submit(done);
     facilitator.submit(open);
-    wait_until(|| client.handle().counted().repeats.get() == 2);
+    until("two repeats", || client.handle().counted().repeats.get() == 2);
     stop_clean(client);
     facilitator.stop();
 }
@@ -1131,7 +1132,7 @@ fn a_result_that_the_disk_does_not_take_arrives_all_the_same_and_harms_no_other(
     }
     let handle = client.handle();
     handle.flush(LONG).unwrap();
-    wait_until(|| problems(&handle).is_empty());
+    until("no problem left", || problems(&handle).is_empty());
     stop_clean(client);
     let client = start(configured(), do_at_once);
     assert_eq!(client.handle().counts().unsent, 0);

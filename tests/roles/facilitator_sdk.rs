@@ -4,11 +4,12 @@
 //! skipped, loudly; with `PHALANX_TEST_REQUIRE_ALL=1` it fails instead.
 
 use crate::testkit::facilitator as facilitator_kit;
+use crate::testkit::wait::LONG;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use facilitator_kit::{Fix, LONG, alice, completed, dave};
+use facilitator_kit::{Fix, alice, completed, dave};
 use phalanx::facilitator::api::token::Tokens;
 use phalanx::protocol::{JobStatus as S, SignedRequest, V2JobRequest};
 use serde_json::{Value, json};

@@ -3,6 +3,7 @@
 
 use crate::testkit::roles;
 use crate::testkit::scripted_facilitator as scripted;
+use crate::testkit::wait::{LONG, until};
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +14,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use phalanx::base::backoff::BackoffConfig;
 use phalanx::base::rng::Rng;
 use phalanx::base::shutdown::Level;
+use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::{KICK_GRACE, StopReport};
 use phalanx::base::thread::{Group, Kick, spawn};
 use phalanx::protocol::{JobStatus, V2JobRequest};
@@ -20,8 +22,8 @@ use phalanx::transport::memory::{DialFault, Side};
 use phalanx::validator::{
     ClientConfig, ClientHandle, ClientState, FacilitatorClient, Job, JobHandler, Outcome, RunningClient, RunningJob,
 };
-use roles::{World, wait_until};
-use scripted::{GOOD, LONG, Plan, Reply, ScriptedFacilitator, Welcome, key};
+use roles::World;
+use scripted::{GOOD, Plan, Reply, ScriptedFacilitator, Welcome, key};
 
 use JobStatus as S;
 
@@ -150,9 +152,9 @@ fn round(world: &World, facilitator: &ScriptedFacilitator, chance: &Arc<Chance>,
         let state = facilitator.state();
         state.updates + state.dials
     };
-    let enough = seen() + chance.below(30) as usize;
+    let (enough, pause) = (seen() + chance.below(30) as usize, Shutdown::new());
     while Instant::now() < patience && seen() < enough {
-        std::thread::yield_now();
+        pause.wait(Duration::from_micros(50));
     }
     let budget = Duration::from_millis(chance.below(30));
     let (report, _) = stop(client, budget);
@@ -229,7 +231,7 @@ fn stop_in(
     change(&mut config);
     let client = start(config, do_at_once);
     let handle = client.handle();
-    wait_until(|| there(&handle));
+    until("the moment to stop", || there(&handle));
     stop(client, budget)
 }
 
@@ -311,7 +313,7 @@ fn stop_while_the_writer_is_stuck_with_a_peer_that_never_reads() {
     let job = V2JobRequest { uuid: uuid::Uuid::new_v4().to_string(), ..TEMPLATE.with(V2JobRequest::clone) };
     facilitator.submit(job);
     let handle = client.handle();
-    wait_until(|| handle.counts().unsent == 6);
+    until("six updates unsent", || handle.counts().unsent == 6);
     let budget = Duration::from_millis(300);
     let (report, took) = stop(client, budget);
     assert_eq!((report.stragglers().len(), report.unsent, report.cancelled_jobs), (0, 6, 0), "{report}");
@@ -363,7 +365,7 @@ fn stop_while_checks_wait_behind_a_handler_that_blocks_waits_for_it_and_loses_no
         facilitator.submit(job);
     }
     took.recv_timeout(LONG).unwrap();
-    wait_until(|| client.handle().counted().requests.get() == 50);
+    until("fifty requests", || client.handle().counted().requests.get() == 50);
     client.drain();
     drop(go);
     let (report, _) = stop(client, LONG);
@@ -386,7 +388,7 @@ fn stop_while_a_handler_never_returns_names_its_thread() {
     assert_eq!((report.stragglers(), report.cancelled_jobs), (vec!["val-check-0"], 1), "{report}");
     assert!(!report.is_clean());
     drop(go);
-    wait_until(|| group.live().is_empty());
+    until("no thread left", || group.live().is_empty());
     facilitator.stop();
 }
 
@@ -407,7 +409,7 @@ fn stop_while_a_job_runs_waits_until_it_has_ended_and_is_reported() {
     let running = kept.recv_timeout(LONG).unwrap();
     let handle = client.handle();
     let stopping = spawn("t-stop", Kick::dropped("the job"), move || stop(client, 2 * LONG));
-    wait_until(|| handle.state() == ClientState::Draining);
+    until("draining", || handle.state() == ClientState::Draining);
     facilitator.submit(late.clone());
     assert_eq!(facilitator.history(&late.uuid), [S::Rejected], "a draining client takes no job");
     assert!(!running.stop_signal().is_set());

@@ -2,6 +2,7 @@
 //! for each place where a link can block.
 
 use crate::testkit::transport as kit;
+use crate::testkit::wait::{LONG, until};
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -27,7 +28,6 @@ use phalanx::transport::memory::{self, DialFault, MemoryNet, Side, WIRE_BYTES};
 use phalanx::transport::{Connection, Incoming, SocketLimits};
 use tungstenite::Utf8Bytes;
 
-const LONG: Duration = Duration::from_secs(30);
 const URL: &str = "ws://peer/x";
 
 struct Fixture {
@@ -404,7 +404,7 @@ fn stop_while_dialling_in_backoff_authenticating_or_idle_is_immediate() {
         config.backoff.cap = config.backoff.base;
         let (link, events) = fixture.start(config, password);
         match place {
-            "dialling" | "authenticating" => wait_until(|| fixture.net.dials() > 0),
+            "dialling" | "authenticating" => until("a dial", || fixture.net.dials() > 0),
             "backoff" => assert!(matches!(next(&events), LinkEvent::Failed { .. })),
             _ => ready(&events),
         }
@@ -416,15 +416,6 @@ fn stop_while_dialling_in_backoff_authenticating_or_idle_is_immediate() {
         if let Some(server) = server {
             stop_server(server);
         }
-    }
-}
-
-/// Waits for something that has no event; each turn gives the processor away.
-fn wait_until(done: impl Fn() -> bool) {
-    let limit = Instant::now() + LONG;
-    while !done() {
-        assert!(Instant::now() < limit, "it never came");
-        std::thread::yield_now();
     }
 }
 
@@ -446,11 +437,10 @@ fn a_stop_at_a_random_moment_always_ends() {
             let (net, end) = (fixture.net.clone(), Shutdown::new());
             let kicked = end.clone();
             spawn("t-cutter", Kick::new("its end", move || kicked.cancel()), move || {
-                while !end.is_set() {
+                while !end.wait(Duration::from_micros(50)) {
                     if let Some(wire) = net.wires().last() {
                         wire.cut();
                     }
-                    std::thread::yield_now();
                 }
             })
         };

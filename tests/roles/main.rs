@@ -8,6 +8,7 @@ mod executor;
 mod executor_docker;
 mod executor_http;
 mod executor_process;
+mod executor_stages;
 mod executor_uploads;
 mod executor_volumes;
 mod facilitator;

@@ -3,6 +3,7 @@
 //! Every test ends with no thread of its own left; none waits for a time to pass.
 
 use crate::testkit::miner as miner_kit;
+use crate::testkit::wait::{LONG, until};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -23,8 +24,6 @@ use phalanx::transport::{
     ClientTls, CloseInfo, Connection, ConnectionKick, DialRequest, Dialer, Incoming, SocketLimits, TransportError,
     WriteHalf,
 };
-
-const LONG: Duration = Duration::from_secs(30);
 
 /// An executor that the back end was asked for.
 struct Started {
@@ -136,11 +135,7 @@ impl Fixture {
     /// own.
     fn until(&self, wanted: impl Fn(&phalanx::miner::MinerStatus) -> bool) {
         let miner = self.miner.as_ref().unwrap();
-        let end = Instant::now() + LONG;
-        while !wanted(&miner.status()) {
-            assert!(Instant::now() < end, "{:?}", miner.status());
-            std::thread::yield_now();
-        }
+        until("the miner's numbers", || wanted(&miner.status()));
     }
 
     fn stop_with(&mut self, shutdown: &Shutdown) -> StopReport {

@@ -1,18 +1,20 @@
 //! Real executors: processes, their groups and containers are gone when a run is over, in whatever way.
 
+use crate::testkit::wait::{LONG, until};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Group, Kick, Thread, spawn};
 use phalanx::miner::executor_manager::{
-    DockerBackend, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, INSTANCE_LABEL,
-    MINER_LABEL, ProcessBackend,
+    DockerBackend, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorManager, ExecutorSpec,
+    ProcessBackend,
 };
+use phalanx::proc::docker::labels;
+use phalanx::proc::tool::ToolError;
 use phalanx::protocol::ExecutorClass;
-
-const LONG: Duration = Duration::from_secs(60);
 
 fn spec() -> ExecutorSpec {
     let token = uuid::Uuid::new_v4().to_string();
@@ -30,7 +32,7 @@ fn process(program: &str, arguments: &[&str]) -> ProcessBackend {
         program: PathBuf::from(program),
         runner: "process".to_owned(),
         arguments: Some(arguments.iter().map(|a| (*a).to_owned()).collect()),
-        end_grace: Duration::from_secs(10),
+        end_grace: Duration::from_secs(3600),
     }
 }
 
@@ -49,14 +51,6 @@ fn with_token(token: &str) -> Vec<u32> {
         environ.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
     };
     numbers.filter(holds).collect()
-}
-
-fn until(what: &str, holds: impl Fn() -> bool) {
-    let end = Instant::now() + LONG;
-    while !holds() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::yield_now();
-    }
 }
 
 fn start(backend: impl ExecutorBackend + 'static, spec: &ExecutorSpec, stop: &Shutdown) -> Thread<ExecutorEnd> {
@@ -158,8 +152,8 @@ fn tmpdir_of(number: u32) -> PathBuf {
 #[test]
 fn a_killed_executor_leaves_neither_processes_nor_files() {
     let spec = spec();
-    // As an executor starts its job: in a group of its own, known by a path below the folder only. Here even in a session
-    // of its own, with a child, and with a folder that cannot be listed.
+    // As an executor starts its job: in a group of its own, known by a path below the folder only. Here even in a
+    // session of its own, with a child, and with a folder that cannot be listed.
     let job = r#"mkdir -p "$TMPDIR/phalanx-job-1/closed" && touch "$TMPDIR/phalanx-job-1/closed/file"
         chmod 0 "$TMPDIR/phalanx-job-1/closed"
         env -i PATH="$PATH" PHALANX_VOLUME_DIR="$TMPDIR/phalanx-job-1" setsid sh -c 'sleep 1000 & sleep 1000' &
@@ -224,6 +218,22 @@ fn a_stop_before_the_start_starts_nothing() {
     assert_eq!(process("/nonexistent", &[]).run(&spec(), &stop).unwrap(), ExecutorExit::Unknown);
 }
 
+#[test]
+fn dropping_an_executor_manager_stops_it() {
+    let group = Group::enter();
+    let specs = [spec(), spec(), spec()];
+    let backend = process("/bin/sh", &["-c", "trap '' TERM; while :; do sleep 1000; done"]);
+    let mut manager = ExecutorManager::new(Arc::new(backend), Shutdown::new());
+    for spec in &specs {
+        manager.start(spec.clone(), |_, _| {});
+    }
+    specs.iter().for_each(|spec| until("it runs", || !with_token(&spec.token).is_empty()));
+    // The grace of the back end is beyond the patience of this test; a dropped manager forces it.
+    drop(manager);
+    assert!(group.live().is_empty());
+    specs.iter().for_each(|spec| until("the group is gone", || with_token(&spec.token).is_empty()));
+}
+
 /// An image of this test run, removed when dropped.
 struct Image(String);
 
@@ -273,10 +283,10 @@ fn containers_are_run_ended_and_removed() {
     let Some(image) = image() else { return };
     let group = Group::enter();
     let miner = uuid::Uuid::new_v4().to_string();
-    let ours = format!("{MINER_LABEL}={miner}");
+    let ours = format!("{}={miner}", labels::MINER);
     // Left behind by an earlier process of this miner, and one of another miner.
     let leave = |miner: &str| {
-        let labels = [format!("{MINER_LABEL}={miner}"), format!("{INSTANCE_LABEL}=earlier")];
+        let labels = [format!("{}={miner}", labels::MINER), format!("{}=earlier", labels::INSTANCE)];
         let mut command = Command::new("docker");
         command.args(["run", "-d", "--network", "none", "--env", "SLEEP=1000"]);
         for label in &labels {
@@ -296,7 +306,7 @@ fn containers_are_run_ended_and_removed() {
     };
     assert_eq!(docker("0").run(&spec(), &Shutdown::new()).unwrap(), ExecutorExit::Code(4));
     assert_eq!(containers(&ours), Vec::<String>::new());
-    let other = containers(&format!("{MINER_LABEL}={another}"));
+    let other = containers(&format!("{}={another}", labels::MINER));
     assert_eq!(other.len(), 1, "another miner's container was touched");
     assert!(Command::new("docker").args(["rm", "-f", &other[0]]).output().unwrap().status.success());
 
@@ -321,6 +331,7 @@ fn containers_are_run_ended_and_removed() {
     let mut backend = docker("0");
     backend.image = "phalanx-test-no-such-image-anywhere:0".to_owned();
     let error = backend.run(&spec(), &Shutdown::new()).unwrap_err();
-    assert!(matches!(error, ExecutorError::Docker(ExecutorExit::Code(1))), "{error:?}");
+    let ExecutorError::Docker(ToolError::Failed { text, .. }) = &error else { panic!("{error:?}") };
+    assert!(text.contains("No such image"), "{error}");
     assert!(group.live().is_empty());
 }

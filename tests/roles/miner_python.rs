@@ -3,10 +3,10 @@
 //! Skipped without the Python environment, see `testkit/python.rs`.
 
 use crate::testkit::python;
+use crate::testkit::wait::LONG;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::Stopping;
@@ -19,7 +19,6 @@ use phalanx::store::receipts::ReceiptStore;
 use phalanx::transport::ws::WsListener;
 use serde_json::{Value, json};
 
-const LONG: Duration = Duration::from_secs(60);
 const VALIDATOR: &str = "//Alice";
 const STRANGER: &str = "//Eve";
 

@@ -1,10 +1,11 @@
-//! Two seconds of the facilitator client under faults of every kind, or as long as `PHALANX_STRESS` says (as `60s`, `10m`,
-//! `2h`); in the end nothing is lost, overtaken or left, and nothing has grown.
+//! Two seconds of the facilitator client under faults of every kind, or as long as `PHALANX_STRESS` says (as `60s`,
+//! `10m`, `2h`); in the end nothing is lost, overtaken or left, and nothing has grown.
 //!
 //! `PHALANX_STRESS=60s cargo test --release --test stress -- --nocapture` shows the counts.
 
 use crate::testkit::roles;
 use crate::testkit::scripted_facilitator as scripted;
+use crate::testkit::wait::LONG;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use phalanx::protocol::{V0JobStatusUpdate, V2JobRequest};
 use phalanx::transport::ws::WsListener;
 use phalanx::validator::{ClientConfig, FacilitatorClient, Job, LedgerLimits, Outcome, RetryPolicies, RetryPolicy};
 use roles::World;
-use scripted::{GOOD, LONG, Plan, Reply, ScriptedFacilitator, Welcome, key};
+use scripted::{GOOD, Plan, Reply, ScriptedFacilitator, Welcome, key};
 
 /// Without the environment variable.
 const SHORT: Duration = Duration::from_secs(2);

@@ -1,9 +1,10 @@
 //! `phalanx submit` as a library, against a real facilitator with a scripted validator.
 
 use crate::testkit::facilitator as facilitator_kit;
+use crate::testkit::wait::{LONG, until};
 use std::time::Instant;
 
-use facilitator_kit::{Fix, LONG, alice, completed, dave, key, soon};
+use facilitator_kit::{Fix, alice, completed, dave, key, soon};
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::cli::jobfile::{self, JobSpec};
@@ -76,7 +77,7 @@ fn without_wait_it_ends_when_all_are_taken() {
     assert_eq!(submit(&plan(&fix, false, true), jobs(3), &Shutdown::new(), &mut out), Ok(true));
     let lines = lines(&out);
     assert_eq!(lines.iter().map(|line| line["status"].as_str().unwrap()).collect::<Vec<_>>(), ["sent"; 3]);
-    facilitator_kit::wait_until(|| fix.running().snapshot()["waiting_jobs"] == 3);
+    until("three jobs waiting", || fix.running().snapshot()["waiting_jobs"] == 3);
 }
 
 #[test]
@@ -91,7 +92,7 @@ fn an_interrupt_while_waiting_ends_it_at_once() {
         move || submit(&plan, jobs, &stop, &mut Vec::new())
     });
     let following = || fix.http("GET", "/metrics", &[], "").1.as_str().unwrap().contains("_waiting_requests 3\n");
-    facilitator_kit::wait_until(following);
+    until("all followed", following);
     let start = Instant::now();
     stop.cancel();
     let error = running.join_by(Instant::now() + LONG).unwrap().unwrap_err();
@@ -125,7 +126,7 @@ fn a_facilitator_that_restarts_is_waited_for() {
             submit(&plan, jobs, &Shutdown::new(), &mut out).map(|good| (good, out))
         }
     });
-    facilitator_kit::wait_until(|| fix.running().snapshot()["waiting_jobs"] == 2);
+    until("two jobs waiting", || fix.running().snapshot()["waiting_jobs"] == 2);
     fix.restart();
     proxy.forward_to(fix.running().http_addr());
     let (kick, validator) = fix.validator(&alice()).serve(|_| completed("back\n"));
@@ -146,8 +147,8 @@ struct Proxy {
 
 impl Proxy {
     fn start(target: std::net::SocketAddr) -> Self {
+        use phalanx::net::http::client::{Content, HttpClient};
         use phalanx::net::http::{HttpLimits, HttpResponse, HttpServer};
-        use phalanx::transport::http::{Content, HttpClient};
         let target = std::sync::Arc::new(std::sync::Mutex::new(target));
         let to = target.clone();
         let handler = move |request: &phalanx::net::http::HttpRequest| {

@@ -1,11 +1,12 @@
 //! What a client shows and expects in TLS: its own certificate, and a server's name that is not the URL's.
 
+use crate::testkit::threads::NoThreads;
 use crate::testkit::transport as kit;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use kit::{Certificates, NoThreads, Site, accept, background, dial_ws, join, raw_server, read_head};
+use kit::{Certificates, Site, accept, background, dial_ws, join, raw_server, read_head};
 use phalanx::base::thread::Thread;
 use phalanx::transport::ws::{WsDialer, WsListener};
 use phalanx::transport::{Listener, SocketLimits, TransportError};

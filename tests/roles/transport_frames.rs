@@ -1,11 +1,12 @@
 //! Frames from peers that are not ours, right and wrong, byte by byte.
 
+use crate::testkit::threads::NoThreads;
 use crate::testkit::transport as kit;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use kit::{NoThreads, background, frame, join, raw_client_connected, raw_server_connected, read_frame, read_text};
+use kit::{background, frame, join, raw_client_connected, raw_server_connected, read_frame, read_text};
 use phalanx::transport::{Connection, Incoming, SocketLimits, TransportError};
 
 const TEXT: u8 = 0x81;
@@ -152,8 +153,8 @@ fn writing_to_a_peer_that_is_gone_fails() {
     assert!(matches!(server.writer.flush(), Err(TransportError::Closed)));
 }
 
-/// The peer sends `bytes`: the reader asks for the writer, the peer gets Close with `code` and the end, and the reader then
-/// has the error.
+/// The peer sends `bytes`: the reader asks for the writer, the peer gets Close with `code` and the end, and the reader
+/// then has the error.
 fn is_failed(mut peer: TcpStream, ours: Connection, bytes: &[u8], code: u16) -> TransportError {
     let Connection { mut reader, mut writer, .. } = ours;
     writer.write("queued before".into()).unwrap();

@@ -1,22 +1,24 @@
 //! Every place that a connection can block in, and what ends it.
 
+use crate::testkit::threads::NoThreads;
 use crate::testkit::transport as kit;
+use crate::testkit::wait::far;
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use kit::{NoThreads, Site, background, connected, far, join, raw_client, raw_client_connected, raw_server};
+use kit::{Site, background, connected, join, raw_client, raw_client_connected, raw_server};
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::base::thread::{JoinError, Thread};
 use phalanx::transport::ws::{WsDialer, WsListener};
 use phalanx::transport::{Connection, DialRequest, Dialer, Incoming, Listener, SocketLimits, TransportError, memory};
 
-/// Joins a thread that must be blocked now, after `end` was called; that must not take long.
+/// Joins a thread that must be blocked now, after `end` was called.
 fn ends<T>(thread: Thread<T>, end: impl FnOnce()) -> T {
     let Err(JoinError::Late(thread)) = thread.join_by(Instant::now() + Duration::from_millis(50)) else {
         panic!("it did not block");
     };
     end();
-    thread.join_by(Instant::now() + Duration::from_secs(5)).unwrap_or_else(|e| panic!("the kick did not end it: {e}"))
+    thread.join_by(far()).unwrap_or_else(|e| panic!("the kick did not end it: {e}"))
 }
 
 /// One of each kind, with both ends.

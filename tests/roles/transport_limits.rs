@@ -1,11 +1,12 @@
-//! What a peer cannot do to the receiving side, beyond the sizes in `transport_frames`: use up a thread's stack by nesting or
-//! the memory by announcing, or bring the reader out of step by any bytes at all.
+//! What a peer cannot do to the receiving side, beyond the sizes in `transport_frames`: use up a thread's stack by
+//! nesting or the memory by announcing, or bring the reader out of step by any bytes at all.
 
+use crate::testkit::threads::NoThreads;
 use crate::testkit::transport as kit;
 use std::io::{Read, Write};
 use std::net::Shutdown as Half;
 
-use kit::{NoThreads, background, connected, frame, join, raw_client_connected};
+use kit::{background, connected, frame, join, raw_client_connected};
 use phalanx::base::rng::Rng;
 use phalanx::protocol::{
     ExecutorToMiner, FacilitatorToValidator, MinerToExecutor, MinerToValidator, ValidatorToFacilitator,

@@ -1,9 +1,11 @@
 //! Connections within the process behave as those over sockets, and their faults happen where they were planned.
 
+use crate::testkit::threads::NoThreads;
 use crate::testkit::transport as kit;
+use crate::testkit::wait::far;
 use std::time::{Duration, Instant};
 
-use kit::{NoThreads, accept, background, dial_ws, far, join, read_text};
+use kit::{accept, background, dial_ws, join, read_text};
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::base::thread::JoinError;
 use phalanx::transport::memory::{DialFault, MemoryNet, Side, WIRE_BYTES, Wire, pair};

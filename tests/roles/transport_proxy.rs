@@ -1,12 +1,13 @@
 //! Dialling through an HTTP proxy: the tunnel, what a proxy may answer, and that the password stays between the two.
 
+use crate::testkit::threads::NoThreads;
 use crate::testkit::transport as kit;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown as Half, TcpListener, TcpStream};
 use std::process::Command;
 
 use base64::Engine;
-use kit::{NoThreads, Site, accept, background, dial_ws, join, raw_client, raw_server, read_head, read_text};
+use kit::{Site, accept, background, dial_ws, join, raw_client, raw_server, read_head, read_text};
 use phalanx::base::thread::Thread;
 use phalanx::transport::ws::WsDialer;
 use phalanx::transport::{Listener, Proxy, Refusal, SocketLimits, TransportError};

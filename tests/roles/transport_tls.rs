@@ -1,11 +1,13 @@
-//! What TLS itself can do under a connection: new keys, broken records, an end of its own. The peer is a bare rustls client.
+//! What TLS itself can do under a connection: new keys, broken records, an end of its own. The peer is a bare rustls
+//! client.
 
+use crate::testkit::threads::NoThreads;
 use crate::testkit::transport as kit;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 
-use kit::{Certificates, NoThreads, REQUEST, accept, background, frame, join, raw_client, read_text};
+use kit::{Certificates, REQUEST, accept, background, frame, join, raw_client, read_text};
 use phalanx::transport::ws::WsListener;
 use phalanx::transport::{Connection, Incoming, SocketLimits, TransportError};
 use rustls::pki_types::pem::PemObject;

@@ -1,10 +1,11 @@
 //! WebSocket connections between our own two ends: order, sizes, control frames, close. Each on plain TCP and on TLS.
 
+use crate::testkit::threads::NoThreads;
 use crate::testkit::transport as kit;
+use crate::testkit::wait::until_some;
 use std::io::Write;
-use std::time::Instant;
 
-use kit::{NoThreads, Site, background, connected, far, frame, join, raw_client_connected, read_text};
+use kit::{Site, background, connected, frame, join, raw_client_connected, read_text};
 use phalanx::transport::{Connection, Incoming, SocketLimits, Traffic, TransportError};
 
 /// Echoes until the peer closes, answers that, and says how many pings were seen.
@@ -221,17 +222,9 @@ fn a_close_code_that_must_not_be_sent_is_refused() {
     assert_eq!(info.reason.len(), 123);
 }
 
-/// Waits until `count` has passed `bytes`, and gives where it is then; each turn gives the processor away.
+/// Waits until `count` has passed `bytes`, which has no event, and gives where it is then.
 fn passes(traffic: &Traffic, count: fn(&Traffic) -> u64, bytes: u64) -> u64 {
-    let limit = far();
-    loop {
-        let now = count(traffic);
-        if now > bytes {
-            return now;
-        }
-        assert!(Instant::now() < limit, "still {now} bytes, expected more than {bytes}");
-        std::thread::yield_now();
-    }
+    until_some("more bytes", || Some(count(traffic)).filter(|now| *now > bytes))
 }
 
 fn a_large_write_is_counted_as_it_goes(tls: bool) {

@@ -1,6 +1,7 @@
 //! The validator between a scripted facilitator and scripted miners: every way a job can end, and how it stops.
 
 use crate::testkit::roles;
+use crate::testkit::wait::{LONG, until};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use phalanx::protocol::{
     V0VolumesReadyRequest, ValidatorToMiner, verify_validator_signature,
 };
 use phalanx::validator::{Dispatch, JobTimes, MinerAddress, Validator, ValidatorConfig};
-use roles::{FakeFacilitator, FakeMiner, LONG, MinerSession, Script, World, job, statuses};
+use roles::{FakeFacilitator, FakeMiner, MinerSession, Script, World, job, statuses};
 
 use JobStatus as S;
 
@@ -544,7 +545,7 @@ fn a_drain_lets_the_job_end_and_rejects_new_ones() {
     let validator = start(&world, config(vec![miner(1)]));
     let request = job(&key("//User"));
     facilitator.push(request.clone());
-    roles::wait_until(|| validator.observer().running_jobs() == 1);
+    until("the job runs", || validator.observer().running_jobs() == 1);
     for expected in [S::Received, S::Accepted] {
         assert_eq!(facilitator.updates.recv_timeout(LONG).unwrap().status, expected);
     }
@@ -603,7 +604,9 @@ fn updates_survive_a_facilitator_that_comes_and_goes() {
         validator.observer().kick_link();
     }
     // A stop without a connection ends at once and counts what is unsent; this one is about a stop with one.
-    roles::wait_until(|| validator.observer().running_jobs() == 0 && validator.observer().unsent() == 0);
+    until("no job runs and all is sent", || {
+        validator.observer().running_jobs() == 0 && validator.observer().unsent() == 0
+    });
     let report = stop(validator);
     assert!(report.is_clean(), "{report}");
     facilitator.stop();

@@ -1,5 +1,5 @@
-//! Real Celery: a worker with the tasks of `tests/python/celery_app.py`, and a producer. Beside them a worker and a client of
-//! ours.
+//! Real Celery: a worker with the tasks of `tests/python/celery_app.py`, and a producer. Beside them a worker and a
+//! client of ours.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -18,8 +18,9 @@ use phalanx::redis::RedisConfig;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::process::{LONG, Running, nothing_left};
+use super::process::{Running, nothing_left};
 use super::python;
+use super::wait::LONG;
 
 /// A worker; stopped when dropped, and nothing of it left.
 pub struct Worker {
@@ -134,7 +135,7 @@ impl Client {
     }
 
     fn end(&mut self) -> StopReport {
-        let mut stopping = Stopping::new(&Shutdown::new());
+        let mut stopping = Stopping::alone();
         if let Some(client) = self.client.take() {
             stopping.step("celery", LONG, |step| client.stop(step));
         }
@@ -296,8 +297,8 @@ impl Gate {
         Self { begun, tell, open, go }
     }
 
-    /// These tasks and `gated`, which says that it has begun and waits; it tells a progress first, if it is given one. Its
-    /// result is whether it was marked as delivered before.
+    /// These tasks and `gated`, which says that it has begun and waits; it tells a progress first, if it is given one.
+    /// Its result is whether it was marked as delivered before.
     pub fn registry(&self, registry: Registry) -> Registry {
         let (tell, go) = (self.tell.clone(), self.go.clone());
         registry.register("gated", move |cx, args| {
@@ -337,8 +338,8 @@ pub fn settings(redis: RedisConfig) -> WorkerConfig {
 
 const PROCESS: &str = "PHALANX_TEST_CELERY_WORKER";
 
-/// The example worker as a process of its own, once it takes tasks: this program, whose ignored test `worker_itself` calls
-/// [`worker_words`] for the command line.
+/// The example worker as a process of its own, once it takes tasks: this program, whose ignored test `worker_itself`
+/// calls [`worker_words`] for the command line.
 pub fn worker_process(url: &str, options: &str) -> Running {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "worker_itself", "--ignored", "--nocapture"]);
@@ -351,13 +352,4 @@ pub fn worker_process(url: &str, options: &str) -> Running {
 pub fn worker_words() -> impl Iterator<Item = String> {
     let words = std::env::var(PROCESS).expect("it is started by other tests");
     words.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect::<Vec<_>>().into_iter()
-}
-
-/// Waits for something that is seen only by looking.
-pub fn until(what: &str, mut seen: impl FnMut() -> bool) {
-    let limit = Instant::now() + LONG;
-    while !seen() {
-        assert!(Instant::now() < limit, "not seen: {what}");
-        std::thread::yield_now();
-    }
 }

@@ -4,7 +4,6 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant, SystemTime};
 
-pub use super::roles::{LONG, World, wait_until};
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::base::stop::{StopReport, Stopping};
 use phalanx::base::thread::{Kick, Thread, spawn};
@@ -22,6 +21,9 @@ use phalanx::transport::{
     ClientTls, Connection, ConnectionKick, DialRequest, Dialer, Incoming, SocketLimits, Utf8Bytes,
 };
 use serde_json::{Value, json};
+
+use super::roles::World;
+use super::wait::LONG;
 
 pub fn key(uri: &str) -> KeyPair {
     KeyPair::from_uri(uri).unwrap()

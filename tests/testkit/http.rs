@@ -1,7 +1,8 @@
 //! A tiny HTTP server on loopback that does what the test says, and remembers what it was asked.
 //!
-//! Owner: the test, through [`Server`]. One thread, `t-http`, blocked in accept or in a connection; kicked by shutting that
-//! connection and by a connection of its own; ends with the server. It serves one connection at a time, and each once.
+//! Owner: the test, through [`Server`]. One thread, `t-http`, blocked in accept or in a connection; kicked by shutting
+//! that connection and by a connection of its own; ends with the server. It serves one connection at a time, and each
+//! once.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -1,30 +1,26 @@
 //! A workspace for one test, and the proof that nothing of the test's jobs is left.
 
 use std::fs;
-use std::time::{Duration, Instant};
 
-use phalanx::base::thread::Group;
 use phalanx::executor::runner::RunSpec;
 use phalanx::executor::workspace::Workspace;
 
-/// A time that only a bug reaches.
-pub fn far() -> Instant {
-    Instant::now() + Duration::from_secs(60)
-}
+use super::threads::NoThreads;
 
 /// The surroundings of one test; [`Bench::assert_clean`] must be its last line.
 pub struct Bench {
     /// Where workspaces are made, so that what is left of them is seen.
     pub folder: tempfile::TempDir,
-    threads: Group,
     mark: String,
+    /// Dropped last.
+    _threads: NoThreads,
 }
 
 impl Bench {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mark = format!("PHALANX_TEST_MARK={}", folder.path().display());
-        Self { folder, threads: Group::enter(), mark }
+        Self { folder, mark, _threads: NoThreads::expected() }
     }
 
     pub fn workspace(&self) -> Workspace {
@@ -58,11 +54,9 @@ impl Bench {
         environ.split(|byte| *byte == 0).any(|variable| variable == self.mark.as_bytes())
     }
 
-    /// No process, no thread and no folder is left.
+    /// No process and no folder is left, and then no thread.
     pub fn assert_clean(self) {
         assert_eq!(self.processes(), [] as [u32; 0], "processes of the job are left");
-        let threads = self.threads.live();
-        assert!(threads.is_empty(), "threads are left: {threads:?}");
         let left: Vec<_> = fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert!(left.is_empty(), "folders are left: {left:?}");
     }

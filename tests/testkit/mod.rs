@@ -1,6 +1,7 @@
 //! What the test programs share: scripted peers, real peers, fixtures that leave nothing behind.
-#![allow(dead_code, unused_imports)] // Each test program uses its part.
+#![allow(dead_code)] // Each test program uses its part.
 
+#[cfg(feature = "celery")]
 pub mod celery;
 pub mod facilitator;
 pub mod http;
@@ -9,8 +10,10 @@ pub mod miner;
 pub mod network;
 pub mod process;
 pub mod python;
+#[cfg(feature = "celery")]
 pub mod redis;
 pub mod roles;
 pub mod scripted_facilitator;
 pub mod threads;
 pub mod transport;
+pub mod wait;

@@ -10,8 +10,7 @@ use phalanx::base::thread::{Kick, Thread, spawn};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
-/// Only a bug reaches this.
-pub const LONG: Duration = Duration::from_secs(60);
+use super::wait::{LONG, far};
 
 /// What a finished process has said.
 #[derive(Debug)]
@@ -23,7 +22,11 @@ pub struct Finished {
 
 /// A command of the binary, with its temporary files in `scratch` and none of the caller's settings.
 pub fn phalanx(scratch: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_phalanx"));
+    in_scratch(Command::new(env!("CARGO_BIN_EXE_phalanx")), scratch)
+}
+
+/// A command with its temporary files in `scratch`, and none of the caller's settings.
+pub fn in_scratch(mut command: Command, scratch: &Path) -> Command {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("PHALANX_") {
             command.env_remove(name);
@@ -98,7 +101,7 @@ impl Running {
     pub fn finish(mut self) -> Finished {
         assert!(self.ended_within(LONG), "the process does not end");
         let code = self.child.wait().unwrap().code();
-        let mut texts = self.readers.drain(..).map(|reader| reader.join_by(Instant::now() + LONG).unwrap());
+        let mut texts = self.readers.drain(..).map(|reader| reader.join_by(far()).unwrap());
         let (stdout, stderr) = (texts.next().unwrap(), texts.next().unwrap());
         Finished { code, stdout, stderr }
     }

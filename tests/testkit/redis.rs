@@ -16,20 +16,12 @@ use phalanx::redis::{Connection, RedisConfig};
 use redis::FromRedisValue;
 use rustix::process::{Pid, Signal, kill_process};
 
-pub use super::threads::NoThreads;
-
-/// Only a bug reaches this.
-pub const LONG: Duration = Duration::from_secs(60);
-
-/// As a deadline.
-pub fn far() -> Instant {
-    Instant::now() + LONG
-}
+use super::wait::{LONG, far};
 
 /// A redis-server with its data in a temporary folder; stopped when dropped.
 ///
-/// Each write is with the system before it is answered, so a `kill -9` loses nothing of it; it never waits for the disk, which on
-/// a busy machine takes seconds.
+/// Each write is with the system before it is answered, so a `kill -9` loses nothing of it; it never waits for the
+/// disk, which on a busy machine takes seconds.
 pub struct RedisServer {
     folder: tempfile::TempDir,
     port: u16,

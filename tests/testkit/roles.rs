@@ -8,7 +8,6 @@ use crossbeam_channel::{Receiver, bounded};
 use phalanx::base::ids::SessionId;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::{StopReport, Stopping};
-use phalanx::base::thread::Group;
 use phalanx::base::timer::Timer;
 use phalanx::identity::KeyPair;
 use phalanx::link::server::{Server, ServerConfig, ServerEvent};
@@ -20,20 +19,21 @@ use phalanx::protocol::{
 use phalanx::transport::Listener;
 use phalanx::transport::memory::MemoryNet;
 
-/// Only a bug reaches this.
-pub const LONG: Duration = Duration::from_secs(30);
+use super::threads::NoThreads;
+use super::wait::{LONG, until};
 
 /// A network, a timer, and the promise that every thread ends.
 pub struct World {
     pub net: MemoryNet,
     timer: Option<Timer>,
-    group: Option<Group>,
+    /// Dropped last.
+    _threads: NoThreads,
 }
 
 impl World {
     pub fn new() -> Self {
-        let group = Group::enter();
-        Self { net: MemoryNet::new(), timer: Some(Timer::start()), group: Some(group) }
+        let threads = NoThreads::expected();
+        Self { net: MemoryNet::new(), timer: Some(Timer::start()), _threads: threads }
     }
 
     pub fn timer(&self) -> phalanx::base::timer::TimerHandle {
@@ -45,11 +45,8 @@ impl Drop for World {
     fn drop(&mut self) {
         let timer = self.timer.take().unwrap();
         let report = stop(LONG, |step| timer.stop(step));
-        let group = self.group.take().unwrap();
         if !std::thread::panicking() {
             assert!(report.is_clean());
-            let left: Vec<_> = group.live().into_iter().map(|t| t.name).collect();
-            assert!(left.is_empty(), "threads left: {left:?}");
         }
     }
 }
@@ -106,7 +103,7 @@ impl FakeFacilitator {
     /// Sends a frame to the newest session; waits for one to be there.
     pub fn push(&self, message: impl Into<FacilitatorToValidator>) {
         let text = message.into().encode();
-        wait_until(|| match self.sessions.lock().unwrap().last() {
+        until("a session that takes the message", || match self.sessions.lock().unwrap().last() {
             Some((_, session)) => session.send(Outgoing::once(text.clone())).is_ok(),
             None => false,
         });
@@ -221,13 +218,4 @@ pub fn job(user: &KeyPair) -> V2JobRequest {
     };
     job.sign(user, 1_700_000_000_000_000_000);
     job
-}
-
-/// Waits for something that has no event; each turn gives the processor away.
-pub fn wait_until(done: impl Fn() -> bool) {
-    let limit = std::time::Instant::now() + LONG;
-    while !done() {
-        assert!(std::time::Instant::now() < limit, "it never came");
-        std::thread::yield_now();
-    }
 }

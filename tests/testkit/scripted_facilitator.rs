@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use phalanx::base::ids::SessionId;
 use phalanx::base::shutdown::Shutdown;
@@ -23,8 +23,9 @@ use phalanx::transport::{Listener, Refusal};
 
 use JobStatus as S;
 
+use super::wait::LONG;
+
 /// Only a bug reaches this.
-pub const LONG: Duration = Duration::from_secs(30);
 
 /// The statuses of a good job.
 pub const GOOD: [JobStatus; 6] =

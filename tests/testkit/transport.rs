@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::base::thread::{Kick, Thread, spawn};
@@ -14,12 +14,7 @@ use phalanx::transport::{
     SocketLimits, TransportError,
 };
 
-pub use super::threads::NoThreads;
-
-/// Reached only by a bug.
-pub fn far() -> Instant {
-    Instant::now() + Duration::from_secs(60)
-}
+use super::wait::far;
 
 /// Spawns a test's thread; the test ends it by ending the connection it works on.
 pub fn background<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> Thread<T> {
@@ -30,8 +25,8 @@ pub fn join<T>(thread: Thread<T>) -> T {
     thread.join_by(far()).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// A certificate for `localhost` and 127.0.0.1 and one for `client.example`, with their keys, and the authority that signed
-/// both.
+/// A certificate for `localhost` and 127.0.0.1 and one for `client.example`, with their keys, and the authority that
+/// signed both.
 pub struct Certificates {
     folder: tempfile::TempDir,
 }

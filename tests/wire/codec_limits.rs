@@ -42,7 +42,8 @@ const PLACES: [(&str, &str); 14] = [
     ("FacilitatorToValidator", r#"{"message_type":"V2JobRequest","env":@}"#),
     (
         "ValidatorToFacilitator",
-        r#"{"message_type":"V0MachineSpecsUpdate","miner_hotkey":"a","validator_hotkey":"b","batch_id":"c","specs":{"s":@}}"#,
+        r#"{"message_type":"V0MachineSpecsUpdate","miner_hotkey":"a","validator_hotkey":"b","batch_id":"c",
+            "specs":{"s":@}}"#,
     ),
     (
         "ValidatorToFacilitator",
@@ -152,7 +153,8 @@ fn numbers_are_taken_up_to_the_digits_that_python_takes() {
     let text = read(direction, &place.replace('@', &digits)).unwrap();
     assert!(text.contains(&digits));
     assert!(read(direction, &place.replace('@', &format!("{digits}7"))).is_err());
-    // Too large or too small for a float, each as Python reads it; no number can stand for the first when it is sent on.
+    // Too large or too small for a float, each as Python reads it; no number can stand for the first when it is sent
+    // on.
     let text = read(direction, &place.replace('@', "[1e999999999,-1e-999999999]")).unwrap();
     assert!(text.contains("[Infinity, -0.0]") || text.contains("[null, -0.0]"), "{text}");
 }
@@ -181,8 +183,8 @@ fn a_text_of_16_mib_is_taken_where_a_text_may_stand_and_never_quoted_whole() {
 #[test]
 fn of_a_repeated_key_the_last_value_counts() {
     let frame = r#"{"status":"error","message_type":"V0Heartbeat","status":"success","errors":[],"errors":[],
-        "message_type":"V0JobCheated","message_type":"V0JobCheated","job_uuid":"a","job_uuid":"b","trusted_job_uuid":"c",
-        "details":{"k":1,"l":2,"k":3}}"#;
+        "message_type":"V0JobCheated","message_type":"V0JobCheated","job_uuid":"a","job_uuid":"b",
+        "trusted_job_uuid":"c","details":{"k":1,"l":2,"k":3}}"#;
     // As a report of a cheat, which has neither `status` nor `errors`: its repeated fields are read, the others told.
     let error = FacilitatorToValidator::decode(frame).unwrap_err();
     let places: Vec<String> = error.errors.iter().map(|error| error.path()).collect();

@@ -1,4 +1,5 @@
-//! Bittensor hotkey files: those of the Python wallet are read, bad ones are refused by file and field, ours are private.
+//! Bittensor hotkey files: those of the Python wallet are read, bad ones are refused by file and field, ours are
+//! private.
 //!
 //! The files in `fixtures/` were written by `bittensor-wallet` 4.1.1 for throw-away keys.
 

@@ -1,7 +1,7 @@
 //! Values of every kind are read as pydantic 2.14.3 reads them in the messages of the published package.
 //!
-//! `tests/fixtures/pydantic_values.json` holds, for one field of each type, what became of some eighty values in place of
-//! the `@`: the text that the Python peer sends on, or the types and places of its errors.
+//! `tests/fixtures/pydantic_values.json` holds, for one field of each type, what became of some eighty values in place
+//! of the `@`: the text that the Python peer sends on, or the types and places of its errors.
 
 use phalanx::protocol::*;
 use serde_json::{Value, json};

@@ -1,5 +1,5 @@
-//! The protocol agrees with the Python peers on every vector they have left us: `tests/vectors/README.md` says how those
-//! came about. Error prose is not compared, as it changes between releases of pydantic; types and places are.
+//! The protocol agrees with the Python peers on every vector they have left us: `tests/vectors/README.md` says how
+//! those came about. Error prose is not compared, as it changes between releases of pydantic; types and places are.
 
 use std::collections::BTreeMap;
 

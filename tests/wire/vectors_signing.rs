@@ -1,5 +1,6 @@
 //! What the Python peers signed verifies here, what they refused is refused, the signed bytes are theirs byte for byte,
-//! and what we sign verifies: `tests/vectors/signing.json`, all but the sections of `identity` (see `tests/identity.rs`).
+//! and what we sign verifies: `tests/vectors/signing.json`, all but the sections of `identity` (see
+//! `tests/identity.rs`).
 
 use phalanx::identity::{KeyPair, PublicKey, Signature as RawSignature};
 use phalanx::protocol::signing::{http_canonical_bytes, signed_hash};
@@ -179,7 +180,8 @@ fn unknown_keys_are_signed_as_they_came() {
     let blob = r#"{"a":{"x":1e-07,"y":[1e+16,18446744073709551617,-0.0]},"caf\u00e9":"\ud83d\ude80","z":null}"#;
     let signature = alice().sign_text(blob).to_hex();
     let frame = format!(
-        r#"{{"z":null,"café":"🚀","validator_signature":"{signature}","a":{{"y":[1e16,18446744073709551617,-0.0],"x":1E-7,"x":0.0000001}}}}"#
+        r#"{{"z":null,"café":"🚀","validator_signature":"{signature}",
+            "a":{{"y":[1e16,18446744073709551617,-0.0],"x":1E-7,"x":0.0000001}}}}"#
     );
     assert!(verify_validator_signature(&frame, &alice().public()).unwrap());
 }
@@ -235,7 +237,8 @@ fn requests_signed_by_the_user() {
 fn times_that_cannot_be_hashed_are_no_signature() {
     for timestamp in ["-1", "18446744073709551616"] {
         let frame = format!(
-            r#"{{"message_type":"V0JobCheated","job_uuid":"","trusted_job_uuid":"","details":null,"signature":{{"signatory":"{}","timestamp_ns":{timestamp},"signature":"{}"}}}}"#,
+            r#"{{"message_type":"V0JobCheated","job_uuid":"","trusted_job_uuid":"","details":null,
+                "signature":{{"signatory":"{}","timestamp_ns":{timestamp},"signature":"{}"}}}}"#,
             alice().ss58(),
             alice().sign(b"").to_base64(),
         );
@@ -249,7 +252,8 @@ fn signature_field() {
     for entry in section("signature_field_inputs", 11) {
         let input = text(&entry, "input");
         let frame = format!(
-            r#"{{"message_type":"V0JobCheated","job_uuid":"","trusted_job_uuid":"","details":null,"signature":{input}}}"#
+            r#"{{"message_type":"V0JobCheated","job_uuid":"","trusted_job_uuid":"","details":null,
+                "signature":{input}}}"#
         );
         match FacilitatorToValidator::decode(&frame) {
             Ok(message) => {

@@ -1,34 +1,19 @@
-//! Runs the job in a container, through the `docker` command; `DOCKER_HOST` and the rest of its environment pass through.
+//! Runs the job in a container. Volumes are bind mounts: the engine must see the same file system as the executor.
 //!
-//! A container is found and removed by a label with a number of its own run, never by a pattern of names, so a runner
-//! cannot touch what is not its own. Volumes are bind mounts: the engine must see the same file system as the executor.
-//!
-//! A job's environment may hold secrets, so it is in no command line, which every user of the host can read; and what it
-//! sets must not reach the `docker` program itself.
+//! A job's environment may hold secrets, so it is in no command line, which every user of the host can read; and what
+//! it sets must not reach the `docker` program itself.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::child::{self, Ended};
-use super::{
-    RunEnd, RunError, RunOutcome, RunSpec, Runner, SCRIPT_PATH, captures, child_error, io_error, publish, tool,
-    tool_command,
-};
+use super::common::{RunError, Runner, io_error, publish, run_job};
+use super::run::{RunEnd, RunOutcome, RunSpec, SCRIPT_PATH};
 use crate::base::shutdown::Shutdown;
 use crate::executor::workspace::Workspace;
+use crate::proc::docker::{Container, Docker, labels};
+use crate::proc::tool::ToolError;
 
 /// How long the engine may take to answer whether it is there.
 pub const PROBE_TIME: Duration = Duration::from_secs(5);
-
-/// The label of every container that a runner creates; its value is the job's id.
-pub const JOB_LABEL: &str = "phalanx.job";
-
-/// The label that one run of one runner has alone.
-const RUN_LABEL: &str = "phalanx.run";
-
-/// How long looking at or removing a container may take once its job is over; the job's own deadline may have passed.
-const CLEANUP_TIME: Duration = Duration::from_secs(10);
 
 /// Processes and threads in a container: far more than a job needs, far less than a fork bomb takes.
 const PIDS_MAX: &str = "4096";
@@ -36,58 +21,9 @@ const PIDS_MAX: &str = "4096";
 /// Folders inside the container that the artifacts must not hide.
 const TAKEN_DIRS: [&str; 4] = ["/", "/volume", "/output", "/specs"];
 
-/// The docker runner.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct DockerRunner;
-
-/// Asks the engine for its version. Blocks until it answers, `deadline` passes or `token` is cancelled.
-///
-/// # Errors
-/// If there is no `docker` program or no engine.
-pub fn docker_available(token: &Shutdown, deadline: Instant) -> Result<String, RunError> {
-    docker("ask the docker engine for its version", &["version", "--format", "{{.Server.Version}}"], token, deadline)
-}
-
-/// Whether the image is here.
-///
-/// # Errors
-/// As [`docker_available`].
-pub fn has_image(image: &str, token: &Shutdown, deadline: Instant) -> Result<bool, RunError> {
-    let listed = docker("look for the image", &["images", "--quiet", image], token, deadline)?;
-    Ok(!listed.trim().is_empty())
-}
-
-/// Makes an image of the files of `folder`, with `/bin` on its path. Blocks until it is there, `deadline` passes or `token`
-/// is cancelled.
-///
-/// # Errors
-/// What `tar` or the engine says.
-pub fn import_image(folder: &Path, image: &str, token: &Shutdown, deadline: Instant) -> Result<(), RunError> {
-    let archive = tempfile::NamedTempFile::new().map_err(|source| RunError::Io { doing: "make an archive", source })?;
-    let (archive, folder) = (archive.path().to_string_lossy(), folder.to_string_lossy());
-    tool("tar", "pack the image", &["-C", &folder, "-cf", &archive, "."], token, deadline)?;
-    docker("import the image", &["import", "--change", "ENV PATH=/bin", &archive, image], token, deadline)?;
-    Ok(())
-}
-
-/// Removes every container whose label `key` has the given value, running or not; says how many.
-///
-/// For an owner that cleans up after an executor which was killed. Blocks until `deadline`.
-///
-/// # Errors
-/// If the engine does not answer or refuses.
-pub fn remove_labelled(key: &str, value: &str, deadline: Instant) -> Result<usize, RunError> {
-    // Not the caller's token, because this is what is done after it was cancelled.
-    let token = Shutdown::new();
-    let filter = format!("label={key}={value}");
-    let ids = docker("list containers", &["ps", "--all", "--quiet", "--filter", &filter], &token, deadline)?;
-    let ids: Vec<&str> = ids.split_whitespace().collect();
-    if !ids.is_empty() {
-        let args: Vec<&str> = ["rm", "--force", "--volumes"].into_iter().chain(ids.iter().copied()).collect();
-        docker("remove containers", &args, &token, deadline)?;
-    }
-    Ok(ids.len())
-}
+/// The docker runner. Its containers have the job's id as label [`labels::JOB`].
+#[derive(Debug, Clone, Default)]
+pub struct DockerRunner(Docker);
 
 impl Runner for DockerRunner {
     fn name(&self) -> &'static str {
@@ -96,16 +32,13 @@ impl Runner for DockerRunner {
 
     fn prepare(&self, image: &str, token: &Shutdown, deadline: Instant) -> Result<(), RunError> {
         check_image(image)?;
-        match docker("look for the image", &["image", "inspect", "--format", "{{.Id}}", image], token, deadline) {
-            Ok(_) => return Ok(()),
-            Err(RunError::Tool { text, .. }) if text.to_lowercase().contains("no such image") => {}
-            Err(error) => return Err(error),
+        if self.0.has_image(image, token, deadline)? {
+            return Ok(());
         }
         log::info!("pulling image {image}");
-        match docker("pull the image", &["pull", "--quiet", image], token, deadline) {
-            Ok(_) => Ok(()),
-            Err(RunError::Tool { text, .. }) => Err(RunError::Image { image: image.to_owned(), text }),
-            Err(error) => Err(error),
+        match self.0.pull(image, token, deadline) {
+            Err(ToolError::Failed { text, .. }) => Err(RunError::Image { image: image.to_owned(), text }),
+            pulled => Ok(pulled?),
         }
     }
 
@@ -116,37 +49,46 @@ impl Runner for DockerRunner {
         token: &Shutdown,
         deadline: Instant,
     ) -> Result<RunOutcome, RunError> {
-        let run_id = uuid::Uuid::new_v4().to_string();
-        let args = create_args(spec, workspace, &run_id)?;
+        let args = create_args(spec, workspace)?;
         workspace.open_to_job().map_err(io_error("open the job's folders"))?;
         if let Some(script) = &spec.raw_script {
             std::fs::write(script_file(workspace), script).map_err(io_error("write the job's script"))?;
         }
-        // Before the container is created, because a create that is interrupted may have created it.
-        let container = Container { name: container_name(spec), run_id, removed: false };
+        let mut container = self.0.container(container_name(spec));
         let env = JobEnv::of(spec);
         std::fs::write(env_file(workspace), &env.file).map_err(io_error("write the job's environment"))?;
-        let mut create = Command::new("docker");
-        create.args(&args).envs(env.inherited.iter().map(|(name, value)| (name, value)));
-        let created = tool_command(create, "create the container", token, deadline);
+        let mut creation = container.creation();
+        creation.args(&args).envs(env.inherited.iter().map(|(name, value)| (name, value)));
+        let created = container.create(creation, token, deadline);
         std::fs::remove_file(env_file(workspace)).map_err(io_error("remove the job's environment"))?;
-        let id = created?;
-
-        let mut start = Command::new("docker");
-        start.args(["start", "--attach", &id]);
-        let kill = || {
-            // Removal follows and reports, so a container that has just ended by itself is no error here.
-            let killed = docker("kill the container", &["kill", &id], &Shutdown::new(), Instant::now() + CLEANUP_TIME);
-            if let Err(error) = killed {
-                log::debug!("container {}: {error}", container.name);
-            }
-        };
-        let ended = child::run(&mut start, captures(workspace)?, token, deadline, kill);
-        let ended = ended.map_err(|error| child_error("docker", "start the container", error))?;
-        let end = container.end(&id, &ended);
-        container.remove();
+        created?;
+        let outcome = run_job(container.attached(), workspace, token, deadline, &mut || container.kill())?;
+        let end = end_of(&container, &outcome);
+        drop(container);
         publish(workspace)?;
-        Ok(RunOutcome { end: end?, stdout: ended.stdout, stderr: ended.stderr, took: ended.took })
+        Ok(RunOutcome { end: end?, ..outcome })
+    }
+}
+
+/// How the container's process ended, from the engine: the exit code of `docker start` alone does not tell a job's own
+/// failure from docker's.
+fn end_of(container: &Container, outcome: &RunOutcome) -> Result<RunEnd, RunError> {
+    if matches!(outcome.end, RunEnd::TimedOut | RunEnd::Cancelled) {
+        return Ok(outcome.end);
+    }
+    let lost = |text: String| RunError::Lost { name: container.name().to_owned(), text };
+    let state = container.state().map_err(|error| lost(error.to_string()))?;
+    match (state.status.as_str(), state.exit_code) {
+        // A job whose child was killed for its memory may still have ended well.
+        ("exited" | "dead", code) if state.out_of_memory && code != 0 => Ok(RunEnd::OutOfMemory),
+        ("exited" | "dead", code) => Ok(RunEnd::Exited(code)),
+        // The engine could not run the command itself; these are a shell's codes for that.
+        ("created", code @ (126 | 127)) => Ok(RunEnd::Exited(code)),
+        ("created", _) => {
+            let text = if state.error.is_empty() { outcome.stderr.text.trim().to_owned() } else { state.error };
+            Err(ToolError::Failed { doing: "start the container", text }.into())
+        }
+        (status, _) => Err(lost(format!("the connection to it ended while it is {status}"))),
     }
 }
 
@@ -166,8 +108,8 @@ fn env_file(workspace: &Workspace) -> std::path::PathBuf {
 /// Longer values do not go into the file: docker reads lines of up to 64 KiB.
 const FILE_VALUE_BYTES: usize = 32 << 10;
 
-/// Variables, or beginnings of their names, that configure the `docker` program, its TLS or its proxy, or the loader and
-/// the libraries under it.
+/// Variables, or beginnings of their names, that configure the `docker` program, its TLS or its proxy, or the loader
+/// and the libraries under it.
 const READ_BY_DOCKER: [&str; 24] = [
     "PATH",
     "HOME",
@@ -232,9 +174,11 @@ fn check_image(image: &str) -> Result<(), RunError> {
     Ok(())
 }
 
-/// The arguments of `docker create`: nothing of the request may become an option or a second mount.
-fn create_args(spec: &RunSpec, workspace: &Workspace, run_id: &str) -> Result<Vec<String>, RunError> {
-    spec.check()?;
+/// The further arguments of `docker create`: nothing of the request may become an option or a second mount.
+fn create_args(spec: &RunSpec, workspace: &Workspace) -> Result<Vec<String>, RunError> {
+    if let Some(problem) = spec.problem() {
+        return Err(RunError::Spec(problem));
+    }
     check_image(&spec.image)?;
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     if spec.id.is_empty() || !spec.id.chars().all(allowed) {
@@ -243,11 +187,9 @@ fn create_args(spec: &RunSpec, workspace: &Workspace, run_id: &str) -> Result<Ve
             spec.id
         )));
     }
-    let mut args: Vec<String> = ["create", "--pull", "never", "--init", "--log-driver", "none"].map(Into::into).into();
+    let mut args: Vec<String> = ["--init", "--log-driver", "none"].map(Into::into).into();
     let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
-    option("--name", container_name(spec));
-    option("--label", format!("{JOB_LABEL}={}", spec.id));
-    option("--label", format!("{RUN_LABEL}={run_id}"));
+    option("--label", format!("{}={}", labels::JOB, spec.id));
     spec.labels.iter().for_each(|(key, value)| option("--label", format!("{key}={value}")));
     option("--network", spec.network.clone().unwrap_or_else(|| "none".into()));
     option("--security-opt", "no-new-privileges".into());
@@ -294,7 +236,8 @@ fn check_artifacts_dir(dir: &str) -> Result<&str, RunError> {
     Ok(dir)
 }
 
-/// A bind mount in the syntax of `--mount`, whose fields are those of CSV and are kept apart by refusing its separators.
+/// A bind mount in the syntax of `--mount`, whose fields are those of CSV and are kept apart by refusing its
+/// separators.
 fn mount(from: &std::path::Path, to: &str) -> Result<String, RunError> {
     let from = from.to_string_lossy();
     for path in [&*from, to] {
@@ -307,75 +250,12 @@ fn mount(from: &std::path::Path, to: &str) -> Result<String, RunError> {
     Ok(format!("type=bind,source={from},target={to}"))
 }
 
-/// A container of this run, whether it exists yet or not; dropping it removes it.
-struct Container {
-    name: String,
-    run_id: String,
-    removed: bool,
-}
-
-impl Container {
-    /// How the container's process ended, from the engine: the exit code of `docker start` alone does not tell a job's
-    /// own failure from docker's.
-    fn end(&self, id: &str, ended: &Ended) -> Result<RunEnd, RunError> {
-        if matches!(ended.end, RunEnd::TimedOut | RunEnd::Cancelled) {
-            return Ok(ended.end);
-        }
-        let lost = |text: String| RunError::Lost { name: self.name.clone(), text };
-        let format = "{{.State.Status}}|{{.State.ExitCode}}|{{.State.OOMKilled}}|{{.State.Error}}";
-        let args = ["container", "inspect", "--format", format, id];
-        let state = docker("inspect the container", &args, &Shutdown::new(), Instant::now() + CLEANUP_TIME)
-            .map_err(|error| lost(error.to_string()))?;
-        let fields: Vec<&str> = state.splitn(4, '|').collect();
-        let [status, code, out_of_memory, error] = fields[..] else {
-            return Err(lost(format!("docker describes its state as {state:?}")));
-        };
-        let code: i32 = code.parse().map_err(|_| lost(format!("docker gives the exit code {code:?}")))?;
-        match status {
-            // A job whose child was killed for its memory may still have ended well.
-            "exited" | "dead" if out_of_memory == "true" && code != 0 => Ok(RunEnd::OutOfMemory),
-            "exited" | "dead" => Ok(RunEnd::Exited(code)),
-            // The engine could not run the command itself; these are a shell's codes for that.
-            "created" if matches!(code, 126 | 127) => Ok(RunEnd::Exited(code)),
-            "created" => {
-                let text = if error.is_empty() { ended.stderr.text.trim() } else { error };
-                Err(RunError::Tool { doing: "start the container", text: text.to_owned() })
-            }
-            status => Err(lost(format!("the connection to it ended while it is {status}"))),
-        }
-    }
-
-    fn remove(mut self) {
-        self.remove_now();
-    }
-
-    fn remove_now(&mut self) {
-        if std::mem::replace(&mut self.removed, true) {
-            return;
-        }
-        if let Err(error) = remove_labelled(RUN_LABEL, &self.run_id, Instant::now() + CLEANUP_TIME) {
-            log::error!("container {} (label {RUN_LABEL}={}) may be left behind: {error}", self.name, self.run_id);
-        }
-    }
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        self.remove_now();
-    }
-}
-
-/// Runs one docker command and gives what it prints, trimmed.
-fn docker(doing: &'static str, args: &[&str], token: &Shutdown, deadline: Instant) -> Result<String, RunError> {
-    tool("docker", doing, args, token, deadline)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn args(spec: &RunSpec) -> Result<Vec<String>, RunError> {
-        create_args(spec, &Workspace::create().unwrap(), "run-1")
+        create_args(spec, &Workspace::create().unwrap())
     }
 
     fn spec() -> RunSpec {
@@ -399,7 +279,6 @@ mod tests {
         let end = args.iter().position(|arg| arg == "--").unwrap();
         assert_eq!(args[end + 1..], ["ubuntu:latest", "--rm", "-v/:/host"]);
         for pair in [
-            ["--name", "ch-abc-job"],
             ["--network", "ch-abc"],
             ["--memory", "1073741824"],
             ["--gpus", "all"],
@@ -408,6 +287,7 @@ mod tests {
         ] {
             assert!(args[..end].chunks(1).zip(args[1..].chunks(1)).any(|(a, b)| [&a[0], &b[0]] == pair), "{pair:?}");
         }
+        assert_eq!(container_name(&spec), "ch-abc-job");
         assert_eq!(args.iter().filter(|arg| *arg == "--mount").count(), 5);
         assert!(args.iter().any(|arg| arg.ends_with("target=/script.py,readonly")));
     }

@@ -6,21 +6,22 @@ use std::io;
 use std::process::Command;
 use std::time::Instant;
 
-use super::child::{self, ChildError};
-use super::{RunEnd, RunError, RunOutcome, RunSpec, Runner, SCRIPT_PATH, captures, io_error, publish};
+use super::common::{RunError, Runner, io_error, publish, run_job};
+use super::run::{Captured, RunEnd, RunOutcome, RunSpec, SCRIPT_PATH};
 use crate::base::shutdown::Shutdown;
-use crate::executor::output::{Captured, STDERR_FILE};
+use crate::executor::output::STDERR_FILE;
 use crate::executor::workspace::Workspace;
+use crate::proc::tool::ToolError;
 
 /// Where a program is looked for if the executor itself has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The process runner.
 ///
-/// The command runs in the workspace's job folder, which holds `volume/`, `output/` and `artifacts/` (their full paths are
-/// in `PHALANX_VOLUME_DIR`, `PHALANX_OUTPUT_DIR` and `PHALANX_ARTIFACTS_DIR`), with `PATH` and the request's variables and
-/// nothing else. A `raw_script` is the file `script.py` there; an argument `/script.py` is replaced by its full path, and
-/// without a command `python` (or `python3`, where there is no `python`) runs it.
+/// The command runs in the workspace's job folder, which holds `volume/`, `output/` and `artifacts/` (their full paths
+/// are in `PHALANX_VOLUME_DIR`, `PHALANX_OUTPUT_DIR` and `PHALANX_ARTIFACTS_DIR`), with `PATH` and the request's
+/// variables and nothing else. A `raw_script` is the file `script.py` there; an argument `/script.py` is replaced by
+/// its full path, and without a command `python` (or `python3`, where there is no `python`) runs it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ProcessRunner;
 
@@ -40,7 +41,9 @@ impl Runner for ProcessRunner {
         token: &Shutdown,
         deadline: Instant,
     ) -> Result<RunOutcome, RunError> {
-        spec.check()?;
+        if let Some(problem) = spec.problem() {
+            return Err(RunError::Spec(problem));
+        }
         workspace.open_to_job().map_err(io_error("open the job's folders"))?;
         let mut command = spec.command_or_script();
         if let Some(script) = &spec.raw_script {
@@ -66,15 +69,13 @@ impl Runner for ProcessRunner {
             .env("PHALANX_VOLUME_DIR", workspace.volume())
             .env("PHALANX_OUTPUT_DIR", workspace.output())
             .env("PHALANX_ARTIFACTS_DIR", workspace.artifacts());
-        match child::run(&mut child, captures(workspace)?, token, deadline, || {}) {
-            Ok(ended) => {
+        match run_job(child, workspace, token, deadline, &mut || {}) {
+            Ok(outcome) => {
                 publish(workspace)?;
-                let child::Ended { end, stdout, stderr, took } = ended;
-                Ok(RunOutcome { end, stdout, stderr, took })
+                Ok(outcome)
             }
-            Err(ChildError::Spawn(error)) => not_started(program, error, workspace),
-            Err(ChildError::Streams(source)) => Err(RunError::Io { doing: "keep the job's output", source }),
-            Err(ChildError::Stuck(source)) => Err(RunError::Io { doing: "end the job's process", source }),
+            Err(RunError::Tool(ToolError::Start { source, .. })) => not_started(program, source, workspace),
+            Err(error) => Err(error),
         }
     }
 }
@@ -96,7 +97,7 @@ fn not_started(program: &str, error: io::Error, workspace: &Workspace) -> Result
             (126, "not a program".to_owned())
         }
         _ if error.raw_os_error() == Some(rustix::io::Errno::TOOBIG.raw_os_error()) => (126, error.to_string()),
-        _ => return Err(RunError::Start { program: program.to_owned(), source: error }),
+        _ => return Err(ToolError::Start { program: program.to_owned(), source: error }.into()),
     };
     let text = format!("phalanx: {program}: {why}\n");
     std::fs::write(workspace.stream(STDERR_FILE), &text).map_err(io_error("write the job's output"))?;

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use super::{VolumeError, glob};
 use crate::executor::transfer::Bounds;
 use crate::executor::workspace::relative;
+use crate::net::http::client::HttpClient;
 use crate::protocol::{AllowPatterns, HuggingfaceVolume};
-use crate::transport::http::HttpClient;
 
 /// Bytes of all files that are taken from one repository: 256 GiB, above the largest models of today.
 pub const REPOSITORY_BYTES: u64 = 256 << 30;

@@ -1,10 +1,11 @@
-//! Requests and responses as values. Pure.
+//! Requests and responses as values.
 
 use std::fmt;
 use std::net::SocketAddr;
 
 use serde_json::Value;
 
+use super::head::{HeadText, first};
 use crate::base::shutdown::Shutdown;
 
 /// A request whose body has been read.
@@ -37,7 +38,7 @@ impl fmt::Debug for HttpRequest {
 impl HttpRequest {
     /// The first header of that name, in any case.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+        first(&self.headers, name)
     }
 
     /// The first query parameter of that name.
@@ -82,13 +83,16 @@ impl HttpResponse {
 
     /// The bytes to send.
     pub(super) fn encode(&self, date: &str, keep_alive: bool, head_only: bool) -> Vec<u8> {
-        let mut head = format!("HTTP/1.1 {} {}\r\nDate: {date}\r\n", self.status, reason(self.status));
+        let mut head =
+            HeadText::new(format_args!("HTTP/1.1 {} {}", self.status, reason(self.status))).with("Date", date);
         for (name, value) in &self.headers {
-            head.push_str(&format!("{name}: {}\r\n", value.replace(['\r', '\n'], " ")));
+            head = head.with(name, value);
         }
-        head.push_str(&format!("Content-Length: {}\r\n", self.body.len()));
-        head.push_str(if keep_alive { "\r\n" } else { "Connection: close\r\n\r\n" });
-        let mut bytes = head.into_bytes();
+        head = head.with("Content-Length", self.body.len());
+        if !keep_alive {
+            head = head.with("Connection", "close");
+        }
+        let mut bytes = head.end().into_bytes();
         if !head_only {
             bytes.extend_from_slice(&self.body);
         }
@@ -130,8 +134,8 @@ mod tests {
         let text = String::from_utf8(response.encode("D", false, false)).unwrap();
         assert_eq!(
             text,
-            "HTTP/1.1 404 Not Found\r\nDate: D\r\nContent-Type: text/plain; charset=utf-8\r\nX-Why: a  Set-Cookie: b\r\n\
-             Content-Length: 4\r\nConnection: close\r\n\r\ngone"
+            "HTTP/1.1 404 Not Found\r\nDate: D\r\nContent-Type: text/plain; charset=utf-8\r\n\
+             X-Why: a  Set-Cookie: b\r\nContent-Length: 4\r\nConnection: close\r\n\r\ngone"
         );
     }
 

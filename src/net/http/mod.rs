@@ -1,16 +1,24 @@
-//! A small HTTP/1.1 server on our own threads (RFC 9110 and 9112): one accepts, one for each connection.
+//! HTTP/1.1 on our own threads (RFC 9110 and 9112): what every end of it shares, a small server, a client.
 //!
-//! Keep-alive, pipelining, `Content-Length` and chunked request bodies, `Expect: 100-continue`, `HEAD`. Every read and write
-//! has a deadline and a size limit, so a slow or hostile client costs one thread for a bounded time. No TLS: a proxy does that.
+//! The server: keep-alive, pipelining, `Content-Length` and chunked request bodies, `Expect: 100-continue`, `HEAD`.
+//! Every read and write has a deadline and a size limit, so a slow or hostile client costs one thread for a bounded
+//! time. No TLS: a proxy does that.
 //!
-//! * [`message`]: requests and responses as values. Pure.
-//! * `parse`: bytes to a request's head. Pure.
-//! * [`server`]: the threads.
+//! * `head`: the head of a message, read and written; also for the WebSocket upgrade and the `CONNECT` of a proxy.
+//! * [`message`]: requests and responses of the server as values.
+//! * `request`: what a request's head asks of the server. Pure.
+//! * [`server`]: its threads.
+//! * [`pages`]: what every role serves of itself.
+//! * [`client`]: blocking requests.
 
+pub mod client;
 mod date;
+pub(crate) mod head;
 pub mod message;
-mod parse;
+pub mod pages;
+mod request;
 pub mod server;
 
+pub use client::{HttpClient, HttpError};
 pub use message::{HttpRequest, HttpResponse};
 pub use server::{Handler, HttpLimits, HttpServer};

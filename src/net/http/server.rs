@@ -1,37 +1,38 @@
 //! The threads of the HTTP server: one that accepts, one for each connection.
 //!
-//! Owner: the [`HttpServer`]. Blocks in: `accept`; a connection's thread in `read`, in its handler, in `write`.
-//! Kick: a connection to the own listener; for a connection first the end of its reading (a request in work is still
-//! answered), then the cancel of its handler and `shutdown` of its socket. Ends: [`HttpServer::stop`]; a connection also at its client's end or a deadline.
+//! Owner: the [`HttpServer`]. Blocks in: `accept`; a connection's thread in `read`, in its handler, in `write`. Kick:
+//! that of the listener; for a connection first the end of its reading (a request in work is still answered), then the
+//! cancel of its handler and `shutdown` of its socket. Ends: [`HttpServer::stop`] or its drop; a connection also at its
+//! client's end or a deadline.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, Shutdown as Direction, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown as Direction, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, Socket, Type};
-
+use super::date::http_date;
 use super::message::{HttpRequest, HttpResponse};
-use super::parse::{self, Framing, Head, Refused};
-use crate::base::lock::lock;
+use super::request::{self, Framing, Refused, Request};
+use crate::base::clock;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Step;
-use crate::base::thread::{Kick, Thread, panic_message, spawn};
+use crate::base::thread::panic_message;
 use crate::base::waits::waiting;
+use crate::net::accept::{Acceptor, Admission, Admitted, KickableListener, Place, Service};
+use crate::net::deadline::by;
 use crate::net::dial::set_options;
-use crate::net::http::date::http_date;
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 16 << 10;
 
-/// After an answer to a request that was not read to its end, how long and how much is still read, so that the unread bytes
-/// do not reset the connection under the answer.
+/// After an answer to a request that was not read to its end, how long and how much is still read, so that the unread
+/// bytes do not reset the connection under the answer.
 const LINGER: (Duration, usize) = (Duration::from_secs(1), 1 << 20);
 
-/// Answers a request, on the connection's thread. If it waits for anything, it must listen to [`HttpRequest::shutdown`].
+/// Answers a request, on the connection's thread. If it waits for anything, it must listen to
+/// [`HttpRequest::shutdown`].
 pub type Handler = Arc<dyn Fn(&HttpRequest) -> HttpResponse + Send + Sync>;
 
 /// The bounds of a server.
@@ -71,11 +72,8 @@ impl Default for HttpLimits {
 /// A running server. Dropping it without [`HttpServer::stop`] breaks all connections.
 pub struct HttpServer {
     address: SocketAddr,
-    accept: Thread<()>,
-    connections: Connections,
+    acceptor: Acceptor<()>,
 }
-
-type Connections = Arc<Mutex<HashMap<u64, Thread<()>>>>;
 
 impl fmt::Debug for HttpServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -87,19 +85,14 @@ impl HttpServer {
     /// Starts to serve `listener`. `name`, at most 3 bytes as `fac`, begins the thread names.
     ///
     /// # Errors
-    /// The listener has no local address.
+    /// The listener has no local address, or the system no descriptor for what wakes it.
     pub fn start(name: &'static str, listener: TcpListener, handler: Handler, limits: HttpLimits) -> io::Result<Self> {
-        let address = listener.local_addr()?;
-        let stop = Shutdown::new();
-        let connections = Connections::default();
-        let accepting =
-            Accepting { name, handler, limits, stop: stop.clone(), connections: connections.clone(), count: 0 };
-        let kick = Kick::new("connect to the listener", move || {
-            stop.drain();
-            wake(address);
-        });
-        let accept = spawn(format!("{name}-http"), kick, move || accepting.run(&listener));
-        Ok(Self { address, accept, connections })
+        let listener = KickableListener::new(listener)?;
+        let (address, kick) = (listener.local_addr(), listener.kick());
+        let admission = Admission { served: limits.connections, turned_away: 0 };
+        let acceptor =
+            Acceptor::start(format!("{name}-http"), admission, kick, HttpService { name, listener, handler, limits });
+        Ok(Self { address, acceptor })
     }
 
     /// Where it listens, with the real port.
@@ -108,103 +101,61 @@ impl HttpServer {
     }
 
     /// Accepts no more connections, answers the requests in work, and joins all threads.
-    pub fn stop(self, step: &mut Step) {
-        self.accept.kick();
-        step.join(self.accept);
-        let connections: Vec<_> = lock(&self.connections).drain().collect();
-        for (_, thread) in connections {
-            step.join(thread);
-        }
+    pub fn stop(mut self, step: &mut Step) {
+        self.acceptor.stop_accepting(step);
+        self.acceptor.join(step);
     }
 }
 
-/// Connects to the own listener without waiting, which ends its `accept`.
-fn wake(mut address: SocketAddr) {
-    if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
-    }
-    let woken = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).and_then(|socket| {
-        socket.set_nonblocking(true)?;
-        // "In progress" is the good case; a full backlog means that `accept` is not waiting anyway.
-        match socket.connect(&address.into()) {
-            Err(error) if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => Err(error),
-            _ => Ok(()),
-        }
-    });
-    if let Err(error) = woken {
-        log::debug!("cannot wake the accept on {address}: {error}");
-    }
-}
-
-struct Accepting {
+struct HttpService {
     name: &'static str,
+    listener: KickableListener,
     handler: Handler,
     limits: HttpLimits,
-    stop: Shutdown,
-    connections: Connections,
-    count: u64,
 }
 
-impl Accepting {
-    fn run(mut self, listener: &TcpListener) {
-        loop {
-            let waits = waiting("a connection", None);
-            let accepted = listener.accept();
-            drop(waits);
-            if self.stop.is_set() {
-                return;
-            }
-            match accepted {
-                Ok((stream, peer)) => self.admit(stream, peer),
-                Err(error) => {
-                    log::warn!("{}-http: cannot accept: {error}", self.name);
-                    // Out of descriptors, most likely: give the open connections a moment to end.
-                    if self.stop.wait(Duration::from_millis(100)) {
-                        return;
-                    }
-                }
-            }
-        }
+impl Service for HttpService {
+    type Incoming = (TcpStream, SocketAddr);
+    type Handle = ();
+
+    fn accept(&self) -> io::Result<Option<(TcpStream, SocketAddr)>> {
+        self.listener.accept()
     }
 
-    /// Starts the thread of a new connection, and joins those that have ended since the last one came.
-    fn admit(&mut self, stream: TcpStream, peer: SocketAddr) {
-        let mut connections = lock(&self.connections);
-        connections.retain(|_, thread| !thread.is_finished());
-        if connections.len() >= self.limits.connections {
-            drop(connections);
-            refuse(&stream);
-            return;
-        }
-        self.count += 1;
+    fn admit(&self, (stream, peer): (TcpStream, SocketAddr), place: Place) -> Admitted<()> {
+        let Place { number, stop, .. } = place;
         let stream = Arc::new(stream);
-        // Its own, so that kicking one connection does not stop the server.
-        let stop = self.stop.child();
-        let (socket, kick_stop) = (Arc::downgrade(&stream), stop.clone());
-        let kick = Kick::new("stop signal and shutdown of the socket", move || {
-            kick_stop.cancel();
+        let socket = Arc::downgrade(&stream);
+        let kick = move || {
             if let Some(socket) = socket.upgrade() {
                 // An error means that it is closed already.
                 let _ = socket.shutdown(Direction::Both);
             }
-        });
+        };
         let (handler, limits) = (self.handler.clone(), self.limits);
-        let name = format!("{}-http-{}", self.name, self.count % 100_000);
-        let thread = spawn(name, kick, move || serve(stream, peer, &handler, &limits, &stop));
-        connections.insert(self.count, thread);
+        Admitted {
+            handle: (),
+            thread_name: format!("{}-http-{number}", self.name),
+            kick: Box::new(kick),
+            serve: Box::new(move || serve(stream, peer, &handler, &limits, &stop)),
+        }
+    }
+
+    fn refuse(&self, (stream, _): (TcpStream, SocketAddr), _: usize) {
+        refuse(&stream);
     }
 }
 
 /// Tells a client that there are too many. Never blocks: an answer this small fits into a fresh socket's buffer.
 fn refuse(stream: &TcpStream) {
     let response = HttpResponse::text(503, "too many connections, try again later\n").with_header("Retry-After", "1");
-    let told = stream.set_nonblocking(true).and_then(|()| {
+    let answered = stream.set_nonblocking(true).and_then(|()| {
         (&mut &*stream).write_all(&response.encode(&date(), false, false))?;
         stream.shutdown(Direction::Write)?;
         // Its request, if it has come, is taken out, because closing over unread bytes would reset the answer away.
         (&mut &*stream).read(&mut [0; READ_BYTES])
     });
-    if let Err(error) = told
+    if let Err(error) = answered
         && error.kind() != ErrorKind::WouldBlock
     {
         log::debug!("a client over the limit has gone: {error}");
@@ -212,14 +163,14 @@ fn refuse(stream: &TcpStream) {
 }
 
 fn date() -> String {
-    http_date(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs())
+    http_date(clock::now().wall.as_secs())
 }
 
 /// Why a request could not be read.
 enum NoRequest {
     /// The client has gone, was idle for too long, or the server stops: nothing to say.
     Over,
-    /// The client is told, and the connection closed.
+    /// The client gets the reason, and the connection is closed.
     Refused(Refused),
 }
 
@@ -248,7 +199,7 @@ fn serve(stream: Arc<TcpStream>, peer: SocketAddr, handler: &Handler, limits: &H
             Err(NoRequest::Over) => break,
             Err(NoRequest::Refused(refused)) => (HttpResponse::text(refused.status, refused.why + "\n"), false, false),
             Ok((head, body)) => {
-                let Head { method, path, query, headers, keep_alive, .. } = head;
+                let Request { method, path, query, headers, keep_alive, .. } = head;
                 let request = HttpRequest { method, path, query, headers, body, peer, shutdown: stop.clone() };
                 let (response, sound) = answer(handler, &request);
                 (response, keep_alive && sound && !stop.is_set(), request.method == "HEAD")
@@ -290,14 +241,14 @@ struct Wire<'a> {
 
 impl Wire<'_> {
     /// The next request. Blocks until it is there, or a deadline.
-    fn request(&mut self) -> Result<(Head, Vec<u8>), NoRequest> {
+    fn request(&mut self) -> Result<(Request, Vec<u8>), NoRequest> {
         let limits = self.limits;
         if self.buffer.is_empty() && !matches!(self.fill(Instant::now() + limits.idle_time), Ok(true)) {
             return Err(NoRequest::Over);
         }
         let deadline = Instant::now() + limits.head_time;
         let head = loop {
-            if let Some((head, length)) = parse::head(&self.buffer)? {
+            if let Some((head, length)) = request::head(&self.buffer)? {
                 self.buffer.drain(..length);
                 break head;
             }
@@ -337,7 +288,7 @@ impl Wire<'_> {
         let mut body = Vec::new();
         loop {
             let (line, size) = loop {
-                match parse::chunk_size(&self.buffer)? {
+                match request::chunk_size(&self.buffer)? {
                     Some(found) => break found,
                     None => self.more(deadline, "body")?,
                 }
@@ -436,19 +387,4 @@ impl Wire<'_> {
 
 fn too_large(limits: &HttpLimits) -> Refused {
     Refused::new(413, format!("a request's body has at most {} bytes", limits.body_bytes))
-}
-
-/// Runs a socket call with the time that is left, again after a signal; the system's two words for "too late" become one.
-fn by(deadline: Instant, mut call: impl FnMut(Duration) -> io::Result<usize>) -> io::Result<usize> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ErrorKind::TimedOut.into());
-        }
-        match call(left) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(ErrorKind::TimedOut.into()),
-            outcome => return outcome,
-        }
-    }
 }

@@ -10,7 +10,7 @@ use super::split;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::net::dial::dial;
 use crate::transport::handshake::{bounded, upgrade_as_client};
-use crate::transport::tls::tls_behind;
+use crate::transport::tls::{handshake_as_client, tls_behind};
 use crate::transport::url::WsUrl;
 use crate::transport::{ClientTls, Connection, DialRequest, Dialer, Proxy, TransportError};
 
@@ -84,7 +84,7 @@ impl Dialer for WsDialer {
                 let tail = upgrade_as_client(socket, &url, headers, limits.handshake_bytes)?;
                 return Ok((None, tail));
             }
-            let mut tls = self.tls.handshake(self.name_of(&url)?, &url.authority, socket)?;
+            let mut tls = handshake_as_client(&self.tls, self.name_of(&url)?, &url.authority, socket)?;
             let mut stream = rustls::Stream::new(&mut tls, socket);
             let tail = upgrade_as_client(&mut stream, &url, headers, limits.handshake_bytes)
                 .map_err(|error| tls_behind(&url.authority, error))?;

@@ -1,10 +1,10 @@
-//! The task manager beside `rayon::spawn`, the `threadpool` crate and Python's `ThreadPoolExecutor`; then 100,000 pending
-//! deadlines.
+//! The task manager beside `rayon::spawn`, the `threadpool` crate and Python's `ThreadPoolExecutor`; then 100,000
+//! pending deadlines.
 //!
 //! As the peers do, a task is handed in without a handle; with one it is shown beside them.
 //!
-//! `bench-tasks [ROUNDS]`: each round runs all of them in turn, so that a noisy machine is noisy for all; ratios are to the
-//! peer of the same round.
+//! `bench-tasks [ROUNDS]`: each round runs all of them in turn, so that a noisy machine is noisy for all; ratios are to
+//! the peer of the same round.
 
 use std::fs;
 use std::process::Command;

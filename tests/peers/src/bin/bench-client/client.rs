@@ -16,8 +16,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Starts a command. `{url}`, `{signer}` and `{dir}` in it stand for the facilitator's URL, the address of who signs
-    /// the jobs, and an empty folder.
+    /// Starts a command. `{url}`, `{signer}` and `{dir}` in it stand for the facilitator's URL, the address of who
+    /// signs the jobs, and an empty folder.
     pub fn start(command: &[String], url: &str, signer: &str) -> Result<Self, String> {
         let folder = tempfile::tempdir().map_err(|e| format!("folder: {e}"))?;
         let dir = folder.path().join("state");

@@ -240,8 +240,8 @@ fn is_ours(name: &str) -> bool {
     name.starts_with("phalanx")
 }
 
-/// A peer that checks nothing is compared with what phalanx spends beside the check, which is taken from the tokio client:
-/// what it spends with its checks together, less what it spends without.
+/// A peer that checks nothing is compared with what phalanx spends beside the check, which is taken from the tokio
+/// client: what it spends with its checks together, less what it spends without.
 fn ratios(name: &str, ours: &[Figures], peer: &[Figures], check: Option<&[f64]>) -> Vec<String> {
     let ratio = |of: fn(&Figures) -> f64| Spread::of(ours.iter().zip(peer).map(|(o, p)| of(o) / of(p))).in_order(2);
     if !name.ends_with("no check") {

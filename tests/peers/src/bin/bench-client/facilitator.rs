@@ -449,7 +449,8 @@ mod tests {
 
     fn update(uuid: &str, status: &str, result: &str) -> String {
         format!(
-            r#"{{"message_type": "V0JobStatusUpdate", "uuid": "{uuid}", "status": "{status}", "metadata": {{"miner_response": {result}}}}}"#
+            r#"{{"message_type": "V0JobStatusUpdate", "uuid": "{uuid}", "status": "{status}",
+                "metadata": {{"miner_response": {result}}}}}"#
         )
     }
 

@@ -50,8 +50,8 @@ impl Jobs {
         (self.jobs.get(n)?.uuid == uuid).then_some(n)
     }
 
-    /// CPU microseconds of one check of a signature, from the parsed request on: canonical bytes, hash, sr25519. The least
-    /// of five loops, so that what is subtracted from a client's CPU time is never too much.
+    /// CPU microseconds of one check of a signature, from the parsed request on: canonical bytes, hash, sr25519. The
+    /// least of five loops, so that what is subtracted from a client's CPU time is never too much.
     pub fn verify_cost(&self) -> Result<VerifyCost, String> {
         let parsed: Vec<JobRequest> = self.jobs[..self.jobs.len().min(200)]
             .iter()

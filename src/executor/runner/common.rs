@@ -1,0 +1,118 @@
+//! What the runners share: the trait, its error, and the job's program with its two streams.
+
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+use std::time::Instant;
+
+use super::run::{RunEnd, RunOutcome, RunSpec};
+use crate::base::shutdown::{Level, Shutdown};
+use crate::executor::output::{Capture, OUTPUT_FILE_BYTES, STDERR_FILE, STDOUT_FILE};
+use crate::executor::workspace::Workspace;
+use crate::proc::group::{Cause, Ended, GroupRun};
+use crate::proc::tool::{LADDER, ToolError};
+
+/// Why a job could not be run, or why it is not known how it ended. None of these is the job's own failure, except
+/// [`RunError::Spec`] and [`RunError::Image`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The request cannot be run as it is.
+    #[error("bad job request: {0}")]
+    Spec(String),
+    /// The image is not here and cannot be pulled.
+    #[error("cannot pull image {image}: {text}")]
+    Image {
+        /// The image.
+        image: String,
+        /// What docker said.
+        text: String,
+    },
+    /// Docker, or another tool, did not do what it was to do.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    /// The container disappeared while it ran, so nobody knows its exit code.
+    #[error("container {name} was lost while it ran: {text}")]
+    Lost {
+        /// The container's name.
+        name: String,
+        /// What docker said.
+        text: String,
+    },
+    /// The workspace or the streams could not be written or read.
+    #[error("cannot {doing}: {source}")]
+    Io {
+        /// What was to be done.
+        doing: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+pub(super) fn io_error(doing: &'static str) -> impl FnOnce(io::Error) -> RunError {
+    move |source| RunError::Io { doing, source }
+}
+
+/// Something that runs jobs. Both methods block; they end at the deadline and when `token` is cancelled.
+pub trait Runner: Send + Sync {
+    /// For logs: `docker` or `process`.
+    fn name(&self) -> &'static str;
+
+    /// Makes sure that `image` can be run, pulling it if it is not here.
+    ///
+    /// # Errors
+    /// [`RunError::Image`] with docker's text, or what kept it from asking.
+    fn prepare(&self, image: &str, token: &Shutdown, deadline: Instant) -> Result<(), RunError>;
+
+    /// Runs the job in `workspace` and leaves nothing of it running. The whole streams are in the output folder then.
+    ///
+    /// A run that was ended by deadline or token is a [`RunOutcome`], with what it had printed.
+    ///
+    /// # Errors
+    /// If it could not be started, or if its end is not known.
+    fn run(
+        &self,
+        spec: &RunSpec,
+        workspace: &Workspace,
+        token: &Shutdown,
+        deadline: Instant,
+    ) -> Result<RunOutcome, RunError>;
+}
+
+/// Runs the program that is the job, or that stands for it, and keeps what it writes. Its end is the program's.
+///
+/// `before_end` is called first when token or deadline ends it.
+pub(super) fn run_job(
+    command: Command,
+    workspace: &Workspace,
+    token: &Shutdown,
+    deadline: Instant,
+    before_end: &mut dyn FnMut(),
+) -> Result<RunOutcome, RunError> {
+    let capture = |name| Capture::to_file(&workspace.stream(name), OUTPUT_FILE_BYTES);
+    let capture = |name| capture(name).map_err(io_error("create the files for the job's output"));
+    let (mut stdout, mut stderr) = (capture(STDOUT_FILE)?, capture(STDERR_FILE)?);
+    let program = command.get_program().to_string_lossy().into_owned();
+    let run = GroupRun {
+        command,
+        stop: token,
+        stop_at: Level::Cancel,
+        deadline: Some(deadline),
+        ladder: LADDER,
+        stdout: Some(&mut |bytes| stdout.push(bytes)),
+        stderr: Some(&mut |bytes| stderr.push(bytes)),
+        before_end,
+    };
+    let Ended { status, cause, took } = run.run().map_err(|error| ToolError::of(&program, "run the job", error))?;
+    let end = match cause {
+        Some(Cause::Stop) => RunEnd::Cancelled,
+        Some(Cause::Deadline) => RunEnd::TimedOut,
+        None => status.code().map_or_else(|| RunEnd::Signalled(status.signal().unwrap_or(0)), RunEnd::Exited),
+    };
+    let captured = |capture: Capture| capture.finish().map_err(io_error("keep the job's output"));
+    Ok(RunOutcome { end, stdout: captured(stdout)?, stderr: captured(stderr)?, took })
+}
+
+pub(super) fn publish(workspace: &Workspace) -> Result<(), RunError> {
+    workspace.publish_streams().map_err(io_error("put the job's output into its folder"))
+}

@@ -1,0 +1,185 @@
+//! Volumes: the input files of a job, put below the workspace's `volume/`.
+
+mod archive;
+mod glob;
+mod hub;
+
+use std::fs;
+use std::io::{self, Cursor};
+use std::path::Path;
+use std::time::Instant;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+pub use self::archive::{ArchiveError, ArchiveLimits};
+pub use self::hub::{Hub, REPOSITORY_BYTES};
+
+use super::transfer::Bounds;
+use super::workspace::{PathError, Workspace, relative};
+use crate::base::shutdown::Shutdown;
+use crate::net::http::client::{Headers, HttpClient, HttpError};
+use crate::protocol::{SingleVolume, Volume};
+
+/// Bytes of one download (an archive, a single file): 2 GiB, as on the Python executor.
+pub const DOWNLOAD_BYTES: u64 = 2 << 30;
+
+/// Why a volume is not there. The texts are for the wire: reason `download_failed`, unless it is
+/// [`VolumeError::is_timeout`] or [`VolumeError::is_cancelled`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VolumeError {
+    /// A `relative_path`, or the name of a file in a repository, leads elsewhere.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// An inline volume is not base64.
+    #[error("inline volume: {0}; its contents must be a zip archive in base64")]
+    Base64(#[from] base64::DecodeError),
+    /// An archive is refused.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// A download failed.
+    #[error(transparent)]
+    Download(#[from] HttpError),
+    /// A Hugging Face volume cannot be understood.
+    #[error("Hugging Face repository {repo_id:?}: {why}")]
+    Repository {
+        /// The repository.
+        repo_id: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The disk refused.
+    #[error("cannot write {path}: {source}")]
+    File {
+        /// The file, below the volume.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A part of a multi-volume failed; the parts before it are in place.
+    #[error("volume {number} of {of}: {source}")]
+    Part {
+        /// Which, counted from one.
+        number: usize,
+        /// How many there are.
+        of: usize,
+        /// Why.
+        source: Box<VolumeError>,
+    },
+}
+
+impl VolumeError {
+    /// Whether the deadline was the reason.
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            Self::Download(HttpError::TimedOut { .. }) => true,
+            Self::Archive(ArchiveError::Io { source, .. }) => source.kind() == io::ErrorKind::TimedOut,
+            Self::Part { source, .. } => source.is_timeout(),
+            _ => false,
+        }
+    }
+
+    /// Whether a cancel was the reason.
+    pub fn is_cancelled(&self) -> bool {
+        match self {
+            Self::Download(HttpError::Cancelled { .. }) => true,
+            Self::Archive(ArchiveError::Io { source, .. }) => source.kind() == io::ErrorKind::Interrupted,
+            Self::Part { source, .. } => source.is_cancelled(),
+            _ => false,
+        }
+    }
+}
+
+/// Loads volumes.
+#[derive(Debug, Clone)]
+pub struct VolumeLoader {
+    http: HttpClient,
+    hub: Hub,
+    limits: ArchiveLimits,
+    token: Shutdown,
+}
+
+impl VolumeLoader {
+    /// A loader whose work ends when `token` cancels.
+    pub fn new(token: Shutdown, hub: Hub) -> Self {
+        Self { http: HttpClient::new(token.clone()), hub, limits: ArchiveLimits::default(), token }
+    }
+
+    /// Puts `volume` below the workspace's `volume/`. Blocks until it is there, `deadline` passes or the token cancels.
+    ///
+    /// Downloads are tried again after broken connections and 5xx; 4xx fail at once.
+    ///
+    /// # Errors
+    /// See [`VolumeError`]; part of the volume may be in place then.
+    pub fn load(&self, volume: &Volume, workspace: &Workspace, deadline: Instant) -> Result<(), VolumeError> {
+        let single = match volume {
+            Volume::Multi(multi) => {
+                for (n, part) in multi.volumes.iter().enumerate() {
+                    self.load_one(part, workspace, deadline).map_err(|source| VolumeError::Part {
+                        number: n + 1,
+                        of: multi.volumes.len(),
+                        source: Box::new(source),
+                    })?;
+                }
+                return Ok(());
+            }
+            Volume::Inline(volume) => SingleVolume::Inline(volume.clone()),
+            Volume::ZipUrl(volume) => SingleVolume::ZipUrl(volume.clone()),
+            Volume::SingleFile(volume) => SingleVolume::SingleFile(volume.clone()),
+            Volume::Huggingface(volume) => SingleVolume::Huggingface(volume.clone()),
+        };
+        self.load_one(&single, workspace, deadline)
+    }
+
+    fn load_one(&self, volume: &SingleVolume, workspace: &Workspace, deadline: Instant) -> Result<(), VolumeError> {
+        let bounds = Bounds { token: &self.token, deadline };
+        let below = |path: Option<&str>| Ok::<_, PathError>(workspace.volume().join(relative(path.unwrap_or(""))?));
+        match volume {
+            SingleVolume::Inline(volume) => {
+                let into = below(volume.relative_path.as_deref())?;
+                let text: String = volume.contents.chars().filter(|c| !c.is_ascii_whitespace()).collect();
+                let bytes = STANDARD.decode(text)?;
+                Ok(archive::unpack(Cursor::new(&bytes), bytes.len() as u64, &into, self.limits, bounds)?)
+            }
+            SingleVolume::ZipUrl(volume) => {
+                let into = below(volume.relative_path.as_deref())?;
+                // Beside the job's folders, and on disk, because an archive may be larger than the memory.
+                let zip = workspace.private().join("volume.zip");
+                let size = download(&self.http, &volume.contents, &[], &zip, DOWNLOAD_BYTES, bounds)?;
+                let file_error = |source| VolumeError::File { path: "the downloaded archive".into(), source };
+                let file = io::BufReader::new(fs::File::open(&zip).map_err(file_error)?);
+                archive::unpack(file, size, &into, self.limits, bounds)?;
+                fs::remove_file(&zip).map_err(file_error)
+            }
+            SingleVolume::SingleFile(volume) => {
+                let path = relative(&volume.relative_path)?;
+                if path.as_os_str().is_empty() {
+                    let path = volume.relative_path.clone();
+                    return Err(PathError { path, why: "it names no file" }.into());
+                }
+                let path = workspace.volume().join(path);
+                download(&self.http, &volume.url, &[], &path, DOWNLOAD_BYTES, bounds).map(drop)
+            }
+            SingleVolume::Huggingface(volume) => {
+                let into = below(volume.relative_path.as_deref())?;
+                hub::fetch(&self.http, &self.hub, volume, &into, bounds)
+            }
+        }
+    }
+}
+
+/// Downloads to a file, whose folders are made and which replaces one of an earlier volume; gives its length.
+fn download(
+    http: &HttpClient,
+    url: &str,
+    headers: Headers,
+    path: &Path,
+    max_bytes: u64,
+    bounds: Bounds,
+) -> Result<u64, VolumeError> {
+    let folder = path.parent().expect("a file in a workspace has a parent");
+    fs::create_dir_all(folder)
+        .map_err(|source| VolumeError::File { path: folder.to_string_lossy().into_owned(), source })?;
+    Ok(bounds.retry(|| http.get_to_file(url, headers, path, max_bytes, bounds.deadline))?)
+}

@@ -1,0 +1,115 @@
+//! What the miner asks of an executor, and of whatever starts one.
+
+use std::fmt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use crate::base::shutdown::Shutdown;
+use crate::proc::group::GroupError;
+use crate::proc::tool::ToolError;
+use crate::protocol::ExecutorClass;
+
+/// How long an executor has from the first SIGTERM to SIGKILL. It gets a second SIGTERM half-way, for programs that
+/// finish their work on the first and give it up on the second, as ours do.
+pub const END_GRACE: Duration = Duration::from_secs(10);
+
+/// The same when the miner is told to stop at once; within the budget of a cancelled stop.
+pub const FORCED_GRACE: Duration = Duration::from_secs(3);
+
+/// One executor to be started, for one job.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ExecutorSpec {
+    /// By which it introduces itself to the miner: the last part of the URL it dials.
+    pub token: String,
+    /// The job it is for, to name it in logs.
+    pub job_uuid: String,
+    /// Where it dials, `ws://host:port` without a path.
+    pub miner_address: String,
+    /// What the job asked for.
+    pub class: ExecutorClass,
+    /// Time that it has between its start and the job's initial request.
+    pub startup_time_limit: Duration,
+}
+
+/// Without the token.
+impl fmt::Debug for ExecutorSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { job_uuid, class, .. } = self;
+        f.debug_struct("ExecutorSpec").field("job_uuid", job_uuid).field("class", class).finish_non_exhaustive()
+    }
+}
+
+/// How an executor ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExecutorExit {
+    /// With this code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+    /// The system did not say: it was removed by somebody else, for example. Never to be read as success.
+    Unknown,
+}
+
+impl From<ExitStatus> for ExecutorExit {
+    fn from(status: ExitStatus) -> Self {
+        match (status.code(), status.signal()) {
+            (Some(code), _) => ExecutorExit::Code(code),
+            (None, Some(signal)) => ExecutorExit::Signal(signal),
+            (None, None) => ExecutorExit::Unknown,
+        }
+    }
+}
+
+impl fmt::Display for ExecutorExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ExecutorExit::Code(code) => write!(f, "exit code {code}"),
+            ExecutorExit::Signal(signal) => write!(f, "signal {signal}"),
+            ExecutorExit::Unknown => f.write_str("an unknown exit"),
+        }
+    }
+}
+
+/// An executor could not be started, or not be watched.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExecutorError {
+    /// The program could not be started.
+    #[error("cannot start {}: {source}", program.display())]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// There is no temporary folder for it, so it was not started.
+    #[error("cannot make a temporary folder for the executor: {0}")]
+    Folder(#[source] std::io::Error),
+    /// It was started but could not be watched, and was ended.
+    #[error("cannot watch the executor: {0}")]
+    Watch(#[source] GroupError),
+    /// Docker did not make the container.
+    #[error("docker did not make the container: {0}")]
+    Docker(#[source] ToolError),
+    /// The back end of the embedding program failed.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Where executors come from.
+pub trait ExecutorBackend: Send + Sync {
+    /// Starts one executor and waits until it has ended. Blocks for all of its life; `stop` ends it: at `Drain`
+    /// with some grace, at `Cancel` at once.
+    ///
+    /// When this returns, whatever it returns, nothing of the executor is left running: its slot is given to the next
+    /// job.
+    ///
+    /// # Errors
+    /// [`ExecutorError`], if it could not be started or watched.
+    fn run(&self, spec: &ExecutorSpec, stop: &Shutdown) -> Result<ExecutorExit, ExecutorError>;
+}
+
+/// How an executor's run ended.
+pub type ExecutorEnd = Result<ExecutorExit, ExecutorError>;

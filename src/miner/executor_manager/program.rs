@@ -1,0 +1,100 @@
+//! The program that is an executor, or that stands for one: its arguments, its environment, its end, its lines in our
+//! log.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use super::backend::{ExecutorError, ExecutorExit, ExecutorSpec, FORCED_GRACE};
+use crate::base::shutdown::{Level, Shutdown};
+use crate::proc::group::{GroupError, GroupRun};
+use crate::proc::ladder::Ladder;
+
+/// A line of an executor's output is taken in pieces of at most this many bytes.
+const LINE_BYTES: usize = 8 << 10;
+
+/// Variables that are not handed on, because they configure the miner, its key among them…
+const OWN_VARIABLES: &str = "PHALANX_";
+
+/// …except this one: whom to trust at the other end of `wss://`, which is the miner, with perhaps a private authority.
+const TLS_CA: &str = "PHALANX_TLS_CA";
+
+fn is_own(name: &OsStr) -> bool {
+    name != TLS_CA && name.as_bytes().starts_with(OWN_VARIABLES.as_bytes())
+}
+
+/// Our executor's arguments.
+pub(super) fn arguments(spec: &ExecutorSpec, runner: &str) -> Vec<String> {
+    // Whole seconds, rounded up: that is what the Python executor takes.
+    let seconds = spec.startup_time_limit.as_secs() + u64::from(spec.startup_time_limit.subsec_nanos() > 0);
+    let seconds = seconds.to_string();
+    ["executor", "--startup-time-limit", &seconds, "--runner", runner].map(str::to_owned).into()
+}
+
+/// Gives a program the environment of an executor: ours without our own settings, where to dial and with what. Names
+/// only are in its arguments, if anywhere, so no process list shows the token.
+pub(super) fn environment(command: &mut Command, spec: &ExecutorSpec) {
+    std::env::vars_os().map(|(name, _)| name).filter(|name| is_own(name)).for_each(|name| {
+        command.env_remove(name);
+    });
+    command.env("MINER_ADDRESS", &spec.miner_address).env("EXECUTOR_TOKEN", &spec.token);
+}
+
+/// Runs the program until it ends. At `Drain` it is told to within `end_grace`, at `Cancel` within [`FORCED_GRACE`].
+///
+/// It gets a second SIGTERM half-way, for executors that finish their work on the first. One that does not even end
+/// when it is killed is waited for, because its slot is not free before.
+pub(super) fn run(
+    command: Command,
+    spec: &ExecutorSpec,
+    stop: &Shutdown,
+    end_grace: Duration,
+) -> Result<ExecutorExit, ExecutorError> {
+    let program = PathBuf::from(command.get_program());
+    let mut lines = Lines { job: &spec.job_uuid, line: Vec::new() };
+    let run = GroupRun {
+        command,
+        stop,
+        stop_at: Level::Drain,
+        deadline: None,
+        ladder: Ladder { terms: 2, grace: end_grace, forced_grace: FORCED_GRACE, kill_time: None },
+        stdout: None,
+        stderr: Some(&mut |bytes| lines.take(bytes)),
+        before_end: &mut || {},
+    };
+    let ended = run.run();
+    lines.flush();
+    match ended {
+        Ok(ended) => Ok(ended.status.into()),
+        Err(GroupError::Start(source)) => Err(ExecutorError::Start { program, source }),
+        Err(error) => Err(ExecutorError::Watch(error)),
+    }
+}
+
+/// What an executor says, by lines.
+struct Lines<'a> {
+    job: &'a str,
+    line: Vec<u8>,
+}
+
+impl Lines<'_> {
+    fn take(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            if *byte == b'\n' || self.line.len() == LINE_BYTES {
+                self.flush();
+            }
+            if *byte != b'\n' {
+                self.line.push(*byte);
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        if !self.line.is_empty() {
+            log::info!("executor of job {}: {}", self.job, String::from_utf8_lossy(&self.line));
+            self.line.clear();
+        }
+    }
+}

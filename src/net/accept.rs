@@ -1,0 +1,370 @@
+//! The accepting side of every server: a listener whose `accept` can be interrupted, and the one loop that admits
+//! connections, gives each a thread, and joins it.
+//!
+//! Owner: the [`Acceptor`]. Blocks in: `accept`; what a connection's thread blocks in is the service's. Kick: the stop
+//! signal and a connection to the own listener; for a connection its own stop signal and whatever its service names.
+//! Ends: [`Acceptor::stop_accepting`], then [`Acceptor::join`]; when dropped, it cancels and kicks all and joins them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::base::lock::lock;
+use crate::base::shutdown::Shutdown;
+use crate::base::stop::{Step, stop_dropped};
+use crate::base::thread::{Kick, Thread, spawn};
+use crate::base::waits::waiting;
+
+/// After a failed `accept`, the time in which open connections may end: out of descriptors, most likely.
+const AFTER_FAILURE: Duration = Duration::from_millis(100);
+
+/// A TCP listener whose `accept` ends when it is kicked. Dropping it closes the address.
+#[derive(Debug)]
+pub(crate) struct KickableListener {
+    tcp: TcpListener,
+    address: SocketAddr,
+    stopped: Arc<AtomicBool>,
+    /// Its connecting to the listener wakes `accept`. Made with the listener, because a kick must work also when the
+    /// process has no descriptor left.
+    waker: Arc<Socket>,
+}
+
+impl KickableListener {
+    /// Takes a listener over.
+    pub(crate) fn new(tcp: TcpListener) -> io::Result<Self> {
+        let address = tcp.local_addr()?;
+        let waker = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        waker.set_nonblocking(true)?;
+        Ok(Self { tcp, address, stopped: Arc::default(), waker: Arc::new(waker) })
+    }
+
+    /// Where it listens, with the port that the system chose.
+    pub(crate) fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where this machine reaches it: over loopback if it is bound to every interface.
+    pub(crate) fn reachable_addr(&self) -> SocketAddr {
+        let mut address = self.address;
+        match address {
+            SocketAddr::V4(v4) if v4.ip().is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+            SocketAddr::V6(v6) if v6.ip().is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        address
+    }
+
+    /// The next connection; `None` after a kick, for ever. Blocks; the kick interrupts it.
+    pub(crate) fn accept(&self) -> io::Result<Option<(TcpStream, SocketAddr)>> {
+        loop {
+            if self.stopped.load(Ordering::SeqCst) {
+                return Ok(None);
+            }
+            let waits = waiting("a connection", None);
+            let accepted = self.tcp.accept();
+            drop(waits);
+            if self.stopped.load(Ordering::SeqCst) {
+                return Ok(None);
+            }
+            match accepted {
+                // A client that gave up while it waited is not the listener's trouble.
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+                accepted => return accepted.map(Some),
+            }
+        }
+    }
+
+    /// What interrupts [`KickableListener::accept`], now and later. It does not block and does not keep the address.
+    pub(crate) fn kick(&self) -> impl Fn() + Send + Sync + 'static {
+        let (stopped, address) = (self.stopped.clone(), self.reachable_addr().into());
+        let waker = Arc::downgrade(&self.waker);
+        move || {
+            stopped.store(true, Ordering::SeqCst);
+            if let Some(waker) = waker.upgrade() {
+                // Connecting to itself is the only portable way to interrupt `accept`. The error says that it is under
+                // way (the socket does not block) or was done by an earlier kick.
+                let _ = waker.connect(&address);
+            }
+        }
+    }
+}
+
+/// What a server does with its connections; the [`Acceptor`] calls it on the accepting thread.
+pub(crate) trait Service: Send + 'static {
+    /// A connection that was accepted.
+    type Incoming;
+    /// What the owner keeps of a connection that is served.
+    type Handle: Send + 'static;
+
+    /// The next connection; `None` after the kick. Blocks; the kick interrupts it.
+    fn accept(&self) -> io::Result<Option<Self::Incoming>>;
+
+    /// How a connection within the limits is served.
+    fn admit(&self, incoming: Self::Incoming, place: Place) -> Admitted<Self::Handle>;
+
+    /// Ends a connection over the limits, of which so many are `open`. Must not block.
+    fn refuse(&self, incoming: Self::Incoming, open: usize);
+}
+
+/// The place of a connection among the others.
+pub(crate) struct Place {
+    /// Its number, for the names of its threads: at most five digits.
+    pub(crate) number: u32,
+    /// The connections are at their limit already: this one is to be turned away.
+    pub(crate) is_over: bool,
+    /// Drains when the server stops to accept, cancels when it ends, and cancels for this connection alone with its
+    /// kick.
+    pub(crate) stop: Shutdown,
+}
+
+/// How a connection is served.
+pub(crate) struct Admitted<H> {
+    /// For the owner.
+    pub(crate) handle: H,
+    /// The name of its thread.
+    pub(crate) thread_name: String,
+    /// What interrupts it beside the cancel of its stop signal.
+    pub(crate) kick: Box<dyn Fn() + Send + Sync>,
+    /// What its thread runs.
+    pub(crate) serve: Box<dyn FnOnce() + Send>,
+}
+
+/// How many connections may be open.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Admission {
+    /// That are served.
+    pub(crate) served: usize,
+    /// That have a thread beyond that, which answers that there are too many.
+    pub(crate) turned_away: usize,
+}
+
+/// The threads of one server: one that accepts, one for each connection.
+pub(crate) struct Acceptor<H> {
+    accept: Option<Thread<()>>,
+    kick: Kick,
+    stop: Shutdown,
+    open: Open<H>,
+}
+
+type Open<H> = Arc<Mutex<HashMap<u64, (H, Thread<()>)>>>;
+
+impl<H> fmt::Debug for Acceptor<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Acceptor({} connections)", lock(&self.open).len())
+    }
+}
+
+impl<H: Send + 'static> Acceptor<H> {
+    /// Starts to accept, on a thread of that name; `kick` interrupts [`Service::accept`].
+    pub(crate) fn start<S: Service<Handle = H>>(
+        thread: String,
+        admission: Admission,
+        kick: impl Fn() + Send + Sync + 'static,
+        service: S,
+    ) -> Self {
+        let (stop, open) = (Shutdown::new(), Open::default());
+        let signal = stop.clone();
+        let kick = Kick::new("connect to the listener", move || {
+            signal.drain();
+            kick();
+        });
+        let accepting =
+            Accepting { name: thread.clone(), service, admission, stop: stop.clone(), open: open.clone(), count: 0 };
+        let accept = spawn(thread, kick.clone(), move || accepting.run());
+        Self { accept: Some(accept), kick, stop, open }
+    }
+
+    /// Accepts no more connections; those that are open see the drain of their stop signal.
+    pub(crate) fn stop_accepting(&mut self, step: &mut Step) {
+        self.kick.kick();
+        if let Some(thread) = self.accept.take() {
+            step.join(thread);
+        }
+    }
+
+    /// Cancels the stop signal of every connection; no thread is kicked.
+    pub(crate) fn cancel(&self) {
+        self.stop.cancel();
+    }
+
+    /// Calls `visit` with the handle of each connection.
+    pub(crate) fn each(&self, visit: impl FnMut(&H)) {
+        lock(&self.open).values().map(|(handle, _)| handle).for_each(visit);
+    }
+
+    /// Joins the thread of every connection; those that are not done within the step's budget are kicked.
+    pub(crate) fn join(&mut self, step: &mut Step) {
+        let open: Vec<_> = lock(&self.open).drain().map(|(_, (_, thread))| thread).collect();
+        for thread in open {
+            step.join(thread);
+        }
+    }
+}
+
+impl<H> Drop for Acceptor<H> {
+    fn drop(&mut self) {
+        self.kick.kick();
+        self.stop.cancel();
+        stop_dropped(|step| {
+            if let Some(thread) = self.accept.take() {
+                step.join(thread);
+            }
+            let open: Vec<_> = lock(&self.open).drain().map(|(_, (_, thread))| thread).collect();
+            open.iter().for_each(Thread::kick);
+            for thread in open {
+                step.join(thread);
+            }
+        });
+    }
+}
+
+struct Accepting<S: Service> {
+    name: String,
+    service: S,
+    admission: Admission,
+    stop: Shutdown,
+    open: Open<S::Handle>,
+    count: u64,
+}
+
+impl<S: Service> Accepting<S> {
+    fn run(mut self) {
+        loop {
+            match self.service.accept() {
+                Ok(Some(incoming)) => self.admit(incoming),
+                Ok(None) => return,
+                Err(error) => {
+                    log::warn!("{}: cannot accept: {error}", self.name);
+                    if self.stop.wait(AFTER_FAILURE) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts the thread of a new connection, and joins those that have ended since the last one came.
+    fn admit(&mut self, incoming: S::Incoming) {
+        let ended: Vec<_> = lock(&self.open).extract_if(|_, (_, thread)| thread.is_finished()).collect();
+        drop(ended);
+        let (open, admission) = (lock(&self.open).len(), self.admission);
+        if open >= admission.served + admission.turned_away {
+            return self.service.refuse(incoming, open);
+        }
+        self.count += 1;
+        // Its own, so that kicking one connection does not stop the server.
+        let stop = self.stop.child();
+        let place =
+            Place { number: (self.count % 100_000) as u32, is_over: open >= admission.served, stop: stop.clone() };
+        let admitted = self.service.admit(incoming, place);
+        let interrupt = admitted.kick;
+        let kick = Kick::new("stop signal and connection", move || {
+            stop.cancel();
+            interrupt();
+        });
+        let mut open = lock(&self.open);
+        let thread = spawn(admitted.thread_name, kick, admitted.serve);
+        open.insert(self.count, (admitted.handle, thread));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use crossbeam_channel::{Receiver, Sender, bounded};
+
+    use super::*;
+    use crate::base::shutdown::Level;
+    use crate::base::thread::Group;
+    use crate::net::dial::dial;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// Each connection says its number and whether it is over, and then waits for its stop.
+    struct Waiting {
+        listener: KickableListener,
+        seen: Sender<(u32, bool)>,
+    }
+
+    impl Service for Waiting {
+        type Incoming = TcpStream;
+        type Handle = u32;
+
+        fn accept(&self) -> io::Result<Option<TcpStream>> {
+            Ok(self.listener.accept()?.map(|(stream, _)| stream))
+        }
+
+        fn admit(&self, stream: TcpStream, place: Place) -> Admitted<u32> {
+            let Place { number, is_over, stop } = place;
+            let seen = self.seen.clone();
+            let serve = move || {
+                seen.send((number, is_over)).unwrap();
+                stop.wait_for(Level::Cancel, Duration::MAX);
+                drop(stream);
+            };
+            Admitted {
+                handle: number,
+                thread_name: format!("t-acc-{number}"),
+                kick: Box::new(|| {}),
+                serve: Box::new(serve),
+            }
+        }
+
+        fn refuse(&self, _: TcpStream, open: usize) {
+            self.seen.send((0, open == 2)).unwrap();
+        }
+    }
+
+    fn start() -> (Acceptor<u32>, Receiver<(u32, bool)>, SocketAddr) {
+        let listener = KickableListener::new(TcpListener::bind("0.0.0.0:0").unwrap()).unwrap();
+        let (kick, address) = (listener.kick(), listener.reachable_addr());
+        let (seen, sees) = bounded(8);
+        let admission = Admission { served: 1, turned_away: 1 };
+        (Acceptor::start("t-accept".to_owned(), admission, kick, Waiting { listener, seen }), sees, address)
+    }
+
+    fn connect(address: SocketAddr) -> TcpStream {
+        let host = address.ip().to_string();
+        dial(&host, address.port(), Instant::now() + LONG, &Shutdown::new(), Level::Cancel).unwrap()
+    }
+
+    #[test]
+    fn connections_are_served_then_turned_away_then_refused_and_the_stop_joins_all() {
+        let group = Group::enter();
+        let (mut acceptor, sees, address) = start();
+        let mut clients = Vec::new();
+        for expected in [(1, false), (2, true), (0, true)] {
+            clients.push(connect(address));
+            assert_eq!(sees.recv_timeout(LONG).unwrap(), expected);
+        }
+        let mut handles = Vec::new();
+        acceptor.each(|handle| handles.push(*handle));
+        handles.sort_unstable();
+        assert_eq!(handles, [1, 2]);
+        let mut stopping = crate::base::stop::Stopping::new(&Shutdown::new());
+        stopping.step("acceptor", LONG, |step| {
+            acceptor.stop_accepting(step);
+            assert_eq!(group.live().len(), 2, "the connections go on");
+            acceptor.cancel();
+            acceptor.join(step);
+        });
+        assert!(stopping.finish().is_clean() && group.live().is_empty());
+    }
+
+    #[test]
+    fn dropping_an_acceptor_stops_it() {
+        let group = Group::enter();
+        let (acceptor, sees, address) = start();
+        let _client = connect(address);
+        assert_eq!(sees.recv_timeout(LONG).unwrap(), (1, false));
+        drop(acceptor);
+        assert!(group.live().is_empty(), "{:?}", group.live());
+    }
+}

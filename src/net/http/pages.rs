@@ -1,0 +1,77 @@
+//! The pages that every role serves of itself, made from its snapshot: `/healthz`, `/readyz`, `/metrics`,
+//! `/status.json`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{bounded, select};
+use serde_json::json;
+
+use super::message::{HttpRequest, HttpResponse};
+use crate::base::shutdown::Shutdown;
+use crate::base::timer::TimerHandle;
+use crate::ops::health::Pulse;
+use crate::ops::metrics;
+use crate::ops::status::Frame;
+
+/// How long the timer thread may take to run an action: its actions do not block, so this is for a machine that is very
+/// busy.
+const TIMER_TIME: Duration = Duration::from_secs(5);
+
+/// A part of a server's paths: `None` means "not mine".
+pub type Pages = Arc<dyn Fn(&HttpRequest) -> Option<HttpResponse> + Send + Sync>;
+
+/// The four pages of a role, each from a snapshot of its own.
+///
+/// * `/healthz`: is it alive? 200 `ok`, or 503 with a line for each part that is stuck. It waits for the timer thread
+///   to answer, at most 5 s or until the server stops; orchestrators restart a process that is not alive.
+/// * `/readyz`: may it be given work? 200 `ready`, or 503 with a line for each reason.
+/// * `/metrics`: Prometheus text.
+/// * `/status.json`: the [`Snapshot`](crate::ops::status::Snapshot).
+pub fn pages(frame: Frame) -> Pages {
+    let pulse = frame.board.health.pulse("timer");
+    Arc::new(move |request| {
+        let page: &dyn Fn() -> HttpResponse = match request.path.as_str() {
+            "/healthz" => &|| {
+                ask(&frame.timer, &pulse, &request.shutdown);
+                verdict("ok\n", frame.snapshot().stuck())
+            },
+            "/readyz" => &|| verdict("ready\n", frame.snapshot().problems()),
+            "/metrics" => &|| {
+                frame.snapshot().measure(&frame.board.metrics);
+                HttpResponse::new(200, metrics::CONTENT_TYPE, frame.board.metrics.render())
+            },
+            "/status.json" => &|| HttpResponse::json(200, &json!(frame.snapshot())),
+            _ => return None,
+        };
+        Some(match request.method.as_str() {
+            "GET" | "HEAD" => page(),
+            _ => HttpResponse::text(405, "this page can only be read: use GET\n").with_header("Allow", "GET, HEAD"),
+        })
+    })
+}
+
+fn verdict(good: &str, problems: Vec<String>) -> HttpResponse {
+    if problems.is_empty() {
+        HttpResponse::text(200, good)
+    } else {
+        HttpResponse::text(503, problems.join("\n") + "\n")
+    }
+}
+
+/// Has the timer thread keep the pulse's promise: only now that somebody asks, so that an idle process is not woken.
+fn ask(timer: &TimerHandle, pulse: &Pulse, stop: &Shutdown) {
+    let (answered, answer) = bounded::<()>(1);
+    pulse.begin(Instant::now() + TIMER_TIME);
+    let kept = pulse.clone();
+    let _alarm = timer.at(Instant::now(), move || {
+        kept.done();
+        drop(answered);
+    });
+    select! {
+        recv(answer) -> _ => {}
+        // Nobody is to wait longer for a server that stops, and a promise that nobody waits for is none.
+        recv(stop.drain_receiver()) -> _ => pulse.done(),
+        default(TIMER_TIME) => {}
+    }
+}

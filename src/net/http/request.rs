@@ -1,0 +1,173 @@
+//! What a request asks of the server, and the borders of its chunks. Pure.
+
+use httparse::Status;
+
+use super::head::{HEADERS, Headers, RequestHead, all, first, has_token};
+use crate::net::percent;
+
+/// Bytes of one chunk's size line with its extensions, which nobody uses.
+const CHUNK_LINE_BYTES: usize = 256;
+
+/// A request that cannot be served: the status and the text of the answer, after which the connection is closed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub status: u16,
+    pub why: String,
+}
+
+impl Refused {
+    pub(super) fn new(status: u16, why: impl Into<String>) -> Self {
+        Self { status, why: why.into() }
+    }
+}
+
+/// How the body's end is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Framing {
+    Length(u64),
+    Chunked,
+}
+
+/// What a request's head asks of the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Request {
+    pub method: String,
+    pub path: String,
+    pub query: Vec<(String, String)>,
+    pub headers: Headers,
+    pub framing: Framing,
+    pub keep_alive: bool,
+    pub expects_continue: bool,
+}
+
+/// Reads a head from the beginning of `bytes`; gives it with its length, or `None` if more bytes are needed.
+pub(super) fn head(bytes: &[u8]) -> Result<Option<(Request, usize)>, Refused> {
+    let parsed = RequestHead::parse(bytes).map_err(|error| match error {
+        httparse::Error::TooManyHeaders => Refused::new(431, format!("more than {HEADERS} headers")),
+        httparse::Error::Version => Refused::new(505, "only HTTP/1.0 and HTTP/1.1 are spoken here"),
+        error => Refused::new(400, format!("this is not an HTTP request: {error}")),
+    })?;
+    let Some((RequestHead { method, target, is_1_1, headers }, length)) = parsed else { return Ok(None) };
+    if is_1_1 && all(&headers, "host").count() != 1 {
+        return Err(Refused::new(400, "an HTTP/1.1 request has exactly one Host header"));
+    }
+    let expects_continue = match first(&headers, "expect") {
+        None => false,
+        Some(value) if value.eq_ignore_ascii_case("100-continue") => true,
+        Some(value) => return Err(Refused::new(417, format!("cannot do what is expected: {value}"))),
+    };
+    let (path, query) = target_parts(&target)?;
+    let framing = framing(all(&headers, "transfer-encoding").collect(), all(&headers, "content-length").collect())?;
+    let keep_alive = is_1_1 && !has_token(&headers, "connection", "close");
+    Ok(Some((Request { method, path, query, framing, keep_alive, expects_continue, headers }, length)))
+}
+
+/// A request with two contradicting lengths is refused, never guessed at: a proxy before us may have guessed otherwise.
+fn framing(codings: Vec<&str>, lengths: Vec<&str>) -> Result<Framing, Refused> {
+    match (codings.as_slice(), lengths.as_slice()) {
+        ([], []) => Ok(Framing::Length(0)),
+        ([], [first, rest @ ..]) => {
+            let digits = !first.is_empty() && first.bytes().all(|b| b.is_ascii_digit());
+            let length = first.parse().ok().filter(|_| digits && rest.iter().all(|other| other == first));
+            length.map(Framing::Length).ok_or_else(|| Refused::new(400, "Content-Length must be one number of bytes"))
+        }
+        ([coding], []) if coding.eq_ignore_ascii_case("chunked") => Ok(Framing::Chunked),
+        ([_, ..], []) => Err(Refused::new(501, "the only known Transfer-Encoding is chunked")),
+        ([_, ..], [_, ..]) => Err(Refused::new(400, "a request has Transfer-Encoding or Content-Length, not both")),
+    }
+}
+
+fn target_parts(target: &str) -> Result<(String, Vec<(String, String)>), Refused> {
+    // A proxy may send the absolute form, `GET http://host/path`.
+    let target = match target.split_once("://") {
+        Some((_, rest)) if !target.starts_with('/') => rest.find('/').map_or("/", |at| &rest[at..]),
+        _ => target,
+    };
+    let bad = || Refused::new(400, format!("{target:?} is not a path with percent-encoded UTF-8"));
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let path = percent::decode_text(path).ok_or_else(bad)?;
+    // In a query, as in a form, + is a space.
+    let decode = |text: &str| percent::decode_text(&text.replace('+', " "));
+    let query = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        Some((decode(name)?, decode(value)?))
+    });
+    Ok((path, query.collect::<Option<_>>().ok_or_else(bad)?))
+}
+
+/// Reads a chunk's size line from the beginning of `bytes`: the line's length and the chunk's, or `None` for more
+/// bytes.
+pub(super) fn chunk_size(bytes: &[u8]) -> Result<Option<(usize, u64)>, Refused> {
+    match httparse::parse_chunk_size(bytes) {
+        Ok(Status::Complete((length, size))) => Ok(Some((length, size))),
+        Ok(Status::Partial) if bytes.len() < CHUNK_LINE_BYTES => Ok(None),
+        Ok(Status::Partial) => Err(Refused::new(400, "the size line of a chunk is too long")),
+        Err(_) => Err(Refused::new(400, "a chunk begins with its size in hex")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Request {
+        let (head, length) = head(text.as_bytes()).unwrap().unwrap();
+        assert_eq!(length, text.len());
+        head
+    }
+
+    #[test]
+    fn a_head_in_all_its_parts() {
+        let text = "POST /a%20b/?x=1&y=%C5%BC+z&flag HTTP/1.1\r\nHost: h\r\nX-A:  v \r\n\
+                    Content-Length: 12\r\nContent-Length: 12\r\n\
+                    Connection: keep-alive, Close\r\nExpect: 100-Continue\r\n\r\n";
+        let head = parsed(text);
+        assert_eq!((head.method.as_str(), head.path.as_str()), ("POST", "/a b/"));
+        let query: Vec<(&str, &str)> = head.query.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        assert_eq!(query, [("x", "1"), ("y", "ż z"), ("flag", "")]);
+        assert_eq!(head.headers[1], ("X-A".to_owned(), "v".to_owned()));
+        assert_eq!(head.framing, Framing::Length(12));
+        assert!(!head.keep_alive && head.expects_continue);
+        for cut in 0..text.len() {
+            assert_eq!(super::head(&text.as_bytes()[..cut]).unwrap(), None, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn the_absolute_form_and_the_older_version() {
+        let head = parsed("GET http://h:1/p?q=1 HTTP/1.0\r\n\r\n");
+        assert_eq!((head.path.as_str(), head.query.len(), head.keep_alive), ("/p", 1, false));
+        assert_eq!(parsed("GET http://h HTTP/1.1\r\nHost: h\r\n\r\n").path, "/");
+    }
+
+    #[test]
+    fn what_is_refused() {
+        let many = "A: b\r\n".repeat(HEADERS + 1);
+        for (status, text) in [
+            (400, "GET / HTTP/1.1\r\n\r\n"),
+            (400, "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
+            (400, "\0\0\0"),
+            (400, "GET /%zz HTTP/1.1\r\nHost: h\r\n\r\n"),
+            (400, "GET /%ff HTTP/1.1\r\nHost: h\r\n\r\n"),
+            (400, "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: +5\r\n\r\n"),
+            (400, "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 5, 5\r\n\r\n"),
+            (400, "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n"),
+            (400, "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999999999999999\r\n\r\n"),
+            (400, "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"),
+            (501, "GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n"),
+            (417, "GET / HTTP/1.1\r\nHost: h\r\nExpect: miracles\r\n\r\n"),
+            (505, "GET / HTTP/2.0\r\nHost: h\r\n\r\n"),
+            (431, &format!("GET / HTTP/1.1\r\nHost: h\r\n{many}\r\n")),
+        ] {
+            assert_eq!(head(text.as_bytes()).unwrap_err().status, status, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn chunk_lines() {
+        assert_eq!(chunk_size(b"1a;x=y\r\nrest").unwrap(), Some((8, 26)));
+        assert_eq!(chunk_size(b"1a").unwrap(), None);
+        assert_eq!(chunk_size(b"zz\r\n").unwrap_err().status, 400);
+        assert_eq!(chunk_size(&[b'0'; 300]).unwrap_err().status, 400);
+    }
+}

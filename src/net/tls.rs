@@ -1,0 +1,149 @@
+//! What TLS needs to know, from PEM files, for every connection of the crate that rustls seals: whose certificates are
+//! trusted, which one is shown.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+
+/// A certificate or key file cannot be used. Trying again does not help.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {problem}")]
+pub struct TlsFileError {
+    /// The file.
+    pub path: String,
+    /// What is wrong with it and what would be right.
+    pub problem: String,
+}
+
+/// Whose certificates a client trusts, and its own certificate if it has one; clones share them.
+#[derive(Clone)]
+pub struct ClientTls(Arc<ClientConfig>);
+
+impl ClientTls {
+    /// Trusts the public certificate authorities that come with the program.
+    pub fn public() -> Self {
+        Self::trusting(RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() })
+    }
+
+    /// Trusts only the authorities in a PEM file.
+    ///
+    /// # Errors
+    /// [`TlsFileError`] if the file cannot be read or has no usable certificate.
+    pub fn from_ca_file(path: &Path) -> Result<Self, TlsFileError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates(path)? {
+            roots.add(certificate).map_err(|e| bad_file(path, &format!("not a usable certificate authority: {e}")))?;
+        }
+        Ok(Self::trusting(roots))
+    }
+
+    /// Shows this certificate chain (the client's own first) to servers that ask for one; both files are PEM.
+    ///
+    /// # Errors
+    /// [`TlsFileError`] if a file cannot be read, holds nothing of the kind, or the two do not belong together.
+    pub fn with_certificate(self, certificate: &Path, key: &Path) -> Result<Self, TlsFileError> {
+        let (chain, private_key) = chain_and_key(certificate, key)?;
+        let certified =
+            CertifiedKey::from_der(chain, private_key, &provider()).map_err(|e| does_not_fit(key, certificate, &e))?;
+        let mut config = (*self.0).clone();
+        config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(certified));
+        Ok(Self(Arc::new(config)))
+    }
+
+    fn trusting(roots: RootCertStore) -> Self {
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("the ring provider supports the default versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Self(Arc::new(config))
+    }
+
+    /// The client's end of a new connection to a server of that name.
+    pub(crate) fn connection(&self, name: ServerName<'static>) -> Result<ClientConnection, rustls::Error> {
+        ClientConnection::new(self.0.clone(), name)
+    }
+}
+
+impl Default for ClientTls {
+    fn default() -> Self {
+        Self::public()
+    }
+}
+
+impl fmt::Debug for ClientTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClientTls")
+    }
+}
+
+/// A server's certificate and key; clones share them.
+#[derive(Clone)]
+pub struct ServerTls(Arc<ServerConfig>);
+
+impl ServerTls {
+    /// Loads the certificate chain (the server's own first) and its private key, both PEM.
+    ///
+    /// # Errors
+    /// [`TlsFileError`] if a file cannot be read, holds nothing of the kind, or the two do not belong together.
+    pub fn from_files(certificate: &Path, key: &Path) -> Result<Self, TlsFileError> {
+        let (chain, private_key) = chain_and_key(certificate, key)?;
+        let config = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("the ring provider supports the default versions")
+            .with_no_client_auth()
+            .with_single_cert(chain, private_key)
+            .map_err(|e| does_not_fit(key, certificate, &e))?;
+        Ok(Self(Arc::new(config)))
+    }
+
+    /// The server's end of a new connection.
+    pub(crate) fn connection(&self) -> Result<ServerConnection, rustls::Error> {
+        ServerConnection::new(self.0.clone())
+    }
+}
+
+impl fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ServerTls")
+    }
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn chain_and_key(
+    certificate: &Path,
+    key: &Path,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsFileError> {
+    let private_key = PrivateKeyDer::from_pem_file(key).map_err(|e| bad_pem(key, "private key", e))?;
+    Ok((certificates(certificate)?, private_key))
+}
+
+fn does_not_fit(key: &Path, certificate: &Path, error: &rustls::Error) -> TlsFileError {
+    bad_file(key, &format!("does not fit the certificate {}: {error}", certificate.display()))
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
+    let found: Vec<_> =
+        CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(|e| bad_pem(path, "certificate", e))?;
+    if found.is_empty() { Err(bad_pem(path, "certificate", pem::Error::NoItemsFound)) } else { Ok(found) }
+}
+
+fn bad_pem(path: &Path, what: &str, error: pem::Error) -> TlsFileError {
+    match error {
+        pem::Error::Io(e) => bad_file(path, &format!("cannot read the {what}: {e}")),
+        pem::Error::NoItemsFound => bad_file(path, &format!("has no {what}; expected a PEM file with one")),
+        other => bad_file(path, &format!("is not a PEM file with a {what}: {other}")),
+    }
+}
+
+fn bad_file(path: &Path, problem: &str) -> TlsFileError {
+    TlsFileError { path: path.display().to_string(), problem: problem.to_owned() }
+}

@@ -1,0 +1,257 @@
+//! The Docker Engine, through the `docker` command; `DOCKER_HOST` and the rest of the environment pass through.
+//!
+//! A container is ours by its labels only, never by its name. It is created, started and removed by three commands, not
+//! run by one with `--rm`: one that is interrupted while the container is being made would leave it behind.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::tool::{self, ToolError};
+use crate::base::shutdown::Shutdown;
+
+/// The labels of our containers. Whoever cleans up relies on those of whoever creates.
+pub mod labels {
+    /// The job that a container is for.
+    pub const JOB: &str = "phalanx.job";
+    /// The one run that a container is for; no other has its value.
+    pub const RUN: &str = "phalanx.run";
+    /// The hotkey of the miner whose executor a container is.
+    pub const MINER: &str = "phalanx.miner";
+    /// The number of the miner process that started a container.
+    pub const INSTANCE: &str = "phalanx.instance";
+}
+
+/// A client of the engine. Every method blocks until the engine has answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Docker {
+    /// The program, by default `docker` on the `PATH`.
+    pub program: PathBuf,
+    /// How long a command may take that no stop signal ends, because what it makes or removes is to be known.
+    pub time: Duration,
+}
+
+impl Default for Docker {
+    fn default() -> Self {
+        Self { program: PathBuf::from("docker"), time: Duration::from_secs(10) }
+    }
+}
+
+impl Docker {
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(args);
+        command
+    }
+
+    fn run(&self, doing: &'static str, args: &[&str], stop: &Shutdown, deadline: Instant) -> Result<String, ToolError> {
+        tool::output(self.command(args), doing, stop, deadline)
+    }
+
+    /// Runs a command to its end, whoever is to stop: it is what is done after a stop.
+    fn run_unstopped(&self, doing: &'static str, args: &[&str]) -> Result<String, ToolError> {
+        self.run(doing, args, &Shutdown::new(), Instant::now() + self.time)
+    }
+
+    /// Asks the engine for its version, by `deadline`, unless `stop` is cancelled.
+    ///
+    /// # Errors
+    /// If there is no `docker` program or no engine.
+    pub fn version(&self, stop: &Shutdown, deadline: Instant) -> Result<String, ToolError> {
+        let args = ["version", "--format", "{{.Server.Version}}"];
+        self.run("ask the docker engine for its version", &args, stop, deadline)
+    }
+
+    /// Whether the image is here.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    pub fn has_image(&self, image: &str, stop: &Shutdown, deadline: Instant) -> Result<bool, ToolError> {
+        let args = ["image", "inspect", "--format", "{{.Id}}", image];
+        match self.run("look for the image", &args, stop, deadline) {
+            Ok(_) => Ok(true),
+            Err(ToolError::Failed { text, .. }) if text.to_lowercase().contains("no such image") => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Pulls an image.
+    ///
+    /// # Errors
+    /// [`ToolError::Failed`] if it cannot be had, or what kept us from asking.
+    pub fn pull(&self, image: &str, stop: &Shutdown, deadline: Instant) -> Result<(), ToolError> {
+        self.run("pull the image", &["pull", "--quiet", image], stop, deadline).map(drop)
+    }
+
+    /// Makes an image of the files of `folder`, with `/bin` on its path.
+    ///
+    /// # Errors
+    /// What `tar` or the engine says.
+    pub fn import(&self, folder: &Path, image: &str, stop: &Shutdown, deadline: Instant) -> Result<(), ToolError> {
+        let doing = "pack the image";
+        let archive = tempfile::NamedTempFile::new().map_err(|e| ToolError::Failed { doing, text: e.to_string() })?;
+        let archive = archive.path().to_string_lossy();
+        let mut tar = Command::new("tar");
+        tar.arg("-C").arg(folder).args(["-cf", &archive, "."]);
+        tool::output(tar, doing, stop, deadline)?;
+        let args = ["import", "--change", "ENV PATH=/bin", &archive, image];
+        self.run("import the image", &args, stop, deadline).map(drop)
+    }
+
+    /// The numbers of all containers, running or not, whose label has the given value.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    pub fn containers(&self, label: &str, value: &str) -> Result<Vec<String>, ToolError> {
+        let filter = format!("label={label}={value}");
+        let args = ["ps", "--all", "--quiet", "--no-trunc", "--filter", &filter];
+        let listed = self.run_unstopped("list containers", &args)?;
+        Ok(listed.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// Removes containers, running or not.
+    ///
+    /// # Errors
+    /// If the engine does not answer or refuses.
+    pub fn remove(&self, ids: &[String]) -> Result<(), ToolError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let args = ["rm", "--force", "--volumes"].into_iter().chain(ids.iter().map(String::as_str));
+        self.run_unstopped("remove containers", &args.collect::<Vec<_>>()).map(drop)
+    }
+
+    /// Removes all containers whose label has the given value; says how many there were.
+    ///
+    /// # Errors
+    /// As [`Docker::remove`].
+    pub fn remove_labelled(&self, label: &str, value: &str) -> Result<usize, ToolError> {
+        let ids = self.containers(label, value)?;
+        self.remove(&ids)?;
+        Ok(ids.len())
+    }
+
+    /// A container of a run of its own, which does not exist yet.
+    pub fn container(&self, name: String) -> Container<'_> {
+        Container { docker: self, id: name.clone(), name, run: uuid::Uuid::new_v4().to_string() }
+    }
+}
+
+/// A container of ours, whether it exists yet or not; dropping it removes it.
+#[derive(Debug)]
+pub struct Container<'a> {
+    docker: &'a Docker,
+    name: String,
+    run: String,
+    /// The name, as long as the engine has given no number.
+    id: String,
+}
+
+/// What the engine says of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerState {
+    /// `created`, `running`, `exited`, `dead` and others.
+    pub status: String,
+    /// The exit code of its process.
+    pub exit_code: i32,
+    /// Whether a process in it was killed for its memory.
+    pub out_of_memory: bool,
+    /// Why it could not be started.
+    pub error: String,
+}
+
+impl Container<'_> {
+    /// The container's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The beginning of `docker create`, without the image and what follows it.
+    pub fn creation(&self) -> Command {
+        let label = format!("{}={}", labels::RUN, self.run);
+        self.docker.command(&["create", "--pull", "never", "--name", &self.name, "--label", &label])
+    }
+
+    /// Creates the container by a [`Container::creation`] that was completed. A create that is interrupted may have
+    /// created it; dropping the value removes it then.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub fn create(&mut self, creation: Command, stop: &Shutdown, deadline: Instant) -> Result<(), ToolError> {
+        self.id = tool::output(creation, "create the container", stop, deadline)?;
+        Ok(())
+    }
+
+    /// The command that starts it and writes what it writes, until it ends.
+    pub fn attached(&self) -> Command {
+        self.docker.command(&["start", "--attach", &self.id])
+    }
+
+    /// Kills it. Says nothing: one that has just ended by itself cannot be killed, and removal follows and reports.
+    pub fn kill(&self) {
+        if let Err(error) = self.docker.run_unstopped("kill the container", &["kill", &self.id]) {
+            log::debug!("container {}: {error}", self.name);
+        }
+    }
+
+    /// Tells it to end, and waits for that for `grace`, unless `stop` is cancelled; then it is killed.
+    ///
+    /// # Errors
+    /// If the engine does not answer or refuses.
+    pub fn end(&self, grace: Duration, stop: &Shutdown) -> Result<(), ToolError> {
+        let args = ["stop", "--time", &grace.as_secs().to_string(), &self.id];
+        match self.docker.run("end the container", &args, stop, Instant::now() + grace + self.docker.time) {
+            Ok(_) | Err(ToolError::Cancelled(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the engine says of it. The exit code of `docker start` tells neither a program's failure from docker's nor,
+    /// when it was signalled itself, anything.
+    ///
+    /// # Errors
+    /// If the engine does not answer or does not know it any more.
+    pub fn state(&self) -> Result<ContainerState, ToolError> {
+        let doing = "inspect the container";
+        let format = "{{.State.Status}}|{{.State.ExitCode}}|{{.State.OOMKilled}}|{{.State.Error}}";
+        let state = self.docker.run_unstopped(doing, &["container", "inspect", "--format", format, &self.id])?;
+        parse(&state)
+            .ok_or_else(|| ToolError::Failed { doing, text: format!("docker describes its state as {state:?}") })
+    }
+}
+
+fn parse(state: &str) -> Option<ContainerState> {
+    let mut fields = state.splitn(4, '|');
+    let mut field = || fields.next();
+    Some(ContainerState {
+        status: field()?.to_owned(),
+        exit_code: field()?.parse().ok()?,
+        out_of_memory: field()? == "true",
+        error: field()?.to_owned(),
+    })
+}
+
+impl Drop for Container<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.docker.remove_labelled(labels::RUN, &self.run) {
+            let Self { name, run, .. } = self;
+            log::error!("container {name} (label {}={run}) may be left behind: {error}", labels::RUN);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_read_whole_or_not_at_all() {
+        let state = parse("exited|137|true|a | b").unwrap();
+        assert_eq!((state.status.as_str(), state.exit_code, state.out_of_memory), ("exited", 137, true));
+        assert_eq!(state.error, "a | b");
+        assert_eq!(parse("created|127|false|").unwrap().error, "");
+        for bad in ["", "exited|0|true", "exited|zero|false|"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+}

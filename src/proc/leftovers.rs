@@ -1,0 +1,63 @@
+//! Processes that have outlived whoever started them and watched their group: they are found by their environment.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::group::poll_until;
+use crate::base::waits::waiting;
+
+/// Kills every process whose environment holds `marker`, until there is none. Blocks for at most `within`; longer only
+/// if the system holds one in a call on a dead disk.
+pub fn kill_by_environment(marker: &[u8], within: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + within;
+    loop {
+        // Once more after each round, for children that were started while their parent was looked for.
+        let found = processes_with(marker)?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let numbers: Vec<i32> = found.iter().map(|(pid, _)| pid.as_raw_nonzero().get()).collect();
+            let text = format!("processes {numbers:?} did not end within {within:?} of SIGKILL");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        }
+        for (pid, process) in &found {
+            log::info!("process {} has outlived whoever started it; it is killed", pid.as_raw_nonzero());
+            match pidfd_send_signal(process, Signal::KILL) {
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let _waiting = waiting("processes that were left over to end", Some(deadline));
+        for (_, process) in &found {
+            poll_until(&mut [PollFd::new(process, PollFlags::IN)], Some(deadline))?;
+        }
+    }
+}
+
+/// The processes whose environment holds `marker`, each with a descriptor, so that no later one of its number is meant.
+fn processes_with(marker: &[u8]) -> io::Result<Vec<(Pid, OwnedFd)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else { continue };
+        // Before its environment is read: if the number changes hands in between, the signal finds nobody.
+        let process = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(process) => process,
+            Err(Errno::SRCH) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        // Unreadable are the processes of others, which are none of ours, and those that have just ended.
+        let Ok(environ) = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())) else { continue };
+        if environ.windows(marker.len()).any(|window| window == marker) {
+            found.push((pid, process));
+        }
+    }
+    Ok(found)
+}
