@@ -9,9 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::delivery::NotOnDisk;
-pub use super::drive::JobTimes;
-pub(super) use super::drive::longest;
-use super::drive::{Action, Drive, Input};
+use super::drive::{Action, Drive, Input, JobTimes};
 use super::miner_client::{MinerClient, MinerEvent, NoEvent};
 use super::routing::{MinerAddress, NoMiner, Routing};
 use super::status::Outcome;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::drive::JobTimes;
 use super::facilitator_client::{
     ClientConfig, ClientError, ClientHandle, FacilitatorClient, JobHandler, RunningClient,
 };
@@ -15,7 +16,7 @@ use super::jobs::here::Here;
 use super::jobs::remote::{DEFAULT_QUEUE, Front, FrontConfig};
 use super::jobs::stub::Stub;
 use super::jobs::{FrontStatus, JobRunner};
-use super::organic::{JobTimes, Miners};
+use super::organic::Miners;
 use super::routing::MinerAddress;
 use crate::base::backoff::BackoffConfig;
 use crate::base::stop::Stopping;

@@ -27,10 +27,11 @@ use crate::protocol::{HordeFailureReason, JobRejectionReason, JobStatus, Validat
 use crate::redis::messaging::{Delivery, Messaging, RedisMessaging, StreamReceiver};
 use crate::redis::{RedisConfig, RedisError, Repeat, Request};
 use crate::validator::delivery::Ticket;
+use crate::validator::drive::{JobTimes, longest};
 use crate::validator::job::{Job, LeftJob, Line};
 use crate::validator::jobs::{FrontStatus, JobRunner};
 use crate::validator::ledger::UpdateError;
-use crate::validator::organic::{JobTimes, longest, stopping};
+use crate::validator::organic::stopping;
 use crate::validator::status::Outcome;
 
 /// How often a job is begun: one that takes its worker down with it is not to take down all.
