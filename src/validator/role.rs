@@ -6,15 +6,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+<<<<<<< HEAD
 use super::client::{
     ClientConfig, ClientError, ClientHandle, FacilitatorClient, Job, JobHandler, LeftJob, RunningClient,
+=======
+use super::drive::JobTimes;
+use super::facilitator_client::{
+    ClientConfig, ClientError, ClientHandle, FacilitatorClient, JobHandler, RunningClient,
+>>>>>>> roles
 };
 use super::jobs::here::Here;
 #[cfg(feature = "celery")]
 use super::jobs::remote::{DEFAULT_QUEUE, Front, FrontConfig};
 use super::jobs::stub::Stub;
 use super::jobs::{FrontStatus, JobRunner};
-use super::organic::{JobTimes, Miners};
+use super::organic::Miners;
 use super::routing::MinerAddress;
 use crate::base::backoff::BackoffConfig;
 use crate::base::stop::Stopping;

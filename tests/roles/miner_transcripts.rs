@@ -1,5 +1,5 @@
-//! The router against what a real miner did: every frame of the recorded sessions goes in, and what comes out is compared
-//! with what the Python miner sent on each connection. Known differences are listed by case.
+//! The router against what a real miner did: every frame of the recorded sessions goes in, and what comes out is
+//! compared with what the Python miner sent on each connection. Known differences are listed by case.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -213,10 +213,10 @@ fn the_router_answers_as_the_real_miner_did() {
     let (events, frames, differing) = replay(include_str!("../vectors/transcripts/miner_links.jsonl"));
     println!("{events} events, {frames} frames of the real miner");
     assert_eq!((events, frames), (322, 84));
-    // inactive_validator: we have no list of inactive ones, so it is unknown. auth_future_timestamp: the Python miner takes
-    // any; ours bounds it. auth_signature_not_hex: there an error of the server ends the connection with 1011, ours says
-    // what is wrong. malformed: one of the frames was binary, and was answered there. executor_unknown_token: there the
-    // connection just stays open; ours is closed.
+    // inactive_validator: we have no list of inactive ones, so it is unknown. auth_future_timestamp: the Python miner
+    // takes any; ours bounds it. auth_signature_not_hex: there an error of the server ends the connection with 1011,
+    // ours says what is wrong. malformed: one of the frames was binary, and was answered there. executor_unknown_token:
+    // there the connection just stays open; ours is closed.
     let known = [
         "inactive_validator",
         "auth_future_timestamp",

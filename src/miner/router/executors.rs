@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::job::{Job, JobKey, News, Phase};
+use super::job::{JobKey, MinerJob, News, Phase};
 use super::{Action, CLOSE_NORMAL, ExecutorFrame, Router};
 use crate::base::ids::SessionId;
 use crate::base::now::Now;
@@ -148,9 +148,9 @@ impl Router {
     pub(super) fn executor_gone(&mut self, token: &str, now: Now) {
         let Some(key) = self.tokens.get(token).cloned() else { return };
         let job = self.jobs.get_mut(&key);
-        let Some(Job { executor: Some(executor), phase, .. }) = job else {
+        let Some(MinerJob { executor: Some(executor), phase, .. }) = job else {
             self.tokens.remove(token);
-            if let Some(Job { phase: Phase::LastWords(_, how), .. }) = self.jobs.get(&key) {
+            if let Some(MinerJob { phase: Phase::LastWords(_, how), .. }) = self.jobs.get(&key) {
                 let how = how.clone();
                 let reason = self.jobs[&key].loss();
                 self.fail(&key, reason, how, now);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::job::{Executor, Job, JobKey, News, Phase};
+use super::job::{Executor, JobKey, MinerJob, News, Phase};
 use super::{Action, Router};
 use crate::base::ids::SessionId;
 use crate::base::now::Now;
@@ -20,7 +20,7 @@ const KEPT_BYTES: usize = 256 << 20;
 /// Outcomes that are kept for validators that have not confirmed them.
 const KEPT_JOBS: usize = 4096;
 
-/// What a validator is told of a job that a stop refuses or ends.
+/// What is reported to a validator of a job that a stop refuses or ends.
 const STOPPING: &str = "the miner is stopping";
 
 /// A job that waits for a slot whose executor is about to end.
@@ -68,7 +68,7 @@ impl Router {
         self.reserve(session, key, (initial, text), now);
     }
 
-    /// The same job again: it is not started twice, but the validator is told what it may have missed.
+    /// The same job again: it is not started twice, but the validator is notified of what it may have missed.
     fn asked_again(&mut self, key: &JobKey, session: SessionId) {
         self.claim(key, session);
         let job = &self.jobs[key];
@@ -144,7 +144,7 @@ impl Router {
             validator_signature: initial.job_started_receipt_signature.clone(),
         });
         let token = format!("{}-{}", key.uuid, uuid::Uuid::new_v4());
-        self.jobs.insert(key, Job::new((initial, text), lease, token, session));
+        self.jobs.insert(key, MinerJob::new((initial, text), lease, token, session));
     }
 
     fn decline(&mut self, to: SessionId, key: &JobKey, reason: JobRejectionReason, message: String) {
@@ -154,7 +154,8 @@ impl Router {
 
     /// Declines with the receipts of the jobs that have the executors of the class, as an excuse.
     fn decline_busy(&mut self, to: SessionId, key: &JobKey, class: ExecutorClass, message: &str) {
-        let has_executor = |job: &&Job| job.executor.as_ref().is_some_and(|executor| executor.lease.class() == class);
+        let has_executor =
+            |job: &&MinerJob| job.executor.as_ref().is_some_and(|executor| executor.lease.class() == class);
         let receipts = self.jobs.values().filter(has_executor).filter_map(|job| job.receipt.clone()).collect();
         let (job_uuid, message, reason) = (key.uuid.clone(), message.to_owned(), JobRejectionReason::Busy);
         self.send(to, V0DeclineJobRequest { job_uuid, message, reason, receipts, context: None });
@@ -200,7 +201,7 @@ impl Router {
         log::info!("job {}: accepted from validator {}", key.uuid, key.validator);
     }
 
-    /// A job that has a slot but no executor yet is taken back; gives those who are to be told.
+    /// A job that has a slot but no executor yet is taken back; gives those who are to be notified.
     fn undo(&mut self, key: &JobKey) -> Vec<SessionId> {
         let Some(job) = self.jobs.remove(key) else { return Vec::new() };
         if let Some(executor) = job.executor {
@@ -277,7 +278,7 @@ impl Router {
 
     /// Lets go of a job of which nothing is left.
     pub(super) fn forget_if_done(&mut self, key: &JobKey, now: Option<Instant>) {
-        let done = |job: &Job| match now {
+        let done = |job: &MinerJob| match now {
             Some(now) => job.is_done_with(now),
             None => job.executor.is_none() && job.kept_bytes() == 0 && job.is_over(),
         };
@@ -309,8 +310,8 @@ impl Router {
 
     pub(super) fn expire_jobs(&mut self, now: Now) {
         let leeway = self.limits.leeway;
-        let due = |job: &Job| job.next_wake(leeway).is_some_and(|at| at <= now.mono);
-        let starting = |job: &Job, router: &Self| {
+        let due = |job: &MinerJob| job.next_wake(leeway).is_some_and(|at| at <= now.mono);
+        let starting = |job: &MinerJob, router: &Self| {
             let lease = job.executor.as_ref().map(|executor| &executor.lease);
             lease.is_some_and(|lease| router.pool.has_expired(lease, now.mono))
         };
@@ -362,7 +363,7 @@ impl Router {
         }
         let running: Vec<_> = self.jobs.iter().filter(|(_, job)| !job.is_over()).map(|(key, _)| key.clone()).collect();
         for key in running {
-            let Job { phase, initial, .. } = &self.jobs[&key];
+            let MinerJob { phase, initial, .. } = &self.jobs[&key];
             let class = initial.executor_class;
             if !matches!(phase, Phase::Storing) {
                 self.fail(&key, HordeFailureReason::GenericError, STOPPING.to_owned(), now);

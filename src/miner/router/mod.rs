@@ -30,8 +30,8 @@ use super::config::{MinerConfig, MinerLimits};
 use super::executor_manager::{ExecutorEnd, ExecutorSpec};
 use super::executor_pool::ExecutorPool;
 use executors::Connected;
-use job::Job;
 pub use job::JobKey;
+use job::MinerJob;
 use jobs::Waiting;
 use validators::Validator;
 
@@ -193,7 +193,7 @@ pub struct Router {
     validators: BTreeMap<SessionId, Validator>,
     /// The connections of executors.
     executors: HashMap<SessionId, Connected>,
-    jobs: BTreeMap<JobKey, Job>,
+    jobs: BTreeMap<JobKey, MinerJob>,
     /// The job of each executor that has not ended.
     tokens: HashMap<String, JobKey>,
     waiting: VecDeque<Waiting>,
@@ -265,7 +265,7 @@ impl Router {
 
     /// Whether every job has ended.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.jobs.values().all(Job::is_over)
+        self.waiting.is_empty() && self.jobs.values().all(MinerJob::is_over)
     }
 
     /// Numbers for people.
