@@ -4,15 +4,6 @@ use std::time::Duration;
 
 use super::schema::{Literal, wire_enum};
 
-/// The text is none of the members of a set.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a member of {set}: {found:?} should be one of {expected}")]
-pub struct UnknownName {
-    pub(super) set: &'static str,
-    pub(super) found: String,
-    pub(super) expected: String,
-}
-
 wire_enum! {
     /// Who takes part in a job. Unknown texts are read as `Unknown`.
     Lenient enum JobParticipantType {
