@@ -47,8 +47,8 @@ impl Capture {
         })
     }
 
-    /// Takes the next bytes of the stream. Never fails: what the disk refuses is reported by [`Capture::finish`], because
-    /// the job must not block on a full pipe meanwhile.
+    /// Takes the next bytes of the stream. Never fails: what the disk refuses is reported by [`Capture::finish`],
+    /// because the job must not block on a full pipe meanwhile.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes += bytes.len() as u64;
         if let Some(file) = &mut self.file {
