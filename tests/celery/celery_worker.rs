@@ -9,7 +9,7 @@ use crate::testkit::wait::{LONG, until};
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use celery_kit::{Client, Feed, Gate, Ours, Worker, celery, settings, worker_process, worker_words};
+use celery_kit::{Client, Feed, Gate, Ours, Worker, celery, settings, worker_process};
 use crossbeam_channel::bounded;
 use phalanx::base::thread::Group;
 use phalanx::celery::worker::{Registry, TaskError};

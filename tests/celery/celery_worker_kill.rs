@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use celery_kit::{Client, Ours, Worker, celery, settings, worker_process, worker_words};
+use celery_kit::{Client, Ours, Worker, celery, settings, worker_process};
 use phalanx::base::rng::Rng;
 use phalanx::celery::Task;
 use phalanx::celery::worker::WorkerConfig;
