@@ -1,6 +1,7 @@
 //! Our worker and real Celery: what its producers send is run as a worker of Celery runs it, what its tools ask is
 //! answered, and what nobody can run is put aside.
 
+use crate::example;
 use crate::testkit::celery as celery_kit;
 use crate::testkit::redis as redis_kit;
 use crate::testkit::threads::NoThreads;

@@ -2,6 +2,7 @@
 //!
 //! `PHALANX_TEST_KILLS` says how often it is killed.
 
+use crate::example;
 use crate::testkit::celery as celery_kit;
 use crate::testkit::redis as redis_kit;
 use crate::testkit::threads::NoThreads;
