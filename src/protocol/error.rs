@@ -275,12 +275,3 @@ fn fits(value: &JsonValue<'_>, budget: &mut usize) -> bool {
         _ => true,
     }
 }
-
-/// The text is none of the members of a set.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a member of {set}: {found:?} should be one of {expected}")]
-pub struct UnknownName {
-    pub(super) set: &'static str,
-    pub(super) found: String,
-    pub(super) expected: String,
-}

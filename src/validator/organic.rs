@@ -8,16 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-<<<<<<< HEAD
-pub use super::drive::JobTimes;
-#[cfg(feature = "celery")]
-pub(super) use super::drive::longest;
-use super::drive::{Action, Drive, Input};
-use super::ledger::NotOnDisk;
-=======
-use super::delivery::NotOnDisk;
 use super::drive::{Action, Drive, Input, JobTimes};
->>>>>>> roles
+use super::ledger::NotOnDisk;
 use super::miner_client::{MinerClient, MinerEvent, NoEvent};
 use super::routing::{MinerAddress, NoMiner, Routing};
 use super::status::Outcome;

@@ -6,15 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-<<<<<<< HEAD
 use super::client::{
     ClientConfig, ClientError, ClientHandle, FacilitatorClient, Job, JobHandler, LeftJob, RunningClient,
-=======
-use super::drive::JobTimes;
-use super::facilitator_client::{
-    ClientConfig, ClientError, ClientHandle, FacilitatorClient, JobHandler, RunningClient,
->>>>>>> roles
 };
+use super::drive::JobTimes;
 use super::jobs::here::Here;
 #[cfg(feature = "celery")]
 use super::jobs::remote::{DEFAULT_QUEUE, Front, FrontConfig};

@@ -26,19 +26,11 @@ use crate::ops::status::Board;
 use crate::protocol::{HordeFailureReason, JobRejectionReason, JobStatus, ValidatorToFacilitator};
 use crate::redis::messaging::{Delivery, Messaging, RedisMessaging, StreamReceiver};
 use crate::redis::{RedisConfig, RedisError, Repeat, Request};
-<<<<<<< HEAD
 use crate::validator::client::job::{Job, LeftJob, Line};
+use crate::validator::drive::{JobTimes, longest};
 use crate::validator::jobs::{FrontStatus, JobRunner};
 use crate::validator::ledger::{Ticket, UpdateError};
-use crate::validator::organic::{JobTimes, longest, stopping};
-=======
-use crate::validator::delivery::Ticket;
-use crate::validator::drive::{JobTimes, longest};
-use crate::validator::job::{Job, LeftJob, Line};
-use crate::validator::jobs::{FrontStatus, JobRunner};
-use crate::validator::ledger::UpdateError;
 use crate::validator::organic::stopping;
->>>>>>> roles
 use crate::validator::status::Outcome;
 
 /// How often a job is begun: one that takes its worker down with it is not to take down all.

@@ -28,18 +28,11 @@ use crate::protocol::{
 };
 use crate::redis::{Commander, CommanderHandle, RedisConfig, RedisError, Request};
 use crate::transport::Dialer;
-<<<<<<< HEAD
 use crate::validator::client::job::end_text;
+use crate::validator::drive::JobTimes;
 use crate::validator::jobs::stub::STEPS;
 use crate::validator::ledger::NotOnDisk;
-use crate::validator::organic::{self, JobTimes, Miners, Reports};
-=======
-use crate::validator::delivery::NotOnDisk;
-use crate::validator::drive::JobTimes;
-use crate::validator::job::end_text;
-use crate::validator::jobs::stub::STEPS;
 use crate::validator::organic::{self, Miners, Reports};
->>>>>>> roles
 use crate::validator::routing::MinerAddress;
 use crate::validator::status::{Outcome, empty};
 
