@@ -21,9 +21,9 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).map_err(|e| format!("--http {address}: {e}"))
 }
 
-/// Serves the four pages of `role`, whose threads report to `board`, on `listener`; `short` begins the names of the server's
-/// threads. For each page `look` brings health and metrics up to date and gives what only this role has; it must not
-/// block.
+/// Serves the four pages of `role`, whose threads report to `board`, on `listener`; `short` begins the names of the
+/// server's threads. For each page `look` brings health and metrics up to date and gives what only this role has; it
+/// must not block.
 ///
 /// # Errors
 /// If the listener has no address.

@@ -1,9 +1,9 @@
 //! The executor's link to its miner: dials `{MINER_ADDRESS}/v0.1/executor_interface/{token}` and comes back after a
 //! loss.
 //!
-//! Owner: `role`. What was queued and not yet written survives a reconnect; the token is the session, so there is
-//! nothing to authenticate. The token is a secret and in the path, so no log line names the URL, and it is taken out of
-//! whatever is reported of the miner, which may name it in a refusal.
+//! Owner: `role`. What was queued and not yet written survives a reconnect; the token is the session, so there
+//! is nothing to authenticate. The token is a secret and in the path, so no log line names the URL, and it is taken out
+//! of whatever is reported of the miner, which may name it in a refusal.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -11,7 +11,8 @@
 //! val-mi-n-rd  the link of job n to its miner, and its writer val-mi-n-wr; they end with the job
 //! ```
 //!
-//! * [`client`]: the facilitator client, for embedding: inert, running, stopped; and a job in the hands of whoever runs it.
+//! * [`client`]: the facilitator client, for embedding: inert, running, stopped; and a job in the hands of whoever runs
+//!   it.
 //! * [`ledger`]: the status updates until they are answered: order, retries, dead letters, disk.
 //! * [`drive`]: one job, from the choice of a miner to its end. Pure; [`organic`] is the loop around it.
 //! * `jobs`: what runs them, in one trait: workers of this process, stub jobs, or [`remote`]: jobs on other machines

@@ -1,7 +1,6 @@
 //! Our worker and real Celery: what its producers send is run as a worker of Celery runs it, what its tools ask is
 //! answered, and what nobody can run is put aside.
 
-use crate::example;
 use crate::testkit::celery as celery_kit;
 use crate::testkit::redis as redis_kit;
 use crate::testkit::threads::NoThreads;
@@ -10,7 +9,7 @@ use crate::testkit::wait::{LONG, until};
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use celery_kit::{Client, Feed, Gate, Ours, Worker, celery, settings, worker_process, worker_words};
+use celery_kit::{Client, Feed, Gate, Ours, Worker, celery, settings, worker_process};
 use crossbeam_channel::bounded;
 use phalanx::base::thread::Group;
 use phalanx::celery::worker::{Registry, TaskError};
@@ -19,13 +18,6 @@ use redis_kit::RedisServer;
 use serde_json::{Value, json};
 
 const SECOND: Duration = Duration::from_secs(1);
-
-/// The process of [`worker_process`].
-#[test]
-#[ignore = "other tests start it as a process of its own"]
-fn worker_itself() {
-    example::run(worker_words()).unwrap();
-}
 
 fn now() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64()

@@ -2,7 +2,6 @@
 //!
 //! `PHALANX_TEST_KILLS` says how often it is killed.
 
-use crate::example;
 use crate::testkit::celery as celery_kit;
 use crate::testkit::redis as redis_kit;
 use crate::testkit::threads::NoThreads;
@@ -12,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use celery_kit::{Client, Ours, Worker, celery, settings, worker_process, worker_words};
+use celery_kit::{Client, Ours, Worker, celery, settings, worker_process};
 use phalanx::base::rng::Rng;
 use phalanx::celery::Task;
 use phalanx::celery::worker::WorkerConfig;
@@ -21,13 +20,6 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const KILLS: usize = 10;
-
-/// The process of [`worker_process`].
-#[test]
-#[ignore = "other tests start it as a process of its own"]
-fn worker_itself() {
-    example::run(worker_words()).unwrap();
-}
 
 /// What the tasks have noted, each with its id: whether it began or ended, and whether it was marked as delivered
 /// before.

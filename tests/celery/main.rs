@@ -15,3 +15,10 @@ mod dropping;
 mod redis_connection;
 mod redis_messaging;
 mod remote;
+
+/// The process of `testkit::celery::worker_process`.
+#[test]
+#[ignore = "other tests start it as a process of its own"]
+fn worker_itself() {
+    example::run(testkit::celery::worker_words()).unwrap();
+}
