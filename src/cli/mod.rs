@@ -3,7 +3,6 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // The commands are what talks to the terminal.
 
 use std::ffi::{OsStr, OsString};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,7 +11,9 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::app::logging::{self, LogFormat};
 use crate::app::{exit, settings};
+use announce::{announce, announce_http};
 
+mod announce;
 pub mod demo;
 pub mod executor;
 pub mod facilitator;
@@ -111,16 +112,6 @@ pub fn main() -> ExitCode {
         Command::Wire(args) => wire::run(args),
         Command::Key(args) => key::run(args),
     }
-}
-
-/// Says on stdout, in one line of JSON, where a role listens: for whoever started it with port 0.
-fn announce(listening: &str, http: Option<SocketAddr>) {
-    println!("{}", serde_json::json!({"listening": listening, "http": http.map(|http| http.to_string())}));
-}
-
-/// As [`announce`], for a role that only serves its status.
-fn announce_http(http: SocketAddr) {
-    println!("{}", serde_json::json!({"http": http.to_string()}));
 }
 
 /// What clap says of a mistake, without the usage that it adds, as one line.
