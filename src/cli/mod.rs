@@ -11,6 +11,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::app::logging::{self, LogFormat};
 use crate::app::{exit, settings};
+use announce::{announce, announce_http};
 
 mod announce;
 pub mod demo;

@@ -12,6 +12,7 @@
 
 mod frame;
 mod image;
+mod rows;
 mod salvage;
 
 use std::collections::HashSet;
@@ -27,18 +28,10 @@ use crate::base::limits::JOURNAL_BODY_BYTES;
 use crate::base::rng::Rng;
 use crate::base::waits::waiting;
 use frame::{DATA_BYTES_MAX, Frame, PAGE_BYTES};
-
-/// The highest id: a row's key is the id and 15 bits for the number of a part, in SQLite's 63.
-pub const ID_MAX: u64 = (1 << (63 - PART_BITS)) - 1;
-
-const PART_BITS: u32 = 15;
-
-const PART_MAX: u16 = (1 << PART_BITS) - 1;
+pub use rows::ID_MAX;
+use rows::{PART_MAX, SCHEMA, key_of};
 
 const _: () = assert!(JOURNAL_BODY_BYTES.div_ceil(DATA_BYTES_MAX) < PART_MAX as usize);
-
-/// The only table; compared with what a file has, letter by letter.
-const SCHEMA: &str = "CREATE TABLE frames (key INTEGER PRIMARY KEY, frame BLOB NOT NULL)";
 
 /// Size of the log from which it is moved into the database: 1,000 pages of 4 KiB.
 const LOG_BYTES: u64 = 4 << 20;
@@ -319,14 +312,6 @@ impl Database {
         self.checkpoint()?;
         self.connection.close().map_err(|(_, error)| error.into())
     }
-}
-
-fn key_of(id: u64, part: u16) -> i64 {
-    (id << PART_BITS) as i64 + i64::from(part)
-}
-
-fn record_of(key: i64) -> u64 {
-    key as u64 >> PART_BITS
 }
 
 /// The lock of a folder.

@@ -259,6 +259,12 @@ impl SourceFile {
                     (at, public) = (at + 2, false);
                     continue;
                 }
+                // What its body names is used where the macro is.
+                TokenTree::Ident(word) if word == "macro_rules" => {
+                    self.items.insert(tokens[at + 2].to_string());
+                    (at, public) = (at + 4, false);
+                    continue;
+                }
                 TokenTree::Ident(word) => {
                     public = false;
                     let (path, next) = path_at(tokens, at);
@@ -266,8 +272,7 @@ impl SourceFile {
                         self.paths.insert(path.clone());
                     }
                     self.words.extend(path.into_iter().take(1));
-                    const DEFINES: [&str; 9] =
-                        ["struct", "enum", "trait", "type", "fn", "const", "static", "union", "macro_rules"];
+                    const DEFINES: [&str; 8] = ["struct", "enum", "trait", "type", "fn", "const", "static", "union"];
                     if DEFINES.contains(&word.to_string().as_str()) {
                         let name = tokens[at + 1..].iter().find_map(|token| match token {
                             TokenTree::Ident(name) if name != "mut" => Some(name.to_string()),

@@ -7,7 +7,7 @@ use rusqlite::Connection;
 
 use super::frame::{Frame, NoFrame, scan};
 use super::image::{Image, overlay};
-use super::{SCHEMA, record_of};
+use super::rows::{SCHEMA, key_of, record_of};
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -120,7 +120,7 @@ fn rows(pages: &[u8]) -> Result<(Parts, u32), String> {
         let bytes = row.get_ref(1).and_then(|value| Ok(value.as_blob()?)).map_err(text)?;
         match Frame::decode(bytes) {
             Ok((frame, length)) if length == bytes.len() => {
-                if frame.salt != salt || super::key_of(frame.id, frame.part) != key {
+                if frame.salt != salt || key_of(frame.id, frame.part) != key {
                     return Err(format!("row {key} holds a part of record {}", frame.id));
                 }
                 parts.add(frame);
