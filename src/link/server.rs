@@ -222,37 +222,3 @@ impl Serve {
         sink(ServerEvent::Closed { id, end });
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use crossbeam_channel::bounded;
-
-    use super::*;
-    use crate::base::thread::Group;
-    use crate::base::timer::Timer;
-    use crate::transport::memory::MemoryNet;
-    use crate::transport::{DialRequest, Dialer};
-
-    #[test]
-    fn dropping_a_server_stops_it() {
-        const LONG: Duration = Duration::from_secs(60);
-        let group = Group::enter();
-        let timer = Timer::start();
-        let net = MemoryNet::new();
-        let listener = Box::new(net.listener("server"));
-        let url = listener.url();
-        let (events, came) = bounded(8);
-        let sink = move |event| events.send(event).unwrap();
-        let server =
-            Server::start(ServerConfig::new("t"), listener, timer.handle(), Arc::new(|_| Ok(())), Arc::new(sink));
-        let request =
-            DialRequest { url: &url, headers: &[], limits: SocketLimits::default(), deadline: Instant::now() + LONG };
-        let mut client = net.dialer().dial(&request, &Shutdown::new(), Level::Drain).unwrap();
-        let opened = came.recv_timeout(LONG).unwrap();
-        assert!(matches!(opened, ServerEvent::Opened { .. }), "{opened:?}");
-        drop(server);
-        assert!(client.reader.read().is_ok_and(|read| matches!(read, crate::transport::Incoming::Closed(_))));
-        drop(timer);
-        assert!(group.live().is_empty(), "{:?}", group.live());
-    }
-}
