@@ -4,6 +4,8 @@ use crate::testkit::{celery, redis as redis_kit, roles, scripted_facilitator as 
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::testkit::threads::NoThreads;
+use crate::testkit::wait::{LONG, far};
 use celery::Gate;
 use crossbeam_channel::bounded;
 use phalanx::base::thread::{Kick, spawn};
@@ -16,8 +18,6 @@ use phalanx::redis::{Channel, Commander, RedisError, Request, Subscriber};
 use phalanx::transport::ws::{WsDialer, WsListener};
 use phalanx::validator::remote::{JobWorker, JobWorkerConfig};
 use phalanx::validator::{Dispatch, Validator, ValidatorConfig};
-use crate::testkit::threads::NoThreads;
-use crate::testkit::wait::{LONG, far};
 use redis_kit::RedisServer;
 use roles::World;
 use scripted::{Plan, ScriptedFacilitator, key};
