@@ -1,7 +1,7 @@
 //! The thread that does the work of the stages, one after the other.
 //!
-//! Owner: [`super::stages_thread`]. Blocks in: its queue, the runner, downloads, uploads. Kick: the job's cancel signal. Ends:
-//! with its queue; then it removes the job's folder.
+//! Owner: [`super::stages_thread`]. Blocks in: its queue, the runner, downloads, uploads. Kick: the job's cancel
+//! signal. Ends: with its queue; then it removes the job's folder.
 
 use std::time::Instant;
 

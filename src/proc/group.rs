@@ -157,7 +157,8 @@ impl GroupRun<'_> {
                 climb.hurry(now);
             }
             match climb.due(now) {
-                Some(Step::Signal(signal)) => group.signal(signal),
+                Some(Step::Terminate) => group.signal(Signal::TERM),
+                Some(Step::Kill) => group.signal(Signal::KILL),
                 Some(Step::GiveUp) => {
                     group.given_up = true;
                     return Err(GroupError::Stuck(ladder.kill_time.unwrap_or_default()));

@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
-
 /// How a process group is ended: SIGTERM, again if so wished, then SIGKILL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ladder {
@@ -21,7 +19,10 @@ pub struct Ladder {
 /// What is due on a ladder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    Signal(Signal),
+    /// SIGTERM.
+    Terminate,
+    /// SIGKILL.
+    Kill,
     GiveUp,
 }
 
@@ -61,8 +62,8 @@ impl Climb {
         self.next.filter(|at| *at <= now)?;
         self.steps += 1;
         let (step, pause) = match self.steps.cmp(&(self.ladder.terms + 1)) {
-            std::cmp::Ordering::Less => (Step::Signal(Signal::TERM), Some(self.pause())),
-            std::cmp::Ordering::Equal => (Step::Signal(Signal::KILL), self.ladder.kill_time),
+            std::cmp::Ordering::Less => (Step::Terminate, Some(self.pause())),
+            std::cmp::Ordering::Equal => (Step::Kill, self.ladder.kill_time),
             std::cmp::Ordering::Greater => (Step::GiveUp, None),
         };
         self.next = pause.map(|pause| now + pause);
@@ -79,8 +80,8 @@ mod tests {
     use super::*;
 
     const S: Duration = Duration::from_secs(1);
-    const TERM: Option<Step> = Some(Step::Signal(Signal::TERM));
-    const KILL: Option<Step> = Some(Step::Signal(Signal::KILL));
+    const TERM: Option<Step> = Some(Step::Terminate);
+    const KILL: Option<Step> = Some(Step::Kill);
 
     fn climb(terms: u32, kill_time: Option<Duration>) -> (Climb, Instant) {
         (Climb::new(Ladder { terms, grace: 10 * S, forced_grace: 2 * S, kill_time }), Instant::now())

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{VolumeError, glob};
+use super::download::{VolumeError, download};
+use super::glob;
 use crate::executor::transfer::Bounds;
 use crate::executor::workspace::relative;
 use crate::net::http::client::HttpClient;
@@ -98,7 +99,7 @@ pub(super) fn fetch(
     for name in names {
         let path = into.join(relative(&name)?);
         let url = format!("{endpoint}/{prefix}{repo}/resolve/{commit}/{}", encode(&name, "/"));
-        left -= super::download(http, &url, &headers, &path, left, bounds)?;
+        left -= download(http, &url, &headers, &path, left, bounds)?;
     }
     Ok(())
 }
