@@ -65,8 +65,8 @@ pub struct TasksReport {
 
 /// Owns the threads on which tasks run; [`TaskManager::stop`] ends them in order and with a budget.
 ///
-/// Dropping it cancels every task and blocks until all have ended, within [`crate::base::stop::CANCEL_BUDGET`]: what does
-/// not end is left behind with its thread.
+/// Dropping it cancels every task and blocks until all have ended, within [`crate::base::stop::CANCEL_BUDGET`]: what
+/// does not end is left behind with its thread.
 #[must_use = "dropping the manager stops it"]
 pub struct TaskManager {
     tasks: Tasks,
