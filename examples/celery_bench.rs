@@ -137,7 +137,7 @@ impl Bench {
         let worker =
             CeleryWorker::start(config, Registry::new().register("noop", |_, _| Ok(Value::Null)), &Board::new())?;
         let rate = self.rate(watch, tasks);
-        let mut stopping = Stopping::new(&Shutdown::new());
+        let mut stopping = Stopping::alone();
         stopping.step("worker", Duration::from_secs(5), |step| worker.stop(step));
         rate
     }

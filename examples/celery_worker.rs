@@ -146,7 +146,7 @@ pub fn run(mut words: impl Iterator<Item = String>) -> Result<(), Box<dyn std::e
         println!("Redis is away: {:?}", handle.state().last_error);
     }
     while !stop.wait(Duration::from_secs(3600)) {}
-    let mut stopping = Stopping::new(&Shutdown::new());
+    let mut stopping = Stopping::alone();
     let report = stopping.step("worker", seconds(stop_time), |step| worker.stop(step));
     close.close();
     stopping.step("signals", seconds(1.0), |step| step.join(listener));

@@ -13,9 +13,11 @@ use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::Stopping;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::base::timer::Timer;
+use phalanx::link::{Link, LinkConfig, OutboxLimits};
 use phalanx::ops::status::Board;
 use phalanx::protocol::JobStatus;
-use phalanx::validator::delivery::Delivery;
+use phalanx::transport::ws::WsDialer;
+use phalanx::validator::ledger::{self, Delivery};
 use phalanx::validator::{LedgerLimits, RetryPolicies};
 
 const PRODUCERS: [usize; 3] = [1, 8, 64];
@@ -41,7 +43,11 @@ fn measure(root: &Path, durable: bool, producers: usize) -> Measured {
     let timer = Timer::start();
     let state_dir = durable.then_some(folder.path());
     let (limits, retries, board) = (LedgerLimits::default(), RetryPolicies::default(), Board::new());
-    let opened = Delivery::open(state_dir, limits, retries, timer.handle(), &board, |_| {});
+    // Not started: its outbox takes what it is given.
+    let outbox = OutboxLimits { messages: usize::MAX, bytes: usize::MAX, window: 1 };
+    let config = LinkConfig { outbox, ..LinkConfig::new("durability", "ws://127.0.0.1:9/") };
+    let (link, _idle) = Link::new(config, Arc::new(WsDialer::default()), timer.handle());
+    let opened = ledger::open(state_dir, limits, retries, link, timer.handle(), &board, |_| {});
     let (delivery, store) = opened.expect("a new state folder");
     let (begin, taken) = (Arc::new(Barrier::new(producers + 1)), Arc::new(AtomicU64::new(0)));
     let threads: Vec<_> = (0..producers)

@@ -55,8 +55,8 @@ fn commits(root: &Path, batch: u64, sync: bool) {
     let written = proc("io", "write_bytes:") - written;
     times.sort_unstable();
     println!(
-        "batch {batch:3} sync {sync:5}: {:7.0} commits/s {:8.0} records/s  p50 {:7.1} µs  p99 {:8.1} µs  max {:8.0} µs  \
-         {:6} bytes written a record",
+        "batch {batch:3} sync {sync:5}: {:7.0} commits/s {:8.0} records/s  p50 {:7.1} µs  p99 {:8.1} µs  \
+         max {:8.0} µs  {:6} bytes written a record",
         times.len() as f64 / took,
         id as f64 / took,
         quantile(&times, 0.5),

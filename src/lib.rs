@@ -1,40 +1,45 @@
 //! Phalanx: the real-time layer of ComputeHorde on named OS threads and bounded channels, without an async runtime.
 //!
-//! ComputeHorde sells GPU time: users send signed jobs to a *facilitator*, which routes them to *validators*, which have
-//! *miners* run them on *executors*. This crate is all four roles, wire-compatible with the Python network, as one binary
-//! (`phalanx`) and as a library for programs that are not async.
+//! ComputeHorde sells GPU time: users send signed jobs to a *facilitator*, which routes them to *validators*, which
+//! have *miners* run them on *executors*. This crate is all four roles, wire-compatible with the Python network, as one
+//! binary (`phalanx`) and as a library for programs that are not async.
 //!
 //! # Map, in reading order
 //!
 //! | module | what it is |
 //! | --- | --- |
-//! | [`base`] | threads with an owner and a kick, the two-level shutdown signal, timer, dial, back-off, limits, the stop report |
-//! | [`ops`] | metrics, health, the small HTTP server |
+//! | [`base`] | threads with an owner and a kick, two-level shutdown, the stop report, waits, timer, clock, limits |
+//! | [`ops`] | metrics, health, error classes, the status snapshot |
+//! | [`net`] | dialling, accepting with admission, TLS, addresses; HTTP: one head codec, the server, the client |
+//! | [`proc`] | groups of processes, the Docker Engine |
 //! | [`store`] | the embedded database under a role's state folder |
 //! | [`identity`] | sr25519 keys, SS58 addresses, wallet files |
 //! | [`protocol`] | the messages of the four links, byte for byte; what is signed; stage deadlines |
-//! | [`transport`] | a connection as two halves and a kick: WebSocket over TCP and TLS, and in memory with planned faults |
-//! | [`link`] | a connection that somebody owns: session, outbox, liveness, reconnect, server |
 //! | [`tasks`] | a task manager for threads: limits, retries, groups, progress, cancellation |
-//! | [`dispatch`] | where work runs: a pool of worker threads; Celery over Redis, as producer and as worker; Redis messaging |
+//! | `redis` | connections to Redis with a kick, publish/subscribe, streams (feature `celery`) |
+//! | [`transport`] | a connection as two halves and a kick: WebSocket over TCP and TLS; in memory for tests |
+//! | `celery` | a Celery client and a Celery worker over Redis (feature `celery`) |
+//! | [`link`] | a connection that somebody owns: session, outbox, liveness, reconnect, server |
 //! | [`facilitator`], [`validator`], [`miner`], [`executor`] | the roles |
 //! | [`app`] | the process around a role: signals, settings, supervision, the local network |
 //! | [`cli`] | the commands of the binary |
 //!
 //! # Invariants
 //!
-//! * A module uses only modules that stand above it in this table; `tests/architecture.rs` holds it.
-//! * `link` moves texts and knows nothing of jobs; `dispatch` runs closures and knows nothing of connections; they meet in
-//!   a role.
+//! * A module uses only modules that stand above it in this table, and no files use one another in a circle;
+//!   `tests/architecture.rs` holds both.
+//! * `link` and `transport` move texts and know nothing of messages, jobs or tasks; `tasks`, `redis` and `celery` know
+//!   nothing of connections to peers. They meet in a role.
+//! * A file whose head has the word "Pure" has no thread, channel, lock, socket, file or clock, nor calls one that has.
 //! * Every thread is spawned by [`base::thread::spawn`], with a name, an owner who joins it, and a kick that interrupts
-//!   the call it blocks in. Nothing polls.
+//!   the call it blocks in. Nothing polls. An owner that is dropped cancels, kicks and joins.
 //! * Every queue has a limit, and an answer for "full" that hands the message back.
 //! * The library installs no signal handler and no logger, and never exits.
 //!
 //! # Embedding
 //!
-//! `examples/embed.rs` starts all four roles, runs a job through real sockets and stops them; the tests run it. A smaller
-//! start: what a program does with a thread of its own.
+//! `examples/embed.rs` starts all four roles, runs a job through real sockets and stops them; the tests run it. A
+//! smaller start: what a program does with a thread of its own.
 //!
 //! ```
 //! use std::time::Duration;
@@ -52,8 +57,8 @@
 //!
 //! shutdown.drain();
 //! let mut stopping = Stopping::new(&shutdown);
-//! let told = stopping.step("worker", Duration::from_secs(5), |step| step.join(thread));
-//! assert_eq!(told, Some(true));
+//! let done = stopping.step("worker", Duration::from_secs(5), |step| step.join(thread));
+//! assert_eq!(done, Some(true));
 //! assert!(stopping.finish().is_clean());
 //! ```
 #![forbid(unsafe_code)]
@@ -67,9 +72,9 @@ extern crate self as phalanx;
 
 pub mod app;
 pub mod base;
+#[cfg(feature = "celery")]
 pub mod celery;
 pub mod cli;
-pub mod dispatch;
 pub mod executor;
 pub mod facilitator;
 pub mod identity;
@@ -79,6 +84,7 @@ pub mod net;
 pub mod ops;
 pub mod proc;
 pub mod protocol;
+#[cfg(feature = "celery")]
 pub mod redis;
 pub mod store;
 pub mod tasks;

@@ -1,6 +1,8 @@
 //! What the docs promise of the house, held by reading its files: the direction in which modules use one another, no
 //! circle of files, what a pure file may not touch, the tree of threads, no async runtime, and how the text is written.
 
+#[path = "architecture/docs.rs"]
+mod docs;
 #[path = "architecture/source.rs"]
 mod source;
 #[path = "architecture/threads.rs"]
@@ -410,4 +412,44 @@ fn the_code_says_its_rules_in_words() {
     let named: Vec<_> =
         lines(&["src", "tests", "examples"]).into_iter().filter(|(_, line)| names_a_rule(line)).collect();
     assert!(named.is_empty(), "rules of other documents: {named:#?}");
+}
+
+/// All files and folders of the repository that documents name, as paths from the root.
+fn paths(folder: &str, into: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(root().join(folder)).unwrap() {
+        let entry = entry.unwrap();
+        let path = format!("{folder}/{}", entry.file_name().to_str().unwrap());
+        if entry.file_type().unwrap().is_dir() {
+            into.insert(format!("{path}/"));
+            paths(&path, into);
+        } else {
+            into.insert(path);
+        }
+    }
+}
+
+#[test]
+fn what_the_documents_name_exists() {
+    let mut files = BTreeSet::new();
+    ["src", "tests", "examples", "docs"].iter().for_each(|folder| paths(folder, &mut files));
+    let mut wrong = BTreeSet::new();
+    for (name, text) in docs::documents(&root()) {
+        wrong.extend(docs::missing_files(&text, &files).into_iter().map(|path| format!("{name}: no file {path}")));
+        let folder = PathBuf::from(&name).parent().unwrap().to_owned();
+        for (path, anchor) in docs::links(&text) {
+            let target = if path.is_empty() { root().join(&name) } else { root().join(&folder).join(path) };
+            let found = fs::read_to_string(&target)
+                .is_ok_and(|text| anchor.is_empty() || docs::anchors(&text).contains(anchor));
+            if !found {
+                wrong.insert(format!("{name}: no target {path}#{anchor}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+
+    let files = set(&["src/link/outbox.rs", "src/link/"]);
+    let text = "## A stop, at last\n`link/outbox.rs`, `link/`, `link/gone.rs`, `/url/`, `a b/`, [x](#a-stop-at-last)\n\
+                ```\n`x/`\n```";
+    assert_eq!(docs::missing_files(text, &files), set(&["link/gone.rs"]));
+    assert_eq!((docs::links(text), docs::anchors(text)), (vec![("", "a-stop-at-last")], set(&["a-stop-at-last"])));
 }

@@ -8,8 +8,7 @@ use std::time::Duration;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::{CANCEL_BUDGET, Stopping};
 use crate::base::timer::TimerHandle;
-use crate::executor::driver::{self, ExecutorConfig};
-use crate::executor::{JobEnd, RunnerKind};
+use crate::executor::{self, ExecutorConfig, JobEnd, RunnerKind};
 use crate::facilitator::{Facilitator, FacilitatorConfig};
 use crate::identity::{KeyPair, PublicKey};
 use crate::miner::{ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec, Miner, MinerConfig, MinerLimits};
@@ -113,8 +112,8 @@ impl LocalNetwork {
         self.stop_budget
     }
 
-    /// Stops in the order of the work: the validator lets its jobs end or gives them up, and reports them; the miner ends
-    /// its executors; then the facilitator.
+    /// Stops in the order of the work: the validator lets its jobs end or gives them up, and reports them; the miner
+    /// ends its executors; then the facilitator.
     pub fn stop(self, stopping: &mut Stopping) {
         let Self { facilitator, validator, miner, .. } = self;
         validator.stop(stopping);
@@ -148,7 +147,7 @@ impl ExecutorBackend for ThreadBackend {
         let shutdown = stop.child();
         let cancel = shutdown.clone();
         let _at_once = stop.on(Level::Drain, move || cancel.cancel());
-        match driver::run(config, self.dialer.clone(), self.timer.clone(), &shutdown) {
+        match executor::run(config, self.dialer.clone(), self.timer.clone(), &shutdown) {
             Ok(report) if report.end == JobEnd::HordeFailed => Ok(ExecutorExit::Code(1)),
             Ok(_) => Ok(ExecutorExit::Code(0)),
             Err(error) => Err(ExecutorError::Other(error.to_string())),

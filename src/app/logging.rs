@@ -1,8 +1,8 @@
 //! Logs to stderr: `RUST_LOG` says what, `--log-format` how; SIGUSR2 adds all up to debug, and takes it away again.
 //!
 //! * One record is one line: what a peer sent cannot begin a line of its own or colour a terminal.
-//! * A line says which job it is about: the message's own `job <uuid>: `, else the thread's [`scope`]. In text it stands
-//!   before the message, once; in JSON it is the field `job` and not in the message.
+//! * A line says which job it is about: the message's own `job <uuid>: `, else the thread's [`scope`]. In text it
+//!   stands before the message, once; in JSON it is the field `job` and not in the message.
 //! * Libraries below us are heard from `warn` on, whatever `RUST_LOG` says: their trace shows whole headers and frames,
 //!   and so tokens and signatures. What [`redact`] knows to be a secret is hidden in every line.
 

@@ -1,4 +1,5 @@
-//! One ladder for all signals: the first SIGINT or SIGTERM drains, the second cancels, the third exits now. SIGHUP reloads.
+//! One ladder for all signals: the first SIGINT or SIGTERM drains, the second cancels, the third exits now. SIGHUP
+//! reloads.
 //!
 //! Owner: [`Signals`]. Blocks in: signal-hook's iterator. Kick: closing the iterator. Ends: with the process' stop.
 //!
@@ -116,7 +117,8 @@ impl Signals {
     }
 }
 
-/// SIGUSR1: what lives, since when, what it waits for, and what would interrupt it; logged as errors so that no filter hides it.
+/// SIGUSR1: what lives, since when, what it waits for, and what would interrupt it; logged as errors so that no filter
+/// hides it.
 fn dump() {
     for thread in live() {
         let age = thread.since.elapsed();

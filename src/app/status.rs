@@ -21,13 +21,15 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).map_err(|e| format!("--http {address}: {e}"))
 }
 
-/// Serves the four pages of `role`, whose threads report to `board`, on `listener`. For each page `look` brings health and
-/// metrics up to date and gives what only this role has; it must not block.
+/// Serves the four pages of `role`, whose threads report to `board`, on `listener`; `short` begins the names of the
+/// server's threads. For each page `look` brings health and metrics up to date and gives what only this role has; it
+/// must not block.
 ///
 /// # Errors
 /// If the listener has no address.
 pub fn serve(
     role: &'static str,
+    short: &'static str,
     listener: TcpListener,
     env: &Env,
     board: &Board,
@@ -46,6 +48,5 @@ pub fn serve(
         pages(request)
             .unwrap_or_else(|| HttpResponse::text(404, "there is /healthz, /readyz, /metrics, /status.json\n"))
     };
-    HttpServer::start(&role[..3], listener, Arc::new(handler), HttpLimits::default())
-        .map_err(|e| format!("--http: {e}"))
+    HttpServer::start(short, listener, Arc::new(handler), HttpLimits::default()).map_err(|e| format!("--http: {e}"))
 }

@@ -61,7 +61,8 @@ pub fn with_env(main: impl FnOnce(&Env) -> ExitCode) -> ExitCode {
     if report.is_clean() { code } else { ended(&report) }
 }
 
-/// Runs a role until the first signal: `start` starts it, `stop` stops it within `budget`, the sum of its steps' budgets.
+/// Runs a role until the first signal: `start` starts it, `stop` stops it within `budget`, the sum of its steps'
+/// budgets.
 pub fn serve<R>(
     budget: Duration,
     start: impl FnOnce(&Env) -> Result<R, ExitCode>,

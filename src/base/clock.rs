@@ -65,8 +65,8 @@ impl Clock {
         lock(&manual.listeners).retain(|listener| listener());
     }
 
-    /// Has `listener` called after each [`Clock::advance`] until it says false; nothing on the system's clock. It must not
-    /// block, nor advance the clock.
+    /// Has `listener` called after each [`Clock::advance`] until it says false; nothing on the system's clock. It must
+    /// not block, nor advance the clock.
     pub fn on_advance(&self, listener: impl Fn() -> bool + Send + 'static) {
         if let Some(manual) = &self.0 {
             lock(&manual.listeners).push(Box::new(listener));

@@ -1,6 +1,7 @@
 //! What was left behind: threads and file descriptors that were not there before, each with what is known of it.
 //!
-//! For tests, ours and those of programs that embed this crate: look before anything starts, and again when all is stopped.
+//! For tests, ours and those of programs that embed this crate: look before anything starts, and again when all is
+//! stopped.
 //!
 //! ```
 //! use std::time::Duration;
@@ -31,7 +32,8 @@ use std::time::{Duration, Instant};
 use super::shutdown::Shutdown;
 use super::thread::Group;
 
-/// Time for the system to take an ended thread or a killed connection off its lists, when [`Before::assert_none`] looks.
+/// Time for the system to take an ended thread or a killed connection off its lists, when [`Before::assert_none`]
+/// looks.
 const SETTLE_TIME: Duration = Duration::from_secs(10);
 
 /// Between two looks: nobody tells when the system has done so.
@@ -72,8 +74,8 @@ impl fmt::Display for Leaks {
 }
 
 impl Before {
-    /// Looks only at threads of this crate that the calling thread brings about from now on: right beside other tests in
-    /// one process.
+    /// Looks only at threads of this crate that the calling thread brings about from now on: right beside other tests
+    /// in one process.
     pub fn of_group() -> Self {
         Self { group: Group::enter(), process: None }
     }
@@ -83,8 +85,8 @@ impl Before {
         Self { group: Group::enter(), process: Some(Process::now()) }
     }
 
-    /// What was left behind. Blocks until that is nothing, or for `within`: the system takes a thread off its list a moment
-    /// after its join.
+    /// What was left behind. Blocks until that is nothing, or for `within`: the system takes a thread off its list a
+    /// moment after its join.
     pub fn leaks(&self, within: Duration) -> Leaks {
         let limit = Instant::now() + within;
         loop {

@@ -1,4 +1,5 @@
-//! Lock poisoning, handled once: a panicking holder has already been reported by its thread, so the data is taken as it is.
+//! Lock poisoning, handled once: a panicking holder has already been reported by its thread, so the data is taken as it
+//! is.
 
 use std::time::{Duration, Instant};
 
@@ -11,8 +12,9 @@ const SPINS: usize = 16;
 
 /// Locks `mutex`, also after a holder panicked.
 ///
-/// Blocks only while another thread holds the lock; no code of this crate holds one across I/O or a channel operation. Who
-/// has to wait says so, with [`LOCK_TIME`] as its deadline: a lock that is held too long shows on those who want it.
+/// Blocks only while another thread holds the lock; no code of this crate holds one across I/O or a channel operation.
+/// Who has to wait says so, with [`LOCK_TIME`] as its deadline: a lock that is held too long shows on those who want
+/// it.
 #[inline]
 pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     match mutex.try_lock() {

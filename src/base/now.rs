@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 pub struct Now {
     /// The monotonic clock: for deadlines and pauses.
     pub mono: Instant,
-    /// The wall clock, since 1970: for stamps that outlive the process or that others compare. Zero if it stands before 1970.
+    /// The wall clock, since 1970: for stamps that outlive the process or that others compare. Zero if it stands before
+    /// 1970.
     pub wall: Duration,
 }
 

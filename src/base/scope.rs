@@ -10,8 +10,8 @@ thread_local! {
     static JOB: RefCell<Option<Arc<str>>> = const { RefCell::new(None) };
 }
 
-/// The calling thread's stay in a scope; dropping it restores the scope before. Scopes of one thread nest: the later one is
-/// dropped first.
+/// The calling thread's stay in a scope; dropping it restores the scope before. Scopes of one thread nest: the later
+/// one is dropped first.
 #[derive(Debug)]
 #[must_use = "the scope ends when this is dropped"]
 pub struct Scope {

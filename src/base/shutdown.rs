@@ -1,8 +1,9 @@
 //! The one signal that every wait of the process listens to.
 //!
 //! It latches (once set it stays set), has two levels, and reaches a thread in three ways: as a flag
-//! ([`Shutdown::is_set`]), as a bounded wait ([`Shutdown::wait`]) or an arm of `select!` ([`Shutdown::drain_receiver`]),
-//! and as a *kick* that interrupts a call which no channel can reach ([`Shutdown::on`]).
+//! ([`Shutdown::is_set`]), as a bounded wait ([`Shutdown::wait`]) or an arm of `select!`
+//! ([`Shutdown::drain_receiver`]), and as a *kick* that interrupts a call which no channel can reach
+//! ([`Shutdown::on`]).
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -30,23 +31,23 @@ type KickFn = Arc<dyn Fn() + Send + Sync>;
 
 /// A latching stop signal; clones are the same signal.
 #[derive(Clone)]
-pub struct Shutdown(Arc<Inner>);
+pub struct Shutdown(Arc<Signal>);
 
-struct Inner {
+struct Signal {
     level: AtomicU8,
-    state: Mutex<State>,
+    state: Mutex<SignalState>,
     changed: Condvar,
     drain: Receiver<Never>,
     cancel: Receiver<Never>,
 }
 
-struct State {
+struct SignalState {
     /// Dropped when the level is reached, which disconnects every receiver, also those cloned later.
     drain: Option<Sender<Never>>,
     cancel: Option<Sender<Never>>,
     kicks: Vec<(u64, Level, KickFn)>,
     next_kick: u64,
-    children: Vec<Weak<Inner>>,
+    children: Vec<Weak<Signal>>,
 }
 
 impl Default for Shutdown {
@@ -66,14 +67,14 @@ impl Shutdown {
     pub fn new() -> Self {
         let (drain_tx, drain) = bounded(0);
         let (cancel_tx, cancel) = bounded(0);
-        let state = State {
+        let state = SignalState {
             drain: Some(drain_tx),
             cancel: Some(cancel_tx),
             kicks: Vec::new(),
             next_kick: 0,
             children: Vec::new(),
         };
-        Self(Arc::new(Inner {
+        Self(Arc::new(Signal {
             level: AtomicU8::new(Level::Run as u8),
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -212,7 +213,7 @@ impl Shutdown {
 /// Keeps a kick registered; dropping it takes the kick back.
 #[must_use = "dropping the registration takes the kick back"]
 pub struct KickRegistration {
-    shutdown: Weak<Inner>,
+    shutdown: Weak<Signal>,
     id: Option<u64>,
 }
 

@@ -65,6 +65,18 @@ impl Stopping {
         Self { shutdown: shutdown.clone(), report: StopReport::default() }
     }
 
+    /// The beginning of a stop that no signal shortens: a test's, an example's, that of a part whose owner goes on.
+    pub fn alone() -> Self {
+        Self::new(&Shutdown::new())
+    }
+
+    /// A stop that is cancelled at once, of an owner that is dropped.
+    pub fn cancelled() -> Self {
+        let stopping = Self::alone();
+        stopping.shutdown.cancel();
+        stopping
+    }
+
     /// The signal that shortens the budgets.
     pub fn shutdown(&self) -> &Shutdown {
         &self.shutdown
@@ -105,9 +117,7 @@ impl Stopping {
 /// Runs the stop of an owner that is merely dropped, after it has cancelled and kicked its threads: they have
 /// [`CANCEL_BUDGET`] to end, and a straggler is logged and left behind.
 pub fn stop_dropped(work: impl FnOnce(&mut Step)) {
-    let cancelled = Shutdown::new();
-    cancelled.cancel();
-    Stopping::new(&cancelled).step("a dropped owner", CANCEL_BUDGET, work);
+    Stopping::cancelled().step("a dropped owner", CANCEL_BUDGET, work);
 }
 
 /// One step of a [`Stopping`].
@@ -210,6 +220,16 @@ mod tests {
         assert!(report.to_string().contains("workers left behind: t-stuck"), "{report}");
         assert_eq!(report.steps.len(), 2);
         drop(tx);
+    }
+
+    #[test]
+    fn a_dropped_owner_leaves_no_thread_that_its_kick_ends() {
+        let group = crate::base::thread::Group::enter();
+        let (tx, rx) = bounded::<()>(1);
+        let thread = spawn("t-owned", Kick::new("tx", move || assert!(tx.try_send(()).is_ok())), move || rx.recv());
+        thread.kick();
+        stop_dropped(|step| assert!(step.join(thread).is_some()));
+        assert!(group.live().is_empty());
     }
 
     #[test]

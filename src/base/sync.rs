@@ -1,5 +1,5 @@
-//! The locks and channels of the parts that are explored under a controlled scheduler: `tests/model.rs` compiles those very
-//! files against another module of this name, whose locks let it choose every interleaving.
+//! The locks and channels of the parts that are explored under a controlled scheduler: `tests/model.rs` compiles those
+//! very files against another module of this name, whose locks let it choose every interleaving.
 
 pub use std::sync::atomic::{AtomicU8, Ordering};
 pub use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};

@@ -18,10 +18,14 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use super::lock::lock;
 use super::scope;
-use super::waits::{Activity, Slot, keep, waiting_unless_said};
+use super::waits::{Activity, ActivitySlot, keep, waiting_unless_said};
 
-/// Linux cuts a thread's name here.
+/// Linux truncates a thread's name here.
 pub const NAME_BYTES_MAX: usize = 15;
+
+/// How long the drop of a [`Thread`] waits for its end. A kicked thread ends within milliseconds, so only a bug or a
+/// very busy machine comes near it.
+pub const DROP_BUDGET: Duration = Duration::from_secs(10);
 
 /// What interrupts the call that a thread blocks in.
 #[derive(Clone)]
@@ -31,7 +35,8 @@ pub struct Kick {
 }
 
 impl Kick {
-    /// A kick that acts, as a `shutdown` of the socket that the thread reads. It may run more than once and must not block.
+    /// A kick that acts, as a `shutdown` of the socket that the thread reads. It may run more than once and must not
+    /// block.
     pub fn new(what: &'static str, action: impl Fn() + Send + Sync + 'static) -> Self {
         Self { what, action: Some(Arc::new(action)) }
     }
@@ -74,23 +79,23 @@ impl fmt::Display for LiveThread {
     }
 }
 
-struct Entry {
+struct LiveEntry {
     name: String,
     kick: &'static str,
     since: Instant,
-    slot: Arc<Slot>,
+    slot: Arc<ActivitySlot>,
     id: u64,
     group: u64,
 }
 
-impl Entry {
+impl LiveEntry {
     fn look(&self) -> LiveThread {
         let (name, activity) = (self.name.clone(), self.slot.activity());
         LiveThread { name, kick: self.kick, since: self.since, activity }
     }
 }
 
-static LIVE: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
+static LIVE: Mutex<Vec<LiveEntry>> = Mutex::new(Vec::new());
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 thread_local! {
@@ -102,7 +107,8 @@ type PanicHook = Box<dyn Fn(&str) + Send>;
 
 static ON_PANIC: Mutex<Option<PanicHook>> = Mutex::new(None);
 
-/// From now on `hook` is called with the name of each thread whose closure panicked, on that thread; the last hook counts.
+/// From now on `hook` is called with the name of each thread whose closure panicked, on that thread; the last hook
+/// counts.
 ///
 /// For the owner of the process: a role whose thread has panicked is not to go on as if it were alive.
 pub fn on_panic(hook: impl Fn(&str) + Send + 'static) {
@@ -111,14 +117,14 @@ pub fn on_panic(hook: impl Fn(&str) + Send + 'static) {
 
 /// Every live thread of this crate in the process, oldest first.
 pub fn live() -> Vec<LiveThread> {
-    lock(&LIVE).iter().map(Entry::look).collect()
+    lock(&LIVE).iter().map(LiveEntry::look).collect()
 }
 
 /// Puts a thread on the list; the number takes it off again.
-fn list(name: &str, kick: &'static str, group: u64) -> (Listed, Arc<Slot>) {
+fn list(name: &str, kick: &'static str, group: u64) -> (Listed, Arc<ActivitySlot>) {
     let (id, since) = (NEXT_ID.fetch_add(1, Ordering::Relaxed), Instant::now());
-    let slot = Slot::new(since);
-    lock(&LIVE).push(Entry { name: name.to_owned(), kick, since, slot: slot.clone(), id, group });
+    let slot = ActivitySlot::new(since);
+    lock(&LIVE).push(LiveEntry { name: name.to_owned(), kick, since, slot: slot.clone(), id, group });
     (Listed(id), slot)
 }
 
@@ -127,7 +133,7 @@ fn list(name: &str, kick: &'static str, group: u64) -> (Listed, Arc<Slot>) {
 #[must_use = "the thread is listed only while the value lives"]
 pub struct Adopted {
     _listed: Listed,
-    outer: Option<Arc<Slot>>,
+    outer: Option<Arc<ActivitySlot>>,
     /// The marks are the calling thread's.
     not_send: PhantomData<*const ()>,
 }
@@ -152,7 +158,8 @@ pub struct Group {
 }
 
 impl Group {
-    /// From now on, threads spawned by the calling thread belong to a new group; until the value is dropped on that thread.
+    /// From now on, threads spawned by the calling thread belong to a new group; until the value is dropped on that
+    /// thread.
     pub fn enter() -> Self {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Self { id, outer: GROUP.replace(id) }
@@ -160,7 +167,7 @@ impl Group {
 
     /// The live threads of this group.
     pub fn live(&self) -> Vec<LiveThread> {
-        lock(&LIVE).iter().filter(|t| t.group == self.id).map(Entry::look).collect()
+        lock(&LIVE).iter().filter(|t| t.group == self.id).map(LiveEntry::look).collect()
     }
 }
 
@@ -181,8 +188,8 @@ pub enum JoinError<T> {
     Panicked(String),
 }
 
-/// An owned thread. Dropping it kicks it, if it still runs, and joins it without a deadline: owners call
-/// [`Thread::join_by`] instead.
+/// An owned thread. Dropping it kicks it, if it still runs, joins it within [`DROP_BUDGET`], and leaves it behind if it
+/// does not end; owners call [`Thread::join_by`] instead.
 #[must_use = "a thread is joined by the one that spawned it"]
 pub struct Thread<T> {
     name: String,
@@ -330,12 +337,18 @@ impl<T> Thread<T> {
 
 impl<T> Drop for Thread<T> {
     fn drop(&mut self) {
-        if self.handle.is_some() {
-            // What a thread that has ended was blocked in may be in others' use by now.
-            if !self.is_finished() {
-                self.kick.kick();
-            }
-            let _waiting = waiting_unless_said("a thread to end", None);
+        if self.handle.is_none() {
+            return;
+        }
+        // What a thread that has ended was blocked in may be in others' use by now.
+        if !self.is_finished() {
+            self.kick.kick();
+        }
+        let deadline = Instant::now() + DROP_BUDGET;
+        let _waiting = waiting_unless_said("a thread to end", Some(deadline));
+        if self.done.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
+            log::warn!("thread {} is left behind: it did not end when its owner was dropped", self.name);
+        } else {
             // The panic, if any, was logged by the thread itself.
             let _ = self.finish();
         }

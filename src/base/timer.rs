@@ -1,7 +1,8 @@
 //! One thread that runs short actions at given moments: kicks at deadlines, liveness checks, heartbeats.
 //!
-//! Owner: whoever holds the [`Timer`]. Blocks in: a condition variable, until the earliest deadline or for ever.
-//! Kick: dropping the owner's value, which latches `stopped`. Ends: when stopped; what was still due is dropped unrun.
+//! Owner: whoever holds the [`Timer`]. Blocks in: a condition variable, until the earliest deadline or for ever. Kick:
+//! stopping or dropping the owner's value, which latches `stopped`. Ends: when stopped; what was still due is dropped
+//! unrun.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -18,7 +19,7 @@ type Action = Box<dyn FnOnce() + Send>;
 
 /// The handle of the timer thread; clones are the same timer.
 #[derive(Clone)]
-pub struct TimerHandle(Arc<Shared>);
+pub struct TimerHandle(Arc<TimerShared>);
 
 /// Owns the timer thread.
 #[derive(Debug)]
@@ -27,13 +28,13 @@ pub struct Timer {
     thread: Thread<()>,
 }
 
-struct Shared {
-    state: Mutex<State>,
+struct TimerShared {
+    state: Mutex<TimerState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct TimerState {
     due: BinaryHeap<Reverse<(Instant, u64)>>,
     actions: HashMap<u64, Action>,
     next_id: u64,
@@ -44,7 +45,7 @@ struct State {
 #[must_use = "dropping the alarm cancels it"]
 pub struct Alarm {
     id: u64,
-    shared: Arc<Shared>,
+    shared: Arc<TimerShared>,
 }
 
 impl fmt::Debug for TimerHandle {
@@ -62,7 +63,7 @@ impl fmt::Debug for Alarm {
 impl Timer {
     /// Starts the timer thread.
     pub fn start() -> Self {
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
+        let shared = Arc::new(TimerShared { state: Mutex::default(), changed: Condvar::new() });
         let running = shared.clone();
         let handle = TimerHandle(shared);
         let stop = handle.clone();
@@ -112,7 +113,7 @@ impl Drop for Alarm {
         let action = state.actions.remove(&self.id);
         // Cancelled entries stay in the heap until due; compacted when they outnumber the live ones.
         if state.due.len() > 64 && state.due.len() > 2 * state.actions.len() {
-            let State { due, actions, .. } = &mut *state;
+            let TimerState { due, actions, .. } = &mut *state;
             due.retain(|Reverse((_, id))| actions.contains_key(id));
         }
         drop(state);
@@ -121,7 +122,7 @@ impl Drop for Alarm {
     }
 }
 
-fn run(shared: &Shared) {
+fn run(shared: &TimerShared) {
     let mut state = lock(&shared.state);
     while !state.stopped {
         let now = Instant::now();
@@ -155,6 +156,7 @@ mod tests {
     use super::*;
     use crate::base::shutdown::Shutdown;
     use crate::base::stop::Stopping;
+    use crate::base::thread::Group;
     use crossbeam_channel::bounded;
     use std::time::Duration;
 
@@ -176,6 +178,17 @@ mod tests {
         let mut stopping = Stopping::new(&Shutdown::new());
         stopping.step("timer", wait, |step| timer.stop(step));
         assert!(stopping.finish().is_clean());
+    }
+
+    #[test]
+    fn dropping_a_timer_stops_it() {
+        let group = Group::enter();
+        let timer = Timer::start();
+        let (tx, rx) = bounded::<()>(0);
+        let _alarm = timer.handle().at(Instant::now() + Duration::from_secs(3600), move || drop(tx));
+        drop(timer);
+        assert!(group.live().is_empty(), "{:?}", group.live());
+        assert!(rx.try_recv().is_err_and(|error| error.is_disconnected()), "what was due is dropped unrun");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! What each thread waits for, since when and until when, for whoever looks at the live list.
 //!
-//! A thread marks a wait where it is about to block, and not on the way on which it need not. A mark takes two looks at the
-//! clock and a lock that nobody else holds but for the moment of a look; nothing is allocated. Threads that are not on the
-//! live list of [`super::thread`] mark nothing.
+//! A thread marks a wait where it is about to block, and not on the way on which it need not. A mark takes two looks at
+//! the clock and a lock that nobody else holds but for the moment of a look; nothing is allocated. Threads that are not
+//! on the live list of [`super::thread`] mark nothing.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -55,9 +55,9 @@ impl fmt::Display for Activity {
 
 /// Where one thread keeps its [`Activity`] for others to see.
 #[derive(Debug)]
-pub(super) struct Slot(Mutex<Activity>);
+pub(super) struct ActivitySlot(Mutex<Activity>);
 
-impl Slot {
+impl ActivitySlot {
     pub(super) fn new(now: Instant) -> Arc<Self> {
         Arc::new(Self(Mutex::new(Activity::runs(now))))
     }
@@ -76,11 +76,11 @@ impl Slot {
 }
 
 thread_local! {
-    static SLOT: RefCell<Option<Arc<Slot>>> = const { RefCell::new(None) };
+    static SLOT: RefCell<Option<Arc<ActivitySlot>>> = const { RefCell::new(None) };
 }
 
 /// From now on the marks of the calling thread go here; gives where they went before.
-pub(super) fn keep(slot: Option<Arc<Slot>>) -> Option<Arc<Slot>> {
+pub(super) fn keep(slot: Option<Arc<ActivitySlot>>) -> Option<Arc<ActivitySlot>> {
     SLOT.replace(slot)
 }
 
@@ -98,8 +98,8 @@ pub struct Waiting {
     not_send: PhantomData<*const ()>,
 }
 
-/// Says that the calling thread is about to wait for `what`, by `deadline` if there is one. A mark inside a mark is the one
-/// that is seen.
+/// Says that the calling thread is about to wait for `what`, by `deadline` if there is one. A mark inside a mark is the
+/// one that is seen.
 pub fn waiting(what: &'static str, deadline: Option<Instant>) -> Waiting {
     let outer = replace(|_| Activity { waits_for: Some(what), since: Instant::now(), deadline });
     Waiting { outer, not_send: PhantomData }

@@ -1,6 +1,7 @@
 //! A message as kombu puts it in a Redis list: JSON around a body in base64. Pure.
 //!
-//! Headers and properties are kept as they were read, in their order, so nothing is lost when a message is written again.
+//! Headers and properties are kept as they were read, in their order, so nothing is lost when a message is written
+//! again.
 
 use std::borrow::Cow;
 use std::io::{Read, Write};
@@ -11,7 +12,7 @@ use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use flate2::write::ZlibEncoder;
 use serde_json::{Map, Value};
 
-use super::{JSON, PRIORITY_MAX};
+use super::keys::{JSON, PRIORITY_MAX};
 use crate::base::limits::{CELERY_BODY_BYTES, CELERY_MESSAGE_BYTES};
 use crate::ops::errors::ErrorClass;
 

@@ -342,8 +342,8 @@ impl Fields<'_> {
         self.0.get(key)?.as_i64()
     }
 
-    /// A moment, also one that kombu marked as such. Celery refuses a task whose time it cannot read, and so must we: it
-    /// would run at the wrong time.
+    /// A moment, also one that kombu marked as such. Celery refuses a task whose time it cannot read, and so must we:
+    /// it would run at the wrong time.
     fn moment(&self, key: &str) -> Result<Option<Moment>, MessageError> {
         let value = super::value::plain(self.value(key));
         match value {

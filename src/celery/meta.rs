@@ -31,7 +31,7 @@ pub enum State {
     Success,
     /// It failed.
     Failure,
-    /// It was called off, or came too late.
+    /// It was revoked, or came too late.
     Revoked,
     /// A state of the task's own making.
     Other(String),
@@ -217,7 +217,7 @@ impl Meta {
         Self { traceback, ..Self::new(task_id, State::Retry, exception.write()) }
     }
 
-    /// It was called off (`revoked`, `terminated`) or came too late (`expired`).
+    /// It was revoked (`revoked`, `terminated`) or came too late (`expired`).
     pub fn revoked(task_id: impl Into<String>, reason: &str, done: Moment) -> Self {
         let exception = Exception::new("celery.exceptions", "TaskRevokedError", reason);
         Self { date_done: Some(done.to_string()), ..Self::new(task_id, State::Revoked, exception.write()) }

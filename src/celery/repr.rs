@@ -97,8 +97,8 @@ impl Shown {
 
     fn string(&mut self, text: &str) {
         // A longer text is cut anyway.
-        let cut: String = text.chars().take(CHARS).collect();
-        self.put(&format!("'{}'", cut.replace('\'', "\\'")));
+        let shortened: String = text.chars().take(CHARS).collect();
+        self.put(&format!("'{}'", shortened.replace('\'', "\\'")));
     }
 }
 

@@ -5,9 +5,10 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::envelope::Compression;
+use super::keys::{DEFAULT_QUEUE, PRIORITY_MAX};
 use super::message::TaskMessage;
 use super::moment::Moment;
-use super::{DEFAULT_QUEUE, PRIORITY_MAX, repr};
+use super::repr;
 
 /// A task to be sent, with the options of Celery's `apply_async`.
 #[derive(Debug, Clone, PartialEq)]

@@ -19,8 +19,8 @@ pub fn as_typed(value: &Value) -> Option<(&str, &Value)> {
     Some((map.get("__type__")?.as_str()?, map.get("__value__")?))
 }
 
-/// The value with each marked value in it, however deep, replaced by its text: a time in ISO 8601, a decimal's digits, a
-/// UUID with its hyphens, bytes as text or in base64. What is marked with an unknown type is left as it is.
+/// The value with each marked value in it, however deep, replaced by its text: a time in ISO 8601, a decimal's digits,
+/// a UUID with its hyphens, bytes as text or in base64. What is marked with an unknown type is left as it is.
 pub fn plain(value: Value) -> Value {
     if let Some(text) = as_typed(&value).and_then(|(kind, value)| text_of(kind, value)) {
         return Value::String(text);

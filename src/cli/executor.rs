@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use crate::app::{exit, supervise};
 use crate::base::shutdown::Level;
-use crate::executor::driver::{self, ExecutorConfig, ExecutorError};
-use crate::executor::runner::RunnerKind;
+use crate::executor::{self, ExecutorConfig, ExecutorError, RunnerKind};
 
 /// The arguments of `phalanx executor`; the miner's address and the token come by MINER_ADDRESS and EXECUTOR_TOKEN.
 #[derive(Debug, clap::Args)]
@@ -47,7 +46,7 @@ pub fn run(args: Args) -> ExitCode {
         // An executor has nothing to drain: whoever tells it to end wants its job ended, and reported.
         let cancel = env.shutdown.clone();
         let _at_once = env.shutdown.on(Level::Drain, move || cancel.cancel());
-        match driver::run(config, Arc::new(dialer), env.timer.clone(), &env.shutdown) {
+        match executor::run(config, Arc::new(dialer), env.timer.clone(), &env.shutdown) {
             Ok(report) if report.stop.unsent > 0 => {
                 log::error!("the job ended ({:?}), but the miner was not told", report.end);
                 ExitCode::from(exit::UNSENT)

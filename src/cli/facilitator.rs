@@ -4,8 +4,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::announce::announce;
+use super::tls;
 use super::values::listen_address;
-use super::{announce, tls};
 use crate::app::{exit, supervise};
 use crate::facilitator::{Facilitator, FacilitatorConfig};
 use crate::identity::PublicKey;

@@ -1,10 +1,11 @@
 //! The user's side of the facilitator's job API: log in, submit, ask.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::base::clock::now;
 use crate::base::shutdown::Shutdown;
 use crate::facilitator::api::submission::body_of;
 use crate::identity::{KeyPair, PublicKey};
@@ -35,12 +36,12 @@ impl std::fmt::Debug for JobClient {
 
 /// A job as the facilitator shows it; the fields that are used here.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct Job {
+pub struct SubmittedJob {
     /// Its number.
     pub uuid: String,
     /// What happened so far, the newest last.
-    pub status_history: Vec<Entry>,
-    /// Its output, once it has ended; may be cut in the middle.
+    pub status_history: Vec<StatusEntry>,
+    /// Its output, once it has ended; may be truncated in the middle.
     pub stdout: String,
     /// Its other output.
     pub stderr: String,
@@ -48,7 +49,7 @@ pub struct Job {
 
 /// One status of a job.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct Entry {
+pub struct StatusEntry {
     /// The status.
     pub status: String,
     /// When the facilitator got it (RFC 3339).
@@ -57,7 +58,7 @@ pub struct Entry {
     metadata: Value,
 }
 
-impl Job {
+impl SubmittedJob {
     /// The newest status.
     pub fn status(&self) -> &str {
         self.status_history.last().map_or("unknown", |entry| entry.status.as_str())
@@ -75,7 +76,8 @@ impl Job {
 
     /// Time from the submission to the newest status.
     pub fn took(&self) -> Duration {
-        let micros = |entry: Option<&Entry>| entry?.created_at.parse::<DateTime>().ok().map(|time| time.unix_micros());
+        let micros =
+            |entry: Option<&StatusEntry>| entry?.created_at.parse::<DateTime>().ok().map(|time| time.unix_micros());
         let (first, last) = (micros(self.status_history.first()), micros(self.status_history.last()));
         let took = last.zip(first).map_or(0, |(last, first)| last.saturating_sub(first));
         Duration::from_micros(u64::try_from(took).unwrap_or(0))
@@ -99,8 +101,8 @@ impl Job {
 }
 
 impl JobClient {
-    /// Logs in at `base`, as `http://127.0.0.1:8080`. Blocks until the answers, at most a minute; `stop` at cancel interrupts
-    /// this and every later call.
+    /// Logs in at `base`, as `http://127.0.0.1:8080`. Blocks until the answers, at most a minute; `stop` at cancel
+    /// interrupts this and every later call.
     ///
     /// # Errors
     /// See [`HttpError`].
@@ -130,12 +132,13 @@ impl JobClient {
         Ok(())
     }
 
-    /// Submits a job for the validator `target`; the request is signed here. Blocks until the answer, at most half a minute.
+    /// Submits a job for the validator `target`; the request is signed here. Blocks until the answer, at most half a
+    /// minute.
     ///
     /// # Errors
     /// See [`HttpError`]. After a broken connection or a time-out the job may have been taken nevertheless.
-    pub fn submit(&mut self, mut request: V2JobRequest, target: &PublicKey) -> Result<Job, HttpError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    pub fn submit(&mut self, mut request: V2JobRequest, target: &PublicKey) -> Result<SubmittedJob, HttpError> {
+        let now = now().wall;
         request.sign(&self.key.clone(), u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
         let signature = request.signature().map(crate::protocol::Signature::to_headers);
         let body = body_of(&request, target);
@@ -151,7 +154,7 @@ impl JobClient {
     ///
     /// # Errors
     /// See [`HttpError`].
-    pub fn news(&mut self, uuid: &str, seen: usize) -> Result<Job, HttpError> {
+    pub fn news(&mut self, uuid: &str, seen: usize) -> Result<SubmittedJob, HttpError> {
         let url = self.url(&format!("api/v1/jobs/{uuid}/?wait={}&seen={seen}", NEWS_TIME.as_secs()));
         self.authorized(|http, authorization| {
             http.get(&url, &[authorization], Instant::now() + NEWS_TIME + REQUEST_TIME)
@@ -162,7 +165,7 @@ impl JobClient {
     fn authorized(
         &mut self,
         send: impl Fn(&HttpClient, (String, String)) -> Result<Response, HttpError>,
-    ) -> Result<Job, HttpError> {
+    ) -> Result<SubmittedJob, HttpError> {
         let authorization = |token: &str| ("Authorization".to_owned(), format!("Bearer {token}"));
         let mut answer = send(&self.http, authorization(&self.token))?;
         if answer.status == 401 && answer.text().contains("Token expired") {

@@ -6,11 +6,13 @@
 //! | `docker_image` | the image | needed |
 //! | `args` (or `command`) | list of strings: the command in the container | `[]` |
 //! | `env` | object of strings | `{}` |
-//! | `files` | object: path under `/volume/` to its content: a text, `{"base64": …}`, or `{"path": …}`, a file beside the job file | none |
-//! | `volume` | a volume as on the wire, as `{"volume_type": "zip_url", "contents": URL}`; together with `files` it is unpacked after them | none |
+//! | `files` | object: path under `/volume/` to a text, `{"base64": …}` or `{"path": …}` (beside the job file) | none |
+//! | `volume` | as on the wire: `{"volume_type": "zip_url", "contents": URL}`; unpacked after `files` | none |
 //! | `output_upload` | an upload as on the wire | none |
 //! | `artifacts_dir` | folder of the container whose files come back with the result | none |
-//! | `download_time_limit`, `execution_time_limit`, `upload_time_limit`, `streaming_start_time_limit` | whole seconds | 30, 60, 30, 5 |
+//! | `download_time_limit`, `upload_time_limit` | whole seconds | 30 |
+//! | `execution_time_limit` | whole seconds | 60 |
+//! | `streaming_start_time_limit` | whole seconds | 5 |
 //! | `streaming_details` | `{"public_key": PEM}` makes it a streaming job | none |
 //! | `use_gpu`, `on_trusted_miner` | boolean | `false` |
 //! | `job_namespace` | text to file it under | none |
@@ -217,8 +219,8 @@ fn finish(message: Map<String, Value>, mut problems: Problems) -> Result<JobSpec
             let size = FacilitatorToValidator::from(request.clone()).encode().len() + SIGNATURE_BYTES;
             if size > JOB_REQUEST_BYTES {
                 let what = format!(
-                    "the job is {size} bytes as a message, at most {JOB_REQUEST_BYTES} are possible: give large inputs by URL, \
-                     as volume: {{\"volume_type\": \"zip_url\", \"contents\": URL}}"
+                    "the job is {size} bytes as a message, at most {JOB_REQUEST_BYTES} are possible: give large inputs by \
+                     URL, as volume: {{\"volume_type\": \"zip_url\", \"contents\": URL}}"
                 );
                 return Err(vec![what]);
             }

@@ -9,9 +9,10 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde_json::json;
 
+use super::announce::announce;
 use super::key::KeyArg;
+use super::tls;
 use super::values::{class_count, duration, listen_address};
-use super::{announce, tls};
 use crate::app::{exit, status, supervise};
 use crate::executor::RunnerKind;
 use crate::identity::{KeyPair, PublicKey};
@@ -122,7 +123,7 @@ fn configure(args: Args) -> Result<MinerConfig, String> {
 
 fn serve_status(listener: TcpListener, miner: &Miner, env: &supervise::Env) -> Result<HttpServer, String> {
     let observer = miner.observer();
-    status::serve("miner", listener, env, &Board::new(), move |health, metrics| {
+    status::serve("miner", "min", listener, env, &Board::new(), move |health, metrics| {
         let now = observer.status();
         health.up("miner");
         metrics.gauge("phalanx_miner_jobs", "Jobs that have not ended.", &[]).set(now.jobs);

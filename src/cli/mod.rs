@@ -11,7 +11,6 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::app::logging::{self, LogFormat};
 use crate::app::{exit, settings};
-use announce::{announce, announce_http};
 
 mod announce;
 pub mod demo;
@@ -28,6 +27,7 @@ mod tls;
 pub mod validator;
 pub mod values;
 pub mod wire;
+#[cfg(feature = "celery")]
 pub mod worker;
 
 /// The real-time layer of ComputeHorde: facilitator, validator, miner and executor in one binary.
@@ -53,6 +53,7 @@ enum Command {
     /// Take jobs from the facilitator and drive them on miners
     Validator(validator::Args),
     /// Run the jobs of validators that send them through Redis (--dispatch celery)
+    #[cfg(feature = "celery")]
     Worker(worker::Args),
     /// Serve validators and manage executors
     Miner(miner::Args),
@@ -94,7 +95,9 @@ pub fn main() -> ExitCode {
         Err(mistake) => return exit::usage(one_line(&mistake)),
     };
     let default_filter = match &cli.command {
-        Command::Facilitator(_) | Command::Validator(_) | Command::Worker(_) | Command::Miner(_) => "info",
+        Command::Facilitator(_) | Command::Validator(_) | Command::Miner(_) => "info",
+        #[cfg(feature = "celery")]
+        Command::Worker(_) => "info",
         Command::Demo(_) => "error",
         _ => "warn",
     };
@@ -103,6 +106,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Facilitator(args) => facilitator::run(args),
         Command::Validator(args) => validator::run(args),
+        #[cfg(feature = "celery")]
         Command::Worker(args) => worker::run(args),
         Command::Miner(args) => miner::run(args),
         Command::Executor(args) => executor::run(args),

@@ -16,7 +16,7 @@ use crate::app::exit;
 use crate::ops::redact::{self, OneLine};
 use crate::store::StoreError;
 use crate::store::journal::{Change, Damage, Journal, Recovered};
-use crate::validator::record::{JobRecord, Update};
+use crate::validator::ledger::record::{JobRecord, Update};
 
 /// The arguments of `phalanx outbox`.
 #[derive(Debug, clap::Args)]
@@ -47,8 +47,9 @@ enum Command {
         #[arg(long, env = "PHALANX_JSON")]
         json: bool,
     },
-    /// Let updates that were given up wait again: the validator's next start sends them, in their job's order. Those of a
-    /// job whose end the facilitator has already are left, since they would move the job backwards. Stop the validator first
+    /// Let updates that were given up wait again: the validator's next start sends them, in their job's order. Those of
+    /// a job whose end the facilitator has already are left, since they would move the job backwards. Stop the
+    /// validator first
     Retry {
         #[command(flatten)]
         which: Retried,
@@ -56,13 +57,13 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Remove updates that were given up, for good. The job stays known, so that it is not run again. Stop the validator
-    /// first
+    /// Remove updates that were given up, for good. The job stays known, so that it is not run again. Stop the
+    /// validator first
     Drop {
         #[command(flatten)]
         which: Dropped,
-        /// Also remove the updates of these jobs that wait. Dangerous: the facilitator never hears of them, and if a job's
-        /// end is among them, it takes the job to run for ever
+        /// Also remove the updates of these jobs that wait. Dangerous: the facilitator never hears of them, and if a
+        /// job's end is among them, it takes the job to run for ever
         #[arg(long, conflicts_with = "all_dead")]
         waiting: bool,
         /// Only say what would be done
@@ -93,8 +94,8 @@ struct Dropped {
     all_dead: bool,
 }
 
-/// Runs the command: exit 0 done, 1 if a job is not known, has nothing to retry or drop, or the folder is in use, 2 if it
-/// is no state folder.
+/// Runs the command: exit 0 done, 1 if a job is not known, has nothing to retry or drop, or the folder is in use, 2 if
+/// it is no state folder.
 ///
 /// Blocks on the disk only; ended at any moment, it has done all or nothing.
 pub fn run(args: Args) -> ExitCode {

@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::job_client::{Job, JobClient};
+use super::job_client::{JobClient, SubmittedJob};
 use super::jobfile::{self, JobSpec};
 use super::key::KeyArg;
 use crate::app::output::Output;
@@ -55,7 +55,8 @@ pub struct Args {
     json: bool,
 }
 
-/// Runs the command: exit 0 if all jobs completed (without `--wait`: were taken), 1 if not, 2 if a flag or a file is wrong.
+/// Runs the command: exit 0 if all jobs completed (without `--wait`: were taken), 1 if not, 2 if a flag or a file is
+/// wrong.
 ///
 /// Blocks until the last job has ended; Ctrl-C ends it at once, the jobs go on.
 pub fn run(args: Args) -> ExitCode {
@@ -198,7 +199,7 @@ fn watch(
 /// What a follower does with a job.
 enum Turn {
     /// It is submitted already.
-    Follow(Box<Job>),
+    Follow(Box<SubmittedJob>),
     /// It waits for its turn to be submitted.
     Submit(Box<JobSpec>),
 }
@@ -206,7 +207,7 @@ enum Turn {
 /// What a follower tells.
 enum News {
     Status(String),
-    Ended(Box<Job>),
+    Ended(Box<SubmittedJob>),
     Lost(String),
 }
 
@@ -250,7 +251,7 @@ fn take_turn(
     name: &str,
     turn: Turn,
     tell: &Sender<(String, News)>,
-) -> Result<Job, String> {
+) -> Result<SubmittedJob, String> {
     match turn {
         Turn::Follow(job) => Ok(*job),
         Turn::Submit(spec) => {
@@ -267,7 +268,7 @@ fn take_turn(
 fn to_its_end(
     client: &mut JobClient,
     name: &str,
-    mut job: Job,
+    mut job: SubmittedJob,
     stop: &Shutdown,
     tell: &Sender<(String, News)>,
 ) -> News {
@@ -299,7 +300,7 @@ fn to_its_end(
     News::Ended(Box::new(job))
 }
 
-fn print(out: &mut impl Write, as_json: bool, name: &str, job: &Job) -> Result<(), String> {
+fn print(out: &mut impl Write, as_json: bool, name: &str, job: &SubmittedJob) -> Result<(), String> {
     let seconds = job.took().as_secs_f64();
     let error = job.error();
     let written = if as_json {

@@ -45,8 +45,8 @@ pub struct ClientArgs {
     /// The name that the certificate of the facilitator (of an executor: the miner) has, if it is not the URL's host
     #[arg(long, value_name = "NAME", env = "PHALANX_TLS_SERVER_NAME")]
     tls_server_name: Option<String>,
-    /// Make all ws:// and wss:// connections through this HTTP proxy, as http://user:password@host:port; in the variable
-    /// the password is hidden from other users
+    /// Make all ws:// and wss:// connections through this HTTP proxy, as http://user:password@host:port; in the
+    /// variable the password is hidden from other users
     #[arg(long, value_name = "URL", env = "PHALANX_PROXY", hide_env_values = true)]
     proxy: Option<ProxyUrl>,
 }
@@ -75,8 +75,8 @@ impl ClientArgs {
     }
 }
 
-/// The flag as given, which may hold a password; so it is judged by [`ClientArgs::load`] and not by clap, which would repeat
-/// it.
+/// The flag as given, which may hold a password; so it is judged by [`ClientArgs::load`] and not by clap, which would
+/// repeat it.
 #[derive(Clone)]
 struct ProxyUrl(String);
 

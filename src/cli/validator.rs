@@ -9,15 +9,15 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::announce_http;
+use super::announce::announce_http;
 use super::key::KeyArg;
-use super::values::{duration, listen_address, redis_url};
+use super::values::{RedisConfig, duration, listen_address, redis_url};
 use crate::app::{exit, status, supervise};
 use crate::base::stop::CANCEL_BUDGET;
 use crate::identity::{KeyPair, PublicKey};
 use crate::net::http::HttpServer;
-use crate::redis::RedisConfig;
 use crate::transport::ws::WsDialer;
+#[cfg(feature = "celery")]
 use crate::validator::remote::DEFAULT_QUEUE;
 use crate::validator::{Dispatch, Validator, ValidatorConfig, load_miners};
 
@@ -32,8 +32,8 @@ pub struct Args {
     /// The miners: TOML, a `[[miner]]` table with hotkey, address and port for each
     #[arg(long, value_name = "FILE", env = "PHALANX_MINERS")]
     miners: Option<PathBuf>,
-    /// Folder for what is to survive a restart: updates that the facilitator has not accepted, jobs under way. Stub jobs
-    /// do without
+    /// Folder for what is to survive a restart: updates that the facilitator has not accepted, jobs under way. Stub
+    /// jobs do without
     #[arg(long, value_name = "DIR", env = "PHALANX_STATE_DIR")]
     state_dir: Option<PathBuf>,
     /// Who may sign jobs besides the validator itself; may be repeated
@@ -43,8 +43,8 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = DispatchArg::Workers, env = "PHALANX_DISPATCH")]
     dispatch: DispatchArg,
     /// With --dispatch celery: the Redis between the validator and its workers, as
-    /// redis://[user:password@]host[:port][/database]; rediss:// for TLS. In the variable the password is hidden from other
-    /// users
+    /// redis://[user:password@]host[:port][/database]; rediss:// for TLS. In the variable the password is hidden from
+    /// other users
     #[arg(long, value_name = "URL", value_parser = redis_url, env = "PHALANX_REDIS", hide_env_values = true)]
     redis: Option<RedisConfig>,
     /// With --dispatch celery: the Celery queue of the jobs [default: phalanx]
@@ -122,6 +122,10 @@ pub fn run(args: Args) -> ExitCode {
 }
 
 fn configure(args: Args) -> Result<(ValidatorConfig, WsDialer), String> {
+    #[cfg(not(feature = "celery"))]
+    if args.dispatch == DispatchArg::Celery {
+        return Err("--dispatch celery: this program was built without it (the cargo feature `celery`)".to_owned());
+    }
     let facilitator = args
         .facilitator
         .or_else(|| std::env::var("FACILITATOR_URI").ok())
@@ -147,11 +151,14 @@ fn configure(args: Args) -> Result<(ValidatorConfig, WsDialer), String> {
     let dispatch = match args.dispatch {
         DispatchArg::Workers => Dispatch::Workers,
         DispatchArg::Stub => Dispatch::Stub { stage_time: args.stub_time.unwrap_or_default() },
+        #[cfg(feature = "celery")]
         DispatchArg::Celery => Dispatch::Celery {
             redis: Box::new(args.redis.ok_or("--redis is missing; give the URL, as redis://127.0.0.1:6379/0")?),
             queue: args.queue.unwrap_or_else(|| DEFAULT_QUEUE.to_owned()),
             queue_time: args.queue_time.unwrap_or(Duration::from_secs(60)),
         },
+        #[cfg(not(feature = "celery"))]
+        DispatchArg::Celery => unreachable!("it is refused above"),
     };
     let config = ValidatorConfig {
         trusted_signers: args.trusted_signer,
@@ -173,7 +180,7 @@ fn configure(args: Args) -> Result<(ValidatorConfig, WsDialer), String> {
 fn serve_status(listener: TcpListener, validator: &Validator, env: &supervise::Env) -> Result<HttpServer, String> {
     let observer = validator.observer();
     let board = observer.client().board().clone();
-    status::serve("validator", listener, env, &board, move |health, metrics| {
+    status::serve("validator", "val", listener, env, &board, move |health, metrics| {
         let client = observer.client();
         let (counts, jobs) = (client.counts(), observer.running_jobs());
         client.measure(health);

@@ -4,7 +4,12 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use crate::protocol::ExecutorClass;
-use crate::redis::RedisConfig;
+#[cfg(feature = "celery")]
+pub use crate::redis::RedisConfig;
+
+/// A Redis URL that nothing reads, because the program is built without Celery.
+#[cfg(not(feature = "celery"))]
+pub type RedisConfig = String;
 
 /// Reads `500ms`, `10s`, `5m` or `2h`; `0` needs no unit.
 ///
@@ -55,7 +60,10 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
 /// # Errors
 /// What is wrong and would be right, in words, without the password.
 pub fn redis_url(text: &str) -> Result<RedisConfig, String> {
-    RedisConfig::parse(text).map_err(|error| error.to_string())
+    #[cfg(feature = "celery")]
+    return RedisConfig::parse(text).map_err(|error| error.to_string());
+    #[cfg(not(feature = "celery"))]
+    Ok(text.to_owned())
 }
 
 #[cfg(test)]

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::announce_http;
+use super::announce::announce_http;
 use super::key::KeyArg;
-use super::values::{duration, listen_address, redis_url};
+use super::values::{RedisConfig, duration, listen_address, redis_url};
 use crate::app::{exit, status, supervise};
 use crate::base::stop::CANCEL_BUDGET;
 use crate::base::thread::{Kick, Thread, spawn};
@@ -18,7 +18,6 @@ use crate::base::waits::waiting;
 use crate::identity::KeyPair;
 use crate::net::http::HttpServer;
 use crate::ops::status::Board;
-use crate::redis::RedisConfig;
 use crate::transport::ws::WsDialer;
 use crate::validator::load_miners;
 use crate::validator::remote::{DEFAULT_QUEUE, JobWorker, JobWorkerConfig, JobWorkerHandle};
@@ -26,8 +25,8 @@ use crate::validator::remote::{DEFAULT_QUEUE, JobWorker, JobWorkerConfig, JobWor
 /// The arguments of `phalanx worker`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The Redis that validators with --dispatch celery use, as redis://[user:password@]host[:port][/database]; rediss://
-    /// for TLS. In the variable the password is hidden from other users
+    /// The Redis that validators with --dispatch celery use, as redis://[user:password@]host[:port][/database];
+    /// rediss:// for TLS. In the variable the password is hidden from other users
     #[arg(long, value_name = "URL", value_parser = redis_url, env = "PHALANX_REDIS", hide_env_values = true)]
     redis: Option<RedisConfig>,
     #[command(flatten)]
@@ -87,7 +86,7 @@ pub fn run(args: Args) -> ExitCode {
                 Err(error) => log::error!("SIGHUP: the miners stay as they are: {error}"),
             });
         }
-        Ok((worker, asked_from_afar(&handle, env), http))
+        Ok((worker, watch_remote_control(&handle, env), http))
     };
     supervise::serve(budget, start, |(worker, asked, http), stopping| {
         let report = worker.stop(stopping);
@@ -103,7 +102,7 @@ pub fn run(args: Args) -> ExitCode {
 }
 
 /// A stop by `celery control shutdown` is like one by the first signal.
-fn asked_from_afar(handle: &JobWorkerHandle, env: &supervise::Env) -> Thread<()> {
+fn watch_remote_control(handle: &JobWorkerHandle, env: &supervise::Env) -> Thread<()> {
     let (asked, stop) = (handle.worker().asked_to_stop().clone(), env.shutdown.clone());
     spawn("asked", Kick::dropped("the process' signal"), move || {
         let _waiting = waiting("a stop by remote control", None);
@@ -148,11 +147,11 @@ fn serve_status(
     env: &supervise::Env,
 ) -> Result<HttpServer, String> {
     let handle = handle.clone();
-    status::serve("worker", listener, env, board, move |_, metrics| {
+    status::serve("worker", "wor", listener, env, board, move |_, metrics| {
         let worker = handle.worker();
-        let (state, untold) = (worker.state(), handle.untold());
+        let (state, unreported) = (worker.state(), handle.unreported());
         metrics.gauge("phalanx_worker_jobs", "Jobs that run now.", &[]).set(state.counts.running);
-        metrics.gauge("phalanx_worker_untold", "Events that Redis does not have yet.", &[]).set(untold);
+        metrics.gauge("phalanx_worker_untold", "Events that Redis does not have yet.", &[]).set(unreported);
         json!({
             "name": worker.hostname(),
             "consuming": state.consuming,
@@ -161,7 +160,7 @@ fn serve_status(
             "taken": state.taken,
             "restored": state.restored,
             "aside": state.aside,
-            "untold": untold,
+            "untold": unreported,
             "tasks": worker.tasks(),
         })
     })

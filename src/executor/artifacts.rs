@@ -26,8 +26,8 @@ pub struct Artifacts {
     pub skipped: Vec<String>,
 }
 
-/// Collects the files that lie in the artifacts folder itself, as the Python executor does: folders, links, other special
-/// files and files of [`ARTIFACT_BYTES`] or more are skipped. Without an `artifacts_dir` there are none.
+/// Collects the files that lie in the artifacts folder itself, as the Python executor does: folders, links, other
+/// special files and files of [`ARTIFACT_BYTES`] or more are skipped. Without an `artifacts_dir` there are none.
 ///
 /// # Errors
 /// If the folder cannot be read.

@@ -1,8 +1,9 @@
-//! The executor's link to its miner: dials `{MINER_ADDRESS}/v0.1/executor_interface/{token}` and comes back after a loss.
+//! The executor's link to its miner: dials `{MINER_ADDRESS}/v0.1/executor_interface/{token}` and comes back after a
+//! loss.
 //!
-//! Owner: [`super::driver`]. What was queued and not yet written survives a reconnect; the token is the session, so there
-//! is nothing to authenticate. The token is a secret and in the path, so no log line names the URL, and it is taken out of
-//! whatever is reported of the miner, which may name it in a refusal.
+//! Owner: `role`. What was queued and not yet written survives a reconnect; the token is the session, so there
+//! is nothing to authenticate. The token is a secret and in the path, so no log line names the URL, and it is taken out
+//! of whatever is reported of the miner, which may name it in a refusal.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use crate::base::backoff::BackoffConfig;
 use crate::base::limits::INBOUND_MESSAGES;
 use crate::base::timer::TimerHandle;
 use crate::base::waits;
-use crate::link::{Full, Link, LinkConfig, LinkEvent, LinkHandle, Outgoing};
+use crate::link::{Full, Link, LinkConfig, LinkEvent, LinkHandle, Outgoing, Text};
 use crate::protocol::{ExecutorToMiner, GenericError, MinerToExecutor};
 use crate::transport::Dialer;
 
@@ -24,7 +25,7 @@ const BACKOFF: BackoffConfig = BackoffConfig {
     stable_after: Duration::from_secs(10),
 };
 
-/// What the driver hears of its miner.
+/// What the executor gets from its miner.
 #[derive(Debug)]
 pub enum MinerEvent {
     /// Connected, for the first time or again.
@@ -51,17 +52,16 @@ pub fn start(
     // The miner closes so when the job is over for it.
     config.ends_on_goodbye = true;
     let (tx, events) = bounded(INBOUND_MESSAGES);
-    let (handle_tx, handle_rx) = bounded::<LinkHandle>(1);
-    let mut handle: Option<LinkHandle> = None;
+    let (handle, link) = Link::new(config, dialer, timer);
     let secret = token.to_owned();
-    let link = Link::start(config, dialer, None, timer, move |event| {
+    let link = link.start(None, Text::<_>::Message, move |event| {
         let event = match event {
             LinkEvent::Ready { .. } => MinerEvent::Ready,
-            LinkEvent::Pause { .. } => return,
-            LinkEvent::Lost { why, .. } | LinkEvent::Failed { why, .. } => {
+            LinkEvent::Answered(_) => return,
+            LinkEvent::Lost { why } | LinkEvent::Failed { why, .. } => {
                 MinerEvent::Trouble { why: without(&secret, &why) }
             }
-            LinkEvent::Text { text, .. } => match MinerToExecutor::decode(&text) {
+            LinkEvent::Message(text) => match MinerToExecutor::decode(&text) {
                 Ok(MinerToExecutor::GenericError(GenericError { details })) => {
                     let details = details.map(|details| without(&secret, &details));
                     MinerEvent::Message(Box::new(GenericError { details }.into()))
@@ -70,13 +70,7 @@ pub fn start(
                 Err(error) => {
                     let shown = without(&secret, &error.to_string());
                     log::warn!("the miner sent a message that cannot be read: {shown}");
-                    let answer = crate::protocol::answer::to_miner(&error, &text, "miner");
-                    if handle.is_none() {
-                        handle = handle_rx.recv().ok();
-                    }
-                    if let Some(handle) = &handle {
-                        report(send(handle, answer));
-                    }
+                    report(send(&handle, crate::protocol::answer::to_miner(&error, &text, "miner")));
                     return;
                 }
             },
@@ -84,7 +78,6 @@ pub fn start(
         // The receiver goes when the job has ended; what the miner says after that concerns nobody.
         let _ = waits::send(&tx, event, "room for what the miner says");
     });
-    handle_tx.send(link.handle()).expect("the receiver lives in the link's closure, and there is room for one");
     (link, events)
 }
 
@@ -103,6 +96,6 @@ pub fn send(link: &LinkHandle, message: impl Into<ExecutorToMiner>) -> Result<()
 /// Logs a message that did not fit: an executor says a dozen things, so this is a result beyond the link's bytes.
 pub fn report(sent: Result<(), Full>) {
     if let Err(full) = sent {
-        log::error!("the miner is not told: {full}");
+        log::error!("the miner is not notified: {full}");
     }
 }

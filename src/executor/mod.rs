@@ -1,28 +1,33 @@
 //! The executor: one job from the miner's initial request to its result.
 //!
 //! ```text
-//! (caller)   driver: routes the miner's messages, waits for the job
+//! (caller)   takes the miner's messages and what the work has brought about, asks the stages, does what they say
 //! exe-mi-rd  reads from the miner, dials again after a loss; exe-mi-wr writes
-//! exec-work  job: image, volumes, run, artifacts, uploads; ends with the job
+//! exec-work  image, volumes, run, artifacts, uploads; ends with the job
 //! ```
 //!
-//! * [`driver`]: the executor as a whole. * [`miner_client`]: its link. * `job`: the stages in order.
-//! * [`workspace`], [`runner`], [`output`]: the job's folders, its process or container, its streams.
-//! * [`volumes`], [`uploads`], [`artifacts`], [`specs`]: what goes in and what comes out.
+//! * `role`: start and stop, in order.
+//! * [`stages`]: all decisions. Pure.
+//! * `stages_thread`, `work`: the two threads around them.
+//! * [`workspace`], [`runner`], `output`: the job's folders, its process or container, its streams.
+//! * [`volumes`], [`uploads`], `artifacts`, `specs`: what goes in and what comes out. * `miner_client`: the link.
 
-pub mod artifacts;
-pub mod driver;
-mod job;
-pub mod miner_client;
-pub mod output;
-pub mod run;
+mod artifacts;
+mod config;
+mod miner_client;
+mod output;
+mod role;
 pub mod runner;
-pub mod specs;
+mod specs;
+pub mod stages;
+mod stages_thread;
 mod transfer;
 pub mod uploads;
 pub mod volumes;
+mod work;
 pub mod workspace;
 
-pub use driver::{ExecutorConfig, ExecutorError, ExecutorReport};
-pub use job::JobEnd;
+pub use config::ExecutorConfig;
+pub use role::{ExecutorReport, run};
 pub use runner::RunnerKind;
+pub use stages::{ExecutorError, JobEnd};

@@ -6,11 +6,11 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
-use super::run::Captured;
+use super::runner::Captured;
 use crate::base::limits::OUTPUT_CHARS;
 
-/// Bytes of one stream that go to its file: 1 GiB, so that a job that prints for ever does not fill the disk of its host.
-/// Of a longer stream the file has the beginning and a last line that says so; the job is not failed for it.
+/// Bytes of one stream that go to its file: 1 GiB, so that a job that prints for ever does not fill the disk of its
+/// host. Of a longer stream the file has the beginning and a last line that says so; the job is not failed for it.
 pub const OUTPUT_FILE_BYTES: u64 = 1 << 30;
 
 /// Names of the whole streams inside the output folder, as the Python executor writes them.
@@ -47,8 +47,8 @@ impl Capture {
         })
     }
 
-    /// Takes the next bytes of the stream. Never fails: what the disk refuses is told by [`Capture::finish`], because the
-    /// job must not block on a full pipe meanwhile.
+    /// Takes the next bytes of the stream. Never fails: what the disk refuses is reported by [`Capture::finish`],
+    /// because the job must not block on a full pipe meanwhile.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes += bytes.len() as u64;
         if let Some(file) = &mut self.file {

@@ -26,8 +26,8 @@ const GPU_FIELDS: [(&str, &str); 7] = [
 
 /// Describes GPUs, processor, memory (KiB), disk (KiB) and operating system.
 ///
-/// Never fails: a part that cannot be read has its reason under `PART_scrape_error`. Blocks for at most five seconds, in
-/// `nvidia-smi` where there is one; `token` ends that.
+/// Never fails: a part that cannot be read has its reason under `PART_scrape_error`. Blocks for at most five seconds,
+/// in `nvidia-smi` where there is one; `token` ends that.
 pub fn machine_specs(token: &Shutdown) -> JsonMap {
     let mut specs = JsonMap::new();
     let mut put = |part: &str, empty: Value, found: Result<Value, String>| match found {
@@ -124,8 +124,9 @@ mod tests {
             json!({"count": 1, "details": [{"name": "NVIDIA RTX A6000", "driver": "550.54", "capacity": "49140",
                 "cuda": "8.6", "power_limit": "300.00", "graphics_speed": "210", "memory_speed": "405"}]})
         );
-        let text = "processor\t: 0\nmodel name\t: AMD EPYC\ncpu MHz\t\t: 2596.5\n\nprocessor\t: 1\nmodel name\t: AMD EPYC\ncpu MHz\t\t: 2000.0\n";
-        assert_eq!(cpu(text), json!({"count": 2, "model": "AMD EPYC", "clocks": [2596.5, 2000.0]}));
+        let processor = |n, mhz| format!("processor\t: {n}\nmodel name\t: AMD EPYC\ncpu MHz\t\t: {mhz}\n\n");
+        let text = processor(0, "2596.5") + &processor(1, "2000.0");
+        assert_eq!(cpu(&text), json!({"count": 2, "model": "AMD EPYC", "clocks": [2596.5, 2000.0]}));
         let text = "MemTotal:       24682416 kB\nMemFree:        23147756 kB\nMemAvailable:   23723908 kB\n";
         let ram_is = json!({"available": 23723908, "free": 23147756, "total": 24682416, "used": 1534660});
         assert_eq!(ram(text).unwrap(), ram_is);

@@ -116,13 +116,13 @@ impl Uploader {
         Self { http: HttpClient::new(token.clone()), token }
     }
 
-    /// Uploads the workspace's `output/` and gives `upload_results`: name to the JSON text of the server's answer. Blocks
-    /// until all is sent, `deadline` passes or the token cancels.
+    /// Uploads the workspace's `output/` and gives `upload_results`: name to the JSON text of the server's answer.
+    /// Blocks until all is sent, `deadline` passes or the token cancels.
     ///
-    /// An archive is called `output.zip`, or `system_output` in a multi-upload (where it holds all that is not uploaded as
-    /// a file of its own, stdout and stderr among it); a file by its `relative_path`. Requests are tried again after
-    /// broken connections and 5xx. Of each answer's body at most 64 KiB are kept, of very many answers less; a mark at the
-    /// end says so.
+    /// An archive is called `output.zip`, or `system_output` in a multi-upload (where it holds all that is not uploaded
+    /// as a file of its own, stdout and stderr among it); a file by its `relative_path`. Requests are tried again after
+    /// broken connections and 5xx. Of each answer's body at most 64 KiB are kept, of very many answers less; a mark at
+    /// the end says so.
     ///
     /// # Errors
     /// See [`UploadError`].

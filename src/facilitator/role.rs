@@ -166,7 +166,7 @@ impl Facilitator {
         let api = Api {
             store: store.clone(),
             events: events.clone(),
-            router: status.clone(),
+            status: status.clone(),
             changes,
             tokens: Mutex::new(tokens),
             users: users.clone(),

@@ -106,7 +106,7 @@ impl Drop for Running {
     /// A thread that ends unasked (a panic here or in the store's thread) leaves nobody in the belief that all is well.
     fn drop(&mut self) {
         if !self.owned.stop.is_cancelled() {
-            log::error!("facilitator: its loop has ended, so all validators are cut off");
+            log::error!("facilitator: its loop has ended, so all validators are disconnected");
             self.owned.health.down("loop", "it has ended, see the log");
             self.sessions.values().for_each(SessionHandle::kick);
         }
@@ -205,7 +205,7 @@ impl Running {
                     Ok(()) => {}
                     Err(Full::Closed { .. }) => log::debug!("{id}: gone before it was answered"),
                     Err(full @ Full::Bound { .. }) => {
-                        log::warn!("{id}: it does not read what it is sent ({full}), so it is cut off");
+                        log::warn!("{id}: it does not read what it is sent ({full}), so it is disconnected");
                         handle.kick();
                     }
                 }

@@ -1,4 +1,4 @@
-//! What can be wrong with what we are given.
+//! What can be wrong with an identity. Pure.
 
 use std::path::PathBuf;
 

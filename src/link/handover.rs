@@ -8,7 +8,7 @@
 
 use tungstenite::Utf8Bytes;
 
-use super::outbox::{Answered, Full, Outbox, OutboxLimits, Outgoing};
+use super::outbox::{About, Answered, Full, Outbox, OutboxLimits, Outgoing};
 use crate::base::ids::Epoch;
 use crate::base::lock::{lock, wait};
 use crate::base::sync::{Condvar, Mutex, MutexGuard};
@@ -17,8 +17,8 @@ use crate::base::waits::waiting;
 /// Texts that are written before one flush; a larger batch saves no further system calls.
 pub const BATCH_MESSAGES: usize = 64;
 
-/// Bytes that a sender may write in the writer's place: more may not fit into the socket, and would only be copied twice.
-/// It must be less than a connection's write buffer, beyond which a write sends, and blocks.
+/// Bytes that a sender may write in the writer's place: more may not fit into the socket, and would only be copied
+/// twice. It must be less than a connection's write buffer, beyond which a write sends, and blocks.
 const LOAN_BYTES: usize = 8 << 10;
 
 /// Messages that a sender may write in the writer's place; a crowd is worth the writer's waking.
@@ -56,12 +56,12 @@ pub enum Signal {
 /// The meeting place; `C` is what its users keep of the present connection.
 #[derive(Debug)]
 pub struct Handover<C> {
-    state: Mutex<State<C>>,
+    state: Mutex<HandoverState<C>>,
     changed: Condvar,
 }
 
 #[derive(Debug)]
-struct State<C> {
+struct HandoverState<C> {
     outbox: Outbox,
     /// Counts the connections; the writer of an older one finds a newer number and leaves.
     epoch: Epoch,
@@ -76,7 +76,7 @@ struct State<C> {
     closing: Option<(u16, String)>,
 }
 
-impl<C> State<C> {
+impl<C> HandoverState<C> {
     /// Whether the writer is wanted for nothing but messages.
     fn is_quiet(&self) -> bool {
         !self.control && !self.ping && !self.beat && self.closing.is_none()
@@ -91,7 +91,7 @@ impl<C> State<C> {
 impl<C> Handover<C> {
     /// An outbox that waits for its first connection.
     pub fn new(limits: OutboxLimits) -> Self {
-        let state = State {
+        let state = HandoverState {
             outbox: Outbox::new(limits),
             epoch: Epoch::default(),
             connection: None,
@@ -106,7 +106,7 @@ impl<C> Handover<C> {
     }
 
     /// Changes the state and wakes the writer if it waits.
-    fn change<T>(&self, change: impl FnOnce(&mut State<C>) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut HandoverState<C>) -> T) -> T {
         let mut state = lock(&self.state);
         let result = change(&mut state);
         self.wake_for_news(state);
@@ -114,7 +114,7 @@ impl<C> Handover<C> {
     }
 
     /// Wakes the writer if it waits and there is something for it. Whoever has its turn does so when giving it back.
-    fn wake_for_news(&self, mut state: MutexGuard<'_, State<C>>) {
+    fn wake_for_news(&self, mut state: MutexGuard<'_, HandoverState<C>>) {
         if state.waiting && !state.lent && state.has_news() {
             state.waiting = false;
             drop(state);
@@ -122,9 +122,9 @@ impl<C> Handover<C> {
         }
     }
 
-    /// Puts messages into the outbox; gives back those that were refused. If the writer waits and what is inside is small,
-    /// the caller gets the texts and, by `borrow`, what it needs of the connection: it must write them at once and then
-    /// call [`Handover::give_back`]. Otherwise the writer is woken, once.
+    /// Puts messages into the outbox; gives back those that were refused. If the writer waits and what is inside is
+    /// small, the caller gets the texts and, by `borrow`, what it needs of the connection: it must write them at once
+    /// and then call [`Handover::give_back`]. Otherwise the writer is woken, once.
     pub fn offer<T>(
         &self,
         messages: impl IntoIterator<Item = Outgoing>,
@@ -154,22 +154,12 @@ impl<C> Handover<C> {
         self.wake_for_news(state);
     }
 
-    /// The peer answered on the connection of `epoch`; see [`Outbox::answered`]. An answer on a connection that is gone is
-    /// about nothing: its message will be sent again.
-    pub fn answered(&self, epoch: Epoch, certain: bool) -> Answered {
-        self.answered_all(epoch, [certain]).pop().unwrap_or(Answered::Nothing)
-    }
-
-    /// As [`Handover::answered`], once for each of `certain`. Behind an unclear one nothing is answered any more.
-    pub fn answered_all(&self, epoch: Epoch, certain: impl IntoIterator<Item = bool>) -> Vec<Answered> {
+    /// Matches answers of the peer with the messages that they are about, see [`Outbox::answered`]; nothing is given
+    /// for those behind an unclear one. Only the thread that reads the present connection calls this, between
+    /// [`Handover::attach`] and [`Handover::detach`]: an answer of another connection would count for a wrong message.
+    pub fn answered<A>(&self, answers: impl IntoIterator<Item = (About, A)>) -> Vec<Answered<A>> {
         self.change(|state| {
-            let mut clear = state.epoch == epoch && state.connection.is_some();
-            let answer = |certain| {
-                let answered = if clear { state.outbox.answered(certain) } else { Answered::Nothing };
-                clear &= answered != Answered::Unclear;
-                answered
-            };
-            certain.into_iter().map(answer).collect()
+            answers.into_iter().filter_map(|(about, answer)| state.outbox.answered(about, answer)).collect()
         })
     }
 
@@ -207,7 +197,7 @@ impl<C> Handover<C> {
         epoch
     }
 
-    /// The connection is over: its writer leaves, and what was not acknowledged will be sent again.
+    /// The connection is over: its writer leaves, and what was not answered will be sent again.
     pub fn detach(&self) -> Option<C> {
         self.change(|state| {
             state.outbox.rewind();

@@ -1,7 +1,7 @@
 //! When to ping, and when a connection counts as dead. Pure: `now` is an argument.
 //!
-//! Liveness is ours, because a peer that vanishes without a FIN gives the reader no error. Any byte counts, not only pongs
-//! and whole messages, so that neither a busy peer is cut off for a late pong nor a slow one for a large message.
+//! Liveness is ours, because a peer that vanishes without a FIN gives the reader no error. Any byte counts, not only
+//! pongs and whole messages, so that neither a busy peer is given up for a late pong nor a slow one for a large message.
 //!
 //! Bytes are only counted as they move; [`Progress`] looks at the counts now and then, so a verdict comes up to two
 //! [`LivenessConfig::ping_after`] later than its limit, and never earlier.
@@ -15,8 +15,8 @@ pub struct LivenessConfig {
     pub ping_after: Duration,
     /// Silence after which the connection is given up.
     pub dead_after: Duration,
-    /// How long a write may move nothing before the connection is given up. What moves is seen when the system has taken
-    /// it, in parts of up to 256 KiB, so this is also the time that each part has.
+    /// How long a write may move nothing before the connection is given up. What moves is seen when the system has
+    /// taken it, in parts of up to 256 KiB, so this is also the time that each part has.
     pub stuck_after: Duration,
 }
 
@@ -72,7 +72,8 @@ impl Progress {
     }
 }
 
-/// Judges one connection from when the peer was last heard and since when a write has moved nothing, if one is under way.
+/// Judges one connection from when the peer was last heard and since when a write has moved nothing, if one is under
+/// way.
 pub fn judge(config: &LivenessConfig, now: Instant, heard: Instant, writing_since: Option<Instant>) -> Verdict {
     let silence = now.saturating_duration_since(heard);
     if silence >= config.dead_after {

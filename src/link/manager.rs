@@ -1,18 +1,21 @@
 //! A client's connection that comes back: dial, authenticate, run a session, back off, for ever.
 //!
+//! [`Link::new`] gives what others hold of a link before it runs, so that the role's code on the link's thread has it,
+//! too. The role gives the link its part of the authentication, and a classifier that reads each text: an answer is
+//! matched here with the message that it is about, anything else goes to the role as it was read.
+//!
 //! Owner: the [`Link`]. Its one thread dials, authenticates and then reads; the session's writer is the second.
-//! Blocks in: dial, read, the back-off wait. Kick: the link's stop signal (dial, wait) and the connection's kick (read).
-//! Ends: after [`Link::stop`], when the outbox is drained and closed or the deadline has passed.
+//! Blocks in: dial, read, the back-off wait, the role's code. Kick: the link's stop signal (dial, wait) and the
+//! connection's kick (read). Ends: after [`Link::stop`], when the outbox is drained and closed or the deadline has
+//! passed; at once when the [`Link`] is dropped.
 
+use std::convert::Infallible;
 use std::fmt;
-use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tungstenite::Utf8Bytes;
-
 use super::heartbeat::LivenessConfig;
-use super::outbox::{Answered, Full, OutboxLimits, Outgoing};
+use super::outbox::{About, Answered, Full, OutboxLimits, Outgoing};
 use super::session::{self, Arrival, Beat, SessionConfig, SessionEnd, SessionHandle};
 use crate::base::backoff::{Backoff, BackoffConfig};
 use crate::base::ids::Epoch;
@@ -20,14 +23,17 @@ use crate::base::limits::DIAL_TIME;
 use crate::base::lock::lock;
 use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
-use crate::base::stop::Step;
+use crate::base::stop::{Step, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::base::waits::waiting;
-use crate::transport::{Connection, DialRequest, Dialer, Incoming, SocketLimits, TransportError};
+use crate::transport::{Connection, DialRequest, Dialer, Incoming, SocketLimits, TransportError, Utf8Bytes};
 
 /// A refused key or address needs a person; five minutes do not hammer the peer, and end soon after the cure.
 const REFUSED_PAUSE: Duration = Duration::from_secs(300);
+
+/// Answers that are matched in one go; they are some 60 bytes each, so a read buffer holds about as many.
+const ANSWERS_AT_ONCE: usize = 128;
 
 /// What a link needs.
 #[derive(Debug, Clone)]
@@ -113,30 +119,30 @@ pub struct Refused {
     pub passing: bool,
 }
 
+/// What a text of the peer is, as the role's classifier has read it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Text<M, A = Infallible> {
+    /// An answer to one of our messages.
+    Answer(About, A),
+    /// Anything else.
+    Message(M),
+}
+
 /// What a role sees of its link, in order, on the link's thread.
 #[derive(Debug)]
-pub enum LinkEvent {
+pub enum LinkEvent<M, A = Infallible> {
     /// Authenticated; the heartbeat and what was queued leave now.
     Ready {
         /// The new connection.
         epoch: Epoch,
     },
-    /// A text arrived.
-    Text {
-        /// On this connection.
-        epoch: Epoch,
-        /// The text.
-        text: Utf8Bytes,
-    },
-    /// Everything that was received has been told; see [`Arrival::Pause`].
-    Pause {
-        /// On this connection.
-        epoch: Epoch,
-    },
+    /// A text arrived that is no answer.
+    Message(M),
+    /// Answers that came together, in order, each with the message that it is about. Where it cannot be told which
+    /// message is answered, the connection is given up.
+    Answered(Vec<Answered<A>>),
     /// The connection ended; the link will be back, unless it is stopping.
     Lost {
-        /// The connection that ended.
-        epoch: Epoch,
         /// Why.
         why: String,
     },
@@ -207,16 +213,6 @@ impl LinkHandle {
         self.session.send_all(messages)
     }
 
-    /// See [`SessionHandle::answered`].
-    pub fn answered(&self, epoch: Epoch, certain: bool) -> Answered {
-        self.session.answered(epoch, certain)
-    }
-
-    /// See [`SessionHandle::answered_all`].
-    pub fn answered_all(&self, epoch: Epoch, certain: impl IntoIterator<Item = bool>) -> Vec<Answered> {
-        self.session.answered_all(epoch, certain)
-    }
-
     /// Where the link stands.
     pub fn state(&self) -> LinkState {
         lock(&self.state).clone()
@@ -238,39 +234,70 @@ impl LinkHandle {
     }
 }
 
-/// A running link. Dropping it without [`Link::stop`] breaks the connection.
-#[derive(Debug)]
-pub struct Link {
-    handle: LinkHandle,
-    stop: Shutdown,
-    thread: Thread<()>,
+/// A link that does not run yet. Its handle takes messages all the same.
+#[must_use = "a link does nothing until it is started"]
+pub struct IdleLink {
+    config: LinkConfig,
+    dialer: Arc<dyn Dialer>,
     timer: TimerHandle,
-    stop_alarm: Option<Alarm>,
+    handle: LinkHandle,
 }
 
-impl Link {
-    /// Starts the link's thread. `sink` gets every event on that thread; while it blocks, the peer is slowed by TCP.
+impl fmt::Debug for IdleLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IdleLink").field("handle", &self.handle).finish_non_exhaustive()
+    }
+}
+
+impl IdleLink {
+    /// Starts the link's thread. The role's code runs on that thread: `authenticate` for each new connection,
+    /// `classify` for each text after that, `sink` for each event. While it blocks, the peer is slowed by TCP.
     ///
     /// The link lives until [`Link::stop`].
-    pub fn start(
-        config: LinkConfig,
-        dialer: Arc<dyn Dialer>,
+    pub fn start<M, A>(
+        self,
         authenticate: Option<Box<dyn Authenticate>>,
-        timer: TimerHandle,
-        sink: impl FnMut(LinkEvent) + Send + 'static,
-    ) -> Self {
-        let session = SessionHandle::new(config.outbox, timer.clone());
-        let handle = LinkHandle { session, state: Arc::new(Mutex::new(LinkState::Connecting)) };
+        classify: impl FnMut(Utf8Bytes) -> Text<M, A> + Send + 'static,
+        sink: impl FnMut(LinkEvent<M, A>) + Send + 'static,
+    ) -> Link
+    where
+        M: 'static,
+        A: Send + 'static,
+    {
+        let Self { config, dialer, timer, handle } = self;
         let stop = Shutdown::new();
         let alarms = timer.clone();
-        let runner = Runner { handle: handle.clone(), stop: stop.clone(), dialer, authenticate, timer, sink };
         let (kick_stop, kick_handle) = (stop.clone(), handle.clone());
         let kick = Kick::new("stop signal and connection", move || {
             kick_stop.cancel();
             kick_handle.kick();
         });
-        let thread = spawn(format!("{}-rd", config.name), kick, move || runner.run(&config));
-        Self { handle, stop, thread, timer: alarms, stop_alarm: None }
+        let name = format!("{}-rd", config.name);
+        let receiver = Receiver { handle: handle.clone(), classify, sink, answers: Vec::new() };
+        let runner = Runner { handle: handle.clone(), stop: stop.clone(), dialer, authenticate, timer, receiver };
+        let thread = spawn(name, kick, move || runner.run(&config));
+        Link { handle, stop, thread: Some(thread), timer: alarms, stop_alarm: None }
+    }
+}
+
+/// A running link. Dropping it without [`Link::stop`] breaks the connection and joins its threads.
+#[derive(Debug)]
+pub struct Link {
+    handle: LinkHandle,
+    stop: Shutdown,
+    /// `None` once stopped.
+    thread: Option<Thread<()>>,
+    timer: TimerHandle,
+    stop_alarm: Option<Alarm>,
+}
+
+impl Link {
+    /// A link and what others hold of it. Nothing runs before [`IdleLink::start`].
+    #[expect(clippy::new_ret_no_self, reason = "a link exists only while it runs")]
+    pub fn new(config: LinkConfig, dialer: Arc<dyn Dialer>, timer: TimerHandle) -> (LinkHandle, IdleLink) {
+        let session = SessionHandle::new(config.outbox, timer.clone());
+        let handle = LinkHandle { session, state: Arc::new(Mutex::new(LinkState::Connecting)) };
+        (handle.clone(), IdleLink { config, dialer, timer, handle })
     }
 
     /// What others hold.
@@ -280,7 +307,7 @@ impl Link {
 
     /// Takes no more messages and returns at once; [`Link::stop`] then waits.
     ///
-    /// What is inside is still sent and acknowledged, until `deadline`, over a new connection if need be. With nothing
+    /// What is inside is still sent and answered, until `deadline`, over a new connection if need be. With nothing
     /// inside, a link without a connection ends now.
     pub fn request_stop(&mut self, deadline: Instant) {
         self.handle.session.close(1000, "", deadline);
@@ -295,8 +322,20 @@ impl Link {
     /// Stops and joins; gives the number of messages that the peer has not accepted.
     pub fn stop(mut self, step: &mut Step) -> usize {
         self.request_stop(step.deadline());
-        step.join(self.thread);
+        if let Some(thread) = self.thread.take() {
+            step.join(thread);
+        }
         self.handle.unsent()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        thread.kick();
+        stop_dropped(|step| {
+            step.join(thread);
+        });
     }
 }
 
@@ -308,16 +347,60 @@ impl Drop for StoppedOnDrop {
     }
 }
 
-struct Runner<F> {
+/// What reads the texts of a connection, for the role.
+struct Receiver<C, F, A> {
+    handle: LinkHandle,
+    classify: C,
+    sink: F,
+    /// Those that came together, and are matched together.
+    answers: Vec<(About, A)>,
+}
+
+impl<M, A, C, F> Receiver<C, F, A>
+where
+    C: FnMut(Utf8Bytes) -> Text<M, A>,
+    F: FnMut(LinkEvent<M, A>),
+{
+    fn text(&mut self, text: Utf8Bytes) {
+        match (self.classify)(text) {
+            Text::Message(message) => (self.sink)(LinkEvent::Message(message)),
+            Text::Answer(about, answer) => {
+                self.answers.push((about, answer));
+                if self.answers.len() >= ANSWERS_AT_ONCE {
+                    self.match_answers();
+                }
+            }
+        }
+    }
+
+    fn match_answers(&mut self) {
+        if self.answers.is_empty() {
+            return;
+        }
+        let answered = self.handle.session.answered(self.answers.drain(..));
+        if let Some(Answered::Unclear(_)) = answered.last() {
+            self.handle.kick();
+        }
+        if !answered.is_empty() {
+            (self.sink)(LinkEvent::Answered(answered));
+        }
+    }
+}
+
+struct Runner<C, F, A> {
     handle: LinkHandle,
     stop: Shutdown,
     dialer: Arc<dyn Dialer>,
     authenticate: Option<Box<dyn Authenticate>>,
     timer: TimerHandle,
-    sink: F,
+    receiver: Receiver<C, F, A>,
 }
 
-impl<F: FnMut(LinkEvent)> Runner<F> {
+impl<M, A, C, F> Runner<C, F, A>
+where
+    C: FnMut(Utf8Bytes) -> Text<M, A>,
+    F: FnMut(LinkEvent<M, A>),
+{
     fn run(mut self, config: &LinkConfig) {
         // Also when the role's code panics, so that nobody takes the link for alive.
         let _stopped = StoppedOnDrop(self.handle.state.clone());
@@ -356,14 +439,14 @@ impl<F: FnMut(LinkEvent)> Runner<F> {
             }
             self.set(LinkState::Reconnecting { last_error: why.clone(), refused: lasting });
             if lasting || refused.is_some() {
-                (self.sink)(LinkEvent::Failed { why, refused: lasting || refused == Some(true), next_in });
+                (self.receiver.sink)(LinkEvent::Failed { why, refused: lasting || refused == Some(true), next_in });
             }
             let _waiting = waiting("its next try to connect", Instant::now().checked_add(next_in));
             self.stop.wait(next_in);
         }
     }
 
-    /// Whether the link was told to stop and has nothing to stay for.
+    /// Whether the link is to stop and has nothing to stay for.
     fn is_done(&self) -> bool {
         let session = &self.handle.session;
         self.stop.is_set() || (session.is_closing() && session.unsent() == 0)
@@ -408,19 +491,18 @@ impl<F: FnMut(LinkEvent)> Runner<F> {
         // The session numbers its connection when it begins, on this same thread.
         let epoch = self.handle.session.epoch().next();
         self.set(LinkState::Ready { epoch });
-        let sink = &mut self.sink;
-        sink(LinkEvent::Ready { epoch });
+        let receiver = &mut self.receiver;
+        (receiver.sink)(LinkEvent::Ready { epoch });
+        // What is left of the connection before is about messages that are sent again.
+        receiver.answers.clear();
         if let Some(text) = first {
-            sink(LinkEvent::Text { epoch, text });
+            receiver.text(text);
         }
-        let end = session::run(connection, &self.handle.session, config, |epoch, arrival| {
-            sink(match arrival {
-                Arrival::Text(text) => LinkEvent::Text { epoch, text },
-                Arrival::Pause => LinkEvent::Pause { epoch },
-            });
-            ControlFlow::Continue(())
+        let end = session::run(connection, &self.handle.session, config, |arrival| match arrival {
+            Arrival::Text(text) => receiver.text(text),
+            Arrival::Pause => receiver.match_answers(),
         });
-        sink(LinkEvent::Lost { epoch, why: end.to_string() });
+        (receiver.sink)(LinkEvent::Lost { why: end.to_string() });
         end
     }
 }

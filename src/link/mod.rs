@@ -1,13 +1,14 @@
 //! A connection that somebody owns: its session, its outbox, its liveness, and for clients its return after each loss.
 //!
-//! * [`outbox`]: what is to be sent, in order, until the peer has accepted it. Pure.
+//! * [`outbox`]: what is to be sent, in order, until it was written or answered. Pure.
 //! * [`heartbeat`]: when to ping, when to beat, when to give a connection up. Pure.
 //! * [`handover`]: where senders, reader and writer meet: one lock around the outbox.
 //! * [`session`]: one connection: the reader runs on the caller's thread, the writer on its own.
 //! * [`manager`]: dial, authenticate, run a session, back off, for ever.
 //! * [`server`]: accept, one reader thread a connection, close all.
 //!
-//! `link` knows nothing of jobs or messages: it moves texts.
+//! `link` knows nothing of jobs or messages: it moves texts. Which text answers which message it finds out itself; that
+//! a text is an answer, the role's classifier says.
 
 pub mod handover;
 pub mod heartbeat;
@@ -16,7 +17,9 @@ pub mod outbox;
 pub mod server;
 pub mod session;
 
-pub use manager::{Authenticate, Authenticated, Link, LinkConfig, LinkEvent, LinkHandle, LinkState, Refused};
-pub use outbox::{Answer, Answered, Full, OutboxLimits, Outgoing};
+pub use manager::{
+    Authenticate, Authenticated, IdleLink, Link, LinkConfig, LinkEvent, LinkHandle, LinkState, Refused, Text,
+};
+pub use outbox::{About, Answered, Full, Kind, OutboxLimits, Outgoing, Rank};
 pub use server::{Server, ServerConfig};
 pub use session::{SessionEnd, SessionHandle};

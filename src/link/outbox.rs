@@ -1,25 +1,45 @@
-//! What waits to be sent and what waits to be accepted. Pure: no thread, no lock, no clock.
+//! What waits to be sent, and what waits for the peer's answer. Pure: no thread, no lock, no clock.
 //!
-//! A message leaves the outbox when it was written, or, if it wants an acknowledgement, when the peer has given it.
-//! Acknowledgements carry no id and come in order (rule of the facilitator link), so they match first in, first out.
+//! A message leaves the outbox when it was written, or, if it is kept for its answer, when the peer has answered it.
+//! Answers carry no id and come in the order of the messages, so they match first in, first out.
 //!
-//! The message of the lowest rank is written first, and among equals the oldest. A rank that is the time of a message's
-//! birth plus what it can wait makes urgent messages go first and lets none starve: nothing born after a message's rank
+//! The message of the lowest [`Rank`] is written first, and among equals the oldest. A rank is the time of a message's
+//! birth plus its patience, so urgent messages go first and none starves: nothing that is born after a message's rank
 //! can pass it. Without ranks the outbox is a plain queue.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
 
-use tungstenite::Utf8Bytes;
+use crate::transport::Utf8Bytes;
 
-/// How the peer answers a message.
+/// Until when a message stays in the outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
-    /// Not at all: the message is done with when it was written.
-    Never,
-    /// Only if it does not like it; the message itself is done with when it was written.
-    OnError,
-    /// With one acknowledgement; until that the message is kept, and sent again after a reconnect.
-    Always,
+pub enum Kind {
+    /// Until it was written. The peer does not answer it.
+    Once,
+    /// Until it was written, or until a newer one of the same slot takes its place in the queue. The peer answers it
+    /// only with an error.
+    Newest {
+        /// The slot.
+        slot: u64,
+    },
+    /// Until the peer has answered it. It is sent again after a reconnect.
+    Kept {
+        /// Tells the sender which message was answered.
+        tag: u64,
+    },
+}
+
+/// When a message leaves, beside others: the lowest rank first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Rank(u64);
+
+impl Rank {
+    /// The rank of a message that was born at this time, in milliseconds, and that those born up to `patience` later
+    /// may pass.
+    pub fn new(born: u64, patience: Duration) -> Self {
+        Self(born.saturating_add(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX)))
+    }
 }
 
 /// A text on its way out.
@@ -27,36 +47,41 @@ pub enum Answer {
 pub struct Outgoing {
     /// The message.
     pub text: Utf8Bytes,
-    /// How the peer answers it.
-    pub answer: Answer,
-    /// Lower goes first.
-    pub rank: u64,
-    /// Whatever the sender wants to recognise the message by when it is acknowledged.
-    pub tag: u64,
-    /// A message for the same slot that still waits is replaced, in its place in the queue.
-    pub slot: Option<u64>,
+    /// Until when it stays.
+    pub kind: Kind,
+    /// When it leaves.
+    pub rank: Rank,
 }
 
 impl Outgoing {
     /// A message that is done with when it was written.
     pub fn once(text: impl Into<Utf8Bytes>) -> Self {
-        Self { text: text.into(), answer: Answer::Never, rank: 0, tag: 0, slot: None }
+        Self { text: text.into(), kind: Kind::Once, rank: Rank::default() }
     }
 
-    /// A message that is kept until the peer has acknowledged it.
-    pub fn acked(text: impl Into<Utf8Bytes>) -> Self {
-        Self { answer: Answer::Always, ..Self::once(text) }
+    /// A message that is kept until the peer has answered it.
+    pub fn kept(tag: u64, text: impl Into<Utf8Bytes>) -> Self {
+        Self { kind: Kind::Kept { tag }, ..Self::once(text) }
+    }
+
+    /// A message that replaces an older one of the same slot that still waits.
+    pub fn newest(slot: u64, text: impl Into<Utf8Bytes>) -> Self {
+        Self { kind: Kind::Newest { slot }, ..Self::once(text) }
+    }
+
+    fn is_kept(&self) -> bool {
+        matches!(self.kind, Kind::Kept { .. })
     }
 }
 
 /// Bounds of an outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutboxLimits {
-    /// Messages, queued and unacknowledged together.
+    /// Messages, queued and in flight together.
     pub messages: usize,
     /// Bytes of their texts.
     pub bytes: usize,
-    /// Messages that may be unacknowledged at a time.
+    /// Messages that may be in flight at a time: written and not answered.
     pub window: usize,
 }
 
@@ -97,26 +122,37 @@ impl Full {
     }
 }
 
-/// Which message an answer of the peer is about.
+/// Which messages an answer of the peer can be about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum About {
+    /// Only one of [`Kind::Kept`].
+    Kept,
+    /// One of [`Kind::Kept`] or of [`Kind::Newest`].
+    KeptOrNewest,
+    /// Any or none.
+    Unknown,
+}
+
+/// An answer of the peer with the message that it is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answered {
-    /// This one, which has left the outbox.
-    Message(Outgoing),
-    /// None: nothing waits for an answer.
-    Nothing,
-    /// An error that may be about a message that is answered only then, or about the next one: which cannot be told.
-    Unclear,
+pub enum Answered<A> {
+    /// The answer to this message, which has left the outbox.
+    Message(Outgoing, A),
+    /// An answer to nothing: no message waits for one.
+    Nothing(A),
+    /// It cannot be told which message is answered. No later answer on this connection is matched.
+    Unclear(A),
 }
 
 /// Place in the queue: rank, then age.
-type Place = (u64, u64);
+type Place = (Rank, u64);
 
-/// Something that was written on the present connection and may be answered.
+/// What was written on the present connection and may be answered.
 #[derive(Debug)]
-enum Flight {
-    Message(Place, Outgoing),
-    /// One or more messages that are answered only on an error.
-    Doubt,
+enum InFlight {
+    Kept(Place, Outgoing),
+    /// One or more messages of [`Kind::Newest`].
+    Newest,
 }
 
 /// The queue itself.
@@ -126,8 +162,11 @@ pub struct Outbox {
     queued: BTreeMap<Place, Outgoing>,
     slots: HashMap<u64, Place>,
     /// Oldest first.
-    flying: VecDeque<Flight>,
-    unacked: usize,
+    in_flight: VecDeque<InFlight>,
+    /// Messages of [`Kind::Kept`] among them.
+    unanswered: usize,
+    /// An answer was unclear, so no answer is matched any more until [`Outbox::rewind`].
+    unclear: bool,
     pushed: u64,
     bytes: usize,
     closed: bool,
@@ -140,8 +179,9 @@ impl Outbox {
             limits,
             queued: BTreeMap::new(),
             slots: HashMap::new(),
-            flying: VecDeque::new(),
-            unacked: 0,
+            in_flight: VecDeque::new(),
+            unanswered: 0,
+            unclear: false,
             pushed: 0,
             bytes: 0,
             closed: false,
@@ -156,7 +196,10 @@ impl Outbox {
         if self.closed {
             return Err(Full::Closed { message });
         }
-        let replaced = message.slot.and_then(|slot| self.slots.get(&slot)).copied();
+        let replaced = match message.kind {
+            Kind::Newest { slot } => self.slots.get(&slot).copied(),
+            Kind::Once | Kind::Kept { .. } => None,
+        };
         let (old_messages, old_bytes) =
             replaced.and_then(|place| self.queued.get(&place)).map_or((0, 0), |old| (1, old.text.len()));
         let (messages, bytes) = (self.len() - old_messages, self.bytes - old_bytes);
@@ -166,7 +209,7 @@ impl Outbox {
         self.bytes = bytes + message.text.len();
         self.pushed += 1;
         let place = replaced.unwrap_or((message.rank, self.pushed));
-        if let Some(slot) = message.slot {
+        if let Kind::Newest { slot } = message.kind {
             self.slots.insert(slot, place);
         }
         self.queued.insert(place, message);
@@ -179,59 +222,64 @@ impl Outbox {
             return None;
         }
         let (place, message) = self.queued.pop_first()?;
-        if let Some(slot) = message.slot {
+        if message.is_kept() {
+            let text = message.text.clone();
+            self.unanswered += 1;
+            self.in_flight.push_back(InFlight::Kept(place, message));
+            return Some(text);
+        }
+        self.bytes -= message.text.len();
+        if let Kind::Newest { slot } = message.kind {
             self.slots.remove(&slot);
-        }
-        let text = message.text.clone();
-        match message.answer {
-            Answer::Always => {
-                self.unacked += 1;
-                self.flying.push_back(Flight::Message(place, message));
+            if !matches!(self.in_flight.back(), Some(InFlight::Newest)) {
+                self.in_flight.push_back(InFlight::Newest);
             }
-            Answer::OnError => {
-                self.bytes -= text.len();
-                if !matches!(self.flying.back(), Some(Flight::Doubt)) {
-                    self.flying.push_back(Flight::Doubt);
-                }
-            }
-            Answer::Never => self.bytes -= text.len(),
         }
-        Some(text)
+        Some(message.text)
     }
 
     /// Whether [`Outbox::next_to_write`] would give something.
     pub fn has_work(&self) -> bool {
         let Some((_, first)) = self.queued.first_key_value() else { return false };
-        first.answer != Answer::Always || self.unacked < self.limits.window
+        !first.is_kept() || self.unanswered < self.limits.window
     }
 
-    /// The peer answered; `certain` says that the answer is of a kind that only [`Answer::Always`] messages get.
-    pub fn answered(&mut self, certain: bool) -> Answered {
-        if !certain && matches!(self.flying.front(), Some(Flight::Doubt)) {
-            return Answered::Unclear;
+    /// Matches an answer of the peer; `None` if an earlier one on this connection was unclear.
+    pub fn answered<A>(&mut self, about: About, answer: A) -> Option<Answered<A>> {
+        if self.unclear {
+            return None;
         }
-        while let Some(flight) = self.flying.pop_front() {
-            if let Flight::Message(_, message) = flight {
-                self.unacked -= 1;
+        self.unclear = match about {
+            About::Kept => false,
+            About::KeptOrNewest => matches!(self.in_flight.front(), Some(InFlight::Newest)),
+            About::Unknown => true,
+        };
+        if self.unclear {
+            return Some(Answered::Unclear(answer));
+        }
+        while let Some(oldest) = self.in_flight.pop_front() {
+            if let InFlight::Kept(_, message) = oldest {
+                self.unanswered -= 1;
                 self.bytes -= message.text.len();
-                return Answered::Message(message);
+                return Some(Answered::Message(message, answer));
             }
         }
-        Answered::Nothing
+        Some(Answered::Nothing(answer))
     }
 
-    /// The connection was lost: what was not acknowledged takes its old place in the queue.
+    /// The connection was lost: what was not answered takes its old place in the queue.
     pub fn rewind(&mut self) {
-        for flight in self.flying.drain(..) {
-            if let Flight::Message(place, message) = flight {
+        for written in self.in_flight.drain(..) {
+            if let InFlight::Kept(place, message) = written {
                 self.queued.insert(place, message);
             }
         }
-        self.unacked = 0;
+        self.unanswered = 0;
+        self.unclear = false;
     }
 
-    /// Takes no more messages; those inside may still be sent, but nobody waits for those of a slot: the next process has
-    /// newer ones.
+    /// Takes no more messages; those inside may still be sent, but nobody waits for those of [`Kind::Newest`]: the next
+    /// process has newer ones.
     pub fn close(&mut self) {
         self.closed = true;
         for (_, place) in self.slots.drain() {
@@ -239,12 +287,12 @@ impl Outbox {
         }
     }
 
-    /// Messages queued or unacknowledged.
+    /// Messages queued or unanswered.
     pub fn len(&self) -> usize {
-        self.queued.len() + self.unacked
+        self.queued.len() + self.unanswered
     }
 
-    /// Whether everything accepted was sent and, where wanted, acknowledged.
+    /// Whether everything accepted was sent and, where wanted, answered.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -273,19 +321,31 @@ mod tests {
         std::iter::from_fn(|| outbox.next_to_write()).map(|t| t.to_string()).collect()
     }
 
-    fn acknowledged(outbox: &mut Outbox) -> String {
-        match outbox.answered(true) {
-            Answered::Message(message) => message.text.to_string(),
+    /// The text of the message that an answer is about.
+    fn answered(outbox: &mut Outbox) -> String {
+        match outbox.answered(About::Kept, ()) {
+            Some(Answered::Message(message, ())) => message.text.to_string(),
             other => panic!("{other:?}"),
         }
     }
 
+    fn kept(text: &str) -> Outgoing {
+        Outgoing::kept(0, text)
+    }
+
     fn ranked(text: &str, rank: u64) -> Outgoing {
-        Outgoing { rank, ..Outgoing::acked(text) }
+        Outgoing { rank: Rank::new(rank, Duration::ZERO), ..kept(text) }
     }
 
     #[test]
-    fn lower_ranks_go_first_and_keep_their_place_through_a_cut() {
+    fn a_rank_is_the_birth_and_the_patience() {
+        assert_eq!(Rank::new(5, Duration::from_secs(1)), Rank::new(1005, Duration::ZERO));
+        assert!(Rank::default() < Rank::new(1, Duration::ZERO));
+        assert_eq!(Rank::new(1, Duration::MAX), Rank::new(u64::MAX, Duration::ZERO));
+    }
+
+    #[test]
+    fn lower_ranks_go_first_and_keep_their_place_through_a_loss() {
         let mut outbox = Outbox::new(limits(100, 1000, 2));
         for (text, rank) in [("late", 9), ("a", 5), ("b", 5), ("soon", 1)] {
             outbox.push(ranked(text, rank)).unwrap();
@@ -294,8 +354,8 @@ mod tests {
         outbox.rewind();
         outbox.push(ranked("now", 0)).unwrap();
         assert_eq!(written(&mut outbox), ["now", "soon"]);
-        acknowledged(&mut outbox);
-        acknowledged(&mut outbox);
+        answered(&mut outbox);
+        answered(&mut outbox);
         assert_eq!(written(&mut outbox), ["a", "b"]);
     }
 
@@ -310,7 +370,7 @@ mod tests {
             if outbox.next_to_write().unwrap() == "patient" {
                 break;
             }
-            acknowledged(&mut outbox);
+            answered(&mut outbox);
             passed += 1;
         }
         assert_eq!(passed, 1000);
@@ -319,7 +379,7 @@ mod tests {
     #[test]
     fn a_slot_holds_the_newest_and_keeps_its_place() {
         let mut outbox = Outbox::new(limits(2, 20, 10));
-        let specs = |text: &str, slot| Outgoing { slot: Some(slot), answer: Answer::OnError, ..Outgoing::once(text) };
+        let specs = |text: &str, slot| Outgoing::newest(slot, text);
         outbox.push(specs("one", 1)).unwrap();
         outbox.push(specs("two", 2)).unwrap();
         outbox.push(specs("one again", 1)).unwrap();
@@ -334,15 +394,32 @@ mod tests {
     #[test]
     fn an_error_that_may_be_about_something_else_is_unclear() {
         let mut outbox = Outbox::new(OutboxLimits::default());
-        outbox.push(Outgoing::acked("1")).unwrap();
-        outbox.push(Outgoing { answer: Answer::OnError, ..Outgoing::once("specs") }).unwrap();
-        outbox.push(Outgoing::acked("2")).unwrap();
-        outbox.push(Outgoing::acked("3")).unwrap();
+        outbox.push(kept("1")).unwrap();
+        outbox.push(Outgoing::newest(1, "specs")).unwrap();
+        outbox.push(kept("2")).unwrap();
+        outbox.push(kept("3")).unwrap();
         assert_eq!(written(&mut outbox).len(), 4);
-        assert!(matches!(outbox.answered(false), Answered::Message(m) if m.text == "1"));
-        assert_eq!(outbox.answered(false), Answered::Unclear);
-        assert_eq!(acknowledged(&mut outbox), "2", "a sure answer passes the specs");
-        assert!(matches!(outbox.answered(false), Answered::Message(m) if m.text == "3"));
+        let error = |outbox: &mut Outbox| outbox.answered(About::KeptOrNewest, "error");
+        assert!(matches!(error(&mut outbox), Some(Answered::Message(m, _)) if m.text == "1"));
+        assert_eq!(answered(&mut outbox), "2", "an answer that specs never get is not about them");
+        assert!(matches!(error(&mut outbox), Some(Answered::Message(m, _)) if m.text == "3"));
+        outbox.push(Outgoing::newest(1, "specs")).unwrap();
+        outbox.push(kept("4")).unwrap();
+        assert_eq!(written(&mut outbox).len(), 2);
+        assert_eq!(error(&mut outbox), Some(Answered::Unclear("error")));
+        assert_eq!(outbox.answered(About::Kept, ()), None, "behind an unclear answer nothing is answered");
+        outbox.rewind();
+        assert_eq!(written(&mut outbox), ["4"]);
+        assert_eq!(answered(&mut outbox), "4", "a new connection begins anew");
+    }
+
+    #[test]
+    fn an_answer_that_may_be_about_anything_is_unclear() {
+        let mut outbox = Outbox::new(OutboxLimits::default());
+        outbox.push(kept("1")).unwrap();
+        assert_eq!(written(&mut outbox), ["1"]);
+        assert_eq!(outbox.answered(About::Unknown, 7), Some(Answered::Unclear(7)));
+        assert_eq!((outbox.answered(About::Kept, 7), outbox.len()), (None, 1));
     }
 
     #[test]
@@ -351,18 +428,18 @@ mod tests {
         outbox.push(Outgoing::once("a")).unwrap();
         assert_eq!(written(&mut outbox), ["a"]);
         assert!(outbox.is_empty() && outbox.bytes() == 0);
-        assert_eq!(outbox.answered(true), Answered::Nothing);
+        assert_eq!(outbox.answered(About::Kept, 7), Some(Answered::Nothing(7)));
     }
 
     #[test]
     fn unacknowledged_messages_come_again_first_and_in_order() {
         let mut outbox = Outbox::new(OutboxLimits::default());
         for text in ["1", "2", "3"] {
-            outbox.push(Outgoing::acked(text)).unwrap();
+            outbox.push(kept(text)).unwrap();
         }
         assert_eq!(written(&mut outbox), ["1", "2", "3"]);
-        assert_eq!(acknowledged(&mut outbox), "1");
-        outbox.push(Outgoing::acked("4")).unwrap();
+        assert_eq!(answered(&mut outbox), "1");
+        outbox.push(kept("4")).unwrap();
         outbox.rewind();
         assert_eq!(written(&mut outbox), ["2", "3", "4"]);
     }
@@ -370,7 +447,7 @@ mod tests {
     #[test]
     fn bounds_and_closing_hand_the_message_back() {
         let mut outbox = Outbox::new(limits(2, 10, 2));
-        outbox.push(Outgoing::acked("12345678")).unwrap();
+        outbox.push(kept("12345678")).unwrap();
         assert!(matches!(outbox.push(Outgoing::once("xyz")), Err(Full::Bound { messages: 1, bytes: 8, .. })));
         outbox.push(Outgoing::once("y")).unwrap();
         assert!(matches!(outbox.push(Outgoing::once("z")), Err(Full::Bound { message, .. }) if message.text == "z"));
@@ -383,17 +460,17 @@ mod tests {
     fn the_window_limits_what_is_unacknowledged() {
         let mut outbox = Outbox::new(limits(10, 100, 2));
         for text in ["1", "2", "3"] {
-            outbox.push(Outgoing::acked(text)).unwrap();
+            outbox.push(kept(text)).unwrap();
         }
         assert_eq!(written(&mut outbox), ["1", "2"]);
         assert!(!outbox.has_work());
-        acknowledged(&mut outbox);
+        answered(&mut outbox);
         assert_eq!(written(&mut outbox), ["3"]);
     }
 
     /// Over random cuts every message arrives, and the first arrivals are in order.
     #[test]
-    fn nothing_is_lost_or_overtaken_over_random_cuts() {
+    fn nothing_is_lost_or_overtaken_over_random_losses() {
         let seed = Rng::from_entropy().next_u64();
         println!("seed {seed}");
         let mut rng = Rng::new(seed);
@@ -403,18 +480,18 @@ mod tests {
             while pushed < 50 || !outbox.is_empty() {
                 match rng.next_u64() % 8 {
                     0..3 if pushed < 50 => {
-                        outbox.push(Outgoing::acked(pushed.to_string())).unwrap();
+                        outbox.push(kept(&pushed.to_string())).unwrap();
                         pushed += 1;
                     }
                     3..5 => on_the_wire.extend(outbox.next_to_write()),
                     5..7 => {
                         if let Some(text) = on_the_wire.pop_front() {
                             arrived.push(text.as_str().parse::<u64>().unwrap());
-                            acknowledged(&mut outbox);
+                            answered(&mut outbox);
                         }
                     }
                     _ => {
-                        // A cut: some of what was on the wire still arrives, but no acknowledgement comes back.
+                        // A loss: some of what was on the wire still arrives, but no answer comes back.
                         for text in on_the_wire.drain(..).take((rng.next_u64() % 3) as usize) {
                             arrived.push(text.as_str().parse().unwrap());
                         }

@@ -6,11 +6,8 @@
 
 use std::fmt;
 use std::io;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use tungstenite::Utf8Bytes;
 
 use super::heartbeat::LivenessConfig;
 use super::outbox::OutboxLimits;
@@ -21,7 +18,7 @@ use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Step;
 use crate::base::timer::TimerHandle;
 use crate::net::accept::{Acceptor, Admission, Admitted, Place, Service};
-use crate::transport::{HandshakeRequest, Listener, Pending, Refusal, SocketLimits};
+use crate::transport::{HandshakeRequest, Listener, Pending, Refusal, SocketLimits, Utf8Bytes};
 
 /// Connections over the limit that are answered with HTTP 503, each by a thread; still further ones are just closed.
 const REFUSALS: usize = 16;
@@ -114,7 +111,7 @@ impl Server {
         sink: ServerSink,
     ) -> Self {
         let kick = listener.kick();
-        let admission = Admission { served: config.connections, told: REFUSALS };
+        let admission = Admission { served: config.connections, turned_away: REFUSALS };
         let thread = format!("{}-accept", config.name);
         let accepting = Accepting { config, listener, timer, route, sink };
         Self { acceptor: Acceptor::start(thread, admission, move || kick.kick(), accepting) }
@@ -175,7 +172,7 @@ impl Service for Accepting {
         let kicked = handle.clone();
         Admitted {
             handle,
-            thread: format!("{name}-rd-{number}"),
+            thread_name: format!("{name}-rd-{number}"),
             kick: Box::new(move || kicked.kick()),
             serve: Box::new(move || serve.run(pending)),
         }
@@ -217,12 +214,45 @@ impl Serve {
         };
         let Self { id, handle, session, sink, .. } = self;
         sink(ServerEvent::Opened { id, handle: handle.clone(), request, peer });
-        let end = session::run(connection, &handle, &session, |_, arrival| {
+        let end = session::run(connection, &handle, &session, |arrival| {
             if let Arrival::Text(text) = arrival {
                 sink(ServerEvent::Text { id, text });
             }
-            ControlFlow::Continue(())
         });
         sink(ServerEvent::Closed { id, end });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::bounded;
+
+    use super::*;
+    use crate::base::thread::Group;
+    use crate::base::timer::Timer;
+    use crate::transport::memory::MemoryNet;
+    use crate::transport::{DialRequest, Dialer};
+
+    #[test]
+    fn dropping_a_server_stops_it() {
+        const LONG: Duration = Duration::from_secs(60);
+        let group = Group::enter();
+        let timer = Timer::start();
+        let net = MemoryNet::new();
+        let listener = Box::new(net.listener("server"));
+        let url = listener.url();
+        let (events, came) = bounded(8);
+        let sink = move |event| events.send(event).unwrap();
+        let server =
+            Server::start(ServerConfig::new("t"), listener, timer.handle(), Arc::new(|_| Ok(())), Arc::new(sink));
+        let request =
+            DialRequest { url: &url, headers: &[], limits: SocketLimits::default(), deadline: Instant::now() + LONG };
+        let mut client = net.dialer().dial(&request, &Shutdown::new(), Level::Drain).unwrap();
+        let opened = came.recv_timeout(LONG).unwrap();
+        assert!(matches!(opened, ServerEvent::Opened { .. }), "{opened:?}");
+        drop(server);
+        assert!(client.reader.read().is_ok_and(|read| matches!(read, crate::transport::Incoming::Closed(_))));
+        drop(timer);
+        assert!(group.live().is_empty(), "{:?}", group.live());
     }
 }

@@ -2,27 +2,26 @@
 //!
 //! Owner: whoever calls [`run`]; the reader is the caller's thread, the writer a thread of its own that `run` joins.
 //! Blocks in: the reader in `read`, the writer on the outbox and in `write`. Kick: the connection's, which frees both.
-//! Ends: when the peer closes or is lost, when the liveness verdict is final, or when [`SessionHandle::close`] was asked
-//! for and the outbox is drained (or its deadline has passed).
+//! Ends: when the peer closes or is lost, when the liveness verdict is final, or when [`SessionHandle::close`] was
+//! asked for and the outbox is drained (or its deadline has passed).
 
 use std::fmt;
-use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use tungstenite::Utf8Bytes;
-
 use super::handover::{Handover, Signal, Work};
 use super::heartbeat::{LivenessConfig, Progress, Verdict, judge};
-use super::outbox::{Answered, Full, OutboxLimits, Outgoing};
+use super::outbox::{About, Answered, Full, OutboxLimits, Outgoing};
 use crate::base::ids::Epoch;
 use crate::base::lock::lock;
 use crate::base::stop::KICK_GRACE;
 use crate::base::thread::{JoinError, Kick, spawn};
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::base::waits::waiting;
-use crate::transport::{CloseInfo, Connection, ConnectionKick, Incoming, Traffic, TransportError, WriteHalf};
+use crate::transport::{
+    CloseInfo, Connection, ConnectionKick, Incoming, Traffic, TransportError, Utf8Bytes, WriteHalf,
+};
 
 /// After the peer's Close, how long our answer to it may take to leave.
 const CLOSE_REPLY_TIME: Duration = Duration::from_secs(1);
@@ -60,8 +59,6 @@ pub enum SessionEnd {
     Stuck,
     /// Our close was not answered by its deadline.
     CloseTimeout,
-    /// The receiver of the texts asked for the end.
-    Left,
 }
 
 impl fmt::Display for SessionEnd {
@@ -72,27 +69,26 @@ impl fmt::Display for SessionEnd {
             SessionEnd::Silent => f.write_str("the peer was silent for too long"),
             SessionEnd::Stuck => f.write_str("the peer did not read for too long"),
             SessionEnd::CloseTimeout => f.write_str("the peer did not answer our close in time"),
-            SessionEnd::Left => f.write_str("ended by us"),
         }
     }
 }
 
 /// What others hold of a session, or of the sessions that follow one another on a managed link: its outbox and its end.
 #[derive(Clone)]
-pub struct SessionHandle(Arc<Shared>);
+pub struct SessionHandle(Arc<SessionShared>);
 
-struct Shared {
-    handover: Handover<Present>,
+struct SessionShared {
+    handover: Handover<PresentConnection>,
     close_alarm: Mutex<Option<Alarm>>,
     timer: TimerHandle,
 }
 
-/// The present connection.
-struct Present {
+/// What senders and timers need of the present connection.
+struct PresentConnection {
     kick: ConnectionKick,
     /// Locked by the writer thread for each of its writes, or by a sender that has its turn.
     writer: Arc<Mutex<Box<dyn WriteHalf>>>,
-    /// Why it is about to be kicked, so that its error can be told as the cause, not as "reset".
+    /// Why it is about to be kicked, so that this is reported as the cause, not "reset".
     verdict: Option<SessionEnd>,
     /// Since when a write is under way.
     writing_since: Option<Instant>,
@@ -100,7 +96,7 @@ struct Present {
 
 /// A loan of the writer's turn, given back on drop.
 struct Turn<'a> {
-    handover: &'a Handover<Present>,
+    handover: &'a Handover<PresentConnection>,
     all_left: bool,
 }
 
@@ -123,7 +119,7 @@ impl fmt::Debug for SessionHandle {
 impl SessionHandle {
     /// An outbox that waits for its first connection.
     pub fn new(limits: OutboxLimits, timer: TimerHandle) -> Self {
-        Self(Arc::new(Shared { handover: Handover::new(limits), close_alarm: Mutex::new(None), timer }))
+        Self(Arc::new(SessionShared { handover: Handover::new(limits), close_alarm: Mutex::new(None), timer }))
     }
 
     /// Puts a message into the outbox; never blocks.
@@ -134,33 +130,27 @@ impl SessionHandle {
         self.send_all([message]).pop().map_or(Ok(()), Err)
     }
 
-    /// Puts messages into the outbox; gives back those that were refused. Never blocks: on an idle connection the caller
-    /// itself writes as much as the system takes at once.
+    /// Puts messages into the outbox; gives back those that were refused. Never blocks: on an idle connection the
+    /// caller itself writes as much as the system takes at once.
     pub fn send_all(&self, messages: impl IntoIterator<Item = Outgoing>) -> Vec<Full> {
         let (refused, loan) = self.0.handover.offer(messages, |present| present.writer.clone());
         if let Some((texts, writer)) = loan {
             let mut turn = Turn { handover: &self.0.handover, all_left: false };
             let mut writer = lock(&writer);
             let left = texts.into_iter().try_for_each(|text| writer.write(text)).and_then(|()| writer.try_flush());
-            // An error is met again, and told, by the writer.
+            // The writer meets an error again, and reports it.
             turn.all_left = left.unwrap_or(false);
         }
         refused
     }
 
-    /// The peer answered on the connection of `epoch`; `certain` says that only messages that are always answered get
-    /// such an answer. About nothing if that connection is gone (then the message will be sent again).
-    pub fn answered(&self, epoch: Epoch, certain: bool) -> Answered {
-        self.0.handover.answered(epoch, certain)
+    /// See [`Handover::answered`]; only for the receiver of [`run`], on its thread.
+    pub(super) fn answered<A>(&self, answers: impl IntoIterator<Item = (About, A)>) -> Vec<Answered<A>> {
+        self.0.handover.answered(answers)
     }
 
-    /// As [`SessionHandle::answered`], once for each of `certain`.
-    pub fn answered_all(&self, epoch: Epoch, certain: impl IntoIterator<Item = bool>) -> Vec<Answered> {
-        self.0.handover.answered_all(epoch, certain)
-    }
-
-    /// Takes no more messages, sends and has acknowledged those inside, then closes; whatever is not done by `deadline`
-    /// is given up with a kick. Returns at once.
+    /// Takes no more messages, sends those inside and waits for their answers, then closes; whatever is not done by
+    /// `deadline` is given up with a kick. Returns at once.
     pub fn close(&self, code: u16, reason: &str, deadline: Instant) {
         let weak = Arc::downgrade(&self.0);
         let alarm = self.0.timer.at(deadline, move || kick_with(&weak, SessionEnd::CloseTimeout));
@@ -212,7 +202,7 @@ impl SessionHandle {
 }
 
 /// Kicks the present connection and remembers why.
-fn kick_with(shared: &Weak<Shared>, why: SessionEnd) {
+fn kick_with(shared: &Weak<SessionShared>, why: SessionEnd) {
     let Some(shared) = shared.upgrade() else { return };
     let kick = shared.handover.with(|present| {
         let present = present?;
@@ -224,29 +214,29 @@ fn kick_with(shared: &Weak<Shared>, why: SessionEnd) {
     }
 }
 
-/// What the receiver of a session is told.
+/// What the receiver of a session gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Arrival {
     /// A text.
     Text(Utf8Bytes),
-    /// Everything that was received has been told; now is the time for what was put off to do it for several texts at once.
+    /// All texts that were received have been given; what was put off to do it for several texts at once is done now.
     Pause,
 }
 
 /// Runs one connection until it ends. Blocks for the whole life of the connection; [`SessionHandle::close`] and
 /// [`SessionHandle::kick`] end it.
 ///
-/// `on_arrival` runs on the calling thread for every text, in order; while it blocks, the peer is slowed by TCP and does
-/// not count as silent.
+/// `on_arrival` runs on the calling thread for every text, in order; while it blocks, the peer is slowed by TCP and
+/// does not count as silent. Its panic ends the session, and goes on to the caller.
 pub fn run(
     connection: Connection,
     handle: &SessionHandle,
     config: &SessionConfig,
-    mut on_arrival: impl FnMut(Epoch, Arrival) -> ControlFlow<()>,
+    mut on_arrival: impl FnMut(Arrival),
 ) -> SessionEnd {
     let Connection { mut reader, writer, kick, traffic, .. } = connection;
     let writer = Arc::new(Mutex::new(writer));
-    let present = Present { kick: kick.clone(), writer: writer.clone(), verdict: None, writing_since: None };
+    let present = PresentConnection { kick: kick.clone(), writer: writer.clone(), verdict: None, writing_since: None };
     let epoch = handle.0.handover.attach(present, config.beat.is_some());
     let watch = Watch::start(handle, config, traffic);
     let writing = handle.clone();
@@ -255,25 +245,21 @@ pub fn run(
     let thread = spawn(config.writer_name.clone(), Kick::new("connection", move || write_kick.kick()), move || {
         write_loop(&writing, epoch, &writer, beat, &broken_kick)
     });
+    // Declared after the thread: a panic frees the writer first, then joins it.
+    let attached = Attached(&handle.0.handover);
 
     let end = loop {
         let incoming = match reader.read_ready() {
             Ok(Some(incoming)) => Ok(incoming),
             Ok(None) => {
-                if watch.while_deaf(|| on_arrival(epoch, Arrival::Pause)).is_break() {
-                    break SessionEnd::Left;
-                }
+                watch.while_busy(|| on_arrival(Arrival::Pause));
                 let _waiting = waiting("the peer's next frame", None);
                 reader.read()
             }
             Err(error) => Err(error),
         };
         match incoming {
-            Ok(Incoming::Text(text)) => {
-                if watch.while_deaf(|| on_arrival(epoch, Arrival::Text(text))).is_break() {
-                    break SessionEnd::Left;
-                }
-            }
+            Ok(Incoming::Text(text)) => watch.while_busy(|| on_arrival(Arrival::Text(text))),
             Ok(Incoming::Control) => handle.0.handover.signal(Signal::Control),
             Ok(Incoming::Pong) => {}
             Ok(Incoming::Binary(data)) => {
@@ -288,7 +274,8 @@ pub fn run(
     if !answered {
         kick.kick();
     }
-    let verdict = handle.0.handover.detach().and_then(|present| present.verdict);
+    let verdict = handle.0.handover.with(|present| present.and_then(|present| present.verdict.take()));
+    drop(attached);
     let grace = if answered { CLOSE_REPLY_TIME } else { KICK_GRACE };
     match thread.join_or_kick(Instant::now() + grace, KICK_GRACE) {
         Ok(()) | Err(JoinError::Panicked(_)) => {}
@@ -299,6 +286,15 @@ pub fn run(
     match end {
         SessionEnd::Broken(_) => verdict.unwrap_or(end),
         end => end,
+    }
+}
+
+/// The connection of a session, which is over when this is dropped.
+struct Attached<'a>(&'a Handover<PresentConnection>);
+
+impl Drop for Attached<'_> {
+    fn drop(&mut self) {
+        self.0.detach();
     }
 }
 
@@ -331,7 +327,7 @@ fn write_loop(
         }
     };
     if let Err(error) = outcome {
-        // The reader tells the cause: it meets the same broken connection, freed by this kick if need be.
+        // The reader reports the cause: it meets the same broken connection, freed by this kick if need be.
         log::debug!("writer of {epoch} ends: {error}");
         kick.kick();
     }
@@ -341,13 +337,13 @@ fn write_loop(
 struct Watch(Arc<WatchInner>);
 
 struct WatchInner {
-    session: Weak<Shared>,
+    session: Weak<SessionShared>,
     timer: TimerHandle,
     liveness: LivenessConfig,
     beat_every: Option<Duration>,
     traffic: Arc<Traffic>,
     /// The reader is busy with a text and reads nothing, so the peer's silence is ours.
-    deaf: AtomicBool,
+    busy: AtomicBool,
     progress: Mutex<Progress>,
     /// `None` in the first place once the session is over, so that no alarm arms itself again.
     alarms: Mutex<Option<[Option<Alarm>; 2]>>,
@@ -363,7 +359,7 @@ impl Watch {
             liveness: config.liveness,
             beat_every: config.beat.as_ref().map(|beat| beat.every),
             traffic,
-            deaf: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
             progress: Mutex::new(progress),
             alarms: Mutex::new(Some([None, None])),
         });
@@ -374,10 +370,10 @@ impl Watch {
         Self(inner)
     }
 
-    fn while_deaf<T>(&self, work: impl FnOnce() -> T) -> T {
-        self.0.deaf.store(true, Ordering::Relaxed);
+    fn while_busy<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.0.busy.store(true, Ordering::Relaxed);
         let done = work();
-        self.0.deaf.store(false, Ordering::Relaxed);
+        self.0.busy.store(false, Ordering::Relaxed);
         done
     }
 }
@@ -412,7 +408,7 @@ impl WatchInner {
         let progress = {
             let mut progress = lock(&self.progress);
             progress.look(now, self.traffic.read_bytes(), self.traffic.written_bytes());
-            if self.deaf.load(Ordering::Relaxed) {
+            if self.busy.load(Ordering::Relaxed) {
                 progress.heard = now;
             }
             *progress

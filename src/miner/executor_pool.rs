@@ -1,9 +1,9 @@
 //! How many executors of each class there are and what each is doing. Pure: `now` is an argument.
 //!
-//! A slot goes from free to reserved to busy to ending and back to free. It is taken by exactly one lease and comes back
-//! exactly once: [`ExecutorPool::released`] needs the lease by value. A slot whose executor does not end when it is told
-//! to is quarantined, which the counts and the manifest show, until it has ended after all. At any time
-//! `free + reserved + busy + ending + quarantined = declared`, per class.
+//! A slot goes from free to reserved to busy to ending and back to free. It is taken by exactly one lease and comes
+//! back exactly once: [`ExecutorPool::released`] needs the lease by value. A slot whose executor does not end when it
+//! is told to is quarantined, which the counts and the manifest show, until it has ended after all. At any time `free +
+//! reserved + busy + ending + quarantined = declared`, per class.
 
 use std::collections::BTreeMap;
 use std::time::Instant;

@@ -1,199 +1,21 @@
 //! The miner: takes jobs from validators, runs each on an executor, passes on what both say.
 //!
+//! * [`role`](Miner): starts and stops the parts, in order.
 //! * [`router`]: all decisions. Pure.
 //! * [`executor_pool`]: the slots of each class. Pure.
 //! * [`executor_manager`]: starts executors and sees them end.
-//! * `server`: the router's thread, between the connections, the executors and the receipts.
-//! * `receipts`: the thread that countersigns and stores them.
-//!
-//! Threads: `min-route`, `min-store`, `min-accept`, two for each connection (`min-rd-N`, `min-wr-N`), and one for each
-//! executor (`min-ex-N`).
+//! * `router_thread`: the thread that owns the router, between the connections, the executors and the receipts.
+//! * `disk`: the thread that countersigns and stores receipts.
 
-pub mod config;
+mod config;
+mod disk;
 pub mod executor_manager;
 pub mod executor_pool;
-mod receipts;
+mod role;
 pub mod router;
-mod server;
-
-use std::fmt;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-use crossbeam_channel::{Sender, bounded, select};
+mod router_thread;
 
 pub use config::{MinerConfig, MinerLimits};
 pub use executor_manager::{DockerBackend, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec, ProcessBackend};
+pub use role::{DATABASE, Miner, MinerError, Observer};
 pub use router::MinerStatus;
-
-use crate::base::limits::ROLE_EVENTS;
-use crate::base::lock::lock;
-use crate::base::shutdown::{Level, Shutdown};
-use crate::base::stop::Stopping;
-use crate::base::thread::{Kick, Thread, spawn};
-use crate::base::timer::TimerHandle;
-use crate::base::waits::waiting;
-use crate::link::server::Server;
-use crate::store::StoreError;
-use crate::store::receipts::ReceiptStore;
-use crate::transport::Listener;
-use executor_manager::ExecutorManager;
-use router::{Input, Router};
-use server::{Event, RouteEnd, Routing};
-
-/// Name of the database in the state folder.
-pub const DATABASE: &str = "miner.db";
-
-/// How long the threads of connections, the store and the accepting may take to end, each step.
-const CLOSE_TIME: Duration = Duration::from_secs(5);
-
-/// Close code "going away" (RFC 6455).
-const CLOSE_GOING_AWAY: u16 = 1001;
-
-/// Why a miner could not be started.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum MinerError {
-    /// The configuration is wrong.
-    #[error("the miner's configuration is wrong: {}", .0.join("; "))]
-    Config(Vec<String>),
-    /// The database could not be opened.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// A running miner. Dropping it without [`Miner::stop`] ends its jobs, executors and connections at once.
-pub struct Miner {
-    // Dropped in this order, each kicked and joined: the router first, whose end frees whoever waits for it.
-    route: Thread<RouteEnd>,
-    server: Server,
-    store: Thread<()>,
-    events: Sender<Event>,
-    stop: Shutdown,
-    status: Arc<Mutex<MinerStatus>>,
-    url: String,
-    limits: MinerLimits,
-}
-
-impl fmt::Debug for Miner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Miner").field("url", &self.url).field("status", &self.status()).finish_non_exhaustive()
-    }
-}
-
-/// Looks at a miner, also after it has stopped; cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Observer(Arc<Mutex<MinerStatus>>);
-
-impl Observer {
-    /// Numbers for people, as of the last event.
-    pub fn status(&self) -> MinerStatus {
-        lock(&self.0).clone()
-    }
-}
-
-impl Miner {
-    /// The longest that [`Miner::stop`] takes, the sum of its steps.
-    pub fn stop_budget(limits: &MinerLimits) -> Duration {
-        limits.drain_time + limits.end_time + 4 * CLOSE_TIME
-    }
-
-    /// Starts a miner that serves validators and executors on `listener`. Blocks only to open the database.
-    ///
-    /// # Errors
-    /// [`MinerError`]; then nothing is left running.
-    pub fn start(config: MinerConfig, listener: Box<dyn Listener>, timer: TimerHandle) -> Result<Self, MinerError> {
-        let problems = config.validate();
-        if !problems.is_empty() {
-            return Err(MinerError::Config(problems));
-        }
-        let micros = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros());
-        let path = config.state_dir.join(DATABASE);
-        let receipts = ReceiptStore::open(&path, i64::try_from(micros).unwrap_or(i64::MAX))?;
-
-        let url = listener.url();
-        let router = Router::new(&config, config.executor_address.clone().unwrap_or_else(|| url.clone()));
-        let stop = Shutdown::new();
-        let status = Arc::new(Mutex::new(router.status()));
-        let (events, inbox) = bounded::<Event>(ROLE_EVENTS);
-        let (orders, queue) = bounded(ROLE_EVENTS);
-
-        let (report, key) = (events.clone(), config.key.clone());
-        let store = spawn("min-store", Kick::dropped("the router's sender"), move || {
-            // Once the router has ended, nobody is left to tell.
-            receipts::run(&queue, receipts, &key, |input| drop(report.send(Event::Input(input))));
-        });
-        let ended = events.clone();
-        let end_time = config.limits.end_time;
-        let routing = Routing {
-            router,
-            executors: ExecutorManager::new(config.backend.clone(), stop.clone()),
-            ended: Arc::new(move |token, end| drop(ended.send(Event::Input(Input::ExecutorEnded { token, end })))),
-            orders,
-            status: status.clone(),
-            end_time,
-        };
-        let (kicked, running) = (stop.clone(), stop.clone());
-        let kick = Kick::new("stop signal of the miner", move || kicked.cancel());
-        let route = spawn("min-route", kick, move || routing.run(&inbox, &running));
-        let sink = server::sink(events.clone());
-        let server = Server::start(config.server.clone(), listener, timer, server::route(), sink);
-        log::info!("miner {} serves on {url}", config.key.ss58());
-        Ok(Self { route, server, store, events, stop, status, url, limits: config.limits })
-    }
-
-    /// Where validators and executors dial, `ws://address:port`.
-    pub fn url(&self) -> &str {
-        &self.url
-    }
-
-    /// The bound address, `address:port`.
-    pub fn ws_addr(&self) -> &str {
-        self.url.split_once("://").map_or(self.url.as_str(), |(_, address)| address)
-    }
-
-    /// Numbers for people, as of the last event.
-    pub fn status(&self) -> MinerStatus {
-        lock(&self.status).clone()
-    }
-
-    /// What looks at this miner; may outlive it.
-    pub fn observer(&self) -> Observer {
-        Observer(self.status.clone())
-    }
-
-    /// Stops: declines new jobs and waits for those that run (at most [`MinerLimits::drain_time`], or until the stop is cancelled); then
-    /// fails what is left, telling its validators, ends the executors, closes the connections with 1001, and joins all
-    /// threads. Executors dial the miner, so it accepts connections for as long as it waits for jobs.
-    pub fn stop(self, stopping: &mut Stopping) {
-        let Self { route, mut server, store, events, stop, limits, .. } = self;
-        let cancel = stop.clone();
-        let _at_once = stopping.shutdown().on(Level::Cancel, move || cancel.cancel());
-        stopping.step("miner: jobs", limits.drain_time, |step| {
-            let (idle, when_idle) = bounded(0);
-            let told = events.send(Event::Input(Input::Stop(Level::Drain))).is_ok();
-            if told && events.send(Event::WhenIdle(idle)).is_ok() {
-                let _waiting = waiting("the jobs to end", Some(step.deadline()));
-                select! {
-                    recv(when_idle) -> _ => {}
-                    recv(step.shutdown().cancel_receiver()) -> _ => {}
-                    default(step.deadline().saturating_duration_since(Instant::now())) => {}
-                }
-            }
-        });
-        stopping.step("miner: accept", CLOSE_TIME, |step| server.stop_accepting(step));
-        let end = stopping.step("miner: executors", limits.end_time + CLOSE_TIME, |step| {
-            stop.drain();
-            let end = step.join(route);
-            end.map(|RouteEnd { executors, cancelled_jobs }| {
-                executors.into_iter().for_each(|thread| step.join(thread).unwrap_or(()));
-                cancelled_jobs
-            })
-        });
-        stopping.cancelled_jobs(end.unwrap_or(0));
-        stopping.step("miner: connections", CLOSE_TIME, |step| {
-            server.stop(step, CLOSE_GOING_AWAY, "the miner is stopping");
-        });
-        stopping.step("miner: receipts", CLOSE_TIME, |step| step.join(store).unwrap_or(()));
-    }
-}

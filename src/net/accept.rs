@@ -1,9 +1,9 @@
 //! The accepting side of every server: a listener whose `accept` can be interrupted, and the one loop that admits
 //! connections, gives each a thread, and joins it.
 //!
-//! Owner: the [`Acceptor`]. Blocks in: `accept`; what a connection's thread blocks in is the service's.
-//! Kick: the stop signal and a connection to the own listener; for a connection its own stop signal and whatever its service
-//! names. Ends: [`Acceptor::stop_accepting`], then [`Acceptor::join`]; when dropped, it cancels and kicks all and joins them.
+//! Owner: the [`Acceptor`]. Blocks in: `accept`; what a connection's thread blocks in is the service's. Kick: the stop
+//! signal and a connection to the own listener; for a connection its own stop signal and whatever its service names.
+//! Ends: [`Acceptor::stop_accepting`], then [`Acceptor::join`]; when dropped, it cancels and kicks all and joins them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -30,8 +30,8 @@ pub(crate) struct KickableListener {
     tcp: TcpListener,
     address: SocketAddr,
     stopped: Arc<AtomicBool>,
-    /// Its connecting to the listener wakes `accept`. Made with the listener, because a kick must work also when the process
-    /// has no descriptor left.
+    /// Its connecting to the listener wakes `accept`. Made with the listener, because a kick must work also when the
+    /// process has no descriptor left.
     waker: Arc<Socket>,
 }
 
@@ -87,8 +87,8 @@ impl KickableListener {
         move || {
             stopped.store(true, Ordering::SeqCst);
             if let Some(waker) = waker.upgrade() {
-                // Connecting to itself is the only portable way to interrupt `accept`. The error says that it is under way
-                // (the socket does not block) or was done by an earlier kick.
+                // Connecting to itself is the only portable way to interrupt `accept`. The error says that it is under
+                // way (the socket does not block) or was done by an earlier kick.
                 let _ = waker.connect(&address);
             }
         }
@@ -116,9 +116,10 @@ pub(crate) trait Service: Send + 'static {
 pub(crate) struct Place {
     /// Its number, for the names of its threads: at most five digits.
     pub(crate) number: u32,
-    /// The connections are at their limit already: this one is to be told so.
+    /// The connections are at their limit already: this one is to be turned away.
     pub(crate) is_over: bool,
-    /// Drains when the server stops to accept, cancels when it ends, and cancels for this connection alone with its kick.
+    /// Drains when the server stops to accept, cancels when it ends, and cancels for this connection alone with its
+    /// kick.
     pub(crate) stop: Shutdown,
 }
 
@@ -127,7 +128,7 @@ pub(crate) struct Admitted<H> {
     /// For the owner.
     pub(crate) handle: H,
     /// The name of its thread.
-    pub(crate) thread: String,
+    pub(crate) thread_name: String,
     /// What interrupts it beside the cancel of its stop signal.
     pub(crate) kick: Box<dyn Fn() + Send + Sync>,
     /// What its thread runs.
@@ -139,8 +140,8 @@ pub(crate) struct Admitted<H> {
 pub(crate) struct Admission {
     /// That are served.
     pub(crate) served: usize,
-    /// That have a thread beyond that, to be told that there are too many.
-    pub(crate) told: usize,
+    /// That have a thread beyond that, which answers that there are too many.
+    pub(crate) turned_away: usize,
 }
 
 /// The threads of one server: one that accepts, one for each connection.
@@ -253,7 +254,7 @@ impl<S: Service> Accepting<S> {
         let ended: Vec<_> = lock(&self.open).extract_if(|_, (_, thread)| thread.is_finished()).collect();
         drop(ended);
         let (open, admission) = (lock(&self.open).len(), self.admission);
-        if open >= admission.served + admission.told {
+        if open >= admission.served + admission.turned_away {
             return self.service.refuse(incoming, open);
         }
         self.count += 1;
@@ -261,14 +262,15 @@ impl<S: Service> Accepting<S> {
         let stop = self.stop.child();
         let place =
             Place { number: (self.count % 100_000) as u32, is_over: open >= admission.served, stop: stop.clone() };
-        let Admitted { handle, thread, kick, serve } = self.service.admit(incoming, place);
+        let admitted = self.service.admit(incoming, place);
+        let interrupt = admitted.kick;
         let kick = Kick::new("stop signal and connection", move || {
             stop.cancel();
-            kick();
+            interrupt();
         });
         let mut open = lock(&self.open);
-        let thread = spawn(thread, kick, serve);
-        open.insert(self.count, (handle, thread));
+        let thread = spawn(admitted.thread_name, kick, admitted.serve);
+        open.insert(self.count, (admitted.handle, thread));
     }
 }
 
@@ -309,7 +311,7 @@ mod tests {
             };
             Admitted {
                 handle: number,
-                thread: format!("t-acc-{number}"),
+                thread_name: format!("t-acc-{number}"),
                 kick: Box::new(|| {}),
                 serve: Box::new(serve),
             }
@@ -324,7 +326,7 @@ mod tests {
         let listener = KickableListener::new(TcpListener::bind("0.0.0.0:0").unwrap()).unwrap();
         let (kick, address) = (listener.kick(), listener.reachable_addr());
         let (seen, sees) = bounded(8);
-        let admission = Admission { served: 1, told: 1 };
+        let admission = Admission { served: 1, turned_away: 1 };
         (Acceptor::start("t-accept".to_owned(), admission, kick, Waiting { listener, seen }), sees, address)
     }
 
@@ -334,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_are_served_then_told_then_refused_and_the_stop_joins_all() {
+    fn connections_are_served_then_turned_away_then_refused_and_the_stop_joins_all() {
         let group = Group::enter();
         let (mut acceptor, sees, address) = start();
         let mut clients = Vec::new();

@@ -3,8 +3,8 @@
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
-/// Runs a socket call with the time that is left, which the caller gives to the system as the socket's time-out; again after
-/// a signal, which the system does not do itself on a socket with a time-out.
+/// Runs a socket call with the time that is left, which the caller gives to the system as the socket's time-out; again
+/// after a signal, which the system does not do itself on a socket with a time-out.
 ///
 /// # Errors
 /// Those of the call; [`ErrorKind::TimedOut`] at the deadline, for which the system has two words.

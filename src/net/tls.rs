@@ -1,5 +1,5 @@
-//! What TLS needs to know, from PEM files, for every connection of the crate that rustls seals: whose certificates are trusted,
-//! which one is shown.
+//! What TLS needs to know, from PEM files, for every connection of the crate that rustls seals: whose certificates are
+//! trusted, which one is shown.
 
 use std::fmt;
 use std::path::Path;

@@ -23,9 +23,11 @@ const TEXT_CHARS: usize = 500;
 pub enum ErrorClass {
     /// The same call may succeed later: it tries again after a pause, and keeps what it has open.
     Retry,
-    /// The connection is of no use any more: it makes a new one after a pause and sends again what was not acknowledged.
+    /// The connection is of no use any more: it makes a new one after a pause and sends again what was not
+    /// acknowledged.
     Reconnect,
-    /// The peer said no: it gives this piece of work up, reports that, and goes on with the next; asking again does not help.
+    /// The peer said no: it gives this piece of work up, reports that, and goes on with the next; asking again does not
+    /// help.
     Rejected,
     /// A stop or a newer wish ended it: it returns at once and complains to nobody.
     Cancelled,
@@ -107,8 +109,8 @@ impl ErrorHandler {
         Self { table: Arc::default(), metrics: metrics.clone() }
     }
 
-    /// Counts an error in `phalanx_errors_total{class, place}` and logs it as `place: error`, at most once in ten seconds
-    /// for each class and place; a later line ends in `(and N more like it)`.
+    /// Counts an error in `phalanx_errors_total{class, place}` and logs it as `place: error`, at most once in ten
+    /// seconds for each class and place; a later line ends in `(and N more like it)`.
     pub fn report(&self, class: ErrorClass, place: &'static str, error: &dyn Display) {
         let labels = [("class", class.as_str()), ("place", place)];
         self.metrics.counter("phalanx_errors_total", "Errors by what is done about them.", &labels).inc();

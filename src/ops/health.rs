@@ -12,10 +12,10 @@ use crate::base::lock::lock;
 
 /// The parts of a process that must be up for it to be ready; clones are the same list.
 #[derive(Debug, Clone, Default)]
-pub struct Health(Arc<Mutex<BTreeMap<&'static str, Entry>>>);
+pub struct Health(Arc<Mutex<BTreeMap<&'static str, PartEntry>>>);
 
 #[derive(Debug, Default)]
-struct Entry {
+struct PartEntry {
     down: Option<String>,
     was_up: bool,
     due: Option<Instant>,
@@ -80,7 +80,7 @@ impl Health {
         lock(&self.0).entry(part).or_default().down = Some(redact::secrets(&why.into()).into_owned());
     }
 
-    /// The watch over a part that promises progress; it is up unless told otherwise.
+    /// The watch over a part that promises progress; it is up unless reported otherwise.
     pub fn pulse(&self, part: &'static str) -> Pulse {
         lock(&self.0).entry(part).or_default().was_up = true;
         Pulse { health: self.clone(), part }
@@ -89,7 +89,7 @@ impl Health {
     /// All parts by name.
     pub fn parts(&self, now: Instant) -> Vec<Part> {
         let parts = lock(&self.0);
-        let part = |(name, entry): (&&'static str, &Entry)| {
+        let part = |(name, entry): (&&'static str, &PartEntry)| {
             let late = entry.due.filter(|due| *due <= now).map(|due| (now - due).as_secs());
             let (state, why) = match (late, &entry.down) {
                 (Some(seconds), _) => (PartState::Stuck, Some(format!("should have made progress {seconds} s ago"))),
@@ -107,8 +107,8 @@ impl Health {
     }
 }
 
-/// The watch over one part. It needs no wake-ups: an idle part promises nothing, and one that works promises to be done by
-/// a deadline, which is looked at when somebody asks for the process' health.
+/// The watch over one part. It needs no wake-ups: an idle part promises nothing, and one that works promises to be done
+/// by a deadline, which is looked at when somebody asks for the process' health.
 #[derive(Debug, Clone)]
 pub struct Pulse {
     health: Health,
@@ -116,8 +116,8 @@ pub struct Pulse {
 }
 
 impl Pulse {
-    /// The part has something to do and is done by `deadline`; if it has promised something already, the earlier promise
-    /// stands until [`Pulse::done`].
+    /// The part has something to do and is done by `deadline`; if it has promised something already, the earlier
+    /// promise stands until [`Pulse::done`].
     pub fn begin(&self, deadline: Instant) {
         lock(&self.health.0).entry(self.part).or_default().due.get_or_insert(deadline);
     }

@@ -8,8 +8,8 @@ const TOKEN_PATH: &str = "/executor_interface/";
 
 /// The text with `…` for what stands between the `://` and the `@` of an address, and for an executor's token in one.
 ///
-/// Of an address it looks for the last `@` before a space or a quote, so that a password that should have been escaped is
-/// hidden as a whole; with an `@` in its path that hides more than it must.
+/// Of an address it looks for the last `@` before a space or a quote, so that a password that should have been escaped
+/// is hidden as a whole; with an `@` in its path that hides more than it must.
 pub fn secrets(text: &str) -> Cow<'_, str> {
     match hide(text, "://", |word| word.rfind('@').unwrap_or(0)) {
         Cow::Borrowed(text) => hide(text, TOKEN_PATH, str::len),

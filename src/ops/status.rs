@@ -1,5 +1,5 @@
-//! One snapshot of a role. All of its pages (`net::http::pages`) and `phalanx status` show the same one, so no two of them
-//! can disagree.
+//! One snapshot of a role. All of its pages (`net::http::pages`) and `phalanx status` show the same one, so no two of
+//! them can disagree.
 
 use std::fmt;
 use std::time::Instant;
@@ -133,8 +133,8 @@ pub struct Snapshot {
     pub process: Option<Process>,
     /// The live threads of the process, oldest first.
     pub threads: Vec<ThreadLine>,
-    /// A line for each thread whose wait is more than 5 s over its deadline: something hangs, or holds a lock for too long.
-    /// The role may be ready all the same.
+    /// A line for each thread whose wait is more than 5 s over its deadline: something hangs, or holds a lock for too
+    /// long. The role may be ready all the same.
     pub warnings: Vec<String>,
 }
 

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-/// At most one line in this time for each kind: an operator sees within seconds that it goes on, and no flood of one kind
-/// hides the others.
+/// At most one line in this time for each kind: an operator sees within seconds that it goes on, and no flood of one
+/// kind hides the others.
 pub const QUIET_TIME: Duration = Duration::from_secs(10);
 
 /// Lets the first one through at once, then at most one each [`QUIET_TIME`]. Those held back have no timer: they are
-/// counted, and told of by the next one that is let through.
+/// counted, and reported with the next one that is let through.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Throttle {
     quiet_until: Option<Instant>,
@@ -39,7 +39,7 @@ mod tests {
         assert_eq!([1, 5_000, 9_999].map(|ms| throttle.admit(at(ms))), [None; 3]);
         assert_eq!(throttle.admit(at(10_000)), Some(3));
         assert_eq!(throttle.admit(at(19_999)), None);
-        // However long the pause, the one held back is told of.
+        // However long the pause, the one held back is reported.
         assert_eq!(throttle.admit(at(1_000_000)), Some(1));
         assert_eq!(throttle.admit(at(1_010_000)), Some(0));
     }

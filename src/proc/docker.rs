@@ -1,7 +1,7 @@
 //! The Docker Engine, through the `docker` command; `DOCKER_HOST` and the rest of the environment pass through.
 //!
-//! A container is ours by its labels only, never by its name. It is created, started and removed by three commands, not run
-//! by one with `--rm`: one that is interrupted while the container is being made would leave it behind.
+//! A container is ours by its labels only, never by its name. It is created, started and removed by three commands, not
+//! run by one with `--rm`: one that is interrupted while the container is being made would leave it behind.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

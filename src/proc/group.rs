@@ -1,7 +1,7 @@
 //! A program in a process group of its own, ended as a whole.
 //!
-//! No thread: the caller of [`GroupRun::run`] blocks in one `poll` over the program (a pidfd), its streams, and a pipe that
-//! the stop signal writes to. So nothing is signalled after it was reaped. Linux only, for the pidfd.
+//! No thread: the caller of [`GroupRun::run`] blocks in one `poll` over the program (a pidfd), its streams, and a pipe
+//! that the stop signal writes to. So nothing is signalled after it was reaped. Linux only, for the pidfd.
 //!
 //! A descendant that left the group (`setsid`) is out of reach: it survives, but it delays nothing.
 
@@ -74,8 +74,6 @@ pub struct Ended {
     pub status: ExitStatus,
     /// Why it was ended; `None` if it ended by itself.
     pub cause: Option<Cause>,
-    /// From start to end.
-    pub took: Duration,
 }
 
 /// Why there is no [`Ended`].
@@ -98,14 +96,13 @@ impl GroupRun<'_> {
     /// # Errors
     /// [`GroupError`].
     pub fn run(mut self) -> Result<Ended, GroupError> {
-        let start = Instant::now();
         let pipe = |sink: &Option<Sink>| if sink.is_some() { Stdio::piped() } else { Stdio::null() };
         let (stdout, stderr) = (pipe(&self.stdout), pipe(&self.stderr));
         self.command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).process_group(0);
         let mut group = Group { child: self.command.spawn().map_err(GroupError::Start)?, given_up: false };
         log::debug!("{:?} is process {}", self.command.get_program(), group.child.id());
         let cause = self.watch(&mut group)?;
-        Ok(Ended { status: group.child.wait()?, cause, took: start.elapsed() })
+        Ok(Ended { status: group.child.wait()?, cause })
     }
 
     fn watch(self, group: &mut Group) -> Result<Option<Cause>, GroupError> {
@@ -143,8 +140,8 @@ impl GroupRun<'_> {
                 break;
             }
             if ready[1] {
-                // A byte a kick; which kick it was, the level says.
-                woken.read(&mut [0; 2])?;
+                // One byte a kick; which kick it was, the level says.
+                woken.read_exact(&mut [0])?;
             }
             if cause.is_none() {
                 cause = match deadline {

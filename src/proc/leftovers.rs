@@ -12,8 +12,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::group::poll_until;
 use crate::base::waits::waiting;
 
-/// Kills every process whose environment holds `marker`, until there is none. Blocks for at most `within`; longer only if
-/// the system holds one in a call on a dead disk.
+/// Kills every process whose environment holds `marker`, until there is none. Blocks for at most `within`; longer only
+/// if the system holds one in a call on a dead disk.
 pub fn kill_by_environment(marker: &[u8], within: Duration) -> io::Result<()> {
     let deadline = Instant::now() + within;
     loop {
@@ -28,7 +28,7 @@ pub fn kill_by_environment(marker: &[u8], within: Duration) -> io::Result<()> {
             return Err(io::Error::new(io::ErrorKind::TimedOut, text));
         }
         for (pid, process) in &found {
-            log::info!("process {} is left of a job whose executor was killed; it is killed too", pid.as_raw_nonzero());
+            log::info!("process {} has outlived whoever started it; it is killed", pid.as_raw_nonzero());
             match pidfd_send_signal(process, Signal::KILL) {
                 Ok(()) | Err(Errno::SRCH) => {}
                 Err(error) => return Err(error.into()),

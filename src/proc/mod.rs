@@ -1,7 +1,9 @@
 //! Other programs, for every role that runs some: what is done with a result is the role's policy.
 //!
-//! * [`group`]: a program in a process group that is ended as a whole; `ladder`: its signals in order.
-//! * [`tool`]: a program whose output is only looked at. * [`docker`]: the one client of the Docker Engine, and its labels.
+//! * [`group`]: a program in a process group that is ended as a whole.
+//! * [`ladder`]: its signals, and when. Pure.
+//! * [`tool`]: a program whose output is only looked at.
+//! * [`docker`]: the one client of the Docker Engine, and the labels of our containers.
 //! * `leftovers`: processes that outlived whoever started them.
 
 pub mod docker;

@@ -11,7 +11,8 @@ use crate::base::shutdown::{Level, Shutdown};
 /// Bytes that are kept of each stream.
 const KEPT_BYTES: usize = 1 << 20;
 
-/// How a tool is ended. The grace is enough to close files, and short enough that a cancelled caller ends within a second.
+/// How a tool is ended. The grace is enough to close files, and short enough that a cancelled caller ends within a
+/// second.
 pub(crate) const LADDER: Ladder = {
     let grace = Duration::from_millis(500);
     Ladder { terms: 1, grace, forced_grace: grace, kill_time: Some(Duration::from_secs(10)) }

@@ -4,15 +4,6 @@ use std::time::Duration;
 
 use super::schema::{Literal, wire_enum};
 
-/// The text is none of the members of a set.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a member of {set}: {found:?} should be one of {expected}")]
-pub struct UnknownName {
-    pub(super) set: &'static str,
-    pub(super) found: String,
-    pub(super) expected: String,
-}
-
 wire_enum! {
     /// Who takes part in a job. Unknown texts are read as `Unknown`.
     Lenient enum JobParticipantType {
@@ -70,6 +61,26 @@ impl JobStatus {
     /// Whether the job ended without a result.
     pub const fn is_failure(self) -> bool {
         matches!(self, Self::Rejected | Self::Failed | Self::HordeFailed)
+    }
+
+    /// How far a job with this status has come. All ends are equally far.
+    pub const fn rank(self) -> u8 {
+        match self {
+            Self::Unknown | Self::Sent => 0,
+            Self::Received => 1,
+            Self::Accepted => 2,
+            Self::ExecutorReady => 3,
+            Self::VolumesReady => 4,
+            // After the volumes, although the list of statuses has it before them.
+            Self::StreamingReady => 5,
+            Self::ExecutionDone => 6,
+            Self::Completed | Self::Rejected | Self::Failed | Self::HordeFailed => 7,
+        }
+    }
+
+    /// Whether a job may go from this status to `next`: it may leave out statuses, but not go back, and it ends once.
+    pub const fn may_become(self, next: Self) -> bool {
+        self.rank() < next.rank()
     }
 }
 
@@ -294,3 +305,23 @@ macro_rules! enum_literal {
     )*};
 }
 enum_literal!(ReceiptType, VolumeType, OutputUploadType);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_moves_forward_and_ends_once() {
+        use JobStatus as S;
+        let way = [S::Sent, S::Received, S::Accepted, S::ExecutorReady, S::VolumesReady, S::StreamingReady];
+        let way = [&way[..], &[S::ExecutionDone, S::Completed]].concat();
+        for (at, from) in way.iter().enumerate() {
+            assert!(way[at + 1..].iter().all(|next| from.may_become(*next)), "on from {from}");
+            assert!(!way[..=at].iter().any(|next| from.may_become(*next)), "back from {from}");
+        }
+        for status in S::ALL {
+            let is_last = !S::ALL.iter().any(|next| status.may_become(*next));
+            assert_eq!(status.is_terminal(), is_last, "{status}");
+        }
+    }
+}

@@ -9,6 +9,15 @@ use serde_json::Value;
 use super::json::{JsonMap, to_value};
 use super::repr;
 
+/// The text is none of the members of a set.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a member of {set}: {found:?} should be one of {expected}")]
+pub struct UnknownName {
+    pub(super) set: &'static str,
+    pub(super) found: String,
+    pub(super) expected: String,
+}
+
 /// The page that pydantic names for each error type; the version is the one of the peers we were compared with.
 pub const ERROR_URL_PREFIX: &str = "https://errors.pydantic.dev/2.14/v/";
 

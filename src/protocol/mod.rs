@@ -30,7 +30,7 @@ pub mod volume;
 
 pub use datetime::{DateTime, ParseDateTimeError};
 pub use enums::*;
-pub use error::{DecodeError, ERROR_URL_PREFIX, ErrorDetail, LocItem, MAX_ECHO_BYTES, MAX_ERRORS};
+pub use error::{DecodeError, ERROR_URL_PREFIX, ErrorDetail, LocItem, MAX_ECHO_BYTES, MAX_ERRORS, UnknownName};
 pub use executor::*;
 pub use facilitator::*;
 pub use int::{Int, ParseIntError};

@@ -335,7 +335,7 @@ macro_rules! direction {
 
         impl $name {
             /// Reads one text frame.
-            pub fn decode(text: &str) -> Result<Self, $crate::protocol::DecodeError> {
+            pub fn decode(text: &str) -> Result<Self, $crate::protocol::error::DecodeError> {
                 $crate::protocol::schema::decode_frame(text, || {
                     format!("tagged-union[{}]", [$( stringify!($variant) ),*].join(","))
                 })
@@ -374,13 +374,13 @@ macro_rules! wire_enum {
         }
 
         impl std::str::FromStr for $name {
-            type Err = $crate::protocol::UnknownName;
+            type Err = $crate::protocol::error::UnknownName;
 
             /// Reads exactly the text of a member; what else is on the wire is for the message to judge.
             fn from_str(text: &str) -> Result<Self, Self::Err> {
                 match text {
                     $( $text => Ok($name::$variant), )*
-                    _ => Err($crate::protocol::UnknownName {
+                    _ => Err($crate::protocol::error::UnknownName {
                         set: stringify!($name),
                         found: text.to_owned(),
                         expected: [$( $text ),*].join(", "),

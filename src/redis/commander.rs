@@ -1,11 +1,13 @@
 //! A thread that runs the requests of others over one connection.
 //!
-//! Owner: whoever holds the [`Commander`]. Blocks in: `poll` on its socket and its wake; while there is no connection, on the
-//! wake alone, because a second thread dials (it lives for one attempt and is joined here). Kick: the wake, with the flag
-//! that ends everything now. Ends: after a kick, or after [`Commander::stop`] when everything that it accepted is answered.
+//! Owner: whoever holds the [`Commander`]. Blocks in: `poll` on its socket and its wake; while there is no connection,
+//! on the wake alone, because a second thread dials (it lives for one attempt and is joined here). Kick: the wake, with
+//! the flag that ends everything now. Ends: after a kick, or after [`Commander::stop`] when everything that it accepted
+//! is answered.
 //!
-//! All that waits when the thread looks is packed into one write, and it goes on packing while answers are on their way, so
-//! that one connection serves many callers. It connects again by itself for ever. An idle one is not woken at all.
+//! All that waits when the thread looks is packed into one write, and it goes on packing while answers are on their
+//! way, so that one connection serves many callers. It connects again by itself for ever. An idle one is not woken at
+//! all.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -19,7 +21,7 @@ use super::config::RedisConfig;
 use super::connection::{Connection, Incoming};
 use super::error::RedisError;
 use super::meters::CommanderMeters;
-use super::request::{Done, Job, Pipe, Request};
+use super::request::{Done, Pipe, QueuedRequest, Request};
 use super::socket::poll;
 use super::wake::Wake;
 use crate::base::backoff::Backoff;
@@ -32,9 +34,9 @@ use crate::base::thread::{JoinError, Kick, Thread, spawn};
 use crate::base::waits::{waiting, waiting_unless_said};
 use crate::ops::status::Board;
 
-/// Owns the thread.
+/// Owns the thread. Dropping it kicks and joins the thread.
 #[derive(Debug)]
-#[must_use = "stop joins the thread"]
+#[must_use = "dropping it ends the thread"]
 pub struct Commander {
     handle: CommanderHandle,
     thread: Thread<()>,
@@ -42,19 +44,19 @@ pub struct Commander {
 
 /// What callers hold; clones are the same. It may outlive its commander: requests are then refused.
 #[derive(Clone)]
-pub struct CommanderHandle(Arc<Shared>);
+pub struct CommanderHandle(Arc<CommanderShared>);
 
-struct Shared {
+struct CommanderShared {
     name: &'static str,
-    queue: Mutex<Queue>,
+    queue: Mutex<CommandQueue>,
     wake: Wake,
     /// Ends a dial.
     shutdown: Shutdown,
 }
 
 #[derive(Default)]
-struct Queue {
-    waiting: VecDeque<Job>,
+struct CommandQueue {
+    waiting: VecDeque<QueuedRequest>,
     /// Requests and bytes that are held, waiting or sent.
     requests: usize,
     bytes: usize,
@@ -82,15 +84,15 @@ pub struct CommanderState {
 }
 
 impl Commander {
-    /// Starts the thread, which connects at once. `name` (at most 13 bytes) is the name of the thread, of its part on the
-    /// board's health and of its series in the metrics.
+    /// Starts the thread, which connects at once. `name` (at most 13 bytes) is the name of the thread, of its part on
+    /// the board's health and of its series in the metrics.
     ///
     /// # Errors
     /// [`RedisError::System`] if there is no file descriptor for the wake.
     pub fn start(name: &'static str, config: RedisConfig, board: &Board) -> Result<Self, RedisError> {
         let wake = Wake::new().map_err(|e| RedisError::System(format!("no event descriptor: {e}")))?;
         board.health.down(name, format!("no connection to {config} yet"));
-        let shared = Arc::new(Shared { name, queue: Mutex::default(), wake, shutdown: Shutdown::new() });
+        let shared = Arc::new(CommanderShared { name, queue: Mutex::default(), wake, shutdown: Shutdown::new() });
         let handle = CommanderHandle(shared.clone());
         let kicked = handle.clone();
         let runner = Runner {
@@ -114,8 +116,8 @@ impl Commander {
         self.handle.clone()
     }
 
-    /// Takes no more requests, answers those that were accepted, and joins the thread; what is not answered within the step's
-    /// budget fails with [`RedisError::Stopped`].
+    /// Takes no more requests, answers those that were accepted, and joins the thread; what is not answered within the
+    /// step's budget fails with [`RedisError::Stopped`].
     pub fn stop(self, step: &mut Step) {
         self.handle.close();
         step.join(self.thread);
@@ -123,9 +125,9 @@ impl Commander {
 }
 
 impl CommanderHandle {
-    /// Hands a request over and returns at once. `answer` gets the replies, one for each command, or the first error among
-    /// them (the other commands ran all the same). It runs on the commander's thread by the request's deadline, so it must be
-    /// quick and must not panic.
+    /// Hands a request over and returns at once. `answer` gets the replies, one for each command, or the first error
+    /// among them (the other commands ran all the same). It runs on the commander's thread by the request's deadline,
+    /// so it must be quick and must not panic.
     ///
     /// # Errors
     /// [`RedisError::Full`], or [`RedisError::Stopped`] after a stop; `answer` is dropped then.
@@ -150,7 +152,7 @@ impl CommanderHandle {
             }
             (queue.requests, queue.bytes) = (requests, bytes);
             queue.earliest = earlier(queue.earliest, Some(request.deadline));
-            queue.waiting.push_back(Job { request, answer: Box::new(answer), since: Instant::now() });
+            queue.waiting.push_back(QueuedRequest { request, answer: Box::new(answer), since: Instant::now() });
             std::mem::take(&mut queue.asleep)
         };
         if asleep {
@@ -159,20 +161,21 @@ impl CommanderHandle {
         Ok(())
     }
 
-    /// Hands a request over and waits for its answer, until the request's deadline; a stop of the commander ends the wait.
+    /// Hands a request over and waits for its answer, until the request's deadline; a stop of the commander ends the
+    /// wait.
     ///
     /// # Errors
     /// Those of [`CommanderHandle::submit`], [`RedisError::Timeout`], and what Redis or the connection says.
     pub fn call(&self, request: Request) -> Result<Vec<Value>, RedisError> {
         // The commander keeps the deadline; this bound is for a thread that the machine does not let run.
         let (since, latest) = (Instant::now(), request.deadline + KICK_GRACE);
-        let (tell, told) = bounded(1);
+        let (notify, notified) = bounded(1);
         self.submit(request, move |answer| {
-            // Its caller waits until it is told.
-            let _ = tell.send(answer);
+            // Its caller waits until it is notified.
+            let _ = notify.send(answer);
         })?;
         let _waiting = waiting_unless_said("an answer of Redis", Some(latest));
-        match told.recv_deadline(latest) {
+        match notified.recv_deadline(latest) {
             Ok(answer) => answer,
             Err(RecvTimeoutError::Disconnected) => Err(RedisError::Stopped),
             Err(RecvTimeoutError::Timeout) => {
@@ -214,7 +217,7 @@ impl fmt::Debug for CommanderHandle {
 }
 
 struct Runner {
-    shared: Arc<Shared>,
+    shared: Arc<CommanderShared>,
     config: RedisConfig,
     board: Board,
     meters: CommanderMeters,
@@ -253,7 +256,7 @@ impl Dialling {
 struct Up {
     connection: Connection,
     /// When something last arrived, or something became due while nothing was.
-    heard: Instant,
+    last_read: Instant,
 }
 
 /// What a look at the queue says.
@@ -345,7 +348,7 @@ impl Runner {
                 self.pipe.pack(job, up.connection.outbox());
             }
             if was_empty && taken > 0 {
-                up.heard = Instant::now();
+                up.last_read = Instant::now();
             }
         }
         if queue.waiting.is_empty() {
@@ -379,14 +382,14 @@ impl Runner {
         let (config, shared) = (self.config.clone(), self.shared.clone());
         let kicked = self.shared.clone();
         let kick = Kick::new("the cancel of its dial", move || kicked.shutdown.cancel());
-        let (tell, outcome) = bounded(1);
+        let (notify, outcome) = bounded(1);
         let thread = spawn(format!("{}-d", self.shared.name), kick, move || {
             let _woken = RaiseOnDrop(shared.wake.clone());
             // Gone before the wake is raised, also after a panic.
-            let tell = tell;
+            let notify = notify;
             let deadline = Instant::now() + config.operation_time;
             // The commander keeps the receiver until it has joined this thread.
-            let _ = tell.send(Connection::open(&config, deadline, &shared.shutdown, Level::Cancel));
+            let _ = notify.send(Connection::open(&config, deadline, &shared.shutdown, Level::Cancel));
         });
         Phase::Dialling(Dialling { thread, outcome })
     }
@@ -405,7 +408,7 @@ impl Runner {
                 self.meters.connected.set(1);
                 self.board.health.up(self.shared.name);
                 log::info!("{}: connected to {} (Redis {})", self.shared.name, self.config, connection.version());
-                Phase::Up(Box::new(Up { connection, heard: now }))
+                Phase::Up(Box::new(Up { connection, last_read: now }))
             }
             Err(error) => self.down(&error),
         }
@@ -446,7 +449,7 @@ impl Runner {
     /// One turn on a connection: write, read, answer, and wait if there was nothing to do.
     fn pump(&mut self, up: &mut Up) -> Result<(), RedisError> {
         up.connection.write_some()?;
-        let stalls = up.heard + self.config.operation_time;
+        let stalls = up.last_read + self.config.operation_time;
         let until = earlier((!self.pipe.is_empty()).then_some(stalls), self.next_deadline);
         // More waits than was packed: once this is written, there is room again.
         let at_once = !self.asleep && up.connection.unsent() == 0 && self.pipe.len() < REDIS_REQUESTS;
@@ -460,7 +463,7 @@ impl Runner {
         }
         if ready.readable {
             up.connection.read_some()?;
-            up.heard = Instant::now();
+            up.last_read = Instant::now();
             while let Some(incoming) = up.connection.next_incoming()? {
                 let Incoming::Reply(value) = incoming else { continue };
                 match self.pipe.reply(value, up.connection.outbox()) {

@@ -17,9 +17,9 @@ const EXAMPLE: &str = "expected redis://[[user]:password@]host[:port][/database]
 pub struct RedisConfig {
     /// A name or an address.
     pub host: String,
-    /// 6379 unless told.
+    /// 6379 unless set.
     pub port: u16,
-    /// The number of the database: 0 unless told.
+    /// The number of the database: 0 unless set.
     pub db: u32,
     /// The user of an access list; without one, the default user.
     pub user: Option<String>,
@@ -27,10 +27,10 @@ pub struct RedisConfig {
     pub password: Option<Password>,
     /// Whom to trust, for TLS.
     pub tls: Option<ClientTls>,
-    /// What `CLIENT LIST` calls our connections: `phalanx` unless told.
+    /// What `CLIENT LIST` calls our connections: `phalanx` unless set.
     pub name: String,
-    /// How long one request may take where its caller names no deadline, and how long a connection may be silent while an
-    /// answer is due: 5 s.
+    /// How long one request may take where its caller names no deadline, and how long a connection may be silent while
+    /// an answer is due: 5 s.
     pub operation_time: Duration,
     /// A subscription that has proved nothing for this long has stalled: 15 s.
     pub stall_after: Duration,
@@ -61,13 +61,13 @@ impl fmt::Debug for Password {
 }
 
 impl RedisConfig {
-    /// Takes a URL apart: `redis://[[user]:password@]host[:port][/database]`, or `rediss://` for TLS, as Celery's `broker_url`.
-    /// User and password may be percent-encoded. Of Celery's parameters, `ssl_cert_reqs=required` and `ssl_ca_certs=FILE` are
-    /// understood.
+    /// Takes a URL apart: `redis://[[user]:password@]host[:port][/database]`, or `rediss://` for TLS, as Celery's
+    /// `broker_url`. User and password may be percent-encoded. Of Celery's parameters, `ssl_cert_reqs=required` and
+    /// `ssl_ca_certs=FILE` are understood.
     ///
     /// # Errors
-    /// [`RedisError::Url`] with what is wrong and what would be right, without the password; [`RedisError::Tls`] if the file
-    /// of authorities is of no use.
+    /// [`RedisError::Url`] with what is wrong and what would be right, without the password; [`RedisError::Tls`] if the
+    /// file of authorities is of no use.
     pub fn parse(url: &str) -> Result<Self, RedisError> {
         let wrong = |problem: &str| RedisError::Url(format!("{problem}; {EXAMPLE}"));
         let (scheme, rest) = url.split_once("://").ok_or_else(|| wrong("it has no redis:// in front"))?;

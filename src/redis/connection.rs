@@ -50,8 +50,8 @@ pub(super) enum Incoming {
 
 /// A connection, logged in and speaking RESP3.
 ///
-/// After [`RedisError::connection_lost`] it is broken for good: every later call gives the same error, so that a late reply
-/// cannot answer another request. One thread at a time may use it:
+/// After [`RedisError::connection_lost`] it is broken for good: every later call gives the same error, so that a late
+/// reply cannot answer another request. One thread at a time may use it:
 ///
 /// ```compile_fail
 /// fn shared<T: Sync>() {}
@@ -103,13 +103,13 @@ impl fmt::Debug for ConnectionKick {
 impl Connection {
     /// Connects, logs in, and asks for RESP3, the database and a name: one round trip after TCP and TLS.
     ///
-    /// Blocks until `deadline` at most, or until `shutdown` reaches `level`. The deadline also holds for the first requests:
-    /// see [`Connection::set_deadline`].
+    /// Blocks until `deadline` at most, or until `shutdown` reaches `level`. The deadline also holds for the first
+    /// requests: see [`Connection::set_deadline`].
     ///
     /// # Errors
-    /// [`RedisError::Dial`], [`RedisError::Tls`], [`RedisError::TooOld`], [`RedisError::Auth`], [`RedisError::Timeout`],
-    /// [`RedisError::Protocol`] where no Redis listens, `LOADING` as [`RedisError::Server`] while Redis reads its data, and
-    /// [`RedisError::Stopped`].
+    /// [`RedisError::Dial`], [`RedisError::Tls`], [`RedisError::TooOld`], [`RedisError::Auth`],
+    /// [`RedisError::Timeout`], [`RedisError::Protocol`] where no Redis listens, `LOADING` as [`RedisError::Server`]
+    /// while Redis reads its data, and [`RedisError::Stopped`].
     pub fn open(
         config: &RedisConfig,
         deadline: Instant,
@@ -168,8 +168,8 @@ impl Connection {
     /// Runs one command. Blocks until the deadline at most, or until the connection is kicked.
     ///
     /// # Errors
-    /// [`RedisError::Server`] if Redis answers with an error, and then the connection is as good as before; otherwise see
-    /// [`RedisError::connection_lost`].
+    /// [`RedisError::Server`] if Redis answers with an error, and then the connection is as good as before; otherwise
+    /// see [`RedisError::connection_lost`].
     pub fn request(&mut self, command: &Cmd) -> Result<Value, RedisError> {
         command.write_packed_command(&mut self.outbox);
         match self.reply()? {
@@ -186,8 +186,8 @@ impl Connection {
         Ok(T::from_redis_value(self.request(command)?)?)
     }
 
-    /// Waits until a push message is there, `wake` is raised, or the deadline has come; a message that is there goes first.
-    /// The connection can be kicked meanwhile.
+    /// Waits until a push message is there, `wake` is raised, or the deadline has come; a message that is there goes
+    /// first. The connection can be kicked meanwhile.
     ///
     /// # Errors
     /// When the connection is lost. Bytes of a message that has not arrived as a whole are kept for the next call.
@@ -232,15 +232,15 @@ impl Connection {
         // A name is a courtesy, so a user that may not set one is let in.
         self.reply()?;
         let (select, ping) = (self.reply()?, self.reply()?);
-        let said = |error: &redis::ServerError| said_of(error, config);
+        let reason = |error: &redis::ServerError| reason_of(error, config);
         let hello = match hello {
             Value::ServerError(error) => {
-                let (peer, said) = (self.peer.clone(), said(&error));
+                let (peer, reason) = (self.peer.clone(), reason(&error));
                 return Err(match error.code() {
-                    "ERR" | "NOPROTO" => RedisError::TooOld { peer, said },
+                    "ERR" | "NOPROTO" => RedisError::TooOld { peer, reason },
                     _ => RedisError::Auth {
                         peer,
-                        said: auth.as_ref().and_then(refusal).map_or(said, |e| said_of(e, config)),
+                        reason: auth.as_ref().and_then(refusal).map_or(reason, |e| reason_of(e, config)),
                     },
                 });
             }
@@ -255,7 +255,7 @@ impl Connection {
         for (reply, fatal) in [(auth, true), (Some(select), false), (Some(ping), false)] {
             let Some(error) = reply.as_ref().and_then(refusal) else { continue };
             match error.code() {
-                _ if fatal => return Err(RedisError::Auth { peer: self.peer.clone(), said: said(error) }),
+                _ if fatal => return Err(RedisError::Auth { peer: self.peer.clone(), reason: reason(error) }),
                 // Only a command that is not needed is refused to this user.
                 "NOPERM" => {}
                 _ => return Err(error.into()),
@@ -421,9 +421,9 @@ fn refusal(reply: &Value) -> Option<&redis::ServerError> {
 }
 
 /// What Redis said, without the password: some errors repeat what was sent.
-fn said_of(error: &redis::ServerError, config: &RedisConfig) -> String {
-    let said = RedisError::from(error).to_string().replace("Redis says ", "");
-    config.password.as_ref().map_or(said.clone(), |password| said.replace(password.secret(), "…"))
+fn reason_of(error: &redis::ServerError, config: &RedisConfig) -> String {
+    let reason = RedisError::from(error).to_string().replace("Redis says ", "");
+    config.password.as_ref().map_or(reason.clone(), |password| reason.replace(password.secret(), "…"))
 }
 
 impl ConnectionLike for Connection {

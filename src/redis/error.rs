@@ -27,20 +27,20 @@ pub enum RedisError {
         problem: String,
     },
     /// The server does not speak RESP3.
-    #[error("Redis at {peer} is too old: it does not know HELLO 3 ({said}); version 6 or later is needed")]
+    #[error("Redis at {peer} is too old: it does not know HELLO 3 ({reason}); version 6 or later is needed")]
     TooOld {
         /// Host and port.
         peer: String,
         /// Its answer.
-        said: String,
+        reason: String,
     },
     /// It does not let us in.
-    #[error("Redis at {peer} refuses the log-in: {said}")]
+    #[error("Redis at {peer} refuses the log-in: {reason}")]
     Auth {
         /// Host and port.
         peer: String,
         /// Its answer.
-        said: String,
+        reason: String,
     },
     /// No answer in time. What was sent may have been done.
     #[error("Redis: {doing} took longer than {after:.1?}{}", because(last))]
@@ -53,7 +53,10 @@ pub enum RedisError {
         last: Option<Arc<RedisError>>,
     },
     /// The connection ended.
-    #[error("the connection to Redis at {peer} was lost: {why}{}", if *.unknown { "; what was sent may have been done" } else { "" })]
+    #[error(
+        "the connection to Redis at {peer} was lost: {why}{}",
+        if *.unknown { "; what was sent may have been done" } else { "" }
+    )]
     Closed {
         /// Host and port.
         peer: String,

@@ -1,6 +1,6 @@
 //! What is counted of a commander and of a subscriber; `place` is the name of the thread.
 
-use super::request::Job;
+use super::request::QueuedRequest;
 use crate::ops::metrics::{Counter, Gauge, Histogram, SECONDS};
 use crate::ops::status::Board;
 
@@ -33,7 +33,7 @@ impl CommanderMeters {
         }
     }
 
-    pub fn count(&self, job: &Job, outcome: &'static str) {
+    pub fn count(&self, job: &QueuedRequest, outcome: &'static str) {
         self.seconds.observe_time(job.since.elapsed());
         if let Some((_, counter)) = self.outcomes.iter().find(|(name, _)| *name == outcome) {
             counter.inc();

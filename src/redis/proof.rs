@@ -15,15 +15,15 @@ pub(super) enum Verdict {
 
 /// The liveness of one connection.
 ///
-/// A message that arrives is as good as a proof. Without one, a token is published after two thirds of the limit, so that it
-/// has a third of it to come back, and an idle subscription is woken but once in that time.
+/// A message that arrives is as good as a proof. Without one, a token is published after two thirds of the limit, so
+/// that it has a third of it to come back, and an idle subscription is woken but once in that time.
 #[derive(Debug, Clone)]
 pub(super) struct Liveness {
     stall_after: Duration,
     /// When something last came through a subscription; at first, when it was asked for.
-    heard: Instant,
-    /// The first proof has its own, shorter limit, and messages do not stand in for it: others than those subscribed to just
-    /// now may be the ones that work.
+    received: Instant,
+    /// The first proof has its own, shorter limit, and messages do not stand in for it: others than those subscribed to
+    /// just now may be the ones that work.
     first_by: Option<Instant>,
     asked: bool,
 }
@@ -31,7 +31,7 @@ pub(super) struct Liveness {
 impl Liveness {
     /// A connection that was made `now` and has asked for its first proof.
     pub fn new(now: Instant, first: Duration, stall_after: Duration) -> Self {
-        Self { stall_after, heard: now, first_by: Some(now + first), asked: true }
+        Self { stall_after, received: now, first_by: Some(now + first), asked: true }
     }
 
     /// A token was published.
@@ -41,21 +41,21 @@ impl Liveness {
 
     /// A token came back.
     pub fn proved(&mut self, now: Instant) {
-        self.heard = now;
+        self.received = now;
         self.first_by = None;
         self.asked = false;
     }
 
     /// A message came.
-    pub fn heard(&mut self, now: Instant) {
-        self.heard = now;
+    pub fn received(&mut self, now: Instant) {
+        self.received = now;
     }
 
     pub fn verdict(&self, now: Instant) -> Verdict {
-        let limit = self.first_by.unwrap_or(self.heard + self.stall_after);
-        let ask_at = self.heard + self.stall_after * 2 / 3;
+        let limit = self.first_by.unwrap_or(self.received + self.stall_after);
+        let ask_at = self.received + self.stall_after * 2 / 3;
         if now >= limit {
-            Verdict::Stalled(now - self.heard)
+            Verdict::Stalled(now - self.received)
         } else if self.asked {
             Verdict::Wait(limit)
         } else if now >= ask_at {
@@ -76,7 +76,7 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut liveness = Liveness::new(start, Duration::from_secs(5), Duration::from_secs(15));
         assert_eq!(liveness.verdict(at(0)), Verdict::Wait(at(5)));
-        liveness.heard(at(4));
+        liveness.received(at(4));
         assert_eq!(
             liveness.verdict(at(5)),
             Verdict::Stalled(Duration::from_secs(1)),
@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(liveness.verdict(at(15)), Verdict::Wait(at(20)));
         let mut other = liveness.clone();
         assert_eq!(liveness.verdict(at(20)), Verdict::Stalled(Duration::from_secs(15)));
-        other.heard(at(19));
+        other.received(at(19));
         assert_eq!(other.verdict(at(20)), Verdict::Wait(at(34)), "a message is as good as a proof");
         other.proved(at(20));
         assert_eq!(other.verdict(at(29)), Verdict::Wait(at(30)));

@@ -16,8 +16,8 @@ use super::script::Script;
 pub enum Repeat {
     /// Running it twice does what running it once does: it is sent again, until its deadline.
     Idempotent,
-    /// It fails with [`RedisError::Closed`], which says that its outcome is unknown. If it had not been written yet, it is
-    /// sent over the next connection all the same.
+    /// It fails with [`RedisError::Closed`], which says that its outcome is unknown. If it had not been written yet, it
+    /// is sent over the next connection all the same.
     Never,
 }
 
@@ -98,7 +98,7 @@ impl fmt::Debug for Request {
 pub type Answer = Box<dyn FnOnce(Result<Vec<Value>, RedisError>) + Send>;
 
 /// A request and where its answer goes.
-pub(super) struct Job {
+pub(super) struct QueuedRequest {
     pub request: Request,
     pub answer: Answer,
     pub since: Instant,
@@ -108,7 +108,7 @@ pub(super) struct Job {
 #[derive(Default)]
 pub(super) struct Pipe {
     slots: VecDeque<Slot>,
-    /// Scripts that this connection's Redis was told of.
+    /// Scripts that this connection's Redis knows.
     loaded: HashSet<&'static str>,
     /// Bytes that were packed since the connection was made.
     packed: u64,
@@ -116,7 +116,7 @@ pub(super) struct Pipe {
 
 struct Slot {
     /// `None` once the caller was told that it took too long: the replies are still to come, and are nobody's.
-    job: Option<Job>,
+    job: Option<QueuedRequest>,
     /// Where its bytes begin.
     start: u64,
     /// Replies to the loading of scripts that come first.
@@ -131,7 +131,7 @@ struct Slot {
 }
 
 /// A request that is over.
-pub(super) type Done = (Job, Result<Vec<Value>, RedisError>);
+pub(super) type Done = (QueuedRequest, Result<Vec<Value>, RedisError>);
 
 impl Pipe {
     pub fn is_empty(&self) -> bool {
@@ -144,7 +144,7 @@ impl Pipe {
     }
 
     /// Packs a request behind the others.
-    pub fn pack(&mut self, job: Job, out: &mut Vec<u8>) {
+    pub fn pack(&mut self, job: QueuedRequest, out: &mut Vec<u8>) {
         let (before, start) = (out.len(), self.packed);
         let request = &job.request;
         let mut loads = 0;
@@ -202,7 +202,7 @@ impl Pipe {
     }
 
     /// Redis has forgotten scripts (`SCRIPT FLUSH`): those calls have done nothing, so they can be made again.
-    fn call_again(&mut self, job: Job, again: Vec<usize>, values: Vec<Value>, out: &mut Vec<u8>) {
+    fn call_again(&mut self, job: QueuedRequest, again: Vec<usize>, values: Vec<Value>, out: &mut Vec<u8>) {
         let (before, start) = (out.len(), self.packed);
         let calls: Vec<_> = job.request.scripts.iter().filter(|call| again.contains(&call.command)).cloned().collect();
         let mut loads = 0;
@@ -218,8 +218,8 @@ impl Pipe {
         self.slots.push_back(Slot { job: Some(job), start, loads, refused: None, fill, again, values });
     }
 
-    /// Those whose deadline has come: their callers are to be told, while the replies are still awaited.
-    pub fn expire(&mut self, now: Instant) -> Vec<Job> {
+    /// Those whose deadline has come: their callers are to be notified, while the replies are still awaited.
+    pub fn expire(&mut self, now: Instant) -> Vec<QueuedRequest> {
         let late = |slot: &mut Slot| slot.job.take_if(|job| job.request.deadline <= now);
         self.slots.iter_mut().filter_map(late).collect()
     }
@@ -230,7 +230,7 @@ impl Pipe {
     }
 
     /// The connection is lost after `written` bytes: what is to be sent again, in order, and what is over.
-    pub fn lost(self, written: u64, error: &RedisError) -> (Vec<Job>, Vec<Done>) {
+    pub fn lost(self, written: u64, error: &RedisError) -> (Vec<QueuedRequest>, Vec<Done>) {
         let (mut again, mut over) = (Vec::new(), Vec::new());
         let malformed = matches!(error, RedisError::Protocol { .. });
         for (n, slot) in self.slots.into_iter().enumerate() {
@@ -282,7 +282,7 @@ mod tests {
     static ONE: Script = Script::new("return 1");
     static TWO: Script = Script::new("return 2");
 
-    type Told = Arc<Mutex<Vec<String>>>;
+    type Notified = Arc<Mutex<Vec<String>>>;
 
     fn at(seconds: u64) -> Instant {
         static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
@@ -293,25 +293,25 @@ mod tests {
         Request::new(repeat, at(10)).command(redis::cmd("GET").arg(key))
     }
 
-    fn job(request: Request, name: &'static str, told: &Told) -> Job {
-        let told = told.clone();
+    fn job(request: Request, name: &'static str, notified: &Notified) -> QueuedRequest {
+        let notified = notified.clone();
         let answer = Box::new(move |outcome| {
             let words = match outcome {
                 Ok(values) => format!("{name}: {values:?}"),
                 Err(error) => format!("{name}: {error}"),
             };
-            told.lock().unwrap().push(words);
+            notified.lock().unwrap().push(words);
         });
-        Job { request, answer, since: at(0) }
+        QueuedRequest { request, answer, since: at(0) }
     }
 
-    fn tell((job, outcome): Done) {
+    fn finish((job, outcome): Done) {
         (job.answer)(outcome);
     }
 
     fn reply(pipe: &mut Pipe, value: Value, out: &mut Vec<u8>) {
         if let Some(done) = pipe.reply(value, out).unwrap() {
-            tell(done);
+            finish(done);
         }
     }
 
@@ -325,23 +325,23 @@ mod tests {
 
     #[test]
     fn replies_are_dealt_out_in_order_and_one_too_many_is_given_back() {
-        let (mut pipe, mut out, told) = (Pipe::default(), Vec::new(), Told::default());
-        pipe.pack(job(get("a", Repeat::Never).command(redis::cmd("GET").arg("b")), "first", &told), &mut out);
-        pipe.pack(job(get("c", Repeat::Never), "second", &told), &mut out);
+        let (mut pipe, mut out, notified) = (Pipe::default(), Vec::new(), Notified::default());
+        pipe.pack(job(get("a", Repeat::Never).command(redis::cmd("GET").arg("b")), "first", &notified), &mut out);
+        pipe.pack(job(get("c", Repeat::Never), "second", &notified), &mut out);
         for n in 1..=3 {
             reply(&mut pipe, Value::Int(n), &mut out);
         }
-        assert_eq!(*told.lock().unwrap(), ["first: [int(1), int(2)]", "second: [int(3)]"]);
+        assert_eq!(*notified.lock().unwrap(), ["first: [int(1), int(2)]", "second: [int(3)]"]);
         assert!(pipe.is_empty() && pipe.reply(Value::Int(4), &mut out).is_err());
     }
 
     #[test]
     fn the_replies_to_a_request_that_was_given_up_are_nobodys() {
-        let (mut pipe, mut out, told) = (Pipe::default(), Vec::new(), Told::default());
+        let (mut pipe, mut out, notified) = (Pipe::default(), Vec::new(), Notified::default());
         let mut hasty = get("a", Repeat::Never).command(redis::cmd("GET").arg("b"));
         hasty.deadline = at(5);
-        pipe.pack(job(hasty, "hasty", &told), &mut out);
-        pipe.pack(job(get("c", Repeat::Never), "patient", &told), &mut out);
+        pipe.pack(job(hasty, "hasty", &notified), &mut out);
+        pipe.pack(job(get("c", Repeat::Never), "patient", &notified), &mut out);
         assert_eq!(pipe.next_deadline(), Some(at(5)));
         assert!(pipe.expire(at(4)).is_empty());
         reply(&mut pipe, Value::Int(1), &mut out);
@@ -350,25 +350,25 @@ mod tests {
         for n in 2..=3 {
             reply(&mut pipe, Value::Int(n), &mut out);
         }
-        assert_eq!(*told.lock().unwrap(), ["patient: [int(3)]"]);
+        assert_eq!(*notified.lock().unwrap(), ["patient: [int(3)]"]);
     }
 
     #[test]
     fn a_script_is_sent_once_and_again_when_it_was_forgotten() {
-        let (mut pipe, mut out, told) = (Pipe::default(), Vec::new(), Told::default());
+        let (mut pipe, mut out, notified) = (Pipe::default(), Vec::new(), Notified::default());
         let none: [&str; 0] = [];
         let request = || {
             let request = Request::new(Repeat::Never, at(10)).script(&ONE, &none, 1);
             request.command(&redis::cmd("PING")).script(&TWO, &none, 2)
         };
-        pipe.pack(job(request(), "first", &told), &mut out);
+        pipe.pack(job(request(), "first", &notified), &mut out);
         assert_eq!(String::from_utf8_lossy(&out).matches("LOAD").count(), 2);
         // Two loads, and the three replies.
         for n in 1..=5 {
             reply(&mut pipe, Value::Int(n), &mut out);
         }
         out.clear();
-        pipe.pack(job(request(), "second", &told), &mut out);
+        pipe.pack(job(request(), "second", &notified), &mut out);
         assert!(!String::from_utf8_lossy(&out).contains("LOAD"));
         out.clear();
         reply(&mut pipe, Value::Int(6), &mut out);
@@ -378,24 +378,24 @@ mod tests {
         assert!(again.contains("LOAD") && again.contains(TWO.digest()) && !again.contains("PING"), "{again}");
         reply(&mut pipe, Value::Okay, &mut out);
         reply(&mut pipe, Value::Int(8), &mut out);
-        assert_eq!(*told.lock().unwrap(), ["first: [int(3), int(4), int(5)]", "second: [int(6), int(7), int(8)]"]);
+        assert_eq!(*notified.lock().unwrap(), ["first: [int(3), int(4), int(5)]", "second: [int(6), int(7), int(8)]"]);
         // It is not asked for ever.
-        pipe.pack(job(Request::new(Repeat::Never, at(10)).script(&ONE, &none, 1), "third", &told), &mut out);
+        pipe.pack(job(Request::new(Repeat::Never, at(10)).script(&ONE, &none, 1), "third", &notified), &mut out);
         reply(&mut pipe, no_script(), &mut out);
         reply(&mut pipe, parse(b"-ERR no\r\n"), &mut out);
         reply(&mut pipe, no_script(), &mut out);
-        assert_eq!(told.lock().unwrap()[2], "third: Redis says ERR no");
+        assert_eq!(notified.lock().unwrap()[2], "third: Redis says ERR no");
         assert!(pipe.is_empty());
     }
 
     #[test]
     fn after_a_loss_what_may_or_was_not_sent_goes_again_in_order_and_the_rest_is_unknown() {
-        let (mut pipe, mut out, told) = (Pipe::default(), Vec::new(), Told::default());
+        let (mut pipe, mut out, notified) = (Pipe::default(), Vec::new(), Notified::default());
         let mut written = 0;
         for (name, repeat) in
             [("a", Repeat::Never), ("b", Repeat::Idempotent), ("c", Repeat::Never), ("d", Repeat::Never)]
         {
-            pipe.pack(job(get(name, repeat), name, &told), &mut out);
+            pipe.pack(job(get(name, repeat), name, &notified), &mut out);
             if name == "b" {
                 written = out.len() as u64;
             }
@@ -404,24 +404,24 @@ mod tests {
         let lost = RedisError::Closed { peer: "h:1".to_owned(), why: "cut".to_owned(), unknown: false };
         let (again, over) = pipe.lost(written + 1, &lost);
         assert_eq!(over.len(), 2);
-        over.into_iter().for_each(tell);
-        again.into_iter().for_each(|job| tell((job, Ok(vec![]))));
+        over.into_iter().for_each(finish);
+        again.into_iter().for_each(|job| finish((job, Ok(vec![]))));
         let unknown = "the connection to Redis at h:1 was lost: cut; what was sent may have been done";
         assert_eq!(
-            *told.lock().unwrap(),
+            *notified.lock().unwrap(),
             [format!("a: {unknown}"), format!("c: {unknown}"), "b: []".into(), "d: []".into()]
         );
     }
 
     #[test]
     fn a_request_whose_reply_cannot_be_read_is_not_sent_again() {
-        let (mut pipe, mut out, told) = (Pipe::default(), Vec::new(), Told::default());
-        pipe.pack(job(get("a", Repeat::Idempotent), "a", &told), &mut out);
-        pipe.pack(job(get("b", Repeat::Idempotent), "b", &told), &mut out);
+        let (mut pipe, mut out, notified) = (Pipe::default(), Vec::new(), Notified::default());
+        pipe.pack(job(get("a", Repeat::Idempotent), "a", &notified), &mut out);
+        pipe.pack(job(get("b", Repeat::Idempotent), "b", &notified), &mut out);
         let broken = RedisError::Protocol { peer: "h:1".to_owned(), problem: "too large".to_owned() };
         let (again, over) = pipe.lost(out.len() as u64, &broken);
         assert_eq!((again.len(), over.len()), (1, 1));
-        over.into_iter().for_each(tell);
-        assert_eq!(*told.lock().unwrap(), ["a: Redis at h:1: too large"]);
+        over.into_iter().for_each(finish);
+        assert_eq!(*notified.lock().unwrap(), ["a: Redis at h:1: too large"]);
     }
 }

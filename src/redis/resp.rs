@@ -1,8 +1,8 @@
 //! Redis's protocol (RESP2 and RESP3) read from a buffer, as far as it has arrived. Pure.
 //!
-//! The `redis` crate's parser keeps what it has read in a buffer of its own that nobody can look into, so that a thread that
-//! waits for its socket would sleep over a message that is there already. This one takes whole tokens out of the caller's
-//! buffer and goes on where it was when more has come: no reply is parsed twice, however small its pieces are.
+//! The `redis` crate's parser keeps what it has read in a buffer of its own that nobody can look into, so that a thread
+//! that waits for its socket would sleep over a message that is there already. This one takes whole tokens out of the
+//! caller's buffer and goes on where it was when more has come: no reply is parsed twice, however small its pieces are.
 
 use redis::{PushKind, Value, VerbatimFormat, parse_redis_value};
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
-/// Interrupts a wait for a [`Connection`](super::Connection) without harm to it. Clones are the same; it stays raised until it
-/// is lowered. It owns one file descriptor.
+/// Interrupts a wait for a [`Connection`](super::Connection) without harm to it. Clones are the same; it stays raised
+/// until it is lowered. It owns one file descriptor.
 #[derive(Clone)]
 pub struct Wake(Arc<OwnedFd>);
 

@@ -1,6 +1,7 @@
 //! The facilitator's jobs: what users asked for, what validators reported, and the machines they found.
 //!
-//! * A job's statuses are unique: the same one again is [`StatusOutcome::Duplicate`] (the wire's `job.integrity_error`).
+//! * A job's statuses are unique: the same one again is [`StatusOutcome::Duplicate`] (the wire's
+//!   `job.integrity_error`).
 //! * A job that has ended stays ended: a status that comes later is kept, but marked late and no part of its history.
 
 use std::path::Path;
@@ -287,8 +288,8 @@ impl Batch<'_> {
         Ok(Some(JobRow { job, statuses, details_omitted: false }))
     }
 
-    /// A page of a user's jobs, the newest first; `page` counts from 0. The details of the statuses are left out once the
-    /// page has more than `max_bytes` of them.
+    /// A page of a user's jobs, the newest first; `page` counts from 0. The details of the statuses are left out once
+    /// the page has more than `max_bytes` of them.
     ///
     /// # Errors
     /// SQLite's.

@@ -1,13 +1,14 @@
 //! A durable map from numbers to bytes, in which damage to the files costs at most the records that it hits.
 //!
-//! The map is a SQLite database, `journal.db`, in WAL mode. Each body is kept as frames with a checksum, none of which is
-//! ever split over pages. At every start the files are read and checked as raw bytes, before SQLite may touch
-//! them; if anything is wrong, all whole frames are taken out of the raw bytes into a new database, and the damaged files
-//! are kept aside. Fsync policy: [`Journal::write`] hands the changes to the operating system, so they survive the death of
-//! the process, and [`Journal::sync`] waits until all that was written before is on the disk, so it survives a power cut.
+//! The map is a SQLite database, `journal.db`, in WAL mode. Each body is kept as frames with a checksum, none of which
+//! is ever split over pages. At every start the files are read and checked as raw bytes, before SQLite may touch them;
+//! if anything is wrong, all whole frames are taken out of the raw bytes into a new database, and the damaged files are
+//! kept aside. Fsync policy: [`Journal::write`] hands the changes to the operating system, so they survive the death of
+//! the process, and [`Journal::sync`] waits until all that was written before is on the disk, so it survives a power
+//! cut.
 //!
-//! After damage a record may be gone ([`Damage::lost`]), and one that was overwritten or deleted shortly before may be back
-//! as it was; what is returned was always written under its id, byte for byte.
+//! After damage a record may be gone ([`Damage::lost`]), and one that was overwritten or deleted shortly before may be
+//! back as it was; what is returned was always written under its id, byte for byte.
 
 mod frame;
 mod image;
@@ -80,8 +81,8 @@ pub struct Recovered {
 /// Something was wrong with the files.
 #[derive(Debug)]
 pub struct Damage {
-    /// Records of which something was found, but not all of their newest version. Some of them may have been deleted shortly
-    /// before, and others may be gone without a trace, as when a file is cut.
+    /// Records of which something was found, but not all of their newest version. Some of them may have been deleted
+    /// shortly before, and others may be gone without a trace, as when a file is cut.
     pub lost: usize,
     /// The damaged database as it was found (its log beside it, with `-wal`): to be looked at, or removed.
     pub kept_aside: PathBuf,
@@ -108,8 +109,8 @@ impl Journal {
         [DATABASE, LOG, BUILT].iter().any(|name| folder.join(name).exists())
     }
 
-    /// Opens or makes the journal of a folder, and gives its records. Takes the folder's lock, until the journal is dropped
-    /// or the process ends. Reads both files into memory, for a time about three times their size.
+    /// Opens or makes the journal of a folder, and gives its records. Takes the folder's lock, until the journal is
+    /// dropped or the process ends. Reads both files into memory, for a time about three times their size.
     ///
     /// # Errors
     /// [`StoreError::InUse`] with the owner's process id; the system's and SQLite's. Damage is no error.
@@ -174,14 +175,14 @@ impl Journal {
         Ok(Recovered { records: found.records.into_iter().map(|(id, record)| (id, record.body)).collect(), damage })
     }
 
-    /// Makes the changes in their order, all or none. When it returns, they survive the death of this process, not yet a
-    /// power cut. Now and then it waits for the disk, when SQLite moves the log's pages into the database.
+    /// Makes the changes in their order, all or none. When it returns, they survive the death of this process, not yet
+    /// a power cut. Now and then it waits for the disk, when SQLite moves the log's pages into the database.
     ///
     /// # Errors
     /// [`StoreError::Id`], [`StoreError::Body`], SQLite's; then nothing was changed.
     pub fn write<'a>(&mut self, changes: impl IntoIterator<Item = Change<'a>>) -> Result<(), StoreError> {
-        // SQLite's own checkpoint would have the log written over from its beginning, where an interrupted write looks like
-        // damage. Before the changes, so that its failure leaves nothing half done.
+        // SQLite's own checkpoint would have the log written over from its beginning, where an interrupted write looks
+        // like damage. Before the changes, so that its failure leaves nothing half done.
         if self.log.metadata().map_err(file_error(&self.log_path))?.len() >= LOG_BYTES {
             self.database.checkpoint()?;
         }
@@ -198,8 +199,8 @@ impl Journal {
         self.log.sync_data().map_err(file_error(&self.log_path))
     }
 
-    /// Moves the log into the database, removes it, and lets the lock go. Dropping a journal does the same, but cannot tell
-    /// of errors.
+    /// Moves the log into the database, removes it, and lets the lock go. Dropping a journal does the same, but cannot
+    /// tell of errors.
     ///
     /// # Errors
     /// SQLite's; nothing is lost then, the log stays.
@@ -363,7 +364,8 @@ fn build(folder: &Path, found: &salvage::Found) -> Result<(), StoreError> {
     sync_folder(folder)
 }
 
-/// Puts a built database in its place and keeps aside what was there, which it names. Begins again where it was interrupted.
+/// Puts a built database in its place and keeps aside what was there, which it names. Begins again where it was
+/// interrupted.
 fn install(folder: &Path) -> Result<Option<PathBuf>, StoreError> {
     let (built, database) = (folder.join(BUILT), folder.join(DATABASE));
     if !built.exists() {

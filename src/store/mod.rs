@@ -1,7 +1,7 @@
 //! The embedded database (SQLite) under a role's `--state-dir`.
 //!
-//! Each role has one file and one connection, owned by one thread. A commit is on disk when it returns (write-ahead log,
-//! `synchronous = FULL`), so what was promised to a peer after a commit survives `kill -9` and a power cut.
+//! Each role has one file and one connection, owned by one thread. A commit is on disk when it returns (write-ahead
+//! log, `synchronous = FULL`), so what was promised to a peer after a commit survives `kill -9` and a power cut.
 
 pub mod jobs;
 pub mod journal;

@@ -1,7 +1,7 @@
 //! The miner's receipts: the signed word of validators, countersigned, kept until it no longer counts.
 //!
-//! A receipt is stored as the texts that were signed and the signatures over them, so that it can be shown later exactly
-//! as it was agreed on. One validator has at most one receipt of each kind for a job.
+//! A receipt is stored as the texts that were signed and the signatures over them, so that it can be shown later
+//! exactly as it was agreed on. One validator has at most one receipt of each kind for a job.
 
 use std::path::Path;
 
@@ -68,8 +68,8 @@ impl ReceiptRow {
 pub struct ReceiptStore(Connection);
 
 impl ReceiptStore {
-    /// Opens (or makes) the file, and deletes receipts written more than [`RECEIPT_RETENTION_US`] before `now_us`. Blocks
-    /// on the disk.
+    /// Opens (or makes) the file, and deletes receipts written more than [`RECEIPT_RETENTION_US`] before `now_us`.
+    /// Blocks on the disk.
     ///
     /// # Errors
     /// [`StoreError`], naming the file.
@@ -80,8 +80,8 @@ impl ReceiptStore {
         Ok(Self(connection))
     }
 
-    /// Stores receipts in one transaction; says for each whether it is new (`false`: that validator's receipt of that kind
-    /// for that job is already there, and stays). Blocks on the disk; on it when this returns.
+    /// Stores receipts in one transaction; says for each whether it is new (`false`: that validator's receipt of that
+    /// kind for that job is already there, and stays). Blocks on the disk; on it when this returns.
     ///
     /// # Errors
     /// [`StoreError::Sql`]; then none was stored.

@@ -1,7 +1,7 @@
 //! The end of one task: settled once, seen by every waiter. The only place where a task and its waiters meet.
 //!
-//! A task is *settled* by whoever ends it first (its worker, a cancel, a limit) and *published* when the table knows of it,
-//! so that a waiter that returns finds the table up to date. Modelled in `tests/model.rs`.
+//! A task is *settled* by whoever ends it first (its worker, a cancel, a limit) and *published* when the table knows of
+//! it, so that a waiter that returns finds the table up to date. Modelled in `tests/model.rs`.
 
 use std::time::{Duration, Instant};
 
@@ -163,7 +163,8 @@ impl<W, O> Cell<W, O> {
         self.changed(lock(&self.shown));
     }
 
-    /// Waits until there is something newer than `seen`, or the deadline: gives the version, and whether the task has ended.
+    /// Waits until there is something newer than `seen`, or the deadline: gives the version, and whether the task has
+    /// ended.
     pub fn watch(&self, seen: u32, deadline: Instant) -> (u32, bool) {
         let mut shown = lock(&self.shown);
         loop {

@@ -1,7 +1,7 @@
 //! Moments at which something is due, earliest first. Pure.
 //!
-//! What is no longer wanted stays until it is due, because looking it up would cost more than popping it; it is thrown out
-//! when it outnumbers the rest.
+//! What is no longer wanted stays until it is due, because looking it up would cost more than popping it; it is thrown
+//! out when it outnumbers the rest.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

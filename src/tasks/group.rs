@@ -6,10 +6,11 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use super::context::TaskContext;
+use super::error::TaskError;
 use super::handle::TaskHandle;
 use super::manager::{SubmitError, Tasks};
 use super::options::TaskOptions;
-use super::state::{CancelReason, TaskError, TaskState};
+use super::state::{CancelReason, TaskState};
 use super::store::TaskId;
 use crate::base::lock::{lock, wait_timeout};
 use crate::base::waits::waiting_unless_said;
@@ -21,15 +22,15 @@ pub struct Group<T: 'static, E: 'static> {
     meeting: Arc<Meeting>,
 }
 
-/// Where the ends of the members are told.
+/// Where the ends of the members are reported.
 #[derive(Default)]
 struct Meeting {
-    state: Mutex<State>,
+    state: Mutex<GroupState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct GroupState {
     ids: Vec<TaskId>,
     /// In the order of their ends.
     ended: VecDeque<usize>,
@@ -40,7 +41,8 @@ struct State {
 #[derive(Debug, thiserror::Error)]
 #[error("task {index} of the group: {error}")]
 pub struct GroupError<E> {
-    /// Which failed first, in the order of submission; the rest was cancelled. If the time was over: one that still runs.
+    /// Which failed first, in the order of submission; the rest was cancelled. If the time was over: one that still
+    /// runs.
     pub index: usize,
     /// What became of it.
     pub error: TaskError<E>,
@@ -139,7 +141,7 @@ impl Meeting {
             if first { state.ids.clone() } else { Vec::new() }
         };
         self.changed.notify_all();
-        rest.into_iter().for_each(|id| tasks.cancel_for(id, CancelReason::Group));
+        rest.into_iter().for_each(|id| _ = tasks.cancel_for(id, CancelReason::Group));
     }
 
     fn next(&self, deadline: Instant) -> Option<usize> {

@@ -5,17 +5,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::cell::Waited;
+use super::error::TaskError;
 use super::info::TaskInfo;
-use super::shared::{Shared, YIELDS};
-use super::state::{CancelReason, TaskError};
+use super::scheduler::Scheduler;
+use super::state::{CancelReason, Progress};
 use super::store::TaskId;
-use super::task::{Job, Progress, Typed};
+use super::task::{TaskRef, TypedTask};
 
-/// Waits for a task and takes its result. Dropping it leaves the task to itself: its result is then dropped when it comes.
+/// How often a waiter gives the processor away before it sleeps: a short task ends within the time that a sleep and a
+/// wake-up take. Without it, a call takes 1.2 times the processor time.
+const YIELDS: usize = 8;
+
+/// Waits for a task and takes its result. Dropping it leaves the task to itself: its result is then dropped when it
+/// comes.
 #[must_use = "without its handle nobody sees a task's result"]
 pub struct TaskHandle<T, E> {
-    shared: Arc<Shared>,
-    task: Arc<dyn Typed<T, E>>,
+    scheduler: Arc<Scheduler>,
+    task: Arc<dyn TypedTask<T, E>>,
 }
 
 impl<T, E> fmt::Debug for TaskHandle<T, E> {
@@ -25,8 +31,8 @@ impl<T, E> fmt::Debug for TaskHandle<T, E> {
 }
 
 impl<T: 'static, E: 'static> TaskHandle<T, E> {
-    pub(super) fn new(shared: Arc<Shared>, task: Arc<dyn Typed<T, E>>) -> Self {
-        Self { shared, task }
+    pub(super) fn new(scheduler: Arc<Scheduler>, task: Arc<dyn TypedTask<T, E>>) -> Self {
+        Self { scheduler, task }
     }
 
     /// The task's id, for [`super::Tasks`].
@@ -51,7 +57,6 @@ impl<T: 'static, E: 'static> TaskHandle<T, E> {
     }
 
     fn wait_until(&self, deadline: Option<Instant>) -> Result<T, TaskError<E>> {
-        // A short task ends within the time that a sleep and a wake-up take.
         for _ in 0..YIELDS {
             if self.task.has_ended() || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 break;
@@ -60,21 +65,22 @@ impl<T: 'static, E: 'static> TaskHandle<T, E> {
         }
         match self.task.wait(deadline) {
             Waited::Ended(outcome) => {
-                outcome.map_err(|failure| failure.told(self.task.head(), self.shared.config.result_bytes))
+                outcome.map_err(|failure| failure.into_error(self.task.head(), self.scheduler.config.result_bytes))
             }
             Waited::Taken => Err(TaskError::Taken),
             Waited::Still => Err(TaskError::StillRunning),
         }
     }
 
-    /// Tells the task to end: one that waits ends at once, one that runs sees its signal. False if it has ended already.
+    /// Tells the task to end: one that waits ends at once, one that runs sees its signal. False if it has ended
+    /// already.
     pub fn cancel(&self) -> bool {
         self.cancel_for(CancelReason::Requested)
     }
 
     pub(super) fn cancel_for(&self, reason: CancelReason) -> bool {
-        let job: Arc<dyn Job> = self.task.clone();
-        self.shared.cut(self.id(), &job, reason)
+        let task: TaskRef = self.task.clone();
+        self.scheduler.cancel(self.id(), &task, reason)
     }
 
     /// Whether the task has ended.
@@ -89,12 +95,12 @@ impl<T: 'static, E: 'static> TaskHandle<T, E> {
 
     /// What the manager knows of it; `None` once it is forgotten.
     pub fn info(&self) -> Option<TaskInfo> {
-        self.shared.info(self.id())
+        self.scheduler.info(self.id())
     }
 
     /// Follows its progress: each call of the watch gives the newest, none twice.
     pub fn watch(&self) -> ProgressWatch {
-        ProgressWatch { job: self.task.clone(), seen: 0 }
+        ProgressWatch { task: self.task.clone(), seen: 0 }
     }
 }
 
@@ -107,13 +113,13 @@ impl<T, E> Drop for TaskHandle<T, E> {
 
 /// The progress of one task, the newest at a time, so that a slow watcher costs nothing.
 pub struct ProgressWatch {
-    job: Arc<dyn Job>,
+    task: TaskRef,
     seen: u32,
 }
 
 impl fmt::Debug for ProgressWatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ProgressWatch({})", self.job.head().id())
+        write!(f, "ProgressWatch({})", self.task.head().id())
     }
 }
 
@@ -133,9 +139,9 @@ impl ProgressWatch {
     pub fn next(&mut self, timeout: Duration) -> Watched {
         let deadline = Instant::now() + timeout;
         let before = self.seen;
-        let (seen, ended) = self.job.watch(before, deadline);
+        let (seen, ended) = self.task.watch(before, deadline);
         self.seen = seen;
-        let news = self.job.head().progress();
+        let news = self.task.head().progress();
         match news {
             Some(progress) if seen != before && !ended => Watched::Progress(progress),
             _ if ended => Watched::Ended,

@@ -1,20 +1,16 @@
-//! What can be seen of tasks: one, many, all in numbers. Serialized times are seconds.
+//! What can be seen of tasks: one, many, all in numbers. Serialized times are seconds. Pure.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::options::Extras;
 use super::queue::Priority;
-use super::shared::{Sched, Shared};
-use super::state::TaskState;
-use super::store::{Entry, Record, TaskId, What};
-use super::task::{Job, Progress};
+use super::state::{Progress, TaskState};
+use super::store::TaskId;
 
 /// Running and unresponsive tasks that a [`TasksStatus`] lists of each: a page, not the table.
-const LISTED: usize = 100;
+pub(super) const LISTED: usize = 100;
 
 /// One task at a moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -84,12 +80,11 @@ impl Filter {
         Self { state: Some(state), ..Self::default() }
     }
 
-    fn takes(&self, seen: &Seen<'_>) -> bool {
-        let key = || seen.extras.and_then(|extras| extras.key.as_ref()).map(|key| &*key.name);
-        let value = |name: &String| seen.extras.and_then(|extras| extras.metadata.get(name));
-        self.state.is_none_or(|state| state == seen.state)
-            && self.name.as_ref().is_none_or(|name| name == seen.name)
-            && self.key.as_ref().is_none_or(|wanted| key() == Some(wanted))
+    pub(super) fn takes(&self, task: &TaskView<'_>) -> bool {
+        let value = |name: &String| task.metadata.and_then(|metadata| metadata.get(name));
+        self.state.is_none_or(|state| state == task.state)
+            && self.name.as_ref().is_none_or(|name| name == task.name)
+            && self.key.as_deref().is_none_or(|wanted| task.key == Some(wanted))
             && self.metadata.as_ref().is_none_or(|(name, wanted)| value(name) == Some(wanted))
     }
 }
@@ -134,94 +129,43 @@ pub struct Counts {
     pub cancelled: usize,
 }
 
-/// A task in the table, ended or not.
-struct Seen<'a> {
-    id: TaskId,
-    name: &'a str,
-    extras: Option<&'a Extras>,
-    job: Option<&'a Arc<dyn Job>>,
-    state: TaskState,
-    attempts: u32,
-    error: Option<&'a str>,
-    unresponsive: bool,
-    /// In nanoseconds since the manager's start.
-    submitted: u64,
-    started: Option<Instant>,
-    ended: Option<Instant>,
+/// What the table shows of a task, ended or not.
+pub(super) struct TaskView<'a> {
+    pub(super) id: TaskId,
+    pub(super) name: &'a str,
+    pub(super) priority: Priority,
+    pub(super) key: Option<&'a str>,
+    pub(super) metadata: Option<&'a BTreeMap<String, String>>,
+    pub(super) state: TaskState,
+    pub(super) attempts: u32,
+    pub(super) error: Option<&'a str>,
+    pub(super) unresponsive: bool,
+    /// Since the manager's start.
+    pub(super) submitted: Duration,
+    pub(super) started: Option<Instant>,
+    pub(super) ended: Option<Instant>,
 }
 
-impl<'a> Seen<'a> {
-    fn open(id: TaskId, entry: &'a Entry<Arc<dyn Job>>) -> Self {
-        let head = entry.job.head();
-        Self {
-            id,
-            name: head.name(),
-            extras: head.extras(),
-            job: Some(&entry.job),
-            state: entry.state,
-            attempts: entry.attempts,
-            error: None,
-            unresponsive: false,
-            submitted: head.submitted(),
-            started: entry.started,
-            ended: None,
-        }
-    }
-
-    fn ended(record: &'a Record<Arc<dyn Job>>) -> Self {
-        let (name, job) = match &record.what {
-            What::Name(name) => (*name, None),
-            What::Job(job) => (job.head().name(), Some(job)),
-        };
-        Self {
-            id: record.id,
-            name,
-            extras: job.and_then(|job| job.head().extras()),
-            job,
-            state: record.state,
-            attempts: record.attempts,
-            error: record.error.as_deref(),
-            unresponsive: record.unresponsive,
-            submitted: record.submitted,
-            started: record.started,
-            ended: Some(record.ended),
-        }
-    }
-
+impl TaskView<'_> {
     /// `start` is the manager's.
-    fn info(&self, start: Instant, now: Instant) -> TaskInfo {
+    pub(super) fn info(&self, start: Instant, now: Instant, progress: Option<Progress>) -> TaskInfo {
         let since = |at: Instant| now.saturating_duration_since(at);
         TaskInfo {
             id: self.id,
             name: self.name.to_owned(),
             state: self.state,
-            priority: self.extras.map_or_else(Priority::default, |extras| extras.priority),
-            key: self.extras.and_then(|extras| extras.key.as_ref()).map(|key| key.name.to_string()),
-            metadata: self.extras.map(|extras| extras.metadata.clone()).unwrap_or_default(),
+            priority: self.priority,
+            key: self.key.map(str::to_owned),
+            metadata: self.metadata.cloned().unwrap_or_default(),
             attempts: self.attempts,
-            progress: self.job.and_then(|job| job.head().progress()),
+            progress,
             error: self.error.map(str::to_owned),
             unresponsive: self.unresponsive,
-            age: Some(since(start + Duration::from_nanos(self.submitted))),
+            age: Some(since(start + self.submitted)),
             started: self.started.map(since),
             ended: self.ended.map(since),
         }
     }
-}
-
-/// Of all tasks those that are `wanted`, in the order in which they were accepted, `most` at most.
-fn listed(
-    sched: &Sched,
-    start: Instant,
-    now: Instant,
-    most: usize,
-    wanted: impl Fn(&Seen<'_>) -> bool,
-) -> Vec<TaskInfo> {
-    let ended = sched.store.ended().map(Seen::ended);
-    let all = sched.store.open().map(|(id, entry)| Seen::open(id, entry)).chain(ended);
-    let mut seen: Vec<Seen<'_>> = all.filter(wanted).collect();
-    seen.sort_unstable_by_key(|seen| seen.id);
-    seen.iter().take(most).map(|seen| seen.info(start, now)).collect()
 }
 
 impl From<[usize; 5]> for Counts {
@@ -233,43 +177,6 @@ impl From<[usize; 5]> for Counts {
             completed: count(TaskState::Completed),
             failed: count(TaskState::Failed),
             cancelled: count(TaskState::Cancelled),
-        }
-    }
-}
-
-impl Shared {
-    pub(super) fn info(&self, id: TaskId) -> Option<TaskInfo> {
-        let now = self.config.clock.now();
-        let mut sched = self.lock();
-        if let Some(entry) = sched.store.get(id) {
-            return Some(Seen::open(id, entry).info(self.since, now));
-        }
-        sched.store.record(id).map(|record| Seen::ended(record).info(self.since, now))
-    }
-
-    pub(super) fn list(&self, filter: &Filter) -> Vec<TaskInfo> {
-        let now = self.config.clock.now();
-        listed(&self.lock(), self.since, now, filter.most.unwrap_or(usize::MAX), |seen| filter.takes(seen))
-    }
-
-    pub(super) fn counts(&self) -> Counts {
-        self.count().into()
-    }
-
-    pub(super) fn status(&self) -> TasksStatus {
-        let now = self.config.clock.now();
-        let sched = self.lock();
-        TasksStatus {
-            name: self.config.name.to_owned(),
-            counts: TaskState::ALL.map(|state| sched.store.count(state)).into(),
-            delayed: sched.delayed,
-            queue: self.config.queue,
-            workers: sched.workers,
-            workers_max: self.config.workers,
-            idle: sched.idle(),
-            written_off: sched.written_off,
-            running: listed(&sched, self.since, now, LISTED, |seen| seen.state == TaskState::Running),
-            unresponsive: listed(&sched, self.since, now, LISTED, |seen| seen.unresponsive),
         }
     }
 }

@@ -1,23 +1,25 @@
 //! The manager: starts the threads, takes tasks, stops.
 //!
 //! Owner: whoever holds the [`TaskManager`]. Its workers (`name-0`, …) block in the task queue, then in whatever a task
-//! does; its reaper (`name-time`) blocks until the next moment at which something is due. Kick: closing the manager, which
-//! raises the signal of every task. Ends: the workers with nothing in hand, the reaper at once, when it is closed.
+//! does; its reaper (`name-time`) blocks until the next moment at which something is due. Kick: closing the manager,
+//! which raises the signal of every task. Ends: the workers with nothing to run, the reaper at once, when it is
+//! closed.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::context::TaskContext;
+use super::error::Refusal;
 use super::handle::TaskHandle;
 use super::info::{Counts, Filter, TaskInfo, TasksStatus};
 use super::options::{TaskConfig, TaskOptions};
 use super::retry::{Retries, RetryPolicy};
-use super::shared::{Refusal, Shared};
+use super::scheduler::{MakeTask, Scheduler};
 use super::state::CancelReason;
 use super::store::TaskId;
-use super::task::{Job, OnceWork, RetriedWork, Task, Work, keep_backtraces};
-use crate::base::stop::Step;
+use super::task::{AnyTask, OnceWork, RetriedWork, Task, TaskRef, Work};
+use crate::base::stop::{Step, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 
 /// A manager cannot be started.
@@ -61,8 +63,10 @@ pub struct TasksReport {
     pub unresponsive: Vec<TaskInfo>,
 }
 
-/// Owns the threads on which tasks run. Dropping it cancels every task and blocks until all have ended;
-/// [`TaskManager::stop`] does so in order and with a budget.
+/// Owns the threads on which tasks run; [`TaskManager::stop`] ends them in order and with a budget.
+///
+/// Dropping it cancels every task and blocks until all have ended, within [`crate::base::stop::CANCEL_BUDGET`]: what does
+/// not end is left behind with its thread.
 #[must_use = "dropping the manager stops it"]
 pub struct TaskManager {
     tasks: Tasks,
@@ -78,9 +82,6 @@ impl fmt::Debug for TaskManager {
 impl TaskManager {
     /// Starts the reaper; workers are started as tasks need them.
     ///
-    /// The first manager of a process puts a panic hook before the one that is there, which keeps the backtraces of panicking
-    /// tasks and then calls the one that was there.
-    ///
     /// # Errors
     /// [`ConfigError`] with every problem of the numbers; then nothing was started.
     pub fn start(config: TaskConfig) -> Result<Self, ConfigError> {
@@ -88,15 +89,14 @@ impl TaskManager {
         if !problems.is_empty() {
             return Err(ConfigError(problems));
         }
-        keep_backtraces();
         let clock = config.clock.clone();
-        let shared = Arc::new(Shared::new(config));
-        let weak = Arc::downgrade(&shared);
-        clock.on_advance(move || weak.upgrade().inspect(|shared| shared.tick()).is_some());
-        let (reaping, kicked) = (shared.clone(), shared.clone());
+        let scheduler = Arc::new(Scheduler::new(config));
+        let weak = Arc::downgrade(&scheduler);
+        clock.on_advance(move || weak.upgrade().inspect(|scheduler| scheduler.tick()).is_some());
+        let (reaping, kicked) = (scheduler.clone(), scheduler.clone());
         let kick = Kick::new("the next deadline of a task", move || kicked.close());
-        let reaper = spawn(format!("{}-time", shared.config.name), kick, move || reaping.reap());
-        Ok(Self { tasks: Tasks { shared }, reaper: Some(reaper) })
+        let reaper = spawn(format!("{}-time", scheduler.config.name), kick, move || reaping.reap());
+        Ok(Self { tasks: Tasks { scheduler }, reaper: Some(reaper) })
     }
 
     /// What tasks are submitted with; may outlive the manager.
@@ -106,30 +106,34 @@ impl TaskManager {
 
     /// Takes no more tasks; returns at once. Those whose time has not come are cancelled, all others go on.
     pub fn close(&self) {
-        drop(self.tasks.shared.drain());
-        self.tasks.shared.stop.drain();
+        drop(self.tasks.scheduler.drain());
+        self.tasks.scheduler.env.stop.drain();
     }
 
-    /// Stops in order: takes no more tasks, lets those that wait and run end within the step's budget, cancels the rest and
-    /// gives it [`crate::base::stop::CANCEL_BUDGET`], joins every thread. What does not end even then is named in the report,
-    /// its waiters are woken, and its thread is a straggler of the step.
+    /// Stops in order: takes no more tasks, lets those that wait and run end within the step's budget, cancels the rest
+    /// and gives it [`crate::base::stop::CANCEL_BUDGET`], joins every thread. What does not end even then is named in
+    /// the report, its waiters are woken, and its thread is a straggler of the step.
     pub fn stop(mut self, step: &mut Step) -> TasksReport {
-        let shared = self.tasks.shared.clone();
-        let emptied = shared.drain();
-        shared.stop.drain();
+        self.end(step)
+    }
+
+    fn end(&mut self, step: &mut Step) -> TasksReport {
         let mut report = TasksReport::default();
-        if !step.wait(&emptied) {
-            report.cancelled = shared.cancel_all();
+        let scheduler = &self.tasks.scheduler;
+        let drained = scheduler.drain();
+        scheduler.env.stop.drain();
+        if !step.wait(&drained) {
+            report.cancelled = scheduler.cancel_all();
             step.extend_for_cancel();
-            let grace = shared.config.cancel_grace.min(step.deadline().saturating_duration_since(Instant::now()));
+            let left = step.deadline().saturating_duration_since(Instant::now());
             // Whoever waits for a disconnect and sees none goes on to give up what is left.
-            let _ended = emptied.recv_timeout(grace);
+            let _drained = drained.recv_timeout(scheduler.config.cancel_grace.min(left));
         }
-        shared.give_up_all();
+        scheduler.give_up_all();
         let unresponsive = |info: &TaskInfo| info.unresponsive;
-        report.unresponsive = shared.list(&Filter::default()).into_iter().filter(unresponsive).collect();
-        shared.close();
-        for thread in shared.crew() {
+        report.unresponsive = scheduler.list(&Filter::default()).into_iter().filter(unresponsive).collect();
+        scheduler.close();
+        for thread in scheduler.take_workers() {
             step.join(thread);
         }
         if let Some(reaper) = self.reaper.take() {
@@ -144,10 +148,8 @@ impl TaskManager {
 
 impl Drop for TaskManager {
     fn drop(&mut self) {
-        if let Some(reaper) = self.reaper.take() {
-            self.tasks.shared.close();
-            drop(reaper);
-            drop(self.tasks.shared.crew());
+        if self.reaper.is_some() {
+            stop_dropped(|step| drop(self.end(step)));
         }
     }
 }
@@ -155,12 +157,12 @@ impl Drop for TaskManager {
 /// Submits tasks and looks at them; cheap to clone.
 #[derive(Clone)]
 pub struct Tasks {
-    shared: Arc<Shared>,
+    scheduler: Arc<Scheduler>,
 }
 
 impl fmt::Debug for Tasks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Tasks({}, {:?})", self.shared.config.name, self.counts())
+        write!(f, "Tasks({}, {:?})", self.scheduler.config.name, self.counts())
     }
 }
 
@@ -170,10 +172,6 @@ fn once<F>(error: SubmitError<OnceWork<F>>) -> SubmitError<F> {
 }
 
 impl Tasks {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
-    }
-
     /// Has `work` done by a worker. Blocks for room as the options, or else the configuration, say; a stop ends that.
     ///
     /// # Errors
@@ -185,7 +183,7 @@ impl Tasks {
         E: fmt::Display + Send + 'static,
     {
         let task = self.accept(options.into(), OnceWork(Some(work)), false).map_err(once)?;
-        Ok(TaskHandle::new(self.shared.clone(), task))
+        Ok(TaskHandle::new(self.scheduler.clone(), task))
     }
 
     /// As [`Tasks::submit`], for work that is tried again when it fails.
@@ -204,13 +202,13 @@ impl Tasks {
         E: fmt::Display + Send + 'static,
     {
         let task = self
-            .accept(options.into().heavy(), RetriedWork(work, Retries::new(policy)), false)
+            .accept(options.into().in_table(), RetriedWork(work, Retries::new(policy)), false)
             .map_err(|error| SubmitError { refusal: error.refusal, work: error.work.0 })?;
-        Ok(TaskHandle::new(self.shared.clone(), task))
+        Ok(TaskHandle::new(self.scheduler.clone(), task))
     }
 
-    /// Has `work` done as [`Tasks::submit`] does, for whoever does not want its result and needs no handle: it is found by its
-    /// id, and its failure is seen there.
+    /// Has `work` done as [`Tasks::submit`] does, for whoever does not want its result and needs no handle: it is found
+    /// by its id, and its failure is seen there.
     ///
     /// # Errors
     /// [`SubmitError`], with the work.
@@ -224,9 +222,8 @@ impl Tasks {
         if options.extras.is_some() {
             return self.accept(options, OnceWork(Some(work)), true).map(|task| task.head().id()).map_err(once);
         }
-        let work = self.shared.empties.0.fill::<F, T, E>(work);
-        let accepted = self.shared.accept_bare(options.name, work, self.shared.config.when_full);
-        accepted.map_err(|(refusal, work)| SubmitError { refusal, work: work.into_inner() })
+        let accepted = self.scheduler.accept_detached(options.name, work);
+        accepted.map_err(|(refusal, work)| SubmitError { refusal, work })
     }
 
     fn accept<T, E, W>(
@@ -241,7 +238,7 @@ impl Tasks {
         E: fmt::Display + Send + 'static,
     {
         let task = Arc::new(Task::new(options, work, unwanted));
-        match self.shared.accept(task.clone(), self.shared.config.when_full) {
+        match self.scheduler.accept(task.clone()) {
             Ok(_) => Ok(task),
             Err(refusal) => {
                 let work = task.into_work().expect("work that nobody has accepted is there");
@@ -250,9 +247,9 @@ impl Tasks {
         }
     }
 
-    /// Does `work` once every `period` until the value that this gives is dropped; for the first time after one period. Each
-    /// time is a task of its own, with these options. A time at which the one before still runs, or the queue has no room,
-    /// is left out.
+    /// Does `work` once every `period` until the value that this gives is dropped; for the first time after one period.
+    /// Each time is a task of its own, with these options. A time at which the one before still runs, or the queue has
+    /// no room, is left out.
     ///
     /// # Errors
     /// [`Refusal::Stopping`].
@@ -271,40 +268,30 @@ impl Tasks {
     {
         assert!(!period.is_zero(), "a period of zero is no period");
         let work = Arc::new(work);
-        let make = move || -> Arc<dyn Job> {
+        let make: MakeTask = Arc::new(move || -> TaskRef {
             let work = work.clone();
-            let mut options = options();
-            if let Some(extras) = &mut options.extras {
-                // The thread that sees to all deadlines does not wait for room.
-                extras.when_full = None;
-            }
-            Arc::new(Task::new(options, OnceWork(Some(move |cx: &TaskContext<'_>| work(cx))), true))
-        };
-        let number = self.shared.add_period(period, Arc::new(make))?;
-        Ok(Periodic { shared: self.shared.clone(), number })
+            Arc::new(Task::new(options(), OnceWork(Some(move |cx: &TaskContext<'_>| work(cx))), true))
+        });
+        let number = self.scheduler.add_period(period, make)?;
+        Ok(Periodic { scheduler: self.scheduler.clone(), number })
     }
 
     /// Tells a task to end; see [`TaskHandle::cancel`]. False if it has ended, or is unknown.
     pub fn cancel(&self, id: TaskId) -> bool {
-        let job = self.shared.lock().store.get(id).map(|entry| entry.job.clone());
-        job.is_some_and(|job| self.shared.cut(id, &job, CancelReason::Requested))
+        self.cancel_for(id, CancelReason::Requested)
     }
 
-    pub(super) fn cancel_for(&self, id: TaskId, reason: CancelReason) {
-        let job = self.shared.lock().store.get(id).map(|entry| entry.job.clone());
-        if let Some(job) = job {
-            self.shared.cut(id, &job, reason);
-        }
+    pub(super) fn cancel_for(&self, id: TaskId, reason: CancelReason) -> bool {
+        self.scheduler.task(id).is_some_and(|task| self.scheduler.cancel(id, &task, reason))
     }
 
     /// Blocks until a task has ended, `timeout` at most. Its result stays with its handle.
     pub fn wait_ended(&self, id: TaskId, timeout: Duration) -> Ended {
-        let job = self.shared.lock().store.get(id).map(|entry| entry.job.clone());
-        let Some(job) = job else { return self.info(id).map_or(Ended::Unknown, Ended::Yes) };
+        let Some(task) = self.scheduler.task(id) else { return self.info(id).map_or(Ended::Unknown, Ended::Yes) };
         let deadline = Instant::now() + timeout;
         let mut seen = 0;
         loop {
-            let (version, ended) = job.watch(seen, deadline);
+            let (version, ended) = task.watch(seen, deadline);
             if ended {
                 return self.info(id).map_or(Ended::Unknown, Ended::Yes);
             }
@@ -317,17 +304,18 @@ impl Tasks {
 
     /// What is known of a task; `None` if it is unknown or forgotten.
     pub fn info(&self, id: TaskId) -> Option<TaskInfo> {
-        self.shared.info(id)
+        self.scheduler.info(id)
     }
 
-    /// The known tasks that `filter` takes, in the order in which they were accepted. Looks at the whole table under its lock: for people, not for every task.
+    /// The known tasks that `filter` takes, in the order in which they were accepted. Looks at the whole table under
+    /// its lock: for people, not for every task.
     pub fn list(&self, filter: &Filter) -> Vec<TaskInfo> {
-        self.shared.list(filter)
+        self.scheduler.list(filter)
     }
 
     /// How many known tasks are in each state; takes the same time however many there are.
     pub fn counts(&self) -> Counts {
-        self.shared.counts()
+        self.scheduler.counts()
     }
 
     /// How many tasks wait or run.
@@ -338,14 +326,14 @@ impl Tasks {
 
     /// All of it in numbers, with the tasks at work.
     pub fn status(&self) -> TasksStatus {
-        self.shared.status()
+        self.scheduler.status()
     }
 }
 
 /// A periodic task; dropping it ends the repetition, not a run that has begun.
 #[must_use = "dropping it ends the repetition"]
 pub struct Periodic {
-    shared: Arc<Shared>,
+    scheduler: Arc<Scheduler>,
     number: u64,
 }
 
@@ -358,29 +346,29 @@ impl fmt::Debug for Periodic {
 impl Periodic {
     /// Times that were left out.
     pub fn skipped(&self) -> u64 {
-        self.shared.lock().periods.get(&self.number).map_or(0, |period| period.skipped)
+        self.scheduler.skipped(self.number)
     }
 }
 
 impl Drop for Periodic {
     fn drop(&mut self) {
-        self.shared.remove_period(self.number);
+        self.scheduler.remove_period(self.number);
     }
 }
 
 #[cfg(test)]
 impl Tasks {
     /// Whether a task was told to end.
-    pub(super) fn shared_cancelled(&self, id: TaskId) -> bool {
-        self.shared.lock().store.get(id).is_some_and(|entry| entry.job.head().cancelled().is_some())
+    pub(super) fn is_cancelled(&self, id: TaskId) -> bool {
+        self.scheduler.task(id).is_some_and(|task| task.head().cancelled().is_some())
     }
 
-    pub(super) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
+    pub(super) fn scheduler(&self) -> &Arc<Scheduler> {
+        &self.scheduler
     }
 
     /// Entries of the queue, with those that were cancelled in place.
     pub(super) fn queue_len(&self) -> usize {
-        self.shared.lock().ready.len()
+        self.scheduler.lock().table.ready.len()
     }
 }

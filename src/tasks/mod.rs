@@ -1,17 +1,17 @@
 //! Tasks on threads: submitted, watched, limited, cancelled, and never lost sight of.
 //!
-//! [`TaskManager`] owns the threads; [`Tasks`] submits; a [`TaskHandle`] waits for one task and takes its result; the work
-//! sees a [`TaskContext`]. A task is `PENDING`, `RUNNING`, and then `COMPLETED`, `FAILED` or `CANCELLED` for good; one that
-//! is retried goes from `RUNNING` back to `PENDING` ([`TaskState::may_become`]).
+//! [`TaskManager`] owns the threads; [`Tasks`] submits; a [`TaskHandle`] waits for one task and takes its result; the
+//! work sees a [`TaskContext`]. A task is `PENDING`, `RUNNING`, and then `COMPLETED`, `FAILED` or `CANCELLED` for good;
+//! one that is retried goes from `RUNNING` back to `PENDING` ([`TaskState::may_become`]).
 //!
 //! * Every queue has a limit and a rule for "full" ([`WhenFull`]); a refused task's work is handed back.
-//! * A panic is a result, with its message and backtrace.
+//! * A panic is a result, with its message, and with its backtrace if the program keeps those ([`keep_backtraces`]).
 //! * Limits in time are separate ([`Limits`]): waiting, running, in all, silence.
-//! * A task that does not end when it is told to is marked unresponsive and its worker replaced, so that it costs a thread
-//!   but not the pool; the stop names it.
+//! * A task that does not end when it is told to is marked unresponsive and its worker replaced, so that it costs a
+//!   thread but not the pool; the stop names it.
 //! * Nothing polls: a manager with nothing to do does not wake.
-//! * A task with a plain `&str` for a name and nothing else is several times as cheap as one with options; without a handle
-//!   ([`Tasks::spawn`]) it is cheaper still.
+//! * A task with a plain `&str` for a name and nothing else is several times as cheap as one with options; without a
+//!   handle ([`Tasks::spawn`]) it is cheaper still.
 //!
 //! ```
 //! use std::time::Duration;
@@ -38,34 +38,38 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod bare;
 mod cell;
 mod context;
 mod deadlines;
+mod error;
+mod fast;
 mod group;
+mod guard;
 mod handle;
+mod head;
 mod info;
-mod light;
 mod manager;
 mod options;
 mod queue;
 mod retry;
-mod shared;
+mod scheduler;
+mod sleepers;
 mod state;
 mod store;
+mod table;
 mod task;
 #[cfg(test)]
 mod tests;
 
-pub use context::{Interrupted, TaskContext};
+pub use context::TaskContext;
+pub use error::{Interrupted, Panic, Refusal, TaskError};
 pub use group::{Group, GroupError};
+pub use guard::keep_backtraces;
 pub use handle::{ProgressWatch, TaskHandle, Watched};
 pub use info::{Counts, Filter, TaskInfo, TasksStatus};
 pub use manager::{ConfigError, Ended, Periodic, SubmitError, TaskManager, Tasks, TasksReport};
 pub use options::{Limits, TaskConfig, TaskOptions, WhenFull};
 pub use queue::Priority;
 pub use retry::RetryPolicy;
-pub use shared::Refusal;
-pub use state::{CancelReason, Limit, TaskError, TaskState};
+pub use state::{CancelReason, Limit, Progress, TaskState};
 pub use store::TaskId;
-pub use task::{Panic, Progress};

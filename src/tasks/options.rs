@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::queue::{Key, Priority};
-use super::state::{Limit, TaskState};
-use super::{Progress, TaskId};
+use super::state::{Limit, Progress, TaskState};
+use super::store::TaskId;
 use crate::base::clock::Clock;
 use crate::base::shutdown::Shutdown;
 
@@ -48,19 +48,20 @@ pub struct TaskConfig {
     pub cancel_grace: Duration,
     /// Unresponsive tasks whose workers are replaced; further ones do cost their worker.
     pub unresponsive: usize,
-    /// Where the time comes from; a test's hand may be on it.
+    /// Where the time comes from: the system, or a test.
     pub clock: Clock,
 }
 
 impl TaskConfig {
-    /// As many workers as the machine has processors; room for 8,192 waiting and 100,000 delayed tasks, one more waits for
-    /// room; 10,000 ended tasks are kept for an hour; results of up to 16 MiB; 5 s to end when told, then at most 64 workers
-    /// are replaced.
+    /// As many workers as the machine has processors; room for 8,192 waiting and 100,000 delayed tasks, one more waits
+    /// for room; 10,000 ended tasks are kept for an hour; results of up to 16 MiB; 5 s to end when told, then at most
+    /// 64 workers are replaced.
     pub fn new(name: &'static str) -> Self {
         Self {
             name,
             workers: std::thread::available_parallelism().map_or(1, usize::from),
-            // Enough that neither side stands still while the other has lost the processor: some milliseconds of short tasks.
+            // Enough that neither side stands still while the other has lost the processor: some milliseconds of short
+            // tasks.
             queue: 8192,
             delayed: 100_000,
             when_full: WhenFull::Block,
@@ -123,8 +124,8 @@ impl Limits {
 
 /// What a task is given beside its work.
 ///
-/// A task with a `&'static str` for a name and nothing else is the cheapest, several times: it needs no allocation but its
-/// own, and goes to the workers by the batch.
+/// A task with a `&'static str` for a name and nothing else is the cheapest, several times: it needs no allocation but
+/// its own, and goes to the workers by the batch.
 pub struct TaskOptions {
     pub(super) name: &'static str,
     pub(super) extras: Option<Box<Extras>>,
@@ -181,7 +182,7 @@ impl TaskOptions {
     }
 
     /// Of a task that is more than its name, and so known to the table from the start.
-    pub(super) fn heavy(self) -> Self {
+    pub(super) fn in_table(self) -> Self {
         self.with(|_| {})
     }
 
@@ -246,13 +247,14 @@ impl TaskOptions {
         self.with(|extras| extras.when_full = Some(when_full))
     }
 
-    /// Called on the task's thread with each progress; must not block for long. A panic of it is logged and costs nothing.
+    /// Called on the task's thread with each progress; must not block for long. A panic of it is logged and costs
+    /// nothing.
     pub fn on_progress(self, f: impl Fn(TaskId, &Progress) + Send + Sync + 'static) -> Self {
         self.with(|extras| extras.on_progress = Some(Box::new(f)))
     }
 
-    /// Called once when the task has ended, after its waiters were woken, on the thread that ended it; must not block. A
-    /// panic of it is logged and costs nothing.
+    /// Called once when the task has ended, after its waiters were woken, on the thread that ended it; must not block.
+    /// A panic of it is logged and costs nothing.
     pub fn on_end(self, f: impl FnOnce(TaskId, TaskState) + Send + 'static) -> Self {
         self.with(|extras| extras.on_end = Mutex::new(Some(Box::new(f))))
     }

@@ -9,7 +9,8 @@ type Predicate<E> = Box<dyn Fn(&E) -> bool + Send + Sync>;
 
 /// How often, after which delays, and for which errors a task is tried again: exponential with full jitter.
 ///
-/// A panic is not tried again unless [`RetryPolicy::also_panics`] says so; a cancel or an exceeded total limit never is.
+/// A panic is not tried again unless [`RetryPolicy::also_panics`] says so; a cancel or an exceeded total limit never
+/// is.
 pub struct RetryPolicy<E> {
     attempts: u32,
     delays: BackoffConfig,

@@ -1,7 +1,6 @@
 //! What a task can be, and which steps are legal. Pure.
 
 use std::fmt;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +14,7 @@ pub enum TaskState {
     Running,
     /// Ended with a result.
     Completed,
-    /// Ended with an error, a panic, or over a limit; [`TaskError`] says which.
+    /// Ended with an error, a panic, or over a limit; [`super::TaskError`] says which.
     Failed,
     /// Ended because somebody asked for it.
     Cancelled,
@@ -30,7 +29,8 @@ impl TaskState {
         !matches!(self, Self::Pending | Self::Running)
     }
 
-    /// Whether a task in this state may step into that one: forward, or from running back to pending for another attempt.
+    /// Whether a task in this state may step into that one: forward, or from running back to pending for another
+    /// attempt.
     pub fn may_become(self, next: Self) -> bool {
         match self {
             Self::Pending => matches!(next, Self::Running | Self::Failed | Self::Cancelled),
@@ -87,8 +87,26 @@ pub enum CancelReason {
     Group,
     /// The manager stops, and the time to finish is over.
     Stopping,
-    /// It has exceeded this limit; its end is then [`TaskError::TimedOut`].
+    /// It has exceeded this limit; its end is then [`super::TaskError::TimedOut`].
     Limit(Limit),
+}
+
+impl CancelReason {
+    /// The state in which a task ends for this reason.
+    pub(super) fn end_state(self) -> TaskState {
+        match self {
+            Self::Limit(_) => TaskState::Failed,
+            _ => TaskState::Cancelled,
+        }
+    }
+
+    /// What is noted as the error of a task that ended for this reason.
+    pub(super) fn error_text(self) -> String {
+        match self {
+            Self::Limit(limit) => format!("took too long {limit}"),
+            reason => format!("cancelled {reason}"),
+        }
+    }
 }
 
 impl fmt::Display for CancelReason {
@@ -102,48 +120,13 @@ impl fmt::Display for CancelReason {
     }
 }
 
-/// Why there is no result (yet).
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TaskError<E> {
-    /// It has not ended within the time that the caller would wait; it goes on.
-    #[error("the task has not ended yet")]
-    StillRunning,
-    /// Its work returned this error.
-    #[error("the task failed: {0}")]
-    Failed(E),
-    /// Its work panicked.
-    #[error("the task panicked: {0}")]
-    Panicked(super::Panic),
-    /// It exceeded a limit.
-    #[error("the task took too long {limit}: more than {after:.1?}")]
-    TimedOut {
-        /// Which.
-        limit: Limit,
-        /// The limit itself.
-        after: Duration,
-    },
-    /// It was cancelled.
-    #[error("the task was cancelled {0}")]
-    Cancelled(CancelReason),
-    /// Its result is larger than results may be.
-    #[error("the task's result has {bytes} bytes; at most {limit} are kept")]
-    TooLarge {
-        /// Its size.
-        bytes: usize,
-        /// The manager's limit.
-        limit: usize,
-    },
-    /// The result was taken by an earlier wait.
-    #[error("the task's result was taken before")]
-    Taken,
-}
-
-impl<E> TaskError<E> {
-    /// Whether the task has ended.
-    pub fn has_ended(&self) -> bool {
-        !matches!(self, Self::StillRunning)
-    }
+/// How far a task has come.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// 0 to 100.
+    pub percent: u8,
+    /// What it does just now.
+    pub message: String,
 }
 
 #[cfg(test)]

@@ -32,8 +32,8 @@ impl fmt::Display for TaskId {
 
 /// What the table knows of a task that waits or runs.
 #[derive(Debug)]
-pub(super) struct Entry<J> {
-    pub(super) job: J,
+pub(super) struct OpenTask<J> {
+    pub(super) task: J,
     /// Pending or running.
     pub(super) state: TaskState,
     /// When the present or last attempt began.
@@ -52,7 +52,7 @@ pub(super) struct Entry<J> {
 #[derive(Debug)]
 pub(super) enum What<J> {
     Name(&'static str),
-    Job(J),
+    Task(J),
 }
 
 /// What is kept of a task that has ended.
@@ -73,7 +73,8 @@ pub(super) struct Record<J> {
     pub(super) error: Option<Box<str>>,
 }
 
-/// For ids, which are numbers in a row and nobody's to choose: neighbours are kept together, because they come and go together.
+/// For ids, which are numbers in a row and nobody's to choose: neighbours are kept together, because they come and go
+/// together.
 #[derive(Debug, Default)]
 pub(super) struct InARow(u64);
 
@@ -87,8 +88,8 @@ impl Hasher for InARow {
     }
 
     fn write_u64(&mut self, number: u64) {
-        // The map takes the place from the lower bits, and from the upper 7 what tells those of one place apart: these are
-        // mixed, by 2^64 over the golden ratio.
+        // The map takes the place from the lower bits, and from the upper 7 what tells those of one place apart: these
+        // are mixed, by 2^64 over the golden ratio.
         const UPPER: u64 = !(u64::MAX >> 7);
         self.0 = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) & UPPER | number & !UPPER;
     }
@@ -99,12 +100,13 @@ type ById<V> = HashMap<TaskId, V, BuildHasherDefault<InARow>>;
 /// All tasks.
 #[derive(Debug)]
 pub(super) struct Store<J> {
-    open: ById<Entry<J>>,
+    open: ById<OpenTask<J>>,
     /// The oldest first.
     ended: VecDeque<Record<J>>,
     /// Records that were forgotten, so the serial number of the oldest that was not.
     forgotten: u64,
-    /// The serial numbers of records, of those before `indexed`: it grows when somebody asks, and most programs never do.
+    /// The serial numbers of records, of those before `indexed`: it grows when somebody asks, and most programs never
+    /// do.
     index: ById<u64>,
     indexed: u64,
     counts: [usize; 5],
@@ -128,19 +130,19 @@ impl<J> Store<J> {
     }
 
     /// Adds a pending task.
-    pub(super) fn insert(&mut self, id: TaskId, job: J) {
+    pub(super) fn insert(&mut self, id: TaskId, task: J) {
         let state = TaskState::Pending;
-        let entry = Entry { job, state, started: None, attempts: 0, worker: None, armed: 0, delayed: false };
+        let entry = OpenTask { task, state, started: None, attempts: 0, worker: None, armed: 0, delayed: false };
         self.open.insert(id, entry);
         self.counts[state as usize] += 1;
     }
 
     /// A task that has not ended.
-    pub(super) fn get(&self, id: TaskId) -> Option<&Entry<J>> {
+    pub(super) fn get(&self, id: TaskId) -> Option<&OpenTask<J>> {
         self.open.get(&id)
     }
 
-    pub(super) fn get_mut(&mut self, id: TaskId) -> Option<&mut Entry<J>> {
+    pub(super) fn get_mut(&mut self, id: TaskId) -> Option<&mut OpenTask<J>> {
         self.open.get_mut(&id)
     }
 
@@ -160,7 +162,7 @@ impl<J> Store<J> {
     }
 
     /// Takes a legal step; one that is not is a bug of the caller, and changes nothing.
-    fn step(&mut self, id: TaskId, to: TaskState) -> Option<&mut Entry<J>> {
+    fn step(&mut self, id: TaskId, to: TaskState) -> Option<&mut OpenTask<J>> {
         let entry = self.open.get_mut(&id)?;
         if !entry.state.may_become(to) {
             debug_assert!(false, "task {id} cannot go from {} to {to}", entry.state);
@@ -173,14 +175,14 @@ impl<J> Store<J> {
     }
 
     /// The task has ended; its entry, if it was not taken out before.
-    pub(super) fn take_out(&mut self, id: TaskId) -> Option<Entry<J>> {
+    pub(super) fn take_out(&mut self, id: TaskId) -> Option<OpenTask<J>> {
         let entry = self.open.remove(&id)?;
         self.counts[entry.state as usize] -= 1;
         Some(entry)
     }
 
-    /// Keeps what is left of a task that has ended, and forgets the oldest if there are too many. What this gives back is to
-    /// be dropped outside of any lock.
+    /// Keeps what is left of a task that has ended, and forgets the oldest if there are too many. What this gives back
+    /// is to be dropped outside of any lock.
     pub(super) fn keep(&mut self, record: Record<J>) -> Option<J> {
         self.counts[record.state as usize] += 1;
         self.ended.push_back(record);
@@ -206,7 +208,8 @@ impl<J> Store<J> {
         self.ended.front()?.ended.checked_add(self.keep)
     }
 
-    /// Forgets one ended task that is too old, if there is one; what it gives back is to be dropped outside of any lock.
+    /// Forgets one ended task that is too old, if there is one; what it gives back is to be dropped outside of any
+    /// lock.
     pub(super) fn forget(&mut self, now: Instant) -> Option<Option<J>> {
         self.next_forgotten().is_some_and(|at| at <= now).then(|| self.forget_oldest())
     }
@@ -220,12 +223,12 @@ impl<J> Store<J> {
         self.counts[record.state as usize] -= 1;
         match record.what {
             What::Name(_) => None,
-            What::Job(job) => Some(job),
+            What::Task(task) => Some(task),
         }
     }
 
     /// All tasks that have not ended, in no order.
-    pub(super) fn open(&self) -> impl Iterator<Item = (TaskId, &Entry<J>)> {
+    pub(super) fn open(&self) -> impl Iterator<Item = (TaskId, &OpenTask<J>)> {
         self.open.iter().map(|(id, entry)| (*id, entry))
     }
 
@@ -257,7 +260,7 @@ mod tests {
         assert!(entry.state.may_become(state));
         store.keep(Record {
             id,
-            what: What::Job(entry.job),
+            what: What::Task(entry.task),
             state,
             submitted: 0,
             started: entry.started,

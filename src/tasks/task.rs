@@ -1,227 +1,23 @@
 //! One task: its work, its head that everybody may look at, and its cell.
 
 use std::any::{Any, TypeId};
-use std::backtrace::Backtrace;
-use std::cell::{Cell as ThreadCell, RefCell};
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Once, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
 use super::cell::{Cell, Waited};
-use super::context::TaskContext;
-use super::options::{Extras, Grown, TaskOptions};
+use super::context::{Attempt, TaskContext, TaskEnv};
+use super::error::{Panic, TaskError};
+use super::guard::{error_text, guarded, tolerated};
+use super::head::Head;
+use super::options::TaskOptions;
 use super::retry::Retries;
-use super::state::{CancelReason, Limit, TaskError, TaskState};
+use super::state::{CancelReason, TaskState};
 use super::store::TaskId;
 use crate::base::lock::lock;
-use crate::base::shutdown::Shutdown;
-use crate::base::thread::panic_message;
-
-/// How far a task has come.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Progress {
-    /// 0 to 100.
-    pub percent: u8,
-    /// What it does just now.
-    pub message: String,
-}
-
-/// A panic of a task's work.
-#[derive(Clone)]
-pub struct Panic(Arc<(String, Option<Backtrace>)>);
-
-impl Panic {
-    /// What the panic said.
-    pub fn message(&self) -> &str {
-        &self.0.0
-    }
-
-    /// From where; showing it looks the symbols up, which takes milliseconds. `None` only if the program has put a panic
-    /// hook of its own in place of the one that keeps it.
-    pub fn backtrace(&self) -> Option<&Backtrace> {
-        self.0.1.as_ref()
-    }
-}
-
-impl fmt::Display for Panic {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.message())
-    }
-}
-
-impl fmt::Debug for Panic {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Panic").field("message", &self.message()).finish_non_exhaustive()
-    }
-}
-
-thread_local! {
-    static AT_WORK: ThreadCell<bool> = const { ThreadCell::new(false) };
-    static BACKTRACE: RefCell<Option<Backtrace>> = const { RefCell::new(None) };
-}
-
-/// Only the hook sees the stack of a panic, so it is put before the program's own; it acts on threads that run a task, and
-/// then calls the one before.
-pub(super) fn keep_backtraces() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let before = take_hook();
-        set_hook(Box::new(move |info| {
-            if AT_WORK.try_with(ThreadCell::get).unwrap_or(false) {
-                // It fails only while the thread's own values are being dropped, and then no task runs.
-                let _ = BACKTRACE.try_with(|kept| kept.replace(Some(Backtrace::force_capture())));
-            }
-            before(info);
-        }));
-    });
-}
-
-/// Runs the user's code: a panic of it becomes a value.
-pub(super) fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, Panic> {
-    let outer = AT_WORK.replace(true);
-    let result = catch_unwind(AssertUnwindSafe(f));
-    AT_WORK.set(outer);
-    result.map_err(|payload| {
-        let message = panic_message(payload.as_ref());
-        // A payload may panic when it is dropped; it is leaked rather than dropped a second time.
-        if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-            std::mem::forget(again);
-        }
-        Panic(Arc::new((message, BACKTRACE.take())))
-    })
-}
-
-/// As [`guarded`], for what may panic and nobody waits for.
-pub(super) fn tolerated(what: &str, f: impl FnOnce()) {
-    if let Err(panic) = guarded(f) {
-        log::error!("{what} panicked: {panic}");
-    }
-}
-
-/// What everybody may know of a task.
-pub(super) struct Head {
-    name: &'static str,
-    /// Given with the task, or made when something first grows.
-    extras: OnceLock<Box<Extras>>,
-    id: AtomicU64,
-    /// In nanoseconds since the manager's start.
-    submitted: AtomicU64,
-    cancel: AtomicU8,
-    /// Its name is all that it was given.
-    light: bool,
-}
-
-const REASONS: [CancelReason; 7] = [
-    CancelReason::Requested,
-    CancelReason::Group,
-    CancelReason::Stopping,
-    CancelReason::Limit(Limit::Queue),
-    CancelReason::Limit(Limit::Run),
-    CancelReason::Limit(Limit::Total),
-    CancelReason::Limit(Limit::Silence),
-];
-
-impl Head {
-    fn new(options: TaskOptions) -> Self {
-        let TaskOptions { name, extras } = options;
-        let light = extras.is_none();
-        let extras = extras.map_or_else(OnceLock::new, OnceLock::from);
-        let (id, submitted, cancel) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU8::new(0));
-        Self { name, extras, id, submitted, cancel, light }
-    }
-
-    /// What it was given beside its name; nothing for a light task.
-    pub(super) fn extras(&self) -> Option<&Extras> {
-        if self.light { None } else { self.extras.get().map(Box::as_ref) }
-    }
-
-    pub(super) fn name(&self) -> &str {
-        self.extras().and_then(|extras| extras.name.as_deref()).unwrap_or(self.name)
-    }
-
-    /// The name, if that is all there is to tell.
-    pub(super) fn only_name(&self) -> Option<&'static str> {
-        (self.light && self.progress().is_none()).then_some(self.name)
-    }
-
-    /// Whether it has more than its name, from the start or since.
-    pub(super) fn has_grown(&self) -> bool {
-        self.extras.get().is_some()
-    }
-
-    fn grown(&self) -> &Grown {
-        &self.extras.get_or_init(Box::default).grown
-    }
-
-    /// How far the task has come; nothing before its first word.
-    pub(super) fn progress(&self) -> Option<Progress> {
-        lock(&self.extras.get()?.grown.progress).clone()
-    }
-
-    pub(super) fn set_progress(&self, progress: Progress) {
-        *lock(&self.grown().progress) = Some(progress);
-    }
-
-    /// A sign of life, in nanoseconds since the manager's start.
-    pub(super) fn show_life(&self, at: u64) {
-        self.grown().alive.store(at, Ordering::Relaxed);
-    }
-
-    /// The last sign of life.
-    pub(super) fn alive(&self) -> u64 {
-        self.grown().alive.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn id(&self) -> TaskId {
-        TaskId::from_u64(self.id.load(Ordering::Relaxed))
-    }
-
-    /// In nanoseconds since the manager's start.
-    pub(super) fn submitted(&self) -> u64 {
-        self.submitted.load(Ordering::Relaxed)
-    }
-
-    /// It is accepted; before others can see it.
-    pub(super) fn accept(&self, id: TaskId, submitted: u64) {
-        self.id.store(id.as_u64(), Ordering::Relaxed);
-        self.submitted.store(submitted, Ordering::Relaxed);
-    }
-
-    /// Why it was told to end, if it was.
-    pub(super) fn cancelled(&self) -> Option<CancelReason> {
-        match self.cancel.load(Ordering::SeqCst) {
-            0 => None,
-            n => REASONS.get(usize::from(n) - 1).copied(),
-        }
-    }
-
-    /// Tells it to end; the first reason stays.
-    pub(super) fn cancel(&self, reason: CancelReason) {
-        let code = REASONS.iter().position(|r| *r == reason).map_or(1, |n| n as u8 + 1);
-        // A second reason changes nothing, so its failure is of no interest.
-        let _ = self.cancel.compare_exchange(0, code, Ordering::SeqCst, Ordering::SeqCst);
-        if let Some(signal) = self.extras.get().and_then(|extras| extras.grown.signal.get()) {
-            signal.cancel();
-        }
-    }
-
-    /// Made when first asked for, because most tasks never do.
-    pub(super) fn signal(&self, parent: &Shutdown) -> &Shutdown {
-        let signal = self.grown().signal.get_or_init(|| parent.child());
-        // Whoever cancelled before the signal was there could not raise it.
-        if self.cancelled().is_some() {
-            signal.cancel();
-        }
-        signal
-    }
-}
 
 /// How an attempt ended.
-pub(super) enum End {
+pub(super) enum AttemptEnd {
     /// It is tried again after a delay.
     Again(Duration),
     /// For good; why there is no result, in words.
@@ -230,30 +26,24 @@ pub(super) enum End {
     Late,
 }
 
+/// A task of any type, shared by the table, its worker and its handle.
+pub(super) type TaskRef = Arc<dyn AnyTask>;
+
 /// A task whose types do not matter.
-pub(super) trait Job: Send + Sync {
+pub(super) trait AnyTask: Send + Sync {
     fn head(&self) -> &Head;
 
     /// Runs one attempt on the calling thread, says how it ended, and then shows it to the waiters.
-    fn run(&self, cx: &TaskContext<'_>, ended: &mut dyn FnMut(End));
+    fn run(&self, env: &TaskEnv, attempt: Attempt, ended: &mut dyn FnMut(AttemptEnd));
 
     /// See [`Cell`].
     fn begin(&self) -> bool;
     fn settle_pending(&self) -> bool;
     fn settle_running(&self) -> bool;
-    fn note(&self);
     fn watch(&self, seen: u32, deadline: Instant) -> (u32, bool);
 
     /// Shows the waiters an end without a result, for `reason`; drops the work if nobody runs it.
-    fn publish_cut(&self, reason: CancelReason);
-}
-
-/// The end that a reason leads to.
-pub(super) fn state_of(reason: CancelReason) -> TaskState {
-    match reason {
-        CancelReason::Limit(_) => TaskState::Failed,
-        _ => TaskState::Cancelled,
-    }
+    fn publish_cancelled(&self, reason: CancelReason);
 }
 
 /// What a task does.
@@ -278,11 +68,6 @@ impl<T, E, F: FnOnce(&TaskContext<'_>) -> Result<T, E> + Send> Work<T, E> for On
     }
 }
 
-/// What the user's code says of an error.
-pub(super) fn words(error: &impl fmt::Display) -> String {
-    guarded(|| error.to_string()).unwrap_or_else(|panic| format!("it failed, and its error panicked: {panic}"))
-}
-
 /// Work that can be tried again.
 pub(super) struct RetriedWork<F, E>(pub(super) F, pub(super) Retries<E>);
 
@@ -300,11 +85,11 @@ impl<T, E: Send, F: FnMut(&TaskContext<'_>) -> Result<T, E> + Send> Work<T, E> f
     }
 }
 
-/// Why a task has no result, without what can be told later.
+/// Why a task has no result, without what the task's submitter knows.
 pub(super) enum Failure<E> {
     Failed(E),
     Panicked(Panic),
-    Cut(CancelReason),
+    Cancelled(CancelReason),
     /// So many bytes.
     TooLarge(usize),
 }
@@ -313,15 +98,15 @@ pub(super) type Outcome<T, E> = Result<T, Failure<E>>;
 
 impl<E> Failure<E> {
     /// In the words of the task's submitter.
-    pub(super) fn told(self, head: &Head, result_bytes: usize) -> TaskError<E> {
+    pub(super) fn into_error(self, head: &Head, result_bytes: usize) -> TaskError<E> {
         match self {
             Self::Failed(error) => TaskError::Failed(error),
             Self::Panicked(panic) => TaskError::Panicked(panic),
-            Self::Cut(CancelReason::Limit(limit)) => {
+            Self::Cancelled(CancelReason::Limit(limit)) => {
                 let after = head.extras().and_then(|extras| extras.limits.of(limit)).unwrap_or_default();
                 TaskError::TimedOut { limit, after }
             }
-            Self::Cut(reason) => TaskError::Cancelled(reason),
+            Self::Cancelled(reason) => TaskError::Cancelled(reason),
             Self::TooLarge(bytes) => TaskError::TooLarge { bytes, limit: result_bytes },
         }
     }
@@ -330,14 +115,14 @@ impl<E> Failure<E> {
         match self {
             Self::Failed(error) => Failure::Failed(error),
             Self::Panicked(panic) => Failure::Panicked(panic.clone()),
-            Self::Cut(reason) => Failure::Cut(*reason),
+            Self::Cancelled(reason) => Failure::Cancelled(*reason),
             Self::TooLarge(bytes) => Failure::TooLarge(*bytes),
         }
     }
 }
 
 /// What a handle holds: a task whose work does not matter.
-pub(super) trait Typed<T, E>: Job {
+pub(super) trait TypedTask<T, E>: AnyTask {
     /// See [`Cell`].
     fn wait(&self, deadline: Option<Instant>) -> Waited<Outcome<T, E>>;
     fn abandon(&self) -> Option<Outcome<T, E>>;
@@ -369,10 +154,7 @@ impl<W: Work<T, E>, T: Send + 'static, E: fmt::Display + Send + 'static> Task<W,
 
     /// As [`Task::lent`], in the memory of one that has not grown.
     pub(super) fn lend_again(&mut self, name: &'static str, id: TaskId, submitted: u64) {
-        debug_assert!(self.head.light && !self.head.has_grown(), "it is as small as a new one");
-        self.head.name = name;
-        self.head.cancel = AtomicU8::new(0);
-        self.head.accept(id, submitted);
+        self.head.reuse(name, id, submitted);
         self.cell = Cell::lent();
     }
 
@@ -382,31 +164,46 @@ impl<W: Work<T, E>, T: Send + 'static, E: fmt::Display + Send + 'static> Task<W,
     }
 
     /// Runs the work once.
-    pub(super) fn call(&self, work: &mut W, cx: &TaskContext<'_>) -> Result<Result<T, E>, Panic> {
-        let result = guarded(|| work.call(cx));
+    fn call(&self, work: &mut W, env: &TaskEnv, attempt: Attempt) -> Result<Result<T, E>, Panic> {
+        let changed = || self.cell.note();
+        let cx = TaskContext::new(env, &self.head, attempt, &changed);
+        let result = guarded(|| work.call(&cx));
         if let Err(panic) = &result {
             log::error!("task {} ({}) panicked: {panic}", self.head.id(), self.head.name());
         }
         result
     }
 
+    /// As [`AnyTask::run`], with work that is not tried again and that the caller keeps. What the waiters are then to
+    /// be shown, for [`Task::publish`], if anybody can come to see it.
+    pub(super) fn run_lent(
+        &self,
+        work: &mut W,
+        env: &TaskEnv,
+        attempt: Attempt,
+        ended: &mut dyn FnMut(AttemptEnd),
+    ) -> Option<(TaskState, Outcome<T, E>)> {
+        let result = self.call(work, env, attempt);
+        self.end(result, env, ended)
+    }
+
     /// Says how the task ended; what its waiters are then to be shown, unless others have ended it before.
-    pub(super) fn end(
+    fn end(
         &self,
         result: Result<Result<T, E>, Panic>,
-        cx: &TaskContext<'_>,
-        ended: &mut dyn FnMut(End),
+        env: &TaskEnv,
+        ended: &mut dyn FnMut(AttemptEnd),
     ) -> Option<(TaskState, Outcome<T, E>)> {
-        let (state, outcome) = self.conclude(result, cx.result_bytes());
+        let (state, outcome) = self.conclude(result, env.result_bytes);
         if !self.cell.settle_running() {
             tolerated("dropping a result", || drop(outcome));
-            ended(End::Late);
+            ended(AttemptEnd::Late);
             return None;
         }
         // The text is made by the user's code, too.
         let failure = outcome.as_ref().err();
-        let told = failure.map(|failure| words(&failure.as_ref().told(&self.head, cx.result_bytes())));
-        ended(End::Ended(state, told));
+        let error = failure.map(|failure| error_text(&failure.as_ref().into_error(&self.head, env.result_bytes)));
+        ended(AttemptEnd::Ended(state, error));
         Some((state, outcome))
     }
 
@@ -422,7 +219,7 @@ impl<W: Work<T, E>, T: Send + 'static, E: fmt::Display + Send + 'static> Task<W,
                 }
             }
             (Err(panic), _) => (TaskState::Failed, Err(Failure::Panicked(panic))),
-            (Ok(Err(_)), Some(reason)) => (state_of(reason), Err(Failure::Cut(reason))),
+            (Ok(Err(_)), Some(reason)) => (reason.end_state(), Err(Failure::Cancelled(reason))),
             (Ok(Err(error)), None) => (TaskState::Failed, Err(Failure::Failed(error))),
         }
     }
@@ -438,7 +235,7 @@ impl<W: Work<T, E>, T: Send + 'static, E: fmt::Display + Send + 'static> Task<W,
     }
 }
 
-impl<W, T, E> Job for Task<W, T, E>
+impl<W, T, E> AnyTask for Task<W, T, E>
 where
     W: Work<T, E>,
     T: Send + 'static,
@@ -448,9 +245,9 @@ where
         &self.head
     }
 
-    fn run(&self, cx: &TaskContext<'_>, ended: &mut dyn FnMut(End)) {
+    fn run(&self, env: &TaskEnv, attempt: Attempt, ended: &mut dyn FnMut(AttemptEnd)) {
         let mut work = self.cell.take_work().expect("whoever begins a task is the only one to have its work");
-        let result = self.call(&mut work, cx);
+        let result = self.call(&mut work, env, attempt);
         let error = match &result {
             Ok(Ok(_)) => None,
             Ok(Err(error)) => Some(Some(error)),
@@ -458,11 +255,11 @@ where
         };
         if let Some(error) = error
             && self.head.cancelled().is_none()
-            && let Some(delay) = work.again(error, cx.now(), cx.random())
+            && let Some(delay) = work.again(error, env.now(), env.random())
         {
             self.cell.put_work_back(work);
             if self.cell.again() {
-                return ended(End::Again(delay));
+                return ended(AttemptEnd::Again(delay));
             }
             let work = self.cell.take_work();
             tolerated("dropping a task's work", || drop(work));
@@ -470,7 +267,7 @@ where
             // Before the end is shown: what the work has captured is free when its waiters wake.
             tolerated("dropping a task's work", || drop(work));
         }
-        if let Some((state, outcome)) = self.end(result, cx, ended) {
+        if let Some((state, outcome)) = self.end(result, env, ended) {
             self.publish(state, outcome);
         }
     }
@@ -487,22 +284,18 @@ where
         self.cell.settle_running()
     }
 
-    fn note(&self) {
-        self.cell.note();
-    }
-
     fn watch(&self, seen: u32, deadline: Instant) -> (u32, bool) {
         self.cell.watch(seen, deadline)
     }
 
-    fn publish_cut(&self, reason: CancelReason) {
+    fn publish_cancelled(&self, reason: CancelReason) {
         let work = self.cell.take_work();
         tolerated("dropping a task's work", || drop(work));
-        self.publish(state_of(reason), Err(Failure::Cut(reason)));
+        self.publish(reason.end_state(), Err(Failure::Cancelled(reason)));
     }
 }
 
-impl<W, T, E> Typed<T, E> for Task<W, T, E>
+impl<W, T, E> TypedTask<T, E> for Task<W, T, E>
 where
     W: Work<T, E>,
     T: Send + 'static,
@@ -526,7 +319,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_light_task_is_small_enough_not_to_cost_the_allocators_lock() {
+    fn an_inline_task_is_small_enough_not_to_cost_the_allocators_lock() {
         fn size<F: FnOnce(&TaskContext<'_>) -> Result<(), String> + Send>(_: F) -> usize {
             // With the two counts of its `Arc`.
             size_of::<Task<OnceWork<F>, (), String>>() + 2 * size_of::<usize>()

@@ -17,30 +17,30 @@ use crate::base::scope;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::{StopReport, Stopping};
 use crate::base::thread::{Group as Threads, Kick, spawn};
+pub(super) use crate::base::wait::{LONG, until};
 use crate::base::waits::Activity;
 
-pub(super) const LONG: Duration = Duration::from_secs(60);
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
 
 pub(super) type Text = String;
 
 /// A manager with a clock that stands still; its drop stops it and checks that no thread is left.
-pub(super) struct House {
+pub(super) struct Fixture {
     manager: Option<TaskManager>,
     pub(super) tasks: Tasks,
     pub(super) clock: Clock,
     threads: Threads,
 }
 
-pub(super) fn house(change: impl FnOnce(TaskConfig) -> TaskConfig) -> House {
+pub(super) fn fixture(change: impl FnOnce(TaskConfig) -> TaskConfig) -> Fixture {
     let threads = Threads::enter();
     let clock = Clock::manual();
     let config = TaskConfig { clock: clock.clone(), ..TaskConfig::new("t-task").workers(2) };
     let manager = TaskManager::start(change(config)).unwrap();
-    House { tasks: manager.handle(), manager: Some(manager), clock, threads }
+    Fixture { tasks: manager.handle(), manager: Some(manager), clock, threads }
 }
 
-impl House {
+impl Fixture {
     pub(super) fn stop(&mut self, budget: Duration) -> (TasksReport, StopReport) {
         let mut stopping = Stopping::new(&Shutdown::new());
         let manager = self.manager.take().unwrap();
@@ -49,7 +49,7 @@ impl House {
     }
 }
 
-impl Drop for House {
+impl Drop for Fixture {
     fn drop(&mut self) {
         drop(self.manager.take());
         if !std::thread::panicking() {
@@ -79,15 +79,6 @@ pub(super) fn begin(begun: &Receiver<()>) {
     begun.recv_timeout(LONG).expect("the task begins");
 }
 
-/// Looks again and again, until something is so that nobody tells.
-fn until(what: impl Fn() -> bool) {
-    let far = Instant::now() + LONG;
-    while !what() {
-        assert!(Instant::now() < far, "it does not come to that");
-        std::thread::yield_now();
-    }
-}
-
 pub(super) fn quick(tasks: &Tasks, options: impl Into<TaskOptions>) -> TaskHandle<(), Text> {
     tasks.submit(options, |_| Ok(())).unwrap()
 }
@@ -107,20 +98,21 @@ fn the_docs_show_the_example_that_is_tested() {
 
 #[test]
 fn a_result_an_error_and_a_panic_are_told_apart() {
-    let house = house(|c| c);
-    assert_eq!(house.tasks.submit("sum", |_| Ok::<_, Text>(1 + 1)).unwrap().wait().unwrap(), 2);
-    let failed = house.tasks.submit("fails", |_| Err::<(), _>("no".to_owned())).unwrap();
+    let fixture = fixture(|c| c);
+    assert_eq!(fixture.tasks.submit("sum", |_| Ok::<_, Text>(1 + 1)).unwrap().wait().unwrap(), 2);
+    let failed = fixture.tasks.submit("fails", |_| Err::<(), _>("no".to_owned())).unwrap();
     let id = failed.id();
     assert!(matches!(failed.wait(), Err(TaskError::Failed(error)) if error == "no"));
-    let info = house.tasks.info(id).unwrap();
+    let info = fixture.tasks.info(id).unwrap();
     assert_eq!((info.state, info.error.as_deref()), (TaskState::Failed, Some("the task failed: no")));
-    let panicked = house.tasks.submit("panics", |_| -> Result<(), Text> { panic!("boom {}", 7) }).unwrap();
+    keep_backtraces();
+    let panicked = fixture.tasks.submit("panics", |_| -> Result<(), Text> { panic!("boom {}", 7) }).unwrap();
     let Err(TaskError::Panicked(panic)) = panicked.wait() else { panic!("expected a panic") };
     assert_eq!(panic.message(), "boom 7");
-    let trace = panic.backtrace().expect("the hook keeps it").to_string();
+    let trace = panic.backtrace().expect("it is kept").to_string();
     assert!(trace.contains("tasks::tests"), "{trace}");
     // The worker lives on.
-    quick(&house.tasks, "after").wait().unwrap();
+    quick(&fixture.tasks, "after").wait().unwrap();
 }
 
 struct Bomb;
@@ -133,16 +125,16 @@ impl Drop for Bomb {
 
 #[test]
 fn a_panic_anywhere_in_a_task_costs_no_worker_and_no_waiter() {
-    let house = house(|c| c.workers(1));
+    let fixture = fixture(|c| c.workers(1));
     let bomb = Bomb;
-    let carries = house.tasks.submit("carries", move |_| {
+    let carries = fixture.tasks.submit("carries", move |_| {
         let _carried = &bomb;
         Ok::<_, Text>(1)
     });
     assert!(matches!(carries.unwrap().wait(), Err(TaskError::Panicked(panic)) if panic.message() == "a bomb goes off"));
     let options =
         TaskOptions::new("says").on_progress(|_, _| panic!("in the callback")).on_end(|_, _| panic!("at the end"));
-    let says = house.tasks.submit(options, |cx| {
+    let says = fixture.tasks.submit(options, |cx| {
         cx.progress(50, "half");
         Ok::<_, Text>(2)
     });
@@ -154,84 +146,81 @@ fn a_panic_anywhere_in_a_task_costs_no_worker_and_no_waiter() {
             panic!("in the error")
         }
     }
-    let unspeakable = house.tasks.submit("error", |_| Err::<(), _>(Unspeakable)).unwrap();
+    let unspeakable = fixture.tasks.submit("error", |_| Err::<(), _>(Unspeakable)).unwrap();
     assert!(matches!(unspeakable.wait_timeout(LONG), Err(TaskError::Failed(Unspeakable))));
     let text = unspeakable.info().unwrap().error.unwrap();
     assert!(text.ends_with("panicked: in the error"), "{text}");
     // Options that cannot be made, and the clock goes on.
     let second = Duration::from_secs(1);
-    let periodic = house.tasks.every(second, || panic!("in the options"), |_| Ok::<_, Text>(())).unwrap();
-    house.clock.advance(second);
-    until(|| periodic.skipped() == 1);
-    let later = quick(&house.tasks, TaskOptions::new("later").delay(second));
-    house.clock.advance(second);
+    let periodic = fixture.tasks.every(second, || panic!("in the options"), |_| Ok::<_, Text>(())).unwrap();
+    fixture.clock.advance(second);
+    until("a time that is left out", || periodic.skipped() == 1);
+    let later = quick(&fixture.tasks, TaskOptions::new("later").delay(second));
+    fixture.clock.advance(second);
     later.wait_timeout(LONG).unwrap();
     // A result that nobody wants, and that panics when it is dropped.
-    drop(house.tasks.submit("result", |_| Ok::<_, Text>(Bomb)).unwrap().wait().map(std::mem::forget));
-    let (handle, begun, open) = gated(&house.tasks, "before");
+    drop(fixture.tasks.submit("result", |_| Ok::<_, Text>(Bomb)).unwrap().wait().map(std::mem::forget));
+    let (handle, begun, open) = gated(&fixture.tasks, "before");
     begin(&begun);
-    drop(house.tasks.submit("result", |_| Ok::<_, Text>(Bomb)).unwrap());
+    drop(fixture.tasks.submit("result", |_| Ok::<_, Text>(Bomb)).unwrap());
     open.send(()).unwrap();
     assert_eq!(handle.wait().unwrap(), 7);
-    quick(&house.tasks, "after").wait().unwrap();
+    quick(&fixture.tasks, "after").wait().unwrap();
 }
 
 #[test]
 fn waiting_tells_running_taken_and_unknown_apart() {
-    let house = house(|c| c);
-    let (handle, begun, open) = gated(&house.tasks, "slow");
+    let fixture = fixture(|c| c);
+    let (handle, begun, open) = gated(&fixture.tasks, "slow");
     begin(&begun);
     assert!(matches!(handle.wait_timeout(Duration::from_millis(1)), Err(TaskError::StillRunning)));
-    assert_eq!(house.tasks.wait_ended(handle.id(), Duration::from_millis(1)), Ended::StillRunning);
+    assert_eq!(fixture.tasks.wait_ended(handle.id(), Duration::from_millis(1)), Ended::StillRunning);
     open.send(()).unwrap();
     assert!(
-        matches!(house.tasks.wait_ended(handle.id(), LONG), Ended::Yes(info) if info.state == TaskState::Completed)
+        matches!(fixture.tasks.wait_ended(handle.id(), LONG), Ended::Yes(info) if info.state == TaskState::Completed)
     );
     assert_eq!(handle.wait_timeout(LONG).unwrap(), 7);
     assert!(matches!(handle.wait_timeout(LONG), Err(TaskError::Taken)));
     let id = handle.id();
-    house.clock.advance(HOUR);
+    fixture.clock.advance(HOUR);
     // The reaper forgets it, and then nothing is known of it.
-    let far = Instant::now() + LONG;
-    while house.tasks.info(id).is_some() && Instant::now() < far {
-        std::thread::yield_now();
-    }
-    assert_eq!(house.tasks.wait_ended(id, LONG), Ended::Unknown);
-    assert_eq!(house.tasks.counts(), Counts::default());
+    until("the reaper forgets the task", || fixture.tasks.info(id).is_none());
+    assert_eq!(fixture.tasks.wait_ended(id, LONG), Ended::Unknown);
+    assert_eq!(fixture.tasks.counts(), Counts::default());
 }
 
 #[test]
 fn a_cancel_ends_a_waiting_task_at_once_and_reaches_a_running_one() {
-    let house = house(|c| c.workers(1));
-    let (running, begun, _open) = gated(&house.tasks, "running");
+    let fixture = fixture(|c| c.workers(1));
+    let (running, begun, _open) = gated(&fixture.tasks, "running");
     begin(&begun);
     let held = Arc::new(());
     let captured = held.clone();
-    let waiting = house.tasks.submit("waiting", move |_| Ok::<_, Text>(Arc::strong_count(&captured))).unwrap();
+    let waiting = fixture.tasks.submit("waiting", move |_| Ok::<_, Text>(Arc::strong_count(&captured))).unwrap();
     assert!(waiting.cancel());
     assert_eq!(Arc::strong_count(&held), 1, "what the work has captured is free");
     assert!(!waiting.cancel(), "a terminal state is final");
     assert!(matches!(waiting.wait(), Err(TaskError::Cancelled(CancelReason::Requested))));
-    assert!(house.tasks.cancel(running.id()));
+    assert!(fixture.tasks.cancel(running.id()));
     assert!(matches!(running.wait(), Err(TaskError::Cancelled(CancelReason::Requested))));
-    let late = quick(&house.tasks, "done");
+    let late = quick(&fixture.tasks, "done");
     let id = late.id();
     late.wait().unwrap();
-    assert!(!house.tasks.cancel(id));
-    assert_eq!(house.tasks.counts(), Counts { completed: 1, cancelled: 2, ..Counts::default() });
+    assert!(!fixture.tasks.cancel(id));
+    assert_eq!(fixture.tasks.counts(), Counts { completed: 1, cancelled: 2, ..Counts::default() });
 }
 
 #[test]
 fn a_cancel_reaches_a_sleep_and_a_blocking_read() {
-    let house = house(|c| c);
+    let fixture = fixture(|c| c);
     let (begin_tx, begun) = bounded(2);
-    let told = begin_tx.clone();
-    let sleeps = house.tasks.submit("sleeps", move |cx| {
-        told.send(()).unwrap();
+    let first = begin_tx.clone();
+    let sleeps = fixture.tasks.submit("sleeps", move |cx| {
+        first.send(()).unwrap();
         assert_eq!(cx.sleep(HOUR), Err(Interrupted(CancelReason::Requested)));
         cx.check()
     });
-    let reads = house.tasks.submit("reads", move |cx| {
+    let reads = fixture.tasks.submit("reads", move |cx| {
         let (mut near, far) = UnixStream::pair().unwrap();
         let _kick = cx.signal().on(Level::Cancel, move || far.shutdown(Shut::Both).unwrap());
         begin_tx.send(()).unwrap();
@@ -248,12 +237,12 @@ fn a_cancel_reaches_a_sleep_and_a_blocking_read() {
 
 #[test]
 fn an_end_is_seen_by_id_though_nobody_has_the_handle() {
-    let house = house(|c| c.workers(1));
-    let (handle, begun, open) = gated(&house.tasks, "alone");
+    let fixture = fixture(|c| c.workers(1));
+    let (handle, begun, open) = gated(&fixture.tasks, "alone");
     begin(&begun);
     let (id, mut watch) = (handle.id(), handle.watch());
     drop(handle);
-    let tasks = house.tasks.clone();
+    let tasks = fixture.tasks.clone();
     let waiter = spawn("t-waiter", Kick::dropped("the task"), move || tasks.wait_ended(id, LONG));
     open.send(()).unwrap();
     let ended = waiter.join_by(Instant::now() + LONG).unwrap();
@@ -263,22 +252,22 @@ fn an_end_is_seen_by_id_though_nobody_has_the_handle() {
 
 #[test]
 fn a_worker_does_not_stay_in_the_scope_of_who_submitted_first() {
-    let house = house(|c| c.workers(1));
+    let fixture = fixture(|c| c.workers(1));
     let _job = scope::job("job");
-    let seen = house.tasks.submit("looks", |_| Ok::<_, Text>(scope::current().is_none())).unwrap();
+    let seen = fixture.tasks.submit("looks", |_| Ok::<_, Text>(scope::current().is_none())).unwrap();
     assert!(seen.wait().unwrap());
 }
 
 #[test]
 fn a_more_urgent_task_overtakes() {
-    let house = house(|c| c.workers(1));
-    let (_first, begun, open) = gated(&house.tasks, "first");
+    let fixture = fixture(|c| c.workers(1));
+    let (_first, begun, open) = gated(&fixture.tasks, "first");
     begin(&begun);
     let (order, starts) = bounded(3);
     let handles = [Priority::Low, Priority::Normal, Priority::High].map(|priority| {
         let order = order.clone();
         let work = move |_: &TaskContext<'_>| order.send(priority).map_err(|error| error.to_string());
-        house.tasks.submit(TaskOptions::new("urgent").priority(priority), work).unwrap()
+        fixture.tasks.submit(TaskOptions::new("urgent").priority(priority), work).unwrap()
     });
     open.send(()).unwrap();
     handles.into_iter().for_each(|handle| handle.wait().unwrap());
@@ -287,21 +276,23 @@ fn a_more_urgent_task_overtakes() {
 
 #[test]
 fn what_each_thread_waits_for_can_be_seen() {
-    let house = house(|c| TaskConfig { clock: Clock::system(), ..c.workers(2) });
+    let fixture = fixture(|c| TaskConfig { clock: Clock::system(), ..c.workers(2) });
     let far = Instant::now() + HOUR;
-    let _later = quick(&house.tasks, TaskOptions::new("later").delay(HOUR));
-    quick(&house.tasks, "now").wait().unwrap();
-    let (gated, begun, open) = gated(&house.tasks, "gated");
+    let _later = quick(&fixture.tasks, TaskOptions::new("later").delay(HOUR));
+    quick(&fixture.tasks, "now").wait().unwrap();
+    let (gated, begun, open) = gated(&fixture.tasks, "gated");
     begin(&begun);
     let waiter = spawn("t-waiter", Kick::dropped("the task"), move || gated.wait_timeout(LONG));
-    let mut group: Group<(), Text> = Group::new(&house.tasks);
+    let mut group: Group<(), Text> = Group::new(&fixture.tasks);
     group.submit("sleeps", |cx| cx.sleep(HOUR).map_err(|error| error.to_string())).unwrap();
-    let ends = house.tasks.clone();
+    let ends = fixture.tasks.clone();
     let grouped = spawn("t-group", Kick::dropped("the group"), move || group.wait_any(LONG).is_some());
     let seen = |name: &str, what: &str, by: Option<Instant>| {
         let is_so = |seen: &Activity| seen.waits_for == Some(what) && seen.deadline.is_some() == by.is_some();
-        until(|| house.threads.live().iter().any(|thread| thread.name == name && is_so(&thread.activity)));
-        let live = house.threads.live();
+        until("the thread waits", || {
+            fixture.threads.live().iter().any(|thread| thread.name == name && is_so(&thread.activity))
+        });
+        let live = fixture.threads.live();
         let activity = live.iter().find(|thread| thread.name == name).map(|thread| thread.activity).unwrap();
         assert!(activity.deadline <= by, "{activity}");
     };
@@ -318,7 +309,7 @@ fn what_each_thread_waits_for_can_be_seen() {
 
 #[test]
 fn each_limit_ends_its_task_and_says_which_it_was() {
-    let house = house(|c| c.workers(1));
+    let fixture = fixture(|c| c.workers(1));
     let second = Duration::from_secs(1);
     let limited = |tasks: &Tasks, limits: Limits| gated(tasks, TaskOptions::new("limited").limits(limits));
     for (limits, which) in [
@@ -326,19 +317,19 @@ fn each_limit_ends_its_task_and_says_which_it_was() {
         (Limits { total: Some(second), ..Limits::default() }, Limit::Total),
         (Limits { silence: Some(second), ..Limits::default() }, Limit::Silence),
     ] {
-        let (handle, begun, _open) = limited(&house.tasks, limits);
+        let (handle, begun, _open) = limited(&fixture.tasks, limits);
         begin(&begun);
-        house.clock.advance(second);
+        fixture.clock.advance(second);
         match handle.wait_timeout(LONG) {
             Err(TaskError::TimedOut { limit, after }) => assert_eq!((limit, after), (which, second)),
             other => panic!("{which:?}: {other:?}"),
         }
         assert_eq!(handle.info().unwrap().state, TaskState::Failed);
     }
-    let (first, begun, open) = gated(&house.tasks, "first");
+    let (first, begun, open) = gated(&fixture.tasks, "first");
     begin(&begun);
-    let (queued, ..) = limited(&house.tasks, Limits { queue: Some(second), run: Some(HOUR), ..Limits::default() });
-    house.clock.advance(second);
+    let (queued, ..) = limited(&fixture.tasks, Limits { queue: Some(second), run: Some(HOUR), ..Limits::default() });
+    fixture.clock.advance(second);
     assert!(matches!(queued.wait_timeout(LONG), Err(TaskError::TimedOut { limit: Limit::Queue, .. })));
     open.send(()).unwrap();
     first.wait().unwrap();
@@ -346,7 +337,7 @@ fn each_limit_ends_its_task_and_says_which_it_was() {
 
 #[test]
 fn signs_of_life_put_the_silence_limit_off() {
-    let house = house(|c| c.workers(1));
+    let fixture = fixture(|c| c.workers(1));
     let second = Duration::from_secs(1);
     let (go, steps) = bounded::<()>(0);
     let (did, done) = bounded::<()>(0);
@@ -357,11 +348,11 @@ fn signs_of_life_put_the_silence_limit_off() {
         }
         cx.check().map_err(|error| error.to_string())
     };
-    let handle = house.tasks.submit(TaskOptions::new("alive").silence_limit(second), work).unwrap();
+    let handle = fixture.tasks.submit(TaskOptions::new("alive").silence_limit(second), work).unwrap();
     for _ in 0..5 {
         go.send(()).unwrap();
         done.recv_timeout(LONG).unwrap();
-        house.clock.advance(second * 9 / 10);
+        fixture.clock.advance(second * 9 / 10);
     }
     drop(go);
     handle.wait().unwrap();
@@ -369,42 +360,36 @@ fn signs_of_life_put_the_silence_limit_off() {
 
 #[test]
 fn a_task_that_does_not_end_when_told_is_visible_and_does_not_hold_up_others() {
-    let mut house = house(|c| c.workers(1));
+    let mut fixture = fixture(|c| c.workers(1));
     let (begin_tx, begun) = bounded(1);
     let (open, gate) = bounded::<()>(1);
     let work = move |_: &TaskContext<'_>| {
         begin_tx.send(()).unwrap();
         gate.recv().map_err(|error| error.to_string())
     };
-    let deaf = house.tasks.submit(TaskOptions::new("deaf").run_limit(Duration::from_secs(1)), work).unwrap();
+    let stuck = fixture.tasks.submit(TaskOptions::new("stuck").run_limit(Duration::from_secs(1)), work).unwrap();
     begin(&begun);
-    let behind = quick(&house.tasks, "behind");
-    house.clock.advance(Duration::from_secs(1));
+    let behind = quick(&fixture.tasks, "behind");
+    fixture.clock.advance(Duration::from_secs(1));
     // Whether the limit has rung is seen from the task's side; then the grace starts.
-    let far = Instant::now() + LONG;
-    let cancelled = || house.tasks.shared_cancelled(deaf.id());
-    while !cancelled() && Instant::now() < far {
-        std::thread::yield_now();
-    }
-    assert!(matches!(deaf.wait_timeout(Duration::ZERO), Err(TaskError::StillRunning)));
-    house.clock.advance(Duration::from_secs(5));
-    assert!(matches!(deaf.wait_timeout(LONG), Err(TaskError::TimedOut { limit: Limit::Run, .. })));
+    until("the limit has rung", || fixture.tasks.is_cancelled(stuck.id()));
+    assert!(matches!(stuck.wait_timeout(Duration::ZERO), Err(TaskError::StillRunning)));
+    fixture.clock.advance(Duration::from_secs(5));
+    assert!(matches!(stuck.wait_timeout(LONG), Err(TaskError::TimedOut { limit: Limit::Run, .. })));
     behind.wait_timeout(LONG).expect("its place is taken by another worker");
-    let status = house.tasks.status();
+    let status = fixture.tasks.status();
     assert_eq!((status.written_off, status.workers), (1, 1));
-    assert_eq!(status.unresponsive.iter().map(|info| info.name.as_str()).collect::<Vec<_>>(), ["deaf"]);
-    let (report, stop) = house.stop(Duration::from_millis(10));
-    assert_eq!(report.unresponsive.iter().map(|info| info.name.as_str()).collect::<Vec<_>>(), ["deaf"]);
+    assert_eq!(status.unresponsive.iter().map(|info| info.name.as_str()).collect::<Vec<_>>(), ["stuck"]);
+    let (report, stop) = fixture.stop(Duration::from_millis(10));
+    assert_eq!(report.unresponsive.iter().map(|info| info.name.as_str()).collect::<Vec<_>>(), ["stuck"]);
     assert_eq!(stop.stragglers(), ["t-task-0"]);
     open.send(()).unwrap();
-    while !house.threads.live().is_empty() {
-        std::thread::yield_now();
-    }
+    until("no thread is left", || fixture.threads.live().is_empty());
 }
 
 #[test]
 fn a_task_that_ends_after_all_lets_the_next_of_its_key_start() {
-    let house = house(|c| c.workers(1));
+    let fixture = fixture(|c| c.workers(1));
     let (begin_tx, begun) = bounded(1);
     let (open, gate) = bounded::<()>(1);
     let keyed = || TaskOptions::new("keyed").key("k", 1);
@@ -412,32 +397,32 @@ fn a_task_that_ends_after_all_lets_the_next_of_its_key_start() {
         begin_tx.send(()).unwrap();
         gate.recv().map_err(|error| error.to_string())
     };
-    let deaf = house.tasks.submit(keyed(), work).unwrap();
+    let stuck = fixture.tasks.submit(keyed(), work).unwrap();
     begin(&begun);
-    let next = quick(&house.tasks, keyed());
-    assert!(deaf.cancel());
-    house.clock.advance(Duration::from_secs(5));
-    assert!(matches!(deaf.wait_timeout(LONG), Err(TaskError::Cancelled(CancelReason::Requested))));
+    let next = quick(&fixture.tasks, keyed());
+    assert!(stuck.cancel());
+    fixture.clock.advance(Duration::from_secs(5));
+    assert!(matches!(stuck.wait_timeout(LONG), Err(TaskError::Cancelled(CancelReason::Requested))));
     // Another worker has come, and found nothing that may start.
-    quick(&house.tasks, "other").wait().unwrap();
-    until(|| house.tasks.status().idle == 1);
+    quick(&fixture.tasks, "other").wait().unwrap();
+    until("another worker has nothing to do", || fixture.tasks.status().idle == 1);
     open.send(()).unwrap();
     next.wait_timeout(LONG).expect("the key is free");
-    until(|| house.tasks.status().written_off == 0);
+    until("the stuck worker has left", || fixture.tasks.status().written_off == 0);
 }
 
 #[test]
 fn a_full_queue_blocks_waits_or_hands_the_work_back() {
-    let house = house(|c| TaskConfig { queue: 1, ..c.workers(1) });
-    let (first, begun, open) = gated(&house.tasks, "first");
+    let fixture = fixture(|c| TaskConfig { queue: 1, ..c.workers(1) });
+    let (first, begun, open) = gated(&fixture.tasks, "first");
     begin(&begun);
-    let second = quick(&house.tasks, "second");
-    let refused = house.tasks.submit(TaskOptions::new("third").when_full(WhenFull::Refuse), |_| Ok::<_, Text>(3));
+    let second = quick(&fixture.tasks, "second");
+    let refused = fixture.tasks.submit(TaskOptions::new("third").when_full(WhenFull::Refuse), |_| Ok::<_, Text>(3));
     let error = refused.expect_err("there is no room");
     assert_eq!(error.refusal, Refusal::Full);
     let short = TaskOptions::new("third").when_full(WhenFull::Timeout(Duration::from_millis(5)));
-    let error = house.tasks.submit(short, error.work).expect_err("there is no room in time");
-    let tasks = house.tasks.clone();
+    let error = fixture.tasks.submit(short, error.work).expect_err("there is no room in time");
+    let tasks = fixture.tasks.clone();
     let submitter = spawn("t-submit", Kick::dropped("room"), move || tasks.submit("third", error.work).unwrap().wait());
     open.send(()).unwrap();
     assert_eq!(submitter.join_by(Instant::now() + LONG).unwrap().unwrap(), 3);
@@ -447,24 +432,62 @@ fn a_full_queue_blocks_waits_or_hands_the_work_back() {
 
 #[test]
 fn a_stop_frees_a_submitter_that_waits_for_room() {
-    let mut house = house(|c| TaskConfig { queue: 1, ..c.workers(1) });
-    let (first, begun, _open) = gated(&house.tasks, "first");
+    let mut fixture = fixture(|c| TaskConfig { queue: 1, ..c.workers(1) });
+    let (first, begun, _open) = gated(&fixture.tasks, "first");
     begin(&begun);
-    let second = quick(&house.tasks, "second");
-    let tasks = house.tasks.clone();
+    let second = quick(&fixture.tasks, "second");
+    let tasks = fixture.tasks.clone();
     let submitter = spawn("t-submit", Kick::dropped("room"), move || tasks.submit("third", |_| Ok::<_, Text>(3)));
-    let (report, stop) = house.stop(Duration::from_millis(20));
+    let (report, stop) = fixture.stop(Duration::from_millis(20));
     assert!(stop.is_clean(), "{stop}");
     assert_eq!(report.cancelled, 2);
     assert_eq!(submitter.join_by(Instant::now() + LONG).unwrap().unwrap_err().refusal, Refusal::Stopping);
     assert!(matches!(first.wait(), Err(TaskError::Cancelled(CancelReason::Stopping))));
     assert!(matches!(second.wait(), Err(TaskError::Cancelled(CancelReason::Stopping))));
-    assert_eq!(house.tasks.submit("late", |_| Ok::<_, Text>(())).unwrap_err().refusal, Refusal::Stopping);
+    assert_eq!(fixture.tasks.submit("late", |_| Ok::<_, Text>(())).unwrap_err().refusal, Refusal::Stopping);
+}
+
+#[test]
+fn dropping_a_task_manager_stops_it_though_a_task_does_not_end() {
+    let mut fixture = fixture(|c| TaskConfig { cancel_grace: Duration::from_millis(10), ..c.workers(2) });
+    let (begins, begun) = bounded(1);
+    let (release, held) = bounded::<()>(0);
+    let stuck = fixture.tasks.submit("stuck", move |_| {
+        begins.send(()).unwrap();
+        held.recv().map_err(|error| error.to_string())
+    });
+    begin(&begun);
+    let (running, begun, _open) = gated(&fixture.tasks, "running");
+    begin(&begun);
+    let waiting = quick(&fixture.tasks, "waiting");
+    drop(fixture.manager.take());
+    let names = |fixture: &Fixture| fixture.threads.live().into_iter().map(|thread| thread.name).collect::<Vec<_>>();
+    assert_eq!(names(&fixture), ["t-task-0"], "only the thread that nothing ends is left behind");
+    for ended in [stuck.unwrap().wait().map(drop), running.wait().map(drop), waiting.wait()] {
+        assert!(matches!(ended, Err(TaskError::Cancelled(CancelReason::Stopping))), "{ended:?}");
+    }
+    drop(release);
+    until("no thread is left", || names(&fixture).is_empty());
+}
+
+#[test]
+fn a_task_manager_may_be_dropped_by_one_of_its_tasks() {
+    let mut fixture = fixture(|c| TaskConfig { cancel_grace: Duration::from_millis(10), ..c.workers(1) });
+    let manager = fixture.manager.take();
+    let (dropped, done) = bounded(1);
+    let drops = fixture.tasks.submit("drops", move |_| {
+        drop(manager);
+        dropped.send(()).unwrap();
+        Ok::<_, Text>(())
+    });
+    assert!(matches!(drops.unwrap().wait(), Err(TaskError::Cancelled(CancelReason::Stopping))));
+    done.recv_timeout(LONG).unwrap();
+    until("no thread is left", || fixture.threads.live().is_empty());
 }
 
 #[test]
 fn a_stop_lets_what_was_accepted_end_and_tasks_know_that_it_stops() {
-    let mut house = house(|c| c.workers(1));
+    let mut fixture = fixture(|c| c.workers(1));
     let ran = Arc::new(AtomicUsize::new(0));
     let (begin_tx, begun) = bounded(1);
     let work = move |cx: &TaskContext<'_>| {
@@ -472,16 +495,16 @@ fn a_stop_lets_what_was_accepted_end_and_tasks_know_that_it_stops() {
         assert!(cx.signal().wait_for(Level::Drain, LONG));
         Ok::<_, Text>((cx.is_stopping(), cx.is_cancelled()))
     };
-    let first = house.tasks.submit("first", work).unwrap();
+    let first = fixture.tasks.submit("first", work).unwrap();
     begin(&begun);
     let rest: Vec<_> = (0..10)
         .map(|_| {
             let ran = ran.clone();
-            house.tasks.submit("queued", move |_| Ok::<_, Text>(ran.fetch_add(1, SeqCst))).unwrap()
+            fixture.tasks.submit("queued", move |_| Ok::<_, Text>(ran.fetch_add(1, SeqCst))).unwrap()
         })
         .collect();
-    let later = quick(&house.tasks, TaskOptions::new("later").delay(HOUR));
-    let (report, stop) = house.stop(LONG);
+    let later = quick(&fixture.tasks, TaskOptions::new("later").delay(HOUR));
+    let (report, stop) = fixture.stop(LONG);
     assert_eq!((report, stop.is_clean()), (TasksReport::default(), true));
     assert_eq!(first.wait().unwrap(), (true, false));
     assert_eq!(ran.load(SeqCst), 10);
@@ -491,12 +514,12 @@ fn a_stop_lets_what_was_accepted_end_and_tasks_know_that_it_stops() {
 
 #[test]
 fn progress_is_readable_and_can_be_followed() {
-    let house = house(|c| c.workers(1));
+    let fixture = fixture(|c| c.workers(1));
     let (go, steps) = bounded::<u8>(0);
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let telling = told.clone();
-    let options = TaskOptions::new("steps").on_progress(move |_, progress| lock(&telling).push(progress.percent));
-    let handle = house.tasks.submit(options, move |cx| {
+    let reported = Arc::new(Mutex::new(Vec::new()));
+    let reporting = reported.clone();
+    let options = TaskOptions::new("steps").on_progress(move |_, progress| lock(&reporting).push(progress.percent));
+    let handle = fixture.tasks.submit(options, move |cx| {
         steps.iter().for_each(|percent| cx.progress(percent, format!("at {percent}")));
         Ok::<_, Text>(())
     });
@@ -512,21 +535,21 @@ fn progress_is_readable_and_can_be_followed() {
     drop(go);
     assert_eq!(watch.next(LONG), Watched::Ended);
     handle.wait().unwrap();
-    assert_eq!(*lock(&told), [10, 100]);
+    assert_eq!(*lock(&reported), [10, 100]);
 }
 
 #[test]
 fn lists_are_filtered_and_tables_are_bounded() {
-    let house = house(|c| TaskConfig { keep_max: 5, ..c.workers(1) });
+    let fixture = fixture(|c| TaskConfig { keep_max: 5, ..c.workers(1) });
     for n in 0..20 {
-        quick(&house.tasks, TaskOptions::new(if n % 2 == 0 { "even" } else { "odd" }).metadata("n", n.to_string()))
+        quick(&fixture.tasks, TaskOptions::new(if n % 2 == 0 { "even" } else { "odd" }).metadata("n", n.to_string()))
             .wait()
             .unwrap();
     }
-    let (_running, begun, _open) = gated(&house.tasks, TaskOptions::new("runs").key("k", 3));
+    let (_running, begun, _open) = gated(&fixture.tasks, TaskOptions::new("runs").key("k", 3));
     begin(&begun);
-    assert_eq!(house.tasks.counts(), Counts { running: 1, completed: 5, ..Counts::default() });
-    let list = |filter: Filter| house.tasks.list(&filter).len();
+    assert_eq!(fixture.tasks.counts(), Counts { running: 1, completed: 5, ..Counts::default() });
+    let list = |filter: Filter| fixture.tasks.list(&filter).len();
     assert_eq!(list(Filter::default()), 6);
     assert_eq!(list(Filter::state(TaskState::Completed)), 5);
     assert_eq!(list(Filter { name: Some("odd".into()), ..Filter::default() }), 3);
@@ -537,10 +560,10 @@ fn lists_are_filtered_and_tables_are_bounded() {
 
 #[test]
 fn a_result_that_is_too_large_is_a_failure() {
-    let house = house(|c| TaskConfig { result_bytes: 10, ..c });
+    let fixture = fixture(|c| TaskConfig { result_bytes: 10, ..c });
     let weighed = |length| {
         let options = TaskOptions::new("bytes").weigh(|bytes: &Vec<u8>| bytes.len());
-        house.tasks.submit(options, move |_| Ok::<_, Text>(vec![0u8; length])).unwrap().wait()
+        fixture.tasks.submit(options, move |_| Ok::<_, Text>(vec![0u8; length])).unwrap().wait()
     };
     assert_eq!(weighed(10).unwrap().len(), 10);
     assert!(matches!(weighed(11), Err(TaskError::TooLarge { bytes: 11, limit: 10 })));
@@ -548,70 +571,67 @@ fn a_result_that_is_too_large_is_a_failure() {
 
 #[test]
 fn a_failed_task_is_tried_again_after_its_delay_and_keeps_its_state_legal() {
-    let house = house(|c| c.workers(1));
+    let fixture = fixture(|c| c.workers(1));
     let (attempted, attempts) = bounded(10);
     let policy = RetryPolicy::new(3).delays(Duration::from_secs(10), HOUR).only_if(|error: &Text| error != "final");
     let work = move |cx: &TaskContext<'_>| {
         attempted.send(cx.attempt()).unwrap();
         Err::<(), _>("again".to_owned())
     };
-    let handle = house.tasks.submit_retried("tries", policy, work).unwrap();
+    let handle = fixture.tasks.submit_retried("tries", policy, work).unwrap();
     for attempt in 1..=3 {
         assert_eq!(attempts.recv_timeout(LONG).unwrap(), attempt);
         if attempt < 3 {
-            let far = Instant::now() + LONG;
-            while handle.info().unwrap().state != TaskState::Pending && Instant::now() < far {
-                std::thread::yield_now();
-            }
-            house.clock.advance(Duration::from_secs(40));
+            until("the task waits for its next attempt", || handle.info().unwrap().state == TaskState::Pending);
+            fixture.clock.advance(Duration::from_secs(40));
         }
     }
     assert!(matches!(handle.wait(), Err(TaskError::Failed(error)) if error == "again"));
     let never = RetryPolicy::new(3).only_if(|error: &Text| error != "final");
-    let failed = house.tasks.submit_retried("final", never, |_| Err::<(), _>("final".to_owned())).unwrap();
+    let failed = fixture.tasks.submit_retried("final", never, |_| Err::<(), _>("final".to_owned())).unwrap();
     let id = failed.id();
     assert!(failed.wait().is_err());
-    assert_eq!(house.tasks.info(id).unwrap().attempts, 1);
+    assert_eq!(fixture.tasks.info(id).unwrap().attempts, 1);
 }
 
 #[test]
 fn a_task_between_two_attempts_can_be_cancelled_and_frees_its_key() {
-    let house = house(|c| c);
+    let fixture = fixture(|c| c);
     let options = || TaskOptions::new("tries").key("k", 1);
     let policy = RetryPolicy::new(9).delays(HOUR, HOUR);
-    let tries = house.tasks.submit_retried(options(), policy, |_| Err::<(), _>("again".to_owned())).unwrap();
-    let far = Instant::now() + LONG;
-    while tries.info().unwrap().attempts != 1 || tries.info().unwrap().state != TaskState::Pending {
-        assert!(Instant::now() < far);
-        std::thread::yield_now();
-    }
-    let next = quick(&house.tasks, options());
+    let tries = fixture.tasks.submit_retried(options(), policy, |_| Err::<(), _>("again".to_owned())).unwrap();
+    until("the task waits for its next attempt", || {
+        tries.info().is_some_and(|info| info.attempts == 1 && info.state == TaskState::Pending)
+    });
+    let next = quick(&fixture.tasks, options());
     assert!(matches!(next.wait_timeout(Duration::from_millis(5)), Err(TaskError::StillRunning)));
     assert!(tries.cancel());
     next.wait_timeout(LONG).unwrap();
     assert!(matches!(tries.wait(), Err(TaskError::Cancelled(CancelReason::Requested))));
-    assert_eq!(house.tasks.status().delayed, 0);
+    assert_eq!(fixture.tasks.status().delayed, 0);
 }
 
 #[test]
 fn a_total_limit_counts_the_waits_between_attempts() {
-    let house = house(|c| c.workers(1));
+    let fixture = fixture(|c| c.workers(1));
     let options = TaskOptions::new("tries").total_limit(Duration::from_secs(60));
     let policy = RetryPolicy::new(9).delays(HOUR, HOUR);
-    let tries = house.tasks.submit_retried(options, policy, |_| Err::<(), _>("again".to_owned())).unwrap();
-    until(|| tries.info().is_some_and(|info| info.attempts == 1 && info.state == TaskState::Pending));
-    house.clock.advance(Duration::from_secs(60));
+    let tries = fixture.tasks.submit_retried(options, policy, |_| Err::<(), _>("again".to_owned())).unwrap();
+    until("the task waits for its next attempt", || {
+        tries.info().is_some_and(|info| info.attempts == 1 && info.state == TaskState::Pending)
+    });
+    fixture.clock.advance(Duration::from_secs(60));
     assert!(matches!(tries.wait_timeout(LONG), Err(TaskError::TimedOut { limit: Limit::Total, .. })));
 }
 
 #[test]
 fn a_key_limits_its_tasks_and_a_unique_one_runs_once_more_at_most() {
-    let house = house(|c| c.workers(4));
+    let fixture = fixture(|c| c.workers(4));
     let unique = || TaskOptions::new("sync").unique("sync");
-    let (first, begun, open) = gated(&house.tasks, unique());
+    let (first, begun, open) = gated(&fixture.tasks, unique());
     begin(&begun);
-    let second = quick(&house.tasks, unique());
-    let third = house.tasks.submit(unique(), |_| Ok::<_, Text>(()));
+    let second = quick(&fixture.tasks, unique());
+    let third = fixture.tasks.submit(unique(), |_| Ok::<_, Text>(()));
     assert_eq!(third.unwrap_err().refusal, Refusal::Duplicate);
     assert_eq!(second.info().unwrap().state, TaskState::Pending);
     open.send(()).unwrap();
@@ -628,7 +648,7 @@ fn a_key_limits_its_tasks_and_a_unique_one_runs_once_more_at_most() {
                 most.0.fetch_sub(1, SeqCst);
                 Ok::<_, Text>(())
             };
-            house.tasks.submit(TaskOptions::new("keyed").key("two", 2), work).unwrap()
+            fixture.tasks.submit(TaskOptions::new("keyed").key("two", 2), work).unwrap()
         })
         .collect();
     all.into_iter().for_each(|handle| handle.wait().unwrap());
@@ -637,35 +657,32 @@ fn a_key_limits_its_tasks_and_a_unique_one_runs_once_more_at_most() {
 
 #[test]
 fn delayed_and_periodic_tasks_wait_for_their_time() {
-    let house = house(|c| c.workers(1));
+    let fixture = fixture(|c| c.workers(1));
     let minute = Duration::from_secs(60);
-    let later = quick(&house.tasks, TaskOptions::new("later").delay(minute).queue_limit(minute));
+    let later = quick(&fixture.tasks, TaskOptions::new("later").delay(minute).queue_limit(minute));
     let (beat, beats) = bounded(10);
     let periodic =
-        house.tasks.every(minute, || "beat".into(), move |_| beat.send(()).map_err(|e| e.to_string())).unwrap();
-    assert_eq!(house.tasks.status().delayed, 1);
-    house.clock.advance(minute - Duration::from_nanos(1));
+        fixture.tasks.every(minute, || "beat".into(), move |_| beat.send(()).map_err(|e| e.to_string())).unwrap();
+    assert_eq!(fixture.tasks.status().delayed, 1);
+    fixture.clock.advance(minute - Duration::from_nanos(1));
     assert!(matches!(later.wait_timeout(Duration::from_millis(5)), Err(TaskError::StillRunning)));
-    house.clock.advance(Duration::from_nanos(1));
+    fixture.clock.advance(Duration::from_nanos(1));
     later.wait_timeout(LONG).unwrap();
     for _ in 0..3 {
         beats.recv_timeout(LONG).unwrap();
-        let far = Instant::now() + LONG;
-        while house.tasks.open() > 0 && Instant::now() < far {
-            std::thread::yield_now();
-        }
-        house.clock.advance(minute);
+        until("no task is open", || fixture.tasks.open() == 0);
+        fixture.clock.advance(minute);
     }
     beats.recv_timeout(LONG).unwrap();
     assert_eq!(periodic.skipped(), 0);
     drop(periodic);
-    house.clock.advance(minute);
+    fixture.clock.advance(minute);
     assert!(beats.recv_timeout(LONG).is_err(), "the work is dropped with the repetition");
 }
 
 #[test]
 fn a_period_in_which_the_one_before_still_runs_is_left_out() {
-    let house = house(|c| c.workers(2));
+    let fixture = fixture(|c| c.workers(2));
     let minute = Duration::from_secs(60);
     let (beat, beats) = bounded(10);
     let (open, gate) = bounded::<()>(10);
@@ -673,52 +690,52 @@ fn a_period_in_which_the_one_before_still_runs_is_left_out() {
         beat.send(()).unwrap();
         gate.recv().map_err(|error| error.to_string())
     };
-    let periodic = house.tasks.every(minute, || "beat".into(), work).unwrap();
-    house.clock.advance(minute);
+    let periodic = fixture.tasks.every(minute, || "beat".into(), work).unwrap();
+    fixture.clock.advance(minute);
     begin(&beats);
     for skipped in 1..=2 {
-        house.clock.advance(minute);
-        until(|| periodic.skipped() == skipped);
+        fixture.clock.advance(minute);
+        until("a time that is left out", || periodic.skipped() == skipped);
     }
     assert!(beats.is_empty());
     open.send(()).unwrap();
-    until(|| house.tasks.open() == 0);
+    until("no task is open", || fixture.tasks.open() == 0);
     // Times that nobody could see are not made up for.
-    house.clock.advance(minute * 10);
+    fixture.clock.advance(minute * 10);
     begin(&beats);
     open.send(()).unwrap();
-    until(|| house.tasks.open() == 0);
+    until("no task is open", || fixture.tasks.open() == 0);
     assert!(beats.is_empty() && periodic.skipped() == 2);
 }
 
 #[test]
 fn a_period_in_which_there_is_no_room_is_left_out_whatever_its_options_say() {
-    let house = house(|c| TaskConfig { queue: 1, ..c.workers(1) });
-    let (_first, begun, _open) = gated(&house.tasks, "first");
+    let fixture = fixture(|c| TaskConfig { queue: 1, ..c.workers(1) });
+    let (_first, begun, _open) = gated(&fixture.tasks, "first");
     begin(&begun);
-    let _second = quick(&house.tasks, "second");
+    let _second = quick(&fixture.tasks, "second");
     let minute = Duration::from_secs(60);
     let options = || TaskOptions::new("beat").when_full(WhenFull::Block);
-    let periodic = house.tasks.every(minute, options, |_| Ok::<_, Text>(())).unwrap();
-    house.clock.advance(minute);
-    until(|| periodic.skipped() == 1);
+    let periodic = fixture.tasks.every(minute, options, |_| Ok::<_, Text>(())).unwrap();
+    fixture.clock.advance(minute);
+    until("a time that is left out", || periodic.skipped() == 1);
 }
 
 #[test]
 fn a_group_gives_all_results_or_the_first_failure_and_cancels_the_rest() {
-    let house = house(|c| c.workers(4));
-    let mut group: Group<usize, Text> = Group::new(&house.tasks);
+    let fixture = fixture(|c| c.workers(4));
+    let mut group: Group<usize, Text> = Group::new(&fixture.tasks);
     (0..20).for_each(|n| group.submit("member", move |_| Ok(n)).unwrap());
     assert_eq!(group.wait_all(LONG).unwrap(), (0..20).collect::<Vec<_>>());
 
-    let mut group: Group<(), Text> = Group::new(&house.tasks);
-    let (told, reasons) = bounded(1);
+    let mut group: Group<(), Text> = Group::new(&fixture.tasks);
+    let (tell, reasons) = bounded(1);
     let (begins, begun) = bounded(1);
     group
         .submit("waits", move |cx| {
             begins.send(()).unwrap();
             cx.signal().wait_for(Level::Cancel, LONG);
-            told.send(cx.cancelled()).unwrap();
+            tell.send(cx.cancelled()).unwrap();
             Err("ended".to_owned())
         })
         .unwrap();
@@ -728,7 +745,7 @@ fn a_group_gives_all_results_or_the_first_failure_and_cancels_the_rest() {
     assert!(matches!(error, GroupError { index: 1, error: TaskError::Failed(text) } if text == "first"));
     assert_eq!(reasons.recv_timeout(LONG).unwrap(), Some(CancelReason::Group));
 
-    let mut group: Group<u32, Text> = Group::new(&house.tasks);
+    let mut group: Group<u32, Text> = Group::new(&fixture.tasks);
     let (open, gate) = bounded::<()>(1);
     group.submit("slow", move |_| gate.recv().map(|()| 1).map_err(|e| e.to_string())).unwrap();
     group.submit("fast", |_| Ok(2)).unwrap();
@@ -741,30 +758,30 @@ fn a_group_gives_all_results_or_the_first_failure_and_cancels_the_rest() {
 
 #[test]
 fn submit_and_cancel_do_not_pile_up_behind_a_busy_worker() {
-    let house = house(|c| c.workers(1));
-    let (first, begun, open) = gated(&house.tasks, "first");
+    let fixture = fixture(|c| c.workers(1));
+    let (first, begun, open) = gated(&fixture.tasks, "first");
     begin(&begun);
     for n in 0..20_000 {
         let options = TaskOptions::new("gone").total_limit(HOUR);
         let options = if n % 2 == 0 { options.key("k", 1) } else { options };
-        assert!(quick(&house.tasks, options).cancel());
+        assert!(quick(&fixture.tasks, options).cancel());
     }
-    let left = house.tasks.queue_len();
+    let left = fixture.tasks.queue_len();
     assert!(left <= 200, "{left} dead entries");
     open.send(()).unwrap();
     first.wait().unwrap();
-    quick(&house.tasks, TaskOptions::new("after").key("k", 1)).wait().unwrap();
+    quick(&fixture.tasks, TaskOptions::new("after").key("k", 1)).wait().unwrap();
 }
 
 #[test]
 fn whatever_happens_every_task_ends_once_and_the_counts_agree() {
     let seed = Rng::from_entropy().next_u64();
     println!("seed {seed}");
-    let mut house = house(|c| TaskConfig { queue: 64, keep_max: 100_000, clock: Clock::system(), ..c.workers(3) });
+    let mut fixture = fixture(|c| TaskConfig { queue: 64, keep_max: 100_000, clock: Clock::system(), ..c.workers(3) });
     let ends = Arc::new(AtomicUsize::new(0));
     let submitters: Vec<_> = (0..4)
         .map(|n| {
-            let (tasks, ends) = (house.tasks.clone(), ends.clone());
+            let (tasks, ends) = (fixture.tasks.clone(), ends.clone());
             let mut rng = Rng::new(seed + n);
             spawn(format!("t-random-{n}"), Kick::dropped("room"), move || {
                 let mut handles = Vec::new();
@@ -807,10 +824,10 @@ fn whatever_happens_every_task_ends_once_and_the_counts_agree() {
     for submitter in submitters {
         submitter.join_by(Instant::now() + LONG).unwrap();
     }
-    let (report, stop) = house.stop(LONG);
+    let (report, stop) = fixture.stop(LONG);
     assert_eq!((report, stop.is_clean()), (TasksReport::default(), true));
     assert_eq!(ends.load(SeqCst), 4000);
-    let Counts { pending, running, completed, failed, cancelled } = house.tasks.counts();
+    let Counts { pending, running, completed, failed, cancelled } = fixture.tasks.counts();
     assert_eq!((pending, running, completed + failed + cancelled), (0, 0, 4000));
-    assert_eq!(house.tasks.list(&Filter::default()).len(), 4000);
+    assert_eq!(fixture.tasks.list(&Filter::default()).len(), 4000);
 }

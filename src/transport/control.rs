@@ -10,8 +10,8 @@ use tungstenite::Bytes;
 use crate::base::lock::lock;
 use crate::base::text::truncated;
 
-/// Pings that are answered one by one while the writer is busy; of more, the newest ones are answered, as RFC 6455 (5.5.3)
-/// allows. 16 × 125 bytes.
+/// Pings that are answered one by one while the writer is busy; of more, the newest ones are answered, as RFC 6455
+/// (5.5.3) allows. 16 × 125 bytes.
 pub(super) const PONGS: usize = 16;
 
 /// The Close that the peer is owed: an echo of its own, or the code of what it did wrong.
@@ -25,12 +25,12 @@ pub(super) struct CloseReply {
 /// Shared by both halves. Its lock is held for a moment only, never across I/O.
 #[derive(Debug, Default)]
 pub(super) struct Control {
-    slot: Mutex<Slot>,
+    owed: Mutex<OwedFrames>,
     kicked: AtomicBool,
 }
 
 #[derive(Debug, Default)]
-struct Slot {
+struct OwedFrames {
     pongs: VecDeque<Bytes>,
     close: Option<CloseReply>,
 }
@@ -45,24 +45,24 @@ impl Control {
     }
 
     pub(super) fn push_pong(&self, payload: Bytes) {
-        let mut slot = lock(&self.slot);
-        if slot.pongs.len() == PONGS {
-            slot.pongs.pop_front();
+        let mut owed = lock(&self.owed);
+        if owed.pongs.len() == PONGS {
+            owed.pongs.pop_front();
         }
-        slot.pongs.push_back(payload);
+        owed.pongs.push_back(payload);
     }
 
     pub(super) fn take_pongs(&self) -> VecDeque<Bytes> {
-        std::mem::take(&mut lock(&self.slot).pongs)
+        std::mem::take(&mut lock(&self.owed).pongs)
     }
 
     /// The first one stays: what follows a Close or a broken frame has no meaning any more.
     pub(super) fn set_close(&self, reply: CloseReply) {
-        lock(&self.slot).close.get_or_insert(reply);
+        lock(&self.owed).close.get_or_insert(reply);
     }
 
     pub(super) fn take_close(&self) -> Option<CloseReply> {
-        lock(&self.slot).close.take()
+        lock(&self.owed).close.take()
     }
 }
 

@@ -18,7 +18,8 @@ use crate::base::waits::waiting;
 use crate::net::deadline::by;
 use crate::net::http::head::{HEADERS, HeadText, Received, RequestHead, ResponseHead, first, has_token, receive};
 
-/// How long an end that refused keeps reading, so that unread bytes do not reset the connection under its answer or alert.
+/// How long an end that refused keeps reading, so that unread bytes do not reset the connection under its answer or
+/// alert.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Headers that belong to the upgrade itself, so a caller must not give them.
@@ -77,8 +78,8 @@ impl Write for Bounded<'_> {
     }
 }
 
-/// Runs a handshake on `tcp`: it ends by `deadline`, and at once when `shutdown` reaches `level`. Afterwards the socket has
-/// no time-outs.
+/// Runs a handshake on `tcp`: it ends by `deadline`, and at once when `shutdown` reaches `level`. Afterwards the socket
+/// has no time-outs.
 pub(super) fn bounded<T>(
     tcp: &Arc<TcpStream>,
     peer: &str,
@@ -215,7 +216,7 @@ impl From<TransportError> for Verdict {
 
 /// Reads the request, asks `route`, answers.
 ///
-/// Blocks in `stream`, whose errors end it. A peer that is refused is told why.
+/// Blocks in `stream`, whose errors end it. A peer that is refused gets the reason.
 pub(super) fn upgrade_as_server(
     stream: &mut (impl Read + Write),
     peer: &str,

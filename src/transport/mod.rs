@@ -1,13 +1,14 @@
 //! Connections as two halves: one thread reads, one writes, a kick frees both.
 //!
-//! [`ws`] carries them over TCP and TLS with the WebSocket protocol; `memory` (feature `test-util`) within the process, with
-//! planned faults. Both are behind [`Dialer`] and [`Listener`], so whatever stands on them runs over either.
+//! [`ws`] carries them over TCP and TLS with the WebSocket protocol; `memory` (feature `test-util`) within the process,
+//! with planned faults. Both are behind [`Dialer`] and [`Listener`], so whatever stands on them runs over either.
 //!
 //! The rules of every implementation:
-//! * The reader never writes to the socket and never waits for the writer. What the peer is owed (a pong, the answer to its
-//!   Close) waits in a control slot; the reader says so with [`Incoming::Control`], and whoever owns both threads wakes the
-//!   writer, which sends it on its next [`WriteHalf::flush`].
-//! * A blocked call ends by [`ConnectionKick::kick`] and by nothing else: no time-outs, no polling. Liveness is the caller's.
+//! * The reader never writes to the socket and never waits for the writer. What the peer is owed (a pong, the answer to
+//!   its Close) waits in a control slot; the reader says so with [`Incoming::Control`], and whoever owns both threads
+//!   wakes the writer, which sends it on its next [`WriteHalf::flush`].
+//! * A blocked call ends by [`ConnectionKick::kick`] and by nothing else: no time-outs, no polling. Liveness is the
+//!   caller's.
 //! * No subprotocol and no extension is negotiated; a peer's offer of compression is declined.
 
 use std::fmt;
@@ -42,8 +43,8 @@ pub use traffic::Traffic;
 /// Bytes that a write half collects before it sends without being flushed: some 60 typical messages in one system call.
 pub const WRITE_BUFFER_BYTES: usize = 64 << 10;
 
-/// How long a reader that failed the connection keeps reading, so that unread bytes do not reset the connection under the
-/// Close on its way to the peer.
+/// How long a reader that failed the connection keeps reading, so that unread bytes do not reset the connection under
+/// the Close on its way to the peer.
 pub const CLOSE_DRAIN_TIME: Duration = Duration::from_secs(1);
 
 /// What a read half received.
@@ -58,8 +59,8 @@ pub enum Incoming {
     Control,
     /// The answer to a ping.
     Pong,
-    /// The peer sent Close or its stream ended. After a Close, one more flush of the write half sends what is still to be
-    /// sent, the answer to it (unless our Close went before), and the end of our stream, for which some peers wait.
+    /// The peer sent Close or its stream ended. After a Close, one more flush of the write half sends what is still to
+    /// be sent, the answer to it (unless our Close went before), and the end of our stream, for which some peers wait.
     Closed(CloseInfo),
 }
 
@@ -95,21 +96,22 @@ impl fmt::Display for CloseInfo {
 pub trait ReadHalf: Send {
     /// The next thing from the peer.
     ///
-    /// Blocks until there is one; [`ConnectionKick::kick`] interrupts it, nothing else does. Never waits for the writer.
-    /// After [`Incoming::Closed`] a further call waits for the end of the stream, at most [`CLOSE_DRAIN_TIME`], and returns
-    /// [`TransportError::Closed`].
+    /// Blocks until there is one; [`ConnectionKick::kick`] interrupts it, nothing else does. Never waits for the
+    /// writer. After [`Incoming::Closed`] a further call waits for the end of the stream, at most [`CLOSE_DRAIN_TIME`],
+    /// and returns [`TransportError::Closed`].
     ///
-    /// With an error, and with an end that is not clean, both directions are over: a writer that is blocked is freed and
-    /// gets an error.
+    /// With an error, and with an end that is not clean, both directions are over: a writer that is blocked is freed
+    /// and gets an error.
     ///
     /// # Errors
-    /// [`TransportError::Stopped`] after a kick. For bad input (message over the limit, protocol error, bad UTF-8) the first
-    /// call returns [`Incoming::Control`], so that the writer is woken and sends the Close with the right code; the next
-    /// call waits for the peer's end of stream, at most [`CLOSE_DRAIN_TIME`], and returns the error. Any error is final.
+    /// [`TransportError::Stopped`] after a kick. For bad input (message over the limit, protocol error, bad UTF-8) the
+    /// first call returns [`Incoming::Control`], so that the writer is woken and sends the Close with the right code;
+    /// the next call waits for the peer's end of stream, at most [`CLOSE_DRAIN_TIME`], and returns the error. Any error
+    /// is final.
     fn read(&mut self) -> Result<Incoming, TransportError>;
 
-    /// As [`ReadHalf::read`], but never blocks: `None` if nothing is left of what was received, or if that cannot be told;
-    /// then `read` goes on.
+    /// As [`ReadHalf::read`], but never blocks: `None` if nothing is left of what was received, or if that cannot be
+    /// told; then `read` goes on.
     ///
     /// # Errors
     /// As for [`ReadHalf::read`].
@@ -128,15 +130,15 @@ pub trait WriteHalf: Send {
     /// [`TransportError::Closed`] after a Close was sent, [`TransportError::Stopped`] after a kick.
     fn write(&mut self, text: Utf8Bytes) -> Result<(), TransportError>;
 
-    /// Sends waiting control frames, then all that was written, then, if the peer is owed a Close, that and the end of the
-    /// stream.
+    /// Sends waiting control frames, then all that was written, then, if the peer is owed a Close, that and the end of
+    /// the stream.
     ///
     /// # Errors
     /// As for [`WriteHalf::write`], but flushing after a Close is no error.
     fn flush(&mut self) -> Result<(), TransportError>;
 
-    /// Sends of what was written as much as can be sent without blocking; says whether all of it has left. The rest, control
-    /// frames and a Close that is owed go with the next flush. A transport that cannot tell sends nothing.
+    /// Sends of what was written as much as can be sent without blocking; says whether all of it has left. The rest,
+    /// control frames and a Close that is owed go with the next flush. A transport that cannot tell sends nothing.
     ///
     /// # Errors
     /// As for [`WriteHalf::flush`].
@@ -156,7 +158,8 @@ pub trait WriteHalf: Send {
     /// A `reason` over 123 bytes is cut.
     ///
     /// # Errors
-    /// [`TransportError::CloseCode`] if the code must not be sent (then nothing was); otherwise as [`WriteHalf::flush`].
+    /// [`TransportError::CloseCode`] if the code must not be sent (then nothing was); otherwise as
+    /// [`WriteHalf::flush`].
     fn close(&mut self, code: u16, reason: &str) -> Result<(), TransportError>;
 }
 
@@ -237,7 +240,8 @@ impl Default for SocketLimits {
 pub struct DialRequest<'a> {
     /// `ws://host[:port][/path]` or `wss://…`.
     pub url: &'a str,
-    /// Headers of the upgrade request beside those of the protocol; [`USER_AGENT`] is sent if none of them names another.
+    /// Headers of the upgrade request beside those of the protocol; [`USER_AGENT`] is sent if none of them names
+    /// another.
     pub headers: &'a [(String, String)],
     /// Sizes of the connection.
     pub limits: SocketLimits,
@@ -250,8 +254,8 @@ pub trait Dialer: Send + Sync {
     /// Connects. Blocks until the connection is open, the request's deadline, or `shutdown` at `level`.
     ///
     /// # Errors
-    /// [`TransportError::Stopped`] if the shutdown came first; a time-out, a failure to connect, or a refusal by the server
-    /// with its HTTP status otherwise.
+    /// [`TransportError::Stopped`] if the shutdown came first; a time-out, a failure to connect, or a refusal by the
+    /// server with its HTTP status otherwise.
     fn dial(&self, request: &DialRequest<'_>, shutdown: &Shutdown, level: Level) -> Result<Connection, TransportError>;
 }
 
@@ -260,8 +264,8 @@ pub trait Listener: Send + Sync {
     /// The next connection, before its handshake. Blocks; [`ListenerKick::kick`] interrupts it.
     ///
     /// # Errors
-    /// [`TransportError::Stopped`] after the kick, for ever. Another error (out of descriptors) may pass: the caller waits a
-    /// little before it tries again.
+    /// [`TransportError::Stopped`] after the kick, for ever. Another error (out of descriptors) may pass: the caller
+    /// waits a little before it tries again.
     fn accept(&self) -> Result<Box<dyn Pending>, TransportError>;
 
     /// What interrupts [`Listener::accept`].
@@ -298,12 +302,12 @@ pub trait Pending: Send {
     /// The peer's address (and port), for logs.
     fn peer(&self) -> String;
 
-    /// Reads the peer's request, lets `route` judge it, and answers. Blocks at most until `deadline`, however slowly the peer
-    /// sends; `shutdown` at `level` interrupts it.
+    /// Reads the peer's request, lets `route` judge it, and answers. Blocks at most until `deadline`, however slowly
+    /// the peer sends; `shutdown` at `level` interrupts it.
     ///
     /// # Errors
-    /// [`TransportError::Refused`] if `route` refused (the peer got its status and body); otherwise what was wrong with the
-    /// peer, a time-out, or [`TransportError::Stopped`].
+    /// [`TransportError::Refused`] if `route` refused (the peer got its status and body); otherwise what was wrong with
+    /// the peer, a time-out, or [`TransportError::Stopped`].
     fn handshake(
         self: Box<Self>,
         limits: &SocketLimits,

@@ -12,20 +12,22 @@ use super::{CloseInfo, Incoming, ReadHalf, TransportError, tls};
 
 /// Where messages come from.
 pub(super) trait Receive: Send {
-    /// Blocks until there is a message or the end. `WouldBlock` means that the writer has something to send first; the next
-    /// call goes on where this one stopped.
+    /// Blocks until there is a message or the end. `WouldBlock` means that the writer has something to send first; the
+    /// next call goes on where this one stopped.
     fn receive(&mut self) -> Result<Message, Error>;
 
-    /// As [`Receive::receive`], but gives only what has been received already; `None` if the system must be asked, or if
-    /// that cannot be told.
+    /// As [`Receive::receive`], but gives only what has been received already; `None` if the system must be asked, or
+    /// if that cannot be told.
     fn receive_ready(&mut self) -> Result<Option<Message>, Error> {
         Ok(None)
     }
 
-    /// Reads and discards until the peer's end, at most for [`super::CLOSE_DRAIN_TIME`]. Nothing is received afterwards.
+    /// Reads and discards until the peer's end, at most for [`super::CLOSE_DRAIN_TIME`]. Nothing is received
+    /// afterwards.
     fn drain(&mut self);
 
-    /// Ends both directions, so that the writer does not wait for a peer that is gone or has lost its right to an answer.
+    /// Ends both directions, so that the writer does not wait for a peer that is gone or has lost its right to an
+    /// answer.
     fn shut(&mut self);
 }
 
@@ -33,10 +35,10 @@ pub(super) struct Reader<R> {
     source: R,
     control: Arc<Control>,
     peer: String,
-    state: State,
+    state: ReaderState,
 }
 
-enum State {
+enum ReaderState {
     Open,
     /// The peer's Close was given out.
     Closing,
@@ -47,14 +49,14 @@ enum State {
 
 impl<R: Receive> Reader<R> {
     pub(super) fn new(source: R, control: Arc<Control>, peer: String) -> Self {
-        Self { source, control, peer, state: State::Open }
+        Self { source, control, peer, state: ReaderState::Open }
     }
 
     fn closed_by_peer(&mut self, frame: Option<CloseFrame>) -> Incoming {
         let code = frame.as_ref().map(|f| u16::from(f.code));
         let reason = frame.map_or_else(String::new, |f| f.reason.as_str().to_owned());
         self.control.set_close(CloseReply { code, reason: reason.clone() });
-        self.state = State::Closing;
+        self.state = ReaderState::Closing;
         Incoming::Closed(CloseInfo { code, reason, clean: true })
     }
 
@@ -64,7 +66,7 @@ impl<R: Receive> Reader<R> {
             let reason = error.to_string();
             self.control.set_close(CloseReply { code: Some(code), reason: fitting(&reason).to_owned() });
         }
-        self.state = State::Failing(error);
+        self.state = ReaderState::Failing(error);
         Incoming::Control
     }
 
@@ -78,7 +80,7 @@ impl<R: Receive> Reader<R> {
 
     /// After a kick everything that ends was stopped, whatever the system calls it.
     fn over(&mut self, error: TransportError) -> TransportError {
-        self.state = State::Over;
+        self.state = ReaderState::Over;
         if self.control.is_kicked() { TransportError::Stopped } else { error }
     }
 
@@ -116,19 +118,19 @@ impl<R: Receive> Reader<R> {
 
 impl<R: Receive> ReadHalf for Reader<R> {
     fn read(&mut self) -> Result<Incoming, TransportError> {
-        match std::mem::replace(&mut self.state, State::Open) {
-            State::Open => {}
-            State::Closing => {
+        match std::mem::replace(&mut self.state, ReaderState::Open) {
+            ReaderState::Open => {}
+            ReaderState::Closing => {
                 // The writer may still be sending what was queued before the answer, so it is left alone.
                 self.source.drain();
                 return Err(self.over(TransportError::Closed));
             }
-            State::Failing(error) => {
+            ReaderState::Failing(error) => {
                 self.source.drain();
                 self.source.shut();
                 return Err(self.over(error));
             }
-            State::Over => return Err(self.over(TransportError::Closed)),
+            ReaderState::Over => return Err(self.over(TransportError::Closed)),
         }
         loop {
             match self.source.receive() {
@@ -140,7 +142,9 @@ impl<R: Receive> ReadHalf for Reader<R> {
 
     fn read_ready(&mut self) -> Result<Option<Incoming>, TransportError> {
         match self.state {
-            State::Open => self.source.receive_ready().transpose().map(|received| self.pass_on(received)).transpose(),
+            ReaderState::Open => {
+                self.source.receive_ready().transpose().map(|received| self.pass_on(received)).transpose()
+            }
             _ => Ok(None),
         }
     }

@@ -51,8 +51,8 @@ pub(super) fn io_failed(peer: &str, error: io::Error) -> TransportError {
     tls_behind(peer, TransportError::Io { doing: "tls", source: error })
 }
 
-/// The error of rustls, if that is what is behind one of I/O; so a server that does not like the client's certificate is
-/// heard of, after the client's handshake.
+/// The error of rustls, if that is what is behind one of I/O; so a server that does not like the client's certificate
+/// is heard of, after the client's handshake.
 pub(super) fn tls_behind(peer: &str, error: TransportError) -> TransportError {
     let TransportError::Io { doing, source } = error else { return error };
     match source.downcast::<rustls::Error>() {

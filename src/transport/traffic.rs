@@ -2,10 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The bytes that one connection has moved since its handshake, as they are on the wire: with frames, and sealed if by TLS.
+/// The bytes that one connection has moved since its handshake, as they are on the wire: with frames, and sealed if by
+/// TLS.
 ///
-/// They are counted as they move, not when a message is whole. The counts only grow; no memory order comes with them, so
-/// they tell of progress and of nothing else.
+/// They are counted as they move, not when a message is whole. The counts only grow; no memory order comes with them,
+/// so they tell of progress and of nothing else.
 #[derive(Debug, Default)]
 pub struct Traffic {
     read: AtomicU64,

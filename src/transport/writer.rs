@@ -18,8 +18,8 @@ pub(super) trait Transmit: Send {
     /// Queues a message; gives the bytes of all messages queued.
     fn put_data(&mut self, message: Message) -> usize;
 
-    /// Sends both queues, control frames first, and whatever the layers below have to say. Blocks while the peer does not
-    /// read.
+    /// Sends both queues, control frames first, and whatever the layers below have to say. Blocks while the peer does
+    /// not read.
     fn transmit(&mut self) -> io::Result<()>;
 
     /// Sends what can be sent without blocking; whether everything has left. By default nothing is tried.
@@ -35,11 +35,11 @@ pub(super) struct Writer<T> {
     sink: T,
     control: Arc<Control>,
     buffer_bytes: usize,
-    state: State,
+    state: WriterState,
 }
 
 #[derive(PartialEq)]
-enum State {
+enum WriterState {
     Open,
     /// Close was sent.
     Closed,
@@ -49,12 +49,12 @@ enum State {
 
 impl<T: Transmit> Writer<T> {
     pub(super) fn new(sink: T, control: Arc<Control>, buffer_bytes: usize) -> Self {
-        Self { sink, control, buffer_bytes, state: State::Open }
+        Self { sink, control, buffer_bytes, state: WriterState::Open }
     }
 
     fn check_open(&self) -> Result<(), TransportError> {
         match self.state {
-            State::Open => Ok(()),
+            WriterState::Open => Ok(()),
             _ if self.control.is_kicked() => Err(TransportError::Stopped),
             _ => Err(TransportError::Closed),
         }
@@ -63,7 +63,7 @@ impl<T: Transmit> Writer<T> {
     /// After a kick everything that fails was stopped, whatever the system calls it.
     fn check(&mut self, outcome: io::Result<()>) -> Result<(), TransportError> {
         outcome.map_err(|source| {
-            self.state = State::Broken;
+            self.state = WriterState::Broken;
             if self.control.is_kicked() {
                 TransportError::Stopped
             } else {
@@ -74,7 +74,7 @@ impl<T: Transmit> Writer<T> {
 
     fn transmit(&mut self) -> Result<(), TransportError> {
         let pongs = self.control.take_pongs();
-        if self.state == State::Open {
+        if self.state == WriterState::Open {
             pongs.into_iter().for_each(|payload| self.sink.put_control(Message::Pong(payload)));
         }
         let outcome = self.sink.transmit();
@@ -83,7 +83,7 @@ impl<T: Transmit> Writer<T> {
 
     fn send_close(&mut self, frame: Option<CloseFrame>) -> Result<(), TransportError> {
         self.sink.put_control(Message::Close(frame));
-        self.state = State::Closed;
+        self.state = WriterState::Closed;
         let outcome = self.sink.transmit();
         self.check(outcome)
     }
@@ -93,7 +93,7 @@ impl<T: Transmit> Writer<T> {
         let Some(reply) = self.control.take_close() else {
             return Ok(false);
         };
-        if self.state == State::Open {
+        if self.state == WriterState::Open {
             self.send_close(reply.code.map(|code| CloseFrame { code: code.into(), reason: reply.reason.into() }))?;
         }
         let outcome = self.sink.half_close();
@@ -109,7 +109,7 @@ impl<T: Transmit> WriteHalf for Writer<T> {
     }
 
     fn flush(&mut self) -> Result<(), TransportError> {
-        if self.state == State::Broken {
+        if self.state == WriterState::Broken {
             return self.check_open();
         }
         self.transmit()?;

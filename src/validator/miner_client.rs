@@ -1,26 +1,28 @@
 //! The link to one miner for the time of one job: authenticated afresh after each reconnect, then messages by deadline.
 //!
-//! Owner: the job's worker. The link's two threads end with [`MinerClient::stop`].
+//! Owner: the job's worker. The link's two threads end with [`MinerClient::stop`], or when the client is dropped.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
-use tungstenite::Utf8Bytes;
 
+use crate::base::clock::now;
 use crate::base::limits::INBOUND_MESSAGES;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::Step;
 use crate::base::timer::TimerHandle;
 use crate::base::waits::{send, waiting};
 use crate::identity::{KeyPair, PublicKey};
-use crate::link::{Authenticate, Authenticated, Full, Link, LinkConfig, LinkEvent, Outgoing, Refused};
+use crate::link::{
+    Authenticate, Authenticated, Full, Link, LinkConfig, LinkEvent, LinkHandle, Outgoing, Refused, Text,
+};
 use crate::protocol::{MinerToValidator, ValidatorAuthForMiner, ValidatorToMiner};
-use crate::transport::Dialer;
+use crate::transport::{Dialer, Utf8Bytes};
 
 use super::routing::MinerAddress;
 
-/// What a worker hears of its miner.
+/// What a worker gets from its miner.
 #[derive(Debug)]
 pub enum MinerEvent {
     /// Connected and authenticated, for the first time or again.
@@ -53,8 +55,10 @@ pub enum NoEvent {
 /// A running link to a miner.
 #[derive(Debug)]
 pub struct MinerClient {
-    link: Link,
+    /// Dropped first, so that the link's thread, which may wait for room in the queue, is freed before it is joined.
     events: Receiver<MinerEvent>,
+    handle: LinkHandle,
+    link: Link,
 }
 
 impl MinerClient {
@@ -70,25 +74,21 @@ impl MinerClient {
         let authenticate = MinerAuthentication { key: key.clone(), miner: miner.hotkey };
         let (tx, events) = bounded(INBOUND_MESSAGES);
         let name = miner.hotkey;
-        let mut to_answer: Option<crate::link::LinkHandle> = None;
-        let (handle_tx, handle_rx) = bounded(1);
-        let link = Link::start(config, dialer, Some(Box::new(authenticate)), timer, move |event| {
+        let (handle, link) = Link::new(config, dialer, timer);
+        let answers = handle.clone();
+        let link = link.start(Some(Box::new(authenticate)), Text::<_>::Message, move |event| {
             let event = match event {
                 LinkEvent::Ready { .. } => MinerEvent::Ready,
-                LinkEvent::Pause { .. } => return,
-                LinkEvent::Lost { why, .. } => MinerEvent::Lost { why },
+                LinkEvent::Answered(_) => return,
+                LinkEvent::Lost { why } => MinerEvent::Lost { why },
                 LinkEvent::Failed { why, refused, .. } => MinerEvent::Failed { why, refused },
-                LinkEvent::Text { text, .. } => match MinerToValidator::decode(&text) {
+                LinkEvent::Message(text) => match MinerToValidator::decode(&text) {
                     Ok(message) => MinerEvent::Message(Box::new(message)),
                     Err(error) => {
                         log::warn!("miner {name} sent a message that cannot be read: {error}");
                         let answer = crate::protocol::answer::to_miner(&error, &text, &name.to_string());
-                        let handle = to_answer.get_or_insert_with(|| {
-                            handle_rx.recv().expect("the handle is sent right after the link has started")
-                        });
-                        let answer = ValidatorToMiner::from(answer).encode();
-                        if let Err(full) = handle.send(Outgoing::once(answer)) {
-                            log::debug!("the miner is not told: {full}");
+                        if let Err(full) = answers.send(Outgoing::once(ValidatorToMiner::from(answer).encode())) {
+                            log::debug!("the miner is not notified: {full}");
                         }
                         return;
                     }
@@ -97,8 +97,7 @@ impl MinerClient {
             // The receiver goes when the job ends; what the miner says after that concerns nobody.
             let _ = send(&tx, event, "room for what the miner says");
         });
-        handle_tx.send(link.handle()).expect("the receiver lives in the link's closure, and there is room for one");
-        Self { link, events }
+        Self { events, handle, link }
     }
 
     /// Queues a message; it leaves when the link is ready.
@@ -106,7 +105,7 @@ impl MinerClient {
     /// # Errors
     /// [`Full`], with the message.
     pub fn send(&self, message: impl Into<ValidatorToMiner>) -> Result<(), Full> {
-        self.link.handle().send(Outgoing::once(message.into().encode()))
+        self.handle.send(Outgoing::once(message.into().encode()))
     }
 
     /// The next event. Blocks until there is one, the deadline, or `cancel` at its highest level.
@@ -119,7 +118,7 @@ impl MinerClient {
         select! {
             recv(self.events) -> event => event.map_err(|_| NoEvent::Cancelled),
             recv(cancel.cancel_receiver()) -> _ => Err(NoEvent::Cancelled),
-            default(left) => self.events.recv_timeout(std::time::Duration::ZERO).map_err(|e| match e {
+            default(left) => self.events.recv_timeout(Duration::ZERO).map_err(|e| match e {
                 RecvTimeoutError::Timeout => NoEvent::Deadline,
                 RecvTimeoutError::Disconnected => NoEvent::Cancelled,
             }),
@@ -128,7 +127,7 @@ impl MinerClient {
 
     /// Sends what is queued, closes, joins.
     pub fn stop(self, step: &mut Step) {
-        let Self { link, events } = self;
+        let Self { events, link, .. } = self;
         // Dropped first, so that a reader that waits for room in the queue is freed.
         drop(events);
         link.stop(step);
@@ -142,10 +141,8 @@ struct MinerAuthentication {
 
 impl Authenticate for MinerAuthentication {
     fn hello(&mut self) -> Vec<Utf8Bytes> {
-        // Signed for each connection, because a miner refuses what is older than ten seconds (W-07).
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let now = i64::try_from(now).unwrap_or(i64::MAX);
-        let message = ValidatorAuthForMiner::sign(&self.key, &self.miner.to_ss58(), now);
+        // Signed for each connection, because a miner refuses what is older than ten seconds.
+        let message = ValidatorAuthForMiner::sign(&self.key, &self.miner.to_ss58(), now().unix_seconds());
         vec![ValidatorToMiner::from(message).encode().into()]
     }
 

@@ -11,39 +11,37 @@
 //! val-mi-n-rd  the link of job n to its miner, and its writer val-mi-n-wr; they end with the job
 //! ```
 //!
-//! * [`facilitator_client`]: the client, for embedding: inert, running, stopped.
-//! * [`ledger`]: the message queue: order, priority, retries, dead letters. Pure.
-//! * [`record`]: what is kept of a job on disk. Pure.
-//! * [`delivery`]: the ledger with its disk and its link.
-//! * [`job`]: a job in the hands of whoever runs it.
-//! * [`remote`]: jobs on other machines: the front, which is part of a validator, and the job worker.
-//! * [`role`]: the validator as a whole.
+//! * [`client`]: the facilitator client, for embedding: inert, running, stopped; and a job in the hands of whoever runs
+//!   it.
+//! * [`ledger`]: the status updates until they are answered: order, retries, dead letters, disk.
+//! * [`drive`]: one job, from the choice of a miner to its end. Pure; [`organic`] is the loop around it.
+//! * `jobs`: what runs them, in one trait: workers of this process, stub jobs, or [`remote`]: jobs on other machines
+//!   (the front, which is part of a validator, and the job worker).
+//! * [`role`]: the validator as a whole; its start and stop, all steps in order.
 
-pub mod delivery;
-pub mod facilitator_client;
-pub mod job;
+pub mod client;
+pub mod drive;
 pub mod ledger;
 pub mod miner_client;
 pub mod miners;
 pub mod organic;
-pub mod record;
-pub mod remote;
 pub mod role;
 pub mod routing;
 pub mod status;
 
-mod checks;
-mod stub;
+mod jobs;
 
-pub use delivery::{GivenUp, NotOnDisk, Ticket, Totals};
-pub use facilitator_client::{
-    ClientConfig, ClientError, ClientEvent, ClientHandle, ClientState, Counted, FacilitatorClient, JobHandler,
-    RunningClient,
+pub use client::{
+    ClientConfig, ClientError, ClientEvent, ClientHandle, ClientState, Counted, FacilitatorClient, Job, JobHandler,
+    LeftJob, RunningClient, RunningJob,
 };
-pub use job::{Job, LeftJob, OnWorkers, RunningJob};
-pub use ledger::{Counts, LedgerLimits, RetryPolicies, RetryPolicy, UpdateError};
+pub use drive::JobTimes;
+pub use jobs::FrontStatus;
+pub use jobs::here::OnWorkers;
+#[cfg(feature = "celery")]
+pub use jobs::remote;
+pub use ledger::{Counts, GivenUp, LedgerLimits, NotOnDisk, RetryPolicies, RetryPolicy, Ticket, Totals, UpdateError};
 pub use miners::{MinersFileError, load_miners};
-pub use organic::JobTimes;
 pub use role::{Dispatch, Observer, Reloader, Validator, ValidatorConfig, ValidatorError};
 pub use routing::MinerAddress;
 pub use status::Outcome;

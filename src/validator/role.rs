@@ -4,30 +4,31 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::facilitator_client::{
-    ClientConfig, ClientError, ClientHandle, FacilitatorClient, JobHandler, RunningClient,
+use super::client::{
+    ClientConfig, ClientError, ClientHandle, FacilitatorClient, Job, JobHandler, LeftJob, RunningClient,
 };
-use super::job::{Job, LeftJob};
-use super::organic::{self, JobTimes, Miners};
-use super::remote::{DEFAULT_QUEUE, Front, FrontConfig, FrontStatus};
+use super::drive::JobTimes;
+use super::jobs::here::Here;
+#[cfg(feature = "celery")]
+use super::jobs::remote::{DEFAULT_QUEUE, Front, FrontConfig};
+use super::jobs::stub::Stub;
+use super::jobs::{FrontStatus, JobRunner};
+use super::organic::Miners;
 use super::routing::MinerAddress;
-use super::stub::Stub;
 use crate::base::backoff::BackoffConfig;
-use crate::base::lock::lock;
-use crate::base::shutdown::Shutdown;
 use crate::base::stop::Stopping;
 use crate::base::timer::TimerHandle;
-use crate::dispatch::Backend;
-use crate::dispatch::workers::Workers;
 use crate::identity::{KeyPair, PublicKey};
 use crate::ops::status::Board;
+#[cfg(feature = "celery")]
 use crate::redis::{RedisConfig, RedisError};
 use crate::tasks::TasksStatus;
 use crate::transport::Dialer;
 
-/// Stub jobs, or jobs on other machines, at a time, unless the configuration says otherwise: what the queue has room for, 8 updates each.
+/// Stub jobs, or jobs on other machines, at a time, unless the configuration says otherwise: what the queue has room
+/// for, 8 updates each.
 const STUB_JOBS: usize = 8192;
 
 /// Jobs at a time on workers, unless the configuration says otherwise.
@@ -39,6 +40,7 @@ pub enum Dispatch {
     /// A worker of this process drives a miner.
     Workers,
     /// Workers on other machines drive miners: each job is a Celery task in a Redis, see [`super::remote`].
+    #[cfg(feature = "celery")]
     Celery {
         /// Where that Redis is.
         redis: Box<RedisConfig>,
@@ -54,6 +56,7 @@ pub enum Dispatch {
     },
 }
 
+#[cfg(feature = "celery")]
 impl Dispatch {
     /// [`Dispatch::Celery`] with the queue `phalanx`, in which a job waits for a minute at most.
     pub fn celery(redis: RedisConfig) -> Self {
@@ -76,8 +79,8 @@ pub struct ValidatorConfig {
     pub state_dir: Option<PathBuf>,
     /// What runs a job.
     pub dispatch: Dispatch,
-    /// Jobs at a time; on workers each costs up to three threads. By default 64 on workers, 8,192 for stub jobs and on other
-    /// machines.
+    /// Jobs at a time; on workers each costs up to three threads. By default 64 on workers, 8,192 for stub jobs and on
+    /// other machines.
     pub workers: Option<usize>,
     /// How long a miner that cheated gets no job.
     pub blacklist_time: Duration,
@@ -133,47 +136,18 @@ pub enum ValidatorError {
     #[error("validator: {0}")]
     Client(#[from] ClientError),
     /// The connections to Redis cannot be set up.
+    #[cfg(feature = "celery")]
     #[error("validator: {0}")]
     Redis(#[from] RedisError),
 }
 
-/// What the workers share.
-pub(super) struct Shared {
-    pub(super) config: ValidatorConfig,
-    pub(super) miners: Miners,
-}
-
-/// What runs the jobs.
-#[derive(Clone)]
-enum Runs {
-    Workers(Arc<Workers>),
-    Stub(Stub),
-    Celery(Front),
-}
-
-impl Runs {
-    fn running(&self) -> usize {
-        match self {
-            Runs::Workers(workers) => workers.running(),
-            Runs::Stub(stub) => stub.running(),
-            Runs::Celery(front) => front.running(),
-        }
-    }
-
-    fn stop(&self, stopping: &mut Stopping, drain: Duration) -> usize {
-        match self {
-            Runs::Workers(workers) => stopping.step("validator jobs", drain, |step| workers.stop(step)),
-            Runs::Stub(stub) => stopping.step("validator jobs", drain, |step| stub.stop(step)),
-            Runs::Celery(front) => front.stop(stopping, drain),
-        }
-    }
-}
-
-/// A running validator.
+/// A running validator. Dropping it stops it as a stop that is cancelled at once.
 pub struct Validator {
-    shared: Arc<Shared>,
-    client: RunningClient,
-    runs: Runs,
+    /// Taken by the stop.
+    client: Option<RunningClient>,
+    jobs: Arc<dyn JobRunner>,
+    drain_time: Duration,
+    flush_time: Duration,
 }
 
 impl std::fmt::Debug for Validator {
@@ -183,7 +157,7 @@ impl std::fmt::Debug for Validator {
 }
 
 impl Validator {
-    /// Starts the link and the workers; returns at once, connected or not.
+    /// Starts what runs the jobs, then the link; returns at once, connected or not.
     ///
     /// # Errors
     /// [`ValidatorError`] with every problem of the configuration, or of the state folder; then nothing was started.
@@ -192,6 +166,7 @@ impl Validator {
         if !problems.is_empty() {
             return Err(ClientError::Config(problems).into());
         }
+        let ValidatorConfig { blacklist_time, drain_time, flush_time, .. } = config;
         let board = Board::new();
         let client = FacilitatorClient::new(ClientConfig {
             board: board.clone(),
@@ -201,69 +176,87 @@ impl Validator {
             dialer: dialer.clone(),
             ..ClientConfig::new(&config.facilitator_url, config.key.clone())
         })?;
-        let limit = config.workers.unwrap_or(STUB_JOBS);
-        let mut events = None;
-        let runs = match &config.dispatch {
-            Dispatch::Workers => Runs::Workers(Arc::new(Workers::new("val-work", config.workers.unwrap_or(WORKERS)))),
-            Dispatch::Stub { stage_time } => Runs::Stub(Stub::new(*stage_time, limit, timer.clone())),
-            Dispatch::Celery { redis, queue, queue_time } => {
-                let config = FrontConfig {
-                    redis: (**redis).clone(),
-                    queue: queue.clone(),
-                    queue_time: *queue_time,
-                    limit,
-                    name: config.key.ss58(),
-                    job_times: config.job_times,
-                };
-                let (front, receiver) = Front::start(config, timer.clone(), &board)?;
-                events = Some((front.clone(), receiver));
-                Runs::Celery(front)
-            }
-        };
-        let (key, times) = (config.key.clone(), config.job_times);
-        let miners = Miners::new(config.miners.clone(), key, times, dialer, timer.clone());
-        let shared = Arc::new(Shared { miners, config });
-        let handler = Arc::new(Handler { shared: shared.clone(), runs: runs.clone() });
+        let jobs = runner(config, dialer, timer.clone(), &board)?;
+        let handler = Arc::new(Handler { jobs: jobs.clone(), blacklist_time });
         let client = match client.start_with(handler.clone(), timer) {
             Ok(client) => client,
             Err(error) => {
-                runs.stop(&mut Stopping::new(&Shutdown::new()), Duration::ZERO);
+                jobs.stop(&mut Stopping::alone(), Duration::ZERO);
                 return Err(error.into());
             }
         };
-        if let Some((front, receiver)) = events {
-            front.hear(receiver);
-        }
+        jobs.begin();
         for (miner, age) in client.handle().delivery().cheaters() {
-            handler.blacklist(&miner, shared.config.blacklist_time.saturating_sub(age));
+            handler.blacklist(miner, blacklist_time.saturating_sub(age));
         }
-        Ok(Self { shared, client, runs })
+        Ok(Self { client: Some(client), jobs, drain_time, flush_time })
     }
 
     /// What looks at this validator; may outlive it.
     pub fn observer(&self) -> Observer {
-        Observer { client: self.client.handle(), runs: self.runs.clone() }
+        let client = self.client.as_ref().expect("only the stop takes it, which consumes the validator");
+        Observer { client: client.handle(), jobs: self.jobs.clone() }
     }
 
     /// What changes its settings while it runs; may outlive it.
     pub fn reloader(&self) -> Reloader {
-        Reloader(self.shared.clone())
+        Reloader(self.jobs.clone())
     }
 
     /// Stops in order: no new jobs, running jobs end (or are cancelled when their time is up), the last updates are
     /// acknowledged, the link closes. Blocks for at most the configured drain and flush times and the kicks' grace.
-    pub fn stop(self, stopping: &mut Stopping) {
-        let Self { shared, mut client, runs } = self;
-        client.drain();
-        let cancelled = runs.stop(stopping, shared.config.drain_time);
-        stopping.cancelled_jobs(cancelled);
-        client.stop_link(stopping, shared.config.flush_time);
+    pub fn stop(mut self, stopping: &mut Stopping) {
+        self.end(stopping);
     }
+
+    fn end(&mut self, stopping: &mut Stopping) {
+        let Some(mut client) = self.client.take() else { return };
+        // No new jobs.
+        client.drain();
+        // Jobs end or are cancelled, and report it; then the threads that run them.
+        let cancelled = self.jobs.stop(stopping, self.drain_time);
+        stopping.cancelled_jobs(cancelled);
+        // Signature checks, the last updates, the link, the state folder.
+        client.stop_link(stopping, self.flush_time);
+    }
+}
+
+impl Drop for Validator {
+    fn drop(&mut self) {
+        if self.client.is_some() {
+            let mut stopping = Stopping::cancelled();
+            self.end(&mut stopping);
+            log::info!("a validator was dropped: {}", stopping.finish());
+        }
+    }
+}
+
+/// What runs the jobs.
+fn runner(
+    config: ValidatorConfig,
+    dialer: Arc<dyn Dialer>,
+    timer: TimerHandle,
+    #[cfg_attr(not(feature = "celery"), allow(unused_variables))] board: &Board,
+) -> Result<Arc<dyn JobRunner>, ValidatorError> {
+    let ValidatorConfig { key, miners, dispatch, workers, job_times, .. } = config;
+    let limit = workers.unwrap_or(STUB_JOBS);
+    Ok(match dispatch {
+        Dispatch::Workers => {
+            Arc::new(Here::new(workers.unwrap_or(WORKERS), Miners::new(miners, key, job_times, dialer, timer)))
+        }
+        Dispatch::Stub { stage_time } => Arc::new(Stub::new(stage_time, limit, timer)),
+        #[cfg(feature = "celery")]
+        Dispatch::Celery { redis, queue, queue_time } => {
+            let name = key.ss58();
+            let config = FrontConfig { redis: *redis, queue, queue_time, limit, name, job_times };
+            Arc::new(Front::start(config, timer, board)?)
+        }
+    })
 }
 
 /// Changes the settings of a running validator; cheap to clone.
 #[derive(Clone)]
-pub struct Reloader(Arc<Shared>);
+pub struct Reloader(Arc<dyn JobRunner>);
 
 impl std::fmt::Debug for Reloader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -274,7 +267,7 @@ impl std::fmt::Debug for Reloader {
 impl Reloader {
     /// New jobs go to these miners. What is known of those that stay is kept; jobs on those that go end as they would.
     pub fn miners(&self, miners: Vec<MinerAddress>) {
-        lock(&self.0.miners.routing).replace(miners);
+        self.0.set_miners(miners);
     }
 }
 
@@ -282,7 +275,7 @@ impl Reloader {
 #[derive(Clone)]
 pub struct Observer {
     client: ClientHandle,
-    runs: Runs,
+    jobs: Arc<dyn JobRunner>,
 }
 
 impl std::fmt::Debug for Observer {
@@ -304,23 +297,17 @@ impl Observer {
 
     /// Jobs that run now.
     pub fn running_jobs(&self) -> usize {
-        self.runs.running()
+        self.jobs.running()
     }
 
-    /// The jobs on workers as tasks; `None` for stub jobs.
+    /// The jobs on workers as tasks; `None` if they run elsewhere.
     pub fn tasks(&self) -> Option<TasksStatus> {
-        match &self.runs {
-            Runs::Workers(workers) => Some(workers.status()),
-            Runs::Stub(_) | Runs::Celery(_) => None,
-        }
+        self.jobs.tasks()
     }
 
     /// The jobs on other machines; `None` if jobs run here.
     pub fn front(&self) -> Option<FrontStatus> {
-        match &self.runs {
-            Runs::Celery(front) => Some(front.status()),
-            Runs::Workers(_) | Runs::Stub(_) => None,
-        }
+        self.jobs.front()
     }
 
     /// Breaks the link to the facilitator; it comes back by itself.
@@ -329,50 +316,31 @@ impl Observer {
     }
 }
 
+/// Gives the client's jobs to what runs them.
 struct Handler {
-    shared: Arc<Shared>,
-    runs: Runs,
+    jobs: Arc<dyn JobRunner>,
+    blacklist_time: Duration,
 }
 
 impl Handler {
-    fn blacklist(&self, miner: &PublicKey, time: Duration) {
-        if time.is_zero() {
-            return;
-        }
-        match &self.runs {
-            Runs::Celery(front) => front.blacklist(*miner, time),
-            Runs::Workers(_) | Runs::Stub(_) => {
-                lock(&self.shared.miners.routing).blacklist(miner, Instant::now(), time);
-            }
+    fn blacklist(&self, miner: PublicKey, time: Duration) {
+        if !time.is_zero() {
+            self.jobs.blacklist(miner, time);
         }
     }
 }
 
 impl JobHandler for Handler {
     fn job(&self, job: Job) {
-        match &self.runs {
-            Runs::Stub(stub) => stub.run(job),
-            Runs::Celery(front) => front.run(job),
-            Runs::Workers(workers) => {
-                let shared = self.shared.clone();
-                // A job that the workers do not take is turned away as busy when it is dropped.
-                let uuid = job.request().uuid.clone();
-                drop(
-                    workers.submit(&uuid, Box::new(move |cancel| organic::run(&shared.miners, job.receive(), cancel))),
-                );
-            }
-        }
+        self.jobs.run(job);
     }
 
     fn cheated(&self, uuid: &str, miner: PublicKey) {
         log::warn!("job {uuid}: miner {miner} cheated, it gets no jobs for a while");
-        self.blacklist(&miner, self.shared.config.blacklist_time);
+        self.blacklist(miner, self.blacklist_time);
     }
 
     fn left(&self, job: LeftJob) {
-        match &self.runs {
-            Runs::Celery(front) => front.adopt(job),
-            Runs::Workers(_) | Runs::Stub(_) => drop(job),
-        }
+        self.jobs.left(job);
     }
 }

@@ -1,8 +1,8 @@
 //! Which miner gets a job. Pure: `now` is an argument.
 //!
-//! What is known of a miner: how many executors of each class its last manifest named, how many of our jobs it runs, and
-//! whether it is blacklisted. A miner whose manifest is not known yet is worth a try after those that are known to have
-//! room, because asking it is how its manifest is learnt.
+//! What is known of a miner: how many executors of each class its last manifest named, how many of our jobs it runs,
+//! and whether it is blacklisted. A miner whose manifest is not known yet is worth a try after those that are known to
+//! have room, because asking it is how its manifest is learnt.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -142,7 +142,8 @@ impl Routing {
         Ok(miner.address.clone())
     }
 
-    /// Counts a job as running on the miner that has it already, whatever room it has left; `None` if it is not in the table.
+    /// Counts a job as running on the miner that has it already, whatever room it has left; `None` if it is not in the
+    /// table.
     pub fn reserve_again(&mut self, hotkey: &PublicKey, class: ExecutorClass) -> Option<MinerAddress> {
         let miner = self.find(hotkey)?;
         *miner.running.entry(class).or_default() += 1;

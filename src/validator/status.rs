@@ -1,9 +1,11 @@
-//! How a job ended, as the facilitator is told.
+//! How a job ended, as it is reported to the facilitator.
 
 use crate::protocol::{
     HordeFailureDetails, HordeFailureReason, JobFailureDetails, JobParticipantType, JobRejectionDetails,
     JobRejectionReason, JobResultDetails, JobStatus, JobStatusMetadata, V0JobFailedRequest, V0JobFinishedRequest,
+    V0JobStatusUpdate, ValidatorToFacilitator,
 };
+use crate::transport::Utf8Bytes;
 
 /// How a job ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,7 +52,14 @@ impl Outcome {
         })
     }
 
-    pub(super) fn into_update(self) -> (JobStatus, JobStatusMetadata) {
+    /// The message that tells how the job ended.
+    pub(super) fn into_message(self, uuid: &str) -> (JobStatus, Utf8Bytes) {
+        let (status, metadata) = self.into_update();
+        let update = V0JobStatusUpdate { uuid: uuid.to_owned(), status, metadata: Some(metadata) };
+        (status, ValidatorToFacilitator::from(update).encode().into())
+    }
+
+    fn into_update(self) -> (JobStatus, JobStatusMetadata) {
         let mut metadata = empty();
         let status = match self {
             Outcome::Completed(result) => {

@@ -4,6 +4,8 @@
 #![cfg(target_os = "linux")]
 
 use std::fs::File;
+use std::panic::{PanicHookInfo, set_hook, take_hook};
+use std::ptr::from_ref;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
@@ -12,7 +14,7 @@ use phalanx::base::lock::lock;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::Stopping;
 use phalanx::base::thread::{Kick, spawn};
-use phalanx::tasks::{Interrupted, TaskConfig, TaskManager};
+use phalanx::tasks::{Interrupted, TaskConfig, TaskError, TaskManager};
 
 /// One test, because two would see each other's threads.
 #[test]
@@ -20,6 +22,28 @@ fn what_is_left_is_named_until_it_is_gone_and_a_stopped_task_manager_leaves_noth
     let _alone = lock(&crate::ALONE);
     a_thread_and_a_file_that_are_left_are_named_until_they_are_gone();
     a_stopped_task_manager_leaves_nothing();
+}
+
+/// Alone, because a panic hook belongs to the process.
+#[test]
+fn a_task_manager_sets_no_panic_hook_and_the_programs_own_reports_the_place() {
+    let _alone = lock(&crate::ALONE);
+    let (seen, places) = bounded(1);
+    let ours: Box<dyn Fn(&PanicHookInfo<'_>) + Send + Sync> =
+        Box::new(move |info| seen.send(info.location().map(|place| place.file().to_owned())).unwrap());
+    let place = from_ref(&*ours).cast::<()>();
+    let before = take_hook();
+    set_hook(ours);
+    let manager = TaskManager::start(TaskConfig::new("t-task").workers(1)).unwrap();
+    let task = manager.handle().submit::<(), Interrupted, _>("panics", |_| panic!("planned")).unwrap();
+    let ended = task.wait();
+    drop(manager);
+    let after = take_hook();
+    set_hook(before);
+    assert_eq!(from_ref(&*after).cast::<()>(), place);
+    let Err(TaskError::Panicked(panic)) = ended else { panic!("expected a panic, got {ended:?}") };
+    assert_eq!((panic.message(), panic.backtrace().is_none()), ("planned", true));
+    assert_eq!(places.try_recv().unwrap().as_deref(), Some(file!()));
 }
 
 fn a_stopped_task_manager_leaves_nothing() {
@@ -66,8 +90,8 @@ fn a_thread_and_a_file_that_are_left_are_named_until_they_are_gone() {
     begun.recv().unwrap();
 
     let leaks = before.leaks(Duration::ZERO);
-    let told: Vec<&str> = leaks.threads.iter().map(|told| told.split(' ').next().unwrap()).collect();
-    assert_eq!(told, ["t-ours", "t-foreign"], "{leaks}");
+    let names: Vec<&str> = leaks.threads.iter().map(|thread| thread.split(' ').next().unwrap()).collect();
+    assert_eq!(names, ["t-ours", "t-foreign"], "{leaks}");
     assert!(leaks.threads[0].ends_with("kick: tx"), "{leaks}");
     assert!(leaks.descriptors.len() == 1 && leaks.descriptors[0].ends_with("/status"), "{leaks}");
 

@@ -301,7 +301,7 @@ fn without_redis_a_send_fails_by_its_deadline_with_a_reason_and_works_again_when
     let start = Instant::now();
     let error = celery.send(Task::new("t.add")).unwrap_err();
     let took = start.elapsed();
-    assert!(took >= SECOND / 2 && took < 3 * SECOND, "{took:.1?}");
+    assert!(took >= SECOND / 2 && took < LONG, "{took:.1?}");
     assert!(error.to_string().contains("refused"), "{error}");
     assert_eq!(error.class(), ErrorClass::Reconnect);
     assert!(matches!(celery.ping(SECOND / 2), Err(RedisError::Dial(_))));

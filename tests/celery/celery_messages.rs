@@ -29,7 +29,8 @@ fn lines(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The task that asks for the same as the options of an `apply_async`; what is random or of the moment is the original's.
+/// The task that asks for the same as the options of an `apply_async`; what is random or of the moment is the
+/// original's.
 fn same_task(options: &Value, original: &TaskMessage) -> TaskMessage {
     let seconds = |value: &Value| Duration::from_secs_f64(value.as_f64().unwrap());
     let mut task = Task::new("t.add").id(&original.id);

@@ -1,7 +1,6 @@
-//! Our worker and real Celery: what its producers send is run as a worker of Celery runs it, what its tools ask is answered,
-//! and what nobody can run is put aside.
+//! Our worker and real Celery: what its producers send is run as a worker of Celery runs it, what its tools ask is
+//! answered, and what nobody can run is put aside.
 
-use crate::example;
 use crate::testkit::celery as celery_kit;
 use crate::testkit::redis as redis_kit;
 use crate::testkit::threads::NoThreads;
@@ -19,13 +18,6 @@ use redis_kit::RedisServer;
 use serde_json::{Value, json};
 
 const SECOND: Duration = Duration::from_secs(1);
-
-/// The process of [`worker_process`].
-#[test]
-#[ignore = "other tests start it as a process of its own"]
-fn worker_itself() {
-    example::run(worker_words()).unwrap();
-}
 
 fn now() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64()
@@ -444,8 +436,8 @@ fn what_runs_for_long_is_not_taken_for_lost_by_a_real_worker_beside_ours() {
     };
     command.env("CELERY_VISIBILITY", "2");
     let Some(theirs) = Worker::start_from(command, &["--pool", "threads", "-c", "1"]) else { return };
-    // What a worker of Celery that died has left comes back when it is old, whoever finds it. When that has happened twice,
-    // all the time that ours had was over twice.
+    // What a worker of Celery that died has left comes back when it is old, whoever finds it. When that has happened
+    // twice, all the time that ours had was over twice.
     for round in 0..2 {
         let id = format!("left-{round}");
         let message = Task::new("noop").id(&id).message(SystemTime::now().into(), "t", || format!("tag-{round}"));

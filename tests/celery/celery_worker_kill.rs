@@ -2,7 +2,6 @@
 //!
 //! `PHALANX_TEST_KILLS` says how often it is killed.
 
-use crate::example;
 use crate::testkit::celery as celery_kit;
 use crate::testkit::redis as redis_kit;
 use crate::testkit::threads::NoThreads;
@@ -22,14 +21,8 @@ use serde_json::{Value, json};
 
 const KILLS: usize = 10;
 
-/// The process of [`worker_process`].
-#[test]
-#[ignore = "other tests start it as a process of its own"]
-fn worker_itself() {
-    example::run(worker_words()).unwrap();
-}
-
-/// What the tasks have noted, each with its id: whether it began or ended, and whether it was marked as delivered before.
+/// What the tasks have noted, each with its id: whether it began or ended, and whether it was marked as delivered
+/// before.
 fn notes(path: &Path) -> Vec<(String, String, bool)> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     // The last line of one that was killed may be cut short.
@@ -152,8 +145,8 @@ fn killed_at_random_moments_they_lose_nothing_and_run_nothing_twice_unmarked() {
     let marked = runs.values().filter(|(_, again, _)| *again > 0).count();
     let twice = runs.values().filter(|(plain, again, _)| plain + again > 1).count();
     println!(
-        "{kills} kills: {} sent, {} run, {marked} of them marked as redelivered ({twice} had begun before), {} put back by the \
-         survivor",
+        "{kills} kills: {} sent, {} run, {marked} of them marked as redelivered ({twice} had begun before), {} put back \
+         by the survivor",
         sent.len(),
         runs.len(),
         survivor.state().restored

@@ -11,6 +11,14 @@ mod celery_messages;
 mod celery_worker;
 mod celery_worker_faults;
 mod celery_worker_kill;
+mod dropping;
 mod redis_connection;
 mod redis_messaging;
 mod remote;
+
+/// The process of `testkit::celery::worker_process`.
+#[test]
+#[ignore = "other tests start it as a process of its own"]
+fn worker_itself() {
+    example::run(testkit::celery::worker_words()).unwrap();
+}

@@ -1,5 +1,5 @@
-//! Jobs on other machines: the validator as a front and `phalanx worker`s as processes, with a real Redis between them. What
-//! the facilitator stores is what counts.
+//! Jobs on other machines: the validator as a front and `phalanx worker`s as processes, with a real Redis between them.
+//! What the facilitator stores is what counts.
 //!
 //! `PHALANX_TEST_KILLS` says how often something is killed.
 
@@ -248,8 +248,8 @@ fn whatever_is_killed_each_job_ends_once_and_in_order() {
             *broken.entry(known.unwrap_or_else(|| panic!("{why}"))).or_default() += 1;
         }
         println!(
-            "kill -9 of the front {}, of Redis {}, of a worker {}, stops of a worker {}: {} jobs, {completed} completed, \
-             cut short {broken:?}, {} updates, {} of them repeats",
+            "kill -9 of the front {}, of Redis {}, of a worker {}, stops of a worker {}: {} jobs, {completed} \
+             completed, cut short {broken:?}, {} updates, {} of them repeats",
             killed[0],
             killed[1],
             killed[2],

@@ -11,7 +11,7 @@ pub mod outbox {
 
     use crate::seed::Seed;
     use phalanx::link::outbox as real;
-    pub use real::{Answered, Full, OutboxLimits, Outgoing};
+    pub use real::{About, Answered, Full, Kind, OutboxLimits, Outgoing};
     use tungstenite::Utf8Bytes;
 
     thread_local! {

@@ -18,8 +18,8 @@ pub enum Seed {
     TurnBackBeforeUse,
     /// A lost connection does not put its unacknowledged messages back.
     NoRewind,
-    /// An answer counts for the present connection, whichever it came on.
-    EpochUnchecked,
+    /// Answers are matched on another thread than the one that reads the connection they came on.
+    MatchedElsewhere,
     /// A stop kicks the connection that is present, and forgets the one that is about to be.
     NoKickOnAttach,
     /// The end of a task wakes none of those who wait for it.

@@ -1,7 +1,7 @@
 //! Models of the end of a task: its worker, a cancel, a limit and those who wait for it.
 //!
 //! The cell is the shipped file, and the states are the library's. Who calls it is this file's: it follows
-//! `tasks::shared` and `tasks::task`, and says how those have to use the cell, not that they do.
+//! `tasks::scheduler` and `tasks::task`, and says how those have to use the cell, not that they do.
 
 #[path = "../../src/tasks/cell.rs"]
 mod cell;
@@ -27,12 +27,16 @@ struct Task {
     /// Stands for the table under its lock.
     state: Mutex<TaskState>,
     /// Stands for the cancel token.
-    told: Mutex<bool>,
+    cancelled: Mutex<bool>,
 }
 
 impl Task {
     fn new() -> Arc<Self> {
-        Arc::new(Self { cell: Cell::new((), false), state: Mutex::new(TaskState::Pending), told: Mutex::new(false) })
+        Arc::new(Self {
+            cell: Cell::new((), false),
+            state: Mutex::new(TaskState::Pending),
+            cancelled: Mutex::new(false),
+        })
     }
 
     fn state(&self) -> TaskState {
@@ -45,7 +49,7 @@ impl Task {
         *state = to;
     }
 
-    /// Whoever has settled it tells the table first, and then those who wait.
+    /// Whoever has settled it enters it in the table first, and then wakes those who wait.
     fn end(&self, end: TaskState) {
         let show = || assert_eq!(self.cell.publish(end), None, "somebody wants it");
         match () {
@@ -78,8 +82,8 @@ impl Task {
                 return;
             }
             self.cell.note();
-            let told = *self.told.lock().unwrap();
-            if left > 0 && !told && self.cell.again() {
+            let cancelled = *self.cancelled.lock().unwrap();
+            if left > 0 && !cancelled && self.cell.again() {
                 let mut state = self.state.lock().unwrap();
                 if *state != TaskState::Running {
                     return;
@@ -88,22 +92,22 @@ impl Task {
                 continue;
             }
             if self.cell.settle_running() {
-                self.end(if told { TaskState::Cancelled } else { TaskState::Completed });
+                self.end(if cancelled { TaskState::Cancelled } else { TaskState::Completed });
             }
             return;
         }
     }
 
-    /// As `Shared::cut`.
-    fn cut(&self) {
-        if self.cut_pending() {
+    /// As `Scheduler::cancel`.
+    fn cancel(&self) {
+        if self.cancel_pending() {
             return;
         }
-        *self.told.lock().unwrap() = true;
-        self.cut_pending();
+        *self.cancelled.lock().unwrap() = true;
+        self.cancel_pending();
     }
 
-    fn cut_pending(&self) -> bool {
+    fn cancel_pending(&self) -> bool {
         let mine = self.cell.settle_pending();
         if mine {
             self.end(TaskState::Cancelled);
@@ -111,9 +115,9 @@ impl Task {
         mine
     }
 
-    /// As `Shared::give_up`, of a task that was told to end.
+    /// As `Scheduler::give_up`, of a task that was told to end.
     fn give_up(&self) {
-        if *self.told.lock().unwrap() && self.cell.settle_running() {
+        if *self.cancelled.lock().unwrap() && self.cell.settle_running() {
             self.end(TaskState::Failed);
         }
     }
@@ -128,7 +132,7 @@ impl Task {
 
 static ENDS: Plain<BTreeSet<(TaskState, bool)>> = Plain::new(BTreeSet::new());
 
-/// Every waiter of every kind hears of the end, finds the table up to date, and all see the same end, which stays.
+/// Every waiter of every kind sees the end, finds the table up to date, and all see the same end, which stays.
 fn ends() {
     let far = Instant::now() + Duration::from_secs(3600);
     let task = Task::new();
@@ -164,7 +168,7 @@ fn ends() {
             (state, matches!(taken, Waited::Ended(_)))
         }));
     }
-    let enders: [fn(&Task); 3] = [|task| task.work(2), Task::cut, Task::give_up];
+    let enders: [fn(&Task); 3] = [|task| task.work(2), Task::cancel, Task::give_up];
     let enders = enders.map(|end| {
         let task = task.clone();
         spawn(move || end(&task))
@@ -179,7 +183,7 @@ fn ends() {
     assert!(seen.iter().all(|(state, _)| *state == end), "{seen:?}, and it is {end}");
     assert_eq!(seen.iter().filter(|(_, taken)| *taken).count(), 1, "the outcome is for one");
     assert!(!task.cell.begin() && !task.cell.again() && !task.cell.settle_pending() && !task.cell.settle_running());
-    ENDS.lock().unwrap().insert((end, *task.told.lock().unwrap()));
+    ENDS.lock().unwrap().insert((end, *task.cancelled.lock().unwrap()));
 }
 
 #[test]
@@ -229,7 +233,7 @@ fn a_result_that_nobody_wants_is_dropped_once_by_one_of_its_users() {
         assert_eq!(whose.iter().filter(|had| **had).count(), 1, "{whose:?}");
         let by = whose.iter().position(|had| *had).unwrap();
         BY[by].fetch_add(1, SeqCst);
-        // Those who only follow it hear of the end all the same.
+        // Those who only follow it see the end all the same.
         watcher.join().unwrap();
         assert!(cell.abandon().is_none() && cell.has_ended());
     });

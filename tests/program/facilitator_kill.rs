@@ -1,5 +1,5 @@
-//! The validator's process is killed at random moments while jobs come in; the facilitator outlives it. Nothing is lost,
-//! nothing is overtaken, nothing runs twice. Also what the process says with its exit code.
+//! The validator's process is killed at random moments while jobs come in; the facilitator outlives it. Nothing is
+//! lost, nothing is overtaken, nothing runs twice. Also what the process says with its exit code.
 //!
 //! `PHALANX_TEST_KILLS` says how often it is killed.
 
@@ -68,8 +68,8 @@ fn killed_at_random_moments_it_loses_nothing_reorders_nothing_and_runs_nothing_t
         batch.iter().for_each(|job| facilitator.submit(job.clone()));
         let before = asked.len();
         asked.extend(batch);
-        // Between the first new update after the start and the time when all may have ended; after the repeats, because one that
-        // is killed while it repeats repeats as much the next time.
+        // Between the first new update after the start and the time when all may have ended; after the repeats, because
+        // one that is killed while it repeats repeats as much the next time.
         let new = |state: &State| state.updates - state.repeats;
         let moment = new(&facilitator.state()) + 1 + rng.next_u64() as usize % updates;
         let begun = |state: &State| asked[before..].iter().any(|job| state.histories.contains_key(&job.uuid));

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use phalanx::protocol::{JobStatus, V0JobStatusUpdate, ValidatorToFacilitator};
 use phalanx::store::journal::{Change, Journal};
 use phalanx::transport::ws::WsListener;
-use phalanx::validator::record::{DeadLetter, JobRecord, Update};
+use phalanx::validator::ledger::record::{DeadLetter, JobRecord, Update};
 use process::{Finished, Running, phalanx, run};
 use roles::{FakeFacilitator, World, statuses};
 use rustix::process::Signal;

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use network::{ALICE, Network};
 use phalanx::base::shutdown::Shutdown;
-use phalanx::executor::driver::ExecutorConfig;
+use phalanx::executor::ExecutorConfig;
 use phalanx::net::http::client::HttpClient;
 use process::{Running, phalanx, run};
 use rustix::process::Signal;

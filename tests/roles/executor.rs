@@ -10,7 +10,7 @@ use base64::Engine;
 use crossbeam_channel::{Receiver, bounded};
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, Thread, spawn};
-use phalanx::executor::{ExecutorConfig, ExecutorError, ExecutorReport, JobEnd, RunnerKind, driver};
+use phalanx::executor::{self, ExecutorConfig, ExecutorError, ExecutorReport, JobEnd, RunnerKind};
 use phalanx::identity::KeyPair;
 use phalanx::link::server::{Server, ServerConfig, ServerEvent};
 use phalanx::link::{Outgoing, SessionHandle};
@@ -24,7 +24,7 @@ use roles::{World, stop};
 
 const UUID: &str = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
 
-fn initial(limits: [i64; 3]) -> V0InitialJobRequest {
+pub(crate) fn initial(limits: [i64; 3]) -> V0InitialJobRequest {
     let key = KeyPair::from_uri("//Alice").unwrap();
     let payload = JobStartedReceiptPayload {
         job_uuid: UUID.to_owned(),
@@ -56,7 +56,7 @@ fn initial(limits: [i64; 3]) -> V0InitialJobRequest {
     }
 }
 
-fn full(script: &str) -> V0JobRequest {
+pub(crate) fn full(script: &str) -> V0JobRequest {
     V0JobRequest {
         validator_signature: None,
         job_uuid: UUID.to_owned(),
@@ -146,7 +146,7 @@ fn run_executor(world: &World, shutdown: &Shutdown, change: impl FnOnce(&mut Exe
     let (dialer, timer, running) = (Arc::new(world.net.dialer()), world.timer(), shutdown.clone());
     let kick = shutdown.clone();
     spawn("t-executor", Kick::new("shutdown", move || kick.cancel()), move || {
-        driver::run(config, dialer, timer, &running)
+        executor::run(config, dialer, timer, &running)
     })
 }
 
@@ -165,21 +165,22 @@ fn one_job(initial: V0InitialJobRequest, request: V0JobRequest) -> (Vec<Executor
     (heard, report.end)
 }
 
+pub(crate) fn kind(message: &ExecutorToMiner) -> &'static str {
+    match message {
+        ExecutorToMiner::V0ExecutorReadyRequest(_) => "ready",
+        ExecutorToMiner::V0VolumesReadyRequest(_) => "volumes",
+        ExecutorToMiner::V0ExecutionDoneRequest(_) => "done",
+        ExecutorToMiner::V0MachineSpecsRequest(_) => "specs",
+        ExecutorToMiner::V0JobFinishedRequest(_) => "finished",
+        ExecutorToMiner::V0JobFailedRequest(_) => "failed",
+        ExecutorToMiner::V0HordeFailedRequest(_) => "horde failed",
+        ExecutorToMiner::GenericError(_) => "error",
+        _ => "other",
+    }
+}
+
 fn kinds(heard: &[ExecutorToMiner]) -> Vec<&'static str> {
-    heard
-        .iter()
-        .map(|message| match message {
-            ExecutorToMiner::V0ExecutorReadyRequest(_) => "ready",
-            ExecutorToMiner::V0VolumesReadyRequest(_) => "volumes",
-            ExecutorToMiner::V0ExecutionDoneRequest(_) => "done",
-            ExecutorToMiner::V0MachineSpecsRequest(_) => "specs",
-            ExecutorToMiner::V0JobFinishedRequest(_) => "finished",
-            ExecutorToMiner::V0JobFailedRequest(_) => "failed",
-            ExecutorToMiner::V0HordeFailedRequest(_) => "horde failed",
-            ExecutorToMiner::GenericError(_) => "error",
-            _ => "other",
-        })
-        .collect()
+    heard.iter().map(kind).collect()
 }
 
 fn failure(heard: &[ExecutorToMiner]) -> (JobFailureReason, JobStage, String) {

@@ -30,7 +30,8 @@ fn docker(args: &[&str]) -> Result<String, String> {
     }
 }
 
-/// Makes the image, unless an earlier run has; it stays, because importing it again would leave the old one without a name.
+/// Makes the image, unless an earlier run has; it stays, because importing it again would leave the old one without a
+/// name.
 fn image() -> Result<(), String> {
     Docker::default().version(&Shutdown::new(), far()).map_err(|error| error.to_string())?;
     if docker(&["image", "inspect", IMAGE]).is_ok() {

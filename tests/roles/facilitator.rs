@@ -1,19 +1,19 @@
-//! The facilitator's validator side, with scripted validators: authentication, answers in order, dispatch, ghosts, restart,
-//! stop.
+//! The facilitator's validator side, with scripted validators: authentication, answers in order, dispatch, ghosts,
+//! restart, stop.
 
 use crate::testkit::facilitator as facilitator_kit;
 use crate::testkit::wait::until;
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use facilitator_kit::{Fix, alice, dave, key, soon, update};
+use facilitator_kit::{Fixture, alice, dave, key, soon, update};
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::protocol::{JobStatus as S, V0AuthenticationRequest, V0Heartbeat, V0MachineSpecsUpdate};
 use serde_json::json;
 
 #[test]
 fn the_authentication_table_over_sockets() {
-    let fix = Fix::new();
+    let fix = Fixture::new();
     let good = V0AuthenticationRequest::sign(&alice());
     let wrong = V0AuthenticationRequest::sign(&key("//Bob")).signature;
     let cases = [
@@ -64,7 +64,7 @@ fn the_authentication_table_over_sockets() {
 
 #[test]
 fn another_path_is_refused_at_the_handshake() {
-    let fix = Fix::new();
+    let fix = Fixture::new();
     for path in ["/ws/v0", "/", "/ws/v1/", "/ws/v0/x"] {
         assert_eq!(fix.dial(path).err().unwrap().status(), Some(404), "{path}");
     }
@@ -72,7 +72,7 @@ fn another_path_is_refused_at_the_handshake() {
 
 #[test]
 fn statuses_are_answered_in_order_and_kept() {
-    let fix = Fix::new();
+    let fix = Fixture::new();
     let token = fix.login(&dave());
     let mut validator = fix.validator(&alice());
     let uuid = fix.submit(&token);
@@ -116,7 +116,7 @@ fn statuses_are_answered_in_order_and_kept() {
 
 #[test]
 fn garbage_of_all_kinds_keeps_the_connection() {
-    let fix = Fix::new();
+    let fix = Fixture::new();
     let mut validator = fix.validator(&alice());
     let kinds = [
         ("PING", "json_invalid"),
@@ -136,7 +136,7 @@ fn garbage_of_all_kinds_keeps_the_connection() {
 
 #[test]
 fn another_validators_job_is_not_there() {
-    let fix = Fix::new();
+    let fix = Fixture::new();
     let token = fix.login(&dave());
     let uuid = fix.submit(&token);
     let mut bob = fix.validator(&key("//Bob"));
@@ -147,7 +147,7 @@ fn another_validators_job_is_not_there() {
 
 #[test]
 fn a_job_goes_to_the_newest_session_and_on_to_the_next_when_that_ends() {
-    let fix = Fix::with(true, |_| {});
+    let fix = Fixture::with(true, |_| {});
     let token = fix.login(&dave());
     let mut old = fix.validator(&alice());
     let mut new = fix.validator(&alice());
@@ -165,7 +165,7 @@ fn a_job_goes_to_the_newest_session_and_on_to_the_next_when_that_ends() {
 
 #[test]
 fn a_ghost_that_never_answers_ends_the_job_as_horde_failed() {
-    let fix = Fix::with(true, |config| config.received_limit = Duration::from_millis(50));
+    let fix = Fixture::with(true, |config| config.received_limit = Duration::from_millis(50));
     let token = fix.login(&dave());
     let mut ghost = fix.validator(&alice());
     let uuid = fix.submit(&token);
@@ -181,7 +181,7 @@ fn a_ghost_that_never_answers_ends_the_job_as_horde_failed() {
 
 #[test]
 fn silence_before_the_authentication_is_closed() {
-    let fix = Fix::with(true, |config| config.auth_limit = Duration::from_millis(20));
+    let fix = Fixture::with(true, |config| config.auth_limit = Duration::from_millis(20));
     let mut peer = fix.connect();
     assert_eq!(peer.answer(), "auth.not_authenticated");
     assert_eq!(peer.closed().0, Some(3000));
@@ -189,7 +189,7 @@ fn silence_before_the_authentication_is_closed() {
 
 #[test]
 fn a_restart_keeps_histories_and_sends_what_was_not_received() {
-    let mut fix = Fix::new();
+    let mut fix = Fixture::new();
     let token = fix.login(&dave());
     let mut validator = fix.validator(&alice());
     let (first, second) = (fix.submit(&token), fix.submit(&token));
@@ -209,7 +209,7 @@ fn a_restart_keeps_histories_and_sends_what_was_not_received() {
 #[test]
 fn a_job_whose_validator_died_ends_after_a_restart_too() {
     // The job's own limits are far below the margin.
-    let mut fix = Fix::with(true, |config| config.silence_margin = Duration::from_secs(3600));
+    let mut fix = Fixture::with(true, |config| config.silence_margin = Duration::from_secs(3600));
     let token = fix.login(&dave());
     let mut validator = fix.validator(&alice());
     let uuid = fix.submit(&token);
@@ -235,7 +235,7 @@ fn a_job_whose_validator_died_ends_after_a_restart_too() {
 
 #[test]
 fn specs_are_kept_without_an_answer() {
-    let fix = Fix::with(true, |_| {});
+    let fix = Fixture::with(true, |_| {});
     let mut validator = fix.validator(&alice());
     for cpus in [1, 2] {
         validator.say(V0MachineSpecsUpdate {
@@ -253,7 +253,7 @@ fn specs_are_kept_without_an_answer() {
 
 #[test]
 fn a_removed_validator_is_disconnected_with_3001() {
-    let fix = Fix::new();
+    let fix = Fixture::new();
     let peer = fix.validator(&alice());
     fix.running().reload(vec![key("//Bob").public()], vec![dave().public()]);
     assert_eq!(peer.closed(), (Some(3001), vec![]));
@@ -262,7 +262,7 @@ fn a_removed_validator_is_disconnected_with_3001() {
 /// All updates are sent before the first answer is read, each twice: each is answered once, in order.
 #[test]
 fn a_flood_of_statuses_is_answered_one_for_one() {
-    let fix = Fix::new();
+    let fix = Fixture::new();
     let token = fix.login(&dave());
     let mut validator = fix.validator(&alice());
     let uuids: Vec<String> = (0..20).map(|_| fix.submit(&token)).collect();
@@ -290,7 +290,7 @@ fn a_flood_of_statuses_is_answered_one_for_one() {
 
 #[test]
 fn it_stops_with_all_kinds_of_clients_attached() {
-    let mut fix = Fix::new();
+    let mut fix = Fixture::new();
     let token = fix.login(&dave());
     let silent = fix.connect();
     let validator = fix.validator(&alice());
@@ -326,7 +326,7 @@ fn it_stops_with_all_kinds_of_clients_attached() {
 
 #[test]
 fn a_validator_that_does_not_read_is_cut_off_at_the_end_of_its_budget() {
-    let mut fix = Fix::with(true, |_| {});
+    let mut fix = Fixture::with(true, |_| {});
     let token = fix.login(&dave());
     let _validator = fix.validator(&alice());
     for wire in fix.world.net.wires() {
@@ -341,7 +341,7 @@ fn a_validator_that_does_not_read_is_cut_off_at_the_end_of_its_budget() {
 
 #[test]
 fn dropping_it_without_a_stop_ends_every_thread_too() {
-    let mut fix = Fix::new();
+    let mut fix = Fixture::new();
     let _peer = fix.validator(&alice());
     let _idle = fix.http_stream();
     drop(fix.facilitator.take());
@@ -349,7 +349,7 @@ fn dropping_it_without_a_stop_ends_every_thread_too() {
 
 #[test]
 fn a_bad_configuration_tells_all_its_problems() {
-    let fix = Fix::new();
+    let fix = Fixture::new();
     let config = phalanx::facilitator::FacilitatorConfig {
         http_connections: 1,
         auth_limit: Duration::ZERO,
@@ -357,4 +357,20 @@ fn a_bad_configuration_tells_all_its_problems() {
     };
     assert_eq!(config.validate().len(), 4, "{:?}", config.validate());
     drop(fix);
+}
+
+#[test]
+fn dropping_a_facilitator_stops_it() {
+    let mut fix = Fixture::with(true, |_| {});
+    let validator = fix.validator(&alice());
+    let token = fix.login(&dave());
+    let uuid = fix.submit(&token);
+    // A request that waits for news, and a connection that says nothing.
+    let mut waiting = fix.http_stream();
+    let path = format!("/api/v1/jobs/{uuid}/?wait=30&seen=99");
+    write!(waiting, "GET {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n\r\n").unwrap();
+    let idle = fix.http_stream();
+    drop(fix.facilitator.take());
+    drop((validator, waiting, idle));
+    // The fixture now finds no thread left.
 }

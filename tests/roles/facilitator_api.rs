@@ -3,7 +3,7 @@
 use crate::testkit::facilitator as facilitator_kit;
 use std::time::Duration;
 
-use facilitator_kit::{Fix, alice, bearer, dave, job, key, names};
+use facilitator_kit::{Fixture, alice, bearer, dave, job, key, names};
 use phalanx::base::limits::JOB_REQUEST_BYTES;
 use phalanx::identity::KeyPair;
 use phalanx::protocol::{
@@ -11,8 +11,8 @@ use phalanx::protocol::{
 };
 use serde_json::{Value, json};
 
-fn memory() -> Fix {
-    Fix::with(true, |_| {})
+fn memory() -> Fixture {
+    Fixture::with(true, |_| {})
 }
 
 fn detail(answer: &(u16, Value)) -> &str {
@@ -56,7 +56,7 @@ fn everything_wants_a_good_token() {
     let removed = fix.get("/api/v1/jobs/", &token);
     assert_eq!((removed.0, detail(&removed).contains("not a user of this facilitator any more")), (403, true));
 
-    let fix = Fix::with(true, |config| config.token_time = Duration::ZERO);
+    let fix = Fixture::with(true, |config| config.token_time = Duration::ZERO);
     let token = fix.login(&dave());
     let expired = fix.get("/api/v1/jobs/", &token);
     assert_eq!((expired.0, detail(&expired)), (401, "Token expired"));

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use facilitator_kit::{Fix, alice, completed, dave};
+use facilitator_kit::{Fixture, alice, completed, dave};
 use phalanx::facilitator::api::token::Tokens;
 use phalanx::protocol::{JobStatus as S, SignedRequest, V2JobRequest};
 use serde_json::{Value, json};
@@ -50,7 +50,7 @@ fn validate(job: &V2JobRequest) -> Vec<(S, Option<Value>)> {
 #[test]
 fn the_official_sdk_runs_jobs() {
     let Some(python) = python() else { return };
-    let fix = Fix::new();
+    let fix = Fixture::new();
     let (kick, validator) = fix.validator(&alice()).serve(validate);
     let hour = Duration::from_secs(3600);
     let expired = Tokens::load(&fix.state_dir().join("jwt.secret"), hour).unwrap().issue(&dave().ss58(), 0);

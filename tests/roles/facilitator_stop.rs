@@ -1,5 +1,5 @@
-//! Stopping the facilitator client: at random moments, and in each place where it can block. A stop ends within its budget,
-//! leaves no thread, and accounts for what it could not deliver.
+//! Stopping the facilitator client: at random moments, and in each place where it can block. A stop ends within its
+//! budget, leaves no thread, and accounts for what it could not deliver.
 
 use crate::testkit::roles;
 use crate::testkit::scripted_facilitator as scripted;
@@ -460,7 +460,7 @@ fn stop_while_a_job_is_stuck_and_ignores_its_signal_goes_on_without_it() {
 }
 
 #[test]
-fn a_client_that_is_dropped_stops_in_order() {
+fn dropping_a_running_client_stops_it() {
     let group = Group::enter();
     let world = World::new();
     let facilitator = facilitator(&world, Plan::default());

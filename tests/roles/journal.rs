@@ -1,4 +1,5 @@
-//! The journal under damage, kills and lost page caches: each record is there byte for byte, or it is the one that was hit.
+//! The journal under damage, kills and lost page caches: each record is there byte for byte, or it is the one that was
+//! hit.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -99,8 +100,8 @@ struct Sample {
 }
 
 impl Sample {
-    /// About 40 records of 20 bytes to 30 KiB, most of them small; some were overwritten and some deleted. `logged` is how much of
-    /// that is still in the log: all, the second half, or nothing after a clean end.
+    /// About 40 records of 20 bytes to 30 KiB, most of them small; some were overwritten and some deleted. `logged` is
+    /// how much of that is still in the log: all, the second half, or nothing after a clean end.
     fn new(rng: &mut Rng, logged: Logged) -> Self {
         let folder = folder();
         let (mut journal, _) = Journal::open(folder.path()).unwrap();
@@ -185,7 +186,8 @@ fn map(found: Recovered) -> Map {
     found.records.into_iter().collect()
 }
 
-/// A frame as the layout in the documentation of `journal/frame.rs` says: where it is, of which record, version and part.
+/// A frame as the layout in the documentation of `journal/frame.rs` says: where it is, of which record, version and
+/// part.
 fn frames(file: &[u8]) -> Vec<(Range<usize>, u64, u64, u16)> {
     let number = |at: usize| u64::from_le_bytes(file[at..at + 8].try_into().unwrap());
     let short = |at: usize| u16::from_le_bytes(file[at..at + 2].try_into().unwrap());
@@ -396,7 +398,8 @@ fn what_was_written_survives_kill_9() {
         let (_journal, found) = Journal::open(folder.path()).unwrap();
         assert!(found.damage.is_none(), "{:?}", found.damage);
         let found = map(found);
-        // The last batch may be there without having been printed; batches are whole, and each deletes what is 200 older.
+        // The last batch may be there without having been printed; batches are whole, and each deletes what is 200
+        // older.
         let newest = *found.keys().next_back().unwrap();
         assert!(
             last.is_none_or(|last| (last..=last + 9).contains(&newest)),
@@ -536,7 +539,8 @@ fn space_is_used_again_and_the_log_goes_at_a_clean_end() {
         journal.write((first..first + 50).map(|id| Change::Put { id, body: &[4; 100] })).unwrap();
         journal.write((first..first + 50).filter_map(|id| Some(Change::Delete { id: id.checked_sub(500)? }))).unwrap();
         let Files { database, log } = Files::of(folder.path());
-        // Of 550 records 3 are in a page, as they were when they had 1 KiB; 1,000 pages, and what a commit adds, are 4.5 MiB.
+        // Of 550 records 3 are in a page, as they were when they had 1 KiB; 1,000 pages, and what a commit adds, are
+        // 4.5 MiB.
         assert!(database.len() < 800 << 10 && log.len() < 9 << 19, "{} and {} bytes", database.len(), log.len());
     }
     journal.close().unwrap();

@@ -1,34 +1,42 @@
-//! A managed link over the in-memory transport: reconnect, authentication first, nothing lost or overtaken, and a stop test
-//! for each place where a link can block.
+//! A managed link over the in-memory transport: reconnect, authentication first, nothing lost or overtaken, and a stop
+//! test for each place where a link can block.
 
 use crate::testkit::transport as kit;
 use crate::testkit::wait::{LONG, until};
 use std::io::Write;
-use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use phalanx::base::backoff::BackoffConfig;
+use phalanx::base::limits::INBOUND_MESSAGES;
 use phalanx::base::rng::Rng;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::{StopReport, Stopping};
-use phalanx::base::thread::{Group, Kick, Thread, spawn};
+use phalanx::base::thread::{Group, JoinError, Kick, Thread, spawn};
 use phalanx::base::timer::Timer;
+use phalanx::identity::KeyPair;
 use phalanx::link::handover::{Handover, Work};
 use phalanx::link::heartbeat::LivenessConfig;
 use phalanx::link::server::{Server, ServerConfig, ServerEvent};
 use phalanx::link::session::{self, Arrival, Beat, SessionConfig, SessionEnd, SessionHandle};
 use phalanx::link::{
-    Answer, Answered, Authenticate, Authenticated, Link, LinkConfig, LinkEvent, LinkState, OutboxLimits, Outgoing,
-    Refused,
+    About, Answered, Authenticate, Authenticated, Link, LinkConfig, LinkState, OutboxLimits, Outgoing, Refused, Text,
 };
 use phalanx::transport::memory::{self, DialFault, MemoryNet, Side, WIRE_BYTES};
 use phalanx::transport::{Connection, Incoming, SocketLimits};
+use phalanx::validator::MinerAddress;
+use phalanx::validator::miner_client::{MinerClient, MinerEvent};
 use tungstenite::Utf8Bytes;
 
 const URL: &str = "ws://peer/x";
+
+type LinkEvent = phalanx::link::LinkEvent<Utf8Bytes, ()>;
+
+/// The peer's answers are `ack`.
+fn classify(text: Utf8Bytes) -> Text<Utf8Bytes, ()> {
+    if text.as_str() == "ack" { Text::Answer(About::Kept, ()) } else { Text::Message(text) }
+}
 
 struct Fixture {
     net: MemoryNet,
@@ -55,13 +63,9 @@ impl Fixture {
         let (tx, rx) = bounded(100_000);
         let authenticate = password.map(|password| Box::new(Password(password)) as Box<dyn Authenticate>);
         let timer = self.timer.as_ref().unwrap().handle();
-        let link = Link::start(config, Arc::new(self.net.dialer()), authenticate, timer, move |event| {
-            if !matches!(event, LinkEvent::Pause { .. }) {
-                // The receiver may be gone in a test that has seen enough.
-                drop(tx.send(event));
-            }
-        });
-        (link, rx)
+        let (_, link) = Link::new(config, Arc::new(self.net.dialer()), timer);
+        // The receiver may be gone in a test that has seen enough.
+        (link.start(authenticate, classify, move |event| drop(tx.send(event))), rx)
     }
 
     /// A server that answers `password` with `welcome`, anything else but `no-ack…` with `ack`, and tells what it got.
@@ -159,12 +163,13 @@ fn ready(events: &Receiver<LinkEvent>) {
 #[test]
 fn behind_an_unclear_answer_nothing_is_answered() {
     let link = Handover::new(OutboxLimits::default());
-    let specs = Outgoing { answer: Answer::OnError, ..Outgoing::once("specs") };
-    let (refused, loan) = link.offer([specs, Outgoing::acked("update")], |()| ());
+    let (refused, loan) = link.offer([Outgoing::newest(1, "specs"), Outgoing::kept(1, "update")], |()| ());
     assert!(refused.is_empty() && loan.is_none(), "nobody is connected");
     let epoch = link.attach((), false);
     assert!(matches!(link.next_work(epoch), Work::Batch { texts, .. } if texts.len() == 2));
-    assert_eq!(link.answered_all(epoch, [false, true]), [Answered::Unclear, Answered::Nothing]);
+    let answers = [(About::KeptOrNewest, "error"), (About::Kept, "success")];
+    assert_eq!(link.answered(answers), [Answered::Unclear("error")]);
+    assert_eq!(link.answered(answers), []);
     assert_eq!(link.unsent(), 1);
 }
 
@@ -233,25 +238,17 @@ fn nothing_is_lost_or_overtaken_through_cuts() {
     let mut rng = Rng::new(seed);
     let fixture = Fixture::new();
     let (server, got) = fixture.server();
-    let acked = Arc::new(AtomicUsize::new(0));
-    let (tx, handles) = bounded::<phalanx::link::LinkHandle>(1);
-    let link = {
-        let acked = acked.clone();
-        let mut handle = None;
-        let timer = fixture.timer.as_ref().unwrap().handle();
-        let authenticate = Some(Box::new(Password("password")) as Box<dyn Authenticate>);
-        Link::start(fixture.config(), Arc::new(fixture.net.dialer()), authenticate, timer, move |event| {
-            if let LinkEvent::Text { epoch, text } = event {
-                assert_eq!(text.as_str(), "ack");
-                let handle = handle.get_or_insert_with(|| handles.recv().unwrap());
-                let answered = handle.answered(epoch, true);
-                acked.fetch_add(usize::from(matches!(answered, Answered::Message(_))), Ordering::SeqCst);
-            }
-        })
-    };
-    tx.send(link.handle()).unwrap();
+    let (tx, answered) = bounded(MESSAGES);
+    let timer = fixture.timer.as_ref().unwrap().handle();
+    let authenticate = Some(Box::new(Password("password")) as Box<dyn Authenticate>);
+    let (handle, link) = Link::new(fixture.config(), Arc::new(fixture.net.dialer()), timer);
+    let link = link.start(authenticate, classify, move |event| {
+        if let LinkEvent::Answered(answers) = event {
+            answers.into_iter().for_each(|answer| tx.send(answer).unwrap());
+        }
+    });
     for n in 0..MESSAGES {
-        link.handle().send(Outgoing::acked(n.to_string())).unwrap();
+        handle.send(Outgoing::kept(n as u64, n.to_string())).unwrap();
         if rng.one_in(25) {
             if rng.one_in(2) {
                 fixture.net.fail_next(1, DialFault::Refused);
@@ -275,7 +272,9 @@ fn nothing_is_lost_or_overtaken_through_cuts() {
     }
     assert_eq!(first, (0..MESSAGES).collect::<Vec<_>>(), "seed {seed}");
     assert_eq!(stop_link(link, LONG).0, 0, "seed {seed}");
-    assert_eq!(acked.load(Ordering::SeqCst), MESSAGES, "seed {seed}");
+    let answered: Vec<_> = answered.try_iter().collect();
+    let all = (0..MESSAGES).map(|n| Answered::Message(Outgoing::kept(n as u64, n.to_string()), ()));
+    assert_eq!(answered, all.collect::<Vec<_>>(), "seed {seed}");
     stop_server(server);
 }
 
@@ -333,7 +332,7 @@ fn stop_while_the_peer_never_reads_ends_within_its_budget_and_counts() {
     let (link, events) = fixture.start(fixture.config(), None);
     ready(&events);
     for _ in 0..3 {
-        link.handle().send(Outgoing::acked("x")).unwrap();
+        link.handle().send(Outgoing::kept(0, "x")).unwrap();
     }
     let (unsent, took) = stop_link(link, Duration::from_millis(200));
     assert_eq!(unsent, 3);
@@ -419,7 +418,88 @@ fn stop_while_dialling_in_backoff_authenticating_or_idle_is_immediate() {
     }
 }
 
-/// The two threads of a link, the server's, cuts from outside, and a stop at a random moment: always ends, nothing left.
+/// The fixture finds a thread that is left.
+#[test]
+fn dropping_a_link_stops_it() {
+    for place in ["dialling", "backoff", "authenticating", "idle", "writing"] {
+        let fixture = Fixture::new();
+        let mut config = fixture.config();
+        let (mut server, mut password) = (None, None);
+        match place {
+            "dialling" => fixture.net.fail_next(1000, DialFault::Hang),
+            "backoff" => config.backoff.base = Duration::from_secs(3600),
+            "authenticating" => password = Some("no-ack"),
+            "writing" => fixture.net.plan_next(|wire| wire.stall(Side::Dialer)),
+            _ => {}
+        }
+        config.backoff.cap = config.backoff.base;
+        if !matches!(place, "dialling" | "backoff") {
+            server = Some(fixture.server().0);
+        }
+        let (link, events) = fixture.start(config, password);
+        match place {
+            "dialling" | "authenticating" => until("a dial", || fixture.net.dials() > 0),
+            "backoff" => assert!(matches!(next(&events), LinkEvent::Failed { .. })),
+            _ => ready(&events),
+        }
+        let handle = link.handle();
+        handle.send(Outgoing::kept(0, "x")).unwrap();
+        drop(link);
+        assert_eq!((handle.state(), handle.unsent()), (LinkState::Stopped, 1), "{place}");
+        server.into_iter().for_each(stop_server);
+    }
+}
+
+#[test]
+fn dropping_a_server_stops_it() {
+    let fixture = Fixture::new();
+    let (server, _got) = fixture.server();
+    let (link, events) = fixture.start(fixture.config(), None);
+    ready(&events);
+    drop(server);
+    assert!(matches!(next(&events), LinkEvent::Lost { .. }));
+    drop(link);
+}
+
+/// A panic of the receiver drops the session while its writer waits for something to send.
+#[test]
+fn dropping_a_session_stops_it() {
+    let fixture = Fixture::new();
+    let (mut peer, connection, _wire) = memory::pair();
+    let handle = SessionHandle::new(OutboxLimits::default(), fixture.timer.as_ref().unwrap().handle());
+    let session = session(connection, &handle, LivenessConfig::default(), |text| panic!("{text}"));
+    peer.writer.write("by plan".into()).unwrap();
+    peer.writer.flush().unwrap();
+    let ended = session.join_by(Instant::now() + LONG);
+    assert!(matches!(&ended, Err(JoinError::Panicked(why)) if why == "by plan"), "{ended:?}");
+    assert!(!handle.is_connected());
+}
+
+/// The miner says more than there is room for, so the link's thread waits for the client to take it.
+#[test]
+fn dropping_a_miner_client_stops_it() {
+    let fixture = Fixture::new();
+    let key = KeyPair::from_uri("//Miner").unwrap();
+    let sink = Arc::new(|event| {
+        if let ServerEvent::Opened { handle, .. } = event {
+            let manifest = r#"{"message_type":"V0ExecutorManifestRequest","manifest":{}}"#;
+            (0..2 * INBOUND_MESSAGES).for_each(|_| handle.send(Outgoing::once(manifest)).unwrap());
+        }
+    });
+    let timer = fixture.timer.as_ref().unwrap().handle();
+    let listener = Box::new(fixture.net.listener("127.0.0.1:9101"));
+    let server = Server::start(ServerConfig::new("tst"), listener, timer.clone(), Arc::new(|_| Ok(())), sink);
+    let miner =
+        MinerAddress { hotkey: key.public(), address: "127.0.0.1".to_owned(), port: 9101, trusted: false, tls: false };
+    let client = MinerClient::start(&miner, &key, Arc::new(fixture.net.dialer()), timer, 1);
+    let first = client.next(Instant::now() + LONG, &Shutdown::new());
+    assert!(matches!(first, Ok(MinerEvent::Ready)), "{first:?}");
+    drop(client);
+    stop_server(server);
+}
+
+/// The two threads of a link, the server's, cuts from outside, and a stop at a random moment: always ends, nothing
+/// left.
 #[test]
 fn a_stop_at_a_random_moment_always_ends() {
     let seed = Rng::from_entropy().next_u64();
@@ -447,7 +527,7 @@ fn a_stop_at_a_random_moment_always_ends() {
         for n in 0..rng.next_u64() % 2000 {
             if n % 10 == 0 {
                 // A full outbox is as good a moment to stop as any.
-                let _ = link.handle().send(Outgoing::acked("x"));
+                let _ = link.handle().send(Outgoing::kept(0, "x"));
             }
             std::hint::spin_loop();
         }
@@ -468,11 +548,10 @@ fn session(
     let config = SessionConfig { writer_name: "t-wr".to_owned(), liveness, beat: None };
     let handle = handle.clone();
     kit::background("t-session", move || {
-        session::run(connection, &handle, &config, |_, arrival| {
+        session::run(connection, &handle, &config, |arrival| {
             if let Arrival::Text(text) = arrival {
                 on_text(text);
             }
-            ControlFlow::Continue(())
         })
     })
 }

@@ -3,6 +3,7 @@
 //! Every test ends with no thread of its own left; none waits for a time to pass.
 
 use crate::testkit::miner as miner_kit;
+use crate::testkit::roles::World;
 use crate::testkit::wait::{LONG, until};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,13 +13,12 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 use miner_kit::{CLASS, Pen, Says, kind, unix, uuid};
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::base::stop::{StopReport, Stopping};
-use phalanx::base::thread::{Group, Kick, Thread, spawn};
-use phalanx::base::timer::Timer;
+use phalanx::base::thread::{Kick, Thread, spawn};
 use phalanx::miner::executor_manager::{ExecutorBackend, ExecutorEnd, ExecutorExit, ExecutorSpec};
 use phalanx::miner::{DATABASE, Miner, MinerConfig, MinerError};
 use phalanx::protocol::{MinerToValidator, ValidatorToMiner, Volume};
 use phalanx::store::receipts::ReceiptStore;
-use phalanx::transport::memory::{MemoryNet, Side};
+use phalanx::transport::memory::Side;
 use phalanx::transport::ws::{WsDialer, WsListener};
 use phalanx::transport::{
     ClientTls, CloseInfo, Connection, ConnectionKick, DialRequest, Dialer, Incoming, SocketLimits, TransportError,
@@ -45,9 +45,9 @@ impl ExecutorBackend for FakeBackend {
         self.living.fetch_add(1, Ordering::SeqCst);
         let (exit, exits) = bounded(1);
         self.started.send(Started { spec: spec.clone(), exit }).unwrap();
-        let told = if self.stubborn { stop.cancel_receiver() } else { stop.drain_receiver() };
+        let end_signal = if self.stubborn { stop.cancel_receiver() } else { stop.drain_receiver() };
         let end = select! {
-            recv(told) -> _ => Ok(ExecutorExit::Signal(15)),
+            recv(end_signal) -> _ => Ok(ExecutorExit::Signal(15)),
             recv(exits) -> end => match end {
                 Ok(end) => end,
                 // The test is not interested in this one any more.
@@ -63,14 +63,12 @@ impl ExecutorBackend for FakeBackend {
 }
 
 struct Fixture {
-    net: MemoryNet,
-    timer: Option<Timer>,
     miner: Option<Miner>,
     started: Receiver<Started>,
     living: Arc<AtomicUsize>,
     folder: tempfile::TempDir,
     alice: Pen,
-    group: Option<Group>,
+    world: World,
 }
 
 impl Fixture {
@@ -79,7 +77,7 @@ impl Fixture {
     }
 
     fn with(slots: u32, stubborn: bool, change: impl FnOnce(&mut MinerConfig)) -> Self {
-        let group = Group::enter();
+        let world = World::new();
         let (tx, started) = bounded(100);
         let living = Arc::new(AtomicUsize::new(0));
         let folder = tempfile::tempdir().unwrap();
@@ -89,16 +87,15 @@ impl Fixture {
         config.validators = vec![alice.key.public()];
         config.executors = vec![(CLASS, slots)];
         change(&mut config);
-        let (net, timer) = (MemoryNet::new(), Timer::start());
-        let miner = Miner::start(config, Box::new(net.listener("miner")), timer.handle()).unwrap();
-        Self { net, timer: Some(timer), miner: Some(miner), started, living, folder, alice, group: Some(group) }
+        let miner = Miner::start(config, Box::new(world.net.listener("miner")), world.timer()).unwrap();
+        Self { miner: Some(miner), started, living, folder, alice, world }
     }
 
     fn dial(&self, path: &str) -> Result<Peer, TransportError> {
         let url = format!("{}/v0.1/{path}", self.miner.as_ref().map_or("ws://miner", Miner::url));
         let request =
             DialRequest { url: &url, headers: &[], limits: SocketLimits::default(), deadline: Instant::now() + LONG };
-        self.net.dialer().dial(&request, &Shutdown::new(), Level::Cancel).map(Peer::new)
+        self.world.net.dialer().dial(&request, &Shutdown::new(), Level::Cancel).map(Peer::new)
     }
 
     /// An authenticated validator.
@@ -131,7 +128,8 @@ impl Fixture {
         (executor, started)
     }
 
-    /// Waits until the miner's numbers are as wanted; each event changes them, so each look follows an event of our own.
+    /// Waits until the miner's numbers are as wanted; each event changes them, so each look follows an event of our
+    /// own.
     fn until(&self, wanted: impl Fn(&phalanx::miner::MinerStatus) -> bool) {
         let miner = self.miner.as_ref().unwrap();
         until("the miner's numbers", || wanted(&miner.status()));
@@ -151,12 +149,9 @@ impl Fixture {
 
 impl Drop for Fixture {
     fn drop(&mut self) {
+        // The world, which is dropped next, finds the threads that are left.
         drop(self.miner.take());
-        drop(self.timer.take());
-        let group = self.group.take().unwrap();
         if !std::thread::panicking() {
-            let live: Vec<_> = group.live().into_iter().map(|thread| thread.name).collect();
-            assert_eq!(live, Vec::<String>::new(), "threads left behind");
             assert_eq!(self.living.load(Ordering::SeqCst), 0, "executors left behind");
         }
     }
@@ -229,7 +224,7 @@ impl Peer {
     }
 
     /// Ends the connection without a Close.
-    fn cut(self) {
+    fn disconnect(self) {
         self.kick.kick();
     }
 
@@ -274,7 +269,7 @@ fn the_bound_address_of_a_real_listener_is_known_and_serves() {
     let mut config = MinerConfig::new(fixture.alice.miner.clone(), folder.path(), backend);
     config.validators = vec![fixture.alice.key.public()];
     config.executors = vec![(CLASS, 1)];
-    let timer = fixture.timer.as_ref().unwrap().handle();
+    let timer = fixture.world.timer();
     let listener = WsListener::bind("127.0.0.1:0", None).unwrap();
     let bound = listener.local_addr();
     let miner = Miner::start(config, Box::new(listener), timer).unwrap();
@@ -365,7 +360,7 @@ fn a_validator_that_was_cut_off_gets_the_result_when_it_is_back() {
     let job = uuid();
     let mut validator = fixture.validator();
     let (mut executor, started) = fixture.running(&mut validator, &job);
-    validator.cut();
+    validator.disconnect();
     fixture.until(|status| status.validators == 0);
     executor.say(&Says(&job).volumes());
     executor.say(&Says(&job).finished("late"));
@@ -387,7 +382,7 @@ fn an_executor_that_was_cut_off_resumes_its_job() {
     let (mut executor, started) = fixture.running(&mut validator, &job);
     executor.say(&Says(&job).volumes());
     validator.expect("VolumesReady");
-    executor.cut();
+    executor.disconnect();
     fixture.until(|status| status.connected_executors == 0);
     let half_open = fixture.executor(&started.spec);
     fixture.until(|status| status.connected_executors == 1);
@@ -429,7 +424,7 @@ fn an_executor_that_ends_at_any_stage_is_reported() {
         }
         started.exit.send(Ok(ExecutorExit::Code(7))).unwrap();
         if let Some(executor) = executor {
-            executor.cut();
+            executor.disconnect();
         }
         let text = validator.next();
         let reason = if stage < 2 { "executor_spinup_failed" } else { "executor_disconnected" };
@@ -465,7 +460,7 @@ fn a_validator_that_does_not_read_is_cut_off_and_told_when_it_is_back() {
     let mut validator = fixture.validator();
     let job = uuid();
     let (mut executor, _started) = fixture.running(&mut validator, &job);
-    let wire = fixture.net.wires().into_iter().next().unwrap();
+    let wire = fixture.world.net.wires().into_iter().next().unwrap();
     wire.stall(Side::Listener);
     // Each of these is answered; nobody takes the answers.
     for _ in 0..4_000 {
@@ -493,8 +488,8 @@ fn receipts_survive_a_restart_and_their_jobs_are_not_started_again() {
     let mut config = MinerConfig::new(fixture.alice.miner.clone(), fixture.folder.path(), backend);
     config.validators = vec![fixture.alice.key.public()];
     config.executors = vec![(CLASS, 1)];
-    let timer = fixture.timer.as_ref().unwrap().handle();
-    fixture.miner = Some(Miner::start(config, Box::new(fixture.net.listener("miner")), timer).unwrap());
+    let timer = fixture.world.timer();
+    fixture.miner = Some(Miner::start(config, Box::new(fixture.world.net.listener("miner")), timer).unwrap());
     let mut validator = fixture.validator();
     validator.say(&fixture.alice.ask(&job));
     validator.expect("DeclineJob unknown");
@@ -572,7 +567,7 @@ fn a_cancelled_stop_ends_executors_and_tells_validators() {
 }
 
 #[test]
-fn dropping_a_miner_ends_everything() {
+fn dropping_a_miner_stops_it() {
     let mut fixture = Fixture::with(1, true, |_| {});
     let mut validator = fixture.validator();
     let (_executor, _started) = fixture.running(&mut validator, &uuid());
@@ -588,8 +583,8 @@ fn a_wrong_configuration_says_all_that_is_wrong() {
     let mut config = MinerConfig::new(fixture.alice.miner.clone(), fixture.folder.path(), backend);
     config.blacklist = vec![fixture.alice.key.public()];
     config.executor_address = Some("10.0.0.5:9101".to_owned());
-    let timer = fixture.timer.as_ref().unwrap().handle();
-    let error = Miner::start(config, Box::new(fixture.net.listener("other")), timer).unwrap_err();
+    let timer = fixture.world.timer();
+    let error = Miner::start(config, Box::new(fixture.world.net.listener("other")), timer).unwrap_err();
     let MinerError::Config(problems) = &error else { panic!("{error}") };
     assert_eq!(problems.len(), 4, "{problems:?}");
     let shown = error.to_string();

@@ -152,8 +152,8 @@ fn tmpdir_of(number: u32) -> PathBuf {
 #[test]
 fn a_killed_executor_leaves_neither_processes_nor_files() {
     let spec = spec();
-    // As an executor starts its job: in a group of its own, known by a path below the folder only. Here even in a session
-    // of its own, with a child, and with a folder that cannot be listed.
+    // As an executor starts its job: in a group of its own, known by a path below the folder only. Here even in a
+    // session of its own, with a child, and with a folder that cannot be listed.
     let job = r#"mkdir -p "$TMPDIR/phalanx-job-1/closed" && touch "$TMPDIR/phalanx-job-1/closed/file"
         chmod 0 "$TMPDIR/phalanx-job-1/closed"
         env -i PATH="$PATH" PHALANX_VOLUME_DIR="$TMPDIR/phalanx-job-1" setsid sh -c 'sleep 1000 & sleep 1000' &
@@ -265,8 +265,10 @@ fn image() -> Option<Image> {
     let packed = Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(folder.path()).arg("bin").status().unwrap();
     assert!(packed.success());
     // The entry point takes our executor's arguments, ignores them, and runs for as long as it is told.
-    let entry = r#"ENTRYPOINT ["/bin/busybox", "sh", "-c", "trap 'exit 9' TERM; /bin/busybox sleep ${SLEEP:-0} & wait $!; exit 4"]"#;
-    let imported = Command::new("docker").args(["import", "--change", entry]).arg(&tar).arg(&image.0).output().unwrap();
+    let script = "trap 'exit 9' TERM; /bin/busybox sleep ${SLEEP:-0} & wait $!; exit 4";
+    let entry = format!(r#"ENTRYPOINT ["/bin/busybox", "sh", "-c", "{script}"]"#);
+    let imported =
+        Command::new("docker").args(["import", "--change", &entry]).arg(&tar).arg(&image.0).output().unwrap();
     if !imported.status.success() {
         return skip(&format!("docker import failed: {}", String::from_utf8_lossy(&imported.stderr)));
     }

@@ -26,8 +26,8 @@ fn key(uri: &str) -> KeyPair {
     KeyPair::from_uri(uri).unwrap()
 }
 
-/// Command lines of the processes in whose environment one of the texts stands: executors have the uuid of their job there,
-/// and so have the jobs.
+/// Command lines of the processes in whose environment one of the texts stands: executors have the uuid of their job
+/// there, and so have the jobs.
 fn processes_with(texts: &[&str]) -> Vec<String> {
     let read = |pid: &str, file: &str| {
         // A process may end while it is looked at.

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use miner_kit::{CLASS, Pen, SECOND, Says, kind, uuid};
 use phalanx::base::ids::SessionId;
+use phalanx::base::now::Now;
 use phalanx::base::rng::Rng;
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::miner::executor_manager::{ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec};
 use phalanx::miner::executor_pool::SlotCounts;
-use phalanx::miner::router::{Action, ExecutorFrame, Input, Now, Peer, Router, ValidatorFrame};
+use phalanx::miner::router::{Action, ExecutorFrame, Input, Peer, Router, ValidatorFrame};
 use phalanx::miner::{MinerConfig, MinerLimits};
 use phalanx::protocol::{MinerToValidator, Receipt, V0StreamingJobReadyRequest, ValidatorToMiner};
 
@@ -25,7 +26,7 @@ impl ExecutorBackend for Unused {
     }
 }
 
-struct Rig {
+struct Fixture {
     router: Router,
     now: Instant,
     limits: MinerLimits,
@@ -40,7 +41,7 @@ struct Rig {
     stored: usize,
 }
 
-impl Rig {
+impl Fixture {
     fn new(slots: u32) -> Self {
         Self::with(slots, |_| {})
     }
@@ -66,7 +67,7 @@ impl Rig {
     }
 
     fn handle(&mut self, input: Input) {
-        let now = Now { instant: self.now, unix: UNIX };
+        let now = Now { mono: self.now, wall: Duration::from_secs(UNIX as u64) };
         for action in self.router.handle(input, now) {
             match action {
                 Action::Send(id, text) => self.mail.entry(id).or_default().push(text.to_string()),
@@ -177,61 +178,61 @@ const GONE: ExecutorEnd = Ok(ExecutorExit::Code(0));
 
 #[test]
 fn a_whole_job_passes_and_leaves_nothing() {
-    let mut rig = Rig::new(1);
-    let (alice, job) = (rig.alice.clone(), uuid());
-    let session = rig.validator(&alice);
-    let (executor, token) = rig.running(session, &job);
-    assert_eq!(rig.started[0].miner_address, "ws://miner:1");
+    let mut f = Fixture::new(1);
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    let (executor, token) = f.running(session, &job);
+    assert_eq!(f.started[0].miner_address, "ws://miner:1");
     assert!(token.starts_with(&job));
-    rig.says(session, &alice.accepted_receipt(&job));
-    rig.reports(executor, &Says(&job).volumes());
-    rig.reports(executor, &Says(&job).done());
-    rig.reports(executor, &Says(&job).finished("hi"));
-    assert_eq!(rig.got(session), ["VolumesReady", "ExecutionDone", "JobFinished"]);
-    rig.says(session, &alice.finished_receipt(&job));
-    assert_eq!((rig.free(), rig.slots().ending), (0, 1));
-    rig.handle(Input::Closed(executor));
-    rig.ended(&token, GONE);
-    assert_eq!(rig.free(), 1);
-    assert_eq!(rig.stored, 3);
-    assert_eq!(rig.router.next_wake(), None, "a confirmed job leaves nothing behind");
-    let status = rig.router.status();
+    f.says(session, &alice.accepted_receipt(&job));
+    f.reports(executor, &Says(&job).volumes());
+    f.reports(executor, &Says(&job).done());
+    f.reports(executor, &Says(&job).finished("hi"));
+    assert_eq!(f.got(session), ["VolumesReady", "ExecutionDone", "JobFinished"]);
+    f.says(session, &alice.finished_receipt(&job));
+    assert_eq!((f.free(), f.slots().ending), (0, 1));
+    f.handle(Input::Closed(executor));
+    f.ended(&token, GONE);
+    assert_eq!(f.free(), 1);
+    assert_eq!(f.stored, 3);
+    assert_eq!(f.router.next_wake(), None, "a confirmed job leaves nothing behind");
+    let status = f.router.status();
     assert_eq!((status.jobs, status.ended, status.connected_executors), (0, 0, 0));
-    assert_eq!(rig.told_to_end, Vec::<String>::new());
+    assert_eq!(f.told_to_end, Vec::<String>::new());
 }
 
 #[test]
 fn a_request_that_comes_before_the_executor_is_ready_waits_for_it() {
-    let mut rig = Rig::new(1);
-    let (alice, job) = (rig.alice.clone(), uuid());
-    let session = rig.validator(&alice);
-    let token = rig.accepted(session, &job);
-    rig.says(session, &alice.request(&job));
-    let executor = rig.executor(&token);
-    assert_eq!(rig.got(executor), ["InitialJob"]);
-    rig.reports(executor, &Says(&job).ready());
-    assert_eq!(rig.got(executor), ["Job"]);
+    let mut f = Fixture::new(1);
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    let token = f.accepted(session, &job);
+    f.says(session, &alice.request(&job));
+    let executor = f.executor(&token);
+    assert_eq!(f.got(executor), ["InitialJob"]);
+    f.reports(executor, &Says(&job).ready());
+    assert_eq!(f.got(executor), ["Job"]);
     // The first request is the job; a repeat is not passed on.
-    rig.says(session, &alice.request(&job));
-    assert_eq!(rig.got(executor), Vec::<String>::new());
+    f.says(session, &alice.request(&job));
+    assert_eq!(f.got(executor), Vec::<String>::new());
 }
 
 #[test]
 fn a_streaming_job_carries_addresses_and_the_miners_signature() {
-    let mut rig = Rig::new(1);
-    let (alice, job) = (rig.alice.clone(), uuid());
-    let session = rig.validator(&alice);
-    rig.says(session, &alice.ask_streaming(&job));
-    let token = rig.started[0].token.clone();
-    let executor = rig.executor(&token);
-    let initial = rig.texts(executor).remove(0);
+    let mut f = Fixture::new(1);
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    f.says(session, &alice.ask_streaming(&job));
+    let token = f.started[0].token.clone();
+    let executor = f.executor(&token);
+    let initial = f.texts(executor).remove(0);
     assert!(initial.contains(r#""executor_ip":"10.0.0.9""#), "{initial}");
     assert!(initial.contains(r#""validator_signature":null"#), "the validator did not sign the address: {initial}");
-    rig.reports(executor, &Says(&job).ready());
-    rig.says(session, &alice.request(&job));
-    rig.reports(executor, &Says(&job).volumes());
-    rig.reports(executor, &Says(&job).streaming());
-    let ready = rig.texts(session).pop().unwrap();
+    f.reports(executor, &Says(&job).ready());
+    f.says(session, &alice.request(&job));
+    f.reports(executor, &Says(&job).volumes());
+    f.reports(executor, &Says(&job).streaming());
+    let ready = f.texts(session).pop().unwrap();
     let MinerToValidator::V0StreamingJobReadyRequest(ready) = MinerToValidator::decode(&ready).unwrap() else {
         panic!("{ready}");
     };
@@ -242,52 +243,52 @@ fn a_streaming_job_carries_addresses_and_the_miners_signature() {
 
 #[test]
 fn authentication_is_bounded_in_time_and_in_what_may_wait_for_it() {
-    let mut rig = Rig::new(1);
-    let alice = rig.alice.clone();
+    let mut f = Fixture::new(1);
+    let alice = f.alice.clone();
     for (skew, fine) in [(-11, false), (-10, true), (0, true), (10, true), (11, false)] {
-        let id = rig.dial(&alice);
-        rig.says(id, &alice.auth(UNIX + skew));
-        let got = rig.got(id);
+        let id = f.dial(&alice);
+        f.says(id, &alice.auth(UNIX + skew));
+        let got = f.got(id);
         assert_eq!(got == ["ExecutorManifest"], fine, "{skew}: {got:?}");
-        assert_eq!(rig.closed.contains_key(&id), !fine);
+        assert_eq!(f.closed.contains_key(&id), !fine);
     }
     // A flood before authentication.
-    let id = rig.dial(&alice);
+    let id = f.dial(&alice);
     for _ in 0..20 {
-        rig.says(id, &ValidatorToMiner::from(phalanx::protocol::V0MainHotkeyMessage { main_hotkey: None }).encode());
+        f.says(id, &ValidatorToMiner::from(phalanx::protocol::V0MainHotkeyMessage { main_hotkey: None }).encode());
     }
-    assert_eq!(rig.closed.get(&id), Some(&1008));
-    let got = rig.got(id);
+    assert_eq!(f.closed.get(&id), Some(&1008));
+    let got = f.got(id);
     assert_eq!(got.len(), 1, "{got:?}");
     assert!(got[0].contains("more than 16 messages"), "{got:?}");
-    rig.says(id, &alice.auth(UNIX));
-    assert_eq!(rig.got(id), Vec::<String>::new(), "a connection that was turned away stays so");
+    f.says(id, &alice.auth(UNIX));
+    assert_eq!(f.got(id), Vec::<String>::new(), "a connection that was turned away stays so");
     // Silence.
-    let id = rig.dial(&alice);
-    rig.pass(rig.limits.auth_time);
-    assert_eq!(rig.closed.get(&id), Some(&1008));
+    let id = f.dial(&alice);
+    f.pass(f.limits.auth_time);
+    assert_eq!(f.closed.get(&id), Some(&1008));
     // A stranger.
     let eve = Pen::new("//Eve");
-    let id = rig.dial(&eve);
-    rig.says(id, &eve.auth(UNIX));
-    assert_eq!(rig.got(id), [format!("! Unknown validator: {}", eve.key.ss58())]);
-    assert_eq!(rig.closed.get(&id), Some(&1000));
-    assert_eq!(rig.router.status().validators, 3);
+    let id = f.dial(&eve);
+    f.says(id, &eve.auth(UNIX));
+    assert_eq!(f.got(id), [format!("! Unknown validator: {}", eve.key.ss58())]);
+    assert_eq!(f.closed.get(&id), Some(&1000));
+    assert_eq!(f.router.status().validators, 3);
 }
 
 #[test]
 fn jobs_with_wrong_receipts_or_signatures_are_declined() {
-    let mut rig = Rig::with(1, |config| config.blacklist = vec![Pen::new("//Charlie").key.public()]);
-    let alice = rig.alice.clone();
-    let session = rig.validator(&alice);
+    let mut f = Fixture::with(1, |config| config.blacklist = vec![Pen::new("//Charlie").key.public()]);
+    let alice = f.alice.clone();
+    let session = f.validator(&alice);
     let mut ask = |change: &dyn Fn(&mut phalanx::protocol::V0InitialJobRequest), sign: bool| {
         let mut initial = alice.initial(&uuid());
         change(&mut initial);
         if sign {
             initial.sign(&alice.key);
         }
-        rig.says(session, &ValidatorToMiner::from(initial).encode());
-        rig.got(session)
+        f.says(session, &ValidatorToMiner::from(initial).encode());
+        f.got(session)
     };
     let forged = |initial: &mut phalanx::protocol::V0InitialJobRequest| {
         initial.job_started_receipt_payload.ttl += 1;
@@ -313,122 +314,122 @@ fn jobs_with_wrong_receipts_or_signatures_are_declined() {
     assert_eq!(ask(&of_another, true), ["DeclineJob invalid_receipt"]);
     assert_eq!(ask(&|i| i.docker_image = Some("changed".into()), false), ["DeclineJob invalid_signature"]);
     assert_eq!(ask(&|i| i.validator_signature = Some("zz".into()), false), ["DeclineJob invalid_signature"]);
-    assert_eq!((rig.free(), rig.stored), (1, 0));
+    assert_eq!((f.free(), f.stored), (1, 0));
     // The older form has no signature over the message.
     let mut old = alice.initial(&uuid());
     old.validator_signature = None;
-    rig.says(session, &ValidatorToMiner::from(old).encode());
-    assert_eq!(rig.got(session), ["AcceptJob"]);
+    f.says(session, &ValidatorToMiner::from(old).encode());
+    assert_eq!(f.got(session), ["AcceptJob"]);
     let charlie = Pen::new("//Charlie");
-    let session = rig.validator(&charlie);
-    rig.says(session, &charlie.ask(&uuid()));
-    assert_eq!(rig.got(session), ["DeclineJob validator_blacklisted"]);
+    let session = f.validator(&charlie);
+    f.says(session, &charlie.ask(&uuid()));
+    assert_eq!(f.got(session), ["DeclineJob validator_blacklisted"]);
 }
 
 #[test]
 fn a_second_half_with_a_wrong_signature_is_refused_and_the_right_one_still_works() {
-    let mut rig = Rig::new(1);
-    let (alice, job) = (rig.alice.clone(), uuid());
-    let session = rig.validator(&alice);
-    let token = rig.accepted(session, &job);
-    let executor = rig.executor(&token);
-    rig.reports(executor, &Says(&job).ready());
+    let mut f = Fixture::new(1);
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    let token = f.accepted(session, &job);
+    let executor = f.executor(&token);
+    f.reports(executor, &Says(&job).ready());
     let mut forged = alice.full(&job);
     forged.docker_run_cmd = vec!["rm".into()];
-    rig.says(session, &ValidatorToMiner::from(forged).encode());
-    let got = rig.got(session);
+    f.says(session, &ValidatorToMiner::from(forged).encode());
+    let got = f.got(session);
     assert!(got[1].starts_with("! Refused JobRequest"), "{got:?}");
-    assert_eq!(rig.got(executor), ["InitialJob"]);
-    rig.says(session, &alice.request(&job));
-    assert_eq!(rig.got(executor), ["Job"]);
+    assert_eq!(f.got(executor), ["InitialJob"]);
+    f.says(session, &alice.request(&job));
+    assert_eq!(f.got(executor), ["Job"]);
 }
 
 #[test]
 fn receipts_that_do_not_check_are_refused_and_not_stored() {
-    let mut rig = Rig::new(1);
-    let (alice, job) = (rig.alice.clone(), uuid());
-    let session = rig.validator(&alice);
+    let mut f = Fixture::new(1);
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
     let charlie = Pen::new("//Charlie");
     for receipt in [charlie.accepted_receipt(&job), charlie.finished_receipt(&job)] {
-        rig.says(session, &receipt);
-        let got = rig.got(session);
+        f.says(session, &receipt);
+        let got = f.got(session);
         assert!(got[0].starts_with(&format!("! Invalid receipt for job {job}")), "{got:?}");
     }
-    rig.says(session, &alice.finished_receipt(&job).replace("\"time_took_us\":1", "\"time_took_us\":2"));
-    assert!(rig.got(session)[0].starts_with("! Invalid receipt"));
-    assert_eq!(rig.stored, 0);
-    rig.says(session, &alice.finished_receipt(&job));
-    assert_eq!((rig.got(session).len(), rig.stored), (0, 1));
+    f.says(session, &alice.finished_receipt(&job).replace("\"time_took_us\":1", "\"time_took_us\":2"));
+    assert!(f.got(session)[0].starts_with("! Invalid receipt"));
+    assert_eq!(f.stored, 0);
+    f.says(session, &alice.finished_receipt(&job));
+    assert_eq!((f.got(session).len(), f.stored), (0, 1));
 }
 
 #[test]
 fn a_repeated_request_starts_nothing_but_is_answered() {
-    let mut rig = Rig::new(2);
-    let (alice, job) = (rig.alice.clone(), uuid());
-    let session = rig.validator(&alice);
-    let (executor, token) = rig.running(session, &job);
-    rig.says(session, &alice.ask(&job));
-    assert_eq!(rig.got(session), ["AcceptJob"]);
-    rig.reports(executor, &Says(&job).finished(""));
-    rig.got(session);
+    let mut f = Fixture::new(2);
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    let (executor, token) = f.running(session, &job);
+    f.says(session, &alice.ask(&job));
+    assert_eq!(f.got(session), ["AcceptJob"]);
+    f.reports(executor, &Says(&job).finished(""));
+    f.got(session);
     // Also when it is over, until the validator has confirmed that it knows.
-    let other = rig.validator(&alice);
-    assert_eq!(rig.got(other), Vec::<String>::new(), "the connection that asked is still there");
-    rig.says(other, &alice.ask(&job));
-    assert_eq!(rig.got(other), ["AcceptJob", "JobFinished"]);
-    assert_eq!(rig.started.len(), 1);
+    let other = f.validator(&alice);
+    assert_eq!(f.got(other), Vec::<String>::new(), "the connection that asked is still there");
+    f.says(other, &alice.ask(&job));
+    assert_eq!(f.got(other), ["AcceptJob", "JobFinished"]);
+    assert_eq!(f.started.len(), 1);
     // Another validator's job of the same name is another job.
     let charlie = Pen::new("//Charlie");
-    let theirs = rig.validator(&charlie);
-    rig.says(theirs, &charlie.request(&job));
-    assert_eq!(rig.got(theirs), [format!("! Received JobRequest for unknown job_uuid: {job}")]);
+    let theirs = f.validator(&charlie);
+    f.says(theirs, &charlie.request(&job));
+    assert_eq!(f.got(theirs), [format!("! Received JobRequest for unknown job_uuid: {job}")]);
     let mut initial = charlie.initial(&job);
     initial.validator_signature = None;
-    rig.says(theirs, &ValidatorToMiner::from(initial).encode());
-    assert_eq!(rig.got(theirs), ["AcceptJob"]);
-    rig.ended(&token, GONE);
+    f.says(theirs, &ValidatorToMiner::from(initial).encode());
+    assert_eq!(f.got(theirs), ["AcceptJob"]);
+    f.ended(&token, GONE);
 }
 
 #[test]
 fn a_job_that_an_earlier_process_started_is_not_started_again() {
-    let mut rig = Rig::new(1);
-    let alice = rig.alice.clone();
-    let session = rig.validator(&alice);
-    rig.store = || Some(Ok(false));
-    rig.says(session, &alice.ask(&uuid()));
-    assert_eq!(rig.got(session), ["DeclineJob unknown"]);
-    rig.store = || Some(Err("the disk is full".to_owned()));
-    rig.says(session, &alice.ask(&uuid()));
-    assert_eq!(rig.got(session), ["DeclineJob unknown"]);
-    assert_eq!((rig.free(), rig.started.len()), (1, 0));
+    let mut f = Fixture::new(1);
+    let alice = f.alice.clone();
+    let session = f.validator(&alice);
+    f.store = || Some(Ok(false));
+    f.says(session, &alice.ask(&uuid()));
+    assert_eq!(f.got(session), ["DeclineJob unknown"]);
+    f.store = || Some(Err("the disk is full".to_owned()));
+    f.says(session, &alice.ask(&uuid()));
+    assert_eq!(f.got(session), ["DeclineJob unknown"]);
+    assert_eq!((f.free(), f.started.len()), (1, 0));
 }
 
 #[test]
 fn a_disk_that_hangs_holds_no_slot() {
-    let mut rig = Rig::new(1);
-    let alice = rig.alice.clone();
-    let session = rig.validator(&alice);
-    rig.store = || None;
-    rig.says(session, &alice.ask(&uuid()));
-    rig.pass(CLASS.spin_up_time() + rig.limits.startup_time_limit);
-    assert_eq!(rig.got(session), ["DeclineJob unknown"]);
-    assert_eq!((rig.free(), rig.started.len()), (1, 0));
+    let mut f = Fixture::new(1);
+    let alice = f.alice.clone();
+    let session = f.validator(&alice);
+    f.store = || None;
+    f.says(session, &alice.ask(&uuid()));
+    f.pass(CLASS.spin_up_time() + f.limits.startup_time_limit);
+    assert_eq!(f.got(session), ["DeclineJob unknown"]);
+    assert_eq!((f.free(), f.started.len()), (1, 0));
     // A stop does not wait for it either.
-    rig.says(session, &alice.ask(&uuid()));
-    rig.handle(Input::Stop(Level::Cancel));
-    assert_eq!(rig.got(session), ["DeclineJob busy"]);
-    assert!(rig.router.is_idle());
+    f.says(session, &alice.ask(&uuid()));
+    f.handle(Input::Stop(Level::Cancel));
+    assert_eq!(f.got(session), ["DeclineJob busy"]);
+    assert!(f.router.is_idle());
 }
 
 #[test]
 fn a_busy_miner_declines_with_the_receipts_of_what_keeps_it_busy() {
-    let mut rig = Rig::new(2);
-    let alice = rig.alice.clone();
-    let session = rig.validator(&alice);
+    let mut f = Fixture::new(2);
+    let alice = f.alice.clone();
+    let session = f.validator(&alice);
     let jobs = [uuid(), uuid()];
-    jobs.iter().for_each(|job| drop(rig.accepted(session, job)));
-    rig.says(session, &alice.ask(&uuid()));
-    let text = rig.texts(session).remove(0);
+    jobs.iter().for_each(|job| drop(f.accepted(session, job)));
+    f.says(session, &alice.ask(&uuid()));
+    let text = f.texts(session).remove(0);
     let MinerToValidator::V0DeclineJobRequest(decline) = MinerToValidator::decode(&text).unwrap() else {
         panic!("{text}");
     };
@@ -442,70 +443,70 @@ fn a_busy_miner_declines_with_the_receipts_of_what_keeps_it_busy() {
 
 #[test]
 fn a_job_waits_a_little_for_an_executor_that_is_about_to_end() {
-    let mut rig = Rig::new(1);
-    let (alice, job, next, late) = (rig.alice.clone(), uuid(), uuid(), uuid());
-    let session = rig.validator(&alice);
-    let (executor, token) = rig.running(session, &job);
-    rig.says(session, &alice.ask(&next));
-    assert_eq!(rig.got(session), ["DeclineJob busy"], "an executor at work is not about to end");
-    rig.reports(executor, &Says(&job).finished(""));
-    rig.got(session);
-    rig.says(session, &alice.ask(&next));
-    rig.says(session, &alice.ask(&next));
-    rig.says(session, &alice.ask(&late));
-    assert_eq!(rig.got(session), ["DeclineJob busy"], "one waits for one slot");
-    assert!(!rig.router.is_idle());
-    rig.ended(&token, GONE);
-    assert_eq!(rig.got(session), ["AcceptJob"]);
-    assert!(rig.started[1].token.starts_with(&next));
+    let mut f = Fixture::new(1);
+    let (alice, job, next, late) = (f.alice.clone(), uuid(), uuid(), uuid());
+    let session = f.validator(&alice);
+    let (executor, token) = f.running(session, &job);
+    f.says(session, &alice.ask(&next));
+    assert_eq!(f.got(session), ["DeclineJob busy"], "an executor at work is not about to end");
+    f.reports(executor, &Says(&job).finished(""));
+    f.got(session);
+    f.says(session, &alice.ask(&next));
+    f.says(session, &alice.ask(&next));
+    f.says(session, &alice.ask(&late));
+    assert_eq!(f.got(session), ["DeclineJob busy"], "one waits for one slot");
+    assert!(!f.router.is_idle());
+    f.ended(&token, GONE);
+    assert_eq!(f.got(session), ["AcceptJob"]);
+    assert!(f.started[1].token.starts_with(&next));
     // The same, but the executor takes too long.
     let (executor, _) = {
-        let token = rig.started[1].token.clone();
-        let executor = rig.executor(&token);
-        rig.reports(executor, &Says(&next).ready());
-        rig.says(session, &alice.request(&next));
+        let token = f.started[1].token.clone();
+        let executor = f.executor(&token);
+        f.reports(executor, &Says(&next).ready());
+        f.says(session, &alice.request(&next));
         (executor, token)
     };
-    rig.reports(executor, &Says(&next).finished(""));
-    rig.got(session);
-    rig.says(session, &alice.ask(&late));
-    rig.pass(rig.limits.reservation_wait);
-    assert_eq!(rig.got(session), ["DeclineJob busy"]);
+    f.reports(executor, &Says(&next).finished(""));
+    f.got(session);
+    f.says(session, &alice.ask(&late));
+    f.pass(f.limits.reservation_wait);
+    assert_eq!(f.got(session), ["DeclineJob busy"]);
     // A validator that leaves no longer waits.
-    rig.says(session, &alice.ask(&uuid()));
-    rig.handle(Input::Closed(session));
-    assert!(rig.router.is_idle());
+    f.says(session, &alice.ask(&uuid()));
+    f.handle(Input::Closed(session));
+    assert!(f.router.is_idle());
 }
 
 #[test]
 fn an_executor_that_never_comes_or_never_gets_ready_fails_its_job() {
-    let mut rig = Rig::new(1);
-    let alice = rig.alice.clone();
-    let session = rig.validator(&alice);
-    let startup = CLASS.spin_up_time() + rig.limits.startup_time_limit;
+    let mut f = Fixture::new(1);
+    let alice = f.alice.clone();
+    let session = f.validator(&alice);
+    let startup = CLASS.spin_up_time() + f.limits.startup_time_limit;
     for connects in [false, true] {
         let job = uuid();
-        let token = rig.accepted(session, &job);
-        let executor = connects.then(|| rig.executor(&token));
-        rig.pass(startup - SECOND);
-        assert_eq!(rig.got(session), Vec::<String>::new());
-        rig.pass(SECOND);
-        assert_eq!(rig.got(session), ["HordeFailed executor_spinup_failed"]);
-        assert_eq!(rig.told_to_end.pop(), Some(token.clone()));
+        let token = f.accepted(session, &job);
+        let executor = connects.then(|| f.executor(&token));
+        f.pass(startup - SECOND);
+        assert_eq!(f.got(session), Vec::<String>::new());
+        f.pass(SECOND);
+        assert_eq!(f.got(session), ["HordeFailed executor_spinup_failed"]);
+        assert_eq!(f.told_to_end.pop(), Some(token.clone()));
         if let Some(executor) = executor {
-            assert_eq!(rig.closed.get(&executor), Some(&1000));
-            rig.handle(Input::Closed(executor));
+            assert_eq!(f.closed.get(&executor), Some(&1000));
+            f.handle(Input::Closed(executor));
         }
-        rig.ended(&token, Ok(ExecutorExit::Signal(15)));
-        assert_eq!(rig.free(), 1);
-        rig.says(session, &alice.finished_receipt(&job));
+        f.ended(&token, Ok(ExecutorExit::Signal(15)));
+        assert_eq!(f.free(), 1);
+        f.says(session, &alice.finished_receipt(&job));
     }
-    let token = rig.accepted(session, &uuid());
-    rig.ended(&token, Err(ExecutorError::Other("no such image".to_owned())));
-    let text = rig.texts(session).remove(0);
+    let token = f.accepted(session, &uuid());
+    f.ended(&token, Err(ExecutorError::Other("no such image".to_owned())));
+    let text = f.texts(session).remove(0);
     assert_eq!(kind(&text), "HordeFailed executor_spinup_failed");
     assert!(text.contains("no such image") && text.contains(r#""reported_by":"miner""#), "{text}");
-    assert_eq!(rig.free(), 1);
+    assert_eq!(f.free(), 1);
 }
 
 #[test]
@@ -517,331 +518,331 @@ fn every_stage_has_its_limit_and_its_reason() {
         (3, "final_response_timed_out"),
     ];
     for (reached, reason) in stages {
-        let mut rig = Rig::new(1);
-        let (alice, job) = (rig.alice.clone(), uuid());
-        let session = rig.validator(&alice);
-        rig.says(session, &alice.ask_streaming(&job));
-        let token = rig.started[0].token.clone();
-        let executor = rig.executor(&token);
-        rig.reports(executor, &Says(&job).ready());
-        rig.says(session, &alice.request(&job));
+        let mut f = Fixture::new(1);
+        let (alice, job) = (f.alice.clone(), uuid());
+        let session = f.validator(&alice);
+        f.says(session, &alice.ask_streaming(&job));
+        let token = f.started[0].token.clone();
+        let executor = f.executor(&token);
+        f.reports(executor, &Says(&job).ready());
+        f.says(session, &alice.request(&job));
         let says = Says(&job);
         for text in [says.volumes(), says.streaming(), says.done()].iter().take(reached) {
-            rig.reports(executor, text);
+            f.reports(executor, text);
         }
-        rig.got(session);
+        f.got(session);
         // The leeway of the job, a second for each stage begun, and the miner's own leeway.
-        let limit = SECOND * (2 + reached as u32) + rig.limits.leeway;
-        rig.pass(limit - Duration::from_millis(1));
-        assert_eq!(rig.got(session), Vec::<String>::new(), "{reason}");
-        rig.pass(Duration::from_millis(1));
-        assert_eq!(rig.got(session), [format!("HordeFailed {reason}")]);
-        assert_eq!(rig.told_to_end, [token]);
+        let limit = SECOND * (2 + reached as u32) + f.limits.leeway;
+        f.pass(limit - Duration::from_millis(1));
+        assert_eq!(f.got(session), Vec::<String>::new(), "{reason}");
+        f.pass(Duration::from_millis(1));
+        assert_eq!(f.got(session), [format!("HordeFailed {reason}")]);
+        assert_eq!(f.told_to_end, [token]);
     }
 }
 
 #[test]
 fn an_executor_is_not_kept_for_a_validator_that_never_sends_the_request() {
-    let mut rig = Rig::new(1);
-    let (alice, job) = (rig.alice.clone(), uuid());
-    let session = rig.validator(&alice);
-    let token = rig.accepted(session, &job);
-    let executor = rig.executor(&token);
-    rig.reports(executor, &Says(&job).ready());
-    rig.handle(Input::Closed(session));
-    rig.pass(rig.limits.request_time);
-    assert_eq!(rig.told_to_end, std::slice::from_ref(&token));
-    rig.handle(Input::Closed(executor));
-    rig.ended(&token, GONE);
-    assert_eq!(rig.free(), 1);
+    let mut f = Fixture::new(1);
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    let token = f.accepted(session, &job);
+    let executor = f.executor(&token);
+    f.reports(executor, &Says(&job).ready());
+    f.handle(Input::Closed(session));
+    f.pass(f.limits.request_time);
+    assert_eq!(f.told_to_end, std::slice::from_ref(&token));
+    f.handle(Input::Closed(executor));
+    f.ended(&token, GONE);
+    assert_eq!(f.free(), 1);
     // What happened is kept for a while, then forgotten.
-    let back = rig.validator(&alice);
-    assert_eq!(rig.got(back), ["AcceptJob", "ExecutorReady", "HordeFailed unhandled_timeout"]);
-    rig.pass(rig.limits.result_time);
-    assert_eq!((rig.router.status().ended, rig.router.next_wake()), (0, None));
+    let back = f.validator(&alice);
+    assert_eq!(f.got(back), ["AcceptJob", "ExecutorReady", "HordeFailed unhandled_timeout"]);
+    f.pass(f.limits.result_time);
+    assert_eq!((f.router.status().ended, f.router.next_wake()), (0, None));
 }
 
 #[test]
 fn a_result_that_comes_while_the_validator_is_away_is_delivered() {
-    let mut rig = Rig::new(1);
-    let (alice, job) = (rig.alice.clone(), uuid());
-    let session = rig.validator(&alice);
-    let (executor, token) = rig.running(session, &job);
-    rig.handle(Input::Closed(session));
-    rig.reports(executor, &Says(&job).volumes());
-    rig.reports(executor, &Says(&job).done());
-    rig.reports(executor, &Says(&job).finished("late"));
-    rig.handle(Input::Closed(executor));
-    rig.ended(&token, GONE);
-    assert_eq!(rig.free(), 1, "an absent validator holds no slot");
+    let mut f = Fixture::new(1);
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    let (executor, token) = f.running(session, &job);
+    f.handle(Input::Closed(session));
+    f.reports(executor, &Says(&job).volumes());
+    f.reports(executor, &Says(&job).done());
+    f.reports(executor, &Says(&job).finished("late"));
+    f.handle(Input::Closed(executor));
+    f.ended(&token, GONE);
+    assert_eq!(f.free(), 1, "an absent validator holds no slot");
     let charlie = Pen::new("//Charlie");
-    let theirs = rig.validator(&charlie);
-    assert_eq!(rig.got(theirs), Vec::<String>::new());
-    let back = rig.validator(&alice);
-    assert_eq!(rig.got(back), ["VolumesReady", "ExecutionDone", "JobFinished"]);
+    let theirs = f.validator(&charlie);
+    assert_eq!(f.got(theirs), Vec::<String>::new());
+    let back = f.validator(&alice);
+    assert_eq!(f.got(back), ["VolumesReady", "ExecutionDone", "JobFinished"]);
     // Not confirmed, so it is told again.
-    rig.handle(Input::Closed(back));
-    let back = rig.validator(&alice);
-    assert_eq!(rig.got(back), ["VolumesReady", "ExecutionDone", "JobFinished"]);
-    rig.says(back, &alice.finished_receipt(&job));
-    rig.handle(Input::Closed(back));
-    let back = rig.validator(&alice);
-    assert_eq!(rig.got(back), Vec::<String>::new());
+    f.handle(Input::Closed(back));
+    let back = f.validator(&alice);
+    assert_eq!(f.got(back), ["VolumesReady", "ExecutionDone", "JobFinished"]);
+    f.says(back, &alice.finished_receipt(&job));
+    f.handle(Input::Closed(back));
+    let back = f.validator(&alice);
+    assert_eq!(f.got(back), Vec::<String>::new());
 }
 
 #[test]
 fn what_was_sent_into_a_dead_connection_is_told_to_the_one_that_replaced_it() {
-    let mut rig = Rig::new(2);
-    let (alice, job, other_job) = (rig.alice.clone(), uuid(), uuid());
-    let dead = rig.validator(&alice);
-    let (executor, _) = rig.running(dead, &job);
-    let back = rig.validator(&alice);
+    let mut f = Fixture::new(2);
+    let (alice, job, other_job) = (f.alice.clone(), uuid(), uuid());
+    let dead = f.validator(&alice);
+    let (executor, _) = f.running(dead, &job);
+    let back = f.validator(&alice);
     // A third connection is busy with a job of its own, so it is not the one that came back.
-    let other = rig.validator(&alice);
-    rig.accepted(other, &other_job);
-    rig.reports(executor, &Says(&job).volumes());
-    rig.reports(executor, &Says(&job).finished("x"));
-    assert_eq!(rig.got(dead), ["VolumesReady", "JobFinished"]);
-    assert_eq!(rig.got(back), Vec::<String>::new());
-    rig.handle(Input::Closed(dead));
-    assert_eq!(rig.got(back), ["VolumesReady", "JobFinished"]);
-    assert_eq!(rig.got(other), Vec::<String>::new());
+    let other = f.validator(&alice);
+    f.accepted(other, &other_job);
+    f.reports(executor, &Says(&job).volumes());
+    f.reports(executor, &Says(&job).finished("x"));
+    assert_eq!(f.got(dead), ["VolumesReady", "JobFinished"]);
+    assert_eq!(f.got(back), Vec::<String>::new());
+    f.handle(Input::Closed(dead));
+    assert_eq!(f.got(back), ["VolumesReady", "JobFinished"]);
+    assert_eq!(f.got(other), Vec::<String>::new());
 }
 
 #[test]
 fn an_executor_that_comes_back_in_time_resumes() {
-    let mut rig = Rig::new(1);
-    let (alice, job) = (rig.alice.clone(), uuid());
-    let session = rig.validator(&alice);
-    let token = rig.accepted(session, &job);
+    let mut f = Fixture::new(1);
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    let token = f.accepted(session, &job);
     // Lost before it was ready: it may not have the first half.
-    let first = rig.executor(&token);
-    rig.handle(Input::Closed(first));
-    let second = rig.executor(&token);
-    assert_eq!(rig.got(second), ["InitialJob"]);
-    rig.reports(second, &Says(&job).ready());
-    rig.says(session, &alice.request(&job));
+    let first = f.executor(&token);
+    f.handle(Input::Closed(first));
+    let second = f.executor(&token);
+    assert_eq!(f.got(second), ["InitialJob"]);
+    f.reports(second, &Says(&job).ready());
+    f.says(session, &alice.request(&job));
     // Lost while the request may be on its way.
-    rig.handle(Input::Closed(second));
-    rig.pass(SECOND);
-    let third = rig.executor(&token);
-    assert_eq!(rig.got(third), ["Job"]);
-    rig.reports(third, &Says(&job).volumes());
+    f.handle(Input::Closed(second));
+    f.pass(SECOND);
+    let third = f.executor(&token);
+    assert_eq!(f.got(third), ["Job"]);
+    f.reports(third, &Says(&job).volumes());
     // Lost during the execution: it has everything; a repeated stage is not told again.
-    rig.handle(Input::Closed(third));
-    let fourth = rig.executor(&token);
-    assert_eq!(rig.got(fourth), Vec::<String>::new());
-    rig.reports(fourth, &Says(&job).volumes());
-    rig.reports(fourth, &Says(&job).finished(""));
-    assert_eq!(rig.got(session), ["ExecutorReady", "VolumesReady", "JobFinished"]);
+    f.handle(Input::Closed(third));
+    let fourth = f.executor(&token);
+    assert_eq!(f.got(fourth), Vec::<String>::new());
+    f.reports(fourth, &Says(&job).volumes());
+    f.reports(fourth, &Says(&job).finished(""));
+    assert_eq!(f.got(session), ["ExecutorReady", "VolumesReady", "JobFinished"]);
 }
 
 #[test]
 fn a_disconnected_executor_that_ends_is_not_waited_for() {
-    let mut rig = Rig::new(1);
+    let mut f = Fixture::new(1);
     let job = uuid();
-    let session = rig.validator(&rig.alice.clone());
-    let (executor, token) = rig.running(session, &job);
-    rig.handle(Input::Closed(executor));
-    rig.ended(&token, Ok(ExecutorExit::Signal(9)));
-    let text = rig.texts(session).remove(0);
+    let session = f.validator(&f.alice.clone());
+    let (executor, token) = f.running(session, &job);
+    f.handle(Input::Closed(executor));
+    f.ended(&token, Ok(ExecutorExit::Signal(9)));
+    let text = f.texts(session).remove(0);
     assert_eq!(kind(&text), "HordeFailed executor_disconnected");
     assert!(text.contains("signal 9"), "{text}");
-    assert_eq!(rig.free(), 1);
+    assert_eq!(f.free(), 1);
 }
 
 #[test]
 fn the_grace_of_a_lost_executor_ends() {
-    let mut rig = Rig::with(1, |config| config.limits.leeway = Duration::from_secs(3600));
-    let (alice, job) = (rig.alice.clone(), uuid());
-    let session = rig.validator(&alice);
-    let (executor, token) = rig.running(session, &job);
-    rig.handle(Input::Closed(executor));
-    rig.pass(rig.limits.reconnect_grace - SECOND);
-    assert_eq!(rig.got(session), Vec::<String>::new());
-    rig.pass(SECOND);
-    assert_eq!(rig.got(session), ["HordeFailed executor_disconnected"]);
-    assert_eq!(rig.told_to_end, std::slice::from_ref(&token));
-    let late = rig.executor(&token);
-    assert_eq!(rig.got(late), [format!("! No job waiting for token {token}")]);
-    assert_eq!(rig.closed.get(&late), Some(&1000));
+    let mut f = Fixture::with(1, |config| config.limits.leeway = Duration::from_secs(3600));
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    let (executor, token) = f.running(session, &job);
+    f.handle(Input::Closed(executor));
+    f.pass(f.limits.reconnect_grace - SECOND);
+    assert_eq!(f.got(session), Vec::<String>::new());
+    f.pass(SECOND);
+    assert_eq!(f.got(session), ["HordeFailed executor_disconnected"]);
+    assert_eq!(f.told_to_end, std::slice::from_ref(&token));
+    let late = f.executor(&token);
+    assert_eq!(f.got(late), [format!("! No job waiting for token {token}")]);
+    assert_eq!(f.closed.get(&late), Some(&1000));
 }
 
 #[test]
 fn the_newest_connection_of_an_executor_takes_over_from_a_half_open_one() {
-    let mut rig = Rig::with(1, |config| config.limits.leeway = Duration::from_secs(3600));
-    let (alice, job) = (rig.alice.clone(), uuid());
-    let session = rig.validator(&alice);
-    let token = rig.accepted(session, &job);
-    let first = rig.executor(&token);
-    assert_eq!(rig.got(first), ["InitialJob"]);
+    let mut f = Fixture::with(1, |config| config.limits.leeway = Duration::from_secs(3600));
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    let token = f.accepted(session, &job);
+    let first = f.executor(&token);
+    assert_eq!(f.got(first), ["InitialJob"]);
     // Its connection breaks before it has the first half, and we do not notice.
-    let second = rig.executor(&token);
-    assert_eq!(rig.got(second), ["InitialJob"]);
-    assert_eq!((rig.closed.get(&first), rig.closed.get(&second)), (Some(&1000), None));
-    assert_eq!(rig.router.status().connected_executors, 1);
-    rig.reports(second, &Says(&job).ready());
-    rig.says(session, &alice.request(&job));
-    assert_eq!((rig.got(first), rig.got(second)), (vec![], vec!["Job".to_owned()]));
+    let second = f.executor(&token);
+    assert_eq!(f.got(second), ["InitialJob"]);
+    assert_eq!((f.closed.get(&first), f.closed.get(&second)), (Some(&1000), None));
+    assert_eq!(f.router.status().connected_executors, 1);
+    f.reports(second, &Says(&job).ready());
+    f.says(session, &alice.request(&job));
+    assert_eq!((f.got(first), f.got(second)), (vec![], vec!["Job".to_owned()]));
     // The end of the old one is no loss of the executor, now or later.
-    rig.handle(Input::Closed(first));
-    rig.pass(rig.limits.reconnect_grace);
+    f.handle(Input::Closed(first));
+    f.pass(f.limits.reconnect_grace);
     // What was on its way on the old one when the new one came counts as well, once, and in any order.
-    rig.reports(second, &Says(&job).volumes());
-    let third = rig.executor(&token);
-    rig.reports(third, &Says(&job).done());
-    rig.reports(second, &Says(&job).volumes());
-    rig.reports(second, &Says(&job).finished("x"));
-    rig.reports(third, &Says(&job).finished("again"));
-    assert_eq!(rig.got(session), ["ExecutorReady", "VolumesReady", "ExecutionDone", "JobFinished"]);
-    assert_eq!((rig.free(), rig.router.status().connected_executors), (0, 1));
-    rig.handle(Input::Closed(second));
-    rig.handle(Input::Closed(third));
-    rig.ended(&token, GONE);
-    assert_eq!((rig.free(), rig.router.status().connected_executors), (1, 0));
+    f.reports(second, &Says(&job).volumes());
+    let third = f.executor(&token);
+    f.reports(third, &Says(&job).done());
+    f.reports(second, &Says(&job).volumes());
+    f.reports(second, &Says(&job).finished("x"));
+    f.reports(third, &Says(&job).finished("again"));
+    assert_eq!(f.got(session), ["ExecutorReady", "VolumesReady", "ExecutionDone", "JobFinished"]);
+    assert_eq!((f.free(), f.router.status().connected_executors), (0, 1));
+    f.handle(Input::Closed(second));
+    f.handle(Input::Closed(third));
+    f.ended(&token, GONE);
+    assert_eq!((f.free(), f.router.status().connected_executors), (1, 0));
 }
 
 #[test]
 fn the_end_of_a_replaced_connection_does_not_end_the_last_words() {
-    let mut rig = Rig::new(1);
+    let mut f = Fixture::new(1);
     let job = uuid();
-    let session = rig.validator(&rig.alice.clone());
-    let (first, token) = rig.running(session, &job);
-    let second = rig.executor(&token);
-    rig.ended(&token, GONE);
-    rig.handle(Input::Closed(first));
-    assert_eq!(rig.got(session), Vec::<String>::new());
-    rig.reports(second, &Says(&job).finished("last"));
-    assert_eq!(rig.got(session), ["JobFinished"]);
+    let session = f.validator(&f.alice.clone());
+    let (first, token) = f.running(session, &job);
+    let second = f.executor(&token);
+    f.ended(&token, GONE);
+    f.handle(Input::Closed(first));
+    assert_eq!(f.got(session), Vec::<String>::new());
+    f.reports(second, &Says(&job).finished("last"));
+    assert_eq!(f.got(session), ["JobFinished"]);
 }
 
 #[test]
 fn one_token_has_one_owner() {
-    let mut rig = Rig::new(1);
-    let (alice, job) = (rig.alice.clone(), uuid());
-    let session = rig.validator(&alice);
-    let (executor, token) = rig.running(session, &job);
-    let stranger = rig.executor(&format!("{token}x"));
-    assert_eq!(rig.got(stranger), [format!("! No job waiting for token {token}x")]);
-    rig.reports(stranger, &Says(&job).finished("forged"));
-    assert_eq!(rig.got(session), Vec::<String>::new());
-    assert_eq!(rig.closed.get(&executor), None);
-    rig.handle(Input::Closed(stranger));
-    rig.reports(executor, &Says(&job).finished("true"));
-    assert_eq!(rig.got(session), ["JobFinished"]);
+    let mut f = Fixture::new(1);
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    let (executor, token) = f.running(session, &job);
+    let stranger = f.executor(&format!("{token}x"));
+    assert_eq!(f.got(stranger), [format!("! No job waiting for token {token}x")]);
+    f.reports(stranger, &Says(&job).finished("forged"));
+    assert_eq!(f.got(session), Vec::<String>::new());
+    assert_eq!(f.closed.get(&executor), None);
+    f.handle(Input::Closed(stranger));
+    f.reports(executor, &Says(&job).finished("true"));
+    assert_eq!(f.got(session), ["JobFinished"]);
     // Nor is anybody let in to a job that is over.
-    let late = rig.executor(&token);
-    assert_eq!(rig.got(late), [format!("! No job waiting for token {token}")]);
+    let late = f.executor(&token);
+    assert_eq!(f.got(late), [format!("! No job waiting for token {token}")]);
 }
 
 #[test]
 fn the_last_words_of_an_executor_that_has_ended_still_count() {
-    let mut rig = Rig::new(1);
-    let (alice, job) = (rig.alice.clone(), uuid());
-    let session = rig.validator(&alice);
-    let (executor, token) = rig.running(session, &job);
-    rig.ended(&token, GONE);
-    assert_eq!(rig.got(session), Vec::<String>::new());
-    assert_eq!(rig.free(), 1);
-    rig.reports(executor, &Says(&job).finished("x"));
-    assert_eq!(rig.got(session), ["JobFinished"]);
-    rig.handle(Input::Closed(executor));
-    assert_eq!(rig.got(session), Vec::<String>::new());
+    let mut f = Fixture::new(1);
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    let (executor, token) = f.running(session, &job);
+    f.ended(&token, GONE);
+    assert_eq!(f.got(session), Vec::<String>::new());
+    assert_eq!(f.free(), 1);
+    f.reports(executor, &Says(&job).finished("x"));
+    assert_eq!(f.got(session), ["JobFinished"]);
+    f.handle(Input::Closed(executor));
+    assert_eq!(f.got(session), Vec::<String>::new());
     // Without last words the end of the connection decides, or a time limit.
     for closes in [true, false] {
         let job = uuid();
-        let (executor, token) = rig.running(session, &job);
-        rig.ended(&token, Ok(ExecutorExit::Code(3)));
+        let (executor, token) = f.running(session, &job);
+        f.ended(&token, Ok(ExecutorExit::Code(3)));
         if closes {
-            rig.handle(Input::Closed(executor));
+            f.handle(Input::Closed(executor));
         } else {
-            rig.pass(2 * SECOND);
+            f.pass(2 * SECOND);
         }
-        let text = rig.texts(session).remove(0);
+        let text = f.texts(session).remove(0);
         assert_eq!(kind(&text), "HordeFailed executor_disconnected");
         assert!(text.contains("exit code 3"), "{text}");
-        rig.handle(Input::Closed(executor));
-        rig.says(session, &alice.finished_receipt(&job));
+        f.handle(Input::Closed(executor));
+        f.says(session, &alice.finished_receipt(&job));
     }
-    assert_eq!(rig.router.status().ended, 1);
+    assert_eq!(f.router.status().ended, 1);
 }
 
 #[test]
 fn garbage_is_answered_and_changes_nothing() {
-    let mut rig = Rig::new(1);
-    let (alice, job) = (rig.alice.clone(), uuid());
-    let session = rig.validator(&alice);
-    let (executor, _) = rig.running(session, &job);
+    let mut f = Fixture::new(1);
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    let (executor, _) = f.running(session, &job);
     for garbage in ["", "PING", "[]", r#"{"message_type":"Nope"}"#, r#"{"message_type":"V0JobRequest"}"#] {
-        rig.says(session, garbage);
-        rig.reports(executor, garbage);
+        f.says(session, garbage);
+        f.reports(executor, garbage);
         for id in [session, executor] {
-            let got = rig.got(id);
+            let got = f.got(id);
             assert!(got.len() == 1 && got[0].starts_with("! Malformed message"), "{garbage}: {got:?}");
         }
     }
-    rig.reports(executor, &Says(&uuid()).finished("another job's"));
-    assert!(rig.got(executor)[0].starts_with("! This executor is for job"));
-    assert_eq!(rig.got(session), Vec::<String>::new());
-    rig.reports(executor, &Says(&job).finished("x"));
-    assert_eq!(rig.got(session), ["JobFinished"]);
-    rig.reports(executor, &Says(&job).finished("again"));
-    assert_eq!(rig.got(session), Vec::<String>::new());
-    assert!(rig.closed.is_empty());
+    f.reports(executor, &Says(&uuid()).finished("another job's"));
+    assert!(f.got(executor)[0].starts_with("! This executor is for job"));
+    assert_eq!(f.got(session), Vec::<String>::new());
+    f.reports(executor, &Says(&job).finished("x"));
+    assert_eq!(f.got(session), ["JobFinished"]);
+    f.reports(executor, &Says(&job).finished("again"));
+    assert_eq!(f.got(session), Vec::<String>::new());
+    assert!(f.closed.is_empty());
 }
 
 #[test]
 fn an_executor_that_does_not_end_is_told_to_and_then_its_slot_is_in_quarantine() {
-    let mut rig = Rig::new(1);
-    let (alice, job) = (rig.alice.clone(), uuid());
-    let session = rig.validator(&alice);
-    let (executor, token) = rig.running(session, &job);
-    rig.reports(executor, &Says(&job).finished(""));
-    rig.pass(rig.limits.exit_time);
-    assert_eq!(rig.told_to_end, std::slice::from_ref(&token));
-    assert_eq!(rig.slots().ending, 1);
-    rig.pass(rig.limits.end_time);
-    assert_eq!((rig.slots().quarantined, rig.free()), (1, 0));
+    let mut f = Fixture::new(1);
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    let (executor, token) = f.running(session, &job);
+    f.reports(executor, &Says(&job).finished(""));
+    f.pass(f.limits.exit_time);
+    assert_eq!(f.told_to_end, std::slice::from_ref(&token));
+    assert_eq!(f.slots().ending, 1);
+    f.pass(f.limits.end_time);
+    assert_eq!((f.slots().quarantined, f.free()), (1, 0));
     let text = {
-        let id = rig.dial(&alice);
-        rig.says(id, &alice.auth(UNIX));
-        rig.texts(id).remove(0)
+        let id = f.dial(&alice);
+        f.says(id, &alice.auth(UNIX));
+        f.texts(id).remove(0)
     };
     assert!(text.contains(r#""manifest":{"always_on.test":0}"#), "{text}");
-    rig.got(session);
-    rig.says(session, &alice.ask(&uuid()));
-    assert_eq!(rig.got(session), ["DeclineJob busy"], "nobody waits for a slot in quarantine");
-    rig.ended(&token, Ok(ExecutorExit::Signal(9)));
-    assert_eq!(rig.free(), 1);
+    f.got(session);
+    f.says(session, &alice.ask(&uuid()));
+    assert_eq!(f.got(session), ["DeclineJob busy"], "nobody waits for a slot in quarantine");
+    f.ended(&token, Ok(ExecutorExit::Signal(9)));
+    assert_eq!(f.free(), 1);
 }
 
 #[test]
 fn a_drain_declines_and_a_cancel_fails() {
-    let mut rig = Rig::new(2);
-    let (alice, job) = (rig.alice.clone(), uuid());
-    let session = rig.validator(&alice);
-    let (executor, token) = rig.running(session, &job);
-    rig.handle(Input::Stop(Level::Drain));
-    rig.says(session, &alice.ask(&uuid()));
-    assert_eq!(rig.got(session), ["DeclineJob busy"]);
-    assert!(!rig.router.is_idle());
-    rig.reports(executor, &Says(&job).volumes());
-    assert_eq!(rig.got(session), ["VolumesReady"], "what runs goes on");
-    rig.handle(Input::Stop(Level::Cancel));
-    assert_eq!(rig.got(session), ["HordeFailed generic_error"]);
-    assert_eq!(rig.told_to_end, [token]);
-    assert!(rig.router.is_idle());
+    let mut f = Fixture::new(2);
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    let (executor, token) = f.running(session, &job);
+    f.handle(Input::Stop(Level::Drain));
+    f.says(session, &alice.ask(&uuid()));
+    assert_eq!(f.got(session), ["DeclineJob busy"]);
+    assert!(!f.router.is_idle());
+    f.reports(executor, &Says(&job).volumes());
+    assert_eq!(f.got(session), ["VolumesReady"], "what runs goes on");
+    f.handle(Input::Stop(Level::Cancel));
+    assert_eq!(f.got(session), ["HordeFailed generic_error"]);
+    assert_eq!(f.told_to_end, [token]);
+    assert!(f.router.is_idle());
 }
 
-/// Random events in random order: nothing is started twice, no slot is lost or given twice, nothing is sent to a connection
-/// that is not there, and in the end everything is as at the start.
+/// Random events in random order: nothing is started twice, no slot is lost or given twice, nothing is sent to a
+/// connection that is not there, and in the end everything is as at the start.
 #[test]
 fn chaos_keeps_the_books_balanced() {
     let seed = Rng::from_entropy().next_u64();
     println!("seed {seed}");
     let mut rng = Rng::new(seed);
-    let mut rig = Rig::new(3);
-    let alice = rig.alice.clone();
+    let mut f = Fixture::new(3);
+    let alice = f.alice.clone();
     let jobs: Vec<String> = (0..200).map(|_| uuid()).collect();
     let mut validators: Vec<SessionId> = Vec::new();
     let mut executors: Vec<(SessionId, String)> = Vec::new();
@@ -856,73 +857,73 @@ fn chaos_keeps_the_books_balanced() {
         let mut pick = |of: usize| (rng.next_u64() % of.max(1) as u64) as usize;
         let job = jobs[pick(jobs.len())].clone();
         match pick(14) {
-            0 if validators.len() < 4 => validators.push(rig.validator(&alice)),
+            0 if validators.len() < 4 => validators.push(f.validator(&alice)),
             1 if !validators.is_empty() => {
                 let id = validators.swap_remove(pick(validators.len()));
-                rig.handle(Input::Closed(id));
+                f.handle(Input::Closed(id));
             }
             2..=4 if !validators.is_empty() => {
-                rig.says(validators[pick(validators.len())], &asks[&job]);
+                f.says(validators[pick(validators.len())], &asks[&job]);
             }
-            5 if !validators.is_empty() => rig.says(validators[pick(validators.len())], &requests[&job]),
-            6 if !validators.is_empty() => rig.says(validators[pick(validators.len())], &receipts[&job]),
+            5 if !validators.is_empty() => f.says(validators[pick(validators.len())], &requests[&job]),
+            6 if !validators.is_empty() => f.says(validators[pick(validators.len())], &receipts[&job]),
             7 if !living.is_empty() => {
                 let token = living.iter().nth(pick(living.len())).unwrap().clone();
-                let id = rig.executor(&token);
-                if !rig.closed.contains_key(&id) {
+                let id = f.executor(&token);
+                if !f.closed.contains_key(&id) {
                     executors.push((id, token));
                 }
             }
             8 if !executors.is_empty() => {
                 let (id, _) = executors.swap_remove(pick(executors.len()));
-                rig.handle(Input::Closed(id));
+                f.handle(Input::Closed(id));
             }
             9..=11 if !executors.is_empty() => {
                 let (id, token) = executors[pick(executors.len())].clone();
                 let says = Says(&token[..36]);
                 let texts = [says.ready(), says.volumes(), says.done(), says.finished("x"), "garbage".to_owned()];
-                rig.reports(id, &texts[pick(texts.len())]);
+                f.reports(id, &texts[pick(texts.len())]);
             }
             12 if !living.is_empty() => {
                 let token = living.iter().nth(pick(living.len())).unwrap().clone();
                 living.remove(&token);
                 ended += 1;
-                rig.ended(&token, Ok(ExecutorExit::Code(1)));
+                f.ended(&token, Ok(ExecutorExit::Code(1)));
             }
             _ => {
                 let by = Duration::from_millis(pick(4000) as u64);
-                rig.pass(by);
+                f.pass(by);
             }
         }
-        for spec in rig.started.drain(known..) {
+        for spec in f.started.drain(known..) {
             accepted += 1;
             assert!(living.insert(spec.token), "a token came twice, step {step}, seed {seed}");
         }
-        known = rig.started.len();
+        known = f.started.len();
         let mut of_jobs: Vec<&str> = living.iter().map(|token| &token[..36]).collect();
         of_jobs.dedup();
         assert_eq!(of_jobs.len(), living.len(), "a job has two executors, step {step}, seed {seed}");
-        let slots = rig.slots();
+        let slots = f.slots();
         assert_eq!(slots.declared - slots.free, living.len(), "slots and executors differ, step {step}, seed {seed}");
         let there = |id: &SessionId| {
-            validators.contains(id) || executors.iter().any(|(e, _)| e == id) || rig.closed.contains_key(id)
+            validators.contains(id) || executors.iter().any(|(e, _)| e == id) || f.closed.contains_key(id)
         };
-        assert!(rig.mail.keys().all(there), "a text for nobody, step {step}, seed {seed}");
-        rig.mail.clear();
-        rig.closed.clear();
+        assert!(f.mail.keys().all(there), "a text for nobody, step {step}, seed {seed}");
+        f.mail.clear();
+        f.closed.clear();
     }
     assert!(accepted > 30 && ended > 30, "{accepted} accepted, {ended} ended, seed {seed}");
     // The end of one may be the start of another, of a job that waited.
     while let Some(token) = living.pop_first() {
-        rig.ended(&token, GONE);
-        living.extend(rig.started.drain(known..).map(|spec| spec.token));
+        f.ended(&token, GONE);
+        living.extend(f.started.drain(known..).map(|spec| spec.token));
     }
     for id in validators.into_iter().chain(executors.into_iter().map(|(id, _)| id)) {
-        rig.handle(Input::Closed(id));
+        f.handle(Input::Closed(id));
     }
-    rig.pass(Duration::from_secs(3600));
-    let status = rig.router.status();
-    assert_eq!(rig.free(), 3, "seed {seed}");
+    f.pass(Duration::from_secs(3600));
+    let status = f.router.status();
+    assert_eq!(f.free(), 3, "seed {seed}");
     assert_eq!((status.jobs, status.ended, status.validators, status.connected_executors), (0, 0, 0, 0), "seed {seed}");
-    assert_eq!(rig.router.next_wake(), None, "seed {seed}");
+    assert_eq!(f.router.next_wake(), None, "seed {seed}");
 }

@@ -1,16 +1,17 @@
-//! The router against what a real miner did: every frame of the recorded sessions goes in, and what comes out is compared
-//! with what the Python miner sent on each connection. Known differences are listed by case.
+//! The router against what a real miner did: every frame of the recorded sessions goes in, and what comes out is
+//! compared with what the Python miner sent on each connection. Known differences are listed by case.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use phalanx::base::ids::SessionId;
+use phalanx::base::now::Now;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::identity::{KeyPair, PublicKey};
 use phalanx::miner::MinerConfig;
 use phalanx::miner::executor_manager::{ExecutorBackend, ExecutorEnd, ExecutorExit, ExecutorSpec};
-use phalanx::miner::router::{Action, ExecutorFrame, Input, Now, Peer, Router, ValidatorFrame};
+use phalanx::miner::router::{Action, ExecutorFrame, Input, Peer, Router, ValidatorFrame};
 use phalanx::protocol::{ExecutorClass, Receipt};
 use serde_json::Value;
 
@@ -64,7 +65,9 @@ impl Replay {
     }
 
     fn handle(&mut self, input: Input) {
-        for action in self.router.handle(input, Now { instant: Instant::now(), unix: self.unix }) {
+        for action in
+            self.router.handle(input, Now { mono: Instant::now(), wall: Duration::from_secs(self.unix as u64) })
+        {
             let connection = |id: SessionId| *self.ids.iter().find(|(_, (other, _))| *other == id).unwrap().0;
             match action {
                 Action::Send(id, text) => {
@@ -210,10 +213,10 @@ fn the_router_answers_as_the_real_miner_did() {
     let (events, frames, differing) = replay(include_str!("../vectors/transcripts/miner_links.jsonl"));
     println!("{events} events, {frames} frames of the real miner");
     assert_eq!((events, frames), (322, 84));
-    // inactive_validator: we have no list of inactive ones, so it is unknown. auth_future_timestamp: the Python miner takes
-    // any; ours bounds it. auth_signature_not_hex: there an error of the server ends the connection with 1011, ours says
-    // what is wrong. malformed: one of the frames was binary, and was answered there. executor_unknown_token: there the
-    // connection just stays open; ours is closed.
+    // inactive_validator: we have no list of inactive ones, so it is unknown. auth_future_timestamp: the Python miner
+    // takes any; ours bounds it. auth_signature_not_hex: there an error of the server ends the connection with 1011,
+    // ours says what is wrong. malformed: one of the frames was binary, and was answered there. executor_unknown_token:
+    // there the connection just stays open; ours is closed.
     let known = [
         "inactive_validator",
         "auth_future_timestamp",

@@ -4,7 +4,7 @@ use crate::testkit::facilitator as facilitator_kit;
 use crate::testkit::wait::{LONG, until};
 use std::time::Instant;
 
-use facilitator_kit::{Fix, alice, completed, dave, key, soon};
+use facilitator_kit::{Fixture, alice, completed, dave, key, soon};
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::cli::jobfile::{self, JobSpec};
@@ -12,7 +12,7 @@ use phalanx::cli::submit::{Plan, submit};
 use phalanx::protocol::JobStatus as S;
 use serde_json::{Value, json};
 
-fn plan(fix: &Fix, wait: bool, json: bool) -> Plan {
+fn plan(fix: &Fixture, wait: bool, json: bool) -> Plan {
     let base = format!("http://{}/", fix.running().http_addr());
     Plan { base, key: dave(), target: alice().public(), wait, at_once: None, json }
 }
@@ -32,7 +32,7 @@ fn lines(out: &[u8]) -> Vec<Value> {
 
 #[test]
 fn all_jobs_are_followed_to_their_ends() {
-    let fix = Fix::new();
+    let fix = Fixture::new();
     let (kick, validator) =
         fix.validator(&alice()).serve(|job| completed(&format!("{} {:?}\n", job.args[0], job.volume.is_some())));
     let mut out = Vec::new();
@@ -57,7 +57,7 @@ fn all_jobs_are_followed_to_their_ends() {
 
 #[test]
 fn a_job_that_fails_makes_it_fail_and_says_why() {
-    let fix = Fix::new();
+    let fix = Fixture::new();
     let rejected =
         json!({"job_rejection_details": {"rejected_by": "validator", "reason": "busy", "message": "no miner is free"}});
     let (kick, validator) =
@@ -72,7 +72,7 @@ fn a_job_that_fails_makes_it_fail_and_says_why() {
 
 #[test]
 fn without_wait_it_ends_when_all_are_taken() {
-    let fix = Fix::new();
+    let fix = Fixture::new();
     let mut out = Vec::new();
     assert_eq!(submit(&plan(&fix, false, true), jobs(3), &Shutdown::new(), &mut out), Ok(true));
     let lines = lines(&out);
@@ -82,7 +82,7 @@ fn without_wait_it_ends_when_all_are_taken() {
 
 #[test]
 fn an_interrupt_while_waiting_ends_it_at_once() {
-    let fix = Fix::new();
+    let fix = Fixture::new();
     let plan = plan(&fix, true, true);
     let stop = Shutdown::new();
     let cancel = stop.clone();
@@ -102,7 +102,7 @@ fn an_interrupt_while_waiting_ends_it_at_once() {
 
 #[test]
 fn refusals_come_in_plain_words() {
-    let fix = Fix::new();
+    let fix = Fixture::new();
     let fail = |plan: Plan| submit(&plan, jobs(1), &Shutdown::new(), &mut Vec::new()).unwrap_err();
     let error = fail(Plan { key: key("//Stranger"), ..plan(&fix, true, true) });
     assert!(error.contains("is not a user of this facilitator"), "{error}");
@@ -114,7 +114,7 @@ fn refusals_come_in_plain_words() {
 
 #[test]
 fn a_facilitator_that_restarts_is_waited_for() {
-    let mut fix = Fix::new();
+    let mut fix = Fixture::new();
     let mut plan = plan(&fix, true, true);
     // A fixed address is needed to come back to, so a plain forwarder stands before the facilitator's changing port.
     let proxy = Proxy::start(fix.running().http_addr());

@@ -153,8 +153,8 @@ fn writing_to_a_peer_that_is_gone_fails() {
     assert!(matches!(server.writer.flush(), Err(TransportError::Closed)));
 }
 
-/// The peer sends `bytes`: the reader asks for the writer, the peer gets Close with `code` and the end, and the reader then
-/// has the error.
+/// The peer sends `bytes`: the reader asks for the writer, the peer gets Close with `code` and the end, and the reader
+/// then has the error.
 fn is_failed(mut peer: TcpStream, ours: Connection, bytes: &[u8], code: u16) -> TransportError {
     let Connection { mut reader, mut writer, .. } = ours;
     writer.write("queued before".into()).unwrap();

@@ -12,13 +12,13 @@ use phalanx::base::thread::{JoinError, Thread};
 use phalanx::transport::ws::{WsDialer, WsListener};
 use phalanx::transport::{Connection, DialRequest, Dialer, Incoming, Listener, SocketLimits, TransportError, memory};
 
-/// Joins a thread that must be blocked now, after `end` was called; that must not take long.
+/// Joins a thread that must be blocked now, after `end` was called.
 fn ends<T>(thread: Thread<T>, end: impl FnOnce()) -> T {
     let Err(JoinError::Late(thread)) = thread.join_by(Instant::now() + Duration::from_millis(50)) else {
         panic!("it did not block");
     };
     end();
-    thread.join_by(Instant::now() + Duration::from_secs(5)).unwrap_or_else(|e| panic!("the kick did not end it: {e}"))
+    thread.join_by(far()).unwrap_or_else(|e| panic!("the kick did not end it: {e}"))
 }
 
 /// One of each kind, with both ends.

@@ -1,5 +1,5 @@
-//! What a peer cannot do to the receiving side, beyond the sizes in `transport_frames`: use up a thread's stack by nesting or
-//! the memory by announcing, or bring the reader out of step by any bytes at all.
+//! What a peer cannot do to the receiving side, beyond the sizes in `transport_frames`: use up a thread's stack by
+//! nesting or the memory by announcing, or bring the reader out of step by any bytes at all.
 
 use crate::testkit::threads::NoThreads;
 use crate::testkit::transport as kit;

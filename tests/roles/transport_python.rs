@@ -1,7 +1,7 @@
 //! A peer that we did not write: the Python package `websockets`, which the real network uses, as server and as client.
 //!
-//! It is looked for in the virtual environment `$PHALANX_TEST_VENV` (default `target/venv`). Without it these tests say so
-//! and pass, unless `PHALANX_TEST_REQUIRE_ALL=1`.
+//! It is looked for in the virtual environment `$PHALANX_TEST_VENV` (default `target/venv`). Without it these tests say
+//! so and pass, unless `PHALANX_TEST_REQUIRE_ALL=1`.
 
 use crate::testkit::threads::NoThreads;
 use crate::testkit::transport as kit;
@@ -130,7 +130,8 @@ fn echoes(connection: Connection, tls: bool) {
     }
     assert_eq!(read_text(reader.as_mut()).len(), 16 << 20);
     let mut writer = join(sending);
-    // The peer need not read it to the end; and its TLS cannot end one direction alone, so there the connection may break.
+    // The peer need not read it to the end; and its TLS cannot end one direction alone, so there the connection may
+    // break.
     let _ = writer.write("x".repeat(21 << 20).into()).and_then(|()| writer.flush());
     match reader.read() {
         Ok(Incoming::Closed(info)) if info.clean => assert_eq!(info.code, Some(1009), "{info}"),

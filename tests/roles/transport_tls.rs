@@ -1,4 +1,5 @@
-//! What TLS itself can do under a connection: new keys, broken records, an end of its own. The peer is a bare rustls client.
+//! What TLS itself can do under a connection: new keys, broken records, an end of its own. The peer is a bare rustls
+//! client.
 
 use crate::testkit::threads::NoThreads;
 use crate::testkit::transport as kit;

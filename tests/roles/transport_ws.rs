@@ -222,7 +222,7 @@ fn a_close_code_that_must_not_be_sent_is_refused() {
     assert_eq!(info.reason.len(), 123);
 }
 
-/// Waits until `count` has passed `bytes`, and gives where it is then; each turn gives the processor away.
+/// Waits until `count` has passed `bytes`, which has no event, and gives where it is then.
 fn passes(traffic: &Traffic, count: fn(&Traffic) -> u64, bytes: u64) -> u64 {
     until_some("more bytes", || Some(count(traffic)).filter(|now| *now > bytes))
 }

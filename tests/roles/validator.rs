@@ -686,3 +686,23 @@ fn a_wrong_configuration_starts_nothing_and_names_every_problem() {
     let error = Validator::start(config, Arc::new(world.net.dialer()), world.timer()).unwrap_err().to_string();
     assert!(error.contains("http://x") && error.contains("workers is 0") && error.contains("no miner"), "{error}");
 }
+
+#[test]
+fn dropping_a_validator_stops_it() {
+    let world = World::new();
+    let facilitator = FakeFacilitator::start(&world);
+    // It accepts a job and says nothing more.
+    let script: Script = Arc::new(|session, message| {
+        if let ValidatorToMiner::V0InitialJobRequest(initial) = message {
+            accept(session, &initial.job_uuid);
+        }
+    });
+    let peer = FakeMiner::start(&world, 1, 4, script);
+    let validator = start(&world, config(vec![miner(1)]));
+    facilitator.push(job(&key("//User")));
+    while facilitator.updates.recv_timeout(LONG).expect("an update").status != S::Accepted {}
+    drop(validator);
+    peer.stop();
+    facilitator.stop();
+    // The world now finds no thread left.
+}

@@ -1,5 +1,5 @@
-//! Real Celery: a worker with the tasks of `tests/python/celery_app.py`, and a producer. Beside them a worker and a client of
-//! ours.
+//! Real Celery: a worker with the tasks of `tests/python/celery_app.py`, and a producer. Beside them a worker and a
+//! client of ours.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -135,7 +135,7 @@ impl Client {
     }
 
     fn end(&mut self) -> StopReport {
-        let mut stopping = Stopping::new(&Shutdown::new());
+        let mut stopping = Stopping::alone();
         if let Some(client) = self.client.take() {
             stopping.step("celery", LONG, |step| client.stop(step));
         }
@@ -297,8 +297,8 @@ impl Gate {
         Self { begun, tell, open, go }
     }
 
-    /// These tasks and `gated`, which says that it has begun and waits; it tells a progress first, if it is given one. Its
-    /// result is whether it was marked as delivered before.
+    /// These tasks and `gated`, which says that it has begun and waits; it tells a progress first, if it is given one.
+    /// Its result is whether it was marked as delivered before.
     pub fn registry(&self, registry: Registry) -> Registry {
         let (tell, go) = (self.tell.clone(), self.go.clone());
         registry.register("gated", move |cx, args| {
@@ -338,8 +338,8 @@ pub fn settings(redis: RedisConfig) -> WorkerConfig {
 
 const PROCESS: &str = "PHALANX_TEST_CELERY_WORKER";
 
-/// The example worker as a process of its own, once it takes tasks: this program, whose ignored test `worker_itself` calls
-/// [`worker_words`] for the command line.
+/// The example worker as a process of its own, once it takes tasks: this program, whose ignored test `worker_itself`
+/// calls [`worker_words`] for the command line.
 pub fn worker_process(url: &str, options: &str) -> Running {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "worker_itself", "--ignored", "--nocapture"]);

@@ -39,7 +39,7 @@ pub fn dave() -> KeyPair {
     key("//Dave")
 }
 
-pub struct Fix {
+pub struct Fixture {
     pub facilitator: Option<Facilitator>,
     config: FacilitatorConfig,
     over_memory: bool,
@@ -47,7 +47,7 @@ pub struct Fix {
     pub world: World,
 }
 
-impl Fix {
+impl Fixture {
     /// Over loopback sockets.
     pub fn new() -> Self {
         Self::with(false, |_| {})
@@ -192,7 +192,7 @@ impl Fix {
     }
 }
 
-impl Drop for Fix {
+impl Drop for Fixture {
     fn drop(&mut self) {
         if self.facilitator.is_some() {
             let report = self.stop();

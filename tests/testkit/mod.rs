@@ -1,6 +1,7 @@
 //! What the test programs share: scripted peers, real peers, fixtures that leave nothing behind.
 #![allow(dead_code)] // Each test program uses its part.
 
+#[cfg(feature = "celery")]
 pub mod celery;
 pub mod facilitator;
 pub mod http;
@@ -9,6 +10,7 @@ pub mod miner;
 pub mod network;
 pub mod process;
 pub mod python;
+#[cfg(feature = "celery")]
 pub mod redis;
 pub mod roles;
 pub mod scripted_facilitator;

@@ -20,8 +20,8 @@ use super::wait::{LONG, far};
 
 /// A redis-server with its data in a temporary folder; stopped when dropped.
 ///
-/// Each write is with the system before it is answered, so a `kill -9` loses nothing of it; it never waits for the disk, which on
-/// a busy machine takes seconds.
+/// Each write is with the system before it is answered, so a `kill -9` loses nothing of it; it never waits for the
+/// disk, which on a busy machine takes seconds.
 pub struct RedisServer {
     folder: tempfile::TempDir,
     port: u16,

@@ -1,8 +1,8 @@
 //! A facilitator that keeps the history of each job as the real one does, and misbehaves by plan.
 //!
-//! A status is stored once for each job; a repeat is answered with `job.integrity_error`. Answers carry no id and come in
-//! order, so one that is withheld withholds all later ones of its connection, as on a wire that is about to break. Jobs
-//! that have not ended are asked for again on every new connection, so that requests get lost and doubled, too.
+//! A status is stored once for each job; a repeat is answered with `job.integrity_error`. Answers carry no id and come
+//! in order, so one that is withheld withholds all later ones of its connection, as on a wire that is about to break.
+//! Jobs that have not ended are asked for again on every new connection, so that requests get lost and doubled, too.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -69,8 +69,8 @@ type Rule<A, R> = Box<dyn Fn(A) -> R + Send + Sync>;
 /// Says what becomes of an update that has come so many times.
 type Judge = Box<dyn Fn(&V0JobStatusUpdate, usize) -> Reply + Send + Sync>;
 
-/// How the facilitator behaves; by default well. The rules run on the thread that reads the connection, so one that blocks
-/// is a facilitator that does not read.
+/// How the facilitator behaves; by default well. The rules run on the thread that reads the connection, so one that
+/// blocks is a facilitator that does not read.
 pub struct Plan {
     /// The HTTP status that refuses the upgrade of this connection, counted from 1.
     pub upgrade: Rule<usize, Option<u16>>,
@@ -304,7 +304,7 @@ impl State {
             self.repeats += 1;
             return true;
         }
-        if let Some(last) = history.statuses.last().copied().filter(|last| place(*last) >= place(update.status)) {
+        if let Some(last) = history.statuses.last().filter(|last| !last.may_become(update.status)) {
             self.violations.push(format!("job {}: {} after {last}", update.uuid, update.status));
         }
         self.stored += 1;
@@ -446,10 +446,4 @@ impl Shared {
 
 fn error(kind: &str) -> ErrorItem {
     ErrorItem { msg: "by plan".to_owned(), kind: kind.to_owned(), help: String::new(), extra: Default::default() }
-}
-
-/// How far a status is.
-fn place(status: JobStatus) -> usize {
-    let steps = [S::Received, S::Accepted, S::ExecutorReady, S::VolumesReady, S::StreamingReady, S::ExecutionDone];
-    steps.iter().position(|step| *step == status).unwrap_or(usize::MAX)
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::CeleryHandle;
 use crate::base::shutdown::Level;
 use crate::celery::envelope::Envelope;
-use crate::celery::{CONTROL_EXCHANGE, CONTROL_REPLY_EXCHANGE, binding, binding_key, fanout_channel};
+use crate::celery::keys::{CONTROL_EXCHANGE, CONTROL_REPLY_EXCHANGE, binding, binding_key, fanout_channel};
 use crate::redis::{Connection, RedisError, Request};
 
 /// Whether a task that runs is ended as well.
@@ -75,14 +75,14 @@ fn revocation(ids: &[&str], terminate: &Terminate) -> Value {
     json!({"task_id": ids, "terminate": *terminate != Terminate::No, "signal": signal})
 }
 
-/// How many heard what was published.
-fn heard(answer: Vec<redis::Value>) -> Result<usize, RedisError> {
+/// The number of receivers that a publish answers.
+fn receivers(answer: Vec<redis::Value>) -> Result<usize, RedisError> {
     Ok(usize::from_redis_value(answer.into_iter().next().unwrap_or_default())?)
 }
 
 impl CeleryHandle {
-    /// Tells all workers not to begin these tasks, and to end those that run if that is wished; gives the number of workers
-    /// that heard it. With none the tasks are not called off: workers that start later know nothing of it.
+    /// Tells all workers not to begin these tasks, and to end those that run if that is wished; gives the number of
+    /// workers that received it. With none the tasks are not revoked: workers that start later know nothing of it.
     ///
     /// Blocks until `deadline` at most.
     ///
@@ -92,8 +92,8 @@ impl CeleryHandle {
         self.broadcast("revoke", &revocation(ids, terminate), &[], deadline)
     }
 
-    /// As [`CeleryHandle::revoke`], without waiting: `on_told` gets the number of workers that heard it, by `deadline`, on a
-    /// thread of the client, so it must be quick and must not panic.
+    /// As [`CeleryHandle::revoke`], without waiting: `on_told` gets the number of workers that received it, by
+    /// `deadline`, on a thread of the client, so it must be quick and must not panic.
     ///
     /// # Errors
     /// [`RedisError`]; `on_told` is dropped then.
@@ -102,13 +102,13 @@ impl CeleryHandle {
         ids: &[&str],
         terminate: &Terminate,
         deadline: Instant,
-        on_told: impl FnOnce(Result<usize, RedisError>) + Send + 'static,
+        on_sent: impl FnOnce(Result<usize, RedisError>) + Send + 'static,
     ) -> Result<(), RedisError> {
         let publish = self.publish("revoke", &revocation(ids, terminate), &[], deadline);
-        self.commander().submit(publish, move |answer| on_told(answer.and_then(heard)))
+        self.commander().submit(publish, move |answer| on_sent(answer.and_then(receivers)))
     }
 
-    /// Sends any command, to all workers or to those of these names; gives the number of workers that heard it.
+    /// Sends any command, to all workers or to those of these names; gives the number of workers that received it.
     ///
     /// Blocks until `deadline` at most. The command may arrive twice if the connection is lost.
     ///
@@ -121,7 +121,7 @@ impl CeleryHandle {
         destination: &[String],
         deadline: Instant,
     ) -> Result<usize, RedisError> {
-        self.commander().call(self.publish(command, arguments, destination, deadline)).and_then(heard)
+        self.commander().call(self.publish(command, arguments, destination, deadline)).and_then(receivers)
     }
 
     fn publish(&self, command: &str, arguments: &Value, destination: &[String], deadline: Instant) -> Request {
@@ -130,8 +130,8 @@ impl CeleryHandle {
         Request::idempotent(redis::cmd("PUBLISH").arg(channel).arg(text), deadline)
     }
 
-    /// Asks all workers, or those of these names, and gives what each answered within `time`, by its name. Ends as soon as all
-    /// that heard the question have answered.
+    /// Asks all workers, or those of these names, and gives what each answered within `time`, by its name. Ends as soon
+    /// as all that received the question have answered.
     ///
     /// Blocks for `time` and the making of a connection at most; a stop of the client ends it.
     ///
@@ -191,8 +191,8 @@ fn collect(
     deadline: Instant,
 ) -> Result<BTreeMap<String, Value>, RedisError> {
     let channel = fanout_channel(db, CONTROL_EXCHANGE);
-    let heard: usize = connection.query(redis::cmd("PUBLISH").arg(channel).arg(text))?;
-    let expected = if named > 0 { named.min(heard) } else { heard };
+    let receivers: usize = connection.query(redis::cmd("PUBLISH").arg(channel).arg(text))?;
+    let expected = if named > 0 { named.min(receivers) } else { receivers };
     let mut answers = BTreeMap::new();
     while answers.len() < expected {
         let left = deadline.saturating_duration_since(Instant::now()).as_secs_f64();

@@ -1,61 +1,9 @@
-//! Why a task was not sent, and why there is no value of it.
+//! Why there is no value of a task.
 
 use std::time::Duration;
 
-use crate::base::limits::{CELERY_MESSAGE_BYTES, CELERY_PENDING};
 use crate::celery::meta::{Exception, MetaError, State};
 use crate::ops::errors::ErrorClass;
-use crate::redis::RedisError;
-
-use super::PendingResult;
-
-/// Why a task was not sent.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SendError {
-    /// The message is larger than what is read.
-    #[error("the task {task} has more than {CELERY_MESSAGE_BYTES} bytes")]
-    TooLarge {
-        /// Its name.
-        task: String,
-    },
-    /// Too many results are waited for. Sent again later it may go through; a task with `ignore_result` does so now.
-    #[error("{CELERY_PENDING} results are waited for already")]
-    TooMany,
-    /// It was not sent. Sending it again is safe.
-    #[error("the task {id} was not sent: {error}")]
-    NotSent {
-        /// Its id.
-        id: String,
-        /// Why.
-        #[source]
-        error: RedisError,
-    },
-    /// It may have been sent: the answer is lost. Sending it again could run it twice; its result can be waited for.
-    #[error("whether the task {} was sent is not known: {error}", pending.id())]
-    Unknown {
-        /// Its result, if it was.
-        pending: Box<PendingResult>,
-        /// What happened.
-        #[source]
-        error: RedisError,
-    },
-    /// The client was stopped: start another.
-    #[error("the Celery client was stopped")]
-    Stopped,
-}
-
-impl SendError {
-    /// What a loop does about it.
-    pub fn class(&self) -> ErrorClass {
-        match self {
-            Self::TooLarge { .. } => ErrorClass::Rejected,
-            Self::TooMany => ErrorClass::Retry,
-            Self::NotSent { error, .. } | Self::Unknown { error, .. } => error.class(),
-            Self::Stopped => ErrorClass::Cancelled,
-        }
-    }
-}
 
 /// Why there is no value of a task.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -69,7 +17,7 @@ pub enum TaskError {
         /// Its stack, as Python shows it.
         traceback: Option<String>,
     },
-    /// It was called off, or came too late.
+    /// It was revoked, or came too late.
     #[error("it was called off: {reason}")]
     Revoked {
         /// `revoked`, `terminated` or `expired`.
@@ -80,13 +28,13 @@ pub enum TaskError {
     TimedOut {
         /// For how long it was waited.
         waited: Duration,
-        /// The last that was heard. [`State::Pending`] also means that nothing is known of it.
+        /// The last that was received. [`State::Pending`] also means that nothing is known of it.
         state: State,
     },
     /// It has not ended in time, and what had been known of it is gone from Redis: expired, forgotten or lost.
     #[error("nothing is known of it any more; it was {state}")]
     Expired {
-        /// The last that was heard.
+        /// The last that was received.
         state: State,
     },
     /// It was sent with `ignore_result`, so there never will be one.

@@ -1,47 +1,48 @@
 //! Sends tasks to Celery's workers, and waits for their results.
 //!
-//! Owner of three threads: [`CeleryClient`]. They are those of a commander (`cel-cmd`), a subscriber (`cel-sub`) and a timer,
-//! whose modules say what they block in, what kicks them and how they end; this module's code runs on them and on its callers'.
+//! Owner of three threads: [`CeleryClient`]. They are those of a commander (`cel-cmd`), a subscriber (`cel-sub`) and a
+//! timer, whose modules say what they block in, what kicks them and how they end; this module's code runs on them and
+//! on its callers'.
 //!
-//! A result comes by its notification, over one subscribed connection for all of them. Beside that it is looked for (see
-//! `polls`): soon after it was asked for, ever more rarely then, and after each reconnect. With nothing to wait for there is
-//! nothing to look for.
+//! A result comes by its notification, over one subscribed connection for all of them. Beside that it is looked for
+//! (see `polls`): soon after it was asked for, ever more rarely then, and after each reconnect. With nothing to wait
+//! for there is nothing to look for.
 
+mod config;
 mod control;
+mod entry;
 mod error;
 mod polls;
 mod results;
+mod shared;
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
-use redis::FromRedisValue;
 
+pub use config::CeleryConfig;
 pub use control::Terminate;
-pub use error::{SendError, TaskError};
-pub use results::{Outcome, PendingResult};
+pub use entry::Outcome;
+pub use error::TaskError;
+pub use results::PendingResult;
 
-use super::meta::Meta;
+use super::keys::{meta_key, queue_key};
 use super::moment::Moment;
 use super::scripts::ENQUEUE;
 use super::task::Task;
-use super::{meta_key, queue_key};
-use crate::base::limits::{CELERY_LOOKS, CELERY_MESSAGE_BYTES, CELERY_PENDING, CELERY_PRODUCER_TIME};
+use crate::base::limits::{CELERY_MESSAGE_BYTES, CELERY_PENDING, CELERY_PRODUCER_TIME};
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
-use crate::base::stop::{KICK_GRACE, Step};
-use crate::base::timer::{Alarm, Timer, TimerHandle};
+use crate::base::stop::{KICK_GRACE, Step, stop_dropped};
+use crate::base::timer::Timer;
 use crate::base::waits::waiting_unless_said;
+use crate::ops::errors::ErrorClass;
 use crate::ops::status::Board;
-use crate::redis::{
-    Channel, Commander, CommanderHandle, RedisConfig, RedisError, Repeat, Request, Subscriber, SubscriberHandle,
-    Subscription,
-};
-use polls::Polls;
-use results::Entry;
+use crate::redis::{Channel, Commander, CommanderHandle, RedisConfig, RedisError, Repeat, Request, Subscriber};
+use entry::ResultEntry;
+use shared::{ClientShared, ResultSlot, ResultTable, forget_slot};
 
 /// A field of a hash in Redis that is set together with a task, and kept for some time.
 pub(crate) struct Mark<'a> {
@@ -51,28 +52,17 @@ pub(crate) struct Mark<'a> {
     pub keep: Duration,
 }
 
-/// Settings of a [`CeleryClient`].
-#[derive(Debug, Clone)]
-pub struct CeleryConfig {
-    /// Where the broker is, which also keeps the results.
-    pub redis: RedisConfig,
-    /// Who sends, as tools show it: `gen<pid>@<host>` unless told.
-    pub origin: String,
-}
-
-impl CeleryConfig {
-    /// The settings for this Redis, and otherwise the usual ones.
-    pub fn new(redis: RedisConfig) -> Self {
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        Self { redis, origin: format!("gen{}@{host}", std::process::id()) }
-    }
-}
-
-/// Owns the threads.
+/// Owns the threads. Dropping it ends them at once; a stop sends what was accepted.
 #[derive(Debug)]
-#[must_use = "stop joins the threads"]
+#[must_use = "dropping it ends the threads"]
 pub struct CeleryClient {
     handle: CeleryHandle,
+    /// Taken by the stop.
+    threads: Option<ClientThreads>,
+}
+
+#[derive(Debug)]
+struct ClientThreads {
     commander: Commander,
     subscriber: Subscriber,
     timer: Timer,
@@ -80,39 +70,59 @@ pub struct CeleryClient {
 
 /// What callers hold; clones are the same. It may outlive its client: tasks are then refused.
 #[derive(Clone)]
-pub struct CeleryHandle(Arc<Shared>);
+pub struct CeleryHandle(Arc<ClientShared>);
 
-struct Shared {
-    config: CeleryConfig,
-    commander: CommanderHandle,
-    subscriber: SubscriberHandle,
-    timer: TimerHandle,
-    /// Ends what waits on a connection of its own.
-    stopping: Shutdown,
-    producer: String,
-    /// The number of the last message. It is held while a message is handed to the commander, which keeps their order.
-    sequence: Mutex<u64>,
-    table: Mutex<Table>,
+/// Why a task was not sent.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The message is larger than what is read.
+    #[error("the task {task} has more than {CELERY_MESSAGE_BYTES} bytes")]
+    TooLarge {
+        /// Its name.
+        task: String,
+    },
+    /// Too many results are waited for. Sent again later it may go through; a task with `ignore_result` does so now.
+    #[error("{CELERY_PENDING} results are waited for already")]
+    TooMany,
+    /// It was not sent. Sending it again is safe.
+    #[error("the task {id} was not sent: {error}")]
+    NotSent {
+        /// Its id.
+        id: String,
+        /// Why.
+        #[source]
+        error: RedisError,
+    },
+    /// It may have been sent: the answer is lost. Sending it again could run it twice; its result can be waited for.
+    #[error("whether the task {} was sent is not known: {error}", pending.id())]
+    Unknown {
+        /// Its result, if it was.
+        pending: Box<PendingResult>,
+        /// What happened.
+        #[source]
+        error: RedisError,
+    },
+    /// The client was stopped: start another.
+    #[error("the Celery client was stopped")]
+    Stopped,
 }
 
-#[derive(Default)]
-struct Table {
-    slots: HashMap<String, Slot>,
-    polls: Polls,
-    alarm: Option<(Instant, Alarm)>,
-    stopped: bool,
-}
-
-struct Slot {
-    entry: Arc<Entry>,
-    /// Values of [`PendingResult`].
-    users: usize,
-    _subscription: Option<Subscription>,
+impl SendError {
+    /// What a loop does about it.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::TooLarge { .. } => ErrorClass::Rejected,
+            Self::TooMany => ErrorClass::Retry,
+            Self::NotSent { error, .. } | Self::Unknown { error, .. } => error.class(),
+            Self::Stopped => ErrorClass::Cancelled,
+        }
+    }
 }
 
 impl CeleryClient {
-    /// Starts the threads, which connect at once and for ever again; tasks can be sent from now on. On the board its parts are
-    /// `cel-cmd` and `cel-sub`.
+    /// Starts the threads, which connect at once and for ever again; tasks can be sent from now on. On the board its
+    /// parts are `cel-cmd` and `cel-sub`.
     ///
     /// # Errors
     /// [`RedisError::System`] if there are no file descriptors left.
@@ -120,7 +130,7 @@ impl CeleryClient {
         let commander = Commander::start("cel-cmd", config.redis.clone().named("celery-client"), board)?;
         let subscriber = Subscriber::start("cel-sub", config.redis.clone().named("celery-results"), board)?;
         let timer = Timer::start();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ClientShared {
             commander: commander.handle(),
             subscriber: subscriber.handle(),
             timer: timer.handle(),
@@ -137,7 +147,7 @@ impl CeleryClient {
                 shared.look();
             }
         });
-        Ok(Self { handle: CeleryHandle(shared), commander, subscriber, timer })
+        Ok(Self { handle: CeleryHandle(shared), threads: Some(ClientThreads { commander, subscriber, timer }) })
     }
 
     /// What callers use.
@@ -145,20 +155,34 @@ impl CeleryClient {
         self.handle.clone()
     }
 
-    /// Takes no more tasks, ends every wait for a result with [`TaskError::Stopped`] at once, sends what was accepted within the
-    /// step's budget, and joins the threads. The tasks themselves go on.
-    pub fn stop(self, step: &mut Step) {
+    /// Takes no more tasks, ends every wait for a result with [`TaskError::Stopped`] at once, sends what was accepted
+    /// within the step's budget, and joins the threads. The tasks themselves go on.
+    pub fn stop(mut self, step: &mut Step) {
+        self.end(step);
+    }
+
+    fn end(&mut self, step: &mut Step) {
+        let Some(ClientThreads { commander, subscriber, timer }) = self.threads.take() else { return };
         self.handle.0.close();
-        self.timer.stop(step);
-        self.subscriber.stop(step);
-        self.commander.stop(step);
+        timer.stop(step);
+        subscriber.stop(step);
+        commander.stop(step);
+    }
+}
+
+impl Drop for CeleryClient {
+    fn drop(&mut self) {
+        if self.threads.is_some() {
+            stop_dropped(|step| self.end(step));
+        }
     }
 }
 
 impl CeleryHandle {
     /// Sends a task, within the settings' `operation_time`, and gives its result to come.
     ///
-    /// Blocks until Redis has it. If the connection is lost meanwhile it is sent again over the next one; Redis takes it once.
+    /// Blocks until Redis has it. If the connection is lost meanwhile it is sent again over the next one; Redis takes
+    /// it once.
     ///
     /// # Errors
     /// [`SendError`].
@@ -171,14 +195,14 @@ impl CeleryHandle {
     /// # Errors
     /// [`SendError`].
     pub fn send_by(&self, task: Task, deadline: Instant) -> Result<PendingResult, SendError> {
-        let (since, (tell, told)) = (Instant::now(), bounded(1));
+        let (since, (notify, notified)) = (Instant::now(), bounded(1));
         let pending = self.submit(task, deadline, move |sent| {
-            // Its caller waits until it is told.
-            let _ = tell.send(sent.clone());
+            // Its caller waits until it is notified.
+            let _ = notify.send(sent.clone());
         })?;
         // The commander keeps the deadline; this bound is for a thread that the machine does not let run.
         let _waiting = waiting_unless_said("an answer of Redis", Some(deadline));
-        let error = match told.recv_deadline(deadline + KICK_GRACE) {
+        let error = match notified.recv_deadline(deadline + KICK_GRACE) {
             Ok(Ok(())) => return Ok(pending),
             Ok(Err(error)) => error,
             Err(RecvTimeoutError::Timeout) => {
@@ -193,8 +217,9 @@ impl CeleryHandle {
         })
     }
 
-    /// Hands a task over and returns at once. `on_sent` is told whether Redis has it, by `deadline`; it runs on a thread of
-    /// the client, so it must be quick and must not panic. One that was surely not sent ends with [`TaskError::NotSent`].
+    /// Hands a task over and returns at once. `on_sent` gets to know whether Redis has it, by `deadline`; it runs on a
+    /// thread of the client, so it must be quick and must not panic. One that was surely not sent ends with
+    /// [`TaskError::NotSent`].
     ///
     /// # Errors
     /// [`SendError`]; `on_sent` is dropped then.
@@ -270,23 +295,24 @@ impl CeleryHandle {
         let (weak, of) = (Arc::downgrade(&self.0), id.to_owned());
         let subscription = self.0.subscriber.subscribe(Channel::Exact(meta_key(id)), move |message| {
             if let Some(shared) = weak.upgrade() {
-                shared.heard(&of, &message.payload, None);
+                shared.receive(&of, &message.payload, None);
             }
         });
         let mut subscription = Some(subscription);
         let mut table = lock(&self.0.table);
-        // Somebody else may have been faster; the subscription is then dropped after the lock, for it has one of its own.
+        // Somebody else may have been faster; the subscription is then dropped after the lock, for it has one of its
+        // own.
         let known = self.known(id, &mut table)?;
         if let Some(pending) = known {
             drop(table);
             return Ok(pending);
         }
-        let entry = Arc::new(Entry::new(id));
-        let slot = Slot { entry: entry.clone(), users: 1, _subscription: subscription.take() };
+        let entry = Arc::new(ResultEntry::new(id));
+        let slot = ResultSlot { entry: entry.clone(), users: 1, _subscription: subscription.take() };
         table.slots.insert(id.to_owned(), slot);
         table.polls.add(Instant::now(), id);
-        Shared::arm(&self.0, &mut table);
-        Ok(PendingResult { entry, client: self.clone() })
+        ClientShared::arm(&self.0, &mut table);
+        Ok(PendingResult { entry, client: self.0.clone() })
     }
 
     /// A task whose result nobody looks for.
@@ -294,13 +320,13 @@ impl CeleryHandle {
         if lock(&self.0.table).stopped {
             return Err(SendError::Stopped);
         }
-        let entry = Arc::new(Entry::new(id));
+        let entry = Arc::new(ResultEntry::new(id));
         entry.end(Err(TaskError::Ignored));
-        Ok(PendingResult { entry, client: self.clone() })
+        Ok(PendingResult { entry, client: self.0.clone() })
     }
 
     /// One more value for a result that is followed.
-    fn known(&self, id: &str, table: &mut Table) -> Result<Option<PendingResult>, SendError> {
+    fn known(&self, id: &str, table: &mut ResultTable) -> Result<Option<PendingResult>, SendError> {
         if table.stopped {
             return Err(SendError::Stopped);
         }
@@ -308,46 +334,11 @@ impl CeleryHandle {
         match table.slots.get_mut(id) {
             Some(slot) => {
                 slot.users += 1;
-                Ok(Some(PendingResult { entry: slot.entry.clone(), client: self.clone() }))
+                Ok(Some(PendingResult { entry: slot.entry.clone(), client: self.0.clone() }))
             }
             None if full => Err(SendError::TooMany),
             None => Ok(None),
         }
-    }
-
-    fn use_again(&self, entry: &Arc<Entry>) {
-        let mut table = lock(&self.0.table);
-        if let Some(slot) = table.slots.get_mut(&entry.id)
-            && Arc::ptr_eq(&slot.entry, entry)
-        {
-            slot.users += 1;
-        }
-    }
-
-    fn unused(&self, pending: &PendingResult) {
-        let gone = {
-            let mut table = lock(&self.0.table);
-            let Some(slot) = table.slots.get_mut(pending.id()) else { return };
-            if !Arc::ptr_eq(&slot.entry, &pending.entry) {
-                return;
-            }
-            slot.users -= 1;
-            if slot.users > 0 || pending.has_hooks() { None } else { table.remove(&pending.entry) }
-        };
-        // Outside the lock: the subscription has one of its own.
-        drop(gone);
-    }
-
-    fn fetch(&self, id: &str, deadline: Instant) -> Result<Option<Meta>, RedisError> {
-        let get = Request::idempotent(redis::cmd("GET").arg(meta_key(id)), deadline);
-        let stored = self.0.commander.call(get)?.into_iter().next().unwrap_or(redis::Value::Nil);
-        let stored = Option::<Vec<u8>>::from_redis_value(stored)?;
-        stored.map(|stored| Meta::read(&stored).map_err(|error| RedisError::Reply(error.to_string()))).transpose()
-    }
-
-    fn forget(&self, id: &str, deadline: Instant) -> Result<(), RedisError> {
-        let delete = Request::idempotent(redis::cmd("DEL").arg(meta_key(id)), deadline);
-        self.0.commander.call(delete).map(|_| ())
     }
 
     /// Results that are followed now.
@@ -369,125 +360,6 @@ impl CeleryHandle {
 
     fn stopping(&self) -> &Shutdown {
         &self.0.stopping
-    }
-}
-
-impl Shared {
-    /// A result was published, or looked up when `since` was heard.
-    fn heard(&self, id: &str, stored: &[u8], since: Option<u64>) {
-        let Some(entry) = lock(&self.table).slots.get(id).map(|slot| slot.entry.clone()) else { return };
-        let ended = match Meta::read(stored) {
-            Ok(meta) => entry.learn(meta, since),
-            Err(error) => {
-                log::warn!("Celery: the result of task {id}: {error}");
-                entry.end(Err(error.into()));
-                true
-            }
-        };
-        if ended {
-            let gone = lock(&self.table).remove(&entry);
-            drop(gone);
-        }
-    }
-
-    /// Looks for the results that are due, and plans the next look.
-    fn look(self: &Arc<Self>) {
-        let now = Instant::now();
-        loop {
-            let entries: Vec<(Arc<Entry>, u64)> = {
-                let mut table = lock(&self.table);
-                let ids = table.polls.take(now, CELERY_LOOKS);
-                if ids.is_empty() {
-                    Self::arm(self, &mut table);
-                    return;
-                }
-                let entries = ids.iter().filter_map(|id| table.slots.get(id)).map(|slot| slot.entry.clone());
-                entries.map(|entry| (entry.clone(), entry.heard())).collect()
-            };
-            let mut request = Request::new(Repeat::Idempotent, now + self.config.redis.operation_time);
-            for (entry, _) in &entries {
-                request = request.command(redis::cmd("GET").arg(meta_key(&entry.id)));
-            }
-            let weak = Arc::downgrade(self);
-            let asked = self.commander.submit(request, move |answer| match (answer, weak.upgrade()) {
-                (Ok(values), Some(shared)) => {
-                    for ((entry, since), value) in entries.iter().zip(values) {
-                        match value {
-                            redis::Value::BulkString(stored) => {
-                                shared.heard(&entry.id, &stored, Some(*since));
-                                if entry.wants_second_look() {
-                                    lock(&shared.table).polls.soon(Instant::now(), &entry.id);
-                                }
-                            }
-                            _ => entry.absent(*since),
-                        }
-                    }
-                    Self::arm(&shared, &mut lock(&shared.table));
-                }
-                (Err(error), _) => log::debug!("Celery: results were not looked for: {error}"),
-                (Ok(_), None) => {}
-            });
-            if let Err(error) = asked {
-                log::debug!("Celery: results are not looked for: {error}");
-            }
-        }
-    }
-
-    /// Sets the alarm for the next look.
-    fn arm(self: &Arc<Self>, table: &mut Table) {
-        let next = table.polls.next().filter(|_| !table.stopped);
-        if table.alarm.as_ref().map(|(at, _)| *at) == next {
-            return;
-        }
-        // An earlier alarm finds nothing due and sets the next one.
-        if let (Some((at, _)), Some(next)) = (&table.alarm, next)
-            && *at <= next
-            && *at > Instant::now()
-        {
-            return;
-        }
-        table.alarm = next.map(|at| {
-            let weak = Arc::downgrade(self);
-            let look = move || {
-                if let Some(shared) = weak.upgrade() {
-                    shared.look();
-                }
-            };
-            (at, self.timer.at(at, look))
-        });
-    }
-
-    fn close(&self) {
-        let slots = {
-            let mut table = lock(&self.table);
-            table.stopped = true;
-            table.alarm = None;
-            table.polls = Polls::default();
-            std::mem::take(&mut table.slots)
-        };
-        self.stopping.cancel();
-        for slot in slots.values() {
-            slot.entry.end(Err(TaskError::Stopped));
-        }
-    }
-}
-
-impl Table {
-    /// The same task may be followed anew by now, as another entry.
-    fn remove(&mut self, entry: &Arc<Entry>) -> Option<Slot> {
-        let same = self.slots.get(&entry.id).is_some_and(|slot| Arc::ptr_eq(&slot.entry, entry));
-        same.then(|| {
-            self.polls.remove(&entry.id);
-            self.slots.remove(&entry.id)
-        })?
-    }
-}
-
-/// A task that was not sent is not followed.
-fn forget_slot(shared: &Weak<Shared>, entry: &Arc<Entry>) {
-    if let Some(shared) = shared.upgrade() {
-        let gone = lock(&shared.table).remove(entry);
-        drop(gone);
     }
 }
 

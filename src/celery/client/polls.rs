@@ -1,8 +1,8 @@
 //! When to look for results whose notification may have been missed. Pure.
 //!
-//! A subscription may begin a moment after a fast worker has ended the task, and Redis tells nothing to a connection that is
-//! away. So each result is also looked for: soon after it was asked for, then ever more rarely, and at once after each
-//! reconnect.
+//! A subscription may begin a moment after a fast worker has ended the task, and Redis tells nothing to a connection
+//! that is away. So each result is also looked for: soon after it was asked for, then ever more rarely, and at once
+//! after each reconnect.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -46,8 +46,8 @@ impl Polls {
         self.due.first().map(|(at, _)| *at)
     }
 
-    /// Everything may have been missed: each look is due now, and the next ones come as for a fresh result, because what
-    /// ended meanwhile may be stored only when its worker has reconnected as well.
+    /// Everything may have been missed: each look is due now, and the next ones come as for a fresh result, because
+    /// what ended meanwhile may be stored only when its worker has reconnected as well.
     pub fn all(&mut self, now: Instant) {
         let ids: Vec<String> = self.of.drain().map(|(id, _)| id).collect();
         self.due.clear();

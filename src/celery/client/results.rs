@@ -1,153 +1,22 @@
-//! What is known of the tasks that are waited for.
+//! The result of a task, for whoever waits for it.
 
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-
-use super::CeleryHandle;
+use super::entry::{OnUpdate, Outcome, ResultEntry};
 use super::error::TaskError;
+use super::shared::ClientShared;
 use crate::base::lock::{lock, wait_timeout};
 use crate::base::waits::waiting_unless_said;
-use crate::celery::meta::{Exception, Meta, State};
+use crate::celery::meta::{Meta, State};
 use crate::redis::RedisError;
 
-/// What became of a task.
-pub type Outcome = Result<Value, TaskError>;
-
-type OnEnd = Box<dyn FnOnce(&Outcome) + Send>;
-type OnUpdate = Arc<dyn Fn(&Meta) + Send + Sync>;
-
-/// One task that is waited for.
-pub(super) struct Entry {
-    pub id: String,
-    known: Mutex<Known>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct Known {
-    last: Option<Meta>,
-    /// What the last look found: news if the next one finds the same, for until then its notification may be on the way, and
-    /// older ones before it.
-    looked: Option<Meta>,
-    /// What was known is gone from Redis.
-    gone: bool,
-    /// Counts what was heard, so that what was looked up before does not overwrite it.
-    heard: u64,
-    outcome: Option<Arc<Outcome>>,
-    on_end: Vec<OnEnd>,
-    on_update: Vec<OnUpdate>,
-}
-
-impl Entry {
-    pub fn new(id: &str) -> Self {
-        Self { id: id.to_owned(), known: Mutex::default(), changed: Condvar::new() }
-    }
-
-    /// How much was heard so far.
-    pub fn heard(&self) -> u64 {
-        lock(&self.known).heard
-    }
-
-    /// Takes news in; those that were looked up when `since` was heard are older than what was heard later. Says whether the
-    /// task has ended.
-    pub fn learn(&self, meta: Meta, since: Option<u64>) -> bool {
-        if meta.state.is_ready() {
-            self.end(outcome_of(meta));
-            return true;
-        }
-        let told = {
-            let mut known = lock(&self.known);
-            if known.outcome.is_some() {
-                return true;
-            }
-            let looked = known.looked.take();
-            if since.is_some_and(|since| since != known.heard) || known.last.as_ref() == Some(&meta) {
-                return false;
-            }
-            if since.is_some() && looked.as_ref() != Some(&meta) {
-                known.looked = Some(meta);
-                return false;
-            }
-            known.heard += 1;
-            known.gone = false;
-            known.last = Some(meta.clone());
-            known.on_update.clone()
-        };
-        self.changed.notify_all();
-        for tell in told {
-            tell(&meta);
-        }
-        false
-    }
-
-    /// Whether a look found what only another look makes news.
-    pub fn wants_second_look(&self) -> bool {
-        let known = lock(&self.known);
-        known.looked.is_some() && known.outcome.is_none()
-    }
-
-    /// Nothing is stored, as a look says that began when `since` was heard.
-    pub fn absent(&self, since: u64) {
-        let mut known = lock(&self.known);
-        known.looked = None;
-        known.gone = known.last.is_some() && known.heard == since;
-    }
-
-    /// Its end, unless there was one.
-    pub fn end(&self, outcome: Outcome) {
-        let (outcome, told) = {
-            let mut known = lock(&self.known);
-            if known.outcome.is_some() {
-                return;
-            }
-            let outcome = Arc::new(outcome);
-            known.outcome = Some(outcome.clone());
-            known.on_update.clear();
-            (outcome, std::mem::take(&mut known.on_end))
-        };
-        self.changed.notify_all();
-        for tell in told {
-            tell(&outcome);
-        }
-    }
-
-    fn has_hooks(&self) -> bool {
-        let known = lock(&self.known);
-        !known.on_end.is_empty() || !known.on_update.is_empty()
-    }
-
-    fn state(&self) -> State {
-        let known = lock(&self.known);
-        match known.outcome.as_deref() {
-            Some(Ok(_)) => State::Success,
-            Some(Err(TaskError::Failed { .. })) => State::Failure,
-            Some(Err(TaskError::Revoked { .. })) => State::Revoked,
-            _ => known.last.as_ref().map_or(State::Pending, |meta| meta.state.clone()),
-        }
-    }
-}
-
-fn outcome_of(meta: Meta) -> Outcome {
-    match (&meta.state, meta.exception()) {
-        (State::Success, _) => Ok(meta.result),
-        (State::Revoked, exception) => {
-            Err(TaskError::Revoked { reason: exception.map_or_else(String::new, |e| e.message()) })
-        }
-        (_, exception) => {
-            let exception = exception.unwrap_or_else(|| Exception::new("builtins", "Exception", ""));
-            Err(TaskError::Failed { exception: Box::new(exception), traceback: meta.traceback })
-        }
-    }
-}
-
 /// The result of a task, now or later; clones are the same. When the last one is dropped, nobody looks for it any more,
-/// unless somebody asked to be told.
+/// unless somebody asked to be notified.
 pub struct PendingResult {
-    pub(super) entry: Arc<Entry>,
-    pub(super) client: CeleryHandle,
+    pub(super) entry: Arc<ResultEntry>,
+    pub(super) client: Arc<ClientShared>,
 }
 
 impl PendingResult {
@@ -199,12 +68,12 @@ impl PendingResult {
         outcome.map(|outcome| (*outcome).clone())
     }
 
-    /// The state that was heard of last; asks nobody.
+    /// The last known state; asks nobody.
     pub fn state(&self) -> State {
         self.entry.state()
     }
 
-    /// What was heard last while it had not ended, as the progress that it told.
+    /// What was received last while it had not ended, as the progress that it reported.
     pub fn news(&self) -> Option<Meta> {
         lock(&self.entry.known).last.clone()
     }
@@ -219,36 +88,37 @@ impl PendingResult {
         self.client.fetch(self.id(), deadline)
     }
 
-    /// Calls `tell` with the outcome once it is there; at once if it is. It runs on a thread of the client, so it must be quick
-    /// and must not panic.
-    pub fn on_end(&self, tell: impl FnOnce(&Outcome) + Send + 'static) {
+    /// Calls `tell` with the outcome once it is there; at once if it is. It runs on a thread of the client, so it must
+    /// be quick and must not panic.
+    pub fn on_end(&self, notify: impl FnOnce(&Outcome) + Send + 'static) {
         let outcome = {
             let mut known = lock(&self.entry.known);
             match known.outcome.clone() {
                 Some(outcome) => outcome,
                 None => {
-                    known.on_end.push(Box::new(tell));
+                    known.on_end.push(Box::new(notify));
                     return;
                 }
             }
         };
-        tell(&outcome);
+        notify(&outcome);
     }
 
-    /// Calls `tell` with each state that is no end (`STARTED`, `PROGRESS`, `RETRY`), also the last one that there was. As for
-    /// [`PendingResult::on_end`]; states that follow each other quickly may be missed, as those while there is no connection.
-    pub fn on_update(&self, tell: impl Fn(&Meta) + Send + Sync + 'static) {
-        let tell: OnUpdate = Arc::new(tell);
+    /// Calls `tell` with each state that is no end (`STARTED`, `PROGRESS`, `RETRY`), also the last one that there was.
+    /// As for [`PendingResult::on_end`]; states that follow each other quickly may be missed, as those while there is
+    /// no connection.
+    pub fn on_update(&self, notify: impl Fn(&Meta) + Send + Sync + 'static) {
+        let notify: OnUpdate = Arc::new(notify);
         let last = {
             let mut known = lock(&self.entry.known);
             if known.outcome.is_some() {
                 return;
             }
-            known.on_update.push(tell.clone());
+            known.on_update.push(notify.clone());
             known.last.clone()
         };
         if let Some(meta) = last {
-            tell(&meta);
+            notify(&meta);
         }
     }
 
@@ -262,7 +132,7 @@ impl PendingResult {
         self.client.forget(self.id(), deadline)
     }
 
-    /// Nobody is told of it any more; what was stored stays.
+    /// Nobody is notified of it any more; what was stored stays.
     pub fn let_go(self) {
         {
             let mut known = lock(&self.entry.known);
@@ -270,10 +140,6 @@ impl PendingResult {
             known.on_update.clear();
         }
         drop(self);
-    }
-
-    pub(super) fn has_hooks(&self) -> bool {
-        self.entry.has_hooks()
     }
 }
 
@@ -286,7 +152,7 @@ impl Clone for PendingResult {
 
 impl Drop for PendingResult {
     fn drop(&mut self) {
-        self.client.unused(self);
+        self.client.unused(&self.entry);
     }
 }
 

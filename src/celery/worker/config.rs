@@ -1,9 +1,9 @@
-//! The settings of a worker. Pure.
+//! The settings of a worker.
 
 use std::time::Duration;
 
 use crate::base::limits::CELERY_PREFETCH;
-use crate::celery::DEFAULT_QUEUE;
+use crate::celery::keys::DEFAULT_QUEUE;
 use crate::redis::RedisConfig;
 
 /// The settings of a worker.
@@ -19,8 +19,8 @@ pub struct WorkerConfig {
     pub concurrency: usize,
     /// Messages that are held for each thread, with those that run: 4, as with Celery.
     pub prefetch_multiplier: usize,
-    /// The age after which what a worker of Celery has taken and not acknowledged is put back: 1 hour, as with kombu. All
-    /// workers of a broker need the same.
+    /// The age after which what a worker of Celery has taken and not acknowledged is put back: 1 hour, as with kombu.
+    /// All workers of a broker need the same.
     pub visibility_timeout: Duration,
     /// How long a worker of ours may be silent before the others put back what it holds: 30 s.
     pub liveness: Duration,
@@ -57,8 +57,8 @@ impl WorkerConfig {
         concurrency.saturating_mul(self.prefetch_multiplier.max(1)).min(CELERY_PREFETCH)
     }
 
-    /// How often a worker says that it lives: three times within the shorter of the two times after which it would lose what
-    /// it holds.
+    /// How often a worker says that it lives: three times within the shorter of the two times after which it would lose
+    /// what it holds.
     pub fn beat(&self) -> Duration {
         self.liveness.min(self.visibility_timeout) / 3
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use crate::celery::{Envelope, MessageError};
+use crate::celery::envelope::{Envelope, MessageError};
 
 /// A command that is meant for this worker.
 #[derive(Debug, Clone, PartialEq)]
@@ -149,7 +149,7 @@ pub fn answer(command: &Command, node: &dyn Node) -> (Value, Effect) {
         }
         "revoke" | "terminate" => return revoke(command, node),
         "shutdown" => return (json!({"ok": "shutting down"}), Effect::Shutdown),
-        // Nothing to be told to others by us.
+        // We have nothing to report to others.
         "election" | "heartbeat" => Value::Null,
         "enable_events" | "disable_events" => json!({"error": "event dispatcher unavailable"}),
         "pool_grow"

@@ -1,10 +1,10 @@
 //! What the parts of a worker share.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use serde_json::{Value, json};
 
@@ -12,15 +12,15 @@ use super::config::WorkerConfig;
 use super::control::Node;
 use super::held::{Held, Stage};
 use super::outcome::Setting;
-use super::pool::Queue;
-use super::registry::Registry;
+use super::queue::RunQueue;
 use super::revoked::Revoked;
 use super::run::Run;
 use crate::base::limits::CELERY_PREFETCH;
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 use crate::base::timer::{Alarm, TimerHandle};
-use crate::celery::{Moment, TaskMessage};
+use crate::celery::message::TaskMessage;
+use crate::celery::moment::Moment;
 use crate::ops::metrics::Counter;
 use crate::ops::status::Board;
 use crate::redis::{CommanderHandle, RedisError, Wake};
@@ -30,6 +30,9 @@ pub const WORKER: &str = "phalanx.worker.";
 
 /// The set of workers that have ever held something and are not known to hold nothing.
 pub const WORKERS: &str = "phalanx.workers";
+
+/// The part of the board's health that says whether it takes messages.
+pub const TAKE_PART: &str = "cel-take";
 
 /// The keys of one worker.
 #[derive(Debug)]
@@ -95,12 +98,13 @@ pub struct Core {
     pub config: WorkerConfig,
     pub id: String,
     pub keys: Keys,
-    pub registry: Registry,
+    /// Names of the tasks that it runs.
+    pub registered: BTreeSet<String>,
     pub held: Mutex<Held<Taken>>,
     pub revoked: Mutex<Revoked>,
     pub commands: CommanderHandle,
     pub timer: TimerHandle,
-    pub queue: Queue,
+    pub queue: RunQueue,
     /// Ends the wait of the thread that takes.
     pub wake: Wake,
     /// It waits for room.
@@ -143,17 +147,18 @@ impl fmt::Debug for Core {
 /// What a core is made of.
 pub struct Parts {
     pub config: WorkerConfig,
-    pub registry: Registry,
+    /// Names of the tasks that it runs.
+    pub registered: BTreeSet<String>,
     pub commands: CommanderHandle,
     pub timer: TimerHandle,
-    pub queue: Queue,
+    pub queue: RunQueue,
     pub wake: Wake,
     pub board: Board,
 }
 
 impl Core {
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { config, registry, commands, timer, queue, wake, board } = parts;
+        let Parts { config, registered, commands, timer, queue, wake, board } = parts;
         let id = format!("{}.{}", config.hostname, uuid::Uuid::new_v4().simple());
         let counter = |name, help| board.metrics.counter(name, help, &[]);
         let totals = Totals {
@@ -168,7 +173,7 @@ impl Core {
             held: Mutex::new(Held::new(config.prefetch())),
             id,
             config,
-            registry,
+            registered,
             revoked: Mutex::default(),
             commands,
             timer,
@@ -205,6 +210,16 @@ impl Core {
         Instant::now() + 2 * self.config.redis.operation_time
     }
 
+    /// An action on the timer's thread, unless the worker has gone.
+    pub fn at(self: &Arc<Self>, when: Instant, action: impl FnOnce(&Arc<Self>) + Send + 'static) -> Alarm {
+        let weak = Arc::downgrade(self);
+        self.timer.at(when, move || {
+            if let Some(core) = weak.upgrade() {
+                action(&core);
+            }
+        })
+    }
+
     /// A new unique id.
     pub fn fresh() -> String {
         uuid::Uuid::new_v4().to_string()
@@ -223,8 +238,8 @@ impl Core {
         })
     }
 
-    /// How many messages must fit before more are taken: few at a time would be a round trip each, and as long as more than
-    /// this many do not fit, every thread has something to do.
+    /// How many messages must fit before more are taken: few at a time would be a round trip each, and as long as more
+    /// than this many do not fit, every thread has something to do.
     pub fn batch(&self) -> usize {
         (self.config.prefetch().saturating_sub(self.config.concurrency) / 2).clamp(1, CELERY_PREFETCH)
     }
@@ -240,7 +255,7 @@ impl Core {
     }
 
     /// Moves the logical clock past that of a message.
-    pub fn hear(&self, clock: u64) {
+    pub fn witness(&self, clock: u64) {
         self.clock.fetch_max(clock, Ordering::Relaxed);
         self.clock.fetch_add(1, Ordering::Relaxed);
     }
@@ -253,7 +268,7 @@ impl Core {
         }
     }
 
-    fn shown(&self, entry: &super::held::Entry<Taken>) -> Value {
+    fn shown(&self, entry: &super::held::HeldMessage<Taken>) -> Value {
         let started = entry.item.run.as_ref().map(|run| {
             let since = SystemTime::now().checked_sub(run.since.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH);
             Moment::from(since).unix_micros() as f64 / 1e6
@@ -282,7 +297,7 @@ impl Node for Core {
     }
 
     fn registered(&self) -> Vec<String> {
-        self.registry.names().map(str::to_owned).collect()
+        self.registered.iter().cloned().collect()
     }
 
     fn active(&self) -> Vec<Value> {
@@ -333,7 +348,9 @@ impl Node for Core {
                 "implementation": "phalanx", "max-concurrency": self.config.concurrency,
                 "processes": [std::process::id()], "put-guarded-by-semaphore": false, "timeouts": [null, null],
             },
-            "broker": {"hostname": peer.host, "port": peer.port, "transport": "redis", "virtual_host": peer.db.to_string()},
+            "broker": {
+                "hostname": peer.host, "port": peer.port, "transport": "redis", "virtual_host": peer.db.to_string(),
+            },
             "prefetch_count": self.config.prefetch(), "rusage": "N/A",
             "phalanx": {"version": env!("CARGO_PKG_VERSION"), "worker": self.id},
         })
@@ -342,9 +359,4 @@ impl Node for Core {
     fn clock(&self) -> u64 {
         self.clock.fetch_add(1, Ordering::Relaxed) + 1
     }
-}
-
-/// The pause before attempt number `attempt` to settle again.
-pub fn pause(attempt: u32) -> Duration {
-    Duration::from_millis(100).saturating_mul(2u32.saturating_pow(attempt.min(10))).min(Duration::from_secs(5))
 }

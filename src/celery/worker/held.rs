@@ -19,7 +19,7 @@ pub enum Stage {
 
 /// One message that was taken.
 #[derive(Debug)]
-pub struct Entry<T> {
+pub struct HeldMessage<T> {
     /// The id of its task.
     pub task_id: String,
     /// How far it is.
@@ -61,7 +61,7 @@ impl Counts {
 #[derive(Debug)]
 pub struct Held<T> {
     prefetch: usize,
-    entries: HashMap<String, Entry<T>>,
+    entries: HashMap<String, HeldMessage<T>>,
     /// A task's id may be held more than once: a producer that was not sure has sent it again.
     by_task: HashMap<String, Vec<String>>,
     counts: Counts,
@@ -99,13 +99,14 @@ impl<T> Held<T> {
         if self.entries.contains_key(tag) {
             return false;
         }
-        self.entries.insert(tag.to_owned(), Entry { task_id: task_id.to_owned(), stage, item });
+        self.entries.insert(tag.to_owned(), HeldMessage { task_id: task_id.to_owned(), stage, item });
         self.by_task.entry(task_id.to_owned()).or_default().push(tag.to_owned());
         *self.counts.of(stage) += 1;
         true
     }
 
-    /// Raises a message from one stage to a later one; false if it is not in `from` any more: somebody else has taken it on.
+    /// Raises a message from one stage to a later one; false if it is not in `from` any more: somebody else has taken
+    /// it on.
     pub fn advance(&mut self, tag: &str, from: Stage, to: Stage) -> bool {
         match self.entries.get_mut(tag) {
             Some(entry) if entry.stage == from => {
@@ -125,7 +126,7 @@ impl<T> Held<T> {
     }
 
     /// Forgets a message that Redis has acknowledged or that is not ours any more.
-    pub fn remove(&mut self, tag: &str) -> Option<Entry<T>> {
+    pub fn remove(&mut self, tag: &str) -> Option<HeldMessage<T>> {
         let entry = self.entries.remove(tag)?;
         *self.counts.of(entry.stage) -= 1;
         if let Some(tags) = self.by_task.get_mut(&entry.task_id) {
@@ -151,12 +152,12 @@ impl<T> Held<T> {
     }
 
     /// The entry of a delivery tag.
-    pub fn get(&self, tag: &str) -> Option<&Entry<T>> {
+    pub fn get(&self, tag: &str) -> Option<&HeldMessage<T>> {
         self.entries.get(tag)
     }
 
     /// As [`Held::get`], to change what its owner keeps.
-    pub fn get_mut(&mut self, tag: &str) -> Option<&mut Entry<T>> {
+    pub fn get_mut(&mut self, tag: &str) -> Option<&mut HeldMessage<T>> {
         self.entries.get_mut(tag)
     }
 
@@ -166,7 +167,7 @@ impl<T> Held<T> {
     }
 
     /// Every entry and its delivery tag, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = (&String, &Entry<T>)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &HeldMessage<T>)> {
         self.entries.iter()
     }
 }

@@ -9,11 +9,10 @@ use redis::{FromRedisValue, Value};
 
 use super::core::{Core, Keys, WORKER, WORKERS};
 use super::restore::{self, Back};
-use super::run::core_timer;
 use super::scripts::{LEFT, RENEW, RESTORE};
 use crate::base::limits::CELERY_RESTORED_AT_ONCE;
 use crate::base::lock::lock;
-use crate::celery::{UNACKED, UNACKED_INDEX, binding_key};
+use crate::celery::keys::{UNACKED, UNACKED_INDEX, binding_key};
 use crate::redis::{RedisError, Repeat, Request};
 
 /// Milliseconds after which we count as dead.
@@ -26,7 +25,7 @@ pub fn beat(core: &Arc<Core>) {
     if core.ending.is_set() {
         return;
     }
-    let next = core_timer(&Arc::downgrade(core), Instant::now() + core.config.beat(), beat);
+    let next = core.at(Instant::now() + core.config.beat(), beat);
     let old = lock(&core.beat).replace(next);
     drop(old);
     // One at a time: while Redis is away they would pile up.
@@ -78,8 +77,8 @@ fn found(reply: Option<Value>) -> Result<Vec<Left>, RedisError> {
     Ok(left)
 }
 
-/// Puts back what was left. A worker has to seem dead at two looks: after a pause of Redis itself the first of the living to
-/// come back would otherwise take the others for dead.
+/// Puts back what was left. A worker has to seem dead at two looks: after a pause of Redis itself the first of the
+/// living to come back would otherwise take the others for dead.
 fn look(core: &Arc<Core>, left: Vec<Left>) {
     let now = Instant::now();
     let dead: HashSet<String> = {

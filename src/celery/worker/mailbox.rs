@@ -1,7 +1,7 @@
-//! The thread that hears remote control.
+//! The thread that listens to remote control.
 //!
-//! Owner: the [`CeleryWorker`](super::CeleryWorker). Blocks in: the wait for a message on its channel. Kick: the wake with the
-//! signal `ending`. Ends: when `ending` is set.
+//! Owner: the [`CeleryWorker`](super::CeleryWorker). Blocks in: the wait for a message on its channel. Kick: the wake
+//! with the signal `ending`. Ends: when `ending` is set.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::base::backoff::Backoff;
 use crate::base::rng::Rng;
 use crate::base::shutdown::Level;
 use crate::base::waits::waiting;
-use crate::celery::{CONTROL_EXCHANGE, SEPARATOR, binding_key, fanout_channel};
+use crate::celery::keys::{CONTROL_EXCHANGE, SEPARATOR, binding_key, fanout_channel};
 use crate::redis::{Connection, RedisError, Repeat, Request, Waited, Wake};
 
 const PART: &str = "cel-control";
@@ -83,7 +83,7 @@ fn handle(core: &Arc<Core>, text: &[u8]) {
             return;
         }
     };
-    core.hear(command.clock);
+    core.witness(command.clock);
     let (answer, effect) = control::answer(&command, core.as_ref());
     if let Effect::Revoke(ids, terminate) = &effect {
         log::info!("remote control: {} of {}", command.method, ids.join(", "));

@@ -1,32 +1,38 @@
-//! Our process as a worker of Celery: takes tasks from Celery's queues in Redis, runs them, and stores what came of them.
+//! Our process as a worker of Celery: takes tasks from Celery's queues in Redis, runs them, and stores what came of
+//! them.
 //!
 //! Real Celery producers feed it, real Celery tools see it and call tasks off. What it does differently, on purpose:
 //!
 //! * A message is acknowledged in one piece with the storing of its result, after the task (Celery's `acks_late`).
-//! * What a worker holds comes back because the worker is dead, not because it has taken long: each worker says that it lives,
-//!   and keeps what it holds fresh, so that workers of Celery, who go by age, leave it alone. What comes back is marked.
-//! * Unknown tasks and messages that cannot be read are answered and put aside in the list `phalanx.aside`, not dropped.
-//! * Not supported, and said in the log or in the answer when it is asked for: chords, groups as callbacks, rate limits, a
-//!   change of pool, queues or time limits by remote control, revoking by stamped headers, events, other serializers than
-//!   JSON, protocol 1, Redis Cluster.
+//! * What a worker holds comes back because the worker is dead, not because it has taken long: each worker says that it
+//!   lives, and keeps what it holds fresh, so that workers of Celery, who go by age, leave it alone. What comes back is
+//!   marked.
+//! * Unknown tasks and messages that cannot be read are answered and put aside in the list `phalanx.aside`, not
+//!   dropped.
+//! * Not supported, and said in the log or in the answer when it is asked for: chords, groups as callbacks, rate
+//!   limits, a change of pool, queues or time limits by remote control, revoking by stamped headers, events, other
+//!   serializers than JSON, protocol 1, Redis Cluster.
 //!
-//! Threads: `cel-take` takes messages, `cel-work-n` run handlers, `cel-cmd` (a commander) settles messages, `cel-control`
-//! hears remote control, and a timer.
+//! Threads: `cel-take` takes messages, `cel-work-n` run handlers, `cel-cmd` (a commander) settles messages,
+//! `cel-control` listens to remote control, and a timer.
 
-pub mod config;
-pub mod control;
+mod call;
+mod config;
+mod context;
+mod control;
 mod core;
-pub mod held;
+mod held;
+mod lifecycle;
 mod liveness;
 mod mailbox;
-pub mod outcome;
+mod outcome;
 mod pool;
-pub mod registry;
-pub mod restore;
-pub mod revoked;
+mod queue;
+mod registry;
+mod restore;
+mod revoked;
 mod run;
 mod scripts;
-mod settle;
 mod take;
 
 use std::fmt;
@@ -37,19 +43,22 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::select;
 use serde::Serialize;
 
+pub use call::{Args, TaskError};
 pub use config::WorkerConfig;
+pub use context::TaskCx;
+pub use held::Counts;
 pub use outcome::ASIDE;
-pub use registry::{Args, Registry, TaskError};
-pub use run::TaskCx;
+pub use registry::Registry;
 
-use self::core::{Core, Parts, WORKERS};
-use self::held::{Counts, Stage};
-use self::pool::{Pool, Queue};
+use self::core::{Core, Parts, TAKE_PART, WORKERS};
+use self::held::Stage;
+use self::pool::Pool;
+use self::queue::RunQueue;
 use self::run::Why;
 use self::scripts::LEAVE;
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
-use crate::base::stop::{CANCEL_BUDGET, Step};
+use crate::base::stop::{CANCEL_BUDGET, Step, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::Timer;
 use crate::base::waits::waiting_unless_said;
@@ -60,7 +69,7 @@ use crate::redis::{Commander, RedisError, Repeat, Request, Wake};
 /// How long the thread that takes may finish a request at a stop before its connection is ended.
 const INTAKE_GRACE: Duration = Duration::from_secs(1);
 
-/// How long a worker that holds nothing waits for Redis to hear that it ends.
+/// How long a worker that holds nothing waits until Redis knows that it ends.
 const FAREWELL_TIME: Duration = Duration::from_secs(1);
 
 /// Why a worker cannot be started.
@@ -82,11 +91,17 @@ impl WorkerError {
     }
 }
 
-/// A worker that runs. [`CeleryWorker::stop`] ends it.
+/// A worker that runs. [`CeleryWorker::stop`] ends it; so does dropping it, as a stop that is cancelled at once.
 #[derive(Debug)]
-#[must_use = "stop joins its threads"]
+#[must_use = "dropping the worker cancels its tasks; stop lets them end"]
 pub struct CeleryWorker {
     core: Arc<Core>,
+    /// Taken by the stop.
+    threads: Option<WorkerThreads>,
+}
+
+#[derive(Debug)]
+struct WorkerThreads {
     commander: Commander,
     timer: Timer,
     pool: Pool,
@@ -137,7 +152,7 @@ pub struct HeldTask {
 /// What a stop left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct WorkerReport {
-    /// Tasks whose handler was told to end.
+    /// Tasks whose handler was cancelled.
     pub cancelled: usize,
     /// Tasks that were not run, or not to their end, and went back to their queue.
     pub given_back: usize,
@@ -158,19 +173,18 @@ impl CeleryWorker {
         let (take_wake, control_wake) = (wake()?, wake()?);
         let commander = Commander::start("cel-cmd", config.redis.clone().named("cel-cmd"), board)?;
         let timer = Timer::start();
-        let (queue, runs) = Queue::new(config.prefetch());
-        let threads = config.concurrency;
-        board.health.down(take::PART, "not connected yet");
+        let (queue, runs) = RunQueue::new(config.prefetch());
+        board.health.down(TAKE_PART, "not connected yet");
         let core = Core::new(Parts {
             config,
-            registry,
+            registered: registry.names().map(str::to_owned).collect(),
             commands: commander.handle(),
             timer: timer.handle(),
             queue,
             wake: take_wake,
             board: board.clone(),
         });
-        let pool = Pool::start(threads, &runs);
+        let pool = Pool::start(&core, registry, &runs);
         liveness::beat(&core);
         let (taking, kicked) = (core.clone(), core.clone());
         let kick = Kick::new("its wake and the end of its connection", move || {
@@ -178,13 +192,13 @@ impl CeleryWorker {
             kicked.wake.raise();
         });
         let take = spawn("cel-take", kick, move || take::run(&taking));
-        let (hearing, kicked, woken, wake) = (core.clone(), core.clone(), control_wake.clone(), control_wake.clone());
+        let (listening, kicked, woken, wake) = (core.clone(), core.clone(), control_wake.clone(), control_wake.clone());
         let kick = Kick::new("its wake and the end of its connection", move || {
             kicked.ending.drain();
             woken.raise();
         });
-        let control = spawn("cel-control", kick, move || mailbox::run(&hearing, &wake));
-        Ok(Self { core, commander, timer, pool, take, control, control_wake })
+        let control = spawn("cel-control", kick, move || mailbox::run(&listening, &wake));
+        Ok(Self { core, threads: Some(WorkerThreads { commander, timer, pool, take, control, control_wake }) })
     }
 
     /// What others see of it.
@@ -192,14 +206,20 @@ impl CeleryWorker {
         WorkerHandle(self.core.clone())
     }
 
-    /// Takes no more, gives back what has not begun, lets run what has until the step's budget is spent but for what the rest
-    /// needs, cancels then, gives back what does not end, and joins every thread.
+    /// Takes no more, gives back what has not begun, lets run what has until the step's budget is spent but for what
+    /// the rest needs, cancels then, gives back what does not end, and joins every thread.
     ///
-    /// With Redis away it ends as soon as nothing runs any more and, unless it holds nothing, the budget is spent; what it could
-    /// not give back stays recorded in its name, and other workers put it back.
-    pub fn stop(self, step: &mut Step) -> WorkerReport {
-        let Self { core, commander, timer, pool, take, control, control_wake } = self;
+    /// With Redis away it ends as soon as nothing runs any more and, unless it holds nothing, the budget is spent; what
+    /// it could not give back stays recorded in its name, and other workers put it back.
+    pub fn stop(mut self, step: &mut Step) -> WorkerReport {
+        self.end(step)
+    }
+
+    fn end(&mut self, step: &mut Step) -> WorkerReport {
+        let core = &self.core;
         let mut report = WorkerReport::default();
+        let Some(threads) = self.threads.take() else { return report };
+        let WorkerThreads { commander, timer, pool, take, control, control_wake } = threads;
         let before = core.given_back.load(Ordering::SeqCst);
         core.intake.drain();
         core.wake.raise();
@@ -208,9 +228,9 @@ impl CeleryWorker {
             core.intake.cancel();
         }
         step.join(take);
-        give_back(&core, |stage| matches!(stage, Stage::Scheduled | Stage::Waiting));
+        give_back(core, |stage| matches!(stage, Stage::Scheduled | Stage::Waiting));
         core.queue.close();
-        wait_for_handlers(&core, step);
+        wait_for_handlers(core, step);
         let running: Vec<_> = {
             let held = lock(&core.held);
             held.iter().filter(|(_, e)| e.stage == Stage::Running).filter_map(|(_, e)| e.item.run.clone()).collect()
@@ -222,11 +242,11 @@ impl CeleryWorker {
             let half = Instant::now() + step.deadline().saturating_duration_since(Instant::now()) / 2;
             wait_until(core.idle.drain_receiver(), half);
             // A handler that does not listen: its task is somebody else's now.
-            give_back(&core, |stage| stage == Stage::Running);
+            give_back(core, |stage| stage == Stage::Running);
         }
         core.ending.drain();
         control_wake.raise();
-        leave(&core);
+        leave(core);
         if lock(&core.held).counts().total() == 0 {
             // Others find out by themselves.
             step.shorten(FAREWELL_TIME);
@@ -239,6 +259,16 @@ impl CeleryWorker {
         report.given_back = core.given_back.load(Ordering::SeqCst) - before;
         report.left = lock(&core.held).counts().total();
         report
+    }
+}
+
+impl Drop for CeleryWorker {
+    fn drop(&mut self) {
+        if self.threads.is_some() {
+            stop_dropped(|step| {
+                self.end(step);
+            });
+        }
     }
 }
 
@@ -278,11 +308,11 @@ fn leave(core: &Arc<Core>) {
         &[core.keys.alive.as_str(), &core.keys.held, WORKERS],
         core.id.as_str(),
     );
-    let told = core.commands.submit(request, |answer| match answer {
+    let sent = core.commands.submit(request, |answer| match answer {
         Ok(_) => {}
         Err(error) => log::warn!("Redis was not told that the worker ends: {error}"),
     });
-    if let Err(error) = told {
+    if let Err(error) = sent {
         log::warn!("Redis was not told that the worker ends: {error}");
     }
 }
@@ -319,7 +349,7 @@ impl WorkerHandle {
     /// Each task that it holds, the oldest first.
     pub fn tasks(&self) -> Vec<HeldTask> {
         let held = lock(&self.0.held);
-        let line = |entry: &held::Entry<core::Taken>| HeldTask {
+        let line = |entry: &held::HeldMessage<core::Taken>| HeldTask {
             id: entry.task_id.clone(),
             name: entry.item.message.as_ref().map_or_else(String::new, |message| message.task.clone()),
             stage: match entry.stage {
@@ -330,7 +360,7 @@ impl WorkerHandle {
             },
             held_seconds: entry.item.since.elapsed().as_secs_f64(),
             retries: entry.item.message.as_ref().map_or(0, |message| message.retries),
-            progress: entry.item.run.as_ref().and_then(|run| run.told()),
+            progress: entry.item.run.as_ref().and_then(|run| run.progress()),
         };
         let mut tasks: Vec<_> = held.iter().map(|(_, entry)| line(entry)).collect();
         drop(held);

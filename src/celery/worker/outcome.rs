@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::registry::TaskError;
+use super::call::{TaskError, exception};
 use crate::base::limits::{CELERY_ASIDE, CELERY_ASIDE_BYTES, CELERY_RESULT_BYTES};
-use crate::celery::{Exception, Meta, Moment, SEPARATOR, State, TaskMessage, meta_key, queue_key};
+use crate::celery::keys::{SEPARATOR, meta_key, queue_key};
+use crate::celery::message::TaskMessage;
+use crate::celery::meta::{Exception, Meta, State};
+use crate::celery::moment::Moment;
 
 /// The list of messages that were put aside.
 pub const ASIDE: &str = "phalanx.aside";
@@ -27,7 +30,7 @@ pub enum Outcome {
         /// What went wrong.
         exception: Exception,
     },
-    /// It was called off: `revoked`, `terminated`, `expired`.
+    /// It was revoked: `revoked`, `terminated`, `expired`.
     Revoked(&'static str),
     /// Nothing is stored.
     Ignored,
@@ -111,8 +114,8 @@ pub fn settle(message: &TaskMessage, outcome: Outcome, setting: &mut Setting<'_>
     done
 }
 
-/// What a handler's error means; `None` for [`TaskError::Cancelled`], whose reason the worker knows, and for what goes back to
-/// its queue.
+/// What a handler's error means; `None` for [`TaskError::Cancelled`], whose reason the worker knows, and for what goes
+/// back to its queue.
 pub fn of_error(error: TaskError, message: &TaskMessage, hostname: &str) -> Option<Outcome> {
     Some(match error {
         TaskError::Failed(exception) => {
@@ -224,7 +227,7 @@ fn store(message: &TaskMessage, mut meta: Meta, own: bool, done: &mut Settlement
     let mut text = meta.write();
     if text.len() > CELERY_RESULT_BYTES {
         let why = format!("the result has {} bytes, more than {CELERY_RESULT_BYTES}", text.len());
-        let exception = super::registry::exception("OverflowError", why.clone());
+        let exception = exception("OverflowError", why.clone());
         let done_at = meta.date_done.and_then(|at| at.parse().ok()).unwrap_or(Moment::from_unix_micros(0));
         meta = Meta::failure(&message.id, &exception, None, done_at);
         complete(message, &mut meta);

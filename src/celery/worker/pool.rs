@@ -1,61 +1,150 @@
 //! The threads that run handlers.
 //!
-//! Owner: the [`Pool`], of the worker. Blocks in: the queue, then in whatever a handler does. Kick: the worker cancels the
-//! signal of each run; the queue is closed. Ends: when the queue is closed and empty.
+//! Owner: the [`Pool`], of the worker. Blocks in: the queue, then in whatever a handler does. Kick: the worker cancels
+//! the signal of each run; the queue is closed. Ends: when the queue is closed and empty.
 
-use std::sync::{Arc, Mutex};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::Receiver;
 
-use super::run::Run;
-use crate::base::limits::CELERY_SCHEDULED;
+use super::call::{Args, TaskError, exception};
+use super::context::TaskCx;
+use super::core::Core;
+use super::held::Stage;
+use super::outcome::{self, Outcome};
+use super::registry::Registry;
+use super::run::{Run, Why};
 use crate::base::lock::lock;
 use crate::base::stop::Step;
-use crate::base::thread::{Kick, Thread, spawn};
+use crate::base::thread::{Kick, Thread, panic_message, spawn};
+use crate::base::timer::Alarm;
 use crate::base::waits::recv;
-
-/// Where runs wait for a thread. It has room for all that a worker may hold, so it is never full.
-pub struct Queue(Mutex<Option<Sender<Arc<Run>>>>);
-
-impl Queue {
-    /// A queue, and its other end.
-    pub fn new(prefetch: usize) -> (Self, Receiver<Arc<Run>>) {
-        let (sender, receiver) = bounded(prefetch + CELERY_SCHEDULED);
-        (Self(Mutex::new(Some(sender))), receiver)
-    }
-
-    /// Hands a run to the threads; false once the queue is closed.
-    pub fn push(&self, run: Arc<Run>) -> bool {
-        lock(&self.0).as_ref().is_some_and(|queue| queue.try_send(run).is_ok())
-    }
-
-    /// Threads end when they have run what waits.
-    pub fn close(&self) {
-        *lock(&self.0) = None;
-    }
-}
+use crate::celery::meta::{Exception, Meta};
 
 /// Owns the threads.
 #[derive(Debug)]
 pub struct Pool(Vec<Thread<()>>);
 
 impl Pool {
-    pub fn start(threads: usize, runs: &Receiver<Arc<Run>>) -> Self {
+    pub fn start(core: &Arc<Core>, registry: Registry, runs: &Receiver<Arc<Run>>) -> Self {
+        let registry = Arc::new(registry);
         let thread = |n: usize| {
-            let runs = runs.clone();
+            let (core, registry, runs) = (core.clone(), registry.clone(), runs.clone());
             spawn(format!("cel-work-{n}"), Kick::dropped("the queue and the signal of the run"), move || {
                 while let Ok(run) = recv(&runs, "a task") {
-                    run.execute();
+                    execute(&core, &registry, &run);
                 }
             })
         };
-        Self((0..threads).map(thread).collect())
+        Self((0..core.config.concurrency).map(thread).collect())
     }
 
     /// Joins the threads; the queue was closed and the runs were cancelled before.
     pub fn stop(self, step: &mut Step) {
         for thread in self.0 {
             step.join(thread);
+        }
+    }
+}
+
+/// Runs the handler on the calling thread and settles the message.
+fn execute(core: &Arc<Core>, registry: &Registry, run: &Arc<Run>) {
+    let message = &run.message;
+    if message.expires.is_some_and(|expires| expires < Core::now()) {
+        core.conclude(&run.tag, Outcome::Revoked("expired"));
+        return;
+    }
+    // A stop that finds a task running finds it counted as well.
+    core.busy.fetch_add(1, Ordering::SeqCst);
+    let _busy = Busy(core.clone());
+    {
+        let mut held = lock(&core.held);
+        // It was settled or given back while it waited.
+        if !held.advance(&run.tag, Stage::Waiting, Stage::Running) {
+            return;
+        }
+        if let Some(entry) = held.get_mut(&run.tag) {
+            entry.item.run = Some(run.clone());
+        }
+    }
+    core.totals.begun(&message.task);
+    let _limits = time_limits(core, run);
+    if core.config.track_started && message.ignore_result != Some(true) {
+        let meta = Meta::started(&message.id, std::process::id(), &core.config.hostname);
+        core.store_state(run, meta, |_| {});
+    }
+    let cx = TaskCx::new(run.clone(), core);
+    let args = Args { positional: message.args.clone(), named: message.kwargs.clone() };
+    let begun = Instant::now();
+    let result = match registry.get(&message.task) {
+        Some(handler) => catch_unwind(AssertUnwindSafe(|| handler(&cx, args))),
+        None => Ok(Err(Exception::new("celery.exceptions", "NotRegistered", &*message.task).into())),
+    };
+    let outcome = match result {
+        Ok(Ok(value)) => Some(Outcome::Success(value)),
+        Ok(Err(TaskError::Cancelled)) => run.cancelled(),
+        Ok(Err(TaskError::Reject { requeue: true })) => {
+            core.give_back(&run.tag, false);
+            return;
+        }
+        Ok(Err(error)) => outcome::of_error(error, message, &core.config.hostname),
+        Err(payload) => {
+            let text = panic_message(payload.as_ref());
+            let traceback = format!("the handler panicked: {text}\n  in {}[{}]\n", message.task, message.id);
+            Some(Outcome::Failure(exception("Panicked", text), Some(traceback)))
+        }
+    };
+    log::debug!("task {}[{}] ended after {:.3?}", message.task, message.id, begun.elapsed());
+    match outcome {
+        Some(outcome) => core.conclude(&run.tag, outcome),
+        None => {
+            core.give_back(&run.tag, true);
+        }
+    }
+}
+
+/// What ends the run at its time limits.
+fn time_limits(core: &Arc<Core>, run: &Arc<Run>) -> Vec<Alarm> {
+    let at = |seconds: Option<f64>| {
+        let limit = Duration::try_from_secs_f64(seconds?).ok().filter(|limit| !limit.is_zero())?;
+        Instant::now().checked_add(limit)
+    };
+    let mut alarms = Vec::new();
+    if let Some(when) = at(run.message.soft_time_limit) {
+        let run = Arc::downgrade(run);
+        alarms.push(core.timer.at(when, move || {
+            if let Some(run) = run.upgrade() {
+                log::warn!("task {}[{}] is over its soft time limit", run.message.task, run.message.id);
+                run.end(Why::SoftLimit);
+            }
+        }));
+    }
+    if let Some(when) = at(run.message.time_limit) {
+        let run = Arc::downgrade(run);
+        alarms.push(core.at(when, move |core| {
+            if let Some(run) = run.upgrade() {
+                let limit = run.message.time_limit.unwrap_or(0.0);
+                log::error!("task {}[{}] is over its time limit of {limit} s", run.message.task, run.message.id);
+                let exception = Exception::new("billiard.exceptions", "TimeLimitExceeded", limit.to_string());
+                core.conclude(&run.tag, Outcome::Failure(exception, None));
+                run.end(Why::HardLimit);
+            }
+        }));
+    }
+    alarms
+}
+
+/// A handler runs.
+struct Busy(Arc<Core>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        // The stop waits for the last one.
+        if self.0.busy.fetch_sub(1, Ordering::SeqCst) == 1 && self.0.waited_for.load(Ordering::SeqCst) {
+            self.0.idle.drain();
         }
     }
 }

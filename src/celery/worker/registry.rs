@@ -1,49 +1,15 @@
-//! The tasks that a worker runs, by their names, and what a handler gets and gives. Pure.
+//! The tasks that a worker runs, by their names.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::run::TaskCx;
-use crate::celery::Exception;
-
-/// Celery's own number of retries where a task names none.
-const MAX_RETRIES: u32 = 3;
-
-/// Names of exceptions that Python has; their results become these classes again at a Python caller.
-const PYTHONS: [&str; 26] = [
-    "ArithmeticError",
-    "AssertionError",
-    "BufferError",
-    "ConnectionError",
-    "ConnectionRefusedError",
-    "ConnectionResetError",
-    "EOFError",
-    "Exception",
-    "FileExistsError",
-    "FileNotFoundError",
-    "IndexError",
-    "InterruptedError",
-    "KeyError",
-    "LookupError",
-    "MemoryError",
-    "NotImplementedError",
-    "OSError",
-    "OverflowError",
-    "PermissionError",
-    "RecursionError",
-    "RuntimeError",
-    "StopIteration",
-    "TimeoutError",
-    "TypeError",
-    "ValueError",
-    "ZeroDivisionError",
-];
+use super::call::{Args, TaskError};
+use super::context::TaskCx;
 
 type Handler = Arc<dyn Fn(&TaskCx, Args) -> Result<Value, TaskError> + Send + Sync>;
 
@@ -59,8 +25,8 @@ impl Registry {
 
     /// One task more; a later one of the same name replaces the earlier.
     ///
-    /// The handler runs on a thread of the worker's pool and ends soon after [`TaskCx::cancel`] says so. A panic of it is the
-    /// task's failure.
+    /// The handler runs on a thread of the worker's pool and ends soon after [`TaskCx::cancel`] says so. A panic of it
+    /// is the task's failure.
     pub fn register(
         mut self,
         name: impl Into<String>,
@@ -95,129 +61,5 @@ impl Registry {
 impl fmt::Debug for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
-    }
-}
-
-/// The arguments of one call.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Args {
-    /// Positional arguments.
-    pub positional: Vec<Value>,
-    /// Keyword arguments.
-    pub named: Map<String, Value>,
-}
-
-impl Args {
-    /// An argument by its place or, if it was not passed so, by its name.
-    ///
-    /// # Errors
-    /// A `TypeError` if it is missing or of another type.
-    pub fn get<T: DeserializeOwned>(&self, at: usize, name: &str) -> Result<T, TaskError> {
-        let value = self.positional.get(at).or_else(|| self.named.get(name));
-        let value = value.ok_or_else(|| TaskError::new("TypeError", format!("missing argument: '{name}'")))?;
-        T::deserialize(value).map_err(|error| TaskError::new("TypeError", format!("argument '{name}': {error}")))
-    }
-
-    /// The keyword arguments as a struct. Positional arguments are refused.
-    ///
-    /// # Errors
-    /// A `TypeError` that says what is missing, too much or of another type.
-    pub fn named_as<T: DeserializeOwned>(self) -> Result<T, TaskError> {
-        if !self.positional.is_empty() {
-            let message = format!("takes keyword arguments only, {} positional were given", self.positional.len());
-            return Err(TaskError::new("TypeError", message));
-        }
-        T::deserialize(Value::Object(self.named)).map_err(|error| TaskError::new("TypeError", error.to_string()))
-    }
-}
-
-/// How a handler ends, if not with a value.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum TaskError {
-    /// It failed: `FAILURE`.
-    #[error("{}: {}", .0.exc_type, .0.message())]
-    Failed(Box<Exception>),
-    /// It failed, and is to be tried again: `RETRY`, or `FAILURE` when it was tried too often.
-    #[error("retry in {countdown:.1?}: {}: {}", exception.exc_type, exception.message())]
-    Retry {
-        /// Not before this long from now.
-        countdown: Duration,
-        /// Retries at most; `None` for no limit.
-        max_retries: Option<u32>,
-        /// What went wrong.
-        exception: Box<Exception>,
-    },
-    /// No result is stored.
-    #[error("ignored")]
-    Ignore,
-    /// The message is refused: it goes back to the end of its queue, or the task has failed.
-    #[error("rejected")]
-    Reject {
-        /// Whether it goes back to its queue.
-        requeue: bool,
-    },
-    /// It has ended because [`TaskCx::cancel`] told it to; the worker knows why.
-    #[error("cancelled")]
-    Cancelled,
-}
-
-impl TaskError {
-    /// A failure. A name of Python's own (`ValueError`) is that class again at a Python caller.
-    pub fn new(exc_type: &str, message: impl Into<String>) -> Self {
-        exception(exc_type, message).into()
-    }
-
-    /// A failure that is to be tried again after `countdown`, three times at most as with Celery; see [`TaskError::at_most`].
-    pub fn retry(countdown: Duration, exc_type: &str, message: impl Into<String>) -> Self {
-        Self::Retry { countdown, max_retries: Some(MAX_RETRIES), exception: Box::new(exception(exc_type, message)) }
-    }
-
-    /// The same with another limit of retries; `None` for no limit.
-    pub fn at_most(mut self, retries: Option<u32>) -> Self {
-        if let Self::Retry { max_retries, .. } = &mut self {
-            *max_retries = retries;
-        }
-        self
-    }
-}
-
-impl From<Exception> for TaskError {
-    /// A failure with any exception.
-    fn from(exception: Exception) -> Self {
-        Self::Failed(Box::new(exception))
-    }
-}
-
-/// An exception of Python's own or of ours.
-pub(super) fn exception(exc_type: &str, message: impl Into<String>) -> Exception {
-    let module = if PYTHONS.contains(&exc_type) { "builtins" } else { "phalanx" };
-    Exception::new(module, exc_type, message)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn an_argument_is_found_by_place_or_name() {
-        let args = Args { positional: vec![json!(1)], named: json!({"b": "x"}).as_object().unwrap().clone() };
-        assert_eq!(args.get::<u32>(0, "a"), Ok(1));
-        assert_eq!(args.get::<String>(1, "b").unwrap(), "x");
-        assert_eq!(args.get::<u32>(2, "c").unwrap_err(), TaskError::new("TypeError", "missing argument: 'c'"));
-        let wrong = args.get::<u32>(1, "b").unwrap_err().to_string();
-        assert!(wrong.starts_with("TypeError: argument 'b': invalid type"), "{wrong}");
-        assert!(args.named_as::<Value>().unwrap_err().to_string().contains("1 positional"));
-    }
-
-    #[test]
-    fn an_exception_is_pythons_own_by_its_name() {
-        let TaskError::Failed(own) = TaskError::new("ValueError", "x") else { unreachable!() };
-        assert_eq!(own.exc_module.as_deref(), Some("builtins"));
-        let TaskError::Failed(other) = TaskError::new("Broken", "x") else { unreachable!() };
-        assert_eq!(other.exc_module.as_deref(), Some("phalanx"));
-        let retry = TaskError::retry(Duration::from_secs(1), "OSError", "x").at_most(None);
-        assert!(matches!(retry, TaskError::Retry { max_retries: None, .. }));
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::celery::{SEPARATOR, queue_key};
+use crate::celery::keys::{SEPARATOR, queue_key};
 
 /// A message as it goes back to its queue.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,17 +1,18 @@
-//! What a worker does in Redis in one piece, as Lua: take, settle, store, renew, find what is left, put back. Pure text.
+//! What a worker does in Redis in one piece, as Lua: take, settle, store, renew, find what is left, put back. Pure
+//! text.
 //!
 //! Keys that a script finds by itself (those of other workers) are not declared, as in kombu, so Redis Cluster is not
-//! served. In each script the first command that needs memory comes before the first change, or after one that frees it: a
-//! full Redis refuses a script as a whole or not at all.
+//! served. In each script the first command that needs memory comes before the first change, or after one that frees
+//! it: a full Redis refuses a script as a whole or not at all.
 
 use crate::redis::Script;
 
 /// Takes messages and records each where kombu records its own, and in the worker's name.
 ///
-/// `KEYS`: held, unacked, unacked_index, aside, then the lists in the order of taking. `ARGV`: how many, how many the list of
-/// what was put aside keeps, bytes of it that are kept of one, bytes after which no further is taken, bytes of the largest
-/// message. Answers with `{tag, key, message}` for each, one after the other; the tag is empty for what is no message or too
-/// large and was put aside; of these the answer has the beginning.
+/// `KEYS`: held, unacked, unacked_index, aside, then the lists in the order of taking. `ARGV`: how many, how many the
+/// list of what was put aside keeps, bytes of it that are kept of one, bytes after which no further is taken, bytes of
+/// the largest message. Answers with `{tag, key, message}` for each, one after the other; the tag is empty for what is
+/// no message or too large and was put aside; of these the answer has the beginning.
 pub static TAKE: Script = Script::new(
     r#"
 local taken, left, bytes = {}, tonumber(ARGV[1]), tonumber(ARGV[4])
@@ -32,14 +33,15 @@ for k = 5, #KEYS do
       local info = type(props['delivery_info']) == 'table' and props['delivery_info'] or {}
       local exchange = type(info['exchange']) == 'string' and info['exchange'] or ''
       local routing = type(info['routing_key']) == 'string' and info['routing_key'] or KEYS[k]
-      redis.call('HSET', KEYS[2], tag, '[' .. raw .. ', ' .. cjson.encode(exchange) .. ', ' .. cjson.encode(routing) .. ']')
+      local route = cjson.encode(exchange) .. ', ' .. cjson.encode(routing)
+      redis.call('HSET', KEYS[2], tag, '[' .. raw .. ', ' .. route .. ']')
       redis.call('ZADD', KEYS[3], now, tag)
       redis.call('HSET', KEYS[1], tag, KEYS[k])
     else
       tag = ''
       redis.call('LPUSH', KEYS[4], cjson.encode({
-        reason = small and 'not a message: no JSON object with a delivery tag' or 'too large', queue = KEYS[k], at = now,
-        bytes = #raw, message = string.sub(raw, 1, tonumber(ARGV[3]))}))
+        reason = small and 'not a message: no JSON object with a delivery tag' or 'too large', queue = KEYS[k],
+        at = now, bytes = #raw, message = string.sub(raw, 1, tonumber(ARGV[3]))}))
       raw = string.sub(raw, 1, 200)
       redis.call('LTRIM', KEYS[4], 0, tonumber(ARGV[2]) - 1)
     end
@@ -54,10 +56,10 @@ return taken
 
 /// Ends a message: stores what came of it, sends what follows from it, and acknowledges it.
 ///
-/// `KEYS`: held, unacked, unacked_index. `ARGV`: tag, then operations of four each: `result`, key, value, seconds (0: for
-/// ever) stores and publishes unless a success is there; `own-result` only if the message is still ours; `push`, list,
-/// message, how many the list keeps (0: all) only if the message is still ours. Results come first. Answers 1 if the message
-/// was still ours.
+/// `KEYS`: held, unacked, unacked_index. `ARGV`: tag, then operations of four each: `result`, key, value, seconds (0:
+/// for ever) stores and publishes unless a success is there; `own-result` only if the message is still ours; `push`,
+/// list, message, how many the list keeps (0: all) only if the message is still ours. Results come first. Answers 1 if
+/// the message was still ours.
 ///
 /// It may be repeated: what is ours once is not ours again.
 pub static SETTLE: Script = Script::new(
@@ -95,7 +97,8 @@ return ours
 pub static STATE: Script = Script::new(
     r#"
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
-if tonumber(ARGV[3]) > 0 then redis.call('SETEX', KEYS[2], ARGV[3], ARGV[2]) else redis.call('SET', KEYS[2], ARGV[2]) end
+if tonumber(ARGV[3]) > 0 then redis.call('SETEX', KEYS[2], ARGV[3], ARGV[2])
+else redis.call('SET', KEYS[2], ARGV[2]) end
 redis.call('PUBLISH', KEYS[2], ARGV[2])
 return 1
 "#,
@@ -112,13 +115,15 @@ if there then
   local status = ok and type(meta) == 'table' and meta['status']
   if status ~= 'PENDING' and status ~= 'RECEIVED' and status ~= 'RETRY' and status ~= 'REJECTED' then return 0 end
 end
-if tonumber(ARGV[2]) > 0 then redis.call('SETEX', KEYS[1], ARGV[2], ARGV[1]) else redis.call('SET', KEYS[1], ARGV[1]) end
+if tonumber(ARGV[2]) > 0 then redis.call('SETEX', KEYS[1], ARGV[2], ARGV[1])
+else redis.call('SET', KEYS[1], ARGV[1]) end
 redis.call('PUBLISH', KEYS[1], ARGV[1])
 return 1
 "#,
 );
 
-/// Says that the worker lives, and that what it holds is fresh, so that a Celery worker, which restores by age, leaves it.
+/// Says that the worker lives, and that what it holds is fresh, so that a Celery worker, which restores by age, leaves
+/// it.
 ///
 /// `KEYS`: alive, held, unacked_index, workers. `ARGV`: worker, milliseconds to live. Answers how many it holds.
 pub static RENEW: Script = Script::new(
@@ -133,12 +138,12 @@ return #held
 "#,
 );
 
-/// Finds what nobody works on: held by a worker that lives no more, or recorded by anybody longer ago than the visibility
-/// time-out.
+/// Finds what nobody works on: held by a worker that lives no more, or recorded by anybody longer ago than the
+/// visibility time-out.
 ///
 /// `KEYS`: workers, unacked, unacked_index. `ARGV`: start of a worker's keys, most of them, seconds of the visibility
-/// time-out. Answers with `{worker, tag, key, entry}` for each, one after the other; worker and key are empty for what is
-/// only old.
+/// time-out. Answers with `{worker, tag, key, entry}` for each, one after the other; worker and key are empty for what
+/// is only old.
 pub static LEFT: Script = Script::new(
     r#"
 local found, left = {}, tonumber(ARGV[2])
@@ -172,9 +177,9 @@ return found
 
 /// Puts one message that nobody works on back, once.
 ///
-/// `KEYS`: unacked, unacked_index, list. `ARGV`: tag, message, seconds of the visibility time-out, the keys `alive` and `held`
-/// of the dead worker, or two empty ones for a message that is only old. To the end of the list that is taken from next, as
-/// kombu does.
+/// `KEYS`: unacked, unacked_index, list. `ARGV`: tag, message, seconds of the visibility time-out, the keys `alive` and
+/// `held` of the dead worker, or two empty ones for a message that is only old. To the end of the list that is taken
+/// from next, as kombu does.
 pub static RESTORE: Script = Script::new(
     r#"
 local tag = ARGV[1]
@@ -218,7 +223,8 @@ return held
 
 /// Answers a remote control: to each queue that is bound under the routing key, as a direct exchange does.
 ///
-/// `KEYS`: bindings of the exchange. `ARGV`: routing key, message, separator, seconds that an answer waits for its reader.
+/// `KEYS`: bindings of the exchange. `ARGV`: routing key, message, separator, seconds that an answer waits for its
+/// reader.
 pub static REPLY: Script = Script::new(
     r#"
 local start, sent = ARGV[1] .. ARGV[3], 0

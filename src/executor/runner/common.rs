@@ -5,9 +5,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::time::Instant;
 
+use super::run::{RunEnd, RunOutcome, RunSpec};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::executor::output::{Capture, OUTPUT_FILE_BYTES, STDERR_FILE, STDOUT_FILE};
-use crate::executor::run::{RunEnd, RunOutcome, RunSpec};
 use crate::executor::workspace::Workspace;
 use crate::proc::group::{Cause, Ended, GroupRun};
 use crate::proc::tool::{LADDER, ToolError};
@@ -103,14 +103,14 @@ pub(super) fn run_job(
         stderr: Some(&mut |bytes| stderr.push(bytes)),
         before_end,
     };
-    let Ended { status, cause, took } = run.run().map_err(|error| ToolError::of(&program, "run the job", error))?;
+    let Ended { status, cause } = run.run().map_err(|error| ToolError::of(&program, "run the job", error))?;
     let end = match cause {
         Some(Cause::Stop) => RunEnd::Cancelled,
         Some(Cause::Deadline) => RunEnd::TimedOut,
         None => status.code().map_or_else(|| RunEnd::Signalled(status.signal().unwrap_or(0)), RunEnd::Exited),
     };
     let captured = |capture: Capture| capture.finish().map_err(io_error("keep the job's output"));
-    Ok(RunOutcome { end, stdout: captured(stdout)?, stderr: captured(stderr)?, took })
+    Ok(RunOutcome { end, stdout: captured(stdout)?, stderr: captured(stderr)? })
 }
 
 pub(super) fn publish(workspace: &Workspace) -> Result<(), RunError> {

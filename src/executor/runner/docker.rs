@@ -1,13 +1,13 @@
 //! Runs the job in a container. Volumes are bind mounts: the engine must see the same file system as the executor.
 //!
-//! A job's environment may hold secrets, so it is in no command line, which every user of the host can read; and what it
-//! sets must not reach the `docker` program itself.
+//! A job's environment may hold secrets, so it is in no command line, which every user of the host can read; and what
+//! it sets must not reach the `docker` program itself.
 
 use std::time::{Duration, Instant};
 
 use super::common::{RunError, Runner, io_error, publish, run_job};
+use super::run::{RunEnd, RunOutcome, RunSpec, SCRIPT_PATH};
 use crate::base::shutdown::Shutdown;
-use crate::executor::run::{RunEnd, RunOutcome, RunSpec, SCRIPT_PATH};
 use crate::executor::workspace::Workspace;
 use crate::proc::docker::{Container, Docker, labels};
 use crate::proc::tool::ToolError;
@@ -108,8 +108,8 @@ fn env_file(workspace: &Workspace) -> std::path::PathBuf {
 /// Longer values do not go into the file: docker reads lines of up to 64 KiB.
 const FILE_VALUE_BYTES: usize = 32 << 10;
 
-/// Variables, or beginnings of their names, that configure the `docker` program, its TLS or its proxy, or the loader and
-/// the libraries under it.
+/// Variables, or beginnings of their names, that configure the `docker` program, its TLS or its proxy, or the loader
+/// and the libraries under it.
 const READ_BY_DOCKER: [&str; 24] = [
     "PATH",
     "HOME",
@@ -236,7 +236,8 @@ fn check_artifacts_dir(dir: &str) -> Result<&str, RunError> {
     Ok(dir)
 }
 
-/// A bind mount in the syntax of `--mount`, whose fields are those of CSV and are kept apart by refusing its separators.
+/// A bind mount in the syntax of `--mount`, whose fields are those of CSV and are kept apart by refusing its
+/// separators.
 fn mount(from: &std::path::Path, to: &str) -> Result<String, RunError> {
     let from = from.to_string_lossy();
     for path in [&*from, to] {

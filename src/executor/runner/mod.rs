@@ -3,13 +3,14 @@
 mod common;
 pub mod docker;
 pub mod process;
+mod run;
 
 use std::time::Instant;
 
-pub use super::run::{Captured, RunEnd, RunOutcome, RunSpec};
 pub use common::{RunError, Runner};
 use docker::DockerRunner;
 use process::ProcessRunner;
+pub use run::{Captured, RunEnd, RunOutcome, RunSpec};
 
 use crate::base::shutdown::Shutdown;
 use crate::proc::docker::Docker;

@@ -7,9 +7,9 @@ use std::process::Command;
 use std::time::Instant;
 
 use super::common::{RunError, Runner, io_error, publish, run_job};
+use super::run::{Captured, RunEnd, RunOutcome, RunSpec, SCRIPT_PATH};
 use crate::base::shutdown::Shutdown;
 use crate::executor::output::STDERR_FILE;
-use crate::executor::run::{Captured, RunEnd, RunOutcome, RunSpec, SCRIPT_PATH};
 use crate::executor::workspace::Workspace;
 use crate::proc::tool::ToolError;
 
@@ -18,10 +18,10 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 /// The process runner.
 ///
-/// The command runs in the workspace's job folder, which holds `volume/`, `output/` and `artifacts/` (their full paths are
-/// in `PHALANX_VOLUME_DIR`, `PHALANX_OUTPUT_DIR` and `PHALANX_ARTIFACTS_DIR`), with `PATH` and the request's variables and
-/// nothing else. A `raw_script` is the file `script.py` there; an argument `/script.py` is replaced by its full path, and
-/// without a command `python` (or `python3`, where there is no `python`) runs it.
+/// The command runs in the workspace's job folder, which holds `volume/`, `output/` and `artifacts/` (their full paths
+/// are in `PHALANX_VOLUME_DIR`, `PHALANX_OUTPUT_DIR` and `PHALANX_ARTIFACTS_DIR`), with `PATH` and the request's
+/// variables and nothing else. A `raw_script` is the file `script.py` there; an argument `/script.py` is replaced by
+/// its full path, and without a command `python` (or `python3`, where there is no `python`) runs it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ProcessRunner;
 
@@ -103,5 +103,5 @@ fn not_started(program: &str, error: io::Error, workspace: &Workspace) -> Result
     std::fs::write(workspace.stream(STDERR_FILE), &text).map_err(io_error("write the job's output"))?;
     publish(workspace)?;
     let stderr = Captured { bytes: text.len() as u64, text, ..Captured::default() };
-    Ok(RunOutcome { end: RunEnd::Exited(code), stdout: Captured::default(), stderr, took: Default::default() })
+    Ok(RunOutcome { end: RunEnd::Exited(code), stdout: Captured::default(), stderr })
 }

@@ -27,15 +27,15 @@ pub struct ArchiveLimits {
 }
 
 impl Default for ArchiveLimits {
-    /// 16 GiB, eight times the largest archive; 100,000 entries; 200 times (text packs to a tenth, a bomb to a thousandth)
-    /// from 256 MiB on.
+    /// 16 GiB, eight times the largest archive; 100,000 entries; 200 times (text packs to a tenth, a bomb to a
+    /// thousandth) from 256 MiB on.
     fn default() -> Self {
         Self { bytes: 16 << 30, entries: 100_000, ratio: 200, ratio_from: 256 << 20 }
     }
 }
 
-/// Bytes of an archive's directory that are read: 100,000 entries of about 300 bytes. It is kept in memory, so an archive
-/// that is nothing but directory must end early.
+/// Bytes of an archive's directory that are read: 100,000 entries of about 300 bytes. It is kept in memory, so an
+/// archive that is nothing but directory must end early.
 const DIRECTORY_BYTES: u64 = 32 << 20;
 
 /// Why an archive was not unpacked.

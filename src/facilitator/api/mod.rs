@@ -55,7 +55,7 @@ pub(super) struct Api {
     pub store: StoreHandle,
     pub events: Sender<Event>,
     /// What the router was like after its last input.
-    pub router: Arc<Mutex<RouterStatus>>,
+    pub status: Arc<Mutex<RouterStatus>>,
     pub changes: Changes,
     pub tokens: Mutex<Tokens>,
     pub users: Arc<Mutex<HashSet<PublicKey>>>,
@@ -198,7 +198,7 @@ impl Api {
         let uuid = uuid::Uuid::new_v4().to_string();
         let submission = submission::job(&request.body, signature, user, &uuid)?;
         let validator = submission.validator;
-        if !lock(&self.router).validators.contains(&validator) {
+        if !lock(&self.status).validators.contains(&validator) {
             return Err(Problem(
                 400,
                 format!("target_validator_hotkey: {validator} is not a validator of this facilitator"),

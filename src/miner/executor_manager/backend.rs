@@ -11,8 +11,8 @@ use crate::proc::group::GroupError;
 use crate::proc::tool::ToolError;
 use crate::protocol::ExecutorClass;
 
-/// How long an executor has from the first SIGTERM to SIGKILL. It gets a second SIGTERM half-way, for programs that finish
-/// their work on the first and give it up on the second, as ours do.
+/// How long an executor has from the first SIGTERM to SIGKILL. It gets a second SIGTERM half-way, for programs that
+/// finish their work on the first and give it up on the second, as ours do.
 pub const END_GRACE: Duration = Duration::from_secs(10);
 
 /// The same when the miner is told to stop at once; within the budget of a cancelled stop.
@@ -103,7 +103,8 @@ pub trait ExecutorBackend: Send + Sync {
     /// Starts one executor and waits until it has ended. Blocks for all of its life; `stop` ends it: at `Drain`
     /// with some grace, at `Cancel` at once.
     ///
-    /// When this returns, whatever it returns, nothing of the executor is left running: its slot is given to the next job.
+    /// When this returns, whatever it returns, nothing of the executor is left running: its slot is given to the next
+    /// job.
     ///
     /// # Errors
     /// [`ExecutorError`], if it could not be started or watched.

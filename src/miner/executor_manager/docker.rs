@@ -61,8 +61,8 @@ impl DockerBackend {
     }
 }
 
-/// A name for people, without the token, because names are for everybody to see. The job's uuid comes from a validator, so
-/// only what Docker takes is left of it.
+/// A name for people, without the token, because names are for everybody to see. The job's uuid comes from a validator,
+/// so only what Docker takes is left of it.
 fn container_name(job_uuid: &str) -> String {
     let uuid: String = job_uuid.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(64).collect();
     format!("phalanx-executor-{uuid}-{}", uuid::Uuid::new_v4().simple())

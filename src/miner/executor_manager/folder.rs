@@ -1,5 +1,6 @@
-//! The temporary folder of one executor, and what a killed executor leaves behind: the folder's files, and the processes
-//! of its job, which are in a group of their own and know the folder by their environment (`PHALANX_VOLUME_DIR` and others).
+//! The temporary folder of one executor, and what a killed executor leaves behind: the folder's files, and the
+//! processes of its job, which are in a group of their own and know the folder by their environment
+//! (`PHALANX_VOLUME_DIR` and others).
 
 use std::fs::{self, Permissions};
 use std::io;

@@ -1,7 +1,7 @@
 //! Starts executors and sees them end: one thread each, through a back end.
 //!
-//! Owner: the miner's router thread, which holds the [`ExecutorManager`]. Blocks in: [`ExecutorBackend::run`], for the life
-//! of one executor. Kick: that executor's stop signal. Ends: when the executor and all it started are gone.
+//! Owner: the miner's router thread, which holds the [`ExecutorManager`]. Blocks in: [`ExecutorBackend::run`], for the
+//! life of one executor. Kick: that executor's stop signal. Ends: when the executor and all it started are gone.
 
 mod backend;
 mod docker;

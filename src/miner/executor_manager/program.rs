@@ -1,4 +1,5 @@
-//! The program that is an executor, or that stands for one: its arguments, its environment, its end, its lines in our log.
+//! The program that is an executor, or that stands for one: its arguments, its environment, its end, its lines in our
+//! log.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -32,8 +33,8 @@ pub(super) fn arguments(spec: &ExecutorSpec, runner: &str) -> Vec<String> {
     ["executor", "--startup-time-limit", &seconds, "--runner", runner].map(str::to_owned).into()
 }
 
-/// Gives a program the environment of an executor: ours without our own settings, where to dial and with what. Names only
-/// are in its arguments, if anywhere, so no process list shows the token.
+/// Gives a program the environment of an executor: ours without our own settings, where to dial and with what. Names
+/// only are in its arguments, if anywhere, so no process list shows the token.
 pub(super) fn environment(command: &mut Command, spec: &ExecutorSpec) {
     std::env::vars_os().map(|(name, _)| name).filter(|name| is_own(name)).for_each(|name| {
         command.env_remove(name);
@@ -43,8 +44,8 @@ pub(super) fn environment(command: &mut Command, spec: &ExecutorSpec) {
 
 /// Runs the program until it ends. At `Drain` it is told to within `end_grace`, at `Cancel` within [`FORCED_GRACE`].
 ///
-/// It gets a second SIGTERM half-way, for executors that finish their work on the first. One that does not even end when
-/// it is killed is waited for, because its slot is not free before.
+/// It gets a second SIGTERM half-way, for executors that finish their work on the first. One that does not even end
+/// when it is killed is waited for, because its slot is not free before.
 pub(super) fn run(
     command: Command,
     spec: &ExecutorSpec,

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::job::{Job, JobKey, News, Phase};
-use super::{Action, CLOSE_NORMAL, ExecutorFrame, Now, Router};
+use super::job::{JobKey, MinerJob, News, Phase};
+use super::{Action, CLOSE_NORMAL, ExecutorFrame, Router};
 use crate::base::ids::SessionId;
+use crate::base::now::Now;
 use crate::miner::executor_manager::ExecutorEnd;
 use crate::protocol::stages::Stage;
 use crate::protocol::{ExecutorToMiner, MinerToValidator, answer};
@@ -24,8 +25,8 @@ pub struct Connected {
 
 impl Router {
     /// An executor dials in with a token: the first time, or again after it lost its connection, which we may not have
-    /// noticed yet. So the newest connection is the executor's, the only one; the older one is ended, but what the executor
-    /// had sent on it counts, because the executor takes it for delivered.
+    /// noticed yet. So the newest connection is the executor's, the only one; the older one is ended, but what the
+    /// executor had sent on it counts, because the executor takes it for delivered.
     pub(super) fn executor_opened(&mut self, id: SessionId, token: String, address: Option<String>) {
         let key = self.tokens.get(&token).cloned();
         let job = key.as_ref().and_then(|key| self.jobs.get_mut(key)).filter(|job| !job.is_over());
@@ -95,7 +96,7 @@ impl Router {
                 log::warn!("job {}: its executor reports: {}", key.uuid, error.details.unwrap_or_default());
             }
             M::V0ExecutorReadyRequest(_) if matches!(job.phase, Phase::Starting) => {
-                job.ready(now.instant + self.limits.request_time);
+                job.ready(now.mono + self.limits.request_time);
                 if let Some(executor) = &job.executor {
                     self.pool.ready(&executor.lease);
                 }
@@ -138,7 +139,7 @@ impl Router {
         let default = self.limits.default_job_time;
         let Some(job) = self.jobs.get_mut(key) else { return };
         if matches!(job.phase, Phase::Ready(_)) && job.request.is_some() {
-            job.run(default, now.instant);
+            job.run(default, now.mono);
             self.push_work(key);
         }
     }
@@ -147,9 +148,9 @@ impl Router {
     pub(super) fn executor_gone(&mut self, token: &str, now: Now) {
         let Some(key) = self.tokens.get(token).cloned() else { return };
         let job = self.jobs.get_mut(&key);
-        let Some(Job { executor: Some(executor), phase, .. }) = job else {
+        let Some(MinerJob { executor: Some(executor), phase, .. }) = job else {
             self.tokens.remove(token);
-            if let Some(Job { phase: Phase::LastWords(_, how), .. }) = self.jobs.get(&key) {
+            if let Some(MinerJob { phase: Phase::LastWords(_, how), .. }) = self.jobs.get(&key) {
                 let how = how.clone();
                 let reason = self.jobs[&key].loss();
                 self.fail(&key, reason, how, now);
@@ -159,7 +160,7 @@ impl Router {
         executor.session = None;
         if !matches!(phase, Phase::Over(_)) {
             log::info!("job {}: its executor has disconnected", key.uuid);
-            executor.back_by = Some(now.instant + self.limits.reconnect_grace);
+            executor.back_by = Some(now.mono + self.limits.reconnect_grace);
         }
     }
 
@@ -179,7 +180,7 @@ impl Router {
         let over = job.is_over();
         if !over && executor.session.is_some() {
             // Its last words may still be on their way; the end of its connection decides, or this.
-            job.phase = Phase::LastWords(now.instant + LAST_WORDS, how);
+            job.phase = Phase::LastWords(now.mono + LAST_WORDS, how);
         } else {
             self.tokens.remove(&token);
             if !over {
@@ -187,7 +188,7 @@ impl Router {
                 self.fail(&key, reason, how, now);
             }
         }
-        self.forget_if_done(&key, Some(now.instant));
+        self.forget_if_done(&key, Some(now.mono));
         self.serve_waiting(class, now);
     }
 }

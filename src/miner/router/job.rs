@@ -1,4 +1,4 @@
-//! One job on a miner: who asked, who runs it, what its validator still has to be told. Pure: `now` is an argument.
+//! One job on a miner: who asked, who runs it, of what its validator still has to be notified. Pure: `now` is an argument.
 
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,7 @@ pub enum Phase {
     Over(Instant),
 }
 
-/// What a validator is told of a job, one of each at most.
+/// What a validator is notified of, one of each at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum News {
     /// Accepted.
@@ -72,7 +72,7 @@ pub struct Executor {
 
 /// A job.
 #[derive(Debug)]
-pub struct Job {
+pub struct MinerJob {
     /// What the validator asked for.
     pub initial: V0InitialJobRequest,
     /// The same as it is passed on; empty once the executor is known to have it.
@@ -85,16 +85,16 @@ pub struct Job {
     pub executor: Option<Executor>,
     /// The second half of the job, as it is passed on.
     pub request: Option<Utf8Bytes>,
-    /// Connections that are told the news. More than one only after the one that asked was lost: the wire does not say for
-    /// which job a connection is, so all that may be meant are told, until one of them speaks of the job.
+    /// Connections that are notified. More than one only after the one that asked was lost: the wire does not say
+    /// for which job a connection is, so all that may be meant are notified, until one of them speaks of the job.
     pub audience: Vec<SessionId>,
     /// Whether the audience is one connection that has spoken of the job.
     pub claimed: bool,
     kept: Vec<(News, Utf8Bytes)>,
-    told: Option<News>,
+    notified: Option<News>,
 }
 
-impl Job {
+impl MinerJob {
     /// A job that was asked for on `session` and has a slot; its receipt is to be stored.
     pub fn new(
         (initial, initial_text): (V0InitialJobRequest, Utf8Bytes),
@@ -113,7 +113,7 @@ impl Job {
             audience: vec![session],
             claimed: true,
             kept: Vec::new(),
-            told: None,
+            notified: None,
         }
     }
 
@@ -124,17 +124,17 @@ impl Job {
 
     /// Whether its executor has been ready.
     pub fn was_ready(&self) -> bool {
-        self.told.is_some_and(|told| told >= News::ExecutorReady)
+        self.notified.is_some_and(|last| last >= News::ExecutorReady)
     }
 
     /// Keeps news until the validator has confirmed them; false if they are old, as a repeat after a reconnect.
     pub fn tell(&mut self, news: News, text: Utf8Bytes) -> bool {
         if news == News::Specs {
             self.kept.retain(|(kept, _)| *kept != News::Specs);
-        } else if self.told.is_some_and(|told| told >= news) {
+        } else if self.notified.is_some_and(|last| last >= news) {
             return false;
         } else {
-            self.told = Some(news);
+            self.notified = Some(news);
         }
         self.kept.push((news, text));
         true
@@ -145,7 +145,7 @@ impl Job {
         self.kept.retain(|(news, _)| *news > up_to);
     }
 
-    /// What the validator has not confirmed, in the order in which it was told.
+    /// What the validator has not confirmed, in the order in which it was notified.
     pub fn kept(&self) -> Vec<Utf8Bytes> {
         self.kept.iter().map(|(_, text)| text.clone()).collect()
     }
@@ -168,8 +168,8 @@ impl Job {
         }
     }
 
-    /// The initial request as its executor gets it: for a streaming job with the executor's address, which the validator
-    /// did not sign.
+    /// The initial request as its executor gets it: for a streaming job with the executor's address, which the
+    /// validator did not sign.
     pub fn initial_for(&self, address: Option<&str>) -> Utf8Bytes {
         let mut initial = match (&self.initial.streaming_details, address) {
             (Some(_), Some(_)) => self.initial.clone(),

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::job::{Executor, Job, JobKey, News, Phase};
-use super::{Action, Now, Router};
+use super::job::{Executor, JobKey, MinerJob, News, Phase};
+use super::{Action, Router};
 use crate::base::ids::SessionId;
+use crate::base::now::Now;
 use crate::base::shutdown::Level;
 use crate::miner::executor_manager::ExecutorSpec;
 use crate::protocol::{
@@ -19,7 +20,7 @@ const KEPT_BYTES: usize = 256 << 20;
 /// Outcomes that are kept for validators that have not confirmed them.
 const KEPT_JOBS: usize = 4096;
 
-/// What a validator is told of a job that a stop refuses or ends.
+/// What is reported to a validator of a job that a stop refuses or ends.
 const STOPPING: &str = "the miner is stopping";
 
 /// A job that waits for a slot whose executor is about to end.
@@ -60,14 +61,14 @@ impl Router {
         }
         let ahead = self.waiting.iter().filter(|w| w.initial.executor_class == class).count();
         if self.pool.counts(class).free == 0 && ahead < self.pool.counts(class).ending {
-            let until = now.instant + self.limits.reservation_wait;
+            let until = now.mono + self.limits.reservation_wait;
             self.waiting.push_back(Waiting { key, session, initial, text, until });
             return;
         }
         self.reserve(session, key, (initial, text), now);
     }
 
-    /// The same job again: it is not started twice, but the validator is told what it may have missed.
+    /// The same job again: it is not started twice, but the validator is notified of what it may have missed.
     fn asked_again(&mut self, key: &JobKey, session: SessionId) {
         self.claim(key, session);
         let job = &self.jobs[key];
@@ -129,7 +130,7 @@ impl Router {
         now: Now,
     ) {
         let class = initial.executor_class;
-        let ready_by = now.instant + class.spin_up_time() + self.limits.startup_time_limit;
+        let ready_by = now.mono + class.spin_up_time() + self.limits.startup_time_limit;
         let lease = match self.pool.reserve(class, ready_by) {
             Ok(lease) => lease,
             Err(busy) => {
@@ -143,7 +144,7 @@ impl Router {
             validator_signature: initial.job_started_receipt_signature.clone(),
         });
         let token = format!("{}-{}", key.uuid, uuid::Uuid::new_v4());
-        self.jobs.insert(key, Job::new((initial, text), lease, token, session));
+        self.jobs.insert(key, MinerJob::new((initial, text), lease, token, session));
     }
 
     fn decline(&mut self, to: SessionId, key: &JobKey, reason: JobRejectionReason, message: String) {
@@ -153,7 +154,8 @@ impl Router {
 
     /// Declines with the receipts of the jobs that have the executors of the class, as an excuse.
     fn decline_busy(&mut self, to: SessionId, key: &JobKey, class: ExecutorClass, message: &str) {
-        let has_executor = |job: &&Job| job.executor.as_ref().is_some_and(|executor| executor.lease.class() == class);
+        let has_executor =
+            |job: &&MinerJob| job.executor.as_ref().is_some_and(|executor| executor.lease.class() == class);
         let receipts = self.jobs.values().filter(has_executor).filter_map(|job| job.receipt.clone()).collect();
         let (job_uuid, message, reason) = (key.uuid.clone(), message.to_owned(), JobRejectionReason::Busy);
         self.send(to, V0DeclineJobRequest { job_uuid, message, reason, receipts, context: None });
@@ -199,7 +201,7 @@ impl Router {
         log::info!("job {}: accepted from validator {}", key.uuid, key.validator);
     }
 
-    /// A job that has a slot but no executor yet is taken back; gives those who are to be told.
+    /// A job that has a slot but no executor yet is taken back; gives those who are to be notified.
     fn undo(&mut self, key: &JobKey) -> Vec<SessionId> {
         let Some(job) = self.jobs.remove(key) else { return Vec::new() };
         if let Some(executor) = job.executor {
@@ -242,12 +244,12 @@ impl Router {
     /// The job is over; its executor has `exit_time` to end by itself.
     pub(super) fn over(&mut self, key: &JobKey, now: Now, exit_time: Duration) {
         let Some(job) = self.jobs.get_mut(key) else { return };
-        job.phase = Phase::Over(now.instant + self.limits.result_time);
+        job.phase = Phase::Over(now.mono + self.limits.result_time);
         job.request = None;
         if let Some(executor) = &mut job.executor {
             executor.back_by = None;
-            executor.end_at = Some(now.instant + exit_time);
-            self.pool.ending(&executor.lease, now.instant + exit_time + self.limits.end_time);
+            executor.end_at = Some(now.mono + exit_time);
+            self.pool.ending(&executor.lease, now.mono + exit_time + self.limits.end_time);
         }
         self.bound_kept();
     }
@@ -276,7 +278,7 @@ impl Router {
 
     /// Lets go of a job of which nothing is left.
     pub(super) fn forget_if_done(&mut self, key: &JobKey, now: Option<Instant>) {
-        let done = |job: &Job| match now {
+        let done = |job: &MinerJob| match now {
             Some(now) => job.is_done_with(now),
             None => job.executor.is_none() && job.kept_bytes() == 0 && job.is_over(),
         };
@@ -295,7 +297,7 @@ impl Router {
     }
 
     pub(super) fn expire_waiting(&mut self, now: Now) {
-        while let Some(at) = self.waiting.iter().position(|w| w.until <= now.instant) {
+        while let Some(at) = self.waiting.iter().position(|w| w.until <= now.mono) {
             let Some(late) = self.waiting.remove(at) else { return };
             self.decline_busy(late.session, &late.key, late.initial.executor_class, "");
         }
@@ -308,10 +310,10 @@ impl Router {
 
     pub(super) fn expire_jobs(&mut self, now: Now) {
         let leeway = self.limits.leeway;
-        let due = |job: &Job| job.next_wake(leeway).is_some_and(|at| at <= now.instant);
-        let starting = |job: &Job, router: &Self| {
+        let due = |job: &MinerJob| job.next_wake(leeway).is_some_and(|at| at <= now.mono);
+        let starting = |job: &MinerJob, router: &Self| {
             let lease = job.executor.as_ref().map(|executor| &executor.lease);
-            lease.is_some_and(|lease| router.pool.has_expired(lease, now.instant))
+            lease.is_some_and(|lease| router.pool.has_expired(lease, now.mono))
         };
         let keys: Vec<_> =
             self.jobs.iter().filter(|(_, job)| due(job) || starting(job, self)).map(|(key, _)| key.clone()).collect();
@@ -330,18 +332,18 @@ impl Router {
                     _ => "the executor did not connect in time",
                 };
                 self.fail(&key, HordeFailureReason::ExecutorSpinupFailed, why.to_owned(), now);
-            } else if let Some((reason, why)) = job.failure(leeway, now.instant) {
+            } else if let Some((reason, why)) = job.failure(leeway, now.mono) {
                 self.fail(&key, reason, why, now);
             }
             self.end_overdue_executor(&key, now);
-            self.forget_if_done(&key, Some(now.instant));
+            self.forget_if_done(&key, Some(now.mono));
         }
     }
 
     /// Tells the executor of a job that is over to end, if it has not by itself.
     fn end_overdue_executor(&mut self, key: &JobKey, now: Now) {
         let Some(executor) = self.jobs.get_mut(key).and_then(|job| job.executor.as_mut()) else { return };
-        if executor.end_at.is_some_and(|end_at| end_at <= now.instant) {
+        if executor.end_at.is_some_and(|end_at| end_at <= now.mono) {
             executor.end_at = None;
             self.out.push(Action::End(executor.token.clone()));
             if let Some(session) = executor.session {
@@ -361,7 +363,7 @@ impl Router {
         }
         let running: Vec<_> = self.jobs.iter().filter(|(_, job)| !job.is_over()).map(|(key, _)| key.clone()).collect();
         for key in running {
-            let Job { phase, initial, .. } = &self.jobs[&key];
+            let MinerJob { phase, initial, .. } = &self.jobs[&key];
             let class = initial.executor_class;
             if !matches!(phase, Phase::Storing) {
                 self.fail(&key, HordeFailureReason::GenericError, STOPPING.to_owned(), now);
@@ -373,7 +375,7 @@ impl Router {
         }
         for job in self.jobs.values_mut() {
             if let Some(executor) = &mut job.executor {
-                executor.end_at = Some(now.instant);
+                executor.end_at = Some(now.mono);
             }
         }
     }

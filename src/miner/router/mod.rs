@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
 use crate::base::ids::SessionId;
+use crate::base::now::Now;
 use crate::base::shutdown::Level;
 use crate::identity::{KeyPair, PublicKey};
 use crate::protocol::signing::verify_validator_signature;
@@ -29,8 +30,8 @@ use super::config::{MinerConfig, MinerLimits};
 use super::executor_manager::{ExecutorEnd, ExecutorSpec};
 use super::executor_pool::ExecutorPool;
 use executors::Connected;
-use job::Job;
 pub use job::JobKey;
+use job::MinerJob;
 use jobs::Waiting;
 use validators::Validator;
 
@@ -38,15 +39,6 @@ use validators::Validator;
 pub const CLOSE_NORMAL: u16 = 1000;
 /// Close code for a peer that did not keep to our limits before it was authenticated.
 pub const CLOSE_POLICY: u16 = 1008;
-
-/// The present moment, on both clocks.
-#[derive(Debug, Clone, Copy)]
-pub struct Now {
-    /// For deadlines.
-    pub instant: Instant,
-    /// Seconds of Unix time, for what others have signed.
-    pub unix: i64,
-}
 
 /// What a path stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,7 +88,8 @@ pub struct ExecutorFrame {
 }
 
 impl ValidatorFrame {
-    /// Reads a text from the validator whose key this is; `None` if its name is no address, so that nothing it signs counts.
+    /// Reads a text from the validator whose key this is; `None` if its name is no address, so that nothing it signs
+    /// counts.
     pub fn read(text: &str, validator: Option<PublicKey>) -> Self {
         let message = ValidatorToMiner::decode(text);
         let signed = match &message {
@@ -200,7 +193,7 @@ pub struct Router {
     validators: BTreeMap<SessionId, Validator>,
     /// The connections of executors.
     executors: HashMap<SessionId, Connected>,
-    jobs: BTreeMap<JobKey, Job>,
+    jobs: BTreeMap<JobKey, MinerJob>,
     /// The job of each executor that has not ended.
     tokens: HashMap<String, JobKey>,
     waiting: VecDeque<Waiting>,
@@ -272,7 +265,7 @@ impl Router {
 
     /// Whether every job has ended.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.jobs.values().all(Job::is_over)
+        self.waiting.is_empty() && self.jobs.values().all(MinerJob::is_over)
     }
 
     /// Numbers for people.
@@ -288,7 +281,7 @@ impl Router {
     }
 
     fn tick(&mut self, now: Now) {
-        for class in self.pool.quarantine_overdue(now.instant) {
+        for class in self.pool.quarantine_overdue(now.mono) {
             log::error!("an executor of class {class} did not end when it was told to: its slot is in quarantine");
         }
         self.expire_validators(now);

@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::job::{JobKey, News, Phase};
-use super::{Action, CLOSE_NORMAL, CLOSE_POLICY, Now, Router, ValidatorFrame};
+use super::{Action, CLOSE_NORMAL, CLOSE_POLICY, Router, ValidatorFrame};
 use crate::base::ids::SessionId;
 use crate::base::limits::{MINER_LINK_MESSAGE_BYTES, PRE_AUTH_MESSAGES};
+use crate::base::now::Now;
 use crate::protocol::{
     Manifest, ReceiptPayload, V0ExecutorManifestRequest, V0JobRequest, V0MainHotkeyMessage, ValidatorAuthForMiner,
     ValidatorToMiner, answer,
@@ -20,11 +21,11 @@ const PRE_AUTH_BYTES: usize = MINER_LINK_MESSAGE_BYTES;
 #[derive(Debug)]
 pub(super) struct Validator {
     hotkey: String,
-    state: State,
+    state: ValidatorState,
 }
 
 #[derive(Debug)]
-enum State {
+enum ValidatorState {
     /// Until then it has to authenticate; what it says meanwhile waits.
     Unknown {
         until: Instant,
@@ -38,12 +39,12 @@ enum State {
 
 impl Validator {
     pub fn is_authenticated(&self) -> bool {
-        matches!(self.state, State::Authenticated)
+        matches!(self.state, ValidatorState::Authenticated)
     }
 
     pub fn auth_by(&self) -> Option<Instant> {
         match self.state {
-            State::Unknown { until, .. } => Some(until),
+            ValidatorState::Unknown { until, .. } => Some(until),
             _ => None,
         }
     }
@@ -56,10 +57,10 @@ impl Router {
             self.complain(id, format!("Unknown validator: {hotkey}"));
             self.out.push(Action::Close(id, CLOSE_NORMAL, ""));
         }
-        let until = now.instant + self.limits.auth_time;
+        let until = now.mono + self.limits.auth_time;
         let state = match known {
-            true => State::Unknown { until, queue: VecDeque::new(), bytes: 0 },
-            false => State::Refused,
+            true => ValidatorState::Unknown { until, queue: VecDeque::new(), bytes: 0 },
+            false => ValidatorState::Refused,
         };
         self.validators.insert(id, Validator { hotkey, state });
     }
@@ -69,7 +70,7 @@ impl Router {
         let Some(validator) = self.validators.get_mut(&id) else { return };
         let hotkey = validator.hotkey.clone();
         match (&frame.message, &mut validator.state) {
-            (_, State::Refused) => {}
+            (_, ValidatorState::Refused) => {}
             (Err(error), _) => {
                 log::warn!("validator {hotkey}: bad frame: {error}");
                 let complaint = answer::by_miner(error);
@@ -79,7 +80,7 @@ impl Router {
                 Ok(()) => self.authenticated(id, hotkey, now),
                 Err(why) => self.refuse(id, CLOSE_NORMAL, &why),
             },
-            (Ok(_), State::Unknown { queue, bytes, .. }) => {
+            (Ok(_), ValidatorState::Unknown { queue, bytes, .. }) => {
                 *bytes += frame.bytes;
                 if queue.len() >= PRE_AUTH_MESSAGES || *bytes > PRE_AUTH_BYTES {
                     let why =
@@ -88,13 +89,13 @@ impl Router {
                 }
                 queue.push_back(frame);
             }
-            (Ok(_), State::Authenticated) => self.authenticated_message(id, hotkey, frame, now),
+            (Ok(_), ValidatorState::Authenticated) => self.authenticated_message(id, hotkey, frame, now),
         }
     }
 
     /// The texts are those of the Python miner, but for the future, which it does not mind.
     fn check_auth(&self, hotkey: &str, auth: &ValidatorAuthForMiner, now: Now) -> Result<(), String> {
-        let age = now.unix.saturating_sub(auth.timestamp.saturating_i64());
+        let age = now.unix_seconds().saturating_sub(auth.timestamp.saturating_i64());
         let limit = i64::try_from(self.limits.auth_age.as_secs()).unwrap_or(i64::MAX);
         if age > limit {
             return Err("msg too old".to_owned());
@@ -117,7 +118,7 @@ impl Router {
 
     fn refuse(&mut self, id: SessionId, code: u16, why: &str) {
         let Some(validator) = self.validators.get_mut(&id) else { return };
-        validator.state = State::Refused;
+        validator.state = ValidatorState::Refused;
         let details = format!("Validator {} not authenticated due to: {why}", validator.hotkey);
         log::warn!("{id}: {details}");
         self.complain(id, details);
@@ -128,11 +129,11 @@ impl Router {
 
     fn authenticated(&mut self, id: SessionId, hotkey: String, now: Now) {
         let Some(validator) = self.validators.get_mut(&id) else { return };
-        let before = std::mem::replace(&mut validator.state, State::Authenticated);
+        let before = std::mem::replace(&mut validator.state, ValidatorState::Authenticated);
         let counts = self.pool.manifest().map(|(class, count)| (class, (count as i64).into()));
         let manifest: Manifest = counts.collect();
         self.send(id, V0ExecutorManifestRequest { manifest });
-        if let State::Unknown { queue, .. } = before {
+        if let ValidatorState::Unknown { queue, .. } = before {
             self.offer_news(id, &hotkey);
             for frame in queue {
                 self.authenticated_message(id, hotkey.clone(), frame, now);
@@ -140,11 +141,11 @@ impl Router {
         }
     }
 
-    /// A validator is back: it is told what it missed of jobs whose connection was lost.
+    /// A validator is back: it is notified of what it missed of jobs whose connection was lost.
     fn offer_news(&mut self, id: SessionId, hotkey: &str) {
         let keys: Vec<_> = self.jobs.keys().filter(|key| key.validator == hotkey).cloned().collect();
         for key in keys {
-            // A connection that has spoken of the job is the one that is told; if it is dead, its end will be noticed.
+            // A connection that has spoken of the job is the one that is notified; if it is dead, its end will be noticed.
             if !self.jobs[&key].claimed {
                 self.join_audience(id, &key);
             }
@@ -161,7 +162,7 @@ impl Router {
         self.out.extend(news.into_iter().map(|text| Action::Send(id, text)));
     }
 
-    /// A connection has ended: what it did not confirm is told to a younger one of the same validator that speaks of no
+    /// A connection has ended: what it did not confirm is repeated to a younger one of the same validator that speaks of no
     /// job yet, or to the next that comes.
     pub(super) fn validator_gone(&mut self, id: SessionId) {
         self.stop_waiting(id);
@@ -175,18 +176,21 @@ impl Router {
             }
             let of_another =
                 |session: &SessionId| self.jobs.values().any(|j| j.claimed && j.audience.contains(session));
-            let heirs = self.validators.iter().filter(|(heir, validator)| {
-                **heir > id && validator.hotkey == key.validator && validator.is_authenticated() && !of_another(heir)
+            let successors = self.validators.iter().filter(|(successor, validator)| {
+                **successor > id
+                    && validator.hotkey == key.validator
+                    && validator.is_authenticated()
+                    && !of_another(successor)
             });
-            let heirs: Vec<_> = heirs.map(|(heir, _)| *heir).collect();
-            for heir in heirs {
-                self.join_audience(heir, &key);
+            let successors: Vec<_> = successors.map(|(successor, _)| *successor).collect();
+            for successor in successors {
+                self.join_audience(successor, &key);
             }
         }
     }
 
     pub(super) fn expire_validators(&mut self, now: Now) {
-        let late = self.validators.iter().filter(|(_, v)| v.auth_by().is_some_and(|until| until <= now.instant));
+        let late = self.validators.iter().filter(|(_, v)| v.auth_by().is_some_and(|until| until <= now.mono));
         let late: Vec<_> = late.map(|(id, _)| *id).collect();
         for id in late {
             let why = format!("it did not come within {} s", self.limits.auth_time.as_secs_f64());

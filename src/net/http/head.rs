@@ -86,8 +86,8 @@ pub(crate) enum Received {
     NotHttp,
 }
 
-/// Reads up to and including the empty line. `is_http` judges the first bytes (at least one), so that a peer which speaks
-/// something else is noticed at once rather than at the deadline. Blocks in `stream`, whose errors end it.
+/// Reads up to and including the empty line. `is_http` judges the first bytes (at least one), so that a peer which
+/// speaks something else is noticed at once rather than at the deadline. Blocks in `stream`, whose errors end it.
 pub(crate) fn receive(stream: &mut impl Read, limit: usize, is_http: fn(&[u8]) -> bool) -> io::Result<Received> {
     let mut head = Vec::new();
     let mut chunk = [0; 4096];

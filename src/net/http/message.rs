@@ -1,4 +1,4 @@
-//! Requests and responses as values. Pure.
+//! Requests and responses as values.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -134,8 +134,8 @@ mod tests {
         let text = String::from_utf8(response.encode("D", false, false)).unwrap();
         assert_eq!(
             text,
-            "HTTP/1.1 404 Not Found\r\nDate: D\r\nContent-Type: text/plain; charset=utf-8\r\nX-Why: a  Set-Cookie: b\r\n\
-             Content-Length: 4\r\nConnection: close\r\n\r\ngone"
+            "HTTP/1.1 404 Not Found\r\nDate: D\r\nContent-Type: text/plain; charset=utf-8\r\n\
+             X-Why: a  Set-Cookie: b\r\nContent-Length: 4\r\nConnection: close\r\n\r\ngone"
         );
     }
 

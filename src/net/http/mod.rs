@@ -1,11 +1,11 @@
 //! HTTP/1.1 on our own threads (RFC 9110 and 9112): what every end of it shares, a small server, a client.
 //!
-//! The server: keep-alive, pipelining, `Content-Length` and chunked request bodies, `Expect: 100-continue`, `HEAD`. Every read
-//! and write has a deadline and a size limit, so a slow or hostile client costs one thread for a bounded time. No TLS: a proxy
-//! does that.
+//! The server: keep-alive, pipelining, `Content-Length` and chunked request bodies, `Expect: 100-continue`, `HEAD`.
+//! Every read and write has a deadline and a size limit, so a slow or hostile client costs one thread for a bounded
+//! time. No TLS: a proxy does that.
 //!
 //! * `head`: the head of a message, read and written; also for the WebSocket upgrade and the `CONNECT` of a proxy.
-//! * [`message`]: requests and responses of the server as values. Pure.
+//! * [`message`]: requests and responses of the server as values.
 //! * `request`: what a request's head asks of the server. Pure.
 //! * [`server`]: its threads.
 //! * [`pages`]: what every role serves of itself.

@@ -1,4 +1,5 @@
-//! The pages that every role serves of itself, made from its snapshot: `/healthz`, `/readyz`, `/metrics`, `/status.json`.
+//! The pages that every role serves of itself, made from its snapshot: `/healthz`, `/readyz`, `/metrics`,
+//! `/status.json`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,8 +23,8 @@ pub type Pages = Arc<dyn Fn(&HttpRequest) -> Option<HttpResponse> + Send + Sync>
 
 /// The four pages of a role, each from a snapshot of its own.
 ///
-/// * `/healthz`: is it alive? 200 `ok`, or 503 with a line for each part that is stuck. It waits for the timer thread to
-///   answer, at most 5 s or until the server stops; orchestrators restart a process that is not alive.
+/// * `/healthz`: is it alive? 200 `ok`, or 503 with a line for each part that is stuck. It waits for the timer thread
+///   to answer, at most 5 s or until the server stops; orchestrators restart a process that is not alive.
 /// * `/readyz`: may it be given work? 200 `ready`, or 503 with a line for each reason.
 /// * `/metrics`: Prometheus text.
 /// * `/status.json`: the [`Snapshot`](crate::ops::status::Snapshot).

@@ -95,7 +95,8 @@ fn target_parts(target: &str) -> Result<(String, Vec<(String, String)>), Refused
     Ok((path, query.collect::<Option<_>>().ok_or_else(bad)?))
 }
 
-/// Reads a chunk's size line from the beginning of `bytes`: the line's length and the chunk's, or `None` for more bytes.
+/// Reads a chunk's size line from the beginning of `bytes`: the line's length and the chunk's, or `None` for more
+/// bytes.
 pub(super) fn chunk_size(bytes: &[u8]) -> Result<Option<(usize, u64)>, Refused> {
     match httparse::parse_chunk_size(bytes) {
         Ok(Status::Complete((length, size))) => Ok(Some((length, size))),
@@ -117,7 +118,8 @@ mod tests {
 
     #[test]
     fn a_head_in_all_its_parts() {
-        let text = "POST /a%20b/?x=1&y=%C5%BC+z&flag HTTP/1.1\r\nHost: h\r\nX-A:  v \r\nContent-Length: 12\r\nContent-Length: 12\r\n\
+        let text = "POST /a%20b/?x=1&y=%C5%BC+z&flag HTTP/1.1\r\nHost: h\r\nX-A:  v \r\n\
+                    Content-Length: 12\r\nContent-Length: 12\r\n\
                     Connection: keep-alive, Close\r\nExpect: 100-Continue\r\n\r\n";
         let head = parsed(text);
         assert_eq!((head.method.as_str(), head.path.as_str()), ("POST", "/a b/"));

@@ -1,7 +1,7 @@
 //! The threads of the HTTP server: one that accepts, one for each connection.
 //!
-//! Owner: the [`HttpServer`]. Blocks in: `accept`; a connection's thread in `read`, in its handler, in `write`.
-//! Kick: that of the listener; for a connection first the end of its reading (a request in work is still answered), then the
+//! Owner: the [`HttpServer`]. Blocks in: `accept`; a connection's thread in `read`, in its handler, in `write`. Kick:
+//! that of the listener; for a connection first the end of its reading (a request in work is still answered), then the
 //! cancel of its handler and `shutdown` of its socket. Ends: [`HttpServer::stop`] or its drop; a connection also at its
 //! client's end or a deadline.
 
@@ -27,11 +27,12 @@ use crate::net::dial::set_options;
 /// Bytes read at a time.
 const READ_BYTES: usize = 16 << 10;
 
-/// After an answer to a request that was not read to its end, how long and how much is still read, so that the unread bytes
-/// do not reset the connection under the answer.
+/// After an answer to a request that was not read to its end, how long and how much is still read, so that the unread
+/// bytes do not reset the connection under the answer.
 const LINGER: (Duration, usize) = (Duration::from_secs(1), 1 << 20);
 
-/// Answers a request, on the connection's thread. If it waits for anything, it must listen to [`HttpRequest::shutdown`].
+/// Answers a request, on the connection's thread. If it waits for anything, it must listen to
+/// [`HttpRequest::shutdown`].
 pub type Handler = Arc<dyn Fn(&HttpRequest) -> HttpResponse + Send + Sync>;
 
 /// The bounds of a server.
@@ -88,7 +89,7 @@ impl HttpServer {
     pub fn start(name: &'static str, listener: TcpListener, handler: Handler, limits: HttpLimits) -> io::Result<Self> {
         let listener = KickableListener::new(listener)?;
         let (address, kick) = (listener.local_addr(), listener.kick());
-        let admission = Admission { served: limits.connections, told: 0 };
+        let admission = Admission { served: limits.connections, turned_away: 0 };
         let acceptor =
             Acceptor::start(format!("{name}-http"), admission, kick, HttpService { name, listener, handler, limits });
         Ok(Self { address, acceptor })
@@ -134,7 +135,7 @@ impl Service for HttpService {
         let (handler, limits) = (self.handler.clone(), self.limits);
         Admitted {
             handle: (),
-            thread: format!("{}-http-{number}", self.name),
+            thread_name: format!("{}-http-{number}", self.name),
             kick: Box::new(kick),
             serve: Box::new(move || serve(stream, peer, &handler, &limits, &stop)),
         }
@@ -169,7 +170,7 @@ fn date() -> String {
 enum NoRequest {
     /// The client has gone, was idle for too long, or the server stops: nothing to say.
     Over,
-    /// The client is told, and the connection closed.
+    /// The client gets the reason, and the connection is closed.
     Refused(Refused),
 }
 

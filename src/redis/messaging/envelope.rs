@@ -1,7 +1,8 @@
 //! How a request and its answer look on a channel. Pure.
 //!
-//! A line of text and then the payload, whatever its bytes are. Request: `phalanx-request-1 <reply channel> <id> <milliseconds
-//! that are left>`. Answer: `phalanx-answer-1 <id> <ok|failed|busy>`, with the text of the failure for a payload.
+//! A line of text and then the payload, whatever its bytes are. Request: `phalanx-request-1 <reply channel> <id>
+//! <milliseconds that are left>`. Answer: `phalanx-answer-1 <id> <ok|failed|busy>`, with the text of the failure for a
+//! payload.
 
 use std::time::Duration;
 

@@ -30,14 +30,14 @@ pub enum InboxError {
 }
 
 /// Both ends' view of the queue.
-pub(super) struct Queue {
-    state: Mutex<State>,
+pub(super) struct InboxQueue {
+    state: Mutex<InboxState>,
     changed: Condvar,
     when_full: WhenFull,
 }
 
 #[derive(Default)]
-struct State {
+struct InboxState {
     /// With the moments at which they came.
     messages: VecDeque<(Message, Instant)>,
     bytes: usize,
@@ -45,7 +45,7 @@ struct State {
     closed: bool,
 }
 
-impl Queue {
+impl InboxQueue {
     pub fn new(when_full: WhenFull) -> Arc<Self> {
         Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), when_full })
     }
@@ -54,7 +54,7 @@ impl Queue {
     pub fn push(&self, message: Message) -> Option<Message> {
         let out = {
             let state = &mut *lock(&self.state);
-            let full = |state: &State| {
+            let full = |state: &InboxState| {
                 state.messages.len() >= REDIS_INBOX_MESSAGES
                     || (!state.messages.is_empty() && state.bytes + message.payload.len() > REDIS_INBOX_BYTES)
             };
@@ -106,11 +106,11 @@ impl Queue {
 
 /// The messages of one subscription, in the order in which Redis sent them. Dropping it ends the subscription.
 ///
-/// Publish/subscribe may lose: what is published while there is no connection, and what does not fit: [`Inbox::dropped`].
-/// For what must not be lost there is [`StreamSender`](super::StreamSender).
+/// Publish/subscribe may lose: what is published while there is no connection, and what does not fit:
+/// [`Inbox::dropped`]. For what must not be lost there is [`StreamSender`](super::StreamSender).
 #[must_use = "dropping the inbox ends the subscription"]
 pub struct Inbox {
-    pub(super) queue: Arc<Queue>,
+    pub(super) queue: Arc<InboxQueue>,
     pub(super) _subscription: Subscription,
 }
 
@@ -143,14 +143,14 @@ mod tests {
         Message { channel: "c".to_owned(), pattern: None, payload: payload.to_vec() }
     }
 
-    fn all(queue: &Queue) -> Vec<Vec<u8>> {
+    fn all(queue: &InboxQueue) -> Vec<Vec<u8>> {
         std::iter::from_fn(|| queue.pop(Some(Instant::now())).ok()).map(|(message, _)| message.payload).collect()
     }
 
     #[test]
     fn a_full_queue_keeps_the_old_or_the_new_as_it_was_told() {
         for (when_full, first) in [(WhenFull::DropOldest, 10), (WhenFull::DropNewest, 0)] {
-            let queue = Queue::new(when_full);
+            let queue = InboxQueue::new(when_full);
             let dropped =
                 (0..REDIS_INBOX_MESSAGES + 10).filter_map(|n| queue.push(message(n.to_string().as_bytes()))).count();
             assert_eq!((dropped, lock(&queue.state).dropped), (10, 10));
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn bytes_are_bounded_but_one_message_always_fits() {
-        let queue = Queue::new(WhenFull::DropOldest);
+        let queue = InboxQueue::new(WhenFull::DropOldest);
         let large = vec![0; REDIS_INBOX_BYTES + 1];
         assert!(queue.push(message(&large)).is_none());
         assert!(queue.push(message(b"x")).is_some_and(|oldest| oldest.payload == large));

@@ -1,12 +1,13 @@
 //! Messages between programs over a Redis, for embedders.
 //!
 //! * [`Messaging::publish`] and [`Messaging::subscribe`]: to whoever listens now. May lose; an [`Inbox`] is bounded.
-//! * [`Messaging::request`] and [`Messaging::respond`]: a question and its answer within a deadline. Whoever asks gets the
-//!   answer or an error that says why not; a handler may run although its answer is lost, never twice for one request.
+//! * [`Messaging::request`] and [`Messaging::respond`]: a question and its answer within a deadline. Whoever asks gets
+//!   the answer or an error that says why not; a handler may run although its answer is lost, never twice for one
+//!   request.
 //! * [`StreamSender`] and [`StreamReceiver`]: at least once, with acknowledgement, as durable as that Redis is.
 //!
-//! [`RedisMessaging`] owns two threads, a [`Commander`] (`rds-cmd`) and a [`Subscriber`] (`rds-sub`), and each [`Responder`]
-//! those of its handlers. It can be started while Redis is away; every call has a deadline.
+//! [`RedisMessaging`] owns two threads, a [`Commander`] (`rds-cmd`) and a [`Subscriber`] (`rds-sub`), and each
+//! [`Responder`] those of its handlers. It can be started while Redis is away; every call has a deadline.
 
 mod envelope;
 mod inbox;
@@ -26,7 +27,7 @@ pub use self::responder::{Incoming, Responder};
 pub use self::stream::{Delivery, StreamKick, StreamReceiver, StreamSender, wake_channel};
 
 use self::envelope::{Question, Reply};
-use self::inbox::Queue;
+use self::inbox::InboxQueue;
 use super::commander::{Commander, CommanderHandle};
 use super::config::RedisConfig;
 use super::error::RedisError;
@@ -34,27 +35,33 @@ use super::request::Request;
 use super::subscriber::{Channel, Message, Subscriber, SubscriberHandle, Subscription};
 use crate::base::limits::REDIS_ASKED;
 use crate::base::lock::lock;
-use crate::base::stop::Step;
+use crate::base::stop::{Step, stop_dropped};
 use crate::base::waits::waiting_unless_said;
 use crate::ops::errors::ErrorClass;
 use crate::ops::metrics::Counter;
 use crate::ops::status::Board;
 
-/// Owns the threads.
+/// Owns the threads. Dropping it ends them at once; a stop sends what was accepted.
 #[derive(Debug)]
-#[must_use = "stop joins the threads"]
+#[must_use = "dropping it ends the threads"]
 pub struct RedisMessaging {
+    handle: Messaging,
+    /// Taken by the stop.
+    threads: Option<MessagingThreads>,
+}
+
+#[derive(Debug)]
+struct MessagingThreads {
     commander: Commander,
     subscriber: Subscriber,
-    handle: Messaging,
     answers: Subscription,
 }
 
 /// What programs use; clones are the same. It may outlive its owner: everything is then [`RedisError::Stopped`].
 #[derive(Clone)]
-pub struct Messaging(Arc<Shared>);
+pub struct Messaging(Arc<MessagingShared>);
 
-struct Shared {
+struct MessagingShared {
     commander: CommanderHandle,
     subscriber: SubscriberHandle,
     board: Board,
@@ -67,7 +74,7 @@ struct Shared {
 #[derive(Default)]
 struct Queues {
     stopped: bool,
-    all: Vec<Weak<Queue>>,
+    all: Vec<Weak<InboxQueue>>,
 }
 
 /// Requests whose answers are awaited.
@@ -119,8 +126,8 @@ impl RequestError {
 }
 
 impl RedisMessaging {
-    /// Starts the threads, which connect at once and for ever again. The parts `rds-cmd` and `rds-sub` of the board's health
-    /// say whether they are connected.
+    /// Starts the threads, which connect at once and for ever again. The parts `rds-cmd` and `rds-sub` of the board's
+    /// health say whether they are connected.
     ///
     /// # Errors
     /// [`RedisError::System`] if there is no file descriptor left.
@@ -133,7 +140,7 @@ impl RedisMessaging {
         let to_us = Channel::Exact(reply_to.clone());
         let answers = subscriber.handle().subscribe(to_us, move |message| answered.take(&message));
         let help = "Messages that found no room in the queue of their reader.";
-        let handle = Messaging(Arc::new(Shared {
+        let handle = Messaging(Arc::new(MessagingShared {
             commander: commander.handle(),
             subscriber: subscriber.handle(),
             dropped: board.metrics.counter("phalanx_redis_messages_dropped_total", help, &[]),
@@ -142,7 +149,7 @@ impl RedisMessaging {
             queues: Mutex::default(),
             reply_to,
         }));
-        Ok(Self { commander, subscriber, handle, answers })
+        Ok(Self { handle, threads: Some(MessagingThreads { commander, subscriber, answers }) })
     }
 
     /// What programs use.
@@ -150,9 +157,14 @@ impl RedisMessaging {
         self.handle.clone()
     }
 
-    /// Ends every wait of a user, sends what was accepted as far as the step's budget goes, and joins the threads. Responders
-    /// are stopped before, by [`Responder::stop`], if their last answers are to be sent.
-    pub fn stop(self, step: &mut Step) {
+    /// Ends every wait of a user, sends what was accepted as far as the step's budget goes, and joins the threads.
+    /// Responders are stopped before, by [`Responder::stop`], if their last answers are to be sent.
+    pub fn stop(mut self, step: &mut Step) {
+        self.end(step);
+    }
+
+    fn end(&mut self, step: &mut Step) {
+        let Some(MessagingThreads { commander, subscriber, answers }) = self.threads.take() else { return };
         self.handle.0.asked.stop();
         let queues = {
             let mut queues = lock(&self.handle.0.queues);
@@ -162,9 +174,17 @@ impl RedisMessaging {
         for queue in queues.iter().filter_map(Weak::upgrade) {
             queue.close();
         }
-        drop(self.answers);
-        self.subscriber.stop(step);
-        self.commander.stop(step);
+        drop(answers);
+        subscriber.stop(step);
+        commander.stop(step);
+    }
+}
+
+impl Drop for RedisMessaging {
+    fn drop(&mut self) {
+        if self.threads.is_some() {
+            stop_dropped(|step| self.end(step));
+        }
     }
 }
 
@@ -178,8 +198,8 @@ impl Messaging {
         Ok(u64::from_redis_value(replies.into_iter().next().unwrap_or(Value::Nil))?)
     }
 
-    /// Subscribes, over this connection and each later one. The queue holds 1,024 messages and 52 MiB; `when_full` says which
-    /// message goes when there is no room. To know that it is in force, call [`Messaging::prove`].
+    /// Subscribes, over this connection and each later one. The queue holds 1,024 messages and 52 MiB; `when_full` says
+    /// which message goes when there is no room. To know that it is in force, call [`Messaging::prove`].
     pub fn subscribe(&self, channel: Channel, when_full: WhenFull) -> Inbox {
         let queue = self.queue(when_full);
         let (into, dropped) = (queue.clone(), self.0.dropped.clone());
@@ -199,8 +219,8 @@ impl Messaging {
         self.0.subscriber.prove(deadline)
     }
 
-    /// Asks whoever responds on `channel` (if several do, all of them, and the first answer counts) and waits for the answer,
-    /// until `deadline` at most; a stop ends the wait.
+    /// Asks whoever responds on `channel` (if several do, all of them, and the first answer counts) and waits for the
+    /// answer, until `deadline` at most; a stop ends the wait.
     ///
     /// # Errors
     /// See [`RequestError`].
@@ -210,15 +230,15 @@ impl Messaging {
         if !self.0.subscriber.state().proved {
             self.0.subscriber.prove(deadline)?;
         }
-        let (tell, told) = bounded(1);
-        let waiting = self.0.asked.enter(tell)?;
+        let (notify, notified) = bounded(1);
+        let waiting = self.0.asked.enter(notify)?;
         let left = deadline.saturating_duration_since(Instant::now());
         let question = Question { reply_to: &self.0.reply_to, id: waiting.id, left, payload }.write();
         if self.publish(channel, &question, deadline)? == 0 {
             return Err(RequestError::NoResponder(channel.to_owned()));
         }
         let _waiting = waiting_unless_said("an answer through Redis", Some(deadline));
-        match told.recv_deadline(deadline) {
+        match notified.recv_deadline(deadline) {
             Ok(Err(RequestError::Busy(_))) => Err(RequestError::Busy(channel.to_owned())),
             Ok(outcome) => outcome,
             Err(RecvTimeoutError::Disconnected) => Err(RedisError::Stopped.into()),
@@ -239,8 +259,8 @@ impl Messaging {
     }
 
     /// A queue that a stop closes.
-    fn queue(&self, when_full: WhenFull) -> Arc<Queue> {
-        let queue = Queue::new(when_full);
+    fn queue(&self, when_full: WhenFull) -> Arc<InboxQueue> {
+        let queue = InboxQueue::new(when_full);
         let stopped = {
             let mut queues = lock(&self.0.queues);
             queues.all.retain(|queue| queue.strong_count() > 0);
@@ -267,19 +287,19 @@ fn publish(channel: &str, payload: &[u8]) -> redis::Cmd {
 }
 
 /// A request in the table, until dropped.
-struct Entry<'a> {
+struct AskedRequest<'a> {
     asked: &'a Asked,
     id: u64,
 }
 
-impl Drop for Entry<'_> {
+impl Drop for AskedRequest<'_> {
     fn drop(&mut self) {
         lock(&self.asked.0).waiting.remove(&self.id);
     }
 }
 
 impl Asked {
-    fn enter(&self, tell: Sender<Result<Vec<u8>, RequestError>>) -> Result<Entry<'_>, RedisError> {
+    fn enter(&self, notify: Sender<Result<Vec<u8>, RequestError>>) -> Result<AskedRequest<'_>, RedisError> {
         let mut state = lock(&self.0);
         if state.stopped {
             return Err(RedisError::Stopped);
@@ -289,16 +309,16 @@ impl Asked {
         }
         let id = state.next_id;
         state.next_id += 1;
-        state.waiting.insert(id, tell);
-        Ok(Entry { asked: self, id })
+        state.waiting.insert(id, notify);
+        Ok(AskedRequest { asked: self, id })
     }
 
     /// An answer that nobody waits for any more is dropped.
     fn take(&self, message: &Message) {
         let Some((id, reply)) = Reply::read(&message.payload) else { return };
-        let Some(tell) = lock(&self.0).waiting.remove(&id) else { return };
+        let Some(notify) = lock(&self.0).waiting.remove(&id) else { return };
         // There is room for the one answer, and it may have given up.
-        let _ = tell.send(match reply {
+        let _ = notify.send(match reply {
             Reply::Ok(payload) => Ok(payload.to_vec()),
             Reply::Failed(text) => Err(RequestError::Failed(text)),
             Reply::Busy => Err(RequestError::Busy(String::new())),

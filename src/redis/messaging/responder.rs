@@ -1,7 +1,7 @@
 //! Threads that answer requests.
 //!
-//! Owner: whoever holds the [`Responder`]. Block in: the wait for a request; and in the handler, which is the owner's. Kick:
-//! closing the queue. End: when the queue is closed and empty, after the handler that runs.
+//! Owner: whoever holds the [`Responder`]. Block in: the wait for a request; and in the handler, which is the owner's.
+//! Kick: closing the queue. End: when the queue is closed and empty, after the handler that runs.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::envelope::{Question, Reply};
-use super::inbox::{Queue, WhenFull};
-use super::{Messaging, Shared, publish};
-use crate::base::stop::Step;
+use super::inbox::{InboxQueue, WhenFull};
+use super::{Messaging, MessagingShared, publish};
+use crate::base::stop::{Step, stop_dropped};
 use crate::base::thread::{Kick, Thread, panic_message, spawn};
 use crate::ops::errors::ErrorClass;
 use crate::redis::error::RedisError;
@@ -29,10 +29,11 @@ pub struct Incoming<'a> {
     pub deadline: Instant,
 }
 
-/// Answers requests until it is stopped or dropped; either waits for the handlers that run.
+/// Answers requests until it is stopped or dropped. Either waits for the handlers that run, a drop for five seconds at
+/// most.
 #[must_use = "dropping the responder ends it"]
 pub struct Responder {
-    queue: Arc<Queue>,
+    queue: Arc<InboxQueue>,
     subscription: Option<Subscription>,
     threads: Vec<Thread<()>>,
 }
@@ -40,8 +41,9 @@ pub struct Responder {
 type Handler = dyn Fn(&Incoming<'_>) -> Result<Vec<u8>, String> + Send + Sync;
 
 impl Messaging {
-    /// Answers the requests that come on `channel`, on `threads` threads (at least one). 1,024 may wait; a request beyond that
-    /// is answered as busy. What was not begun by its deadline is dropped. A panic of the handler is an answer, too.
+    /// Answers the requests that come on `channel`, on `threads` threads (at least one). 1,024 may wait; a request
+    /// beyond that is answered as busy. What was not begun by its deadline is dropped. A panic of the handler is an
+    /// answer, too.
     ///
     /// `handler` gets a request and gives the answer, or words why not.
     pub fn respond(
@@ -74,25 +76,26 @@ impl Messaging {
 }
 
 impl Responder {
-    /// Takes no more requests, answers those that wait, and joins the threads. A handler that runs longer than the step's
-    /// budget is left behind.
+    /// Takes no more requests, answers those that wait, and joins the threads. A handler that runs longer than the
+    /// step's budget is left behind.
     pub fn stop(mut self, step: &mut Step) {
-        self.close();
+        self.end(step);
+    }
+
+    fn end(&mut self, step: &mut Step) {
+        self.subscription = None;
+        self.queue.close();
         for thread in std::mem::take(&mut self.threads) {
             step.join(thread);
         }
-    }
-
-    fn close(&mut self) {
-        self.subscription = None;
-        self.queue.close();
     }
 }
 
 impl Drop for Responder {
     fn drop(&mut self) {
-        // The threads are joined when they are dropped.
-        self.close();
+        if !self.threads.is_empty() {
+            stop_dropped(|step| self.end(step));
+        }
     }
 }
 
@@ -102,7 +105,7 @@ impl fmt::Debug for Responder {
     }
 }
 
-impl Shared {
+impl MessagingShared {
     /// Runs the handler for one request and sends its answer.
     fn respond(&self, message: &Message, came: Instant, handler: &Handler) {
         let Some(question) = Question::read(&message.payload) else {

@@ -1,13 +1,14 @@
 //! Messages that are not lost: a Redis stream, acknowledged by whoever has dealt with them.
 //!
-//! It has no thread. The messages are in the stream; publish/subscribe only wakes receivers, so a lost wake-up costs nothing:
-//! a receiver looks by itself after each connect, and each `claim_after` for what others
+//! It has no thread. The messages are in the stream; publish/subscribe only wakes receivers, so a lost wake-up costs
+//! nothing: a receiver looks by itself after each connect, and each `claim_after` for what others
 //! have left behind.
 //!
-//! * A sender numbers its messages. A script writes each and remembers the number, so that a message whose acknowledgement
-//!   was lost with the connection, and which is therefore sent again, is in the stream once.
-//! * A receiver reads as a member of a consumer group. What it was given and has not acknowledged is given again to a receiver
-//!   of the same name (after a restart) or, after `claim_after`, to another one; it is then marked as redelivered.
+//! * A sender numbers its messages. A script writes each and remembers the number, so that a message whose
+//!   acknowledgement was lost with the connection, and which is therefore sent again, is in the stream once.
+//! * A receiver reads as a member of a consumer group. What it was given and has not acknowledged is given again to a
+//!   receiver of the same name (after a restart) or, after `claim_after`, to another one; it is then marked as
+//!   redelivered.
 //!
 //! It is as durable as that Redis: with `appendfsync everysec`, a power failure costs the last second.
 
@@ -35,7 +36,9 @@ const NUMBER_SECONDS: u64 = 3600;
 static SEND: Script = Script::new(
     "local last = tonumber(redis.call('GET', KEYS[2]) or '0')
 if tonumber(ARGV[1]) <= last then return 0 end
-if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[3]) then return redis.error_reply('FULL the stream holds ' .. ARGV[3] .. ' messages') end
+if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[3]) then
+  return redis.error_reply('FULL the stream holds ' .. ARGV[3] .. ' messages')
+end
 redis.call('XADD', KEYS[1], '*', 'm', ARGV[2])
 redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[4])
 redis.call('PUBLISH', ARGV[5], '')
@@ -66,7 +69,7 @@ pub struct StreamReceiver {
     group: String,
     name: String,
     claim_after: Duration,
-    bell: Arc<Bell>,
+    notifier: Arc<Notifier>,
     closing: Shutdown,
     _subscription: Subscription,
     /// Read and not yet given out.
@@ -95,7 +98,7 @@ pub struct Delivery {
 /// Ends the waits of a [`StreamReceiver`], for good.
 #[derive(Clone)]
 pub struct StreamKick {
-    bell: Arc<Bell>,
+    notifier: Arc<Notifier>,
     closing: Shutdown,
 }
 
@@ -103,7 +106,7 @@ impl StreamKick {
     /// The receiver gives [`RedisError::Stopped`] from now on.
     pub fn kick(&self) {
         self.closing.drain();
-        self.bell.ring();
+        self.notifier.notify();
     }
 }
 
@@ -114,31 +117,31 @@ impl fmt::Debug for StreamKick {
 }
 
 /// The id and, unless it was deleted meanwhile, the payload of an entry of the stream.
-type Entry = (String, Option<Vec<u8>>);
+type StreamEntry = (String, Option<Vec<u8>>);
 
 /// Says that there is something to look for.
 #[derive(Default)]
-struct Bell {
-    rung: Mutex<bool>,
+struct Notifier {
+    notified: Mutex<bool>,
     changed: Condvar,
 }
 
-impl Bell {
-    fn ring(&self) {
-        *lock(&self.rung) = true;
+impl Notifier {
+    fn notify(&self) {
+        *lock(&self.notified) = true;
         self.changed.notify_all();
     }
 
     /// Until it rings or `until`; it is silent again then.
     fn wait(&self, until: Instant) {
         let _waiting = waiting_unless_said("a message of a stream", Some(until));
-        let mut rung = lock(&self.rung);
-        while !std::mem::take(&mut *rung) {
+        let mut notified = lock(&self.notified);
+        while !std::mem::take(&mut *notified) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
             }
-            rung = wait_timeout(&self.changed, rung, left);
+            notified = wait_timeout(&self.changed, notified, left);
         }
     }
 }
@@ -156,17 +159,18 @@ impl Messaging {
         StreamSender { messaging, stream, number_key, limit: REDIS_STREAM_MESSAGES, last: Arc::default() }
     }
 
-    /// A receiver of the stream of that key. Each message goes to one receiver of a group; a program that comes back under the
-    /// same `name` is given what it had not acknowledged. What a name has held for `claim_after` is given to another one, so
-    /// that is to be longer than a message takes.
+    /// A receiver of the stream of that key. Each message goes to one receiver of a group; a program that comes back
+    /// under the same `name` is given what it had not acknowledged. What a name has held for `claim_after` is given to
+    /// another one, so that is to be longer than a message takes.
     pub fn stream_receiver(&self, stream: &str, group: &str, name: &str, claim_after: Duration) -> StreamReceiver {
-        let bell = Arc::new(Bell::default());
-        let (rung, connected) = (bell.clone(), Arc::downgrade(&bell));
-        let subscription = self.0.subscriber.subscribe(Channel::Exact(wake_channel(stream)), move |_| rung.ring());
+        let notifier = Arc::new(Notifier::default());
+        let (notified, connected) = (notifier.clone(), Arc::downgrade(&notifier));
+        let subscription =
+            self.0.subscriber.subscribe(Channel::Exact(wake_channel(stream)), move |_| notified.notify());
         // What was sent while nobody listened.
-        self.0.subscriber.on_connected_while(&bell, move |_| {
-            if let Some(bell) = connected.upgrade() {
-                bell.ring();
+        self.0.subscriber.on_connected_while(&notifier, move |_| {
+            if let Some(notifier) = connected.upgrade() {
+                notifier.notify();
             }
         });
         StreamReceiver {
@@ -175,7 +179,7 @@ impl Messaging {
             group: group.to_owned(),
             name: name.to_owned(),
             claim_after,
-            bell,
+            notifier,
             closing: Shutdown::new(),
             _subscription: subscription,
             ready: VecDeque::new(),
@@ -195,13 +199,14 @@ impl StreamSender {
         self
     }
 
-    /// Sends a message, again over a new connection if need be; it is in the stream once. Blocks until `deadline` at most.
+    /// Sends a message, again over a new connection if need be; it is in the stream once. Blocks until `deadline` at
+    /// most.
     ///
     /// # Errors
-    /// What Redis says: code `FULL` if the stream is full, `OOM` if Redis is. After [`RedisError::Timeout`] the message may be
-    /// in the stream, or may still get there once.
+    /// What Redis says: code `FULL` if the stream is full, `OOM` if Redis is. After [`RedisError::Timeout`] the message
+    /// may be in the stream, or may still get there once.
     pub fn send(&self, payload: &[u8], deadline: Instant) -> Result<(), RedisError> {
-        let (tell, told) = bounded(1);
+        let (notify, notified) = bounded(1);
         {
             let mut last = lock(&self.last);
             let wake = wake_channel(&self.stream);
@@ -211,12 +216,12 @@ impl StreamSender {
             // Handing over never waits, so the lock is short.
             self.messaging.0.commander.submit(request, move |answer| {
                 // Its caller waits for it.
-                let _ = tell.send(answer);
+                let _ = notify.send(answer);
             })?;
             *last += 1;
         }
         let _waiting = waiting_unless_said("an answer of Redis", None);
-        match told.recv() {
+        match notified.recv() {
             Ok(answer) => answer.map(drop),
             Err(_) => Err(RedisError::Stopped),
         }
@@ -226,7 +231,7 @@ impl StreamSender {
 impl StreamReceiver {
     /// What ends its waits.
     pub fn kick(&self) -> StreamKick {
-        StreamKick { bell: self.bell.clone(), closing: self.closing.clone() }
+        StreamKick { notifier: self.notifier.clone(), closing: self.closing.clone() }
     }
 
     /// Whether the last read came to the end of the stream; what it read may still be in the receiver's hands.
@@ -238,18 +243,21 @@ impl StreamReceiver {
     ///
     /// # Errors
     /// As [`StreamReceiver::recv`].
-    pub fn recv_all(&mut self, deadline: Instant) -> Result<Vec<Delivery>, RedisError> {
+    pub fn recv_all(&mut self, deadline: impl Into<Option<Instant>>) -> Result<Vec<Delivery>, RedisError> {
         let first = self.recv(deadline)?;
         Ok(first.into_iter().chain(self.ready.drain(..)).collect())
     }
 
-    /// The next message: first those of this name that were not acknowledged, then new ones, and those that others have held
-    /// for too long. Blocks until there is one, until `deadline` at most; `None` at the deadline.
+    /// The next message: first those of this name that were not acknowledged, then new ones, and those that others have
+    /// held for too long. Blocks until there is one, until `deadline` at most; `None` at the deadline. Without a
+    /// deadline only a message or the kick ends the wait.
     ///
     /// # Errors
     /// What Redis says other than that a connection was lost: that is waited out.
-    pub fn recv(&mut self, deadline: Instant) -> Result<Option<Delivery>, RedisError> {
+    pub fn recv(&mut self, deadline: impl Into<Option<Instant>>) -> Result<Option<Delivery>, RedisError> {
+        let limit = deadline.into();
         loop {
+            let deadline = limit.unwrap_or_else(|| Instant::now() + self.claim_after);
             if self.closing.is_set() {
                 return Err(RedisError::Stopped);
             }
@@ -265,9 +273,9 @@ impl StreamReceiver {
                     continue;
                 }
                 Err(error) if error.connection_lost() && !matches!(error, RedisError::Stopped) => {
-                    // What was read may be lost on the way; what was not is heard of with the next connection.
+                    // What was read may be lost on the way; what was not comes with the next connection.
                     self.recover_from = Some("0".to_owned());
-                    if Instant::now() < deadline {
+                    if limit.is_none() || Instant::now() < deadline {
                         continue;
                     }
                     return if self.messaging.0.commander.state().connected { Ok(None) } else { Err(error) };
@@ -277,7 +285,7 @@ impl StreamReceiver {
             if Instant::now() >= deadline {
                 return Ok(None);
             }
-            self.bell.wait(deadline.min(self.claim_at));
+            self.notifier.wait(deadline.min(self.claim_at));
         }
     }
 
@@ -306,14 +314,14 @@ impl StreamReceiver {
 
     /// A request whose answer a kick does not wait for.
     fn call(&self, request: Request) -> Result<Vec<Value>, RedisError> {
-        let (tell, told) = bounded(1);
+        let (notify, notified) = bounded(1);
         self.messaging.0.commander.submit(request, move |answer| {
             // Nobody listens after a kick.
-            let _ = tell.send(answer);
+            let _ = notify.send(answer);
         })?;
         let _waiting = waiting_unless_said("an answer of Redis", None);
         select! {
-            recv(told) -> answer => answer.unwrap_or(Err(RedisError::Stopped)),
+            recv(notified) -> answer => answer.unwrap_or(Err(RedisError::Stopped)),
             recv(self.closing.drain_receiver()) -> _ => Err(RedisError::Stopped),
         }
     }
@@ -350,7 +358,7 @@ impl StreamReceiver {
         Ok(!self.ready.is_empty())
     }
 
-    fn take(&mut self, entries: Vec<Entry>, redelivered: bool) {
+    fn take(&mut self, entries: Vec<StreamEntry>, redelivered: bool) {
         for (id, payload) in entries {
             // One without a payload was deleted from the stream meanwhile.
             let Some(payload) = payload else { continue };
@@ -371,11 +379,12 @@ impl StreamReceiver {
     }
 
     /// With `>` new messages, otherwise those of this name after that id.
-    fn read_group(&self, from: &str, deadline: Instant) -> Result<Vec<Entry>, RedisError> {
+    fn read_group(&self, from: &str, deadline: Instant) -> Result<Vec<StreamEntry>, RedisError> {
         let mut command = redis::cmd("XREADGROUP");
         command.arg("GROUP").arg(&self.group).arg(&self.name).arg("COUNT").arg(REDIS_STREAM_READ);
         command.arg("STREAMS").arg(&self.stream).arg(from);
-        // A repeated read gives other messages than the one whose reply was lost, which are found again among the held ones.
+        // A repeated read gives other messages than the one whose reply was lost, which are found again among the held
+        // ones.
         let reply = self.call(Request::once(&command, deadline))?;
         let streams = match reply.into_iter().next() {
             Some(Value::Map(streams)) => streams.into_iter().next().map(|(_, entries)| entries),
@@ -384,7 +393,7 @@ impl StreamReceiver {
         entries(streams.unwrap_or(Value::Array(Vec::new())))
     }
 
-    fn claim(&self, deadline: Instant) -> Result<Vec<Entry>, RedisError> {
+    fn claim(&self, deadline: Instant) -> Result<Vec<StreamEntry>, RedisError> {
         let mut command = redis::cmd("XAUTOCLAIM");
         command.arg(&self.stream).arg(&self.group).arg(&self.name).arg(self.claim_after.as_millis() as u64).arg("0");
         command.arg("COUNT").arg(REDIS_STREAM_READ);
@@ -397,7 +406,7 @@ impl StreamReceiver {
 }
 
 /// Ids and payloads of a list of entries.
-fn entries(value: Value) -> Result<Vec<Entry>, RedisError> {
+fn entries(value: Value) -> Result<Vec<StreamEntry>, RedisError> {
     let Value::Array(entries) = value else {
         return Err(RedisError::Reply(format!("entries of a stream: {value:.100?}")));
     };

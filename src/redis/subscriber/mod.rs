@@ -1,17 +1,19 @@
 //! A thread that owns a connection with subscriptions, and proves that they work.
 //!
-//! Owner: whoever holds the [`Subscriber`]. Blocks in: `poll` on its socket and its wake, and in a dial. Kick: the wake with
-//! a flag, and the cancel of its dial. Ends: after a kick.
+//! Owner: whoever holds the [`Subscriber`]. Blocks in: `poll` on its socket and its wake, and in a dial. Kick: the wake
+//! with a flag, and the cancel of its dial. Ends: after a kick.
 //!
 //! After each connect it subscribes to all that is wanted and publishes a token to a channel of its own, over the same
-//! connection. Redis works in order, so when the token comes back through that channel's subscription, every subscription
-//! before it is in force: only then is the part up and [`SubscriberHandle::on_connected`] told. Messages that were published
-//! meanwhile are lost, as they are for every subscriber of Redis; who must not miss any looks for them then.
+//! connection. Redis works in order, so when the token comes back through that channel's subscription, every
+//! subscription before it is in force: only then is the part up and [`SubscriberHandle::on_connected`] told. Messages
+//! that were published meanwhile are lost, as they are for every subscriber of Redis; who must not miss any looks for
+//! them then.
 //!
-//! What it costs when nothing happens: a token each ten seconds (two thirds of the stall limit), at which the thread wakes
-//! twice (to publish it, and when it comes back): two context switches for each token, so 0.2 a second, as measured by
-//! `tests/redis_messaging.rs`.
+//! What it costs when nothing happens: a token each ten seconds (two thirds of the stall limit), at which the thread
+//! wakes twice (to publish it, and when it comes back): two context switches for each token, so 0.2 a second, as
+//! measured by `tests/redis_messaging.rs`.
 
+mod channel;
 mod session;
 
 use std::any::Any;
@@ -20,9 +22,11 @@ use std::fmt;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{RecvTimeoutError, bounded};
 use redis::{PushKind, Value};
 
+pub use self::channel::{Channel, Message};
+use self::channel::{Sink, Waiter};
 use self::session::{Sent, Session, bytes, text};
 use super::config::RedisConfig;
 use super::connection::{Connection, Incoming};
@@ -41,29 +45,9 @@ use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::{waiting, waiting_unless_said};
 use crate::ops::status::Board;
 
-/// What to subscribe to.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Channel {
-    /// The channel of that name.
-    Exact(String),
-    /// All channels whose names match, as `PSUBSCRIBE` matches.
-    Pattern(String),
-}
-
-/// A message that was published.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    /// The channel's name.
-    pub channel: String,
-    /// The pattern that it came by.
-    pub pattern: Option<String>,
-    /// What was published.
-    pub payload: Vec<u8>,
-}
-
-/// Owns the thread.
+/// Owns the thread. Dropping it kicks and joins the thread.
 #[derive(Debug)]
-#[must_use = "stop joins the thread"]
+#[must_use = "dropping it ends the thread"]
 pub struct Subscriber {
     handle: SubscriberHandle,
     thread: Thread<()>,
@@ -71,18 +55,15 @@ pub struct Subscriber {
 
 /// What subscribers hold; clones are the same. It may outlive its thread: nothing comes then.
 #[derive(Clone)]
-pub struct SubscriberHandle(Arc<Shared>);
+pub struct SubscriberHandle(Arc<SubscriberShared>);
 
-struct Shared {
+struct SubscriberShared {
     name: &'static str,
-    state: Mutex<State>,
+    state: Mutex<SubscriberTable>,
     wake: Wake,
     /// Ends a dial.
     shutdown: Shutdown,
 }
-
-type Sink = Arc<dyn Fn(Message) + Send + Sync>;
-type Waiter = (u64, Sender<()>);
 
 #[derive(Clone)]
 struct Hook {
@@ -92,12 +73,12 @@ struct Hook {
 }
 
 #[derive(Default)]
-struct State {
+struct SubscriberTable {
     wanted: BTreeMap<Channel, Vec<(u64, Sink)>>,
     /// What was added or taken away since the thread last looked.
     changed: BTreeSet<Channel>,
     next_id: u64,
-    /// Told of each connection; with the last one that each was told of.
+    /// Called for each connection; with the last one that each was called for.
     hooks: Vec<(u64, Hook)>,
     /// Who waits for a proof that was not begun.
     proofs: Vec<Waiter>,
@@ -117,24 +98,25 @@ pub struct SubscriberState {
     pub last_error: Option<RedisError>,
 }
 
-/// Keeps a sink subscribed; dropping it takes it back. A message that is being handed out may still reach the sink after that.
+/// Keeps a sink subscribed; dropping it takes it back. A message that is being handed out may still reach the sink
+/// after that.
 #[must_use = "dropping the subscription takes it back"]
 pub struct Subscription {
-    shared: Arc<Shared>,
+    shared: Arc<SubscriberShared>,
     channel: Channel,
     id: u64,
 }
 
 impl Subscriber {
-    /// Starts the thread, which connects at once and for ever again. `name` (at most 15 bytes) is the name of the thread, of
-    /// its part on the board's health and of its series in the metrics.
+    /// Starts the thread, which connects at once and for ever again. `name` (at most 15 bytes) is the name of the
+    /// thread, of its part on the board's health and of its series in the metrics.
     ///
     /// # Errors
     /// [`RedisError::System`] if there is no file descriptor for the wake.
     pub fn start(name: &'static str, config: RedisConfig, board: &Board) -> Result<Self, RedisError> {
         let wake = Wake::new().map_err(|e| RedisError::System(format!("no event descriptor: {e}")))?;
         board.health.down(name, format!("no connection to {config} yet"));
-        let shared = Arc::new(Shared { name, state: Mutex::default(), wake, shutdown: Shutdown::new() });
+        let shared = Arc::new(SubscriberShared { name, state: Mutex::default(), wake, shutdown: Shutdown::new() });
         let handle = SubscriberHandle(shared.clone());
         let kicked = handle.clone();
         let runner = Runner {
@@ -163,9 +145,9 @@ impl Subscriber {
 }
 
 impl SubscriberHandle {
-    /// Subscribes, as soon as there is a connection and again over each later one; `sink` gets every message that comes. It
-    /// runs on the subscriber's thread, which waits for it, so it must not block and must not panic. Returns at once: see
-    /// [`SubscriberHandle::prove`].
+    /// Subscribes, as soon as there is a connection and again over each later one; `sink` gets every message that
+    /// comes. It runs on the subscriber's thread, which waits for it, so it must not block and must not panic. Returns
+    /// at once: see [`SubscriberHandle::prove`].
     pub fn subscribe(&self, channel: Channel, sink: impl Fn(Message) + Send + Sync + 'static) -> Subscription {
         let id = {
             let mut state = lock(&self.0.state);
@@ -179,8 +161,8 @@ impl SubscriberHandle {
         Subscription { shared: self.0.clone(), channel, id }
     }
 
-    /// Waits until a token that is published after this call has come back through a subscription of the same connection;
-    /// gives how long that took. All that was subscribed to before this call is then in force.
+    /// Waits until a token that is published after this call has come back through a subscription of the same
+    /// connection; gives how long that took. All that was subscribed to before this call is then in force.
     ///
     /// Blocks until `deadline` at most; a stop ends the wait.
     ///
@@ -188,7 +170,7 @@ impl SubscriberHandle {
     /// [`RedisError::Timeout`] with the reason, [`RedisError::Full`] if too many wait already, [`RedisError::Stopped`].
     pub fn prove(&self, deadline: Instant) -> Result<Duration, RedisError> {
         let since = Instant::now();
-        let (tell, told) = bounded(1);
+        let (notify, notified) = bounded(1);
         let id = {
             let mut state = lock(&self.0.state);
             if state.stopped {
@@ -199,12 +181,12 @@ impl SubscriberHandle {
             }
             let id = state.next_id;
             state.next_id += 1;
-            state.proofs.push((id, tell));
+            state.proofs.push((id, notify));
             id
         };
         self.0.wake.raise();
         let _waiting = waiting_unless_said("a proof of the subscriptions", Some(deadline));
-        match told.recv_deadline(deadline) {
+        match notified.recv_deadline(deadline) {
             Ok(()) => Ok(since.elapsed()),
             Err(RecvTimeoutError::Disconnected) => Err(RedisError::Stopped),
             Err(RecvTimeoutError::Timeout) => {
@@ -220,8 +202,9 @@ impl SubscriberHandle {
         }
     }
 
-    /// Calls `hook` with the number of each connection, once its subscriptions are proved, and of the present one if there is
-    /// one: to look for what was missed. It runs on the subscriber's thread, so it must not block; it is kept for good.
+    /// Calls `hook` with the number of each connection, once its subscriptions are proved, and of the present one if
+    /// there is one: to look for what was missed. It runs on the subscriber's thread, so it must not block; it is kept
+    /// for good.
     pub fn on_connected(&self, hook: impl Fn(u64) + Send + Sync + 'static) {
         self.hook(None, hook);
     }
@@ -293,7 +276,7 @@ impl Drop for Subscription {
 }
 
 struct Runner {
-    shared: Arc<Shared>,
+    shared: Arc<SubscriberShared>,
     config: RedisConfig,
     board: Board,
     meters: SubscriberMeters,
@@ -376,7 +359,7 @@ impl Runner {
         let mut session = Session {
             connection,
             sent: VecDeque::new(),
-            routes: HashMap::new(),
+            subscribed: HashMap::new(),
             liveness: Liveness::new(Instant::now(), self.config.operation_time, self.config.stall_after),
             token: None,
             tokens: 0,
@@ -433,13 +416,13 @@ impl Runner {
             for channel in std::mem::take(&mut state.changed) {
                 match state.wanted.get(&channel) {
                     Some(sinks) => {
-                        if session.routes.insert(channel.clone(), sinks.clone()).is_none() {
+                        if session.subscribed.insert(channel.clone(), sinks.clone()).is_none() {
                             session.subscribe(channel);
                         }
                     }
                     None => {
                         session.refused.remove(&channel);
-                        if session.routes.remove(&channel).is_some() {
+                        if session.subscribed.remove(&channel).is_some() {
                             session.unsubscribe(&channel);
                         }
                     }
@@ -449,8 +432,8 @@ impl Runner {
             let epoch = state.shown.epoch;
             let mut hooks = Vec::new();
             if session.proved {
-                for (told, hook) in &mut state.hooks {
-                    if std::mem::replace(told, epoch) < epoch {
+                for (notified, hook) in &mut state.hooks {
+                    if std::mem::replace(notified, epoch) < epoch {
                         hooks.push(hook.clone());
                     }
                 }
@@ -517,9 +500,9 @@ impl Runner {
     }
 
     fn deliver(&self, session: &mut Session, to: &Channel, message: Message) {
-        session.liveness.heard(Instant::now());
+        session.liveness.received(Instant::now());
         self.meters.messages.inc();
-        if let Some(((_, last), others)) = session.routes.get(to).and_then(|sinks| sinks.split_last()) {
+        if let Some(((_, last), others)) = session.subscribed.get(to).and_then(|sinks| sinks.split_last()) {
             for (_, sink) in others {
                 sink(message.clone());
             }
@@ -543,7 +526,7 @@ impl Runner {
                 state.shown.epoch += 1;
             }
             self.meters.connected.set(1);
-            log::info!("{}: {} channels of {} work", self.shared.name, session.routes.len(), self.config);
+            log::info!("{}: {} channels of {} work", self.shared.name, session.subscribed.len(), self.config);
         }
         self.show(session);
         for (_, waiter) in waiters {

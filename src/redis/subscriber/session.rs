@@ -7,10 +7,10 @@ use redis::Value;
 use super::super::connection::Connection;
 use super::super::error::RedisError;
 use super::super::proof::Liveness;
-use super::{Channel, Sink, Waiter};
+use super::channel::{Channel, Sink, Waiter};
 
-/// A command whose answer is still to come. Redis answers in order: a subscription with a push, the rest with a reply, and
-/// whatever it refuses with an error.
+/// A command whose answer is still to come. Redis answers in order: a subscription with a push, the rest with a reply,
+/// and whatever it refuses with an error.
 pub(super) enum Sent {
     Subscribe(Channel),
     Unsubscribe,
@@ -21,7 +21,7 @@ pub(super) enum Sent {
 pub(super) struct Session {
     pub connection: Connection,
     pub sent: VecDeque<Sent>,
-    pub routes: HashMap<Channel, Vec<(u64, Sink)>>,
+    pub subscribed: HashMap<Channel, Vec<(u64, Sink)>>,
     pub liveness: Liveness,
     /// The token that is under way, and who waits for it.
     pub token: Option<(String, Vec<Waiter>)>,

@@ -1,5 +1,5 @@
-//! Connections within the process, for tests: the same traits and the same rules as over sockets, and faults that happen
-//! when and where a test plans them.
+//! Connections within the process, for tests: the same traits and the same rules as over sockets, and faults that
+//! happen when and where a test plans them.
 //!
 //! ```
 //! use phalanx::transport::{Incoming, memory};

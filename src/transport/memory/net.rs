@@ -36,12 +36,12 @@ pub enum DialFault {
 
 /// A network within the process; clones are the same network.
 #[derive(Clone, Default)]
-pub struct MemoryNet(Arc<Mutex<State>>);
+pub struct MemoryNet(Arc<Mutex<NetState>>);
 
 type Plan = Box<dyn FnOnce(&Wire) + Send>;
 
 #[derive(Default)]
-struct State {
+struct NetState {
     listeners: HashMap<String, Sender<MemoryPending>>,
     faults: VecDeque<DialFault>,
     plans: VecDeque<Plan>,
@@ -55,7 +55,8 @@ impl MemoryNet {
         Self::default()
     }
 
-    /// A listener that is dialled as `ws://name` or `wss://name`; `name` may have a port. It takes the place of an earlier one.
+    /// A listener that is dialled as `ws://name` or `wss://name`; `name` may have a port. It takes the place of an
+    /// earlier one.
     pub fn listener(&self, name: &str) -> MemoryListener {
         let (queue, incoming) = bounded(BACKLOG);
         lock(&self.0).listeners.insert(name.to_owned(), queue);
@@ -72,7 +73,8 @@ impl MemoryNet {
         lock(&self.0).faults.extend(std::iter::repeat_n(fault, dials));
     }
 
-    /// Runs `plan` on the wire of the next connection before either end has it; several plans are for several connections.
+    /// Runs `plan` on the wire of the next connection before either end has it; several plans are for several
+    /// connections.
     pub fn plan_next(&self, plan: impl FnOnce(&Wire) + Send + 'static) {
         lock(&self.0).plans.push_back(Box::new(plan));
     }

@@ -17,8 +17,8 @@ use crate::transport::reader::{Reader, Receive};
 use crate::transport::writer::{Transmit, Writer};
 use crate::transport::{CLOSE_DRAIN_TIME, Connection, ConnectionKick, SocketLimits, Traffic};
 
-/// Bytes under way in one direction before its writer blocks, about what a loopback socket holds; one larger message passes
-/// alone.
+/// Bytes under way in one direction before its writer blocks, about what a loopback socket holds; one larger message
+/// passes alone.
 pub const WIRE_BYTES: usize = 256 << 10;
 
 /// What a frame counts beside its payload, so that empty ones are bounded as well.
@@ -46,10 +46,10 @@ impl Side {
 ///
 /// A direction is named by the side that sends in it.
 #[derive(Clone, Default)]
-pub struct Wire(Arc<Inner>);
+pub struct Wire(Arc<WireShared>);
 
 #[derive(Default)]
-struct Inner {
+struct WireShared {
     lanes: Mutex<[Lane; 2]>,
     changed: Condvar,
 }

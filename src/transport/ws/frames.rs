@@ -131,8 +131,8 @@ impl Transmit for Encoder {
     }
 }
 
-/// What a client masks its frames with (RFC 6455, 5.3): the keyed hash of a counter, which nobody can foretell who does not
-/// know the key.
+/// What a client masks its frames with (RFC 6455, 5.3): the keyed hash of a counter, which nobody can foretell who does
+/// not know the key.
 struct Masks {
     key: RandomState,
     count: u64,

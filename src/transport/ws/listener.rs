@@ -25,8 +25,8 @@ pub struct WsListener {
 }
 
 impl WsListener {
-    /// Listens on `address` (port 0: one that is free), with TLS if it is given a certificate. Blocks only if `address` is a
-    /// name that must be looked up.
+    /// Listens on `address` (port 0: one that is free), with TLS if it is given a certificate. Blocks only if `address`
+    /// is a name that must be looked up.
     ///
     /// # Errors
     /// [`TransportError::Bind`] with what the system says.

@@ -1,7 +1,7 @@
 //! WebSocket connections over TCP and TLS.
 //!
-//! One connection is one socket, shared by a read half with the receiving codec and a write half that makes the frames. The
-//! codec of the read half starts with whatever bytes arrived together with the handshake, so none are lost.
+//! One connection is one socket, shared by a read half with the receiving codec and a write half that makes the frames.
+//! The codec of the read half starts with whatever bytes arrived together with the handshake, so none are lost.
 
 mod dialer;
 mod frames;

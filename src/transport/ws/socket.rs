@@ -1,8 +1,8 @@
 //! The one socket under both halves, plain or TLS.
 //!
-//! rustls does no I/O of its own, so its lock is never held across a system call: the reader receives into its own buffer and
-//! then decrypts, the writer encrypts and then sends. Only the writer takes records out of rustls, so they reach the wire in
-//! the order in which they were sealed.
+//! rustls does no I/O of its own, so its lock is never held across a system call: the reader receives into its own
+//! buffer and then decrypts, the writer encrypts and then sends. Only the writer takes records out of rustls, so they
+//! reach the wire in the order in which they were sealed.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown as Half, TcpStream};
@@ -20,8 +20,8 @@ use crate::transport::{CLOSE_DRAIN_TIME, Traffic};
 /// Plaintext that is sealed and sent at a time: four TLS records, so that little is held twice.
 const SEAL_BYTES: usize = 64 << 10;
 
-/// Bytes that are given to the system at a time. It returns only when it has taken all of them, so a large message must come
-/// in parts for its progress to be seen; this is more than any batch of small ones, which stays one call.
+/// Bytes that are given to the system at a time. It returns only when it has taken all of them, so a large message must
+/// come in parts for its progress to be seen; this is more than any batch of small ones, which stays one call.
 const SEND_BYTES: usize = 256 << 10;
 
 pub(super) struct Socket {
@@ -79,8 +79,8 @@ impl Socket {
         let _ = self.tcp.shutdown(Half::Both);
     }
 
-    /// Reads and discards until the end of the stream, at most for [`CLOSE_DRAIN_TIME`]. Nothing is read afterwards, so this
-    /// is the one place where a time-out on the socket does no harm.
+    /// Reads and discards until the end of the stream, at most for [`CLOSE_DRAIN_TIME`]. Nothing is read afterwards, so
+    /// this is the one place where a time-out on the socket does no harm.
     pub(super) fn drain(&self) {
         let until = Instant::now() + CLOSE_DRAIN_TIME;
         let mut discarded = [0; 4096];
@@ -100,8 +100,8 @@ impl Socket {
     }
 }
 
-/// The stream of the receiving codec. What that writes (its own pongs and answers to Close) is dropped, because only the
-/// writer writes.
+/// The stream of the receiving codec. What that writes (its own pongs and answers to Close) is dropped, because only
+/// the writer writes.
 pub(super) struct Inbound {
     socket: Arc<Socket>,
     /// Received and not yet given to rustls, which takes no more while it holds plaintext; empty without TLS.
@@ -155,7 +155,7 @@ impl Inbound {
             let waited = tls.wants_write();
             let outcome = tls.process_new_packets();
             outcome.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-            // Only a change is told, so that a writer which is slow to wake is not asked again and again.
+            // Only a change is reported, so that a writer which is slow to wake is not asked again and again.
             if tls.wants_write() && !waited {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
@@ -230,8 +230,8 @@ impl Outbound {
         }
     }
 
-    /// Sends what the system takes without blocking; gives the number of bytes. Nothing over TLS, whose records would have
-    /// to be kept.
+    /// Sends what the system takes without blocking; gives the number of bytes. Nothing over TLS, whose records would
+    /// have to be kept.
     pub(super) fn try_send(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.socket.tls.is_some() { Ok(0) } else { self.socket.try_send(bytes) }
     }

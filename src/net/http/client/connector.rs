@@ -1,4 +1,5 @@
-//! Connections for `ureq`: made by [`crate::net::dial`], bounded by the request's deadline, ended by the shutdown signal.
+//! Connections for `ureq`: made by [`crate::net::dial`], bounded by the request's deadline, ended by the shutdown
+//! signal.
 
 use std::fmt;
 use std::io::{self, Read, Write};

@@ -1,7 +1,8 @@
-//! A blocking HTTP client: one deadline over each request, and every blocked call ends when the shutdown signal cancels.
+//! A blocking HTTP client: one deadline over each request, and every blocked call ends when the shutdown signal
+//! cancels.
 //!
-//! The requests are `ureq`'s. Its connections are made by [`crate::net::dial`] and register a kick with the signal, so a
-//! request that waits for a name, a connection, a handshake or an answer returns at once. Connections are not kept:
+//! The requests are `ureq`'s. Its connections are made by [`crate::net::dial`] and register a kick with the signal, so
+//! a request that waits for a name, a connection, a handshake or an answer returns at once. Connections are not kept:
 //! each request has its own. Proxies of the environment are not used.
 
 mod connector;

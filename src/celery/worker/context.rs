@@ -1,0 +1,131 @@
+//! What a handler knows of its task, and what it can report.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::call::TaskError;
+use super::core::Core;
+use super::run::Run;
+#[cfg(doc)]
+use crate::base::shutdown::Level;
+use crate::base::shutdown::Shutdown;
+use crate::celery::message::TaskMessage;
+use crate::celery::meta::Meta;
+
+/// What a handler knows of its task, and what it can tell.
+pub struct TaskCx {
+    run: Arc<Run>,
+    core: Weak<Core>,
+}
+
+impl std::fmt::Debug for TaskCx {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TaskCx").field("id", &self.run.message.id).finish_non_exhaustive()
+    }
+}
+
+impl TaskCx {
+    pub(super) fn new(run: Arc<Run>, core: &Arc<Core>) -> Self {
+        Self { run, core: Arc::downgrade(core) }
+    }
+
+    /// The task's id.
+    pub fn id(&self) -> &str {
+        &self.run.message.id
+    }
+
+    /// The name it was called by.
+    pub fn name(&self) -> &str {
+        &self.run.message.task
+    }
+
+    /// How often it was retried already.
+    pub fn retries(&self) -> u32 {
+        self.run.message.retries
+    }
+
+    /// Whether it was delivered before and may have run, as a whole or in part.
+    pub fn redelivered(&self) -> bool {
+        self.run.message.redelivered
+    }
+
+    /// The first task of the tree that it belongs to.
+    pub fn root_id(&self) -> &str {
+        &self.run.message.root_id
+    }
+
+    /// The task that sent it.
+    pub fn parent_id(&self) -> Option<&str> {
+        self.run.message.parent_id.as_deref()
+    }
+
+    /// The whole message.
+    pub fn message(&self) -> &TaskMessage {
+        &self.run.message
+    }
+
+    /// Reaches [`Level::Drain`] when the soft time limit is over, and [`Level::Cancel`] when the task is to end now:
+    /// its time limit is over, it was revoked, or the worker ends.
+    pub fn cancel(&self) -> &Shutdown {
+        &self.run.signal
+    }
+
+    /// Whether the worker takes no more tasks; the task may go on to its end.
+    pub fn is_stopping(&self) -> bool {
+        self.core.upgrade().is_none_or(|core| core.intake.is_set())
+    }
+
+    /// Waits. Ends early when the task is cancelled.
+    ///
+    /// # Errors
+    /// [`TaskError::Cancelled`], to be returned by the handler.
+    pub fn sleep(&self, duration: Duration) -> Result<(), TaskError> {
+        if self.run.signal.wait(duration) { Err(TaskError::Cancelled) } else { Ok(()) }
+    }
+
+    /// For a handler that computes: whether to go on.
+    ///
+    /// # Errors
+    /// [`TaskError::Cancelled`], to be returned by the handler.
+    pub fn check(&self) -> Result<(), TaskError> {
+        if self.run.signal.is_set() { Err(TaskError::Cancelled) } else { Ok(()) }
+    }
+
+    /// When the time limit is over.
+    pub fn deadline(&self) -> Option<Instant> {
+        let limit = Duration::try_from_secs_f64(self.run.message.time_limit?).ok()?;
+        self.run.since.checked_add(limit)
+    }
+
+    /// Tells how far it is: the state `PROGRESS` with `{current, total, percent, message}` and what `more` has. Never
+    /// blocks; of those that come faster than Redis takes them, the newest is stored.
+    pub fn progress(&self, percent: f64, message: &str, more: &Value) {
+        let percent = percent.clamp(0.0, 100.0);
+        let mut value = json!({"current": percent, "total": 100, "percent": percent, "message": message});
+        if let (Some(map), Some(more)) = (value.as_object_mut(), more.as_object()) {
+            map.extend(more.clone());
+        }
+        self.run.set_progress(value);
+        if let Some(core) = self.core.upgrade()
+            && self.run.message.ignore_result != Some(true)
+        {
+            send_progress(&self.run, &core);
+        }
+    }
+}
+
+/// Sends the newest progress, one at a time: a handler that reports a thousand a second costs Redis no more than it can
+/// take.
+fn send_progress(run: &Arc<Run>, core: &Arc<Core>) {
+    let Some(value) = run.progress_to_send() else { return };
+    let weak = Arc::downgrade(run);
+    core.store_state(run, Meta::progress(&run.message.id, value), move |core| {
+        if let Some(run) = weak.upgrade()
+            && run.progress_sent()
+        {
+            send_progress(&run, core);
+        }
+    });
+}

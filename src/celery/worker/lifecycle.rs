@@ -1,0 +1,375 @@
+//! The life of a message that is held in our name: taken on, scheduled, given to a thread, and in the end settled or
+//! given back. Everything here only gives requests to the commander and never blocks.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use redis::Value;
+
+use super::core::{Core, TAKE_PART, Taken};
+use super::held::Stage;
+use super::outcome::{self, Op, Outcome, complete};
+use super::restore;
+use super::run::{Run, Why};
+use super::scripts::{RELEASE, REVOKE, SETTLE, STATE};
+use crate::base::backoff::exponential;
+use crate::base::lock::lock;
+use crate::celery::envelope::{Envelope, MessageError};
+use crate::celery::keys::{UNACKED, UNACKED_INDEX, meta_key};
+use crate::celery::message::TaskMessage;
+use crate::celery::meta::Meta;
+use crate::celery::moment::Moment;
+use crate::ops::errors::ErrorClass;
+use crate::redis::{RedisError, Repeat, Request};
+
+/// The longest alarm that is set for a task whose time has not come; then its time is looked at again.
+const FAR: Duration = Duration::from_secs(24 * 3600);
+
+/// Pauses before a message is settled again: the first, doubled with each attempt up to the second.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// What is sent for one message until Redis has it.
+#[derive(Debug, Clone)]
+enum Last {
+    Settle(Vec<Op>),
+    /// The message as it goes back, and whether to the front.
+    Release(String, bool),
+}
+
+impl Core {
+    /// Decides what becomes of a message that is held in our name.
+    pub fn accept(self: &Arc<Self>, tag: &str, list: &str, raw: Vec<u8>) {
+        if let Some(entry) = lock(&self.held).get_mut(tag) {
+            if entry.stage == Stage::Settling {
+                // It went back, and came again before Redis had answered that it is gone.
+                entry.item.again = Some(raw);
+            } else {
+                // A Redis that has forgotten its last second: it is held in our name again, and its end will end it.
+                log::warn!("message {tag} was delivered again while it is held");
+            }
+            return;
+        }
+        let read = Envelope::read(&raw).map_err(|error| (None, None, error)).and_then(|envelope| {
+            TaskMessage::read(&envelope).map_err(|error| {
+                (envelope.task_id().map(str::to_owned), envelope.task_name().map(str::to_owned), error)
+            })
+        });
+        let taken = |message| Taken {
+            message,
+            raw,
+            list: list.to_owned(),
+            since: Instant::now(),
+            alarm: None,
+            again: None,
+            run: None,
+        };
+        match read {
+            Ok(message) => self.accept_task(tag, taken, message),
+            Err((id, name, error)) => {
+                let noted = lock(&self.held).insert(tag, id.as_deref().unwrap_or(""), Stage::Waiting, taken(None));
+                if noted {
+                    self.refuse(tag, id.as_deref(), name.as_deref(), &error);
+                }
+            }
+        }
+    }
+
+    fn refuse(self: &Arc<Self>, tag: &str, id: Option<&str>, name: Option<&str>, error: &MessageError) {
+        self.board.errors.report(error.class(), TAKE_PART, error);
+        self.put_aside(tag, id, name.unwrap_or(""), &error.to_string());
+    }
+
+    fn accept_task(
+        self: &Arc<Self>,
+        tag: &str,
+        taken: impl FnOnce(Option<Arc<TaskMessage>>) -> Taken,
+        mut message: TaskMessage,
+    ) {
+        let now = Self::now();
+        let message = {
+            let mut held = lock(&self.held);
+            // A Redis that came back without its last second delivers what was settled already.
+            message.redelivered |= held.was_settled(tag);
+            let message = Arc::new(message);
+            let stage = if message.eta.is_some_and(|eta| eta > now) { Stage::Scheduled } else { Stage::Waiting };
+            if !held.insert(tag, &message.id, stage, taken(Some(message.clone()))) {
+                return;
+            }
+            message
+        };
+        log::debug!("task {}[{}] received", message.task, message.id);
+        if message.expires.is_some_and(|expires| expires < now) {
+            self.conclude(tag, Outcome::Revoked("expired"));
+        } else if lock(&self.revoked).contains(&message.id, Instant::now()) {
+            self.conclude(tag, Outcome::Revoked("revoked"));
+        } else if !self.registered.contains(&message.task) {
+            self.conclude(tag, Outcome::Unknown);
+        } else {
+            match message.eta.filter(|eta| *eta > now) {
+                Some(eta) => self.schedule(tag, eta, now),
+                None => self.queue_run(tag, &message),
+            }
+        }
+    }
+
+    fn schedule(self: &Arc<Self>, tag: &str, eta: Moment, now: Moment) {
+        let when = Instant::now() + eta.since(now).min(FAR);
+        let due = tag.to_owned();
+        let alarm = self.at(when, move |core| core.come_due(&due));
+        let mut held = lock(&self.held);
+        if let Some(entry) = held.get_mut(tag)
+            && entry.stage == Stage::Scheduled
+        {
+            let old = entry.item.alarm.replace(alarm);
+            drop(held);
+            drop(old);
+        }
+    }
+
+    /// The time of a task has come, or an alarm was too short.
+    fn come_due(self: &Arc<Self>, tag: &str) {
+        let now = Self::now();
+        let message = {
+            let mut held = lock(&self.held);
+            let Some(message) = held.get(tag).and_then(|entry| entry.item.message.clone()) else { return };
+            if message.eta.is_none_or(|eta| eta <= now) && !held.advance(tag, Stage::Scheduled, Stage::Waiting) {
+                return;
+            }
+            message
+        };
+        match message.eta.filter(|eta| *eta > now) {
+            Some(eta) => self.schedule(tag, eta, now),
+            None if message.expires.is_some_and(|expires| expires < now) => {
+                self.conclude(tag, Outcome::Revoked("expired"));
+            }
+            None => self.queue_run(tag, &message),
+        }
+    }
+
+    fn queue_run(self: &Arc<Self>, tag: &str, message: &Arc<TaskMessage>) {
+        let run = Run::new(tag, message.clone());
+        if !self.queue.push(run) {
+            // The worker stops.
+            self.give_back(tag, true);
+        }
+    }
+
+    /// Stores a state on the way, as long as the message is ours.
+    pub fn store_state(self: &Arc<Self>, run: &Run, mut meta: Meta, then: impl FnOnce(&Arc<Self>) + Send + 'static) {
+        complete(&run.message, &mut meta);
+        let keys = [self.keys.held.as_str(), &meta_key(&run.message.id)];
+        let args = (run.tag.as_str(), meta.write(), self.config.expires_seconds());
+        let request = Request::new(Repeat::Idempotent, self.patience()).script(&STATE, &keys, &args);
+        let (weak, id) = (Arc::downgrade(self), run.message.id.clone());
+        let sent = self.commands.submit(request, move |answer| {
+            if let Err(error) = answer {
+                log::warn!("the state of task {id} is not stored: {error}");
+            }
+            if let Some(core) = weak.upgrade() {
+                then(&core);
+            }
+        });
+        if let Err(error) = sent {
+            log::warn!("the state of task {} is not stored: {error}", run.message.id);
+        }
+    }
+
+    /// Settles a message with this outcome, unless somebody has settled it before.
+    pub fn conclude(self: &Arc<Self>, tag: &str, outcome: Outcome) {
+        let (message, list, raw) = {
+            let mut held = lock(&self.held);
+            if held.conclude(tag).is_none() {
+                return;
+            }
+            let Some(entry) = held.get_mut(tag) else { return };
+            entry.item.alarm = None;
+            let Some(message) = entry.item.message.clone() else { return };
+            // Only what is put aside needs the message once more.
+            let raw = if outcome == Outcome::Unknown { entry.item.raw.clone() } else { Vec::new() };
+            (message, entry.item.list.clone(), raw)
+        };
+        let label = match &outcome {
+            Outcome::Revoked(reason) => *reason,
+            Outcome::Unknown => "unknown",
+            _ => "",
+        };
+        let settlement = self.setting(&list, &raw, |setting| outcome::settle(&message, outcome, setting));
+        for complaint in &settlement.complaints {
+            log::error!("task {}[{}]: {complaint}", message.task, message.id);
+        }
+        self.totals.ended(if label == "unknown" { label } else { settlement.state.as_str() });
+        match settlement.state.as_str() {
+            "SUCCESS" => log::debug!("task {}[{}] succeeded", message.task, message.id),
+            "FAILURE" if label == "unknown" => {
+                log::error!("unknown task {:?}[{}] is put aside", message.task, message.id);
+                self.totals.aside.inc();
+            }
+            "FAILURE" => log::error!("task {}[{}] failed: {}", message.task, message.id, settlement.why),
+            "REVOKED" => log::info!("task {}[{}] is {label}", message.task, message.id),
+            "RETRY" => log::info!("task {}[{}] will be retried: {}", message.task, message.id, settlement.why),
+            state => log::info!("task {}[{}]: {state}", message.task, message.id),
+        }
+        self.send(tag.to_owned(), Arc::new(Last::Settle(settlement.ops)), 0);
+    }
+
+    /// Settles what is no task: it is put aside, and its producer is notified if its id is known.
+    pub fn put_aside(self: &Arc<Self>, tag: &str, id: Option<&str>, name: &str, reason: &str) {
+        let (raw, list) = {
+            let mut held = lock(&self.held);
+            if held.conclude(tag).is_none() {
+                return;
+            }
+            let Some(entry) = held.get_mut(tag) else { return };
+            (std::mem::take(&mut entry.item.raw), entry.item.list.clone())
+        };
+        log::error!("message {tag} of {list:?} (task {name:?}, id {:?}) is put aside: {reason}", id.unwrap_or(""));
+        self.totals.aside.inc();
+        let ops = self.setting(&list, &raw, |setting| {
+            let sent = id.map(|id| outcome::unreadable(id, reason, setting.now));
+            let aside = outcome::aside(id.unwrap_or(""), name, reason, setting.raw, setting);
+            sent.into_iter().chain([aside]).collect()
+        });
+        self.send(tag.to_owned(), Arc::new(Last::Settle(ops)), 0);
+    }
+
+    /// Gives a message back to its queue, marked as delivered before: to the front, or to the end for one that was
+    /// rejected. False if it was settled already.
+    pub fn give_back(self: &Arc<Self>, tag: &str, front: bool) -> bool {
+        let raw = {
+            let mut held = lock(&self.held);
+            if held.conclude(tag).is_none() {
+                return false;
+            }
+            let Some(entry) = held.get_mut(tag) else { return false };
+            entry.item.alarm = None;
+            std::mem::take(&mut entry.item.raw)
+        };
+        let Some(message) = restore::marked(&raw) else {
+            log::error!("message {tag} cannot be given back: it is not JSON");
+            return false;
+        };
+        self.send(tag.to_owned(), Arc::new(Last::Release(message, front)), 0);
+        true
+    }
+
+    fn send(self: &Arc<Self>, tag: String, last: Arc<Last>, attempt: u32) {
+        let request = Request::new(Repeat::Idempotent, self.patience());
+        let held = self.keys.held.as_str();
+        let request = match &*last {
+            Last::Settle(ops) => {
+                let expires = self.config.expires_seconds().to_string();
+                let mut args: Vec<&str> = vec![&tag];
+                let numbers: Vec<String> = ops
+                    .iter()
+                    .map(|op| match op {
+                        Op::Push(_, _, keep) => keep.to_string(),
+                        _ => expires.clone(),
+                    })
+                    .collect();
+                for (op, number) in ops.iter().zip(&numbers) {
+                    args.extend(match op {
+                        Op::Result(key, value) => ["result", key, value, number],
+                        Op::OwnResult(key, value) => ["own-result", key, value, number],
+                        Op::Push(list, message, _) => ["push", list, message, number],
+                    });
+                }
+                request.script(&SETTLE, &[held, UNACKED, UNACKED_INDEX], &args)
+            }
+            Last::Release(message, front) => {
+                let list = lock(&self.held).get(&tag).map(|entry| entry.item.list.clone()).unwrap_or_default();
+                let args = (tag.as_str(), message.as_str(), if *front { "first" } else { "last" });
+                request.script(&RELEASE, &[held, UNACKED, UNACKED_INDEX, &list], args)
+            }
+        };
+        let (weak, again) = (Arc::downgrade(self), (tag.clone(), last.clone()));
+        let sent = self.commands.submit(request, move |answer| {
+            if let Some(core) = weak.upgrade() {
+                core.sent(again.0, &again.1, attempt, answer);
+            }
+        });
+        if let Err(error) = sent {
+            self.sent(tag, &last, attempt, Err(error));
+        }
+    }
+
+    /// What Redis says of the end of a message.
+    fn sent(self: &Arc<Self>, tag: String, last: &Arc<Last>, attempt: u32, answer: Result<Vec<Value>, RedisError>) {
+        let error = match answer {
+            Ok(replies) => {
+                if replies.first() == Some(&Value::Int(0)) && attempt == 0 {
+                    log::debug!("message {tag} was not ours any more, or an answer had been lost");
+                }
+                let gone = lock(&self.held).remove(&tag);
+                if let Last::Release(..) = **last {
+                    self.given_back.fetch_add(1, Ordering::SeqCst);
+                }
+                if let Some((list, raw)) = gone.and_then(|entry| Some((entry.item.list, entry.item.again?))) {
+                    self.accept(&tag, &list, raw);
+                }
+                self.room_made();
+                return;
+            }
+            Err(error) => error,
+        };
+        self.board.errors.report(error.class(), "cel-settle", &error);
+        // What is not settled stays in our name, for another worker to find.
+        if self.ending.is_set() || matches!(error, RedisError::Stopped) {
+            return;
+        }
+        let next = match (&**last, error.class()) {
+            (Last::Settle(ops), ErrorClass::Rejected) if ops.iter().any(|op| !matches!(op, Op::Push(..))) => {
+                // Redis will not have the result, so asking again is of no use: the operator finds it aside.
+                let reason = format!("its result could not be stored: {error}");
+                Arc::new(Last::Settle(
+                    self.setting("", b"", |setting| vec![outcome::aside(&tag, "", &reason, b"", setting)]),
+                ))
+            }
+            _ => last.clone(),
+        };
+        let again = tag.clone();
+        let alarm = self.at(Instant::now() + exponential(PAUSE.0, PAUSE.1, attempt), move |core| {
+            core.send(again, next, attempt.saturating_add(1));
+        });
+        let replaced = lock(&self.held).get_mut(&tag).map(|entry| entry.item.alarm.replace(alarm));
+        drop(replaced);
+    }
+
+    /// Calls tasks off, those that wait and, if `terminate`, those that run; of others it is noted that they are not to
+    /// run.
+    pub fn revoke(self: &Arc<Self>, ids: &[String], terminate: bool) {
+        for id in ids {
+            lock(&self.revoked).add(id, Instant::now());
+            let held: Vec<_> = {
+                let held = lock(&self.held);
+                let of_task = |tag: &String| held.get(tag).map(|e| (tag.clone(), e.stage, e.item.run.clone()));
+                held.tags_of(id).iter().filter_map(of_task).collect()
+            };
+            if held.is_empty() {
+                let meta = Meta::revoked(id, "revoked", Self::now()).write();
+                let args = (meta, self.config.expires_seconds());
+                let request = Request::new(Repeat::Idempotent, self.patience()).script(&REVOKE, &[meta_key(id)], &args);
+                let place = "cel-revoke";
+                let board = self.board.clone();
+                let sent = self.commands.submit(request, move |answer| {
+                    if let Err(error) = answer {
+                        board.errors.report(error.class(), place, &error);
+                    }
+                });
+                if let Err(error) = sent {
+                    self.board.errors.report(error.class(), place, &error);
+                }
+            }
+            for (tag, stage, run) in held {
+                match (stage, run) {
+                    (Stage::Scheduled | Stage::Waiting, _) => self.conclude(&tag, Outcome::Revoked("revoked")),
+                    (Stage::Running, Some(run)) if terminate => {
+                        self.conclude(&tag, Outcome::Revoked("terminated"));
+                        run.end(Why::Revoked);
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! What an executor is started with.
+
+use std::time::Duration;
+
+use super::runner::RunnerKind;
+
+/// What an executor is started with.
+#[derive(Clone)]
+pub struct ExecutorConfig {
+    /// `ws://host:port` of the miner (`MINER_ADDRESS`).
+    pub miner_address: String,
+    /// Our token (`EXECUTOR_TOKEN`); a secret.
+    pub token: String,
+    /// How long the part before the initial request may take, and then the preparation of the image.
+    pub startup_time_limit: Duration,
+    /// How the job's command is run.
+    pub runner: RunnerKind,
+    /// Without a connection for this long, the miner is given up and the job is cancelled.
+    pub miner_gone_after: Duration,
+    /// How long the last messages may take to leave.
+    pub flush_time: Duration,
+}
+
+/// Without the token.
+impl std::fmt::Debug for ExecutorConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { miner_address, runner, .. } = self;
+        let mut shown = f.debug_struct("ExecutorConfig");
+        shown.field("miner_address", miner_address).field("runner", runner).finish_non_exhaustive()
+    }
+}
+
+impl ExecutorConfig {
+    /// The default numbers: 30 s for the start, 30 s without the miner, 10 s to flush.
+    pub fn new(miner_address: impl Into<String>, token: impl Into<String>) -> Self {
+        Self {
+            miner_address: miner_address.into(),
+            token: token.into(),
+            startup_time_limit: Duration::from_secs(30),
+            runner: RunnerKind::Auto,
+            miner_gone_after: Duration::from_secs(30),
+            flush_time: Duration::from_secs(10),
+        }
+    }
+
+    /// All problems of the configuration, in words.
+    pub fn validate(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !self.miner_address.starts_with("ws://") && !self.miner_address.starts_with("wss://") {
+            problems.push(format!(
+                "MINER_ADDRESS is {:?}; it should be a URL like ws://127.0.0.1:9101",
+                self.miner_address
+            ));
+        }
+        if self.token.is_empty() || self.token.contains(['/', '?', '#', ' ']) {
+            problems.push("EXECUTOR_TOKEN should be the token that the miner made for this executor".to_owned());
+        }
+        if self.startup_time_limit.is_zero() {
+            problems.push("the startup time limit is 0; it should be some seconds".to_owned());
+        }
+        problems
+    }
+}

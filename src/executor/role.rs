@@ -1,0 +1,55 @@
+//! The life of an executor: its start and its stop, all steps in order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::config::ExecutorConfig;
+use super::miner_client;
+use super::stages::{ExecutorError, JobEnd};
+use super::stages_thread;
+use crate::base::shutdown::Shutdown;
+use crate::base::stop::{StopReport, Stopping};
+use crate::base::timer::TimerHandle;
+use crate::transport::Dialer;
+
+/// How long the last message of a cancelled job may take to leave.
+const COURTESY_TIME: Duration = Duration::from_secs(1);
+
+/// How an executor ended.
+#[derive(Debug)]
+pub struct ExecutorReport {
+    /// How the job ended.
+    pub end: JobEnd,
+    /// What the stop did; `unsent` counts messages that the miner has not got.
+    pub stop: StopReport,
+}
+
+/// Runs one job for the miner. Blocks until its last message has left, or until the shutdown signal has ended it.
+///
+/// A drain lets the job end; a cancel ends it and reports that to the miner.
+///
+/// # Errors
+/// [`ExecutorError`], if there was no job.
+pub fn run(
+    config: ExecutorConfig,
+    dialer: Arc<dyn Dialer>,
+    timer: TimerHandle,
+    shutdown: &Shutdown,
+) -> Result<ExecutorReport, ExecutorError> {
+    let problems = config.validate();
+    if !problems.is_empty() {
+        return Err(ExecutorError::Config(problems));
+    }
+    let (link, events) = miner_client::start(&config.miner_address, &config.token, dialer, timer);
+    // The thread that does the job's work starts with the job and ends with it, before the job's last message.
+    let outcome = stages_thread::run(&config, &link.handle(), &events, shutdown);
+    // Dropped before the stop, so that a reader that waits for room in the queue is freed.
+    drop(events);
+    // Whoever ended the job knows its outcome: the last message is a courtesy then, and a lost link is not dialled for
+    // long.
+    let flush_time = if shutdown.is_cancelled() { config.flush_time.min(COURTESY_TIME) } else { config.flush_time };
+    let mut stopping = Stopping::new(shutdown);
+    let unsent = stopping.step("link", flush_time, |step| link.stop(step));
+    stopping.unsent(unsent);
+    outcome.map(|end| ExecutorReport { end, stop: stopping.finish() })
+}

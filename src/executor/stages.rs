@@ -1,0 +1,557 @@
+//! All decisions of an executor: one job, from the miner's initial request to its last message. Pure: no thread,
+//! channel, socket or clock; it takes what happened and says what to do.
+//!
+//! The order of the actions is the order in which they must be done. Every way out of a job sends exactly one last
+//! message.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::runner::{RunEnd, RunOutcome, RunSpec};
+use crate::protocol::stages::{Stage, StageClock, Timing};
+use crate::protocol::{
+    ExecutorToMiner, GenericError, HordeFailureReason, Int, JobFailureReason, JobParticipantType, JobStage, JsonMap,
+    MachineSpecs, MinerToExecutor, OutputUpload, StrMap, V0ExecutionDoneRequest, V0ExecutorReadyRequest,
+    V0HordeFailedRequest, V0InitialJobRequest, V0JobFailedRequest, V0JobFinishedRequest, V0JobRequest,
+    V0MachineSpecsRequest, V0VolumesReadyRequest, Volume,
+};
+
+/// Without any timing in the initial request, how long a job may take in all.
+const DEFAULT_TOTAL: Duration = Duration::from_secs(3600);
+
+/// How a job ended, as its last message said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobEnd {
+    /// The results were sent.
+    Finished,
+    /// The job itself failed.
+    Failed,
+    /// This side failed the job.
+    HordeFailed,
+}
+
+/// Why an executor ended before it had a job.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExecutorError {
+    /// The configuration is wrong; nothing was started.
+    #[error("executor: {}", .0.join("; "))]
+    Config(Vec<String>),
+    /// The first attempt to reach the miner failed: a wrong address, port or token.
+    #[error("cannot reach the miner: {0}")]
+    Unreachable(String),
+    /// The miner does not know our token, or says something else is wrong.
+    #[error("the miner refused this executor: {0}")]
+    Refused(String),
+    /// No initial request came within the start-up time limit.
+    #[error("no initial job request within {0:?}")]
+    NoJob(Duration),
+    /// The shutdown signal came first.
+    #[error("stopped before a job came")]
+    Stopped,
+}
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum Input {
+    /// The miner is there, for the first time or again.
+    Connected,
+    /// The miner is not there, and why; another attempt will follow.
+    Disconnected(String),
+    /// The miner has closed the connection for good.
+    Goodbye,
+    /// The miner said something.
+    FromMiner(Box<MinerToExecutor>),
+    /// The present work is done, or cannot be.
+    Done(Result<Outcome, Problem>),
+    /// The thread that works has panicked.
+    Crashed(String),
+    /// Stop before there is a job; a job that has begun goes on.
+    Drain,
+    /// Stop now.
+    Cancel,
+    /// Time has passed.
+    Tick,
+}
+
+/// What work has brought about.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The job's folder is there, and its image.
+    Prepared,
+    /// The volume is in its place.
+    Loaded,
+    /// The job has run.
+    Ran(Box<RunOutcome>),
+    /// The output is where it belongs.
+    Uploaded(Box<Results>),
+}
+
+/// What a job leaves, apart from what it printed.
+#[derive(Debug, Default)]
+pub struct Results {
+    /// Path to base64.
+    pub artifacts: StrMap,
+    /// What the servers of its uploads answered.
+    pub uploads: StrMap,
+    /// The machine it ran on.
+    pub machine: JsonMap,
+}
+
+/// Why work cannot be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Problem {
+    /// It was cancelled.
+    Cancelled,
+    /// Its deadline has passed.
+    TimedOut(String),
+    /// What the job asks for cannot be had.
+    OfJob(String),
+    /// This side cannot do its part.
+    OfHorde(String),
+}
+
+/// Work of one stage.
+#[derive(Debug)]
+pub enum Work {
+    /// Make the job's folder, and see that the image can be run.
+    Prepare {
+        /// The image; it may come with the full request only.
+        image: Option<String>,
+        /// By when.
+        deadline: Instant,
+    },
+    /// Load the volume.
+    Load {
+        /// Which.
+        volume: Box<Volume>,
+        /// By when.
+        deadline: Instant,
+    },
+    /// Run the job.
+    Run {
+        /// What is to be run.
+        spec: Box<RunSpec>,
+        /// By when.
+        deadline: Instant,
+    },
+    /// Collect the artifacts, upload the output, describe the machine.
+    Upload {
+        /// Where the job has left its artifacts.
+        artifacts_dir: Option<String>,
+        /// Where its output goes.
+        upload: Option<Box<OutputUpload>>,
+        /// By when.
+        deadline: Instant,
+    },
+}
+
+/// Something to do.
+#[derive(Debug)]
+pub enum Action {
+    /// A job has come, by its uuid: start whatever does its work.
+    Begin(String),
+    /// Do this, and report it as [`Input::Done`]; nothing else is being done.
+    Work(Work),
+    /// Cancel the work that is being done.
+    CancelWork,
+    /// No work will follow: remove what is left of the job.
+    Finish,
+    /// Send a message to the miner.
+    Send(Box<ExecutorToMiner>),
+    /// The executor has ended.
+    End(Result<JobEnd, ExecutorError>),
+}
+
+/// The state of an executor.
+#[derive(Debug)]
+pub struct Stages {
+    startup: Duration,
+    gone_after: Duration,
+    state: ExecutorState,
+}
+
+#[derive(Debug)]
+enum ExecutorState {
+    /// No job has come.
+    Waiting { until: Instant, connected: bool },
+    /// There is a job.
+    Job(Box<StagedJob>),
+    /// The job, or the wait for one, is over.
+    Over,
+}
+
+impl Stages {
+    /// The state at the start. The wait for a job, and then the preparation of its image, may each take `startup`; a
+    /// job is cancelled when the miner is gone for `gone_after`.
+    pub fn new(startup: Duration, gone_after: Duration, now: Instant) -> Self {
+        Self { startup, gone_after, state: ExecutorState::Waiting { until: now + startup, connected: false } }
+    }
+
+    /// Takes in what happened and says what to do.
+    pub fn handle(&mut self, input: Input, now: Instant) -> Vec<Action> {
+        let mut out = Vec::new();
+        match &mut self.state {
+            ExecutorState::Waiting { .. } => self.wait(input, now, &mut out),
+            ExecutorState::Job(job) => {
+                job.take(input, now);
+                job.check_time(self.gone_after, now);
+                out.append(&mut job.out);
+            }
+            ExecutorState::Over => {}
+        }
+        if matches!(out.last(), Some(Action::End(_))) {
+            self.state = ExecutorState::Over;
+        }
+        out
+    }
+
+    /// When [`Input::Tick`] is due next.
+    pub fn next_wake(&self) -> Option<Instant> {
+        match &self.state {
+            ExecutorState::Waiting { until, .. } => Some(*until),
+            ExecutorState::Job(job) => job.next_wake(self.gone_after),
+            ExecutorState::Over => None,
+        }
+    }
+
+    fn wait(&mut self, input: Input, now: Instant, out: &mut Vec<Action>) {
+        let ExecutorState::Waiting { until, connected } = &mut self.state else { return };
+        let error = match input {
+            Input::Connected => {
+                *connected = true;
+                return;
+            }
+            Input::Disconnected(why) if *connected => return log::warn!("connection lost before the job came: {why}"),
+            // At once, so that a miner's operator notices a wrong address.
+            Input::Disconnected(why) => ExecutorError::Unreachable(why),
+            Input::Goodbye => ExecutorError::Refused("it closed the connection before a job came".to_owned()),
+            Input::FromMiner(message) => match *message {
+                MinerToExecutor::V0InitialJobRequest(initial) => {
+                    let mut job = StagedJob::begin(initial, self.startup, now);
+                    out.append(&mut job.out);
+                    self.state = ExecutorState::Job(Box::new(job));
+                    return;
+                }
+                MinerToExecutor::GenericError(error) => ExecutorError::Refused(error.details.unwrap_or_default()),
+                MinerToExecutor::V0JobRequest(_) => {
+                    return log::warn!("a full job request came before the initial one");
+                }
+            },
+            Input::Drain | Input::Cancel => ExecutorError::Stopped,
+            Input::Tick if now >= *until => ExecutorError::NoJob(self.startup),
+            Input::Tick | Input::Done(_) | Input::Crashed(_) => return,
+        };
+        out.push(Action::End(Err(error)));
+    }
+}
+
+/// What a job waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Prepare,
+    /// The full request, until then.
+    Request(Instant),
+    Load,
+    Run,
+    Upload,
+}
+
+impl Phase {
+    fn stage(self) -> JobStage {
+        match self {
+            Phase::Prepare | Phase::Request(_) => JobStage::ExecutorStartup,
+            Phase::Load => JobStage::VolumeDownload,
+            Phase::Run => JobStage::Execution,
+            Phase::Upload => JobStage::ResultUpload,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct StagedJob {
+    uuid: String,
+    phase: Phase,
+    timing: Timing,
+    /// From the moment when the executor is ready.
+    clock: Option<StageClock>,
+    /// Of the initial request.
+    volume: Option<Volume>,
+    /// The first full request is the one that counts.
+    request: Option<Box<V0JobRequest>>,
+    /// How the run ended, if it has.
+    ran: Option<Box<RunOutcome>>,
+    alone_since: Option<Instant>,
+    cancelled: bool,
+    out: Vec<Action>,
+}
+
+impl StagedJob {
+    fn begin(initial: V0InitialJobRequest, startup: Duration, now: Instant) -> Self {
+        let timing = match (&initial.executor_timing, &initial.timeout_seconds) {
+            (Some(details), _) => Timing::from(details),
+            (None, Some(total)) => Timing::Total(total.saturating_seconds()),
+            (None, None) => Timing::Total(DEFAULT_TOTAL),
+        };
+        let mut job = Self {
+            out: vec![Action::Begin(initial.job_uuid.clone())],
+            uuid: initial.job_uuid,
+            phase: Phase::Prepare,
+            timing,
+            clock: None,
+            volume: initial.volume,
+            request: None,
+            ran: None,
+            alone_since: None,
+            cancelled: false,
+        };
+        if initial.streaming_details.is_some() {
+            let message = "this executor does not run streaming jobs".to_owned();
+            job.horde_failed(HordeFailureReason::StreamingFailed, message);
+        } else {
+            job.work(Work::Prepare { image: initial.docker_image, deadline: now + startup });
+        }
+        job
+    }
+
+    fn take(&mut self, input: Input, now: Instant) {
+        match input {
+            Input::Connected => self.alone_since = None,
+            Input::Disconnected(why) => {
+                log::warn!("job {}: no miner: {why}", self.uuid);
+                self.alone_since.get_or_insert(now);
+            }
+            Input::Goodbye => {
+                log::info!("job {}: the miner has closed, so the job is over for it", self.uuid);
+                self.cancel();
+            }
+            Input::FromMiner(message) => self.take_message(*message, now),
+            Input::Done(Ok(outcome)) => self.done(outcome, now),
+            Input::Done(Err(problem)) => self.fail(problem),
+            Input::Crashed(why) => {
+                let message = format!("the executor crashed: {why}");
+                self.end_horde_failed(HordeFailureReason::UnhandledException, message, None);
+            }
+            Input::Cancel => self.cancel(),
+            Input::Drain | Input::Tick => {}
+        }
+    }
+
+    fn take_message(&mut self, message: MinerToExecutor, now: Instant) {
+        match message {
+            MinerToExecutor::V0JobRequest(request) if request.job_uuid != self.uuid => {
+                self.complain(format!("this executor runs job {}, not {}", self.uuid, request.job_uuid));
+            }
+            MinerToExecutor::V0JobRequest(_) if self.request.is_some() => {
+                self.complain("this executor already has its job request".to_owned());
+            }
+            MinerToExecutor::V0JobRequest(request) => {
+                self.request = Some(Box::new(request));
+                if matches!(self.phase, Phase::Request(_)) {
+                    self.load(now);
+                }
+            }
+            // A miner pushes it again after a reconnect.
+            MinerToExecutor::V0InitialJobRequest(initial) if initial.job_uuid == self.uuid => {}
+            MinerToExecutor::V0InitialJobRequest(_) => {
+                self.complain("this executor already has its initial job request".to_owned());
+            }
+            MinerToExecutor::GenericError(error) => {
+                log::warn!("job {}: the miner reports: {}", self.uuid, error.details.unwrap_or_default());
+            }
+        }
+    }
+
+    fn done(&mut self, outcome: Outcome, now: Instant) {
+        match outcome {
+            Outcome::Prepared if self.cancelled => self.fail(Problem::Cancelled),
+            Outcome::Prepared => {
+                self.send(V0ExecutorReadyRequest { job_uuid: self.uuid.clone(), executor_token: None });
+                let clock = self.clock.insert(StageClock::new(self.timing, now));
+                // The volumes' limit counts from here on, so that the wait for the request is within leeway and
+                // download.
+                self.phase = Phase::Request(clock.clone().begin(Stage::Download));
+                if self.request.is_some() {
+                    self.load(now);
+                }
+            }
+            Outcome::Loaded => self.run(now),
+            Outcome::Ran(ran) => self.ran(ran, now),
+            Outcome::Uploaded(results) => self.finish(*results),
+        }
+    }
+
+    /// The deadline of a stage that begins.
+    fn begin_stage(&mut self, stage: Stage, now: Instant) -> Instant {
+        self.clock.get_or_insert_with(|| StageClock::new(self.timing, now)).begin(stage)
+    }
+
+    fn load(&mut self, now: Instant) {
+        let deadline = self.begin_stage(Stage::Download, now);
+        self.phase = Phase::Load;
+        let volume = self.request.as_mut().and_then(|request| request.volume.take()).or(self.volume.take());
+        match volume {
+            Some(volume) => self.work(Work::Load { volume: Box::new(volume), deadline }),
+            None => self.run(now),
+        }
+    }
+
+    fn run(&mut self, now: Instant) {
+        self.send(V0VolumesReadyRequest { job_uuid: self.uuid.clone() });
+        let deadline = self.begin_stage(Stage::Execution, now);
+        self.phase = Phase::Run;
+        let Some(request) = &self.request else { return };
+        let spec = Box::new(RunSpec::from_request(self.uuid.as_str(), request));
+        self.work(Work::Run { spec, deadline });
+    }
+
+    fn ran(&mut self, ran: Box<RunOutcome>, now: Instant) {
+        let end = ran.end;
+        self.ran = Some(ran);
+        match end {
+            RunEnd::Exited(0) => {}
+            RunEnd::Exited(code) => {
+                return self.job_exited(format!("Job container exited with non-zero exit code: {code}"));
+            }
+            RunEnd::Signalled(signal) => return self.job_exited(format!("the job was ended by signal {signal}")),
+            RunEnd::OutOfMemory => return self.job_exited("the job used more memory than it may".to_owned()),
+            RunEnd::TimedOut => {
+                return self.fail(Problem::TimedOut("Job container timed out during execution".to_owned()));
+            }
+            RunEnd::Cancelled => return self.fail(Problem::Cancelled),
+        }
+        self.send(V0ExecutionDoneRequest { job_uuid: self.uuid.clone() });
+        let deadline = self.begin_stage(Stage::Upload, now);
+        self.phase = Phase::Upload;
+        let Some(request) = &mut self.request else { return };
+        let (artifacts_dir, upload) = (request.artifacts_dir.take(), request.output_upload.take().map(Box::new));
+        self.work(Work::Upload { artifacts_dir, upload, deadline });
+    }
+
+    fn finish(&mut self, results: Results) {
+        let Results { artifacts, uploads, machine } = results;
+        let (stdout, stderr) = self.ran.take().map(|ran| (ran.stdout.text, ran.stderr.text)).unwrap_or_default();
+        let job_uuid = self.uuid.clone();
+        self.send(V0MachineSpecsRequest { job_uuid: job_uuid.clone(), specs: MachineSpecs { specs: machine } });
+        let finished = V0JobFinishedRequest {
+            job_uuid,
+            docker_process_stdout: stdout,
+            docker_process_stderr: stderr,
+            artifacts: Some(artifacts),
+            upload_results: Some(uploads),
+        };
+        self.end(finished, JobEnd::Finished);
+    }
+
+    fn cancel(&mut self) {
+        if std::mem::replace(&mut self.cancelled, true) {
+            return;
+        }
+        match self.phase {
+            Phase::Request(_) => self.fail(Problem::Cancelled),
+            // Whatever is being done ends soon, and is reported.
+            _ => self.out.push(Action::CancelWork),
+        }
+    }
+
+    fn check_time(&mut self, gone_after: Duration, now: Instant) {
+        if matches!(self.out.last(), Some(Action::End(_))) {
+            return;
+        }
+        if let Phase::Request(until) = self.phase
+            && now >= until
+        {
+            let message = "no full job request came in time".to_owned();
+            return self.job_failed(JobFailureReason::Timeout, JobStage::VolumeDownload, message, None);
+        }
+        if !self.cancelled && self.alone_since.is_some_and(|since| now >= since + gone_after) {
+            log::error!("job {}: no miner for {gone_after:?}, the job is cancelled", self.uuid);
+            self.cancel();
+        }
+    }
+
+    fn next_wake(&self, gone_after: Duration) -> Option<Instant> {
+        let request = match self.phase {
+            Phase::Request(until) => Some(until),
+            // The work has its own deadline.
+            _ => None,
+        };
+        let gone = self.alone_since.filter(|_| !self.cancelled).map(|since| since + gone_after);
+        request.into_iter().chain(gone).min()
+    }
+
+    /// The end of a job whose work cannot be done.
+    fn fail(&mut self, problem: Problem) {
+        let stage = self.phase.stage();
+        let (reason, message) = match problem {
+            Problem::Cancelled => {
+                let message = "the executor was stopped before the job had ended".to_owned();
+                return self.horde_failed(HordeFailureReason::GenericError, message);
+            }
+            Problem::OfHorde(message) => return self.horde_failed(HordeFailureReason::GenericError, message),
+            Problem::TimedOut(message) => (JobFailureReason::Timeout, message),
+            Problem::OfJob(message) if self.phase == Phase::Upload => (JobFailureReason::UploadFailed, message),
+            Problem::OfJob(message) => (JobFailureReason::DownloadFailed, message),
+        };
+        self.job_failed(reason, stage, message, None);
+    }
+
+    /// The end of a job that did not end well.
+    fn job_exited(&mut self, message: String) {
+        let code = self.ran.as_ref().and_then(|ran| ran.exit_code()).map(|code| Int::from(i64::from(code)));
+        self.job_failed(JobFailureReason::NonzeroReturnCode, JobStage::Execution, message, code);
+    }
+
+    fn job_failed(&mut self, reason: JobFailureReason, stage: JobStage, message: String, exit_code: Option<Int>) {
+        log::info!("job {}: failed: {message}", self.uuid);
+        let (stdout, stderr) = self.ran.take().map(|ran| (ran.stdout.text, ran.stderr.text)).unzip();
+        let failed = V0JobFailedRequest {
+            job_uuid: self.uuid.clone(),
+            message,
+            reason,
+            stage,
+            docker_process_exit_status: exit_code,
+            docker_process_stdout: stdout,
+            docker_process_stderr: stderr,
+            context: None,
+        };
+        self.end(failed, JobEnd::Failed);
+    }
+
+    fn horde_failed(&mut self, reason: HordeFailureReason, message: String) {
+        self.end_horde_failed(reason, message, Some(self.phase.stage()));
+    }
+
+    fn end_horde_failed(&mut self, reason: HordeFailureReason, message: String, stage: Option<JobStage>) {
+        log::warn!("job {}: horde failed: {message}", self.uuid);
+        let failed = V0HordeFailedRequest {
+            job_uuid: self.uuid.clone(),
+            reported_by: JobParticipantType::Executor,
+            message,
+            reason,
+            context: stage.and_then(|stage| json!({"stage": stage.as_str()}).as_object().cloned()),
+        };
+        self.end(failed, JobEnd::HordeFailed);
+    }
+
+    fn end(&mut self, last: impl Into<ExecutorToMiner>, end: JobEnd) {
+        // What is left of the job goes first: once the miner has the last message, it may end this process.
+        self.out.push(Action::Finish);
+        self.send(last);
+        self.out.push(Action::End(Ok(end)));
+    }
+
+    fn complain(&mut self, details: String) {
+        log::warn!("job {}: {details}", self.uuid);
+        self.send(GenericError { details: Some(details) });
+    }
+
+    fn work(&mut self, work: Work) {
+        self.out.push(Action::Work(work));
+    }
+
+    fn send(&mut self, message: impl Into<ExecutorToMiner>) {
+        self.out.push(Action::Send(Box::new(message.into())));
+    }
+}

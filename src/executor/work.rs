@@ -1,0 +1,168 @@
+//! The thread that does the work of the stages, one after the other.
+//!
+//! Owner: [`super::stages_thread`]. Blocks in: its queue, the runner, downloads, uploads. Kick: the job's cancel signal. Ends:
+//! with its queue; then it removes the job's folder.
+
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender, bounded, never};
+
+use super::runner::{RunError, Runner, RunnerKind};
+use super::stages::{Outcome, Problem, Results, Work};
+use super::uploads::{UploadError, Uploader};
+use super::volumes::{Hub, VolumeError, VolumeLoader};
+use super::workspace::Workspace;
+use super::{artifacts, specs};
+use crate::base::shutdown::Shutdown;
+use crate::base::stop::KICK_GRACE;
+use crate::base::thread::{JoinError, Kick, Thread, spawn};
+use crate::base::waits;
+use crate::proc::tool::ToolError;
+
+type Done = Result<Outcome, Problem>;
+
+/// The owner's side of the thread. Dropping it cancels what is being done, and joins the thread.
+pub(super) struct Worker {
+    queue: Sender<Work>,
+    done: Receiver<Done>,
+    cancel: Shutdown,
+    thread: Thread<()>,
+}
+
+impl Worker {
+    pub fn start(runner: RunnerKind) -> Self {
+        let (queue, works) = bounded::<Work>(1);
+        let (report, done) = bounded(1);
+        let cancel = Shutdown::new();
+        let (kicked, token) = (cancel.clone(), cancel.clone());
+        let thread = spawn("exec-work", Kick::new("cancel signal", move || kicked.cancel()), move || {
+            let mut job = JobWork { runner, cancel: token, place: None };
+            while let Ok(work) = waits::recv(&works, "the job's next stage") {
+                // The owner has gone only if it has panicked.
+                if report.send(job.work(work)).is_err() {
+                    break;
+                }
+            }
+            job.remove();
+        });
+        Self { queue, done, cancel, thread }
+    }
+
+    /// What the work has brought about; ends when the thread has panicked.
+    pub fn done(worker: Option<&Self>) -> Receiver<Done> {
+        worker.map_or_else(never, |worker| worker.done.clone())
+    }
+
+    /// Hands over work, when nothing else is being done. Does not block: there is room for one.
+    pub fn work(&self, work: Work) {
+        // A thread that has panicked is reported by `done`.
+        drop(self.queue.send(work));
+    }
+
+    /// Cancels what is being done.
+    pub fn cancel(&self) {
+        self.cancel.cancel();
+    }
+
+    /// Waits until the job's folder is removed.
+    pub fn finish(self) {
+        let Self { queue, thread, .. } = self;
+        drop((queue, thread));
+    }
+
+    /// Why the thread has ended by itself.
+    pub fn crash(self) -> String {
+        match self.thread.join_by(Instant::now() + KICK_GRACE) {
+            Ok(()) => "its thread has ended".to_owned(),
+            Err(JoinError::Panicked(message)) => message,
+            Err(JoinError::Late(thread)) => {
+                thread.abandon("it does not end after a panic");
+                "its thread does not end".to_owned()
+            }
+        }
+    }
+}
+
+struct JobWork {
+    runner: RunnerKind,
+    cancel: Shutdown,
+    place: Option<(Box<dyn Runner>, Workspace)>,
+}
+
+impl JobWork {
+    fn work(&mut self, work: Work) -> Done {
+        if let Work::Prepare { image, deadline } = work {
+            let runner = self.runner.open(&self.cancel)?;
+            let workspace = Workspace::create()
+                .map_err(|error| Problem::OfHorde(format!("cannot make a folder for the job: {error}")))?;
+            let (runner, _) = self.place.insert((runner, workspace));
+            if let Some(image) = image {
+                runner.prepare(&image, &self.cancel, deadline)?;
+            }
+            return Ok(Outcome::Prepared);
+        }
+        let Some((runner, workspace)) = &self.place else {
+            return Err(Problem::OfHorde("the job has no folder".to_owned()));
+        };
+        match work {
+            Work::Prepare { .. } => Ok(Outcome::Prepared),
+            Work::Load { volume, deadline } => {
+                VolumeLoader::new(self.cancel.clone(), Hub::from_env()).load(&volume, workspace, deadline)?;
+                Ok(Outcome::Loaded)
+            }
+            Work::Run { spec, deadline } => {
+                Ok(Outcome::Ran(Box::new(runner.run(&spec, workspace, &self.cancel, deadline)?)))
+            }
+            Work::Upload { artifacts_dir, upload, deadline } => {
+                let artifacts = artifacts::collect(workspace, artifacts_dir.as_deref())
+                    .map_err(|error| Problem::OfHorde(format!("cannot read the job's artifacts: {error}")))?;
+                let uploads = match upload {
+                    Some(upload) => Uploader::new(self.cancel.clone()).upload(&upload, workspace, deadline)?,
+                    None => Default::default(),
+                };
+                let machine = specs::machine_specs(&self.cancel);
+                Ok(Outcome::Uploaded(Box::new(Results { artifacts: artifacts.files, uploads, machine })))
+            }
+        }
+    }
+
+    fn remove(self) {
+        if let Some((_, workspace)) = self.place
+            && let Err(error) = workspace.remove()
+        {
+            log::warn!("the job's folder is not removed: {error}");
+        }
+    }
+}
+
+impl From<RunError> for Problem {
+    fn from(error: RunError) -> Self {
+        match error {
+            RunError::Tool(ToolError::Cancelled(_)) => Problem::Cancelled,
+            RunError::Tool(ToolError::TimedOut(_)) => Problem::TimedOut(error.to_string()),
+            // What the user asked for cannot be had: the job's failure, not the horde's.
+            RunError::Spec(_) | RunError::Image { .. } => Problem::OfJob(error.to_string()),
+            error => Problem::OfHorde(error.to_string()),
+        }
+    }
+}
+
+impl From<VolumeError> for Problem {
+    fn from(error: VolumeError) -> Self {
+        match error {
+            error if error.is_cancelled() => Problem::Cancelled,
+            error if error.is_timeout() => Problem::TimedOut(error.to_string()),
+            error => Problem::OfJob(error.to_string()),
+        }
+    }
+}
+
+impl From<UploadError> for Problem {
+    fn from(error: UploadError) -> Self {
+        match error {
+            error if error.is_cancelled() => Problem::Cancelled,
+            error if error.is_timeout() => Problem::TimedOut(error.to_string()),
+            error => Problem::OfJob(error.to_string()),
+        }
+    }
+}

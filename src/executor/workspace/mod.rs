@@ -1,0 +1,286 @@
+//! The temporary folder of one job: what is private to the executor, and the folders that the job sees.
+
+pub mod untrusted;
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::output::{STDERR_FILE, STDOUT_FILE};
+
+/// Why a path that came from the wire is not used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("bad path {path:?}: {why}; give a relative path with forward slashes that stays inside its folder")]
+pub struct PathError {
+    /// The path as it came.
+    pub path: String,
+    /// What is wrong with it.
+    pub why: &'static str,
+}
+
+/// Checks a path that came from the wire (a `relative_path`, a name in an archive): it may not leave its folder.
+///
+/// Empty and `.` components are dropped; an empty result means the folder itself.
+///
+/// # Errors
+/// For `..`, absolute paths, drive letters, backslashes and NUL.
+pub fn relative(path: &str) -> Result<PathBuf, PathError> {
+    let bad = |why| Err(PathError { path: path.to_owned(), why });
+    if path.starts_with('/') {
+        return bad("it is absolute");
+    }
+    if path.contains('\\') {
+        return bad("it has a backslash");
+    }
+    if path.contains('\0') {
+        return bad("it has a NUL byte");
+    }
+    if path.as_bytes().get(1) == Some(&b':') && path.as_bytes()[0].is_ascii_alphabetic() {
+        return bad("it begins with a drive letter");
+    }
+    let parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    if parts.contains(&"..") {
+        return bad("it climbs with ..");
+    }
+    Ok(parts.iter().collect())
+}
+
+/// The folder of one job, `0700`, removed when the value is dropped.
+///
+/// `job/` is the part that the job sees: `volume/`, `output/`, `artifacts/`, `specs/`. What lies beside it (streams
+/// that are being written, archives in the making) is the executor's alone.
+#[derive(Debug)]
+pub struct Workspace {
+    root: Option<TempDir>,
+    job: PathBuf,
+}
+
+impl Workspace {
+    /// A new workspace in the system's folder for temporary files.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn create() -> io::Result<Self> {
+        Self::create_in(&std::env::temp_dir())
+    }
+
+    /// A new workspace in `parent`.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn create_in(parent: &Path) -> io::Result<Self> {
+        let root = tempfile::Builder::new()
+            .prefix("phalanx-job-")
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir_in(parent)?;
+        let job = root.path().join("job");
+        let workspace = Self { root: Some(root), job };
+        for folder in
+            [&workspace.job, &workspace.volume(), &workspace.output(), &workspace.artifacts(), &workspace.specs()]
+        {
+            DirBuilder::new().mode(0o700).create(folder)?;
+        }
+        Ok(workspace)
+    }
+
+    /// The executor's own part; the job does not see what is beside `job/`.
+    pub fn private(&self) -> &Path {
+        self.root.as_ref().expect("the folder is taken only by drop and by remove, which consumes the value").path()
+    }
+
+    /// The job's part, the working folder of the process runner.
+    pub fn job(&self) -> &Path {
+        &self.job
+    }
+
+    /// Input files.
+    pub fn volume(&self) -> PathBuf {
+        self.job.join("volume")
+    }
+
+    /// Files that the job leaves for upload.
+    pub fn output(&self) -> PathBuf {
+        self.job.join("output")
+    }
+
+    /// Small files that travel in the result itself.
+    pub fn artifacts(&self) -> PathBuf {
+        self.job.join("artifacts")
+    }
+
+    /// Mounted at `/specs/` as on the Python executor, which leaves it empty.
+    pub fn specs(&self) -> PathBuf {
+        self.job.join("specs")
+    }
+
+    /// Where a stream is written while the job runs: beside the job's part, so that it cannot be swapped for a link.
+    pub(super) fn stream(&self, name: &str) -> PathBuf {
+        self.private().join(name)
+    }
+
+    /// Lets any user read, write and run everything in the job's folders, because a container runs as whatever user its
+    /// image names; other users of this host are kept out by the workspace itself. The Python executor does the same.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn open_to_job(&self) -> io::Result<()> {
+        [self.volume(), self.output(), self.artifacts(), self.specs()]
+            .iter()
+            .try_for_each(|folder| chmod_tree(folder, 0o777, 0o777))
+    }
+
+    /// Puts the whole streams into the output folder, which is made again if the job has removed it; what the job has
+    /// left under their names is replaced.
+    ///
+    /// # Errors
+    /// If the output folder is a link now.
+    pub(super) fn publish_streams(&self) -> io::Result<()> {
+        let output = match untrusted::open_dir(&self.output()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                DirBuilder::new().mode(0o700).create(self.output())?;
+                untrusted::open_dir(&self.output())
+            }
+            opened => opened,
+        }?;
+        for name in [STDOUT_FILE, STDERR_FILE] {
+            let from = self.stream(name);
+            if from.exists() {
+                untrusted::replace(&from, &output, name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the folder now. Links in it are removed, never followed.
+    ///
+    /// # Errors
+    /// If something is left, for instance files of a container's root when we are not root; the folder is then kept.
+    pub fn remove(mut self) -> io::Result<()> {
+        self.remove_tree()
+    }
+
+    fn remove_tree(&mut self) -> io::Result<()> {
+        let Some(root) = self.root.take() else { return Ok(()) };
+        // From here on the folder is ours to remove; TempDir would try once more and swallow the error.
+        let path = root.keep();
+        fs::remove_dir_all(&path).or_else(|first| {
+            log::debug!("workspace {}: {first}; trying again with permissions", path.display());
+            // A job may leave folders that even their owner cannot list or change.
+            chmod_tree(&path, 0o700, 0o600)?;
+            fs::remove_dir_all(&path)
+        })
+    }
+}
+
+impl Drop for Workspace {
+    fn drop(&mut self) {
+        let path = self.root.as_ref().map(|root| root.path().to_owned());
+        if let Err(error) = self.remove_tree() {
+            log::warn!("job folder {} is left behind: {error}", path.unwrap_or_default().display());
+        }
+    }
+}
+
+/// Sets the mode of `path` and of all below it: `dirs` for folders, `files` for regular files. Follows no links.
+fn chmod_tree(path: &Path, dirs: u32, files: u32) -> io::Result<()> {
+    let kind = fs::symlink_metadata(path)?.file_type();
+    if kind.is_dir() {
+        fs::set_permissions(path, Permissions::from_mode(dirs))?;
+        for entry in fs::read_dir(path)? {
+            chmod_tree(&entry?.path(), dirs, files)?;
+        }
+    } else if kind.is_file() {
+        fs::set_permissions(path, Permissions::from_mode(files))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn paths_from_the_wire_stay_inside() {
+        for (path, is) in [("a/b.txt", "a/b.txt"), ("", ""), (".", ""), ("./a//b/", "a/b"), ("..a/b..", "..a/b..")] {
+            assert_eq!(relative(path).unwrap(), Path::new(is), "{path:?}");
+        }
+        for (path, why) in [
+            ("../a", "climbs"),
+            ("a/../../b", "climbs"),
+            ("a/..", "climbs"),
+            ("/etc/passwd", "absolute"),
+            ("C:/a", "drive"),
+            ("c:a", "drive"),
+            ("a\\..\\b", "backslash"),
+            ("a\0b", "NUL"),
+        ] {
+            let error = relative(path).unwrap_err();
+            assert!(error.why.contains(why), "{path:?}: {error}");
+            assert!(error.to_string().contains(&format!("{path:?}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_folder_is_private_and_opened_only_inside() {
+        let parent = tempfile::tempdir().unwrap();
+        let workspace = Workspace::create_in(parent.path()).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(workspace.private()), 0o700);
+        fs::create_dir(workspace.volume().join("in")).unwrap();
+        fs::write(workspace.volume().join("in/run.sh"), "x").unwrap();
+        workspace.open_to_job().unwrap();
+        assert_eq!(mode(&workspace.volume().join("in/run.sh")), 0o777);
+        assert_eq!(mode(&workspace.output()), 0o777);
+        assert_eq!(mode(workspace.private()), 0o700);
+        drop(workspace);
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn removal_takes_read_only_trees_and_follows_no_link() {
+        let parent = tempfile::tempdir().unwrap();
+        let outside = parent.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("kept"), "x").unwrap();
+        let workspace = Workspace::create_in(parent.path()).unwrap();
+        let folder = workspace.output().join("locked");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("file"), "x").unwrap();
+        symlink(&outside, folder.join("link")).unwrap();
+        fs::set_permissions(&folder, Permissions::from_mode(0o000)).unwrap();
+        workspace.remove().unwrap();
+        assert!(outside.join("kept").exists());
+        assert_eq!(fs::metadata(outside.join("kept")).unwrap().permissions().mode() & 0o777, 0o644);
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn streams_replace_whatever_the_job_left_there() {
+        let parent = tempfile::tempdir().unwrap();
+        let victim = parent.path().join("victim");
+        fs::write(&victim, "old").unwrap();
+        let workspace = Workspace::create_in(parent.path()).unwrap();
+        fs::write(workspace.stream(STDOUT_FILE), "out").unwrap();
+        fs::write(workspace.stream(STDERR_FILE), "err").unwrap();
+        symlink(&victim, workspace.output().join(STDOUT_FILE)).unwrap();
+        fs::create_dir_all(workspace.output().join(STDERR_FILE).join("deep")).unwrap();
+        workspace.publish_streams().unwrap();
+        assert_eq!(fs::read_to_string(workspace.output().join(STDOUT_FILE)).unwrap(), "out");
+        assert_eq!(fs::read_to_string(workspace.output().join(STDERR_FILE)).unwrap(), "err");
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "old");
+
+        fs::remove_dir_all(workspace.output()).unwrap();
+        fs::write(workspace.stream(STDOUT_FILE), "again").unwrap();
+        workspace.publish_streams().unwrap();
+        assert_eq!(fs::read_to_string(workspace.output().join(STDOUT_FILE)).unwrap(), "again");
+
+        fs::remove_dir_all(workspace.output()).unwrap();
+        symlink(parent.path(), workspace.output()).unwrap();
+        fs::write(workspace.stream(STDOUT_FILE), "out").unwrap();
+        assert!(workspace.publish_streams().is_err(), "an output folder swapped for a link is not written to");
+    }
+}

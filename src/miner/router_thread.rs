@@ -1,0 +1,200 @@
+//! The router's thread: it takes events one by one, asks the router, and does what it says.
+//!
+//! Owner: the [`Miner`](super::Miner). Blocks in: its event queue, until the router's next deadline; never on a peer,
+//! an executor or the disk. Kick: the miner's stop signal. Ends: when stopped and all executors are gone, or do not go.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, never, select};
+
+use super::disk::StoreOrder;
+use super::executor_manager::{ExecutorEnd, ExecutorManager};
+use super::router::{Action, ExecutorFrame, Input, MinerStatus, Peer, Router, ValidatorFrame};
+use crate::base::clock::now;
+use crate::base::ids::SessionId;
+use crate::base::lock::lock;
+use crate::base::shutdown::{Level, Never, Shutdown};
+use crate::base::thread::Thread;
+use crate::base::waits::{send, waiting};
+use crate::identity::PublicKey;
+use crate::link::outbox::{Full, Outgoing};
+use crate::link::server::{Route, ServerEvent, ServerSink};
+use crate::link::session::SessionHandle;
+use crate::transport::{HandshakeRequest, Refusal};
+
+/// How long a peer that is turned away may take to answer our close.
+const CLOSE_TIME: Duration = Duration::from_secs(2);
+
+/// What happened, for the router's thread.
+pub(super) enum Event {
+    /// For the router.
+    Input(Input),
+    /// A connection, and how to send to it.
+    Opened(SessionId, SessionHandle, Peer, Option<String>),
+    /// Drop the sender as soon as every job has ended.
+    WhenIdle(Sender<Never>),
+}
+
+/// What the router's thread leaves behind.
+pub(super) struct RouterEnd {
+    /// Executors that have not ended.
+    pub executors: Vec<Thread<()>>,
+    /// Jobs that the stop has ended.
+    pub cancelled_jobs: usize,
+}
+
+/// Reports the end of an executor to the router's thread.
+pub(super) type Ended = Arc<dyn Fn(String, ExecutorEnd) + Send + Sync>;
+
+/// All that the router's thread owns.
+pub(super) struct RouterThread {
+    pub router: Router,
+    pub executors: ExecutorManager,
+    pub ended: Ended,
+    pub orders: Sender<StoreOrder>,
+    pub status: Arc<Mutex<MinerStatus>>,
+    /// How long executors have to end when the miner stops.
+    pub end_time: Duration,
+}
+
+/// Paths that are not ours are refused in the handshake; who a peer is, the router judges.
+pub(super) fn accept_path() -> Route {
+    Arc::new(|request: &HandshakeRequest| match Peer::from_path(&request.path) {
+        Some(_) => Ok(()),
+        None => Err(Refusal { status: 404, body: format!("no such path: {}", request.path) }),
+    })
+}
+
+/// Reads and checks texts on the threads of their connections, so that a large one holds up nobody else.
+pub(super) fn sink(events: Sender<Event>) -> ServerSink {
+    let peers: Mutex<HashMap<SessionId, (Peer, Option<PublicKey>)>> = Mutex::default();
+    Arc::new(move |event| {
+        let event = match event {
+            ServerEvent::Opened { id, handle, request, peer: address } => {
+                let Some(peer) = Peer::from_path(&request.path) else { return };
+                // A name that is no address belongs to no validator we know, so its signatures need no key.
+                let key = match &peer {
+                    Peer::Validator(hotkey) => PublicKey::from_ss58(hotkey).ok(),
+                    Peer::Executor(_) => None,
+                };
+                lock(&peers).insert(id, (peer.clone(), key));
+                let host = address.parse().ok().map(|address: std::net::SocketAddr| address.ip().to_string());
+                Event::Opened(id, handle, peer, host)
+            }
+            ServerEvent::Text { id, text } => {
+                let known = lock(&peers).get(&id).map(|(peer, key)| (matches!(peer, Peer::Validator(_)), *key));
+                Event::Input(match known {
+                    Some((true, key)) => Input::FromValidator(id, Box::new(ValidatorFrame::read(&text, key))),
+                    Some((false, _)) => Input::FromExecutor(id, Box::new(ExecutorFrame::read(&text))),
+                    None => return,
+                })
+            }
+            ServerEvent::Closed { id, end } => {
+                log::debug!("{id}: {end}");
+                lock(&peers).remove(&id);
+                Event::Input(Input::Closed(id))
+            }
+        };
+        // Once the router has ended, nobody wants events any more.
+        drop(send(&events, event, "room in the miner's queue"));
+    })
+}
+
+impl RouterThread {
+    /// Runs until `stop` is raised and the executors are gone: at `Drain` they end with grace, at `Cancel` at once.
+    pub fn run(mut self, events: &Receiver<Event>, stop: &Shutdown) -> RouterEnd {
+        let mut sessions: HashMap<SessionId, SessionHandle> = HashMap::new();
+        let mut idle: Vec<Sender<Never>> = Vec::new();
+        let mut stopping: Option<Instant> = None;
+        let mut cancelled_jobs = 0;
+        loop {
+            let stopped = match stopping {
+                None => stop.drain_receiver().clone(),
+                Some(_) => never(),
+            };
+            let wake = [self.router.next_wake(), stopping].into_iter().flatten().min();
+            let wait = wake.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
+            let waits = events.is_empty().then(|| waiting("messages, or something due", wake));
+            let input = select! {
+                recv(events) -> event => match event {
+                    Ok(Event::Input(input)) => input,
+                    Ok(Event::Opened(id, handle, peer, address)) => {
+                        sessions.insert(id, handle);
+                        Input::Opened { id, peer, address }
+                    }
+                    Ok(Event::WhenIdle(sender)) => {
+                        idle.push(sender);
+                        Input::Tick
+                    }
+                    // The miner holds a sender for as long as this thread runs; without one there is no more work.
+                    Err(_) => break,
+                },
+                recv(stopped) -> _ => {
+                    stopping = Some(Instant::now() + self.end_time);
+                    cancelled_jobs = self.router.status().jobs;
+                    Input::Stop(Level::Cancel)
+                }
+                default(wait) => Input::Tick,
+            };
+            drop(waits);
+            let closed = match &input {
+                Input::Closed(id) => Some(*id),
+                _ => None,
+            };
+            self.take(input, &sessions);
+            if let Some(id) = closed {
+                sessions.remove(&id);
+            }
+            if self.router.is_idle() {
+                idle.clear();
+            }
+            *lock(&self.status) = self.router.status();
+            if stopping.is_some_and(|until| self.executors.running() == 0 || until <= Instant::now()) {
+                break;
+            }
+        }
+        RouterEnd { executors: self.executors.into_threads(), cancelled_jobs }
+    }
+
+    fn take(&mut self, input: Input, sessions: &HashMap<SessionId, SessionHandle>) {
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            for action in self.router.handle(input, now()) {
+                inputs.extend(self.act(action, sessions));
+            }
+        }
+    }
+
+    /// Does one thing, without blocking; gives what the router has to know of it at once.
+    fn act(&mut self, action: Action, sessions: &HashMap<SessionId, SessionHandle>) -> Option<Input> {
+        match action {
+            Action::Send(id, text) => match sessions.get(&id)?.send(Outgoing::once(text)) {
+                Ok(()) => {}
+                Err(Full::Closed { .. }) => log::debug!("{id}: a message came too late for it"),
+                Err(full @ Full::Bound { .. }) => {
+                    log::warn!("{id}: the peer does not read, its connection is ended: {full}");
+                    sessions.get(&id)?.kick();
+                }
+            },
+            Action::Close(id, code, reason) => sessions.get(&id)?.close(code, reason, Instant::now() + CLOSE_TIME),
+            Action::Store { job, payload, validator_signature } => {
+                let order = StoreOrder { job, payload, validator_signature };
+                return match self.orders.try_send(order) {
+                    Ok(()) => None,
+                    Err(TrySendError::Full(order)) => Some((order, "too many receipts wait for the disk")),
+                    Err(TrySendError::Disconnected(order)) => Some((order, "the receipt store has failed")),
+                }
+                .map(|(order, why)| Input::Stored { job: order.job, result: Err(why.to_owned()) });
+            }
+            Action::Start(spec) => {
+                let ended = self.ended.clone();
+                self.executors.start(spec, move |token, end| ended(token, end));
+            }
+            Action::End(token) => self.executors.end(&token),
+            Action::Reap(token) => self.executors.reap(&token),
+        }
+        None
+    }
+}

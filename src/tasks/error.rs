@@ -1,0 +1,105 @@
+//! Why a task was not accepted, was interrupted, or has no result. Pure.
+
+use std::backtrace::Backtrace;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::state::{CancelReason, Limit};
+
+/// Why a task was not accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The queue is full, and stayed so for as long as the submitter would wait.
+    #[error("the queue is full")]
+    Full,
+    /// The manager stops.
+    #[error("the task manager takes no more tasks: it stops")]
+    Stopping,
+    /// A task with the same unique key waits already; it will do what this one would.
+    #[error("a task with the same unique key waits already")]
+    Duplicate,
+}
+
+/// The task was told to end while it waited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("told to end {0}")]
+pub struct Interrupted(pub CancelReason);
+
+/// A panic of a task's work.
+#[derive(Clone)]
+pub struct Panic(Arc<(String, Option<Backtrace>)>);
+
+impl Panic {
+    pub(super) fn new(message: String, backtrace: Option<Backtrace>) -> Self {
+        Self(Arc::new((message, backtrace)))
+    }
+
+    /// What the panic said.
+    pub fn message(&self) -> &str {
+        &self.0.0
+    }
+
+    /// From where; showing it looks the symbols up, which takes milliseconds. `None` unless the program has called
+    /// [`super::keep_backtraces`].
+    pub fn backtrace(&self) -> Option<&Backtrace> {
+        self.0.1.as_ref()
+    }
+}
+
+impl fmt::Display for Panic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.message())
+    }
+}
+
+impl fmt::Debug for Panic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Panic").field("message", &self.message()).finish_non_exhaustive()
+    }
+}
+
+/// Why there is no result (yet).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TaskError<E> {
+    /// It has not ended within the time that the caller would wait; it goes on.
+    #[error("the task has not ended yet")]
+    StillRunning,
+    /// Its work returned this error.
+    #[error("the task failed: {0}")]
+    Failed(E),
+    /// Its work panicked.
+    #[error("the task panicked: {0}")]
+    Panicked(Panic),
+    /// It exceeded a limit.
+    #[error("the task took too long {limit}: more than {after:.1?}")]
+    TimedOut {
+        /// Which.
+        limit: Limit,
+        /// The limit itself.
+        after: Duration,
+    },
+    /// It was cancelled.
+    #[error("the task was cancelled {0}")]
+    Cancelled(CancelReason),
+    /// Its result is larger than results may be.
+    #[error("the task's result has {bytes} bytes; at most {limit} are kept")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The manager's limit.
+        limit: usize,
+    },
+    /// The result was taken by an earlier wait.
+    #[error("the task's result was taken before")]
+    Taken,
+}
+
+impl<E> TaskError<E> {
+    /// Whether the task has ended.
+    pub fn has_ended(&self) -> bool {
+        !matches!(self, Self::StillRunning)
+    }
+}

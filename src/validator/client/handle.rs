@@ -1,0 +1,245 @@
+//! What others hold of a client: where it stands, what it has counted, what happens to it.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+
+use super::config::ClientError;
+use crate::base::ids::Epoch;
+use crate::base::lock::lock;
+use crate::base::shutdown::Shutdown;
+use crate::base::waits::waiting;
+use crate::link::{LinkHandle, LinkState};
+use crate::ops::health::Health;
+use crate::ops::metrics::{Counter, Metrics};
+use crate::ops::status::Board;
+use crate::protocol::V0MachineSpecsUpdate;
+use crate::validator::ledger::{Counts, Delivery, GivenUp, Totals};
+
+/// An update that waits longer makes the client not ready: jobs that it took would not be heard of.
+const OLDEST_UPDATE: Duration = Duration::from_secs(120);
+
+/// Where a client stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientState {
+    /// Dialling.
+    Connecting,
+    /// Connected; the facilitator has not answered our authentication yet.
+    Authenticating,
+    /// Authenticated: jobs come, updates leave.
+    Ready,
+    /// Waiting before the next attempt.
+    Reconnecting,
+    /// Taking no more jobs; what was taken ends and is reported.
+    Draining,
+    /// All threads have ended.
+    Stopped,
+}
+
+impl fmt::Display for ClientState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connecting => "connecting",
+            Self::Authenticating => "authenticating",
+            Self::Ready => "ready",
+            Self::Reconnecting => "reconnecting",
+            Self::Draining => "draining",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// What a subscriber is notified of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ClientEvent {
+    /// Authenticated on a new connection.
+    Ready {
+        /// The number of the connection.
+        epoch: Epoch,
+    },
+    /// The connection was lost, or an attempt failed; the client goes on trying.
+    Lost {
+        /// Why.
+        why: String,
+        /// The facilitator refused us.
+        refused: bool,
+    },
+    /// An update was given up and is kept for the operator.
+    GivenUp(GivenUp),
+}
+
+/// What others hold of a client; cheap to clone, may outlive it. Nothing here blocks but [`ClientHandle::flush`].
+#[derive(Clone)]
+pub struct ClientHandle {
+    pub(super) shared: Arc<ClientShared>,
+    pub(super) link: LinkHandle,
+}
+
+impl fmt::Debug for ClientHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientHandle").field("state", &self.state()).field("counts", &self.counts()).finish()
+    }
+}
+
+impl ClientHandle {
+    /// Where the client stands.
+    pub fn state(&self) -> ClientState {
+        match self.link.state() {
+            LinkState::Stopped => ClientState::Stopped,
+            _ if self.shared.draining.is_set() => ClientState::Draining,
+            LinkState::Connecting => ClientState::Connecting,
+            LinkState::Authenticating => ClientState::Authenticating,
+            LinkState::Ready { .. } => ClientState::Ready,
+            LinkState::Reconnecting { .. } => ClientState::Reconnecting,
+        }
+    }
+
+    /// Why the last connection was lost or the last attempt failed.
+    pub fn last_error(&self) -> Option<String> {
+        lock(&self.shared.last_error).clone()
+    }
+
+    /// Says on a page of health whether the client is authenticated, its updates go to disk, and none waits too long.
+    pub fn measure(&self, health: &Health) {
+        match (self.state(), self.last_error()) {
+            (ClientState::Ready, _) => health.up("facilitator"),
+            (state, Some(why)) => health.down("facilitator", format!("{state}: {why}")),
+            (state, None) => health.down("facilitator", state.to_string()),
+        }
+        match self.shared.delivery.broken() {
+            None => health.up("state folder"),
+            Some(why) => health.down("state folder", why),
+        }
+        match self.oldest_update().filter(|age| *age > OLDEST_UPDATE) {
+            None => health.up("updates"),
+            Some(age) => health.down("updates", format!("the oldest has waited for {} s", age.as_secs())),
+        }
+    }
+
+    /// Where the client counts and reports errors.
+    pub fn board(&self) -> &Board {
+        &self.shared.board
+    }
+
+    /// How much waits for the facilitator.
+    pub fn counts(&self) -> Counts {
+        self.shared.delivery.counts()
+    }
+
+    /// How long the oldest update has waited for the facilitator.
+    pub fn oldest_update(&self) -> Option<Duration> {
+        self.shared.delivery.oldest()
+    }
+
+    /// What became of the updates so far.
+    pub fn totals(&self) -> &Totals {
+        self.shared.delivery.totals()
+    }
+
+    /// What came from the facilitator so far.
+    pub fn counted(&self) -> &Counted {
+        &self.shared.counted
+    }
+
+    /// Sends the specs of a miner's machine; of each miner only the newest waits for the facilitator.
+    ///
+    /// # Errors
+    /// [`ClientError::Stopped`].
+    pub fn machine_specs(&self, specs: V0MachineSpecsUpdate) -> Result<(), ClientError> {
+        if self.state() == ClientState::Stopped {
+            return Err(ClientError::Stopped);
+        }
+        self.shared.delivery.machine_specs(specs);
+        Ok(())
+    }
+
+    /// Blocks until the facilitator has answered every update, the timeout is over, or the client has stopped.
+    ///
+    /// # Errors
+    /// [`ClientError::Unsent`] with their number, [`ClientError::Stopped`] if nothing can change any more.
+    pub fn flush(&self, timeout: Duration) -> Result<(), ClientError> {
+        // Ended by the last answer, by a stop, or by time: the counts tell which.
+        let _waiting = waiting("the facilitator's answers", Instant::now().checked_add(timeout));
+        let _ended = self.shared.delivery.drained().recv_timeout(timeout);
+        let unsent = self.counts().unsent;
+        match (unsent, self.state()) {
+            (0, _) => Ok(()),
+            (_, ClientState::Stopped) => Err(ClientError::Stopped),
+            (unsent, _) => Err(ClientError::Unsent(unsent)),
+        }
+    }
+
+    /// A new subscription that holds this many events. A subscriber that does not keep up misses the newest; it cannot
+    /// hold up the client.
+    pub fn subscribe(&self, capacity: usize) -> Receiver<ClientEvent> {
+        self.shared.events.subscribe(capacity)
+    }
+
+    /// Breaks the connection; it comes back by itself.
+    pub fn kick_link(&self) {
+        self.link.kick();
+    }
+
+    pub(in crate::validator) fn delivery(&self) -> &Delivery {
+        &self.shared.delivery
+    }
+}
+
+/// What the parts of a client share.
+pub(super) struct ClientShared {
+    pub(super) delivery: Delivery,
+    pub(super) draining: Shutdown,
+    /// Each job in anybody's hands holds a clone; `None` when there are to be no more.
+    pub(super) alive: Mutex<Option<Sender<()>>>,
+    pub(super) events: Arc<Events>,
+    pub(super) last_error: Mutex<Option<String>>,
+    pub(super) counted: Counted,
+    pub(super) board: Board,
+}
+
+/// What came from the facilitator, counted since the start.
+#[derive(Debug)]
+pub struct Counted {
+    /// Authenticated connections.
+    pub connections: Counter,
+    /// Job requests, repeats included.
+    pub requests: Counter,
+    /// Job requests whose uuid came before.
+    pub repeats: Counter,
+    /// Job requests that were turned away because too much waited.
+    pub turned_away: Counter,
+    /// Messages that could not be read.
+    pub unreadable: Counter,
+}
+
+impl Counted {
+    pub(super) fn new(metrics: &Metrics) -> Self {
+        let counter = |name, help| metrics.counter(name, help, &[]);
+        Self {
+            connections: counter("phalanx_validator_connections_total", "Authenticated facilitator connections."),
+            requests: counter("phalanx_validator_job_requests_total", "Job requests, repeats included."),
+            repeats: counter("phalanx_validator_job_repeats_total", "Job requests whose uuid came before."),
+            turned_away: counter("phalanx_validator_jobs_turned_away_total", "Jobs rejected as busy at the door."),
+            unreadable: counter("phalanx_validator_unreadable_total", "Messages that could not be read."),
+        }
+    }
+}
+
+/// The subscribers. A full or gone one is never waited for.
+#[derive(Default)]
+pub(super) struct Events(Mutex<Vec<Sender<ClientEvent>>>);
+
+impl Events {
+    fn subscribe(&self, capacity: usize) -> Receiver<ClientEvent> {
+        let (sender, receiver) = bounded(capacity.max(1));
+        lock(&self.0).push(sender);
+        receiver
+    }
+
+    pub(super) fn notify(&self, event: &ClientEvent) {
+        lock(&self.0).retain(|sender| !matches!(sender.try_send(event.clone()), Err(TrySendError::Disconnected(_))));
+    }
+}

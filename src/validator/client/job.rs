@@ -1,0 +1,405 @@
+//! A job in the hands of whoever runs it: offered, then running, ending in exactly one terminal status.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use serde_json::json;
+
+use crate::base::limits::FACILITATOR_LINK_MESSAGE_BYTES;
+use crate::base::shutdown::Shutdown;
+use crate::base::thread::panic_message;
+use crate::identity::PublicKey;
+use crate::protocol::{
+    HordeFailureDetails, HordeFailureReason, JobParticipantType, JobRejectionReason, JobStatus, JobStatusMetadata,
+    StreamingServerDetails, V0JobStatusUpdate, V0MachineSpecsUpdate, V2JobRequest, ValidatorToFacilitator,
+};
+use crate::transport::Utf8Bytes;
+use crate::validator::ledger::{Delivery, NotOnDisk, Ticket, UpdateError};
+use crate::validator::organic::{Reports, stopping};
+use crate::validator::status::{Outcome, empty};
+
+/// How long a job waits for the disk before it goes on without.
+const DISK_TIME: Duration = Duration::from_secs(5);
+
+/// What becomes of the jobs that the facilitator sends. Called on a thread that checks signatures; while it blocks,
+/// others wait there, and beyond a limit are turned away as `busy`. The connection never waits for it.
+pub trait JobHandler: Send + Sync + 'static {
+    /// A job, with a good signature of a signer that may sign for us.
+    fn job(&self, job: Job);
+
+    /// A job that an earlier process had begun and not ended, before the client connects. Unless somebody goes on with
+    /// it, it ends as `horde_failed`.
+    fn left(&self, job: LeftJob) {
+        drop(job);
+    }
+
+    /// The miner of a job was reported for cheating, for the first time for this job, by a signer that may.
+    fn cheated(&self, uuid: &str, miner: PublicKey) {
+        log::warn!("job {uuid}: miner {miner} cheated");
+    }
+}
+
+impl<F: Fn(Job) + Send + Sync + 'static> JobHandler for F {
+    fn job(&self, job: Job) {
+        self(job);
+    }
+}
+
+/// Runs the handler; its panic is the end of what it was called for, not of the thread. A job says so itself when
+/// dropped.
+pub(super) fn guarded(what: &str, call: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(call)) {
+        log::error!("the handler of a {what} panicked: {}", panic_message(payload.as_ref()));
+    }
+}
+
+/// A job with a good signature that nobody has taken yet. Dropping it turns the job away as `rejected`, `busy`.
+#[derive(Debug)]
+pub struct Job {
+    /// `None` once it was taken or turned away.
+    inner: Option<JobParts>,
+}
+
+#[derive(Debug)]
+struct JobParts {
+    request: Arc<V2JobRequest>,
+    line: Line,
+    stop: Shutdown,
+}
+
+/// The way of one job's updates to the facilitator.
+#[derive(Debug)]
+pub(in crate::validator) struct Line {
+    number: u64,
+    delivery: Delivery,
+    /// Dropped with the job, so that a stop can wait for all jobs.
+    _alive: Sender<()>,
+}
+
+impl Line {
+    fn update(&self, update: V0JobStatusUpdate, deadline: Instant) -> Result<Ticket, UpdateError> {
+        let status = update.status;
+        self.forward(status, ValidatorToFacilitator::from(update).encode().into(), deadline)
+    }
+
+    /// Passes an update on whose text somebody else has written; waits for room until `deadline` at most.
+    pub(in crate::validator) fn forward(
+        &self,
+        status: JobStatus,
+        text: Utf8Bytes,
+        deadline: Instant,
+    ) -> Result<Ticket, UpdateError> {
+        self.delivery.update_by(self.number, status, text, deadline)
+    }
+
+    pub(in crate::validator) fn end(&self, uuid: &str, outcome: Outcome) -> Result<Ticket, UpdateError> {
+        let (status, text) = end_text(uuid, outcome);
+        log::debug!("job {uuid}: {status}");
+        self.delivery.update(self.number, status, text)
+    }
+
+    pub(in crate::validator) fn runs_on(&self, miner: PublicKey) {
+        self.delivery.ran_on(self.number, miner);
+    }
+
+    pub(in crate::validator) fn machine_specs(&self, specs: V0MachineSpecsUpdate) {
+        self.delivery.machine_specs(specs);
+    }
+
+    /// The promise about everything reported so far.
+    pub(in crate::validator) fn last_ticket(&self) -> Ticket {
+        self.delivery.last_ticket()
+    }
+}
+
+/// The message that tells how a job ended; a result that is too large for one is replaced by a failure that says so.
+pub(in crate::validator) fn end_text(uuid: &str, outcome: Outcome) -> (JobStatus, Utf8Bytes) {
+    let (status, text) = outcome.into_message(uuid);
+    if text.len() <= FACILITATOR_LINK_MESSAGE_BYTES {
+        return (status, text);
+    }
+    let why = format!(
+        "the job ended, but its result cannot be passed on: a message has at most {FACILITATOR_LINK_MESSAGE_BYTES} \
+         bytes, this one has {}",
+        text.len()
+    );
+    log::error!("job {uuid}: {why}");
+    Outcome::horde_failed(HordeFailureReason::GenericError, why).into_message(uuid)
+}
+
+/// A job that an earlier process had begun and not ended. Dropping it ends it as `horde_failed`.
+#[derive(Debug)]
+pub struct LeftJob {
+    uuid: Arc<str>,
+    /// `None` once somebody goes on with it.
+    line: Option<Line>,
+}
+
+impl LeftJob {
+    pub(super) fn new(uuid: Arc<str>, number: u64, delivery: Delivery, alive: Sender<()>) -> Self {
+        Self { uuid, line: Some(Line { number, delivery, _alive: alive }) }
+    }
+
+    /// Which job it is.
+    pub fn uuid(&self) -> &str {
+        &self.uuid
+    }
+
+    /// Reports its end. Never blocks; the ticket tells when the end is on disk.
+    ///
+    /// # Errors
+    /// [`UpdateError`].
+    pub fn end(mut self, outcome: Outcome) -> Result<Ticket, UpdateError> {
+        let line = self.line.take().expect("only going on with it empties it, which consumes it");
+        line.end(&self.uuid, outcome)
+    }
+
+    /// For whoever goes on with it.
+    #[cfg(feature = "celery")]
+    pub(in crate::validator) fn go_on(mut self) -> (Arc<str>, Line) {
+        (self.uuid.clone(), self.line.take().expect("only going on with it empties it, which consumes it"))
+    }
+}
+
+impl Drop for LeftJob {
+    fn drop(&mut self) {
+        let Some(line) = self.line.take() else { return };
+        log::warn!("job {}: the validator ended while it ran", self.uuid);
+        let why = "the validator ended while the job ran, and the job cannot be resumed";
+        if let Err(error) = line.end(&self.uuid, Outcome::horde_failed(HordeFailureReason::GenericError, why)) {
+            log::error!("job {}: {error}", self.uuid);
+        }
+    }
+}
+
+impl Job {
+    pub(super) fn new(
+        request: V2JobRequest,
+        number: u64,
+        delivery: Delivery,
+        stop: Shutdown,
+        alive: Sender<()>,
+    ) -> Self {
+        let line = Line { number, delivery, _alive: alive };
+        Self { inner: Some(JobParts { request: Arc::new(request), line, stop }) }
+    }
+
+    /// What is asked for; its signature is good and its signer may sign jobs for us.
+    pub fn request(&self) -> &V2JobRequest {
+        &self.inner.as_ref().expect("only taking the job empties it, which consumes it").request
+    }
+
+    /// Takes the job: the facilitator gets `received`.
+    pub fn receive(mut self) -> RunningJob {
+        let inner = self.inner.take().expect("only taking the job empties it, which consumes it");
+        let job = RunningJob { inner, ended: false };
+        job.report(JobStatus::Received);
+        job
+    }
+
+    /// Takes the job for somebody else to run; the facilitator gets `received`.
+    #[cfg(feature = "celery")]
+    pub(in crate::validator) fn hand_over(mut self) -> (Arc<V2JobRequest>, Line) {
+        let JobParts { request, line, .. } =
+            self.inner.take().expect("only taking the job empties it, which consumes it");
+        let update = V0JobStatusUpdate { uuid: request.uuid.clone(), status: JobStatus::Received, metadata: None };
+        if let Err(error) = line.update(update, Instant::now()) {
+            log::error!("job {}: received is not reported: {error}", request.uuid);
+        }
+        (request, line)
+    }
+
+    /// Turns the job away.
+    pub fn reject(mut self, reason: JobRejectionReason, why: impl Into<String>) {
+        self.turn_away(reason, why.into());
+    }
+
+    fn turn_away(&mut self, reason: JobRejectionReason, why: String) {
+        let Some(inner) = self.inner.take() else { return };
+        if let Err(error) = inner.line.end(&inner.request.uuid, Outcome::rejected(reason, why)) {
+            log::error!("{error}");
+        }
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.turn_away(JobRejectionReason::Busy, "all workers are busy".to_owned());
+    }
+}
+
+/// A job that was taken. Dropping it without [`RunningJob::end`] ends it as `horde_failed`, so that no job ends in
+/// silence, not even one whose code panicked.
+#[derive(Debug)]
+pub struct RunningJob {
+    inner: JobParts,
+    ended: bool,
+}
+
+impl RunningJob {
+    /// What is asked for.
+    pub fn request(&self) -> &V2JobRequest {
+        &self.inner.request
+    }
+
+    /// Blocks until everything reported so far is on disk, so that the job is known whatever happens; see
+    /// [`Ticket::wait`].
+    ///
+    /// # Errors
+    /// [`NotOnDisk`]; the job may go on.
+    pub fn wait_until_known(&self, deadline: Instant) -> Result<(), NotOnDisk> {
+        self.inner.line.last_ticket().wait(deadline)
+    }
+
+    /// Reaches cancel when the job is to end soon, because the client stops.
+    pub fn stop_signal(&self) -> &Shutdown {
+        &self.inner.stop
+    }
+
+    /// Reports a step on the way. Never blocks.
+    ///
+    /// # Errors
+    /// [`UpdateError`], if the step would lead backwards or too much waits for the facilitator; the job may go on.
+    pub fn step(&self, status: JobStatus) -> Result<Ticket, UpdateError> {
+        self.update(status, None, Instant::now())
+    }
+
+    /// As [`RunningJob::step`], but waits for room if too much waits for the facilitator, `timeout` at most, or
+    /// until the stop signal of the job is raised.
+    ///
+    /// # Errors
+    /// As [`RunningJob::step`].
+    pub fn step_within(&self, status: JobStatus, timeout: Duration) -> Result<Ticket, UpdateError> {
+        self.update(status, None, Instant::now() + timeout)
+    }
+
+    /// Reports a streaming server. Never blocks.
+    ///
+    /// # Errors
+    /// As [`RunningJob::step`].
+    pub fn streaming_ready(&self, details: StreamingServerDetails) -> Result<Ticket, UpdateError> {
+        let metadata = JobStatusMetadata { streaming_details: Some(details), ..empty() };
+        self.update(JobStatus::StreamingReady, Some(metadata), Instant::now())
+    }
+
+    /// As [`RunningJob::step`], for a job that goes on whatever becomes of the report; trouble is logged.
+    pub fn report(&self, status: JobStatus) {
+        if let Err(error) = self.step(status) {
+            log::error!("job {}: {status} is not reported: {error}", self.inner.request.uuid);
+        }
+    }
+
+    /// Notes which miner runs the job, so that a later report of cheating finds it.
+    pub fn runs_on(&self, miner: PublicKey) {
+        self.inner.line.runs_on(miner);
+    }
+
+    /// Sends the specs of the machine that the job runs on; of each miner only the newest waits for the facilitator.
+    pub fn machine_specs(&self, specs: V0MachineSpecsUpdate) {
+        self.inner.line.machine_specs(specs);
+    }
+
+    /// Reports the end. Never blocks; the ticket tells when the end is on disk.
+    ///
+    /// A result that is too large for one message is replaced by a failure that says so.
+    pub fn end(mut self, outcome: Outcome) -> Result<Ticket, UpdateError> {
+        self.finish(outcome)
+    }
+
+    /// Reports the end and blocks until it is on disk, 5 seconds at most.
+    ///
+    /// # Errors
+    /// [`NotOnDisk`]; the end is reported all the same, only a crash would lose it.
+    pub fn end_and_wait(mut self, outcome: Outcome) -> Result<(), NotOnDisk> {
+        match self.finish(outcome) {
+            Ok(ticket) => ticket.wait(Instant::now() + DISK_TIME),
+            Err(error) => Err(NotOnDisk(error.to_string())),
+        }
+    }
+
+    fn finish(&mut self, outcome: Outcome) -> Result<Ticket, UpdateError> {
+        self.ended = true;
+        self.inner.line.end(&self.inner.request.uuid, outcome)
+    }
+
+    fn update(
+        &self,
+        status: JobStatus,
+        metadata: Option<JobStatusMetadata>,
+        deadline: Instant,
+    ) -> Result<Ticket, UpdateError> {
+        let uuid = self.inner.request.uuid.clone();
+        log::debug!("job {uuid}: {status}");
+        self.inner.line.update(V0JobStatusUpdate { uuid, status, metadata }, deadline)
+    }
+}
+
+impl Drop for RunningJob {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let outcome = Outcome::HordeFailed(HordeFailureDetails {
+            reported_by: JobParticipantType::Validator,
+            reason: HordeFailureReason::UnhandledException,
+            message: "the validator's job driver ended without an outcome".to_owned(),
+            context: json!({"panicking": std::thread::panicking()}).as_object().cloned(),
+        });
+        if let Err(error) = self.finish(outcome) {
+            log::error!("{error}");
+        }
+    }
+}
+
+impl Reports for RunningJob {
+    fn request(&self) -> &Arc<V2JobRequest> {
+        &self.inner.request
+    }
+
+    fn avoid(&self) -> &[PublicKey] {
+        &[]
+    }
+
+    fn begun_on(&self) -> Option<PublicKey> {
+        None
+    }
+
+    fn wait_until_known(&self) -> Result<(), NotOnDisk> {
+        RunningJob::wait_until_known(self, Instant::now() + DISK_TIME)
+    }
+
+    fn report(&self, status: JobStatus) {
+        RunningJob::report(self, status);
+    }
+
+    fn streaming_ready(&self, details: StreamingServerDetails) {
+        if let Err(error) = RunningJob::streaming_ready(self, details) {
+            log::error!("job {}: {error}", self.inner.request.uuid);
+        }
+    }
+
+    fn runs_on(&self, miner: PublicKey) {
+        RunningJob::runs_on(self, miner);
+    }
+
+    fn machine_specs(&self, specs: V0MachineSpecsUpdate) {
+        RunningJob::machine_specs(self, specs);
+    }
+
+    fn end(self, outcome: Outcome) {
+        let uuid = self.inner.request.uuid.clone();
+        if let Err(error) = self.end_and_wait(outcome) {
+            log::error!("job {uuid}: {error}");
+        }
+    }
+
+    fn cancelled(self) {
+        Reports::end(self, stopping());
+    }
+
+    fn goes_on(&self) -> bool {
+        false
+    }
+}

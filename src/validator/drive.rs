@@ -1,0 +1,663 @@
+//! One organic job, from the choice of a miner to its end: what is asked of which miner, what is reported, and by when
+//! each stage must be over. Pure: no thread, channel, socket or clock; it takes what happened and says what to do.
+//!
+//! Miners are asked one after the other until one takes the job. Every way ends with exactly one [`Action::End`] or
+//! [`Action::Cancelled`]. The order of the actions is the order in which they must be done; an [`Action::Send`] is the
+//! last of its batch, or nothing depends on it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::routing::{MinerAddress, NoMiner};
+use super::status::Outcome;
+use crate::base::limits::DIAL_TIME;
+use crate::base::now::Now;
+use crate::identity::{KeyPair, PublicKey};
+use crate::protocol::stages::{Stage, StageClock, Timing};
+use crate::protocol::{
+    DateTime, DockerRunOptionsPreset, ExecutorClass, ExecutorTimingDetails, HordeFailureDetails, HordeFailureReason,
+    Int, JobAcceptedReceiptPayload, JobFinishedReceiptPayload, JobParticipantType, JobRejectionDetails,
+    JobRejectionReason, JobStartedReceiptPayload, JobStatus, MinerToValidator, StreamingServerDetails,
+    V0DeclineJobRequest, V0HordeFailedRequest, V0InitialJobRequest, V0JobAcceptedReceiptRequest,
+    V0JobFinishedReceiptRequest, V0JobRequest, V0MachineSpecsUpdate, V2JobRequest, ValidatorToMiner,
+};
+
+/// What a miner and an executor may take beside the limits that the job itself has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JobTimes {
+    /// For the connection to a miner and its answer to our authentication.
+    pub connect: Duration,
+    /// For the reservation of an executor.
+    pub reservation: Duration,
+    /// For the start of an executor, beyond the spin-up time of its class.
+    pub executor_startup: Duration,
+    /// For all stages together, beyond their limits; whole seconds, because executors are told.
+    pub leeway: Duration,
+}
+
+impl Default for JobTimes {
+    /// 15 s, 7 s, 5 s, 5 s: as the Python validator, which names no limit for the connection.
+    fn default() -> Self {
+        Self {
+            connect: DIAL_TIME,
+            reservation: Duration::from_secs(7),
+            executor_startup: Duration::from_secs(5),
+            leeway: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Miners that may decline one job, or be out of reach, before it is given up; those without its class do not count.
+const MINERS_PER_JOB: usize = 3;
+
+/// How long a started-receipt counts: reservation, start-up, and what a slow network adds.
+const STARTED_RECEIPT_TTL: i64 = 30;
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum Input {
+    /// The job begins.
+    Start,
+    /// The answer to [`Action::Reserve`].
+    Reserved(Result<MinerAddress, NoMiner>),
+    /// The miner said something.
+    Message(Box<MinerToValidator>),
+    /// An attempt to connect failed; another will follow.
+    ConnectFailed {
+        /// Why.
+        why: String,
+        /// Whether the miner answered and does not want us.
+        refused: bool,
+    },
+    /// The connection was lost; another will follow.
+    Lost {
+        /// Why.
+        why: String,
+    },
+    /// An [`Action::Send`] could not be done, and why.
+    NotSent(String),
+    /// The job was told to end.
+    Cancel {
+        /// Whether others go on with it, on the same miner.
+        goes_on: bool,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// Something to do.
+#[derive(Debug)]
+pub enum Action {
+    /// Wait until the job is known whatever happens.
+    WaitUntilKnown,
+    /// Reserve an executor of some miner, and report it as [`Input::Reserved`].
+    Reserve {
+        /// The miner to take if it still has the job.
+        same: Option<PublicKey>,
+        /// Those not to take.
+        avoid: Vec<PublicKey>,
+    },
+    /// Connect to the miner that was reserved.
+    Connect(MinerAddress),
+    /// Send it a message.
+    Send(Box<ValidatorToMiner>),
+    /// Note how many executors of each class it has.
+    Manifest(PublicKey, HashMap<ExecutorClass, i64>),
+    /// Report a step of the job.
+    Report(JobStatus),
+    /// Report its streaming server.
+    StreamingReady(StreamingServerDetails),
+    /// Note which miner runs it.
+    RunsOn(PublicKey),
+    /// Pass on the specs of the machine it runs on.
+    MachineSpecs(Box<V0MachineSpecsUpdate>),
+    /// Prefer other miners for a while.
+    CoolDown(PublicKey),
+    /// Give the reservation back.
+    Release,
+    /// Report the end of the job.
+    End(Box<Outcome>),
+    /// The job was told to end before it had ended.
+    Cancelled,
+    /// Send what is queued for the miner, and end the connection to it.
+    Close,
+}
+
+/// How far one job is on one miner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Connecting,
+    Reserving,
+    Starting,
+    /// The miner has had the job since before; it says again what its validator has not shown to know.
+    Resuming,
+    Running(Stage),
+}
+
+/// One job on one miner.
+#[derive(Debug)]
+struct Attempt {
+    miner: PublicKey,
+    phase: Phase,
+    deadline: Instant,
+    stages: Option<StageClock>,
+    started: Now,
+    asked_at: Instant,
+    last_trouble: Option<String>,
+}
+
+/// How an [`Attempt`] ended.
+#[derive(Debug)]
+enum AttemptEnd {
+    /// The job has its outcome.
+    Ended(Outcome),
+    /// The miner declined or could not be reached; the outcome if nobody else takes it either.
+    NotTaken(Outcome),
+    /// The miner's manifest does not name the class.
+    NoSuchClass,
+    /// The job was told to end.
+    Cancelled { goes_on: bool },
+}
+
+fn ended(outcome: impl Into<Outcome>) -> Option<AttemptEnd> {
+    Some(AttemptEnd::Ended(outcome.into()))
+}
+
+/// The state of one job.
+#[derive(Debug)]
+pub struct Drive {
+    /// The validator's hotkey.
+    key: KeyPair,
+    times: JobTimes,
+    request: Arc<V2JobRequest>,
+    /// The miner that had the job when it was begun before.
+    begun_on: Option<PublicKey>,
+    tried: Vec<PublicKey>,
+    refusals: usize,
+    /// What the last miner that did not take it said.
+    last: Option<Outcome>,
+    attempt: Option<Attempt>,
+    out: Vec<Action>,
+}
+
+impl Drive {
+    /// A job that has not begun. `avoid` are miners not to ask; `begun_on` has it still, if it is what we think.
+    pub fn new(
+        key: KeyPair,
+        times: JobTimes,
+        request: Arc<V2JobRequest>,
+        avoid: &[PublicKey],
+        begun_on: Option<PublicKey>,
+    ) -> Self {
+        Self {
+            key,
+            times,
+            request,
+            begun_on,
+            tried: avoid.to_vec(),
+            refusals: 0,
+            last: None,
+            attempt: None,
+            out: Vec::new(),
+        }
+    }
+
+    /// Takes in what happened and says what to do.
+    pub fn handle(&mut self, input: Input, now: Now) -> Vec<Action> {
+        match (input, self.attempt.take()) {
+            (Input::Start, attempt) => {
+                self.attempt = attempt;
+                self.start();
+            }
+            (Input::Reserved(Ok(miner)), None) => self.connect(miner, now),
+            (Input::Reserved(Err(why)), None) => self.nobody(why),
+            (Input::NotSent(why), None) => {
+                log::warn!("job {}: the miner gets no finished-receipt: {why}", self.request.uuid);
+            }
+            // What comes after the end of an attempt concerns nobody.
+            (_, None) => {}
+            (input, Some(mut attempt)) => match self.step(&mut attempt, input, now) {
+                None => self.attempt = Some(attempt),
+                Some(end) => self.finish(&attempt, end, now),
+            },
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    /// When [`Input::Tick`] is due next; `None` once the job has ended.
+    pub fn next_wake(&self) -> Option<Instant> {
+        self.attempt.as_ref().map(|attempt| attempt.deadline)
+    }
+
+    fn start(&mut self) {
+        let uuid = &self.request.uuid;
+        if uuid::Uuid::try_parse(uuid).map(|uuid| uuid.to_string()).ok().as_ref() != Some(uuid) {
+            let message = format!("job uuid {uuid:?} is not a UUID in canonical form, which receipts need");
+            return self.end(Outcome::rejected(JobRejectionReason::Unknown, message));
+        }
+        self.out.push(Action::WaitUntilKnown);
+        self.choose(self.begun_on);
+    }
+
+    /// Asks for the next miner, unless enough have refused.
+    fn choose(&mut self, same: Option<PublicKey>) {
+        if self.refusals < MINERS_PER_JOB {
+            self.out.push(Action::Reserve { same, avoid: self.tried.clone() });
+        } else {
+            self.nobody(NoMiner::None);
+        }
+    }
+
+    /// No miner is left to ask.
+    fn nobody(&mut self, why: NoMiner) {
+        let class = self.request.executor_class;
+        let outcome = self.last.take().unwrap_or_else(|| match why {
+            NoMiner::None => Outcome::rejected(
+                JobRejectionReason::NoMinerForJob,
+                format!("no miner that can be asked has executors of class {class}"),
+            ),
+            NoMiner::Busy => {
+                Outcome::rejected(JobRejectionReason::Busy, format!("all executors of class {class} are at work"))
+            }
+        });
+        self.end(outcome);
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        self.out.push(Action::End(Box::new(outcome)));
+    }
+
+    fn connect(&mut self, miner: MinerAddress, now: Now) {
+        self.attempt = Some(Attempt {
+            miner: miner.hotkey,
+            phase: Phase::Connecting,
+            deadline: now.mono + self.times.connect,
+            stages: None,
+            started: now,
+            asked_at: now.mono,
+            last_trouble: None,
+        });
+        self.out.push(Action::Connect(miner));
+    }
+
+    fn finish(&mut self, attempt: &Attempt, end: AttemptEnd, now: Now) {
+        let goes_on = matches!(end, AttemptEnd::Cancelled { goes_on: true });
+        if attempt.phase != Phase::Connecting && !goes_on {
+            self.send_finished_receipt(attempt, matches!(&end, AttemptEnd::Ended(Outcome::Completed(_))), now);
+        }
+        match end {
+            AttemptEnd::Ended(outcome) => {
+                // Before the report, so that whoever learns of the end finds the executor free.
+                self.out.push(Action::Release);
+                self.end(outcome);
+                self.out.push(Action::Close);
+            }
+            AttemptEnd::Cancelled { .. } => {
+                self.out.extend([Action::Release, Action::Cancelled, Action::Close]);
+            }
+            AttemptEnd::NotTaken(outcome) => {
+                log::info!("job {}: miner {} did not take it", self.request.uuid, attempt.miner);
+                self.refusals += 1;
+                self.last = Some(outcome);
+                self.out.push(Action::CoolDown(attempt.miner));
+                self.next_miner(attempt);
+            }
+            AttemptEnd::NoSuchClass => self.next_miner(attempt),
+        }
+    }
+
+    fn next_miner(&mut self, attempt: &Attempt) {
+        self.out.extend([Action::Close, Action::Release]);
+        self.tried.push(attempt.miner);
+        self.choose(None);
+    }
+
+    /// What happens to a job on a miner; gives the end of the attempt.
+    fn step(&mut self, attempt: &mut Attempt, input: Input, now: Now) -> Option<AttemptEnd> {
+        let uuid = &self.request.uuid;
+        match input {
+            Input::Message(message) => self.message(attempt, *message, now),
+            Input::Lost { why } => {
+                log::warn!("job {uuid}: miner {}: connection lost: {why}", attempt.miner);
+                attempt.last_trouble = Some(why);
+                None
+            }
+            Input::ConnectFailed { why, refused } => {
+                log::debug!("job {uuid}: miner {}: {why}", attempt.miner);
+                if attempt.phase == Phase::Connecting {
+                    return Some(AttemptEnd::NotTaken(attempt.not_connected(&why)));
+                }
+                if refused {
+                    return ended(attempt.not_connected(&why));
+                }
+                attempt.last_trouble = Some(why);
+                None
+            }
+            Input::NotSent(why) => ended(Outcome::horde_failed(HordeFailureReason::MinerConnectionFailed, why)),
+            Input::Cancel { goes_on } => Some(AttemptEnd::Cancelled { goes_on }),
+            Input::Tick => (attempt.deadline <= now.mono).then(|| attempt.expired()),
+            // There is a miner already.
+            Input::Start | Input::Reserved(_) => None,
+        }
+    }
+
+    fn message(&mut self, attempt: &mut Attempt, message: MinerToValidator, now: Now) -> Option<AttemptEnd> {
+        let uuid = &self.request.uuid;
+        if let Some(other) = job_uuid(&message)
+            && other != uuid
+        {
+            log::warn!("job {uuid}: miner {} speaks of job {other}", attempt.miner);
+            return None;
+        }
+        use MinerToValidator as M;
+        match (message, attempt.phase) {
+            (M::V0ExecutorManifestRequest(manifest), phase) => {
+                let manifest: HashMap<_, _> =
+                    manifest.manifest.iter().map(|(class, count)| (*class, count.saturating_i64())).collect();
+                let offers = manifest.get(&self.request.executor_class).copied().unwrap_or(0) > 0;
+                self.out.push(Action::Manifest(attempt.miner, manifest));
+                match phase {
+                    Phase::Connecting if !offers => return Some(AttemptEnd::NoSuchClass),
+                    // Asked again after a reconnect, because the request may have been lost; a miner takes a job once.
+                    Phase::Connecting | Phase::Reserving => self.ask(attempt, now),
+                    _ => {}
+                }
+            }
+            (M::V0AcceptJobRequest(_), Phase::Reserving) => self.accepted(attempt, now),
+            (M::V0DeclineJobRequest(decline), Phase::Reserving | Phase::Connecting) => {
+                return Some(AttemptEnd::NotTaken(declined(decline)));
+            }
+            (M::V0ExecutorReadyRequest(_), Phase::Starting | Phase::Resuming) => {
+                self.out.push(Action::Report(JobStatus::ExecutorReady));
+                self.begin(attempt, Stage::Download, now);
+                self.send(self.job_request());
+            }
+            (M::V0VolumesReadyRequest(_), Phase::Running(Stage::Download) | Phase::Resuming) => {
+                self.out.push(Action::Report(JobStatus::VolumesReady));
+                let streaming = self.request.streaming_details.is_some();
+                self.begin(attempt, if streaming { Stage::StreamingStart } else { Stage::Execution }, now);
+            }
+            (M::V0StreamingJobReadyRequest(ready), Phase::Running(Stage::StreamingStart) | Phase::Resuming) => {
+                self.out.push(Action::StreamingReady(StreamingServerDetails {
+                    streaming_server_cert: Some(ready.public_key),
+                    streaming_server_address: ready.ip,
+                    streaming_server_port: Some(ready.port),
+                }));
+                self.begin(attempt, Stage::Execution, now);
+            }
+            (M::V0ExecutionDoneRequest(_), Phase::Running(Stage::Execution) | Phase::Resuming) => {
+                self.out.push(Action::Report(JobStatus::ExecutionDone));
+                self.begin(attempt, Stage::Upload, now);
+            }
+            (M::V0JobFinishedRequest(finished), Phase::Running(_) | Phase::Resuming) => return ended(finished),
+            (M::V0JobFailedRequest(failed), Phase::Starting | Phase::Running(_) | Phase::Resuming) => {
+                return ended(failed);
+            }
+            (M::V0HordeFailedRequest(failed), _) => return ended(Outcome::HordeFailed(details(failed))),
+            (M::V0ExecutorFailedRequest(_), _) => {
+                return ended(by_miner(HordeFailureReason::ExecutorSpinupFailed, "the executor failed to start"));
+            }
+            (M::V0StreamingJobNotReadyRequest(_), _) => {
+                return ended(by_miner(HordeFailureReason::StreamingFailed, "the streaming server failed to start"));
+            }
+            (M::V0MachineSpecsRequest(found), _) => {
+                self.out.push(Action::MachineSpecs(Box::new(V0MachineSpecsUpdate {
+                    miner_hotkey: attempt.miner.to_ss58(),
+                    validator_hotkey: self.key.ss58(),
+                    specs: found.specs.specs,
+                    batch_id: uuid.clone(),
+                })));
+            }
+            (M::V0MainHotkeyMessage(_), _) => {}
+            (M::GenericError(error), _) => {
+                let text = error.details.unwrap_or_default();
+                log::warn!("job {uuid}: miner {} reports: {text}", attempt.miner);
+                attempt.last_trouble = Some(text);
+            }
+            (M::UnauthorizedError(error), _) => {
+                let why = format!("{} {}", error.code, error.details.unwrap_or_default());
+                return ended(attempt.not_connected(why.trim_end()));
+            }
+            (message, phase) => {
+                // A repeat after a reconnect, or a miner out of step; the stage's deadline bounds what it can do.
+                log::warn!("job {uuid}: ignored {} while {phase:?}", kind(&message));
+            }
+        }
+        None
+    }
+
+    fn ask(&mut self, attempt: &mut Attempt, now: Now) {
+        if attempt.phase == Phase::Connecting {
+            attempt.phase = Phase::Reserving;
+            attempt.asked_at = now.mono;
+            attempt.deadline = now.mono + self.times.reservation;
+        }
+        self.send(self.initial_request(attempt));
+    }
+
+    fn accepted(&mut self, attempt: &mut Attempt, now: Now) {
+        self.out.extend([Action::Report(JobStatus::Accepted), Action::RunsOn(attempt.miner)]);
+        let startup = self.request.executor_class.spin_up_time() + self.times.executor_startup;
+        let ttl = total_seconds(&self.times, &self.request);
+        (attempt.phase, attempt.deadline) = match self.begun_on == Some(attempt.miner) {
+            // Nobody here knows how far it is, so all its stages count.
+            true => (Phase::Resuming, now.mono + startup + Duration::from_secs(ttl.unsigned_abs())),
+            false => (Phase::Starting, now.mono + startup),
+        };
+        let payload = JobAcceptedReceiptPayload {
+            job_uuid: self.request.uuid.clone(),
+            miner_hotkey: attempt.miner.to_ss58(),
+            validator_hotkey: self.key.ss58(),
+            timestamp: stamp(now),
+            time_accepted: stamp(now),
+            ttl,
+        };
+        let signature = payload.sign(&self.key);
+        self.send(V0JobAcceptedReceiptRequest { payload, signature });
+    }
+
+    fn begin(&self, attempt: &mut Attempt, stage: Stage, now: Now) {
+        let timing = || StageClock::new(Timing::from(&self.timing()), now.mono);
+        attempt.deadline = attempt.stages.get_or_insert_with(timing).begin(stage);
+        attempt.phase = Phase::Running(stage);
+    }
+
+    fn send(&mut self, message: impl Into<ValidatorToMiner>) {
+        self.out.push(Action::Send(Box::new(message.into())));
+    }
+
+    fn send_finished_receipt(&mut self, attempt: &Attempt, completed: bool, now: Now) {
+        let took = now.mono.saturating_duration_since(attempt.asked_at);
+        let payload = JobFinishedReceiptPayload {
+            job_uuid: self.request.uuid.clone(),
+            miner_hotkey: attempt.miner.to_ss58(),
+            validator_hotkey: self.key.ss58(),
+            timestamp: stamp(now),
+            time_started: stamp(attempt.started),
+            time_took_us: i64::try_from(took.as_micros()).unwrap_or(i64::MAX),
+            score_str: if completed { "1.000000" } else { "0.000000" }.to_owned(),
+            block_numbers: Vec::new(),
+        };
+        let signature = payload.sign(&self.key);
+        self.send(V0JobFinishedReceiptRequest { payload, signature });
+    }
+
+    fn timing(&self) -> ExecutorTimingDetails {
+        let request = &self.request;
+        ExecutorTimingDetails {
+            allowed_leeway: Int::from(leeway_seconds(&self.times)),
+            download_time_limit: request.download_time_limit.clone(),
+            execution_time_limit: request.execution_time_limit.clone(),
+            upload_time_limit: request.upload_time_limit.clone(),
+            streaming_start_time_limit: request.streaming_start_time_limit.clone(),
+        }
+    }
+
+    fn initial_request(&self, attempt: &Attempt) -> V0InitialJobRequest {
+        let request = &self.request;
+        let payload = JobStartedReceiptPayload {
+            job_uuid: request.uuid.clone(),
+            miner_hotkey: attempt.miner.to_ss58(),
+            validator_hotkey: self.key.ss58(),
+            timestamp: stamp(attempt.started),
+            executor_class: request.executor_class,
+            is_organic: true,
+            ttl: STARTED_RECEIPT_TTL,
+        };
+        let signature = payload.sign(&self.key);
+        let mut initial = V0InitialJobRequest {
+            validator_signature: None,
+            job_uuid: request.uuid.clone(),
+            executor_class: request.executor_class,
+            docker_image: Some(request.docker_image.clone()),
+            timeout_seconds: Some(Int::from(total_seconds(&self.times, request))),
+            volume: request.volume.clone(),
+            job_started_receipt_payload: payload,
+            job_started_receipt_signature: signature,
+            streaming_details: request.streaming_details.clone(),
+            executor_timing: Some(self.timing()),
+        };
+        initial.sign(&self.key);
+        initial
+    }
+
+    fn job_request(&self) -> V0JobRequest {
+        let request = &self.request;
+        let mut job = V0JobRequest {
+            validator_signature: None,
+            job_uuid: request.uuid.clone(),
+            executor_class: request.executor_class,
+            docker_image: request.docker_image.clone(),
+            raw_script: None,
+            docker_run_options_preset: if request.executor_class.has_gpu() {
+                DockerRunOptionsPreset::NvidiaAll
+            } else {
+                DockerRunOptionsPreset::None
+            },
+            docker_run_cmd: request.args.clone(),
+            env: request.env.clone(),
+            // It went with the initial request.
+            volume: None,
+            output_upload: request.output_upload.clone(),
+            artifacts_dir: request.artifacts_dir.clone(),
+        };
+        job.sign(&self.key);
+        job
+    }
+}
+
+impl Attempt {
+    fn not_connected(&self, why: &str) -> Outcome {
+        Outcome::horde_failed(HordeFailureReason::MinerConnectionFailed, format!("miner {}: {why}", self.miner))
+    }
+
+    /// The present stage has used up its time.
+    fn expired(&self) -> AttemptEnd {
+        let (reason, what) = match self.phase {
+            Phase::Connecting => {
+                let why = self.last_trouble.as_deref().unwrap_or("no connection in time");
+                return AttemptEnd::NotTaken(self.not_connected(why));
+            }
+            Phase::Reserving => (HordeFailureReason::InitialResponseTimedOut, "the answer to the initial request"),
+            Phase::Starting => (HordeFailureReason::ExecutorReadinessResponseTimedOut, "the executor's readiness"),
+            Phase::Resuming => (HordeFailureReason::ExecutionTimedOut, "the end of the job"),
+            Phase::Running(stage) => (stage.timed_out(), stage.waits_for()),
+        };
+        let trouble = self.last_trouble.as_ref().map_or_else(String::new, |t| format!(" (last trouble: {t})"));
+        let message = format!("waiting for {what} took too long{trouble}");
+        AttemptEnd::Ended(Outcome::horde_failed(reason, message))
+    }
+}
+
+fn stamp(now: Now) -> DateTime {
+    DateTime::from_unix_micros(now.unix_micros())
+}
+
+fn declined(decline: V0DeclineJobRequest) -> Outcome {
+    Outcome::Rejected(JobRejectionDetails {
+        rejected_by: JobParticipantType::Miner,
+        reason: decline.reason,
+        message: decline.message,
+        context: decline.context,
+    })
+}
+
+fn by_miner(reason: HordeFailureReason, message: &str) -> Outcome {
+    Outcome::HordeFailed(HordeFailureDetails {
+        reported_by: JobParticipantType::Miner,
+        reason,
+        message: message.to_owned(),
+        context: None,
+    })
+}
+
+fn details(failed: V0HordeFailedRequest) -> HordeFailureDetails {
+    HordeFailureDetails {
+        reported_by: failed.reported_by,
+        reason: failed.reason,
+        message: failed.message,
+        context: failed.context,
+    }
+}
+
+fn leeway_seconds(times: &JobTimes) -> i64 {
+    i64::try_from(times.leeway.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// The longest that one job can take, on all miners that it asks.
+pub(super) fn longest(times: &JobTimes, request: &V2JobRequest) -> Duration {
+    let asking = (times.connect + times.reservation) * u32::try_from(MINERS_PER_JOB).unwrap_or(u32::MAX);
+    let stages = Duration::from_secs(total_seconds(times, request).unsigned_abs());
+    asking + request.executor_class.spin_up_time() + times.executor_startup + stages
+}
+
+/// All limits of the job together, as whole seconds within what a receipt can say.
+fn total_seconds(times: &JobTimes, request: &V2JobRequest) -> i64 {
+    [
+        &request.download_time_limit,
+        &request.execution_time_limit,
+        &request.upload_time_limit,
+        &request.streaming_start_time_limit,
+    ]
+    .iter()
+    .map(|limit| limit.saturating_i64().max(0))
+    .fold(leeway_seconds(times), i64::saturating_add)
+    .min(crate::protocol::MAX_TTL_SECONDS)
+}
+
+fn job_uuid(message: &MinerToValidator) -> Option<&str> {
+    use MinerToValidator as M;
+    match message {
+        M::GenericError(_) | M::UnauthorizedError(_) | M::V0ExecutorManifestRequest(_) | M::V0MainHotkeyMessage(_) => {
+            None
+        }
+        M::V0DeclineJobRequest(m) => Some(&m.job_uuid),
+        M::V0AcceptJobRequest(m) => Some(&m.job_uuid),
+        M::V0ExecutorFailedRequest(m) => Some(&m.job_uuid),
+        M::V0StreamingJobNotReadyRequest(m) => Some(&m.job_uuid),
+        M::V0ExecutorReadyRequest(m) => Some(&m.job_uuid),
+        M::V0StreamingJobReadyRequest(m) => Some(&m.job_uuid),
+        M::V0JobFailedRequest(m) => Some(&m.job_uuid),
+        M::V0VolumesReadyRequest(m) => Some(&m.job_uuid),
+        M::V0ExecutionDoneRequest(m) => Some(&m.job_uuid),
+        M::V0JobFinishedRequest(m) => Some(&m.job_uuid),
+        M::V0MachineSpecsRequest(m) => Some(&m.job_uuid),
+        M::V0HordeFailedRequest(m) => Some(&m.job_uuid),
+    }
+}
+
+fn kind(message: &MinerToValidator) -> &'static str {
+    use MinerToValidator as M;
+    match message {
+        M::V0DeclineJobRequest(_) => "V0DeclineJobRequest",
+        M::V0AcceptJobRequest(_) => "V0AcceptJobRequest",
+        M::V0ExecutorReadyRequest(_) => "V0ExecutorReadyRequest",
+        M::V0StreamingJobReadyRequest(_) => "V0StreamingJobReadyRequest",
+        M::V0JobFailedRequest(_) => "V0JobFailedRequest",
+        M::V0VolumesReadyRequest(_) => "V0VolumesReadyRequest",
+        M::V0ExecutionDoneRequest(_) => "V0ExecutionDoneRequest",
+        M::V0JobFinishedRequest(_) => "V0JobFinishedRequest",
+        _ => "a message",
+    }
+}

@@ -1,0 +1,67 @@
+//! What the validator runs its jobs by: [`JobRunner`], and who implements it.
+//!
+//! * `here`: a thread of this process drives a miner.
+//! * `stub`: no miner; each job is answered with the statuses of a good one.
+//! * `remote`: workers on other machines, with Celery over a Redis between them.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::client::{Job, LeftJob};
+use super::routing::MinerAddress;
+use crate::base::stop::Stopping;
+use crate::identity::PublicKey;
+use crate::tasks::TasksStatus;
+
+pub(super) mod here;
+#[cfg(feature = "celery")]
+pub mod remote;
+pub(super) mod stub;
+
+/// Runs the jobs of a validator. Nothing here blocks but the stop.
+pub(super) trait JobRunner: Send + Sync {
+    /// Runs a job. One too many is dropped, which turns it away as busy.
+    fn run(&self, job: Job);
+
+    /// A job that an earlier process had begun; before [`JobRunner::begin`]. Unless somebody goes on with it, it is
+    /// dropped, which ends it as `horde_failed`.
+    fn left(&self, job: LeftJob) {
+        drop(job);
+    }
+
+    /// All jobs of an earlier process are known.
+    fn begin(&self) {}
+
+    /// A miner cheated and gets no new job for so long.
+    fn blacklist(&self, miner: PublicKey, time: Duration);
+
+    /// New jobs go to these miners.
+    fn set_miners(&self, _miners: Vec<MinerAddress>) {}
+
+    /// Jobs that have begun and not ended.
+    fn running(&self) -> usize;
+
+    /// The jobs as tasks of this process.
+    fn tasks(&self) -> Option<TasksStatus> {
+        None
+    }
+
+    /// The jobs on other machines.
+    fn front(&self) -> Option<FrontStatus> {
+        None
+    }
+
+    /// Takes no more jobs, lets those that run end within `drain`, cancels the rest, joins every thread; gives the
+    /// number of those cancelled. A second stop does nothing.
+    fn stop(&self, stopping: &mut Stopping, drain: Duration) -> usize;
+}
+
+/// How the jobs on other machines are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct FrontStatus {
+    /// Jobs that no worker has begun.
+    pub waiting: usize,
+    /// Jobs that a worker has begun.
+    pub begun: usize,
+}

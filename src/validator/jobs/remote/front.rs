@@ -1,0 +1,579 @@
+//! The validator as a front: sends jobs to workers on other machines, and reads what becomes of them.
+//!
+//! Owner: [`Front`], whose owner stops it. Its thread `val-events` blocks in the stream's receiver, in the queue
+//! towards the facilitator when that is full, and in the disk's tickets; its kick ends the first two, the disk has a
+//! deadline. It ends after the kick. What it has read and not yet on disk stays in the stream, for the next start. The
+//! other threads are those of a Celery client (`cel-cmd`, `cel-sub`), of Redis messaging (`rds-cmd`, `rds-sub`) and of
+//! its timer.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use redis::{FromRedisValue, Value};
+
+use super::call::{Call, EXECUTE_JOB, Event, News, events_key, job_key};
+use crate::base::drained::Drained;
+use crate::base::lock::lock;
+use crate::base::shutdown::Shutdown;
+use crate::base::stop::Stopping;
+use crate::base::thread::{Kick, Thread, spawn};
+use crate::base::timer::{Alarm, TimerHandle};
+use crate::celery::client::{Mark, Outcome as TaskOutcome, TaskError};
+use crate::celery::{CeleryClient, CeleryConfig, CeleryHandle, PendingResult, SendError, Task, Terminate};
+use crate::identity::PublicKey;
+use crate::ops::status::Board;
+use crate::protocol::{HordeFailureReason, JobRejectionReason, JobStatus, ValidatorToFacilitator};
+use crate::redis::messaging::{Delivery, Messaging, RedisMessaging, StreamReceiver};
+use crate::redis::{RedisConfig, RedisError, Repeat, Request};
+use crate::validator::client::job::{Job, LeftJob, Line};
+use crate::validator::drive::{JobTimes, longest};
+use crate::validator::jobs::{FrontStatus, JobRunner};
+use crate::validator::ledger::{Ticket, UpdateError};
+use crate::validator::organic::stopping;
+use crate::validator::status::Outcome;
+
+/// How often a job is begun: one that takes its worker down with it is not to take down all.
+const MOST_BEGUN: u32 = 3;
+
+/// Beyond what a job may take: for Redis, and for its worker to be missed when it is lost.
+const MARGIN: Duration = Duration::from_secs(90);
+
+/// What the last news of a job may take after its task has ended.
+const LAST_NEWS: Duration = Duration::from_secs(30);
+
+/// A pause after trouble with Redis or the disk.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest that a task may be on its way to Redis, see [`CeleryHandle::send_by`].
+const SEND_TIME: Duration = Duration::from_secs(1800);
+
+/// What the connections to Redis get at a stop.
+const CLOSE_TIME: Duration = Duration::from_secs(2);
+
+/// What a front needs.
+pub(in crate::validator) struct FrontConfig {
+    pub redis: RedisConfig,
+    pub queue: String,
+    /// How long a job waits for a worker.
+    pub queue_time: Duration,
+    /// Jobs at a time.
+    pub limit: usize,
+    /// The validator's hotkey, by which the events find their way.
+    pub name: String,
+    pub job_times: JobTimes,
+}
+
+/// A running front; clones are the same.
+#[derive(Clone)]
+pub(in crate::validator) struct Front(Arc<FrontShared>);
+
+struct FrontShared {
+    config: FrontConfig,
+    celery: CeleryHandle,
+    messaging: Messaging,
+    timer: TimerHandle,
+    board: Board,
+    state: Mutex<FrontState>,
+    /// Drain: nothing is tried again any more.
+    closing: Shutdown,
+    /// Taken by the stop.
+    threads: Mutex<Option<FrontThreads>>,
+}
+
+struct FrontThreads {
+    celery: CeleryClient,
+    messaging: RedisMessaging,
+    events: EventReader,
+}
+
+/// Who reads the events.
+enum EventReader {
+    /// Nobody, until the jobs of an earlier process are known.
+    Ready(Box<StreamReceiver>),
+    Running(Thread<()>),
+}
+
+#[derive(Default)]
+struct FrontState {
+    jobs: HashMap<Arc<str>, RemoteJob>,
+    /// Jobs of an earlier process of which Redis is to be asked.
+    left: Vec<Arc<str>>,
+    avoid: HashMap<PublicKey, Instant>,
+    /// Notified when no job is left.
+    drained: Drained,
+}
+
+/// A job in others' hands.
+struct RemoteJob {
+    line: Arc<Line>,
+    begun: u32,
+    /// How long it may take from its beginning.
+    longest: Duration,
+    /// Ends it if nothing more is received.
+    alarm: Option<Alarm>,
+    result: Option<PendingResult>,
+}
+
+/// An event was not recorded, because the front stops.
+struct NotRecorded;
+
+impl JobRunner for Front {
+    fn run(&self, job: Job) {
+        let uuid: Arc<str> = job.request().uuid.as_str().into();
+        let now = Instant::now();
+        let inner = &self.0;
+        let (request, avoid, longest) = {
+            let mut state = lock(&inner.state);
+            if state.jobs.len() >= inner.config.limit || inner.closing.is_set() {
+                return;
+            }
+            let (request, line) = job.hand_over();
+            state.avoid.retain(|_, until| *until > now);
+            let avoid: Vec<PublicKey> = state.avoid.keys().copied().collect();
+            let longest = longest(&inner.config.job_times, &request) + MARGIN;
+            let alarm = Some(self.alarm(&uuid, now + inner.config.queue_time));
+            let held = RemoteJob { line: Arc::new(line), begun: 0, longest, alarm, result: None };
+            state.jobs.insert(uuid.clone(), held);
+            (request, avoid, longest)
+        };
+        let wanted_for = inner.config.queue_time + longest * MOST_BEGUN;
+        let key = job_key(&uuid);
+        let wanted = Mark { key: &key, field: "front", value: &inner.config.name, keep: wanted_for };
+        let deadline = now + inner.config.queue_time.min(SEND_TIME);
+        let call = Call { request: (*request).clone(), front: Some(inner.config.name.clone()), avoid };
+        let task = Task::new(EXECUTE_JOB).id(&*uuid).queue(&inner.config.queue).kwargs(call.write());
+        // What a job is given may be secret.
+        let task = task.shown_as("()", format!("{{'request': <job {uuid}>}}"));
+        let (weak, of) = (Arc::downgrade(inner), uuid.clone());
+        let sent = inner.celery.submit_marked(Some(&wanted), task, deadline, move |sent| {
+            if let (Err(error), Some(front)) = (sent, weak.upgrade().map(Front)) {
+                front.not_sent(&of, error);
+            }
+        });
+        let pending = match sent {
+            Ok(pending) => pending,
+            Err(SendError::Stopped) => return,
+            Err(error) => return self.not_sent(&uuid, &error),
+        };
+        let (weak, of) = (Arc::downgrade(inner), uuid.clone());
+        pending.on_end(move |outcome| {
+            if let Some(front) = weak.upgrade().map(Front) {
+                front.task_ended(&of, outcome);
+            }
+        });
+        let mut state = lock(&inner.state);
+        let unwanted = match state.jobs.get_mut(&uuid) {
+            Some(held) => held.result.replace(pending),
+            None => Some(pending),
+        };
+        drop(state);
+        if let Some(unwanted) = unwanted {
+            unwanted.let_go();
+        }
+    }
+
+    fn left(&self, left: LeftJob) {
+        let (uuid, line) = left.go_on();
+        let mut state = lock(&self.0.state);
+        // How long it may take is known from Redis, later.
+        let held = RemoteJob { line: Arc::new(line), begun: 0, longest: MARGIN, alarm: None, result: None };
+        state.jobs.insert(uuid.clone(), held);
+        state.left.push(uuid);
+    }
+
+    /// Reads from now on what the workers report.
+    fn begin(&self) {
+        let mut threads = lock(&self.0.threads);
+        if let Some(FrontThreads { celery, messaging, events: EventReader::Ready(receiver) }) = threads.take() {
+            let events = EventReader::Running(self.spawn_reader(*receiver));
+            *threads = Some(FrontThreads { celery, messaging, events });
+        }
+    }
+
+    fn blacklist(&self, miner: PublicKey, time: Duration) {
+        let until = Instant::now() + time;
+        lock(&self.0.state).avoid.entry(miner).or_insert(until);
+    }
+
+    fn running(&self) -> usize {
+        lock(&self.0.state).jobs.len()
+    }
+
+    fn front(&self) -> Option<FrontStatus> {
+        let state = lock(&self.0.state);
+        let begun = state.jobs.values().filter(|job| job.begun > 0).count();
+        Some(FrontStatus { waiting: state.jobs.len() - begun, begun })
+    }
+
+    fn stop(&self, stopping_all: &mut Stopping, drain: Duration) -> usize {
+        let Some(FrontThreads { celery, messaging, events }) = lock(&self.0.threads).take() else { return 0 };
+        let cancelled = stopping_all.step("validator jobs", drain, |step| {
+            let drained = {
+                let mut state = lock(&self.0.state);
+                let empty = state.jobs.is_empty();
+                state.drained.watch(empty)
+            };
+            step.wait(&drained);
+            let rest: Vec<Arc<str>> = lock(&self.0.state).jobs.keys().cloned().collect();
+            rest.iter().for_each(|uuid| self.end(uuid, stopping(), true));
+            rest.len()
+        });
+        stopping_all.step("dispatch", CLOSE_TIME, |step| {
+            if let EventReader::Running(events) = events {
+                events.kick();
+                step.join(events);
+            }
+            messaging.stop(step);
+            celery.stop(step);
+        });
+        cancelled
+    }
+}
+
+impl Front {
+    /// Starts the connections. A Redis that is away is not an error: they connect for ever.
+    pub fn start(config: FrontConfig, timer: TimerHandle, board: &Board) -> Result<Self, RedisError> {
+        let celery = CeleryClient::start(CeleryConfig::new(config.redis.clone()), board)?;
+        let messaging = RedisMessaging::start(config.redis.clone().named("phalanx-front"), board)?;
+        let stream = events_key(&config.name);
+        // Only this front reads it, so what it has not acknowledged is never somebody else's.
+        let receiver = messaging.handle().stream_receiver(&stream, "front", "front", Duration::from_secs(86_400));
+        Ok(Self(Arc::new(FrontShared {
+            config,
+            celery: celery.handle(),
+            messaging: messaging.handle(),
+            timer,
+            board: board.clone(),
+            state: Mutex::default(),
+            closing: Shutdown::new(),
+            threads: Mutex::new(Some(FrontThreads {
+                celery,
+                messaging,
+                events: EventReader::Ready(Box::new(receiver)),
+            })),
+        })))
+    }
+
+    fn spawn_reader(&self, receiver: StreamReceiver) -> Thread<()> {
+        let (reading, kicked, stream) = (self.clone(), self.clone(), receiver.kick());
+        let kick = Kick::new("the receiver's kick", move || {
+            kicked.0.closing.drain();
+            stream.kick();
+        });
+        spawn("val-events", kick, move || reading.read(receiver))
+    }
+
+    fn not_sent(&self, uuid: &Arc<str>, error: &dyn std::fmt::Display) {
+        let why = format!("the job was not handed to the workers: {error}");
+        self.end(uuid, Outcome::rejected(JobRejectionReason::Busy, why), true);
+    }
+
+    /// What Celery says of the task; the job's own end came before, or comes through the stream.
+    fn task_ended(&self, uuid: &Arc<str>, outcome: &TaskOutcome) {
+        let why = match outcome {
+            Ok(_) => {
+                if let Some(held) = lock(&self.0.state).jobs.get_mut(uuid) {
+                    held.alarm = Some(self.alarm(uuid, Instant::now() + LAST_NEWS));
+                }
+                return;
+            }
+            Err(TaskError::Failed { exception, .. }) => {
+                format!("its worker failed: {}: {}", exception.exc_type, exception.message())
+            }
+            Err(TaskError::Revoked { reason }) => format!("the job was called off: {reason}"),
+            Err(TaskError::NotSent(_) | TaskError::Stopped) => return,
+            Err(error) => return log::warn!("job {uuid}: the result of its task: {error}"),
+        };
+        self.end(uuid, Outcome::horde_failed(HordeFailureReason::GenericError, why), true);
+    }
+
+    fn alarm(&self, uuid: &Arc<str>, when: Instant) -> Alarm {
+        let (weak, of) = (Arc::downgrade(&self.0), uuid.clone());
+        self.0.timer.at(when, move || {
+            if let Some(front) = weak.upgrade().map(Front) {
+                front.overdue(&of);
+            }
+        })
+    }
+
+    /// Nothing came of a job for as long as it may take.
+    fn overdue(&self, uuid: &Arc<str>) {
+        let Some(begun) = lock(&self.0.state).jobs.get(uuid).map(|held| held.begun) else { return };
+        let outcome = match begun {
+            0 => {
+                let why = format!("no worker took the job within {:?}", self.0.config.queue_time);
+                Outcome::rejected(JobRejectionReason::Busy, why)
+            }
+            _ => Outcome::horde_failed(
+                HordeFailureReason::UnhandledTimeout,
+                "nothing more was heard of the job's worker",
+            ),
+        };
+        self.end(uuid, outcome, true);
+    }
+
+    /// Ends a job that its worker has not ended; with `cancel` its task is revoked.
+    fn end(&self, uuid: &Arc<str>, outcome: Outcome, cancel: bool) {
+        let Some(held) = self.forget(uuid) else { return };
+        if let Err(error) = held.line.end(uuid, outcome) {
+            log::error!("job {uuid}: {error}");
+        }
+        self.over(held);
+        if cancel {
+            self.revoke(uuid);
+        }
+    }
+
+    /// Takes a job out; it is not wanted any more.
+    fn forget(&self, uuid: &Arc<str>) -> Option<RemoteJob> {
+        let held = lock(&self.0.state).jobs.remove(uuid)?;
+        self.unwanted(uuid);
+        Some(held)
+    }
+
+    /// Tells Redis that a job is not wanted any more.
+    fn unwanted(&self, uuid: &Arc<str>) {
+        let deadline = Instant::now() + self.0.config.redis.operation_time;
+        let unwanted = Request::idempotent(redis::cmd("DEL").arg(job_key(uuid)), deadline);
+        let of = uuid.clone();
+        let sent = self.0.messaging.commander().submit(unwanted, move |answer| {
+            if let Err(error) = answer {
+                // It forgets by itself.
+                log::debug!("job {of}: Redis was not told that it has ended: {error}");
+            }
+        });
+        if let Err(error) = sent {
+            log::debug!("job {uuid}: Redis is not told that it has ended: {error}");
+        }
+    }
+
+    /// A job has ended: after its report, because a stop waits for this.
+    fn over(&self, job: RemoteJob) {
+        let RemoteJob { line, alarm, result, .. } = job;
+        drop(alarm);
+        if let Some(result) = result {
+            result.let_go();
+        }
+        drop(line);
+        let mut state = lock(&self.0.state);
+        if state.jobs.is_empty() {
+            state.drained.notify();
+        }
+    }
+
+    fn revoke(&self, uuid: &Arc<str>) {
+        let deadline = Instant::now() + self.0.config.redis.operation_time;
+        let of = uuid.clone();
+        let sent = self.0.celery.submit_revoke(&[uuid], &Terminate::Term, deadline, move |sent| {
+            if let Err(error) = sent {
+                log::warn!("job {of}: the workers were not told that it is called off: {error}");
+            }
+        });
+        if let Err(error) = sent {
+            log::warn!("job {uuid}: the workers are not told that it is called off: {error}");
+        }
+    }
+
+    /// Asks Redis, when all that was in the stream is known, which of the jobs of an earlier process the workers have.
+    fn ask_for_left(&self) {
+        // They stay there until Redis has answered.
+        let left = lock(&self.0.state).left.clone();
+        if left.is_empty() {
+            return;
+        }
+        let mut request = Request::new(Repeat::Idempotent, Instant::now() + self.0.config.redis.operation_time);
+        for uuid in &left {
+            let key = job_key(uuid);
+            request =
+                request.command(redis::cmd("PTTL").arg(&key)).command(redis::cmd("HEXISTS").arg(&key).arg("worker"));
+        }
+        let weak = Arc::downgrade(&self.0);
+        let jobs = left;
+        let asked = self.0.messaging.commander().submit(request, move |answer| {
+            let Some(front) = weak.upgrade().map(Front) else { return };
+            match answer {
+                Ok(known) => {
+                    lock(&front.0.state).left.retain(|uuid| !jobs.contains(uuid));
+                    jobs.iter().zip(known.chunks(2)).for_each(|(uuid, known)| front.left_is(uuid, known));
+                }
+                Err(error) => log::warn!("Redis does not say which jobs the workers still have: {error}"),
+            }
+        });
+        if let Err(error) = asked {
+            log::warn!("Redis is not asked which jobs the workers still have: {error}");
+        }
+    }
+
+    /// What Redis knows of such a job: how long it is still wanted, in milliseconds, and whether a worker has begun it.
+    fn left_is(&self, uuid: &Arc<str>, known: &[Value]) {
+        let [wanted, begun] = known else { return };
+        let wanted = i64::from_redis_value_ref(wanted).ok().and_then(|ms| u64::try_from(ms).ok());
+        let Some(wanted) = wanted.map(Duration::from_millis) else {
+            let why = "the validator ended while the job ran, and no worker has it";
+            return self.end(uuid, Outcome::horde_failed(HordeFailureReason::GenericError, why), false);
+        };
+        log::info!("job {uuid}: the validator goes on with it");
+        let begun = *begun == Value::Int(1);
+        let patience = if begun { wanted } else { wanted.min(self.0.config.queue_time) };
+        let alarm = self.alarm(uuid, Instant::now() + patience);
+        if let Some(held) = lock(&self.0.state).jobs.get_mut(uuid) {
+            held.begun = held.begun.max(u32::from(begun));
+            held.longest = wanted;
+            // News may have come since it was asked for, and with them an alarm.
+            held.alarm.get_or_insert(alarm);
+        }
+    }
+
+    /// The thread `val-events`.
+    fn read(&self, mut receiver: StreamReceiver) {
+        let closing = &self.0.closing;
+        let mut ask_at = Instant::now();
+        while !closing.is_set() {
+            let left = !lock(&self.0.state).left.is_empty();
+            // Not before all that lay in the stream at the start is known.
+            if left && receiver.has_caught_up() && ask_at <= Instant::now() {
+                self.ask_for_left();
+                ask_at = Instant::now() + PAUSE;
+            }
+            // Without such jobs there is nothing else to do than to wait for events.
+            let until = left.then(|| Instant::now() + PAUSE);
+            let problem = match receiver.recv_all(until) {
+                Ok(batch) if batch.is_empty() => continue,
+                Ok(batch) => match self.take(&mut receiver, &batch) {
+                    Ok(()) => continue,
+                    Err(NotRecorded) => return,
+                },
+                Err(RedisError::Stopped) => return,
+                Err(problem) => problem,
+            };
+            self.0.board.errors.report(problem.class(), "val-events", &problem);
+            closing.wait(PAUSE);
+        }
+    }
+
+    /// Records events, and deletes them when they are on disk.
+    fn take(&self, receiver: &mut StreamReceiver, batch: &[Delivery]) -> Result<(), NotRecorded> {
+        let closing = &self.0.closing;
+        let mut ticket = None;
+        for delivery in batch {
+            ticket = self.record(delivery)?.or(ticket);
+        }
+        while let Some(Err(error)) = ticket.as_ref().map(|ticket| ticket.wait(Instant::now() + PAUSE)) {
+            log::warn!("what the workers said waits for the disk: {error}");
+            if closing.wait(PAUSE) {
+                return Err(NotRecorded);
+            }
+        }
+        loop {
+            let deadline = Instant::now() + self.0.config.redis.operation_time;
+            match receiver.acknowledge_all(batch, deadline) {
+                Ok(()) => return Ok(()),
+                Err(RedisError::Stopped) => return Err(NotRecorded),
+                Err(error) => self.0.board.errors.report(error.class(), "val-events", &error),
+            }
+            if closing.wait(PAUSE) {
+                return Err(NotRecorded);
+            }
+        }
+    }
+
+    /// Records one event; gives a ticket if it is to be on disk.
+    fn record(&self, delivery: &Delivery) -> Result<Option<Ticket>, NotRecorded> {
+        let event: Event = match serde_json::from_slice(&delivery.payload) {
+            Ok(event) => event,
+            Err(error) => {
+                log::error!("event {} is dropped, it cannot be read: {error}", delivery.id);
+                return Ok(None);
+            }
+        };
+        let uuid: Arc<str> = event.job.as_str().into();
+        let Some(line) = lock(&self.0.state).jobs.get(&uuid).map(|held| held.line.clone()) else {
+            log::debug!("job {uuid} has ended: {:?} comes too late", event.news);
+            // An earlier process may not have come to say so.
+            self.unwanted(&uuid);
+            return Ok(None);
+        };
+        match event.news {
+            News::Begun { worker, redelivered } => {
+                self.begun(&uuid, &worker, redelivered);
+                Ok(None)
+            }
+            News::GivenBack => {
+                if let Some(held) = lock(&self.0.state).jobs.get_mut(&uuid) {
+                    held.begun = held.begun.saturating_sub(1);
+                }
+                Ok(None)
+            }
+            News::RunsOn { miner } => {
+                match PublicKey::from_ss58(&miner) {
+                    Ok(miner) => line.runs_on(miner),
+                    Err(error) => log::error!("job {uuid}: its miner {miner:?} is no hotkey: {error}"),
+                }
+                Ok(Some(line.last_ticket()))
+            }
+            News::Said { text } => match ValidatorToFacilitator::decode(&text) {
+                Ok(ValidatorToFacilitator::V0JobStatusUpdate(update)) => self.update(&uuid, &line, update.status, text),
+                Ok(ValidatorToFacilitator::V0MachineSpecsUpdate(specs)) => {
+                    line.machine_specs(specs);
+                    Ok(None)
+                }
+                Ok(_) => {
+                    log::error!("job {uuid}: a worker said what is not about a job: {text:.200}");
+                    Ok(None)
+                }
+                Err(error) => {
+                    log::error!("job {uuid}: what a worker said cannot be read: {error}");
+                    Ok(None)
+                }
+            },
+        }
+    }
+
+    fn begun(&self, uuid: &Arc<str>, worker: &str, redelivered: bool) {
+        let mut state = lock(&self.0.state);
+        let Some(held) = state.jobs.get_mut(uuid) else { return };
+        held.begun += 1;
+        if held.begun <= MOST_BEGUN {
+            held.alarm = Some(self.alarm(uuid, Instant::now() + held.longest));
+            drop(state);
+            let again = if redelivered { " again" } else { "" };
+            log::debug!("job {uuid}: {worker} has begun it{again}");
+            return;
+        }
+        drop(state);
+        let why = format!("the job was begun {MOST_BEGUN} times, and each time its worker was lost");
+        self.end(uuid, Outcome::horde_failed(HordeFailureReason::GenericError, why), true);
+    }
+
+    /// Passes a status on, and waits for room: the stream holds what comes meanwhile.
+    fn update(
+        &self,
+        uuid: &Arc<str>,
+        line: &Line,
+        status: JobStatus,
+        text: String,
+    ) -> Result<Option<Ticket>, NotRecorded> {
+        let text: tungstenite::Utf8Bytes = text.into();
+        let ticket = loop {
+            match line.forward(status, text.clone(), Instant::now() + PAUSE) {
+                Ok(ticket) => break Some(ticket),
+                Err(UpdateError::Full { .. }) if !self.0.closing.is_set() => {}
+                Err(UpdateError::Full { .. }) => return Err(NotRecorded),
+                Err(error) => {
+                    // What a worker that took over says once more.
+                    log::debug!("{error}");
+                    // It is on disk only when the first one is.
+                    break Some(line.last_ticket());
+                }
+            }
+        };
+        if status.is_terminal()
+            && let Some(held) = self.forget(uuid)
+        {
+            log::debug!("job {uuid}: {status}");
+            self.over(held);
+        }
+        Ok(ticket)
+    }
+}

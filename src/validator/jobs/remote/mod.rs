@@ -1,0 +1,22 @@
+//! Jobs that run on other machines: the validator as a *front* that talks to the facilitator, and *job workers* that
+//! talk to miners, with a Redis between them.
+//!
+//! * A job goes out as the Celery task `phalanx.execute_job`, whose id is the job's (`call`). So Celery's tools see it,
+//!   and a Celery producer may send one.
+//! * What becomes of it comes back through a stream in Redis that each worker appends to in order and the front deletes
+//!   from only when it has what it read on disk (`outbox`, `front`). A notification only wakes the front.
+//! * A hash in Redis says that a job is wanted, and which miner has it. A worker does not begin a job that is not
+//!   wanted any more, and one that goes on with the job of a lost worker asks the same miner again, where the job still
+//!   runs.
+//! * Repeats are refused by the ledger, as steps backwards.
+//!
+//! Whoever may write to that Redis may run jobs in the validator's name.
+
+mod call;
+mod front;
+mod outbox;
+mod worker;
+
+pub use call::{DEFAULT_QUEUE, EXECUTE_JOB};
+pub(in crate::validator) use front::{Front, FrontConfig};
+pub use worker::{JobWorker, JobWorkerConfig, JobWorkerError, JobWorkerHandle};

@@ -1,0 +1,418 @@
+//! A job worker: runs the jobs of fronts, and of any other Celery producer.
+//!
+//! Owner: [`JobWorker`]. Its threads are those of a Celery worker, of which each `cel-work-n` runs a job at a time, and
+//! a commander `job-cmd` for the events of the fronts.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::select;
+use redis::FromRedisValue;
+use serde_json::{Value, json};
+
+use super::call::{Call, DEFAULT_QUEUE, EXECUTE_JOB, Event, News, job_key};
+use super::outbox::Outbox;
+use crate::base::lock::lock;
+use crate::base::shutdown::Shutdown;
+use crate::base::stop::Stopping;
+use crate::base::timer::TimerHandle;
+use crate::base::waits::waiting;
+use crate::celery::worker::{
+    Args, CeleryWorker, Registry, TaskCx, TaskError, WorkerConfig, WorkerError, WorkerHandle, WorkerReport,
+};
+use crate::identity::{KeyPair, PublicKey};
+use crate::ops::status::Board;
+use crate::protocol::{
+    JobStatus, JobStatusMetadata, StreamingServerDetails, V0JobStatusUpdate, V0MachineSpecsUpdate, V2JobRequest,
+    ValidatorToFacilitator,
+};
+use crate::redis::{Commander, CommanderHandle, RedisConfig, RedisError, Request};
+use crate::transport::Dialer;
+use crate::validator::client::job::end_text;
+use crate::validator::drive::JobTimes;
+use crate::validator::jobs::stub::STEPS;
+use crate::validator::ledger::NotOnDisk;
+use crate::validator::organic::{self, Miners, Reports};
+use crate::validator::routing::MinerAddress;
+use crate::validator::status::{Outcome, empty};
+
+/// A pause after trouble with Redis.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Jobs at a time; each has up to three threads.
+const MOST_WORKERS: usize = 1000;
+
+/// What the last events get at a stop.
+const EVENTS_TIME: Duration = Duration::from_secs(2);
+
+/// What a job worker needs.
+#[derive(Debug, Clone)]
+pub struct JobWorkerConfig {
+    /// The Redis that the fronts use.
+    pub redis: RedisConfig,
+    /// The queue of jobs: `phalanx`, unless set.
+    pub queue: String,
+    /// The validator's hotkey, which miners know.
+    pub key: KeyPair,
+    /// The miners that we know.
+    pub miners: Vec<MinerAddress>,
+    /// No miner: every job is answered with the statuses of a good one, each after this time. For load tests.
+    pub stub: Option<Duration>,
+    /// Jobs at a time, each with up to three threads: 64, unless set.
+    pub workers: usize,
+    /// The name that Celery's tools see, which no other worker is to have: `phalanx@<host>`, unless set.
+    pub name: String,
+    /// How long the worker may be silent before others go on with its jobs: 30 s, unless set.
+    pub liveness: Duration,
+    /// How long a stop lets running jobs go on; then other workers go on with them.
+    pub drain_time: Duration,
+    /// What a miner and an executor may take beside the limits of the job.
+    pub job_times: JobTimes,
+}
+
+impl JobWorkerConfig {
+    /// The default numbers: 64 jobs at a time, 60 s to drain.
+    pub fn new(redis: RedisConfig, key: KeyPair, miners: Vec<MinerAddress>) -> Self {
+        let WorkerConfig { hostname, liveness, .. } = WorkerConfig::new(redis.clone());
+        Self {
+            redis,
+            queue: DEFAULT_QUEUE.to_owned(),
+            key,
+            miners,
+            stub: None,
+            workers: 64,
+            name: hostname,
+            liveness,
+            drain_time: Duration::from_secs(60),
+            job_times: JobTimes::default(),
+        }
+    }
+
+    /// All problems of the configuration, in words.
+    pub fn validate(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.workers == 0 || self.workers > MOST_WORKERS {
+            problems.push(format!("workers is {}; it should be from 1 to {MOST_WORKERS}", self.workers));
+        }
+        if self.miners.is_empty() && self.stub.is_none() {
+            problems.push("there is no miner; name at least one in the miners file".to_owned());
+        }
+        if problems.is_empty() {
+            problems.extend(self.celery().problem());
+        }
+        problems
+    }
+
+    fn celery(&self) -> WorkerConfig {
+        WorkerConfig {
+            queues: vec![self.queue.clone()],
+            default_queue: self.queue.clone(),
+            concurrency: self.workers,
+            // A job that waits here could be begun elsewhere.
+            prefetch_multiplier: 1,
+            hostname: self.name.clone(),
+            liveness: self.liveness,
+            track_started: true,
+            ..WorkerConfig::new(self.redis.clone())
+        }
+    }
+}
+
+/// Why a job worker cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JobWorkerError {
+    /// The configuration has problems.
+    #[error("{}", .0.join("; "))]
+    Config(Vec<String>),
+    /// The Celery worker has.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    /// The system has no file descriptor left.
+    #[error(transparent)]
+    Redis(#[from] RedisError),
+}
+
+/// A running job worker.
+#[derive(Debug)]
+#[must_use = "stop joins its threads"]
+pub struct JobWorker {
+    worker: CeleryWorker,
+    commander: Commander,
+    shared: Arc<WorkerShared>,
+    drain_time: Duration,
+}
+
+/// What looks at a job worker and changes its settings; clones are the same. It may outlive its worker.
+#[derive(Debug, Clone)]
+pub struct JobWorkerHandle {
+    worker: WorkerHandle,
+    shared: Arc<WorkerShared>,
+}
+
+struct WorkerShared {
+    miners: Miners,
+    stub: Option<Duration>,
+    name: String,
+    commands: CommanderHandle,
+    operation_time: Duration,
+    outbox: Outbox,
+}
+
+impl std::fmt::Debug for WorkerShared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl JobWorker {
+    /// Starts a worker; a Redis that is away is not an error: it connects for ever.
+    ///
+    /// # Errors
+    /// [`JobWorkerError`]; then nothing was started.
+    pub fn start(
+        config: JobWorkerConfig,
+        dialer: Arc<dyn Dialer>,
+        timer: TimerHandle,
+        board: &Board,
+    ) -> Result<Self, JobWorkerError> {
+        let problems = config.validate();
+        if !problems.is_empty() {
+            return Err(JobWorkerError::Config(problems));
+        }
+        let celery = config.celery();
+        let JobWorkerConfig { redis, key, miners, stub, name, drain_time, job_times, .. } = config;
+        let commander = Commander::start("job-cmd", redis.clone().named("phalanx-events"), board)?;
+        let patience = 2 * redis.operation_time;
+        let shared = Arc::new(WorkerShared {
+            miners: Miners::new(miners, key, job_times, dialer, timer.clone()),
+            stub,
+            name,
+            commands: commander.handle(),
+            operation_time: redis.operation_time,
+            outbox: Outbox::new(commander.handle(), timer, board.clone(), patience),
+        });
+        let running = shared.clone();
+        let registry = Registry::new().register(EXECUTE_JOB, move |cx, args| execute(&running, cx, args));
+        let worker = match CeleryWorker::start(celery, registry, board) {
+            Ok(worker) => worker,
+            Err(error) => {
+                let mut stopping = Stopping::new(&Shutdown::new());
+                stopping.step("events", EVENTS_TIME, |step| commander.stop(step));
+                return Err(error.into());
+            }
+        };
+        Ok(Self { worker, commander, shared, drain_time })
+    }
+
+    /// What looks at it.
+    pub fn handle(&self) -> JobWorkerHandle {
+        JobWorkerHandle { worker: self.worker.handle(), shared: self.shared.clone() }
+    }
+
+    /// Takes no more jobs, lets those that run end within the drain time, gives the rest back for other workers to go
+    /// on with, tells the fronts what there is to tell, and joins the threads.
+    pub fn stop(self, stopping: &mut Stopping) -> WorkerReport {
+        let Self { worker, commander, drain_time, .. } = self;
+        let report = stopping.step("jobs", drain_time, |step| worker.stop(step));
+        stopping.step("events", EVENTS_TIME, |step| commander.stop(step));
+        report
+    }
+}
+
+impl JobWorkerHandle {
+    /// The Celery worker.
+    pub fn worker(&self) -> &WorkerHandle {
+        &self.worker
+    }
+
+    /// Events that the fronts cannot know of yet.
+    pub fn unreported(&self) -> usize {
+        self.shared.outbox.waiting()
+    }
+
+    /// New jobs go to these miners; see [`crate::validator::Reloader::miners`].
+    pub fn set_miners(&self, miners: Vec<MinerAddress>) {
+        lock(&self.shared.miners.routing).replace(miners);
+    }
+}
+
+/// The handler of the task.
+fn execute(shared: &WorkerShared, cx: &TaskCx, args: Args) -> Result<Value, TaskError> {
+    let Call { request, front, avoid } = Call::read(args)?;
+    let uuid = request.uuid.clone();
+    let begun_on = match &front {
+        Some(_) => match shared.wanted(cx, &uuid)? {
+            Wanted::Yes { miner } => miner,
+            Wanted::No => {
+                log::info!("job {uuid} is not wanted any more");
+                return Ok(json!({"uuid": uuid, "status": null}));
+            }
+        },
+        None => None,
+    };
+    let end = Mutex::new(None);
+    let job = RemoteJob { request: Arc::new(request), front: front.as_deref(), avoid, begun_on, shared, cx, end: &end };
+    job.emit(News::Begun { worker: shared.name.clone(), redelivered: cx.redelivered() });
+    match shared.stub {
+        Some(stage_time) => stub(job, stage_time),
+        None => organic::run(&shared.miners, job, cx.cancel()),
+    }
+    if let Some(end) = end.into_inner().ok().flatten() {
+        return Ok(end);
+    }
+    // It was told to stop, and its worker knows why.
+    if let Some(front) = front.filter(|_| cx.is_stopping()) {
+        let number = shared.outbox.append(&front, &Event { job: uuid, news: News::GivenBack });
+        let delivered = shared.outbox.delivered(number);
+        let _waiting = waiting("Redis to have that the job is given back", Some(Instant::now() + PAUSE));
+        // Before the next worker says that it has begun; without Redis nothing is given back anyway.
+        select! {
+            recv(delivered) -> _ => {}
+            default(PAUSE) => {}
+        }
+    }
+    Err(TaskError::Cancelled)
+}
+
+/// Every job ends well, each status after `stage_time`.
+fn stub(job: RemoteJob<'_>, stage_time: Duration) {
+    for status in STEPS {
+        if job.cx.sleep(stage_time).is_err() {
+            return;
+        }
+        job.report(status);
+    }
+    if job.cx.sleep(stage_time).is_ok() {
+        job.end(Outcome::completed("", ""));
+    }
+}
+
+enum Wanted {
+    Yes {
+        /// The miner that had it before.
+        miner: Option<PublicKey>,
+    },
+    No,
+}
+
+impl WorkerShared {
+    /// Whether the front still wants the job. Blocks until Redis says so, or the task is cancelled.
+    fn wanted(&self, cx: &TaskCx, uuid: &str) -> Result<Wanted, TaskError> {
+        loop {
+            let deadline = Instant::now() + self.operation_time;
+            let ask = Request::idempotent(redis::cmd("HMGET").arg(job_key(uuid)).arg("front").arg("miner"), deadline);
+            let known = self.commands.call(ask).and_then(|answer| {
+                let answer = answer.into_iter().next().unwrap_or_default();
+                Ok(<(Option<String>, Option<String>)>::from_redis_value(answer)?)
+            });
+            match known {
+                Ok((None, _)) => return Ok(Wanted::No),
+                Ok((Some(_), miner)) => {
+                    let miner = miner.and_then(|miner| PublicKey::from_ss58(&miner).ok());
+                    return Ok(Wanted::Yes { miner });
+                }
+                Err(error) => log::warn!("job {uuid}: Redis does not say whether it is wanted: {error}"),
+            }
+            cx.sleep(PAUSE)?;
+        }
+    }
+}
+
+/// A job of a front's, or of another producer's.
+struct RemoteJob<'a> {
+    request: Arc<V2JobRequest>,
+    front: Option<&'a str>,
+    avoid: Vec<PublicKey>,
+    begun_on: Option<PublicKey>,
+    shared: &'a WorkerShared,
+    cx: &'a TaskCx,
+    /// The task's result.
+    end: &'a Mutex<Option<Value>>,
+}
+
+impl RemoteJob<'_> {
+    fn emit(&self, news: News) -> Option<u64> {
+        let front = self.front?;
+        Some(self.shared.outbox.append(front, &Event { job: self.request.uuid.clone(), news }))
+    }
+
+    fn report_status(&self, status: JobStatus, metadata: Option<JobStatusMetadata>) {
+        log::debug!("job {}: {status}", self.request.uuid);
+        let update = V0JobStatusUpdate { uuid: self.request.uuid.clone(), status, metadata };
+        self.emit(News::Said { text: ValidatorToFacilitator::from(update).encode() });
+        // For Celery's tools.
+        let steps = STEPS.iter().position(|step| *step == status);
+        let percent = steps.map_or(50.0, |step| 20.0 * (step + 1) as f64);
+        self.cx.progress(percent, status.as_str(), &json!({"status": status.as_str()}));
+    }
+}
+
+impl Reports for RemoteJob<'_> {
+    fn request(&self) -> &Arc<V2JobRequest> {
+        &self.request
+    }
+
+    fn avoid(&self) -> &[PublicKey] {
+        &self.avoid
+    }
+
+    fn begun_on(&self) -> Option<PublicKey> {
+        self.begun_on
+    }
+
+    fn wait_until_known(&self) -> Result<(), NotOnDisk> {
+        // Its task is in Redis.
+        Ok(())
+    }
+
+    fn report(&self, status: JobStatus) {
+        self.report_status(status, None);
+    }
+
+    fn streaming_ready(&self, details: StreamingServerDetails) {
+        self.report_status(
+            JobStatus::StreamingReady,
+            Some(JobStatusMetadata { streaming_details: Some(details), ..empty() }),
+        );
+    }
+
+    fn runs_on(&self, miner: PublicKey) {
+        self.emit(News::RunsOn { miner: miner.to_ss58() });
+    }
+
+    fn machine_specs(&self, specs: V0MachineSpecsUpdate) {
+        if !self.shared.outbox.is_crowded() {
+            self.emit(News::Said { text: ValidatorToFacilitator::from(specs).encode() });
+        }
+    }
+
+    fn end(self, outcome: Outcome) {
+        let uuid = &self.request.uuid;
+        let (status, text) = end_text(uuid, outcome);
+        log::debug!("job {uuid}: {status}");
+        let result = match self.emit(News::Said { text: text.to_string() }) {
+            Some(number) => {
+                let _waiting = waiting("Redis to have the job's end", None);
+                select! {
+                    recv(self.shared.outbox.delivered(number)) -> _ => {}
+                    recv(self.cx.cancel().cancel_receiver()) -> _ => {
+                        // The front may not know of it, so the task has not ended either.
+                        return log::warn!("job {uuid}: its end is not in Redis, another worker finds it again");
+                    }
+                }
+                json!({"uuid": uuid, "status": status.as_str()})
+            }
+            None => serde_json::from_str(&text).expect("what is written is JSON"),
+        };
+        *lock(self.end) = Some(result);
+    }
+
+    fn cancelled(self) {
+        log::info!("job {}: told to end before it had ended", self.request.uuid);
+    }
+
+    fn goes_on(&self) -> bool {
+        self.cx.is_stopping()
+    }
+}

@@ -1,0 +1,176 @@
+//! The disk of the ledger: what an earlier process left is read, and what changes is written.
+//!
+//! Owner: [`crate::validator::RunningClient`]. The thread `val-store` writes what has changed since it last looked, all
+//! in one transaction (group commit), then lets those updates leave. Blocks in: its condition, and the disk. Kick:
+//! closing the queue. Ends: when closed and everything is written.
+
+use std::path::Path;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use super::delivery::{Delivery, GivenUp};
+use super::queue::{Batch, Ledger, LedgerLimits, RetryPolicies};
+use super::record::JobRecord;
+use crate::base::lock::lock;
+use crate::base::stop::Step;
+use crate::base::thread::{Kick, Thread, spawn};
+use crate::base::timer::TimerHandle;
+use crate::base::waits::waiting;
+use crate::link::{LinkHandle, Outgoing};
+use crate::ops::errors::ErrorClass;
+use crate::ops::status::Board;
+use crate::store::StoreError;
+use crate::store::journal::{Change, Journal};
+
+/// The pause before a failed write to the disk is tried again.
+const WRITE_RETRY: Duration = Duration::from_secs(1);
+
+/// A ledger that keeps its updates under `folder`, or in memory only. What an earlier process left there is taken over,
+/// and what it had not sent leaves by `link` first; what becomes of a job that it had begun and not ended is the
+/// caller's to say, see [`Delivery::open_jobs`].
+///
+/// # Errors
+/// [`StoreError`], if the folder cannot be used.
+pub fn open(
+    folder: Option<&Path>,
+    limits: LedgerLimits,
+    retries: RetryPolicies,
+    link: LinkHandle,
+    timer: TimerHandle,
+    board: &Board,
+    on_dead: impl Fn(GivenUp) + Send + Sync + 'static,
+) -> Result<(Delivery, StoreThread), StoreError> {
+    let opened = folder.map(Journal::open).transpose()?;
+    let mut ledger = Ledger::new(limits, retries, opened.is_some());
+    let (journal, recovered) = opened.unzip();
+    let restored: Vec<Outgoing> = recovered.map_or_else(Vec::new, |recovered| {
+        if let Some(damage) = &recovered.damage {
+            let (what, aside) = (&damage.what, damage.kept_aside.display());
+            log::error!("state folder: {what}; at least {} records are lost, the files are kept: {aside}", damage.lost);
+        }
+        ledger.restore(recovered.records.iter().filter_map(|(number, bytes)| {
+            let record = JobRecord::decode(bytes);
+            if let Err(error) = &record {
+                log::error!("state folder: row {number} is ignored: {error}");
+            }
+            Some((*number, record.ok()?))
+        }))
+    });
+    let delivery = Delivery::new(ledger, link, timer, board, on_dead);
+    delivery.send(restored);
+    let thread = journal.map(|journal| {
+        let (disk, kick) = (Disk { delivery: delivery.clone(), journal }, delivery.clone());
+        spawn("val-store", Kick::new("close the queue", move || kick.close()), move || disk.run())
+    });
+    Ok((delivery.clone(), StoreThread { thread, delivery }))
+}
+
+/// The store thread, to be joined by [`StoreThread::stop`]; dropping it does so, too, without a limit.
+#[derive(Debug)]
+pub struct StoreThread {
+    thread: Option<Thread<()>>,
+    delivery: Delivery,
+}
+
+impl StoreThread {
+    /// Writes what is left, and joins.
+    pub fn stop(self, step: &mut Step) {
+        self.delivery.close();
+        if let Some(thread) = self.thread {
+            step.join(thread);
+        }
+    }
+}
+
+/// Tells the producers that the store thread has ended.
+struct Ended(Delivery);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        lock(&self.0.0.state).store_ended = true;
+        self.0.0.safe.notify_all();
+    }
+}
+
+struct Disk {
+    delivery: Delivery,
+    journal: Journal,
+}
+
+impl Disk {
+    fn run(mut self) {
+        // Also when it panics, so that nobody waits for it.
+        let _ended = Ended(self.delivery.clone());
+        while let Some(batch) = self.next_batch() {
+            let Err(error) = self.write(&batch) else { continue };
+            let what = format!("{error}; updates leave without being on disk");
+            let inner = &self.delivery.0;
+            inner.errors.report(ErrorClass::Retry, "state folder", &what);
+            let mut state = lock(&inner.state);
+            state.broken = Some(error.to_string());
+            let ready = state.ledger.unwritten(&batch);
+            let last_try = state.closed;
+            inner.safe.notify_all();
+            drop(state);
+            self.delivery.send(ready);
+            if last_try {
+                return;
+            }
+            self.wait_to_retry();
+        }
+    }
+
+    /// What has changed since the last look; blocks until there is something. `None` when closed and all is written.
+    fn next_batch(&self) -> Option<Batch> {
+        let inner = &self.delivery.0;
+        let mut state = lock(&inner.state);
+        loop {
+            if state.ledger.is_dirty() {
+                return Some(state.ledger.batch());
+            }
+            if state.closed {
+                return None;
+            }
+            state.store_waits = true;
+            let _waiting = waiting("updates to store", None);
+            state = inner.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn wait_to_retry(&self) {
+        let inner = &self.delivery.0;
+        let mut state = lock(&inner.state);
+        let until = Instant::now() + WRITE_RETRY;
+        let _waiting = waiting("its next try of the disk", Some(until));
+        while !state.closed && Instant::now() < until {
+            let left = until.saturating_duration_since(Instant::now());
+            state = inner.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Steps leave when the system has them, terminal statuses when the disk has them.
+    fn write(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        let inner = &self.delivery.0;
+        let changes = batch.rows.iter().map(|(id, row)| match row {
+            Some(body) => Change::Put { id: *id, body },
+            None => Change::Delete { id: *id },
+        });
+        self.journal.write(changes)?;
+        self.delivery.totals().commits.inc();
+        let ready = lock(&inner.state).ledger.written(batch);
+        self.delivery.send(ready);
+        if batch.needs_sync {
+            self.journal.sync()?;
+        }
+        let mut state = lock(&inner.state);
+        state.broken = None;
+        let ready = state.ledger.synced(batch);
+        let waiting = state.producers_wait > 0;
+        drop(state);
+        if waiting {
+            inner.safe.notify_all();
+        }
+        self.delivery.send(ready);
+        Ok(())
+    }
+}

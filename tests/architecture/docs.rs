@@ -1,0 +1,43 @@
+//! What the documents say of the files: each file that is named exists, and each link leads somewhere.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// The documents, each with its path from the root.
+pub fn documents(root: &Path) -> Vec<(String, String)> {
+    let mut paths: Vec<_> = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"].map(|name| root.join(name)).into();
+    paths.extend(fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    let name = |path: &Path| path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+    paths.iter().map(|path| (name(path), fs::read_to_string(path).unwrap())).collect()
+}
+
+/// What a document names in backticks as a path of source (`link/outbox.rs`, `tasks/scheduler/`) and no file has as its
+/// end. `files` are all paths from the root; folders end with a slash.
+pub fn missing_files(text: &str, files: &BTreeSet<String>) -> BTreeSet<String> {
+    let is_path = |name: &&str| name.contains('/') && (name.ends_with(".rs") || name.ends_with('/'));
+    let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "/_.-".contains(c);
+    let is_plain = |name: &&str| !name.starts_with('/') && name.chars().all(is_part);
+    let exists = |name: &str| files.contains(name) || files.iter().any(|file| file.ends_with(&format!("/{name}")));
+    let spans = prose(text).flat_map(|line| line.split('`').skip(1).step_by(2));
+    spans.filter(is_path).filter(is_plain).filter(|name| !exists(name)).map(str::to_owned).collect()
+}
+
+/// The links of a document, as the target's path and the heading in it.
+pub fn links(text: &str) -> Vec<(&str, &str)> {
+    let targets = prose(text).flat_map(|line| line.split("](").skip(1)).filter_map(|rest| rest.split(')').next());
+    let here = targets.filter(|target| !target.contains("://"));
+    here.map(|target| target.split_once('#').unwrap_or((target, ""))).collect()
+}
+
+/// The anchors of a document's headings, as code hosts make them.
+pub fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = prose(text).filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    let kept = |c: &char| c.is_alphanumeric() || *c == ' ' || *c == '-';
+    headings.map(|heading| heading.to_lowercase().chars().filter(kept).collect::<String>().replace(' ', "-")).collect()
+}
+
+/// The lines outside of blocks of code.
+fn prose(text: &str) -> impl Iterator<Item = &str> {
+    text.split("```").step_by(2).flat_map(str::lines)
+}

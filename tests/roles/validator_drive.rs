@@ -1,0 +1,352 @@
+//! The decisions about one organic job, without threads, sockets or clocks.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use phalanx::base::now::Now;
+use phalanx::identity::{KeyPair, PublicKey};
+use phalanx::protocol::{
+    ExecutorClass, HordeFailureReason, Int, JobRejectionReason, MinerToValidator, V0AcceptJobRequest,
+    V0DeclineJobRequest, V0ExecutionDoneRequest, V0ExecutorFailedRequest, V0ExecutorManifestRequest,
+    V0ExecutorReadyRequest, V0JobFinishedRequest, V0VolumesReadyRequest, V2JobRequest, ValidatorToMiner,
+};
+use phalanx::validator::Outcome;
+use phalanx::validator::drive::{Action, Drive, Input, JobTimes};
+use phalanx::validator::routing::{MinerAddress, NoMiner};
+
+use crate::testkit::miner::kind;
+use crate::testkit::roles::job;
+
+const S: Duration = Duration::from_secs(1);
+
+const TIMES: JobTimes = JobTimes {
+    connect: Duration::from_secs(15),
+    reservation: Duration::from_secs(7),
+    executor_startup: Duration::from_secs(5),
+    leeway: Duration::from_secs(5),
+};
+
+struct Fixture {
+    drive: Drive,
+    uuid: String,
+    now: Now,
+}
+
+impl Fixture {
+    /// A job with limits of a minute for each stage.
+    fn new() -> Self {
+        Self::with(job(&user()), None)
+    }
+
+    fn with(request: V2JobRequest, begun_on: Option<PublicKey>) -> Self {
+        let uuid = request.uuid.clone();
+        let alice = KeyPair::from_uri("//Alice").unwrap();
+        let drive = Drive::new(alice, TIMES, Arc::new(request), &[], begun_on);
+        Self { drive, uuid, now: Now { mono: Instant::now(), wall: 1_700_000_000 * S } }
+    }
+
+    fn handle(&mut self, input: Input) -> Vec<String> {
+        self.drive.handle(input, self.now).iter().map(brief).collect()
+    }
+
+    fn reserved(&mut self, uri: &str) -> Vec<String> {
+        self.handle(Input::Reserved(Ok(address(uri))))
+    }
+
+    fn says(&mut self, message: impl Into<MinerToValidator>) -> Vec<String> {
+        self.handle(Input::Message(Box::new(message.into())))
+    }
+
+    fn manifest(&mut self, executors: i64) -> Vec<String> {
+        let manifest = [(ExecutorClass::AlwaysOnTest, Int::from(executors))].into_iter().collect();
+        self.says(V0ExecutorManifestRequest { manifest })
+    }
+
+    fn accept(&mut self) -> Vec<String> {
+        let job_uuid = self.uuid.clone();
+        self.says(V0AcceptJobRequest { job_uuid })
+    }
+
+    fn decline(&mut self) -> Vec<String> {
+        let job_uuid = self.uuid.clone();
+        self.says(V0DeclineJobRequest {
+            job_uuid,
+            reason: JobRejectionReason::Busy,
+            message: "all are busy".to_owned(),
+            context: None,
+            receipts: Vec::new(),
+        })
+    }
+
+    fn ready(&mut self) -> Vec<String> {
+        let job_uuid = self.uuid.clone();
+        self.says(V0ExecutorReadyRequest { job_uuid, executor_token: None })
+    }
+
+    fn volumes(&mut self) -> Vec<String> {
+        let job_uuid = self.uuid.clone();
+        self.says(V0VolumesReadyRequest { job_uuid })
+    }
+
+    fn done(&mut self) -> Vec<String> {
+        let job_uuid = self.uuid.clone();
+        self.says(V0ExecutionDoneRequest { job_uuid })
+    }
+
+    fn finished(&mut self, stdout: &str) -> Vec<String> {
+        let job_uuid = self.uuid.clone();
+        self.says(V0JobFinishedRequest {
+            job_uuid,
+            docker_process_stdout: stdout.to_owned(),
+            docker_process_stderr: String::new(),
+            artifacts: None,
+            upload_results: None,
+        })
+    }
+
+    /// As far as the reservation on `//Bob`.
+    fn asked() -> Self {
+        let mut f = Self::new();
+        f.handle(Input::Start);
+        f.reserved("//Bob");
+        f.manifest(1);
+        f
+    }
+
+    /// As far as the start of the executor on `//Bob`.
+    fn accepted() -> Self {
+        let mut f = Self::asked();
+        f.accept();
+        f
+    }
+
+    fn left(&self) -> Option<Duration> {
+        self.drive.next_wake().map(|at| at - self.now.mono)
+    }
+
+    /// The deadline of the present stage passes.
+    fn expire(&mut self) -> Vec<String> {
+        self.now = self.now + self.left().expect("a stage has a deadline");
+        self.handle(Input::Tick)
+    }
+}
+
+fn user() -> KeyPair {
+    KeyPair::from_uri("//Dave").unwrap()
+}
+
+fn public(uri: &str) -> PublicKey {
+    KeyPair::from_uri(uri).unwrap().public()
+}
+
+fn address(uri: &str) -> MinerAddress {
+    MinerAddress { hotkey: public(uri), address: "127.0.0.1".to_owned(), port: 1, trusted: false, tls: false }
+}
+
+/// For the start of an executor of the jobs' class.
+fn start_up() -> Duration {
+    ExecutorClass::AlwaysOnTest.spin_up_time() + TIMES.executor_startup
+}
+
+/// The name of a development key.
+fn name(key: &PublicKey) -> &'static str {
+    let names = ["//Bob", "//Charlie", "//Eve", "//Ferdie"];
+    names.into_iter().find(|uri| public(uri) == *key).expect("one of the test's miners")
+}
+
+fn brief(action: &Action) -> String {
+    match action {
+        Action::WaitUntilKnown => "wait".to_owned(),
+        Action::Reserve { same, avoid } => {
+            let same = same.as_ref().map(|key| format!(" same {}", name(key))).unwrap_or_default();
+            let avoid: Vec<_> = avoid.iter().map(name).collect();
+            format!("reserve{same} not [{}]", avoid.join(" "))
+        }
+        Action::Connect(miner) => format!("connect {}", name(&miner.hotkey)),
+        Action::Send(message) => match message.as_ref() {
+            ValidatorToMiner::V0JobFinishedReceiptRequest(receipt) => format!("receipt {}", receipt.payload.score_str),
+            message => format!("send {}", kind(&message.encode())),
+        },
+        Action::Manifest(miner, manifest) => format!("manifest {} {}", name(miner), manifest.len()),
+        Action::Report(status) => format!("report {status}"),
+        Action::StreamingReady(_) => "report streaming_ready".to_owned(),
+        Action::RunsOn(miner) => format!("runs on {}", name(miner)),
+        Action::MachineSpecs(specs) => format!("specs {}", specs.batch_id),
+        Action::CoolDown(miner) => format!("cool down {}", name(miner)),
+        Action::Release => "release".to_owned(),
+        Action::End(outcome) => format!("end {}", end(outcome)),
+        Action::Cancelled => "cancelled".to_owned(),
+        Action::Close => "close".to_owned(),
+    }
+}
+
+fn end(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Completed(result) => format!("completed {}", result.docker_process_stdout),
+        Outcome::Rejected(details) => {
+            format!("rejected {} by {}", details.reason.as_str(), details.rejected_by.as_str())
+        }
+        Outcome::Failed(details) => format!("failed {}", details.message),
+        Outcome::HordeFailed(details) => format!("horde_failed {}: {}", details.reason.as_str(), details.message),
+    }
+}
+
+#[test]
+fn a_job_runs_on_a_miner_from_its_choice_to_its_end() {
+    let mut f = Fixture::new();
+    assert_eq!(f.handle(Input::Start), ["wait", "reserve not []"]);
+    assert_eq!(f.drive.next_wake(), None, "it has no miner yet");
+    assert_eq!(f.reserved("//Bob"), ["connect //Bob"]);
+    assert_eq!(f.left(), Some(15 * S));
+    assert_eq!(f.manifest(2), ["manifest //Bob 1", "send InitialJob"]);
+    assert_eq!(f.left(), Some(7 * S));
+    assert_eq!(f.accept(), ["report accepted", "runs on //Bob", "send JobAcceptedReceipt"]);
+    assert_eq!(f.left(), Some(start_up()));
+    assert_eq!(f.ready(), ["report executor_ready", "send Job"]);
+    assert_eq!(f.left(), Some(65 * S), "the leeway and the first stage");
+    assert_eq!(f.volumes(), ["report volumes_ready"]);
+    assert_eq!(f.left(), Some(125 * S), "time that is saved is there for the next stage");
+    assert_eq!(f.done(), ["report execution_done"]);
+    assert_eq!(f.finished("out"), ["receipt 1.000000", "release", "end completed out", "close"]);
+    assert_eq!(f.drive.next_wake(), None);
+    assert_eq!(f.finished("again"), [""; 0], "what comes after the end changes nothing");
+}
+
+#[test]
+fn a_job_whose_uuid_no_receipt_can_hold_is_rejected_before_anybody_is_asked() {
+    for uuid in ["nonsense", "7F0E1C1C-5A5B-4C5D-8E8F-0123456789AB", "{7f0e1c1c-5a5b-4c5d-8e8f-0123456789ab}"] {
+        let mut request = job(&user());
+        request.uuid = uuid.to_owned();
+        let mut f = Fixture::with(request, None);
+        assert_eq!(f.handle(Input::Start), ["end rejected unknown by validator"]);
+    }
+}
+
+#[test]
+fn miners_are_asked_in_turn_and_the_last_refusal_counts() {
+    let mut f = Fixture::new();
+    f.handle(Input::Start);
+    f.reserved("//Bob");
+    f.manifest(1);
+    let refused = ["receipt 0.000000", "cool down //Bob", "close", "release", "reserve not [//Bob]"];
+    assert_eq!(f.decline(), refused);
+    // One that cannot be reached got no request, so it gets no receipt.
+    f.reserved("//Charlie");
+    let failed = f.handle(Input::ConnectFailed { why: "refused".to_owned(), refused: false });
+    assert_eq!(failed, ["cool down //Charlie", "close", "release", "reserve not [//Bob //Charlie]"]);
+    // One without the class does not count.
+    f.reserved("//Eve");
+    assert_eq!(f.manifest(0), ["manifest //Eve 1", "close", "release", "reserve not [//Bob //Charlie //Eve]"]);
+    f.reserved("//Ferdie");
+    let last = f.expire();
+    assert_eq!(last[..3], ["cool down //Ferdie", "close", "release"]);
+    assert!(
+        last[3].starts_with("end horde_failed miner_connection_failed") && last[3].ends_with("no connection in time")
+    );
+    assert_eq!(last.len(), 4);
+}
+
+#[test]
+fn without_a_miner_it_ends_as_the_last_one_said_or_as_the_choice_says() {
+    for (why, said) in [(NoMiner::None, "no_miner_for_job"), (NoMiner::Busy, "busy")] {
+        let mut f = Fixture::new();
+        f.handle(Input::Start);
+        assert_eq!(f.handle(Input::Reserved(Err(why))), [format!("end rejected {said} by validator")]);
+        let mut f = Fixture::asked();
+        f.decline();
+        assert_eq!(f.handle(Input::Reserved(Err(why))), ["end rejected busy by miner"]);
+    }
+}
+
+/// Each stage, and how a job ends of which nothing is heard in it.
+#[test]
+fn each_stage_has_its_own_end_when_nothing_is_heard() {
+    type Step = fn(&mut Fixture) -> Vec<String>;
+    let steps: [(Step, HordeFailureReason, &str); 4] = [
+        (Fixture::accept, HordeFailureReason::ExecutorReadinessResponseTimedOut, "the executor's readiness"),
+        (Fixture::ready, HordeFailureReason::VolumesTimedOut, "the volumes"),
+        (Fixture::volumes, HordeFailureReason::ExecutionTimedOut, "the end of the execution"),
+        (Fixture::done, HordeFailureReason::FinalResponseTimedOut, "the results"),
+    ];
+    let first = (0, HordeFailureReason::InitialResponseTimedOut, "the answer to the initial request");
+    let rest = steps.iter().enumerate().map(|(at, (_, reason, what))| (at + 1, *reason, *what));
+    for (count, reason, what) in std::iter::once(first).chain(rest) {
+        let mut f = Fixture::asked();
+        for (step, ..) in &steps[..count] {
+            step(&mut f);
+        }
+        assert_eq!(f.handle(Input::Tick), [""; 0], "it is not due yet");
+        let said = format!("end horde_failed {}: waiting for {what} took too long", reason.as_str());
+        assert_eq!(f.expire(), ["receipt 0.000000", "release", &said, "close"]);
+    }
+}
+
+#[test]
+fn a_lost_connection_is_no_end_and_is_named_when_the_time_is_over() {
+    let mut f = Fixture::asked();
+    assert_eq!(f.handle(Input::Lost { why: "reset".to_owned() }), [""; 0]);
+    assert_eq!(f.manifest(1), ["manifest //Bob 1", "send InitialJob"], "the request may have been lost");
+    f.accept();
+    assert_eq!(f.handle(Input::ConnectFailed { why: "no route".to_owned(), refused: false }), [""; 0]);
+    assert_eq!(f.manifest(1), ["manifest //Bob 1"], "it has the job");
+    assert!(f.expire()[2].ends_with("took too long (last trouble: no route)"));
+    // A miner that answers and does not want us any more ends it.
+    let mut f = Fixture::accepted();
+    let refused = f.handle(Input::ConnectFailed { why: "403".to_owned(), refused: true });
+    assert!(refused[2].starts_with("end horde_failed miner_connection_failed: miner") && refused[2].ends_with(": 403"));
+}
+
+#[test]
+fn what_cannot_be_sent_ends_the_job_and_a_receipt_that_cannot_be_sent_does_not() {
+    let mut f = Fixture::accepted();
+    let said = "end horde_failed miner_connection_failed: full";
+    assert_eq!(f.handle(Input::NotSent("full".to_owned())), ["receipt 0.000000", "release", said, "close"]);
+    assert_eq!(f.handle(Input::NotSent("full".to_owned())), [""; 0]);
+}
+
+#[test]
+fn a_repeat_or_a_message_of_another_job_changes_nothing() {
+    let mut f = Fixture::accepted();
+    let left = f.left();
+    assert_eq!(f.accept(), [""; 0]);
+    assert_eq!(f.done(), [""; 0], "the executor is not ready yet");
+    assert_eq!(f.says(V0ExecutorFailedRequest { job_uuid: "another".to_owned(), executor_token: None }), [""; 0]);
+    assert_eq!(f.left(), left);
+    let job_uuid = f.uuid.clone();
+    let failed = f.says(V0ExecutorFailedRequest { job_uuid, executor_token: None });
+    assert!(failed[2].starts_with("end horde_failed executor_spinup_failed"), "{failed:?}");
+}
+
+#[test]
+fn a_job_that_is_told_to_end_gets_no_receipt_where_others_go_on_with_it() {
+    let mut f = Fixture::accepted();
+    let cancelled = f.handle(Input::Cancel { goes_on: false });
+    assert_eq!(cancelled, ["receipt 0.000000", "release", "cancelled", "close"]);
+    let mut f = Fixture::accepted();
+    assert_eq!(f.handle(Input::Cancel { goes_on: true }), ["release", "cancelled", "close"]);
+    let mut f = Fixture::new();
+    f.handle(Input::Start);
+    f.reserved("//Bob");
+    assert_eq!(f.handle(Input::Cancel { goes_on: false }), ["release", "cancelled", "close"], "it was not asked yet");
+}
+
+#[test]
+fn a_job_that_was_begun_before_goes_on_where_it_was_and_catches_up() {
+    let mut f = Fixture::with(job(&user()), Some(public("//Bob")));
+    assert_eq!(f.handle(Input::Start), ["wait", "reserve same //Bob not []"]);
+    f.reserved("//Bob");
+    f.manifest(1);
+    f.accept();
+    assert_eq!(f.left(), Some(start_up() + (5 + 4 * 60) * S), "all its stages count");
+    // Where it is, only the miner knows.
+    assert_eq!(f.done(), ["report execution_done"]);
+    assert_eq!(f.finished("out"), ["receipt 1.000000", "release", "end completed out", "close"]);
+    // Another miner begins from the start.
+    let mut f = Fixture::with(job(&user()), Some(public("//Bob")));
+    f.handle(Input::Start);
+    f.reserved("//Charlie");
+    f.manifest(1);
+    f.accept();
+    assert_eq!(f.left(), Some(start_up()));
+    assert_eq!(f.done(), [""; 0]);
+}
