@@ -1,6 +1,7 @@
 //! Our worker and real Celery: what its producers send is run as a worker of Celery runs it, what its tools ask is
 //! answered, and what nobody can run is put aside.
 
+use crate::example;
 use crate::testkit::celery as celery_kit;
 use crate::testkit::redis as redis_kit;
 use crate::testkit::threads::NoThreads;
@@ -9,7 +10,7 @@ use crate::testkit::wait::{LONG, until};
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use celery_kit::{Client, Feed, Gate, Ours, Worker, celery, settings, worker_process, worker_words};
+use celery_kit::{Client, Feed, Gate, Ours, Worker, celery, settings, worker_process};
 use crossbeam_channel::bounded;
 use phalanx::base::thread::Group;
 use phalanx::celery::worker::{Registry, TaskError};

@@ -2,6 +2,7 @@
 //!
 //! `PHALANX_TEST_KILLS` says how often it is killed.
 
+use crate::example;
 use crate::testkit::celery as celery_kit;
 use crate::testkit::redis as redis_kit;
 use crate::testkit::threads::NoThreads;
@@ -11,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use celery_kit::{Client, Ours, Worker, celery, settings, worker_process, worker_words};
+use celery_kit::{Client, Ours, Worker, celery, settings, worker_process};
 use phalanx::base::rng::Rng;
 use phalanx::celery::Task;
 use phalanx::celery::worker::WorkerConfig;

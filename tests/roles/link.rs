@@ -498,6 +498,95 @@ fn dropping_a_miner_client_stops_it() {
     stop_server(server);
 }
 
+/// The fixture finds a thread that is left.
+#[test]
+fn dropping_a_link_stops_it() {
+    for place in ["dialling", "backoff", "authenticating", "idle", "writing"] {
+        let fixture = Fixture::new();
+        let mut config = fixture.config();
+        let (mut server, mut password) = (None, None);
+        match place {
+            "dialling" => fixture.net.fail_next(1000, DialFault::Hang),
+            "backoff" => config.backoff.base = Duration::from_secs(3600),
+            "authenticating" => password = Some("no-ack"),
+            "writing" => fixture.net.plan_next(|wire| wire.stall(Side::Dialer)),
+            _ => {}
+        }
+        config.backoff.cap = config.backoff.base;
+        if !matches!(place, "dialling" | "backoff") {
+            server = Some(fixture.server().0);
+        }
+        let (link, events) = fixture.start(config, password);
+        match place {
+            "dialling" | "authenticating" => until("a dial", || fixture.net.dials() > 0),
+            "backoff" => assert!(matches!(next(&events), LinkEvent::Failed { .. })),
+            _ => ready(&events),
+        }
+        let handle = link.handle();
+        handle.send(Outgoing::kept(0, "x")).unwrap();
+        drop(link);
+        assert_eq!((handle.state(), handle.unsent()), (LinkState::Stopped, 1), "{place}");
+        server.into_iter().for_each(stop_server);
+    }
+}
+
+#[test]
+fn dropping_a_server_stops_it() {
+    let fixture = Fixture::new();
+    let (server, _got) = fixture.server();
+    let (link, events) = fixture.start(fixture.config(), None);
+    ready(&events);
+    drop(server);
+    assert!(matches!(next(&events), LinkEvent::Lost { .. }));
+    drop(link);
+}
+
+/// A panic of the receiver drops the session while its writer waits for something to send.
+#[test]
+fn dropping_a_session_stops_it() {
+    let fixture = Fixture::new();
+    let (mut peer, connection, _wire) = memory::pair();
+    let handle = SessionHandle::new(OutboxLimits::default(), fixture.timer.as_ref().unwrap().handle());
+    let session = session(connection, &handle, LivenessConfig::default(), |text| panic!("{text}"));
+    peer.writer.write("by plan".into()).unwrap();
+    peer.writer.flush().unwrap();
+    let ended = session.join_by(Instant::now() + LONG);
+    assert!(matches!(&ended, Err(JoinError::Panicked(why)) if why == "by plan"), "{ended:?}");
+    assert!(!handle.is_connected());
+}
+
+/// The miner says more than there is room for, so the link's thread waits for the client to take it.
+#[test]
+fn dropping_a_miner_client_stops_it() {
+    let fixture = Fixture::new();
+    let key = KeyPair::from_uri("//Miner").unwrap();
+    let sink = Arc::new(|event| {
+        if let ServerEvent::Opened { handle, .. } = event {
+            let manifest = r#"{"message_type":"V0ExecutorManifestRequest","manifest":{}}"#;
+            (0..2 * INBOUND_MESSAGES).for_each(|_| handle.send(Outgoing::once(manifest)).unwrap());
+        }
+    });
+    let timer = fixture.timer.as_ref().unwrap().handle();
+    let listener = Box::new(fixture.net.listener("127.0.0.1:9101"));
+    let server = Server::start(ServerConfig::new("tst"), listener, timer.clone(), Arc::new(|_| Ok(())), sink);
+    let miner =
+        MinerAddress { hotkey: key.public(), address: "127.0.0.1".to_owned(), port: 9101, trusted: false, tls: false };
+    let client = MinerClient::start(&miner, &key, Arc::new(fixture.net.dialer()), timer, 1);
+    let first = client.next(Instant::now() + LONG, &Shutdown::new());
+    assert!(matches!(first, Ok(MinerEvent::Ready)), "{first:?}");
+    drop(client);
+    stop_server(server);
+}
+
+/// Waits for something that has no event; each turn gives the processor away.
+fn wait_until(done: impl Fn() -> bool) {
+    let limit = Instant::now() + LONG;
+    while !done() {
+        assert!(Instant::now() < limit, "it never came");
+        std::thread::yield_now();
+    }
+}
+
 /// The two threads of a link, the server's, cuts from outside, and a stop at a random moment: always ends, nothing
 /// left.
 #[test]
