@@ -11,7 +11,6 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::app::logging::{self, LogFormat};
 use crate::app::{exit, settings};
-use announce::{announce, announce_http};
 
 mod announce;
 pub mod demo;
