@@ -17,8 +17,6 @@ use phalanx::ops::errors::ErrorClass;
 use phalanx::ops::health::PartState;
 use phalanx::ops::status::{Board, Frame, RoleState, Snapshot};
 
-/// Only a bug waits this long.
-
 struct Fixture {
     group: Group,
     server: Option<HttpServer>,

@@ -25,8 +25,6 @@ use JobStatus as S;
 
 use super::wait::LONG;
 
-/// Only a bug reaches this.
-
 /// The statuses of a good job.
 pub const GOOD: [JobStatus; 6] =
     [S::Received, S::Accepted, S::ExecutorReady, S::VolumesReady, S::ExecutionDone, S::Completed];
