@@ -219,8 +219,8 @@ fn finish(message: Map<String, Value>, mut problems: Problems) -> Result<JobSpec
             let size = FacilitatorToValidator::from(request.clone()).encode().len() + SIGNATURE_BYTES;
             if size > JOB_REQUEST_BYTES {
                 let what = format!(
-                    "the job is {size} bytes as a message, at most {JOB_REQUEST_BYTES} are possible: give large inputs by \
-                     URL, as volume: {{\"volume_type\": \"zip_url\", \"contents\": URL}}"
+                    "the job is {size} bytes as a message, at most {JOB_REQUEST_BYTES} are possible: give large inputs \
+                     by URL, as volume: {{\"volume_type\": \"zip_url\", \"contents\": URL}}"
                 );
                 return Err(vec![what]);
             }

@@ -1,7 +1,8 @@
 //! When to ping, and when a connection counts as dead. Pure: `now` is an argument.
 //!
 //! Liveness is ours, because a peer that vanishes without a FIN gives the reader no error. Any byte counts, not only
-//! pongs and whole messages, so that neither a busy peer is given up for a late pong nor a slow one for a large message.
+//! pongs and whole messages, so that neither a busy peer is given up for a late pong nor a slow one for a large
+//! message.
 //!
 //! Bytes are only counted as they move; [`Progress`] looks at the counts now and then, so a verdict comes up to two
 //! [`LivenessConfig::ping_after`] later than its limit, and never earlier.

@@ -8,26 +8,30 @@ use std::panic::{PanicHookInfo, set_hook, take_hook};
 use std::ptr::from_ref;
 use std::time::{Duration, Instant};
 
+use crate::alone;
 use crossbeam_channel::bounded;
 use phalanx::base::leaks::Before;
-use phalanx::base::lock::lock;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::Stopping;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::tasks::{Interrupted, TaskConfig, TaskError, TaskManager};
 
-/// One test, because two would see each other's threads.
 #[test]
 fn what_is_left_is_named_until_it_is_gone_and_a_stopped_task_manager_leaves_nothing() {
-    let _alone = lock(&crate::ALONE);
-    a_thread_and_a_file_that_are_left_are_named_until_they_are_gone();
-    a_stopped_task_manager_leaves_nothing();
+    alone("leaks::what_is_left_is_named_until_it_is_gone_and_a_stopped_task_manager_leaves_nothing", || {
+        a_thread_and_a_file_that_are_left_are_named_until_they_are_gone();
+        a_stopped_task_manager_leaves_nothing();
+    });
 }
 
 /// Alone, because a panic hook belongs to the process.
 #[test]
 fn a_task_manager_sets_no_panic_hook_and_the_programs_own_reports_the_place() {
-    let _alone = lock(&crate::ALONE);
+    let name = "leaks::a_task_manager_sets_no_panic_hook_and_the_programs_own_reports_the_place";
+    alone(name, the_programs_own_hook_reports_the_place);
+}
+
+fn the_programs_own_hook_reports_the_place() {
     let (seen, places) = bounded(1);
     let ours: Box<dyn Fn(&PanicHookInfo<'_>) + Send + Sync> =
         Box::new(move |info| seen.send(info.location().map(|place| place.file().to_owned())).unwrap());

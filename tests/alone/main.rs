@@ -1,4 +1,4 @@
-//! Tests that look at the whole process, and so run one at a time in a process of their own.
+//! Tests that look at the whole process, and so run each in a process of its own.
 
 #[path = "../testkit/mod.rs"]
 mod testkit;
@@ -6,5 +6,16 @@ mod testkit;
 mod leaks;
 mod transport_descriptors;
 
-/// What a test takes first, so that no other runs beside it.
-static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+/// Runs a test, by its name, in a process of its own: the threads with which the harness runs others come and go, too.
+fn alone(name: &str, test: fn()) {
+    const MARK: &str = "PHALANX_TEST_ALONE";
+    if std::env::var_os(MARK).is_some() {
+        return test();
+    }
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    // On one thread the harness runs it on the main one.
+    let output = command.args([name, "--exact", "--nocapture", "--test-threads=1"]).env(MARK, "1").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let ran = output.status.success() && said.contains("1 passed");
+    assert!(ran, "{name}: {said}{}", String::from_utf8_lossy(&output.stderr));
+}

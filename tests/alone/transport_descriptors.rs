@@ -3,11 +3,11 @@
 
 #![cfg(target_os = "linux")]
 
+use crate::alone;
 use crate::testkit::threads::NoThreads;
 use crate::testkit::transport as kit;
 use crate::testkit::wait::far;
 use kit::{Site, background, dial_ws, join};
-use phalanx::base::lock::lock;
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::transport::{Connection, Incoming, Listener, SocketLimits};
 
@@ -18,7 +18,11 @@ fn descriptors() -> usize {
 
 #[test]
 fn connections_cost_one_descriptor_each_and_give_it_back() {
-    let _alone = lock(&crate::ALONE);
+    let name = "transport_descriptors::connections_cost_one_descriptor_each_and_give_it_back";
+    alone(name, descriptors_are_given_back);
+}
+
+fn descriptors_are_given_back() {
     let _threads = NoThreads::expected();
     for tls in [false, true] {
         let before = descriptors();

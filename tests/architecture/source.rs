@@ -81,7 +81,9 @@ impl Source {
     fn of(files: Vec<SourceFile>, package: &'static str) -> Self {
         let mut tests = BTreeSet::new();
         for file in &files {
-            tests.extend(file.test_children.iter().map(|child| [&file.module[..], std::slice::from_ref(child)].concat()));
+            tests.extend(
+                file.test_children.iter().map(|child| [&file.module[..], std::slice::from_ref(child)].concat()),
+            );
         }
         let is_test = |file: &SourceFile| tests.iter().any(|test| file.module.starts_with(test));
         let files: Vec<_> = files.into_iter().filter(|file| !is_test(file)).collect();

@@ -146,8 +146,8 @@ fn killed_at_random_moments_they_lose_nothing_and_run_nothing_twice_unmarked() {
     let marked = runs.values().filter(|(_, again, _)| *again > 0).count();
     let twice = runs.values().filter(|(plain, again, _)| plain + again > 1).count();
     println!(
-        "{kills} kills: {} sent, {} run, {marked} of them marked as redelivered ({twice} had begun before), {} put back \
-         by the survivor",
+        "{kills} kills: {} sent, {} run, {marked} of them marked as redelivered ({twice} had begun before), {} put \
+         back by the survivor",
         sent.len(),
         runs.len(),
         survivor.state().restored

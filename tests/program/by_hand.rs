@@ -1,4 +1,5 @@
-//! The network by hand of the docs, as it is written: each paragraph of the block in a shell of its own, as in a terminal.
+//! The network by hand of the docs, as it is written: each paragraph of the block in a shell of its own, as in a
+//! terminal.
 //!
 //! One thing may differ: a port that is taken on this machine is replaced, wherever it is named, by one that is free.
 

@@ -57,7 +57,10 @@ fn the_authentication_table_over_sockets() {
     peer.say(good);
     assert_eq!(
         peer.read(),
-        r#"{"status":"error","errors":[{"msg":"Already authenticated","type":"auth.already_authenticated","help":"You are already authenticated, please do not send authentication request again."}]}"#
+        concat!(
+            r#"{"status":"error","errors":[{"msg":"Already authenticated","type":"auth.already_authenticated","#,
+            r#""help":"You are already authenticated, please do not send authentication request again."}]}"#
+        )
     );
     assert_eq!(peer.report("nope", S::Received), "job.not_found");
 }

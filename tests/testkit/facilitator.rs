@@ -346,7 +346,8 @@ pub fn completed(stdout: &str) -> Vec<(JobStatus, Option<Value>)> {
     use JobStatus as S;
     let steps = [S::Received, S::Accepted, S::ExecutorReady, S::VolumesReady, S::ExecutionDone];
     let result = json!({"miner_response": {"docker_process_stdout": stdout, "docker_process_stderr": "",
-        "artifacts": {"/artifacts/a.bin": "AP8="}, "upload_results": {"out.txt": r#"{"headers": {"etag": "x"}, "body": "b"}"#}}});
+        "artifacts": {"/artifacts/a.bin": "AP8="},
+        "upload_results": {"out.txt": r#"{"headers": {"etag": "x"}, "body": "b"}"#}}});
     steps.into_iter().map(|step| (step, None)).chain([(S::Completed, Some(result))]).collect()
 }
 

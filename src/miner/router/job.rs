@@ -1,4 +1,5 @@
-//! One job on a miner: who asked, who runs it, of what its validator still has to be notified. Pure: `now` is an argument.
+//! One job on a miner: who asked, who runs it, of what its validator still has to be notified. Pure: `now` is an
+//! argument.
 
 use std::time::{Duration, Instant};
 

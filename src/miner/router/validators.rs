@@ -145,7 +145,8 @@ impl Router {
     fn offer_news(&mut self, id: SessionId, hotkey: &str) {
         let keys: Vec<_> = self.jobs.keys().filter(|key| key.validator == hotkey).cloned().collect();
         for key in keys {
-            // A connection that has spoken of the job is the one that is notified; if it is dead, its end will be noticed.
+            // A connection that has spoken of the job is the one that is notified; if it is dead, its end will be
+            // noticed.
             if !self.jobs[&key].claimed {
                 self.join_audience(id, &key);
             }
@@ -162,8 +163,8 @@ impl Router {
         self.out.extend(news.into_iter().map(|text| Action::Send(id, text)));
     }
 
-    /// A connection has ended: what it did not confirm is repeated to a younger one of the same validator that speaks of no
-    /// job yet, or to the next that comes.
+    /// A connection has ended: what it did not confirm is repeated to a younger one of the same validator that speaks
+    /// of no job yet, or to the next that comes.
     pub(super) fn validator_gone(&mut self, id: SessionId) {
         self.stop_waiting(id);
         let lost: Vec<_> =

@@ -1,5 +1,5 @@
-//! How a part of a record lies on the disk: a frame tells by itself whose part it is and whether it is whole, so it can be
-//! found in a damaged file without the database around it.
+//! How a part of a record lies on the disk: a frame tells by itself whose part it is and whether it is whole, so it can
+//! be found in a damaged file without the database around it.
 //!
 //! | bytes | what (little endian) |
 //! | --- | --- |
@@ -17,8 +17,8 @@ pub const PAGE_BYTES: usize = 4096;
 /// Bytes before the data.
 const HEADER_BYTES: usize = 34;
 
-/// What SQLite leaves of a page to one row without spilling it to other pages (all but 35 bytes), less 5 for the row's own
-/// header: so a frame is always in one piece.
+/// What SQLite leaves of a page to one row without spilling it to other pages (all but 35 bytes), less 5 for the row's
+/// own header: so a frame is always in one piece.
 pub const DATA_BYTES_MAX: usize = PAGE_BYTES - 35 - 5 - HEADER_BYTES;
 
 const MAGIC: [u8; 4] = *b"PhJ\x01";
@@ -26,7 +26,8 @@ const MAGIC: [u8; 4] = *b"PhJ\x01";
 /// A part of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame<'a> {
-    /// The same in all frames of a journal, so that bytes of another one are not taken for its own: a record may hold a frame.
+    /// The same in all frames of a journal, so that bytes of another one are not taken for its own: a record may hold a
+    /// frame.
     pub salt: u32,
     /// The record.
     pub id: u64,

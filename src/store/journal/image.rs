@@ -12,8 +12,8 @@ const LOG_HEADER_BYTES: usize = 32;
 const FRAME_HEADER_BYTES: usize = 24;
 const LOG_FORMAT: u32 = 3_007_000;
 
-/// The first 24 bytes of every database that a journal writes: name, page size, WAL for writing and reading, no reserved
-/// bytes, and the three fixed fractions.
+/// The first 24 bytes of every database that a journal writes: name, page size, WAL for writing and reading, no
+/// reserved bytes, and the three fixed fractions.
 const PROLOGUE: [u8; 24] = *b"SQLite format 3\0\x10\x00\x02\x02\x00\x40\x20\x20";
 
 /// Where the header of a database tells how many pages it has.
@@ -94,7 +94,8 @@ impl<'a> Log<'a> {
             }
             let (number, pages_after) = (word(head, 0, true), word(head, 4, true));
             if head[8..16] != salts || expected != sum || number == 0 || number as usize > most_pages {
-                // A journal only appends to its log, so an interrupted write ends with the file and never looks like this.
+                // A journal only appends to its log, so an interrupted write ends with the file and never looks like
+                // this.
                 parsed.fault.get_or_insert(format!("frame {n} of the log does not match its checksum"));
                 parsed.loose.push(page);
                 continue;

@@ -94,11 +94,13 @@ impl Parts {
     }
 }
 
-/// Reads the pages as a database. A row whose frame is broken is one record less; anything else that is wrong is an error.
+/// Reads the pages as a database. A row whose frame is broken is one record less; anything else that is wrong is an
+/// error.
 fn rows(pages: &[u8]) -> Result<(Parts, u32), String> {
     let text = |error: rusqlite::Error| error.to_string();
     let mut connection = Connection::open_in_memory().map_err(text)?;
-    // In memory there is no log, so the header must not ask for one: bytes 18 and 19 are the versions for writing and reading.
+    // In memory there is no log, so the header must not ask for one: bytes 18 and 19 are the versions for writing and
+    // reading.
     let whole = (&pages[..18]).chain([1, 1].as_slice()).chain(&pages[20..]);
     connection.deserialize_read_exact("main", whole, pages.len(), true).map_err(text)?;
     let check: String = connection.pragma_query_value(None, "quick_check", |row| row.get(0)).map_err(text)?;

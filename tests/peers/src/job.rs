@@ -144,7 +144,13 @@ pub enum Volume {
 pub enum Upload {
     ZipAndHttpPost { url: String, form_fields: Option<Strings> },
     ZipAndHttpPut { url: String },
-    SingleFilePost { url: String, form_fields: Option<Strings>, relative_path: String, signed_headers: Option<Strings> },
+    #[rustfmt::skip] // In one line it is a column too wide.
+    SingleFilePost {
+        url: String,
+        form_fields: Option<Strings>,
+        relative_path: String,
+        signed_headers: Option<Strings>,
+    },
     SingleFilePut { url: String, relative_path: String, signed_headers: Option<Strings> },
     MultiUpload { uploads: Vec<Upload>, system_output: Option<Box<Upload>> },
 }
