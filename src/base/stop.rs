@@ -176,11 +176,40 @@ impl Step {
             Ok(value) => Some(value),
             Err(JoinError::Panicked(_)) => None,
             Err(JoinError::Late(thread)) => {
-                self.stragglers.push(thread.name().to_owned());
-                thread.abandon("it outlived its step of the stop and its kick");
+                self.leave_behind(thread);
                 None
             }
         }
+    }
+
+    /// As [`Step::join`], of several: those that are late are kicked together and share the grace, however many they
+    /// are.
+    pub fn join_all(&mut self, threads: impl IntoIterator<Item = Thread<()>>) {
+        self.join_all_within(threads, KICK_GRACE);
+    }
+
+    fn join_all_within(&mut self, threads: impl IntoIterator<Item = Thread<()>>, grace: Duration) {
+        let threads: Vec<_> = threads.into_iter().collect();
+        for thread in &threads {
+            let done = thread.done_receiver();
+            if !self.wait(done) {
+                // A cancel ends the wait, not the budget.
+                let _waiting = waiting_unless_said("a thread to end", Some(self.deadline()));
+                let _ended = done.recv_deadline(self.deadline());
+            }
+        }
+        threads.iter().filter(|thread| !thread.is_finished()).for_each(Thread::kick);
+        let until = Instant::now() + grace;
+        for thread in threads {
+            if let Err(JoinError::Late(thread)) = thread.join_by(until) {
+                self.leave_behind(thread);
+            }
+        }
+    }
+
+    fn leave_behind<T>(&mut self, thread: Thread<T>) {
+        self.stragglers.push(thread.name().to_owned());
+        thread.abandon("it outlived its step of the stop and its kick");
     }
 }
 
@@ -220,6 +249,25 @@ mod tests {
         assert!(report.to_string().contains("workers left behind: t-stuck"), "{report}");
         assert_eq!(report.steps.len(), 2);
         drop(tx);
+    }
+
+    #[test]
+    fn late_threads_are_kicked_together_and_share_the_grace() {
+        let group = crate::base::thread::Group::enter();
+        let (tx, rx) = bounded::<()>(2);
+        let ended = |name: &str, kick| {
+            let rx = rx.clone();
+            spawn(name, kick, move || assert!(rx.recv().is_ok()))
+        };
+        // The first ends only by the kick of the second.
+        let first = ended("t-first", Kick::dropped("the other's kick"));
+        let both = Kick::new("tx", move || (0..2).for_each(|_| assert!(tx.try_send(()).is_ok())));
+        let second = ended("t-second", both);
+        let mut stopping = Stopping::cancelled();
+        let long = Duration::from_secs(3600);
+        stopping.step("workers", Duration::ZERO, |step| step.join_all_within([first, second], long));
+        assert!(stopping.finish().is_clean());
+        assert!(group.live().is_empty());
     }
 
     #[test]

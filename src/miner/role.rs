@@ -172,7 +172,7 @@ impl Miner {
             stop.drain();
             let end = step.join(router);
             end.map(|RouterEnd { executors, cancelled_jobs }| {
-                executors.into_iter().for_each(|thread| step.join(thread).unwrap_or(()));
+                step.join_all(executors);
                 cancelled_jobs
             })
         });

@@ -201,9 +201,7 @@ impl<H: Send + 'static> Acceptor<H> {
     /// Joins the thread of every connection; those that are not done within the step's budget are kicked.
     pub(crate) fn join(&mut self, step: &mut Step) {
         let open: Vec<_> = lock(&self.open).drain().map(|(_, (_, thread))| thread).collect();
-        for thread in open {
-            step.join(thread);
-        }
+        step.join_all(open);
     }
 }
 
@@ -217,9 +215,7 @@ impl<H> Drop for Acceptor<H> {
             }
             let open: Vec<_> = lock(&self.open).drain().map(|(_, (_, thread))| thread).collect();
             open.iter().for_each(Thread::kick);
-            for thread in open {
-                step.join(thread);
-            }
+            step.join_all(open);
         });
     }
 }

@@ -133,12 +133,7 @@ impl TaskManager {
         let unresponsive = |info: &TaskInfo| info.unresponsive;
         report.unresponsive = scheduler.list(&Filter::default()).into_iter().filter(unresponsive).collect();
         scheduler.close();
-        for thread in scheduler.take_workers() {
-            step.join(thread);
-        }
-        if let Some(reaper) = self.reaper.take() {
-            step.join(reaper);
-        }
+        step.join_all(scheduler.take_workers().into_iter().chain(self.reaper.take()));
         for task in &report.unresponsive {
             log::error!("task {} ({}) did not end", task.id, task.name);
         }

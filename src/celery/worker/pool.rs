@@ -44,9 +44,7 @@ impl Pool {
 
     /// Joins the threads; the queue was closed and the runs were cancelled before.
     pub fn stop(self, step: &mut Step) {
-        for thread in self.0 {
-            step.join(thread);
-        }
+        step.join_all(self.0);
     }
 }
 

@@ -85,9 +85,7 @@ impl Responder {
     fn end(&mut self, step: &mut Step) {
         self.subscription = None;
         self.queue.close();
-        for thread in std::mem::take(&mut self.threads) {
-            step.join(thread);
-        }
+        step.join_all(std::mem::take(&mut self.threads));
     }
 }
 

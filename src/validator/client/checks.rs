@@ -84,9 +84,7 @@ impl<T: Send + 'static> Checks<T> {
     /// Checks what is inside, then joins.
     pub(super) fn stop(self, step: &mut Step) {
         self.queue.close();
-        for thread in self.threads {
-            step.join(thread);
-        }
+        step.join_all(self.threads);
     }
 }
 
