@@ -305,11 +305,11 @@ impl Link {
         self.handle.clone()
     }
 
-    /// Takes no more messages and returns at once; [`Link::stop`] then waits.
+    /// Takes no more messages and returns at once.
     ///
     /// What is inside is still sent and answered, until `deadline`, over a new connection if need be. With nothing
     /// inside, a link without a connection ends now.
-    pub fn request_stop(&mut self, deadline: Instant) {
+    fn request_stop(&mut self, deadline: Instant) {
         self.handle.session.close(1000, "", deadline);
         let stop = self.stop.clone();
         if self.handle.unsent() == 0 {
@@ -493,8 +493,6 @@ where
         self.set(LinkState::Ready { epoch });
         let receiver = &mut self.receiver;
         (receiver.sink)(LinkEvent::Ready { epoch });
-        // What is left of the connection before is about messages that are sent again.
-        receiver.answers.clear();
         if let Some(text) = first {
             receiver.text(text);
         }

@@ -219,7 +219,8 @@ fn kick_with(shared: &Weak<SessionShared>, why: SessionEnd) {
 pub enum Arrival {
     /// A text.
     Text(Utf8Bytes),
-    /// All texts that were received have been given; what was put off to do it for several texts at once is done now.
+    /// All texts that were received have been given, or the connection has ended; what was put off to do it for several
+    /// texts at once is done now.
     Pause,
 }
 
@@ -269,6 +270,8 @@ pub fn run(
             Err(error) => break SessionEnd::Broken(error),
         }
     };
+    // What came right before the end counts, as long as the outbox is that of this connection.
+    watch.while_busy(|| on_arrival(Arrival::Pause));
     drop(watch);
     let answered = matches!(end, SessionEnd::Closed(_));
     if !answered {
