@@ -67,7 +67,9 @@ impl Worker {
     /// Waits until the job's folder is removed.
     pub fn finish(self) {
         let Self { queue, thread, .. } = self;
-        drop((queue, thread));
+        drop(queue);
+        // Nothing is ever sent; a drop alone would leave the thread behind after a while.
+        let _ended = waits::recv(thread.done_receiver(), "the job's folder to be removed");
     }
 
     /// Why the thread has ended by itself.
