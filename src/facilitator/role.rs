@@ -134,9 +134,11 @@ impl Facilitator {
         let mut router = Router::new(config.router(), config.validators);
         let unreceived = store.unreceived()?.into_iter().filter_map(|job| send_again(&waiting, job));
         let received = store.received()?.into_iter().filter_map(|(job, last_at)| watch_again(job, last_at));
+        // One moment for all, so that none is due before the loop runs.
+        let start = now();
         for input in unreceived.chain(received) {
-            // Nobody is connected yet, so there is nothing to do.
-            router.handle(input, now());
+            // Nobody is connected and nothing is due yet, so there is nothing to do.
+            router.handle(input, start);
         }
         let status = Arc::new(Mutex::new(router.status()));
 
