@@ -6,13 +6,13 @@ use std::fmt::Write as _;
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::SystemTime;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::status::ago;
 use crate::app::exit;
+use crate::base::clock::now;
 use crate::ops::redact::{self, OneLine};
 use crate::store::StoreError;
 use crate::store::journal::{Change, Damage, Journal, Recovered};
@@ -169,7 +169,7 @@ fn items(record: &JobRecord) -> impl Iterator<Item = Item<'_>> {
 }
 
 fn ls(folder: &Path, only_dead: bool, json: bool) -> Done {
-    let (records, now) = (read(folder)?, now());
+    let (records, now) = (read(folder)?, now().unix_millis());
     let mut out = String::new();
     let (mut depth, mut bytes, mut dead, mut oldest) = (0_usize, 0, 0_usize, None);
     for (record, item) in records.iter().flat_map(|(_, record)| items(record).map(move |item| (record, item))) {
@@ -200,7 +200,7 @@ fn ls(folder: &Path, only_dead: bool, json: bool) -> Done {
 }
 
 fn show(folder: &Path, uuid: &str, json: bool) -> Done {
-    let (records, now) = (read(folder)?, now());
+    let (records, now) = (read(folder)?, now().unix_millis());
     let Some((_, record)) = records.iter().find(|(_, record)| *record.uuid == *uuid) else {
         complain("error", &unknown(folder, uuid));
         return Ok((String::new(), exit::FAILED));
@@ -364,9 +364,4 @@ fn merge(into: &mut Value, from: Value) {
 /// The seconds between two times in milliseconds.
 fn seconds(now: u64, then: u64) -> u64 {
     now.saturating_sub(then) / 1000
-}
-
-/// Milliseconds since 1970.
-fn now() -> u64 {
-    SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis() as u64)
 }

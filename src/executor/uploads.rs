@@ -16,6 +16,7 @@ use zip::{CompressionMethod, ZipWriter};
 use super::transfer::Bounds;
 use super::workspace::{PathError, Workspace, relative, untrusted};
 use crate::base::shutdown::Shutdown;
+use crate::base::text::truncate;
 use crate::net::http::client::{Content, FilePart, HttpClient, HttpError, Response};
 use crate::protocol::{HttpOutputVolumeResponse, OutputUpload, SingleFileUpload, StrMap, ZipUpload};
 
@@ -171,8 +172,7 @@ fn encode(answer: &Response, most: usize) -> String {
     let mut body = answer.text();
     if body.len() > most {
         let all = answer.body.len();
-        let end = (0..=most).rev().find(|at| body.is_char_boundary(*at));
-        body.truncate(end.expect("the beginning of a text is a boundary"));
+        truncate(&mut body, most);
         body.push_str(&format!("… [cut: the answer has {all} bytes]"));
     }
     HttpOutputVolumeResponse { headers, body }.encode()

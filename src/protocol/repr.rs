@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use jiter::JsonValue;
 
 use super::json::push_float;
+use crate::base::text::{truncate, truncated};
 
 /// pydantic shows at most this many bytes of an input…
 const SHOWN: usize = 50;
@@ -36,20 +37,15 @@ pub(super) fn shortened(value: &JsonValue<'_>) -> String {
     let tail = tail(value, SHOWN_TAIL);
     let start = (tail.len() - SHOWN_TAIL..).find(|at| tail.is_char_boundary(*at));
     let start = start.expect("the end of a text is a boundary");
-    format!("{}...{}", &whole[..boundary_before(&whole, SHOWN_HEAD)], &tail[start..])
+    format!("{}...{}", truncated(&whole, SHOWN_HEAD), &tail[start..])
 }
 
 /// The first `bytes` bytes of the repr, less a character that would be cut; all of it if it is shorter.
 pub(super) fn head(value: &JsonValue<'_>, bytes: usize) -> String {
     let mut out = String::new();
     push(&mut out, value, bytes);
-    out.truncate(boundary_before(&out, bytes));
+    truncate(&mut out, bytes);
     out
-}
-
-fn boundary_before(text: &str, at: usize) -> usize {
-    let last = (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
-    last.expect("the beginning of a text is a boundary")
 }
 
 /// The repr of a string.
