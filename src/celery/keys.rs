@@ -21,9 +21,6 @@ pub const UNACKED: &str = "unacked";
 /// The sorted set of the same delivery tags, by the Unix time of their delivery.
 pub const UNACKED_INDEX: &str = "unacked_index";
 
-/// Held by the worker that restores messages whose visibility time is over.
-pub const UNACKED_MUTEX: &str = "unacked_mutex";
-
 /// The exchange on which workers get their commands.
 pub const CONTROL_EXCHANGE: &str = "celery.pidbox";
 

@@ -65,7 +65,7 @@ pub fn open(
     Ok((delivery.clone(), StoreThread { thread, delivery }))
 }
 
-/// The store thread, to be joined by [`StoreThread::stop`]; dropping it does so, too, without a limit.
+/// The store thread, to be joined by [`StoreThread::stop`].
 #[derive(Debug)]
 pub struct StoreThread {
     thread: Option<Thread<()>>,

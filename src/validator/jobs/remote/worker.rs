@@ -161,7 +161,7 @@ struct WorkerShared {
 
 impl std::fmt::Debug for WorkerShared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("WorkerShared").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
