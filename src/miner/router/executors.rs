@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use super::io::{Action, CLOSE_NORMAL, ExecutorFrame};
 use super::job::{JobKey, MinerJob, News, Phase};
-use super::{Action, CLOSE_NORMAL, ExecutorFrame, Router};
+use super::state::{Connected, Router};
 use crate::base::ids::SessionId;
 use crate::base::now::Now;
 use crate::miner::executor_manager::ExecutorEnd;
@@ -13,15 +14,6 @@ use crate::transport::Utf8Bytes;
 
 /// A process that has ended may still have texts on its way to us on its connection; this is for a busy machine.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-
-/// A connection of an executor.
-#[derive(Debug)]
-pub struct Connected {
-    /// By which it introduced itself.
-    pub token: String,
-    /// The executor has a newer connection: this one gets nothing more, and its end means nothing.
-    pub replaced: bool,
-}
 
 impl Router {
     /// An executor dials in with a token: the first time, or again after it lost its connection, which we may not have
@@ -68,7 +60,7 @@ impl Router {
     }
 
     /// An executor says something.
-    pub(super) fn executor_said(&mut self, id: SessionId, frame: ExecutorFrame, now: Now) {
+    pub(super) fn executor_message(&mut self, id: SessionId, frame: ExecutorFrame, now: Now) {
         // Nothing is owed to a connection that was turned away or whose executor has ended.
         let connected = self.executors.get(&id);
         let Some(key) = connected.and_then(|connected| self.tokens.get(&connected.token)).cloned() else { return };

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::io::{Action, CLOSE_NORMAL};
 use super::job::{Executor, JobKey, MinerJob, News, Phase};
-use super::{Action, Router};
+use super::state::{Router, Waiting};
 use crate::base::ids::SessionId;
 use crate::base::now::Now;
 use crate::base::shutdown::Level;
@@ -22,16 +23,6 @@ const KEPT_JOBS: usize = 4096;
 
 /// What is reported to a validator of a job that a stop refuses or ends.
 const STOPPING: &str = "the miner is stopping";
-
-/// A job that waits for a slot whose executor is about to end.
-#[derive(Debug)]
-pub(super) struct Waiting {
-    key: JobKey,
-    session: SessionId,
-    initial: V0InitialJobRequest,
-    text: Utf8Bytes,
-    pub until: Instant,
-}
 
 impl Router {
     /// A validator asks for a job.
@@ -347,7 +338,7 @@ impl Router {
             executor.end_at = None;
             self.out.push(Action::End(executor.token.clone()));
             if let Some(session) = executor.session {
-                self.out.push(Action::Close(session, super::CLOSE_NORMAL, "the job is over"));
+                self.out.push(Action::Close(session, CLOSE_NORMAL, "the job is over"));
             }
         }
     }

@@ -1,10 +1,10 @@
 //! What validators do: connect, authenticate, speak, disconnect.
 
 use std::collections::VecDeque;
-use std::time::Instant;
 
+use super::io::{Action, CLOSE_NORMAL, CLOSE_POLICY, ValidatorFrame};
 use super::job::{JobKey, News, Phase};
-use super::{Action, CLOSE_NORMAL, CLOSE_POLICY, Router, ValidatorFrame};
+use super::state::{Router, Validator, ValidatorState};
 use crate::base::ids::SessionId;
 use crate::base::limits::{MINER_LINK_MESSAGE_BYTES, PRE_AUTH_MESSAGES};
 use crate::base::now::Now;
@@ -16,39 +16,6 @@ use crate::transport::Utf8Bytes;
 
 /// Bytes that may wait for a validator's authentication: one message of the largest size.
 const PRE_AUTH_BYTES: usize = MINER_LINK_MESSAGE_BYTES;
-
-/// One connection of a validator.
-#[derive(Debug)]
-pub(super) struct Validator {
-    hotkey: String,
-    state: ValidatorState,
-}
-
-#[derive(Debug)]
-enum ValidatorState {
-    /// Until then it has to authenticate; what it says meanwhile waits.
-    Unknown {
-        until: Instant,
-        queue: VecDeque<ValidatorFrame>,
-        bytes: usize,
-    },
-    Authenticated,
-    /// It was turned away; whatever it still says is dropped.
-    Refused,
-}
-
-impl Validator {
-    pub fn is_authenticated(&self) -> bool {
-        matches!(self.state, ValidatorState::Authenticated)
-    }
-
-    pub fn auth_by(&self) -> Option<Instant> {
-        match self.state {
-            ValidatorState::Unknown { until, .. } => Some(until),
-            _ => None,
-        }
-    }
-}
 
 impl Router {
     pub(super) fn validator_opened(&mut self, id: SessionId, hotkey: String, now: Now) {
@@ -66,7 +33,7 @@ impl Router {
     }
 
     /// A validator says something.
-    pub(super) fn validator_said(&mut self, id: SessionId, frame: ValidatorFrame, now: Now) {
+    pub(super) fn validator_message(&mut self, id: SessionId, frame: ValidatorFrame, now: Now) {
         let Some(validator) = self.validators.get_mut(&id) else { return };
         let hotkey = validator.hotkey.clone();
         match (&frame.message, &mut validator.state) {

@@ -1,0 +1,156 @@
+//! What goes into the router and what comes out of it. Pure: frames are read from their text, by the thread of their
+//! connection.
+
+use crate::base::ids::SessionId;
+use crate::base::shutdown::Level;
+use crate::identity::PublicKey;
+use crate::miner::executor_manager::{ExecutorEnd, ExecutorSpec};
+use crate::protocol::signing::verify_validator_signature;
+use crate::protocol::{DecodeError, ExecutorToMiner, Receipt, ReceiptPayload, ValidatorToMiner};
+use crate::transport::Utf8Bytes;
+
+use super::job::JobKey;
+
+/// Close code of everything that the Python miner ends, whatever the reason.
+pub const CLOSE_NORMAL: u16 = 1000;
+/// Close code for a peer that did not keep to our limits before it was authenticated.
+pub const CLOSE_POLICY: u16 = 1008;
+
+/// What a path stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Peer {
+    /// A validator, by the hotkey in its path.
+    Validator(String),
+    /// An executor, by the token in its path.
+    Executor(String),
+}
+
+impl Peer {
+    /// Reads the path of an upgrade request; `None` for one that is not ours.
+    pub fn from_path(path: &str) -> Option<Self> {
+        let path = path.split_once('?').map_or(path, |(path, _)| path);
+        let (kind, name) = path.strip_prefix("/v0.1/")?.trim_end_matches('/').split_once('/')?;
+        if name.is_empty() || name.contains('/') {
+            return None;
+        }
+        match kind {
+            "validator_interface" => Some(Peer::Validator(name.to_owned())),
+            "executor_interface" => Some(Peer::Executor(name.to_owned())),
+            _ => None,
+        }
+    }
+}
+
+/// A text from a validator, read on its connection's thread.
+#[derive(Debug)]
+pub struct ValidatorFrame {
+    /// What it says.
+    pub message: Result<ValidatorToMiner, DecodeError>,
+    /// Its length, which counts against what may wait for authentication.
+    pub bytes: usize,
+    /// Whether its `validator_signature` is right; `None` if it has none.
+    pub signed: Option<bool>,
+    /// The message as it is passed on to an executor; empty if it is not.
+    pub relay: Utf8Bytes,
+}
+
+/// A text from an executor, read on its connection's thread.
+#[derive(Debug)]
+pub struct ExecutorFrame {
+    /// What it says.
+    pub message: Result<ExecutorToMiner, DecodeError>,
+    /// The message as it is passed on to the validator.
+    pub relay: Utf8Bytes,
+}
+
+impl ValidatorFrame {
+    /// Reads a text from the validator whose key this is; `None` if its name is no address, so that nothing it signs
+    /// counts.
+    pub fn read(text: &str, validator: Option<PublicKey>) -> Self {
+        let message = ValidatorToMiner::decode(text);
+        let signed = match &message {
+            Ok(ValidatorToMiner::V0InitialJobRequest(request)) => Some(request.validator_signature.is_some()),
+            Ok(ValidatorToMiner::V0JobRequest(request)) => Some(request.validator_signature.is_some()),
+            _ => None,
+        };
+        let relay = match (&message, signed) {
+            (Ok(message), Some(_)) => message.encode().into(),
+            _ => Utf8Bytes::default(),
+        };
+        // The only error is about a text that is no JSON object, and this one was just read as one.
+        let verify = |key: PublicKey| verify_validator_signature(text, &key).unwrap_or(false);
+        let signed = signed.filter(|signed| *signed).map(|_| validator.is_some_and(verify));
+        Self { message, bytes: text.len(), signed, relay }
+    }
+}
+
+impl ExecutorFrame {
+    /// Reads a text from an executor.
+    pub fn read(text: &str) -> Self {
+        let message = ExecutorToMiner::decode(text);
+        let relay = message.as_ref().map(|message| message.encode().into()).unwrap_or_default();
+        Self { message, relay }
+    }
+}
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum Input {
+    /// A connection was opened.
+    Opened {
+        /// Its number.
+        id: SessionId,
+        /// Who it says it is.
+        peer: Peer,
+        /// The address it came from, without a port.
+        address: Option<String>,
+    },
+    /// A validator said something.
+    FromValidator(SessionId, Box<ValidatorFrame>),
+    /// An executor said something.
+    FromExecutor(SessionId, Box<ExecutorFrame>),
+    /// A connection has ended.
+    Closed(SessionId),
+    /// A receipt was stored, or could not be.
+    Stored {
+        /// Which job of which validator it is about.
+        job: JobKey,
+        /// The countersigned receipt and whether it is new, or why it could not be stored.
+        result: Result<(Box<Receipt>, bool), String>,
+    },
+    /// An executor has ended, or was never started.
+    ExecutorEnded {
+        /// Its token.
+        token: String,
+        /// How.
+        end: ExecutorEnd,
+    },
+    /// Stop at this level: drain declines new jobs, cancel ends those that run.
+    Stop(Level),
+    /// Time has passed.
+    Tick,
+}
+
+/// Something to do.
+#[derive(Debug)]
+pub enum Action {
+    /// Send a text.
+    Send(SessionId, Utf8Bytes),
+    /// Close a connection after what was sent.
+    Close(SessionId, u16, &'static str),
+    /// Countersign and store a receipt, and report it as [`Input::Stored`].
+    Store {
+        /// Which job of which validator it is about.
+        job: JobKey,
+        /// What it says.
+        payload: ReceiptPayload,
+        /// The validator's signature, already checked.
+        validator_signature: String,
+    },
+    /// Start an executor, and report its end as [`Input::ExecutorEnded`].
+    Start(ExecutorSpec),
+    /// Tell an executor to end.
+    End(String),
+    /// The executor has ended: let go of what is left of it here.
+    Reap(String),
+}

@@ -1,0 +1,162 @@
+//! The state of a router: its connections and jobs, and numbers about them. Pure.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::time::Instant;
+
+use crate::base::ids::SessionId;
+use crate::base::shutdown::Level;
+use crate::identity::{KeyPair, PublicKey};
+use crate::miner::config::{MinerConfig, MinerLimits};
+use crate::miner::executor_pool::{ExecutorPool, SlotCounts};
+use crate::protocol::{ExecutorClass, GenericError, MinerToValidator, V0InitialJobRequest};
+use crate::transport::Utf8Bytes;
+
+use super::io::{Action, ValidatorFrame};
+use super::job::{JobKey, MinerJob};
+
+/// One connection of a validator.
+#[derive(Debug)]
+pub struct Validator {
+    pub hotkey: String,
+    pub state: ValidatorState,
+}
+
+#[derive(Debug)]
+pub enum ValidatorState {
+    /// Until then it has to authenticate; what it says meanwhile waits.
+    Unknown {
+        until: Instant,
+        queue: VecDeque<ValidatorFrame>,
+        bytes: usize,
+    },
+    Authenticated,
+    /// It was turned away; whatever it still says is dropped.
+    Refused,
+}
+
+impl Validator {
+    pub fn is_authenticated(&self) -> bool {
+        matches!(self.state, ValidatorState::Authenticated)
+    }
+
+    pub fn auth_by(&self) -> Option<Instant> {
+        match self.state {
+            ValidatorState::Unknown { until, .. } => Some(until),
+            _ => None,
+        }
+    }
+}
+
+/// A connection of an executor.
+#[derive(Debug)]
+pub struct Connected {
+    /// By which it introduced itself.
+    pub token: String,
+    /// The executor has a newer connection: this one gets nothing more, and its end means nothing.
+    pub replaced: bool,
+}
+
+/// A job that waits for a slot whose executor is about to end.
+#[derive(Debug)]
+pub struct Waiting {
+    pub key: JobKey,
+    pub session: SessionId,
+    pub initial: V0InitialJobRequest,
+    pub text: Utf8Bytes,
+    pub until: Instant,
+}
+
+/// The state of a miner.
+#[derive(Debug)]
+pub struct Router {
+    pub(super) key: KeyPair,
+    pub(super) hotkey: String,
+    pub(super) allowed: HashSet<String>,
+    pub(super) blacklist: HashSet<String>,
+    pub(super) limits: MinerLimits,
+    pub(super) executor_address: String,
+    pub(super) streaming_address: Option<String>,
+    pub(super) pool: ExecutorPool,
+    pub(super) validators: BTreeMap<SessionId, Validator>,
+    /// The connections of executors.
+    pub(super) executors: HashMap<SessionId, Connected>,
+    pub(super) jobs: BTreeMap<JobKey, MinerJob>,
+    /// The job of each executor that has not ended.
+    pub(super) tokens: HashMap<String, JobKey>,
+    pub(super) waiting: VecDeque<Waiting>,
+    pub(super) level: Level,
+    pub(super) out: Vec<Action>,
+}
+
+/// Numbers for people and for tests.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MinerStatus {
+    /// How the slots of each class are used.
+    pub executors: Vec<(ExecutorClass, SlotCounts)>,
+    /// Jobs that have not ended.
+    pub jobs: usize,
+    /// Jobs that have ended, with an outcome that the validator has not confirmed or an executor that is not gone.
+    pub ended: usize,
+    /// Authenticated connections of validators.
+    pub validators: usize,
+    /// Connected executors.
+    pub connected_executors: usize,
+}
+
+impl Router {
+    /// The state at the start; executors are told to dial `executor_address`.
+    pub fn new(config: &MinerConfig, executor_address: String) -> Self {
+        let ss58 = |keys: &[PublicKey]| keys.iter().map(|key| key.to_ss58()).collect();
+        Self {
+            hotkey: config.key.ss58(),
+            key: config.key.clone(),
+            allowed: ss58(&config.validators),
+            blacklist: ss58(&config.blacklist),
+            limits: config.limits,
+            executor_address,
+            streaming_address: config.streaming_address.clone(),
+            pool: ExecutorPool::new(config.executors.iter().copied()),
+            validators: BTreeMap::new(),
+            executors: HashMap::new(),
+            jobs: BTreeMap::new(),
+            tokens: HashMap::new(),
+            waiting: VecDeque::new(),
+            level: Level::Run,
+            out: Vec::new(),
+        }
+    }
+
+    /// When [`Input::Tick`] is due next.
+    pub fn next_wake(&self) -> Option<Instant> {
+        let jobs = self.jobs.values().filter_map(|job| job.next_wake(self.limits.leeway));
+        let auth = self.validators.values().filter_map(|v| v.auth_by());
+        jobs.chain(auth).chain(self.waiting.iter().map(|w| w.until)).chain(self.pool.next_deadline()).min()
+    }
+
+    /// Whether every job has ended.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.jobs.values().all(MinerJob::is_over)
+    }
+
+    /// Numbers for people.
+    pub fn status(&self) -> MinerStatus {
+        let over = self.jobs.values().filter(|job| job.is_over()).count();
+        MinerStatus {
+            executors: self.pool.manifest().map(|(class, _)| (class, self.pool.counts(class))).collect(),
+            jobs: self.jobs.len() - over + self.waiting.len(),
+            ended: over,
+            validators: self.validators.values().filter(|v| v.is_authenticated()).count(),
+            connected_executors: self.executors.values().filter(|connected| !connected.replaced).count(),
+        }
+    }
+
+    pub(super) fn send(&mut self, to: SessionId, message: impl Into<MinerToValidator>) {
+        let message: MinerToValidator = message.into();
+        self.out.push(Action::Send(to, message.encode().into()));
+    }
+
+    /// A `GenericError`, which is the same to validators and executors.
+    pub(super) fn complain(&mut self, to: SessionId, details: impl Into<String>) {
+        self.send(to, GenericError { details: Some(details.into()) });
+    }
+}
