@@ -6,12 +6,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use phalanx::app::job_client::JobClient;
+use phalanx::app::jobfile;
 use phalanx::app::local::{LocalConfig, LocalNetwork, ThreadBackend};
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::Stopping;
 use phalanx::base::timer::Timer;
-use phalanx::cli::job_client::JobClient;
-use phalanx::cli::jobfile;
 use phalanx::executor::RunnerKind;
 
 const JOB: &str = r#"{

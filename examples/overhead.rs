@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
+use phalanx::app::job_client::JobClient;
+use phalanx::app::jobfile;
 use phalanx::app::local::{LocalConfig, LocalNetwork, scratch_dir};
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::Stopping;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::base::timer::Timer;
-use phalanx::cli::job_client::JobClient;
-use phalanx::cli::jobfile;
 use phalanx::miner::ProcessBackend;
 
 const NO_OP: &str = r#"{"executor_class": "always_on.test", "docker_image": "none", "args": ["true"]}"#;

@@ -21,7 +21,7 @@
 //! | `celery` | a Celery client and a Celery worker over Redis (feature `celery`) |
 //! | [`link`] | a connection that somebody owns: session, outbox, liveness, reconnect, server |
 //! | [`facilitator`], [`validator`], [`miner`], [`executor`] | the roles |
-//! | [`app`] | the process around a role: signals, settings, supervision, the local network |
+//! | [`app`] | the process around a role: signals, settings, supervision; the local network, job files, their client |
 //! | [`cli`] | the commands of the binary |
 //!
 //! # Invariants
@@ -65,28 +65,46 @@
 #![warn(missing_docs)]
 // What a library does not do: panic for want of a check, write to the terminal of its program, or end it.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::exit))]
+// What only a role or a command uses is of no use without it.
+#![cfg_attr(not(all(feature = "cli", feature = "celery")), allow(dead_code))]
 
 // By its name, so that unit tests share a file with `tests/`.
 #[cfg(test)]
 extern crate self as phalanx;
 
+#[cfg(feature = "roles")]
 pub mod app;
 pub mod base;
 #[cfg(feature = "celery")]
 pub mod celery;
+#[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "roles")]
 pub mod executor;
+#[cfg(feature = "roles")]
 pub mod facilitator;
+#[cfg(feature = "client")]
 pub mod identity;
+#[cfg(feature = "client")]
 pub mod link;
+#[cfg(feature = "roles")]
 pub mod miner;
+#[cfg(feature = "net")]
 pub mod net;
 pub mod ops;
+#[cfg(feature = "roles")]
 pub mod proc;
+#[cfg(feature = "client")]
 pub mod protocol;
 #[cfg(feature = "celery")]
 pub mod redis;
+#[cfg(feature = "store")]
+pub mod store;
+#[cfg(all(feature = "client", not(feature = "store")))]
+#[path = "store/absent.rs"]
 pub mod store;
 pub mod tasks;
+#[cfg(feature = "client")]
 pub mod transport;
+#[cfg(feature = "client")]
 pub mod validator;

@@ -353,18 +353,43 @@ fn a_thread_that_is_missing_on_either_side_is_found() {
     assert_eq!(differences(&spawned, &more), set(&["nobody spawns lost-n"]));
 }
 
-#[test]
-fn no_unsafe_and_no_async_runtime() {
-    let lib = fs::read_to_string(root().join("src/lib.rs")).unwrap();
-    assert!(lib.contains("#![forbid(unsafe_code)]"));
+/// The packages that a program gets with the library, by name.
+fn dependencies(features: &[&str]) -> BTreeSet<String> {
     let tree = Command::new(env!("CARGO"))
         .args(["tree", "-e", "normal", "--prefix", "none", "--offline", "--locked"])
+        .args(features)
         .current_dir(root())
         .output()
         .unwrap();
     assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
     let tree = String::from_utf8(tree.stdout).unwrap();
-    let names: BTreeSet<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+    tree.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_program_compiles_only_what_its_features_need() {
+    let heavy = ["clap", "redis", "rusqlite", "rustls", "schnorrkel", "tungstenite", "ureq", "zip"];
+    for (features, needed) in [
+        ("", vec![]),
+        ("net", vec!["rustls"]),
+        ("store", vec!["rusqlite"]),
+        ("client", vec!["rustls", "schnorrkel", "tungstenite"]),
+        ("client,store", vec!["rusqlite", "rustls", "schnorrkel", "tungstenite"]),
+        ("celery", vec!["redis", "rustls"]),
+        ("roles", vec!["rusqlite", "rustls", "schnorrkel", "tungstenite", "ureq", "zip"]),
+        ("cli,celery", heavy.to_vec()),
+    ] {
+        let all = dependencies(&["--no-default-features", "--features", features]);
+        let found: Vec<&str> = heavy.into_iter().filter(|name| all.contains(*name)).collect();
+        assert_eq!(found, needed, "with the features {features:?}");
+    }
+}
+
+#[test]
+fn no_unsafe_and_no_async_runtime() {
+    let lib = fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    assert!(lib.contains("#![forbid(unsafe_code)]"));
+    let names = dependencies(&[]);
     assert!(names.contains("tungstenite") && names.len() > 50, "{} packages", names.len());
     for runtime in ["tokio", "async-std", "smol", "futures-executor", "async-io", "actix-rt", "monoio", "glommio"] {
         assert!(!names.contains(runtime), "{runtime} is in the tree");

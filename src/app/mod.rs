@@ -1,12 +1,25 @@
-//! The process around a role: signals, the settings file, logs, and the order of the stop.
+//! What stands around the roles.
 //!
-//! Only the binary uses this: the library itself installs no signal handler, no logger, and never exits.
+//! For every program: [`local`], the network in one process; [`job_client`] and [`jobfile`], which submit jobs to it.
+//!
+//! The process around a role, only for the binary (feature `cli`): signals, the settings file, logs, and the order of
+//! the stop. The library itself installs no signal handler, no logger, and never exits.
 
+#[cfg(feature = "cli")]
 pub mod exit;
+mod hint;
+pub mod job_client;
+pub mod jobfile;
 pub mod local;
+#[cfg(feature = "cli")]
 pub mod logging;
+#[cfg(feature = "cli")]
 pub mod output;
+#[cfg(feature = "cli")]
 pub mod settings;
+#[cfg(feature = "cli")]
 pub mod signals;
+#[cfg(feature = "cli")]
 pub mod status;
+#[cfg(feature = "cli")]
 pub mod supervise;

@@ -8,6 +8,8 @@ use std::path::Path;
 
 use clap::{Arg, ArgAction, Command};
 
+use super::hint::hint;
+
 /// Bytes of a settings file.
 const FILE_BYTES: u64 = 1 << 20;
 
@@ -104,15 +106,6 @@ fn merge(
         }
     }
     Ok(arguments)
-}
-
-/// `; did you mean …?`, if a known name is near.
-pub fn hint(found: &str, known: &[&str]) -> String {
-    let near = known.iter().map(|name| (strsim::levenshtein(found, name), name)).min();
-    match near {
-        Some((far, name)) if far <= 1 + found.len() / 4 => format!("; did you mean {name:?}?"),
-        _ => String::new(),
-    }
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::jobfile::{self, JobSpec};
 use super::submit::{self, Plan};
+use crate::app::jobfile::{self, JobSpec};
 use crate::app::local::{LocalConfig, LocalNetwork, scratch_dir};
 use crate::app::output::Output;
 use crate::app::{exit, supervise};

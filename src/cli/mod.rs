@@ -16,8 +16,6 @@ mod announce;
 pub mod demo;
 pub mod executor;
 pub mod facilitator;
-pub mod job_client;
-pub mod jobfile;
 pub mod key;
 pub mod miner;
 pub mod outbox;

@@ -12,9 +12,9 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::job_client::{JobClient, SubmittedJob};
-use super::jobfile::{self, JobSpec};
 use super::key::KeyArg;
+use crate::app::job_client::{JobClient, SubmittedJob};
+use crate::app::jobfile::{self, JobSpec};
 use crate::app::output::Output;
 use crate::app::{exit, supervise};
 use crate::base::shutdown::{Level, Shutdown};

@@ -23,8 +23,10 @@ pub mod client;
 pub mod drive;
 pub mod ledger;
 pub mod miner_client;
+#[cfg(feature = "roles")]
 pub mod miners;
 pub mod organic;
+#[cfg(feature = "roles")]
 pub mod role;
 pub mod routing;
 pub mod status;
@@ -38,10 +40,12 @@ pub use client::{
 pub use drive::JobTimes;
 pub use jobs::FrontStatus;
 pub use jobs::here::OnWorkers;
-#[cfg(feature = "celery")]
+#[cfg(all(feature = "celery", feature = "roles"))]
 pub use jobs::remote;
 pub use ledger::{Counts, GivenUp, LedgerLimits, NotOnDisk, RetryPolicies, RetryPolicy, Ticket, Totals, UpdateError};
+#[cfg(feature = "roles")]
 pub use miners::{MinersFileError, load_miners};
+#[cfg(feature = "roles")]
 pub use role::{Dispatch, Observer, Reloader, Validator, ValidatorConfig, ValidatorError};
 pub use routing::MinerAddress;
 pub use status::Outcome;

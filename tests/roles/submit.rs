@@ -5,9 +5,9 @@ use crate::testkit::wait::{LONG, until};
 use std::time::Instant;
 
 use facilitator_kit::{Fixture, alice, completed, dave, key, soon};
+use phalanx::app::jobfile::{self, JobSpec};
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
-use phalanx::cli::jobfile::{self, JobSpec};
 use phalanx::cli::submit::{Plan, submit};
 use phalanx::protocol::JobStatus as S;
 use serde_json::{Value, json};

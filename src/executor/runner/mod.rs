@@ -17,7 +17,8 @@ use crate::proc::docker::Docker;
 use crate::proc::tool::ToolError;
 
 /// Which runner an operator asked for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum RunnerKind {
     /// Docker if its engine answers, else processes.
     #[default]

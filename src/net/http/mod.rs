@@ -11,6 +11,7 @@
 //! * [`pages`]: what every role serves of itself.
 //! * [`client`]: blocking requests.
 
+#[cfg(feature = "roles")]
 pub mod client;
 mod date;
 pub(crate) mod head;
@@ -19,6 +20,7 @@ pub mod pages;
 mod request;
 pub mod server;
 
+#[cfg(feature = "roles")]
 pub use client::{HttpClient, HttpError};
 pub use message::{HttpRequest, HttpResponse};
 pub use server::{Handler, HttpLimits, HttpServer};

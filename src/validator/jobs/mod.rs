@@ -15,7 +15,7 @@ use crate::identity::PublicKey;
 use crate::tasks::TasksStatus;
 
 pub(super) mod here;
-#[cfg(feature = "celery")]
+#[cfg(all(feature = "celery", feature = "roles"))]
 pub mod remote;
 pub(super) mod stub;
 

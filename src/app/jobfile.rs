@@ -29,7 +29,7 @@ use serde_json::{Map, Value, json};
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
-use crate::app::settings::hint;
+use super::hint::hint;
 use crate::base::limits::JOB_REQUEST_BYTES;
 use crate::protocol::{FacilitatorToValidator, V2JobRequest};
 
