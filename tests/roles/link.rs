@@ -174,6 +174,28 @@ fn behind_an_unclear_answer_nothing_is_answered() {
 }
 
 #[test]
+fn an_answer_right_before_the_close_counts() {
+    let fixture = Fixture::new();
+    let (server, got) = fixture.server();
+    let (link, events) = fixture.start(fixture.config(), None);
+    ready(&events);
+    let wire = fixture.net.wires().pop().unwrap();
+    // The answer and the Close arrive together.
+    wire.withhold(Side::Listener);
+    link.handle().send(Outgoing::kept(1, "last")).unwrap();
+    assert_eq!(got.recv_timeout(LONG).unwrap(), "last");
+    until("the answer is under way", || wire.messages(Side::Listener) == 1);
+    wire.send_close(Side::Listener, Some(1001), "");
+    wire.release(Side::Listener);
+    match next(&events) {
+        LinkEvent::Answered(answers) => assert!(matches!(answers[..], [Answered::Message(..)]), "{answers:?}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(stop_link(link, LONG).0, 0);
+    stop_server(server);
+}
+
+#[test]
 fn it_authenticates_first_then_beats_then_sends_what_was_queued() {
     let fixture = Fixture::new();
     let (server, got) = fixture.server();

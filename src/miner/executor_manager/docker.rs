@@ -13,7 +13,7 @@ use crate::proc::docker::{Docker, labels};
 use crate::proc::tool::ToolError;
 
 /// Time for `docker` to make, list or remove containers.
-const DOCKER_TIME: Duration = Duration::from_secs(30);
+pub(super) const DOCKER_TIME: Duration = Duration::from_secs(30);
 
 /// Runs executors through the `docker` command line; `DOCKER_HOST` counts.
 #[derive(Debug)]

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::backend::{END_GRACE, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec};
+use super::docker::DOCKER_TIME;
 use super::folder::ExecutorFolder;
 use super::program;
 use crate::base::shutdown::Shutdown;
@@ -45,7 +46,8 @@ impl ProcessBackend {
         if self.runner == "process" {
             return;
         }
-        if let Err(error) = Docker::default().remove_labelled(labels::JOB, job_uuid) {
+        let docker = Docker { time: DOCKER_TIME, ..Docker::default() };
+        if let Err(error) = docker.remove_labelled(labels::JOB, job_uuid) {
             log::warn!("job {job_uuid}: its container may still be there: {error}");
         }
     }
