@@ -89,7 +89,7 @@ bench/durability:
 
 # The facilitator client under faults of every kind, for as long as PHALANX_STRESS says.
 stress:
-	PHALANX_STRESS=$${PHALANX_STRESS:-60s} $(CARGO) test --locked --release --test roles -- --nocapture stress::
+	PHALANX_STRESS=$${PHALANX_STRESS:-60s} $(CARGO) test --locked --release --test alone -- --nocapture stress::
 
 .PHONY: bench/celery stress/celery
 # Our Celery worker while Redis is restarted 100 times under load, and while workers are killed 100 times.

@@ -419,6 +419,32 @@ fn no_line_is_wider_than_the_formatter_allows() {
     assert!(wide.is_empty(), "{} lines over {COLUMNS} columns: {wide:#?}", wide.len());
 }
 
+/// The part of a file that is test code: all of `tests/` and of a module for tests, else what stands behind the mark.
+fn test_code<'a>(name: &str, text: &'a str) -> &'a str {
+    if name.starts_with("tests/") || name.ends_with("tests.rs") {
+        return text;
+    }
+    text.find("\n#[cfg(test)]\nmod ").map_or("", |at| &text[at..])
+}
+
+#[test]
+fn no_test_spins() {
+    // A yield of the model checker is a step of its schedule; benchmarks are no tests.
+    const ALLOWED: [&str; 3] = ["tests/architecture.rs", "tests/model/handover.rs", "tests/peers/"];
+    assert!(test_code("src/a.rs", "yield_now();\n#[cfg(test)]\nmod tests { x() }").ends_with("mod tests { x() }"));
+    let mut paths = Vec::new();
+    for folder in ["src", "tests"] {
+        source::rust_files(&root().join(folder), &mut paths);
+    }
+    let spins = |path: &PathBuf| {
+        let name = path.strip_prefix(root()).unwrap().display().to_string();
+        let spins = test_code(&name, &fs::read_to_string(path).unwrap()).contains("yield_now");
+        (spins && !ALLOWED.iter().any(|allowed| name.starts_with(allowed))).then_some(name)
+    };
+    let found: Vec<_> = paths.iter().filter_map(spins).collect();
+    assert!(found.is_empty(), "they spin; `base::wait::until` looks again and again: {found:?}");
+}
+
 /// Whether a text names a rule by the number of a document that is not in this repository.
 fn names_a_rule(text: &str) -> bool {
     let is_part = |c: char| c.is_alphanumeric() || c == '_';

@@ -6,14 +6,14 @@
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded, select};
+use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded, select};
 
 use super::changes::Changes;
 use super::router::{Change, Dispatch, Input};
 use super::waiting::Ticket;
 use crate::base::ids::SessionId;
 use crate::base::limits::ROLE_EVENTS;
-use crate::base::shutdown::Shutdown;
+use crate::base::shutdown::{Never, Shutdown};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
 use crate::ops::health::Health;
@@ -55,12 +55,17 @@ pub(super) enum Request {
 
 /// What others hold of the store; clones are the same store.
 #[derive(Debug, Clone)]
-pub(super) struct StoreHandle(Sender<Request>);
+pub(super) struct StoreHandle {
+    queue: Sender<Request>,
+    /// Disconnects when the thread looks at its queue no more. What lies in the queue then is never answered, and never
+    /// dropped either while a caller has the queue.
+    ended: Receiver<Never>,
+}
 
 impl StoreHandle {
     /// For an arm of `select!`.
     pub(super) fn queue(&self) -> &Sender<Request> {
-        &self.0
+        &self.queue
     }
 
     /// Adds a job, which is durable when this returns; the router then sends it. Blocks on the disk, at most ten
@@ -100,20 +105,22 @@ impl StoreHandle {
         let deadline = Instant::now() + CALL_TIME;
         let (reply, answer) = bounded(1);
         let _waiting = waiting("the store", Some(deadline));
-        self.0.send_deadline(request(reply), deadline).map_err(|error| match error {
+        self.queue.send_deadline(request(reply), deadline).map_err(|error| match error {
             SendTimeoutError::Timeout(_) => CallError::Late,
             SendTimeoutError::Disconnected(_) => CallError::Unavailable,
         })?;
-        answer.recv_deadline(deadline).map_err(|error| match error {
-            RecvTimeoutError::Timeout => CallError::Late,
-            RecvTimeoutError::Disconnected => CallError::Unavailable,
-        })
+        select! {
+            recv(answer) -> answer => answer.map_err(|_| CallError::Unavailable),
+            // The answer may have come just before.
+            recv(self.ended) -> _ => answer.try_recv().map_err(|_| CallError::Unavailable),
+            default(deadline.saturating_duration_since(Instant::now())) => Err(CallError::Late),
+        }
     }
 }
 
 /// Starts the thread; what the router has to know goes to `stored`, in the order of the requests.
 pub(super) fn start(
-    store: JobStore,
+    mut store: JobStore,
     stored: Sender<Input<Ticket>>,
     changes: Changes,
     stop: &Shutdown,
@@ -121,16 +128,19 @@ pub(super) fn start(
     metrics: &Metrics,
 ) -> (StoreHandle, Thread<()>) {
     let (queue, requests) = bounded(ROLE_EVENTS);
+    let (ends, ended) = bounded(0);
     let kick = stop.clone();
     let (stop, health, metrics) = (stop.clone(), health.clone(), metrics.clone());
     let thread = spawn("fac-store", Kick::new("stop signal", move || kick.cancel()), move || {
-        run(store, &requests, &stored, &changes, &stop, &health, &metrics);
+        // Whoever calls sees the end before the database is closed, and also that of a panic.
+        let _ends = ends;
+        run(&mut store, &requests, &stored, &changes, &stop, &health, &metrics);
     });
-    (StoreHandle(queue), thread)
+    (StoreHandle { queue, ended }, thread)
 }
 
 fn run(
-    mut store: JobStore,
+    store: &mut JobStore,
     requests: &Receiver<Request>,
     stored: &Sender<Input<Ticket>>,
     changes: &Changes,
@@ -153,7 +163,7 @@ fn run(
         let batch: Vec<Request> = std::iter::once(first).chain(requests.try_iter().take(BATCH - 1)).collect();
         let sessions: Vec<SessionId> = batch.iter().filter_map(Request::session).collect();
         let start = Instant::now();
-        let done = commit(&mut store, batch);
+        let done = commit(store, batch);
         commits.observe_time(start.elapsed());
         let results = match done {
             Ok(done) => {
@@ -256,5 +266,29 @@ impl Done {
             Done::AllSpecs(reply, specs) => drop(reply.send(specs).ok()),
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::wait::far;
+    use crate::ops::status::Board;
+
+    #[test]
+    fn a_call_that_the_thread_has_not_seen_ends_with_the_thread() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = JobStore::open(&folder.path().join("jobs.db")).unwrap();
+        let (stop, Board { health, metrics, .. }) = (Shutdown::new(), Board::new());
+        let (stored, _router) = bounded(1);
+        let (handle, thread) = start(store, stored, Changes::default(), &stop, &health, &metrics);
+        assert!(handle.job("user", "uuid").unwrap().is_none());
+        // What comes between the thread's last look and the end of its queue; here the queue is another's.
+        let (queue, _unread) = bounded(1);
+        let late = StoreHandle { queue, ..handle };
+        let caller = spawn("t-caller", Kick::dropped("the thread"), move || late.job("user", "uuid"));
+        stop.cancel();
+        thread.join_by(far()).unwrap();
+        assert_eq!(caller.join_by(far()).unwrap().unwrap_err(), CallError::Unavailable);
     }
 }

@@ -4,7 +4,10 @@
 mod testkit;
 
 mod leaks;
+mod miner_descriptors;
+mod stress;
 mod transport_descriptors;
+mod transport_memory;
 
 /// Runs a test, by its name, in a process of its own: the threads with which the harness runs others come and go, too.
 fn alone(name: &str, test: fn()) {
@@ -18,4 +21,5 @@ fn alone(name: &str, test: fn()) {
     let said = String::from_utf8_lossy(&output.stdout);
     let ran = output.status.success() && said.contains("1 passed");
     assert!(ran, "{name}: {said}{}", String::from_utf8_lossy(&output.stderr));
+    println!("{said}");
 }

@@ -1,5 +1,5 @@
-//! A connection costs one descriptor and gives it back. Alone in its file, because other tests' sockets would be
-//! counted.
+//! A connection costs one descriptor and gives it back. In a process of its own, because other tests'
+//! sockets would be counted.
 
 #![cfg(target_os = "linux")]
 

@@ -85,7 +85,7 @@ impl Scene {
 
 /// Stops a process as an operator would; gives what it has logged.
 fn stopped(running: Running) -> String {
-    let (_, finished) = running.stop(Signal::TERM);
+    let finished = running.stop(Signal::TERM);
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
     finished.stderr
 }
@@ -352,7 +352,7 @@ fn a_stop_of_the_front_lets_jobs_end_and_calls_off_what_does_not() {
     let job = jobs(1).remove(0);
     scene.facilitator.submit(job.clone());
     scene.facilitator.wait("the job runs", |state| accepted(&job.uuid, state));
-    let (_, finished) = front.stop(Signal::TERM);
+    let finished = front.stop(Signal::TERM);
     assert!(finished.stderr.contains("1 jobs cancelled"), "{}", finished.stderr);
     assert_eq!(scene.facilitator.state().histories[&job.uuid].statuses.last(), Some(&S::HordeFailed));
     let client = Client::start(scene.redis.config());
@@ -419,9 +419,8 @@ fn without_redis_both_say_so_on_their_pages_and_stop_at_once() {
     let why = end.job_rejection_details.unwrap().message;
     assert!(why.contains("not handed to the workers") || why.contains("no worker took the job"), "{why}");
     for running in [front, worker] {
-        let (took, finished) = running.stop(Signal::TERM);
+        let finished = running.stop(Signal::TERM);
         assert_eq!(finished.code, Some(0), "{}", finished.stderr);
-        assert!(took.as_secs() < 5, "{took:?}: {}", finished.stderr);
     }
     scene.end();
 }

@@ -86,10 +86,9 @@ fn a_signal_at_any_moment_leaves_nothing() {
         let at = format!("seed {seed}, round {round}, after {moment:?}");
         assert!(!running.ended_within(moment), "{at}: ended before the signal");
         let signal = if rng.one_in(2) { Signal::INT } else { Signal::TERM };
-        let (took, finished) = running.stop(signal);
+        let finished = running.stop(signal);
         // Before its handler is installed, the signal ends the process at once, and there is nothing to leave.
         assert!(matches!(finished.code, Some(1) | None), "{at}: {finished:?}");
-        assert!(took < Duration::from_secs(8), "{at}: {took:?}");
         nothing_left(scratch.path());
     }
 }
@@ -149,9 +148,8 @@ fn in_containers_too() {
         let moment = Duration::from_millis(200 + rng.next_u64() % 2500);
         let at = format!("seed {seed}, round {round}, after {moment:?}");
         assert!(!running.ended_within(moment), "{at}: ended before the signal");
-        let (took, finished) = running.stop(Signal::INT);
+        let finished = running.stop(Signal::INT);
         assert_eq!(finished.code, Some(1), "{at}: {finished:?}");
-        assert!(took < Duration::from_secs(15), "{at}: {took:?}");
         nothing_left(scratch.path());
         assert_eq!(containers(scratch.path()), [] as [&str; 0], "{at}");
     }

@@ -10,7 +10,6 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use phalanx::base::rng::Rng;
 use phalanx::protocol::{JobStatus, V2JobRequest};
@@ -94,9 +93,8 @@ fn killed_at_random_moments_it_loses_nothing_reorders_nothing_and_runs_nothing_t
     facilitator.submit(last.clone());
     assert_eq!(facilitator.history(&last.uuid), GOOD);
     let after = facilitator.state().updates;
-    let (took, finished) = running.stop(Signal::TERM);
+    let finished = running.stop(Signal::TERM);
     assert_eq!((finished.code, troubles(&finished.stderr)), (Some(0), Vec::new()));
-    assert!(took < Duration::from_secs(5), "{took:?}");
 
     let state = facilitator.state();
     let (mut completed, mut broken) = (0, 0);
@@ -147,10 +145,9 @@ fn a_stop_without_answers_exits_with_3_and_a_count_and_the_next_start_delivers()
     facilitator.wait("the first update of each", |state| state.updates == 3);
     // The second signal takes the time for the answers away.
     running.signal(Signal::TERM);
-    let (took, finished) = running.stop(Signal::TERM);
+    let finished = running.stop(Signal::TERM);
     assert_eq!(finished.code, Some(3), "{}", finished.stderr);
     assert!(finished.stderr.contains("18 messages unsent"), "{}", finished.stderr);
-    assert!(took < Duration::from_secs(12), "{took:?}");
 
     deaf.store(false, Ordering::Relaxed);
     let running = Running::start(&mut validator(scratch.path(), folder.path(), &facilitator.url, "0ms"));
@@ -158,7 +155,7 @@ fn a_stop_without_answers_exits_with_3_and_a_count_and_the_next_start_delivers()
         assert_eq!(facilitator.history(&job.uuid), GOOD);
     }
     assert!(facilitator.state().repeats > 0);
-    let (_, finished) = running.stop(Signal::TERM);
+    let finished = running.stop(Signal::TERM);
     assert_eq!((finished.code, troubles(&finished.stderr)), (Some(0), Vec::new()));
     facilitator.stop();
     nothing_left(scratch.path());
@@ -180,7 +177,7 @@ fn a_state_folder_in_use_is_one_clear_line_and_exit_code_2() {
     for part in ["error: ", &folder, "in use by process"] {
         assert!(second.stderr.contains(part), "{}", second.stderr);
     }
-    assert_eq!(running.stop(Signal::TERM).1.code, Some(0));
+    assert_eq!(running.stop(Signal::TERM).code, Some(0));
     facilitator.stop();
     nothing_left(scratch.path());
 }

@@ -222,7 +222,7 @@ fn a_retried_update_arrives_in_its_place_and_a_running_validator_is_left_alone()
         assert!(refused.stderr.starts_with(&pid), "{}", refused.stderr);
         assert!(refused.stderr.ends_with("stop that validator first, nothing was changed\n"), "{}", refused.stderr);
     }
-    let (_, finished) = validator.stop(Signal::TERM);
+    let finished = validator.stop(Signal::TERM);
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
     assert!(facilitator.updates.try_recv().is_err(), "nothing was sent twice");
     facilitator.stop();

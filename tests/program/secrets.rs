@@ -68,7 +68,7 @@ fn a_password_in_an_address_is_shown_nowhere() {
         assert_eq!(shown.code, Some(1));
         none_of(&secrets, "status", &(shown.stdout + &shown.stderr));
     }
-    let (_, finished) = validator.stop(Signal::TERM);
+    let finished = validator.stop(Signal::TERM);
     assert!(finished.stderr.contains("bad url \"ws://…@127.0.0.1:1/ws/v0/\""), "{}", finished.stderr);
     none_of(&secrets, "validator", &finished.stderr);
 }

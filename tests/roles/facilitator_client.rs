@@ -963,7 +963,7 @@ fn specs_that_wait_do_not_hold_up_a_stop_and_are_no_loss() {
     client.handle().machine_specs(update).unwrap();
     let begun = Instant::now();
     stop_clean(client);
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < LONG / 2, "{:?}", begun.elapsed());
 }
 
 #[test]

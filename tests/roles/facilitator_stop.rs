@@ -28,7 +28,7 @@ use scripted::{GOOD, Plan, Reply, ScriptedFacilitator, Welcome, key};
 use JobStatus as S;
 
 /// What a busy machine adds to a budget; a stop that waits for something it should not wait for takes longer.
-const SLACK: Duration = Duration::from_secs(3);
+const SLACK: Duration = Duration::from_secs(30);
 
 fn config(world: &World) -> ClientConfig {
     ClientConfig {

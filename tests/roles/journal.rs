@@ -377,14 +377,14 @@ fn what_was_written_survives_kill_9() {
     let folder = folder();
     for round in 0..30 {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "what_was_written_survives_kill_9", "--nocapture"])
+            .args(["--exact", "journal::what_was_written_survives_kill_9", "--nocapture"])
             .env("PHALANX_TEST_JOURNAL_CHILD", folder.path())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut written = (&mut lines).filter_map(|line| line.unwrap().parse::<u64>().ok());
-        written.nth(below(&mut rng, 120)).unwrap();
+        written.nth(below(&mut rng, 120)).expect("the child, which is this test, writes until it is killed");
         if round == 0 {
             let error = Journal::open(folder.path()).unwrap_err().to_string();
             let expected = format!("in use by process {}: stop that one", child.id());

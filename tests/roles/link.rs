@@ -305,11 +305,8 @@ fn a_silent_peer_is_pinged_and_given_up() {
     let fixture = Fixture::new();
     let (server, _got) = fixture.server();
     let mut config = fixture.config();
-    config.liveness = LivenessConfig {
-        ping_after: Duration::from_millis(20),
-        dead_after: Duration::from_millis(100),
-        stuck_after: LONG,
-    };
+    let dead_after = Duration::from_millis(100);
+    config.liveness = LivenessConfig { ping_after: dead_after / 5, dead_after, stuck_after: LONG };
     fixture.net.plan_next(|wire| wire.withhold(Side::Listener));
     let (link, events) = fixture.start(config, None);
     ready(&events);
@@ -317,9 +314,15 @@ fn a_silent_peer_is_pinged_and_given_up() {
         LinkEvent::Lost { why, .. } => assert_eq!(why, "the peer was silent for too long"),
         other => panic!("{other:?}"),
     }
-    // On the next connection the pongs arrive, so it lives past several times its limit.
-    ready(&events);
-    assert!(events.recv_timeout(Duration::from_millis(400)).is_err());
+    // On a later connection the pongs arrive, so it lives past several times its limit; a busy machine may lose some.
+    let begun = Instant::now();
+    loop {
+        ready(&events);
+        match events.recv_timeout(5 * dead_after) {
+            Err(RecvTimeoutError::Timeout) => break,
+            lost => assert!(lost.is_ok() && begun.elapsed() < LONG, "no connection outlives its limit: {lost:?}"),
+        }
+    }
     stop_link(link, LONG);
     stop_server(server);
 }
@@ -358,7 +361,7 @@ fn stop_while_the_peer_never_reads_ends_within_its_budget_and_counts() {
     }
     let (unsent, took) = stop_link(link, Duration::from_millis(200));
     assert_eq!(unsent, 3);
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(took < LONG / 2, "{took:?}");
     stop_server(server);
 }
 
@@ -431,7 +434,7 @@ fn stop_while_dialling_in_backoff_authenticating_or_idle_is_immediate() {
         }
         let handle = link.handle();
         let (_, took) = stop_link(link, LONG);
-        assert!(took < Duration::from_secs(5), "{place}: {took:?}");
+        assert!(took < LONG / 2, "{place}: {took:?}");
         assert_eq!(handle.state(), LinkState::Stopped, "{place}");
         assert!(handle.send(Outgoing::once("late")).is_err(), "{place}: a stopped link takes no message");
         if let Some(server) = server {
@@ -554,7 +557,7 @@ fn a_stop_at_a_random_moment_always_ends() {
             std::hint::spin_loop();
         }
         let (_, took) = stop_link(link, Duration::from_millis(rng.next_u64() % 60));
-        assert!(took < Duration::from_secs(5), "seed {seed}, round {round}: {took:?}");
+        assert!(took < LONG / 2, "seed {seed}, round {round}: {took:?}");
         drop(cutter);
         stop_server(server);
     }
@@ -578,20 +581,26 @@ fn session(
     })
 }
 
-/// Gives the slow peer of a test its pace; the session must live all the while.
-fn lives_on(session: &Thread<SessionEnd>, pace: Duration) {
-    let ended = session.done_receiver().recv_timeout(pace);
-    assert_eq!(ended, Err(RecvTimeoutError::Timeout), "the session was cut");
+/// Gives the slow peer of a test its pace; says whether the session lives on.
+fn lives_on(session: &Thread<SessionEnd>, pace: Duration) -> bool {
+    session.done_receiver().recv_timeout(pace) == Err(RecvTimeoutError::Timeout)
+}
+
+/// Runs a test whose peer is slower than a limit allows, but not by much: a busy machine may make it slower still, so
+/// it is given up only when times that no machine adds are too short as well. `test` says whether the session lived.
+fn at_some_scale(test: impl Fn(u32) -> bool) {
+    assert!([1, 4, 16].into_iter().any(test), "the session was cut");
 }
 
 #[test]
 fn a_message_that_trickles_in_counts_as_life_until_it_stops() {
+    at_some_scale(trickles_in);
+}
+
+fn trickles_in(scale: u32) -> bool {
     let fixture = Fixture::new();
-    let liveness = LivenessConfig {
-        ping_after: Duration::from_millis(50),
-        dead_after: Duration::from_millis(400),
-        stuck_after: LONG,
-    };
+    let dead_after = scale * Duration::from_millis(400);
+    let liveness = LivenessConfig { ping_after: dead_after / 8, dead_after, stuck_after: LONG };
     let (mut client, connection) = kit::raw_client_connected(SocketLimits::default());
     let handle = SessionHandle::new(OutboxLimits::default(), fixture.timer.as_ref().unwrap().handle());
     let (tx, got) = bounded(1);
@@ -599,26 +608,29 @@ fn a_message_that_trickles_in_counts_as_life_until_it_stops() {
     let start = Instant::now();
     // One frame, byte by byte; the pings are never answered.
     for byte in kit::frame(0x81, true, &[b'x'; 60]) {
-        client.write_all(&[byte]).unwrap();
-        lives_on(&session, Duration::from_millis(20));
+        if client.write_all(&[byte]).is_err() || !lives_on(&session, dead_after / 20) {
+            return false;
+        }
     }
-    assert!(start.elapsed() > 3 * liveness.dead_after);
+    assert!(start.elapsed() > 3 * dead_after);
     assert_eq!(got.recv_timeout(LONG).unwrap().as_str(), "x".repeat(60));
     // Half a message and then nothing.
     client.write_all(&kit::frame(0x81, true, b"half")[..8]).unwrap();
     let end = kit::join(session);
     assert!(matches!(end, SessionEnd::Silent), "{end}");
+    true
 }
 
 #[test]
 fn a_batch_that_trickles_out_is_not_stuck_until_it_stops() {
+    at_some_scale(trickles_out);
+}
+
+fn trickles_out(scale: u32) -> bool {
     const TEXTS: usize = 60;
     let fixture = Fixture::new();
-    let liveness = LivenessConfig {
-        ping_after: Duration::from_millis(50),
-        dead_after: LONG,
-        stuck_after: Duration::from_millis(400),
-    };
+    let stuck_after = scale * Duration::from_millis(400);
+    let liveness = LivenessConfig { ping_after: stuck_after / 8, dead_after: LONG, stuck_after };
     let (mut peer, connection, _wire) = memory::pair();
     let handle = SessionHandle::new(OutboxLimits::default(), fixture.timer.as_ref().unwrap().handle());
     let large = Utf8Bytes::from("x".repeat(WIRE_BYTES));
@@ -629,16 +641,25 @@ fn a_batch_that_trickles_out_is_not_stuck_until_it_stops() {
     let session = session(connection, &handle, liveness, |_| {});
     let start = Instant::now();
     for _ in 0..TEXTS {
-        while !matches!(peer.reader.read().unwrap(), Incoming::Text(_)) {}
-        lives_on(&session, Duration::from_millis(25));
+        loop {
+            match peer.reader.read() {
+                Ok(Incoming::Text(_)) => break,
+                Ok(Incoming::Closed(_)) | Err(_) => return false,
+                Ok(_) => {}
+            }
+        }
+        if !lives_on(&session, stuck_after / 16) {
+            return false;
+        }
     }
-    assert!(start.elapsed() > 3 * liveness.stuck_after);
+    assert!(start.elapsed() > 3 * stuck_after);
     // Now the peer reads no more.
     for _ in 0..3 {
         handle.send(Outgoing::once(large.clone())).unwrap();
     }
     let end = kit::join(session);
     assert!(matches!(end, SessionEnd::Stuck), "{end}");
+    true
 }
 
 #[test]
@@ -657,10 +678,10 @@ fn a_peer_is_not_silent_while_its_text_is_being_handled() {
         peer.writer.write("x".into()).unwrap();
     }
     peer.writer.flush().unwrap();
-    lives_on(&session, 4 * liveness.dead_after);
-    go.send(()).unwrap();
-    lives_on(&session, 4 * liveness.dead_after);
-    go.send(()).unwrap();
+    for _ in 0..2 {
+        assert!(lives_on(&session, 4 * liveness.dead_after), "the session was cut");
+        go.send(()).unwrap();
+    }
     let end = kit::join(session);
     assert!(matches!(end, SessionEnd::Silent), "{end}");
 }

@@ -25,7 +25,6 @@ mod miner_python;
 mod miner_router;
 mod miner_transcripts;
 mod ops_http;
-mod stress;
 mod submit;
 mod transport_client_tls;
 mod transport_deadline;

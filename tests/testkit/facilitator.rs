@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::base::stop::{StopReport, Stopping};
@@ -349,8 +349,4 @@ pub fn completed(stdout: &str) -> Vec<(JobStatus, Option<Value>)> {
         "artifacts": {"/artifacts/a.bin": "AP8="},
         "upload_results": {"out.txt": r#"{"headers": {"etag": "x"}, "body": "b"}"#}}});
     steps.into_iter().map(|step| (step, None)).chain([(S::Completed, Some(result))]).collect()
-}
-
-pub fn soon() -> Duration {
-    Duration::from_secs(5)
 }

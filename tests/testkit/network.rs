@@ -74,7 +74,7 @@ impl Network {
     pub fn stop(self) -> [(&'static str, String); 3] {
         let Self { roles, scratch, folder: _folder } = self;
         let said = roles.map(|(name, running, _)| {
-            let (_, finished) = running.stop(Signal::TERM);
+            let finished = running.stop(Signal::TERM);
             assert_eq!(finished.code, Some(0), "{name}: {finished:?}");
             (name, finished.stderr)
         });

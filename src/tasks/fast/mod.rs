@@ -468,6 +468,7 @@ mod tests {
     use super::*;
     use crate::base::clock::Clock;
     use crate::base::rng::Rng;
+    use crate::base::shutdown::Shutdown;
     use crate::base::thread::{Kick, spawn};
     use crate::tasks::tests::{HOUR, LONG, Text, begin, fixture, gated, quick, until};
     use crate::tasks::{
@@ -686,7 +687,8 @@ mod tests {
                             match what {
                                 0 => panic!("planned"),
                                 1 => {
-                                    yield_now();
+                                    // Others go first for a while.
+                                    Shutdown::new().wait(Duration::from_micros(50));
                                     Ok::<_, Text>(())
                                 }
                                 _ => Ok(()),

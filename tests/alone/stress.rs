@@ -1,8 +1,9 @@
 //! Two seconds of the facilitator client under faults of every kind, or as long as `PHALANX_STRESS` says (as `60s`,
 //! `10m`, `2h`); in the end nothing is lost, overtaken or left, and nothing has grown.
 //!
-//! `PHALANX_STRESS=60s cargo test --release --test stress -- --nocapture` shows the counts.
+//! `PHALANX_STRESS=60s cargo test --release --test alone -- --nocapture stress::` shows the counts.
 
+use crate::alone;
 use crate::testkit::roles;
 use crate::testkit::scripted_facilitator as scripted;
 use crate::testkit::wait::LONG;
@@ -98,6 +99,10 @@ fn faulty(seed: u64, calm: Arc<AtomicBool>) -> Plan {
 
 #[test]
 fn a_client_under_faults_loses_overtakes_leaves_and_hoards_nothing() {
+    alone("stress::a_client_under_faults_loses_overtakes_leaves_and_hoards_nothing", under_faults);
+}
+
+fn under_faults() {
     let seed = Rng::from_entropy().next_u64();
     let length = duration();
     println!("seed {seed}, {length:?}");
