@@ -88,8 +88,8 @@ impl PendingResult {
         self.client.fetch(self.id(), deadline)
     }
 
-    /// Calls `notify` with the outcome once it is there; at once if it is. It runs on a thread of the client, so it must
-    /// be quick and must not panic.
+    /// Calls `notify` with the outcome once it is there; at once if it is. It runs on a thread of the client, so it
+    /// must be quick and must not panic.
     pub fn on_end(&self, notify: impl FnOnce(&Outcome) + Send + 'static) {
         let outcome = {
             let mut known = lock(&self.entry.known);
@@ -104,8 +104,8 @@ impl PendingResult {
         notify(&outcome);
     }
 
-    /// Calls `notify` with each state that is no end (`STARTED`, `PROGRESS`, `RETRY`), also the last one that there was.
-    /// As for [`PendingResult::on_end`]; states that follow each other quickly may be missed, as those while there is
+    /// Calls `notify` with each state that is no end (`STARTED`, `PROGRESS`, `RETRY`), also the last one that there
+    /// was. As for [`PendingResult::on_end`]; states that follow each other quickly may be missed, as those while there is
     /// no connection.
     pub fn on_update(&self, notify: impl Fn(&Meta) + Send + Sync + 'static) {
         let notify: OnUpdate = Arc::new(notify);
