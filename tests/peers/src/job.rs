@@ -142,8 +142,13 @@ pub enum Volume {
 #[serde(tag = "output_upload_type", rename_all = "snake_case")]
 #[allow(missing_docs)] // The wire names say it all.
 pub enum Upload {
-    ZipAndHttpPost { url: String, form_fields: Option<Strings> },
-    ZipAndHttpPut { url: String },
+    ZipAndHttpPost {
+        url: String,
+        form_fields: Option<Strings>,
+    },
+    ZipAndHttpPut {
+        url: String,
+    },
     #[rustfmt::skip] // In one line it is a column too wide.
     SingleFilePost {
         url: String,
@@ -151,8 +156,15 @@ pub enum Upload {
         relative_path: String,
         signed_headers: Option<Strings>,
     },
-    SingleFilePut { url: String, relative_path: String, signed_headers: Option<Strings> },
-    MultiUpload { uploads: Vec<Upload>, system_output: Option<Box<Upload>> },
+    SingleFilePut {
+        url: String,
+        relative_path: String,
+        signed_headers: Option<Strings>,
+    },
+    MultiUpload {
+        uploads: Vec<Upload>,
+        system_output: Option<Box<Upload>>,
+    },
 }
 
 /// What the user signs.

@@ -1,10 +1,13 @@
-//! The task manager beside `rayon::spawn`, the `threadpool` crate and Python's `ThreadPoolExecutor`; then 100,000
-//! pending deadlines.
+//! The task manager beside `rayon::spawn`, the `threadpool` crate, the least pool over `crossbeam-deque` and Python's
+//! `ThreadPoolExecutor`; then 100,000 pending deadlines.
 //!
 //! As the peers do, a task is handed in without a handle; with one it is shown beside them.
 //!
 //! `bench-tasks [ROUNDS]`: each round runs all of them in turn, so that a noisy machine is noisy for all; ratios are to
 //! the peer of the same round.
+
+mod deque;
+mod kept;
 
 use std::fs;
 use std::process::Command;
@@ -16,6 +19,9 @@ use std::time::{Duration, Instant};
 
 use phalanx::tasks::{TaskConfig, TaskContext, TaskManager, TaskOptions, Tasks};
 use phalanx_peers::table::{Spread, markdown};
+
+use deque::DequePool;
+use kept::Kept;
 
 /// No-op tasks of a run, and of one that waits for each.
 const TASKS: usize = 300_000;
@@ -89,6 +95,32 @@ impl Pool for threadpool::ThreadPool {
     }
 }
 
+type Boxed = Box<dyn FnOnce() + Send>;
+
+impl Pool for DequePool<Boxed> {
+    fn submit(&self, done: Arc<AtomicUsize>) {
+        self.spawn(Box::new(move || _ = done.fetch_add(1, AcqRel)));
+    }
+
+    fn call(&self) -> usize {
+        let (result, comes) = sync_channel(1);
+        self.spawn(Box::new(move || result.send(1).unwrap()));
+        comes.recv().unwrap()
+    }
+}
+
+impl Pool for DequePool<Kept> {
+    fn submit(&self, done: Arc<AtomicUsize>) {
+        self.spawn(Kept::new("no-op", move || _ = done.fetch_add(1, AcqRel)));
+    }
+
+    fn call(&self) -> usize {
+        let (result, comes) = sync_channel(1);
+        self.spawn(Kept::new("no-op", move || result.send(1).unwrap()));
+        comes.recv().unwrap()
+    }
+}
+
 fn rayon(workers: usize) -> rayon::ThreadPool {
     rayon::ThreadPoolBuilder::new().num_threads(workers).build().unwrap()
 }
@@ -129,7 +161,15 @@ with ThreadPoolExecutor({workers}) as pool:
     [rates.next().expect("two rates"), rates.next().expect("two rates")]
 }
 
-const PEERS: [&str; 5] = ["phalanx", "rayon::spawn", "threadpool", "phalanx, with a handle", "ThreadPoolExecutor"];
+const PEERS: [&str; 7] = [
+    "phalanx",
+    "rayon::spawn",
+    "threadpool",
+    "crossbeam-deque",
+    "crossbeam-deque, with records",
+    "phalanx, with a handle",
+    "ThreadPoolExecutor",
+];
 
 /// The rates of one round, in the order of [`PEERS`]; Python in one shape only, for it takes long.
 fn round((producers, workers): (usize, usize)) -> Vec<[f64; 2]> {
@@ -138,6 +178,8 @@ fn round((producers, workers): (usize, usize)) -> Vec<[f64; 2]> {
         rates(&Ours::new(workers, false), producers, calls),
         rates(&rayon(workers), producers, calls),
         rates(&threadpool::ThreadPool::new(workers), producers, calls),
+        rates(&DequePool::<Boxed>::new(workers, |job| job()), producers, calls),
+        rates(&DequePool::new(workers, Kept::run), producers, calls),
         rates(&Ours::new(workers, true), producers, false),
     ];
     if (producers, workers) == (1, 2) {
@@ -247,5 +289,6 @@ fn with_deadlines(rounds: usize) {
 fn main() {
     let rounds: usize = std::env::args().nth(1).map_or(9, |n| n.parse().expect("the number of rounds"));
     beside_others(rounds);
+    println!("The last that the pool with records kept: {}\n", kept::last_ended());
     with_deadlines(rounds.min(5));
 }
