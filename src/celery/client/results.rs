@@ -105,8 +105,8 @@ impl PendingResult {
     }
 
     /// Calls `notify` with each state that is no end (`STARTED`, `PROGRESS`, `RETRY`), also the last one that there
-    /// was. As for [`PendingResult::on_end`]; states that follow each other quickly may be missed, as those while there is
-    /// no connection.
+    /// was. As for [`PendingResult::on_end`]; states that follow each other quickly may be missed, as those while there
+    /// is no connection.
     pub fn on_update(&self, notify: impl Fn(&Meta) + Send + Sync + 'static) {
         let notify: OnUpdate = Arc::new(notify);
         let last = {
