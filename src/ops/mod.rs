@@ -1,6 +1,5 @@
-//! What operators look at: metrics, health, and the small HTTP server that serves them.
+//! What operators look at: metrics, health, error classes, the status snapshot.
 //!
-//! * [`http`]: an HTTP/1.1 server on our own threads, also under the facilitator's job API.
 //! * [`metrics`]: counters, gauges and histograms with Prometheus text.
 //! * [`health`]: what is up, what is not, what is stuck, and why.
 //! * [`errors`]: errors that a loop lives on after, by what it does about them.
@@ -8,7 +7,6 @@
 //! * [`redact`]: takes secrets and control characters out of what the process says. Pure.
 //! * [`process`]: what the system says of this process.
 //! * [`status`]: one snapshot of a role, and the pages made from it.
-//! * [`date`]: the date of an HTTP header. Pure.
 
 pub mod errors;
 pub mod health;

@@ -1,7 +1,7 @@
 //! The loop around the [`Drive`] of one organic job: runs on a worker of the validator's back end.
 //!
 //! Owner: the worker. Blocks in: [`MinerClient::next`], always with the deadline of the present stage, and in what
-//! [`Reports`] says. Kick: the job's cancel signal. Ends: with the job.
+//! `Reports` says. Kick: the job's cancel signal. Ends: with the job.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -149,7 +149,7 @@ pub enum Input<T> {
         /// What.
         text: String,
     },
-    /// From now on these validators are known; sessions of others are closed with [`answers::CLOSE_UNKNOWN`].
+    /// From now on these validators are known; sessions of others are closed with `answers::CLOSE_UNKNOWN`.
     SetValidators(Vec<PublicKey>),
     /// Take no more frames: what is not taken is not answered, so its validator sends it again to the next start.
     Stop,

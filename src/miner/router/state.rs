@@ -126,7 +126,7 @@ impl Router {
         }
     }
 
-    /// When [`Input::Tick`] is due next.
+    /// When [`Input::Tick`](super::Input::Tick) is due next.
     pub fn next_wake(&self) -> Option<Instant> {
         let jobs = self.jobs.values().filter_map(|job| job.next_wake(self.limits.leeway));
         let auth = self.validators.values().filter_map(|v| v.auth_by());
