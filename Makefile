@@ -49,7 +49,7 @@ $(TOOLS)/.ready:
 	then touch $@; fi
 
 # Each set of features that a program may ask for; `make clippy` has the default one.
-FEATURES := test-util net store client client,store celery roles roles,celery cli
+FEATURES := test-util net store client client,store celery roles
 features:
 	set -e; for set in "" $(FEATURES); do \
 	  echo "features: $${set:-none}"; \
