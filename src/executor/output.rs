@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
-use super::runner::Captured;
+use super::runner::run::Captured;
 use crate::base::limits::OUTPUT_CHARS;
 
 /// Bytes of one stream that go to its file: 1 GiB, so that a job that prints for ever does not fill the disk of its

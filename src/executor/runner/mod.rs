@@ -3,7 +3,7 @@
 mod common;
 pub mod docker;
 pub mod process;
-mod run;
+pub(super) mod run;
 
 use std::time::Instant;
 
