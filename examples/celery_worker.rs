@@ -24,7 +24,7 @@ struct Record {
     #[serde(default)]
     seconds: f64,
     #[serde(default)]
-    deaf: bool,
+    ignores_stop: bool,
 }
 
 fn seconds(seconds: f64) -> Duration {
@@ -84,7 +84,7 @@ pub fn registry() -> Registry {
             note(&record.path, &line("begin"))?;
             // What was interrupted before is not waited for again.
             let wait = if cx.redelivered() { Duration::ZERO } else { seconds(record.seconds) };
-            let ended = match record.deaf {
+            let ended = match record.ignores_stop {
                 // For tests of what becomes of a handler that does not listen.
                 true => {
                     Shutdown::new().wait(wait);
@@ -106,7 +106,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     run(std::env::args().skip(1))
 }
 
-/// Runs the worker that the command line asks for until it is told to stop.
+/// Runs the worker that the command line asks for until a signal stops it.
 ///
 /// # Errors
 /// What is wrong with the command line, or why the worker cannot start.

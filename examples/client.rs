@@ -1,5 +1,5 @@
 //! A facilitator client in a program that is not async: jobs come in, each runs on a thread of a small pool, and
-//! nothing that was said about them is lost.
+//! no report about them is lost.
 //!
 //! `cargo run --example client -- ws://facilitator.example/ws/v0/ //Alice state-folder`
 

@@ -46,7 +46,7 @@ fn measure(network: &LocalNetwork, jobs: usize, at_once: usize) -> (Vec<Duration
         give.send(spec.unsigned().clone()).expect("there is room for all");
     }
     drop(give);
-    let (tell, told) = bounded(jobs);
+    let (tell, notified) = bounded(jobs);
     let start = Instant::now();
     let threads: Vec<_> = (0..at_once)
         .map(|n| {
@@ -68,7 +68,7 @@ fn measure(network: &LocalNetwork, jobs: usize, at_once: usize) -> (Vec<Duration
         })
         .collect();
     drop(tell);
-    let mut times: Vec<Duration> = told.iter().collect();
+    let mut times: Vec<Duration> = notified.iter().collect();
     drop(threads);
     assert_eq!(times.len(), jobs, "a user's thread has panicked");
     times.sort();

@@ -1,5 +1,6 @@
-//! What the docs promise of the house, held by reading its files: the direction in which modules use one another, no
-//! circle of files, what a pure file may not touch, the tree of threads, no async runtime, and how the text is written.
+//! What the docs promise of the code's structure, held by reading its files: the direction in which modules use one
+//! another, no circle of files, what a pure file may not touch, the tree of threads, no async runtime, and how the text
+//! is written.
 
 #[path = "architecture/docs.rs"]
 mod docs;
@@ -119,7 +120,7 @@ fn modules_use_only_what_stands_below_them() {
 
 #[test]
 fn a_wrong_direction_is_found() {
-    let house = [
+    let files = [
         ("lib.rs", "pub mod base; pub mod link; pub mod protocol; pub mod validator;"),
         ("base/mod.rs", "pub mod text;"),
         ("base/text.rs", "fn f() { println!(\"{}\", crate::{validator as up}::LIMIT) }"),
@@ -128,7 +129,7 @@ fn a_wrong_direction_is_found() {
         ("validator/mod.rs", "use super::link::{Link as L}; pub const LIMIT: u8 = 1;"),
         ("dispatch/mod.rs", ""),
     ];
-    let wrong = wrong_directions(&Source::made_up(&house));
+    let wrong = wrong_directions(&Source::made_up(&files));
     assert_eq!(wrong, set(&["dispatch/mod.rs is in no level of this test", "link/mod.rs uses protocol/mod.rs"]));
     let upward = Source::made_up(&[
         ("lib.rs", "pub mod base; pub mod validator;"),
@@ -149,7 +150,7 @@ fn set(names: &[&str]) -> BTreeSet<String> {
 /// Files that use one another in a circle, each circle by its names in order.
 fn circles(source: &Source) -> Vec<Vec<String>> {
     let uses: Vec<BTreeSet<usize>> = (0..source.files().len()).map(|n| source.uses(n)).collect();
-    // The shortest way from a file back to itself; a circle that is found is not told again by its other files.
+    // The shortest way from a file back to itself; a circle that is found is not reported again by its other files.
     let mut found: BTreeMap<BTreeSet<usize>, Vec<String>> = BTreeMap::new();
     for start in 0..uses.len() {
         let mut from: BTreeMap<usize, usize> = BTreeMap::new();
@@ -191,7 +192,7 @@ fn no_files_use_one_another_in_a_circle() {
 
 #[test]
 fn a_planted_circle_is_found() {
-    let house = [
+    let files = [
         ("lib.rs", "pub mod room;"),
         // Declares and passes on: no arrow to the parts. What it does with a part itself is one.
         (
@@ -203,7 +204,7 @@ fn a_planted_circle_is_found() {
         ("room/c.rs", "pub fn seen(n: u8) { assert!(n > super::a::A::LEAST) }"),
         ("room/d.rs", "pub struct D; #[cfg(test)] mod tests { use super::super::A; }"),
     ];
-    assert_eq!(circles(&Source::made_up(&house)), [["room/a.rs", "room/b.rs", "room/c.rs"]]);
+    assert_eq!(circles(&Source::made_up(&files)), [["room/a.rs", "room/b.rs", "room/c.rs"]]);
     let back = [
         ("room.rs", "mod a; pub struct Limit; pub use a::A; fn f(a: A) {}"),
         ("room/a.rs", "pub struct A(super::Limit);"),
@@ -268,7 +269,7 @@ fn pure_files_are_pure_and_so_is_what_they_call() {
 
 #[test]
 fn a_planted_impurity_is_found() {
-    let house = [
+    let files = [
         ("lib.rs", "pub mod base; pub mod room;"),
         ("base/mod.rs", "pub mod clock; pub mod sync; pub mod now;"),
         ("base/clock.rs", "//! Reads the clock.\nuse std::time; pub fn now() { time::Instant::now() }"),
@@ -284,7 +285,7 @@ fn a_planted_impurity_is_found() {
         ("room/d.rs", "//! Counts. Pure: no thread, no\n//! lock.\nuse crate::base::sync; type T = sync::Mutex<u8>;"),
     ];
     let expected = ["room/a.rs -> room/b.rs -> base/clock.rs: std::time::Instant::now", "room/d.rs: std::sync::Mutex"];
-    assert_eq!(impurities(&Source::made_up(&house)), set(&expected));
+    assert_eq!(impurities(&Source::made_up(&files)), set(&expected));
 }
 
 /// Titles of the tree, and threads that are not spawned by us: the main thread and the one of the crate `ctrlc`.

@@ -71,7 +71,7 @@ pub enum JobFileError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// It is no job.
@@ -127,7 +127,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The problems found so far; each is told with its key.
+/// The problems found so far; each is reported with its key.
 #[derive(Default)]
 struct Problems(Vec<String>);
 
@@ -206,7 +206,7 @@ fn finish(message: Map<String, Value>, mut problems: Problems) -> Result<JobSpec
                 let path = detail.path();
                 let path = path.strip_prefix("V2JobRequest.").unwrap_or(&path);
                 let time_limit = TIME_LIMITS.iter().any(|(key, _)| *key == path);
-                // A bad time limit has been told already, in words about seconds.
+                // A bad time limit has been reported already, in words about seconds.
                 if !time_limit {
                     problems.add(path, &detail.msg);
                 }

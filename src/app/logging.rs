@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(text(None, "hello"), "T INFO  [t-log] hello\n");
         assert_eq!(text(Some(JOB), "hello"), format!("T INFO  [t-log] job {JOB}: hello\n"));
         assert_eq!(text(Some(JOB), &format!("job {JOB}: hello")), format!("T INFO  [t-log] job {JOB}: hello\n"));
-        // What a message says of itself counts more than where it was said.
+        // The fields of a message count more than where it was logged.
         assert_eq!(text(Some(JOB), &format!("job {OTHER}: hello")), format!("T INFO  [t-log] job {OTHER}: hello\n"));
         assert_eq!(text(None, "job folder: hello"), "T INFO  [t-log] job folder: hello\n");
     }
@@ -178,12 +178,12 @@ mod tests {
     }
 
     #[test]
-    fn libraries_are_heard_from_warn_on() {
-        let said = |target: &str, level| !line(LogFormat::Text, None, target, level, "x").is_empty();
-        assert!(said("phalanx", Level::Trace) && said("phalanx::link", Level::Trace));
-        assert!(said("rustls::conn", Level::Warn));
+    fn libraries_log_from_warn_on() {
+        let logged = |target: &str, level| !line(LogFormat::Text, None, target, level, "x").is_empty();
+        assert!(logged("phalanx", Level::Trace) && logged("phalanx::link", Level::Trace));
+        assert!(logged("rustls::conn", Level::Warn));
         for target in ["rustls::conn", "tungstenite::protocol", "ureq", "phalanxy"] {
-            assert!(!said(target, Level::Info), "{target}");
+            assert!(!logged(target, Level::Info), "{target}");
         }
     }
 }

@@ -28,7 +28,7 @@ pub struct Env {
 
 /// Beyond the budgets of the steps: what the watchdog allows for joins after kicks.
 const WATCHDOG_GRACE: Duration = Duration::from_secs(5);
-/// Budget of each closing step of the process itself: it only waits for threads that were told to end.
+/// Budget of each closing step of the process itself: it only waits for threads whose stop was requested.
 pub const CLOSING: Duration = Duration::from_secs(2);
 
 /// Runs `main` between the start and the stop of what every command needs: signals and the timer.

@@ -18,7 +18,7 @@ pub struct Clock(Option<Arc<Manual>>);
 
 struct Manual {
     now: Mutex<Instant>,
-    /// Each says whether it still wants to be told.
+    /// Each returns whether it still wants to be notified.
     listeners: Mutex<Vec<Listener>>,
 }
 

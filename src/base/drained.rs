@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_watcher_is_told_at_once_or_with_the_next_notice() {
+    fn a_watcher_is_notified_at_once_or_with_the_next_notice() {
         let mut drained = Drained::default();
         assert_eq!(drained.watch(true).try_recv(), Err(TryRecvError::Disconnected));
         let watched = drained.watch(false);

@@ -39,7 +39,8 @@ const SETTLE_TIME: Duration = Duration::from_secs(10);
 /// Between two looks: nobody tells when the system has done so.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
-/// What there was before; threads that the calling thread spawns, and those that they spawn, are told from others.
+/// What there was before; threads that the calling thread spawns, and those that they spawn, are distinguished from
+/// others.
 #[derive(Debug)]
 pub struct Before {
     group: Group,

@@ -7,6 +7,9 @@ use std::time::Duration;
 /// A lock of this crate is held for microseconds; who waits longer than this for one waits for a thread that hangs.
 pub const LOCK_TIME: Duration = Duration::from_secs(1);
 
+/// A hundred years, in place of times that are too long to be added to a moment.
+pub const LONGEST_TIME: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// How far a wait may be over its deadline before it is shown as late: a busy machine wakes nobody this late.
 pub const WAIT_LATE: Duration = Duration::from_secs(5);
 
@@ -161,7 +164,8 @@ pub const REDIS_ASKED: usize = 4096;
 /// Messages that one read of a stream takes: at 1 KiB each, a reply of 64 KiB.
 pub const REDIS_STREAM_READ: usize = 64;
 
-/// Messages that may wait in a stream unless its sender is told otherwise: 64 MiB of Redis's memory at 1 KiB each.
+/// Messages that may wait in a stream unless its sender is configured otherwise: 64 MiB of Redis's memory at 1 KiB
+/// each.
 pub const REDIS_STREAM_MESSAGES: usize = 65_536;
 
 // Celery.

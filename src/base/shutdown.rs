@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::lock::{lock, wait_timeout};
 use super::sync::{Arc, AtomicU8, Condvar, Mutex, Ordering, Receiver, Sender, Weak, bounded};
-use super::waits::waiting_unless_said;
+use super::waits::waiting_unless_noted;
 
 /// How urgently to stop. Levels only rise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -169,7 +169,7 @@ impl Shutdown {
             if left.is_zero() {
                 return false;
             }
-            let _waiting = waiting_unless_said("time to pass, or a stop", deadline);
+            let _waiting = waiting_unless_noted("time to pass, or a stop", deadline);
             state = wait_timeout(&self.0.changed, state, left);
         }
         true

@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, select};
 
 use super::shutdown::Shutdown;
 use super::thread::{JoinError, Thread};
-use super::waits::waiting_unless_said;
+use super::waits::waiting_unless_noted;
 
 /// How long a kicked thread may still take; a kicked call returns within a millisecond, so this is for a busy machine.
 pub const KICK_GRACE: Duration = Duration::from_millis(500);
@@ -159,7 +159,7 @@ impl Step {
     /// Waits until `done` disconnects, the budget is spent, or a cancel is asked for; says whether it disconnected.
     pub fn wait(&self, done: &Receiver<()>) -> bool {
         let left = self.deadline().saturating_duration_since(Instant::now());
-        let _waiting = waiting_unless_said("a part to end", Some(self.deadline()));
+        let _waiting = waiting_unless_noted("a part to end", Some(self.deadline()));
         select! {
             recv(done) -> _ => true,
             recv(self.shutdown.cancel_receiver()) -> _ => done.try_recv().is_err_and(|e| e.is_disconnected()),
@@ -194,7 +194,7 @@ impl Step {
             let done = thread.done_receiver();
             if !self.wait(done) {
                 // A cancel ends the wait, not the budget.
-                let _waiting = waiting_unless_said("a thread to end", Some(self.deadline()));
+                let _waiting = waiting_unless_noted("a thread to end", Some(self.deadline()));
                 let _ended = done.recv_deadline(self.deadline());
             }
         }

@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use super::lock::lock;
 use super::scope;
-use super::waits::{Activity, ActivitySlot, keep, waiting_unless_said};
+use super::waits::{Activity, ActivitySlot, keep, waiting_unless_noted};
 
 /// Linux truncates a thread's name here.
 pub const NAME_BYTES_MAX: usize = 15;
@@ -103,7 +103,7 @@ thread_local! {
     static GROUP: Cell<u64> = const { Cell::new(0) };
 }
 
-type PanicHook = Box<dyn Fn(&str) + Send>;
+type PanicHook = Arc<dyn Fn(&str) + Send + Sync>;
 
 static ON_PANIC: Mutex<Option<PanicHook>> = Mutex::new(None);
 
@@ -111,8 +111,8 @@ static ON_PANIC: Mutex<Option<PanicHook>> = Mutex::new(None);
 /// counts.
 ///
 /// For the owner of the process: a role whose thread has panicked is not to go on as if it were alive.
-pub fn on_panic(hook: impl Fn(&str) + Send + 'static) {
-    *lock(&ON_PANIC) = Some(Box::new(hook));
+pub fn on_panic(hook: impl Fn(&str) + Send + Sync + 'static) {
+    *lock(&ON_PANIC) = Some(Arc::new(hook));
 }
 
 /// Every live thread of this crate in the process, oldest first.
@@ -237,7 +237,8 @@ where
             Ok(_) => log::trace!("thread {thread_name} ends"),
             Err(message) => {
                 log::error!("thread {thread_name} panicked: {message}");
-                if let Some(hook) = &*lock(&ON_PANIC) {
+                let hook = lock(&ON_PANIC).clone();
+                if let Some(hook) = hook {
                     hook(&thread_name);
                 }
             }
@@ -297,7 +298,7 @@ impl<T> Thread<T> {
     /// # Errors
     /// [`JoinError::Late`] hands the thread back; [`JoinError::Panicked`] has the panic's message.
     pub fn join_by(mut self, deadline: Instant) -> Result<T, JoinError<T>> {
-        let waiting = waiting_unless_said("a thread to end", Some(deadline));
+        let waiting = waiting_unless_noted("a thread to end", Some(deadline));
         let done = self.done.recv_deadline(deadline);
         drop(waiting);
         match done {
@@ -345,7 +346,7 @@ impl<T> Drop for Thread<T> {
             self.kick.kick();
         }
         let deadline = Instant::now() + DROP_BUDGET;
-        let _waiting = waiting_unless_said("a thread to end", Some(deadline));
+        let _waiting = waiting_unless_noted("a thread to end", Some(deadline));
         if self.done.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
             log::warn!("thread {} is left behind: it did not end when its owner was dropped", self.name);
         } else {

@@ -106,7 +106,7 @@ pub fn waiting(what: &'static str, deadline: Option<Instant>) -> Waiting {
 }
 
 /// As [`waiting`], for a wait of many uses: if the caller has marked what it waits for, that stays to be seen.
-pub fn waiting_unless_said(what: &'static str, deadline: Option<Instant>) -> Waiting {
+pub fn waiting_unless_noted(what: &'static str, deadline: Option<Instant>) -> Waiting {
     let outer = replace(|outer| match outer.waits_for {
         Some(_) => outer,
         None => Activity { waits_for: Some(what), since: Instant::now(), deadline },
@@ -174,16 +174,16 @@ mod tests {
     #[test]
     fn a_mark_inside_a_mark_is_seen_and_the_outer_one_comes_back_with_its_time() {
         on_a_listed_thread(|| {
-            let said = |what| mine().unwrap().waits_for == what;
+            let waits = |what| mine().unwrap().waits_for == what;
             let ran_since = mine().unwrap().since;
-            assert!(said(None));
+            assert!(waits(None));
             let deadline = far();
             let outer = waiting("the outer", Some(deadline));
             let seen = mine().unwrap();
             assert_eq!((seen.waits_for, seen.deadline), (Some("the outer"), Some(deadline)));
-            drop(waiting_unless_said("something", None));
+            drop(waiting_unless_noted("something", None));
             assert_eq!(mine().unwrap(), seen);
-            let unsaid = waiting_unless_said("something", None);
+            let unsaid = waiting_unless_noted("something", None);
             assert_eq!(mine().unwrap(), seen);
             let inner = waiting("the inner", None);
             assert_eq!((mine().unwrap().waits_for, mine().unwrap().deadline), (Some("the inner"), None));
@@ -191,9 +191,9 @@ mod tests {
             assert_eq!(mine().unwrap(), seen);
             drop(unsaid);
             drop(outer);
-            assert!(said(None) && mine().unwrap().since >= seen.since && seen.since >= ran_since);
-            let _general = waiting_unless_said("something", None);
-            assert!(said(Some("something")));
+            assert!(waits(None) && mine().unwrap().since >= seen.since && seen.since >= ran_since);
+            let _general = waiting_unless_noted("something", None);
+            assert!(waits(Some("something")));
         });
     }
 

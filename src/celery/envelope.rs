@@ -52,7 +52,7 @@ impl MessageError {
     }
 }
 
-/// How a body is packed. Celery writes zlib under the name of gzip; both are told apart by their first bytes.
+/// How a body is packed. Celery writes zlib under the name of gzip; both are distinguished by their first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
     /// What Celery writes for `compression='gzip'` or `'zlib'`.
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn gzip_and_zlib_are_told_apart_by_their_first_bytes() {
+    fn gzip_and_zlib_are_distinguished_by_their_first_bytes() {
         let text = json!(["a", 1]).to_string().into_bytes();
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(&text).unwrap();

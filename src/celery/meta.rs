@@ -16,14 +16,14 @@ const PACKED: &[u8] = b"\0celery-compressed\0";
 /// Where a task stands.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum State {
-    /// Nobody has said anything about it: it waits, or was never sent, or its result has expired.
+pub enum ResultState {
+    /// Nothing is known of it: it waits, or was never sent, or its result has expired.
     Pending,
     /// A worker has it.
     Received,
     /// A worker runs it.
     Started,
-    /// It runs and has told how far it is.
+    /// It runs and has reported its progress.
     Progress,
     /// It failed and will be tried again.
     Retry,
@@ -37,7 +37,7 @@ pub enum State {
     Other(String),
 }
 
-impl State {
+impl ResultState {
     /// As Celery writes it.
     pub fn as_str(&self) -> &str {
         match self {
@@ -64,7 +64,7 @@ impl State {
     }
 }
 
-impl From<&str> for State {
+impl From<&str> for ResultState {
     fn from(name: &str) -> Self {
         let all = [
             Self::Pending,
@@ -80,7 +80,7 @@ impl From<&str> for State {
     }
 }
 
-impl fmt::Display for State {
+impl fmt::Display for ResultState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -158,8 +158,8 @@ pub struct Meta {
     /// The task's id.
     pub task_id: String,
     /// Where it stands.
-    pub state: State,
-    /// Its value, what it told of its progress, or its exception; see [`Meta::exception`].
+    pub state: ResultState,
+    /// Its value, the progress it reported, or its exception; see [`Meta::exception`].
     pub result: Value,
     /// The stack of its exception.
     pub traceback: Option<String>,
@@ -177,7 +177,7 @@ pub struct Meta {
 
 impl Meta {
     /// A result in this state.
-    pub fn new(task_id: impl Into<String>, state: State, result: Value) -> Self {
+    pub fn new(task_id: impl Into<String>, state: ResultState, result: Value) -> Self {
         Self {
             task_id: task_id.into(),
             state,
@@ -193,34 +193,34 @@ impl Meta {
 
     /// A worker has begun to run it.
     pub fn started(task_id: impl Into<String>, pid: u32, hostname: &str) -> Self {
-        Self::new(task_id, State::Started, json!({"pid": pid, "hostname": hostname}))
+        Self::new(task_id, ResultState::Started, json!({"pid": pid, "hostname": hostname}))
     }
 
     /// It runs and tells this about it.
     pub fn progress(task_id: impl Into<String>, result: Value) -> Self {
-        Self::new(task_id, State::Progress, result)
+        Self::new(task_id, ResultState::Progress, result)
     }
 
     /// It returned this value.
     pub fn success(task_id: impl Into<String>, result: Value, done: Moment) -> Self {
-        Self { date_done: Some(done.to_string()), ..Self::new(task_id, State::Success, result) }
+        Self { date_done: Some(done.to_string()), ..Self::new(task_id, ResultState::Success, result) }
     }
 
     /// It failed.
     pub fn failure(task_id: impl Into<String>, exception: &Exception, traceback: Option<String>, done: Moment) -> Self {
         let date_done = Some(done.to_string());
-        Self { date_done, traceback, ..Self::new(task_id, State::Failure, exception.write()) }
+        Self { date_done, traceback, ..Self::new(task_id, ResultState::Failure, exception.write()) }
     }
 
     /// It failed and will be tried again.
     pub fn retry(task_id: impl Into<String>, exception: &Exception, traceback: Option<String>) -> Self {
-        Self { traceback, ..Self::new(task_id, State::Retry, exception.write()) }
+        Self { traceback, ..Self::new(task_id, ResultState::Retry, exception.write()) }
     }
 
     /// It was revoked (`revoked`, `terminated`) or came too late (`expired`).
     pub fn revoked(task_id: impl Into<String>, reason: &str, done: Moment) -> Self {
         let exception = Exception::new("celery.exceptions", "TaskRevokedError", reason);
-        Self { date_done: Some(done.to_string()), ..Self::new(task_id, State::Revoked, exception.write()) }
+        Self { date_done: Some(done.to_string()), ..Self::new(task_id, ResultState::Revoked, exception.write()) }
     }
 
     /// Reads what is stored or was published, also if its worker packed it.
@@ -249,7 +249,7 @@ impl Meta {
         let Value::Object(mut other) = value else { return Err(not("not a JSON object")) };
         let mut take = |key: &str| other.shift_remove(key).unwrap_or(Value::Null);
         let (status, task_id, result) = (take("status"), take("task_id"), take("result"));
-        let state = State::from(status.as_str().ok_or_else(|| not("no status"))?);
+        let state = ResultState::from(status.as_str().ok_or_else(|| not("no status"))?);
         let task_id = task_id.as_str().ok_or_else(|| not("no task id"))?.to_owned();
         let mut text = |key: &str| match take(key) {
             Value::String(text) => Some(text),
@@ -304,7 +304,7 @@ mod tests {
             Meta::failure("d", &exception, Some("Traceback…".to_owned()), done),
             Meta::retry("e", &exception, None),
             Meta::revoked("f", "expired", done),
-            Meta::new("g", State::Other("COOKING".to_owned()), json!(1)),
+            Meta::new("g", ResultState::Other("COOKING".to_owned()), json!(1)),
         ];
         all[2].parent_id = Some("p".to_owned());
         all[2].other.insert("worker".to_owned(), json!("w@h"));

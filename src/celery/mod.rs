@@ -45,6 +45,6 @@ pub use client::{CeleryClient, CeleryConfig, CeleryHandle, PendingResult, SendEr
 pub use envelope::{Compression, Envelope, MessageError};
 pub use keys::*;
 pub use message::{Embed, TaskMessage};
-pub use meta::{Exception, Meta, MetaError, State};
+pub use meta::{Exception, Meta, MetaError, ResultState};
 pub use moment::Moment;
 pub use task::Task;

@@ -12,7 +12,8 @@ const RANGE: (i64, i64) = (0, 253_402_300_799_999_999);
 /// A point in time to the microsecond, from 1970 to 9999.
 ///
 /// Written as Python writes an aware time in UTC: `2026-11-21T12:00:00.250000+00:00`, without the fraction if it is
-/// zero. Read with any offset; a time without one is in UTC, which is what Celery writes unless it was told otherwise.
+/// zero. Read with any offset; a time without one is in UTC, which is what Celery writes unless it was configured
+/// otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(i64);
 

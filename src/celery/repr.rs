@@ -96,7 +96,7 @@ impl Shown {
     }
 
     fn string(&mut self, text: &str) {
-        // A longer text is cut anyway.
+        // A longer text is truncated anyway.
         let shortened: String = text.chars().take(CHARS).collect();
         self.put(&format!("'{}'", shortened.replace('\'', "\\'")));
     }

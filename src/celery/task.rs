@@ -50,13 +50,13 @@ impl Task {
         self
     }
 
-    /// The queue; `celery` if nothing is said.
+    /// The queue; `celery` by default.
     pub fn queue(mut self, queue: impl Into<String>) -> Self {
         self.queue = queue.into();
         self
     }
 
-    /// Its id, so that the same task sent twice by different programs is the same; a random one if nothing is said.
+    /// Its id, so that the same task sent twice by different programs is the same; a random one by default.
     pub fn id(mut self, id: impl Into<String>) -> Self {
         self.id = Some(id.into());
         self
@@ -92,7 +92,7 @@ impl Task {
         self
     }
 
-    /// What ties it to something of the sender's; the task's id if nothing is said.
+    /// What ties it to something of the sender's; the task's id by default.
     pub fn correlation_id(mut self, correlation_id: impl Into<String>) -> Self {
         self.message.correlation_id = Some(correlation_id.into());
         self

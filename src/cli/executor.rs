@@ -48,7 +48,7 @@ pub fn run(args: Args) -> ExitCode {
         let _at_once = env.shutdown.on(Level::Drain, move || cancel.cancel());
         match executor::run(config, Arc::new(dialer), env.timer.clone(), &env.shutdown) {
             Ok(report) if report.stop.unsent > 0 => {
-                log::error!("the job ended ({:?}), but the miner was not told", report.end);
+                log::error!("the job ended ({:?}), but the miner was not notified", report.end);
                 ExitCode::from(exit::UNSENT)
             }
             Ok(_) => ExitCode::from(exit::DONE),

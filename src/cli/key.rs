@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn verify_knows_signatures_of_the_python_wallet() {
-        // Bare and wrapped signatures over "hello" and the public key of Alice, from the vectors.
+        // Unwrapped and wrapped signatures over "hello" and the public key of Alice, from the vectors.
         for (message, signature) in [
             (
                 "68656c6c6f",

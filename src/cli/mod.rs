@@ -119,8 +119,8 @@ pub fn main() -> ExitCode {
 /// What clap says of a mistake, without the usage that it adds, as one line.
 fn one_line(error: &clap::Error) -> String {
     let text = error.render().to_string();
-    let said = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let said = said.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
-    let line = said.collect::<Vec<_>>().join("; ");
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let lines = lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
+    let line = lines.collect::<Vec<_>>().join("; ");
     line.trim_start_matches("error: ").replace(":; ", ": ").replace("tip: ", "")
 }

@@ -62,7 +62,7 @@ enum Command {
     Drop {
         #[command(flatten)]
         which: Dropped,
-        /// Also remove the updates of these jobs that wait. Dangerous: the facilitator never hears of them, and if a
+        /// Also remove the updates of these jobs that wait. Dangerous: the facilitator never gets them, and if a
         /// job's end is among them, it takes the job to run for ever
         #[arg(long, conflicts_with = "all_dead")]
         waiting: bool,

@@ -133,8 +133,8 @@ fn name_of(path: &Path) -> String {
 /// # Errors
 /// In words: why not all jobs could be submitted, or followed. Those that were submitted go on.
 pub fn submit(plan: &Plan, jobs: NamedJobs, stop: &Shutdown, out: &mut impl Write) -> Result<bool, String> {
-    let said = |error: HttpError| error.to_string();
-    let mut client = JobClient::login(&plan.base, plan.key.clone(), stop).map_err(said)?;
+    let text = |error: HttpError| error.to_string();
+    let mut client = JobClient::login(&plan.base, plan.key.clone(), stop).map_err(text)?;
     let total = jobs.len();
     let mut progress = Progress::new(if plan.wait { total } else { 0 });
     let followers = plan.at_once.unwrap_or(FOLLOWERS).clamp(1, FOLLOWERS);
@@ -257,9 +257,9 @@ fn take_turn(
         Turn::Submit(spec) => {
             let job =
                 client.submit(spec.unsigned().clone(), target).map_err(|error| format!("not submitted: {error}"))?;
-            let said = News::Status(format!("submitted as {}", job.uuid));
-            // Nobody listens any more only when the command is ending, and the job's end is not told either then.
-            let _ = tell.send((name.to_owned(), said));
+            let news = News::Status(format!("submitted as {}", job.uuid));
+            // Nobody listens any more only when the command is ending, and the job's end is not shown either then.
+            let _ = tell.send((name.to_owned(), news));
             Ok(job)
         }
     }

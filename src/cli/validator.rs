@@ -13,7 +13,6 @@ use super::announce::announce_http;
 use super::key::KeyArg;
 use super::values::{RedisConfig, duration, listen_address, redis_url};
 use crate::app::{exit, status, supervise};
-use crate::base::stop::CANCEL_BUDGET;
 use crate::identity::{KeyPair, PublicKey};
 use crate::net::http::HttpServer;
 use crate::transport::ws::WsDialer;
@@ -92,8 +91,8 @@ pub fn run(args: Args) -> ExitCode {
         Ok(configured) => configured,
         Err(problem) => return exit::usage(problem),
     };
-    // One closing step for the pages, one for the connections to Redis.
-    let budget = config.drain_time + CANCEL_BUDGET + config.flush_time + 2 * supervise::CLOSING;
+    // One closing step more, for the pages.
+    let budget = Validator::stop_budget(&config) + supervise::CLOSING;
     let start = |env: &supervise::Env| {
         let http = http.map(status::bind).transpose().map_err(exit::usage)?;
         let validator = Validator::start(config, Arc::new(dialer), env.timer.clone()).map_err(exit::usage)?;
@@ -206,4 +205,24 @@ fn serve_status(listener: TcpListener, validator: &Validator, env: &supervise::E
             "remote": observer.front(),
         })
     })
+}
+
+#[cfg(all(test, not(feature = "celery")))]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn without_its_feature_the_dispatch_to_celery_is_refused() {
+        let Command { args } = Command::parse_from(["validator", "--dispatch", "celery"]);
+        let refused = configure(args).map(|_| ()).unwrap_err();
+        assert_eq!(refused, "--dispatch celery: this program was built without it (the cargo feature `celery`)");
+    }
 }

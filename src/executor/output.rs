@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_character_may_be_cut_anywhere() {
+    fn a_character_may_come_in_pieces() {
         let text = "zażółć 日本語 🚀 é";
         for size in 1..text.len() {
             let got = captured(text.as_bytes().chunks(size).map(<[u8]>::to_vec));

@@ -20,7 +20,7 @@ use crate::protocol::{
 /// Without any timing in the initial request, how long a job may take in all.
 const DEFAULT_TOTAL: Duration = Duration::from_secs(3600);
 
-/// How a job ended, as its last message said.
+/// How a job ended, as its last message reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JobEnd {
     /// The results were sent.
@@ -61,7 +61,7 @@ pub enum Input {
     Disconnected(String),
     /// The miner has closed the connection for good.
     Goodbye,
-    /// The miner said something.
+    /// A message of the miner.
     FromMiner(Box<MinerToExecutor>),
     /// The present work is done, or cannot be.
     Done(Result<Outcome, Problem>),

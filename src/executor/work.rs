@@ -93,29 +93,28 @@ struct JobWork {
 
 impl JobWork {
     fn work(&mut self, work: Work) -> Done {
-        if let Work::Prepare { image, deadline } = work {
-            let runner = self.runner.open(&self.cancel)?;
-            let workspace = Workspace::create()
-                .map_err(|error| Problem::OfHorde(format!("cannot make a folder for the job: {error}")))?;
-            let (runner, _) = self.place.insert((runner, workspace));
-            if let Some(image) = image {
-                runner.prepare(&image, &self.cancel, deadline)?;
-            }
-            return Ok(Outcome::Prepared);
-        }
-        let Some((runner, workspace)) = &self.place else {
-            return Err(Problem::OfHorde("the job has no folder".to_owned()));
-        };
         match work {
-            Work::Prepare { .. } => Ok(Outcome::Prepared),
+            Work::Prepare { image, deadline } => {
+                let runner = self.runner.open(&self.cancel)?;
+                let workspace = Workspace::create()
+                    .map_err(|error| Problem::OfHorde(format!("cannot make a folder for the job: {error}")))?;
+                let (runner, _) = self.place.insert((runner, workspace));
+                if let Some(image) = image {
+                    runner.prepare(&image, &self.cancel, deadline)?;
+                }
+                Ok(Outcome::Prepared)
+            }
             Work::Load { volume, deadline } => {
+                let (_, workspace) = self.place()?;
                 VolumeLoader::new(self.cancel.clone(), Hub::from_env()).load(&volume, workspace, deadline)?;
                 Ok(Outcome::Loaded)
             }
             Work::Run { spec, deadline } => {
+                let (runner, workspace) = self.place()?;
                 Ok(Outcome::Ran(Box::new(runner.run(&spec, workspace, &self.cancel, deadline)?)))
             }
             Work::Upload { artifacts_dir, upload, deadline } => {
+                let (_, workspace) = self.place()?;
                 let artifacts = artifacts::collect(workspace, artifacts_dir.as_deref())
                     .map_err(|error| Problem::OfHorde(format!("cannot read the job's artifacts: {error}")))?;
                 let uploads = match upload {
@@ -126,6 +125,10 @@ impl JobWork {
                 Ok(Outcome::Uploaded(Box::new(Results { artifacts: artifacts.files, uploads, machine })))
             }
         }
+    }
+
+    fn place(&self) -> Result<&(Box<dyn Runner>, Workspace), Problem> {
+        self.place.as_ref().ok_or_else(|| Problem::OfHorde("the job has no folder".to_owned()))
     }
 
     fn remove(self) {

@@ -20,7 +20,7 @@ pub struct FacilitatorConfig {
     pub state_dir: PathBuf,
     /// A session without a heartbeat for longer gets no jobs, by default 3 minutes.
     pub heartbeat_limit: Duration,
-    /// A job of which its validator has said nothing for so long ends as `horde_failed`.
+    /// A job of which its validator has reported nothing for so long ends as `horde_failed`.
     pub received_limit: Duration,
     /// A job that was received ends as `horde_failed` when nothing was heard of it for so long beyond its own limits
     /// and the start of its executor.

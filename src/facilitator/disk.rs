@@ -242,7 +242,7 @@ impl Request {
 }
 
 impl Done {
-    /// Reports to whoever waits, and gives what the router has to know. A caller that has given up hears nothing.
+    /// Reports to whoever waits, and gives what the router has to know. A caller that has given up gets nothing.
     fn report(self, changes: &Changes) -> Option<Input<Ticket>> {
         match self {
             Done::Status { session, uuid, terminal, outcome } => {

@@ -27,7 +27,7 @@ impl Meters {
             sessions: metrics.gauge("phalanx_facilitator_sessions", "Open validator connections.", &[]),
             waiting: metrics.gauge(
                 "phalanx_facilitator_waiting_jobs",
-                "Jobs of which their validator has said nothing yet.",
+                "Jobs of which their validator has reported nothing yet.",
                 &[],
             ),
             bad_signature: auth(&[("reason", "bad_signature")]),

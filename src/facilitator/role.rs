@@ -79,26 +79,32 @@ pub enum FacilitatorError {
     Http(#[source] std::io::Error),
 }
 
-/// A running facilitator. Dropping it without [`Facilitator::stop`] breaks all connections and ends all threads.
+/// A running facilitator. Dropping it stops it as a stop that is cancelled at once.
 pub struct Facilitator {
-    // Dropped in this order, each kicked and joined: the router first, whose end frees whoever waits for it; it ends
-    // the database's thread with it, which frees the users' requests.
-    router: Thread<()>,
-    disk: Thread<()>,
-    server: Server,
-    http: HttpServer,
+    /// Taken by the stop.
+    parts: Option<FacilitatorParts>,
     ws_url: String,
+    http_addr: SocketAddr,
     events: Sender<Event>,
     store: StoreHandle,
     users: Arc<Mutex<HashSet<PublicKey>>>,
     status: Arc<Mutex<RouterStatus>>,
     health: Health,
+}
+
+/// What a stop ends.
+struct FacilitatorParts {
+    router: Thread<()>,
+    disk: Thread<()>,
+    server: Server,
+    http: HttpServer,
     stop: Shutdown,
 }
 
 impl std::fmt::Debug for Facilitator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Facilitator").field("ws_url", &self.ws_url).field("http", &self.http).finish_non_exhaustive()
+        let Self { ws_url, http_addr, .. } = self;
+        f.debug_struct("Facilitator").field("ws_url", ws_url).field("http_addr", http_addr).finish_non_exhaustive()
     }
 }
 
@@ -197,8 +203,10 @@ impl Facilitator {
             move |request: &HttpRequest| -> HttpResponse { pages(request).unwrap_or_else(|| api.answer(request)) };
         let limits = HttpLimits { connections: config.http_connections, ..HttpLimits::default() };
         let http = HttpServer::start("fac", http, Arc::new(handler), limits).map_err(FacilitatorError::Http)?;
-        log::info!("facilitator: validators at {ws_url}{VALIDATOR_PATH}, users at http://{}", http.local_addr());
-        Ok(Self { router, disk, server, http, ws_url, events, store, users, status, health, stop })
+        let http_addr = http.local_addr();
+        log::info!("facilitator: validators at {ws_url}{VALIDATOR_PATH}, users at http://{http_addr}");
+        let parts = Some(FacilitatorParts { router, disk, server, http, stop });
+        Ok(Self { parts, ws_url, http_addr, events, store, users, status, health })
     }
 
     /// Where validators connect, as `127.0.0.1:1234`.
@@ -213,7 +221,7 @@ impl Facilitator {
 
     /// Where users connect.
     pub fn http_addr(&self) -> SocketAddr {
-        self.http.local_addr()
+        self.http_addr
     }
 
     /// What is up.
@@ -244,13 +252,17 @@ impl Facilitator {
 
     /// Stops in order: users (requests in work are answered), new connections, the answers that validators are owed,
     /// their connections (close 1001), then the loop and the database. At most 21 s, less when `stopping` is cancelled.
-    pub fn stop(self, stopping: &mut Stopping) {
+    pub fn stop(mut self, stopping: &mut Stopping) {
+        self.end(stopping);
+    }
+
+    fn end(&mut self, stopping: &mut Stopping) {
+        let Some(FacilitatorParts { router, disk, mut server, http, stop }) = self.parts.take() else { return };
         let [http_time, accept_time, answer_time, session_time, disk_time] = STOP_STEPS;
-        let Self { router, disk, mut server, http, events, stop, .. } = self;
         stopping.step("facilitator http", http_time, |step| http.stop(step));
         stopping.step("facilitator accept", accept_time, |step| server.stop_accepting(step));
         stopping.step("facilitator answers", answer_time, |step| {
-            router_thread::settle(&events, step.deadline(), step.shutdown());
+            router_thread::settle(&self.events, step.deadline(), step.shutdown());
         });
         stopping.step("facilitator sessions", session_time, |step| {
             server.stop(step, CLOSE_GOING_AWAY, "the facilitator is stopping");
@@ -260,6 +272,16 @@ impl Facilitator {
             step.join(router);
             step.join(disk);
         });
+    }
+}
+
+impl Drop for Facilitator {
+    fn drop(&mut self) {
+        if self.parts.is_some() {
+            let mut stopping = Stopping::cancelled();
+            self.end(&mut stopping);
+            log::info!("a facilitator was dropped: {}", stopping.finish());
+        }
     }
 }
 

@@ -10,8 +10,8 @@ const MAX_BATCH: usize = 32;
 
 /// Whether each key signed its data with its signature: for every item exactly what [`PublicKey::verify`] says.
 ///
-/// Good bare signatures, of one key above all, take the cheap way; each wrong or wrapped one costs a few single checks.
-/// It works for as long as that takes, 13 µs an item at best and some 150 µs where all are wrong, and cannot be
+/// Good unwrapped signatures, of one key above all, take the cheap way; each wrong or wrapped one costs a few single
+/// checks. It works for as long as that takes, 13 µs an item at best and some 150 µs where all are wrong, and cannot be
 /// interrupted: the caller bounds the number.
 ///
 /// # Panics
@@ -67,7 +67,7 @@ impl Batch<'_> {
         }
     }
 
-    /// Whether every row is a good signature of the bare data; a wrong one passes with a chance of 2^-128.
+    /// Whether every row is a good signature of the unwrapped data; a wrong one passes with a chance of 2^-128.
     ///
     /// The factors of the equation are drawn at random: the deterministic ones of the library do not depend on all of
     /// a signature, so that a forger could compute signatures whose errors cancel out.

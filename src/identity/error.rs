@@ -11,7 +11,7 @@ pub enum IdentityError {
     /// A text that is no SS58 address of this network.
     #[error("{text:?} is not an SS58 address with prefix 42: {why}")]
     Address {
-        /// The text as it was given, cut when it is too long to be an address.
+        /// The text as it was given, truncated when it is too long to be an address.
         text: String,
         /// What is wrong with it.
         why: String,

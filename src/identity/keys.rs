@@ -135,7 +135,7 @@ impl PublicKey {
         &self.0
     }
 
-    /// Whether this key signed the data, bare or as browser wallets sign it, between `<Bytes>` and `</Bytes>`.
+    /// Whether this key signed the data, as it is or as browser wallets sign it, between `<Bytes>` and `</Bytes>`.
     pub fn verify(&self, data: &[u8], signature: &Signature) -> bool {
         match (self.read(), signature.read()) {
             (Some(key), Some(signature)) => holds(&key, data, &signature),
@@ -154,7 +154,7 @@ impl PublicKey {
     }
 }
 
-/// Whether the key signed the data, bare or wrapped.
+/// Whether the key signed the data, unwrapped or wrapped.
 pub(super) fn holds(key: &schnorrkel::PublicKey, data: &[u8], signature: &schnorrkel::Signature) -> bool {
     let signed = |message: &[u8]| key.verify_simple(CONTEXT, message, signature).is_ok();
     signed(data) || signed(&[b"<Bytes>", data, b"</Bytes>"].concat())

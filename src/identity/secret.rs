@@ -1,8 +1,8 @@
 //! From the texts people keep (mnemonics, seeds, key URIs) to sr25519 secrets.
 //!
 //! `subxt-signer` takes URIs and mnemonics apart and `schnorrkel` does the cryptography. `subxt-signer` has a key pair
-//! as well, but it can be made neither from a bare private key, which is all that some hotkey files hold, nor asked for
-//! the seed of a mnemonic.
+//! as well, but it can be made neither from a private key alone, which is all that some hotkey files hold, nor asked
+//! for the seed of a mnemonic.
 
 use pbkdf2::pbkdf2_hmac;
 use schnorrkel::derive::{ChainCode, Derivation};

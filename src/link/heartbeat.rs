@@ -39,7 +39,7 @@ pub enum Verdict {
     Wait(Instant),
     /// Send one ping, and look again then.
     Ping(Instant),
-    /// The peer said nothing for too long: kick, without a polite close.
+    /// The peer was silent for too long: kick, without a polite close.
     Silent,
     /// A write makes no progress: kick.
     Stuck,

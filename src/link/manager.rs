@@ -113,7 +113,7 @@ pub enum Authenticated {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("refused: {reason}")]
 pub struct Refused {
-    /// What the peer said.
+    /// The reason that the peer gave.
     pub reason: String,
     /// Whether trying again soon may help; if not, the next attempt comes after [`LinkConfig::refused_pause`].
     pub passing: bool,
@@ -138,7 +138,7 @@ pub enum LinkEvent<M, A = Infallible> {
     },
     /// A text arrived that is no answer.
     Message(M),
-    /// Answers that came together, in order, each with the message that it is about. Where it cannot be told which
+    /// Answers that came together, in order, each with the message that it is about. Where it cannot be known which
     /// message is answered, the connection is given up.
     Answered(Vec<Answered<A>>),
     /// The connection ended; the link will be back, unless it is stopping.
@@ -425,14 +425,14 @@ where
                         break;
                     }
                     let lasting = is_refusal(&end, config.refusal_codes);
-                    Ended { why: end.to_string(), lasting, refused: None, code: None }
+                    Disconnection { why: end.to_string(), lasting, refused: None, code: None }
                 }
                 Err(attempt) => attempt,
             };
             if self.is_done() {
                 break;
             }
-            let Ended { why, lasting, refused, .. } = ended;
+            let Disconnection { why, lasting, refused, .. } = ended;
             let mut next_in = backoff.next_delay(Instant::now(), rng.unit());
             if lasting {
                 next_in = config.refused_pause.mul_f64(0.5 + rng.unit() / 2.0);
@@ -457,7 +457,7 @@ where
     }
 
     /// One attempt: a connection that has authenticated, and a text that came with the answer.
-    fn connect(&mut self, config: &LinkConfig) -> Result<(Connection, Option<Utf8Bytes>), Ended> {
+    fn connect(&mut self, config: &LinkConfig) -> Result<(Connection, Option<Utf8Bytes>), Disconnection> {
         let deadline = Instant::now() + config.dial_time;
         let request = DialRequest { url: &config.url, headers: &config.headers, limits: config.socket, deadline };
         let connection = self.dialer.dial(&request, &self.stop, Level::Drain)?;
@@ -472,8 +472,8 @@ where
         let _stop = self.stop.on(Level::Drain, move || kick.kick());
         let result = ask(&mut connection, authenticate.as_mut());
         match result {
-            Err(Ended { refused: Some(false), .. }) if Instant::now() >= deadline => {
-                Err(Ended::failed(format!("no answer to the authentication within {:.1?}", config.dial_time)))
+            Err(Disconnection { refused: Some(false), .. }) if Instant::now() >= deadline => {
+                Err(Disconnection::failed(format!("no answer to the authentication within {:.1?}", config.dial_time)))
             }
             Err(mut ended) => {
                 // A server may refuse us by its close code alone.
@@ -505,7 +505,7 @@ where
     }
 }
 
-/// Whether the peer has said that it is done with us (1000), rather than that it is away (1001) or broken.
+/// Whether the peer has closed because it is done with us (1000), rather than that it is away (1001) or broken.
 fn is_goodbye(end: &SessionEnd) -> bool {
     matches!(end, SessionEnd::Closed(info) if info.clean && info.code == Some(1000))
 }
@@ -516,7 +516,7 @@ fn is_refusal(end: &SessionEnd, codes: &[u16]) -> bool {
 }
 
 /// Why there is no connection, or none any more.
-struct Ended {
+struct Disconnection {
     why: String,
     /// Trying again soon does not help.
     lasting: bool,
@@ -526,13 +526,13 @@ struct Ended {
     code: Option<u16>,
 }
 
-impl Ended {
+impl Disconnection {
     fn failed(why: String) -> Self {
         Self { why, lasting: false, refused: Some(false), code: None }
     }
 }
 
-impl From<TransportError> for Ended {
+impl From<TransportError> for Disconnection {
     fn from(error: TransportError) -> Self {
         // 408, 425 and 429 ask for patience, not for a change; 5xx is the server's own trouble.
         let lasting = matches!(error, TransportError::Refused { status: 400..=499, .. })
@@ -541,14 +541,14 @@ impl From<TransportError> for Ended {
     }
 }
 
-impl From<Refused> for Ended {
+impl From<Refused> for Disconnection {
     fn from(refused: Refused) -> Self {
         Self { why: refused.to_string(), lasting: !refused.passing, refused: Some(true), code: None }
     }
 }
 
 /// Says hello and reads until the peer has decided.
-fn ask(connection: &mut Connection, authenticate: &mut dyn Authenticate) -> Result<Option<Utf8Bytes>, Ended> {
+fn ask(connection: &mut Connection, authenticate: &mut dyn Authenticate) -> Result<Option<Utf8Bytes>, Disconnection> {
     for text in authenticate.hello() {
         connection.writer.write(text)?;
     }
@@ -571,7 +571,7 @@ fn ask(connection: &mut Connection, authenticate: &mut dyn Authenticate) -> Resu
             Incoming::Pong | Incoming::Binary(_) => {}
             Incoming::Closed(info) => {
                 let why = format!("closed before the authentication was answered: {info}");
-                return Err(Ended { code: info.code, ..Ended::failed(why) });
+                return Err(Disconnection { code: info.code, ..Disconnection::failed(why) });
             }
         }
     }

@@ -140,7 +140,7 @@ pub enum Answered<A> {
     Message(Outgoing, A),
     /// An answer to nothing: no message waits for one.
     Nothing(A),
-    /// It cannot be told which message is answered. No later answer on this connection is matched.
+    /// It cannot be known which message is answered. No later answer on this connection is matched.
     Unclear(A),
 }
 

@@ -85,7 +85,7 @@ pub enum ServerEvent {
 }
 
 /// Decides on a handshake by its path and headers.
-pub type Route = Arc<dyn Fn(&HandshakeRequest) -> Result<(), Refusal> + Send + Sync>;
+pub type HandshakeCheck = Arc<dyn Fn(&HandshakeRequest) -> Result<(), Refusal> + Send + Sync>;
 
 /// Takes the events of all connections, on their threads; while it blocks, that one peer is slowed by TCP.
 pub type ServerSink = Arc<dyn Fn(ServerEvent) + Send + Sync>;
@@ -107,13 +107,13 @@ impl Server {
         config: ServerConfig,
         listener: Box<dyn Listener>,
         timer: TimerHandle,
-        route: Route,
+        check: HandshakeCheck,
         sink: ServerSink,
     ) -> Self {
         let kick = listener.kick();
         let admission = Admission { served: config.connections, turned_away: REFUSALS };
         let thread = format!("{}-accept", config.name);
-        let accepting = Accepting { config, listener, timer, route, sink };
+        let accepting = Accepting { config, listener, timer, check, sink };
         Self { acceptor: Acceptor::start(thread, admission, move || kick.kick(), accepting) }
     }
 
@@ -125,8 +125,9 @@ impl Server {
     /// Closes every connection with `code` once its outbox is drained, all in parallel, and joins their threads.
     pub fn stop(mut self, step: &mut Step, code: u16, reason: &str) {
         self.stop_accepting(step);
-        self.acceptor.cancel();
+        // In this order: a connection that is cancelled and not closing is broken.
         self.acceptor.each(|handle| handle.close(code, reason, step.deadline()));
+        self.acceptor.cancel();
         self.acceptor.join(step);
     }
 }
@@ -135,7 +136,7 @@ struct Accepting {
     config: ServerConfig,
     listener: Box<dyn Listener>,
     timer: TimerHandle,
-    route: Route,
+    check: HandshakeCheck,
     sink: ServerSink,
 }
 
@@ -164,7 +165,7 @@ impl Service for Accepting {
                 liveness: self.config.liveness,
                 beat: None,
             },
-            route: self.route.clone(),
+            check: self.check.clone(),
             sink: self.sink.clone(),
             stop,
             full: is_over,
@@ -188,7 +189,7 @@ struct Serve {
     handle: SessionHandle,
     config: ServerConfig,
     session: SessionConfig,
-    route: Route,
+    check: HandshakeCheck,
     sink: ServerSink,
     stop: Shutdown,
     full: bool,
@@ -202,7 +203,7 @@ impl Serve {
             if self.full {
                 return Err(Refusal { status: 503, body: "too many connections".to_owned() });
             }
-            (self.route)(request)
+            (self.check)(request)
         };
         let accepted = pending.handshake(&self.config.socket, deadline, &self.stop, Level::Cancel, &mut decide);
         let (connection, request) = match accepted {
@@ -212,12 +213,13 @@ impl Serve {
                 return;
             }
         };
-        let Self { id, handle, session, sink, .. } = self;
+        let Self { id, handle, session, sink, stop, .. } = self;
         sink(ServerEvent::Opened { id, handle: handle.clone(), request, peer });
-        let end = session::run(connection, &handle, &session, |arrival| {
-            if let Arrival::Text(text) = arrival {
-                sink(ServerEvent::Text { id, text });
-            }
+        let end = session::run(connection, &handle, &session, |arrival| match arrival {
+            Arrival::Text(text) => sink(ServerEvent::Text { id, text }),
+            // A kick between the handshake and the beginning of the session found no connection to break.
+            Arrival::Pause if stop.is_cancelled() && !handle.is_closing() => handle.kick(),
+            Arrival::Pause => {}
         });
         sink(ServerEvent::Closed { id, end });
     }

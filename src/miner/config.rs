@@ -1,4 +1,4 @@
-//! What a miner is told at its start.
+//! What a miner is configured with at its start.
 
 use std::collections::HashSet;
 use std::fmt;

@@ -2,7 +2,7 @@
 //!
 //! A slot goes from free to reserved to busy to ending and back to free. It is taken by exactly one lease and comes
 //! back exactly once: [`ExecutorPool::released`] needs the lease by value. A slot whose executor does not end when it
-//! is told to is quarantined, which the counts and the manifest show, until it has ended after all. At any time `free +
+//! is stopped is quarantined, which the counts and the manifest show, until it has ended after all. At any time `free +
 //! reserved + busy + ending + quarantined = declared`, per class.
 
 use std::collections::BTreeMap;
@@ -51,7 +51,7 @@ pub struct SlotCounts {
     pub busy: usize,
     /// Their job is over, their executor not yet.
     pub ending: usize,
-    /// Their executor did not end when it was told to.
+    /// Their executor did not end when it was stopped.
     pub quarantined: usize,
 }
 

@@ -48,17 +48,22 @@ pub enum MinerError {
     Store(#[from] StoreError),
 }
 
-/// A running miner. Dropping it without [`Miner::stop`] ends its jobs, executors and connections at once.
+/// A running miner. Dropping it stops it as a stop that is cancelled at once.
 pub struct Miner {
-    // Dropped in this order, each kicked and joined: the router first, whose end frees whoever waits for it.
+    /// Taken by the stop.
+    parts: Option<MinerParts>,
+    status: Arc<Mutex<MinerStatus>>,
+    url: String,
+    limits: MinerLimits,
+}
+
+/// What a stop ends.
+struct MinerParts {
     router: Thread<RouterEnd>,
     server: Server,
     disk: Thread<()>,
     events: Sender<Event>,
     stop: Shutdown,
-    status: Arc<Mutex<MinerStatus>>,
-    url: String,
-    limits: MinerLimits,
 }
 
 impl fmt::Debug for Miner {
@@ -124,7 +129,8 @@ impl Miner {
         let sink = router_thread::sink(events.clone());
         let server = Server::start(config.server.clone(), listener, timer, router_thread::accept_path(), sink);
         log::info!("miner {} serves on {url}", config.key.ss58());
-        Ok(Self { router, server, disk, events, stop, status, url, limits: config.limits })
+        let parts = Some(MinerParts { router, server, disk, events, stop });
+        Ok(Self { parts, status, url, limits: config.limits })
     }
 
     /// Where validators and executors dial, `ws://address:port`.
@@ -151,14 +157,20 @@ impl Miner {
     /// cancelled); then fails what is left, telling its validators, ends the executors, closes the connections with
     /// 1001, and joins all threads. Executors dial the miner, so it accepts connections for as long as it waits for
     /// jobs.
-    pub fn stop(self, stopping: &mut Stopping) {
-        let Self { router, mut server, disk, events, stop, limits, .. } = self;
+    pub fn stop(mut self, stopping: &mut Stopping) {
+        self.end(stopping);
+    }
+
+    fn end(&mut self, stopping: &mut Stopping) {
+        let Some(MinerParts { router, mut server, disk, events, stop }) = self.parts.take() else { return };
+        let limits = &self.limits;
         let cancel = stop.clone();
         let _at_once = stopping.shutdown().on(Level::Cancel, move || cancel.cancel());
         stopping.step("miner: jobs", limits.drain_time, |step| {
             let (idle, when_idle) = bounded(0);
-            let sent = events.send(Event::Input(Input::Stop(Level::Drain))).is_ok();
-            if sent && events.send(Event::WhenIdle(idle)).is_ok() {
+            let asked = [Event::Input(Input::Stop(Level::Drain)), Event::WhenIdle(idle)];
+            // A router that does not take them ends with the executors.
+            if asked.into_iter().all(|event| events.send_deadline(event, step.deadline()).is_ok()) {
                 let _waiting = waiting("the jobs to end", Some(step.deadline()));
                 select! {
                     recv(when_idle) -> _ => {}
@@ -181,5 +193,15 @@ impl Miner {
             server.stop(step, CLOSE_GOING_AWAY, "the miner is stopping");
         });
         stopping.step("miner: receipts", CLOSE_TIME, |step| step.join(disk).unwrap_or(()));
+    }
+}
+
+impl Drop for Miner {
+    fn drop(&mut self) {
+        if self.parts.is_some() {
+            let mut stopping = Stopping::cancelled();
+            self.end(&mut stopping);
+            log::info!("a miner was dropped: {}", stopping.finish());
+        }
     }
 }

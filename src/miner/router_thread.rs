@@ -20,7 +20,7 @@ use crate::base::thread::Thread;
 use crate::base::waits::{send, waiting};
 use crate::identity::PublicKey;
 use crate::link::outbox::{Full, Outgoing};
-use crate::link::server::{Route, ServerEvent, ServerSink};
+use crate::link::server::{HandshakeCheck, ServerEvent, ServerSink};
 use crate::link::session::SessionHandle;
 use crate::transport::{HandshakeRequest, Refusal};
 
@@ -46,13 +46,13 @@ pub(super) struct RouterEnd {
 }
 
 /// Reports the end of an executor to the router's thread.
-pub(super) type Ended = Arc<dyn Fn(String, ExecutorEnd) + Send + Sync>;
+pub(super) type OnExecutorEnd = Arc<dyn Fn(String, ExecutorEnd) + Send + Sync>;
 
 /// All that the router's thread owns.
 pub(super) struct RouterThread {
     pub router: Router,
     pub executors: ExecutorManager,
-    pub ended: Ended,
+    pub ended: OnExecutorEnd,
     pub orders: Sender<StoreOrder>,
     pub status: Arc<Mutex<MinerStatus>>,
     /// How long executors have to end when the miner stops.
@@ -60,7 +60,7 @@ pub(super) struct RouterThread {
 }
 
 /// Paths that are not ours are refused in the handshake; who a peer is, the router judges.
-pub(super) fn accept_path() -> Route {
+pub(super) fn accept_path() -> HandshakeCheck {
     Arc::new(|request: &HandshakeRequest| match Peer::from_path(&request.path) {
         Some(_) => Ok(()),
         None => Err(Refusal { status: 404, body: format!("no such path: {}", request.path) }),

@@ -32,13 +32,13 @@ pub enum DialError {
     LookUp {
         /// The name as given.
         host: String,
-        /// What the resolver said.
+        /// The error of the resolver.
         source: io::Error,
     },
     /// No address accepted the connection.
     #[error("cannot connect to {}", listed(failures))]
     Connect {
-        /// Each address and what the system said of it, in the order of the answers.
+        /// Each address and its error, in the order of the answers.
         failures: Vec<(String, io::Error)>,
     },
     /// The deadline passed first.

@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn passwords_and_tokens_of_addresses_are_hidden() {
-        for (said, shown) in [
+        for (text, shown) in [
             ("bad url \"ws://u:p@h:1/x\": no", "bad url \"ws://…@h:1/x\": no"),
             ("wss://u@h", "wss://…@h"),
             ("http://u:p@ss/w@rd@h/ and http://a:b@c", "http://…@h/ and http://…@c"),
@@ -65,7 +65,7 @@ mod tests {
             ("://", "://"),
             ("http://ü:ö@ä", "http://…@ä"),
         ] {
-            assert_eq!(secrets(said), shown);
+            assert_eq!(secrets(text), shown);
         }
     }
 }

@@ -69,14 +69,14 @@ pub enum Cause {
 
 /// A program that has ended, with all of its group.
 #[derive(Debug, Clone, Copy)]
-pub struct Ended {
+pub struct GroupEnd {
     /// What the system says of it.
     pub status: ExitStatus,
     /// Why it was ended; `None` if it ended by itself.
     pub cause: Option<Cause>,
 }
 
-/// Why there is no [`Ended`].
+/// Why there is no [`GroupEnd`].
 #[derive(Debug, thiserror::Error)]
 pub enum GroupError {
     /// It could not be started.
@@ -95,14 +95,14 @@ impl GroupRun<'_> {
     ///
     /// # Errors
     /// [`GroupError`].
-    pub fn run(mut self) -> Result<Ended, GroupError> {
+    pub fn run(mut self) -> Result<GroupEnd, GroupError> {
         let pipe = |sink: &Option<Sink>| if sink.is_some() { Stdio::piped() } else { Stdio::null() };
         let (stdout, stderr) = (pipe(&self.stdout), pipe(&self.stderr));
         self.command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).process_group(0);
         let mut group = Group { child: self.command.spawn().map_err(GroupError::Start)?, given_up: false };
         log::debug!("{:?} is process {}", self.command.get_program(), group.child.id());
         let cause = self.watch(&mut group)?;
-        Ok(Ended { status: group.child.wait()?, cause })
+        Ok(GroupEnd { status: group.child.wait()?, cause })
     }
 
     fn watch(self, group: &mut Group) -> Result<Option<Cause>, GroupError> {

@@ -1,4 +1,4 @@
-//! In which order, and when, a process group is told to end. Pure.
+//! In which order, and when, a process group is ended. Pure.
 
 use std::time::{Duration, Instant};
 

@@ -27,7 +27,7 @@ pub enum ToolError {
     Start {
         /// The program.
         program: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// It could not be watched, or did not end.
@@ -43,7 +43,7 @@ pub enum ToolError {
     Failed {
         /// What was to be done.
         doing: &'static str,
-        /// What the tool said.
+        /// The stderr of the tool.
         text: String,
     },
     /// The deadline passed first, and it was ended.
@@ -88,8 +88,8 @@ pub fn output(command: Command, doing: &'static str, stop: &Shutdown, deadline: 
         Some(Cause::Stop) => Err(ToolError::Cancelled(doing)),
         None if ended.status.success() => Ok(text(stdout)),
         None => {
-            let said = text(stderr);
-            let text = if said.is_empty() { format!("{program} ended with {}", ended.status) } else { said };
+            let stderr = text(stderr);
+            let text = if stderr.is_empty() { format!("{program} ended with {}", ended.status) } else { stderr };
             Err(ToolError::Failed { doing, text })
         }
     }
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn output_is_trimmed_and_bounded_and_a_failure_says_what_the_tool_said() {
+    fn output_is_trimmed_and_bounded_and_a_failure_has_the_stderr_of_the_tool() {
         assert_eq!(sh("echo ' a b '; echo no >&2").unwrap(), "a b");
         assert_eq!(sh("head -c 3000000 /dev/zero | tr '\\0' x").unwrap().len(), KEPT_BYTES);
         assert_eq!(sh("echo no >&2; exit 3").unwrap_err().to_string(), "cannot try: no");

@@ -2,12 +2,12 @@
 //!
 //! A validator answers a miner but never the facilitator. What is quoted of the frame is bounded, so that a frame of
 //! 50 MiB does not earn an answer of that size: see [`MAX_ERRORS`](super::MAX_ERRORS),
-//! [`MAX_ECHO_BYTES`](super::MAX_ECHO_BYTES) and [`MAX_FRAME_ECHO_CHARS`]. Cut text says so at its end.
+//! [`MAX_ECHO_BYTES`](super::MAX_ECHO_BYTES) and [`MAX_FRAME_ECHO_CHARS`]. Truncated text says so at its end.
 
 use serde_json::Value;
 
 use super::enums::ResponseStatus;
-use super::error::{DecodeError, ErrorDetail, LocItem, cut};
+use super::error::{DecodeError, ErrorDetail, LocItem, truncate};
 use super::executor::GenericError;
 use super::facilitator::{ErrorItem, Response};
 use super::json::{JsonMap, Style, Writer};
@@ -73,7 +73,7 @@ pub fn to_miner(error: &DecodeError, frame: &str, name: &str) -> GenericError {
         errors.close('}');
     }
     errors.close(']');
-    let frame = cut(frame, MAX_FRAME_ECHO_CHARS);
+    let frame = truncate(frame, MAX_FRAME_ECHO_CHARS);
     let details = format!("Malformed message {frame} from miner {name}: {}", errors.into_string());
     GenericError { details: Some(details) }
 }
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn many_errors_are_counted_but_not_all_told() {
+    fn many_errors_are_counted_but_not_all_listed() {
         let escaped = "\\u0001".repeat(200);
         let keys: String = (0..10_000).map(|n| format!(",\"{n}\":\"{escaped:.1200}\"")).collect();
         let frame = format!("{{\"message_type\":\"V0Heartbeat\"{keys}}}");

@@ -50,7 +50,7 @@ impl DateTime {
 }
 
 impl From<SystemTime> for DateTime {
-    /// The time in UTC, cut to microseconds; limits as for [`DateTime::from_unix_micros`].
+    /// The time in UTC, truncated to microseconds; limits as for [`DateTime::from_unix_micros`].
     fn from(time: SystemTime) -> Self {
         let micros = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros());
         DateTime::from_unix_micros(micros.try_into().unwrap_or(i64::MAX))
@@ -76,7 +76,7 @@ impl fmt::Display for DateTime {
     }
 }
 
-/// Digits beyond a microsecond are dropped, and a bare number counts in UTC.
+/// Digits beyond a microsecond are dropped, and a number alone counts in UTC.
 const TIME_CONFIG: TimeConfig = TimeConfig {
     microseconds_precision_overflow_behavior: MicrosecondsPrecisionOverflowBehavior::Truncate,
     unix_timestamp_offset: Some(0),

@@ -54,7 +54,7 @@ impl From<usize> for LocItem {
 }
 
 impl LocItem {
-    /// A key that came from the peer, cut to a quotable length.
+    /// A key that came from the peer, truncated to a quotable length.
     pub(super) fn from_input(key: &str) -> Self {
         LocItem::Key(Cow::Owned(quote(key).into_owned()))
     }
@@ -78,7 +78,7 @@ pub struct ErrorDetail {
     pub loc: Vec<LocItem>,
     /// What is wrong, as a sentence.
     pub msg: String,
-    /// What stood at the place; cut text if it is longer than [`MAX_ECHO_BYTES`].
+    /// What stood at the place; truncated text if it is longer than [`MAX_ECHO_BYTES`].
     pub input: Value,
     /// What the sentence is made of.
     pub ctx: JsonMap,
@@ -225,13 +225,13 @@ pub(super) fn invalid_json(text: &str, error: &jiter::JsonError, expected: Strin
     errors.into_error(expected)
 }
 
-/// The text, cut to what a sentence may quote.
+/// The text, truncated to what a sentence may quote.
 pub(super) fn quote(text: &str) -> Cow<'_, str> {
-    cut(text, MAX_QUOTE)
+    truncate(text, MAX_QUOTE)
 }
 
-/// The text, cut after `chars` characters with a remark that says so.
-pub(super) fn cut(text: &str, chars: usize) -> Cow<'_, str> {
+/// The text, truncated after `chars` characters with a remark that says so.
+pub(super) fn truncate(text: &str, chars: usize) -> Cow<'_, str> {
     match text.char_indices().nth(chars) {
         None => Cow::Borrowed(text),
         Some((end, _)) => Cow::Owned(format!("{}… (cut, {} bytes in all)", &text[..end], text.len())),
@@ -241,7 +241,7 @@ pub(super) fn cut(text: &str, chars: usize) -> Cow<'_, str> {
 /// The value as an answer may quote it: itself if it is small, else the beginning of its text.
 fn echo(input: &JsonValue<'_>) -> Value {
     if let JsonValue::Str(text) = input {
-        return Value::String(cut(text, MAX_ECHO_BYTES).into_owned());
+        return Value::String(truncate(text, MAX_ECHO_BYTES).into_owned());
     }
     let mut budget = MAX_ECHO_BYTES;
     if fits(input, &mut budget) {

@@ -218,9 +218,9 @@ message! {
         stage: JobStage = JobStage::Unknown,
         /// The exit status of the container.
         docker_process_exit_status: Option<Int> = None,
-        /// What it wrote to stdout, perhaps cut.
+        /// What it wrote to stdout, perhaps truncated.
         docker_process_stdout: Option<String> = None,
-        /// What it wrote to stderr, perhaps cut.
+        /// What it wrote to stderr, perhaps truncated.
         docker_process_stderr: Option<String> = None,
         /// More about it.
         context: Option<JsonMap> = None,
@@ -233,9 +233,9 @@ message! {
         @"message_type" = "V0JobFinishedRequest",
         /// The job.
         job_uuid: String,
-        /// What it wrote to stdout, perhaps cut.
+        /// What it wrote to stdout, perhaps truncated.
         docker_process_stdout: String,
-        /// What it wrote to stderr, perhaps cut.
+        /// What it wrote to stderr, perhaps truncated.
         docker_process_stderr: String,
         /// Its artifacts: path to base64.
         artifacts: Option<StrMap> = None,

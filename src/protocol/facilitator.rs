@@ -208,7 +208,7 @@ impl Base64Bytes {
             }
             _ => return Err("Incorrect padding".to_owned()),
         }
-        // Python ignores bits behind the last byte, so the strict decoder is told to do the same.
+        // Python ignores bits behind the last byte, so the strict decoder is configured to do the same.
         let engine = base64::engine::GeneralPurpose::new(
             &base64::alphabet::STANDARD,
             base64::engine::GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
@@ -402,9 +402,9 @@ impl JobStatusMetadata {
 message! {
     /// What a job gave.
     Allow struct JobResultDetails {
-        /// What it wrote to stderr, perhaps cut.
+        /// What it wrote to stderr, perhaps truncated.
         docker_process_stderr: String,
-        /// What it wrote to stdout, perhaps cut.
+        /// What it wrote to stdout, perhaps truncated.
         docker_process_stdout: String,
         /// Its artifacts: path to base64.
         artifacts: Option<StrMap> = None,
@@ -443,9 +443,9 @@ message! {
         context: Option<JsonMap> = None,
         /// The exit status of its container.
         docker_process_exit_status: Option<Int> = None,
-        /// What it wrote to stdout, perhaps cut.
+        /// What it wrote to stdout, perhaps truncated.
         docker_process_stdout: Option<String> = None,
-        /// What it wrote to stderr, perhaps cut.
+        /// What it wrote to stderr, perhaps truncated.
         docker_process_stderr: Option<String> = None,
     }
 }

@@ -1,7 +1,7 @@
 //! The wire protocol: the messages of the four links, read and written as the Python peers do. Nothing here does I/O.
 //!
 //! Read in this order: [`facilitator`], [`miner`] and [`executor`] hold the messages and, per direction, the enum of
-//! everything that may be said ([`FacilitatorToValidator`] and so on, each with `decode` and `encode`); [`volume`],
+//! every message ([`FacilitatorToValidator`] and so on, each with `decode` and `encode`); [`volume`],
 //! [`upload`], [`receipt`], [`enums`], [`Int`] and [`DateTime`] what they are made of; [`signing`] what is signed of
 //! them; [`answer`] what to say to a frame that cannot be read. `schema` is the layer beneath: fields, coercions and
 //! errors of pydantic 2.14, whose JSON parser this crate shares.

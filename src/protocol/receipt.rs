@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::datetime::DateTime;
 use super::enums::{ExecutorClass, ReceiptType};
-use super::error::{Errors, Fault, cut};
+use super::error::{Errors, Fault, truncate};
 use super::repr;
 use super::scalars::{int_within, list_of};
 use super::schema::{Wire, message, tagged_union};
@@ -163,7 +163,7 @@ fn job_uuid(value: &JsonValue<'_>, errors: &mut Errors) -> Option<String> {
             errors.fail(Fault::value(why), value)
         }
         Err(_) => {
-            let shown = repr::string(&cut(&text, 64));
+            let shown = repr::string(&truncate(&text, 64));
             errors.fail(Fault::value(format!("job_uuid is not a UUID: {shown}")), value)
         }
     }
@@ -196,7 +196,7 @@ fn score(value: &JsonValue<'_>, errors: &mut Errors) -> Option<String> {
     if text.len() <= MAX_SCORE_STR_LENGTH && digits(whole) && digits(fraction) {
         return Some(text);
     }
-    let shown = repr::string(&cut(&text, MAX_SCORE_STR_LENGTH));
+    let shown = repr::string(&truncate(&text, MAX_SCORE_STR_LENGTH));
     errors.fail(Fault::value(format!("Malformed score_str: {shown}")), value)
 }
 

@@ -320,7 +320,7 @@ macro_rules! tagged_union {
 }
 pub(super) use tagged_union;
 
-/// Defines everything that may be said in one direction of a link, told apart by `message_type`.
+/// Defines every message of one direction of a link, distinguished by `message_type`.
 macro_rules! direction {
     ( $(#[$meta:meta])* pub enum $name:ident { $( $variant:ident ),* $(,)? } ) => {
         $crate::protocol::schema::tagged_union! {

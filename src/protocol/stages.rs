@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::{ExecutorTimingDetails, HordeFailureReason, JobStage};
+use crate::base::limits::LONGEST_TIME;
 
 /// A stage of a job after its executor is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,9 +99,6 @@ impl From<&ExecutorTimingDetails> for Timing {
     }
 }
 
-/// A moment beyond every job, for limits that no clock can hold.
-const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-
 /// The deadline of a job as its stages begin.
 #[derive(Debug, Clone)]
 pub struct StageClock {
@@ -115,7 +113,7 @@ impl StageClock {
             Timing::PerStage { leeway, .. } => leeway,
             Timing::Total(total) => total,
         };
-        Self { timing, deadline: now + first.min(FOREVER) }
+        Self { timing, deadline: now + first.min(LONGEST_TIME) }
     }
 
     /// A stage begins; gives the new deadline.
@@ -127,7 +125,7 @@ impl StageClock {
                 Stage::Execution => execution,
                 Stage::Upload => upload,
             };
-            self.deadline += limit.min(FOREVER);
+            self.deadline += limit.min(LONGEST_TIME);
         }
         self.deadline
     }

@@ -31,7 +31,7 @@ use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::{KICK_GRACE, Step};
 use crate::base::thread::{JoinError, Kick, Thread, spawn};
-use crate::base::waits::{waiting, waiting_unless_said};
+use crate::base::waits::{waiting, waiting_unless_noted};
 use crate::ops::status::Board;
 
 /// Owns the thread. Dropping it kicks and joins the thread.
@@ -174,7 +174,7 @@ impl CommanderHandle {
             // Its caller waits until it is notified.
             let _ = notify.send(answer);
         })?;
-        let _waiting = waiting_unless_said("an answer of Redis", Some(latest));
+        let _waiting = waiting_unless_noted("an answer of Redis", Some(latest));
         match notified.recv_deadline(latest) {
             Ok(answer) => answer,
             Err(RecvTimeoutError::Disconnected) => Err(RedisError::Stopped),

@@ -215,9 +215,9 @@ mod tests {
             ("redis://:secret@h?ssl_cert_reqs=required", "the parameter \"ssl_cert_reqs\" is not known"),
             ("rediss://:secret@h?ssl_cert_reqs=none", "certificates are always checked: ssl_cert_reqs=required"),
         ] {
-            let said = RedisConfig::parse(url).unwrap_err().to_string();
-            assert_eq!(said, format!("bad Redis URL: {problem}; {EXAMPLE}"));
-            assert!(!said.contains("secret"), "{said}");
+            let reported = RedisConfig::parse(url).unwrap_err().to_string();
+            assert_eq!(reported, format!("bad Redis URL: {problem}; {EXAMPLE}"));
+            assert!(!reported.contains("secret"), "{reported}");
         }
         let config = RedisConfig::parse("rediss://me:secret@h/1").unwrap();
         assert_eq!(config.to_string(), "rediss://…@h:6379/1");

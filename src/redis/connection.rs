@@ -24,7 +24,7 @@ use super::socket::{Inbox, Ready, poll};
 use super::wake::Wake;
 use crate::base::limits::{REDIS_PUSHES, REDIS_READ_BYTES};
 use crate::base::shutdown::{Level, Shutdown};
-use crate::base::waits::waiting_unless_said;
+use crate::base::waits::waiting_unless_noted;
 use crate::net::dial::dial;
 
 /// What Redis sends without being asked: a message of a channel, an invalidated key.
@@ -201,7 +201,7 @@ impl Connection {
                 Some(Incoming::Reply(value)) => return Err(self.nobody_asked(&value)),
                 None => {}
             }
-            let waiting = waiting_unless_said("a message of Redis", Some(deadline));
+            let waiting = waiting_unless_noted("a message of Redis", Some(deadline));
             let ready = self.poll(Some(wake), Some(deadline))?;
             drop(waiting);
             if ready.readable {
@@ -280,7 +280,7 @@ impl Connection {
                 }
                 None => {}
             }
-            let waiting = waiting_unless_said("an answer of Redis", Some(self.deadline));
+            let waiting = waiting_unless_noted("an answer of Redis", Some(self.deadline));
             let ready = self.poll(None, Some(self.deadline))?;
             drop(waiting);
             if ready.readable {
@@ -420,7 +420,7 @@ fn refusal(reply: &Value) -> Option<&redis::ServerError> {
     }
 }
 
-/// What Redis said, without the password: some errors repeat what was sent.
+/// The error of Redis, without the password: some errors repeat what was sent.
 fn reason_of(error: &redis::ServerError, config: &RedisConfig) -> String {
     let reason = RedisError::from(error).to_string().replace("Redis says ", "");
     config.password.as_ref().map_or(reason.clone(), |password| reason.replace(password.secret(), "…"))

@@ -115,13 +115,13 @@ pub(super) struct Pipe {
 }
 
 struct Slot {
-    /// `None` once the caller was told that it took too long: the replies are still to come, and are nobody's.
+    /// `None` once the caller was notified that it took too long: the replies are still to come, and are nobody's.
     job: Option<QueuedRequest>,
     /// Where its bytes begin.
     start: u64,
     /// Replies to the loading of scripts that come first.
     loads: usize,
-    /// What Redis said of a script that it could not load.
+    /// The error of Redis about a script that it could not load.
     refused: Option<RedisError>,
     /// Which of the commands the next replies belong to.
     fill: Range<usize>,

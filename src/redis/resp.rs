@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn however_it_is_cut_it_reads_what_the_crate_reads() {
+    fn in_any_pieces_it_reads_what_the_crate_reads() {
         let seed = Rng::from_entropy().next_u64();
         println!("seed {seed}");
         let mut rng = Rng::new(seed);
@@ -332,9 +332,9 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_is_no_redis_is_told_from_its_first_bytes() {
-        let said = all(b"HTTP/1.1 400 Bad Request\r\n").unwrap_err().to_string();
-        assert_eq!(said, "expected a reply of Redis, got \"HTTP/1.1 400 Bad Request\"…");
+    fn a_peer_that_is_no_redis_is_recognised_by_its_first_bytes() {
+        let reported = all(b"HTTP/1.1 400 Bad Request\r\n").unwrap_err().to_string();
+        assert_eq!(reported, "expected a reply of Redis, got \"HTTP/1.1 400 Bad Request\"…");
         for bad in [
             &b"$5\r\nhello!\r\n"[..],
             b":12a\r\n",
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_about_a_reply_is_passed_over() {
+    fn the_attributes_of_a_reply_are_skipped() {
         let read =
             all(b"|1\r\n+ttl\r\n:3600\r\n*2\r\n|0\r\n:1\r\n|1\r\n+a\r\n*0\r\n:2\r\n*-1\r\n=7\r\ntxt:abc\r\n").unwrap();
         let text = Value::VerbatimString { format: VerbatimFormat::Text, text: "abc".to_owned() };

@@ -1,8 +1,8 @@
-//! The room without the feature `store`: no state folder can be opened, and whoever configures one is told so. Pure.
+//! The room without the feature `store`: no state folder can be opened, and whoever configures one gets an error. Pure.
 
 use std::path::PathBuf;
 
-/// What is said of a state folder.
+/// The error about a state folder.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {

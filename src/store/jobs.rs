@@ -161,7 +161,7 @@ impl JobStore {
         Ok(Batch(self.0.transaction()?))
     }
 
-    /// Jobs that were submitted and of which no validator has said anything, the oldest first.
+    /// Jobs that were submitted and of which no validator has reported anything, the oldest first.
     ///
     /// # Errors
     /// SQLite's.
@@ -174,7 +174,7 @@ impl JobStore {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// Jobs of which a validator has said something, but not their end, each with the time of the last status.
+    /// Jobs of which a validator has reported something, but not their end, each with the time of the last status.
     ///
     /// # Errors
     /// SQLite's.

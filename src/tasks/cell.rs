@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use crate::base::lock::{lock, wait, wait_timeout};
 use crate::base::sync::{AtomicU8, Condvar, Mutex, MutexGuard, Ordering};
-use crate::base::waits::waiting_unless_said;
+use crate::base::waits::waiting_unless_noted;
 
 const PENDING: u8 = 0;
 const RUNNING: u8 = 1;
-/// Somebody has it in hand to publish its end.
+/// Somebody is publishing its end.
 const SETTLED: u8 = 2;
 
 /// A task's work until it begins, and what its waiters see: an outcome of type `O`.
@@ -179,7 +179,7 @@ impl<W, O> Cell<W, O> {
 
     fn sleep<'a>(&self, mut shown: MutexGuard<'a, Shown<W, O>>, left: Option<Duration>) -> MutexGuard<'a, Shown<W, O>> {
         shown.awaited = true;
-        let _waiting = waiting_unless_said("a task", left.and_then(|left| Instant::now().checked_add(left)));
+        let _waiting = waiting_unless_noted("a task", left.and_then(|left| Instant::now().checked_add(left)));
         match left {
             None => wait(&self.changed, shown),
             Some(left) => wait_timeout(&self.changed, shown, left),

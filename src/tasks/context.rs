@@ -114,18 +114,18 @@ impl<'a> TaskContext<'a> {
     }
 
     /// The signal that reaches waits and I/O: drain when the manager stops and the task should come to its end, cancel
-    /// when the task is told to end now. For [`Shutdown::wait_for`], `select!`, and kicks ([`Shutdown::on`]).
+    /// when the task is cancelled. For [`Shutdown::wait_for`], `select!`, and kicks ([`Shutdown::on`]).
     pub fn signal(&self) -> &Shutdown {
         self.head.signal(&self.env.stop)
     }
 
-    /// Whether the task is told to end now. One that goes on is marked unresponsive after
+    /// Whether the task is cancelled. One that goes on is marked unresponsive after
     /// [`super::TaskConfig::cancel_grace`].
     pub fn is_cancelled(&self) -> bool {
         self.head.cancelled().is_some()
     }
 
-    /// Why the task is told to end now, if it is.
+    /// Why the task is cancelled, if it is.
     pub fn cancelled(&self) -> Option<CancelReason> {
         self.head.cancelled()
     }
@@ -135,7 +135,7 @@ impl<'a> TaskContext<'a> {
         self.env.stop.is_set()
     }
 
-    /// For loops: `cx.check()?` ends the task when it is told to.
+    /// For loops: `cx.check()?` ends the task when it is cancelled.
     ///
     /// # Errors
     /// [`Interrupted`], with the reason.
@@ -143,7 +143,7 @@ impl<'a> TaskContext<'a> {
         self.cancelled().map_or(Ok(()), |reason| Err(Interrupted(reason)))
     }
 
-    /// Sleeps so long, on the system's clock, or until the task is told to end.
+    /// Sleeps so long, on the system's clock, or until the task is cancelled.
     ///
     /// # Errors
     /// [`Interrupted`], with the reason.

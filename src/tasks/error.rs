@@ -22,9 +22,9 @@ pub enum Refusal {
     Duplicate,
 }
 
-/// The task was told to end while it waited.
+/// The task was cancelled while it waited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("told to end {0}")]
+#[error("cancelled {0}")]
 pub struct Interrupted(pub CancelReason);
 
 /// A panic of a task's work.
@@ -36,7 +36,7 @@ impl Panic {
         Self(Arc::new((message, backtrace)))
     }
 
-    /// What the panic said.
+    /// The message of the panic.
     pub fn message(&self) -> &str {
         &self.0.0
     }

@@ -13,7 +13,7 @@ use super::options::TaskOptions;
 use super::state::{CancelReason, TaskState};
 use super::store::TaskId;
 use crate::base::lock::{lock, wait_timeout};
-use crate::base::waits::waiting_unless_said;
+use crate::base::waits::waiting_unless_noted;
 
 /// Tasks of one kind of result. Dropping the group cancels those of its tasks that have not ended.
 pub struct Group<T: 'static, E: 'static> {
@@ -154,7 +154,7 @@ impl Meeting {
             if left.is_zero() {
                 return None;
             }
-            let _waiting = waiting_unless_said("a task of a group", Some(deadline));
+            let _waiting = waiting_unless_noted("a task of a group", Some(deadline));
             state = wait_timeout(&self.changed, state, left);
         }
     }

@@ -1,4 +1,4 @@
-//! A task in the hands of whoever submitted it.
+//! A task as whoever submitted it holds it.
 
 use std::fmt;
 use std::sync::Arc;

@@ -98,7 +98,7 @@ impl Head {
         self.submitted.store(submitted, Ordering::Relaxed);
     }
 
-    /// Why it was told to end, if it was.
+    /// Why it was cancelled, if it was.
     pub(super) fn cancelled(&self) -> Option<CancelReason> {
         match self.cancel.load(Ordering::SeqCst) {
             0 => None,

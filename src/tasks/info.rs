@@ -33,7 +33,7 @@ pub struct TaskInfo {
     pub progress: Option<Progress>,
     /// Why it has no result.
     pub error: Option<String>,
-    /// It did not end when it was told to, and still runs.
+    /// It did not end when it was cancelled, and still runs.
     pub unresponsive: bool,
     /// Since it was accepted.
     #[serde(with = "seconds")]
@@ -106,11 +106,11 @@ pub struct TasksStatus {
     pub workers_max: usize,
     /// Of those, the ones that sleep.
     pub idle: usize,
-    /// Threads whose task did not end when it was told to; they were replaced.
+    /// Threads whose task did not end when it was cancelled; they were replaced.
     pub written_off: usize,
     /// Tasks that run, at most 100.
     pub running: Vec<TaskInfo>,
-    /// Tasks that did not end when they were told to, and still run, at most 100.
+    /// Tasks that did not end when they were cancelled, and still run, at most 100.
     pub unresponsive: Vec<TaskInfo>,
 }
 

@@ -45,7 +45,7 @@ impl<F> fmt::Debug for SubmitError<F> {
 
 /// The answer of [`Tasks::wait_ended`].
 #[derive(Debug, Clone, PartialEq)]
-pub enum Ended {
+pub enum WaitEnd {
     /// The task has ended.
     Yes(TaskInfo),
     /// It has not, within the time.
@@ -59,7 +59,7 @@ pub enum Ended {
 pub struct TasksReport {
     /// Tasks that were cancelled because the time to finish was over.
     pub cancelled: usize,
-    /// Tasks that did not end although they were told to; their threads are stragglers of the step.
+    /// Tasks that did not end although they were cancelled; their threads are stragglers of the step.
     pub unresponsive: Vec<TaskInfo>,
 }
 
@@ -281,17 +281,17 @@ impl Tasks {
     }
 
     /// Blocks until a task has ended, `timeout` at most. Its result stays with its handle.
-    pub fn wait_ended(&self, id: TaskId, timeout: Duration) -> Ended {
-        let Some(task) = self.scheduler.task(id) else { return self.info(id).map_or(Ended::Unknown, Ended::Yes) };
+    pub fn wait_ended(&self, id: TaskId, timeout: Duration) -> WaitEnd {
+        let Some(task) = self.scheduler.task(id) else { return self.info(id).map_or(WaitEnd::Unknown, WaitEnd::Yes) };
         let deadline = Instant::now() + timeout;
         let mut seen = 0;
         loop {
             let (version, ended) = task.watch(seen, deadline);
             if ended {
-                return self.info(id).map_or(Ended::Unknown, Ended::Yes);
+                return self.info(id).map_or(WaitEnd::Unknown, WaitEnd::Yes);
             }
             if version == seen || Instant::now() >= deadline {
-                return Ended::StillRunning;
+                return WaitEnd::StillRunning;
             }
             seen = version;
         }
@@ -353,7 +353,7 @@ impl Drop for Periodic {
 
 #[cfg(test)]
 impl Tasks {
-    /// Whether a task was told to end.
+    /// Whether a task was cancelled.
     pub(super) fn is_cancelled(&self, id: TaskId) -> bool {
         self.scheduler.task(id).is_some_and(|task| task.head().cancelled().is_some())
     }

@@ -7,7 +7,7 @@
 //! * Every queue has a limit and a rule for "full" ([`WhenFull`]); a refused task's work is handed back.
 //! * A panic is a result, with its message, and with its backtrace if the program keeps those ([`keep_backtraces`]).
 //! * Limits in time are separate ([`Limits`]): waiting, running, in all, silence.
-//! * A task that does not end when it is told to is marked unresponsive and its worker replaced, so that it costs a
+//! * A task that does not end when it is cancelled is marked unresponsive and its worker replaced, so that it costs a
 //!   thread but not the pool; the stop names it.
 //! * Nothing polls: a manager with nothing to do does not wake.
 //! * A task with a plain `&str` for a name and nothing else is several times as cheap as one with options; without a
@@ -25,7 +25,7 @@
 //! let options = TaskOptions::new("sum").metadata("user", "7").run_limit(Duration::from_secs(5));
 //! let sum = tasks.submit(options, |cx| {
 //!     for n in 0..100u32 {
-//!         cx.check()?; // ends here when it is told to
+//!         cx.check()?; // ends here when it is cancelled
 //!         cx.progress(n as u8, "adding");
 //!     }
 //!     Ok::<u32, phalanx::tasks::Interrupted>((0..100).sum())
@@ -67,7 +67,7 @@ pub use group::{Group, GroupError};
 pub use guard::keep_backtraces;
 pub use handle::{ProgressWatch, TaskHandle, Watched};
 pub use info::{Counts, Filter, TaskInfo, TasksStatus};
-pub use manager::{ConfigError, Ended, Periodic, SubmitError, TaskManager, Tasks, TasksReport};
+pub use manager::{ConfigError, Periodic, SubmitError, TaskManager, Tasks, TasksReport, WaitEnd};
 pub use options::{Limits, TaskConfig, TaskOptions, WhenFull};
 pub use queue::Priority;
 pub use retry::RetryPolicy;

@@ -44,7 +44,7 @@ pub struct TaskConfig {
     pub keep_max: usize,
     /// Bytes of a result that is weighed, see [`TaskOptions::weigh`].
     pub result_bytes: usize,
-    /// How long a task that was told to end may go on before it is marked unresponsive and its worker replaced.
+    /// How long a cancelled task may go on before it is marked unresponsive and its worker replaced.
     pub cancel_grace: Duration,
     /// Unresponsive tasks whose workers are replaced; further ones do cost their worker.
     pub unresponsive: usize,
@@ -54,8 +54,8 @@ pub struct TaskConfig {
 
 impl TaskConfig {
     /// As many workers as the machine has processors; room for 8,192 waiting and 100,000 delayed tasks, one more waits
-    /// for room; 10,000 ended tasks are kept for an hour; results of up to 16 MiB; 5 s to end when told, then at most
-    /// 64 workers are replaced.
+    /// for room; 10,000 ended tasks are kept for an hour; results of up to 16 MiB; 5 s to end when cancelled, then at
+    /// most 64 workers are replaced.
     pub fn new(name: &'static str) -> Self {
         Self {
             name,

@@ -77,7 +77,7 @@ impl fmt::Display for Limit {
     }
 }
 
-/// Why a task was told to end.
+/// Why a task was cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CancelReason {

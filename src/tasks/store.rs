@@ -67,7 +67,7 @@ pub(super) struct Record<J> {
     pub(super) started: Option<Instant>,
     pub(super) ended: Instant,
     pub(super) attempts: u32,
-    /// It did not end when it was told to, and still runs; its worker was written off.
+    /// It did not end when it was cancelled, and still runs; its worker was written off.
     pub(super) unresponsive: bool,
     /// Why it has no result.
     pub(super) error: Option<Box<str>>,

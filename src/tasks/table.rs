@@ -31,7 +31,7 @@ pub(super) enum Alarm {
     Start(TaskId),
     /// A task has exceeded a limit, unless it has moved on.
     Limit(TaskId, Limit),
-    /// A task that was told to end should have.
+    /// A cancelled task should have ended.
     Grace(TaskId),
     /// A periodic task is due.
     Period(u64),
@@ -371,7 +371,7 @@ impl TaskTable {
         self.due.next()
     }
 
-    /// Whether something is due earlier than [`TaskTable::next_due`] said; says so once.
+    /// Whether something is due earlier than [`TaskTable::next_due`] returned; returns true once.
     pub(super) fn take_earlier(&mut self) -> bool {
         std::mem::take(&mut self.earlier)
     }

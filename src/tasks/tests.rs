@@ -68,7 +68,7 @@ pub(super) fn gated(
         begin.send(()).unwrap();
         crossbeam_channel::select! {
             recv(gate) -> _ => Ok(7),
-            recv(cx.signal().cancel_receiver()) -> _ => Err("told to end".to_owned()),
+            recv(cx.signal().cancel_receiver()) -> _ => Err("cancelled".to_owned()),
         }
     };
     (tasks.submit(options, work).unwrap(), begun, open)
@@ -96,7 +96,7 @@ fn the_docs_show_the_example_that_is_tested() {
 }
 
 #[test]
-fn a_result_an_error_and_a_panic_are_told_apart() {
+fn a_result_an_error_and_a_panic_are_distinguished() {
     let fixture = fixture(|c| c);
     assert_eq!(fixture.tasks.submit("sum", |_| Ok::<_, Text>(1 + 1)).unwrap().wait().unwrap(), 2);
     let failed = fixture.tasks.submit("fails", |_| Err::<(), _>("no".to_owned())).unwrap();
@@ -173,10 +173,10 @@ fn waiting_tells_running_taken_and_unknown_apart() {
     let (handle, begun, open) = gated(&fixture.tasks, "slow");
     begin(&begun);
     assert!(matches!(handle.wait_timeout(Duration::from_millis(1)), Err(TaskError::StillRunning)));
-    assert_eq!(fixture.tasks.wait_ended(handle.id(), Duration::from_millis(1)), Ended::StillRunning);
+    assert_eq!(fixture.tasks.wait_ended(handle.id(), Duration::from_millis(1)), WaitEnd::StillRunning);
     open.send(()).unwrap();
     assert!(
-        matches!(fixture.tasks.wait_ended(handle.id(), LONG), Ended::Yes(info) if info.state == TaskState::Completed)
+        matches!(fixture.tasks.wait_ended(handle.id(), LONG), WaitEnd::Yes(info) if info.state == TaskState::Completed)
     );
     assert_eq!(handle.wait_timeout(LONG).unwrap(), 7);
     assert!(matches!(handle.wait_timeout(LONG), Err(TaskError::Taken)));
@@ -184,7 +184,7 @@ fn waiting_tells_running_taken_and_unknown_apart() {
     fixture.clock.advance(HOUR);
     // The reaper forgets it, and then nothing is known of it.
     until("the reaper forgets the task", || fixture.tasks.info(id).is_none());
-    assert_eq!(fixture.tasks.wait_ended(id, LONG), Ended::Unknown);
+    assert_eq!(fixture.tasks.wait_ended(id, LONG), WaitEnd::Unknown);
     assert_eq!(fixture.tasks.counts(), Counts::default());
 }
 
@@ -245,7 +245,7 @@ fn an_end_is_seen_by_id_though_nobody_has_the_handle() {
     let waiter = spawn("t-waiter", Kick::dropped("the task"), move || tasks.wait_ended(id, LONG));
     open.send(()).unwrap();
     let ended = waiter.join_by(Instant::now() + LONG).unwrap();
-    assert!(matches!(ended, Ended::Yes(info) if info.state == TaskState::Completed));
+    assert!(matches!(ended, WaitEnd::Yes(info) if info.state == TaskState::Completed));
     assert_eq!(watch.next(LONG), Watched::Ended);
 }
 
@@ -358,7 +358,7 @@ fn signs_of_life_put_the_silence_limit_off() {
 }
 
 #[test]
-fn a_task_that_does_not_end_when_told_is_visible_and_does_not_hold_up_others() {
+fn a_task_that_does_not_end_when_cancelled_is_visible_and_does_not_hold_up_others() {
     let mut fixture = fixture(|c| c.workers(1));
     let (begin_tx, begun) = bounded(1);
     let (open, gate) = bounded::<()>(1);

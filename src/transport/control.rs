@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_is_cut_between_characters() {
+    fn a_reason_is_truncated_between_characters() {
         assert_eq!(fitting("short"), "short");
         assert_eq!(fitting(&"é".repeat(100)), "é".repeat(61));
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::net::dial::DialError;
 use crate::ops::errors::ErrorClass;
 
-/// An error of the transport. None leaves the connection usable; which may be tried anew is said by the predicates.
+/// An error of the transport. None leaves the connection usable; which may be tried anew the predicates answer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransportError {
@@ -55,7 +55,7 @@ pub enum TransportError {
     Bind {
         /// As given.
         address: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The server refused the upgrade; on the server, its own `route` did.
@@ -118,7 +118,7 @@ pub enum TransportError {
     Io {
         /// What was under way.
         doing: &'static str,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }

@@ -110,8 +110,8 @@ pub trait ReadHalf: Send {
     /// is final.
     fn read(&mut self) -> Result<Incoming, TransportError>;
 
-    /// As [`ReadHalf::read`], but never blocks: `None` if nothing is left of what was received, or if that cannot be
-    /// told; then `read` goes on.
+    /// As [`ReadHalf::read`], but never blocks: `None` if nothing is left of what was received, or if that is not
+    /// known; then `read` goes on.
     ///
     /// # Errors
     /// As for [`ReadHalf::read`].
@@ -155,7 +155,7 @@ pub trait WriteHalf: Send {
     /// Flushes and sends Close with `code`; nothing can be written afterwards. If the peer sent a Close, or broke the
     /// protocol, it gets the answer to that instead. The peer's Close is still to be read.
     ///
-    /// A `reason` over 123 bytes is cut.
+    /// A `reason` over 123 bytes is truncated.
     ///
     /// # Errors
     /// [`TransportError::CloseCode`] if the code must not be sent (then nothing was); otherwise as
@@ -334,7 +334,7 @@ impl HandshakeRequest {
     }
 }
 
-/// Why a server does not take a connection, as the client is told.
+/// Why a server does not take a connection, as the client is answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// HTTP status, 400 to 599; another is sent as 500.

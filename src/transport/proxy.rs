@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_without_the_password() {
+    fn what_is_wrong_is_reported_without_the_password() {
         for (url, says) in [
             ("socks5://me:secret@h:1080", "not http"),
             ("me:secret@h:1080", "not http"),

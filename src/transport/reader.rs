@@ -17,7 +17,7 @@ pub(super) trait Receive: Send {
     fn receive(&mut self) -> Result<Message, Error>;
 
     /// As [`Receive::receive`], but gives only what has been received already; `None` if the system must be asked, or
-    /// if that cannot be told.
+    /// if that is not known.
     fn receive_ready(&mut self) -> Result<Option<Message>, Error> {
         Ok(None)
     }

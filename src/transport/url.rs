@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn what_is_wrong_is_reported() {
         for (url, says) in [
             ("http://h/", "scheme http, expected ws or wss"),
             ("h:80", "no scheme"),

@@ -32,7 +32,7 @@ pub struct JobTimes {
     pub reservation: Duration,
     /// For the start of an executor, beyond the spin-up time of its class.
     pub executor_startup: Duration,
-    /// For all stages together, beyond their limits; whole seconds, because executors are told.
+    /// For all stages together, beyond their limits; whole seconds, because executors get it.
     pub leeway: Duration,
 }
 
@@ -61,7 +61,7 @@ pub enum Input {
     Start,
     /// The answer to [`Action::Reserve`].
     Reserved(Result<MinerAddress, NoMiner>),
-    /// The miner said something.
+    /// A message of the miner.
     Message(Box<MinerToValidator>),
     /// An attempt to connect failed; another will follow.
     ConnectFailed {
@@ -77,7 +77,7 @@ pub enum Input {
     },
     /// An [`Action::Send`] could not be done, and why.
     NotSent(String),
-    /// The job was told to end.
+    /// The job was cancelled.
     Cancel {
         /// Whether others go on with it, on the same miner.
         goes_on: bool,
@@ -118,7 +118,7 @@ pub enum Action {
     Release,
     /// Report the end of the job.
     End(Box<Outcome>),
-    /// The job was told to end before it had ended.
+    /// The job was cancelled before it had ended.
     Cancelled,
     /// Send what is queued for the miner, and end the connection to it.
     Close,
@@ -156,7 +156,7 @@ enum AttemptEnd {
     NotTaken(Outcome),
     /// The miner's manifest does not name the class.
     NoSuchClass,
-    /// The job was told to end.
+    /// The job was cancelled.
     Cancelled { goes_on: bool },
 }
 
@@ -175,7 +175,7 @@ pub struct Drive {
     begun_on: Option<PublicKey>,
     tried: Vec<PublicKey>,
     refusals: usize,
-    /// What the last miner that did not take it said.
+    /// The answer of the last miner that did not take it.
     last: Option<Outcome>,
     attempt: Option<Attempt>,
     out: Vec<Action>,

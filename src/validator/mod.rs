@@ -11,10 +11,10 @@
 //! val-mi-n-rd  the link of job n to its miner, and its writer val-mi-n-wr; they end with the job
 //! ```
 //!
-//! * [`client`]: the facilitator client, for embedding: inert, running, stopped; and a job in the hands of whoever runs
-//!   it.
+//! * [`client`]: the facilitator client, for embedding: inert, running, stopped; and a job as it is held by whoever
+//!   runs it.
 //! * [`ledger`]: the status updates until they are answered: order, retries, dead letters, disk.
-//! * [`drive`]: one job, from the choice of a miner to its end. Pure; [`organic`] is the loop around it.
+//! * [`drive`]: one job, from the choice of a miner to its end. Pure; `organic` is the loop around it.
 //! * `jobs`: what runs them, in one trait: workers of this process, stub jobs, or [`remote`]: jobs on other machines
 //!   (the front, which is part of a validator, and the job worker).
 //! * [`role`]: the validator as a whole; its start and stop, all steps in order.
@@ -25,7 +25,7 @@ pub mod ledger;
 pub mod miner_client;
 #[cfg(feature = "roles")]
 pub mod miners;
-pub mod organic;
+mod organic;
 #[cfg(feature = "roles")]
 pub mod role;
 pub mod routing;

@@ -55,9 +55,13 @@ pub(super) trait Reports {
     /// What is asked for.
     fn request(&self) -> &Arc<V2JobRequest>;
     /// Miners that are not to have it.
-    fn avoid(&self) -> &[PublicKey];
+    fn avoid(&self) -> &[PublicKey] {
+        &[]
+    }
     /// The miner that had it when it was begun before: it has it still, if it is what we think.
-    fn begun_on(&self) -> Option<PublicKey>;
+    fn begun_on(&self) -> Option<PublicKey> {
+        None
+    }
     /// Blocks until the job is known whatever happens, 5 seconds at most.
     fn wait_until_known(&self) -> Result<(), NotOnDisk>;
     /// A step on the way.
@@ -67,10 +71,12 @@ pub(super) trait Reports {
     fn machine_specs(&self, specs: V0MachineSpecsUpdate);
     /// Its end; blocks until it is kept.
     fn end(self, outcome: Outcome);
-    /// It was told to end before it had ended.
+    /// It was cancelled before it had ended.
     fn cancelled(self);
-    /// Whether others go on with it, on the same miner, when it was told to end.
-    fn goes_on(&self) -> bool;
+    /// Whether others go on with it, on the same miner, when it was cancelled.
+    fn goes_on(&self) -> bool {
+        false
+    }
 }
 
 /// How long the link to the miner may take to close after the job.

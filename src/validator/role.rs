@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::client::running::DISK_TIME;
 use super::client::{
     ClientConfig, ClientError, ClientHandle, FacilitatorClient, Job, JobHandler, LeftJob, RunningClient,
 };
@@ -14,11 +15,11 @@ use super::jobs::here::Here;
 #[cfg(feature = "celery")]
 use super::jobs::remote::{DEFAULT_QUEUE, Front, FrontConfig};
 use super::jobs::stub::Stub;
-use super::jobs::{FrontStatus, JobRunner};
+use super::jobs::{DISPATCH_CLOSE_TIME, FrontStatus, JobRunner};
 use super::organic::Miners;
 use super::routing::MinerAddress;
 use crate::base::backoff::BackoffConfig;
-use crate::base::stop::Stopping;
+use crate::base::stop::{CANCEL_BUDGET, Stopping};
 use crate::base::timer::TimerHandle;
 use crate::identity::{KeyPair, PublicKey};
 use crate::ops::status::Board;
@@ -192,6 +193,11 @@ impl Validator {
         Ok(Self { client: Some(client), jobs, drain_time, flush_time })
     }
 
+    /// The longest that [`Validator::stop`] takes, the sum of its steps.
+    pub fn stop_budget(config: &ValidatorConfig) -> Duration {
+        config.drain_time + CANCEL_BUDGET + DISPATCH_CLOSE_TIME + config.flush_time + DISK_TIME
+    }
+
     /// What looks at this validator; may outlive it.
     pub fn observer(&self) -> Observer {
         let client = self.client.as_ref().expect("only the stop takes it, which consumes the validator");
@@ -204,7 +210,7 @@ impl Validator {
     }
 
     /// Stops in order: no new jobs, running jobs end (or are cancelled when their time is up), the last updates are
-    /// acknowledged, the link closes. Blocks for at most the configured drain and flush times and the kicks' grace.
+    /// acknowledged, the link closes. Blocks for at most [`Validator::stop_budget`] and the kicks' grace.
     pub fn stop(mut self, stopping: &mut Stopping) {
         self.end(stopping);
     }

@@ -157,7 +157,7 @@ impl Routing {
         }
     }
 
-    /// A miner told what it has.
+    /// A miner reported what it has.
     pub fn manifest(&mut self, hotkey: &PublicKey, manifest: HashMap<ExecutorClass, i64>) {
         if let Some(miner) = self.find(hotkey) {
             miner.manifest = Some(manifest);

@@ -18,8 +18,8 @@ fn alone(name: &str, test: fn()) {
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
     // On one thread the harness runs it on the main one.
     let output = command.args([name, "--exact", "--nocapture", "--test-threads=1"]).env(MARK, "1").output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    let ran = output.status.success() && said.contains("1 passed");
-    assert!(ran, "{name}: {said}{}", String::from_utf8_lossy(&output.stderr));
-    println!("{said}");
+    let reported = String::from_utf8_lossy(&output.stdout);
+    let ran = output.status.success() && reported.contains("1 passed");
+    assert!(ran, "{name}: {reported}{}", String::from_utf8_lossy(&output.stderr));
+    println!("{reported}");
 }

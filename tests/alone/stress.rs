@@ -73,7 +73,7 @@ fn faulty(seed: u64, calm: Arc<AtomicBool>) -> Plan {
                 0 => {}
                 1 => {
                     muted.store(0, Ordering::Relaxed);
-                    return Reply::CutBefore;
+                    return Reply::DisconnectBefore;
                 }
                 left => {
                     muted.store(left - 1, Ordering::Relaxed);
@@ -81,8 +81,8 @@ fn faulty(seed: u64, calm: Arc<AtomicBool>) -> Plan {
                 }
             }
             match below(2000) {
-                0 => Reply::CutBefore,
-                1 => Reply::CutAfter,
+                0 => Reply::DisconnectBefore,
+                1 => Reply::DisconnectAfter,
                 2 => {
                     muted.store(10, Ordering::Relaxed);
                     Reply::Mute
@@ -151,7 +151,7 @@ fn under_faults() {
     let took = begun.elapsed();
     calm.store(true, Ordering::Relaxed);
     // A connection that was muted in the last moment is not lost by itself any more.
-    facilitator.cut();
+    facilitator.disconnect();
     facilitator.wait("all have ended", |state| state.ended == asked);
     handle.flush(LONG).unwrap();
     facilitator.assert_sound();

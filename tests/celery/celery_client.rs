@@ -14,7 +14,7 @@ use phalanx::base::lock::lock;
 use phalanx::base::rng::Rng;
 use phalanx::base::thread::{Kick, Thread, spawn};
 use phalanx::celery::client::{CeleryHandle, PendingResult, SendError, TaskError, Terminate};
-use phalanx::celery::{Meta, Moment, State, Task, meta_key};
+use phalanx::celery::{Meta, Moment, ResultState, Task, meta_key};
 use phalanx::ops::errors::ErrorClass;
 use phalanx::redis::{Connection, RedisConfig, RedisError, Waited, Wake};
 use redis_kit::{FaultyProxy, RedisServer, often};
@@ -23,14 +23,14 @@ use serde_json::{Value, json};
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Waits until the result has been heard to be in a state that passes.
-fn until(pending: &PendingResult, wanted: State) {
-    let (tell, told) = bounded(64);
+fn until(pending: &PendingResult, wanted: ResultState) {
+    let (tell, notified) = bounded(64);
     pending.on_update(move |meta| {
         // Only the first one counts.
         let _ = tell.try_send(meta.state.clone());
     });
     let deadline = far();
-    while told.recv_deadline(deadline).unwrap_or_else(|_| panic!("{pending:?} is not {wanted}")) != wanted {}
+    while notified.recv_deadline(deadline).unwrap_or_else(|_| panic!("{pending:?} is not {wanted}")) != wanted {}
 }
 
 fn open(server: &RedisServer, gate: &str) {
@@ -82,7 +82,7 @@ fn a_real_worker_runs_our_tasks_and_we_get_what_became_of_each() {
     values_and_failures(&celery);
     times_and_queues(&celery);
     retries_are_followed(&celery);
-    progress_is_told_in_order(&celery, &server);
+    progress_is_reported_in_order(&celery, &server);
     what_nobody_wants_is_not_stored(&celery, &server);
     revoked(&celery, &server, &worker);
     // Nothing is followed any more.
@@ -96,14 +96,14 @@ fn a_real_worker_runs_our_tasks_and_we_get_what_became_of_each() {
 fn values_and_failures(celery: &CeleryHandle) {
     let sum = celery.send(Task::new("t.add").args(json!([2])).kwarg("y", 3)).unwrap();
     assert_eq!(sum.wait(LONG), Ok(json!(5)));
-    assert_eq!((sum.state(), sum.outcome()), (State::Success, Some(Ok(json!(5)))));
+    assert_eq!((sum.state(), sum.outcome()), (ResultState::Success, Some(Ok(json!(5)))));
     // Somebody else may ask for the same, also when it is over.
     assert_eq!(celery.result(sum.id()).unwrap().wait(LONG), Ok(json!(5)));
-    let (tell, told) = bounded(1);
+    let (tell, notified) = bounded(1);
     sum.on_end(move |outcome| tell.send(outcome.clone()).unwrap());
-    assert_eq!(told.recv_timeout(LONG).unwrap(), Ok(json!(5)));
+    assert_eq!(notified.recv_timeout(LONG).unwrap(), Ok(json!(5)));
     let meta = sum.fetch(far()).unwrap().unwrap();
-    assert_eq!((meta.state, meta.children), (State::Success, json!([])));
+    assert_eq!((meta.state, meta.children), (ResultState::Success, json!([])));
     sum.forget(far()).unwrap();
     assert_eq!(sum.fetch(far()).unwrap(), None);
 
@@ -145,11 +145,14 @@ fn times_and_queues(celery: &CeleryHandle) {
     let limits = (Some(Duration::from_millis(2500)), Some(Duration::from_secs(30)));
     let about = Task::new("t.about").id("the-id").parent("p", "r").correlation_id("c").time_limits(limits.0, limits.1);
     let about = celery.send(about.priority(4)).unwrap();
-    let said = about.wait(LONG).unwrap();
-    assert_eq!((&said["id"], &said["root_id"], &said["parent_id"]), (&json!("the-id"), &json!("r"), &json!("p")));
-    assert_eq!((&said["correlation_id"], &said["timelimit"]), (&json!("c"), &json!([30, 2.5])));
-    assert_eq!((&said["priority"], &said["queue"]), (&json!(4), &json!("celery")));
-    assert!(said["origin"].as_str().unwrap().starts_with(&format!("gen{}@", std::process::id())), "{said}");
+    let reported = about.wait(LONG).unwrap();
+    assert_eq!(
+        (&reported["id"], &reported["root_id"], &reported["parent_id"]),
+        (&json!("the-id"), &json!("r"), &json!("p"))
+    );
+    assert_eq!((&reported["correlation_id"], &reported["timelimit"]), (&json!("c"), &json!([30, 2.5])));
+    assert_eq!((&reported["priority"], &reported["queue"]), (&json!(4), &json!("celery")));
+    assert!(reported["origin"].as_str().unwrap().starts_with(&format!("gen{}@", std::process::id())), "{reported}");
     // Its parent is in what is stored, as Celery has it.
     assert_eq!(about.fetch(far()).unwrap().unwrap().parent_id.as_deref(), Some("p"));
 }
@@ -167,16 +170,16 @@ fn retries_are_followed(celery: &CeleryHandle) {
     assert_eq!(hopeless.to_string(), "RuntimeError: hopeless");
 }
 
-fn progress_is_told_in_order(celery: &CeleryHandle, server: &RedisServer) {
+fn progress_is_reported_in_order(celery: &CeleryHandle, server: &RedisServer) {
     let pending = celery.send(Task::new("t.progress").args(json!(["p", 10]))).unwrap();
-    until(&pending, State::Started);
+    until(&pending, ResultState::Started);
     let news: Arc<Mutex<Vec<Meta>>> = Arc::default();
     let noted = news.clone();
     pending.on_update(move |meta| lock(&noted).push(meta.clone()));
     open(server, "p");
     assert_eq!(pending.wait(LONG), Ok(json!("done")));
     let percents: Vec<Value> =
-        lock(&news).iter().filter(|m| m.state == State::Progress).map(|m| m.result["percent"].clone()).collect();
+        lock(&news).iter().filter(|m| m.state == ResultState::Progress).map(|m| m.result["percent"].clone()).collect();
     assert_eq!(percents, (1..=10).map(|n| json!(n * 10)).collect::<Vec<_>>());
 }
 
@@ -200,14 +203,14 @@ fn revoked(celery: &CeleryHandle, server: &RedisServer, worker: &Worker) {
     assert_eq!(early.wait(LONG), Err(TaskError::Revoked { reason: "revoked".to_owned() }));
     // One that runs.
     let running = celery.send(Task::new("t.gated").args(json!(["never"]))).unwrap();
-    until(&running, State::Started);
+    until(&running, ResultState::Started);
     let active = celery.active(LONG).unwrap();
     assert_eq!(active[worker.name()][0]["id"], running.id());
     assert_eq!(celery.revoke(&[running.id()], &Terminate::Signal("SIGKILL".to_owned()), far()).unwrap(), 1);
     assert_eq!(running.wait(LONG), Err(TaskError::Revoked { reason: "terminated".to_owned() }));
     // The next one runs as if nothing had been.
     celery.send(Task::new("t.note").args(json!(["after"]))).unwrap().wait(LONG).unwrap();
-    assert_eq!(note(server), "after", "the one that was called off has left no trace");
+    assert_eq!(note(server), "after", "the one that was revoked has left no trace");
 }
 
 #[test]
@@ -271,19 +274,22 @@ fn a_result_is_found_although_its_notification_was_missed_or_redis_was_restarted
     let celery = client.handle();
 
     let missed = celery.send(Task::new("t.gated").args(json!(["missed"]))).unwrap();
-    until(&missed, State::Started);
+    until(&missed, ResultState::Started);
     let mut watch = watch(&server, missed.id());
     proxy.refuse();
-    proxy.cut_all();
+    proxy.disconnect_all();
     open(&server, "missed");
     stored(&mut watch, missed.id());
-    assert_eq!(missed.state(), State::Started);
-    assert!(matches!(missed.wait(Duration::from_millis(10)), Err(TaskError::TimedOut { state: State::Started, .. })));
+    assert_eq!(missed.state(), ResultState::Started);
+    assert!(matches!(
+        missed.wait(Duration::from_millis(10)),
+        Err(TaskError::TimedOut { state: ResultState::Started, .. })
+    ));
     proxy.heal();
     assert_eq!(missed.wait(LONG), Ok(json!("missed")));
 
     let nap = celery.send(Task::new("t.nap").args(json!([1.0]))).unwrap();
-    until(&nap, State::Started);
+    until(&nap, ResultState::Started);
     server.restart();
     assert_eq!(nap.wait(LONG), Ok(json!(1.0)));
     // It goes on as before.
@@ -311,7 +317,7 @@ fn without_redis_a_send_fails_by_its_deadline_with_a_reason_and_works_again_when
     assert_eq!(server.cli::<usize>(&["LLEN", "kept"]), 1);
     // Nobody runs it.
     let late = pending.wait(Duration::from_millis(50)).unwrap_err();
-    assert!(matches!(&late, TaskError::TimedOut { state: State::Pending, .. }), "{late}");
+    assert!(matches!(&late, TaskError::TimedOut { state: ResultState::Pending, .. }), "{late}");
     assert_eq!(celery.revoke(&[pending.id()], &Terminate::No, far()).unwrap(), 0, "there are no workers");
     drop(error);
 }
@@ -350,8 +356,8 @@ fn a_task_whose_answer_was_lost_is_in_the_queue_once() {
     let (mut ids, mut cuts) = (BTreeSet::from(["first".to_owned()]), 0);
     while cuts < 25 {
         // An answer has 4 bytes; the replies of a log-in and of subscriptions are cut as well.
-        proxy.cut_after(1 + usize::try_from(rng.next_u64() % 12).unwrap());
-        while proxy.is_cutting() {
+        proxy.disconnect_after(1 + usize::try_from(rng.next_u64() % 12).unwrap());
+        while proxy.is_armed() {
             let id = format!("task-{}", ids.len());
             celery.send_by(Task::new("t.add").id(&id).ignore_result(), far()).unwrap();
             ids.insert(id);
@@ -368,7 +374,7 @@ fn a_task_whose_answer_was_lost_is_in_the_queue_once() {
 }
 
 #[test]
-fn a_result_that_has_expired_is_told_from_one_that_is_late() {
+fn a_result_that_has_expired_is_distinguished_from_one_that_is_late() {
     let _none = NoThreads::expected();
     let Some(server) = RedisServer::start() else { return };
     let client = Client::start(server.config());
@@ -376,10 +382,10 @@ fn a_result_that_has_expired_is_told_from_one_that_is_late() {
     let pending = celery.result("brief").unwrap();
     let meta = Meta::started("brief", 1, "w@h").write();
     server.cli::<()>(&["SET", &meta_key("brief"), &meta, "PX", "1500"]);
-    until(&pending, State::Started);
-    assert!(matches!(pending.wait(Duration::ZERO), Err(TaskError::TimedOut { state: State::Started, .. })));
+    until(&pending, ResultState::Started);
+    assert!(matches!(pending.wait(Duration::ZERO), Err(TaskError::TimedOut { state: ResultState::Started, .. })));
     let expired = pending.wait(5 * SECOND);
-    assert_eq!(expired, Err(TaskError::Expired { state: State::Started }));
+    assert_eq!(expired, Err(TaskError::Expired { state: ResultState::Started }));
     // A worker that stores it all the same is believed.
     let done = Meta::success("brief", json!(1), Moment::from_unix_micros(0)).write();
     server.cli::<()>(&["SET", &meta_key("brief"), &done]);
@@ -398,7 +404,7 @@ fn a_stop_ends_every_wait_at_once_and_refuses_what_comes_later() {
     let client = Client::start(server.config());
     let celery = client.handle();
     let pending: Vec<_> = (0..4).map(|_| celery.send(Task::new("t.add").queue("nobody")).unwrap()).collect();
-    let (tell, told) = bounded(1);
+    let (tell, notified) = bounded(1);
     pending[0].on_end(move |outcome| tell.send(outcome.clone()).unwrap());
     let (ready, waiting) = bounded(8);
     let waiters = pending.iter().enumerate().map(|(n, pending)| {
@@ -419,7 +425,7 @@ fn a_stop_ends_every_wait_at_once_and_refuses_what_comes_later() {
         assert_eq!(outcome, Err(TaskError::Stopped));
         assert!(at.saturating_duration_since(start) < 5 * SECOND);
     }
-    assert_eq!(told.recv_timeout(LONG).unwrap(), Err(TaskError::Stopped));
+    assert_eq!(notified.recv_timeout(LONG).unwrap(), Err(TaskError::Stopped));
     assert!(matches!(celery.send(Task::new("t.add")), Err(SendError::Stopped)));
     assert!(matches!(celery.result("x"), Err(SendError::Stopped)));
     assert!(matches!(celery.ping(SECOND), Err(RedisError::Stopped | RedisError::Dial(_))));

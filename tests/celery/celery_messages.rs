@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use phalanx::celery::envelope::Envelope;
 use phalanx::celery::message::TaskMessage;
-use phalanx::celery::meta::{Exception, Meta, State};
+use phalanx::celery::meta::{Exception, Meta, ResultState};
 use phalanx::celery::moment::Moment;
 use phalanx::celery::task::Task;
 use phalanx::celery::{meta_key, queue_key, value};
@@ -137,12 +137,12 @@ fn check_meta(line: &Value) {
     let (id, done) = (meta.task_id.clone(), ended.unwrap_or(Moment::from_unix_micros(0)));
     let exception = meta.exception();
     let mut made = match (&meta.state, exception) {
-        (State::Started, _) => Meta::started(id, 7, "w@h"),
-        (State::Progress, _) => Meta::progress(id, json!({"percent": 5})),
-        (State::Success, _) => Meta::success(id, meta.result.clone(), done),
-        (State::Failure, Some(exception)) => Meta::failure(id, &exception, meta.traceback.clone(), done),
-        (State::Retry, Some(exception)) => Meta::retry(id, &exception, meta.traceback.clone()),
-        (State::Revoked, _) => Meta::revoked(id, "expired", done),
+        (ResultState::Started, _) => Meta::started(id, 7, "w@h"),
+        (ResultState::Progress, _) => Meta::progress(id, json!({"percent": 5})),
+        (ResultState::Success, _) => Meta::success(id, meta.result.clone(), done),
+        (ResultState::Failure, Some(exception)) => Meta::failure(id, &exception, meta.traceback.clone(), done),
+        (ResultState::Retry, Some(exception)) => Meta::retry(id, &exception, meta.traceback.clone()),
+        (ResultState::Revoked, _) => Meta::revoked(id, "expired", done),
         (state, _) => Meta::new(id, state.clone(), json!(1)),
     };
     // Outside a worker's task nobody counts its children.

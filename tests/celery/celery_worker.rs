@@ -14,7 +14,7 @@ use celery_kit::{Client, Feed, Gate, Ours, Worker, celery, settings, worker_proc
 use crossbeam_channel::bounded;
 use phalanx::base::thread::Group;
 use phalanx::celery::worker::{Registry, TaskError};
-use phalanx::celery::{Meta, State, Task, meta_key};
+use phalanx::celery::{Meta, ResultState, Task, meta_key};
 use redis_kit::RedisServer;
 use serde_json::{Value, json};
 
@@ -137,7 +137,7 @@ fn states_on_the_way(feed: &mut Feed, gate: &Gate) {
     assert_eq!(gate.begun(), id);
     gate.open(1);
     assert_eq!(feed.wait(&id)["state"], "SUCCESS");
-    assert_eq!(feed.run("misleading", json!({}))["state"], "FAILURE", "whatever its progress said");
+    assert_eq!(feed.run("misleading", json!({}))["state"], "FAILURE", "whatever its progress was");
 }
 
 fn what_nobody_wants_is_not_stored(feed: &mut Feed, server: &RedisServer) {
@@ -147,7 +147,7 @@ fn what_nobody_wants_is_not_stored(feed: &mut Feed, server: &RedisServer) {
     until("both are settled", || unacked(server) == 0);
     for id in [unwanted, ignored] {
         let stored: Option<String> = server.cli(&["GET", &meta_key(&id)]);
-        assert!(stored.is_none_or(|meta| Meta::read(meta.as_bytes()).unwrap().state == State::Started), "{id}");
+        assert!(stored.is_none_or(|meta| Meta::read(meta.as_bytes()).unwrap().state == ResultState::Started), "{id}");
     }
 }
 
@@ -261,7 +261,7 @@ fn the_first_priority_goes_first_and_the_rest_in_order() {
         feed.send("note", json!({"options": {"priority": priority, "queue": "ordered", "task_id": id}}));
         expected[priority / 3].push(id);
     }
-    let (tell, told) = bounded(10);
+    let (tell, notified) = bounded(10);
     let registry = Registry::new().register("note", move |cx, _| {
         tell.send(cx.id().to_owned()).unwrap();
         Ok(Value::Null)
@@ -269,7 +269,7 @@ fn the_first_priority_goes_first_and_the_rest_in_order() {
     let mut config = settings(server.config());
     (config.concurrency, config.queues) = (1, vec!["ordered".to_owned()]);
     let _worker = Ours::ready(config, registry);
-    let ran: Vec<_> = (0..8).map(|_| told.recv_timeout(LONG).unwrap()).collect();
+    let ran: Vec<_> = (0..8).map(|_| notified.recv_timeout(LONG).unwrap()).collect();
     assert_eq!(ran, expected.concat());
 }
 
@@ -316,15 +316,15 @@ fn what_nobody_can_run_is_put_aside_with_its_id_and_the_queue_flows_on() {
     ]) {
         assert!(entry["reason"].as_str().unwrap().contains(reason) && entry["queue"] == "celery", "{reason}: {entry}");
     }
-    let said = worker.stop(rustix::process::Signal::TERM);
+    let reported = worker.stop(rustix::process::Signal::TERM);
     for named in ["not JSON", "tag-1", "no-json", "no-task", "pickled", &unknown] {
         assert!(
-            said.stderr.lines().any(|line| line.contains("aside") && line.contains(named)),
+            reported.stderr.lines().any(|line| line.contains("aside") && line.contains(named)),
             "{named}: {}",
-            said.stderr
+            reported.stderr
         );
     }
-    assert_eq!(said.code, Some(0), "{said:?}");
+    assert_eq!(reported.code, Some(0), "{reported:?}");
 }
 
 #[test]
@@ -410,8 +410,11 @@ fn the_tools_of_celery_see_what_they_expect() {
     assert_eq!(feed.wait(&waiting)["state"], "SUCCESS");
     let answer = feed.ask("broadcast", json!({"method": "shutdown", "destination": here}));
     assert!(answer["answer"][0][name]["ok"].is_string(), "{answer}");
-    let said = worker.finish();
-    assert!(said.code == Some(0) && said.stdout.contains("stopped: 1 given back, 0 cancelled, 0 left"), "{said:?}");
+    let reported = worker.finish();
+    assert!(
+        reported.code == Some(0) && reported.stdout.contains("stopped: 1 given back, 0 cancelled, 0 left"),
+        "{reported:?}"
+    );
     assert_eq!((unacked(&server), server.cli::<usize>(&["LLEN", "celery"])), (0, 1), "what was scheduled is back");
 }
 
@@ -504,8 +507,8 @@ fn each_thread_says_what_it_waits_for() {
     let worker = Ours::ready(config, registry);
     let client = Client::start(server.config());
     let waits = |name: &str, what: &str| {
-        let said = || threads.live().into_iter().find(|thread| thread.name == name).unwrap().activity.waits_for;
-        until(&format!("{name} waits for {what}"), || said() == Some(what));
+        let reported = || threads.live().into_iter().find(|thread| thread.name == name).unwrap().activity.waits_for;
+        until(&format!("{name} waits for {what}"), || reported() == Some(what));
     };
     for (name, what) in [
         ("cel-take", "a task in its queues"),
@@ -533,11 +536,13 @@ fn a_handler_that_does_not_listen_holds_up_no_stop_and_its_task_goes_back() {
     let path = folder.path().join("notes");
     let client = Client::start(server.config());
     let worker = worker_process(&server.url(), "--threads 1 --stop-time 1");
-    let deaf = Task::new("record").kwarg("path", path.to_str().unwrap()).kwarg("seconds", 3600).kwarg("deaf", true);
-    let pending = client.handle().send(deaf).unwrap();
+    let stubborn =
+        Task::new("record").kwarg("path", path.to_str().unwrap()).kwarg("seconds", 3600).kwarg("ignores_stop", true);
+    let pending = client.handle().send(stubborn).unwrap();
     until("it runs", || path.exists());
-    let said = worker.stop(rustix::process::Signal::TERM);
-    let report = said.stdout.lines().find(|line| line.starts_with("stopped: ")).unwrap_or_else(|| panic!("{said:?}"));
+    let reported = worker.stop(rustix::process::Signal::TERM);
+    let report =
+        reported.stdout.lines().find(|line| line.starts_with("stopped: ")).unwrap_or_else(|| panic!("{reported:?}"));
     assert!(
         report.starts_with("stopped: 1 given back, 1 cancelled, 0 left") && report.contains("cel-work-0"),
         "{report}"

@@ -1,5 +1,5 @@
 //! Our worker while Redis is away, restarted, slow, frozen, full or cut off: nothing is lost, nothing runs twice unless
-//! it is marked, each error is told, and it recovers by itself.
+//! it is marked, each error is reported, and it recovers by itself.
 //!
 //! `PHALANX_REDIS_RESTARTS` says how often Redis is restarted under load.
 
@@ -266,7 +266,7 @@ fn redis_that_is_frozen_is_found_out_and_what_runs_is_not_given_to_another_when_
 }
 
 #[test]
-fn redis_that_is_full_is_told_of_and_results_wait_until_there_is_room() {
+fn redis_that_is_full_is_reported_and_results_wait_until_there_is_room() {
     let _none = NoThreads::expected();
     let Some(server) = RedisServer::start() else { return };
     let full = |is_full: bool| server.cli::<()>(&["CONFIG", "SET", "maxmemory", if is_full { "1" } else { "0" }]);
@@ -274,7 +274,7 @@ fn redis_that_is_full_is_told_of_and_results_wait_until_there_is_room() {
     let client = Client::start(server.config());
     full(true);
     let worker = Ours::start(hasty(server.config()), gate.registry(runs.registry()));
-    until("it is told at the start", || worker.state().last_error.is_some_and(|error| error.is_server("OOM")));
+    until("it is reported at the start", || worker.state().last_error.is_some_and(|error| error.is_server("OOM")));
     assert!(!worker.state().consuming);
     full(false);
     assert!(worker.wait_ready(LONG));
@@ -283,7 +283,7 @@ fn redis_that_is_full_is_told_of_and_results_wait_until_there_is_room() {
     let sent: Vec<_> = (0..50).map(|_| client.handle().send(Task::new("once")).unwrap()).collect();
     full(true);
     gate.open(2);
-    until("it is told while it works", || {
+    until("it is reported while it works", || {
         let errors = worker.board.errors.last_errors();
         errors.iter().any(|error| error.place == "cel-settle" && error.text.contains("OOM"))
     });
@@ -301,7 +301,7 @@ fn redis_that_is_full_is_told_of_and_results_wait_until_there_is_room() {
 }
 
 #[test]
-fn replies_are_cut_short_at_random_places_and_each_task_runs_once() {
+fn replies_are_truncated_at_random_places_and_each_task_runs_once() {
     let _none = NoThreads::expected();
     let Some(server) = RedisServer::start() else { return };
     let seed = Rng::from_entropy().next_u64();
@@ -313,8 +313,8 @@ fn replies_are_cut_short_at_random_places_and_each_task_runs_once() {
     let client = Client::start(server.config());
     let (mut sent, mut cuts) = (Vec::new(), 0);
     while cuts < 25 {
-        proxy.cut_after(1 + (rng.next_u64() % 4000) as usize);
-        while proxy.is_cutting() {
+        proxy.disconnect_after(1 + (rng.next_u64() % 4000) as usize);
+        while proxy.is_armed() {
             let burst: Vec<_> = (0..10).map(|_| client.handle().send(Task::new("once")).unwrap()).collect();
             burst[9].wait(LONG).unwrap();
             sent.extend(burst);

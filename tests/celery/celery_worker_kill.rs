@@ -57,8 +57,8 @@ fn the_task_of_a_killed_worker_is_run_by_another_and_marked() {
     let later = client.handle().send(Task::new("who").countdown(Duration::from_millis(500))).unwrap();
     until("it runs", || notes(&path).len() == 1);
     until("the others are held", || server.cli::<usize>(&["HLEN", "unacked"]) == 3);
-    let said = first.stop(Signal::KILL);
-    assert_eq!(said.code, None);
+    let reported = first.stop(Signal::KILL);
+    assert_eq!(reported.code, None);
     // It takes long only as long as it is not marked.
     let second = Ours::ready(impatient(&server), example::registry());
     assert_eq!(pending.wait(LONG), Ok(json!(true)));

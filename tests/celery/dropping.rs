@@ -117,10 +117,10 @@ fn dropping_a_celery_client_stops_it_and_ends_every_wait() {
     let client = CeleryClient::start(CeleryConfig::new(server.config()), &Board::new()).unwrap();
     let handle = client.handle();
     let pending = handle.send(Task::new("nobody.runs")).unwrap();
-    let (tell, told) = bounded(1);
+    let (tell, notified) = bounded(1);
     pending.on_end(move |outcome| tell.send(outcome.clone()).unwrap());
     dropped(client);
-    assert_eq!(told.recv_timeout(LONG).unwrap(), Err(TaskError::Stopped));
+    assert_eq!(notified.recv_timeout(LONG).unwrap(), Err(TaskError::Stopped));
     assert!(matches!(handle.send(Task::new("nobody.runs")), Err(SendError::Stopped)));
 }
 
@@ -171,7 +171,7 @@ fn dropping_a_front_and_its_job_worker_stops_them() {
     let job = V2JobRequest { uuid: uuid::Uuid::new_v4().to_string(), ..roles::job(&key("//User")) };
     facilitator.submit(job.clone());
     let observer = validator.observer();
-    let accepted = |state: &scripted::State| {
+    let accepted = |state: &scripted::FacilitatorState| {
         state.histories.get(&job.uuid).is_some_and(|history| history.statuses.contains(&JobStatus::Accepted))
     };
     facilitator.wait("the job has begun", accepted);

@@ -85,7 +85,7 @@ fn a_wait_for_a_push_ends_with_the_push_the_wake_the_deadline_or_the_kick() {
 }
 
 #[test]
-fn an_answer_that_is_late_or_cut_never_answers_another_request() {
+fn an_answer_that_is_late_or_truncated_never_answers_another_request() {
     let _none = NoThreads::expected();
     let Some(server) = RedisServer::start() else { return };
     server.cli::<()>(&["SET", "key", &"v".repeat(1000)]);
@@ -100,7 +100,7 @@ fn an_answer_that_is_late_or_cut_never_answers_another_request() {
     assert!(matches!(connection.request(&redis::cmd("PING")), Err(RedisError::Timeout { .. })), "it stays broken");
     for bytes in [1, 4, 500, 1007] {
         let mut connection = open(&proxy.config()).unwrap();
-        proxy.cut_after(bytes);
+        proxy.disconnect_after(bytes);
         let cut = connection.request(redis::cmd("GET").arg("key")).unwrap_err();
         assert!(matches!(cut, RedisError::Closed { .. }), "{cut}");
         assert!(matches!(connection.request(&redis::cmd("PING")), Err(RedisError::Closed { .. })));
@@ -150,15 +150,15 @@ fn impostor(answer: &'static [u8], work: impl FnOnce(&RedisConfig)) {
 }
 
 #[test]
-fn an_old_redis_and_what_is_no_redis_are_told_apart_in_one_line() {
+fn an_old_redis_and_what_is_no_redis_are_distinguished_in_one_line() {
     let _none = NoThreads::expected();
     let old = b"+OK\r\n-ERR unknown command `HELLO`, with args beginning with: `3`, `s3cret-word`, \r\n\
         +OK\r\n+OK\r\n+PONG\r\n";
     impostor(old, |config| {
-        let said = open(config).unwrap_err().to_string();
+        let reported = open(config).unwrap_err().to_string();
         assert!(
-            said.contains("is too old") && said.contains("version 6 or later") && !said.contains("s3cret"),
-            "{said}"
+            reported.contains("is too old") && reported.contains("version 6 or later") && !reported.contains("s3cret"),
+            "{reported}"
         );
     });
     impostor(b"HTTP/1.1 400 Bad Request\r\n\r\n", |config| {
@@ -238,7 +238,7 @@ fn a_script_that_redis_has_forgotten_is_loaded_again() {
 }
 
 #[test]
-fn what_may_be_repeated_survives_a_cut_and_what_may_not_says_that_its_outcome_is_unknown() {
+fn what_may_be_repeated_survives_a_disconnection_and_what_may_not_says_that_its_outcome_is_unknown() {
     let _none = NoThreads::expected();
     let Some(server) = RedisServer::start() else { return };
     server.cli::<()>(&["SET", "key", &"v".repeat(1000)]);
@@ -247,10 +247,10 @@ fn what_may_be_repeated_survives_a_cut_and_what_may_not_says_that_its_outcome_is
     let handle = commander.handle();
     assert_eq!(get(&handle, "key").unwrap().len(), 1000);
     for bytes in [1, 500, 1006] {
-        proxy.cut_after(bytes);
+        proxy.disconnect_after(bytes);
         assert_eq!(get(&handle, "key").unwrap().len(), 1000);
-        assert!(!proxy.is_cutting());
-        proxy.cut_after(1);
+        assert!(!proxy.is_armed());
+        proxy.disconnect_after(1);
         let lost = handle.call(Request::once(redis::cmd("INCR").arg("n"), far())).unwrap_err();
         assert!(matches!(lost, RedisError::Closed { unknown: true, .. }), "{lost}");
     }
@@ -290,7 +290,7 @@ fn a_silent_connection_is_given_up_and_made_anew() {
     let handle = commander.handle();
     handle.call(Request::once(&redis::cmd("PING"), far())).unwrap();
     proxy.black_hole();
-    let (tell, told) = bounded(1);
+    let (tell, notified) = bounded(1);
     handle
         .submit(Request::idempotent(redis::cmd("INCR").arg("n"), far()), move |answer| tell.send(answer).unwrap())
         .unwrap();
@@ -300,7 +300,7 @@ fn a_silent_connection_is_given_up_and_made_anew() {
     let silent = handle.call(Request::once(&redis::cmd("PING"), far())).unwrap_err();
     assert!(matches!(silent, RedisError::Timeout { .. }) && handle.state().last_error.is_some(), "{silent}");
     proxy.heal();
-    told.recv_timeout(LONG).unwrap().unwrap();
+    notified.recv_timeout(LONG).unwrap().unwrap();
     assert!(handle.state().epoch >= 2);
     assert!(stop(commander, LONG).is_clean());
 }
@@ -315,12 +315,12 @@ fn a_frozen_redis_does_not_hold_up_a_stop() {
     let handle = commander.handle();
     handle.call(Request::once(&redis::cmd("PING"), far())).unwrap();
     server.pause();
-    let (tell, told) = bounded(1);
+    let (tell, notified) = bounded(1);
     handle.submit(Request::once(&redis::cmd("PING"), far()), move |answer| tell.send(answer).unwrap()).unwrap();
     let start = Instant::now();
     let report = stop(commander, Duration::from_millis(200));
     assert!(report.is_clean() && start.elapsed() < LONG / 2, "{report}");
-    assert!(matches!(told.recv().unwrap(), Err(RedisError::Stopped)));
+    assert!(matches!(notified.recv().unwrap(), Err(RedisError::Stopped)));
     assert!(matches!(handle.call(Request::once(&redis::cmd("PING"), far())), Err(RedisError::Stopped)));
 }
 

@@ -27,8 +27,8 @@ fn stopping<T>(budget: Duration, work: impl FnOnce(&mut Step) -> T) -> StopRepor
 }
 
 fn listen(handle: &SubscriberHandle, channel: Channel) -> (Subscription, Receiver<Message>) {
-    let (tell, told) = bounded(10_000);
-    (handle.subscribe(channel, move |message| tell.send(message).unwrap()), told)
+    let (tell, notified) = bounded(10_000);
+    (handle.subscribe(channel, move |message| tell.send(message).unwrap()), notified)
 }
 
 fn exact(name: &str) -> Channel {
@@ -45,20 +45,20 @@ fn messages_reach_every_sink_until_it_is_dropped() {
     let Some(server) = RedisServer::start() else { return };
     let subscriber = Subscriber::start("t-sub", server.config(), &Board::new()).unwrap();
     let handle = subscriber.handle();
-    let (first, told) = listen(&handle, exact("news"));
+    let (first, notified) = listen(&handle, exact("news"));
     let (_second, told_too) = listen(&handle, exact("news"));
     let (_pattern, told_by_pattern) = listen(&handle, Channel::Pattern("ne?s".to_owned()));
     handle.prove(far()).unwrap();
     assert_eq!(server.cli::<i64>(&["PUBLISH", "news", "one"]), 2, "one connection for all sinks");
     let message = Message { channel: "news".to_owned(), pattern: None, payload: b"one".to_vec() };
-    assert_eq!(told.recv_timeout(LONG).unwrap(), message);
+    assert_eq!(notified.recv_timeout(LONG).unwrap(), message);
     assert_eq!(told_too.recv_timeout(LONG).unwrap(), message);
     assert_eq!(told_by_pattern.recv_timeout(LONG).unwrap().pattern.as_deref(), Some("ne?s"));
     drop(first);
     handle.prove(far()).unwrap();
     server.cli::<i64>(&["PUBLISH", "news", "two"]);
     assert_eq!(told_too.recv_timeout(LONG).unwrap().payload, b"two");
-    assert!(told.try_recv().is_err());
+    assert!(notified.try_recv().is_err());
     drop((_second, _pattern));
     handle.prove(far()).unwrap();
     assert_eq!(server.cli::<i64>(&["PUBLISH", "news", "three"]), 0);
@@ -73,7 +73,7 @@ fn a_subscription_that_was_made_while_redis_was_away_works_once_it_is_there() {
     let board = Board::new();
     let subscriber = Subscriber::start("t-sub", server.config(), &board).unwrap();
     let handle = subscriber.handle();
-    let (tell, told) = bounded(10);
+    let (tell, notified) = bounded(10);
     handle.on_connected(move |epoch| tell.send(epoch).unwrap());
     let (_kept, messages) = listen(&handle, exact("news"));
     let (start, limit) = (Instant::now(), Duration::from_millis(200));
@@ -81,13 +81,13 @@ fn a_subscription_that_was_made_while_redis_was_away_works_once_it_is_there() {
     assert!(start.elapsed() < LONG && error.to_string().contains("cannot connect to"), "{error}");
     assert_eq!(part_state(&board.health), PartState::Down);
     server.start_again();
-    assert_eq!(told.recv_timeout(LONG).unwrap(), 1);
-    // Whoever is told of a connection may rely on its subscriptions.
+    assert_eq!(notified.recv_timeout(LONG).unwrap(), 1);
+    // Whoever is notified of a connection may rely on its subscriptions.
     assert_eq!(server.cli::<i64>(&["PUBLISH", "news", "x"]), 1);
     messages.recv_timeout(LONG).unwrap();
     server.kill();
     server.start_again();
-    assert_eq!(told.recv_timeout(LONG).unwrap(), 2);
+    assert_eq!(notified.recv_timeout(LONG).unwrap(), 2);
     assert_eq!(server.cli::<i64>(&["PUBLISH", "news", "x"]), 1);
     messages.recv_timeout(LONG).unwrap();
     assert!(stopping(LONG, |step| subscriber.stop(step)).is_clean());
@@ -108,9 +108,9 @@ fn a_subscription_that_stalls_is_down_within_its_limit_and_up_again_after() {
     handle.prove(far()).unwrap();
     assert_eq!(part_state(&board.health), PartState::Up);
     // It proves itself while nothing happens.
-    let (tell, told) = bounded(10);
+    let (tell, notified) = bounded(10);
     handle.on_connected(move |epoch| tell.send(epoch).unwrap());
-    assert_eq!(told.recv_timeout(LONG).unwrap(), 1);
+    assert_eq!(notified.recv_timeout(LONG).unwrap(), 1);
     // Several proofs later it is still the same connection.
     let proofs = board.metrics.counter("phalanx_redis_proofs_total", "", &[("place", "t-sub")]);
     let (seen, end) = (proofs.get(), far());
@@ -118,14 +118,14 @@ fn a_subscription_that_stalls_is_down_within_its_limit_and_up_again_after() {
         assert!(Instant::now() < end, "no proofs");
         Shutdown::new().wait(Duration::from_millis(1));
     }
-    assert!(told.try_recv().is_err(), "an idle subscription is not a stalled one");
+    assert!(notified.try_recv().is_err(), "an idle subscription is not a stalled one");
     let start = Instant::now();
     proxy.black_hole();
     let down = wait_for(&board.health, PartState::Down);
     let why = board.health.parts(Instant::now())[0].why.clone().unwrap();
     assert!(why.contains("a proof of the subscriptions took longer than"), "{why}");
     proxy.heal();
-    assert_eq!(told.recv_timeout(LONG).unwrap(), 2);
+    assert_eq!(notified.recv_timeout(LONG).unwrap(), 2);
     assert_eq!(part_state(&board.health), PartState::Up);
     server.cli::<i64>(&["PUBLISH", "news", "x"]);
     messages.recv_timeout(LONG).unwrap();
@@ -176,9 +176,9 @@ fn who_waits_for_a_proof_waits_over_a_lost_connection() {
     let handle = subscriber.handle();
     handle.prove(far()).unwrap();
     for bytes in [1, 20, 60] {
-        proxy.cut_after(bytes);
+        proxy.disconnect_after(bytes);
         handle.prove(far()).unwrap();
-        assert!(!proxy.is_cutting());
+        assert!(!proxy.is_armed());
     }
     assert_eq!(handle.state().epoch, 4);
     assert!(stopping(LONG, |step| subscriber.stop(step)).is_clean());
@@ -252,7 +252,7 @@ fn a_request_gets_its_answer_or_says_why_not() {
     let failed = asker.request("echo", b"fail", far()).unwrap_err();
     assert!(failed.to_string() == "not today" && failed.class() == ErrorClass::Rejected);
     assert_eq!(asker.request("echo", b"panic", far()).unwrap_err().to_string(), "the handler panicked: boom");
-    // Both threads are in the handler, and 1,024 wait: the next one is told so.
+    // Both threads are in the handler, and 1,024 wait: the next one is answered so.
     let (begun, limit) = (Instant::now(), Duration::from_millis(400));
     let late = asker.request("echo", b"wait", begun + limit).unwrap_err();
     assert!(matches!(late, RequestError::Timeout { .. }) && begun.elapsed() < LONG, "{late}");
@@ -410,7 +410,7 @@ fn a_redis_that_is_full_says_so_and_takes_the_next_message_when_it_has_room() {
 }
 
 #[test]
-fn no_answer_reaches_another_request_however_replies_are_cut() {
+fn no_answer_reaches_another_request_wherever_replies_are_truncated() {
     let _none = NoThreads::expected();
     let Some(server) = RedisServer::start() else { return };
     for key in 0..50 {
@@ -451,9 +451,9 @@ fn no_answer_reaches_another_request_however_replies_are_cut() {
         })
         .collect();
     for _ in 0..60 {
-        proxy.cut_after(1 + rng.next_u64() as usize % 20_000);
+        proxy.disconnect_after(1 + rng.next_u64() as usize % 20_000);
         let until = far();
-        while proxy.is_cutting() {
+        while proxy.is_armed() {
             assert!(Instant::now() < until);
             end.wait(Duration::from_millis(1));
         }
@@ -475,12 +475,12 @@ fn a_stop_ends_within_its_budget_while_redis_is_frozen() {
     handle.prove(far()).unwrap();
     server.pause();
     let asker = handle.clone();
-    let (tell, told) = bounded(1);
+    let (tell, notified) = bounded(1);
     let waiting = spawn("t-wait", Kick::dropped("its answer"), move || {
         tell.send(()).unwrap();
         asker.request("echo", b"x", far())
     });
-    told.recv_timeout(LONG).unwrap();
+    notified.recv_timeout(LONG).unwrap();
     let begun = Instant::now();
     let report = stopping(Duration::from_millis(300), |step| {
         responder.stop(step);
@@ -492,7 +492,7 @@ fn a_stop_ends_within_its_budget_while_redis_is_frozen() {
 }
 
 #[test]
-fn a_stream_loses_nothing_through_restarts_and_cuts() {
+fn a_stream_loses_nothing_through_restarts_and_disconnections() {
     const MESSAGES: usize = 1500;
     let _none = NoThreads::expected();
     let Some(mut server) = RedisServer::start() else { return };
@@ -508,7 +508,7 @@ fn a_stream_loses_nothing_through_restarts_and_cuts() {
             })
         })
         .collect();
-    let (tell, told) = bounded(2 * MESSAGES);
+    let (tell, notified) = bounded(2 * MESSAGES);
     let reader = spawn("t-read", Kick::dropped("its work"), move || {
         let mut receiver = receiver.stream_receiver("jobs", "workers", "one", LONG);
         let (mut seen, mut twice, mut marked) = (HashSet::new(), 0, 0);
@@ -529,14 +529,14 @@ fn a_stream_loses_nothing_through_restarts_and_cuts() {
     let (mut rng, mut restarts, mut cuts) = (Rng::new(7), 0, 0);
     let mut arrived = 0;
     while arrived < 2 * MESSAGES {
-        told.recv_timeout(LONG).unwrap();
+        notified.recv_timeout(LONG).unwrap();
         arrived += 1;
         if arrived % 300 == 0 {
             server.kill();
             server.start_again();
             restarts += 1;
-        } else if arrived % 40 == 0 && !proxy.is_cutting() {
-            proxy.cut_after(1 + rng.next_u64() as usize % 400);
+        } else if arrived % 40 == 0 && !proxy.is_armed() {
+            proxy.disconnect_after(1 + rng.next_u64() as usize % 400);
             cuts += 1;
         }
     }

@@ -143,7 +143,7 @@ fn a_worker_that_is_killed_in_mid_job_is_replaced_and_the_job_runs_once() {
     let first = scene.worker("first@here", &["--miners", &miners]);
     let job = waiting_job(folder.path());
     scene.facilitator.submit(job.clone());
-    let at = |state: &scripted::State, status| {
+    let at = |state: &scripted::FacilitatorState, status| {
         state.histories.get(&job.uuid).is_some_and(|history| history.statuses.contains(&status))
     };
     scene.facilitator.wait("the job runs", |state| at(state, S::VolumesReady));
@@ -163,7 +163,7 @@ fn a_worker_that_is_killed_in_mid_job_is_replaced_and_the_job_runs_once() {
     std::fs::remove_file(folder.path().join("go")).unwrap();
     let job = waiting_job(folder.path());
     scene.facilitator.submit(job.clone());
-    let at = |state: &scripted::State, status| {
+    let at = |state: &scripted::FacilitatorState, status| {
         state.histories.get(&job.uuid).is_some_and(|history| history.statuses.contains(&status))
     };
     scene.facilitator.wait("the job runs", |state| at(state, S::VolumesReady));
@@ -264,7 +264,7 @@ fn whatever_is_killed_each_job_ends_once_and_in_order() {
     assert!(killed[2] >= 3 || !broken.contains_key(ILL_LUCK), "{broken:?}");
     let left: usize = scene.redis.cli(&["XLEN", &format!("phalanx.events.{}", key("//Validator").ss58())]);
     assert_eq!(left, 0, "what is over is gone from Redis");
-    // What was said of a job once more, because the answer was lost with Redis, goes by itself.
+    // What was reported of a job once more, because the answer was lost with Redis, goes by itself.
     let wanted: Vec<String> = scene.redis.cli(&["KEYS", "phalanx.job.*"]);
     for key in &wanted {
         assert!(scene.redis.cli::<i64>(&["PTTL", key]) > 0, "{key} stays for ever");
@@ -341,7 +341,7 @@ fn a_stop_of_the_front_lets_jobs_end_and_calls_off_what_does_not() {
     let slow = scene.worker("w@here", &["--stub-time", "200ms"]);
     let job = jobs(1).remove(0);
     scene.facilitator.submit(job.clone());
-    let accepted = |uuid: &str, state: &scripted::State| {
+    let accepted = |uuid: &str, state: &scripted::FacilitatorState| {
         state.histories.get(uuid).is_some_and(|history| history.statuses.contains(&S::Accepted))
     };
     scene.facilitator.wait("the job runs", |state| accepted(&job.uuid, state));
@@ -357,7 +357,7 @@ fn a_stop_of_the_front_lets_jobs_end_and_calls_off_what_does_not() {
     assert_eq!(scene.facilitator.state().histories[&job.uuid].statuses.last(), Some(&S::HordeFailed));
     let client = Client::start(scene.redis.config());
     let result = client.handle().result(&job.uuid).unwrap();
-    assert_eq!(result.wait(LONG).unwrap_err().to_string(), "it was called off: terminated");
+    assert_eq!(result.wait(LONG).unwrap_err().to_string(), "it was revoked: terminated");
     drop(result);
     client.stop();
     stopped(slow);
@@ -401,15 +401,15 @@ fn without_redis_both_say_so_on_their_pages_and_stop_at_once() {
         down.collect()
     };
     for (pages, part) in [(&front_pages, "rds-sub"), (&worker_pages, "cel-take")] {
-        let told = |status: &Value| {
-            let said = status["parts"]
+        let notified = |status: &Value| {
+            let reported = status["parts"]
                 .as_array()
                 .unwrap()
                 .iter()
                 .any(|p| p["name"] == part && p.to_string().contains("refused"));
-            status["ready"] == false && said
+            status["ready"] == false && reported
         };
-        let status = until(scene.scratch.path(), pages, told);
+        let status = until(scene.scratch.path(), pages, notified);
         assert!(parts_down(&status).contains(&part.to_owned()), "{status:#}");
     }
     let job = jobs(1).remove(0);

@@ -53,13 +53,13 @@ struct WireState {
     pings: usize,
     /// A control frame waits for a flush.
     control: bool,
-    cut: bool,
+    disconnected: bool,
     closed: bool,
 }
 
 impl WireState {
     fn is_over(&self) -> bool {
-        self.cut || self.closed
+        self.disconnected || self.closed
     }
 }
 
@@ -75,18 +75,18 @@ impl Wire {
     /// Puts a text into the buffer; says whether the connection still stands.
     fn write(&self, text: &str) -> bool {
         let mut state = self.state.lock().unwrap();
-        assert!(state.cut || !self.beat || state.beats > 0, "{text} goes before the heartbeat");
-        if !state.cut {
+        assert!(state.disconnected || !self.beat || state.beats > 0, "{text} goes before the heartbeat");
+        if !state.disconnected {
             state.written.push(text.parse().unwrap());
         }
-        !state.cut
+        !state.disconnected
     }
 
     /// Sends so many texts of the buffer; says whether all have left.
     fn try_flush(&self, texts: usize) -> bool {
         let mut held = self.state.lock().unwrap();
         let state = &mut *held;
-        if state.cut {
+        if state.disconnected {
             return false;
         }
         let until = state.written.len().min(state.flushed.saturating_add(texts));
@@ -123,8 +123,8 @@ impl Wire {
     }
 
     /// The connection breaks; answers on their way are lost.
-    fn cut(&self) {
-        self.note(|state| state.cut = true);
+    fn disconnect(&self) {
+        self.note(|state| state.disconnected = true);
     }
 
     fn close(&self) {
@@ -135,7 +135,7 @@ impl Wire {
     fn read(&self) -> Read {
         let mut state = self.state.lock().unwrap();
         loop {
-            if state.cut {
+            if state.disconnected {
                 return Read::End { clean: false };
             }
             if !state.answers.is_empty() {
@@ -176,7 +176,10 @@ fn send_all(link: &Link, tags: &[u64]) -> Vec<Full> {
     }
     dawdle_at_times();
     let half = wire.half.try_lock().ok();
-    assert!(half.is_some() || wire.state.lock().unwrap().cut, "the sender of {tags:?} has to wait for the writer");
+    assert!(
+        half.is_some() || wire.state.lock().unwrap().disconnected,
+        "the sender of {tags:?} has to wait for the writer"
+    );
     let written = half.is_some() && texts.iter().all(|text| wire.write(text));
     let all_left = written && wire.try_flush(shuttle::rand::thread_rng().gen_range(0..=texts.len()));
     drop(half);
@@ -259,7 +262,7 @@ fn write_loop(link: &Link, epoch: Epoch, wire: &Wire) {
                     wire.note(|state| state.pings += 1);
                 }
                 if !(written && wire.flush()) {
-                    return wire.cut();
+                    return wire.disconnect();
                 }
             }
             Work::Close(..) => return wire.close(),
@@ -284,7 +287,7 @@ fn session(link: &Link, wire: &Arc<Wire>, mut on_answers: impl FnMut(Vec<u64>)) 
             Read::End { clean } => break clean,
         }
     };
-    wire.cut();
+    wire.disconnect();
     watch.join().unwrap();
     assert!(link.detach().is_some_and(|present| Arc::ptr_eq(&present, wire)));
     (clean, writer)
@@ -322,7 +325,7 @@ fn assert_order<'a>(wires: impl IntoIterator<Item = &'a Arc<Wire>>) {
     }
 }
 
-/// Lets others go first for a while, so that a cut or a close also comes late.
+/// Lets others go first for a while, so that a disconnection or a close also comes late.
 fn dawdle() {
     for _ in 0..shuttle::rand::thread_rng().gen_range(0..DAWDLE) {
         yield_now();
@@ -340,7 +343,7 @@ static REFUSED: AtomicUsize = AtomicUsize::new(0);
 
 /// Two senders, a connection that is lost, its successor, an application that counts what was answered, and a close at
 /// any time: all that was taken is answered once, in the end, and arrives in its sender's order.
-fn senders_a_cut_and_a_close() {
+fn senders_a_disconnection_and_a_close() {
     let link = new_link();
     let arrived = Arc::<Mutex<Vec<u64>>>::default();
     let wires = [true, false].map(|beat| Arc::new(Wire { arrived: arrived.clone(), beat, ..Wire::default() }));
@@ -362,9 +365,9 @@ fn senders_a_cut_and_a_close() {
         counted
     });
     let first = wires[0].clone();
-    let cutter = spawn(move || {
+    let breaker = spawn(move || {
         dawdle();
-        first.cut();
+        first.disconnect();
     });
     let closes = link.clone();
     let closer = spawn(move || {
@@ -390,7 +393,7 @@ fn senders_a_cut_and_a_close() {
     }
     let taken: Vec<u64> = senders.into_iter().flat_map(|sender| sender.join().unwrap()).collect();
     let counted = application.join().unwrap();
-    cutter.join().unwrap();
+    breaker.join().unwrap();
     closer.join().unwrap();
 
     assert_order(&wires);
@@ -414,8 +417,8 @@ fn senders_a_cut_and_a_close() {
 }
 
 #[test]
-fn what_is_taken_is_answered_once_over_a_cut_and_a_close() {
-    explore(SCHEDULES, senders_a_cut_and_a_close);
+fn what_is_taken_is_answered_once_over_a_disconnection_and_a_close() {
+    explore(SCHEDULES, senders_a_disconnection_and_a_close);
     for (what, count) in [
         ("repeated messages", &REPEATED),
         ("refused messages", &REFUSED),
@@ -431,56 +434,56 @@ fn what_is_taken_is_answered_once_over_a_cut_and_a_close() {
 
 #[test]
 fn a_wait_that_lets_go_of_the_lock_is_found() {
-    let found = failure(Seed::GapBeforeWait, SCHEDULES, senders_a_cut_and_a_close);
+    let found = failure(Seed::GapBeforeWait, SCHEDULES, senders_a_disconnection_and_a_close);
     assert!(found.contains("deadlock"), "{found}");
 }
 
 #[test]
 fn an_answer_that_does_not_wake_the_writer_is_found() {
-    let found = failure(Seed::NoWakeOnAnswer, SCHEDULES, senders_a_cut_and_a_close);
+    let found = failure(Seed::NoWakeOnAnswer, SCHEDULES, senders_a_disconnection_and_a_close);
     assert!(found.contains("deadlock"), "{found}");
 }
 
 #[test]
 fn a_turn_whose_return_wakes_nobody_is_found() {
-    let found = failure(Seed::NoWakeOnTurnBack, SCHEDULES, senders_and_a_cut);
+    let found = failure(Seed::NoWakeOnTurnBack, SCHEDULES, senders_and_a_disconnection);
     assert!(found.contains("deadlock"), "{found}");
 }
 
 #[test]
-fn leftovers_that_nobody_is_told_of_are_found() {
-    let found = failure(Seed::LeftoversUntold, SCHEDULES, senders_and_a_cut);
+fn leftovers_that_nobody_is_notified_of_are_found() {
+    let found = failure(Seed::LeftoversUntold, SCHEDULES, senders_and_a_disconnection);
     assert!(found.contains("deadlock"), "{found}");
 }
 
 #[test]
 fn a_turn_that_keeps_nobody_out_is_found() {
-    let found = failure(Seed::TurnBackBeforeUse, SCHEDULES, senders_and_a_cut);
+    let found = failure(Seed::TurnBackBeforeUse, SCHEDULES, senders_and_a_disconnection);
     assert!(["out of order", "has to wait", "counts as"].iter().any(|how| found.contains(how)), "{found}");
 }
 
 #[test]
-fn a_cut_that_forgets_what_was_on_its_way_is_found() {
-    let found = failure(Seed::NoRewind, SCHEDULES, senders_a_cut_and_a_close);
+fn a_disconnection_that_forgets_what_was_in_flight_is_found() {
+    let found = failure(Seed::NoRewind, SCHEDULES, senders_a_disconnection_and_a_close);
     assert!(["deadlock", "taken and answered", "counts for another"].iter().any(|how| found.contains(how)), "{found}");
 }
 
 #[test]
 fn an_answer_of_an_old_connection_that_counts_is_found() {
-    let found = failure(Seed::MatchedElsewhere, SCHEDULES, senders_a_cut_and_a_close);
+    let found = failure(Seed::MatchedElsewhere, SCHEDULES, senders_a_disconnection_and_a_close);
     assert!(["counts for", "answered twice"].iter().any(|how| found.contains(how)), "{found}");
 }
 
 /// As above, but the close comes when all is answered and the writer of the lost connection has left: until then
 /// nothing that happens later makes good what a sender that had its turn, or a signal, has missed.
-fn senders_and_a_cut() {
+fn senders_and_a_disconnection() {
     let link = new_link();
     let wires = [(); 2].map(|()| Arc::new(Wire::default()));
     let senders = [sender(&link, &[100, 102]), sender(&link, &[200, 203])];
     let first = wires[0].clone();
-    let cutter = spawn(move || {
+    let breaker = spawn(move || {
         dawdle();
-        first.cut();
+        first.disconnect();
     });
     let (answers, counted) = mpsc::channel();
     let (leaves, left_behind) = mpsc::channel::<JoinHandle<()>>();
@@ -500,14 +503,14 @@ fn senders_and_a_cut() {
         leaves.send(writer).unwrap_or_else(|last| last.0.join().unwrap());
     }
     closer.join().unwrap();
-    cutter.join().unwrap();
+    breaker.join().unwrap();
     assert_order(&wires);
     assert_eq!(link.unsent(), 0);
 }
 
 #[test]
 fn what_is_taken_is_answered_and_an_old_writer_leaves_without_a_close() {
-    explore(SCHEDULES, senders_and_a_cut);
+    explore(SCHEDULES, senders_and_a_disconnection);
 }
 
 static STOPPED_IN_SESSION: AtomicUsize = AtomicUsize::new(0);
@@ -519,10 +522,10 @@ fn stop_against_reconnect() {
     let link = new_link();
     let stop = Shutdown::new();
     let first = Arc::new(Wire { mute: true, ..Wire::default() });
-    let cut = first.clone();
-    let cutter = spawn(move || {
+    let breaking = first.clone();
+    let breaker = spawn(move || {
         dawdle();
-        cut.cut();
+        breaking.disconnect();
     });
     let (runs, until) = (link.clone(), stop.clone());
     let thread = spawn(move || {
@@ -535,7 +538,8 @@ fn stop_against_reconnect() {
                 break;
             }
             let kicked = wire.clone();
-            let _kick = (!Seed::NoKickOnAttach.is_planted()).then(|| until.on(Level::Cancel, move || kicked.cut()));
+            let _kick =
+                (!Seed::NoKickOnAttach.is_planted()).then(|| until.on(Level::Cancel, move || kicked.disconnect()));
             let (_, writer) = session(&runs, &wire, |tags| panic!("{tags:?} are answered"));
             writer.join().unwrap();
             STOPPED_IN_SESSION.fetch_add(usize::from(until.is_set()), SeqCst);
@@ -547,11 +551,11 @@ fn stop_against_reconnect() {
     dawdle();
     link.close(1000, "");
     if let Some(present) = link.with(|present| present.cloned()) {
-        present.cut();
+        present.disconnect();
     }
     stop.cancel();
     thread.join().unwrap();
-    cutter.join().unwrap();
+    breaker.join().unwrap();
     assert_eq!(link.unsent(), sender.join().unwrap().len());
 }
 

@@ -24,7 +24,7 @@ pub enum Seed {
     NoKickOnAttach,
     /// The end of a task wakes none of those who wait for it.
     NoWakeOnEnd,
-    /// Those who wait for a task hear of its end before the table does.
+    /// Those who wait for a task learn of its end before the table does.
     ShownBeforeKnown,
 }
 

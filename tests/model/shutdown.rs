@@ -18,7 +18,7 @@ fn join<T>(threads: impl IntoIterator<Item = JoinHandle<T>>) {
     }
 }
 
-/// Whoever waits, in whichever way, hears of the level; and a level comes with all that is below it.
+/// Whoever waits, in whichever way, learns of the level; and a level comes with all that is below it.
 fn wake_ups() {
     let parent = Shutdown::new();
     let waits: [fn(Shutdown); 4] = [

@@ -115,7 +115,7 @@ impl Task {
         mine
     }
 
-    /// As `Scheduler::give_up`, of a task that was told to end.
+    /// As `Scheduler::give_up`, of a cancelled task.
     fn give_up(&self) {
         if *self.cancelled.lock().unwrap() && self.cell.settle_running() {
             self.end(TaskState::Failed);

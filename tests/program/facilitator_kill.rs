@@ -17,7 +17,7 @@ use phalanx::transport::ws::WsListener;
 use process::{Running, nothing_left, phalanx, run};
 use roles::World;
 use rustix::process::Signal;
-use scripted::{GOOD, Plan, Reply, ScriptedFacilitator, State, key};
+use scripted::{FacilitatorState, GOOD, Plan, Reply, ScriptedFacilitator, key};
 
 use JobStatus as S;
 
@@ -69,9 +69,10 @@ fn killed_at_random_moments_it_loses_nothing_reorders_nothing_and_runs_nothing_t
         asked.extend(batch);
         // Between the first new update after the start and the time when all may have ended; after the repeats, because
         // one that is killed while it repeats repeats as much the next time.
-        let new = |state: &State| state.updates - state.repeats;
+        let new = |state: &FacilitatorState| state.updates - state.repeats;
         let moment = new(&facilitator.state()) + 1 + rng.next_u64() as usize % updates;
-        let begun = |state: &State| asked[before..].iter().any(|job| state.histories.contains_key(&job.uuid));
+        let begun =
+            |state: &FacilitatorState| asked[before..].iter().any(|job| state.histories.contains_key(&job.uuid));
         facilitator.wait("the moment of a kill", |state| match n < kills {
             true => new(state) >= moment || state.ended == asked.len(),
             false => begun(state),
@@ -134,8 +135,8 @@ fn a_stop_without_answers_exits_with_3_and_a_count_and_the_next_start_delivers()
     let world = World::new();
     let scratch = tempfile::tempdir().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let deaf = Arc::new(AtomicBool::new(true));
-    let hearing = deaf.clone();
+    let silent = Arc::new(AtomicBool::new(true));
+    let hearing = silent.clone();
     let update = Box::new(move |_: &_, _| if hearing.load(Ordering::Relaxed) { Reply::Mute } else { Reply::Store });
     let facilitator = facilitator(&world, Plan { update, ..Plan::default() });
     let mut command = validator(scratch.path(), folder.path(), &facilitator.url, "0ms");
@@ -149,7 +150,7 @@ fn a_stop_without_answers_exits_with_3_and_a_count_and_the_next_start_delivers()
     assert_eq!(finished.code, Some(3), "{}", finished.stderr);
     assert!(finished.stderr.contains("18 messages unsent"), "{}", finished.stderr);
 
-    deaf.store(false, Ordering::Relaxed);
+    silent.store(false, Ordering::Relaxed);
     let running = Running::start(&mut validator(scratch.path(), folder.path(), &facilitator.url, "0ms"));
     for job in &jobs {
         assert_eq!(facilitator.history(&job.uuid), GOOD);

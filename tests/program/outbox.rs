@@ -164,12 +164,12 @@ fn a_job_is_shown_with_its_messages() {
 fn mistakes_are_named_in_a_line() {
     let folder = Folder::new();
     let empty = tempfile::tempdir().unwrap();
-    let bare = |arguments: &[&str]| run(phalanx(empty.path()).arg("outbox").args(arguments));
+    let without_key = |arguments: &[&str]| run(phalanx(empty.path()).arg("outbox").args(arguments));
     let empty_folder = empty.path().to_str().unwrap().to_owned();
-    for (finished, code, said) in [
-        (bare(&["ls"]), 2, "--state-dir is missing"),
-        (bare(&["ls", "--state-dir", &empty_folder]), 2, "has no journal"),
-        (bare(&["retry", "--all", "--state-dir", &empty_folder]), 2, "has no journal"),
+    for (finished, code, reported) in [
+        (without_key(&["ls"]), 2, "--state-dir is missing"),
+        (without_key(&["ls", "--state-dir", &empty_folder]), 2, "has no journal"),
+        (without_key(&["retry", "--all", "--state-dir", &empty_folder]), 2, "has no journal"),
         (folder.outbox(&["retry"]), 2, "required arguments were not provided"),
         (folder.outbox(&["retry", STUCK, "--all"]), 2, "cannot be used with"),
         (folder.outbox(&["drop", "--all-dead", "--waiting"]), 2, "cannot be used with"),
@@ -179,8 +179,12 @@ fn mistakes_are_named_in_a_line() {
         (folder.outbox(&["drop", DONE]), 1, "has no update that was given up"),
         (folder.outbox(&["drop", DONE, "--waiting"]), 1, "has no update"),
     ] {
-        assert_eq!(finished.code, Some(code), "{said}: {}", finished.stderr);
-        assert!(finished.stderr.contains(said) && finished.stderr.lines().count() == 1, "{said}: {}", finished.stderr);
+        assert_eq!(finished.code, Some(code), "{reported}: {}", finished.stderr);
+        assert!(
+            finished.stderr.contains(reported) && finished.stderr.lines().count() == 1,
+            "{reported}: {}",
+            finished.stderr
+        );
     }
     assert_eq!(fs::read_dir(empty.path()).unwrap().count(), 0, "no journal was made");
 }
@@ -248,7 +252,7 @@ fn dropped_updates_are_gone_and_their_jobs_stay_known() {
 }
 
 #[test]
-fn damage_is_told_and_the_rest_is_there() {
+fn damage_is_reported_and_the_rest_is_there() {
     let folder = Folder::new();
     let path = folder.0.path().join("state/journal.db");
     let mut bytes = fs::read(&path).unwrap();

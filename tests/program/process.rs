@@ -128,7 +128,7 @@ fn job_runs(scratch: &Path) -> bool {
 }
 
 #[test]
-fn a_job_that_a_stop_cuts_short_ends_as_horde_failed_and_leaves_nothing() {
+fn a_job_that_a_stop_cancels_ends_as_horde_failed_and_leaves_nothing() {
     let network = Network::start(false);
     let submit = Running::start(&mut network.submit(LONG_JOB));
     until("the job runs", || job_runs(network.scratch.path()));

@@ -1,4 +1,4 @@
-//! Secrets are never said: the real binary at its loudest, and all that it wrote is searched for them.
+//! Secrets are never shown: the real binary at its loudest, and all that it wrote is searched for them.
 
 use crate::testkit::network;
 use crate::testkit::process;
@@ -14,10 +14,10 @@ use phalanx::net::http::client::HttpClient;
 use process::{Running, phalanx, run};
 use rustix::process::Signal;
 
-fn none_of(secrets: &[&str], who: &str, said: &str) {
+fn none_of(secrets: &[&str], who: &str, reported: &str) {
     for secret in secrets {
         assert!(secret.len() >= 5, "{secret:?} is too short to be looked for");
-        let line = said.lines().find(|line| line.contains(secret));
+        let line = reported.lines().find(|line| line.contains(secret));
         assert_eq!(line, None, "{who} says {secret}");
     }
 }

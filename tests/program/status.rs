@@ -251,9 +251,9 @@ fn the_log_lines_of_a_job_name_it_in_both_formats() {
 }
 
 /// A process that does not outlive its test.
-struct Ended(Child);
+struct KilledOnDrop(Child);
 
-impl Drop for Ended {
+impl Drop for KilledOnDrop {
     fn drop(&mut self) {
         // It may have ended already.
         let _ = self.0.kill();
@@ -267,7 +267,7 @@ fn a_signal_makes_a_running_role_say_more_and_another_less() {
     let mut command = phalanx(scratch.path());
     command.args(["validator", "--facilitator", "ws://127.0.0.1:1/", "--key", "//Alice", "--dispatch", "stub"]);
     command.args(["--http", "127.0.0.1:0", "--state-dir"]).arg(folder.path()).env("RUST_LOG", "error");
-    let mut child = Ended(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let mut child = KilledOnDrop(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
     let pid = Pid::from_child(&child.0);
     let (stdout, stderr) = (child.0.stdout.take().unwrap(), child.0.stderr.take().unwrap());
     let (tell, lines) = crossbeam_channel::bounded(10_000);

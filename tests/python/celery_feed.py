@@ -33,7 +33,7 @@ def noop(*args, **kwargs):
 
 
 @app.task(name="record", bind=True, acks_late=True)
-def record(self, path, seconds=0, deaf=False):
+def record(self, path, seconds=0, ignores_stop=False):
     redelivered = bool(self.request.delivery_info.get("redelivered"))
     with open(path, "a") as file:
         for what in ("begin", "end"):

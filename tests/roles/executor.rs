@@ -126,7 +126,7 @@ impl FakeMiner {
         self.sessions.lock().unwrap().last().unwrap().send(Outgoing::once(text)).unwrap();
     }
 
-    fn hear(&self) -> ExecutorToMiner {
+    fn receive(&self) -> ExecutorToMiner {
         self.heard.recv_timeout(LONG).expect("a message of the executor")
     }
 
@@ -255,13 +255,13 @@ fn second_requests_are_answered_and_the_first_ones_kept() {
     let world = World::new();
     let miner = FakeMiner::start(&world, vec![initial([10, 30, 10]).into()], None);
     let executor = run_executor(&world, &Shutdown::new(), |_| {});
-    assert!(matches!(miner.hear(), ExecutorToMiner::V0ExecutorReadyRequest(_)));
+    assert!(matches!(miner.receive(), ExecutorToMiner::V0ExecutorReadyRequest(_)));
     let marker = tempfile::NamedTempFile::new().unwrap();
     let path = marker.path().to_owned();
     marker.close().unwrap();
     let waits = format!("while [ ! -e {} ]; do sleep 0.05; done; echo first", path.display());
     miner.push(full(&waits));
-    assert!(matches!(miner.hear(), ExecutorToMiner::V0VolumesReadyRequest(_)));
+    assert!(matches!(miner.receive(), ExecutorToMiner::V0VolumesReadyRequest(_)));
     let mut other = initial([1, 1, 1]);
     other.job_uuid = "00000000-0000-4000-8000-000000000000".to_owned();
     miner.push(other);
@@ -270,7 +270,7 @@ fn second_requests_are_answered_and_the_first_ones_kept() {
     stranger.job_uuid = "another".to_owned();
     miner.push(stranger);
     for _ in 0..3 {
-        assert!(matches!(miner.hear(), ExecutorToMiner::GenericError(_)));
+        assert!(matches!(miner.receive(), ExecutorToMiner::GenericError(_)));
     }
     std::fs::write(&path, "").unwrap();
     let report = joined(executor).unwrap();
@@ -288,11 +288,11 @@ fn a_lost_connection_in_mid_job_costs_nothing() {
     let miner = FakeMiner::start(&world, vec![initial([10, 30, 10]).into()], Some(full("sleep 0.5; echo survived")));
     let executor = run_executor(&world, &Shutdown::new(), |_| {});
     loop {
-        if let ExecutorToMiner::V0VolumesReadyRequest(_) = miner.hear() {
+        if let ExecutorToMiner::V0VolumesReadyRequest(_) = miner.receive() {
             break;
         }
     }
-    world.net.wires().last().unwrap().cut();
+    world.net.wires().last().unwrap().disconnect();
     let report = joined(executor).unwrap();
     assert_eq!(report.end, JobEnd::Finished);
     assert!(report.stop.is_clean(), "{}", report.stop);
@@ -313,14 +313,14 @@ fn a_miner_that_is_gone_ends_the_job() {
         config.flush_time = Duration::from_millis(100);
     });
     loop {
-        if let ExecutorToMiner::V0VolumesReadyRequest(_) = miner.hear() {
+        if let ExecutorToMiner::V0VolumesReadyRequest(_) = miner.receive() {
             break;
         }
     }
     let job_folder = || std::fs::read_to_string(folder.path()).unwrap().trim().to_owned();
     until("the job has a folder", || !job_folder().is_empty());
     world.net.fail_next(100_000, DialFault::Refused);
-    world.net.wires().last().unwrap().cut();
+    world.net.wires().last().unwrap().disconnect();
     let report = joined(executor).unwrap();
     assert_eq!(report.end, JobEnd::HordeFailed);
     assert_eq!(report.stop.unsent, 1, "the last message could not leave");
@@ -334,7 +334,7 @@ fn a_miner_that_says_goodbye_ends_the_job_at_once() {
     let miner = FakeMiner::start(&world, vec![initial([10, 60, 10]).into()], Some(full("sleep 60")));
     let executor = run_executor(&world, &Shutdown::new(), |_| {});
     loop {
-        if let ExecutorToMiner::V0VolumesReadyRequest(_) = miner.hear() {
+        if let ExecutorToMiner::V0VolumesReadyRequest(_) = miner.receive() {
             break;
         }
     }
@@ -353,14 +353,14 @@ fn a_cancel_in_mid_job_ends_it_and_is_reported() {
     let shutdown = Shutdown::new();
     let executor = run_executor(&world, &shutdown, |_| {});
     loop {
-        if let ExecutorToMiner::V0VolumesReadyRequest(_) = miner.hear() {
+        if let ExecutorToMiner::V0VolumesReadyRequest(_) = miner.receive() {
             break;
         }
     }
     shutdown.cancel();
     let report = joined(executor).unwrap();
     assert_eq!(report.end, JobEnd::HordeFailed);
-    assert_eq!(kinds(&[miner.hear()]), ["horde failed"]);
+    assert_eq!(kinds(&[miner.receive()]), ["horde failed"]);
     miner.stop();
 }
 

@@ -145,7 +145,7 @@ fn a_whole_job_goes_through_its_stages_in_order() {
     assert_eq!(rig.after(done(Outcome::Loaded)), ["volumes", "run"]);
     assert_eq!(rig.after(ran(RunEnd::Exited(0))), ["done", "upload"]);
     let results = Results { artifacts: [("a".to_owned(), "b".to_owned())].into_iter().collect(), ..Results::default() };
-    // What is left of the job is removed before the miner hears the last word.
+    // What is left of the job is removed before the miner gets the last message.
     let last = rig.after(done(Outcome::Uploaded(Box::new(results))));
     assert_eq!(last, ["specs", "finish", "finished", "end"]);
     let Some(ExecutorToMiner::V0JobFinishedRequest(finished)) = rig.sent.last() else { panic!("{:?}", rig.sent) };

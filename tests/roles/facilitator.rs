@@ -178,7 +178,7 @@ fn a_ghost_that_never_answers_ends_the_job_as_horde_failed() {
     let details = &job["status_history"][1]["metadata"]["horde_failure_details"];
     assert_eq!((&details["reported_by"], &details["reason"]), (&json!("facilitator"), &json!("generic_error")));
     assert!(details["message"].as_str().unwrap().contains("did not acknowledge"), "{details}");
-    assert_eq!(ghost.report(&uuid, S::Received), "success", "late, but it is told so");
+    assert_eq!(ghost.report(&uuid, S::Received), "success", "late, but it is answered so");
     assert_eq!(fix.history(&token, &uuid), ["sent", "horde_failed"]);
 }
 
@@ -230,9 +230,9 @@ fn a_job_whose_validator_died_ends_after_a_restart_too() {
     assert_eq!(facilitator_kit::names(&job["status_history"]), ["sent", "received", "horde_failed"]);
     let details = &job["status_history"][2]["metadata"]["horde_failure_details"];
     assert_eq!((&details["reported_by"], &details["reason"]), (&json!("facilitator"), &json!("generic_error")));
-    assert!(details["message"].as_str().unwrap().contains("has said nothing of the job for"), "{details}");
+    assert!(details["message"].as_str().unwrap().contains("has reported nothing of the job for"), "{details}");
     let mut validator = fix.validator(&alice());
-    assert_eq!(validator.report(&uuid, S::Completed), "success", "late, but it is told so");
+    assert_eq!(validator.report(&uuid, S::Completed), "success", "late, but it is answered so");
     assert_eq!(fix.history(&token, &uuid), ["sent", "received", "horde_failed"], "an end is final");
 }
 
@@ -326,7 +326,7 @@ fn it_stops_with_all_kinds_of_clients_attached() {
 }
 
 #[test]
-fn a_validator_that_does_not_read_is_cut_off_at_the_end_of_its_budget() {
+fn a_validator_that_does_not_read_is_disconnected_at_the_end_of_its_budget() {
     let mut fix = Fixture::with(true, |_| {});
     let token = fix.login(&dave());
     let _validator = fix.validator(&alice());

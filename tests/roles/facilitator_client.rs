@@ -1,5 +1,5 @@
 //! The facilitator client against a facilitator that misbehaves by plan: nothing is lost, nothing is overtaken,
-//! refusals are told apart, and nothing that a caller does can hold the client up.
+//! refusals are distinguished, and nothing that a caller does can hold the client up.
 
 use crate::testkit::roles;
 use crate::testkit::scripted_facilitator as scripted;
@@ -192,7 +192,7 @@ fn cutting(seed: u64, cuts: usize, among: usize) -> (Arc<Mutex<Cuts>>, Plan) {
         cuts.seen += 1;
         if cuts.muted > 0 {
             cuts.muted -= 1;
-            return if cuts.muted == 0 { Reply::CutBefore } else { Reply::Mute };
+            return if cuts.muted == 0 { Reply::DisconnectBefore } else { Reply::Mute };
         }
         if cuts.due.front().is_none_or(|due| cuts.seen < *due) {
             return Reply::Store;
@@ -201,8 +201,8 @@ fn cutting(seed: u64, cuts: usize, among: usize) -> (Arc<Mutex<Cuts>>, Plan) {
         cuts.done += 1;
         cuts.refusals = (cuts.rng.next_u64() % 3) as usize;
         match cuts.done % 3 {
-            0 => Reply::CutBefore,
-            1 => Reply::CutAfter,
+            0 => Reply::DisconnectBefore,
+            1 => Reply::DisconnectAfter,
             _ => {
                 cuts.muted = 1 + (cuts.rng.next_u64() % 20) as usize;
                 Reply::Mute
@@ -254,7 +254,7 @@ fn nothing_is_lost_or_overtaken_through_resets_withheld_answers_and_refused_upgr
 // Refusals and silence.
 
 #[test]
-fn a_bad_signature_is_loud_and_tried_again_slowly_however_it_is_said() {
+fn a_bad_signature_is_loud_and_tried_again_slowly_however_it_is_worded() {
     type Refuse = fn(usize) -> Welcome;
     let ways: [(Refuse, &str); 3] = [
         (|_| Welcome::Error("auth.signature_invalid", 3000), "auth.signature_invalid"),
@@ -310,9 +310,9 @@ fn an_upgrade_refused_with_4xx_waits_for_a_person_and_5xx_does_not() {
         let events = client.handle().subscribe(10_000);
         let upgrade = Box::new(move |n| (n == 1).then_some(status));
         let facilitator = facilitator(&world, Plan { upgrade, ..Plan::default() });
-        let told = format!("{status}");
+        let notified = format!("{status}");
         let failed =
-            events_until(&events, |event| matches!(event, ClientEvent::Lost { why, .. } if why.contains(&told)));
+            events_until(&events, |event| matches!(event, ClientEvent::Lost { why, .. } if why.contains(&notified)));
         let ClientEvent::Lost { why, .. } = failed else { unreachable!("it was just matched") };
         assert_eq!(next_attempt_in(&why) >= PAUSE / 2, lasting, "{why}");
         match lasting {
@@ -373,7 +373,7 @@ fn each_connection_begins_with_the_authentication_then_a_beat_then_what_was_queu
     jobs.iter().for_each(|job| facilitator.submit(job.clone()));
     replies.send(Reply::Mute).unwrap();
     (0..5).for_each(|_| replies.send(Reply::Store).unwrap());
-    replies.send(Reply::CutAfter).unwrap();
+    replies.send(Reply::DisconnectAfter).unwrap();
     drop(replies);
     facilitator.wait("all have ended", |state| state.ended == jobs.len());
     assert_good(&facilitator, &jobs);
@@ -481,8 +481,8 @@ fn states_and_events_tell_each_turn_with_its_last_error() {
     facilitator.wait("the welcome", |state| state.welcomed == 1);
     facilitator.close(1011);
     let lost = "closed by the peer with code 1011: by plan";
-    let told = events_until(&events, |_| true);
-    assert!(matches!(&told, ClientEvent::Lost { why, refused: false } if why.contains(lost)), "{told:?}");
+    let notified = events_until(&events, |_| true);
+    assert!(matches!(&notified, ClientEvent::Lost { why, refused: false } if why.contains(lost)), "{notified:?}");
     assert!(handle.last_error().unwrap().contains(lost));
     upgrade.send(()).unwrap();
     events_until(&events, |event| matches!(event, ClientEvent::Lost { why, .. } if why.contains("503")));
@@ -504,16 +504,16 @@ fn a_subscriber_that_never_reads_holds_up_nobody() {
     let world = World::new();
     let facilitator = facilitator(&world, Plan::default());
     let client = start(config(&world), do_at_once);
-    let deaf = client.handle().subscribe(1);
+    let unread = client.handle().subscribe(1);
     drop(client.handle().subscribe(1));
     for n in 1..=20 {
         facilitator.wait("the next connection", |state| state.welcomed >= n);
         let job = one_job();
         facilitator.submit(job.clone());
         assert_eq!(facilitator.history(&job.uuid), GOOD);
-        facilitator.cut();
+        facilitator.disconnect();
     }
-    assert_eq!(deaf.len(), 1);
+    assert_eq!(unread.len(), 1);
     stop_clean(client);
     facilitator.stop();
 }
@@ -1069,7 +1069,7 @@ fn a_stop_during_an_outage_counts_what_is_unsent_and_the_next_start_delivers_it(
     let lost = kept.recv_timeout(LONG).unwrap();
     facilitator.wait("the first update", |state| state.updates == 1);
     world.net.fail_next(1_000_000, DialFault::Refused);
-    replies.send(Reply::CutBefore).unwrap();
+    replies.send(Reply::DisconnectBefore).unwrap();
     until("an error", || client.handle().last_error().is_some());
     GOOD[1..5].iter().for_each(|status| running.report(*status));
     running.end_and_wait(Outcome::completed("", "")).unwrap();
@@ -1106,9 +1106,9 @@ fn a_state_folder_belongs_to_one_client_at_a_time() {
     let configured = || ClientConfig { state_dir: Some(folder.path().to_owned()), ..config(&world) };
     let client = start(configured(), do_at_once);
     let error = FacilitatorClient::new(configured()).unwrap().start(do_at_once).unwrap_err();
-    let told = error.to_string();
-    assert!(matches!(error, ClientError::State(_)), "{told}");
-    assert!(told.contains("in use by process") && told.lines().count() == 1, "{told}");
+    let notified = error.to_string();
+    assert!(matches!(error, ClientError::State(_)), "{notified}");
+    assert!(notified.contains("in use by process") && notified.lines().count() == 1, "{notified}");
     assert!(!error.advice().is_empty());
     stop_clean(client);
     stop_clean(start(configured(), do_at_once));

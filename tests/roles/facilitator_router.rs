@@ -173,8 +173,8 @@ fn the_authentication_table() {
         let refused = f.say(id, request);
         assert_eq!(refused, [format!("{id} auth.signature_invalid"), format!("close {id} 3000")]);
     }
-    let (id, said) = f.authenticated();
-    assert_eq!(said, [format!("{id} success")]);
+    let (id, reported) = f.authenticated();
+    assert_eq!(reported, [format!("{id} success")]);
     assert_eq!(f.say(id, good), [format!("{id} auth.already_authenticated")]);
 }
 
@@ -194,11 +194,11 @@ fn a_job_goes_to_the_newest_session_and_again_until_it_is_received() {
     let mut f = Fixture::new();
     assert_eq!(f.dispatch("1"), [""; 0], "nobody is there");
     assert_eq!(f.dispatch("2"), [""; 0]);
-    let (old, said) = f.authenticated();
-    assert_eq!(said, [format!("{old} success"), format!("{old} job 1"), format!("{old} job 2")]);
+    let (old, reported) = f.authenticated();
+    assert_eq!(reported, [format!("{old} success"), format!("{old} job 1"), format!("{old} job 2")]);
     f.update(old, "1", JobStatus::Received);
-    let (new, said) = f.authenticated();
-    assert_eq!(said, [format!("{new} success"), format!("{new} job 2")], "the old one may be a ghost");
+    let (new, reported) = f.authenticated();
+    assert_eq!(reported, [format!("{new} success"), format!("{new} job 2")], "the old one may be a ghost");
     assert_eq!(f.dispatch("3"), [format!("{new} job 3")]);
     let resent = f.close(new);
     assert_eq!(resent, [format!("{old} job 2"), format!("{old} job 3")]);
@@ -230,10 +230,10 @@ fn a_job_nobody_takes_up_ends_as_horde_failed_by_the_facilitator() {
         f.seconds += seconds;
         f.handle(Input::Tick)
     };
-    for (uuid, said) in [("alone", "was not connected"), ("ignored", "did not acknowledge it")] {
+    for (uuid, reported) in [("alone", "was not connected"), ("ignored", "did not acknowledge it")] {
         let actions = after(&mut f, 60);
         let message = own_failure(&actions, uuid);
-        assert!(message.contains(said) && message.contains("60s"), "{message}");
+        assert!(message.contains(reported) && message.contains("60s"), "{message}");
         f.authenticated();
         f.dispatch("ignored");
     }
@@ -252,7 +252,7 @@ fn own_failure(actions: &[Action], uuid: &str) -> String {
 }
 
 #[test]
-fn a_received_job_of_which_nothing_more_is_heard_ends_as_horde_failed() {
+fn a_received_job_of_which_nothing_more_comes_ends_as_horde_failed() {
     let mut f = Fixture::new();
     let (id, _) = f.authenticated();
     f.dispatch("1");
@@ -272,7 +272,7 @@ fn a_received_job_of_which_nothing_more_is_heard_ends_as_horde_failed() {
     assert_eq!(f.router.next_wake(), Some(f.now().mono + S), "another validator has no say in it");
     f.seconds += 1;
     let message = own_failure(&f.handle(Input::Tick), "1");
-    assert_eq!(message, format!("validator {} has said nothing of the job for 1000s", f.alice.public()));
+    assert_eq!(message, format!("validator {} has reported nothing of the job for 1000s", f.alice.public()));
     // Until it is known to be stored, it is tried again.
     assert_eq!(f.after(999), [""; 0]);
     assert_eq!(f.after(1), ["store 1 horde_failed"]);

@@ -60,21 +60,21 @@ fn the_official_sdk_runs_jobs() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let reported: Value = serde_json::from_slice(&output.stdout).unwrap();
     let expected = ["sent", "received", "accepted", "executor_ready", "volumes_ready", "execution_done", "completed"];
-    assert_eq!(said["seen"], json!(expected));
-    assert_eq!(said["stdout"], "zażółć {\"B\": \"2\", \"A\": \"1\"}\n");
-    assert_eq!(said["artifacts"], json!({"/artifacts/a.bin": [0, 255]}));
-    assert_eq!(said["uploads"], json!({"/output/out.txt": "b"}));
-    assert_eq!(said["relogged"], true);
-    assert_eq!(said["bad"], json!(["rejected", "busy", "no miner is free"]));
-    assert_eq!(said["stream"], json!(["10.0.0.1", 4433, "PEM"]));
-    let uuids: Vec<&Value> = said["uuids"].as_array().unwrap().iter().rev().collect();
-    assert_eq!(said["all"], json!(uuids), "the newest first");
-    assert_eq!(said["page"], json!(uuids[..2]));
-    assert_eq!(said["cheated"]["validator"], alice().ss58());
-    assert_eq!(said["missing"], "not found");
-    assert!(said["refusal"].as_str().unwrap().contains("403"), "{}", said["refusal"]);
+    assert_eq!(reported["seen"], json!(expected));
+    assert_eq!(reported["stdout"], "zażółć {\"B\": \"2\", \"A\": \"1\"}\n");
+    assert_eq!(reported["artifacts"], json!({"/artifacts/a.bin": [0, 255]}));
+    assert_eq!(reported["uploads"], json!({"/output/out.txt": "b"}));
+    assert_eq!(reported["relogged"], true);
+    assert_eq!(reported["bad"], json!(["rejected", "busy", "no miner is free"]));
+    assert_eq!(reported["stream"], json!(["10.0.0.1", 4433, "PEM"]));
+    let uuids: Vec<&Value> = reported["uuids"].as_array().unwrap().iter().rev().collect();
+    assert_eq!(reported["all"], json!(uuids), "the newest first");
+    assert_eq!(reported["page"], json!(uuids[..2]));
+    assert_eq!(reported["cheated"]["validator"], alice().ss58());
+    assert_eq!(reported["missing"], "not found");
+    assert!(reported["refusal"].as_str().unwrap().contains("403"), "{}", reported["refusal"]);
     kick.kick();
     validator.join_by(Instant::now() + LONG).unwrap();
 }

@@ -101,8 +101,8 @@ fn moody(chance: &Arc<Chance>) -> Plan {
             _ => Welcome::Accept,
         }),
         update: Box::new(move |_, _| match updating.mood(40) {
-            0 => Reply::CutBefore,
-            1 => Reply::CutAfter,
+            0 => Reply::DisconnectBefore,
+            1 => Reply::DisconnectAfter,
             2 => Reply::Mute,
             3 => Reply::Refuse("job.not_found"),
             _ => Reply::Store,
@@ -323,7 +323,7 @@ fn stop_while_the_writer_is_stuck_with_a_peer_that_never_reads() {
 
 #[test]
 fn stop_while_the_facilitator_does_not_read_or_answer() {
-    for reply in [|| Reply::Mute, || Reply::CutBefore] {
+    for reply in [|| Reply::Mute, || Reply::DisconnectBefore] {
         let world = World::new();
         let (go, gate) = bounded::<()>(0);
         let update = Box::new(move |_: &_, _| {

@@ -155,8 +155,8 @@ impl Sample {
         self.states.last().unwrap()
     }
 
-    /// Nothing is there that was never written, and what is deleted or old only after damage that is told of. Gives the
-    /// records that are gone or old.
+    /// Nothing is there that was never written, and what is deleted or old only after damage that is reported. Gives
+    /// the records that are gone or old.
     fn missing(&self, found: Recovered) -> Vec<u64> {
         let damage = found.damage.as_ref().map(|damage| (damage.lost, damage.what.clone()));
         let found = map(found);
@@ -235,7 +235,7 @@ fn a_flipped_bit_costs_at_most_the_record_it_hits() {
                     let wrong = missing.iter().any(|id| !hit.contains(id)) || (logged == Logged::Nothing && lost > 1);
                     assert!(
                         !wrong,
-                        "{logged:?}, log {log}, byte {at}, bit {bit}: {missing:?} for {hit:?}, {lost} told"
+                        "{logged:?}, log {log}, byte {at}, bit {bit}: {missing:?} for {hit:?}, {lost} reported"
                     );
                     flips += 1;
                     hits += missing.len();
@@ -248,7 +248,7 @@ fn a_flipped_bit_costs_at_most_the_record_it_hits() {
 }
 
 #[test]
-fn a_cut_file_keeps_what_is_before_the_cut() {
+fn a_truncated_file_keeps_what_is_before_its_end() {
     let mut rng = seeded();
     for logged in [Logged::Nothing, Logged::Half, Logged::All] {
         let sample = Sample::new(&mut rng, logged);

@@ -218,7 +218,7 @@ fn it_authenticates_first_then_beats_then_sends_what_was_queued() {
 }
 
 #[test]
-fn a_refusal_is_told_and_tried_again() {
+fn a_refusal_is_reported_and_tried_again() {
     let fixture = Fixture::new();
     let (server, _got) = fixture.server();
     let (link, events) = fixture.start(fixture.config(), Some("wrong"));
@@ -253,7 +253,7 @@ fn a_silent_server_ends_at_the_dial_deadline() {
 
 /// Sends acknowledged messages through random cuts, refused dials and withheld answers; asserts order and completeness.
 #[test]
-fn nothing_is_lost_or_overtaken_through_cuts() {
+fn nothing_is_lost_or_overtaken_through_disconnections() {
     const MESSAGES: usize = 400;
     let seed = Rng::from_entropy().next_u64();
     println!("seed {seed}");
@@ -277,8 +277,8 @@ fn nothing_is_lost_or_overtaken_through_cuts() {
             }
             let cut = (rng.next_u64() % 20) as usize;
             match fixture.net.wires().last() {
-                Some(wire) if rng.one_in(2) => wire.cut_after(Side::Dialer, cut),
-                Some(wire) => wire.cut_after(Side::Listener, cut),
+                Some(wire) if rng.one_in(2) => wire.disconnect_after(Side::Dialer, cut),
+                Some(wire) => wire.disconnect_after(Side::Listener, cut),
                 None => {}
             }
         }
@@ -544,7 +544,7 @@ fn a_stop_at_a_random_moment_always_ends() {
             spawn("t-cutter", Kick::new("its end", move || kicked.cancel()), move || {
                 while !end.wait(Duration::from_micros(50)) {
                     if let Some(wire) = net.wires().last() {
-                        wire.cut();
+                        wire.disconnect();
                     }
                 }
             })

@@ -173,7 +173,7 @@ impl Peer {
         let (kicked, answers) = (kick.clone(), writer.clone());
         let reader = spawn("t-peer", Kick::new("connection", move || kicked.kick()), move || {
             loop {
-                let told = match reader.read() {
+                let notified = match reader.read() {
                     Ok(Incoming::Text(text)) => Ok(text.to_string()),
                     Ok(Incoming::Closed(info)) => {
                         // The answer to a Close; the connection may be gone already.
@@ -183,9 +183,9 @@ impl Peer {
                     Ok(_) => continue,
                     Err(_) => Err(None),
                 };
-                let last = told.is_err();
+                let last = notified.is_err();
                 // The test may have seen enough.
-                if tx.send(told).is_err() || last {
+                if tx.send(notified).is_err() || last {
                     return;
                 }
             }
@@ -355,7 +355,7 @@ fn other_paths_are_refused_in_the_handshake() {
 }
 
 #[test]
-fn a_validator_that_was_cut_off_gets_the_result_when_it_is_back() {
+fn a_validator_that_was_disconnected_gets_the_result_when_it_is_back() {
     let fixture = Fixture::new(1);
     let job = uuid();
     let mut validator = fixture.validator();
@@ -375,7 +375,7 @@ fn a_validator_that_was_cut_off_gets_the_result_when_it_is_back() {
 }
 
 #[test]
-fn an_executor_that_was_cut_off_resumes_its_job() {
+fn an_executor_that_was_disconnected_resumes_its_job() {
     let fixture = Fixture::new(1);
     let job = uuid();
     let mut validator = fixture.validator();
@@ -455,7 +455,7 @@ fn a_back_end_that_panics_fails_the_job_and_frees_the_slot() {
 }
 
 #[test]
-fn a_validator_that_does_not_read_is_cut_off_and_told_when_it_is_back() {
+fn a_validator_that_does_not_read_is_disconnected_and_notified_when_it_is_back() {
     let fixture = Fixture::with(1, false, |config| config.server.outbox.messages = 4);
     let mut validator = fixture.validator();
     let job = uuid();
@@ -539,7 +539,7 @@ fn a_stop_waits_for_running_jobs_and_takes_no_new_ones() {
     executor.say(&Says(&job).finished("in time"));
     validator.expect("JobFinished");
     executor.close();
-    // Without a job left, the stop may have told it to end already.
+    // Without a job left, the stop may have ended it already.
     drop(started.exit.send(Ok(ExecutorExit::Code(0))));
     let report = stopping.join_by(Instant::now() + LONG).unwrap();
     assert!(report.is_clean(), "{report}");

@@ -59,7 +59,7 @@ fn join(thread: Thread<ExecutorEnd>) -> ExecutorEnd {
 }
 
 #[test]
-fn exits_and_failures_are_told_apart() {
+fn exits_and_failures_are_distinguished() {
     let group = Group::enter();
     let run = |backend: ProcessBackend| backend.run(&spec(), &Shutdown::new());
     assert_eq!(run(process("/bin/true", &[])).unwrap(), ExecutorExit::Code(0));
@@ -254,7 +254,7 @@ fn image() -> Option<Image> {
     let tar = folder.path().join("image.tar");
     let packed = Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(folder.path()).arg("bin").status().unwrap();
     assert!(packed.success());
-    // The entry point takes our executor's arguments, ignores them, and runs for as long as it is told.
+    // The entry point takes our executor's arguments, ignores them, and runs for as long as asked.
     let script = "trap 'exit 9' TERM; /bin/busybox sleep ${SLEEP:-0} & wait $!; exit 4";
     let entry = format!(r#"ENTRYPOINT ["/bin/busybox", "sh", "-c", "{script}"]"#);
     let imported =
@@ -316,7 +316,7 @@ fn containers_are_run_ended_and_removed() {
         }
         let exit = join(thread).unwrap();
         if running && !forced {
-            assert_eq!(exit, ExecutorExit::Code(9), "the container was not told to end");
+            assert_eq!(exit, ExecutorExit::Code(9), "the container was not stopped");
         }
         assert_eq!(containers(&ours), Vec::<String>::new(), "left behind");
     }

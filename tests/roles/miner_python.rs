@@ -65,8 +65,8 @@ fn the_official_client_runs_jobs_on_our_miner() {
 
     let output = client.args(["127.0.0.1", &port, &miner_key.ss58(), VALIDATOR, STRANGER]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let uuid = |case: &str| said[case]["uuid"].as_str().unwrap().to_owned();
+    let reported: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let uuid = |case: &str| reported[case]["uuid"].as_str().unwrap().to_owned();
 
     let mut stopping = Stopping::new(&Shutdown::new());
     miner.stop(&mut stopping);
@@ -79,7 +79,7 @@ fn the_official_client_runs_jobs_on_our_miner() {
     assert_eq!(processes_with(&uuids), [""; 0], "executors are left");
 
     let all_steps = json!(["accepted", "executor_ready", "volumes_ready", "execution_done"]);
-    let good = &said["good"];
+    let good = &reported["good"];
     assert_eq!((&good["end"], &good["complaints"]), (&json!("finished"), &json!([])), "{good}");
     assert_eq!(good["steps"], all_steps);
     assert_eq!(good["manifest"], json!({"always_on.test": 1}));
@@ -91,7 +91,7 @@ fn the_official_client_runs_jobs_on_our_miner() {
         assert!(good["specs"].as_array().unwrap().contains(&json!(specs)), "{good}");
     }
 
-    let failing = &said["failing"];
+    let failing = &reported["failing"];
     assert_eq!((&failing["end"], &failing["complaints"]), (&json!("failed"), &json!([])), "{failing}");
     let details = &failing["details"];
     assert_eq!((&details["reason"], &details["stage"]), (&json!("nonzero_return_code"), &json!("execution")));
@@ -99,23 +99,23 @@ fn the_official_client_runs_jobs_on_our_miner() {
     assert_eq!(details["docker_process_stdout"], "partial\n");
     assert_eq!(details["docker_process_stderr"], "why\n");
 
-    let interrupted = &said["interrupted"];
+    let interrupted = &reported["interrupted"];
     assert_eq!((&interrupted["end"], &interrupted["complaints"]), (&json!("finished"), &json!([])), "{interrupted}");
     assert_eq!((&interrupted["steps"], &interrupted["stdout"]), (&all_steps, &json!("through\n")));
-    let busy = &said["busy"];
+    let busy = &reported["busy"];
     assert_eq!((&busy["end"], &busy["reason"]), (&json!("rejected"), &json!("busy")), "{busy}");
     assert_eq!(busy["excuses"], json!([uuid("interrupted")]));
 
-    let refused = &said["wrong_miner"];
+    let refused = &reported["wrong_miner"];
     assert_eq!((&refused["end"], &refused["manifest"]), (&json!("timed out"), &Value::Null), "{refused}");
     let why = format!("wrong miner hotkey ({}!={})", miner_key.ss58(), key("//Nobody").ss58());
     let complaints = refused["complaints"].as_array().unwrap();
     assert!(
-        !complaints.is_empty() && complaints.iter().all(|said| said.as_str().unwrap().ends_with(&why)),
+        !complaints.is_empty() && complaints.iter().all(|reported| reported.as_str().unwrap().ends_with(&why)),
         "{refused}"
     );
     let why = format!("Unknown validator: {}", key(STRANGER).ss58());
-    assert_eq!(said["stranger"], json!({"complaints": [why], "manifest": false}));
+    assert_eq!(reported["stranger"], json!({"complaints": [why], "manifest": false}));
 
     let mut stored: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for row in ReceiptStore::open(&folder.path().join(DATABASE), 0).unwrap().since(0, 100).unwrap() {

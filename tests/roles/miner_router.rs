@@ -580,7 +580,7 @@ fn a_result_that_comes_while_the_validator_is_away_is_delivered() {
     assert_eq!(f.got(theirs), Vec::<String>::new());
     let back = f.validator(&alice);
     assert_eq!(f.got(back), ["VolumesReady", "ExecutionDone", "JobFinished"]);
-    // Not confirmed, so it is told again.
+    // Not confirmed, so it is reported again.
     f.handle(Input::Closed(back));
     let back = f.validator(&alice);
     assert_eq!(f.got(back), ["VolumesReady", "ExecutionDone", "JobFinished"]);
@@ -591,7 +591,7 @@ fn a_result_that_comes_while_the_validator_is_away_is_delivered() {
 }
 
 #[test]
-fn what_was_sent_into_a_dead_connection_is_told_to_the_one_that_replaced_it() {
+fn what_was_sent_into_a_dead_connection_is_sent_to_the_one_that_replaced_it() {
     let mut f = Fixture::new(2);
     let (alice, job, other_job) = (f.alice.clone(), uuid(), uuid());
     let dead = f.validator(&alice);
@@ -628,7 +628,7 @@ fn an_executor_that_comes_back_in_time_resumes() {
     let third = f.executor(&token);
     assert_eq!(f.got(third), ["Job"]);
     f.reports(third, &Says(&job).volumes());
-    // Lost during the execution: it has everything; a repeated stage is not told again.
+    // Lost during the execution: it has everything; a repeated stage is not reported again.
     f.handle(Input::Closed(third));
     let fourth = f.executor(&token);
     assert_eq!(f.got(fourth), Vec::<String>::new());

@@ -84,7 +84,7 @@ impl Replay {
                     self.handle(Input::Stored { job, result: Ok((Box::new(receipt), true)) });
                 }
                 Action::Start(spec) => self.tokens.push(spec.token),
-                Action::End(token) => panic!("executor {token} had to be told to end"),
+                Action::End(token) => panic!("executor {token} had to be stopped"),
                 Action::Reap(_) => {}
             }
         }

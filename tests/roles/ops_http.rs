@@ -148,7 +148,7 @@ fn limits_are_answered_and_never_exceeded() {
 }
 
 #[test]
-fn connections_over_the_limit_are_told_and_the_place_is_free_again() {
+fn connections_over_the_limit_are_answered_and_the_place_is_free_again() {
     let limits = HttpLimits { connections: 1, ..HttpLimits::default() };
     let fixture = Fixture::echo(limits);
     let mut first = fixture.connect();
@@ -215,7 +215,7 @@ fn a_request_in_work_is_answered_while_the_server_stops() {
 }
 
 #[test]
-fn a_client_that_does_not_read_is_cut_off_at_the_end_of_the_budget() {
+fn a_client_that_does_not_read_is_disconnected_at_the_end_of_the_budget() {
     // More than the buffers of both sockets hold.
     let handler: Handler = Arc::new(|_| HttpResponse::text(200, "x".repeat(16 << 20)));
     let mut fixture = Fixture::new(HttpLimits { write_time: LONG, ..HttpLimits::default() }, handler);

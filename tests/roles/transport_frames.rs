@@ -126,7 +126,7 @@ fn a_close_with_and_without_a_code_is_answered_in_kind() {
 }
 
 #[test]
-fn a_reset_is_an_error_and_a_bare_end_is_not_clean() {
+fn a_reset_is_an_error_and_an_end_without_close_is_not_clean() {
     let _threads = NoThreads::expected();
     let (client, mut server) = raw_client_connected(SocketLimits::default());
     socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();

@@ -257,8 +257,9 @@ fn a_client_says_who_it_is_unless_its_caller_does() {
         let request = DialRequest { url: &url, headers: &headers, limits: SocketLimits::default(), deadline: far() };
         dialer.dial(&request, &Shutdown::new(), Level::Drain).unwrap();
         let request = join(server);
-        let told: Vec<_> = request.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("user-agent")).collect();
-        assert!(matches!(told[..], [(_, value)] if value == expected), "{told:?}");
+        let notified: Vec<_> =
+            request.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("user-agent")).collect();
+        assert!(matches!(notified[..], [(_, value)] if value == expected), "{notified:?}");
     }
 }
 

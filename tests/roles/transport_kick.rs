@@ -146,7 +146,7 @@ fn a_kicked_listener_does_not_accept_who_waits() {
     listener.kick().kick();
     assert!(listener.accept().err().unwrap().is_stopped());
     drop(listener);
-    // The address is closed with the listener, and whoever waited in its queue is told.
+    // The address is closed with the listener, and whoever waited in its queue is notified.
     assert!(client.read(&mut [0]).map_or(true, |n| n == 0));
 }
 

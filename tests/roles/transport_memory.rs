@@ -186,10 +186,10 @@ fn a_listener_that_never_accepts_is_waited_for_until_the_deadline() {
 }
 
 #[test]
-fn a_wire_is_cut_after_the_planned_message() {
+fn a_wire_is_disconnected_after_the_planned_message() {
     let _threads = NoThreads::expected();
     let net = MemoryNet::new();
-    net.plan_next(|wire: &Wire| wire.cut_after(Side::Dialer, 2));
+    net.plan_next(|wire: &Wire| wire.disconnect_after(Side::Dialer, 2));
     let (mut client, mut server) = connect(&net);
     send(&mut server, "not counted");
     for text in ["one", "two", "three"] {
@@ -215,7 +215,7 @@ fn a_wire_is_cut_after_the_planned_message() {
         send(&mut client, "fine");
         assert_eq!(read_text(server.reader.as_mut()), "fine");
     }
-    net.wires()[1].cut();
+    net.wires()[1].disconnect();
     assert!(matches!(server.reader.read().unwrap(), Incoming::Closed(info) if !info.clean));
 }
 

@@ -175,8 +175,11 @@ fn neither_help_nor_a_usage_error_shows_the_password() {
             .env("EXECUTOR_TOKEN", "t")
             .output()
             .unwrap();
-        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-        assert!(said.contains(if arguments.len() == 1 { "--proxy: bad url" } else { "PHALANX_PROXY" }), "{said}");
-        assert!(!said.contains("secret"), "{said}");
+        let reported = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(
+            reported.contains(if arguments.len() == 1 { "--proxy: bad url" } else { "PHALANX_PROXY" }),
+            "{reported}"
+        );
+        assert!(!reported.contains("secret"), "{reported}");
     }
 }

@@ -231,11 +231,11 @@ fn our_server_with_its_client(tls: bool) {
         }
     });
     let mut peer = Peer::start(&python, &arguments);
-    let mut said = String::new();
-    peer.stdout.read_to_string(&mut said).unwrap();
+    let mut reported = String::new();
+    peer.stdout.read_to_string(&mut reported).unwrap();
     kick.kick();
     join(server);
-    assert_eq!(said, "ok\n");
+    assert_eq!(reported, "ok\n");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What TLS itself can do under a connection: new keys, broken records, an end of its own. The peer is a bare rustls
+//! What TLS itself can do under a connection: new keys, broken records, an end of its own. The peer is a plain rustls
 //! client.
 
 use crate::testkit::threads::NoThreads;
@@ -16,8 +16,8 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 type Client = StreamOwned<ClientConnection, TcpStream>;
 
-/// A bare client whose upgrade is done, and our end.
-fn bare_client() -> (Client, Connection) {
+/// A plain client whose upgrade is done, and our end.
+fn plain_client() -> (Client, Connection) {
     let certificates = Certificates::new();
     let listener = WsListener::bind("127.0.0.1:0", Some(certificates.server())).unwrap();
     let address = listener.local_addr();
@@ -45,7 +45,7 @@ fn bare_client() -> (Client, Connection) {
 #[test]
 fn new_keys_in_the_middle_of_a_connection() {
     let _threads = NoThreads::expected();
-    let (mut client, mut server) = bare_client();
+    let (mut client, mut server) = plain_client();
     for round in 0..20u8 {
         // Asks the server for new keys too, which it uses from its next record on.
         client.conn.refresh_traffic_keys().unwrap();
@@ -62,7 +62,7 @@ fn new_keys_in_the_middle_of_a_connection() {
 #[test]
 fn a_broken_record_is_an_error_of_tls_and_the_peer_is_alerted() {
     let _threads = NoThreads::expected();
-    let (mut client, mut server) = bare_client();
+    let (mut client, mut server) = plain_client();
     client.sock.write_all(&[0x17, 3, 3, 0, 40]).unwrap();
     client.sock.write_all(&[0xaa; 40]).unwrap();
     assert_eq!(server.reader.read().unwrap(), Incoming::Control);
@@ -78,7 +78,7 @@ fn a_broken_record_is_an_error_of_tls_and_the_peer_is_alerted() {
 #[test]
 fn an_end_of_tls_without_a_close_is_not_clean() {
     let _threads = NoThreads::expected();
-    let (mut client, mut server) = bare_client();
+    let (mut client, mut server) = plain_client();
     client.conn.send_close_notify();
     client.flush().unwrap();
     let Incoming::Closed(info) = server.reader.read().unwrap() else { panic!("expected the end") };
@@ -90,7 +90,7 @@ fn an_end_of_tls_without_a_close_is_not_clean() {
 #[test]
 fn many_small_frames_in_one_record_and_one_frame_in_many_records() {
     let _threads = NoThreads::expected();
-    let (mut client, mut server) = bare_client();
+    let (mut client, mut server) = plain_client();
     let many: Vec<u8> = (0..1000).flat_map(|n| frame(0x81, true, n.to_string().as_bytes())).collect();
     client.write_all(&many).unwrap();
     for n in 0..1000 {

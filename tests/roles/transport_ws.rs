@@ -181,7 +181,7 @@ fn the_server_closes_with_a_code_tls() {
     the_server_closes_with_a_code(true);
 }
 
-fn an_end_without_a_close_is_told_apart(tls: bool) {
+fn an_end_without_a_close_is_distinguished(tls: bool) {
     let _threads = NoThreads::expected();
     let (mut client, server) = connected(tls);
     drop(server);
@@ -192,13 +192,13 @@ fn an_end_without_a_close_is_told_apart(tls: bool) {
 }
 
 #[test]
-fn an_end_without_a_close_is_told_apart_plain() {
-    an_end_without_a_close_is_told_apart(false);
+fn an_end_without_a_close_is_distinguished_plain() {
+    an_end_without_a_close_is_distinguished(false);
 }
 
 #[test]
-fn an_end_without_a_close_is_told_apart_tls() {
-    an_end_without_a_close_is_told_apart(true);
+fn an_end_without_a_close_is_distinguished_tls() {
+    an_end_without_a_close_is_distinguished(true);
 }
 
 #[test]

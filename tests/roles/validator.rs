@@ -409,7 +409,7 @@ fn garbage_and_strange_messages_from_a_miner_do_not_end_the_job() {
     facilitator.push(request.clone());
     assert_eq!(statuses(&facilitator.history(&request.uuid)), GOOD);
     assert!(stop(validator).is_clean());
-    let told: Vec<String> = peer
+    let notified: Vec<String> = peer
         .heard
         .try_iter()
         .filter_map(|m| match m {
@@ -417,14 +417,14 @@ fn garbage_and_strange_messages_from_a_miner_do_not_end_the_job() {
             _ => None,
         })
         .collect();
-    assert_eq!(told.len(), 2);
-    assert!(told.iter().all(|t| t.starts_with("Malformed message ")), "{told:?}");
+    assert_eq!(notified.len(), 2);
+    assert!(notified.iter().all(|t| t.starts_with("Malformed message ")), "{notified:?}");
     peer.stop();
     facilitator.stop();
 }
 
 #[test]
-fn a_lost_miner_comes_back_and_hears_the_authentication_first() {
+fn a_lost_miner_comes_back_and_gets_the_authentication_first() {
     let cuts = Arc::new(AtomicUsize::new(0));
     let script: Script = {
         let cuts = cuts.clone();

@@ -247,11 +247,11 @@ fn miners_are_asked_in_turn_and_the_last_refusal_counts() {
 }
 
 #[test]
-fn without_a_miner_it_ends_as_the_last_one_said_or_as_the_choice_says() {
-    for (why, said) in [(NoMiner::None, "no_miner_for_job"), (NoMiner::Busy, "busy")] {
+fn without_a_miner_it_ends_as_the_last_one_answered_or_as_the_choice_says() {
+    for (why, reported) in [(NoMiner::None, "no_miner_for_job"), (NoMiner::Busy, "busy")] {
         let mut f = Fixture::new();
         f.handle(Input::Start);
-        assert_eq!(f.handle(Input::Reserved(Err(why))), [format!("end rejected {said} by validator")]);
+        assert_eq!(f.handle(Input::Reserved(Err(why))), [format!("end rejected {reported} by validator")]);
         let mut f = Fixture::asked();
         f.decline();
         assert_eq!(f.handle(Input::Reserved(Err(why))), ["end rejected busy by miner"]);
@@ -260,7 +260,7 @@ fn without_a_miner_it_ends_as_the_last_one_said_or_as_the_choice_says() {
 
 /// Each stage, and how a job ends of which nothing is heard in it.
 #[test]
-fn each_stage_has_its_own_end_when_nothing_is_heard() {
+fn each_stage_has_its_own_end_when_nothing_comes() {
     type Step = fn(&mut Fixture) -> Vec<String>;
     let steps: [(Step, HordeFailureReason, &str); 4] = [
         (Fixture::accept, HordeFailureReason::ExecutorReadinessResponseTimedOut, "the executor's readiness"),
@@ -276,8 +276,8 @@ fn each_stage_has_its_own_end_when_nothing_is_heard() {
             step(&mut f);
         }
         assert_eq!(f.handle(Input::Tick), [""; 0], "it is not due yet");
-        let said = format!("end horde_failed {}: waiting for {what} took too long", reason.as_str());
-        assert_eq!(f.expire(), ["receipt 0.000000", "release", &said, "close"]);
+        let reported = format!("end horde_failed {}: waiting for {what} took too long", reason.as_str());
+        assert_eq!(f.expire(), ["receipt 0.000000", "release", &reported, "close"]);
     }
 }
 
@@ -299,8 +299,8 @@ fn a_lost_connection_is_no_end_and_is_named_when_the_time_is_over() {
 #[test]
 fn what_cannot_be_sent_ends_the_job_and_a_receipt_that_cannot_be_sent_does_not() {
     let mut f = Fixture::accepted();
-    let said = "end horde_failed miner_connection_failed: full";
-    assert_eq!(f.handle(Input::NotSent("full".to_owned())), ["receipt 0.000000", "release", said, "close"]);
+    let reported = "end horde_failed miner_connection_failed: full";
+    assert_eq!(f.handle(Input::NotSent("full".to_owned())), ["receipt 0.000000", "release", reported, "close"]);
     assert_eq!(f.handle(Input::NotSent("full".to_owned())), [""; 0]);
 }
 
@@ -318,7 +318,7 @@ fn a_repeat_or_a_message_of_another_job_changes_nothing() {
 }
 
 #[test]
-fn a_job_that_is_told_to_end_gets_no_receipt_where_others_go_on_with_it() {
+fn a_cancelled_job_gets_no_receipt_where_others_go_on_with_it() {
     let mut f = Fixture::accepted();
     let cancelled = f.handle(Input::Cancel { goes_on: false });
     assert_eq!(cancelled, ["receipt 0.000000", "release", "cancelled", "close"]);

@@ -30,7 +30,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts one and waits until it consumes; `None` without Celery, which is said. `options` are those of
+    /// Starts one and waits until it consumes; `None` without Celery, which is reported. `options` are those of
     /// `celery worker`, as `["--pool", "prefork", "-c", "2"]`.
     pub fn start(url: &str, options: &[&str]) -> Option<Self> {
         Self::start_from(celery("celery_app", url)?, options)
@@ -44,11 +44,11 @@ impl Worker {
         command.args(["worker", "--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]);
         command.args(["-n", &name]).args(options).current_dir(folder.path()).env("TMPDIR", folder.path());
         let mut running = Running::start(&mut merged(&command, folder.path()));
-        let mut said = Vec::new();
+        let mut reported = Vec::new();
         // Celery says it in its log.
-        while !said.last().is_some_and(|line: &String| line.ends_with(" ready.")) {
-            assert!(!running.ended_within(std::time::Duration::ZERO), "the worker does not start: {said:#?}");
-            said.push(running.line());
+        while !reported.last().is_some_and(|line: &String| line.ends_with(" ready.")) {
+            assert!(!running.ended_within(std::time::Duration::ZERO), "the worker does not start: {reported:#?}");
+            reported.push(running.line());
         }
         Some(Self { folder, running: Some(running), name })
     }
@@ -76,12 +76,12 @@ impl Worker {
         if std::thread::panicking() {
             // What it says explains the failure. One that does not end is killed when it is dropped.
             if running.ended_within(LONG / 4) {
-                eprintln!("the worker said:\n{}", running.finish().stdout);
+                eprintln!("output of the worker:\n{}", running.finish().stdout);
             }
             return;
         }
-        let said = running.finish();
-        assert_eq!(said.code, Some(0), "{}", said.stdout);
+        let reported = running.finish();
+        assert_eq!(reported.code, Some(0), "{}", reported.stdout);
         nothing_left(self.folder.path());
     }
 }
@@ -158,7 +158,7 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// Starts one; `None` without Celery, which is said.
+    /// Starts one; `None` without Celery, which is reported.
     pub fn start(url: &str) -> Option<Self> {
         let mut command = python::script("celery_feed.py", "celery, redis")?;
         command.env("CELERY_TEST_URL", url).stdin(Stdio::piped()).stdout(Stdio::piped());

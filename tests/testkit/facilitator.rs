@@ -224,7 +224,7 @@ pub fn update(uuid: &str, status: JobStatus, metadata: Option<Value>) -> V0JobSt
     V0JobStatusUpdate { uuid: uuid.to_owned(), status, metadata }
 }
 
-/// A raw validator: says what it is told and reads in order.
+/// A raw validator: sends what it is given and reads in order.
 pub struct Peer {
     pub connection: Connection,
     timer: TimerHandle,

@@ -52,7 +52,7 @@ impl Reply {
 type Handler = Box<dyn FnMut(&Request) -> Reply + Send>;
 
 #[derive(Default)]
-struct State {
+struct HttpFakeState {
     seen: Mutex<Vec<Request>>,
     current: Mutex<Option<TcpStream>>,
     stop: AtomicBool,
@@ -60,7 +60,7 @@ struct State {
 
 pub struct Server {
     address: SocketAddr,
-    state: Arc<State>,
+    state: Arc<HttpFakeState>,
     /// A message for each request that was read.
     arrived: Receiver<()>,
     /// What a client of the TLS server must trust.
@@ -93,7 +93,7 @@ impl Server {
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let state = Arc::new(State::default());
+        let state = Arc::new(HttpFakeState::default());
         let (kicked, shared) = (state.clone(), state.clone());
         let (tx, arrived) = bounded(1000);
         let kick = Kick::new("its connection and one of its own", move || {

@@ -57,7 +57,7 @@ impl Network {
         &self.roles.iter().find(|(name, _, _)| *name == role).unwrap().2
     }
 
-    /// Runs a job to its end, logging all; its uuid, and what was said on stderr.
+    /// Runs a job to its end, logging all; its uuid, and its stderr.
     pub fn job(&self, job: &str) -> (String, String) {
         let file = self.folder.path().join("job.json");
         std::fs::write(&file, job).unwrap();
@@ -73,12 +73,12 @@ impl Network {
     /// Stops the roles; the stderr of each.
     pub fn stop(self) -> [(&'static str, String); 3] {
         let Self { roles, scratch, folder: _folder } = self;
-        let said = roles.map(|(name, running, _)| {
+        let reported = roles.map(|(name, running, _)| {
             let finished = running.stop(Signal::TERM);
             assert_eq!(finished.code, Some(0), "{name}: {finished:?}");
             (name, finished.stderr)
         });
         nothing_left(scratch.path());
-        said
+        reported
     }
 }

@@ -12,7 +12,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use super::wait::{LONG, far};
 
-/// What a finished process has said.
+/// The output of a finished process.
 #[derive(Debug)]
 pub struct Finished {
     pub code: Option<i32>,
@@ -97,7 +97,7 @@ impl Running {
         rustix::event::poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)).unwrap() > 0
     }
 
-    /// Waits for the end, which has to come, and gives all that was said.
+    /// Waits for the end, which has to come, and gives all its output.
     pub fn finish(mut self) -> Finished {
         assert!(self.ended_within(LONG), "the process does not end");
         let code = self.child.wait().unwrap().code();
@@ -106,7 +106,7 @@ impl Running {
         Finished { code, stdout, stderr }
     }
 
-    /// Sends a signal, waits for the end, which has to come, and gives all that was said.
+    /// Sends a signal, waits for the end, which has to come, and gives all its output.
     pub fn stop(self, signal: Signal) -> Finished {
         self.signal(signal);
         self.finish()

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The script of that name in `tests/python`, to be run by a Python that has the module; `None` without one, which is
-/// said, and fails with `PHALANX_TEST_REQUIRE_ALL=1`.
+/// reported, and fails with `PHALANX_TEST_REQUIRE_ALL=1`.
 pub fn script(name: &str, module: &str) -> Option<Command> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let venv = std::env::var_os("PHALANX_TEST_VENV").map_or_else(|| PathBuf::from("target/venv"), PathBuf::from);

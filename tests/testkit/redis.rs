@@ -35,7 +35,7 @@ struct Process {
 }
 
 impl RedisServer {
-    /// Starts one; `None` without redis-server, which is said, and fails with `PHALANX_TEST_REQUIRE_ALL=1`.
+    /// Starts one; `None` without redis-server, which is reported, and fails with `PHALANX_TEST_REQUIRE_ALL=1`.
     pub fn start() -> Option<Self> {
         Self::start_with(&[])
     }
@@ -152,7 +152,7 @@ impl RedisServer {
             for line in stdout.lines() {
                 let Ok(line) = line else { return };
                 if line.contains("eady to accept connections") {
-                    // Told once, or nobody waits any more.
+                    // Notified once, or nobody waits any more.
                     let _ = tell.try_send(());
                 }
             }
@@ -194,7 +194,7 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Forwards connections to a server, and does harm when told to. Stopped when dropped.
+/// Forwards connections to a server, and does harm on request. Stopped when dropped.
 pub struct FaultyProxy {
     address: SocketAddr,
     shared: Arc<Proxy>,
@@ -212,8 +212,8 @@ struct Proxy {
 #[derive(Default, Clone)]
 struct Faults {
     delay: Duration,
-    /// Bytes of replies after which the connection that carries them is cut.
-    cut_after: Option<usize>,
+    /// Bytes of replies after which the connection that carries them is closed.
+    disconnect_after: Option<usize>,
     refuse: bool,
     black_hole: bool,
     stopped: bool,
@@ -259,14 +259,14 @@ impl FaultyProxy {
         self.set(|faults| faults.delay = delay);
     }
 
-    /// Forwards that many bytes of replies and then cuts the connection they are on; once.
-    pub fn cut_after(&self, bytes: usize) {
-        self.set(|faults| faults.cut_after = Some(bytes));
+    /// Forwards that many bytes of replies and then closes the connection they are on; once.
+    pub fn disconnect_after(&self, bytes: usize) {
+        self.set(|faults| faults.disconnect_after = Some(bytes));
     }
 
-    /// Whether the cut has not come yet.
-    pub fn is_cutting(&self) -> bool {
-        lock(&self.shared.faults).cut_after.is_some()
+    /// Whether that has not happened yet.
+    pub fn is_armed(&self) -> bool {
+        lock(&self.shared.faults).disconnect_after.is_some()
     }
 
     /// New connections are ended as soon as they are there.
@@ -280,7 +280,7 @@ impl FaultyProxy {
     }
 
     /// Ends all connections.
-    pub fn cut_all(&self) {
+    pub fn disconnect_all(&self) {
         for socket in &lock(&self.shared.open).sockets {
             // It may have ended already.
             let _ = socket.shutdown(End::Both);
@@ -309,11 +309,11 @@ impl Drop for FaultyProxy {
         self.shared.stop.cancel();
         let shared = self.shared.clone();
         drop(dial(&self.address.ip().to_string(), self.address.port(), far(), &Shutdown::new(), Level::Drain));
-        self.cut_all();
+        self.disconnect_all();
         if let Some(accept) = self.accept.take() {
             accept.join_by(far()).unwrap();
         }
-        self.cut_all();
+        self.disconnect_all();
         let threads = std::mem::take(&mut lock(&shared.open).threads);
         for thread in threads {
             thread.join_by(far()).unwrap();
@@ -350,8 +350,8 @@ impl Proxy {
         let mut buffer = vec![0; 16 << 10];
         loop {
             let n = from.read(&mut buffer).unwrap_or(0);
-            let (pass, cut) = self.pass(n, replies);
-            if n == 0 || to.write_all(&buffer[..pass]).is_err() || cut {
+            let (pass, close) = self.pass(n, replies);
+            if n == 0 || to.write_all(&buffer[..pass]).is_err() || close {
                 break;
             }
         }
@@ -375,13 +375,13 @@ impl Proxy {
                 break;
             }
         }
-        match faults.cut_after.filter(|_| replies) {
+        match faults.disconnect_after.filter(|_| replies) {
             Some(limit) if n >= limit => {
-                faults.cut_after = None;
+                faults.disconnect_after = None;
                 (limit, true)
             }
             Some(limit) => {
-                faults.cut_after = Some(limit - n);
+                faults.disconnect_after = Some(limit - n);
                 (n, false)
             }
             None => (n, faults.stopped),

@@ -57,9 +57,9 @@ pub enum Reply {
     /// Stored; this and all that follows on the connection is not answered.
     Mute,
     /// Lost with its connection.
-    CutBefore,
+    DisconnectBefore,
     /// Stored, then the connection is lost with the answer.
-    CutAfter,
+    DisconnectAfter,
 }
 
 type Rule<A, R> = Box<dyn Fn(A) -> R + Send + Sync>;
@@ -118,7 +118,7 @@ pub struct History {
 
 /// All that the facilitator knows.
 #[derive(Default)]
-pub struct State {
+pub struct FacilitatorState {
     pub histories: HashMap<String, History>,
     /// Jobs that have ended.
     pub ended: usize,
@@ -150,27 +150,27 @@ struct Session {
     number: usize,
     handle: SessionHandle,
     ready: bool,
-    /// Cut by us: what it had sent before is lost.
-    cut: bool,
+    /// Disconnected by us: what it had sent before is lost.
+    disconnected: bool,
 }
 
-struct Shared {
+struct SharedState {
     plan: Plan,
-    state: Mutex<State>,
+    state: Mutex<FacilitatorState>,
     changed: Condvar,
 }
 
 /// The facilitator; ends when dropped, in order with [`ScriptedFacilitator::stop`].
 pub struct ScriptedFacilitator {
     server: Option<Server>,
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
     pub url: String,
 }
 
 impl ScriptedFacilitator {
     pub fn start(listener: impl Listener + 'static, timer: TimerHandle, plan: Plan) -> Self {
         let url = format!("{}/ws/v0/", listener.url());
-        let shared = Arc::new(Shared { plan, state: Mutex::default(), changed: Condvar::new() });
+        let shared = Arc::new(SharedState { plan, state: Mutex::default(), changed: Condvar::new() });
         let (routing, working) = (shared.clone(), shared.clone());
         let config = ServerConfig {
             outbox: OutboxLimits { messages: 1 << 20, bytes: 1 << 30, window: 1 },
@@ -193,12 +193,12 @@ impl ScriptedFacilitator {
     }
 
     /// Looks at what the facilitator knows.
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    pub fn state(&self) -> MutexGuard<'_, FacilitatorState> {
         self.shared.state.lock().unwrap()
     }
 
     /// Waits until it knows something.
-    pub fn wait(&self, what: &str, done: impl Fn(&State) -> bool) {
+    pub fn wait(&self, what: &str, done: impl Fn(&FacilitatorState) -> bool) {
         let limit = Instant::now() + LONG;
         let mut state = self.state();
         while !done(&state) {
@@ -250,7 +250,7 @@ impl ScriptedFacilitator {
     }
 
     /// Breaks every connection.
-    pub fn cut(&self) {
+    pub fn disconnect(&self) {
         let handles: Vec<_> = self.state().sessions.iter().map(|session| session.handle.clone()).collect();
         handles.iter().for_each(SessionHandle::kick);
     }
@@ -271,7 +271,7 @@ impl ScriptedFacilitator {
     }
 }
 
-impl State {
+impl FacilitatorState {
     fn say(&self, text: &str) {
         for session in self.sessions.iter().filter(|session| session.ready) {
             // The validator may have gone in the meantime.
@@ -289,9 +289,9 @@ impl State {
         }
     }
 
-    fn cut(&mut self, id: SessionId) {
+    fn disconnect(&mut self, id: SessionId) {
         let session = self.sessions.iter_mut().find(|session| session.id == id).expect("texts come before the end");
-        session.cut = true;
+        session.disconnected = true;
         session.handle.kick();
     }
 
@@ -317,8 +317,8 @@ impl State {
     }
 }
 
-impl Shared {
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+impl SharedState {
+    fn change<T>(&self, change: impl FnOnce(&mut FacilitatorState) -> T) -> T {
         let result = change(&mut self.state.lock().unwrap());
         self.changed.notify_all();
         result
@@ -328,7 +328,7 @@ impl Shared {
         match event {
             ServerEvent::Opened { id, handle, .. } => self.change(|state| {
                 let number = state.dials;
-                state.sessions.push(Session { id, number, handle, ready: false, cut: false });
+                state.sessions.push(Session { id, number, handle, ready: false, disconnected: false });
             }),
             ServerEvent::Closed { id, .. } => self.change(|state| {
                 state.sessions.retain(|session| session.id != id);
@@ -345,7 +345,7 @@ impl Shared {
         let (number, ready, handle) = {
             let state = self.state.lock().unwrap();
             let session = state.sessions.iter().find(|session| session.id == id).expect("texts come before the end");
-            if session.cut {
+            if session.disconnected {
                 return;
             }
             (session.number, session.ready, session.handle.clone())
@@ -427,10 +427,10 @@ impl Shared {
                 state.store(update);
                 state.muted.insert(id);
             }
-            Reply::CutBefore => state.cut(id),
-            Reply::CutAfter => {
+            Reply::DisconnectBefore => state.disconnect(id),
+            Reply::DisconnectAfter => {
                 state.store(update);
-                state.cut(id);
+                state.disconnect(id);
             }
         });
         self.change(|state| {

@@ -185,7 +185,8 @@ fn of_a_repeated_key_the_last_value_counts() {
     let frame = r#"{"status":"error","message_type":"V0Heartbeat","status":"success","errors":[],"errors":[],
         "message_type":"V0JobCheated","message_type":"V0JobCheated","job_uuid":"a","job_uuid":"b",
         "trusted_job_uuid":"c","details":{"k":1,"l":2,"k":3}}"#;
-    // As a report of a cheat, which has neither `status` nor `errors`: its repeated fields are read, the others told.
+    // As a report of a cheat, which has neither `status` nor `errors`: its repeated fields are read, the others
+    // reported.
     let error = FacilitatorToValidator::decode(frame).unwrap_err();
     let places: Vec<String> = error.errors.iter().map(|error| error.path()).collect();
     assert_eq!(places, ["V0JobCheated.status", "V0JobCheated.errors"]);
@@ -199,7 +200,7 @@ fn of_a_repeated_key_the_last_value_counts() {
 }
 
 #[test]
-fn of_many_keys_few_are_told() {
+fn of_many_keys_few_are_listed() {
     const KEYS: usize = 20_000;
     let repeated = "\"a\":1,".repeat(KEYS);
     let different: String = (0..KEYS).map(|n| format!("\"{n}\":1,")).collect();

@@ -43,7 +43,7 @@ impl KeyFile {
         Self { _folder: folder, path }
     }
 
-    /// What is said about the file; every such line must name it.
+    /// The messages about the file; every such line must name it.
     fn complaint(&self) -> String {
         let line = load_path(&self.path).expect_err("the file must be refused").to_string();
         assert!(line.contains(self.path.to_str().unwrap()), "names no file: {line}");

@@ -15,7 +15,7 @@ const ALICE_HOT: &str = "5G6Fyo6U2fDhJXDJGp4Dr6XViVCdPcryiyLBDsusguSRcYvJ";
 /// The address of the seed 0x0102…20.
 const COUNTING: &str = "5CShbTqxKUgKZBRDu1VGVpivm3m415stz86A5GBdoV7wrU1d";
 
-/// What is said about a `--key` value that cannot be used.
+/// The message about a `--key` value that cannot be used.
 fn complaint(key: &str) -> String {
     KeyPair::load(key).expect_err("the key must be refused").to_string()
 }

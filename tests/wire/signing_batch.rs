@@ -205,7 +205,7 @@ fn meddle(rng: &mut Rng, request: &mut V2JobRequest, users: &[KeyPair]) {
 }
 
 /// Everything that a verdict says, down to the last cause.
-fn told(verdict: &Result<PublicKey, SigningError>) -> Vec<String> {
+fn notified(verdict: &Result<PublicKey, SigningError>) -> Vec<String> {
     match verdict {
         Ok(signer) => vec![format!("signed by {signer}")],
         Err(error) => {
@@ -242,12 +242,12 @@ fn job_requests_get_the_verdicts_that_each_gets_alone() {
         let verdicts = verify_job_requests(&requests);
         assert_eq!(verdicts.len(), size);
         for (request, verdict) in requests.iter().zip(&verdicts) {
-            let told = told(verdict);
-            assert_eq!(told, self::told(&request.verify()), "{request:?}");
+            let notified = notified(verdict);
+            assert_eq!(notified, self::notified(&request.verify()), "{request:?}");
             match verdict {
                 Ok(_) => good += 1,
                 // `Debug` begins with the name of the variant.
-                Err(_) => drop(errors.insert(told[0].split('(').next().unwrap().to_owned())),
+                Err(_) => drop(errors.insert(notified[0].split('(').next().unwrap().to_owned())),
             }
         }
         size += 1 + below(&mut rng, 12);

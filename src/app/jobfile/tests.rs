@@ -120,7 +120,7 @@ fn every_problem_names_its_key_and_what_would_be_right() {
 }
 
 #[test]
-fn what_is_no_job_file_is_told_with_its_name() {
+fn what_is_no_job_file_is_reported_with_its_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("job.json");
     assert!(load(&path).unwrap_err().to_string().contains("job.json: cannot read it"));

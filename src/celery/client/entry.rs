@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::error::TaskError;
 use crate::base::lock::lock;
-use crate::celery::meta::{Exception, Meta, State};
+use crate::celery::meta::{Exception, Meta, ResultState};
 
 /// What became of a task.
 pub type Outcome = Result<Value, TaskError>;
@@ -114,21 +114,21 @@ impl ResultEntry {
         !known.on_end.is_empty() || !known.on_update.is_empty()
     }
 
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> ResultState {
         let known = lock(&self.known);
         match known.outcome.as_deref() {
-            Some(Ok(_)) => State::Success,
-            Some(Err(TaskError::Failed { .. })) => State::Failure,
-            Some(Err(TaskError::Revoked { .. })) => State::Revoked,
-            _ => known.last.as_ref().map_or(State::Pending, |meta| meta.state.clone()),
+            Some(Ok(_)) => ResultState::Success,
+            Some(Err(TaskError::Failed { .. })) => ResultState::Failure,
+            Some(Err(TaskError::Revoked { .. })) => ResultState::Revoked,
+            _ => known.last.as_ref().map_or(ResultState::Pending, |meta| meta.state.clone()),
         }
     }
 }
 
 fn outcome_of(meta: Meta) -> Outcome {
     match (&meta.state, meta.exception()) {
-        (State::Success, _) => Ok(meta.result),
-        (State::Revoked, exception) => {
+        (ResultState::Success, _) => Ok(meta.result),
+        (ResultState::Revoked, exception) => {
             Err(TaskError::Revoked { reason: exception.map_or_else(String::new, |e| e.message()) })
         }
         (_, exception) => {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::celery::meta::{Exception, MetaError, State};
+use crate::celery::meta::{Exception, MetaError, ResultState};
 use crate::ops::errors::ErrorClass;
 
 /// Why there is no value of a task.
@@ -18,7 +18,7 @@ pub enum TaskError {
         traceback: Option<String>,
     },
     /// It was revoked, or came too late.
-    #[error("it was called off: {reason}")]
+    #[error("it was revoked: {reason}")]
     Revoked {
         /// `revoked`, `terminated` or `expired`.
         reason: String,
@@ -28,14 +28,14 @@ pub enum TaskError {
     TimedOut {
         /// For how long it was waited.
         waited: Duration,
-        /// The last that was received. [`State::Pending`] also means that nothing is known of it.
-        state: State,
+        /// The last that was received. [`ResultState::Pending`] also means that nothing is known of it.
+        state: ResultState,
     },
     /// It has not ended in time, and what had been known of it is gone from Redis: expired, forgotten or lost.
     #[error("nothing is known of it any more; it was {state}")]
     Expired {
         /// The last that was received.
-        state: State,
+        state: ResultState,
     },
     /// It was sent with `ignore_result`, so there never will be one.
     #[error("it was sent without a wish for its result")]

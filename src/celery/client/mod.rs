@@ -37,7 +37,7 @@ use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::{KICK_GRACE, Step, stop_dropped};
 use crate::base::timer::Timer;
-use crate::base::waits::waiting_unless_said;
+use crate::base::waits::waiting_unless_noted;
 use crate::ops::errors::ErrorClass;
 use crate::ops::status::Board;
 use crate::redis::{Channel, Commander, CommanderHandle, RedisConfig, RedisError, Repeat, Request, Subscriber};
@@ -201,7 +201,7 @@ impl CeleryHandle {
             let _ = notify.send(sent.clone());
         })?;
         // The commander keeps the deadline; this bound is for a thread that the machine does not let run.
-        let _waiting = waiting_unless_said("an answer of Redis", Some(deadline));
+        let _waiting = waiting_unless_noted("an answer of Redis", Some(deadline));
         let error = match notified.recv_deadline(deadline + KICK_GRACE) {
             Ok(Ok(())) => return Ok(pending),
             Ok(Err(error)) => error,

@@ -8,8 +8,8 @@ use super::entry::{OnUpdate, Outcome, ResultEntry};
 use super::error::TaskError;
 use super::shared::ClientShared;
 use crate::base::lock::{lock, wait_timeout};
-use crate::base::waits::waiting_unless_said;
-use crate::celery::meta::{Meta, State};
+use crate::base::waits::waiting_unless_noted;
+use crate::celery::meta::{Meta, ResultState};
 use crate::redis::RedisError;
 
 /// The result of a task, now or later; clones are the same. When the last one is dropped, nobody looks for it any more,
@@ -51,13 +51,13 @@ impl PendingResult {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let state = known.last.as_ref().map_or(State::Pending, |meta| meta.state.clone());
+                let state = known.last.as_ref().map_or(ResultState::Pending, |meta| meta.state.clone());
                 return Err(match known.gone {
                     true => TaskError::Expired { state },
                     false => TaskError::TimedOut { waited: start.elapsed(), state },
                 });
             }
-            let _waiting = waiting_unless_said("the end of a Celery task", Some(deadline));
+            let _waiting = waiting_unless_noted("the end of a Celery task", Some(deadline));
             known = wait_timeout(&self.entry.changed, known, left);
         }
     }
@@ -69,7 +69,7 @@ impl PendingResult {
     }
 
     /// The last known state; asks nobody.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> ResultState {
         self.entry.state()
     }
 

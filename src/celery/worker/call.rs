@@ -99,7 +99,7 @@ pub enum TaskError {
         /// Whether it goes back to its queue.
         requeue: bool,
     },
-    /// It has ended because [`TaskCx::cancel`](super::TaskCx::cancel) told it to; the worker knows why.
+    /// It has ended because [`TaskCx::cancel`](super::TaskCx::cancel) requested it; the worker knows why.
     #[error("cancelled")]
     Cancelled,
 }

@@ -11,7 +11,7 @@ use crate::redis::RedisConfig;
 pub struct WorkerConfig {
     /// The Redis that is broker and result store.
     pub redis: RedisConfig,
-    /// The queues that it takes from, in turn; `celery` if nothing is said.
+    /// The queues that it takes from, in turn; `celery` by default.
     pub queues: Vec<String>,
     /// The queue of callbacks and chain steps whose signature names none.
     pub default_queue: String,

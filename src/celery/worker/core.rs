@@ -145,7 +145,7 @@ impl fmt::Debug for Core {
 }
 
 /// What a core is made of.
-pub struct Parts {
+pub struct CoreParts {
     pub config: WorkerConfig,
     /// Names of the tasks that it runs.
     pub registered: BTreeSet<String>,
@@ -157,8 +157,8 @@ pub struct Parts {
 }
 
 impl Core {
-    pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { config, registered, commands, timer, queue, wake, board } = parts;
+    pub fn new(parts: CoreParts) -> Arc<Self> {
+        let CoreParts { config, registered, commands, timer, queue, wake, board } = parts;
         let id = format!("{}.{}", config.hostname, uuid::Uuid::new_v4().simple());
         let counter = |name, help| board.metrics.counter(name, help, &[]);
         let totals = Totals {

@@ -9,7 +9,7 @@
 //!   marked.
 //! * Unknown tasks and messages that cannot be read are answered and put aside in the list `phalanx.aside`, not
 //!   dropped.
-//! * Not supported, and said in the log or in the answer when it is asked for: chords, groups as callbacks, rate
+//! * Not supported, and reported in the log or in the answer when it is asked for: chords, groups as callbacks, rate
 //!   limits, a change of pool, queues or time limits by remote control, revoking by stamped headers, events, other
 //!   serializers than JSON, protocol 1, Redis Cluster.
 //!
@@ -50,7 +50,7 @@ pub use held::Counts;
 pub use outcome::ASIDE;
 pub use registry::Registry;
 
-use self::core::{Core, Parts, TAKE_PART, WORKERS};
+use self::core::{Core, CoreParts, TAKE_PART, WORKERS};
 use self::held::Stage;
 use self::pool::Pool;
 use self::queue::RunQueue;
@@ -61,7 +61,7 @@ use crate::base::shutdown::Shutdown;
 use crate::base::stop::{CANCEL_BUDGET, Step, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::Timer;
-use crate::base::waits::waiting_unless_said;
+use crate::base::waits::waiting_unless_noted;
 use crate::ops::errors::ErrorClass;
 use crate::ops::status::Board;
 use crate::redis::{Commander, RedisError, Repeat, Request, Wake};
@@ -145,7 +145,7 @@ pub struct HeldTask {
     pub held_seconds: f64,
     /// How often it was retried.
     pub retries: u32,
-    /// What it last told of its progress.
+    /// The progress that it last reported.
     pub progress: Option<serde_json::Value>,
 }
 
@@ -175,7 +175,7 @@ impl CeleryWorker {
         let timer = Timer::start();
         let (queue, runs) = RunQueue::new(config.prefetch());
         board.health.down(TAKE_PART, "not connected yet");
-        let core = Core::new(Parts {
+        let core = Core::new(CoreParts {
             config,
             registered: registry.names().map(str::to_owned).collect(),
             commands: commander.handle(),
@@ -273,7 +273,7 @@ impl Drop for CeleryWorker {
 }
 
 fn wait_until<T>(done: &crossbeam_channel::Receiver<T>, deadline: Instant) -> bool {
-    let _waiting = waiting_unless_said("a part of the worker to end", Some(deadline));
+    let _waiting = waiting_unless_noted("a part of the worker to end", Some(deadline));
     matches!(done.recv_deadline(deadline), Err(crossbeam_channel::RecvTimeoutError::Disconnected))
 }
 
@@ -293,7 +293,7 @@ fn wait_for_handlers(core: &Arc<Core>, step: &Step) {
     core.idle_wanted();
     let left = step.deadline().saturating_duration_since(Instant::now());
     let rest = left.saturating_sub(CANCEL_BUDGET.min(left / 3));
-    let _waiting = waiting_unless_said("its tasks to end", Some(Instant::now() + rest));
+    let _waiting = waiting_unless_noted("its tasks to end", Some(Instant::now() + rest));
     select! {
         recv(core.idle.drain_receiver()) -> _ => {}
         recv(step.shutdown().cancel_receiver()) -> _ => {}
@@ -310,10 +310,10 @@ fn leave(core: &Arc<Core>) {
     );
     let sent = core.commands.submit(request, |answer| match answer {
         Ok(_) => {}
-        Err(error) => log::warn!("Redis was not told that the worker ends: {error}"),
+        Err(error) => log::warn!("Redis was not notified that the worker ends: {error}"),
     });
     if let Err(error) = sent {
-        log::warn!("Redis was not told that the worker ends: {error}");
+        log::warn!("Redis was not notified that the worker ends: {error}");
     }
 }
 

@@ -8,7 +8,7 @@ use super::call::{TaskError, exception};
 use crate::base::limits::{CELERY_ASIDE, CELERY_ASIDE_BYTES, CELERY_RESULT_BYTES};
 use crate::celery::keys::{SEPARATOR, meta_key, queue_key};
 use crate::celery::message::TaskMessage;
-use crate::celery::meta::{Exception, Meta, State};
+use crate::celery::meta::{Exception, Meta, ResultState};
 use crate::celery::moment::Moment;
 
 /// The list of messages that were put aside.
@@ -53,7 +53,7 @@ pub enum Op {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settlement {
     /// The state that the task has now.
-    pub state: State,
+    pub state: ResultState,
     /// What is to be done; results first.
     pub ops: Vec<Op>,
     /// Why it failed, for the log.
@@ -80,7 +80,8 @@ pub struct Setting<'a> {
 
 /// What follows from `outcome`.
 pub fn settle(message: &TaskMessage, outcome: Outcome, setting: &mut Setting<'_>) -> Settlement {
-    let mut done = Settlement { state: State::Success, ops: Vec::new(), why: String::new(), complaints: Vec::new() };
+    let mut done =
+        Settlement { state: ResultState::Success, ops: Vec::new(), why: String::new(), complaints: Vec::new() };
     match outcome {
         Outcome::Success(value) => success(message, value, setting, &mut done),
         Outcome::Failure(exception, traceback) => failure(message, &exception, traceback, setting, &mut done),
@@ -88,7 +89,7 @@ pub fn settle(message: &TaskMessage, outcome: Outcome, setting: &mut Setting<'_>
             if max_retries.is_some_and(|most| message.retries >= most) {
                 failure(message, &exception, None, setting, &mut done);
             } else {
-                done.state = State::Retry;
+                done.state = ResultState::Retry;
                 done.why = format!("{}: {}", exception.exc_type, exception.message());
                 let eta = (!countdown.is_zero()).then(|| setting.now.plus(countdown));
                 let next = message.retry(eta, (setting.fresh)());
@@ -97,11 +98,11 @@ pub fn settle(message: &TaskMessage, outcome: Outcome, setting: &mut Setting<'_>
             }
         }
         Outcome::Revoked(reason) => {
-            done.state = State::Revoked;
+            done.state = ResultState::Revoked;
             store(message, Meta::revoked(&message.id, reason, setting.now), false, &mut done);
             chord(message, &mut done);
         }
-        Outcome::Ignored => done.state = State::Other("IGNORED".to_owned()),
+        Outcome::Ignored => done.state = ResultState::Other("IGNORED".to_owned()),
         Outcome::Unknown => {
             let exception = Exception::new("celery.exceptions", "NotRegistered", message.task.as_str());
             failure(message, &exception, None, setting, &mut done);
@@ -178,7 +179,7 @@ fn failure(
     setting: &mut Setting<'_>,
     done: &mut Settlement,
 ) {
-    done.state = State::Failure;
+    done.state = ResultState::Failure;
     done.why = format!("{}: {}", exception.exc_type, exception.message());
     store(message, Meta::failure(&message.id, exception, traceback.clone(), setting.now), false, done);
     // The rest of the chain will never run, and its end is what the producer waits for.
@@ -232,7 +233,7 @@ fn store(message: &TaskMessage, mut meta: Meta, own: bool, done: &mut Settlement
         meta = Meta::failure(&message.id, &exception, None, done_at);
         complete(message, &mut meta);
         text = meta.write();
-        done.state = State::Failure;
+        done.state = ResultState::Failure;
         done.complaints.push(why);
     }
     let key = meta_key(&message.id);

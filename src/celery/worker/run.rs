@@ -69,7 +69,7 @@ impl Run {
         self.signal.raise(if why == Why::SoftLimit { Level::Drain } else { Level::Cancel });
     }
 
-    /// What it means that the handler ended because it was told to; `None` if the task goes back to its queue.
+    /// What it means that the handler ended because it was cancelled; `None` if the task goes back to its queue.
     pub fn cancelled(&self) -> Option<Outcome> {
         match *lock(&self.why) {
             Some(Why::Stopping) => None,

@@ -9,7 +9,7 @@ use super::run::{RunEnd, RunOutcome, RunSpec};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::executor::output::{Capture, OUTPUT_FILE_BYTES, STDERR_FILE, STDOUT_FILE};
 use crate::executor::workspace::Workspace;
-use crate::proc::group::{Cause, Ended, GroupRun};
+use crate::proc::group::{Cause, GroupEnd, GroupRun};
 use crate::proc::tool::{LADDER, ToolError};
 
 /// Why a job could not be run, or why it is not known how it ended. None of these is the job's own failure, except
@@ -25,7 +25,7 @@ pub enum RunError {
     Image {
         /// The image.
         image: String,
-        /// What docker said.
+        /// The stderr of docker.
         text: String,
     },
     /// Docker, or another tool, did not do what it was to do.
@@ -36,7 +36,7 @@ pub enum RunError {
     Lost {
         /// The container's name.
         name: String,
-        /// What docker said.
+        /// The stderr of docker.
         text: String,
     },
     /// The workspace or the streams could not be written or read.
@@ -44,7 +44,7 @@ pub enum RunError {
     Io {
         /// What was to be done.
         doing: &'static str,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }
@@ -103,7 +103,7 @@ pub(super) fn run_job(
         stderr: Some(&mut |bytes| stderr.push(bytes)),
         before_end,
     };
-    let Ended { status, cause } = run.run().map_err(|error| ToolError::of(&program, "run the job", error))?;
+    let GroupEnd { status, cause } = run.run().map_err(|error| ToolError::of(&program, "run the job", error))?;
     let end = match cause {
         Some(Cause::Stop) => RunEnd::Cancelled,
         Some(Cause::Deadline) => RunEnd::TimedOut,

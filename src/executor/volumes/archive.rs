@@ -61,7 +61,7 @@ pub enum ArchiveError {
     Io {
         /// The entry's name.
         entry: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }

@@ -39,7 +39,7 @@ pub enum VolumeError {
     File {
         /// The file, below the volume.
         path: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// A part of a multi-volume failed; the parts before it are in place.

@@ -2,9 +2,9 @@
 //! no clock; it takes what happened and the moment, and says what to do.
 //!
 //! * A session's answers leave in the order of what they answer, each status update's only after it is stored.
-//! * A job goes to the newest live session of its validator. Until the validator has said anything about it, it goes
-//!   again to the next session when that one ends, and to every session that authenticates anew; validators recognise
-//!   the uuid. A validator that says nothing within [`RouterConfig::received_limit`] has the job ended as
+//! * A job goes to the newest live session of its validator. Until the validator has reported anything about it, it
+//!   goes again to the next session when that one ends, and to every session that authenticates anew; validators
+//!   recognise the uuid. A validator that says nothing within [`RouterConfig::received_limit`] has the job ended as
 //!   `horde_failed`.
 //! * From then on a job ends as `horde_failed` once nothing was heard of it for all that its limits, the start of its
 //!   executor and [`RouterConfig::silence_margin`] together allow.
@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use self::open::OpenJobs;
 use super::answers;
 use crate::base::ids::SessionId;
+use crate::base::limits::LONGEST_TIME;
 use crate::base::now::Now;
 use crate::identity::PublicKey;
 use crate::protocol::{
@@ -35,7 +36,7 @@ use crate::store::jobs::{NewStatus, SpecsRow, StatusOutcome};
 pub struct RouterConfig {
     /// A session without a heartbeat for longer gets no jobs.
     pub heartbeat_limit: Duration,
-    /// A job of which the validator has said nothing for so long has failed.
+    /// A job of which the validator has reported nothing for so long has failed.
     pub received_limit: Duration,
     /// A job that was received has failed when nothing was heard of it for so long beyond its own limits.
     pub silence_margin: Duration,
@@ -85,7 +86,7 @@ pub struct Dispatch<T> {
     pub text: String,
     /// What [`job_time`] says of it.
     pub job_time: Duration,
-    /// Kept until the validator has said anything of the job: the place it takes among the waiting jobs.
+    /// Kept until the validator has reported anything of the job: the place it takes among the waiting jobs.
     pub ticket: T,
 }
 
@@ -100,9 +101,6 @@ pub fn job_time(request: &V2JobRequest) -> Duration {
     let spin_up = request.executor_class.spin_up_time();
     limits.iter().fold(spin_up, |sum, limit| sum.saturating_add(limit.saturating_seconds()))
 }
-
-/// A hundred years, for limits that no clock can hold.
-const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Something that happened.
 #[derive(Debug)]
@@ -189,7 +187,7 @@ pub struct RouterStatus {
     pub validators: Arc<HashSet<PublicKey>>,
     /// All sessions, the oldest first.
     pub sessions: Arc<[SessionInfo]>,
-    /// Jobs of which the validator has said nothing yet.
+    /// Jobs of which the validator has reported nothing yet.
     pub waiting_jobs: usize,
 }
 
@@ -233,7 +231,7 @@ struct Session {
     answers: VecDeque<Option<String>>,
 }
 
-/// A job of which its validator has said nothing yet.
+/// A job of which its validator has reported nothing yet.
 #[derive(Debug)]
 struct WaitingJob<T> {
     dispatch: Dispatch<T>,
@@ -249,10 +247,10 @@ pub struct Router<T> {
     validators: Arc<HashSet<PublicKey>>,
     sessions: HashMap<SessionId, Session>,
     authentications: u64,
-    /// Jobs of which the validator has said nothing yet.
+    /// Jobs of which the validator has reported nothing yet.
     jobs: HashMap<String, WaitingJob<T>>,
     dispatches: u64,
-    /// Jobs of which it has said something, until their end is stored.
+    /// Jobs of which it has reported something, until their end is stored.
     open: OpenJobs,
     /// In the order of their deadlines, as all have the same limit; those that are done with are skipped when due.
     job_deadlines: VecDeque<(Instant, String)>,
@@ -404,7 +402,7 @@ impl<T> Router<T> {
     fn resume(&mut self, now: Instant, uuid: String, validator: PublicKey, job_time: Duration, silent_for: Duration) {
         let limit = self.silence_limit(job_time);
         let left = limit.saturating_sub(silent_for).max(self.config.silence_margin);
-        self.open.insert(uuid, validator, limit, now + left.min(FOREVER));
+        self.open.insert(uuid, validator, limit, now + left.min(LONGEST_TIME));
     }
 
     /// What became of the oldest status of that session which waits for the store.
@@ -447,7 +445,7 @@ impl<T> Router<T> {
             self.give_up(now, &uuid);
         }
         for (uuid, validator, limit) in self.open.take_silent(now.mono) {
-            let message = format!("validator {validator} has said nothing of the job for {limit:.0?}");
+            let message = format!("validator {validator} has reported nothing of the job for {limit:.0?}");
             self.fail(now, uuid, validator, message);
         }
         while let Some(id) = pop_due(&mut self.auth_deadlines, now.mono) {
@@ -510,7 +508,7 @@ impl<T> Router<T> {
         if self.jobs.get(&update.uuid).is_some_and(|job| job.dispatch.validator == validator) {
             self.now_open(now.mono, &update.uuid);
         }
-        self.open.heard_of(now.mono, &update.uuid, validator);
+        self.open.reported_on(now.mono, &update.uuid, validator);
         if let Some(session) = self.sessions.get_mut(&id) {
             session.answers.push_back(None);
         }
@@ -538,7 +536,7 @@ impl<T> Router<T> {
     }
 
     fn silence_limit(&self, job_time: Duration) -> Duration {
-        job_time.saturating_add(self.config.silence_margin).min(FOREVER)
+        job_time.saturating_add(self.config.silence_margin).min(LONGEST_TIME)
     }
 
     /// Ends a job that no validator has taken up.
@@ -601,7 +599,7 @@ impl<T> Router<T> {
     }
 
     fn live_until(&self, session: &Session) -> Option<Instant> {
-        (!session.closing).then(|| session.heartbeat + self.config.heartbeat_limit.min(FOREVER))
+        (!session.closing).then(|| session.heartbeat + self.config.heartbeat_limit.min(LONGEST_TIME))
     }
 
     fn is_live(&self, now: Instant, session: &Session) -> bool {

@@ -30,8 +30,8 @@ impl OpenJobs {
         self.jobs.insert(uuid, OpenJob { validator, limit, due });
     }
 
-    /// The validator has said something of a job; about another's it has nothing to say.
-    pub fn heard_of(&mut self, now: Instant, uuid: &str, validator: PublicKey) {
+    /// The validator has reported on a job; about another's it has nothing to report.
+    pub fn reported_on(&mut self, now: Instant, uuid: &str, validator: PublicKey) {
         if let Some(job) = self.jobs.get(uuid)
             && job.validator == validator
         {

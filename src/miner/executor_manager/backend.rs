@@ -15,7 +15,7 @@ use crate::protocol::ExecutorClass;
 /// finish their work on the first and give it up on the second, as ours do.
 pub const END_GRACE: Duration = Duration::from_secs(10);
 
-/// The same when the miner is told to stop at once; within the budget of a cancelled stop.
+/// The same when the miner cancels; within the budget of a cancelled stop.
 pub const FORCED_GRACE: Duration = Duration::from_secs(3);
 
 /// One executor to be started, for one job.
@@ -81,7 +81,7 @@ pub enum ExecutorError {
     Start {
         /// The program.
         program: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// There is no temporary folder for it, so it was not started.

@@ -103,7 +103,7 @@ impl ExecutorBackend for DockerBackend {
         if stop.is_set()
             && let Err(error) = container.end(self.end_grace, stop)
         {
-            log::warn!("container {} could not be told to end: {error}", container.name());
+            log::warn!("container {} could not be stopped: {error}", container.name());
         }
         match container.state() {
             Ok(state) if state.status == "exited" => Ok(ExecutorExit::Code(state.exit_code)),

@@ -42,7 +42,7 @@ pub(super) fn environment(command: &mut Command, spec: &ExecutorSpec) {
     command.env("MINER_ADDRESS", &spec.miner_address).env("EXECUTOR_TOKEN", &spec.token);
 }
 
-/// Runs the program until it ends. At `Drain` it is told to within `end_grace`, at `Cancel` within [`FORCED_GRACE`].
+/// Runs the program until it ends. At `Drain` it is stopped within `end_grace`, at `Cancel` within [`FORCED_GRACE`].
 ///
 /// It gets a second SIGTERM half-way, for executors that finish their work on the first. One that does not even end
 /// when it is killed is waited for, because its slot is not free before.

@@ -105,9 +105,9 @@ pub enum Input {
         /// The address it came from, without a port.
         address: Option<String>,
     },
-    /// A validator said something.
+    /// A message of a validator.
     FromValidator(SessionId, Box<ValidatorFrame>),
-    /// An executor said something.
+    /// A message of an executor.
     FromExecutor(SessionId, Box<ExecutorFrame>),
     /// A connection has ended.
     Closed(SessionId),

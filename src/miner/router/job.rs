@@ -65,7 +65,7 @@ pub struct Executor {
     pub session: Option<SessionId>,
     /// Without a connection: when it counts as lost; until its first connection the reservation decides.
     pub back_by: Option<Instant>,
-    /// The job is over: when it is told to end.
+    /// The job is over: when it is cancelled.
     pub end_at: Option<Instant>,
     /// The address it was connected from.
     pub address: Option<String>,

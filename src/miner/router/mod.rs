@@ -43,7 +43,7 @@ impl Router {
 
     fn tick(&mut self, now: Now) {
         for class in self.pool.quarantine_overdue(now.mono) {
-            log::error!("an executor of class {class} did not end when it was told to: its slot is in quarantine");
+            log::error!("an executor of class {class} did not end when it was stopped: its slot is in quarantine");
         }
         self.expire_validators(now);
         self.expire_waiting(now);

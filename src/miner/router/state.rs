@@ -104,7 +104,7 @@ pub struct MinerStatus {
 }
 
 impl Router {
-    /// The state at the start; executors are told to dial `executor_address`.
+    /// The state at the start; executors dial `executor_address`.
     pub fn new(config: &MinerConfig, executor_address: String) -> Self {
         let ss58 = |keys: &[PublicKey]| keys.iter().map(|key| key.to_ss58()).collect();
         Self {

@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_keeps_the_old_or_the_new_as_it_was_told() {
+    fn a_full_queue_keeps_the_old_or_the_new_as_configured() {
         for (when_full, first) in [(WhenFull::DropOldest, 10), (WhenFull::DropNewest, 0)] {
             let queue = InboxQueue::new(when_full);
             let dropped =

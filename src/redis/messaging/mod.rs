@@ -36,7 +36,7 @@ use super::subscriber::{Channel, Message, Subscriber, SubscriberHandle, Subscrip
 use crate::base::limits::REDIS_ASKED;
 use crate::base::lock::lock;
 use crate::base::stop::{Step, stop_dropped};
-use crate::base::waits::waiting_unless_said;
+use crate::base::waits::waiting_unless_noted;
 use crate::ops::errors::ErrorClass;
 use crate::ops::metrics::Counter;
 use crate::ops::status::Board;
@@ -237,7 +237,7 @@ impl Messaging {
         if self.publish(channel, &question, deadline)? == 0 {
             return Err(RequestError::NoResponder(channel.to_owned()));
         }
-        let _waiting = waiting_unless_said("an answer through Redis", Some(deadline));
+        let _waiting = waiting_unless_noted("an answer through Redis", Some(deadline));
         match notified.recv_deadline(deadline) {
             Ok(Err(RequestError::Busy(_))) => Err(RequestError::Busy(channel.to_owned())),
             Ok(outcome) => outcome,

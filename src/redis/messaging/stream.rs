@@ -24,7 +24,7 @@ use super::{Messaging, RedisError};
 use crate::base::limits::{REDIS_STREAM_MESSAGES, REDIS_STREAM_READ};
 use crate::base::lock::{lock, wait_timeout};
 use crate::base::shutdown::Shutdown;
-use crate::base::waits::waiting_unless_said;
+use crate::base::waits::waiting_unless_noted;
 use crate::redis::request::{Repeat, Request};
 use crate::redis::script::Script;
 use crate::redis::subscriber::{Channel, Subscription};
@@ -134,7 +134,7 @@ impl Notifier {
 
     /// Until it rings or `until`; it is silent again then.
     fn wait(&self, until: Instant) {
-        let _waiting = waiting_unless_said("a message of a stream", Some(until));
+        let _waiting = waiting_unless_noted("a message of a stream", Some(until));
         let mut notified = lock(&self.notified);
         while !std::mem::take(&mut *notified) {
             let left = until.saturating_duration_since(Instant::now());
@@ -220,7 +220,7 @@ impl StreamSender {
             })?;
             *last += 1;
         }
-        let _waiting = waiting_unless_said("an answer of Redis", None);
+        let _waiting = waiting_unless_noted("an answer of Redis", None);
         match notified.recv() {
             Ok(answer) => answer.map(drop),
             Err(_) => Err(RedisError::Stopped),
@@ -319,7 +319,7 @@ impl StreamReceiver {
             // Nobody listens after a kick.
             let _ = notify.send(answer);
         })?;
-        let _waiting = waiting_unless_said("an answer of Redis", None);
+        let _waiting = waiting_unless_noted("an answer of Redis", None);
         select! {
             recv(notified) -> answer => answer.unwrap_or(Err(RedisError::Stopped)),
             recv(self.closing.drain_receiver()) -> _ => Err(RedisError::Stopped),

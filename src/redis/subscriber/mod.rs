@@ -5,9 +5,9 @@
 //!
 //! After each connect it subscribes to all that is wanted and publishes a token to a channel of its own, over the same
 //! connection. Redis works in order, so when the token comes back through that channel's subscription, every
-//! subscription before it is in force: only then is the part up and [`SubscriberHandle::on_connected`] told. Messages
-//! that were published meanwhile are lost, as they are for every subscriber of Redis; who must not miss any looks for
-//! them then.
+//! subscription before it is in force: only then is the part up and [`SubscriberHandle::on_connected`] notified.
+//! Messages that were published meanwhile are lost, as they are for every subscriber of Redis; who must not miss any
+//! looks for them then.
 //!
 //! What it costs when nothing happens: a token each ten seconds (two thirds of the stall limit), at which the thread
 //! wakes twice (to publish it, and when it comes back): two context switches for each token, so 0.2 a second, as
@@ -42,7 +42,7 @@ use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Step;
 use crate::base::thread::{Kick, Thread, spawn};
-use crate::base::waits::{waiting, waiting_unless_said};
+use crate::base::waits::{waiting, waiting_unless_noted};
 use crate::ops::status::Board;
 
 /// Owns the thread. Dropping it kicks and joins the thread.
@@ -185,7 +185,7 @@ impl SubscriberHandle {
             id
         };
         self.0.wake.raise();
-        let _waiting = waiting_unless_said("a proof of the subscriptions", Some(deadline));
+        let _waiting = waiting_unless_noted("a proof of the subscriptions", Some(deadline));
         match notified.recv_deadline(deadline) {
             Ok(()) => Ok(since.elapsed()),
             Err(RecvTimeoutError::Disconnected) => Err(RedisError::Stopped),

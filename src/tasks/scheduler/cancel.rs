@@ -47,13 +47,13 @@ impl Scheduler {
         true
     }
 
-    /// The task has not ended although it was told to: its waiters are woken, and its worker is replaced.
+    /// The task has not ended although it was cancelled: its waiters are woken, and its worker is replaced.
     pub(super) fn give_up(self: &Arc<Self>, mut state: Locked<'_>, id: TaskId, task: &TaskRef, now: Instant) {
         let Some(reason) = task.head().cancelled() else { return };
         if !task.settle_running() {
             return;
         }
-        let error = format!("{}, and goes on although it was told to end", reason.error_text());
+        let error = format!("{}, and goes on although it was cancelled", reason.error_text());
         let worker = state.table.store.get(id).and_then(|open| open.worker);
         state.table.end(id, reason.end_state(), Some(error), now, true);
         if state.crew.written_off < self.config.unresponsive
@@ -63,7 +63,7 @@ impl Scheduler {
         }
         self.wake_worker_for(state);
         let name = task.head().name();
-        log::warn!("task {id} ({name}) does not end although it was told to: {}", reason.error_text());
+        log::warn!("task {id} ({name}) does not end although it was cancelled: {}", reason.error_text());
         task.publish_cancelled(reason);
     }
 

@@ -11,7 +11,7 @@ use tungstenite::protocol::CloseFrame;
 use tungstenite::{Error, Message};
 
 use crate::base::lock::lock;
-use crate::base::waits::waiting_unless_said;
+use crate::base::waits::waiting_unless_noted;
 use crate::transport::control::Control;
 use crate::transport::reader::{Reader, Receive};
 use crate::transport::writer::{Transmit, Writer};
@@ -71,9 +71,9 @@ struct Lane {
     reader_kicked: bool,
     withheld: bool,
     stalled: bool,
-    /// Messages let in so far, and how many may get in before the wire is cut.
+    /// Messages let in so far, and how many may get in before the wire is disconnected.
     messages: usize,
-    cut_after: Option<usize>,
+    disconnect_after: Option<usize>,
 }
 
 impl Lane {
@@ -93,7 +93,7 @@ impl Lane {
     }
 }
 
-fn cut(lanes: &mut [Lane; 2]) {
+fn disconnect(lanes: &mut [Lane; 2]) {
     lanes.iter_mut().for_each(|lane| {
         lane.ended = true;
         lane.unread = true;
@@ -133,18 +133,18 @@ impl Wire {
     }
 
     /// Breaks the wire: no Close for either end, and what was under way still arrives.
-    pub fn cut(&self) {
-        self.change(cut);
+    pub fn disconnect(&self) {
+        self.change(disconnect);
     }
 
     /// Breaks the wire when so many more messages (not control frames) from that side are under way.
-    pub fn cut_after(&self, from: Side, messages: usize) {
+    pub fn disconnect_after(&self, from: Side, messages: usize) {
         if messages == 0 {
-            return self.cut();
+            return self.disconnect();
         }
         self.change(|lanes| {
             let lane = &mut lanes[from as usize];
-            lane.cut_after = Some(lane.messages + messages);
+            lane.disconnect_after = Some(lane.messages + messages);
         });
     }
 
@@ -185,7 +185,7 @@ impl Wire {
     }
 
     fn wait<'l>(&self, lanes: MutexGuard<'l, [Lane; 2]>, until: Option<Instant>) -> MutexGuard<'l, [Lane; 2]> {
-        let _waiting = waiting_unless_said("the peer", until);
+        let _waiting = waiting_unless_noted("the peer", until);
         match until {
             None => self.0.changed.wait(lanes).unwrap_or_else(PoisonError::into_inner),
             Some(until) => {
@@ -305,8 +305,8 @@ impl Transmit for Sink {
             lane.messages += usize::from(frame.is_text() || frame.is_binary());
             end.traffic.count_written(wire_bytes(&frame));
             lane.put(frame);
-            if lane.cut_after.is_some_and(|n| n <= lane.messages) {
-                cut(&mut lanes);
+            if lane.disconnect_after.is_some_and(|n| n <= lane.messages) {
+                disconnect(&mut lanes);
             }
             end.wire.0.changed.notify_all();
         }

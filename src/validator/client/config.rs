@@ -15,8 +15,8 @@ use crate::transport::ws::WsDialer;
 use crate::transport::{ClientTls, Dialer};
 use crate::validator::ledger::{LedgerLimits, RetryPolicies};
 
-/// How often the facilitator hears from us, unless the configuration says otherwise; it counts us as connected for
-/// three minutes after each.
+/// How often the facilitator gets a message from us, unless the configuration says otherwise; it counts us as connected
+/// for three minutes after each.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(60);
 
 /// What a client needs.
@@ -34,7 +34,7 @@ pub struct ClientConfig {
     pub check_threads: usize,
     /// One deadline over look-up, TCP, TLS, upgrade and authentication.
     pub dial_time: Duration,
-    /// How often the facilitator hears from us when there is nothing to say; the network demands 60 s.
+    /// How often the facilitator gets a message from us when there is nothing to say; the network demands 60 s.
     pub heartbeat_every: Duration,
     /// When to connect again.
     pub backoff: BackoffConfig,

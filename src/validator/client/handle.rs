@@ -192,7 +192,7 @@ impl ClientHandle {
 pub(super) struct ClientShared {
     pub(super) delivery: Delivery,
     pub(super) draining: Shutdown,
-    /// Each job in anybody's hands holds a clone; `None` when there are to be no more.
+    /// Each job that somebody holds has a clone; `None` when there are to be no more.
     pub(super) alive: Mutex<Option<Sender<()>>>,
     pub(super) events: Arc<Events>,
     pub(super) last_error: Mutex<Option<String>>,

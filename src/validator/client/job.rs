@@ -1,4 +1,4 @@
-//! A job in the hands of whoever runs it: offered, then running, ending in exactly one terminal status.
+//! A job as whoever runs it holds it: offered, then running, ending in exactly one terminal status.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -358,14 +358,6 @@ impl Reports for RunningJob {
         &self.inner.request
     }
 
-    fn avoid(&self) -> &[PublicKey] {
-        &[]
-    }
-
-    fn begun_on(&self) -> Option<PublicKey> {
-        None
-    }
-
     fn wait_until_known(&self) -> Result<(), NotOnDisk> {
         RunningJob::wait_until_known(self, Instant::now() + DISK_TIME)
     }
@@ -397,9 +389,5 @@ impl Reports for RunningJob {
 
     fn cancelled(self) {
         Reports::end(self, stopping());
-    }
-
-    fn goes_on(&self) -> bool {
-        false
     }
 }

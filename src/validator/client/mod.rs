@@ -27,7 +27,7 @@
 //! * [`config`]: its settings and errors.
 //! * [`running`]: a client that runs, and the order of its stop.
 //! * [`handle`]: what others hold of it.
-//! * [`job`]: a job in the hands of whoever runs it, and the [`JobHandler`] that gets it.
+//! * [`job`]: a job as whoever runs it holds it, and the [`JobHandler`] that gets it.
 //! * `inbound`: what the facilitator's messages are; the link's classifier. Pure.
 //! * `intake`: where they go, on the link's thread.
 //! * `checks`, `checker`: the threads that check signatures, and what they do.
@@ -184,5 +184,25 @@ fn link_config(config: &ClientConfig) -> LinkConfig {
             window: ACK_WINDOW,
         },
         ..LinkConfig::new("val-fac", &config.url)
+    }
+}
+
+#[cfg(all(test, not(feature = "store")))]
+mod tests {
+    use super::*;
+    use crate::base::thread::Group;
+    use crate::identity::KeyPair;
+
+    #[test]
+    fn without_its_feature_a_state_folder_is_refused_and_nothing_starts() {
+        let group = Group::enter();
+        let key = KeyPair::load("//Alice").unwrap();
+        let mut config = ClientConfig::new("ws://127.0.0.1:1/ws/v0/", key);
+        config.state_dir = Some("somewhere".into());
+        let refused = FacilitatorClient::new(config).unwrap().start(|job: Job| drop(job)).unwrap_err();
+        assert!(matches!(refused, ClientError::State(_)), "{refused:?}");
+        let text = "somewhere cannot be used: this program is built without the feature `store` of phalanx";
+        assert!(refused.to_string().contains(text), "{refused}");
+        assert!(group.live().is_empty(), "{:?}", group.live());
     }
 }

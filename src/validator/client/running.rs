@@ -19,7 +19,7 @@ use crate::validator::ledger::StoreThread;
 const DROP_BUDGET: Duration = Duration::from_secs(5);
 
 /// What the disk gets at a stop, whatever the facilitator has left of the budget: what it has is what is not lost.
-const DISK_TIME: Duration = Duration::from_secs(5);
+pub(in crate::validator) const DISK_TIME: Duration = Duration::from_secs(5);
 
 /// The least time that the last updates have when the jobs have used up theirs: part of every stop's budget.
 const FLUSH_SHARE: f64 = 0.25;
@@ -41,7 +41,7 @@ pub(super) struct Parts {
     pub(super) link: Link,
     /// Reaches cancel when running jobs are to end.
     pub(super) stop: Shutdown,
-    /// Disconnects when no job is left in anybody's hands.
+    /// Disconnects when nobody holds a job any more.
     pub(super) all_gone: Receiver<()>,
 }
 
@@ -82,7 +82,7 @@ impl RunningClient {
         }
     }
 
-    /// Waits for the jobs in the handler's hands.
+    /// Waits for the jobs that the handler holds.
     fn stop_jobs(&self, stopping: &mut Stopping, budget: Duration) {
         let share = budget.mul_f64(1.0 - FLUSH_SHARE);
         self.drain();

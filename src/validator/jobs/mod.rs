@@ -19,6 +19,9 @@ pub(super) mod here;
 pub mod remote;
 pub(super) mod stub;
 
+/// After the jobs, how long the connections to others that run them may take to close.
+pub(super) const DISPATCH_CLOSE_TIME: Duration = Duration::from_secs(2);
+
 /// Runs the jobs of a validator. Nothing here blocks but the stop.
 pub(super) trait JobRunner: Send + Sync {
     /// Runs a job. One too many is dropped, which turns it away as busy.

@@ -83,9 +83,9 @@ impl StoreThread {
 }
 
 /// Tells the producers that the store thread has ended.
-struct Ended(Delivery);
+struct StoreEnded(Delivery);
 
-impl Drop for Ended {
+impl Drop for StoreEnded {
     fn drop(&mut self) {
         lock(&self.0.0.state).store_ended = true;
         self.0.0.safe.notify_all();
@@ -100,7 +100,7 @@ struct Disk {
 impl Disk {
     fn run(mut self) {
         // Also when it panics, so that nobody waits for it.
-        let _ended = Ended(self.delivery.clone());
+        let _ended = StoreEnded(self.delivery.clone());
         while let Some(batch) = self.next_batch() {
             let Err(error) = self.write(&batch) else { continue };
             let what = format!("{error}; updates leave without being on disk");

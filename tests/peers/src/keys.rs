@@ -54,7 +54,7 @@ pub fn sign(key: &Keypair, data: &[u8]) -> [u8; 64] {
     key.sign_simple(CONTEXT, data).to_bytes()
 }
 
-/// Whether the key signed these bytes, bare or in the wrapping that browser wallets add.
+/// Whether the key signed these bytes, as they are or in the wrapping that browser wallets add.
 pub fn verify(key: &PublicKey, data: &[u8], signature: &[u8]) -> bool {
     let Ok(signature) = Signature::from_bytes(signature) else {
         return false;
@@ -63,8 +63,8 @@ pub fn verify(key: &PublicKey, data: &[u8], signature: &[u8]) -> bool {
     signed(data) || signed(&[b"<Bytes>", data, b"</Bytes>"].concat())
 }
 
-/// Whether each key signed its hash, bare; checked together, which is cheaper than one by one. False says only that not
-/// all are good.
+/// Whether each key signed its hash, unwrapped; checked together, which is cheaper than one by one. False says only
+/// that not all are good.
 pub fn verify_all(keys: &[PublicKey], hashes: &[[u8; 64]], signatures: &[[u8; 64]]) -> bool {
     let signatures: Result<Vec<_>, _> = signatures.iter().map(|bytes| Signature::from_bytes(bytes)).collect();
     let context = schnorrkel::signing_context(CONTEXT);

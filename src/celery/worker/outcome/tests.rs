@@ -100,8 +100,10 @@ fn a_failure_fails_the_rest_of_the_chain_and_calls_the_error_callbacks() {
     message.embed.errbacks = json!([signature("oops", json!({}))]);
     let done = settled(&message, Outcome::Failure(Exception::new("builtins", "ValueError", "x"), None));
     let keys: Vec<_> = results(&done).into_iter().map(|(key, meta)| (key, meta.state)).collect();
-    let expected =
-        [("celery-task-meta-id".to_owned(), State::Failure), ("celery-task-meta-last-id".to_owned(), State::Failure)];
+    let expected = [
+        ("celery-task-meta-id".to_owned(), ResultState::Failure),
+        ("celery-task-meta-last-id".to_owned(), ResultState::Failure),
+    ];
     assert_eq!(keys, expected);
     assert_eq!(pushed(&done)[0].1.args, [json!("id"), json!(9)]);
 }
@@ -117,15 +119,15 @@ fn a_retry_is_the_same_task_later_until_there_were_enough() {
     let sent = pushed(&done);
     assert_eq!(
         (done.state.clone(), sent[0].0.as_str(), sent[0].1.id.as_str(), sent[0].1.retries),
-        (State::Retry, "src", "id", 3)
+        (ResultState::Retry, "src", "id", 3)
     );
     assert_eq!(sent[0].1.eta.unwrap().to_string(), "2026-11-21T12:00:05+00:00");
     assert!(matches!(&done.ops[0], Op::OwnResult(..)) && results(&done)[0].1.exception() == Some(exception.clone()));
     message.retries = 3;
     let done = settled(&message, retry(Some(3)));
-    assert_eq!((done.state.clone(), pushed(&done).len()), (State::Failure, 0));
+    assert_eq!((done.state.clone(), pushed(&done).len()), (ResultState::Failure, 0));
     assert_eq!(results(&done)[0].1.exception(), Some(exception.clone()));
-    assert_eq!(settled(&message, retry(None)).state, State::Retry);
+    assert_eq!(settled(&message, retry(None)).state, ResultState::Retry);
 }
 
 #[test]
@@ -146,6 +148,6 @@ fn an_unknown_task_has_failed_and_is_put_aside_and_an_ignored_result_is_not_stor
 fn a_result_that_is_too_large_is_a_failure() {
     let message = TaskMessage::new("id", "t");
     let done = settled(&message, Outcome::Success("x".repeat(CELERY_RESULT_BYTES).into()));
-    assert_eq!(done.state, State::Failure);
+    assert_eq!(done.state, ResultState::Failure);
     assert_eq!(results(&done)[0].1.exception().unwrap().exc_type, "OverflowError");
 }

@@ -64,7 +64,7 @@ pub enum HttpError {
     Connection {
         /// The address.
         url: String,
-        /// What was said.
+        /// The answer.
         source: Box<ureq::Error>,
     },
     /// The server refused.
@@ -98,7 +98,7 @@ pub enum HttpError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }

@@ -89,7 +89,8 @@ pub(super) enum News {
     /// A miner has it.
     RunsOn { miner: String },
     /// A message for the facilitator, as it is to leave.
-    Said { text: String },
+    #[serde(rename = "said")]
+    Message { text: String },
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use crate::base::stop::Stopping;
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::celery::client::{Mark, Outcome as TaskOutcome, TaskError};
-use crate::celery::{CeleryClient, CeleryConfig, CeleryHandle, PendingResult, SendError, Task, Terminate};
+use crate::celery::{CeleryClient, CeleryConfig, CeleryHandle, PendingResult, Task, Terminate};
 use crate::identity::PublicKey;
 use crate::ops::status::Board;
 use crate::protocol::{HordeFailureReason, JobRejectionReason, JobStatus, ValidatorToFacilitator};
@@ -28,7 +28,7 @@ use crate::redis::messaging::{Delivery, Messaging, RedisMessaging, StreamReceive
 use crate::redis::{RedisConfig, RedisError, Repeat, Request};
 use crate::validator::client::job::{Job, LeftJob, Line};
 use crate::validator::drive::{JobTimes, longest};
-use crate::validator::jobs::{FrontStatus, JobRunner};
+use crate::validator::jobs::{DISPATCH_CLOSE_TIME, FrontStatus, JobRunner};
 use crate::validator::ledger::{Ticket, UpdateError};
 use crate::validator::organic::stopping;
 use crate::validator::status::Outcome;
@@ -47,9 +47,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest that a task may be on its way to Redis, see [`CeleryHandle::send_by`].
 const SEND_TIME: Duration = Duration::from_secs(1800);
-
-/// What the connections to Redis get at a stop.
-const CLOSE_TIME: Duration = Duration::from_secs(2);
 
 /// What a front needs.
 pub(in crate::validator) struct FrontConfig {
@@ -84,19 +81,16 @@ struct FrontShared {
 struct FrontThreads {
     celery: CeleryClient,
     messaging: RedisMessaging,
-    events: EventReader,
-}
-
-/// Who reads the events.
-enum EventReader {
-    /// Nobody, until the jobs of an earlier process are known.
-    Ready(Box<StreamReceiver>),
-    Running(Thread<()>),
+    /// Nobody reads the events until the jobs of an earlier process are known.
+    receiver: Option<StreamReceiver>,
+    events: Option<Thread<()>>,
 }
 
 #[derive(Default)]
 struct FrontState {
     jobs: HashMap<Arc<str>, RemoteJob>,
+    /// Takes no more jobs.
+    stopped: bool,
     /// Jobs of an earlier process of which Redis is to be asked.
     left: Vec<Arc<str>>,
     avoid: HashMap<PublicKey, Instant>,
@@ -104,7 +98,7 @@ struct FrontState {
     drained: Drained,
 }
 
-/// A job in others' hands.
+/// A job that others run.
 struct RemoteJob {
     line: Arc<Line>,
     begun: u32,
@@ -125,7 +119,7 @@ impl JobRunner for Front {
         let inner = &self.0;
         let (request, avoid, longest) = {
             let mut state = lock(&inner.state);
-            if state.jobs.len() >= inner.config.limit || inner.closing.is_set() {
+            if state.jobs.len() >= inner.config.limit || state.stopped {
                 return;
             }
             let (request, line) = job.hand_over();
@@ -153,7 +147,6 @@ impl JobRunner for Front {
         });
         let pending = match sent {
             Ok(pending) => pending,
-            Err(SendError::Stopped) => return,
             Err(error) => return self.not_sent(&uuid, &error),
         };
         let (weak, of) = (Arc::downgrade(inner), uuid.clone());
@@ -184,10 +177,10 @@ impl JobRunner for Front {
 
     /// Reads from now on what the workers report.
     fn begin(&self) {
-        let mut threads = lock(&self.0.threads);
-        if let Some(FrontThreads { celery, messaging, events: EventReader::Ready(receiver) }) = threads.take() {
-            let events = EventReader::Running(self.spawn_reader(*receiver));
-            *threads = Some(FrontThreads { celery, messaging, events });
+        if let Some(threads) = &mut *lock(&self.0.threads)
+            && let Some(receiver) = threads.receiver.take()
+        {
+            threads.events = Some(self.spawn_reader(receiver));
         }
     }
 
@@ -207,7 +200,7 @@ impl JobRunner for Front {
     }
 
     fn stop(&self, stopping_all: &mut Stopping, drain: Duration) -> usize {
-        let Some(FrontThreads { celery, messaging, events }) = lock(&self.0.threads).take() else { return 0 };
+        let Some(FrontThreads { celery, messaging, events, .. }) = lock(&self.0.threads).take() else { return 0 };
         let cancelled = stopping_all.step("validator jobs", drain, |step| {
             let drained = {
                 let mut state = lock(&self.0.state);
@@ -215,12 +208,16 @@ impl JobRunner for Front {
                 state.drained.watch(empty)
             };
             step.wait(&drained);
-            let rest: Vec<Arc<str>> = lock(&self.0.state).jobs.keys().cloned().collect();
+            let rest: Vec<Arc<str>> = {
+                let mut state = lock(&self.0.state);
+                state.stopped = true;
+                state.jobs.keys().cloned().collect()
+            };
             rest.iter().for_each(|uuid| self.end(uuid, stopping(), true));
             rest.len()
         });
-        stopping_all.step("dispatch", CLOSE_TIME, |step| {
-            if let EventReader::Running(events) = events {
+        stopping_all.step("dispatch", DISPATCH_CLOSE_TIME, |step| {
+            if let Some(events) = events {
                 events.kick();
                 step.join(events);
             }
@@ -247,11 +244,7 @@ impl Front {
             board: board.clone(),
             state: Mutex::default(),
             closing: Shutdown::new(),
-            threads: Mutex::new(Some(FrontThreads {
-                celery,
-                messaging,
-                events: EventReader::Ready(Box::new(receiver)),
-            })),
+            threads: Mutex::new(Some(FrontThreads { celery, messaging, receiver: Some(receiver), events: None })),
         })))
     }
 
@@ -281,7 +274,7 @@ impl Front {
             Err(TaskError::Failed { exception, .. }) => {
                 format!("its worker failed: {}: {}", exception.exc_type, exception.message())
             }
-            Err(TaskError::Revoked { reason }) => format!("the job was called off: {reason}"),
+            Err(TaskError::Revoked { reason }) => format!("the job was revoked: {reason}"),
             Err(TaskError::NotSent(_) | TaskError::Stopped) => return,
             Err(error) => return log::warn!("job {uuid}: the result of its task: {error}"),
         };
@@ -340,11 +333,11 @@ impl Front {
         let sent = self.0.messaging.commander().submit(unwanted, move |answer| {
             if let Err(error) = answer {
                 // It forgets by itself.
-                log::debug!("job {of}: Redis was not told that it has ended: {error}");
+                log::debug!("job {of}: Redis was not notified that it has ended: {error}");
             }
         });
         if let Err(error) = sent {
-            log::debug!("job {uuid}: Redis is not told that it has ended: {error}");
+            log::debug!("job {uuid}: Redis is not notified that it has ended: {error}");
         }
     }
 
@@ -367,11 +360,11 @@ impl Front {
         let of = uuid.clone();
         let sent = self.0.celery.submit_revoke(&[uuid], &Terminate::Term, deadline, move |sent| {
             if let Err(error) = sent {
-                log::warn!("job {of}: the workers were not told that it is called off: {error}");
+                log::warn!("job {of}: the workers were not notified that it is revoked: {error}");
             }
         });
         if let Err(error) = sent {
-            log::warn!("job {uuid}: the workers are not told that it is called off: {error}");
+            log::warn!("job {uuid}: the workers are not notified that it is revoked: {error}");
         }
     }
 
@@ -460,7 +453,7 @@ impl Front {
             ticket = self.record(delivery)?.or(ticket);
         }
         while let Some(Err(error)) = ticket.as_ref().map(|ticket| ticket.wait(Instant::now() + PAUSE)) {
-            log::warn!("what the workers said waits for the disk: {error}");
+            log::warn!("the workers' messages wait for the disk: {error}");
             if closing.wait(PAUSE) {
                 return Err(NotRecorded);
             }
@@ -512,18 +505,18 @@ impl Front {
                 }
                 Ok(Some(line.last_ticket()))
             }
-            News::Said { text } => match ValidatorToFacilitator::decode(&text) {
+            News::Message { text } => match ValidatorToFacilitator::decode(&text) {
                 Ok(ValidatorToFacilitator::V0JobStatusUpdate(update)) => self.update(&uuid, &line, update.status, text),
                 Ok(ValidatorToFacilitator::V0MachineSpecsUpdate(specs)) => {
                     line.machine_specs(specs);
                     Ok(None)
                 }
                 Ok(_) => {
-                    log::error!("job {uuid}: a worker said what is not about a job: {text:.200}");
+                    log::error!("job {uuid}: a worker sent a message that is not about a job: {text:.200}");
                     Ok(None)
                 }
                 Err(error) => {
-                    log::error!("job {uuid}: what a worker said cannot be read: {error}");
+                    log::error!("job {uuid}: a worker's message cannot be read: {error}");
                     Ok(None)
                 }
             },

@@ -98,7 +98,7 @@ impl Outbox {
         let note = match &event.news {
             News::Begun { worker, .. } => ("worker", worker.clone()),
             News::RunsOn { miner } => ("miner", miner.clone()),
-            News::Said { .. } | News::GivenBack => ("", String::new()),
+            News::Message { .. } | News::GivenBack => ("", String::new()),
         };
         let payload = serde_json::to_string(event).expect("an event has nothing that JSON cannot say");
         let item = QueuedEvent { front: front.to_owned(), job: event.job.clone(), note, payload };

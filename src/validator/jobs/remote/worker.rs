@@ -261,7 +261,7 @@ fn execute(shared: &WorkerShared, cx: &TaskCx, args: Args) -> Result<Value, Task
     if let Some(end) = end.into_inner().ok().flatten() {
         return Ok(end);
     }
-    // It was told to stop, and its worker knows why.
+    // It was cancelled, and its worker knows why.
     if let Some(front) = front.filter(|_| cx.is_stopping()) {
         let number = shared.outbox.append(&front, &Event { job: uuid, news: News::GivenBack });
         let delivered = shared.outbox.delivered(number);
@@ -340,7 +340,7 @@ impl RemoteJob<'_> {
     fn report_status(&self, status: JobStatus, metadata: Option<JobStatusMetadata>) {
         log::debug!("job {}: {status}", self.request.uuid);
         let update = V0JobStatusUpdate { uuid: self.request.uuid.clone(), status, metadata };
-        self.emit(News::Said { text: ValidatorToFacilitator::from(update).encode() });
+        self.emit(News::Message { text: ValidatorToFacilitator::from(update).encode() });
         // For Celery's tools.
         let steps = STEPS.iter().position(|step| *step == status);
         let percent = steps.map_or(50.0, |step| 20.0 * (step + 1) as f64);
@@ -383,7 +383,7 @@ impl Reports for RemoteJob<'_> {
 
     fn machine_specs(&self, specs: V0MachineSpecsUpdate) {
         if !self.shared.outbox.is_crowded() {
-            self.emit(News::Said { text: ValidatorToFacilitator::from(specs).encode() });
+            self.emit(News::Message { text: ValidatorToFacilitator::from(specs).encode() });
         }
     }
 
@@ -391,7 +391,7 @@ impl Reports for RemoteJob<'_> {
         let uuid = &self.request.uuid;
         let (status, text) = end_text(uuid, outcome);
         log::debug!("job {uuid}: {status}");
-        let result = match self.emit(News::Said { text: text.to_string() }) {
+        let result = match self.emit(News::Message { text: text.to_string() }) {
             Some(number) => {
                 let _waiting = waiting("Redis to have the job's end", None);
                 select! {
@@ -409,7 +409,7 @@ impl Reports for RemoteJob<'_> {
     }
 
     fn cancelled(self) {
-        log::info!("job {}: told to end before it had ended", self.request.uuid);
+        log::info!("job {}: cancelled before it had ended", self.request.uuid);
     }
 
     fn goes_on(&self) -> bool {
