@@ -75,11 +75,13 @@ impl LocalQueue {
         Arc::new(Self { held, begun: CachePadded::new(AtomicUsize::new(0)) })
     }
 
+    #[inline]
     pub(super) fn lock(&self) -> MutexGuard<'_, Held> {
         lock(&self.held)
     }
 
     /// The next task; it begins now.
+    #[inline]
     pub(super) fn begin(&self, free: &mut LocalFreeList) -> Option<Begun> {
         let mut held = self.lock();
         let attempt = Attempt { number: 1, started: held.since };
@@ -96,11 +98,13 @@ impl LocalQueue {
         Some(begun)
     }
 
+    #[inline]
     pub(super) fn take_begun(&self) -> usize {
         self.begun.swap(0, Ordering::SeqCst)
     }
 
     /// Its task has ended: true if that is all there is to it, because the table does not know of the task.
+    #[inline]
     pub(in crate::tasks) fn note_end(&self, state: TaskState, error: &mut Option<String>, now: Instant) -> bool {
         let mut held = self.lock();
         let Some(Running { task, started, entered: false }) = held.running.take() else { return false };

@@ -205,6 +205,7 @@ impl FastPath {
         }
     }
 
+    #[inline]
     fn enter(&self, queue: Queue, when_full: WhenFull) -> Result<(TaskId, MutexGuard<'_, Intake>), Refusal> {
         let mut intake = self.intake();
         let mut patience = Patience { when_full, until: None, yielded: false };
@@ -283,6 +284,7 @@ impl FastPath {
     // ---- room ----
 
     /// Whether there is a place; nobody else takes one while the caller has the intake.
+    #[inline]
     fn has_room(&self, intake: &Intake, queue: Queue) -> bool {
         self.places.has_room(queue) || {
             self.places.give_back(Queue::Waiting, intake.begun());
@@ -291,6 +293,7 @@ impl FastPath {
     }
 
     /// Wakes a submitter if there is room for it.
+    #[inline]
     fn show_room(&self, intake: &mut Intake, queue: Queue) {
         if self.places.has_room(queue) && intake.submitters[queue as usize].wake_one() {
             self.places.freed[queue as usize].notify_one();
@@ -298,10 +301,14 @@ impl FastPath {
     }
 
     /// Wakes those who have waited for the room that there may be now.
+    #[inline]
     fn answer_submitters(&self) {
-        if !self.places.wanted.load(Ordering::SeqCst) {
-            return;
+        if self.places.wanted.load(Ordering::SeqCst) {
+            self.wake_submitters_with_room();
         }
+    }
+
+    fn wake_submitters_with_room(&self) {
         let mut intake = self.intake();
         self.places.give_back(Queue::Waiting, intake.begun());
         Queue::ALL.into_iter().for_each(|queue| self.show_room(&mut intake, queue));
@@ -322,6 +329,7 @@ impl FastPath {
     // ---- working ----
 
     /// The next task in the worker's local queue; it begins now.
+    #[inline]
     pub(super) fn begin(&self, local: &LocalQueue, free: &mut LocalFreeList) -> Option<Begun> {
         let begun = local.begin(free)?;
         self.answer_submitters();

@@ -40,14 +40,17 @@ impl Places {
     }
 
     /// Whether there is a place, as far as was reported.
+    #[inline]
     pub(super) fn has_room(&self, queue: Queue) -> bool {
         self.used[queue as usize].load(Ordering::SeqCst) < self.most[queue as usize]
     }
 
+    #[inline]
     pub(super) fn take(&self, queue: Queue) {
         self.used[queue as usize].fetch_add(1, Ordering::SeqCst);
     }
 
+    #[inline]
     pub(super) fn give_back(&self, queue: Queue, places: usize) {
         self.used[queue as usize].fetch_sub(places, Ordering::SeqCst);
     }
