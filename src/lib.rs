@@ -63,6 +63,8 @@
 //! ```
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
+// What is `pub` is public: an embedder can reach it. Features hide some of it.
+#![cfg_attr(all(feature = "cli", feature = "celery"), warn(unreachable_pub))]
 // What a library does not do: panic for want of a check, write to the terminal of its program, or end it.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::exit))]
 // What only a role or a command uses is of no use without it.

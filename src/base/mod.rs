@@ -25,6 +25,6 @@ pub mod timer;
 pub mod waits;
 // How unit tests wait, as all other tests do.
 #[cfg(test)]
-#[allow(dead_code)] // They use a part.
+#[allow(dead_code, unreachable_pub)] // They use a part of what it gives to all tests.
 #[path = "../../tests/testkit/wait.rs"]
 pub(crate) mod wait;

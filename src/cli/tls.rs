@@ -8,7 +8,7 @@ use crate::transport::{ClientTls, Proxy, ServerTls};
 
 /// Flags of a command that listens.
 #[derive(Debug, clap::Args)]
-pub struct ServerArgs {
+pub(super) struct ServerArgs {
     /// Serve wss:// with this certificate chain (PEM); needs --tls-key
     #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CERT", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
@@ -22,7 +22,7 @@ impl ServerArgs {
     ///
     /// # Errors
     /// One line that names the file.
-    pub fn load(&self) -> Result<Option<ServerTls>, String> {
+    pub(super) fn load(&self) -> Result<Option<ServerTls>, String> {
         match (&self.tls_cert, &self.tls_key) {
             (Some(cert), Some(key)) => ServerTls::from_files(cert, key).map(Some).map_err(|e| e.to_string()),
             _ => Ok(None),
@@ -32,7 +32,7 @@ impl ServerArgs {
 
 /// Flags of a command that dials.
 #[derive(Debug, clap::Args)]
-pub struct ClientArgs {
+pub(super) struct ClientArgs {
     /// Trust these certificates (PEM) for wss:// instead of the public ones
     #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CA")]
     tls_ca: Option<PathBuf>,
@@ -56,7 +56,7 @@ impl ClientArgs {
     ///
     /// # Errors
     /// One line that names the file or the flag.
-    pub fn load(&self, url: &str) -> Result<WsDialer, String> {
+    pub(super) fn load(&self, url: &str) -> Result<WsDialer, String> {
         let mut tls = match &self.tls_ca {
             Some(path) => ClientTls::from_ca_file(path).map_err(|e| e.to_string())?,
             None => ClientTls::default(),

@@ -12,14 +12,14 @@ use crate::protocol::StrMap;
 
 /// Characters of base64 of all artifacts together: 16 MiB, so that a result with them and with two outputs of a million
 /// characters (escaped at worst six bytes each) stays under the 32 MiB of the facilitator link.
-pub const ARTIFACTS_CHARS: usize = 16 << 20;
+pub(super) const ARTIFACTS_CHARS: usize = 16 << 20;
 
 /// Files that are looked at; more are skipped.
 const FILES_MAX: usize = 10_000;
 
 /// What the job has left in its artifacts folder.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Artifacts {
+pub(super) struct Artifacts {
     /// The path in the container, `artifacts_dir/name`, to the content in base64.
     pub files: StrMap,
     /// A sentence for each file or folder that was left out.
@@ -31,7 +31,7 @@ pub struct Artifacts {
 ///
 /// # Errors
 /// If the folder cannot be read.
-pub fn collect(workspace: &Workspace, artifacts_dir: Option<&str>) -> io::Result<Artifacts> {
+pub(super) fn collect(workspace: &Workspace, artifacts_dir: Option<&str>) -> io::Result<Artifacts> {
     let mut artifacts = Artifacts::default();
     let Some(prefix) = artifacts_dir.filter(|dir| !dir.is_empty()) else { return Ok(artifacts) };
     let dir = untrusted::open_dir(&workspace.artifacts())?;

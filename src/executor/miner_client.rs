@@ -27,7 +27,7 @@ const BACKOFF: BackoffConfig = BackoffConfig {
 
 /// What the executor gets from its miner.
 #[derive(Debug)]
-pub enum MinerEvent {
+pub(super) enum MinerEvent {
     /// Connected, for the first time or again.
     Ready,
     /// A message.
@@ -40,7 +40,7 @@ pub enum MinerEvent {
 }
 
 /// Begins to connect.
-pub fn start(
+pub(super) fn start(
     miner_address: &str,
     token: &str,
     dialer: Arc<dyn Dialer>,
@@ -89,12 +89,12 @@ fn without(secret: &str, text: &str) -> String {
 ///
 /// # Errors
 /// [`Full`], with the message.
-pub fn send(link: &LinkHandle, message: impl Into<ExecutorToMiner>) -> Result<(), Full> {
+pub(super) fn send(link: &LinkHandle, message: impl Into<ExecutorToMiner>) -> Result<(), Full> {
     link.send(Outgoing::once(message.into().encode()))
 }
 
 /// Logs a message that did not fit: an executor says a dozen things, so this is a result beyond the link's bytes.
-pub fn report(sent: Result<(), Full>) {
+pub(super) fn report(sent: Result<(), Full>) {
     if let Err(full) = sent {
         log::error!("the miner is not notified: {full}");
     }

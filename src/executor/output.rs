@@ -11,18 +11,18 @@ use crate::base::limits::OUTPUT_CHARS;
 
 /// Bytes of one stream that go to its file: 1 GiB, so that a job that prints for ever does not fill the disk of its
 /// host. Of a longer stream the file has the beginning and a last line that says so; the job is not failed for it.
-pub const OUTPUT_FILE_BYTES: u64 = 1 << 30;
+pub(super) const OUTPUT_FILE_BYTES: u64 = 1 << 30;
 
 /// Names of the whole streams inside the output folder, as the Python executor writes them.
-pub const STDOUT_FILE: &str = "stdout.txt";
+pub(super) const STDOUT_FILE: &str = "stdout.txt";
 /// See [`STDOUT_FILE`].
-pub const STDERR_FILE: &str = "stderr.txt";
+pub(super) const STDERR_FILE: &str = "stderr.txt";
 
 const HALF_CHARS: usize = OUTPUT_CHARS / 2;
 
 /// Collects one stream; its memory is bounded whatever the job writes.
 #[derive(Debug)]
-pub struct Capture {
+pub(super) struct Capture {
     text: HeadAndTail,
     decoder: Utf8Decoder,
     bytes: u64,
@@ -31,7 +31,7 @@ pub struct Capture {
 
 impl Capture {
     /// Keeps head and tail only.
-    pub fn in_memory() -> Self {
+    pub(super) fn in_memory() -> Self {
         Self { text: HeadAndTail::default(), decoder: Utf8Decoder::default(), bytes: 0, file: None }
     }
 
@@ -39,7 +39,7 @@ impl Capture {
     ///
     /// # Errors
     /// If the file exists or cannot be created.
-    pub fn to_file(path: &Path, file_bytes: u64) -> io::Result<Self> {
+    pub(super) fn to_file(path: &Path, file_bytes: u64) -> io::Result<Self> {
         let file = File::create_new(path)?;
         Ok(Self {
             file: Some(OutputFile { file, left: file_bytes, truncated: false, error: None }),
@@ -49,7 +49,7 @@ impl Capture {
 
     /// Takes the next bytes of the stream. Never fails: what the disk refuses is reported by [`Capture::finish`],
     /// because the job must not block on a full pipe meanwhile.
-    pub fn push(&mut self, bytes: &[u8]) {
+    pub(super) fn push(&mut self, bytes: &[u8]) {
         self.bytes += bytes.len() as u64;
         if let Some(file) = &mut self.file {
             file.push(bytes);
@@ -61,7 +61,7 @@ impl Capture {
     ///
     /// # Errors
     /// The first error of writing to the file.
-    pub fn finish(mut self) -> io::Result<Captured> {
+    pub(super) fn finish(mut self) -> io::Result<Captured> {
         self.decoder.finish(&mut self.text);
         let file_truncated = match self.file {
             Some(file) => file.finish()?,

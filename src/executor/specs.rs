@@ -28,7 +28,7 @@ const GPU_FIELDS: [(&str, &str); 7] = [
 ///
 /// Never fails: a part that cannot be read has its reason under `PART_scrape_error`. Blocks for at most five seconds,
 /// in `nvidia-smi` where there is one; `token` ends that.
-pub fn machine_specs(token: &Shutdown) -> JsonMap {
+pub(super) fn machine_specs(token: &Shutdown) -> JsonMap {
     let mut specs = JsonMap::new();
     let mut put = |part: &str, empty: Value, found: Result<Value, String>| match found {
         Ok(value) => {

@@ -30,7 +30,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub fn start(runner: RunnerKind) -> Self {
+    pub(super) fn start(runner: RunnerKind) -> Self {
         let (queue, works) = bounded::<Work>(1);
         let (report, done) = bounded(1);
         let cancel = Shutdown::new();
@@ -49,23 +49,23 @@ impl Worker {
     }
 
     /// What the work has brought about; ends when the thread has panicked.
-    pub fn done(worker: Option<&Self>) -> Receiver<Done> {
+    pub(super) fn done(worker: Option<&Self>) -> Receiver<Done> {
         worker.map_or_else(never, |worker| worker.done.clone())
     }
 
     /// Hands over work, when nothing else is being done. Does not block: there is room for one.
-    pub fn work(&self, work: Work) {
+    pub(super) fn work(&self, work: Work) {
         // A thread that has panicked is reported by `done`.
         drop(self.queue.send(work));
     }
 
     /// Cancels what is being done.
-    pub fn cancel(&self) {
+    pub(super) fn cancel(&self) {
         self.cancel.cancel();
     }
 
     /// Waits until the job's folder is removed.
-    pub fn finish(self) {
+    pub(super) fn finish(self) {
         let Self { queue, thread, .. } = self;
         drop(queue);
         // Nothing is ever sent; a drop alone would leave the thread behind after a while.
@@ -73,7 +73,7 @@ impl Worker {
     }
 
     /// Why the thread has ended by itself.
-    pub fn crash(self) -> String {
+    pub(super) fn crash(self) -> String {
         match self.thread.join_by(Instant::now() + KICK_GRACE) {
             Ok(()) => "its thread has ended".to_owned(),
             Err(JoinError::Panicked(message)) => message,

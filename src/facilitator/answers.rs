@@ -4,17 +4,17 @@ use crate::identity::PublicKey;
 use crate::protocol::{ErrorItem, FacilitatorToValidator, Response, ResponseStatus};
 
 /// Close code after a bad signature.
-pub const CLOSE_SIGNATURE: u16 = 3000;
+pub(super) const CLOSE_SIGNATURE: u16 = 3000;
 /// Close code for a validator that is not, or no longer, known.
-pub const CLOSE_UNKNOWN: u16 = 3001;
+pub(super) const CLOSE_UNKNOWN: u16 = 3001;
 
 /// The frame of a response.
-pub fn frame(response: Response) -> String {
+pub(super) fn frame(response: Response) -> String {
     FacilitatorToValidator::from(response).encode()
 }
 
 /// It was taken.
-pub fn success() -> Response {
+pub(super) fn success() -> Response {
     Response { status: ResponseStatus::Success, errors: Vec::new() }
 }
 
@@ -24,7 +24,7 @@ fn error(msg: &str, kind: &str, help: impl Into<String>) -> Response {
 }
 
 /// `auth.validator_not_found`, followed by a close with [`CLOSE_UNKNOWN`].
-pub fn validator_not_found(validator: &PublicKey) -> Response {
+pub(super) fn validator_not_found(validator: &PublicKey) -> Response {
     let help = format!(
         "Validator with hotkey {validator} was not found. If you are sure that the key belongs to an active validator, \
          please wait at least 0:05:00 for the list of active validators to be updated and then retry."
@@ -33,27 +33,27 @@ pub fn validator_not_found(validator: &PublicKey) -> Response {
 }
 
 /// `auth.signature_invalid`, followed by a close with [`CLOSE_SIGNATURE`].
-pub fn signature_invalid() -> Response {
+pub(super) fn signature_invalid() -> Response {
     error("Invalid signature", "auth.signature_invalid", "The signature provided does not match the public key")
 }
 
 /// `auth.already_authenticated`; the session stays.
-pub fn already_authenticated() -> Response {
+pub(super) fn already_authenticated() -> Response {
     let help = "You are already authenticated, please do not send authentication request again.";
     error("Already authenticated", "auth.already_authenticated", help)
 }
 
 /// `auth.not_authenticated`; the session stays.
-pub fn not_authenticated() -> Response {
+pub(super) fn not_authenticated() -> Response {
     error("Not authenticated", "auth.not_authenticated", "Please send authentication request first")
 }
 
 /// `job.not_found`.
-pub fn job_not_found() -> Response {
+pub(super) fn job_not_found() -> Response {
     error("Job not found", "job.not_found", "Job with this UUID was not found")
 }
 
 /// `job.integrity_error`: that status is stored already.
-pub fn integrity_error() -> Response {
+pub(super) fn integrity_error() -> Response {
     error("Integrity error", "job.integrity_error", "Probably you are trying to set the same status twice?")
 }

@@ -28,7 +28,7 @@ pub(super) struct Waiter {
 
 impl Changes {
     /// Waits for news of a job from now on. To miss none, the job is read after this.
-    pub fn wait_for(&self, uuid: &str) -> Waiter {
+    pub(super) fn wait_for(&self, uuid: &str) -> Waiter {
         let (notify, news) = bounded(1);
         let mut waiters = lock(&self.0);
         let id = waiters.next;
@@ -38,7 +38,7 @@ impl Changes {
     }
 
     /// There is news of a job.
-    pub fn notify(&self, uuid: &str) {
+    pub(super) fn notify(&self, uuid: &str) {
         for (_, waiter) in lock(&self.0).jobs.get(uuid).into_iter().flatten() {
             // A full channel holds news already.
             let _ = waiter.try_send(());
@@ -48,7 +48,7 @@ impl Changes {
 
 impl Waiter {
     /// Gets a message when there is news; for an arm of `select!`.
-    pub fn news(&self) -> &Receiver<()> {
+    pub(super) fn news(&self) -> &Receiver<()> {
         &self.news
     }
 }

@@ -81,7 +81,7 @@ impl StoreHandle {
     ///
     /// # Errors
     /// See [`CallError`].
-    pub fn job(&self, user: &str, uuid: &str) -> Result<Option<JobRow>, CallError> {
+    pub(super) fn job(&self, user: &str, uuid: &str) -> Result<Option<JobRow>, CallError> {
         self.call(|reply| Request::Job { user: user.to_owned(), uuid: uuid.to_owned(), reply })
     }
 
@@ -89,7 +89,7 @@ impl StoreHandle {
     ///
     /// # Errors
     /// See [`CallError`].
-    pub fn jobs(&self, user: &str, page: u64, page_size: u64) -> Result<JobPage, CallError> {
+    pub(super) fn jobs(&self, user: &str, page: u64, page_size: u64) -> Result<JobPage, CallError> {
         self.call(|reply| Request::Jobs { user: user.to_owned(), page, page_size, reply })
     }
 
@@ -97,7 +97,7 @@ impl StoreHandle {
     ///
     /// # Errors
     /// See [`CallError`].
-    pub fn specs(&self) -> Result<Vec<SpecsRow>, CallError> {
+    pub(super) fn specs(&self) -> Result<Vec<SpecsRow>, CallError> {
         self.call(|reply| Request::Specs { reply })
     }
 

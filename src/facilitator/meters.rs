@@ -16,7 +16,7 @@ pub(super) struct Meters {
 }
 
 impl Meters {
-    pub fn new(metrics: &Metrics) -> Self {
+    pub(super) fn new(metrics: &Metrics) -> Self {
         let frame = |labels| metrics.counter("phalanx_facilitator_frames_total", "Frames from validators.", labels);
         let status =
             |labels| metrics.counter("phalanx_facilitator_statuses_total", "Status updates by outcome.", labels);
@@ -49,7 +49,7 @@ impl Meters {
         }
     }
 
-    pub fn frame(&self, frame: &Frame) {
+    pub(super) fn frame(&self, frame: &Frame) {
         let kind = match frame {
             Frame::Authentication(_) => 0,
             Frame::Status(_) => 1,
@@ -60,7 +60,7 @@ impl Meters {
         self.frames[kind].inc();
     }
 
-    pub fn status(&self, outcome: Option<StatusOutcome>) {
+    pub(super) fn status(&self, outcome: Option<StatusOutcome>) {
         let kind = match outcome {
             Some(StatusOutcome::Stored) => 0,
             Some(StatusOutcome::StoredLate) => 1,

@@ -87,7 +87,7 @@ pub(super) struct RouterThread {
 
 impl RouterThread {
     /// Starts the thread.
-    pub fn start(self) -> Thread<()> {
+    pub(super) fn start(self) -> Thread<()> {
         let kick = self.stop.clone();
         let running = Running { owned: self, sessions: HashMap::new(), changes: VecDeque::new(), settling: Vec::new() };
         spawn("fac-route", Kick::new("stop signal", move || kick.cancel()), move || running.run())

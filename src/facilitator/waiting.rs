@@ -28,7 +28,7 @@ pub(super) struct Ticket {
 
 impl Waiting {
     /// Takes a place for a message of that size, if there is one.
-    pub fn enter(&self, bytes: usize) -> Option<Ticket> {
+    pub(super) fn enter(&self, bytes: usize) -> Option<Ticket> {
         let ticket = self.enter_anyway(bytes);
         let counts = &ticket.counts;
         let fits = counts.jobs.load(Ordering::Relaxed) <= JOBS && counts.bytes.load(Ordering::Relaxed) <= BYTES;
@@ -36,7 +36,7 @@ impl Waiting {
     }
 
     /// Takes a place although there is none: for jobs that were accepted before a restart.
-    pub fn enter_anyway(&self, bytes: usize) -> Ticket {
+    pub(super) fn enter_anyway(&self, bytes: usize) -> Ticket {
         self.0.jobs.fetch_add(1, Ordering::Relaxed);
         self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
         Ticket { counts: self.0.clone(), bytes }

@@ -12,7 +12,7 @@ use crate::link::ServerConfig;
 use crate::protocol::ExecutorClass;
 
 /// Executors that one miner may offer: each has a thread of its own and a connection of two.
-pub const EXECUTORS_MAX: u32 = 256;
+pub(super) const EXECUTORS_MAX: u32 = 256;
 
 /// The times of a miner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

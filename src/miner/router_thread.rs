@@ -104,7 +104,7 @@ pub(super) fn sink(events: Sender<Event>) -> ServerSink {
 
 impl RouterThread {
     /// Runs until `stop` is raised and the executors are gone: at `Drain` they end with grace, at `Cancel` at once.
-    pub fn run(mut self, events: &Receiver<Event>, stop: &Shutdown) -> RouterEnd {
+    pub(super) fn run(mut self, events: &Receiver<Event>, stop: &Shutdown) -> RouterEnd {
         let mut sessions: HashMap<SessionId, SessionHandle> = HashMap::new();
         let mut idle: Vec<Sender<Never>> = Vec::new();
         let mut stopping: Option<Instant> = None;

@@ -35,17 +35,17 @@ pub(super) struct Climb {
 }
 
 impl Climb {
-    pub fn new(ladder: Ladder) -> Self {
+    pub(super) fn new(ladder: Ladder) -> Self {
         Self { ladder, steps: 0, next: None }
     }
 
     /// The first signal is due now.
-    pub fn begin(&mut self, now: Instant) {
+    pub(super) fn begin(&mut self, now: Instant) {
         self.next = Some(now);
     }
 
     /// The rest of the signals follow within the forced grace.
-    pub fn hurry(&mut self, now: Instant) {
+    pub(super) fn hurry(&mut self, now: Instant) {
         self.ladder.grace = self.ladder.grace.min(self.ladder.forced_grace);
         if self.steps <= self.ladder.terms {
             self.next = self.next.map(|at| at.min(now + self.pause()));
@@ -53,12 +53,12 @@ impl Climb {
     }
 
     /// When the next step is due; `None`: never.
-    pub fn next(&self) -> Option<Instant> {
+    pub(super) fn next(&self) -> Option<Instant> {
         self.next
     }
 
     /// The step that is due now.
-    pub fn due(&mut self, now: Instant) -> Option<Step> {
+    pub(super) fn due(&mut self, now: Instant) -> Option<Step> {
         self.next.filter(|at| *at <= now)?;
         self.steps += 1;
         let (step, pause) = match self.steps.cmp(&(self.ladder.terms + 1)) {

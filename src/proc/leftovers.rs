@@ -14,7 +14,7 @@ use crate::base::waits::waiting;
 
 /// Kills every process whose environment holds `marker`, until there is none. Blocks for at most `within`; longer only
 /// if the system holds one in a call on a dead disk.
-pub fn kill_by_environment(marker: &[u8], within: Duration) -> io::Result<()> {
+pub(crate) fn kill_by_environment(marker: &[u8], within: Duration) -> io::Result<()> {
     let deadline = Instant::now() + within;
     loop {
         // Once more after each round, for children that were started while their parent was looked for.

@@ -148,17 +148,17 @@ pub(super) struct Fault {
 }
 
 impl Fault {
-    pub fn new(kind: &'static str, msg: impl Into<Cow<'static, str>>) -> Self {
+    pub(super) fn new(kind: &'static str, msg: impl Into<Cow<'static, str>>) -> Self {
         Fault { kind, msg: msg.into(), ctx: Vec::new() }
     }
 
-    pub fn with(mut self, key: &'static str, value: impl Into<Value>) -> Self {
+    pub(super) fn with(mut self, key: &'static str, value: impl Into<Value>) -> Self {
         self.ctx.push((key, value.into()));
         self
     }
 
     /// A rule that the type alone does not express; the sentence quotes nothing longer than a path or a name.
-    pub fn value(why: String) -> Self {
+    pub(super) fn value(why: String) -> Self {
         let why = quote(&why).into_owned();
         Fault::new("value_error", format!("Value error, {why}")).with("error", why)
     }
@@ -173,7 +173,7 @@ pub(super) struct Errors {
 
 impl Errors {
     /// Records a fault of `input` and gives the `None` that reading it results in.
-    pub fn fail<T>(&mut self, fault: Fault, input: &JsonValue<'_>) -> Option<T> {
+    pub(super) fn fail<T>(&mut self, fault: Fault, input: &JsonValue<'_>) -> Option<T> {
         self.total += 1;
         if self.kept.len() < MAX_ERRORS {
             self.kept.push(ErrorDetail {
@@ -190,7 +190,7 @@ impl Errors {
     }
 
     /// Reads something that stands at `loc`; costs nothing unless it fails.
-    pub fn at<T>(&mut self, loc: impl Into<LocItem>, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
+    pub(super) fn at<T>(&mut self, loc: impl Into<LocItem>, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
         let before = self.kept.len();
         let result = read(self);
         if self.kept.len() > before {
@@ -201,17 +201,17 @@ impl Errors {
     }
 
     /// A mark to go back to with [`Errors::forget`].
-    pub fn mark(&self) -> (usize, usize) {
+    pub(super) fn mark(&self) -> (usize, usize) {
         (self.kept.len(), self.total)
     }
 
     /// Drops what was recorded since the mark: another member of the union did fit.
-    pub fn forget(&mut self, (kept, total): (usize, usize)) {
+    pub(super) fn forget(&mut self, (kept, total): (usize, usize)) {
         self.kept.truncate(kept);
         self.total = total;
     }
 
-    pub fn into_error(self, expected: String) -> DecodeError {
+    pub(super) fn into_error(self, expected: String) -> DecodeError {
         DecodeError { errors: self.kept, total: self.total, expected }
     }
 }

@@ -13,7 +13,7 @@ pub(super) struct CommanderMeters {
 }
 
 impl CommanderMeters {
-    pub fn new(name: &'static str, board: &Board) -> Self {
+    pub(super) fn new(name: &'static str, board: &Board) -> Self {
         let place = ("place", name);
         let metrics = &board.metrics;
         let outcome = |outcome| {
@@ -33,7 +33,7 @@ impl CommanderMeters {
         }
     }
 
-    pub fn count(&self, job: &QueuedRequest, outcome: &'static str) {
+    pub(super) fn count(&self, job: &QueuedRequest, outcome: &'static str) {
         self.seconds.observe_time(job.since.elapsed());
         if let Some((_, counter)) = self.outcomes.iter().find(|(name, _)| *name == outcome) {
             counter.inc();
@@ -51,7 +51,7 @@ pub(super) struct SubscriberMeters {
 }
 
 impl SubscriberMeters {
-    pub fn new(name: &'static str, board: &Board) -> Self {
+    pub(super) fn new(name: &'static str, board: &Board) -> Self {
         let (metrics, labels) = (&board.metrics, &[("place", name)]);
         Self {
             connected: metrics.gauge("phalanx_redis_connected", "1 while there is a connection to Redis.", labels),

@@ -30,28 +30,28 @@ pub(super) struct Liveness {
 
 impl Liveness {
     /// A connection that was made `now` and has asked for its first proof.
-    pub fn new(now: Instant, first: Duration, stall_after: Duration) -> Self {
+    pub(super) fn new(now: Instant, first: Duration, stall_after: Duration) -> Self {
         Self { stall_after, received: now, first_by: Some(now + first), asked: true }
     }
 
     /// A token was published.
-    pub fn asked(&mut self) {
+    pub(super) fn asked(&mut self) {
         self.asked = true;
     }
 
     /// A token came back.
-    pub fn proved(&mut self, now: Instant) {
+    pub(super) fn proved(&mut self, now: Instant) {
         self.received = now;
         self.first_by = None;
         self.asked = false;
     }
 
     /// A message came.
-    pub fn received(&mut self, now: Instant) {
+    pub(super) fn received(&mut self, now: Instant) {
         self.received = now;
     }
 
-    pub fn verdict(&self, now: Instant) -> Verdict {
+    pub(super) fn verdict(&self, now: Instant) -> Verdict {
         let limit = self.first_by.unwrap_or(self.received + self.stall_after);
         let ask_at = self.received + self.stall_after * 2 / 3;
         if now >= limit {

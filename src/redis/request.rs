@@ -134,17 +134,17 @@ struct Slot {
 pub(super) type Done = (QueuedRequest, Result<Vec<Value>, RedisError>);
 
 impl Pipe {
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }
 
     /// Slots, with those whose caller has gone.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.slots.len()
     }
 
     /// Packs a request behind the others.
-    pub fn pack(&mut self, job: QueuedRequest, out: &mut Vec<u8>) {
+    pub(super) fn pack(&mut self, job: QueuedRequest, out: &mut Vec<u8>) {
         let (before, start) = (out.len(), self.packed);
         let request = &job.request;
         let mut loads = 0;
@@ -170,7 +170,7 @@ impl Pipe {
     /// Takes the next reply; the request that is over with it. A reply too many is an error.
     ///
     /// `out` is for calls that have to be made again.
-    pub fn reply(&mut self, value: Value, out: &mut Vec<u8>) -> Result<Option<Done>, Value> {
+    pub(super) fn reply(&mut self, value: Value, out: &mut Vec<u8>) -> Result<Option<Done>, Value> {
         let Some(slot) = self.slots.front_mut() else { return Err(value) };
         if slot.loads > 0 {
             slot.loads -= 1;
@@ -219,18 +219,18 @@ impl Pipe {
     }
 
     /// Those whose deadline has come: their callers are to be notified, while the replies are still awaited.
-    pub fn expire(&mut self, now: Instant) -> Vec<QueuedRequest> {
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<QueuedRequest> {
         let late = |slot: &mut Slot| slot.job.take_if(|job| job.request.deadline <= now);
         self.slots.iter_mut().filter_map(late).collect()
     }
 
     /// The earliest deadline.
-    pub fn next_deadline(&self) -> Option<Instant> {
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.slots.iter().filter_map(|slot| slot.job.as_ref()).map(|job| job.request.deadline).min()
     }
 
     /// The connection is lost after `written` bytes: what is to be sent again, in order, and what is over.
-    pub fn lost(self, written: u64, error: &RedisError) -> (Vec<QueuedRequest>, Vec<Done>) {
+    pub(super) fn lost(self, written: u64, error: &RedisError) -> (Vec<QueuedRequest>, Vec<Done>) {
         let (mut again, mut over) = (Vec::new(), Vec::new());
         let malformed = matches!(error, RedisError::Protocol { .. });
         for (n, slot) in self.slots.into_iter().enumerate() {

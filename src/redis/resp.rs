@@ -17,11 +17,11 @@ const SHOWN_BYTES: usize = 24;
 /// What arrived is not Redis's protocol, or more than the limits allow; the text says what.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Malformed(pub String);
+pub(super) struct Malformed(pub String);
 
 /// A reply that is being read.
 #[derive(Debug, Default)]
-pub struct Parser {
+pub(super) struct Parser {
     open: Vec<Open>,
     bytes: usize,
 }
@@ -55,7 +55,7 @@ impl Parser {
     ///
     /// # Errors
     /// [`Malformed`]; nothing that follows can be understood then.
-    pub fn next(&mut self, input: &mut &[u8]) -> Result<Option<Value>, Malformed> {
+    pub(super) fn next(&mut self, input: &mut &[u8]) -> Result<Option<Value>, Malformed> {
         while let Some((token, used)) = token(input)? {
             *input = &input[used..];
             self.bytes += used;

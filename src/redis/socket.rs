@@ -71,11 +71,11 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    pub fn bytes(&self) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         &self.buffer[self.start..self.end]
     }
 
-    pub fn used(&mut self, n: usize) {
+    pub(super) fn used(&mut self, n: usize) {
         self.start += n;
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
@@ -88,7 +88,7 @@ impl Inbox {
     }
 
     /// Free space of a good size behind what is there; the parser's limits bound how much that can be.
-    pub fn room(&mut self) -> &mut [u8] {
+    pub(super) fn room(&mut self) -> &mut [u8] {
         if self.buffer.len() - self.end < REDIS_READ_BYTES / 4 {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
@@ -99,7 +99,7 @@ impl Inbox {
         &mut self.buffer[self.end..]
     }
 
-    pub fn filled(&mut self, n: usize) {
+    pub(super) fn filled(&mut self, n: usize) {
         self.end += n;
     }
 }

@@ -18,7 +18,7 @@ const SETTLED: u8 = 2;
 ///
 /// Small, because it is most of a task, and a task of more than 120 bytes costs the allocator's lock.
 #[derive(Debug)]
-pub struct Cell<W, O> {
+pub(super) struct Cell<W, O> {
     phase: AtomicU8,
     changed: Condvar,
     shown: Mutex<Shown<W, O>>,
@@ -46,7 +46,7 @@ enum Stage<W, O> {
 
 /// The answer of a wait.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Waited<O> {
+pub(super) enum Waited<O> {
     /// The outcome, which is now the caller's.
     Ended(O),
     /// The outcome was taken before.
@@ -57,19 +57,19 @@ pub enum Waited<O> {
 
 impl<W, O> Cell<W, O> {
     /// Of a task that waits; its outcome may be `unwanted` from the start.
-    pub fn new(work: W, unwanted: bool) -> Self {
+    pub(super) fn new(work: W, unwanted: bool) -> Self {
         let shown = Shown { stage: Stage::Work(work), version: 0, awaited: false, unwanted };
         Self { phase: AtomicU8::new(PENDING), shown: Mutex::new(shown), changed: Condvar::new() }
     }
 
     /// Of a task that waits for its worker, who has the work; nobody wants its outcome.
-    pub fn lent() -> Self {
+    pub(super) fn lent() -> Self {
         let shown = Shown { stage: Stage::Begun, version: 0, awaited: false, unwanted: true };
         Self { phase: AtomicU8::new(PENDING), shown: Mutex::new(shown), changed: Condvar::new() }
     }
 
     /// The work, for whoever runs it or drops it; `None` if it was taken.
-    pub fn take_work(&self) -> Option<W> {
+    pub(super) fn take_work(&self) -> Option<W> {
         let mut shown = lock(&self.shown);
         if !matches!(shown.stage, Stage::Work(_)) {
             return None;
@@ -81,7 +81,7 @@ impl<W, O> Cell<W, O> {
     }
 
     /// The work of an attempt that another follows.
-    pub fn put_work_back(&self, work: W) {
+    pub(super) fn put_work_back(&self, work: W) {
         lock(&self.shown).stage = Stage::Work(work);
     }
 
@@ -90,27 +90,27 @@ impl<W, O> Cell<W, O> {
     }
 
     /// A worker starts it; false if it was settled before.
-    pub fn begin(&self) -> bool {
+    pub(super) fn begin(&self) -> bool {
         self.move_on(PENDING, RUNNING)
     }
 
     /// Its attempt has ended, another follows; false if it was settled meanwhile.
-    pub fn again(&self) -> bool {
+    pub(super) fn again(&self) -> bool {
         self.move_on(RUNNING, PENDING)
     }
 
     /// Its worker ends it; true for exactly one caller of this and the next two, who is to publish.
-    pub fn settle_running(&self) -> bool {
+    pub(super) fn settle_running(&self) -> bool {
         self.move_on(RUNNING, SETTLED)
     }
 
     /// Somebody ends it before it starts.
-    pub fn settle_pending(&self) -> bool {
+    pub(super) fn settle_pending(&self) -> bool {
         self.move_on(PENDING, SETTLED)
     }
 
     /// Shows the end to all waiters; the work was taken. What it gives back nobody wants; drop it outside of any lock.
-    pub fn publish(&self, outcome: O) -> Option<O> {
+    pub(super) fn publish(&self, outcome: O) -> Option<O> {
         let mut shown = lock(&self.shown);
         let (stage, unwanted) =
             if shown.unwanted { (Stage::Taken, Some(outcome)) } else { (Stage::Ended(outcome), None) };
@@ -129,19 +129,19 @@ impl<W, O> Cell<W, O> {
     }
 
     /// Nobody will wait any more; gives the outcome that nobody took.
-    pub fn abandon(&self) -> Option<O> {
+    pub(super) fn abandon(&self) -> Option<O> {
         let mut shown = lock(&self.shown);
         shown.unwanted = true;
         shown.take()
     }
 
     /// Whether the end is published.
-    pub fn has_ended(&self) -> bool {
+    pub(super) fn has_ended(&self) -> bool {
         lock(&self.shown).has_ended()
     }
 
     /// Waits for the end, for ever without a deadline, and takes the outcome.
-    pub fn wait(&self, deadline: Option<Instant>) -> Waited<O> {
+    pub(super) fn wait(&self, deadline: Option<Instant>) -> Waited<O> {
         let mut shown = lock(&self.shown);
         loop {
             if let Some(outcome) = shown.take() {
@@ -159,13 +159,13 @@ impl<W, O> Cell<W, O> {
     }
 
     /// Something about the task has changed that watchers want to see.
-    pub fn note(&self) {
+    pub(super) fn note(&self) {
         self.changed(lock(&self.shown));
     }
 
     /// Waits until there is something newer than `seen`, or the deadline: gives the version, and whether the task has
     /// ended.
-    pub fn watch(&self, seen: u32, deadline: Instant) -> (u32, bool) {
+    pub(super) fn watch(&self, seen: u32, deadline: Instant) -> (u32, bool) {
         let mut shown = lock(&self.shown);
         loop {
             let ended = shown.has_ended();

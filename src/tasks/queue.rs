@@ -18,7 +18,7 @@ pub enum Priority {
 }
 
 /// One pick in so many goes to the lowest priority that waits.
-pub const FAIR: u32 = 8;
+pub(super) const FAIR: u32 = 8;
 
 /// Tasks with the same key share a limit.
 #[derive(Debug, Clone, PartialEq, Eq)]

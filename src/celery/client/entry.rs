@@ -37,18 +37,18 @@ pub(super) struct Known {
 }
 
 impl ResultEntry {
-    pub fn new(id: &str) -> Self {
+    pub(super) fn new(id: &str) -> Self {
         Self { id: id.to_owned(), known: Mutex::default(), changed: Condvar::new() }
     }
 
     /// How much was received so far.
-    pub fn received(&self) -> u64 {
+    pub(super) fn received(&self) -> u64 {
         lock(&self.known).received
     }
 
     /// Takes news in; those that were looked up when `since` was received are older than what was received later. Says
     /// whether the task has ended.
-    pub fn learn(&self, meta: Meta, since: Option<u64>) -> bool {
+    pub(super) fn learn(&self, meta: Meta, since: Option<u64>) -> bool {
         if meta.state.is_ready() {
             self.end(outcome_of(meta));
             return true;
@@ -79,20 +79,20 @@ impl ResultEntry {
     }
 
     /// Whether a look found what only another look makes news.
-    pub fn wants_second_look(&self) -> bool {
+    pub(super) fn wants_second_look(&self) -> bool {
         let known = lock(&self.known);
         known.looked.is_some() && known.outcome.is_none()
     }
 
     /// Nothing is stored, as a look says that began when `since` was received.
-    pub fn absent(&self, since: u64) {
+    pub(super) fn absent(&self, since: u64) {
         let mut known = lock(&self.known);
         known.looked = None;
         known.gone = known.last.is_some() && known.received == since;
     }
 
     /// Its end, unless there was one.
-    pub fn end(&self, outcome: Outcome) {
+    pub(super) fn end(&self, outcome: Outcome) {
         let (outcome, notified) = {
             let mut known = lock(&self.known);
             if known.outcome.is_some() {
@@ -109,12 +109,12 @@ impl ResultEntry {
         }
     }
 
-    pub fn has_hooks(&self) -> bool {
+    pub(super) fn has_hooks(&self) -> bool {
         let known = lock(&self.known);
         !known.on_end.is_empty() || !known.on_update.is_empty()
     }
 
-    pub fn state(&self) -> ResultState {
+    pub(super) fn state(&self) -> ResultState {
         let known = lock(&self.known);
         match known.outcome.as_deref() {
             Some(Ok(_)) => ResultState::Success,

@@ -28,27 +28,27 @@ pub(super) struct Polls {
 
 impl Polls {
     /// Plans the first look for a result, unless it is planned.
-    pub fn add(&mut self, now: Instant, id: &str) {
+    pub(super) fn add(&mut self, now: Instant, id: &str) {
         if !self.of.contains_key(id) {
             self.plan(id.to_owned(), now + LOOKS[0], 0);
         }
     }
 
     /// No more looks for it.
-    pub fn remove(&mut self, id: &str) {
+    pub(super) fn remove(&mut self, id: &str) {
         if let Some((at, _)) = self.of.remove(id) {
             self.due.remove(&(at, id.to_owned()));
         }
     }
 
     /// The next look.
-    pub fn next(&self) -> Option<Instant> {
+    pub(super) fn next(&self) -> Option<Instant> {
         self.due.first().map(|(at, _)| *at)
     }
 
     /// Everything may have been missed: each look is due now, and the next ones come as for a fresh result, because
     /// what ended meanwhile may be stored only when its worker has reconnected as well.
-    pub fn all(&mut self, now: Instant) {
+    pub(super) fn all(&mut self, now: Instant) {
         let ids: Vec<String> = self.of.drain().map(|(id, _)| id).collect();
         self.due.clear();
         for id in ids {
@@ -57,7 +57,7 @@ impl Polls {
     }
 
     /// Another look for a result soon, whose further looks stay as rare as they are.
-    pub fn soon(&mut self, now: Instant, id: &str) {
+    pub(super) fn soon(&mut self, now: Instant, id: &str) {
         if let Some((at, looks)) = self.of.remove(id) {
             self.due.remove(&(at, id.to_owned()));
             self.plan(id.to_owned(), at.min(now + LOOKS[0]), looks);
@@ -65,7 +65,7 @@ impl Polls {
     }
 
     /// Those that are due, `max` at most; the next look for each is planned.
-    pub fn take(&mut self, now: Instant, max: usize) -> Vec<String> {
+    pub(super) fn take(&mut self, now: Instant, max: usize) -> Vec<String> {
         let mut taken = Vec::new();
         while taken.len() < max
             && let Some((at, _)) = self.due.first()

@@ -47,7 +47,7 @@ pub(super) struct ResultSlot {
 }
 
 impl ClientShared {
-    pub fn use_again(&self, entry: &Arc<ResultEntry>) {
+    pub(super) fn use_again(&self, entry: &Arc<ResultEntry>) {
         let mut table = lock(&self.table);
         if let Some(slot) = table.slots.get_mut(&entry.id)
             && Arc::ptr_eq(&slot.entry, entry)
@@ -56,7 +56,7 @@ impl ClientShared {
         }
     }
 
-    pub fn unused(&self, entry: &Arc<ResultEntry>) {
+    pub(super) fn unused(&self, entry: &Arc<ResultEntry>) {
         let gone = {
             let mut table = lock(&self.table);
             let Some(slot) = table.slots.get_mut(&entry.id) else { return };
@@ -70,20 +70,20 @@ impl ClientShared {
         drop(gone);
     }
 
-    pub fn fetch(&self, id: &str, deadline: Instant) -> Result<Option<Meta>, RedisError> {
+    pub(super) fn fetch(&self, id: &str, deadline: Instant) -> Result<Option<Meta>, RedisError> {
         let get = Request::idempotent(redis::cmd("GET").arg(meta_key(id)), deadline);
         let stored = self.commander.call(get)?.into_iter().next().unwrap_or(redis::Value::Nil);
         let stored = Option::<Vec<u8>>::from_redis_value(stored)?;
         stored.map(|stored| Meta::read(&stored).map_err(|error| RedisError::Reply(error.to_string()))).transpose()
     }
 
-    pub fn forget(&self, id: &str, deadline: Instant) -> Result<(), RedisError> {
+    pub(super) fn forget(&self, id: &str, deadline: Instant) -> Result<(), RedisError> {
         let delete = Request::idempotent(redis::cmd("DEL").arg(meta_key(id)), deadline);
         self.commander.call(delete).map(|_| ())
     }
 
     /// A result was published, or looked up when `since` was received.
-    pub fn receive(&self, id: &str, stored: &[u8], since: Option<u64>) {
+    pub(super) fn receive(&self, id: &str, stored: &[u8], since: Option<u64>) {
         let Some(entry) = lock(&self.table).slots.get(id).map(|slot| slot.entry.clone()) else { return };
         let ended = match Meta::read(stored) {
             Ok(meta) => entry.learn(meta, since),
@@ -100,7 +100,7 @@ impl ClientShared {
     }
 
     /// Looks for the results that are due, and plans the next look.
-    pub fn look(self: &Arc<Self>) {
+    pub(super) fn look(self: &Arc<Self>) {
         let now = Instant::now();
         loop {
             let entries: Vec<(Arc<ResultEntry>, u64)> = {
@@ -143,7 +143,7 @@ impl ClientShared {
     }
 
     /// Sets the alarm for the next look.
-    pub fn arm(self: &Arc<Self>, table: &mut ResultTable) {
+    pub(super) fn arm(self: &Arc<Self>, table: &mut ResultTable) {
         let next = table.polls.next().filter(|_| !table.stopped);
         if table.alarm.as_ref().map(|(at, _)| *at) == next {
             return;
@@ -166,7 +166,7 @@ impl ClientShared {
         });
     }
 
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         let slots = {
             let mut table = lock(&self.table);
             table.stopped = true;
@@ -183,7 +183,7 @@ impl ClientShared {
 
 impl ResultTable {
     /// The same task may be followed anew by now, as another entry.
-    pub fn remove(&mut self, entry: &Arc<ResultEntry>) -> Option<ResultSlot> {
+    pub(super) fn remove(&mut self, entry: &Arc<ResultEntry>) -> Option<ResultSlot> {
         let same = self.slots.get(&entry.id).is_some_and(|slot| Arc::ptr_eq(&slot.entry, entry));
         same.then(|| {
             self.polls.remove(&entry.id);

@@ -8,7 +8,7 @@ use crate::celery::envelope::{Envelope, MessageError};
 
 /// A command that is meant for this worker.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Command {
+pub(super) struct Command {
     /// What is asked.
     pub method: String,
     /// With which arguments.
@@ -21,7 +21,7 @@ pub struct Command {
 
 /// Where an answer goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReplyTo {
+pub(super) struct ReplyTo {
     /// The exchange.
     pub exchange: String,
     /// The routing key.
@@ -32,7 +32,7 @@ pub struct ReplyTo {
 
 /// What a command changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Effect {
+pub(super) enum Effect {
     /// Nothing.
     None,
     /// These tasks are revoked; with the second, those that run are ended.
@@ -42,7 +42,7 @@ pub enum Effect {
 }
 
 /// What a worker knows of itself. Each list is made only when it is asked for.
-pub trait Node {
+pub(super) trait Node {
     /// Its name, as `phalanx@host`.
     fn hostname(&self) -> &str;
     /// Names of the tasks that it runs.
@@ -69,7 +69,7 @@ pub trait Node {
 ///
 /// # Errors
 /// [`MessageError`] if it is none.
-pub fn read(text: &[u8], hostname: &str) -> Result<Option<Command>, MessageError> {
+pub(super) fn read(text: &[u8], hostname: &str) -> Result<Option<Command>, MessageError> {
     let envelope = Envelope::read(text)?;
     let clock = envelope.headers.get("clock").and_then(Value::as_u64).unwrap_or(0);
     let mut body = envelope.payload()?;
@@ -117,7 +117,7 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
 }
 
 /// The answer to a command, and what it changes.
-pub fn answer(command: &Command, node: &dyn Node) -> (Value, Effect) {
+pub(super) fn answer(command: &Command, node: &dyn Node) -> (Value, Effect) {
     let arguments = &command.arguments;
     let known = match command.method.as_str() {
         "ping" => json!({"ok": "pong"}),
@@ -221,7 +221,7 @@ fn shown_queue(name: &str) -> Value {
 }
 
 /// The message that carries an answer.
-pub fn reply(hostname: &str, answer: Value, to: &ReplyTo, clock: u64, tag: &str) -> String {
+pub(super) fn reply(hostname: &str, answer: Value, to: &ReplyTo, clock: u64, tag: &str) -> String {
     let mut envelope = Envelope::json(&json!({ hostname: answer }));
     envelope.headers.insert("ticket".to_owned(), to.ticket.clone().into());
     envelope.headers.insert("clock".to_owned(), clock.into());

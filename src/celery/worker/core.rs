@@ -26,29 +26,29 @@ use crate::ops::status::Board;
 use crate::redis::{CommanderHandle, RedisError, Wake};
 
 /// The start of the keys of a worker; its id follows.
-pub const WORKER: &str = "phalanx.worker.";
+pub(super) const WORKER: &str = "phalanx.worker.";
 
 /// The set of workers that have ever held something and are not known to hold nothing.
-pub const WORKERS: &str = "phalanx.workers";
+pub(super) const WORKERS: &str = "phalanx.workers";
 
 /// The part of the board's health that says whether it takes messages.
-pub const TAKE_PART: &str = "cel-take";
+pub(super) const TAKE_PART: &str = "cel-take";
 
 /// The keys of one worker.
 #[derive(Debug)]
-pub struct Keys {
+pub(super) struct Keys {
     pub alive: String,
     pub held: String,
 }
 
 impl Keys {
-    pub fn of(worker: &str) -> Self {
+    pub(super) fn of(worker: &str) -> Self {
         Self { alive: format!("{WORKER}{worker}"), held: format!("{WORKER}{worker}.held") }
     }
 }
 
 /// A message that was taken.
-pub struct Taken {
+pub(super) struct Taken {
     /// The task; none for what cannot be read.
     pub message: Option<Arc<TaskMessage>>,
     /// The message as it lay in the list.
@@ -66,7 +66,7 @@ pub struct Taken {
 }
 
 /// What has come of tasks since the start.
-pub struct Totals {
+pub(super) struct Totals {
     pub taken: Counter,
     pub restored: Counter,
     pub aside: Counter,
@@ -76,7 +76,7 @@ pub struct Totals {
 }
 
 impl Totals {
-    pub fn begun(&self, task: &str) {
+    pub(super) fn begun(&self, task: &str) {
         let mut begun = lock(&self.begun);
         match begun.get_mut(task) {
             Some(times) => *times += 1,
@@ -84,7 +84,7 @@ impl Totals {
         }
     }
 
-    pub fn ended(&self, state: &str) {
+    pub(super) fn ended(&self, state: &str) {
         let known = ["SUCCESS", "FAILURE", "RETRY", "REVOKED", "IGNORED", "unknown"];
         let state = known.into_iter().find(|known| *known == state).unwrap_or("other");
         self.board
@@ -94,7 +94,7 @@ impl Totals {
     }
 }
 
-pub struct Core {
+pub(super) struct Core {
     pub config: WorkerConfig,
     pub id: String,
     pub keys: Keys,
@@ -145,7 +145,7 @@ impl fmt::Debug for Core {
 }
 
 /// What a core is made of.
-pub struct CoreParts {
+pub(super) struct CoreParts {
     pub config: WorkerConfig,
     /// Names of the tasks that it runs.
     pub registered: BTreeSet<String>,
@@ -157,7 +157,7 @@ pub struct CoreParts {
 }
 
 impl Core {
-    pub fn new(parts: CoreParts) -> Arc<Self> {
+    pub(super) fn new(parts: CoreParts) -> Arc<Self> {
         let CoreParts { config, registered, commands, timer, queue, wake, board } = parts;
         let id = format!("{}.{}", config.hostname, uuid::Uuid::new_v4().simple());
         let counter = |name, help| board.metrics.counter(name, help, &[]);
@@ -201,17 +201,17 @@ impl Core {
     }
 
     /// The time of the day.
-    pub fn now() -> Moment {
+    pub(super) fn now() -> Moment {
         SystemTime::now().into()
     }
 
     /// A deadline for a request that may take its time: a Redis that is away for a moment is waited for.
-    pub fn patience(&self) -> Instant {
+    pub(super) fn patience(&self) -> Instant {
         Instant::now() + 2 * self.config.redis.operation_time
     }
 
     /// An action on the timer's thread, unless the worker has gone.
-    pub fn at(self: &Arc<Self>, when: Instant, action: impl FnOnce(&Arc<Self>) + Send + 'static) -> Alarm {
+    pub(super) fn at(self: &Arc<Self>, when: Instant, action: impl FnOnce(&Arc<Self>) + Send + 'static) -> Alarm {
         let weak = Arc::downgrade(self);
         self.timer.at(when, move || {
             if let Some(core) = weak.upgrade() {
@@ -221,12 +221,12 @@ impl Core {
     }
 
     /// A new unique id.
-    pub fn fresh() -> String {
+    pub(super) fn fresh() -> String {
         uuid::Uuid::new_v4().to_string()
     }
 
     /// Runs `f` with what a settlement of a message of `list` needs to know.
-    pub fn setting<T>(&self, list: &str, raw: &[u8], f: impl FnOnce(&mut Setting<'_>) -> T) -> T {
+    pub(super) fn setting<T>(&self, list: &str, raw: &[u8], f: impl FnOnce(&mut Setting<'_>) -> T) -> T {
         let mut fresh = Self::fresh;
         f(&mut Setting {
             now: Self::now(),
@@ -240,12 +240,12 @@ impl Core {
 
     /// How many messages must fit before more are taken: few at a time would be a round trip each, and as long as more
     /// than this many do not fit, every thread has something to do.
-    pub fn batch(&self) -> usize {
+    pub(super) fn batch(&self) -> usize {
         (self.config.prefetch().saturating_sub(self.config.concurrency) / 2).clamp(1, CELERY_PREFETCH)
     }
 
     /// Tells the thread that takes that there may be room.
-    pub fn room_made(&self) {
+    pub(super) fn room_made(&self) {
         if self.wants_room.load(Ordering::SeqCst)
             && lock(&self.held).room() >= self.batch()
             && self.wants_room.swap(false, Ordering::SeqCst)
@@ -255,13 +255,13 @@ impl Core {
     }
 
     /// Moves the logical clock past that of a message.
-    pub fn witness(&self, clock: u64) {
+    pub(super) fn witness(&self, clock: u64) {
         self.clock.fetch_max(clock, Ordering::Relaxed);
         self.clock.fetch_add(1, Ordering::Relaxed);
     }
 
     /// From now on `idle` is raised as soon as no handler runs.
-    pub fn idle_wanted(&self) {
+    pub(super) fn idle_wanted(&self) {
         self.waited_for.store(true, Ordering::SeqCst);
         if self.busy.load(Ordering::SeqCst) == 0 {
             self.idle.drain();

@@ -6,7 +6,7 @@ use crate::base::limits::{CELERY_SCHEDULED, CELERY_SETTLED};
 
 /// How far a message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
+pub(super) enum Stage {
     /// Its time has not come.
     Scheduled,
     /// It waits for a worker thread.
@@ -19,7 +19,7 @@ pub enum Stage {
 
 /// One message that was taken.
 #[derive(Debug)]
-pub struct HeldMessage<T> {
+pub(super) struct HeldMessage<T> {
     /// The id of its task.
     pub task_id: String,
     /// How far it is.
@@ -59,7 +59,7 @@ impl Counts {
 
 /// The table of what is held, by delivery tag. An entry's stage only rises.
 #[derive(Debug)]
-pub struct Held<T> {
+pub(super) struct Held<T> {
     prefetch: usize,
     entries: HashMap<String, HeldMessage<T>>,
     /// A task's id may be held more than once: a producer that was not sure has sent it again.
@@ -71,7 +71,7 @@ pub struct Held<T> {
 
 impl<T> Held<T> {
     /// An empty table that has room for `prefetch` messages whose time has come.
-    pub fn new(prefetch: usize) -> Self {
+    pub(super) fn new(prefetch: usize) -> Self {
         Self {
             prefetch,
             entries: HashMap::new(),
@@ -84,18 +84,18 @@ impl<T> Held<T> {
 
     /// How many more may be taken. What is scheduled does not count until its time has come, as with Celery, but it is
     /// bounded too: when [`CELERY_SCHEDULED`] are, none is taken until the first of them is due.
-    pub fn room(&self) -> usize {
+    pub(super) fn room(&self) -> usize {
         let due = self.counts.total() - self.counts.scheduled;
         self.prefetch.saturating_sub(due).min(CELERY_SCHEDULED.saturating_sub(self.counts.scheduled))
     }
 
     /// How many are in each stage.
-    pub fn counts(&self) -> Counts {
+    pub(super) fn counts(&self) -> Counts {
         self.counts
     }
 
     /// Notes a message that was taken; false, and nothing is noted, if it is held already.
-    pub fn insert(&mut self, tag: &str, task_id: &str, stage: Stage, item: T) -> bool {
+    pub(super) fn insert(&mut self, tag: &str, task_id: &str, stage: Stage, item: T) -> bool {
         if self.entries.contains_key(tag) {
             return false;
         }
@@ -107,7 +107,7 @@ impl<T> Held<T> {
 
     /// Raises a message from one stage to a later one; false if it is not in `from` any more: somebody else has taken
     /// it on.
-    pub fn advance(&mut self, tag: &str, from: Stage, to: Stage) -> bool {
+    pub(super) fn advance(&mut self, tag: &str, from: Stage, to: Stage) -> bool {
         match self.entries.get_mut(tag) {
             Some(entry) if entry.stage == from => {
                 entry.stage = to;
@@ -120,13 +120,13 @@ impl<T> Held<T> {
     }
 
     /// Gives the right to settle a message, once; the stage that it was in.
-    pub fn conclude(&mut self, tag: &str) -> Option<Stage> {
+    pub(super) fn conclude(&mut self, tag: &str) -> Option<Stage> {
         let stage = self.entries.get(tag)?.stage;
         (stage != Stage::Settling && self.advance(tag, stage, Stage::Settling)).then_some(stage)
     }
 
     /// Forgets a message that Redis has acknowledged or that is not ours any more.
-    pub fn remove(&mut self, tag: &str) -> Option<HeldMessage<T>> {
+    pub(super) fn remove(&mut self, tag: &str) -> Option<HeldMessage<T>> {
         let entry = self.entries.remove(tag)?;
         *self.counts.of(entry.stage) -= 1;
         if let Some(tags) = self.by_task.get_mut(&entry.task_id) {
@@ -147,27 +147,27 @@ impl<T> Held<T> {
     }
 
     /// Whether this delivery was settled not long ago: a Redis that has lost its last second delivers it again.
-    pub fn was_settled(&self, tag: &str) -> bool {
+    pub(super) fn was_settled(&self, tag: &str) -> bool {
         self.settled_set.contains(tag)
     }
 
     /// The entry of a delivery tag.
-    pub fn get(&self, tag: &str) -> Option<&HeldMessage<T>> {
+    pub(super) fn get(&self, tag: &str) -> Option<&HeldMessage<T>> {
         self.entries.get(tag)
     }
 
     /// As [`Held::get`], to change what its owner keeps.
-    pub fn get_mut(&mut self, tag: &str) -> Option<&mut HeldMessage<T>> {
+    pub(super) fn get_mut(&mut self, tag: &str) -> Option<&mut HeldMessage<T>> {
         self.entries.get_mut(tag)
     }
 
     /// The delivery tags of a task.
-    pub fn tags_of(&self, task_id: &str) -> &[String] {
+    pub(super) fn tags_of(&self, task_id: &str) -> &[String] {
         self.by_task.get(task_id).map_or(&[], Vec::as_slice)
     }
 
     /// Every entry and its delivery tag, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = (&String, &HeldMessage<T>)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&String, &HeldMessage<T>)> {
         self.entries.iter()
     }
 }

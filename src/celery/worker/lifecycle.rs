@@ -39,7 +39,7 @@ enum Last {
 
 impl Core {
     /// Decides what becomes of a message that is held in our name.
-    pub fn accept(self: &Arc<Self>, tag: &str, list: &str, raw: Vec<u8>) {
+    pub(super) fn accept(self: &Arc<Self>, tag: &str, list: &str, raw: Vec<u8>) {
         if let Some(entry) = lock(&self.held).get_mut(tag) {
             if entry.stage == Stage::Settling {
                 // It went back, and came again before Redis had answered that it is gone.
@@ -156,7 +156,12 @@ impl Core {
     }
 
     /// Stores a state on the way, as long as the message is ours.
-    pub fn store_state(self: &Arc<Self>, run: &Run, mut meta: Meta, then: impl FnOnce(&Arc<Self>) + Send + 'static) {
+    pub(super) fn store_state(
+        self: &Arc<Self>,
+        run: &Run,
+        mut meta: Meta,
+        then: impl FnOnce(&Arc<Self>) + Send + 'static,
+    ) {
         complete(&run.message, &mut meta);
         let keys = [self.keys.held.as_str(), &meta_key(&run.message.id)];
         let args = (run.tag.as_str(), meta.write(), self.config.expires_seconds());
@@ -176,7 +181,7 @@ impl Core {
     }
 
     /// Settles a message with this outcome, unless somebody has settled it before.
-    pub fn conclude(self: &Arc<Self>, tag: &str, outcome: Outcome) {
+    pub(super) fn conclude(self: &Arc<Self>, tag: &str, outcome: Outcome) {
         let (message, list, raw) = {
             let mut held = lock(&self.held);
             if held.conclude(tag).is_none() {
@@ -214,7 +219,7 @@ impl Core {
     }
 
     /// Settles what is no task: it is put aside, and its producer is notified if its id is known.
-    pub fn put_aside(self: &Arc<Self>, tag: &str, id: Option<&str>, name: &str, reason: &str) {
+    pub(super) fn put_aside(self: &Arc<Self>, tag: &str, id: Option<&str>, name: &str, reason: &str) {
         let (raw, list) = {
             let mut held = lock(&self.held);
             if held.conclude(tag).is_none() {
@@ -235,7 +240,7 @@ impl Core {
 
     /// Gives a message back to its queue, marked as delivered before: to the front, or to the end for one that was
     /// rejected. False if it was settled already.
-    pub fn give_back(self: &Arc<Self>, tag: &str, front: bool) -> bool {
+    pub(super) fn give_back(self: &Arc<Self>, tag: &str, front: bool) -> bool {
         let raw = {
             let mut held = lock(&self.held);
             if held.conclude(tag).is_none() {
@@ -337,7 +342,7 @@ impl Core {
 
     /// Calls tasks off, those that wait and, if `terminate`, those that run; of others it is noted that they are not to
     /// run.
-    pub fn revoke(self: &Arc<Self>, ids: &[String], terminate: bool) {
+    pub(super) fn revoke(self: &Arc<Self>, ids: &[String], terminate: bool) {
         for id in ids {
             lock(&self.revoked).add(id, Instant::now());
             let held: Vec<_> = {

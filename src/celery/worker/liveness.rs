@@ -16,12 +16,12 @@ use crate::celery::keys::{UNACKED, UNACKED_INDEX, binding_key};
 use crate::redis::{RedisError, Repeat, Request};
 
 /// Milliseconds after which we count as dead.
-pub fn lifetime(core: &Core) -> String {
+pub(super) fn lifetime(core: &Core) -> String {
     core.config.liveness.as_millis().to_string()
 }
 
 /// Says that we live and looks for what was left, now and a third of the time to live later, until the worker ends.
-pub fn beat(core: &Arc<Core>) {
+pub(super) fn beat(core: &Arc<Core>) {
     if core.ending.is_set() {
         return;
     }

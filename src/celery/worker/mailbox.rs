@@ -28,7 +28,7 @@ const LOOK: Duration = Duration::from_secs(30);
 const ANSWER_SECONDS: u64 = 60;
 
 /// Runs until the worker ends.
-pub fn run(core: &Arc<Core>, wake: &Wake) {
+pub(super) fn run(core: &Arc<Core>, wake: &Wake) {
     let (mut backoff, mut rng) = (Backoff::new(core.config.redis.backoff), Rng::from_entropy());
     while !core.ending.is_set() {
         if let Err(error) = listen(core, wake, &mut backoff)

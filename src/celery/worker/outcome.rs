@@ -16,7 +16,7 @@ pub const ASIDE: &str = "phalanx.aside";
 
 /// How a task ended.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Outcome {
+pub(super) enum Outcome {
     /// It returned a value.
     Success(Value),
     /// It failed.
@@ -40,7 +40,7 @@ pub enum Outcome {
 
 /// One thing to do in Redis, in one piece with the acknowledgement.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Op {
+pub(super) enum Op {
     /// Stores and publishes a result, unless a success is there.
     Result(String, String),
     /// As `Result`, if the message is still ours.
@@ -51,7 +51,7 @@ pub enum Op {
 
 /// What follows from the end of a task.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Settlement {
+pub(super) struct Settlement {
     /// The state that the task has now.
     pub state: ResultState,
     /// What is to be done; results first.
@@ -63,7 +63,7 @@ pub struct Settlement {
 }
 
 /// What a settlement needs to know beside the task.
-pub struct Setting<'a> {
+pub(super) struct Setting<'a> {
     /// The time.
     pub now: Moment,
     /// The list that the message came from.
@@ -79,7 +79,7 @@ pub struct Setting<'a> {
 }
 
 /// What follows from `outcome`.
-pub fn settle(message: &TaskMessage, outcome: Outcome, setting: &mut Setting<'_>) -> Settlement {
+pub(super) fn settle(message: &TaskMessage, outcome: Outcome, setting: &mut Setting<'_>) -> Settlement {
     let mut done =
         Settlement { state: ResultState::Success, ops: Vec::new(), why: String::new(), complaints: Vec::new() };
     match outcome {
@@ -117,7 +117,7 @@ pub fn settle(message: &TaskMessage, outcome: Outcome, setting: &mut Setting<'_>
 
 /// What a handler's error means; `None` for [`TaskError::Cancelled`], whose reason the worker knows, and for what goes
 /// back to its queue.
-pub fn of_error(error: TaskError, message: &TaskMessage, hostname: &str) -> Option<Outcome> {
+pub(super) fn of_error(error: TaskError, message: &TaskMessage, hostname: &str) -> Option<Outcome> {
     Some(match error {
         TaskError::Failed(exception) => {
             let (name, text) = (&exception.exc_type, exception.message());
@@ -136,7 +136,7 @@ pub fn of_error(error: TaskError, message: &TaskMessage, hostname: &str) -> Opti
 }
 
 /// A message that is put aside for the operator, with its id, the reason and the time; the list is bounded.
-pub fn aside(id: &str, name: &str, reason: &str, message: &[u8], setting: &Setting<'_>) -> Op {
+pub(super) fn aside(id: &str, name: &str, reason: &str, message: &[u8], setting: &Setting<'_>) -> Op {
     let kept = &message[..message.len().min(CELERY_ASIDE_BYTES)];
     let entry = json!({
         "id": id, "task": name, "reason": reason, "queue": setting.list, "at": setting.now.to_string(),
@@ -146,7 +146,7 @@ pub fn aside(id: &str, name: &str, reason: &str, message: &[u8], setting: &Setti
 }
 
 /// The result of a message whose task cannot be read but whose id is known.
-pub fn unreadable(id: &str, reason: &str, now: Moment) -> Op {
+pub(super) fn unreadable(id: &str, reason: &str, now: Moment) -> Op {
     let exception = Exception::new("kombu.exceptions", "DecodeError", reason);
     Op::Result(meta_key(id), Meta::failure(id, &exception, None, now).write())
 }
@@ -241,7 +241,7 @@ fn store(message: &TaskMessage, mut meta: Meta, own: bool, done: &mut Settlement
 }
 
 /// The fields that every result of the task has.
-pub fn complete(message: &TaskMessage, meta: &mut Meta) {
+pub(super) fn complete(message: &TaskMessage, meta: &mut Meta) {
     meta.group_id.clone_from(&message.group);
     meta.parent_id.clone_from(&message.parent_id);
 }

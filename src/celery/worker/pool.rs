@@ -26,10 +26,10 @@ use crate::celery::meta::{Exception, Meta};
 
 /// Owns the threads.
 #[derive(Debug)]
-pub struct Pool(Vec<Thread<()>>);
+pub(super) struct Pool(Vec<Thread<()>>);
 
 impl Pool {
-    pub fn start(core: &Arc<Core>, registry: Registry, runs: &Receiver<Arc<Run>>) -> Self {
+    pub(super) fn start(core: &Arc<Core>, registry: Registry, runs: &Receiver<Arc<Run>>) -> Self {
         let registry = Arc::new(registry);
         let thread = |n: usize| {
             let (core, registry, runs) = (core.clone(), registry.clone(), runs.clone());
@@ -43,7 +43,7 @@ impl Pool {
     }
 
     /// Joins the threads; the queue was closed and the runs were cancelled before.
-    pub fn stop(self, step: &mut Step) {
+    pub(super) fn stop(self, step: &mut Step) {
         step.join_all(self.0);
     }
 }

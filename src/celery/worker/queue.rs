@@ -9,22 +9,22 @@ use crate::base::limits::CELERY_SCHEDULED;
 use crate::base::lock::lock;
 
 /// Where runs wait for a thread. It has room for all that a worker may hold, so it is never full.
-pub struct RunQueue(Mutex<Option<Sender<Arc<Run>>>>);
+pub(super) struct RunQueue(Mutex<Option<Sender<Arc<Run>>>>);
 
 impl RunQueue {
     /// A queue, and its other end.
-    pub fn new(prefetch: usize) -> (Self, Receiver<Arc<Run>>) {
+    pub(super) fn new(prefetch: usize) -> (Self, Receiver<Arc<Run>>) {
         let (sender, receiver) = bounded(prefetch + CELERY_SCHEDULED);
         (Self(Mutex::new(Some(sender))), receiver)
     }
 
     /// Gives a run to the threads; false once the queue is closed.
-    pub fn push(&self, run: Arc<Run>) -> bool {
+    pub(super) fn push(&self, run: Arc<Run>) -> bool {
         lock(&self.0).as_ref().is_some_and(|queue| queue.try_send(run).is_ok())
     }
 
     /// Threads end when they have run what waits.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         *lock(&self.0) = None;
     }
 }

@@ -6,7 +6,7 @@ use crate::celery::keys::{SEPARATOR, queue_key};
 
 /// A message as it goes back to its queue.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Back {
+pub(super) struct Back {
     /// The message, marked as delivered before.
     pub message: String,
     /// Where it was sent to.
@@ -18,7 +18,7 @@ pub struct Back {
 }
 
 /// What a worker has recorded of a message: `[message, exchange, routing key]`; `None` if it is something else.
-pub fn recorded(entry: &[u8]) -> Option<Back> {
+pub(super) fn recorded(entry: &[u8]) -> Option<Back> {
     let Ok(Value::Array(parts)) = serde_json::from_slice(entry) else { return None };
     let [mut message, exchange, routing_key] = <[Value; 3]>::try_from(parts).ok()?;
     if !message.is_object() {
@@ -35,7 +35,7 @@ pub fn recorded(entry: &[u8]) -> Option<Back> {
 }
 
 /// A message with the marks of one that was delivered before; `None` if it is no JSON object.
-pub fn marked(message: &[u8]) -> Option<String> {
+pub(super) fn marked(message: &[u8]) -> Option<String> {
     let mut message: Value = serde_json::from_slice(message).ok().filter(Value::is_object)?;
     mark(&mut message);
     Some(message.to_string())
@@ -53,7 +53,7 @@ fn mark(message: &mut Value) {
 impl Back {
     /// The list that the message goes back to, by the bindings of its exchange (empty for the exchange without a name);
     /// `None` if no queue is bound to it.
-    pub fn list(&self, bindings: &[String]) -> Option<String> {
+    pub(super) fn list(&self, bindings: &[String]) -> Option<String> {
         if self.exchange.is_empty() {
             return (!self.routing_key.is_empty()).then(|| queue_key(&self.routing_key, self.priority));
         }

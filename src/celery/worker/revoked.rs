@@ -10,21 +10,21 @@ const REMEMBERED: Duration = Duration::from_secs(3 * 3600);
 
 /// Ids of revoked tasks: the newest [`CELERY_REVOKED`] of the last three hours.
 #[derive(Debug, Default)]
-pub struct Revoked {
+pub(super) struct Revoked {
     since: HashMap<String, Instant>,
     order: VecDeque<(Instant, String)>,
 }
 
 impl Revoked {
     /// Remembers an id.
-    pub fn add(&mut self, id: &str, now: Instant) {
+    pub(super) fn add(&mut self, id: &str, now: Instant) {
         self.since.insert(id.to_owned(), now);
         self.order.push_back((now, id.to_owned()));
         self.purge(now);
     }
 
     /// Whether the id was revoked.
-    pub fn contains(&mut self, id: &str, now: Instant) -> bool {
+    pub(super) fn contains(&mut self, id: &str, now: Instant) -> bool {
         if self.since.is_empty() {
             return false;
         }
@@ -33,7 +33,7 @@ impl Revoked {
     }
 
     /// The ids, the oldest first.
-    pub fn ids(&mut self, now: Instant) -> Vec<String> {
+    pub(super) fn ids(&mut self, now: Instant) -> Vec<String> {
         self.purge(now);
         let newest = |(at, id): &&(Instant, String)| self.since.get(id) == Some(at);
         self.order.iter().filter(newest).map(|(_, id)| id.clone()).collect()

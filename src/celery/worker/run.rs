@@ -14,7 +14,7 @@ use crate::celery::meta::Exception;
 
 /// Why a run was cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
+pub(super) enum Why {
     /// Its soft time limit is over: it should end by itself.
     SoftLimit,
     /// Its time limit is over: its failure is stored already.
@@ -26,7 +26,7 @@ pub enum Why {
 }
 
 /// One run.
-pub struct Run {
+pub(super) struct Run {
     pub tag: String,
     pub message: Arc<TaskMessage>,
     /// Drain: end soon (the soft time limit). Cancel: end now.
@@ -47,7 +47,7 @@ struct Progress {
 }
 
 impl Run {
-    pub fn new(tag: &str, message: Arc<TaskMessage>) -> Arc<Self> {
+    pub(super) fn new(tag: &str, message: Arc<TaskMessage>) -> Arc<Self> {
         Arc::new(Self {
             tag: tag.to_owned(),
             message,
@@ -59,7 +59,7 @@ impl Run {
     }
 
     /// Tells the handler to end. The first reason counts, but a soft limit gives way to all others.
-    pub fn end(&self, why: Why) {
+    pub(super) fn end(&self, why: Why) {
         {
             let mut reason = lock(&self.why);
             if reason.is_none() || *reason == Some(Why::SoftLimit) {
@@ -70,7 +70,7 @@ impl Run {
     }
 
     /// What it means that the handler ended because it was cancelled; `None` if the task goes back to its queue.
-    pub fn cancelled(&self) -> Option<Outcome> {
+    pub(super) fn cancelled(&self) -> Option<Outcome> {
         match *lock(&self.why) {
             Some(Why::Stopping) => None,
             Some(Why::SoftLimit) => {
@@ -87,17 +87,17 @@ impl Run {
     }
 
     /// The progress that it has reported last.
-    pub fn progress(&self) -> Option<Value> {
+    pub(super) fn progress(&self) -> Option<Value> {
         lock(&self.progress).last.clone()
     }
 
     /// Notes new progress.
-    pub fn set_progress(&self, value: Value) {
+    pub(super) fn set_progress(&self, value: Value) {
         lock(&self.progress).last = Some(value);
     }
 
     /// The progress to send now; `None` while another is on its way, which [`Run::progress_sent`] ends.
-    pub fn progress_to_send(&self) -> Option<Value> {
+    pub(super) fn progress_to_send(&self) -> Option<Value> {
         let mut progress = lock(&self.progress);
         if progress.sent {
             progress.newer = true;
@@ -108,7 +108,7 @@ impl Run {
     }
 
     /// Redis has answered; says whether there is newer progress to send.
-    pub fn progress_sent(&self) -> bool {
+    pub(super) fn progress_sent(&self) -> bool {
         let mut progress = lock(&self.progress);
         progress.sent = false;
         progress.newer

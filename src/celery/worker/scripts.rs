@@ -13,7 +13,7 @@ use crate::redis::Script;
 /// list of what was put aside keeps, bytes of it that are kept of one, bytes after which no further is taken, bytes of
 /// the largest message. Answers with `{tag, key, message}` for each, one after the other; the tag is empty for what is
 /// no message or too large and was put aside; of these the answer has the beginning.
-pub static TAKE: Script = Script::new(
+pub(super) static TAKE: Script = Script::new(
     r#"
 local taken, left, bytes = {}, tonumber(ARGV[1]), tonumber(ARGV[4])
 local time = redis.call('TIME')
@@ -62,7 +62,7 @@ return taken
 /// the message was still ours.
 ///
 /// It may be repeated: what is ours once is not ours again.
-pub static SETTLE: Script = Script::new(
+pub(super) static SETTLE: Script = Script::new(
     r#"
 local tag = ARGV[1]
 local ours = redis.call('HEXISTS', KEYS[1], tag)
@@ -94,7 +94,7 @@ return ours
 /// Stores a state on the way (started, progress), while the message is ours.
 ///
 /// `KEYS`: held, result key. `ARGV`: tag, value, seconds.
-pub static STATE: Script = Script::new(
+pub(super) static STATE: Script = Script::new(
     r#"
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
 if tonumber(ARGV[3]) > 0 then redis.call('SETEX', KEYS[2], ARGV[3], ARGV[2])
@@ -107,7 +107,7 @@ return 1
 /// Marks a task as revoked if nothing was stored of it but that it waits.
 ///
 /// `KEYS`: result key. `ARGV`: value, seconds.
-pub static REVOKE: Script = Script::new(
+pub(super) static REVOKE: Script = Script::new(
     r#"
 local there = redis.call('GET', KEYS[1])
 if there then
@@ -126,7 +126,7 @@ return 1
 /// it.
 ///
 /// `KEYS`: alive, held, unacked_index, workers. `ARGV`: worker, milliseconds to live. Answers how many it holds.
-pub static RENEW: Script = Script::new(
+pub(super) static RENEW: Script = Script::new(
     r#"
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 redis.call('SADD', KEYS[4], ARGV[1])
@@ -144,7 +144,7 @@ return #held
 /// `KEYS`: workers, unacked, unacked_index. `ARGV`: start of a worker's keys, most of them, seconds of the visibility
 /// time-out. Answers with `{worker, tag, key, entry}` for each, one after the other; worker and key are empty for what
 /// is only old.
-pub static LEFT: Script = Script::new(
+pub(super) static LEFT: Script = Script::new(
     r#"
 local found, left = {}, tonumber(ARGV[2])
 local function note(worker, tag, key, entry)
@@ -180,7 +180,7 @@ return found
 /// `KEYS`: unacked, unacked_index, list. `ARGV`: tag, message, seconds of the visibility time-out, the keys `alive` and
 /// `held` of the dead worker, or two empty ones for a message that is only old. To the end of the list that is taken
 /// from next, as kombu does.
-pub static RESTORE: Script = Script::new(
+pub(super) static RESTORE: Script = Script::new(
     r#"
 local tag = ARGV[1]
 if ARGV[5] ~= '' then
@@ -199,7 +199,7 @@ return 1
 /// Gives one message of ours back.
 ///
 /// `KEYS`: held, unacked, unacked_index, list. `ARGV`: tag, message, `first` or `last`. Answers 1 if it was ours.
-pub static RELEASE: Script = Script::new(
+pub(super) static RELEASE: Script = Script::new(
     r#"
 if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call('HDEL', KEYS[2], ARGV[1])
@@ -212,7 +212,7 @@ return 1
 /// The worker goes: others may have at once what it still holds.
 ///
 /// `KEYS`: alive, held, workers. `ARGV`: worker. Answers how many it still holds.
-pub static LEAVE: Script = Script::new(
+pub(super) static LEAVE: Script = Script::new(
     r#"
 redis.call('DEL', KEYS[1])
 local held = redis.call('HLEN', KEYS[2])
@@ -225,7 +225,7 @@ return held
 ///
 /// `KEYS`: bindings of the exchange. `ARGV`: routing key, message, separator, seconds that an answer waits for its
 /// reader.
-pub static REPLY: Script = Script::new(
+pub(super) static REPLY: Script = Script::new(
     r#"
 local start, sent = ARGV[1] .. ARGV[3], 0
 for _, member in ipairs(redis.call('SMEMBERS', KEYS[1])) do

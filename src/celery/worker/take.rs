@@ -27,7 +27,7 @@ use crate::celery::keys::{UNACKED, UNACKED_INDEX, queue_keys};
 use crate::redis::{Connection, RedisError};
 
 /// Runs until the intake is stopped.
-pub fn run(core: &Arc<Core>) {
+pub(super) fn run(core: &Arc<Core>) {
     let (mut backoff, mut rng) = (Backoff::new(core.config.redis.backoff), Rng::from_entropy());
     while !core.intake.is_set() {
         let Err(error) = connect(core, &mut backoff) else { break };

@@ -117,7 +117,7 @@ fn unix_seconds() -> u64 {
 
 impl Api {
     /// Answers a request; waits for the disk, and for news if asked to.
-    pub fn answer(&self, request: &HttpRequest) -> HttpResponse {
+    pub(super) fn answer(&self, request: &HttpRequest) -> HttpResponse {
         let path: Vec<&str> = request.path.split('/').filter(|part| !part.is_empty()).collect();
         let (method, answer): (_, &dyn Fn() -> Answer) = match path.as_slice() {
             ["auth", "nonce"] => ("GET", &|| self.nonce()),

@@ -24,14 +24,14 @@ struct OpenJob {
 
 impl OpenJobs {
     /// A job that may be silent for `limit`, the first time until `due`.
-    pub fn insert(&mut self, uuid: String, validator: PublicKey, limit: Duration, due: Instant) {
+    pub(super) fn insert(&mut self, uuid: String, validator: PublicKey, limit: Duration, due: Instant) {
         self.ended(&uuid);
         self.due.insert((due, uuid.clone()));
         self.jobs.insert(uuid, OpenJob { validator, limit, due });
     }
 
     /// The validator has reported on a job; about another's it has nothing to report.
-    pub fn reported_on(&mut self, now: Instant, uuid: &str, validator: PublicKey) {
+    pub(super) fn reported_on(&mut self, now: Instant, uuid: &str, validator: PublicKey) {
         if let Some(job) = self.jobs.get(uuid)
             && job.validator == validator
         {
@@ -41,7 +41,7 @@ impl OpenJobs {
     }
 
     /// A job has ended, and the store knows it.
-    pub fn ended(&mut self, uuid: &str) {
+    pub(super) fn ended(&mut self, uuid: &str) {
         if let Some(job) = self.jobs.remove(uuid) {
             self.due.remove(&(job.due, uuid.to_owned()));
         }
@@ -49,7 +49,7 @@ impl OpenJobs {
 
     /// Jobs that have been silent for too long, with the limit of each. They stay, with a new deadline, until the store
     /// knows of their end: what it could not store is so tried again.
-    pub fn take_silent(&mut self, now: Instant) -> Vec<(String, PublicKey, Duration)> {
+    pub(super) fn take_silent(&mut self, now: Instant) -> Vec<(String, PublicKey, Duration)> {
         let due = self.due.iter().take_while(|(due, _)| *due <= now);
         let silent: Vec<_> = due
             .filter_map(|(_, uuid)| self.jobs.get(uuid).map(|job| (uuid.clone(), job.validator, job.limit)))
@@ -61,7 +61,7 @@ impl OpenJobs {
     }
 
     /// When the next job has been silent for too long.
-    pub fn next_deadline(&self) -> Option<Instant> {
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.due.first().map(|(due, _)| *due)
     }
 }

@@ -22,18 +22,18 @@ pub(super) struct ExecutorFolder(Option<TempDir>);
 
 impl ExecutorFolder {
     /// A new folder in our own folder for temporary files.
-    pub fn create() -> io::Result<Self> {
+    pub(super) fn create() -> io::Result<Self> {
         let folder =
             tempfile::Builder::new().prefix("phalanx-exec-").permissions(Permissions::from_mode(0o700)).tempdir()?;
         Ok(Self(Some(folder)))
     }
 
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.0.as_ref().expect("the folder is taken only by drop").path()
     }
 
     /// Kills every process whose environment names the folder, until there is none. Blocks for at most [`KILL_TIME`].
-    pub fn end_processes(&self) -> io::Result<()> {
+    pub(super) fn end_processes(&self) -> io::Result<()> {
         kill_by_environment(self.path().as_os_str().as_bytes(), KILL_TIME)
     }
 }

@@ -20,7 +20,7 @@ pub struct JobKey {
 
 /// Where a job is.
 #[derive(Debug)]
-pub enum Phase {
+pub(super) enum Phase {
     /// The slot is reserved; the started-receipt is on its way to the disk.
     Storing,
     /// Accepted: the executor is starting, until the pool says that its reservation has expired.
@@ -37,7 +37,7 @@ pub enum Phase {
 
 /// What a validator is notified of, one of each at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum News {
+pub(super) enum News {
     /// Accepted.
     Accepted,
     /// The executor is ready.
@@ -56,7 +56,7 @@ pub enum News {
 
 /// The executor of a job, until it is gone.
 #[derive(Debug)]
-pub struct Executor {
+pub(super) struct Executor {
     /// The slot it has.
     pub lease: Lease,
     /// By which it introduces itself.
@@ -73,7 +73,7 @@ pub struct Executor {
 
 /// A job.
 #[derive(Debug)]
-pub struct MinerJob {
+pub(super) struct MinerJob {
     /// What the validator asked for.
     pub initial: V0InitialJobRequest,
     /// The same as it is passed on; empty once the executor is known to have it.
@@ -97,7 +97,7 @@ pub struct MinerJob {
 
 impl MinerJob {
     /// A job that was asked for on `session` and has a slot; its receipt is to be stored.
-    pub fn new(
+    pub(super) fn new(
         (initial, initial_text): (V0InitialJobRequest, Utf8Bytes),
         lease: Lease,
         token: String,
@@ -119,17 +119,17 @@ impl MinerJob {
     }
 
     /// Whether the job has ended, whatever is left of its executor.
-    pub fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         matches!(self.phase, Phase::Over(_))
     }
 
     /// Whether its executor has been ready.
-    pub fn was_ready(&self) -> bool {
+    pub(super) fn was_ready(&self) -> bool {
         self.notified.is_some_and(|last| last >= News::ExecutorReady)
     }
 
     /// Keeps news until the validator has confirmed them; false if they are old, as a repeat after a reconnect.
-    pub fn tell(&mut self, news: News, text: Utf8Bytes) -> bool {
+    pub(super) fn tell(&mut self, news: News, text: Utf8Bytes) -> bool {
         if news == News::Specs {
             self.kept.retain(|(kept, _)| *kept != News::Specs);
         } else if self.notified.is_some_and(|last| last >= news) {
@@ -142,27 +142,27 @@ impl MinerJob {
     }
 
     /// The validator has shown that it knows all news up to this one.
-    pub fn confirmed(&mut self, up_to: News) {
+    pub(super) fn confirmed(&mut self, up_to: News) {
         self.kept.retain(|(news, _)| *news > up_to);
     }
 
     /// What the validator has not confirmed, in the order in which it was notified.
-    pub fn kept(&self) -> Vec<Utf8Bytes> {
+    pub(super) fn kept(&self) -> Vec<Utf8Bytes> {
         self.kept.iter().map(|(_, text)| text.clone()).collect()
     }
 
     /// The oldest news that the validator has not confirmed.
-    pub fn first_kept(&self) -> Option<News> {
+    pub(super) fn first_kept(&self) -> Option<News> {
         self.kept.first().map(|(news, _)| *news)
     }
 
     /// Bytes of what is kept.
-    pub fn kept_bytes(&self) -> usize {
+    pub(super) fn kept_bytes(&self) -> usize {
         self.kept.iter().map(|(_, text)| text.len()).sum()
     }
 
     /// Whether nothing is left that anybody could still want.
-    pub fn is_done_with(&self, now: Instant) -> bool {
+    pub(super) fn is_done_with(&self, now: Instant) -> bool {
         match self.phase {
             Phase::Over(kept_until) => self.executor.is_none() && (self.kept.is_empty() || kept_until <= now),
             _ => false,
@@ -171,7 +171,7 @@ impl MinerJob {
 
     /// The initial request as its executor gets it: for a streaming job with the executor's address, which the
     /// validator did not sign.
-    pub fn initial_for(&self, address: Option<&str>) -> Utf8Bytes {
+    pub(super) fn initial_for(&self, address: Option<&str>) -> Utf8Bytes {
         let mut initial = match (&self.initial.streaming_details, address) {
             (Some(_), Some(_)) => self.initial.clone(),
             _ => return self.initial_text.clone(),
@@ -184,21 +184,21 @@ impl MinerJob {
     }
 
     /// The executor is ready, so it has the initial request, whose volume may be large.
-    pub fn ready(&mut self, request_by: Instant) {
+    pub(super) fn ready(&mut self, request_by: Instant) {
         self.phase = Phase::Ready(request_by);
         self.initial.volume = None;
         self.initial_text = Utf8Bytes::default();
     }
 
     /// The executor is ready and the request is there.
-    pub fn run(&mut self, default: Duration, now: Instant) {
+    pub(super) fn run(&mut self, default: Duration, now: Instant) {
         let mut clock = StageClock::new(self.timing(default), now);
         clock.begin(Stage::Download);
         self.phase = Phase::Running(Stage::Download, clock);
     }
 
     /// What the loss of the executor means.
-    pub fn loss(&self) -> HordeFailureReason {
+    pub(super) fn loss(&self) -> HordeFailureReason {
         match self.was_ready() {
             true => HordeFailureReason::ExecutorDisconnected,
             false => HordeFailureReason::ExecutorSpinupFailed,
@@ -206,7 +206,7 @@ impl MinerJob {
     }
 
     /// The job's limits, or `default` for one that names none.
-    pub fn timing(&self, default: Duration) -> Timing {
+    pub(super) fn timing(&self, default: Duration) -> Timing {
         match (&self.initial.executor_timing, &self.initial.timeout_seconds) {
             (Some(details), _) => Timing::from(details),
             (None, Some(seconds)) => Timing::Total(seconds.saturating_seconds()),
@@ -215,7 +215,7 @@ impl MinerJob {
     }
 
     /// The stage of a running job is over; the next begins.
-    pub fn stage_over(&mut self, done: Stage) {
+    pub(super) fn stage_over(&mut self, done: Stage) {
         if let Phase::Running(stage, clock) = &mut self.phase
             && *stage <= done
         {
@@ -229,7 +229,7 @@ impl MinerJob {
     }
 
     /// Why the job has failed by now, if it has: its executor was lost, or a limit has passed by `leeway`.
-    pub fn failure(&self, leeway: Duration, now: Instant) -> Option<(HordeFailureReason, String)> {
+    pub(super) fn failure(&self, leeway: Duration, now: Instant) -> Option<(HordeFailureReason, String)> {
         let executor = self.executor.as_ref();
         if !self.is_over() && executor.and_then(|e| e.back_by).is_some_and(|back_by| back_by <= now) {
             return Some((self.loss(), "the executor disconnected and did not come back".into()));
@@ -247,7 +247,7 @@ impl MinerJob {
     }
 
     /// When to look at this job again; reservations are the pool's.
-    pub fn next_wake(&self, leeway: Duration) -> Option<Instant> {
+    pub(super) fn next_wake(&self, leeway: Duration) -> Option<Instant> {
         let phase = match &self.phase {
             Phase::Storing | Phase::Starting => None,
             Phase::Ready(until) | Phase::LastWords(until, _) => Some(*until),

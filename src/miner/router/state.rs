@@ -16,13 +16,13 @@ use super::job::{JobKey, MinerJob};
 
 /// One connection of a validator.
 #[derive(Debug)]
-pub struct Validator {
+pub(super) struct Validator {
     pub hotkey: String,
     pub state: ValidatorState,
 }
 
 #[derive(Debug)]
-pub enum ValidatorState {
+pub(super) enum ValidatorState {
     /// Until then it has to authenticate; what it says meanwhile waits.
     Unknown {
         until: Instant,
@@ -35,11 +35,11 @@ pub enum ValidatorState {
 }
 
 impl Validator {
-    pub fn is_authenticated(&self) -> bool {
+    pub(super) fn is_authenticated(&self) -> bool {
         matches!(self.state, ValidatorState::Authenticated)
     }
 
-    pub fn auth_by(&self) -> Option<Instant> {
+    pub(super) fn auth_by(&self) -> Option<Instant> {
         match self.state {
             ValidatorState::Unknown { until, .. } => Some(until),
             _ => None,
@@ -49,7 +49,7 @@ impl Validator {
 
 /// A connection of an executor.
 #[derive(Debug)]
-pub struct Connected {
+pub(super) struct Connected {
     /// By which it introduced itself.
     pub token: String,
     /// The executor has a newer connection: this one gets nothing more, and its end means nothing.
@@ -58,7 +58,7 @@ pub struct Connected {
 
 /// A job that waits for a slot whose executor is about to end.
 #[derive(Debug)]
-pub struct Waiting {
+pub(super) struct Waiting {
     pub key: JobKey,
     pub session: SessionId,
     pub initial: V0InitialJobRequest,

@@ -30,13 +30,13 @@ pub(super) enum Reply<'a> {
 }
 
 impl Question<'_> {
-    pub fn write(&self) -> Vec<u8> {
+    pub(super) fn write(&self) -> Vec<u8> {
         let left = self.left.as_millis();
         joined(&format!("{REQUEST} {} {} {left}\n", self.reply_to, self.id), self.payload)
     }
 
     /// `None` for what is no request.
-    pub fn read(message: &[u8]) -> Option<Question<'_>> {
+    pub(super) fn read(message: &[u8]) -> Option<Question<'_>> {
         let (mut words, payload) = line(message)?;
         let (REQUEST, Some(reply_to), Some(id), Some(left), None) =
             (words.next()?, words.next(), words.next(), words.next(), words.next())
@@ -49,7 +49,7 @@ impl Question<'_> {
 }
 
 impl Reply<'_> {
-    pub fn write(&self, id: u64) -> Vec<u8> {
+    pub(super) fn write(&self, id: u64) -> Vec<u8> {
         let (word, payload) = match self {
             Self::Ok(payload) => ("ok", *payload),
             Self::Failed(text) => ("failed", text.as_bytes()),
@@ -59,7 +59,7 @@ impl Reply<'_> {
     }
 
     /// `None` for what is no answer.
-    pub fn read(message: &[u8]) -> Option<(u64, Reply<'_>)> {
+    pub(super) fn read(message: &[u8]) -> Option<(u64, Reply<'_>)> {
         let (mut words, payload) = line(message)?;
         let (ANSWER, Some(id), Some(word), None) = (words.next()?, words.next(), words.next(), words.next()) else {
             return None;

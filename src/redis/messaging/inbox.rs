@@ -46,12 +46,12 @@ struct InboxState {
 }
 
 impl InboxQueue {
-    pub fn new(when_full: WhenFull) -> Arc<Self> {
+    pub(super) fn new(when_full: WhenFull) -> Arc<Self> {
         Arc::new(Self { state: Mutex::default(), changed: Condvar::new(), when_full })
     }
 
     /// Never waits; the message that did not fit, or was dropped for this one.
-    pub fn push(&self, message: Message) -> Option<Message> {
+    pub(super) fn push(&self, message: Message) -> Option<Message> {
         let out = {
             let state = &mut *lock(&self.state);
             let full = |state: &InboxState| {
@@ -79,7 +79,7 @@ impl InboxQueue {
     }
 
     /// The next message and when it came; without a deadline it waits until the queue is closed.
-    pub fn pop(&self, deadline: Option<Instant>) -> Result<(Message, Instant), InboxError> {
+    pub(super) fn pop(&self, deadline: Option<Instant>) -> Result<(Message, Instant), InboxError> {
         let mut state = lock(&self.state);
         loop {
             if let Some((message, at)) = state.messages.pop_front() {
@@ -98,7 +98,7 @@ impl InboxQueue {
     }
 
     /// Takes no more; readers get what is there and then [`InboxError::Stopped`].
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         lock(&self.state).closed = true;
         self.changed.notify_all();
     }

@@ -31,7 +31,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub fn subscribe(&mut self, channel: Channel) {
+    pub(super) fn subscribe(&mut self, channel: Channel) {
         let (word, name) = match &channel {
             Channel::Exact(name) => ("SUBSCRIBE", name),
             Channel::Pattern(name) => ("PSUBSCRIBE", name),
@@ -40,7 +40,7 @@ impl Session {
         self.sent.push_back(Sent::Subscribe(channel));
     }
 
-    pub fn unsubscribe(&mut self, channel: &Channel) {
+    pub(super) fn unsubscribe(&mut self, channel: &Channel) {
         let (word, name) = match channel {
             Channel::Exact(name) => ("UNSUBSCRIBE", name),
             Channel::Pattern(name) => ("PUNSUBSCRIBE", name),
@@ -49,7 +49,7 @@ impl Session {
         self.sent.push_back(Sent::Unsubscribe);
     }
 
-    pub fn answered(&mut self, expected: impl Fn(&Sent) -> bool) -> Result<(), RedisError> {
+    pub(super) fn answered(&mut self, expected: impl Fn(&Sent) -> bool) -> Result<(), RedisError> {
         match self.sent.pop_front() {
             Some(sent) if expected(&sent) => Ok(()),
             _ => {

@@ -12,20 +12,20 @@
 //! | | data |
 
 /// Bytes of a database page.
-pub const PAGE_BYTES: usize = 4096;
+pub(super) const PAGE_BYTES: usize = 4096;
 
 /// Bytes before the data.
 const HEADER_BYTES: usize = 34;
 
 /// What SQLite leaves of a page to one row without spilling it to other pages (all but 35 bytes), less 5 for the row's
 /// own header: so a frame is always in one piece.
-pub const DATA_BYTES_MAX: usize = PAGE_BYTES - 35 - 5 - HEADER_BYTES;
+pub(super) const DATA_BYTES_MAX: usize = PAGE_BYTES - 35 - 5 - HEADER_BYTES;
 
 const MAGIC: [u8; 4] = *b"PhJ\x01";
 
 /// A part of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Frame<'a> {
+pub(super) struct Frame<'a> {
     /// The same in all frames of a journal, so that bytes of another one are not taken for its own: a record may hold a
     /// frame.
     pub salt: u32,
@@ -43,7 +43,7 @@ pub struct Frame<'a> {
 
 /// Why bytes are no frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoFrame {
+pub(super) enum NoFrame {
     /// They do not begin like one.
     Other,
     /// They begin like one, but are not what was written. The fields may be wrong.
@@ -59,7 +59,7 @@ pub enum NoFrame {
 
 impl<'a> Frame<'a> {
     /// Puts the frame's bytes in place of what `into` holds.
-    pub fn encode(&self, into: &mut Vec<u8>) {
+    pub(super) fn encode(&self, into: &mut Vec<u8>) {
         into.clear();
         into.extend_from_slice(&MAGIC);
         into.extend_from_slice(&[0; 4]);
@@ -75,7 +75,7 @@ impl<'a> Frame<'a> {
     }
 
     /// The frame that `bytes` begin with, and how many of them it takes.
-    pub fn decode(bytes: &'a [u8]) -> Result<(Self, usize), NoFrame> {
+    pub(super) fn decode(bytes: &'a [u8]) -> Result<(Self, usize), NoFrame> {
         if !bytes.starts_with(&MAGIC) || bytes.len() < HEADER_BYTES {
             return Err(NoFrame::Other);
         }
@@ -99,7 +99,7 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 }
 
 /// Whole frames and broken ones in `bytes`, wherever they begin; what a whole frame holds is not looked into.
-pub fn scan<'a>(bytes: &'a [u8], mut each: impl FnMut(Result<Frame<'a>, NoFrame>)) {
+pub(super) fn scan<'a>(bytes: &'a [u8], mut each: impl FnMut(Result<Frame<'a>, NoFrame>)) {
     let mut at = 0;
     while let Some(skip) = bytes[at..].iter().position(|byte| *byte == MAGIC[0]) {
         at += skip;

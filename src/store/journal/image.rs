@@ -21,7 +21,7 @@ const PAGE_COUNT_AT: usize = 28;
 
 /// The files taken together.
 #[derive(Debug, Default)]
-pub struct Image<'a> {
+pub(super) struct Image<'a> {
     /// The database as of the last commit.
     pub pages: Vec<u8>,
     /// Pages of the log that may or may not be part of it: damaged, of an unknown number, or of no known commit.
@@ -31,7 +31,7 @@ pub struct Image<'a> {
 }
 
 /// Takes a database file and its write-ahead log together.
-pub fn overlay<'a>(database: Vec<u8>, log: &'a [u8]) -> Image<'a> {
+pub(super) fn overlay<'a>(database: Vec<u8>, log: &'a [u8]) -> Image<'a> {
     let log = Log::parse(log, database.len());
     let mut fault = log.fault;
     let mut image = Image { pages: database, loose: log.loose, fault: None };

@@ -11,7 +11,7 @@ use super::rows::{SCHEMA, key_of, record_of};
 
 /// What was found.
 #[derive(Debug, Default)]
-pub struct Found {
+pub(super) struct Found {
     /// The newest whole version of each record, by id.
     pub records: BTreeMap<u64, Record>,
     /// The salt of the frames.
@@ -24,7 +24,7 @@ pub struct Found {
 
 /// A whole record.
 #[derive(Debug)]
-pub struct Record {
+pub(super) struct Record {
     /// Its version.
     pub version: u64,
     /// Its number of parts.
@@ -34,7 +34,7 @@ pub struct Record {
 }
 
 /// Reads the bytes of the two files.
-pub fn read(database: Vec<u8>, log: &[u8]) -> Found {
+pub(super) fn read(database: Vec<u8>, log: &[u8]) -> Found {
     let mut image = overlay(database, log);
     let why = match image.fault.take().map_or_else(|| rows(&image.pages), Err) {
         Ok((rows, salt)) => {

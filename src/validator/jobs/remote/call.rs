@@ -45,7 +45,7 @@ struct Arguments {
 
 impl Call {
     /// The keyword arguments.
-    pub fn write(self) -> Map<String, Value> {
+    pub(super) fn write(self) -> Map<String, Value> {
         let request = FacilitatorToValidator::from(self.request).encode_compact();
         let request: Value = serde_json::from_str(&request).expect("what is written is JSON");
         let avoid: Vec<String> = self.avoid.iter().map(PublicKey::to_ss58).collect();
@@ -57,7 +57,7 @@ impl Call {
     }
 
     /// What a task asks for, as Python would complain of it.
-    pub fn read(args: Args) -> Result<Self, TaskError> {
+    pub(super) fn read(args: Args) -> Result<Self, TaskError> {
         let Arguments { request, front, avoid } = args.named_as()?;
         let wrong = |what: &str, why: String| TaskError::new("ValueError", format!("{what}: {why}"));
         let request = match FacilitatorToValidator::decode(&request.to_string()) {

@@ -230,7 +230,7 @@ impl JobRunner for Front {
 
 impl Front {
     /// Starts the connections. A Redis that is away is not an error: they connect for ever.
-    pub fn start(config: FrontConfig, timer: TimerHandle, board: &Board) -> Result<Self, RedisError> {
+    pub(crate) fn start(config: FrontConfig, timer: TimerHandle, board: &Board) -> Result<Self, RedisError> {
         let celery = CeleryClient::start(CeleryConfig::new(config.redis.clone()), board)?;
         let messaging = RedisMessaging::start(config.redis.clone().named("phalanx-front"), board)?;
         let stream = events_key(&config.name);

@@ -88,13 +88,13 @@ struct QueuedEvent {
 }
 
 impl Outbox {
-    pub fn new(commands: CommanderHandle, timer: TimerHandle, board: Board, patience: Duration) -> Self {
+    pub(super) fn new(commands: CommanderHandle, timer: TimerHandle, board: Board, patience: Duration) -> Self {
         let number_key = format!("phalanx.producer.{}", uuid::Uuid::new_v4());
         Self(Arc::new(OutboxShared { commands, timer, board, patience, number_key, state: Mutex::default() }))
     }
 
     /// Takes an event in; gives its number. Never blocks.
-    pub fn append(&self, front: &str, event: &Event) -> u64 {
+    pub(super) fn append(&self, front: &str, event: &Event) -> u64 {
         let note = match &event.news {
             News::Begun { worker, .. } => ("worker", worker.clone()),
             News::RunsOn { miner } => ("miner", miner.clone()),
@@ -112,12 +112,12 @@ impl Outbox {
     }
 
     /// Whether so many events wait that those of no weight should not be sent.
-    pub fn is_crowded(&self) -> bool {
+    pub(super) fn is_crowded(&self) -> bool {
         lock(&self.0.state).waiting.len() >= CROWD
     }
 
     /// Disconnects when Redis has the event of this number.
-    pub fn delivered(&self, number: u64) -> Receiver<()> {
+    pub(super) fn delivered(&self, number: u64) -> Receiver<()> {
         let (sender, receiver) = bounded(0);
         let mut state = lock(&self.0.state);
         if state.acknowledged < number {
@@ -127,7 +127,7 @@ impl Outbox {
     }
 
     /// Events that Redis does not have.
-    pub fn waiting(&self) -> usize {
+    pub(super) fn waiting(&self) -> usize {
         lock(&self.0.state).waiting.len()
     }
 }
