@@ -197,7 +197,8 @@ fn redis_that_answers_slowly_delays_tasks_and_harms_none_and_too_slowly_is_an_er
     let Some(server) = RedisServer::start() else { return };
     let proxy = FaultyProxy::before(&server);
     let runs = Runs::default();
-    let worker = Ours::ready(hasty(proxy.config()), runs.registry());
+    let config = settings(RedisConfig { operation_time: 3 * SECOND, ..often(proxy.config()) });
+    let worker = Ours::ready(WorkerConfig { concurrency: 2, ..config }, runs.registry());
     let client = Client::start(server.config());
     let send = |tasks: usize| (0..tasks).map(|_| client.handle().send(Task::new("once")).unwrap()).collect::<Vec<_>>();
     proxy.delay(Duration::from_millis(100));
@@ -207,7 +208,7 @@ fn redis_that_answers_slowly_delays_tasks_and_harms_none_and_too_slowly_is_an_er
     }
     assert!(worker.state().last_error.is_none(), "slow is no error: {:?}", worker.state());
     // Longer than it has patience for.
-    proxy.delay(SECOND);
+    proxy.delay(5 * SECOND);
     sent.extend(send(60));
     until("an error", || matches!(worker.state().last_error, Some(RedisError::Timeout { .. })));
     until("it is not ready", || taking(&worker) == PartState::Down);
@@ -229,7 +230,7 @@ fn redis_that_is_frozen_is_found_out_and_what_runs_is_not_given_to_another_when_
     let registry = gate.registry(runs.registry());
     let config = |n: usize| {
         let mut config = hasty(server.config());
-        config.liveness = SECOND * 3 / 2;
+        config.liveness = 3 * SECOND;
         // Each holds one task, and has a thread for others.
         config.queues.push(format!("own-{n}"));
         config
@@ -241,20 +242,20 @@ fn redis_that_is_frozen_is_found_out_and_what_runs_is_not_given_to_another_when_
     held.iter().for_each(|_| drop(gate.begun()));
     let start = Instant::now();
     server.pause();
-    // Each asks for something at least every half second, to say that it lives.
+    // Each asks for something at least every second, to show that it lives.
     until("all have found out", || {
         let down = |worker: &Ours| worker.board.errors.last_errors().iter().any(|error| error.place == "cel-cmd");
         workers.iter().all(down)
     });
     // For Redis they are dead: what says that they live is over.
-    until("their time is over", || start.elapsed() > SECOND * 5 / 2);
+    until("their time is over", || start.elapsed() > 4 * SECOND);
     server.resume();
     let sent: Vec<_> = (0..50).map(|_| client.handle().send_by(Task::new("once"), far()).unwrap()).collect();
     for pending in &sent {
         assert_eq!(pending.wait(LONG), Ok(json!(pending.id())));
     }
     // Two looks of each at the others.
-    until("they have looked at one another", || start.elapsed() > 5 * SECOND);
+    until("they have looked at one another", || start.elapsed() > 9 * SECOND);
     gate.open(3);
     for pending in &held {
         assert_eq!(pending.wait(LONG), Ok(json!(false)), "nobody was taken for dead");

@@ -597,8 +597,9 @@ fn switches(name: &str) -> u64 {
     for task in std::fs::read_dir("/proc/self/task").unwrap() {
         let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap_or_default();
         if status.lines().next() == Some(&format!("Name:\t{name}")) {
-            let counts = status.lines().filter(|line| line.contains("ctxt_switches"));
-            found = Some(counts.map(|line| line.split_whitespace().last().unwrap().parse::<u64>().unwrap()).sum());
+            // Not those that a busy machine makes.
+            let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+            found = Some(count.trim().parse().unwrap());
         }
     }
     found.expect("a thread of that name")
@@ -616,10 +617,12 @@ fn an_idle_connection_is_hardly_woken() {
     subscriber.handle().prove(far()).unwrap();
     commander.handle().call(Request::once(&redis::cmd("PING"), far())).unwrap();
     let before = (switches("t-idle-sub"), switches("t-idle-cmd"));
-    // Three proofs, two seconds apart.
+    // Three proofs, two seconds apart, or four.
     Shutdown::new().wait(Duration::from_millis(6500));
     let (subscribing, commanding) = (switches("t-idle-sub") - before.0, switches("t-idle-cmd") - before.1);
-    println!("in three proofs: {subscribing} context switches of the subscriber, {commanding} of the commander");
-    assert!(subscribing <= 3 * 4 && commanding <= 1, "{subscribing} and {commanding}");
+    println!(
+        "in three or four proofs: {subscribing} context switches of the subscriber, {commanding} of the commander"
+    );
+    assert!(subscribing <= 4 * 4 && commanding <= 2, "{subscribing} and {commanding}");
     assert!(stopping(LONG, |step| (subscriber.stop(step), commander.stop(step))).is_clean());
 }

@@ -166,7 +166,7 @@ fn a_command_that_is_not_there_is_the_job_s_failure_with_127() {
 }
 
 #[test]
-fn a_job_that_uses_too_much_memory_is_told_apart() {
+fn a_job_that_uses_too_much_memory_is_distinguished() {
     if !ready() {
         return;
     }

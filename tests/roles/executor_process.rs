@@ -124,7 +124,7 @@ fn a_command_that_cannot_run_fails_like_in_a_shell() {
 }
 
 #[test]
-fn a_signal_is_told_apart_from_an_exit() {
+fn a_signal_is_distinguished_from_an_exit() {
     let bench = Bench::new();
     let outcome = run(&bench.sh("kill -9 $$"), &bench.workspace());
     assert_eq!((outcome.end, outcome.exit_code()), (RunEnd::Signalled(9), Some(137)));

@@ -263,7 +263,7 @@ fn every_problem_of_every_stage_is_one_last_message() {
 }
 
 #[test]
-fn every_end_of_a_run_is_told_apart() {
+fn every_end_of_a_run_is_distinguished() {
     for (end, reason, code, says) in [
         (RunEnd::Exited(3), JobFailureReason::NonzeroReturnCode, Some(3), "non-zero exit code: 3"),
         (RunEnd::Signalled(9), JobFailureReason::NonzeroReturnCode, Some(137), "signal 9"),
