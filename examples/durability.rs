@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::Stopping;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::base::timer::Timer;
@@ -62,7 +61,7 @@ fn measure(root: &Path, durable: bool, producers: usize) -> Measured {
     let mut waits: Vec<Duration> = waits.collect();
     let took = started.elapsed().as_secs_f64();
     let commits = delivery.totals().commits.get();
-    let mut stopping = Stopping::new(&Shutdown::new());
+    let mut stopping = Stopping::alone();
     stopping.step("store", LONG, |step| store.stop(step));
     stopping.step("timer", LONG, |step| timer.stop(step));
     assert!(stopping.finish().is_clean(), "a thread is left");

@@ -46,11 +46,11 @@ fn measure(network: &LocalNetwork, jobs: usize, at_once: usize) -> (Vec<Duration
         give.send(spec.unsigned().clone()).expect("there is room for all");
     }
     drop(give);
-    let (tell, notified) = bounded(jobs);
+    let (report, notified) = bounded(jobs);
     let start = Instant::now();
     let threads: Vec<_> = (0..at_once)
         .map(|n| {
-            let (take, tell) = (take.clone(), tell.clone());
+            let (take, report) = (take.clone(), report.clone());
             let (base, key, target) =
                 (format!("http://{}", network.http_addr()), network.user().clone(), network.target());
             spawn(format!("user-{n}"), Kick::dropped("the last job"), move || {
@@ -62,12 +62,12 @@ fn measure(network: &LocalNetwork, jobs: usize, at_once: usize) -> (Vec<Duration
                         job = client.news(&job.uuid, job.status_history.len()).expect("the facilitator answers");
                     }
                     assert!(job.is_completed(), "{}: {:?}", job.status(), job.error());
-                    tell.send(begun.elapsed()).expect("there is room for all");
+                    report.send(begun.elapsed()).expect("there is room for all");
                 }
             })
         })
         .collect();
-    drop(tell);
+    drop(report);
     let mut times: Vec<Duration> = notified.iter().collect();
     drop(threads);
     assert_eq!(times.len(), jobs, "a user's thread has panicked");
@@ -121,7 +121,7 @@ fn main() {
     }
     let mib = |key| memory_kib(key) as f64 / 1024.0;
     println!("resident memory of the four roles: {:.1} MiB now, {:.1} MiB at most", mib("VmRSS:"), mib("VmHWM:"));
-    let mut stopping = Stopping::new(&Shutdown::new());
+    let mut stopping = Stopping::alone();
     network.stop(&mut stopping);
     stopping.step("timer", Duration::from_secs(2), |step| timer.stop(step));
     println!("the network: {}", stopping.finish());

@@ -61,8 +61,6 @@
 //! assert_eq!(done, Some(true));
 //! assert!(stopping.finish().is_clean());
 //! ```
-#![forbid(unsafe_code)]
-#![warn(missing_docs)]
 // What is `pub` is public: an embedder can reach it. Features hide some of it.
 #![cfg_attr(all(feature = "cli", feature = "celery"), warn(unreachable_pub))]
 // What a library does not do: panic for want of a check, write to the terminal of its program, or end it.

@@ -91,20 +91,20 @@ fn level(module: &str) -> Option<usize> {
     LEVELS.iter().position(|level| level.contains(&module))
 }
 
-/// Every use of a room by another that goes up, aside, or where it is forbidden.
+/// Every use of a module by another that goes up, aside, or where it is forbidden.
 fn wrong_directions(source: &Source) -> BTreeSet<String> {
     let mut wrong = BTreeSet::new();
-    for (number, file) in source.files().iter().enumerate().filter(|(_, file)| file.room() != "lib") {
-        let room = file.room();
-        let Some(own) = level(room) else {
+    for (number, file) in source.files().iter().enumerate().filter(|(_, file)| file.module() != "lib") {
+        let module = file.module();
+        let Some(own) = level(module) else {
             wrong.insert(format!("{} is in no level of this test", file.name));
             continue;
         };
         for used in source.uses(number) {
-            let other = source.files()[used].room();
+            let other = source.files()[used].module();
             let Some(below) = level(other) else { continue };
-            let forbidden = FORBIDDEN.iter().any(|(name, names)| *name == room && names.contains(&other));
-            if other != room && (below <= own || forbidden) {
+            let forbidden = FORBIDDEN.iter().any(|(name, names)| *name == module && names.contains(&other));
+            if other != module && (below <= own || forbidden) {
                 wrong.insert(format!("{} uses {}", file.name, source.name(used)));
             }
         }
@@ -193,27 +193,27 @@ fn no_files_use_one_another_in_a_circle() {
 #[test]
 fn a_planted_circle_is_found() {
     let files = [
-        ("lib.rs", "pub mod room;"),
+        ("lib.rs", "pub mod module;"),
         // Declares and passes on: no arrow to the parts. What it does with a part itself is one.
         (
-            "room/mod.rs",
+            "module/mod.rs",
             "mod a; mod b; mod c; mod d; pub use a::A; pub use b::{B, make as made}; pub use c::*; pub use d::D;",
         ),
-        ("room/a.rs", "use super::made; pub struct A; use super::D;"),
-        ("room/b.rs", "pub struct B; pub fn make() { crate::room::seen(3) }"),
-        ("room/c.rs", "pub fn seen(n: u8) { assert!(n > super::a::A::LEAST) }"),
-        ("room/d.rs", "pub struct D; #[cfg(test)] mod tests { use super::super::A; }"),
+        ("module/a.rs", "use super::made; pub struct A; use super::D;"),
+        ("module/b.rs", "pub struct B; pub fn make() { crate::module::seen(3) }"),
+        ("module/c.rs", "pub fn seen(n: u8) { assert!(n > super::a::A::LEAST) }"),
+        ("module/d.rs", "pub struct D; #[cfg(test)] mod tests { use super::super::A; }"),
     ];
-    assert_eq!(circles(&Source::made_up(&files)), [["room/a.rs", "room/b.rs", "room/c.rs"]]);
+    assert_eq!(circles(&Source::made_up(&files)), [["module/a.rs", "module/b.rs", "module/c.rs"]]);
     let back = [
-        ("room.rs", "mod a; pub struct Limit; pub use a::A; fn f(a: A) {}"),
-        ("room/a.rs", "pub struct A(super::Limit);"),
+        ("module.rs", "mod a; pub struct Limit; pub use a::A; fn f(a: A) {}"),
+        ("module/a.rs", "pub struct A(super::Limit);"),
     ];
-    assert_eq!(circles(&Source::made_up(&back)), [["room.rs", "room/a.rs"]]);
+    assert_eq!(circles(&Source::made_up(&back)), [["module.rs", "module/a.rs"]]);
     let straight = [
-        ("room.rs", "mod a; pub struct Limit; pub use a::A; #[cfg(test)] mod tests;"),
-        ("room/a.rs", "pub struct A(super::Limit);"),
-        ("room/tests.rs", "use super::*; fn f(a: A, l: super::Limit) {}"),
+        ("module.rs", "mod a; pub struct Limit; pub use a::A; #[cfg(test)] mod tests;"),
+        ("module/a.rs", "pub struct A(super::Limit);"),
+        ("module/tests.rs", "use super::*; fn f(a: A, l: super::Limit) {}"),
     ];
     assert_eq!(circles(&Source::made_up(&straight)), [] as [Vec<String>; 0]);
 }
@@ -270,21 +270,22 @@ fn pure_files_are_pure_and_so_is_what_they_call() {
 #[test]
 fn a_planted_impurity_is_found() {
     let files = [
-        ("lib.rs", "pub mod base; pub mod room;"),
+        ("lib.rs", "pub mod base; pub mod module;"),
         ("base/mod.rs", "pub mod clock; pub mod sync; pub mod now;"),
         ("base/clock.rs", "//! Reads the clock.\nuse std::time; pub fn now() { time::Instant::now() }"),
         ("base/sync.rs", "pub use std::sync::{Arc, Mutex};"),
         ("base/now.rs", "//! A moment. Pure: it is given.\nuse std::time::Instant; pub struct Now(Instant);"),
         (
-            "room/mod.rs",
+            "module/mod.rs",
             "//! * [`a`]: a part. Pure.\n//! * [`b`]\nuse std::fs; pub mod a; pub mod b; pub mod c; pub mod d;",
         ),
-        ("room/a.rs", "//! Policy. Pure.\nuse crate::base::now::Now; fn f() { super::b::g() }"),
-        ("room/b.rs", "pub fn g() { crate::base::clock::now() }"),
-        ("room/c.rs", "//! Counts. Pure apart from one lock.\nuse crate::base::sync::Mutex;"),
-        ("room/d.rs", "//! Counts. Pure: no thread, no\n//! lock.\nuse crate::base::sync; type T = sync::Mutex<u8>;"),
+        ("module/a.rs", "//! Policy. Pure.\nuse crate::base::now::Now; fn f() { super::b::g() }"),
+        ("module/b.rs", "pub fn g() { crate::base::clock::now() }"),
+        ("module/c.rs", "//! Counts. Pure apart from one lock.\nuse crate::base::sync::Mutex;"),
+        ("module/d.rs", "//! Counts. Pure: no thread, no\n//! lock.\nuse crate::base::sync; type T = sync::Mutex<u8>;"),
     ];
-    let expected = ["room/a.rs -> room/b.rs -> base/clock.rs: std::time::Instant::now", "room/d.rs: std::sync::Mutex"];
+    let expected =
+        ["module/a.rs -> module/b.rs -> base/clock.rs: std::time::Instant::now", "module/d.rs: std::sync::Mutex"];
     assert_eq!(impurities(&Source::made_up(&files)), set(&expected));
 }
 
@@ -344,12 +345,12 @@ fn a_thread_that_is_missing_on_either_side_is_found() {
         #[cfg(test)]
         mod tests { fn f() { spawn("t-test", kick, run) } }
     "#;
-    let spawned = Spawned::of(&[("room.rs".to_owned(), source.to_owned())]);
+    let spawned = Spawned::of(&[("module.rs".to_owned(), source.to_owned())]);
     let document = "## The thread tree\n\n```\nmain     waits\n├─ facilitator (a role)\n│   ├─ fac-store  disk\n\
         └─ work-n      jobs ── val-mi-n-wr: one link, with job-out, job-in\n    └─ job-out, -err   pipes\n```\n";
     let tree = threads::tree(document);
     assert_eq!(tree, set(&["main", "facilitator", "fac-store", "work-n", "val-mi-n-wr", "job-out", "job-err"]));
-    assert_eq!(differences(&spawned, &tree), set(&["not in the tree: *-accept of room.rs"]));
+    assert_eq!(differences(&spawned, &tree), set(&["not in the tree: *-accept of module.rs"]));
     let more = tree.into_iter().chain(["work-accept".to_owned(), "lost-n".to_owned()]).collect();
     assert_eq!(differences(&spawned, &more), set(&["nobody spawns lost-n"]));
 }
@@ -388,11 +389,16 @@ fn a_program_compiles_only_what_its_features_need() {
 
 #[test]
 fn no_unsafe_and_no_async_runtime() {
-    let lib = fs::read_to_string(root().join("src/lib.rs")).unwrap();
-    assert!(lib.contains("#![forbid(unsafe_code)]"));
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    assert!(manifest.contains("\nunsafe_code = \"forbid\"\n"));
     let names = dependencies(&[]);
     assert!(names.contains("tungstenite") && names.len() > 50, "{} packages", names.len());
-    for runtime in ["tokio", "async-std", "smol", "futures-executor", "async-io", "actix-rt", "monoio", "glommio"] {
+    // Those of `make deny`, which this holds also where cargo-deny cannot be had.
+    let bans = fs::read_to_string(root().join("deny.toml")).unwrap();
+    let bans = bans.lines().filter(|line| line.contains(r#"reason = "async runtime""#));
+    let runtimes: Vec<_> = bans.map(|line| line.split('"').nth(1).unwrap()).collect();
+    assert!(runtimes.contains(&"tokio"), "{runtimes:?}");
+    for runtime in runtimes {
         assert!(!names.contains(runtime), "{runtime} is in the tree");
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::shutdown::{Level, Shutdown};
-use crate::base::stop::{CANCEL_BUDGET, Stopping};
+use crate::base::stop::Stopping;
 use crate::base::timer::TimerHandle;
 use crate::executor::{self, ExecutorConfig, JobEnd, RunnerKind};
 use crate::facilitator::{Facilitator, FacilitatorConfig};
@@ -32,9 +32,10 @@ pub struct LocalConfig {
 /// A facilitator, a validator and a miner; executors come with the jobs.
 #[derive(Debug)]
 pub struct LocalNetwork {
-    facilitator: Facilitator,
+    // Dropped in the order of the stop.
     validator: Validator,
     miner: Miner,
+    facilitator: Facilitator,
     user: KeyPair,
     target: PublicKey,
     stop_budget: Duration,
@@ -85,8 +86,7 @@ impl LocalNetwork {
             drain_time,
             ..ValidatorConfig::new(format!("{}/ws/v0/", facilitator.ws_url()), validator_key, miners)
         };
-        let stop_budget =
-            drain_time + CANCEL_BUDGET + validator.flush_time + Miner::stop_budget(&limits) + Facilitator::STOP_BUDGET;
+        let stop_budget = Validator::stop_budget(&validator) + Miner::stop_budget(&limits) + Facilitator::STOP_BUDGET;
         let dialer = Arc::new(WsDialer::new(ClientTls::default()));
         let validator = Validator::start(validator, dialer, timer.clone()).map_err(|e| e.to_string())?;
         Ok(Self { facilitator, validator, miner, user, target, stop_budget })

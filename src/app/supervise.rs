@@ -44,7 +44,7 @@ pub fn with_env(main: impl FnOnce(&Env) -> ExitCode) -> ExitCode {
     // A thread that has panicked leaves a process that only looks alive: it is stopped as by a first signal.
     let panicked = Arc::new(AtomicBool::new(false));
     let (seen, stop) = (panicked.clone(), shutdown.clone());
-    on_panic(move |_| {
+    on_panic(move || {
         seen.store(true, Ordering::SeqCst);
         stop.drain();
     });

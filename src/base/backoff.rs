@@ -51,8 +51,8 @@ impl Backoff {
 
     /// The connection was lost or the attempt failed: the delay before the next attempt.
     ///
-    /// Full jitter: uniform between nothing and the ceiling, which doubles with each attempt up to the cap, so that a
-    /// crowd of clients that lost one server does not come back as a crowd. `unit` is a random number in `0.0..1.0`.
+    /// Full jitter: uniform between nothing and the ceiling, which doubles with each attempt up to the cap, so that
+    /// many clients that lost one server do not come back at once. `unit` is a random number in `0.0..1.0`.
     pub fn next_delay(&mut self, now: Instant, unit: f64) -> Duration {
         if let Some(up_since) = self.up_since.take()
             && now.saturating_duration_since(up_since) >= self.config.stable_after

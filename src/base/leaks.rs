@@ -7,7 +7,6 @@
 //! use std::time::Duration;
 //!
 //! use phalanx::base::leaks::Before;
-//! use phalanx::base::shutdown::Shutdown;
 //! use phalanx::base::stop::Stopping;
 //! use phalanx::tasks::{TaskConfig, TaskManager};
 //!
@@ -17,7 +16,7 @@
 //! assert!(manager.handle().submit("one", |_| Ok::<_, String>(1))?.wait().is_ok());
 //! assert!(!before.leaks(Duration::ZERO).is_empty());
 //!
-//! let mut stopping = Stopping::new(&Shutdown::new());
+//! let mut stopping = Stopping::alone();
 //! stopping.step("tasks", Duration::from_secs(5), |step| manager.stop(step));
 //! println!("{}", stopping.finish());
 //! before.assert_none(); // panics, and names what was left behind

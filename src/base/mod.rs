@@ -14,7 +14,7 @@ pub mod now;
 pub mod rng;
 pub mod scope;
 pub mod shutdown;
-// Beside its file, because `tests/model.rs` compiles that file against other locks.
+// Beside its file, because `tests/model/` compiles that file against other locks.
 #[cfg(test)]
 mod shutdown_tests;
 pub mod stop;

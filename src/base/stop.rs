@@ -120,6 +120,14 @@ pub fn stop_dropped(work: impl FnOnce(&mut Step)) {
     Stopping::cancelled().step("a dropped owner", CANCEL_BUDGET, work);
 }
 
+/// Runs the stop of a role that is merely dropped, cancelled, and logs what it did; `what` names it.
+#[cfg(feature = "roles")]
+pub(crate) fn drop_role(what: &str, end: impl FnOnce(&mut Stopping)) {
+    let mut stopping = Stopping::cancelled();
+    end(&mut stopping);
+    log::info!("{what} was dropped: {}", stopping.finish());
+}
+
 /// One step of a [`Stopping`].
 #[derive(Debug)]
 pub struct Step {
@@ -240,7 +248,7 @@ mod tests {
     fn a_straggler_is_named_and_the_stop_goes_on() {
         let (tx, rx) = bounded::<()>(0);
         let stuck = spawn("t-stuck", Kick::dropped("a sender that the test keeps"), move || rx.recv().is_err());
-        let mut stopping = Stopping::new(&Shutdown::new());
+        let mut stopping = Stopping::alone();
         stopping.step("workers", Duration::ZERO, |step| assert!(step.join(stuck).is_none()));
         stopping.step("rest", Duration::ZERO, |_| {});
         let report = stopping.finish();

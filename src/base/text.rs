@@ -1,4 +1,4 @@
-//! Cutting text that others wrote. Pure.
+//! Truncating text that others wrote. Pure.
 
 /// The longest beginning of `text` of at most `bytes` bytes that ends between two characters.
 pub fn truncated(text: &str, bytes: usize) -> &str {

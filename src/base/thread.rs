@@ -103,15 +103,14 @@ thread_local! {
     static GROUP: Cell<u64> = const { Cell::new(0) };
 }
 
-type PanicHook = Arc<dyn Fn(&str) + Send + Sync>;
+type PanicHook = Arc<dyn Fn() + Send + Sync>;
 
 static ON_PANIC: Mutex<Option<PanicHook>> = Mutex::new(None);
 
-/// From now on `hook` is called with the name of each thread whose closure panicked, on that thread; the last hook
-/// counts.
+/// From now on `hook` is called on each thread whose closure panicked; the last hook counts.
 ///
 /// For the owner of the process: a role whose thread has panicked is not to go on as if it were alive.
-pub fn on_panic(hook: impl Fn(&str) + Send + Sync + 'static) {
+pub fn on_panic(hook: impl Fn() + Send + Sync + 'static) {
     *lock(&ON_PANIC) = Some(Arc::new(hook));
 }
 
@@ -239,7 +238,7 @@ where
                 log::error!("thread {thread_name} panicked: {message}");
                 let hook = lock(&ON_PANIC).clone();
                 if let Some(hook) = hook {
-                    hook(&thread_name);
+                    hook();
                 }
             }
         }

@@ -154,7 +154,7 @@ fn run(shared: &TimerShared) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::shutdown::Shutdown;
+
     use crate::base::stop::Stopping;
     use crate::base::thread::Group;
     use crossbeam_channel::bounded;
@@ -175,7 +175,7 @@ mod tests {
         let _never = timer.handle().at(now + Duration::from_secs(3600), say(8));
         let wait = Duration::from_secs(30);
         assert_eq!([rx.recv_timeout(wait).unwrap(), rx.recv_timeout(wait).unwrap()], [1, 2]);
-        let mut stopping = Stopping::new(&Shutdown::new());
+        let mut stopping = Stopping::alone();
         stopping.step("timer", wait, |step| timer.stop(step));
         assert!(stopping.finish().is_clean());
     }

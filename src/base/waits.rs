@@ -183,13 +183,13 @@ mod tests {
             assert_eq!((seen.waits_for, seen.deadline), (Some("the outer"), Some(deadline)));
             drop(waiting_unless_noted("something", None));
             assert_eq!(mine().unwrap(), seen);
-            let unsaid = waiting_unless_noted("something", None);
+            let general = waiting_unless_noted("something", None);
             assert_eq!(mine().unwrap(), seen);
             let inner = waiting("the inner", None);
             assert_eq!((mine().unwrap().waits_for, mine().unwrap().deadline), (Some("the inner"), None));
             drop(inner);
             assert_eq!(mine().unwrap(), seen);
-            drop(unsaid);
+            drop(general);
             drop(outer);
             assert!(waits(None) && mine().unwrap().since >= seen.since && seen.since >= ran_since);
             let _general = waiting_unless_noted("something", None);

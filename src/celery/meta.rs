@@ -236,7 +236,7 @@ impl Meta {
         let text = match stored.strip_prefix(PACKED) {
             None => stored,
             Some(rest) => {
-                let end = rest.iter().position(|byte| *byte == 0).ok_or_else(|| not("it is cut short"))?;
+                let end = rest.iter().position(|byte| *byte == 0).ok_or_else(|| not("it is truncated"))?;
                 let method = String::from_utf8_lossy(&rest[..end]);
                 unpacked = unpack(&rest[end + 1..], &method, CELERY_RESULT_BYTES).map_err(|error| match error {
                     MessageError::TooLarge { .. } => MetaError::TooLarge,

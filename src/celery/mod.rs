@@ -4,7 +4,7 @@
 //! a task), [`task`] (a task to be sent), [`meta`] (its result), [`client`] (sends tasks and waits for results). All
 //! but the client and the worker are pure. The names of the keys are in [`keys`].
 //!
-//! The judges of every byte are Celery and kombu themselves; `tests/celery_messages.rs` asks them.
+//! The judges of every byte are Celery and kombu themselves; `tests/celery/celery_messages.rs` asks them.
 //!
 //! ```no_run
 //! use std::time::Duration;

@@ -19,6 +19,7 @@ pub mod facilitator;
 pub mod key;
 pub mod miner;
 pub mod outbox;
+mod reload;
 pub mod status;
 pub mod submit;
 mod tls;

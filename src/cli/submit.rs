@@ -219,23 +219,23 @@ fn follow(
     followers: usize,
     stop: &Shutdown,
 ) -> (Receiver<(String, News)>, Vec<Thread<()>>) {
-    let (tell, news) = bounded(FOLLOWERS);
+    let (report, news) = bounded(FOLLOWERS);
     let (give, take) = bounded(turns.len());
     let followers = followers.min(turns.len());
     for turn in turns {
         give.send(turn).expect("the channel has room for all jobs, and its other end is here");
     }
     let follower = |n: usize| {
-        let (take, tell, stop, mut client) = (take.clone(), tell.clone(), stop.clone(), client.clone());
+        let (take, report, stop, mut client) = (take.clone(), report.clone(), stop.clone(), client.clone());
         let kick = stop.clone();
         spawn(format!("submit-{n}"), Kick::new("stop signal", move || kick.cancel()), move || {
             while let Ok((name, turn)) = take.try_recv() {
-                let end = match take_turn(&mut client, &target, &name, turn, &tell) {
-                    Ok(job) => to_its_end(&mut client, &name, job, &stop, &tell),
+                let end = match take_turn(&mut client, &target, &name, turn, &report) {
+                    Ok(job) => to_its_end(&mut client, &name, job, &stop, &report),
                     Err(why) => News::Lost(why),
                 };
                 // Nobody listens any more only when the command is ending.
-                if tell.send((name, end)).is_err() {
+                if report.send((name, end)).is_err() {
                     return;
                 }
             }
@@ -250,7 +250,7 @@ fn take_turn(
     target: &PublicKey,
     name: &str,
     turn: Turn,
-    tell: &Sender<(String, News)>,
+    report: &Sender<(String, News)>,
 ) -> Result<SubmittedJob, String> {
     match turn {
         Turn::Follow(job) => Ok(*job),
@@ -259,7 +259,7 @@ fn take_turn(
                 client.submit(spec.unsigned().clone(), target).map_err(|error| format!("not submitted: {error}"))?;
             let news = News::Status(format!("submitted as {}", job.uuid));
             // Nobody listens any more only when the command is ending, and the job's end is not shown either then.
-            let _ = tell.send((name.to_owned(), news));
+            let _ = report.send((name.to_owned(), news));
             Ok(job)
         }
     }
@@ -270,7 +270,7 @@ fn to_its_end(
     name: &str,
     mut job: SubmittedJob,
     stop: &Shutdown,
-    tell: &Sender<(String, News)>,
+    report: &Sender<(String, News)>,
 ) -> News {
     let mut away_since = None;
     while !job.has_ended() {
@@ -279,7 +279,7 @@ fn to_its_end(
             Ok(newer) => {
                 away_since = None;
                 for entry in newer.status_history.iter().skip(seen) {
-                    let _ = tell.send((name.to_owned(), News::Status(entry.status.clone())));
+                    let _ = report.send((name.to_owned(), News::Status(entry.status.clone())));
                 }
                 // A facilitator with too many waiting requests answers at once.
                 if newer.status_history.len() == seen && asked.elapsed() < PAUSE {

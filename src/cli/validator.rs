@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::announce::announce_http;
 use super::key::KeyArg;
+use super::reload::reload_miners;
 use super::values::{RedisConfig, duration, listen_address, redis_url};
 use crate::app::{exit, status, supervise};
 use crate::identity::{KeyPair, PublicKey};
@@ -101,14 +102,8 @@ pub fn run(args: Args) -> ExitCode {
             announce_http(http.local_addr());
         }
         if let Some(path) = miners_file {
-            let reload = validator.reloader();
-            env.reload.set(move || match load_miners(&path) {
-                Ok(miners) => {
-                    log::info!("SIGHUP: {} miners from {}", miners.len(), path.display());
-                    reload.miners(miners);
-                }
-                Err(error) => log::error!("SIGHUP: the miners stay as they are: {error}"),
-            });
+            let reloader = validator.reloader();
+            reload_miners(env, path, move |miners| reloader.miners(miners));
         }
         Ok((validator, http))
     };

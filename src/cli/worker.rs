@@ -10,9 +10,9 @@ use serde_json::json;
 
 use super::announce::announce_http;
 use super::key::KeyArg;
+use super::reload::reload_miners;
 use super::values::{RedisConfig, duration, listen_address, redis_url};
 use crate::app::{exit, status, supervise};
-use crate::base::stop::CANCEL_BUDGET;
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
 use crate::identity::KeyPair;
@@ -66,7 +66,8 @@ pub fn run(args: Args) -> ExitCode {
         Ok(configured) => configured,
         Err(problem) => return exit::usage(problem),
     };
-    let budget = config.drain_time + CANCEL_BUDGET + 3 * supervise::CLOSING;
+    // And a closing step for the remote control, and one for the pages.
+    let budget = JobWorker::stop_budget(&config) + 2 * supervise::CLOSING;
     let start = |env: &supervise::Env| {
         let http = http.map(status::bind).transpose().map_err(exit::usage)?;
         let board = Board::new();
@@ -78,13 +79,7 @@ pub fn run(args: Args) -> ExitCode {
         }
         if let Some(path) = miners_file {
             let handle = handle.clone();
-            env.reload.set(move || match load_miners(&path) {
-                Ok(miners) => {
-                    log::info!("SIGHUP: {} miners from {}", miners.len(), path.display());
-                    handle.set_miners(miners);
-                }
-                Err(error) => log::error!("SIGHUP: the miners stay as they are: {error}"),
-            });
+            reload_miners(env, path, move |miners| handle.set_miners(miners));
         }
         Ok((worker, watch_remote_control(&handle, env), http))
     };
@@ -151,7 +146,7 @@ fn serve_status(
         let worker = handle.worker();
         let (state, unreported) = (worker.state(), handle.unreported());
         metrics.gauge("phalanx_worker_jobs", "Jobs that run now.", &[]).set(state.counts.running);
-        metrics.gauge("phalanx_worker_untold", "Events that Redis does not have yet.", &[]).set(unreported);
+        metrics.gauge("phalanx_worker_unreported", "Events that Redis does not have yet.", &[]).set(unreported);
         json!({
             "name": worker.hostname(),
             "consuming": state.consuming,
@@ -160,7 +155,7 @@ fn serve_status(
             "taken": state.taken,
             "restored": state.restored,
             "aside": state.aside,
-            "untold": unreported,
+            "unreported": unreported,
             "tasks": worker.tasks(),
         })
     })

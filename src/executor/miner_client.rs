@@ -50,7 +50,7 @@ pub(super) fn start(
     let mut config = LinkConfig::new("exe-mi", url);
     config.backoff = BACKOFF;
     // The miner closes so when the job is over for it.
-    config.ends_on_goodbye = true;
+    config.ends_on_normal_close = true;
     let (tx, events) = bounded(INBOUND_MESSAGES);
     let (handle, link) = Link::new(config, dialer, timer);
     let secret = token.to_owned();

@@ -10,7 +10,8 @@
 //! * [`stages`]: all decisions. Pure.
 //! * `stages_thread`, `work`: the two threads around them.
 //! * [`workspace`], [`runner`], `output`: the job's folders, its process or container, its streams.
-//! * [`volumes`], [`uploads`], `artifacts`, `specs`: what goes in and what comes out. * `miner_client`: the link.
+//! * [`volumes`], [`uploads`], `artifacts`, `specs`: what goes in and what comes out.
+//! * `miner_client`: the link to the miner.
 
 mod artifacts;
 mod config;

@@ -13,7 +13,7 @@ use crate::base::timer::TimerHandle;
 use crate::transport::Dialer;
 
 /// How long the last message of a cancelled job may take to leave.
-const COURTESY_TIME: Duration = Duration::from_secs(1);
+const CANCELLED_FLUSH_TIME: Duration = Duration::from_secs(1);
 
 /// How an executor ended.
 #[derive(Debug)]
@@ -47,7 +47,8 @@ pub fn run(
     drop(events);
     // Whoever ended the job knows its outcome: the last message is a courtesy then, and a lost link is not dialled for
     // long.
-    let flush_time = if shutdown.is_cancelled() { config.flush_time.min(COURTESY_TIME) } else { config.flush_time };
+    let flush_time =
+        if shutdown.is_cancelled() { config.flush_time.min(CANCELLED_FLUSH_TIME) } else { config.flush_time };
     let mut stopping = Stopping::new(shutdown);
     let unsent = stopping.step("link", flush_time, |step| link.stop(step));
     stopping.unsent(unsent);

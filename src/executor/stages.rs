@@ -60,7 +60,7 @@ pub enum Input {
     /// The miner is not there, and why; another attempt will follow.
     Disconnected(String),
     /// The miner has closed the connection for good.
-    Goodbye,
+    ClosedForGood,
     /// A message of the miner.
     FromMiner(Box<MinerToExecutor>),
     /// The present work is done, or cannot be.
@@ -226,7 +226,7 @@ impl Stages {
             Input::Disconnected(why) if *connected => return log::warn!("connection lost before the job came: {why}"),
             // At once, so that a miner's operator notices a wrong address.
             Input::Disconnected(why) => ExecutorError::Unreachable(why),
-            Input::Goodbye => ExecutorError::Refused("it closed the connection before a job came".to_owned()),
+            Input::ClosedForGood => ExecutorError::Refused("it closed the connection before a job came".to_owned()),
             Input::FromMiner(message) => match *message {
                 MinerToExecutor::V0InitialJobRequest(initial) => {
                     let mut job = StagedJob::begin(initial, self.startup, now);
@@ -322,7 +322,7 @@ impl StagedJob {
                 log::warn!("job {}: no miner: {why}", self.uuid);
                 self.alone_since.get_or_insert(now);
             }
-            Input::Goodbye => {
+            Input::ClosedForGood => {
                 log::info!("job {}: the miner has closed, so the job is over for it", self.uuid);
                 self.cancel();
             }

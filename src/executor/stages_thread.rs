@@ -40,7 +40,7 @@ pub(super) fn run(
                 Ok(MinerEvent::Message(message)) => Input::FromMiner(message),
                 Err(_) => {
                     events = never();
-                    Input::Goodbye
+                    Input::ClosedForGood
                 }
             },
             recv(done) -> done => match done {

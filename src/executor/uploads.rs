@@ -173,7 +173,7 @@ fn encode(answer: &Response, most: usize) -> String {
     if body.len() > most {
         let all = answer.body.len();
         truncate(&mut body, most);
-        body.push_str(&format!("… [cut: the answer has {all} bytes]"));
+        body.push_str(&format!("… [truncated: the answer has {all} bytes]"));
     }
     HttpOutputVolumeResponse { headers, body }.encode()
 }

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded, select};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use super::changes::Changes;
 use super::router::{Change, Dispatch, Input};
@@ -73,24 +73,24 @@ impl StoreHandle {
     ///
     /// # Errors
     /// See [`CallError`].
-    pub(super) fn insert(&self, job: NewJob, dispatch: Dispatch<Ticket>) -> Result<(), CallError> {
-        self.call(|reply| Request::Insert { job, dispatch, reply })
+    pub(super) fn insert(&self, job: NewJob, dispatch: Dispatch<Ticket>, stop: &Shutdown) -> Result<(), CallError> {
+        self.call(stop, |reply| Request::Insert { job, dispatch, reply })
     }
 
     /// One job of a user. Blocks on the disk, at most ten seconds.
     ///
     /// # Errors
     /// See [`CallError`].
-    pub(super) fn job(&self, user: &str, uuid: &str) -> Result<Option<JobRow>, CallError> {
-        self.call(|reply| Request::Job { user: user.to_owned(), uuid: uuid.to_owned(), reply })
+    pub(super) fn job(&self, user: &str, uuid: &str, stop: &Shutdown) -> Result<Option<JobRow>, CallError> {
+        self.call(stop, |reply| Request::Job { user: user.to_owned(), uuid: uuid.to_owned(), reply })
     }
 
     /// One page of a user's jobs; `page` counts from 0. Blocks on the disk, at most ten seconds.
     ///
     /// # Errors
     /// See [`CallError`].
-    pub(super) fn jobs(&self, user: &str, page: u64, page_size: u64) -> Result<JobPage, CallError> {
-        self.call(|reply| Request::Jobs { user: user.to_owned(), page, page_size, reply })
+    pub(super) fn jobs(&self, user: &str, page: u64, page_size: u64, stop: &Shutdown) -> Result<JobPage, CallError> {
+        self.call(stop, |reply| Request::Jobs { user: user.to_owned(), page, page_size, reply })
     }
 
     /// The newest specs of all miners. Blocks on the disk, at most ten seconds.
@@ -98,21 +98,24 @@ impl StoreHandle {
     /// # Errors
     /// See [`CallError`].
     pub(super) fn specs(&self) -> Result<Vec<SpecsRow>, CallError> {
-        self.call(|reply| Request::Specs { reply })
+        self.call(&Shutdown::new(), |reply| Request::Specs { reply })
     }
 
-    fn call<T>(&self, request: impl FnOnce(Sender<T>) -> Request) -> Result<T, CallError> {
+    /// Asks the thread, until `stop` is cancelled.
+    fn call<T>(&self, stop: &Shutdown, request: impl FnOnce(Sender<T>) -> Request) -> Result<T, CallError> {
         let deadline = Instant::now() + CALL_TIME;
         let (reply, answer) = bounded(1);
         let _waiting = waiting("the store", Some(deadline));
-        self.queue.send_deadline(request(reply), deadline).map_err(|error| match error {
-            SendTimeoutError::Timeout(_) => CallError::Late,
-            SendTimeoutError::Disconnected(_) => CallError::Unavailable,
-        })?;
+        select! {
+            send(self.queue, request(reply)) -> sent => sent.map_err(|_| CallError::Unavailable)?,
+            recv(stop.cancel_receiver()) -> _ => return Err(CallError::Unavailable),
+            default(CALL_TIME) => return Err(CallError::Late),
+        }
         select! {
             recv(answer) -> answer => answer.map_err(|_| CallError::Unavailable),
             // The answer may have come just before.
             recv(self.ended) -> _ => answer.try_recv().map_err(|_| CallError::Unavailable),
+            recv(stop.cancel_receiver()) -> _ => answer.try_recv().map_err(|_| CallError::Unavailable),
             default(deadline.saturating_duration_since(Instant::now())) => Err(CallError::Late),
         }
     }
@@ -282,11 +285,11 @@ mod tests {
         let (stop, Board { health, metrics, .. }) = (Shutdown::new(), Board::new());
         let (stored, _router) = bounded(1);
         let (handle, thread) = start(store, stored, Changes::default(), &stop, &health, &metrics);
-        assert!(handle.job("user", "uuid").unwrap().is_none());
+        assert!(handle.job("user", "uuid", &Shutdown::new()).unwrap().is_none());
         // What comes between the thread's last look and the end of its queue; here the queue is another's.
         let (queue, _unread) = bounded(1);
         let late = StoreHandle { queue, ..handle };
-        let caller = spawn("t-caller", Kick::dropped("the thread"), move || late.job("user", "uuid"));
+        let caller = spawn("t-caller", Kick::dropped("the thread"), move || late.job("user", "uuid", &Shutdown::new()));
         stop.cancel();
         thread.join_by(far()).unwrap();
         assert_eq!(caller.join_by(far()).unwrap().unwrap_err(), CallError::Unavailable);

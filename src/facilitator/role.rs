@@ -26,7 +26,7 @@ use crate::base::clock::now;
 use crate::base::limits::{FACILITATOR_LINK_MESSAGE_BYTES, ROLE_EVENTS};
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
-use crate::base::stop::Stopping;
+use crate::base::stop::{Stopping, drop_role};
 use crate::base::thread::Thread;
 use crate::base::timer::TimerHandle;
 use crate::identity::PublicKey;
@@ -40,21 +40,12 @@ use crate::store::StoreError;
 use crate::store::jobs::{JobStore, NewJob, SpecsRow};
 use crate::transport::{HandshakeRequest, Listener, Refusal, SocketLimits};
 
-/// Close code of a stop (RFC 6455: going away).
-const CLOSE_GOING_AWAY: u16 = 1001;
-
 /// Messages and bytes that wait for one validator. All jobs that may wait at all (4,096 and 256 MiB) fit, with their
 /// answers.
 const VALIDATOR_OUTBOX: OutboxLimits = OutboxLimits { messages: 16_384, bytes: 320 << 20, window: 16_384 };
 
-/// Time budgets of a stop, step by step: 5 s of users, 1 s, 5 s of answers, 5 s of validators, 5 s of disk.
-const STOP_STEPS: [Duration; 5] = [
-    Duration::from_secs(5),
-    Duration::from_secs(1),
-    Duration::from_secs(5),
-    Duration::from_secs(5),
-    Duration::from_secs(5),
-];
+/// Seconds of a stop, step by step: users, accepting, answers and the router, validators, disk.
+const STOP_STEPS: [u64; 5] = [5, 1, 5, 5, 5];
 
 /// The facilitator cannot start; whatever had been started was stopped again.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +101,10 @@ impl std::fmt::Debug for Facilitator {
 
 impl Facilitator {
     /// The longest that [`Facilitator::stop`] takes, the sum of its steps.
-    pub const STOP_BUDGET: Duration = Duration::from_secs(21);
+    pub const STOP_BUDGET: Duration = {
+        let [users, accept, answers, sessions, disk] = STOP_STEPS;
+        Duration::from_secs(users + accept + answers + sessions + disk)
+    };
 
     /// Opens the database and starts all threads; jobs that no validator has taken up before a restart are sent again,
     /// and those that have not ended are watched again.
@@ -250,37 +244,35 @@ impl Facilitator {
         let _ = self.events.send(Event::Input(Input::SetValidators(validators)));
     }
 
-    /// Stops in order: users (requests in work are answered), new connections, the answers that validators are owed,
-    /// their connections (close 1001), then the loop and the database. At most 21 s, less when `stopping` is cancelled.
+    /// Stops in order: users (requests in work are answered), new connections, the answers that validators are owed and
+    /// the router, their connections (close 1001), then the database. At most [`Facilitator::STOP_BUDGET`], less when
+    /// `stopping` is cancelled.
     pub fn stop(mut self, stopping: &mut Stopping) {
         self.end(stopping);
     }
 
     fn end(&mut self, stopping: &mut Stopping) {
         let Some(FacilitatorParts { router, disk, mut server, http, stop }) = self.parts.take() else { return };
-        let [http_time, accept_time, answer_time, session_time, disk_time] = STOP_STEPS;
+        let [http_time, accept_time, answer_time, session_time, disk_time] = STOP_STEPS.map(Duration::from_secs);
         stopping.step("facilitator http", http_time, |step| http.stop(step));
         stopping.step("facilitator accept", accept_time, |step| server.stop_accepting(step));
         stopping.step("facilitator answers", answer_time, |step| {
             router_thread::settle(&self.events, step.deadline(), step.shutdown());
-        });
-        stopping.step("facilitator sessions", session_time, |step| {
-            server.stop(step, CLOSE_GOING_AWAY, "the facilitator is stopping");
-        });
-        stopping.step("facilitator loop", disk_time, |step| {
+            // Before the connections: their threads may wait for it to take something.
             stop.cancel();
             step.join(router);
-            step.join(disk);
         });
+        stopping.step("facilitator sessions", session_time, |step| {
+            server.stop(step, "the facilitator is stopping");
+        });
+        stopping.step("facilitator database", disk_time, |step| step.join(disk));
     }
 }
 
 impl Drop for Facilitator {
     fn drop(&mut self) {
         if self.parts.is_some() {
-            let mut stopping = Stopping::cancelled();
-            self.end(&mut stopping);
-            log::info!("a facilitator was dropped: {}", stopping.finish());
+            drop_role("a facilitator", |stopping| self.end(stopping));
         }
     }
 }

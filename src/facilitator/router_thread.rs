@@ -89,12 +89,13 @@ impl RouterThread {
     /// Starts the thread.
     pub(super) fn start(self) -> Thread<()> {
         let kick = self.stop.clone();
-        let running = Running { owned: self, sessions: HashMap::new(), changes: VecDeque::new(), settling: Vec::new() };
+        let running =
+            RouterLoop { owned: self, sessions: HashMap::new(), changes: VecDeque::new(), settling: Vec::new() };
         spawn("fac-route", Kick::new("stop signal", move || kick.cancel()), move || running.run())
     }
 }
 
-struct Running {
+struct RouterLoop {
     owned: RouterThread,
     sessions: HashMap<SessionId, SessionHandle>,
     /// What the store's queue has no room for yet.
@@ -102,7 +103,7 @@ struct Running {
     settling: Vec<Sender<Never>>,
 }
 
-impl Drop for Running {
+impl Drop for RouterLoop {
     /// A thread that ends unasked (a panic here or in the store's thread) leaves nobody in the belief that all is well.
     fn drop(&mut self) {
         if !self.owned.stop.is_cancelled() {
@@ -113,7 +114,7 @@ impl Drop for Running {
     }
 }
 
-impl Running {
+impl RouterLoop {
     fn run(mut self) {
         self.owned.health.up("loop");
         while let Some(event) = self.next() {

@@ -51,32 +51,32 @@ pub struct Progress {
     read: u64,
     written: u64,
     /// When the last received byte was noticed.
-    pub heard: Instant,
+    pub last_read: Instant,
     /// When the last written byte was noticed.
-    pub wrote: Instant,
+    pub last_written: Instant,
 }
 
 impl Progress {
     /// A connection that begins `now`, with the bytes that it has `read` and `written` before.
     pub fn new(now: Instant, read: u64, written: u64) -> Self {
-        Self { read, written, heard: now, wrote: now }
+        Self { read, written, last_read: now, last_written: now }
     }
 
     /// Notes what has moved since the last look; `read` and `written` are the present counts.
     pub fn look(&mut self, now: Instant, read: u64, written: u64) {
         if read != self.read {
-            (self.read, self.heard) = (read, now);
+            (self.read, self.last_read) = (read, now);
         }
         if written != self.written {
-            (self.written, self.wrote) = (written, now);
+            (self.written, self.last_written) = (written, now);
         }
     }
 }
 
-/// Judges one connection from when the peer was last heard and since when a write has moved nothing, if one is under
-/// way.
-pub fn judge(config: &LivenessConfig, now: Instant, heard: Instant, writing_since: Option<Instant>) -> Verdict {
-    let silence = now.saturating_duration_since(heard);
+/// Judges one connection from when the peer was last heard and since when a write has moved nothing, if one is
+/// under way.
+pub fn judge(config: &LivenessConfig, now: Instant, last_read: Instant, writing_since: Option<Instant>) -> Verdict {
+    let silence = now.saturating_duration_since(last_read);
     if silence >= config.dead_after {
         return Verdict::Silent;
     }
@@ -84,12 +84,12 @@ pub fn judge(config: &LivenessConfig, now: Instant, heard: Instant, writing_sinc
     if stuck_at.is_some_and(|at| at <= now) {
         return Verdict::Stuck;
     }
-    let dead_at = heard + config.dead_after;
+    let dead_at = last_read + config.dead_after;
     if silence >= config.ping_after {
         // The next look comes a ping interval later, or when the verdict may become final.
         return Verdict::Ping(dead_at.min(now + config.ping_after));
     }
-    Verdict::Wait((heard + config.ping_after).min(dead_at))
+    Verdict::Wait((last_read + config.ping_after).min(dead_at))
 }
 
 #[cfg(test)]
@@ -112,7 +112,7 @@ mod tests {
     fn each_count_that_grows_restarts_its_own_clock() {
         let t = Instant::now();
         let mut progress = Progress::new(t, 7, 9);
-        let seen = |progress: &Progress| (progress.heard - t, progress.wrote - t);
+        let seen = |progress: &Progress| (progress.last_read - t, progress.last_written - t);
         progress.look(t + S, 7, 9);
         assert_eq!(seen(&progress), (Duration::ZERO, Duration::ZERO));
         progress.look(t + 2 * S, 8, 9);

@@ -62,7 +62,7 @@ pub struct LinkConfig {
     /// Close codes by which the peer refuses us for good.
     pub refusal_codes: &'static [u16],
     /// Whether a Close with code 1000 from the peer ends the link for good, also when nobody has stopped it.
-    pub ends_on_goodbye: bool,
+    pub ends_on_normal_close: bool,
 }
 
 impl LinkConfig {
@@ -80,7 +80,7 @@ impl LinkConfig {
             outbox: OutboxLimits::default(),
             refused_pause: REFUSED_PAUSE,
             refusal_codes: &[],
-            ends_on_goodbye: false,
+            ends_on_normal_close: false,
         }
     }
 }
@@ -421,7 +421,7 @@ where
                     }
                     backoff.connected(Instant::now());
                     let end = self.session(connection, first, &session_config);
-                    if (config.ends_on_goodbye || self.handle.session.is_closing()) && is_goodbye(&end) {
+                    if (config.ends_on_normal_close || self.handle.session.is_closing()) && is_normal_close(&end) {
                         break;
                     }
                     let lasting = is_refusal(&end, config.refusal_codes);
@@ -506,7 +506,7 @@ where
 }
 
 /// Whether the peer has closed because it is done with us (1000), rather than that it is away (1001) or broken.
-fn is_goodbye(end: &SessionEnd) -> bool {
+fn is_normal_close(end: &SessionEnd) -> bool {
     matches!(end, SessionEnd::Closed(info) if info.clean && info.code == Some(1000))
 }
 

@@ -3,9 +3,9 @@
 //! A message leaves the outbox when it was written, or, if it is kept for its answer, when the peer has answered it.
 //! Answers carry no id and come in the order of the messages, so they match first in, first out.
 //!
-//! The message of the lowest [`Rank`] is written first, and among equals the oldest. A rank is the time of a message's
-//! birth plus its patience, so urgent messages go first and none starves: nothing that is born after a message's rank
-//! can pass it. Without ranks the outbox is a plain queue.
+//! The message of the lowest [`Rank`] is written first, and among equals the oldest. A rank is the time at which a
+//! message was created plus its patience, so urgent messages go first and none starves: nothing that is created after a
+//! message's rank can pass it. Without ranks the outbox is a plain queue.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -35,10 +35,10 @@ pub enum Kind {
 pub struct Rank(u64);
 
 impl Rank {
-    /// The rank of a message that was born at this time, in milliseconds, and that those born up to `patience` later
-    /// may pass.
-    pub fn new(born: u64, patience: Duration) -> Self {
-        Self(born.saturating_add(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX)))
+    /// The rank of a message that was created at this time, in milliseconds, and that those created up to `patience`
+    /// later may pass.
+    pub fn new(created: u64, patience: Duration) -> Self {
+        Self(created.saturating_add(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX)))
     }
 }
 

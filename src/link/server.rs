@@ -23,6 +23,9 @@ use crate::transport::{HandshakeRequest, Listener, Pending, Refusal, SocketLimit
 /// Connections over the limit that are answered with HTTP 503, each by a thread; still further ones are just closed.
 const REFUSALS: usize = 16;
 
+/// Close code of a server that stops (RFC 6455, section 7.4.1).
+const GOING_AWAY: u16 = 1001;
+
 /// What a server needs besides its listener.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
@@ -122,12 +125,11 @@ impl Server {
         self.acceptor.stop_accepting(step);
     }
 
-    /// Closes every connection with `code` once its outbox is drained, all in parallel, and joins their threads.
-    pub fn stop(mut self, step: &mut Step, code: u16, reason: &str) {
+    /// Closes every connection with 1001 once its outbox is drained, all in parallel, and joins their threads.
+    pub fn stop(mut self, step: &mut Step, reason: &str) {
         self.stop_accepting(step);
-        // In this order: a connection that is cancelled and not closing is broken.
-        self.acceptor.each(|handle| handle.close(code, reason, step.deadline()));
         self.acceptor.cancel();
+        self.acceptor.each(|handle| handle.close(GOING_AWAY, reason, step.deadline()));
         self.acceptor.join(step);
     }
 }
@@ -156,6 +158,7 @@ impl Service for Accepting {
         let Place { number, is_over, stop } = place;
         let name = self.config.name;
         let handle = SessionHandle::new(self.config.outbox, self.timer.clone());
+        let broken = Shutdown::new();
         let serve = Serve {
             id: SessionId::fresh(),
             handle: handle.clone(),
@@ -168,13 +171,13 @@ impl Service for Accepting {
             check: self.check.clone(),
             sink: self.sink.clone(),
             stop,
+            broken: broken.clone(),
             full: is_over,
         };
-        let kicked = handle.clone();
         Admitted {
             handle,
             thread_name: format!("{name}-rd-{number}"),
-            kick: Box::new(move || kicked.kick()),
+            kick: Box::new(move || broken.cancel()),
             serve: Box::new(move || serve.run(pending)),
         }
     }
@@ -191,7 +194,10 @@ struct Serve {
     session: SessionConfig,
     check: HandshakeCheck,
     sink: ServerSink,
+    /// Ends the handshake at cancel.
     stop: Shutdown,
+    /// Breaks the connection at cancel, whatever its thread does then.
+    broken: Shutdown,
     full: bool,
 }
 
@@ -213,13 +219,14 @@ impl Serve {
                 return;
             }
         };
-        let Self { id, handle, session, sink, stop, .. } = self;
+        let Self { id, handle, session, sink, broken, .. } = self;
+        let kick = connection.kick.clone();
+        let _kick = broken.on(Level::Cancel, move || kick.kick());
         sink(ServerEvent::Opened { id, handle: handle.clone(), request, peer });
-        let end = session::run(connection, &handle, &session, |arrival| match arrival {
-            Arrival::Text(text) => sink(ServerEvent::Text { id, text }),
-            // A kick between the handshake and the beginning of the session found no connection to break.
-            Arrival::Pause if stop.is_cancelled() && !handle.is_closing() => handle.kick(),
-            Arrival::Pause => {}
+        let end = session::run(connection, &handle, &session, |arrival| {
+            if let Arrival::Text(text) = arrival {
+                sink(ServerEvent::Text { id, text });
+            }
         });
         sink(ServerEvent::Closed { id, end });
     }

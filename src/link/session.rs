@@ -337,9 +337,9 @@ fn write_loop(
 }
 
 /// The timers of one connection: liveness and heartbeat. Dropping it ends both.
-struct Watch(Arc<WatchInner>);
+struct Watch(Arc<WatchShared>);
 
-struct WatchInner {
+struct WatchShared {
     session: Weak<SessionShared>,
     timer: TimerHandle,
     liveness: LivenessConfig,
@@ -356,7 +356,7 @@ impl Watch {
     fn start(handle: &SessionHandle, config: &SessionConfig, traffic: Arc<Traffic>) -> Self {
         let now = Instant::now();
         let progress = Progress::new(now, traffic.read_bytes(), traffic.written_bytes());
-        let inner = Arc::new(WatchInner {
+        let inner = Arc::new(WatchShared {
             session: Arc::downgrade(&handle.0),
             timer: handle.0.timer.clone(),
             liveness: config.liveness,
@@ -368,7 +368,7 @@ impl Watch {
         });
         inner.look();
         if let Some(every) = inner.beat_every {
-            inner.arm(1, now + every, WatchInner::beat);
+            inner.arm(1, now + every, WatchShared::beat);
         }
         Self(inner)
     }
@@ -388,7 +388,7 @@ impl Drop for Watch {
     }
 }
 
-impl WatchInner {
+impl WatchShared {
     fn arm(self: &Arc<Self>, slot: usize, when: Instant, action: fn(&Arc<Self>)) {
         let weak = Arc::downgrade(self);
         let alarm = self.timer.at(when, move || {
@@ -412,13 +412,13 @@ impl WatchInner {
             let mut progress = lock(&self.progress);
             progress.look(now, self.traffic.read_bytes(), self.traffic.written_bytes());
             if self.busy.load(Ordering::Relaxed) {
-                progress.heard = now;
+                progress.last_read = now;
             }
             *progress
         };
         let writing_since = session.handover.with(|present| present.and_then(|present| present.writing_since));
-        let unmoved_since = writing_since.map(|since| since.max(progress.wrote));
-        match judge(&self.liveness, now, progress.heard, unmoved_since) {
+        let unmoved_since = writing_since.map(|since| since.max(progress.last_written));
+        match judge(&self.liveness, now, progress.last_read, unmoved_since) {
             Verdict::Wait(then) => self.arm(0, then, Self::look),
             Verdict::Ping(then) => {
                 session.handover.signal(Signal::Ping);

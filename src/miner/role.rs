@@ -18,7 +18,7 @@ use crate::base::clock::now;
 use crate::base::limits::ROLE_EVENTS;
 use crate::base::lock::lock;
 use crate::base::shutdown::{Level, Shutdown};
-use crate::base::stop::Stopping;
+use crate::base::stop::{Stopping, drop_role};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::TimerHandle;
 use crate::base::waits::waiting;
@@ -32,9 +32,6 @@ pub const DATABASE: &str = "miner.db";
 
 /// How long the threads of connections, the store and the accepting may take to end, each step.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
-
-/// Close code "going away" (RFC 6455).
-const CLOSE_GOING_AWAY: u16 = 1001;
 
 /// Why a miner could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -190,7 +187,7 @@ impl Miner {
         });
         stopping.cancelled_jobs(end.unwrap_or(0));
         stopping.step("miner: connections", CLOSE_TIME, |step| {
-            server.stop(step, CLOSE_GOING_AWAY, "the miner is stopping");
+            server.stop(step, "the miner is stopping");
         });
         stopping.step("miner: receipts", CLOSE_TIME, |step| step.join(disk).unwrap_or(()));
     }
@@ -199,9 +196,7 @@ impl Miner {
 impl Drop for Miner {
     fn drop(&mut self) {
         if self.parts.is_some() {
-            let mut stopping = Stopping::cancelled();
-            self.end(&mut stopping);
-            log::info!("a miner was dropped: {}", stopping.finish());
+            drop_role("a miner", |stopping| self.end(stopping));
         }
     }
 }

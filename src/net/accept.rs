@@ -344,7 +344,7 @@ mod tests {
         acceptor.each(|handle| handles.push(*handle));
         handles.sort_unstable();
         assert_eq!(handles, [1, 2]);
-        let mut stopping = crate::base::stop::Stopping::new(&Shutdown::new());
+        let mut stopping = crate::base::stop::Stopping::alone();
         stopping.step("acceptor", LONG, |step| {
             acceptor.stop_accepting(step);
             assert_eq!(group.live().len(), 2, "the connections go on");

@@ -221,11 +221,11 @@ pub fn set_options(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Counts the look-ups that still run, also those whose caller has given up.
-struct Running;
+struct LookUpCount;
 
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 
-impl Drop for Running {
+impl Drop for LookUpCount {
     fn drop(&mut self) {
         RUNNING.fetch_sub(1, Ordering::SeqCst);
     }
@@ -257,7 +257,7 @@ fn look_up_by(
 ) -> Result<Vec<SocketAddr>, DialError> {
     let failed = |source| DialError::LookUp { host: host.to_owned(), source };
     let start = Instant::now();
-    let running = Running;
+    let running = LookUpCount;
     if RUNNING.fetch_add(1, Ordering::SeqCst) >= LOOKUPS_AT_ONCE {
         return Err(failed(io::Error::new(io::ErrorKind::WouldBlock, "too many look-ups hang already")));
     }

@@ -1,4 +1,4 @@
-//! What strangers are met through: dialling, accepting, TLS, addresses, HTTP.
+//! Connections to other programs: dialling, accepting, TLS, addresses, HTTP.
 //!
 //! * `address`, `percent`: hosts, ports and percent-encoded texts. Pure.
 //! * [`dial`]: the only place that connects.

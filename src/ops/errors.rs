@@ -29,7 +29,7 @@ pub enum ErrorClass {
     /// The peer said no: it gives this piece of work up, reports that, and goes on with the next; asking again does not
     /// help.
     Rejected,
-    /// A stop or a newer wish ended it: it returns at once and complains to nobody.
+    /// A stop or a newer request ended it: it returns at once and complains to nobody.
     Cancelled,
     /// Nothing that it can do helps: it ends, and says why to whoever started it.
     Fatal,
@@ -52,7 +52,7 @@ impl ErrorClass {
         }
     }
 
-    /// How loud it is logged: a retry is part of the day, a cancel was wished for.
+    /// At which level it is logged: retries are ordinary, a cancel was requested.
     pub fn level(self) -> log::Level {
         match self {
             Self::Cancelled => log::Level::Debug,

@@ -125,7 +125,7 @@ mod tests {
         for frame in frames {
             for answer in answers(&frame) {
                 assert!(answer.len() < MIB, "{} bytes for {:.60}", answer.len(), frame);
-                assert!(answer.contains("(cut, ") || answer.contains("..."), "{answer:.200}");
+                assert!(answer.contains("(truncated, ") || answer.contains("..."), "{answer:.200}");
             }
         }
     }

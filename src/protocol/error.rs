@@ -234,7 +234,7 @@ pub(super) fn quote(text: &str) -> Cow<'_, str> {
 pub(super) fn truncate(text: &str, chars: usize) -> Cow<'_, str> {
     match text.char_indices().nth(chars) {
         None => Cow::Borrowed(text),
-        Some((end, _)) => Cow::Owned(format!("{}… (cut, {} bytes in all)", &text[..end], text.len())),
+        Some((end, _)) => Cow::Owned(format!("{}… (truncated, {} bytes in all)", &text[..end], text.len())),
     }
 }
 
@@ -247,7 +247,7 @@ fn echo(input: &JsonValue<'_>) -> Value {
     if fits(input, &mut budget) {
         to_value(input)
     } else {
-        Value::String(format!("{}… (cut, too long to quote)", repr::head(input, MAX_ECHO_BYTES)))
+        Value::String(format!("{}… (truncated, too long to quote)", repr::head(input, MAX_ECHO_BYTES)))
     }
 }
 

@@ -1,11 +1,11 @@
 //! How long each stage of a job may take: one rule for the validator, the miner and the executor. Pure: `now` is given.
 //!
 //! The deadline starts with the leeway and is extended by each stage's limit as the stage begins, so that time saved in
-//! one stage is there for the next (rule of the miner links). Without timing details one total applies to all stages.
+//! one stage is there for the next. Without timing details one total applies to all stages.
 
 use std::time::{Duration, Instant};
 
-use super::{ExecutorTimingDetails, HordeFailureReason, JobStage};
+use super::{ExecutorTimingDetails, HordeFailureReason};
 use crate::base::limits::LONGEST_TIME;
 
 /// A stage of a job after its executor is ready.
@@ -29,16 +29,6 @@ impl Stage {
             Stage::StreamingStart => HordeFailureReason::StreamingJobReadyTimedOut,
             Stage::Execution => HordeFailureReason::ExecutionTimedOut,
             Stage::Upload => HordeFailureReason::FinalResponseTimedOut,
-        }
-    }
-
-    /// The stage's name on the wire.
-    pub fn on_the_wire(self) -> JobStage {
-        match self {
-            Stage::Download => JobStage::VolumeDownload,
-            Stage::StreamingStart => JobStage::StreamingStartup,
-            Stage::Execution => JobStage::Execution,
-            Stage::Upload => JobStage::ResultUpload,
         }
     }
 

@@ -1,4 +1,4 @@
-//! The room without the feature `store`: no state folder can be opened, and whoever configures one gets an error. Pure.
+//! `store` without its feature: no state folder can be opened, and whoever configures one gets an error. Pure.
 
 use std::path::PathBuf;
 

@@ -1,7 +1,7 @@
 //! The end of one task: settled once, seen by every waiter. The only place where a task and its waiters meet.
 //!
 //! A task is *settled* by whoever ends it first (its worker, a cancel, a limit) and *published* when the table knows of
-//! it, so that a waiter that returns finds the table up to date. Modelled in `tests/model.rs`.
+//! it, so that a waiter that returns finds the table up to date. Modelled in `tests/model/`.
 
 use std::time::{Duration, Instant};
 

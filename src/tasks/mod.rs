@@ -16,7 +16,6 @@
 //! ```
 //! use std::time::Duration;
 //!
-//! use phalanx::base::shutdown::Shutdown;
 //! use phalanx::base::stop::Stopping;
 //! use phalanx::tasks::{TaskConfig, TaskManager, TaskOptions};
 //!
@@ -32,7 +31,7 @@
 //! })?;
 //! assert_eq!(sum.wait()?, 4950);
 //!
-//! let mut stopping = Stopping::new(&Shutdown::new());
+//! let mut stopping = Stopping::alone();
 //! stopping.step("tasks", Duration::from_secs(5), |step| manager.stop(step));
 //! assert!(stopping.finish().is_clean());
 //! # Ok::<(), Box<dyn std::error::Error>>(())

@@ -76,9 +76,9 @@ pub(super) struct Record<J> {
 /// For ids, which are numbers in a row and nobody's to choose: neighbours are kept together, because they come and go
 /// together.
 #[derive(Debug, Default)]
-pub(super) struct InARow(u64);
+pub(super) struct SequentialHasher(u64);
 
-impl Hasher for InARow {
+impl Hasher for SequentialHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -95,7 +95,7 @@ impl Hasher for InARow {
     }
 }
 
-type ById<V> = HashMap<TaskId, V, BuildHasherDefault<InARow>>;
+type ById<V> = HashMap<TaskId, V, BuildHasherDefault<SequentialHasher>>;
 
 /// All tasks.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use crate::base::clock::Clock;
 use crate::base::lock::lock;
 use crate::base::rng::Rng;
 use crate::base::scope;
-use crate::base::shutdown::{Level, Shutdown};
+use crate::base::shutdown::Level;
 use crate::base::stop::{StopReport, Stopping};
 use crate::base::thread::{Group as Threads, Kick, spawn};
 pub(super) use crate::base::wait::{LONG, until};
@@ -41,7 +41,7 @@ pub(super) fn fixture(change: impl FnOnce(TaskConfig) -> TaskConfig) -> Fixture 
 
 impl Fixture {
     pub(super) fn stop(&mut self, budget: Duration) -> (TasksReport, StopReport) {
-        let mut stopping = Stopping::new(&Shutdown::new());
+        let mut stopping = Stopping::alone();
         let manager = self.manager.take().unwrap();
         let report = stopping.step("tasks", budget, |step| manager.stop(step));
         (report, stopping.finish())

@@ -58,7 +58,7 @@ pub enum TransportError {
         /// The error of the system.
         source: io::Error,
     },
-    /// The server refused the upgrade; on the server, its own `route` did.
+    /// The server refused the upgrade; on the server, its own check did.
     #[error("upgrade refused with status {status}: {body}")]
     Refused {
         /// The HTTP status.

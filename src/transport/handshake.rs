@@ -55,7 +55,7 @@ impl Bounded<'_> {
     /// Half-closes and reads until the peer has done the same, at most for [`LINGER`].
     fn linger(&mut self) {
         self.deadline = self.deadline.min(Instant::now() + LINGER);
-        // The handshake has failed already, so errors have nobody to interest; the loop ends with any of them.
+        // The handshake has failed already; a further error only ends the loop.
         let _ = self.tcp.shutdown(Half::Write);
         let mut discarded = [0; 1024];
         while self.read(&mut discarded).is_ok_and(|n| n > 0) {}
@@ -214,17 +214,17 @@ impl From<TransportError> for Verdict {
     }
 }
 
-/// Reads the request, asks `route`, answers.
+/// Reads the request, asks `check`, answers.
 ///
 /// Blocks in `stream`, whose errors end it. A peer that is refused gets the reason.
 pub(super) fn upgrade_as_server(
     stream: &mut (impl Read + Write),
     peer: &str,
     limit: usize,
-    route: &mut dyn FnMut(&HandshakeRequest) -> Result<(), Refusal>,
+    check: &mut dyn FnMut(&HandshakeRequest) -> Result<(), Refusal>,
 ) -> Result<HandshakeRequest, TransportError> {
     let verdict = read_request(stream, limit)
-        .and_then(|(request, accept)| route(&request).map(|()| (request, accept)).map_err(Verdict::Refused));
+        .and_then(|(request, accept)| check(&request).map(|()| (request, accept)).map_err(Verdict::Refused));
     let (answer, outcome) = match verdict {
         Ok((request, accept)) => {
             let answer = HeadText::new(format_args!("HTTP/1.1 101 Switching Protocols"))

@@ -302,11 +302,11 @@ pub trait Pending: Send {
     /// The peer's address (and port), for logs.
     fn peer(&self) -> String;
 
-    /// Reads the peer's request, lets `route` judge it, and answers. Blocks at most until `deadline`, however slowly
+    /// Reads the peer's request, lets `check` judge it, and answers. Blocks at most until `deadline`, however slowly
     /// the peer sends; `shutdown` at `level` interrupts it.
     ///
     /// # Errors
-    /// [`TransportError::Refused`] if `route` refused (the peer got its status and body); otherwise what was wrong with
+    /// [`TransportError::Refused`] if `check` refused (the peer got its status and body); otherwise what was wrong with
     /// the peer, a time-out, or [`TransportError::Stopped`].
     fn handshake(
         self: Box<Self>,
@@ -314,7 +314,7 @@ pub trait Pending: Send {
         deadline: Instant,
         shutdown: &Shutdown,
         level: Level,
-        route: &mut dyn FnMut(&HandshakeRequest) -> Result<(), Refusal>,
+        check: &mut dyn FnMut(&HandshakeRequest) -> Result<(), Refusal>,
     ) -> Result<(Connection, HandshakeRequest), TransportError>;
 }
 

@@ -19,7 +19,7 @@ use super::jobs::{DISPATCH_CLOSE_TIME, FrontStatus, JobRunner};
 use super::organic::Miners;
 use super::routing::MinerAddress;
 use crate::base::backoff::BackoffConfig;
-use crate::base::stop::{CANCEL_BUDGET, Stopping};
+use crate::base::stop::{CANCEL_BUDGET, Stopping, drop_role};
 use crate::base::timer::TimerHandle;
 use crate::identity::{KeyPair, PublicKey};
 use crate::ops::status::Board;
@@ -230,9 +230,7 @@ impl Validator {
 impl Drop for Validator {
     fn drop(&mut self) {
         if self.client.is_some() {
-            let mut stopping = Stopping::cancelled();
-            self.end(&mut stopping);
-            log::info!("a validator was dropped: {}", stopping.finish());
+            drop_role("a validator", |stopping| self.end(stopping));
         }
     }
 }

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use crate::alone;
 use crossbeam_channel::bounded;
 use phalanx::base::leaks::Before;
-use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::Stopping;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::tasks::{Interrupted, TaskConfig, TaskError, TaskManager};
@@ -63,7 +62,7 @@ fn a_stopped_task_manager_leaves_nothing() {
         drop(tasks.submit::<(), Interrupted, _>("sleeps", work).unwrap());
     }
     assert!(!before.leaks(Duration::ZERO).threads.is_empty());
-    let mut stopping = Stopping::new(&Shutdown::new());
+    let mut stopping = Stopping::alone();
     let report = stopping.step("tasks", Duration::from_millis(10), |step| manager.stop(step));
     assert_eq!((report.cancelled, report.unresponsive.len()), (10, 0));
     assert!(stopping.finish().is_clean());

@@ -221,7 +221,7 @@ impl SourceFile {
     }
 
     /// The first module, under which a file of the root stands by its own name.
-    pub fn room(&self) -> &str {
+    pub fn module(&self) -> &str {
         self.module.first().map_or("lib", String::as_str)
     }
 

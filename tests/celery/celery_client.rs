@@ -24,10 +24,10 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// Waits until the result has been heard to be in a state that passes.
 fn until(pending: &PendingResult, wanted: ResultState) {
-    let (tell, notified) = bounded(64);
+    let (report, notified) = bounded(64);
     pending.on_update(move |meta| {
         // Only the first one counts.
-        let _ = tell.try_send(meta.state.clone());
+        let _ = report.try_send(meta.state.clone());
     });
     let deadline = far();
     while notified.recv_deadline(deadline).unwrap_or_else(|_| panic!("{pending:?} is not {wanted}")) != wanted {}
@@ -99,8 +99,8 @@ fn values_and_failures(celery: &CeleryHandle) {
     assert_eq!((sum.state(), sum.outcome()), (ResultState::Success, Some(Ok(json!(5)))));
     // Somebody else may ask for the same, also when it is over.
     assert_eq!(celery.result(sum.id()).unwrap().wait(LONG), Ok(json!(5)));
-    let (tell, notified) = bounded(1);
-    sum.on_end(move |outcome| tell.send(outcome.clone()).unwrap());
+    let (report, notified) = bounded(1);
+    sum.on_end(move |outcome| report.send(outcome.clone()).unwrap());
     assert_eq!(notified.recv_timeout(LONG).unwrap(), Ok(json!(5)));
     let meta = sum.fetch(far()).unwrap().unwrap();
     assert_eq!((meta.state, meta.children), (ResultState::Success, json!([])));
@@ -404,8 +404,8 @@ fn a_stop_ends_every_wait_at_once_and_refuses_what_comes_later() {
     let client = Client::start(server.config());
     let celery = client.handle();
     let pending: Vec<_> = (0..4).map(|_| celery.send(Task::new("t.add").queue("nobody")).unwrap()).collect();
-    let (tell, notified) = bounded(1);
-    pending[0].on_end(move |outcome| tell.send(outcome.clone()).unwrap());
+    let (report, notified) = bounded(1);
+    pending[0].on_end(move |outcome| report.send(outcome.clone()).unwrap());
     let (ready, waiting) = bounded(8);
     let waiters = pending.iter().enumerate().map(|(n, pending)| {
         let (pending, ready) = (pending.clone(), ready.clone());

@@ -261,9 +261,9 @@ fn the_first_priority_goes_first_and_the_rest_in_order() {
         feed.send("note", json!({"options": {"priority": priority, "queue": "ordered", "task_id": id}}));
         expected[priority / 3].push(id);
     }
-    let (tell, notified) = bounded(10);
+    let (report, notified) = bounded(10);
     let registry = Registry::new().register("note", move |cx, _| {
-        tell.send(cx.id().to_owned()).unwrap();
+        report.send(cx.id().to_owned()).unwrap();
         Ok(Value::Null)
     });
     let mut config = settings(server.config());

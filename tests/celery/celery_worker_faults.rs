@@ -156,7 +156,7 @@ fn redis_is_restarted_under_load_and_nothing_is_lost_or_run_twice_unmarked() {
     let (mut feed, mut theirs) = (Feed::start(&server.url()), Vec::new());
     for _ in 0..restarts {
         if let Some(feed) = &mut feed {
-            feed.tell(&json!({"do": "send_many", "specs": vec![json!({"task": "once"}); 20]}));
+            feed.report(&json!({"do": "send_many", "specs": vec![json!({"task": "once"}); 20]}));
         }
         let goal = runs.count() + 1 + (rng.next_u64() % 200) as usize;
         until("work goes on", || runs.count() >= goal);

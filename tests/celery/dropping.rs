@@ -24,9 +24,9 @@ use scripted::{Plan, ScriptedFacilitator, key};
 
 /// Drops a value on a thread of its own, and fails if that does not end.
 fn dropped<T: Send + 'static>(value: T) {
-    let (tell, ended) = bounded::<()>(0);
+    let (report, ended) = bounded::<()>(0);
     let dropping = spawn("t-drop", Kick::dropped("nothing: a test for it"), move || {
-        let _ended = tell;
+        let _ended = report;
         drop(value);
     });
     let what = std::any::type_name::<T>();
@@ -47,8 +47,8 @@ fn dropping_a_commander_stops_it() {
     handle.call(get()).unwrap();
     // One that Redis does not answer fails.
     server.pause();
-    let (tell, answer) = bounded(1);
-    handle.submit(get(), move |outcome| tell.send(outcome).unwrap()).unwrap();
+    let (report, answer) = bounded(1);
+    handle.submit(get(), move |outcome| report.send(outcome).unwrap()).unwrap();
     dropped(commander);
     assert!(matches!(answer.recv_timeout(LONG).unwrap(), Err(RedisError::Stopped)));
     assert!(matches!(handle.call(get()), Err(RedisError::Stopped)));
@@ -117,8 +117,8 @@ fn dropping_a_celery_client_stops_it_and_ends_every_wait() {
     let client = CeleryClient::start(CeleryConfig::new(server.config()), &Board::new()).unwrap();
     let handle = client.handle();
     let pending = handle.send(Task::new("nobody.runs")).unwrap();
-    let (tell, notified) = bounded(1);
-    pending.on_end(move |outcome| tell.send(outcome.clone()).unwrap());
+    let (report, notified) = bounded(1);
+    pending.on_end(move |outcome| report.send(outcome.clone()).unwrap());
     dropped(client);
     assert_eq!(notified.recv_timeout(LONG).unwrap(), Err(TaskError::Stopped));
     assert!(matches!(handle.send(Task::new("nobody.runs")), Err(SendError::Stopped)));

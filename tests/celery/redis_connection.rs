@@ -290,9 +290,9 @@ fn a_silent_connection_is_given_up_and_made_anew() {
     let handle = commander.handle();
     handle.call(Request::once(&redis::cmd("PING"), far())).unwrap();
     proxy.black_hole();
-    let (tell, notified) = bounded(1);
+    let (report, notified) = bounded(1);
     handle
-        .submit(Request::idempotent(redis::cmd("INCR").arg("n"), far()), move |answer| tell.send(answer).unwrap())
+        .submit(Request::idempotent(redis::cmd("INCR").arg("n"), far()), move |answer| report.send(answer).unwrap())
         .unwrap();
     let short =
         handle.call(Request::once(&redis::cmd("PING"), Instant::now() + Duration::from_millis(50))).unwrap_err();
@@ -315,8 +315,8 @@ fn a_frozen_redis_does_not_hold_up_a_stop() {
     let handle = commander.handle();
     handle.call(Request::once(&redis::cmd("PING"), far())).unwrap();
     server.pause();
-    let (tell, notified) = bounded(1);
-    handle.submit(Request::once(&redis::cmd("PING"), far()), move |answer| tell.send(answer).unwrap()).unwrap();
+    let (report, notified) = bounded(1);
+    handle.submit(Request::once(&redis::cmd("PING"), far()), move |answer| report.send(answer).unwrap()).unwrap();
     let start = Instant::now();
     let report = stop(commander, Duration::from_millis(200));
     assert!(report.is_clean() && start.elapsed() < LONG / 2, "{report}");

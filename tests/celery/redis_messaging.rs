@@ -27,8 +27,8 @@ fn stopping<T>(budget: Duration, work: impl FnOnce(&mut Step) -> T) -> StopRepor
 }
 
 fn listen(handle: &SubscriberHandle, channel: Channel) -> (Subscription, Receiver<Message>) {
-    let (tell, notified) = bounded(10_000);
-    (handle.subscribe(channel, move |message| tell.send(message).unwrap()), notified)
+    let (report, notified) = bounded(10_000);
+    (handle.subscribe(channel, move |message| report.send(message).unwrap()), notified)
 }
 
 fn exact(name: &str) -> Channel {
@@ -73,8 +73,8 @@ fn a_subscription_that_was_made_while_redis_was_away_works_once_it_is_there() {
     let board = Board::new();
     let subscriber = Subscriber::start("t-sub", server.config(), &board).unwrap();
     let handle = subscriber.handle();
-    let (tell, notified) = bounded(10);
-    handle.on_connected(move |epoch| tell.send(epoch).unwrap());
+    let (report, notified) = bounded(10);
+    handle.on_connected(move |epoch| report.send(epoch).unwrap());
     let (_kept, messages) = listen(&handle, exact("news"));
     let (start, limit) = (Instant::now(), Duration::from_millis(200));
     let error = handle.prove(start + limit).unwrap_err();
@@ -108,8 +108,8 @@ fn a_subscription_that_stalls_is_down_within_its_limit_and_up_again_after() {
     handle.prove(far()).unwrap();
     assert_eq!(part_state(&board.health), PartState::Up);
     // It proves itself while nothing happens.
-    let (tell, notified) = bounded(10);
-    handle.on_connected(move |epoch| tell.send(epoch).unwrap());
+    let (report, notified) = bounded(10);
+    handle.on_connected(move |epoch| report.send(epoch).unwrap());
     assert_eq!(notified.recv_timeout(LONG).unwrap(), 1);
     // Several proofs later it is still the same connection.
     let proofs = board.metrics.counter("phalanx_redis_proofs_total", "", &[("place", "t-sub")]);
@@ -475,9 +475,9 @@ fn a_stop_ends_within_its_budget_while_redis_is_frozen() {
     handle.prove(far()).unwrap();
     server.pause();
     let asker = handle.clone();
-    let (tell, notified) = bounded(1);
+    let (report, notified) = bounded(1);
     let waiting = spawn("t-wait", Kick::dropped("its answer"), move || {
-        tell.send(()).unwrap();
+        report.send(()).unwrap();
         asker.request("echo", b"x", far())
     });
     notified.recv_timeout(LONG).unwrap();
@@ -508,7 +508,7 @@ fn a_stream_loses_nothing_through_restarts_and_disconnections() {
             })
         })
         .collect();
-    let (tell, notified) = bounded(2 * MESSAGES);
+    let (report, notified) = bounded(2 * MESSAGES);
     let reader = spawn("t-read", Kick::dropped("its work"), move || {
         let mut receiver = receiver.stream_receiver("jobs", "workers", "one", LONG);
         let (mut seen, mut twice, mut marked) = (HashSet::new(), 0, 0);
@@ -522,7 +522,7 @@ fn a_stream_loses_nothing_through_restarts_and_disconnections() {
             }
             receiver.acknowledge(&delivery, far()).unwrap();
             // The test counts them.
-            let _ = tell.try_send(());
+            let _ = report.try_send(());
         }
         (receiver, twice, marked)
     });

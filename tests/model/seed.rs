@@ -12,7 +12,7 @@ pub enum Seed {
     NoWakeOnAnswer,
     /// A sender that gives back the writer's turn does not wake it.
     NoWakeOnTurnBack,
-    /// A sender does not tell that some of its texts have not left.
+    /// A sender does not report that some of its texts have not left.
     LeftoversUntold,
     /// A sender gives back the writer's turn before it writes, as if the writer did not heed who has it.
     TurnBackBeforeUse,

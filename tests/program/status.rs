@@ -270,9 +270,9 @@ fn a_signal_makes_a_running_role_say_more_and_another_less() {
     let mut child = KilledOnDrop(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
     let pid = Pid::from_child(&child.0);
     let (stdout, stderr) = (child.0.stdout.take().unwrap(), child.0.stderr.take().unwrap());
-    let (tell, lines) = crossbeam_channel::bounded(10_000);
+    let (report, lines) = crossbeam_channel::bounded(10_000);
     let reader = spawn("t-stderr", Kick::dropped("the process"), move || {
-        BufReader::new(stderr).lines().for_each(|line| tell.send(line.unwrap()).unwrap());
+        BufReader::new(stderr).lines().for_each(|line| report.send(line.unwrap()).unwrap());
     });
     let mut announced = String::new();
     BufReader::new(stdout).read_line(&mut announced).unwrap();

@@ -1,4 +1,4 @@
-"""A WebSocket peer made of the `websockets` package, for tests/transport_python.rs.
+"""A WebSocket peer made of the `websockets` package, for tests/roles/transport_python.rs.
 
 `ws_peer.py server [CERT KEY [CLIENT_CA]]` prints its port and serves until its standard input ends.
 `ws_peer.py client URL [CA]` runs its checks against an echo server, prints "ok" and ends.

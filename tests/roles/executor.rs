@@ -87,13 +87,13 @@ fn inline_zip(files: &[(&str, &str)]) -> Volume {
 /// A miner that sends `greeting` to each executor that connects, and the job request once the executor is ready.
 struct FakeMiner {
     server: Option<Server>,
-    heard: Receiver<ExecutorToMiner>,
+    received: Receiver<ExecutorToMiner>,
     sessions: Arc<Mutex<Vec<SessionHandle>>>,
 }
 
 impl FakeMiner {
     fn start(world: &World, greeting: Vec<MinerToExecutor>, request: Option<V0JobRequest>) -> Self {
-        let (tx, heard) = bounded(1000);
+        let (tx, received) = bounded(1000);
         let handles: Arc<Mutex<HashMap<_, SessionHandle>>> = Arc::default();
         let sessions: Arc<Mutex<Vec<SessionHandle>>> = Arc::default();
         let opened = sessions.clone();
@@ -118,7 +118,7 @@ impl FakeMiner {
         });
         let listener = Box::new(world.net.listener("miner"));
         let server = Server::start(ServerConfig::new("min"), listener, world.timer(), Arc::new(|_| Ok(())), sink);
-        Self { server: Some(server), heard, sessions }
+        Self { server: Some(server), received, sessions }
     }
 
     fn push(&self, message: impl Into<MinerToExecutor>) {
@@ -127,12 +127,12 @@ impl FakeMiner {
     }
 
     fn receive(&self) -> ExecutorToMiner {
-        self.heard.recv_timeout(LONG).expect("a message of the executor")
+        self.received.recv_timeout(LONG).expect("a message of the executor")
     }
 
     fn stop(mut self) {
         let server = self.server.take().unwrap();
-        assert!(stop(LONG, |step| server.stop(step, 1001, "")).is_clean());
+        assert!(stop(LONG, |step| server.stop(step, "")).is_clean());
     }
 }
 
@@ -154,15 +154,15 @@ fn joined(thread: Thread<Outcome>) -> Outcome {
     thread.join_by(Instant::now() + LONG).unwrap()
 }
 
-/// Runs one job and gives what the miner heard, in order, and how the executor ended.
+/// Runs one job and gives what the miner received, in order, and how the executor ended.
 fn one_job(initial: V0InitialJobRequest, request: V0JobRequest) -> (Vec<ExecutorToMiner>, JobEnd) {
     let world = World::new();
     let miner = FakeMiner::start(&world, vec![initial.into()], Some(request));
     let report = joined(run_executor(&world, &Shutdown::new(), |_| {})).unwrap();
     assert!(report.stop.is_clean(), "{}", report.stop);
-    let heard = miner.heard.try_iter().collect();
+    let received = miner.received.try_iter().collect();
     miner.stop();
-    (heard, report.end)
+    (received, report.end)
 }
 
 pub(crate) fn kind(message: &ExecutorToMiner) -> &'static str {
@@ -179,12 +179,12 @@ pub(crate) fn kind(message: &ExecutorToMiner) -> &'static str {
     }
 }
 
-fn kinds(heard: &[ExecutorToMiner]) -> Vec<&'static str> {
-    heard.iter().map(kind).collect()
+fn kinds(received: &[ExecutorToMiner]) -> Vec<&'static str> {
+    received.iter().map(kind).collect()
 }
 
-fn failure(heard: &[ExecutorToMiner]) -> (JobFailureReason, JobStage, String) {
-    match heard.last().unwrap() {
+fn failure(received: &[ExecutorToMiner]) -> (JobFailureReason, JobStage, String) {
+    match received.last().unwrap() {
         ExecutorToMiner::V0JobFailedRequest(failed) => (failed.reason, failed.stage, failed.message.clone()),
         other => panic!("{other:?}"),
     }
@@ -195,10 +195,10 @@ fn a_good_job_reports_every_stage_and_its_results() {
     let mut initial = initial([10, 10, 10]);
     initial.volume = Some(inline_zip(&[("a/b.txt", "one two three")]));
     let script = "wc -w < $PHALANX_VOLUME_DIR/a/b.txt; echo $GREETING >&2; echo art > $PHALANX_ARTIFACTS_DIR/x";
-    let (heard, end) = one_job(initial, full(script));
-    assert_eq!(kinds(&heard), ["ready", "volumes", "done", "specs", "finished"]);
+    let (received, end) = one_job(initial, full(script));
+    assert_eq!(kinds(&received), ["ready", "volumes", "done", "specs", "finished"]);
     assert_eq!(end, JobEnd::Finished);
-    let ExecutorToMiner::V0JobFinishedRequest(finished) = &heard[4] else { unreachable!() };
+    let ExecutorToMiner::V0JobFinishedRequest(finished) = &received[4] else { unreachable!() };
     assert_eq!(finished.docker_process_stdout.trim(), "3");
     assert_eq!(finished.docker_process_stderr, "hello\n");
     assert_eq!(finished.artifacts.as_ref().unwrap()["/artifacts/x"], "YXJ0Cg==");
@@ -206,10 +206,10 @@ fn a_good_job_reports_every_stage_and_its_results() {
 
 #[test]
 fn a_job_that_exits_with_an_error_is_a_failure_with_its_output() {
-    let (heard, end) = one_job(initial([10, 10, 10]), full("echo partial; echo boom >&2; exit 3"));
-    assert_eq!(kinds(&heard), ["ready", "volumes", "failed"]);
+    let (received, end) = one_job(initial([10, 10, 10]), full("echo partial; echo boom >&2; exit 3"));
+    assert_eq!(kinds(&received), ["ready", "volumes", "failed"]);
     assert_eq!(end, JobEnd::Failed);
-    let ExecutorToMiner::V0JobFailedRequest(failed) = &heard[2] else { unreachable!() };
+    let ExecutorToMiner::V0JobFailedRequest(failed) = &received[2] else { unreachable!() };
     assert_eq!((failed.reason, failed.stage), (JobFailureReason::NonzeroReturnCode, JobStage::Execution));
     assert_eq!(failed.docker_process_exit_status, Some(3.into()));
     assert_eq!(failed.docker_process_stdout.as_deref(), Some("partial\n"));
@@ -218,9 +218,9 @@ fn a_job_that_exits_with_an_error_is_a_failure_with_its_output() {
 
 #[test]
 fn a_job_that_takes_too_long_is_ended_at_its_deadline() {
-    let (heard, _) = one_job(initial([1, 1, 0]), full("echo begun; sleep 60"));
-    assert_eq!(failure(&heard).0, JobFailureReason::Timeout);
-    assert_eq!(failure(&heard).1, JobStage::Execution);
+    let (received, _) = one_job(initial([1, 1, 0]), full("echo begun; sleep 60"));
+    assert_eq!(failure(&received).0, JobFailureReason::Timeout);
+    assert_eq!(failure(&received).1, JobStage::Execution);
 }
 
 #[test]
@@ -230,9 +230,9 @@ fn volumes_that_cannot_be_had_are_failed_downloads() {
     let mut garbage = initial([10, 10, 10]);
     garbage.volume = Some(Volume::Inline(InlineVolume { contents: "AAAA".to_owned(), relative_path: None }));
     for (initial, expected) in [(climbing, "../outside.txt"), (garbage, "")] {
-        let (heard, _) = one_job(initial, full("echo never"));
-        assert_eq!(kinds(&heard), ["ready", "failed"]);
-        let (reason, stage, message) = failure(&heard);
+        let (received, _) = one_job(initial, full("echo never"));
+        assert_eq!(kinds(&received), ["ready", "failed"]);
+        let (reason, stage, message) = failure(&received);
         assert_eq!((reason, stage), (JobFailureReason::DownloadFailed, JobStage::VolumeDownload));
         assert!(message.contains(expected) && !message.is_empty(), "{message}");
     }
@@ -243,9 +243,9 @@ fn a_streaming_job_is_refused_in_words() {
     let mut initial = initial([10, 10, 10]);
     initial.streaming_details =
         Some(phalanx::protocol::StreamingDetails { public_key: "pem".to_owned(), executor_ip: None });
-    let (heard, end) = one_job(initial, full("true"));
-    assert_eq!((kinds(&heard), end), (vec!["horde failed"], JobEnd::HordeFailed));
-    let ExecutorToMiner::V0HordeFailedRequest(failed) = &heard[0] else { unreachable!() };
+    let (received, end) = one_job(initial, full("true"));
+    assert_eq!((kinds(&received), end), (vec!["horde failed"], JobEnd::HordeFailed));
+    let ExecutorToMiner::V0HordeFailedRequest(failed) = &received[0] else { unreachable!() };
     assert_eq!(failed.reason, HordeFailureReason::StreamingFailed);
     assert_eq!(failed.reported_by, JobParticipantType::Executor);
 }
@@ -276,7 +276,7 @@ fn second_requests_are_answered_and_the_first_ones_kept() {
     let report = joined(executor).unwrap();
     std::fs::remove_file(&path).unwrap();
     assert_eq!(report.end, JobEnd::Finished);
-    let rest: Vec<_> = miner.heard.try_iter().collect();
+    let rest: Vec<_> = miner.received.try_iter().collect();
     let Some(ExecutorToMiner::V0JobFinishedRequest(finished)) = rest.last() else { panic!("{rest:?}") };
     assert_eq!(finished.docker_process_stdout, "first\n");
     miner.stop();
@@ -297,8 +297,8 @@ fn a_lost_connection_in_mid_job_costs_nothing() {
     assert_eq!(report.end, JobEnd::Finished);
     assert!(report.stop.is_clean(), "{}", report.stop);
     assert!(world.net.dials() >= 2);
-    let heard: Vec<_> = miner.heard.try_iter().collect();
-    assert_eq!(kinds(&heard), ["done", "specs", "finished"]);
+    let received: Vec<_> = miner.received.try_iter().collect();
+    assert_eq!(kinds(&received), ["done", "specs", "finished"]);
     miner.stop();
 }
 

@@ -322,7 +322,7 @@ fn a_miner_that_is_gone_for_too_long_or_for_good_ends_the_job() {
     assert_eq!(rig.pass(100 * GONE), [""; 0]);
 
     let mut rig = Rig::at("run");
-    assert_eq!(rig.after(Input::Goodbye), ["cancel"]);
+    assert_eq!(rig.after(Input::ClosedForGood), ["cancel"]);
     assert_eq!(rig.after(ran(RunEnd::Cancelled)), ["finish", "horde failed", "end"]);
 }
 
@@ -338,7 +338,7 @@ fn without_a_job_it_ends_with_a_diagnosis() {
     assert!(matches!(rig.end.take(), Some(Err(ExecutorError::NoJob(STARTUP)))));
     let error = GenericError { details: Some("no such token".to_owned()) };
     assert!(matches!(Rig::new().refused(says(error)), ExecutorError::Refused(why) if why == "no such token"));
-    assert!(matches!(Rig::new().refused(Input::Goodbye), ExecutorError::Refused(_)));
+    assert!(matches!(Rig::new().refused(Input::ClosedForGood), ExecutorError::Refused(_)));
     assert!(matches!(Rig::new().refused(Input::Drain), ExecutorError::Stopped));
     assert!(matches!(Rig::new().refused(Input::Cancel), ExecutorError::Stopped));
 }
@@ -381,7 +381,7 @@ fn whatever_happens_there_is_one_work_at_a_time_and_one_end() {
                 3 | 4 => says(full("true")),
                 5 => Input::Drain,
                 6 if rng.one_in(10) => Input::Cancel,
-                7 if rng.one_in(10) => Input::Goodbye,
+                7 if rng.one_in(10) => Input::ClosedForGood,
                 8 => {
                     rig.now += S;
                     Input::Tick

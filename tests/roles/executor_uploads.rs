@@ -120,7 +120,7 @@ fn of_a_large_answer_the_beginning_is_kept() {
         answer["body"].as_str().unwrap().to_owned()
     };
     assert_eq!(body_of("/exact"), "ä".repeat(32 << 10));
-    let kept = format!("x{}… [cut: the answer has 400001 bytes]", "ä".repeat((32 << 10) - 1));
+    let kept = format!("x{}… [truncated: the answer has 400001 bytes]", "ä".repeat((32 << 10) - 1));
     assert!(body_of("/large") == kept);
     // Many answers share what a result has room for.
     let name = |n: usize| format!("o{n}.txt");

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use phalanx::base::backoff::BackoffConfig;
 use phalanx::base::rng::Rng;
-use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::{StopReport, Stopping};
 use phalanx::base::thread::{Kick, Thread, spawn};
 use phalanx::identity::{KeyPair, PublicKey};
@@ -86,7 +85,7 @@ fn stop_clean(client: RunningClient) {
 }
 
 fn stop_validator(validator: Validator) -> StopReport {
-    let mut stopping = Stopping::new(&Shutdown::new());
+    let mut stopping = Stopping::alone();
     validator.stop(&mut stopping);
     stopping.finish()
 }

@@ -259,7 +259,7 @@ fn a_received_job_of_which_nothing_more_comes_ends_as_horde_failed() {
     f.update(id, "1", JobStatus::Received);
     f.close(id);
     assert_eq!(f.after(999), [""; 0]);
-    // Whatever is heard of it, on whatever session of its validator, gives it the whole time again.
+    // Whatever is received of it, on whatever session of its validator, gives it the whole time again.
     let (id, _) = f.authenticated();
     f.update(id, "1", JobStatus::Accepted);
     let bob = KeyPair::from_uri("//Bob").unwrap();

@@ -129,7 +129,7 @@ impl Authenticate for Password {
 }
 
 fn stop(budget: Duration, work: impl FnOnce(&mut phalanx::base::stop::Step)) -> StopReport {
-    let mut stopping = Stopping::new(&Shutdown::new());
+    let mut stopping = Stopping::alone();
     stopping.step("test", budget, work);
     stopping.finish()
 }
@@ -143,7 +143,7 @@ fn stop_link(link: Link, budget: Duration) -> (usize, Duration) {
 }
 
 fn stop_server(server: Server) {
-    let report = stop(LONG, |step| server.stop(step, 1001, "test ends"));
+    let report = stop(LONG, |step| server.stop(step, "test ends"));
     assert!(report.is_clean(), "{report}");
 }
 

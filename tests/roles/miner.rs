@@ -291,7 +291,7 @@ fn the_bound_address_of_a_real_listener_is_known_and_serves() {
     assert_eq!(spec.miner_address, format!("ws://{bound}"));
     let executor = dial(format!("executor_interface/{}", spec.token));
     assert!(executor.next().contains(r#""executor_ip":"127.0.0.1""#));
-    let mut stopping = Stopping::new(&Shutdown::new());
+    let mut stopping = Stopping::alone();
     stopping.shutdown().cancel();
     miner.stop(&mut stopping);
     assert!(stopping.finish().is_clean());
@@ -516,7 +516,7 @@ fn a_stop_waits_for_running_jobs_and_takes_no_new_ones() {
     let (mut executor, started) = fixture.running(&mut validator, &job);
     let miner = fixture.miner.take().unwrap();
     let stopping = spawn("t-stop", Kick::dropped("the end of the job"), move || {
-        let mut stopping = Stopping::new(&Shutdown::new());
+        let mut stopping = Stopping::alone();
         miner.stop(&mut stopping);
         stopping.finish()
     });

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::Stopping;
 use phalanx::base::thread::Group;
 use phalanx::base::timer::Timer;
@@ -68,7 +67,7 @@ fn the_official_client_runs_jobs_on_our_miner() {
     let reported: Value = serde_json::from_slice(&output.stdout).unwrap();
     let uuid = |case: &str| reported[case]["uuid"].as_str().unwrap().to_owned();
 
-    let mut stopping = Stopping::new(&Shutdown::new());
+    let mut stopping = Stopping::alone();
     miner.stop(&mut stopping);
     stopping.step("timer", LONG, |step| timer.stop(step));
     let report = stopping.finish();

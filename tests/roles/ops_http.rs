@@ -55,7 +55,7 @@ impl Fixture {
     }
 
     fn stop(&mut self, budget: Duration) -> StopReport {
-        let mut stopping = Stopping::new(&Shutdown::new());
+        let mut stopping = Stopping::alone();
         stopping.step("http", budget, |step| self.server.take().unwrap().stop(step));
         stopping.finish()
     }
@@ -295,7 +295,7 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        let mut stopping = Stopping::new(&Shutdown::new());
+        let mut stopping = Stopping::alone();
         stopping.step("timer", LONG, |step| self.timer.take().unwrap().stop(step));
     }
 }

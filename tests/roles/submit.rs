@@ -180,7 +180,7 @@ impl Proxy {
     }
 
     fn stop(self) {
-        let mut stopping = phalanx::base::stop::Stopping::new(&Shutdown::new());
+        let mut stopping = phalanx::base::stop::Stopping::alone();
         stopping.step("proxy", LONG, |step| self.server.stop(step));
         assert!(stopping.finish().is_clean());
     }

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use phalanx::base::backoff::BackoffConfig;
-use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::{StopReport, Stopping};
 use phalanx::identity::KeyPair;
 use phalanx::protocol::{
@@ -49,7 +48,7 @@ fn start(world: &World, config: ValidatorConfig) -> Validator {
 }
 
 fn stop(validator: Validator) -> StopReport {
-    let mut stopping = Stopping::new(&Shutdown::new());
+    let mut stopping = Stopping::alone();
     validator.stop(&mut stopping);
     stopping.finish()
 }
@@ -146,7 +145,7 @@ fn a_good_job_reports_every_step_in_order_and_pays_with_receipts() {
 
     let hotkey = key("//Validator").ss58();
     let mut kinds = Vec::new();
-    for message in peer.heard.try_iter() {
+    for message in peer.received.try_iter() {
         let frame = message.encode();
         match message {
             ValidatorToMiner::V0InitialJobRequest(m) => {
@@ -212,7 +211,7 @@ fn a_repeated_request_is_run_once() {
     assert_eq!(statuses(&facilitator.history(&request.uuid)), GOOD);
     assert!(stop(validator).is_clean());
     assert!(facilitator.updates.try_recv().is_err(), "no update after the end");
-    let asked = peer.heard.try_iter().filter(|m| matches!(m, ValidatorToMiner::V0InitialJobRequest(_))).count();
+    let asked = peer.received.try_iter().filter(|m| matches!(m, ValidatorToMiner::V0InitialJobRequest(_))).count();
     assert_eq!(asked, 1);
     peer.stop();
     facilitator.stop();
@@ -410,7 +409,7 @@ fn garbage_and_strange_messages_from_a_miner_do_not_end_the_job() {
     assert_eq!(statuses(&facilitator.history(&request.uuid)), GOOD);
     assert!(stop(validator).is_clean());
     let notified: Vec<String> = peer
-        .heard
+        .received
         .try_iter()
         .filter_map(|m| match m {
             ValidatorToMiner::GenericError(error) => error.details,
@@ -454,7 +453,7 @@ fn a_lost_miner_comes_back_and_gets_the_authentication_first() {
     assert_eq!(statuses(&facilitator.history(&request.uuid)), GOOD);
     assert!(stop(validator).is_clean());
     let mut previous_was_auth = false;
-    for message in peer.heard.try_iter() {
+    for message in peer.received.try_iter() {
         if matches!(message, ValidatorToMiner::V0InitialJobRequest(_)) {
             assert!(previous_was_auth, "the initial request came before the authentication");
         }
@@ -671,7 +670,7 @@ fn a_report_of_cheating_takes_the_miner_out_and_only_a_good_one_does() {
         }
         assert!(stop(validator).is_clean());
         assert!(facilitator.updates.try_recv().is_err(), "a report is not answered");
-        let asked = peer.heard.try_iter().filter(|m| matches!(m, ValidatorToMiner::V0InitialJobRequest(_))).count();
+        let asked = peer.received.try_iter().filter(|m| matches!(m, ValidatorToMiner::V0InitialJobRequest(_))).count();
         assert_eq!(asked, 5);
         peer.stop();
         facilitator.stop();

@@ -258,7 +258,7 @@ fn without_a_miner_it_ends_as_the_last_one_answered_or_as_the_choice_says() {
     }
 }
 
-/// Each stage, and how a job ends of which nothing is heard in it.
+/// Each stage, and how a job ends of which nothing is received in it.
 #[test]
 fn each_stage_has_its_own_end_when_nothing_comes() {
     type Step = fn(&mut Fixture) -> Vec<String>;

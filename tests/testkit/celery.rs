@@ -164,11 +164,11 @@ impl Feed {
         command.env("CELERY_TEST_URL", url).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
-        let (tell, lines) = bounded(1);
+        let (report, lines) = bounded(1);
         let reader = spawn("t-feed", Kick::dropped("the process"), move || {
             for line in stdout.lines() {
                 // Its test may have ended.
-                let _ = tell.send(line.unwrap());
+                let _ = report.send(line.unwrap());
             }
         });
         Some(Self { child, lines, reader: Some(reader) })
@@ -177,12 +177,12 @@ impl Feed {
     /// Lets it do what it can: a function of the script.
     pub fn ask(&mut self, what: &str, mut request: Value) -> Value {
         request["do"] = what.into();
-        self.tell(&request);
+        self.report(&request);
         self.answer()
     }
 
     /// Begins something that takes longer; [`Feed::answer`] waits for its end.
-    pub fn tell(&mut self, request: &Value) {
+    pub fn report(&mut self, request: &Value) {
         let stdin = self.child.stdin.as_mut().expect("it is open");
         stdin.write_all(format!("{request}\n").as_bytes()).unwrap();
     }
@@ -286,26 +286,26 @@ impl Drop for Ours {
 /// Handlers that wait for the test.
 pub struct Gate {
     begun: Receiver<String>,
-    tell: Sender<String>,
+    report: Sender<String>,
     open: Sender<()>,
     go: Receiver<()>,
 }
 
 impl Gate {
     pub fn new() -> Self {
-        let ((tell, begun), (open, go)) = (bounded(100), bounded(100));
-        Self { begun, tell, open, go }
+        let ((report, begun), (open, go)) = (bounded(100), bounded(100));
+        Self { begun, report, open, go }
     }
 
     /// These tasks and `gated`, which says that it has begun and waits; it tells a progress first, if it is given one.
     /// Its result is whether it was marked as delivered before.
     pub fn registry(&self, registry: Registry) -> Registry {
-        let (tell, go) = (self.tell.clone(), self.go.clone());
+        let (report, go) = (self.report.clone(), self.go.clone());
         registry.register("gated", move |cx, args| {
             if let Ok(percent) = args.get::<f64>(0, "percent") {
                 cx.progress(percent, "at the gate", &json!({"step": 3}));
             }
-            tell.send(cx.id().to_owned()).unwrap();
+            report.send(cx.id().to_owned()).unwrap();
             select! {
                 recv(go) -> _ => Ok(json!(cx.redelivered())),
                 recv(cx.cancel().drain_receiver()) -> _ => Err(TaskError::Cancelled),

@@ -82,7 +82,7 @@ impl Fixture {
     }
 
     pub fn stop(&mut self) -> StopReport {
-        let mut stopping = Stopping::new(&Shutdown::new());
+        let mut stopping = Stopping::alone();
         self.facilitator.take().unwrap().stop(&mut stopping);
         stopping.finish()
     }

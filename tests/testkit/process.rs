@@ -57,7 +57,7 @@ impl Running {
     pub fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-        let (tell, lines) = bounded(1000);
+        let (report, lines) = bounded(1000);
         let out = spawn("t-stdout", Kick::dropped("the process"), move || {
             let mut text = String::new();
             for line in BufReader::new(stdout).lines() {
@@ -65,7 +65,7 @@ impl Running {
                 text.push_str(&line);
                 text.push('\n');
                 // Most tests look at the whole text only.
-                let _ = tell.try_send(line);
+                let _ = report.try_send(line);
             }
             text
         });

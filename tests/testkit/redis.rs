@@ -147,13 +147,13 @@ impl RedisServer {
             .spawn()
             .unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
-        let (tell, ready): (_, Receiver<()>) = bounded(1);
+        let (report, ready): (_, Receiver<()>) = bounded(1);
         let output = spawn("t-redis", Kick::dropped("the process"), move || {
             for line in stdout.lines() {
                 let Ok(line) = line else { return };
                 if line.contains("eady to accept connections") {
                     // Notified once, or nobody waits any more.
-                    let _ = tell.try_send(());
+                    let _ = report.try_send(());
                 }
             }
         });

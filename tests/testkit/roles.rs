@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
 use phalanx::base::ids::SessionId;
-use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::{StopReport, Stopping};
 use phalanx::base::timer::Timer;
 use phalanx::identity::KeyPair;
@@ -52,7 +51,7 @@ impl Drop for World {
 }
 
 pub fn stop(budget: Duration, work: impl FnOnce(&mut phalanx::base::stop::Step)) -> StopReport {
-    let mut stopping = Stopping::new(&Shutdown::new());
+    let mut stopping = Stopping::alone();
     stopping.step("test", budget, work);
     stopping.finish()
 }
@@ -125,7 +124,7 @@ impl FakeFacilitator {
 
     pub fn stop(mut self) {
         let server = self.server.take().unwrap();
-        assert!(stop(LONG, |step| server.stop(step, 1001, "")).is_clean());
+        assert!(stop(LONG, |step| server.stop(step, "")).is_clean());
     }
 }
 
@@ -160,12 +159,12 @@ impl MinerSession {
 /// A miner that checks the authentication, sends a manifest, and then follows its script.
 pub struct FakeMiner {
     server: Option<Server>,
-    pub heard: Receiver<ValidatorToMiner>,
+    pub received: Receiver<ValidatorToMiner>,
 }
 
 impl FakeMiner {
     pub fn start(world: &World, port: u16, executors: i64, script: Script) -> Self {
-        let (tx, heard) = bounded(100_000);
+        let (tx, received) = bounded(100_000);
         let handles: Arc<Mutex<HashMap<SessionId, SessionHandle>>> = Arc::default();
         let sink = Arc::new(move |event| match event {
             ServerEvent::Opened { id, handle, .. } => drop(handles.lock().unwrap().insert(id, handle)),
@@ -185,12 +184,12 @@ impl FakeMiner {
         });
         let listener = Box::new(world.net.listener(&format!("127.0.0.1:{port}")));
         let server = Server::start(ServerConfig::new("min"), listener, world.timer(), Arc::new(|_| Ok(())), sink);
-        Self { server: Some(server), heard }
+        Self { server: Some(server), received }
     }
 
     pub fn stop(mut self) {
         let server = self.server.take().unwrap();
-        assert!(stop(LONG, |step| server.stop(step, 1001, "")).is_clean());
+        assert!(stop(LONG, |step| server.stop(step, "")).is_clean());
     }
 }
 

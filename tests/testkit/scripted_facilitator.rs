@@ -9,7 +9,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 
 use phalanx::base::ids::SessionId;
-use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::Stopping;
 use phalanx::base::timer::TimerHandle;
 use phalanx::identity::KeyPair;
@@ -154,7 +153,7 @@ struct Session {
     disconnected: bool,
 }
 
-struct SharedState {
+struct FacilitatorShared {
     plan: Plan,
     state: Mutex<FacilitatorState>,
     changed: Condvar,
@@ -163,32 +162,32 @@ struct SharedState {
 /// The facilitator; ends when dropped, in order with [`ScriptedFacilitator::stop`].
 pub struct ScriptedFacilitator {
     server: Option<Server>,
-    shared: Arc<SharedState>,
+    shared: Arc<FacilitatorShared>,
     pub url: String,
 }
 
 impl ScriptedFacilitator {
     pub fn start(listener: impl Listener + 'static, timer: TimerHandle, plan: Plan) -> Self {
         let url = format!("{}/ws/v0/", listener.url());
-        let shared = Arc::new(SharedState { plan, state: Mutex::default(), changed: Condvar::new() });
-        let (routing, working) = (shared.clone(), shared.clone());
+        let shared = Arc::new(FacilitatorShared { plan, state: Mutex::default(), changed: Condvar::new() });
+        let (checking, working) = (shared.clone(), shared.clone());
         let config = ServerConfig {
             outbox: OutboxLimits { messages: 1 << 20, bytes: 1 << 30, window: 1 },
             ..ServerConfig::new("fac")
         };
-        let route = Arc::new(move |request: &phalanx::transport::HandshakeRequest| {
-            let dial = routing.change(|state| {
+        let check = Arc::new(move |request: &phalanx::transport::HandshakeRequest| {
+            let dial = checking.change(|state| {
                 state.dials += 1;
                 state.headers.clone_from(&request.headers);
                 state.dials
             });
-            match (routing.plan.upgrade)(dial) {
+            match (checking.plan.upgrade)(dial) {
                 None => Ok(()),
                 Some(status) => Err(Refusal { status, body: "by plan".to_owned() }),
             }
         });
         let sink = Arc::new(move |event| working.handle(event));
-        let server = Server::start(config, Box::new(listener), timer, route, sink);
+        let server = Server::start(config, Box::new(listener), timer, check, sink);
         Self { server: Some(server), shared, url }
     }
 
@@ -264,8 +263,8 @@ impl ScriptedFacilitator {
     pub fn stop(mut self) {
         self.assert_sound();
         let server = self.server.take().unwrap();
-        let mut stopping = Stopping::new(&Shutdown::new());
-        stopping.step("facilitator", LONG, |step| server.stop(step, 1001, "test ends"));
+        let mut stopping = Stopping::alone();
+        stopping.step("facilitator", LONG, |step| server.stop(step, "test ends"));
         let report = stopping.finish();
         assert!(report.is_clean(), "{report}");
     }
@@ -317,7 +316,7 @@ impl FacilitatorState {
     }
 }
 
-impl SharedState {
+impl FacilitatorShared {
     fn change<T>(&self, change: impl FnOnce(&mut FacilitatorState) -> T) -> T {
         let result = change(&mut self.state.lock().unwrap());
         self.changed.notify_all();

@@ -103,9 +103,9 @@ pub fn connected(tls: bool) -> (Connection, Connection) {
 pub fn accept(
     listener: &impl Listener,
     limits: &SocketLimits,
-    mut route: impl FnMut(&HandshakeRequest) -> Result<(), Refusal>,
+    mut check: impl FnMut(&HandshakeRequest) -> Result<(), Refusal>,
 ) -> Result<(Connection, HandshakeRequest), TransportError> {
-    listener.accept()?.handshake(limits, far(), &Shutdown::new(), Level::Drain, &mut route)
+    listener.accept()?.handshake(limits, far(), &Shutdown::new(), Level::Drain, &mut check)
 }
 
 pub fn dial_ws(dialer: &impl Dialer, url: &str, limits: &SocketLimits) -> Result<Connection, TransportError> {

@@ -92,11 +92,11 @@ impl CeleryHandle {
         self.broadcast("revoke", &revocation(ids, terminate), &[], deadline)
     }
 
-    /// As [`CeleryHandle::revoke`], without waiting: `on_told` gets the number of workers that received it, by
+    /// As [`CeleryHandle::revoke`], without waiting: `on_sent` gets the number of workers that received it, by
     /// `deadline`, on a thread of the client, so it must be quick and must not panic.
     ///
     /// # Errors
-    /// [`RedisError`]; `on_told` is dropped then.
+    /// [`RedisError`]; `on_sent` is dropped then.
     pub fn submit_revoke(
         &self,
         ids: &[&str],

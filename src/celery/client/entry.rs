@@ -17,12 +17,12 @@ pub(super) type OnUpdate = Arc<dyn Fn(&Meta) + Send + Sync>;
 /// One task that is waited for.
 pub(super) struct ResultEntry {
     pub id: String,
-    pub known: Mutex<Known>,
+    pub known: Mutex<KnownResult>,
     pub changed: Condvar,
 }
 
 #[derive(Default)]
-pub(super) struct Known {
+pub(super) struct KnownResult {
     pub last: Option<Meta>,
     /// What the last look found: news if the next one finds the same, for until then its notification may be on the
     /// way, and older ones before it.

@@ -354,7 +354,7 @@ impl CeleryHandle {
         &self.0.config.redis
     }
 
-    fn commander(&self) -> &CommanderHandle {
+    pub(crate) fn commander(&self) -> &CommanderHandle {
         &self.0.commander
     }
 

@@ -133,7 +133,7 @@ impl PendingResult {
     }
 
     /// Nobody is notified of it any more; what was stored stays.
-    pub fn let_go(self) {
+    pub fn unfollow(self) {
         {
             let mut known = lock(&self.entry.known);
             known.on_end.clear();

@@ -70,7 +70,7 @@ use crate::redis::{Commander, RedisError, Repeat, Request, Wake};
 const INTAKE_GRACE: Duration = Duration::from_secs(1);
 
 /// How long a worker that holds nothing waits until Redis knows that it ends.
-const FAREWELL_TIME: Duration = Duration::from_secs(1);
+const SIGN_OFF_TIME: Duration = Duration::from_secs(1);
 
 /// Why a worker cannot be started.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -249,7 +249,7 @@ impl CeleryWorker {
         leave(core);
         if lock(&core.held).counts().total() == 0 {
             // Others find out by themselves.
-            step.shorten(FAREWELL_TIME);
+            step.shorten(SIGN_OFF_TIME);
         }
         commander.stop(step);
         pool.stop(step);

@@ -19,7 +19,7 @@ pub struct RunSpec {
     pub artifacts_dir: Option<String>,
     /// Whether the job gets all GPUs (the preset `nvidia_all`).
     pub gpus: bool,
-    /// The container network; `None` cuts the job off. The process runner does not cut anything off.
+    /// The container network; `None` is none. The process runner has the network of its machine.
     pub network: Option<String>,
     /// Memory that a container may use, in bytes; `None` for no limit. The process runner does not limit anything.
     pub memory_bytes: Option<u64>,

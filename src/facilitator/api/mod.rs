@@ -9,7 +9,7 @@
 //! | `GET api/v1/jobs/{uuid}/` | one job |
 //! | `POST api/v1/cheated-job/` | tells the job's validator that a miner cheated; 503 while it is not connected |
 //!
-//! Everything under `api/` wants `Authorization: Bearer TOKEN`, and shows a user only his own jobs. Errors are
+//! Everything under `api/` wants `Authorization: Bearer TOKEN`, and shows users only their own jobs. Errors are
 //! `{"detail": …}`; 401 with `Token expired` makes the SDK log in again.
 //!
 //! An extra of ours: `GET api/v1/jobs/{uuid}/?wait=SECONDS&seen=N` answers as soon as the job's `status_history` has
@@ -217,15 +217,15 @@ impl Api {
         };
         let job_time = submission.job_time;
         let dispatch = Dispatch { uuid: uuid.clone(), validator, text: submission.text, job_time, ticket };
-        self.store.insert(job, dispatch)?;
-        let row = self.read(&user, &uuid)?;
+        self.store.insert(job, dispatch, &request.shutdown)?;
+        let row = self.read(request, &user, &uuid)?;
         Ok(json_text(201, view::job(&row)))
     }
 
     fn cheated(&self, request: &HttpRequest) -> Answer {
         let user = self.user(request)?;
         let (report, text) = submission::cheated(&request.body, signature(request)?, user)?;
-        let job = self.read(&user, &report.job_uuid)?;
+        let job = self.read(request, &user, &report.job_uuid)?;
         let validator = PublicKey::from_ss58(&job.job.validator).map_err(|error| Problem(500, error.to_string()))?;
         let (reply, sent) = bounded(1);
         let _waiting = waiting("the router", None);
@@ -250,7 +250,8 @@ impl Api {
         let page = number(request, "page")?.unwrap_or(1);
         let page_size = number(request, "page_size")?.unwrap_or(PAGE_SIZE).clamp(1, PAGE_SIZE_MAX);
         let no_page = || Problem(404, format!("there is no page {page}"));
-        let found = self.store.jobs(&user.to_ss58(), page.checked_sub(1).ok_or_else(no_page)?, page_size)?;
+        let index = page.checked_sub(1).ok_or_else(no_page)?;
+        let found = self.store.jobs(&user.to_ss58(), index, page_size, &request.shutdown)?;
         if found.jobs.is_empty() && page > 1 {
             return Err(no_page());
         }
@@ -262,7 +263,7 @@ impl Api {
         let wait = number(request, "wait")?.map_or(Duration::ZERO, Duration::from_secs).min(WAIT_MAX);
         let seen = number(request, "seen")?.unwrap_or(0);
         let deadline = Instant::now() + wait;
-        let mut row = self.read(&user, uuid)?;
+        let mut row = self.read(request, &user, uuid)?;
         let fresh = |row: &JobRow| row.statuses.iter().filter(|status| view::is_listed(status)).count() as u64 > seen;
         if !wait.is_zero()
             && !fresh(&row)
@@ -271,7 +272,7 @@ impl Api {
             let waiter = self.changes.wait_for(uuid);
             loop {
                 // Read after the waiting has begun, so that no news falls between.
-                row = self.read(&user, uuid)?;
+                row = self.read(request, &user, uuid)?;
                 if fresh(&row) || Instant::now() >= deadline {
                     break;
                 }
@@ -286,8 +287,8 @@ impl Api {
         Ok(json_text(200, view::job(&row)))
     }
 
-    fn read(&self, user: &PublicKey, uuid: &str) -> Result<JobRow, Problem> {
-        let row = self.store.job(&user.to_ss58(), uuid)?;
+    fn read(&self, request: &HttpRequest, user: &PublicKey, uuid: &str) -> Result<JobRow, Problem> {
+        let row = self.store.job(&user.to_ss58(), uuid, &request.shutdown)?;
         row.ok_or_else(|| Problem(404, format!("you have no job {uuid}")))
     }
 

@@ -477,7 +477,7 @@ impl<T> Router<T> {
         }
         self.shown = None;
         self.answer(id, answers::success());
-        // An older session that got them may be a ghost, so the new one gets them as well.
+        // An older session that got them may be dead without our knowing, so the new one gets them as well.
         for uuid in self.jobs_where(|job| job.dispatch.validator == validator) {
             self.send_job(now, &uuid);
         }

@@ -48,7 +48,7 @@ impl OpenJobs {
     }
 
     /// Jobs that have been silent for too long, with the limit of each. They stay, with a new deadline, until the store
-    /// knows of their end: what it could not store is so tried again.
+    /// knows of their end: so what it could not store is tried again.
     pub(super) fn take_silent(&mut self, now: Instant) -> Vec<(String, PublicKey, Duration)> {
         let due = self.due.iter().take_while(|(due, _)| *due <= now);
         let silent: Vec<_> = due

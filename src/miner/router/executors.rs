@@ -13,7 +13,7 @@ use crate::protocol::{ExecutorToMiner, MinerToValidator, answer};
 use crate::transport::Utf8Bytes;
 
 /// A process that has ended may still have texts on its way to us on its connection; this is for a busy machine.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const FINAL_MESSAGES: Duration = Duration::from_secs(2);
 
 impl Router {
     /// An executor dials in with a token: the first time, or again after it lost its connection, which we may not have
@@ -92,7 +92,7 @@ impl Router {
                 if let Some(executor) = &job.executor {
                     self.pool.ready(&executor.lease);
                 }
-                self.tell_text(&key, News::ExecutorReady, frame.relay);
+                self.notify_text(&key, News::ExecutorReady, frame.relay);
                 self.begin_running(&key, now);
             }
             M::V0VolumesReadyRequest(_) => self.stage_over(&key, Stage::Download, News::VolumesReady, frame.relay),
@@ -105,7 +105,7 @@ impl Router {
                 self.stage_over(&key, Stage::StreamingStart, News::StreamingReady, text);
             }
             M::V0ExecutionDoneRequest(_) => self.stage_over(&key, Stage::Execution, News::ExecutionDone, frame.relay),
-            M::V0MachineSpecsRequest(_) => self.tell_text(&key, News::Specs, frame.relay),
+            M::V0MachineSpecsRequest(_) => self.notify_text(&key, News::Specs, frame.relay),
             M::V0ExecutorReadyRequest(_) => log::debug!("job {}: its executor is ready once more", key.uuid),
             M::V0JobFinishedRequest(_)
             | M::V0JobFailedRequest(_)
@@ -113,7 +113,7 @@ impl Router {
             | M::V0ExecutorFailedRequest(_)
             | M::V0StreamingJobNotReadyRequest(_) => {
                 log::info!("job {}: over", key.uuid);
-                self.tell_text(&key, News::End, frame.relay);
+                self.notify_text(&key, News::End, frame.relay);
                 self.over(&key, now, self.limits.exit_time);
             }
         }
@@ -123,7 +123,7 @@ impl Router {
         if let Some(job) = self.jobs.get_mut(key) {
             job.stage_over(stage);
         }
-        self.tell_text(key, news, text);
+        self.notify_text(key, news, text);
     }
 
     /// With the executor ready and the request there, the job runs.
@@ -142,7 +142,7 @@ impl Router {
         let job = self.jobs.get_mut(&key);
         let Some(MinerJob { executor: Some(executor), phase, .. }) = job else {
             self.tokens.remove(token);
-            if let Some(MinerJob { phase: Phase::LastWords(_, how), .. }) = self.jobs.get(&key) {
+            if let Some(MinerJob { phase: Phase::FinalMessages(_, how), .. }) = self.jobs.get(&key) {
                 let how = how.clone();
                 let reason = self.jobs[&key].loss();
                 self.fail(&key, reason, how, now);
@@ -172,7 +172,7 @@ impl Router {
         let over = job.is_over();
         if !over && executor.session.is_some() {
             // Its last words may still be on their way; the end of its connection decides, or this.
-            job.phase = Phase::LastWords(now.mono + LAST_WORDS, how);
+            job.phase = Phase::FinalMessages(now.mono + FINAL_MESSAGES, how);
         } else {
             self.tokens.remove(&token);
             if !over {

@@ -30,7 +30,7 @@ pub(super) enum Phase {
     /// The validator has sent the job request.
     Running(Stage, StageClock),
     /// The executor has ended, in this way, but its last words may still come, until then.
-    LastWords(Instant, String),
+    FinalMessages(Instant, String),
     /// Over; what is kept for the validator is kept until then.
     Over(Instant),
 }
@@ -129,7 +129,7 @@ impl MinerJob {
     }
 
     /// Keeps news until the validator has confirmed them; false if they are old, as a repeat after a reconnect.
-    pub(super) fn tell(&mut self, news: News, text: Utf8Bytes) -> bool {
+    pub(super) fn keep(&mut self, news: News, text: Utf8Bytes) -> bool {
         if news == News::Specs {
             self.kept.retain(|(kept, _)| *kept != News::Specs);
         } else if self.notified.is_some_and(|last| last >= news) {
@@ -235,7 +235,7 @@ impl MinerJob {
             return Some((self.loss(), "the executor disconnected and did not come back".into()));
         }
         match &self.phase {
-            Phase::LastWords(until, how) if *until <= now => Some((self.loss(), how.clone())),
+            Phase::FinalMessages(until, how) if *until <= now => Some((self.loss(), how.clone())),
             Phase::Ready(until) if *until <= now => {
                 Some((HordeFailureReason::UnhandledTimeout, "the validator sent no job request in time".into()))
             }
@@ -250,7 +250,7 @@ impl MinerJob {
     pub(super) fn next_wake(&self, leeway: Duration) -> Option<Instant> {
         let phase = match &self.phase {
             Phase::Storing | Phase::Starting => None,
-            Phase::Ready(until) | Phase::LastWords(until, _) => Some(*until),
+            Phase::Ready(until) | Phase::FinalMessages(until, _) => Some(*until),
             Phase::Running(_, clock) => Some(clock.deadline() + leeway),
             // Without an executor and with everything confirmed the job is gone already.
             Phase::Over(kept_until) => self.executor.is_none().then_some(*kept_until),

@@ -187,7 +187,7 @@ impl Router {
         };
         job.phase = Phase::Starting;
         self.tokens.insert(spec.token.clone(), key.clone());
-        self.tell(&key, News::Accepted, V0AcceptJobRequest { job_uuid: key.uuid.clone() });
+        self.notify(&key, News::Accepted, V0AcceptJobRequest { job_uuid: key.uuid.clone() });
         self.out.push(Action::Start(spec));
         log::info!("job {}: accepted from validator {}", key.uuid, key.validator);
     }
@@ -201,16 +201,16 @@ impl Router {
         job.audience
     }
 
-    /// Tells the validator of a job, now or when it is back.
-    pub(super) fn tell(&mut self, key: &JobKey, news: News, message: impl Into<MinerToValidator>) {
+    /// Notifies the validator of a job, now or when it is back.
+    pub(super) fn notify(&mut self, key: &JobKey, news: News, message: impl Into<MinerToValidator>) {
         let message: MinerToValidator = message.into();
-        self.tell_text(key, news, message.encode().into());
+        self.notify_text(key, news, message.encode().into());
     }
 
-    /// As [`Router::tell`], for a message that is passed on as it is.
-    pub(super) fn tell_text(&mut self, key: &JobKey, news: News, text: Utf8Bytes) {
+    /// As [`Router::notify`], for a message that is passed on as it is.
+    pub(super) fn notify_text(&mut self, key: &JobKey, news: News, text: Utf8Bytes) {
         let Some(job) = self.jobs.get_mut(key) else { return };
-        if job.tell(news, text.clone()) {
+        if job.keep(news, text.clone()) {
             self.out.extend(job.audience.iter().map(|session| Action::Send(*session, text.clone())));
         }
     }
@@ -228,7 +228,7 @@ impl Router {
         log::warn!("job {}: failed: {message}", key.uuid);
         let reported_by = JobParticipantType::Miner;
         let job_uuid = key.uuid.clone();
-        self.tell(key, News::End, V0HordeFailedRequest { job_uuid, reported_by, message, reason, context: None });
+        self.notify(key, News::End, V0HordeFailedRequest { job_uuid, reported_by, message, reason, context: None });
         self.over(key, now, Duration::ZERO);
     }
 

@@ -153,8 +153,8 @@ mod tests {
             ("GET", "/a?b", true, text.len())
         );
         assert_eq!((first(&head.headers, "HOST"), head.headers.len()), (Some("h"), 2));
-        for cut in 0..text.len() {
-            assert_eq!(RequestHead::parse(&text.as_bytes()[..cut]).unwrap(), None, "cut at {cut}");
+        for length in 0..text.len() {
+            assert_eq!(RequestHead::parse(&text.as_bytes()[..length]).unwrap(), None, "truncated at {length}");
         }
         let response = ResponseHead::parse(b"HTTP/1.1 426 No\r\nUpgrade: a, WebSocket\r\nUpgrade: b\r\n\r\n").unwrap();
         assert!(response.status == 426 && has_token(&response.headers, "upgrade", "websocket"));

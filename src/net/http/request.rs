@@ -128,8 +128,8 @@ mod tests {
         assert_eq!(head.headers[1], ("X-A".to_owned(), "v".to_owned()));
         assert_eq!(head.framing, Framing::Length(12));
         assert!(!head.keep_alive && head.expects_continue);
-        for cut in 0..text.len() {
-            assert_eq!(super::head(&text.as_bytes()[..cut]).unwrap(), None, "cut at {cut}");
+        for length in 0..text.len() {
+            assert_eq!(super::head(&text.as_bytes()[..length]).unwrap(), None, "truncated at {length}");
         }
     }
 

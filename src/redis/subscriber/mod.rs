@@ -11,7 +11,7 @@
 //!
 //! What it costs when nothing happens: a token each ten seconds (two thirds of the stall limit), at which the thread
 //! wakes twice (to publish it, and when it comes back): two context switches for each token, so 0.2 a second, as
-//! measured by `tests/redis_messaging.rs`.
+//! measured by `tests/celery/redis_messaging.rs`.
 
 mod channel;
 mod session;

@@ -134,7 +134,7 @@ mod tests {
             bytes[bit / 8] ^= 1 << (bit % 8);
         }
         for length in 0..bytes.len() {
-            assert!(Frame::decode(&bytes[..length]).is_err(), "cut at {length}");
+            assert!(Frame::decode(&bytes[..length]).is_err(), "truncated at {length}");
         }
     }
 

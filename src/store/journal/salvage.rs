@@ -49,15 +49,15 @@ pub(super) fn read(database: Vec<u8>, log: &[u8]) -> Found {
 
 /// Frames as they come, in any order and number of copies.
 #[derive(Debug, Default)]
-struct Parts {
-    /// Parts by id and version.
+struct RecordParts {
+    /// RecordParts by id and version.
     whole: BTreeMap<(u64, u64), Vec<Option<Vec<u8>>>>,
     /// The newest version of each id of which a frame is broken.
     unreadable: BTreeMap<u64, u64>,
     newest: u64,
 }
 
-impl Parts {
+impl RecordParts {
     fn add(&mut self, frame: Frame<'_>) {
         self.newest = self.newest.max(frame.version);
         let parts = self.whole.entry((frame.id, frame.version)).or_default();
@@ -96,7 +96,7 @@ impl Parts {
 
 /// Reads the pages as a database. A row whose frame is broken is one record less; anything else that is wrong is an
 /// error.
-fn rows(pages: &[u8]) -> Result<(Parts, u32), String> {
+fn rows(pages: &[u8]) -> Result<(RecordParts, u32), String> {
     let text = |error: rusqlite::Error| error.to_string();
     let mut connection = Connection::open_in_memory().map_err(text)?;
     // In memory there is no log, so the header must not ask for one: bytes 18 and 19 are the versions for writing and
@@ -114,7 +114,7 @@ fn rows(pages: &[u8]) -> Result<(Parts, u32), String> {
         return Err(format!("the table is not the journal's: {schema}"));
     }
     let salt: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(text)?;
-    let (salt, mut parts) = (salt as u32, Parts::default());
+    let (salt, mut parts) = (salt as u32, RecordParts::default());
     let mut statement = connection.prepare("SELECT key, frame FROM frames ORDER BY key").map_err(text)?;
     let mut rows = statement.query([]).map_err(text)?;
     while let Some(row) = rows.next().map_err(text)? {
@@ -134,7 +134,7 @@ fn rows(pages: &[u8]) -> Result<(Parts, u32), String> {
 }
 
 /// Looks for frames in all bytes there are.
-fn raw(image: &Image<'_>) -> (Parts, u32) {
+fn raw(image: &Image<'_>) -> (RecordParts, u32) {
     let (mut whole, mut broken) = (Vec::new(), Vec::new());
     for bytes in image.loose.iter().copied().chain([image.pages.as_slice()]) {
         scan(bytes, |frame| match frame {
@@ -144,7 +144,7 @@ fn raw(image: &Image<'_>) -> (Parts, u32) {
         });
     }
     let salt = salt(&image.pages, &whole);
-    let mut parts = Parts::default();
+    let mut parts = RecordParts::default();
     whole.into_iter().filter(|frame| frame.salt == salt).for_each(|frame| parts.add(frame));
     broken.retain(|(other, ..)| *other == salt);
     broken.into_iter().for_each(|(_, id, version)| parts.add_unreadable(id, version));

@@ -50,7 +50,7 @@ pub(super) use detached::{Begun, LocalFreeList};
 pub(super) use local::LocalQueue;
 pub(super) use places::Queue;
 
-/// How often a submitter that finds no room gives the processor away before he sleeps: about the time of a batch.
+/// How often a submitter that finds no room gives the processor away before it sleeps: about the time of a batch.
 const ROOM_YIELDS: usize = 64;
 
 /// What has been in a local queue for so long is taken by a worker that has room: by then a batch of short tasks has
@@ -105,7 +105,7 @@ impl Backlog {
     }
 
     /// A place that [`FastPath::admit`] gave counts as the table's from here on, and goes back with it.
-    pub(super) fn place_is_tables(&mut self, queue: Queue) {
+    pub(super) fn count_for_table(&mut self, queue: Queue) {
         self.shown[queue as usize] += 1;
     }
 

@@ -4,7 +4,7 @@ use crate::base::thread::Thread;
 use crate::tasks::sleepers::Sleepers;
 
 #[derive(Default)]
-pub(super) struct Crew {
+pub(super) struct WorkerSet {
     /// By number; taken out when they are to be joined.
     workers: Vec<Worker>,
     /// Those without a task.
@@ -22,7 +22,7 @@ struct Worker {
     written_off: bool,
 }
 
-impl Crew {
+impl WorkerSet {
     /// The number of the next worker.
     pub(super) fn next_number(&self) -> usize {
         self.workers.len()

@@ -1,6 +1,6 @@
 //! What the threads of a manager share: the table and the workers under one lock, beside it the fast path.
 //!
-//! Nobody blocks while he holds the lock, no code of a user runs under it, and nothing is dropped under it that could
+//! Nobody blocks while holding the lock, no code of a user runs under it, and nothing is dropped under it that could
 //! run some. Here is how the lock is taken, how a task is accepted, and what can be seen; [`workers`] runs the tasks,
 //! [`cancel`] ends them early, [`reaper`] sees to what is due.
 
@@ -25,7 +25,7 @@ use super::store::TaskId;
 use super::table::{TaskTable, drop_all, extras};
 use super::task::TaskRef;
 use crate::base::lock::lock;
-use crew::Crew;
+use crew::WorkerSet;
 use periods::Periods;
 
 pub(super) use periods::MakeTask;
@@ -54,7 +54,7 @@ pub(super) struct Scheduler {
 pub(super) struct SchedulerState {
     pub(super) table: TaskTable,
     backlog: Backlog,
-    crew: Crew,
+    crew: WorkerSet,
     periods: Periods,
     phase: Phase,
     reaper_sleeps: bool,
@@ -106,7 +106,7 @@ impl Scheduler {
         let state = SchedulerState {
             table: TaskTable::new(&config, env.start),
             backlog: Backlog::new(),
-            crew: Crew::default(),
+            crew: WorkerSet::default(),
             periods: Periods::default(),
             phase: Phase::Open,
             reaper_sleeps: false,
@@ -209,7 +209,7 @@ impl Scheduler {
         let id = self.fast.admit(queue, when_full)?;
         task.head().accept(id, self.env.nanos(now));
         let mut state = self.lock();
-        state.backlog.place_is_tables(queue);
+        state.backlog.count_for_table(queue);
         if state.phase != Phase::Open {
             return Err(Refusal::Stopping);
         }

@@ -225,14 +225,14 @@ impl Pending for MemoryPending {
         _deadline: Instant,
         shutdown: &Shutdown,
         level: Level,
-        route: &mut dyn FnMut(&HandshakeRequest) -> Result<(), Refusal>,
+        check: &mut dyn FnMut(&HandshakeRequest) -> Result<(), Refusal>,
     ) -> Result<(Connection, HandshakeRequest), TransportError> {
         if shutdown.level() >= level {
             return Err(TransportError::Stopped);
         }
         let peer = self.peer();
         let Self { request, limits: dialer_limits, name, net, reply } = *self;
-        if let Err(Refusal { status, body }) = route(&request) {
+        if let Err(Refusal { status, body }) = check(&request) {
             let status = refusal_status(status).as_u16();
             // A dialer that has given up does not need the refusal.
             let _ = reply.send(Err(Refusal { status, body: body.clone() }));

@@ -77,18 +77,18 @@ impl Pending for WsPending {
         deadline: Instant,
         shutdown: &Shutdown,
         level: Level,
-        route: &mut dyn FnMut(&HandshakeRequest) -> Result<(), Refusal>,
+        check: &mut dyn FnMut(&HandshakeRequest) -> Result<(), Refusal>,
     ) -> Result<(Connection, HandshakeRequest), TransportError> {
         let Self { tcp, peer, tls } = *self;
         set_options(&tcp).map_err(TransportError::io("accepting"))?;
         let tcp = Arc::new(tcp);
         let (tls, request) = bounded(&tcp, &peer, deadline, shutdown, level, |socket| {
             let Some(tls) = tls else {
-                return Ok((None, upgrade_as_server(socket, &peer, limits.handshake_bytes, route)?));
+                return Ok((None, upgrade_as_server(socket, &peer, limits.handshake_bytes, check)?));
             };
             let mut tls = handshake_as_server(&tls, &peer, socket)?;
             let mut stream = rustls::Stream::new(&mut tls, socket);
-            let request = upgrade_as_server(&mut stream, &peer, limits.handshake_bytes, route)?;
+            let request = upgrade_as_server(&mut stream, &peer, limits.handshake_bytes, check)?;
             Ok((Some(tls.into()), request))
         })?;
         Ok((split(Socket::new(tcp, tls), Vec::new(), Role::Server, limits, peer), request))

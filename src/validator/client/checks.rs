@@ -16,7 +16,7 @@ const BATCH: usize = 64;
 
 /// Items that must wait before another thread helps: fewer are checked sooner by the one that is awake, and in their
 /// order.
-const CROWD: usize = 16;
+const HELP_FROM: usize = 16;
 
 /// A bounded queue of signed things and the threads that check them.
 #[derive(Debug)]
@@ -98,7 +98,7 @@ impl<T> ChecksHandle<T> {
         }
         state.items.push_back((bytes, item));
         state.bytes += bytes;
-        let wake = state.idle > 0 && (state.idle == *threads || state.items.len() >= CROWD);
+        let wake = state.idle > 0 && (state.idle == *threads || state.items.len() >= HELP_FROM);
         drop(state);
         if wake {
             changed.notify_one();
@@ -135,7 +135,7 @@ impl<T> Queue<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::shutdown::Shutdown;
+
     use crate::base::stop::Stopping;
     use std::time::Duration;
 
@@ -160,7 +160,7 @@ mod tests {
         handle.push(1, 4).unwrap();
         assert_eq!(handle.push(1, 5), Err(5), "too many items");
         drop(go);
-        let mut stopping = Stopping::new(&Shutdown::new());
+        let mut stopping = Stopping::alone();
         stopping.step("checks", Duration::from_secs(60), |step| checks.stop(step));
         assert!(stopping.finish().is_clean());
         assert_eq!(*lock(&seen), [1, 2, 4]);

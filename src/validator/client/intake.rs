@@ -1,5 +1,5 @@
-//! The routing of what the facilitator sends. It runs on the link's thread, and blocks on no job, no signature, no
-//! disk.
+//! What is done with each message of the facilitator. It runs on the link's thread, and blocks on no job, no signature,
+//! no disk.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::protocol::{JobRejectionReason, V2JobRequest};
 use crate::validator::ledger::{Counts, LedgerLimits, Reply};
 use crate::validator::status::Outcome;
 
-/// The routing of what the facilitator says; lives on the link's thread.
+/// Does what each message of the facilitator asks for; lives on the link's thread.
 pub(super) struct Intake {
     pub(super) shared: Arc<ClientShared>,
     pub(super) checks: ChecksHandle<Check>,

@@ -59,7 +59,7 @@ use handle::{ClientShared, Events};
 use inbound::classify;
 use intake::Intake;
 use job::guarded;
-use running::Parts;
+use running::ClientParts;
 
 use super::ledger;
 use crate::base::limits::{
@@ -152,7 +152,7 @@ impl FacilitatorClient {
         let intake = Intake { shared: shared.clone(), checks: checks.handle(), limits };
         let authenticate = FacilitatorAuthentication { key: config.key };
         let running = idle.start(Some(Box::new(authenticate)), classify, move |event| intake.handle(event));
-        let parts = Parts { store, checks, link: running, stop, all_gone };
+        let parts = ClientParts { store, checks, link: running, stop, all_gone };
         Ok(RunningClient { parts: Some(parts), handle: ClientHandle { shared, link }, timer: None })
     }
 }

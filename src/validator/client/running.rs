@@ -28,14 +28,14 @@ const FLUSH_SHARE: f64 = 0.25;
 #[must_use = "dropping a running client stops it"]
 pub struct RunningClient {
     /// `None` once stopped.
-    pub(super) parts: Option<Parts>,
+    pub(super) parts: Option<ClientParts>,
     pub(super) handle: ClientHandle,
     /// `None` if the timer is somebody else's.
     pub(super) timer: Option<Timer>,
 }
 
 /// What a stop ends, in the order of the start.
-pub(super) struct Parts {
+pub(super) struct ClientParts {
     pub(super) store: StoreThread,
     pub(super) checks: Checks<Check>,
     pub(super) link: Link,
@@ -68,7 +68,7 @@ impl RunningClient {
     /// grace and 5 s for a slow disk at most. Updates that nobody answered are counted, and with a state folder kept
     /// for the next start.
     pub fn stop(mut self, budget: Duration) -> StopReport {
-        let mut stopping = Stopping::new(&Shutdown::new());
+        let mut stopping = Stopping::alone();
         self.stop_all(&mut stopping, budget);
         stopping.finish()
     }
@@ -100,7 +100,7 @@ impl RunningClient {
     /// The rest of a stop, when the jobs have ended.
     pub(in crate::validator) fn stop_link(&mut self, stopping: &mut Stopping, flush: Duration) {
         self.drain();
-        let Some(Parts { link, checks, store, stop, .. }) = self.parts.take() else { return };
+        let Some(ClientParts { link, checks, store, stop, .. }) = self.parts.take() else { return };
         let until = Instant::now() + flush;
         let left = || until.saturating_duration_since(Instant::now());
         stopping.step("signature checks", left(), |step| checks.stop(step));
@@ -117,7 +117,7 @@ impl RunningClient {
 impl Drop for RunningClient {
     fn drop(&mut self) {
         if self.parts.is_some() {
-            let mut stopping = Stopping::new(&Shutdown::new());
+            let mut stopping = Stopping::alone();
             self.stop_all(&mut stopping, DROP_BUDGET);
             log::info!("facilitator: {}", stopping.finish());
         }

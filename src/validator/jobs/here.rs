@@ -138,7 +138,7 @@ pub struct OnWorkers<F> {
 impl<F: Fn(&RunningJob) -> Outcome + Send + Sync + 'static> OnWorkers<F> {
     /// At most `threads` jobs at a time; `work` runs one and says how it ended. A panic ends its job as `horde_failed`.
     pub fn new(threads: usize, work: F) -> Self {
-        Self { pool: Workers::new("fac-work", threads), work: Arc::new(work) }
+        Self { pool: Workers::new("val-work", threads), work: Arc::new(work) }
     }
 }
 

@@ -91,7 +91,7 @@ impl JobRunner for Stub {
         }
         {
             let mut state = lock(&self.0.state);
-            if state.running >= self.0.limit {
+            if state.running >= self.0.limit || state.stopped {
                 return;
             }
             state.running += 1;

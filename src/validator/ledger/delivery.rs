@@ -70,9 +70,9 @@ pub struct GivenUp {
 
 /// The ledger with its link; clones are the same.
 #[derive(Clone)]
-pub struct Delivery(pub(super) Arc<DeliveryInner>);
+pub struct Delivery(pub(super) Arc<DeliveryShared>);
 
-pub(super) struct DeliveryInner {
+pub(super) struct DeliveryShared {
     pub(super) state: Mutex<DeliveryState>,
     /// The store thread waits here for changes.
     pub(super) changed: Condvar,
@@ -172,7 +172,7 @@ impl Delivery {
             broken: None,
             drained: Drained::default(),
         };
-        Self(Arc::new(DeliveryInner {
+        Self(Arc::new(DeliveryShared {
             state: Mutex::new(state),
             changed: Condvar::new(),
             safe: Condvar::new(),

@@ -89,7 +89,6 @@ pub(super) enum News {
     /// A miner has it.
     RunsOn { miner: String },
     /// A message for the facilitator, as it is to leave.
-    #[serde(rename = "said")]
     Message { text: String },
 }
 

@@ -156,14 +156,15 @@ impl JobRunner for Front {
             }
         });
         let mut state = lock(&inner.state);
-        let unwanted = match state.jobs.get_mut(&uuid) {
-            Some(held) => held.result.replace(pending),
-            None => Some(pending),
-        };
-        drop(state);
-        if let Some(unwanted) = unwanted {
-            unwanted.let_go();
+        if let Some(held) = state.jobs.get_mut(&uuid) {
+            held.result = Some(pending);
+            return;
         }
+        drop(state);
+        // It has ended meanwhile, perhaps before it was sent.
+        self.unwanted(&uuid);
+        self.revoke(&uuid);
+        pending.unfollow();
     }
 
     fn left(&self, left: LeftJob) {
@@ -330,7 +331,8 @@ impl Front {
         let deadline = Instant::now() + self.0.config.redis.operation_time;
         let unwanted = Request::idempotent(redis::cmd("DEL").arg(job_key(uuid)), deadline);
         let of = uuid.clone();
-        let sent = self.0.messaging.commander().submit(unwanted, move |answer| {
+        // Through the connection that its mark goes through, so that it comes behind that.
+        let sent = self.0.celery.commander().submit(unwanted, move |answer| {
             if let Err(error) = answer {
                 // It forgets by itself.
                 log::debug!("job {of}: Redis was not notified that it has ended: {error}");
@@ -346,7 +348,7 @@ impl Front {
         let RemoteJob { line, alarm, result, .. } = job;
         drop(alarm);
         if let Some(result) = result {
-            result.let_go();
+            result.unfollow();
         }
         drop(line);
         let mut state = lock(&self.0.state);

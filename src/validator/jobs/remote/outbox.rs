@@ -15,6 +15,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use redis::Value;
 
 use super::call::{Event, News, events_key, job_key};
+use crate::base::backoff::exponential;
 use crate::base::limits::REDIS_STREAM_MESSAGES;
 use crate::base::lock::lock;
 use crate::base::timer::{Alarm, TimerHandle};
@@ -26,7 +27,7 @@ use crate::redis::{CommanderHandle, RedisError, Repeat, Request, Script};
 const AT_ONCE: usize = 64;
 
 /// Machine specs are news without weight: they are passed over when so many events wait.
-const CROWD: usize = 4096;
+const SPECS_UNTIL: usize = 4096;
 
 /// How long Redis remembers the number of the last event: far longer than a request is repeated.
 const NUMBER_SECONDS: u64 = 3600;
@@ -113,7 +114,7 @@ impl Outbox {
 
     /// Whether so many events wait that those of no weight should not be sent.
     pub(super) fn is_crowded(&self) -> bool {
-        lock(&self.0.state).waiting.len() >= CROWD
+        lock(&self.0.state).waiting.len() >= SPECS_UNTIL
     }
 
     /// Disconnects when Redis has the event of this number.
@@ -186,7 +187,7 @@ fn settled(inner: &Weak<OutboxShared>, count: usize, answer: Result<Vec<Value>, 
     if matches!(error, RedisError::Stopped) {
         return;
     }
-    let pause = PAUSE.0.saturating_mul(1 << state.attempt.min(10)).min(PAUSE.1);
+    let pause = exponential(PAUSE.0, PAUSE.1, state.attempt);
     state.attempt = state.attempt.saturating_add(1);
     let weak = Arc::downgrade(&inner);
     state.alarm = Some(inner.timer.at(Instant::now() + pause, move || {

@@ -13,8 +13,7 @@ use serde_json::{Value, json};
 use super::call::{Call, DEFAULT_QUEUE, EXECUTE_JOB, Event, News, job_key};
 use super::outbox::Outbox;
 use crate::base::lock::lock;
-use crate::base::shutdown::Shutdown;
-use crate::base::stop::Stopping;
+use crate::base::stop::{CANCEL_BUDGET, Stopping};
 use crate::base::timer::TimerHandle;
 use crate::base::waits::waiting;
 use crate::celery::worker::{
@@ -197,12 +196,17 @@ impl JobWorker {
         let worker = match CeleryWorker::start(celery, registry, board) {
             Ok(worker) => worker,
             Err(error) => {
-                let mut stopping = Stopping::new(&Shutdown::new());
+                let mut stopping = Stopping::alone();
                 stopping.step("events", EVENTS_TIME, |step| commander.stop(step));
                 return Err(error.into());
             }
         };
         Ok(Self { worker, commander, shared, drain_time })
+    }
+
+    /// The longest that [`JobWorker::stop`] takes, the sum of its steps.
+    pub fn stop_budget(config: &JobWorkerConfig) -> Duration {
+        config.drain_time + CANCEL_BUDGET + EVENTS_TIME
     }
 
     /// What looks at it.
