@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn without_its_feature_the_dispatch_to_celery_is_refused() {
-        let Command { args } = Command::parse_from(["validator", "--dispatch", "celery"]);
+        let Command { args } = Command::parse_from(["validator", "--key", "//Alice", "--dispatch", "celery"]);
         let refused = configure(args).map(|_| ()).unwrap_err();
         assert_eq!(refused, "--dispatch celery: this program was built without it (the cargo feature `celery`)");
     }
