@@ -1,4 +1,7 @@
 //! Starts one role, waits for the signal, stops it in order, and turns the report into an exit code.
+//!
+//! Owner of the thread `watchdog`: [`stop_within`]. Blocks in: the end of the stop, with a limit. Kick: the drop of
+//! `done`. Ends: with the stop; or it ends the process.
 
 use std::process::ExitCode;
 use std::sync::Arc;

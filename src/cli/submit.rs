@@ -2,6 +2,9 @@
 //!
 //! Results go to stdout (with `--json` an object for each job: `file`, `uuid`, `status`, `history` as `[{status, at}]`,
 //! `stdout`, `stderr`, `exit_code`, `error`, `seconds`), progress to stderr.
+//!
+//! Owner of the threads `submit-n`: the command. They block in: a request to the facilitator, which holds it until
+//! there is news. Kick: the stop signal at cancel. They end when no file is left, or with the command.
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,7 @@
 //! `phalanx worker`: runs the jobs of validators that send them through Redis.
+//!
+//! Owner of the thread `asked`: the command. Blocks in: the wait for a stop by remote control. Kick: the process'
+//! signal. Ends: with either.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;

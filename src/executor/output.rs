@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_told_at_the_end_and_the_text_is_still_counted() {
+    fn a_full_disk_is_reported_at_the_end_and_the_text_is_still_counted() {
         let mut capture = Capture::in_memory();
         let file = File::options().write(true).open("/dev/full").unwrap();
         capture.file = Some(OutputFile { file, left: 100, truncated: false, error: None });

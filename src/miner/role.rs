@@ -1,7 +1,8 @@
 //! The start and the stop of a miner, all steps in order.
 //!
 //! Start → `min-store` (the receipts), `min-route` (the router), `min-accept`, two threads for each connection
-//! (`min-rd-N`, `min-wr-N`), and one for each executor (`min-ex-N`). Stop → see [`Miner::stop`].
+//! (`min-rd-N`, `min-wr-N`), and one for each executor (`min-ex-N`). Stop → see [`Miner::stop`]. What each blocks in
+//! and what kicks it is in `disk`, `router_thread`, `executor_manager` and `link::server`.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};

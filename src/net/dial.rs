@@ -2,6 +2,9 @@
 //!
 //! A name with several addresses is tried as in RFC 8305: the families in turn, the next address beside the ones that
 //! do not answer, and the first connection wins.
+//!
+//! Owner of a thread `lookup`: the call that dials. Blocks in: the system's resolver. Kick: none, so it is left behind
+//! when the call ends before it. Ends: with the resolver's own time-out.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};

@@ -50,7 +50,7 @@ pub(super) struct OpenTask<J> {
 
 /// What is left of a task that can tell more than its name.
 #[derive(Debug)]
-pub(super) enum What<J> {
+pub(super) enum RecordSubject<J> {
     Name(&'static str),
     Task(J),
 }
@@ -59,7 +59,7 @@ pub(super) enum What<J> {
 #[derive(Debug)]
 pub(super) struct Record<J> {
     pub(super) id: TaskId,
-    pub(super) what: What<J>,
+    pub(super) what: RecordSubject<J>,
     /// A terminal one.
     pub(super) state: TaskState,
     /// In nanoseconds since the manager's start.
@@ -222,8 +222,8 @@ impl<J> Store<J> {
         self.forgotten += 1;
         self.counts[record.state as usize] -= 1;
         match record.what {
-            What::Name(_) => None,
-            What::Task(task) => Some(task),
+            RecordSubject::Name(_) => None,
+            RecordSubject::Task(task) => Some(task),
         }
     }
 
@@ -260,7 +260,7 @@ mod tests {
         assert!(entry.state.may_become(state));
         store.keep(Record {
             id,
-            what: What::Task(entry.task),
+            what: RecordSubject::Task(entry.task),
             state,
             submitted: 0,
             started: entry.started,

@@ -17,7 +17,7 @@ use super::info::{TaskInfo, TaskView};
 use super::options::{Extras, TaskConfig};
 use super::queue::{Priority, Ready};
 use super::state::{CancelReason, Limit, TaskState};
-use super::store::{OpenTask, Record, Store, TaskId, What};
+use super::store::{OpenTask, Record, RecordSubject, Store, TaskId};
 use super::task::TaskRef;
 use crate::base::drained::Drained;
 
@@ -86,7 +86,7 @@ pub(super) fn record_of(
     ended: Instant,
 ) -> Record<TaskRef> {
     let head = task.head();
-    let what = head.only_name().map_or_else(|| What::Task(task.clone()), What::Name);
+    let what = head.only_name().map_or_else(|| RecordSubject::Task(task.clone()), RecordSubject::Name);
     let error = error.map(String::into_boxed_str);
     let (id, submitted) = (head.id(), head.submitted());
     Record { id, what, state, submitted, started, ended, attempts, unresponsive: false, error }
@@ -438,8 +438,8 @@ impl<'a> Seen<'a> {
 
     fn ended(record: &'a Record<TaskRef>) -> Self {
         let (name, task) = match &record.what {
-            What::Name(name) => (*name, None),
-            What::Task(task) => (task.head().name(), Some(task)),
+            RecordSubject::Name(name) => (*name, None),
+            RecordSubject::Task(task) => (task.head().name(), Some(task)),
         };
         let view = TaskView {
             state: record.state,

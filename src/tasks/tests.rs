@@ -168,7 +168,7 @@ fn a_panic_anywhere_in_a_task_costs_no_worker_and_no_waiter() {
 }
 
 #[test]
-fn waiting_tells_running_taken_and_unknown_apart() {
+fn waiting_distinguishes_running_taken_and_unknown() {
     let fixture = fixture(|c| c);
     let (handle, begun, open) = gated(&fixture.tasks, "slow");
     begin(&begun);

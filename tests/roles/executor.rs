@@ -329,7 +329,7 @@ fn a_miner_that_is_gone_ends_the_job() {
 }
 
 #[test]
-fn a_miner_that_says_goodbye_ends_the_job_at_once() {
+fn a_miner_that_closes_for_good_ends_the_job_at_once() {
     let world = World::new();
     let miner = FakeMiner::start(&world, vec![initial([10, 60, 10]).into()], Some(full("sleep 60")));
     let executor = run_executor(&world, &Shutdown::new(), |_| {});

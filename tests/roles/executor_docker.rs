@@ -193,7 +193,7 @@ fn a_job_of_a_millisecond_has_its_code_and_its_output() {
 }
 
 #[test]
-fn an_image_that_cannot_be_had_is_told_with_docker_s_text() {
+fn an_image_that_cannot_be_had_is_reported_with_docker_s_text() {
     if !ready() {
         return;
     }

@@ -147,7 +147,7 @@ fn an_answer_in_memory_is_bounded() {
 }
 
 #[test]
-fn a_get_follows_redirects_up_to_a_limit_and_tells_no_other_host_its_secret() {
+fn a_get_follows_redirects_up_to_a_limit_and_gives_no_other_host_its_secret() {
     let bench = Bench::new();
     let other = Server::start(|_| Reply::ok("there"));
     let target = other.url("/there").replace("127.0.0.1", "localhost");
@@ -168,7 +168,7 @@ fn a_get_follows_redirects_up_to_a_limit_and_tells_no_other_host_its_secret() {
 }
 
 #[test]
-fn transient_errors_are_told_from_permanent_ones() {
+fn transient_errors_are_distinguished_from_permanent_ones() {
     let bench = Bench::new();
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let error = client().get(&format!("http://{closed}/"), &[], far()).unwrap_err();

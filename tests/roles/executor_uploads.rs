@@ -243,7 +243,7 @@ fn too_many_files_are_refused() {
 }
 
 #[test]
-fn a_refusal_is_told_at_once_and_a_failure_is_tried_again_with_the_whole_body() {
+fn a_refusal_is_reported_at_once_and_a_failure_is_tried_again_with_the_whole_body() {
     let bench = Bench::new();
     let workspace = filled(&bench);
     let server = Server::start(|_| Reply::Answer(403, vec![], b"<Error>expired</Error>".to_vec()));

@@ -348,7 +348,7 @@ fn dropping_it_without_a_stop_ends_every_thread_too() {
 }
 
 #[test]
-fn a_bad_configuration_tells_all_its_problems() {
+fn a_bad_configuration_names_all_its_problems() {
     let fix = Fixture::new();
     let config = phalanx::facilitator::FacilitatorConfig {
         http_connections: 1,

@@ -547,7 +547,7 @@ fn a_stop_waits_for_running_jobs_and_takes_no_new_ones() {
 }
 
 #[test]
-fn a_cancelled_stop_ends_executors_and_tells_validators() {
+fn a_cancelled_stop_ends_executors_and_notifies_validators() {
     for stubborn in [false, true] {
         let mut fixture = Fixture::with(2, stubborn, |_| {});
         let mut validator = fixture.validator();

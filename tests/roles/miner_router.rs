@@ -792,7 +792,7 @@ fn garbage_is_answered_and_changes_nothing() {
 }
 
 #[test]
-fn an_executor_that_does_not_end_is_told_to_and_then_its_slot_is_in_quarantine() {
+fn an_executor_that_does_not_end_is_stopped_and_then_its_slot_is_in_quarantine() {
     let mut f = Fixture::new(1);
     let (alice, job) = (f.alice.clone(), uuid());
     let session = f.validator(&alice);

@@ -229,7 +229,7 @@ fn answers_that_are_no_upgrade_say_what_is_wrong() {
 }
 
 #[test]
-fn a_refusal_tells_its_status_and_when_to_come_back() {
+fn a_refusal_has_its_status_and_when_to_come_back() {
     let _threads = NoThreads::expected();
     for (value, seconds) in [
         ("120", Some(120)),

@@ -11,7 +11,7 @@ use super::core::{Core, TAKE_PART, Taken};
 use super::held::Stage;
 use super::outcome::{self, Op, Outcome, complete};
 use super::restore;
-use super::run::{Run, Why};
+use super::run::{CancelCause, Run};
 use super::scripts::{RELEASE, REVOKE, SETTLE, STATE};
 use crate::base::backoff::exponential;
 use crate::base::lock::lock;
@@ -370,7 +370,7 @@ impl Core {
                     (Stage::Scheduled | Stage::Waiting, _) => self.conclude(&tag, Outcome::Revoked("revoked")),
                     (Stage::Running, Some(run)) if terminate => {
                         self.conclude(&tag, Outcome::Revoked("terminated"));
-                        run.end(Why::Revoked);
+                        run.end(CancelCause::Revoked);
                     }
                     _ => {}
                 }

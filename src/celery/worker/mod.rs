@@ -13,6 +13,9 @@
 //!   limits, a change of pool, queues or time limits by remote control, revoking by stamped headers, events, other
 //!   serializers than JSON, protocol 1, Redis Cluster.
 //!
+//! Owner of the threads `cel-take` and `cel-control`: [`CeleryWorker`]. They block in: an answer of Redis, or a wait
+//! for something to do. Kick: the stop signal and their wakes. They end with the worker's stop, in its order.
+//!
 //! Threads: `cel-take` takes messages, `cel-work-n` run handlers, `cel-cmd` (a commander) settles messages,
 //! `cel-control` listens to remote control, and a timer.
 
@@ -54,7 +57,7 @@ use self::core::{Core, CoreParts, TAKE_PART, WORKERS};
 use self::held::Stage;
 use self::pool::Pool;
 use self::queue::RunQueue;
-use self::run::Why;
+use self::run::CancelCause;
 use self::scripts::LEAVE;
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
@@ -237,7 +240,7 @@ impl CeleryWorker {
         };
         if core.busy.load(Ordering::SeqCst) > 0 {
             report.cancelled = running.len();
-            running.iter().for_each(|run| run.end(Why::Stopping));
+            running.iter().for_each(|run| run.end(CancelCause::Stopping));
             step.extend_for_cancel();
             let half = Instant::now() + step.deadline().saturating_duration_since(Instant::now()) / 2;
             wait_until(core.idle.drain_receiver(), half);

@@ -16,7 +16,7 @@ use super::core::Core;
 use super::held::Stage;
 use super::outcome::{self, Outcome};
 use super::registry::Registry;
-use super::run::{Run, Why};
+use super::run::{CancelCause, Run};
 use crate::base::lock::lock;
 use crate::base::stop::Step;
 use crate::base::thread::{Kick, Thread, panic_message, spawn};
@@ -116,7 +116,7 @@ fn time_limits(core: &Arc<Core>, run: &Arc<Run>) -> Vec<Alarm> {
         alarms.push(core.timer.at(when, move || {
             if let Some(run) = run.upgrade() {
                 log::warn!("task {}[{}] is over its soft time limit", run.message.task, run.message.id);
-                run.end(Why::SoftLimit);
+                run.end(CancelCause::SoftLimit);
             }
         }));
     }
@@ -128,7 +128,7 @@ fn time_limits(core: &Arc<Core>, run: &Arc<Run>) -> Vec<Alarm> {
                 log::error!("task {}[{}] is over its time limit of {limit} s", run.message.task, run.message.id);
                 let exception = Exception::new("billiard.exceptions", "TimeLimitExceeded", limit.to_string());
                 core.conclude(&run.tag, Outcome::Failure(exception, None));
-                run.end(Why::HardLimit);
+                run.end(CancelCause::HardLimit);
             }
         }));
     }

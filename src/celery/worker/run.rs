@@ -14,7 +14,7 @@ use crate::celery::meta::Exception;
 
 /// Why a run was cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Why {
+pub(super) enum CancelCause {
     /// Its soft time limit is over: it should end by itself.
     SoftLimit,
     /// Its time limit is over: its failure is stored already.
@@ -33,7 +33,7 @@ pub(super) struct Run {
     pub signal: Shutdown,
     /// When it was given to the threads.
     pub since: Instant,
-    why: Mutex<Option<Why>>,
+    why: Mutex<Option<CancelCause>>,
     progress: Mutex<Progress>,
 }
 
@@ -59,27 +59,27 @@ impl Run {
     }
 
     /// Tells the handler to end. The first reason counts, but a soft limit gives way to all others.
-    pub(super) fn end(&self, why: Why) {
+    pub(super) fn end(&self, why: CancelCause) {
         {
             let mut reason = lock(&self.why);
-            if reason.is_none() || *reason == Some(Why::SoftLimit) {
+            if reason.is_none() || *reason == Some(CancelCause::SoftLimit) {
                 *reason = Some(why);
             }
         }
-        self.signal.raise(if why == Why::SoftLimit { Level::Drain } else { Level::Cancel });
+        self.signal.raise(if why == CancelCause::SoftLimit { Level::Drain } else { Level::Cancel });
     }
 
     /// What it means that the handler ended because it was cancelled; `None` if the task goes back to its queue.
     pub(super) fn cancelled(&self) -> Option<Outcome> {
         match *lock(&self.why) {
-            Some(Why::Stopping) => None,
-            Some(Why::SoftLimit) => {
+            Some(CancelCause::Stopping) => None,
+            Some(CancelCause::SoftLimit) => {
                 let seconds = self.message.soft_time_limit.unwrap_or(0.0);
                 let exception = Exception::new("billiard.exceptions", "SoftTimeLimitExceeded", seconds.to_string());
                 Some(Outcome::Failure(exception, None))
             }
             // Settled already; this comes too late.
-            Some(Why::HardLimit | Why::Revoked) => Some(Outcome::Ignored),
+            Some(CancelCause::HardLimit | CancelCause::Revoked) => Some(Outcome::Ignored),
             None => {
                 Some(Outcome::Failure(exception("Cancelled", "the handler says it was cancelled, but was not"), None))
             }
