@@ -1,6 +1,6 @@
 //! The exit codes of the binary; `docs/operations.md` has the same table.
 
-#![allow(clippy::print_stderr)] // The last words of the process.
+#![allow(clippy::print_stderr)] // The last lines of the process.
 
 use std::process::ExitCode;
 

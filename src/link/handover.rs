@@ -36,7 +36,7 @@ pub enum Work {
         /// A ping goes last.
         ping: bool,
     },
-    /// Everything accepted is with the peer: say goodbye.
+    /// Everything accepted is with the peer: send Close.
     Close(u16, String),
     /// The connection is over; only a reply to the peer's Close may still leave.
     Over,
@@ -163,7 +163,7 @@ impl<C> Handover<C> {
         })
     }
 
-    /// Takes no more messages; once those inside are with the peer, the writer says goodbye.
+    /// Takes no more messages; once those inside are with the peer, the writer sends Close.
     pub fn close(&self, code: u16, reason: &str) {
         self.change(|state| {
             state.outbox.close();

@@ -275,7 +275,7 @@ fn write_loop(link: &Link, epoch: Epoch, wire: &Wire) {
 }
 
 /// As `link::session`: the reader here, the writer on a thread of its own, which may outlive the session as an
-/// abandoned one does; says whether the end was a goodbye.
+/// abandoned one does; says whether it ended with a Close.
 fn session(link: &Link, wire: &Arc<Wire>, mut on_answers: impl FnMut(Vec<u64>)) -> (bool, JoinHandle<()>) {
     let epoch = link.attach(wire.clone(), wire.beat);
     let (writes, out) = (link.clone(), wire.clone());
@@ -312,14 +312,14 @@ fn match_answers(link: &Link, tags: Vec<u64>) -> Vec<u64> {
     answered.collect()
 }
 
-/// Each wire has its texts in the order in which the outbox gave them, and all of them if it ended with a goodbye.
+/// Each wire has its texts in the order in which the outbox gave them, and all of them if it ended with a Close.
 fn assert_order<'a>(wires: impl IntoIterator<Item = &'a Arc<Wire>>) {
     for (given, wire) in given().iter().zip(wires) {
         let state = wire.state.lock().unwrap();
         assert!(given.starts_with(&state.written), "given {given:?}, written out of order {:?}", state.written);
         assert!(
             !state.closed || *given == state.written,
-            "given {given:?}, written before the goodbye {:?}",
+            "given {given:?}, written before the Close {:?}",
             state.written
         );
     }

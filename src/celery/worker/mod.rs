@@ -304,7 +304,7 @@ fn wait_for_handlers(core: &Arc<Core>, step: &Step) {
     }
 }
 
-/// Says farewell, behind everything that was sent before.
+/// Takes the worker off the lists in Redis, behind everything that was sent before.
 fn leave(core: &Arc<Core>) {
     let request = Request::new(Repeat::Idempotent, core.patience()).script(
         &LEAVE,

@@ -171,7 +171,7 @@ impl Router {
         self.pool.released(executor.lease);
         let over = job.is_over();
         if !over && executor.session.is_some() {
-            // Its last words may still be on their way; the end of its connection decides, or this.
+            // Its last messages may still be on their way; the end of its connection decides, or this.
             job.phase = Phase::FinalMessages(now.mono + FINAL_MESSAGES, how);
         } else {
             self.tokens.remove(&token);

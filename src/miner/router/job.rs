@@ -29,7 +29,7 @@ pub(super) enum Phase {
     Ready(Instant),
     /// The validator has sent the job request.
     Running(Stage, StageClock),
-    /// The executor has ended, in this way, but its last words may still come, until then.
+    /// The executor has ended, in this way, but its last messages may still come, until then.
     FinalMessages(Instant, String),
     /// Over; what is kept for the validator is kept until then.
     Over(Instant),
