@@ -88,7 +88,8 @@ pub(super) enum News {
     GivenBack,
     /// A miner has it.
     RunsOn { miner: String },
-    /// A message for the facilitator, as it is to leave.
+    /// A message for the facilitator, as it is to leave. Its name in Redis is the one that waits in streams already.
+    #[serde(rename = "said")]
     Message { text: String },
 }
 
@@ -129,5 +130,18 @@ mod tests {
         let text = serde_json::to_string(&event).unwrap();
         assert_eq!(text, r#"{"job":"u","news":"runs_on","miner":"m"}"#);
         assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), event);
+    }
+    /// A front reads what a worker of another version has left in its stream.
+    #[test]
+    fn the_names_of_events_in_redis_stay() {
+        let (worker, miner, text) = ("w".to_owned(), "m".to_owned(), "t".to_owned());
+        for (news, written) in [
+            (News::Begun { worker, redelivered: true }, json!({"news": "begun", "worker": "w", "redelivered": true})),
+            (News::GivenBack, json!({"news": "given_back"})),
+            (News::RunsOn { miner }, json!({"news": "runs_on", "miner": "m"})),
+            (News::Message { text }, json!({"news": "said", "text": "t"})),
+        ] {
+            assert_eq!(serde_json::to_value(&news).unwrap(), written);
+        }
     }
 }
