@@ -470,7 +470,9 @@ fn dropping_a_link_stops_it() {
         let handle = link.handle();
         handle.send(Outgoing::kept(0, "x")).unwrap();
         drop(link);
-        assert_eq!((handle.state(), handle.unsent()), (LinkState::Stopped, 1), "{place}");
+        assert_eq!(handle.state(), LinkState::Stopped, "{place}");
+        // An idle peer may have answered it before.
+        assert!(handle.unsent() == 1 || place == "idle", "{place}: {}", handle.unsent());
         server.into_iter().for_each(stop_server);
     }
 }
