@@ -351,8 +351,8 @@ fn group(token: Option<&TokenTree>, delimiter: Delimiter) -> Option<String> {
 
 fn is_test_attribute(tokens: &[TokenTree]) -> bool {
     let is_mark = matches!(tokens.first(), Some(TokenTree::Punct(p)) if p.as_char() == '#');
-    let reported = group(tokens.get(1), Delimiter::Bracket).map(|text| text.replace(' ', ""));
-    is_mark && reported.is_some_and(|text| text == "cfg(test)" || text.starts_with("cfg(all(test,") || text == "test")
+    let attribute = group(tokens.get(1), Delimiter::Bracket).map(|text| text.replace(' ', ""));
+    is_mark && attribute.is_some_and(|text| text == "cfg(test)" || text.starts_with("cfg(all(test,") || text == "test")
 }
 
 /// An item without the attributes and the visibility before it.
