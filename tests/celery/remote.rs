@@ -262,8 +262,11 @@ fn whatever_is_killed_each_job_ends_once_and_in_order() {
     // A kill hits what a front has just received.
     assert!(killed[0] > 0 || !broken.contains_key(NOT_THERE), "{broken:?}");
     assert!(killed[2] >= 3 || !broken.contains_key(ILL_LUCK), "{broken:?}");
-    let left: usize = scene.redis.cli(&["XLEN", &format!("phalanx.events.{}", key("//Validator").ss58())]);
-    assert_eq!(left, 0, "what is over is gone from Redis");
+    // The facilitator may have the last end a moment before Redis forgets the event.
+    let events = format!("phalanx.events.{}", key("//Validator").ss58());
+    crate::testkit::wait::until("what is over is gone from Redis", || {
+        scene.redis.cli::<usize>(&["XLEN", &events]) == 0
+    });
     // What was reported of a job once more, because the answer was lost with Redis, goes by itself.
     let wanted: Vec<String> = scene.redis.cli(&["KEYS", "phalanx.job.*"]);
     for key in &wanted {
