@@ -459,7 +459,9 @@ fn leftovers_that_nobody_is_notified_of_are_found() {
 #[test]
 fn a_turn_that_keeps_nobody_out_is_found() {
     let found = failure(Seed::TurnBackBeforeUse, SCHEDULES, senders_and_a_disconnection);
-    assert!(["out of order", "has to wait", "counts as"].iter().any(|how| found.contains(how)), "{found}");
+    // What is written out of order is answered out of order, which may show first.
+    let shows = ["out of order", "has to wait", "an answer counts"];
+    assert!(shows.iter().any(|how| found.contains(how)), "{found}");
 }
 
 #[test]
