@@ -2,12 +2,15 @@
 //!
 //! * [`metrics`]: counters, gauges and histograms with Prometheus text.
 //! * [`health`]: what is up, what is not, what is stuck, and why.
+//! * [`cause`]: whose fault a failure of something external is, and whether to try again. Pure.
 //! * [`errors`]: errors that a loop lives on after, by what it does about them.
 //! * [`throttle`]: how often one kind of trouble is logged. Pure.
 //! * [`redact`]: takes secrets and control characters out of what the process says. Pure.
 //! * [`process`]: what the system says of this process.
 //! * [`status`]: one snapshot of a role, and the pages made from it.
 
+#[cfg(feature = "net")]
+pub mod cause;
 pub mod errors;
 pub mod health;
 pub mod metrics;
