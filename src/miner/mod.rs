@@ -16,6 +16,8 @@ pub mod router;
 mod router_thread;
 
 pub use config::{MinerConfig, MinerLimits};
-pub use executor_manager::{DockerBackend, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec, ProcessBackend};
+pub use executor_manager::{
+    DockerBackend, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSettings, ExecutorSpec, ProcessBackend,
+};
 pub use role::{DATABASE, Miner, MinerError, Observer};
 pub use router::MinerStatus;

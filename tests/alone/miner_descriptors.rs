@@ -28,9 +28,9 @@ fn descriptors_are_given_back() {
     let run = |program: &str| {
         let backend = ProcessBackend {
             program: PathBuf::from(program),
-            runner: "process".to_owned(),
             arguments: Some(Vec::new()),
             end_grace: Duration::from_secs(3600),
+            ..ProcessBackend::new("process").unwrap()
         };
         backend.run(&spec, &Shutdown::new())
     };

@@ -30,9 +30,9 @@ fn spec() -> ExecutorSpec {
 fn process(program: &str, arguments: &[&str]) -> ProcessBackend {
     ProcessBackend {
         program: PathBuf::from(program),
-        runner: "process".to_owned(),
         arguments: Some(arguments.iter().map(|a| (*a).to_owned()).collect()),
         end_grace: Duration::from_secs(3600),
+        ..ProcessBackend::new("process").unwrap()
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::backend::{END_GRACE, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec};
 use super::program;
+use super::settings::ExecutorSettings;
 use crate::base::shutdown::Shutdown;
 use crate::proc::docker::{Docker, labels};
 use crate::proc::tool::ToolError;
@@ -26,6 +27,8 @@ pub struct DockerBackend {
     pub runner: String,
     /// Further arguments of `docker create`, as the mounts that the executor's own runner needs.
     pub options: Vec<String>,
+    /// What its executors are told.
+    pub settings: ExecutorSettings,
     /// Time from the first SIGTERM to SIGKILL.
     pub end_grace: Duration,
     miner: String,
@@ -41,6 +44,7 @@ impl DockerBackend {
             image: image.into(),
             runner: runner.into(),
             options: Vec::new(),
+            settings: ExecutorSettings::default(),
             end_grace: END_GRACE,
             miner: miner_hotkey.into(),
             instance: uuid::Uuid::new_v4().to_string(),
@@ -81,8 +85,11 @@ impl ExecutorBackend for DockerBackend {
         }
         let mut container = self.docker.container(container_name(&spec.job_uuid));
         let mut creation = container.creation();
-        program::environment(&mut creation, spec);
+        program::environment(&mut creation, spec, &self.settings);
         creation.args(["--network", "host", "--env", "MINER_ADDRESS", "--env", "EXECUTOR_TOKEN"]);
+        for (name, _) in self.settings.of(&spec.class) {
+            creation.args(["--env", name]);
+        }
         for (label, value) in
             [(labels::MINER, &self.miner), (labels::INSTANCE, &self.instance), (labels::JOB, &spec.job_uuid)]
         {

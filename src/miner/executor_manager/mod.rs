@@ -8,6 +8,7 @@ mod docker;
 mod folder;
 mod process;
 mod program;
+mod settings;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,6 +18,7 @@ use std::time::Instant;
 pub use backend::{END_GRACE, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, FORCED_GRACE};
 pub use docker::DockerBackend;
 pub use process::ProcessBackend;
+pub use settings::ExecutorSettings;
 
 use crate::base::scope;
 use crate::base::shutdown::Shutdown;

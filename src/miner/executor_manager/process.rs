@@ -9,13 +9,14 @@ use super::backend::{END_GRACE, ExecutorBackend, ExecutorError, ExecutorExit, Ex
 use super::docker::DOCKER_TIME;
 use super::folder::ExecutorFolder;
 use super::program;
+use super::settings::ExecutorSettings;
 use crate::base::shutdown::Shutdown;
 use crate::proc::docker::{Docker, labels};
 
 /// Runs `<program> executor --startup-time-limit S --runner R` with `MINER_ADDRESS` and `EXECUTOR_TOKEN`.
 ///
-/// Its environment is the miner's, without the miner's own `PHALANX_…` variables but `PHALANX_TLS_CA`, and with a
-/// `TMPDIR` of its own that is removed after the run. What a killed executor leaves of its job is ended as well: its
+/// Its environment is the miner's, without the miner's own `PHALANX_…` variables but `PHALANX_TLS_CA`, with its
+/// settings, and with a `TMPDIR` of its own that is removed after the run. What a killed executor leaves of its job is ended as well: its
 /// processes, and the container, which nobody else would remove.
 #[derive(Debug, Clone)]
 pub struct ProcessBackend {
@@ -25,6 +26,8 @@ pub struct ProcessBackend {
     pub runner: String,
     /// Another executor's arguments, instead of ours.
     pub arguments: Option<Vec<String>>,
+    /// What its executors are told.
+    pub settings: ExecutorSettings,
     /// Time from the first SIGTERM to SIGKILL.
     pub end_grace: Duration,
 }
@@ -36,7 +39,13 @@ impl ProcessBackend {
     /// What the system says when it cannot tell which program this is.
     pub fn new(runner: impl Into<String>) -> io::Result<Self> {
         let program = std::env::current_exe()?;
-        Ok(Self { program, runner: runner.into(), arguments: None, end_grace: END_GRACE })
+        Ok(Self {
+            program,
+            runner: runner.into(),
+            arguments: None,
+            settings: ExecutorSettings::default(),
+            end_grace: END_GRACE,
+        })
     }
 
     fn end_leftovers(&self, job_uuid: &str, folder: &ExecutorFolder) {
@@ -64,7 +73,7 @@ impl ExecutorBackend for ProcessBackend {
             Some(arguments) => command.args(arguments),
             None => command.args(program::arguments(spec, &self.runner)),
         };
-        program::environment(&mut command, spec);
+        program::environment(&mut command, spec, &self.settings);
         command.env("TMPDIR", folder.path());
         let end = program::run(command, spec, stop, self.end_grace);
         // One that exits by itself has ended its job before.

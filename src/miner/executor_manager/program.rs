@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::backend::{ExecutorError, ExecutorExit, ExecutorSpec, FORCED_GRACE};
+use super::settings::ExecutorSettings;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::proc::group::{GroupError, GroupRun};
 use crate::proc::ladder::Ladder;
@@ -33,12 +34,13 @@ pub(super) fn arguments(spec: &ExecutorSpec, runner: &str) -> Vec<String> {
     ["executor", "--startup-time-limit", &seconds, "--runner", runner].map(str::to_owned).into()
 }
 
-/// Gives a program the environment of an executor: ours without our own settings, where to dial and with what. Names
-/// only are in its arguments, if anywhere, so no process list shows the token.
-pub(super) fn environment(command: &mut Command, spec: &ExecutorSpec) {
+/// Gives a program the environment of an executor: ours without our own settings, its settings, where to dial and with
+/// what. Names only are in its arguments, if anywhere, so no process list shows the token.
+pub(super) fn environment(command: &mut Command, spec: &ExecutorSpec, settings: &ExecutorSettings) {
     std::env::vars_os().map(|(name, _)| name).filter(|name| is_own(name)).for_each(|name| {
         command.env_remove(name);
     });
+    command.envs(settings.of(&spec.class));
     command.env("MINER_ADDRESS", &spec.miner_address).env("EXECUTOR_TOKEN", &spec.token);
 }
 
