@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::values::duration;
 use crate::app::{exit, supervise};
 use crate::base::shutdown::Level;
 use crate::executor::{self, ExecutorConfig, ExecutorError, RunnerKind};
@@ -17,6 +18,9 @@ pub struct Args {
     /// How the job's command is run
     #[arg(long, value_enum, default_value_t, env = "PHALANX_RUNNER")]
     runner: RunnerKind,
+    /// How long the job goes on without a connection to the miner
+    #[arg(long, value_name = "DUR", default_value = "30s", value_parser = duration, env = "PHALANX_MINER_GONE_AFTER")]
+    miner_gone_after: Duration,
     #[command(flatten)]
     tls: super::tls::ClientArgs,
 }
@@ -36,6 +40,7 @@ pub fn run(args: Args) -> ExitCode {
     let config = ExecutorConfig {
         startup_time_limit: Duration::from_secs(args.startup_time_limit),
         runner: args.runner,
+        miner_gone_after: args.miner_gone_after,
         ..ExecutorConfig::new(address, token)
     };
     let problems = config.validate();

@@ -3,21 +3,19 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
-use clap::ValueEnum;
 use serde_json::json;
 
 use super::announce::announce;
+use super::executors::ExecutorArgs;
 use super::key::KeyArg;
 use super::tls;
 use super::values::{class_count, duration, listen_address};
 use crate::app::{exit, status, supervise};
-use crate::executor::RunnerKind;
 use crate::identity::{KeyPair, PublicKey};
 use crate::miner::executor_pool::SlotCounts;
-use crate::miner::{DockerBackend, ExecutorBackend, Miner, MinerConfig, MinerLimits, ProcessBackend};
+use crate::miner::{Miner, MinerConfig, MinerLimits, Reloader};
 use crate::net::http::HttpServer;
 use crate::ops::status::Board;
 use crate::protocol::ExecutorClass;
@@ -34,6 +32,9 @@ pub struct Args {
     /// Whose jobs are taken; may be repeated
     #[arg(long, value_name = "SS58", required = true, env = "PHALANX_VALIDATOR", value_delimiter = ',')]
     validator: Vec<PublicKey>,
+    /// Validators among those whose jobs are declined; may be repeated
+    #[arg(long, value_name = "SS58", env = "PHALANX_BLACKLIST", value_delimiter = ',')]
+    blacklist: Vec<PublicKey>,
     /// How many executors of a class, as always_on.test=4; may be repeated
     #[arg(
         long,
@@ -44,18 +45,14 @@ pub struct Args {
         value_delimiter = ','
     )]
     executors: Vec<(ExecutorClass, u32)>,
-    /// Where executors run
-    #[arg(long, value_enum, default_value_t = BackendArg::Process, env = "PHALANX_EXECUTOR_BACKEND")]
-    executor_backend: BackendArg,
-    /// Image of executors in containers; its entry point takes the arguments of phalanx
-    #[arg(long, value_name = "IMAGE", env = "PHALANX_EXECUTOR_IMAGE")]
-    executor_image: Option<String>,
     /// URL that executors dial, if it is not the listening address, as ws://10.0.0.5:9101
     #[arg(long, value_name = "URL", env = "PHALANX_EXECUTOR_ADDRESS")]
     executor_address: Option<String>,
-    /// How executors run the jobs' commands
-    #[arg(long, value_enum, default_value_t, env = "PHALANX_RUNNER")]
-    runner: RunnerKind,
+    #[command(flatten)]
+    source: ExecutorArgs,
+    /// How long an executor may be disconnected before its job has failed
+    #[arg(long, value_name = "DUR", default_value = "30s", value_parser = duration, env = "PHALANX_RECONNECT_GRACE")]
+    reconnect_grace: Duration,
     /// How long a stop lets running jobs go on
     #[arg(long, value_name = "DUR", default_value = "60s", value_parser = duration, env = "PHALANX_DRAIN_TIME")]
     drain_time: Duration,
@@ -69,30 +66,29 @@ pub struct Args {
     tls: tls::ServerArgs,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum BackendArg {
-    /// Processes of this machine
-    Process,
-    /// Containers of the Docker Engine (needs --executor-image)
-    Docker,
-}
-
-/// Runs the command until a signal stops it.
-pub fn run(args: Args) -> ExitCode {
-    let limits = MinerLimits { drain_time: args.drain_time, ..MinerLimits::default() };
+/// Runs the command until a signal stops it; SIGHUP asks `again` for its arguments.
+pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
+    let budget = Miner::stop_budget(&limits(&args)) + supervise::CLOSING;
     let start = |env: &supervise::Env| {
         let http = args.http;
         let tls = args.tls.load().map_err(exit::usage)?;
         let listen = args.listen;
-        let config = MinerConfig { limits, ..configure(args).map_err(exit::usage)? };
+        let fixed = Fixed::of(&args);
+        let instance = uuid::Uuid::new_v4().to_string();
+        let config = configure(args, &instance).map_err(exit::usage)?;
         let http = http.map(status::bind).transpose().map_err(exit::usage)?;
         let listener = WsListener::bind(listen, tls).map_err(|e| exit::usage(format!("--listen: {e}")))?;
         let miner = Miner::start(config, Box::new(listener), env.timer.clone()).map_err(exit::usage)?;
         let http = http.map(|http| serve_status(http, &miner, env)).transpose().map_err(exit::failed)?;
+        let reloader = miner.reloader();
+        env.reload.set(move || match again().and_then(|args| reload(&reloader, args, &fixed, &instance)) {
+            Ok(()) => log::info!("SIGHUP: the settings were read again"),
+            Err(problem) => log::error!("SIGHUP: the settings stay as they are: {problem}"),
+        });
         announce(miner.ws_addr(), http.as_ref().map(|http| http.local_addr()));
         Ok((miner, http))
     };
-    supervise::serve(Miner::stop_budget(&limits) + supervise::CLOSING, start, |(miner, http), stopping| {
+    supervise::serve(budget, start, |(miner, http), stopping| {
         miner.stop(stopping);
         if let Some(http) = http {
             stopping.step("status server", supervise::CLOSING, |step| http.stop(step));
@@ -100,25 +96,49 @@ pub fn run(args: Args) -> ExitCode {
     })
 }
 
-fn configure(args: Args) -> Result<MinerConfig, String> {
+fn limits(args: &Args) -> MinerLimits {
+    MinerLimits { drain_time: args.drain_time, reconnect_grace: args.reconnect_grace, ..MinerLimits::default() }
+}
+
+fn configure(args: Args, instance: &str) -> Result<MinerConfig, String> {
     let key = KeyPair::load(&args.key.key).map_err(|e| format!("--key: {e}"))?;
-    let runner = args.runner.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
-    let backend: Arc<dyn ExecutorBackend> = match (args.executor_backend, args.executor_image) {
-        (BackendArg::Process, None) => {
-            Arc::new(ProcessBackend::new(runner).map_err(|e| format!("cannot find this program: {e}"))?)
-        }
-        (BackendArg::Process, Some(_)) => return Err("--executor-image goes with --executor-backend docker".to_owned()),
-        (BackendArg::Docker, Some(image)) => Arc::new(DockerBackend::new(key.ss58(), image, runner)),
-        (BackendArg::Docker, None) => {
-            return Err("--executor-image is missing; name the image whose entry point is phalanx".to_owned());
-        }
-    };
+    let limits = limits(&args);
+    let backend = args.source.backend(key.ss58(), instance)?;
     Ok(MinerConfig {
         validators: args.validator,
+        blacklist: args.blacklist,
         executors: args.executors,
         executor_address: args.executor_address,
+        limits,
         ..MinerConfig::new(key, args.state_dir, backend)
     })
+}
+
+/// The flags that take a restart.
+struct Fixed([(&'static str, String); 7]);
+
+impl Fixed {
+    fn of(args: &Args) -> Self {
+        Self([
+            ("--listen", args.listen.to_string()),
+            ("--key", args.key.key.clone()),
+            ("--executors", format!("{:?}", args.executors)),
+            ("--executor-address", format!("{:?}", args.executor_address)),
+            ("--drain-time", format!("{:?}", args.drain_time)),
+            ("--state-dir", args.state_dir.display().to_string()),
+            ("--http", format!("{:?}", args.http)),
+        ])
+    }
+}
+
+/// Hands settings that were read again to the miner; names what takes a restart.
+fn reload(reloader: &Reloader, args: Args, fixed: &Fixed, instance: &str) -> Result<(), String> {
+    for ((flag, now), (_, then)) in Fixed::of(&args).0.iter().zip(&fixed.0) {
+        if now != then {
+            log::warn!("SIGHUP: {flag} is another one now; that takes a restart");
+        }
+    }
+    reloader.reload(configure(args, instance)?)
 }
 
 fn serve_status(listener: TcpListener, miner: &Miner, env: &supervise::Env) -> Result<HttpServer, String> {

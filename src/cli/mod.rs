@@ -15,6 +15,7 @@ use crate::app::{exit, settings};
 mod announce;
 pub mod demo;
 pub mod executor;
+mod executors;
 pub mod facilitator;
 pub mod key;
 pub mod miner;
@@ -70,8 +71,16 @@ enum Command {
     Key(key::Args),
 }
 
-/// Runs the binary: reads arguments, environment and settings file, and runs the command.
-pub fn main() -> ExitCode {
+/// Why there is no command to run.
+enum NoCommand {
+    /// The settings file cannot be used.
+    Settings(String),
+    /// A mistake in the arguments, or a question for help.
+    Arguments(clap::Error),
+}
+
+/// Reads arguments, environment and settings file.
+fn parse() -> Result<Cli, NoCommand> {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let command = Cli::command();
     // The network's own name for the facilitator's URL counts as environment, too.
@@ -79,19 +88,37 @@ pub fn main() -> ExitCode {
         None if name == "PHALANX_FACILITATOR" => std::env::var_os("FACILITATOR_URI"),
         value => value,
     };
-    let arguments = match settings::with_file(&command, arguments, env) {
-        Ok(arguments) => arguments,
-        Err(problem) => return exit::usage(problem),
-    };
+    let arguments = settings::with_file(&command, arguments, env).map_err(NoCommand::Settings)?;
     let parsed = command.try_get_matches_from(arguments).and_then(|matches| Cli::from_arg_matches(&matches));
-    let cli = match parsed {
+    parsed.map_err(NoCommand::Arguments)
+}
+
+/// Reads those of a miner again: what the settings file says may have changed.
+///
+/// # Errors
+/// What is wrong with it, in one line.
+fn miner_again() -> Result<miner::Args, String> {
+    match parse().map(|cli| cli.command) {
+        Ok(Command::Miner(args)) => Ok(args),
+        Ok(_) => Err("they are not those of a miner".to_owned()),
+        Err(NoCommand::Settings(problem)) => Err(problem),
+        Err(NoCommand::Arguments(mistake)) => Err(one_line(&mistake)),
+    }
+}
+
+/// Runs the binary: reads arguments, environment and settings file, and runs the command.
+pub fn main() -> ExitCode {
+    let cli = match parse() {
         Ok(cli) => cli,
-        Err(help) if !help.use_stderr() || help.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+        Err(NoCommand::Settings(problem)) => return exit::usage(problem),
+        Err(NoCommand::Arguments(help))
+            if !help.use_stderr() || help.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
+        {
             // Help and version; a closed pipe is not worth a word.
             let _ = help.print();
             return ExitCode::from(if help.use_stderr() { exit::USAGE } else { exit::DONE });
         }
-        Err(mistake) => return exit::usage(one_line(&mistake)),
+        Err(NoCommand::Arguments(mistake)) => return exit::usage(one_line(&mistake)),
     };
     let default_filter = match &cli.command {
         Command::Facilitator(_) | Command::Validator(_) | Command::Miner(_) => "info",
@@ -107,7 +134,7 @@ pub fn main() -> ExitCode {
         Command::Validator(args) => validator::run(args),
         #[cfg(feature = "celery")]
         Command::Worker(args) => worker::run(args),
-        Command::Miner(args) => miner::run(args),
+        Command::Miner(args) => miner::run(args, miner_again),
         Command::Executor(args) => executor::run(args),
         Command::Submit(args) => submit::run(args),
         Command::Status(args) => status::run(args),

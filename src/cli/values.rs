@@ -1,5 +1,6 @@
 //! Values of flags: durations with units, classes with counts, addresses.
 
+use std::collections::VecDeque;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
@@ -44,6 +45,18 @@ pub fn class_count(text: &str) -> Result<(ExecutorClass, u32), String> {
     }
 }
 
+/// Reads a command line into its words, by the quoting rules of a POSIX shell; nothing is expanded.
+///
+/// # Errors
+/// What would be right, in words.
+pub fn command_line(text: &str) -> Result<VecDeque<String>, String> {
+    match shlex::split(text) {
+        Some(words) if words.first().is_some_and(|program| !program.is_empty()) => Ok(words.into()),
+        Some(_) => Err("it is empty; it should be a program and its arguments".to_owned()),
+        None => Err("a quote is not closed; quote as in a shell, as \"my program\" --flag".to_owned()),
+    }
+}
+
 /// Reads `127.0.0.1:9101`, `[::1]:0` or `localhost:9101`; port 0 lets the system choose.
 ///
 /// # Errors
@@ -78,6 +91,14 @@ mod tests {
         }
         for text in ["", "5", "s", "1d", "-1s", "1e400s", "1 s"] {
             assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn command_lines_have_words() {
+        assert_eq!(command_line("python3 'a b' --x=\"c\"").unwrap(), ["python3", "a b", "--x=c"]);
+        for text in ["", "  ", "''", "python3 'a"] {
+            assert!(command_line(text).is_err(), "{text}");
         }
     }
 

@@ -19,5 +19,5 @@ pub use config::{MinerConfig, MinerLimits};
 pub use executor_manager::{
     DockerBackend, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSettings, ExecutorSpec, ProcessBackend,
 };
-pub use role::{DATABASE, Miner, MinerError, Observer};
+pub use role::{DATABASE, Miner, MinerError, Observer, Reloader};
 pub use router::MinerStatus;

@@ -8,12 +8,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, bounded, select};
+use crossbeam_channel::{Sender, TrySendError, bounded, select};
 
 use super::config::{MinerConfig, MinerLimits};
 use super::disk;
 use super::executor_manager::ExecutorManager;
-use super::router::{Input, MinerStatus, Router};
+use super::router::{Input, MinerStatus, Router, Settings};
 use super::router_thread::{self, Event, RouterEnd, RouterThread};
 use crate::base::clock::now;
 use crate::base::limits::ROLE_EVENTS;
@@ -67,6 +67,38 @@ struct MinerParts {
 impl fmt::Debug for Miner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Miner").field("url", &self.url).field("status", &self.status()).finish_non_exhaustive()
+    }
+}
+
+/// Changes the settings of a running miner; may outlive it. Cheap to clone.
+#[derive(Clone)]
+pub struct Reloader(Sender<Event>);
+
+impl fmt::Debug for Reloader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reloader")
+    }
+}
+
+impl Reloader {
+    /// From now on the validators, the blacklist, the times and the back end of `config` count; the rest of it takes a
+    /// restart. Executors that run are not touched, and connections of those who are no longer validators are closed.
+    /// Does not block.
+    ///
+    /// # Errors
+    /// If the configuration is wrong, or the miner takes nothing at present; then nothing has changed.
+    pub fn reload(&self, config: MinerConfig) -> Result<(), String> {
+        let problems = config.validate();
+        if !problems.is_empty() {
+            return Err(problems.join("; "));
+        }
+        let MinerConfig { validators, blacklist, limits, backend, .. } = config;
+        let settings = Box::new(Settings { validators, blacklist, limits });
+        match self.0.try_send(Event::Settings(settings, backend)) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(_)) => Err("the miner is busy; send the signal again".to_owned()),
+            Err(TrySendError::Disconnected(_)) => Err("the miner has stopped".to_owned()),
+        }
     }
 }
 
@@ -144,6 +176,12 @@ impl Miner {
     /// Numbers for people, as of the last event.
     pub fn status(&self) -> MinerStatus {
         lock(&self.status).clone()
+    }
+
+    /// What changes its settings while it runs.
+    pub fn reloader(&self) -> Reloader {
+        let parts = self.parts.as_ref().expect("only the stop takes them, which consumes the miner");
+        Reloader(parts.events.clone())
     }
 
     /// What looks at this miner; may outlive it.

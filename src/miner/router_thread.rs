@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TrySendError, never, select};
 
 use super::disk::StoreOrder;
-use super::executor_manager::{ExecutorEnd, ExecutorManager};
-use super::router::{Action, ExecutorFrame, Input, MinerStatus, Peer, Router, ValidatorFrame};
+use super::executor_manager::{ExecutorBackend, ExecutorEnd, ExecutorManager};
+use super::router::{Action, ExecutorFrame, Input, MinerStatus, Peer, Router, Settings, ValidatorFrame};
 use crate::base::clock::now;
 use crate::base::ids::SessionId;
 use crate::base::lock::lock;
@@ -33,6 +33,8 @@ pub(super) enum Event {
     Input(Input),
     /// A connection, and how to send to it.
     Opened(SessionId, SessionHandle, Peer, Option<String>),
+    /// Settings, and where executors come from, from now on.
+    Settings(Box<Settings>, Arc<dyn ExecutorBackend>),
     /// Drop the sender as soon as every job has ended.
     WhenIdle(Sender<Never>),
 }
@@ -123,6 +125,10 @@ impl RouterThread {
                     Ok(Event::Opened(id, handle, peer, address)) => {
                         sessions.insert(id, handle);
                         Input::Opened { id, peer, address }
+                    }
+                    Ok(Event::Settings(settings, backend)) => {
+                        self.executors.set_backend(backend);
+                        Input::Settings(settings)
                     }
                     Ok(Event::WhenIdle(sender)) => {
                         idle.push(sender);

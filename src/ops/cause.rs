@@ -7,6 +7,11 @@
 
 use std::io;
 
+// Errors of the system that `io::ErrorKind` does not tell apart; the numbers are Linux's.
+const EIO: i32 = 5;
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
+
 /// Whose fault a failure is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
@@ -57,10 +62,8 @@ impl Cause {
         match error.kind() {
             K::StorageFull | K::QuotaExceeded | K::ReadOnlyFilesystem | K::PermissionDenied => Self::OPERATOR,
             K::OutOfMemory | K::ResourceBusy => Self::OPERATOR_PASSING,
-            _ => match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
-                Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE | rustix::io::Errno::IO) => {
-                    Self::OPERATOR_PASSING
-                }
+            _ => match error.raw_os_error() {
+                Some(EIO | ENFILE | EMFILE) => Self::OPERATOR_PASSING,
                 _ => Self::NETWORK_PASSING,
             },
         }

@@ -122,6 +122,51 @@ fn four_processes_run_a_job_over_plain_and_tls_and_end_on_either_signal() {
     }
 }
 
+/// What becomes of a no-op job.
+fn status_of_a_job(network: &Network) -> String {
+    let finished = run(&mut network.submit(NO_OP));
+    result(&finished.stdout)["status"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_miner_reads_its_settings_again_and_keeps_them_when_they_are_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("phalanx.toml");
+    let write = |text: String| std::fs::write(&file, text).unwrap();
+    // Another program that stands for the executor: ours, by its command line.
+    let ours = env!("CARGO_BIN_EXE_phalanx");
+    let command = format!("'{ours}' executor --runner process --startup-time-limit {{startup_seconds}}");
+    write(format!("[miner]\nexecutor_command = \"{command}\"\n"));
+    let network = Network::start_with(false, &["--config", file.to_str().unwrap()]);
+    assert_eq!(status_of_a_job(&network), "completed");
+
+    let hangup = || network.miner.signal(Signal::HUP);
+    write("[miner]\nblacklists = []\n".to_owned());
+    hangup();
+    assert_eq!(status_of_a_job(&network), "completed");
+    write(format!("[miner]\nexecutor_command = \"{command}\"\nblacklist = [\"{BOB}\"]\n"));
+    hangup();
+    assert_eq!(status_of_a_job(&network), "completed");
+    write(format!("[miner]\nexecutor_command = \"{command}\"\nblacklist = [\"{ALICE}\"]\n"));
+    hangup();
+    until("the validator's job is declined", || status_of_a_job(&network) == "rejected");
+
+    let Network { facilitator, miner, validator, scratch, .. } = network;
+    assert_eq!(validator.stop(Signal::TERM).code, Some(0));
+    let finished = miner.stop(Signal::TERM);
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    for said in [
+        "SIGHUP: the settings stay as they are: settings file",
+        "[miner] unknown key \"blacklists\"; did you mean \"blacklist\"?",
+        "is none of the validators",
+        "SIGHUP: the settings were read again",
+    ] {
+        assert!(finished.stderr.contains(said), "{said}: {}", finished.stderr);
+    }
+    assert_eq!(facilitator.stop(Signal::TERM).code, Some(0));
+    nothing_left(scratch.path());
+}
+
 /// The command line of each job process that belongs to the folder.
 fn job_runs(scratch: &Path) -> bool {
     processes_of(scratch).iter().any(|line| line.starts_with("sleep 600"))
@@ -314,6 +359,15 @@ fn bad_input_is_one_line_with_exit_2_and_starts_nothing() {
         (
             [&miner[..], &["always_on.test=1", "--listen", "127.0.0.1:0", "--executor-backend", "docker"]].concat(),
             vec!["--executor-image"],
+        ),
+        (
+            [&miner[..], &["always_on.test=1", "--listen", "127.0.0.1:0", "--executor-command", "a 'b"]].concat(),
+            vec!["--executor-command", "a quote is not closed"],
+        ),
+        (
+            [&miner[..], &["always_on.test=1", "--listen", "127.0.0.1:0", "--executor-option", "--privileged"]]
+                .concat(),
+            vec!["--executor-option", "--executor-backend docker"],
         ),
         (
             vec![

@@ -12,7 +12,7 @@ use phalanx::base::rng::Rng;
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::miner::executor_manager::{ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec};
 use phalanx::miner::executor_pool::SlotCounts;
-use phalanx::miner::router::{Action, ExecutorFrame, Input, Peer, Router, ValidatorFrame};
+use phalanx::miner::router::{Action, CLOSE_NORMAL, ExecutorFrame, Input, Peer, Router, Settings, ValidatorFrame};
 use phalanx::miner::{MinerConfig, MinerLimits};
 use phalanx::protocol::{MinerToValidator, Receipt, V0StreamingJobReadyRequest, ValidatorToMiner};
 
@@ -539,6 +539,33 @@ fn every_stage_has_its_limit_and_its_reason() {
         assert_eq!(f.got(session), [format!("HordeFailed {reason}")]);
         assert_eq!(f.told_to_end, [token]);
     }
+}
+
+#[test]
+fn other_settings_count_from_then_on_and_what_runs_goes_on() {
+    let mut f = Fixture::new(3);
+    let (alice, charlie) = (f.alice.clone(), Pen::new("//Charlie"));
+    let (session, theirs) = (f.validator(&alice), f.validator(&charlie));
+    let job = uuid();
+    let (executor, _) = f.running(session, &job);
+    let validators = vec![alice.key.public()];
+    let limits = MinerLimits { reconnect_grace: 5 * SECOND, ..f.limits };
+    f.handle(Input::Settings(Box::new(Settings { validators, blacklist: vec![alice.key.public()], limits })));
+    assert_eq!(
+        f.texts(theirs),
+        [format!(r#"{{"message_type":"GenericError","details":"Unknown validator: {}"}}"#, charlie.key.ss58())]
+    );
+    assert_eq!((f.closed.get(&theirs), f.closed.get(&session)), (Some(&CLOSE_NORMAL), None));
+    let late = f.open(Peer::Validator(charlie.key.ss58()), None);
+    assert_eq!(f.closed.get(&late), Some(&CLOSE_NORMAL));
+
+    f.says(session, &alice.ask(&uuid()));
+    assert_eq!(f.got(session), ["DeclineJob validator_blacklisted"]);
+    f.reports(executor, &Says(&job).volumes());
+    assert_eq!(f.got(session), ["VolumesReady"]);
+    f.handle(Input::Closed(executor));
+    f.pass(6 * SECOND);
+    assert_eq!(f.got(session), ["HordeFailed executor_disconnected"]);
 }
 
 #[test]

@@ -25,14 +25,17 @@ pub struct DockerBackend {
     pub image: String,
     /// The value of `--runner`.
     pub runner: String,
+    /// Another executor's arguments after the image, instead of ours; `{startup_seconds}` in them is replaced.
+    pub arguments: Option<Vec<String>>,
     /// Further arguments of `docker create`, as the mounts that the executor's own runner needs.
     pub options: Vec<String>,
     /// What its executors are told.
     pub settings: ExecutorSettings,
     /// Time from the first SIGTERM to SIGKILL.
     pub end_grace: Duration,
+    /// Which process of the miner this is; what others of it have left is removed.
+    pub instance: String,
     miner: String,
-    instance: String,
     reaped: Once,
 }
 
@@ -43,6 +46,7 @@ impl DockerBackend {
             docker: Docker { time: DOCKER_TIME, ..Docker::default() },
             image: image.into(),
             runner: runner.into(),
+            arguments: None,
             options: Vec::new(),
             settings: ExecutorSettings::default(),
             end_grace: END_GRACE,
@@ -98,7 +102,11 @@ impl ExecutorBackend for DockerBackend {
         if spec.class.has_gpu() {
             creation.args(["--gpus", "all"]);
         }
-        creation.args(&self.options).arg(&self.image).args(program::arguments(spec, &self.runner));
+        creation.args(&self.options).arg(&self.image).args(program::arguments(
+            spec,
+            &self.runner,
+            self.arguments.as_deref(),
+        ));
         // No stop ends it: whether there is a container is to be known.
         container.create(creation, &Shutdown::new(), Instant::now() + DOCKER_TIME).map_err(ExecutorError::Docker)?;
         if stop.is_set() {

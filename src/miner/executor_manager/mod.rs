@@ -50,6 +50,11 @@ impl ExecutorManager {
         Self { backend, stop, running: HashMap::new(), number: 0 }
     }
 
+    /// From now on executors come from here; those that run are not touched.
+    pub fn set_backend(&mut self, backend: Arc<dyn ExecutorBackend>) {
+        self.backend = backend;
+    }
+
     /// Starts an executor on a thread of its own, which calls `ended` as its last act. Does not block.
     pub fn start(&mut self, spec: ExecutorSpec, ended: impl FnOnce(String, ExecutorEnd) + Send + 'static) {
         self.number = (self.number + 1) % 100_000;

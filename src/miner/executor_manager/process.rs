@@ -16,15 +16,15 @@ use crate::proc::docker::{Docker, labels};
 /// Runs `<program> executor --startup-time-limit S --runner R` with `MINER_ADDRESS` and `EXECUTOR_TOKEN`.
 ///
 /// Its environment is the miner's, without the miner's own `PHALANX_…` variables but `PHALANX_TLS_CA`, with its
-/// settings, and with a `TMPDIR` of its own that is removed after the run. What a killed executor leaves of its job is ended as well: its
-/// processes, and the container, which nobody else would remove.
+/// settings, and with a `TMPDIR` of its own that is removed after the run. What a killed executor leaves of its job is
+/// ended as well: its processes, and the container, which nobody else would remove.
 #[derive(Debug, Clone)]
 pub struct ProcessBackend {
     /// The program, by default this one.
     pub program: PathBuf,
     /// The value of `--runner`.
     pub runner: String,
-    /// Another executor's arguments, instead of ours.
+    /// Another executor's arguments, instead of ours; `{startup_seconds}` in them is replaced.
     pub arguments: Option<Vec<String>>,
     /// What its executors are told.
     pub settings: ExecutorSettings,
@@ -69,10 +69,7 @@ impl ExecutorBackend for ProcessBackend {
         }
         let folder = ExecutorFolder::create().map_err(ExecutorError::Folder)?;
         let mut command = Command::new(&self.program);
-        match &self.arguments {
-            Some(arguments) => command.args(arguments),
-            None => command.args(program::arguments(spec, &self.runner)),
-        };
+        command.args(program::arguments(spec, &self.runner, self.arguments.as_deref()));
         program::environment(&mut command, spec, &self.settings);
         command.env("TMPDIR", folder.path());
         let end = program::run(command, spec, stop, self.end_grace);

@@ -26,12 +26,18 @@ fn is_own(name: &OsStr) -> bool {
     name != TLS_CA && name.as_bytes().starts_with(OWN_VARIABLES.as_bytes())
 }
 
-/// Our executor's arguments.
-pub(super) fn arguments(spec: &ExecutorSpec, runner: &str) -> Vec<String> {
+/// Stands in another executor's arguments for the seconds that it has until its job comes.
+const STARTUP_SECONDS: &str = "{startup_seconds}";
+
+/// An executor's arguments: those of `other`, or ours.
+pub(super) fn arguments(spec: &ExecutorSpec, runner: &str, other: Option<&[String]>) -> Vec<String> {
     // Whole seconds, rounded up: that is what the Python executor takes.
     let seconds = spec.startup_time_limit.as_secs() + u64::from(spec.startup_time_limit.subsec_nanos() > 0);
     let seconds = seconds.to_string();
-    ["executor", "--startup-time-limit", &seconds, "--runner", runner].map(str::to_owned).into()
+    match other {
+        Some(arguments) => arguments.iter().map(|argument| argument.replace(STARTUP_SECONDS, &seconds)).collect(),
+        None => ["executor", "--startup-time-limit", &seconds, "--runner", runner].map(str::to_owned).into(),
+    }
 }
 
 /// Gives a program the environment of an executor: ours without our own settings, its settings, where to dial and with

@@ -4,6 +4,7 @@
 use crate::base::ids::SessionId;
 use crate::base::shutdown::Level;
 use crate::identity::PublicKey;
+use crate::miner::config::MinerLimits;
 use crate::miner::executor_manager::{ExecutorEnd, ExecutorSpec};
 use crate::protocol::signing::verify_validator_signature;
 use crate::protocol::{DecodeError, ExecutorToMiner, Receipt, ReceiptPayload, ValidatorToMiner};
@@ -127,8 +128,21 @@ pub enum Input {
     },
     /// Stop at this level: drain declines new jobs, cancel ends those that run.
     Stop(Level),
+    /// From now on these settings count.
+    Settings(Box<Settings>),
     /// Time has passed.
     Tick,
+}
+
+/// What may change while a miner runs.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Whose jobs it takes.
+    pub validators: Vec<PublicKey>,
+    /// Validators among those whose jobs are declined.
+    pub blacklist: Vec<PublicKey>,
+    /// The times, for what begins from now on.
+    pub limits: MinerLimits,
 }
 
 /// Something to do.

@@ -16,7 +16,7 @@ mod jobs;
 mod state;
 mod validators;
 
-pub use io::{Action, CLOSE_NORMAL, CLOSE_POLICY, ExecutorFrame, Input, Peer, ValidatorFrame};
+pub use io::{Action, CLOSE_NORMAL, CLOSE_POLICY, ExecutorFrame, Input, Peer, Settings, ValidatorFrame};
 pub use job::JobKey;
 pub use state::{MinerStatus, Router};
 
@@ -35,6 +35,7 @@ impl Router {
             Input::Stored { job, result } => self.stored(job, result),
             Input::ExecutorEnded { token, end } => self.executor_ended(token, end, now),
             Input::Stop(level) => self.stop(level, now),
+            Input::Settings(settings) => self.set(*settings),
             Input::Tick => {}
         }
         self.tick(now);

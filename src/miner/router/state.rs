@@ -11,7 +11,7 @@ use crate::miner::executor_pool::{ExecutorPool, SlotCounts};
 use crate::protocol::{ExecutorClass, GenericError, MinerToValidator, V0InitialJobRequest};
 use crate::transport::Utf8Bytes;
 
-use super::io::{Action, ValidatorFrame};
+use super::io::{Action, Settings, ValidatorFrame};
 use super::job::{JobKey, MinerJob};
 
 /// One connection of a validator.
@@ -66,6 +66,10 @@ pub(super) struct Waiting {
     pub until: Instant,
 }
 
+fn addresses(keys: &[PublicKey]) -> HashSet<String> {
+    keys.iter().map(|key| key.to_ss58()).collect()
+}
+
 /// The state of a miner.
 #[derive(Debug)]
 pub struct Router {
@@ -106,12 +110,11 @@ pub struct MinerStatus {
 impl Router {
     /// The state at the start; executors dial `executor_address`.
     pub fn new(config: &MinerConfig, executor_address: String) -> Self {
-        let ss58 = |keys: &[PublicKey]| keys.iter().map(|key| key.to_ss58()).collect();
         Self {
             hotkey: config.key.ss58(),
             key: config.key.clone(),
-            allowed: ss58(&config.validators),
-            blacklist: ss58(&config.blacklist),
+            allowed: addresses(&config.validators),
+            blacklist: addresses(&config.blacklist),
             limits: config.limits,
             executor_address,
             streaming_address: config.streaming_address.clone(),
@@ -123,6 +126,19 @@ impl Router {
             waiting: VecDeque::new(),
             level: Level::Run,
             out: Vec::new(),
+        }
+    }
+
+    /// Other settings count from now on. Whoever is no longer a validator is turned away; what runs for it goes on.
+    pub(super) fn set(&mut self, settings: Settings) {
+        let Settings { validators, blacklist, limits } = settings;
+        self.allowed = addresses(&validators);
+        self.blacklist = addresses(&blacklist);
+        self.limits = limits;
+        let gone = self.validators.iter().filter(|(_, validator)| !self.allowed.contains(&validator.hotkey));
+        let gone: Vec<_> = gone.map(|(id, validator)| (*id, validator.hotkey.clone())).collect();
+        for (id, hotkey) in gone {
+            self.turn_away(id, &hotkey);
         }
     }
 

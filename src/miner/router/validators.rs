@@ -19,17 +19,25 @@ const PRE_AUTH_BYTES: usize = MINER_LINK_MESSAGE_BYTES;
 
 impl Router {
     pub(super) fn validator_opened(&mut self, id: SessionId, hotkey: String, now: Now) {
-        let known = self.allowed.contains(&hotkey);
-        if !known {
-            self.complain(id, format!("Unknown validator: {hotkey}"));
-            self.out.push(Action::Close(id, CLOSE_NORMAL, ""));
-        }
         let until = now.mono + self.limits.auth_time;
-        let state = match known {
-            true => ValidatorState::Unknown { until, queue: VecDeque::new(), bytes: 0 },
-            false => ValidatorState::Refused,
-        };
-        self.validators.insert(id, Validator { hotkey, state });
+        let state = ValidatorState::Unknown { until, queue: VecDeque::new(), bytes: 0 };
+        let known = self.allowed.contains(&hotkey);
+        self.validators.insert(id, Validator { hotkey: hotkey.clone(), state });
+        if !known {
+            self.turn_away(id, &hotkey);
+        }
+    }
+
+    /// Ends the connection of a validator that we do not know, or do not know any more.
+    pub(super) fn turn_away(&mut self, id: SessionId, hotkey: &str) {
+        let Some(validator) = self.validators.get_mut(&id) else { return };
+        if matches!(validator.state, ValidatorState::Refused) {
+            return;
+        }
+        validator.state = ValidatorState::Refused;
+        self.complain(id, format!("Unknown validator: {hotkey}"));
+        self.out.push(Action::Close(id, CLOSE_NORMAL, ""));
+        self.validator_gone(id);
     }
 
     /// A validator says something.

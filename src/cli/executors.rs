@@ -1,0 +1,86 @@
+//! The flags of a miner that say where its executors come from.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use super::values::{command_line, duration};
+use crate::executor::RunnerKind;
+use crate::miner::{DockerBackend, ExecutorBackend, ExecutorSettings, ProcessBackend};
+
+/// Where the executors of a miner come from, and what they are told.
+#[derive(Debug, clap::Args)]
+pub(super) struct ExecutorArgs {
+    /// Where executors run
+    #[arg(long, value_enum, default_value_t = BackendArg::Process, env = "PHALANX_EXECUTOR_BACKEND")]
+    executor_backend: BackendArg,
+    /// Image of executors in containers; its entry point takes the arguments of phalanx
+    #[arg(long, value_name = "IMAGE", env = "PHALANX_EXECUTOR_IMAGE")]
+    executor_image: Option<String>,
+    /// Another executor than ours, as a command line; {startup_seconds} stands for its time until the job comes. With
+    /// --executor-image it is what follows the image
+    #[arg(long, value_name = "COMMAND", value_parser = command_line, env = "PHALANX_EXECUTOR_COMMAND")]
+    executor_command: Option<Arguments>,
+    /// An option of `docker create` for executors in containers, as --volume=/tmp:/tmp; may be repeated
+    #[arg(long, value_name = "OPTION", allow_hyphen_values = true, env = "PHALANX_EXECUTOR_OPTION")]
+    executor_option: Vec<String>,
+    /// How executors run the jobs' commands
+    #[arg(long, value_enum, default_value_t, env = "PHALANX_RUNNER")]
+    runner: RunnerKind,
+    /// How long an executor goes on without a connection to this miner
+    #[arg(long, value_name = "DUR", default_value = "30s", value_parser = duration, env = "PHALANX_MINER_GONE_AFTER")]
+    miner_gone_after: Duration,
+}
+
+/// The words of a command line; at least one.
+pub(super) type Arguments = std::collections::VecDeque<String>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum BackendArg {
+    /// Processes of this machine
+    Process,
+    /// Containers of the Docker Engine (needs --executor-image)
+    Docker,
+}
+
+impl ExecutorArgs {
+    /// What starts the executors of the miner with this hotkey, whose process this `instance` is.
+    ///
+    /// # Errors
+    /// One line that names the flag.
+    pub(super) fn backend(self, hotkey: String, instance: &str) -> Result<Arc<dyn ExecutorBackend>, String> {
+        let mut settings = ExecutorSettings::default();
+        settings.set("PHALANX_MINER_GONE_AFTER", format!("{}ms", self.miner_gone_after.as_millis()));
+        let runner = self.runner.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        match (self.executor_backend, self.executor_image) {
+            (BackendArg::Process, None) if !self.executor_option.is_empty() => {
+                Err("--executor-option goes with --executor-backend docker".to_owned())
+            }
+            (BackendArg::Process, None) => {
+                let ours = ProcessBackend::new(runner).map_err(|e| format!("cannot find this program: {e}"))?;
+                let backend = match self.executor_command {
+                    Some(mut words) => {
+                        let program = words.pop_front().map(PathBuf::from).unwrap_or_default();
+                        ProcessBackend { program, arguments: Some(words.into()), settings, ..ours }
+                    }
+                    None => ProcessBackend { settings, ..ours },
+                };
+                Ok(Arc::new(backend))
+            }
+            (BackendArg::Process, Some(_)) => Err("--executor-image goes with --executor-backend docker".to_owned()),
+            (BackendArg::Docker, Some(image)) => {
+                let mut backend = DockerBackend::new(hotkey, image, runner);
+                backend.instance = instance.to_owned();
+                backend.arguments = self.executor_command.map(Vec::from);
+                backend.options = self.executor_option;
+                backend.settings = settings;
+                Ok(Arc::new(backend))
+            }
+            (BackendArg::Docker, None) => {
+                Err("--executor-image is missing; name the image whose entry point is phalanx".to_owned())
+            }
+        }
+    }
+}
