@@ -3,6 +3,7 @@
 //! ```text
 //! (caller)   takes the miner's messages and what the work has brought about, asks the stages, does what they say
 //! exe-mi-rd  reads from the miner, dials again after a loss; exe-mi-wr writes
+//! exec-specs describes the machine, and ends
 //! exec-work  image, volumes, run, artifacts, uploads; ends with the job
 //! ```
 //!

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::config::ExecutorConfig;
 use super::miner_client;
+use super::specs::SpecsThread;
 use super::stages::{ExecutorError, JobEnd};
 use super::stages_thread;
 use crate::base::shutdown::Shutdown;
@@ -14,6 +15,9 @@ use crate::transport::Dialer;
 
 /// How long the last message of a cancelled job may take to leave.
 const CANCELLED_FLUSH_TIME: Duration = Duration::from_secs(1);
+
+/// How long the description of the machine may take to end once it is cancelled.
+const SPECS_TIME: Duration = Duration::from_secs(2);
 
 /// How an executor ended.
 #[derive(Debug)]
@@ -40,9 +44,10 @@ pub fn run(
     if !problems.is_empty() {
         return Err(ExecutorError::Config(problems));
     }
+    let (describing, specs) = SpecsThread::start();
     let (link, events) = miner_client::start(&config.miner_address, &config.token, dialer, timer);
     // The thread that does the job's work starts with the job and ends with it, before the job's last message.
-    let outcome = stages_thread::run(&config, &link.handle(), &events, shutdown);
+    let outcome = stages_thread::run(&config, &link.handle(), &events, &specs, shutdown);
     // Dropped before the stop, so that a reader that waits for room in the queue is freed.
     drop(events);
     // Whoever ended the job knows its outcome: the last message is a courtesy then, and a lost link is not dialled for
@@ -52,5 +57,6 @@ pub fn run(
     let mut stopping = Stopping::new(shutdown);
     let unsent = stopping.step("link", flush_time, |step| link.stop(step));
     stopping.unsent(unsent);
+    stopping.step("machine specs", SPECS_TIME, |step| describing.stop(step));
     outcome.map(|end| ExecutorReport { end, stop: stopping.finish() })
 }

@@ -1,12 +1,19 @@
 //! What this machine is, in the shape that the Python executor reports it (`V0MachineSpecsRequest`).
+//!
+//! Owner of the thread `exec-specs`: [`SpecsThread`], in `role`. Blocks in: `nvidia-smi`, where there is one. Kick: the
+//! cancel signal of its owner. Ends: by itself, once all is described. It begins with the executor, so that no job
+//! waits for it.
 
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, bounded};
 use serde_json::{Value, json};
 
 use crate::base::shutdown::Shutdown;
+use crate::base::stop::Step;
+use crate::base::thread::{Kick, Thread, spawn};
 use crate::proc::tool;
 use crate::protocol::JsonMap;
 
@@ -24,11 +31,37 @@ const GPU_FIELDS: [(&str, &str); 7] = [
     ("memory_speed", "clocks.mem"),
 ];
 
+/// Describes the machine beside everything else. Dropping it cancels that, and joins the thread.
+pub(super) struct SpecsThread {
+    cancel: Shutdown,
+    thread: Thread<()>,
+}
+
+impl SpecsThread {
+    /// Begins; the specs come once.
+    pub(super) fn start() -> (Self, Receiver<JsonMap>) {
+        let (report, specs) = bounded(1);
+        let cancel = Shutdown::new();
+        let (kicked, token) = (cancel.clone(), cancel.clone());
+        let thread = spawn("exec-specs", Kick::new("cancel signal", move || kicked.cancel()), move || {
+            // There is room for them; after the job nobody wants them.
+            drop(report.try_send(machine_specs(&token)));
+        });
+        (Self { cancel, thread }, specs)
+    }
+
+    /// Cancels and joins.
+    pub(super) fn stop(self, step: &mut Step) {
+        self.cancel.cancel();
+        step.join(self.thread);
+    }
+}
+
 /// Describes GPUs, processor, memory (KiB), disk (KiB) and operating system.
 ///
 /// Never fails: a part that cannot be read has its reason under `PART_scrape_error`. Blocks for at most five seconds,
 /// in `nvidia-smi` where there is one; `token` ends that.
-pub(super) fn machine_specs(token: &Shutdown) -> JsonMap {
+fn machine_specs(token: &Shutdown) -> JsonMap {
     let mut specs = JsonMap::new();
     let mut put = |part: &str, empty: Value, found: Result<Value, String>| match found {
         Ok(value) => {

@@ -6,9 +6,8 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-
 use super::runner::{RunEnd, RunOutcome, RunSpec};
+use crate::base::text;
 use crate::protocol::stages::{Stage, StageClock, Timing};
 use crate::protocol::{
     ExecutorToMiner, GenericError, HordeFailureReason, Int, JobFailureReason, JobParticipantType, JobStage, JsonMap,
@@ -19,6 +18,16 @@ use crate::protocol::{
 
 /// Without any timing in the initial request, how long a job may take in all.
 const DEFAULT_TOTAL: Duration = Duration::from_secs(3600);
+
+/// How long what a job has left may be looked for after its time is over; its report must not be late.
+const COLLECT_TIME: Duration = Duration::from_secs(1);
+
+/// Bytes of a failure's message: more than any sentence of ours, and a tool may have said very much.
+const MESSAGE_BYTES: usize = 8 << 10;
+
+/// Characters of base64 of the artifacts that a failure carries. They go into its context, which is kept by databases
+/// and shown to people, so they are far fewer than those of a result.
+const FAILED_ARTIFACTS_CHARS: usize = 512 << 10;
 
 /// How a job ended, as its last message reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +74,8 @@ pub enum Input {
     FromMiner(Box<MinerToExecutor>),
     /// The present work is done, or cannot be.
     Done(Result<Outcome, Problem>),
+    /// The machine is described.
+    Specs(JsonMap),
     /// The thread that works has panicked.
     Crashed(String),
     /// Stop before there is a job; a job that has begun goes on.
@@ -95,8 +106,6 @@ pub struct Results {
     pub artifacts: StrMap,
     /// What the servers of its uploads answered.
     pub uploads: StrMap,
-    /// The machine it ran on.
-    pub machine: JsonMap,
 }
 
 /// Why work cannot be done.
@@ -136,7 +145,7 @@ pub enum Work {
         /// By when.
         deadline: Instant,
     },
-    /// Collect the artifacts, upload the output, describe the machine.
+    /// Collect the artifacts, upload the output.
     Upload {
         /// Where the job has left its artifacts.
         artifacts_dir: Option<String>,
@@ -170,6 +179,8 @@ pub struct Stages {
     startup: Duration,
     gone_after: Duration,
     state: ExecutorState,
+    /// The machine, once it is described.
+    machine: Option<JsonMap>,
 }
 
 #[derive(Debug)]
@@ -186,15 +197,27 @@ impl Stages {
     /// The state at the start. The wait for a job, and then the preparation of its image, may each take `startup`; a
     /// job is cancelled when the miner is gone for `gone_after`.
     pub fn new(startup: Duration, gone_after: Duration, now: Instant) -> Self {
-        Self { startup, gone_after, state: ExecutorState::Waiting { until: now + startup, connected: false } }
+        let state = ExecutorState::Waiting { until: now + startup, connected: false };
+        Self { startup, gone_after, state, machine: None }
     }
 
     /// Takes in what happened and says what to do.
     pub fn handle(&mut self, input: Input, now: Instant) -> Vec<Action> {
         let mut out = Vec::new();
+        let input = match input {
+            Input::Specs(machine) => {
+                self.machine = Some(machine);
+                return out;
+            }
+            input => input,
+        };
         match &mut self.state {
             ExecutorState::Waiting { .. } => self.wait(input, now, &mut out),
             ExecutorState::Job(job) => {
+                job.now = now;
+                if matches!(input, Input::Done(_)) {
+                    job.machine = job.machine.take().or(self.machine.take());
+                }
                 job.take(input, now);
                 job.check_time(self.gone_after, now);
                 out.append(&mut job.out);
@@ -241,7 +264,7 @@ impl Stages {
             },
             Input::Drain | Input::Cancel => ExecutorError::Stopped,
             Input::Tick if now >= *until => ExecutorError::NoJob(self.startup),
-            Input::Tick | Input::Done(_) | Input::Crashed(_) => return,
+            Input::Tick | Input::Done(_) | Input::Crashed(_) | Input::Specs(_) => return,
         };
         out.push(Action::End(Err(error)));
     }
@@ -282,6 +305,12 @@ struct StagedJob {
     request: Option<Box<V0JobRequest>>,
     /// How the run ended, if it has.
     ran: Option<Box<RunOutcome>>,
+    /// The machine, as far as it is described.
+    machine: Option<JsonMap>,
+    /// When the present stage began.
+    stage_began: Instant,
+    /// When what is being handled happened.
+    now: Instant,
     alone_since: Option<Instant>,
     cancelled: bool,
     out: Vec<Action>,
@@ -298,11 +327,14 @@ impl StagedJob {
             out: vec![Action::Begin(initial.job_uuid.clone())],
             uuid: initial.job_uuid,
             phase: Phase::Prepare,
-            timing,
+            timing: timing.of_executor(),
             clock: None,
             volume: initial.volume,
             request: None,
             ran: None,
+            machine: None,
+            stage_began: now,
+            now,
             alone_since: None,
             cancelled: false,
         };
@@ -334,7 +366,7 @@ impl StagedJob {
                 self.end_horde_failed(HordeFailureReason::UnhandledException, message, None);
             }
             Input::Cancel => self.cancel(),
-            Input::Drain | Input::Tick => {}
+            Input::Drain | Input::Tick | Input::Specs(_) => {}
         }
     }
 
@@ -372,6 +404,7 @@ impl StagedJob {
                 // The volumes' limit counts from here on, so that the wait for the request is within leeway and
                 // download.
                 self.phase = Phase::Request(clock.clone().begin(Stage::Download));
+                self.stage_began = now;
                 if self.request.is_some() {
                     self.load(now);
                 }
@@ -382,13 +415,15 @@ impl StagedJob {
         }
     }
 
-    /// The deadline of a stage that begins.
-    fn begin_stage(&mut self, stage: Stage, now: Instant) -> Instant {
-        self.clock.get_or_insert_with(|| StageClock::new(self.timing, now)).begin(stage)
+    /// The clock of the stages; a stage begins.
+    fn begin_stage(&mut self, now: Instant) -> &mut StageClock {
+        self.stage_began = now;
+        self.clock.get_or_insert_with(|| StageClock::new(self.timing, now))
     }
 
     fn load(&mut self, now: Instant) {
-        let deadline = self.begin_stage(Stage::Download, now);
+        // The stage began when the executor was ready.
+        let deadline = self.clock.get_or_insert_with(|| StageClock::new(self.timing, now)).begin(Stage::Download);
         self.phase = Phase::Load;
         let volume = self.request.as_mut().and_then(|request| request.volume.take()).or(self.volume.take());
         match volume {
@@ -399,7 +434,7 @@ impl StagedJob {
 
     fn run(&mut self, now: Instant) {
         self.send(V0VolumesReadyRequest { job_uuid: self.uuid.clone() });
-        let deadline = self.begin_stage(Stage::Execution, now);
+        let deadline = self.begin_stage(now).begin_run(now);
         self.phase = Phase::Run;
         let Some(request) = &self.request else { return };
         let spec = Box::new(RunSpec::from_request(self.uuid.as_str(), request));
@@ -416,24 +451,35 @@ impl StagedJob {
             }
             RunEnd::Signalled(signal) => return self.job_exited(format!("the job was ended by signal {signal}")),
             RunEnd::OutOfMemory => return self.job_exited("the job used more memory than it may".to_owned()),
+            // What it has left is of use; its validator still waits for the end of the execution.
             RunEnd::TimedOut => {
-                return self.fail(Problem::TimedOut("Job container timed out during execution".to_owned()));
+                let deadline = self.clock.as_ref().map_or(now, StageClock::deadline).max(now + COLLECT_TIME);
+                return self.collect(None, deadline);
             }
             RunEnd::Cancelled => return self.fail(Problem::Cancelled),
         }
         self.send(V0ExecutionDoneRequest { job_uuid: self.uuid.clone() });
-        let deadline = self.begin_stage(Stage::Upload, now);
+        let deadline = self.begin_stage(now).begin(Stage::Upload);
+        let upload = self.request.as_mut().and_then(|request| request.output_upload.take()).map(Box::new);
+        self.collect(upload, deadline);
+    }
+
+    fn collect(&mut self, upload: Option<Box<OutputUpload>>, deadline: Instant) {
         self.phase = Phase::Upload;
-        let Some(request) = &mut self.request else { return };
-        let (artifacts_dir, upload) = (request.artifacts_dir.take(), request.output_upload.take().map(Box::new));
+        let artifacts_dir = self.request.as_mut().and_then(|request| request.artifacts_dir.take());
         self.work(Work::Upload { artifacts_dir, upload, deadline });
     }
 
     fn finish(&mut self, results: Results) {
-        let Results { artifacts, uploads, machine } = results;
+        if self.run_timed_out() {
+            return self.timed_out(results.artifacts);
+        }
+        let Results { artifacts, uploads } = results;
         let (stdout, stderr) = self.ran.take().map(|ran| (ran.stdout.text, ran.stderr.text)).unwrap_or_default();
         let job_uuid = self.uuid.clone();
-        self.send(V0MachineSpecsRequest { job_uuid: job_uuid.clone(), specs: MachineSpecs { specs: machine } });
+        if let Some(machine) = self.machine.take() {
+            self.send(V0MachineSpecsRequest { job_uuid: job_uuid.clone(), specs: MachineSpecs { specs: machine } });
+        }
         let finished = V0JobFinishedRequest {
             job_uuid,
             docker_process_stdout: stdout,
@@ -481,8 +527,52 @@ impl StagedJob {
         request.into_iter().chain(gone).min()
     }
 
+    /// Whether the run was stopped at its limit.
+    fn run_timed_out(&self) -> bool {
+        self.ran.as_ref().is_some_and(|ran| ran.end == RunEnd::TimedOut)
+    }
+
+    /// The end of a job that ran for too long, with what it has left.
+    fn timed_out(&mut self, artifacts: StrMap) {
+        let (mut chars, mut left_out) = (0, 0);
+        let mut kept = JsonMap::new();
+        for (name, content) in artifacts {
+            if chars + name.len() + content.len() > FAILED_ARTIFACTS_CHARS {
+                left_out += 1;
+                continue;
+            }
+            chars += name.len() + content.len();
+            kept.insert(name, content.into());
+        }
+        let mut context = self.context(JobStage::Execution);
+        if !kept.is_empty() {
+            context.insert("artifacts".to_owned(), kept.into());
+        }
+        if left_out > 0 {
+            context.insert("artifacts_left_out".to_owned(), left_out.into());
+        }
+        let message = "Job container timed out during execution".to_owned();
+        self.send_job_failed(JobFailureReason::Timeout, JobStage::Execution, message, None, context);
+    }
+
+    /// Where a failure happened, in all kinds of failures alike.
+    fn context(&self, stage: JobStage) -> JsonMap {
+        let took = self.now.saturating_duration_since(self.stage_began);
+        // Milliseconds tell more than anybody needs.
+        let seconds = took.as_millis() as f64 / 1000.0;
+        JsonMap::from_iter([
+            ("stage".to_owned(), stage.as_str().into()),
+            ("stage_seconds".to_owned(), seconds.into()),
+            ("executor".to_owned(), concat!("phalanx ", env!("CARGO_PKG_VERSION")).into()),
+        ])
+    }
+
     /// The end of a job whose work cannot be done.
     fn fail(&mut self, problem: Problem) {
+        if self.run_timed_out() {
+            log::warn!("job {}: nothing of what it has left is reported: {problem:?}", self.uuid);
+            return self.timed_out(StrMap::new());
+        }
         let stage = self.phase.stage();
         let (reason, message) = match problem {
             Problem::Cancelled => {
@@ -504,17 +594,28 @@ impl StagedJob {
     }
 
     fn job_failed(&mut self, reason: JobFailureReason, stage: JobStage, message: String, exit_code: Option<Int>) {
+        self.send_job_failed(reason, stage, message, exit_code, self.context(stage));
+    }
+
+    fn send_job_failed(
+        &mut self,
+        reason: JobFailureReason,
+        stage: JobStage,
+        message: String,
+        exit_code: Option<Int>,
+        context: JsonMap,
+    ) {
         log::info!("job {}: failed: {message}", self.uuid);
         let (stdout, stderr) = self.ran.take().map(|ran| (ran.stdout.text, ran.stderr.text)).unzip();
         let failed = V0JobFailedRequest {
             job_uuid: self.uuid.clone(),
-            message,
+            message: bounded(message),
             reason,
             stage,
             docker_process_exit_status: exit_code,
             docker_process_stdout: stdout,
             docker_process_stderr: stderr,
-            context: None,
+            context: Some(context),
         };
         self.end(failed, JobEnd::Failed);
     }
@@ -528,9 +629,9 @@ impl StagedJob {
         let failed = V0HordeFailedRequest {
             job_uuid: self.uuid.clone(),
             reported_by: JobParticipantType::Executor,
-            message,
+            message: bounded(message),
             reason,
-            context: stage.and_then(|stage| json!({"stage": stage.as_str()}).as_object().cloned()),
+            context: stage.map(|stage| self.context(stage)),
         };
         self.end(failed, JobEnd::HordeFailed);
     }
@@ -554,4 +655,9 @@ impl StagedJob {
     fn send(&mut self, message: impl Into<ExecutorToMiner>) {
         self.out.push(Action::Send(Box::new(message.into())));
     }
+}
+
+fn bounded(mut message: String) -> String {
+    text::truncate(&mut message, MESSAGE_BYTES);
+    message
 }

@@ -15,12 +15,14 @@ use crate::base::scope;
 use crate::base::shutdown::Shutdown;
 use crate::base::waits::waiting;
 use crate::link::LinkHandle;
+use crate::protocol::JsonMap;
 
 /// Runs until the job has ended, or the wait for one.
 pub(super) fn run(
     config: &ExecutorConfig,
     link: &LinkHandle,
     events: &Receiver<MinerEvent>,
+    specs: &Receiver<JsonMap>,
     shutdown: &Shutdown,
 ) -> Result<JobEnd, ExecutorError> {
     let mut stages = Stages::new(config.startup_time_limit, config.miner_gone_after, Instant::now());
@@ -58,7 +60,10 @@ pub(super) fn run(
             default(wait) => Input::Tick,
         };
         drop(waits);
-        for action in stages.handle(input, Instant::now()) {
+        // Wanted only at the end of the job, so nothing waits for them.
+        let described = specs.try_recv().map(Input::Specs);
+        let actions = described.into_iter().chain([input]).flat_map(|input| stages.handle(input, Instant::now()));
+        for action in actions {
             match action {
                 Action::Begin(uuid) => {
                     _scope = Some(scope::job(uuid));

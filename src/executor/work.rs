@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded, never};
 
+use super::artifacts;
 use super::runner::{RunError, Runner, RunnerKind};
 use super::stages::{Outcome, Problem, Results, Work};
 use super::uploads::{UploadError, Uploader};
 use super::volumes::{Hub, VolumeError, VolumeLoader};
 use super::workspace::Workspace;
-use super::{artifacts, specs};
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::KICK_GRACE;
 use crate::base::thread::{JoinError, Kick, Thread, spawn};
@@ -121,8 +121,7 @@ impl JobWork {
                     Some(upload) => Uploader::new(self.cancel.clone()).upload(&upload, workspace, deadline)?,
                     None => Default::default(),
                 };
-                let machine = specs::machine_specs(&self.cancel);
-                Ok(Outcome::Uploaded(Box::new(Results { artifacts: artifacts.files, uploads, machine })))
+                Ok(Outcome::Uploaded(Box::new(Results { artifacts: artifacts.files, uploads })))
             }
         }
     }

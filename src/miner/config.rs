@@ -10,6 +10,7 @@ use super::executor_manager::{END_GRACE, ExecutorBackend};
 use crate::identity::{KeyPair, PublicKey};
 use crate::link::ServerConfig;
 use crate::protocol::ExecutorClass;
+use crate::protocol::stages::MINER_BEHIND;
 
 /// Executors that one miner may offer: each has a thread of its own and a connection of two.
 pub(super) const EXECUTORS_MAX: u32 = 256;
@@ -27,7 +28,7 @@ pub struct MinerLimits {
     pub startup_time_limit: Duration,
     /// Time from the executor's readiness to the validator's job request.
     pub request_time: Duration,
-    /// What the miner grants a job beyond its own limits, so that validator and executor expire first.
+    /// What the miner grants a job beyond its own limits, see [`protocol::stages`](crate::protocol::stages).
     pub leeway: Duration,
     /// Limit of a job that names none.
     pub default_job_time: Duration,
@@ -52,7 +53,7 @@ impl Default for MinerLimits {
             reservation_wait: seconds(3),
             startup_time_limit: seconds(5),
             request_time: seconds(60),
-            leeway: seconds(10),
+            leeway: MINER_BEHIND,
             default_job_time: seconds(3600),
             reconnect_grace: seconds(30),
             exit_time: seconds(5),

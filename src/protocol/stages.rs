@@ -1,12 +1,35 @@
 //! How long each stage of a job may take: one rule for the validator, the miner and the executor. Pure: `now` is given.
 //!
 //! The deadline starts with the leeway and is extended by each stage's limit as the stage begins, so that time saved in
-//! one stage is there for the next. Without timing details one total applies to all stages.
+//! one stage is there for the next. Without timing details one total applies to all stages. This is the bound of the
+//! network. Before it, the executor stops a run that has lasted for the execution limit itself.
+//!
+//! All sides count from the executor's readiness. A Python validator gives a stage up at the deadline itself, so the
+//! others keep away from it, in this order:
+//!
+//! ```text
+//! run + execution limit                   the executor stops the run, whatever time earlier stages have saved
+//! deadline - up to EXECUTOR_AHEAD         the executor gives a stage up, while its report can still arrive
+//! deadline                                a Python validator gives the stage up, as the network's fault
+//! deadline + MINER_BEHIND                 the miner reports an executor that has not
+//! deadline + VALIDATOR_BEHIND             our validator reports a miner that has not
+//! ```
 
 use std::time::{Duration, Instant};
 
 use super::{ExecutorTimingDetails, HordeFailureReason};
 use crate::base::limits::LONGEST_TIME;
+
+/// How long before the deadline an executor gives a stage up, at most: for the end of the job's processes, what can be
+/// read of its artifacts, and the way to the validator.
+pub const EXECUTOR_AHEAD: Duration = Duration::from_secs(2);
+
+/// How long after the deadline a miner gives up an executor that reports nothing: more than a report takes.
+pub const MINER_BEHIND: Duration = Duration::from_secs(5);
+
+/// How long after the deadline a validator gives up a miner that reports nothing: twice the miner's, whose clock starts
+/// later by the way of the job request.
+pub const VALIDATOR_BEHIND: Duration = Duration::from_secs(10);
 
 /// A stage of a job after its executor is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,6 +87,18 @@ pub enum Timing {
 }
 
 impl Timing {
+    /// The limits as an executor keeps them, ahead of whoever waits for it: by half of the leeway or a tenth of the
+    /// total, and by [`EXECUTOR_AHEAD`] at most. The limits of the stages themselves stay as they are.
+    pub fn of_executor(self) -> Self {
+        match self {
+            Timing::PerStage { leeway, download, streaming_start, execution, upload } => {
+                let leeway = leeway - EXECUTOR_AHEAD.min(leeway / 2);
+                Timing::PerStage { leeway, download, streaming_start, execution, upload }
+            }
+            Timing::Total(total) => Timing::Total(total - EXECUTOR_AHEAD.min(total / 10)),
+        }
+    }
+
     /// All limits together.
     pub fn total(&self) -> Duration {
         match *self {
@@ -120,6 +155,16 @@ impl StageClock {
         self.deadline
     }
 
+    /// The execution begins at an executor; gives when the run is stopped. That is the execution limit from now on, or
+    /// the deadline, where that is earlier.
+    pub fn begin_run(&mut self, now: Instant) -> Instant {
+        let deadline = self.begin(Stage::Execution);
+        match self.timing {
+            Timing::PerStage { execution, .. } => deadline.min(now + execution.min(LONGEST_TIME)),
+            Timing::Total(_) => deadline,
+        }
+    }
+
     /// The present deadline.
     pub fn deadline(&self) -> Instant {
         self.deadline
@@ -147,6 +192,87 @@ mod tests {
         assert_eq!(timing().total(), 45 * S);
     }
 
+    /// What each side does with a job that never ends, for each pairing: who says first that it is over?
+    #[test]
+    fn a_run_without_end_is_the_job_s_timeout_at_every_pairing() {
+        let millis = Duration::from_millis;
+        // The way of one message, twice as long as between continents.
+        let way = millis(500);
+        // The end of the processes and the artifacts.
+        let end = millis(500);
+        let per_stage = |leeway: u64, download: u64, execution: u64| Timing::PerStage {
+            leeway: Duration::from_secs(leeway),
+            download: Duration::from_secs(download),
+            streaming_start: Duration::ZERO,
+            execution: Duration::from_secs(execution),
+            upload: 5 * S,
+        };
+        // The limits, and how long the volumes take.
+        for (timing, loaded) in [
+            (per_stage(5, 5, 2), Duration::ZERO),
+            (per_stage(5, 5, 2), 7 * S),
+            (per_stage(5, 0, 2), Duration::ZERO),
+            (per_stage(5, 60, 3600), 62 * S),
+            (per_stage(5, 0, 0), Duration::ZERO),
+            (Timing::Total(20 * S), 3 * S),
+            (Timing::Total(3600 * S), 60 * S),
+        ] {
+            let ready = Instant::now();
+            let mut executor = StageClock::new(timing.of_executor(), ready);
+            let request_comes = ready + 2 * way;
+            let loaded = request_comes + loaded;
+            assert!(loaded <= executor.begin(Stage::Download), "{timing:?}: the volumes are in time");
+            let ours = executor.begin_run(loaded);
+            // It stops a run at its limit, and reports that by the accumulated deadline only.
+            let theirs = match timing {
+                Timing::PerStage { execution, .. } => loaded + execution,
+                Timing::Total(total) => ready + total,
+            };
+            assert!(ours <= theirs, "{timing:?}");
+            let python_validator = {
+                let mut clock = StageClock::new(timing, ready + way);
+                clock.begin(Stage::Download);
+                clock.begin(Stage::Execution)
+            };
+            let miner = {
+                let mut clock = StageClock::new(timing, request_comes);
+                clock.begin(Stage::Download);
+                clock.begin(Stage::Execution) + MINER_BEHIND
+            };
+            let validator = python_validator + VALIDATOR_BEHIND;
+            let reported = ours + end + way;
+            assert!(reported < python_validator, "{timing:?}: {:?} late", reported - python_validator);
+            assert!(ours + end < miner && miner + way < validator, "{timing:?}");
+            assert!(theirs + end < miner, "{timing:?}: a Python executor reports before our miner does");
+        }
+    }
+
+    #[test]
+    fn a_run_is_stopped_at_its_own_limit_or_the_deadline() {
+        let t = Instant::now();
+        let mut clock = StageClock::new(timing(), t);
+        clock.begin(Stage::Download);
+        assert_eq!(clock.clone().begin_run(t + S), t + 21 * S, "what was saved is not for the run");
+        assert_eq!(clock.begin_run(t + 30 * S), t + 35 * S);
+        assert_eq!(clock.begin(Stage::Upload), t + 42 * S);
+        assert_eq!(StageClock::new(Timing::Total(9 * S), t).begin_run(t + S), t + 9 * S);
+    }
+
+    #[test]
+    fn an_executor_is_ahead_by_a_part_of_what_it_has() {
+        let leeway = |timing: Timing| match timing {
+            Timing::PerStage { leeway, .. } => leeway,
+            Timing::Total(total) => total,
+        };
+        assert_eq!(leeway(timing().of_executor()), 3 * S);
+        for (total, left) in [(100, 98), (10, 9), (0, 0)] {
+            assert_eq!(Timing::Total(total * S).of_executor(), Timing::Total(left * S));
+        }
+        let Timing::PerStage { download, streaming_start, execution, upload, .. } = timing() else { unreachable!() };
+        let small = Timing::PerStage { leeway: S, download, streaming_start, execution, upload };
+        assert_eq!(leeway(small.of_executor()), S / 2);
+    }
+
     #[test]
     fn one_total_is_not_extended() {
         let t = Instant::now();
@@ -156,14 +282,16 @@ mod tests {
 
     #[test]
     fn limits_beyond_every_clock_do_not_overflow() {
-        let mut clock = StageClock::new(Timing::Total(Duration::MAX), Instant::now());
+        let mut clock = StageClock::new(Timing::Total(Duration::MAX).of_executor(), Instant::now());
         clock.begin(Stage::Execution);
+        clock.begin_run(Instant::now());
         let max = Duration::MAX;
         let timing = Timing::PerStage { leeway: max, download: max, streaming_start: max, execution: max, upload: max };
         let mut clock = StageClock::new(timing, Instant::now());
         for stage in [Stage::Download, Stage::StreamingStart, Stage::Execution, Stage::Upload] {
             clock.begin(stage);
         }
+        clock.begin_run(Instant::now());
         assert_eq!(timing.total(), max);
     }
 }

@@ -14,7 +14,7 @@ use super::status::Outcome;
 use crate::base::limits::DIAL_TIME;
 use crate::base::now::Now;
 use crate::identity::{KeyPair, PublicKey};
-use crate::protocol::stages::{Stage, StageClock, Timing};
+use crate::protocol::stages::{Stage, StageClock, Timing, VALIDATOR_BEHIND};
 use crate::protocol::{
     DateTime, DockerRunOptionsPreset, ExecutorClass, ExecutorTimingDetails, HordeFailureDetails, HordeFailureReason,
     Int, JobAcceptedReceiptPayload, JobFinishedReceiptPayload, JobParticipantType, JobRejectionDetails,
@@ -34,16 +34,20 @@ pub struct JobTimes {
     pub executor_startup: Duration,
     /// For all stages together, beyond their limits; whole seconds, because executors get it.
     pub leeway: Duration,
+    /// How long after the deadline of a stage a miner that says nothing is given up, see
+    /// [`protocol::stages`](crate::protocol::stages).
+    pub margin: Duration,
 }
 
 impl Default for JobTimes {
-    /// 15 s, 7 s, 5 s, 5 s: as the Python validator, which names no limit for the connection.
+    /// 15 s, 7 s, 5 s, 5 s: as the Python validator, which names no limit for the connection. 10 s: behind all others.
     fn default() -> Self {
         Self {
             connect: DIAL_TIME,
             reservation: Duration::from_secs(7),
             executor_startup: Duration::from_secs(5),
             leeway: Duration::from_secs(5),
+            margin: VALIDATOR_BEHIND,
         }
     }
 }
@@ -442,7 +446,7 @@ impl Drive {
         let ttl = total_seconds(&self.times, &self.request);
         (attempt.phase, attempt.deadline) = match self.begun_on == Some(attempt.miner) {
             // Nobody here knows how far it is, so all its stages count.
-            true => (Phase::Resuming, now.mono + startup + Duration::from_secs(ttl.unsigned_abs())),
+            true => (Phase::Resuming, now.mono + startup + Duration::from_secs(ttl.unsigned_abs()) + self.times.margin),
             false => (Phase::Starting, now.mono + startup),
         };
         let payload = JobAcceptedReceiptPayload {
@@ -459,7 +463,7 @@ impl Drive {
 
     fn begin(&self, attempt: &mut Attempt, stage: Stage, now: Now) {
         let timing = || StageClock::new(Timing::from(&self.timing()), now.mono);
-        attempt.deadline = attempt.stages.get_or_insert_with(timing).begin(stage);
+        attempt.deadline = attempt.stages.get_or_insert_with(timing).begin(stage) + self.times.margin;
         attempt.phase = Phase::Running(stage);
     }
 
@@ -609,7 +613,7 @@ fn leeway_seconds(times: &JobTimes) -> i64 {
 pub(super) fn longest(times: &JobTimes, request: &V2JobRequest) -> Duration {
     let asking = (times.connect + times.reservation) * u32::try_from(MINERS_PER_JOB).unwrap_or(u32::MAX);
     let stages = Duration::from_secs(total_seconds(times, request).unsigned_abs());
-    asking + request.executor_class.spin_up_time() + times.executor_startup + stages
+    asking + request.executor_class.spin_up_time() + times.executor_startup + stages + times.margin
 }
 
 /// All limits of the job together, as whole seconds within what a receipt can say.

@@ -75,14 +75,14 @@ class Client(organic.OrganicMinerClient):
         self.complaints.append(msg)
 
 
-async def run(script, *, validator=VALIDATOR, miner=MINER, reservation=LONG, timed=True, hooks={}, env={}, **details):
+async def run(script, *, validator=VALIDATOR, miner=MINER, reservation=LONG, timed=True, execution=LONG, hooks={}, env={}, **details):
     """Runs a job to its end and tells what came of it."""
     job = organic.OrganicJobDetails(
         job_uuid=str(uuid.uuid4()),
         executor_class=ExecutorClass.always_on__test,
         docker_image="image",
         docker_run_cmd=["sh", "-c", script],
-        job_timing=organic.OrganicJobDetails.TimingDetails(5, LONG, LONG, LONG, LONG) if timed else None,
+        job_timing=organic.OrganicJobDetails.TimingDetails(5, LONG, execution, LONG, LONG) if timed else None,
         total_job_timeout=LONG,
         **details,
     )
@@ -191,6 +191,9 @@ async def main():
         async with asyncio.timeout(2 * LONG):
             told = {"good": await good()}
             told["failing"] = await run("echo partial; echo why >&2; exit 3", timed=False)
+            told["endless"] = await run(
+                "echo begun; echo a > artifacts/x; exec sleep 600", execution=1, artifacts_dir="/artifacts"
+            )
             told["interrupted"], told["busy"] = await interrupted(folder)
             # The client dials again at once for as long as it is turned away, so a second is many connections.
             wrong_miner = Keypair.create_from_uri("//Nobody").ss58_address

@@ -218,9 +218,15 @@ fn a_job_that_exits_with_an_error_is_a_failure_with_its_output() {
 
 #[test]
 fn a_job_that_takes_too_long_is_ended_at_its_deadline() {
-    let (received, _) = one_job(initial([1, 1, 0]), full("echo begun; sleep 60"));
-    assert_eq!(failure(&received).0, JobFailureReason::Timeout);
-    assert_eq!(failure(&received).1, JobStage::Execution);
+    let script = "echo begun; echo art > $PHALANX_ARTIFACTS_DIR/x; sleep 60";
+    let began = Instant::now();
+    let (received, _) = one_job(initial([3600, 1, 0]), full(script));
+    assert!(began.elapsed() < Duration::from_secs(60), "the time of the download is not for the run");
+    assert_eq!(kinds(&received), ["ready", "volumes", "failed"]);
+    let ExecutorToMiner::V0JobFailedRequest(failed) = &received[2] else { unreachable!() };
+    assert_eq!((failed.reason, failed.stage), (JobFailureReason::Timeout, JobStage::Execution));
+    assert_eq!(failed.docker_process_stdout.as_deref(), Some("begun\n"));
+    assert_eq!(failed.context.as_ref().unwrap()["artifacts"], serde_json::json!({"/artifacts/x": "YXJ0Cg=="}));
 }
 
 #[test]

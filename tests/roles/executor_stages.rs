@@ -145,6 +145,7 @@ fn a_whole_job_goes_through_its_stages_in_order() {
     assert_eq!(rig.after(done(Outcome::Loaded)), ["volumes", "run"]);
     assert_eq!(rig.after(ran(RunEnd::Exited(0))), ["done", "upload"]);
     let results = Results { artifacts: [("a".to_owned(), "b".to_owned())].into_iter().collect(), ..Results::default() };
+    assert_eq!(rig.after(Input::Specs(Default::default())), [""; 0], "the result is not there yet");
     // What is left of the job is removed before the miner gets the last message.
     let last = rig.after(done(Outcome::Uploaded(Box::new(results))));
     assert_eq!(last, ["specs", "finish", "finished", "end"]);
@@ -183,13 +184,26 @@ fn every_stage_has_its_deadline_and_saved_time_is_carried_over() {
     rig.pass(4 * S);
     rig.handle(says(full("true")));
     assert_eq!(rig.deadline, Some(ready + 10 * S));
+    rig.pass(2 * S);
     rig.handle(done(Outcome::Loaded));
-    assert_eq!(rig.deadline, Some(ready + 30 * S));
+    assert_eq!(rig.deadline, Some(rig.now + 20 * S), "what the download has saved is not for the run");
     rig.handle(ran(RunEnd::Exited(0)));
-    assert_eq!(rig.deadline, Some(ready + 35 * S));
+    assert_eq!(rig.deadline, Some(ready + 35 * S), "but for the upload");
+
+    // The leeway is for all stages, but for the part by which the executor is ahead of its validator.
+    let mut rig = Rig::new();
+    let mut with_leeway = V0InitialJobRequest { volume: Some(volume()), ..request() };
+    with_leeway.executor_timing.as_mut().unwrap().allowed_leeway = 5.into();
+    rig.handle(says(with_leeway));
+    rig.handle(done(Outcome::Prepared));
+    rig.handle(says(full("true")));
+    assert_eq!(rig.deadline, Some(rig.now + 13 * S));
+    rig.pass(12 * S);
+    rig.handle(done(Outcome::Loaded));
+    assert_eq!(rig.deadline, Some(rig.now + 20 * S));
 
     // One total for all, of the request or by default.
-    for (total, limit) in [(Some(7), 7 * S), (None, 3600 * S)] {
+    for (total, limit) in [(Some(10), 9 * S), (None, 3598 * S)] {
         let mut rig = Rig::new();
         let timeout_seconds = total.map(Into::into);
         rig.handle(says(V0InitialJobRequest { executor_timing: None, timeout_seconds, ..request() }));
@@ -249,6 +263,7 @@ fn every_problem_of_every_stage_is_one_last_message() {
                     );
                     let output = (phase == "upload").then_some("out");
                     assert_eq!(failed.docker_process_stdout.as_deref(), output, "{shown}");
+                    assert_eq!(failed.context.as_ref().unwrap()["stage"], stage.as_str(), "{shown}");
                     assert_eq!(rig.steps, ["finish", "failed", "end"], "{shown}");
                 }
                 (Some(ExecutorToMiner::V0HordeFailedRequest(failed)), None) => {
@@ -268,7 +283,6 @@ fn every_end_of_a_run_is_distinguished() {
         (RunEnd::Exited(3), JobFailureReason::NonzeroReturnCode, Some(3), "non-zero exit code: 3"),
         (RunEnd::Signalled(9), JobFailureReason::NonzeroReturnCode, Some(137), "signal 9"),
         (RunEnd::OutOfMemory, JobFailureReason::NonzeroReturnCode, Some(137), "more memory"),
-        (RunEnd::TimedOut, JobFailureReason::Timeout, None, "timed out"),
     ] {
         let mut rig = Rig::at("run");
         assert_eq!(rig.after(ran(end)), ["finish", "failed", "end"], "{end:?}");
@@ -280,6 +294,44 @@ fn every_end_of_a_run_is_distinguished() {
     }
     let mut rig = Rig::at("run");
     assert_eq!(rig.after(ran(RunEnd::Cancelled)), ["finish", "horde failed", "end"]);
+}
+
+#[test]
+fn a_run_that_timed_out_is_reported_with_what_it_has_left() {
+    let artifacts = || {
+        let files = [("/a/log".to_owned(), "YQ==".to_owned()), ("/a/large".to_owned(), "A".repeat(600 << 10))];
+        Box::new(Results { artifacts: files.into_iter().collect(), ..Results::default() })
+    };
+    for (found, named) in
+        [(done(Outcome::Uploaded(artifacts())), true), (Input::Done(Err(Problem::OfHorde("disk".to_owned()))), false)]
+    {
+        let mut rig = Rig::at("run");
+        rig.pass(20 * S);
+        // No upload: its validator waits for the end of the execution, and not for longer.
+        assert_eq!(rig.after(ran(RunEnd::TimedOut)), ["upload"]);
+        assert!(rig.deadline.is_some_and(|at| at <= rig.now + 15 * S));
+        assert_eq!(rig.after(found), ["finish", "failed", "end"]);
+        let Some(ExecutorToMiner::V0JobFailedRequest(failed)) = rig.sent.last() else { panic!("{:?}", rig.sent) };
+        assert_eq!((failed.reason, failed.stage), (JobFailureReason::Timeout, JobStage::Execution));
+        assert_eq!(failed.docker_process_exit_status, None);
+        assert_eq!(failed.docker_process_stdout.as_deref(), Some("out"));
+        let context = failed.context.as_ref().unwrap();
+        assert_eq!((&context["stage"], &context["stage_seconds"]), (&"execution".into(), &20.0.into()));
+        assert_eq!(context.get("artifacts").is_some(), named);
+        if named {
+            assert_eq!(context["artifacts"], serde_json::json!({"/a/log": "YQ=="}));
+            assert_eq!(context["artifacts_left_out"], 1);
+        }
+        assert_eq!(rig.ended(), JobEnd::Failed);
+    }
+}
+
+#[test]
+fn a_message_of_a_failure_is_bounded() {
+    let mut rig = Rig::at("load");
+    rig.handle(Input::Done(Err(Problem::OfJob("ä".repeat(1 << 20)))));
+    let Some(ExecutorToMiner::V0JobFailedRequest(failed)) = rig.sent.last() else { panic!("{:?}", rig.sent) };
+    assert_eq!(failed.message.len(), 8 << 10);
 }
 
 #[test]

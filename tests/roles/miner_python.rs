@@ -73,7 +73,7 @@ fn the_official_client_runs_jobs_on_our_miner() {
     let report = stopping.finish();
     assert!(report.is_clean() && report.cancelled_jobs == 0, "{report}");
     assert!(group.live().is_empty(), "threads are left: {:?}", group.live());
-    let uuids: Vec<String> = ["good", "failing", "interrupted", "busy"].map(uuid).to_vec();
+    let uuids: Vec<String> = ["good", "failing", "endless", "interrupted", "busy"].map(uuid).to_vec();
     let uuids: Vec<&str> = uuids.iter().map(String::as_str).collect();
     assert_eq!(processes_with(&uuids), [""; 0], "executors are left");
 
@@ -97,6 +97,16 @@ fn the_official_client_runs_jobs_on_our_miner() {
     assert_eq!(details["docker_process_exit_status"], 3);
     assert_eq!(details["docker_process_stdout"], "partial\n");
     assert_eq!(details["docker_process_stderr"], "why\n");
+
+    // The client itself would wait for the time of the download as well.
+    let endless = &reported["endless"];
+    assert_eq!((&endless["end"], &endless["complaints"]), (&json!("failed"), &json!([])), "{endless}");
+    let details = &endless["details"];
+    assert_eq!((&details["reason"], &details["stage"]), (&json!("timeout"), &json!("execution")));
+    assert_eq!(details["docker_process_stdout"], "begun\n");
+    assert_eq!(details["context"]["artifacts"], json!({"/artifacts/x": "YQo="}));
+    let seconds = details["context"]["stage_seconds"].as_f64().unwrap();
+    assert!((1.0..30.0).contains(&seconds), "{seconds}");
 
     let interrupted = &reported["interrupted"];
     assert_eq!((&interrupted["end"], &interrupted["complaints"]), (&json!("finished"), &json!([])), "{interrupted}");
@@ -137,12 +147,13 @@ fn the_official_client_runs_jobs_on_our_miner() {
         });
     }
     let started = ["JobStartedReceipt", "JobAcceptedReceipt"];
-    let [good, failing, interrupted, busy] =
-        ["good", "failing", "interrupted", "busy"].map(|case| &stored[&uuid(case)]);
+    let [good, failing, endless, interrupted, busy] =
+        ["good", "failing", "endless", "interrupted", "busy"].map(|case| &stored[&uuid(case)]);
     assert_eq!(*good, [started[0], started[1], "finished 7.000000 [3, 4]"]);
     assert_eq!(*failing, [started[0], started[1], "finished 0.000000 []"]);
+    assert_eq!(*endless, [started[0], started[1], "finished 0.000000 []"]);
     assert_eq!(*interrupted, [started[0], started[1], "finished 0.000000 []"]);
     // The client writes one for whatever did not finish.
     assert_eq!(*busy, ["finished 0.000000 []"]);
-    assert_eq!(stored.len(), 4, "{stored:?}");
+    assert_eq!(stored.len(), 5, "{stored:?}");
 }

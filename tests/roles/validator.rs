@@ -363,8 +363,9 @@ fn silence_in_each_stage_has_its_own_reason() {
         let facilitator = FakeFacilitator::start(&world);
         let peer = FakeMiner::start(&world, 1, 4, silent_before(n));
         let mut config = config(vec![miner(1)]);
+        let none = Duration::ZERO;
         config.job_times =
-            JobTimes { reservation: short, executor_startup: short, leeway: Duration::from_secs(0), connect: LONG };
+            JobTimes { reservation: short, executor_startup: short, leeway: none, margin: none, connect: LONG };
         let validator = start(&world, config);
         let mut request = job(&key("//User"));
         // One second for all stages, because time saved in one is there for the next.

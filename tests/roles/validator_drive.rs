@@ -24,6 +24,7 @@ const TIMES: JobTimes = JobTimes {
     reservation: Duration::from_secs(7),
     executor_startup: Duration::from_secs(5),
     leeway: Duration::from_secs(5),
+    margin: Duration::from_secs(10),
 };
 
 struct Fixture {
@@ -203,9 +204,9 @@ fn a_job_runs_on_a_miner_from_its_choice_to_its_end() {
     assert_eq!(f.accept(), ["report accepted", "runs on //Bob", "send JobAcceptedReceipt"]);
     assert_eq!(f.left(), Some(start_up()));
     assert_eq!(f.ready(), ["report executor_ready", "send Job"]);
-    assert_eq!(f.left(), Some(65 * S), "the leeway and the first stage");
+    assert_eq!(f.left(), Some((65 + 10) * S), "the leeway, the first stage, and what the miner's report may take");
     assert_eq!(f.volumes(), ["report volumes_ready"]);
-    assert_eq!(f.left(), Some(125 * S), "time that is saved is there for the next stage");
+    assert_eq!(f.left(), Some((125 + 10) * S), "time that is saved is there for the next stage");
     assert_eq!(f.done(), ["report execution_done"]);
     assert_eq!(f.finished("out"), ["receipt 1.000000", "release", "end completed out", "close"]);
     assert_eq!(f.drive.next_wake(), None);
@@ -337,7 +338,7 @@ fn a_job_that_was_begun_before_goes_on_where_it_was_and_catches_up() {
     f.reserved("//Bob");
     f.manifest(1);
     f.accept();
-    assert_eq!(f.left(), Some(start_up() + (5 + 4 * 60) * S), "all its stages count");
+    assert_eq!(f.left(), Some(start_up() + (5 + 4 * 60 + 10) * S), "all its stages count");
     // Where it is, only the miner knows.
     assert_eq!(f.done(), ["report execution_done"]);
     assert_eq!(f.finished("out"), ["receipt 1.000000", "release", "end completed out", "close"]);
