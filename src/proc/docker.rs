@@ -1,14 +1,21 @@
-//! The Docker Engine, through the `docker` command; `DOCKER_HOST` and the rest of the environment pass through.
+//! The Docker Engine, through the `docker` command, which `podman` may stand for.
 //!
-//! A container is ours by its labels only, never by its name. It is created, started and removed by three commands, not
-//! run by one with `--rm`: one that is interrupted while the container is being made would leave it behind.
+//! The command's environment has what finds the engine and nothing else of ours. A container is ours by its labels
+//! only, never by its name. It is created, started and removed by three commands, not run by one with `--rm`: one that
+//! is interrupted while the container is being made would leave it behind.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::client;
+pub use super::client::PrivateConfig;
 use super::tool::{self, ToolError};
 use crate::base::shutdown::Shutdown;
+
+/// How long an engine may take to make a container, which unpacks nothing: an engine that needs longer is in trouble.
+pub const CREATE_TIME: Duration = Duration::from_secs(30);
 
 /// The labels of our containers. Whoever cleans up relies on those of whoever creates.
 pub mod labels {
@@ -23,24 +30,29 @@ pub mod labels {
 }
 
 /// A client of the engine. Every method blocks until the engine has answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Docker {
     /// The program, by default `docker` on the `PATH`.
     pub program: PathBuf,
     /// How long a command may take that no stop signal ends, because what it makes or removes is to be known.
     pub time: Duration,
+    /// What stands for the operator's configuration; `None` for that itself, with its log-ins.
+    pub config: Option<Arc<PrivateConfig>>,
 }
 
 impl Default for Docker {
     fn default() -> Self {
-        Self { program: PathBuf::from("docker"), time: Duration::from_secs(10) }
+        Self { program: PathBuf::from("docker"), time: Duration::from_secs(10), config: None }
     }
 }
 
 impl Docker {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(args);
+        command.args(args).env_clear().envs(client::environment(std::env::vars_os()));
+        if let Some(config) = &self.config {
+            command.envs(config.environment());
+        }
         command
     }
 
@@ -135,6 +147,64 @@ impl Docker {
     pub fn container(&self, name: String) -> Container<'_> {
         Container { docker: self, id: name.clone(), name, run: uuid::Uuid::new_v4().to_string() }
     }
+
+    /// Makes a network of its own that leads nowhere but to the containers on it, with labels for whoever cleans up. No
+    /// stop ends it: whether there is a network is to be known.
+    ///
+    /// # Errors
+    /// What the engine says; then there is no network.
+    pub fn network(&self, name: String, labels: &[(&str, &str)]) -> Result<Network<'_>, ToolError> {
+        // Made first, so that one of which the engine did not tell us in time is removed, too.
+        let network = Network { docker: self, run: uuid::Uuid::new_v4().to_string(), name };
+        let run = (labels::RUN, network.run.as_str());
+        let mut command = self.command(&["network", "create", "--internal"]);
+        for (label, value) in labels.iter().chain([&run]) {
+            command.arg("--label").arg(format!("{label}={value}"));
+        }
+        command.arg("--").arg(&network.name);
+        tool::output(command, "create the network", &Shutdown::new(), Instant::now() + self.time)?;
+        Ok(network)
+    }
+
+    /// Removes all networks whose label has the given value; says how many there were. One that a container is still
+    /// on is an error.
+    ///
+    /// # Errors
+    /// If the engine does not answer or refuses.
+    pub fn remove_networks(&self, label: &str, value: &str) -> Result<usize, ToolError> {
+        let filter = format!("label={label}={value}");
+        let args = ["network", "ls", "--quiet", "--no-trunc", "--filter", &filter];
+        let listed = self.run_unstopped("list networks", &args)?;
+        let ids: Vec<&str> = listed.split_whitespace().collect();
+        if !ids.is_empty() {
+            self.run_unstopped("remove networks", &[&["network", "rm"], &ids[..]].concat())?;
+        }
+        Ok(ids.len())
+    }
+}
+
+/// A network of ours; dropping it removes it. Drop it after its containers.
+#[derive(Debug)]
+pub struct Network<'a> {
+    docker: &'a Docker,
+    name: String,
+    run: String,
+}
+
+impl Network<'_> {
+    /// The network's name, for `--network`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Drop for Network<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.docker.remove_networks(labels::RUN, &self.run) {
+            let Self { name, run, .. } = self;
+            log::error!("network {name} (label {}={run}) may be left behind: {error}", labels::RUN);
+        }
+    }
 }
 
 /// A container of ours, whether it exists yet or not; dropping it removes it.
@@ -172,13 +242,14 @@ impl Container<'_> {
         self.docker.command(&["create", "--pull", "never", "--name", &self.name, "--label", &label])
     }
 
-    /// Creates the container by a [`Container::creation`] that was completed. A create that is interrupted may have
-    /// created it; dropping the value removes it then.
+    /// Creates the container by a [`Container::creation`] that was completed. Blocks for at most [`CREATE_TIME`]; no
+    /// stop ends it, because an engine that was interrupted may make the container later, when nobody looks for it.
     ///
     /// # Errors
     /// What the engine says.
-    pub fn create(&mut self, creation: Command, stop: &Shutdown, deadline: Instant) -> Result<(), ToolError> {
-        self.id = tool::output(creation, "create the container", stop, deadline)?;
+    pub fn create(&mut self, creation: Command) -> Result<(), ToolError> {
+        let deadline = Instant::now() + CREATE_TIME;
+        self.id = tool::output(creation, "create the container", &Shutdown::new(), deadline)?;
         Ok(())
     }
 

@@ -3,9 +3,11 @@
 //! * [`group`]: a program in a process group that is ended as a whole.
 //! * [`ladder`]: its signals, and when. Pure.
 //! * [`tool`]: a program whose output is only looked at.
-//! * [`docker`]: the one client of the Docker Engine, and the labels of our containers.
+//! * [`docker`]: the one client of the Docker Engine, and the labels of our containers and networks.
+//! * `client`: what the `docker` program is given of our environment and configuration.
 //! * `leftovers`: processes that outlived whoever started them.
 
+pub(crate) mod client;
 pub mod docker;
 pub mod group;
 pub mod ladder;

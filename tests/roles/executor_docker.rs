@@ -129,7 +129,7 @@ fn every_variable_reaches_the_job_unchanged_and_none_reaches_docker() {
         ("TEXT", "äöü\ttab"),
         ("KEY", "-----BEGIN-----\nline 2\r\n\n-----END-----\n"),
         ("LONG", &long),
-        // What the docker program would take for its own settings.
+        // What the docker program would take for its own settings, were they in its environment.
         ("HOME", "/no/such/home"),
         ("PATH", "/bin:/elsewhere"),
         ("DOCKER_HOST", "tcp://127.0.0.1:1"),
@@ -273,8 +273,8 @@ fn a_container_removed_by_somebody_else_is_lost_and_not_a_success() {
     }
     let (bench, id) = bench();
     let spec = spec(&bench, &id, "echo ready > /output/ready; sleep 1000");
-    let name = format!("ch-{id}-job");
-    let outcome = run_until_ready(&spec, &bench, move |_| drop(docker(&["rm", "--force", &name]).unwrap()));
+    let job = id.clone();
+    let outcome = run_until_ready(&spec, &bench, move |_| drop(docker(&["rm", "--force", &containers(&job)]).unwrap()));
     let error = outcome.unwrap_err();
     assert!(matches!(error, RunError::Lost { .. }), "{error}");
     assert_clean(bench, &id);
@@ -304,7 +304,7 @@ fn only_the_labelled_container_is_removed() {
     let sibling = format!("sibling-{id}");
     let create = |owner: &str, name: &str| {
         let label = format!("{}={owner}", labels::JOB);
-        docker(&["create", "--name", &format!("ch-{name}-job"), "--label", &label, IMAGE, "true"]).unwrap()
+        docker(&["create", "--name", &format!("phalanx-job-{name}"), "--label", &label, IMAGE, "true"]).unwrap()
     };
     create(&id, &id);
     create(&sibling, &sibling);
@@ -317,18 +317,45 @@ fn only_the_labelled_container_is_removed() {
 }
 
 #[test]
-fn a_name_that_is_taken_is_an_error_and_its_holder_is_not_touched() {
+fn two_jobs_of_one_name_do_not_meet() {
     if !ready() {
         return;
     }
     let (bench, id) = bench();
-    let holder = docker(&["create", "--name", &format!("ch-{id}-job"), IMAGE, "true"]).unwrap();
-    let error = run(&spec(&bench, &id, "true"), &bench).unwrap_err();
-    assert!(
-        matches!(&error, RunError::Tool(ToolError::Failed { text, .. }) if text.contains("already in use")),
-        "{error}"
-    );
+    // As another validator's job of the same uuid, or one that has squatted on the name.
+    let holder = docker(&["create", "--name", &format!("phalanx-job-{id}"), IMAGE, "true"]).unwrap();
+    let (first, other) = (spec(&bench, &id, "echo ready > /output/ready; sleep 1000"), spec(&bench, &id, "echo other"));
+    let workspace = bench.workspace();
+    let outcome = run_until_ready(&first, &bench, move |token| {
+        let outcome = DockerRunner::default().run(&other, &workspace, &Shutdown::new(), far()).unwrap();
+        assert_eq!(outcome.stdout.text, "other\n");
+        token.cancel();
+    });
+    assert_eq!(outcome.unwrap().end, RunEnd::Cancelled);
     docker(&["rm", &holder]).expect("the holder of the name is still there");
+    assert_clean(bench, &id);
+}
+
+#[test]
+fn a_network_leads_nowhere_and_is_removed_with_its_owner() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let engine = Docker::default();
+    let name = format!("phalanx-test-{id}");
+    let listed = || docker(&["network", "ls", "--quiet", "--filter", &format!("label={}={id}", labels::JOB)]).unwrap();
+    let network = engine.network(name.clone(), &[(labels::JOB, &id)]).unwrap();
+    assert_ne!(listed(), "");
+    assert_eq!(docker(&["network", "inspect", "--format", "{{.Internal}}", network.name()]).unwrap(), "true");
+    let outcome = run(&RunSpec { network: Some(name.clone()), ..spec(&bench, &id, "ip -o link | wc -l") }, &bench);
+    assert_eq!(outcome.unwrap().stdout.text, "2\n", "the loopback and the network");
+    // Its holder is dead, and another one cleans up by the label.
+    std::mem::forget(network);
+    assert_eq!(engine.remove_networks(labels::JOB, &id).unwrap(), 1);
+    assert_eq!(engine.remove_networks(labels::JOB, &id).unwrap(), 0);
+    drop(engine.network(name.clone(), &[(labels::JOB, &id)]).unwrap());
+    assert_eq!(listed(), "");
     assert_clean(bench, &id);
 }
 

@@ -1,7 +1,7 @@
 //! Runs the job in a container. Volumes are bind mounts: the engine must see the same file system as the executor.
 //!
-//! A job's environment may hold secrets, so it is in no command line, which every user of the host can read; and what
-//! it sets must not reach the `docker` program itself.
+//! A job's environment may hold secrets, so it is in no command line, which every user of the host can read, unless
+//! there is no other way; and what it sets must not reach the `docker` program itself.
 
 use std::time::{Duration, Instant};
 
@@ -58,10 +58,18 @@ impl Runner for DockerRunner {
         let env = JobEnv::of(spec);
         std::fs::write(env_file(workspace), &env.file).map_err(io_error("write the job's environment"))?;
         let mut creation = container.creation();
-        creation.args(&args).envs(env.inherited.iter().map(|(name, value)| (name, value)));
-        let created = container.create(creation, token, deadline);
+        creation.args(&args);
+        if token.is_cancelled() {
+            return Err(ToolError::Cancelled("create the container").into());
+        }
+        let created = container.create(creation);
         std::fs::remove_file(env_file(workspace)).map_err(io_error("remove the job's environment"))?;
-        created?;
+        created.map_err(|error| match error {
+            ToolError::Start { source, .. } if source.kind() == std::io::ErrorKind::ArgumentListTooLong => {
+                RunError::Spec("its command and its environment are longer than the system takes".to_owned())
+            }
+            error => error.into(),
+        })?;
         let outcome = run_job(container.attached(), workspace, token, deadline, &mut || container.kill())?;
         let end = end_of(&container, &outcome);
         drop(container);
@@ -92,8 +100,10 @@ fn end_of(container: &Container, outcome: &RunOutcome) -> Result<RunEnd, RunErro
     }
 }
 
+/// A name for people. It is unlike that of the Python executor's containers, `ch-…-job`, because such an executor on
+/// the same engine kills all of that name.
 fn container_name(spec: &RunSpec) -> String {
-    format!("ch-{}-job", spec.id)
+    format!("phalanx-job-{}-{}", spec.id, uuid::Uuid::new_v4().simple())
 }
 
 fn script_file(workspace: &Workspace) -> std::path::PathBuf {
@@ -108,59 +118,30 @@ fn env_file(workspace: &Workspace) -> std::path::PathBuf {
 /// Longer values do not go into the file: docker reads lines of up to 64 KiB.
 const FILE_VALUE_BYTES: usize = 32 << 10;
 
-/// Variables, or beginnings of their names, that configure the `docker` program, its TLS or its proxy, or the loader
-/// and the libraries under it.
-const READ_BY_DOCKER: [&str; 24] = [
-    "PATH",
-    "HOME",
-    "TMPDIR",
-    "TZ",
-    "TERM",
-    "LANG",
-    "LC_",
-    "LD_",
-    "DOCKER_",
-    "BUILDX_",
-    "BUILDKIT_",
-    "COMPOSE_",
-    "GO",
-    "GLIBC_",
-    "MALLOC_",
-    "OTEL_",
-    "SSL_",
-    "SSH_",
-    "XDG_",
-    "HTTP",
-    "ALL_PROXY",
-    "NO_",
-    "RES_OPTIONS",
-    "LOCALDOMAIN",
-];
+/// The system takes no longer argument than 128 KiB, with its final NUL.
+const ARGUMENT_BYTES_MAX: usize = (128 << 10) - 1;
 
-/// The ways in which a job's variables get into its container.
+/// The ways in which a job's variables get into its container. The environment of the `docker` program is none of
+/// them: it would take some for its own settings.
 struct JobEnv<'a> {
     /// The text of an `--env-file`: all that such a file can express.
     file: String,
-    /// The rest, as values with line breaks: by name, with the value in the environment of `docker create`.
-    inherited: Vec<&'a (String, String)>,
-    /// The rest of the rest, with names that the program itself reads: in the arguments, which others can see.
+    /// The rest, as values with line breaks: in the arguments of `docker create`, which users of the host can see while
+    /// it runs.
     arguments: Vec<&'a (String, String)>,
 }
 
 impl<'a> JobEnv<'a> {
     fn of(spec: &'a RunSpec) -> Self {
-        let mut env = Self { file: String::new(), inherited: Vec::new(), arguments: Vec::new() };
+        let mut env = Self { file: String::new(), arguments: Vec::new() };
         for variable in &spec.env {
             let (name, value) = variable;
-            let upper = name.to_ascii_uppercase();
             // In the file a # begins a comment, and a name has no blanks.
             let plain = !name.starts_with('#') && name.chars().all(|c| c.is_ascii_graphic());
             if plain && value.len() <= FILE_VALUE_BYTES && !value.contains(['\n', '\r']) {
                 env.file.push_str(&format!("{name}={value}\n"));
-            } else if READ_BY_DOCKER.iter().any(|read| upper.starts_with(read)) {
-                env.arguments.push(variable);
             } else {
-                env.inherited.push(variable);
+                env.arguments.push(variable);
             }
         }
         env
@@ -214,8 +195,14 @@ fn create_args(spec: &RunSpec, workspace: &Workspace) -> Result<Vec<String>, Run
     }
     let env = JobEnv::of(spec);
     option("--env-file", env_file(workspace).to_string_lossy().into_owned());
-    env.inherited.iter().for_each(|(name, _)| option("--env", name.clone()));
-    env.arguments.iter().for_each(|(name, value)| option("--env", format!("{name}={value}")));
+    for (name, value) in env.arguments {
+        let argument = format!("{name}={value}");
+        if argument.len() > ARGUMENT_BYTES_MAX {
+            let text = format!("env {name:?} has {} bytes; at most {ARGUMENT_BYTES_MAX} fit", value.len());
+            return Err(RunError::Spec(text));
+        }
+        option("--env", argument);
+    }
     args.extend(["--".to_owned(), spec.image.clone()]);
     args.extend(spec.command_or_script());
     Ok(args)
@@ -287,13 +274,13 @@ mod tests {
         ] {
             assert!(args[..end].chunks(1).zip(args[1..].chunks(1)).any(|(a, b)| [&a[0], &b[0]] == pair), "{pair:?}");
         }
-        assert_eq!(container_name(&spec), "ch-abc-job");
+        assert!(container_name(&spec).starts_with("phalanx-job-abc-"), "{}", container_name(&spec));
         assert_eq!(args.iter().filter(|arg| *arg == "--mount").count(), 5);
         assert!(args.iter().any(|arg| arg.ends_with("target=/script.py,readonly")));
     }
 
     #[test]
-    fn no_value_of_the_environment_is_an_argument_unless_docker_would_read_it() {
+    fn a_value_is_an_argument_only_if_no_file_can_express_it() {
         let long = "x".repeat(FILE_VALUE_BYTES + 1);
         let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let env = vec![
@@ -303,21 +290,16 @@ mod tests {
             variable("#odd", "odd-value"),
             variable("a b", "blank"),
             variable("LONG", &long),
-            variable("LD_PRELOAD", "/evil.so\n"),
-            variable("https_proxy", "http://evil\r"),
         ];
         let spec = RunSpec { env, ..spec() };
-        let sorted = JobEnv::of(&spec);
-        assert_eq!(sorted.file, "A= secret # \"1\" \nDOCKER_HOST=tcp://evil\n");
-        let names =
-            |variables: &[&(String, String)]| variables.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
-        assert_eq!(names(&sorted.inherited), ["KEY", "#odd", "a b", "LONG"]);
-        assert_eq!(names(&sorted.arguments), ["LD_PRELOAD", "https_proxy"]);
+        assert_eq!(JobEnv::of(&spec).file, "A= secret # \"1\" \nDOCKER_HOST=tcp://evil\n");
         let args = args(&spec).unwrap();
-        for value in ["secret", "two\n", "odd-value", "blank", "tcp://evil", &long] {
+        for value in ["secret", "tcp://evil"] {
             assert!(!args.iter().any(|arg| arg.contains(value)), "{value}");
         }
-        assert!(args.contains(&"KEY".to_owned()) && args.contains(&"LD_PRELOAD=/evil.so\n".to_owned()), "{args:?}");
+        for argument in ["KEY=two\nlines", "#odd=odd-value", "a b=blank", &format!("LONG={long}")] {
+            assert!(args.iter().any(|arg| arg == argument), "{argument}");
+        }
     }
 
     #[test]
@@ -337,6 +319,7 @@ mod tests {
             (RunSpec { id: "a/b".into(), ..spec() }, "job id \"a/b\""),
             (RunSpec { env: vec![("A=B".into(), "c".into())], ..spec() }, "env \"A=B\""),
             (RunSpec { env: vec![(String::new(), "c".into())], ..spec() }, "env \"\""),
+            (RunSpec { env: vec![("A".into(), "x".repeat(ARGUMENT_BYTES_MAX))], ..spec() }, "at most 131071 fit"),
             (RunSpec { command: vec!["a\0".into()], ..spec() }, "command argument"),
             (artifacts("relative"), "not absolute"),
             (artifacts("/a/../b"), ".. in it"),

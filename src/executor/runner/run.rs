@@ -5,7 +5,7 @@ use crate::protocol::{DockerRunOptionsPreset, V0JobRequest};
 /// What is to be run, from the initial and the full job request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RunSpec {
-    /// Goes into the container's name, `ch-ID-job`; must be unique on the host and may hold `[a-zA-Z0-9_.-]` only.
+    /// Goes into the container's name and its label; may hold `[a-zA-Z0-9_.-]` only.
     pub id: String,
     /// The container image; the process runner ignores it.
     pub image: String,

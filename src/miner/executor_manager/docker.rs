@@ -4,7 +4,7 @@
 //! removed before the first run of this one.
 
 use std::sync::Once;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::backend::{END_GRACE, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec};
 use super::program;
@@ -107,8 +107,7 @@ impl ExecutorBackend for DockerBackend {
             &self.runner,
             self.arguments.as_deref(),
         ));
-        // No stop ends it: whether there is a container is to be known.
-        container.create(creation, &Shutdown::new(), Instant::now() + DOCKER_TIME).map_err(ExecutorError::Docker)?;
+        container.create(creation).map_err(ExecutorError::Docker)?;
         if stop.is_set() {
             return Ok(ExecutorExit::Unknown);
         }
