@@ -35,6 +35,21 @@ pub fn serve(
     board: &Board,
     look: impl Fn(&Health, &Metrics) -> Value + Send + Sync + 'static,
 ) -> Result<HttpServer, String> {
+    serve_more((role, short), listener, env, board, look, |_| None)
+}
+
+/// As [`serve`], with pages that only this role has; `None` means "not mine".
+///
+/// # Errors
+/// If the listener has no address.
+pub fn serve_more(
+    (role, short): (&'static str, &'static str),
+    listener: TcpListener,
+    env: &Env,
+    board: &Board,
+    look: impl Fn(&Health, &Metrics) -> Value + Send + Sync + 'static,
+    more: impl Fn(&HttpRequest) -> Option<HttpResponse> + Send + Sync + 'static,
+) -> Result<HttpServer, String> {
     let frame = Frame {
         role,
         since: Instant::now(),
@@ -46,6 +61,7 @@ pub fn serve(
     let pages = pages(frame);
     let handler = move |request: &HttpRequest| {
         pages(request)
+            .or_else(|| more(request))
             .unwrap_or_else(|| HttpResponse::text(404, "there is /healthz, /readyz, /metrics, /status.json\n"))
     };
     HttpServer::start(short, listener, Arc::new(handler), HttpLimits::default()).map_err(|e| format!("--http: {e}"))

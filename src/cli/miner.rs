@@ -16,10 +16,15 @@ use crate::app::{exit, status, supervise};
 use crate::identity::{KeyPair, PublicKey};
 use crate::miner::executor_pool::SlotCounts;
 use crate::miner::{Miner, MinerConfig, MinerLimits, Reloader};
-use crate::net::http::HttpServer;
+use crate::net::http::{HttpRequest, HttpResponse, HttpServer};
+use crate::ops::health::Health;
+use crate::ops::metrics::Metrics;
 use crate::ops::status::Board;
 use crate::protocol::ExecutorClass;
 use crate::transport::ws::WsListener;
+
+/// Before a job's uuid in the path of its trace.
+const TRACES: &str = "/traces/";
 
 /// The arguments of `phalanx miner`.
 #[derive(Debug, clap::Args)]
@@ -143,7 +148,12 @@ fn reload(reloader: &Reloader, args: Args, fixed: &Fixed, instance: &str) -> Res
 
 fn serve_status(listener: TcpListener, miner: &Miner, env: &supervise::Env) -> Result<HttpServer, String> {
     let observer = miner.observer();
-    status::serve("miner", "min", listener, env, &Board::new(), move |health, metrics| {
+    let traces = observer.clone();
+    let trace = move |request: &HttpRequest| {
+        let uuid = request.path.strip_prefix(TRACES)?;
+        Some(HttpResponse::json(200, &json!({ "jobs": traces.trace(uuid) })))
+    };
+    let look = move |health: &Health, metrics: &Metrics| {
         let now = observer.status();
         health.up("miner");
         metrics.gauge("phalanx_miner_jobs", "Jobs that have not ended.", &[]).set(now.jobs);
@@ -167,5 +177,6 @@ fn serve_status(listener: TcpListener, miner: &Miner, env: &supervise::Env) -> R
             "connected_executors": now.connected_executors,
             "executors": classes,
         })
-    })
+    };
+    status::serve_more(("miner", "min"), listener, env, &Board::new(), look, trace)
 }

@@ -17,6 +17,7 @@ pub mod demo;
 pub mod executor;
 mod executors;
 pub mod facilitator;
+pub mod job;
 pub mod key;
 pub mod miner;
 pub mod outbox;
@@ -63,6 +64,8 @@ enum Command {
     Submit(submit::Args),
     /// Show the status of a running role; exit 0 if it is ready, 1 if not
     Status(status::Args),
+    /// Look at one job: its way through a miner
+    Job(job::Args),
     /// Look at the updates that a validator keeps for the facilitator; send given-up ones again, or drop them
     Outbox(outbox::Args),
     /// Check messages against the wire protocol
@@ -138,6 +141,7 @@ pub fn main() -> ExitCode {
         Command::Executor(args) => executor::run(args),
         Command::Submit(args) => submit::run(args),
         Command::Status(args) => status::run(args),
+        Command::Job(args) => job::run(args),
         Command::Outbox(args) => outbox::run(args),
         Command::Wire(args) => wire::run(args),
         Command::Key(args) => key::run(args),

@@ -16,7 +16,7 @@ use crate::ops::redact;
 use crate::ops::status::{Snapshot, ThreadLine};
 
 /// Time for the answer: a role gives it without waiting for anything.
-const ANSWER_TIME: Duration = Duration::from_secs(10);
+pub(super) const ANSWER_TIME: Duration = Duration::from_secs(10);
 
 /// The arguments of `phalanx status`.
 #[derive(Debug, clap::Args)]
@@ -36,7 +36,7 @@ pub struct Args {
 ///
 /// Blocks for the answer, at most 10 s; a signal ends it at once.
 pub fn run(args: Args) -> ExitCode {
-    let url = match url(args.http.as_deref()) {
+    let url = match page_url(args.http.as_deref(), "status.json") {
         Ok(url) => url,
         Err(problem) => return exit::usage(problem),
     };
@@ -56,8 +56,11 @@ pub fn run(args: Args) -> ExitCode {
     }
 }
 
-/// The URL of the page, from what the operator gives.
-fn url(http: Option<&str>) -> Result<String, String> {
+/// The URL of a role's page, from what the operator gives.
+///
+/// # Errors
+/// What would be right, in words.
+pub(super) fn page_url(http: Option<&str>, page: &str) -> Result<String, String> {
     let right = "give the --http address of the role, as 127.0.0.1:8080, or its URL";
     let http = http.ok_or_else(|| format!("--http is missing; {right}"))?;
     let base = if http.starts_with("http://") || http.starts_with("https://") {
@@ -76,7 +79,7 @@ fn url(http: Option<&str>) -> Result<String, String> {
             _ => format!("http://{http}"),
         }
     };
-    Ok(format!("{base}/status.json"))
+    Ok(format!("{base}/{page}"))
 }
 
 fn ask(url: &str) -> Result<(Response, Snapshot), HttpError> {
@@ -203,11 +206,11 @@ mod tests {
             ("http://h:1", "http://h:1/status.json"),
             ("https://h/role/", "https://h/role/status.json"),
         ] {
-            assert_eq!(url(Some(http)).unwrap(), expected);
+            assert_eq!(page_url(Some(http), "status.json").unwrap(), expected);
         }
-        assert!(url(None).unwrap_err().contains("--http is missing; give"));
+        assert!(page_url(None, "").unwrap_err().contains("--http is missing; give"));
         for wrong in ["", "h", "h:0", "h:99999", "ws://h:1", "h:1/x", ":x"] {
-            assert!(url(Some(wrong)).unwrap_err().contains("as 127.0.0.1:8080"), "{wrong}");
+            assert!(page_url(Some(wrong), "").unwrap_err().contains("as 127.0.0.1:8080"), "{wrong}");
         }
     }
 

@@ -4,6 +4,7 @@
 //! * [`router`]: all decisions. Pure.
 //! * [`executor_pool`]: the slots of each class. Pure.
 //! * [`executor_manager`]: starts executors and sees them end.
+//! * [`trace`]: the way of each job through the miner. Pure.
 //! * `router_thread`: the thread that owns the router, between the connections, the executors and the receipts.
 //! * `disk`: the thread that countersigns and stores receipts.
 
@@ -14,6 +15,7 @@ pub mod executor_pool;
 mod role;
 pub mod router;
 mod router_thread;
+pub mod trace;
 
 pub use config::{MinerConfig, MinerLimits};
 pub use executor_manager::{

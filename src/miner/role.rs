@@ -15,6 +15,7 @@ use super::disk;
 use super::executor_manager::ExecutorManager;
 use super::router::{Input, MinerStatus, Router, Settings};
 use super::router_thread::{self, Event, RouterEnd, RouterThread};
+use super::trace::{Trace, Traces};
 use crate::base::clock::now;
 use crate::base::limits::ROLE_EVENTS;
 use crate::base::lock::lock;
@@ -51,6 +52,7 @@ pub struct Miner {
     /// Taken by the stop.
     parts: Option<MinerParts>,
     status: Arc<Mutex<MinerStatus>>,
+    traces: Arc<Mutex<Traces>>,
     url: String,
     limits: MinerLimits,
 }
@@ -104,12 +106,21 @@ impl Reloader {
 
 /// Looks at a miner, also after it has stopped; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Observer(Arc<Mutex<MinerStatus>>);
+pub struct Observer {
+    status: Arc<Mutex<MinerStatus>>,
+    traces: Arc<Mutex<Traces>>,
+}
 
 impl Observer {
     /// Numbers for people, as of the last event.
     pub fn status(&self) -> MinerStatus {
-        lock(&self.0).clone()
+        lock(&self.status).clone()
+    }
+
+    /// The way of the jobs of this uuid, the newest first; at most one for each validator. A thousand jobs are
+    /// remembered.
+    pub fn trace(&self, uuid: &str) -> Vec<Trace> {
+        lock(&self.traces).of(uuid)
     }
 }
 
@@ -135,6 +146,7 @@ impl Miner {
         let router = Router::new(&config, config.executor_address.clone().unwrap_or_else(|| url.clone()));
         let stop = Shutdown::new();
         let status = Arc::new(Mutex::new(router.status()));
+        let traces = Arc::<Mutex<Traces>>::default();
         let (events, inbox) = bounded::<Event>(ROLE_EVENTS);
         let (orders, queue) = bounded(ROLE_EVENTS);
 
@@ -151,6 +163,7 @@ impl Miner {
             ended: Arc::new(move |token, end| drop(ended.send(Event::Input(Input::ExecutorEnded { token, end })))),
             orders,
             status: status.clone(),
+            traces: traces.clone(),
             end_time,
         };
         let (kicked, running) = (stop.clone(), stop.clone());
@@ -160,7 +173,7 @@ impl Miner {
         let server = Server::start(config.server.clone(), listener, timer, router_thread::accept_path(), sink);
         log::info!("miner {} serves on {url}", config.key.ss58());
         let parts = Some(MinerParts { router, server, disk, events, stop });
-        Ok(Self { parts, status, url, limits: config.limits })
+        Ok(Self { parts, status, traces, url, limits: config.limits })
     }
 
     /// Where validators and executors dial, `ws://address:port`.
@@ -186,7 +199,7 @@ impl Miner {
 
     /// What looks at this miner; may outlive it.
     pub fn observer(&self) -> Observer {
-        Observer(self.status.clone())
+        Observer { status: self.status.clone(), traces: self.traces.clone() }
     }
 
     /// Stops: declines new jobs and waits for those that run (at most [`MinerLimits::drain_time`], or until the stop is

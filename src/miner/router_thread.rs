@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, never, select};
 use super::disk::StoreOrder;
 use super::executor_manager::{ExecutorBackend, ExecutorEnd, ExecutorManager};
 use super::router::{Action, ExecutorFrame, Input, MinerStatus, Peer, Router, Settings, ValidatorFrame};
+use super::trace::Traces;
 use crate::base::clock::now;
 use crate::base::ids::SessionId;
 use crate::base::lock::lock;
@@ -57,6 +58,7 @@ pub(super) struct RouterThread {
     pub ended: OnExecutorEnd,
     pub orders: Sender<StoreOrder>,
     pub status: Arc<Mutex<MinerStatus>>,
+    pub traces: Arc<Mutex<Traces>>,
     /// How long executors have to end when the miner stops.
     pub end_time: Duration,
 }
@@ -200,6 +202,9 @@ impl RouterThread {
             }
             Action::End(token) => self.executors.end(&token),
             Action::Reap(token) => self.executors.reap(&token),
+            Action::Note(key, class, event, detail) => {
+                lock(&self.traces).note(&key, class, event, &detail, now());
+            }
         }
         None
     }

@@ -77,6 +77,31 @@ fn each_role_is_shown_and_its_readiness_is_the_exit_code() {
     nothing_left(scratch.path());
 }
 
+#[test]
+fn the_way_of_a_job_through_a_miner_is_shown_and_an_unknown_job_is_exit_1() {
+    let network = Network::start("info", "text");
+    let (uuid, _) = network.job(NO_OP);
+    let trace = |arguments: &[&str]| run(phalanx(network.scratch.path()).args(["job", "trace"]).args(arguments));
+    let pages = network.pages("miner");
+    // The validator's last receipt follows the end that the user sees.
+    let finished = until_some("the last receipt", || {
+        let finished = trace(&[&uuid, "--http", pages]);
+        finished.stdout.contains("Confirmed              end").then_some(finished)
+    });
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let events = ["Asked", "accepted: sent", "InitialSent", "RequestSent", "volumes ready: sent", "end: sent"];
+    let at = events.map(|event| finished.stdout.find(event).unwrap_or_else(|| panic!("{event}: {}", finished.stdout)));
+    assert!(at.is_sorted(), "{}", finished.stdout);
+    assert!(finished.stdout.contains(&format!("job {uuid} of validator {ALICE}, always_on.test")), "{finished:?}");
+    let json: Value = serde_json::from_str(&trace(&[&uuid, "--http", pages, "--json"]).stdout).unwrap();
+    assert_eq!(json["jobs"][0]["job_uuid"], uuid.as_str());
+    let unknown = trace(&["00000000-0000-0000-0000-000000000001", "--http", pages]);
+    assert_eq!(unknown.code, Some(1), "{unknown:?}");
+    assert!(unknown.stderr.contains("the miner does not know job"), "{unknown:?}");
+    assert_eq!(trace(&["x", "--http", pages]).code, Some(2));
+    network.stop();
+}
+
 /// Threads that do not wait, but for the one that makes the page.
 fn running(snapshot: &Snapshot) -> Vec<&str> {
     let answers = format!("{}-http-", &snapshot.role[..3]);

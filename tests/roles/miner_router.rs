@@ -13,6 +13,7 @@ use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::miner::executor_manager::{ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec};
 use phalanx::miner::executor_pool::SlotCounts;
 use phalanx::miner::router::{Action, CLOSE_NORMAL, ExecutorFrame, Input, Peer, Router, Settings, ValidatorFrame};
+use phalanx::miner::trace::Traces;
 use phalanx::miner::{MinerConfig, MinerLimits};
 use phalanx::protocol::{MinerToValidator, Receipt, V0StreamingJobReadyRequest, ValidatorToMiner};
 
@@ -39,6 +40,7 @@ struct Fixture {
     /// What the store says to the next receipts: new, old, or an error; or nothing, as a disk that hangs.
     store: fn() -> Option<Result<bool, String>>,
     stored: usize,
+    traces: Traces,
 }
 
 impl Fixture {
@@ -63,6 +65,7 @@ impl Fixture {
             told_to_end: Vec::new(),
             store: || Some(Ok(true)),
             stored: 0,
+            traces: Traces::default(),
         }
     }
 
@@ -83,6 +86,7 @@ impl Fixture {
                 }
                 Action::Start(spec) => self.started.push(spec),
                 Action::End(token) => self.told_to_end.push(token),
+                Action::Note(key, class, event, detail) => self.traces.note(&key, class, event, &detail, now),
                 Action::Reap(_) => {}
             }
         }
@@ -196,6 +200,27 @@ fn a_whole_job_passes_and_leaves_nothing() {
     assert_eq!(f.free(), 1);
     assert_eq!(f.stored, 3);
     assert_eq!(f.router.next_wake(), None, "a confirmed job leaves nothing behind");
+    let trace = f.traces.of(&job).remove(0);
+    assert_eq!(trace.executor_class.as_deref(), Some("always_on.test"));
+    let events: Vec<_> = trace.events.iter().map(|line| format!("{:?} {}", line.event, line.detail)).collect();
+    assert_eq!(
+        events,
+        [
+            "Asked ",
+            "News accepted: sent",
+            "ExecutorConnected ",
+            "InitialSent ",
+            "News executor ready: sent",
+            "Requested ",
+            "RequestSent ",
+            "Confirmed accepted",
+            "News volumes ready: sent",
+            "News execution done: sent",
+            "News end: sent",
+            "Confirmed end",
+            "ExecutorEnded the executor ended with exit code 0",
+        ]
+    );
     let status = f.router.status();
     assert_eq!((status.jobs, status.ended, status.connected_executors), (0, 0, 0));
     assert_eq!(f.told_to_end, Vec::<String>::new());

@@ -85,6 +85,7 @@ impl Replay {
                 }
                 Action::Start(spec) => self.tokens.push(spec.token),
                 Action::End(token) => panic!("executor {token} had to be stopped"),
+                Action::Note(..) => {}
                 Action::Reap(_) => {}
             }
         }

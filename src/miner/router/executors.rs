@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::io::{Action, CLOSE_NORMAL, ExecutorFrame};
+use super::io::{Action, CLOSE_NORMAL, ExecutorFrame, TraceEvent};
 use super::job::{JobKey, MinerJob, News, Phase};
 use super::state::{Connected, Router};
 use crate::base::ids::SessionId;
@@ -39,6 +39,7 @@ impl Router {
         executor.address = self.streaming_address.clone().or(address);
         self.executors.insert(id, Connected { token, replaced: false });
         if let Some(key) = key {
+            self.note(&key, TraceEvent::ExecutorConnected, "");
             self.push_work(&key);
         }
     }
@@ -48,14 +49,15 @@ impl Router {
         let Some(job) = self.jobs.get(key) else { return };
         let Some(executor) = &job.executor else { return };
         let Some(session) = executor.session else { return };
-        let text = match &job.phase {
-            Phase::Starting => job.initial_for(executor.address.as_deref()),
+        let (event, text) = match &job.phase {
+            Phase::Starting => (TraceEvent::InitialSent, job.initial_for(executor.address.as_deref())),
             Phase::Running(Stage::Download, _) => match &job.request {
-                Some(request) => request.clone(),
+                Some(request) => (TraceEvent::RequestSent, request.clone()),
                 None => return,
             },
             _ => return,
         };
+        self.note(key, event, "");
         self.out.push(Action::Send(session, text));
     }
 
@@ -153,6 +155,7 @@ impl Router {
         if !matches!(phase, Phase::Over(_)) {
             log::info!("job {}: its executor has disconnected", key.uuid);
             executor.back_by = Some(now.mono + self.limits.reconnect_grace);
+            self.note(&key, TraceEvent::ExecutorDisconnected, "");
         }
     }
 
@@ -168,6 +171,7 @@ impl Router {
         };
         log::debug!("job {}: {how}", key.uuid);
         let class = executor.lease.class();
+        self.out.push(Action::Note(key.clone(), Some(class), TraceEvent::ExecutorEnded, how.clone()));
         self.pool.released(executor.lease);
         let over = job.is_over();
         if !over && executor.session.is_some() {

@@ -1,13 +1,15 @@
 //! What goes into the router and what comes out of it. Pure: frames are read from their text, by the thread of their
 //! connection.
 
+use serde::{Deserialize, Serialize};
+
 use crate::base::ids::SessionId;
 use crate::base::shutdown::Level;
 use crate::identity::PublicKey;
 use crate::miner::config::MinerLimits;
 use crate::miner::executor_manager::{ExecutorEnd, ExecutorSpec};
 use crate::protocol::signing::verify_validator_signature;
-use crate::protocol::{DecodeError, ExecutorToMiner, Receipt, ReceiptPayload, ValidatorToMiner};
+use crate::protocol::{DecodeError, ExecutorClass, ExecutorToMiner, Receipt, ReceiptPayload, ValidatorToMiner};
 use crate::transport::Utf8Bytes;
 
 use super::job::JobKey;
@@ -134,6 +136,36 @@ pub enum Input {
     Tick,
 }
 
+/// What happened to a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TraceEvent {
+    /// The validator has asked for it.
+    Asked,
+    /// It was not taken.
+    Declined,
+    /// The executor has connected, for the first time or again.
+    ExecutorConnected,
+    /// It has lost its connection.
+    ExecutorDisconnected,
+    /// The executor was sent the initial request.
+    InitialSent,
+    /// The validator's job request has come.
+    Requested,
+    /// The executor was sent it.
+    RequestSent,
+    /// News for the validator: sent, or kept until it is here. The detail names them.
+    News,
+    /// The validator has shown that it knows the news up to these.
+    Confirmed,
+    /// News that were not confirmed were sent to a newer connection.
+    SentAgain,
+    /// The miner has failed it.
+    Failed,
+    /// The executor has ended, and its slot is free.
+    ExecutorEnded,
+}
+
 /// What may change while a miner runs.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -167,4 +199,6 @@ pub enum Action {
     End(String),
     /// The executor has ended: let go of what is left of it here.
     Reap(String),
+    /// Remember what happened to a job.
+    Note(JobKey, Option<ExecutorClass>, TraceEvent, String),
 }

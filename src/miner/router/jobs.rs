@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::io::{Action, CLOSE_NORMAL};
+use super::io::{Action, CLOSE_NORMAL, TraceEvent};
 use super::job::{Executor, JobKey, MinerJob, News, Phase};
 use super::state::{Router, Waiting};
 use crate::base::ids::SessionId;
@@ -44,6 +44,7 @@ impl Router {
         }
         if let Err((reason, why)) = self.judge(&key, &initial, signed) {
             log::info!("job {}: declined: {reason} {why}", key.uuid);
+            self.note(&key, TraceEvent::Declined, format!("{reason} {why}"));
             return self.decline(session, &key, reason, why);
         }
         let class = initial.executor_class;
@@ -126,16 +127,19 @@ impl Router {
             Ok(lease) => lease,
             Err(busy) => {
                 log::info!("job {}: declined: {busy}", key.uuid);
+                self.note(&key, TraceEvent::Declined, busy.to_string());
                 return self.decline_busy(session, &key, class, "");
             }
         };
-        self.out.push(Action::Store {
+        let store = Action::Store {
             job: key.clone(),
             payload: initial.job_started_receipt_payload.clone().into(),
             validator_signature: initial.job_started_receipt_signature.clone(),
-        });
+        };
         let token = format!("{}-{}", key.uuid, uuid::Uuid::new_v4());
-        self.jobs.insert(key, MinerJob::new((initial, text), lease, token, session));
+        self.jobs.insert(key.clone(), MinerJob::new((initial, text), lease, token, session));
+        self.note(&key, TraceEvent::Asked, "");
+        self.out.push(store);
     }
 
     fn decline(&mut self, to: SessionId, key: &JobKey, reason: JobRejectionReason, message: String) {
@@ -172,6 +176,7 @@ impl Router {
             }
         };
         if let Some(why) = refusal {
+            self.note(&key, TraceEvent::Declined, why.clone());
             for session in self.undo(&key) {
                 self.decline(session, &key, JobRejectionReason::Unknown, why.clone());
             }
@@ -212,6 +217,8 @@ impl Router {
         let Some(job) = self.jobs.get_mut(key) else { return };
         if job.keep(news, text.clone()) {
             self.out.extend(job.audience.iter().map(|session| Action::Send(*session, text.clone())));
+            let how = if job.audience.is_empty() { "kept, the validator is away" } else { "sent" };
+            self.note(key, TraceEvent::News, format!("{}: {how}", news.name()));
         }
     }
 
@@ -226,6 +233,7 @@ impl Router {
     /// The miner itself fails a job.
     pub(super) fn fail(&mut self, key: &JobKey, reason: HordeFailureReason, message: String, now: Now) {
         log::warn!("job {}: failed: {message}", key.uuid);
+        self.note(key, TraceEvent::Failed, message.clone());
         let reported_by = JobParticipantType::Miner;
         let job_uuid = key.uuid.clone();
         self.notify(key, News::End, V0HordeFailedRequest { job_uuid, reported_by, message, reason, context: None });

@@ -16,7 +16,7 @@ mod jobs;
 mod state;
 mod validators;
 
-pub use io::{Action, CLOSE_NORMAL, CLOSE_POLICY, ExecutorFrame, Input, Peer, Settings, ValidatorFrame};
+pub use io::{Action, CLOSE_NORMAL, CLOSE_POLICY, ExecutorFrame, Input, Peer, Settings, TraceEvent, ValidatorFrame};
 pub use job::JobKey;
 pub use state::{MinerStatus, Router};
 

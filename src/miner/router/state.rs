@@ -11,7 +11,7 @@ use crate::miner::executor_pool::{ExecutorPool, SlotCounts};
 use crate::protocol::{ExecutorClass, GenericError, MinerToValidator, V0InitialJobRequest};
 use crate::transport::Utf8Bytes;
 
-use super::io::{Action, Settings, ValidatorFrame};
+use super::io::{Action, Settings, TraceEvent, ValidatorFrame};
 use super::job::{JobKey, MinerJob};
 
 /// One connection of a validator.
@@ -169,6 +169,12 @@ impl Router {
     pub(super) fn send(&mut self, to: SessionId, message: impl Into<MinerToValidator>) {
         let message: MinerToValidator = message.into();
         self.out.push(Action::Send(to, message.encode().into()));
+    }
+
+    /// Has what happened to a job remembered.
+    pub(super) fn note(&mut self, key: &JobKey, event: TraceEvent, detail: impl Into<String>) {
+        let class = self.jobs.get(key).map(|job| job.initial.executor_class);
+        self.out.push(Action::Note(key.clone(), class, event, detail.into()));
     }
 
     /// A `GenericError`, which is the same to validators and executors.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::io::{Action, CLOSE_NORMAL, CLOSE_POLICY, ValidatorFrame};
+use super::io::{Action, CLOSE_NORMAL, CLOSE_POLICY, TraceEvent, ValidatorFrame};
 use super::job::{JobKey, News, Phase};
 use super::state::{Router, Validator, ValidatorState};
 use crate::base::ids::SessionId;
@@ -135,6 +135,9 @@ impl Router {
         }
         job.audience.push(id);
         let news = job.kept();
+        if !news.is_empty() {
+            self.note(key, TraceEvent::SentAgain, format!("{} to {id}", news.len()));
+        }
         self.out.extend(news.into_iter().map(|text| Action::Send(id, text)));
     }
 
@@ -221,6 +224,9 @@ impl Router {
         self.claim(&key, id);
         let Some(job) = self.jobs.get_mut(&key) else { return };
         job.confirmed(News::ExecutorReady);
+        let is_first = job.request.is_none();
+        self.note(&key, TraceEvent::Requested, if is_first { "" } else { "again" });
+        let Some(job) = self.jobs.get_mut(&key) else { return };
         // A repeat after a reconnect changes nothing: the first request is the job.
         if matches!(job.phase, Phase::Starting | Phase::Ready(_)) && job.request.is_none() {
             job.request = Some(relay);
@@ -246,7 +252,9 @@ impl Router {
         self.out.push(Action::Store { job: key.clone(), payload, validator_signature: signature });
         let Some(job) = self.jobs.get_mut(&key) else { return };
         // A finished-receipt before the end says that the validator has given the job up; the outcome is still kept.
-        job.confirmed(if job.is_over() { confirms } else { confirms.min(News::Specs) });
+        let up_to = if job.is_over() { confirms } else { confirms.min(News::Specs) };
+        job.confirmed(up_to);
+        self.note(&key, TraceEvent::Confirmed, up_to.name());
         self.claim(&key, id);
         self.forget_if_done(&key, None);
     }
