@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::values::duration;
 use crate::app::{exit, supervise};
 use crate::base::shutdown::Level;
+use crate::executor::sandbox::Sandbox;
 use crate::executor::{self, ExecutorConfig, ExecutorError, RunnerKind};
 
 /// The arguments of `phalanx executor`; the miner's address and the token come by MINER_ADDRESS and EXECUTOR_TOKEN.
@@ -21,6 +22,9 @@ pub struct Args {
     /// How long the job goes on without a connection to the miner
     #[arg(long, value_name = "DUR", default_value = "30s", value_parser = duration, env = "PHALANX_MINER_GONE_AFTER")]
     miner_gone_after: Duration,
+    /// What the job may do, as JSON; a miner gives it
+    #[arg(long, value_name = "JSON", value_parser = Sandbox::parse, env = "PHALANX_SANDBOX")]
+    sandbox: Option<Sandbox>,
     #[command(flatten)]
     tls: super::tls::ClientArgs,
 }
@@ -41,6 +45,7 @@ pub fn run(args: Args) -> ExitCode {
         startup_time_limit: Duration::from_secs(args.startup_time_limit),
         runner: args.runner,
         miner_gone_after: args.miner_gone_after,
+        sandbox: args.sandbox.unwrap_or_default(),
         ..ExecutorConfig::new(address, token)
     };
     let problems = config.validate();

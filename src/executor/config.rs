@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::runner::RunnerKind;
+use super::sandbox::Sandbox;
 
 /// What an executor is started with.
 #[derive(Clone)]
@@ -15,6 +16,8 @@ pub struct ExecutorConfig {
     pub startup_time_limit: Duration,
     /// How the job's command is run.
     pub runner: RunnerKind,
+    /// What the job may do.
+    pub sandbox: Sandbox,
     /// Without a connection for this long, the miner is given up and the job is cancelled.
     pub miner_gone_after: Duration,
     /// How long the last messages may take to leave.
@@ -38,6 +41,7 @@ impl ExecutorConfig {
             token: token.into(),
             startup_time_limit: Duration::from_secs(30),
             runner: RunnerKind::Auto,
+            sandbox: Sandbox::default(),
             miner_gone_after: Duration::from_secs(30),
             flush_time: Duration::from_secs(10),
         }

@@ -11,6 +11,7 @@
 //! * [`stages`]: all decisions. Pure.
 //! * `stages_thread`, `work`: the two threads around them.
 //! * [`workspace`], [`runner`], `output`: the job's folders, its process or container, its streams.
+//! * [`sandbox`]: what a job may do. Pure.
 //! * [`volumes`], [`uploads`], `artifacts`, `specs`: what goes in and what comes out.
 //! * `miner_client`: the link to the miner.
 
@@ -20,6 +21,7 @@ mod miner_client;
 mod output;
 mod role;
 pub mod runner;
+pub mod sandbox;
 mod specs;
 pub mod stages;
 mod stages_thread;

@@ -67,7 +67,7 @@ pub(super) fn run(
             match action {
                 Action::Begin(uuid) => {
                     _scope = Some(scope::job(uuid));
-                    worker = Some(Worker::start(config.runner));
+                    worker = Some(Worker::start(config.runner, config.sandbox.clone()));
                 }
                 Action::Work(work) => {
                     if let Some(worker) = &worker {

@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, never};
 
 use super::artifacts;
 use super::runner::{RunError, Runner, RunnerKind};
+use super::sandbox::Sandbox;
 use super::stages::{Outcome, Problem, Results, Work};
 use super::uploads::{UploadError, Uploader};
 use super::volumes::{Hub, VolumeError, VolumeLoader};
@@ -30,13 +31,13 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn start(runner: RunnerKind) -> Self {
+    pub(super) fn start(runner: RunnerKind, sandbox: Sandbox) -> Self {
         let (queue, works) = bounded::<Work>(1);
         let (report, done) = bounded(1);
         let cancel = Shutdown::new();
         let (kicked, token) = (cancel.clone(), cancel.clone());
         let thread = spawn("exec-work", Kick::new("cancel signal", move || kicked.cancel()), move || {
-            let mut job = JobWork { runner, cancel: token, place: None };
+            let mut job = JobWork { runner, sandbox, cancel: token, place: None };
             while let Ok(work) = waits::recv(&works, "the job's next stage") {
                 // The owner has gone only if it has panicked.
                 if report.send(job.work(work)).is_err() {
@@ -87,6 +88,7 @@ impl Worker {
 
 struct JobWork {
     runner: RunnerKind,
+    sandbox: Sandbox,
     cancel: Shutdown,
     place: Option<(Box<dyn Runner>, Workspace)>,
 }
@@ -95,7 +97,7 @@ impl JobWork {
     fn work(&mut self, work: Work) -> Done {
         match work {
             Work::Prepare { image, deadline } => {
-                let runner = self.runner.open(&self.cancel)?;
+                let runner = self.runner.open(&self.sandbox, &self.cancel)?;
                 let workspace = Workspace::create()
                     .map_err(|error| Problem::OfHorde(format!("cannot make a folder for the job: {error}")))?;
                 let (runner, _) = self.place.insert((runner, workspace));

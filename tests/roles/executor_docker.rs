@@ -17,6 +17,7 @@ use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::executor::runner::docker::DockerRunner;
 use phalanx::executor::runner::{RunEnd, RunError, RunOutcome, RunSpec, Runner, RunnerKind};
+use phalanx::executor::sandbox::{Host, Profile, Sandbox};
 use phalanx::proc::docker::{Docker, labels};
 use phalanx::proc::tool::ToolError;
 
@@ -75,9 +76,40 @@ fn spec(bench: &Bench, id: &str, script: &str) -> RunSpec {
 }
 
 fn run(spec: &RunSpec, bench: &Bench) -> Result<RunOutcome, RunError> {
-    let workspace = bench.workspace();
-    DockerRunner::default().run(spec, &workspace, &Shutdown::new(), far())
+    run_in(Sandbox::default(), spec, bench)
 }
+
+fn run_in(sandbox: Sandbox, spec: &RunSpec, bench: &Bench) -> Result<RunOutcome, RunError> {
+    let workspace = bench.workspace();
+    DockerRunner { sandbox, ..DockerRunner::default() }.run(spec, &workspace, &Shutdown::new(), far())
+}
+
+/// What a job that prints it sees of its own limits, as `name=value` lines.
+fn seen(outcome: &RunOutcome) -> std::collections::BTreeMap<&str, &str> {
+    outcome.stdout.text.lines().filter_map(|line| line.split_once('=')).collect()
+}
+
+/// Prints what [`seen`] reads. The engine's host has one of the two versions of control groups.
+const SHOW: &str = r"
+    while read name value rest; do
+        case $name in CapPrm:|CapBnd:|NoNewPrivs:) echo ${name%:}=$value;; esac
+    done </proc/self/status
+    echo uid=$(id -u)
+    echo files=$(ulimit -n)
+    echo blocks=$(ulimit -f)
+    echo core=$(ulimit -c)
+    cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null | while read n; do
+        echo memory=$n
+    done
+    cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/pids/pids.max 2>/dev/null | while read n; do echo pids=$n; done
+    cat /sys/fs/cgroup/cpu.max 2>/dev/null | while read n m; do echo cpu=$n; done
+    cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null | while read n; do echo cpu=$n; done
+    for folder in / /tmp /output /volume /artifacts; do
+        if touch $folder/x 2>/dev/null; then echo write_$folder=yes; else echo write_$folder=no; fi
+    done
+    if busybox mknod /output/disk b 8 0 2>/dev/null; then echo mknod=yes; else echo mknod=no; fi
+    if busybox chroot / true 2>/dev/null; then echo chroot=yes; else echo chroot=no; fi
+";
 
 fn containers(id: &str) -> String {
     docker(&["ps", "--all", "--quiet", "--filter", &format!("label={}={id}", labels::JOB)]).unwrap()
@@ -172,9 +204,89 @@ fn a_job_that_uses_too_much_memory_is_distinguished() {
     }
     let (bench, id) = bench();
     let command = "busybox dd if=/dev/zero of=/dev/null bs=300000000 count=1";
-    let spec = RunSpec { memory_bytes: Some(64 << 20), ..spec(&bench, &id, &format!("{command}; exit 9")) };
-    let outcome = run(&spec, &bench).unwrap();
+    let spec = spec(&bench, &id, &format!("{command}; exit 9"));
+    let sandbox = Sandbox { memory_bytes: Some(64 << 20), ..Sandbox::default() };
+    let outcome = run_in(sandbox, &spec, &bench).unwrap();
     assert_eq!((outcome.end, outcome.exit_code()), (RunEnd::OutOfMemory, Some(137)), "{outcome:?}");
+    assert_clean(bench, &id);
+}
+
+/// A machine of whose shares a test knows the numbers.
+const HOST: Host = Host { memory_bytes: 1 << 30, cpus: 2, disk_bytes: 10 << 30, slots: 2 };
+
+#[test]
+fn a_job_sees_the_limits_and_rights_of_the_default_profile() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let spec = RunSpec { artifacts_dir: Some("/artifacts".into()), ..spec(&bench, &id, SHOW) };
+    let sandbox = Sandbox { pids: Some(100), open_files: Some(2048), ..Sandbox::of(Profile::Default, HOST) };
+    let outcome = run_in(sandbox, &spec, &bench).unwrap();
+    let seen = seen(&outcome);
+    for (name, value) in [
+        // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, NET_BIND_SERVICE: bits 0, 1, 3 to 7, 10.
+        ("CapPrm", "00000000000004fb"),
+        ("CapBnd", "00000000000004fb"),
+        ("NoNewPrivs", "1"),
+        ("uid", "0"),
+        ("files", "2048"),
+        // In units of 512 bytes: 4 GiB.
+        ("blocks", "8388608"),
+        ("core", "0"),
+        ("memory", "469762048"),
+        ("pids", "100"),
+        ("cpu", "100000"),
+        ("write_/", "yes"),
+        ("write_/output", "yes"),
+        ("write_/artifacts", "yes"),
+        ("mknod", "no"),
+        ("chroot", "no"),
+    ] {
+        assert_eq!(seen.get(name), Some(&value), "{name} of {outcome:?}");
+    }
+    assert_clean(bench, &id);
+}
+
+#[test]
+fn a_job_in_the_strict_profile_has_no_capability_and_writes_only_into_its_folders() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let spec = RunSpec { artifacts_dir: Some("/artifacts".into()), ..spec(&bench, &id, SHOW) };
+    let outcome = run_in(Sandbox::of(Profile::Strict, HOST), &spec, &bench).unwrap();
+    let seen = seen(&outcome);
+    for (name, value) in [
+        ("CapPrm", "0000000000000000"),
+        ("CapBnd", "0000000000000000"),
+        ("NoNewPrivs", "1"),
+        ("uid", "65534"),
+        ("pids", "512"),
+        ("write_/", "no"),
+        ("write_/tmp", "yes"),
+        ("write_/output", "yes"),
+        ("write_/volume", "yes"),
+        ("write_/artifacts", "yes"),
+        ("mknod", "no"),
+        ("chroot", "no"),
+    ] {
+        assert_eq!(seen.get(name), Some(&value), "{name} of {outcome:?}");
+    }
+    assert_clean(bench, &id);
+}
+
+#[test]
+fn a_fork_bomb_ends_at_its_own_limit() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let script = "n=0; while [ $n -lt 400 ]; do sleep 30 & n=$((n+1)); done; echo all";
+    let sandbox = Sandbox { pids: Some(64), ..Sandbox::default() };
+    let outcome = run_in(sandbox, &spec(&bench, &id, script), &bench).unwrap();
+    assert!(matches!(outcome.end, RunEnd::Exited(code) if code != 0), "{outcome:?}");
+    assert!(outcome.stderr.text.contains("fork"), "{outcome:?}");
     assert_clean(bench, &id);
 }
 
@@ -377,7 +489,7 @@ fn auto_takes_docker_when_the_engine_answers() {
         return;
     }
     let token = Shutdown::new();
-    assert_eq!(RunnerKind::Auto.open(&token).unwrap().name(), "docker");
-    assert_eq!(RunnerKind::Docker.open(&token).unwrap().name(), "docker");
-    assert_eq!(RunnerKind::Process.open(&token).unwrap().name(), "process");
+    assert_eq!(RunnerKind::Auto.open(&Sandbox::default(), &token).unwrap().name(), "docker");
+    assert_eq!(RunnerKind::Docker.open(&Sandbox::default(), &token).unwrap().name(), "docker");
+    assert_eq!(RunnerKind::Process.open(&Sandbox::default(), &token).unwrap().name(), "process");
 }

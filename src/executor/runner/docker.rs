@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::common::{RunError, Runner, io_error, publish, run_job};
 use super::run::{RunEnd, RunOutcome, RunSpec, SCRIPT_PATH};
 use crate::base::shutdown::Shutdown;
+use crate::executor::sandbox::Sandbox;
 use crate::executor::workspace::Workspace;
 use crate::proc::docker::{Container, Docker, labels};
 use crate::proc::tool::ToolError;
@@ -15,15 +16,17 @@ use crate::proc::tool::ToolError;
 /// How long the engine may take to answer whether it is there.
 pub const PROBE_TIME: Duration = Duration::from_secs(5);
 
-/// Processes and threads in a container: far more than a job needs, far less than a fork bomb takes.
-const PIDS_MAX: &str = "4096";
-
 /// Folders inside the container that the artifacts must not hide.
 const TAKEN_DIRS: [&str; 4] = ["/", "/volume", "/output", "/specs"];
 
 /// The docker runner. Its containers have the job's id as label [`labels::JOB`].
 #[derive(Debug, Clone, Default)]
-pub struct DockerRunner(Docker);
+pub struct DockerRunner {
+    /// The engine.
+    pub docker: Docker,
+    /// What its jobs may do.
+    pub sandbox: Sandbox,
+}
 
 impl Runner for DockerRunner {
     fn name(&self) -> &'static str {
@@ -32,11 +35,11 @@ impl Runner for DockerRunner {
 
     fn prepare(&self, image: &str, token: &Shutdown, deadline: Instant) -> Result<(), RunError> {
         check_image(image)?;
-        if self.0.has_image(image, token, deadline)? {
+        if self.docker.has_image(image, token, deadline)? {
             return Ok(());
         }
         log::info!("pulling image {image}");
-        match self.0.pull(image, token, deadline) {
+        match self.docker.pull(image, token, deadline) {
             Err(ToolError::Failed { text, .. }) => Err(RunError::Image { image: image.to_owned(), text }),
             pulled => Ok(pulled?),
         }
@@ -49,12 +52,12 @@ impl Runner for DockerRunner {
         token: &Shutdown,
         deadline: Instant,
     ) -> Result<RunOutcome, RunError> {
-        let args = create_args(spec, workspace)?;
+        let args = create_args(spec, &self.sandbox, workspace)?;
         workspace.open_to_job().map_err(io_error("open the job's folders"))?;
         if let Some(script) = &spec.raw_script {
             std::fs::write(script_file(workspace), script).map_err(io_error("write the job's script"))?;
         }
-        let mut container = self.0.container(container_name(spec));
+        let mut container = self.docker.container(container_name(spec));
         let env = JobEnv::of(spec);
         std::fs::write(env_file(workspace), &env.file).map_err(io_error("write the job's environment"))?;
         let mut creation = container.creation();
@@ -156,7 +159,7 @@ fn check_image(image: &str) -> Result<(), RunError> {
 }
 
 /// The further arguments of `docker create`: nothing of the request may become an option or a second mount.
-fn create_args(spec: &RunSpec, workspace: &Workspace) -> Result<Vec<String>, RunError> {
+fn create_args(spec: &RunSpec, sandbox: &Sandbox, workspace: &Workspace) -> Result<Vec<String>, RunError> {
     if let Some(problem) = spec.problem() {
         return Err(RunError::Spec(problem));
     }
@@ -172,16 +175,12 @@ fn create_args(spec: &RunSpec, workspace: &Workspace) -> Result<Vec<String>, Run
     let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
     option("--label", format!("{}={}", labels::JOB, spec.id));
     spec.labels.iter().for_each(|(key, value)| option("--label", format!("{key}={value}")));
-    option("--network", spec.network.clone().unwrap_or_else(|| "none".into()));
-    option("--security-opt", "no-new-privileges".into());
-    option("--pids-limit", PIDS_MAX.into());
-    if let Some(bytes) = spec.memory_bytes {
-        // The same limit with swap, so that there is none.
-        option("--memory", bytes.to_string());
-        option("--memory-swap", bytes.to_string());
-    }
-    if spec.gpus {
-        option("--gpus", "all".into());
+    option("--network", spec.network.clone().unwrap_or_else(|| sandbox.network.clone()));
+    match (spec.gpus, sandbox.gpus) {
+        (true, true) => option("--gpus", "all".into()),
+        // The official client asks for them whatever the class, so it is no reason to refuse the job.
+        (true, false) => log::info!("the job asks for GPUs, which its class has not; it runs without"),
+        (false, _) => {}
     }
     for (from, to) in [(workspace.volume(), "/volume"), (workspace.output(), "/output"), (workspace.specs(), "/specs")]
     {
@@ -193,6 +192,8 @@ fn create_args(spec: &RunSpec, workspace: &Workspace) -> Result<Vec<String>, Run
     if spec.raw_script.is_some() {
         option("--mount", format!("{},readonly", mount(&script_file(workspace), SCRIPT_PATH)?));
     }
+    args.extend(sandbox.arguments());
+    let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
     let env = JobEnv::of(spec);
     option("--env-file", env_file(workspace).to_string_lossy().into_owned());
     for (name, value) in env.arguments {
@@ -242,7 +243,7 @@ mod tests {
     use super::*;
 
     fn args(spec: &RunSpec) -> Result<Vec<String>, RunError> {
-        create_args(spec, &Workspace::create().unwrap())
+        create_args(spec, &Sandbox::default(), &Workspace::create().unwrap())
     }
 
     fn spec() -> RunSpec {
@@ -259,7 +260,6 @@ mod tests {
             raw_script: Some("print(1)".into()),
             labels: vec![("owner".into(), "miner".into())],
             network: Some("ch-abc".into()),
-            memory_bytes: Some(1 << 30),
             ..spec()
         };
         let args = args(&spec).unwrap();
@@ -267,7 +267,8 @@ mod tests {
         assert_eq!(args[end + 1..], ["ubuntu:latest", "--rm", "-v/:/host"]);
         for pair in [
             ["--network", "ch-abc"],
-            ["--memory", "1073741824"],
+            ["--pids-limit", "512"],
+            ["--cap-drop", "ALL"],
             ["--gpus", "all"],
             ["--label", "phalanx.job=abc"],
             ["--label", "owner=miner"],
@@ -308,6 +309,17 @@ mod tests {
         let args = args(&spec).unwrap();
         assert!(args.ends_with(&["ubuntu:latest".into(), "python".into(), "/script.py".into()]));
         assert!(args.join(" ").contains("--network none "), "no network unless one is named");
+    }
+
+    #[test]
+    fn gpus_are_for_classes_that_have_some_and_a_network_for_those_that_may() {
+        let spec = RunSpec { gpus: true, ..spec() };
+        for (gpus, network) in [(true, "none"), (false, "bridge")] {
+            let sandbox = Sandbox { gpus, network: network.to_owned(), ..Sandbox::default() };
+            let args = create_args(&spec, &sandbox, &Workspace::create().unwrap()).unwrap().join(" ");
+            assert_eq!(args.contains("--gpus all"), gpus, "{args}");
+            assert!(args.contains(&format!("--network {network} ")), "{args}");
+        }
     }
 
     #[test]

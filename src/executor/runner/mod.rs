@@ -12,6 +12,7 @@ use docker::DockerRunner;
 use process::ProcessRunner;
 pub use run::{Captured, RunEnd, RunOutcome, RunSpec};
 
+use super::sandbox::Sandbox;
 use crate::base::shutdown::Shutdown;
 use crate::proc::docker::Docker;
 use crate::proc::tool::ToolError;
@@ -34,15 +35,16 @@ impl RunnerKind {
     ///
     /// # Errors
     /// If docker was asked for by name and does not answer.
-    pub fn open(self, token: &Shutdown) -> Result<Box<dyn Runner>, RunError> {
+    pub fn open(self, sandbox: &Sandbox, token: &Shutdown) -> Result<Box<dyn Runner>, RunError> {
+        let docker = || DockerRunner { sandbox: sandbox.clone(), ..DockerRunner::default() };
         let probe = || Docker::default().version(token, Instant::now() + docker::PROBE_TIME);
         match self {
             RunnerKind::Process => Ok(Box::new(ProcessRunner)),
-            RunnerKind::Docker => Ok(probe().map(|_| Box::new(DockerRunner::default()))?),
+            RunnerKind::Docker => Ok(probe().map(|_| Box::new(docker()))?),
             RunnerKind::Auto => match probe() {
                 Ok(version) => {
                     log::info!("docker engine {version} answers, jobs run in containers");
-                    Ok(Box::new(DockerRunner::default()))
+                    Ok(Box::new(docker()))
                 }
                 Err(error @ ToolError::Cancelled(_)) => Err(error.into()),
                 Err(error) => {

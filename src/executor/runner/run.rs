@@ -19,16 +19,14 @@ pub struct RunSpec {
     pub artifacts_dir: Option<String>,
     /// Whether the job gets all GPUs (the preset `nvidia_all`).
     pub gpus: bool,
-    /// The container network; `None` is none. The process runner has the network of its machine.
+    /// The container network; `None` is the sandbox's. The process runner has the network of its machine.
     pub network: Option<String>,
-    /// Memory that a container may use, in bytes; `None` for no limit. The process runner does not limit anything.
-    pub memory_bytes: Option<u64>,
     /// More labels for the container, for instance of the miner that owns it.
     pub labels: Vec<(String, String)>,
 }
 
 impl RunSpec {
-    /// What a job request asks for, to be run under `id`: without network, memory limit and further labels.
+    /// What a job request asks for, to be run under `id`: without network and further labels.
     pub fn from_request(id: impl Into<String>, request: &V0JobRequest) -> Self {
         Self {
             id: id.into(),
@@ -143,7 +141,6 @@ mod tests {
             artifacts_dir: Some("/artifacts".into()),
             gpus: true,
             network: None,
-            memory_bytes: None,
             labels: vec![],
         };
         assert_eq!(RunSpec::from_request("token", &request), expected);
