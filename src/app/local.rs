@@ -12,6 +12,7 @@ use crate::executor::{self, ExecutorConfig, JobEnd, RunnerKind};
 use crate::facilitator::{Facilitator, FacilitatorConfig};
 use crate::identity::{KeyPair, PublicKey};
 use crate::miner::{ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec, Miner, MinerConfig, MinerLimits};
+use crate::net::reach::Reach;
 use crate::protocol::ExecutorClass;
 use crate::transport::ws::{WsDialer, WsListener};
 use crate::transport::{ClientTls, Dialer};
@@ -124,6 +125,8 @@ impl LocalNetwork {
 
 /// Executors as threads of this process instead of processes of their own: for embedders and tests.
 pub struct ThreadBackend {
+    /// What the addresses that a job names may lead to; by default global unicast only.
+    pub reach: Reach,
     runner: RunnerKind,
     dialer: Arc<dyn Dialer>,
     timer: TimerHandle,
@@ -132,7 +135,7 @@ pub struct ThreadBackend {
 impl ThreadBackend {
     /// A back end whose executors dial by TCP and run their jobs' commands with `runner`.
     pub fn new(runner: RunnerKind, timer: TimerHandle) -> Self {
-        Self { runner, dialer: Arc::new(WsDialer::new(ClientTls::default())), timer }
+        Self { reach: Reach::default(), runner, dialer: Arc::new(WsDialer::new(ClientTls::default())), timer }
     }
 }
 
@@ -141,6 +144,7 @@ impl ExecutorBackend for ThreadBackend {
         let config = ExecutorConfig {
             startup_time_limit: spec.startup_time_limit,
             runner: self.runner,
+            reach: self.reach.clone(),
             ..ExecutorConfig::new(&spec.miner_address, &spec.token)
         };
         // Whoever tells an executor to end wants its job ended, and reported.

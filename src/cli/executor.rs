@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::transfers::TransferArgs;
 use super::values::duration;
 use crate::app::{exit, supervise};
 use crate::base::shutdown::Level;
@@ -26,6 +27,8 @@ pub struct Args {
     #[arg(long, value_name = "JSON", value_parser = Sandbox::parse, env = "PHALANX_SANDBOX")]
     sandbox: Option<Sandbox>,
     #[command(flatten)]
+    transfers: TransferArgs,
+    #[command(flatten)]
     tls: super::tls::ClientArgs,
 }
 
@@ -46,6 +49,8 @@ pub fn run(args: Args) -> ExitCode {
         runner: args.runner,
         miner_gone_after: args.miner_gone_after,
         sandbox: args.sandbox.unwrap_or_default(),
+        reach: args.transfers.reach(),
+        hugging_face_token_for_jobs: args.transfers.hugging_face_token_for_jobs,
         ..ExecutorConfig::new(address, token)
     };
     let problems = config.validate();

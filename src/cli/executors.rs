@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
+use super::transfers::TransferArgs;
 use super::values::{command_line, duration};
 use crate::executor::RunnerKind;
 use crate::miner::{DockerBackend, ExecutorBackend, ExecutorSettings, ProcessBackend};
@@ -32,6 +33,8 @@ pub(super) struct ExecutorArgs {
     /// How long an executor goes on without a connection to this miner
     #[arg(long, value_name = "DUR", default_value = "30s", value_parser = duration, env = "PHALANX_MINER_GONE_AFTER")]
     miner_gone_after: Duration,
+    #[command(flatten)]
+    transfers: TransferArgs,
 }
 
 /// The words of a command line; at least one.
@@ -53,6 +56,7 @@ impl ExecutorArgs {
     pub(super) fn backend(self, hotkey: String, instance: &str) -> Result<Arc<dyn ExecutorBackend>, String> {
         let mut settings = ExecutorSettings::default();
         settings.set("PHALANX_MINER_GONE_AFTER", format!("{}ms", self.miner_gone_after.as_millis()));
+        self.transfers.hand_on(&mut settings);
         let runner = self.runner.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
         match (self.executor_backend, self.executor_image) {
             (BackendArg::Process, None) if !self.executor_option.is_empty() => {

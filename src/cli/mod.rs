@@ -25,6 +25,7 @@ mod reload;
 pub mod status;
 pub mod submit;
 mod tls;
+mod transfers;
 pub mod validator;
 pub mod values;
 pub mod wire;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::runner::RunnerKind;
 use super::sandbox::Sandbox;
+use crate::net::reach::Reach;
 
 /// What an executor is started with.
 #[derive(Clone)]
@@ -18,6 +19,10 @@ pub struct ExecutorConfig {
     pub runner: RunnerKind,
     /// What the job may do.
     pub sandbox: Sandbox,
+    /// What the addresses that a job names may lead to: volumes, uploads, the registry of its image.
+    pub reach: Reach,
+    /// Whether a job without a Hugging Face token of its own is given the one in our environment.
+    pub hugging_face_token_for_jobs: bool,
     /// Without a connection for this long, the miner is given up and the job is cancelled.
     pub miner_gone_after: Duration,
     /// How long the last messages may take to leave.
@@ -42,6 +47,8 @@ impl ExecutorConfig {
             startup_time_limit: Duration::from_secs(30),
             runner: RunnerKind::Auto,
             sandbox: Sandbox::default(),
+            reach: Reach::default(),
+            hugging_face_token_for_jobs: false,
             miner_gone_after: Duration::from_secs(30),
             flush_time: Duration::from_secs(10),
         }

@@ -12,6 +12,7 @@
 //! * `stages_thread`, `work`: the two threads around them.
 //! * [`workspace`], [`runner`], `output`: the job's folders, its process or container, its streams.
 //! * [`sandbox`]: what a job may do. Pure.
+//! * `registry`: whether jobs may reach the registry of an image.
 //! * [`volumes`], [`uploads`], `artifacts`, `specs`: what goes in and what comes out.
 //! * `miner_client`: the link to the miner.
 
@@ -19,6 +20,7 @@ mod artifacts;
 mod config;
 mod miner_client;
 mod output;
+mod registry;
 mod role;
 pub mod runner;
 pub mod sandbox;

@@ -67,7 +67,7 @@ pub(super) fn run(
             match action {
                 Action::Begin(uuid) => {
                     _scope = Some(scope::job(uuid));
-                    worker = Some(Worker::start(config.runner, config.sandbox.clone()));
+                    worker = Some(Worker::start(config));
                 }
                 Action::Work(work) => {
                     if let Some(worker) = &worker {

@@ -18,6 +18,7 @@ use super::workspace::{PathError, Workspace, relative, untrusted};
 use crate::base::shutdown::Shutdown;
 use crate::base::text::truncate;
 use crate::net::http::client::{Content, FilePart, HttpClient, HttpError, Response};
+use crate::net::reach::Reach;
 use crate::protocol::{HttpOutputVolumeResponse, OutputUpload, SingleFileUpload, StrMap, ZipUpload};
 
 /// Bytes of one upload (the archive, a single file): 2 GiB, as on the Python executor.
@@ -112,9 +113,9 @@ enum Method {
 }
 
 impl Uploader {
-    /// An uploader whose work ends when `token` cancels.
-    pub fn new(token: Shutdown) -> Self {
-        Self { http: HttpClient::new(token.clone()), token }
+    /// An uploader whose work ends when `token` cancels, and that dials what is within `reach`.
+    pub fn new(token: Shutdown, reach: Reach) -> Self {
+        Self { http: HttpClient::within(reach, token.clone()), token }
     }
 
     /// Uploads the workspace's `output/` and gives `upload_results`: name to the JSON text of the server's answer.

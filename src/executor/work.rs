@@ -7,13 +7,13 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded, never};
 
-use super::artifacts;
-use super::runner::{RunError, Runner, RunnerKind};
-use super::sandbox::Sandbox;
+use super::config::ExecutorConfig;
+use super::runner::{RunError, Runner};
 use super::stages::{Outcome, Problem, Results, Work};
 use super::uploads::{UploadError, Uploader};
 use super::volumes::{Hub, VolumeError, VolumeLoader};
 use super::workspace::Workspace;
+use super::{artifacts, registry};
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::KICK_GRACE;
 use crate::base::thread::{JoinError, Kick, Thread, spawn};
@@ -31,13 +31,13 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn start(runner: RunnerKind, sandbox: Sandbox) -> Self {
+    pub(super) fn start(config: &ExecutorConfig) -> Self {
         let (queue, works) = bounded::<Work>(1);
         let (report, done) = bounded(1);
         let cancel = Shutdown::new();
-        let (kicked, token) = (cancel.clone(), cancel.clone());
+        let (kicked, token, config) = (cancel.clone(), cancel.clone(), config.clone());
         let thread = spawn("exec-work", Kick::new("cancel signal", move || kicked.cancel()), move || {
-            let mut job = JobWork { runner, sandbox, cancel: token, place: None };
+            let mut job = JobWork { config, cancel: token, place: None };
             while let Ok(work) = waits::recv(&works, "the job's next stage") {
                 // The owner has gone only if it has panicked.
                 if report.send(job.work(work)).is_err() {
@@ -87,8 +87,7 @@ impl Worker {
 }
 
 struct JobWork {
-    runner: RunnerKind,
-    sandbox: Sandbox,
+    config: ExecutorConfig,
     cancel: Shutdown,
     place: Option<(Box<dyn Runner>, Workspace)>,
 }
@@ -97,18 +96,24 @@ impl JobWork {
     fn work(&mut self, work: Work) -> Done {
         match work {
             Work::Prepare { image, deadline } => {
-                let runner = self.runner.open(&self.sandbox, &self.cancel)?;
+                let runner = self.config.runner.open(&self.config.sandbox, &self.cancel)?;
                 let workspace = Workspace::create()
                     .map_err(|error| Problem::OfHorde(format!("cannot make a folder for the job: {error}")))?;
                 let (runner, _) = self.place.insert((runner, workspace));
                 if let Some(image) = image {
+                    // The other runner ignores images.
+                    if runner.name() == "docker" {
+                        registry::check(&image, &self.config.reach, &self.cancel, deadline)?;
+                    }
                     runner.prepare(&image, &self.cancel, deadline)?;
                 }
                 Ok(Outcome::Prepared)
             }
             Work::Load { volume, deadline } => {
                 let (_, workspace) = self.place()?;
-                VolumeLoader::new(self.cancel.clone(), Hub::from_env()).load(&volume, workspace, deadline)?;
+                let hub = Hub::from_env(self.config.hugging_face_token_for_jobs);
+                let loader = VolumeLoader::new(self.cancel.clone(), hub, self.config.reach.clone());
+                loader.load(&volume, workspace, deadline)?;
                 Ok(Outcome::Loaded)
             }
             Work::Run { spec, deadline } => {
@@ -120,7 +125,8 @@ impl JobWork {
                 let artifacts = artifacts::collect(workspace, artifacts_dir.as_deref())
                     .map_err(|error| Problem::OfHorde(format!("cannot read the job's artifacts: {error}")))?;
                 let uploads = match upload {
-                    Some(upload) => Uploader::new(self.cancel.clone()).upload(&upload, workspace, deadline)?,
+                    Some(upload) => Uploader::new(self.cancel.clone(), self.config.reach.clone())
+                        .upload(&upload, workspace, deadline)?,
                     None => Default::default(),
                 };
                 Ok(Outcome::Uploaded(Box::new(Results { artifacts: artifacts.files, uploads })))

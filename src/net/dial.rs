@@ -25,8 +25,10 @@ use crate::base::shutdown::{KickRegistration, Level, Shutdown};
 use crate::base::thread::{JoinError, Kick, spawn};
 use crate::base::waits::waiting;
 use crate::net::address;
+use crate::net::reach::Reach;
 
-/// Why no connection came about. Each may be tried again, except [`DialError::Cancelled`].
+/// Why no connection came about. Each may be tried again, except [`DialError::Cancelled`] and
+/// [`DialError::OutOfReach`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DialError {
@@ -55,6 +57,14 @@ pub enum DialError {
     /// The shutdown signal came first.
     #[error("cancelled while connecting")]
     Cancelled,
+    /// The host has no address that may be dialled. The text names none, because who asks may not know them.
+    #[error(
+        "jobs may not reach {host}: they reach global unicast addresses, and what the operator opens by --reach CIDR"
+    )]
+    OutOfReach {
+        /// The host as given.
+        host: String,
+    },
 }
 
 fn listed(failures: &[(String, io::Error)]) -> String {
@@ -76,14 +86,50 @@ pub fn dial(
     shutdown: &Shutdown,
     level: Level,
 ) -> Result<TcpStream, DialError> {
+    dial_within(&Reach::Everywhere, host, port, deadline, shutdown, level)
+}
+
+/// As [`dial`], to those addresses of the host that `reach` allows.
+///
+/// # Errors
+/// See [`DialError`].
+pub fn dial_within(
+    reach: &Reach,
+    host: &str,
+    port: u16,
+    deadline: Instant,
+    shutdown: &Shutdown,
+    level: Level,
+) -> Result<TcpStream, DialError> {
     let start = Instant::now();
-    let addresses = in_turn(&look_up(host, port, deadline, shutdown, level)?);
+    let mut addresses = look_up(host, port, deadline, shutdown, level)?;
+    // After the look-up, so that what is dialled is what was judged.
+    addresses.retain(|address| reach.allows(address.ip()));
     if addresses.is_empty() {
-        let source = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        return Err(DialError::LookUp { host: host.to_owned(), source });
+        return Err(DialError::OutOfReach { host: host.to_owned() });
     }
-    connect(&addresses, deadline, shutdown, level)?
+    connect(&in_turn(&addresses), deadline, shutdown, level)?
         .ok_or_else(|| DialError::Timeout { address: format!("{host}:{port}"), after: start.elapsed() })
+}
+
+/// Looks a host up and says whether all its addresses are within `reach`: for whoever lets another program dial it.
+/// Blocks as the look-up of [`dial`].
+///
+/// # Errors
+/// [`DialError::OutOfReach`], or why the look-up failed.
+pub fn check_reach(
+    reach: &Reach,
+    host: &str,
+    deadline: Instant,
+    shutdown: &Shutdown,
+    level: Level,
+) -> Result<(), DialError> {
+    let addresses = look_up(host, 0, deadline, shutdown, level)?;
+    if addresses.iter().all(|address| reach.allows(address.ip())) {
+        Ok(())
+    } else {
+        Err(DialError::OutOfReach { host: host.to_owned() })
+    }
 }
 
 /// The two families in turn, each in the resolver's order, so that a family that is cut off costs one stagger.
@@ -285,7 +331,12 @@ fn look_up_by(
             if let Err(JoinError::Late(thread)) = thread.join_by(deadline) {
                 thread.abandon("its answer has arrived, only its end is late");
             }
-            found.unwrap_or_else(|_| Err(io::Error::other("the look-up thread panicked"))).map_err(failed)
+            let found =
+                found.unwrap_or_else(|_| Err(io::Error::other("the look-up thread panicked"))).map_err(failed)?;
+            if found.is_empty() {
+                return Err(failed(io::Error::new(io::ErrorKind::NotFound, "the name has no address")));
+            }
+            Ok(found)
         }
     }
 }
@@ -360,6 +411,37 @@ mod tests {
         #[cfg(target_os = "linux")]
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(60)));
         assert!(!socket.nonblocking().unwrap());
+    }
+
+    #[test]
+    fn what_is_out_of_reach_is_not_dialled_however_it_is_written() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (closed, open) = (Reach::default(), Reach::Global(vec!["127.0.0.0/8".parse().unwrap()]));
+        // Zero is this host too, which is why it is judged by its own network.
+        for (host, may_open) in [
+            ("127.0.0.1", true),
+            ("localhost", true),
+            ("2130706433", true),
+            ("0x7f.1", true),
+            ("0177.0.0.1", true),
+            ("[::ffff:127.0.0.1]", true),
+            ("0.0.0.0", false),
+            ("0", false),
+            ("[::]", false),
+        ] {
+            let dial = |reach| dial_within(reach, host, port, far(), &Shutdown::new(), Level::Drain);
+            let error = dial(&closed).unwrap_err();
+            assert!(matches!(error, DialError::OutOfReach { .. }), "{host}: {error}");
+            assert!(error.to_string().starts_with(&format!("jobs may not reach {host}: ")), "{error}");
+            let check = |reach| check_reach(reach, host, far(), &Shutdown::new(), Level::Drain);
+            assert!(matches!(check(&closed), Err(DialError::OutOfReach { .. })), "{host}");
+            if may_open {
+                dial(&open).unwrap();
+            } else {
+                assert!(dial(&open).is_err(), "{host}");
+            }
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! * `address`, `percent`: hosts, ports and percent-encoded texts. Pure.
 //! * [`dial`]: the only place that connects.
+//! * [`reach`]: which addresses a job may name. Pure.
 //! * `accept`: a listener that can be kicked, and the one loop that admits connections and joins their threads.
 //! * `deadline`: socket calls that end by a deadline.
 //! * [`tls`]: certificates, keys and roots, and the configuration of rustls.
@@ -13,6 +14,7 @@ pub(crate) mod deadline;
 pub mod dial;
 pub mod http;
 pub(crate) mod percent;
+pub mod reach;
 pub mod tls;
 
 /// What a client calls itself in every request, unless its caller gives another `User-Agent`.

@@ -12,6 +12,7 @@ use job::Bench;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::net::http::client::{ANSWER_BYTES, Content, FilePart, HttpClient, HttpError};
+use phalanx::net::reach::Reach;
 
 fn client() -> HttpClient {
     HttpClient::new(Shutdown::new())
@@ -164,6 +165,35 @@ fn a_get_follows_redirects_up_to_a_limit_and_gives_no_other_host_its_secret() {
     assert!(error.to_string().contains("redirect"), "{error}");
     assert_eq!(client().put(&server.url("/put"), &[], Content::Bytes(b"x"), far()).unwrap().status, 307);
     drop((server, other));
+    bench.assert_clean();
+}
+
+#[test]
+fn a_client_for_jobs_goes_nowhere_else_whoever_sends_it_there() {
+    let bench = Bench::new();
+    let inside = Server::start(|_| Reply::ok("a secret"));
+    let port = inside.url("").rsplit_once(':').unwrap().1.to_owned();
+    let client = HttpClient::within(Reach::default(), Shutdown::new());
+    for host in ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]", "0.0.0.0", "[::1]", "127.1"] {
+        let url = format!("http://{host}:{port}/x");
+        for answer in [client.get(&url, &[], far()), client.put(&url, &[], Content::Bytes(b"x"), far())] {
+            let error = answer.unwrap_err();
+            assert!(matches!(error, HttpError::OutOfReach { .. }) && !error.is_transient(), "{host}: {error}");
+            let host = host.trim_matches(['[', ']']);
+            let said = error.to_string().replace(['[', ']'], "");
+            assert!(said.starts_with(&format!("jobs may not reach {host}: ")) && said.contains("--reach"), "{said}");
+        }
+    }
+    assert!(inside.seen().is_empty());
+
+    // Open is one address, and the redirect leads to another.
+    let target = inside.url("/x").replace("127.0.0.1", "127.0.0.2");
+    let redirect = Server::start(move |_| Reply::Answer(302, vec![("location", target.clone())], vec![]));
+    let open = Reach::Global(vec!["127.0.0.1".parse().unwrap()]);
+    let error = HttpClient::within(open, Shutdown::new()).get(&redirect.url("/"), &[], far()).unwrap_err();
+    assert!(error.to_string().starts_with("jobs may not reach 127.0.0.2: "), "{error}");
+    assert_eq!(redirect.seen().len(), 1);
+    drop((inside, redirect));
     bench.assert_clean();
 }
 

@@ -8,7 +8,7 @@ use std::io::{Cursor, Read};
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
-use http::{Reply, Request, Server};
+use http::{Reply, Request, Server, loopback};
 use job::Bench;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
@@ -16,6 +16,7 @@ use phalanx::executor::runner::Runner;
 use phalanx::executor::runner::process::ProcessRunner;
 use phalanx::executor::uploads::{OUTPUT_FILES, UploadError, Uploader};
 use phalanx::executor::workspace::Workspace;
+use phalanx::net::reach::Reach;
 use phalanx::protocol::{
     MultiUpload, OutputUpload, SingleFilePostUpload, SingleFilePutUpload, SingleFileUpload, StrMap,
     ZipAndHttpPostUpload, ZipAndHttpPutUpload, ZipUpload,
@@ -30,7 +31,7 @@ fn put(url: String, path: &str) -> SingleFilePutUpload {
 }
 
 fn upload(upload: &OutputUpload, workspace: &Workspace) -> Result<StrMap, UploadError> {
-    Uploader::new(Shutdown::new()).upload(upload, workspace, far())
+    Uploader::new(Shutdown::new(), loopback()).upload(upload, workspace, far())
 }
 
 /// A workspace whose job has left files, folders, and traps.
@@ -229,6 +230,20 @@ fn a_file_that_is_missing_climbs_or_hides_behind_a_link_sends_nothing_at_all() {
 }
 
 #[test]
+fn outputs_go_to_global_addresses_unless_more_is_open() {
+    let bench = Bench::new();
+    let workspace = filled(&bench);
+    let server = Server::start(|_| Reply::ok(""));
+    let to = multi(&server, &["o.txt"], true);
+    let error =
+        Uploader::new(Shutdown::new(), Reach::default()).upload(&to, &workspace, far()).unwrap_err().to_string();
+    assert!(error.starts_with("upload of o.txt: jobs may not reach 127.0.0.1: "), "{error}");
+    assert!(server.seen().is_empty());
+    drop((workspace, server));
+    bench.assert_clean();
+}
+
+#[test]
 fn too_many_files_are_refused() {
     let bench = Bench::new();
     let workspace = bench.workspace();
@@ -276,7 +291,7 @@ fn the_deadline_and_a_cancel_end_an_upload_that_hangs() {
     let server = Server::start(|_| Reply::Hang(vec![]));
     let deadline = Instant::now() + Duration::from_millis(300);
     let to = multi(&server, &["o.txt"], false);
-    let error = Uploader::new(Shutdown::new()).upload(&to, &workspace, deadline).unwrap_err();
+    let error = Uploader::new(Shutdown::new(), loopback()).upload(&to, &workspace, deadline).unwrap_err();
     assert!(error.is_timeout() && !error.is_cancelled(), "{error}");
     drop(server);
 
@@ -287,7 +302,8 @@ fn the_deadline_and_a_cancel_end_an_upload_that_hangs() {
         arrivals.recv().unwrap();
         canceller.cancel();
     });
-    let error = Uploader::new(token).upload(&multi(&server, &["o.txt"], true), &workspace, far()).unwrap_err();
+    let error =
+        Uploader::new(token, loopback()).upload(&multi(&server, &["o.txt"], true), &workspace, far()).unwrap_err();
     assert!(error.is_cancelled(), "{error}");
     thread.join_by(far()).unwrap();
     drop((workspace, server));

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use http::{Reply, Server};
+use http::{Reply, Server, loopback};
 use job::Bench;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::executor::volumes::{Hub, VolumeError, VolumeLoader};
 use phalanx::executor::workspace::Workspace;
+use phalanx::net::reach::Reach;
 use phalanx::protocol::{
     AllowPatterns, HuggingfaceVolume, InlineVolume, MultiVolume, SingleFileVolume, SingleVolume, Volume, ZipUrlVolume,
 };
@@ -41,7 +42,7 @@ fn zip_url(url: String, path: Option<&str>) -> ZipUrlVolume {
 }
 
 fn load(volume: &Volume, workspace: &Workspace) -> Result<(), VolumeError> {
-    VolumeLoader::new(Shutdown::new(), Hub::default()).load(volume, workspace, far())
+    VolumeLoader::new(Shutdown::new(), Hub::default(), loopback()).load(volume, workspace, far())
 }
 
 fn read(workspace: &Workspace, path: &str) -> String {
@@ -172,13 +173,33 @@ fn a_server_that_stays_broken_is_given_up() {
 }
 
 #[test]
+fn volumes_come_from_global_addresses_unless_more_is_open() {
+    let bench = Bench::new();
+    let server = hub_server();
+    let workspace = bench.workspace();
+    let hub = Hub { endpoint: server.url(""), token: None };
+    let loader = VolumeLoader::new(Shutdown::new(), hub, Reach::default());
+    for volume in [
+        Volume::SingleFile(single_file(server.url("/f"), "f")),
+        Volume::ZipUrl(zip_url(server.url("/f"), None)),
+        Volume::Huggingface(huggingface("org/model")),
+    ] {
+        let error = loader.load(&volume, &workspace, far()).unwrap_err().to_string();
+        assert!(error.starts_with("jobs may not reach 127.0.0.1: "), "{error}");
+    }
+    assert!(server.seen().is_empty());
+    drop((workspace, server));
+    bench.assert_clean();
+}
+
+#[test]
 fn the_deadline_and_a_cancel_end_a_download_that_hangs() {
     let bench = Bench::new();
     let hang = || Server::start(|_| Reply::Hang(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc".into()));
     let server = hang();
     let workspace = bench.workspace();
     let volume = Volume::SingleFile(single_file(server.url("/f"), "f"));
-    let loader = VolumeLoader::new(Shutdown::new(), Hub::default());
+    let loader = VolumeLoader::new(Shutdown::new(), Hub::default(), loopback());
     let error = loader.load(&volume, &workspace, Instant::now() + Duration::from_millis(300)).unwrap_err();
     assert!(error.is_timeout() && !error.is_cancelled(), "{error}");
     drop(server);
@@ -191,7 +212,7 @@ fn the_deadline_and_a_cancel_end_a_download_that_hangs() {
         arrivals.recv().unwrap();
         canceller.cancel();
     });
-    let error = VolumeLoader::new(token, Hub::default()).load(&volume, &workspace, far()).unwrap_err();
+    let error = VolumeLoader::new(token, Hub::default(), loopback()).load(&volume, &workspace, far()).unwrap_err();
     assert!(error.is_cancelled(), "{error}");
     thread.join_by(far()).unwrap();
     drop((workspace, server));
@@ -231,7 +252,7 @@ fn load_from(
     to: &Workspace,
 ) -> Result<(), VolumeError> {
     let hub = Hub { endpoint: server.url(""), token: token.map(Into::into) };
-    VolumeLoader::new(Shutdown::new(), hub).load(&Volume::Huggingface(volume), to, far())
+    VolumeLoader::new(Shutdown::new(), hub, loopback()).load(&Volume::Huggingface(volume), to, far())
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, bounded};
 use phalanx::base::thread::{Kick, Thread, spawn};
+use phalanx::net::reach::Reach;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 /// A request as it came.
@@ -198,4 +199,9 @@ fn read_request(stream: &mut impl BufRead) -> std::io::Result<Request> {
     request.body = vec![0; len];
     stream.read_exact(&mut request.body)?;
     Ok(request)
+}
+
+/// A reach that includes the servers of tests.
+pub fn loopback() -> Reach {
+    Reach::Global(vec!["127.0.0.0/8".parse().unwrap()])
 }

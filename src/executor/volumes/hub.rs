@@ -37,12 +37,12 @@ impl Default for Hub {
 }
 
 impl Hub {
-    /// The hub that `HF_ENDPOINT` and `HF_TOKEN` name, as for Hugging Face's own tools.
-    pub fn from_env() -> Self {
+    /// The hub that `HF_ENDPOINT` names, as for Hugging Face's own tools; with `HF_TOKEN` if jobs may use it.
+    pub fn from_env(with_token: bool) -> Self {
         let set = |name| env::var(name).ok().filter(|value| !value.is_empty());
         let default = Self::default();
         let endpoint = set("HF_ENDPOINT").map_or(default.endpoint, |url| url.trim_end_matches('/').to_owned());
-        Self { endpoint, token: set("HF_TOKEN") }
+        Self { endpoint, token: set("HF_TOKEN").filter(|_| with_token) }
     }
 }
 

@@ -21,6 +21,7 @@ use super::transfer::Bounds;
 use super::workspace::{PathError, Workspace, relative};
 use crate::base::shutdown::Shutdown;
 use crate::net::http::client::HttpClient;
+use crate::net::reach::Reach;
 use crate::protocol::{SingleVolume, Volume};
 
 /// Bytes of one download (an archive, a single file): 2 GiB, as on the Python executor.
@@ -36,9 +37,9 @@ pub struct VolumeLoader {
 }
 
 impl VolumeLoader {
-    /// A loader whose work ends when `token` cancels.
-    pub fn new(token: Shutdown, hub: Hub) -> Self {
-        Self { http: HttpClient::new(token.clone()), hub, limits: ArchiveLimits::default(), token }
+    /// A loader whose work ends when `token` cancels, and that dials what is within `reach`, the hub too.
+    pub fn new(token: Shutdown, hub: Hub, reach: Reach) -> Self {
+        Self { http: HttpClient::within(reach, token.clone()), hub, limits: ArchiveLimits::default(), token }
     }
 
     /// Puts `volume` below the workspace's `volume/`. Blocks until it is there, `deadline` passes or the token cancels.

@@ -16,11 +16,15 @@ use crate::base::limits::DIAL_TIME;
 use crate::base::shutdown::{KickRegistration, Level, Shutdown};
 use crate::base::waits::waiting;
 use crate::net::deadline::by;
-use crate::net::dial::{DialError, dial};
+use crate::net::dial::{DialError, dial_within};
+use crate::net::reach::Reach;
 
 /// Dials and ties the connection to the shutdown signal.
 #[derive(Debug)]
-pub(super) struct KickedConnector(pub(super) Shutdown);
+pub(super) struct KickedConnector {
+    pub(super) reach: Reach,
+    pub(super) shutdown: Shutdown,
+}
 
 impl Connector for KickedConnector {
     type Out = KickedTransport;
@@ -31,13 +35,14 @@ impl Connector for KickedConnector {
         let default = if details.uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 };
         let time: Duration = (*details.timeout.after).min(DIAL_TIME);
         let port = details.uri.port_u16().unwrap_or(default);
-        let stream = dial(host, port, Instant::now() + time, &self.0, Level::Cancel).map_err(|error| match error {
-            // The request's own deadline; a dial that ends before that may be tried again.
-            DialError::Timeout { .. } if time < DIAL_TIME => ureq::Error::Timeout(Timeout::Connect),
-            error => ureq::Error::Io(io::Error::other(error)),
-        })?;
+        let stream = dial_within(&self.reach, host, port, Instant::now() + time, &self.shutdown, Level::Cancel)
+            .map_err(|error| match error {
+                // The request's own deadline; a dial that ends before that may be tried again.
+                DialError::Timeout { .. } if time < DIAL_TIME => ureq::Error::Timeout(Timeout::Connect),
+                error => ureq::Error::Io(io::Error::other(error)),
+            })?;
         let kicked = stream.try_clone()?;
-        let kick = self.0.on(Level::Cancel, move || {
+        let kick = self.shutdown.on(Level::Cancel, move || {
             // An error means that the connection has gone already.
             let _ = kicked.shutdown(std::net::Shutdown::Both);
         });

@@ -24,6 +24,8 @@ use self::connector::{KickedConnector, NoResolver};
 use crate::base::rng::Rng;
 use crate::base::shutdown::Shutdown;
 use crate::net::USER_AGENT;
+use crate::net::dial::DialError;
+use crate::net::reach::Reach;
 
 /// Bytes of an answer that is kept in memory: 10 MiB, the limit of the Python uploader.
 pub const ANSWER_BYTES: u64 = 10 << 20;
@@ -52,6 +54,12 @@ pub enum HttpError {
     Cancelled {
         /// The address.
         url: String,
+    },
+    /// It is no address that jobs may reach; trying again is of no use.
+    #[error("{source}")]
+    OutOfReach {
+        /// [`DialError::OutOfReach`].
+        source: DialError,
     },
     /// The deadline passed.
     #[error("no answer from {url} before the deadline")]
@@ -242,16 +250,25 @@ pub struct HttpClient {
 impl HttpClient {
     /// A client that trusts the usual authorities (webpki roots) and gives up when `shutdown` cancels.
     pub fn new(shutdown: Shutdown) -> Self {
-        Self::with_tls(shutdown, TlsConfig::default())
+        Self::within(Reach::Everywhere, shutdown)
+    }
+
+    /// The same for addresses that a job names: it dials those within `reach`, whoever redirects it.
+    pub fn within(reach: Reach, shutdown: Shutdown) -> Self {
+        Self::with(reach, shutdown, TlsConfig::default())
     }
 
     /// A client that trusts these authorities only.
     pub fn trusting(shutdown: Shutdown, roots: &[CertificateDer<'static>]) -> Self {
         let roots: Vec<_> = roots.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
-        Self::with_tls(shutdown, TlsConfig::builder().root_certs(RootCerts::new_with_certs(&roots)).build())
+        Self::with(
+            Reach::Everywhere,
+            shutdown,
+            TlsConfig::builder().root_certs(RootCerts::new_with_certs(&roots)).build(),
+        )
     }
 
-    fn with_tls(shutdown: Shutdown, tls: TlsConfig) -> Self {
+    fn with(reach: Reach, shutdown: Shutdown, tls: TlsConfig) -> Self {
         let config = Config::builder()
             .tls_config(tls)
             .proxy(None)
@@ -260,7 +277,7 @@ impl HttpClient {
             .max_idle_connections(0)
             .user_agent(USER_AGENT)
             .build();
-        let connector = KickedConnector(shutdown.clone()).chain(RustlsConnector::default());
+        let connector = KickedConnector { reach, shutdown: shutdown.clone() }.chain(RustlsConnector::default());
         Self { agent: Agent::with_parts(config, connector, NoResolver), shutdown }
     }
 
@@ -441,9 +458,18 @@ impl HttpClient {
             ureq::Error::Timeout(_) => HttpError::TimedOut { url },
             ureq::Error::BadUri(why) => HttpError::Request { url, why },
             ureq::Error::Http(why) => HttpError::Request { url, why: why.to_string() },
+            ureq::Error::Io(error) if is_out_of_reach(&error) => match error.downcast() {
+                Ok(source) => HttpError::OutOfReach { source },
+                Err(error) => HttpError::Connection { url, source: Box::new(error.into()) },
+            },
             source => HttpError::Connection { url, source: Box::new(source) },
         }
     }
+}
+
+fn is_out_of_reach(error: &io::Error) -> bool {
+    let dial = error.get_ref().and_then(|error| error.downcast_ref());
+    matches!(dial, Some(DialError::OutOfReach { .. }))
 }
 
 /// How one request is made; apart because requests with and without a body are of different types.

@@ -1,0 +1,84 @@
+//! Which registry an image is pulled from, and whether jobs may reach it.
+
+use std::time::Instant;
+
+use super::stages::Problem;
+use crate::base::shutdown::{Level, Shutdown};
+use crate::net::address;
+use crate::net::dial::{DialError, check_reach};
+use crate::net::reach::Reach;
+
+/// The host of the registry that an image's name begins with; `None` for the engine's own default.
+///
+/// As Docker reads it: what stands before the first slash is a host if it has a dot or a colon, is `localhost`, or has
+/// capitals, which no repository has.
+fn host_of(image: &str) -> Option<&str> {
+    let (first, _) = image.split_once('/')?;
+    let is_host = first.contains(['.', ':']) || first == "localhost" || first.chars().any(char::is_uppercase);
+    let host = address::split(first).map_or(first, |(host, _)| host);
+    (is_host && !matches!(host, "docker.io" | "index.docker.io")).then_some(host)
+}
+
+/// Refuses an image whose registry jobs may not reach, before the engine is asked for it: the engine would dial in our
+/// place, and its answer would tell what is there. An image that is here already is refused by its name all the same.
+///
+/// The engine looks the name up once more; who controls a name can change it in between, so a firewall of the engine's
+/// own, or a list of allowed images, is for those who have secrets on their network. Blocks as a look-up.
+///
+/// # Errors
+/// The job's if it is out of reach, the network's if the name cannot be looked up.
+pub(super) fn check(image: &str, reach: &Reach, token: &Shutdown, deadline: Instant) -> Result<(), Problem> {
+    let Some(host) = host_of(image) else { return Ok(()) };
+    check_reach(reach, host, deadline, token, Level::Cancel).map_err(|error| match error {
+        DialError::Cancelled => Problem::Cancelled,
+        DialError::Timeout { .. } => Problem::TimedOut(format!("image {image}: {error}")),
+        DialError::OutOfReach { .. } => Problem::OfJob(format!("image {image}: {error}")),
+        error => Problem::OfHorde(format!("image {image}: {error}")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn the_host_is_what_docker_takes_for_one() {
+        for (image, host) in [
+            ("busybox", None),
+            ("busybox:1.36", None),
+            ("library/busybox@sha256:00", None),
+            ("a/b/c", None),
+            ("localhost:5000", None),
+            ("docker.io/library/busybox", None),
+            ("index.docker.io/library/busybox", None),
+            ("ghcr.io/a/b:1", Some("ghcr.io")),
+            ("localhost/x", Some("localhost")),
+            ("localhost:5000/x", Some("localhost")),
+            ("LOCALHOST/x", Some("LOCALHOST")),
+            ("Host/x", Some("Host")),
+            ("10.0.0.1:5000/x", Some("10.0.0.1")),
+            ("2130706433:80/x", Some("2130706433")),
+            ("[::1]:5000/x", Some("::1")),
+            ("[::1/x", Some("[::1")),
+        ] {
+            assert_eq!(host_of(image), host, "{image}");
+        }
+    }
+
+    #[test]
+    fn an_image_out_of_reach_is_the_job_s_fault_and_names_its_host() {
+        let far = Instant::now() + Duration::from_secs(30);
+        let check = |image, reach: &Reach| check(image, reach, &Shutdown::new(), far);
+        let open = Reach::Global(vec!["127.0.0.0/8".parse().unwrap()]);
+        for image in ["127.0.0.1:1/x", "10.0.0.1:5000/x", "[::1]:1/x", "0x7f000001:1/x"] {
+            let Err(Problem::OfJob(text)) = check(image, &Reach::default()) else { panic!("{image}") };
+            assert!(text.starts_with(&format!("image {image}: jobs may not reach ")), "{text}");
+            assert!(text.contains("--reach"), "{text}");
+        }
+        assert_eq!(check("127.0.0.1:1/x", &open), Ok(()));
+        assert_eq!(check("busybox", &Reach::default()), Ok(()));
+        let unknown = check("no-such-host.invalid/x", &open);
+        assert!(matches!(unknown, Err(Problem::OfHorde(_))), "{unknown:?}");
+    }
+}
