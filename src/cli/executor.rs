@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::transfers::TransferArgs;
-use super::values::duration;
+use super::values::{Arguments, command_line, duration};
 use crate::app::{exit, supervise};
 use crate::base::shutdown::Level;
 use crate::executor::sandbox::Sandbox;
-use crate::executor::{self, ExecutorConfig, ExecutorError, RunnerKind};
+use crate::executor::{self, ExecutorConfig, ExecutorError, Hooks, RunnerKind};
 
 /// The arguments of `phalanx executor`; the miner's address and the token come by MINER_ADDRESS and EXECUTOR_TOKEN.
 #[derive(Debug, clap::Args)]
@@ -26,6 +26,12 @@ pub struct Args {
     /// What the job may do, as JSON; a miner gives it
     #[arg(long, value_name = "JSON", value_parser = Sandbox::parse, env = "PHALANX_SANDBOX")]
     sandbox: Option<Sandbox>,
+    /// A program of the operator's before each job, as a command line; where it fails, so does the job
+    #[arg(long, value_name = "COMMAND", value_parser = command_line, env = "PHALANX_BEFORE_JOB")]
+    before_job: Option<Arguments>,
+    /// A program of the operator's after each job
+    #[arg(long, value_name = "COMMAND", value_parser = command_line, env = "PHALANX_AFTER_JOB")]
+    after_job: Option<Arguments>,
     #[command(flatten)]
     transfers: TransferArgs,
     #[command(flatten)]
@@ -51,6 +57,10 @@ pub fn run(args: Args) -> ExitCode {
         sandbox: args.sandbox.unwrap_or_default(),
         reach: args.transfers.reach(),
         hugging_face_token_for_jobs: args.transfers.hugging_face_token_for_jobs,
+        hooks: Hooks {
+            before_job: args.before_job.unwrap_or_default().into(),
+            after_job: args.after_job.unwrap_or_default().into(),
+        },
         ..ExecutorConfig::new(address, token)
     };
     let problems = config.validate();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use super::transfers::TransferArgs;
-use super::values::{command_line, duration};
+use super::values::{Arguments, command_line, duration};
 use crate::executor::RunnerKind;
 use crate::miner::{DockerBackend, ExecutorBackend, ExecutorSettings, ProcessBackend};
 
@@ -30,15 +30,18 @@ pub(super) struct ExecutorArgs {
     /// How executors run the jobs' commands
     #[arg(long, value_enum, default_value_t, env = "PHALANX_RUNNER")]
     runner: RunnerKind,
+    /// A program of the operator's before each job, as a command line; where it fails, so does the job
+    #[arg(long, value_name = "COMMAND", value_parser = command_line, env = "PHALANX_BEFORE_JOB")]
+    before_job: Option<Arguments>,
+    /// A program of the operator's after each job
+    #[arg(long, value_name = "COMMAND", value_parser = command_line, env = "PHALANX_AFTER_JOB")]
+    after_job: Option<Arguments>,
     /// How long an executor goes on without a connection to this miner
     #[arg(long, value_name = "DUR", default_value = "30s", value_parser = duration, env = "PHALANX_MINER_GONE_AFTER")]
     miner_gone_after: Duration,
     #[command(flatten)]
     transfers: TransferArgs,
 }
-
-/// The words of a command line; at least one.
-pub(super) type Arguments = std::collections::VecDeque<String>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum BackendArg {
@@ -57,6 +60,13 @@ impl ExecutorArgs {
         let mut settings = ExecutorSettings::default();
         settings.set("PHALANX_MINER_GONE_AFTER", format!("{}ms", self.miner_gone_after.as_millis()));
         self.transfers.hand_on(&mut settings);
+        for (name, hook) in [("PHALANX_BEFORE_JOB", self.before_job), ("PHALANX_AFTER_JOB", self.after_job)] {
+            if let Some(words) = hook {
+                // Words that were read from a text hold no NUL, which is all that cannot be written as one.
+                let line = shlex::try_join(words.iter().map(String::as_str)).map_err(|e| e.to_string())?;
+                settings.set(name, line);
+            }
+        }
         let runner = self.runner.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
         match (self.executor_backend, self.executor_image) {
             (BackendArg::Process, None) if !self.executor_option.is_empty() => {

@@ -45,11 +45,14 @@ pub fn class_count(text: &str) -> Result<(ExecutorClass, u32), String> {
     }
 }
 
+/// The words of a command line; at least one.
+pub type Arguments = VecDeque<String>;
+
 /// Reads a command line into its words, by the quoting rules of a POSIX shell; nothing is expanded.
 ///
 /// # Errors
 /// What would be right, in words.
-pub fn command_line(text: &str) -> Result<VecDeque<String>, String> {
+pub fn command_line(text: &str) -> Result<Arguments, String> {
     match shlex::split(text) {
         Some(words) if words.first().is_some_and(|program| !program.is_empty()) => Ok(words.into()),
         Some(_) => Err("it is empty; it should be a program and its arguments".to_owned()),

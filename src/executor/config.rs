@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::hooks::Hooks;
 use super::runner::RunnerKind;
 use super::sandbox::Sandbox;
 use crate::net::reach::Reach;
@@ -23,6 +24,8 @@ pub struct ExecutorConfig {
     pub reach: Reach,
     /// Whether a job without a Hugging Face token of its own is given the one in our environment.
     pub hugging_face_token_for_jobs: bool,
+    /// The operator's programs around the job.
+    pub hooks: Hooks,
     /// Without a connection for this long, the miner is given up and the job is cancelled.
     pub miner_gone_after: Duration,
     /// How long the last messages may take to leave.
@@ -49,6 +52,7 @@ impl ExecutorConfig {
             sandbox: Sandbox::default(),
             reach: Reach::default(),
             hugging_face_token_for_jobs: false,
+            hooks: Hooks::default(),
             miner_gone_after: Duration::from_secs(30),
             flush_time: Duration::from_secs(10),
         }

@@ -14,10 +14,12 @@
 //! * [`sandbox`]: what a job may do. Pure.
 //! * `registry`: whether jobs may reach the registry of an image.
 //! * [`volumes`], [`uploads`], `artifacts`, `specs`: what goes in and what comes out.
+//! * `hooks`: the operator's programs around the job.
 //! * `miner_client`: the link to the miner.
 
 mod artifacts;
 mod config;
+mod hooks;
 mod miner_client;
 mod output;
 mod registry;
@@ -34,6 +36,7 @@ mod work;
 pub mod workspace;
 
 pub use config::ExecutorConfig;
+pub use hooks::Hooks;
 pub use role::{ExecutorReport, run};
 pub use runner::RunnerKind;
 pub use stages::{ExecutorError, JobEnd};

@@ -66,8 +66,8 @@ pub(super) fn run(
         for action in actions {
             match action {
                 Action::Begin(uuid) => {
+                    worker = Some(Worker::start(config, uuid.clone()));
                     _scope = Some(scope::job(uuid));
-                    worker = Some(Worker::start(config));
                 }
                 Action::Work(work) => {
                     if let Some(worker) = &worker {

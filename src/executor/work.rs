@@ -1,7 +1,7 @@
 //! The thread that does the work of the stages, one after the other.
 //!
 //! Owner: [`super::stages_thread`]. Blocks in: its queue, the runner, downloads, uploads. Kick: the job's cancel
-//! signal. Ends: with its queue; then it removes the job's folder.
+//! signal. Ends: with its queue; then it runs the hook after the job and removes the job's folder.
 
 use std::time::Instant;
 
@@ -31,13 +31,14 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn start(config: &ExecutorConfig) -> Self {
+    pub(super) fn start(config: &ExecutorConfig, uuid: String) -> Self {
         let (queue, works) = bounded::<Work>(1);
         let (report, done) = bounded(1);
         let cancel = Shutdown::new();
-        let (kicked, token, config) = (cancel.clone(), cancel.clone(), config.clone());
+        let (kicked, token) = (cancel.clone(), cancel.clone());
+        let config = config.clone();
         let thread = spawn("exec-work", Kick::new("cancel signal", move || kicked.cancel()), move || {
-            let mut job = JobWork { config, cancel: token, place: None };
+            let mut job = JobWork { uuid, config, cancel: token, place: None, exit: None };
             while let Ok(work) = waits::recv(&works, "the job's next stage") {
                 // The owner has gone only if it has panicked.
                 if report.send(job.work(work)).is_err() {
@@ -87,9 +88,12 @@ impl Worker {
 }
 
 struct JobWork {
+    uuid: String,
     config: ExecutorConfig,
     cancel: Shutdown,
     place: Option<(Box<dyn Runner>, Workspace)>,
+    /// The exit code of the run, if it has one.
+    exit: Option<i32>,
 }
 
 impl JobWork {
@@ -99,7 +103,8 @@ impl JobWork {
                 let runner = self.config.runner.open(&self.config.sandbox, &self.cancel)?;
                 let workspace = Workspace::create()
                     .map_err(|error| Problem::OfHorde(format!("cannot make a folder for the job: {error}")))?;
-                let (runner, _) = self.place.insert((runner, workspace));
+                let (runner, workspace) = self.place.insert((runner, workspace));
+                self.config.hooks.before(&self.uuid, workspace.job(), &self.cancel, deadline)?;
                 if let Some(image) = image {
                     // The other runner ignores images.
                     if runner.name() == "docker" {
@@ -118,7 +123,9 @@ impl JobWork {
             }
             Work::Run { spec, deadline } => {
                 let (runner, workspace) = self.place()?;
-                Ok(Outcome::Ran(Box::new(runner.run(&spec, workspace, &self.cancel, deadline)?)))
+                let ran = runner.run(&spec, workspace, &self.cancel, deadline)?;
+                self.exit = ran.exit_code();
+                Ok(Outcome::Ran(Box::new(ran)))
             }
             Work::Upload { artifacts_dir, upload, deadline } => {
                 let (_, workspace) = self.place()?;
@@ -139,10 +146,20 @@ impl JobWork {
     }
 
     fn remove(self) {
-        if let Some((_, workspace)) = self.place
-            && let Err(error) = workspace.remove()
-        {
+        let Some((_, workspace)) = self.place else { return };
+        self.config.hooks.after(&self.uuid, workspace.job(), self.exit);
+        if let Err(error) = workspace.remove() {
             log::warn!("the job's folder is not removed: {error}");
+        }
+    }
+}
+
+/// A hook has failed.
+impl From<ToolError> for Problem {
+    fn from(error: ToolError) -> Self {
+        match error {
+            ToolError::Cancelled(_) => Problem::Cancelled,
+            error => Problem::OfHorde(error.to_string()),
         }
     }
 }

@@ -371,6 +371,39 @@ fn a_cancel_in_mid_job_ends_it_and_is_reported() {
 }
 
 #[test]
+fn the_operator_s_hooks_run_around_the_job_and_a_failing_one_before_it_is_the_horde_s_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let hook = |script: &str| ["sh", "-c", script].map(str::to_owned).to_vec();
+    let run = |before: &str, request: V0JobRequest| {
+        let world = World::new();
+        let miner = FakeMiner::start(&world, vec![initial([10, 10, 10]).into()], Some(request));
+        let report = joined(run_executor(&world, &Shutdown::new(), |config| {
+            config.hooks.before_job = hook(before);
+            let path = log.display();
+            let after =
+                format!("echo $PHALANX_JOB_UUID ${{PHALANX_JOB_EXIT-none}} $(ls $PHALANX_JOB_FOLDER) >> {path}; false");
+            config.hooks.after_job = hook(&after);
+        }));
+        let received: Vec<_> = miner.received.try_iter().collect();
+        miner.stop();
+        (received, report.unwrap().end)
+    };
+    let (received, end) = run("echo found > $PHALANX_JOB_FOLDER/output/before", full("cat output/before; exit 3"));
+    assert_eq!((kinds(&received), end), (vec!["ready", "volumes", "failed"], JobEnd::Failed));
+    let ExecutorToMiner::V0JobFailedRequest(failed) = &received[2] else { unreachable!() };
+    assert_eq!(failed.docker_process_stdout.as_deref(), Some("found\n"));
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), format!("{UUID} 3 artifacts output specs volume\n"));
+
+    std::fs::remove_file(&log).unwrap();
+    let (received, end) = run("echo no GPU >&2; exit 1", full("true"));
+    assert_eq!((kinds(&received), end), (vec!["horde failed"], JobEnd::HordeFailed));
+    let ExecutorToMiner::V0HordeFailedRequest(failed) = &received[0] else { unreachable!() };
+    assert_eq!(failed.message, "cannot run the hook before the job: no GPU");
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), format!("{UUID} none artifacts output specs volume\n"));
+}
+
+#[test]
 fn without_a_job_it_ends_with_a_diagnosis() {
     // Nobody listens.
     let world = World::new();
