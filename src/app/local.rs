@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Stopping;
@@ -11,8 +11,10 @@ use crate::base::timer::TimerHandle;
 use crate::executor::{self, ExecutorConfig, JobEnd, RunnerKind};
 use crate::facilitator::{Facilitator, FacilitatorConfig};
 use crate::identity::{KeyPair, PublicKey};
+use crate::miner::executor_manager::check_runner;
 use crate::miner::{ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec, Miner, MinerConfig, MinerLimits};
 use crate::net::reach::Reach;
+use crate::proc::docker::Docker;
 use crate::protocol::ExecutorClass;
 use crate::transport::ws::{WsDialer, WsListener};
 use crate::transport::{ClientTls, Dialer};
@@ -156,6 +158,10 @@ impl ExecutorBackend for ThreadBackend {
             Ok(_) => Ok(ExecutorExit::Code(0)),
             Err(error) => Err(ExecutorError::Other(error.to_string())),
         }
+    }
+
+    fn check(&self, stop: &Shutdown, deadline: Instant) -> Result<String, String> {
+        check_runner(self.runner.name(), &Docker::default(), stop, deadline)
     }
 }
 

@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use serde_json::Value;
 
 use super::submit::{self, Plan};
@@ -48,10 +49,21 @@ pub struct Args {
     jobs: usize,
     /// How jobs run: containers if a Docker Engine and a static busybox are at hand, else plain processes
     #[arg(long, value_enum, default_value_t, env = "PHALANX_RUNNER")]
-    runner: RunnerKind,
+    runner: DemoRunner,
     /// Print one object for each job instead of the table
     #[arg(long, env = "PHALANX_JSON")]
     json: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum DemoRunner {
+    /// Containers if that is possible here, else plain processes; the demo's jobs are our own, so both are safe
+    #[default]
+    Auto,
+    /// Containers
+    Docker,
+    /// Plain processes
+    Process,
 }
 
 /// Runs the command: exit 0 only if every job completed.
@@ -69,7 +81,7 @@ fn demo(args: &Args, env: &supervise::Env) -> Result<ExitCode, String> {
     let scratch = scratch_dir()?;
     let (runner, image) = choose_runner(args.runner, &env.shutdown)?;
     let jobs = jobs(args.jobs, image)?;
-    let backend = ProcessBackend::new(runner).map_err(|e| format!("cannot find this program: {e}"))?;
+    let backend = ProcessBackend::new(runner.name()).map_err(|e| format!("cannot find this program: {e}"))?;
     let config = LocalConfig {
         state_dir: scratch.path().to_owned(),
         executors: EXECUTORS,
@@ -129,18 +141,18 @@ fn jobs(count: usize, image: Option<&str>) -> Result<Vec<(String, JobSpec)>, Str
         .collect()
 }
 
-/// The runner's name for the executors, and the image to use with it.
-fn choose_runner(wanted: RunnerKind, shutdown: &Shutdown) -> Result<(&'static str, Option<&'static str>), String> {
+/// The runner of all jobs, and the image to use with it.
+fn choose_runner(wanted: DemoRunner, shutdown: &Shutdown) -> Result<(RunnerKind, Option<&'static str>), String> {
     let image = match wanted {
-        RunnerKind::Process => return Ok(("process", None)),
-        RunnerKind::Docker | RunnerKind::Auto => build_image(shutdown),
+        DemoRunner::Process => return Ok((RunnerKind::Process, None)),
+        DemoRunner::Docker | DemoRunner::Auto => build_image(shutdown),
     };
     match (image, wanted) {
-        (Ok(()), _) => Ok(("docker", Some(IMAGE))),
+        (Ok(()), _) => Ok((RunnerKind::Docker, Some(IMAGE))),
         (Err(why), _) if shutdown.is_set() => Err(why),
-        (Err(why), RunnerKind::Auto) => {
+        (Err(why), DemoRunner::Auto) => {
             eprintln!("jobs run as plain processes: {why}");
-            Ok(("process", None))
+            Ok((RunnerKind::Process, None))
         }
         (Err(why), _) => Err(format!("--runner docker: {why}")),
     }

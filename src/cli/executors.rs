@@ -27,9 +27,9 @@ pub(super) struct ExecutorArgs {
     /// An option of `docker create` for executors in containers, as --volume=/tmp:/tmp; may be repeated
     #[arg(long, value_name = "OPTION", allow_hyphen_values = true, env = "PHALANX_EXECUTOR_OPTION")]
     executor_option: Vec<String>,
-    /// How executors run the jobs' commands
+    /// How executors run the jobs' commands, from the start on: without an engine no job is taken
     #[arg(long, value_enum, default_value_t, env = "PHALANX_RUNNER")]
-    runner: RunnerKind,
+    pub(super) runner: RunnerKind,
     /// A program of the operator's before each job, as a command line; where it fails, so does the job
     #[arg(long, value_name = "COMMAND", value_parser = command_line, env = "PHALANX_BEFORE_JOB")]
     before_job: Option<Arguments>,
@@ -67,7 +67,7 @@ impl ExecutorArgs {
                 settings.set(name, line);
             }
         }
-        let runner = self.runner.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        let runner = self.runner.name();
         match (self.executor_backend, self.executor_image) {
             (BackendArg::Process, None) if !self.executor_option.is_empty() => {
                 Err("--executor-option goes with --executor-backend docker".to_owned())

@@ -120,7 +120,7 @@ fn configure(args: Args, instance: &str) -> Result<MinerConfig, String> {
 }
 
 /// The flags that take a restart.
-struct Fixed([(&'static str, String); 7]);
+struct Fixed([(&'static str, String); 8]);
 
 impl Fixed {
     fn of(args: &Args) -> Self {
@@ -132,6 +132,7 @@ impl Fixed {
             ("--drain-time", format!("{:?}", args.drain_time)),
             ("--state-dir", args.state_dir.display().to_string()),
             ("--http", format!("{:?}", args.http)),
+            ("--runner", args.source.runner.name().to_owned()),
         ])
     }
 }
@@ -139,6 +140,9 @@ impl Fixed {
 /// Hands settings that were read again to the miner; names what takes a restart.
 fn reload(reloader: &Reloader, args: Args, fixed: &Fixed, instance: &str) -> Result<(), String> {
     for ((flag, now), (_, then)) in Fixed::of(&args).0.iter().zip(&fixed.0) {
+        if now != then && *flag == "--runner" {
+            return Err(format!("{flag} was {then} at the start, and takes a restart to be {now}"));
+        }
         if now != then {
             log::warn!("SIGHUP: {flag} is another one now; that takes a restart");
         }
@@ -156,6 +160,12 @@ fn serve_status(listener: TcpListener, miner: &Miner, env: &supervise::Env) -> R
     let look = move |health: &Health, metrics: &Metrics| {
         let now = observer.status();
         health.up("miner");
+        match &now.engine_trouble {
+            None => health.up("engine"),
+            Some(why) => health.down("engine", why.as_str()),
+        }
+        let runs = metrics.gauge("phalanx_miner_engine_up", "Whether what jobs run on answers.", &[]);
+        runs.set(usize::from(now.engine_trouble.is_none()));
         metrics.gauge("phalanx_miner_jobs", "Jobs that have not ended.", &[]).set(now.jobs);
         metrics.gauge("phalanx_miner_validators", "Authenticated validator connections.", &[]).set(now.validators);
         metrics.gauge("phalanx_miner_connected_executors", "Connected executors.", &[]).set(now.connected_executors);
@@ -176,6 +186,7 @@ fn serve_status(listener: TcpListener, miner: &Miner, env: &supervise::Env) -> R
             "validators": now.validators,
             "connected_executors": now.connected_executors,
             "executors": classes,
+            "jobs_run": now.jobs_run,
         })
     };
     status::serve_more(("miner", "min"), listener, env, &Board::new(), look, trace)

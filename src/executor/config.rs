@@ -48,7 +48,7 @@ impl ExecutorConfig {
             miner_address: miner_address.into(),
             token: token.into(),
             startup_time_limit: Duration::from_secs(30),
-            runner: RunnerKind::Auto,
+            runner: RunnerKind::default(),
             sandbox: Sandbox::default(),
             reach: Reach::default(),
             hugging_face_token_for_jobs: false,

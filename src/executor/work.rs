@@ -100,7 +100,7 @@ impl JobWork {
     fn work(&mut self, work: Work) -> Done {
         match work {
             Work::Prepare { image, deadline } => {
-                let runner = self.config.runner.open(&self.config.sandbox, &self.cancel)?;
+                let runner = self.config.runner.open(&self.config.sandbox);
                 let workspace = Workspace::create()
                     .map_err(|error| Problem::OfHorde(format!("cannot make a folder for the job: {error}")))?;
                 let (runner, workspace) = self.place.insert((runner, workspace));

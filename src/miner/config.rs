@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::check::CheckPolicy;
 use super::executor_manager::{END_GRACE, ExecutorBackend};
 use crate::identity::{KeyPair, PublicKey};
 use crate::link::ServerConfig;
@@ -42,6 +43,8 @@ pub struct MinerLimits {
     pub result_time: Duration,
     /// How long a stop lets running jobs go on.
     pub drain_time: Duration,
+    /// How often it is asked whether jobs can run.
+    pub checks: CheckPolicy,
 }
 
 impl Default for MinerLimits {
@@ -60,6 +63,7 @@ impl Default for MinerLimits {
             end_time: END_GRACE + seconds(5),
             result_time: seconds(600),
             drain_time: seconds(60),
+            checks: CheckPolicy::default(),
         }
     }
 }

@@ -6,10 +6,13 @@
 //! * [`executor_manager`]: starts executors and sees them end.
 //! * [`trace`]: the way of each job through the miner. Pure.
 //! * `router_thread`: the thread that owns the router, between the connections, the executors and the receipts.
+//! * `engine`: the thread that asks whether jobs can run here; [`check`]: how often, and when an answer counts. Pure.
 //! * `disk`: the thread that countersigns and stores receipts.
 
+pub mod check;
 mod config;
 mod disk;
+mod engine;
 pub mod executor_manager;
 pub mod executor_pool;
 mod role;

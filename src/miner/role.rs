@@ -1,8 +1,9 @@
 //! The start and the stop of a miner, all steps in order.
 //!
-//! Start → `min-store` (the receipts), `min-route` (the router), `min-accept`, two threads for each connection
-//! (`min-rd-N`, `min-wr-N`), and one for each executor (`min-ex-N`). Stop → see [`Miner::stop`]. What each blocks in
-//! and what kicks it is in `disk`, `router_thread`, `executor_manager` and `link::server`.
+//! Start → `min-store` (the receipts), `min-engine` (whether jobs can run), `min-route` (the router), `min-accept`, two
+//! threads for each connection (`min-rd-N`, `min-wr-N`), and one for each executor (`min-ex-N`). Stop → see
+//! [`Miner::stop`]. What each blocks in and what kicks it is in `disk`, `engine`, `router_thread`, `executor_manager`
+//! and `link::server`.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -10,12 +11,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, TrySendError, bounded, select};
 
+use super::check::Gate;
 use super::config::{MinerConfig, MinerLimits};
-use super::disk;
 use super::executor_manager::ExecutorManager;
 use super::router::{Input, MinerStatus, Router, Settings};
 use super::router_thread::{self, Event, RouterEnd, RouterThread};
 use super::trace::{Trace, Traces};
+use super::{disk, engine};
 use crate::base::clock::now;
 use crate::base::limits::ROLE_EVENTS;
 use crate::base::lock::lock;
@@ -31,6 +33,9 @@ use crate::transport::Listener;
 
 /// Name of the database in the state folder.
 pub const DATABASE: &str = "miner.db";
+
+/// Back ends that wait to be asked whether they work: a reload hands over one, and the last of them counts.
+const ENGINE_BACKENDS: usize = 4;
 
 /// How long the threads of connections, the store and the accepting may take to end, each step.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
@@ -60,6 +65,7 @@ pub struct Miner {
 /// What a stop ends.
 struct MinerParts {
     router: Thread<RouterEnd>,
+    engine: Thread<()>,
     server: Server,
     disk: Thread<()>,
     events: Sender<Event>,
@@ -130,7 +136,9 @@ impl Miner {
         limits.drain_time + limits.end_time + 4 * CLOSE_TIME
     }
 
-    /// Starts a miner that serves validators and executors on `listener`. Blocks only to open the database.
+    /// Starts a miner that serves validators and executors on `listener`. Blocks to open the database, and
+    /// until what jobs run on has answered once, or has not within its limit: then the miner offers nothing until it
+    /// does.
     ///
     /// # Errors
     /// [`MinerError`]; then nothing is left running.
@@ -143,12 +151,25 @@ impl Miner {
         let receipts = ReceiptStore::open(&path, now().unix_micros())?;
 
         let url = listener.url();
-        let router = Router::new(&config, config.executor_address.clone().unwrap_or_else(|| url.clone()));
+        let mut router = Router::new(&config, config.executor_address.clone().unwrap_or_else(|| url.clone()));
         let stop = Shutdown::new();
-        let status = Arc::new(Mutex::new(router.status()));
         let traces = Arc::<Mutex<Traces>>::default();
         let (events, inbox) = bounded::<Event>(ROLE_EVENTS);
         let (orders, queue) = bounded(ROLE_EVENTS);
+
+        // The first check is waited for, so that whoever connects first is told what there is.
+        let mut gate = Gate::new(config.limits.checks, Instant::now());
+        if let Some(found) = engine::check(&mut gate, config.backend.as_ref(), &Shutdown::new()) {
+            router.handle(Input::Engine(found), now());
+        }
+        let status = Arc::new(Mutex::new(router.status()));
+        let (backends, other_backends) = bounded(ENGINE_BACKENDS);
+        let (backend, found, until) = (config.backend.clone(), events.clone(), stop.clone());
+        let kicked = stop.clone();
+        let engine = spawn("min-engine", Kick::new("stop signal of the miner", move || kicked.cancel()), move || {
+            let report = |engine| drop(found.send(Event::Input(Input::Engine(engine))));
+            engine::run(gate, backend, &other_backends, &until, report);
+        });
 
         let (report, key) = (events.clone(), config.key.clone());
         let disk = spawn("min-store", Kick::dropped("the router's sender"), move || {
@@ -160,6 +181,7 @@ impl Miner {
         let thread = RouterThread {
             router,
             executors: ExecutorManager::new(config.backend.clone(), stop.clone()),
+            backends,
             ended: Arc::new(move |token, end| drop(ended.send(Event::Input(Input::ExecutorEnded { token, end })))),
             orders,
             status: status.clone(),
@@ -172,7 +194,7 @@ impl Miner {
         let sink = router_thread::sink(events.clone());
         let server = Server::start(config.server.clone(), listener, timer, router_thread::accept_path(), sink);
         log::info!("miner {} serves on {url}", config.key.ss58());
-        let parts = Some(MinerParts { router, server, disk, events, stop });
+        let parts = Some(MinerParts { router, engine, server, disk, events, stop });
         Ok(Self { parts, status, traces, url, limits: config.limits })
     }
 
@@ -211,7 +233,7 @@ impl Miner {
     }
 
     fn end(&mut self, stopping: &mut Stopping) {
-        let Some(MinerParts { router, mut server, disk, events, stop }) = self.parts.take() else { return };
+        let Some(MinerParts { router, engine, mut server, disk, events, stop }) = self.parts.take() else { return };
         let limits = &self.limits;
         let cancel = stop.clone();
         let _at_once = stopping.shutdown().on(Level::Cancel, move || cancel.cancel());
@@ -231,6 +253,7 @@ impl Miner {
         stopping.step("miner: accept", CLOSE_TIME, |step| server.stop_accepting(step));
         let end = stopping.step("miner: executors", limits.end_time + CLOSE_TIME, |step| {
             stop.drain();
+            step.join(engine);
             let end = step.join(router);
             end.map(|RouterEnd { executors, cancelled_jobs }| {
                 step.join_all(executors);

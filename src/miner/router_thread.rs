@@ -55,6 +55,8 @@ pub(super) type OnExecutorEnd = Arc<dyn Fn(String, ExecutorEnd) + Send + Sync>;
 pub(super) struct RouterThread {
     pub router: Router,
     pub executors: ExecutorManager,
+    /// Asks other back ends whether they work.
+    pub backends: Sender<Arc<dyn ExecutorBackend>>,
     pub ended: OnExecutorEnd,
     pub orders: Sender<StoreOrder>,
     pub status: Arc<Mutex<MinerStatus>>,
@@ -129,6 +131,9 @@ impl RouterThread {
                         Input::Opened { id, peer, address }
                     }
                     Ok(Event::Settings(settings, backend)) => {
+                        // Full only if the engine does not answer and settings come by the second: then the next
+                        // reload is the one that counts.
+                        drop(self.backends.try_send(backend.clone()));
                         self.executors.set_backend(backend);
                         Input::Settings(settings)
                     }

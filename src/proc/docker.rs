@@ -82,7 +82,12 @@ impl Docker {
         let args = ["image", "inspect", "--format", "{{.Id}}", image];
         match self.run("look for the image", &args, stop, deadline) {
             Ok(_) => Ok(true),
-            Err(ToolError::Failed { text, .. }) if text.to_lowercase().contains("no such image") => Ok(false),
+            // The second is podman's.
+            Err(ToolError::Failed { text, .. })
+                if ["no such image", "image not known"].iter().any(|words| text.to_lowercase().contains(words)) =>
+            {
+                Ok(false)
+            }
             Err(error) => Err(error),
         }
     }

@@ -360,8 +360,13 @@ impl Drive {
                 let manifest: HashMap<_, _> =
                     manifest.manifest.iter().map(|(class, count)| (*class, count.saturating_i64())).collect();
                 let offers = manifest.get(&self.request.executor_class).copied().unwrap_or(0) > 0;
+                let is_empty = manifest.is_empty();
                 self.out.push(Action::Manifest(attempt.miner, manifest));
                 match phase {
+                    // It cannot run jobs at present: another may, and if there is none, it is not the job's fault.
+                    Phase::Connecting if is_empty => {
+                        return Some(AttemptEnd::NotTaken(attempt.not_connected("it offers no executors at present")));
+                    }
                     Phase::Connecting if !offers => return Some(AttemptEnd::NoSuchClass),
                     // Asked again after a reconnect, because the request may have been lost; a miner takes a job once.
                     Phase::Connecting | Phase::Reserving => self.ask(attempt, now),

@@ -161,7 +161,7 @@ impl<R: Reports> Runner<'_, R> {
                 let sent = self.client.as_ref()?.send(*message);
                 return sent.err().map(|full| Input::NotSent(full.to_string()));
             }
-            Action::Manifest(miner, manifest) => lock(&self.miners.routing).manifest(&miner, manifest),
+            Action::Manifest(miner, manifest) => lock(&self.miners.routing).manifest(&miner, manifest, Instant::now()),
             Action::CoolDown(miner) => lock(&self.miners.routing).cool_down(&miner, Instant::now()),
             Action::Release => self.slot = None,
             Action::WaitUntilKnown => {

@@ -36,13 +36,15 @@ impl MinerAddress {
     }
 }
 
-/// After a miner declined as busy or could not be reached, how long others are preferred.
+/// After a miner declined as busy or could not be reached, how long others are preferred. After it offered no executor
+/// of a class, how long it is not asked for one: then it may have some again.
 pub const COOL_DOWN: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 struct MinerState {
     address: MinerAddress,
-    manifest: Option<HashMap<ExecutorClass, i64>>,
+    /// With the time when it came.
+    manifest: Option<(HashMap<ExecutorClass, i64>, Instant)>,
     running: HashMap<ExecutorClass, i64>,
     cooling_until: Option<Instant>,
     blacklisted_until: Option<Instant>,
@@ -57,9 +59,11 @@ impl MinerState {
         self.running.get(&class).copied().unwrap_or(0)
     }
 
-    /// Free executors by its manifest; `None` if that is not known.
-    fn free(&self, class: ExecutorClass) -> Option<i64> {
-        self.manifest.as_ref().map(|m| m.get(&class).copied().unwrap_or(0) - self.running(class))
+    /// Executors by its manifest; `None` if that is not known, or is too old to say that there are none.
+    fn offered(&self, class: ExecutorClass, now: Instant) -> Option<i64> {
+        let (manifest, at) = self.manifest.as_ref()?;
+        let offered = manifest.get(&class).copied().unwrap_or(0);
+        (offered > 0 || now < *at + COOL_DOWN).then_some(offered)
     }
 }
 
@@ -122,10 +126,11 @@ impl Routing {
             let excluded = tried.contains(&miner.address.hotkey)
                 || miner.blacklisted_until.is_some_and(|until| now < until)
                 || (trusted && !miner.address.trusted);
-            if excluded || miner.manifest.as_ref().is_some_and(|m| m.get(&class).copied().unwrap_or(0) <= 0) {
+            let offered = miner.offered(class, now);
+            if excluded || offered.is_some_and(|offered| offered <= 0) {
                 continue;
             }
-            let free = miner.free(class);
+            let free = offered.map(|offered| offered - miner.running(class));
             if free.is_some_and(|free| free <= 0) {
                 busy = true;
                 continue;
@@ -158,9 +163,9 @@ impl Routing {
     }
 
     /// A miner reported what it has.
-    pub fn manifest(&mut self, hotkey: &PublicKey, manifest: HashMap<ExecutorClass, i64>) {
+    pub fn manifest(&mut self, hotkey: &PublicKey, manifest: HashMap<ExecutorClass, i64>, now: Instant) {
         if let Some(miner) = self.find(hotkey) {
-            miner.manifest = Some(manifest);
+            miner.manifest = Some((manifest, now));
         }
     }
 
@@ -216,8 +221,8 @@ mod tests {
     #[test]
     fn the_miner_with_most_room_comes_first_and_fills_up() {
         let (mut routing, now) = (table(2), Instant::now());
-        routing.manifest(&key(1), has(1));
-        routing.manifest(&key(2), has(3));
+        routing.manifest(&key(1), has(1), now);
+        routing.manifest(&key(2), has(3), now);
         let picks: Vec<_> = (0..4).map(|_| pick(&mut routing, &[], now).unwrap()).collect();
         assert_eq!(picks.iter().filter(|k| **k == key(2)).count(), 3);
         assert_eq!(picks[0], key(2));
@@ -229,7 +234,7 @@ mod tests {
     #[test]
     fn an_unknown_miner_is_asked_when_the_known_ones_are_full() {
         let (mut routing, now) = (table(2), Instant::now());
-        routing.manifest(&key(1), has(1));
+        routing.manifest(&key(1), has(1), now);
         assert_eq!(pick(&mut routing, &[], now), Ok(key(1)));
         assert_eq!(pick(&mut routing, &[], now), Ok(key(2)));
     }
@@ -237,9 +242,11 @@ mod tests {
     #[test]
     fn a_class_that_nobody_has_is_no_miner_not_busy() {
         let (mut routing, now) = (table(1), Instant::now());
-        routing.manifest(&key(1), HashMap::new());
+        routing.manifest(&key(1), HashMap::new(), now);
         assert_eq!(pick(&mut routing, &[], now), Err(NoMiner::None));
         assert_eq!(pick(&mut table(0), &[], now), Err(NoMiner::None));
+        // It may have some again, so it is asked after a while.
+        assert_eq!(pick(&mut routing, &[], now + COOL_DOWN), Ok(key(1)));
     }
 
     #[test]
@@ -268,7 +275,7 @@ mod tests {
     #[test]
     fn a_cooling_miner_is_the_last_choice_but_a_choice() {
         let (mut routing, now) = (table(2), Instant::now());
-        routing.manifest(&key(1), has(9));
+        routing.manifest(&key(1), has(9), now);
         routing.cool_down(&key(1), now);
         assert_eq!(pick(&mut routing, &[], now), Ok(key(2)));
         assert_eq!(pick(&mut routing, &[key(2)], now), Ok(key(1)));

@@ -5,6 +5,7 @@ mod testkit;
 
 mod by_hand;
 mod demo;
+mod engine;
 mod facilitator_kill;
 mod outbox;
 mod process;

@@ -3,68 +3,20 @@
 //! The image is made here, from a static busybox. Without an engine or a busybox the tests say loudly that they were
 //! skipped; with `PHALANX_TEST_REQUIRE_ALL=1` they fail instead.
 
+use crate::testkit::engine::{IMAGE, docker, ready};
 use crate::testkit::job;
 use crate::testkit::wait::far;
 use std::fs;
-use std::io::Write;
-use std::path::Path;
-use std::process::Command;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use job::Bench;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::executor::runner::docker::DockerRunner;
-use phalanx::executor::runner::{RunEnd, RunError, RunOutcome, RunSpec, Runner, RunnerKind};
+use phalanx::executor::runner::{RunEnd, RunError, RunOutcome, RunSpec, Runner};
 use phalanx::executor::sandbox::{Host, Profile, Sandbox};
 use phalanx::proc::docker::{Docker, labels};
 use phalanx::proc::tool::ToolError;
-
-const IMAGE: &str = "phalanx-test-busybox:1";
-
-fn docker(args: &[&str]) -> Result<String, String> {
-    let output = Command::new("docker").args(args).output().map_err(|error| error.to_string())?;
-    match output.status.success() {
-        true => Ok(String::from_utf8(output.stdout).unwrap().trim().to_owned()),
-        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-    }
-}
-
-/// Makes the image, unless an earlier run has; it stays, because importing it again would leave the old one without a
-/// name.
-fn image() -> Result<(), String> {
-    Docker::default().version(&Shutdown::new(), far()).map_err(|error| error.to_string())?;
-    if docker(&["image", "inspect", IMAGE]).is_ok() {
-        return Ok(());
-    }
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
-    let busybox = busybox.ok_or("there is no static busybox (apt-get install busybox-static)")?;
-    let folder = tempfile::tempdir().unwrap();
-    let bin = folder.path().join("bin");
-    fs::create_dir(&bin).unwrap();
-    fs::copy(busybox, bin.join("busybox")).unwrap();
-    for applet in
-        ["sh", "echo", "cat", "sleep", "id", "ls", "ip", "env", "head", "touch", "mkdir", "chmod", "true", "wc"]
-    {
-        std::os::unix::fs::symlink("busybox", bin.join(applet)).unwrap();
-    }
-    let tar = folder.path().join("root.tar");
-    let tarred = Command::new("tar").args(["-C", folder.path().to_str().unwrap(), "-cf"]).arg(&tar).arg("bin").status();
-    assert!(tarred.unwrap().success());
-    docker(&["import", "--change", "ENV PATH=/bin", tar.to_str().unwrap(), IMAGE]).map(drop)
-}
-
-/// Whether the engine and the image are there; says loudly if not.
-fn ready() -> bool {
-    static READY: OnceLock<Result<(), String>> = OnceLock::new();
-    let Err(why) = READY.get_or_init(image) else { return true };
-    assert!(std::env::var_os("PHALANX_TEST_REQUIRE_ALL").is_none_or(|v| v != "1"), "docker tests cannot run: {why}");
-    // Not with a macro, whose output the test harness keeps to itself.
-    let text = format!("SKIPPED: docker tests cannot run: {why}\n");
-    std::io::stderr().write_all(text.as_bytes()).unwrap();
-    false
-}
 
 /// A test's surroundings and the id of its job.
 fn bench() -> (Bench, String) {
@@ -481,15 +433,4 @@ fn files_of_other_users_and_locked_folders_are_removed_with_the_workspace() {
     let outcome = run(&spec(&bench, &id, script), &bench).unwrap();
     assert_eq!((outcome.end, outcome.stdout.text.as_str()), (RunEnd::Exited(0), "0\n"));
     assert_clean(bench, &id);
-}
-
-#[test]
-fn auto_takes_docker_when_the_engine_answers() {
-    if !ready() {
-        return;
-    }
-    let token = Shutdown::new();
-    assert_eq!(RunnerKind::Auto.open(&Sandbox::default(), &token).unwrap().name(), "docker");
-    assert_eq!(RunnerKind::Docker.open(&Sandbox::default(), &token).unwrap().name(), "docker");
-    assert_eq!(RunnerKind::Process.open(&Sandbox::default(), &token).unwrap().name(), "process");
 }

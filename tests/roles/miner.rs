@@ -14,6 +14,7 @@ use miner_kit::{CLASS, Pen, Says, kind, unix, uuid};
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::base::stop::{StopReport, Stopping};
 use phalanx::base::thread::{Kick, Thread, spawn};
+use phalanx::miner::check::CheckPolicy;
 use phalanx::miner::executor_manager::{ExecutorBackend, ExecutorEnd, ExecutorExit, ExecutorSpec};
 use phalanx::miner::{DATABASE, Miner, MinerConfig, MinerError};
 use phalanx::protocol::{MinerToValidator, ValidatorToMiner, Volume};
@@ -608,4 +609,93 @@ fn a_manifest_names_every_class_on_offer() {
     let counts: Vec<_> =
         manifest.manifest.iter().map(|(class, count)| (class.as_str(), count.saturating_i64())).collect();
     assert_eq!(counts, [("always_on.gpu-24gb", 1), ("always_on.test", 3)]);
+}
+
+/// Starts executors as another back end, whose engine is what the test says.
+struct Sick {
+    backend: Arc<dyn ExecutorBackend>,
+    engine: Mutex<Result<String, String>>,
+    asked: AtomicUsize,
+}
+
+impl ExecutorBackend for Sick {
+    fn run(&self, spec: &ExecutorSpec, stop: &Shutdown) -> ExecutorEnd {
+        self.backend.run(spec, stop)
+    }
+
+    fn check(&self, _stop: &Shutdown, _deadline: Instant) -> Result<String, String> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        self.engine.lock().unwrap().clone()
+    }
+}
+
+#[test]
+fn without_an_engine_nothing_is_offered_and_no_job_is_taken_until_it_is_back() {
+    let mut sick = None;
+    let fixture = Fixture::with(1, false, |config| {
+        let engine = Mutex::new(Err("no engine answers".to_owned()));
+        let backend = Arc::new(Sick { backend: config.backend.clone(), engine, asked: AtomicUsize::new(0) });
+        sick = Some(backend.clone());
+        config.backend = backend;
+        let moment = Duration::from_millis(5);
+        config.limits.checks = CheckPolicy { interval: moment, retry: moment, failures: 2, ..CheckPolicy::default() };
+    });
+    let sick = sick.unwrap();
+    let say = |engine: Result<&str, &str>| {
+        *sick.engine.lock().unwrap() = engine.map(str::to_owned).map_err(str::to_owned);
+    };
+    let offered = || {
+        let mut peer = fixture.dial(&format!("validator_interface/{}", fixture.alice.key.ss58())).unwrap();
+        peer.say(&fixture.alice.auth(unix()));
+        let text = peer.next();
+        match MinerToValidator::decode(&text).unwrap() {
+            MinerToValidator::V0ExecutorManifestRequest(manifest) => (manifest.manifest.len(), peer),
+            _ => panic!("{text}"),
+        }
+    };
+    let status = fixture.miner.as_ref().unwrap().status();
+    assert_eq!(status.engine_trouble.as_deref(), Some("no engine answers"), "asked before anybody connects");
+    let (classes, mut early) = offered();
+    assert_eq!(classes, 0);
+    early.say(&fixture.alice.ask(&uuid()));
+    early.expect("DeclineJob busy");
+
+    say(Ok("in boxes"));
+    fixture.until(|status| status.engine_trouble.is_none() && status.jobs_run == "in boxes");
+    assert_eq!(offered().0, 1);
+    let (_executor, _started) = fixture.running(&mut early, &uuid());
+
+    // A job that runs is not touched.
+    say(Err("gone"));
+    fixture.until(|status| status.engine_trouble.as_deref() == Some("gone"));
+    assert_eq!(offered().0, 0);
+    assert_eq!(fixture.miner.as_ref().unwrap().status().jobs, 1);
+    let asked = sick.asked.load(Ordering::SeqCst);
+    until("it is asked again", || sick.asked.load(Ordering::SeqCst) > asked);
+}
+
+/// An engine that never answers: what asks it waits until it is stopped.
+struct Silent;
+
+impl ExecutorBackend for Silent {
+    fn run(&self, _spec: &ExecutorSpec, _stop: &Shutdown) -> ExecutorEnd {
+        Ok(ExecutorExit::Unknown)
+    }
+
+    fn check(&self, stop: &Shutdown, deadline: Instant) -> Result<String, String> {
+        stop.wait_for(Level::Cancel, deadline.saturating_duration_since(Instant::now()));
+        Err("no answer".to_owned())
+    }
+}
+
+#[test]
+fn an_engine_that_does_not_answer_holds_up_neither_the_start_nor_the_stop() {
+    let fixture = Fixture::with(1, false, |config| {
+        config.backend = Arc::new(Silent);
+        let (moment, long) = (Duration::from_millis(5), 100 * LONG);
+        config.limits.checks = CheckPolicy { interval: moment, retry: moment, limit: moment, ..CheckPolicy::default() };
+        config.limits.drain_time = long;
+    });
+    fixture.until(|status| status.engine_trouble.as_deref() == Some("no answer"));
+    // The fixture's drop stops the miner and finds the threads that are left.
 }

@@ -248,6 +248,18 @@ fn miners_are_asked_in_turn_and_the_last_refusal_counts() {
 }
 
 #[test]
+fn a_miner_that_offers_nothing_at_all_is_in_trouble_and_not_the_job() {
+    let mut f = Fixture::new();
+    f.handle(Input::Start);
+    f.reserved("//Bob");
+    let nothing = f.says(V0ExecutorManifestRequest { manifest: Default::default() });
+    assert_eq!(nothing, ["manifest //Bob 0", "cool down //Bob", "close", "release", "reserve not [//Bob]"]);
+    let end = f.handle(Input::Reserved(Err(NoMiner::None)));
+    assert!(end[0].starts_with("end horde_failed miner_connection_failed"), "{end:?}");
+    assert!(end[0].ends_with("it offers no executors at present"), "{end:?}");
+}
+
+#[test]
 fn without_a_miner_it_ends_as_the_last_one_answered_or_as_the_choice_says() {
     for (why, reported) in [(NoMiner::None, "no_miner_for_job"), (NoMiner::Busy, "busy")] {
         let mut f = Fixture::new();

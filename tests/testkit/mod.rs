@@ -3,6 +3,7 @@
 
 #[cfg(feature = "celery")]
 pub mod celery;
+pub mod engine;
 pub mod facilitator;
 pub mod http;
 pub mod job;

@@ -1,9 +1,11 @@
 //! The roles as processes of their own: what a test sees of them are their pages, their exit codes and their stderr.
 
+use std::process::Command;
+
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::process::{Running, nothing_left, phalanx, run};
+use super::process::{Finished, Running, nothing_left, phalanx, run};
 
 pub const ALICE: &str = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY";
 pub const BOB: &str = "5FHneW46xGXgs5mUiveU4sbTyGBzmstUspZC92UhjJM694ty";
@@ -20,10 +22,20 @@ pub struct Network {
 
 impl Network {
     pub fn start(log_filter: &str, log_format: &str) -> Self {
+        Self::start_with(log_filter, log_format, |miner| {
+            miner.args(["--runner", "process"]);
+        })
+    }
+
+    /// The same with further settings of the miner.
+    pub fn start_with(log_filter: &str, log_format: &str, miner_settings: impl Fn(&mut Command)) -> Self {
         let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let start = |role: &str, key: &str, arguments: &[&str]| {
             let mut command = phalanx(scratch.path());
             command.args([role, "--http", "127.0.0.1:0", "--state-dir"]).arg(folder.path().join(role));
+            if role == "miner" {
+                miner_settings(&mut command);
+            }
             command.args(arguments).env("RUST_LOG", log_filter).env("PHALANX_LOG_FORMAT", log_format);
             if !key.is_empty() {
                 command.env("PHALANX_KEY", key);
@@ -35,7 +47,7 @@ impl Network {
         };
         let listen = ["--listen", "127.0.0.1:0", "--validator", ALICE];
         let (facilitator, users, validators) = start("facilitator", "", &[&listen[..], &["--user", CHARLIE]].concat());
-        let executors = ["--executors", "always_on.test=2", "--runner", "process", "--drain-time", "1s"];
+        let executors = ["--executors", "always_on.test=2", "--drain-time", "1s"];
         let (miner, miner_pages, dialled) = start("miner", "//Bob", &[&listen[..], &executors].concat());
         let port = dialled.rsplit(':').next().unwrap();
         let miners = format!("[[miner]]\nhotkey = \"{BOB}\"\naddress = \"127.0.0.1\"\nport = {port}\n");
@@ -59,15 +71,24 @@ impl Network {
 
     /// Runs a job to its end, logging all; its uuid, and its stderr.
     pub fn job(&self, job: &str) -> (String, String) {
+        let finished = self.submit(job);
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        let result: Value = serde_json::from_str(&finished.stdout).unwrap();
+        (result["uuid"].as_str().unwrap().to_owned(), finished.stderr)
+    }
+
+    /// Runs a job to whatever end; what `submit --json` says of it.
+    pub fn end_of(&self, job: &Value) -> Value {
+        let finished = self.submit(&job.to_string());
+        serde_json::from_str(&finished.stdout).unwrap_or_else(|error| panic!("{error}: {finished:?}"))
+    }
+
+    fn submit(&self, job: &str) -> Finished {
         let file = self.folder.path().join("job.json");
         std::fs::write(&file, job).unwrap();
         let mut command = phalanx(self.scratch.path());
         command.arg("submit").arg(file).args(["--facilitator", &format!("http://{}", self.pages("facilitator"))]);
-        let finished =
-            run(command.args(["--target", ALICE, "--key", "//Charlie", "--wait", "--json"]).env("RUST_LOG", "trace"));
-        assert_eq!(finished.code, Some(0), "{finished:?}");
-        let result: Value = serde_json::from_str(&finished.stdout).unwrap();
-        (result["uuid"].as_str().unwrap().to_owned(), finished.stderr)
+        run(command.args(["--target", ALICE, "--key", "//Charlie", "--wait", "--json"]).env("RUST_LOG", "trace"))
     }
 
     /// Stops the roles; the stderr of each.

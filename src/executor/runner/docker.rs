@@ -3,7 +3,7 @@
 //! A job's environment may hold secrets, so it is in no command line, which every user of the host can read, unless
 //! there is no other way; and what it sets must not reach the `docker` program itself.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::common::{RunError, Runner, io_error, publish, run_job};
 use super::run::{RunEnd, RunOutcome, RunSpec, SCRIPT_PATH};
@@ -12,9 +12,6 @@ use crate::executor::sandbox::Sandbox;
 use crate::executor::workspace::Workspace;
 use crate::proc::docker::{Container, Docker, labels};
 use crate::proc::tool::ToolError;
-
-/// How long the engine may take to answer whether it is there.
-pub const PROBE_TIME: Duration = Duration::from_secs(5);
 
 /// Folders inside the container that the artifacts must not hide.
 const TAKEN_DIRS: [&str; 4] = ["/", "/volume", "/output", "/specs"];

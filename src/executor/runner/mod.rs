@@ -5,53 +5,39 @@ pub mod docker;
 pub mod process;
 pub(super) mod run;
 
-use std::time::Instant;
-
 pub use common::{RunError, Runner};
 use docker::DockerRunner;
 use process::ProcessRunner;
 pub use run::{Captured, RunEnd, RunOutcome, RunSpec};
 
 use super::sandbox::Sandbox;
-use crate::base::shutdown::Shutdown;
-use crate::proc::docker::Docker;
-use crate::proc::tool::ToolError;
 
-/// Which runner an operator asked for.
+/// How jobs run, by the operator's word. Nothing changes it later: an engine that does not answer fails the job,
+/// because a job that runs on the host is another thing than the one that the user has signed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum RunnerKind {
-    /// Docker if its engine answers, else processes.
-    #[default]
-    Auto,
     /// Containers.
+    #[default]
     Docker,
     /// Plain processes, for development and trusted work.
     Process,
 }
 
 impl RunnerKind {
-    /// Opens the runner. Blocks for at most [`docker::PROBE_TIME`] while it asks for the engine; `token` ends that.
-    ///
-    /// # Errors
-    /// If docker was asked for by name and does not answer.
-    pub fn open(self, sandbox: &Sandbox, token: &Shutdown) -> Result<Box<dyn Runner>, RunError> {
-        let docker = || DockerRunner { sandbox: sandbox.clone(), ..DockerRunner::default() };
-        let probe = || Docker::default().version(token, Instant::now() + docker::PROBE_TIME);
+    /// The name, as the flag has it.
+    pub fn name(self) -> &'static str {
         match self {
-            RunnerKind::Process => Ok(Box::new(ProcessRunner)),
-            RunnerKind::Docker => Ok(probe().map(|_| Box::new(docker()))?),
-            RunnerKind::Auto => match probe() {
-                Ok(version) => {
-                    log::info!("docker engine {version} answers, jobs run in containers");
-                    Ok(Box::new(docker()))
-                }
-                Err(error @ ToolError::Cancelled(_)) => Err(error.into()),
-                Err(error) => {
-                    log::warn!("jobs run as plain processes: {error}");
-                    Ok(Box::new(ProcessRunner))
-                }
-            },
+            RunnerKind::Docker => "docker",
+            RunnerKind::Process => "process",
+        }
+    }
+
+    /// The runner. Asks nobody: what the engine says, the job will see.
+    pub fn open(self, sandbox: &Sandbox) -> Box<dyn Runner> {
+        match self {
+            RunnerKind::Docker => Box::new(DockerRunner { sandbox: sandbox.clone(), ..DockerRunner::default() }),
+            RunnerKind::Process => Box::new(ProcessRunner),
         }
     }
 }

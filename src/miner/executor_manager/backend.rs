@@ -4,9 +4,10 @@ use std::fmt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::base::shutdown::Shutdown;
+use crate::proc::docker::Docker;
 use crate::proc::group::GroupError;
 use crate::proc::tool::ToolError;
 use crate::protocol::ExecutorClass;
@@ -109,6 +110,32 @@ pub trait ExecutorBackend: Send + Sync {
     /// # Errors
     /// [`ExecutorError`], if it could not be started or watched.
     fn run(&self, spec: &ExecutorSpec, stop: &Shutdown) -> Result<ExecutorExit, ExecutorError>;
+
+    /// How jobs run here, to be read after "jobs run", if they can at present. Blocks until that is known, `deadline`
+    /// passes or `stop` is cancelled.
+    ///
+    /// # Errors
+    /// Why no job can run at present, in one line.
+    fn check(&self, stop: &Shutdown, deadline: Instant) -> Result<String, String> {
+        let _ = (stop, deadline);
+        Ok("as the back end runs them".to_owned())
+    }
+}
+
+/// [`ExecutorBackend::check`] for executors with our runner of this name.
+pub(crate) fn check_runner(
+    runner: &str,
+    docker: &Docker,
+    stop: &Shutdown,
+    deadline: Instant,
+) -> Result<String, String> {
+    if runner == "process" {
+        return Ok("as plain processes of this host, which confine nothing".to_owned());
+    }
+    match docker.version(stop, deadline) {
+        Ok(version) => Ok(format!("in containers of engine {version}")),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// How an executor's run ended.

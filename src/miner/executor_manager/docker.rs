@@ -4,7 +4,7 @@
 //! removed before the first run of this one.
 
 use std::sync::Once;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::backend::{END_GRACE, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec};
 use super::program;
@@ -123,6 +123,16 @@ impl ExecutorBackend for DockerBackend {
             Ok(state) if state.status == "exited" => Ok(ExecutorExit::Code(state.exit_code)),
             // Still running, or removed by somebody else: then nobody knows.
             _ => Ok(ExecutorExit::Unknown),
+        }
+    }
+
+    fn check(&self, stop: &Shutdown, deadline: Instant) -> Result<String, String> {
+        // The executors need an engine, whatever they run jobs with.
+        let version = self.docker.version(stop, deadline).map_err(|error| error.to_string())?;
+        match self.docker.has_image(&self.image, stop, deadline) {
+            Ok(true) => Ok(format!("by executors in containers of engine {version}")),
+            Ok(false) => Err(format!("the executors' image {} is not here: pull or import it", self.image)),
+            Err(error) => Err(error.to_string()),
         }
     }
 }

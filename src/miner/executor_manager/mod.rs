@@ -15,6 +15,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
+pub(crate) use backend::check_runner;
 pub use backend::{END_GRACE, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, FORCED_GRACE};
 pub use docker::DockerBackend;
 pub use process::ProcessBackend;

@@ -3,9 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::backend::{END_GRACE, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec};
+use super::backend::{END_GRACE, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec, check_runner};
 use super::docker::DOCKER_TIME;
 use super::folder::ExecutorFolder;
 use super::program;
@@ -78,5 +78,13 @@ impl ExecutorBackend for ProcessBackend {
             self.end_leftovers(&spec.job_uuid, &folder);
         }
         end
+    }
+
+    fn check(&self, stop: &Shutdown, deadline: Instant) -> Result<String, String> {
+        // What another executor needs is not known here.
+        if self.arguments.is_some() {
+            return Ok(format!("as {} runs them", self.program.display()));
+        }
+        check_runner(&self.runner, &Docker::default(), stop, deadline)
     }
 }

@@ -128,6 +128,8 @@ pub enum Input {
         /// How.
         end: ExecutorEnd,
     },
+    /// How jobs run here, or why none can.
+    Engine(Result<String, String>),
     /// Stop at this level: drain declines new jobs, cancel ends those that run.
     Stop(Level),
     /// From now on these settings count.

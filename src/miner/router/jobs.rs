@@ -24,6 +24,9 @@ const KEPT_JOBS: usize = 4096;
 /// What is reported to a validator of a job that a stop refuses or ends.
 const STOPPING: &str = "the miner is stopping";
 
+/// What is reported to a validator of a job that cannot run here; why is the operator's business.
+const NO_ENGINE: &str = "this miner cannot run jobs at present";
+
 impl Router {
     /// A validator asks for a job.
     pub(super) fn job_asked(
@@ -50,6 +53,10 @@ impl Router {
         let class = initial.executor_class;
         if self.level >= Level::Drain {
             return self.decline_busy(session, &key, class, STOPPING);
+        }
+        if let Err(why) = &self.engine {
+            log::info!("job {}: declined: no job can run: {why}", key.uuid);
+            return self.decline_busy(session, &key, class, NO_ENGINE);
         }
         let ahead = self.waiting.iter().filter(|w| w.initial.executor_class == class).count();
         if self.pool.counts(class).free == 0 && ahead < self.pool.counts(class).ending {

@@ -34,6 +34,7 @@ impl Router {
             Input::Closed(id) => self.closed(id, now),
             Input::Stored { job, result } => self.stored(job, result),
             Input::ExecutorEnded { token, end } => self.executor_ended(token, end, now),
+            Input::Engine(engine) => self.engine = engine,
             Input::Stop(level) => self.stop(level, now),
             Input::Settings(settings) => self.set(*settings),
             Input::Tick => {}

@@ -88,6 +88,8 @@ pub struct Router {
     /// The job of each executor that has not ended.
     pub(super) tokens: HashMap<String, JobKey>,
     pub(super) waiting: VecDeque<Waiting>,
+    /// How jobs run here, or why none can.
+    pub(super) engine: Result<String, String>,
     pub(super) level: Level,
     pub(super) out: Vec<Action>,
 }
@@ -105,6 +107,10 @@ pub struct MinerStatus {
     pub validators: usize,
     /// Connected executors.
     pub connected_executors: usize,
+    /// How jobs run here; empty while none can.
+    pub jobs_run: String,
+    /// Why no job can run at present.
+    pub engine_trouble: Option<String>,
 }
 
 impl Router {
@@ -124,6 +130,7 @@ impl Router {
             jobs: BTreeMap::new(),
             tokens: HashMap::new(),
             waiting: VecDeque::new(),
+            engine: Ok(String::new()),
             level: Level::Run,
             out: Vec::new(),
         }
@@ -163,6 +170,8 @@ impl Router {
             ended: over,
             validators: self.validators.values().filter(|v| v.is_authenticated()).count(),
             connected_executors: self.executors.values().filter(|connected| !connected.replaced).count(),
+            jobs_run: self.engine.clone().unwrap_or_default(),
+            engine_trouble: self.engine.clone().err(),
         }
     }
 

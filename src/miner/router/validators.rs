@@ -106,7 +106,8 @@ impl Router {
         let Some(validator) = self.validators.get_mut(&id) else { return };
         let before = std::mem::replace(&mut validator.state, ValidatorState::Authenticated);
         let counts = self.pool.manifest().map(|(class, count)| (class, (count as i64).into()));
-        let manifest: Manifest = counts.collect();
+        // Nothing is offered that cannot be run.
+        let manifest: Manifest = counts.filter(|_| self.engine.is_ok()).collect();
         self.send(id, V0ExecutorManifestRequest { manifest });
         if let ValidatorState::Unknown { queue, .. } = before {
             self.offer_news(id, &hotkey);

@@ -1,0 +1,105 @@
+//! A network whose miner has the default runner, with an engine that is late, fails, goes and comes back: no job ever
+//! runs on the host.
+
+use crate::testkit::engine::{IMAGE, StandIn, ready};
+use crate::testkit::network::Network;
+use crate::testkit::process::{phalanx, run};
+use crate::testkit::wait::until;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+fn page(network: &Network, page: &str) -> String {
+    let url = format!("http://{}{page}", network.pages("miner"));
+    let agent = ureq::Agent::new_with_config(ureq::Agent::config_builder().http_status_as_error(false).build());
+    agent.get(&url).call().unwrap().body_mut().read_to_string().unwrap()
+}
+
+fn settings(stand_in: &StandIn) -> impl Fn(&mut Command) {
+    let path = stand_in.path();
+    move |miner| {
+        miner.env("PATH", &path);
+    }
+}
+
+/// A job that shows where it runs: in a container there is no `/proc/1/comm` of the host, and no file of ours.
+fn job() -> Value {
+    let script = format!("test -e {} && echo host || echo container", env!("CARGO_MANIFEST_DIR"));
+    json!({"executor_class": "always_on.test", "docker_image": IMAGE, "args": ["sh", "-c", script],
+        "download_time_limit": 5})
+}
+
+#[test]
+fn an_engine_that_fails_never_makes_a_job_run_on_the_host() {
+    if !ready() {
+        return;
+    }
+    let stand_in = StandIn::new();
+    let network = Network::start_with("info", "text", settings(&stand_in));
+    let end = network.end_of(&job());
+    assert_eq!((end["status"].as_str(), end["stdout"].as_str()), (Some("completed"), Some("container\n")), "{end}");
+    let status: Value = serde_json::from_str(&page(&network, "/status.json")).unwrap();
+    assert!(status["details"]["jobs_run"].as_str().unwrap().starts_with("in containers of engine "), "{status}");
+
+    // All commands, only the one that asks for the version, or one that a job needs.
+    for (commands, trouble) in [
+        (&["version"][..], "exec sleep 6"),
+        (&["create"], "echo 'Cannot connect to the Docker daemon at unix:///run/docker.sock.' >&2; exit 1"),
+        (&["version", "pull", "image", "create", "start", "ps", "rm"], "echo 'no answer' >&2; exit 1"),
+    ] {
+        commands.iter().for_each(|command| stand_in.say(command, trouble));
+        let end = network.end_of(&job());
+        let of_horde = end["status"] == "horde_failed";
+        assert!(of_horde || end["status"] == "completed" && end["stdout"] == "container\n", "{commands:?}: {end}");
+        assert!(of_horde || commands == ["version"], "{commands:?}: {end}");
+        if commands.len() == 1 {
+            commands.iter().for_each(|command| stand_in.relent(command));
+        }
+    }
+
+    until("the miner is unready", || page(&network, "/readyz").contains("engine: cannot ask the docker engine"));
+    let end = network.end_of(&job());
+    assert_eq!(end["status"], "horde_failed", "{end}");
+    for command in ["version", "pull", "image", "create", "start", "ps", "rm"] {
+        stand_in.relent(command);
+    }
+    until("the miner is ready again", || page(&network, "/readyz").starts_with("ready"));
+    until("a job completes again", || network.end_of(&job())["status"] == "completed");
+    network.stop();
+}
+
+#[test]
+fn a_miner_that_starts_without_an_engine_takes_no_job_and_one_that_comes_later_is_used() {
+    if !ready() {
+        return;
+    }
+    let stand_in = StandIn::new();
+    stand_in.say("version", "echo 'Cannot connect to the Docker daemon' >&2; exit 1");
+    let network = Network::start_with("info", "text", settings(&stand_in));
+    assert!(page(&network, "/readyz").contains("Cannot connect to the Docker daemon"), "{}", page(&network, "/readyz"));
+    let end = network.end_of(&job());
+    assert_eq!(end["status"], "horde_failed", "{end}");
+    assert_eq!(stand_in.calls("create"), [] as [&str; 0]);
+    stand_in.relent("version");
+    until("the miner is ready", || page(&network, "/readyz").starts_with("ready"));
+    until("a job completes", || network.end_of(&job())["status"] == "completed");
+    let [_, (_, log), _] = network.stop();
+    for said in ["no job can run, and none is taken", "jobs run in containers of engine "] {
+        assert!(log.contains(said), "{said:?} is not in {log}");
+    }
+}
+
+#[test]
+fn a_miner_says_which_runner_it_has_and_knows_none_that_decides_later() {
+    let network = Network::start("info", "text");
+    let status: Value = serde_json::from_str(&page(&network, "/status.json")).unwrap();
+    assert_eq!(status["details"]["jobs_run"], "as plain processes of this host, which confine nothing", "{status}");
+    let scratch = tempfile::tempdir().unwrap();
+    for command in ["miner", "executor"] {
+        let refused = run(phalanx(scratch.path()).args([command, "--runner", "auto"]));
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        assert!(refused.stderr.contains("[possible values: docker, process]"), "{refused:?}");
+    }
+    let [_, (_, log), _] = network.stop();
+    assert!(log.contains("jobs run as plain processes of this host, which confine nothing"), "{log}");
+}
