@@ -113,7 +113,7 @@ impl FromStr for Network {
             return Err(bad(format!("its address has more than {length} bits, should it be {network}/{length}?")));
         }
         if address.to_canonical() != address {
-            return Err(bad(format!("it is IPv4 in IPv6 clothes; give it as {}", address.to_canonical())));
+            return Err(bad(format!("it is an IPv4 address in its IPv6 form; give it as {}", address.to_canonical())));
         }
         Ok(Self { address, length })
     }
