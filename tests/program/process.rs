@@ -207,9 +207,12 @@ fn an_executor_that_is_killed_ends_its_job_in_horde_failed_and_nothing_is_left()
         let ours = environ.contains(&*network.scratch.path().to_string_lossy());
         if ours && line.contains("phalanx executor") {
             executors.push(pid);
-            // Whom to trust is all that it has of the miner's own settings.
+            // It knows whom to trust, and what the miner tells its executors; of the miner's own settings, no other.
             let settings: Vec<&str> = environ.split('\0').filter(|variable| variable.starts_with("PHALANX_")).collect();
-            assert_eq!(settings, [format!("PHALANX_TLS_CA={}", network.folder.path().join("cert.pem").display())]);
+            let trust = format!("PHALANX_TLS_CA={}", network.folder.path().join("cert.pem").display());
+            assert!(settings.contains(&trust.as_str()), "{settings:?}");
+            assert!(settings.iter().any(|variable| variable.starts_with("PHALANX_MINER_GONE_AFTER=")), "{settings:?}");
+            assert!(!settings.iter().any(|variable| variable.starts_with("PHALANX_KEY=")), "{settings:?}");
         }
     }
     assert_eq!(executors.len(), 1);
