@@ -32,10 +32,20 @@ pub struct Args {
     /// A program of the operator's after each job
     #[arg(long, value_name = "COMMAND", value_parser = command_line, env = "PHALANX_AFTER_JOB")]
     after_job: Option<Arguments>,
+    /// A label for what is made in the engine, as phalanx.miner=5F…; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = label, env = "PHALANX_LABEL", value_delimiter = ',')]
+    label: Vec<(String, String)>,
     #[command(flatten)]
     transfers: TransferArgs,
     #[command(flatten)]
     tls: super::tls::ClientArgs,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("it should be NAME=VALUE".to_owned()),
+    }
 }
 
 /// Runs the command: exit 0 if the job ended, whatever its outcome, and its last message was sent.
@@ -61,6 +71,7 @@ pub fn run(args: Args) -> ExitCode {
             before_job: args.before_job.unwrap_or_default().into(),
             after_job: args.after_job.unwrap_or_default().into(),
         },
+        labels: args.label,
         ..ExecutorConfig::new(address, token)
     };
     let problems = config.validate();

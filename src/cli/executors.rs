@@ -52,11 +52,11 @@ enum BackendArg {
 }
 
 impl ExecutorArgs {
-    /// What starts the executors of the miner with this hotkey, whose process this `instance` is.
+    /// What starts the executors.
     ///
     /// # Errors
     /// One line that names the flag.
-    pub(super) fn backend(self, hotkey: String, instance: &str) -> Result<Arc<dyn ExecutorBackend>, String> {
+    pub(super) fn backend(self) -> Result<Arc<dyn ExecutorBackend>, String> {
         let mut settings = ExecutorSettings::default();
         settings.set("PHALANX_MINER_GONE_AFTER", format!("{}ms", self.miner_gone_after.as_millis()));
         self.transfers.hand_on(&mut settings);
@@ -85,8 +85,7 @@ impl ExecutorArgs {
             }
             (BackendArg::Process, Some(_)) => Err("--executor-image goes with --executor-backend docker".to_owned()),
             (BackendArg::Docker, Some(image)) => {
-                let mut backend = DockerBackend::new(hotkey, image, runner);
-                backend.instance = instance.to_owned();
+                let mut backend = DockerBackend::new(image, runner);
                 backend.arguments = self.executor_command.map(Vec::from);
                 backend.options = self.executor_option;
                 backend.settings = settings;

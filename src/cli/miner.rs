@@ -19,7 +19,6 @@ use crate::miner::{Miner, MinerConfig, MinerLimits, Reloader};
 use crate::net::http::{HttpRequest, HttpResponse, HttpServer};
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
-use crate::ops::status::Board;
 use crate::protocol::ExecutorClass;
 use crate::transport::ws::WsListener;
 
@@ -79,14 +78,13 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
         let tls = args.tls.load().map_err(exit::usage)?;
         let listen = args.listen;
         let fixed = Fixed::of(&args);
-        let instance = uuid::Uuid::new_v4().to_string();
-        let config = configure(args, &instance).map_err(exit::usage)?;
+        let config = configure(args).map_err(exit::usage)?;
         let http = http.map(status::bind).transpose().map_err(exit::usage)?;
         let listener = WsListener::bind(listen, tls).map_err(|e| exit::usage(format!("--listen: {e}")))?;
         let miner = Miner::start(config, Box::new(listener), env.timer.clone()).map_err(exit::usage)?;
         let http = http.map(|http| serve_status(http, &miner, env)).transpose().map_err(exit::failed)?;
         let reloader = miner.reloader();
-        env.reload.set(move || match again().and_then(|args| reload(&reloader, args, &fixed, &instance)) {
+        env.reload.set(move || match again().and_then(|args| reload(&reloader, args, &fixed)) {
             Ok(()) => log::info!("SIGHUP: the settings were read again"),
             Err(problem) => log::error!("SIGHUP: the settings stay as they are: {problem}"),
         });
@@ -105,10 +103,10 @@ fn limits(args: &Args) -> MinerLimits {
     MinerLimits { drain_time: args.drain_time, reconnect_grace: args.reconnect_grace, ..MinerLimits::default() }
 }
 
-fn configure(args: Args, instance: &str) -> Result<MinerConfig, String> {
+fn configure(args: Args) -> Result<MinerConfig, String> {
     let key = KeyPair::load(&args.key.key).map_err(|e| format!("--key: {e}"))?;
     let limits = limits(&args);
-    let backend = args.source.backend(key.ss58(), instance)?;
+    let backend = args.source.backend()?;
     Ok(MinerConfig {
         validators: args.validator,
         blacklist: args.blacklist,
@@ -138,7 +136,7 @@ impl Fixed {
 }
 
 /// Hands settings that were read again to the miner; names what takes a restart.
-fn reload(reloader: &Reloader, args: Args, fixed: &Fixed, instance: &str) -> Result<(), String> {
+fn reload(reloader: &Reloader, args: Args, fixed: &Fixed) -> Result<(), String> {
     for ((flag, now), (_, then)) in Fixed::of(&args).0.iter().zip(&fixed.0) {
         if now != then && *flag == "--runner" {
             return Err(format!("{flag} was {then} at the start, and takes a restart to be {now}"));
@@ -147,25 +145,28 @@ fn reload(reloader: &Reloader, args: Args, fixed: &Fixed, instance: &str) -> Res
             log::warn!("SIGHUP: {flag} is another one now; that takes a restart");
         }
     }
-    reloader.reload(configure(args, instance)?)
+    reloader.reload(configure(args)?)
 }
 
 fn serve_status(listener: TcpListener, miner: &Miner, env: &supervise::Env) -> Result<HttpServer, String> {
     let observer = miner.observer();
-    let traces = observer.clone();
+    let (traces, board) = (observer.clone(), observer.board().clone());
     let trace = move |request: &HttpRequest| {
         let uuid = request.path.strip_prefix(TRACES)?;
         Some(HttpResponse::json(200, &json!({ "jobs": traces.trace(uuid) })))
     };
     let look = move |health: &Health, metrics: &Metrics| {
         let now = observer.status();
-        health.up("miner");
         match &now.engine_trouble {
             None => health.up("engine"),
             Some(why) => health.down("engine", why.as_str()),
         }
         let runs = metrics.gauge("phalanx_miner_engine_up", "Whether what jobs run on answers.", &[]);
         runs.set(usize::from(now.engine_trouble.is_none()));
+        match now.slot_trouble() {
+            None => health.up("slots"),
+            Some(why) => health.down("slots", why),
+        }
         metrics.gauge("phalanx_miner_jobs", "Jobs that have not ended.", &[]).set(now.jobs);
         metrics.gauge("phalanx_miner_validators", "Authenticated validator connections.", &[]).set(now.validators);
         metrics.gauge("phalanx_miner_connected_executors", "Connected executors.", &[]).set(now.connected_executors);
@@ -174,6 +175,16 @@ fn serve_status(listener: TcpListener, miner: &Miner, env: &supervise::Env) -> R
             .iter()
             .map(|(class, slots)| {
                 let SlotCounts { declared, free, reserved, busy, ending, quarantined } = slots;
+                for (state, count) in [
+                    ("free", free),
+                    ("reserved", reserved),
+                    ("busy", busy),
+                    ("ending", ending),
+                    ("quarantined", quarantined),
+                ] {
+                    let labels = [("class", class.as_str()), ("state", state)];
+                    metrics.gauge("phalanx_miner_slots", "Slots by what they are doing.", &labels).set(*count);
+                }
                 let counts = json!({
                     "declared": declared, "free": free, "reserved": reserved, "busy": busy, "ending": ending,
                     "quarantined": quarantined,
@@ -181,13 +192,22 @@ fn serve_status(listener: TcpListener, miner: &Miner, env: &supervise::Env) -> R
                 (class.as_str().to_owned(), counts)
             })
             .collect();
+        let quarantined = now
+            .quarantined
+            .iter()
+            .map(|slot| json!({"class": slot.class.as_str(), "what": slot.what, "reason": slot.reason}));
+        let quarantined: Vec<_> = quarantined.collect();
         json!({
+            "instance": now.instance,
+            "epoch": now.epoch,
             "jobs": now.jobs,
             "validators": now.validators,
             "connected_executors": now.connected_executors,
             "executors": classes,
             "jobs_run": now.jobs_run,
+            "quarantined": quarantined,
+            "slot_breach": now.breach,
         })
     };
-    status::serve_more(("miner", "min"), listener, env, &Board::new(), look, trace)
+    status::serve_more(("miner", "min"), listener, env, &board, look, trace)
 }

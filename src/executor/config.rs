@@ -30,6 +30,8 @@ pub struct ExecutorConfig {
     pub miner_gone_after: Duration,
     /// How long the last messages may take to leave.
     pub flush_time: Duration,
+    /// Labels of what is made in the engine for the job: whose it is.
+    pub labels: Vec<(String, String)>,
 }
 
 /// Without the token.
@@ -55,6 +57,7 @@ impl ExecutorConfig {
             hooks: Hooks::default(),
             miner_gone_after: Duration::from_secs(30),
             flush_time: Duration::from_secs(10),
+            labels: Vec::new(),
         }
     }
 

@@ -121,7 +121,8 @@ impl JobWork {
                 loader.load(&volume, workspace, deadline)?;
                 Ok(Outcome::Loaded)
             }
-            Work::Run { spec, deadline } => {
+            Work::Run { mut spec, deadline } => {
+                spec.labels.extend_from_slice(&self.config.labels);
                 let (runner, workspace) = self.place()?;
                 let ran = runner.run(&spec, workspace, &self.cancel, deadline)?;
                 self.exit = ran.exit_code();

@@ -10,6 +10,7 @@ use super::check::CheckPolicy;
 use super::executor_manager::{END_GRACE, ExecutorBackend};
 use crate::identity::{KeyPair, PublicKey};
 use crate::link::ServerConfig;
+use crate::ops::status::Board;
 use crate::protocol::ExecutorClass;
 use crate::protocol::stages::MINER_BEHIND;
 
@@ -91,6 +92,8 @@ pub struct MinerConfig {
     pub limits: MinerLimits,
     /// Limits of the connections.
     pub server: ServerConfig,
+    /// What its threads report to.
+    pub board: Board,
 }
 
 impl MinerConfig {
@@ -107,6 +110,7 @@ impl MinerConfig {
             backend,
             limits: MinerLimits::default(),
             server: ServerConfig::new("min"),
+            board: Board::new(),
         }
     }
 

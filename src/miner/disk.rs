@@ -3,16 +3,26 @@
 //! Owner: the [`Miner`](super::Miner). Blocks in: its queue, and in commits. Kick: none is needed, because the queue's
 //! sender goes with the router. Ends: when the sender is gone and what was queued is stored.
 
+use std::time::{Duration, Instant};
+
 use crossbeam_channel::Receiver;
 
 use super::router::{Input, JobKey};
 use crate::base::waits::recv;
 use crate::identity::KeyPair;
+use crate::ops::health::Health;
 use crate::protocol::{Receipt, ReceiptPayload, ReceiptType};
-use crate::store::receipts::{ReceiptRow, ReceiptStore};
+use crate::store::miner::MinerStore;
+use crate::store::receipts::ReceiptRow;
 
 /// Receipts of one transaction: what comes in during a commit is stored with the next, so none waits for more than two.
 const BATCH: usize = 256;
+
+/// Longest that a batch may take; a disk that takes longer is down.
+const BATCH_TIME: Duration = Duration::from_secs(10);
+
+/// The part of health that is this thread.
+const STORE: &str = "store";
 
 /// A checked receipt on its way to the disk.
 #[derive(Debug)]
@@ -23,16 +33,29 @@ pub(super) struct StoreOrder {
 }
 
 /// Stores what comes in until nobody can send any more; `report` gets the outcome of each, after its commit.
-pub(super) fn run(orders: &Receiver<StoreOrder>, mut store: ReceiptStore, key: &KeyPair, report: impl Fn(Input)) {
+pub(super) fn run(
+    orders: &Receiver<StoreOrder>,
+    mut store: MinerStore,
+    key: &KeyPair,
+    health: &Health,
+    report: impl Fn(Input),
+) {
+    let pulse = health.pulse(STORE);
     while let Ok(first) = recv(orders, "receipts to store") {
+        pulse.begin(Instant::now() + BATCH_TIME);
         let batch: Vec<_> = std::iter::once(first).chain(orders.try_iter().take(BATCH - 1)).collect();
         let signed: Vec<(JobKey, Receipt)> = batch.into_iter().map(|order| countersign(order, key)).collect();
         let rows: Vec<ReceiptRow> = signed.iter().map(|(_, receipt)| row(receipt)).collect();
-        let stored = store.insert(&rows).map_err(|error| error.to_string());
+        let stored = store.write(&rows, &[]).map_err(|error| error.to_string());
+        match &stored {
+            Ok(_) => health.up(STORE),
+            Err(error) => health.down(STORE, error.clone()),
+        }
         for (at, (job, receipt)) in signed.into_iter().enumerate() {
             let result = stored.as_ref().map(|new| (Box::new(receipt), new[at])).map_err(Clone::clone);
             report(Input::Stored { job, result });
         }
+        pulse.done();
     }
 }
 

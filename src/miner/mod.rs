@@ -7,7 +7,8 @@
 //! * [`trace`]: the way of each job through the miner. Pure.
 //! * `router_thread`: the thread that owns the router, between the connections, the executors and the receipts.
 //! * `engine`: the thread that asks whether jobs can run here; [`check`]: how often, and when an answer counts. Pure.
-//! * `disk`: the thread that countersigns and stores receipts.
+//! * `disk`: the thread that countersigns and stores receipts, and keeps the jobs.
+//! * `meters`: what is counted.
 
 pub mod check;
 mod config;
@@ -15,14 +16,17 @@ mod disk;
 mod engine;
 pub mod executor_manager;
 pub mod executor_pool;
+mod meters;
 mod role;
 pub mod router;
 mod router_thread;
 pub mod trace;
 
+pub use crate::store::miner::DATABASE;
 pub use config::{MinerConfig, MinerLimits};
 pub use executor_manager::{
-    DockerBackend, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSettings, ExecutorSpec, ProcessBackend,
+    DockerBackend, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSettings, ExecutorSpec, Leftover,
+    LeftoverKind, Owner, ProcessBackend,
 };
-pub use role::{DATABASE, Miner, MinerError, Observer, Reloader};
-pub use router::MinerStatus;
+pub use role::{Miner, MinerError, Observer, Reloader};
+pub use router::{MinerStatus, QuarantinedSlot};

@@ -13,7 +13,8 @@ use crossbeam_channel::{Sender, TrySendError, bounded, select};
 
 use super::check::Gate;
 use super::config::{MinerConfig, MinerLimits};
-use super::executor_manager::ExecutorManager;
+use super::executor_manager::{ExecutorManager, Owner};
+use super::meters::Meters;
 use super::router::{Input, MinerStatus, Router, Settings};
 use super::router_thread::{self, Event, RouterEnd, RouterThread};
 use super::trace::{Trace, Traces};
@@ -27,12 +28,10 @@ use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::TimerHandle;
 use crate::base::waits::waiting;
 use crate::link::server::Server;
+use crate::ops::status::Board;
 use crate::store::StoreError;
-use crate::store::receipts::ReceiptStore;
+use crate::store::miner::{MinerStore, Turn};
 use crate::transport::Listener;
-
-/// Name of the database in the state folder.
-pub const DATABASE: &str = "miner.db";
 
 /// Back ends that wait to be asked whether they work: a reload hands over one, and the last of them counts.
 const ENGINE_BACKENDS: usize = 4;
@@ -58,6 +57,7 @@ pub struct Miner {
     parts: Option<MinerParts>,
     status: Arc<Mutex<MinerStatus>>,
     traces: Arc<Mutex<Traces>>,
+    board: Board,
     url: String,
     limits: MinerLimits,
 }
@@ -115,6 +115,7 @@ impl Reloader {
 pub struct Observer {
     status: Arc<Mutex<MinerStatus>>,
     traces: Arc<Mutex<Traces>>,
+    board: Board,
 }
 
 impl Observer {
@@ -127,6 +128,11 @@ impl Observer {
     /// remembered.
     pub fn trace(&self, uuid: &str) -> Vec<Trace> {
         lock(&self.traces).of(uuid)
+    }
+
+    /// What the miner's threads report to.
+    pub fn board(&self) -> &Board {
+        &self.board
     }
 }
 
@@ -147,11 +153,13 @@ impl Miner {
         if !problems.is_empty() {
             return Err(MinerError::Config(problems));
         }
-        let path = config.state_dir.join(DATABASE);
-        let receipts = ReceiptStore::open(&path, now().unix_micros())?;
+        let (store, _jobs) = MinerStore::open(&config.state_dir, now().unix_micros())?;
+        let Turn { instance, epoch } = store.turn().clone();
+        let owner = Owner { miner: config.key.ss58(), instance, epoch };
 
         let url = listener.url();
-        let mut router = Router::new(&config, config.executor_address.clone().unwrap_or_else(|| url.clone()));
+        let address = config.executor_address.clone().unwrap_or_else(|| url.clone());
+        let mut router = Router::new(&config, address, owner);
         let stop = Shutdown::new();
         let traces = Arc::<Mutex<Traces>>::default();
         let (events, inbox) = bounded::<Event>(ROLE_EVENTS);
@@ -172,20 +180,25 @@ impl Miner {
         });
 
         let (report, key) = (events.clone(), config.key.clone());
+        let Board { health, metrics, .. } = config.board.clone();
+        let meters = Meters::new(&metrics);
+        let router_health = health.clone();
         let disk = spawn("min-store", Kick::dropped("the router's sender"), move || {
             // Once the router has ended, nobody waits for the outcome.
-            disk::run(&queue, receipts, &key, |input| drop(report.send(Event::Input(input))));
+            disk::run(&queue, store, &key, &health, |input| drop(report.send(Event::Input(input))));
         });
-        let ended = events.clone();
+        let reports = events.clone();
         let end_time = config.limits.end_time;
         let thread = RouterThread {
             router,
             executors: ExecutorManager::new(config.backend.clone(), stop.clone()),
             backends,
-            ended: Arc::new(move |token, end| drop(ended.send(Event::Input(Input::ExecutorEnded { token, end })))),
+            reports: Arc::new(move |input| drop(reports.send(Event::Input(input)))),
             orders,
             status: status.clone(),
             traces: traces.clone(),
+            meters,
+            health: router_health,
             end_time,
         };
         let (kicked, running) = (stop.clone(), stop.clone());
@@ -195,7 +208,7 @@ impl Miner {
         let server = Server::start(config.server.clone(), listener, timer, router_thread::accept_path(), sink);
         log::info!("miner {} serves on {url}", config.key.ss58());
         let parts = Some(MinerParts { router, engine, server, disk, events, stop });
-        Ok(Self { parts, status, traces, url, limits: config.limits })
+        Ok(Self { parts, status, traces, board: config.board, url, limits: config.limits })
     }
 
     /// Where validators and executors dial, `ws://address:port`.
@@ -221,7 +234,7 @@ impl Miner {
 
     /// What looks at this miner; may outlive it.
     pub fn observer(&self) -> Observer {
-        Observer { status: self.status.clone(), traces: self.traces.clone() }
+        Observer { status: self.status.clone(), traces: self.traces.clone(), board: self.board.clone() }
     }
 
     /// Stops: declines new jobs and waits for those that run (at most [`MinerLimits::drain_time`], or until the stop is

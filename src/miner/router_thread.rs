@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TrySendError, never, select};
 
 use super::disk::StoreOrder;
-use super::executor_manager::{ExecutorBackend, ExecutorEnd, ExecutorManager};
+use super::executor_manager::{ExecutorBackend, ExecutorManager, Report};
+use super::meters::Meters;
 use super::router::{Action, ExecutorFrame, Input, MinerStatus, Peer, Router, Settings, ValidatorFrame};
 use super::trace::Traces;
 use crate::base::clock::now;
@@ -23,10 +24,14 @@ use crate::identity::PublicKey;
 use crate::link::outbox::{Full, Outgoing};
 use crate::link::server::{HandshakeCheck, ServerEvent, ServerSink};
 use crate::link::session::SessionHandle;
+use crate::ops::health::Health;
 use crate::transport::{HandshakeRequest, Refusal};
 
 /// How long a peer that is turned away may take to answer our close.
 const CLOSE_TIME: Duration = Duration::from_secs(2);
+
+/// Longest that one event may take: it blocks on nothing, so this is for a busy machine.
+const EVENT_TIME: Duration = Duration::from_secs(10);
 
 /// What happened, for the router's thread.
 pub(super) enum Event {
@@ -48,8 +53,8 @@ pub(super) struct RouterEnd {
     pub cancelled_jobs: usize,
 }
 
-/// Reports the end of an executor to the router's thread.
-pub(super) type OnExecutorEnd = Arc<dyn Fn(String, ExecutorEnd) + Send + Sync>;
+/// Reports to the router's thread how an executor goes on.
+pub(super) type OnExecutor = Arc<dyn Fn(Input) + Send + Sync>;
 
 /// All that the router's thread owns.
 pub(super) struct RouterThread {
@@ -57,12 +62,31 @@ pub(super) struct RouterThread {
     pub executors: ExecutorManager,
     /// Asks other back ends whether they work.
     pub backends: Sender<Arc<dyn ExecutorBackend>>,
-    pub ended: OnExecutorEnd,
+    pub reports: OnExecutor,
     pub orders: Sender<StoreOrder>,
     pub status: Arc<Mutex<MinerStatus>>,
     pub traces: Arc<Mutex<Traces>>,
+    pub meters: Meters,
+    pub health: Health,
     /// How long executors have to end when the miner stops.
     pub end_time: Duration,
+}
+
+/// The part of health that is this thread.
+const LOOP: &str = "loop";
+
+/// Says so when the thread ends unasked, as by a panic: then nothing of the miner works.
+struct Ending {
+    health: Health,
+    stop: Shutdown,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if !self.stop.is_set() {
+            self.health.down(LOOP, "it has ended, see the log");
+        }
+    }
 }
 
 /// Paths that are not ours are refused in the handshake; who a peer is, the router judges.
@@ -115,6 +139,8 @@ impl RouterThread {
         let mut idle: Vec<Sender<Never>> = Vec::new();
         let mut stopping: Option<Instant> = None;
         let mut cancelled_jobs = 0;
+        let ending = Ending { health: self.health.clone(), stop: stop.clone() };
+        let pulse = self.health.pulse(LOOP);
         loop {
             let stopped = match stopping {
                 None => stop.drain_receiver().clone(),
@@ -152,6 +178,7 @@ impl RouterThread {
                 default(wait) => Input::Tick,
             };
             drop(waits);
+            pulse.begin(Instant::now() + EVENT_TIME);
             let closed = match &input {
                 Input::Closed(id) => Some(*id),
                 _ => None,
@@ -164,10 +191,12 @@ impl RouterThread {
                 idle.clear();
             }
             *lock(&self.status) = self.router.status();
+            pulse.done();
             if stopping.is_some_and(|until| self.executors.running() == 0 || until <= Instant::now()) {
                 break;
             }
         }
+        drop(ending);
         RouterEnd { executors: self.executors.into_threads(), cancelled_jobs }
     }
 
@@ -201,15 +230,23 @@ impl RouterThread {
                 }
                 .map(|(order, why)| Input::Stored { job: order.job, result: Err(why.to_owned()) });
             }
-            Action::Start(spec) => {
-                let ended = self.ended.clone();
-                self.executors.start(spec, move |token, end| ended(token, end));
+            Action::Start(spec, lease) => {
+                let (reports, of) = (self.reports.clone(), spec.token.clone());
+                self.executors.start(spec, lease, move |report| {
+                    let token = of.clone();
+                    reports(match report {
+                        Report::Ended(end) => Input::ExecutorEnded { token, end },
+                        Report::Left(left) => Input::ExecutorLeft { token, left },
+                        Report::Returned { clean } => Input::SlotReturned { token, clean },
+                    });
+                });
             }
             Action::End(token) => self.executors.end(&token),
             Action::Reap(token) => self.executors.reap(&token),
             Action::Note(key, class, event, detail) => {
                 lock(&self.traces).note(&key, class, event, &detail, now());
             }
+            Action::Count(counted) => self.meters.count(counted),
         }
         None
     }

@@ -19,7 +19,7 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub const SECONDS: &[f64] = &[0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 300.0];
 
 /// Every label that a metric may have: a new one is a decision, because each value is a series of its own.
-pub const LABELS: &[&str] = &["class", "outcome", "place", "reason", "result", "type", "version"];
+pub const LABELS: &[&str] = &["class", "kind", "outcome", "place", "reason", "result", "state", "type", "version"];
 
 /// Labels of one series: names of [`LABELS`] with their values.
 pub type Labels<'a> = &'a [Label];

@@ -25,8 +25,14 @@ pub mod labels {
     pub const RUN: &str = "phalanx.run";
     /// The hotkey of the miner whose executor a container is.
     pub const MINER: &str = "phalanx.miner";
-    /// The number of the miner process that started a container.
+    /// The miner's state folder: a miner touches only what carries its own.
     pub const INSTANCE: &str = "phalanx.instance";
+    /// The miner's process: each that opens the state folder has a higher number.
+    pub const EPOCH: &str = "phalanx.epoch";
+    /// The executor that a container was made for, and its own container; no other has its value.
+    pub const EXECUTOR: &str = "phalanx.executor";
+    /// What a container is for: `executor`, or `job`.
+    pub const STAGE: &str = "phalanx.stage";
 }
 
 /// A client of the engine. Every method blocks until the engine has answered.

@@ -5,6 +5,8 @@
 
 pub mod jobs;
 pub mod journal;
+mod lock;
+pub mod miner;
 pub mod receipts;
 
 use std::path::{Path, PathBuf};

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::{StoreError, open};
 use crate::base::waits::waiting;
@@ -14,7 +14,9 @@ use crate::base::waits::waiting;
 /// (30 days, the bound of the published package), and a day more for clocks that disagree.
 pub const RECEIPT_RETENTION_US: i64 = 31 * 24 * 60 * 60 * 1_000_000;
 
-const MIGRATIONS: &[&str] = &["
+/// Of the miner's whole database: see [`super::miner`].
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE receipts (
         validator_hotkey    TEXT NOT NULL,
         job_uuid            TEXT NOT NULL,
@@ -26,7 +28,20 @@ const MIGRATIONS: &[&str] = &["
         PRIMARY KEY (validator_hotkey, job_uuid, kind)
     ) WITHOUT ROWID;
     CREATE INDEX receipts_by_time ON receipts (written_us);
-"];
+",
+    "
+    CREATE TABLE miner (one INTEGER PRIMARY KEY CHECK (one = 1), instance TEXT NOT NULL, epoch INTEGER NOT NULL);
+    CREATE TABLE jobs (
+        validator TEXT NOT NULL,
+        uuid      TEXT NOT NULL,
+        state     TEXT NOT NULL,
+        initial   TEXT NOT NULL,
+        request   TEXT,
+        news      TEXT NOT NULL,
+        PRIMARY KEY (validator, uuid)
+    ) WITHOUT ROWID;
+",
+];
 
 const COLUMNS: &str = "validator_hotkey, job_uuid, kind, written_us, payload, validator_signature, miner_signature";
 
@@ -87,26 +102,35 @@ impl ReceiptStore {
     /// [`StoreError::Sql`]; then none was stored.
     pub fn insert(&mut self, rows: &[ReceiptRow]) -> Result<Vec<bool>, StoreError> {
         let transaction = self.0.transaction()?;
-        let mut new = Vec::with_capacity(rows.len());
-        {
-            let sql = format!("INSERT OR IGNORE INTO receipts ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)");
-            let mut insert = transaction.prepare_cached(&sql)?;
-            for row in rows {
-                let stored = insert.execute(params![
-                    row.validator_hotkey,
-                    row.job_uuid,
-                    row.kind,
-                    row.written_us,
-                    row.payload,
-                    row.validator_signature,
-                    row.miner_signature
-                ])?;
-                new.push(stored == 1);
-            }
-        }
+        let new = Self::insert_into(&transaction, rows)?;
         let _waiting = waiting("the disk", None);
         transaction.commit()?;
         Ok(new)
+    }
+
+    /// As [`ReceiptStore::insert`], as part of a transaction of the caller's.
+    pub(super) fn insert_into(transaction: &Transaction<'_>, rows: &[ReceiptRow]) -> Result<Vec<bool>, StoreError> {
+        let sql = format!("INSERT OR IGNORE INTO receipts ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)");
+        let mut insert = transaction.prepare_cached(&sql)?;
+        let mut new = Vec::with_capacity(rows.len());
+        for row in rows {
+            let stored = insert.execute(params![
+                row.validator_hotkey,
+                row.job_uuid,
+                row.kind,
+                row.written_us,
+                row.payload,
+                row.validator_signature,
+                row.miner_signature
+            ])?;
+            new.push(stored == 1);
+        }
+        Ok(new)
+    }
+
+    /// The database, for what else is in it.
+    pub(super) fn connection(&mut self) -> &mut Connection {
+        &mut self.0
     }
 
     /// One receipt. Blocks on the disk.

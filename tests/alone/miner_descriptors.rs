@@ -9,7 +9,9 @@ use std::time::Duration;
 use crate::alone;
 use phalanx::base::leaks::Before;
 use phalanx::base::shutdown::Shutdown;
-use phalanx::miner::executor_manager::{ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec, ProcessBackend};
+use phalanx::miner::executor_manager::{
+    ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec, Owner, ProcessBackend,
+};
 use phalanx::protocol::ExecutorClass;
 
 #[test]
@@ -19,6 +21,8 @@ fn runs_of_executors_keep_no_descriptor() {
 
 fn descriptors_are_given_back() {
     let spec = ExecutorSpec {
+        run: "run".to_owned(),
+        owner: Owner { miner: "5M".to_owned(), instance: uuid::Uuid::new_v4().to_string(), epoch: 1 },
         job_uuid: "00000000-0000-0000-0000-000000000001".to_owned(),
         token: uuid::Uuid::new_v4().to_string(),
         miner_address: "ws://127.0.0.1:1".to_owned(),
@@ -32,7 +36,9 @@ fn descriptors_are_given_back() {
             end_grace: Duration::from_secs(3600),
             ..ProcessBackend::new("process").unwrap()
         };
-        backend.run(&spec, &Shutdown::new())
+        let end = backend.run(&spec, &Shutdown::new());
+        backend.clean(&spec, true).unwrap();
+        end
     };
     // What the first run opens for good, if anything.
     run("/bin/true").unwrap();

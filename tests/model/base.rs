@@ -1,6 +1,6 @@
 //! `crate::base` as the modelled files see it: their own neighbours, and other locks.
 
-pub use phalanx::base::{ids, limits, waits};
+pub use phalanx::base::{ids, limits, rng, waits};
 
 #[path = "../../src/base/lock.rs"]
 pub mod lock;

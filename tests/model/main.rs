@@ -1,5 +1,5 @@
 //! The lock-and-channel parts under a controlled scheduler: the shutdown latch, the hand-over of the outbox, the
-//! matching of acknowledgements, stop against reconnect, the end of a task.
+//! matching of acknowledgements, stop against reconnect, the end of a task, the slots of a miner.
 //!
 //! The files of `src/` are compiled here a second time, as they are, against locks that let a scheduler choose who runs
 //! next ([`base::sync`]). Each model runs under thousands of schedules, half of them random, half with few and
@@ -15,7 +15,10 @@ mod base;
 
 mod handover;
 #[allow(dead_code)]
+mod leases;
+#[allow(dead_code)]
 mod link;
+mod protocol;
 
 mod seed;
 
@@ -68,7 +71,14 @@ fn failure(seed: Seed, schedules: usize, model: fn()) -> String {
 /// silence.
 #[test]
 fn the_modelled_files_take_their_locks_from_base_sync() {
-    for file in ["base/lock.rs", "base/shutdown.rs", "link/handover.rs", "link/outbox.rs", "tasks/cell.rs"] {
+    for file in [
+        "base/lock.rs",
+        "base/shutdown.rs",
+        "link/handover.rs",
+        "link/outbox.rs",
+        "tasks/cell.rs",
+        "miner/executor_pool.rs",
+    ] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(file);
         let text = fs::read_to_string(path).unwrap();
         for elsewhere in ["std::sync", "std::thread", "crossbeam"] {

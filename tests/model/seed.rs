@@ -26,6 +26,12 @@ pub enum Seed {
     NoWakeOnEnd,
     /// Those who wait for a task learn of its end before the table does.
     ShownBeforeKnown,
+    /// A lease is reported as dropped a moment before it is.
+    ToldBeforeReturned,
+    /// A lease that is lost in a panic is never dropped.
+    LeaseForgotten,
+    /// A lease is dropped while its executor is still there.
+    DroppedWhileThere,
 }
 
 thread_local! {

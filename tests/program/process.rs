@@ -207,12 +207,13 @@ fn an_executor_that_is_killed_ends_its_job_in_horde_failed_and_nothing_is_left()
         let ours = environ.contains(&*network.scratch.path().to_string_lossy());
         if ours && line.contains("phalanx executor") {
             executors.push(pid);
-            // It knows whom to trust, and what the miner tells its executors; of the miner's own settings, no other.
+            // Whom to trust is all that it has of the miner's own environment; the rest is meant for it.
             let settings: Vec<&str> = environ.split('\0').filter(|variable| variable.starts_with("PHALANX_")).collect();
-            let trust = format!("PHALANX_TLS_CA={}", network.folder.path().join("cert.pem").display());
-            assert!(settings.contains(&trust.as_str()), "{settings:?}");
-            assert!(settings.iter().any(|variable| variable.starts_with("PHALANX_MINER_GONE_AFTER=")), "{settings:?}");
-            assert!(!settings.iter().any(|variable| variable.starts_with("PHALANX_KEY=")), "{settings:?}");
+            let trusts = format!("PHALANX_TLS_CA={}", network.folder.path().join("cert.pem").display());
+            assert!(settings.contains(&trusts.as_str()), "{settings:?}");
+            let miners_own = ["PHALANX_KEY=", "PHALANX_STATE_DIR=", "PHALANX_VALIDATOR=", "PHALANX_LISTEN="];
+            let is_miners = |setting: &&str| miners_own.iter().any(|name| setting.starts_with(name));
+            assert!(!settings.iter().any(is_miners), "{settings:?}");
         }
     }
     assert_eq!(executors.len(), 1);

@@ -6,12 +6,14 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Group, Kick, Thread, spawn};
 use phalanx::miner::executor_manager::{
-    DockerBackend, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorManager, ExecutorSpec,
-    ProcessBackend,
+    DockerBackend, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorManager, ExecutorSpec, Leftover,
+    LeftoverKind, Owner, ProcessBackend, Report,
 };
+use phalanx::miner::executor_pool::ExecutorPool;
 use phalanx::proc::docker::labels;
 use phalanx::proc::tool::ToolError;
 use phalanx::protocol::ExecutorClass;
@@ -19,6 +21,8 @@ use phalanx::protocol::ExecutorClass;
 fn spec() -> ExecutorSpec {
     let token = uuid::Uuid::new_v4().to_string();
     ExecutorSpec {
+        run: uuid::Uuid::new_v4().simple().to_string(),
+        owner: Owner { miner: "5Miner".to_owned(), instance: "test".to_owned(), epoch: 3 },
         job_uuid: "00000000-0000-0000-0000-000000000001".to_owned(),
         token,
         miner_address: "ws://127.0.0.1:1".to_owned(),
@@ -49,9 +53,17 @@ fn with_token(token: &str) -> Vec<u32> {
     numbers.filter(holds).collect()
 }
 
+/// A run and what follows it: nothing is left then.
+fn run(backend: &impl ExecutorBackend, spec: &ExecutorSpec, stop: &Shutdown) -> ExecutorEnd {
+    let end = backend.run(spec, stop);
+    let by_itself = matches!(end, Ok(ExecutorExit::Code(_)) | Err(ExecutorError::Start { .. }));
+    backend.clean(spec, by_itself).unwrap();
+    end
+}
+
 fn start(backend: impl ExecutorBackend + 'static, spec: &ExecutorSpec, stop: &Shutdown) -> Thread<ExecutorEnd> {
     let (spec, stop, kicked) = (spec.clone(), stop.clone(), stop.clone());
-    spawn("t-run", Kick::new("stop", move || kicked.cancel()), move || backend.run(&spec, &stop))
+    spawn("t-run", Kick::new("stop", move || kicked.cancel()), move || run(&backend, &spec, &stop))
 }
 
 fn join(thread: Thread<ExecutorEnd>) -> ExecutorEnd {
@@ -61,10 +73,10 @@ fn join(thread: Thread<ExecutorEnd>) -> ExecutorEnd {
 #[test]
 fn exits_and_failures_are_distinguished() {
     let group = Group::enter();
-    let run = |backend: ProcessBackend| backend.run(&spec(), &Shutdown::new());
-    assert_eq!(run(process("/bin/true", &[])).unwrap(), ExecutorExit::Code(0));
-    assert_eq!(run(process("/bin/false", &[])).unwrap(), ExecutorExit::Code(1));
-    let error = run(process("/nonexistent/executor", &[])).unwrap_err();
+    let ends = |backend: ProcessBackend| run(&backend, &spec(), &Shutdown::new());
+    assert_eq!(ends(process("/bin/true", &[])).unwrap(), ExecutorExit::Code(0));
+    assert_eq!(ends(process("/bin/false", &[])).unwrap(), ExecutorExit::Code(1));
+    let error = ends(process("/nonexistent/executor", &[])).unwrap_err();
     assert!(matches!(error, ExecutorError::Start { .. }), "{error:?}");
     assert!(error.to_string().starts_with("cannot start /nonexistent/executor: "), "{error}");
     let killed = spec();
@@ -84,16 +96,18 @@ fn our_executor_gets_its_arguments_and_its_environment() {
     // A program that copies its own environment to a file.
     let backend = process("/bin/cp", &["/proc/self/environ", out.to_str().unwrap()]);
     let spec = spec();
-    assert_eq!(backend.run(&spec, &Shutdown::new()).unwrap(), ExecutorExit::Code(0));
+    assert_eq!(run(&backend, &spec, &Shutdown::new()).unwrap(), ExecutorExit::Code(0));
     let environ = String::from_utf8_lossy(&std::fs::read(&out).unwrap()).into_owned();
     let variables: Vec<&str> = environ.split('\0').collect();
     assert!(variables.contains(&format!("EXECUTOR_TOKEN={}", spec.token).as_str()), "{variables:?}");
     assert!(variables.contains(&"MINER_ADDRESS=ws://127.0.0.1:1"), "{variables:?}");
-    assert!(!variables.iter().any(|variable| variable.starts_with("PHALANX_")), "{variables:?}");
+    let ours: Vec<_> = variables.iter().filter(|variable| variable.starts_with("PHALANX_")).collect();
+    let labels = "phalanx.miner=5Miner,phalanx.instance=test,phalanx.epoch=3,phalanx.executor=";
+    assert_eq!(ours, [&format!("PHALANX_LABEL={labels}{}", spec.run)]);
 
     let backend = ProcessBackend { program: "/bin/cp".into(), arguments: None, ..process("", &[]) };
     // `cp executor --startup-time-limit …` knows no such option.
-    assert_eq!(backend.run(&spec, &Shutdown::new()).unwrap(), ExecutorExit::Code(1));
+    assert_eq!(run(&backend, &spec, &Shutdown::new()).unwrap(), ExecutorExit::Code(1));
 }
 
 #[test]
@@ -127,7 +141,7 @@ fn children_that_outlive_the_executor_are_ended() {
     let spec = spec();
     // The shell ends at once and leaves a child in the background.
     let backend = process("/bin/sh", &["-c", "sleep 1000 & exit 3"]);
-    assert_eq!(backend.run(&spec, &Shutdown::new()).unwrap(), ExecutorExit::Code(3));
+    assert_eq!(run(&backend, &spec, &Shutdown::new()).unwrap(), ExecutorExit::Code(3));
     until("the child is gone", || with_token(&spec.token).is_empty());
 }
 
@@ -171,7 +185,8 @@ fn the_temporary_folder_of_an_executor_that_exits_is_removed() {
     let out = tempfile::tempdir().unwrap();
     let noted = out.path().join("tmpdir");
     let note = format!("touch \"$TMPDIR/file\" && printf %s \"$TMPDIR\" > {}", noted.display());
-    assert_eq!(process("/bin/sh", &["-c", &note]).run(&spec(), &Shutdown::new()).unwrap(), ExecutorExit::Code(0));
+    let backend = process("/bin/sh", &["-c", &note]);
+    assert_eq!(run(&backend, &spec(), &Shutdown::new()).unwrap(), ExecutorExit::Code(0));
     let folder = PathBuf::from(std::fs::read_to_string(noted).unwrap());
     assert!(folder.is_absolute() && !folder.exists(), "{folder:?}");
 }
@@ -198,14 +213,15 @@ fn an_executor_that_ignores_sigterm_is_killed() {
 #[test]
 fn an_executor_that_floods_its_stderr_is_not_held_up() {
     let flood = "head -c 3000000 /dev/zero >&2; echo last >&2; exit 5";
-    assert_eq!(process("/bin/sh", &["-c", flood]).run(&spec(), &Shutdown::new()).unwrap(), ExecutorExit::Code(5));
+    let backend = process("/bin/sh", &["-c", flood]);
+    assert_eq!(run(&backend, &spec(), &Shutdown::new()).unwrap(), ExecutorExit::Code(5));
 }
 
 #[test]
 fn a_stop_before_the_start_starts_nothing() {
     let stop = Shutdown::new();
     stop.drain();
-    assert_eq!(process("/nonexistent", &[]).run(&spec(), &stop).unwrap(), ExecutorExit::Unknown);
+    assert_eq!(run(&process("/nonexistent", &[]), &spec(), &stop).unwrap(), ExecutorExit::Unknown);
 }
 
 #[test]
@@ -214,14 +230,126 @@ fn dropping_an_executor_manager_stops_it() {
     let specs = [spec(), spec(), spec()];
     let backend = process("/bin/sh", &["-c", "trap '' TERM; while :; do sleep 1000; done"]);
     let mut manager = ExecutorManager::new(Arc::new(backend), Shutdown::new());
+    let mut pool = ExecutorPool::new([(ExecutorClass::AlwaysOnTest, 3)]);
     for spec in &specs {
-        manager.start(spec.clone(), |_, _| {});
+        let lease = pool.reserve(ExecutorClass::AlwaysOnTest, Instant::now()).unwrap();
+        manager.start(spec.clone(), lease, |_| {});
     }
     specs.iter().for_each(|spec| until("it runs", || !with_token(&spec.token).is_empty()));
     // The grace of the back end is beyond the patience of this test; a dropped manager forces it.
     drop(manager);
     assert!(group.live().is_empty());
+    pool.take_back();
+    assert_eq!(pool.counts(ExecutorClass::AlwaysOnTest).free, 3, "the threads had the leases");
     specs.iter().for_each(|spec| until("the group is gone", || with_token(&spec.token).is_empty()));
+}
+
+/// Its executors leave something that goes away only when told.
+struct Untidy {
+    gone: Receiver<()>,
+    tries: Sender<()>,
+}
+
+impl ExecutorBackend for Untidy {
+    fn run(&self, _: &ExecutorSpec, _: &Shutdown) -> ExecutorEnd {
+        Ok(ExecutorExit::Code(0))
+    }
+
+    fn clean(&self, _: &ExecutorSpec, _: bool) -> Result<(), Leftover> {
+        // The test looks at the first ones only.
+        let _ = self.tries.try_send(());
+        match self.gone.try_recv() {
+            Ok(()) => Ok(()),
+            Err(_) => Err(Leftover { kind: LeftoverKind::Container, text: "it is stuck".to_owned() }),
+        }
+    }
+}
+
+#[test]
+fn a_slot_comes_back_when_a_later_attempt_finds_nothing_left_or_the_miner_stops() {
+    let group = Group::enter();
+    let class = ExecutorClass::AlwaysOnTest;
+    for goes_away in [true, false] {
+        let ((tell, gone), (tries, tried), (reports, reported)) = (bounded(1), bounded(2), bounded(10));
+        let stop = Shutdown::new();
+        let mut manager = ExecutorManager::new(Arc::new(Untidy { gone, tries }), stop.clone());
+        let mut pool = ExecutorPool::new([(class, 1)]);
+        let (spec, lease) = (spec(), pool.reserve(class, Instant::now()).unwrap());
+        let token = spec.token.clone();
+        manager.start(spec, lease, move |report| reports.send(report).unwrap());
+        let next = || reported.recv_timeout(LONG).unwrap();
+        assert!(matches!(next(), Report::Ended(Ok(ExecutorExit::Code(0)))));
+        let Report::Left(left) = next() else { panic!("it is not gone yet") };
+        assert_eq!((left.kind, left.text.as_str()), (LeftoverKind::Container, "it is stuck"));
+        assert_eq!((pool.take_back(), pool.counts(class).free), (vec![], 0));
+        // It is tried again, and the same obstacle is not reported again.
+        for _ in 0..2 {
+            tried.recv_timeout(LONG).unwrap();
+        }
+        if goes_away {
+            tell.send(()).unwrap();
+        } else {
+            stop.drain();
+        }
+        let Report::Returned { clean } = next() else { panic!("the same obstacle is reported again") };
+        assert_eq!(clean, goes_away);
+        assert_eq!((pool.take_back(), pool.counts(class).free), (vec![class], 1), "before it was reported");
+        manager.reap(&token);
+    }
+    assert!(group.live().is_empty());
+}
+
+#[test]
+fn a_back_end_that_panics_gives_its_slot_back() {
+    struct Panics;
+    impl ExecutorBackend for Panics {
+        fn run(&self, _: &ExecutorSpec, _: &Shutdown) -> ExecutorEnd {
+            panic!("on run")
+        }
+        fn clean(&self, _: &ExecutorSpec, _: bool) -> Result<(), Leftover> {
+            panic!("on clean")
+        }
+    }
+    let (class, stop) = (ExecutorClass::AlwaysOnTest, Shutdown::new());
+    let (reports, reported) = bounded(10);
+    let mut manager = ExecutorManager::new(Arc::new(Panics), stop.clone());
+    let mut pool = ExecutorPool::new([(class, 1)]);
+    let (spec, lease) = (spec(), pool.reserve(class, Instant::now()).unwrap());
+    let token = spec.token.clone();
+    manager.start(spec, lease, move |report| reports.send(report).unwrap());
+    let next = || reported.recv_timeout(LONG).unwrap();
+    let Report::Ended(Err(error)) = next() else { panic!("it has run") };
+    assert!(error.to_string().ends_with("panicked: on run"), "{error}");
+    let Report::Left(left) = next() else { panic!("it is clean") };
+    assert!(left.text.ends_with("panicked: on clean"), "{left}");
+    stop.drain();
+    assert!(matches!(next(), Report::Returned { clean: false }));
+    assert_eq!(pool.take_back(), [class]);
+    manager.reap(&token);
+}
+
+#[test]
+fn what_cannot_be_removed_is_told_with_its_kind() {
+    let spec = spec();
+    let backend = process("/bin/true", &[]);
+    assert_eq!(backend.run(&spec, &Shutdown::new()).unwrap(), ExecutorExit::Code(0));
+    let mark = format!("-{}", spec.run);
+    let of_run = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().ends_with(&mark).then(|| entry.path());
+    let folder = std::fs::read_dir(std::env::temp_dir()).unwrap().flatten().find_map(of_run).unwrap();
+    // A file in its place is no folder.
+    std::fs::remove_dir(&folder).unwrap();
+    std::fs::write(&folder, "").unwrap();
+    let left = backend.clean(&spec, true).unwrap_err();
+    assert_eq!(left.kind, LeftoverKind::Folder);
+    assert!(left.text.contains(&spec.run) && left.text.contains("Not a directory"), "{left}");
+    std::fs::remove_file(&folder).unwrap();
+    backend.clean(&spec, true).unwrap();
+
+    let mut without_engine = DockerBackend::new("image", "process");
+    without_engine.docker.program = "/nonexistent/docker".into();
+    let left = without_engine.clean(&spec, true).unwrap_err();
+    assert_eq!(left.kind, LeftoverKind::Container);
+    assert!(left.text.contains(&format!("phalanx.executor={}", spec.run)), "{left}");
 }
 
 /// An image of this test run, removed when dropped.
@@ -276,27 +404,26 @@ fn containers_are_run_ended_and_removed() {
     let group = Group::enter();
     let miner = uuid::Uuid::new_v4().to_string();
     let ours = format!("{}={miner}", labels::MINER);
-    // Left behind by an earlier process of this miner, and one of another miner.
-    let leave = |miner: &str| {
-        let labels = [format!("{}={miner}", labels::MINER), format!("{}=earlier", labels::INSTANCE)];
-        let mut command = Command::new("docker");
-        command.args(["run", "-d", "--network", "none", "--env", "SLEEP=1000"]);
-        for label in &labels {
-            command.args(["--label", label]);
-        }
-        assert!(command.arg(&image.0).output().unwrap().status.success());
+    let our_spec = || {
+        let mut spec = spec();
+        spec.owner.miner.clone_from(&miner);
+        spec
     };
+    // Of another miner, with the same job.
     let another = uuid::Uuid::new_v4().to_string();
-    leave(&miner);
-    leave(&another);
-    assert_eq!(containers(&ours).len(), 1);
+    let mut command = Command::new("docker");
+    command.args(["run", "-d", "--network", "none", "--env", "SLEEP=1000"]);
+    for label in [format!("{}={another}", labels::MINER), format!("{}={}", labels::JOB, spec().job_uuid)] {
+        command.args(["--label", &label]);
+    }
+    assert!(command.arg(&image.0).output().unwrap().status.success());
 
     let docker = |sleep: &str| {
-        let mut backend = DockerBackend::new(&miner, &image.0, "process");
+        let mut backend = DockerBackend::new(&image.0, "process");
         backend.options = vec!["--env".to_owned(), format!("SLEEP={sleep}")];
         backend
     };
-    assert_eq!(docker("0").run(&spec(), &Shutdown::new()).unwrap(), ExecutorExit::Code(4));
+    assert_eq!(run(&docker("0"), &our_spec(), &Shutdown::new()).unwrap(), ExecutorExit::Code(4));
     assert_eq!(containers(&ours), Vec::<String>::new());
     let other = containers(&format!("{}={another}", labels::MINER));
     assert_eq!(other.len(), 1, "another miner's container was touched");
@@ -304,7 +431,7 @@ fn containers_are_run_ended_and_removed() {
 
     // While it is being made, while it runs, and at once while it runs.
     for (running, forced) in [(false, false), (true, false), (true, true)] {
-        let (spec, stop) = (spec(), Shutdown::new());
+        let (spec, stop) = (our_spec(), Shutdown::new());
         let thread = start(docker("1000"), &spec, &stop);
         let label = format!("label={ours}");
         let which = if running { ["ps", "-q", "--filter", &label] } else { ["ps", "-aq", "--filter", &label] };
@@ -322,7 +449,7 @@ fn containers_are_run_ended_and_removed() {
     }
     let mut backend = docker("0");
     backend.image = "phalanx-test-no-such-image-anywhere:0".to_owned();
-    let error = backend.run(&spec(), &Shutdown::new()).unwrap_err();
+    let error = run(&backend, &our_spec(), &Shutdown::new()).unwrap_err();
     let ExecutorError::Docker(ToolError::Failed { text, .. }) = &error else { panic!("{error:?}") };
     assert!(text.contains("No such image"), "{error}");
     assert!(group.live().is_empty());

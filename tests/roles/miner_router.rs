@@ -10,9 +10,13 @@ use phalanx::base::ids::SessionId;
 use phalanx::base::now::Now;
 use phalanx::base::rng::Rng;
 use phalanx::base::shutdown::{Level, Shutdown};
-use phalanx::miner::executor_manager::{ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec};
-use phalanx::miner::executor_pool::SlotCounts;
-use phalanx::miner::router::{Action, CLOSE_NORMAL, ExecutorFrame, Input, Peer, Router, Settings, ValidatorFrame};
+use phalanx::miner::executor_manager::{
+    ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, Leftover, LeftoverKind, Owner,
+};
+use phalanx::miner::executor_pool::{Lease, SlotCounts};
+use phalanx::miner::router::{
+    Action, CLOSE_NORMAL, Counted, ExecutorFrame, Input, Peer, Router, Settings, ValidatorFrame,
+};
 use phalanx::miner::trace::Traces;
 use phalanx::miner::{MinerConfig, MinerLimits};
 use phalanx::protocol::{MinerToValidator, Receipt, V0StreamingJobReadyRequest, ValidatorToMiner};
@@ -36,6 +40,9 @@ struct Fixture {
     mail: BTreeMap<SessionId, Vec<String>>,
     closed: BTreeMap<SessionId, u16>,
     started: Vec<ExecutorSpec>,
+    /// Of executors that are not gone, by token.
+    leases: BTreeMap<String, Lease>,
+    counted: Vec<Counted>,
     told_to_end: Vec<String>,
     /// What the store says to the next receipts: new, old, or an error; or nothing, as a disk that hangs.
     store: fn() -> Option<Result<bool, String>>,
@@ -56,12 +63,14 @@ impl Fixture {
         change(&mut config);
         Self {
             limits: config.limits,
-            router: Router::new(&config, "ws://miner:1".to_owned()),
+            router: Router::new(&config, "ws://miner:1".to_owned(), owner()),
             now: Instant::now(),
             alice,
             mail: BTreeMap::new(),
             closed: BTreeMap::new(),
             started: Vec::new(),
+            leases: BTreeMap::new(),
+            counted: Vec::new(),
             told_to_end: Vec::new(),
             store: || Some(Ok(true)),
             stored: 0,
@@ -84,10 +93,14 @@ impl Fixture {
                         self.handle(Input::Stored { job, result });
                     }
                 }
-                Action::Start(spec) => self.started.push(spec),
+                Action::Start(spec, lease) => {
+                    drop(self.leases.insert(spec.token.clone(), lease));
+                    self.started.push(spec);
+                }
                 Action::End(token) => self.told_to_end.push(token),
                 Action::Note(key, class, event, detail) => self.traces.note(&key, class, event, &detail, now),
                 Action::Reap(_) => {}
+                Action::Count(counted) => self.counted.push(counted),
             }
         }
         if let Some(wake) = self.router.next_wake() {
@@ -136,8 +149,16 @@ impl Fixture {
         self.open(Peer::Executor(token.to_owned()), Some("10.0.0.9"))
     }
 
+    /// An executor ends, and nothing of it is left.
     fn ended(&mut self, token: &str, end: ExecutorEnd) {
         self.handle(Input::ExecutorEnded { token: token.to_owned(), end });
+        self.returned(token);
+    }
+
+    /// Whoever ran an executor lets go of its slot.
+    fn returned(&mut self, token: &str) {
+        drop(self.leases.remove(token));
+        self.handle(Input::SlotReturned { token: token.to_owned(), clean: true });
     }
 
     /// What a connection was sent since the last look.
@@ -176,6 +197,10 @@ impl Fixture {
     fn free(&self) -> usize {
         self.slots().free
     }
+}
+
+fn owner() -> Owner {
+    Owner { miner: "5M".to_owned(), instance: "i".to_owned(), epoch: 1 }
 }
 
 const GONE: ExecutorEnd = Ok(ExecutorExit::Code(0));
@@ -866,6 +891,97 @@ fn an_executor_that_does_not_end_is_stopped_and_then_its_slot_is_in_quarantine()
     assert_eq!(f.got(session), ["DeclineJob busy"], "nobody waits for a slot in quarantine");
     f.ended(&token, Ok(ExecutorExit::Signal(9)));
     assert_eq!(f.free(), 1);
+}
+
+#[test]
+fn what_an_executor_leaves_keeps_its_slot_in_quarantine_until_it_is_gone() {
+    let mut f = Fixture::new(1);
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    let (executor, token) = f.running(session, &job);
+    f.reports(executor, &Says(&job).finished(""));
+    f.handle(Input::Closed(executor));
+    f.handle(Input::ExecutorEnded { token: token.clone(), end: GONE });
+    assert_eq!((f.slots().ending, f.free()), (1, 0), "what is left is being removed");
+    let left = Leftover { kind: LeftoverKind::Container, text: "the engine does not answer".to_owned() };
+    f.handle(Input::ExecutorLeft { token: token.clone(), left });
+    let slot = f.router.status().quarantined.remove(0);
+    assert_eq!((slot.class, slot.what), (CLASS, "container"));
+    assert_eq!(slot.reason, format!("job {job}: the engine does not answer"));
+    assert_eq!(f.router.status().slot_trouble().unwrap(), format!("all 1 are in quarantine: {}", slot.reason));
+    assert!(f.counted.contains(&Counted::Quarantined("container")), "{:?}", f.counted);
+    assert_eq!(f.got(session), ["JobFinished"], "the job is not held up");
+    f.says(session, &alice.finished_receipt(&job));
+    assert_eq!(f.router.status().ended, 1, "it is remembered for what is left of it");
+    f.returned(&token);
+    let status = f.router.status();
+    assert_eq!((f.free(), status.quarantined, status.ended, status.breach), (1, vec![], 0, None));
+}
+
+#[test]
+fn what_takes_too_long_to_remove_is_in_quarantine() {
+    let mut f = Fixture::new(1);
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    let (executor, token) = f.running(session, &job);
+    f.reports(executor, &Says(&job).finished(""));
+    f.handle(Input::Closed(executor));
+    f.handle(Input::ExecutorEnded { token, end: GONE });
+    f.pass(f.limits.end_time);
+    let reason = f.router.status().quarantined.remove(0).reason;
+    assert_eq!(reason, format!("job {job}: what its executor left is still being removed"));
+}
+
+#[test]
+fn a_lease_that_is_lost_gives_its_slot_to_whoever_waits() {
+    let mut f = Fixture::new(1);
+    let alice = f.alice.clone();
+    let session = f.validator(&alice);
+    let (first, second) = (uuid(), uuid());
+    let (executor, _token) = f.running(session, &first);
+    f.reports(executor, &Says(&first).finished(""));
+    f.got(session);
+    f.says(session, &alice.ask(&second));
+    assert_eq!(f.got(session), Vec::<String>::new(), "it waits for the slot");
+    // As by a panic of whoever has it; nobody tells the router.
+    f.leases.clear();
+    f.handle(Input::Tick);
+    assert_eq!(f.got(session), ["AcceptJob"]);
+    assert_eq!(f.router.status().breach, None);
+}
+
+#[test]
+fn reservations_and_failed_starts_are_counted() {
+    let mut f = Fixture::new(1);
+    let alice = f.alice.clone();
+    let session = f.validator(&alice);
+    type Fail = fn(&mut Fixture, &str);
+    let fail: [(Fail, &str); 3] = [
+        (|f, token| f.ended(token, Err(ExecutorError::Other("x".to_owned()))), "other"),
+        (|f, token| f.ended(token, GONE), "exited"),
+        (
+            |f, token| {
+                f.pass(CLASS.spin_up_time() + f.limits.startup_time_limit);
+                f.ended(token, GONE);
+            },
+            "late",
+        ),
+    ];
+    for (fail, reason) in fail {
+        let job = uuid();
+        let token = f.accepted(session, &job);
+        fail(&mut f, &token);
+        assert_eq!(f.got(session), ["HordeFailed executor_spinup_failed"]);
+        assert_eq!(f.counted, [Counted::Accepted(Duration::ZERO), Counted::StartFailed(reason)]);
+        f.counted.clear();
+    }
+    let (first, second) = (uuid(), uuid());
+    let (executor, token) = f.running(session, &first);
+    f.reports(executor, &Says(&first).finished(""));
+    f.says(session, &alice.ask(&second));
+    f.pass(SECOND);
+    f.ended(&token, GONE);
+    assert_eq!(f.counted, [Counted::Accepted(Duration::ZERO), Counted::Accepted(SECOND)], "with the wait for a slot");
 }
 
 #[test]

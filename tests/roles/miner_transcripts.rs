@@ -10,7 +10,8 @@ use phalanx::base::now::Now;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::identity::{KeyPair, PublicKey};
 use phalanx::miner::MinerConfig;
-use phalanx::miner::executor_manager::{ExecutorBackend, ExecutorEnd, ExecutorExit, ExecutorSpec};
+use phalanx::miner::executor_manager::{ExecutorBackend, ExecutorEnd, ExecutorExit, ExecutorSpec, Owner};
+use phalanx::miner::executor_pool::Lease;
 use phalanx::miner::router::{Action, ExecutorFrame, Input, Peer, Router, ValidatorFrame};
 use phalanx::protocol::{ExecutorClass, Receipt};
 use serde_json::Value;
@@ -39,6 +40,7 @@ struct Replay {
     seen: BTreeMap<u64, Seen>,
     expected: BTreeMap<u64, Seen>,
     tokens: Vec<String>,
+    leases: BTreeMap<String, Lease>,
     unix: i64,
 }
 
@@ -52,7 +54,8 @@ impl Replay {
         config.blacklist = vec![PublicKey::from_ss58(BLACKLISTED).unwrap()];
         config.executors = vec![(ExecutorClass::AlwaysOnTest, 2)];
         assert_eq!(config.validate(), Vec::<String>::new());
-        let router = Router::new(&config, "ws://127.0.0.1:1".to_owned());
+        let owner = Owner { miner: miner.ss58(), instance: "i".to_owned(), epoch: 1 };
+        let router = Router::new(&config, "ws://127.0.0.1:1".to_owned(), owner);
         Self {
             miner,
             router,
@@ -60,6 +63,7 @@ impl Replay {
             seen: BTreeMap::new(),
             expected: BTreeMap::new(),
             tokens: Vec::new(),
+            leases: BTreeMap::new(),
             unix: 0,
         }
     }
@@ -83,10 +87,12 @@ impl Replay {
                     let receipt = Receipt { payload, validator_signature, miner_signature };
                     self.handle(Input::Stored { job, result: Ok((Box::new(receipt), true)) });
                 }
-                Action::Start(spec) => self.tokens.push(spec.token),
+                Action::Start(spec, lease) => {
+                    drop(self.leases.insert(spec.token.clone(), lease));
+                    self.tokens.push(spec.token);
+                }
                 Action::End(token) => panic!("executor {token} had to be stopped"),
-                Action::Note(..) => {}
-                Action::Reap(_) => {}
+                Action::Note(..) | Action::Reap(_) | Action::Count(_) => {}
             }
         }
     }
@@ -123,7 +129,9 @@ impl Replay {
                 let (id, peer) = self.ids[&connection].clone();
                 self.handle(Input::Closed(id));
                 if let Peer::Executor(token) = peer {
-                    self.handle(Input::ExecutorEnded { token, end: Ok(ExecutorExit::Code(0)) });
+                    self.handle(Input::ExecutorEnded { token: token.clone(), end: Ok(ExecutorExit::Code(0)) });
+                    drop(self.leases.remove(&token));
+                    self.handle(Input::SlotReturned { token, clean: true });
                 }
             }
             (None, Some(text)) if by_miner => {

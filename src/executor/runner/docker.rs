@@ -171,6 +171,7 @@ fn create_args(spec: &RunSpec, sandbox: &Sandbox, workspace: &Workspace) -> Resu
     let mut args: Vec<String> = ["--init", "--log-driver", "none"].map(Into::into).into();
     let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
     option("--label", format!("{}={}", labels::JOB, spec.id));
+    option("--label", format!("{}=job", labels::STAGE));
     spec.labels.iter().for_each(|(key, value)| option("--label", format!("{key}={value}")));
     option("--network", spec.network.clone().unwrap_or_else(|| sandbox.network.clone()));
     match (spec.gpus, sandbox.gpus) {

@@ -7,7 +7,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use crate::base::shutdown::Shutdown;
-use crate::proc::docker::Docker;
+use crate::proc::docker::{Docker, labels};
 use crate::proc::group::GroupError;
 use crate::proc::tool::ToolError;
 use crate::protocol::ExecutorClass;
@@ -19,9 +19,25 @@ pub const END_GRACE: Duration = Duration::from_secs(10);
 /// The same when the miner cancels; within the budget of a cancelled stop.
 pub const FORCED_GRACE: Duration = Duration::from_secs(3);
 
+/// Whose an executor is. All that is made for it is marked with this, and a miner touches nothing that is marked
+/// otherwise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// The miner's hotkey (SS58).
+    pub miner: String,
+    /// The miner's state folder: two miners with one hotkey differ in it.
+    pub instance: String,
+    /// The miner's process: each that opens the state folder has a higher one.
+    pub epoch: u64,
+}
+
 /// One executor to be started, for one job.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ExecutorSpec {
+    /// Marks all that is made for this executor, and nothing else. No secret.
+    pub run: String,
+    /// Whose it is.
+    pub owner: Owner,
     /// By which it introduces itself to the miner: the last part of the URL it dials.
     pub token: String,
     /// The job it is for, to name it in logs.
@@ -37,8 +53,22 @@ pub struct ExecutorSpec {
 /// Without the token.
 impl fmt::Debug for ExecutorSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { job_uuid, class, .. } = self;
-        f.debug_struct("ExecutorSpec").field("job_uuid", job_uuid).field("class", class).finish_non_exhaustive()
+        let Self { run, job_uuid, class, .. } = self;
+        let mut shown = f.debug_struct("ExecutorSpec");
+        shown.field("run", run).field("job_uuid", job_uuid).field("class", class).finish_non_exhaustive()
+    }
+}
+
+impl ExecutorSpec {
+    /// The labels of every container and network that is made for it; whoever makes one adds its job and its stage.
+    pub(super) fn labels(&self) -> [(&'static str, String); 4] {
+        let Owner { miner, instance, epoch } = &self.owner;
+        [
+            (labels::MINER, miner.clone()),
+            (labels::INSTANCE, instance.clone()),
+            (labels::EPOCH, epoch.to_string()),
+            (labels::EXECUTOR, self.run.clone()),
+        ]
     }
 }
 
@@ -94,22 +124,82 @@ pub enum ExecutorError {
     /// Docker did not make the container.
     #[error("docker did not make the container: {0}")]
     Docker(#[source] ToolError),
+    /// It is gone, and nobody saw how: it ended while no miner ran.
+    #[error("the executor was lost: it ended while its miner did not run")]
+    Lost,
     /// The back end of the embedding program failed.
     #[error("{0}")]
     Other(String),
 }
 
+impl ExecutorError {
+    /// In a word, for metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Start { .. } => "program",
+            Self::Folder(_) => "folder",
+            Self::Watch(_) => "watch",
+            Self::Docker(_) => "docker",
+            Self::Lost => "lost",
+            Self::Other(_) => "other",
+        }
+    }
+}
+
+/// What kind of thing is left of an executor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LeftoverKind {
+    /// A container, or the engine does not say whether there is one.
+    Container,
+    /// A network of containers.
+    Network,
+    /// Processes.
+    Processes,
+    /// A folder of temporary files.
+    Folder,
+}
+
+impl LeftoverKind {
+    /// In a word, for metrics and status.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Container => "container",
+            Self::Network => "network",
+            Self::Processes => "processes",
+            Self::Folder => "folder",
+        }
+    }
+}
+
+/// Something of an executor that could not be removed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Leftover {
+    /// What it is.
+    pub kind: LeftoverKind,
+    /// Which, and why it is still there.
+    pub text: String,
+}
+
 /// Where executors come from.
 pub trait ExecutorBackend: Send + Sync {
     /// Starts one executor and waits until it has ended. Blocks for all of its life; `stop` ends it: at `Drain`
-    /// with some grace, at `Cancel` at once.
-    ///
-    /// When this returns, whatever it returns, nothing of the executor is left running: its slot is given to the next
-    /// job.
+    /// with some grace, at `Cancel` at once. [`ExecutorBackend::clean`] follows, whatever this returns.
     ///
     /// # Errors
     /// [`ExecutorError`], if it could not be started or watched.
-    fn run(&self, spec: &ExecutorSpec, stop: &Shutdown) -> Result<ExecutorExit, ExecutorError>;
+    fn run(&self, spec: &ExecutorSpec, stop: &Shutdown) -> ExecutorEnd;
+
+    /// Removes whatever is left of an executor that has ended: its job's containers and processes, its folder. Its slot
+    /// is given to the next job when this has succeeded; until then it is called again and again. An executor that has
+    /// exited `by_itself`, or was not started, has no processes left. Blocks for a bounded time.
+    ///
+    /// # Errors
+    /// What is still there, and why. The default has nothing to remove.
+    fn clean(&self, spec: &ExecutorSpec, by_itself: bool) -> Result<(), Leftover> {
+        let _ = (spec, by_itself);
+        Ok(())
+    }
 
     /// How jobs run here, to be read after "jobs run", if they can at present. Blocks until that is known, `deadline`
     /// passes or `stop` is cancelled.

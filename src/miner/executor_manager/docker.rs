@@ -1,17 +1,16 @@
 //! Executors as containers: on the host's network, of an image whose entry point is this program.
 //!
-//! Whatever way a run ends, its container is removed; those that an earlier process of the same miner left behind are
-//! removed before the first run of this one.
+//! Whatever way a run ends, its container is removed, and so are those that the executor has made for its job.
 
-use std::sync::Once;
 use std::time::{Duration, Instant};
 
-use super::backend::{END_GRACE, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec};
+use super::backend::{
+    END_GRACE, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, Leftover, LeftoverKind,
+};
 use super::program;
 use super::settings::ExecutorSettings;
 use crate::base::shutdown::Shutdown;
 use crate::proc::docker::{Docker, labels};
-use crate::proc::tool::ToolError;
 
 /// Time for `docker` to make, list or remove containers.
 pub(super) const DOCKER_TIME: Duration = Duration::from_secs(30);
@@ -33,15 +32,11 @@ pub struct DockerBackend {
     pub settings: ExecutorSettings,
     /// Time from the first SIGTERM to SIGKILL.
     pub end_grace: Duration,
-    /// Which process of the miner this is; what others of it have left is removed.
-    pub instance: String,
-    miner: String,
-    reaped: Once,
 }
 
 impl DockerBackend {
-    /// A back end for the miner with this hotkey.
-    pub fn new(miner_hotkey: impl Into<String>, image: impl Into<String>, runner: impl Into<String>) -> Self {
+    /// A back end whose executors are made of this image.
+    pub fn new(image: impl Into<String>, runner: impl Into<String>) -> Self {
         Self {
             docker: Docker { time: DOCKER_TIME, ..Docker::default() },
             image: image.into(),
@@ -50,23 +45,17 @@ impl DockerBackend {
             options: Vec::new(),
             settings: ExecutorSettings::default(),
             end_grace: END_GRACE,
-            miner: miner_hotkey.into(),
-            instance: uuid::Uuid::new_v4().to_string(),
-            reaped: Once::new(),
         }
     }
+}
 
-    /// Removes the containers that earlier processes of this miner have left.
-    fn reap_orphans(&self) -> Result<(), ToolError> {
-        let mut orphans = self.docker.containers(labels::MINER, &self.miner)?;
-        // Asked for later, so that none that this process has just made is taken for an orphan.
-        let ours = self.docker.containers(labels::INSTANCE, &self.instance)?;
-        orphans.retain(|id| !ours.contains(id));
-        for id in &orphans {
-            log::info!("removing container {id}, which an earlier process of this miner left behind");
-        }
-        self.docker.remove(&orphans)
-    }
+/// Removes every container that was made for an executor, its own included.
+pub(super) fn remove_containers(docker: &Docker, spec: &ExecutorSpec) -> Result<(), Leftover> {
+    let removed = docker.remove_labelled(labels::EXECUTOR, &spec.run);
+    removed.map(drop).map_err(|error| Leftover {
+        kind: LeftoverKind::Container,
+        text: format!("containers with label {}={} may be there: {error}", labels::EXECUTOR, spec.run),
+    })
 }
 
 /// A name for people, without the token, because names are for everybody to see. The job's uuid comes from a validator,
@@ -77,13 +66,7 @@ fn container_name(job_uuid: &str) -> String {
 }
 
 impl ExecutorBackend for DockerBackend {
-    fn run(&self, spec: &ExecutorSpec, stop: &Shutdown) -> Result<ExecutorExit, ExecutorError> {
-        // Other runs that begin meanwhile wait for it, at most three times `DOCKER_TIME`.
-        self.reaped.call_once(|| {
-            if let Err(error) = self.reap_orphans() {
-                log::warn!("containers of an earlier process of this miner may still be there: {error}");
-            }
-        });
+    fn run(&self, spec: &ExecutorSpec, stop: &Shutdown) -> ExecutorEnd {
         if stop.is_set() {
             return Ok(ExecutorExit::Unknown);
         }
@@ -91,12 +74,11 @@ impl ExecutorBackend for DockerBackend {
         let mut creation = container.creation();
         program::environment(&mut creation, spec, &self.settings);
         creation.args(["--network", "host", "--env", "MINER_ADDRESS", "--env", "EXECUTOR_TOKEN"]);
-        for (name, _) in self.settings.of(&spec.class) {
+        for (name, _) in self.settings.of(&spec.class).chain([(program::LABELS, "")]) {
             creation.args(["--env", name]);
         }
-        for (label, value) in
-            [(labels::MINER, &self.miner), (labels::INSTANCE, &self.instance), (labels::JOB, &spec.job_uuid)]
-        {
+        let stage = [(labels::JOB, spec.job_uuid.clone()), (labels::STAGE, "executor".to_owned())];
+        for (label, value) in spec.labels().into_iter().chain(stage) {
             creation.arg("--label").arg(format!("{label}={value}"));
         }
         if spec.class.has_gpu() {
@@ -124,6 +106,10 @@ impl ExecutorBackend for DockerBackend {
             // Still running, or removed by somebody else: then nobody knows.
             _ => Ok(ExecutorExit::Unknown),
         }
+    }
+
+    fn clean(&self, spec: &ExecutorSpec, _: bool) -> Result<(), Leftover> {
+        remove_containers(&self.docker, spec)
     }
 
     fn check(&self, stop: &Shutdown, deadline: Instant) -> Result<String, String> {

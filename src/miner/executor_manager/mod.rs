@@ -1,7 +1,12 @@
-//! Starts executors and sees them end: one thread each, through a back end.
+//! Starts executors, sees them end, and removes what they leave: one thread each, through a back end.
 //!
 //! Owner: the miner's router thread, which holds the [`ExecutorManager`]. Blocks in: [`ExecutorBackend::run`], for the
-//! life of one executor. Kick: that executor's stop signal. Ends: when the executor and all it started are gone.
+//! life of one executor, then in [`ExecutorBackend::clean`] and the pauses between its attempts. Kick: that executor's
+//! stop signal, and the miner's for the pauses. Ends: when the executor and all it started are gone, or the miner
+//! stops.
+//!
+//! The thread has the executor's lease, so the slot comes back when nothing of the executor is left, or when the thread
+//! ends in whatever other way.
 
 mod backend;
 mod docker;
@@ -13,18 +18,81 @@ mod settings;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub(crate) use backend::check_runner;
-pub use backend::{END_GRACE, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, FORCED_GRACE};
+pub use backend::{
+    END_GRACE, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, FORCED_GRACE, Leftover,
+    LeftoverKind, Owner,
+};
 pub use docker::DockerBackend;
 pub use process::ProcessBackend;
 pub use settings::ExecutorSettings;
 
+use super::executor_pool::Lease;
+use crate::base::backoff::exponential;
 use crate::base::scope;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::KICK_GRACE;
 use crate::base::thread::{JoinError, Kick, Thread, spawn};
+
+/// How an executor goes on, once it is started.
+#[derive(Debug)]
+pub enum Report {
+    /// It has ended, or was not started.
+    Ended(ExecutorEnd),
+    /// Something of it could not be removed; it is tried again.
+    Left(Leftover),
+    /// Its lease is dropped, and its thread ends.
+    Returned {
+        /// Whether nothing of it is left; the miner is stopping if not.
+        clean: bool,
+    },
+}
+
+/// Pauses between attempts to remove what an executor has left: the first soon, because most things are only slow to
+/// go, and for ever, because an engine or a disk comes back some day.
+const CLEAN_PAUSE: Duration = Duration::from_secs(1);
+const CLEAN_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// Removes what an executor has left, until nothing is or the miner stops; says which. Each new obstacle is reported.
+fn clean_up(
+    backend: &dyn ExecutorBackend,
+    spec: &ExecutorSpec,
+    by_itself: bool,
+    stop: &Shutdown,
+    report: impl Fn(Leftover),
+) -> bool {
+    let (mut known, mut attempt) = (None, 0);
+    loop {
+        let cleaned = caught(|| backend.clean(spec, by_itself && known.is_none()));
+        let left = match cleaned {
+            Ok(Ok(())) => {
+                if known.is_some() {
+                    log::info!("job {}: what its executor had left is gone", spec.job_uuid);
+                }
+                return true;
+            }
+            Ok(Err(left)) => left,
+            Err(text) => Leftover { kind: LeftoverKind::Processes, text },
+        };
+        if known.as_ref() != Some(&left) {
+            report(left.clone());
+            known = Some(left);
+        }
+        if stop.wait(exponential(CLEAN_PAUSE, CLEAN_PAUSE_MAX, attempt)) {
+            return false;
+        }
+        attempt += 1;
+    }
+}
+
+/// What `work` gives, or the text of its panic.
+fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).map_err(|payload| {
+        format!("the executor back end panicked: {}", crate::base::thread::panic_message(payload.as_ref()))
+    })
+}
 
 struct RunningExecutor {
     stop: Shutdown,
@@ -56,39 +124,41 @@ impl ExecutorManager {
         self.backend = backend;
     }
 
-    /// Starts an executor on a thread of its own, which calls `ended` as its last act. Does not block.
-    pub fn start(&mut self, spec: ExecutorSpec, ended: impl FnOnce(String, ExecutorEnd) + Send + 'static) {
+    /// Starts an executor on a thread of its own, which has the lease for as long as anything of the executor is left,
+    /// and tells `report` how it goes on; [`Report::Returned`] is the last. Does not block.
+    pub fn start(&mut self, spec: ExecutorSpec, lease: Lease, report: impl Fn(Report) + Send + 'static) {
         self.number = (self.number + 1) % 100_000;
         let stop = self.stop.child();
-        let (backend, running, token) = (self.backend.clone(), stop.clone(), spec.token.clone());
-        let kicked = stop.clone();
+        let (all, backend, token) = (self.stop.clone(), self.backend.clone(), spec.token.clone());
+        let (kicked, running) = (stop.clone(), stop.clone());
         let kick = Kick::new("stop signal of the executor", move || kicked.cancel());
         let thread = spawn(format!("min-ex-{}", self.number), kick, move || {
             let _job = scope::job(spec.job_uuid.as_str());
             // A panic of the back end must not leave its job waiting: it is an end like any other.
-            let run = std::panic::AssertUnwindSafe(|| backend.run(&spec, &running));
-            let end = std::panic::catch_unwind(run).unwrap_or_else(|payload| {
-                let message = crate::base::thread::panic_message(payload.as_ref());
-                Err(ExecutorError::Other(format!("the executor back end panicked: {message}")))
-            });
-            ended(spec.token, end);
+            let end = caught(|| backend.run(&spec, &running)).unwrap_or_else(|text| Err(ExecutorError::Other(text)));
+            let by_itself = matches!(end, Ok(ExecutorExit::Code(_)) | Err(ExecutorError::Start { .. }));
+            report(Report::Ended(end));
+            let clean = clean_up(backend.as_ref(), &spec, by_itself, &all, |left| report(Report::Left(left)));
+            // First, so that whoever hears of it finds the slot free.
+            drop(lease);
+            report(Report::Returned { clean });
         });
         self.running.insert(token, RunningExecutor { stop, thread });
     }
 
-    /// Tells an executor to end; whether it has, its `ended` says. Does not block.
+    /// Tells an executor to end; whether it has, its reports say. Does not block.
     pub fn end(&self, token: &str) {
         if let Some(running) = self.running.get(token) {
             running.stop.drain();
         }
     }
 
-    /// Joins the thread of an executor that has called `ended`.
+    /// Joins the thread of an executor that has reported its return.
     pub fn reap(&mut self, token: &str) {
         let Some(running) = self.running.remove(token) else { return };
         match running.thread.join_by(Instant::now() + KICK_GRACE) {
             Ok(()) | Err(JoinError::Panicked(_)) => {}
-            Err(JoinError::Late(thread)) => thread.abandon("it reported its executor's end and did not return"),
+            Err(JoinError::Late(thread)) => thread.abandon("it reported its lease's return and did not end"),
         }
     }
 

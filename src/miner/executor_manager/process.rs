@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::backend::{END_GRACE, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSpec, check_runner};
-use super::docker::DOCKER_TIME;
-use super::folder::ExecutorFolder;
+use super::backend::{
+    END_GRACE, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, Leftover, check_runner,
+};
+use super::docker::{DOCKER_TIME, remove_containers};
+use super::folder;
 use super::program;
 use super::settings::ExecutorSettings;
 use crate::base::shutdown::Shutdown;
-use crate::proc::docker::{Docker, labels};
+use crate::proc::docker::Docker;
 
 /// Runs `<program> executor --startup-time-limit S --runner R` with `MINER_ADDRESS` and `EXECUTOR_TOKEN`.
 ///
@@ -47,37 +49,32 @@ impl ProcessBackend {
             end_grace: END_GRACE,
         })
     }
-
-    fn end_leftovers(&self, job_uuid: &str, folder: &ExecutorFolder) {
-        if let Err(error) = folder.end_processes() {
-            log::error!("executor of job {job_uuid}: what is left of its job may still run: {error}");
-        }
-        if self.runner == "process" {
-            return;
-        }
-        let docker = Docker { time: DOCKER_TIME, ..Docker::default() };
-        if let Err(error) = docker.remove_labelled(labels::JOB, job_uuid) {
-            log::warn!("job {job_uuid}: its container may still be there: {error}");
-        }
-    }
 }
 
 impl ExecutorBackend for ProcessBackend {
-    fn run(&self, spec: &ExecutorSpec, stop: &Shutdown) -> Result<ExecutorExit, ExecutorError> {
+    fn run(&self, spec: &ExecutorSpec, stop: &Shutdown) -> ExecutorEnd {
         if stop.is_set() {
             return Ok(ExecutorExit::Unknown);
         }
-        let folder = ExecutorFolder::create().map_err(ExecutorError::Folder)?;
+        let folder = folder::of(spec);
+        folder::create(&folder).map_err(ExecutorError::Folder)?;
         let mut command = Command::new(&self.program);
         command.args(program::arguments(spec, &self.runner, self.arguments.as_deref()));
         program::environment(&mut command, spec, &self.settings);
-        command.env("TMPDIR", folder.path());
-        let end = program::run(command, spec, stop, self.end_grace);
-        // One that exits by itself has ended its job before.
-        if !matches!(end, Ok(ExecutorExit::Code(_)) | Err(ExecutorError::Start { .. })) {
-            self.end_leftovers(&spec.job_uuid, &folder);
+        command.env("TMPDIR", folder);
+        program::run(command, spec, stop, self.end_grace)
+    }
+
+    fn clean(&self, spec: &ExecutorSpec, by_itself: bool) -> Result<(), Leftover> {
+        let folder = folder::of(spec);
+        if !by_itself {
+            folder::end_processes(&folder)?;
         }
-        end
+        if self.runner != "process" {
+            let docker = Docker { time: DOCKER_TIME, ..Docker::default() };
+            remove_containers(&docker, spec)?;
+        }
+        folder::remove(&folder)
     }
 
     fn check(&self, stop: &Shutdown, deadline: Instant) -> Result<String, String> {

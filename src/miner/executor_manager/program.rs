@@ -16,6 +16,9 @@ use crate::proc::ladder::Ladder;
 /// A line of an executor's output is taken in pieces of at most this many bytes.
 const LINE_BYTES: usize = 8 << 10;
 
+/// Tells our executor how to label what it makes: the variable of its flag `--label`.
+pub(super) const LABELS: &str = "PHALANX_LABEL";
+
 /// Variables that are not handed on, because they configure the miner, its key among them…
 const OWN_VARIABLES: &str = "PHALANX_";
 
@@ -47,6 +50,8 @@ pub(super) fn environment(command: &mut Command, spec: &ExecutorSpec, settings: 
         command.env_remove(name);
     });
     command.envs(settings.of(&spec.class));
+    let labels = spec.labels().map(|(name, value)| format!("{name}={value}"));
+    command.env(LABELS, labels.join(","));
     command.env("MINER_ADDRESS", &spec.miner_address).env("EXECUTOR_TOKEN", &spec.token);
 }
 

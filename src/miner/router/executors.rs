@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use super::io::{Action, CLOSE_NORMAL, ExecutorFrame, TraceEvent};
+use super::io::{Action, CLOSE_NORMAL, Counted, ExecutorFrame, TraceEvent};
 use super::job::{JobKey, MinerJob, News, Phase};
 use super::state::{Connected, Router};
 use crate::base::ids::SessionId;
 use crate::base::now::Now;
-use crate::miner::executor_manager::ExecutorEnd;
+use crate::miner::executor_manager::{ExecutorEnd, Leftover};
+use crate::miner::executor_pool::{Quarantine, SlotId};
 use crate::protocol::stages::Stage;
 use crate::protocol::{ExecutorToMiner, MinerToValidator, answer};
 use crate::transport::Utf8Bytes;
@@ -92,7 +93,7 @@ impl Router {
             M::V0ExecutorReadyRequest(_) if matches!(job.phase, Phase::Starting) => {
                 job.ready(now.mono + self.limits.request_time);
                 if let Some(executor) = &job.executor {
-                    self.pool.ready(&executor.lease);
+                    self.pool.ready(executor.slot);
                 }
                 self.notify_text(&key, News::ExecutorReady, frame.relay);
                 self.begin_running(&key, now);
@@ -143,7 +144,6 @@ impl Router {
         let Some(key) = self.tokens.get(token).cloned() else { return };
         let job = self.jobs.get_mut(&key);
         let Some(MinerJob { executor: Some(executor), phase, .. }) = job else {
-            self.tokens.remove(token);
             if let Some(MinerJob { phase: Phase::FinalMessages(_, how), .. }) = self.jobs.get(&key) {
                 let how = how.clone();
                 let reason = self.jobs[&key].loss();
@@ -159,33 +159,71 @@ impl Router {
         }
     }
 
-    /// An executor has ended, or was never started: its slot is free.
+    /// An executor has ended, or was never started; what is left of it is being removed.
     pub(super) fn executor_ended(&mut self, token: String, end: ExecutorEnd, now: Now) {
-        self.out.push(Action::Reap(token.clone()));
         let Some(key) = self.tokens.get(&token).cloned() else { return };
         let Some(job) = self.jobs.get_mut(&key) else { return };
         let Some(executor) = job.executor.take() else { return };
-        let how = match end {
-            Ok(exit) => format!("the executor ended with {exit}"),
-            Err(error) => error.to_string(),
+        let (how, reason) = match end {
+            Ok(exit) => (format!("the executor ended with {exit}"), "exited"),
+            Err(error) => (error.to_string(), error.reason()),
         };
         log::debug!("job {}: {how}", key.uuid);
-        let class = executor.lease.class();
+        let class = executor.slot.class();
         self.out.push(Action::Note(key.clone(), Some(class), TraceEvent::ExecutorEnded, how.clone()));
-        self.pool.released(executor.lease);
+        job.unclean = Some(executor.slot);
+        self.pool.ending(executor.slot, now.mono + self.limits.end_time);
         let over = job.is_over();
+        if !over && !job.was_ready() {
+            self.out.push(Action::Count(Counted::StartFailed(reason)));
+        }
         if !over && executor.session.is_some() {
             // Its last messages may still be on their way; the end of its connection decides, or this.
             job.phase = Phase::FinalMessages(now.mono + FINAL_MESSAGES, how);
-        } else {
-            self.tokens.remove(&token);
-            if !over {
-                let reason = job.loss();
-                self.fail(&key, reason, how, now);
-            }
+        } else if !over {
+            let reason = job.loss();
+            self.fail(&key, reason, how, now);
         }
-        self.forget_if_done(&key, Some(now.mono));
-        self.serve_waiting(class, now);
+    }
+}
+
+impl Router {
+    /// Something of an executor that has ended does not go away: its slot is nobody's until it has gone.
+    pub(super) fn executor_left(&mut self, token: &str, left: Leftover) {
+        let job = self.tokens.get(token).and_then(|key| self.jobs.get(key));
+        if let Some((slot, uuid)) = job.and_then(|job| Some((job.unclean?, &job.initial.job_uuid))) {
+            let reason = format!("job {uuid}: {}", left.text);
+            self.quarantine(slot, Quarantine { what: left.kind.as_str(), reason });
+        }
+    }
+
+    /// The lease of an executor has been dropped; if nothing of the executor is left, nothing is remembered of it.
+    pub(super) fn slot_returned(&mut self, token: String, clean: bool, now: Now) {
+        if clean && let Some(key) = self.tokens.get(&token).cloned() {
+            if let Some(job) = self.jobs.get_mut(&key) {
+                job.unclean = None;
+            }
+            self.forget_if_done(&key, Some(now.mono));
+        }
+        self.out.push(Action::Reap(token));
+    }
+
+    /// Puts the slots in quarantine whose executors do not end.
+    pub(super) fn quarantine_overdue(&mut self, now: Now) {
+        for slot in self.pool.overdue(now.mono) {
+            let of_slot = |job: &&MinerJob| job.unclean == Some(slot);
+            let reason = match self.jobs.values().find(of_slot) {
+                Some(job) => format!("job {}: what its executor left is still being removed", job.initial.job_uuid),
+                None => "the executor did not end when it was stopped".to_owned(),
+            };
+            self.quarantine(slot, Quarantine { what: "executor", reason });
+        }
+    }
+
+    fn quarantine(&mut self, slot: SlotId, why: Quarantine) {
+        log::error!("a slot of class {} is in quarantine: {}", slot.class(), why.reason);
+        self.out.push(Action::Count(Counted::Quarantined(why.what)));
+        self.pool.quarantine(slot, why);
     }
 }
 

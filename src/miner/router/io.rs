@@ -1,13 +1,16 @@
 //! What goes into the router and what comes out of it. Pure: frames are read from their text, by the thread of their
 //! connection.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::base::ids::SessionId;
 use crate::base::shutdown::Level;
 use crate::identity::PublicKey;
 use crate::miner::config::MinerLimits;
-use crate::miner::executor_manager::{ExecutorEnd, ExecutorSpec};
+use crate::miner::executor_manager::{ExecutorEnd, ExecutorSpec, Leftover};
+use crate::miner::executor_pool::Lease;
 use crate::protocol::signing::verify_validator_signature;
 use crate::protocol::{DecodeError, ExecutorClass, ExecutorToMiner, Receipt, ReceiptPayload, ValidatorToMiner};
 use crate::transport::Utf8Bytes;
@@ -130,6 +133,20 @@ pub enum Input {
     },
     /// How jobs run here, or why none can.
     Engine(Result<String, String>),
+    /// Something of an executor that has ended could not be removed; it is tried again.
+    ExecutorLeft {
+        /// Its token.
+        token: String,
+        /// What.
+        left: Leftover,
+    },
+    /// Whoever ran an executor has dropped its lease.
+    SlotReturned {
+        /// Its token.
+        token: String,
+        /// Whether nothing of the executor is left.
+        clean: bool,
+    },
     /// Stop at this level: drain declines new jobs, cancel ends those that run.
     Stop(Level),
     /// From now on these settings count.
@@ -195,12 +212,28 @@ pub enum Action {
         /// The validator's signature, already checked.
         validator_signature: String,
     },
-    /// Start an executor, and report its end as [`Input::ExecutorEnded`].
-    Start(ExecutorSpec),
+    /// Start an executor, report its end as [`Input::ExecutorEnded`], remove what it leaves, drop the lease, and report
+    /// that as [`Input::SlotReturned`].
+    Start(ExecutorSpec, Lease),
     /// Tell an executor to end.
     End(String),
-    /// The executor has ended: let go of what is left of it here.
+    /// The slot of an executor has come back: let go of the thread that had it.
     Reap(String),
     /// Remember what happened to a job.
     Note(JobKey, Option<ExecutorClass>, TraceEvent, String),
+    /// Count it.
+    Count(Counted),
+}
+
+/// What is counted in the metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counted {
+    /// A job was accepted, so long after it was asked for.
+    Accepted(Duration),
+    /// An executor did not come to be ready, for this reason.
+    StartFailed(&'static str),
+    /// A slot went into quarantine, because of this.
+    Quarantined(&'static str),
+    /// The numbers of slots do not add up.
+    SlotBreach,
 }

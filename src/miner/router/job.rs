@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::base::ids::SessionId;
-use crate::miner::executor_pool::Lease;
+use crate::miner::executor_pool::{Lease, SlotId};
 use crate::protocol::stages::{Stage, StageClock, Timing};
 use crate::protocol::{HordeFailureReason, MinerToExecutor, Receipt, V0InitialJobRequest};
 use crate::transport::Utf8Bytes;
@@ -73,7 +73,9 @@ impl News {
 #[derive(Debug)]
 pub(super) struct Executor {
     /// The slot it has.
-    pub lease: Lease,
+    pub slot: SlotId,
+    /// The right to it, until the executor is started: whoever runs it has the lease from then on.
+    pub lease: Option<Lease>,
     /// By which it introduces itself.
     pub token: String,
     /// Its connection.
@@ -99,6 +101,12 @@ pub(super) struct MinerJob {
     pub phase: Phase,
     /// The executor, until it is gone.
     pub executor: Option<Executor>,
+    /// The token of its executor.
+    pub token: String,
+    /// The executor has ended, and what is left of it is being removed; its slot until then.
+    pub unclean: Option<SlotId>,
+    /// When the validator asked for it.
+    pub asked: Instant,
     /// The second half of the job, as it is passed on.
     pub request: Option<Utf8Bytes>,
     /// Connections that are notified. More than one only after the one that asked was lost: the wire does not say
@@ -117,14 +125,26 @@ impl MinerJob {
         lease: Lease,
         token: String,
         session: SessionId,
+        asked: Instant,
     ) -> Self {
-        let executor = Executor { lease, token, session: None, back_by: None, end_at: None, address: None };
+        let executor = Executor {
+            slot: lease.slot(),
+            lease: Some(lease),
+            token: token.clone(),
+            session: None,
+            back_by: None,
+            end_at: None,
+            address: None,
+        };
         Self {
             initial,
             initial_text,
             receipt: None,
             phase: Phase::Storing,
             executor: Some(executor),
+            token,
+            unclean: None,
+            asked,
             request: None,
             audience: vec![session],
             claimed: true,
@@ -176,10 +196,17 @@ impl MinerJob {
         self.kept.iter().map(|(_, text)| text.len()).sum()
     }
 
+    /// Whether nothing of its executor is left.
+    fn is_clean(&self) -> bool {
+        self.executor.is_none() && self.unclean.is_none()
+    }
+
     /// Whether nothing is left that anybody could still want.
-    pub(super) fn is_done_with(&self, now: Instant) -> bool {
+    pub(super) fn is_done_with(&self, now: Option<Instant>) -> bool {
         match self.phase {
-            Phase::Over(kept_until) => self.executor.is_none() && (self.kept.is_empty() || kept_until <= now),
+            Phase::Over(kept_until) => {
+                self.is_clean() && (self.kept.is_empty() || now.is_some_and(|now| kept_until <= now))
+            }
             _ => false,
         }
     }
@@ -268,7 +295,7 @@ impl MinerJob {
             Phase::Ready(until) | Phase::FinalMessages(until, _) => Some(*until),
             Phase::Running(_, clock) => Some(clock.deadline() + leeway),
             // Without an executor and with everything confirmed the job is gone already.
-            Phase::Over(kept_until) => self.executor.is_none().then_some(*kept_until),
+            Phase::Over(kept_until) => self.is_clean().then_some(*kept_until),
         };
         let executor = self.executor.as_ref().and_then(|e| e.end_at.or(e.back_by));
         [phase, executor].into_iter().flatten().min()

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::io::{Action, CLOSE_NORMAL, TraceEvent};
+use super::io::{Action, CLOSE_NORMAL, Counted, TraceEvent};
 use super::job::{Executor, JobKey, MinerJob, News, Phase};
 use super::state::{Router, Waiting};
 use crate::base::ids::SessionId;
@@ -61,10 +61,10 @@ impl Router {
         let ahead = self.waiting.iter().filter(|w| w.initial.executor_class == class).count();
         if self.pool.counts(class).free == 0 && ahead < self.pool.counts(class).ending {
             let until = now.mono + self.limits.reservation_wait;
-            self.waiting.push_back(Waiting { key, session, initial, text, until });
+            self.waiting.push_back(Waiting { key, session, initial, text, until, asked: now.mono });
             return;
         }
-        self.reserve(session, key, (initial, text), now);
+        self.reserve(Waiting { key, session, initial, text, until: now.mono, asked: now.mono }, now);
     }
 
     /// The same job again: it is not started twice, but the validator is notified of what it may have missed.
@@ -121,13 +121,8 @@ impl Router {
         Ok(())
     }
 
-    fn reserve(
-        &mut self,
-        session: SessionId,
-        key: JobKey,
-        (initial, text): (V0InitialJobRequest, Utf8Bytes),
-        now: Now,
-    ) {
+    fn reserve(&mut self, waiting: Waiting, now: Now) {
+        let Waiting { key, session, initial, text, asked, .. } = waiting;
         let class = initial.executor_class;
         let ready_by = now.mono + class.spin_up_time() + self.limits.startup_time_limit;
         let lease = match self.pool.reserve(class, ready_by) {
@@ -144,7 +139,7 @@ impl Router {
             validator_signature: initial.job_started_receipt_signature.clone(),
         };
         let token = format!("{}-{}", key.uuid, uuid::Uuid::new_v4());
-        self.jobs.insert(key.clone(), MinerJob::new((initial, text), lease, token, session));
+        self.jobs.insert(key.clone(), MinerJob::new((initial, text), lease, token, session, asked));
         self.note(&key, TraceEvent::Asked, "");
         self.out.push(store);
     }
@@ -157,14 +152,14 @@ impl Router {
     /// Declines with the receipts of the jobs that have the executors of the class, as an excuse.
     fn decline_busy(&mut self, to: SessionId, key: &JobKey, class: ExecutorClass, message: &str) {
         let has_executor =
-            |job: &&MinerJob| job.executor.as_ref().is_some_and(|executor| executor.lease.class() == class);
+            |job: &&MinerJob| job.executor.as_ref().is_some_and(|executor| executor.slot.class() == class);
         let receipts = self.jobs.values().filter(has_executor).filter_map(|job| job.receipt.clone()).collect();
         let (job_uuid, message, reason) = (key.uuid.clone(), message.to_owned(), JobRejectionReason::Busy);
         self.send(to, V0DeclineJobRequest { job_uuid, message, reason, receipts, context: None });
     }
 
     /// A receipt has been stored, or could not be; for a started-receipt the job depends on it.
-    pub(super) fn stored(&mut self, key: JobKey, result: Result<(Box<Receipt>, bool), String>) {
+    pub(super) fn stored(&mut self, key: JobKey, result: Result<(Box<Receipt>, bool), String>, now: Now) {
         let Some(job) = self.jobs.get_mut(&key).filter(|job| matches!(job.phase, Phase::Storing)) else {
             if let Err(why) = result {
                 log::error!("job {}: a receipt was not stored: {why}", key.uuid);
@@ -189,28 +184,29 @@ impl Router {
             }
             return;
         }
-        let Some(executor) = &job.executor else { return };
+        let Some(executor) = &mut job.executor else { return };
+        let Some(lease) = executor.lease.take() else { return };
         let spec = ExecutorSpec {
+            run: uuid::Uuid::new_v4().simple().to_string(),
+            owner: self.owner.clone(),
             token: executor.token.clone(),
             job_uuid: key.uuid.clone(),
             miner_address: self.executor_address.clone(),
-            class: executor.lease.class(),
+            class: executor.slot.class(),
             startup_time_limit: self.limits.startup_time_limit,
         };
         job.phase = Phase::Starting;
+        self.out.push(Action::Count(Counted::Accepted(now.mono.saturating_duration_since(job.asked))));
         self.tokens.insert(spec.token.clone(), key.clone());
         self.notify(&key, News::Accepted, V0AcceptJobRequest { job_uuid: key.uuid.clone() });
-        self.out.push(Action::Start(spec));
+        self.out.push(Action::Start(spec, lease));
         log::info!("job {}: accepted from validator {}", key.uuid, key.validator);
     }
 
     /// A job that has a slot but no executor yet is taken back; gives those who are to be notified.
     fn undo(&mut self, key: &JobKey) -> Vec<SessionId> {
-        let Some(job) = self.jobs.remove(key) else { return Vec::new() };
-        if let Some(executor) = job.executor {
-            self.pool.released(executor.lease);
-        }
-        job.audience
+        // With its lease, which gives the slot back.
+        self.jobs.remove(key).map(|job| job.audience).unwrap_or_default()
     }
 
     /// Notifies the validator of a job, now or when it is back.
@@ -255,7 +251,7 @@ impl Router {
         if let Some(executor) = &mut job.executor {
             executor.back_by = None;
             executor.end_at = Some(now.mono + exit_time);
-            self.pool.ending(&executor.lease, now.mono + exit_time + self.limits.end_time);
+            self.pool.ending(executor.slot, now.mono + exit_time + self.limits.end_time);
         }
         self.bound_kept();
     }
@@ -284,12 +280,10 @@ impl Router {
 
     /// Lets go of a job of which nothing is left.
     pub(super) fn forget_if_done(&mut self, key: &JobKey, now: Option<Instant>) {
-        let done = |job: &MinerJob| match now {
-            Some(now) => job.is_done_with(now),
-            None => job.executor.is_none() && job.kept_bytes() == 0 && job.is_over(),
-        };
-        if self.jobs.get(key).is_some_and(done) {
-            self.jobs.remove(key);
+        if self.jobs.get(key).is_some_and(|job| job.is_done_with(now))
+            && let Some(job) = self.jobs.remove(key)
+        {
+            self.tokens.remove(&job.token);
         }
     }
 
@@ -298,7 +292,7 @@ impl Router {
         while self.pool.counts(class).free > 0 {
             let next = self.waiting.iter().position(|w| w.initial.executor_class == class);
             let Some(waiting) = next.and_then(|at| self.waiting.remove(at)) else { return };
-            self.reserve(waiting.session, waiting.key, (waiting.initial, waiting.text), now);
+            self.reserve(waiting, now);
         }
     }
 
@@ -318,8 +312,7 @@ impl Router {
         let leeway = self.limits.leeway;
         let due = |job: &MinerJob| job.next_wake(leeway).is_some_and(|at| at <= now.mono);
         let starting = |job: &MinerJob, router: &Self| {
-            let lease = job.executor.as_ref().map(|executor| &executor.lease);
-            lease.is_some_and(|lease| router.pool.has_expired(lease, now.mono))
+            job.executor.as_ref().is_some_and(|executor| router.pool.has_expired(executor.slot, now.mono))
         };
         let keys: Vec<_> =
             self.jobs.iter().filter(|(_, job)| due(job) || starting(job, self)).map(|(key, _)| key.clone()).collect();
@@ -337,6 +330,7 @@ impl Router {
                     Some(Executor { session: Some(_), .. }) => "the executor connected but was not ready in time",
                     _ => "the executor did not connect in time",
                 };
+                self.out.push(Action::Count(Counted::StartFailed("late")));
                 self.fail(&key, HordeFailureReason::ExecutorSpinupFailed, why.to_owned(), now);
             } else if let Some((reason, why)) = job.failure(leeway, now.mono) {
                 self.fail(&key, reason, why, now);

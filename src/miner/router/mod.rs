@@ -16,9 +16,11 @@ mod jobs;
 mod state;
 mod validators;
 
-pub use io::{Action, CLOSE_NORMAL, CLOSE_POLICY, ExecutorFrame, Input, Peer, Settings, TraceEvent, ValidatorFrame};
+pub use io::{
+    Action, CLOSE_NORMAL, CLOSE_POLICY, Counted, ExecutorFrame, Input, Peer, Settings, TraceEvent, ValidatorFrame,
+};
 pub use job::JobKey;
-pub use state::{MinerStatus, Router};
+pub use state::{MinerStatus, QuarantinedSlot, Router};
 
 use crate::base::ids::SessionId;
 use crate::base::now::Now;
@@ -32,9 +34,11 @@ impl Router {
             Input::FromValidator(id, frame) => self.validator_message(id, *frame, now),
             Input::FromExecutor(id, frame) => self.executor_message(id, *frame, now),
             Input::Closed(id) => self.closed(id, now),
-            Input::Stored { job, result } => self.stored(job, result),
+            Input::Stored { job, result } => self.stored(job, result, now),
             Input::ExecutorEnded { token, end } => self.executor_ended(token, end, now),
             Input::Engine(engine) => self.engine = engine,
+            Input::ExecutorLeft { token, left } => self.executor_left(&token, left),
+            Input::SlotReturned { token, clean } => self.slot_returned(token, clean, now),
             Input::Stop(level) => self.stop(level, now),
             Input::Settings(settings) => self.set(*settings),
             Input::Tick => {}
@@ -44,12 +48,20 @@ impl Router {
     }
 
     fn tick(&mut self, now: Now) {
-        for class in self.pool.quarantine_overdue(now.mono) {
-            log::error!("an executor of class {class} did not end when it was stopped: its slot is in quarantine");
-        }
+        self.quarantine_overdue(now);
         self.expire_validators(now);
-        self.expire_waiting(now);
         self.expire_jobs(now);
+        for class in self.pool.take_back() {
+            self.serve_waiting(class, now);
+        }
+        self.expire_waiting(now);
+        if self.breach.is_none()
+            && let Some(breach) = self.pool.breach()
+        {
+            log::error!("slots were lost or made, which is a mistake in this program: {breach}");
+            self.out.push(Action::Count(Counted::SlotBreach));
+            self.breach = Some(breach);
+        }
     }
 
     fn closed(&mut self, id: SessionId, now: Now) {

@@ -7,7 +7,8 @@ use crate::base::ids::SessionId;
 use crate::base::shutdown::Level;
 use crate::identity::{KeyPair, PublicKey};
 use crate::miner::config::{MinerConfig, MinerLimits};
-use crate::miner::executor_pool::{ExecutorPool, SlotCounts};
+use crate::miner::executor_manager::Owner;
+use crate::miner::executor_pool::{ExecutorPool, Quarantine, SlotCounts, SlotId};
 use crate::protocol::{ExecutorClass, GenericError, MinerToValidator, V0InitialJobRequest};
 use crate::transport::Utf8Bytes;
 
@@ -64,6 +65,7 @@ pub(super) struct Waiting {
     pub initial: V0InitialJobRequest,
     pub text: Utf8Bytes,
     pub until: Instant,
+    pub asked: Instant,
 }
 
 fn addresses(keys: &[PublicKey]) -> HashSet<String> {
@@ -77,6 +79,7 @@ pub struct Router {
     pub(super) hotkey: String,
     pub(super) allowed: HashSet<String>,
     pub(super) blacklist: HashSet<String>,
+    pub(super) owner: Owner,
     pub(super) limits: MinerLimits,
     pub(super) executor_address: String,
     pub(super) streaming_address: Option<String>,
@@ -91,6 +94,8 @@ pub struct Router {
     /// How jobs run here, or why none can.
     pub(super) engine: Result<String, String>,
     pub(super) level: Level,
+    /// How the numbers of slots did not add up, the first time.
+    pub(super) breach: Option<String>,
     pub(super) out: Vec<Action>,
 }
 
@@ -111,16 +116,51 @@ pub struct MinerStatus {
     pub jobs_run: String,
     /// Why no job can run at present.
     pub engine_trouble: Option<String>,
+    /// Names the miner's state folder, as in the labels of its containers.
+    pub instance: String,
+    /// Which of the processes that have opened the state folder this is, from 1.
+    pub epoch: u64,
+    /// The slots that nobody gets, and why.
+    pub quarantined: Vec<QuarantinedSlot>,
+    /// How the numbers of slots did not add up, the first time: a mistake in the program.
+    pub breach: Option<String>,
+}
+
+impl MinerStatus {
+    /// Why no job can have a slot although the miner should have some, if that is so.
+    pub fn slot_trouble(&self) -> Option<String> {
+        if let Some(breach) = &self.breach {
+            return Some(format!("the numbers of slots do not add up: {breach}"));
+        }
+        let (declared, quarantined) = self
+            .executors
+            .iter()
+            .fold((0, 0), |(all, out), (_, counts)| (all + counts.declared, out + counts.quarantined));
+        let why = self.quarantined.first().map_or("", |slot| slot.reason.as_str());
+        (declared > 0 && quarantined == declared).then(|| format!("all {declared} are in quarantine: {why}"))
+    }
+}
+
+/// A slot in quarantine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuarantinedSlot {
+    /// Its class.
+    pub class: ExecutorClass,
+    /// In a word, what does not go away: `container`, `network`, `folder`, `processes` or `executor`.
+    pub what: &'static str,
+    /// In words.
+    pub reason: String,
 }
 
 impl Router {
-    /// The state at the start; executors dial `executor_address`.
-    pub fn new(config: &MinerConfig, executor_address: String) -> Self {
+    /// The state at the start; executors dial `executor_address` and are `owner`'s.
+    pub fn new(config: &MinerConfig, executor_address: String, owner: Owner) -> Self {
         Self {
             hotkey: config.key.ss58(),
             key: config.key.clone(),
             allowed: addresses(&config.validators),
             blacklist: addresses(&config.blacklist),
+            owner,
             limits: config.limits,
             executor_address,
             streaming_address: config.streaming_address.clone(),
@@ -132,6 +172,7 @@ impl Router {
             waiting: VecDeque::new(),
             engine: Ok(String::new()),
             level: Level::Run,
+            breach: None,
             out: Vec::new(),
         }
     }
@@ -172,6 +213,10 @@ impl Router {
             connected_executors: self.executors.values().filter(|connected| !connected.replaced).count(),
             jobs_run: self.engine.clone().unwrap_or_default(),
             engine_trouble: self.engine.clone().err(),
+            instance: self.owner.instance.clone(),
+            epoch: self.owner.epoch,
+            quarantined: self.pool.quarantined().map(quarantined_slot).collect(),
+            breach: self.breach.clone(),
         }
     }
 
@@ -190,4 +235,8 @@ impl Router {
     pub(super) fn complain(&mut self, to: SessionId, details: impl Into<String>) {
         self.send(to, GenericError { details: Some(details.into()) });
     }
+}
+
+fn quarantined_slot((slot, why): (SlotId, &Quarantine)) -> QuarantinedSlot {
+    QuarantinedSlot { class: slot.class(), what: why.what, reason: why.reason.clone() }
 }

@@ -16,14 +16,15 @@ mod rows;
 mod salvage;
 
 use std::collections::HashSet;
-use std::fs::{self, File, TryLockError};
-use std::io::{ErrorKind, Read, Write};
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use rusqlite::{Connection, params};
 
 use super::StoreError;
+use super::lock::FolderLock;
 use crate::base::limits::JOURNAL_BODY_BYTES;
 use crate::base::rng::Rng;
 use crate::base::waits::waiting;
@@ -100,7 +101,7 @@ pub struct Journal {
     /// Only to sync it: SQLite keeps the one file from open to close.
     log: File,
     log_path: PathBuf,
-    _lock: Lock,
+    _lock: FolderLock,
 }
 
 impl Journal {
@@ -116,7 +117,7 @@ impl Journal {
     /// [`StoreError::InUse`] with the owner's process id; the system's and SQLite's. Damage is no error.
     pub fn open(folder: &Path) -> Result<(Self, Recovered), StoreError> {
         fs::create_dir_all(folder).map_err(|source| StoreError::Folder { path: folder.to_owned(), source })?;
-        let lock = lock(folder)?;
+        let lock = FolderLock::take(folder, LOCK)?;
         install(folder)?;
         let (database, log) = (contents(&folder.join(DATABASE))?, contents(&folder.join(LOG))?);
         let is_new = database.is_none() && log.is_none();
@@ -311,37 +312,6 @@ impl Database {
     fn close(self) -> Result<(), StoreError> {
         self.checkpoint()?;
         self.connection.close().map_err(|(_, error)| error.into())
-    }
-}
-
-/// The lock of a folder.
-#[derive(Debug)]
-struct Lock(File);
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Closing is not enough: a process that another thread is just starting has the descriptor, too, for a moment.
-        let _ = self.0.unlock(); // Closing follows in any case.
-    }
-}
-
-/// Takes the folder's lock, or tells who has it.
-fn lock(folder: &Path) -> Result<Lock, StoreError> {
-    let path = folder.join(LOCK);
-    let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-    let mut file = open.map_err(file_error(&path))?;
-    match file.try_lock() {
-        Ok(()) => {
-            let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-            written.map_err(file_error(&path))?;
-            Ok(Lock(file))
-        }
-        Err(TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            file.read_to_string(&mut pid).map_err(file_error(&path))?;
-            Err(StoreError::InUse { folder: folder.to_owned(), pid: pid.trim().to_owned() })
-        }
-        Err(TryLockError::Error(source)) => Err(StoreError::File { path, source }),
     }
 }
 

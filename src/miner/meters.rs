@@ -1,0 +1,39 @@
+//! The miner's metrics that are counted as things happen; what can be looked at is in [`super::MinerStatus`].
+
+use super::router::Counted;
+use crate::ops::metrics::{Counter, Histogram, Metrics, SECONDS};
+
+/// What the router's thread counts.
+#[derive(Debug)]
+pub(super) struct Meters {
+    metrics: Metrics,
+    reservation: Histogram,
+    breaches: Counter,
+}
+
+impl Meters {
+    pub(super) fn new(metrics: &Metrics) -> Self {
+        let help = "From a validator's request to its acceptance: the wait for a slot, and its receipt on disk.";
+        let breaches = "How often slots were lost or made: a mistake in the program.";
+        Self {
+            reservation: metrics.histogram("phalanx_miner_reservation_seconds", help, &[], SECONDS),
+            breaches: metrics.counter("phalanx_miner_slot_breaches_total", breaches, &[]),
+            metrics: metrics.clone(),
+        }
+    }
+
+    pub(super) fn count(&self, counted: Counted) {
+        match counted {
+            Counted::Accepted(after) => self.reservation.observe_time(after),
+            Counted::StartFailed(reason) => {
+                let help = "Executors that did not come to be ready, by reason.";
+                self.metrics.counter("phalanx_miner_start_failures_total", help, &[("reason", reason)]).inc();
+            }
+            Counted::Quarantined(reason) => {
+                let help = "Slots that went into quarantine, by what did not go away.";
+                self.metrics.counter("phalanx_miner_quarantined_total", help, &[("reason", reason)]).inc();
+            }
+            Counted::SlotBreach => self.breaches.inc(),
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! The lock of a state folder: one process has it, and says which.
+
+use std::fs::{File, TryLockError};
+use std::io::{Read, Write};
+use std::path::Path;
+
+use super::StoreError;
+
+/// The lock, held until it is dropped or the process ends in whatever way.
+#[derive(Debug)]
+pub(super) struct FolderLock(File);
+
+impl FolderLock {
+    /// Takes the lock that is the file `name` of the folder.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`] with the process id of whoever has it; the system's.
+    pub(super) fn take(folder: &Path, name: &str) -> Result<Self, StoreError> {
+        let path = folder.join(name);
+        let failed = |source| StoreError::File { path: path.clone(), source };
+        let mut file =
+            File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {
+                let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+                written.map_err(failed)?;
+                Ok(Self(file))
+            }
+            Err(TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                file.read_to_string(&mut pid).map_err(failed)?;
+                Err(StoreError::InUse { folder: folder.to_owned(), pid: pid.trim().to_owned() })
+            }
+            Err(TryLockError::Error(source)) => Err(failed(source)),
+        }
+    }
+}
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        // Closing is not enough: a process that another thread is just starting has the descriptor, too, for a moment.
+        let _ = self.0.unlock(); // Closing follows in any case.
+    }
+}

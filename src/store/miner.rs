@@ -1,0 +1,200 @@
+//! A miner's database: its receipts, the jobs that its executors run, and whose turn it is.
+//!
+//! One process has the folder. Each takes the next epoch, so that what an earlier one has left (containers, processes,
+//! folders, all marked with the instance and the epoch) is told from its own.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use rusqlite::params;
+
+use super::StoreError;
+use super::lock::FolderLock;
+use super::receipts::{ReceiptRow, ReceiptStore};
+use crate::base::waits::waiting;
+
+/// Name of the database in the state folder.
+pub const DATABASE: &str = "miner.db";
+
+const LOCK: &str = "miner.lock";
+
+/// Whose turn it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Turn {
+    /// Names this state folder, and no copy of it: a number of its own, and the folder's in its file system.
+    pub instance: String,
+    /// Grows with each process that opens the folder.
+    pub epoch: u64,
+}
+
+/// A job as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobRow {
+    /// Who asked for it (SS58).
+    pub validator: String,
+    /// Its uuid.
+    pub uuid: String,
+    /// Where it is, JSON.
+    pub state: String,
+    /// The initial request as it is passed on.
+    pub initial: String,
+    /// The job request as it is passed on, as long as its executor may lack it.
+    pub request: Option<String>,
+    /// What its validator has not confirmed, JSON.
+    pub news: String,
+}
+
+/// A change of what is kept of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JobChange {
+    /// It is so now.
+    Put(JobRow),
+    /// Nothing is left of it.
+    Forget {
+        /// Who asked for it (SS58).
+        validator: String,
+        /// Its uuid.
+        uuid: String,
+    },
+}
+
+/// The database, for one thread. Dropping it lets the folder go.
+#[derive(Debug)]
+pub struct MinerStore {
+    // The order matters: the database is closed before the lock is let go.
+    receipts: ReceiptStore,
+    turn: Turn,
+    _lock: FolderLock,
+}
+
+impl MinerStore {
+    /// Takes the folder, opens (or makes) its database, deletes receipts that no longer count at `now_us`, and gives
+    /// the jobs that were left. Blocks on the disk. Only the owner can read the file: it holds the tokens of executors.
+    ///
+    /// # Errors
+    /// [`StoreError`]; [`StoreError::InUse`] if another process has the folder.
+    pub fn open(folder: &Path, now_us: i64) -> Result<(Self, Vec<JobRow>), StoreError> {
+        fs::create_dir_all(folder).map_err(|source| StoreError::Folder { path: folder.to_owned(), source })?;
+        let lock = FolderLock::take(folder, LOCK)?;
+        let path = folder.join(DATABASE);
+        let mut receipts = ReceiptStore::open(&path, now_us)?;
+        let file_error = |source| StoreError::File { path: path.clone(), source };
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(file_error)?;
+        let inode = fs::metadata(folder).map_err(file_error)?.ino();
+        let transaction = receipts.connection().transaction()?;
+        let fresh = uuid::Uuid::new_v4().simple().to_string();
+        transaction.execute("INSERT OR IGNORE INTO miner VALUES (1, ?1, 0)", [&fresh[..16]])?;
+        transaction.execute("UPDATE miner SET epoch = epoch + 1", [])?;
+        let (number, epoch) = transaction.query_row("SELECT instance, epoch FROM miner", [], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?))
+        })?;
+        let jobs = {
+            let mut select = transaction.prepare("SELECT validator, uuid, state, initial, request, news FROM jobs")?;
+            let rows = select.query_map([], |row| {
+                Ok(JobRow {
+                    validator: row.get(0)?,
+                    uuid: row.get(1)?,
+                    state: row.get(2)?,
+                    initial: row.get(3)?,
+                    request: row.get(4)?,
+                    news: row.get(5)?,
+                })
+            })?;
+            rows.collect::<rusqlite::Result<_>>()?
+        };
+        transaction.commit()?;
+        let turn = Turn { instance: format!("{number}-{inode:x}"), epoch: epoch.unsigned_abs() };
+        Ok((Self { receipts, turn, _lock: lock }, jobs))
+    }
+
+    /// Whose turn it is, for as long as this lives.
+    pub fn turn(&self) -> &Turn {
+        &self.turn
+    }
+
+    /// Stores receipts and makes changes of jobs in one transaction; says for each receipt whether it is new (see
+    /// [`ReceiptStore::insert`]). Blocks on the disk; on it when this returns.
+    ///
+    /// # Errors
+    /// [`StoreError::Sql`]; then nothing was changed.
+    pub fn write(&mut self, receipts: &[ReceiptRow], jobs: &[JobChange]) -> Result<Vec<bool>, StoreError> {
+        let transaction = self.receipts.connection().transaction()?;
+        let new = ReceiptStore::insert_into(&transaction, receipts)?;
+        {
+            let mut put = transaction.prepare_cached("INSERT OR REPLACE INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
+            let mut forget = transaction.prepare_cached("DELETE FROM jobs WHERE validator = ?1 AND uuid = ?2")?;
+            for job in jobs {
+                match job {
+                    JobChange::Put(JobRow { validator, uuid, state, initial, request, news }) => {
+                        put.execute(params![validator, uuid, state, initial, request, news])?
+                    }
+                    JobChange::Forget { validator, uuid } => forget.execute([validator, uuid])?,
+                };
+            }
+        }
+        let _waiting = waiting("the disk", None);
+        transaction.commit()?;
+        Ok(new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(uuid: &str, state: &str) -> JobRow {
+        JobRow {
+            validator: "5V".into(),
+            uuid: uuid.into(),
+            state: state.into(),
+            initial: "{}".into(),
+            request: None,
+            news: "[]".into(),
+        }
+    }
+
+    fn receipt(uuid: &str) -> ReceiptRow {
+        ReceiptRow {
+            validator_hotkey: "5V".into(),
+            job_uuid: uuid.into(),
+            kind: "JobStartedReceipt".into(),
+            written_us: 5,
+            payload: "{}".into(),
+            validator_signature: "0xaa".into(),
+            miner_signature: "0xbb".into(),
+        }
+    }
+
+    #[test]
+    fn jobs_survive_and_each_process_has_an_epoch_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut store, jobs) = MinerStore::open(folder.path(), 0).unwrap();
+        assert_eq!((jobs, store.turn().epoch), (vec![], 1));
+        let instance = store.turn().instance.clone();
+        let put = |uuid, state| JobChange::Put(job(uuid, state));
+        assert_eq!(store.write(&[receipt("a")], &[put("a", "new"), put("b", "new")]).unwrap(), [true]);
+        let forget = JobChange::Forget { validator: "5V".into(), uuid: "b".into() };
+        assert_eq!(store.write(&[receipt("a")], &[put("a", "runs"), forget]).unwrap(), [false]);
+        drop(store);
+        let (store, jobs) = MinerStore::open(folder.path(), 0).unwrap();
+        assert_eq!(jobs, [job("a", "runs")]);
+        assert_eq!((&store.turn().instance, store.turn().epoch), (&instance, 2));
+        let mode = fs::metadata(folder.path().join(DATABASE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "it holds tokens");
+    }
+
+    #[test]
+    fn a_folder_is_one_process_s_and_a_copy_of_it_is_another_instance() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _) = MinerStore::open(folder.path(), 0).unwrap();
+        let error = MinerStore::open(folder.path(), 0).unwrap_err();
+        assert!(matches!(&error, StoreError::InUse { pid, .. } if *pid == std::process::id().to_string()), "{error}");
+        let instance = store.turn().instance.clone();
+        drop(store);
+        let copy = tempfile::tempdir().unwrap();
+        fs::copy(folder.path().join(DATABASE), copy.path().join(DATABASE)).unwrap();
+        let (copied, _) = MinerStore::open(copy.path(), 0).unwrap();
+        assert_ne!(copied.turn().instance, instance);
+    }
+}
