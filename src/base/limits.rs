@@ -93,6 +93,12 @@ pub const PRE_AUTH_MESSAGES: usize = 16;
 /// Characters of stdout and of stderr that a result carries; the first and last half million of a longer output.
 pub const OUTPUT_CHARS: usize = 1_000_000;
 
+/// Bytes of a certificate of a streaming job, in PEM, either side's: one of RSA 4096 has some 2 KiB, a chain of four 8.
+pub const STREAMING_CERTIFICATE_BYTES: usize = 16 << 10;
+
+/// Bytes of the address at which a streaming job is served: the longest host name has 253.
+pub const STREAMING_ADDRESS_BYTES: usize = 256;
+
 /// Bytes of one artifact, as on the Python executor.
 pub const ARTIFACT_BYTES: u64 = 1_000_000;
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::routing::{MinerAddress, NoMiner};
 use super::status::Outcome;
+use super::streaming::server_details;
 use crate::base::limits::DIAL_TIME;
 use crate::base::now::Now;
 use crate::identity::{KeyPair, PublicKey};
@@ -388,11 +389,10 @@ impl Drive {
                 self.begin(attempt, if streaming { Stage::StreamingStart } else { Stage::Execution }, now);
             }
             (M::V0StreamingJobReadyRequest(ready), Phase::Running(Stage::StreamingStart) | Phase::Resuming) => {
-                self.out.push(Action::StreamingReady(StreamingServerDetails {
-                    streaming_server_cert: Some(ready.public_key),
-                    streaming_server_address: ready.ip,
-                    streaming_server_port: Some(ready.port),
-                }));
+                match server_details(ready, attempt.miner) {
+                    Ok(details) => self.out.push(Action::StreamingReady(details)),
+                    Err(why) => return ended(by_miner(HordeFailureReason::StreamingFailed, &why)),
+                }
                 self.begin(attempt, Stage::Execution, now);
             }
             (M::V0ExecutionDoneRequest(_), Phase::Running(Stage::Execution) | Phase::Resuming) => {

@@ -30,6 +30,7 @@ mod organic;
 pub mod role;
 pub mod routing;
 pub mod status;
+mod streaming;
 
 mod jobs;
 

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use phalanx::base::now::Now;
 use phalanx::identity::{KeyPair, PublicKey};
 use phalanx::protocol::{
-    ExecutorClass, HordeFailureReason, Int, JobRejectionReason, MinerToValidator, V0AcceptJobRequest,
+    ExecutorClass, HordeFailureReason, Int, JobRejectionReason, MinerToValidator, StreamingDetails, V0AcceptJobRequest,
     V0DeclineJobRequest, V0ExecutionDoneRequest, V0ExecutorFailedRequest, V0ExecutorManifestRequest,
-    V0ExecutorReadyRequest, V0JobFinishedRequest, V0VolumesReadyRequest, V2JobRequest, ValidatorToMiner,
+    V0ExecutorReadyRequest, V0JobFinishedRequest, V0StreamingJobReadyRequest, V0VolumesReadyRequest, V2JobRequest,
+    ValidatorToMiner,
 };
 use phalanx::validator::Outcome;
 use phalanx::validator::drive::{Action, Drive, Input, JobTimes};
@@ -211,6 +212,71 @@ fn a_job_runs_on_a_miner_from_its_choice_to_its_end() {
     assert_eq!(f.finished("out"), ["receipt 1.000000", "release", "end completed out", "close"]);
     assert_eq!(f.drive.next_wake(), None);
     assert_eq!(f.finished("again"), [""; 0], "what comes after the end changes nothing");
+}
+
+/// A streaming job whose volumes are there, and what its miner then says of the server.
+fn streaming() -> (Fixture, V0StreamingJobReadyRequest) {
+    let mut request = job(&user());
+    request.streaming_details = Some(StreamingDetails { public_key: "PEM".to_owned(), executor_ip: None });
+    let mut f = Fixture::with(request, None);
+    f.handle(Input::Start);
+    f.reserved("//Bob");
+    f.manifest(1);
+    f.accept();
+    f.ready();
+    assert_eq!(f.volumes(), ["report volumes_ready"]);
+    let ready = V0StreamingJobReadyRequest {
+        job_uuid: f.uuid.clone(),
+        executor_token: None,
+        public_key: "-----BEGIN CERTIFICATE-----".to_owned(),
+        ip: Some("203.0.113.7".to_owned()),
+        port: 6006.into(),
+        miner_signature: None,
+    };
+    (f, ready)
+}
+
+#[test]
+fn a_streaming_server_is_reported_if_its_miner_has_signed_it() {
+    let bob = KeyPair::from_uri("//Bob").unwrap();
+    let (mut f, mut ready) = streaming();
+    assert_eq!(f.left(), Some(135 * S), "leeway, download, start of the server, and what it lets its miner");
+    ready.sign(&bob);
+    let actions = f.drive.handle(Input::Message(Box::new(ready.clone().into())), f.now);
+    let [Action::StreamingReady(details)] = actions.as_slice() else { panic!("{actions:?}") };
+    assert_eq!(details.streaming_server_cert.as_deref(), Some("-----BEGIN CERTIFICATE-----"));
+    assert_eq!(details.streaming_server_address.as_deref(), Some("203.0.113.7"));
+    assert_eq!(details.streaming_server_port, Some(6006.into()));
+    assert_eq!(f.left(), Some(195 * S));
+    assert_eq!(f.says(ready), [""; 0], "once");
+    assert_eq!(f.done(), ["report execution_done"]);
+    assert_eq!(f.finished("out"), ["receipt 1.000000", "release", "end completed out", "close"]);
+}
+
+#[test]
+fn a_streaming_server_that_is_not_signed_or_has_no_size_of_one_fails_the_job_as_the_miner_s_fault() {
+    type Change = fn(&mut V0StreamingJobReadyRequest);
+    let cases: [(&str, &str, Change); 7] = [
+        ("no signature", "not signed by the miner", |ready| ready.miner_signature = None),
+        ("another's", "not signed by the miner", |ready| ready.sign(&KeyPair::from_uri("//Eve").unwrap())),
+        ("changed after it", "not signed by the miner", |ready| ready.ip = Some("198.51.100.1".to_owned())),
+        ("34 MiB", "certificate has 35651584 bytes, not at most 16384", |ready| {
+            ready.public_key = "x".repeat(34 << 20)
+        }),
+        ("long address", "address has 257 bytes, not at most 256", |ready| ready.ip = Some("x".repeat(257))),
+        ("no port", "port is none", |ready| ready.port = 0.into()),
+        ("too high a port", "port is none", |ready| ready.port = 65_536.into()),
+    ];
+    for (case, expected, change) in cases {
+        let (mut f, mut ready) = streaming();
+        ready.sign(&KeyPair::from_uri("//Bob").unwrap());
+        change(&mut ready);
+        let actions = f.says(ready);
+        assert!(!actions.iter().any(|action| action.starts_with("report")), "{case}: {actions:?}");
+        let end = actions.iter().find(|action| action.starts_with("end ")).unwrap();
+        assert!(end.starts_with("end horde_failed streaming_failed: ") && end.contains(expected), "{case}: {end}");
+        assert!(end.len() < 300, "{case}: {end:.300}");
+    }
 }
 
 #[test]
