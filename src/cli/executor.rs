@@ -9,6 +9,7 @@ use super::values::{Arguments, command_line, duration};
 use crate::app::{exit, supervise};
 use crate::base::shutdown::Level;
 use crate::executor::sandbox::Sandbox;
+use crate::executor::streaming::PortRange;
 use crate::executor::{self, ExecutorConfig, ExecutorError, Hooks, RunnerKind};
 
 /// The arguments of `phalanx executor`; the miner's address and the token come by MINER_ADDRESS and EXECUTOR_TOKEN.
@@ -37,6 +38,10 @@ pub struct Args {
     label: Vec<(String, String)>,
     #[command(flatten)]
     transfers: TransferArgs,
+    /// Ports of which a streaming job takes one for its clients [default: NGINX_PORT, which the Python miner sets, or
+    /// 6000-6999]
+    #[arg(long, value_name = "FIRST-LAST", env = "PHALANX_STREAMING_PORTS")]
+    streaming_ports: Option<PortRange>,
     #[command(flatten)]
     tls: super::tls::ClientArgs,
 }
@@ -56,6 +61,14 @@ pub fn run(args: Args) -> ExitCode {
     let Ok(token) = std::env::var("EXECUTOR_TOKEN") else {
         return exit::usage("EXECUTOR_TOKEN is not set; it should be the token that the miner made for this executor");
     };
+    let streaming_ports = match (args.streaming_ports, std::env::var("NGINX_PORT")) {
+        (Some(ports), _) => ports,
+        (None, Err(_)) => PortRange::DEFAULT,
+        (None, Ok(port)) => match port.parse() {
+            Ok(ports) => ports,
+            Err(problem) => return exit::usage(format!("NGINX_PORT: {problem}")),
+        },
+    };
     let dialer = match args.tls.load(&address) {
         Ok(dialer) => dialer,
         Err(problem) => return exit::usage(problem),
@@ -72,6 +85,7 @@ pub fn run(args: Args) -> ExitCode {
             after_job: args.after_job.unwrap_or_default().into(),
         },
         labels: args.label,
+        streaming_ports,
         ..ExecutorConfig::new(address, token)
     };
     let problems = config.validate();

@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use super::transfers::TransferArgs;
 use super::values::{Arguments, command_line, duration};
 use crate::executor::RunnerKind;
+use crate::executor::streaming::PortRange;
 use crate::miner::{DockerBackend, ExecutorBackend, ExecutorSettings, ProcessBackend};
 
 /// Where the executors of a miner come from, and what they are told.
@@ -41,6 +42,14 @@ pub(super) struct ExecutorArgs {
     miner_gone_after: Duration,
     #[command(flatten)]
     transfers: TransferArgs,
+    /// Ports of the executors' machines of which each streaming job takes one for its clients
+    #[arg(
+        long,
+        value_name = "FIRST-LAST",
+        default_value_t = PortRange::DEFAULT,
+        env = "PHALANX_STREAMING_PORTS"
+    )]
+    streaming_ports: PortRange,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -68,6 +77,7 @@ impl ExecutorArgs {
             }
         }
         let runner = self.runner.name();
+        settings.set("PHALANX_STREAMING_PORTS", self.streaming_ports.to_string());
         match (self.executor_backend, self.executor_image) {
             (BackendArg::Process, None) if !self.executor_option.is_empty() => {
                 Err("--executor-option goes with --executor-backend docker".to_owned())

@@ -11,7 +11,7 @@ use super::announce::announce;
 use super::executors::ExecutorArgs;
 use super::key::KeyArg;
 use super::tls;
-use super::values::{class_count, duration, listen_address};
+use super::values::{class_count, client_address, duration, listen_address};
 use crate::app::{exit, status, supervise};
 use crate::identity::{KeyPair, PublicKey};
 use crate::miner::executor_pool::SlotCounts;
@@ -52,6 +52,10 @@ pub struct Args {
     /// URL that executors dial, if it is not the listening address, as ws://10.0.0.5:9101
     #[arg(long, value_name = "URL", env = "PHALANX_EXECUTOR_ADDRESS")]
     executor_address: Option<String>,
+    /// Address under which the clients of streaming jobs reach the executors, if it is not the one that executors dial
+    /// from, as 203.0.113.7
+    #[arg(long, value_name = "ADDR", value_parser = client_address, env = "PHALANX_STREAMING_ADDRESS")]
+    streaming_address: Option<String>,
     #[command(flatten)]
     source: ExecutorArgs,
     /// How long an executor may be disconnected before its job has failed
@@ -112,13 +116,14 @@ fn configure(args: Args) -> Result<MinerConfig, String> {
         blacklist: args.blacklist,
         executors: args.executors,
         executor_address: args.executor_address,
+        streaming_address: args.streaming_address,
         limits,
         ..MinerConfig::new(key, args.state_dir, backend)
     })
 }
 
 /// The flags that take a restart.
-struct Fixed([(&'static str, String); 8]);
+struct Fixed([(&'static str, String); 9]);
 
 impl Fixed {
     fn of(args: &Args) -> Self {
@@ -127,6 +132,7 @@ impl Fixed {
             ("--key", args.key.key.clone()),
             ("--executors", format!("{:?}", args.executors)),
             ("--executor-address", format!("{:?}", args.executor_address)),
+            ("--streaming-address", format!("{:?}", args.streaming_address)),
             ("--drain-time", format!("{:?}", args.drain_time)),
             ("--state-dir", args.state_dir.display().to_string()),
             ("--http", format!("{:?}", args.http)),

@@ -1,9 +1,10 @@
 //! Values of flags: durations with units, classes with counts, addresses.
 
 use std::collections::VecDeque;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
+use crate::base::limits::STREAMING_ADDRESS_BYTES;
 use crate::protocol::ExecutorClass;
 #[cfg(feature = "celery")]
 pub use crate::redis::RedisConfig;
@@ -71,6 +72,20 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
         .ok_or_else(|| "it should be ADDRESS:PORT, as 127.0.0.1:9101; port 0 lets the system choose".to_owned())
 }
 
+/// Reads an IP address or a host name, without a port: what goes into a certificate.
+///
+/// # Errors
+/// What would be right, in words.
+pub fn client_address(text: &str) -> Result<String, String> {
+    let label =
+        |label: &str| !label.is_empty() && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+    let is_name = text.len() <= STREAMING_ADDRESS_BYTES && text.split('.').all(label);
+    if text.parse::<IpAddr>().is_ok() || is_name {
+        return Ok(text.to_owned());
+    }
+    Err("it should be an IP address or a host name, without a port, as 203.0.113.7".to_owned())
+}
+
 /// Reads `redis://[[user:]password@]host[:port][/database]`.
 ///
 /// # Errors
@@ -102,6 +117,16 @@ mod tests {
         assert_eq!(command_line("python3 'a b' --x=\"c\"").unwrap(), ["python3", "a b", "--x=c"]);
         for text in ["", "  ", "''", "python3 'a"] {
             assert!(command_line(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn clients_dial_an_address_or_a_name() {
+        for text in ["203.0.113.7", "2001:db8::1", "executor-1.example.org", "localhost"] {
+            assert_eq!(client_address(text).unwrap(), text);
+        }
+        for text in ["", "203.0.113.7:6006", "http://a", "a..b", "[::1]", "a b", &"x".repeat(257)] {
+            assert!(client_address(text).is_err(), "{text}");
         }
     }
 

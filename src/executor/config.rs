@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::hooks::Hooks;
 use super::runner::RunnerKind;
 use super::sandbox::Sandbox;
+use super::streaming::PortRange;
 use crate::net::reach::Reach;
 
 /// What an executor is started with.
@@ -26,6 +27,8 @@ pub struct ExecutorConfig {
     pub hugging_face_token_for_jobs: bool,
     /// The operator's programs around the job.
     pub hooks: Hooks,
+    /// Ports of which a streaming job takes one for its clients.
+    pub streaming_ports: PortRange,
     /// Without a connection for this long, the miner is given up and the job is cancelled.
     pub miner_gone_after: Duration,
     /// How long the last messages may take to leave.
@@ -44,7 +47,8 @@ impl std::fmt::Debug for ExecutorConfig {
 }
 
 impl ExecutorConfig {
-    /// The default numbers: 30 s for the start, 30 s without the miner, 10 s to flush.
+    /// The default numbers: 30 s for the start, 30 s without the miner, 10 s to flush, ports 6000
+    /// to 6999.
     pub fn new(miner_address: impl Into<String>, token: impl Into<String>) -> Self {
         Self {
             miner_address: miner_address.into(),
@@ -55,6 +59,7 @@ impl ExecutorConfig {
             reach: Reach::default(),
             hugging_face_token_for_jobs: false,
             hooks: Hooks::default(),
+            streaming_ports: PortRange::DEFAULT,
             miner_gone_after: Duration::from_secs(30),
             flush_time: Duration::from_secs(10),
             labels: Vec::new(),

@@ -5,6 +5,7 @@
 //! exe-mi-rd  reads from the miner, dials again after a loss; exe-mi-wr writes
 //! exec-specs describes the machine, and ends
 //! exec-work  image, volumes, run, artifacts, uploads; ends with the job
+//! exe-st-…   with streaming jobs: exe-st-watch beside the run, exe-st-accept and exe-st-n for the job's clients
 //! ```
 //!
 //! * `role`: start and stop, in order.
@@ -13,6 +14,7 @@
 //! * [`workspace`], [`runner`], `output`: the job's folders, its process or container, its streams.
 //! * [`sandbox`]: what a job may do. Pure.
 //! * `registry`: whether jobs may reach the registry of an image.
+//! * [`streaming`]: the proxy in front of a streaming job.
 //! * [`volumes`], [`uploads`], `artifacts`, `specs`: what goes in and what comes out.
 //! * `hooks`: the operator's programs around the job.
 //! * `miner_client`: the link to the miner.
@@ -29,6 +31,7 @@ pub mod sandbox;
 mod specs;
 pub mod stages;
 mod stages_thread;
+pub mod streaming;
 mod transfer;
 pub mod uploads;
 pub mod volumes;

@@ -7,13 +7,14 @@
 use std::time::{Duration, Instant};
 
 use super::runner::{RunEnd, RunOutcome, RunSpec};
+use super::streaming::{Serving, StreamingLimits};
 use crate::base::text;
 use crate::protocol::stages::{Stage, StageClock, Timing};
 use crate::protocol::{
     ExecutorToMiner, GenericError, HordeFailureReason, Int, JobFailureReason, JobParticipantType, JobStage, JsonMap,
-    MachineSpecs, MinerToExecutor, OutputUpload, StrMap, V0ExecutionDoneRequest, V0ExecutorReadyRequest,
-    V0HordeFailedRequest, V0InitialJobRequest, V0JobFailedRequest, V0JobFinishedRequest, V0JobRequest,
-    V0MachineSpecsRequest, V0VolumesReadyRequest, Volume,
+    MachineSpecs, MinerToExecutor, OutputUpload, StrMap, StreamingDetails, V0ExecutionDoneRequest,
+    V0ExecutorReadyRequest, V0HordeFailedRequest, V0InitialJobRequest, V0JobFailedRequest, V0JobFinishedRequest,
+    V0JobRequest, V0MachineSpecsRequest, V0StreamingJobReadyRequest, V0VolumesReadyRequest, Volume,
 };
 
 /// Without any timing in the initial request, how long a job may take in all.
@@ -93,8 +94,12 @@ pub enum Outcome {
     Prepared,
     /// The volume is in its place.
     Loaded,
+    /// The server of a streaming job is ready for clients; the job goes on.
+    Serving(Serving),
     /// The job has run.
     Ran(Box<RunOutcome>),
+    /// A streaming job was ended because its server was not ready in time, and why.
+    NotServed(Box<RunOutcome>, String),
     /// The output is where it belongs.
     Uploaded(Box<Results>),
 }
@@ -117,6 +122,8 @@ pub enum Problem {
     TimedOut(String),
     /// What the job asks for cannot be had.
     OfJob(String),
+    /// This side cannot serve a streaming job to its clients.
+    OfStreaming(String),
     /// This side cannot do its part.
     OfHorde(String),
 }
@@ -128,6 +135,8 @@ pub enum Work {
     Prepare {
         /// The image; it may come with the full request only.
         image: Option<String>,
+        /// Who may connect to it, if it is a streaming job.
+        streaming: Option<Box<StreamingDetails>>,
         /// By when.
         deadline: Instant,
     },
@@ -142,6 +151,8 @@ pub enum Work {
     Run {
         /// What is to be run.
         spec: Box<RunSpec>,
+        /// The further limits of a streaming job.
+        streaming: Option<StreamingLimits>,
         /// By when.
         deadline: Instant,
     },
@@ -277,6 +288,8 @@ enum Phase {
     /// The full request, until then.
     Request(Instant),
     Load,
+    /// It runs, and its server is not ready yet.
+    Start,
     Run,
     Upload,
 }
@@ -286,6 +299,7 @@ impl Phase {
         match self {
             Phase::Prepare | Phase::Request(_) => JobStage::ExecutorStartup,
             Phase::Load => JobStage::VolumeDownload,
+            Phase::Start => JobStage::StreamingStartup,
             Phase::Run => JobStage::Execution,
             Phase::Upload => JobStage::ResultUpload,
         }
@@ -299,6 +313,7 @@ struct StagedJob {
     timing: Timing,
     /// From the moment when the executor is ready.
     clock: Option<StageClock>,
+    streaming: bool,
     /// Of the initial request.
     volume: Option<Volume>,
     /// The first full request is the one that counts.
@@ -329,6 +344,7 @@ impl StagedJob {
             phase: Phase::Prepare,
             timing: timing.of_executor(),
             clock: None,
+            streaming: initial.streaming_details.is_some(),
             volume: initial.volume,
             request: None,
             ran: None,
@@ -338,12 +354,8 @@ impl StagedJob {
             alone_since: None,
             cancelled: false,
         };
-        if initial.streaming_details.is_some() {
-            let message = "this executor does not run streaming jobs".to_owned();
-            job.horde_failed(HordeFailureReason::StreamingFailed, message);
-        } else {
-            job.work(Work::Prepare { image: initial.docker_image, deadline: now + startup });
-        }
+        let streaming = initial.streaming_details.map(Box::new);
+        job.work(Work::Prepare { image: initial.docker_image, streaming, deadline: now + startup });
         job
     }
 
@@ -410,7 +422,13 @@ impl StagedJob {
                 }
             }
             Outcome::Loaded => self.run(now),
+            Outcome::Serving(serving) => self.serving(serving, now),
             Outcome::Ran(ran) => self.ran(ran, now),
+            Outcome::NotServed(ran, why) => {
+                self.ran = Some(ran);
+                let message = format!("Streaming job health check failed: {why}");
+                self.job_failed(JobFailureReason::Timeout, JobStage::StreamingStartup, message, None);
+            }
             Outcome::Uploaded(results) => self.finish(*results),
         }
     }
@@ -434,17 +452,43 @@ impl StagedJob {
 
     fn run(&mut self, now: Instant) {
         self.send(V0VolumesReadyRequest { job_uuid: self.uuid.clone() });
-        let deadline = self.begin_stage(now).begin_run(now);
-        self.phase = Phase::Run;
+        let run_time = self.timing.run_time();
+        let (streaming, deadline) = if self.streaming {
+            let clock = self.begin_stage(now);
+            let start_by = clock.begin(Stage::StreamingStart);
+            // The run's own limit counts from the moment at which clients can connect.
+            (Some(StreamingLimits { start_by, run_time }), clock.clone().begin(Stage::Execution))
+        } else {
+            (None, self.begin_stage(now).begin_run(now))
+        };
+        self.phase = if self.streaming { Phase::Start } else { Phase::Run };
         let Some(request) = &self.request else { return };
         let spec = Box::new(RunSpec::from_request(self.uuid.as_str(), request));
-        self.work(Work::Run { spec, deadline });
+        self.work(Work::Run { spec, streaming, deadline });
+    }
+
+    fn serving(&mut self, serving: Serving, now: Instant) {
+        self.phase = Phase::Run;
+        self.begin_stage(now).begin(Stage::Execution);
+        self.send(V0StreamingJobReadyRequest {
+            job_uuid: self.uuid.clone(),
+            executor_token: None,
+            public_key: serving.certificate,
+            // The miner knows it, and signs it.
+            ip: None,
+            port: i64::from(serving.port).into(),
+            miner_signature: None,
+        });
     }
 
     fn ran(&mut self, ran: Box<RunOutcome>, now: Instant) {
         let end = ran.end;
         self.ran = Some(ran);
         match end {
+            RunEnd::Exited(0) if self.phase == Phase::Start => {
+                let message = "Streaming job health check failed: the job ended before its server was ready".to_owned();
+                return self.job_failed(JobFailureReason::Timeout, self.phase.stage(), message, Some(0.into()));
+            }
             RunEnd::Exited(0) => {}
             RunEnd::Exited(code) => {
                 return self.job_exited(format!("Job container exited with non-zero exit code: {code}"));
@@ -580,6 +624,7 @@ impl StagedJob {
                 return self.horde_failed(HordeFailureReason::GenericError, message);
             }
             Problem::OfHorde(message) => return self.horde_failed(HordeFailureReason::GenericError, message),
+            Problem::OfStreaming(message) => return self.horde_failed(HordeFailureReason::StreamingFailed, message),
             Problem::TimedOut(message) => (JobFailureReason::Timeout, message),
             Problem::OfJob(message) if self.phase == Phase::Upload => (JobFailureReason::UploadFailed, message),
             Problem::OfJob(message) => (JobFailureReason::DownloadFailed, message),
@@ -590,7 +635,7 @@ impl StagedJob {
     /// The end of a job that did not end well.
     fn job_exited(&mut self, message: String) {
         let code = self.ran.as_ref().and_then(|ran| ran.exit_code()).map(|code| Int::from(i64::from(code)));
-        self.job_failed(JobFailureReason::NonzeroReturnCode, JobStage::Execution, message, code);
+        self.job_failed(JobFailureReason::NonzeroReturnCode, self.phase.stage(), message, code);
     }
 
     fn job_failed(&mut self, reason: JobFailureReason, stage: JobStage, message: String, exit_code: Option<Int>) {

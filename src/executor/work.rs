@@ -8,8 +8,9 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, bounded, never};
 
 use super::config::ExecutorConfig;
-use super::runner::{RunError, Runner};
+use super::runner::{RunEnd, RunError, RunOutcome, RunSpec, Runner};
 use super::stages::{Outcome, Problem, Results, Work};
+use super::streaming::{Front, StreamingError, StreamingLimits, Watched};
 use super::uploads::{UploadError, Uploader};
 use super::volumes::{Hub, VolumeError, VolumeLoader};
 use super::workspace::Workspace;
@@ -18,6 +19,7 @@ use crate::base::shutdown::Shutdown;
 use crate::base::stop::KICK_GRACE;
 use crate::base::thread::{JoinError, Kick, Thread, spawn};
 use crate::base::waits;
+use crate::proc::docker::labels;
 use crate::proc::tool::ToolError;
 
 type Done = Result<Outcome, Problem>;
@@ -33,12 +35,14 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) fn start(config: &ExecutorConfig, uuid: String) -> Self {
         let (queue, works) = bounded::<Work>(1);
-        let (report, done) = bounded(1);
+        // That a job serves clients, and its end.
+        let (report, done) = bounded(2);
         let cancel = Shutdown::new();
         let (kicked, token) = (cancel.clone(), cancel.clone());
         let config = config.clone();
         let thread = spawn("exec-work", Kick::new("cancel signal", move || kicked.cancel()), move || {
-            let mut job = JobWork { uuid, config, cancel: token, place: None, exit: None };
+            let mut job =
+                JobWork { uuid, config, cancel: token, place: None, report: report.clone(), exit: None, front: None };
             while let Ok(work) = waits::recv(&works, "the job's next stage") {
                 // The owner has gone only if it has panicked.
                 if report.send(job.work(work)).is_err() {
@@ -91,16 +95,29 @@ struct JobWork {
     uuid: String,
     config: ExecutorConfig,
     cancel: Shutdown,
+    report: Sender<Done>,
     place: Option<(Box<dyn Runner>, Workspace)>,
     /// The exit code of the run, if it has one.
     exit: Option<i32>,
+    /// What the clients of a streaming job will reach.
+    front: Option<Front>,
 }
 
 impl JobWork {
     fn work(&mut self, work: Work) -> Done {
         match work {
-            Work::Prepare { image, deadline } => {
+            Work::Prepare { image, streaming, deadline } => {
                 let runner = self.config.runner.open(&self.config.sandbox);
+                if let Some(details) = streaming {
+                    if runner.docker().is_none() {
+                        let message = format!(
+                            "the {} runner gives a job no network, so it runs no streaming jobs; --runner docker does",
+                            runner.name()
+                        );
+                        return Err(Problem::OfStreaming(message));
+                    }
+                    self.front = Some(Front::open(&details, self.config.streaming_ports)?);
+                }
                 let workspace = Workspace::create()
                     .map_err(|error| Problem::OfHorde(format!("cannot make a folder for the job: {error}")))?;
                 let (runner, workspace) = self.place.insert((runner, workspace));
@@ -121,8 +138,11 @@ impl JobWork {
                 loader.load(&volume, workspace, deadline)?;
                 Ok(Outcome::Loaded)
             }
-            Work::Run { mut spec, deadline } => {
+            Work::Run { mut spec, streaming, deadline } => {
                 spec.labels.extend_from_slice(&self.config.labels);
+                if let Some(limits) = streaming {
+                    return self.serve(*spec, limits, deadline);
+                }
                 let (runner, workspace) = self.place()?;
                 let ran = runner.run(&spec, workspace, &self.cancel, deadline)?;
                 self.exit = ran.exit_code();
@@ -140,6 +160,41 @@ impl JobWork {
                 Ok(Outcome::Uploaded(Box::new(Results { artifacts: artifacts.files, uploads })))
             }
         }
+    }
+
+    /// Runs a job on a network of its own, with its clients let through to it.
+    fn serve(&mut self, mut spec: RunSpec, limits: StreamingLimits, deadline: Instant) -> Done {
+        let front =
+            self.front.take().ok_or_else(|| Problem::OfStreaming("nothing is prepared for clients".to_owned()))?;
+        let (runner, workspace) = self.place()?;
+        let docker = runner.docker().ok_or_else(|| Problem::OfStreaming("the job has no network".to_owned()))?;
+        let labels = spec.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let labels: Vec<_> = labels.chain([(labels::JOB, spec.id.as_str())]).collect();
+        let network = docker
+            .network(format!("phalanx-job-{}-{}", spec.id, uuid::Uuid::new_v4().simple()), &labels)
+            .map_err(|error| Problem::OfStreaming(format!("the job gets no network: {error}")))?;
+        spec.network = Some(network.name().to_owned());
+        let (engine, name, report) = (docker.clone(), network.name().to_owned(), self.report.clone());
+        let (ran, watched) = front.run(
+            limits,
+            &self.cancel,
+            move |stop, by| engine.address_on(&name, stop, by).map_err(|error| error.to_string()),
+            // The owner has gone only if it has panicked.
+            move |serving| drop(report.send(Ok(Outcome::Serving(serving)))),
+            |stop| runner.run(&spec, workspace, stop, deadline),
+        );
+        // Its container has gone.
+        drop(network);
+        let ran: RunOutcome = ran?;
+        self.exit = ran.exit_code();
+        let watched = watched.map_err(|why| Problem::OfHorde(format!("the proxy of the job failed: {why}")))?;
+        Ok(match (watched, ran.end) {
+            (Watched::NotReady(why), RunEnd::Cancelled) => Outcome::NotServed(Box::new(ran), why),
+            (Watched::TooLong, RunEnd::Cancelled) => {
+                Outcome::Ran(Box::new(RunOutcome { end: RunEnd::TimedOut, ..ran }))
+            }
+            _ => Outcome::Ran(Box::new(ran)),
+        })
     }
 
     fn place(&self) -> Result<&(Box<dyn Runner>, Workspace), Problem> {
@@ -161,6 +216,15 @@ impl From<ToolError> for Problem {
         match error {
             ToolError::Cancelled(_) => Problem::Cancelled,
             error => Problem::OfHorde(error.to_string()),
+        }
+    }
+}
+
+impl From<StreamingError> for Problem {
+    fn from(error: StreamingError) -> Self {
+        match error {
+            StreamingError::ClientCertificate(_) => Problem::OfJob(error.to_string()),
+            error => Problem::OfStreaming(error.to_string()),
         }
     }
 }

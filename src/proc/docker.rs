@@ -4,6 +4,7 @@
 //! only, never by its name. It is created, started and removed by three commands, not run by one with `--rm`: one that
 //! is interrupted while the container is being made would leave it behind.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -175,6 +176,18 @@ impl Docker {
         command.arg("--").arg(&network.name);
         tool::output(command, "create the network", &Shutdown::new(), Instant::now() + self.time)?;
         Ok(network)
+    }
+
+    /// The address of the container on a network of ours; `None` as long as none has started there.
+    ///
+    /// # Errors
+    /// If the engine does not answer or does not know the network.
+    pub fn address_on(&self, network: &str, stop: &Shutdown, deadline: Instant) -> Result<Option<IpAddr>, ToolError> {
+        let format = "{{range .Containers}}{{.IPv4Address}} {{.IPv6Address}} {{end}}";
+        let args = ["network", "inspect", "--format", format, "--", network];
+        let addresses = self.run("look for the address of the container", &args, stop, deadline)?;
+        // As 172.18.0.2/16.
+        Ok(addresses.split_whitespace().find_map(|address| address.split('/').next()?.parse().ok()))
     }
 
     /// Removes all networks whose label has the given value; says how many there were. One that a container is still

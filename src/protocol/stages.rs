@@ -99,6 +99,14 @@ impl Timing {
         }
     }
 
+    /// How long the command itself may run, whatever time earlier stages have saved.
+    pub fn run_time(&self) -> Duration {
+        match *self {
+            Timing::Total(_) => LONGEST_TIME,
+            Timing::PerStage { execution, .. } => execution.min(LONGEST_TIME),
+        }
+    }
+
     /// All limits together.
     pub fn total(&self) -> Duration {
         match *self {
@@ -158,11 +166,7 @@ impl StageClock {
     /// The execution begins at an executor; gives when the run is stopped. That is the execution limit from now on, or
     /// the deadline, where that is earlier.
     pub fn begin_run(&mut self, now: Instant) -> Instant {
-        let deadline = self.begin(Stage::Execution);
-        match self.timing {
-            Timing::PerStage { execution, .. } => deadline.min(now + execution.min(LONGEST_TIME)),
-            Timing::Total(_) => deadline,
-        }
+        self.begin(Stage::Execution).min(now + self.timing.run_time())
     }
 
     /// The present deadline.

@@ -11,3 +11,4 @@ mod outbox;
 mod process;
 mod secrets;
 mod status;
+mod streaming;

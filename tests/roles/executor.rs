@@ -85,14 +85,14 @@ fn inline_zip(files: &[(&str, &str)]) -> Volume {
 }
 
 /// A miner that sends `greeting` to each executor that connects, and the job request once the executor is ready.
-struct FakeMiner {
+pub(crate) struct FakeMiner {
     server: Option<Server>,
-    received: Receiver<ExecutorToMiner>,
+    pub(crate) received: Receiver<ExecutorToMiner>,
     sessions: Arc<Mutex<Vec<SessionHandle>>>,
 }
 
 impl FakeMiner {
-    fn start(world: &World, greeting: Vec<MinerToExecutor>, request: Option<V0JobRequest>) -> Self {
+    pub(crate) fn start(world: &World, greeting: Vec<MinerToExecutor>, request: Option<V0JobRequest>) -> Self {
         let (tx, received) = bounded(1000);
         let handles: Arc<Mutex<HashMap<_, SessionHandle>>> = Arc::default();
         let sessions: Arc<Mutex<Vec<SessionHandle>>> = Arc::default();
@@ -126,19 +126,23 @@ impl FakeMiner {
         self.sessions.lock().unwrap().last().unwrap().send(Outgoing::once(text)).unwrap();
     }
 
-    fn receive(&self) -> ExecutorToMiner {
+    pub(crate) fn receive(&self) -> ExecutorToMiner {
         self.received.recv_timeout(LONG).expect("a message of the executor")
     }
 
-    fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         let server = self.server.take().unwrap();
         assert!(stop(LONG, |step| server.stop(step, "")).is_clean());
     }
 }
 
-type Outcome = Result<ExecutorReport, ExecutorError>;
+pub(crate) type Outcome = Result<ExecutorReport, ExecutorError>;
 
-fn run_executor(world: &World, shutdown: &Shutdown, change: impl FnOnce(&mut ExecutorConfig)) -> Thread<Outcome> {
+pub(crate) fn run_executor(
+    world: &World,
+    shutdown: &Shutdown,
+    change: impl FnOnce(&mut ExecutorConfig),
+) -> Thread<Outcome> {
     let mut config = ExecutorConfig::new("ws://miner", "the-token");
     config.runner = RunnerKind::Process;
     config.flush_time = Duration::from_secs(2);
@@ -150,7 +154,7 @@ fn run_executor(world: &World, shutdown: &Shutdown, change: impl FnOnce(&mut Exe
     })
 }
 
-fn joined(thread: Thread<Outcome>) -> Outcome {
+pub(crate) fn joined(thread: Thread<Outcome>) -> Outcome {
     thread.join_by(Instant::now() + LONG).unwrap()
 }
 
@@ -169,6 +173,7 @@ pub(crate) fn kind(message: &ExecutorToMiner) -> &'static str {
     match message {
         ExecutorToMiner::V0ExecutorReadyRequest(_) => "ready",
         ExecutorToMiner::V0VolumesReadyRequest(_) => "volumes",
+        ExecutorToMiner::V0StreamingJobReadyRequest(_) => "streaming",
         ExecutorToMiner::V0ExecutionDoneRequest(_) => "done",
         ExecutorToMiner::V0MachineSpecsRequest(_) => "specs",
         ExecutorToMiner::V0JobFinishedRequest(_) => "finished",
@@ -245,7 +250,7 @@ fn volumes_that_cannot_be_had_are_failed_downloads() {
 }
 
 #[test]
-fn a_streaming_job_is_refused_in_words() {
+fn the_process_runner_refuses_a_streaming_job_in_words() {
     let mut initial = initial([10, 10, 10]);
     initial.streaming_details =
         Some(phalanx::protocol::StreamingDetails { public_key: "pem".to_owned(), executor_ip: None });
@@ -254,6 +259,7 @@ fn a_streaming_job_is_refused_in_words() {
     let ExecutorToMiner::V0HordeFailedRequest(failed) = &received[0] else { unreachable!() };
     assert_eq!(failed.reason, HordeFailureReason::StreamingFailed);
     assert_eq!(failed.reported_by, JobParticipantType::Executor);
+    assert!(failed.message.starts_with("the process runner gives a job no network"), "{}", failed.message);
 }
 
 #[test]

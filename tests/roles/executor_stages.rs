@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use phalanx::base::rng::Rng;
 use phalanx::executor::runner::{Captured, RunEnd, RunOutcome};
 use phalanx::executor::stages::{Action, ExecutorError, Input, JobEnd, Outcome, Problem, Results, Stages, Work};
+use phalanx::executor::streaming::{Serving, StreamingLimits};
 use phalanx::protocol::{
     ExecutorToMiner, GenericError, HordeFailureReason, InlineVolume, JobFailureReason, JobStage, MinerToExecutor,
     StreamingDetails, V0InitialJobRequest, V0JobRequest, Volume,
@@ -49,6 +50,8 @@ struct Rig {
     sent: Vec<ExecutorToMiner>,
     /// The deadline of the work that was asked for last.
     deadline: Option<Instant>,
+    /// The limits of the run of a streaming job.
+    streaming: Option<StreamingLimits>,
     end: Option<Result<JobEnd, ExecutorError>>,
 }
 
@@ -56,7 +59,7 @@ impl Rig {
     fn new() -> Self {
         let now = Instant::now();
         let stages = Stages::new(STARTUP, GONE, now);
-        Self { stages, now, steps: Vec::new(), sent: Vec::new(), deadline: None, end: None }
+        Self { stages, now, steps: Vec::new(), sent: Vec::new(), deadline: None, streaming: None, end: None }
     }
 
     fn handle(&mut self, input: Input) {
@@ -72,6 +75,9 @@ impl Rig {
                 Action::Send(message) => kind(message),
                 Action::End(_) => "end",
             });
+            if let Action::Work(Work::Run { streaming, .. }) = &action {
+                self.streaming = *streaming;
+            }
             match action {
                 Action::Work(
                     Work::Prepare { deadline, .. }
@@ -222,14 +228,77 @@ fn a_request_that_does_not_come_is_a_timeout_of_the_download() {
     assert_eq!((failed.reason, failed.stage), (JobFailureReason::Timeout, JobStage::VolumeDownload));
 }
 
-#[test]
-fn a_streaming_job_is_refused() {
-    let details = StreamingDetails { public_key: "pem".to_owned(), executor_ip: None };
+/// A streaming job that runs, whose server is not ready yet: 10 s for volumes, 3 s for the server, 20 s for the run.
+fn streaming() -> Rig {
+    let details = StreamingDetails { public_key: "pem".to_owned(), executor_ip: Some("127.0.0.1".to_owned()) };
     let mut rig = Rig::new();
-    let streaming = V0InitialJobRequest { streaming_details: Some(details), ..request() };
-    assert_eq!(rig.after(says(streaming)), ["begin", "finish", "horde failed", "end"]);
+    let mut initial = V0InitialJobRequest { streaming_details: Some(details), ..request() };
+    initial.executor_timing.as_mut().unwrap().streaming_start_time_limit = 3.into();
+    assert_eq!(rig.after(says(initial)), ["begin", "prepare"]);
+    rig.handle(done(Outcome::Prepared));
+    assert_eq!(rig.after(says(full("true"))), ["ready", "volumes", "run"]);
+    rig
+}
+
+fn serving() -> Input {
+    done(Outcome::Serving(Serving { certificate: "PEM".to_owned(), port: 6006 }))
+}
+
+#[test]
+fn a_streaming_job_is_reported_when_its_server_is_ready_and_its_run_counts_from_then_on() {
+    let mut rig = streaming();
+    let limits = rig.streaming.unwrap();
+    let by = rig.deadline.unwrap();
+    assert_eq!((by - limits.start_by, limits.run_time), (20 * S, 20 * S));
+    assert_eq!(limits.start_by, rig.now + 13 * S, "the time of the volumes is saved");
+    rig.pass(2 * S);
+    assert_eq!(rig.after(serving()), ["streaming"]);
+    let Some(ExecutorToMiner::V0StreamingJobReadyRequest(ready)) = rig.sent.last() else { panic!("{:?}", rig.sent) };
+    assert_eq!((ready.public_key.as_str(), ready.port.clone()), ("PEM", 6006.into()));
+    assert_eq!((&ready.ip, &ready.miner_signature), (&None, &None), "these are the miner's");
+    assert_eq!(rig.after(ran(RunEnd::Exited(0))), ["done", "upload"]);
+    assert_eq!(rig.deadline.unwrap() - by, 5 * S, "the stages' clock has gone on");
+    assert_eq!(rig.after(done(Outcome::Uploaded(Box::default()))), ["finish", "finished", "end"]);
+}
+
+#[test]
+fn a_streaming_job_whose_server_is_never_ready_has_failed_by_itself() {
+    let out = || Captured { text: "out".to_owned(), ..Captured::default() };
+    let not_served = |end| {
+        let ran = RunOutcome { end, stdout: out(), stderr: out() };
+        done(Outcome::NotServed(Box::new(ran), "it answers 500".to_owned()))
+    };
+    for (input, reason, message) in [
+        (not_served(RunEnd::Cancelled), JobFailureReason::Timeout, "health check failed: it answers 500"),
+        (ran(RunEnd::Exited(0)), JobFailureReason::Timeout, "the job ended before its server was ready"),
+        (ran(RunEnd::Exited(3)), JobFailureReason::NonzeroReturnCode, "non-zero exit code: 3"),
+    ] {
+        let mut rig = streaming();
+        assert_eq!(rig.after(input), ["finish", "failed", "end"]);
+        let Some(ExecutorToMiner::V0JobFailedRequest(failed)) = rig.sent.last() else { panic!("{:?}", rig.sent) };
+        assert_eq!((failed.reason, failed.stage), (reason, JobStage::StreamingStartup), "{message}");
+        assert!(failed.message.contains(message), "{}", failed.message);
+        assert_eq!(failed.docker_process_stdout.as_deref(), Some("out"));
+    }
+    // After its server was ready it is a run like another.
+    let mut rig = streaming();
+    rig.handle(serving());
+    rig.steps.clear();
+    assert_eq!(rig.after(ran(RunEnd::TimedOut)), ["upload"]);
+    assert_eq!(rig.after(done(Outcome::Uploaded(Box::default()))), ["finish", "failed", "end"]);
+    let Some(ExecutorToMiner::V0JobFailedRequest(failed)) = rig.sent.last() else { panic!("{:?}", rig.sent) };
+    assert_eq!((failed.reason, failed.stage), (JobFailureReason::Timeout, JobStage::Execution));
+}
+
+#[test]
+fn an_executor_that_cannot_serve_a_streaming_job_says_so_as_the_horde_s_failure() {
+    let mut rig = streaming();
+    assert_eq!(
+        rig.after(Input::Done(Err(Problem::OfStreaming("no port".to_owned())))),
+        ["finish", "horde failed", "end"]
+    );
     let Some(ExecutorToMiner::V0HordeFailedRequest(failed)) = rig.sent.last() else { panic!("{:?}", rig.sent) };
-    assert_eq!((failed.reason, rig.ended()), (HordeFailureReason::StreamingFailed, JobEnd::HordeFailed));
+    assert_eq!((failed.reason, failed.message.as_str()), (HordeFailureReason::StreamingFailed, "no port"));
 }
 
 #[test]

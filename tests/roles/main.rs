@@ -9,6 +9,7 @@ mod executor_docker;
 mod executor_http;
 mod executor_process;
 mod executor_stages;
+mod executor_streaming;
 mod executor_uploads;
 mod executor_volumes;
 mod facilitator;

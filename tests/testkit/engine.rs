@@ -60,6 +60,14 @@ pub fn ready() -> bool {
     false
 }
 
+/// The numbers of the containers and networks with this label and value.
+pub fn left(label: &str, value: &str) -> Vec<String> {
+    let filter = format!("label={label}={value}");
+    let list = |args: &[&str]| docker(&[args, &["--quiet", "--filter", &filter]].concat()).unwrap();
+    let (containers, networks) = (list(&["ps", "--all"]), list(&["network", "ls"]));
+    containers.lines().chain(networks.lines()).map(str::to_owned).collect()
+}
+
 /// A `docker` that hands on to the real one, except for commands that have a script here.
 ///
 /// A script is of a POSIX shell. `$real` in it is the real program, `$folder` is a folder for what it keeps, and its

@@ -9,6 +9,7 @@ use super::run::{RunEnd, RunOutcome, RunSpec};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::executor::output::{Capture, OUTPUT_FILE_BYTES, STDERR_FILE, STDOUT_FILE};
 use crate::executor::workspace::Workspace;
+use crate::proc::docker::Docker;
 use crate::proc::group::{Cause, GroupEnd, GroupRun};
 use crate::proc::tool::{LADDER, ToolError};
 
@@ -57,6 +58,11 @@ pub(super) fn io_error(doing: &'static str) -> impl FnOnce(io::Error) -> RunErro
 pub trait Runner: Send + Sync {
     /// For logs: `docker` or `process`.
     fn name(&self) -> &'static str;
+
+    /// The engine whose containers are the jobs, if it is one.
+    fn docker(&self) -> Option<&Docker> {
+        None
+    }
 
     /// Makes sure that `image` can be run, pulling it if it is not here.
     ///

@@ -30,6 +30,10 @@ impl Runner for DockerRunner {
         "docker"
     }
 
+    fn docker(&self) -> Option<&Docker> {
+        Some(&self.docker)
+    }
+
     fn prepare(&self, image: &str, token: &Shutdown, deadline: Instant) -> Result<(), RunError> {
         check_image(image)?;
         if self.docker.has_image(image, token, deadline)? {

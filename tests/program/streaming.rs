@@ -1,0 +1,45 @@
+//! A streaming job of the official SDK through the four roles as processes, in a container of a real engine.
+
+use std::path::Path;
+
+use phalanx::proc::docker::labels;
+use serde_json::{Value, json};
+
+use crate::testkit::network::{ALICE, Network};
+use crate::testkit::process::{in_scratch, run};
+use crate::testkit::{engine, python};
+
+#[test]
+fn the_official_sdk_streams() {
+    let Some(script) = python::script("sdk_streaming.py", "compute_horde_sdk.v1, aiohttp") else { return };
+    if !engine::ready() {
+        return;
+    }
+    let network = Network::start_with("info", "text", |miner| {
+        miner.args(["--runner", "docker"]);
+    });
+    let server = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/streaming_server.sh");
+    let mut script = in_scratch(script, network.scratch.path());
+    script.arg(format!("http://{}/", network.pages("facilitator")));
+    let finished = run(script.args([ALICE, "//Charlie", engine::IMAGE]).arg(server));
+    let logs = network.stop();
+    assert_eq!(finished.code, Some(0), "{}\n{logs:?}", finished.stderr);
+    let seen: Value = serde_json::from_str(&finished.stdout).unwrap();
+    assert_eq!(engine::left(labels::JOB, seen["uuid"].as_str().unwrap()), [""; 0], "containers or networks are left");
+    assert_eq!((&seen["address"], &seen["names"]), (&json!("127.0.0.1"), &json!(["localhost", "127.0.0.1"])));
+    // Nothing of the server was reached without the right certificate.
+    for who in ["none", "other"] {
+        let why = seen[who].as_str().unwrap();
+        assert!(why.contains("SSL") && why.contains("ALERT"), "{who}: {why}");
+    }
+    let (status, head) = (&seen["echo"][0], seen["echo"][1].as_array().unwrap());
+    assert_eq!((status, &head[0]), (&json!(200), &json!("GET /echo/a%20b?c=d")));
+    assert!(head.contains(&json!("X-Mine: 1")), "{head:?}");
+    assert!(head[1].as_str().unwrap().starts_with("Host: 127.0.0.1:"), "{head:?}");
+    assert_eq!(seen["stream"], json!(["first\n", 200, "last\n"]));
+    assert_eq!(seen["socket"], json!(["zażółć", true]));
+    assert_eq!((&seen["quit"], &seen["stdout"]), (&json!(200), &json!("served\n")));
+    let way = ["accepted", "executor_ready", "volumes_ready", "streaming_ready", "execution_done", "completed"];
+    let statuses = seen["statuses"].as_array().unwrap();
+    assert_eq!(statuses[statuses.len() - way.len()..], way.map(|status| json!(status)), "{statuses:?}");
+}
