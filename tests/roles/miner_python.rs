@@ -12,7 +12,7 @@ use phalanx::base::stop::Stopping;
 use phalanx::base::thread::Group;
 use phalanx::base::timer::Timer;
 use phalanx::identity::KeyPair;
-use phalanx::miner::{DATABASE, Miner, MinerConfig, ProcessBackend};
+use phalanx::miner::{DATABASE, ExecutorSettings, Miner, MinerConfig, ProcessBackend};
 use phalanx::protocol::{ExecutorClass, Receipt, ReceiptPayload};
 use phalanx::store::receipts::ReceiptStore;
 use phalanx::transport::ws::WsListener;
@@ -48,8 +48,12 @@ fn the_official_client_runs_jobs_on_our_miner() {
     let group = Group::enter();
     let folder = tempfile::tempdir().unwrap();
     let (miner_key, validator) = (key("//Bob"), key(VALIDATOR));
+    // The client serves its upload from loopback.
+    let mut settings = ExecutorSettings::default();
+    settings.set("PHALANX_REACH", "127.0.0.0/8");
     let backend = ProcessBackend {
         program: PathBuf::from(env!("CARGO_BIN_EXE_phalanx")),
+        settings,
         ..ProcessBackend::new("process").unwrap()
     };
     let config = MinerConfig {
