@@ -141,8 +141,9 @@ impl JobClient {
         let now = now().wall;
         request.sign(&self.key.clone(), u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
         let signature = request.signature().map(crate::protocol::Signature::to_headers);
-        let body = body_of(&request, target);
         let url = self.url("api/v1/job-docker/");
+        let body = body_of(&request, target)
+            .map_err(|refusal| HttpError::Request { url: url.clone(), why: refusal.to_string() })?;
         self.authorized(|http, authorization| {
             let mut headers = vec![authorization, ("Content-Type".to_owned(), "application/json".to_owned())];
             headers.extend(signature.iter().flatten().map(|(name, value)| ((*name).to_owned(), value.clone())));

@@ -293,7 +293,7 @@ fn to_its_end(
             Err(_) if stop.is_cancelled() => return News::Lost(format!("interrupted; job {} goes on", job.uuid)),
             Err(error) => {
                 let since = *away_since.get_or_insert(asked);
-                if !error.is_transient() || since.elapsed() > AWAY_TIME {
+                if !error.cause().passing || since.elapsed() > AWAY_TIME {
                     return News::Lost(format!("job {} can be followed no longer: {error}", job.uuid));
                 }
                 stop.wait_for(Level::Cancel, PAUSE);

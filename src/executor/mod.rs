@@ -33,6 +33,7 @@ pub mod stages;
 mod stages_thread;
 pub mod streaming;
 mod transfer;
+mod tries;
 pub mod uploads;
 pub mod volumes;
 mod work;

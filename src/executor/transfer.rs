@@ -3,16 +3,22 @@
 use std::io::{self, Read, Write};
 use std::time::Instant;
 
-use crate::base::backoff::{Backoff, BackoffConfig};
+use super::tries::Tries;
 use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::net::http::client::HttpError;
-
-/// How often a transfer is tried: with full jitter the waits between five attempts are under 8 s together.
-pub(super) const ATTEMPTS: u32 = 5;
+use crate::ops::cause::{Cause, Fault};
 
 /// Bytes copied between two looks at the clock.
 const COPY_BYTES: usize = 256 << 10;
+
+/// What an error of a file of the job says: of this machine if it is full or locked, else of what the job asks for.
+pub(super) fn of_file(error: &io::Error) -> Cause {
+    match Cause::of_io(error) {
+        cause if cause.fault == Fault::Operator => cause,
+        _ => Cause::JOB,
+    }
+}
 
 /// The token and the deadline that bound a piece of work.
 #[derive(Debug, Clone, Copy)]
@@ -49,25 +55,26 @@ impl Bounds<'_> {
         }
     }
 
-    /// Makes a request until it succeeds, fails for good, or [`ATTEMPTS`] or the deadline are used up.
+    /// Makes a request until it succeeds, fails for good, or its tries or the deadline are used up.
     ///
     /// # Errors
     /// That of the last attempt.
-    pub(super) fn retry<T>(&self, mut attempt: impl FnMut() -> Result<T, HttpError>) -> Result<T, HttpError> {
-        let mut backoff = Backoff::new(BackoffConfig::default());
+    pub(super) fn retry<T>(&self, mut attempt: impl FnMut(&mut Tries) -> Result<T, HttpError>) -> Result<T, HttpError> {
+        let mut tries = Tries::new();
         let mut rng = Rng::from_entropy();
         loop {
-            let error = match attempt() {
+            let error = match attempt(&mut tries) {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
-            let delay = backoff.next_delay(Instant::now(), rng.unit());
-            if !error.is_transient() || backoff.attempt() >= ATTEMPTS || Instant::now() + delay >= self.deadline {
+            let now = Instant::now();
+            let left = self.deadline.saturating_duration_since(now);
+            let Some(wait) = tries.wait(error.cause(), error.retry_after(), left, (now, rng.unit())) else {
                 return Err(error);
-            }
-            log::warn!("attempt {} of {ATTEMPTS}: {error}; again in {delay:.1?}", backoff.attempt());
+            };
+            log::warn!("{error}; again in {wait:.1?}");
             // After a cancel the next attempt says so itself.
-            self.token.wait_for(Level::Cancel, delay);
+            self.token.wait_for(Level::Cancel, wait);
         }
     }
 }
@@ -78,7 +85,7 @@ mod tests {
     use std::time::Duration;
 
     fn busy() -> HttpError {
-        HttpError::Status { url: "http://h/".into(), status: 503, excerpt: String::new() }
+        HttpError::Status { url: "http://h/".into(), status: 503, excerpt: String::new(), retry_after: None }
     }
 
     fn cancelled() -> HttpError {
@@ -90,7 +97,7 @@ mod tests {
         let token = Shutdown::new();
         let bounds = Bounds { token: &token, deadline: Instant::now() + Duration::from_secs(60) };
         let mut attempts = 0;
-        let error = bounds.retry(|| -> Result<(), _> {
+        let error = bounds.retry(|_| -> Result<(), _> {
             attempts += 1;
             if token.is_cancelled() {
                 return Err(cancelled());
@@ -107,7 +114,7 @@ mod tests {
         let token = Shutdown::new();
         for (deadline, error) in [(Instant::now(), busy()), (Instant::now() + Duration::from_secs(60), cancelled())] {
             let mut once = Some(error);
-            let result: Result<(), _> = Bounds { token: &token, deadline }.retry(|| Err(once.take().unwrap()));
+            let result: Result<(), _> = Bounds { token: &token, deadline }.retry(|_| Err(once.take().unwrap()));
             assert!(result.is_err());
         }
     }

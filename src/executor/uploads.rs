@@ -6,19 +6,20 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-use super::transfer::Bounds;
+use super::transfer::{Bounds, of_file};
 use super::workspace::{PathError, Workspace, relative, untrusted};
 use crate::base::shutdown::Shutdown;
 use crate::base::text::truncate;
 use crate::net::http::client::{Content, FilePart, HttpClient, HttpError, Response};
 use crate::net::reach::Reach;
+use crate::ops::cause::Cause;
 use crate::protocol::{HttpOutputVolumeResponse, OutputUpload, SingleFileUpload, StrMap, ZipUpload};
 
 /// Bytes of one upload (the archive, a single file): 2 GiB, as on the Python executor.
@@ -76,6 +77,15 @@ impl UploadError {
             Self::Http { source, .. } => matches!(source, HttpError::TimedOut { .. }),
             Self::Pack(source) | Self::File { source, .. } => source.kind() == io::ErrorKind::TimedOut,
             Self::Path(_) => false,
+        }
+    }
+
+    /// Whose fault it is, and whether the same may succeed later.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::Path(_) => Cause::JOB,
+            Self::Pack(source) | Self::File { source, .. } => of_file(source),
+            Self::Http { source, .. } => source.cause(),
         }
     }
 
@@ -139,7 +149,7 @@ impl Uploader {
         let most = ANSWER_BYTES.min(ANSWERS_BYTES / items.len().max(1));
         let mut results = StrMap::new();
         for item in items {
-            let answer = bounds.retry(|| self.send(&item, deadline));
+            let answer = bounds.retry(|_| self.send(&item, deadline));
             let answer = answer.map_err(|source| UploadError::Http { name: item.name.clone(), source })?;
             results.insert(item.name, encode(&answer, most));
         }
@@ -274,14 +284,47 @@ fn pack_file(
 ) -> io::Result<()> {
     let name = path.to_str().ok_or_else(|| io::Error::other("its name is not UTF-8"))?;
     let (mut file, _) = untrusted::open_file(output, path)?;
-    let mode = file.metadata()?.permissions().mode();
-    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).unix_permissions(mode);
+    let metadata = file.metadata()?;
+    let options = SimpleFileOptions::default()
+        .compression_method(CompressionMethod::Stored)
+        .unix_permissions(metadata.permissions().mode())
+        .last_modified_time(zip_time(metadata.mtime()));
     zip.start_file(name, options)?;
     let written = bounds.copy(&mut file, zip, left.saturating_add(1))?;
     *left = left.checked_sub(written).ok_or_else(too_large)?;
     Ok(())
 }
 
+/// A time as archives have it, which is without a zone: that of UTC. What is before or after their years is their first
+/// or last moment.
+fn zip_time(unix_seconds: i64) -> zip::DateTime {
+    const FIRST: i64 = 315_532_800; // 1980
+    const LAST: i64 = 4_354_819_198; // 2107, and its seconds are even
+    let moment = speedate::DateTime::from_timestamp(unix_seconds.clamp(FIRST, LAST), 0);
+    let moment = moment.ok().and_then(|speedate::DateTime { date, time }| {
+        zip::DateTime::from_date_and_time(date.year, date.month, date.day, time.hour, time.minute, time.second).ok()
+    });
+    moment.unwrap_or_default()
+}
+
 fn too_large() -> io::Error {
     io::Error::other(format!("all files together have more than the allowed {UPLOAD_BYTES} bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::zip_time;
+
+    #[test]
+    fn archives_have_times_of_their_own_years() {
+        for (seconds, time) in [
+            (784_111_777, "1994-11-06 08:49:36"),
+            (951_782_399, "2000-02-28 23:59:58"),
+            (0, "1980-01-01 00:00:00"),
+            (-1, "1980-01-01 00:00:00"),
+            (i64::MAX, "2107-12-31 23:59:58"),
+        ] {
+            assert_eq!(zip_time(seconds).to_string(), time);
+        }
+    }
 }

@@ -19,6 +19,7 @@ use crate::base::shutdown::Shutdown;
 use crate::base::stop::KICK_GRACE;
 use crate::base::thread::{JoinError, Kick, Thread, spawn};
 use crate::base::waits;
+use crate::ops::cause::{Cause, Fault};
 use crate::proc::docker::labels;
 use crate::proc::tool::ToolError;
 
@@ -135,6 +136,10 @@ impl JobWork {
                 let (_, workspace) = self.place()?;
                 let hub = Hub::from_env(self.config.hugging_face_token_for_jobs);
                 let loader = VolumeLoader::new(self.cancel.clone(), hub, self.config.reach.clone());
+                let loader = match self.config.sandbox.disk_bytes {
+                    Some(bytes) => loader.with_space(bytes),
+                    None => loader,
+                };
                 loader.load(&volume, workspace, deadline)?;
                 Ok(Outcome::Loaded)
             }
@@ -241,12 +246,22 @@ impl From<RunError> for Problem {
     }
 }
 
+impl Problem {
+    /// The job's own, or somebody else's.
+    fn by_cause(cause: Cause, text: String) -> Self {
+        match cause.fault {
+            Fault::Job => Problem::OfJob(text),
+            Fault::Operator | Fault::Network => Problem::OfHorde(text),
+        }
+    }
+}
+
 impl From<VolumeError> for Problem {
     fn from(error: VolumeError) -> Self {
         match error {
             error if error.is_cancelled() => Problem::Cancelled,
             error if error.is_timeout() => Problem::TimedOut(error.to_string()),
-            error => Problem::OfJob(error.to_string()),
+            error => Problem::by_cause(error.cause(), error.to_string()),
         }
     }
 }
@@ -256,7 +271,7 @@ impl From<UploadError> for Problem {
         match error {
             error if error.is_cancelled() => Problem::Cancelled,
             error if error.is_timeout() => Problem::TimedOut(error.to_string()),
-            error => Problem::OfJob(error.to_string()),
+            error => Problem::by_cause(error.cause(), error.to_string()),
         }
     }
 }

@@ -6,10 +6,15 @@ mod embed;
 use std::sync::Arc;
 use std::time::Duration;
 
+use phalanx::app::jobfile;
 use phalanx::app::local::{LocalConfig, LocalNetwork, ThreadBackend};
+use phalanx::base::shutdown::Shutdown;
+use phalanx::base::stop::Stopping;
 use phalanx::base::thread::Group;
+use phalanx::cli::submit::{Plan, submit};
 use phalanx::executor::RunnerKind;
 
+use crate::testkit::http::{Reply, Server, loopback};
 use crate::testkit::roles::World;
 
 #[test]
@@ -20,13 +25,73 @@ fn the_embedding_example_runs_and_leaves_no_thread() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// A network whose jobs may reach loopback.
+fn network(world: &World, folder: &tempfile::TempDir) -> LocalNetwork {
+    let mut backend = ThreadBackend::new(RunnerKind::Process, world.timer());
+    backend.reach = loopback();
+    let config = LocalConfig {
+        state_dir: folder.path().to_owned(),
+        executors: 1,
+        backend: Arc::new(backend),
+        drain_time: Duration::from_secs(1),
+    };
+    LocalNetwork::start(config, &world.timer()).unwrap()
+}
+
+/// Submits a job file to a local network; gives what `submit --json` prints.
+fn run(upload: &serde_json::Value, volume: &serde_json::Value, script: &str) -> serde_json::Value {
+    let world = World::new();
+    let folder = tempfile::tempdir().unwrap();
+    let network = network(&world, &folder);
+    let job = serde_json::json!({
+        "executor_class": "always_on.test", "docker_image": "none", "args": ["sh", "-c", script],
+        "output_upload": upload, "volume": volume,
+    });
+    let jobs = vec![("job".to_owned(), jobfile::parse_text("job", &job.to_string()).unwrap())];
+    let plan = Plan {
+        base: format!("http://{}", network.http_addr()),
+        key: network.user().clone(),
+        target: network.target(),
+        wait: true,
+        at_once: None,
+        json: true,
+    };
+    let mut out = Vec::new();
+    let _done = submit(&plan, jobs, &Shutdown::new(), &mut out).unwrap();
+    let mut stopping = Stopping::alone();
+    network.stop(&mut stopping);
+    stopping.finish();
+    serde_json::from_slice(&out).unwrap()
+}
+
+#[test]
+fn a_job_file_s_zip_of_the_output_arrives() {
+    let server = Server::start(|_| Reply::ok(""));
+    let upload = serde_json::json!({"output_upload_type": "zip_and_http_put", "url": server.url("/zip")});
+    let script = "echo a >\"$PHALANX_OUTPUT_DIR/a\"; touch -d '1999-12-31 23:59:58 UTC' \"$PHALANX_OUTPUT_DIR/a\"";
+    let done = run(&upload, &serde_json::Value::Null, script);
+    assert_eq!(done["status"], "completed", "{done}");
+    let seen = server.seen();
+    let mut zip = zip::ZipArchive::new(std::io::Cursor::new(&seen[0].body)).unwrap();
+    let file = zip.by_name("a").unwrap();
+    assert_eq!((seen[0].path.as_str(), file.size()), ("/zip", 2));
+    assert_eq!(file.last_modified().unwrap().to_string(), "1999-12-31 23:59:58");
+}
+
+#[test]
+fn a_server_s_fault_is_the_network_s_and_the_job_s_own_is_the_job_s() {
+    for (status, end) in [(501, "horde_failed"), (404, "failed")] {
+        let server = Server::start(move |_| Reply::status(status));
+        let volume = serde_json::json!({"volume_type": "single_file", "url": server.url("/f"), "relative_path": "f"});
+        let done = run(&serde_json::Value::Null, &volume, "true");
+        assert_eq!((&done["status"], server.seen().len()), (&end.into(), 1), "{done}");
+    }
+}
+
 #[test]
 fn dropping_a_local_network_stops_it() {
     let world = World::new();
     let folder = tempfile::tempdir().unwrap();
-    let backend = Arc::new(ThreadBackend::new(RunnerKind::Process, world.timer()));
-    let config =
-        LocalConfig { state_dir: folder.path().to_owned(), executors: 1, backend, drain_time: Duration::from_secs(1) };
-    drop(LocalNetwork::start(config, &world.timer()).unwrap());
+    drop(network(&world, &folder));
     // The world now finds no thread left.
 }

@@ -4,6 +4,7 @@ use crate::testkit::http;
 use crate::testkit::job;
 use crate::testkit::wait::far;
 use std::fs::{self, File};
+use std::io::Write;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
@@ -11,8 +12,9 @@ use http::{Reply, Server};
 use job::Bench;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
-use phalanx::net::http::client::{ANSWER_BYTES, Content, FilePart, HttpClient, HttpError};
+use phalanx::net::http::client::{ANSWER_BYTES, Content, Download, FilePart, HttpClient, HttpError};
 use phalanx::net::reach::Reach;
+use phalanx::ops::cause::Cause;
 
 fn client() -> HttpClient {
     HttpClient::new(Shutdown::new())
@@ -73,7 +75,7 @@ fn a_put_sends_a_file_exactly_and_again_from_the_start() {
     assert_eq!(seen[0].header("content-type"), None, "a signed address may not cover one");
     let short = Content::File { file: &file, len: bytes.len() as u64 + 1 };
     let error = client().put(&server.url("/x"), &[], short, far()).unwrap_err();
-    assert!(error.to_string().contains("became shorter") && !error.is_transient(), "{error}");
+    assert!(error.to_string().contains("became shorter") && !error.cause().passing, "{error}");
     drop(server);
     bench.assert_clean();
 }
@@ -118,20 +120,21 @@ fn a_download_is_exact_and_bounded_with_and_without_an_announced_length() {
     });
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("f");
-    let get = |which: &str, max| client().get_to_file(&server.url(which), &[], &path, max, far());
+    let get = |which: &str, max| client().download(&server.url(which), &[], &mut Download::new(&path, max), far());
     for which in ["/chunked", "/until-close", "/length"] {
         assert_eq!(get(which, 5).unwrap(), 5, "{which}");
         assert_eq!(fs::read(&path).unwrap(), b"abcde");
         let error = get(which, 4).unwrap_err();
-        assert!(matches!(error, HttpError::TooLarge { max: 4, .. }) && !error.is_transient(), "{which}: {error}");
+        assert!(matches!(error, HttpError::TooLarge { max: 4, .. }) && !error.cause().passing, "{which}: {error}");
     }
     let error = get("/cut", 10).unwrap_err();
-    assert!(matches!(error, HttpError::Connection { .. }) && error.is_transient(), "{error}");
+    assert!(matches!(error, HttpError::Connection { .. }) && error.cause().passing, "{error}");
     fs::remove_file(&path).unwrap();
     let error = get("/missing", 10).unwrap_err();
-    assert!(error.to_string().ends_with("/missing answered 404: no such thing") && !error.is_transient(), "{error}");
+    assert!(error.to_string().ends_with("/missing answered 404: no such thing") && !error.cause().passing, "{error}");
     assert!(!path.exists());
-    let error = client().get_to_file(&server.url("/length"), &[], folder.path(), 5, far()).unwrap_err();
+    let error =
+        client().download(&server.url("/length"), &[], &mut Download::new(folder.path(), 5), far()).unwrap_err();
     assert!(matches!(error, HttpError::File { .. }), "{error}");
     drop(server);
     bench.assert_clean();
@@ -178,10 +181,9 @@ fn a_client_for_jobs_goes_nowhere_else_whoever_sends_it_there() {
         let url = format!("http://{host}:{port}/x");
         for answer in [client.get(&url, &[], far()), client.put(&url, &[], Content::Bytes(b"x"), far())] {
             let error = answer.unwrap_err();
-            assert!(matches!(error, HttpError::OutOfReach { .. }) && !error.is_transient(), "{host}: {error}");
-            let host = host.trim_matches(['[', ']']);
-            let said = error.to_string().replace(['[', ']'], "");
-            assert!(said.starts_with(&format!("jobs may not reach {host}: ")) && said.contains("--reach"), "{said}");
+            assert!(matches!(error, HttpError::OutOfReach { .. }) && !error.cause().passing, "{host}: {error}");
+            let said = error.to_string();
+            assert!(said.starts_with("jobs may not reach ") && said.contains("--reach"), "{said}");
         }
     }
     assert!(inside.seen().is_empty());
@@ -198,19 +200,309 @@ fn a_client_for_jobs_goes_nowhere_else_whoever_sends_it_there() {
 }
 
 #[test]
+fn addresses_and_locations_are_as_people_write_them() {
+    let bench = Bench::new();
+    let server = Server::start(|request| match request.path.as_str() {
+        "/my%20data.txt" | "/caf%C3%A9.txt" => Reply::ok(request.path.clone()),
+        "/to-blank" => Reply::Answer(302, vec![("LOCATION", "/my data.txt".into())], vec![]),
+        "/to-letter" => Reply::Answer(303, vec![("location", "/café.txt#part".into())], vec![]),
+        // In Latin-1, as servers once wrote.
+        "/to-latin" => Reply::Raw(b"HTTP/1.1 307 x\r\nlocation: /caf\xe9.txt\r\ncontent-length: 0\r\n\r\n".into()),
+        "/query?a" => Reply::Answer(301, vec![("location", "?b".into())], vec![]),
+        "/query?b" => Reply::Answer(308, vec![("location", "my data.txt".into())], b"moved".to_vec()),
+        other => panic!("{other}"),
+    });
+    for (path, body) in [
+        ("/my data.txt", "/my%20data.txt"),
+        ("/my%20data.txt#part", "/my%20data.txt"),
+        ("/café.txt", "/caf%C3%A9.txt"),
+        ("/to-blank", "/my%20data.txt"),
+        ("/to-letter", "/caf%C3%A9.txt"),
+        ("/to-latin", "/caf%C3%A9.txt"),
+        ("/query?a", "/my%20data.txt"),
+    ] {
+        let url = server.url(path).replace("http://", "HTTP://");
+        assert_eq!(client().get(&url, &[], far()).unwrap().text(), body, "{path}");
+    }
+    drop(server);
+    bench.assert_clean();
+}
+
+#[test]
+fn a_redirect_that_leads_nowhere_fails_at_once_and_says_why() {
+    let bench = Bench::new();
+    for (location, why) in [
+        (None, "it has no Location"),
+        (Some("ftp://h/x"), "its scheme is ftp"),
+        (Some("http://[x/"), "its Location \"http://[x/\": invalid IPv6 address"),
+    ] {
+        let server = Server::start(move |_| {
+            Reply::Answer(302, location.map(|to| ("location", to.to_owned())).into_iter().collect(), vec![])
+        });
+        let error = client().get(&server.url("/x?secret"), &[], far()).unwrap_err();
+        let begin = format!("{} answered 302, a redirect that cannot be followed: ", server.url("/x"));
+        assert!(error.to_string().starts_with(&begin) && error.to_string().contains(why), "{error}");
+        assert_eq!((error.cause(), server.seen().len()), (Cause::JOB, 1));
+    }
+    bench.assert_clean();
+}
+
+#[test]
+fn user_and_password_of_an_address_are_a_field_and_never_shown() {
+    let bench = Bench::new();
+    let server = Server::start(|_| Reply::status(403));
+    let url = server.url("/p").replace("http://", "http://me:p%40ss@");
+    let error = client().get(&url, &[], far()).unwrap().ok().unwrap_err().to_string();
+    assert_eq!(error, format!("{} answered 403", server.url("/p")));
+    let seen = server.seen();
+    assert_eq!(seen[0].header("authorization"), Some("Basic bWU6cEBzcw=="));
+    assert_eq!((seen[0].path.as_str(), seen[0].header("host").unwrap().contains('@')), ("/p", false));
+    drop(server);
+    bench.assert_clean();
+}
+
+#[test]
+fn given_fields_go_as_they_are_and_once() {
+    let bench = Bench::new();
+    let server = Server::start(|_| Reply::ok(""));
+    let host = server.url("").replace("http://", "");
+    let content = Content::Bytes(b"12345");
+    for names in [["Content-Length", "Content-Type", "Host"], ["content-length", "CONTENT-TYPE", "hOST"]] {
+        let given = [pair(names[0], "5"), pair(names[1], "text/plain"), pair(names[2], &host), pair("x-amz-acl", "a")];
+        client().put(&server.url("/"), &given, content, far()).unwrap();
+        let form = [pair(names[1], "multipart/form-data; boundary=theirs"), pair(names[2], &host)];
+        let part = FilePart { field: "file", file_name: "o", content_type: "x/y", content };
+        client().post_multipart(&server.url("/"), &form, [], part, far()).unwrap();
+    }
+    let seen = server.seen();
+    let values = |request: &http::Request, name: &str| {
+        request.headers.iter().filter(|(n, _)| n == name).map(|(_, value)| value.clone()).collect::<Vec<_>>()
+    };
+    for put in [&seen[0], &seen[2]] {
+        assert_eq!(values(put, "content-length"), ["5"]);
+        assert_eq!(values(put, "content-type"), ["text/plain"]);
+        assert_eq!(values(put, "host"), std::slice::from_ref(&host));
+        assert_eq!((put.body.as_slice(), put.header("x-amz-acl")), (b"12345".as_slice(), Some("a")));
+    }
+    for post in [&seen[1], &seen[3]] {
+        assert_eq!(values(post, "content-type"), ["multipart/form-data; boundary=theirs"]);
+        assert!(post.body.starts_with(b"--theirs\r\n") && post.body.ends_with(b"\r\n--theirs--\r\n"));
+    }
+    for (name, value, says) in [
+        ("Content-Length", "6", "Content-Length is given as \"6\" and the body has 5 bytes"),
+        ("Transfer-Encoding", "chunked", "Transfer-Encoding may not be set"),
+        ("Connection", "keep-alive", "Connection may not be set"),
+        ("Host", "elsewhere.example", "Host is given as \"elsewhere.example\" and the address is at 127.0.0.1"),
+        ("x", "a\r\nb: c", "cannot be sent"),
+    ] {
+        let error = client().put(&server.url("/"), &[pair(name, value)], content, far()).unwrap_err();
+        assert!(error.to_string().contains(says) && error.cause() == Cause::JOB, "{error}");
+    }
+    assert_eq!(server.seen().len(), 4);
+    drop(server);
+    bench.assert_clean();
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[test]
+fn a_content_coding_is_undone_and_the_bounds_hold_for_what_comes_out() {
+    let bench = Bench::new();
+    let zeros = gzip(&[0; 100_000]);
+    let server = Server::start(move |request| {
+        let (coding, body) = match request.path.as_str() {
+            "/gzip" => ("GZIP", gzip(b"hello")),
+            "/identity" => ("identity", b"hello".to_vec()),
+            "/cut" => ("gzip", gzip(b"hello")[..12].to_vec()),
+            "/zeros" => ("gzip", zeros.clone()),
+            "/chunked" => {
+                let coded = gzip(b"hello");
+                let head = format!(
+                    "HTTP/1.1 200 x\r\ncontent-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n",
+                    coded.len()
+                );
+                return Reply::Raw([head.as_bytes(), &coded, b"\r\n0\r\n\r\n"].concat());
+            }
+            "/twice" => {
+                let text = "HTTP/1.1 200 x\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n";
+                return Reply::Raw(text.into());
+            }
+            "/lost" => {
+                let head = "HTTP/1.1 200 x\r\ncontent-encoding: gzip\r\ncontent-length: 1000\r\n\r\n";
+                return Reply::Raw([head.as_bytes(), &gzip(b"hello")[..12]].concat());
+            }
+            _ => ("br", b"hello".to_vec()),
+        };
+        Reply::Answer(200, vec![("Content-Encoding", coding.into())], body)
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("f");
+    let get = |which: &str, max| client().download(&server.url(which), &[], &mut Download::new(&path, max), far());
+    for which in ["/gzip", "/identity", "/chunked"] {
+        assert_eq!(get(which, 5).unwrap(), 5, "{which}");
+        assert_eq!(fs::read(&path).unwrap(), b"hello", "{which}");
+        assert_eq!(client().get(&server.url(which), &[], far()).unwrap().text(), "hello");
+        assert!(matches!(get(which, 4).unwrap_err(), HttpError::TooLarge { max: 4, .. }), "{which}");
+    }
+    assert_eq!(server.seen()[0].header("accept-encoding"), Some("gzip, deflate, identity"));
+    for (which, says) in [("/cut", "its content coding is broken"), ("/br", "\"br\""), ("/twice", "Transfer-Encoding")]
+    {
+        let error = get(which, 100).unwrap_err();
+        assert!(error.to_string().contains(says) && error.cause() == Cause::JOB, "{which}: {error}");
+    }
+    let error = get("/lost", 100).unwrap_err();
+    assert!(matches!(error, HttpError::Connection { .. }) && error.cause().passing, "{error}");
+    assert!(matches!(get("/zeros", 99_999).unwrap_err(), HttpError::TooLarge { max: 99_999, .. }));
+    assert_eq!(get("/zeros", 100_000).unwrap(), 100_000);
+    assert_eq!(client().get(&server.url("/br"), &[], far()).unwrap().text(), "hello", "an answer nobody may need");
+    drop(server);
+    bench.assert_clean();
+}
+
+/// What a server has at a time: its content and how it names it.
+type Version = (&'static [u8], Vec<(&'static str, String)>);
+
+/// A server that breaks off after `cut` bytes, and answers a request for the rest as `rest` says.
+fn breaking(cut: usize, version: Version, mut rest: impl FnMut(u64) -> Reply + Send + 'static) -> Server {
+    Server::start(move |request| {
+        if let Some(range) = request.header("range") {
+            let from = range.strip_prefix("bytes=").and_then(|range| range.strip_suffix('-')).unwrap();
+            return rest(from.parse().unwrap());
+        }
+        let (bytes, fields) = &version;
+        let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let head = format!("HTTP/1.1 200 x\r\n{fields}content-length: {}\r\n\r\n", bytes.len());
+        Reply::Raw([head.as_bytes(), &bytes[..cut]].concat())
+    })
+}
+
+#[test]
+fn a_broken_download_goes_on_with_the_same_file_or_begins_anew() {
+    let bench = Bench::new();
+    let tag = |tag: &str| vec![("etag", tag.to_owned())];
+    let part = |range: &str, body: &[u8]| {
+        Reply::Answer(206, vec![("content-range", range.to_owned()), ("etag", "\"1\"".into())], body.to_vec())
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("f");
+    let fetch = |server: &Server, tries: usize| {
+        let mut download = Download::new(&path, 100);
+        let mut outcome = Ok(0);
+        let mut received = Vec::new();
+        for _ in 0..tries {
+            outcome = client().download(&server.url("/f"), &[], &mut download, far());
+            received.push(download.received());
+        }
+        (outcome, received)
+    };
+
+    let server = breaking(4, (b"0123456789", tag("\"1\"")), move |from| {
+        assert_eq!(from, 4);
+        part("bytes 4-9/10", b"456789")
+    });
+    let (outcome, received) = fetch(&server, 2);
+    assert_eq!((outcome.unwrap(), received), (10, vec![4, 0]));
+    assert_eq!(fs::read(&path).unwrap(), b"0123456789");
+    let asked = &server.seen()[1];
+    assert_eq!((asked.header("range"), asked.header("if-range")), (Some("bytes=4-"), Some("\"1\"")));
+    assert_eq!(asked.header("accept-encoding"), Some("identity"));
+    drop(server);
+
+    // The file has changed: the server sends the new one, whole.
+    let server = breaking(4, (b"0123456789", tag("\"1\"")), |_| {
+        Reply::Answer(200, vec![("etag", "\"2\"".into())], b"abc".to_vec())
+    });
+    assert_eq!(fetch(&server, 2).0.unwrap(), 3);
+    assert_eq!(fs::read(&path).unwrap(), b"abc");
+    drop(server);
+
+    // The server sends a part of something else, or nothing: asked anew, it breaks at the same place.
+    for rest in [
+        || Reply::Answer(206, vec![("content-range", "bytes 3-9/10".into())], b"3456789".to_vec()),
+        || Reply::Answer(206, vec![("content-range", "bytes 4-9/11".into())], b"456789".to_vec()),
+        || Reply::Answer(206, vec![("content-range", "bytes 4-9/10".into()), ("etag", "\"2\"".into())], vec![b'x'; 6]),
+        || Reply::status(416),
+    ] {
+        let server = breaking(4, (b"0123456789", tag("\"1\"")), move |_| rest());
+        let (outcome, received) = fetch(&server, 2);
+        assert!(matches!(outcome.unwrap_err(), HttpError::Connection { .. }));
+        assert_eq!((received, server.seen().len()), (vec![4, 4], 3));
+        assert_eq!(fs::read(&path).unwrap(), b"0123");
+    }
+
+    // A refusal in between loses nothing, and the rest may come in parts.
+    let mut asked = 0;
+    let server = breaking(4, (b"0123456789", tag("\"1\"")), move |from| {
+        asked += 1;
+        match asked {
+            1 => Reply::status(503),
+            2 => part("bytes 4-6/10", b"456"),
+            _ => {
+                assert_eq!(from, 7);
+                part("bytes 7-9/10", b"789")
+            }
+        }
+    });
+    let (outcome, received) = fetch(&server, 4);
+    assert_eq!((outcome.unwrap(), received), (10, vec![4, 4, 7, 0]));
+    assert_eq!(fs::read(&path).unwrap(), b"0123456789");
+    drop(server);
+
+    // Without a strong name, or under a coding, there is nothing to go on from.
+    for fields in [tag("W/\"1\""), vec![], [tag("\"1\""), vec![("content-encoding", "gzip".to_owned())]].concat()] {
+        let server = breaking(4, (b"0123456789", fields), |_| panic!("asked for a range"));
+        let (outcome, received) = fetch(&server, 2);
+        assert!(outcome.is_err());
+        assert_eq!((received, server.seen().len()), (vec![0, 0], 2));
+    }
+    bench.assert_clean();
+}
+
+#[test]
+fn a_wait_that_a_server_asks_for_is_told() {
+    let bench = Bench::new();
+    for (value, seconds) in [("6", Some(6)), ("soon", None)] {
+        let server =
+            Server::start(move |_| Reply::Answer(429, vec![("Retry-After", value.into())], b"slowly".to_vec()));
+        let error = client().get(&server.url("/"), &[], far()).unwrap().ok().unwrap_err();
+        assert_eq!(error.retry_after(), seconds.map(Duration::from_secs));
+        let asks = seconds.map(|seconds| format!(" and asks to come again after {seconds} s")).unwrap_or_default();
+        assert_eq!(error.to_string(), format!("{} answered 429{asks}: slowly", server.url("/")));
+    }
+    bench.assert_clean();
+}
+
+#[test]
+fn interim_answers_are_passed_over() {
+    let bench = Bench::new();
+    let server = Server::start(|_| {
+        let interim = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n";
+        Reply::Raw(format!("{interim}HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").into())
+    });
+    assert_eq!(client().get(&server.url("/"), &[], far()).unwrap().text(), "ok");
+    assert_eq!(client().put(&server.url("/"), &[], Content::Bytes(b"x"), far()).unwrap().text(), "ok");
+    drop(server);
+    bench.assert_clean();
+}
+
+#[test]
 fn transient_errors_are_distinguished_from_permanent_ones() {
     let bench = Bench::new();
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let error = client().get(&format!("http://{closed}/"), &[], far()).unwrap_err();
-    assert!(matches!(error, HttpError::Connection { .. }) && error.is_transient(), "{error}");
+    assert!(matches!(error, HttpError::Connection { .. }) && error.cause().passing, "{error}");
     for (status, transient) in [(400, false), (403, false), (408, true), (429, true), (500, true), (503, true)] {
         let server = Server::start(move |_| Reply::status(status));
         let error = client().get(&server.url("/"), &[], far()).unwrap().ok().unwrap_err();
-        assert_eq!(error.is_transient(), transient, "{error}");
+        assert_eq!(error.cause().passing, transient, "{error}");
     }
     let server = Server::start(|_| Reply::Raw(vec![]));
     let error = client().get(&server.url("/"), &[], far()).unwrap_err();
-    assert!(error.is_transient(), "{error}");
+    assert!(error.cause().passing, "{error}");
     drop(server);
     bench.assert_clean();
 }
@@ -224,7 +516,7 @@ fn https_works_with_a_trusted_certificate_and_only_then() {
     let response = trusting.put(&server.url("/"), &[], Content::Bytes(&big), far()).unwrap();
     assert!(response.body == big);
     let error = client().get(&server.url("/"), &[], far()).unwrap_err();
-    assert!(!error.is_transient(), "{error}");
+    assert!(!error.cause().passing, "{error}");
     drop(server);
     bench.assert_clean();
 }

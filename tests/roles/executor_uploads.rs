@@ -17,6 +17,7 @@ use phalanx::executor::runner::process::ProcessRunner;
 use phalanx::executor::uploads::{OUTPUT_FILES, UploadError, Uploader};
 use phalanx::executor::workspace::Workspace;
 use phalanx::net::reach::Reach;
+use phalanx::ops::cause::Cause;
 use phalanx::protocol::{
     MultiUpload, OutputUpload, SingleFilePostUpload, SingleFilePutUpload, SingleFileUpload, StrMap,
     ZipAndHttpPostUpload, ZipAndHttpPutUpload, ZipUpload,
@@ -280,6 +281,47 @@ fn a_refusal_is_reported_at_once_and_a_failure_is_tried_again_with_the_whole_bod
     let seen = server.seen();
     assert_eq!(seen.len(), 3);
     assert_eq!(unzipped(&parts(&seen[2])[0].1), all_files());
+    drop((workspace, server));
+    bench.assert_clean();
+}
+
+#[test]
+fn signed_fields_go_as_they_are_signed_and_a_false_length_is_no_reason_to_try_again() {
+    let bench = Bench::new();
+    let workspace = filled(&bench);
+    let server = Server::start(|_| Reply::ok(""));
+    let host = server.url("").replace("http://", "");
+    let single = |signed: &[(&str, &str)], post: bool| {
+        let (url, relative_path, signed_headers) = (server.url("/o"), "o.txt".to_owned(), map(signed));
+        let upload = match post {
+            true => {
+                let form_fields = None;
+                SingleFileUpload::Post(SingleFilePostUpload { url, form_fields, relative_path, signed_headers })
+            }
+            false => SingleFileUpload::Put(SingleFilePutUpload { url, relative_path, signed_headers }),
+        };
+        OutputUpload::Multi(MultiUpload { uploads: vec![upload], system_output: None })
+    };
+    let put = [("content-LENGTH", "2"), ("Content-Type", "text/plain"), ("HOST", host.as_str())];
+    upload(&single(&put, false), &workspace).unwrap();
+    upload(&single(&[("content-type", "x/y"), ("host", &host)], true), &workspace).unwrap();
+    let seen = server.seen();
+    assert_eq!((seen.len(), seen[0].body.as_slice()), (2, b"o\n".as_slice()));
+    for (request, name, value) in
+        [(&seen[0], "content-length", "2"), (&seen[0], "content-type", "text/plain"), (&seen[1], "content-type", "x/y")]
+    {
+        let values: Vec<_> = request.headers.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_str()).collect();
+        assert_eq!(values, [value], "{name}");
+    }
+    for (signed, says) in [
+        (("Content-Length", "6"), "the field Content-Length is given as \"6\" and the body has 2 bytes"),
+        (("transfer-encoding", "chunked"), "the field transfer-encoding may not be set"),
+        (("Host", "elsewhere.example"), "the field Host is given as \"elsewhere.example\""),
+    ] {
+        let error = upload(&single(&[signed], false), &workspace).unwrap_err();
+        assert!(error.to_string().contains(says) && error.cause() == Cause::JOB, "{error}");
+    }
+    assert_eq!(server.seen().len(), 2);
     drop((workspace, server));
     bench.assert_clean();
 }

@@ -16,6 +16,7 @@ use phalanx::base::thread::{Kick, spawn};
 use phalanx::executor::volumes::{Hub, VolumeError, VolumeLoader};
 use phalanx::executor::workspace::Workspace;
 use phalanx::net::reach::Reach;
+use phalanx::ops::cause::Cause;
 use phalanx::protocol::{
     AllowPatterns, HuggingfaceVolume, InlineVolume, MultiVolume, SingleFileVolume, SingleVolume, Volume, ZipUrlVolume,
 };
@@ -156,6 +157,80 @@ fn broken_connections_and_5xx_are_tried_again_and_4xx_are_not() {
     let error = load(&Volume::SingleFile(single_file(server.url("/f?secret=1"), "f")), &workspace).unwrap_err();
     assert_eq!(error.to_string(), format!("{} answered 403: not yours", server.url("/f")));
     assert_eq!((server.seen().len(), error.is_timeout(), error.is_cancelled()), (1, false, false));
+    drop((workspace, server));
+    bench.assert_clean();
+}
+
+#[test]
+fn a_server_that_says_when_to_come_again_is_obeyed_and_more_often_than_others_are_asked() {
+    let bench = Bench::new();
+    let mut last = Instant::now() - Duration::from_secs(10);
+    let mut asked = 0;
+    let server = Server::start(move |_| {
+        let after = last.elapsed();
+        (last, asked) = (Instant::now(), asked + 1);
+        assert!(after >= Duration::from_secs(1), "request {asked} came after {after:?}");
+        match asked {
+            7 => Reply::ok("whole"),
+            n => Reply::Answer(if n % 2 == 0 { 503 } else { 429 }, vec![("retry-after", "1".into())], vec![]),
+        }
+    });
+    let workspace = bench.workspace();
+    load(&Volume::SingleFile(single_file(server.url("/f"), "f")), &workspace).unwrap();
+    assert_eq!((read(&workspace, "f").as_str(), server.seen().len()), ("whole", 7));
+    drop(server);
+
+    let server = Server::start(|_| Reply::Answer(503, vec![("retry-after", "3600".into())], vec![]));
+    let volume = Volume::SingleFile(single_file(server.url("/f"), "f"));
+    let begun = Instant::now();
+    let deadline = begun + Duration::from_secs(600);
+    let loader = VolumeLoader::new(Shutdown::new(), Hub::default(), loopback());
+    let error = loader.load(&volume, &workspace, deadline).unwrap_err();
+    assert!(error.to_string().ends_with("answered 503 and asks to come again after 3600 s"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(60) && server.seen().len() == 1);
+    drop((workspace, server));
+    bench.assert_clean();
+}
+
+#[test]
+fn a_download_that_breaks_often_goes_on_as_long_as_it_gets_on() {
+    let bench = Bench::new();
+    let bytes: Vec<u8> = (0..90).collect();
+    let server = Server::start(move |request| {
+        let range = request.header("range").map(|range| range[6..range.len() - 1].parse::<usize>().unwrap());
+        let from = range.unwrap_or(0);
+        let head = match range {
+            None => "200 x".to_owned(),
+            Some(from) => format!("206 x\r\ncontent-range: bytes {from}-89/90"),
+        };
+        let head = format!("HTTP/1.1 {head}\r\netag: \"a\"\r\ncontent-length: {}\r\n\r\n", 90 - from);
+        Reply::Raw([head.as_bytes(), &bytes[from..(from + 10).min(90)]].concat())
+    });
+    let workspace = bench.workspace();
+    load(&Volume::SingleFile(single_file(server.url("/f"), "f")), &workspace).unwrap();
+    let expected: Vec<u8> = (0..90).collect();
+    assert_eq!((fs::read(workspace.volume().join("f")).unwrap(), server.seen().len()), (expected, 9));
+    drop((workspace, server));
+    bench.assert_clean();
+}
+
+#[test]
+fn all_volumes_of_a_job_together_are_bounded() {
+    let bench = Bench::new();
+    let server = Server::start(|_| Reply::ok(vec![b'x'; 600]));
+    let workspace = bench.workspace();
+    let loader = VolumeLoader::new(Shutdown::new(), Hub::default(), loopback()).with_space(1_000);
+    let file = |n: u32| SingleVolume::SingleFile(single_file(server.url("/f"), &format!("f{n}")));
+    let small = SingleVolume::Inline(inline(&zip(&[("a", &"y".repeat(300))]), None));
+    let volumes = vec![file(1), small.clone()];
+    loader.load(&Volume::Multi(MultiVolume { volumes }), &workspace, far()).unwrap();
+    for (volumes, number) in [(vec![file(1), file(2)], 2), (vec![small.clone(), small.clone(), file(1)], 3)] {
+        let of = volumes.len();
+        let error = loader.load(&Volume::Multi(MultiVolume { volumes }), &workspace, far()).unwrap_err();
+        let room = "all volumes of the job together have more than the 1000 bytes that there is room for";
+        assert_eq!(error.to_string(), format!("volume {number} of {of}: {room}"));
+        assert_eq!(error.cause(), Cause::JOB);
+    }
     drop((workspace, server));
     bench.assert_clean();
 }

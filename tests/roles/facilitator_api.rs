@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use facilitator_kit::{Fixture, alice, bearer, dave, job, key, names};
 use phalanx::base::limits::JOB_REQUEST_BYTES;
+use phalanx::facilitator::api::submission::body_of;
 use phalanx::identity::KeyPair;
 use phalanx::protocol::{
-    FacilitatorToValidator, InlineVolume, JobStatus as S, Signature, SignedRequest, V0JobCheated, Volume,
+    FacilitatorToValidator, InlineVolume, JobStatus as S, MultiUpload, OutputUpload, Signature, SignedRequest,
+    SingleFilePutUpload, SingleFileUpload, V0JobCheated, Volume, ZipAndHttpPostUpload, ZipAndHttpPutUpload, ZipUpload,
 };
 use serde_json::{Value, json};
 
@@ -91,6 +93,47 @@ fn a_job_goes_out_with_the_users_own_signature() {
     assert_eq!(sent.verify().unwrap(), dave().public());
     assert_eq!(sent.uuid, created["uuid"]);
     assert!(matches!(sent.volume, Some(Volume::Multi(multi)) if multi.volumes.len() == 1));
+}
+
+#[test]
+fn every_upload_that_a_signature_covers_goes_out() {
+    let fix = memory();
+    let token = fix.login(&dave());
+    let mut validator = fix.validator(&alice());
+    let zip = || ZipAndHttpPutUpload { url: "https://h/zip".to_owned() };
+    let single =
+        || SingleFilePutUpload { url: "https://h/o".to_owned(), relative_path: "o".into(), signed_headers: None };
+    let multi = |system_output| MultiUpload { uploads: vec![SingleFileUpload::Put(single())], system_output };
+    let post = ZipAndHttpPostUpload { url: "https://h/zip".to_owned(), form_fields: None };
+    for (upload, sent_as) in [
+        (OutputUpload::ZipAndHttpPut(zip()), OutputUpload::ZipAndHttpPut(zip())),
+        (OutputUpload::ZipAndHttpPost(post.clone()), OutputUpload::ZipAndHttpPost(post)),
+        (OutputUpload::SingleFilePut(single()), OutputUpload::Multi(multi(None))),
+        (OutputUpload::Multi(multi(None)), OutputUpload::Multi(multi(None))),
+    ] {
+        let mut request = job(&dave());
+        request.output_upload = Some(upload);
+        request.sign(&dave(), 1_700_000_000_000_000_001);
+        assert_eq!(fix.post_job(&token, &request, &alice()).0, 201);
+        let text = validator.read();
+        let Ok(FacilitatorToValidator::V2JobRequest(sent)) = FacilitatorToValidator::decode(&text) else {
+            panic!("{text}");
+        };
+        assert_eq!((sent.verify().unwrap(), &sent.output_upload), (dave().public(), &Some(sent_as)));
+    }
+    let mut request = job(&dave());
+    request.output_upload = Some(OutputUpload::Multi(multi(Some(ZipUpload::Put(zip())))));
+    let refusal = body_of(&request, &alice().public()).unwrap_err().to_string();
+    assert!(refusal.starts_with("output_upload.system_output: no facilitator takes it from a user"), "{refusal}");
+    let uploads = json!([
+        {"output_upload_type": "zip_and_http_put", "url": "https://h/zip"},
+        {"output_upload_type": "single_file_put", "url": "https://h/o", "relative_path": "o"},
+    ]);
+    let body = json!({"target_validator_hotkey": alice().ss58(), "uploads": uploads}).to_string();
+    let mut headers = vec![bearer(&token)];
+    headers.extend(request.signature.as_ref().unwrap().to_headers());
+    let answer = fix.http("POST", "/api/v1/job-docker/", &headers, &body);
+    assert_eq!((answer.0, detail(&answer).contains("should be the only upload")), (400, true), "{answer:?}");
 }
 
 #[test]

@@ -174,7 +174,7 @@ impl Fixture {
     pub fn post_job(&self, token: &str, request: &V2JobRequest, target: &KeyPair) -> (u16, Value) {
         let mut headers = vec![bearer(token)];
         headers.extend(request.signature.iter().flat_map(|signature| signature.to_headers()));
-        self.http("POST", "/api/v1/job-docker/", &headers, &body_of(request, &target.public()))
+        self.http("POST", "/api/v1/job-docker/", &headers, &body_of(request, &target.public()).unwrap())
     }
 
     /// Submits a job of Dave's for Alice; gives its uuid.

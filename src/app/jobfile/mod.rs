@@ -8,7 +8,7 @@
 //! | `env` | object of strings | `{}` |
 //! | `files` | object: path under `/volume/` to a text, `{"base64": …}` or `{"path": …}` (beside the job file) | none |
 //! | `volume` | as on the wire: `{"volume_type": "zip_url", "contents": URL}`; unpacked after `files` | none |
-//! | `output_upload` | an upload as on the wire | none |
+//! | `output_upload` | as on the wire: `zip_and_http_put`, `single_file_put`, `multi_upload`, … | none |
 //! | `artifacts_dir` | folder of the container whose files come back with the result | none |
 //! | `download_time_limit`, `upload_time_limit` | whole seconds | 30 |
 //! | `execution_time_limit` | whole seconds | 60 |
@@ -31,6 +31,7 @@ use zip::write::SimpleFileOptions;
 
 use super::hint::hint;
 use crate::base::limits::JOB_REQUEST_BYTES;
+use crate::facilitator::api::submission::not_carried;
 use crate::protocol::{FacilitatorToValidator, V2JobRequest};
 
 /// Bytes of a job file and of each file that it names: more would not fit into the message.
@@ -197,9 +198,16 @@ fn together(files: Option<Value>, volume: Option<Value>) -> Option<Value> {
 
 /// Lets the protocol judge the rest, and checks the size.
 fn finish(message: Map<String, Value>, mut problems: Problems) -> Result<JobSpec, Vec<String>> {
-    let decoded = FacilitatorToValidator::decode(&Value::Object(message).to_string());
+    let given = Value::Object(message);
+    let decoded = FacilitatorToValidator::decode(&given.to_string());
     let request = match decoded {
-        Ok(FacilitatorToValidator::V2JobRequest(request)) => Some(request),
+        Ok(FacilitatorToValidator::V2JobRequest(request)) => {
+            let text = FacilitatorToValidator::from(request.clone()).encode_compact();
+            let kept = serde_json::from_str(&text).expect("what the encoder writes is JSON");
+            left_out(&given, &kept, "", &mut problems);
+            problems.0.extend(not_carried(&request).map(str::to_owned));
+            Some(request)
+        }
         Ok(_) => None,
         Err(error) => {
             for detail in error.errors {
@@ -227,6 +235,28 @@ fn finish(message: Map<String, Value>, mut problems: Problems) -> Result<JobSpec
             Ok(JobSpec(request))
         }
         _ => Err(problems.0),
+    }
+}
+
+/// Reports keys of the file that the message has no place for, wherever they are.
+fn left_out(given: &Value, kept: &Value, path: &str, problems: &mut Problems) {
+    match (given, kept) {
+        (Value::Object(given), Value::Object(kept)) => {
+            let known: Vec<&str> = kept.keys().map(String::as_str).collect();
+            for (key, value) in given {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                match kept.get(key) {
+                    Some(kept) => left_out(value, kept, &path, problems),
+                    None => problems.0.push(format!("unknown key {path:?}{}", hint(key, &known))),
+                }
+            }
+        }
+        (Value::Array(given), Value::Array(kept)) => {
+            for (n, (given, kept)) in given.iter().zip(kept).enumerate() {
+                left_out(given, kept, &format!("{path}.{n}"), problems);
+            }
+        }
+        _ => {}
     }
 }
 

@@ -102,6 +102,26 @@ fn every_problem_names_its_key_and_what_would_be_right() {
         (json!({"executor_class": "gpu"}), "executor_class: Input should be 'spin_up-4min.gpu-24gb'"),
         (json!({"volume": {"volume_type": "zip"}}), "volume: Input tag 'zip'"),
         (json!({"volume": {"volume_type": "zip_url"}}), "volume.zip_url.contents: Field required"),
+        (
+            json!({"output_upload": {"output_upload_type": "zip_and_http_put", "url": "u", "form_fields": {}}}),
+            "unknown key \"output_upload.form_fields\"",
+        ),
+        (
+            json!({"output_upload": {"output_upload_type": "multi_upload", "uploads": [
+                {"output_upload_type": "single_file_put", "url": "u", "relative_path": "o",
+                    "signed_header": {"A": "b"}},
+            ]}}),
+            "unknown key \"output_upload.uploads.0.signed_header\"; did you mean \"signed_headers\"?",
+        ),
+        (
+            json!({"output_upload": {"output_upload_type": "multi_upload", "uploads": [],
+                "system_output": {"output_upload_type": "zip_and_http_put", "url": "u"}}}),
+            "output_upload.system_output: no facilitator takes it from a user",
+        ),
+        (
+            json!({"volume": {"volume_type": "zip_url", "contents": "u", "relativ_path": "x"}}),
+            "unknown key \"volume.relativ_path\"",
+        ),
         (json!({"files": []}), "files: it should be an object"),
         (json!({"files": {"../a": ""}}), "files.../a: it should be a path under /volume/"),
         (json!({"files": {"/a": ""}}), "files./a: it should be a path under /volume/"),

@@ -5,9 +5,11 @@ use std::io;
 use std::path::Path;
 
 use super::archive::ArchiveError;
-use crate::executor::transfer::Bounds;
+use super::space::{Space, SpaceError};
+use crate::executor::transfer::{Bounds, of_file};
 use crate::executor::workspace::PathError;
-use crate::net::http::client::{Headers, HttpClient, HttpError};
+use crate::net::http::client::{Download, Headers, HttpClient, HttpError};
+use crate::ops::cause::Cause;
 
 /// Why a volume is not there. The texts are for the wire: reason `download_failed`, unless it is
 /// [`VolumeError::is_timeout`] or [`VolumeError::is_cancelled`].
@@ -26,6 +28,9 @@ pub enum VolumeError {
     /// A download failed.
     #[error(transparent)]
     Download(#[from] HttpError),
+    /// There is not so much room.
+    #[error(transparent)]
+    Space(#[from] SpaceError),
     /// A Hugging Face volume cannot be understood.
     #[error("Hugging Face repository {repo_id:?}: {why}")]
     Repository {
@@ -65,6 +70,17 @@ impl VolumeError {
         }
     }
 
+    /// Whose fault it is, and whether the same may succeed later.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::Path(_) | Self::Base64(_) | Self::Space(_) | Self::Repository { .. } => Cause::JOB,
+            Self::Archive(ArchiveError::Io { source, .. }) | Self::File { source, .. } => of_file(source),
+            Self::Archive(_) => Cause::JOB,
+            Self::Download(error) => error.cause(),
+            Self::Part { source, .. } => source.cause(),
+        }
+    }
+
     /// Whether a cancel was the reason.
     pub fn is_cancelled(&self) -> bool {
         match self {
@@ -76,17 +92,34 @@ impl VolumeError {
     }
 }
 
-/// Downloads to a file, whose folders are made and which replaces one of an earlier volume; gives its length.
+/// Downloads to a file of at most so many bytes, whose folders are made and which replaces one of an earlier volume;
+/// gives its length, which is taken from the space.
 pub(super) fn download(
     http: &HttpClient,
     url: &str,
     headers: Headers,
     path: &Path,
-    max_bytes: u64,
+    (max_bytes, space): (u64, &mut Space),
     bounds: Bounds,
 ) -> Result<u64, VolumeError> {
     let folder = path.parent().expect("a file in a workspace has a parent");
     fs::create_dir_all(folder)
         .map_err(|source| VolumeError::File { path: folder.to_string_lossy().into_owned(), source })?;
-    Ok(bounds.retry(|| http.get_to_file(url, headers, path, max_bytes, bounds.deadline))?)
+    let mut file = Download::new(path, max_bytes.min(space.left()));
+    let received = bounds.retry(|tries| {
+        let before = file.received();
+        let outcome = http.download(url, headers, &mut file, bounds.deadline);
+        if file.received() > before {
+            tries.progress();
+        }
+        outcome
+    });
+    match received {
+        Ok(bytes) => {
+            space.take(bytes);
+            Ok(bytes)
+        }
+        Err(HttpError::TooLarge { .. }) if space.left() < max_bytes => Err(space.exceeded().into()),
+        Err(error) => Err(error.into()),
+    }
 }

@@ -7,13 +7,11 @@ use serde::Deserialize;
 
 use super::download::{VolumeError, download};
 use super::glob;
+use super::space::Space;
 use crate::executor::transfer::Bounds;
 use crate::executor::workspace::relative;
 use crate::net::http::client::HttpClient;
 use crate::protocol::{AllowPatterns, HuggingfaceVolume};
-
-/// Bytes of all files that are taken from one repository: 256 GiB, above the largest models of today.
-pub const REPOSITORY_BYTES: u64 = 256 << 30;
 
 /// Where the hub is and how to sign in.
 #[derive(Clone)]
@@ -65,6 +63,7 @@ pub(super) fn fetch(
     hub: &Hub,
     volume: &HuggingfaceVolume,
     into: &Path,
+    space: &mut Space,
     bounds: Bounds,
 ) -> Result<(), VolumeError> {
     let bad = |why: String| VolumeError::Repository { repo_id: volume.repo_id.clone(), why };
@@ -82,7 +81,7 @@ pub(super) fn fetch(
     let repo = &volume.repo_id;
     let revision = encode(volume.revision.as_deref().unwrap_or("main"), "");
     let url = format!("{endpoint}/api/{kind}/{repo}/revision/{revision}");
-    let found: Revision = bounds.retry(|| http.get(&url, &headers, bounds.deadline)?.ok()?.json())?;
+    let found: Revision = bounds.retry(|_| http.get(&url, &headers, bounds.deadline)?.ok()?.json())?;
 
     let wanted = |name: &str| match &volume.allow_patterns {
         None => true,
@@ -95,11 +94,10 @@ pub(super) fn fetch(
         log::warn!("no file of {repo} is wanted: its allow_patterns match none");
     }
     let commit = encode(&found.sha, "");
-    let mut left = REPOSITORY_BYTES;
     for name in names {
         let path = into.join(relative(&name)?);
         let url = format!("{endpoint}/{prefix}{repo}/resolve/{commit}/{}", encode(&name, "/"));
-        left -= download(http, &url, &headers, &path, left, bounds)?;
+        download(http, &url, &headers, &path, (u64::MAX, space), bounds)?;
     }
     Ok(())
 }

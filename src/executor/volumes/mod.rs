@@ -4,6 +4,7 @@ mod archive;
 mod download;
 mod glob;
 mod hub;
+mod space;
 
 use std::fs;
 use std::io::{self, Cursor};
@@ -15,7 +16,9 @@ use base64::engine::general_purpose::STANDARD;
 pub use self::archive::{ArchiveError, ArchiveLimits};
 pub use self::download::VolumeError;
 use self::download::download;
-pub use self::hub::{Hub, REPOSITORY_BYTES};
+pub use self::hub::Hub;
+use self::space::Space;
+pub use self::space::SpaceError;
 
 use super::transfer::Bounds;
 use super::workspace::{PathError, Workspace, relative};
@@ -27,32 +30,46 @@ use crate::protocol::{SingleVolume, Volume};
 /// Bytes of one download (an archive, a single file): 2 GiB, as on the Python executor.
 pub const DOWNLOAD_BYTES: u64 = 2 << 30;
 
+/// Bytes of all volumes of a job together, where its disk has no quota: 256 GiB, above the largest models of today.
+pub const VOLUMES_BYTES: u64 = 256 << 30;
+
 /// Loads volumes.
 #[derive(Debug, Clone)]
 pub struct VolumeLoader {
     http: HttpClient,
     hub: Hub,
     limits: ArchiveLimits,
+    space: u64,
     token: Shutdown,
 }
 
 impl VolumeLoader {
     /// A loader whose work ends when `token` cancels, and that dials what is within `reach`, the hub too.
     pub fn new(token: Shutdown, hub: Hub, reach: Reach) -> Self {
-        Self { http: HttpClient::within(reach, token.clone()), hub, limits: ArchiveLimits::default(), token }
+        let http = HttpClient::within(reach, token.clone());
+        Self { http, hub, limits: ArchiveLimits::default(), space: VOLUMES_BYTES, token }
+    }
+
+    /// The same, for volumes that have at most so many bytes together.
+    #[must_use]
+    pub fn with_space(self, bytes: u64) -> Self {
+        Self { space: bytes, ..self }
     }
 
     /// Puts `volume` below the workspace's `volume/`. Blocks until it is there, `deadline` passes or the token cancels.
     ///
-    /// Downloads are tried again after broken connections and 5xx; 4xx fail at once.
+    /// A download that breaks goes on where it broke off, if the server can say that it still has the same file.
+    /// Otherwise, and after 5xx, 408 and 429, it begins anew, a few times; a server that says when to come again is
+    /// obeyed. Other answers fail at once.
     ///
     /// # Errors
     /// See [`VolumeError`]; part of the volume may be in place then.
     pub fn load(&self, volume: &Volume, workspace: &Workspace, deadline: Instant) -> Result<(), VolumeError> {
+        let mut space = Space::new(self.space);
         let single = match volume {
             Volume::Multi(multi) => {
                 for (n, part) in multi.volumes.iter().enumerate() {
-                    self.load_one(part, workspace, deadline).map_err(|source| VolumeError::Part {
+                    self.load_one(part, workspace, &mut space, deadline).map_err(|source| VolumeError::Part {
                         number: n + 1,
                         of: multi.volumes.len(),
                         source: Box::new(source),
@@ -65,10 +82,16 @@ impl VolumeLoader {
             Volume::SingleFile(volume) => SingleVolume::SingleFile(volume.clone()),
             Volume::Huggingface(volume) => SingleVolume::Huggingface(volume.clone()),
         };
-        self.load_one(&single, workspace, deadline)
+        self.load_one(&single, workspace, &mut space, deadline)
     }
 
-    fn load_one(&self, volume: &SingleVolume, workspace: &Workspace, deadline: Instant) -> Result<(), VolumeError> {
+    fn load_one(
+        &self,
+        volume: &SingleVolume,
+        workspace: &Workspace,
+        space: &mut Space,
+        deadline: Instant,
+    ) -> Result<(), VolumeError> {
         let bounds = Bounds { token: &self.token, deadline };
         let below = |path: Option<&str>| Ok::<_, PathError>(workspace.volume().join(relative(path.unwrap_or(""))?));
         match volume {
@@ -76,16 +99,19 @@ impl VolumeLoader {
                 let into = below(volume.relative_path.as_deref())?;
                 let text: String = volume.contents.chars().filter(|c| !c.is_ascii_whitespace()).collect();
                 let bytes = STANDARD.decode(text)?;
-                Ok(archive::unpack(Cursor::new(&bytes), bytes.len() as u64, &into, self.limits, bounds)?)
+                let size = bytes.len() as u64;
+                Ok(archive::unpack(Cursor::new(&bytes), size, &into, (self.limits, space), bounds)?)
             }
             SingleVolume::ZipUrl(volume) => {
                 let into = below(volume.relative_path.as_deref())?;
                 // Beside the job's folders, and on disk, because an archive may be larger than the memory.
                 let zip = workspace.private().join("volume.zip");
-                let size = download(&self.http, &volume.contents, &[], &zip, DOWNLOAD_BYTES, bounds)?;
+                // It counts only until it is unpacked.
+                let size =
+                    download(&self.http, &volume.contents, &[], &zip, (DOWNLOAD_BYTES, &mut space.clone()), bounds)?;
                 let file_error = |source| VolumeError::File { path: "the downloaded archive".into(), source };
                 let file = io::BufReader::new(fs::File::open(&zip).map_err(file_error)?);
-                archive::unpack(file, size, &into, self.limits, bounds)?;
+                archive::unpack(file, size, &into, (self.limits, space), bounds)?;
                 fs::remove_file(&zip).map_err(file_error)
             }
             SingleVolume::SingleFile(volume) => {
@@ -95,11 +121,11 @@ impl VolumeLoader {
                     return Err(PathError { path, why: "it names no file" }.into());
                 }
                 let path = workspace.volume().join(path);
-                download(&self.http, &volume.url, &[], &path, DOWNLOAD_BYTES, bounds).map(drop)
+                download(&self.http, &volume.url, &[], &path, (DOWNLOAD_BYTES, space), bounds).map(drop)
             }
             SingleVolume::Huggingface(volume) => {
                 let into = below(volume.relative_path.as_deref())?;
-                hub::fetch(&self.http, &self.hub, volume, &into, bounds)
+                hub::fetch(&self.http, &self.hub, volume, &into, space, bounds)
             }
         }
     }

@@ -10,7 +10,10 @@ use serde_json::{Map, Value};
 use crate::base::limits::JOB_REQUEST_BYTES;
 use crate::facilitator::router::job_time;
 use crate::identity::PublicKey;
-use crate::protocol::{FacilitatorToValidator, Signature, SignedRequest, SigningError, V0JobCheated, V2JobRequest};
+use crate::protocol::{
+    FacilitatorToValidator, MultiUpload, OutputUpload, OutputUploadType, Signature, SignedRequest, SigningError,
+    V0JobCheated, V2JobRequest,
+};
 
 /// Fields of a job that go into the message as they are.
 const PLAIN: [&str; 13] = [
@@ -86,6 +89,14 @@ pub fn job(body: &[u8], signature: Signature, user: PublicKey, uuid: &str) -> Re
         match body.shift_remove(field) {
             None | Some(Value::Null) => {}
             Some(Value::Array(parts)) if parts.is_empty() => {}
+            // The signature covers the same list either way; a zip of the whole output is no part of a multi-upload.
+            Some(Value::Array(mut parts)) if parts.iter().any(is_zip) => match parts.pop() {
+                Some(zip) if parts.is_empty() => drop(message.insert(named.to_owned(), zip)),
+                _ => {
+                    let why = "a zip of the whole output should be the only upload; the others should be single files";
+                    return Err(Refusal::Body(format!("{field}: {why}")));
+                }
+            },
             Some(parts @ Value::Array(_)) => {
                 let multi = Map::from_iter([(kind.to_owned(), tag.into()), (field.to_owned(), parts)]);
                 message.insert(named.to_owned(), Value::Object(multi));
@@ -129,6 +140,11 @@ pub fn cheated(body: &[u8], signature: Signature, user: PublicKey) -> Result<(V0
     Ok((report, text))
 }
 
+fn is_zip(upload: &Value) -> bool {
+    let zips = [OutputUploadType::ZipAndHttpPost, OutputUploadType::ZipAndHttpPut];
+    zips.iter().any(|kind| upload["output_upload_type"] == kind.as_str())
+}
+
 fn object(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
     serde_json::from_slice(body).map_err(|error| Refusal::Body(format!("the body should be a JSON object: {error}")))
 }
@@ -147,8 +163,26 @@ fn encode(message: impl Into<FacilitatorToValidator>) -> Result<String, Refusal>
     if text.len() > JOB_REQUEST_BYTES { Err(Refusal::Size(text.len())) } else { Ok(text) }
 }
 
+/// What of a job no user's post carries, in words.
+pub fn not_carried(request: &V2JobRequest) -> Option<&'static str> {
+    let Some(OutputUpload::Multi(MultiUpload { system_output: Some(_), .. })) = &request.output_upload else {
+        return None;
+    };
+    Some(
+        "output_upload.system_output: no facilitator takes it from a user, whose signature does not cover it; name \
+         each file in uploads, or send the whole output by an output_upload of its own, as \
+         {\"output_upload_type\": \"zip_and_http_put\", \"url\": URL}",
+    )
+}
+
 /// The body that [`job`] takes, for a request that is signed: what `submit` posts.
-pub fn body_of(request: &V2JobRequest, target: &PublicKey) -> String {
+///
+/// # Errors
+/// What of the request it would not carry.
+pub fn body_of(request: &V2JobRequest, target: &PublicKey) -> Result<String, Refusal> {
+    if let Some(what) = not_carried(request) {
+        return Err(Refusal::Body(what.to_owned()));
+    }
     let text = FacilitatorToValidator::from(request.clone()).encode_compact();
     let mut message: Map<String, Value> = serde_json::from_str(&text).expect("what the encoder writes is JSON");
     let mut body = Map::new();
@@ -163,5 +197,5 @@ pub fn body_of(request: &V2JobRequest, target: &PublicKey) -> String {
             body.insert(field.to_owned(), parts);
         }
     }
-    Value::Object(body).to_string()
+    Ok(Value::Object(body).to_string())
 }

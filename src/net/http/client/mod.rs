@@ -4,28 +4,51 @@
 //! The requests are `ureq`'s. Its connections are made by [`crate::net::dial`] and register a kick with the signal, so
 //! a request that waits for a name, a connection, a handshake or an answer returns at once. Connections are not kept:
 //! each request has its own. Proxies of the environment are not used.
+//!
+//! * `address`: addresses as people write them, and where redirects lead. Pure.
+//! * `fields`: the header fields of a request. Pure.
+//! * `content`: what is sent. `coding`: how what is received was coded. `resume`: where a broken download goes on.
+//! * `connector`: connections. `error`: why there is no answer, and what follows.
 
+mod address;
+mod coding;
 mod connector;
+mod content;
+mod error;
+mod fields;
+mod resume;
 
 use std::fs::File;
-use std::io::{self, Cursor, Read, Seek, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Cursor, Read, Write};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::CertificateDer;
 use ureq::config::{Config, RedirectAuthHeaders};
 use ureq::http::request::Builder;
-use ureq::http::{Method, Request, Uri};
+use ureq::http::{HeaderName, HeaderValue, Method, Request};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::unversioned::transport::{Connector, RustlsConnector};
 use ureq::{Agent, AsSendBody, Body as UreqBody, SendBody, Timeout};
+use url::Url;
 
+use self::address::shown;
+use self::coding::{Coding, codings, undone};
 use self::connector::{KickedConnector, NoResolver};
+pub use self::content::{Content, FilePart};
+use self::content::{boundary_of, form_around};
+pub use self::error::HttpError;
+use self::resume::{Representation, Rest};
+use super::date::wait_asked;
+use super::head::{all, first, has_token};
+use crate::base::clock::now;
 use crate::base::rng::Rng;
 use crate::base::shutdown::Shutdown;
-use crate::net::USER_AGENT;
 use crate::net::dial::DialError;
 use crate::net::reach::Reach;
+use crate::net::{USER_AGENT, percent};
 
 /// Bytes of an answer that is kept in memory: 10 MiB, the limit of the Python uploader.
 pub const ANSWER_BYTES: u64 = 10 << 20;
@@ -36,96 +59,8 @@ pub const REDIRECTS: u32 = 10;
 /// Bytes of a refusal's body that go into its error's text.
 const EXCERPT_BYTES: usize = 500;
 
-/// Why a request has no answer, or not the one that was wanted. Addresses in the texts have no query, because that is
-/// where signed addresses carry their secret.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum HttpError {
-    /// The address or a header cannot be used; trying again is of no use.
-    #[error("bad request to {url}: {why}; give an address as in https://host/path and headers of plain text")]
-    Request {
-        /// The address.
-        url: String,
-        /// What is wrong.
-        why: String,
-    },
-    /// The shutdown signal cancelled it.
-    #[error("cancelled while talking to {url}")]
-    Cancelled {
-        /// The address.
-        url: String,
-    },
-    /// It is no address that jobs may reach; trying again is of no use.
-    #[error("{source}")]
-    OutOfReach {
-        /// [`DialError::OutOfReach`].
-        source: DialError,
-    },
-    /// The deadline passed.
-    #[error("no answer from {url} before the deadline")]
-    TimedOut {
-        /// The address.
-        url: String,
-    },
-    /// The connection failed.
-    #[error("cannot talk to {url}: {source}")]
-    Connection {
-        /// The address.
-        url: String,
-        /// The answer.
-        source: Box<ureq::Error>,
-    },
-    /// The server refused.
-    #[error("{url} answered {status}{excerpt}")]
-    Status {
-        /// The address.
-        url: String,
-        /// The HTTP status.
-        status: u16,
-        /// The beginning of its text, after a colon; or nothing.
-        excerpt: String,
-    },
-    /// The answer is longer than it may be.
-    #[error("the answer of {url} is larger than the allowed {max} bytes")]
-    TooLarge {
-        /// The address.
-        url: String,
-        /// The limit in bytes.
-        max: u64,
-    },
-    /// The answer is not what it should be.
-    #[error("the answer of {url} cannot be read: {why}")]
-    Answer {
-        /// The address.
-        url: String,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// The local file could not be read or written.
-    #[error("cannot use file {}: {source}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The error of the system.
-        source: io::Error,
-    },
-}
-
-impl HttpError {
-    /// Whether the same request may succeed later: broken connections, 5xx, 408 and 429.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Status { status, .. } => *status >= 500 || matches!(status, 408 | 429),
-            // TLS reports a certificate it refuses as invalid data, and that will not change.
-            Self::Connection { source, .. } => match &**source {
-                ureq::Error::Io(error) => error.kind() != io::ErrorKind::InvalidData,
-                ureq::Error::Protocol(_) | ureq::Error::ConnectionFailed | ureq::Error::HostNotFound => true,
-                _ => false,
-            },
-            _ => false,
-        }
-    }
-}
+/// Bytes of a body between two looks at the clock.
+const CHUNK: usize = 64 << 10;
 
 /// A whole answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,7 +69,7 @@ pub struct Response {
     pub status: u16,
     /// Headers in order, names in lower case; a name may occur more than once.
     pub headers: Vec<(String, String)>,
-    /// The body, at most [`ANSWER_BYTES`].
+    /// The body, at most [`ANSWER_BYTES`]; as it came if its coding is not known.
     pub body: Vec<u8>,
     url: String,
 }
@@ -147,7 +82,13 @@ impl Response {
     pub fn ok(self) -> Result<Self, HttpError> {
         match self.status {
             200..300 => Ok(self),
-            status => Err(HttpError::Status { status, excerpt: excerpt(&self.body), url: self.url }),
+            status => Err(HttpError::Status {
+                status,
+                excerpt: excerpt(&self.body),
+                retry_after: first(&self.headers, "retry-after")
+                    .and_then(|value| wait_asked(value, first(&self.headers, "date"), now().wall.as_secs())),
+                url: self.url,
+            }),
         }
     }
 
@@ -174,71 +115,55 @@ fn excerpt(body: &[u8]) -> String {
     }
 }
 
-/// What is sent; its length is known, so nothing is sent in chunks (object stores refuse those).
-#[derive(Debug, Clone, Copy)]
-pub enum Content<'a> {
-    /// These bytes.
-    Bytes(&'a [u8]),
-    /// The first `len` bytes of a file, wherever its cursor stands.
-    File {
-        /// The file, open for reading.
-        file: &'a File,
-        /// Bytes to send; the request fails if the file has fewer by then.
-        len: u64,
-    },
-}
-
-impl<'a> Content<'a> {
-    fn len(&self) -> u64 {
-        match self {
-            Content::Bytes(bytes) => bytes.len() as u64,
-            Content::File { len, .. } => *len,
-        }
-    }
-
-    fn reader(self) -> io::Result<Box<dyn Read + 'a>> {
-        Ok(match self {
-            Content::Bytes(bytes) => Box::new(bytes),
-            Content::File { mut file, len } => {
-                file.rewind()?;
-                Box::new(Exactly { file, left: len })
-            }
-        })
-    }
-}
-
-/// A file as long as it was announced to be.
-struct Exactly<'a> {
-    file: &'a File,
-    left: u64,
-}
-
-impl Read for Exactly<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.file.take(self.left).read(buffer)?;
-        if n == 0 && self.left > 0 && !buffer.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the file became shorter while it was sent"));
-        }
-        self.left -= n as u64;
-        Ok(n)
-    }
-}
-
-/// The file of a form.
-#[derive(Debug, Clone, Copy)]
-pub struct FilePart<'a> {
-    /// The name of the form's field.
-    pub field: &'a str,
-    /// The name of the file.
-    pub file_name: &'a str,
-    /// Its media type.
-    pub content_type: &'a str,
-    /// Its content.
-    pub content: Content<'a>,
-}
-
-/// Headers to send along.
+/// Headers to send along. They go before the client's own of the same name. Those of the connection (`Connection`,
+/// `Transfer-Encoding`, …), a `Host` other than the address's and a `Content-Length` other than the body's are refused.
 pub type Headers<'a> = &'a [(String, String)];
+
+/// A file that is received over as many tries as it takes: a try goes on where the one before broke off, if the server
+/// can say that it is still the same file.
+#[derive(Debug)]
+pub struct Download {
+    path: PathBuf,
+    max_bytes: u64,
+    begun: Option<Begun>,
+}
+
+#[derive(Debug)]
+struct Begun {
+    file: File,
+    have: u64,
+    of: Representation,
+}
+
+impl Download {
+    /// A download into `path`, which is created or replaced, of at most `max_bytes` bytes.
+    pub fn new(path: impl Into<PathBuf>, max_bytes: u64) -> Self {
+        Self { path: path.into(), max_bytes, begun: None }
+    }
+
+    /// Bytes from which the next try can go on.
+    pub fn received(&self) -> u64 {
+        self.begun.as_ref().map_or(0, |begun| begun.have)
+    }
+}
+
+/// An answer whose body is still on its way.
+struct Answer {
+    /// The address as errors show it.
+    url: String,
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: UreqBody,
+}
+
+/// What is sent once.
+struct Sent<'a> {
+    method: Method,
+    to: &'a Url,
+    given: Headers<'a>,
+    ours: &'a [(&'static str, String)],
+    deadline: Instant,
+}
 
 /// The client; clones share their configuration.
 #[derive(Debug, Clone)]
@@ -261,11 +186,8 @@ impl HttpClient {
     /// A client that trusts these authorities only.
     pub fn trusting(shutdown: Shutdown, roots: &[CertificateDer<'static>]) -> Self {
         let roots: Vec<_> = roots.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
-        Self::with(
-            Reach::Everywhere,
-            shutdown,
-            TlsConfig::builder().root_certs(RootCerts::new_with_certs(&roots)).build(),
-        )
+        let tls = TlsConfig::builder().root_certs(RootCerts::new_with_certs(&roots)).build();
+        Self::with(Reach::Everywhere, shutdown, tls)
     }
 
     fn with(reach: Reach, shutdown: Shutdown, tls: TlsConfig) -> Self {
@@ -273,7 +195,10 @@ impl HttpClient {
             .tls_config(tls)
             .proxy(None)
             .http_status_as_error(false)
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            // We follow them ourselves.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .redirect_auth_headers(RedirectAuthHeaders::Never)
             .max_idle_connections(0)
             .user_agent(USER_AGENT)
             .build();
@@ -286,29 +211,76 @@ impl HttpClient {
     /// # Errors
     /// See [`HttpError`]; a refusal is one only after [`Response::ok`].
     pub fn get(&self, url: &str, headers: Headers, deadline: Instant) -> Result<Response, HttpError> {
-        let answer = self.send(Method::GET, url, headers, None, deadline)?;
-        self.read_answer(url, answer)
+        let answer = self.follow(url, headers, &[], deadline)?;
+        self.read_answer(answer, deadline)
     }
 
-    /// GETs `url` into a file, which is created or replaced, and gives its length. Blocks as [`HttpClient::get`].
+    /// GETs `url` into a file and gives the file's length; one try. Blocks as [`HttpClient::get`].
+    ///
+    /// A content coding is undone; the limit holds for what comes out.
     ///
     /// # Errors
     /// See [`HttpError`]; also for a status other than 2xx. Part of the content may then be in the file.
-    pub fn get_to_file(
+    pub fn download(
         &self,
         url: &str,
         headers: Headers,
-        path: &Path,
-        max_bytes: u64,
+        download: &mut Download,
         deadline: Instant,
     ) -> Result<u64, HttpError> {
-        let file_error = |source| HttpError::File { path: path.to_owned(), source };
-        let mut answer = self.send(Method::GET, url, headers, None, deadline)?;
-        if !answer.status().is_success() {
-            return self.read_answer(url, answer)?.ok().map(|_| 0);
+        let ask = download.begun.as_ref().map(|begun| begun.of.ask(begun.have));
+        let mut answer = self.follow(url, headers, ask.as_ref().map_or(&[], |ask| ask), deadline)?;
+        if let Some(begun) = &download.begun {
+            match begun.of.judge(answer.status, &answer.headers, begun.have) {
+                Rest::Follows | Rest::No => {}
+                Rest::Whole => download.begun = None,
+                Rest::Useless => {
+                    download.begun = None;
+                    answer = self.follow(url, headers, &[], deadline)?;
+                }
+            }
         }
-        let mut file = File::create(path).map_err(file_error)?;
-        self.read_body(url, &mut answer, max_bytes, |bytes| file.write_all(bytes).map_err(file_error))
+        if !(200..300).contains(&answer.status) {
+            return self.read_answer(answer, deadline)?.ok().map(|_| 0);
+        }
+        self.receive(answer, download, deadline)
+    }
+
+    /// The body of a successful answer into the file, at its end if the answer is the rest of what is there.
+    fn receive(&self, mut answer: Answer, download: &mut Download, deadline: Instant) -> Result<u64, HttpError> {
+        let Download { path, max_bytes, begun } = download;
+        let file_error = |source| HttpError::File { path: path.clone(), source };
+        let bad = |why| HttpError::Answer { url: answer.url.clone(), why };
+        let (mut file, mut have, of, coded) = match begun.take() {
+            Some(Begun { file, have, of }) => (file, have, Some(of), Vec::new()),
+            None if answer.status == 206 => return Err(bad("it is a part, and all was asked for".to_owned())),
+            None => {
+                let coded = codings(all(&answer.headers, "content-encoding")).map_err(bad)?;
+                let length = answer.body.content_length();
+                let of = coded.is_empty().then(|| Representation::of(&answer.headers, length)).flatten();
+                (File::create(&*path).map_err(file_error)?, 0, of, coded)
+            }
+        };
+        let mut read = self.read_body(&mut answer, &coded, max_bytes.saturating_sub(have), deadline, |bytes| {
+            file.write_all(bytes).map_err(file_error)?;
+            have += bytes.len() as u64;
+            Ok(())
+        });
+        if let Err(HttpError::TooLarge { max, .. }) = &mut read {
+            *max = *max_bytes;
+        }
+        match (read, of) {
+            // The range that came may be shorter than the one that was asked for.
+            (Ok(()), Some(of)) if of.lacks(have) => {
+                *begun = Some(Begun { file, have, of });
+                Err(self.error(&answer.url, io::Error::from(io::ErrorKind::UnexpectedEof).into()))
+            }
+            (Ok(()), _) => Ok(have),
+            (Err(error), of) => {
+                *begun = of.filter(|_| have > 0).map(|of| Begun { file, have, of });
+                Err(error)
+            }
+        }
     }
 
     /// PUTs `content` to `url` and gives the answer, whatever its status. Blocks as [`HttpClient::get`].
@@ -316,9 +288,7 @@ impl HttpClient {
     /// # Errors
     /// See [`HttpError`].
     pub fn put(&self, url: &str, headers: Headers, content: Content, deadline: Instant) -> Result<Response, HttpError> {
-        let mut reader = content.reader().map_err(|error| self.error(url, error.into()))?;
-        let answer = self.send(Method::PUT, url, headers, Some((&mut reader, content.len())), deadline)?;
-        self.read_answer(url, answer)
+        self.send(Method::PUT, url, headers, &[], content, deadline)
     }
 
     /// POSTs `content` to `url` and gives the answer, whatever its status. Blocks as [`HttpClient::get`].
@@ -332,9 +302,7 @@ impl HttpClient {
         content: Content,
         deadline: Instant,
     ) -> Result<Response, HttpError> {
-        let mut reader = content.reader().map_err(|error| self.error(url, error.into()))?;
-        let answer = self.send(Method::POST, url, headers, Some((&mut reader, content.len())), deadline)?;
-        self.read_answer(url, answer)
+        self.send(Method::POST, url, headers, &[], content, deadline)
     }
 
     /// POSTs a value as JSON and gives the answer, whatever its status. Blocks as [`HttpClient::get`].
@@ -350,11 +318,12 @@ impl HttpClient {
     ) -> Result<Response, HttpError> {
         let body = serde_json::to_vec(value)
             .map_err(|error| HttpError::Request { url: shown(url), why: format!("the body is not JSON: {error}") })?;
-        let headers = [headers, &[("content-type".to_owned(), "application/json".to_owned())]].concat();
-        self.post(url, &headers, Content::Bytes(&body), deadline)
+        let kind = [("content-type", "application/json".to_owned())];
+        self.send(Method::POST, url, headers, &kind, Content::Bytes(&body), deadline)
     }
 
-    /// POSTs a form (`multipart/form-data`): the fields in order, then the file. Blocks as [`HttpClient::get`].
+    /// POSTs a form (`multipart/form-data`): the fields in order, then the file. A `Content-Type` of a form in
+    /// `headers` decides the boundary. Blocks as [`HttpClient::get`].
     ///
     /// # Errors
     /// See [`HttpError`].
@@ -366,91 +335,187 @@ impl HttpClient {
         file: FilePart,
         deadline: Instant,
     ) -> Result<Response, HttpError> {
-        let mut rng = Rng::from_entropy();
-        let boundary = format!("phalanx-{:016x}{:016x}", rng.next_u64(), rng.next_u64());
+        let boundary = boundary_of(headers).map_or_else(
+            || {
+                let mut rng = Rng::from_entropy();
+                format!("phalanx-{:016x}{:016x}", rng.next_u64(), rng.next_u64())
+            },
+            str::to_owned,
+        );
         let (head, tail) = form_around(&boundary, fields, &file);
-        let len = (head.len() + tail.len()) as u64 + file.content.len();
-        let content = file.content.reader().map_err(|error| self.error(url, error.into()))?;
+        let length = (head.len() + tail.len()) as u64 + file.content.len();
+        let content = file.content.reader().map_err(|error| self.error(&shown(url), error.into()))?;
         let mut reader = Cursor::new(head).chain(content).chain(Cursor::new(tail));
-        let content_type = format!("multipart/form-data; boundary={boundary}");
-        let headers = [headers, &[("content-type".to_owned(), content_type)]].concat();
-        let answer = self.send(Method::POST, url, &headers, Some((&mut reader, len)), deadline)?;
-        self.read_answer(url, answer)
+        let kind = [("content-type", format!("multipart/form-data; boundary={boundary}"))];
+        self.send_reader(Method::POST, url, headers, &kind, (&mut reader, length), deadline)
     }
 
     fn send(
         &self,
         method: Method,
         url: &str,
-        headers: Headers,
-        body: Option<(&mut dyn Read, u64)>,
+        given: Headers,
+        ours: &[(&'static str, String)],
+        content: Content,
         deadline: Instant,
-    ) -> Result<ureq::http::Response<UreqBody>, HttpError> {
-        let bad = |why: String| HttpError::Request { url: shown(url), why };
-        let uri: Uri = url.parse().map_err(|error| bad(format!("{error}")))?;
-        if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
-            return Err(bad("it has no http or https scheme, or no host".into()));
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(self.error(url, ureq::Error::Timeout(Timeout::Global)));
-        }
-        let redirects = if method == Method::GET { REDIRECTS } else { 0 };
-        let mut request = Request::builder().method(method).uri(uri);
-        for (name, value) in headers {
-            request = request.header(name, value);
-        }
-        let run = Run { agent: &self.agent, left, redirects };
-        let answer = match body {
-            Some((reader, len)) => run.run(request.header("content-length", len), SendBody::from_reader(reader)),
-            None => run.run(request, ()),
-        };
-        answer.map_err(|error| self.error(url, error))
+    ) -> Result<Response, HttpError> {
+        let mut reader = content.reader().map_err(|error| self.error(&shown(url), error.into()))?;
+        self.send_reader(method, url, given, ours, (&mut reader, content.len()), deadline)
     }
 
-    fn read_answer(&self, url: &str, mut answer: ureq::http::Response<UreqBody>) -> Result<Response, HttpError> {
+    fn send_reader(
+        &self,
+        method: Method,
+        url: &str,
+        given: Headers,
+        ours: &[(&'static str, String)],
+        body: (&mut dyn Read, u64),
+        deadline: Instant,
+    ) -> Result<Response, HttpError> {
+        let to = address::read(url).map_err(|why| HttpError::Request { url: shown(url), why })?;
+        let answer = self.send_once(Sent { method, to: &to, given, ours, deadline }, Some(body), url)?;
+        self.read_answer(answer, deadline)
+    }
+
+    /// A GET with its redirects; errors name the first address.
+    fn follow(
+        &self,
+        url: &str,
+        given: Headers,
+        ours: &[(&'static str, String)],
+        deadline: Instant,
+    ) -> Result<Answer, HttpError> {
+        let mut to = address::read(url).map_err(|why| HttpError::Request { url: shown(url), why })?;
+        let mut given = given.to_vec();
+        for followed in 0.. {
+            let sent = Sent { method: Method::GET, to: &to, given: &given, ours, deadline };
+            let answer = self.send_once(sent, None, url)?;
+            if !matches!(answer.status, 301 | 302 | 303 | 307 | 308) {
+                return Ok(answer);
+            }
+            let bad = |why| HttpError::Redirect { url: shown(url), status: answer.status, why };
+            let next = address::redirected(&to, first(&answer.headers, "location")).map_err(bad)?;
+            if followed == REDIRECTS {
+                return Err(bad(format!("it is redirect {} in a row", REDIRECTS + 1)));
+            }
+            if !address::same_server(&to, &next) {
+                given.retain(|(name, _)| !name.eq_ignore_ascii_case("authorization"));
+            }
+            to = next;
+        }
+        unreachable!("the loop ends by a return")
+    }
+
+    fn send_once(&self, sent: Sent, body: Option<(&mut dyn Read, u64)>, url: &str) -> Result<Answer, HttpError> {
+        let Sent { method, to, given, ours, deadline } = sent;
+        let shown_url = shown(url);
+        let bad = |why: String| HttpError::Request { url: shown_url.clone(), why };
+        let mut to = to.clone();
+        let mut ours = ours.to_vec();
+        ours.push(("accept-encoding", coding::ACCEPTED.to_owned()));
+        ours.extend(credentials(&to).map(|value| ("authorization", value)));
+        // Neither fails for an address with a host.
+        let (_, _) = (to.set_username(""), to.set_password(None));
+        let fields = fields::fields(given, &ours, &to, body.as_ref().map(|(_, length)| *length)).map_err(bad)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(self.error(&shown_url, ureq::Error::Timeout(Timeout::Global)));
+        }
+        let mut request = Request::builder().method(method).uri(to.as_str());
+        for (name, value) in &fields {
+            let parsed =
+                HeaderName::from_bytes(name.as_bytes()).ok().zip(HeaderValue::from_bytes(value.as_bytes()).ok());
+            let (parsed, value) =
+                parsed.ok_or_else(|| bad(format!("the field {name:?} cannot be sent; give plain text")))?;
+            request = request.header(parsed, value);
+        }
+        let answer = match body {
+            Some((reader, _)) => self.run(request, SendBody::from_reader(reader), left),
+            None => self.run(request, (), left),
+        };
+        let answer = answer.map_err(|error| self.error(&shown_url, error))?;
+        let headers: Vec<_> =
+            answer.headers().iter().map(|(name, value)| (name.as_str().to_owned(), text_of(value))).collect();
+        let answer = Answer { url: shown_url, status: answer.status().as_u16(), headers, body: answer.into_body() };
+        // Only what was asked for may be used between two ends, and nothing was.
+        for coding in ["gzip", "x-gzip", "deflate", "compress", "x-compress"] {
+            if has_token(&answer.headers, "transfer-encoding", coding) {
+                let why = format!("its Transfer-Encoding is {coding:?}, which was not asked for");
+                return Err(HttpError::Answer { url: answer.url, why });
+            }
+        }
+        Ok(answer)
+    }
+
+    fn run(
+        &self,
+        request: Builder,
+        body: impl AsSendBody,
+        left: Duration,
+    ) -> Result<ureq::http::Response<UreqBody>, ureq::Error> {
+        let request = self.agent.configure_request(request.body(body)?);
+        self.agent.run(request.timeout_global(Some(left)).build())
+    }
+
+    fn read_answer(&self, mut answer: Answer, deadline: Instant) -> Result<Response, HttpError> {
+        // An answer that nobody may need is no failure for its coding.
+        let coded = codings(all(&answer.headers, "content-encoding")).unwrap_or_default();
         let mut body = Vec::new();
-        self.read_body(url, &mut answer, ANSWER_BYTES, |bytes| {
+        self.read_body(&mut answer, &coded, ANSWER_BYTES, deadline, |bytes| {
             body.extend_from_slice(bytes);
             Ok(())
         })?;
-        let text = |value: &ureq::http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-        let headers = answer.headers().iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect();
-        Ok(Response { status: answer.status().as_u16(), headers, body, url: shown(url) })
+        let Answer { url, status, headers, .. } = answer;
+        Ok(Response { status, headers, body, url })
     }
 
     fn read_body(
         &self,
-        url: &str,
-        answer: &mut ureq::http::Response<UreqBody>,
+        answer: &mut Answer,
+        coded: &[Coding],
         max: u64,
+        deadline: Instant,
         mut to: impl FnMut(&[u8]) -> Result<(), HttpError>,
-    ) -> Result<u64, HttpError> {
-        let too_large = || HttpError::TooLarge { url: shown(url), max };
-        if answer.body().content_length().is_some_and(|len| len > max) {
+    ) -> Result<(), HttpError> {
+        let Answer { url, body, .. } = answer;
+        let too_large = || HttpError::TooLarge { url: url.clone(), max };
+        if coded.is_empty() && body.content_length().is_some_and(|length| length > max) {
             return Err(too_large());
         }
         // The limit is our own, so that the error names it.
-        let mut reader = answer.body_mut().with_config().limit(u64::MAX).reader();
-        let mut buffer = vec![0; 64 << 10];
-        let mut total = 0;
+        let received = Received(body.with_config().limit(u64::MAX).reader());
+        let mut reader = undone(received, coded).map_err(|error| self.broken(url, error))?;
+        let mut buffer = vec![0; CHUNK];
+        let mut left = max;
         loop {
-            let n = reader.read(&mut buffer).map_err(|error| self.error(url, ureq::Error::from(error)))?;
+            let n = reader.read(&mut buffer).map_err(|error| self.broken(url, error))?;
+            // A kick looks like the end of a body whose length was not announced; and what is undone needs no wait.
+            if self.shutdown.is_cancelled() {
+                return Err(HttpError::Cancelled { url: url.clone() });
+            }
             if n == 0 {
-                break;
+                return Ok(());
             }
-            total += n as u64;
-            if total > max {
-                return Err(too_large());
+            if Instant::now() >= deadline {
+                return Err(HttpError::TimedOut { url: url.clone() });
             }
+            left = left.checked_sub(n as u64).ok_or_else(too_large)?;
             to(&buffer[..n])?;
         }
-        // A kick looks like the end of a body whose length was not announced.
-        if self.shutdown.is_cancelled() { Err(HttpError::Cancelled { url: shown(url) }) } else { Ok(total) }
+    }
+
+    /// What a failed read of a body is: of the connection, or of the coding above it.
+    fn broken(&self, url: &str, error: io::Error) -> HttpError {
+        match error.downcast::<Below>() {
+            Ok(Below(error)) => self.error(url, error.into()),
+            Err(error) => {
+                HttpError::Answer { url: url.to_owned(), why: format!("its content coding is broken: {error}") }
+            }
+        }
     }
 
     fn error(&self, url: &str, error: ureq::Error) -> HttpError {
-        let url = shown(url);
+        let url = url.to_owned();
         if self.shutdown.is_cancelled() {
             return HttpError::Cancelled { url };
         }
@@ -467,78 +532,60 @@ impl HttpClient {
     }
 }
 
+/// The body as it comes from the connection; its errors are told from those of the coding above it.
+struct Received<R>(R);
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Below(io::Error);
+
+impl<R: Read> Read for Received<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer).map_err(|error| io::Error::new(error.kind(), Below(error)))
+    }
+}
+
 fn is_out_of_reach(error: &io::Error) -> bool {
     let dial = error.get_ref().and_then(|error| error.downcast_ref());
     matches!(dial, Some(DialError::OutOfReach { .. }))
 }
 
-/// How one request is made; apart because requests with and without a body are of different types.
-struct Run<'a> {
-    agent: &'a Agent,
-    left: Duration,
-    redirects: u32,
-}
-
-impl Run<'_> {
-    fn run(&self, request: Builder, body: impl AsSendBody) -> Result<ureq::http::Response<UreqBody>, ureq::Error> {
-        let request = self.agent.configure_request(request.body(body)?);
-        self.agent.run(request.timeout_global(Some(self.left)).max_redirects(self.redirects).build())
+/// The user and the password of an address as a field's value.
+fn credentials(url: &Url) -> Option<String> {
+    let password = url.password().unwrap_or_default();
+    if url.username().is_empty() && password.is_empty() {
+        return None;
     }
+    let plain = |text: &str| percent::decode(text).unwrap_or_else(|| text.as_bytes().to_vec());
+    let pair = [plain(url.username()), b":".to_vec(), plain(password)].concat();
+    Some(format!("Basic {}", STANDARD.encode(pair)))
 }
 
-/// An address without query and fragment.
-fn shown(url: &str) -> String {
-    let end = url.find(['?', '#']).unwrap_or(url.len());
-    url[..end].to_owned()
-}
-
-/// What stands before and after the file's content in a form (RFC 7578).
-fn form_around<'f>(
-    boundary: &str,
-    fields: impl IntoIterator<Item = (&'f String, &'f String)>,
-    file: &FilePart,
-) -> (Vec<u8>, Vec<u8>) {
-    let mut head = String::new();
-    for (name, value) in fields {
-        let name = quoted(name);
-        head += &format!("--{boundary}\r\ncontent-disposition: form-data; name={name}\r\n\r\n{value}\r\n");
+/// A field's value as text: of UTF-8, or else of Latin-1, as HTTP once had it.
+fn text_of(value: &HeaderValue) -> String {
+    match std::str::from_utf8(value.as_bytes()) {
+        Ok(text) => text.to_owned(),
+        Err(_) => value.as_bytes().iter().copied().map(char::from).collect(),
     }
-    let (field, name, kind) = (quoted(file.field), quoted(file.file_name), file.content_type);
-    head += &format!("--{boundary}\r\ncontent-disposition: form-data; name={field}; filename={name}\r\n");
-    head += &format!("content-type: {kind}\r\n\r\n");
-    (head.into_bytes(), format!("\r\n--{boundary}--\r\n").into_bytes())
-}
-
-/// A name in a form, with what would end it escaped as browsers do.
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "%22").replace('\r', "%0D").replace('\n', "%0A"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::base::limits::DIAL_TIME;
-
-    #[test]
-    fn secrets_of_an_address_are_not_shown() {
-        assert_eq!(shown("https://h/p?X-Amz-Signature=1#f"), "https://h/p");
-        assert_eq!(shown("https://h/p"), "https://h/p");
-    }
+    use crate::ops::cause::Cause;
 
     #[test]
     fn bad_addresses_are_refused_before_anything_is_dialled() {
         let client = HttpClient::new(Shutdown::new());
         for bad in ["", "host/path", "ftp://host/x", "file:///etc/passwd", "http://", "http://a b/"] {
             let error = client.get(bad, &[], Instant::now() + DIAL_TIME).unwrap_err();
-            assert!(matches!(error, HttpError::Request { .. }) && !error.is_transient(), "{bad}: {error}");
+            assert!(matches!(error, HttpError::Request { .. }) && error.cause() == Cause::JOB, "{bad}: {error}");
         }
-        let headers = [("bad name".to_owned(), "x".to_owned())];
-        let error = client.get("http://127.0.0.1:1/", &headers, Instant::now() + DIAL_TIME).unwrap_err();
-        assert!(matches!(error, HttpError::Request { .. }), "{error}");
-    }
-
-    #[test]
-    fn names_in_a_form_cannot_end_their_line() {
-        assert_eq!(quoted("a\"b\r\nc: d"), "\"a%22b%0D%0Ac: d\"");
+        for (name, value) in [("bad name", "x"), ("x", "a\nb"), ("", "x")] {
+            let headers = [(name.to_owned(), value.to_owned())];
+            let error = client.get("http://127.0.0.1:1/", &headers, Instant::now() + DIAL_TIME).unwrap_err();
+            assert!(matches!(error, HttpError::Request { .. }), "{error}");
+        }
     }
 }

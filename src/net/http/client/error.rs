@@ -1,0 +1,129 @@
+//! Why a request has no answer, and what follows from it.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::net::dial::DialError;
+use crate::ops::cause::Cause;
+
+/// Why a request has no answer, or not the one that was wanted. Addresses in the texts have no user, password and
+/// query, because that is where secrets are.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HttpError {
+    /// The address or a header cannot be used.
+    #[error("bad request to {url}: {why}")]
+    Request {
+        /// The address.
+        url: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The shutdown signal cancelled it.
+    #[error("cancelled while talking to {url}")]
+    Cancelled {
+        /// The address.
+        url: String,
+    },
+    /// It is no address that jobs may reach.
+    #[error("{source}")]
+    OutOfReach {
+        /// [`DialError::OutOfReach`].
+        source: DialError,
+    },
+    /// The deadline passed.
+    #[error("no answer from {url} before the deadline")]
+    TimedOut {
+        /// The address.
+        url: String,
+    },
+    /// The connection failed.
+    #[error("cannot talk to {url}: {source}")]
+    Connection {
+        /// The address.
+        url: String,
+        /// The answer.
+        source: Box<ureq::Error>,
+    },
+    /// The server refused.
+    #[error("{url} answered {status}{}{excerpt}", retry_after.map(come_again).unwrap_or_default())]
+    Status {
+        /// The address.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+        /// The beginning of its text, after a colon; or nothing.
+        excerpt: String,
+        /// How long to wait before the next try, if the server says so.
+        retry_after: Option<Duration>,
+    },
+    /// The server sends on to where this client does not go.
+    #[error("{url} answered {status}, a redirect that cannot be followed: {why}")]
+    Redirect {
+        /// The address.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+        /// What is wrong.
+        why: String,
+    },
+    /// The answer is longer than it may be.
+    #[error("the answer of {url} is larger than the allowed {max} bytes")]
+    TooLarge {
+        /// The address.
+        url: String,
+        /// The limit in bytes.
+        max: u64,
+    },
+    /// The answer is complete and not what it should be.
+    #[error("the answer of {url} cannot be read: {why}")]
+    Answer {
+        /// The address.
+        url: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The local file could not be read or written.
+    #[error("cannot use file {}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The error of the system.
+        source: io::Error,
+    },
+}
+
+fn come_again(after: Duration) -> String {
+    format!(" and asks to come again after {} s", after.as_secs())
+}
+
+impl HttpError {
+    /// Whose fault it is, when somebody else has named the address, and whether the same request may succeed later.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::Request { .. }
+            | Self::OutOfReach { .. }
+            | Self::Redirect { .. }
+            | Self::TooLarge { .. }
+            | Self::Answer { .. } => Cause::JOB,
+            Self::Status { status, .. } => Cause::of_status(*status),
+            Self::Cancelled { .. } | Self::TimedOut { .. } => Cause::NETWORK,
+            Self::File { source, .. } => Cause::of_io(source),
+            Self::Connection { source, .. } => match &**source {
+                // So TLS reports a certificate that it refuses, and a file that became shorter while it was sent.
+                ureq::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => Cause::JOB,
+                ureq::Error::Io(error) => Cause::of_io(error),
+                _ => Cause::NETWORK_PASSING,
+            },
+        }
+    }
+
+    /// How long the server asks to wait before the next try.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
