@@ -1,7 +1,8 @@
 //! The settings file: `--config FILE`, TOML, one table for each command with the names of its flags.
 //!
 //! Precedence is flag, then environment, then file, then default. A setting of the file becomes a flag of the command
-//! line unless a flag or the environment gives it already, so every check of a flag holds for the file too.
+//! line unless a flag or the environment gives it already, so every check of a flag holds for the file too. A table
+//! `NAME` in that of a command is the value of the flag `--NAME-settings`, as JSON.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -75,7 +76,19 @@ fn merge(
     let flags: Vec<&Arg> = subcommand.get_arguments().filter(|a| a.get_long().is_some()).collect();
     let longs: Vec<&str> = flags.iter().filter_map(|a| a.get_long()).collect();
     for (key, value) in settings {
-        let long = key.replace('_', "-");
+        let mut long = key.replace('_', "-");
+        // What a table says does not fit into one value: it is that of a flag of its own, as JSON.
+        let table = matches!(value, toml::Value::Table(_)).then(|| format!("{long}-settings"));
+        let json;
+        let value = match table.filter(|name| longs.contains(&name.as_str())) {
+            Some(flag) => {
+                long = flag;
+                let text = serde_json::to_string(value).map_err(|e| format!("[{name}] {key}: {e}"))?;
+                json = toml::Value::String(text);
+                &json
+            }
+            None => value,
+        };
         let Some(flag) = flags.iter().find(|a| a.get_long() == Some(&long)) else {
             return Err(format!("[{name}] unknown key {key:?}{}", hint(&long, &longs)));
         };
@@ -117,6 +130,8 @@ mod tests {
             Command::new("validator")
                 .arg(Arg::new("facilitator").long("facilitator").env("FACILITATOR_URI"))
                 .arg(Arg::new("trusted-signer").long("trusted-signer").action(ArgAction::Append))
+                .arg(Arg::new("box").long("box"))
+                .arg(Arg::new("box-settings").long("box-settings"))
                 .arg(Arg::new("json").long("json").action(ArgAction::SetTrue)),
         )
     }
@@ -141,6 +156,16 @@ mod tests {
         assert_eq!(run(&["phalanx", "validator"], file, Some("ws://env")).unwrap(), rest);
         assert_eq!(run(&["phalanx", "validator", "--facilitator=ws://flag"], file, None).unwrap(), rest);
         assert!(run(&["phalanx", "other"], file, None).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_table_in_a_command_s_table_is_a_flag_with_json() {
+        let file = "[validator.box]\nsize = \"2g\"\nlist = [1, 2]\n[validator.box.\"a.b\"]\nx = true\n";
+        let json = r#"{"size":"2g","list":[1,2],"a.b":{"x":true}}"#;
+        assert_eq!(run(&["phalanx", "validator"], file, None).unwrap(), [format!("--box-settings={json}")]);
+        assert_eq!(run(&["phalanx", "validator", "--box=s"], file, None).unwrap(), [format!("--box-settings={json}")]);
+        assert!(run(&["phalanx", "validator", "--box-settings={}"], file, None).unwrap().is_empty());
+        assert_eq!(run(&["phalanx", "validator"], "[validator]\nbox = \"s\"\n", None).unwrap(), ["--box=s"]);
     }
 
     #[test]

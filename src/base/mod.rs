@@ -22,6 +22,8 @@ pub mod sync;
 pub mod text;
 pub mod thread;
 pub mod timer;
+#[cfg(feature = "roles")]
+pub mod tree;
 pub mod waits;
 // How unit tests wait, as all other tests do.
 #[cfg(test)]

@@ -8,9 +8,12 @@ use clap::ValueEnum;
 
 use super::transfers::TransferArgs;
 use super::values::{Arguments, command_line, duration};
+use crate::app::sandbox;
 use crate::executor::RunnerKind;
+use crate::executor::sandbox::{Profile, Sandbox};
 use crate::executor::streaming::PortRange;
 use crate::miner::{DockerBackend, ExecutorBackend, ExecutorSettings, ProcessBackend};
+use crate::protocol::ExecutorClass;
 
 /// Where the executors of a miner come from, and what they are told.
 #[derive(Debug, clap::Args)]
@@ -40,6 +43,12 @@ pub(super) struct ExecutorArgs {
     /// How long an executor goes on without a connection to this miner
     #[arg(long, value_name = "DUR", default_value = "30s", value_parser = duration, env = "PHALANX_MINER_GONE_AFTER")]
     miner_gone_after: Duration,
+    /// What jobs may do on this host; limits are in the table [miner.sandbox] of the settings file
+    #[arg(long, value_enum, value_name = "PROFILE", env = "PHALANX_SANDBOX_PROFILE")]
+    sandbox: Option<Profile>,
+    /// That table, as JSON
+    #[arg(long, value_name = "JSON", env = "PHALANX_SANDBOX_SETTINGS")]
+    sandbox_settings: Option<String>,
     #[command(flatten)]
     transfers: TransferArgs,
     /// Ports of the executors' machines of which each streaming job takes one for its clients
@@ -52,6 +61,9 @@ pub(super) struct ExecutorArgs {
     streaming_ports: PortRange,
 }
 
+/// The sandbox of each class.
+pub(super) type Sandboxes = Vec<(ExecutorClass, Sandbox)>;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum BackendArg {
     /// Processes of this machine
@@ -61,11 +73,22 @@ enum BackendArg {
 }
 
 impl ExecutorArgs {
+    /// What the jobs of each class may do on this host.
+    ///
+    /// # Errors
+    /// One line that names the setting.
+    pub(super) fn sandboxes(&self, executors: &[(ExecutorClass, u32)]) -> Result<Sandboxes, String> {
+        let slots = executors.iter().map(|(_, count)| count).sum();
+        let host = sandbox::host(slots, &std::env::temp_dir()).map_err(|e| format!("cannot measure this host: {e}"))?;
+        let classes: Vec<ExecutorClass> = executors.iter().map(|(class, _)| *class).collect();
+        sandbox::sandboxes(self.sandbox, self.sandbox_settings.as_deref(), host, &classes)
+    }
+
     /// What starts the executors.
     ///
     /// # Errors
     /// One line that names the flag.
-    pub(super) fn backend(self) -> Result<Arc<dyn ExecutorBackend>, String> {
+    pub(super) fn backend(self, sandboxes: &Sandboxes) -> Result<Arc<dyn ExecutorBackend>, String> {
         let mut settings = ExecutorSettings::default();
         settings.set("PHALANX_MINER_GONE_AFTER", format!("{}ms", self.miner_gone_after.as_millis()));
         self.transfers.hand_on(&mut settings);
@@ -75,6 +98,9 @@ impl ExecutorArgs {
                 let line = shlex::try_join(words.iter().map(String::as_str)).map_err(|e| e.to_string())?;
                 settings.set(name, line);
             }
+        }
+        for (class, sandbox) in sandboxes {
+            settings.set_for(*class, "PHALANX_SANDBOX", sandbox.to_json());
         }
         let runner = self.runner.name();
         settings.set("PHALANX_STREAMING_PORTS", self.streaming_ports.to_string());

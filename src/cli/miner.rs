@@ -3,16 +3,18 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::json;
 
 use super::announce::announce;
-use super::executors::ExecutorArgs;
+use super::executors::{ExecutorArgs, Sandboxes};
 use super::key::KeyArg;
 use super::tls;
 use super::values::{class_count, client_address, duration, listen_address};
 use crate::app::{exit, status, supervise};
+use crate::base::lock::lock;
 use crate::identity::{KeyPair, PublicKey};
 use crate::miner::executor_pool::SlotCounts;
 use crate::miner::{Miner, MinerConfig, MinerLimits, Reloader};
@@ -82,13 +84,15 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
         let tls = args.tls.load().map_err(exit::usage)?;
         let listen = args.listen;
         let fixed = Fixed::of(&args);
-        let config = configure(args).map_err(exit::usage)?;
+        let shown = Arc::new(Mutex::new(Sandboxes::new()));
+        let config = configure(args, &shown).map_err(exit::usage)?;
         let http = http.map(status::bind).transpose().map_err(exit::usage)?;
         let listener = WsListener::bind(listen, tls).map_err(|e| exit::usage(format!("--listen: {e}")))?;
         let miner = Miner::start(config, Box::new(listener), env.timer.clone()).map_err(exit::usage)?;
-        let http = http.map(|http| serve_status(http, &miner, env)).transpose().map_err(exit::failed)?;
+        let http =
+            http.map(|http| serve_status(http, &miner, (env, shown.clone()))).transpose().map_err(exit::failed)?;
         let reloader = miner.reloader();
-        env.reload.set(move || match again().and_then(|args| reload(&reloader, args, &fixed)) {
+        env.reload.set(move || match again().and_then(|args| reload(&reloader, args, &fixed, &shown)) {
             Ok(()) => log::info!("SIGHUP: the settings were read again"),
             Err(problem) => log::error!("SIGHUP: the settings stay as they are: {problem}"),
         });
@@ -107,10 +111,15 @@ fn limits(args: &Args) -> MinerLimits {
     MinerLimits { drain_time: args.drain_time, reconnect_grace: args.reconnect_grace, ..MinerLimits::default() }
 }
 
-fn configure(args: Args) -> Result<MinerConfig, String> {
+fn configure(args: Args, shown: &Mutex<Sandboxes>) -> Result<MinerConfig, String> {
     let key = KeyPair::load(&args.key.key).map_err(|e| format!("--key: {e}"))?;
     let limits = limits(&args);
-    let backend = args.source.backend()?;
+    let sandboxes = args.source.sandboxes(&args.executors)?;
+    let backend = args.source.backend(&sandboxes)?;
+    for (class, sandbox) in &sandboxes {
+        log::info!("jobs of class {}: {sandbox}", class.as_str());
+    }
+    *lock(shown) = sandboxes;
     Ok(MinerConfig {
         validators: args.validator,
         blacklist: args.blacklist,
@@ -142,7 +151,7 @@ impl Fixed {
 }
 
 /// Hands settings that were read again to the miner; names what takes a restart.
-fn reload(reloader: &Reloader, args: Args, fixed: &Fixed) -> Result<(), String> {
+fn reload(reloader: &Reloader, args: Args, fixed: &Fixed, shown: &Mutex<Sandboxes>) -> Result<(), String> {
     for ((flag, now), (_, then)) in Fixed::of(&args).0.iter().zip(&fixed.0) {
         if now != then && *flag == "--runner" {
             return Err(format!("{flag} was {then} at the start, and takes a restart to be {now}"));
@@ -151,10 +160,14 @@ fn reload(reloader: &Reloader, args: Args, fixed: &Fixed) -> Result<(), String> 
             log::warn!("SIGHUP: {flag} is another one now; that takes a restart");
         }
     }
-    reloader.reload(configure(args)?)
+    reloader.reload(configure(args, shown)?)
 }
 
-fn serve_status(listener: TcpListener, miner: &Miner, env: &supervise::Env) -> Result<HttpServer, String> {
+fn serve_status(
+    listener: TcpListener,
+    miner: &Miner,
+    (env, sandboxes): (&supervise::Env, Arc<Mutex<Sandboxes>>),
+) -> Result<HttpServer, String> {
     let observer = miner.observer();
     let (traces, board) = (observer.clone(), observer.board().clone());
     let trace = move |request: &HttpRequest| {
@@ -203,6 +216,10 @@ fn serve_status(listener: TcpListener, miner: &Miner, env: &supervise::Env) -> R
             .iter()
             .map(|slot| json!({"class": slot.class.as_str(), "what": slot.what, "reason": slot.reason}));
         let quarantined: Vec<_> = quarantined.collect();
+        let sandboxes = lock(&sandboxes);
+        let sandboxes =
+            sandboxes.iter().map(|(class, sandbox)| (class.as_str().to_owned(), sandbox.to_string().into()));
+        let sandboxes: serde_json::Map<_, _> = sandboxes.collect();
         json!({
             "instance": now.instance,
             "epoch": now.epoch,
@@ -213,6 +230,7 @@ fn serve_status(listener: TcpListener, miner: &Miner, env: &supervise::Env) -> R
             "jobs_run": now.jobs_run,
             "quarantined": quarantined,
             "slot_breach": now.breach,
+            "sandbox": sandboxes,
         })
     };
     status::serve_more(("miner", "min"), listener, env, &board, look, trace)

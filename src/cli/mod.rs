@@ -26,6 +26,7 @@ pub mod status;
 pub mod submit;
 mod tls;
 mod transfers;
+mod tree;
 pub mod validator;
 pub mod values;
 pub mod wire;
@@ -71,6 +72,9 @@ enum Command {
     Outbox(outbox::Args),
     /// Check messages against the wire protocol
     Wire(wire::Args),
+    /// Measure, take over or remove what a job has left
+    #[command(hide = true)]
+    Tree(tree::Args),
     /// Make keys, show them, sign and verify
     Key(key::Args),
 }
@@ -145,6 +149,7 @@ pub fn main() -> ExitCode {
         Command::Job(args) => job::run(args),
         Command::Outbox(args) => outbox::run(args),
         Command::Wire(args) => wire::run(args),
+        Command::Tree(args) => tree::run(args),
         Command::Key(args) => key::run(args),
     }
 }

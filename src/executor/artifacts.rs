@@ -6,15 +6,16 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::workspace::{Workspace, untrusted};
+use super::workspace::Workspace;
 use crate::base::limits::ARTIFACT_BYTES;
+use crate::base::tree;
 use crate::protocol::StrMap;
 
 /// Characters of base64 of all artifacts together: 16 MiB, so that a result with them and with two outputs of a million
 /// characters (escaped at worst six bytes each) stays under the 32 MiB of the facilitator link.
 pub(super) const ARTIFACTS_CHARS: usize = 16 << 20;
 
-/// Files that are looked at; more are skipped.
+/// Entries of the artifacts folder; a job with more has not said what it wants back.
 const FILES_MAX: usize = 10_000;
 
 /// What the job has left in its artifacts folder.
@@ -23,22 +24,39 @@ pub(super) struct Artifacts {
     /// The path in the container, `artifacts_dir/name`, to the content in base64.
     pub files: StrMap,
     /// A sentence for each file or folder that was left out.
-    pub skipped: Vec<String>,
+    pub left_out: Vec<String>,
+}
+
+/// Why there are no artifacts.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ArtifactsError {
+    /// The job has left what cannot be carried.
+    #[error("the artifacts cannot be collected: {0}")]
+    OfJob(io::Error),
+    /// This machine cannot read them.
+    #[error("cannot read the job's artifacts: {0}")]
+    Unreadable(io::Error),
 }
 
 /// Collects the files that lie in the artifacts folder itself, as the Python executor does: folders, links, other
-/// special files and files of [`ARTIFACT_BYTES`] or more are skipped. Without an `artifacts_dir` there are none.
+/// special files and files of [`ARTIFACT_BYTES`] or more are left out, and named. Without an `artifacts_dir` there are
+/// none.
 ///
 /// # Errors
-/// If the folder cannot be read.
-pub(super) fn collect(workspace: &Workspace, artifacts_dir: Option<&str>) -> io::Result<Artifacts> {
+/// [`ArtifactsError`].
+pub(super) fn collect(workspace: &Workspace, artifacts_dir: Option<&str>) -> Result<Artifacts, ArtifactsError> {
     let mut artifacts = Artifacts::default();
     let Some(prefix) = artifacts_dir.filter(|dir| !dir.is_empty()) else { return Ok(artifacts) };
-    let dir = untrusted::open_dir(&workspace.artifacts())?;
+    let names = tree::open_dir(&workspace.artifacts()).and_then(|dir| Ok((tree::names(&dir, FILES_MAX)?, dir)));
+    let (names, dir) = names.map_err(|error| match error.kind() {
+        // Too many, or a job in a process has removed the folder or put something else in its place.
+        io::ErrorKind::Other | io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ArtifactsError::OfJob(error),
+        _ => ArtifactsError::Unreadable(error),
+    })?;
     let mut chars = 0;
-    for name in untrusted::names(&dir, FILES_MAX)? {
+    for name in names {
         let shown = name.to_string_lossy().into_owned();
-        let skipped = match read(&dir, Path::new(&name)) {
+        let why = match read(&dir, Path::new(&name)) {
             Ok(_) if name.to_str().is_none() => "its name is not UTF-8".to_owned(),
             Ok(content) => {
                 let text = STANDARD.encode(content);
@@ -49,18 +67,22 @@ pub(super) fn collect(workspace: &Workspace, artifacts_dir: Option<&str>) -> io:
                 }
                 format!("all artifacts together would have more than {ARTIFACTS_CHARS} characters of base64")
             }
-            Err(why) => why.to_string(),
+            // What it is, or that a process of the job has just removed it.
+            Err(why) if matches!(why.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::NotFound) => why.to_string(),
+            Err(error) => return Err(ArtifactsError::Unreadable(error)),
         };
-        let sentence = format!("artifact {shown} is left out: {skipped}");
+        // Names may hold what a terminal obeys.
+        let sentence = format!("artifact {} is left out: {why}", shown.escape_debug());
         log::warn!("{sentence}");
-        artifacts.skipped.push(sentence);
+        artifacts.left_out.push(sentence);
     }
     Ok(artifacts)
 }
 
 fn read(dir: &std::os::fd::OwnedFd, name: &Path) -> io::Result<Vec<u8>> {
-    let (file, size) = untrusted::open_file(dir, name)?;
-    let too_large = || io::Error::other(format!("it has {ARTIFACT_BYTES} bytes or more"));
+    let (file, size) = tree::open_file(dir, name)?;
+    let why = || format!("it has {ARTIFACT_BYTES} bytes or more");
+    let too_large = || io::Error::new(io::ErrorKind::InvalidInput, why());
     if size >= ARTIFACT_BYTES {
         return Err(too_large());
     }
@@ -92,11 +114,11 @@ mod tests {
             let names: Vec<&str> = artifacts.files.keys().map(String::as_str).collect();
             assert_eq!(names, ["/artifacts/a.bin", "/artifacts/empty", "/artifacts/just"]);
             assert_eq!(artifacts.files["/artifacts/a.bin"], "AAEC");
-            let skipped = artifacts.skipped.join("\n");
+            let left_out = artifacts.left_out.join("\n");
             for name in ["artifact large ", "artifact sub ", "artifact link "] {
-                assert!(skipped.contains(name), "{skipped}");
+                assert!(left_out.contains(name), "{left_out}");
             }
-            assert_eq!(artifacts.skipped.len(), 3);
+            assert_eq!(artifacts.left_out.len(), 3);
         }
         assert_eq!(collect(&workspace, None).unwrap(), Artifacts::default());
         assert_eq!(collect(&workspace, Some("")).unwrap(), Artifacts::default());
@@ -109,7 +131,7 @@ mod tests {
             fs::write(workspace.artifacts().join(format!("{n:02}")), vec![7; 900_000]).unwrap();
         }
         let artifacts = collect(&workspace, Some("/a")).unwrap();
-        assert_eq!((artifacts.files.len(), artifacts.skipped.len()), (13, 2));
+        assert_eq!((artifacts.files.len(), artifacts.left_out.len()), (13, 2));
         assert!(artifacts.files.values().map(String::len).sum::<usize>() <= ARTIFACTS_CHARS);
     }
 
@@ -118,6 +140,18 @@ mod tests {
         let workspace = Workspace::create().unwrap();
         fs::remove_dir(workspace.artifacts()).unwrap();
         symlink("/etc", workspace.artifacts()).unwrap();
-        assert!(collect(&workspace, Some("/a")).is_err());
+        assert!(matches!(collect(&workspace, Some("/a")), Err(ArtifactsError::OfJob(_))));
+        fs::remove_file(workspace.artifacts()).unwrap();
+        assert!(matches!(collect(&workspace, Some("/a")), Err(ArtifactsError::OfJob(_))));
+    }
+
+    #[test]
+    fn too_many_are_the_job_s_fault() {
+        let workspace = Workspace::create().unwrap();
+        for n in 0..=FILES_MAX {
+            fs::write(workspace.artifacts().join(n.to_string()), []).unwrap();
+        }
+        let Err(error @ ArtifactsError::OfJob(_)) = collect(&workspace, Some("/a")) else { panic!("not refused") };
+        assert!(error.to_string().contains("more than 10000 entries"), "{error}");
     }
 }

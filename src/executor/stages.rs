@@ -26,6 +26,9 @@ const COLLECT_TIME: Duration = Duration::from_secs(1);
 /// Bytes of a failure's message: more than any sentence of ours, and a tool may have said very much.
 const MESSAGE_BYTES: usize = 8 << 10;
 
+/// Sentences about what is left out; each has a name of at most 255 bytes, so that all are below 100 KB when escaped.
+const TOLD: usize = 20;
+
 /// Characters of base64 of the artifacts that a failure carries. They go into its context, which is kept by databases
 /// and shown to people, so they are far fewer than those of a result.
 const FAILED_ARTIFACTS_CHARS: usize = 512 << 10;
@@ -109,6 +112,8 @@ pub enum Outcome {
 pub struct Results {
     /// Path to base64.
     pub artifacts: StrMap,
+    /// A sentence for each thing that the job has left and that is not carried.
+    pub left_out: Vec<String>,
     /// What the servers of its uploads answered.
     pub uploads: StrMap,
 }
@@ -192,6 +197,20 @@ pub struct Stages {
     state: ExecutorState,
     /// The machine, once it is described.
     machine: Option<JsonMap>,
+}
+
+/// Adds to the job's standard error what is not carried of what it has left: a result has no other place that its user
+/// reads, and `completed` must not hide it.
+fn tell(stderr: &mut String, left_out: &[String]) {
+    if !left_out.is_empty() && !stderr.is_empty() && !stderr.ends_with('\n') {
+        stderr.push('\n');
+    }
+    for sentence in left_out.iter().take(TOLD) {
+        stderr.push_str(&format!("[phalanx: {sentence}]\n"));
+    }
+    if let Some(more @ 1..) = left_out.len().checked_sub(TOLD) {
+        stderr.push_str(&format!("[phalanx: {more} more are left out]\n"));
+    }
 }
 
 #[derive(Debug)]
@@ -496,6 +515,10 @@ impl StagedJob {
             RunEnd::Signalled(signal) => return self.job_exited(format!("the job was ended by signal {signal}")),
             RunEnd::OutOfMemory => return self.job_exited("the job used more memory than it may".to_owned()),
             // What it has left is of use; its validator still waits for the end of the execution.
+            RunEnd::OverQuota { limit, used, unit } => {
+                let message = format!("the job used {used} {unit} of disk, more than the {limit} that it may");
+                return self.job_exited(message);
+            }
             RunEnd::TimedOut => {
                 let deadline = self.clock.as_ref().map_or(now, StageClock::deadline).max(now + COLLECT_TIME);
                 return self.collect(None, deadline);
@@ -518,8 +541,9 @@ impl StagedJob {
         if self.run_timed_out() {
             return self.timed_out(results.artifacts);
         }
-        let Results { artifacts, uploads } = results;
-        let (stdout, stderr) = self.ran.take().map(|ran| (ran.stdout.text, ran.stderr.text)).unwrap_or_default();
+        let Results { artifacts, left_out, uploads } = results;
+        let (stdout, mut stderr) = self.ran.take().map(|ran| (ran.stdout.text, ran.stderr.text)).unwrap_or_default();
+        tell(&mut stderr, &left_out);
         let job_uuid = self.uuid.clone();
         if let Some(machine) = self.machine.take() {
             self.send(V0MachineSpecsRequest { job_uuid: job_uuid.clone(), specs: MachineSpecs { specs: machine } });

@@ -13,10 +13,12 @@ use std::time::Instant;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
+use super::sandbox::ENTRIES;
 use super::transfer::{Bounds, of_file};
-use super::workspace::{PathError, Workspace, relative, untrusted};
+use super::workspace::{PathError, Workspace, relative};
 use crate::base::shutdown::Shutdown;
 use crate::base::text::truncate;
+use crate::base::tree;
 use crate::net::http::client::{Content, FilePart, HttpClient, HttpError, Response};
 use crate::net::reach::Reach;
 use crate::ops::cause::Cause;
@@ -27,6 +29,9 @@ pub const UPLOAD_BYTES: u64 = 2 << 30;
 
 /// Files in the archive of the output. The Python executor takes 1,000; checkpoints in pieces have more.
 pub const OUTPUT_FILES: usize = 10_000;
+
+/// Folders inside folders of the output.
+const OUTPUT_DEPTH: usize = 100;
 
 /// Bytes that are kept of what a server answers to an upload: enough for an error page or the description of an object.
 const ANSWER_BYTES: usize = 64 << 10;
@@ -190,7 +195,7 @@ fn encode(answer: &Response, most: usize) -> String {
 }
 
 fn prepare(upload: &OutputUpload, workspace: &Workspace, bounds: Bounds) -> Result<Vec<Item>, UploadError> {
-    let output = untrusted::open_dir(&workspace.output()).map_err(UploadError::Pack)?;
+    let output = tree::open_dir(&workspace.output()).map_err(UploadError::Pack)?;
     let zip = |name: &str, upload: ZipUpload, without: &HashSet<PathBuf>| {
         let (file, len) = pack(&output, workspace, without, bounds).map_err(UploadError::Pack)?;
         let (url, method) = match upload {
@@ -234,7 +239,7 @@ fn single(upload: SingleFileUpload, output: &OwnedFd) -> Result<(Item, PathBuf),
     };
     let path = relative(&name)?;
     let bad = |source| UploadError::File { path: name.clone(), source };
-    let (file, len) = untrusted::open_file(output, &path).map_err(bad)?;
+    let (file, len) = tree::open_file(output, &path).map_err(bad)?;
     if len > UPLOAD_BYTES {
         return Err(bad(io::Error::other(format!("it has {len} bytes, more than the allowed {UPLOAD_BYTES}"))));
     }
@@ -261,7 +266,8 @@ fn pack(
     let target = tempfile::tempfile_in(workspace.private())?;
     let mut zip = ZipWriter::new(BufWriter::new(&target));
     let mut left = UPLOAD_BYTES;
-    for path in untrusted::walk(output, OUTPUT_FILES)? {
+    let limits = tree::Bounds { entries: ENTRIES, depth: OUTPUT_DEPTH, deadline: bounds.deadline, stop: bounds.token };
+    for path in tree::files(output, OUTPUT_FILES, &limits)?.files {
         if !without.contains(&path) {
             pack_file(&mut zip, output, &path, &mut left, bounds)
                 .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
@@ -283,7 +289,7 @@ fn pack_file(
     bounds: Bounds,
 ) -> io::Result<()> {
     let name = path.to_str().ok_or_else(|| io::Error::other("its name is not UTF-8"))?;
-    let (mut file, _) = untrusted::open_file(output, path)?;
+    let (mut file, _) = tree::open_file(output, path)?;
     let metadata = file.metadata()?;
     let options = SimpleFileOptions::default()
         .compression_method(CompressionMethod::Stored)

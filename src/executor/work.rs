@@ -7,14 +7,15 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded, never};
 
+use super::artifacts::{self, Artifacts, ArtifactsError};
 use super::config::ExecutorConfig;
+use super::registry;
 use super::runner::{RunEnd, RunError, RunOutcome, RunSpec, Runner};
 use super::stages::{Outcome, Problem, Results, Work};
 use super::streaming::{Front, StreamingError, StreamingLimits, Watched};
 use super::uploads::{UploadError, Uploader};
 use super::volumes::{Hub, VolumeError, VolumeLoader};
 use super::workspace::Workspace;
-use super::{artifacts, registry};
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::KICK_GRACE;
 use crate::base::thread::{JoinError, Kick, Thread, spawn};
@@ -155,14 +156,13 @@ impl JobWork {
             }
             Work::Upload { artifacts_dir, upload, deadline } => {
                 let (_, workspace) = self.place()?;
-                let artifacts = artifacts::collect(workspace, artifacts_dir.as_deref())
-                    .map_err(|error| Problem::OfHorde(format!("cannot read the job's artifacts: {error}")))?;
+                let Artifacts { files, left_out } = artifacts::collect(workspace, artifacts_dir.as_deref())?;
                 let uploads = match upload {
                     Some(upload) => Uploader::new(self.cancel.clone(), self.config.reach.clone())
                         .upload(&upload, workspace, deadline)?,
                     None => Default::default(),
                 };
-                Ok(Outcome::Uploaded(Box::new(Results { artifacts: artifacts.files, uploads })))
+                Ok(Outcome::Uploaded(Box::new(Results { artifacts: files, left_out, uploads })))
             }
         }
     }
@@ -252,6 +252,15 @@ impl Problem {
         match cause.fault {
             Fault::Job => Problem::OfJob(text),
             Fault::Operator | Fault::Network => Problem::OfHorde(text),
+        }
+    }
+}
+
+impl From<ArtifactsError> for Problem {
+    fn from(error: ArtifactsError) -> Self {
+        match error {
+            ArtifactsError::OfJob(_) => Problem::OfJob(error.to_string()),
+            ArtifactsError::Unreadable(_) => Problem::OfHorde(error.to_string()),
         }
     }
 }

@@ -122,6 +122,19 @@ impl Docker {
         self.run("import the image", &args, stop, deadline).map(drop)
     }
 
+    /// Bytes of what a container has changed in its image, by its number or name.
+    ///
+    /// # Errors
+    /// If the engine does not answer, does not know it, or does not tell.
+    pub fn changed_bytes(&self, container: &str, stop: &Shutdown, deadline: Instant) -> Result<u64, ToolError> {
+        let doing = "ask for the size of the container";
+        let args = ["container", "inspect", "--size", "--format", "{{.SizeRw}}", container];
+        let told = self.run(doing, &args, stop, deadline)?;
+        // It is negative while the engine does not know it.
+        let bytes = told.parse::<i64>().ok().and_then(|bytes| u64::try_from(bytes).ok());
+        bytes.ok_or_else(|| ToolError::Failed { doing, text: format!("docker says {told:?}") })
+    }
+
     /// The numbers of all containers, running or not, whose label has the given value.
     ///
     /// # Errors
@@ -258,6 +271,11 @@ impl Container<'_> {
     /// The container's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What the engine knows it by.
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// The beginning of `docker create`, without the image and what follows it.

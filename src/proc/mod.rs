@@ -5,11 +5,13 @@
 //! * [`tool`]: a program whose output is only looked at.
 //! * [`docker`]: the one client of the Docker Engine, and the labels of our containers and networks.
 //! * `client`: what the `docker` program is given of our environment and configuration.
+//! * [`helper`]: a container that reads and changes what other containers have left.
 //! * `leftovers`: processes that outlived whoever started them.
 
 pub(crate) mod client;
 pub mod docker;
 pub mod group;
+pub mod helper;
 pub mod ladder;
 pub(crate) mod leftovers;
 pub mod tool;

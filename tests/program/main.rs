@@ -12,3 +12,4 @@ mod process;
 mod secrets;
 mod status;
 mod streaming;
+mod tree;

@@ -229,6 +229,54 @@ fn a_job_in_the_strict_profile_has_no_capability_and_writes_only_into_its_folder
 }
 
 #[test]
+fn a_job_that_fills_the_disk_is_ended_wherever_it_writes() {
+    if !ready() {
+        return;
+    }
+    let small = Sandbox { disk_bytes: Some(8 << 20), disk_entries: Some(2000), ..Sandbox::default() };
+    let endless =
+        "i=0; while true; do busybox dd if=/dev/zero of={}/$i bs=1048576 count=1 2>/dev/null; i=$((i+1)); done";
+    let files = "i=0; while true; do mkdir /volume/$i; i=$((i+1)); done";
+    for (script, unit) in [
+        (endless.replace("{}", "/output"), "bytes"),
+        // In its container's own layer, which only the engine sees.
+        (endless.replace("{}", "/bin"), "bytes"),
+        (files.to_owned(), "files and folders"),
+    ] {
+        let (bench, id) = bench();
+        let outcome = run_in(small.clone(), &spec(&bench, &id, &format!("echo begun; {script}")), &bench).unwrap();
+        let RunEnd::OverQuota { limit, used, unit: of } = outcome.end else { panic!("{script}: {outcome:?}") };
+        assert!(of == unit && used > limit, "{outcome:?}");
+        assert_eq!((outcome.stdout.text.as_str(), outcome.exit_code()), ("begun\n", None));
+        assert_clean(bench, &id);
+    }
+    // One file ends at the quota by the system itself, before anything is measured.
+    let (bench, id) = bench();
+    let one = Sandbox { file_bytes: Some(1 << 20), ..Sandbox::default() };
+    let outcome = run_in(one, &spec(&bench, &id, "cat /dev/zero >/output/f; wc -c </output/f"), &bench).unwrap();
+    assert_eq!(outcome.stdout.text.trim(), "1048576", "{outcome:?}");
+    assert_clean(bench, &id);
+}
+
+#[test]
+fn an_artifacts_folder_where_none_can_be_is_the_job_s_fault() {
+    if !ready() {
+        return;
+    }
+    let with = |id: &str, bench: &Bench, dir: &str| {
+        let spec = RunSpec { artifacts_dir: Some(dir.into()), ..spec(bench, id, "true") };
+        run(&spec, bench)
+    };
+    let (bench, id) = bench();
+    let error = with(&id, &bench, "/proc/self").unwrap_err();
+    assert!(matches!(&error, RunError::Spec(text) if text.contains("folder of the kernel")), "{error}");
+    // A file of the image; the engine's words are what the job is reported with.
+    let outcome = with(&id, &bench, "/bin/busybox").unwrap();
+    assert!(matches!(outcome.end, RunEnd::Exited(127)) && outcome.stderr.text.contains("mount"), "{outcome:?}");
+    assert_clean(bench, &id);
+}
+
+#[test]
 fn a_fork_bomb_ends_at_its_own_limit() {
     if !ready() {
         return;

@@ -12,10 +12,11 @@ use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::executor::runner::process::ProcessRunner;
 use phalanx::executor::runner::{RunEnd, RunError, RunOutcome, RunSpec, Runner};
+use phalanx::executor::sandbox::Sandbox;
 use phalanx::executor::workspace::Workspace;
 
 fn run(spec: &RunSpec, workspace: &Workspace) -> RunOutcome {
-    ProcessRunner.run(spec, workspace, &Shutdown::new(), far()).unwrap()
+    ProcessRunner::default().run(spec, workspace, &Shutdown::new(), far()).unwrap()
 }
 
 /// Runs `spec` and calls `when_ready` once the job has connected to the socket in its folder.
@@ -33,7 +34,7 @@ fn run_until_ready(
         ready.accept().unwrap();
         when_ready(&job_token);
     });
-    let outcome = ProcessRunner.run(spec, workspace, &token, far()).unwrap();
+    let outcome = ProcessRunner::default().run(spec, workspace, &token, far()).unwrap();
     watcher.join_by(far()).unwrap();
     outcome
 }
@@ -117,7 +118,8 @@ fn a_command_that_cannot_run_fails_like_in_a_shell() {
     let outcome = run(&bench.spec(&["./volume"]), &workspace);
     assert_eq!(outcome.end, RunEnd::Exited(126), "{outcome:?}");
 
-    let error = ProcessRunner.run(&bench.spec(&[]), &bench.workspace(), &Shutdown::new(), far()).unwrap_err();
+    let error =
+        ProcessRunner::default().run(&bench.spec(&[]), &bench.workspace(), &Shutdown::new(), far()).unwrap_err();
     assert!(matches!(&error, RunError::Spec(text) if text.contains("command is empty")), "{error}");
     drop(workspace);
     bench.assert_clean();
@@ -206,7 +208,7 @@ fn the_deadline_ends_the_job_and_keeps_what_it_printed() {
         let workspace = bench.workspace();
         let deadline = Instant::now() + Duration::from_secs(seconds);
         let spec = bench.sh("echo begun; sleep 1000");
-        let outcome = ProcessRunner.run(&spec, &workspace, &Shutdown::new(), deadline).unwrap();
+        let outcome = ProcessRunner::default().run(&spec, &workspace, &Shutdown::new(), deadline).unwrap();
         assert!(outcome.end == RunEnd::TimedOut && Instant::now() >= deadline, "{outcome:?}");
         assert_eq!(fs::read_to_string(workspace.output().join("stdout.txt")).unwrap(), outcome.stdout.text);
         outcome.stdout.text == "begun\n"
@@ -232,6 +234,20 @@ fn a_process_that_left_the_group_survives_but_delays_nothing() {
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     let mut fds = [rustix::event::PollFd::new(&ended, rustix::event::PollFlags::IN)];
     assert_eq!(rustix::event::poll(&mut fds, None).unwrap(), 1);
+    drop(workspace);
+    bench.assert_clean();
+}
+
+#[test]
+fn a_job_that_fills_the_disk_is_ended() {
+    let bench = Bench::new();
+    let workspace = bench.workspace();
+    let sandbox = Sandbox { disk_bytes: Some(4 << 20), ..Sandbox::default() };
+    let script = "echo begun; while true; do head -c 1048576 /dev/zero >>output/f; done";
+    let outcome = ProcessRunner { sandbox }.run(&bench.sh(script), &workspace, &Shutdown::new(), far()).unwrap();
+    let RunEnd::OverQuota { limit, used, unit } = outcome.end else { panic!("{outcome:?}") };
+    assert!(limit == 4 << 20 && used > limit && unit == "bytes", "{outcome:?}");
+    assert_eq!(outcome.stdout.text, "begun\n");
     drop(workspace);
     bench.assert_clean();
 }

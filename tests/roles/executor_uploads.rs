@@ -40,7 +40,7 @@ fn filled(bench: &Bench) -> Workspace {
     let workspace = bench.workspace();
     let job = bench
         .sh("echo out; echo err >&2; mkdir -p output/d/e; printf 'a\\000b' > output/d/e/f.bin; echo o > output/o.txt");
-    ProcessRunner.run(&job, &workspace, &Shutdown::new(), far()).unwrap();
+    ProcessRunner::default().run(&job, &workspace, &Shutdown::new(), far()).unwrap();
     fs::write(workspace.private().join("secret"), "secret").unwrap();
     symlink("../../secret", workspace.output().join("link")).unwrap();
     symlink("../../", workspace.output().join("folder-link")).unwrap();

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::run::{RunEnd, RunOutcome, RunSpec};
 use crate::base::shutdown::{Level, Shutdown};
+use crate::base::tree::TreeError;
 use crate::executor::output::{Capture, OUTPUT_FILE_BYTES, STDERR_FILE, STDOUT_FILE};
 use crate::executor::workspace::Workspace;
 use crate::proc::docker::Docker;
@@ -52,6 +53,16 @@ pub enum RunError {
 
 pub(super) fn io_error(doing: &'static str) -> impl FnOnce(io::Error) -> RunError {
     move |source| RunError::Io { doing, source }
+}
+
+/// Opens the job's folders to whatever user it runs as.
+pub(super) fn open_to_job(workspace: &Workspace, token: &Shutdown, deadline: Instant) -> Result<(), RunError> {
+    const DOING: &str = "open the job's folders";
+    workspace.open_to_job(token, deadline).map_err(|error| match error {
+        TreeError::Stopped => ToolError::Cancelled(DOING).into(),
+        TreeError::Late => ToolError::TimedOut(DOING).into(),
+        error => io_error(DOING)(error.into()),
+    })
 }
 
 /// Something that runs jobs. Both methods block; they end at the deadline and when `token` is cancelled.

@@ -3,18 +3,24 @@
 //! A job's environment may hold secrets, so it is in no command line, which every user of the host can read, unless
 //! there is no other way; and what it sets must not reach the `docker` program itself.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::common::{RunError, Runner, io_error, publish, run_job};
+use super::common::{RunError, Runner, io_error, open_to_job, publish, run_job};
+use super::quota::{Beside, DiskWatch};
 use super::run::{RunEnd, RunOutcome, RunSpec, SCRIPT_PATH};
 use crate::base::shutdown::Shutdown;
-use crate::executor::sandbox::Sandbox;
+use crate::base::tree::{self, Bounds};
+use crate::executor::sandbox::{ENTRIES, Sandbox};
 use crate::executor::workspace::Workspace;
 use crate::proc::docker::{Container, Docker, labels};
+use crate::proc::helper::{self, Operation};
 use crate::proc::tool::ToolError;
 
 /// Folders inside the container that the artifacts must not hide.
-const TAKEN_DIRS: [&str; 4] = ["/", "/volume", "/output", "/specs"];
+const TAKEN_DIRS: [&str; 5] = ["/", "/volume", "/output", "/specs", SCRIPT_PATH];
+
+/// Those of the kernel: no engine mounts anything there.
+const KERNEL_DIRS: [&str; 3] = ["/proc", "/sys", "/dev"];
 
 /// The docker runner. Its containers have the job's id as label [`labels::JOB`].
 #[derive(Debug, Clone, Default)]
@@ -23,6 +29,54 @@ pub struct DockerRunner {
     pub docker: Docker,
     /// What its jobs may do.
     pub sandbox: Sandbox,
+}
+
+/// Time between two questions for what a container has changed in its image: the engine walks over all of it.
+const LAYER_PAUSE: Duration = Duration::from_secs(5);
+
+/// A pause is at least this many times as long as an answer took.
+const LAYER_PAUSES: u32 = 20;
+
+/// How long one answer may take.
+const LAYER_TIME: Duration = Duration::from_secs(10);
+
+impl DockerRunner {
+    /// What a job uses of the disk beside what this process sees in its folders.
+    fn beside(&self, spec: &RunSpec, workspace: &Workspace, container: &str) -> Beside {
+        let (docker, container) = (self.docker.clone(), container.to_owned());
+        let (job, folder) = (spec.id.clone(), workspace.job().to_owned());
+        let writable = !self.sandbox.read_only_root;
+        let (mut next, mut known) = (Instant::now() + LAYER_PAUSE, 0);
+        Box::new(move |seen, stop| {
+            let began = Instant::now();
+            if began < next {
+                return known;
+            }
+            let deadline = began + LAYER_TIME;
+            let mut bytes = 0;
+            if writable {
+                match docker.changed_bytes(&container, stop, deadline) {
+                    Ok(changed) => bytes += changed,
+                    Err(error) => log::debug!("job {job}: {error}"),
+                }
+            }
+            if seen.closed > 0 {
+                // As root, of all of it; what this process sees counts once.
+                match helper::run(&docker, (Operation::Measure, &folder), &job, stop, deadline) {
+                    Ok(told) => bytes += told_bytes(&told).saturating_sub(seen.bytes),
+                    Err(error) => log::warn!("job {job}: {error}"),
+                }
+            }
+            known = bytes;
+            next = Instant::now() + LAYER_PAUSE.max(began.elapsed() * LAYER_PAUSES);
+            known
+        })
+    }
+}
+
+/// The bytes of a measurement in JSON.
+fn told_bytes(told: &str) -> u64 {
+    serde_json::from_str::<serde_json::Value>(told).ok().and_then(|told| told["bytes"].as_u64()).unwrap_or(0)
 }
 
 impl Runner for DockerRunner {
@@ -54,7 +108,7 @@ impl Runner for DockerRunner {
         deadline: Instant,
     ) -> Result<RunOutcome, RunError> {
         let args = create_args(spec, &self.sandbox, workspace)?;
-        workspace.open_to_job().map_err(io_error("open the job's folders"))?;
+        open_to_job(workspace, token, deadline)?;
         if let Some(script) = &spec.raw_script {
             std::fs::write(script_file(workspace), script).map_err(io_error("write the job's script"))?;
         }
@@ -74,12 +128,43 @@ impl Runner for DockerRunner {
             }
             error => error.into(),
         })?;
-        let outcome = run_job(container.attached(), workspace, token, deadline, &mut || container.kill())?;
+        let beside = self.beside(spec, workspace, container.id());
+        let watch = DiskWatch::start(&self.sandbox, workspace.private(), token, beside);
+        let ran = run_job(container.attached(), workspace, &watch.run, deadline, &mut || container.kill());
+        let over = watch.finish();
+        let outcome = ran?;
         let end = end_of(&container, &outcome);
         drop(container);
+        let outcome = RunOutcome { end: end?, ..outcome }.or_over(over);
+        match reclaim(&self.docker, spec, workspace, token) {
+            // A job that has not ended well has its end; the folder is the miner's then, which removes it once more.
+            Err(error) if outcome.end != RunEnd::Exited(0) => log::error!("job {}: {error}", spec.id),
+            reclaimed => reclaimed?,
+        }
         publish(workspace)?;
-        Ok(RunOutcome { end: end?, ..outcome })
+        Ok(outcome)
     }
+}
+
+/// How long it may take to take over what a job has left: a helper's image is made at the first time.
+const RECLAIM_TIME: Duration = Duration::from_secs(60);
+
+/// Makes what the job has left ours, if it is not: its container's users are not this process' user.
+fn reclaim(docker: &Docker, spec: &RunSpec, workspace: &Workspace, stop: &Shutdown) -> Result<(), RunError> {
+    let (user, deadline) = (rustix::process::geteuid(), Instant::now() + RECLAIM_TIME);
+    if user.is_root() || stop.is_cancelled() {
+        return Ok(());
+    }
+    let bounds = Bounds { entries: ENTRIES, ..Bounds::until(deadline, stop) };
+    let job = tree::open_dir(workspace.job()).map_err(io_error("open the job's folder"))?;
+    match tree::is_all_of(job, user, &bounds) {
+        Ok(true) => return Ok(()),
+        Ok(false) => {}
+        Err(error) => log::debug!("job {}: whose its files are is not known: {error}", spec.id),
+    }
+    // Also when the time for it is over: that is no failure of the job, which has run.
+    let failed = |error: ToolError| io_error("take over what the job has left")(std::io::Error::other(error));
+    helper::run(docker, (Operation::Own, workspace.job()), &spec.id, stop, deadline).map_err(failed).map(drop)
 }
 
 /// How the container's process ended, from the engine: the exit code of `docker start` alone does not tell a job's own
@@ -223,6 +308,12 @@ fn check_artifacts_dir(dir: &str) -> Result<&str, RunError> {
     if TAKEN_DIRS.contains(&clean.as_str()) {
         return bad("is a folder of its own kind");
     }
+    if KERNEL_DIRS
+        .iter()
+        .any(|kernel| clean.strip_prefix(kernel).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+    {
+        return bad("is a folder of the kernel");
+    }
     Ok(dir)
 }
 
@@ -339,6 +430,10 @@ mod tests {
             (artifacts("/a/../b"), ".. in it"),
             (artifacts("/output/"), "folder of its own"),
             (artifacts("/"), "folder of its own"),
+            (artifacts("/script.py"), "folder of its own"),
+            (artifacts("/proc/self"), "folder of the kernel"),
+            (artifacts("//sys/"), "folder of the kernel"),
+            (artifacts("/dev"), "folder of the kernel"),
             (artifacts("/a,source=/etc"), "comma"),
         ] {
             let error = args(&bad).unwrap_err().to_string();

@@ -3,6 +3,7 @@
 mod common;
 pub mod docker;
 pub mod process;
+mod quota;
 pub(super) mod run;
 
 pub use common::{RunError, Runner};
@@ -37,7 +38,7 @@ impl RunnerKind {
     pub fn open(self, sandbox: &Sandbox) -> Box<dyn Runner> {
         match self {
             RunnerKind::Docker => Box::new(DockerRunner { sandbox: sandbox.clone(), ..DockerRunner::default() }),
-            RunnerKind::Process => Box::new(ProcessRunner),
+            RunnerKind::Process => Box::new(ProcessRunner { sandbox: sandbox.clone() }),
         }
     }
 }

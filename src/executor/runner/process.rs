@@ -6,10 +6,12 @@ use std::io;
 use std::process::Command;
 use std::time::Instant;
 
-use super::common::{RunError, Runner, io_error, publish, run_job};
+use super::common::{RunError, Runner, io_error, open_to_job, publish, run_job};
+use super::quota::DiskWatch;
 use super::run::{Captured, RunEnd, RunOutcome, RunSpec, SCRIPT_PATH};
 use crate::base::shutdown::Shutdown;
 use crate::executor::output::STDERR_FILE;
+use crate::executor::sandbox::Sandbox;
 use crate::executor::workspace::Workspace;
 use crate::proc::tool::ToolError;
 
@@ -22,8 +24,11 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// are in `PHALANX_VOLUME_DIR`, `PHALANX_OUTPUT_DIR` and `PHALANX_ARTIFACTS_DIR`), with `PATH` and the request's
 /// variables and nothing else. A `raw_script` is the file `script.py` there; an argument `/script.py` is replaced by
 /// its full path, and without a command `python` (or `python3`, where there is no `python`) runs it.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct ProcessRunner;
+#[derive(Debug, Clone, Default)]
+pub struct ProcessRunner {
+    /// Of all that it says, the disk that a job may use counts here.
+    pub sandbox: Sandbox,
+}
 
 impl Runner for ProcessRunner {
     fn name(&self) -> &'static str {
@@ -44,7 +49,7 @@ impl Runner for ProcessRunner {
         if let Some(problem) = spec.problem() {
             return Err(RunError::Spec(problem));
         }
-        workspace.open_to_job().map_err(io_error("open the job's folders"))?;
+        open_to_job(workspace, token, deadline)?;
         let mut command = spec.command_or_script();
         if let Some(script) = &spec.raw_script {
             let path = workspace.job().join("script.py");
@@ -69,10 +74,13 @@ impl Runner for ProcessRunner {
             .env("PHALANX_VOLUME_DIR", workspace.volume())
             .env("PHALANX_OUTPUT_DIR", workspace.output())
             .env("PHALANX_ARTIFACTS_DIR", workspace.artifacts());
-        match run_job(child, workspace, token, deadline, &mut || {}) {
+        let watch = DiskWatch::start(&self.sandbox, workspace.private(), token, Box::new(|_, _| 0));
+        let ran = run_job(child, workspace, &watch.run, deadline, &mut || {});
+        let over = watch.finish();
+        match ran {
             Ok(outcome) => {
                 publish(workspace)?;
-                Ok(outcome)
+                Ok(outcome.or_over(over))
             }
             Err(RunError::Tool(ToolError::Start { source, .. })) => not_started(program, source, workspace),
             Err(error) => Err(error),

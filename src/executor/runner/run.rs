@@ -91,6 +91,15 @@ pub enum RunEnd {
     Signalled(i32),
     /// The system killed it because it used more memory than it may (docker runner).
     OutOfMemory,
+    /// It was killed because it used more of the disk than it may.
+    OverQuota {
+        /// What it may use.
+        limit: u64,
+        /// What it had used when that was seen.
+        used: u64,
+        /// Of what: `bytes`, or `files and folders`.
+        unit: &'static str,
+    },
     /// The deadline passed and it was killed.
     TimedOut,
     /// It was killed because the token was cancelled.
@@ -109,13 +118,21 @@ pub struct RunOutcome {
 }
 
 impl RunOutcome {
+    /// The outcome of a run that was cancelled, perhaps by the watch over its disk.
+    pub(super) fn or_over(self, over: Option<RunEnd>) -> Self {
+        match over {
+            Some(end) if self.end == RunEnd::Cancelled => Self { end, ..self },
+            _ => self,
+        }
+    }
+
     /// The exit code for `docker_process_exit_status`; 128 + N for signal N and none for a run that we ended.
     pub fn exit_code(&self) -> Option<i32> {
         match self.end {
             RunEnd::Exited(code) => Some(code),
             RunEnd::Signalled(signal) => Some(128 + signal),
             RunEnd::OutOfMemory => Some(137),
-            RunEnd::TimedOut | RunEnd::Cancelled => None,
+            RunEnd::OverQuota { .. } | RunEnd::TimedOut | RunEnd::Cancelled => None,
         }
     }
 }

@@ -1,15 +1,21 @@
 //! The temporary folder of one job: what is private to the executor, and the folders that the job sees.
 
-pub mod untrusted;
-
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::fs::{CWD, renameat};
 use tempfile::TempDir;
 
 use super::output::{STDERR_FILE, STDOUT_FILE};
+use crate::base::shutdown::Shutdown;
+use crate::base::tree::{self, Access, Bounds, TreeError};
+
+/// How long the removal of the folder may take: the job's last message waits for it. What is left then is removed by
+/// the miner, with the folder that it has given to its executor.
+const REMOVE_TIME: Duration = Duration::from_secs(10);
 
 /// Why a path that came from the wire is not used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -125,11 +131,17 @@ impl Workspace {
     /// image names; other users of this host are kept out by the workspace itself. The Python executor does the same.
     ///
     /// # Errors
-    /// What the system says.
-    pub fn open_to_job(&self) -> io::Result<()> {
-        [self.volume(), self.output(), self.artifacts(), self.specs()]
-            .iter()
-            .try_for_each(|folder| chmod_tree(folder, 0o777, 0o777))
+    /// What the system says, or that the time was over or `stop` was cancelled.
+    pub fn open_to_job(&self, stop: &Shutdown, deadline: Instant) -> Result<(), TreeError> {
+        for folder in [self.volume(), self.output(), self.artifacts(), self.specs()] {
+            let open = || {
+                fs::set_permissions(&folder, Permissions::from_mode(0o777))?;
+                tree::open_dir(&folder)
+            };
+            let opened = open().map_err(|source| TreeError::Io { path: folder.clone(), source })?;
+            tree::give(opened, Access::Everybody, &Bounds::until(deadline, stop))?;
+        }
+        Ok(())
     }
 
     /// Puts the whole streams into the output folder, which is made again if the job has removed it; what the job has
@@ -138,40 +150,37 @@ impl Workspace {
     /// # Errors
     /// If the output folder is a link now.
     pub(super) fn publish_streams(&self) -> io::Result<()> {
-        let output = match untrusted::open_dir(&self.output()) {
+        let output = match tree::open_dir(&self.output()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 DirBuilder::new().mode(0o700).create(self.output())?;
-                untrusted::open_dir(&self.output())
+                tree::open_dir(&self.output())
             }
             opened => opened,
         }?;
         for name in [STDOUT_FILE, STDERR_FILE] {
             let from = self.stream(name);
             if from.exists() {
-                untrusted::replace(&from, &output, name)?;
+                let stop = Shutdown::new();
+                tree::remove_at(&output, name.as_ref(), &Bounds::until(Instant::now() + REMOVE_TIME, &stop))?;
+                renameat(CWD, &from, &output, name)?;
             }
         }
         Ok(())
     }
 
-    /// Removes the folder now. Links in it are removed, never followed.
+    /// Removes the folder now, within 10 s. Links in it are removed, never followed.
     ///
     /// # Errors
-    /// If something is left, for instance files of a container's root when we are not root; the folder is then kept.
-    pub fn remove(mut self) -> io::Result<()> {
+    /// If something is left; the folder is then kept.
+    pub fn remove(mut self) -> Result<(), TreeError> {
         self.remove_tree()
     }
 
-    fn remove_tree(&mut self) -> io::Result<()> {
+    fn remove_tree(&mut self) -> Result<(), TreeError> {
         let Some(root) = self.root.take() else { return Ok(()) };
-        // From here on the folder is ours to remove; TempDir would try once more and swallow the error.
+        // From here on the folder is ours to remove; TempDir would recurse, and swallow the error.
         let path = root.keep();
-        fs::remove_dir_all(&path).or_else(|first| {
-            log::debug!("workspace {}: {first}; trying again with permissions", path.display());
-            // A job may leave folders that even their owner cannot list or change.
-            chmod_tree(&path, 0o700, 0o600)?;
-            fs::remove_dir_all(&path)
-        })
+        tree::remove(&path, &Bounds::until(Instant::now() + REMOVE_TIME, &Shutdown::new()))
     }
 }
 
@@ -182,20 +191,6 @@ impl Drop for Workspace {
             log::warn!("job folder {} is left behind: {error}", path.unwrap_or_default().display());
         }
     }
-}
-
-/// Sets the mode of `path` and of all below it: `dirs` for folders, `files` for regular files. Follows no links.
-fn chmod_tree(path: &Path, dirs: u32, files: u32) -> io::Result<()> {
-    let kind = fs::symlink_metadata(path)?.file_type();
-    if kind.is_dir() {
-        fs::set_permissions(path, Permissions::from_mode(dirs))?;
-        for entry in fs::read_dir(path)? {
-            chmod_tree(&entry?.path(), dirs, files)?;
-        }
-    } else if kind.is_file() {
-        fs::set_permissions(path, Permissions::from_mode(files))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -232,7 +227,7 @@ mod tests {
         assert_eq!(mode(workspace.private()), 0o700);
         fs::create_dir(workspace.volume().join("in")).unwrap();
         fs::write(workspace.volume().join("in/run.sh"), "x").unwrap();
-        workspace.open_to_job().unwrap();
+        workspace.open_to_job(&Shutdown::new(), crate::base::wait::far()).unwrap();
         assert_eq!(mode(&workspace.volume().join("in/run.sh")), 0o777);
         assert_eq!(mode(&workspace.output()), 0o777);
         assert_eq!(mode(workspace.private()), 0o700);
