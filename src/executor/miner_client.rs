@@ -1,8 +1,9 @@
 //! The executor's link to its miner: dials `{MINER_ADDRESS}/v0.1/executor_interface/{token}` and comes back after a
 //! loss.
 //!
-//! Owner: `role`. What was queued and not yet written survives a reconnect; the token is the session, so there
-//! is nothing to authenticate. The token is a secret and in the path, so no log line names the URL, and it is taken out
+//! Owner: `role`. What the job says is sent again on every connection, in order, until the miner has answered our Close:
+//! nothing else on this wire shows that it was read, and a miner knows a repeat by the phase of the job. The token is the
+//! session, so there is nothing to authenticate. The token is a secret and in the path, so no log line names the URL, and it is taken out
 //! of whatever is reported of the miner, which may name it in a refusal.
 
 use std::sync::Arc;
@@ -36,6 +37,8 @@ pub(super) enum MinerEvent {
     Trouble {
         /// Why.
         why: String,
+        /// Whether a connection was there and broke, rather than that there is none to be had.
+        cut: bool,
     },
 }
 
@@ -58,9 +61,8 @@ pub(super) fn start(
         let event = match event {
             LinkEvent::Ready { .. } => MinerEvent::Ready,
             LinkEvent::Answered(_) => return,
-            LinkEvent::Lost { why } | LinkEvent::Failed { why, .. } => {
-                MinerEvent::Trouble { why: without(&secret, &why) }
-            }
+            LinkEvent::Lost { why } => MinerEvent::Trouble { why: without(&secret, &why), cut: true },
+            LinkEvent::Failed { why, cut, .. } => MinerEvent::Trouble { why: without(&secret, &why), cut },
             LinkEvent::Message(text) => match MinerToExecutor::decode(&text) {
                 Ok(MinerToExecutor::GenericError(GenericError { details })) => {
                     let details = details.map(|details| without(&secret, &details));
@@ -90,7 +92,10 @@ fn without(secret: &str, text: &str) -> String {
 /// # Errors
 /// [`Full`], with the message.
 pub(super) fn send(link: &LinkHandle, message: impl Into<ExecutorToMiner>) -> Result<(), Full> {
-    link.send(Outgoing::once(message.into().encode()))
+    let message: ExecutorToMiner = message.into();
+    let complaint = matches!(message, ExecutorToMiner::GenericError(_));
+    let text = message.encode();
+    link.send(if complaint { Outgoing::once(text) } else { Outgoing::repeated(text) })
 }
 
 /// Logs a message that did not fit: an executor says a dozen things, so this is a result beyond the link's bytes.

@@ -14,7 +14,7 @@ use crate::protocol::{
     ExecutorToMiner, GenericError, HordeFailureReason, Int, JobFailureReason, JobParticipantType, JobStage, JsonMap,
     MachineSpecs, MinerToExecutor, OutputUpload, StrMap, StreamingDetails, V0ExecutionDoneRequest,
     V0ExecutorReadyRequest, V0HordeFailedRequest, V0InitialJobRequest, V0JobFailedRequest, V0JobFinishedRequest,
-    V0JobRequest, V0MachineSpecsRequest, V0StreamingJobReadyRequest, V0VolumesReadyRequest, Volume,
+    V0JobRequest, V0MachineSpecsRequest, V0StreamingJobReadyRequest, V0VolumesReadyRequest, Volume, answer,
 };
 
 /// Without any timing in the initial request, how long a job may take in all.
@@ -70,8 +70,13 @@ pub enum ExecutorError {
 pub enum Input {
     /// The miner is there, for the first time or again.
     Connected,
-    /// The miner is not there, and why; another attempt will follow.
-    Disconnected(String),
+    /// The miner is not there; another attempt will follow.
+    Disconnected {
+        /// Why.
+        why: String,
+        /// Whether a connection was there and broke, rather than that there is none to be had.
+        cut: bool,
+    },
     /// The miner has closed the connection for good.
     ClosedForGood,
     /// A message of the miner.
@@ -276,9 +281,11 @@ impl Stages {
                 *connected = true;
                 return;
             }
-            Input::Disconnected(why) if *connected => return log::warn!("connection lost before the job came: {why}"),
+            Input::Disconnected { why, cut } if *connected || cut => {
+                return log::warn!("no connection before the job came: {why}");
+            }
             // At once, so that a miner's operator notices a wrong address.
-            Input::Disconnected(why) => ExecutorError::Unreachable(why),
+            Input::Disconnected { why, .. } => ExecutorError::Unreachable(why),
             Input::ClosedForGood => ExecutorError::Refused("it closed the connection before a job came".to_owned()),
             Input::FromMiner(message) => match *message {
                 MinerToExecutor::V0InitialJobRequest(initial) => {
@@ -288,8 +295,10 @@ impl Stages {
                     return;
                 }
                 MinerToExecutor::GenericError(error) => ExecutorError::Refused(error.details.unwrap_or_default()),
-                MinerToExecutor::V0JobRequest(_) => {
-                    return log::warn!("a full job request came before the initial one");
+                MinerToExecutor::V0JobRequest(request) => {
+                    let answer = answer::early_job_request(&request.job_uuid);
+                    log::warn!("{}", answer.details.as_deref().unwrap_or_default());
+                    return out.push(Action::Send(Box::new(answer.into())));
                 }
             },
             Input::Drain | Input::Cancel => ExecutorError::Stopped,
@@ -346,6 +355,9 @@ struct StagedJob {
     /// When what is being handled happened.
     now: Instant,
     alone_since: Option<Instant>,
+    /// On each new connection a miner may say once more what it does not know to have arrived.
+    initial_again: bool,
+    request_again: bool,
     cancelled: bool,
     out: Vec<Action>,
 }
@@ -371,6 +383,8 @@ impl StagedJob {
             stage_began: now,
             now,
             alone_since: None,
+            initial_again: false,
+            request_again: false,
             cancelled: false,
         };
         let streaming = initial.streaming_details.map(Box::new);
@@ -380,8 +394,11 @@ impl StagedJob {
 
     fn take(&mut self, input: Input, now: Instant) {
         match input {
-            Input::Connected => self.alone_since = None,
-            Input::Disconnected(why) => {
+            Input::Connected => {
+                self.alone_since = None;
+                (self.initial_again, self.request_again) = (true, self.request.is_some());
+            }
+            Input::Disconnected { why, .. } => {
                 log::warn!("job {}: no miner: {why}", self.uuid);
                 self.alone_since.get_or_insert(now);
             }
@@ -403,11 +420,14 @@ impl StagedJob {
 
     fn take_message(&mut self, message: MinerToExecutor, now: Instant) {
         match message {
-            MinerToExecutor::V0JobRequest(request) if request.job_uuid != self.uuid => {
-                self.complain(format!("this executor runs job {}, not {}", self.uuid, request.job_uuid));
+            MinerToExecutor::V0JobRequest(request) if self.request.is_none() && request.job_uuid != self.uuid => {
+                let details = format!("this executor runs job {}, not {}", self.uuid, request.job_uuid);
+                self.complain(GenericError { details: Some(details) });
             }
-            MinerToExecutor::V0JobRequest(_) if self.request.is_some() => {
-                self.complain("this executor already has its job request".to_owned());
+            MinerToExecutor::V0JobRequest(request) if self.request.is_some() => {
+                if !std::mem::take(&mut self.request_again) {
+                    self.complain(answer::second_job_request(&self.uuid, &request.job_uuid));
+                }
             }
             MinerToExecutor::V0JobRequest(request) => {
                 self.request = Some(Box::new(request));
@@ -415,10 +435,11 @@ impl StagedJob {
                     self.load(now);
                 }
             }
-            // A miner pushes it again after a reconnect.
-            MinerToExecutor::V0InitialJobRequest(initial) if initial.job_uuid == self.uuid => {}
-            MinerToExecutor::V0InitialJobRequest(_) => {
-                self.complain("this executor already has its initial job request".to_owned());
+            MinerToExecutor::V0InitialJobRequest(initial) => {
+                let again = std::mem::take(&mut self.initial_again);
+                if !again || initial.job_uuid != self.uuid {
+                    self.complain(answer::second_initial_request(&self.uuid, &initial.job_uuid));
+                }
             }
             MinerToExecutor::GenericError(error) => {
                 log::warn!("job {}: the miner reports: {}", self.uuid, error.details.unwrap_or_default());
@@ -712,9 +733,9 @@ impl StagedJob {
         self.out.push(Action::End(Ok(end)));
     }
 
-    fn complain(&mut self, details: String) {
-        log::warn!("job {}: {details}", self.uuid);
-        self.send(GenericError { details: Some(details) });
+    fn complain(&mut self, answer: GenericError) {
+        log::warn!("job {}: {}", self.uuid, answer.details.as_deref().unwrap_or_default());
+        self.send(answer);
     }
 
     fn work(&mut self, work: Work) {

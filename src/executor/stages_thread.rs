@@ -38,7 +38,7 @@ pub(super) fn run(
         let input = select! {
             recv(events) -> event => match event {
                 Ok(MinerEvent::Ready) => Input::Connected,
-                Ok(MinerEvent::Trouble { why }) => Input::Disconnected(why),
+                Ok(MinerEvent::Trouble { why, cut }) => Input::Disconnected { why, cut },
                 Ok(MinerEvent::Message(message)) => Input::FromMiner(message),
                 Err(_) => {
                     events = never();

@@ -74,6 +74,8 @@ struct HandoverState<C> {
     ping: bool,
     beat: bool,
     closing: Option<(u16, String)>,
+    /// The writer of the present or last connection was told to send Close.
+    said_close: bool,
 }
 
 impl<C> HandoverState<C> {
@@ -101,6 +103,7 @@ impl<C> Handover<C> {
             ping: false,
             beat: false,
             closing: None,
+            said_close: false,
         };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
@@ -189,6 +192,7 @@ impl<C> Handover<C> {
             state.connection = Some(connection);
             state.control = false;
             state.ping = false;
+            state.said_close = false;
             state.beat = beat;
             state.epoch
         });
@@ -236,15 +240,26 @@ impl<C> Handover<C> {
                 let (beat, ping) = (std::mem::take(&mut state.beat), std::mem::take(&mut state.ping));
                 return Work::Batch { texts, beat, ping };
             }
-            if let Some((code, reason)) = &state.closing
-                && state.outbox.is_empty()
+            if state.outbox.may_close()
+                && let Some((code, reason)) = state.closing.clone()
             {
-                return Work::Close(*code, reason.clone());
+                state.said_close = true;
+                return Work::Close(code, reason);
             }
             state.waiting = true;
             let _waiting = waiting("something to send", None);
             state = wait(&self.changed, state);
         }
+    }
+
+    /// The connection has ended with the peer's Close of this code: if that answers ours, which it repeats, the peer has
+    /// read everything before.
+    pub fn closed(&self, code: Option<u16>) {
+        self.change(|state| {
+            if state.said_close && state.closing.as_ref().map(|(code, _)| *code) == code {
+                state.outbox.delivered();
+            }
+        });
     }
 
     /// Messages that were accepted and are not yet with the peer.

@@ -152,6 +152,8 @@ pub enum LinkEvent<M, A = Infallible> {
         why: String,
         /// Whether the peer answered and refused us.
         refused: bool,
+        /// Whether there was a connection and it broke before it was ready: not a wrong address, more likely a cut.
+        cut: bool,
         /// The pause before the next attempt.
         next_in: Duration,
     },
@@ -425,21 +427,22 @@ where
                         break;
                     }
                     let lasting = is_refusal(&end, config.refusal_codes);
-                    Disconnection { why: end.to_string(), lasting, refused: None, code: None }
+                    Disconnection { why: end.to_string(), lasting, refused: None, cut: true, code: None }
                 }
                 Err(attempt) => attempt,
             };
             if self.is_done() {
                 break;
             }
-            let Disconnection { why, lasting, refused, .. } = ended;
+            let Disconnection { why, lasting, refused, cut, .. } = ended;
             let mut next_in = backoff.next_delay(Instant::now(), rng.unit());
             if lasting {
                 next_in = config.refused_pause.mul_f64(0.5 + rng.unit() / 2.0);
             }
             self.set(LinkState::Reconnecting { last_error: why.clone(), refused: lasting });
             if lasting || refused.is_some() {
-                (self.receiver.sink)(LinkEvent::Failed { why, refused: lasting || refused == Some(true), next_in });
+                let refused = lasting || refused == Some(true);
+                (self.receiver.sink)(LinkEvent::Failed { why, refused, cut: cut && !refused, next_in });
             }
             let _waiting = waiting("its next try to connect", Instant::now().checked_add(next_in));
             self.stop.wait(next_in);
@@ -522,13 +525,15 @@ struct Disconnection {
     lasting: bool,
     /// For an attempt: whether the peer answered and refused us.
     refused: Option<bool>,
+    /// For an attempt: whether a connection was there and broke.
+    cut: bool,
     /// The close code, if the peer closed.
     code: Option<u16>,
 }
 
 impl Disconnection {
     fn failed(why: String) -> Self {
-        Self { why, lasting: false, refused: Some(false), code: None }
+        Self { why, lasting: false, refused: Some(false), cut: false, code: None }
     }
 }
 
@@ -537,13 +542,13 @@ impl From<TransportError> for Disconnection {
         // 408, 425 and 429 ask for patience, not for a change; 5xx is the server's own trouble.
         let lasting = matches!(error, TransportError::Refused { status: 400..=499, .. })
             && !matches!(error, TransportError::Refused { status: 408 | 425 | 429, .. });
-        Self { lasting, ..Self::failed(error.to_string()) }
+        Self { lasting, cut: error.is_closed(), ..Self::failed(error.to_string()) }
     }
 }
 
 impl From<Refused> for Disconnection {
     fn from(refused: Refused) -> Self {
-        Self { why: refused.to_string(), lasting: !refused.passing, refused: Some(true), code: None }
+        Self { why: refused.to_string(), lasting: !refused.passing, refused: Some(true), cut: false, code: None }
     }
 }
 
@@ -571,7 +576,7 @@ fn ask(connection: &mut Connection, authenticate: &mut dyn Authenticate) -> Resu
             Incoming::Pong | Incoming::Binary(_) => {}
             Incoming::Closed(info) => {
                 let why = format!("closed before the authentication was answered: {info}");
-                return Err(Disconnection { code: info.code, ..Disconnection::failed(why) });
+                return Err(Disconnection { code: info.code, cut: !info.clean, ..Disconnection::failed(why) });
             }
         }
     }

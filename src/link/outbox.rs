@@ -1,7 +1,9 @@
 //! What waits to be sent, and what waits for the peer's answer. Pure: no thread, no lock, no clock.
 //!
 //! A message leaves the outbox when it was written, or, if it is kept for its answer, when the peer has answered it.
-//! Answers carry no id and come in the order of the messages, so they match first in, first out.
+//! Answers carry no id and come in the order of the messages, so they match first in, first out. A peer that answers
+//! nothing shows what it has read by one thing only: it answers our Close, which is behind all messages. What must not
+//! be lost in a cut on such a link is repeated until then, on each connection.
 //!
 //! The message of the lowest [`Rank`] is written first, and among equals the oldest. A rank is the time at which a
 //! message was created plus its patience, so urgent messages go first and none starves: nothing that is created after a
@@ -28,6 +30,8 @@ pub enum Kind {
         /// Tells the sender which message was answered.
         tag: u64,
     },
+    /// Until the peer has answered our Close. It is sent again after every reconnect, and the peer answers it never.
+    Repeated,
 }
 
 /// When a message leaves, beside others: the lowest rank first.
@@ -62,6 +66,11 @@ impl Outgoing {
     /// A message that is kept until the peer has answered it.
     pub fn kept(tag: u64, text: impl Into<Utf8Bytes>) -> Self {
         Self { kind: Kind::Kept { tag }, ..Self::once(text) }
+    }
+
+    /// A message that is sent on each connection until the peer has shown, by its answer to our Close, that it has it.
+    pub fn repeated(text: impl Into<Utf8Bytes>) -> Self {
+        Self { kind: Kind::Repeated, ..Self::once(text) }
     }
 
     /// A message that replaces an older one of the same slot that still waits.
@@ -165,6 +174,8 @@ pub struct Outbox {
     in_flight: VecDeque<InFlight>,
     /// Messages of [`Kind::Kept`] among them.
     unanswered: usize,
+    /// Messages of [`Kind::Repeated`] that were written on the present connection.
+    repeated: Vec<(Place, Outgoing)>,
     /// An answer was unclear, so no answer is matched any more until [`Outbox::rewind`].
     unclear: bool,
     pushed: u64,
@@ -181,6 +192,7 @@ impl Outbox {
             slots: HashMap::new(),
             in_flight: VecDeque::new(),
             unanswered: 0,
+            repeated: Vec::new(),
             unclear: false,
             pushed: 0,
             bytes: 0,
@@ -198,7 +210,7 @@ impl Outbox {
         }
         let replaced = match message.kind {
             Kind::Newest { slot } => self.slots.get(&slot).copied(),
-            Kind::Once | Kind::Kept { .. } => None,
+            Kind::Once | Kind::Kept { .. } | Kind::Repeated => None,
         };
         let (old_messages, old_bytes) =
             replaced.and_then(|place| self.queued.get(&place)).map_or((0, 0), |old| (1, old.text.len()));
@@ -226,6 +238,11 @@ impl Outbox {
             let text = message.text.clone();
             self.unanswered += 1;
             self.in_flight.push_back(InFlight::Kept(place, message));
+            return Some(text);
+        }
+        if message.kind == Kind::Repeated {
+            let text = message.text.clone();
+            self.repeated.push((place, message));
             return Some(text);
         }
         self.bytes -= message.text.len();
@@ -274,8 +291,20 @@ impl Outbox {
                 self.queued.insert(place, message);
             }
         }
+        self.queued.extend(self.repeated.drain(..));
         self.unanswered = 0;
         self.unclear = false;
+    }
+
+    /// The peer has answered our Close, which was behind all that is inside.
+    pub fn delivered(&mut self) {
+        self.rewind();
+        let bytes = &mut self.bytes;
+        self.queued.retain(|_, message| {
+            let repeated = message.kind == Kind::Repeated;
+            *bytes -= if repeated { message.text.len() } else { 0 };
+            !repeated
+        });
     }
 
     /// Takes no more messages; those inside may still be sent, but nobody waits for those of [`Kind::Newest`]: the next
@@ -287,9 +316,14 @@ impl Outbox {
         }
     }
 
-    /// Messages queued or unanswered.
+    /// Messages queued, unanswered, or not yet known to be with the peer.
     pub fn len(&self) -> usize {
-        self.queued.len() + self.unanswered
+        self.queued.len() + self.unanswered + self.repeated.len()
+    }
+
+    /// Whether nothing waits for anything but the peer's answer to our Close.
+    pub fn may_close(&self) -> bool {
+        self.queued.is_empty() && self.unanswered == 0
     }
 
     /// Whether everything accepted was sent and, where wanted, answered.
@@ -508,5 +542,24 @@ mod tests {
             assert_eq!(first, (0..50).collect::<Vec<_>>(), "seed {seed}");
             assert_eq!(outbox.bytes(), 0);
         }
+    }
+
+    #[test]
+    fn a_repeated_message_is_written_on_each_connection_until_the_peer_has_answered_our_close() {
+        let mut outbox = Outbox::new(OutboxLimits::default());
+        outbox.push(Outgoing::repeated("1")).unwrap();
+        outbox.push(Outgoing::once("complaint")).unwrap();
+        outbox.push(Outgoing::repeated("2")).unwrap();
+        assert!(!outbox.may_close());
+        assert_eq!(written(&mut outbox), ["1", "complaint", "2"]);
+        assert_eq!((outbox.may_close(), outbox.len(), outbox.bytes()), (true, 2, 2));
+        assert_eq!(outbox.answered(About::Kept, ()), Some(Answered::Nothing(())), "it is answered by nothing");
+        outbox.push(Outgoing::repeated("3")).unwrap();
+        outbox.rewind();
+        assert_eq!((outbox.may_close(), outbox.len()), (false, 3));
+        assert_eq!(written(&mut outbox), ["1", "2", "3"], "in the old order");
+        outbox.rewind();
+        outbox.delivered();
+        assert_eq!((outbox.is_empty(), outbox.bytes(), outbox.may_close()), (true, 0, true));
     }
 }

@@ -287,6 +287,10 @@ pub fn run(
     // The socket goes with the last kick, so a peer that waits for our end of stream gets it now.
     kick.kick();
     match end {
+        SessionEnd::Closed(ref info) if info.clean => {
+            handle.0.handover.closed(info.code);
+            end
+        }
         SessionEnd::Broken(_) => verdict.unwrap_or(end),
         end => end,
     }

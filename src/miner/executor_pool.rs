@@ -6,7 +6,7 @@
 //! that is gone. At any time `free + leased + quarantined = declared`, per class ([`ExecutorPool::breach`]).
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::base::sync::{Arc, Weak};
 use crate::protocol::ExecutorClass;
@@ -197,6 +197,13 @@ impl ExecutorPool {
         self.set(slot, Use::Busy);
     }
 
+    /// A reserved executor has lost its connection, and has that much longer to be ready.
+    pub fn postpone(&mut self, slot: SlotId, by: Duration) {
+        if let Some(Leased { used: Use::Reserved(ready_by), .. }) = self.leased.get_mut(&slot.number) {
+            *ready_by += by;
+        }
+    }
+
     /// The job is over; its executor has to be gone by `gone_by`.
     pub fn ending(&mut self, slot: SlotId, gone_by: Instant) {
         self.set(slot, Use::Ending(gone_by));
@@ -254,7 +261,6 @@ impl ExecutorPool {
 mod tests {
     use super::*;
     use crate::base::rng::Rng;
-    use std::time::Duration;
 
     const CLASSES: [(ExecutorClass, u32); 3] =
         [(ExecutorClass::AlwaysOnTest, 3), (ExecutorClass::AlwaysOnGpu24gb, 1), (ExecutorClass::SpinUp4minGpu24gb, 0)];
@@ -292,6 +298,9 @@ mod tests {
                     }
                 }
                 _ if leases.is_empty() => {}
+                2 if step % 3 == 0 => {
+                    pool.postpone(leases[pick(&mut rng, leases.len())].slot(), Duration::from_secs(1));
+                }
                 2 => pool.ready(leases[pick(&mut rng, leases.len())].slot()),
                 3 => pool.ending(leases[pick(&mut rng, leases.len())].slot(), now + Duration::from_secs(2)),
                 4 => {

@@ -11,6 +11,7 @@ use super::error::{DecodeError, ErrorDetail, LocItem, truncate};
 use super::executor::GenericError;
 use super::facilitator::{ErrorItem, Response};
 use super::json::{JsonMap, Style, Writer};
+use super::repr;
 
 /// How many characters are kept of a frame that an answer quotes as a whole.
 pub const MAX_FRAME_ECHO_CHARS: usize = 4096;
@@ -48,6 +49,29 @@ pub fn by_miner(error: &DecodeError) -> GenericError {
         ));
     }
     GenericError { details: Some(details) }
+}
+
+/// An executor's answer to an initial request that is not its first.
+pub fn second_initial_request(first_uuid: &str, uuid: &str) -> GenericError {
+    duplicate("initial job", first_uuid, uuid)
+}
+
+/// An executor's answer to a full request that is not its first.
+pub fn second_job_request(first_uuid: &str, uuid: &str) -> GenericError {
+    duplicate("full job payload", first_uuid, uuid)
+}
+
+fn duplicate(what: &str, first_uuid: &str, uuid: &str) -> GenericError {
+    let (first, then) = (repr::string(first_uuid), repr::string(uuid));
+    let details =
+        format!("Received duplicate {what} request: first self.job_uuid={first} and then msg.job_uuid={then}");
+    GenericError { details: Some(details) }
+}
+
+/// An executor's answer to a full request that comes before the initial one.
+pub fn early_job_request(uuid: &str) -> GenericError {
+    let uuid = repr::string(uuid);
+    GenericError { details: Some(format!("Received job request before an initial job request msg.job_uuid={uuid}")) }
 }
 
 /// A validator's or an executor's answer to the miner that it calls `name`, quoting the frame.
@@ -159,5 +183,22 @@ mod tests {
         assert_eq!(shown, r#"{'message_type': 'V0JobRe...'it\'s "\xad\ufeff🚀'}"#);
         let error = ValidatorToMiner::decode(r#"["it's", 1e-7, -0.0]"#).unwrap_err();
         assert_eq!(error.errors[0].input_repr, r#"["it's", 1e-07, -0.0]"#);
+    }
+
+    #[test]
+    fn requests_out_of_order_are_answered_in_the_words_of_the_python_executor() {
+        let details = |answer: GenericError| answer.details.unwrap();
+        assert_eq!(
+            details(second_initial_request("a", "b")),
+            "Received duplicate initial job request: first self.job_uuid='a' and then msg.job_uuid='b'"
+        );
+        assert_eq!(
+            details(second_job_request("a", "it's")),
+            "Received duplicate full job payload request: first self.job_uuid='a' and then msg.job_uuid=\"it's\""
+        );
+        assert_eq!(
+            details(early_job_request("a")),
+            "Received job request before an initial job request msg.job_uuid='a'"
+        );
     }
 }

@@ -150,7 +150,10 @@ pub(super) fn upgrade_as_client(
     let (head, tail) = match received {
         Received::Whole { head, tail } => (head, tail),
         Received::TooLong => return Err(wrong(format!("the answer's head is over the limit of {limit} bytes"))),
-        Received::Ended => return Err(wrong("the server closed the connection instead of answering".to_owned())),
+        Received::Ended => {
+            let why = "the server closed the connection instead of answering";
+            return Err(TransportError::io("handshake")(io::Error::new(io::ErrorKind::UnexpectedEof, why)));
+        }
         Received::NotHttp => return Err(wrong("the answer is not HTTP/1.1 (a TLS port wants wss://)".to_owned())),
     };
     let ResponseHead { status, headers } =

@@ -56,6 +56,14 @@ impl Default for JobTimes {
 /// Miners that may decline one job, or be out of reach, before it is given up; those without its class do not count.
 const MINERS_PER_JOB: usize = 3;
 
+/// How long the connection to a miner may be away in all, during which no limit of the job runs: as long as the miner
+/// waits for its executors.
+const AWAY_TIME: Duration = Duration::from_secs(30);
+
+/// How often an accepted-receipt is sent again after a reconnect. A Python miner breaks the connection at the second
+/// one, so not on each.
+const RECEIPT_REPEATS: u32 = 2;
+
 /// How long a started-receipt counts: reservation, start-up, and what a slow network adds.
 const STARTED_RECEIPT_TTL: i64 = 30;
 
@@ -74,6 +82,8 @@ pub enum Input {
         why: String,
         /// Whether the miner answered and does not want us.
         refused: bool,
+        /// Whether there was a connection and it broke: somebody is there.
+        cut: bool,
     },
     /// The connection was lost; another will follow.
     Lost {
@@ -107,6 +117,8 @@ pub enum Action {
     Connect(MinerAddress),
     /// Send it a message.
     Send(Box<ValidatorToMiner>),
+    /// It has told the outcome of another job once more: send it the finished-receipt of that, if it is known.
+    Confirm(PublicKey, String),
     /// Note how many executors of each class it has.
     Manifest(PublicKey, HashMap<ExecutorClass, i64>),
     /// Report a step of the job.
@@ -150,6 +162,12 @@ struct Attempt {
     started: Now,
     asked_at: Instant,
     last_trouble: Option<String>,
+    /// Since when there is no connection.
+    lost_since: Option<Instant>,
+    /// How long there may still be none.
+    away_left: Duration,
+    /// What the miner may not have got, and how often it may be sent again.
+    accepted_receipt: Option<(V0JobAcceptedReceiptRequest, u32)>,
 }
 
 /// How an [`Attempt`] ended.
@@ -232,7 +250,7 @@ impl Drive {
 
     /// When [`Input::Tick`] is due next; `None` once the job has ended.
     pub fn next_wake(&self) -> Option<Instant> {
-        self.attempt.as_ref().map(|attempt| attempt.deadline)
+        self.attempt.as_ref().map(Attempt::expires_at)
     }
 
     fn start(&mut self) {
@@ -282,6 +300,9 @@ impl Drive {
             started: now,
             asked_at: now.mono,
             last_trouble: None,
+            lost_since: None,
+            away_left: AWAY_TIME,
+            accepted_receipt: None,
         });
         self.out.push(Action::Connect(miner));
     }
@@ -326,11 +347,12 @@ impl Drive {
             Input::Lost { why } => {
                 log::warn!("job {uuid}: miner {}: connection lost: {why}", attempt.miner);
                 attempt.last_trouble = Some(why);
+                attempt.lost_since.get_or_insert(now.mono);
                 None
             }
-            Input::ConnectFailed { why, refused } => {
+            Input::ConnectFailed { why, refused, cut } => {
                 log::debug!("job {uuid}: miner {}: {why}", attempt.miner);
-                if attempt.phase == Phase::Connecting {
+                if attempt.phase == Phase::Connecting && !cut {
                     return Some(AttemptEnd::NotTaken(attempt.not_connected(&why)));
                 }
                 if refused {
@@ -341,7 +363,7 @@ impl Drive {
             }
             Input::NotSent(why) => ended(Outcome::horde_failed(HordeFailureReason::MinerConnectionFailed, why)),
             Input::Cancel { goes_on } => Some(AttemptEnd::Cancelled { goes_on }),
-            Input::Tick => (attempt.deadline <= now.mono).then(|| attempt.expired()),
+            Input::Tick => (attempt.expires_at() <= now.mono).then(|| attempt.expired()),
             // There is a miner already.
             Input::Start | Input::Reserved(_) => None,
         }
@@ -352,7 +374,11 @@ impl Drive {
         if let Some(other) = job_uuid(&message)
             && other != uuid
         {
-            log::warn!("job {uuid}: miner {} speaks of job {other}", attempt.miner);
+            log::debug!("job {uuid}: miner {} speaks of job {other}", attempt.miner);
+            let other = other.to_owned();
+            if is_end(&message) {
+                self.out.push(Action::Confirm(attempt.miner, other));
+            }
             return None;
         }
         use MinerToValidator as M;
@@ -370,7 +396,11 @@ impl Drive {
                     }
                     Phase::Connecting if !offers => return Some(AttemptEnd::NoSuchClass),
                     // Asked again after a reconnect, because the request may have been lost; a miner takes a job once.
-                    Phase::Connecting | Phase::Reserving => self.ask(attempt, now),
+                    Phase::Connecting | Phase::Reserving => {
+                        attempt.is_back(now);
+                        self.ask(attempt, now);
+                    }
+                    _ if attempt.is_back(now) => self.repeat(attempt),
                     _ => {}
                 }
             }
@@ -430,7 +460,7 @@ impl Drive {
             }
             (message, phase) => {
                 // A repeat after a reconnect, or a miner out of step; the stage's deadline bounds what it can do.
-                log::warn!("job {uuid}: ignored {} while {phase:?}", kind(&message));
+                log::debug!("job {uuid}: ignored {} while {phase:?}", kind(&message));
             }
         }
         None
@@ -463,7 +493,30 @@ impl Drive {
             ttl,
         };
         let signature = payload.sign(&self.key);
-        self.send(V0JobAcceptedReceiptRequest { payload, signature });
+        let receipt = V0JobAcceptedReceiptRequest { payload, signature };
+        attempt.accepted_receipt = Some((receipt.clone(), RECEIPT_REPEATS));
+        self.send(receipt);
+    }
+
+    /// The connection is back: what may have been lost with the old one is sent again. What the miner has said since
+    /// shows what it has. The job request is sent in any case, because by it the miner knows which connection wants the
+    /// news of the job; it takes the first one only.
+    fn repeat(&mut self, attempt: &mut Attempt) {
+        let (wants_receipt, wants_request) = match attempt.phase {
+            Phase::Connecting | Phase::Reserving => (false, false),
+            Phase::Starting | Phase::Resuming => (true, false),
+            Phase::Running(stage) => (stage == Stage::Download, true),
+        };
+        if let Some((receipt, left @ 1..)) = &mut attempt.accepted_receipt
+            && wants_receipt
+        {
+            *left -= 1;
+            let receipt = receipt.clone();
+            self.send(receipt);
+        }
+        if wants_request {
+            self.send(self.job_request());
+        }
     }
 
     fn begin(&self, attempt: &mut Attempt, stage: Stage, now: Now) {
@@ -557,6 +610,26 @@ impl Drive {
 }
 
 impl Attempt {
+    /// When the present stage has used up its time.
+    fn expires_at(&self) -> Instant {
+        match self.lost_since {
+            Some(_) => self.deadline + self.away_left,
+            None => self.deadline,
+        }
+    }
+
+    /// The miner is connected; true if it was lost before. What that took is taken off no limit.
+    fn is_back(&mut self, now: Now) -> bool {
+        let Some(since) = self.lost_since.take() else { return false };
+        let away = now.mono.saturating_duration_since(since).min(self.away_left);
+        self.away_left -= away;
+        self.deadline += away;
+        if let Some(stages) = &mut self.stages {
+            stages.postpone(away);
+        }
+        true
+    }
+
     fn not_connected(&self, why: &str) -> Outcome {
         Outcome::horde_failed(HordeFailureReason::MinerConnectionFailed, format!("miner {}: {why}", self.miner))
     }
@@ -633,6 +706,19 @@ fn total_seconds(times: &JobTimes, request: &V2JobRequest) -> i64 {
     .map(|limit| limit.saturating_i64().max(0))
     .fold(leeway_seconds(times), i64::saturating_add)
     .min(crate::protocol::MAX_TTL_SECONDS)
+}
+
+/// Whether it is the last message about a job.
+fn is_end(message: &MinerToValidator) -> bool {
+    use MinerToValidator as M;
+    matches!(
+        message,
+        M::V0JobFinishedRequest(_)
+            | M::V0JobFailedRequest(_)
+            | M::V0HordeFailedRequest(_)
+            | M::V0ExecutorFailedRequest(_)
+            | M::V0StreamingJobNotReadyRequest(_)
+    )
 }
 
 fn job_uuid(message: &MinerToValidator) -> Option<&str> {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
 
+use crate::base::backoff::BackoffConfig;
 use crate::base::clock::now;
 use crate::base::limits::INBOUND_MESSAGES;
 use crate::base::shutdown::Shutdown;
@@ -15,12 +16,19 @@ use crate::base::timer::TimerHandle;
 use crate::base::waits::{send, waiting};
 use crate::identity::{KeyPair, PublicKey};
 use crate::link::{
-    Authenticate, Authenticated, Full, Link, LinkConfig, LinkEvent, LinkHandle, Outgoing, Refused, Text,
+    Authenticate, Authenticated, Full, Link, LinkConfig, LinkEvent, LinkHandle, LinkState, Outgoing, Refused, Text,
 };
 use crate::protocol::{MinerToValidator, ValidatorAuthForMiner, ValidatorToMiner};
 use crate::transport::{Dialer, Utf8Bytes};
 
 use super::routing::MinerAddress;
+
+/// Attempts follow one another quickly: a job waits for the miner, and not for long.
+const BACKOFF: BackoffConfig = BackoffConfig {
+    base: Duration::from_millis(200),
+    cap: Duration::from_secs(3),
+    stable_after: Duration::from_secs(10),
+};
 
 /// What a worker gets from its miner.
 #[derive(Debug)]
@@ -35,6 +43,8 @@ pub enum MinerEvent {
         why: String,
         /// Whether the miner answered and does not want us.
         refused: bool,
+        /// Whether there was a connection and it broke: somebody is there.
+        cut: bool,
     },
     /// The connection was lost; another will follow.
     Lost {
@@ -70,7 +80,8 @@ impl MinerClient {
         timer: TimerHandle,
         number: u64,
     ) -> Self {
-        let config = LinkConfig::new(format!("val-mi-{}", number % 10_000), miner.url(&key.public()));
+        let mut config = LinkConfig::new(format!("val-mi-{}", number % 10_000), miner.url(&key.public()));
+        config.backoff = BACKOFF;
         let authenticate = MinerAuthentication { key: key.clone(), miner: miner.hotkey };
         let (tx, events) = bounded(INBOUND_MESSAGES);
         let name = miner.hotkey;
@@ -81,7 +92,7 @@ impl MinerClient {
                 LinkEvent::Ready { .. } => MinerEvent::Ready,
                 LinkEvent::Answered(_) => return,
                 LinkEvent::Lost { why } => MinerEvent::Lost { why },
-                LinkEvent::Failed { why, refused, .. } => MinerEvent::Failed { why, refused },
+                LinkEvent::Failed { why, refused, cut, .. } => MinerEvent::Failed { why, refused, cut },
                 LinkEvent::Message(text) => match MinerToValidator::decode(&text) {
                     Ok(message) => MinerEvent::Message(Box::new(message)),
                     Err(error) => {
@@ -100,12 +111,21 @@ impl MinerClient {
         Self { events, handle, link }
     }
 
-    /// Queues a message; it leaves when the link is ready.
+    /// Queues a message; it leaves when the link is ready. A finished-receipt leaves again on each connection, until the
+    /// miner has answered our Close: nothing that the miner says shows that it has it.
     ///
     /// # Errors
     /// [`Full`], with the message.
     pub fn send(&self, message: impl Into<ValidatorToMiner>) -> Result<(), Full> {
-        self.handle.send(Outgoing::once(message.into().encode()))
+        let message: ValidatorToMiner = message.into();
+        let last = matches!(message, ValidatorToMiner::V0JobFinishedReceiptRequest(_));
+        let text = message.encode();
+        self.handle.send(if last { Outgoing::repeated(text) } else { Outgoing::once(text) })
+    }
+
+    /// Whether the miner is connected and has authenticated us.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.handle.state(), LinkState::Ready { .. })
     }
 
     /// The next event. Blocks until there is one, the deadline, or `cancel` at its highest level.

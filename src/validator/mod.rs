@@ -26,6 +26,7 @@ pub mod miner_client;
 #[cfg(feature = "roles")]
 pub mod miners;
 mod organic;
+mod receipts;
 #[cfg(feature = "roles")]
 pub mod role;
 pub mod routing;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::drive::{Action, Drive, Input, JobTimes};
 use super::ledger::NotOnDisk;
 use super::miner_client::{MinerClient, MinerEvent, NoEvent};
+use super::receipts::FinishedReceipts;
 use super::routing::{MinerAddress, NoMiner, Routing};
 use super::status::Outcome;
 use crate::base::clock::now;
@@ -22,6 +23,7 @@ use crate::base::timer::TimerHandle;
 use crate::identity::{KeyPair, PublicKey};
 use crate::protocol::{
     ExecutorClass, HordeFailureReason, JobStatus, StreamingServerDetails, V0MachineSpecsUpdate, V2JobRequest,
+    ValidatorToMiner,
 };
 use crate::transport::Dialer;
 
@@ -33,6 +35,7 @@ pub(super) struct Miners {
     pub(super) routing: Mutex<Routing>,
     pub(super) dialer: Arc<dyn Dialer>,
     pub(super) timer: TimerHandle,
+    receipts: Mutex<FinishedReceipts>,
     /// Tells the threads of several jobs apart.
     next_link: AtomicU64,
 }
@@ -46,7 +49,7 @@ impl Miners {
         timer: TimerHandle,
     ) -> Self {
         let routing = Mutex::new(Routing::new(addresses));
-        Self { key, job_times, routing, dialer, timer, next_link: AtomicU64::new(0) }
+        Self { key, job_times, routing, dialer, timer, receipts: Mutex::default(), next_link: AtomicU64::new(0) }
     }
 }
 
@@ -81,6 +84,10 @@ pub(super) trait Reports {
 
 /// How long the link to the miner may take to close after the job.
 const CLOSE_TIME: Duration = Duration::from_secs(2);
+
+/// The same where the job has ended on a miner that is there: enough for a connection that is cut for ten seconds just
+/// when the finished-receipt leaves.
+const RECEIPT_TIME: Duration = Duration::from_secs(15);
 
 /// Runs the job and reports it.
 pub(super) fn run(miners: &Miners, job: impl Reports, cancel: &Shutdown) {
@@ -139,7 +146,7 @@ impl<R: Reports> Runner<'_, R> {
                 Ok(MinerEvent::Ready) => continue,
                 Ok(MinerEvent::Message(message)) => Input::Message(message),
                 Ok(MinerEvent::Lost { why }) => Input::Lost { why },
-                Ok(MinerEvent::Failed { why, refused }) => Input::ConnectFailed { why, refused },
+                Ok(MinerEvent::Failed { why, refused, cut }) => Input::ConnectFailed { why, refused, cut },
                 Err(NoEvent::Deadline) => Input::Tick,
                 Err(NoEvent::Cancelled) => {
                     Input::Cancel { goes_on: self.job.as_ref().is_some_and(|job| job.goes_on()) }
@@ -158,8 +165,17 @@ impl<R: Reports> Runner<'_, R> {
                 self.client = Some(MinerClient::start(&miner, key, dialer.clone(), timer.clone(), number));
             }
             Action::Send(message) => {
+                if let (ValidatorToMiner::V0JobFinishedReceiptRequest(receipt), Some(slot)) = (&*message, &self.slot) {
+                    lock(&self.miners.receipts).keep(slot.hotkey, receipt);
+                }
                 let sent = self.client.as_ref()?.send(*message);
                 return sent.err().map(|full| Input::NotSent(full.to_string()));
+            }
+            Action::Confirm(miner, uuid) => {
+                let receipt = lock(&self.miners.receipts).of(miner, &uuid)?;
+                if let Err(full) = self.client.as_ref()?.send(receipt) {
+                    log::warn!("job {uuid}: its miner does not get the finished-receipt: {full}");
+                }
             }
             Action::Manifest(miner, manifest) => lock(&self.miners.routing).manifest(&miner, manifest, Instant::now()),
             Action::CoolDown(miner) => lock(&self.miners.routing).cool_down(&miner, Instant::now()),
@@ -194,7 +210,9 @@ impl<R: Reports> Runner<'_, R> {
     fn close(&mut self) {
         let Some(client) = self.client.take() else { return };
         let mut stopping = Stopping::new(self.cancel);
-        stopping.step("miner link", CLOSE_TIME, |step| client.stop(step));
+        // With the job's end reported, only this thread waits.
+        let time = if self.job.is_none() && client.is_ready() { RECEIPT_TIME } else { CLOSE_TIME };
+        stopping.step("miner link", time, |step| client.stop(step));
         let report = stopping.finish();
         if !report.is_clean() {
             log::warn!("job {}: the link to its miner: {report}", self.uuid);

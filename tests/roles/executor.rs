@@ -310,7 +310,8 @@ fn a_lost_connection_in_mid_job_costs_nothing() {
     assert!(report.stop.is_clean(), "{}", report.stop);
     assert!(world.net.dials() >= 2);
     let received: Vec<_> = miner.received.try_iter().collect();
-    assert_eq!(kinds(&received), ["done", "specs", "finished"]);
+    // What was said before is said again, because nobody knows what the old connection has lost.
+    assert_eq!(kinds(&received), ["ready", "volumes", "done", "specs", "finished"]);
     miner.stop();
 }
 
@@ -335,7 +336,7 @@ fn a_miner_that_is_gone_ends_the_job() {
     world.net.wires().last().unwrap().disconnect();
     let report = joined(executor).unwrap();
     assert_eq!(report.end, JobEnd::HordeFailed);
-    assert_eq!(report.stop.unsent, 1, "the last message could not leave");
+    assert_eq!(report.stop.unsent, 3, "whether the miner has got the first two is not known, and the last it has not");
     miner.stop();
     assert!(!std::path::Path::new(&job_folder()).exists(), "the job's folder is left");
 }

@@ -428,7 +428,7 @@ fn a_cancel_ends_the_job_wherever_it_is_and_a_drain_nowhere() {
 #[test]
 fn a_miner_that_is_gone_for_too_long_or_for_good_ends_the_job() {
     let mut rig = Rig::at("run");
-    let lost = || Input::Disconnected("reset".to_owned());
+    let lost = || Input::Disconnected { why: "reset".to_owned(), cut: true };
     rig.handle(lost());
     assert_eq!(rig.pass(GONE - S), [""; 0]);
     // A failed attempt does not begin the time anew, a connection does.
@@ -449,12 +449,14 @@ fn a_miner_that_is_gone_for_too_long_or_for_good_ends_the_job() {
 
 #[test]
 fn without_a_job_it_ends_with_a_diagnosis() {
-    let lost = || Input::Disconnected("refused".to_owned());
+    let lost = || Input::Disconnected { why: "refused".to_owned(), cut: false };
+    let cut = || Input::Disconnected { why: "reset".to_owned(), cut: true };
+    assert_eq!(Rig::new().after(cut()), [""; 0], "somebody is there, so it is waited for");
     assert!(matches!(Rig::new().refused(lost()), ExecutorError::Unreachable(why) if why == "refused"));
     let mut rig = Rig::new();
     rig.handle(Input::Connected);
     assert_eq!(rig.after(lost()), [""; 0], "it was reachable, so it is waited for");
-    assert_eq!(rig.after(says(full("true"))), [""; 0], "a full request is not a job yet");
+    assert_eq!(rig.after(says(full("true"))), ["error"], "a full request is not a job yet");
     assert_eq!(rig.pass(STARTUP), ["end"]);
     assert!(matches!(rig.end.take(), Some(Err(ExecutorError::NoJob(STARTUP)))));
     let error = GenericError { details: Some("no such token".to_owned()) };
@@ -468,7 +470,19 @@ fn without_a_job_it_ends_with_a_diagnosis() {
 fn what_does_not_belong_to_the_job_is_answered_and_changes_nothing() {
     let mut rig = Rig::at("run");
     let other = || "00000000-0000-4000-8000-000000000000".to_owned();
-    assert_eq!(rig.after(says(request())), [""; 0], "pushed again after a reconnect");
+    assert_eq!(rig.after(says(request())), ["error"], "it was not lost, so this is a second one");
+    let Some(ExecutorToMiner::GenericError(error)) = rig.sent.last() else { panic!("{:?}", rig.sent) };
+    let uuid = request().job_uuid;
+    let expected =
+        format!("Received duplicate initial job request: first self.job_uuid='{uuid}' and then msg.job_uuid='{uuid}'");
+    assert_eq!(error.details.as_ref(), Some(&expected));
+    // After a reconnect, each may come once more: the miner does not know what the old connection has lost.
+    rig.handle(Input::Disconnected { why: "reset".to_owned(), cut: true });
+    rig.handle(Input::Connected);
+    for again in [[""; 0].as_slice(), &["error"]] {
+        assert_eq!(rig.after(says(request())), again);
+        assert_eq!(rig.after(says(full("true"))), again);
+    }
     assert_eq!(rig.after(says(V0InitialJobRequest { job_uuid: other(), ..request() })), ["error"]);
     assert_eq!(rig.after(says(full("second"))), ["error"]);
     assert_eq!(rig.after(says(V0JobRequest { job_uuid: other(), ..full("true") })), ["error"]);
@@ -497,7 +511,7 @@ fn whatever_happens_there_is_one_work_at_a_time_and_one_end() {
         for _ in 0..60 {
             let input = match rng.next_u64() % 12 {
                 0 => Input::Connected,
-                1 => Input::Disconnected("lost".to_owned()),
+                1 => Input::Disconnected { why: "lost".to_owned(), cut: rng.next_u64() % 2 == 0 },
                 2 => says(V0InitialJobRequest { volume: Some(volume()), ..request() }),
                 3 | 4 => says(full("true")),
                 5 => Input::Drain,

@@ -301,6 +301,36 @@ fn nothing_is_lost_or_overtaken_through_disconnections() {
 }
 
 #[test]
+fn what_is_repeated_counts_as_delivered_when_the_peer_has_answered_our_close() {
+    let fixture = Fixture::new();
+    let (server, got) = fixture.server();
+    let (link, events) = fixture.start(fixture.config(), None);
+    ready(&events);
+    let handle = link.handle();
+    handle.send(Outgoing::repeated("no-ack 1")).unwrap();
+    handle.send(Outgoing::repeated("no-ack 2")).unwrap();
+    assert_eq!([(); 2].map(|()| got.recv_timeout(LONG).unwrap()), ["no-ack 1", "no-ack 2"]);
+    assert_eq!(handle.unsent(), 2, "the peer has them, but nobody here knows");
+    // Our Close is lost, and the next attempt fails: both come again.
+    fixture.net.fail_next(1, DialFault::Refused);
+    fixture.net.wires().last().unwrap().disconnect_after(Side::Dialer, 0);
+    assert_eq!(stop_link(link, LONG).0, 0);
+    assert_eq!([(); 2].map(|()| got.recv_timeout(LONG).unwrap()), ["no-ack 1", "no-ack 2"]);
+    stop_server(server);
+
+    // Without an answer to our Close they are unsent.
+    let fixture = Fixture::new();
+    let (server, _got) = fixture.server();
+    let (link, events) = fixture.start(fixture.config(), None);
+    ready(&events);
+    link.handle().send(Outgoing::repeated("no-ack")).unwrap();
+    fixture.net.fail_next(100_000, DialFault::Refused);
+    fixture.net.wires().last().unwrap().disconnect();
+    assert_eq!(stop_link(link, Duration::from_millis(50)).0, 1);
+    stop_server(server);
+}
+
+#[test]
 fn a_silent_peer_is_pinged_and_given_up() {
     let fixture = Fixture::new();
     let (server, _got) = fixture.server();

@@ -3,6 +3,7 @@
 #[path = "../testkit/mod.rs"]
 mod testkit;
 
+mod cuts;
 mod embedding;
 mod executor;
 mod executor_docker;

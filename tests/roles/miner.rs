@@ -392,8 +392,8 @@ fn an_executor_that_was_disconnected_resumes_its_job() {
     assert_eq!(half_open.closed(), Some(1000));
     executor.say(&Says(&job).finished("after all"));
     validator.expect("JobFinished");
+    // It may come to learn that its last message has arrived, and is closed once its time to exit is over.
     let late = fixture.executor(&started.spec);
-    late.expect(&format!("! No job waiting for token {}", started.spec.token));
     assert_eq!(late.closed(), Some(1000));
 }
 

@@ -807,9 +807,95 @@ fn one_token_has_one_owner() {
     f.handle(Input::Closed(stranger));
     f.reports(executor, &Says(&job).finished("true"));
     assert_eq!(f.got(session), ["JobFinished"]);
-    // Nor is anybody let in to a job that is over.
+    // It may come back to learn that this has arrived; there is nothing more for it, and nothing more from it.
+    f.handle(Input::Closed(executor));
     let late = f.executor(&token);
-    assert_eq!(f.got(late), [format!("! No job waiting for token {token}")]);
+    f.reports(late, &Says(&job).finished("true"));
+    assert_eq!((f.got(late), f.got(session)), (Vec::new(), Vec::new()));
+    f.pass(f.limits.exit_time);
+    assert_eq!(f.closed.get(&late), Some(&1000));
+    f.ended(&token, GONE);
+    let nobody = f.executor(&token);
+    assert_eq!(f.got(nobody), [format!("! No job waiting for token {token}")]);
+}
+
+#[test]
+fn a_connection_that_speaks_of_a_job_gets_what_the_one_before_may_have_lost() {
+    let mut f = Fixture::new(1);
+    let (alice, job) = (f.alice.clone(), uuid());
+    // Nobody has noticed yet that it is dead.
+    let dead = f.validator(&alice);
+    let (executor, _) = f.running(dead, &job);
+    f.reports(executor, &Says(&job).volumes());
+    f.reports(executor, &Says(&job).done());
+    let back = f.validator(&alice);
+    assert_eq!(f.got(back), Vec::<String>::new(), "it may be for another job");
+    f.says(back, &alice.request(&job));
+    assert_eq!(f.got(back), ["VolumesReady", "ExecutionDone"]);
+    f.says(back, &alice.request(&job));
+    assert_eq!(f.got(back), Vec::<String>::new(), "once for each connection");
+    f.reports(executor, &Says(&job).finished("x"));
+    assert_eq!(f.got(back), ["JobFinished"]);
+    assert_eq!(f.got(executor), Vec::<String>::new(), "the request is passed on once");
+}
+
+#[test]
+fn everything_that_an_executor_repeats_after_a_reconnect_is_reported_once() {
+    let mut f = Fixture::new(1);
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    let (executor, token) = f.running(session, &job);
+    let said = [Says(&job).ready(), Says(&job).volumes(), Says(&job).done(), Says(&job).specs()];
+    said[1..].iter().for_each(|said| f.reports(executor, said));
+    assert_eq!(f.got(session), ["VolumesReady", "ExecutionDone", "MachineSpecs"]);
+    f.handle(Input::Closed(executor));
+    let back = f.executor(&token);
+    said.iter().for_each(|said| f.reports(back, said));
+    assert_eq!((f.got(session), f.got(back)), (Vec::new(), Vec::new()));
+    f.reports(back, &Says(&job).finished("x"));
+    assert_eq!(f.got(session), ["JobFinished"]);
+}
+
+/// The executor goes on meanwhile, and its reports come with its connection.
+#[test]
+fn time_without_the_executor_s_connection_counts_against_no_limit() {
+    let mut f = Fixture::new(1);
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    let token = f.accepted(session, &job);
+    let first = f.executor(&token);
+    f.handle(Input::Closed(first));
+    f.pass(10 * SECOND);
+    assert_eq!(f.got(session), Vec::<String>::new(), "it was about to be ready");
+    let executor = f.executor(&token);
+    f.reports(executor, &Says(&job).ready());
+    f.says(session, &alice.request(&job));
+    assert_eq!(f.got(session), ["ExecutorReady"]);
+    f.handle(Input::Closed(executor));
+    f.pass(10 * SECOND);
+    let executor = f.executor(&token);
+    let left = 2 * SECOND + f.limits.leeway;
+    f.pass(left - Duration::from_millis(1));
+    assert_eq!(f.got(session), Vec::<String>::new());
+    f.reports(executor, &Says(&job).volumes());
+    assert_eq!(f.got(session), ["VolumesReady"]);
+    f.pass(2 * SECOND);
+    assert_eq!(f.got(session), ["HordeFailed execution_timed_out"], "with a connection it counts");
+}
+
+#[test]
+fn a_validator_that_has_given_a_job_up_is_not_told_its_end_for_ever() {
+    let mut f = Fixture::new(1);
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    let (executor, token) = f.running(session, &job);
+    f.says(session, &alice.finished_receipt(&job));
+    f.handle(Input::Closed(session));
+    f.reports(executor, &Says(&job).finished("too late"));
+    f.ended(&token, GONE);
+    let back = f.validator(&alice);
+    assert_eq!(f.got(back), Vec::<String>::new());
+    assert_eq!((f.router.status().ended, f.free()), (0, 1));
 }
 
 #[test]

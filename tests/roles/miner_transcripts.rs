@@ -172,6 +172,9 @@ fn comparable(value: &mut Value) {
         Value::String(text) => {
             if let Some(at) = text.find(" [type=").filter(|_| text.starts_with("Malformed message")) {
                 text.truncate(at);
+            } else if let Some(at) = text.find(" (").filter(|_| text.contains("msg too old")) {
+                // Ours also says by how much.
+                text.truncate(at);
             }
         }
         _ => {}

@@ -174,12 +174,21 @@ fn brief(action: &Action) -> String {
         Action::StreamingReady(_) => "report streaming_ready".to_owned(),
         Action::RunsOn(miner) => format!("runs on {}", name(miner)),
         Action::MachineSpecs(specs) => format!("specs {}", specs.batch_id),
+        Action::Confirm(miner, uuid) => format!("confirm {uuid} to {}", name(miner)),
         Action::CoolDown(miner) => format!("cool down {}", name(miner)),
         Action::Release => "release".to_owned(),
         Action::End(outcome) => format!("end {}", end(outcome)),
         Action::Cancelled => "cancelled".to_owned(),
         Action::Close => "close".to_owned(),
     }
+}
+
+fn lost() -> Input {
+    Input::Lost { why: "reset".to_owned() }
+}
+
+fn not_connected(why: &str, refused: bool, cut: bool) -> Input {
+    Input::ConnectFailed { why: why.to_owned(), refused, cut }
 }
 
 fn end(outcome: &Outcome) -> String {
@@ -299,7 +308,7 @@ fn miners_are_asked_in_turn_and_the_last_refusal_counts() {
     assert_eq!(f.decline(), refused);
     // One that cannot be reached got no request, so it gets no receipt.
     f.reserved("//Charlie");
-    let failed = f.handle(Input::ConnectFailed { why: "refused".to_owned(), refused: false });
+    let failed = f.handle(not_connected("refused", false, false));
     assert_eq!(failed, ["cool down //Charlie", "close", "release", "reserve not [//Bob //Charlie]"]);
     // One without the class does not count.
     f.reserved("//Eve");
@@ -363,16 +372,92 @@ fn each_stage_has_its_own_end_when_nothing_comes() {
 #[test]
 fn a_lost_connection_is_no_end_and_is_named_when_the_time_is_over() {
     let mut f = Fixture::asked();
-    assert_eq!(f.handle(Input::Lost { why: "reset".to_owned() }), [""; 0]);
+    assert_eq!(f.handle(lost()), [""; 0]);
     assert_eq!(f.manifest(1), ["manifest //Bob 1", "send InitialJob"], "the request may have been lost");
     f.accept();
-    assert_eq!(f.handle(Input::ConnectFailed { why: "no route".to_owned(), refused: false }), [""; 0]);
+    assert_eq!(f.handle(not_connected("no route", false, false)), [""; 0]);
     assert_eq!(f.manifest(1), ["manifest //Bob 1"], "it has the job");
     assert!(f.expire()[2].ends_with("took too long (last trouble: no route)"));
     // A miner that answers and does not want us any more ends it.
     let mut f = Fixture::accepted();
-    let refused = f.handle(Input::ConnectFailed { why: "403".to_owned(), refused: true });
+    let refused = f.handle(not_connected("403", true, false));
     assert!(refused[2].starts_with("end horde_failed miner_connection_failed: miner") && refused[2].ends_with(": 403"));
+}
+
+/// What each stage sends again, because it may have been lost with the old connection.
+#[test]
+fn after_a_reconnect_what_the_miner_may_not_have_is_sent_again() {
+    let mut f = Fixture::asked();
+    let back = |f: &mut Fixture| {
+        assert_eq!(f.handle(lost()), [""; 0]);
+        assert_eq!(f.handle(not_connected("reset", false, true)), [""; 0]);
+        let sent = f.manifest(1);
+        assert_eq!(f.manifest(1), ["manifest //Bob 1"], "once for each connection");
+        sent
+    };
+    assert_eq!(f.handle(lost()), [""; 0]);
+    assert_eq!(f.manifest(1), ["manifest //Bob 1", "send InitialJob"]);
+    f.accept();
+    assert_eq!(back(&mut f), ["manifest //Bob 1", "send JobAcceptedReceipt"]);
+    f.ready();
+    assert_eq!(back(&mut f), ["manifest //Bob 1", "send JobAcceptedReceipt", "send Job"]);
+    assert_eq!(back(&mut f), ["manifest //Bob 1", "send Job"], "a Python miner takes no receipt for ever");
+    f.volumes();
+    // By it the miner knows who wants the news of the job.
+    assert_eq!(back(&mut f), ["manifest //Bob 1", "send Job"]);
+    f.done();
+    assert_eq!(back(&mut f), ["manifest //Bob 1", "send Job"]);
+    assert_eq!(f.finished("out"), ["receipt 1.000000", "release", "end completed out", "close"]);
+}
+
+#[test]
+fn time_without_a_connection_counts_against_no_stage_but_is_limited_in_all() {
+    let mut f = Fixture::asked();
+    let left = f.left().unwrap();
+    f.handle(lost());
+    assert_eq!(f.left(), Some(left + 30 * S));
+    f.now = f.now + 10 * S;
+    assert_eq!(f.handle(not_connected("reset", false, true)), [""; 0]);
+    f.manifest(1);
+    assert_eq!(f.left(), Some(left), "the reservation has what it had");
+    f.accept();
+    f.ready();
+    f.handle(lost());
+    f.now = f.now + 15 * S;
+    f.manifest(1);
+    assert_eq!(f.left(), Some(75 * S));
+    f.volumes();
+    assert_eq!(f.left(), Some((75 + 60) * S), "and so have the stages after it");
+    f.handle(lost());
+    assert_eq!(f.left(), Some((75 + 60 + 5) * S), "of the 30 s, 5 are left");
+    f.now = f.now + 7 * S;
+    f.manifest(1);
+    assert_eq!(f.left(), Some((75 + 60 + 5 - 7) * S));
+    f.handle(lost());
+    assert!(f.expire()[2].ends_with("took too long (last trouble: reset)"));
+}
+
+#[test]
+fn a_miner_that_is_there_but_cut_off_is_tried_again_until_the_time_to_connect_is_over() {
+    let mut f = Fixture::new();
+    f.handle(Input::Start);
+    f.reserved("//Bob");
+    assert_eq!(f.handle(not_connected("reset", false, true)), [""; 0]);
+    f.now = f.now + 10 * S;
+    assert_eq!(f.manifest(1), ["manifest //Bob 1", "send InitialJob"]);
+    let mut f = Fixture::new();
+    f.handle(Input::Start);
+    f.reserved("//Bob");
+    f.handle(not_connected("reset", false, true));
+    assert_eq!(f.expire()[..3], ["cool down //Bob", "close", "release"]);
+}
+
+#[test]
+fn the_outcome_of_another_job_is_confirmed_and_changes_nothing() {
+    let mut f = Fixture::accepted();
+    let failed = V0ExecutorFailedRequest { job_uuid: "another".to_owned(), executor_token: None };
+    assert_eq!(f.says(failed), ["confirm another to //Bob"]);
+    assert_eq!(f.says(V0VolumesReadyRequest { job_uuid: "another".to_owned() }), [""; 0]);
 }
 
 #[test]
@@ -389,7 +474,7 @@ fn a_repeat_or_a_message_of_another_job_changes_nothing() {
     let left = f.left();
     assert_eq!(f.accept(), [""; 0]);
     assert_eq!(f.done(), [""; 0], "the executor is not ready yet");
-    assert_eq!(f.says(V0ExecutorFailedRequest { job_uuid: "another".to_owned(), executor_token: None }), [""; 0]);
+    assert_eq!(f.says(V0VolumesReadyRequest { job_uuid: "another".to_owned() }), [""; 0]);
     assert_eq!(f.left(), left);
     let job_uuid = f.uuid.clone();
     let failed = f.says(V0ExecutorFailedRequest { job_uuid, executor_token: None });

@@ -5,10 +5,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use phalanx::identity::KeyPair;
 use phalanx::protocol::{
     DateTime, DockerRunOptionsPreset, ExecutorClass, ExecutorTimingDetails, ExecutorToMiner, JobAcceptedReceiptPayload,
-    JobFinishedReceiptPayload, JobStartedReceiptPayload, StrMap, StreamingDetails, V0ExecutionDoneRequest,
-    V0ExecutorReadyRequest, V0InitialJobRequest, V0JobAcceptedReceiptRequest, V0JobFinishedReceiptRequest,
-    V0JobFinishedRequest, V0JobRequest, V0StreamingJobReadyRequest, V0VolumesReadyRequest, ValidatorAuthForMiner,
-    ValidatorToMiner,
+    JobFinishedReceiptPayload, JobStartedReceiptPayload, MachineSpecs, StrMap, StreamingDetails,
+    V0ExecutionDoneRequest, V0ExecutorReadyRequest, V0InitialJobRequest, V0JobAcceptedReceiptRequest,
+    V0JobFinishedReceiptRequest, V0JobFinishedRequest, V0JobRequest, V0MachineSpecsRequest, V0StreamingJobReadyRequest,
+    V0VolumesReadyRequest, ValidatorAuthForMiner, ValidatorToMiner,
 };
 
 pub const CLASS: ExecutorClass = ExecutorClass::AlwaysOnTest;
@@ -165,6 +165,11 @@ impl Says<'_> {
 
     pub fn done(&self) -> String {
         ExecutorToMiner::from(V0ExecutionDoneRequest { job_uuid: self.job() }).encode()
+    }
+
+    pub fn specs(&self) -> String {
+        let specs = MachineSpecs { specs: Default::default() };
+        ExecutorToMiner::from(V0MachineSpecsRequest { job_uuid: self.job(), specs }).encode()
     }
 
     pub fn finished(&self, stdout: &str) -> String {

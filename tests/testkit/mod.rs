@@ -3,6 +3,7 @@
 
 #[cfg(feature = "celery")]
 pub mod celery;
+pub mod cutting;
 pub mod engine;
 pub mod facilitator;
 pub mod http;

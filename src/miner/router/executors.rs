@@ -19,11 +19,12 @@ const FINAL_MESSAGES: Duration = Duration::from_secs(2);
 impl Router {
     /// An executor dials in with a token: the first time, or again after it lost its connection, which we may not have
     /// noticed yet. So the newest connection is the executor's, the only one; the older one is ended, but what the
-    /// executor had sent on it counts, because the executor takes it for delivered.
-    pub(super) fn executor_opened(&mut self, id: SessionId, token: String, address: Option<String>) {
+    /// executor had sent on it still counts. One that has reported the end of its job may come to see that it did.
+    pub(super) fn executor_opened(&mut self, id: SessionId, token: String, address: Option<String>, now: Now) {
         let key = self.tokens.get(&token).cloned();
-        let job = key.as_ref().and_then(|key| self.jobs.get_mut(key)).filter(|job| !job.is_over());
-        let Some(executor) = job.and_then(|job| job.executor.as_mut()) else {
+        let job = key.as_ref().and_then(|key| self.jobs.get_mut(key));
+        let wanted = |job: &&mut MinerJob| !job.is_over() || job.executor.as_ref().is_some_and(|e| e.reported);
+        let Some(MinerJob { executor: Some(executor), phase, .. }) = job.filter(wanted) else {
             log::warn!("{id}: an executor is turned away: no job waits for its token");
             self.complain(id, format!("No job waiting for token {token}"));
             self.out.push(Action::Close(id, CLOSE_NORMAL, ""));
@@ -37,6 +38,11 @@ impl Router {
             self.out.push(Action::Close(older, CLOSE_NORMAL, "the executor has connected again"));
         }
         executor.back_by = None;
+        if let Some(since) = executor.gone_since.take()
+            && let Phase::Running(_, clock) = phase
+        {
+            clock.postpone(now.mono.saturating_duration_since(since));
+        }
         executor.address = self.streaming_address.clone().or(address);
         self.executors.insert(id, Connected { token, replaced: false });
         if let Some(key) = key {
@@ -116,6 +122,9 @@ impl Router {
             | M::V0ExecutorFailedRequest(_)
             | M::V0StreamingJobNotReadyRequest(_) => {
                 log::info!("job {}: over", key.uuid);
+                if let Some(executor) = &mut job.executor {
+                    executor.reported = true;
+                }
                 self.notify_text(&key, News::End, frame.relay);
                 self.over(&key, now, self.limits.exit_time);
             }
@@ -155,6 +164,8 @@ impl Router {
         if !matches!(phase, Phase::Over(_)) {
             log::info!("job {}: its executor has disconnected", key.uuid);
             executor.back_by = Some(now.mono + self.limits.reconnect_grace);
+            executor.gone_since = Some(now.mono);
+            self.pool.postpone(executor.slot, self.limits.reconnect_grace);
             self.note(&key, TraceEvent::ExecutorDisconnected, "");
         }
     }

@@ -82,6 +82,10 @@ pub(super) struct Executor {
     pub session: Option<SessionId>,
     /// Without a connection: when it counts as lost; until its first connection the reservation decides.
     pub back_by: Option<Instant>,
+    /// Since when it has none: that time does not count against the limits of its job.
+    pub gone_since: Option<Instant>,
+    /// Its last message has come.
+    pub reported: bool,
     /// The job is over: when it is cancelled.
     pub end_at: Option<Instant>,
     /// The address it was connected from.
@@ -114,8 +118,12 @@ pub(super) struct MinerJob {
     pub audience: Vec<SessionId>,
     /// Whether the audience is one connection that has spoken of the job.
     pub claimed: bool,
+    /// The validator has sent its finished-receipt: it wants no more news.
+    pub answered: bool,
     kept: Vec<(News, Utf8Bytes)>,
     notified: Option<News>,
+    /// The validator was notified of the specs.
+    described: bool,
 }
 
 impl MinerJob {
@@ -133,6 +141,8 @@ impl MinerJob {
             token: token.clone(),
             session: None,
             back_by: None,
+            gone_since: None,
+            reported: false,
             end_at: None,
             address: None,
         };
@@ -148,8 +158,10 @@ impl MinerJob {
             request: None,
             audience: vec![session],
             claimed: true,
+            answered: false,
             kept: Vec::new(),
             notified: None,
+            described: false,
         }
     }
 
@@ -163,10 +175,19 @@ impl MinerJob {
         self.notified.is_some_and(|last| last >= News::ExecutorReady)
     }
 
+    /// The session speaks of the job; true if it did not listen to it yet.
+    pub(super) fn claim(&mut self, session: SessionId) -> bool {
+        let is_new = !self.audience.contains(&session);
+        (self.audience, self.claimed) = (vec![session], true);
+        is_new
+    }
+
     /// Keeps news until the validator has confirmed them; false if they are old, as a repeat after a reconnect.
     pub(super) fn keep(&mut self, news: News, text: Utf8Bytes) -> bool {
         if news == News::Specs {
-            self.kept.retain(|(kept, _)| *kept != News::Specs);
+            if std::mem::replace(&mut self.described, true) {
+                return false;
+            }
         } else if self.notified.is_some_and(|last| last >= news) {
             return false;
         } else {
@@ -270,6 +291,11 @@ impl MinerJob {
         }
     }
 
+    /// Whether its executor is there, but for its connection.
+    fn is_cut_off(&self) -> bool {
+        self.executor.as_ref().is_some_and(|executor| executor.gone_since.is_some())
+    }
+
     /// Why the job has failed by now, if it has: its executor was lost, or a limit has passed by `leeway`.
     pub(super) fn failure(&self, leeway: Duration, now: Instant) -> Option<(HordeFailureReason, String)> {
         let executor = self.executor.as_ref();
@@ -281,7 +307,8 @@ impl MinerJob {
             Phase::Ready(until) if *until <= now => {
                 Some((HordeFailureReason::UnhandledTimeout, "the validator sent no job request in time".into()))
             }
-            Phase::Running(stage, clock) if clock.deadline() + leeway <= now => {
+            // What an executor has to report waits for its connection; how long that may take is another limit.
+            Phase::Running(stage, clock) if !self.is_cut_off() && clock.deadline() + leeway <= now => {
                 Some((stage.timed_out(), format!("the executor did not report {} in time", stage.waits_for())))
             }
             _ => None,
@@ -293,7 +320,7 @@ impl MinerJob {
         let phase = match &self.phase {
             Phase::Storing | Phase::Starting => None,
             Phase::Ready(until) | Phase::FinalMessages(until, _) => Some(*until),
-            Phase::Running(_, clock) => Some(clock.deadline() + leeway),
+            Phase::Running(_, clock) => (!self.is_cut_off()).then(|| clock.deadline() + leeway),
             // Without an executor and with everything confirmed the job is gone already.
             Phase::Over(kept_until) => self.is_clean().then_some(*kept_until),
         };

@@ -69,8 +69,8 @@ impl Router {
 
     /// The same job again: it is not started twice, but the validator is notified of what it may have missed.
     fn asked_again(&mut self, key: &JobKey, session: SessionId) {
-        self.claim(key, session);
-        let job = &self.jobs[key];
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        job.claim(session);
         if matches!(job.phase, Phase::Storing) {
             return;
         }
@@ -221,15 +221,18 @@ impl Router {
         if job.keep(news, text.clone()) {
             self.out.extend(job.audience.iter().map(|session| Action::Send(*session, text.clone())));
             let how = if job.audience.is_empty() { "kept, the validator is away" } else { "sent" };
+            if job.answered {
+                job.confirmed(news);
+            }
             self.note(key, TraceEvent::News, format!("{}: {how}", news.name()));
         }
     }
 
-    /// The session speaks of the job, so it is the one that wants its news.
+    /// The session speaks of the job, so it is the one that wants its news, and those that an older one may have lost.
     pub(super) fn claim(&mut self, key: &JobKey, session: SessionId) {
-        if let Some(job) = self.jobs.get_mut(key) {
-            job.audience = vec![session];
-            job.claimed = true;
+        let Some(job) = self.jobs.get_mut(key) else { return };
+        if job.claim(session) {
+            self.out.extend(job.kept().into_iter().map(|text| Action::Send(session, text)));
         }
     }
 

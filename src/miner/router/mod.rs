@@ -30,7 +30,7 @@ impl Router {
     pub fn handle(&mut self, input: Input, now: Now) -> Vec<Action> {
         match input {
             Input::Opened { id, peer: Peer::Validator(hotkey), .. } => self.validator_opened(id, hotkey, now),
-            Input::Opened { id, peer: Peer::Executor(token), address } => self.executor_opened(id, token, address),
+            Input::Opened { id, peer: Peer::Executor(token), address } => self.executor_opened(id, token, address, now),
             Input::FromValidator(id, frame) => self.validator_message(id, *frame, now),
             Input::FromExecutor(id, frame) => self.executor_message(id, *frame, now),
             Input::Closed(id) => self.closed(id, now),

@@ -73,7 +73,8 @@ impl Router {
         let age = now.unix_seconds().saturating_sub(auth.timestamp.saturating_i64());
         let limit = i64::try_from(self.limits.auth_age.as_secs()).unwrap_or(i64::MAX);
         if age > limit {
-            return Err("msg too old".to_owned());
+            // The words of the Python miner come first.
+            return Err(format!("msg too old ({age} s behind this miner's clock, at most {limit} s)"));
         }
         if age < -limit {
             let ahead = age.unsigned_abs();
@@ -252,10 +253,10 @@ impl Router {
         }
         self.out.push(Action::Store { job: key.clone(), payload, validator_signature: signature });
         let Some(job) = self.jobs.get_mut(&key) else { return };
-        // A finished-receipt before the end says that the validator has given the job up; the outcome is still kept.
-        let up_to = if job.is_over() { confirms } else { confirms.min(News::Specs) };
-        job.confirmed(up_to);
-        self.note(&key, TraceEvent::Confirmed, up_to.name());
+        // A finished-receipt before the end says that the validator has given the job up.
+        job.answered |= confirms == News::End;
+        job.confirmed(confirms);
+        self.note(&key, TraceEvent::Confirmed, confirms.name());
         self.claim(&key, id);
         self.forget_if_done(&key, None);
     }

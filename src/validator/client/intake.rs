@@ -37,7 +37,7 @@ impl Intake {
             LinkEvent::Lost { why } => {
                 self.lost(format!("connection lost: {why}"), false);
             }
-            LinkEvent::Failed { why, refused, next_in } => {
+            LinkEvent::Failed { why, refused, next_in, .. } => {
                 self.lost(format!("{why}; next attempt in {:.1}s", next_in.as_secs_f64()), refused);
             }
             LinkEvent::Message(message) => self.message(message),

@@ -1,0 +1,155 @@
+//! Whole jobs over connections that are cut at any byte, on either leg: a cut costs nothing. Validator, miner and
+//! executor are real, over TCP; the proxies between them cut.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use phalanx::base::rng::Rng;
+use phalanx::base::shutdown::Shutdown;
+use phalanx::base::stop::Stopping;
+use phalanx::base::timer::TimerHandle;
+use phalanx::executor::{self, ExecutorConfig, JobEnd, RunnerKind};
+use phalanx::identity::KeyPair;
+use phalanx::miner::executor_manager::{ExecutorBackend, ExecutorEnd, ExecutorExit, ExecutorSpec};
+use phalanx::miner::{DATABASE, Miner, MinerConfig};
+use phalanx::protocol::{ExecutorClass, JobStatus, SignedRequest};
+use phalanx::store::receipts::ReceiptStore;
+use phalanx::transport::Listener;
+use phalanx::transport::ws::{WsDialer, WsListener};
+use phalanx::validator::{MinerAddress, Validator, ValidatorConfig};
+
+use crate::testkit::cutting::CuttingProxy;
+use crate::testkit::roles::{FakeFacilitator, World, job, statuses};
+use crate::testkit::wait::until;
+
+/// Cuts of an everyday run; `PHALANX_TEST_CUTS` asks for more.
+const CUTS: usize = 30;
+
+/// Executors in this process. What each told of its end is kept.
+struct HereBackend {
+    timer: TimerHandle,
+    ended: Arc<Mutex<Vec<(JobEnd, usize)>>>,
+}
+
+impl ExecutorBackend for HereBackend {
+    fn run(&self, spec: &ExecutorSpec, stop: &Shutdown) -> ExecutorEnd {
+        let mut config = ExecutorConfig::new(&spec.miner_address, &spec.token);
+        config.runner = RunnerKind::Process;
+        let dialer = Arc::new(WsDialer::default());
+        match executor::run(config, dialer, self.timer.clone(), stop) {
+            Ok(report) => {
+                self.ended.lock().unwrap().push((report.end, report.stop.unsent));
+                Ok(ExecutorExit::Code(0))
+            }
+            Err(error) => panic!("job {}: {error}", spec.job_uuid),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Leg {
+    Validator,
+    Executor,
+}
+
+#[test]
+fn a_cut_at_any_byte_of_either_leg_costs_nothing() {
+    let cuts = std::env::var("PHALANX_TEST_CUTS").map_or(CUTS, |n| n.parse().expect("PHALANX_TEST_CUTS: a number"));
+    let seed = std::env::var("PHALANX_TEST_SEED")
+        .map_or_else(|_| Rng::from_entropy().next_u64(), |n| n.parse().expect("PHALANX_TEST_SEED: a number"));
+    println!("seed {seed}");
+    let mut rng = Rng::new(seed);
+    let world = World::new();
+    let facilitator_listener = WsListener::bind("127.0.0.1:0", None).unwrap();
+    let facilitator_url = format!("{}/ws/v0/", facilitator_listener.url());
+    let facilitator = FakeFacilitator::start_on(&world, Box::new(facilitator_listener));
+    let [user, validator_key, miner_key] = ["//User", "//Alice", "//Bob"].map(|uri| KeyPair::from_uri(uri).unwrap());
+
+    let listener = WsListener::bind("127.0.0.1:0", None).unwrap();
+    let to_miner = CuttingProxy::start(listener.local_addr());
+    let to_executor = CuttingProxy::start(listener.local_addr());
+    let folder = tempfile::tempdir().unwrap();
+    let ended = Arc::new(Mutex::new(Vec::new()));
+    let backend = HereBackend { timer: world.timer(), ended: ended.clone() };
+    let config = MinerConfig {
+        validators: vec![validator_key.public()],
+        // The one of the job before may still be ending.
+        executors: vec![(ExecutorClass::AlwaysOnTest, 2)],
+        executor_address: Some(format!("ws://{}", to_executor.address)),
+        ..MinerConfig::new(miner_key.clone(), folder.path(), Arc::new(backend))
+    };
+    let miner = Miner::start(config, Box::new(listener), world.timer()).unwrap();
+
+    let SocketAddr::V4(address) = to_miner.address else { unreachable!() };
+    let miner_address = MinerAddress {
+        hotkey: miner_key.public(),
+        address: address.ip().to_string(),
+        port: address.port(),
+        trusted: false,
+        tls: false,
+    };
+    let config = ValidatorConfig {
+        trusted_signers: vec![user.public()],
+        ..ValidatorConfig::new(&facilitator_url, validator_key, vec![miner_address])
+    };
+    let validator = Validator::start(config, Arc::new(WsDialer::default()), world.timer()).unwrap();
+
+    // How many bytes a job has on each leg; the first one is not cut.
+    let mut sizes = [0, 0];
+    let mut happened = 0;
+    for run in 0..=cuts {
+        let before = [&to_miner, &to_executor].map(|proxy| (proxy.bytes(), proxy.cuts()));
+        let leg = if rng.next_u64() % 2 == 0 { Leg::Validator } else { Leg::Executor };
+        let (proxy, size) = match leg {
+            Leg::Validator => (&to_miner, sizes[0]),
+            Leg::Executor => (&to_executor, sizes[1]),
+        };
+        let outage = Duration::from_millis([0, 50, 400][(rng.next_u64() % 3) as usize]);
+        let at = rng.next_u64() % u64::max(size, 1);
+        if run > 0 {
+            proxy.cut_after(at, outage);
+        }
+        let shown = format!("seed {seed}, run {run}: {leg:?} cut at byte {at} of {size} for {outage:?}");
+
+        let mut request = job(&user);
+        request.args = ["sh", "-c", "echo out; echo a > artifacts/x"].map(str::to_owned).to_vec();
+        request.artifacts_dir = Some("/artifacts".to_owned());
+        request.sign(&user, 1_700_000_000_000_000_000);
+        let uuid = request.uuid.clone();
+        facilitator.push(request);
+        let history = facilitator.history(&uuid);
+        let last = history.last().unwrap();
+        assert_eq!(last.status, JobStatus::Completed, "{shown}: {last:?}");
+        use JobStatus as S;
+        let all = [S::Received, S::Accepted, S::ExecutorReady, S::VolumesReady, S::ExecutionDone, S::Completed];
+        assert_eq!(statuses(&history), all, "{shown}");
+        // Neither the miner's receipts nor the executor's word of the end are lost, and nothing is kept for nobody.
+        until("the miner has let go of the job", || {
+            let status = miner.status();
+            status.jobs == 0 && status.ended == 0
+        });
+        let ended = std::mem::take(&mut *ended.lock().unwrap());
+        assert_eq!(ended, [(JobEnd::Finished, 0)], "{shown}");
+        let store = ReceiptStore::open(&folder.path().join(DATABASE), 0).unwrap();
+        until(&format!("{shown}: three receipts"), || {
+            store.since(0, 100_000).unwrap().iter().filter(|row| row.job_uuid == uuid).count() == 3
+        });
+        if run == 0 {
+            sizes = [to_miner.bytes() - before[0].0, to_executor.bytes() - before[1].0];
+            println!("bytes of a job: {} to the validator, {} to the executor", sizes[0], sizes[1]);
+        }
+        happened += to_miner.cuts() - before[0].1 + to_executor.cuts() - before[1].1;
+        [&to_miner, &to_executor].into_iter().for_each(CuttingProxy::leave);
+    }
+    println!("{happened} cuts in {cuts} jobs");
+    assert!(happened * 2 > cuts, "of {cuts} cuts only {happened} came before the end of their job, seed {seed}");
+
+    let mut stopping = Stopping::alone();
+    validator.stop(&mut stopping);
+    miner.stop(&mut stopping);
+    let report = stopping.finish();
+    assert!(report.is_clean(), "{report}");
+    drop((to_miner, to_executor));
+    facilitator.stop();
+}
