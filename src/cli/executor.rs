@@ -7,10 +7,9 @@ use std::time::Duration;
 use super::transfers::TransferArgs;
 use super::values::{Arguments, command_line, duration};
 use crate::app::{exit, supervise};
-use crate::base::shutdown::Level;
 use crate::executor::sandbox::Sandbox;
 use crate::executor::streaming::PortRange;
-use crate::executor::{self, ExecutorConfig, ExecutorError, Hooks, RunnerKind};
+use crate::executor::{self, ExecutorConfig, Hooks, RunnerKind};
 
 /// The arguments of `phalanx executor`; the miner's address and the token come by MINER_ADDRESS and EXECUTOR_TOKEN.
 #[derive(Debug, clap::Args)]
@@ -92,18 +91,12 @@ pub fn run(args: Args) -> ExitCode {
     if !problems.is_empty() {
         return exit::usage(problems.join("; "));
     }
-    supervise::with_env(|env| {
-        // An executor has nothing to drain: whoever tells it to end wants its job ended, and reported.
-        let cancel = env.shutdown.clone();
-        let _at_once = env.shutdown.on(Level::Drain, move || cancel.cancel());
-        match executor::run(config, Arc::new(dialer), env.timer.clone(), &env.shutdown) {
-            Ok(report) if report.stop.unsent > 0 => {
-                log::error!("the job ended ({:?}), but the miner was not notified", report.end);
-                ExitCode::from(exit::UNSENT)
-            }
-            Ok(_) => ExitCode::from(exit::DONE),
-            Err(ExecutorError::Stopped) => ExitCode::from(exit::FAILED),
-            Err(error) => exit::failed(error),
+    supervise::with_env(|env| match executor::run(config, Arc::new(dialer), env.timer.clone(), &env.shutdown) {
+        Ok(report) if report.stop.unsent > 0 => {
+            log::error!("the job ended ({:?}), but the miner was not notified", report.end);
+            ExitCode::from(exit::UNSENT)
         }
+        Ok(_) => ExitCode::from(exit::DONE),
+        Err(error) => exit::failed(error),
     })
 }

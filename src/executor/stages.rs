@@ -61,7 +61,7 @@ pub enum ExecutorError {
     #[error("no initial job request within {0:?}")]
     NoJob(Duration),
     /// The shutdown signal came first.
-    #[error("stopped before a job came")]
+    #[error("a signal stopped this executor before a job came")]
     Stopped,
 }
 
@@ -87,7 +87,7 @@ pub enum Input {
     Specs(JsonMap),
     /// The thread that works has panicked.
     Crashed(String),
-    /// Stop before there is a job; a job that has begun goes on.
+    /// Stop before there is a job; one that has begun is left to its miner.
     Drain,
     /// Stop now.
     Cancel,
@@ -414,7 +414,10 @@ impl StagedJob {
                 self.end_horde_failed(HordeFailureReason::UnhandledException, message, None);
             }
             Input::Cancel => self.cancel(),
-            Input::Drain | Input::Tick | Input::Specs(_) => {}
+            // A service manager or a terminal signals miner, executors and jobs at once, and the miner may want its jobs
+            // to end. It closes the connection when it does not, and a miner that is gone is not waited for for ever.
+            Input::Drain => log::info!("job {}: goes on, its miner decides; a second signal cancels it", self.uuid),
+            Input::Tick | Input::Specs(_) => {}
         }
     }
 

@@ -89,10 +89,16 @@ impl Drop for Ending {
     }
 }
 
-/// Paths that are not ours are refused in the handshake; who a peer is, the router judges.
+/// Paths that are not ours are refused in the handshake; who a peer is, the router judges. The Python facilitator asks
+/// for the version by plain HTTP.
 pub(super) fn accept_path() -> HandshakeCheck {
     Arc::new(|request: &HandshakeRequest| match Peer::from_path(&request.path) {
         Some(_) => Ok(()),
+        None if request.path.split('?').next().is_some_and(|path| path.trim_end_matches('/') == "/version") => {
+            let version = env!("CARGO_PKG_VERSION");
+            let body = serde_json::json!({"miner_version": version, "runner_version": version}).to_string();
+            Err(Refusal { status: 200, body })
+        }
         None => Err(Refusal { status: 404, body: format!("no such path: {}", request.path) }),
     })
 }

@@ -226,8 +226,7 @@ pub(super) fn upgrade_as_server(
     limit: usize,
     check: &mut dyn FnMut(&HandshakeRequest) -> Result<(), Refusal>,
 ) -> Result<HandshakeRequest, TransportError> {
-    let verdict = read_request(stream, limit)
-        .and_then(|(request, accept)| check(&request).map(|()| (request, accept)).map_err(Verdict::Refused));
+    let verdict = read_request(stream, limit, check);
     let (answer, outcome) = match verdict {
         Ok((request, accept)) => {
             let answer = HeadText::new(format_args!("HTTP/1.1 101 Switching Protocols"))
@@ -256,22 +255,28 @@ pub(super) fn upgrade_as_server(
 pub(super) fn refusal_status(status: u16) -> StatusCode {
     StatusCode::from_u16(status)
         .ok()
-        .filter(|s| s.is_client_error() || s.is_server_error())
+        .filter(|s| *s == StatusCode::OK || s.is_client_error() || s.is_server_error())
         .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 fn refusal(status: StatusCode, body: &str) -> String {
     let reason = status.canonical_reason().unwrap_or("Refused");
+    let kind = if status == StatusCode::OK { "application/json" } else { "text/plain; charset=utf-8" };
     let head = HeadText::new(format_args!("HTTP/1.1 {} {reason}", status.as_u16()))
         .with("Connection", "close")
         .with("Sec-WebSocket-Version", 13)
-        .with("Content-Type", "text/plain; charset=utf-8")
+        .with("Content-Type", kind)
         .with("Content-Length", body.len());
     head.end() + body
 }
 
-/// The request and the `Sec-WebSocket-Accept` it is to get.
-fn read_request(stream: &mut impl Read, limit: usize) -> Result<(HandshakeRequest, String), Verdict> {
+/// A request that `check` takes, and the `Sec-WebSocket-Accept` it is to get. What wants no upgrade is checked, too: the
+/// answer may be a page.
+fn read_request(
+    stream: &mut impl Read,
+    limit: usize,
+    check: &mut dyn FnMut(&HandshakeRequest) -> Result<(), Refusal>,
+) -> Result<(HandshakeRequest, String), Verdict> {
     let wrong = |status, problem: &str| Verdict::Wrong { status, problem: problem.to_owned() };
     let is_http = |start: &[u8]| start[0].is_ascii_uppercase();
     let received = receive(stream, limit, is_http).map_err(TransportError::io("handshake"))?;
@@ -304,6 +309,9 @@ fn read_request(stream: &mut impl Read, limit: usize) -> Result<(HandshakeReques
         return Err(wrong(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "the version must be HTTP/1.1"));
     }
     if !is_upgrade(&headers) {
+        if let Err(page @ Refusal { status: 200, .. }) = check(&HandshakeRequest { path: target, headers }) {
+            return Err(Verdict::Refused(page));
+        }
         return Err(wrong(StatusCode::UPGRADE_REQUIRED, "this is a WebSocket port: Upgrade: websocket is missing"));
     }
     if header("sec-websocket-version") != Some("13") {
@@ -317,7 +325,9 @@ fn read_request(stream: &mut impl Read, limit: usize) -> Result<(HandshakeReques
         return Err(wrong(StatusCode::BAD_REQUEST, "data before the upgrade was answered"));
     }
     let accept = derive_accept_key(key.as_bytes());
-    Ok((HandshakeRequest { path: target, headers }, accept))
+    let request = HandshakeRequest { path: target, headers };
+    check(&request).map_err(Verdict::Refused)?;
+    Ok((request, accept))
 }
 
 fn is_upgrade(headers: &[(String, String)]) -> bool {

@@ -334,11 +334,12 @@ impl HandshakeRequest {
     }
 }
 
-/// Why a server does not take a connection, as the client is answered.
+/// Why a server does not take a connection, as the client is answered. Status 200 is a page, for a client that wants no
+/// connection at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// HTTP status, 400 to 599; another is sent as 500.
+    /// HTTP status, 200 or 400 to 599; another is sent as 500.
     pub status: u16,
-    /// Text for people.
+    /// Text for people; with status 200, JSON.
     pub body: String,
 }

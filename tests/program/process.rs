@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use process::{Running, nothing_left, phalanx, processes_of, run};
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const ALICE: &str = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY";
 const BOB: &str = "5FHneW46xGXgs5mUiveU4sbTyGBzmstUspZC92UhjJM694ty";
@@ -57,7 +57,8 @@ impl Network {
 
         let mut miner = phalanx(scratch.path());
         miner.args(["miner", "--listen", "127.0.0.1:0", "--validator", ALICE, "--executors", "always_on.test=2"]);
-        miner.args(miner_arguments).args(["--drain-time", "1s", "--state-dir"]).arg(path("miner"));
+        miner.env("PHALANX_DRAIN_TIME", "1s");
+        miner.args(miner_arguments).arg("--state-dir").arg(path("miner"));
         if tls {
             miner.arg("--tls-cert").arg(path("cert.pem")).arg("--tls-key").arg(path("key.pem"));
         }
@@ -190,6 +191,76 @@ fn a_job_that_a_stop_cancels_ends_as_horde_failed_and_leaves_nothing() {
     assert!(job["error"].as_str().unwrap().contains("stopped before the job had ended"), "{job}");
     assert_eq!(miner.stop(Signal::TERM).code, Some(0));
     assert_eq!(facilitator.stop(Signal::TERM).code, Some(0));
+    nothing_left(scratch.path());
+}
+
+/// A service manager signals every process of a unit at once; a terminal does the like.
+#[test]
+fn a_signal_to_all_processes_at_once_lets_the_running_job_end() {
+    let network = Network::start_with(false, &["--runner", "process", "--drain-time", "60s"]);
+    let gate = network.folder.path().join("gate");
+    let script = format!("trap '' TERM; while [ ! -e {} ]; do sleep 0.05; done; echo ok", gate.display());
+    let job = json!({"executor_class": "always_on.test", "docker_image": "x", "args": ["sh", "-c", script],
+        "execution_time_limit": 600});
+    let submit = Running::start(&mut network.submit(&job.to_string()));
+    let scratch = network.scratch.path().to_owned();
+    until("the job runs", || processes_of(&scratch).iter().any(|line| line.starts_with("sh -c trap")));
+    let all = descendants(network.miner.id());
+    assert!(all.len() >= 2, "the executor and its job");
+    network.miner.signal(Signal::TERM);
+    for pid in all {
+        // A short sleep of the job may have ended meanwhile.
+        let _ended = kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM);
+    }
+    std::fs::write(&gate, "").unwrap();
+    let submitted = submit.finish();
+    assert_eq!(submitted.code, Some(0), "{}", submitted.stderr);
+    let job = result(&submitted.stdout);
+    assert_eq!((job["status"].as_str(), job["stdout"].as_str()), (Some("completed"), Some("ok\n")), "{job}");
+    let Network { facilitator, miner, validator, scratch, .. } = network;
+    let finished = miner.finish();
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    assert!(finished.stderr.contains("its miner decides"), "{}", finished.stderr);
+    for role in [validator, facilitator] {
+        assert_eq!(role.stop(Signal::TERM).code, Some(0));
+    }
+    nothing_left(scratch.path());
+}
+
+/// All processes that a process has started, and those that they have.
+fn descendants(ancestor: u32) -> Vec<i32> {
+    let mut parents = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        // After the name, which may hold anything, come the state and the parent.
+        let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse::<i32>().ok());
+        parents.extend(parent.map(|parent| (pid, parent)));
+    }
+    let mut found = vec![ancestor as i32];
+    let mut at = 0;
+    while at < found.len() {
+        let children = parents.iter().filter(|(_, parent)| *parent == found[at]).map(|(pid, _)| *pid);
+        found.extend(children.collect::<Vec<_>>());
+        at += 1;
+    }
+    found.split_off(1)
+}
+
+#[test]
+fn an_executor_that_a_signal_stops_before_its_job_says_why() {
+    let scratch = tempfile::tempdir().unwrap();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = phalanx(scratch.path());
+    command.args(["executor", "--runner", "process"]).env("EXECUTOR_TOKEN", "t");
+    command.env("MINER_ADDRESS", format!("ws://{}", silent.local_addr().unwrap()));
+    let executor = Running::start(&mut command);
+    // It has installed its handlers before it dials.
+    let dialled = silent.accept().unwrap();
+    let finished = executor.stop(Signal::TERM);
+    drop(dialled);
+    assert_eq!(finished.code, Some(1), "{}", finished.stderr);
+    assert!(finished.stderr.contains("a signal stopped this executor before a job came"), "{}", finished.stderr);
     nothing_left(scratch.path());
 }
 

@@ -100,7 +100,7 @@ fn a_cut_at_any_byte_of_either_leg_costs_nothing() {
     let mut happened = 0;
     for run in 0..=cuts {
         let before = [&to_miner, &to_executor].map(|proxy| (proxy.bytes(), proxy.cuts()));
-        let leg = if rng.next_u64() % 2 == 0 { Leg::Validator } else { Leg::Executor };
+        let leg = if rng.one_in(2) { Leg::Validator } else { Leg::Executor };
         let (proxy, size) = match leg {
             Leg::Validator => (&to_miner, sizes[0]),
             Leg::Executor => (&to_executor, sizes[1]),

@@ -511,7 +511,7 @@ fn whatever_happens_there_is_one_work_at_a_time_and_one_end() {
         for _ in 0..60 {
             let input = match rng.next_u64() % 12 {
                 0 => Input::Connected,
-                1 => Input::Disconnected { why: "lost".to_owned(), cut: rng.next_u64() % 2 == 0 },
+                1 => Input::Disconnected { why: "lost".to_owned(), cut: rng.one_in(2) },
                 2 => says(V0InitialJobRequest { volume: Some(volume()), ..request() }),
                 3 | 4 => says(full("true")),
                 5 => Input::Drain,

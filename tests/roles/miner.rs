@@ -699,3 +699,41 @@ fn an_engine_that_does_not_answer_holds_up_neither_the_start_nor_the_stop() {
     fixture.until(|status| status.engine_trouble.as_deref() == Some("no answer"));
     // The fixture's drop stops the miner and finds the threads that are left.
 }
+
+#[test]
+fn the_version_is_told_by_plain_http_on_the_same_port() {
+    use crate::testkit::transport::{raw_client, read_head};
+    use std::io::{Read, Write};
+    let world = World::new();
+    let folder = tempfile::tempdir().unwrap();
+    let (started, _executors) = bounded(1);
+    let backend = FakeBackend { started, living: Arc::default(), stubborn: false };
+    let key = phalanx::identity::KeyPair::from_uri("//Bob").unwrap();
+    let validators = vec![Pen::new("//Alice").key.public()];
+    let config = MinerConfig {
+        validators,
+        executors: vec![(CLASS, 1)],
+        ..MinerConfig::new(key, folder.path(), Arc::new(backend))
+    };
+    let listener = WsListener::bind("127.0.0.1:0", None).unwrap();
+    let address = listener.local_addr();
+    let miner = Miner::start(config, Box::new(listener), world.timer()).unwrap();
+    for (path, status) in [("/version", 200), ("/version/?x", 200), ("/versions", 426), ("/v0.1/x/y", 426)] {
+        let mut client = raw_client(address);
+        write!(client, "GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+        let head = read_head(&mut client);
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {head}");
+        let mut body = String::new();
+        client.read_to_string(&mut body).unwrap();
+        if status == 200 {
+            assert!(head.contains("application/json"), "{head}");
+            let version = env!("CARGO_PKG_VERSION");
+            let page: serde_json::Value = serde_json::from_str(&body).unwrap();
+            assert_eq!(page, serde_json::json!({"miner_version": version, "runner_version": version}));
+        }
+    }
+    let mut stopping = Stopping::alone();
+    miner.stop(&mut stopping);
+    let report = stopping.finish();
+    assert!(report.is_clean(), "{report}");
+}
