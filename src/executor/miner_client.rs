@@ -1,10 +1,10 @@
 //! The executor's link to its miner: dials `{MINER_ADDRESS}/v0.1/executor_interface/{token}` and comes back after a
 //! loss.
 //!
-//! Owner: `role`. What the job says is sent again on every connection, in order, until the miner has answered our Close:
-//! nothing else on this wire shows that it was read, and a miner knows a repeat by the phase of the job. The token is the
-//! session, so there is nothing to authenticate. The token is a secret and in the path, so no log line names the URL, and it is taken out
-//! of whatever is reported of the miner, which may name it in a refusal.
+//! Owner: `role`. What the job says is sent again on every connection, in order, until the miner has answered our
+//! Close: nothing else on this wire shows that it was read, and a miner knows a repeat by the phase of the job. The
+//! token is the session, so there is nothing to authenticate. It is a secret and in the path, so no log line names the
+//! URL, and it is taken out of whatever is reported of the miner, which may name it in a refusal.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -414,8 +414,8 @@ impl StagedJob {
                 self.end_horde_failed(HordeFailureReason::UnhandledException, message, None);
             }
             Input::Cancel => self.cancel(),
-            // A service manager or a terminal signals miner, executors and jobs at once, and the miner may want its jobs
-            // to end. It closes the connection when it does not, and a miner that is gone is not waited for for ever.
+            // A service manager signals miner, executors and jobs at once, and the miner may want its jobs to end. It
+            // closes the connection when it does not, and a miner that is gone is not waited for for ever.
             Input::Drain => log::info!("job {}: goes on, its miner decides; a second signal cancels it", self.uuid),
             Input::Tick | Input::Specs(_) => {}
         }

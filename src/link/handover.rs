@@ -252,8 +252,8 @@ impl<C> Handover<C> {
         }
     }
 
-    /// The connection has ended with the peer's Close of this code: if that answers ours, which it repeats, the peer has
-    /// read everything before.
+    /// The connection has ended with the peer's Close of this code: if that answers ours, which it repeats, the peer
+    /// has read everything before.
     pub fn closed(&self, code: Option<u16>) {
         self.change(|state| {
             if state.said_close && state.closing.as_ref().map(|(code, _)| *code) == code {

@@ -270,8 +270,8 @@ fn refusal(status: StatusCode, body: &str) -> String {
     head.end() + body
 }
 
-/// A request that `check` takes, and the `Sec-WebSocket-Accept` it is to get. What wants no upgrade is checked, too: the
-/// answer may be a page.
+/// A request that `check` takes, and the `Sec-WebSocket-Accept` it is to get. What wants no upgrade is checked, too:
+/// the answer may be a page.
 fn read_request(
     stream: &mut impl Read,
     limit: usize,

@@ -111,8 +111,8 @@ impl MinerClient {
         Self { events, handle, link }
     }
 
-    /// Queues a message; it leaves when the link is ready. A finished-receipt leaves again on each connection, until the
-    /// miner has answered our Close: nothing that the miner says shows that it has it.
+    /// Queues a message; it leaves when the link is ready. A finished-receipt leaves again on each connection, until
+    /// the miner has answered our Close: nothing that the miner says shows that it has it.
     ///
     /// # Errors
     /// [`Full`], with the message.
