@@ -37,7 +37,11 @@ impl Default for Hub {
 impl Hub {
     /// The hub that `HF_ENDPOINT` names, as for Hugging Face's own tools; with `HF_TOKEN` if jobs may use it.
     pub fn from_env(with_token: bool) -> Self {
-        let set = |name| env::var(name).ok().filter(|value| !value.is_empty());
+        Self::of_settings(|name| env::var(name).ok(), with_token)
+    }
+
+    fn of_settings(setting: impl Fn(&str) -> Option<String>, with_token: bool) -> Self {
+        let set = |name| setting(name).filter(|value| !value.is_empty());
         let default = Self::default();
         let endpoint = set("HF_ENDPOINT").map_or(default.endpoint, |url| url.trim_end_matches('/').to_owned());
         Self { endpoint, token: set("HF_TOKEN").filter(|_| with_token) }
@@ -131,6 +135,15 @@ fn encode(text: &str, keep: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_operator_s_token_is_for_jobs_only_if_the_operator_says_so() {
+        let setting = |name: &str| Some(format!("{name}/"));
+        let hub = |with_token| Hub::of_settings(setting, with_token);
+        assert_eq!((hub(false).endpoint.as_str(), hub(false).token), ("HF_ENDPOINT", None));
+        assert_eq!(hub(true).token.as_deref(), Some("HF_TOKEN/"));
+        assert_eq!(Hub::of_settings(|_| Some(String::new()), true).endpoint, "https://huggingface.co");
+    }
 
     #[test]
     fn names_are_checked_and_encoded() {

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 
-use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 use flate2::{Decompress, FlushDecompress, Status};
 
 /// What a request asks for.
@@ -49,11 +49,31 @@ pub(super) fn undone<'r>(body: impl Read + 'r, codings: &[Coding]) -> io::Result
         // A body without a byte is what servers make of an empty file.
         reader = match (first.is_empty(), coding) {
             (true, _) => Box::new(io::empty()),
-            (_, Coding::Gzip) => Box::new(MultiGzDecoder::new(coded)),
+            (_, Coding::Gzip) => Box::new(Members(Some(GzDecoder::new(coded)))),
             (_, Coding::Deflate) => Box::new(Inflate::new(coded)?),
         };
     }
     Ok(reader)
+}
+
+/// The coding `gzip`: members one after the other. What follows them and is none is left out, as tools and Python do;
+/// some servers fill up with zeros.
+struct Members<R>(Option<GzDecoder<R>>);
+
+impl<R: BufRead> Read for Members<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.0 {
+            let n = member.read(out)?;
+            if n > 0 || out.is_empty() {
+                return Ok(n);
+            }
+            let Some(mut rest) = self.0.take().map(GzDecoder::into_inner) else { break };
+            if rest.fill_buf()?.first() == Some(&0x1f) {
+                self.0 = Some(GzDecoder::new(rest));
+            }
+        }
+        Ok(0)
+    }
 }
 
 /// The coding `deflate`: zlib's format, or the bare stream that some servers send under that name.
@@ -146,6 +166,9 @@ mod tests {
             }
         }
         assert_eq!(read(b"", "gzip").unwrap(), b"");
+        for rest in [&[0; 512][..], b"some words"] {
+            assert_eq!(read(&[&gzip(b"hello"), rest].concat(), "gzip").unwrap(), b"hello");
+        }
     }
 
     #[test]
@@ -161,6 +184,9 @@ mod tests {
         let at = wrong.len() - 6;
         wrong[at] ^= 1;
         assert!(read(&wrong, "gzip").is_err(), "a wrong checksum");
+        let second = gzip(b"more");
+        let cut = [&gzip(b"hello"), &second[..second.len() / 2]].concat();
+        assert!(read(&cut, "gzip").is_err(), "half a second member");
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub(super) fn fields(
             return Err(format!("the field {name} may not be set, because it is the connection's; leave it out"));
         }
         match (lower.as_str(), length) {
-            ("content-length", Some(length)) if value.parse() != Ok(length) => {
+            ("content-length", Some(length)) if number(value) != Some(length) => {
                 return Err(format!(
                     "the field {name} is given as {value:?} and the body has {length} bytes; a signature over another \
                      length cannot fit"
@@ -61,6 +61,11 @@ pub(super) fn fields(
         }
     }
     Ok(fields)
+}
+
+/// A number without sign.
+fn number(value: &str) -> Option<u64> {
+    value.parse().ok().filter(|_| value.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 /// Whether the value of a `Host` field is the host and the port of the address.
@@ -108,6 +113,7 @@ mod tests {
         for (given, says) in [
             (&[("Content-Length", "6")][..], "Content-Length is given as \"6\" and the body has 5 bytes"),
             (&[("content-length", "5, 5")], "content-length is given as \"5, 5\""),
+            (&[("content-length", "+5")], "content-length is given as \"+5\""),
             (&[("content-length", "")], "content-length is given as \"\""),
             (&[("Transfer-Encoding", "chunked")], "Transfer-Encoding may not be set"),
             (&[("connection", "close")], "connection may not be set"),
