@@ -9,6 +9,7 @@ use crate::base::clock::now;
 use crate::base::shutdown::Shutdown;
 use crate::facilitator::api::submission::body_of;
 use crate::identity::{KeyPair, PublicKey};
+use crate::net::address;
 use crate::net::http::client::{Content, HttpClient, HttpError, Response};
 use crate::protocol::{DateTime, JobStatus, SignedRequest, V2JobRequest};
 
@@ -56,6 +57,16 @@ pub struct StatusEntry {
     pub created_at: String,
     #[serde(default)]
     metadata: Value,
+}
+
+impl StatusEntry {
+    /// Where the job's streaming server listens, as `203.0.113.7:6006`, and its certificate (PEM), if this tells it.
+    pub fn streaming_server(&self) -> Option<(String, &str)> {
+        let details = &self.metadata["streaming_details"];
+        let (host, port) = (details["streaming_server_address"].as_str()?, details["streaming_server_port"].as_u64()?);
+        let address = address::join(host, u16::try_from(port).ok()?);
+        Some((address, details["streaming_server_cert"].as_str()?))
+    }
 }
 
 impl SubmittedJob {

@@ -282,7 +282,11 @@ fn to_its_end(
             Ok(newer) => {
                 away_since = None;
                 for entry in newer.status_history.iter().skip(seen) {
-                    let _ = report.send((name.to_owned(), News::Status(entry.status.clone())));
+                    let text = match entry.streaming_server() {
+                        Some((at, certificate)) => format!("{} at https://{at}, by\n{certificate}", entry.status),
+                        None => entry.status.clone(),
+                    };
+                    let _ = report.send((name.to_owned(), News::Status(text)));
                 }
                 // A facilitator with too many waiting requests answers at once.
                 if newer.status_history.len() == seen && asked.elapsed() < PAUSE {

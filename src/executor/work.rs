@@ -12,7 +12,7 @@ use super::config::ExecutorConfig;
 use super::registry;
 use super::runner::{RunEnd, RunError, RunOutcome, RunSpec, Runner};
 use super::stages::{Outcome, Problem, Results, Work};
-use super::streaming::{Front, StreamingError, StreamingLimits, Watched};
+use super::streaming::{StreamingError, StreamingLimits, StreamingServer, Watched};
 use super::uploads::{UploadError, Uploader};
 use super::volumes::{Hub, VolumeError, VolumeLoader};
 use super::workspace::Workspace;
@@ -44,7 +44,7 @@ impl Worker {
         let config = config.clone();
         let thread = spawn("exec-work", Kick::new("cancel signal", move || kicked.cancel()), move || {
             let mut job =
-                JobWork { uuid, config, cancel: token, place: None, report: report.clone(), exit: None, front: None };
+                JobWork { uuid, config, cancel: token, place: None, report: report.clone(), exit: None, server: None };
             while let Ok(work) = waits::recv(&works, "the job's next stage") {
                 // The owner has gone only if it has panicked.
                 if report.send(job.work(work)).is_err() {
@@ -102,7 +102,7 @@ struct JobWork {
     /// The exit code of the run, if it has one.
     exit: Option<i32>,
     /// What the clients of a streaming job will reach.
-    front: Option<Front>,
+    server: Option<StreamingServer>,
 }
 
 impl JobWork {
@@ -118,7 +118,7 @@ impl JobWork {
                         );
                         return Err(Problem::OfStreaming(message));
                     }
-                    self.front = Some(Front::open(&details, self.config.streaming_ports)?);
+                    self.server = Some(StreamingServer::open(&details, self.config.streaming_ports)?);
                 }
                 let workspace = Workspace::create()
                     .map_err(|error| Problem::OfHorde(format!("cannot make a folder for the job: {error}")))?;
@@ -169,8 +169,8 @@ impl JobWork {
 
     /// Runs a job on a network of its own, with its clients let through to it.
     fn serve(&mut self, mut spec: RunSpec, limits: StreamingLimits, deadline: Instant) -> Done {
-        let front =
-            self.front.take().ok_or_else(|| Problem::OfStreaming("nothing is prepared for clients".to_owned()))?;
+        let server =
+            self.server.take().ok_or_else(|| Problem::OfStreaming("nothing is prepared for clients".to_owned()))?;
         let (runner, workspace) = self.place()?;
         let docker = runner.docker().ok_or_else(|| Problem::OfStreaming("the job has no network".to_owned()))?;
         let labels = spec.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
@@ -180,7 +180,7 @@ impl JobWork {
             .map_err(|error| Problem::OfStreaming(format!("the job gets no network: {error}")))?;
         spec.network = Some(network.name().to_owned());
         let (engine, name, report) = (docker.clone(), network.name().to_owned(), self.report.clone());
-        let (ran, watched) = front.run(
+        let (ran, watched) = server.run(
             limits,
             &self.cancel,
             move |stop, by| engine.address_on(&name, stop, by).map_err(|error| error.to_string()),

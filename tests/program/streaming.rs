@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use phalanx::proc::docker::labels;
 use serde_json::{Value, json};
 
@@ -42,4 +44,31 @@ fn the_official_sdk_streams() {
     let way = ["accepted", "executor_ready", "volumes_ready", "streaming_ready", "execution_done", "completed"];
     let statuses = seen["statuses"].as_array().unwrap();
     assert_eq!(statuses[statuses.len() - way.len()..], way.map(|status| json!(status)), "{statuses:?}");
+}
+
+#[test]
+fn submit_tells_where_a_streaming_job_is_served_and_by_which_certificate() {
+    if !engine::ready() {
+        return;
+    }
+    let network = Network::start_with("info", "text", |miner| {
+        miner.args(["--runner", "docker"]);
+    });
+    let server = STANDARD.encode(include_str!("../fixtures/streaming_server.sh"));
+    let client = rcgen::generate_simple_self_signed(["client".to_owned()]).unwrap().cert.pem();
+    let command = "busybox nc -ll -p 8000 -e sh /volume/server.sh & \
+                   until [ -e /output/ready ]; do sleep 0.1; done; echo served";
+    let job = json!({
+        "executor_class": "always_on.test",
+        "docker_image": engine::IMAGE,
+        "args": ["sh", "-c", command],
+        "files": {"server.sh": {"base64": server}},
+        "streaming_details": {"public_key": client},
+        "streaming_start_time_limit": 60,
+    });
+    let (uuid, told) = network.job(&job.to_string());
+    let logs = network.stop();
+    assert!(told.contains(": streaming_ready at https://127.0.0.1:"), "{told}\n{logs:?}");
+    assert!(told.contains(", by\n-----BEGIN CERTIFICATE-----\n"), "{told}");
+    assert_eq!(engine::left(labels::JOB, &uuid), [""; 0], "containers or networks are left");
 }

@@ -9,7 +9,8 @@ use phalanx::facilitator::api::submission::body_of;
 use phalanx::identity::KeyPair;
 use phalanx::protocol::{
     FacilitatorToValidator, InlineVolume, JobStatus as S, MultiUpload, OutputUpload, Signature, SignedRequest,
-    SingleFilePutUpload, SingleFileUpload, V0JobCheated, Volume, ZipAndHttpPostUpload, ZipAndHttpPutUpload, ZipUpload,
+    SingleFilePutUpload, SingleFileUpload, StreamingDetails, V0JobCheated, Volume, ZipAndHttpPostUpload,
+    ZipAndHttpPutUpload, ZipUpload,
 };
 use serde_json::{Value, json};
 
@@ -77,12 +78,15 @@ fn a_job_goes_out_with_the_users_own_signature() {
     // The SDK posts lists, which become a multi-volume even when there is one; so it is signed in either form.
     let inline = InlineVolume { contents: "UEsFBg==".to_owned(), relative_path: Some("in".to_owned()) };
     request.volume = Some(Volume::Inline(inline));
+    request.streaming_details = Some(StreamingDetails { public_key: "PEM".to_owned(), executor_ip: None });
+    request.streaming_start_time_limit = 7.into();
     request.sign(&dave(), 1_700_000_000_000_000_001);
     let (status, created) = fix.post_job(&token, &request, &alice());
     assert_eq!(status, 201, "{created}");
     assert_eq!(names(&created["status_history"]), ["sent"]);
     assert_eq!(created["env"], json!({"B": "ż", "A": ""}));
     assert_eq!(created["args"], json!(["echo", "hi"]));
+    assert_eq!((&created["streaming_client_cert"], &created["streaming_start_time_limit"]), (&json!("PEM"), &json!(7)));
     assert!(created["created_at"].as_str().unwrap().ends_with('Z'), "{created}");
     let text = validator.read();
     assert!(text.contains(r#""env": {"B": "\u017c", "A": ""}"#), "{text}");

@@ -2,10 +2,10 @@
 //!
 //! Skipped without the Python environment, see `testkit/python.rs`.
 
-use crate::testkit::python;
 use crate::testkit::wait::LONG;
+use crate::testkit::{engine, python};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use phalanx::base::stop::Stopping;
@@ -13,6 +13,7 @@ use phalanx::base::thread::Group;
 use phalanx::base::timer::Timer;
 use phalanx::identity::KeyPair;
 use phalanx::miner::{DATABASE, ExecutorSettings, Miner, MinerConfig, ProcessBackend};
+use phalanx::proc::docker::labels;
 use phalanx::protocol::{ExecutorClass, Receipt, ReceiptPayload};
 use phalanx::store::receipts::ReceiptStore;
 use phalanx::transport::ws::WsListener;
@@ -160,4 +161,46 @@ fn the_official_client_runs_jobs_on_our_miner() {
     // The client writes one for whatever did not finish.
     assert_eq!(*busy, ["finished 0.000000 []"]);
     assert_eq!(stored.len(), 5, "{stored:?}");
+}
+
+#[test]
+fn the_official_client_streams_from_our_miner() {
+    let Some(mut client) = python::script("organic_streaming.py", "compute_horde, bittensor_wallet, django, aiohttp")
+    else {
+        return;
+    };
+    if !engine::ready() {
+        return;
+    }
+    let group = Group::enter();
+    let folder = tempfile::tempdir().unwrap();
+    let miner_key = key("//Bob");
+    let backend = ProcessBackend {
+        program: PathBuf::from(env!("CARGO_BIN_EXE_phalanx")),
+        ..ProcessBackend::new("docker").unwrap()
+    };
+    let config = MinerConfig {
+        validators: vec![key(VALIDATOR).public()],
+        executors: vec![(ExecutorClass::AlwaysOnTest, 1)],
+        ..MinerConfig::new(miner_key.clone(), folder.path(), Arc::new(backend))
+    };
+    let timer = Timer::start();
+    let listener = WsListener::bind("127.0.0.1:0", None).unwrap();
+    let port = listener.local_addr().port().to_string();
+    let miner = Miner::start(config, Box::new(listener), timer.handle()).unwrap();
+    let server = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/streaming_server.sh");
+    let arguments = ["127.0.0.1", &port, &miner_key.ss58(), VALIDATOR, engine::IMAGE];
+    let output = client.args(arguments).arg(server).output().unwrap();
+    let mut stopping = Stopping::alone();
+    miner.stop(&mut stopping);
+    stopping.step("timer", LONG, |step| timer.stop(step));
+    let report = stopping.finish();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(report.is_clean() && report.cancelled_jobs == 0, "{report}");
+    assert!(group.live().is_empty(), "threads are left: {:?}", group.live());
+    let seen: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(engine::left(labels::JOB, seen["uuid"].as_str().unwrap()), [""; 0], "containers or networks are left");
+    assert_eq!((&seen["signed"], &seen["stdout"]), (&json!(true), &json!("served\n")));
+    assert_eq!(seen["stream"], json!(["first\n", 200, "last\n"]));
+    assert_eq!(seen["socket"], json!(["zażółć", true]));
 }

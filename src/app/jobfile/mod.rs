@@ -13,7 +13,7 @@
 //! | `download_time_limit`, `upload_time_limit` | whole seconds | 30 |
 //! | `execution_time_limit` | whole seconds | 60 |
 //! | `streaming_start_time_limit` | whole seconds | 5 |
-//! | `streaming_details` | `{"public_key": PEM}` makes it a streaming job | none |
+//! | `streaming_details` | `{"public_key": PEM}`, the client's certificate, makes it a streaming job | none |
 //! | `use_gpu`, `on_trusted_miner` | boolean | `false` |
 //! | `job_namespace` | text to file it under | none |
 //!

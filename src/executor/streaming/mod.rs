@@ -7,23 +7,23 @@
 //! client ── TLS, a port of `--streaming-ports` ── exe-st-n ── TCP ── container, port 8000
 //! ```
 //!
-//! * `front`: the job's run with the proxy in front: readiness, limits, the end.
+//! * `server`: the job's run with the proxy in front: readiness, limits, the end.
 //! * `certificate`: the server's certificate, and the check of the client's. `ports`: where it listens.
 //! * `probe`: when the job's server is ready.
 //! * `proxy`: the threads that accept and serve clients; `tunnel`: one client's connection.
 
 mod certificate;
 mod error;
-mod front;
 mod ports;
 mod probe;
 mod proxy;
+mod server;
 mod tunnel;
 
 pub(super) use error::StreamingError;
-pub(super) use front::{Front, Watched};
-pub use front::{JOB_PORT, Serving, StreamingLimits};
 pub use ports::PortRange;
+pub use server::{JOB_PORT, Serving, StreamingLimits};
+pub(super) use server::{StreamingServer, Watched};
 
 #[cfg(test)]
 mod tests;

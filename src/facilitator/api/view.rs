@@ -76,6 +76,17 @@ fn write_request(out: &mut Writer, request: &V2JobRequest) {
     out.key("use_gpu");
     out.literal(if request.use_gpu { "true" } else { "false" });
     optional(out, "artifacts_dir", request.artifacts_dir.as_deref());
+    for (key, limit) in [
+        ("download_time_limit", &request.download_time_limit),
+        ("execution_time_limit", &request.execution_time_limit),
+        ("streaming_start_time_limit", &request.streaming_start_time_limit),
+        ("upload_time_limit", &request.upload_time_limit),
+    ] {
+        out.key(key);
+        out.literal(&limit.to_string());
+    }
+    // Empty for other jobs, as the Python facilitator shows it.
+    text(out, "streaming_client_cert", request.streaming_details.as_ref().map_or("", |s| s.public_key.as_str()));
 }
 
 fn write_result(out: &mut Writer, row: &JobRow, last: Option<&StatusRow>) {

@@ -1,7 +1,7 @@
 //! The run of a streaming job, with its proxy in front.
 //!
-//! Owner of the thread `exe-st-watch`: [`Front::run`]. Blocks in: the probe, then until the run ends or has lasted for
-//! its limit. Kick: the signal that the run has ended. Ends: with the run, after the proxy.
+//! Owner of the thread `exe-st-watch`: [`StreamingServer::run`]. Blocks in: the probe, then until the run ends or has
+//! lasted for its limit. Kick: the signal that the run has ended. Ends: with the run, after the proxy.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::protocol::StreamingDetails;
 pub const JOB_PORT: u16 = 8000;
 
 /// What a job's clients will reach: the port is taken and the certificate made, but nobody is let in yet.
-pub(in crate::executor) struct Front {
+pub(in crate::executor) struct StreamingServer {
     pub(super) listener: KickableListener,
     pub(super) tls: Arc<rustls::ServerConfig>,
     pub(super) certificate: String,
@@ -60,7 +60,7 @@ pub(in crate::executor) enum Watched {
     Early,
 }
 
-impl Front {
+impl StreamingServer {
     /// Makes what clients need. Blocks for nothing.
     pub(in crate::executor) fn open(details: &StreamingDetails, ports: PortRange) -> Result<Self, StreamingError> {
         let address = details.executor_ip.as_deref().ok_or(StreamingError::NoAddress)?;
@@ -84,7 +84,7 @@ impl Front {
         run: impl FnOnce(&Shutdown) -> R,
     ) -> (R, Result<Watched, String>) {
         let (run_stop, over) = (cancel.child(), Shutdown::new());
-        let watch = Watch { front: self, limits, run: run_stop.clone(), over: over.clone(), cancel: cancel.clone() };
+        let watch = Watch { server: self, limits, run: run_stop.clone(), over: over.clone(), cancel: cancel.clone() };
         let kicked = over.clone();
         let kick = Kick::new("the run has ended", move || kicked.cancel());
         let thread = spawn("exe-st-watch", kick, move || watch.run(address, report));
@@ -103,7 +103,7 @@ impl Front {
 }
 
 struct Watch {
-    front: Front,
+    server: StreamingServer,
     limits: StreamingLimits,
     /// Ends the run.
     run: Shutdown,
@@ -119,8 +119,8 @@ impl Watch {
         mut address: impl FnMut(&Shutdown, Instant) -> Result<Option<IpAddr>, String>,
         report: impl FnOnce(Serving),
     ) -> Watched {
-        let Self { front, limits, run, over, cancel } = self;
-        let Front { listener, tls, certificate } = front;
+        let Self { server, limits, run, over, cancel } = self;
+        let StreamingServer { listener, tls, certificate } = server;
         let ready = probe::until_ready(JOB_PORT, &over, limits.start_by, || address(&over, limits.start_by));
         let job = match ready {
             Ready::At(job) => job,
