@@ -1,18 +1,21 @@
-//! The thread that countersigns receipts and puts them on disk.
+//! The thread that countersigns receipts and puts them on disk, with what is to be known of jobs after a restart.
 //!
 //! Owner: the [`Miner`](super::Miner). Blocks in: its queue, and in commits. Kick: none is needed, because the queue's
 //! sender goes with the router. Ends: when the sender is gone and what was queued is stored.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::router::{Input, JobKey};
-use crate::base::waits::recv;
+use crate::base::lock::lock;
+use crate::base::waits::{recv, waiting};
 use crate::identity::KeyPair;
 use crate::ops::health::Health;
 use crate::protocol::{Receipt, ReceiptPayload, ReceiptType};
-use crate::store::miner::MinerStore;
+use crate::store::miner::{JobChange, MinerStore};
 use crate::store::receipts::ReceiptRow;
 
 /// Receipts of one transaction: what comes in during a commit is stored with the next, so none waits for more than two.
@@ -20,6 +23,9 @@ const BATCH: usize = 256;
 
 /// Longest that a batch may take; a disk that takes longer is down.
 const BATCH_TIME: Duration = Duration::from_secs(10);
+
+/// After a failure jobs wait this long for another attempt, if no receipt comes first.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
 
 /// The part of health that is this thread.
 const STORE: &str = "store";
@@ -32,30 +38,74 @@ pub(super) struct StoreOrder {
     pub validator_signature: String,
 }
 
-/// Stores what comes in until nobody can send any more; `report` gets the outcome of each, after its commit.
+/// What there is to do.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Countersign and store a receipt.
+    Receipt(Box<StoreOrder>),
+    /// Look at the [`Saves`]. With a full queue it need not be sent: every order has the thread look.
+    Look,
+}
+
+/// The newest state of each job that changed since the last commit. Bounded by the router's jobs: a newer state takes
+/// the place of an older one.
+pub(super) type Saves = Arc<Mutex<BTreeMap<JobKey, JobChange>>>;
+
+/// Stores what comes in until nobody can send any more; `report` gets the outcome of each receipt, after its commit.
+/// What was put into `saves` before an order was sent is in the same commit, or an earlier one.
 pub(super) fn run(
-    orders: &Receiver<StoreOrder>,
+    orders: &Receiver<Order>,
+    saves: &Saves,
     mut store: MinerStore,
     key: &KeyPair,
     health: &Health,
     report: impl Fn(Input),
 ) {
     let pulse = health.pulse(STORE);
-    while let Ok(first) = recv(orders, "receipts to store") {
+    let mut failed = false;
+    while let Some(first) = next(orders, failed) {
         pulse.begin(Instant::now() + BATCH_TIME);
         let batch: Vec<_> = std::iter::once(first).chain(orders.try_iter().take(BATCH - 1)).collect();
-        let signed: Vec<(JobKey, Receipt)> = batch.into_iter().map(|order| countersign(order, key)).collect();
+        // After the orders were taken, so that whatever was put there before them is here.
+        let changed = std::mem::take(&mut *lock(saves));
+        let receipts = batch.into_iter().filter_map(|order| match order {
+            Order::Receipt(order) => Some(countersign(*order, key)),
+            Order::Look => None,
+        });
+        let signed: Vec<(JobKey, Receipt)> = receipts.collect();
         let rows: Vec<ReceiptRow> = signed.iter().map(|(_, receipt)| row(receipt)).collect();
-        let stored = store.write(&rows, &[]).map_err(|error| error.to_string());
+        let changes: Vec<JobChange> = changed.values().cloned().collect();
+        let stored = store.write(&rows, &changes).map_err(|error| error.to_string());
+        failed = stored.is_err();
         match &stored {
             Ok(_) => health.up(STORE),
-            Err(error) => health.down(STORE, error.clone()),
+            Err(error) => {
+                log::error!("the miner's database cannot be written, it is tried again: {error}");
+                health.down(STORE, error.clone());
+                let mut saves = lock(saves);
+                for (job, change) in changed {
+                    saves.entry(job).or_insert(change);
+                }
+            }
         }
         for (at, (job, receipt)) in signed.into_iter().enumerate() {
             let result = stored.as_ref().map(|new| (Box::new(receipt), new[at])).map_err(Clone::clone);
             report(Input::Stored { job, result });
         }
         pulse.done();
+    }
+}
+
+/// The next order; after a failure one to look again comes by itself. `None`: nobody can send any more.
+fn next(orders: &Receiver<Order>, failed: bool) -> Option<Order> {
+    if !failed {
+        return recv(orders, "receipts and jobs to store").ok();
+    }
+    let _waiting = waiting("another attempt to store", Some(Instant::now() + RETRY_PAUSE));
+    match orders.recv_timeout(RETRY_PAUSE) {
+        Ok(order) => Some(order),
+        Err(RecvTimeoutError::Timeout) => Some(Order::Look),
+        Err(RecvTimeoutError::Disconnected) => None,
     }
 }
 

@@ -13,6 +13,7 @@ use crossbeam_channel::{Sender, TrySendError, bounded, select};
 
 use super::check::Gate;
 use super::config::{MinerConfig, MinerLimits};
+use super::disk::Saves;
 use super::executor_manager::{ExecutorManager, Owner};
 use super::meters::Meters;
 use super::router::{Input, MinerStatus, Router, Settings};
@@ -153,7 +154,7 @@ impl Miner {
         if !problems.is_empty() {
             return Err(MinerError::Config(problems));
         }
-        let (store, _jobs) = MinerStore::open(&config.state_dir, now().unix_micros())?;
+        let (store, jobs) = MinerStore::open(&config.state_dir, now().unix_micros())?;
         let Turn { instance, epoch } = store.turn().clone();
         let owner = Owner { miner: config.key.ss58(), instance, epoch };
 
@@ -170,6 +171,8 @@ impl Miner {
         if let Some(found) = engine::check(&mut gate, config.backend.as_ref(), &Shutdown::new()) {
             router.handle(Input::Engine(found), now());
         }
+        let first = router.restore(jobs, now());
+        let saves = Saves::default();
         let status = Arc::new(Mutex::new(router.status()));
         let (backends, other_backends) = bounded(ENGINE_BACKENDS);
         let (backend, found, until) = (config.backend.clone(), events.clone(), stop.clone());
@@ -179,13 +182,13 @@ impl Miner {
             engine::run(gate, backend, &other_backends, &until, report);
         });
 
-        let (report, key) = (events.clone(), config.key.clone());
+        let (report, key, to_save) = (events.clone(), config.key.clone(), saves.clone());
         let Board { health, metrics, .. } = config.board.clone();
         let meters = Meters::new(&metrics);
         let router_health = health.clone();
         let disk = spawn("min-store", Kick::dropped("the router's sender"), move || {
             // Once the router has ended, nobody waits for the outcome.
-            disk::run(&queue, store, &key, &health, |input| drop(report.send(Event::Input(input))));
+            disk::run(&queue, &to_save, store, &key, &health, |input| drop(report.send(Event::Input(input))));
         });
         let reports = events.clone();
         let end_time = config.limits.end_time;
@@ -195,6 +198,8 @@ impl Miner {
             backends,
             reports: Arc::new(move |input| drop(reports.send(Event::Input(input)))),
             orders,
+            saves,
+            first,
             status: status.clone(),
             traces: traces.clone(),
             meters,

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, never, select};
 
-use super::disk::StoreOrder;
-use super::executor_manager::{ExecutorBackend, ExecutorManager, Report};
+use super::disk::{Order, Saves, StoreOrder};
+use super::executor_manager::{ExecutorBackend, ExecutorManager, ExecutorSpec, Report};
 use super::meters::Meters;
-use super::router::{Action, ExecutorFrame, Input, MinerStatus, Peer, Router, Settings, ValidatorFrame};
+use super::router::{Action, ExecutorFrame, Input, JobKey, MinerStatus, Peer, Router, Settings, ValidatorFrame};
 use super::trace::Traces;
 use crate::base::clock::now;
 use crate::base::ids::SessionId;
@@ -25,6 +25,7 @@ use crate::link::outbox::{Full, Outgoing};
 use crate::link::server::{HandshakeCheck, ServerEvent, ServerSink};
 use crate::link::session::SessionHandle;
 use crate::ops::health::Health;
+use crate::store::miner::{JobChange, JobRow};
 use crate::transport::{HandshakeRequest, Refusal};
 
 /// How long a peer that is turned away may take to answer our close.
@@ -63,7 +64,11 @@ pub(super) struct RouterThread {
     /// Asks other back ends whether they work.
     pub backends: Sender<Arc<dyn ExecutorBackend>>,
     pub reports: OnExecutor,
-    pub orders: Sender<StoreOrder>,
+    pub orders: Sender<Order>,
+    /// What the disk's thread is to write of jobs.
+    pub saves: Saves,
+    /// What the jobs of an earlier process need.
+    pub first: Vec<Action>,
     pub status: Arc<Mutex<MinerStatus>>,
     pub traces: Arc<Mutex<Traces>>,
     pub meters: Meters,
@@ -147,6 +152,9 @@ impl RouterThread {
         let mut cancelled_jobs = 0;
         let ending = Ending { health: self.health.clone(), stop: stop.clone() };
         let pulse = self.health.pulse(LOOP);
+        for action in std::mem::take(&mut self.first) {
+            self.act(action, &sessions);
+        }
         loop {
             let stopped = match stopping {
                 None => stop.drain_receiver().clone(),
@@ -215,6 +223,19 @@ impl RouterThread {
         }
     }
 
+    /// What reports of this executor become.
+    fn reporting(&self, spec: &ExecutorSpec) -> impl Fn(Report) + Send + 'static {
+        let (reports, of) = (self.reports.clone(), spec.token.clone());
+        move |report| {
+            let token = of.clone();
+            reports(match report {
+                Report::Ended(end) => Input::ExecutorEnded { token, end },
+                Report::Left(left) => Input::ExecutorLeft { token, left },
+                Report::Returned { clean } => Input::SlotReturned { token, clean },
+            });
+        }
+    }
+
     /// Does one thing, without blocking; gives what the router has to know of it at once.
     fn act(&mut self, action: Action, sessions: &HashMap<SessionId, SessionHandle>) -> Option<Input> {
         match action {
@@ -229,23 +250,26 @@ impl RouterThread {
             Action::Close(id, code, reason) => sessions.get(&id)?.close(code, reason, Instant::now() + CLOSE_TIME),
             Action::Store { job, payload, validator_signature } => {
                 let order = StoreOrder { job, payload, validator_signature };
-                return match self.orders.try_send(order) {
-                    Ok(()) => None,
-                    Err(TrySendError::Full(order)) => Some((order, "too many receipts wait for the disk")),
-                    Err(TrySendError::Disconnected(order)) => Some((order, "the receipt store has failed")),
-                }
-                .map(|(order, why)| Input::Stored { job: order.job, result: Err(why.to_owned()) });
+                let job = order.job.clone();
+                let why = match self.orders.try_send(Order::Receipt(Box::new(order))) {
+                    Ok(()) => return None,
+                    Err(TrySendError::Full(_)) => "too many receipts wait for the disk",
+                    Err(TrySendError::Disconnected(_)) => "the receipt store has failed",
+                };
+                return Some(Input::Stored { job, result: Err(why.to_owned()) });
+            }
+            Action::Save(change) => {
+                lock(&self.saves).insert(key_of(&change), change);
+                // A full queue has the disk's thread look anyway; a thread that has failed is down in health.
+                let _ = self.orders.try_send(Order::Look);
             }
             Action::Start(spec, lease) => {
-                let (reports, of) = (self.reports.clone(), spec.token.clone());
-                self.executors.start(spec, lease, move |report| {
-                    let token = of.clone();
-                    reports(match report {
-                        Report::Ended(end) => Input::ExecutorEnded { token, end },
-                        Report::Left(left) => Input::ExecutorLeft { token, left },
-                        Report::Returned { clean } => Input::SlotReturned { token, clean },
-                    });
-                });
+                let report = self.reporting(&spec);
+                self.executors.start(spec, lease, report);
+            }
+            Action::Adopt(spec, lease) => {
+                let report = self.reporting(&spec);
+                self.executors.adopt(spec, lease, report);
             }
             Action::End(token) => self.executors.end(&token),
             Action::Reap(token) => self.executors.reap(&token),
@@ -256,4 +280,9 @@ impl RouterThread {
         }
         None
     }
+}
+
+fn key_of(change: &JobChange) -> JobKey {
+    let (JobChange::Put(JobRow { validator, uuid, .. }) | JobChange::Forget { validator, uuid }) = change;
+    JobKey { validator: validator.clone(), uuid: uuid.clone() }
 }

@@ -146,6 +146,35 @@ impl Docker {
         Ok(listed.split_whitespace().map(str::to_owned).collect())
     }
 
+    /// The numbers of the running containers that have all of these labels.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    pub fn running_containers(&self, labels: &[(&str, &str)]) -> Result<Vec<String>, ToolError> {
+        let filters: Vec<String> = labels.iter().map(|(label, value)| format!("label={label}={value}")).collect();
+        let mut args = vec!["ps", "--quiet", "--no-trunc"];
+        filters.iter().for_each(|filter| args.extend(["--filter", filter]));
+        let listed = self.run_unstopped("list containers", &args)?;
+        Ok(listed.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// Tells a container to end, and waits for that for `grace`, unless `stop` is cancelled; then it is killed.
+    ///
+    /// # Errors
+    /// If the engine does not answer or refuses.
+    pub fn end(&self, id: &str, grace: Duration, stop: &Shutdown) -> Result<(), ToolError> {
+        let args = ["stop", "--time", &grace.as_secs().to_string(), id];
+        match self.run("end the container", &args, stop, Instant::now() + grace + self.time) {
+            Ok(_) | Err(ToolError::Cancelled(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The command that ends when a container that somebody else has started does.
+    pub fn wait_for(&self, id: &str) -> Command {
+        self.command(&["wait", id])
+    }
+
     /// Removes containers, running or not.
     ///
     /// # Errors
@@ -312,11 +341,7 @@ impl Container<'_> {
     /// # Errors
     /// If the engine does not answer or refuses.
     pub fn end(&self, grace: Duration, stop: &Shutdown) -> Result<(), ToolError> {
-        let args = ["stop", "--time", &grace.as_secs().to_string(), &self.id];
-        match self.docker.run("end the container", &args, stop, Instant::now() + grace + self.docker.time) {
-            Ok(_) | Err(ToolError::Cancelled(_)) => Ok(()),
-            Err(error) => Err(error),
-        }
+        self.docker.end(&self.id, grace, stop)
     }
 
     /// What the engine says of it. The exit code of `docker start` tells neither a program's failure from docker's nor,

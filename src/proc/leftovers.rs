@@ -12,15 +12,16 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::group::poll_until;
 use crate::base::waits::waiting;
 
-/// Kills every process whose environment holds `marker`, until there is none. Blocks for at most `within`; longer only
-/// if the system holds one in a call on a dead disk.
-pub(crate) fn kill_by_environment(marker: &[u8], within: Duration) -> io::Result<()> {
+/// Kills every process whose environment holds `marker`, until there is none; says how many there were. Blocks for at
+/// most `within`; longer only if the system holds one in a call on a dead disk.
+pub(crate) fn kill_by_environment(marker: &[u8], within: Duration) -> io::Result<usize> {
     let deadline = Instant::now() + within;
+    let mut killed = 0;
     loop {
         // Once more after each round, for children that were started while their parent was looked for.
         let found = processes_with(marker)?;
         if found.is_empty() {
-            return Ok(());
+            return Ok(killed);
         }
         if Instant::now() >= deadline {
             let numbers: Vec<i32> = found.iter().map(|(pid, _)| pid.as_raw_nonzero().get()).collect();
@@ -30,7 +31,8 @@ pub(crate) fn kill_by_environment(marker: &[u8], within: Duration) -> io::Result
         for (pid, process) in &found {
             log::info!("process {} has outlived whoever started it; it is killed", pid.as_raw_nonzero());
             match pidfd_send_signal(process, Signal::KILL) {
-                Ok(()) | Err(Errno::SRCH) => {}
+                Ok(()) => killed += 1,
+                Err(Errno::SRCH) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -42,7 +44,7 @@ pub(crate) fn kill_by_environment(marker: &[u8], within: Duration) -> io::Result
 }
 
 /// The processes whose environment holds `marker`, each with a descriptor, so that no later one of its number is meant.
-fn processes_with(marker: &[u8]) -> io::Result<Vec<(Pid, OwnedFd)>> {
+pub(super) fn processes_with(marker: &[u8]) -> io::Result<Vec<(Pid, OwnedFd)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();

@@ -6,8 +6,10 @@
 //! * [`docker`]: the one client of the Docker Engine, and the labels of our containers and networks.
 //! * `client`: what the `docker` program is given of our environment and configuration.
 //! * [`helper`]: a container that reads and changes what other containers have left.
+//! * `adopted`: a program that an earlier process of ours has started.
 //! * `leftovers`: processes that outlived whoever started them.
 
+pub(crate) mod adopted;
 pub(crate) mod client;
 pub mod docker;
 pub mod group;

@@ -174,6 +174,11 @@ impl StageClock {
         self.deadline += by.min(LONGEST_TIME);
     }
 
+    /// A clock of a job that is in some stage already, with this deadline.
+    pub fn resumed(timing: Timing, deadline: Instant) -> Self {
+        Self { timing, deadline }
+    }
+
     /// The present deadline.
     pub fn deadline(&self) -> Instant {
         self.deadline

@@ -15,14 +15,16 @@ const BOB: &str = "5FHneW46xGXgs5mUiveU4sbTyGBzmstUspZC92UhjJM694ty";
 const CHARLIE: &str = "5FLSigC9HGRKVhB9FiEo4Y3koPsNmBmLJbpXg2mp1hXcS59Y";
 
 /// A facilitator, a miner (Bob) and a validator (Alice); Charlie is the user.
-struct Network {
-    facilitator: Running,
-    miner: Running,
-    validator: Running,
+pub struct Network {
+    pub facilitator: Running,
+    pub miner: Running,
+    /// Where the miner listens.
+    pub listening: String,
+    pub validator: Running,
     http: String,
-    folder: tempfile::TempDir,
+    pub folder: tempfile::TempDir,
     /// The roles' `TMPDIR`, which has to be empty in the end.
-    scratch: tempfile::TempDir,
+    pub scratch: tempfile::TempDir,
 }
 
 fn announced(running: &mut Running, key: &str) -> String {
@@ -30,12 +32,33 @@ fn announced(running: &mut Running, key: &str) -> String {
     line[key].as_str().unwrap().to_owned()
 }
 
+/// A miner with its state in `folder`, and where it listens.
+pub fn start_miner(
+    (folder, scratch): (&Path, &Path),
+    listen: &str,
+    tls: bool,
+    arguments: &[&str],
+) -> (Running, String) {
+    let path = |name: &str| folder.join(name);
+    let mut miner = phalanx(scratch);
+    miner.args(["miner", "--listen", listen, "--validator", ALICE, "--executors", "always_on.test=2"]);
+    miner.env("PHALANX_DRAIN_TIME", "1s");
+    miner.args(arguments).arg("--state-dir").arg(path("miner"));
+    if tls {
+        miner.arg("--tls-cert").arg(path("cert.pem")).arg("--tls-key").arg(path("key.pem"));
+    }
+    miner.env("PHALANX_KEY", "//Bob").env("PHALANX_TLS_CA", path("cert.pem")).env("RUST_LOG", "info");
+    let mut miner = Running::start(&mut miner);
+    let listening = announced(&mut miner, "listening");
+    (miner, listening)
+}
+
 impl Network {
-    fn start(tls: bool) -> Self {
+    pub fn start(tls: bool) -> Self {
         Self::start_with(tls, &["--runner", "process"])
     }
 
-    fn start_with(tls: bool, miner_arguments: &[&str]) -> Self {
+    pub fn start_with(tls: bool, miner_arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let scratch = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
@@ -55,15 +78,8 @@ impl Network {
         let port = line["listening"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
         let url = if tls { format!("wss://localhost:{port}/ws/v0/") } else { format!("ws://127.0.0.1:{port}/ws/v0/") };
 
-        let mut miner = phalanx(scratch.path());
-        miner.args(["miner", "--listen", "127.0.0.1:0", "--validator", ALICE, "--executors", "always_on.test=2"]);
-        miner.env("PHALANX_DRAIN_TIME", "1s");
-        miner.args(miner_arguments).arg("--state-dir").arg(path("miner"));
-        if tls {
-            miner.arg("--tls-cert").arg(path("cert.pem")).arg("--tls-key").arg(path("key.pem"));
-        }
-        let mut miner = start(miner.env("PHALANX_KEY", "//Bob").env("PHALANX_TLS_CA", path("cert.pem")));
-        let listening = announced(&mut miner, "listening");
+        let folders = (folder.path(), scratch.path());
+        let (miner, listening) = start_miner(folders, "127.0.0.1:0", tls, miner_arguments);
         let port = listening.rsplit(':').next().unwrap();
         let miners = format!("[[miner]]\nhotkey = \"{BOB}\"\naddress = \"127.0.0.1\"\nport = {port}\ntls = {tls}\n");
         std::fs::write(path("miners.toml"), miners).unwrap();
@@ -76,10 +92,10 @@ impl Network {
         }
         let mut validator = start(validator.env("PHALANX_KEY", "//Alice").env("FACILITATOR_URI", url));
         announced(&mut validator, "http");
-        Self { facilitator, miner, validator, http, folder, scratch }
+        Self { facilitator, miner, listening, validator, http, folder, scratch }
     }
 
-    fn submit(&self, job: &str) -> Command {
+    pub fn submit(&self, job: &str) -> Command {
         let file = self.folder.path().join("job.json");
         std::fs::write(&file, job).unwrap();
         let mut command = phalanx(self.scratch.path());
@@ -89,7 +105,7 @@ impl Network {
     }
 
     /// Stops each role and asserts that all is gone; the codes of validator, miner and facilitator.
-    fn stop(self, signal: Signal) -> [Option<i32>; 3] {
+    pub fn stop(self, signal: Signal) -> [Option<i32>; 3] {
         let Self { facilitator, miner, validator, scratch, .. } = self;
         let codes = [("validator", validator), ("miner", miner), ("facilitator", facilitator)].map(|(name, role)| {
             let finished = role.stop(signal);
@@ -107,7 +123,7 @@ const NO_OP: &str = r#"{"executor_class": "always_on.test", "docker_image": "x",
 const LONG_JOB: &str = r#"{"executor_class": "always_on.test", "docker_image": "x", "args": ["sleep", "600"],
     "execution_time_limit": 600}"#;
 
-fn result(stdout: &str) -> Value {
+pub fn result(stdout: &str) -> Value {
     serde_json::from_str(stdout.lines().next().expect("a result")).unwrap()
 }
 
@@ -124,7 +140,7 @@ fn four_processes_run_a_job_over_plain_and_tls_and_end_on_either_signal() {
 }
 
 /// What becomes of a no-op job.
-fn status_of_a_job(network: &Network) -> String {
+pub fn status_of_a_job(network: &Network) -> String {
     let finished = run(&mut network.submit(NO_OP));
     result(&finished.stdout)["status"].as_str().unwrap().to_owned()
 }
@@ -179,7 +195,7 @@ fn a_job_that_a_stop_cancels_ends_as_horde_failed_and_leaves_nothing() {
     let submit = Running::start(&mut network.submit(LONG_JOB));
     until("the job runs", || job_runs(network.scratch.path()));
     // The validator's drain time is a second, then it gives the job up, and says so.
-    let Network { facilitator, miner, validator, scratch, folder: _folder, http: _ } = network;
+    let Network { facilitator, miner, validator, scratch, folder: _folder, http: _, listening: _ } = network;
     let start = Instant::now();
     let finished = validator.stop(Signal::TERM);
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);

@@ -492,9 +492,19 @@ fn receipts_survive_a_restart_and_their_jobs_are_not_started_again() {
     let timer = fixture.world.timer();
     fixture.miner = Some(Miner::start(config, Box::new(fixture.world.net.listener("miner")), timer).unwrap());
     let mut validator = fixture.validator();
-    validator.say(&fixture.alice.ask(&job));
-    validator.expect("DeclineJob unknown");
-    assert_eq!(fixture.receipts(), ["JobStartedReceipt"]);
+    // What became of it is told to whoever comes back, and again to whoever asks again.
+    for again in [false, true] {
+        if again {
+            validator.say(&fixture.alice.ask(&job));
+        }
+        validator.expect("AcceptJob");
+        validator.expect("HordeFailed generic_error");
+    }
+    validator.say(&fixture.alice.finished_receipt(&job));
+    fixture.until(|status| status.ended == 0 && status.epoch == 2);
+    let another = fixture.validator();
+    another.kick.kick();
+    assert_eq!(fixture.receipts(), ["JobStartedReceipt", "JobFinishedReceipt"]);
     assert!(matches!(started.recv_timeout(Duration::ZERO), Err(RecvTimeoutError::Timeout)));
 }
 

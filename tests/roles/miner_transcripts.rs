@@ -92,7 +92,8 @@ impl Replay {
                     self.tokens.push(spec.token);
                 }
                 Action::End(token) => panic!("executor {token} had to be stopped"),
-                Action::Note(..) | Action::Reap(_) | Action::Count(_) => {}
+                Action::Adopt(..) => panic!("nothing was left by an earlier process"),
+                Action::Note(..) | Action::Reap(_) | Action::Count(_) | Action::Save(_) => {}
             }
         }
     }

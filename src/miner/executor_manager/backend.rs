@@ -190,6 +190,16 @@ pub trait ExecutorBackend: Send + Sync {
     /// [`ExecutorError`], if it could not be started or watched.
     fn run(&self, spec: &ExecutorSpec, stop: &Shutdown) -> ExecutorEnd;
 
+    /// Finds an executor that [`ExecutorBackend::run`] of an earlier process has started, and waits until it has ended,
+    /// as that would have done. It reconnects by itself.
+    ///
+    /// # Errors
+    /// [`ExecutorError::Lost`], if it is gone; the default finds none.
+    fn adopt(&self, spec: &ExecutorSpec, stop: &Shutdown) -> ExecutorEnd {
+        let _ = (spec, stop);
+        Err(ExecutorError::Lost)
+    }
+
     /// Removes whatever is left of an executor that has ended: its job's containers and processes, its folder. Its slot
     /// is given to the next job when this has succeeded; until then it is called again and again. An executor that has
     /// exited `by_itself`, or was not started, has no processes left. Blocks for a bounded time.

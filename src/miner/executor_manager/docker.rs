@@ -15,6 +15,9 @@ use crate::proc::docker::{Docker, labels};
 /// Time for `docker` to make, list or remove containers.
 pub(super) const DOCKER_TIME: Duration = Duration::from_secs(30);
 
+/// The stage of an executor's own container.
+const EXECUTOR: &str = "executor";
+
 /// Runs executors through the `docker` command line; `DOCKER_HOST` counts.
 #[derive(Debug)]
 pub struct DockerBackend {
@@ -77,7 +80,7 @@ impl ExecutorBackend for DockerBackend {
         for (name, _) in self.settings.of(&spec.class).chain([(program::LABELS, "")]) {
             creation.args(["--env", name]);
         }
-        let stage = [(labels::JOB, spec.job_uuid.clone()), (labels::STAGE, "executor".to_owned())];
+        let stage = [(labels::JOB, spec.job_uuid.clone()), (labels::STAGE, EXECUTOR.to_owned())];
         for (label, value) in spec.labels().into_iter().chain(stage) {
             creation.arg("--label").arg(format!("{label}={value}"));
         }
@@ -106,6 +109,21 @@ impl ExecutorBackend for DockerBackend {
             // Still running, or removed by somebody else: then nobody knows.
             _ => Ok(ExecutorExit::Unknown),
         }
+    }
+
+    fn adopt(&self, spec: &ExecutorSpec, stop: &Shutdown) -> ExecutorEnd {
+        let of_executor = [(labels::EXECUTOR, spec.run.as_str()), (labels::STAGE, EXECUTOR)];
+        let found = self.docker.running_containers(&of_executor).map_err(ExecutorError::Docker)?;
+        let Some(id) = found.first() else { return Err(ExecutorError::Lost) };
+        log::info!("executor of job {}: its container {id} lives and is watched again", spec.job_uuid);
+        let waited = program::run(self.docker.wait_for(id), spec, stop, Duration::ZERO)?;
+        log::debug!("executor of job {}: docker wait ended with {waited}", spec.job_uuid);
+        if stop.is_set()
+            && let Err(error) = self.docker.end(id, self.end_grace, stop)
+        {
+            log::warn!("container {id} could not be stopped: {error}");
+        }
+        Ok(ExecutorExit::Unknown)
     }
 
     fn clean(&self, spec: &ExecutorSpec, _: bool) -> Result<(), Leftover> {

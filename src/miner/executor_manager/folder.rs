@@ -28,7 +28,7 @@ pub(super) fn create(folder: &Path) -> io::Result<()> {
 /// Kills every process whose environment names the folder, until there is none. Blocks for at most [`KILL_TIME`].
 pub(super) fn end_processes(folder: &Path) -> Result<(), Leftover> {
     let left = |error: io::Error| Leftover { kind: LeftoverKind::Processes, text: error.to_string() };
-    kill_by_environment(folder.as_os_str().as_bytes(), KILL_TIME).map_err(left)
+    kill_by_environment(folder.as_os_str().as_bytes(), KILL_TIME).map(drop).map_err(left)
 }
 
 /// Removes the folder, if it is there.

@@ -127,6 +127,21 @@ impl ExecutorManager {
     /// Starts an executor on a thread of its own, which has the lease for as long as anything of the executor is left,
     /// and tells `report` how it goes on; [`Report::Returned`] is the last. Does not block.
     pub fn start(&mut self, spec: ExecutorSpec, lease: Lease, report: impl Fn(Report) + Send + 'static) {
+        self.spawn(spec, lease, |backend, spec, stop| backend.run(spec, stop), report);
+    }
+
+    /// As [`ExecutorManager::start`], for an executor that an earlier process of this miner has started.
+    pub fn adopt(&mut self, spec: ExecutorSpec, lease: Lease, report: impl Fn(Report) + Send + 'static) {
+        self.spawn(spec, lease, |backend, spec, stop| backend.adopt(spec, stop), report);
+    }
+
+    fn spawn(
+        &mut self,
+        spec: ExecutorSpec,
+        lease: Lease,
+        run: fn(&dyn ExecutorBackend, &ExecutorSpec, &Shutdown) -> ExecutorEnd,
+        report: impl Fn(Report) + Send + 'static,
+    ) {
         self.number = (self.number + 1) % 100_000;
         let stop = self.stop.child();
         let (all, backend, token) = (self.stop.clone(), self.backend.clone(), spec.token.clone());
@@ -135,7 +150,8 @@ impl ExecutorManager {
         let thread = spawn(format!("min-ex-{}", self.number), kick, move || {
             let _job = scope::job(spec.job_uuid.as_str());
             // A panic of the back end must not leave its job waiting: it is an end like any other.
-            let end = caught(|| backend.run(&spec, &running)).unwrap_or_else(|text| Err(ExecutorError::Other(text)));
+            let end = caught(|| run(backend.as_ref(), &spec, &running))
+                .unwrap_or_else(|text| Err(ExecutorError::Other(text)));
             let by_itself = matches!(end, Ok(ExecutorExit::Code(_)) | Err(ExecutorError::Start { .. }));
             report(Report::Ended(end));
             let clean = clean_up(backend.as_ref(), &spec, by_itself, &all, |left| report(Report::Left(left)));

@@ -65,6 +65,10 @@ impl ExecutorBackend for ProcessBackend {
         program::run(command, spec, stop, self.end_grace)
     }
 
+    fn adopt(&self, spec: &ExecutorSpec, stop: &Shutdown) -> ExecutorEnd {
+        program::adopt(spec, stop, self.end_grace)
+    }
+
     fn clean(&self, spec: &ExecutorSpec, by_itself: bool) -> Result<(), Leftover> {
         let folder = folder::of(spec);
         if !by_itself {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::backend::{ExecutorError, ExecutorExit, ExecutorSpec, FORCED_GRACE};
 use super::settings::ExecutorSettings;
 use crate::base::shutdown::{Level, Shutdown};
+use crate::proc::adopted::Adopted;
 use crate::proc::group::{GroupError, GroupRun};
 use crate::proc::ladder::Ladder;
 
@@ -66,13 +67,14 @@ pub(super) fn run(
     end_grace: Duration,
 ) -> Result<ExecutorExit, ExecutorError> {
     let program = PathBuf::from(command.get_program());
+    let ladder = ladder(end_grace);
     let mut lines = Lines { job: &spec.job_uuid, line: Vec::new() };
     let run = GroupRun {
         command,
         stop,
         stop_at: Level::Drain,
         deadline: None,
-        ladder: Ladder { terms: 2, grace: end_grace, forced_grace: FORCED_GRACE, kill_time: None },
+        ladder,
         stdout: None,
         stderr: Some(&mut |bytes| lines.take(bytes)),
         before_end: &mut || {},
@@ -84,6 +86,21 @@ pub(super) fn run(
         Err(GroupError::Start(source)) => Err(ExecutorError::Start { program, source }),
         Err(error) => Err(ExecutorError::Watch(error)),
     }
+}
+
+fn ladder(end_grace: Duration) -> Ladder {
+    Ladder { terms: 2, grace: end_grace, forced_grace: FORCED_GRACE, kill_time: None }
+}
+
+/// As [`run`], for a program that an earlier process has started; its lines are in no log any more. It is known by its
+/// token, which no other program has.
+pub(super) fn adopt(spec: &ExecutorSpec, stop: &Shutdown, end_grace: Duration) -> Result<ExecutorExit, ExecutorError> {
+    let watch = |error| ExecutorError::Watch(GroupError::Watch(error));
+    let marker = format!("EXECUTOR_TOKEN={}", spec.token);
+    let Some(found) = Adopted::find(marker.as_bytes()).map_err(watch)? else { return Err(ExecutorError::Lost) };
+    log::info!("executor of job {}: it lives and is watched again", spec.job_uuid);
+    found.wait(stop, Level::Drain, ladder(end_grace)).map_err(watch)?;
+    Ok(ExecutorExit::Unknown)
 }
 
 /// What an executor says, by lines.

@@ -13,6 +13,7 @@ use crate::miner::executor_manager::{ExecutorEnd, ExecutorSpec, Leftover};
 use crate::miner::executor_pool::Lease;
 use crate::protocol::signing::verify_validator_signature;
 use crate::protocol::{DecodeError, ExecutorClass, ExecutorToMiner, Receipt, ReceiptPayload, ValidatorToMiner};
+use crate::store::miner::JobChange;
 use crate::transport::Utf8Bytes;
 
 use super::job::JobKey;
@@ -215,6 +216,11 @@ pub enum Action {
     /// Start an executor, report its end as [`Input::ExecutorEnded`], remove what it leaves, drop the lease, and report
     /// that as [`Input::SlotReturned`].
     Start(ExecutorSpec, Lease),
+    /// Find the executor that an earlier process has started, and then do as for [`Action::Start`]; one that is gone
+    /// has ended.
+    Adopt(ExecutorSpec, Lease),
+    /// Write what has changed of a job, with or before whatever is stored later.
+    Save(JobChange),
     /// Tell an executor to end.
     End(String),
     /// The slot of an executor has come back: let go of the thread that had it.

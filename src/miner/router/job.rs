@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::base::ids::SessionId;
 use crate::miner::executor_pool::{Lease, SlotId};
 use crate::protocol::stages::{Stage, StageClock, Timing};
@@ -36,7 +38,8 @@ pub(super) enum Phase {
 }
 
 /// What a validator is notified of, one of each at most.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum News {
     /// Accepted.
     Accepted,
@@ -92,25 +95,66 @@ pub(super) struct Executor {
     pub address: Option<String>,
 }
 
+impl Executor {
+    /// An executor that is not connected; whoever runs it has its lease.
+    pub(super) fn new(slot: SlotId, token: String) -> Self {
+        Self {
+            slot,
+            lease: None,
+            token,
+            session: None,
+            back_by: None,
+            gone_since: None,
+            reported: false,
+            end_at: None,
+            address: None,
+        }
+    }
+}
+
+/// What is worth another write when it has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mark {
+    phase: u8,
+    until: Option<Instant>,
+    request: bool,
+    executor: bool,
+    /// Grows with all that is kept or confirmed.
+    news: u32,
+}
+
+/// What is decided with a job's slot.
+#[derive(Debug)]
+pub(super) struct Placed {
+    /// By which its executor introduces itself.
+    pub token: String,
+    /// Marks what is made for its executor.
+    pub run: String,
+    /// Of the miner's process that has started the executor.
+    pub epoch: u64,
+    /// When the validator asked for it.
+    pub asked: Instant,
+    /// Until when its executor has to be ready.
+    pub ready_by: Instant,
+}
+
 /// A job.
 #[derive(Debug)]
 pub(super) struct MinerJob {
     /// What the validator asked for.
     pub initial: V0InitialJobRequest,
     /// The same as it is passed on; empty once the executor is known to have it.
-    initial_text: Utf8Bytes,
+    pub(super) initial_text: Utf8Bytes,
     /// The started-receipt, once it is stored.
     pub receipt: Option<Receipt>,
     /// Where the job is.
     pub phase: Phase,
     /// The executor, until it is gone.
     pub executor: Option<Executor>,
-    /// The token of its executor.
-    pub token: String,
+    /// What was decided with its slot.
+    pub placed: Placed,
     /// The executor has ended, and what is left of it is being removed; its slot until then.
     pub unclean: Option<SlotId>,
-    /// When the validator asked for it.
-    pub asked: Instant,
     /// The second half of the job, as it is passed on.
     pub request: Option<Utf8Bytes>,
     /// Connections that are notified. More than one only after the one that asked was lost: the wire does not say
@@ -120,10 +164,14 @@ pub(super) struct MinerJob {
     pub claimed: bool,
     /// The validator has sent its finished-receipt: it wants no more news.
     pub answered: bool,
-    kept: Vec<(News, Utf8Bytes)>,
-    notified: Option<News>,
+    pub(super) kept: Vec<(News, Utf8Bytes)>,
+    pub(super) notified: Option<News>,
     /// The validator was notified of the specs.
     described: bool,
+    /// Grows with all that is kept or confirmed.
+    pub(super) news_version: u32,
+    /// What of it was saved last.
+    pub(super) saved: Option<Mark>,
 }
 
 impl MinerJob {
@@ -131,37 +179,38 @@ impl MinerJob {
     pub(super) fn new(
         (initial, initial_text): (V0InitialJobRequest, Utf8Bytes),
         lease: Lease,
-        token: String,
+        placed: Placed,
         session: SessionId,
-        asked: Instant,
     ) -> Self {
-        let executor = Executor {
-            slot: lease.slot(),
-            lease: Some(lease),
-            token: token.clone(),
-            session: None,
-            back_by: None,
-            gone_since: None,
-            reported: false,
-            end_at: None,
-            address: None,
-        };
+        let mut executor = Executor::new(lease.slot(), placed.token.clone());
+        executor.lease = Some(lease);
+        Self {
+            executor: Some(executor),
+            audience: vec![session],
+            claimed: true,
+            ..Self::without_slot((initial, initial_text), placed)
+        }
+    }
+
+    /// A job that has no slot and nobody to notify.
+    pub(super) fn without_slot((initial, initial_text): (V0InitialJobRequest, Utf8Bytes), placed: Placed) -> Self {
         Self {
             initial,
             initial_text,
             receipt: None,
             phase: Phase::Storing,
-            executor: Some(executor),
-            token,
+            executor: None,
+            placed,
             unclean: None,
-            asked,
             request: None,
-            audience: vec![session],
-            claimed: true,
+            audience: Vec::new(),
+            claimed: false,
             answered: false,
             kept: Vec::new(),
             notified: None,
             described: false,
+            news_version: 0,
+            saved: None,
         }
     }
 
@@ -182,6 +231,20 @@ impl MinerJob {
         is_new
     }
 
+    /// Differs when there is something to save.
+    pub(super) fn mark(&self) -> Mark {
+        let (phase, until) = match &self.phase {
+            // One that is being stored becomes one that starts when it is on disk: the same row.
+            Phase::Storing | Phase::Starting => (0, None),
+            Phase::Ready(until) => (1, Some(*until)),
+            Phase::Running(stage, clock) => (2 + *stage as u8, Some(clock.deadline())),
+            Phase::FinalMessages(until, _) => (6, Some(*until)),
+            Phase::Over(until) => (7, Some(*until)),
+        };
+        let executor = self.executor.is_some() || self.unclean.is_some();
+        Mark { phase, until, request: self.request.is_some(), executor, news: self.news_version }
+    }
+
     /// Keeps news until the validator has confirmed them; false if they are old, as a repeat after a reconnect.
     pub(super) fn keep(&mut self, news: News, text: Utf8Bytes) -> bool {
         if news == News::Specs {
@@ -194,12 +257,15 @@ impl MinerJob {
             self.notified = Some(news);
         }
         self.kept.push((news, text));
+        self.news_version += 1;
         true
     }
 
     /// The validator has shown that it knows all news up to this one.
     pub(super) fn confirmed(&mut self, up_to: News) {
+        let before = self.kept.len();
         self.kept.retain(|(news, _)| *news > up_to);
+        self.news_version += u32::from(self.kept.len() != before);
     }
 
     /// What the validator has not confirmed, in the order in which it was notified.

@@ -3,12 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::io::{Action, CLOSE_NORMAL, Counted, TraceEvent};
-use super::job::{Executor, JobKey, MinerJob, News, Phase};
+use super::job::{Executor, JobKey, MinerJob, News, Phase, Placed};
 use super::state::{Router, Waiting};
 use crate::base::ids::SessionId;
 use crate::base::now::Now;
 use crate::base::shutdown::Level;
-use crate::miner::executor_manager::ExecutorSpec;
 use crate::protocol::{
     ExecutorClass, HordeFailureReason, JobParticipantType, JobRejectionReason, MinerToValidator, Receipt,
     V0AcceptJobRequest, V0DeclineJobRequest, V0HordeFailedRequest, V0InitialJobRequest,
@@ -138,8 +137,14 @@ impl Router {
             payload: initial.job_started_receipt_payload.clone().into(),
             validator_signature: initial.job_started_receipt_signature.clone(),
         };
-        let token = format!("{}-{}", key.uuid, uuid::Uuid::new_v4());
-        self.jobs.insert(key.clone(), MinerJob::new((initial, text), lease, token, session, asked));
+        let placed = Placed {
+            token: format!("{}-{}", key.uuid, uuid::Uuid::new_v4()),
+            run: uuid::Uuid::new_v4().simple().to_string(),
+            epoch: self.owner.epoch,
+            asked,
+            ready_by,
+        };
+        self.jobs.insert(key.clone(), MinerJob::new((initial, text), lease, placed, session));
         self.note(&key, TraceEvent::Asked, "");
         self.out.push(store);
     }
@@ -184,19 +189,10 @@ impl Router {
             }
             return;
         }
-        let Some(executor) = &mut job.executor else { return };
-        let Some(lease) = executor.lease.take() else { return };
-        let spec = ExecutorSpec {
-            run: uuid::Uuid::new_v4().simple().to_string(),
-            owner: self.owner.clone(),
-            token: executor.token.clone(),
-            job_uuid: key.uuid.clone(),
-            miner_address: self.executor_address.clone(),
-            class: executor.slot.class(),
-            startup_time_limit: self.limits.startup_time_limit,
-        };
+        let Some(lease) = job.executor.as_mut().and_then(|executor| executor.lease.take()) else { return };
         job.phase = Phase::Starting;
-        self.out.push(Action::Count(Counted::Accepted(now.mono.saturating_duration_since(job.asked))));
+        self.out.push(Action::Count(Counted::Accepted(now.mono.saturating_duration_since(job.placed.asked))));
+        let spec = self.spec(&key, lease.slot().class(), &self.jobs[&key]);
         self.tokens.insert(spec.token.clone(), key.clone());
         self.notify(&key, News::Accepted, V0AcceptJobRequest { job_uuid: key.uuid.clone() });
         self.out.push(Action::Start(spec, lease));
@@ -205,6 +201,7 @@ impl Router {
 
     /// A job that has a slot but no executor yet is taken back; gives those who are to be notified.
     fn undo(&mut self, key: &JobKey) -> Vec<SessionId> {
+        self.forgotten.push(key.clone());
         // With its lease, which gives the slot back.
         self.jobs.remove(key).map(|job| job.audience).unwrap_or_default()
     }
@@ -286,7 +283,8 @@ impl Router {
         if self.jobs.get(key).is_some_and(|job| job.is_done_with(now))
             && let Some(job) = self.jobs.remove(key)
         {
-            self.tokens.remove(&job.token);
+            self.tokens.remove(&job.placed.token);
+            self.forgotten.push(key.clone());
         }
     }
 

@@ -6,6 +6,7 @@
 //! * `validators`: who is connected, authentication, what validators say.
 //! * `executors`: whose executor is connected, what executors say, how they end.
 //! * `jobs`: a job from its request to its end.
+//! * `saved`: a job as it is on disk; `restart`: which of them are to be written, and taking them back.
 //!
 //! The order of the actions is the order in which they must be done.
 
@@ -13,6 +14,8 @@ mod executors;
 mod io;
 mod job;
 mod jobs;
+mod restart;
+mod saved;
 mod state;
 mod validators;
 
@@ -44,7 +47,9 @@ impl Router {
             Input::Tick => {}
         }
         self.tick(now);
-        std::mem::take(&mut self.out)
+        let mut actions = self.changes(now);
+        actions.append(&mut self.out);
+        actions
     }
 
     fn tick(&mut self, now: Now) {

@@ -96,6 +96,8 @@ pub struct Router {
     pub(super) level: Level,
     /// How the numbers of slots did not add up, the first time.
     pub(super) breach: Option<String>,
+    /// Jobs of which nothing is left, but for what was saved of them.
+    pub(super) forgotten: Vec<JobKey>,
     pub(super) out: Vec<Action>,
 }
 
@@ -173,6 +175,7 @@ impl Router {
             engine: Ok(String::new()),
             level: Level::Run,
             breach: None,
+            forgotten: Vec::new(),
             out: Vec::new(),
         }
     }

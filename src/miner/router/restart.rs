@@ -1,0 +1,113 @@
+//! What outlives the miner's process: jobs go to the disk as they change, and come back at the next start. Pure.
+
+use super::io::Action;
+use super::job::{Executor, JobKey, MinerJob, News, Phase};
+use super::saved::{self, Restored};
+use super::state::Router;
+use crate::base::now::Now;
+use crate::miner::executor_manager::{ExecutorSpec, Owner};
+use crate::protocol::{ExecutorClass, HordeFailureReason, MinerToValidator, V0AcceptJobRequest};
+use crate::store::miner::{JobChange, JobRow};
+
+impl Router {
+    /// What has changed of jobs since the last call. It is to be written before anything else is done.
+    pub(super) fn changes(&mut self, now: Now) -> Vec<Action> {
+        let forgotten = std::mem::take(&mut self.forgotten).into_iter();
+        let mut changes: Vec<_> =
+            forgotten.map(|JobKey { validator, uuid }| Action::Save(JobChange::Forget { validator, uuid })).collect();
+        for (key, job) in &mut self.jobs {
+            let mark = job.mark();
+            if job.saved != Some(mark) {
+                job.saved = Some(mark);
+                changes.push(Action::Save(JobChange::Put(job.row(key, now))));
+            }
+        }
+        changes
+    }
+
+    /// Takes back the jobs that an earlier process has left, and says what to do: their executors may live and come
+    /// back by themselves, or be gone, which whoever adopts them finds out. To be called once, before anything else.
+    pub fn restore(&mut self, rows: Vec<JobRow>, now: Now) -> Vec<Action> {
+        for row in rows {
+            let (validator, uuid) = (row.validator.clone(), row.uuid.clone());
+            match saved::read(row, self.limits.default_job_time, now) {
+                Ok(restored) => self.take_back(restored, now),
+                Err(why) => {
+                    log::error!("job {uuid}: what was saved of it cannot be read, so it is forgotten: {why}");
+                    self.forgotten.push(JobKey { validator, uuid });
+                }
+            }
+        }
+        let mut out = self.changes(now);
+        out.append(&mut self.out);
+        out
+    }
+
+    fn take_back(&mut self, restored: Restored, now: Now) {
+        let Restored { key, mut job, executor, address } = restored;
+        let class = job.initial.executor_class;
+        if job.notified.is_none() {
+            // Its receipt is on disk, so it was accepted, whether or not the validator was told.
+            let accepted: MinerToValidator = V0AcceptJobRequest { job_uuid: key.uuid.clone() }.into();
+            job.keep(News::Accepted, accepted.encode().into());
+        }
+        self.tokens.insert(job.placed.token.clone(), key.clone());
+        if !executor {
+            self.jobs.insert(key, job);
+            return;
+        }
+        let lease = match self.pool.reserve(class, job.placed.ready_by) {
+            Ok(lease) => lease,
+            Err(busy) => {
+                self.jobs.insert(key.clone(), job);
+                let why = format!("the miner was started again with fewer executors: {busy}");
+                return self.fail_once(&key, why, now);
+            }
+        };
+        let slot = lease.slot();
+        let mut executor = Executor::new(slot, job.placed.token.clone());
+        executor.address = address;
+        match job.phase {
+            Phase::Over(_) => {
+                executor.end_at = Some(now.mono + self.limits.exit_time);
+                self.pool.ending(slot, now.mono + self.limits.exit_time + self.limits.end_time);
+            }
+            // Until its first connection the reservation decides.
+            Phase::Storing | Phase::Starting => {}
+            Phase::Ready(_) | Phase::Running(..) | Phase::FinalMessages(..) => {
+                executor.back_by = Some(now.mono + self.limits.reconnect_grace);
+                executor.gone_since = Some(now.mono);
+                self.pool.ready(slot);
+            }
+        }
+        if let Phase::Running(_, clock) = &mut job.phase {
+            // Nobody's limits ran while there was no miner. When it was killed nobody knows, but an executor that lives
+            // has not waited for longer.
+            clock.postpone(self.limits.reconnect_grace);
+        }
+        job.executor = Some(executor);
+        let spec = self.spec(&key, class, &job);
+        log::info!("job {}: was left by an earlier process of this miner; its executor is looked for", key.uuid);
+        self.jobs.insert(key, job);
+        self.out.push(Action::Adopt(spec, lease));
+    }
+
+    fn fail_once(&mut self, key: &JobKey, why: String, now: Now) {
+        if self.jobs.get(key).is_some_and(|job| !job.is_over()) {
+            self.fail(key, HordeFailureReason::GenericError, why, now);
+        }
+    }
+
+    /// What there is to know of a job's executor.
+    pub(super) fn spec(&self, key: &JobKey, class: ExecutorClass, job: &MinerJob) -> ExecutorSpec {
+        ExecutorSpec {
+            run: job.placed.run.clone(),
+            owner: Owner { epoch: job.placed.epoch, ..self.owner.clone() },
+            token: job.placed.token.clone(),
+            job_uuid: key.uuid.clone(),
+            miner_address: self.executor_address.clone(),
+            class,
+            startup_time_limit: self.limits.startup_time_limit,
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! A miner that is killed and started again on its state folder: what runs goes on, what is gone is cleaned up.
+
+use std::path::Path;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+use crate::process::{Network, result, start_miner, status_of_a_job};
+use crate::testkit::process::{Running, run};
+use crate::testkit::wait::until;
+
+/// A job that says when it runs, and goes on when it may.
+fn job(folder: &Path) -> String {
+    let script = "touch begun; while [ ! -e go ]; do sleep 0.05; done; echo went on".to_owned();
+    let script = script.replace("begun", &at(folder, "begun")).replace("-e go", &format!("-e {}", at(folder, "go")));
+    let job = json!({
+        "executor_class": "always_on.test",
+        "docker_image": "x",
+        "args": ["sh", "-c", script],
+        "execution_time_limit": 600,
+    });
+    job.to_string()
+}
+
+fn at(folder: &Path, name: &str) -> String {
+    folder.join(name).display().to_string()
+}
+
+/// Processes whose command line has this.
+fn processes_with(text: &str) -> Vec<i32> {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let numbers = processes.filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
+    let has = |pid: &i32| {
+        // A process may end while it is looked at.
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        *pid != std::process::id() as i32 && String::from_utf8_lossy(&line).replace('\0', " ").contains(text)
+    };
+    numbers.filter(has).collect()
+}
+
+/// Processes of the network's temporary folder whose command line has this.
+fn processes_in(scratch: &Path, text: &str) -> Vec<i32> {
+    let scratch = scratch.display().to_string();
+    let environ = |pid: &i32| std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    processes_with(text).into_iter().filter(|pid| String::from_utf8_lossy(&environ(pid)).contains(&scratch)).collect()
+}
+
+impl Network {
+    /// Kills the miner, and whatever else, as one blow; starts it again on the same folder and port.
+    fn miner_again(&mut self, killed_too: &[i32], arguments: &[&str]) -> String {
+        self.miner.signal(Signal::KILL);
+        for pid in killed_too {
+            kill_process(Pid::from_raw(*pid).unwrap(), Signal::KILL).unwrap();
+        }
+        assert!(self.miner.ended_within(crate::testkit::wait::LONG));
+        let folders = (self.folder.path(), self.scratch.path());
+        let (miner, _) = start_miner(folders, &self.listening, false, arguments);
+        let before = std::mem::replace(&mut self.miner, miner);
+        // Its executor may still have the pipe that it wrote to.
+        drop(before);
+        self.listening.clone()
+    }
+}
+
+#[test]
+fn a_running_job_goes_on_when_its_miner_was_killed() {
+    let mut network = Network::start(false);
+    let folder = network.folder.path().to_owned();
+    let submit = Running::start(&mut network.submit(&job(&folder)));
+    until("the job runs", || folder.join("begun").exists());
+    let executors = processes_in(network.scratch.path(), "phalanx executor");
+    assert_eq!(executors.len(), 1);
+    network.miner_again(&[], &["--runner", "process"]);
+    assert_eq!(processes_in(network.scratch.path(), "phalanx executor"), executors, "it lives, and there is no other");
+    std::fs::write(folder.join("go"), "").unwrap();
+    let submitted = submit.finish();
+    let ended = result(&submitted.stdout);
+    assert_eq!((ended["status"].as_str(), ended["stdout"].as_str()), (Some("completed"), Some("went on\n")), "{ended}");
+    // Both slots are there again.
+    assert_eq!([status_of_a_job(&network), status_of_a_job(&network)], ["completed", "completed"]);
+    assert_eq!(network.stop(Signal::TERM), [Some(0); 3]);
+}
+
+#[test]
+fn what_a_killed_tree_has_left_is_removed_by_the_next_start_and_its_job_fails() {
+    let mut network = Network::start(false);
+    let folder = network.folder.path().to_owned();
+    let submit = Running::start(&mut network.submit(&job(&folder)));
+    until("the job runs", || folder.join("begun").exists());
+    // The job itself is in a group of its own, and lives on.
+    let executors = processes_in(network.scratch.path(), "phalanx executor");
+    assert_eq!(executors.len(), 1);
+    let jobs = || processes_with(&at(&folder, "go"));
+    assert!(!jobs().is_empty());
+    network.miner_again(&executors, &["--runner", "process"]);
+    until("the job is ended", || jobs().is_empty());
+    let submitted = submit.finish();
+    let ended = result(&submitted.stdout);
+    assert_eq!(ended["status"], "horde_failed");
+    assert!(ended["error"].as_str().unwrap().contains("ended while its miner did not run"), "{ended}");
+    assert_eq!(status_of_a_job(&network), "completed");
+    // Nothing is left in the temporary folder, which the stop asserts.
+    assert_eq!(network.stop(Signal::TERM), [Some(0); 3]);
+}
+
+#[test]
+fn two_miners_on_one_state_folder_are_refused_in_one_line() {
+    let network = Network::start(false);
+    let mut second = crate::testkit::process::phalanx(network.scratch.path());
+    second.args(["miner", "--listen", "127.0.0.1:0", "--executors", "always_on.test=1", "--runner", "process"]);
+    second.args(["--validator", "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY", "--state-dir"]);
+    let finished = run(second.arg(network.folder.path().join("miner")).env("PHALANX_KEY", "//Bob"));
+    assert_eq!(finished.code, Some(2), "{}", finished.stderr);
+    let says = format!("is in use by process {}", network.miner.id());
+    assert!(finished.stderr.contains(&says), "{}", finished.stderr);
+    assert_eq!(network.stop(Signal::TERM), [Some(0); 3]);
+}
