@@ -52,12 +52,13 @@ impl DockerBackend {
     }
 }
 
-/// Removes every container that was made for an executor, its own included.
+/// Removes every container that was made for an executor, its own included, and then every network.
 pub(super) fn remove_containers(docker: &Docker, spec: &ExecutorSpec) -> Result<(), Leftover> {
-    let removed = docker.remove_labelled(labels::EXECUTOR, &spec.run);
+    let containers = docker.remove_labelled(labels::EXECUTOR, &spec.run);
+    let removed = containers.and_then(|_| docker.remove_networks(labels::EXECUTOR, &spec.run));
     removed.map(drop).map_err(|error| Leftover {
         kind: LeftoverKind::Container,
-        text: format!("containers with label {}={} may be there: {error}", labels::EXECUTOR, spec.run),
+        text: format!("containers or networks with label {}={} may be there: {error}", labels::EXECUTOR, spec.run),
     })
 }
 
