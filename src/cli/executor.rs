@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::transfers::TransferArgs;
-use super::values::{Arguments, command_line, duration};
+use super::values::{Arguments, command_line, duration, label};
 use crate::app::{exit, supervise};
 use crate::executor::sandbox::Sandbox;
 use crate::executor::streaming::PortRange;
@@ -43,13 +43,6 @@ pub struct Args {
     streaming_ports: Option<PortRange>,
     #[command(flatten)]
     tls: super::tls::ClientArgs,
-}
-
-fn label(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("it should be NAME=VALUE".to_owned()),
-    }
 }
 
 /// Runs the command: exit 0 if the job ended, whatever its outcome, and its last message was sent.

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use rustix::fs::{Gid, Uid};
 use serde_json::json;
 
-use super::values::duration;
+use super::values::{duration, label};
 use crate::app::{exit, supervise};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::tree::{self, Access, Bounds};
@@ -27,9 +27,12 @@ pub(super) struct Args {
     /// How long it may take
     #[arg(long, value_name = "DUR", default_value = "60s", value_parser = duration)]
     within: Duration,
-    /// Files of other users are taken over by a container, which has the label of this job
-    #[arg(long, value_name = "UUID")]
-    container_of_job: Option<String>,
+    /// Take over files of other users by a container
+    #[arg(long)]
+    container: bool,
+    /// A label of that container, as phalanx.miner=5F…; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = label, env = "PHALANX_LABEL", value_delimiter = ',')]
+    label: Vec<(String, String)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -70,13 +73,11 @@ fn operate(args: &Args, stop: &Shutdown) -> Result<(), String> {
 }
 
 fn remove(args: &Args, bounds: &Bounds<'_>) -> Result<(), String> {
-    let first = match (tree::remove(&args.path, bounds), &args.container_of_job) {
-        (Err(error @ tree::TreeError::Io { .. }), Some(job)) => (error, job),
-        (removed, _) => return removed.map_err(|error| error.to_string()),
+    let error = match tree::remove(&args.path, bounds) {
+        Err(error @ tree::TreeError::Io { .. }) if args.container => error,
+        removed => return removed.map_err(|error| error.to_string()),
     };
-    let (error, job) = first;
-    let docker = Docker::default();
-    helper::run(&docker, (Operation::Own, &args.path), job, bounds.stop, bounds.deadline)
+    helper::run(&Docker::default(), (Operation::Own, &args.path), &args.label, bounds.stop, bounds.deadline)
         .map_err(|second| format!("{error}; {second}"))?;
     tree::remove(&args.path, bounds).map_err(|error| error.to_string())
 }

@@ -49,6 +49,17 @@ pub fn class_count(text: &str) -> Result<(ExecutorClass, u32), String> {
 /// The words of a command line; at least one.
 pub type Arguments = VecDeque<String>;
 
+/// Reads a label of a container, as `phalanx.miner=5F…`.
+///
+/// # Errors
+/// What would be right, in words.
+pub fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("it should be NAME=VALUE".to_owned()),
+    }
+}
+
 /// Reads a command line into its words, by the quoting rules of a POSIX shell; nothing is expanded.
 ///
 /// # Errors

@@ -111,6 +111,15 @@ pub struct Uploader {
     token: Shutdown,
 }
 
+/// What was uploaded.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Uploaded {
+    /// `upload_results`: name to the JSON text of the server's answer.
+    pub results: StrMap,
+    /// A sentence for each link and special file that an archive does not have, at most [`tree::Found::OTHERS`].
+    pub left_out: Vec<String>,
+}
+
 /// One request that is ready to be sent.
 struct Item {
     /// The key in `upload_results`.
@@ -133,8 +142,7 @@ impl Uploader {
         Self { http: HttpClient::within(reach, token.clone()), token }
     }
 
-    /// Uploads the workspace's `output/` and gives `upload_results`: name to the JSON text of the server's answer.
-    /// Blocks until all is sent, `deadline` passes or the token cancels.
+    /// Uploads the workspace's `output/`. Blocks until all is sent, `deadline` passes or the token cancels.
     ///
     /// An archive is called `output.zip`, or `system_output` in a multi-upload (where it holds all that is not uploaded
     /// as a file of its own, stdout and stderr among it); a file by its `relative_path`. Requests are tried again after
@@ -148,9 +156,9 @@ impl Uploader {
         upload: &OutputUpload,
         workspace: &Workspace,
         deadline: Instant,
-    ) -> Result<StrMap, UploadError> {
+    ) -> Result<Uploaded, UploadError> {
         let bounds = Bounds { token: &self.token, deadline };
-        let items = prepare(upload, workspace, bounds)?;
+        let (items, left_out) = prepare(upload, workspace, bounds)?;
         let most = ANSWER_BYTES.min(ANSWERS_BYTES / items.len().max(1));
         let mut results = StrMap::new();
         for item in items {
@@ -158,7 +166,7 @@ impl Uploader {
             let answer = answer.map_err(|source| UploadError::Http { name: item.name.clone(), source })?;
             results.insert(item.name, encode(&answer, most));
         }
-        Ok(results)
+        Ok(Uploaded { results, left_out })
     }
 
     fn send(&self, item: &Item, deadline: Instant) -> Result<Response, HttpError> {
@@ -194,10 +202,21 @@ fn encode(answer: &Response, most: usize) -> String {
     HttpOutputVolumeResponse { headers, body }.encode()
 }
 
-fn prepare(upload: &OutputUpload, workspace: &Workspace, bounds: Bounds) -> Result<Vec<Item>, UploadError> {
+/// The requests, and what they leave out.
+fn prepare(
+    upload: &OutputUpload,
+    workspace: &Workspace,
+    bounds: Bounds,
+) -> Result<(Vec<Item>, Vec<String>), UploadError> {
     let output = tree::open_dir(&workspace.output()).map_err(UploadError::Pack)?;
-    let zip = |name: &str, upload: ZipUpload, without: &HashSet<PathBuf>| {
-        let (file, len) = pack(&output, workspace, without, bounds).map_err(UploadError::Pack)?;
+    let mut left_out = Vec::new();
+    let mut zip = |name: &str, upload: ZipUpload, without: &HashSet<PathBuf>| {
+        let (file, len, others) = pack(&output, workspace, without, bounds).map_err(UploadError::Pack)?;
+        left_out.extend(others.into_iter().map(|path| {
+            // Names may hold what a terminal obeys.
+            let path = path.to_string_lossy().escape_debug().to_string();
+            format!("output {path} is left out: it is neither a file nor a folder")
+        }));
         let (url, method) = match upload {
             ZipUpload::Put(put) => (put.url, Method::Put),
             ZipUpload::Post(post) => {
@@ -208,7 +227,7 @@ fn prepare(upload: &OutputUpload, workspace: &Workspace, bounds: Bounds) -> Resu
         Ok::<_, UploadError>(Item { name: name.to_owned(), url, headers: Vec::new(), method, file, len })
     };
     let none = HashSet::new();
-    Ok(match upload {
+    let items = match upload {
         OutputUpload::ZipAndHttpPost(post) => vec![zip(ZIP_NAME, ZipUpload::Post(post.clone()), &none)?],
         OutputUpload::ZipAndHttpPut(put) => vec![zip(ZIP_NAME, ZipUpload::Put(put.clone()), &none)?],
         OutputUpload::SingleFilePost(post) => vec![single(SingleFileUpload::Post(post.clone()), &output)?.0],
@@ -226,7 +245,8 @@ fn prepare(upload: &OutputUpload, workspace: &Workspace, bounds: Bounds) -> Resu
             }
             items
         }
-    })
+    };
+    Ok((items, left_out))
 }
 
 /// One file of the output, and its path.
@@ -254,7 +274,8 @@ fn single(upload: SingleFileUpload, output: &OwnedFd) -> Result<(Item, PathBuf),
     Ok((Item { name, url, headers, method, file, len }, path))
 }
 
-/// Packs the output's regular files, except those in `without`, into a nameless file; gives it with its length.
+/// Packs the output's regular files, except those in `without`, into a nameless file; gives it with its length,
+/// and what is neither file nor folder.
 ///
 /// They are stored without compression, as on the Python executor: what jobs leave is mostly packed already.
 fn pack(
@@ -262,12 +283,13 @@ fn pack(
     workspace: &Workspace,
     without: &HashSet<PathBuf>,
     bounds: Bounds,
-) -> io::Result<(File, u64)> {
+) -> io::Result<(File, u64, Vec<PathBuf>)> {
     let target = tempfile::tempfile_in(workspace.private())?;
     let mut zip = ZipWriter::new(BufWriter::new(&target));
     let mut left = UPLOAD_BYTES;
     let limits = tree::Bounds { entries: ENTRIES, depth: OUTPUT_DEPTH, deadline: bounds.deadline, stop: bounds.token };
-    for path in tree::files(output, OUTPUT_FILES, &limits)?.files {
+    let tree::Found { files, others } = tree::files(output, OUTPUT_FILES, &limits)?;
+    for path in files {
         if !without.contains(&path) {
             pack_file(&mut zip, output, &path, &mut left, bounds)
                 .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
@@ -278,7 +300,7 @@ fn pack(
     if len > UPLOAD_BYTES {
         return Err(too_large());
     }
-    Ok((target, len))
+    Ok((target, len, others))
 }
 
 fn pack_file(

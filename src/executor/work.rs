@@ -13,7 +13,7 @@ use super::registry;
 use super::runner::{RunEnd, RunError, RunOutcome, RunSpec, Runner};
 use super::stages::{Outcome, Problem, Results, Work};
 use super::streaming::{StreamingError, StreamingLimits, StreamingServer, Watched};
-use super::uploads::{UploadError, Uploader};
+use super::uploads::{UploadError, Uploaded, Uploader};
 use super::volumes::{Hub, VolumeError, VolumeLoader};
 use super::workspace::Workspace;
 use crate::base::shutdown::Shutdown;
@@ -156,13 +156,14 @@ impl JobWork {
             }
             Work::Upload { artifacts_dir, upload, deadline } => {
                 let (_, workspace) = self.place()?;
-                let Artifacts { files, left_out } = artifacts::collect(workspace, artifacts_dir.as_deref())?;
-                let uploads = match upload {
+                let Artifacts { files, mut left_out } = artifacts::collect(workspace, artifacts_dir.as_deref())?;
+                let uploaded = match upload {
                     Some(upload) => Uploader::new(self.cancel.clone(), self.config.reach.clone())
                         .upload(&upload, workspace, deadline)?,
-                    None => Default::default(),
+                    None => Uploaded::default(),
                 };
-                Ok(Outcome::Uploaded(Box::new(Results { artifacts: files, left_out, uploads })))
+                left_out.extend(uploaded.left_out);
+                Ok(Outcome::Uploaded(Box::new(Results { artifacts: files, left_out, uploads: uploaded.results })))
             }
         }
     }

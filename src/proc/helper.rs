@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::docker::{Docker, labels};
+use super::docker::Docker;
 use super::tool::{self, ToolError};
 use crate::base::shutdown::Shutdown;
 
@@ -50,14 +50,14 @@ impl Operation {
 }
 
 /// Runs a helper on `folder` and gives what it prints. Blocks until it has ended, `deadline` passes or `stop` is
-/// cancelled. The container has the label of the job, by which it is found when this process dies meanwhile.
+/// cancelled. The container has `labels`, by which it is found when this process dies meanwhile.
 ///
 /// # Errors
 /// What the engine or the helper says.
 pub fn run(
     docker: &Docker,
     (operation, folder): (Operation, &Path),
-    job: &str,
+    labels: &[(String, String)],
     stop: &Shutdown,
     deadline: Instant,
 ) -> Result<String, ToolError> {
@@ -83,7 +83,9 @@ pub fn run(
     for capability in CAPABILITIES {
         creation.args(["--cap-add", capability]);
     }
-    creation.arg("--label").arg(format!("{}={job}", labels::JOB));
+    for (key, value) in labels {
+        creation.arg("--label").arg(format!("{key}={value}"));
+    }
     creation.args(["--mount", &format!("type=bind,source={folder},target={FOLDER}"), &image]);
     // A limit of its own, in case nobody is left to end it.
     let within = format!("{}s", deadline.saturating_duration_since(Instant::now()).as_secs().max(1));

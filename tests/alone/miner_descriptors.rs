@@ -32,12 +32,13 @@ fn descriptors_are_given_back() {
     let run = |program: &str| {
         let backend = ProcessBackend {
             program: PathBuf::from(program),
+            phalanx: PathBuf::from(env!("CARGO_BIN_EXE_phalanx")),
             arguments: Some(Vec::new()),
             end_grace: Duration::from_secs(3600),
             ..ProcessBackend::new("process").unwrap()
         };
         let end = backend.run(&spec, &Shutdown::new());
-        backend.clean(&spec, true).unwrap();
+        backend.clean(&spec, true, &Shutdown::new()).unwrap();
         end
     };
     // What the first run opens for good, if anything.

@@ -10,6 +10,7 @@ mod facilitator_kill;
 mod miner_restart;
 mod outbox;
 mod process;
+mod sandbox;
 mod secrets;
 mod status;
 mod streaming;

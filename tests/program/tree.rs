@@ -105,6 +105,9 @@ fn place_of_user() -> (tempfile::TempDir, std::path::PathBuf, std::path::PathBuf
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let program = place.path().join("phalanx");
     fs::copy(env!("CARGO_BIN_EXE_phalanx"), &program).unwrap();
+    // The helper's image is named by it, so that there is one for each build, not for each test.
+    let built = fs::metadata(env!("CARGO_BIN_EXE_phalanx")).unwrap().modified().unwrap();
+    fs::File::options().write(true).open(&program).unwrap().set_modified(built).unwrap();
     let scratch = place.path().join("tmp");
     fs::create_dir(&scratch).unwrap();
     chown(&scratch, Some(USER), Some(USER)).unwrap();
@@ -133,7 +136,7 @@ fn files_of_root_are_removed_by_a_plain_user_of_the_engine() {
     assert_eq!(alone.code, Some(1), "{alone:?}");
     assert!(alone.stderr.contains("left/job: "), "{alone:?}");
     let job = uuid::Uuid::new_v4().to_string();
-    let removed = as_user(&["--container-of-job", &job]);
+    let removed = as_user(&["--container", "--label", &format!("phalanx.job={job}")]);
     assert_eq!(removed.code, Some(0), "{removed:?}");
     assert!(!folder.exists());
     assert!(Path::new("/etc/passwd").exists());

@@ -32,7 +32,7 @@ fn put(url: String, path: &str) -> SingleFilePutUpload {
 }
 
 fn upload(upload: &OutputUpload, workspace: &Workspace) -> Result<StrMap, UploadError> {
-    Uploader::new(Shutdown::new(), loopback()).upload(upload, workspace, far())
+    Uploader::new(Shutdown::new(), loopback()).upload(upload, workspace, far()).map(|uploaded| uploaded.results)
 }
 
 /// A workspace whose job has left files, folders, and traps.

@@ -34,6 +34,7 @@ fn spec() -> ExecutorSpec {
 fn process(program: &str, arguments: &[&str]) -> ProcessBackend {
     ProcessBackend {
         program: PathBuf::from(program),
+        phalanx: PathBuf::from(env!("CARGO_BIN_EXE_phalanx")),
         arguments: Some(arguments.iter().map(|a| (*a).to_owned()).collect()),
         end_grace: Duration::from_secs(3600),
         ..ProcessBackend::new("process").unwrap()
@@ -57,7 +58,7 @@ fn with_token(token: &str) -> Vec<u32> {
 fn run(backend: &impl ExecutorBackend, spec: &ExecutorSpec, stop: &Shutdown) -> ExecutorEnd {
     let end = backend.run(spec, stop);
     let by_itself = matches!(end, Ok(ExecutorExit::Code(_)) | Err(ExecutorError::Start { .. }));
-    backend.clean(spec, by_itself).unwrap();
+    backend.clean(spec, by_itself, stop).unwrap();
     end
 }
 
@@ -255,7 +256,7 @@ impl ExecutorBackend for Untidy {
         Ok(ExecutorExit::Code(0))
     }
 
-    fn clean(&self, _: &ExecutorSpec, _: bool) -> Result<(), Leftover> {
+    fn clean(&self, _: &ExecutorSpec, _: bool, _: &Shutdown) -> Result<(), Leftover> {
         // The test looks at the first ones only.
         let _ = self.tries.try_send(());
         match self.gone.try_recv() {
@@ -306,7 +307,7 @@ fn a_back_end_that_panics_gives_its_slot_back() {
         fn run(&self, _: &ExecutorSpec, _: &Shutdown) -> ExecutorEnd {
             panic!("on run")
         }
-        fn clean(&self, _: &ExecutorSpec, _: bool) -> Result<(), Leftover> {
+        fn clean(&self, _: &ExecutorSpec, _: bool, _: &Shutdown) -> Result<(), Leftover> {
             panic!("on clean")
         }
     }
@@ -331,23 +332,32 @@ fn a_back_end_that_panics_gives_its_slot_back() {
 #[test]
 fn what_cannot_be_removed_is_told_with_its_kind() {
     let spec = spec();
-    let backend = process("/bin/true", &[]);
+    let mut backend = process("/bin/true", &[]);
     assert_eq!(backend.run(&spec, &Shutdown::new()).unwrap(), ExecutorExit::Code(0));
     let mark = format!("-{}", spec.run);
     let of_run = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().ends_with(&mark).then(|| entry.path());
     let folder = std::fs::read_dir(std::env::temp_dir()).unwrap().flatten().find_map(of_run).unwrap();
-    // A file in its place is no folder.
-    std::fs::remove_dir(&folder).unwrap();
-    std::fs::write(&folder, "").unwrap();
-    let left = backend.clean(&spec, true).unwrap_err();
+    let mut deep = std::fs::File::open(&folder).unwrap().into();
+    for _ in 0..200 {
+        rustix::fs::mkdirat(&deep, "d", rustix::fs::Mode::RWXU).unwrap();
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
+        deep = rustix::fs::openat(&deep, "d", flags, rustix::fs::Mode::empty()).unwrap();
+    }
+    let ours = std::mem::replace(&mut backend.phalanx, "/nonexistent/phalanx".into());
+    let left = backend.clean(&spec, true, &Shutdown::new()).unwrap_err();
     assert_eq!(left.kind, LeftoverKind::Folder);
-    assert!(left.text.contains(&spec.run) && left.text.contains("Not a directory"), "{left}");
-    std::fs::remove_file(&folder).unwrap();
-    backend.clean(&spec, true).unwrap();
+    assert!(left.text.contains(&spec.run) && left.text.contains("cannot start"), "{left}");
+    backend.phalanx = ours;
+    let stopped = Shutdown::new();
+    stopped.cancel();
+    let left = backend.clean(&spec, true, &stopped).unwrap_err();
+    assert!(left.text.contains("cancelled"), "{left}");
+    backend.clean(&spec, true, &Shutdown::new()).unwrap();
+    assert!(!folder.exists());
 
     let mut without_engine = DockerBackend::new("image", "process");
     without_engine.docker.program = "/nonexistent/docker".into();
-    let left = without_engine.clean(&spec, true).unwrap_err();
+    let left = without_engine.clean(&spec, true, &Shutdown::new()).unwrap_err();
     assert_eq!(left.kind, LeftoverKind::Container);
     assert!(left.text.contains(&format!("phalanx.executor={}", spec.run)), "{left}");
 }

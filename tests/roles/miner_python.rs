@@ -54,6 +54,7 @@ fn the_official_client_runs_jobs_on_our_miner() {
     settings.set("PHALANX_REACH", "127.0.0.0/8");
     let backend = ProcessBackend {
         program: PathBuf::from(env!("CARGO_BIN_EXE_phalanx")),
+        phalanx: PathBuf::from(env!("CARGO_BIN_EXE_phalanx")),
         settings,
         ..ProcessBackend::new("process").unwrap()
     };

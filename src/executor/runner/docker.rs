@@ -44,7 +44,7 @@ impl DockerRunner {
     /// What a job uses of the disk beside what this process sees in its folders.
     fn beside(&self, spec: &RunSpec, workspace: &Workspace, container: &str) -> Beside {
         let (docker, container) = (self.docker.clone(), container.to_owned());
-        let (job, folder) = (spec.id.clone(), workspace.job().to_owned());
+        let (job, folder, labels) = (spec.id.clone(), workspace.job().to_owned(), all_labels(spec));
         let writable = !self.sandbox.read_only_root;
         let (mut next, mut known) = (Instant::now() + LAYER_PAUSE, 0);
         Box::new(move |seen, stop| {
@@ -62,7 +62,7 @@ impl DockerRunner {
             }
             if seen.closed > 0 {
                 // As root, of all of it; what this process sees counts once.
-                match helper::run(&docker, (Operation::Measure, &folder), &job, stop, deadline) {
+                match helper::run(&docker, (Operation::Measure, &folder), &labels, stop, deadline) {
                     Ok(told) => bytes += told_bytes(&told).saturating_sub(seen.bytes),
                     Err(error) => log::warn!("job {job}: {error}"),
                 }
@@ -72,6 +72,11 @@ impl DockerRunner {
             known
         })
     }
+}
+
+/// The labels of every container of a job.
+fn all_labels(spec: &RunSpec) -> Vec<(String, String)> {
+    [(labels::JOB.to_owned(), spec.id.clone())].into_iter().chain(spec.labels.iter().cloned()).collect()
 }
 
 /// The bytes of a measurement in JSON.
@@ -164,7 +169,7 @@ fn reclaim(docker: &Docker, spec: &RunSpec, workspace: &Workspace, stop: &Shutdo
     }
     // Also when the time for it is over: that is no failure of the job, which has run.
     let failed = |error: ToolError| io_error("take over what the job has left")(std::io::Error::other(error));
-    helper::run(docker, (Operation::Own, workspace.job()), &spec.id, stop, deadline).map_err(failed).map(drop)
+    helper::run(docker, (Operation::Own, workspace.job()), &all_labels(spec), stop, deadline).map_err(failed).map(drop)
 }
 
 /// How the container's process ended, from the engine: the exit code of `docker start` alone does not tell a job's own

@@ -202,12 +202,12 @@ pub trait ExecutorBackend: Send + Sync {
 
     /// Removes whatever is left of an executor that has ended: its job's containers and processes, its folder. Its slot
     /// is given to the next job when this has succeeded; until then it is called again and again. An executor that has
-    /// exited `by_itself`, or was not started, has no processes left. Blocks for a bounded time.
+    /// exited `by_itself`, or was not started, has no processes left. Blocks for a bounded time; `stop` cancels it.
     ///
     /// # Errors
     /// What is still there, and why. The default has nothing to remove.
-    fn clean(&self, spec: &ExecutorSpec, by_itself: bool) -> Result<(), Leftover> {
-        let _ = (spec, by_itself);
+    fn clean(&self, spec: &ExecutorSpec, by_itself: bool, stop: &Shutdown) -> Result<(), Leftover> {
+        let _ = (spec, by_itself, stop);
         Ok(())
     }
 

@@ -127,7 +127,7 @@ impl ExecutorBackend for DockerBackend {
         Ok(ExecutorExit::Unknown)
     }
 
-    fn clean(&self, spec: &ExecutorSpec, _: bool) -> Result<(), Leftover> {
+    fn clean(&self, spec: &ExecutorSpec, _: bool, _: &Shutdown) -> Result<(), Leftover> {
         remove_containers(&self.docker, spec)
     }
 

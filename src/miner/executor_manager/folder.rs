@@ -2,15 +2,18 @@
 //! processes of its job, which are in a group of their own and know the folder by their environment
 //! (`PHALANX_VOLUME_DIR` and others).
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use super::backend::{ExecutorSpec, Leftover, LeftoverKind};
+use crate::base::shutdown::Shutdown;
 use crate::proc::leftovers::kill_by_environment;
+use crate::proc::tool;
 
 /// How long killed processes may take to end.
 const KILL_TIME: Duration = Duration::from_secs(2);
@@ -31,28 +34,25 @@ pub(super) fn end_processes(folder: &Path) -> Result<(), Leftover> {
     kill_by_environment(folder.as_os_str().as_bytes(), KILL_TIME).map(drop).map_err(left)
 }
 
-/// Removes the folder, if it is there.
-pub(super) fn remove(folder: &Path) -> Result<(), Leftover> {
-    let gone = |error: io::Error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) };
-    let removed = fs::remove_dir_all(folder).or_else(gone).or_else(|_| {
-        // A job may leave folders that even their owner cannot list or change.
-        open_folders(folder)?;
-        fs::remove_dir_all(folder)
-    });
-    removed.map_err(|error| Leftover {
-        kind: LeftoverKind::Folder,
-        text: format!("temporary folder {} cannot be removed: {error}", folder.display()),
-    })
-}
+/// How long the removal of a folder may take. A job may have left a million files.
+const REMOVE_TIME: Duration = Duration::from_secs(300);
 
-fn open_folders(folder: &Path) -> io::Result<()> {
-    fs::set_permissions(folder, Permissions::from_mode(0o700))?;
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        // The type of the entry itself, so that no link is followed.
-        if entry.file_type()?.is_dir() {
-            open_folders(&entry.path())?;
-        }
+/// Removes the folder, if it is there; by `phalanx tree remove`, because what jobs leave is no business of the process
+/// that serves all of them. Blocks for at most [`REMOVE_TIME`]; a cancel ends it.
+pub(super) fn remove(folder: &Path, mut tree: Command, stop: &Shutdown) -> Result<(), Leftover> {
+    // Mostly an executor has left nothing.
+    match fs::remove_dir(folder) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(_) => {}
     }
-    Ok(())
+    let within = format!("{}s", REMOVE_TIME.as_secs());
+    tree.args(["--within", &within]).arg(folder);
+    // A moment longer than it gives itself.
+    let deadline = Instant::now() + REMOVE_TIME + KILL_TIME;
+    let removed = tool::output(tree, "remove the temporary folder of an executor", stop, deadline);
+    removed.map(drop).map_err(|error| Leftover {
+        kind: LeftoverKind::Folder,
+        text: format!("temporary folder {} is left: {error}", folder.display()),
+    })
 }

@@ -65,7 +65,7 @@ fn clean_up(
 ) -> bool {
     let (mut known, mut attempt) = (None, 0);
     loop {
-        let cleaned = caught(|| backend.clean(spec, by_itself && known.is_none()));
+        let cleaned = caught(|| backend.clean(spec, by_itself && known.is_none(), stop));
         let left = match cleaned {
             Ok(Ok(())) => {
                 if known.is_some() {

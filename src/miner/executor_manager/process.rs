@@ -24,6 +24,8 @@ use crate::proc::docker::Docker;
 pub struct ProcessBackend {
     /// The program, by default this one.
     pub program: PathBuf,
+    /// `phalanx`, which removes what executors leave; by default this program.
+    pub phalanx: PathBuf,
     /// The value of `--runner`.
     pub runner: String,
     /// Another executor's arguments, instead of ours; `{startup_seconds}` in them is replaced.
@@ -42,6 +44,7 @@ impl ProcessBackend {
     pub fn new(runner: impl Into<String>) -> io::Result<Self> {
         let program = std::env::current_exe()?;
         Ok(Self {
+            phalanx: program.clone(),
             program,
             runner: runner.into(),
             arguments: None,
@@ -69,7 +72,7 @@ impl ExecutorBackend for ProcessBackend {
         program::adopt(spec, stop, self.end_grace)
     }
 
-    fn clean(&self, spec: &ExecutorSpec, by_itself: bool) -> Result<(), Leftover> {
+    fn clean(&self, spec: &ExecutorSpec, by_itself: bool, stop: &Shutdown) -> Result<(), Leftover> {
         let folder = folder::of(spec);
         if !by_itself {
             folder::end_processes(&folder)?;
@@ -78,7 +81,13 @@ impl ExecutorBackend for ProcessBackend {
             let docker = Docker { time: DOCKER_TIME, ..Docker::default() };
             remove_containers(&docker, spec)?;
         }
-        folder::remove(&folder)
+        let mut tree = Command::new(&self.phalanx);
+        program::labelled(&mut tree, spec);
+        tree.args(["tree", "remove"]);
+        if self.runner != "process" {
+            tree.arg("--container");
+        }
+        folder::remove(&folder, tree, stop)
     }
 
     fn check(&self, stop: &Shutdown, deadline: Instant) -> Result<String, String> {

@@ -47,13 +47,18 @@ pub(super) fn arguments(spec: &ExecutorSpec, runner: &str, other: Option<&[Strin
 /// Gives a program the environment of an executor: ours without our own settings, its settings, where to dial and with
 /// what. Names only are in its arguments, if anywhere, so no process list shows the token.
 pub(super) fn environment(command: &mut Command, spec: &ExecutorSpec, settings: &ExecutorSettings) {
+    labelled(command, spec);
+    command.envs(settings.of(&spec.class));
+    command.env("MINER_ADDRESS", &spec.miner_address).env("EXECUTOR_TOKEN", &spec.token);
+}
+
+/// Gives a program our environment without our own settings, and what it labels its containers with.
+pub(super) fn labelled(command: &mut Command, spec: &ExecutorSpec) {
     std::env::vars_os().map(|(name, _)| name).filter(|name| is_own(name)).for_each(|name| {
         command.env_remove(name);
     });
-    command.envs(settings.of(&spec.class));
     let labels = spec.labels().map(|(name, value)| format!("{name}={value}"));
     command.env(LABELS, labels.join(","));
-    command.env("MINER_ADDRESS", &spec.miner_address).env("EXECUTOR_TOKEN", &spec.token);
 }
 
 /// Runs the program until it ends. At `Drain` it is stopped within `end_grace`, at `Cancel` within [`FORCED_GRACE`].
