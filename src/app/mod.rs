@@ -8,6 +8,8 @@
 #[cfg(feature = "cli")]
 pub mod exit;
 mod hint;
+#[cfg(feature = "cli")]
+pub mod init;
 pub mod job_client;
 pub mod jobfile;
 pub mod local;

@@ -167,7 +167,7 @@ fn build_image(shutdown: &Shutdown) -> Result<(), String> {
     let docker = Docker::default();
     let in_words = |error: ToolError| error.to_string();
     docker.version(&token, deadline).map_err(in_words)?;
-    if docker.has_image(IMAGE, &token, deadline).map_err(in_words)? {
+    if docker.image(IMAGE, &token, deadline).map_err(in_words)?.is_some() {
         return Ok(());
     }
     let busybox = busybox().ok_or("there is no static busybox to make an image of (Debian: busybox-static)")?;

@@ -1,9 +1,11 @@
 //! `phalanx executor`: one job for the miner that started this process.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::images::ImageArgs;
 use super::transfers::TransferArgs;
 use super::values::{Arguments, command_line, duration, label};
 use crate::app::{exit, supervise};
@@ -35,6 +37,11 @@ pub struct Args {
     /// A label for what is made in the engine, as phalanx.miner=5F…; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = label, env = "PHALANX_LABEL", value_delimiter = ',')]
     label: Vec<(String, String)>,
+    #[command(flatten)]
+    images: ImageArgs,
+    /// Folder where the miner keeps which images jobs have brought
+    #[arg(long, value_name = "DIR", env = "PHALANX_IMAGES_DIR")]
+    images_dir: Option<PathBuf>,
     #[command(flatten)]
     transfers: TransferArgs,
     /// Ports of which a streaming job takes one for its clients [default: NGINX_PORT, which the Python miner sets, or
@@ -70,6 +77,7 @@ pub fn run(args: Args) -> ExitCode {
         runner: args.runner,
         miner_gone_after: args.miner_gone_after,
         sandbox: args.sandbox.unwrap_or_default(),
+        images: args.images.settings(args.images_dir),
         reach: args.transfers.reach(),
         hugging_face_token_for_jobs: args.transfers.hugging_face_token_for_jobs,
         hooks: Hooks {

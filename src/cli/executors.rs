@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
+use super::images::ImageArgs;
 use super::transfers::TransferArgs;
 use super::values::{Arguments, command_line, duration};
 use crate::app::sandbox;
@@ -50,6 +51,8 @@ pub(super) struct ExecutorArgs {
     #[arg(long, value_name = "JSON", env = "PHALANX_SANDBOX_SETTINGS")]
     sandbox_settings: Option<String>,
     #[command(flatten)]
+    images: ImageArgs,
+    #[command(flatten)]
     transfers: TransferArgs,
     /// Ports of the executors' machines of which each streaming job takes one for its clients
     #[arg(
@@ -63,6 +66,14 @@ pub(super) struct ExecutorArgs {
 
 /// The sandbox of each class.
 pub(super) type Sandboxes = Vec<(ExecutorClass, Sandbox)>;
+
+/// What is known of the images of a miner.
+pub(super) struct Images {
+    /// Where it is written down which of them jobs have brought.
+    pub(super) folder: PathBuf,
+    /// For how many executors.
+    pub(super) executors: usize,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum BackendArg {
@@ -88,10 +99,16 @@ impl ExecutorArgs {
     ///
     /// # Errors
     /// One line that names the flag.
-    pub(super) fn backend(self, sandboxes: &Sandboxes) -> Result<Arc<dyn ExecutorBackend>, String> {
+    pub(super) fn backend(self, sandboxes: &Sandboxes, images: &Images) -> Result<Arc<dyn ExecutorBackend>, String> {
         let mut settings = ExecutorSettings::default();
         settings.set("PHALANX_MINER_GONE_AFTER", format!("{}ms", self.miner_gone_after.as_millis()));
         self.transfers.hand_on(&mut settings);
+        self.images.hand_on(images.executors, &mut settings);
+        // Executors in containers see this folder only if an option mounts it.
+        if self.executor_backend == BackendArg::Process {
+            let folder = std::path::absolute(&images.folder).map_err(|e| format!("--state-dir: {e}"))?;
+            settings.set("PHALANX_IMAGES_DIR", folder.to_string_lossy());
+        }
         for (name, hook) in [("PHALANX_BEFORE_JOB", self.before_job), ("PHALANX_AFTER_JOB", self.after_job)] {
             if let Some(words) = hook {
                 // Words that were read from a text hold no NUL, which is all that cannot be written as one.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::announce::announce;
-use super::executors::{ExecutorArgs, Sandboxes};
+use super::executors::{ExecutorArgs, Images, Sandboxes};
 use super::key::KeyArg;
 use super::tls;
 use super::values::{class_count, client_address, duration, listen_address};
@@ -76,6 +76,9 @@ pub struct Args {
     tls: tls::ServerArgs,
 }
 
+/// Name of the folder that says which images jobs have brought, in the state folder.
+const IMAGES: &str = "images";
+
 /// Runs the command until a signal stops it; SIGHUP asks `again` for its arguments.
 pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
     let budget = Miner::stop_budget(&limits(&args)) + supervise::CLOSING;
@@ -114,8 +117,10 @@ fn limits(args: &Args) -> MinerLimits {
 fn configure(args: Args, shown: &Mutex<Sandboxes>) -> Result<MinerConfig, String> {
     let key = KeyPair::load(&args.key.key).map_err(|e| format!("--key: {e}"))?;
     let limits = limits(&args);
+    let executors = args.executors.iter().map(|(_, count)| *count as usize).sum();
+    let images = Images { folder: args.state_dir.join(IMAGES), executors };
     let sandboxes = args.source.sandboxes(&args.executors)?;
-    let backend = args.source.backend(&sandboxes)?;
+    let backend = args.source.backend(&sandboxes, &images)?;
     for (class, sandbox) in &sandboxes {
         log::info!("jobs of class {}: {sandbox}", class.as_str());
     }
@@ -179,6 +184,10 @@ fn serve_status(
         match &now.engine_trouble {
             None => health.up("engine"),
             Some(why) => health.down("engine", why.as_str()),
+        }
+        match &now.machine_trouble {
+            None => health.up("machine"),
+            Some(why) => health.down("machine", format!("the last job could not be run here: {why}")),
         }
         let runs = metrics.gauge("phalanx_miner_engine_up", "Whether what jobs run on answers.", &[]);
         runs.set(usize::from(now.engine_trouble.is_none()));

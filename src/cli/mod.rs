@@ -10,13 +10,14 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::app::logging::{self, LogFormat};
-use crate::app::{exit, settings};
+use crate::app::{exit, init, settings};
 
 mod announce;
 pub mod demo;
 pub mod executor;
 mod executors;
 pub mod facilitator;
+mod images;
 pub mod job;
 pub mod key;
 pub mod miner;
@@ -128,6 +129,11 @@ pub fn main() -> ExitCode {
         }
         Err(NoCommand::Arguments(mistake)) => return exit::usage(one_line(&mistake)),
     };
+    // Those that start other programs, whose children may lose their parents.
+    let starts_programs = matches!(cli.command, Command::Miner(_) | Command::Executor(_) | Command::Demo(_));
+    if starts_programs && init::is_needed() {
+        return init::run();
+    }
     let default_filter = match &cli.command {
         Command::Facilitator(_) | Command::Validator(_) | Command::Miner(_) => "info",
         #[cfg(feature = "celery")]

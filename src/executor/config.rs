@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::hooks::Hooks;
-use super::runner::RunnerKind;
+use super::runner::{ImageSettings, RunnerKind};
 use super::sandbox::Sandbox;
 use super::streaming::PortRange;
 use crate::net::reach::Reach;
@@ -15,12 +15,14 @@ pub struct ExecutorConfig {
     pub miner_address: String,
     /// Our token (`EXECUTOR_TOKEN`); a secret.
     pub token: String,
-    /// How long the part before the initial request may take, and then the preparation of the image.
+    /// How long the part before the initial request may take, and then the preparation for the job.
     pub startup_time_limit: Duration,
     /// How the job's command is run.
     pub runner: RunnerKind,
     /// What the job may do.
     pub sandbox: Sandbox,
+    /// Which images jobs may have, and how those get here.
+    pub images: ImageSettings,
     /// What the addresses that a job names may lead to: volumes, uploads, the registry of its image.
     pub reach: Reach,
     /// Whether a job without a Hugging Face token of its own is given the one in our environment.
@@ -56,6 +58,7 @@ impl ExecutorConfig {
             startup_time_limit: Duration::from_secs(30),
             runner: RunnerKind::default(),
             sandbox: Sandbox::default(),
+            images: ImageSettings::default(),
             reach: Reach::default(),
             hugging_face_token_for_jobs: false,
             hooks: Hooks::default(),

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::runner::{RunEnd, RunOutcome, RunSpec};
 use super::streaming::{Serving, StreamingLimits};
 use crate::base::text;
+use crate::protocol::executor::{FAULT, FAULT_OF_OPERATOR};
 use crate::protocol::stages::{Stage, StageClock, Timing};
 use crate::protocol::{
     ExecutorToMiner, GenericError, HordeFailureReason, Int, JobFailureReason, JobParticipantType, JobStage, JsonMap,
@@ -98,9 +99,9 @@ pub enum Input {
 /// What work has brought about.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The job's folder is there, and its image.
+    /// The job's folder is there.
     Prepared,
-    /// The volume is in its place.
+    /// The image is here, and the volume in its place.
     Loaded,
     /// The server of a streaming job is ready for clients; the job goes on.
     Serving(Serving),
@@ -134,26 +135,28 @@ pub enum Problem {
     OfJob(String),
     /// This side cannot serve a streaming job to its clients.
     OfStreaming(String),
-    /// This side cannot do its part.
+    /// A server or the way to it, or this side, cannot do its part.
     OfHorde(String),
+    /// This machine cannot do its part until its operator has seen to it.
+    OfOperator(String),
 }
 
 /// Work of one stage.
 #[derive(Debug)]
 pub enum Work {
-    /// Make the job's folder, and see that the image can be run.
+    /// Make the job's folder.
     Prepare {
-        /// The image; it may come with the full request only.
-        image: Option<String>,
         /// Who may connect to it, if it is a streaming job.
         streaming: Option<Box<StreamingDetails>>,
         /// By when.
         deadline: Instant,
     },
-    /// Load the volume.
+    /// See that the image can be run, and load the volume.
     Load {
-        /// Which.
-        volume: Box<Volume>,
+        /// The image.
+        image: String,
+        /// Which volume.
+        volume: Option<Box<Volume>>,
         /// By when.
         deadline: Instant,
     },
@@ -388,7 +391,7 @@ impl StagedJob {
             cancelled: false,
         };
         let streaming = initial.streaming_details.map(Box::new);
-        job.work(Work::Prepare { image: initial.docker_image, streaming, deadline: now + startup });
+        job.work(Work::Prepare { streaming, deadline: now + startup });
         job
     }
 
@@ -486,11 +489,10 @@ impl StagedJob {
         // The stage began when the executor was ready.
         let deadline = self.clock.get_or_insert_with(|| StageClock::new(self.timing, now)).begin(Stage::Download);
         self.phase = Phase::Load;
-        let volume = self.request.as_mut().and_then(|request| request.volume.take()).or(self.volume.take());
-        match volume {
-            Some(volume) => self.work(Work::Load { volume: Box::new(volume), deadline }),
-            None => self.run(now),
-        }
+        let Some(request) = &mut self.request else { return };
+        let volume = request.volume.take().or(self.volume.take()).map(Box::new);
+        let image = request.docker_image.clone();
+        self.work(Work::Load { image, volume, deadline });
     }
 
     fn run(&mut self, now: Instant) {
@@ -673,6 +675,12 @@ impl StagedJob {
             }
             Problem::OfHorde(message) => return self.horde_failed(HordeFailureReason::GenericError, message),
             Problem::OfStreaming(message) => return self.horde_failed(HordeFailureReason::StreamingFailed, message),
+            Problem::OfOperator(message) => {
+                // Its miner shows that.
+                let mut context = self.context(stage);
+                context.insert(FAULT.to_owned(), FAULT_OF_OPERATOR.into());
+                return self.end_with(HordeFailureReason::GenericError, message, Some(context));
+            }
             Problem::TimedOut(message) => (JobFailureReason::Timeout, message),
             Problem::OfJob(message) if self.phase == Phase::Upload => (JobFailureReason::UploadFailed, message),
             Problem::OfJob(message) => (JobFailureReason::DownloadFailed, message),
@@ -718,13 +726,18 @@ impl StagedJob {
     }
 
     fn end_horde_failed(&mut self, reason: HordeFailureReason, message: String, stage: Option<JobStage>) {
+        let context = stage.map(|stage| self.context(stage));
+        self.end_with(reason, message, context);
+    }
+
+    fn end_with(&mut self, reason: HordeFailureReason, message: String, context: Option<JsonMap>) {
         log::warn!("job {}: horde failed: {message}", self.uuid);
         let failed = V0HordeFailedRequest {
             job_uuid: self.uuid.clone(),
             reported_by: JobParticipantType::Executor,
             message: bounded(message),
             reason,
-            context: stage.map(|stage| self.context(stage)),
+            context,
         };
         self.end(failed, JobEnd::HordeFailed);
     }

@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, never};
 use super::artifacts::{self, Artifacts, ArtifactsError};
 use super::config::ExecutorConfig;
 use super::registry;
-use super::runner::{RunEnd, RunError, RunOutcome, RunSpec, Runner};
+use super::runner::{Prepared, RunEnd, RunError, RunOutcome, RunSpec, Runner};
 use super::stages::{Outcome, Problem, Results, Work};
 use super::streaming::{StreamingError, StreamingLimits, StreamingServer, Watched};
 use super::uploads::{UploadError, Uploaded, Uploader};
@@ -43,8 +43,16 @@ impl Worker {
         let (kicked, token) = (cancel.clone(), cancel.clone());
         let config = config.clone();
         let thread = spawn("exec-work", Kick::new("cancel signal", move || kicked.cancel()), move || {
-            let mut job =
-                JobWork { uuid, config, cancel: token, place: None, report: report.clone(), exit: None, server: None };
+            let mut job = JobWork {
+                uuid,
+                config,
+                cancel: token,
+                place: None,
+                image: Prepared::default(),
+                report: report.clone(),
+                exit: None,
+                server: None,
+            };
             while let Ok(work) = waits::recv(&works, "the job's next stage") {
                 // The owner has gone only if it has panicked.
                 if report.send(job.work(work)).is_err() {
@@ -99,6 +107,8 @@ struct JobWork {
     cancel: Shutdown,
     report: Sender<Done>,
     place: Option<(Box<dyn Runner>, Workspace)>,
+    /// Keeps the image here until the job has ended.
+    image: Prepared,
     /// The exit code of the run, if it has one.
     exit: Option<i32>,
     /// What the clients of a streaming job will reach.
@@ -108,8 +118,8 @@ struct JobWork {
 impl JobWork {
     fn work(&mut self, work: Work) -> Done {
         match work {
-            Work::Prepare { image, streaming, deadline } => {
-                let runner = self.config.runner.open(&self.config.sandbox);
+            Work::Prepare { streaming, deadline } => {
+                let runner = self.config.runner.open(&self.config.sandbox, &self.config.images)?;
                 if let Some(details) = streaming {
                     if runner.docker().is_none() {
                         let message = format!(
@@ -122,26 +132,27 @@ impl JobWork {
                 }
                 let workspace = Workspace::create()
                     .map_err(|error| Problem::OfHorde(format!("cannot make a folder for the job: {error}")))?;
-                let (runner, workspace) = self.place.insert((runner, workspace));
+                let (_, workspace) = self.place.insert((runner, workspace));
                 self.config.hooks.before(&self.uuid, workspace.job(), &self.cancel, deadline)?;
-                if let Some(image) = image {
-                    // The other runner ignores images.
-                    if runner.name() == "docker" {
-                        registry::check(&image, &self.config.reach, &self.cancel, deadline)?;
-                    }
-                    runner.prepare(&image, &self.cancel, deadline)?;
-                }
                 Ok(Outcome::Prepared)
             }
-            Work::Load { volume, deadline } => {
-                let (_, workspace) = self.place()?;
-                let hub = Hub::from_env(self.config.hugging_face_token_for_jobs);
-                let loader = VolumeLoader::new(self.cancel.clone(), hub, self.config.reach.clone());
-                let loader = match self.config.sandbox.disk_bytes {
-                    Some(bytes) => loader.with_space(bytes),
-                    None => loader,
-                };
-                loader.load(&volume, workspace, deadline)?;
+            Work::Load { image, volume, deadline } => {
+                let (runner, workspace) = self.place()?;
+                // The other runner ignores images.
+                if runner.name() == "docker" {
+                    registry::check(&image, &self.config.reach, &self.cancel, deadline)?;
+                }
+                let prepared = runner.prepare(&image, &self.cancel, deadline)?;
+                if let Some(volume) = volume {
+                    let hub = Hub::from_env(self.config.hugging_face_token_for_jobs);
+                    let loader = VolumeLoader::new(self.cancel.clone(), hub, self.config.reach.clone());
+                    let loader = match self.config.sandbox.disk_bytes {
+                        Some(bytes) => loader.with_space(bytes),
+                        None => loader,
+                    };
+                    loader.load(&volume, workspace, deadline)?;
+                }
+                self.image = prepared;
                 Ok(Outcome::Loaded)
             }
             Work::Run { mut spec, streaming, deadline } => {
@@ -239,9 +250,16 @@ impl From<RunError> for Problem {
     fn from(error: RunError) -> Self {
         match error {
             RunError::Tool(ToolError::Cancelled(_)) => Problem::Cancelled,
-            RunError::Tool(ToolError::TimedOut(_)) => Problem::TimedOut(error.to_string()),
+            RunError::PullTimedOut(_) => Problem::TimedOut(error.to_string()),
             // What the user asked for cannot be had: the job's failure, not the horde's.
-            RunError::Spec(_) | RunError::Image { .. } => Problem::OfJob(error.to_string()),
+            RunError::Spec(_) => Problem::OfJob(error.to_string()),
+            RunError::Engine { cause, .. } => match cause.fault {
+                Fault::Job => Problem::OfJob(error.to_string()),
+                Fault::Network => Problem::OfHorde(error.to_string()),
+                Fault::Operator => Problem::OfOperator(error.to_string()),
+            },
+            // An engine that is too late, gone, or has lost the container.
+            RunError::Tool(_) | RunError::Lost { .. } => Problem::OfOperator(error.to_string()),
             error => Problem::OfHorde(error.to_string()),
         }
     }

@@ -6,6 +6,7 @@
 //! unknown failure blames no user, and one more try is cheap.
 
 use std::io;
+use std::time::Duration;
 
 // Errors of the system that `io::ErrorKind` does not tell apart; the numbers are Linux's.
 const EIO: i32 = 5;
@@ -71,24 +72,76 @@ impl Cause {
 
     /// What the stderr of a `docker` or `podman` command says. A status that it quotes counts before its words.
     pub fn of_engine(text: &str) -> Self {
-        let text = text.to_lowercase();
-        if let Some(status) = quoted_status(&text) {
-            return Self::of_status(status);
-        }
-        ENGINE_WORDS.iter().find(|(words, _)| text.contains(words)).map_or(Self::NETWORK_PASSING, |(_, cause)| *cause)
+        Self::in_words(&text.to_lowercase()).unwrap_or(Self::NETWORK_PASSING)
+    }
+
+    /// The same of a pull. The job has chosen the image's name, so no word of it may take the blame off the job.
+    pub fn of_pull(text: &str, image: &str) -> Self {
+        let (text, image) = (text.to_lowercase(), image.to_lowercase());
+        let repository = image.split('@').next().unwrap_or_default();
+        let (path, tag) = match repository.rsplit_once(':') {
+            Some((path, tag)) if !tag.contains('/') => (path, tag),
+            _ => (repository, ""),
+        };
+        // Engines quote the name whole, without its tag, and without its host.
+        let local = path.split_once('/').map_or("", |(_, local)| local);
+        let names = [image.as_str(), repository, path, local, tag].into_iter().filter(|name| !name.is_empty());
+        let without = names.fold(text.clone(), |text, name| text.replace(name, ""));
+        // What is left of the words may be too little to be known, if the name is as common as "a".
+        let blamed = || Self::in_words(&text).filter(|cause| cause.fault == Fault::Job);
+        Self::in_words(&without).or_else(blamed).unwrap_or(Self::NETWORK_PASSING)
+    }
+
+    fn in_words(text: &str) -> Option<Self> {
+        let known = || ENGINE_WORDS.iter().find(|(words, _)| text.contains(words)).map(|(_, cause)| *cause);
+        quoted_status(text).map(Self::of_status).or_else(known)
     }
 }
 
-/// What engines say, in lower case; the first row that is found counts.
+/// How long the other side asks us to wait, in the text of an engine: `retry-after: 887.29µs`, as registries write it,
+/// or whole seconds, as HTTP has it.
+pub fn retry_after(text: &str) -> Option<Duration> {
+    let text = text.to_lowercase();
+    let rest = text.split_once("retry-after:").or_else(|| text.split_once("retry after"))?.1.trim_start();
+    let number = rest.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
+    let value: f64 = number.parse().ok()?;
+    let unit: String = rest[number.len()..].chars().take_while(|c| c.is_alphabetic()).collect();
+    let seconds = match unit.as_str() {
+        "ns" => value / 1e9,
+        "us" | "µs" | "μs" => value / 1e6,
+        "ms" => value / 1e3,
+        "m" | "min" => value * 60.0,
+        "h" => value * 3600.0,
+        _ => value,
+    };
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+/// What engines say, in lower case; the first row that is found counts. Machines that are full or broken come first:
+/// what they say is wrapped in words about what they were doing.
 const ENGINE_WORDS: &[(&str, Cause)] = &[
-    ("no space left on device", Cause::OPERATOR),
+    ("no space left", Cause::OPERATOR),
     ("disk quota exceeded", Cause::OPERATOR),
     ("read-only file system", Cause::OPERATOR),
     ("too many open files", Cause::OPERATOR_PASSING),
-    ("cannot connect to the docker daemon", Cause::OPERATOR_PASSING),
-    ("is the docker daemon running", Cause::OPERATOR_PASSING),
+    ("cannot allocate memory", Cause::OPERATOR_PASSING),
+    ("device or resource busy", Cause::OPERATOR_PASSING),
+    ("input/output error", Cause::OPERATOR_PASSING),
     ("permission denied while trying to connect", Cause::OPERATOR),
+    ("cannot connect to the docker daemon", Cause::OPERATOR_PASSING),
+    ("cannot connect to podman", Cause::OPERATOR_PASSING),
     ("unable to connect to podman", Cause::OPERATOR_PASSING),
+    ("is the docker daemon running", Cause::OPERATOR_PASSING),
+    ("error during connect", Cause::OPERATOR_PASSING),
+    ("dial unix", Cause::OPERATOR_PASSING),
+    ("shutting down", Cause::OPERATOR_PASSING),
+    ("containerd.sock", Cause::OPERATOR_PASSING),
+    ("is already in use by container", Cause::OPERATOR_PASSING),
+    // The machine lacks what its settings ask for.
+    ("runtime name", Cause::OPERATOR),
+    ("unknown runtime", Cause::OPERATOR),
+    ("could not select device driver", Cause::OPERATOR),
+    ("nvidia-container", Cause::OPERATOR),
     ("toomanyrequests", Cause::NETWORK_PASSING),
     ("too many requests", Cause::NETWORK_PASSING),
     ("manifest unknown", Cause::JOB),
@@ -96,24 +149,48 @@ const ENGINE_WORDS: &[(&str, Cause)] = &[
     ("name unknown", Cause::JOB),
     ("no such image", Cause::JOB),
     ("image not known", Cause::JOB),
+    ("did not resolve to an alias", Cause::JOB),
     ("repository does not exist", Cause::JOB),
     ("pull access denied", Cause::JOB),
-    ("requested access to the resource is denied", Cause::JOB),
+    ("access to the resource is denied", Cause::JOB),
+    ("access to the requested resource is not authorized", Cause::JOB),
+    ("insufficient_scope", Cause::JOB),
+    ("no basic auth credentials", Cause::JOB),
     ("unauthorized", Cause::JOB),
     ("authentication required", Cause::JOB),
+    ("denied: ", Cause::JOB),
     ("invalid reference format", Cause::JOB),
     ("repository name must be lowercase", Cause::JOB),
     ("no matching manifest for", Cause::JOB),
+    ("no image found in", Cause::JOB),
     ("does not match the specified platform", Cause::JOB),
+    ("cannot be used on this platform", Cause::JOB),
+    ("unsupported media type", Cause::JOB),
+    ("max depth exceeded", Cause::JOB),
+    ("x509:", Cause::NETWORK),
+    ("server gave http response to https client", Cause::NETWORK),
+    // Of containers: what the image or the request asks for.
+    ("no command specified", Cause::JOB),
+    ("executable file not found", Cause::JOB),
+    ("exec format error", Cause::JOB),
+    ("unable to find user", Cause::JOB),
+    ("no matching entries in passwd", Cause::JOB),
+    ("is inside /proc", Cause::JOB),
+    ("must be mounted on ordinary mountpoint", Cause::JOB),
+    ("mount a directory onto a file", Cause::JOB),
+    ("not a directory", Cause::JOB),
+    ("working directory", Cause::JOB),
 ];
 
-/// The HTTP status in a text like `received unexpected HTTP status: 503 Service Unavailable`.
+/// The HTTP status in a text like `received unexpected HTTP status: 503 Service Unavailable`, `StatusCode: 502, ""` or
+/// `unexpected status from GET request to https://r/v2/x: 429 Too Many Requests`: the first number of three digits that
+/// stands by itself behind the word status, or behind the words of a body that could not be read.
 fn quoted_status(text: &str) -> Option<u16> {
-    const BEFORE: [&str; 3] =
-        ["unexpected http status: ", "unexpected http status code: ", "invalid status code from registry "];
-    let rest = BEFORE.iter().find_map(|before| text.split_once(before))?.1;
-    let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
-    digits.parse().ok().filter(|status| (100..600).contains(status))
+    let start = ["status", "error parsing http"].iter().filter_map(|word| text.find(word)).min()?;
+    let words = text[start..].split(|c: char| c.is_whitespace() || matches!(c, ',' | ';' | '(' | ')' | '"'));
+    // The number of a port or of a line is a part of a longer word.
+    let numbers = words.map(|word| word.trim_end_matches([':', '.'])).filter(|word| word.len() == 3);
+    numbers.filter_map(|word| word.parse().ok()).find(|status| (300..600).contains(status))
 }
 
 #[cfg(test)]
@@ -159,9 +236,69 @@ mod tests {
             ("manifest for app:none not found: manifest unknown", Cause::JOB),
             ("pull access denied for app, repository does not exist or may require 'docker login'", Cause::JOB),
             ("Error: initializing source docker://app:1: reading manifest 1 in app: manifest unknown", Cause::JOB),
+            // Numbers come before words, whoever quotes them.
+            (
+                "error parsing HTTP 429 response body: invalid character '<': \"<html>unauthorized\"",
+                Cause::NETWORK_PASSING,
+            ),
+            ("reading manifest 1 in r/app: StatusCode: 502, \"denied: \"", Cause::NETWORK_PASSING),
+            ("invalid status code from registry 429 (Too Many Requests)", Cause::NETWORK_PASSING),
+            (
+                "unexpected status code https://r:443/v2/app/manifests/1: 503 Service Unavailable",
+                Cause::NETWORK_PASSING,
+            ),
+            ("unexpected status from HEAD request to https://r/v2/app/manifests/1: 403 Forbidden", Cause::JOB),
+            ("received unexpected HTTP status: 404 Not Found", Cause::JOB),
+            // Podman's, containerd's and registries' own words.
+            ("writing blob: storing blob to file \"/var/tmp/x\": write: no space left on device", Cause::OPERATOR),
+            ("Error: unable to connect to Podman socket: Get \"http://d/_ping\"", Cause::OPERATOR_PASSING),
+            ("Cannot connect to Podman. Please verify your connection", Cause::OPERATOR_PASSING),
+            ("error during connect: Get \"http://x/v1.41/version\": EOF", Cause::OPERATOR_PASSING),
+            ("Error response from daemon: dial unix /run/containerd/containerd.sock: connect", Cause::OPERATOR_PASSING),
+            ("Error: short-name \"app\" did not resolve to an alias and no registries are defined", Cause::JOB),
+            ("denied: access forbidden", Cause::JOB),
+            ("pinging container registry r: Get \"https://r/v2/\": dial tcp: i/o timeout", Cause::NETWORK_PASSING),
+            ("dial tcp 10.0.0.1:443: connect: connection refused", Cause::NETWORK_PASSING),
+            ("Get \"https://r/v2/\": x509: certificate signed by unknown authority", Cause::NETWORK),
+            ("filesystem layer verification failed for digest sha256:00", Cause::NETWORK_PASSING),
+            // Of containers.
+            ("unknown or invalid runtime name: runsc", Cause::OPERATOR),
+            ("could not select device driver \"\" with capabilities: [[gpu]]", Cause::OPERATOR),
+            ("No command specified", Cause::JOB),
+            ("OCI runtime create failed: cannot be mounted because it is inside /proc", Cause::JOB),
             ("something new", Cause::NETWORK_PASSING),
         ] {
             assert_eq!(Cause::of_engine(text), cause, "{text}");
+        }
+    }
+    #[test]
+    fn a_name_that_a_job_has_chosen_tells_nothing() {
+        let image = "r.io/toomanyrequests/app:unauthorized";
+        for (text, cause) in [
+            ("pull access denied for toomanyrequests/app, repository does not exist", Cause::JOB),
+            ("Error response from daemon: Get \"https://r.io/v2/toomanyrequests/app/x\": EOF", Cause::NETWORK_PASSING),
+            ("manifest for r.io/toomanyrequests/app:unauthorized not found", Cause::JOB),
+            ("r.io/toomanyrequests/app:unauthorized: i/o timeout", Cause::NETWORK_PASSING),
+            ("toomanyrequests: slow down", Cause::NETWORK_PASSING),
+        ] {
+            assert_eq!(Cause::of_pull(text, image), cause, "{text}");
+        }
+        for image in ["a", "manifest", "unknown:1"] {
+            assert_eq!(Cause::of_pull("manifest unknown: manifest unknown", image), Cause::JOB, "{image}");
+        }
+    }
+
+    #[test]
+    fn a_wait_that_is_asked_for_is_found_in_words() {
+        for (text, wait) in [
+            ("toomanyrequests: retry-after: 887.29µs, allowed: 44000/minute", Some(Duration::from_nanos(887_290))),
+            ("429 Too Many Requests (Retry-After: 3)", Some(Duration::from_secs(3))),
+            ("retry after 250ms", Some(Duration::from_millis(250))),
+            ("retry-after: 2m", Some(Duration::from_secs(120))),
+            ("retry-after: soon", None),
+            ("toomanyrequests", None),
+        ] {
+            assert_eq!(retry_after(text), wait, "{text}");
         }
     }
 }

@@ -54,7 +54,7 @@ impl Default for Docker {
 }
 
 impl Docker {
-    fn command(&self, args: &[&str]) -> Command {
+    pub(super) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(args).env_clear().envs(client::environment(std::env::vars_os()));
         if let Some(config) = &self.config {
@@ -63,12 +63,18 @@ impl Docker {
         command
     }
 
-    fn run(&self, doing: &'static str, args: &[&str], stop: &Shutdown, deadline: Instant) -> Result<String, ToolError> {
+    pub(super) fn run(
+        &self,
+        doing: &'static str,
+        args: &[&str],
+        stop: &Shutdown,
+        deadline: Instant,
+    ) -> Result<String, ToolError> {
         tool::output(self.command(args), doing, stop, deadline)
     }
 
     /// Runs a command to its end, whoever is to stop: it is what is done after a stop.
-    fn run_unstopped(&self, doing: &'static str, args: &[&str]) -> Result<String, ToolError> {
+    pub(super) fn run_unstopped(&self, doing: &'static str, args: &[&str]) -> Result<String, ToolError> {
         self.run(doing, args, &Shutdown::new(), Instant::now() + self.time)
     }
 
@@ -79,32 +85,6 @@ impl Docker {
     pub fn version(&self, stop: &Shutdown, deadline: Instant) -> Result<String, ToolError> {
         let args = ["version", "--format", "{{.Server.Version}}"];
         self.run("ask the docker engine for its version", &args, stop, deadline)
-    }
-
-    /// Whether the image is here.
-    ///
-    /// # Errors
-    /// If the engine does not answer.
-    pub fn has_image(&self, image: &str, stop: &Shutdown, deadline: Instant) -> Result<bool, ToolError> {
-        let args = ["image", "inspect", "--format", "{{.Id}}", image];
-        match self.run("look for the image", &args, stop, deadline) {
-            Ok(_) => Ok(true),
-            // The second is podman's.
-            Err(ToolError::Failed { text, .. })
-                if ["no such image", "image not known"].iter().any(|words| text.to_lowercase().contains(words)) =>
-            {
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Pulls an image.
-    ///
-    /// # Errors
-    /// [`ToolError::Failed`] if it cannot be had, or what kept us from asking.
-    pub fn pull(&self, image: &str, stop: &Shutdown, deadline: Instant) -> Result<(), ToolError> {
-        self.run("pull the image", &["pull", "--quiet", image], stop, deadline).map(drop)
     }
 
     /// Makes an image of the files of `folder`, with `/bin` on its path.

@@ -42,6 +42,8 @@ pub struct GroupRun<'a> {
     pub stop_at: Level,
     /// Ends it too.
     pub deadline: Option<Instant>,
+    /// So does writing nothing for this long.
+    pub silence: Option<Duration>,
     /// How it is ended.
     pub ladder: Ladder,
     /// Takes its standard output; `None`: it is not kept.
@@ -63,6 +65,8 @@ impl fmt::Debug for GroupRun<'_> {
 pub enum Cause {
     /// Its deadline had passed.
     Deadline,
+    /// It had written nothing for too long.
+    Silence,
     /// The stop signal.
     Stop,
 }
@@ -106,7 +110,7 @@ impl GroupRun<'_> {
     }
 
     fn watch(self, group: &mut Group) -> Result<Option<Cause>, GroupError> {
-        let Self { stop, stop_at, deadline, ladder, stdout, stderr, before_end, .. } = self;
+        let Self { stop, stop_at, deadline, silence, ladder, stdout, stderr, before_end, .. } = self;
         let leader = pidfd_open(group.pid(), PidfdFlags::empty()).map_err(io::Error::from)?;
         let (mut woken, wake) = io::pipe()?;
         let wake = Arc::new(wake);
@@ -121,8 +125,12 @@ impl GroupRun<'_> {
         let mut streams: Vec<Stream> = streams.map(|(fd, sink)| Stream { from: fd.into(), sink }).collect();
         let mut buffer = vec![0; READ_BYTES];
         let (mut cause, mut climb) = (None, Climb::new(ladder));
+        let mut silent_at = silence.map(|silence| Instant::now() + silence);
         loop {
-            let wake_at = if cause.is_none() { deadline } else { climb.next() };
+            let wake_at = match cause {
+                None => [deadline, silent_at].into_iter().flatten().min(),
+                Some(_) => climb.next(),
+            };
             let mut fds = vec![PollFd::new(&leader, PollFlags::IN), PollFd::new(&woken, PollFlags::IN)];
             fds.extend(streams.iter().map(|stream| PollFd::new(&stream.from, PollFlags::IN)));
             let waits = waiting("a program to write or to end", wake_at);
@@ -131,6 +139,9 @@ impl GroupRun<'_> {
             let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
             let mut open = Vec::with_capacity(streams.len());
             for (mut stream, ready) in streams.into_iter().zip(&ready[2..]) {
+                if *ready {
+                    silent_at = silence.map(|silence| Instant::now() + silence);
+                }
                 if !ready || stream.read(&mut buffer)? {
                     open.push(stream);
                 }
@@ -147,6 +158,7 @@ impl GroupRun<'_> {
                 cause = match deadline {
                     _ if stop.level() >= stop_at => Some(Cause::Stop),
                     Some(at) if at <= Instant::now() => Some(Cause::Deadline),
+                    _ if silent_at.is_some_and(|at| at <= Instant::now()) => Some(Cause::Silence),
                     _ => continue,
                 };
                 before_end();

@@ -65,7 +65,7 @@ pub fn run(
     let failed = |error: io::Error| ToolError::Failed { doing, text: error.to_string() };
     let program = Program::running().map_err(failed)?;
     let image = program.image_name().map_err(failed)?;
-    if !docker.has_image(&image, stop, deadline)? {
+    if docker.image(&image, stop, deadline)?.is_none() {
         log::info!("making image {image}, which reads and removes what containers leave");
         let files = tempfile::tempdir().map_err(failed)?;
         program.copy_to(files.path()).map_err(failed)?;

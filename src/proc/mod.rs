@@ -4,6 +4,9 @@
 //! * [`ladder`]: its signals, and when. Pure.
 //! * [`tool`]: a program whose output is only looked at.
 //! * [`docker`]: the one client of the Docker Engine, and the labels of our containers and networks.
+//! * [`images`]: its images; [`image_store`]: those that jobs have brought, and which of them go. `evict`: the choice.
+//!   Pure.
+//! * `lock`: a lock between processes, on a file.
 //! * `client`: what the `docker` program is given of our environment and configuration.
 //! * [`helper`]: a container that reads and changes what other containers have left.
 //! * `adopted`: a program that an earlier process of ours has started.
@@ -12,8 +15,12 @@
 pub(crate) mod adopted;
 pub(crate) mod client;
 pub mod docker;
+mod evict;
 pub mod group;
 pub mod helper;
+pub mod image_store;
+pub mod images;
 pub mod ladder;
 pub(crate) mod leftovers;
+mod lock;
 pub mod tool;

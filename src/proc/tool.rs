@@ -69,15 +69,39 @@ impl ToolError {
 /// # Errors
 /// [`ToolError`]; a failure of its own is [`ToolError::Failed`] with what it says.
 pub fn output(command: Command, doing: &'static str, stop: &Shutdown, deadline: Instant) -> Result<String, ToolError> {
+    watched(command, doing, stop, Limits { deadline, silence: None }, &mut |_| {})
+}
+
+/// When a tool is ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) deadline: Instant,
+    /// How long it may write nothing.
+    pub(crate) silence: Option<Duration>,
+}
+
+/// The same as [`output`] of a program that tells how it gets on: each piece of its standard output is handed over as
+/// it comes.
+pub(crate) fn watched(
+    command: Command,
+    doing: &'static str,
+    stop: &Shutdown,
+    limits: Limits,
+    progress: &mut dyn FnMut(&[u8]),
+) -> Result<String, ToolError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let run = GroupRun {
         command,
         stop,
         stop_at: Level::Cancel,
-        deadline: Some(deadline),
+        deadline: Some(limits.deadline),
+        silence: limits.silence,
         ladder: LADDER,
-        stdout: Some(&mut |bytes| keep(&mut stdout, bytes)),
+        stdout: Some(&mut |bytes| {
+            progress(bytes);
+            keep(&mut stdout, bytes);
+        }),
         stderr: Some(&mut |bytes| keep(&mut stderr, bytes)),
         before_end: &mut || {},
     };
@@ -85,6 +109,11 @@ pub fn output(command: Command, doing: &'static str, stop: &Shutdown, deadline: 
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).trim().to_owned();
     match ended.cause {
         Some(Cause::Deadline) => Err(ToolError::TimedOut(doing)),
+        Some(Cause::Silence) => {
+            let silence = limits.silence.unwrap_or_default();
+            let text = format!("nothing happened for {} s; {}", silence.as_secs_f64(), text(stderr));
+            Err(ToolError::Failed { doing, text: text.trim_end_matches("; ").to_owned() })
+        }
         Some(Cause::Stop) => Err(ToolError::Cancelled(doing)),
         None if ended.status.success() => Ok(text(stdout)),
         None => {
@@ -121,8 +150,10 @@ mod tests {
         assert!(missing.to_string().starts_with("cannot start /nonexistent/tool: "), "{missing}");
     }
 
+    const SECOND: Duration = Duration::from_secs(1);
+
     #[test]
-    fn deadline_and_cancel_end_a_tool() {
+    fn deadline_and_silence_and_cancel_end_a_tool() {
         let sleep = || {
             let mut command = Command::new("sleep");
             command.arg("1000");
@@ -131,6 +162,14 @@ mod tests {
         let stop = Shutdown::new();
         let error = output(sleep(), "sleep", &stop, Instant::now()).unwrap_err();
         assert!(matches!(error, ToolError::TimedOut("sleep")), "{error}");
+        // What it writes puts the end of a silent one off.
+        let mut command = Command::new("sh");
+        command.args(["-c", "for i in 1 2 3; do echo $i; sleep 0.4; done; echo but >&2; exec sleep 1000"]);
+        let limits = Limits { deadline: Instant::now() + 1000 * SECOND, silence: Some(SECOND) };
+        let (begun, mut lines) = (Instant::now(), 0);
+        let error = watched(command, "sleep", &stop, limits, &mut |_| lines += 1).unwrap_err();
+        assert_eq!(error.to_string(), "cannot sleep: nothing happened for 1 s; but");
+        assert!(lines >= 1 && begun.elapsed() > 2 * SECOND, "{lines} in {:?}", begun.elapsed());
         stop.cancel();
         let error = output(sleep(), "sleep", &stop, Instant::now() + Duration::from_secs(1000)).unwrap_err();
         assert!(matches!(error, ToolError::Cancelled("sleep")), "{error}");

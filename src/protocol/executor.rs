@@ -11,6 +11,12 @@ use super::schema::{direction, message};
 use super::upload::OutputUpload;
 use super::volume::Volume;
 
+/// Key of the context of our own executor's `V0HordeFailedRequest` that says whose fault the failure is…
+pub const FAULT: &str = "fault";
+
+/// …with this value: that of the machine, which its operator has to see to.
+pub const FAULT_OF_OPERATOR: &str = "operator";
+
 direction! {
     /// What a miner says to an executor.
     pub enum MinerToExecutor {

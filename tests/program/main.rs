@@ -7,6 +7,7 @@ mod by_hand;
 mod demo;
 mod engine;
 mod facilitator_kill;
+mod init;
 mod miner_restart;
 mod outbox;
 mod process;

@@ -15,6 +15,7 @@ use phalanx::base::thread::{Kick, spawn};
 use phalanx::executor::runner::docker::DockerRunner;
 use phalanx::executor::runner::{RunEnd, RunError, RunOutcome, RunSpec, Runner};
 use phalanx::executor::sandbox::{Host, Profile, Sandbox};
+use phalanx::ops::cause::Cause;
 use phalanx::proc::docker::{Docker, labels};
 use phalanx::proc::tool::ToolError;
 
@@ -313,11 +314,17 @@ fn an_image_that_cannot_be_had_is_reported_with_docker_s_text() {
     DockerRunner::default().prepare(IMAGE, &Shutdown::new(), far()).unwrap();
     // A registry that refuses at once, so that the test needs no network.
     let missing = "127.0.0.1:1/phalanx/no-such-image:1";
-    let error = DockerRunner::default().prepare(missing, &Shutdown::new(), far()).unwrap_err();
-    assert!(matches!(&error, RunError::Image { image, text } if image == missing && !text.is_empty()), "{error}");
+    let error = DockerRunner::default()
+        .prepare(missing, &Shutdown::new(), Instant::now() + Duration::from_secs(3))
+        .unwrap_err();
+    assert!(
+        matches!(&error, RunError::Engine { doing, text, cause: Cause::NETWORK_PASSING }
+        if doing.ends_with(missing) && text.contains("refused")),
+        "{error}"
+    );
     let error = run(&RunSpec { image: missing.into(), ..spec(&bench, &id, "true") }, &bench).unwrap_err();
     assert!(
-        matches!(&error, RunError::Tool(ToolError::Failed { text, .. }) if text.contains("No such image")),
+        matches!(&error, RunError::Engine { text, cause: Cause::JOB, .. } if text.contains("No such image")),
         "{error}"
     );
     assert_clean(bench, &id);

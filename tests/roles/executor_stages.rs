@@ -167,7 +167,8 @@ fn a_request_may_come_early_and_a_volume_with_it_or_not_at_all() {
     rig.handle(says(request()));
     rig.steps.clear();
     assert_eq!(rig.after(says(full("true"))), [""; 0]);
-    assert_eq!(rig.after(done(Outcome::Prepared)), ["ready", "volumes", "run"]);
+    assert_eq!(rig.after(done(Outcome::Prepared)), ["ready", "load"], "the image, at least");
+    assert_eq!(rig.after(done(Outcome::Loaded)), ["volumes", "run"]);
 
     let mut rig = Rig::new();
     rig.handle(says(request()));
@@ -236,7 +237,8 @@ fn streaming() -> Rig {
     initial.executor_timing.as_mut().unwrap().streaming_start_time_limit = 3.into();
     assert_eq!(rig.after(says(initial)), ["begin", "prepare"]);
     rig.handle(done(Outcome::Prepared));
-    assert_eq!(rig.after(says(full("true"))), ["ready", "volumes", "run"]);
+    assert_eq!(rig.after(says(full("true"))), ["ready", "load"]);
+    assert_eq!(rig.after(done(Outcome::Loaded)), ["volumes", "run"]);
     rig
 }
 

@@ -8,6 +8,7 @@ mod embedding;
 mod executor;
 mod executor_docker;
 mod executor_http;
+mod executor_images;
 mod executor_process;
 mod executor_stages;
 mod executor_streaming;

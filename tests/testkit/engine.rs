@@ -130,6 +130,11 @@ impl StandIn {
         fs::read_to_string(self.folder.path().join(name)).unwrap_or_default()
     }
 
+    /// Writes a file of a script's `$folder`.
+    pub fn keep(&self, name: &str, text: &str) {
+        fs::write(self.folder.path().join(name), text).unwrap();
+    }
+
     fn write(&self, path: &Path, script: &str) {
         let real = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
             .map(|folder| folder.join("docker"))

@@ -10,26 +10,32 @@ use crate::base::shutdown::{Level, Shutdown};
 use crate::base::tree::TreeError;
 use crate::executor::output::{Capture, OUTPUT_FILE_BYTES, STDERR_FILE, STDOUT_FILE};
 use crate::executor::workspace::Workspace;
+use crate::ops::cause::Cause;
 use crate::proc::docker::Docker;
-use crate::proc::group::{Cause, GroupEnd, GroupRun};
+use crate::proc::group::{Cause as EndCause, GroupEnd, GroupRun};
+use crate::proc::image_store::InUse;
 use crate::proc::tool::{LADDER, ToolError};
 
-/// Why a job could not be run, or why it is not known how it ended. None of these is the job's own failure, except
-/// [`RunError::Spec`] and [`RunError::Image`].
+/// Why a job could not be run, or why it is not known how it ended.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
     /// The request cannot be run as it is.
     #[error("bad job request: {0}")]
     Spec(String),
-    /// The image is not here and cannot be pulled.
-    #[error("cannot pull image {image}: {text}")]
-    Image {
-        /// The image.
-        image: String,
-        /// The stderr of docker.
+    /// The engine refused, or what it asked did; whose fault that is, `cause` says.
+    #[error("cannot {doing}: {text}")]
+    Engine {
+        /// What was to be done.
+        doing: String,
+        /// What the engine said.
         text: String,
+        /// What follows from it.
+        cause: Cause,
     },
+    /// The image had not come by the deadline.
+    #[error("image {0} did not come in time")]
+    PullTimedOut(String),
     /// Docker, or another tool, did not do what it was to do.
     #[error(transparent)]
     Tool(#[from] ToolError),
@@ -65,6 +71,10 @@ pub(super) fn open_to_job(workspace: &Workspace, token: &Shutdown, deadline: Ins
     })
 }
 
+/// An image that can be run; it does not go as long as this lives.
+#[derive(Debug, Default)]
+pub struct Prepared(#[allow(dead_code)] pub(super) Option<InUse>); // Held for its lock.
+
 /// Something that runs jobs. Both methods block; they end at the deadline and when `token` is cancelled.
 pub trait Runner: Send + Sync {
     /// For logs: `docker` or `process`.
@@ -75,11 +85,11 @@ pub trait Runner: Send + Sync {
         None
     }
 
-    /// Makes sure that `image` can be run, pulling it if it is not here.
+    /// Makes sure that `image` can be run. What this gives is kept until the job has ended.
     ///
     /// # Errors
-    /// [`RunError::Image`] with docker's text, or what kept it from asking.
-    fn prepare(&self, image: &str, token: &Shutdown, deadline: Instant) -> Result<(), RunError>;
+    /// [`RunError::Engine`] with the engine's text, or what kept us from asking.
+    fn prepare(&self, image: &str, token: &Shutdown, deadline: Instant) -> Result<Prepared, RunError>;
 
     /// Runs the job in `workspace` and leaves nothing of it running. The whole streams are in the output folder then.
     ///
@@ -115,6 +125,7 @@ pub(super) fn run_job(
         stop: token,
         stop_at: Level::Cancel,
         deadline: Some(deadline),
+        silence: None,
         ladder: LADDER,
         stdout: Some(&mut |bytes| stdout.push(bytes)),
         stderr: Some(&mut |bytes| stderr.push(bytes)),
@@ -122,8 +133,8 @@ pub(super) fn run_job(
     };
     let GroupEnd { status, cause } = run.run().map_err(|error| ToolError::of(&program, "run the job", error))?;
     let end = match cause {
-        Some(Cause::Stop) => RunEnd::Cancelled,
-        Some(Cause::Deadline) => RunEnd::TimedOut,
+        Some(EndCause::Stop) => RunEnd::Cancelled,
+        Some(EndCause::Deadline | EndCause::Silence) => RunEnd::TimedOut,
         None => status.code().map_or_else(|| RunEnd::Signalled(status.signal().unwrap_or(0)), RunEnd::Exited),
     };
     let captured = |capture: Capture| capture.finish().map_err(io_error("keep the job's output"));

@@ -3,16 +3,19 @@
 //! A job's environment may hold secrets, so it is in no command line, which every user of the host can read, unless
 //! there is no other way; and what it sets must not reach the `docker` program itself.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::common::{RunError, Runner, io_error, open_to_job, publish, run_job};
+use super::common::{Prepared, RunError, Runner, io_error, open_to_job, publish, run_job};
+use super::pull::{self, ImageSettings};
 use super::quota::{Beside, DiskWatch};
 use super::run::{RunEnd, RunOutcome, RunSpec, SCRIPT_PATH};
 use crate::base::shutdown::Shutdown;
 use crate::base::tree::{self, Bounds};
 use crate::executor::sandbox::{ENTRIES, Sandbox};
 use crate::executor::workspace::Workspace;
-use crate::proc::docker::{Container, Docker, labels};
+use crate::ops::cause::{Cause, Fault};
+use crate::proc::docker::{Container, Docker, PrivateConfig, labels};
 use crate::proc::helper::{self, Operation};
 use crate::proc::tool::ToolError;
 
@@ -29,6 +32,23 @@ pub struct DockerRunner {
     pub docker: Docker,
     /// What its jobs may do.
     pub sandbox: Sandbox,
+    /// Which images they may have, and how those get here.
+    pub images: ImageSettings,
+}
+
+impl DockerRunner {
+    /// A runner whose engine sees the operator's log-ins only if the settings say so.
+    ///
+    /// # Errors
+    /// If there is no room for a configuration of its own.
+    pub fn new(sandbox: Sandbox, images: ImageSettings) -> Result<Self, RunError> {
+        let mut docker = Docker::default();
+        if !images.registry_login {
+            let config = PrivateConfig::create().map_err(io_error("make a configuration for the engine's client"))?;
+            docker.config = Some(Arc::new(config));
+        }
+        Ok(Self { docker, sandbox, images })
+    }
 }
 
 /// Time between two questions for what a container has changed in its image: the engine walks over all of it.
@@ -93,16 +113,9 @@ impl Runner for DockerRunner {
         Some(&self.docker)
     }
 
-    fn prepare(&self, image: &str, token: &Shutdown, deadline: Instant) -> Result<(), RunError> {
+    fn prepare(&self, image: &str, token: &Shutdown, deadline: Instant) -> Result<Prepared, RunError> {
         check_image(image)?;
-        if self.docker.has_image(image, token, deadline)? {
-            return Ok(());
-        }
-        log::info!("pulling image {image}");
-        match self.docker.pull(image, token, deadline) {
-            Err(ToolError::Failed { text, .. }) => Err(RunError::Image { image: image.to_owned(), text }),
-            pulled => Ok(pulled?),
-        }
+        pull::prepare(&self.docker, &self.images, image, token, deadline)
     }
 
     fn run(
@@ -131,7 +144,7 @@ impl Runner for DockerRunner {
             ToolError::Start { source, .. } if source.kind() == std::io::ErrorKind::ArgumentListTooLong => {
                 RunError::Spec("its command and its environment are longer than the system takes".to_owned())
             }
-            error => error.into(),
+            error => of_engine(error),
         })?;
         let beside = self.beside(spec, workspace, container.id());
         let watch = DiskWatch::start(&self.sandbox, workspace.private(), token, beside);
@@ -172,6 +185,18 @@ fn reclaim(docker: &Docker, spec: &RunSpec, workspace: &Workspace, stop: &Shutdo
     helper::run(docker, (Operation::Own, workspace.job()), &all_labels(spec), stop, deadline).map_err(failed).map(drop)
 }
 
+/// What an engine says while it makes and starts a container: there is no registry any more that could be in trouble.
+fn of_engine(error: ToolError) -> RunError {
+    match error {
+        ToolError::Failed { doing, text } => {
+            let cause = Cause::of_engine(&text);
+            let fault = if cause.fault == Fault::Network { Fault::Operator } else { cause.fault };
+            RunError::Engine { doing: doing.to_owned(), text, cause: Cause { fault, ..cause } }
+        }
+        error => error.into(),
+    }
+}
+
 /// How the container's process ended, from the engine: the exit code of `docker start` alone does not tell a job's own
 /// failure from docker's.
 fn end_of(container: &Container, outcome: &RunOutcome) -> Result<RunEnd, RunError> {
@@ -188,7 +213,7 @@ fn end_of(container: &Container, outcome: &RunOutcome) -> Result<RunEnd, RunErro
         ("created", code @ (126 | 127)) => Ok(RunEnd::Exited(code)),
         ("created", _) => {
             let text = if state.error.is_empty() { outcome.stderr.text.trim().to_owned() } else { state.error };
-            Err(ToolError::Failed { doing: "start the container", text }.into())
+            Err(of_engine(ToolError::Failed { doing: "start the container", text }))
         }
         (status, _) => Err(lost(format!("the connection to it ended while it is {status}"))),
     }

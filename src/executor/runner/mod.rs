@@ -3,12 +3,14 @@
 mod common;
 pub mod docker;
 pub mod process;
+mod pull;
 mod quota;
 pub(super) mod run;
 
-pub use common::{RunError, Runner};
+pub use common::{Prepared, RunError, Runner};
 use docker::DockerRunner;
 use process::ProcessRunner;
+pub use pull::{ImagePattern, ImageSettings, PullPolicy};
 pub use run::{Captured, RunEnd, RunOutcome, RunSpec};
 
 use super::sandbox::Sandbox;
@@ -35,10 +37,13 @@ impl RunnerKind {
     }
 
     /// The runner. Asks nobody: what the engine says, the job will see.
-    pub fn open(self, sandbox: &Sandbox) -> Box<dyn Runner> {
-        match self {
-            RunnerKind::Docker => Box::new(DockerRunner { sandbox: sandbox.clone(), ..DockerRunner::default() }),
+    ///
+    /// # Errors
+    /// If the engine's client cannot be given a configuration of its own.
+    pub fn open(self, sandbox: &Sandbox, images: &ImageSettings) -> Result<Box<dyn Runner>, RunError> {
+        Ok(match self {
+            RunnerKind::Docker => Box::new(DockerRunner::new(sandbox.clone(), images.clone())?),
             RunnerKind::Process => Box::new(ProcessRunner { sandbox: sandbox.clone() }),
-        }
+        })
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::process::Command;
 use std::time::Instant;
 
-use super::common::{RunError, Runner, io_error, open_to_job, publish, run_job};
+use super::common::{Prepared, RunError, Runner, io_error, open_to_job, publish, run_job};
 use super::quota::DiskWatch;
 use super::run::{Captured, RunEnd, RunOutcome, RunSpec, SCRIPT_PATH};
 use crate::base::shutdown::Shutdown;
@@ -35,8 +35,8 @@ impl Runner for ProcessRunner {
         "process"
     }
 
-    fn prepare(&self, _image: &str, _token: &Shutdown, _deadline: Instant) -> Result<(), RunError> {
-        Ok(())
+    fn prepare(&self, _image: &str, _token: &Shutdown, _deadline: Instant) -> Result<Prepared, RunError> {
+        Ok(Prepared::default())
     }
 
     fn run(

@@ -134,9 +134,9 @@ impl ExecutorBackend for DockerBackend {
     fn check(&self, stop: &Shutdown, deadline: Instant) -> Result<String, String> {
         // The executors need an engine, whatever they run jobs with.
         let version = self.docker.version(stop, deadline).map_err(|error| error.to_string())?;
-        match self.docker.has_image(&self.image, stop, deadline) {
-            Ok(true) => Ok(format!("by executors in containers of engine {version}")),
-            Ok(false) => Err(format!("the executors' image {} is not here: pull or import it", self.image)),
+        match self.docker.image(&self.image, stop, deadline) {
+            Ok(Some(_)) => Ok(format!("by executors in containers of engine {version}")),
+            Ok(None) => Err(format!("the executors' image {} is not here: pull or import it", self.image)),
             Err(error) => Err(error.to_string()),
         }
     }

@@ -79,6 +79,7 @@ pub(super) fn run(
         stop,
         stop_at: Level::Drain,
         deadline: None,
+        silence: None,
         ladder,
         stdout: None,
         stderr: Some(&mut |bytes| lines.take(bytes)),

@@ -9,6 +9,7 @@ use crate::base::ids::SessionId;
 use crate::base::now::Now;
 use crate::miner::executor_manager::{ExecutorEnd, Leftover};
 use crate::miner::executor_pool::{Quarantine, SlotId};
+use crate::protocol::executor::{FAULT, FAULT_OF_OPERATOR};
 use crate::protocol::stages::Stage;
 use crate::protocol::{ExecutorToMiner, MinerToValidator, answer};
 use crate::transport::Utf8Bytes;
@@ -92,6 +93,12 @@ impl Router {
             return;
         };
         use ExecutorToMiner as M;
+        if let M::V0HordeFailedRequest(failed) = &message
+            && failed.context.as_ref().and_then(|context| context.get(FAULT)).is_some_and(|f| f == FAULT_OF_OPERATOR)
+        {
+            log::error!("job {}: this machine could not do its part: {}", key.uuid, failed.message);
+            self.machine_trouble = Some(failed.message.clone());
+        }
         match message {
             M::GenericError(error) => {
                 log::warn!("job {}: its executor reports: {}", key.uuid, error.details.unwrap_or_default());
@@ -104,7 +111,10 @@ impl Router {
                 self.notify_text(&key, News::ExecutorReady, frame.relay);
                 self.begin_running(&key, now);
             }
-            M::V0VolumesReadyRequest(_) => self.stage_over(&key, Stage::Download, News::VolumesReady, frame.relay),
+            M::V0VolumesReadyRequest(_) => {
+                self.machine_trouble = None;
+                self.stage_over(&key, Stage::Download, News::VolumesReady, frame.relay);
+            }
             M::V0StreamingJobReadyRequest(mut ready) => {
                 if let Some(address) = job.executor.as_ref().and_then(|e| e.address.clone()) {
                     ready.ip = Some(address);

@@ -39,7 +39,11 @@ impl Router {
             Input::Closed(id) => self.closed(id, now),
             Input::Stored { job, result } => self.stored(job, result, now),
             Input::ExecutorEnded { token, end } => self.executor_ended(token, end, now),
-            Input::Engine(engine) => self.engine = engine,
+            Input::Engine(engine) => {
+                // What the last job met may have been the same.
+                self.machine_trouble = self.machine_trouble.take().filter(|_| engine.is_err());
+                self.engine = engine;
+            }
             Input::ExecutorLeft { token, left } => self.executor_left(&token, left),
             Input::SlotReturned { token, clean } => self.slot_returned(token, clean, now),
             Input::Stop(level) => self.stop(level, now),

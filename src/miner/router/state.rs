@@ -93,6 +93,8 @@ pub struct Router {
     pub(super) waiting: VecDeque<Waiting>,
     /// How jobs run here, or why none can.
     pub(super) engine: Result<String, String>,
+    /// Why the last job could not be run, if that was this machine's fault and no job has come further since.
+    pub(super) machine_trouble: Option<String>,
     pub(super) level: Level,
     /// How the numbers of slots did not add up, the first time.
     pub(super) breach: Option<String>,
@@ -118,6 +120,8 @@ pub struct MinerStatus {
     pub jobs_run: String,
     /// Why no job can run at present.
     pub engine_trouble: Option<String>,
+    /// What was wrong with this machine at the last job, if no job has come further since: a full disk, for example.
+    pub machine_trouble: Option<String>,
     /// Names the miner's state folder, as in the labels of its containers.
     pub instance: String,
     /// Which of the processes that have opened the state folder this is, from 1.
@@ -173,6 +177,7 @@ impl Router {
             tokens: HashMap::new(),
             waiting: VecDeque::new(),
             engine: Ok(String::new()),
+            machine_trouble: None,
             level: Level::Run,
             breach: None,
             forgotten: Vec::new(),
@@ -220,6 +225,7 @@ impl Router {
             epoch: self.owner.epoch,
             quarantined: self.pool.quarantined().map(quarantined_slot).collect(),
             breach: self.breach.clone(),
+            machine_trouble: self.machine_trouble.clone(),
         }
     }
 

@@ -1,0 +1,304 @@
+//! How the image of a job gets here: pulled or not, again or not, or that of the last time.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use super::common::{Prepared, RunError};
+use crate::base::backoff::{Backoff, BackoffConfig};
+use crate::base::rng::Rng;
+use crate::base::shutdown::{Level, Shutdown};
+use crate::ops::cause::{Cause, Fault, retry_after};
+use crate::proc::docker::Docker;
+use crate::proc::image_store::{ImageBounds, ImageStore};
+use crate::proc::tool::ToolError;
+
+/// Between two tries of a pull. A registry that is asked too often says no for longer.
+const BACKOFF: BackoffConfig = BackoffConfig {
+    base: Duration::from_millis(500),
+    cap: Duration::from_secs(10),
+    stable_after: Duration::from_secs(60),
+};
+
+/// How often a pull is tried if the image is here already, as it was pulled last time.
+const TRIES_IF_HERE: u32 = 3;
+
+/// When a registry is asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum PullPolicy {
+    /// For each job, as the Python executor does: a tag may have moved. An image that is named by its digest cannot.
+    #[default]
+    Always,
+    /// Only for an image that is not here
+    Missing,
+    /// Never: jobs get the images that are here
+    Never,
+}
+
+/// A pattern for names of images, in which `*` stands for any text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImagePattern(String);
+
+impl FromStr for ImagePattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            return Err("it should be like ghcr.io/acme/* or python:3.12".to_owned());
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for ImagePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl ImagePattern {
+    /// Whether it is about this image. Both are read as the engine reads names: without a host `docker.io`, without a
+    /// folder there `library`. A pattern without a tag is for all tags and digests.
+    pub fn matches(&self, image: &str) -> bool {
+        let (image, pattern) = (whole_name(image), whole_name(&self.0));
+        let has_tag = pattern.rsplit('/').next().is_some_and(|last| last.contains([':', '@']));
+        glob(&pattern, &image)
+            || !has_tag && ["*:*", "*@*"].iter().any(|any| glob(&(pattern.clone() + &any[1..]), &image))
+    }
+}
+
+fn whole_name(name: &str) -> String {
+    let name = name.strip_prefix("index.docker.io/").map_or(name.to_owned(), |rest| format!("docker.io/{rest}"));
+    let with_host = match name.split_once('/') {
+        Some((first, _)) if first.contains(['.', ':', '*']) || first == "localhost" => name,
+        Some(_) => format!("docker.io/{name}"),
+        // A lone * is about all names of all hosts.
+        None if name.starts_with('*') => name,
+        None => format!("docker.io/library/{name}"),
+    };
+    match with_host.strip_prefix("docker.io/") {
+        Some(rest) if !rest.contains(['/', '*']) => format!("docker.io/library/{rest}"),
+        _ => with_host,
+    }
+}
+
+/// Whether the text is the pattern, in which `*` stands for any text; in time of their lengths multiplied.
+fn glob(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = text.strip_prefix(first) else { return false };
+    let mut parts: Vec<&str> = parts.collect();
+    let Some(last) = parts.pop() else { return rest.is_empty() };
+    for part in parts {
+        match rest.split_once(part) {
+            Some((_, behind)) => rest = behind,
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
+/// What an operator says of the images of jobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageSettings {
+    /// When a registry is asked.
+    pub policy: PullPolicy,
+    /// How long a pull may show no progress. An engine tells each step of a layer, not its bytes.
+    pub silence: Duration,
+    /// Which images jobs may name; empty: all.
+    pub allowed: Vec<ImagePattern>,
+    /// Whether registries see the operator's log-ins.
+    pub registry_login: bool,
+    /// Where it is written down which images jobs have brought; without such a folder they stay.
+    pub folder: Option<PathBuf>,
+    /// How many of them are kept.
+    pub bounds: ImageBounds,
+}
+
+impl Default for ImageSettings {
+    /// Always, 5 min, all images, no log-in, no folder; 4 images and 100 GB.
+    fn default() -> Self {
+        Self {
+            policy: PullPolicy::default(),
+            silence: Duration::from_secs(300),
+            allowed: Vec::new(),
+            registry_login: false,
+            folder: None,
+            bounds: ImageBounds { count: 4, bytes: 100_000_000_000 },
+        }
+    }
+}
+
+/// Makes sure that the image can be run.
+pub(super) fn prepare(
+    docker: &Docker,
+    settings: &ImageSettings,
+    image: &str,
+    token: &Shutdown,
+    deadline: Instant,
+) -> Result<Prepared, RunError> {
+    if !settings.allowed.is_empty() && !settings.allowed.iter().any(|pattern| pattern.matches(image)) {
+        let allowed: Vec<String> = settings.allowed.iter().map(ImagePattern::to_string).collect();
+        return Err(RunError::Spec(format!("image {image} is not allowed here; allowed are {}", allowed.join(", "))));
+    }
+    let pull = Pull { docker, settings, image, token, deadline };
+    let Some(folder) = &settings.folder else {
+        pull.run(None, false)?;
+        return Ok(Prepared(None));
+    };
+    let book = |source: io::Error| match source.kind() {
+        io::ErrorKind::Interrupted => RunError::Tool(ToolError::Cancelled("prepare the image")),
+        io::ErrorKind::TimedOut => RunError::PullTimedOut(image.to_owned()),
+        _ => RunError::Io { doing: "keep the book of images", source },
+    };
+    let store = ImageStore::open(docker.clone(), folder, settings.bounds).map_err(book)?;
+    let mut preparing = store.prepare(image, token, deadline).map_err(book)?;
+    let brought_before = preparing.is_job_s().map_err(book)?;
+    let brought = if preparing.is_done() { brought_before } else { pull.run(Some(&store), brought_before)? };
+    let in_use = preparing.done(brought.then_some(image)).map_err(book)?;
+    // The image is here, so the job goes on whatever becomes of the others.
+    if let Err(error) = store.make_room() {
+        log::warn!("images that nobody uses may be left: {error}");
+    }
+    Ok(Prepared(Some(in_use)))
+}
+
+/// Whether the disk of this machine is full, so that room may help.
+fn is_full(error: &str) -> bool {
+    let error = error.to_lowercase();
+    error.contains("no space left") || error.contains("quota exceeded")
+}
+
+struct Pull<'a> {
+    docker: &'a Docker,
+    settings: &'a ImageSettings,
+    image: &'a str,
+    token: &'a Shutdown,
+    deadline: Instant,
+}
+
+impl Pull<'_> {
+    /// Says whether jobs have brought the image, this one or one before.
+    fn run(&self, store: Option<&ImageStore>, brought_before: bool) -> Result<bool, RunError> {
+        let Self { docker, settings, image, token, deadline } = *self;
+        let look = || docker.image(image, token, deadline).map_err(|error| self.failed(error));
+        let here = look()?;
+        let wanted = match settings.policy {
+            PullPolicy::Always => here.is_none() || !image.contains("@sha256:"),
+            PullPolicy::Missing => here.is_none(),
+            PullPolicy::Never => false,
+        };
+        if !wanted {
+            return match here {
+                Some(_) => Ok(brought_before),
+                None => Err(RunError::Spec(format!("image {image} is not here, and none is pulled (--pull never)"))),
+            };
+        }
+        let (mut backoff, mut rng, mut room_made) = (Backoff::new(BACKOFF), Rng::from_entropy(), false);
+        loop {
+            log::info!("pulling image {image}");
+            let error = match docker.pull(image, settings.silence, token, deadline) {
+                Ok(()) => break,
+                Err(ToolError::TimedOut(_)) => return Err(RunError::PullTimedOut(image.to_owned())),
+                Err(ToolError::Failed { text, .. }) => text,
+                Err(error) => return Err(error.into()),
+            };
+            let cause = Cause::of_pull(&error, image);
+            let tries = backoff.attempt() + 1;
+            // One that only jobs have brought is no longer theirs if the registry says so.
+            if here.is_some() && (cause.fault != Fault::Job || !brought_before) {
+                let lookup = error.contains("no such host");
+                if !cause.passing || cause.fault == Fault::Job || lookup || tries >= TRIES_IF_HERE {
+                    log::warn!("image {image} cannot be pulled, so the one that is here is used: {error}");
+                    return Ok(brought_before);
+                }
+            } else if is_full(&error) && !room_made && self.make_room(store) {
+                room_made = true;
+                continue;
+            } else if !cause.passing {
+                return Err(self.error(error, cause));
+            }
+            let now = Instant::now();
+            let pause = backoff.next_delay(now, rng.unit()).max(retry_after(&error).unwrap_or_default());
+            // The miner is to hear of it within the limit.
+            if now + pause >= deadline {
+                return Err(self.error(format!("{error} ({tries} tries)"), cause));
+            }
+            log::info!("image {image}: again in {:.1} s: {error}", pause.as_secs_f64());
+            if token.wait_for(Level::Cancel, pause) {
+                return Err(ToolError::Cancelled("pull the image").into());
+            }
+        }
+        if let (Some(store), Some(before)) = (store, &here)
+            && brought_before
+            && look()?.is_some_and(|now| now.id != before.id)
+        {
+            log::info!("image {image}: its name has moved on from {}", before.id);
+            if let Err(error) = store.note(&before.id) {
+                log::warn!("image {}, which no name leads to any more, may be left: {error}", before.id);
+            }
+        }
+        Ok(brought_before || here.is_none())
+    }
+
+    /// Whether something went.
+    fn make_room(&self, store: Option<&ImageStore>) -> bool {
+        match store.map(ImageStore::empty) {
+            Some(Ok(gone)) => !gone.is_empty(),
+            Some(Err(error)) => {
+                log::warn!("no room can be made for image {}: {error}", self.image);
+                false
+            }
+            None => false,
+        }
+    }
+
+    fn error(&self, text: String, cause: Cause) -> RunError {
+        RunError::Engine { doing: format!("pull image {}", self.image), text, cause }
+    }
+
+    fn failed(&self, error: ToolError) -> RunError {
+        match error {
+            ToolError::Failed { doing, text } => {
+                let cause = Cause::of_pull(&text, self.image);
+                // What an engine says of itself when it is asked what is here is no word of a registry.
+                let fault = if cause.fault == Fault::Network { Fault::Operator } else { cause.fault };
+                RunError::Engine { doing: doing.to_owned(), text, cause: Cause { fault, ..cause } }
+            }
+            error => error.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_are_read_as_names_are() {
+        for (pattern, image, matches) in [
+            ("busybox", "busybox", true),
+            ("busybox", "docker.io/library/busybox:1.36", true),
+            ("busybox", "busybox@sha256:00", true),
+            ("busybox:1.36", "busybox:1.37", false),
+            ("busybox", "busybox2", false),
+            ("busybox", "acme/busybox", false),
+            ("acme/*", "acme/app/x:1", true),
+            ("acme/*", "docker.io/acme/app", true),
+            ("acme/*", "ghcr.io/acme/app", false),
+            ("ghcr.io/acme/*", "ghcr.io/acme/app@sha256:00", true),
+            ("ghcr.io/acme/*:stable", "ghcr.io/acme/app:stable", true),
+            ("ghcr.io/acme/*:stable", "ghcr.io/acme/app:edge", false),
+            ("*.acme.io/*", "r.acme.io/x", true),
+            ("*", "localhost:5000/x", true),
+            ("localhost:5000/x", "localhost:5000/x:2", true),
+        ] {
+            let parsed: ImagePattern = pattern.parse().unwrap();
+            assert_eq!(parsed.matches(image), matches, "{pattern} {image}");
+        }
+        assert!("".parse::<ImagePattern>().is_err() && "a b".parse::<ImagePattern>().is_err());
+    }
+}

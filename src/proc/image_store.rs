@@ -1,0 +1,236 @@
+//! The images that jobs have brought to this machine: which are in use, and which go when there are too many.
+//!
+//! A folder has a file for each image that a job has named. Its lock is shared by all who use the image, its text is
+//! the image's name if a job has brought it, and its time is that of the last use. A second file beside it is locked by
+//! whoever pulls. So executors, which are processes of their own, do not pull one image twice at a time, and what a
+//! killed one holds is free. What the operator has brought is never written down, and never goes.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime};
+
+use sha2::{Digest, Sha256};
+
+use super::docker::Docker;
+pub use super::evict::ImageBounds;
+use super::evict::{Kept, exceeds, oldest_first};
+use super::lock::{Hold, lock, try_lock};
+use super::tool::ToolError;
+use crate::base::shutdown::Shutdown;
+
+/// The end of the name of the file that is locked while its image is pulled.
+const PULL: &str = ".pull";
+
+/// The images of one folder.
+#[derive(Debug, Clone)]
+pub struct ImageStore {
+    docker: Docker,
+    folder: PathBuf,
+    bounds: ImageBounds,
+}
+
+/// An image that somebody prepares, alone; nobody pulls it meanwhile.
+#[derive(Debug)]
+pub struct Preparing {
+    /// Its text is when the image was prepared last.
+    pulling: File,
+    used: File,
+    waited: bool,
+    began: SystemTime,
+}
+
+/// An image that is in use as long as this lives, and does not go meanwhile.
+#[derive(Debug)]
+pub struct InUse(#[allow(dead_code)] File); // Held for its lock.
+
+impl ImageStore {
+    /// Makes the folder if it is not there.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn open(docker: Docker, folder: impl Into<PathBuf>, bounds: ImageBounds) -> io::Result<Self> {
+        let folder = folder.into();
+        fs::create_dir_all(&folder)?;
+        Ok(Self { docker, folder, bounds })
+    }
+
+    /// The file of an image: by its digest, because a name may hold slashes and be long.
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(hex::encode(Sha256::digest(name)))
+    }
+
+    /// Begins to prepare an image. Blocks while another process prepares it.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::TimedOut`] after `deadline`, [`io::ErrorKind::Interrupted`] after a cancel, or what the system
+    /// says.
+    pub fn prepare(&self, name: &str, stop: &Shutdown, deadline: Instant) -> io::Result<Preparing> {
+        let began = SystemTime::now();
+        let file = self.file(name);
+        let (pulling, waited) = lock(&file.with_extension(&PULL[1..]), Hold::Alone, stop, deadline)?;
+        // Held alone only by one who removes the image, for the time that takes.
+        let (used, _) = lock(&file, Hold::Shared, stop, deadline)?;
+        Ok(Preparing { pulling, used, waited, began })
+    }
+
+    /// Writes down that jobs have brought this image, as the number of one whose name has moved on to another.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn note(&self, name: &str) -> io::Result<()> {
+        // Somebody who removes it has the lock: then it is gone anyway.
+        let Some(mut file) = try_lock(&self.file(name), Hold::Shared)? else { return Ok(()) };
+        write_text(&mut file, name)?;
+        file.set_modified(SystemTime::UNIX_EPOCH)
+    }
+
+    /// Removes images that jobs have brought and nobody uses, the least recently used first, until the rest is within
+    /// the bounds. Says which went. Blocks as the engine takes to remove them.
+    ///
+    /// # Errors
+    /// If the engine does not answer, or the folder cannot be read.
+    pub fn make_room(&self) -> Result<Vec<String>, ToolError> {
+        self.shrink(self.bounds)
+    }
+
+    /// Removes all images that jobs have brought and nobody uses, because the disk is full.
+    ///
+    /// # Errors
+    /// As [`ImageStore::make_room`].
+    pub fn empty(&self) -> Result<Vec<String>, ToolError> {
+        self.shrink(ImageBounds::NONE)
+    }
+
+    fn shrink(&self, bounds: ImageBounds) -> Result<Vec<String>, ToolError> {
+        let doing = "look through the images that jobs have brought";
+        let failed = |error: io::Error| ToolError::Failed { doing, text: error.to_string() };
+        let kept = self.kept().map_err(failed)?;
+        let mut sized = Vec::with_capacity(kept.len());
+        for image in kept {
+            let deadline = Instant::now() + self.docker.time;
+            match self.docker.image(&image.name, &Shutdown::new(), deadline)? {
+                Some(found) => sized.push(Kept { bytes: found.bytes, ..image }),
+                // The operator has removed it.
+                None => self.forget(&image.name).map_err(failed)?,
+            }
+        }
+        let (mut count, mut bytes) = (sized.len(), sized.iter().map(|image| image.bytes).sum::<u64>());
+        let mut gone = Vec::new();
+        for image in oldest_first(sized) {
+            if !exceeds(bounds, count, bytes) {
+                break;
+            }
+            // In use, or just now prepared.
+            let Some(file) = try_lock(&self.file(&image.name), Hold::Alone).map_err(failed)? else { continue };
+            match self.docker.remove_image(&image.name) {
+                Ok(()) => {
+                    self.remove_files(&self.file(&image.name)).map_err(failed)?;
+                    log::info!("image {} is removed: jobs have brought more than is kept", image.name);
+                    count -= 1;
+                    bytes -= image.bytes;
+                    gone.push(image.name);
+                }
+                Err(error @ (ToolError::Start { .. } | ToolError::TimedOut(_))) => return Err(error),
+                Err(error) => log::info!("image {} stays: {error}", image.name),
+            }
+            drop(file);
+        }
+        Ok(gone)
+    }
+
+    /// The images that jobs have brought, without their sizes.
+    fn kept(&self) -> io::Result<Vec<Kept>> {
+        let mut kept = Vec::new();
+        for entry in fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            if path.extension().is_some() {
+                continue;
+            }
+            let name = match fs::read_to_string(&path) {
+                Ok(name) => name,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            if !name.is_empty() {
+                kept.push(Kept { name, bytes: 0, last_use: modified(&path)? });
+            } else if let Some(_unused) = try_lock(&path, Hold::Alone)? {
+                // Of an image that no job has brought, or that there is not: it was for the locks.
+                self.remove_files(&path)?;
+            }
+        }
+        Ok(kept)
+    }
+
+    fn forget(&self, name: &str) -> io::Result<()> {
+        match try_lock(&self.file(name), Hold::Alone)? {
+            Some(_held) => self.remove_files(&self.file(name)),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes the file of an image, whose lock we hold, and the one beside it if nobody has that.
+    fn remove_files(&self, file: &Path) -> io::Result<()> {
+        fs::remove_file(file)?;
+        let pull = file.with_extension(&PULL[1..]);
+        match try_lock(&pull, Hold::Alone)? {
+            Some(_held) => fs::remove_file(pull),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Preparing {
+    /// Whether another process has prepared the image while this one waited for it.
+    pub fn is_done(&mut self) -> bool {
+        let last = text_of(&mut self.pulling).ok().and_then(|text| text.parse().ok());
+        self.waited && last.is_some_and(|last: u128| last >= nanos(self.began))
+    }
+
+    /// Whether a job has brought the image.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn is_job_s(&mut self) -> io::Result<bool> {
+        Ok(!text_of(&mut self.used)?.is_empty())
+    }
+
+    /// The image is here; whoever waits for it may go on. `brought` names it if this job has brought it.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn done(mut self, brought: Option<&str>) -> io::Result<InUse> {
+        if let Some(name) = brought {
+            write_text(&mut self.used, name)?;
+        }
+        let now = SystemTime::now();
+        self.used.set_modified(now)?;
+        write_text(&mut self.pulling, &nanos(now).to_string())?;
+        Ok(InUse(self.used))
+    }
+}
+
+fn text_of(file: &mut File) -> io::Result<String> {
+    let mut text = String::new();
+    file.rewind()?;
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn write_text(file: &mut File, text: &str) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    file.write_all(text.as_bytes())
+}
+
+fn nanos(at: SystemTime) -> u128 {
+    at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos()
+}
+
+fn modified(path: &Path) -> io::Result<SystemTime> {
+    match fs::metadata(path) {
+        Ok(data) => data.modified(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(SystemTime::now()),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,60 @@
+//! Images of the engine: whether one is here, pulled, removed, and how large it is.
+
+use std::time::{Duration, Instant};
+
+use super::docker::Docker;
+use super::tool::{Limits, ToolError, watched};
+use crate::base::shutdown::Shutdown;
+
+/// An image that is here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Its number, `sha256:…`, whatever its names.
+    pub id: String,
+    /// Its size. What it shares with others is counted for each.
+    pub bytes: u64,
+}
+
+impl Docker {
+    /// The image, if it is here.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    pub fn image(&self, name: &str, stop: &Shutdown, deadline: Instant) -> Result<Option<Image>, ToolError> {
+        let doing = "look for the image";
+        let args = ["image", "inspect", "--format", "{{.Id}} {{.Size}}", name];
+        match self.run(doing, &args, stop, deadline) {
+            Ok(text) => {
+                let (id, bytes) = text.split_once(' ').unwrap_or((&text, "0"));
+                Ok(Some(Image { id: id.to_owned(), bytes: bytes.parse().unwrap_or(0) }))
+            }
+            // The second is podman's.
+            Err(ToolError::Failed { text, .. })
+                if ["no such image", "image not known"].iter().any(|words| text.to_lowercase().contains(words)) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Pulls an image and logs how it gets on. An engine that says nothing for `silence` is given up.
+    ///
+    /// # Errors
+    /// [`ToolError::Failed`] if it cannot be had, or what kept us from asking.
+    pub fn pull(&self, image: &str, silence: Duration, stop: &Shutdown, deadline: Instant) -> Result<(), ToolError> {
+        let limits = Limits { deadline, silence: Some(silence) };
+        let mut lines = |bytes: &[u8]| {
+            String::from_utf8_lossy(bytes).lines().for_each(|line| log::debug!("image {image}: {line}"));
+        };
+        watched(self.command(&["pull", image]), "pull the image", stop, limits, &mut lines).map(drop)
+    }
+
+    /// Takes a name from an image, and removes the image with its last name. One that a container uses stays.
+    ///
+    /// # Errors
+    /// What the engine says, as that a container uses it.
+    pub fn remove_image(&self, name: &str) -> Result<(), ToolError> {
+        self.run_unstopped("remove the image", &["image", "rm", "--", name]).map(drop)
+    }
+}

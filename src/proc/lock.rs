@@ -1,0 +1,137 @@
+//! A lock between processes, on a file: it is held as long as the file is open, and ends with its holder, however that
+//! ends.
+//!
+//! Whoever waits is woken by the system when somebody closes the file (inotify), because a call that waits for a lock
+//! itself cannot be interrupted.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{FlockOperation, flock, inotify};
+use rustix::io::Errno;
+
+use super::group::poll_until;
+use crate::base::shutdown::{Level, Shutdown};
+use crate::base::waits::waiting;
+
+/// How a lock is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// Beside other shared ones.
+    Shared,
+    /// Alone.
+    Alone,
+}
+
+/// Bytes of news of closed files that are read at once: some dozens.
+const NEWS_BYTES: usize = 1024;
+
+/// Takes the lock if that is possible now. The file is made if it is not there.
+pub(super) fn try_lock(path: &Path, hold: Hold) -> io::Result<Option<File>> {
+    loop {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let operation = match hold {
+            Hold::Shared => FlockOperation::NonBlockingLockShared,
+            Hold::Alone => FlockOperation::NonBlockingLockExclusive,
+        };
+        match flock(&file, operation) {
+            // Somebody has removed the file in between: the lock is one of a file that nobody else will find.
+            Ok(()) if file.metadata()?.nlink() == 0 => {}
+            Ok(()) => return Ok(Some(file)),
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Takes the lock; says whether it had to be waited for. Blocks until it is free.
+///
+/// # Errors
+/// [`io::ErrorKind::TimedOut`] after `deadline`, [`io::ErrorKind::Interrupted`] after a cancel, or what the system
+/// says.
+pub(super) fn lock(path: &Path, hold: Hold, stop: &Shutdown, deadline: Instant) -> io::Result<(File, bool)> {
+    if let Some(file) = try_lock(path, hold)? {
+        return Ok((file, false));
+    }
+    let closed = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    let (mut woken, wake) = io::pipe()?;
+    let wake = Arc::new(wake);
+    let _kick = stop.on(Level::Cancel, move || drop(wake.as_ref().write(&[1])));
+    loop {
+        // Each time, because it may be another file by now. None is there for a moment while it is replaced.
+        match inotify::add_watch(&closed, path, inotify::WatchFlags::CLOSE | inotify::WatchFlags::DELETE_SELF) {
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // After the watch has begun, so that nobody's close is missed.
+        if let Some(file) = try_lock(path, hold)? {
+            return Ok((file, true));
+        }
+        let waits = waiting("another process to be done with a file", Some(deadline));
+        let mut fds = [PollFd::new(&closed, PollFlags::IN), PollFd::new(&woken, PollFlags::IN)];
+        let in_time = poll_until(&mut fds, Some(deadline))?;
+        let stopped = !fds[1].revents().is_empty();
+        drop(waits);
+        if stopped {
+            woken.read_exact(&mut [0])?;
+            return Err(io::Error::new(io::ErrorKind::Interrupted, "cancelled"));
+        }
+        if !in_time {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "another process did not let go of it in time"));
+        }
+        let mut news = [MaybeUninit::uninit(); NEWS_BYTES];
+        let mut news = inotify::Reader::new(&closed, &mut news);
+        while news.next().is_ok() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::thread::{Kick, spawn};
+    use std::time::Duration;
+
+    fn far() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    #[test]
+    fn a_lock_is_held_until_its_file_is_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let (stop, first) = (Shutdown::new(), try_lock(&path, Hold::Alone).unwrap().unwrap());
+        assert!(try_lock(&path, Hold::Shared).unwrap().is_none());
+        let late = lock(&path, Hold::Alone, &stop, Instant::now()).unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+        let (other, token) = (path.clone(), stop.clone());
+        let kicked = stop.clone();
+        let waiter = spawn("t-lock", Kick::new("cancel", move || kicked.cancel()), move || {
+            lock(&other, Hold::Alone, &token, far()).unwrap().1
+        });
+        // Whoever holds it has removed it, so the other one locks a new file.
+        std::fs::remove_file(&path).unwrap();
+        drop(first);
+        waiter.join_by(far()).unwrap();
+        let shared = [Hold::Shared; 2].map(|hold| lock(&path, hold, &stop, far()).unwrap());
+        assert!(try_lock(&path, Hold::Alone).unwrap().is_none());
+        drop(shared);
+        assert!(try_lock(&path, Hold::Alone).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_cancel_ends_the_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let _held = try_lock(&path, Hold::Alone).unwrap().unwrap();
+        let stop = Shutdown::new();
+        stop.cancel();
+        let cancelled = lock(&path, Hold::Alone, &stop, far()).unwrap_err();
+        assert_eq!(cancelled.kind(), io::ErrorKind::Interrupted);
+    }
+}
