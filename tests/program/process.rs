@@ -414,6 +414,14 @@ fn bad_input_is_one_line_with_exit_2_and_starts_nothing() {
     let miners = path("miners.toml", &format!("[[miner]]\nhotkey = \"{BOB}\"\naddress = \"x\"\nport = 0\n"));
     let good = path("good.toml", &format!("[[miner]]\nhotkey = \"{BOB}\"\naddress = \"x\"\nport = 1\n"));
     let job = path("job.json", r#"{"executor_class": "always_on.test", "docker_image": "x", "argz": []}"#);
+    let upload = r#"{"output_upload_type": "zip_and_http_put", "url": "https://h/rest"}"#;
+    let rest = path(
+        "rest.json",
+        &format!(
+            r#"{{"executor_class": "always_on.test", "docker_image": "x", "output_upload":
+                {{"output_upload_type": "multi_upload", "uploads": [], "system_output": {upload}}}}}"#
+        ),
+    );
     let config = path("phalanx.toml", "[validator]\nfacilitater = \"ws://x\"\n");
     let validator = ["validator", "--facilitator", "ws://127.0.0.1:1", "--state-dir", &state];
     let miner = ["miner", "--validator", ALICE, "--state-dir", &state, "--key", "//Bob", "--executors"];
@@ -446,6 +454,14 @@ fn bad_input_is_one_line_with_exit_2_and_starts_nothing() {
         ),
         ([&miner[..], &["always_on.test=0", "--listen", "127.0.0.1:0"]].concat(), vec!["--executors", "1 to 1000"]),
         ([&miner[..], &["nope=1", "--listen", "127.0.0.1:0"]].concat(), vec!["--executors", "nope", "always_on.test"]),
+        (
+            [&miner[..], &["always_on.test=1", "--listen", "127.0.0.1:0", "--reach", "10.0.0.1/8"]].concat(),
+            vec!["--reach", "should it be 10.0.0.0/8?"],
+        ),
+        (
+            vec!["submit", &rest, "--facilitator", "http://127.0.0.1:1", "--key", "//Bob", "--target", ALICE],
+            vec!["rest.json", "output_upload.system_output", "zip_and_http_put"],
+        ),
         ([&miner[..], &["always_on.test=1", "--listen", "nowhere"]].concat(), vec!["--listen", "ADDRESS:PORT"]),
         (
             [&miner[..], &["always_on.test=1", "--listen", "127.0.0.1:0", "--executor-backend", "docker"]].concat(),

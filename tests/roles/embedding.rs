@@ -14,6 +14,9 @@ use phalanx::base::thread::Group;
 use phalanx::cli::submit::{Plan, submit};
 use phalanx::executor::RunnerKind;
 
+use serde_json::{Value, json};
+
+use crate::testkit::engine::ready;
 use crate::testkit::http::{Reply, Server, loopback};
 use crate::testkit::roles::World;
 
@@ -26,8 +29,8 @@ fn the_embedding_example_runs_and_leaves_no_thread() {
 }
 
 /// A network whose jobs may reach loopback.
-fn network(world: &World, folder: &tempfile::TempDir) -> LocalNetwork {
-    let mut backend = ThreadBackend::new(RunnerKind::Process, world.timer());
+fn network(world: &World, folder: &tempfile::TempDir, runner: RunnerKind) -> LocalNetwork {
+    let mut backend = ThreadBackend::new(runner, world.timer());
     backend.reach = loopback();
     let config = LocalConfig {
         state_dir: folder.path().to_owned(),
@@ -39,14 +42,14 @@ fn network(world: &World, folder: &tempfile::TempDir) -> LocalNetwork {
 }
 
 /// Submits a job file to a local network; gives what `submit --json` prints.
-fn run(upload: &serde_json::Value, volume: &serde_json::Value, script: &str) -> serde_json::Value {
+fn run(runner: RunnerKind, script: &str, more: &[(&str, Value)]) -> Value {
     let world = World::new();
     let folder = tempfile::tempdir().unwrap();
-    let network = network(&world, &folder);
-    let job = serde_json::json!({
-        "executor_class": "always_on.test", "docker_image": "none", "args": ["sh", "-c", script],
-        "output_upload": upload, "volume": volume,
-    });
+    let network = network(&world, &folder, runner);
+    let mut job = json!({"executor_class": "always_on.test", "docker_image": "none", "args": ["sh", "-c", script]});
+    for (key, value) in more {
+        job[*key] = value.clone();
+    }
     let jobs = vec![("job".to_owned(), jobfile::parse_text("job", &job.to_string()).unwrap())];
     let plan = Plan {
         base: format!("http://{}", network.http_addr()),
@@ -67,9 +70,9 @@ fn run(upload: &serde_json::Value, volume: &serde_json::Value, script: &str) -> 
 #[test]
 fn a_job_file_s_zip_of_the_output_arrives() {
     let server = Server::start(|_| Reply::ok(""));
-    let upload = serde_json::json!({"output_upload_type": "zip_and_http_put", "url": server.url("/zip")});
+    let upload = json!({"output_upload_type": "zip_and_http_put", "url": server.url("/zip")});
     let script = "echo a >\"$PHALANX_OUTPUT_DIR/a\"; touch -d '1999-12-31 23:59:58 UTC' \"$PHALANX_OUTPUT_DIR/a\"";
-    let done = run(&upload, &serde_json::Value::Null, script);
+    let done = run(RunnerKind::Process, script, &[("output_upload", upload)]);
     assert_eq!(done["status"], "completed", "{done}");
     let seen = server.seen();
     let mut zip = zip::ZipArchive::new(std::io::Cursor::new(&seen[0].body)).unwrap();
@@ -79,11 +82,29 @@ fn a_job_file_s_zip_of_the_output_arrives() {
 }
 
 #[test]
+fn an_image_whose_registry_is_out_of_reach_is_the_job_s_failure_and_the_engine_is_not_asked() {
+    if !ready() {
+        return;
+    }
+    // Loopback is open in these tests, so that what the engine says of it shows that it is asked there.
+    for (image, says) in [
+        ("10.255.255.1:1/x", "image 10.255.255.1:1/x: jobs may not reach 10.255.255.1: "),
+        ("[::1]:1/x", "image [::1]:1/x: jobs may not reach ::1: "),
+        ("127.0.0.1:1/x", "127.0.0.1:1"),
+    ] {
+        let done =
+            run(RunnerKind::Docker, "true", &[("docker_image", image.into()), ("download_time_limit", 20.into())]);
+        let error = done["error"].as_str().unwrap();
+        assert!(error.contains(says) && error.contains("--reach") == says.starts_with("image "), "{image}: {done}");
+    }
+}
+
+#[test]
 fn a_server_s_fault_is_the_network_s_and_the_job_s_own_is_the_job_s() {
     for (status, end) in [(501, "horde_failed"), (404, "failed")] {
         let server = Server::start(move |_| Reply::status(status));
-        let volume = serde_json::json!({"volume_type": "single_file", "url": server.url("/f"), "relative_path": "f"});
-        let done = run(&serde_json::Value::Null, &volume, "true");
+        let volume = json!({"volume_type": "single_file", "url": server.url("/f"), "relative_path": "f"});
+        let done = run(RunnerKind::Process, "true", &[("volume", volume)]);
         assert_eq!((&done["status"], server.seen().len()), (&end.into(), 1), "{done}");
     }
 }
@@ -92,6 +113,6 @@ fn a_server_s_fault_is_the_network_s_and_the_job_s_own_is_the_job_s() {
 fn dropping_a_local_network_stops_it() {
     let world = World::new();
     let folder = tempfile::tempdir().unwrap();
-    drop(network(&world, &folder));
+    drop(network(&world, &folder, RunnerKind::Process));
     // The world now finds no thread left.
 }

@@ -479,13 +479,20 @@ fn a_wait_that_a_server_asks_for_is_told() {
 #[test]
 fn interim_answers_are_passed_over() {
     let bench = Bench::new();
-    let server = Server::start(|_| {
-        let interim = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n";
+    let answer = |_: &http::Request| {
+        let interim = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 100 Continue\r\nserver: x\r\n\r\n";
         Reply::Raw(format!("{interim}HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").into())
-    });
-    assert_eq!(client().get(&server.url("/"), &[], far()).unwrap().text(), "ok");
-    assert_eq!(client().put(&server.url("/"), &[], Content::Bytes(b"x"), far()).unwrap().text(), "ok");
-    drop(server);
+    };
+    for server in [Server::start(answer), Server::start_tls(answer)] {
+        let client = match server.url("").starts_with("https") {
+            true => HttpClient::trusting(Shutdown::new(), &[server.root()]),
+            false => client(),
+        };
+        assert_eq!(client.get(&server.url("/"), &[], far()).unwrap().text(), "ok");
+        assert_eq!(client.put(&server.url("/"), &[], Content::Bytes(b"x"), far()).unwrap().text(), "ok");
+        let expecting = [pair("expect", "100-continue")];
+        assert_eq!(client.put(&server.url("/"), &expecting, Content::Bytes(b"x"), far()).unwrap().text(), "ok");
+    }
     bench.assert_clean();
 }
 

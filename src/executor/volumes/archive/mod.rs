@@ -8,7 +8,7 @@ mod plan;
 use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use zip::ZipArchive;
@@ -73,12 +73,17 @@ pub(super) fn unpack(
     let mut left = allowed;
     let io_error = |entry: &str, source| ArchiveError::Io { entry: entry.to_owned(), source };
     fs::create_dir_all(into).map_err(|error| io_error("", error))?;
+    // The folder of most files is that of the one before.
+    let mut made: Option<PathBuf> = None;
     for Planned { index, path, is_dir } in plan {
         let name = archive.name_for_index(index).unwrap_or_default().to_owned();
         bounds.check().map_err(|error| io_error(&name, error))?;
         let path = into.join(path);
         let folder = if is_dir { &path } else { path.parent().expect("a file's path has a parent, at least `into`") };
-        fs::create_dir_all(folder).map_err(|error| io_error(&name, error))?;
+        if made.as_deref() != Some(folder) {
+            fs::create_dir_all(folder).map_err(|error| io_error(&name, error))?;
+            made = Some(folder.to_owned());
+        }
         if is_dir {
             continue;
         }

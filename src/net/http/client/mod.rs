@@ -8,7 +8,8 @@
 //! * `address`: addresses as people write them, and where redirects lead. Pure.
 //! * `fields`: the header fields of a request. Pure.
 //! * `content`: what is sent. `coding`: how what is received was coded. `resume`: where a broken download goes on.
-//! * `connector`: connections. `error`: why there is no answer, and what follows.
+//! * `connector`, `interim`: connections, and what of their answers is passed over.
+//! * `error`: why there is no answer, and what follows.
 
 mod address;
 mod coding;
@@ -16,6 +17,7 @@ mod connector;
 mod content;
 mod error;
 mod fields;
+mod interim;
 mod resume;
 
 use std::fs::File;
@@ -40,6 +42,7 @@ use self::connector::{KickedConnector, NoResolver};
 pub use self::content::{Content, FilePart};
 use self::content::{boundary_of, form_around};
 pub use self::error::HttpError;
+use self::interim::InterimConnector;
 use self::resume::{Representation, Rest};
 use super::date::wait_asked;
 use super::head::{all, first, has_token};
@@ -202,7 +205,9 @@ impl HttpClient {
             .max_idle_connections(0)
             .user_agent(USER_AGENT)
             .build();
-        let connector = KickedConnector { reach, shutdown: shutdown.clone() }.chain(RustlsConnector::default());
+        let connector = KickedConnector { reach, shutdown: shutdown.clone() }
+            .chain(RustlsConnector::default())
+            .chain(InterimConnector);
         Self { agent: Agent::with_parts(config, connector, NoResolver), shutdown }
     }
 

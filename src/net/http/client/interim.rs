@@ -1,0 +1,112 @@
+//! Interim answers (RFC 9110, section 15.2), which may come before the answer proper, with any fields: passed over
+//! below `ureq`, which takes some of them for errors.
+
+use ureq::Error;
+use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
+
+/// Stands on top of a chain of connectors.
+#[derive(Debug)]
+pub(super) struct InterimConnector;
+
+impl<In: Transport> Connector<In> for InterimConnector {
+    type Out = FinalOnly<In>;
+
+    fn connect(&self, _: &ConnectionDetails, chained: Option<In>) -> Result<Option<FinalOnly<In>>, Error> {
+        Ok(chained.map(|inner| FinalOnly { inner, answered: false }))
+    }
+}
+
+/// A connection for one request, without the interim answers to it.
+#[derive(Debug)]
+pub(super) struct FinalOnly<T> {
+    inner: T,
+    answered: bool,
+}
+
+impl<T: Transport> Transport for FinalOnly<T> {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        self.inner.buffers()
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        self.inner.transmit_output(amount, timeout)
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        // Once each time, because only the caller knows what is left of the deadline.
+        let more = self.inner.await_input(timeout)?;
+        while !self.answered {
+            let buffers = self.inner.buffers();
+            match begins(buffers.input()) {
+                Begins::Interim(length) => buffers.input_consume(length),
+                Begins::Unknown => break,
+                Begins::Answer => self.answered = true,
+            }
+        }
+        Ok(more)
+    }
+
+    fn is_open(&mut self) -> bool {
+        self.inner.is_open()
+    }
+
+    fn is_tls(&self) -> bool {
+        self.inner.is_tls()
+    }
+}
+
+/// What is first in what a server has sent.
+#[derive(Debug, PartialEq, Eq)]
+enum Begins {
+    /// A whole interim answer of so many bytes.
+    Interim(usize),
+    /// That takes more bytes.
+    Unknown,
+    /// The answer, or no HTTP at all.
+    Answer,
+}
+
+fn begins(input: &[u8]) -> Begins {
+    const VERSION: &[u8] = b"HTTP/1.";
+    let known = input.len().min(VERSION.len());
+    match (input[..known] == VERSION[..known], input.get(9..12)) {
+        (false, _) => Begins::Answer,
+        (true, None) => Begins::Unknown,
+        // 101 is an answer: another protocol follows it.
+        (true, Some([b'1', b'0', b'1'])) => Begins::Answer,
+        (true, Some([b'1', ..])) => {
+            let ends = |at: &usize| input[*at] == b'\n' && matches!(input[at + 1..], [b'\n', ..] | [b'\r', b'\n', ..]);
+            match (0..input.len()).find(ends) {
+                Some(at) => Begins::Interim(at + if input[at + 1] == b'\r' { 3 } else { 2 }),
+                None => Begins::Unknown,
+            }
+        }
+        (true, Some(_)) => Begins::Answer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interim_answers_are_told_from_the_answer_at_every_byte() {
+        for (head, is_interim) in [
+            ("HTTP/1.1 100 Continue\r\n\r\n", true),
+            ("HTTP/1.1 100 Continue\r\nServer: x\r\nDate: y\r\n\r\n", true),
+            ("HTTP/1.0 103 \nlink: x\n\n", true),
+            ("HTTP/1.1 101 Switching Protocols\r\n\r\n", false),
+            ("HTTP/1.1 200 OK\r\n\r\n", false),
+            ("HTTP/2 100\r\n\r\n", false),
+            ("nonsense", false),
+        ] {
+            let with_more = format!("{head}HTTP/1.1 200 OK\r\n");
+            let expected = if is_interim { Begins::Interim(head.len()) } else { Begins::Answer };
+            assert_eq!(begins(with_more.as_bytes()), expected, "{head}");
+            for cut in 0..head.len() {
+                let found = begins(&head.as_bytes()[..cut]);
+                assert!(found == Begins::Unknown || (!is_interim && found == Begins::Answer), "{head} {cut}");
+            }
+        }
+    }
+}
