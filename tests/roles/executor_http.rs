@@ -4,7 +4,7 @@ use crate::testkit::http;
 use crate::testkit::job;
 use crate::testkit::wait::far;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
@@ -472,6 +472,28 @@ fn a_wait_that_a_server_asks_for_is_told() {
         assert_eq!(error.retry_after(), seconds.map(Duration::from_secs));
         let asks = seconds.map(|seconds| format!(" and asks to come again after {seconds} s")).unwrap_or_default();
         assert_eq!(error.to_string(), format!("{} answered 429{asks}: slowly", server.url("/")));
+    }
+    bench.assert_clean();
+}
+
+#[test]
+fn a_refusal_that_comes_before_the_body_is_read_is_told_and_a_consent_does_not_count() {
+    let bench = Bench::new();
+    let big = vec![0; 64 << 20];
+    for (status, is_told) in [("403 Forbidden", true), ("200 OK", false)] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let thread = spawn("t-refuse", Kick::dropped("the client connects"), move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read_exact(&mut [0; 100]).unwrap();
+            // Closed with bytes unread, which the system makes a reset.
+            write!(stream, "HTTP/1.1 {status}\r\ncontent-length: 7\r\n\r\nexpired").unwrap();
+        });
+        match client().put(&url, &[], Content::Bytes(&big), far()) {
+            Ok(answer) => assert!(is_told && (answer.status, answer.text().as_str()) == (403, "expired")),
+            Err(error) => assert!(!is_told && error.cause().passing, "{error}"),
+        }
+        thread.join_by(far()).unwrap();
     }
     bench.assert_clean();
 }

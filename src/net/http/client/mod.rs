@@ -8,16 +8,16 @@
 //! * `address`: addresses as people write them, and where redirects lead. Pure.
 //! * `fields`: the header fields of a request. Pure.
 //! * `content`: what is sent. `coding`: how what is received was coded. `resume`: where a broken download goes on.
-//! * `connector`, `interim`: connections, and what of their answers is passed over.
+//! * `connector`, `answers`: connections, and what servers send on them.
 //! * `error`: why there is no answer, and what follows.
 
 mod address;
+mod answers;
 mod coding;
 mod connector;
 mod content;
 mod error;
 mod fields;
-mod interim;
 mod resume;
 
 use std::fs::File;
@@ -37,12 +37,12 @@ use ureq::{Agent, AsSendBody, Body as UreqBody, SendBody, Timeout};
 use url::Url;
 
 use self::address::shown;
+use self::answers::AnswerConnector;
 use self::coding::{Coding, codings, undone};
 use self::connector::{KickedConnector, NoResolver};
 pub use self::content::{Content, FilePart};
 use self::content::{boundary_of, form_around};
 pub use self::error::HttpError;
-use self::interim::InterimConnector;
 use self::resume::{Representation, Rest};
 use super::date::wait_asked;
 use super::head::{all, first, has_token};
@@ -207,7 +207,7 @@ impl HttpClient {
             .build();
         let connector = KickedConnector { reach, shutdown: shutdown.clone() }
             .chain(RustlsConnector::default())
-            .chain(InterimConnector);
+            .chain(AnswerConnector);
         Self { agent: Agent::with_parts(config, connector, NoResolver), shutdown }
     }
 

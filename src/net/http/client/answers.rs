@@ -1,46 +1,76 @@
-//! Interim answers (RFC 9110, section 15.2), which may come before the answer proper, with any fields: passed over
-//! below `ureq`, which takes some of them for errors.
+//! Answers as servers send them, below `ureq`, which is stricter.
+//!
+//! * Interim answers (RFC 9110, section 15.2) may come before the answer proper, with any fields: they are passed over.
+//! * A server may refuse before it has read the body, and close (RFC 9112, section 9.6): that a write fails then is no
+//!   reason not to read why.
+
+use std::io;
 
 use ureq::Error;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
 /// Stands on top of a chain of connectors.
 #[derive(Debug)]
-pub(super) struct InterimConnector;
+pub(super) struct AnswerConnector;
 
-impl<In: Transport> Connector<In> for InterimConnector {
-    type Out = FinalOnly<In>;
+impl<In: Transport> Connector<In> for AnswerConnector {
+    type Out = Answers<In>;
 
-    fn connect(&self, _: &ConnectionDetails, chained: Option<In>) -> Result<Option<FinalOnly<In>>, Error> {
-        Ok(chained.map(|inner| FinalOnly { inner, answered: false }))
+    fn connect(&self, _: &ConnectionDetails, chained: Option<In>) -> Result<Option<Answers<In>>, Error> {
+        Ok(chained.map(|inner| Answers { inner, answered: false, unsent: None }))
     }
 }
 
-/// A connection for one request, without the interim answers to it.
+/// A connection for one request.
 #[derive(Debug)]
-pub(super) struct FinalOnly<T> {
+pub(super) struct Answers<T> {
     inner: T,
+    /// The answer proper has begun.
     answered: bool,
+    /// Why the rest of the request could not be sent.
+    unsent: Option<io::Error>,
 }
 
-impl<T: Transport> Transport for FinalOnly<T> {
+impl<T: Transport> Transport for Answers<T> {
     fn buffers(&mut self) -> &mut dyn Buffers {
         self.inner.buffers()
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
-        self.inner.transmit_output(amount, timeout)
+        if self.unsent.is_some() {
+            return Ok(());
+        }
+        match self.inner.transmit_output(amount, timeout) {
+            Err(Error::Io(error)) if is_closed(&error) => {
+                self.unsent = Some(error);
+                Ok(())
+            }
+            sent => sent,
+        }
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         // Once each time, because only the caller knows what is left of the deadline.
-        let more = self.inner.await_input(timeout)?;
+        let more = self.inner.await_input(timeout);
+        if !self.answered
+            && matches!(more, Ok(false) | Err(Error::Io(_)))
+            && let Some(error) = self.unsent.take()
+        {
+            return Err(error.into());
+        }
+        let more = more?;
         while !self.answered {
             let buffers = self.inner.buffers();
             match begins(buffers.input()) {
                 Begins::Interim(length) => buffers.input_consume(length),
                 Begins::Unknown => break,
-                Begins::Answer => self.answered = true,
+                Begins::Answer => {
+                    self.answered = true;
+                    // What was not sent was not taken, whatever the server says.
+                    if let Some(error) = self.unsent.take_if(|_| buffers.input().get(9) == Some(&b'2')) {
+                        return Err(error.into());
+                    }
+                }
             }
         }
         Ok(more)
@@ -53,6 +83,10 @@ impl<T: Transport> Transport for FinalOnly<T> {
     fn is_tls(&self) -> bool {
         self.inner.is_tls()
     }
+}
+
+fn is_closed(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 /// What is first in what a server has sent.
