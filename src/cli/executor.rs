@@ -92,12 +92,19 @@ pub fn run(args: Args) -> ExitCode {
     if !problems.is_empty() {
         return exit::usage(problems.join("; "));
     }
-    supervise::with_env(|env| match executor::run(config, Arc::new(dialer), env.timer.clone(), &env.shutdown) {
-        Ok(report) if report.stop.unsent > 0 => {
-            log::error!("the job ended ({:?}), but the miner was not notified", report.end);
-            ExitCode::from(exit::UNSENT)
-        }
-        Ok(_) => ExitCode::from(exit::DONE),
-        Err(error) => exit::failed(error),
-    })
+    let code =
+        supervise::with_env(|env| match executor::run(config, Arc::new(dialer), env.timer.clone(), &env.shutdown) {
+            Ok(report) if report.stop.unsent > 0 => {
+                log::error!("the job ended ({:?}), but the miner was not notified", report.end);
+                ExitCode::from(exit::UNSENT)
+            }
+            Ok(_) => ExitCode::from(exit::DONE),
+            Err(error) => exit::failed(error),
+        });
+    // Our miner removes its folder for us as well, but may be gone for good. What is not empty is left to it.
+    let folder = std::env::temp_dir();
+    if folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("phalanx-exec-")) {
+        let _ = std::fs::remove_dir(folder);
+    }
+    code
 }

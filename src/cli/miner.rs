@@ -69,6 +69,9 @@ pub struct Args {
     /// Folder of the database
     #[arg(long, value_name = "DIR", env = "PHALANX_STATE_DIR")]
     state_dir: PathBuf,
+    /// Only log what executors have left and nobody answers for, instead of removing it
+    #[arg(long, env = "PHALANX_REAP_DRY_RUN")]
+    reap_dry_run: bool,
     /// Address of health, metrics and status
     #[arg(long, value_name = "ADDR", value_parser = listen_address, env = "PHALANX_HTTP")]
     http: Option<SocketAddr>,
@@ -132,6 +135,7 @@ fn configure(args: Args, shown: &Mutex<Sandboxes>) -> Result<MinerConfig, String
         executor_address: args.executor_address,
         streaming_address: args.streaming_address,
         limits,
+        reap_dry_run: args.reap_dry_run,
         ..MinerConfig::new(key, args.state_dir, backend)
     })
 }

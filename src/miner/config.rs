@@ -92,6 +92,8 @@ pub struct MinerConfig {
     pub limits: MinerLimits,
     /// Limits of the connections.
     pub server: ServerConfig,
+    /// The reaper only says what it would remove.
+    pub reap_dry_run: bool,
     /// What its threads report to.
     pub board: Board,
 }
@@ -110,6 +112,7 @@ impl MinerConfig {
             backend,
             limits: MinerLimits::default(),
             server: ServerConfig::new("min"),
+            reap_dry_run: false,
             board: Board::new(),
         }
     }

@@ -9,6 +9,7 @@
 //! * `engine`: the thread that asks whether jobs can run here; [`check`]: how often, and when an answer counts. Pure.
 //! * `disk`: the thread that countersigns and stores receipts, and keeps the jobs.
 //! * `meters`: what is counted.
+//! * `reaper`: the thread that removes what executors have left and nobody answers for.
 
 pub mod check;
 mod config;
@@ -17,6 +18,7 @@ mod engine;
 pub mod executor_manager;
 pub mod executor_pool;
 mod meters;
+mod reaper;
 mod role;
 pub mod router;
 mod router_thread;

@@ -16,7 +16,8 @@ use super::config::{MinerConfig, MinerLimits};
 use super::disk::Saves;
 use super::executor_manager::{ExecutorManager, Owner};
 use super::meters::Meters;
-use super::router::{Input, MinerStatus, Router, Settings};
+use super::reaper::Reaper;
+use super::router::{Action, Input, MinerStatus, Router, Settings};
 use super::router_thread::{self, Event, RouterEnd, RouterThread};
 use super::trace::{Trace, Traces};
 use super::{disk, engine};
@@ -67,6 +68,7 @@ pub struct Miner {
 struct MinerParts {
     router: Thread<RouterEnd>,
     engine: Thread<()>,
+    reaper: Thread<()>,
     server: Server,
     disk: Thread<()>,
     events: Sender<Event>,
@@ -160,6 +162,7 @@ impl Miner {
 
         let url = listener.url();
         let address = config.executor_address.clone().unwrap_or_else(|| url.clone());
+        let reapers = owner.clone();
         let mut router = Router::new(&config, address, owner);
         let stop = Shutdown::new();
         let traces = Arc::<Mutex<Traces>>::default();
@@ -192,9 +195,22 @@ impl Miner {
         });
         let reports = events.clone();
         let end_time = config.limits.end_time;
+        let executors = ExecutorManager::new(config.backend.clone(), stop.clone());
+        let answered = executors.answered();
+        for action in &first {
+            if let Action::Adopt(spec, _) = action {
+                // Before the reaper looks for the first time.
+                answered.answer_for(&spec.run);
+            }
+        }
+        let dry_run = config.reap_dry_run;
+        let reaper = Reaper { answered, owner: reapers, dry_run, health: router_health.clone(), metrics };
+        let (kicked, until) = (stop.clone(), stop.clone());
+        let kick = Kick::new("stop signal of the miner", move || kicked.cancel());
+        let reaper = spawn("min-reap", kick, move || reaper.run(&until));
         let thread = RouterThread {
             router,
-            executors: ExecutorManager::new(config.backend.clone(), stop.clone()),
+            executors,
             backends,
             reports: Arc::new(move |input| drop(reports.send(Event::Input(input)))),
             orders,
@@ -212,7 +228,7 @@ impl Miner {
         let sink = router_thread::sink(events.clone());
         let server = Server::start(config.server.clone(), listener, timer, router_thread::accept_path(), sink);
         log::info!("miner {} serves on {url}", config.key.ss58());
-        let parts = Some(MinerParts { router, engine, server, disk, events, stop });
+        let parts = Some(MinerParts { router, engine, reaper, server, disk, events, stop });
         Ok(Self { parts, status, traces, board: config.board, url, limits: config.limits })
     }
 
@@ -251,7 +267,9 @@ impl Miner {
     }
 
     fn end(&mut self, stopping: &mut Stopping) {
-        let Some(MinerParts { router, engine, mut server, disk, events, stop }) = self.parts.take() else { return };
+        let Some(MinerParts { router, engine, reaper, mut server, disk, events, stop }) = self.parts.take() else {
+            return;
+        };
         let limits = &self.limits;
         let cancel = stop.clone();
         let _at_once = stopping.shutdown().on(Level::Cancel, move || cancel.cancel());
@@ -272,6 +290,7 @@ impl Miner {
         let end = stopping.step("miner: executors", limits.end_time + CLOSE_TIME, |step| {
             stop.drain();
             step.join(engine);
+            step.join(reaper);
             let end = step.join(router);
             end.map(|RouterEnd { executors, cancelled_jobs }| {
                 step.join_all(executors);

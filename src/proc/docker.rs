@@ -36,6 +36,9 @@ pub mod labels {
     pub const STAGE: &str = "phalanx.stage";
 }
 
+/// The number of a container or network, and two of its labels.
+pub type Labelled = (String, [String; 2]);
+
 /// A client of the engine. Every method blocks until the engine has answered.
 #[derive(Debug, Clone)]
 pub struct Docker {
@@ -124,6 +127,37 @@ impl Docker {
         let args = ["ps", "--all", "--quiet", "--no-trunc", "--filter", &filter];
         let listed = self.run_unstopped("list containers", &args)?;
         Ok(listed.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// The containers, running or not, and the networks that have a label: their numbers and two more labels of each.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    pub fn with_label(
+        &self,
+        (label, value): (&str, &str),
+        shown: [&str; 2],
+    ) -> Result<(Vec<Labelled>, Vec<Labelled>), ToolError> {
+        let filter = format!("label={label}={value}");
+        let format = format!("{{{{.ID}}}}|{{{{.Label \"{}\"}}}}|{{{{.Label \"{}\"}}}}", shown[0], shown[1]);
+        let ask = |doing, what: &[&str]| {
+            let listed =
+                self.run_unstopped(doing, &[what, &["--no-trunc", "--filter", &filter, "--format", &format]].concat())?;
+            let line = |line: &str| {
+                let mut fields = line.splitn(3, '|').map(str::to_owned);
+                Some((fields.next()?, [fields.next()?, fields.next()?]))
+            };
+            Ok(listed.lines().filter_map(line).collect())
+        };
+        Ok((ask("list containers", &["ps", "--all"])?, ask("list networks", &["network", "ls"])?))
+    }
+
+    /// Removes a network.
+    ///
+    /// # Errors
+    /// If the engine does not answer or refuses.
+    pub fn remove_network(&self, id: &str) -> Result<(), ToolError> {
+        self.run_unstopped("remove the network", &["network", "rm", id]).map(drop)
     }
 
     /// The numbers of the running containers that have all of these labels.

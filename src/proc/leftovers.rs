@@ -1,5 +1,6 @@
 //! Processes that have outlived whoever started them and watched their group: they are found by their environment.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -62,4 +63,19 @@ pub(super) fn processes_with(marker: &[u8]) -> io::Result<Vec<(Pid, OwnedFd)>> {
         }
     }
     Ok(found)
+}
+
+/// What follows `beginning` in the environments of processes, with it, up to the end of the variable: each once.
+pub(crate) fn names_in_environments(beginning: &[u8]) -> io::Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir("/proc")? {
+        // Unreadable are the processes of others, which are none of ours, and those that have just ended.
+        let Ok(environ) = fs::read(entry?.path().join("environ")) else { continue };
+        for variable in environ.split(|byte| *byte == 0) {
+            if let Some(at) = variable.windows(beginning.len()).position(|window| window == beginning) {
+                names.insert(String::from_utf8_lossy(&variable[at..]).into_owned());
+            }
+        }
+    }
+    Ok(names)
 }

@@ -104,6 +104,22 @@ fn what_a_killed_tree_has_left_is_removed_by_the_next_start_and_its_job_fails() 
 }
 
 #[test]
+fn an_executor_whose_miner_does_not_come_back_ends_and_leaves_nothing() {
+    let arguments = ["--runner", "process", "--miner-gone-after", "1s"];
+    let mut network = Network::start_with(false, &arguments);
+    let folder = network.folder.path().to_owned();
+    let submit = Running::start(&mut network.submit(&job(&folder)));
+    until("the job runs", || folder.join("begun").exists());
+    network.miner.signal(Signal::KILL);
+    until("the executor is gone", || processes_in(network.scratch.path(), "phalanx executor").is_empty());
+    assert!(processes_with(&at(&folder, "go")).is_empty(), "its job is gone before it");
+    assert_eq!(std::fs::read_dir(network.scratch.path()).unwrap().count(), 0);
+    network.miner_again(&[], &arguments);
+    assert_eq!(result(&submit.finish().stdout)["status"], "horde_failed");
+    assert_eq!(network.stop(Signal::TERM), [Some(0); 3]);
+}
+
+#[test]
 fn two_miners_on_one_state_folder_are_refused_in_one_line() {
     let network = Network::start(false);
     let mut second = crate::testkit::process::phalanx(network.scratch.path());

@@ -362,6 +362,80 @@ fn what_cannot_be_removed_is_told_with_its_kind() {
     assert!(left.text.contains(&format!("phalanx.executor={}", spec.run)), "{left}");
 }
 
+/// A folder of an executor that nobody runs, and a process that knows it.
+#[test]
+fn what_carries_a_miner_s_marks_is_found_and_removed_and_nothing_else() {
+    let owner = |instance: &str| Owner { miner: "5M".to_owned(), instance: instance.to_owned(), epoch: 2 };
+    let (ours, another) = (uuid::Uuid::new_v4().to_string(), uuid::Uuid::new_v4().to_string());
+    let run = uuid::Uuid::new_v4().simple().to_string();
+    let make = |instance: &str| {
+        let folder = std::env::temp_dir().join(format!("phalanx-exec-{instance}-1-{run}"));
+        std::fs::create_dir_all(folder.join("phalanx-job-1/deep")).unwrap();
+        let mut sleep = Command::new("/bin/sleep");
+        (sleep.arg("1000").env("PHALANX_VOLUME_DIR", folder.join("phalanx-job-1")).spawn().unwrap(), folder)
+    };
+    let ((mut process, folder), (mut other_process, other_folder)) = (make(&ours), make(&another));
+    let backend = self::process("/bin/true", &[]);
+    let mut found = backend.find(&owner(&ours)).unwrap();
+    found.sort();
+    let kinds: Vec<_> = found.iter().map(|marked| (marked.kind, marked.run.as_str(), marked.epoch)).collect();
+    assert_eq!(kinds, [(LeftoverKind::Processes, run.as_str(), 1), (LeftoverKind::Folder, run.as_str(), 1)]);
+    let reap = spawn("t-reap", Kick::dropped("the process"), move || process.wait().unwrap());
+    for marked in &found {
+        backend.remove(marked, &Shutdown::new()).unwrap();
+    }
+    reap.join_by(Instant::now() + LONG).unwrap();
+    assert!(!folder.exists());
+    assert_eq!(backend.find(&owner(&ours)).unwrap(), []);
+    assert!(other_process.try_wait().unwrap().is_none() && other_folder.exists(), "another miner's were touched");
+    other_process.kill().unwrap();
+    other_process.wait().unwrap();
+    std::fs::remove_dir_all(other_folder).unwrap();
+}
+
+#[test]
+fn containers_and_networks_with_a_miner_s_marks_are_found_and_removed() {
+    let Some(image) = image() else { return };
+    let (ours, another) = (uuid::Uuid::new_v4().to_string(), uuid::Uuid::new_v4().to_string());
+    let labels_of = |instance: &str| {
+        [
+            format!("{}={instance}", labels::INSTANCE),
+            format!("{}=4", labels::EPOCH),
+            format!("{}=run-of-{instance}", labels::EXECUTOR),
+        ]
+    };
+    let docker = |args: &[&str], labels: &[String]| {
+        let mut command = Command::new("docker");
+        command.args(args);
+        for label in labels {
+            command.args(["--label", label]);
+        }
+        command
+    };
+    for instance in [&ours, &another] {
+        let network =
+            docker(&["network", "create", "--internal"], &labels_of(instance)).arg(instance).output().unwrap();
+        assert!(network.status.success(), "{network:?}");
+        let args = ["run", "-d", "--network", instance, "--env", "SLEEP=1000"];
+        assert!(docker(&args, &labels_of(instance)).arg(&image.0).output().unwrap().status.success());
+    }
+    let backend = DockerBackend::new(&image.0, "process");
+    let owner = |instance: &str| Owner { miner: "5M".to_owned(), instance: instance.to_owned(), epoch: 5 };
+    let reap = |instance: &str| {
+        let mut found = backend.find(&owner(instance)).unwrap();
+        found.sort();
+        found.iter().for_each(|marked| backend.remove(marked, &Shutdown::new()).unwrap());
+        found.into_iter().map(|marked| (marked.kind, marked.run, marked.epoch)).collect::<Vec<_>>()
+    };
+    let both = |instance: &str| {
+        [LeftoverKind::Container, LeftoverKind::Network].map(|kind| (kind, format!("run-of-{instance}"), 4))
+    };
+    assert_eq!(reap(&ours), both(&ours));
+    assert_eq!(reap(&ours), []);
+    // Those of another miner are still there, until they are asked for.
+    assert_eq!(reap(&another), both(&another));
+}
+
 /// An image of this test run, removed when dropped.
 struct Image(String);
 

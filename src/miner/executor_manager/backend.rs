@@ -181,6 +181,19 @@ pub struct Leftover {
     pub text: String,
 }
 
+/// A thing that carries the marks of one of a miner's executors.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Marked {
+    /// What it is; containers come before their networks, processes before their folders.
+    pub kind: LeftoverKind,
+    /// Which of its kind.
+    pub id: String,
+    /// The executor that it was made for.
+    pub run: String,
+    /// The miner's process that started the executor.
+    pub epoch: u64,
+}
+
 /// Where executors come from.
 pub trait ExecutorBackend: Send + Sync {
     /// Starts one executor and waits until it has ended. Blocks for all of its life; `stop` ends it: at `Drain`
@@ -209,6 +222,24 @@ pub trait ExecutorBackend: Send + Sync {
     fn clean(&self, spec: &ExecutorSpec, by_itself: bool, stop: &Shutdown) -> Result<(), Leftover> {
         let _ = (spec, by_itself, stop);
         Ok(())
+    }
+
+    /// All that carries the marks of this miner's executors, of whichever of its processes. Blocks for a bounded time.
+    ///
+    /// # Errors
+    /// Why it is not known. The default finds nothing.
+    fn find(&self, owner: &Owner) -> Result<Vec<Marked>, String> {
+        let _ = owner;
+        Ok(Vec::new())
+    }
+
+    /// Removes what [`ExecutorBackend::find`] has found. Blocks for a bounded time; a cancel of `stop` may end it.
+    ///
+    /// # Errors
+    /// Why it is still there.
+    fn remove(&self, marked: &Marked, stop: &Shutdown) -> Result<(), Leftover> {
+        let (Marked { kind, id, .. }, _) = (marked, stop);
+        Err(Leftover { kind: *kind, text: format!("this back end does not know how to remove {id}") })
     }
 
     /// How jobs run here, to be read after "jobs run", if they can at present. Blocks until that is known, `deadline`

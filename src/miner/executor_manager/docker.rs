@@ -5,7 +5,8 @@
 use std::time::{Duration, Instant};
 
 use super::backend::{
-    END_GRACE, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, Leftover, LeftoverKind,
+    END_GRACE, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, Leftover, LeftoverKind, Marked,
+    Owner,
 };
 use super::program;
 use super::settings::ExecutorSettings;
@@ -60,6 +61,29 @@ pub(super) fn remove_containers(docker: &Docker, spec: &ExecutorSpec) -> Result<
         kind: LeftoverKind::Container,
         text: format!("containers or networks with label {}={} may be there: {error}", labels::EXECUTOR, spec.run),
     })
+}
+
+/// The containers and networks of a miner.
+pub(super) fn find_in_engine(docker: &Docker, owner: &Owner) -> Result<Vec<Marked>, String> {
+    let of_miner = (labels::INSTANCE, owner.instance.as_str());
+    let (containers, networks) =
+        docker.with_label(of_miner, [labels::EXECUTOR, labels::EPOCH]).map_err(|error| error.to_string())?;
+    let kinds = [(LeftoverKind::Container, containers), (LeftoverKind::Network, networks)];
+    let all = kinds.into_iter().flat_map(|(kind, found)| found.into_iter().map(move |found| (kind, found)));
+    // What has no such labels was not made by a miner.
+    Ok(all
+        .filter_map(|(kind, (id, [run, epoch]))| Some(Marked { kind, id, run, epoch: epoch.parse().ok()? }))
+        .collect())
+}
+
+/// Removes one of them.
+pub(super) fn remove_from_engine(docker: &Docker, marked: &Marked) -> Result<(), Leftover> {
+    let Marked { kind, id, .. } = marked;
+    let removed = match kind {
+        LeftoverKind::Network => docker.remove_network(id),
+        _ => docker.remove(std::slice::from_ref(id)),
+    };
+    removed.map_err(|error| Leftover { kind: *kind, text: error.to_string() })
 }
 
 /// A name for people, without the token, because names are for everybody to see. The job's uuid comes from a validator,
@@ -129,6 +153,14 @@ impl ExecutorBackend for DockerBackend {
 
     fn clean(&self, spec: &ExecutorSpec, _: bool, _: &Shutdown) -> Result<(), Leftover> {
         remove_containers(&self.docker, spec)
+    }
+
+    fn find(&self, owner: &Owner) -> Result<Vec<Marked>, String> {
+        find_in_engine(&self.docker, owner)
+    }
+
+    fn remove(&self, marked: &Marked, _: &Shutdown) -> Result<(), Leftover> {
+        remove_from_engine(&self.docker, marked)
     }
 
     fn check(&self, stop: &Shutdown, deadline: Instant) -> Result<String, String> {

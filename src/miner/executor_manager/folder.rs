@@ -2,6 +2,7 @@
 //! processes of its job, which are in a group of their own and know the folder by their environment
 //! (`PHALANX_VOLUME_DIR` and others).
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -10,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::backend::{ExecutorSpec, Leftover, LeftoverKind};
+use super::backend::{ExecutorSpec, Leftover, LeftoverKind, Marked, Owner};
 use crate::base::shutdown::Shutdown;
-use crate::proc::leftovers::kill_by_environment;
+use crate::proc::leftovers::{kill_by_environment, names_in_environments};
 use crate::proc::tool;
 
 /// How long killed processes may take to end.
@@ -23,15 +24,48 @@ pub(super) fn of(spec: &ExecutorSpec) -> PathBuf {
     std::env::temp_dir().join(format!("phalanx-exec-{}-{}-{}", spec.owner.instance, spec.owner.epoch, spec.run))
 }
 
+/// How the folders of all executors of a miner begin.
+fn beginning(owner: &Owner) -> String {
+    format!("phalanx-exec-{}-", owner.instance)
+}
+
+/// Which executor of the miner a folder of this name is of.
+fn mark(name: &str, owner: &Owner) -> Option<(String, u64)> {
+    let (epoch, run) = name.strip_prefix(&beginning(owner))?.split_once('-')?;
+    let is_run = run.len() == 32 && run.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_run.then(|| Some((run.to_owned(), epoch.parse().ok()?)))?
+}
+
+/// The folders of a miner's executors, and the processes that know one of them, whether or not it is still there.
+pub(super) fn find(owner: &Owner) -> io::Result<Vec<Marked>> {
+    let folder = std::env::temp_dir();
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&folder)? {
+        let entry = entry?;
+        if let Some((run, epoch)) = entry.file_name().to_str().and_then(|name| mark(name, owner)) {
+            let id = entry.path().display().to_string();
+            found.push(Marked { kind: LeftoverKind::Folder, id, run, epoch });
+        }
+    }
+    let names = names_in_environments(beginning(owner).as_bytes())?;
+    found.extend(names.into_iter().filter_map(|name| {
+        // The name is a part of a path, which may go on.
+        let name: String = name.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+        let (run, epoch) = mark(&name, owner)?;
+        Some(Marked { kind: LeftoverKind::Processes, id: name, run, epoch })
+    }));
+    Ok(found)
+}
+
 /// Makes the folder, `0700`.
 pub(super) fn create(folder: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(folder)
 }
 
 /// Kills every process whose environment names the folder, until there is none. Blocks for at most [`KILL_TIME`].
-pub(super) fn end_processes(folder: &Path) -> Result<(), Leftover> {
+pub(super) fn end_processes(folder: &OsStr) -> Result<(), Leftover> {
     let left = |error: io::Error| Leftover { kind: LeftoverKind::Processes, text: error.to_string() };
-    kill_by_environment(folder.as_os_str().as_bytes(), KILL_TIME).map(drop).map_err(left)
+    kill_by_environment(folder.as_bytes(), KILL_TIME).map(drop).map_err(left)
 }
 
 /// How long the removal of a folder may take. A job may have left a million files.

@@ -11,19 +11,20 @@
 mod backend;
 mod docker;
 mod folder;
+pub mod orphans;
 mod process;
 mod program;
 mod settings;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub(crate) use backend::check_runner;
 pub use backend::{
     END_GRACE, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, FORCED_GRACE, Leftover,
-    LeftoverKind, Owner,
+    LeftoverKind, Marked, Owner,
 };
 pub use docker::DockerBackend;
 pub use process::ProcessBackend;
@@ -31,6 +32,7 @@ pub use settings::ExecutorSettings;
 
 use super::executor_pool::Lease;
 use crate::base::backoff::exponential;
+use crate::base::lock::lock;
 use crate::base::scope;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::KICK_GRACE;
@@ -99,9 +101,45 @@ struct RunningExecutor {
     thread: Thread<()>,
 }
 
+/// For which executors somebody answers, and where executors come from; clones are the same.
+#[derive(Clone)]
+pub struct Answered(Arc<Living>);
+
+struct Living {
+    backend: Mutex<Arc<dyn ExecutorBackend>>,
+    living: Mutex<BTreeSet<String>>,
+}
+
+impl fmt::Debug for Answered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Answered").field(&self.living()).finish()
+    }
+}
+
+impl Answered {
+    /// Where executors come from at present.
+    pub fn backend(&self) -> Arc<dyn ExecutorBackend> {
+        lock(&self.0.backend).clone()
+    }
+
+    /// The executors of which something may be there, and somebody removes it when they end.
+    pub fn living(&self) -> BTreeSet<String> {
+        lock(&self.0.living).clone()
+    }
+
+    /// Somebody answers for this executor from now on.
+    pub fn answer_for(&self, run: &str) {
+        lock(&self.0.living).insert(run.to_owned());
+    }
+
+    fn forget(&self, run: &str) {
+        lock(&self.0.living).remove(run);
+    }
+}
+
 /// The executors of one miner, by token. Dropping it ends them all at once.
 pub struct ExecutorManager {
-    backend: Arc<dyn ExecutorBackend>,
+    answered: Answered,
     stop: Shutdown,
     running: HashMap<String, RunningExecutor>,
     number: u64,
@@ -116,12 +154,19 @@ impl fmt::Debug for ExecutorManager {
 impl ExecutorManager {
     /// A manager with nothing running; all that it starts ends with `stop`.
     pub fn new(backend: Arc<dyn ExecutorBackend>, stop: Shutdown) -> Self {
-        Self { backend, stop, running: HashMap::new(), number: 0 }
+        let living = Mutex::default();
+        let answered = Answered(Arc::new(Living { backend: Mutex::new(backend), living }));
+        Self { answered, stop, running: HashMap::new(), number: 0 }
+    }
+
+    /// For which executors somebody answers.
+    pub fn answered(&self) -> Answered {
+        self.answered.clone()
     }
 
     /// From now on executors come from here; those that run are not touched.
     pub fn set_backend(&mut self, backend: Arc<dyn ExecutorBackend>) {
-        self.backend = backend;
+        *lock(&self.answered.0.backend) = backend;
     }
 
     /// Starts an executor on a thread of its own, which has the lease for as long as anything of the executor is left,
@@ -144,9 +189,11 @@ impl ExecutorManager {
     ) {
         self.number = (self.number + 1) % 100_000;
         let stop = self.stop.child();
-        let (all, backend, token) = (self.stop.clone(), self.backend.clone(), spec.token.clone());
+        let (all, backend, token) = (self.stop.clone(), self.answered.backend(), spec.token.clone());
         let (kicked, running) = (stop.clone(), stop.clone());
         let kick = Kick::new("stop signal of the executor", move || kicked.cancel());
+        self.answered.answer_for(&spec.run);
+        let answered = self.answered.clone();
         let thread = spawn(format!("min-ex-{}", self.number), kick, move || {
             let _job = scope::job(spec.job_uuid.as_str());
             // A panic of the back end must not leave its job waiting: it is an end like any other.
@@ -155,6 +202,9 @@ impl ExecutorManager {
             let by_itself = matches!(end, Ok(ExecutorExit::Code(_)) | Err(ExecutorError::Start { .. }));
             report(Report::Ended(end));
             let clean = clean_up(backend.as_ref(), &spec, by_itself, &all, |left| report(Report::Left(left)));
+            if clean {
+                answered.forget(&spec.run);
+            }
             // First, so that whoever hears of it finds the slot free.
             drop(lease);
             report(Report::Returned { clean });

@@ -6,9 +6,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::backend::{
-    END_GRACE, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, Leftover, check_runner,
+    END_GRACE, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, Leftover, LeftoverKind, Marked,
+    Owner, check_runner,
 };
-use super::docker::{DOCKER_TIME, remove_containers};
+use super::docker::{DOCKER_TIME, find_in_engine, remove_containers, remove_from_engine};
 use super::folder;
 use super::program;
 use super::settings::ExecutorSettings;
@@ -52,6 +53,20 @@ impl ProcessBackend {
             end_grace: END_GRACE,
         })
     }
+
+    /// What removes a folder, without what follows from the folder.
+    fn tree_removal(&self) -> Command {
+        let mut tree = Command::new(&self.phalanx);
+        tree.args(["tree", "remove"]);
+        if self.runner != "process" {
+            tree.arg("--container");
+        }
+        tree
+    }
+}
+
+fn engine() -> Docker {
+    Docker { time: DOCKER_TIME, ..Docker::default() }
 }
 
 impl ExecutorBackend for ProcessBackend {
@@ -75,19 +90,30 @@ impl ExecutorBackend for ProcessBackend {
     fn clean(&self, spec: &ExecutorSpec, by_itself: bool, stop: &Shutdown) -> Result<(), Leftover> {
         let folder = folder::of(spec);
         if !by_itself {
-            folder::end_processes(&folder)?;
+            folder::end_processes(folder.as_os_str())?;
         }
         if self.runner != "process" {
-            let docker = Docker { time: DOCKER_TIME, ..Docker::default() };
-            remove_containers(&docker, spec)?;
+            remove_containers(&engine(), spec)?;
         }
-        let mut tree = Command::new(&self.phalanx);
+        let mut tree = self.tree_removal();
         program::labelled(&mut tree, spec);
-        tree.args(["tree", "remove"]);
-        if self.runner != "process" {
-            tree.arg("--container");
-        }
         folder::remove(&folder, tree, stop)
+    }
+
+    fn find(&self, owner: &Owner) -> Result<Vec<Marked>, String> {
+        let mut found = folder::find(owner).map_err(|error| error.to_string())?;
+        if self.runner != "process" {
+            found.extend(find_in_engine(&engine(), owner)?);
+        }
+        Ok(found)
+    }
+
+    fn remove(&self, marked: &Marked, stop: &Shutdown) -> Result<(), Leftover> {
+        match marked.kind {
+            LeftoverKind::Processes => folder::end_processes(marked.id.as_ref()),
+            LeftoverKind::Folder => folder::remove(marked.id.as_ref(), self.tree_removal(), stop),
+            LeftoverKind::Container | LeftoverKind::Network => remove_from_engine(&engine(), marked),
+        }
     }
 
     fn check(&self, stop: &Shutdown, deadline: Instant) -> Result<String, String> {
