@@ -4,6 +4,7 @@
 mod testkit;
 
 mod by_hand;
+mod chaos;
 mod demo;
 mod engine;
 mod facilitator_kill;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use phalanx::base::thread::{Kick, Thread, spawn};
 
-use super::transport::raw_client;
+use super::transport::{raw_client, try_raw_client};
 use super::wait::far;
 
 /// What its threads share.
@@ -119,7 +119,8 @@ fn serve(listener: &TcpListener, passage: &Arc<Passage>) {
         if state.closed_until.is_some_and(|until| Instant::now() < until) {
             continue;
         }
-        let server = raw_client(passage.target);
+        // Nobody may listen there for a while, as a server that was killed.
+        let Ok(server) = try_raw_client(passage.target) else { continue };
         for (from, to) in [(&client, &server), (&server, &client)] {
             let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
             state.sockets.push(from.try_clone().unwrap());

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::base::thread::{Kick, Thread, spawn};
-use phalanx::net::dial::dial;
+use phalanx::net::dial::{DialError, dial};
 use phalanx::transport::ws::{WsDialer, WsListener};
 use phalanx::transport::{
     ClientTls, Connection, DialRequest, Dialer, HandshakeRequest, Incoming, Listener, ReadHalf, Refusal, ServerTls,
@@ -115,7 +115,12 @@ pub fn dial_ws(dialer: &impl Dialer, url: &str, limits: &SocketLimits) -> Result
 
 /// A plain TCP connection to `address`.
 pub fn raw_client(address: SocketAddr) -> TcpStream {
-    dial(&address.ip().to_string(), address.port(), far(), &Shutdown::new(), Level::Drain).unwrap()
+    try_raw_client(address).unwrap()
+}
+
+/// The same, where perhaps nobody listens.
+pub fn try_raw_client(address: SocketAddr) -> Result<TcpStream, DialError> {
+    dial(&address.ip().to_string(), address.port(), far(), &Shutdown::new(), Level::Drain)
 }
 
 /// A TCP listener of no protocol, and its address as a URL.
