@@ -112,13 +112,13 @@ mod tests {
             validator: "5F".to_owned(),
             executor_class: Some("always_on.test".to_owned()),
             began: 1_700_000_000.5,
-            events: vec![line(0.0, TraceEvent::Asked, ""), line(1.25, TraceEvent::News, "accepted: sent")],
+            events: vec![line(0.0, TraceEvent::Asked, ""), line(1.25, TraceEvent::Accepted, "sent")],
             left_out: 2,
         };
         assert_eq!(
             page(&trace),
             "job j\\u{1b}[2J of validator 5F, always_on.test, asked for at 2023-11-14T22:13:20.500000Z\n     \
-             0.000 s     +0.000 s  Asked\n     1.250 s     +1.250 s  News                   accepted: sent\n\
+             0.000 s     +0.000 s  Asked\n     1.250 s     +1.250 s  Accepted               sent\n\
              2 events before the last were left out\n"
         );
     }

@@ -1,5 +1,7 @@
 //! The miner's metrics that are counted as things happen; what can be looked at is in [`super::MinerStatus`].
 
+use std::time::Duration;
+
 use super::router::Counted;
 use crate::ops::metrics::{Counter, Histogram, Metrics, SECONDS};
 
@@ -20,6 +22,12 @@ impl Meters {
             breaches: metrics.counter("phalanx_miner_slot_breaches_total", breaches, &[]),
             metrics: metrics.clone(),
         }
+    }
+
+    /// A stage of a job that went well.
+    pub(super) fn stage_over(&self, stage: &'static str, took: Duration) {
+        let help = "How long the stages of jobs took, as the miner saw it.";
+        self.metrics.histogram("phalanx_miner_stage_seconds", help, &[("kind", stage)], SECONDS).observe_time(took);
     }
 
     pub(super) fn count(&self, counted: Counted) {

@@ -274,7 +274,10 @@ impl RouterThread {
             Action::End(token) => self.executors.end(&token),
             Action::Reap(token) => self.executors.reap(&token),
             Action::Note(key, class, event, detail) => {
-                lock(&self.traces).note(&key, class, event, &detail, now());
+                let over = lock(&self.traces).note(&key, class, event, &detail, now());
+                if let Some((stage, took)) = over {
+                    self.meters.stage_over(stage, took);
+                }
             }
             Action::Count(counted) => self.meters.count(counted),
         }

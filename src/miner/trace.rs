@@ -58,12 +58,19 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// Adds an event.
-    pub fn note(&mut self, key: &JobKey, class: Option<ExecutorClass>, event: TraceEvent, detail: &str, now: Now) {
+    /// Adds an event; gives the stage that it ends, by its name in metrics, and how long that took.
+    pub fn note(
+        &mut self,
+        key: &JobKey,
+        class: Option<ExecutorClass>,
+        event: TraceEvent,
+        detail: &str,
+        now: Now,
+    ) -> Option<(&'static str, Duration)> {
         if !self.jobs.contains_key(key) {
             self.begin(key, now);
         }
-        let Some((began, trace)) = self.jobs.get_mut(key) else { return };
+        let (began, trace) = self.jobs.get_mut(key)?;
         if let (None, Some(class)) = (&trace.executor_class, class) {
             trace.executor_class = Some(class.as_str().to_owned());
         }
@@ -74,7 +81,10 @@ impl Traces {
         // The wall clock may be set back.
         let seconds = now.wall.saturating_sub(*began).as_secs_f64();
         let detail = redact::OneLine(text::truncated(detail, DETAIL_BYTES)).to_string();
+        let milestone = trace.events.iter().rev().find(|line| is_milestone(line.event));
+        let over = milestone.and_then(|line| Some((stage_between(line.event, event)?, seconds - line.seconds)));
         trace.events.push(TraceLine { seconds, event, detail });
+        over.map(|(stage, took)| (stage, Duration::try_from_secs_f64(took).unwrap_or_default()))
     }
 
     fn begin(&mut self, key: &JobKey, now: Now) {
@@ -102,6 +112,28 @@ impl Traces {
     }
 }
 
+/// Whether a stage begins or ends with the event.
+fn is_milestone(event: TraceEvent) -> bool {
+    use TraceEvent as E;
+    matches!(
+        event,
+        E::Accepted | E::ExecutorReady | E::Requested | E::VolumesReady | E::StreamingReady | E::ExecutionDone
+    )
+}
+
+/// The stage that lies between two milestones; none for a job that ends in the middle of one.
+fn stage_between(from: TraceEvent, to: TraceEvent) -> Option<&'static str> {
+    use TraceEvent as E;
+    Some(match (from, to) {
+        (E::Accepted, E::ExecutorReady) => "startup",
+        (E::ExecutorReady | E::Requested, E::VolumesReady) => "download",
+        (E::VolumesReady, E::StreamingReady) => "streaming_start",
+        (E::VolumesReady | E::StreamingReady, E::ExecutionDone) => "execution",
+        (E::ExecutionDone, E::Ended) => "upload",
+        _ => return None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,7 +150,7 @@ mod tests {
             traces.note(&key("j", validator), None, event, detail, start + Duration::from_secs(seconds));
         };
         note("a", 0, TraceEvent::Asked, "");
-        note("a", 2, TraceEvent::News, "accepted\n\u{1b}[2J");
+        note("a", 2, TraceEvent::ExecutorEnded, "exit\n\u{1b}[2J");
         note("b", 3, TraceEvent::Declined, &"ü".repeat(200));
         let of = traces.of("j");
         assert_eq!(of.iter().map(|trace| trace.validator.as_str()).collect::<Vec<_>>(), ["b", "a"]);
@@ -129,10 +161,38 @@ mod tests {
     }
 
     #[test]
+    fn a_stage_lasts_from_milestone_to_milestone() {
+        use TraceEvent as E;
+        let (mut traces, start) = (Traces::default(), Now { mono: Instant::now(), wall: Duration::from_secs(1000) });
+        let mut stages = |uuid: &str, events: &[(u64, E)]| {
+            let note = |(seconds, event): &(u64, E)| {
+                traces.note(&key(uuid, "v"), None, *event, "", start + Duration::from_secs(*seconds))
+            };
+            let over: Vec<_> = events.iter().filter_map(note).map(|(stage, took)| (stage, took.as_secs())).collect();
+            over
+        };
+        let all = [
+            (0, E::Asked),
+            (1, E::Accepted),
+            (2, E::ExecutorConnected),
+            (4, E::ExecutorReady),
+            (5, E::Requested),
+            (9, E::VolumesReady),
+            (10, E::ExecutorDisconnected),
+            (19, E::ExecutionDone),
+            (20, E::MachineSpecs),
+            (24, E::Ended),
+        ];
+        assert_eq!(stages("whole", &all), [("startup", 3), ("download", 4), ("execution", 10), ("upload", 5)]);
+        let failed = [(1, E::Accepted), (4, E::ExecutorReady), (5, E::Requested), (9, E::Ended)];
+        assert_eq!(stages("failed", &failed), [("startup", 3)]);
+    }
+
+    #[test]
     fn jobs_and_events_are_bounded_and_the_last_event_is_kept() {
         let (mut traces, now) = (Traces::default(), Now { mono: Instant::now(), wall: Duration::ZERO });
         for number in 0..=EVENTS {
-            traces.note(&key("first", "v"), None, TraceEvent::News, &number.to_string(), now);
+            traces.note(&key("first", "v"), None, TraceEvent::SentAgain, &number.to_string(), now);
         }
         let first = traces.of("first").remove(0);
         assert_eq!((first.events.len(), first.left_out), (EVENTS, 1));

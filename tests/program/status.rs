@@ -86,10 +86,10 @@ fn the_way_of_a_job_through_a_miner_is_shown_and_an_unknown_job_is_exit_1() {
     // The validator's last receipt follows the end that the user sees.
     let finished = until_some("the last receipt", || {
         let finished = trace(&[&uuid, "--http", pages]);
-        finished.stdout.contains("Confirmed              end").then_some(finished)
+        finished.stdout.contains("Confirmed              Ended").then_some(finished)
     });
     assert_eq!(finished.code, Some(0), "{finished:?}");
-    let events = ["Asked", "accepted: sent", "InitialSent", "RequestSent", "volumes ready: sent", "end: sent"];
+    let events = ["Asked", "Accepted ", "InitialSent", "RequestSent", "VolumesReady ", "Ended "];
     let at = events.map(|event| finished.stdout.find(event).unwrap_or_else(|| panic!("{event}: {}", finished.stdout)));
     assert!(at.is_sorted(), "{}", finished.stdout);
     assert!(finished.stdout.contains(&format!("job {uuid} of validator {ALICE}, always_on.test")), "{finished:?}");

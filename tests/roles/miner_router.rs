@@ -140,7 +140,9 @@ impl Fixture {
                     self.started.push(spec);
                 }
                 Action::End(token) => self.told_to_end.push(token),
-                Action::Note(key, class, event, detail) => self.traces.note(&key, class, event, &detail, now),
+                Action::Note(key, class, event, detail) => {
+                    self.traces.note(&key, class, event, &detail, now);
+                }
                 Action::Reap(_) => {}
                 Action::Count(counted) => self.counted.push(counted),
             }
@@ -271,17 +273,17 @@ fn a_whole_job_passes_and_leaves_nothing() {
         events,
         [
             "Asked ",
-            "News accepted: sent",
+            "Accepted sent",
             "ExecutorConnected ",
             "InitialSent ",
-            "News executor ready: sent",
+            "ExecutorReady sent",
             "Requested ",
             "RequestSent ",
-            "Confirmed accepted",
-            "News volumes ready: sent",
-            "News execution done: sent",
-            "News end: sent",
-            "Confirmed end",
+            "Confirmed Accepted",
+            "VolumesReady sent",
+            "ExecutionDone sent",
+            "Ended sent",
+            "Confirmed Ended",
             "ExecutorEnded the executor ended with exit code 0",
         ]
     );

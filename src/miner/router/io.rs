@@ -174,8 +174,21 @@ pub enum TraceEvent {
     Requested,
     /// The executor was sent it.
     RequestSent,
-    /// News for the validator: sent, or kept until it is here. The detail names them.
-    News,
+    /// The validator is notified that the job is accepted. The detail of this and the next says whether that was sent,
+    /// or kept until the validator is here.
+    Accepted,
+    /// The same, that the executor is ready.
+    ExecutorReady,
+    /// That the volumes are there.
+    VolumesReady,
+    /// That the streaming server is up.
+    StreamingReady,
+    /// That the command has ended.
+    ExecutionDone,
+    /// Of the executor's machine.
+    MachineSpecs,
+    /// That the job has ended.
+    Ended,
     /// The validator has shown that it knows the news up to these.
     Confirmed,
     /// News that were not confirmed were sent to a newer connection.

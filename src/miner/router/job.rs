@@ -57,21 +57,6 @@ pub(super) enum News {
     End,
 }
 
-impl News {
-    /// For people.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            News::Accepted => "accepted",
-            News::ExecutorReady => "executor ready",
-            News::VolumesReady => "volumes ready",
-            News::StreamingReady => "streaming ready",
-            News::ExecutionDone => "execution done",
-            News::Specs => "machine specs",
-            News::End => "end",
-        }
-    }
-}
-
 /// The executor of a job, until it is gone.
 #[derive(Debug)]
 pub(super) struct Executor {

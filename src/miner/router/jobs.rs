@@ -26,6 +26,21 @@ const STOPPING: &str = "the miner is stopping";
 /// What is reported to a validator of a job that cannot run here; why is the operator's business.
 const NO_ENGINE: &str = "this miner cannot run jobs at present";
 
+impl News {
+    /// What is remembered of it.
+    pub(super) fn event(self) -> TraceEvent {
+        match self {
+            News::Accepted => TraceEvent::Accepted,
+            News::ExecutorReady => TraceEvent::ExecutorReady,
+            News::VolumesReady => TraceEvent::VolumesReady,
+            News::StreamingReady => TraceEvent::StreamingReady,
+            News::ExecutionDone => TraceEvent::ExecutionDone,
+            News::Specs => TraceEvent::MachineSpecs,
+            News::End => TraceEvent::Ended,
+        }
+    }
+}
+
 impl Router {
     /// A validator asks for a job.
     pub(super) fn job_asked(
@@ -221,7 +236,7 @@ impl Router {
             if job.answered {
                 job.confirmed(news);
             }
-            self.note(key, TraceEvent::News, format!("{}: {how}", news.name()));
+            self.note(key, news.event(), how);
         }
     }
 

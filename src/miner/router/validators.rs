@@ -256,7 +256,7 @@ impl Router {
         // A finished-receipt before the end says that the validator has given the job up.
         job.answered |= confirms == News::End;
         job.confirmed(confirms);
-        self.note(&key, TraceEvent::Confirmed, confirms.name());
+        self.note(&key, TraceEvent::Confirmed, format!("{:?}", confirms.event()));
         self.claim(&key, id);
         self.forget_if_done(&key, None);
     }
