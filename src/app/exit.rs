@@ -16,6 +16,8 @@ pub const USAGE: u8 = 2;
 pub const UNSENT: u8 = 3;
 /// The stop did not end within its budget; the watchdog ended the process.
 pub const WATCHDOG: u8 = 4;
+/// The miner could not be told a job's end; it is kept in the spool folder, for the next contact.
+pub const KEPT: u8 = 5;
 /// The third signal, or SIGQUIT: ended at once, nothing was waited for.
 pub const NOW: u8 = 130;
 

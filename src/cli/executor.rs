@@ -12,6 +12,7 @@ use crate::app::{exit, supervise};
 use crate::executor::sandbox::Sandbox;
 use crate::executor::streaming::PortRange;
 use crate::executor::{self, ExecutorConfig, Hooks, RunnerKind};
+use crate::store::spool::Spool;
 
 /// The arguments of `phalanx executor`; the miner's address and the token come by MINER_ADDRESS and EXECUTOR_TOKEN.
 #[derive(Debug, clap::Args)]
@@ -48,6 +49,9 @@ pub struct Args {
     /// 6000-6999]
     #[arg(long, value_name = "FIRST-LAST", env = "PHALANX_STREAMING_PORTS")]
     streaming_ports: Option<PortRange>,
+    /// Folder for a job's end that the miner cannot be told
+    #[arg(long, value_name = "DIR", env = "PHALANX_SPOOL_DIR")]
+    spool_dir: Option<PathBuf>,
     #[command(flatten)]
     tls: super::tls::ClientArgs,
 }
@@ -86,6 +90,7 @@ pub fn run(args: Args) -> ExitCode {
         },
         labels: args.label,
         streaming_ports,
+        spool: args.spool_dir.map(Spool::new),
         ..ExecutorConfig::new(address, token)
     };
     let problems = config.validate();
@@ -94,6 +99,10 @@ pub fn run(args: Args) -> ExitCode {
     }
     let code =
         supervise::with_env(|env| match executor::run(config, Arc::new(dialer), env.timer.clone(), &env.shutdown) {
+            Ok(report) if report.kept => {
+                log::warn!("the job ended ({:?}), which the miner was not told and finds in the spool", report.end);
+                ExitCode::from(exit::KEPT)
+            }
             Ok(report) if report.stop.unsent > 0 => {
                 log::error!("the job ended ({:?}), but the miner was not notified", report.end);
                 ExitCode::from(exit::UNSENT)

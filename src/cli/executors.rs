@@ -1,6 +1,6 @@
 //! The flags of a miner that say where its executors come from.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::app::sandbox;
 use crate::executor::RunnerKind;
 use crate::executor::sandbox::{Profile, Sandbox};
 use crate::executor::streaming::PortRange;
-use crate::miner::{DockerBackend, ExecutorBackend, ExecutorSettings, ProcessBackend};
+use crate::miner::{self, DockerBackend, ExecutorBackend, ExecutorSettings, ProcessBackend};
 use crate::protocol::ExecutorClass;
 
 /// Where the executors of a miner come from, and what they are told.
@@ -99,7 +99,12 @@ impl ExecutorArgs {
     ///
     /// # Errors
     /// One line that names the flag.
-    pub(super) fn backend(self, sandboxes: &Sandboxes, images: &Images) -> Result<Arc<dyn ExecutorBackend>, String> {
+    pub(super) fn backend(
+        self,
+        sandboxes: &Sandboxes,
+        images: &Images,
+        state_dir: &Path,
+    ) -> Result<Arc<dyn ExecutorBackend>, String> {
         let mut settings = ExecutorSettings::default();
         settings.set("PHALANX_MINER_GONE_AFTER", format!("{}ms", self.miner_gone_after.as_millis()));
         self.transfers.hand_on(&mut settings);
@@ -126,6 +131,9 @@ impl ExecutorArgs {
                 Err("--executor-option goes with --executor-backend docker".to_owned())
             }
             (BackendArg::Process, None) => {
+                // One in a container has another file system.
+                let spool = state_dir.join(miner::SPOOL);
+                settings.set("PHALANX_SPOOL_DIR", std::path::absolute(&spool).unwrap_or(spool).display().to_string());
                 let ours = ProcessBackend::new(runner).map_err(|e| format!("cannot find this program: {e}"))?;
                 let backend = match self.executor_command {
                     Some(mut words) => {

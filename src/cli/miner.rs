@@ -123,7 +123,7 @@ fn configure(args: Args, shown: &Mutex<Sandboxes>) -> Result<MinerConfig, String
     let executors = args.executors.iter().map(|(_, count)| *count as usize).sum();
     let images = Images { folder: args.state_dir.join(IMAGES), executors };
     let sandboxes = args.source.sandboxes(&args.executors)?;
-    let backend = args.source.backend(&sandboxes, &images)?;
+    let backend = args.source.backend(&sandboxes, &images, &args.state_dir)?;
     for (class, sandbox) in &sandboxes {
         log::info!("jobs of class {}: {sandbox}", class.as_str());
     }

@@ -7,6 +7,7 @@ use super::runner::{ImageSettings, RunnerKind};
 use super::sandbox::Sandbox;
 use super::streaming::PortRange;
 use crate::net::reach::Reach;
+use crate::store::spool::Spool;
 
 /// What an executor is started with.
 #[derive(Clone)]
@@ -35,6 +36,8 @@ pub struct ExecutorConfig {
     pub miner_gone_after: Duration,
     /// How long the last messages may take to leave.
     pub flush_time: Duration,
+    /// Where they are kept for the miner if they do not.
+    pub spool: Option<Spool>,
     /// Labels of what is made in the engine for the job: whose it is.
     pub labels: Vec<(String, String)>,
 }
@@ -49,7 +52,7 @@ impl std::fmt::Debug for ExecutorConfig {
 }
 
 impl ExecutorConfig {
-    /// The default numbers: 30 s for the start, 30 s without the miner, 10 s to flush, ports 6000
+    /// The default numbers: 30 s for the start, 30 s without the miner, 30 s to flush, ports 6000
     /// to 6999.
     pub fn new(miner_address: impl Into<String>, token: impl Into<String>) -> Self {
         Self {
@@ -64,7 +67,8 @@ impl ExecutorConfig {
             hooks: Hooks::default(),
             streaming_ports: PortRange::DEFAULT,
             miner_gone_after: Duration::from_secs(30),
-            flush_time: Duration::from_secs(10),
+            flush_time: Duration::from_secs(30),
+            spool: None,
             labels: Vec::new(),
         }
     }

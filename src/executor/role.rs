@@ -11,6 +11,8 @@ use super::stages_thread;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::{StopReport, Stopping};
 use crate::base::timer::TimerHandle;
+use crate::link::LinkHandle;
+use crate::store::spool::Spooled;
 use crate::transport::Dialer;
 
 /// How long the last message of a cancelled job may take to leave.
@@ -24,8 +26,10 @@ const SPECS_TIME: Duration = Duration::from_secs(2);
 pub struct ExecutorReport {
     /// How the job ended.
     pub end: JobEnd,
-    /// What the stop did; `unsent` counts messages that the miner has not got.
+    /// What the stop did; `unsent` counts messages that the miner has not got, as far as is known.
     pub stop: StopReport,
+    /// Whether those are in the spool, for the next contact.
+    pub kept: bool,
 }
 
 /// Runs one job for the miner. Blocks until its last message has left, or until the shutdown signal has ended it.
@@ -55,8 +59,21 @@ pub fn run(
     let flush_time =
         if shutdown.is_cancelled() { config.flush_time.min(CANCELLED_FLUSH_TIME) } else { config.flush_time };
     let mut stopping = Stopping::new(shutdown);
+    let handle = link.handle();
     let unsent = stopping.step("link", flush_time, |step| link.stop(step));
     stopping.unsent(unsent);
+    let kept = outcome.is_ok() && unsent > 0 && keep(&config, &handle);
     stopping.step("machine specs", SPECS_TIME, |step| describing.stop(step));
-    outcome.map(|end| ExecutorReport { end, stop: stopping.finish() })
+    outcome.map(|end| ExecutorReport { end, stop: stopping.finish(), kept })
+}
+
+/// Keeps what the miner has not got; false if nobody keeps it.
+fn keep(config: &ExecutorConfig, link: &LinkHandle) -> bool {
+    let Some(spool) = &config.spool else { return false };
+    let messages = link.queued().iter().map(ToString::to_string).collect();
+    let kept = spool.keep(&Spooled { token: config.token.clone(), messages });
+    if let Err(error) = &kept {
+        log::error!("what the miner has not got is lost: {error}");
+    }
+    kept.is_ok()
 }

@@ -262,6 +262,11 @@ impl<C> Handover<C> {
         });
     }
 
+    /// The texts that wait to be written.
+    pub fn queued(&self) -> Vec<Utf8Bytes> {
+        lock(&self.state).outbox.queued().cloned().collect()
+    }
+
     /// Messages that were accepted and are not yet with the peer.
     pub fn unsent(&self) -> usize {
         lock(&self.state).outbox.len()

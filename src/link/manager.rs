@@ -220,6 +220,11 @@ impl LinkHandle {
         lock(&self.state).clone()
     }
 
+    /// The texts that wait to be written: after the link's stop all that are unsent.
+    pub fn queued(&self) -> Vec<Utf8Bytes> {
+        self.session.queued()
+    }
+
     /// Messages accepted from us and not yet by the peer.
     pub fn unsent(&self) -> usize {
         self.session.unsent()

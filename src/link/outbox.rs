@@ -316,6 +316,11 @@ impl Outbox {
         }
     }
 
+    /// The texts that are inside and wait to be written, in order.
+    pub fn queued(&self) -> impl Iterator<Item = &Utf8Bytes> {
+        self.queued.values().map(|message| &message.text)
+    }
+
     /// Messages queued, unanswered, or not yet known to be with the peer.
     pub fn len(&self) -> usize {
         self.queued.len() + self.unanswered + self.repeated.len()

@@ -167,6 +167,11 @@ impl SessionHandle {
         }
     }
 
+    /// The texts that wait to be written: all that are unsent, when there is no connection.
+    pub fn queued(&self) -> Vec<Utf8Bytes> {
+        self.0.handover.queued()
+    }
+
     /// Messages that were accepted by [`SessionHandle::send`] and not yet by the peer.
     pub fn unsent(&self) -> usize {
         self.0.handover.unsent()

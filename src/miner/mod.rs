@@ -25,6 +25,10 @@ mod router_thread;
 pub mod trace;
 
 pub use crate::store::miner::DATABASE;
+
+/// Name of the folder in the state folder that has what executors could not tell the miner.
+pub const SPOOL: &str = "spool";
+
 pub use config::{MinerConfig, MinerLimits};
 pub use executor_manager::{
     DockerBackend, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSettings, ExecutorSpec, Leftover,

@@ -17,7 +17,7 @@ use super::disk::Saves;
 use super::executor_manager::{ExecutorManager, Owner};
 use super::meters::Meters;
 use super::reaper::Reaper;
-use super::router::{Action, Input, MinerStatus, Router, Settings};
+use super::router::{Action, ExecutorFrame, Input, MinerStatus, Router, Settings};
 use super::router_thread::{self, Event, RouterEnd, RouterThread};
 use super::trace::{Trace, Traces};
 use super::{disk, engine};
@@ -33,6 +33,7 @@ use crate::link::server::Server;
 use crate::ops::status::Board;
 use crate::store::StoreError;
 use crate::store::miner::{MinerStore, Turn};
+use crate::store::spool::{Spool, Spooled};
 use crate::transport::Listener;
 
 /// Back ends that wait to be asked whether they work: a reload hands over one, and the last of them counts.
@@ -194,6 +195,8 @@ impl Miner {
             disk::run(&queue, &to_save, store, &key, &health, |input| drop(report.send(Event::Input(input))));
         });
         let reports = events.clone();
+        let spool = Spool::new(config.state_dir.join(super::SPOOL));
+        let spooled = spool.clone();
         let end_time = config.limits.end_time;
         let executors = ExecutorManager::new(config.backend.clone(), stop.clone());
         let answered = executors.answered();
@@ -212,7 +215,13 @@ impl Miner {
             router,
             executors,
             backends,
-            reports: Arc::new(move |input| drop(reports.send(Event::Input(input)))),
+            reports: Arc::new(move |input| {
+                // It may have left what it could not say. That counts before its end does.
+                if matches!(input, Input::ExecutorEnded { .. }) {
+                    take_spooled(&spooled, &reports);
+                }
+                drop(reports.send(Event::Input(input)));
+            }),
             orders,
             saves,
             first,
@@ -225,6 +234,7 @@ impl Miner {
         let (kicked, running) = (stop.clone(), stop.clone());
         let kick = Kick::new("stop signal of the miner", move || kicked.cancel());
         let router = spawn("min-route", kick, move || thread.run(&inbox, &running));
+        take_spooled(&spool, &events);
         let sink = router_thread::sink(events.clone());
         let server = Server::start(config.server.clone(), listener, timer, router_thread::accept_path(), sink);
         log::info!("miner {} serves on {url}", config.key.ss58());
@@ -302,6 +312,18 @@ impl Miner {
             server.stop(step, "the miner is stopping");
         });
         stopping.step("miner: receipts", CLOSE_TIME, |step| step.join(disk).unwrap_or(()));
+    }
+}
+
+/// Hands what executors have left in the spool to the router. Blocks while the router's queue is full.
+fn take_spooled(spool: &Spool, events: &Sender<Event>) {
+    let taken = spool.take(|Spooled { token, messages }| {
+        let frames = messages.iter().map(|text| ExecutorFrame::read(text)).collect();
+        // A router that has ended knows no job.
+        drop(events.send(Event::Input(Input::Spooled { token, frames })));
+    });
+    if let Err(error) = taken {
+        log::error!("{error}");
     }
 }
 

@@ -8,6 +8,7 @@ pub mod journal;
 mod lock;
 pub mod miner;
 pub mod receipts;
+pub mod spool;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

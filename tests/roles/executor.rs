@@ -19,6 +19,7 @@ use phalanx::protocol::{
     HordeFailureReason, InlineVolume, JobFailureReason, JobParticipantType, JobStage, JobStartedReceiptPayload,
     MinerToExecutor, StrMap, V0InitialJobRequest, V0JobRequest, Volume,
 };
+use phalanx::store::spool::{Spool, Spooled};
 use phalanx::transport::memory::DialFault;
 use roles::{World, stop};
 
@@ -339,6 +340,40 @@ fn a_miner_that_is_gone_ends_the_job() {
     assert_eq!(report.stop.unsent, 3, "whether the miner has got the first two is not known, and the last it has not");
     miner.stop();
     assert!(!std::path::Path::new(&job_folder()).exists(), "the job's folder is left");
+}
+
+#[test]
+fn what_the_miner_cannot_be_told_is_spooled_whole() {
+    let world = World::new();
+    let folder = tempfile::tempdir().unwrap();
+    let spool = Spool::new(folder.path());
+    let miner = FakeMiner::start(&world, vec![initial([10, 60, 10]).into()], Some(full("sleep 0.2; echo late")));
+    let kept = spool.clone();
+    let executor = run_executor(&world, &Shutdown::new(), |config| {
+        config.flush_time = Duration::from_millis(200);
+        config.spool = Some(kept);
+    });
+    while !matches!(miner.receive(), ExecutorToMiner::V0VolumesReadyRequest(_)) {}
+    world.net.fail_next(100_000, DialFault::Refused);
+    world.net.wires().last().unwrap().disconnect();
+    let report = joined(executor).unwrap();
+    assert_eq!((report.end, report.kept), (JobEnd::Finished, true));
+    let mut taken = Vec::new();
+    spool.take(|spooled| taken.push(spooled)).unwrap();
+    let [Spooled { token, messages }] = &taken[..] else { panic!("{taken:?}") };
+    assert_eq!(token, "the-token");
+    let messages: Vec<_> = messages.iter().map(|text| ExecutorToMiner::decode(text).unwrap()).collect();
+    assert_eq!(kinds(&messages), ["ready", "volumes", "done", "specs", "finished"]);
+    miner.stop();
+
+    // A miner that has it all leaves nothing to keep.
+    let world = World::new();
+    let miner = FakeMiner::start(&world, vec![initial([10, 60, 10]).into()], Some(full("true")));
+    let kept = spool.clone();
+    let report = joined(run_executor(&world, &Shutdown::new(), |config| config.spool = Some(kept))).unwrap();
+    assert!(!report.kept);
+    spool.take(|spooled| panic!("{spooled:?}")).unwrap();
+    miner.stop();
 }
 
 #[test]

@@ -747,3 +747,23 @@ fn the_version_is_told_by_plain_http_on_the_same_port() {
     let report = stopping.finish();
     assert!(report.is_clean(), "{report}");
 }
+
+#[test]
+fn what_an_executor_left_in_the_spool_is_delivered_when_it_ends() {
+    let fixture = Fixture::new(1);
+    let job = uuid();
+    let mut validator = fixture.validator();
+    let (mut executor, started) = fixture.running(&mut validator, &job);
+    executor.say(&Says(&job).volumes());
+    validator.expect("VolumesReady");
+    executor.disconnect();
+    fixture.until(|status| status.connected_executors == 0);
+    let spool = phalanx::store::spool::Spool::new(fixture.folder.path().join(phalanx::miner::SPOOL));
+    let said = [Says(&job).ready(), Says(&job).volumes(), Says(&job).done(), Says(&job).finished("kept")];
+    let token = started.spec.token.clone();
+    spool.keep(&phalanx::store::spool::Spooled { token, messages: said.to_vec() }).unwrap();
+    started.exit.send(Ok(ExecutorExit::Code(5))).unwrap();
+    validator.expect("ExecutionDone");
+    validator.expect("JobFinished");
+    spool.take(|left| panic!("{left:?}")).unwrap();
+}

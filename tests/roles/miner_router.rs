@@ -861,6 +861,27 @@ fn one_token_has_one_owner() {
 }
 
 #[test]
+fn what_an_executor_left_in_the_spool_counts_as_if_it_had_said_it() {
+    let mut f = Fixture::new(1);
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    let (executor, token) = f.running(session, &job);
+    f.reports(executor, &Says(&job).volumes());
+    assert_eq!(f.got(session), ["VolumesReady"]);
+    f.handle(Input::Closed(executor));
+    let spooled = |token: &str| {
+        let said = [Says(&job).ready(), Says(&job).volumes(), Says(&job).done(), Says(&job).finished("kept")];
+        Input::Spooled { token: token.to_owned(), frames: said.iter().map(|text| ExecutorFrame::read(text)).collect() }
+    };
+    f.handle(spooled("unknown"));
+    assert_eq!(f.got(session), Vec::<String>::new());
+    f.handle(spooled(&token));
+    assert_eq!(f.got(session), ["ExecutionDone", "JobFinished"], "what is known already is no news");
+    f.ended(&token, GONE);
+    assert_eq!((f.got(session), f.free()), (Vec::new(), 1));
+}
+
+#[test]
 fn a_connection_that_speaks_of_a_job_gets_what_the_one_before_may_have_lost() {
     let mut f = Fixture::new(1);
     let (alice, job) = (f.alice.clone(), uuid());

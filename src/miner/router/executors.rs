@@ -11,7 +11,7 @@ use crate::miner::executor_manager::{ExecutorEnd, Leftover};
 use crate::miner::executor_pool::{Quarantine, SlotId};
 use crate::protocol::executor::{FAULT, FAULT_OF_OPERATOR};
 use crate::protocol::stages::Stage;
-use crate::protocol::{ExecutorToMiner, MinerToValidator, answer};
+use crate::protocol::{ExecutorToMiner, GenericError, MinerToValidator, answer};
 use crate::transport::Utf8Bytes;
 
 /// A process that has ended may still have texts on its way to us on its connection; this is for a busy machine.
@@ -74,23 +74,38 @@ impl Router {
         // Nothing is owed to a connection that was turned away or whose executor has ended.
         let connected = self.executors.get(&id);
         let Some(key) = connected.and_then(|connected| self.tokens.get(&connected.token)).cloned() else { return };
-        let message = match frame.message {
-            Ok(message) => message,
-            Err(error) => {
-                log::warn!("job {}: its executor sent a bad frame: {error}", key.uuid);
-                self.send(id, answer::by_miner(&error));
-                return;
-            }
+        if let Err(complaint) = self.executor_says(&key, frame, now) {
+            log::warn!("job {}: its executor is answered: {}", key.uuid, complaint.details.as_deref().unwrap_or(""));
+            self.send(id, complaint);
+        }
+    }
+
+    /// What an executor could not say itself, as if it had.
+    pub(super) fn spooled(&mut self, token: &str, frames: Vec<ExecutorFrame>, now: Now) {
+        let Some(key) = self.tokens.get(token).cloned() else {
+            return log::warn!("a spooled result is dropped: its job is not known any more");
         };
+        log::info!("job {}: {} messages of its executor were in the spool", key.uuid, frames.len());
+        for frame in frames {
+            if let Err(complaint) = self.executor_says(&key, frame, now) {
+                log::warn!("job {}: spooled: {}", key.uuid, complaint.details.unwrap_or_default());
+            }
+        }
+    }
+
+    /// A message about a job; an error is the answer to it.
+    fn executor_says(&mut self, key: &JobKey, frame: ExecutorFrame, now: Now) -> Result<(), GenericError> {
+        let key = key.clone();
+        let message = frame.message.map_err(|error| answer::by_miner(&error))?;
         if let Some(uuid) = job_uuid(&message)
             && uuid != key.uuid
         {
-            self.complain(id, format!("This executor is for job {}, not {uuid}", key.uuid));
-            return;
+            let details = format!("This executor is for job {}, not {uuid}", key.uuid);
+            return Err(GenericError { details: Some(details) });
         }
         let Some(job) = self.jobs.get_mut(&key).filter(|job| !job.is_over()) else {
             log::debug!("job {}: is over, its executor still speaks", key.uuid);
-            return;
+            return Ok(());
         };
         use ExecutorToMiner as M;
         if let M::V0HordeFailedRequest(failed) = &message
@@ -139,6 +154,7 @@ impl Router {
                 self.over(&key, now, self.limits.exit_time);
             }
         }
+        Ok(())
     }
 
     fn stage_over(&mut self, key: &JobKey, stage: Stage, news: News, text: Utf8Bytes) {

@@ -116,6 +116,13 @@ pub enum Input {
     FromValidator(SessionId, Box<ValidatorFrame>),
     /// A message of an executor.
     FromExecutor(SessionId, Box<ExecutorFrame>),
+    /// What an executor had to say in the end and could not, by its token.
+    Spooled {
+        /// Its token.
+        token: String,
+        /// All that it said of its job, in order.
+        frames: Vec<ExecutorFrame>,
+    },
     /// A connection has ended.
     Closed(SessionId),
     /// A receipt was stored, or could not be.

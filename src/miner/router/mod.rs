@@ -36,6 +36,7 @@ impl Router {
             Input::Opened { id, peer: Peer::Executor(token), address } => self.executor_opened(id, token, address, now),
             Input::FromValidator(id, frame) => self.validator_message(id, *frame, now),
             Input::FromExecutor(id, frame) => self.executor_message(id, *frame, now),
+            Input::Spooled { token, frames } => self.spooled(&token, frames, now),
             Input::Closed(id) => self.closed(id, now),
             Input::Stored { job, result } => self.stored(job, result, now),
             Input::ExecutorEnded { token, end } => self.executor_ended(token, end, now),

@@ -1,0 +1,193 @@
+//! What an executor could not tell its miner, in a folder that the miner owns: a file for each executor, for the next
+//! contact.
+//!
+//! Files are written beside their name and renamed, so that nobody reads half of one. They are for their owner alone:
+//! the executor's token and the job's output are in them.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Files in the folder: some for each executor that a miner may have.
+const FILES: usize = 256;
+
+/// Bytes of all files together: eight results of the largest size.
+const BYTES: u64 = 256 << 20;
+
+/// Of a file that is whole.
+const EXTENSION: &str = "spool";
+
+/// Why something was not kept.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SpoolError {
+    /// The folder holds what it may hold.
+    #[error("spool folder {} is full: {files} files, {bytes} bytes", folder.display())]
+    Full {
+        /// The folder.
+        folder: PathBuf,
+        /// Files in it.
+        files: usize,
+        /// Their bytes.
+        bytes: u64,
+    },
+    /// The system does not do it.
+    #[error("spool folder {}: {source}", folder.display())]
+    Io {
+        /// The folder.
+        folder: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// What one executor had to say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spooled {
+    /// By which the miner knows it.
+    pub token: String,
+    /// Its messages about its job, in order.
+    pub messages: Vec<String>,
+}
+
+/// The folder.
+#[derive(Debug, Clone)]
+pub struct Spool {
+    folder: PathBuf,
+}
+
+impl Spool {
+    /// The spool in `folder`, which is made when it is first written to.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into() }
+    }
+
+    /// Keeps what an executor had to say, on the disk.
+    ///
+    /// # Errors
+    /// [`SpoolError`]; then nothing is kept.
+    pub fn keep(&self, spooled: &Spooled) -> Result<(), SpoolError> {
+        let text = serde_json::to_vec(spooled).map_err(|error| self.io(error.into()))?;
+        self.write(&text)
+    }
+
+    fn write(&self, text: &[u8]) -> Result<(), SpoolError> {
+        let io = |source| self.io(source);
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).map_err(io)?;
+        let (mut files, mut bytes) = (0, 0);
+        for entry in fs::read_dir(&self.folder).map_err(io)? {
+            files += 1;
+            bytes += entry.and_then(|entry| entry.metadata()).map_or(0, |metadata| metadata.len());
+        }
+        if files >= FILES || bytes + text.len() as u64 > BYTES {
+            return Err(SpoolError::Full { folder: self.folder.clone(), files, bytes });
+        }
+        let part = self.folder.join(format!("{}.part", uuid::Uuid::new_v4()));
+        let written = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&part)
+            .and_then(|mut file| file.write_all(text).and_then(|()| file.sync_all()))
+            .and_then(|()| fs::rename(&part, part.with_extension(EXTENSION)))
+            .and_then(|()| File::open(&self.folder)?.sync_all());
+        if written.is_err() {
+            // What there is of it helps nobody; that it cannot be written is the error that counts.
+            let _ = fs::remove_file(&part);
+        }
+        written.map_err(io)
+    }
+
+    /// Gives what is kept to `take`, one after the other, and removes each once that has returned. What cannot be read
+    /// is removed with a line in the log. A folder that is not there holds nothing.
+    ///
+    /// # Errors
+    /// If the folder cannot be read or a file not removed.
+    pub fn take(&self, mut take: impl FnMut(Spooled)) -> Result<(), SpoolError> {
+        let io = |source| self.io(source);
+        let entries = match fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(io)?,
+        };
+        for entry in entries {
+            let path = entry.map_err(io)?.path();
+            if path.extension().is_none_or(|extension| extension != EXTENSION) {
+                continue;
+            }
+            match read(&path) {
+                Ok(spooled) => take(spooled),
+                // Another thread has taken it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => log::warn!("spooled file {} is dropped: {error}", path.display()),
+            }
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn io(&self, source: io::Error) -> SpoolError {
+        SpoolError::Io { folder: self.folder.clone(), source }
+    }
+}
+
+fn read(path: &Path) -> io::Result<Spooled> {
+    let bytes = fs::symlink_metadata(path)?.len();
+    if bytes > BYTES {
+        return Err(io::Error::other(format!("it has {bytes} bytes, at most {BYTES} are written")));
+    }
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn spooled(n: usize) -> Spooled {
+        Spooled { token: format!("token-{n}"), messages: vec![r#"{"a":"ä\n"}"#.to_owned(), n.to_string()] }
+    }
+
+    fn taken(spool: &Spool) -> Vec<Spooled> {
+        let mut taken = Vec::new();
+        spool.take(|spooled| taken.push(spooled)).unwrap();
+        taken.sort_by(|a, b| a.token.cmp(&b.token));
+        taken
+    }
+
+    #[test]
+    fn what_is_kept_is_private_and_taken_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::new(folder.path().join("spool"));
+        assert_eq!(taken(&spool), []);
+        spool.keep(&spooled(1)).unwrap();
+        spool.keep(&spooled(2)).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&folder.path().join("spool")), 0o700);
+        for entry in fs::read_dir(folder.path().join("spool")).unwrap() {
+            assert_eq!(mode(&entry.unwrap().path()), 0o600);
+        }
+        assert_eq!(taken(&spool), [spooled(1), spooled(2)]);
+        assert_eq!(taken(&spool), []);
+    }
+
+    #[test]
+    fn files_and_bytes_are_bounded_and_what_cannot_be_read_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::new(folder.path());
+        fs::write(folder.path().join("torn.spool"), "{").unwrap();
+        fs::write(folder.path().join("half.part"), "{").unwrap();
+        (0..FILES - 2).for_each(|n| spool.keep(&spooled(n)).unwrap());
+        assert!(matches!(spool.keep(&spooled(0)), Err(SpoolError::Full { files: FILES, .. })));
+        assert_eq!(taken(&spool).len(), FILES - 2);
+        File::create(folder.path().join("large.part")).unwrap().set_len(BYTES - 1).unwrap();
+        assert!(matches!(spool.keep(&spooled(0)), Err(SpoolError::Full { files: 2, .. })));
+        let nowhere = Spool::new("/dev/null/spool");
+        assert!(matches!(nowhere.keep(&spooled(0)), Err(SpoolError::Io { .. })));
+    }
+}
