@@ -39,6 +39,7 @@ pub const CLOSING: Duration = Duration::from_secs(2);
 /// `main` gets the environment and returns the exit code; it stops what it has started.
 pub fn with_env(main: impl FnOnce(&Env) -> ExitCode) -> ExitCode {
     let _main = adopt("main", "the signals");
+    raise_descriptors();
     let (shutdown, reload) = (Shutdown::new(), Reload::default());
     let signals = match Signals::install(&shutdown, &reload) {
         Ok(signals) => signals,
@@ -62,6 +63,18 @@ pub fn with_env(main: impl FnOnce(&Env) -> ExitCode) -> ExitCode {
     stopping.step("signals", CLOSING, |step| signals.stop(step));
     let report = stopping.finish();
     if report.is_clean() { code } else { ended(&report) }
+}
+
+/// Lifts the soft limit of open files to the hard one: a server has a descriptor for each connection, and the usual
+/// soft limit of 1,024 is for programs that use `select`.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        log::warn!("the limit of open files stays at {current:?}: {error}");
+    }
 }
 
 /// Runs a role until the first signal: `start` starts it, `stop` stops it within `budget`, the sum of its steps'

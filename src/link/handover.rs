@@ -176,6 +176,15 @@ impl<C> Handover<C> {
         });
     }
 
+    /// Takes no more messages and drops those that wait: the writer sends Close next.
+    pub fn give_up(&self, code: u16, reason: &str) {
+        self.change(|state| {
+            state.outbox.close();
+            state.outbox.discard();
+            state.closing = Some((code, reason.to_owned()));
+        });
+    }
+
     /// Wakes the writer for something that is not a message.
     pub fn signal(&self, signal: Signal) {
         self.change(|state| match signal {

@@ -307,6 +307,14 @@ impl Outbox {
         });
     }
 
+    /// Drops what waits to be written: the peer does not read.
+    pub fn discard(&mut self) {
+        for (_, message) in std::mem::take(&mut self.queued) {
+            self.bytes -= message.text.len();
+        }
+        self.slots.clear();
+    }
+
     /// Takes no more messages; those inside may still be sent, but nobody waits for those of [`Kind::Newest`]: the next
     /// process has newer ones.
     pub fn close(&mut self) {

@@ -14,6 +14,7 @@ use super::outbox::OutboxLimits;
 use super::session::{self, Arrival, SessionConfig, SessionEnd, SessionHandle};
 use crate::base::ids::SessionId;
 use crate::base::limits::{HANDSHAKE_TIME, SERVER_CONNECTIONS};
+use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Step;
 use crate::base::timer::TimerHandle;
@@ -22,6 +23,11 @@ use crate::transport::{HandshakeRequest, Listener, Pending, Refusal, SocketLimit
 
 /// Connections over the limit that are answered with HTTP 503, each by a thread; still further ones are just closed.
 const REFUSALS: usize = 16;
+
+/// A server that stops closes its connections one by one, so that not all of its peers dial again at once: this much
+/// time for each of them, and at most so much in all.
+const CLOSE_EACH: Duration = Duration::from_millis(2);
+const CLOSE_SPREAD: Duration = Duration::from_secs(1);
 
 /// Close code of a server that stops (RFC 6455, section 7.4.1).
 const GOING_AWAY: u16 = 1001;
@@ -96,6 +102,7 @@ pub type ServerSink = Arc<dyn Fn(ServerEvent) + Send + Sync>;
 /// A running server. When dropped, it breaks all connections and joins their threads.
 pub struct Server {
     acceptor: Acceptor<SessionHandle>,
+    timer: TimerHandle,
 }
 
 impl fmt::Debug for Server {
@@ -116,8 +123,8 @@ impl Server {
         let kick = listener.kick();
         let admission = Admission { served: config.connections, turned_away: REFUSALS };
         let thread = format!("{}-accept", config.name);
-        let accepting = Accepting { config, listener, timer, check, sink };
-        Self { acceptor: Acceptor::start(thread, admission, move || kick.kick(), accepting) }
+        let accepting = Accepting { config, listener, timer: timer.clone(), check, sink };
+        Self { timer, acceptor: Acceptor::start(thread, admission, move || kick.kick(), accepting) }
     }
 
     /// Accepts no more connections; those that are open stay.
@@ -125,12 +132,25 @@ impl Server {
         self.acceptor.stop_accepting(step);
     }
 
-    /// Closes every connection with 1001 once its outbox is drained, all in parallel, and joins their threads.
+    /// Closes every connection with 1001 once its outbox is drained, in parallel, each a random moment later, and joins
+    /// their threads.
     pub fn stop(mut self, step: &mut Step, reason: &str) {
         self.stop_accepting(step);
         self.acceptor.cancel();
-        self.acceptor.each(|handle| handle.close(GOING_AWAY, reason, step.deadline()));
+        let (now, deadline) = (Instant::now(), step.deadline());
+        let mut handles = Vec::new();
+        self.acceptor.each(|handle| handles.push(handle.clone()));
+        let spread = (CLOSE_EACH * u32::try_from(handles.len()).unwrap_or(u32::MAX)).min(CLOSE_SPREAD);
+        let mut rng = Rng::from_entropy();
+        let alarms: Vec<_> = handles
+            .into_iter()
+            .map(|handle| {
+                let (when, reason) = (now + spread.mul_f64(rng.unit()), reason.to_owned());
+                self.timer.at(when.min(deadline), move || handle.close(GOING_AWAY, &reason, deadline))
+            })
+            .collect();
         self.acceptor.join(step);
+        drop(alarms);
     }
 }
 

@@ -159,6 +159,13 @@ impl SessionHandle {
         self.0.handover.close(code, reason);
     }
 
+    /// Ends a connection whose peer does not read: drops what waits, so that Close is what comes next, and breaks the
+    /// connection at `deadline`. Returns at once.
+    pub fn give_up(&self, code: u16, reason: &str, deadline: Instant) {
+        self.close(code, reason, deadline);
+        self.0.handover.give_up(code, reason);
+    }
+
     /// Breaks the present connection at once, if there is one.
     pub fn kick(&self) {
         let kick = self.0.handover.with(|present| present.map(|present| present.kick.clone()));

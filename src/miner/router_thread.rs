@@ -28,6 +28,9 @@ use crate::ops::health::Health;
 use crate::store::miner::{JobChange, JobRow};
 use crate::transport::{HandshakeRequest, Refusal};
 
+/// Close code for a peer that does not read what it is sent (RFC 6455 leaves 4000 to 4999 to us).
+const CLOSE_SLOW: u16 = 4008;
+
 /// How long a peer that is turned away may take to answer our close.
 const CLOSE_TIME: Duration = Duration::from_secs(2);
 
@@ -244,7 +247,8 @@ impl RouterThread {
                 Err(Full::Closed { .. }) => log::debug!("{id}: a message came too late for it"),
                 Err(full @ Full::Bound { .. }) => {
                     log::warn!("{id}: the peer does not read, its connection is ended: {full}");
-                    sessions.get(&id)?.kick();
+                    let until = Instant::now() + CLOSE_TIME;
+                    sessions.get(&id)?.give_up(CLOSE_SLOW, "what you are sent is not read", until);
                 }
             },
             Action::Close(id, code, reason) => sessions.get(&id)?.close(code, reason, Instant::now() + CLOSE_TIME),
