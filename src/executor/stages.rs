@@ -538,7 +538,10 @@ impl StagedJob {
             RunEnd::Exited(code) => {
                 return self.job_exited(format!("Job container exited with non-zero exit code: {code}"));
             }
-            RunEnd::Signalled(signal) => return self.job_exited(format!("the job was ended by signal {signal}")),
+            RunEnd::Signalled(signal) => {
+                let message = format!("the job was ended by signal {signal} (exit code {})", 128 + signal);
+                return self.job_exited(message);
+            }
             RunEnd::OutOfMemory => return self.job_exited("the job used more memory than it may".to_owned()),
             // What it has left is of use; its validator still waits for the end of the execution.
             RunEnd::OverQuota { limit, used, unit } => {

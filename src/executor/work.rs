@@ -258,8 +258,10 @@ impl From<RunError> for Problem {
                 Fault::Network => Problem::OfHorde(error.to_string()),
                 Fault::Operator => Problem::OfOperator(error.to_string()),
             },
-            // An engine that is too late, gone, or has lost the container.
-            RunError::Tool(_) | RunError::Lost { .. } => Problem::OfOperator(error.to_string()),
+            // An engine that is too late or gone, or somebody else's hand on it.
+            RunError::Tool(_) | RunError::Removed { .. } | RunError::EngineLost { .. } => {
+                Problem::OfOperator(error.to_string())
+            }
             error => Problem::OfHorde(error.to_string()),
         }
     }

@@ -18,6 +18,9 @@ use crate::base::shutdown::Shutdown;
 /// How long an engine may take to make a container, which unpacks nothing: an engine that needs longer is in trouble.
 pub const CREATE_TIME: Duration = Duration::from_secs(30);
 
+/// How long an engine may take to signal a container that is to end: it is removed soon after.
+pub const SIGNAL_TIME: Duration = Duration::from_secs(2);
+
 /// The labels of our containers. Whoever cleans up relies on those of whoever creates.
 pub mod labels {
     /// The job that a container is for.
@@ -343,9 +346,17 @@ impl Container<'_> {
         self.docker.command(&["start", "--attach", &self.id])
     }
 
-    /// Kills it. Says nothing: one that has just ended by itself cannot be killed, and removal follows and reports.
-    pub fn kill(&self) {
-        if let Err(error) = self.docker.run_unstopped("kill the container", &["kill", &self.id]) {
+    /// The command that writes what it writes from now on, until it ends.
+    pub fn attached_again(&self) -> Command {
+        self.docker.command(&["attach", "--no-stdin", &self.id])
+    }
+
+    /// Sends it SIGTERM, by itself: a client that is attached hands a signal on, but may end without waiting for what
+    /// that does. Says nothing: one that has just ended gets no signal, and removal follows and reports. Blocks for at
+    /// most [`SIGNAL_TIME`].
+    pub fn terminate(&self) {
+        let (args, stop) = (["kill", "--signal", "TERM", &self.id], Shutdown::new());
+        if let Err(error) = self.docker.run("signal the container", &args, &stop, Instant::now() + SIGNAL_TIME) {
             log::debug!("container {}: {error}", self.name);
         }
     }
@@ -358,17 +369,29 @@ impl Container<'_> {
         self.docker.end(&self.id, grace, stop)
     }
 
-    /// What the engine says of it. The exit code of `docker start` tells neither a program's failure from docker's nor,
-    /// when it was signalled itself, anything.
+    /// What the engine says of it; `None` if it does not know it any more. The exit code of `docker start` tells
+    /// neither a program's failure from docker's nor, when it was signalled itself, anything.
     ///
     /// # Errors
-    /// If the engine does not answer or does not know it any more.
-    pub fn state(&self) -> Result<ContainerState, ToolError> {
+    /// If the engine does not answer.
+    pub fn state(&self, stop: &Shutdown, deadline: Instant) -> Result<Option<ContainerState>, ToolError> {
         let doing = "inspect the container";
         let format = "{{.State.Status}}|{{.State.ExitCode}}|{{.State.OOMKilled}}|{{.State.Error}}";
-        let state = self.docker.run_unstopped(doing, &["container", "inspect", "--format", format, &self.id])?;
-        parse(&state)
-            .ok_or_else(|| ToolError::Failed { doing, text: format!("docker describes its state as {state:?}") })
+        let args = ["container", "inspect", "--format", format, &self.id];
+        match self.docker.run(doing, &args, stop, deadline) {
+            Ok(told) => match parse(&told) {
+                None => Err(ToolError::Failed { doing, text: format!("docker describes its state as {told:?}") }),
+                state => Ok(state),
+            },
+            // An engine that answers lists it or does not; the words for a missing one differ.
+            Err(failed @ ToolError::Failed { .. }) => {
+                let filter = format!("label={}={}", labels::RUN, self.run);
+                let args = ["ps", "--all", "--quiet", "--filter", &filter];
+                let listed = self.docker.run("look for the container", &args, stop, deadline)?;
+                if listed.is_empty() { Ok(None) } else { Err(failed) }
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 

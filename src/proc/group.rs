@@ -50,8 +50,8 @@ pub struct GroupRun<'a> {
     pub stdout: Option<Sink<'a>>,
     /// Takes its standard error.
     pub stderr: Option<Sink<'a>>,
-    /// Is called once, before the first signal.
-    pub before_end: &'a mut dyn FnMut(),
+    /// Is called in place of SIGTERM, for a program that stands for what is to end; what it blocks for is not counted.
+    pub terminate: Option<&'a dyn Fn()>,
 }
 
 impl fmt::Debug for GroupRun<'_> {
@@ -110,7 +110,7 @@ impl GroupRun<'_> {
     }
 
     fn watch(self, group: &mut Group) -> Result<Option<Cause>, GroupError> {
-        let Self { stop, stop_at, deadline, silence, ladder, stdout, stderr, before_end, .. } = self;
+        let Self { stop, stop_at, deadline, silence, ladder, stdout, stderr, terminate, .. } = self;
         let leader = pidfd_open(group.pid(), PidfdFlags::empty()).map_err(io::Error::from)?;
         let (mut woken, wake) = io::pipe()?;
         let wake = Arc::new(wake);
@@ -161,7 +161,6 @@ impl GroupRun<'_> {
                     _ if silent_at.is_some_and(|at| at <= Instant::now()) => Some(Cause::Silence),
                     _ => continue,
                 };
-                before_end();
                 climb.begin(Instant::now());
             }
             let now = Instant::now();
@@ -169,7 +168,13 @@ impl GroupRun<'_> {
                 climb.hurry(now);
             }
             match climb.due(now) {
-                Some(Step::Terminate) => group.signal(Signal::TERM),
+                Some(Step::Terminate) => match terminate {
+                    Some(terminate) => {
+                        terminate();
+                        climb.postpone(now.elapsed());
+                    }
+                    None => group.signal(Signal::TERM),
+                },
                 Some(Step::Kill) => group.signal(Signal::KILL),
                 Some(Step::GiveUp) => {
                     group.given_up = true;

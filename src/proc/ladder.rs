@@ -52,6 +52,11 @@ impl Climb {
         }
     }
 
+    /// The last step took this long.
+    pub(super) fn postpone(&mut self, by: Duration) {
+        self.next = self.next.map(|at| at + by);
+    }
+
     /// When the next step is due; `None`: never.
     pub(super) fn next(&self) -> Option<Instant> {
         self.next
@@ -118,5 +123,14 @@ mod tests {
         climb.hurry(t);
         climb.hurry(t + S / 2);
         assert_eq!((climb.due(t + S), climb.due(t + 2 * S)), (TERM, KILL));
+    }
+
+    #[test]
+    fn the_grace_begins_after_a_signal_that_takes_its_time() {
+        let (mut climb, t) = climb(1, None);
+        climb.begin(t);
+        assert_eq!(climb.due(t), TERM);
+        climb.postpone(3 * S);
+        assert_eq!((climb.due(t + 12 * S), climb.due(t + 13 * S)), (None, KILL));
     }
 }

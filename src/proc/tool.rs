@@ -103,7 +103,7 @@ pub(crate) fn watched(
             keep(&mut stdout, bytes);
         }),
         stderr: Some(&mut |bytes| keep(&mut stderr, bytes)),
-        before_end: &mut || {},
+        terminate: None,
     };
     let ended = run.run().map_err(|error| ToolError::of(&program, doing, error))?;
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).trim().to_owned();

@@ -212,8 +212,8 @@ mod tests {
         let millis = Duration::from_millis;
         // The way of one message, twice as long as between continents.
         let way = millis(500);
-        // The end of the processes and the artifacts.
-        let end = millis(500);
+        // The grace of the job's processes, their end and the artifacts.
+        let end = millis(1_500);
         let per_stage = |leeway: u64, download: u64, execution: u64| Timing::PerStage {
             leeway: Duration::from_secs(leeway),
             download: Duration::from_secs(download),

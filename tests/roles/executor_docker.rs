@@ -20,11 +20,11 @@ use phalanx::proc::docker::{Docker, labels};
 use phalanx::proc::tool::ToolError;
 
 /// A test's surroundings and the id of its job.
-fn bench() -> (Bench, String) {
+pub fn bench() -> (Bench, String) {
     (Bench::new(), uuid::Uuid::new_v4().to_string())
 }
 
-fn spec(bench: &Bench, id: &str, script: &str) -> RunSpec {
+pub fn spec(bench: &Bench, id: &str, script: &str) -> RunSpec {
     RunSpec { id: id.to_owned(), image: IMAGE.to_owned(), ..bench.sh(script) }
 }
 
@@ -64,11 +64,11 @@ const SHOW: &str = r"
     if busybox chroot / true 2>/dev/null; then echo chroot=yes; else echo chroot=no; fi
 ";
 
-fn containers(id: &str) -> String {
+pub fn containers(id: &str) -> String {
     docker(&["ps", "--all", "--quiet", "--filter", &format!("label={}={id}", labels::JOB)]).unwrap()
 }
 
-fn assert_clean(bench: Bench, id: &str) {
+pub fn assert_clean(bench: Bench, id: &str) {
     assert_eq!(containers(id), "", "a container is left");
     bench.assert_clean();
 }
@@ -336,6 +336,17 @@ fn run_until_ready(
     bench: &Bench,
     then: impl FnOnce(&Shutdown) + Send + 'static,
 ) -> Result<RunOutcome, RunError> {
+    run_until_ready_by(&DockerRunner::default(), far(), spec, bench, then)
+}
+
+/// The same by a runner and a deadline of the test's own.
+pub fn run_until_ready_by(
+    runner: &DockerRunner,
+    deadline: Instant,
+    spec: &RunSpec,
+    bench: &Bench,
+    then: impl FnOnce(&Shutdown) + Send + 'static,
+) -> Result<RunOutcome, RunError> {
     let workspace = bench.workspace();
     let token = Shutdown::new();
     let fifo = workspace.output().join("ready");
@@ -349,7 +360,7 @@ fn run_until_ready(
         then(&job_token);
         read
     });
-    let outcome = DockerRunner::default().run(spec, &workspace, &token, far());
+    let outcome = runner.run(spec, &workspace, &token, deadline);
     assert_eq!(watcher.join_by(far()).unwrap(), "ready\n");
     outcome
 }
@@ -368,7 +379,7 @@ fn cancel_kills_the_container_whatever_it_does_with_sigterm() {
 }
 
 #[test]
-fn the_deadline_kills_the_container_and_keeps_what_it_printed() {
+fn a_job_at_its_deadline_gets_sigterm_and_its_last_words_are_kept() {
     if !ready() {
         return;
     }
@@ -378,15 +389,15 @@ fn the_deadline_kills_the_container_and_keeps_what_it_printed() {
     let start = Instant::now();
     run(&spec(&bench, &format!("{id}-first"), "true"), &bench).unwrap();
     let deadline = Instant::now() + (2 * start.elapsed()).max(Duration::from_secs(2));
-    let spec = spec(&bench, &id, "echo begun; sleep 1000");
+    let spec = spec(&bench, &id, "trap 'echo last words; exit 0' TERM; echo begun; sleep 1000 & wait");
     let outcome = DockerRunner::default().run(&spec, &workspace, &Shutdown::new(), deadline).unwrap();
-    assert_eq!((outcome.end, outcome.stdout.text.as_str()), (RunEnd::TimedOut, "begun\n"));
+    assert_eq!((outcome.end, outcome.stdout.text.as_str()), (RunEnd::TimedOut, "begun\nlast words\n"));
     drop(workspace);
     assert_clean(bench, &id);
 }
 
 #[test]
-fn a_container_removed_by_somebody_else_is_lost_and_not_a_success() {
+fn a_container_removed_by_somebody_else_is_told_as_that() {
     if !ready() {
         return;
     }
@@ -395,7 +406,8 @@ fn a_container_removed_by_somebody_else_is_lost_and_not_a_success() {
     let job = id.clone();
     let outcome = run_until_ready(&spec, &bench, move |_| drop(docker(&["rm", "--force", &containers(&job)]).unwrap()));
     let error = outcome.unwrap_err();
-    assert!(matches!(error, RunError::Lost { .. }), "{error}");
+    assert!(matches!(error, RunError::Removed { .. }), "{error}");
+    assert!(error.to_string().contains("removed while it ran, by somebody else"), "{error}");
     assert_clean(bench, &id);
 }
 

@@ -7,6 +7,7 @@ mod cuts;
 mod embedding;
 mod executor;
 mod executor_docker;
+mod executor_engine;
 mod executor_http;
 mod executor_images;
 mod executor_process;

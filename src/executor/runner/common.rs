@@ -3,18 +3,19 @@
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::run::{RunEnd, RunOutcome, RunSpec};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::tree::TreeError;
 use crate::executor::output::{Capture, OUTPUT_FILE_BYTES, STDERR_FILE, STDOUT_FILE};
 use crate::executor::workspace::Workspace;
-use crate::ops::cause::Cause;
+use crate::ops::cause::{Cause, Fault};
 use crate::proc::docker::Docker;
 use crate::proc::group::{Cause as EndCause, GroupEnd, GroupRun};
 use crate::proc::image_store::InUse;
-use crate::proc::tool::{LADDER, ToolError};
+use crate::proc::ladder::Ladder;
+use crate::proc::tool::ToolError;
 
 /// Why a job could not be run, or why it is not known how it ended.
 #[derive(Debug, thiserror::Error)]
@@ -39,12 +40,18 @@ pub enum RunError {
     /// Docker, or another tool, did not do what it was to do.
     #[error(transparent)]
     Tool(#[from] ToolError),
-    /// The container disappeared while it ran, so nobody knows its exit code.
-    #[error("container {name} was lost while it ran: {text}")]
-    Lost {
+    /// Somebody on the engine's machine has removed the container, so nobody knows how the job ended.
+    #[error("container {name} was removed while it ran, by somebody else on its machine")]
+    Removed {
         /// The container's name.
         name: String,
-        /// The stderr of docker.
+    },
+    /// The engine went away with the container, or did not come back in time to say how the job ended.
+    #[error("the engine was lost while container {name} ran: {text}")]
+    EngineLost {
+        /// The container's name.
+        name: String,
+        /// What is known.
         text: String,
     },
     /// The workspace or the streams could not be written or read.
@@ -59,6 +66,18 @@ pub enum RunError {
 
 pub(super) fn io_error(doing: &'static str) -> impl FnOnce(io::Error) -> RunError {
     move |source| RunError::Io { doing, source }
+}
+
+/// What an engine says while it makes and starts a container: there is no registry any more that could be in trouble.
+pub(super) fn of_engine(error: ToolError) -> RunError {
+    match error {
+        ToolError::Failed { doing, text } => {
+            let cause = Cause::of_engine(&text);
+            let fault = if cause.fault == Fault::Network { Fault::Operator } else { cause.fault };
+            RunError::Engine { doing: doing.to_owned(), text, cause: Cause { fault, ..cause } }
+        }
+        error => error.into(),
+    }
 }
 
 /// Opens the job's folders to whatever user it runs as.
@@ -106,39 +125,68 @@ pub trait Runner: Send + Sync {
     ) -> Result<RunOutcome, RunError>;
 }
 
-/// Runs the program that is the job, or that stands for it, and keeps what it writes. Its end is the program's.
-///
-/// `before_end` is called first when token or deadline ends it.
-pub(super) fn run_job(
-    command: Command,
-    workspace: &Workspace,
-    token: &Shutdown,
-    deadline: Instant,
-    before_end: &mut dyn FnMut(),
-) -> Result<RunOutcome, RunError> {
-    let capture = |name| Capture::to_file(&workspace.stream(name), OUTPUT_FILE_BYTES);
-    let capture = |name| capture(name).map_err(io_error("create the files for the job's output"));
-    let (mut stdout, mut stderr) = (capture(STDOUT_FILE)?, capture(STDERR_FILE)?);
-    let program = command.get_program().to_string_lossy().into_owned();
-    let run = GroupRun {
-        command,
-        stop: token,
-        stop_at: Level::Cancel,
-        deadline: Some(deadline),
-        silence: None,
-        ladder: LADDER,
-        stdout: Some(&mut |bytes| stdout.push(bytes)),
-        stderr: Some(&mut |bytes| stderr.push(bytes)),
-        before_end,
-    };
-    let GroupEnd { status, cause } = run.run().map_err(|error| ToolError::of(&program, "run the job", error))?;
-    let end = match cause {
-        Some(EndCause::Stop) => RunEnd::Cancelled,
-        Some(EndCause::Deadline | EndCause::Silence) => RunEnd::TimedOut,
-        None => status.code().map_or_else(|| RunEnd::Signalled(status.signal().unwrap_or(0)), RunEnd::Exited),
-    };
-    let captured = |capture: Capture| capture.finish().map_err(io_error("keep the job's output"));
-    Ok(RunOutcome { end, stdout: captured(stdout)?, stderr: captured(stderr)? })
+/// How a job is ended. What it does with the signal, the removal of its container and the collection of its artifacts
+/// are within [`EXECUTOR_AHEAD`](crate::protocol::stages::EXECUTOR_AHEAD) for a job at its limit, and a cancelled one
+/// within the grace that its miner gives a cancelled executor, with its last message.
+const LADDER: Ladder = Ladder {
+    terms: 1,
+    grace: Duration::from_secs(1),
+    forced_grace: Duration::from_millis(500),
+    kill_time: Some(Duration::from_secs(10)),
+};
+
+/// What a job writes, by however many programs that stand for it.
+pub(super) struct Streams {
+    stdout: Capture,
+    stderr: Capture,
+}
+
+impl Streams {
+    pub(super) fn create(workspace: &Workspace) -> Result<Self, RunError> {
+        let capture = |name| Capture::to_file(&workspace.stream(name), OUTPUT_FILE_BYTES);
+        let capture = |name| capture(name).map_err(io_error("create the files for the job's output"));
+        Ok(Self { stdout: capture(STDOUT_FILE)?, stderr: capture(STDERR_FILE)? })
+    }
+
+    /// Runs the program that is the job, or that stands for it, and keeps what it writes; gives the program's end.
+    ///
+    /// `terminate` is called in place of SIGTERM when token or deadline ends it.
+    pub(super) fn run(
+        &mut self,
+        command: Command,
+        token: &Shutdown,
+        deadline: Instant,
+        terminate: Option<&dyn Fn()>,
+    ) -> Result<RunEnd, RunError> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        let run = GroupRun {
+            command,
+            stop: token,
+            stop_at: Level::Cancel,
+            deadline: Some(deadline),
+            silence: None,
+            ladder: LADDER,
+            stdout: Some(&mut |bytes| self.stdout.push(bytes)),
+            stderr: Some(&mut |bytes| self.stderr.push(bytes)),
+            terminate,
+        };
+        let GroupEnd { status, cause } = run.run().map_err(|error| ToolError::of(&program, "run the job", error))?;
+        Ok(match cause {
+            Some(EndCause::Stop) => RunEnd::Cancelled,
+            Some(EndCause::Deadline | EndCause::Silence) => RunEnd::TimedOut,
+            None => status.code().map_or_else(|| RunEnd::Signalled(status.signal().unwrap_or(0)), RunEnd::Exited),
+        })
+    }
+
+    /// Tells whoever reads the job's standard error.
+    pub(super) fn note(&mut self, text: &str) {
+        self.stderr.push(format!("phalanx: {text}\n").as_bytes());
+    }
+
+    pub(super) fn finish(self, end: RunEnd) -> Result<RunOutcome, RunError> {
+        let captured = |capture: Capture| capture.finish().map_err(io_error("keep the job's output"));
+        Ok(RunOutcome { end, stdout: captured(self.stdout)?, stderr: captured(self.stderr)? })
+    }
 }
 
 pub(super) fn publish(workspace: &Workspace) -> Result<(), RunError> {

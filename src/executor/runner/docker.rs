@@ -6,7 +6,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::common::{Prepared, RunError, Runner, io_error, open_to_job, publish, run_job};
+use super::common::{Prepared, RunError, Runner, io_error, of_engine, open_to_job, publish};
+use super::follow::follow;
 use super::pull::{self, ImageSettings};
 use super::quota::{Beside, DiskWatch};
 use super::run::{RunEnd, RunOutcome, RunSpec, SCRIPT_PATH};
@@ -14,8 +15,7 @@ use crate::base::shutdown::Shutdown;
 use crate::base::tree::{self, Bounds};
 use crate::executor::sandbox::{ENTRIES, Sandbox};
 use crate::executor::workspace::Workspace;
-use crate::ops::cause::{Cause, Fault};
-use crate::proc::docker::{Container, Docker, PrivateConfig, labels};
+use crate::proc::docker::{Docker, PrivateConfig, labels};
 use crate::proc::helper::{self, Operation};
 use crate::proc::tool::ToolError;
 
@@ -148,12 +148,11 @@ impl Runner for DockerRunner {
         })?;
         let beside = self.beside(spec, workspace, container.id());
         let watch = DiskWatch::start(&self.sandbox, workspace.private(), token, beside);
-        let ran = run_job(container.attached(), workspace, &watch.run, deadline, &mut || container.kill());
+        let ran = follow(&container, workspace, &watch.run, deadline);
         let over = watch.finish();
-        let outcome = ran?;
-        let end = end_of(&container, &outcome);
+        // This kills what has not ended within its grace.
         drop(container);
-        let outcome = RunOutcome { end: end?, ..outcome }.or_over(over);
+        let outcome = ran?.or_over(over);
         match reclaim(&self.docker, spec, workspace, token) {
             // A job that has not ended well has its end; the folder is the miner's then, which removes it once more.
             Err(error) if outcome.end != RunEnd::Exited(0) => log::error!("job {}: {error}", spec.id),
@@ -183,40 +182,6 @@ fn reclaim(docker: &Docker, spec: &RunSpec, workspace: &Workspace, stop: &Shutdo
     // Also when the time for it is over: that is no failure of the job, which has run.
     let failed = |error: ToolError| io_error("take over what the job has left")(std::io::Error::other(error));
     helper::run(docker, (Operation::Own, workspace.job()), &all_labels(spec), stop, deadline).map_err(failed).map(drop)
-}
-
-/// What an engine says while it makes and starts a container: there is no registry any more that could be in trouble.
-fn of_engine(error: ToolError) -> RunError {
-    match error {
-        ToolError::Failed { doing, text } => {
-            let cause = Cause::of_engine(&text);
-            let fault = if cause.fault == Fault::Network { Fault::Operator } else { cause.fault };
-            RunError::Engine { doing: doing.to_owned(), text, cause: Cause { fault, ..cause } }
-        }
-        error => error.into(),
-    }
-}
-
-/// How the container's process ended, from the engine: the exit code of `docker start` alone does not tell a job's own
-/// failure from docker's.
-fn end_of(container: &Container, outcome: &RunOutcome) -> Result<RunEnd, RunError> {
-    if matches!(outcome.end, RunEnd::TimedOut | RunEnd::Cancelled) {
-        return Ok(outcome.end);
-    }
-    let lost = |text: String| RunError::Lost { name: container.name().to_owned(), text };
-    let state = container.state().map_err(|error| lost(error.to_string()))?;
-    match (state.status.as_str(), state.exit_code) {
-        // A job whose child was killed for its memory may still have ended well.
-        ("exited" | "dead", code) if state.out_of_memory && code != 0 => Ok(RunEnd::OutOfMemory),
-        ("exited" | "dead", code) => Ok(RunEnd::Exited(code)),
-        // The engine could not run the command itself; these are a shell's codes for that.
-        ("created", code @ (126 | 127)) => Ok(RunEnd::Exited(code)),
-        ("created", _) => {
-            let text = if state.error.is_empty() { outcome.stderr.text.trim().to_owned() } else { state.error };
-            Err(of_engine(ToolError::Failed { doing: "start the container", text }))
-        }
-        (status, _) => Err(lost(format!("the connection to it ended while it is {status}"))),
-    }
 }
 
 /// A name for people. It is unlike that of the Python executor's containers, `ch-…-job`, because such an executor on

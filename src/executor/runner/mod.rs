@@ -2,6 +2,7 @@
 
 mod common;
 pub mod docker;
+mod follow;
 pub mod process;
 mod pull;
 mod quota;

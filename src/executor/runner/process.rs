@@ -6,7 +6,7 @@ use std::io;
 use std::process::Command;
 use std::time::Instant;
 
-use super::common::{Prepared, RunError, Runner, io_error, open_to_job, publish, run_job};
+use super::common::{Prepared, RunError, Runner, Streams, io_error, open_to_job, publish};
 use super::quota::DiskWatch;
 use super::run::{Captured, RunEnd, RunOutcome, RunSpec, SCRIPT_PATH};
 use crate::base::shutdown::Shutdown;
@@ -75,7 +75,7 @@ impl Runner for ProcessRunner {
             .env("PHALANX_OUTPUT_DIR", workspace.output())
             .env("PHALANX_ARTIFACTS_DIR", workspace.artifacts());
         let watch = DiskWatch::start(&self.sandbox, workspace.private(), token, Box::new(|_, _| 0));
-        let ran = run_job(child, workspace, &watch.run, deadline, &mut || {});
+        let ran = run_job(child, workspace, &watch.run, deadline);
         let over = watch.finish();
         match ran {
             Ok(outcome) => {
@@ -86,6 +86,12 @@ impl Runner for ProcessRunner {
             Err(error) => Err(error),
         }
     }
+}
+
+fn run_job(child: Command, workspace: &Workspace, token: &Shutdown, deadline: Instant) -> Result<RunOutcome, RunError> {
+    let mut streams = Streams::create(workspace)?;
+    let end = streams.run(child, token, deadline, None)?;
+    streams.finish(end)
 }
 
 fn path() -> OsString {

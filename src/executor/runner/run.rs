@@ -87,7 +87,8 @@ pub struct Captured {
 pub enum RunEnd {
     /// It exited by itself; 126 and 127 also stand for a command that cannot be run or was not found.
     Exited(i32),
-    /// A signal ended it (process runner; a container's exit code is then 128 + the signal).
+    /// A signal ended it that we did not send. Of a container this is what its exit code says, 128 + the signal; a
+    /// program that exits with such a code by itself cannot be told apart.
     Signalled(i32),
     /// The system killed it because it used more memory than it may (docker runner).
     OutOfMemory,

@@ -129,8 +129,8 @@ impl ExecutorBackend for DockerBackend {
         {
             log::warn!("container {} could not be stopped: {error}", container.name());
         }
-        match container.state() {
-            Ok(state) if state.status == "exited" => Ok(ExecutorExit::Code(state.exit_code)),
+        match container.state(&Shutdown::new(), Instant::now() + self.docker.time) {
+            Ok(Some(state)) if state.status == "exited" => Ok(ExecutorExit::Code(state.exit_code)),
             // Still running, or removed by somebody else: then nobody knows.
             _ => Ok(ExecutorExit::Unknown),
         }

@@ -83,7 +83,7 @@ pub(super) fn run(
         ladder,
         stdout: None,
         stderr: Some(&mut |bytes| lines.take(bytes)),
-        before_end: &mut || {},
+        terminate: None,
     };
     let ended = run.run();
     lines.flush();

@@ -1,0 +1,152 @@
+//! Follows a container from its start to its end, by as many connections as that takes: an engine may be started again
+//! meanwhile, and its client may be killed.
+//!
+//! The engine says how it ended; the exit code of a client tells a job's own failure neither from the client's nor from
+//! a broken connection's. What a job writes while nobody is connected is lost, because no engine keeps it.
+
+use std::time::{Duration, Instant};
+
+use super::common::{RunError, Streams, of_engine};
+use super::run::{RunEnd, RunOutcome};
+use crate::base::backoff::exponential;
+use crate::base::shutdown::{Level, Shutdown};
+use crate::executor::workspace::Workspace;
+use crate::proc::docker::{Container, ContainerState};
+use crate::proc::tool::ToolError;
+
+/// The first pause after a try that was in vain, and the longest: an engine is started again in seconds.
+const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(3);
+
+/// How long an engine has to answer a look.
+const LOOK_TIME: Duration = Duration::from_secs(10);
+
+/// The same at the job's deadline, for one that ended just before. An engine that is well answers at once; what is
+/// waited longer is taken from the reports' way.
+const LAST_LOOK_TIME: Duration = Duration::from_secs(3);
+
+const GAP: &str = "the connection to the job's container was lost; what it wrote meanwhile is missing here";
+
+/// Starts the container and keeps what it writes. Blocks until it has ended, `deadline` passes or `stop` is cancelled.
+///
+/// # Errors
+/// [`RunError::Removed`] and [`RunError::EngineLost`], if its end is not known; what the engine says, if it did not
+/// start.
+pub(super) fn follow(
+    container: &Container,
+    workspace: &Workspace,
+    stop: &Shutdown,
+    deadline: Instant,
+) -> Result<RunOutcome, RunError> {
+    let mut streams = Streams::create(workspace)?;
+    let mut connection = Some(container.attached());
+    // How the last connection ended, and whether the engine has failed to answer since; tries in vain.
+    let (mut client, mut away, mut tries) = (RunEnd::Exited(0), false, 0);
+    loop {
+        if let Some(command) = connection.take() {
+            let began = Instant::now();
+            client = streams.run(command, stop, deadline, Some(&|| container.terminate()))?;
+            if matches!(client, RunEnd::TimedOut | RunEnd::Cancelled) {
+                return streams.finish(client);
+            }
+            (away, tries) = (false, if began.elapsed() > PAUSE_MAX { 0 } else { tries });
+        }
+        if tries > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            stop.wait_for(Level::Cancel, exponential(PAUSE, PAUSE_MAX, tries - 1).min(left));
+        }
+        tries += 1;
+        let now = Instant::now();
+        match container.state(stop, deadline.max(now + LAST_LOOK_TIME).min(now + LOOK_TIME)) {
+            Ok(Some(state)) if state.status == "running" => {
+                log::warn!(
+                    "container {}: the connection to it ended while it runs; it is made again",
+                    container.name()
+                );
+                streams.note(GAP);
+                connection = Some(container.attached_again());
+            }
+            Ok(Some(state)) if matches!(state.status.as_str(), "exited" | "dead") => {
+                let is_broken = away || client != RunEnd::Exited(state.exit_code);
+                if is_broken {
+                    streams.note(GAP);
+                }
+                return streams.finish(end_of(container.name(), &state, is_broken)?);
+            }
+            Ok(Some(state)) if state.status == "created" => return not_started(state, streams),
+            // Paused by somebody, or in between.
+            Ok(Some(_)) if now >= deadline => return streams.finish(RunEnd::TimedOut),
+            Ok(Some(state)) => log::warn!("container {} is {}; it is looked at again", container.name(), state.status),
+            Ok(None) => return Err(RunError::Removed { name: container.name().to_owned() }),
+            Err(ToolError::Cancelled(_)) => return streams.finish(RunEnd::Cancelled),
+            Err(error) if now >= deadline => {
+                return Err(RunError::EngineLost { name: container.name().to_owned(), text: error.to_string() });
+            }
+            Err(error) => {
+                log::warn!("container {}: {error}; the engine is asked again", container.name());
+                away = true;
+            }
+        }
+    }
+}
+
+/// `is_broken`: nobody was connected to it when it ended.
+fn end_of(name: &str, state: &ContainerState, is_broken: bool) -> Result<RunEnd, RunError> {
+    let code = state.exit_code;
+    match code - 128 {
+        // A job whose child was killed for its memory may still have ended well.
+        _ if state.out_of_memory && code != 0 => Ok(RunEnd::OutOfMemory),
+        // An engine that goes ends its containers.
+        signal @ 1..=64 if is_broken => {
+            let text = format!("the job was ended by signal {signal} while the connection to it was lost");
+            Err(RunError::EngineLost { name: name.to_owned(), text })
+        }
+        signal @ 1..=64 => Ok(RunEnd::Signalled(signal)),
+        _ => Ok(RunEnd::Exited(code)),
+    }
+}
+
+fn not_started(state: ContainerState, streams: Streams) -> Result<RunOutcome, RunError> {
+    let outcome = streams.finish(RunEnd::Exited(state.exit_code))?;
+    match state.exit_code {
+        // The engine could not run the command itself; these are a shell's codes for that.
+        126 | 127 => Ok(outcome),
+        _ => {
+            let text = if state.error.is_empty() { outcome.stderr.text.trim().to_owned() } else { state.error };
+            Err(of_engine(ToolError::Failed { doing: "start the container", text }))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(exit_code: i32, out_of_memory: bool) -> ContainerState {
+        ContainerState { status: "exited".to_owned(), exit_code, out_of_memory, error: String::new() }
+    }
+
+    #[test]
+    fn each_end_of_a_container_is_told_apart() {
+        for (code, out_of_memory, end) in [
+            (0, false, RunEnd::Exited(0)),
+            (0, true, RunEnd::Exited(0)),
+            (3, false, RunEnd::Exited(3)),
+            (127, false, RunEnd::Exited(127)),
+            (128, false, RunEnd::Exited(128)),
+            (137, true, RunEnd::OutOfMemory),
+            (137, false, RunEnd::Signalled(9)),
+            (139, false, RunEnd::Signalled(11)),
+            (192, false, RunEnd::Signalled(64)),
+            (193, false, RunEnd::Exited(193)),
+            (255, false, RunEnd::Exited(255)),
+        ] {
+            assert_eq!(end_of("c", &state(code, out_of_memory), false).unwrap(), end, "{code} {out_of_memory}");
+            let broken = end_of("c", &state(code, out_of_memory), true);
+            match end {
+                RunEnd::Signalled(_) => assert!(matches!(broken, Err(RunError::EngineLost { .. })), "{code}"),
+                end => assert_eq!(broken.unwrap(), end, "{code} {out_of_memory}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The docker runner and an engine that goes away, or a client that dies, while a job runs: the real engine behind a
+//! stand-in `docker`.
+
+use crate::executor_docker::{assert_clean, bench, containers, run_until_ready_by, spec};
+use crate::testkit::engine::{StandIn, docker, ready};
+use crate::testkit::wait::{far, until};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use phalanx::base::shutdown::Shutdown;
+use phalanx::executor::runner::docker::DockerRunner;
+use phalanx::executor::runner::{RunEnd, RunError, Runner};
+
+/// Until there is a file `back`, the engine does not answer.
+const AWAY: &str = r#"[ -e "$folder/back" ] && exec "$real" "$@"
+    echo "Cannot connect to the Docker daemon at unix:///var/run/docker.sock." >&2; exit 1"#;
+
+/// The client dies when there is a file `cut`.
+const CUT: &str = r#""$real" "$@" & client=$!
+    until [ -e "$folder/cut" ]; do sleep 0.02; done
+    kill -9 $client; exit 1"#;
+
+const WORDS: &str = "the connection to the job's container was lost";
+
+/// An engine whose client is cut and which then is away, and a runner on it.
+fn away() -> (Arc<StandIn>, DockerRunner) {
+    let stand_in = StandIn::new();
+    stand_in.say("start", CUT);
+    for command in ["container-inspect", "ps"] {
+        stand_in.say(command, AWAY);
+    }
+    let runner = DockerRunner { docker: stand_in.client(), ..DockerRunner::default() };
+    (Arc::new(stand_in), runner)
+}
+
+#[test]
+fn a_job_goes_on_while_its_engine_is_away_and_its_client_has_died() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let (engine, runner) = away();
+    // The one that is connected again; what it shows is noted.
+    engine.say("attach", r#""$real" "$@" | tee "$folder/seen""#);
+    let script =
+        "echo begun; echo ready > /output/ready; while [ ! -e /bin/stop ]; do echo after; sleep 0.1; done; exit 5";
+    let (client, job) = (engine.clone(), id.clone());
+    let outcome = run_until_ready_by(&runner, far(), &spec(&bench, &id, script), &bench, move |_| {
+        client.keep("cut", "");
+        until("it is looked for again and again", || client.calls("container inspect").len() > 3);
+        assert!(client.calls("attach").is_empty());
+        client.keep("back", "");
+        until("it is connected again", || client.file("seen").contains("after"));
+        docker(&["exec", &containers(&job), "touch", "/bin/stop"]).unwrap();
+    });
+    let outcome = outcome.unwrap();
+    assert_eq!(outcome.end, RunEnd::Exited(5), "{outcome:?}");
+    assert!(outcome.stdout.text.starts_with("begun\n") && outcome.stdout.text.ends_with("after\n"), "{outcome:?}");
+    assert!(outcome.stderr.text.contains(WORDS), "{outcome:?}");
+    assert_clean(bench, &id);
+}
+
+#[test]
+fn a_job_that_ends_while_its_engine_is_away_has_its_exit_code_unless_the_engine_ended_it() {
+    if !ready() {
+        return;
+    }
+    for killed in [false, true] {
+        let (bench, id) = bench();
+        let (engine, runner) = away();
+        let script = "echo ready > /output/ready; while [ ! -e /bin/stop ]; do sleep 0.02; done; exit 5";
+        let (client, job) = (engine.clone(), id.clone());
+        let ran = run_until_ready_by(&runner, far(), &spec(&bench, &id, script), &bench, move |_| {
+            client.keep("cut", "");
+            until("it is looked for", || !client.calls("container inspect").is_empty());
+            let container = containers(&job);
+            match killed {
+                true => docker(&["kill", &container]).map(drop),
+                false => docker(&["exec", &container, "touch", "/bin/stop"]).map(drop),
+            }
+            .unwrap();
+            docker(&["wait", &container]).unwrap();
+            client.keep("back", "");
+        });
+        match ran {
+            Ok(outcome) if !killed => {
+                assert_eq!(outcome.end, RunEnd::Exited(5));
+                assert!(outcome.stderr.text.contains(WORDS), "{outcome:?}");
+            }
+            Err(error @ RunError::EngineLost { .. }) if killed => {
+                assert!(error.to_string().contains("signal 9 while the connection to it was lost"), "{error}");
+            }
+            ran => panic!("{killed}: {ran:?}"),
+        }
+        assert!(engine.calls("attach").is_empty());
+        assert_clean(bench, &id);
+    }
+}
+
+#[test]
+fn an_engine_that_does_not_come_back_before_the_deadline_is_lost() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let (engine, runner) = away();
+    engine.keep("cut", "");
+    engine.relent("ps");
+    let deadline = Instant::now() + Duration::from_secs(2);
+    let error = runner.run(&spec(&bench, &id, "sleep 1000"), &bench.workspace(), &Shutdown::new(), deadline);
+    let error = error.unwrap_err();
+    assert!(matches!(error, RunError::EngineLost { .. }), "{error}");
+    assert!(error.to_string().contains("Cannot connect to the Docker daemon"), "{error}");
+    assert!(Instant::now() >= deadline && engine.calls("container inspect").len() > 2, "it is asked until then");
+    assert_clean(bench, &id);
+}
+
+#[test]
+fn a_cancel_while_the_engine_is_away_is_a_cancel() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let (engine, runner) = away();
+    engine.relent("ps");
+    let client = engine.clone();
+    let spec = spec(&bench, &id, "echo ready > /output/ready; sleep 1000");
+    let outcome = run_until_ready_by(&runner, far(), &spec, &bench, move |stop| {
+        client.keep("cut", "");
+        until("it is looked for", || !client.calls("container inspect").is_empty());
+        stop.cancel();
+    });
+    assert_eq!(outcome.unwrap().end, RunEnd::Cancelled);
+    assert_clean(bench, &id);
+}
+
+#[test]
+fn a_cancelled_job_gets_sigterm_first_and_one_that_a_signal_ends_says_which() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let engine = StandIn::new();
+    let runner = DockerRunner { docker: engine.client(), ..DockerRunner::default() };
+    let script = "trap 'echo last words; exit 0' TERM; echo ready > /output/ready; sleep 1000 & wait";
+    let cancel: fn(&Shutdown) = Shutdown::cancel;
+    let outcome = run_until_ready_by(&runner, far(), &spec(&bench, &id, script), &bench, cancel).unwrap();
+    assert_eq!(outcome.end, RunEnd::Cancelled);
+    let kills = engine.calls("kill");
+    assert!(kills.len() == 1 && kills[0].starts_with("kill --signal TERM "), "{kills:?}");
+    let killed = runner.run(&spec(&bench, &id, "kill -9 $$"), &bench.workspace(), &Shutdown::new(), far()).unwrap();
+    assert_eq!((killed.end, killed.exit_code()), (RunEnd::Signalled(9), Some(137)));
+    assert_clean(bench, &id);
+}
