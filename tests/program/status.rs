@@ -163,7 +163,7 @@ fn what_does_not_answer_is_one_clear_line() {
         (&no_page, 1, "/status.json answered 404"),
         (&wrong_page, 1, "/json/status.json cannot be read: bad JSON: missing field"),
         ("nowhere", 2, "--http \"nowhere\": give the --http address of the role, as 127.0.0.1:8080"),
-        ("http://me:pass-word@127.0.0.1:1", 1, "http://…@127.0.0.1:1"),
+        ("http://me:pass-word@127.0.0.1:1", 1, "cannot talk to http://127.0.0.1:1/"),
     ] {
         let finished = status(scratch.path(), &["--http", http]);
         assert_eq!((finished.code, finished.stdout.as_str()), (Some(code), ""), "{http}: {finished:?}");
