@@ -15,10 +15,10 @@ use phalanx::executor::runner::{RunEnd, RunError, Runner};
 const AWAY: &str = r#"[ -e "$folder/back" ] && exec "$real" "$@"
     echo "Cannot connect to the Docker daemon at unix:///var/run/docker.sock." >&2; exit 1"#;
 
-/// The client dies when there is a file `cut`.
-const CUT: &str = r#""$real" "$@" & client=$!
+/// The client, and all of its process group, dies when there is a file `cut`; what it has shown until then is noted.
+const CUT: &str = r#""$real" "$@" | tee "$folder/first" &
     until [ -e "$folder/cut" ]; do sleep 0.02; done
-    kill -9 $client; exit 1"#;
+    kill -9 0"#;
 
 const WORDS: &str = "the connection to the job's container was lost";
 
@@ -46,6 +46,7 @@ fn a_job_goes_on_while_its_engine_is_away_and_its_client_has_died() {
         "echo begun; echo ready > /output/ready; while [ ! -e /bin/stop ]; do echo after; sleep 0.1; done; exit 5";
     let (client, job) = (engine.clone(), id.clone());
     let outcome = run_until_ready_by(&runner, far(), &spec(&bench, &id, script), &bench, move |_| {
+        until("it has shown what was written", || client.file("first").contains("begun"));
         client.keep("cut", "");
         until("it is looked for again and again", || client.calls("container inspect").len() > 3);
         assert!(client.calls("attach").is_empty());
