@@ -115,6 +115,44 @@ fn place_of_user() -> (tempfile::TempDir, std::path::PathBuf, std::path::PathBuf
 }
 
 #[test]
+fn a_folder_that_a_plain_user_may_read_and_not_search_is_counted_and_the_rest_is_removed() {
+    if !rustix::process::geteuid().is_root() {
+        assert!(std::env::var_os("PHALANX_TEST_REQUIRE_ALL").is_none_or(|v| v != "1"), "only root can become another");
+        std::io::stderr().write_all(b"SKIPPED: folders of other owners: only root can become another user\n").unwrap();
+        return;
+    }
+    let (_place, program, scratch) = place_of_user();
+    let folder = scratch.join("left");
+    for n in 0..20 {
+        let path = folder.join(n.to_string());
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join("file"), vec![7; 10_000]).unwrap();
+        match n {
+            10 => fs::set_permissions(path, fs::Permissions::from_mode(0o444)).unwrap(),
+            _ => chown(path, Some(USER), Some(USER)).unwrap(),
+        }
+    }
+    chown(&folder, Some(USER), Some(USER)).unwrap();
+    let as_user = |operation: &str| {
+        let user = USER.to_string();
+        let mut command = in_scratch(Command::new("setpriv"), &scratch);
+        command.args(["--reuid", &user, "--regid", &user, "--clear-groups"]).arg(&program);
+        run(command.args(["tree", operation, folder.to_str().unwrap()]).env("HOME", &scratch))
+    };
+    let measured = as_user("measure");
+    assert_eq!(measured.code, Some(0), "{measured:?}");
+    let size: Value = serde_json::from_str(&measured.stdout).unwrap();
+    assert_eq!((size["entries"].as_u64(), size["closed"].as_u64()), (Some(39), Some(1)), "{size}");
+    assert!(size["bytes"].as_u64() > Some(190_000), "{size}");
+    let removed = as_user("remove");
+    assert_eq!(removed.code, Some(1), "{removed:?}");
+    assert!(removed.stderr.contains("Permission denied"), "{removed:?}");
+    let left: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["10"], "{removed:?}");
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
 fn files_of_root_are_removed_by_a_plain_user_of_the_engine() {
     let Some(prefix) = plain_user() else { return };
     let (_place, program, scratch) = place_of_user();

@@ -122,7 +122,14 @@ impl Clearing<'_> {
         let mut gone = false;
         loop {
             let mut more = false;
-            for entry in Dir::read_from(&folder).map_err(|error| failed(Path::new(name), error))? {
+            let entries = match Dir::read_from(&folder) {
+                Ok(entries) => entries,
+                Err(error) => {
+                    self.keep(name.into(), error);
+                    return Ok(gone);
+                }
+            };
+            for entry in entries {
                 self.bounds.check()?;
                 let entry = entry.map_err(|error| failed(Path::new(name), error))?;
                 let inner = OsStr::from_bytes(entry.file_name().to_bytes());

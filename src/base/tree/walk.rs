@@ -133,7 +133,15 @@ impl Walk<'_, '_> {
         }
         let id = id(folder).map_err(|error| self.failed(&name, error))?;
         self.stack.push(Frame { name, id, folders: Vec::new() });
-        let entries = Dir::read_from(folder).map_err(|error| self.failed("".as_ref(), error))?;
+        let entries = match Dir::read_from(folder) {
+            Ok(entries) => entries,
+            // Whoever may read a folder and not search it may open it, and no more.
+            Err(Errno::ACCESS | Errno::PERM) => {
+                self.walked.closed += 1;
+                return Ok(());
+            }
+            Err(error) => return Err(self.failed("".as_ref(), error)),
+        };
         for entry in entries {
             self.bounds.check()?;
             let entry = entry.map_err(|error| self.failed("".as_ref(), error))?;
@@ -270,7 +278,17 @@ pub fn measure(root: impl AsFd, bounds: &Bounds<'_>) -> (Size, Result<(), TreeEr
         }
         Ok(())
     });
-    let ended = walked.map(|walked| size.closed = walked.closed);
+    let ended = match walked {
+        Ok(walked) => {
+            size.closed = walked.closed;
+            Ok(())
+        }
+        Err(error) => {
+            // What is behind an error of the system was not looked into.
+            size.closed = u64::from(matches!(error, TreeError::Io { .. }));
+            Err(error)
+        }
+    };
     (size, ended)
 }
 
