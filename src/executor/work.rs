@@ -3,6 +3,7 @@
 //! Owner: [`super::stages_thread`]. Blocks in: its queue, the runner, downloads, uploads. Kick: the job's cancel
 //! signal. Ends: with its queue; then it runs the hook after the job and removes the job's folder.
 
+use std::io::ErrorKind;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded, never};
@@ -13,6 +14,7 @@ use super::registry;
 use super::runner::{Prepared, RunEnd, RunError, RunOutcome, RunSpec, Runner};
 use super::stages::{Outcome, Problem, Results, Work};
 use super::streaming::{StreamingError, StreamingLimits, StreamingServer, Watched};
+use super::transfer::Bounds;
 use super::uploads::{UploadError, Uploaded, Uploader};
 use super::volumes::{Hub, VolumeError, VolumeLoader};
 use super::workspace::Workspace;
@@ -167,7 +169,8 @@ impl JobWork {
             }
             Work::Upload { artifacts_dir, upload, deadline } => {
                 let (_, workspace) = self.place()?;
-                let Artifacts { files, mut left_out } = artifacts::collect(workspace, artifacts_dir.as_deref())?;
+                let Artifacts { files, mut left_out } =
+                    artifacts::collect(workspace, artifacts_dir.as_deref(), &Bounds { token: &self.cancel, deadline })?;
                 let uploaded = match upload {
                     Some(upload) => Uploader::new(self.cancel.clone(), self.config.reach.clone())
                         .upload(&upload, workspace, deadline)?,
@@ -282,6 +285,8 @@ impl From<ArtifactsError> for Problem {
         match error {
             ArtifactsError::OfJob(_) => Problem::OfJob(error.to_string()),
             ArtifactsError::Unreadable(_) => Problem::OfHorde(error.to_string()),
+            ArtifactsError::Ended(ref why) if why.kind() == ErrorKind::Interrupted => Problem::Cancelled,
+            ArtifactsError::Ended(_) => Problem::TimedOut(error.to_string()),
         }
     }
 }
