@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::base::shutdown::Shutdown;
 use crate::proc::tool::{self, ToolError};
 
-/// How long the hook after the job may take: the job's last message waits for it.
+/// How long the hook after the job may take: the miner ends an executor some seconds after its last message.
 const AFTER_TIME: Duration = Duration::from_secs(5);
 
 /// The hooks, each a program and its arguments; an empty one is none.
@@ -20,7 +20,7 @@ pub struct Hooks {
     /// Runs before anything is fetched for a job, within the executor's start-up time. Where it fails, the job ends as
     /// the horde's failure.
     pub before_job: Vec<String>,
-    /// Runs once the job is over, whatever its end, before its folder is removed and its last message is sent; for at
+    /// Runs once the job is over, whatever its end, after its last message and before its folder is removed; for at
     /// most 5 s. Where it fails, a warning says so.
     pub after_job: Vec<String>,
 }

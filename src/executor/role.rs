@@ -50,7 +50,7 @@ pub fn run(
     }
     let (describing, specs) = SpecsThread::start();
     let (link, events) = miner_client::start(&config.miner_address, &config.token, dialer, timer);
-    // The thread that does the job's work starts with the job and ends with it, before the job's last message.
+    // The thread that does the job's work starts with the job and ends with it, after the job's last message.
     let outcome = stages_thread::run(&config, &link.handle(), &events, &specs, shutdown);
     // Dropped before the stop, so that a reader that waits for room in the queue is freed.
     drop(events);

@@ -746,9 +746,10 @@ impl StagedJob {
     }
 
     fn end(&mut self, last: impl Into<ExecutorToMiner>, end: JobEnd) {
-        // What is left of the job goes first: once the miner has the last message, it may end this process.
-        self.out.push(Action::Finish);
+        // The validator waits for the message, nobody for the clean-up: where the miner ends this process in the midst
+        // of it, it removes the rest itself.
         self.send(last);
+        self.out.push(Action::Finish);
         self.out.push(Action::End(Ok(end)));
     }
 

@@ -152,9 +152,9 @@ fn a_whole_job_goes_through_its_stages_in_order() {
     assert_eq!(rig.after(ran(RunEnd::Exited(0))), ["done", "upload"]);
     let results = Results { artifacts: [("a".to_owned(), "b".to_owned())].into_iter().collect(), ..Results::default() };
     assert_eq!(rig.after(Input::Specs(Default::default())), [""; 0], "the result is not there yet");
-    // What is left of the job is removed before the miner gets the last message.
+    // No limit of the job may run while what is left of it is removed.
     let last = rig.after(done(Outcome::Uploaded(Box::new(results))));
-    assert_eq!(last, ["specs", "finish", "finished", "end"]);
+    assert_eq!(last, ["specs", "finished", "finish", "end"]);
     let Some(ExecutorToMiner::V0JobFinishedRequest(finished)) = rig.sent.last() else { panic!("{:?}", rig.sent) };
     assert_eq!((finished.docker_process_stdout.as_str(), finished.docker_process_stderr.as_str()), ("out", "err"));
     assert_eq!(finished.artifacts.as_ref().unwrap()["a"], "b");
@@ -224,7 +224,7 @@ fn every_stage_has_its_deadline_and_saved_time_is_carried_over() {
 fn a_request_that_does_not_come_is_a_timeout_of_the_download() {
     let mut rig = Rig::at("request");
     assert_eq!(rig.pass(10 * S - Duration::from_millis(1)), [""; 0]);
-    assert_eq!(rig.pass(S), ["finish", "failed", "end"]);
+    assert_eq!(rig.pass(S), ["failed", "finish", "end"]);
     let Some(ExecutorToMiner::V0JobFailedRequest(failed)) = rig.sent.last() else { panic!("{:?}", rig.sent) };
     assert_eq!((failed.reason, failed.stage), (JobFailureReason::Timeout, JobStage::VolumeDownload));
 }
@@ -260,7 +260,7 @@ fn a_streaming_job_is_reported_when_its_server_is_ready_and_its_run_counts_from_
     assert_eq!((&ready.ip, &ready.miner_signature), (&None, &None), "these are the miner's");
     assert_eq!(rig.after(ran(RunEnd::Exited(0))), ["done", "upload"]);
     assert_eq!(rig.deadline.unwrap() - by, 5 * S, "the stages' clock has gone on");
-    assert_eq!(rig.after(done(Outcome::Uploaded(Box::default()))), ["finish", "finished", "end"]);
+    assert_eq!(rig.after(done(Outcome::Uploaded(Box::default()))), ["finished", "finish", "end"]);
 }
 
 #[test]
@@ -276,7 +276,7 @@ fn a_streaming_job_whose_server_is_never_ready_has_failed_by_itself() {
         (ran(RunEnd::Exited(3)), JobFailureReason::NonzeroReturnCode, "non-zero exit code: 3"),
     ] {
         let mut rig = streaming();
-        assert_eq!(rig.after(input), ["finish", "failed", "end"]);
+        assert_eq!(rig.after(input), ["failed", "finish", "end"]);
         let Some(ExecutorToMiner::V0JobFailedRequest(failed)) = rig.sent.last() else { panic!("{:?}", rig.sent) };
         assert_eq!((failed.reason, failed.stage), (reason, JobStage::StreamingStartup), "{message}");
         assert!(failed.message.contains(message), "{}", failed.message);
@@ -287,7 +287,7 @@ fn a_streaming_job_whose_server_is_never_ready_has_failed_by_itself() {
     rig.handle(serving());
     rig.steps.clear();
     assert_eq!(rig.after(ran(RunEnd::TimedOut)), ["upload"]);
-    assert_eq!(rig.after(done(Outcome::Uploaded(Box::default()))), ["finish", "failed", "end"]);
+    assert_eq!(rig.after(done(Outcome::Uploaded(Box::default()))), ["failed", "finish", "end"]);
     let Some(ExecutorToMiner::V0JobFailedRequest(failed)) = rig.sent.last() else { panic!("{:?}", rig.sent) };
     assert_eq!((failed.reason, failed.stage), (JobFailureReason::Timeout, JobStage::Execution));
 }
@@ -297,7 +297,7 @@ fn an_executor_that_cannot_serve_a_streaming_job_says_so_as_the_horde_s_failure(
     let mut rig = streaming();
     assert_eq!(
         rig.after(Input::Done(Err(Problem::OfStreaming("no port".to_owned())))),
-        ["finish", "horde failed", "end"]
+        ["horde failed", "finish", "end"]
     );
     let Some(ExecutorToMiner::V0HordeFailedRequest(failed)) = rig.sent.last() else { panic!("{:?}", rig.sent) };
     assert_eq!((failed.reason, failed.message.as_str()), (HordeFailureReason::StreamingFailed, "no port"));
@@ -335,12 +335,12 @@ fn every_problem_of_every_stage_is_one_last_message() {
                     let output = (phase == "upload").then_some("out");
                     assert_eq!(failed.docker_process_stdout.as_deref(), output, "{shown}");
                     assert_eq!(failed.context.as_ref().unwrap()["stage"], stage.as_str(), "{shown}");
-                    assert_eq!(rig.steps, ["finish", "failed", "end"], "{shown}");
+                    assert_eq!(rig.steps, ["failed", "finish", "end"], "{shown}");
                 }
                 (Some(ExecutorToMiner::V0HordeFailedRequest(failed)), None) => {
                     assert_eq!(failed.reason, HordeFailureReason::GenericError, "{shown}");
                     assert_eq!(failed.context.as_ref().unwrap()["stage"], stage.as_str(), "{shown}");
-                    assert_eq!(rig.steps, ["finish", "horde failed", "end"], "{shown}");
+                    assert_eq!(rig.steps, ["horde failed", "finish", "end"], "{shown}");
                 }
                 (last, _) => panic!("{shown}: {last:?}"),
             }
@@ -356,7 +356,7 @@ fn every_end_of_a_run_is_distinguished() {
         (RunEnd::OutOfMemory, JobFailureReason::NonzeroReturnCode, Some(137), "more memory"),
     ] {
         let mut rig = Rig::at("run");
-        assert_eq!(rig.after(ran(end)), ["finish", "failed", "end"], "{end:?}");
+        assert_eq!(rig.after(ran(end)), ["failed", "finish", "end"], "{end:?}");
         let Some(ExecutorToMiner::V0JobFailedRequest(failed)) = rig.sent.last() else { panic!("{:?}", rig.sent) };
         assert_eq!((failed.reason, failed.stage), (reason, JobStage::Execution), "{end:?}");
         assert_eq!(failed.docker_process_exit_status, code.map(i64::into), "{end:?}");
@@ -364,7 +364,7 @@ fn every_end_of_a_run_is_distinguished() {
         assert_eq!(failed.docker_process_stdout.as_deref(), Some("out"), "{end:?}");
     }
     let mut rig = Rig::at("run");
-    assert_eq!(rig.after(ran(RunEnd::Cancelled)), ["finish", "horde failed", "end"]);
+    assert_eq!(rig.after(ran(RunEnd::Cancelled)), ["horde failed", "finish", "end"]);
 }
 
 #[test]
@@ -381,7 +381,7 @@ fn a_run_that_timed_out_is_reported_with_what_it_has_left() {
         // No upload: its validator waits for the end of the execution, and not for longer.
         assert_eq!(rig.after(ran(RunEnd::TimedOut)), ["upload"]);
         assert!(rig.deadline.is_some_and(|at| at <= rig.now + 15 * S));
-        assert_eq!(rig.after(found), ["finish", "failed", "end"]);
+        assert_eq!(rig.after(found), ["failed", "finish", "end"]);
         let Some(ExecutorToMiner::V0JobFailedRequest(failed)) = rig.sent.last() else { panic!("{:?}", rig.sent) };
         assert_eq!((failed.reason, failed.stage), (JobFailureReason::Timeout, JobStage::Execution));
         assert_eq!(failed.docker_process_exit_status, None);
@@ -412,11 +412,11 @@ fn a_cancel_ends_the_job_wherever_it_is_and_a_drain_nowhere() {
         assert_eq!(rig.after(Input::Drain), [""; 0], "{phase}");
         let steps = rig.after(Input::Cancel);
         if phase == "request" {
-            assert_eq!(steps, ["finish", "horde failed", "end"]);
+            assert_eq!(steps, ["horde failed", "finish", "end"]);
         } else {
             assert_eq!(steps, ["cancel"], "{phase}");
             assert_eq!(rig.after(Input::Cancel), [""; 0], "{phase}: once");
-            assert_eq!(rig.after(Input::Done(Err(Problem::Cancelled))), ["finish", "horde failed", "end"], "{phase}");
+            assert_eq!(rig.after(Input::Done(Err(Problem::Cancelled))), ["horde failed", "finish", "end"], "{phase}");
         }
         assert_eq!(rig.ended(), JobEnd::HordeFailed);
     }
@@ -424,7 +424,7 @@ fn a_cancel_ends_the_job_wherever_it_is_and_a_drain_nowhere() {
     let mut rig = Rig::at("prepare");
     rig.handle(Input::Cancel);
     rig.steps.clear();
-    assert_eq!(rig.after(done(Outcome::Prepared)), ["finish", "horde failed", "end"]);
+    assert_eq!(rig.after(done(Outcome::Prepared)), ["horde failed", "finish", "end"]);
 }
 
 #[test]
@@ -446,7 +446,7 @@ fn a_miner_that_is_gone_for_too_long_or_for_good_ends_the_job() {
 
     let mut rig = Rig::at("run");
     assert_eq!(rig.after(Input::ClosedForGood), ["cancel"]);
-    assert_eq!(rig.after(ran(RunEnd::Cancelled)), ["finish", "horde failed", "end"]);
+    assert_eq!(rig.after(ran(RunEnd::Cancelled)), ["horde failed", "finish", "end"]);
 }
 
 #[test]
@@ -495,7 +495,7 @@ fn what_does_not_belong_to_the_job_is_answered_and_changes_nothing() {
 #[test]
 fn a_crash_is_a_horde_failure() {
     let mut rig = Rig::at("run");
-    assert_eq!(rig.after(Input::Crashed("boom".to_owned())), ["finish", "horde failed", "end"]);
+    assert_eq!(rig.after(Input::Crashed("boom".to_owned())), ["horde failed", "finish", "end"]);
     let Some(ExecutorToMiner::V0HordeFailedRequest(failed)) = rig.sent.last() else { panic!("{:?}", rig.sent) };
     assert_eq!(failed.reason, HordeFailureReason::UnhandledException);
     assert!(failed.message.contains("boom"), "{}", failed.message);
