@@ -89,6 +89,10 @@ impl UploadError {
     pub fn cause(&self) -> Cause {
         match self {
             Self::Path(_) => Cause::JOB,
+            // Its owner, the job, has closed it.
+            Self::Pack(source) | Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Cause::JOB
+            }
             Self::Pack(source) | Self::File { source, .. } => of_file(source),
             Self::Http { source, .. } => source.cause(),
         }

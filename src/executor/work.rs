@@ -256,11 +256,7 @@ impl From<RunError> for Problem {
             RunError::PullTimedOut(_) => Problem::TimedOut(error.to_string()),
             // What the user asked for cannot be had: the job's failure, not the horde's.
             RunError::Spec(_) => Problem::OfJob(error.to_string()),
-            RunError::Engine { cause, .. } => match cause.fault {
-                Fault::Job => Problem::OfJob(error.to_string()),
-                Fault::Network => Problem::OfHorde(error.to_string()),
-                Fault::Operator => Problem::OfOperator(error.to_string()),
-            },
+            RunError::Engine { cause, .. } => Problem::by_cause(cause, error.to_string()),
             // An engine that is too late or gone, or somebody else's hand on it.
             RunError::Tool(_) | RunError::Removed { .. } | RunError::EngineLost { .. } => {
                 Problem::OfOperator(error.to_string())
@@ -275,7 +271,8 @@ impl Problem {
     fn by_cause(cause: Cause, text: String) -> Self {
         match cause.fault {
             Fault::Job => Problem::OfJob(text),
-            Fault::Operator | Fault::Network => Problem::OfHorde(text),
+            Fault::Network => Problem::OfHorde(text),
+            Fault::Operator => Problem::OfOperator(text),
         }
     }
 }
@@ -308,5 +305,23 @@ impl From<UploadError> for Problem {
             error if error.is_timeout() => Problem::TimedOut(error.to_string()),
             error => Problem::by_cause(error.cause(), error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_the_operator_s_and_a_file_that_the_job_has_closed_is_the_job_s() {
+        let volume = |kind: ErrorKind| VolumeError::File { path: "a".into(), source: io::Error::from(kind) };
+        assert!(matches!(volume(ErrorKind::StorageFull).into(), Problem::OfOperator(_)));
+        assert!(matches!(volume(ErrorKind::InvalidData).into(), Problem::OfJob(_)));
+        let upload = |kind: ErrorKind| UploadError::File { path: "a".into(), source: io::Error::from(kind) };
+        assert!(matches!(upload(ErrorKind::StorageFull).into(), Problem::OfOperator(_)));
+        assert!(matches!(upload(ErrorKind::PermissionDenied).into(), Problem::OfJob(_)));
+        assert!(matches!(UploadError::Pack(ErrorKind::PermissionDenied.into()).into(), Problem::OfJob(_)));
     }
 }
