@@ -253,7 +253,7 @@ impl From<RunError> for Problem {
     fn from(error: RunError) -> Self {
         match error {
             RunError::Tool(ToolError::Cancelled(_)) => Problem::Cancelled,
-            RunError::PullTimedOut(_) => Problem::TimedOut(error.to_string()),
+            RunError::PullTimedOut(_) | RunError::Late(_) => Problem::TimedOut(error.to_string()),
             // What the user asked for cannot be had: the job's failure, not the horde's.
             RunError::Spec(_) => Problem::OfJob(error.to_string()),
             RunError::Engine { cause, .. } => Problem::by_cause(cause, error.to_string()),
@@ -323,5 +323,12 @@ mod tests {
         assert!(matches!(upload(ErrorKind::StorageFull).into(), Problem::OfOperator(_)));
         assert!(matches!(upload(ErrorKind::PermissionDenied).into(), Problem::OfJob(_)));
         assert!(matches!(UploadError::Pack(ErrorKind::PermissionDenied.into()).into(), Problem::OfJob(_)));
+    }
+
+    #[test]
+    fn the_job_s_own_deadline_is_not_the_engine_s_failure() {
+        assert!(matches!(RunError::Late("open the job's folders").into(), Problem::TimedOut(_)));
+        assert!(matches!(RunError::PullTimedOut("a".into()).into(), Problem::TimedOut(_)));
+        assert!(matches!(RunError::Tool(ToolError::TimedOut("create the container")).into(), Problem::OfOperator(_)));
     }
 }

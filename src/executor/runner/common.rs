@@ -37,6 +37,9 @@ pub enum RunError {
     /// The image had not come by the deadline.
     #[error("image {0} did not come in time")]
     PullTimedOut(String),
+    /// The job's own deadline passed before this was done.
+    #[error("cannot {0} before the job's deadline")]
+    Late(&'static str),
     /// Docker, or another tool, did not do what it was to do.
     #[error(transparent)]
     Tool(#[from] ToolError),
@@ -85,7 +88,7 @@ pub(super) fn open_to_job(workspace: &Workspace, token: &Shutdown, deadline: Ins
     const DOING: &str = "open the job's folders";
     workspace.open_to_job(token, deadline).map_err(|error| match error {
         TreeError::Stopped => ToolError::Cancelled(DOING).into(),
-        TreeError::Late => ToolError::TimedOut(DOING).into(),
+        TreeError::Late => RunError::Late(DOING),
         error => io_error(DOING)(error.into()),
     })
 }

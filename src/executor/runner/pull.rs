@@ -268,6 +268,8 @@ impl Pull<'_> {
                 let fault = if cause.fault == Fault::Network { Fault::Operator } else { cause.fault };
                 RunError::Engine { doing: doing.to_owned(), text, cause: Cause { fault, ..cause } }
             }
+            // It has the job's deadline, no other.
+            ToolError::TimedOut(_) => RunError::PullTimedOut(self.image.to_owned()),
             error => error.into(),
         }
     }
