@@ -218,6 +218,10 @@ fn an_owner_s_access_is_added_and_the_owner_is_changed_where_that_is_possible() 
     give(&root, owner(ours.uid(), ours.gid()), &bounds).unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&path), mode(&path.join("f"))), (0o701, 0o640));
+    // A file that is given to another user lends nobody that user's rights.
+    fs::set_permissions(path.join("f"), fs::Permissions::from_mode(0o6755)).unwrap();
+    give(&root, owner(ours.uid(), ours.gid()), &bounds).unwrap();
+    assert_eq!(fs::metadata(path.join("f")).unwrap().mode() & 0o7777, 0o755);
     let given = give(&root, owner(12345, 12345), &bounds);
     match rustix::process::geteuid().is_root() {
         true => assert_eq!(fs::metadata(path.join("f")).unwrap().uid(), 12345),

@@ -313,7 +313,7 @@ pub fn is_all_of(root: impl AsFd, user: Uid, bounds: &Bounds<'_>) -> Result<bool
 pub enum Access {
     /// Everybody may do everything: for a container, whose user may be anyone.
     Everybody,
-    /// The owner may read and write, and enter folders.
+    /// The owner may read and write, and enter folders. The bits that lend an owner's rights to whoever runs a file go.
     Owner(Option<(Uid, Gid)>),
 }
 
@@ -321,8 +321,8 @@ impl Access {
     fn mode(self, mode: RawMode, folder: bool) -> RawMode {
         match (self, folder) {
             (Access::Everybody, _) => 0o777,
-            (Access::Owner(_), true) => mode & 0o7777 | 0o700,
-            (Access::Owner(_), false) => mode & 0o7777 | 0o600,
+            (Access::Owner(_), true) => mode & 0o777 | 0o700,
+            (Access::Owner(_), false) => mode & 0o777 | 0o600,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! A job's environment may hold secrets, so it is in no command line, which every user of the host can read, unless
 //! there is no other way; and what it sets must not reach the `docker` program itself.
 
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -83,7 +84,10 @@ impl DockerRunner {
             if seen.closed > 0 {
                 // As root, of all of it; what this process sees counts once.
                 match helper::run(&docker, (Operation::Measure, &folder), &labels, stop, deadline) {
-                    Ok(told) => bytes += told_bytes(&told).saturating_sub(seen.bytes),
+                    Ok(told) => match told_bytes(&told) {
+                        Some(all) => bytes += all.saturating_sub(seen.bytes),
+                        None => log::warn!("job {job}: the helper's measurement cannot be read: {told}"),
+                    },
                     Err(error) => log::warn!("job {job}: {error}"),
                 }
             }
@@ -100,8 +104,8 @@ fn all_labels(spec: &RunSpec) -> Vec<(String, String)> {
 }
 
 /// The bytes of a measurement in JSON.
-fn told_bytes(told: &str) -> u64 {
-    serde_json::from_str::<serde_json::Value>(told).ok().and_then(|told| told["bytes"].as_u64()).unwrap_or(0)
+fn told_bytes(told: &str) -> Option<u64> {
+    serde_json::from_str::<serde_json::Value>(told).ok()?["bytes"].as_u64()
 }
 
 impl Runner for DockerRunner {
@@ -128,7 +132,7 @@ impl Runner for DockerRunner {
         let args = create_args(spec, &self.sandbox, workspace)?;
         open_to_job(workspace, token, deadline)?;
         if let Some(script) = &spec.raw_script {
-            std::fs::write(script_file(workspace), script).map_err(io_error("write the job's script"))?;
+            write_script(&script_file(workspace), script).map_err(io_error("write the job's script"))?;
         }
         let mut container = self.docker.container(container_name(spec));
         let env = JobEnv::of(spec);
@@ -188,6 +192,12 @@ fn reclaim(docker: &Docker, spec: &RunSpec, workspace: &Workspace, stop: &Shutdo
 /// the same engine kills all of that name.
 fn container_name(spec: &RunSpec) -> String {
     format!("phalanx-job-{}-{}", spec.id, uuid::Uuid::new_v4().simple())
+}
+
+/// Every user may read it, whatever the umask: nobody knows which the image has.
+fn write_script(path: &std::path::Path, script: &str) -> std::io::Result<()> {
+    std::fs::write(path, script)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))
 }
 
 fn script_file(workspace: &Workspace) -> std::path::PathBuf {
@@ -435,5 +445,23 @@ mod tests {
             assert!(error.starts_with("bad job request") && error.contains(says), "{error}");
         }
         assert_eq!(args(&artifacts("")).unwrap().iter().filter(|arg| *arg == "--mount").count(), 3);
+    }
+
+    #[test]
+    fn every_user_may_read_the_script() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("script.py");
+        // As a umask of 077 makes it.
+        std::fs::write(&path, "").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        write_script(&path, "pass").unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "pass");
+    }
+
+    #[test]
+    fn a_measurement_that_cannot_be_read_is_not_nothing() {
+        assert_eq!(told_bytes(r#"{"bytes":7,"entries":1,"closed":0}"#), Some(7));
+        assert_eq!((told_bytes("7 bytes"), told_bytes("{}")), (None, None));
     }
 }
