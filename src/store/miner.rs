@@ -3,8 +3,9 @@
 //! One process has the folder. Each takes the next epoch, so that what an earlier one has left (containers, processes,
 //! folders, all marked with the instance and the epoch) is told from its own.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::fs::{self, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use rusqlite::params;
@@ -70,7 +71,8 @@ pub struct MinerStore {
 
 impl MinerStore {
     /// Takes the folder, opens (or makes) its database, deletes receipts that no longer count at `now_us`, and gives
-    /// the jobs that were left. Blocks on the disk. Only the owner can read the file: it holds the tokens of executors.
+    /// the jobs that were left. Blocks on the disk. Only the owner can read its files: they hold the tokens of
+    /// executors and the secrets of jobs.
     ///
     /// # Errors
     /// [`StoreError`]; [`StoreError::InUse`] if another process has the folder.
@@ -78,9 +80,9 @@ impl MinerStore {
         fs::create_dir_all(folder).map_err(|source| StoreError::Folder { path: folder.to_owned(), source })?;
         let lock = FolderLock::take(folder, LOCK)?;
         let path = folder.join(DATABASE);
-        let mut receipts = ReceiptStore::open(&path, now_us)?;
         let file_error = |source| StoreError::File { path: path.clone(), source };
-        fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(file_error)?;
+        make_private(&path).map_err(file_error)?;
+        let mut receipts = ReceiptStore::open(&path, now_us)?;
         let inode = fs::metadata(folder).map_err(file_error)?.ino();
         let transaction = receipts.connection().transaction()?;
         let fresh = uuid::Uuid::new_v4().simple().to_string();
@@ -139,6 +141,20 @@ impl MinerStore {
     }
 }
 
+/// Makes the database its owner's alone before anything is written: SQLite gives the files beside it its mode.
+fn make_private(database: &Path) -> io::Result<()> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(database)?;
+    for suffix in ["", "-wal", "-shm"] {
+        let mut path = database.as_os_str().to_owned();
+        path.push(suffix);
+        match fs::set_permissions(&path, Permissions::from_mode(0o600)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            done => done?,
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,8 +196,30 @@ mod tests {
         let (store, jobs) = MinerStore::open(folder.path(), 0).unwrap();
         assert_eq!(jobs, [job("a", "runs")]);
         assert_eq!((&store.turn().instance, store.turn().epoch), (&instance, 2));
-        let mode = fs::metadata(folder.path().join(DATABASE)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600, "it holds tokens");
+    }
+
+    fn assert_private(folder: &Path) {
+        for name in ["miner.db", "miner.db-wal", "miner.db-shm"] {
+            let mode = fs::metadata(folder.join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name} holds tokens");
+        }
+    }
+
+    #[test]
+    fn all_files_of_the_database_are_their_owner_s_alone_also_those_of_an_older_release() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut store, _) = MinerStore::open(folder.path(), 0).unwrap();
+        assert_private(folder.path());
+        store.write(&[], &[JobChange::Put(job("a", "new"))]).unwrap();
+        // As they are after a kill, with the modes that they had.
+        let older = tempfile::tempdir().unwrap();
+        for name in ["miner.db", "miner.db-wal", "miner.db-shm"] {
+            fs::copy(folder.path().join(name), older.path().join(name)).unwrap();
+            fs::set_permissions(older.path().join(name), Permissions::from_mode(0o644)).unwrap();
+        }
+        let (_store, jobs) = MinerStore::open(older.path(), 0).unwrap();
+        assert_eq!(jobs, [job("a", "new")]);
+        assert_private(older.path());
     }
 
     #[test]
