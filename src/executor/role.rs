@@ -70,7 +70,11 @@ pub fn run(
 /// Keeps what the miner has not got; false if nobody keeps it.
 fn keep(config: &ExecutorConfig, link: &LinkHandle) -> bool {
     let Some(spool) = &config.spool else { return false };
-    let messages = link.queued().iter().map(ToString::to_string).collect();
+    let messages: Vec<_> = link.queued().iter().map(ToString::to_string).collect();
+    if messages.is_empty() {
+        log::error!("what was sent to the miner and not answered is not kept");
+        return false;
+    }
     let kept = spool.keep(&Spooled { token: config.token.clone(), messages });
     if let Err(error) = &kept {
         log::error!("what the miner has not got is lost: {error}");

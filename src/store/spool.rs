@@ -8,6 +8,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,12 @@ const BYTES: u64 = 256 << 20;
 
 /// Of a file that is whole.
 const EXTENSION: &str = "spool";
+
+/// Of a file that is being written.
+const PART: &str = "part";
+
+/// A part this old has no writer any more: one writes for seconds, at most.
+const PART_AGE: Duration = Duration::from_secs(600);
 
 /// Why something was not kept.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +92,7 @@ impl Spool {
         if files >= FILES || bytes + text.len() as u64 > BYTES {
             return Err(SpoolError::Full { folder: self.folder.clone(), files, bytes });
         }
-        let part = self.folder.join(format!("{}.part", uuid::Uuid::new_v4()));
+        let part = self.folder.join(uuid::Uuid::new_v4().to_string()).with_extension(PART);
         let written = OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -101,34 +108,26 @@ impl Spool {
         written.map_err(io)
     }
 
-    /// Gives what is kept to `take`, one after the other, and removes each once that has returned. What cannot be read
-    /// is removed with a line in the log. A folder that is not there holds nothing.
+    /// Gives what is kept to `take`, one after the other, and removes each once that has returned. A file that was not
+    /// written here is removed with a line in the log, and a part that its writer has left. What cannot be read now
+    /// stays, and the others are taken all the same. A folder that is not there holds nothing.
     ///
     /// # Errors
-    /// If the folder cannot be read or a file not removed.
+    /// The first, if the folder cannot be read or a file not read or removed.
     pub fn take(&self, mut take: impl FnMut(Spooled)) -> Result<(), SpoolError> {
-        let io = |source| self.io(source);
         let entries = match fs::read_dir(&self.folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            entries => entries.map_err(io)?,
+            entries => entries.map_err(|error| self.io(error))?,
         };
+        let mut first = Ok(());
         for entry in entries {
-            let path = entry.map_err(io)?.path();
-            if path.extension().is_none_or(|extension| extension != EXTENSION) {
-                continue;
-            }
-            match read(&path) {
-                Ok(spooled) => take(spooled),
-                // Another thread has taken it.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => log::warn!("spooled file {} is dropped: {error}", path.display()),
-            }
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
-                _ => {}
-            }
+            let taken = entry.and_then(|entry| take_file(&entry.path(), &mut take));
+            // Another thread may have taken it.
+            let taken =
+                taken.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) });
+            first = first.and(taken);
         }
-        Ok(())
+        first.map_err(|error| self.io(error))
     }
 
     fn io(&self, source: io::Error) -> SpoolError {
@@ -136,12 +135,34 @@ impl Spool {
     }
 }
 
+fn take_file(path: &Path, take: &mut impl FnMut(Spooled)) -> io::Result<()> {
+    let extension = path.extension().unwrap_or_default();
+    if extension == PART {
+        // One from the future is being written.
+        let age = fs::symlink_metadata(path)?.modified()?.elapsed().unwrap_or_default();
+        return if age < PART_AGE { Ok(()) } else { fs::remove_file(path) };
+    }
+    if extension != EXTENSION {
+        return Ok(());
+    }
+    match read(path) {
+        Ok(spooled) => take(spooled),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            log::warn!("spooled file {} is dropped: {error}", path.display());
+        }
+        Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
+    }
+    fs::remove_file(path)
+}
+
+/// Reads a file; `InvalidData` says that it will never be readable.
 fn read(path: &Path) -> io::Result<Spooled> {
+    let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
     let bytes = fs::symlink_metadata(path)?.len();
     if bytes > BYTES {
-        return Err(io::Error::other(format!("it has {bytes} bytes, at most {BYTES} are written")));
+        return Err(invalid(format!("it has {bytes} bytes, at most {BYTES} are written")));
     }
-    Ok(serde_json::from_slice(&fs::read(path)?)?)
+    serde_json::from_slice(&fs::read(path)?).map_err(|error| invalid(error.to_string()))
 }
 
 #[cfg(test)]
@@ -189,5 +210,23 @@ mod tests {
         assert!(matches!(spool.keep(&spooled(0)), Err(SpoolError::Full { files: 2, .. })));
         let nowhere = Spool::new("/dev/null/spool");
         assert!(matches!(nowhere.keep(&spooled(0)), Err(SpoolError::Io { .. })));
+    }
+
+    #[test]
+    fn what_cannot_be_read_now_stays_and_parts_without_a_writer_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::new(folder.path());
+        let [endless, old, young] = ["endless.spool", "old.part", "young.part"].map(|name| folder.path().join(name));
+        std::os::unix::fs::symlink(&endless, &endless).unwrap();
+        for (part, age) in [(&old, PART_AGE * 2), (&young, Duration::ZERO)] {
+            File::create(part).unwrap().set_modified(std::time::SystemTime::now() - age).unwrap();
+        }
+        spool.keep(&spooled(1)).unwrap();
+        let mut taken = Vec::new();
+        let error = spool.take(|spooled| taken.push(spooled)).unwrap_err();
+        assert!(error.to_string().contains("endless.spool"), "{error}");
+        assert_eq!(taken, [spooled(1)]);
+        let is_there = |path: &Path| fs::symlink_metadata(path).is_ok();
+        assert_eq!([&endless, &old, &young].map(|path| is_there(path)), [true, false, true]);
     }
 }
