@@ -1266,6 +1266,45 @@ fn what_is_left_of_limits_counts_after_a_restart_and_the_time_without_a_miner_do
 }
 
 #[test]
+fn neither_the_miner_s_downtime_nor_a_lost_connection_is_the_validator_s_delay() {
+    let started = || {
+        let mut f = Fixture::new(1);
+        let (alice, job) = (f.alice.clone(), uuid());
+        let session = f.validator(&alice);
+        let token = f.job_at(session, &job, "ready");
+        (f, alice, job, token)
+    };
+    // The time for the request passes while there is no miner.
+    let (mut f, alice, job, token) = started();
+    f.restart(f.limits.request_time + f.limits.reconnect_grace / 2, Owner { epoch: 2, ..owner() });
+    f.handle(Input::Tick);
+    let executor = f.executor(&token);
+    let back = f.validator(&alice);
+    f.says(back, &alice.request(&job));
+    assert_eq!(f.got(executor), ["Job"]);
+
+    // The executor had ended, and what it said last may be in the spool.
+    for is_spooled in [false, true] {
+        let (mut f, alice, job, token) = started();
+        f.handle(Input::ExecutorEnded { token: token.clone(), end: Ok(ExecutorExit::Code(7)) });
+        f.restart(Duration::from_secs(600), Owner { epoch: 2, ..owner() });
+        f.handle(Input::Tick);
+        if is_spooled {
+            let frames = vec![ExecutorFrame::read(&Says(&job).finished("x"))];
+            f.handle(Input::Spooled { token: token.clone(), frames });
+        }
+        f.pass(Duration::from_secs(10));
+        let back = f.validator(&alice);
+        let texts = f.texts(back);
+        let last = texts.last().unwrap();
+        match is_spooled {
+            true => assert_eq!(kind(last), "JobFinished"),
+            false => assert!(kind(last).ends_with("executor_disconnected") && last.contains("ended with"), "{last}"),
+        }
+    }
+}
+
+#[test]
 fn a_job_is_on_disk_before_it_is_accepted_and_one_that_was_not_told_so_is_told_after_a_restart() {
     let mut f = Fixture::new(1);
     f.store = || None;

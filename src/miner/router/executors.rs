@@ -15,7 +15,7 @@ use crate::protocol::{ExecutorToMiner, GenericError, MinerToValidator, answer};
 use crate::transport::Utf8Bytes;
 
 /// A process that has ended may still have texts on its way to us on its connection; this is for a busy machine.
-const FINAL_MESSAGES: Duration = Duration::from_secs(2);
+pub(super) const FINAL_MESSAGES: Duration = Duration::from_secs(2);
 
 impl Router {
     /// An executor dials in with a token: the first time, or again after it lost its connection, which we may not have
@@ -39,10 +39,8 @@ impl Router {
             self.out.push(Action::Close(older, CLOSE_NORMAL, "the executor has connected again"));
         }
         executor.back_by = None;
-        if let Some(since) = executor.gone_since.take()
-            && let Phase::Running(_, clock) = phase
-        {
-            clock.postpone(now.mono.saturating_duration_since(since));
+        if let Some(since) = executor.gone_since.take() {
+            phase.postpone(now.mono.saturating_duration_since(since));
         }
         executor.address = self.streaming_address.clone().or(address);
         self.executors.insert(id, Connected { token, replaced: false });

@@ -37,6 +37,17 @@ pub(super) enum Phase {
     Over(Instant),
 }
 
+impl Phase {
+    /// The time in which the executor had no connection does not count.
+    pub(super) fn postpone(&mut self, by: Duration) {
+        match self {
+            Phase::Ready(until) => *until += by,
+            Phase::Running(_, clock) => clock.postpone(by),
+            _ => {}
+        }
+    }
+}
+
 /// What a validator is notified of, one of each at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -355,10 +366,11 @@ impl MinerJob {
         }
         match &self.phase {
             Phase::FinalMessages(until, how) if *until <= now => Some((self.loss(), how.clone())),
-            Phase::Ready(until) if *until <= now => {
+            Phase::Ready(until) if !self.is_cut_off() && *until <= now => {
                 Some((HordeFailureReason::UnhandledTimeout, "the validator sent no job request in time".into()))
             }
-            // What an executor has to report waits for its connection; how long that may take is another limit.
+            // What an executor has to report or to get waits for its connection; how long that may take is another
+            // limit.
             Phase::Running(stage, clock) if !self.is_cut_off() && clock.deadline() + leeway <= now => {
                 Some((stage.timed_out(), format!("the executor did not report {} in time", stage.waits_for())))
             }
@@ -370,7 +382,8 @@ impl MinerJob {
     pub(super) fn next_wake(&self, leeway: Duration) -> Option<Instant> {
         let phase = match &self.phase {
             Phase::Storing | Phase::Starting => None,
-            Phase::Ready(until) | Phase::FinalMessages(until, _) => Some(*until),
+            Phase::FinalMessages(until, _) => Some(*until),
+            Phase::Ready(until) => (!self.is_cut_off()).then_some(*until),
             Phase::Running(_, clock) => (!self.is_cut_off()).then(|| clock.deadline() + leeway),
             // Without an executor and with everything confirmed the job is gone already.
             Phase::Over(kept_until) => self.is_clean().then_some(*kept_until),

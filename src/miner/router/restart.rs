@@ -80,11 +80,9 @@ impl Router {
                 self.pool.ready(slot);
             }
         }
-        if let Phase::Running(_, clock) = &mut job.phase {
-            // Nobody's limits ran while there was no miner. When it was killed nobody knows, but an executor that lives
-            // has not waited for longer.
-            clock.postpone(self.limits.reconnect_grace);
-        }
+        // Nobody's limits ran while there was no miner. When it was killed nobody knows, but an executor that lives has
+        // not waited for longer.
+        job.phase.postpone(self.limits.reconnect_grace);
         job.executor = Some(executor);
         let spec = self.spec(&key, class, &job);
         log::info!("job {}: was left by an earlier process of this miner; its executor is looked for", key.uuid);

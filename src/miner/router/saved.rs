@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::executors::FINAL_MESSAGES;
 use super::job::{JobKey, MinerJob, News, Phase, Placed};
 use crate::base::limits::LONGEST_TIME;
 use crate::base::now::Now;
@@ -42,6 +43,7 @@ enum SavedPhase {
     StreamingStart(u64),
     Execution(u64),
     Upload(u64),
+    FinalMessages(String),
     Over(u64),
 }
 
@@ -76,8 +78,8 @@ impl MinerJob {
         let wall = |at: &Instant| to_wall(*at, now);
         let phase = match &self.phase {
             Phase::Storing | Phase::Starting => SavedPhase::Starting,
-            // Without its process there is nothing to wait for any more, so the job fails when it is read back.
-            Phase::Ready(until) | Phase::FinalMessages(until, _) => SavedPhase::Ready(wall(until)),
+            Phase::Ready(until) => SavedPhase::Ready(wall(until)),
+            Phase::FinalMessages(_, how) => SavedPhase::FinalMessages(how.clone()),
             Phase::Running(Stage::Download, clock) => SavedPhase::Download(wall(&clock.deadline())),
             Phase::Running(Stage::StreamingStart, clock) => SavedPhase::StreamingStart(wall(&clock.deadline())),
             Phase::Running(Stage::Execution, clock) => SavedPhase::Execution(wall(&clock.deadline())),
@@ -146,6 +148,8 @@ pub(super) fn read(row: JobRow, default: Duration, now: Now) -> Result<Restored,
         SavedPhase::StreamingStart(until) => job.phase = running(Stage::StreamingStart, until),
         SavedPhase::Execution(until) => job.phase = running(Stage::Execution, until),
         SavedPhase::Upload(until) => job.phase = running(Stage::Upload, until),
+        // What it could not say may be in the spool.
+        SavedPhase::FinalMessages(how) => job.phase = Phase::FinalMessages(now.mono + FINAL_MESSAGES, how),
         SavedPhase::Over(until) => job.phase = Phase::Over(from_wall(until, now)),
     }
     Ok(Restored { key: JobKey { validator, uuid }, job, executor: state.executor, address: state.address })
