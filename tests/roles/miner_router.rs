@@ -1305,6 +1305,18 @@ fn neither_the_miner_s_downtime_nor_a_lost_connection_is_the_validator_s_delay()
 }
 
 #[test]
+fn the_job_request_is_kept_only_as_long_as_the_executor_may_lack_it() {
+    let kept = |reached: &str| {
+        let mut f = Fixture::new(1);
+        let (alice, job) = (f.alice.clone(), uuid());
+        let session = f.validator(&alice);
+        f.job_at(session, &job, reached);
+        f.disk[&job].request.is_some()
+    };
+    assert_eq!(["ready", "asked", "running", "executed"].map(kept), [false, true, false, false]);
+}
+
+#[test]
 fn a_job_is_on_disk_before_it_is_accepted_and_one_that_was_not_told_so_is_told_after_a_restart() {
     let mut f = Fixture::new(1);
     f.store = || None;

@@ -344,6 +344,8 @@ impl MinerJob {
         if let Phase::Running(stage, clock) = &mut self.phase
             && *stage <= done
         {
+            // Whatever comes after the download shows that the executor has it.
+            self.request = None;
             *stage = match done {
                 Stage::Download if self.initial.streaming_details.is_some() => Stage::StreamingStart,
                 Stage::Download | Stage::StreamingStart => Stage::Execution,

@@ -226,11 +226,10 @@ impl Router {
         self.claim(&key, id);
         let Some(job) = self.jobs.get_mut(&key) else { return };
         job.confirmed(News::ExecutorReady);
-        let is_first = job.request.is_none();
-        self.note(&key, TraceEvent::Requested, if is_first { "" } else { "again" });
-        let Some(job) = self.jobs.get_mut(&key) else { return };
         // A repeat after a reconnect changes nothing: the first request is the job.
-        if matches!(job.phase, Phase::Starting | Phase::Ready(_)) && job.request.is_none() {
+        let is_first = matches!(job.phase, Phase::Starting | Phase::Ready(_)) && job.request.is_none();
+        self.note(&key, TraceEvent::Requested, if is_first { "" } else { "again" });
+        if is_first && let Some(job) = self.jobs.get_mut(&key) {
             job.request = Some(relay);
             self.begin_running(&key, now);
         }
