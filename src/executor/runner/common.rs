@@ -195,3 +195,21 @@ impl Streams {
 pub(super) fn publish(workspace: &Workspace) -> Result<(), RunError> {
     workspace.publish_streams().map_err(io_error("put the job's output into its folder"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_that_are_not_opened_by_the_job_s_deadline_are_late_and_a_cancel_is_a_cancel() {
+        let workspace = Workspace::create().unwrap();
+        std::fs::write(workspace.volume().join("file"), "x").unwrap();
+        let token = Shutdown::new();
+        let late = open_to_job(&workspace, &token, Instant::now()).unwrap_err();
+        assert!(matches!(late, RunError::Late(_)), "{late}");
+        assert_eq!(late.to_string(), "cannot open the job's folders before the job's deadline");
+        token.cancel();
+        let cancelled = open_to_job(&workspace, &token, Instant::now()).unwrap_err();
+        assert!(matches!(cancelled, RunError::Tool(ToolError::Cancelled(_))), "{cancelled}");
+    }
+}

@@ -303,4 +303,13 @@ mod tests {
         }
         assert!("".parse::<ImagePattern>().is_err() && "a b".parse::<ImagePattern>().is_err());
     }
+
+    #[test]
+    fn an_image_that_is_not_found_by_the_job_s_deadline_did_not_come_in_time() {
+        let (docker, settings, token) = (Docker::default(), ImageSettings::default(), Shutdown::new());
+        let pull =
+            Pull { docker: &docker, settings: &settings, image: "acme/app", token: &token, deadline: Instant::now() };
+        let late = pull.failed(ToolError::TimedOut("look for the image"));
+        assert!(matches!(&late, RunError::PullTimedOut(image) if image == "acme/app"), "{late}");
+    }
 }
