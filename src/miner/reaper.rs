@@ -3,13 +3,14 @@
 //! remembers.
 //!
 //! Owner: the [`Miner`](super::Miner). Blocks in: the tools of the back end, each with a deadline of its own, and the
-//! pause between two looks. Kick: the miner's stop signal, for the pause. Ends: when that is raised.
+//! pause between two looks. Kick: the miner's stop signal, for both. Ends: when that is raised; what is left then is
+//! for the next process.
 
 use std::time::{Duration, Instant};
 
 use super::executor_manager::orphans::Orphans;
 use super::executor_manager::{Answered, Marked, Owner};
-use crate::base::shutdown::Shutdown;
+use crate::base::shutdown::{Level, Shutdown};
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 
@@ -36,19 +37,24 @@ impl Reaper {
     /// Looks at once, and then every [`PERIOD`], until `stop` is raised.
     pub(super) fn run(self, stop: &Shutdown) {
         let pulse = self.health.pulse(REAPER);
+        // Nothing here is worth that a stop waits for it.
+        let cancel = Shutdown::new();
+        let kicked = cancel.clone();
+        let _at_once = stop.on(Level::Drain, move || kicked.cancel());
         let mut orphans = Orphans::new(self.owner.epoch);
         loop {
             pulse.begin(Instant::now() + LOOK_TIME);
-            match self.answered.backend().find(&self.owner) {
+            match self.answered.backend().find(&self.owner, &cancel) {
                 Ok(found) => {
                     self.health.up(REAPER);
                     for orphan in orphans.of(found, &self.answered.living()) {
                         if stop.is_set() {
                             break;
                         }
-                        self.remove(&orphan, stop);
+                        self.remove(&orphan, &cancel);
                     }
                 }
+                Err(_) if stop.is_set() => {}
                 Err(why) => self.health.down(REAPER, format!("what executors have left is not known: {why}")),
             }
             pulse.done();
@@ -70,7 +76,58 @@ impl Reaper {
                 let help = "What executors have left and nobody answered for, removed, by what it was.";
                 self.metrics.counter("phalanx_miner_reaped_total", help, &[("kind", kind.as_str())]).inc();
             }
+            Err(_) if stop.is_set() => {}
             Err(left) => log::warn!("nobody answers for {what}, and it cannot be removed: {left}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use crossbeam_channel::{Sender, bounded};
+
+    use super::*;
+    use crate::miner::executor_manager::{ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorManager, ExecutorSpec};
+
+    /// An engine that does not answer until it is asked no more.
+    struct Hangs(Sender<&'static str>);
+
+    impl ExecutorBackend for Hangs {
+        fn run(&self, _: &ExecutorSpec, _: &Shutdown) -> ExecutorEnd {
+            Err(ExecutorError::Lost)
+        }
+
+        fn find(&self, _: &Owner, stop: &Shutdown) -> Result<Vec<Marked>, String> {
+            self.0.send("asked").unwrap();
+            match stop.cancel_receiver().recv_timeout(Duration::from_secs(30)) {
+                Err(crossbeam_channel::RecvTimeoutError::Timeout) => self.0.send("still asked").unwrap(),
+                _ => self.0.send("given up").unwrap(),
+            }
+            Err("no answer".to_owned())
+        }
+    }
+
+    #[test]
+    fn a_look_at_an_engine_that_hangs_ends_with_the_first_signal() {
+        let (says, heard) = bounded(3);
+        let (stop, health) = (Shutdown::new(), Health::default());
+        let reaper = Reaper {
+            answered: ExecutorManager::new(Arc::new(Hangs(says)), Shutdown::new()).answered(),
+            owner: Owner { miner: "5M".to_owned(), instance: "i".to_owned(), epoch: 1 },
+            dry_run: false,
+            health: health.clone(),
+            metrics: Metrics::default(),
+        };
+        let next = || heard.recv_timeout(Duration::from_secs(60));
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| reaper.run(&stop));
+            assert_eq!(next(), Ok("asked"));
+            stop.drain();
+            assert_eq!(next(), Ok("given up"));
+            thread.join().unwrap();
+        });
+        assert!(!health.parts(Instant::now()).iter().any(|part| part.why.is_some()), "a stop is no trouble");
     }
 }

@@ -299,13 +299,14 @@ impl Miner {
         stopping.step("miner: accept", CLOSE_TIME, |step| server.stop_accepting(step));
         let end = stopping.step("miner: executors", limits.end_time + CLOSE_TIME, |step| {
             stop.drain();
-            step.join(engine);
-            step.join(reaper);
-            let end = step.join(router);
-            end.map(|RouterEnd { executors, cancelled_jobs }| {
+            let end = step.join(router).map(|RouterEnd { executors, cancelled_jobs }| {
                 step.join_all(executors);
                 cancelled_jobs
-            })
+            });
+            // What these two wait for is worth no executor's time.
+            step.join(engine);
+            step.join(reaper);
+            end
         });
         stopping.cancelled_jobs(end.unwrap_or(0));
         stopping.step("miner: connections", CLOSE_TIME, |step| {

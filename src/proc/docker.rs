@@ -133,6 +133,7 @@ impl Docker {
     }
 
     /// The containers, running or not, and the networks that have a label: their numbers and two more labels of each.
+    /// A cancel of `stop` ends it.
     ///
     /// # Errors
     /// If the engine does not answer.
@@ -140,12 +141,13 @@ impl Docker {
         &self,
         (label, value): (&str, &str),
         shown: [&str; 2],
+        stop: &Shutdown,
     ) -> Result<(Vec<Labelled>, Vec<Labelled>), ToolError> {
         let filter = format!("label={label}={value}");
         let format = format!("{{{{.ID}}}}|{{{{.Label \"{}\"}}}}|{{{{.Label \"{}\"}}}}", shown[0], shown[1]);
         let ask = |doing, what: &[&str]| {
-            let listed =
-                self.run_unstopped(doing, &[what, &["--no-trunc", "--filter", &filter, "--format", &format]].concat())?;
+            let args = [what, &["--no-trunc", "--filter", &filter, "--format", &format]].concat();
+            let listed = self.run(doing, &args, stop, Instant::now() + self.time)?;
             let line = |line: &str| {
                 let mut fields = line.splitn(3, '|').map(str::to_owned);
                 Some((fields.next()?, [fields.next()?, fields.next()?]))
@@ -155,12 +157,12 @@ impl Docker {
         Ok((ask("list containers", &["ps", "--all"])?, ask("list networks", &["network", "ls"])?))
     }
 
-    /// Removes a network.
+    /// Removes a network. A cancel of `stop` ends it.
     ///
     /// # Errors
     /// If the engine does not answer or refuses.
-    pub fn remove_network(&self, id: &str) -> Result<(), ToolError> {
-        self.run_unstopped("remove the network", &["network", "rm", id]).map(drop)
+    pub fn remove_network(&self, id: &str, stop: &Shutdown) -> Result<(), ToolError> {
+        self.run("remove the network", &["network", "rm", id], stop, Instant::now() + self.time).map(drop)
     }
 
     /// The numbers of the running containers that have all of these labels.
@@ -192,16 +194,16 @@ impl Docker {
         self.command(&["wait", id])
     }
 
-    /// Removes containers, running or not.
+    /// Removes containers, running or not. A cancel of `stop` ends it.
     ///
     /// # Errors
     /// If the engine does not answer or refuses.
-    pub fn remove(&self, ids: &[String]) -> Result<(), ToolError> {
+    pub fn remove(&self, ids: &[String], stop: &Shutdown) -> Result<(), ToolError> {
         if ids.is_empty() {
             return Ok(());
         }
         let args = ["rm", "--force", "--volumes"].into_iter().chain(ids.iter().map(String::as_str));
-        self.run_unstopped("remove containers", &args.collect::<Vec<_>>()).map(drop)
+        self.run("remove containers", &args.collect::<Vec<_>>(), stop, Instant::now() + self.time).map(drop)
     }
 
     /// Removes all containers whose label has the given value; says how many there were.
@@ -210,7 +212,7 @@ impl Docker {
     /// As [`Docker::remove`].
     pub fn remove_labelled(&self, label: &str, value: &str) -> Result<usize, ToolError> {
         let ids = self.containers(label, value)?;
-        self.remove(&ids)?;
+        self.remove(&ids, &Shutdown::new())?;
         Ok(ids.len())
     }
 

@@ -376,7 +376,7 @@ fn what_carries_a_miner_s_marks_is_found_and_removed_and_nothing_else() {
     };
     let ((mut process, folder), (mut other_process, other_folder)) = (make(&ours), make(&another));
     let backend = self::process("/bin/true", &[]);
-    let mut found = backend.find(&owner(&ours)).unwrap();
+    let mut found = backend.find(&owner(&ours), &Shutdown::new()).unwrap();
     found.sort();
     let kinds: Vec<_> = found.iter().map(|marked| (marked.kind, marked.run.as_str(), marked.epoch)).collect();
     assert_eq!(kinds, [(LeftoverKind::Processes, run.as_str(), 1), (LeftoverKind::Folder, run.as_str(), 1)]);
@@ -386,7 +386,7 @@ fn what_carries_a_miner_s_marks_is_found_and_removed_and_nothing_else() {
     }
     reap.join_by(Instant::now() + LONG).unwrap();
     assert!(!folder.exists());
-    assert_eq!(backend.find(&owner(&ours)).unwrap(), []);
+    assert_eq!(backend.find(&owner(&ours), &Shutdown::new()).unwrap(), []);
     assert!(other_process.try_wait().unwrap().is_none() && other_folder.exists(), "another miner's were touched");
     other_process.kill().unwrap();
     other_process.wait().unwrap();
@@ -422,7 +422,7 @@ fn containers_and_networks_with_a_miner_s_marks_are_found_and_removed() {
     let backend = DockerBackend::new(&image.0, "process");
     let owner = |instance: &str| Owner { miner: "5M".to_owned(), instance: instance.to_owned(), epoch: 5 };
     let reap = |instance: &str| {
-        let mut found = backend.find(&owner(instance)).unwrap();
+        let mut found = backend.find(&owner(instance), &Shutdown::new()).unwrap();
         found.sort();
         found.iter().for_each(|marked| backend.remove(marked, &Shutdown::new()).unwrap());
         found.into_iter().map(|marked| (marked.kind, marked.run, marked.epoch)).collect::<Vec<_>>()

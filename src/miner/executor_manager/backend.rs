@@ -224,12 +224,13 @@ pub trait ExecutorBackend: Send + Sync {
         Ok(())
     }
 
-    /// All that carries the marks of this miner's executors, of whichever of its processes. Blocks for a bounded time.
+    /// All that carries the marks of this miner's executors, of whichever of its processes. Blocks for a bounded time;
+    /// a cancel of `stop` may end it.
     ///
     /// # Errors
     /// Why it is not known. The default finds nothing.
-    fn find(&self, owner: &Owner) -> Result<Vec<Marked>, String> {
-        let _ = owner;
+    fn find(&self, owner: &Owner, stop: &Shutdown) -> Result<Vec<Marked>, String> {
+        let _ = (owner, stop);
         Ok(Vec::new())
     }
 

@@ -64,10 +64,10 @@ pub(super) fn remove_containers(docker: &Docker, spec: &ExecutorSpec) -> Result<
 }
 
 /// The containers and networks of a miner.
-pub(super) fn find_in_engine(docker: &Docker, owner: &Owner) -> Result<Vec<Marked>, String> {
+pub(super) fn find_in_engine(docker: &Docker, owner: &Owner, stop: &Shutdown) -> Result<Vec<Marked>, String> {
     let of_miner = (labels::INSTANCE, owner.instance.as_str());
     let (containers, networks) =
-        docker.with_label(of_miner, [labels::EXECUTOR, labels::EPOCH]).map_err(|error| error.to_string())?;
+        docker.with_label(of_miner, [labels::EXECUTOR, labels::EPOCH], stop).map_err(|error| error.to_string())?;
     let kinds = [(LeftoverKind::Container, containers), (LeftoverKind::Network, networks)];
     let all = kinds.into_iter().flat_map(|(kind, found)| found.into_iter().map(move |found| (kind, found)));
     // What has no such labels was not made by a miner.
@@ -77,11 +77,11 @@ pub(super) fn find_in_engine(docker: &Docker, owner: &Owner) -> Result<Vec<Marke
 }
 
 /// Removes one of them.
-pub(super) fn remove_from_engine(docker: &Docker, marked: &Marked) -> Result<(), Leftover> {
+pub(super) fn remove_from_engine(docker: &Docker, marked: &Marked, stop: &Shutdown) -> Result<(), Leftover> {
     let Marked { kind, id, .. } = marked;
     let removed = match kind {
-        LeftoverKind::Network => docker.remove_network(id),
-        _ => docker.remove(std::slice::from_ref(id)),
+        LeftoverKind::Network => docker.remove_network(id, stop),
+        _ => docker.remove(std::slice::from_ref(id), stop),
     };
     removed.map_err(|error| Leftover { kind: *kind, text: error.to_string() })
 }
@@ -155,12 +155,12 @@ impl ExecutorBackend for DockerBackend {
         remove_containers(&self.docker, spec)
     }
 
-    fn find(&self, owner: &Owner) -> Result<Vec<Marked>, String> {
-        find_in_engine(&self.docker, owner)
+    fn find(&self, owner: &Owner, stop: &Shutdown) -> Result<Vec<Marked>, String> {
+        find_in_engine(&self.docker, owner, stop)
     }
 
-    fn remove(&self, marked: &Marked, _: &Shutdown) -> Result<(), Leftover> {
-        remove_from_engine(&self.docker, marked)
+    fn remove(&self, marked: &Marked, stop: &Shutdown) -> Result<(), Leftover> {
+        remove_from_engine(&self.docker, marked, stop)
     }
 
     fn check(&self, stop: &Shutdown, deadline: Instant) -> Result<String, String> {

@@ -100,10 +100,10 @@ impl ExecutorBackend for ProcessBackend {
         folder::remove(&folder, tree, stop)
     }
 
-    fn find(&self, owner: &Owner) -> Result<Vec<Marked>, String> {
+    fn find(&self, owner: &Owner, stop: &Shutdown) -> Result<Vec<Marked>, String> {
         let mut found = folder::find(owner).map_err(|error| error.to_string())?;
         if self.runner != "process" {
-            found.extend(find_in_engine(&engine(), owner)?);
+            found.extend(find_in_engine(&engine(), owner, stop)?);
         }
         Ok(found)
     }
@@ -112,7 +112,7 @@ impl ExecutorBackend for ProcessBackend {
         match marked.kind {
             LeftoverKind::Processes => folder::end_processes(marked.id.as_ref()),
             LeftoverKind::Folder => folder::remove(marked.id.as_ref(), self.tree_removal(), stop),
-            LeftoverKind::Container | LeftoverKind::Network => remove_from_engine(&engine(), marked),
+            LeftoverKind::Container | LeftoverKind::Network => remove_from_engine(&engine(), marked, stop),
         }
     }
 
