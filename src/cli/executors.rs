@@ -11,7 +11,7 @@ use super::transfers::TransferArgs;
 use super::values::{Arguments, command_line, duration};
 use crate::app::sandbox;
 use crate::executor::RunnerKind;
-use crate::executor::sandbox::{Profile, Sandbox};
+use crate::executor::sandbox::{Host, Profile, Sandbox};
 use crate::executor::streaming::PortRange;
 use crate::miner::{self, DockerBackend, ExecutorBackend, ExecutorSettings, ProcessBackend};
 use crate::protocol::ExecutorClass;
@@ -83,14 +83,21 @@ enum BackendArg {
     Docker,
 }
 
+/// This host as it is now, which so many executors share.
+///
+/// # Errors
+/// One line.
+pub(super) fn host(executors: &[(ExecutorClass, u32)]) -> Result<Host, String> {
+    let slots = executors.iter().map(|(_, count)| count).sum();
+    sandbox::host(slots, &std::env::temp_dir()).map_err(|e| format!("cannot measure this host: {e}"))
+}
+
 impl ExecutorArgs {
     /// What the jobs of each class may do on this host.
     ///
     /// # Errors
     /// One line that names the setting.
-    pub(super) fn sandboxes(&self, executors: &[(ExecutorClass, u32)]) -> Result<Sandboxes, String> {
-        let slots = executors.iter().map(|(_, count)| count).sum();
-        let host = sandbox::host(slots, &std::env::temp_dir()).map_err(|e| format!("cannot measure this host: {e}"))?;
+    pub(super) fn sandboxes(&self, executors: &[(ExecutorClass, u32)], host: Host) -> Result<Sandboxes, String> {
         let classes: Vec<ExecutorClass> = executors.iter().map(|(class, _)| *class).collect();
         sandbox::sandboxes(self.sandbox, self.sandbox_settings.as_deref(), host, &classes)
     }

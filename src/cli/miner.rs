@@ -9,12 +9,13 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::announce::announce;
-use super::executors::{ExecutorArgs, Images, Sandboxes};
+use super::executors::{self, ExecutorArgs, Images, Sandboxes};
 use super::key::KeyArg;
 use super::tls;
 use super::values::{class_count, client_address, duration, listen_address};
 use crate::app::{exit, status, supervise};
 use crate::base::lock::lock;
+use crate::executor::sandbox::Host;
 use crate::identity::{KeyPair, PublicKey};
 use crate::miner::executor_pool::SlotCounts;
 use crate::miner::{Miner, MinerConfig, MinerLimits, Reloader};
@@ -90,15 +91,17 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
         let tls = args.tls.load().map_err(exit::usage)?;
         let listen = args.listen;
         let fixed = Fixed::of(&args);
-        let shown = Arc::new(Mutex::new(Sandboxes::new()));
-        let config = configure(args, &shown).map_err(exit::usage)?;
+        // As it is before there are jobs: what they use is not to make the shares of others smaller.
+        let host = executors::host(&args.executors).map_err(exit::usage)?;
+        let (config, sandboxes) = configure(args, host).map_err(exit::usage)?;
+        let shown = Arc::new(Mutex::new(sandboxes));
         let http = http.map(status::bind).transpose().map_err(exit::usage)?;
         let listener = WsListener::bind(listen, tls).map_err(|e| exit::usage(format!("--listen: {e}")))?;
         let miner = Miner::start(config, Box::new(listener), env.timer.clone()).map_err(exit::usage)?;
         let http =
             http.map(|http| serve_status(http, &miner, (env, shown.clone()))).transpose().map_err(exit::failed)?;
         let reloader = miner.reloader();
-        env.reload.set(move || match again().and_then(|args| reload(&reloader, args, &fixed, &shown)) {
+        env.reload.set(move || match again().and_then(|args| reload(&reloader, args, (&fixed, host), &shown)) {
             Ok(()) => log::info!("SIGHUP: the settings were read again"),
             Err(problem) => log::error!("SIGHUP: the settings stay as they are: {problem}"),
         });
@@ -117,18 +120,17 @@ fn limits(args: &Args) -> MinerLimits {
     MinerLimits { drain_time: args.drain_time, reconnect_grace: args.reconnect_grace, ..MinerLimits::default() }
 }
 
-fn configure(args: Args, shown: &Mutex<Sandboxes>) -> Result<MinerConfig, String> {
+fn configure(args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), String> {
     let key = KeyPair::load(&args.key.key).map_err(|e| format!("--key: {e}"))?;
     let limits = limits(&args);
     let executors = args.executors.iter().map(|(_, count)| *count as usize).sum();
     let images = Images { folder: args.state_dir.join(IMAGES), executors };
-    let sandboxes = args.source.sandboxes(&args.executors)?;
+    let sandboxes = args.source.sandboxes(&args.executors, host)?;
     let backend = args.source.backend(&sandboxes, &images, &args.state_dir)?;
     for (class, sandbox) in &sandboxes {
         log::info!("jobs of class {}: {sandbox}", class.as_str());
     }
-    *lock(shown) = sandboxes;
-    Ok(MinerConfig {
+    let config = MinerConfig {
         validators: args.validator,
         blacklist: args.blacklist,
         executors: args.executors,
@@ -137,14 +139,16 @@ fn configure(args: Args, shown: &Mutex<Sandboxes>) -> Result<MinerConfig, String
         limits,
         reap_dry_run: args.reap_dry_run,
         ..MinerConfig::new(key, args.state_dir, backend)
-    })
+    };
+    Ok((config, sandboxes))
 }
 
 /// The flags that take a restart.
-struct Fixed([(&'static str, String); 9]);
+struct Fixed([(&'static str, String); 12]);
 
 impl Fixed {
     fn of(args: &Args) -> Self {
+        let [tls_cert, tls_key] = args.tls.flags();
         Self([
             ("--listen", args.listen.to_string()),
             ("--key", args.key.key.clone()),
@@ -153,6 +157,9 @@ impl Fixed {
             ("--streaming-address", format!("{:?}", args.streaming_address)),
             ("--drain-time", format!("{:?}", args.drain_time)),
             ("--state-dir", args.state_dir.display().to_string()),
+            ("--reap-dry-run", args.reap_dry_run.to_string()),
+            tls_cert,
+            tls_key,
             ("--http", format!("{:?}", args.http)),
             ("--runner", args.source.runner.name().to_owned()),
         ])
@@ -160,7 +167,12 @@ impl Fixed {
 }
 
 /// Hands settings that were read again to the miner; names what takes a restart.
-fn reload(reloader: &Reloader, args: Args, fixed: &Fixed, shown: &Mutex<Sandboxes>) -> Result<(), String> {
+fn reload(
+    reloader: &Reloader,
+    args: Args,
+    (fixed, host): (&Fixed, Host),
+    shown: &Mutex<Sandboxes>,
+) -> Result<(), String> {
     for ((flag, now), (_, then)) in Fixed::of(&args).0.iter().zip(&fixed.0) {
         if now != then && *flag == "--runner" {
             return Err(format!("{flag} was {then} at the start, and takes a restart to be {now}"));
@@ -169,7 +181,10 @@ fn reload(reloader: &Reloader, args: Args, fixed: &Fixed, shown: &Mutex<Sandboxe
             log::warn!("SIGHUP: {flag} is another one now; that takes a restart");
         }
     }
-    reloader.reload(configure(args, shown)?)
+    let (config, sandboxes) = configure(args, host)?;
+    reloader.reload(config)?;
+    *lock(shown) = sandboxes;
+    Ok(())
 }
 
 fn serve_status(
@@ -247,4 +262,32 @@ fn serve_status(
         })
     };
     status::serve_more(("miner", "min"), listener, env, &board, look, trace)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn what_takes_a_restart_is_known_by_its_flag() {
+        let alice = KeyPair::load("//Alice").unwrap().ss58();
+        let line = ["x", "--listen", "127.0.0.1:0", "--key", "//Bob", "--validator", &alice, "--state-dir", "/s"];
+        let line = [&line[..], &["--executors", "always_on.test=1"]].concat();
+        let fixed = |more: &[&str]| Fixed::of(&Line::try_parse_from([&line, more].concat()).unwrap().args).0;
+        let changed = |more: &[&str]| {
+            let pairs = fixed(&[]).into_iter().zip(fixed(more));
+            pairs.filter(|(then, now)| then != now).map(|(then, _)| then.0).collect::<Vec<_>>()
+        };
+        assert_eq!(changed(&["--reconnect-grace", "1s"]), Vec::<&str>::new());
+        assert_eq!(changed(&["--reap-dry-run"]), ["--reap-dry-run"]);
+        assert_eq!(changed(&["--tls-cert", "c", "--tls-key", "k"]), ["--tls-cert", "--tls-key"]);
+    }
 }

@@ -18,6 +18,11 @@ pub(super) struct ServerArgs {
 }
 
 impl ServerArgs {
+    /// Each flag and what it says, for comparison.
+    pub(super) fn flags(&self) -> [(&'static str, String); 2] {
+        [("--tls-cert", format!("{:?}", self.tls_cert)), ("--tls-key", format!("{:?}", self.tls_key))]
+    }
+
     /// The certificate, if one was named.
     ///
     /// # Errors
