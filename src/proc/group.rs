@@ -125,7 +125,9 @@ impl GroupRun<'_> {
         let mut streams: Vec<Stream> = streams.map(|(fd, sink)| Stream { from: fd.into(), sink }).collect();
         let mut buffer = vec![0; READ_BYTES];
         let (mut cause, mut climb) = (None, Climb::new(ladder));
-        let mut silent_at = silence.map(|silence| Instant::now() + silence);
+        // One that is longer than the clock goes is none.
+        let silent_from_now = || silence.and_then(|silence| Instant::now().checked_add(silence));
+        let mut silent_at = silent_from_now();
         loop {
             let wake_at = match cause {
                 None => [deadline, silent_at].into_iter().flatten().min(),
@@ -140,7 +142,7 @@ impl GroupRun<'_> {
             let mut open = Vec::with_capacity(streams.len());
             for (mut stream, ready) in streams.into_iter().zip(&ready[2..]) {
                 if *ready {
-                    silent_at = silence.map(|silence| Instant::now() + silence);
+                    silent_at = silent_from_now();
                 }
                 if !ready || stream.read(&mut buffer)? {
                     open.push(stream);

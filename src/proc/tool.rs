@@ -170,6 +170,10 @@ mod tests {
         let error = watched(command, "sleep", &stop, limits, &mut |_| lines += 1).unwrap_err();
         assert_eq!(error.to_string(), "cannot sleep: nothing happened for 1 s; but");
         assert!(lines >= 1 && begun.elapsed() > 2 * SECOND, "{lines} in {:?}", begun.elapsed());
+        let mut command = Command::new("echo");
+        command.arg("done");
+        let limits = Limits { deadline: Instant::now() + 1000 * SECOND, silence: Some(Duration::MAX) };
+        assert_eq!(watched(command, "echo", &stop, limits, &mut |_| {}).unwrap(), "done");
         stop.cancel();
         let error = output(sleep(), "sleep", &stop, Instant::now() + Duration::from_secs(1000)).unwrap_err();
         assert!(matches!(error, ToolError::Cancelled("sleep")), "{error}");

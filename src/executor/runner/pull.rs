@@ -224,7 +224,7 @@ impl Pull<'_> {
             let now = Instant::now();
             let pause = backoff.next_delay(now, rng.unit()).max(retry_after(&error).unwrap_or_default());
             // The miner is to hear of it within the limit.
-            if now + pause >= deadline {
+            if pause >= deadline.saturating_duration_since(now) {
                 return Err(self.error(format!("{error} ({tries} tries)"), cause));
             }
             log::info!("image {image}: again in {:.1} s: {error}", pause.as_secs_f64());
