@@ -10,7 +10,7 @@ use crate::base::shutdown::{Level, Shutdown};
 use crate::base::tree::TreeError;
 use crate::executor::output::{Capture, OUTPUT_FILE_BYTES, STDERR_FILE, STDOUT_FILE};
 use crate::executor::workspace::Workspace;
-use crate::ops::cause::{Cause, Fault};
+use crate::ops::cause::Cause;
 use crate::proc::docker::Docker;
 use crate::proc::group::{Cause as EndCause, GroupEnd, GroupRun};
 use crate::proc::image_store::InUse;
@@ -71,13 +71,13 @@ pub(super) fn io_error(doing: &'static str) -> impl FnOnce(io::Error) -> RunErro
     move |source| RunError::Io { doing, source }
 }
 
-/// What an engine says while it makes and starts a container: there is no registry any more that could be in trouble.
+/// What an engine says while it makes and starts a container. What is not known may come of what the job asks for, so
+/// it is not the operator's trouble.
 pub(super) fn of_engine(error: ToolError) -> RunError {
     match error {
         ToolError::Failed { doing, text } => {
             let cause = Cause::of_engine(&text);
-            let fault = if cause.fault == Fault::Network { Fault::Operator } else { cause.fault };
-            RunError::Engine { doing: doing.to_owned(), text, cause: Cause { fault, ..cause } }
+            RunError::Engine { doing: doing.to_owned(), text, cause }
         }
         error => error.into(),
     }

@@ -13,6 +13,7 @@ use super::pull::{self, ImageSettings};
 use super::quota::{Beside, DiskWatch};
 use super::run::{RunEnd, RunOutcome, RunSpec, SCRIPT_PATH};
 use crate::base::shutdown::Shutdown;
+use crate::base::text::truncated;
 use crate::base::tree::{self, Bounds};
 use crate::executor::sandbox::{ENTRIES, Sandbox};
 use crate::executor::workspace::Workspace;
@@ -22,6 +23,18 @@ use crate::proc::tool::ToolError;
 
 /// Folders inside the container that the artifacts must not hide.
 const TAKEN_DIRS: [&str; 5] = ["/", "/volume", "/output", "/specs", SCRIPT_PATH];
+
+/// The system takes paths of 4096 bytes; the engine puts the container's own folder before this one.
+const DIR_BYTES_MAX: usize = 3 << 10;
+
+/// More than the 255 bytes of a repository, with its host, tag and digest.
+const IMAGE_BYTES_MAX: usize = 1024;
+
+/// How much of a name that is wrong an error tells.
+const SHOWN_BYTES: usize = 80;
+
+/// The longest name in a folder that file systems take.
+const PART_BYTES_MAX: usize = 255;
 
 /// Those of the kernel: no engine mounts anything there.
 const KERNEL_DIRS: [&str; 3] = ["/proc", "/sys", "/dev"];
@@ -209,8 +222,8 @@ fn env_file(workspace: &Workspace) -> std::path::PathBuf {
     workspace.private().join("env")
 }
 
-/// Longer values do not go into the file: docker reads lines of up to 64 KiB.
-const FILE_VALUE_BYTES: usize = 32 << 10;
+/// Longer variables, name and value together, do not go into the file: docker reads lines of up to 64 KiB.
+const FILE_VARIABLE_BYTES: usize = 32 << 10;
 
 /// The system takes no longer argument than 128 KiB, with its final NUL.
 const ARGUMENT_BYTES_MAX: usize = (128 << 10) - 1;
@@ -232,7 +245,7 @@ impl<'a> JobEnv<'a> {
             let (name, value) = variable;
             // In the file a # begins a comment, and a name has no blanks.
             let plain = !name.starts_with('#') && name.chars().all(|c| c.is_ascii_graphic());
-            if plain && value.len() <= FILE_VALUE_BYTES && !value.contains(['\n', '\r']) {
+            if plain && name.len() + value.len() <= FILE_VARIABLE_BYTES && !value.contains(['\n', '\r']) {
                 env.file.push_str(&format!("{name}={value}\n"));
             } else {
                 env.arguments.push(variable);
@@ -243,6 +256,10 @@ impl<'a> JobEnv<'a> {
 }
 
 fn check_image(image: &str) -> Result<(), RunError> {
+    if image.len() > IMAGE_BYTES_MAX {
+        let (bytes, shown) = (image.len(), truncated(image, SHOWN_BYTES));
+        return Err(RunError::Spec(format!("image {shown:?} has a name of {bytes} bytes; at most {IMAGE_BYTES_MAX} fit")));
+    }
     if image.is_empty() || image.starts_with('-') || image.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(RunError::Spec(format!("image {image:?} is not the name of an image, as in ubuntu:latest")));
     }
@@ -291,7 +308,8 @@ fn create_args(spec: &RunSpec, sandbox: &Sandbox, workspace: &Workspace) -> Resu
     for (name, value) in env.arguments {
         let argument = format!("{name}={value}");
         if argument.len() > ARGUMENT_BYTES_MAX {
-            let text = format!("env {name:?} has {} bytes; at most {ARGUMENT_BYTES_MAX} fit", value.len());
+            let name = truncated(name, SHOWN_BYTES);
+            let text = format!("env {name:?} has {} bytes; at most {ARGUMENT_BYTES_MAX} fit", argument.len());
             return Err(RunError::Spec(text));
         }
         option("--env", argument);
@@ -302,7 +320,13 @@ fn create_args(spec: &RunSpec, sandbox: &Sandbox, workspace: &Workspace) -> Resu
 }
 
 fn check_artifacts_dir(dir: &str) -> Result<&str, RunError> {
-    let bad = |why| Err(RunError::Spec(format!("artifacts_dir {dir:?} {why}; give an absolute path as in /artifacts")));
+    let bad = |why: &str| {
+        let dir = truncated(dir, SHOWN_BYTES);
+        Err(RunError::Spec(format!("artifacts_dir {dir:?} {why}; give an absolute path as in /artifacts")))
+    };
+    if dir.len() > DIR_BYTES_MAX || dir.split('/').any(|part| part.len() > PART_BYTES_MAX) {
+        return bad("is longer than the system takes");
+    }
     let clean = format!("/{}", dir.split('/').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/"));
     if !dir.starts_with('/') {
         return bad("is not absolute");
@@ -339,6 +363,7 @@ fn mount(from: &std::path::Path, to: &str) -> Result<String, RunError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::cause::Fault;
 
     fn args(spec: &RunSpec) -> Result<Vec<String>, RunError> {
         create_args(spec, &Sandbox::default(), &Workspace::create().unwrap())
@@ -380,7 +405,7 @@ mod tests {
 
     #[test]
     fn a_value_is_an_argument_only_if_no_file_can_express_it() {
-        let long = "x".repeat(FILE_VALUE_BYTES + 1);
+        let long = "x".repeat(FILE_VARIABLE_BYTES + 1);
         let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let env = vec![
             variable("A", " secret # \"1\" "),
@@ -389,6 +414,7 @@ mod tests {
             variable("#odd", "odd-value"),
             variable("a b", "blank"),
             variable("LONG", &long),
+            variable(&long, "named"),
         ];
         let spec = RunSpec { env, ..spec() };
         assert_eq!(JobEnv::of(&spec).file, "A= secret # \"1\" \nDOCKER_HOST=tcp://evil\n");
@@ -396,8 +422,16 @@ mod tests {
         for value in ["secret", "tcp://evil"] {
             assert!(!args.iter().any(|arg| arg.contains(value)), "{value}");
         }
-        for argument in ["KEY=two\nlines", "#odd=odd-value", "a b=blank", &format!("LONG={long}")] {
+        for argument in ["KEY=two\nlines", "#odd=odd-value", "a b=blank", &format!("LONG={long}"), &format!("{long}=named")] {
             assert!(args.iter().any(|arg| arg == argument), "{argument}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_known_of_an_engine_is_the_operator_s_trouble() {
+        for (text, says) in [("no space left on device", Fault::Operator), ("something new", Fault::Network)] {
+            let error = of_engine(ToolError::Failed { doing: "create the container", text: text.to_owned() });
+            assert!(matches!(&error, RunError::Engine { cause, .. } if cause.fault == says), "{error}");
         }
     }
 
@@ -426,12 +460,16 @@ mod tests {
         for (bad, says) in [
             (RunSpec { image: "--privileged".into(), ..spec() }, "image \"--privileged\""),
             (RunSpec { image: String::new(), ..spec() }, "image \"\""),
+            (RunSpec { image: "x".repeat(ARGUMENT_BYTES_MAX), ..spec() }, "at most 1024 fit"),
             (RunSpec { id: "a/b".into(), ..spec() }, "job id \"a/b\""),
             (RunSpec { env: vec![("A=B".into(), "c".into())], ..spec() }, "env \"A=B\""),
             (RunSpec { env: vec![(String::new(), "c".into())], ..spec() }, "env \"\""),
             (RunSpec { env: vec![("A".into(), "x".repeat(ARGUMENT_BYTES_MAX))], ..spec() }, "at most 131071 fit"),
             (RunSpec { command: vec!["a\0".into()], ..spec() }, "command argument"),
+            (RunSpec { env: vec![("x".repeat(ARGUMENT_BYTES_MAX), "c".into())], ..spec() }, "at most 131071 fit"),
             (artifacts("relative"), "not absolute"),
+            (artifacts(&format!("/a/{}", "b".repeat(256))), "longer than the system takes"),
+            (artifacts(&"/a".repeat(1 << 11)), "longer than the system takes"),
             (artifacts("/a/../b"), ".. in it"),
             (artifacts("/output/"), "folder of its own"),
             (artifacts("/"), "folder of its own"),
@@ -443,7 +481,9 @@ mod tests {
         ] {
             let error = args(&bad).unwrap_err().to_string();
             assert!(error.starts_with("bad job request") && error.contains(says), "{error}");
+            assert!(error.len() < 300, "{error}");
         }
+        args(&artifacts(&format!("/{}", "b".repeat(255)))).unwrap();
         assert_eq!(args(&artifacts("")).unwrap().iter().filter(|arg| *arg == "--mount").count(), 3);
     }
 

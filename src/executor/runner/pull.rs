@@ -264,9 +264,7 @@ impl Pull<'_> {
         match error {
             ToolError::Failed { doing, text } => {
                 let cause = Cause::of_pull(&text, self.image);
-                // What an engine says of itself when it is asked what is here is no word of a registry.
-                let fault = if cause.fault == Fault::Network { Fault::Operator } else { cause.fault };
-                RunError::Engine { doing: doing.to_owned(), text, cause: Cause { fault, ..cause } }
+                RunError::Engine { doing: doing.to_owned(), text, cause }
             }
             // It has the job's deadline, no other.
             ToolError::TimedOut(_) => RunError::PullTimedOut(self.image.to_owned()),
