@@ -19,9 +19,9 @@ pub(super) struct ImageArgs {
     /// When the registry is asked for a job's image
     #[arg(long, value_enum, default_value_t, env = "PHALANX_PULL")]
     pull: PullPolicy,
-    /// How long a pull may show no progress before it is tried again
-    #[arg(long, value_name = "DUR", default_value = "5m", value_parser = duration, env = "PHALANX_PULL_SILENCE")]
-    pull_silence: Duration,
+    /// Begin a pull again that shows no progress for this long; an engine shows none within a layer [default: never]
+    #[arg(long, value_name = "DUR", value_parser = duration, env = "PHALANX_PULL_SILENCE")]
+    pull_silence: Option<Duration>,
     /// Only images whose names match, as ghcr.io/acme/* (a star is any text); may be repeated
     #[arg(long, value_name = "PATTERN", env = "PHALANX_ALLOW_IMAGE", value_delimiter = ',')]
     allow_image: Vec<ImagePattern>,
@@ -53,7 +53,9 @@ impl ImageArgs {
     pub(super) fn hand_on(&self, executors: usize, settings: &mut ExecutorSettings) {
         let policy = self.pull.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
         settings.set("PHALANX_PULL", policy);
-        settings.set("PHALANX_PULL_SILENCE", format!("{}ms", self.pull_silence.as_millis()));
+        if let Some(silence) = self.pull_silence {
+            settings.set("PHALANX_PULL_SILENCE", format!("{}ms", silence.as_millis()));
+        }
         if !self.allow_image.is_empty() {
             let allowed: Vec<String> = self.allow_image.iter().map(ImagePattern::to_string).collect();
             settings.set("PHALANX_ALLOW_IMAGE", allowed.join(","));
@@ -79,7 +81,14 @@ mod tests {
     #[test]
     fn the_settings_are_handed_on_as_they_were_given() {
         let parse = |arguments: &[&str]| Line::try_parse_from([&["x"], arguments].concat());
-        let line = parse(&["--pull", "missing", "--allow-image", "acme/*,busybox", "--image-space", "5MB"]).unwrap();
+        let none = parse(&[]).unwrap().images;
+        let mut settings = ExecutorSettings::default();
+        none.hand_on(1, &mut settings);
+        assert!(!format!("{settings:?}").contains("SILENCE"));
+        // A large layer is silent for long.
+        assert_eq!(none.settings(None).silence, None);
+        let given = ["--pull", "missing", "--pull-silence", "5m", "--allow-image", "acme/*,busybox"];
+        let line = parse(&[&given[..], &["--image-space", "5MB"]].concat()).unwrap();
         let mut settings = ExecutorSettings::default();
         line.images.hand_on(7, &mut settings);
         let told = format!("{settings:?}");

@@ -38,12 +38,19 @@ impl Docker {
         }
     }
 
-    /// Pulls an image and logs how it gets on. An engine that says nothing for `silence` is given up.
+    /// Pulls an image and logs how it gets on. An engine that says nothing for `silence` is given up;
+    /// without a terminal it says nothing while it downloads a layer, however long that takes.
     ///
     /// # Errors
     /// [`ToolError::Failed`] if it cannot be had, or what kept us from asking.
-    pub fn pull(&self, image: &str, silence: Duration, stop: &Shutdown, deadline: Instant) -> Result<(), ToolError> {
-        let limits = Limits { deadline, silence: Some(silence) };
+    pub fn pull(
+        &self,
+        image: &str,
+        silence: Option<Duration>,
+        stop: &Shutdown,
+        deadline: Instant,
+    ) -> Result<(), ToolError> {
+        let limits = Limits { deadline, silence };
         let mut lines = |bytes: &[u8]| {
             String::from_utf8_lossy(bytes).lines().for_each(|line| log::debug!("image {image}: {line}"));
         };

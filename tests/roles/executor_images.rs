@@ -128,7 +128,7 @@ fn a_pull_that_shows_no_progress_is_given_up_and_tried_again() {
         return;
     }
     let mut rig = Rig::new();
-    rig.settings.silence = Duration::from_secs(1);
+    rig.settings.silence = Some(Duration::from_secs(1));
     let image = rig.image("silent");
     rig.registry("[ -e $folder/once ] || { touch $folder/once; echo pulling; exec sleep 1000; }");
     rig.prepare(&image, far()).unwrap();

@@ -258,7 +258,9 @@ impl<'a> JobEnv<'a> {
 fn check_image(image: &str) -> Result<(), RunError> {
     if image.len() > IMAGE_BYTES_MAX {
         let (bytes, shown) = (image.len(), truncated(image, SHOWN_BYTES));
-        return Err(RunError::Spec(format!("image {shown:?} has a name of {bytes} bytes; at most {IMAGE_BYTES_MAX} fit")));
+        return Err(RunError::Spec(format!(
+            "image {shown:?} has a name of {bytes} bytes; at most {IMAGE_BYTES_MAX} fit"
+        )));
     }
     if image.is_empty() || image.starts_with('-') || image.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(RunError::Spec(format!("image {image:?} is not the name of an image, as in ubuntu:latest")));
@@ -422,7 +424,9 @@ mod tests {
         for value in ["secret", "tcp://evil"] {
             assert!(!args.iter().any(|arg| arg.contains(value)), "{value}");
         }
-        for argument in ["KEY=two\nlines", "#odd=odd-value", "a b=blank", &format!("LONG={long}"), &format!("{long}=named")] {
+        for argument in
+            ["KEY=two\nlines", "#odd=odd-value", "a b=blank", &format!("LONG={long}"), &format!("{long}=named")]
+        {
             assert!(args.iter().any(|arg| arg == argument), "{argument}");
         }
     }

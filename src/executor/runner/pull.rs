@@ -106,8 +106,9 @@ fn glob(pattern: &str, text: &str) -> bool {
 pub struct ImageSettings {
     /// When a registry is asked.
     pub policy: PullPolicy,
-    /// How long a pull may show no progress. An engine tells each step of a layer, not its bytes.
-    pub silence: Duration,
+    /// How long a pull may show no progress, if not until its deadline. An engine tells each step of a layer, not its
+    /// bytes: a large layer is silent until it is here.
+    pub silence: Option<Duration>,
     /// Which images jobs may name; empty: all.
     pub allowed: Vec<ImagePattern>,
     /// Whether registries see the operator's log-ins.
@@ -119,11 +120,11 @@ pub struct ImageSettings {
 }
 
 impl Default for ImageSettings {
-    /// Always, 5 min, all images, no log-in, no folder; 4 images and 100 GB.
+    /// Always, no limit of silence, all images, no log-in, no folder; 4 images and 100 GB.
     fn default() -> Self {
         Self {
             policy: PullPolicy::default(),
-            silence: Duration::from_secs(300),
+            silence: None,
             allowed: Vec::new(),
             registry_login: false,
             folder: None,
