@@ -22,6 +22,7 @@
 mod artifacts;
 mod config;
 mod hooks;
+mod image_name;
 mod miner_client;
 mod output;
 mod registry;

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::image_name;
 use super::stages::Problem;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::net::address;
@@ -9,14 +10,10 @@ use crate::net::dial::{DialError, check_reach};
 use crate::net::reach::Reach;
 
 /// The host of the registry that an image's name begins with; `None` for the engine's own default.
-///
-/// As Docker reads it: what stands before the first slash is a host if it has a dot or a colon, is `localhost`, or has
-/// capitals, which no repository has.
 fn host_of(image: &str) -> Option<&str> {
-    let (first, _) = image.split_once('/')?;
-    let is_host = first.contains(['.', ':']) || first == "localhost" || first.chars().any(char::is_uppercase);
-    let host = address::split(first).map_or(first, |(host, _)| host);
-    (is_host && !matches!(host, "docker.io" | "index.docker.io")).then_some(host)
+    let registry = image_name::registry(image)?;
+    let host = address::split(registry).map_or(registry, |(host, _)| host);
+    (!matches!(host, "docker.io" | "index.docker.io")).then_some(host)
 }
 
 /// Refuses an image whose registry jobs may not reach, before the engine is asked for it: the engine would dial in our

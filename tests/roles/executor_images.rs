@@ -202,6 +202,18 @@ fn only_allowed_images_are_prepared() {
         "{error}"
     );
     assert_eq!(rig.pulls(), 1);
+    // A number is no name, whatever the pattern; it may look like one.
+    rig.settings.allowed = vec!["docker.io/*".parse().unwrap()];
+    let number = docker(&["image", "inspect", "--format", "{{.Id}}", IMAGE]).unwrap();
+    let digits = number.strip_prefix("sha256:").unwrap();
+    for image in [&number, digits, &digits[..12]] {
+        let error = rig.prepare(image, far()).unwrap_err();
+        assert!(matches!(&error, RunError::Spec(text) if text.contains("is the number of an image")), "{error}");
+    }
+    rig.engine.say("image-inspect", "echo sha256:cafe00 1");
+    rig.engine.say("pull", "true");
+    rig.prepare("cafe", far()).unwrap();
+    assert_eq!(rig.pulls(), 2);
 }
 
 #[test]

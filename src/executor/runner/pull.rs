@@ -10,6 +10,7 @@ use super::common::{Prepared, RunError};
 use crate::base::backoff::{Backoff, BackoffConfig};
 use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
+use crate::executor::image_name;
 use crate::ops::cause::{Cause, Fault, retry_after};
 use crate::proc::docker::Docker;
 use crate::proc::image_store::{ImageBounds, ImageStore};
@@ -21,6 +22,9 @@ const BACKOFF: BackoffConfig = BackoffConfig {
     cap: Duration::from_secs(10),
     stable_after: Duration::from_secs(60),
 };
+
+/// The digits of a whole number of an image. No repository is named by so many.
+const NUMBER_CHARS: usize = 64;
 
 /// How often a pull is tried if the image is here already, as it was pulled last time.
 const TRIES_IF_HERE: u32 = 3;
@@ -63,25 +67,10 @@ impl ImagePattern {
     /// Whether it is about this image. Both are read as the engine reads names: without a host `docker.io`, without a
     /// folder there `library`. A pattern without a tag is for all tags and digests.
     pub fn matches(&self, image: &str) -> bool {
-        let (image, pattern) = (whole_name(image), whole_name(&self.0));
+        let (image, pattern) = (image_name::whole(image), image_name::whole(&self.0));
         let has_tag = pattern.rsplit('/').next().is_some_and(|last| last.contains([':', '@']));
         glob(&pattern, &image)
             || !has_tag && ["*:*", "*@*"].iter().any(|any| glob(&(pattern.clone() + &any[1..]), &image))
-    }
-}
-
-fn whole_name(name: &str) -> String {
-    let name = name.strip_prefix("index.docker.io/").map_or(name.to_owned(), |rest| format!("docker.io/{rest}"));
-    let with_host = match name.split_once('/') {
-        Some((first, _)) if first.contains(['.', ':', '*']) || first == "localhost" => name,
-        Some(_) => format!("docker.io/{name}"),
-        // A lone * is about all names of all hosts.
-        None if name.starts_with('*') => name,
-        None => format!("docker.io/library/{name}"),
-    };
-    match with_host.strip_prefix("docker.io/") {
-        Some(rest) if !rest.contains(['/', '*']) => format!("docker.io/library/{rest}"),
-        _ => with_host,
     }
 }
 
@@ -187,6 +176,12 @@ impl Pull<'_> {
         let Self { docker, settings, image, token, deadline } = *self;
         let look = || docker.image(image, token, deadline).map_err(|error| self.failed(error));
         let here = look()?;
+        if let Some(found) = &here
+            && self.is_number(&found.id)?
+        {
+            let text = format!("image {image} is the number of an image; give a name, as in ubuntu:latest");
+            return Err(RunError::Spec(text));
+        }
         let wanted = match settings.policy {
             PullPolicy::Always => here.is_none() || !image.contains("@sha256:"),
             PullPolicy::Missing => here.is_none(),
@@ -245,6 +240,19 @@ impl Pull<'_> {
         Ok(brought_before || here.is_none())
     }
 
+    /// Whether the engine has found the image by its number. No registry and no pattern for names knows numbers, so any
+    /// image that is here could be had by one.
+    fn is_number(&self, found: &str) -> Result<bool, RunError> {
+        let Self { docker, image, token, deadline, .. } = *self;
+        if !image_name::may_be_number(image, found) {
+            return Ok(false);
+        }
+        // With a tag it can only be a name; the others are no names.
+        let may_be_name = !image.contains(':') && image.len() < NUMBER_CHARS;
+        let named = || docker.image(&format!("{image}:latest"), token, deadline).map_err(|error| self.failed(error));
+        Ok(!may_be_name || named()?.is_none())
+    }
+
     /// Whether something went.
     fn make_room(&self, store: Option<&ImageStore>) -> bool {
         match store.map(ImageStore::empty) {
@@ -290,6 +298,7 @@ mod tests {
             ("acme/*", "acme/app/x:1", true),
             ("acme/*", "docker.io/acme/app", true),
             ("acme/*", "ghcr.io/acme/app", false),
+            ("docker.io/*", "EVIL/app", false),
             ("ghcr.io/acme/*", "ghcr.io/acme/app@sha256:00", true),
             ("ghcr.io/acme/*:stable", "ghcr.io/acme/app:stable", true),
             ("ghcr.io/acme/*:stable", "ghcr.io/acme/app:edge", false),
