@@ -86,30 +86,30 @@ impl ImageStore {
     }
 
     /// Removes images that jobs have brought and nobody uses, the least recently used first, until the rest is within
-    /// the bounds. Says which went. Blocks as the engine takes to remove them.
+    /// the bounds. Says which went. Blocks as the engine takes to remove them, until `deadline` or a cancel.
     ///
     /// # Errors
     /// If the engine does not answer, or the folder cannot be read.
-    pub fn make_room(&self) -> Result<Vec<String>, ToolError> {
-        self.shrink(self.bounds)
+    pub fn make_room(&self, stop: &Shutdown, deadline: Instant) -> Result<Vec<String>, ToolError> {
+        self.shrink(self.bounds, stop, deadline)
     }
 
     /// Removes all images that jobs have brought and nobody uses, because the disk is full.
     ///
     /// # Errors
     /// As [`ImageStore::make_room`].
-    pub fn empty(&self) -> Result<Vec<String>, ToolError> {
-        self.shrink(ImageBounds::NONE)
+    pub fn empty(&self, stop: &Shutdown, deadline: Instant) -> Result<Vec<String>, ToolError> {
+        self.shrink(ImageBounds::NONE, stop, deadline)
     }
 
-    fn shrink(&self, bounds: ImageBounds) -> Result<Vec<String>, ToolError> {
+    fn shrink(&self, bounds: ImageBounds, stop: &Shutdown, deadline: Instant) -> Result<Vec<String>, ToolError> {
+        let answer_by = || deadline.min(Instant::now() + self.docker.time);
         let doing = "look through the images that jobs have brought";
         let failed = |error: io::Error| ToolError::Failed { doing, text: error.to_string() };
         let kept = self.kept().map_err(failed)?;
         let mut sized = Vec::with_capacity(kept.len());
         for image in kept {
-            let deadline = Instant::now() + self.docker.time;
-            match self.docker.image(&image.name, &Shutdown::new(), deadline)? {
+            match self.docker.image(&image.name, stop, answer_by())? {
                 Some(found) => sized.push(Kept { bytes: found.bytes, ..image }),
                 // The operator has removed it.
                 None => self.forget(&image.name).map_err(failed)?,
@@ -123,7 +123,7 @@ impl ImageStore {
             }
             // In use, or just now prepared.
             let Some(file) = try_lock(&self.file(&image.name), Hold::Alone).map_err(failed)? else { continue };
-            match self.docker.remove_image(&image.name) {
+            match self.docker.remove_image(&image.name, stop, answer_by()) {
                 Ok(()) => {
                     self.remove_files(&self.file(&image.name)).map_err(failed)?;
                     log::info!("image {} is removed: jobs have brought more than is kept", image.name);
@@ -131,7 +131,9 @@ impl ImageStore {
                     bytes -= image.bytes;
                     gone.push(image.name);
                 }
-                Err(error @ (ToolError::Start { .. } | ToolError::TimedOut(_))) => return Err(error),
+                Err(error @ (ToolError::Start { .. } | ToolError::TimedOut(_) | ToolError::Cancelled(_))) => {
+                    return Err(error);
+                }
                 Err(error) => log::info!("image {} stays: {error}", image.name),
             }
             drop(file);

@@ -61,7 +61,7 @@ impl Docker {
     ///
     /// # Errors
     /// What the engine says, as that a container uses it.
-    pub fn remove_image(&self, name: &str) -> Result<(), ToolError> {
-        self.run_unstopped("remove the image", &["image", "rm", "--", name]).map(drop)
+    pub fn remove_image(&self, name: &str, stop: &Shutdown, deadline: Instant) -> Result<(), ToolError> {
+        self.run("remove the image", &["image", "rm", "--", name], stop, deadline).map(drop)
     }
 }

@@ -10,6 +10,7 @@ use phalanx::base::thread::{Kick, spawn};
 use phalanx::executor::runner::docker::DockerRunner;
 use phalanx::executor::runner::{ImageSettings, Prepared, PullPolicy, RunError, Runner};
 use phalanx::ops::cause::{Cause, Fault};
+use phalanx::proc::docker::Docker;
 use phalanx::proc::image_store::ImageBounds;
 
 /// A runner whose registry is a script, with a book of images and names of its own.
@@ -246,6 +247,32 @@ fn the_least_recently_used_of_what_jobs_brought_goes_and_nothing_else() {
     rig.registry("echo 'pull access denied' >&2; exit 1");
     rig.prepare(&d, far()).unwrap_err();
     rig.prepare(&operators, far()).unwrap();
+}
+
+#[test]
+fn nobody_waits_for_room_after_a_deadline_or_a_cancel() {
+    if !ready() {
+        return;
+    }
+    let mut rig = Rig::new();
+    rig.settings.bounds = ImageBounds { count: 1, bytes: u64::MAX };
+    rig.registry("true");
+    drop(rig.prepare(&rig.image("a"), far()).unwrap());
+    let program = rig.engine.program();
+    let docker = Docker { program, time: Duration::from_secs(1000), ..Docker::default() };
+    let runner = DockerRunner { docker, images: rig.settings.clone(), ..DockerRunner::default() };
+    let token = Shutdown::new();
+    rig.engine.say("image-rm", "touch $folder/removing; exec sleep 1000");
+    // The image is here, so the job goes on.
+    drop(runner.prepare(&rig.image("b"), &token, Instant::now() + Duration::from_secs(5)).unwrap());
+    assert_eq!(rig.engine.calls("image rm").len(), 1);
+    let (image, kicked) = (rig.image("c"), token.clone());
+    let preparing = spawn("t-pull", Kick::new("cancel", move || kicked.cancel()), move || {
+        runner.prepare(&image, &token, far()).map(drop).map_err(|error| error.to_string())
+    });
+    until("another image is removed", || rig.engine.calls("image rm").len() == 2);
+    preparing.kick();
+    assert_eq!(preparing.join_by(far()).unwrap(), Ok(()));
 }
 
 #[test]

@@ -150,7 +150,7 @@ pub(super) fn prepare(
     let brought = if preparing.is_done() { brought_before } else { pull.run(Some(&store), brought_before)? };
     let in_use = preparing.done(brought.then_some(image)).map_err(book)?;
     // The image is here, so the job goes on whatever becomes of the others.
-    if let Err(error) = store.make_room() {
+    if let Err(error) = store.make_room(token, deadline) {
         log::warn!("images that nobody uses may be left: {error}");
     }
     Ok(Prepared(Some(in_use)))
@@ -255,7 +255,7 @@ impl Pull<'_> {
 
     /// Whether something went.
     fn make_room(&self, store: Option<&ImageStore>) -> bool {
-        match store.map(ImageStore::empty) {
+        match store.map(|store| store.empty(self.token, self.deadline)) {
             Some(Ok(gone)) => !gone.is_empty(),
             Some(Err(error)) => {
                 log::warn!("no room can be made for image {}: {error}", self.image);
