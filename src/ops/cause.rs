@@ -42,6 +42,9 @@ impl Cause {
     pub const OPERATOR_PASSING: Self = Self { fault: Fault::Operator, passing: true };
     /// A server is in trouble and will be for longer than a job can wait.
     pub const NETWORK: Self = Self { fault: Fault::Network, passing: false };
+    /// A server shows a certificate that is refused. It may have ended, its authority may not be known to this machine,
+    /// or this machine's clock may be wrong: all will be the same at the next try, and none is what a job asks for.
+    pub const CERTIFICATE: Self = Self::NETWORK;
     /// A server is busy or the way to it is broken.
     pub const NETWORK_PASSING: Self = Self { fault: Fault::Network, passing: true };
 
@@ -167,7 +170,7 @@ const ENGINE_WORDS: &[(&str, Cause)] = &[
     ("cannot be used on this platform", Cause::JOB),
     ("unsupported media type", Cause::JOB),
     ("max depth exceeded", Cause::JOB),
-    ("x509:", Cause::NETWORK),
+    ("x509:", Cause::CERTIFICATE),
     ("server gave http response to https client", Cause::NETWORK),
     // Of containers: what the image or the request asks for.
     ("no command specified", Cause::JOB),

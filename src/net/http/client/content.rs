@@ -36,6 +36,11 @@ impl<'a> Content<'a> {
     }
 }
 
+/// The file has fewer bytes than were announced.
+#[derive(Debug, thiserror::Error)]
+#[error("the file became shorter while it was sent")]
+pub(super) struct Shortened;
+
 /// A file as long as it was announced to be.
 struct Exactly<'a> {
     file: &'a File,
@@ -46,7 +51,7 @@ impl Read for Exactly<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.file.take(self.left).read(buffer)?;
         if n == 0 && self.left > 0 && !buffer.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the file became shorter while it was sent"));
+            return Err(io::Error::other(Shortened));
         }
         self.left -= n as u64;
         Ok(n)

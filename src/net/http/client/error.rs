@@ -84,6 +84,12 @@ pub enum HttpError {
         /// What is wrong with it.
         why: String,
     },
+    /// The local file had fewer bytes than were announced.
+    #[error("the file became shorter while it was sent to {url}")]
+    Shortened {
+        /// The address.
+        url: String,
+    },
     /// The local file could not be read or written.
     #[error("cannot use file {}: {source}", path.display())]
     File {
@@ -106,13 +112,14 @@ impl HttpError {
             | Self::OutOfReach { .. }
             | Self::Redirect { .. }
             | Self::TooLarge { .. }
+            | Self::Shortened { .. }
             | Self::Answer { .. } => Cause::JOB,
             Self::Status { status, .. } => Cause::of_status(*status),
             Self::Cancelled { .. } | Self::TimedOut { .. } => Cause::NETWORK,
             Self::File { source, .. } => Cause::of_io(source),
             Self::Connection { source, .. } => match &**source {
-                // So TLS reports a certificate that it refuses, and a file that became shorter while it was sent.
-                ureq::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => Cause::JOB,
+                // So TLS reports a certificate that it refuses.
+                ureq::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => Cause::CERTIFICATE,
                 ureq::Error::Io(error) => Cause::of_io(error),
                 _ => Cause::NETWORK_PASSING,
             },

@@ -41,7 +41,7 @@ use self::answers::AnswerConnector;
 use self::coding::{Coding, codings, undone};
 use self::connector::{KickedConnector, NoResolver};
 pub use self::content::{Content, FilePart};
-use self::content::{boundary_of, form_around};
+use self::content::{Shortened, boundary_of, form_around};
 pub use self::error::HttpError;
 use self::resume::{Representation, Rest};
 use super::date::wait_asked;
@@ -528,6 +528,9 @@ impl HttpClient {
             ureq::Error::Timeout(_) => HttpError::TimedOut { url },
             ureq::Error::BadUri(why) => HttpError::Request { url, why },
             ureq::Error::Http(why) => HttpError::Request { url, why: why.to_string() },
+            ureq::Error::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<Shortened>()) => {
+                HttpError::Shortened { url }
+            }
             ureq::Error::Io(error) if is_out_of_reach(&error) => match error.downcast() {
                 Ok(source) => HttpError::OutOfReach { source },
                 Err(error) => HttpError::Connection { url, source: Box::new(error.into()) },
