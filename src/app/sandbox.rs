@@ -4,6 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::hint::hint;
+use crate::base::size::byte_size;
 use crate::executor::sandbox::{Host, Profile, Sandbox};
 use crate::protocol::ExecutorClass;
 
@@ -163,20 +164,9 @@ fn millis(value: &Value) -> Option<u64> {
     (10.0..=1e9).contains(&millis).then_some(millis as u64)
 }
 
-/// A number of bytes, or a text with a unit: powers of 1024, as `512MiB` or docker's `512m`.
+/// A number of bytes, or a text with a unit.
 fn size(value: &Value) -> Option<u64> {
-    let Some(text) = value.as_str() else { return value.as_u64() };
-    let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(unit_at);
-    let shift = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kib" => 10,
-        "m" | "mib" => 20,
-        "g" | "gib" => 30,
-        "t" | "tib" => 40,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+    value.as_str().map_or_else(|| value.as_u64(), |text| byte_size(text).ok())
 }
 
 #[cfg(test)]
@@ -274,6 +264,7 @@ mod tests {
             ("memory = \"8 apples\"", "memory is \"8 apples\"; it should be a size, as \"8GiB\", or \"none\""),
             ("memory = \"1m\"", "less than the 6 MiB"),
             ("memory = \"99999999t\"", "it should be a size"),
+            ("memory = \"5MB\"", "less than the 6 MiB"),
             ("pids = -1", "pids is -1; it should be a number"),
             ("pids = 0", "pids is 0"),
             ("cpus = 0.001", "cpus is 0.001; it should be a number"),

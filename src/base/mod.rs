@@ -17,6 +17,7 @@ pub mod shutdown;
 // Beside its file, because `tests/model/` compiles that file against other locks.
 #[cfg(test)]
 mod shutdown_tests;
+pub mod size;
 pub mod stop;
 pub mod sync;
 pub mod text;

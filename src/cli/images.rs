@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use super::values::{byte_size, duration};
+use super::values::duration;
+use crate::base::size::byte_size;
 use crate::executor::runner::{ImagePattern, ImageSettings, PullPolicy};
 use crate::miner::ExecutorSettings;
 use crate::proc::image_store::ImageBounds;

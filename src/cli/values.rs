@@ -33,29 +33,6 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
 }
 
-/// A size in bytes: `100GB`, `512MiB`, `4096`.
-///
-/// # Errors
-/// What is wrong, and what would be right.
-pub fn byte_size(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let factor: u64 = match unit.trim() {
-        "" | "B" => 1,
-        "kB" | "KB" => 1_000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "TB" => 1_000_000_000_000,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        "TiB" => 1 << 40,
-        _ => return Err("it should be a size like 100GB, 512MiB or 4096".to_owned()),
-    };
-    let number: u64 = number.parse().map_err(|_| "it should be a size like 100GB, 512MiB or 4096".to_owned())?;
-    number.checked_mul(factor).ok_or_else(|| "it is larger than any disk".to_owned())
-}
-
 /// Reads `always_on.test=4`.
 ///
 /// # Errors
