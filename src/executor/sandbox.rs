@@ -200,7 +200,7 @@ impl Sandbox {
         (!name(&self.network)).then(|| format!("network {:?} is not the name of one, as none or bridge", self.network))
     }
 
-    /// The arguments of `docker create` (and of podman's) for all of it but GPUs and the network, which depend on the
+    /// The arguments of `docker run` (and of podman's) for all of it but GPUs and the network, which depend on the
     /// job.
     pub fn arguments(&self) -> Vec<String> {
         let mut args: Vec<String> = Vec::new();

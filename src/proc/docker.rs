@@ -1,8 +1,8 @@
 //! The Docker Engine, through the `docker` command, which `podman` may stand for.
 //!
 //! The command's environment has what finds the engine and nothing else of ours. A container is ours by its labels
-//! only, never by its name. It is created, started and removed by three commands, not run by one with `--rm`: one that
-//! is interrupted while the container is being made would leave it behind.
+//! only, never by its name. It is removed by a command of its own, not by `--rm`: a client that is interrupted while
+//! the container is being made would leave it behind.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -332,6 +332,16 @@ impl Container<'_> {
         self.docker.command(&["create", "--pull", "never", "--name", &self.name, "--label", &label])
     }
 
+    /// The beginning of the `docker run` that makes and starts the container and writes what it writes, until it ends;
+    /// without the image and what follows it. Unlike `docker start`, it does not hand its signals on. When the engine
+    /// has made the container, its number is in the new file `made`.
+    pub fn run(&self, made: &Path) -> Command {
+        let label = format!("{}={}", labels::RUN, self.run);
+        let mut command = self.docker.command(&["run", "--sig-proxy=false", "--pull", "never", "--name", &self.name]);
+        command.args(["--label", &label, "--cidfile"]).arg(made);
+        command
+    }
+
     /// Creates the container by a [`Container::creation`] that was completed. Blocks for at most [`CREATE_TIME`]; no
     /// stop ends it, because an engine that was interrupted may make the container later, when nobody looks for it.
     ///
@@ -343,19 +353,18 @@ impl Container<'_> {
         Ok(())
     }
 
-    /// The command that starts it and writes what it writes, until it ends.
+    /// The command that starts it and writes what it writes, until it ends. It hands its signals on.
     pub fn attached(&self) -> Command {
         self.docker.command(&["start", "--attach", &self.id])
     }
 
-    /// The command that writes what it writes from now on, until it ends.
+    /// The command that writes what it writes from now on, until it ends. It keeps its signals to itself.
     pub fn attached_again(&self) -> Command {
-        self.docker.command(&["attach", "--no-stdin", &self.id])
+        self.docker.command(&["attach", "--sig-proxy=false", "--no-stdin", &self.id])
     }
 
-    /// Sends it SIGTERM, by itself: a client that is attached hands a signal on, but may end without waiting for what
-    /// that does. Says nothing: one that has just ended gets no signal, and removal follows and reports. Blocks for at
-    /// most [`SIGNAL_TIME`].
+    /// Sends it SIGTERM, by itself: no client of a job hands a signal on. Says nothing: one that has just ended gets no
+    /// signal, and removal follows and reports. Blocks for at most [`SIGNAL_TIME`].
     pub fn terminate(&self) {
         let (args, stop) = (["kill", "--signal", "TERM", &self.id], Shutdown::new());
         if let Err(error) = self.docker.run("signal the container", &args, &stop, Instant::now() + SIGNAL_TIME) {
@@ -371,7 +380,7 @@ impl Container<'_> {
         self.docker.end(&self.id, grace, stop)
     }
 
-    /// What the engine says of it; `None` if it does not know it any more. The exit code of `docker start` tells
+    /// What the engine says of it; `None` if it does not know it any more. The exit code of a client tells
     /// neither a program's failure from docker's nor, when it was signalled itself, anything.
     ///
     /// # Errors

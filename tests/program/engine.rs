@@ -44,8 +44,8 @@ fn an_engine_that_fails_never_makes_a_job_run_on_the_host() {
     // All commands, only the one that asks for the version, or one that a job needs.
     for (commands, trouble) in [
         (&["version"][..], "exec sleep 6"),
-        (&["create"], "echo 'Cannot connect to the Docker daemon at unix:///run/docker.sock.' >&2; exit 1"),
-        (&["version", "pull", "image", "create", "start", "ps", "rm"], "echo 'no answer' >&2; exit 1"),
+        (&["run"], "echo 'Cannot connect to the Docker daemon at unix:///run/docker.sock.' >&2; exit 1"),
+        (&["version", "pull", "image", "create", "start", "run", "ps", "rm"], "echo 'no answer' >&2; exit 1"),
     ] {
         commands.iter().for_each(|command| stand_in.say(command, trouble));
         let end = network.end_of(&job());
@@ -60,7 +60,7 @@ fn an_engine_that_fails_never_makes_a_job_run_on_the_host() {
     until("the miner is unready", || page(&network, "/readyz").contains("engine: cannot ask the docker engine"));
     let end = network.end_of(&job());
     assert_eq!(end["status"], "horde_failed", "{end}");
-    for command in ["version", "pull", "image", "create", "start", "ps", "rm"] {
+    for command in ["version", "pull", "image", "create", "start", "run", "ps", "rm"] {
         stand_in.relent(command);
     }
     until("the miner is ready again", || page(&network, "/readyz").starts_with("ready"));
@@ -79,7 +79,7 @@ fn a_miner_that_starts_without_an_engine_takes_no_job_and_one_that_comes_later_i
     assert!(page(&network, "/readyz").contains("Cannot connect to the Docker daemon"), "{}", page(&network, "/readyz"));
     let end = network.end_of(&job());
     assert_eq!(end["status"], "horde_failed", "{end}");
-    assert_eq!(stand_in.calls("create"), [] as [&str; 0]);
+    assert_eq!(stand_in.calls("run"), [] as [&str; 0]);
     stand_in.relent("version");
     until("the miner is ready", || page(&network, "/readyz").starts_with("ready"));
     until("a job completes", || network.end_of(&job())["status"] == "completed");

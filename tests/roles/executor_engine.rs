@@ -25,7 +25,7 @@ const WORDS: &str = "the connection to the job's container was lost";
 /// An engine whose client is cut and which then is away, and a runner on it.
 fn away() -> (Arc<StandIn>, DockerRunner) {
     let stand_in = StandIn::new();
-    stand_in.say("start", CUT);
+    stand_in.say("run", CUT);
     for command in ["container-inspect", "ps"] {
         stand_in.say(command, AWAY);
     }
@@ -105,9 +105,10 @@ fn an_engine_that_does_not_come_back_before_the_deadline_is_lost() {
     }
     let (bench, id) = bench();
     let (engine, runner) = away();
-    engine.keep("cut", "");
+    // The client dies when the container has started.
+    engine.say("run", r#"shift; "$real" run --detach "$@"; kill -9 0"#);
     engine.relent("ps");
-    let deadline = Instant::now() + Duration::from_secs(2);
+    let deadline = Instant::now() + Duration::from_secs(6);
     let error = runner.run(&spec(&bench, &id, "sleep 1000"), &bench.workspace(), &Shutdown::new(), deadline);
     let error = error.unwrap_err();
     assert!(matches!(error, RunError::EngineLost { .. }), "{error}");
@@ -151,5 +152,77 @@ fn a_cancelled_job_gets_sigterm_first_and_one_that_a_signal_ends_says_which() {
     assert!(kills.len() == 1 && kills[0].starts_with("kill --signal TERM "), "{kills:?}");
     let killed = runner.run(&spec(&bench, &id, "kill -9 $$"), &bench.workspace(), &Shutdown::new(), far()).unwrap();
     assert_eq!((killed.end, killed.exit_code()), (RunEnd::Signalled(9), Some(137)));
+    assert_clean(bench, &id);
+}
+
+#[test]
+fn a_signal_to_the_client_of_a_job_does_not_reach_the_job() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let engine = StandIn::new();
+    engine.say("run", r#"echo $$ >"$folder/client"; exec "$real" "$@""#);
+    let runner = DockerRunner { docker: engine.client(), ..DockerRunner::default() };
+    let script = "trap 'echo signalled' TERM; echo ready > /output/ready
+        while [ ! -e /bin/stop ]; do sleep 0.05; done; sleep 0.5; echo after; exit 5";
+    let engine = Arc::new(engine);
+    let (client, job) = (engine.clone(), id.clone());
+    let outcome = run_until_ready_by(&runner, far(), &spec(&bench, &id, script), &bench, move |_| {
+        let client: i32 = client.file("client").trim().parse().unwrap();
+        let client = rustix::process::Pid::from_raw(client).unwrap();
+        rustix::process::kill_process(client, rustix::process::Signal::TERM).unwrap();
+        docker(&["exec", &containers(&job), "touch", "/bin/stop"]).unwrap();
+    });
+    let outcome = outcome.unwrap();
+    assert_eq!(outcome.end, RunEnd::Exited(5), "{outcome:?}");
+    assert!(outcome.stdout.text.ends_with("after\n"), "{outcome:?}");
+    assert!(!outcome.stdout.text.contains("signalled"), "the job got the signal of its client: {outcome:?}");
+    drop(engine);
+    assert_clean(bench, &id);
+}
+
+#[test]
+fn a_container_that_could_not_be_made_is_the_engine_s_answer() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let engine = StandIn::new();
+    let answer = "Error response from daemon: no space left on device.";
+    engine.say(
+        "run",
+        &format!("printf \"docker: {answer}\\n\\nRun 'docker run --help' for more information\\n\" >&2; exit 125"),
+    );
+    let runner = DockerRunner { docker: engine.client(), ..DockerRunner::default() };
+    let error = runner.run(&spec(&bench, &id, "true"), &bench.workspace(), &Shutdown::new(), far()).unwrap_err();
+    assert_eq!(error.to_string(), format!("cannot create the container: {answer}"));
+    assert!(matches!(error, RunError::Engine { .. }), "{error:?}");
+    assert_clean(bench, &id);
+}
+
+#[test]
+fn a_client_that_dies_while_its_container_is_being_made_leaves_none_behind() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let engine = StandIn::new();
+    // The engine goes on for a moment after the client has died, which has not heard of the container.
+    engine.say(
+        "run",
+        r#"[ "$7" = --label ] || exit 1
+        export real folder label="$8"
+        setsid sh -c ': >"$folder/begun"; sleep 0.3
+            exec "$real" create --label "$label" phalanx-test-busybox:1 true' >"$folder/made" 2>&1 &
+        until [ -e "$folder/begun" ]; do sleep 0.02; done
+        kill -9 $$"#,
+    );
+    let runner = DockerRunner { docker: engine.client(), ..DockerRunner::default() };
+    let error = runner.run(&spec(&bench, &id, "true"), &bench.workspace(), &Shutdown::new(), far()).unwrap_err();
+    assert!(error.to_string().contains("ended without a word (Signalled(9))"), "{error}");
+    let made = engine.file("made").trim().to_owned();
+    assert_eq!(made.len(), 64, "{made}");
+    assert!(docker(&["container", "inspect", &made]).is_err(), "it is left behind");
     assert_clean(bench, &id);
 }

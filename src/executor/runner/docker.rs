@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::common::{Prepared, RunError, Runner, io_error, of_engine, open_to_job, publish};
+use super::common::{Prepared, RunError, Runner, io_error, open_to_job, publish};
 use super::follow::follow;
 use super::pull::{self, ImageSettings};
 use super::quota::{Beside, DiskWatch};
@@ -147,29 +147,32 @@ impl Runner for DockerRunner {
         if let Some(script) = &spec.raw_script {
             write_script(&script_file(workspace), script).map_err(io_error("write the job's script"))?;
         }
-        let mut container = self.docker.container(container_name(spec));
+        let container = self.docker.container(container_name(spec));
         let env = JobEnv::of(spec);
         std::fs::write(env_file(workspace), &env.file).map_err(io_error("write the job's environment"))?;
-        let mut creation = container.creation();
-        creation.args(&args);
         if token.is_cancelled() {
             return Err(ToolError::Cancelled("create the container").into());
         }
-        let created = container.create(creation);
-        std::fs::remove_file(env_file(workspace)).map_err(io_error("remove the job's environment"))?;
-        created.map_err(|error| match error {
-            ToolError::Start { source, .. } if source.kind() == std::io::ErrorKind::ArgumentListTooLong => {
-                RunError::Spec("its command and its environment are longer than the system takes".to_owned())
-            }
-            error => of_engine(error),
-        })?;
+        let made = workspace.private().join("container");
+        let mut run = container.run(&made);
+        run.args(&args);
         let beside = self.beside(spec, workspace, container.id());
         let watch = DiskWatch::start(&self.sandbox, workspace.private(), token, beside);
-        let ran = follow(&container, workspace, &watch.run, deadline);
+        let ran = follow(&container, (run, &made), workspace, &watch.run, deadline);
         let over = watch.finish();
         // This kills what has not ended within its grace.
         drop(container);
-        let outcome = ran?.or_over(over);
+        // The client reads it before it makes the container, which is known to be over only now.
+        std::fs::remove_file(env_file(workspace)).map_err(io_error("remove the job's environment"))?;
+        let outcome = ran.map_err(|error| match error {
+            RunError::Tool(ToolError::Start { source, .. })
+                if source.kind() == std::io::ErrorKind::ArgumentListTooLong =>
+            {
+                RunError::Spec("its command and its environment are longer than the system takes".to_owned())
+            }
+            error => error,
+        })?;
+        let outcome = outcome.or_over(over);
         match reclaim(&self.docker, spec, workspace, token) {
             // A job that has not ended well has its end; the folder is the miner's then, which removes it once more.
             Err(error) if outcome.end != RunEnd::Exited(0) => log::error!("job {}: {error}", spec.id),
@@ -233,8 +236,8 @@ const ARGUMENT_BYTES_MAX: usize = (128 << 10) - 1;
 struct JobEnv<'a> {
     /// The text of an `--env-file`: all that such a file can express.
     file: String,
-    /// The rest, as values with line breaks: in the arguments of `docker create`, which users of the host can see while
-    /// it runs.
+    /// The rest, as values with line breaks: in the arguments of `docker run`, which users of the host can see while
+    /// the job runs.
     arguments: Vec<&'a (String, String)>,
 }
 
@@ -268,7 +271,7 @@ fn check_image(image: &str) -> Result<(), RunError> {
     Ok(())
 }
 
-/// The further arguments of `docker create`: nothing of the request may become an option or a second mount.
+/// The further arguments of `docker run`: nothing of the request may become an option or a second mount.
 fn create_args(spec: &RunSpec, sandbox: &Sandbox, workspace: &Workspace) -> Result<Vec<String>, RunError> {
     if let Some(problem) = spec.problem() {
         return Err(RunError::Spec(problem));
@@ -365,6 +368,7 @@ fn mount(from: &std::path::Path, to: &str) -> Result<String, RunError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::executor::runner::common::of_engine;
     use crate::ops::cause::Fault;
 
     fn args(spec: &RunSpec) -> Result<Vec<String>, RunError> {

@@ -4,6 +4,8 @@
 //! The engine says how it ended; the exit code of a client tells a job's own failure neither from the client's nor from
 //! a broken connection's. What a job writes while nobody is connected is lost, because no engine keeps it.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::common::{RunError, Streams, of_engine};
@@ -18,6 +20,13 @@ use crate::proc::tool::ToolError;
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(3);
 
+/// How long an engine may still need for a container whose client was ended while it was being made; what comes later
+/// is left to the miner, which removes what carries its label.
+const MAKING_TIME: Duration = Duration::from_secs(1);
+
+/// The exit code of a client that has failed by itself.
+const CLIENT_FAILED: i32 = 125;
+
 /// How long an engine has to answer a look.
 const LOOK_TIME: Duration = Duration::from_secs(10);
 
@@ -27,25 +36,32 @@ const LAST_LOOK_TIME: Duration = Duration::from_secs(3);
 
 const GAP: &str = "the connection to the job's container was lost; what it wrote meanwhile is missing here";
 
-/// Starts the container and keeps what it writes. Blocks until it has ended, `deadline` passes or `stop` is cancelled.
+/// Makes and starts the container by `run`, a completed [`Container::run`] with the file `made`, and keeps what it
+/// writes. Blocks until it has ended, `deadline` passes or `stop` is cancelled.
 ///
 /// # Errors
-/// [`RunError::Removed`] and [`RunError::EngineLost`], if its end is not known; what the engine says, if it did not
-/// start.
+/// [`RunError::Removed`] and [`RunError::EngineLost`], if its end is not known; what the engine says, if it was not
+/// made or did not start.
 pub(super) fn follow(
     container: &Container,
+    (run, made): (Command, &Path),
     workspace: &Workspace,
     stop: &Shutdown,
     deadline: Instant,
 ) -> Result<RunOutcome, RunError> {
     let mut streams = Streams::create(workspace)?;
-    let mut connection = Some(container.attached());
+    let mut connection = Some(run);
     // How the last connection ended, and whether the engine has failed to answer since; tries in vain.
     let (mut client, mut away, mut tries) = (RunEnd::Exited(0), false, 0);
+    let mut is_made = false;
     loop {
         if let Some(command) = connection.take() {
             let began = Instant::now();
             client = streams.run(command, stop, deadline, Some(&|| container.terminate()))?;
+            if !is_made && !std::fs::metadata(made).is_ok_and(|file| file.len() > 0) {
+                return not_made(client, streams);
+            }
+            is_made = true;
             if matches!(client, RunEnd::TimedOut | RunEnd::Cancelled) {
                 return streams.finish(client);
             }
@@ -106,13 +122,40 @@ fn end_of(name: &str, state: &ContainerState, is_broken: bool) -> Result<RunEnd,
     }
 }
 
+/// The client has ended and knows of no container.
+fn not_made(client: RunEnd, streams: Streams) -> Result<RunOutcome, RunError> {
+    const DOING: &str = "create the container";
+    if client != RunEnd::Exited(CLIENT_FAILED) {
+        // The engine may be making it nevertheless; it is removed after this.
+        Shutdown::new().wait_for(Level::Cancel, MAKING_TIME);
+    }
+    let outcome = streams.finish(client)?;
+    match client {
+        RunEnd::Cancelled => Ok(outcome),
+        RunEnd::TimedOut => Err(ToolError::TimedOut(DOING).into()),
+        _ => Err(of_engine(ToolError::Failed { doing: DOING, text: said(&outcome, client) })),
+    }
+}
+
+/// What a client says of its failure, without the hint at its help.
+fn said(outcome: &RunOutcome, client: RunEnd) -> String {
+    let text = outcome.stderr.text.trim();
+    let text = text.strip_prefix("docker: ").unwrap_or(text);
+    let is_hint = |line: &&str| line.ends_with("--help' for more information") || line.ends_with("--help'.");
+    let lines: Vec<&str> = text.lines().filter(|line| !is_hint(line)).collect();
+    match lines.join("\n").trim() {
+        "" => format!("the engine's client ended without a word ({client:?})"),
+        text => text.to_owned(),
+    }
+}
+
 fn not_started(state: ContainerState, streams: Streams) -> Result<RunOutcome, RunError> {
     let outcome = streams.finish(RunEnd::Exited(state.exit_code))?;
     match state.exit_code {
         // The engine could not run the command itself; these are a shell's codes for that.
         126 | 127 => Ok(outcome),
         _ => {
-            let text = if state.error.is_empty() { outcome.stderr.text.trim().to_owned() } else { state.error };
+            let text = if state.error.is_empty() { said(&outcome, outcome.end) } else { state.error };
             Err(of_engine(ToolError::Failed { doing: "start the container", text }))
         }
     }
