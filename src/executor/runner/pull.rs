@@ -194,11 +194,16 @@ impl Pull<'_> {
             };
         }
         let (mut backoff, mut rng, mut room_made) = (Backoff::new(BACKOFF), Rng::from_entropy(), false);
+        // What the last try that was answered has shown tells more than a deadline that passes in the next.
+        let mut shown: Option<(String, Cause)> = None;
         loop {
             log::info!("pulling image {image}");
             let error = match docker.pull(image, settings.silence, token, deadline) {
                 Ok(()) => break,
-                Err(ToolError::TimedOut(_)) => return Err(RunError::PullTimedOut(image.to_owned())),
+                Err(ToolError::TimedOut(_)) => {
+                    let late = || RunError::PullTimedOut(image.to_owned());
+                    return Err(shown.map_or_else(late, |(error, cause)| self.error(error, cause)));
+                }
                 Err(ToolError::Failed { text, .. }) => text,
                 Err(error) => return Err(error.into()),
             };
@@ -220,10 +225,12 @@ impl Pull<'_> {
             let now = Instant::now();
             let pause = backoff.next_delay(now, rng.unit()).max(retry_after(&error).unwrap_or_default());
             // The miner is to hear of it within the limit.
+            let so_far = format!("{error} ({tries} tries)");
             if pause >= deadline.saturating_duration_since(now) {
-                return Err(self.error(format!("{error} ({tries} tries)"), cause));
+                return Err(self.error(so_far, cause));
             }
             log::info!("image {image}: again in {:.1} s: {error}", pause.as_secs_f64());
+            shown = Some((so_far, cause));
             if token.wait_for(Level::Cancel, pause) {
                 return Err(ToolError::Cancelled("pull the image").into());
             }
