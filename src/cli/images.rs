@@ -23,7 +23,7 @@ pub(super) struct ImageArgs {
     /// Begin a pull again that shows no progress for this long; an engine shows none within a layer [default: never]
     #[arg(long, value_name = "DUR", value_parser = duration, env = "PHALANX_PULL_SILENCE")]
     pull_silence: Option<Duration>,
-    /// Only images whose names match, as ghcr.io/acme/* (a star is any text); may be repeated
+    /// Only images whose names match, as registry.example/acme/* (a star is any text); may be repeated
     #[arg(long, value_name = "PATTERN", env = "PHALANX_ALLOW_IMAGE", value_delimiter = ',')]
     allow_image: Vec<ImagePattern>,
     /// Let jobs have images that only your own registry log-ins can pull

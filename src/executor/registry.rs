@@ -56,7 +56,7 @@ mod tests {
             ("localhost:5000", None),
             ("docker.io/library/busybox", None),
             ("index.docker.io/library/busybox", None),
-            ("ghcr.io/a/b:1", Some("ghcr.io")),
+            ("registry.example/a/b:1", Some("registry.example")),
             ("localhost/x", Some("localhost")),
             ("localhost:5000/x", Some("localhost")),
             ("LOCALHOST/x", Some("LOCALHOST")),

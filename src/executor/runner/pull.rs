@@ -51,7 +51,7 @@ impl FromStr for ImagePattern {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            return Err("it should be like ghcr.io/acme/* or python:3.12".to_owned());
+            return Err("it should be like registry.example/acme/* or python:3.12".to_owned());
         }
         Ok(Self(text.to_owned()))
     }
@@ -304,11 +304,11 @@ mod tests {
             ("busybox", "acme/busybox", false),
             ("acme/*", "acme/app/x:1", true),
             ("acme/*", "docker.io/acme/app", true),
-            ("acme/*", "ghcr.io/acme/app", false),
+            ("acme/*", "registry.example/acme/app", false),
             ("docker.io/*", "EVIL/app", false),
-            ("ghcr.io/acme/*", "ghcr.io/acme/app@sha256:00", true),
-            ("ghcr.io/acme/*:stable", "ghcr.io/acme/app:stable", true),
-            ("ghcr.io/acme/*:stable", "ghcr.io/acme/app:edge", false),
+            ("registry.example/acme/*", "registry.example/acme/app@sha256:00", true),
+            ("registry.example/acme/*:stable", "registry.example/acme/app:stable", true),
+            ("registry.example/acme/*:stable", "registry.example/acme/app:edge", false),
             ("*.acme.io/*", "r.acme.io/x", true),
             ("*", "localhost:5000/x", true),
             ("localhost:5000/x", "localhost:5000/x:2", true),
