@@ -220,7 +220,7 @@ fn a_client_that_dies_while_its_container_is_being_made_leaves_none_behind() {
     );
     let runner = DockerRunner { docker: engine.client(), ..DockerRunner::default() };
     let error = runner.run(&spec(&bench, &id, "true"), &bench.workspace(), &Shutdown::new(), far()).unwrap_err();
-    assert!(error.to_string().contains("ended without a word (Signalled(9))"), "{error}");
+    assert!(error.to_string().contains("was ended by signal 9 and said nothing"), "{error}");
     let made = engine.file("made").trim().to_owned();
     assert_eq!(made.len(), 64, "{made}");
     assert!(docker(&["container", "inspect", &made]).is_err(), "it is left behind");

@@ -75,13 +75,6 @@ pub enum TreeError {
     },
 }
 
-impl TreeError {
-    /// Whether the tree itself is the reason, not the time that there was, nor the machine.
-    pub fn is_of_tree(&self) -> bool {
-        matches!(self, Self::TooMany(..) | Self::TooDeep(_))
-    }
-}
-
 impl From<TreeError> for io::Error {
     fn from(error: TreeError) -> Self {
         let kind = match &error {

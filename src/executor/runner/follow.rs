@@ -144,8 +144,12 @@ fn said(outcome: &RunOutcome, client: RunEnd) -> String {
     let is_hint = |line: &&str| line.ends_with("--help' for more information") || line.ends_with("--help'.");
     let lines: Vec<&str> = text.lines().filter(|line| !is_hint(line)).collect();
     match lines.join("\n").trim() {
-        "" => format!("the engine's client ended without a word ({client:?})"),
-        text => text.to_owned(),
+        text if !text.is_empty() => text.to_owned(),
+        _ => match client {
+            RunEnd::Signalled(signal) => format!("the engine's client was ended by signal {signal} and said nothing"),
+            RunEnd::Exited(code) => format!("the engine's client ended with exit code {code} and said nothing"),
+            _ => "the engine's client was ended and said nothing".to_owned(),
+        },
     }
 }
 

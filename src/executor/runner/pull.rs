@@ -33,7 +33,7 @@ const TRIES_IF_HERE: u32 = 3;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum PullPolicy {
-    /// For each job, as the Python executor does: a tag may have moved. An image that is named by its digest cannot.
+    /// For each job, as the Python executor does, because a tag may have moved; not for a digest that is here
     #[default]
     Always,
     /// Only for an image that is not here
