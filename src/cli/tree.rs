@@ -85,9 +85,9 @@ fn remove(args: &Args, bounds: &Bounds<'_>) -> Result<(), String> {
 /// As root in a helper's container: the owner is told by the folder, whatever number that has outside.
 fn own(path: &Path, bounds: &Bounds<'_>) -> Result<(), String> {
     let owner = path.metadata().map_err(|e| e.to_string())?;
-    let owner = (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()));
+    let access = Access::Owner(Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()));
     let root = tree::open_dir(path).map_err(|e| e.to_string())?;
-    let walked = tree::give(root, Access::Owner(Some(owner)), bounds).map_err(|e| e.to_string())?;
+    let walked = tree::give(root, access, bounds).map_err(|e| e.to_string())?;
     if walked.closed > 0 {
         return Err(format!("{} folders cannot be entered", walked.closed));
     }

@@ -214,7 +214,7 @@ fn an_owner_s_access_is_added_and_the_owner_is_changed_where_that_is_possible() 
     fs::set_permissions(&path, fs::Permissions::from_mode(0o001)).unwrap();
     let ours = fs::metadata(folder.path()).unwrap();
     let root = open_dir(folder.path()).unwrap();
-    let owner = |uid, gid| Access::Owner(Some((rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid))));
+    let owner = |uid, gid| Access::Owner(rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
     give(&root, owner(ours.uid(), ours.gid()), &bounds).unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&path), mode(&path.join("f"))), (0o701, 0o640));

@@ -314,15 +314,15 @@ pub enum Access {
     /// Everybody may do everything: for a container, whose user may be anyone.
     Everybody,
     /// The owner may read and write, and enter folders. The bits that lend an owner's rights to whoever runs a file go.
-    Owner(Option<(Uid, Gid)>),
+    Owner(Uid, Gid),
 }
 
 impl Access {
     fn mode(self, mode: RawMode, folder: bool) -> RawMode {
         match (self, folder) {
             (Access::Everybody, _) => 0o777,
-            (Access::Owner(_), true) => mode & 0o777 | 0o700,
-            (Access::Owner(_), false) => mode & 0o777 | 0o600,
+            (Access::Owner(..), true) => mode & 0o777 | 0o700,
+            (Access::Owner(..), false) => mode & 0o777 | 0o600,
         }
     }
 }
@@ -335,7 +335,7 @@ impl Access {
 pub fn give(root: impl AsFd, access: Access, bounds: &Bounds<'_>) -> Result<Walked, TreeError> {
     walk(root, bounds, &mut |entry| {
         let failed = |error: Errno| TreeError::Io { path: entry.path(), source: error.into() };
-        if let Access::Owner(Some((user, group))) = access
+        if let Access::Owner(user, group) = access
             && (entry.stat.st_uid, entry.stat.st_gid) != (user.as_raw(), group.as_raw())
         {
             chownat(entry.dir, entry.name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
