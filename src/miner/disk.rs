@@ -15,7 +15,7 @@ use crate::base::waits::{recv, waiting};
 use crate::identity::KeyPair;
 use crate::ops::health::Health;
 use crate::protocol::{Receipt, ReceiptPayload, ReceiptType};
-use crate::store::miner::{JobChange, MinerStore};
+use crate::store::miner::{JobChange, JobRow, MinerStore, NewReceipt};
 use crate::store::receipts::ReceiptRow;
 
 /// Receipts of one transaction: what comes in during a commit is stored with the next, so none waits for more than two.
@@ -34,6 +34,9 @@ const STORE: &str = "store";
 #[derive(Debug)]
 pub(super) struct StoreOrder {
     pub job: JobKey,
+    pub number: u64,
+    /// The job, if it is stored with the receipt.
+    pub row: Option<Box<JobRow>>,
     pub payload: ReceiptPayload,
     pub validator_signature: String,
 }
@@ -52,7 +55,8 @@ pub(super) enum Order {
 pub(super) type Saves = Arc<Mutex<BTreeMap<JobKey, JobChange>>>;
 
 /// Stores what comes in until nobody can send any more; `report` gets the outcome of each receipt, after its commit.
-/// What was put into `saves` before an order was sent is in the same commit, or an earlier one.
+/// What was put into `saves` before an order was sent is in the same commit, or an earlier one, and counts as older
+/// than the job of the order.
 pub(super) fn run(
     orders: &Receiver<Order>,
     saves: &Saves,
@@ -72,10 +76,9 @@ pub(super) fn run(
             Order::Receipt(order) => Some(countersign(*order, key)),
             Order::Look => None,
         });
-        let signed: Vec<(JobKey, Receipt)> = receipts.collect();
-        let rows: Vec<ReceiptRow> = signed.iter().map(|(_, receipt)| row(receipt)).collect();
+        let (signed, rows): (Vec<_>, Vec<_>) = receipts.unzip();
         let changes: Vec<JobChange> = changed.values().cloned().collect();
-        let stored = store.write(&rows, &changes).map_err(|error| error.to_string());
+        let stored = store.write(&changes, &rows).map_err(|error| error.to_string());
         failed = stored.is_err();
         match &stored {
             Ok(_) => health.up(STORE),
@@ -88,9 +91,9 @@ pub(super) fn run(
                 }
             }
         }
-        for (at, (job, receipt)) in signed.into_iter().enumerate() {
-            let result = stored.as_ref().map(|new| (Box::new(receipt), new[at])).map_err(Clone::clone);
-            report(Input::Stored { job, result });
+        for (at, Signed { job, number, receipt }) in signed.into_iter().enumerate() {
+            let result = stored.as_ref().map(|new| (receipt, new[at])).map_err(Clone::clone);
+            report(Input::Stored { job, number, result });
         }
         pulse.done();
     }
@@ -109,10 +112,19 @@ fn next(orders: &Receiver<Order>, failed: bool) -> Option<Order> {
     }
 }
 
-fn countersign(order: StoreOrder, key: &KeyPair) -> (JobKey, Receipt) {
-    let StoreOrder { job, payload, validator_signature } = order;
+/// A receipt that is complete.
+struct Signed {
+    job: JobKey,
+    number: u64,
+    receipt: Box<Receipt>,
+}
+
+fn countersign(order: StoreOrder, key: &KeyPair) -> (Signed, NewReceipt) {
+    let StoreOrder { job, number, row: of_job, payload, validator_signature } = order;
     let miner_signature = payload.sign(key);
-    (job, Receipt { payload, validator_signature, miner_signature })
+    let receipt = Receipt { payload, validator_signature, miner_signature };
+    let new = NewReceipt { receipt: row(&receipt), job: of_job.map(|job| *job) };
+    (Signed { job, number, receipt: Box::new(receipt) }, new)
 }
 
 fn row(receipt: &Receipt) -> ReceiptRow {

@@ -252,15 +252,14 @@ impl RouterThread {
                 }
             },
             Action::Close(id, code, reason) => sessions.get(&id)?.close(code, reason, Instant::now() + CLOSE_TIME),
-            Action::Store { job, payload, validator_signature } => {
-                let order = StoreOrder { job, payload, validator_signature };
-                let job = order.job.clone();
+            Action::Store { job, number, row, payload, validator_signature } => {
+                let order = StoreOrder { job: job.clone(), number, row, payload, validator_signature };
                 let why = match self.orders.try_send(Order::Receipt(Box::new(order))) {
                     Ok(()) => return None,
                     Err(TrySendError::Full(_)) => "too many receipts wait for the disk",
                     Err(TrySendError::Disconnected(_)) => "the receipt store has failed",
                 };
-                return Some(Input::Stored { job, result: Err(why.to_owned()) });
+                return Some(Input::Stored { job, number, result: Err(why.to_owned()) });
             }
             Action::Save(change) => {
                 lock(&self.saves).insert(key_of(&change), change);

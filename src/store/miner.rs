@@ -60,6 +60,15 @@ pub enum JobChange {
     },
 }
 
+/// A receipt to store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewReceipt {
+    /// The receipt.
+    pub receipt: ReceiptRow,
+    /// The job that it starts: it is there only with its receipt, and only if that is new.
+    pub job: Option<JobRow>,
+}
+
 /// The database, for one thread. Dropping it lets the folder go.
 #[derive(Debug)]
 pub struct MinerStore {
@@ -115,24 +124,33 @@ impl MinerStore {
         &self.turn
     }
 
-    /// Stores receipts and makes changes of jobs in one transaction; says for each receipt whether it is new (see
-    /// [`ReceiptStore::insert`]). Blocks on the disk; on it when this returns.
+    /// Makes changes of jobs and then stores receipts, in one transaction; says for each receipt whether it is new
+    /// (`false`: that validator's receipt of that kind for that job is already there, and stays). Blocks on the disk;
+    /// on it when this returns.
     ///
     /// # Errors
     /// [`StoreError::Sql`]; then nothing was changed.
-    pub fn write(&mut self, receipts: &[ReceiptRow], jobs: &[JobChange]) -> Result<Vec<bool>, StoreError> {
+    pub fn write(&mut self, jobs: &[JobChange], receipts: &[NewReceipt]) -> Result<Vec<bool>, StoreError> {
         let transaction = self.receipts.connection().transaction()?;
-        let new = ReceiptStore::insert_into(&transaction, receipts)?;
+        let mut new = Vec::with_capacity(receipts.len());
         {
             let mut put = transaction.prepare_cached("INSERT OR REPLACE INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
+            let mut put = |JobRow { validator, uuid, state, initial, request, news }: &JobRow| {
+                put.execute(params![validator, uuid, state, initial, request, news])
+            };
             let mut forget = transaction.prepare_cached("DELETE FROM jobs WHERE validator = ?1 AND uuid = ?2")?;
             for job in jobs {
                 match job {
-                    JobChange::Put(JobRow { validator, uuid, state, initial, request, news }) => {
-                        put.execute(params![validator, uuid, state, initial, request, news])?
-                    }
+                    JobChange::Put(row) => put(row)?,
                     JobChange::Forget { validator, uuid } => forget.execute([validator, uuid])?,
                 };
+            }
+            for NewReceipt { receipt, job } in receipts {
+                let is_new = ReceiptStore::insert_into(&transaction, receipt)?;
+                if let Some(row) = job.as_ref().filter(|_| is_new) {
+                    put(row)?;
+                }
+                new.push(is_new);
             }
         }
         let _waiting = waiting("the disk", None);
@@ -170,6 +188,10 @@ mod tests {
         }
     }
 
+    fn forget(uuid: &str) -> JobChange {
+        JobChange::Forget { validator: "5V".into(), uuid: uuid.into() }
+    }
+
     fn receipt(uuid: &str) -> ReceiptRow {
         ReceiptRow {
             validator_hotkey: "5V".into(),
@@ -189,13 +211,29 @@ mod tests {
         assert_eq!((jobs, store.turn().epoch), (vec![], 1));
         let instance = store.turn().instance.clone();
         let put = |uuid, state| JobChange::Put(job(uuid, state));
-        assert_eq!(store.write(&[receipt("a")], &[put("a", "new"), put("b", "new")]).unwrap(), [true]);
-        let forget = JobChange::Forget { validator: "5V".into(), uuid: "b".into() };
-        assert_eq!(store.write(&[receipt("a")], &[put("a", "runs"), forget]).unwrap(), [false]);
+        store.write(&[put("a", "new"), put("b", "new")], &[]).unwrap();
+        store.write(&[put("a", "runs"), forget("b")], &[]).unwrap();
         drop(store);
         let (store, jobs) = MinerStore::open(folder.path(), 0).unwrap();
         assert_eq!(jobs, [job("a", "runs")]);
         assert_eq!((&store.turn().instance, store.turn().epoch), (&instance, 2));
+    }
+
+    #[test]
+    fn a_job_is_there_only_with_the_new_receipt_that_starts_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut store, _) = MinerStore::open(folder.path(), 0).unwrap();
+        let starts = |uuid, state| NewReceipt { receipt: receipt(uuid), job: Some(job(uuid, state)) };
+        // What was to be forgotten of an earlier job of this uuid is older than the receipt.
+        assert_eq!(store.write(&[forget("a")], &[starts("a", "new")]).unwrap(), [true]);
+        assert_eq!(store.write(&[forget("a")], &[starts("a", "again"), starts("b", "new")]).unwrap(), [false, true]);
+        // A receipt that cannot be stored leaves no job either.
+        store.receipts.connection().execute("ALTER TABLE receipts RENAME TO away", []).unwrap();
+        store.write(&[], &[starts("c", "new")]).unwrap_err();
+        store.receipts.connection().execute("ALTER TABLE away RENAME TO receipts", []).unwrap();
+        drop(store);
+        let (_store, jobs) = MinerStore::open(folder.path(), 0).unwrap();
+        assert_eq!(jobs, [job("b", "new")]);
     }
 
     fn assert_private(folder: &Path) {
@@ -210,7 +248,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (mut store, _) = MinerStore::open(folder.path(), 0).unwrap();
         assert_private(folder.path());
-        store.write(&[], &[JobChange::Put(job("a", "new"))]).unwrap();
+        store.write(&[JobChange::Put(job("a", "new"))], &[]).unwrap();
         // As they are after a kill, with the modes that they had.
         let older = tempfile::tempdir().unwrap();
         for name in ["miner.db", "miner.db-wal", "miner.db-shm"] {

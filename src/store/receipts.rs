@@ -8,7 +8,6 @@ use std::path::Path;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::{StoreError, open};
-use crate::base::waits::waiting;
 
 /// Receipts are kept this long after they were written, in microseconds: the longest time that one may count for
 /// (30 days, the bound of the published package), and a day more for clocks that disagree.
@@ -95,37 +94,20 @@ impl ReceiptStore {
         Ok(Self(connection))
     }
 
-    /// Stores receipts in one transaction; says for each whether it is new (`false`: that validator's receipt of that
-    /// kind for that job is already there, and stays). Blocks on the disk; on it when this returns.
-    ///
-    /// # Errors
-    /// [`StoreError::Sql`]; then none was stored.
-    pub fn insert(&mut self, rows: &[ReceiptRow]) -> Result<Vec<bool>, StoreError> {
-        let transaction = self.0.transaction()?;
-        let new = Self::insert_into(&transaction, rows)?;
-        let _waiting = waiting("the disk", None);
-        transaction.commit()?;
-        Ok(new)
-    }
-
-    /// As [`ReceiptStore::insert`], as part of a transaction of the caller's.
-    pub(super) fn insert_into(transaction: &Transaction<'_>, rows: &[ReceiptRow]) -> Result<Vec<bool>, StoreError> {
+    /// Stores a receipt as part of the caller's transaction; says whether it is new (`false`: that validator's receipt
+    /// of that kind for that job is already there, and stays).
+    pub(super) fn insert_into(transaction: &Transaction<'_>, row: &ReceiptRow) -> rusqlite::Result<bool> {
         let sql = format!("INSERT OR IGNORE INTO receipts ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)");
-        let mut insert = transaction.prepare_cached(&sql)?;
-        let mut new = Vec::with_capacity(rows.len());
-        for row in rows {
-            let stored = insert.execute(params![
-                row.validator_hotkey,
-                row.job_uuid,
-                row.kind,
-                row.written_us,
-                row.payload,
-                row.validator_signature,
-                row.miner_signature
-            ])?;
-            new.push(stored == 1);
-        }
-        Ok(new)
+        let stored = transaction.prepare_cached(&sql)?.execute(params![
+            row.validator_hotkey,
+            row.job_uuid,
+            row.kind,
+            row.written_us,
+            row.payload,
+            row.validator_signature,
+            row.miner_signature
+        ])?;
+        Ok(stored == 1)
     }
 
     /// The database, for what else is in it.
@@ -172,6 +154,13 @@ mod tests {
         }
     }
 
+    fn insert(store: &mut ReceiptStore, rows: &[ReceiptRow]) -> Vec<bool> {
+        let transaction = store.connection().transaction().unwrap();
+        let new = rows.iter().map(|row| ReceiptStore::insert_into(&transaction, row).unwrap()).collect();
+        transaction.commit().unwrap();
+        new
+    }
+
     #[test]
     fn receipts_survive_a_reopen_and_the_first_of_a_kind_stays() {
         let folder = tempfile::tempdir().unwrap();
@@ -179,8 +168,8 @@ mod tests {
         let mut store = ReceiptStore::open(&path, 0).unwrap();
         let rows =
             [row("a", "JobStartedReceipt", 5), row("a", "JobFinishedReceipt", 9), row("b", "JobStartedReceipt", 7)];
-        assert_eq!(store.insert(&rows).unwrap(), [true, true, true]);
-        assert_eq!(store.insert(&[row("a", "JobStartedReceipt", 6)]).unwrap(), [false]);
+        assert_eq!(insert(&mut store, &rows), [true, true, true]);
+        assert_eq!(insert(&mut store, &[row("a", "JobStartedReceipt", 6)]), [false]);
         drop(store);
         let store = ReceiptStore::open(&path, 0).unwrap();
         assert_eq!(store.get("5V", "a", "JobStartedReceipt").unwrap().as_ref(), Some(&rows[0]));
@@ -196,7 +185,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("miner.db");
         let mut store = ReceiptStore::open(&path, 0).unwrap();
-        store.insert(&[row("old", "JobStartedReceipt", 10), row("young", "JobStartedReceipt", 20)]).unwrap();
+        insert(&mut store, &[row("old", "JobStartedReceipt", 10), row("young", "JobStartedReceipt", 20)]);
         drop(store);
         let store = ReceiptStore::open(&path, RECEIPT_RETENTION_US + 15).unwrap();
         assert_eq!(store.get("5V", "old", "JobStartedReceipt").unwrap(), None);

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
+use rusqlite::Connection;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-use crate::process::{Network, result, start_miner, status_of_a_job};
+use crate::process::{NO_OP, Network, result, start_miner, status_of_a_job};
 use crate::testkit::process::{Running, run};
-use crate::testkit::wait::until;
+use crate::testkit::wait::{LONG, until};
 
 /// A job that says when it runs, and goes on when it may.
 fn job(folder: &Path) -> String {
@@ -52,7 +53,7 @@ impl Network {
         for pid in killed_too {
             kill_process(Pid::from_raw(*pid).unwrap(), Signal::KILL).unwrap();
         }
-        assert!(self.miner.ended_within(crate::testkit::wait::LONG));
+        assert!(self.miner.ended_within(LONG));
         let folders = (self.folder.path(), self.scratch.path());
         let (miner, _) = start_miner(folders, &self.listening, false, arguments);
         let before = std::mem::replace(&mut self.miner, miner);
@@ -116,6 +117,30 @@ fn an_executor_whose_miner_does_not_come_back_ends_and_leaves_nothing() {
     assert_eq!(std::fs::read_dir(network.scratch.path()).unwrap().count(), 0);
     network.miner_again(&[], &arguments);
     assert_eq!(result(&submit.finish().stdout)["status"], "horde_failed");
+    assert_eq!(network.stop(Signal::TERM), [Some(0); 3]);
+}
+
+#[test]
+fn a_miner_that_is_killed_as_it_accepts_a_job_has_no_job_without_its_receipt() {
+    let mut network = Network::start(false);
+    let database = Connection::open(network.folder.path().join("miner/miner.db")).unwrap();
+    let count = |sql: &str| database.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+    let without = "SELECT count(*) FROM jobs WHERE NOT EXISTS (SELECT 1 FROM receipts WHERE job_uuid = jobs.uuid
+                   AND validator_hotkey = jobs.validator AND kind = 'JobStartedReceipt')";
+    for round in 1..=8 {
+        let submit = Running::start(&mut network.submit(NO_OP));
+        // As soon as it is there, so that little can follow before the blow.
+        until("a job is on disk", || (0..100).any(|_| count("SELECT count(*) FROM jobs") > 0));
+        network.miner.signal(Signal::KILL);
+        assert!(network.miner.ended_within(LONG));
+        assert_eq!(count(without), 0, "round {round}");
+        network.miner_again(&[], &["--runner", "process"]);
+        let submitted = submit.finish();
+        let status = result(&submitted.stdout)["status"].as_str().unwrap().to_owned();
+        assert!(["completed", "horde_failed"].contains(&status.as_str()), "{}", submitted.stdout);
+        until("nothing is left of it", || count("SELECT count(*) FROM jobs") == 0);
+    }
+    drop(database);
     assert_eq!(network.stop(Signal::TERM), [Some(0); 3]);
 }
 

@@ -119,7 +119,7 @@ impl Network {
     }
 }
 
-const NO_OP: &str = r#"{"executor_class": "always_on.test", "docker_image": "x", "args": ["echo", "done"]}"#;
+pub const NO_OP: &str = r#"{"executor_class": "always_on.test", "docker_image": "x", "args": ["echo", "done"]}"#;
 const LONG_JOB: &str = r#"{"executor_class": "always_on.test", "docker_image": "x", "args": ["sleep", "600"],
     "execution_time_limit": 600}"#;
 

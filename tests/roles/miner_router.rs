@@ -15,7 +15,7 @@ use phalanx::miner::executor_manager::{
 };
 use phalanx::miner::executor_pool::{Lease, SlotCounts};
 use phalanx::miner::router::{
-    Action, CLOSE_NORMAL, Counted, ExecutorFrame, Input, Peer, Router, Settings, ValidatorFrame,
+    Action, CLOSE_NORMAL, Counted, ExecutorFrame, Input, JobKey, Peer, Router, Settings, ValidatorFrame,
 };
 use phalanx::miner::trace::Traces;
 use phalanx::miner::{MinerConfig, MinerLimits};
@@ -30,6 +30,13 @@ impl ExecutorBackend for Unused {
     fn run(&self, _: &ExecutorSpec, _: &Shutdown) -> ExecutorEnd {
         unreachable!("the router starts nothing by itself")
     }
+}
+
+struct StoreOrder {
+    job: JobKey,
+    number: u64,
+    row: Option<Box<JobRow>>,
+    receipt: Receipt,
 }
 
 struct Fixture {
@@ -53,6 +60,8 @@ struct Fixture {
     told_to_end: Vec<String>,
     /// What the store says to the next receipts: new, old, or an error; or nothing, as a disk that hangs.
     store: fn() -> Option<Result<bool, String>>,
+    /// Orders that a disk that hangs has not done.
+    orders: Vec<StoreOrder>,
     stored: usize,
     traces: Traces,
 }
@@ -84,6 +93,7 @@ impl Fixture {
             counted: Vec::new(),
             told_to_end: Vec::new(),
             store: || Some(Ok(true)),
+            orders: Vec::new(),
             stored: 0,
             traces: Traces::default(),
         }
@@ -126,13 +136,14 @@ impl Fixture {
                 }
                 Action::Send(id, text) => self.mail.entry(id).or_default().push(text.to_string()),
                 Action::Close(id, code, _) => drop(self.closed.insert(id, code)),
-                Action::Store { job, payload, validator_signature } => {
+                Action::Store { job, number, row, payload, validator_signature } => {
                     self.stored += 1;
                     let miner_signature = payload.sign(&self.alice.miner);
                     let receipt = Receipt { payload, validator_signature, miner_signature };
-                    if let Some(result) = (self.store)() {
-                        let result = result.map(|new| (Box::new(receipt), new));
-                        self.handle(Input::Stored { job, result });
+                    let order = StoreOrder { job, number, row, receipt };
+                    match (self.store)() {
+                        Some(result) => self.done(order, result),
+                        None => self.orders.push(order),
                     }
                 }
                 Action::Start(spec, lease) => {
@@ -147,6 +158,16 @@ impl Fixture {
                 Action::Count(counted) => self.counted.push(counted),
             }
         }
+    }
+
+    /// The disk has done this, or could not.
+    fn done(&mut self, order: StoreOrder, result: Result<bool, String>) {
+        let StoreOrder { job, number, row, receipt } = order;
+        if let (Some(row), Ok(true)) = (row, &result) {
+            self.disk.insert(row.uuid.clone(), *row);
+        }
+        let result = result.map(|new| (Box::new(receipt), new));
+        self.handle(Input::Stored { job, number, result });
     }
 
     /// Moves time on, stopping wherever the router wants to look.
@@ -510,6 +531,36 @@ fn a_disk_that_hangs_holds_no_slot() {
     f.handle(Input::Stop(Level::Cancel));
     assert_eq!(f.got(session), ["DeclineJob busy"]);
     assert!(f.router.is_idle());
+}
+
+#[test]
+fn what_a_disk_does_late_counts_for_no_other_request() {
+    let mut f = Fixture::new(1);
+    let (alice, job) = (f.alice.clone(), uuid());
+    let session = f.validator(&alice);
+    let too_late = CLASS.spin_up_time() + f.limits.startup_time_limit;
+    f.store = || None;
+    f.says(session, &alice.ask(&job));
+    f.pass(too_late);
+    assert_eq!(f.got(session), ["DeclineJob unknown"]);
+    let late = f.orders.remove(0);
+    f.done(late, Ok(true));
+    assert_eq!((f.started.len(), f.disk.len()), (0, 0), "nothing is left of the job that came with it");
+
+    // It is asked for again in the meantime, and once more.
+    f.says(session, &alice.ask(&job));
+    f.pass(too_late);
+    f.says(session, &alice.ask(&job));
+    assert_eq!(f.got(session), ["DeclineJob unknown"]);
+    // Another receipt of the same job is not what it waits for either.
+    f.says(session, &alice.finished_receipt(&job));
+    let [first, second, other] = std::mem::take(&mut f.orders).try_into().ok().unwrap();
+    f.done(first, Ok(true));
+    f.done(other, Ok(true));
+    assert_eq!((f.got(session), f.started.len()), (vec![], 0));
+    f.done(second, Ok(false));
+    assert_eq!((f.got(session), f.disk.len()), (vec!["DeclineJob unknown".to_owned()], 0));
+    assert_eq!((f.free(), f.started.len()), (1, 0));
 }
 
 #[test]
@@ -1323,7 +1374,10 @@ fn a_job_is_on_disk_before_it_is_accepted_and_one_that_was_not_told_so_is_told_a
     let (alice, job) = (f.alice.clone(), uuid());
     let session = f.validator(&alice);
     f.says(session, &alice.ask(&job));
-    assert_eq!((f.got(session), f.disk.len()), (vec![], 1));
+    assert_eq!((f.got(session), f.disk.len()), (vec![], 0), "it is not there without its receipt");
+    // Killed after both are on disk, and before that is known.
+    let row = f.orders.remove(0).row.unwrap();
+    f.disk.insert(job.clone(), *row);
     f.restart(SECOND, Owner { epoch: 2, ..owner() });
     let token = f.adopted[0].token.clone();
     f.ended(&token, Err(ExecutorError::Lost));

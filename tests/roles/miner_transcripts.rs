@@ -82,10 +82,10 @@ impl Replay {
                     let connection = connection(id);
                     self.seen.entry(connection).or_default().closed = Some(code);
                 }
-                Action::Store { job, payload, validator_signature } => {
+                Action::Store { job, number, payload, validator_signature, .. } => {
                     let miner_signature = payload.sign(&self.miner);
                     let receipt = Receipt { payload, validator_signature, miner_signature };
-                    self.handle(Input::Stored { job, result: Ok((Box::new(receipt), true)) });
+                    self.handle(Input::Stored { job, number, result: Ok((Box::new(receipt), true)) });
                 }
                 Action::Start(spec, lease) => {
                     drop(self.leases.insert(spec.token.clone(), lease));

@@ -13,7 +13,7 @@ use crate::miner::executor_manager::{ExecutorEnd, ExecutorSpec, Leftover};
 use crate::miner::executor_pool::Lease;
 use crate::protocol::signing::verify_validator_signature;
 use crate::protocol::{DecodeError, ExecutorClass, ExecutorToMiner, Receipt, ReceiptPayload, ValidatorToMiner};
-use crate::store::miner::JobChange;
+use crate::store::miner::{JobChange, JobRow};
 use crate::transport::Utf8Bytes;
 
 use super::job::JobKey;
@@ -129,6 +129,8 @@ pub enum Input {
     Stored {
         /// Which job of which validator it is about.
         job: JobKey,
+        /// Of the order, see [`Action::Store`].
+        number: u64,
         /// The countersigned receipt and whether it is new, or why it could not be stored.
         result: Result<(Box<Receipt>, bool), String>,
     },
@@ -228,6 +230,10 @@ pub enum Action {
     Store {
         /// Which job of which validator it is about.
         job: JobKey,
+        /// No other order has it.
+        number: u64,
+        /// With a started-receipt: the job, which is stored in the same transaction if the receipt is new.
+        row: Option<Box<JobRow>>,
         /// What it says.
         payload: ReceiptPayload,
         /// The validator's signature, already checked.

@@ -23,8 +23,8 @@ pub struct JobKey {
 /// Where a job is.
 #[derive(Debug)]
 pub(super) enum Phase {
-    /// The slot is reserved; the started-receipt is on its way to the disk.
-    Storing,
+    /// The slot is reserved; the started-receipt and the job are on their way to the disk, in the order of this number.
+    Storing(u64),
     /// Accepted: the executor is starting, until the pool says that its reservation has expired.
     Starting,
     /// The executor is ready and waits for the job request, until then.
@@ -171,16 +171,18 @@ pub(super) struct MinerJob {
 }
 
 impl MinerJob {
-    /// A job that was asked for on `session` and has a slot; its receipt is to be stored.
+    /// A job that was asked for on `session` and has a slot; its receipt is to be stored, by the order of this number.
     pub(super) fn new(
         (initial, initial_text): (V0InitialJobRequest, Utf8Bytes),
         lease: Lease,
         placed: Placed,
         session: SessionId,
+        number: u64,
     ) -> Self {
         let mut executor = Executor::new(lease.slot(), placed.token.clone());
         executor.lease = Some(lease);
         Self {
+            phase: Phase::Storing(number),
             executor: Some(executor),
             audience: vec![session],
             claimed: true,
@@ -194,7 +196,7 @@ impl MinerJob {
             initial,
             initial_text,
             receipt: None,
-            phase: Phase::Storing,
+            phase: Phase::Starting,
             executor: None,
             placed,
             unclean: None,
@@ -230,8 +232,7 @@ impl MinerJob {
     /// Differs when there is something to save.
     pub(super) fn mark(&self) -> Mark {
         let (phase, until) = match &self.phase {
-            // One that is being stored becomes one that starts when it is on disk: the same row.
-            Phase::Storing | Phase::Starting => (0, None),
+            Phase::Storing(_) | Phase::Starting => (0, None),
             Phase::Ready(until) => (1, Some(*until)),
             Phase::Running(stage, clock) => (2 + *stage as u8, Some(clock.deadline())),
             Phase::FinalMessages(until, _) => (6, Some(*until)),
@@ -383,7 +384,7 @@ impl MinerJob {
     /// When to look at this job again; reservations are the pool's.
     pub(super) fn next_wake(&self, leeway: Duration) -> Option<Instant> {
         let phase = match &self.phase {
-            Phase::Storing | Phase::Starting => None,
+            Phase::Storing(_) | Phase::Starting => None,
             Phase::FinalMessages(until, _) => Some(*until),
             Phase::Ready(until) => (!self.is_cut_off()).then_some(*until),
             Phase::Running(_, clock) => (!self.is_cut_off()).then(|| clock.deadline() + leeway),

@@ -10,7 +10,7 @@ use crate::base::now::Now;
 use crate::base::shutdown::Level;
 use crate::protocol::{
     ExecutorClass, HordeFailureReason, JobParticipantType, JobRejectionReason, MinerToValidator, Receipt,
-    V0AcceptJobRequest, V0DeclineJobRequest, V0HordeFailedRequest, V0InitialJobRequest,
+    ReceiptPayload, V0AcceptJobRequest, V0DeclineJobRequest, V0HordeFailedRequest, V0InitialJobRequest,
 };
 use crate::transport::Utf8Bytes;
 
@@ -85,7 +85,7 @@ impl Router {
     fn asked_again(&mut self, key: &JobKey, session: SessionId) {
         let Some(job) = self.jobs.get_mut(key) else { return };
         job.claim(session);
-        if matches!(job.phase, Phase::Storing) {
+        if matches!(job.phase, Phase::Storing(_)) {
             return;
         }
         let news = job.kept();
@@ -147,11 +147,8 @@ impl Router {
                 return self.decline_busy(session, &key, class, "");
             }
         };
-        let store = Action::Store {
-            job: key.clone(),
-            payload: initial.job_started_receipt_payload.clone().into(),
-            validator_signature: initial.job_started_receipt_signature.clone(),
-        };
+        let payload = initial.job_started_receipt_payload.clone().into();
+        let validator_signature = initial.job_started_receipt_signature.clone();
         let placed = Placed {
             token: format!("{}-{}", key.uuid, uuid::Uuid::new_v4()),
             run: uuid::Uuid::new_v4().simple().to_string(),
@@ -159,9 +156,18 @@ impl Router {
             asked,
             ready_by,
         };
-        self.jobs.insert(key.clone(), MinerJob::new((initial, text), lease, placed, session));
+        let number = self.store_order();
+        let job = MinerJob::new((initial, text), lease, placed, session, number);
+        let row = Some(Box::new(job.row(&key, now)));
+        self.jobs.insert(key.clone(), job);
         self.note(&key, TraceEvent::Asked, "");
-        self.out.push(store);
+        self.out.push(Action::Store { job: key, number, row, payload, validator_signature });
+    }
+
+    /// The number of the next order to store a receipt.
+    pub(super) fn store_order(&mut self) -> u64 {
+        self.store_orders += 1;
+        self.store_orders
     }
 
     fn decline(&mut self, to: SessionId, key: &JobKey, reason: JobRejectionReason, message: String) {
@@ -179,10 +185,18 @@ impl Router {
     }
 
     /// A receipt has been stored, or could not be; for a started-receipt the job depends on it.
-    pub(super) fn stored(&mut self, key: JobKey, result: Result<(Box<Receipt>, bool), String>, now: Now) {
-        let Some(job) = self.jobs.get_mut(&key).filter(|job| matches!(job.phase, Phase::Storing)) else {
-            if let Err(why) = result {
-                log::error!("job {}: a receipt was not stored: {why}", key.uuid);
+    pub(super) fn stored(&mut self, key: JobKey, number: u64, result: Result<(Box<Receipt>, bool), String>, now: Now) {
+        let waits = |job: &&mut MinerJob| matches!(job.phase, Phase::Storing(order) if order == number);
+        let Some(job) = self.jobs.get_mut(&key).filter(waits) else {
+            match result {
+                Err(why) => log::error!("job {}: a receipt was not stored: {why}", key.uuid),
+                // With its job, which was declined in the meantime.
+                Ok((receipt, _))
+                    if matches!(receipt.payload, ReceiptPayload::JobStarted(_)) && !self.jobs.contains_key(&key) =>
+                {
+                    self.forgotten.push(key)
+                }
+                Ok(_) => {}
             }
             return;
         };
@@ -334,7 +348,7 @@ impl Router {
             self.jobs.iter().filter(|(_, job)| due(job) || starting(job, self)).map(|(key, _)| key.clone()).collect();
         for key in keys {
             let job = &self.jobs[&key];
-            if matches!(job.phase, Phase::Storing) {
+            if matches!(job.phase, Phase::Storing(_)) {
                 for session in self.undo(&key) {
                     let why = "the started-receipt could not be stored in time".to_owned();
                     self.decline(session, &key, JobRejectionReason::Unknown, why);
@@ -381,7 +395,7 @@ impl Router {
         for key in running {
             let MinerJob { phase, initial, .. } = &self.jobs[&key];
             let class = initial.executor_class;
-            if !matches!(phase, Phase::Storing) {
+            if !matches!(phase, Phase::Storing(_)) {
                 self.fail(&key, HordeFailureReason::GenericError, STOPPING.to_owned(), now);
                 continue;
             }

@@ -38,7 +38,7 @@ impl Router {
             Input::FromExecutor(id, frame) => self.executor_message(id, *frame, now),
             Input::Spooled { token, frames } => self.spooled(&token, frames, now),
             Input::Closed(id) => self.closed(id, now),
-            Input::Stored { job, result } => self.stored(job, result, now),
+            Input::Stored { job, number, result } => self.stored(job, number, result, now),
             Input::ExecutorEnded { token, end } => self.executor_ended(token, end, now),
             Input::Engine(engine) => {
                 // What the last job met may have been the same.

@@ -16,6 +16,10 @@ impl Router {
         let mut changes: Vec<_> =
             forgotten.map(|JobKey { validator, uuid }| Action::Save(JobChange::Forget { validator, uuid })).collect();
         for (key, job) in &mut self.jobs {
+            if matches!(job.phase, Phase::Storing(_)) {
+                // Its row is written with its receipt.
+                continue;
+            }
             let mark = job.mark();
             if job.saved != Some(mark) {
                 job.saved = Some(mark);
@@ -73,7 +77,7 @@ impl Router {
                 self.pool.ending(slot, now.mono + self.limits.exit_time + self.limits.end_time);
             }
             // Until its first connection the reservation decides.
-            Phase::Storing | Phase::Starting => {}
+            Phase::Storing(_) | Phase::Starting => {}
             Phase::Ready(_) | Phase::Running(..) | Phase::FinalMessages(..) => {
                 executor.back_by = Some(now.mono + self.limits.reconnect_grace);
                 executor.gone_since = Some(now.mono);

@@ -77,7 +77,8 @@ impl MinerJob {
     pub(super) fn row(&self, key: &JobKey, now: Now) -> JobRow {
         let wall = |at: &Instant| to_wall(*at, now);
         let phase = match &self.phase {
-            Phase::Storing | Phase::Starting => SavedPhase::Starting,
+            // On disk it has its receipt, so it is accepted.
+            Phase::Storing(_) | Phase::Starting => SavedPhase::Starting,
             Phase::Ready(until) => SavedPhase::Ready(wall(until)),
             Phase::FinalMessages(_, how) => SavedPhase::FinalMessages(how.clone()),
             Phase::Running(Stage::Download, clock) => SavedPhase::Download(wall(&clock.deadline())),

@@ -100,6 +100,8 @@ pub struct Router {
     pub(super) breach: Option<String>,
     /// Jobs of which nothing is left, but for what was saved of them.
     pub(super) forgotten: Vec<JobKey>,
+    /// Receipts that were to be stored so far.
+    pub(super) store_orders: u64,
     pub(super) out: Vec<Action>,
 }
 
@@ -181,6 +183,7 @@ impl Router {
             level: Level::Run,
             breach: None,
             forgotten: Vec::new(),
+            store_orders: 0,
             out: Vec::new(),
         }
     }

@@ -250,7 +250,8 @@ impl Router {
             log::warn!("job {}: receipt refused: {why}", key.uuid);
             return self.complain(id, format!("Invalid receipt for job {}: {why}", key.uuid));
         }
-        self.out.push(Action::Store { job: key.clone(), payload, validator_signature: signature });
+        let number = self.store_order();
+        self.out.push(Action::Store { job: key.clone(), number, row: None, payload, validator_signature: signature });
         let Some(job) = self.jobs.get_mut(&key) else { return };
         // A finished-receipt before the end says that the validator has given the job up.
         job.answered |= confirms == News::End;
