@@ -122,6 +122,8 @@ pub struct Uploaded {
     pub results: StrMap,
     /// A sentence for each link and special file that an archive does not have, at most [`tree::Found::OTHERS`].
     pub left_out: Vec<String>,
+    /// Bytes of all that was sent, each once.
+    pub bytes: u64,
 }
 
 /// One request that is ready to be sent.
@@ -164,13 +166,14 @@ impl Uploader {
         let bounds = Bounds { token: &self.token, deadline };
         let (items, left_out) = prepare(upload, workspace, bounds)?;
         let most = ANSWER_BYTES.min(ANSWERS_BYTES / items.len().max(1));
-        let mut results = StrMap::new();
+        let (mut results, mut bytes) = (StrMap::new(), 0);
         for item in items {
             let answer = bounds.retry(|_| self.send(&item, deadline));
             let answer = answer.map_err(|source| UploadError::Http { name: item.name.clone(), source })?;
+            bytes += item.len;
             results.insert(item.name, encode(&answer, most));
         }
-        Ok(Uploaded { results, left_out })
+        Ok(Uploaded { results, left_out, bytes })
     }
 
     fn send(&self, item: &Item, deadline: Instant) -> Result<Response, HttpError> {

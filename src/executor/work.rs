@@ -12,10 +12,10 @@ use super::artifacts::{self, Artifacts, ArtifactsError};
 use super::config::ExecutorConfig;
 use super::registry;
 use super::runner::{Prepared, RunEnd, RunError, RunOutcome, RunSpec, Runner};
-use super::stages::{Outcome, Problem, Results, Work};
+use super::stages::{Outcome, Part, Problem, Results, Work};
 use super::streaming::{StreamingError, StreamingLimits, StreamingServer, Watched};
 use super::transfer::Bounds;
-use super::uploads::{UploadError, Uploaded, Uploader};
+use super::uploads::{UploadError, Uploader};
 use super::volumes::{Hub, VolumeError, VolumeLoader};
 use super::workspace::Workspace;
 use crate::base::shutdown::Shutdown;
@@ -39,7 +39,7 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) fn start(config: &ExecutorConfig, uuid: String) -> Self {
         let (queue, works) = bounded::<Work>(1);
-        // That a job serves clients, and its end.
+        // What the work goes on with, and its end; the owner always takes them.
         let (report, done) = bounded(2);
         let cancel = Shutdown::new();
         let (kicked, token) = (cancel.clone(), cancel.clone());
@@ -145,17 +145,19 @@ impl JobWork {
                     registry::check(&image, &self.config.reach, &self.cancel, deadline)?;
                 }
                 let prepared = runner.prepare(&image, &self.cancel, deadline)?;
+                let mut loaded = None;
                 if let Some(volume) = volume {
+                    self.begin(Part::Volumes);
                     let hub = Hub::from_env(self.config.hugging_face_token_for_jobs);
                     let loader = VolumeLoader::new(self.cancel.clone(), hub, self.config.reach.clone());
                     let loader = match self.config.sandbox.disk_bytes {
                         Some(bytes) => loader.with_space(bytes),
                         None => loader,
                     };
-                    loader.load(&volume, workspace, deadline)?;
+                    loaded = Some(loader.load(&volume, workspace, deadline)?);
                 }
                 self.image = prepared;
-                Ok(Outcome::Loaded)
+                Ok(Outcome::Loaded(loaded))
             }
             Work::Run { mut spec, streaming, deadline } => {
                 spec.labels.extend_from_slice(&self.config.labels);
@@ -171,13 +173,15 @@ impl JobWork {
                 let (_, workspace) = self.place()?;
                 let Artifacts { files, mut left_out } =
                     artifacts::collect(workspace, artifacts_dir.as_deref(), &Bounds { token: &self.cancel, deadline })?;
-                let uploaded = match upload {
-                    Some(upload) => Uploader::new(self.cancel.clone(), self.config.reach.clone())
-                        .upload(&upload, workspace, deadline)?,
-                    None => Uploaded::default(),
-                };
-                left_out.extend(uploaded.left_out);
-                Ok(Outcome::Uploaded(Box::new(Results { artifacts: files, left_out, uploads: uploaded.results })))
+                let mut results = Results { artifacts: files, ..Results::default() };
+                if let Some(upload) = upload {
+                    self.begin(Part::Upload);
+                    let uploader = Uploader::new(self.cancel.clone(), self.config.reach.clone());
+                    let uploaded = uploader.upload(&upload, workspace, deadline)?;
+                    left_out.extend(uploaded.left_out);
+                    (results.uploads, results.uploaded) = (uploaded.results, Some(uploaded.bytes));
+                }
+                Ok(Outcome::Uploaded(Box::new(Results { left_out, ..results })))
             }
         }
     }
@@ -215,6 +219,12 @@ impl JobWork {
             }
             _ => Outcome::Ran(Box::new(ran)),
         })
+    }
+
+    /// The next part of the same work begins.
+    fn begin(&self, part: Part) {
+        // The owner has gone only if it has panicked.
+        drop(self.report.send(Ok(Outcome::Begun(part))));
     }
 
     fn place(&self) -> Result<&(Box<dyn Runner>, Workspace), Problem> {

@@ -212,7 +212,9 @@ fn a_good_job_reports_every_stage_and_its_results() {
 
 #[test]
 fn a_job_that_exits_with_an_error_is_a_failure_with_its_output() {
-    let (received, end) = one_job(initial([10, 10, 10]), full("echo partial; echo boom >&2; exit 3"));
+    let mut initial = initial([10, 10, 10]);
+    initial.volume = Some(inline_zip(&[("a", "one two three")]));
+    let (received, end) = one_job(initial, full("echo partial; echo boom >&2; exit 3"));
     assert_eq!(kinds(&received), ["ready", "volumes", "failed"]);
     assert_eq!(end, JobEnd::Failed);
     let ExecutorToMiner::V0JobFailedRequest(failed) = &received[2] else { unreachable!() };
@@ -220,6 +222,11 @@ fn a_job_that_exits_with_an_error_is_a_failure_with_its_output() {
     assert_eq!(failed.docker_process_exit_status, Some(3.into()));
     assert_eq!(failed.docker_process_stdout.as_deref(), Some("partial\n"));
     assert_eq!(failed.docker_process_stderr.as_deref(), Some("boom\n"));
+    let timeline = failed.context.as_ref().unwrap()["timeline"].as_array().unwrap();
+    let parts: Vec<_> = timeline.iter().map(|part| (part["part"].as_str().unwrap(), part["bytes"].as_u64())).collect();
+    let (volume, output) = (Some("one two three".len() as u64), Some("partial\nboom\n".len() as u64));
+    let expected = [("prepare", None), ("request", None), ("image", None), ("volumes", volume), ("run", output)];
+    assert_eq!(parts, expected);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use phalanx::base::rng::Rng;
 use phalanx::executor::runner::{Captured, RunEnd, RunOutcome};
-use phalanx::executor::stages::{Action, ExecutorError, Input, JobEnd, Outcome, Problem, Results, Stages, Work};
+use phalanx::executor::stages::{Action, ExecutorError, Input, JobEnd, Outcome, Part, Problem, Results, Stages, Work};
 use phalanx::executor::streaming::{Serving, StreamingLimits};
 use phalanx::protocol::{
     ExecutorToMiner, GenericError, HordeFailureReason, InlineVolume, JobFailureReason, JobStage, MinerToExecutor,
@@ -29,7 +29,7 @@ fn volume() -> Volume {
 }
 
 fn ran(end: RunEnd) -> Input {
-    let text = |text: &str| Captured { text: text.to_owned(), ..Captured::default() };
+    let text = |text: &str| Captured { text: text.to_owned(), bytes: 3, ..Captured::default() };
     let ran = RunOutcome { end, stdout: text("out"), stderr: text("err") };
     Input::Done(Ok(Outcome::Ran(Box::new(ran))))
 }
@@ -120,7 +120,7 @@ impl Rig {
         let way = [
             ("prepare", done(Outcome::Prepared)),
             ("request", says(full("true"))),
-            ("load", done(Outcome::Loaded)),
+            ("load", done(Outcome::Loaded(None))),
             ("run", ran(RunEnd::Exited(0))),
         ];
         for (_, input) in way.into_iter().take_while(|(at, _)| *at != phase) {
@@ -148,7 +148,7 @@ fn a_whole_job_goes_through_its_stages_in_order() {
     assert_eq!(rig.after(says(with_volume)), ["begin", "prepare"]);
     assert_eq!(rig.after(done(Outcome::Prepared)), ["ready"]);
     assert_eq!(rig.after(says(full("true"))), ["load"]);
-    assert_eq!(rig.after(done(Outcome::Loaded)), ["volumes", "run"]);
+    assert_eq!(rig.after(done(Outcome::Loaded(None))), ["volumes", "run"]);
     assert_eq!(rig.after(ran(RunEnd::Exited(0))), ["done", "upload"]);
     let results = Results { artifacts: [("a".to_owned(), "b".to_owned())].into_iter().collect(), ..Results::default() };
     assert_eq!(rig.after(Input::Specs(Default::default())), [""; 0], "the result is not there yet");
@@ -168,7 +168,7 @@ fn a_request_may_come_early_and_a_volume_with_it_or_not_at_all() {
     rig.steps.clear();
     assert_eq!(rig.after(says(full("true"))), [""; 0]);
     assert_eq!(rig.after(done(Outcome::Prepared)), ["ready", "load"], "the image, at least");
-    assert_eq!(rig.after(done(Outcome::Loaded)), ["volumes", "run"]);
+    assert_eq!(rig.after(done(Outcome::Loaded(None))), ["volumes", "run"]);
 
     let mut rig = Rig::new();
     rig.handle(says(request()));
@@ -192,7 +192,7 @@ fn every_stage_has_its_deadline_and_saved_time_is_carried_over() {
     rig.handle(says(full("true")));
     assert_eq!(rig.deadline, Some(ready + 10 * S));
     rig.pass(2 * S);
-    rig.handle(done(Outcome::Loaded));
+    rig.handle(done(Outcome::Loaded(None)));
     assert_eq!(rig.deadline, Some(rig.now + 20 * S), "what the download has saved is not for the run");
     rig.handle(ran(RunEnd::Exited(0)));
     assert_eq!(rig.deadline, Some(ready + 35 * S), "but for the upload");
@@ -206,7 +206,7 @@ fn every_stage_has_its_deadline_and_saved_time_is_carried_over() {
     rig.handle(says(full("true")));
     assert_eq!(rig.deadline, Some(rig.now + 13 * S));
     rig.pass(12 * S);
-    rig.handle(done(Outcome::Loaded));
+    rig.handle(done(Outcome::Loaded(None)));
     assert_eq!(rig.deadline, Some(rig.now + 20 * S));
 
     // One total for all, of the request or by default.
@@ -238,7 +238,7 @@ fn streaming() -> Rig {
     assert_eq!(rig.after(says(initial)), ["begin", "prepare"]);
     rig.handle(done(Outcome::Prepared));
     assert_eq!(rig.after(says(full("true"))), ["ready", "load"]);
-    assert_eq!(rig.after(done(Outcome::Loaded)), ["volumes", "run"]);
+    assert_eq!(rig.after(done(Outcome::Loaded(None))), ["volumes", "run"]);
     rig
 }
 
@@ -346,6 +346,34 @@ fn every_problem_of_every_stage_is_one_last_message() {
             }
         }
     }
+}
+
+#[test]
+fn a_failure_says_how_long_each_part_took_and_what_it_moved() {
+    let mut rig = Rig::at("load");
+    rig.pass(S);
+    rig.handle(done(Outcome::Begun(Part::Volumes)));
+    rig.pass(2 * S);
+    rig.handle(done(Outcome::Loaded(Some(17))));
+    rig.pass(3 * S);
+    rig.handle(ran(RunEnd::Exited(0)));
+    rig.handle(done(Outcome::Begun(Part::Upload)));
+    rig.pass(4 * S);
+    rig.handle(Input::Done(Err(Problem::OfJob("why".to_owned()))));
+    let Some(ExecutorToMiner::V0JobFailedRequest(failed)) = rig.sent.last() else { panic!("{:?}", rig.sent) };
+    let part = |part: &str, seconds: f64| serde_json::json!({"part": part, "seconds": seconds});
+    let moved =
+        |part: &str, seconds: f64, bytes: u64| serde_json::json!({"part": part, "seconds": seconds, "bytes": bytes});
+    let timeline = [
+        part("prepare", 0.0),
+        part("request", 0.0),
+        part("image", 1.0),
+        moved("volumes", 2.0, 17),
+        moved("run", 3.0, 6),
+        part("artifacts", 0.0),
+        part("upload", 4.0),
+    ];
+    assert_eq!(failed.context.as_ref().unwrap()["timeline"], serde_json::Value::from_iter(timeline));
 }
 
 #[test]
@@ -526,7 +554,7 @@ fn whatever_happens_there_is_one_work_at_a_time_and_one_end() {
                 _ => match working.take() {
                     Some(_) if rng.one_in(10) => Input::Done(Err(Problem::OfHorde("disk".to_owned()))),
                     Some("prepare") => done(Outcome::Prepared),
-                    Some("load") => done(Outcome::Loaded),
+                    Some("load") => done(Outcome::Loaded(None)),
                     Some("run") => ran(RunEnd::Exited(0)),
                     Some("upload") => done(Outcome::Uploaded(Box::default())),
                     _ => Input::Tick,

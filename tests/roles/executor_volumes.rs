@@ -42,7 +42,7 @@ fn zip_url(url: String, path: Option<&str>) -> ZipUrlVolume {
     ZipUrlVolume { contents: url, relative_path: path.map(Into::into) }
 }
 
-fn load(volume: &Volume, workspace: &Workspace) -> Result<(), VolumeError> {
+fn load(volume: &Volume, workspace: &Workspace) -> Result<u64, VolumeError> {
     VolumeLoader::new(Shutdown::new(), Hub::default(), loopback()).load(volume, workspace, far())
 }
 
@@ -325,7 +325,7 @@ fn load_from(
     token: Option<&str>,
     volume: HuggingfaceVolume,
     to: &Workspace,
-) -> Result<(), VolumeError> {
+) -> Result<u64, VolumeError> {
     let hub = Hub { endpoint: server.url(""), token: token.map(Into::into) };
     VolumeLoader::new(Shutdown::new(), hub, loopback()).load(&Volume::Huggingface(volume), to, far())
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::timeline::Part;
 use crate::executor::runner::{RunOutcome, RunSpec};
 use crate::executor::streaming::{Serving, StreamingLimits};
 use crate::protocol::{ExecutorToMiner, JsonMap, MinerToExecutor, OutputUpload, StrMap, StreamingDetails, Volume};
@@ -73,8 +74,10 @@ pub enum Input {
 pub enum Outcome {
     /// The job's folder is there.
     Prepared,
-    /// The image is here, and the volume in its place.
-    Loaded,
+    /// The next part of the same work begins, and the job goes on.
+    Begun(Part),
+    /// The image is here, and the volume in its place, which has so many bytes.
+    Loaded(Option<u64>),
     /// The server of a streaming job is ready for clients; the job goes on.
     Serving(Serving),
     /// The job has run.
@@ -94,6 +97,8 @@ pub struct Results {
     pub left_out: Vec<String>,
     /// What the servers of its uploads answered.
     pub uploads: StrMap,
+    /// Bytes of what was uploaded.
+    pub uploaded: Option<u64>,
 }
 
 /// Why work cannot be done.

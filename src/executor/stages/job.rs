@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::io::{Action, Input, Outcome, Problem, Work};
+use super::timeline::{Part, Timeline};
 use crate::executor::runner::{RunEnd, RunOutcome, RunSpec};
 use crate::executor::streaming::{Serving, StreamingLimits};
 use crate::protocol::stages::{Stage, StageClock, Timing};
@@ -61,6 +62,7 @@ pub(super) struct StagedJob {
     pub(super) machine: Option<JsonMap>,
     /// When the present stage began.
     pub(super) stage_began: Instant,
+    pub(super) timeline: Timeline,
     /// When what is being handled happened.
     pub(super) now: Instant,
     alone_since: Option<Instant>,
@@ -90,6 +92,7 @@ impl StagedJob {
             ran: None,
             machine: None,
             stage_began: now,
+            timeline: Timeline::new(Part::Prepare, now),
             now,
             alone_since: None,
             initial_again: false,
@@ -120,7 +123,7 @@ impl StagedJob {
             Input::Done(Err(problem)) => self.fail(problem),
             Input::Crashed(why) => {
                 let message = format!("the executor crashed: {why}");
-                self.end_horde_failed(HordeFailureReason::UnhandledException, message, None);
+                self.horde_failed(HordeFailureReason::UnhandledException, message);
             }
             Input::Cancel => self.cancel(),
             // A service manager signals miner, executors and jobs at once, and the miner may want its jobs to end. It
@@ -169,14 +172,20 @@ impl StagedJob {
                 // download.
                 self.phase = Phase::Request(clock.clone().begin(Stage::Download));
                 self.stage_began = now;
+                self.timeline.begin(Part::Request, now);
                 if self.request.is_some() {
                     self.load(now);
                 }
             }
-            Outcome::Loaded => self.run(now),
+            Outcome::Begun(part) => self.timeline.begin(part, now),
+            Outcome::Loaded(volumes) => {
+                volumes.into_iter().for_each(|bytes| self.timeline.moved(bytes));
+                self.run(now);
+            }
             Outcome::Serving(serving) => self.serving(serving, now),
             Outcome::Ran(ran) => self.ran(ran, now),
             Outcome::NotServed(ran, why) => {
+                self.timeline.moved(ran.stdout.bytes + ran.stderr.bytes);
                 self.ran = Some(ran);
                 let message = format!("Streaming job health check failed: {why}");
                 self.job_failed(JobFailureReason::Timeout, JobStage::StreamingStartup, message, None);
@@ -195,6 +204,7 @@ impl StagedJob {
         // The stage began when the executor was ready.
         let deadline = self.clock.get_or_insert_with(|| StageClock::new(self.timing, now)).begin(Stage::Download);
         self.phase = Phase::Load;
+        self.timeline.begin(Part::Image, now);
         let Some(request) = &mut self.request else { return };
         let volume = request.volume.take().or(self.volume.take()).map(Box::new);
         let image = request.docker_image.clone();
@@ -213,6 +223,7 @@ impl StagedJob {
             (None, self.begin_stage(now).begin_run(now))
         };
         self.phase = if self.streaming { Phase::Start } else { Phase::Run };
+        self.timeline.begin(if self.streaming { Part::Start } else { Part::Run }, now);
         let Some(request) = &self.request else { return };
         let spec = Box::new(RunSpec::from_request(self.uuid.as_str(), request));
         self.work(Work::Run { spec, streaming, deadline });
@@ -220,6 +231,7 @@ impl StagedJob {
 
     fn serving(&mut self, serving: Serving, now: Instant) {
         self.phase = Phase::Run;
+        self.timeline.begin(Part::Run, now);
         self.begin_stage(now).begin(Stage::Execution);
         self.send(V0StreamingJobReadyRequest {
             job_uuid: self.uuid.clone(),
@@ -234,6 +246,7 @@ impl StagedJob {
 
     fn ran(&mut self, ran: Box<RunOutcome>, now: Instant) {
         let end = ran.end;
+        self.timeline.moved(ran.stdout.bytes + ran.stderr.bytes);
         self.ran = Some(ran);
         match end {
             RunEnd::Exited(0) if self.phase == Phase::Start => {
@@ -268,6 +281,7 @@ impl StagedJob {
 
     fn collect(&mut self, upload: Option<Box<OutputUpload>>, deadline: Instant) {
         self.phase = Phase::Upload;
+        self.timeline.begin(Part::Artifacts, self.now);
         let artifacts_dir = self.request.as_mut().and_then(|request| request.artifacts_dir.take());
         self.work(Work::Upload { artifacts_dir, upload, deadline });
     }

@@ -7,15 +7,18 @@
 //! * `io`: what goes in and comes out.
 //! * `job`: the order of a job's stages and their deadlines.
 //! * `report`: its last message.
+//! * `timeline`: how long each part of it took.
 
 mod io;
 mod job;
 mod report;
+mod timeline;
 
 use std::time::{Duration, Instant};
 
 pub use self::io::{Action, ExecutorError, Input, JobEnd, Outcome, Problem, Results, Work};
 use self::job::StagedJob;
+pub use self::timeline::Part;
 use crate::protocol::{JsonMap, MinerToExecutor, answer};
 
 /// The state of an executor.

@@ -2,6 +2,7 @@
 
 use super::io::{Action, JobEnd, Problem, Results};
 use super::job::{Phase, StagedJob};
+use super::timeline::seconds;
 use crate::base::text;
 use crate::executor::runner::RunEnd;
 use crate::protocol::executor::{FAULT, FAULT_OF_OPERATOR};
@@ -22,10 +23,11 @@ const FAILED_ARTIFACTS_CHARS: usize = 512 << 10;
 
 impl StagedJob {
     pub(super) fn finish(&mut self, results: Results) {
+        results.uploaded.into_iter().for_each(|bytes| self.timeline.moved(bytes));
         if self.run_timed_out() {
             return self.timed_out(results.artifacts);
         }
-        let Results { artifacts, left_out, uploads } = results;
+        let Results { artifacts, left_out, uploads, .. } = results;
         let (stdout, mut stderr) = self.ran.take().map(|ran| (ran.stdout.text, ran.stderr.text)).unwrap_or_default();
         tell(&mut stderr, &left_out);
         let job_uuid = self.uuid.clone();
@@ -71,13 +73,13 @@ impl StagedJob {
     }
 
     /// Where a failure happened, in all kinds of failures alike.
-    fn context(&self, stage: JobStage) -> JsonMap {
+    fn context(&mut self, stage: JobStage) -> JsonMap {
         let took = self.now.saturating_duration_since(self.stage_began);
-        // Milliseconds tell more than anybody needs.
-        let seconds = took.as_millis() as f64 / 1000.0;
+        self.timeline.end(self.now);
         JsonMap::from_iter([
             ("stage".to_owned(), stage.as_str().into()),
-            ("stage_seconds".to_owned(), seconds.into()),
+            ("stage_seconds".to_owned(), seconds(took).into()),
+            ("timeline".to_owned(), self.timeline.to_json()),
             ("executor".to_owned(), concat!("phalanx ", env!("CARGO_PKG_VERSION")).into()),
         ])
     }
@@ -100,7 +102,7 @@ impl StagedJob {
                 // Its miner shows that.
                 let mut context = self.context(stage);
                 context.insert(FAULT.to_owned(), FAULT_OF_OPERATOR.into());
-                return self.end_with(HordeFailureReason::GenericError, message, Some(context));
+                return self.end_with(HordeFailureReason::GenericError, message, context);
             }
             Problem::TimedOut(message) => (JobFailureReason::Timeout, message),
             Problem::OfJob(message) if self.phase == Phase::Upload => (JobFailureReason::UploadFailed, message),
@@ -122,7 +124,8 @@ impl StagedJob {
         message: String,
         exit_code: Option<Int>,
     ) {
-        self.send_job_failed(reason, stage, message, exit_code, self.context(stage));
+        let context = self.context(stage);
+        self.send_job_failed(reason, stage, message, exit_code, context);
     }
 
     fn send_job_failed(
@@ -149,27 +152,26 @@ impl StagedJob {
     }
 
     pub(super) fn horde_failed(&mut self, reason: HordeFailureReason, message: String) {
-        self.end_horde_failed(reason, message, Some(self.phase.stage()));
-    }
-
-    pub(super) fn end_horde_failed(&mut self, reason: HordeFailureReason, message: String, stage: Option<JobStage>) {
-        let context = stage.map(|stage| self.context(stage));
+        let context = self.context(self.phase.stage());
         self.end_with(reason, message, context);
     }
 
-    fn end_with(&mut self, reason: HordeFailureReason, message: String, context: Option<JsonMap>) {
+    fn end_with(&mut self, reason: HordeFailureReason, message: String, context: JsonMap) {
         log::warn!("job {}: horde failed: {message}", self.uuid);
         let failed = V0HordeFailedRequest {
             job_uuid: self.uuid.clone(),
             reported_by: JobParticipantType::Executor,
             message: bounded(message),
             reason,
-            context,
+            context: Some(context),
         };
         self.end(failed, JobEnd::HordeFailed);
     }
 
     fn end(&mut self, last: impl Into<ExecutorToMiner>, end: JobEnd) {
+        self.timeline.end(self.now);
+        // A good result has no place for it, so the miner's log is where an operator finds it.
+        log::info!("job {}: {}", self.uuid, self.timeline);
         // The validator waits for the message, nobody for the clean-up: where the miner ends this process in the midst
         // of it, it removes the rest itself.
         self.send(last);

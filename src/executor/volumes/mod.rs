@@ -56,7 +56,8 @@ impl VolumeLoader {
         Self { space: bytes, ..self }
     }
 
-    /// Puts `volume` below the workspace's `volume/`. Blocks until it is there, `deadline` passes or the token cancels.
+    /// Puts `volume` below the workspace's `volume/`, and gives the bytes that it has there. Blocks until it is there,
+    /// `deadline` passes or the token cancels.
     ///
     /// A download that breaks goes on where it broke off, if the server can say that it still has the same file.
     /// Otherwise, and after 5xx, 408 and 429, it begins anew, a few times; a server that says when to come again is
@@ -64,7 +65,7 @@ impl VolumeLoader {
     ///
     /// # Errors
     /// See [`VolumeError`]; part of the volume may be in place then.
-    pub fn load(&self, volume: &Volume, workspace: &Workspace, deadline: Instant) -> Result<(), VolumeError> {
+    pub fn load(&self, volume: &Volume, workspace: &Workspace, deadline: Instant) -> Result<u64, VolumeError> {
         let mut space = Space::new(self.space);
         let single = match volume {
             Volume::Multi(multi) => {
@@ -75,14 +76,15 @@ impl VolumeLoader {
                         source: Box::new(source),
                     })?;
                 }
-                return Ok(());
+                return Ok(space.used());
             }
             Volume::Inline(volume) => SingleVolume::Inline(volume.clone()),
             Volume::ZipUrl(volume) => SingleVolume::ZipUrl(volume.clone()),
             Volume::SingleFile(volume) => SingleVolume::SingleFile(volume.clone()),
             Volume::Huggingface(volume) => SingleVolume::Huggingface(volume.clone()),
         };
-        self.load_one(&single, workspace, &mut space, deadline)
+        self.load_one(&single, workspace, &mut space, deadline)?;
+        Ok(space.used())
     }
 
     fn load_one(

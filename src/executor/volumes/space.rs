@@ -21,6 +21,10 @@ impl Space {
         self.left
     }
 
+    pub(super) fn used(&self) -> u64 {
+        self.all - self.left
+    }
+
     /// So many bytes are used.
     pub(super) fn take(&mut self, bytes: u64) {
         self.left = self.left.saturating_sub(bytes);
