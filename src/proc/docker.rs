@@ -10,6 +10,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use super::address::{EngineAddress, TlsFiles};
 use super::client;
 pub use super::client::PrivateConfig;
 use super::tool::{self, ToolError};
@@ -51,22 +52,37 @@ pub struct Docker {
     pub time: Duration,
     /// What stands for the operator's configuration; `None` for that itself, with its log-ins.
     pub config: Option<Arc<PrivateConfig>>,
+    /// Where the engine is.
+    pub address: EngineAddress,
 }
 
 impl Default for Docker {
     fn default() -> Self {
-        Self { program: PathBuf::from("docker"), time: Duration::from_secs(10), config: None }
+        let program = PathBuf::from("docker");
+        Self { program, time: Duration::from_secs(10), config: None, address: EngineAddress::local() }
     }
 }
 
 impl Docker {
     pub(super) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(args).env_clear().envs(client::environment(std::env::vars_os()));
+        command.env_clear().envs(client::environment(std::env::vars_os()));
         if let Some(config) = &self.config {
             command.envs(config.environment());
         }
+        self.address.apply(&mut command);
+        command.args(args);
         command
+    }
+
+    fn output(
+        &self,
+        command: Command,
+        doing: &'static str,
+        stop: &Shutdown,
+        deadline: Instant,
+    ) -> Result<String, ToolError> {
+        tool::output(command, doing, stop, deadline).map_err(|error| self.address.explained(error))
     }
 
     pub(super) fn run(
@@ -76,7 +92,7 @@ impl Docker {
         stop: &Shutdown,
         deadline: Instant,
     ) -> Result<String, ToolError> {
-        tool::output(self.command(args), doing, stop, deadline)
+        self.output(self.command(args), doing, stop, deadline)
     }
 
     /// Runs a command to its end, whoever is to stop: it is what is done after a stop.
@@ -235,7 +251,7 @@ impl Docker {
             command.arg("--label").arg(format!("{label}={value}"));
         }
         command.arg("--").arg(&network.name);
-        tool::output(command, "create the network", &Shutdown::new(), Instant::now() + self.time)?;
+        self.output(command, "create the network", &Shutdown::new(), Instant::now() + self.time)?;
         Ok(network)
     }
 
@@ -349,7 +365,7 @@ impl Container<'_> {
     /// What the engine says.
     pub fn create(&mut self, creation: Command) -> Result<(), ToolError> {
         let deadline = Instant::now() + CREATE_TIME;
-        self.id = tool::output(creation, "create the container", &Shutdown::new(), deadline)?;
+        self.id = self.docker.output(creation, "create the container", &Shutdown::new(), deadline)?;
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 //! * [`ladder`]: its signals, and when. Pure.
 //! * [`tool`]: a program whose output is only looked at.
 //! * [`docker`]: the one client of the Docker Engine, and the labels of our containers and networks.
+//! * `address`: where an engine is, and what a client needs to talk to it.
 //! * [`images`]: its images; [`image_store`]: those that jobs have brought, and which of them go. `evict`: the choice.
 //!   Pure.
 //! * `lock`: a lock between processes, on a file.
@@ -12,6 +13,7 @@
 //! * `adopted`: a program that an earlier process of ours has started.
 //! * `leftovers`: processes that outlived whoever started them.
 
+mod address;
 pub(crate) mod adopted;
 pub(crate) mod client;
 pub mod docker;
