@@ -5,6 +5,7 @@ mod testkit;
 
 mod cuts;
 mod embedding;
+mod engine_elsewhere;
 mod executor;
 mod executor_docker;
 mod executor_engine;

@@ -108,6 +108,18 @@ impl StandIn {
         Docker { program: self.program(), ..Docker::default() }
     }
 
+    /// A script's `$folder`.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Another program in that folder.
+    pub fn tool(&self, name: &str, script: &str) {
+        let path = self.folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        self.write(&path, script);
+    }
+
     /// From now on the command, as `pull` or `image-inspect`, is this script.
     pub fn say(&self, command: &str, script: &str) {
         self.write(&self.folder.path().join("over").join(command), script);

@@ -4,6 +4,7 @@
 #[cfg(feature = "celery")]
 pub mod celery;
 pub mod cutting;
+pub mod elsewhere;
 pub mod engine;
 pub mod facilitator;
 pub mod http;

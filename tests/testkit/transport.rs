@@ -33,6 +33,15 @@ pub struct Certificates {
 
 impl Certificates {
     pub fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// Their days are over, but for the authority's.
+    pub fn expired() -> Self {
+        Self::with(|certificate| certificate.not_after = rcgen::date_time_ymd(2020, 1, 1))
+    }
+
+    fn with(change: impl Fn(&mut rcgen::CertificateParams)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ca_key = rcgen::KeyPair::generate().unwrap();
         let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
@@ -44,7 +53,9 @@ impl Certificates {
         for (prefix, names) in [("", vec!["localhost", "127.0.0.1"]), ("client-", vec!["client.example"])] {
             let key = rcgen::KeyPair::generate().unwrap();
             let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
-            let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+            let mut certificate = rcgen::CertificateParams::new(names).unwrap();
+            change(&mut certificate);
+            let certificate = certificate.signed_by(&key, &issuer).unwrap();
             std::fs::write(folder.path().join(format!("{prefix}cert.pem")), certificate.pem()).unwrap();
             std::fs::write(folder.path().join(format!("{prefix}key.pem")), key.serialize_pem()).unwrap();
         }

@@ -1,0 +1,77 @@
+//! Engines that are elsewhere: behind SSH with checked host keys, and behind TLS with client certificates.
+
+use crate::testkit::elsewhere::{OtherEngine, Ssh, client};
+use crate::testkit::transport::{Certificates, accept, background, join};
+use crate::testkit::wait::far;
+
+use phalanx::base::shutdown::Shutdown;
+use phalanx::proc::docker::Docker;
+use phalanx::transport::ws::WsListener;
+use phalanx::transport::{Listener, SocketLimits, TransportError};
+
+fn version(docker: &Docker) -> Result<String, String> {
+    docker.version(&Shutdown::new(), far()).map_err(|error| error.to_string())
+}
+
+/// One line, which says this.
+#[track_caller]
+fn assert_refused(docker: &Docker, says: &str) {
+    let why = version(docker).expect_err("it is not refused");
+    assert!(why.contains(says) && !why.contains('\n'), "{why}");
+}
+
+#[test]
+fn an_engine_behind_ssh_answers_whoever_knows_its_host_key_and_nobody_else() {
+    let Some(ssh) = Ssh::start() else { return };
+    let docker = ssh.client();
+    let here = version(&Docker::default()).unwrap();
+    assert_eq!(version(&docker), Ok(here.clone()));
+    // The configuration asks for no check at all.
+    ssh.know("none");
+    assert_refused(&docker, "ssh://engine: its host key is not in known_hosts");
+    ssh.know("other");
+    assert_refused(&docker, "ssh://engine: its host key is not the one in known_hosts: somebody is in between");
+    ssh.know("host");
+    assert_eq!(version(&docker), Ok(here));
+    let key = ssh.stand_in.file("id");
+    ssh.stand_in.keep("id", &ssh.stand_in.file("other"));
+    assert_refused(&docker, "ssh://engine: it refuses our ssh key or user");
+    ssh.stand_in.keep("id", &key);
+    let sshd = ssh.stand_in.file("sshd_config");
+    ssh.stand_in.keep("sshd_config", &format!("{sshd}SetEnv PATH=/nonexistent\n"));
+    assert_refused(&docker, "ssh://engine: there is no docker program on that machine");
+    ssh.stand_in.keep("sshd_config", "no such thing\n");
+    assert_refused(&docker, "ssh://engine: ");
+}
+
+#[test]
+fn an_engine_behind_tls_answers_whoever_has_a_certificate_of_its_authority() {
+    let Some(engine) = OtherEngine::start() else { return };
+    let (good, other, expired) = (&engine.certificates, Certificates::new(), Certificates::expired());
+    let address = format!("tcp://127.0.0.1:{}: ", engine.port);
+    let refused = |ours, theirs, says: &str| {
+        assert_refused(&engine.client(ours, theirs).unwrap(), &format!("{address}{says}"));
+    };
+    assert_eq!(version(&engine.client(good, good).unwrap()), version(&Docker::default()));
+    refused(good, &other, "its certificate is not of the CA that the settings name");
+    refused(&other, good, "it refuses our certificate");
+    refused(&expired, good, "it refuses our certificate");
+
+    let listener = WsListener::bind("127.0.0.1:0", Some(expired.server())).unwrap();
+    let (url, kick) = (listener.url().replace("wss://", "tcp://"), listener.kick());
+    let refusing = background("t-expired", move || {
+        // A client asks more than once.
+        let handshake = || accept(&listener, &SocketLimits::default(), |_| Ok(()));
+        while !matches!(handshake(), Err(TransportError::Stopped)) {}
+    });
+    assert_refused(&client(&url, &expired, &expired).unwrap(), &format!("{url}: its certificate has expired"));
+    kick.kick();
+    join(refusing);
+
+    let (cert, key) = (good.path("client-cert.pem"), good.path("client-key.pem"));
+    std::fs::copy(good.path("key.pem"), &key).unwrap();
+    refused(good, good, "our certificate and our key do not belong together");
+    std::fs::remove_file(&cert).unwrap();
+    let missing = engine.client(good, good).unwrap_err();
+    assert!(missing.starts_with(&format!("{address}certificate {}: No such file", cert.display())), "{missing}");
+}

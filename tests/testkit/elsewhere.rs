@@ -1,0 +1,164 @@
+//! Engines that are elsewhere as far as a client can tell: that of this machine behind a real `sshd`, and a second one
+//! with its own folder, behind TLS and a socket.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use phalanx::proc::docker::{Docker, EngineAddress, TlsFiles};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::engine::{StandIn, ready};
+use super::transport::Certificates;
+use super::wait::until_some;
+
+const SSHD: &str = "/usr/sbin/sshd";
+
+/// An `sshd` with keys of its own, at the other end of a pipe from each `ssh`, that lets in whoever runs the tests. The
+/// configuration of `ssh` is a careless one.
+pub struct Ssh {
+    /// Its `docker` is the real one, which finds an `ssh` that reads that configuration.
+    pub stand_in: StandIn,
+}
+
+impl Ssh {
+    /// `None` if there is no engine; an `sshd` is a must then.
+    pub fn start() -> Option<Self> {
+        if !ready() {
+            return None;
+        }
+        if !Path::new(SSHD).exists() {
+            skip("there is no sshd (apt-get install openssh-server)");
+            return None;
+        }
+        let ssh = Self { stand_in: StandIn::new() };
+        let folder = ssh.stand_in.folder().to_owned();
+        for key in ["host", "other", "id"] {
+            let mut make = Command::new("ssh-keygen");
+            make.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(folder.join(key));
+            assert!(make.status().unwrap().success());
+        }
+        // As the service makes it; without root it is not asked for.
+        let _ = fs::create_dir("/run/sshd");
+        let at = folder.display();
+        let sshd = format!(
+            "HostKey {at}/host\nAuthorizedKeysFile {at}/id.pub\nPidFile none\nUsePAM no\nStrictModes no\n\
+             PasswordAuthentication no\nKbdInteractiveAuthentication no\n"
+        );
+        ssh.stand_in.keep("sshd_config", &sshd);
+        let careless = format!(
+            "Host engine\nProxyCommand {SSHD} -i -f {at}/sshd_config\nIdentityFile {at}/id\nIdentitiesOnly yes\n\
+             UserKnownHostsFile {at}/known\nGlobalKnownHostsFile /dev/null\nStrictHostKeyChecking no\n"
+        );
+        ssh.stand_in.keep("ssh_config", &careless);
+        let real =
+            "echo called >>\"$folder/connections\"\nPATH=/usr/bin:/bin\nexec ssh -F \"$folder/ssh_config\" \"$@\"";
+        ssh.stand_in.tool("path/ssh", real);
+        let second = "PATH=${PATH%%:*}:$folder/path:${PATH#*:}\nexport PATH\nexec \"$real\" \"$@\"";
+        ssh.stand_in.say("--host", second);
+        ssh.know("host");
+        Some(ssh)
+    }
+
+    /// From now on this is the key that is known: of `host`, or of `other`; `none` for none.
+    pub fn know(&self, key: &str) {
+        let known = self.stand_in.file(&format!("{key}.pub"));
+        self.stand_in.keep("known", &if known.is_empty() { known } else { format!("engine {known}") });
+    }
+
+    pub fn address() -> EngineAddress {
+        EngineAddress::parse("ssh://engine", None).unwrap()
+    }
+
+    pub fn client(&self) -> Docker {
+        Docker { address: Self::address(), ..self.stand_in.client() }
+    }
+
+    /// How many connections there were.
+    pub fn connections(&self) -> usize {
+        self.stand_in.file("connections").lines().count()
+    }
+}
+
+/// A second Docker Engine, with its own images and containers.
+pub struct OtherEngine {
+    folder: tempfile::TempDir,
+    daemon: Child,
+    /// Its port of TLS on 127.0.0.1.
+    pub port: u16,
+    pub certificates: Certificates,
+}
+
+impl OtherEngine {
+    /// `None` if this machine's own engine or the rights for a second one are missing.
+    pub fn start() -> Option<Self> {
+        if !ready() {
+            return None;
+        }
+        if !rustix::process::geteuid().is_root() {
+            skip("a second engine takes root");
+            return None;
+        }
+        let (folder, certificates) = (tempfile::tempdir().unwrap(), Certificates::new());
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("daemon.json"), "{}").unwrap();
+        let log = fs::File::create(at("log")).unwrap();
+        let mut daemon = Command::new("dockerd");
+        daemon.arg("--config-file").arg(at("daemon.json")).arg("--data-root").arg(at("data"));
+        daemon.arg("--exec-root").arg(at("exec")).arg("--pidfile").arg(at("pid"));
+        // It leaves the machine's network and the other engine's containers alone.
+        daemon.args(["--bridge", "none", "--iptables=false", "--ip6tables=false", "--storage-driver", "vfs"]);
+        let name = format!("phalanx-test-{}", uuid::Uuid::new_v4().simple());
+        daemon.args(["--containerd-namespace", &name, "--containerd-plugins-namespace", &format!("{name}-plugins")]);
+        daemon.arg("--tlsverify").arg("--tlscacert").arg(certificates.path("ca.pem"));
+        daemon.arg("--tlscert").arg(certificates.path("cert.pem")).arg("--tlskey").arg(certificates.path("key.pem"));
+        daemon.args(["--host", "tcp://127.0.0.1:0", "--host"]).arg(format!("unix://{}", at("socket").display()));
+        daemon.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        let mut daemon = daemon.spawn().unwrap();
+        let (log, socket) = (at("log"), at("socket"));
+        let port = until_some("the second engine listens", || {
+            let said = fs::read_to_string(&log).unwrap();
+            assert!(daemon.try_wait().unwrap().is_none(), "{said}");
+            let (_, port) = said.split_once("API listen on 127.0.0.1:")?;
+            let port = port.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?;
+            said.contains(&format!("API listen on {}", socket.display())).then_some(port)
+        });
+        Some(Self { folder, daemon, port, certificates })
+    }
+
+    /// Its socket, without TLS.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("socket")
+    }
+
+    /// A client that shows a certificate of this name, as `client-`, of `ours`, and trusts the authority of `theirs`.
+    pub fn client(&self, ours: &Certificates, theirs: &Certificates) -> Result<Docker, String> {
+        client(&format!("tcp://127.0.0.1:{}", self.port), ours, theirs)
+    }
+}
+
+/// A client of an engine behind TLS that trusts the authority of `theirs` and shows a certificate of `ours`.
+pub fn client(address: &str, ours: &Certificates, theirs: &Certificates) -> Result<Docker, String> {
+    let (ca, cert, key) = (theirs.path("ca.pem"), ours.path("client-cert.pem"), ours.path("client-key.pem"));
+    Ok(Docker { address: EngineAddress::parse(address, Some(TlsFiles { ca, cert, key }))?, ..Docker::default() })
+}
+
+impl Drop for OtherEngine {
+    fn drop(&mut self) {
+        // It ends what it has started first.
+        kill_process(Pid::from_child(&self.daemon), Signal::TERM).unwrap();
+        self.daemon.wait().unwrap();
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let ours = mounts.lines().filter(|line| line.contains(&*self.folder.path().to_string_lossy()));
+        for mount in ours.filter_map(|line| line.split(' ').nth(1)) {
+            assert!(Command::new("umount").arg("--lazy").arg(mount).status().unwrap().success());
+        }
+        fs::remove_dir_all(self.folder.path()).unwrap();
+    }
+}
+
+fn skip(why: &str) {
+    assert!(std::env::var_os("PHALANX_TEST_REQUIRE_ALL").is_none_or(|v| v != "1"), "required, but {why}");
+    std::io::stderr().write_all(format!("SKIPPED: {why}\n").as_bytes()).unwrap();
+}
