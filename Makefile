@@ -6,7 +6,7 @@ VENV := target/venv
 # A test program that hangs is shown and ended.
 LIMIT := --config 'target."cfg(unix)".runner="tests/limit"'
 
-.PHONY: run test test/quick check fmt clippy doc deny features release bench bench/client bench/tasks bench/durability \
+.PHONY: run test test/quick check fmt clippy doc deny features release bench bench/miner bench/client bench/tasks bench/durability \
   stress
 
 run:
@@ -74,6 +74,11 @@ release:
 bench:
 	$(CARGO) build --quiet --release --locked
 	$(CARGO) run --quiet --release --locked --example overhead
+
+# A miner and its executors: jobs beside plain `docker run`, memory of idle connections.
+bench/miner:
+	$(CARGO) build --quiet --release --locked
+	$(CARGO) run --quiet --release --locked --example miner
 
 # The facilitator client beside clients on tokio and on Python; BENCH_ARGS as in `bench-client compare --help`.
 bench/client: $(VENV)/.ready

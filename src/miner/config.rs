@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::check::CheckPolicy;
 use super::executor_manager::{END_GRACE, ExecutorBackend};
+use crate::base::limits::SERVER_CONNECTIONS;
 use crate::identity::{KeyPair, PublicKey};
 use crate::link::ServerConfig;
 use crate::ops::status::Board;
@@ -15,7 +16,11 @@ use crate::protocol::ExecutorClass;
 use crate::protocol::stages::MINER_BEHIND;
 
 /// Executors that one miner may offer: each has a thread of its own and a connection of two.
-pub(super) const EXECUTORS_MAX: u32 = 256;
+pub(super) const EXECUTORS_MAX: u32 = 1000;
+
+/// Connections of a miner: as many executors as it may offer, beside as many others as any server has. With the
+/// executors' own threads that is 5,000, which are 20,000 of the system's 65,530 memory maps.
+const CONNECTIONS: usize = SERVER_CONNECTIONS + EXECUTORS_MAX as usize;
 
 /// The times of a miner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +116,7 @@ impl MinerConfig {
             streaming_address: None,
             backend,
             limits: MinerLimits::default(),
-            server: ServerConfig::new("min"),
+            server: ServerConfig { connections: CONNECTIONS, ..ServerConfig::new("min") },
             reap_dry_run: false,
             board: Board::new(),
         }
