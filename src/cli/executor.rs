@@ -26,6 +26,9 @@ pub struct Args {
     /// How long the job goes on without a connection to the miner
     #[arg(long, value_name = "DUR", default_value = "30s", value_parser = duration, env = "PHALANX_MINER_GONE_AFTER")]
     miner_gone_after: Duration,
+    /// How long a job may take in all, whatever its limits are
+    #[arg(long, value_name = "DUR", value_parser = duration, env = "PHALANX_MAX_JOB_TIME")]
+    max_job_time: Option<Duration>,
     /// What the job may do, as JSON; a miner gives it
     #[arg(long, value_name = "JSON", value_parser = Sandbox::parse, env = "PHALANX_SANDBOX")]
     sandbox: Option<Sandbox>,
@@ -80,6 +83,7 @@ pub fn run(args: Args) -> ExitCode {
         startup_time_limit: Duration::from_secs(args.startup_time_limit),
         runner: args.runner,
         miner_gone_after: args.miner_gone_after,
+        max_job_time: args.max_job_time,
         sandbox: args.sandbox.unwrap_or_default(),
         images: args.images.settings(args.images_dir),
         reach: args.transfers.reach(),

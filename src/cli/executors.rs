@@ -44,6 +44,9 @@ pub(super) struct ExecutorArgs {
     /// How long an executor goes on without a connection to this miner
     #[arg(long, value_name = "DUR", default_value = "30s", value_parser = duration, env = "PHALANX_MINER_GONE_AFTER")]
     miner_gone_after: Duration,
+    /// The longest job that is taken, by its limits together without the leeway; without it any
+    #[arg(long, value_name = "DUR", value_parser = duration, env = "PHALANX_MAX_JOB_TIME")]
+    pub(super) max_job_time: Option<Duration>,
     /// What jobs may do on this host; limits are in the table [miner.sandbox] of the settings file
     #[arg(long, value_enum, value_name = "PROFILE", env = "PHALANX_SANDBOX_PROFILE")]
     sandbox: Option<Profile>,
@@ -114,6 +117,9 @@ impl ExecutorArgs {
     ) -> Result<Arc<dyn ExecutorBackend>, String> {
         let mut settings = ExecutorSettings::default();
         settings.set("PHALANX_MINER_GONE_AFTER", format!("{}ms", self.miner_gone_after.as_millis()));
+        if let Some(time) = self.max_job_time {
+            settings.set("PHALANX_MAX_JOB_TIME", format!("{}ms", time.as_millis()));
+        }
         self.transfers.hand_on(&mut settings);
         self.images.hand_on(images.executors, &mut settings);
         // Executors in containers see this folder only if an option mounts it.

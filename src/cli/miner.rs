@@ -117,7 +117,12 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
 }
 
 fn limits(args: &Args) -> MinerLimits {
-    MinerLimits { drain_time: args.drain_time, reconnect_grace: args.reconnect_grace, ..MinerLimits::default() }
+    MinerLimits {
+        drain_time: args.drain_time,
+        reconnect_grace: args.reconnect_grace,
+        max_job_time: args.source.max_job_time,
+        ..MinerLimits::default()
+    }
 }
 
 fn configure(args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), String> {

@@ -18,6 +18,8 @@ pub struct ExecutorConfig {
     pub token: String,
     /// How long the part before the initial request may take, and then the preparation for the job.
     pub startup_time_limit: Duration,
+    /// How long a job may take in all, whatever its limits are; `None` for those.
+    pub max_job_time: Option<Duration>,
     /// How the job's command is run.
     pub runner: RunnerKind,
     /// What the job may do.
@@ -59,6 +61,7 @@ impl ExecutorConfig {
             miner_address: miner_address.into(),
             token: token.into(),
             startup_time_limit: Duration::from_secs(30),
+            max_job_time: None,
             runner: RunnerKind::default(),
             sandbox: Sandbox::default(),
             images: ImageSettings::default(),
@@ -87,6 +90,9 @@ impl ExecutorConfig {
         }
         if self.startup_time_limit.is_zero() {
             problems.push("the startup time limit is 0; it should be some seconds".to_owned());
+        }
+        if self.max_job_time.is_some_and(|time| time.is_zero()) {
+            problems.push("the longest time of a job is 0; it should be some minutes".to_owned());
         }
         problems
     }

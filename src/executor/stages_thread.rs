@@ -25,7 +25,8 @@ pub(super) fn run(
     specs: &Receiver<JsonMap>,
     shutdown: &Shutdown,
 ) -> Result<JobEnd, ExecutorError> {
-    let mut stages = Stages::new(config.startup_time_limit, config.miner_gone_after, Instant::now());
+    let stages = Stages::new(config.startup_time_limit, config.miner_gone_after, Instant::now());
+    let mut stages = stages.within(config.max_job_time);
     let mut events = events.clone();
     let (mut drain, mut cancel) = (shutdown.drain_receiver().clone(), shutdown.cancel_receiver().clone());
     let mut worker: Option<Worker> = None;

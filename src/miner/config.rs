@@ -12,8 +12,8 @@ use crate::base::limits::SERVER_CONNECTIONS;
 use crate::identity::{KeyPair, PublicKey};
 use crate::link::ServerConfig;
 use crate::ops::status::Board;
-use crate::protocol::ExecutorClass;
-use crate::protocol::stages::MINER_BEHIND;
+use crate::protocol::stages::{MINER_BEHIND, Timing};
+use crate::protocol::{ExecutorClass, V0InitialJobRequest};
 
 /// Executors that one miner may offer: each has a thread of its own and a connection of two.
 pub(super) const EXECUTORS_MAX: u32 = 1000;
@@ -37,7 +37,9 @@ pub struct MinerLimits {
     pub request_time: Duration,
     /// What the miner grants a job beyond its own limits, see [`protocol::stages`](crate::protocol::stages).
     pub leeway: Duration,
-    /// Limit of a job that names none.
+    /// The longest job that is taken, by its limits together without the leeway.
+    pub max_job_time: Option<Duration>,
+    /// Limit of a job that names none, if `max_job_time` is not less.
     pub default_job_time: Duration,
     /// How long an executor may be disconnected before its job counts as failed.
     pub reconnect_grace: Duration,
@@ -53,6 +55,14 @@ pub struct MinerLimits {
     pub checks: CheckPolicy,
 }
 
+impl MinerLimits {
+    /// The limits of a job.
+    pub(super) fn timing(&self, initial: &V0InitialJobRequest) -> Timing {
+        let default = self.max_job_time.map_or(self.default_job_time, |most| most.min(self.default_job_time));
+        Timing::of(initial, default)
+    }
+}
+
 impl Default for MinerLimits {
     fn default() -> Self {
         let seconds = Duration::from_secs;
@@ -63,6 +73,7 @@ impl Default for MinerLimits {
             startup_time_limit: seconds(5),
             request_time: seconds(60),
             leeway: MINER_BEHIND,
+            max_job_time: None,
             default_job_time: seconds(3600),
             reconnect_grace: seconds(30),
             exit_time: seconds(5),
@@ -145,6 +156,9 @@ impl MinerConfig {
             && !address.starts_with("wss://")
         {
             problems.push(format!("executor_address is {address:?}: it should be like ws://10.0.0.5:9101"));
+        }
+        if self.limits.max_job_time.is_some_and(|time| time.is_zero()) {
+            problems.push("max_job_time is 0: no job would be taken".to_owned());
         }
         if self.server.name.len() > 3 {
             problems.push(format!("server.name is {:?}: it should have at most 3 bytes", self.server.name));

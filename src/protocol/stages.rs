@@ -17,7 +17,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{ExecutorTimingDetails, HordeFailureReason};
+use super::{ExecutorTimingDetails, HordeFailureReason, V0InitialJobRequest};
 use crate::base::limits::LONGEST_TIME;
 
 /// How long before the deadline an executor gives a stage up, at most: for the end of the job's processes, what can be
@@ -87,6 +87,15 @@ pub enum Timing {
 }
 
 impl Timing {
+    /// The limits that a job has been given, or `default` in all for one without.
+    pub fn of(initial: &V0InitialJobRequest, default: Duration) -> Self {
+        match (&initial.executor_timing, &initial.timeout_seconds) {
+            (Some(details), _) => Timing::from(details),
+            (None, Some(total)) => Timing::Total(total.saturating_seconds()),
+            (None, None) => Timing::Total(default),
+        }
+    }
+
     /// The limits as an executor keeps them, ahead of whoever waits for it: by half of the leeway or a tenth of the
     /// total, and by [`EXECUTOR_AHEAD`] at most. The limits of the stages themselves stay as they are.
     pub fn of_executor(self) -> Self {
@@ -107,15 +116,15 @@ impl Timing {
         }
     }
 
-    /// All limits together.
-    pub fn total(&self) -> Duration {
+    /// What the job asks for: its limits together, without the leeway, which is the network's. Only a `streaming` job
+    /// has a server that starts.
+    pub fn asked(&self, streaming: bool) -> Duration {
         match *self {
             Timing::Total(total) => total,
-            Timing::PerStage { leeway, download, streaming_start, execution, upload } => leeway
-                .saturating_add(download)
-                .saturating_add(streaming_start)
-                .saturating_add(execution)
-                .saturating_add(upload),
+            Timing::PerStage { download, streaming_start, execution, upload, .. } => {
+                let start = if streaming { streaming_start } else { Duration::ZERO };
+                download.saturating_add(start).saturating_add(execution).saturating_add(upload)
+            }
         }
     }
 }
@@ -137,6 +146,9 @@ impl From<&ExecutorTimingDetails> for Timing {
 pub struct StageClock {
     timing: Timing,
     deadline: Instant,
+    /// No deadline is later.
+    latest: Option<Instant>,
+    cut: bool,
 }
 
 impl StageClock {
@@ -146,7 +158,27 @@ impl StageClock {
             Timing::PerStage { leeway, .. } => leeway,
             Timing::Total(total) => total,
         };
-        Self { timing, deadline: now + first.min(LONGEST_TIME) }
+        Self { timing, deadline: now + first.min(LONGEST_TIME), latest: None, cut: false }
+    }
+
+    /// The same, for a job that may ask for at most `most` in all, whatever its limits are. The leeway is beside that.
+    #[must_use]
+    pub fn within(mut self, most: Option<Duration>, now: Instant) -> Self {
+        let from = if let Timing::PerStage { .. } = self.timing { self.deadline } else { now };
+        self.latest = most.map(|most| from + most.min(LONGEST_TIME));
+        self.bound();
+        self
+    }
+
+    /// Whether the present deadline is earlier than the job's limits say.
+    pub fn is_cut(&self) -> bool {
+        self.cut
+    }
+
+    fn bound(&mut self) {
+        if let Some(latest) = self.latest.filter(|latest| *latest < self.deadline) {
+            (self.deadline, self.cut) = (latest, true);
+        }
     }
 
     /// A stage begins; gives the new deadline.
@@ -159,6 +191,7 @@ impl StageClock {
                 Stage::Upload => upload,
             };
             self.deadline += limit.min(LONGEST_TIME);
+            self.bound();
         }
         self.deadline
     }
@@ -176,7 +209,7 @@ impl StageClock {
 
     /// A clock of a job that is in some stage already, with this deadline.
     pub fn resumed(timing: Timing, deadline: Instant) -> Self {
-        Self { timing, deadline }
+        Self { timing, deadline, latest: None, cut: false }
     }
 
     /// The present deadline.
@@ -203,7 +236,7 @@ mod tests {
         assert_eq!(clock.begin(Stage::Download), t + 15 * S);
         assert_eq!(clock.begin(Stage::Execution), t + 35 * S);
         assert_eq!(clock.begin(Stage::Upload), t + 42 * S);
-        assert_eq!(timing().total(), 45 * S);
+        assert_eq!((timing().asked(false), timing().asked(true)), (37 * S, 40 * S));
     }
 
     /// What each side does with a job that never ends, for each pairing: who says first that it is over?
@@ -288,6 +321,24 @@ mod tests {
     }
 
     #[test]
+    fn a_job_has_at_most_what_it_may_have_in_all_beside_the_leeway() {
+        let t = Instant::now();
+        let clock = |timing, most: u64| StageClock::new(timing, t).within(Some(S * most as u32), t);
+        let mut enough = clock(timing(), 37);
+        for (stage, deadline) in [(Stage::Download, 15), (Stage::Execution, 35), (Stage::Upload, 42)] {
+            assert_eq!((enough.begin(stage), enough.is_cut()), (t + S * deadline, false));
+        }
+        let mut less = clock(timing(), 12);
+        for (stage, deadline, cut) in
+            [(Stage::Download, 15, false), (Stage::Execution, 17, true), (Stage::Upload, 17, true)]
+        {
+            assert_eq!((less.begin(stage), less.is_cut()), (t + S * deadline, cut));
+        }
+        let total = clock(Timing::Total(9 * S), 5);
+        assert_eq!((total.deadline(), total.is_cut()), (t + 5 * S, true));
+    }
+
+    #[test]
     fn one_total_is_not_extended() {
         let t = Instant::now();
         let mut clock = StageClock::new(Timing::Total(9 * S), t);
@@ -306,6 +357,8 @@ mod tests {
             clock.begin(stage);
         }
         clock.begin_run(Instant::now());
-        assert_eq!(timing.total(), max);
+        assert_eq!(timing.asked(true), max);
+        let mut clock = StageClock::new(timing, Instant::now()).within(Some(max), Instant::now());
+        clock.begin(Stage::Execution);
     }
 }

@@ -7,6 +7,7 @@ mod by_hand;
 mod chaos;
 mod demo;
 mod engine;
+mod executor;
 mod facilitator_kill;
 mod init;
 mod miner_restart;

@@ -377,6 +377,28 @@ fn a_failure_says_how_long_each_part_took_and_what_it_moved() {
 }
 
 #[test]
+fn a_job_has_no_more_time_than_its_operator_gives() {
+    let mut rig = Rig::new();
+    rig.stages = Stages::new(STARTUP, GONE, rig.now).within(Some(12 * S));
+    rig.handle(Input::Connected);
+    // Without a leeway, which counts beside that: 10 s, 20 s and 5 s.
+    rig.handle(says(request()));
+    rig.handle(done(Outcome::Prepared));
+    rig.handle(says(full("true")));
+    let ready = rig.now;
+    assert_eq!(rig.deadline, Some(ready + 10 * S), "the download has its own limit");
+    rig.pass(S);
+    rig.handle(done(Outcome::Loaded(None)));
+    assert_eq!(rig.deadline, Some(ready + 12 * S));
+    rig.pass(11 * S);
+    rig.handle(ran(RunEnd::TimedOut));
+    rig.handle(done(Outcome::Uploaded(Box::default())));
+    let Some(ExecutorToMiner::V0JobFailedRequest(failed)) = rig.sent.last() else { panic!("{:?}", rig.sent) };
+    assert_eq!(failed.reason, JobFailureReason::Timeout);
+    assert!(failed.message.ends_with("; a job may have 12 s here, which are less than its limits"), "{failed:?}");
+}
+
+#[test]
 fn every_end_of_a_run_is_distinguished() {
     for (end, reason, code, says) in [
         (RunEnd::Exited(3), JobFailureReason::NonzeroReturnCode, Some(3), "non-zero exit code: 3"),

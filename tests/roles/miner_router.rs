@@ -19,7 +19,9 @@ use phalanx::miner::router::{
 };
 use phalanx::miner::trace::Traces;
 use phalanx::miner::{MinerConfig, MinerLimits};
-use phalanx::protocol::{MinerToValidator, Receipt, V0StreamingJobReadyRequest, ValidatorToMiner};
+use phalanx::protocol::{
+    ExecutorTimingDetails, MinerToValidator, Receipt, StreamingDetails, V0StreamingJobReadyRequest, ValidatorToMiner,
+};
 use phalanx::store::miner::{JobChange, JobRow};
 
 const UNIX: i64 = 1_800_000_000;
@@ -436,6 +438,39 @@ fn jobs_with_wrong_receipts_or_signatures_are_declined() {
     let session = f.validator(&charlie);
     f.says(session, &charlie.ask(&uuid()));
     assert_eq!(f.got(session), ["DeclineJob validator_blacklisted"]);
+}
+
+#[test]
+fn a_job_whose_limits_together_are_too_long_is_declined_before_it_has_a_slot() {
+    let alice = Pen::new("//Alice");
+    let mut f = Fixture::with(8, |config| config.limits.max_job_time = Some(10 * SECOND));
+    let session = f.validator(&alice);
+    let mut ask = |limits: Option<[i64; 4]>, total: Option<i64>, streaming: bool| {
+        let mut initial = alice.initial(&uuid());
+        initial.executor_timing = limits.map(|[download, start, execution, upload]| ExecutorTimingDetails {
+            // It is the network's.
+            allowed_leeway: 5.into(),
+            download_time_limit: download.into(),
+            streaming_start_time_limit: start.into(),
+            execution_time_limit: execution.into(),
+            upload_time_limit: upload.into(),
+        });
+        initial.timeout_seconds = total.map(Into::into);
+        let details = StreamingDetails { public_key: "pem".to_owned(), executor_ip: None };
+        initial.streaming_details = streaming.then_some(details);
+        initial.sign(&alice.key);
+        f.says(session, &ValidatorToMiner::from(initial).encode());
+        f.got(session)
+    };
+    let declined = ["DeclineJob unknown"];
+    assert_eq!(ask(Some([2, 1, 7, 1]), None, false), ["AcceptJob"], "only a streaming job has a server that starts");
+    assert_eq!(ask(Some([2, 1, 7, 1]), None, true), declined);
+    assert_eq!(ask(Some([2, 0, 8, 1]), None, false), declined);
+    assert_eq!(ask(Some([i64::MAX, 0, i64::MAX, 1]), None, false), declined);
+    assert_eq!(ask(None, Some(10), false), ["AcceptJob"]);
+    assert_eq!(ask(None, Some(11), false), declined);
+    assert_eq!(ask(None, None, false), ["AcceptJob"], "one without limits has as much as there is");
+    assert_eq!(f.free(), 5);
 }
 
 #[test]

@@ -49,8 +49,9 @@ pub(super) struct StagedJob {
     pub(super) uuid: String,
     pub(super) phase: Phase,
     timing: Timing,
+    pub(super) max_time: Option<Duration>,
     /// From the moment when the executor is ready.
-    clock: Option<StageClock>,
+    pub(super) clock: Option<StageClock>,
     streaming: bool,
     /// Of the initial request.
     volume: Option<Volume>,
@@ -74,17 +75,18 @@ pub(super) struct StagedJob {
 }
 
 impl StagedJob {
-    pub(super) fn begin(initial: V0InitialJobRequest, startup: Duration, now: Instant) -> Self {
-        let timing = match (&initial.executor_timing, &initial.timeout_seconds) {
-            (Some(details), _) => Timing::from(details),
-            (None, Some(total)) => Timing::Total(total.saturating_seconds()),
-            (None, None) => Timing::Total(DEFAULT_TOTAL),
-        };
+    pub(super) fn begin(
+        initial: V0InitialJobRequest,
+        (startup, max_time): (Duration, Option<Duration>),
+        now: Instant,
+    ) -> Self {
+        let timing = Timing::of(&initial, DEFAULT_TOTAL);
         let mut job = Self {
             out: vec![Action::Begin(initial.job_uuid.clone())],
             uuid: initial.job_uuid,
             phase: Phase::Prepare,
             timing: timing.of_executor(),
+            max_time,
             clock: None,
             streaming: initial.streaming_details.is_some(),
             volume: initial.volume,
@@ -167,7 +169,7 @@ impl StagedJob {
             Outcome::Prepared if self.cancelled => self.fail(Problem::Cancelled),
             Outcome::Prepared => {
                 self.send(V0ExecutorReadyRequest { job_uuid: self.uuid.clone(), executor_token: None });
-                let clock = self.clock.insert(StageClock::new(self.timing, now));
+                let clock = self.clock(now);
                 // The volumes' limit counts from here on, so that the wait for the request is within leeway and
                 // download.
                 self.phase = Phase::Request(clock.clone().begin(Stage::Download));
@@ -197,12 +199,16 @@ impl StagedJob {
     /// The clock of the stages; a stage begins.
     fn begin_stage(&mut self, now: Instant) -> &mut StageClock {
         self.stage_began = now;
-        self.clock.get_or_insert_with(|| StageClock::new(self.timing, now))
+        self.clock(now)
+    }
+
+    fn clock(&mut self, now: Instant) -> &mut StageClock {
+        self.clock.get_or_insert_with(|| StageClock::new(self.timing, now).within(self.max_time, now))
     }
 
     fn load(&mut self, now: Instant) {
         // The stage began when the executor was ready.
-        let deadline = self.clock.get_or_insert_with(|| StageClock::new(self.timing, now)).begin(Stage::Download);
+        let deadline = self.clock(now).begin(Stage::Download);
         self.phase = Phase::Load;
         self.timeline.begin(Part::Image, now);
         let Some(request) = &mut self.request else { return };

@@ -26,6 +26,7 @@ use crate::protocol::{JsonMap, MinerToExecutor, answer};
 pub struct Stages {
     startup: Duration,
     gone_after: Duration,
+    max_job_time: Option<Duration>,
     state: ExecutorState,
     /// The machine, once it is described.
     machine: Option<JsonMap>,
@@ -46,7 +47,13 @@ impl Stages {
     /// job is cancelled when the miner is gone for `gone_after`.
     pub fn new(startup: Duration, gone_after: Duration, now: Instant) -> Self {
         let state = ExecutorState::Waiting { until: now + startup, connected: false };
-        Self { startup, gone_after, state, machine: None }
+        Self { startup, gone_after, max_job_time: None, state, machine: None }
+    }
+
+    /// The same, for a job that may take at most `max_job_time` in all, whatever its limits are.
+    #[must_use]
+    pub fn within(self, max_job_time: Option<Duration>) -> Self {
+        Self { max_job_time, ..self }
     }
 
     /// Takes in what happened and says what to do.
@@ -102,7 +109,7 @@ impl Stages {
             Input::ClosedForGood => ExecutorError::Refused("it closed the connection before a job came".to_owned()),
             Input::FromMiner(message) => match *message {
                 MinerToExecutor::V0InitialJobRequest(initial) => {
-                    let mut job = StagedJob::begin(initial, self.startup, now);
+                    let mut job = StagedJob::begin(initial, (self.startup, self.max_job_time), now);
                     out.append(&mut job.out);
                     self.state = ExecutorState::Job(Box::new(job));
                     return;

@@ -6,6 +6,7 @@ use super::timeline::seconds;
 use crate::base::text;
 use crate::executor::runner::RunEnd;
 use crate::protocol::executor::{FAULT, FAULT_OF_OPERATOR};
+use crate::protocol::stages::StageClock;
 use crate::protocol::{
     ExecutorToMiner, HordeFailureReason, Int, JobFailureReason, JobParticipantType, JobStage, JsonMap, MachineSpecs,
     StrMap, V0HordeFailedRequest, V0JobFailedRequest, V0JobFinishedRequest, V0MachineSpecsRequest,
@@ -68,8 +69,18 @@ impl StagedJob {
         if left_out > 0 {
             context.insert("artifacts_left_out".to_owned(), left_out.into());
         }
-        let message = "Job container timed out during execution".to_owned();
+        let message = self.late("Job container timed out during execution");
         self.send_job_failed(JobFailureReason::Timeout, JobStage::Execution, message, None, context);
+    }
+
+    /// Why a job is late, if it is not its own limits.
+    fn late(&self, message: &str) -> String {
+        match self.max_time.filter(|_| self.clock.as_ref().is_some_and(StageClock::is_cut)) {
+            Some(most) => {
+                format!("{message}; a job may have {} s here, which are less than its limits", most.as_secs_f64())
+            }
+            None => message.to_owned(),
+        }
     }
 
     /// Where a failure happened, in all kinds of failures alike.
@@ -104,7 +115,7 @@ impl StagedJob {
                 context.insert(FAULT.to_owned(), FAULT_OF_OPERATOR.into());
                 return self.end_with(HordeFailureReason::GenericError, message, context);
             }
-            Problem::TimedOut(message) => (JobFailureReason::Timeout, message),
+            Problem::TimedOut(message) => (JobFailureReason::Timeout, self.late(&message)),
             Problem::OfJob(message) if self.phase == Phase::Upload => (JobFailureReason::UploadFailed, message),
             Problem::OfJob(message) => (JobFailureReason::DownloadFailed, message),
         };

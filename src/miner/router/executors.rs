@@ -164,10 +164,10 @@ impl Router {
 
     /// With the executor ready and the request there, the job runs.
     pub(super) fn begin_running(&mut self, key: &JobKey, now: Now) {
-        let default = self.limits.default_job_time;
+        let limits = self.limits;
         let Some(job) = self.jobs.get_mut(key) else { return };
         if matches!(job.phase, Phase::Ready(_)) && job.request.is_some() {
-            job.run(default, now.mono);
+            job.run(limits.timing(&job.initial), now.mono);
             self.push_work(key);
         }
     }

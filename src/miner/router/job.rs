@@ -317,8 +317,8 @@ impl MinerJob {
     }
 
     /// The executor is ready and the request is there.
-    pub(super) fn run(&mut self, default: Duration, now: Instant) {
-        let mut clock = StageClock::new(self.timing(default), now);
+    pub(super) fn run(&mut self, timing: Timing, now: Instant) {
+        let mut clock = StageClock::new(timing, now);
         clock.begin(Stage::Download);
         self.phase = Phase::Running(Stage::Download, clock);
     }
@@ -328,15 +328,6 @@ impl MinerJob {
         match self.was_ready() {
             true => HordeFailureReason::ExecutorDisconnected,
             false => HordeFailureReason::ExecutorSpinupFailed,
-        }
-    }
-
-    /// The job's limits, or `default` for one that names none.
-    pub(super) fn timing(&self, default: Duration) -> Timing {
-        match (&self.initial.executor_timing, &self.initial.timeout_seconds) {
-            (Some(details), _) => Timing::from(details),
-            (None, Some(seconds)) => Timing::Total(seconds.saturating_seconds()),
-            (None, None) => Timing::Total(default),
         }
     }
 

@@ -121,7 +121,14 @@ impl Router {
         let signature = &initial.job_started_receipt_signature;
         self.check_hotkeys(&key.validator, &receipt.validator_hotkey, &receipt.miner_hotkey)
             .and_then(|()| receipt.verify(&key.validator, signature).map(drop).map_err(|e| e.to_string()))
-            .or_else(|why| invalid(format!("started-receipt: {why}")))
+            .or_else(|why| invalid(format!("started-receipt: {why}")))?;
+        let asked = self.limits.timing(initial).asked(initial.streaming_details.is_some());
+        if let Some(most) = self.limits.max_job_time.filter(|most| asked > *most) {
+            let (asked, most) = (asked.as_secs_f64(), most.as_secs_f64());
+            let why = format!("its limits are {asked} s together; this miner takes jobs of at most {most} s");
+            return Err((JobRejectionReason::Unknown, why));
+        }
+        Ok(())
     }
 
     /// Whether a receipt is between this miner and the validator that has authenticated.

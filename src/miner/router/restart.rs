@@ -34,7 +34,7 @@ impl Router {
     pub fn restore(&mut self, rows: Vec<JobRow>, now: Now) -> Vec<Action> {
         for row in rows {
             let (validator, uuid) = (row.validator.clone(), row.uuid.clone());
-            match saved::read(row, self.limits.default_job_time, now) {
+            match saved::read(row, &self.limits, now) {
                 Ok(restored) => self.take_back(restored, now),
                 Err(why) => {
                     log::error!("job {uuid}: what was saved of it cannot be read, so it is forgotten: {why}");

@@ -11,6 +11,7 @@ use super::executors::FINAL_MESSAGES;
 use super::job::{JobKey, MinerJob, News, Phase, Placed};
 use crate::base::limits::LONGEST_TIME;
 use crate::base::now::Now;
+use crate::miner::config::MinerLimits;
 use crate::protocol::MinerToExecutor;
 use crate::protocol::stages::{Stage, StageClock};
 use crate::store::miner::JobRow;
@@ -119,7 +120,7 @@ impl MinerJob {
 ///
 /// # Errors
 /// Why the row cannot be read, as one of another release.
-pub(super) fn read(row: JobRow, default: Duration, now: Now) -> Result<Restored, String> {
+pub(super) fn read(row: JobRow, limits: &MinerLimits, now: Now) -> Result<Restored, String> {
     let JobRow { validator, uuid, state, initial, request, news } = row;
     let state: State = serde_json::from_str(&state).map_err(|e| format!("its state: {e}"))?;
     let kept: Vec<(News, String)> = serde_json::from_str(&news).map_err(|e| format!("its news: {e}"))?;
@@ -140,7 +141,7 @@ pub(super) fn read(row: JobRow, default: Duration, now: Now) -> Result<Restored,
     job.kept = kept.into_iter().map(|(news, text)| (news, text.into())).collect();
     job.notified = state.notified;
     job.answered = state.answered;
-    let timing = job.timing(default);
+    let timing = limits.timing(&job.initial);
     let running = |stage, until| Phase::Running(stage, StageClock::resumed(timing, from_wall(until, now)));
     match state.phase {
         SavedPhase::Starting => job.phase = Phase::Starting,
