@@ -5,6 +5,7 @@
 pub mod backoff;
 pub mod clock;
 pub mod drained;
+pub mod glob;
 pub mod ids;
 #[cfg(any(test, feature = "test-util"))]
 pub mod leaks;

@@ -47,6 +47,29 @@ pub(crate) fn kill_by_environment(marker: &[u8], within: Duration) -> io::Result
 /// The processes whose environment holds `marker`, each with a descriptor, so that no later one of its number is meant.
 pub(super) fn processes_with(marker: &[u8]) -> io::Result<Vec<(Pid, OwnedFd)>> {
     let mut found = Vec::new();
+    each_process(|pid, process, environ| {
+        if environ.windows(marker.len()).any(|window| window == marker) {
+            found.push((pid, process));
+        }
+    })?;
+    Ok(found)
+}
+
+/// What follows `beginning` in the environments of processes, with it, up to the end of the variable: each once.
+pub(crate) fn names_in_environments(beginning: &[u8]) -> io::Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    each_process(|_, _, environ| {
+        for variable in environ.split(|byte| *byte == 0) {
+            if let Some(at) = variable.windows(beginning.len()).position(|window| window == beginning) {
+                names.insert(String::from_utf8_lossy(&variable[at..]).into_owned());
+            }
+        }
+    })?;
+    Ok(names)
+}
+
+/// Shows every process whose environment we may read: its number, a descriptor of it, its environment.
+fn each_process(mut show: impl FnMut(Pid, OwnedFd, &[u8])) -> io::Result<()> {
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else { continue };
@@ -58,24 +81,7 @@ pub(super) fn processes_with(marker: &[u8]) -> io::Result<Vec<(Pid, OwnedFd)>> {
         };
         // Unreadable are the processes of others, which are none of ours, and those that have just ended.
         let Ok(environ) = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())) else { continue };
-        if environ.windows(marker.len()).any(|window| window == marker) {
-            found.push((pid, process));
-        }
+        show(pid, process, &environ);
     }
-    Ok(found)
-}
-
-/// What follows `beginning` in the environments of processes, with it, up to the end of the variable: each once.
-pub(crate) fn names_in_environments(beginning: &[u8]) -> io::Result<BTreeSet<String>> {
-    let mut names = BTreeSet::new();
-    for entry in fs::read_dir("/proc")? {
-        // Unreadable are the processes of others, which are none of ours, and those that have just ended.
-        let Ok(environ) = fs::read(entry?.path().join("environ")) else { continue };
-        for variable in environ.split(|byte| *byte == 0) {
-            if let Some(at) = variable.windows(beginning.len()).position(|window| window == beginning) {
-                names.insert(String::from_utf8_lossy(&variable[at..]).into_owned());
-            }
-        }
-    }
-    Ok(names)
+    Ok(())
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
+use crate::base::glob;
 use crate::celery::envelope::{Envelope, MessageError};
 
 /// A command that is meant for this worker.
@@ -98,21 +99,10 @@ fn is_for(body: &Value, hostname: &str) -> bool {
     match (body.get("destination"), text("pattern"), text("matcher")) {
         (Some(Value::Array(names)), ..) if !names.is_empty() => names.iter().any(|name| name == hostname),
         (Some(Value::String(names)), ..) if !names.is_empty() => names.contains(hostname),
-        (_, Some(pattern), Some("glob")) => glob(pattern.as_bytes(), hostname.as_bytes()),
+        (_, Some(pattern), Some("glob")) => glob::matches(pattern, hostname),
         // Another kind of pattern is not understood, and a command for others is worse than none.
         (_, Some(_), Some(_)) => false,
         _ => true,
-    }
-}
-
-/// `*` for any text, `?` for any character.
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    match (pattern.first(), text.first()) {
-        (None, None) => true,
-        (Some(b'*'), _) => glob(&pattern[1..], text) || (!text.is_empty() && glob(pattern, &text[1..])),
-        (Some(b'?'), Some(_)) => glob(&pattern[1..], &text[1..]),
-        (Some(p), Some(t)) if p == t => glob(&pattern[1..], &text[1..]),
-        _ => false,
     }
 }
 
@@ -291,7 +281,7 @@ mod tests {
         assert_eq!(command(json!({})).unwrap().method, "ping");
         assert!(command(json!({"destination": ["phalanx@here", "x"]})).is_some());
         assert!(command(json!({"destination": ["x"]})).is_none());
-        assert!(command(json!({"pattern": "pha*@h?re", "matcher": "glob"})).is_some());
+        assert!(command(json!({"pattern": "pha*@h?r[a-e]", "matcher": "glob"})).is_some());
         assert!(command(json!({"pattern": "x*", "matcher": "glob"})).is_none());
         assert!(command(json!({"pattern": ".*", "matcher": "pcre"})).is_none());
         let asked = command(json!({"ticket": "t", "reply_to": {"exchange": "e", "routing_key": "k"}})).unwrap();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::common::{Prepared, RunError};
 use crate::base::backoff::{Backoff, BackoffConfig};
+use crate::base::glob;
 use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::executor::image_name;
@@ -42,7 +43,7 @@ pub enum PullPolicy {
     Never,
 }
 
-/// A pattern for names of images, in which `*` stands for any text.
+/// A pattern for names of images, as [`glob`] reads them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImagePattern(String);
 
@@ -69,25 +70,9 @@ impl ImagePattern {
     pub fn matches(&self, image: &str) -> bool {
         let (image, pattern) = (image_name::whole(image), image_name::whole(&self.0));
         let has_tag = pattern.rsplit('/').next().is_some_and(|last| last.contains([':', '@']));
-        glob(&pattern, &image)
-            || !has_tag && ["*:*", "*@*"].iter().any(|any| glob(&(pattern.clone() + &any[1..]), &image))
+        let with = |tag: &str| glob::matches(&format!("{pattern}{tag}"), &image);
+        with("") || !has_tag && [":*", "@*"].into_iter().any(with)
     }
-}
-
-/// Whether the text is the pattern, in which `*` stands for any text; in time of their lengths multiplied.
-fn glob(pattern: &str, text: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = text.strip_prefix(first) else { return false };
-    let mut parts: Vec<&str> = parts.collect();
-    let Some(last) = parts.pop() else { return rest.is_empty() };
-    for part in parts {
-        match rest.split_once(part) {
-            Some((_, behind)) => rest = behind,
-            None => return false,
-        }
-    }
-    rest.ends_with(last)
 }
 
 /// What an operator says of the images of jobs.

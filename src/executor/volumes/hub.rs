@@ -6,8 +6,8 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::download::{VolumeError, download};
-use super::glob;
 use super::space::Space;
+use crate::base::glob;
 use crate::executor::transfer::Bounds;
 use crate::executor::workspace::relative;
 use crate::net::http::client::HttpClient;
@@ -89,8 +89,8 @@ pub(super) fn fetch(
 
     let wanted = |name: &str| match &volume.allow_patterns {
         None => true,
-        Some(AllowPatterns::One(pattern)) => glob::matches(pattern, name),
-        Some(AllowPatterns::Any(patterns)) => patterns.iter().any(|pattern| glob::matches(pattern, name)),
+        Some(AllowPatterns::One(pattern)) => is_of(pattern, name),
+        Some(AllowPatterns::Any(patterns)) => patterns.iter().any(|pattern| is_of(pattern, name)),
     };
     let names: Vec<String> =
         found.siblings.into_iter().map(|sibling| sibling.rfilename).filter(|n| wanted(n)).collect();
@@ -104,6 +104,14 @@ pub(super) fn fetch(
         download(http, &url, &headers, &path, (u64::MAX, space), bounds)?;
     }
     Ok(())
+}
+
+/// A pattern that ends with `/` means everything below that folder, as Hugging Face has it.
+fn is_of(pattern: &str, name: &str) -> bool {
+    match pattern.ends_with('/') {
+        true => glob::matches(&format!("{pattern}*"), name),
+        false => glob::matches(pattern, name),
+    }
 }
 
 fn check_repo_id(repo_id: &str) -> Result<(), &'static str> {
@@ -143,6 +151,11 @@ mod tests {
         assert_eq!((hub(false).endpoint.as_str(), hub(false).token), ("HF_ENDPOINT", None));
         assert_eq!(hub(true).token.as_deref(), Some("HF_TOKEN/"));
         assert_eq!(Hub::of_settings(|_| Some(String::new()), true).endpoint, "https://huggingface.co");
+    }
+
+    #[test]
+    fn a_pattern_of_a_folder_is_for_what_is_below() {
+        assert!(is_of("onnx/", "onnx/a/model.onnx") && !is_of("onnx/", "onnx") && is_of("*.bin", "a/x.bin"));
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 mod archive;
 mod download;
-mod glob;
 mod hub;
 mod space;
 
