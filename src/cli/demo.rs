@@ -182,7 +182,7 @@ fn build_image(shutdown: &Shutdown) -> Result<(), String> {
     for applet in applets.lines().filter(|applet| *applet != "busybox") {
         std::os::unix::fs::symlink("busybox", bin.join(applet)).map_err(fail("link an applet"))?;
     }
-    docker.import(folder.path(), IMAGE, &token, deadline).map_err(in_words)
+    docker.import(folder.path(), IMAGE, None, &token, deadline).map_err(in_words)
 }
 
 fn busybox() -> Option<PathBuf> {

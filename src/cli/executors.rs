@@ -8,12 +8,14 @@ use clap::ValueEnum;
 
 use super::images::ImageArgs;
 use super::transfers::TransferArgs;
-use super::values::{Arguments, command_line, duration};
+use super::values::{Arguments, command_line, duration, image};
 use crate::app::sandbox;
 use crate::executor::RunnerKind;
 use crate::executor::sandbox::{Host, Profile, Sandbox};
 use crate::executor::streaming::PortRange;
+use crate::miner::images::ImageCare;
 use crate::miner::{self, DockerBackend, ExecutorBackend, ExecutorSettings, ProcessBackend};
+use crate::proc::docker::Docker;
 use crate::protocol::ExecutorClass;
 
 /// Where the executors of a miner come from, and what they are told.
@@ -54,7 +56,10 @@ pub(super) struct ExecutorArgs {
     #[arg(long, value_name = "JSON", env = "PHALANX_SANDBOX_SETTINGS")]
     sandbox_settings: Option<String>,
     #[command(flatten)]
-    images: ImageArgs,
+    pub(super) images: ImageArgs,
+    /// An image that is pulled at the start and every hour, before jobs ask for it, and stays; may be repeated
+    #[arg(long, value_name = "IMAGE", value_parser = image, env = "PHALANX_PRE_PULL", value_delimiter = ',')]
+    pub(super) pre_pull: Vec<String>,
     #[command(flatten)]
     transfers: TransferArgs,
     /// Ports of the executors' machines of which each streaming job takes one for its clients
@@ -103,6 +108,26 @@ impl ExecutorArgs {
     pub(super) fn sandboxes(&self, executors: &[(ExecutorClass, u32)], host: Host) -> Result<Sandboxes, String> {
         let classes: Vec<ExecutorClass> = executors.iter().map(|(class, _)| *class).collect();
         sandbox::sandboxes(self.sandbox, self.sandbox_settings.as_deref(), host, &classes)
+    }
+
+    /// What the miner does about the images of jobs.
+    ///
+    /// # Errors
+    /// One line that names the flag.
+    pub(super) fn image_care(&self, images: &Images) -> Result<Option<ImageCare>, String> {
+        if self.runner == RunnerKind::Process {
+            return match self.pre_pull.is_empty() {
+                true => Ok(None),
+                false => Err("--pre-pull goes with --runner docker".to_owned()),
+            };
+        }
+        Ok(Some(ImageCare {
+            docker: Docker::default(),
+            folder: images.folder.clone(),
+            bounds: self.images.bounds(images.executors),
+            pre_pull: self.pre_pull.clone(),
+            silence: self.images.pull_silence,
+        }))
     }
 
     /// What starts the executors.

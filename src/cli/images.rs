@@ -22,7 +22,7 @@ pub(super) struct ImageArgs {
     pull: PullPolicy,
     /// Begin a pull again that shows no progress for this long; an engine shows none within a layer [default: never]
     #[arg(long, value_name = "DUR", value_parser = duration, env = "PHALANX_PULL_SILENCE")]
-    pull_silence: Option<Duration>,
+    pub(super) pull_silence: Option<Duration>,
     /// Only images whose names match, as registry.example/acme/* (a star is any text); may be repeated
     #[arg(long, value_name = "PATTERN", env = "PHALANX_ALLOW_IMAGE", value_delimiter = ',')]
     allow_image: Vec<ImagePattern>,
@@ -32,6 +32,10 @@ pub(super) struct ImageArgs {
     /// Space for images that jobs have brought, as 100GB; those that were not used for longest go
     #[arg(long, value_name = "SIZE", default_value = "100GB", value_parser = byte_size, env = "PHALANX_IMAGE_SPACE")]
     image_space: u64,
+    /// What stays free on the engine's disk, or images that jobs have brought go; with less than 1GB no job is taken;
+    /// 0: nobody looks
+    #[arg(long, value_name = "SIZE", default_value = "10GB", value_parser = byte_size, env = "PHALANX_IMAGE_FREE_SPACE")]
+    pub(super) image_free_space: u64,
     /// How many images that jobs have brought are kept [default: as many as executors, at least 4]
     #[arg(long, value_name = "N", env = "PHALANX_IMAGE_COUNT")]
     image_count: Option<usize>,
@@ -40,14 +44,21 @@ pub(super) struct ImageArgs {
 impl ImageArgs {
     /// The settings, with the folder where it is written down which images jobs have brought.
     pub(super) fn settings(self, folder: Option<PathBuf>) -> ImageSettings {
+        let bounds = self.bounds(0);
         ImageSettings {
             policy: self.pull,
             silence: self.pull_silence,
             allowed: self.allow_image,
             registry_login: self.registry_login,
             folder,
-            bounds: ImageBounds { count: self.image_count.unwrap_or(KEPT_LEAST), bytes: self.image_space },
+            bounds,
         }
+    }
+
+    /// What is kept for so many executors.
+    pub(super) fn bounds(&self, executors: usize) -> ImageBounds {
+        let count = self.image_count.unwrap_or(executors.max(KEPT_LEAST));
+        ImageBounds { count, bytes: self.image_space, free: self.image_free_space }
     }
 
     /// Tells executors the same; there are so many of them.
@@ -63,8 +74,8 @@ impl ImageArgs {
         }
         settings.set("PHALANX_REGISTRY_LOGIN", self.registry_login.to_string());
         settings.set("PHALANX_IMAGE_SPACE", self.image_space.to_string());
-        let count = self.image_count.unwrap_or(executors.max(KEPT_LEAST));
-        settings.set("PHALANX_IMAGE_COUNT", count.to_string());
+        settings.set("PHALANX_IMAGE_FREE_SPACE", self.image_free_space.to_string());
+        settings.set("PHALANX_IMAGE_COUNT", self.bounds(executors).count.to_string());
     }
 }
 
@@ -98,12 +109,13 @@ mod tests {
             "SILENCE\", \"300000ms",
             "ALLOW_IMAGE\", \"acme/*,busybox",
             "SPACE\", \"5000000",
+            "FREE_SPACE\", \"10000000000",
             "COUNT\", \"7",
             "LOGIN\", \"false",
         ] {
             assert!(told.contains(part), "{part} is not in {told}");
         }
-        assert_eq!(line.images.settings(None).bounds, ImageBounds { count: 4, bytes: 5_000_000 });
+        assert_eq!(line.images.settings(None).bounds, ImageBounds { count: 4, bytes: 5_000_000, free: 10_000_000_000 });
         assert!(parse(&["--pull", "auto"]).is_err() && parse(&["--image-space", "5 apples"]).is_err());
     }
 }

@@ -18,6 +18,7 @@ use crate::base::lock::lock;
 use crate::executor::sandbox::Host;
 use crate::identity::{KeyPair, PublicKey};
 use crate::miner::executor_pool::SlotCounts;
+use crate::miner::images::PrePulled;
 use crate::miner::{Miner, MinerConfig, MinerLimits, Reloader};
 use crate::net::http::{HttpRequest, HttpResponse, HttpServer};
 use crate::ops::health::Health;
@@ -130,6 +131,7 @@ fn configure(args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), String>
     let limits = limits(&args);
     let executors = args.executors.iter().map(|(_, count)| *count as usize).sum();
     let images = Images { folder: args.state_dir.join(IMAGES), executors };
+    let image_care = args.source.image_care(&images)?;
     let sandboxes = args.source.sandboxes(&args.executors, host)?;
     let backend = args.source.backend(&sandboxes, &images, &args.state_dir)?;
     for (class, sandbox) in &sandboxes {
@@ -142,6 +144,7 @@ fn configure(args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), String>
         executor_address: args.executor_address,
         streaming_address: args.streaming_address,
         limits,
+        images: image_care,
         reap_dry_run: args.reap_dry_run,
         ..MinerConfig::new(key, args.state_dir, backend)
     };
@@ -149,7 +152,7 @@ fn configure(args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), String>
 }
 
 /// The flags that take a restart.
-struct Fixed([(&'static str, String); 12]);
+struct Fixed([(&'static str, String); 14]);
 
 impl Fixed {
     fn of(args: &Args) -> Self {
@@ -163,6 +166,8 @@ impl Fixed {
             ("--drain-time", format!("{:?}", args.drain_time)),
             ("--state-dir", args.state_dir.display().to_string()),
             ("--reap-dry-run", args.reap_dry_run.to_string()),
+            ("--pre-pull", args.source.pre_pull.join(",")),
+            ("--image-free-space", args.source.images.image_free_space.to_string()),
             tls_cert,
             tls_key,
             ("--http", format!("{:?}", args.http)),
@@ -249,6 +254,13 @@ fn serve_status(
             .iter()
             .map(|slot| json!({"class": slot.class.as_str(), "what": slot.what, "reason": slot.reason}));
         let quarantined: Vec<_> = quarantined.collect();
+        let images = observer.images();
+        let free = images.disk.map(|disk| json!({"folder": disk.folder, "free_bytes": disk.bytes}));
+        let pre_pulled = |pulled: PrePulled| {
+            let PrePulled { image, is_here, trouble } = pulled;
+            json!({"image": image, "is_here": is_here, "trouble": trouble})
+        };
+        let pre_pulled: Vec<_> = images.pre_pull.into_iter().map(pre_pulled).collect();
         let sandboxes = lock(&sandboxes);
         let sandboxes =
             sandboxes.iter().map(|(class, sandbox)| (class.as_str().to_owned(), sandbox.to_string().into()));
@@ -263,6 +275,8 @@ fn serve_status(
             "jobs_run": now.jobs_run,
             "quarantined": quarantined,
             "slot_breach": now.breach,
+            "image_disk": free,
+            "pre_pull": pre_pulled,
             "sandbox": sandboxes,
         })
     };

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use crate::base::limits::STREAMING_ADDRESS_BYTES;
+use crate::executor::check_image_name;
 use crate::protocol::ExecutorClass;
 #[cfg(feature = "celery")]
 pub use crate::redis::RedisConfig;
@@ -58,6 +59,14 @@ pub fn label(text: &str) -> Result<(String, String), String> {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err("it should be NAME=VALUE".to_owned()),
     }
+}
+
+/// Reads the name of an image.
+///
+/// # Errors
+/// What would be right, in words.
+pub fn image(text: &str) -> Result<String, String> {
+    check_image_name(text).map(|()| text.to_owned())
 }
 
 /// Reads a command line into its words, by the quoting rules of a POSIX shell; nothing is expanded.

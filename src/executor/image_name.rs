@@ -1,5 +1,28 @@
 //! Names of images, as Docker reads them. Pure.
 
+use crate::base::text::truncated;
+
+/// More than the 255 bytes of a repository, with its host, tag and digest.
+const BYTES_MAX: usize = 1024;
+
+/// How much of a name that is wrong an error tells.
+const SHOWN_BYTES: usize = 80;
+
+/// Whether the engine's client takes it for a name and for nothing else.
+///
+/// # Errors
+/// What is wrong, and what would be right.
+pub fn check_image_name(name: &str) -> Result<(), String> {
+    let shown = truncated(name, SHOWN_BYTES);
+    if name.len() > BYTES_MAX {
+        return Err(format!("image {shown:?} has a name of {} bytes; at most {BYTES_MAX} fit", name.len()));
+    }
+    if name.is_empty() || name.starts_with('-') || name.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err(format!("image {shown:?} is not the name of an image, as in ubuntu:latest"));
+    }
+    Ok(())
+}
+
 /// The registry with its port, if the name begins with one: what stands before the first slash is a host if it has a
 /// dot or a colon, is `localhost`, or has capitals, which no repository has.
 pub(super) fn registry(name: &str) -> Option<&str> {

@@ -42,6 +42,7 @@ pub mod workspace;
 
 pub use config::ExecutorConfig;
 pub use hooks::Hooks;
+pub use image_name::check_image_name;
 pub use role::{ExecutorReport, run};
 pub use runner::RunnerKind;
 pub use stages::{ExecutorError, JobEnd};

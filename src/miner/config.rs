@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::check::CheckPolicy;
 use super::executor_manager::{END_GRACE, ExecutorBackend};
+use super::images::ImageCare;
 use crate::base::limits::SERVER_CONNECTIONS;
 use crate::identity::{KeyPair, PublicKey};
 use crate::link::ServerConfig;
@@ -108,6 +109,8 @@ pub struct MinerConfig {
     pub limits: MinerLimits,
     /// Limits of the connections.
     pub server: ServerConfig,
+    /// What is done about the images of jobs, if they have any.
+    pub images: Option<ImageCare>,
     /// The reaper only says what it would remove.
     pub reap_dry_run: bool,
     /// What its threads report to.
@@ -128,6 +131,7 @@ impl MinerConfig {
             backend,
             limits: MinerLimits::default(),
             server: ServerConfig { connections: CONNECTIONS, ..ServerConfig::new("min") },
+            images: None,
             reap_dry_run: false,
             board: Board::new(),
         }

@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, select};
 
 use super::check::Gate;
 use super::executor_manager::ExecutorBackend;
+use super::images::Floor;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::waits::waiting;
 
@@ -17,8 +18,15 @@ use crate::base::waits::waiting;
 pub(super) type Engine = Result<String, String>;
 
 /// Asks once, now; gives what is news.
-pub(super) fn check(gate: &mut Gate, backend: &dyn ExecutorBackend, stop: &Shutdown) -> Option<Engine> {
-    let found = backend.check(stop, gate.limit(Instant::now()));
+pub(super) fn check(
+    gate: &mut Gate,
+    backend: &dyn ExecutorBackend,
+    floor: Option<&Floor>,
+    stop: &Shutdown,
+) -> Option<Engine> {
+    let limit = gate.limit(Instant::now());
+    let has_room = || floor.map_or(Ok(()), |floor| floor.check(stop, limit));
+    let found = backend.check(stop, limit).and_then(|what| has_room().map(|()| what));
     if stop.is_cancelled() {
         return None;
     }
@@ -35,6 +43,7 @@ pub(super) fn check(gate: &mut Gate, backend: &dyn ExecutorBackend, stop: &Shutd
 pub(super) fn run(
     mut gate: Gate,
     mut backend: Arc<dyn ExecutorBackend>,
+    floor: Option<&Floor>,
     backends: &Receiver<Arc<dyn ExecutorBackend>>,
     stop: &Shutdown,
     report: impl Fn(Engine),
@@ -56,7 +65,7 @@ pub(super) fn run(
             default(wait) => {}
         }
         drop(waits);
-        if let Some(news) = check(&mut gate, backend.as_ref(), &asking) {
+        if let Some(news) = check(&mut gate, backend.as_ref(), floor, &asking) {
             report(news);
         }
     }

@@ -8,6 +8,7 @@
 //! * `router_thread`: the thread that owns the router, between the connections, the executors and the receipts.
 //! * `engine`: the thread that asks whether jobs can run here; [`check`]: how often, and when an answer counts. Pure.
 //! * `disk`: the thread that countersigns and stores receipts, and keeps the jobs.
+//! * [`images`]: the thread that pulls images before jobs ask for them, and has others make room.
 //! * `meters`: what is counted.
 //! * `reaper`: the thread that removes what executors have left and nobody answers for.
 
@@ -17,6 +18,7 @@ mod disk;
 mod engine;
 pub mod executor_manager;
 pub mod executor_pool;
+pub mod images;
 mod meters;
 mod reaper;
 mod role;

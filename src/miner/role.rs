@@ -1,9 +1,9 @@
 //! The start and the stop of a miner, all steps in order.
 //!
-//! Start → `min-store` (the receipts), `min-engine` (whether jobs can run), `min-route` (the router), `min-accept`, two
-//! threads for each connection (`min-rd-N`, `min-wr-N`), and one for each executor (`min-ex-N`). Stop → see
-//! [`Miner::stop`]. What each blocks in and what kicks it is in `disk`, `engine`, `router_thread`, `executor_manager`
-//! and `link::server`.
+//! Start → `min-store` (the receipts), `min-engine` (whether jobs can run), `min-image` (the images of jobs),
+//! `min-route` (the router), `min-accept`, two threads for each connection (`min-rd-N`, `min-wr-N`), and one for each
+//! executor (`min-ex-N`). Stop → see [`Miner::stop`]. What each blocks in and what kicks it is in `disk`, `engine`,
+//! `images`, `router_thread`, `executor_manager` and `link::server`.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -15,6 +15,7 @@ use super::check::Gate;
 use super::config::{MinerConfig, MinerLimits};
 use super::disk::Saves;
 use super::executor_manager::{ExecutorManager, Owner};
+use super::images::{Floor, ImagesStatus, Keeper};
 use super::meters::Meters;
 use super::reaper::Reaper;
 use super::router::{Action, ExecutorFrame, Input, MinerStatus, Router, Settings};
@@ -60,6 +61,7 @@ pub struct Miner {
     parts: Option<MinerParts>,
     status: Arc<Mutex<MinerStatus>>,
     traces: Arc<Mutex<Traces>>,
+    images: Arc<Mutex<ImagesStatus>>,
     board: Board,
     url: String,
     limits: MinerLimits,
@@ -70,6 +72,7 @@ struct MinerParts {
     router: Thread<RouterEnd>,
     engine: Thread<()>,
     reaper: Thread<()>,
+    images: Option<Thread<()>>,
     server: Server,
     disk: Thread<()>,
     events: Sender<Event>,
@@ -119,6 +122,7 @@ impl Reloader {
 pub struct Observer {
     status: Arc<Mutex<MinerStatus>>,
     traces: Arc<Mutex<Traces>>,
+    images: Arc<Mutex<ImagesStatus>>,
     board: Board,
 }
 
@@ -132,6 +136,11 @@ impl Observer {
     /// remembered.
     pub fn trace(&self, uuid: &str) -> Vec<Trace> {
         lock(&self.traces).of(uuid)
+    }
+
+    /// What is known of the images of jobs, as of the last look.
+    pub fn images(&self) -> ImagesStatus {
+        lock(&self.images).clone()
     }
 
     /// What the miner's threads report to.
@@ -172,7 +181,8 @@ impl Miner {
 
         // The first check is waited for, so that whoever connects first is told what there is.
         let mut gate = Gate::new(config.limits.checks, Instant::now());
-        if let Some(found) = engine::check(&mut gate, config.backend.as_ref(), &Shutdown::new()) {
+        let floor = config.images.as_ref().and_then(Floor::of);
+        if let Some(found) = engine::check(&mut gate, config.backend.as_ref(), floor.as_ref(), &Shutdown::new()) {
             router.handle(Input::Engine(found), now());
         }
         let first = router.restore(jobs, now());
@@ -183,7 +193,7 @@ impl Miner {
         let kicked = stop.clone();
         let engine = spawn("min-engine", Kick::new("stop signal of the miner", move || kicked.cancel()), move || {
             let report = |engine| drop(found.send(Event::Input(Input::Engine(engine))));
-            engine::run(gate, backend, &other_backends, &until, report);
+            engine::run(gate, backend, floor.as_ref(), &other_backends, &until, report);
         });
 
         let (report, key, to_save) = (events.clone(), config.key.clone(), saves.clone());
@@ -207,6 +217,13 @@ impl Miner {
             }
         }
         let dry_run = config.reap_dry_run;
+        let keeper = config.images.map(|care| Keeper::new(care, metrics.clone()));
+        let known_images = keeper.as_ref().map(Keeper::status).unwrap_or_default();
+        let images = keeper.map(|keeper| {
+            let (kicked, until) = (stop.clone(), stop.clone());
+            let kick = Kick::new("stop signal of the miner", move || kicked.cancel());
+            spawn("min-image", kick, move || keeper.run(&until))
+        });
         let reaper = Reaper { answered, owner: reapers, dry_run, health: router_health.clone(), metrics };
         let (kicked, until) = (stop.clone(), stop.clone());
         let kick = Kick::new("stop signal of the miner", move || kicked.cancel());
@@ -238,8 +255,8 @@ impl Miner {
         let sink = router_thread::sink(events.clone());
         let server = Server::start(config.server.clone(), listener, timer, router_thread::accept_path(), sink);
         log::info!("miner {} serves on {url}", config.key.ss58());
-        let parts = Some(MinerParts { router, engine, reaper, server, disk, events, stop });
-        Ok(Self { parts, status, traces, board: config.board, url, limits: config.limits })
+        let parts = Some(MinerParts { router, engine, reaper, images, server, disk, events, stop });
+        Ok(Self { parts, status, traces, images: known_images, board: config.board, url, limits: config.limits })
     }
 
     /// Where validators and executors dial, `ws://address:port`.
@@ -265,7 +282,8 @@ impl Miner {
 
     /// What looks at this miner; may outlive it.
     pub fn observer(&self) -> Observer {
-        Observer { status: self.status.clone(), traces: self.traces.clone(), board: self.board.clone() }
+        let (status, traces, images) = (self.status.clone(), self.traces.clone(), self.images.clone());
+        Observer { status, traces, images, board: self.board.clone() }
     }
 
     /// Stops: declines new jobs and waits for those that run (at most [`MinerLimits::drain_time`], or until the stop is
@@ -277,7 +295,8 @@ impl Miner {
     }
 
     fn end(&mut self, stopping: &mut Stopping) {
-        let Some(MinerParts { router, engine, reaper, mut server, disk, events, stop }) = self.parts.take() else {
+        let Some(MinerParts { router, engine, reaper, images, mut server, disk, events, stop }) = self.parts.take()
+        else {
             return;
         };
         let limits = &self.limits;
@@ -303,9 +322,10 @@ impl Miner {
                 step.join_all(executors);
                 cancelled_jobs
             });
-            // What these two wait for is worth no executor's time.
+            // What these wait for is worth no executor's time.
             step.join(engine);
             step.join(reaper);
+            images.map(|images| step.join(images));
             end
         });
         stopping.cancelled_jobs(end.unwrap_or(0));

@@ -139,11 +139,18 @@ const ENGINE_WORDS: &[(&str, Cause)] = &[
     ("dial unix", Cause::OPERATOR_PASSING),
     ("shutting down", Cause::OPERATOR_PASSING),
     ("containerd.sock", Cause::OPERATOR_PASSING),
-    ("is already in use by container", Cause::OPERATOR_PASSING),
+    ("is already in use by", Cause::OPERATOR_PASSING),
+    ("database is locked", Cause::OPERATOR_PASSING),
     // The machine lacks what its settings ask for.
     ("runtime name", Cause::OPERATOR),
     ("unknown runtime", Cause::OPERATOR),
     ("could not select device driver", Cause::OPERATOR),
+    ("default oci runtime", Cause::OPERATOR),
+    ("requested oci runtime", Cause::OPERATOR),
+    ("container-init binary not found", Cause::OPERATOR),
+    ("error setting rlimit", Cause::OPERATOR),
+    ("setrlimit `", Cause::OPERATOR),
+    ("unresolvable cdi devices", Cause::OPERATOR),
     ("nvidia-container", Cause::OPERATOR),
     ("toomanyrequests", Cause::NETWORK_PASSING),
     ("too many requests", Cause::NETWORK_PASSING),
@@ -162,6 +169,7 @@ const ENGINE_WORDS: &[(&str, Cause)] = &[
     ("unauthorized", Cause::JOB),
     ("authentication required", Cause::JOB),
     ("denied: ", Cause::JOB),
+    (": denied", Cause::JOB),
     ("invalid reference format", Cause::JOB),
     ("repository name must be lowercase", Cause::JOB),
     ("no matching manifest for", Cause::JOB),
@@ -172,8 +180,12 @@ const ENGINE_WORDS: &[(&str, Cause)] = &[
     ("max depth exceeded", Cause::JOB),
     ("x509:", Cause::CERTIFICATE),
     ("server gave http response to https client", Cause::NETWORK),
+    ("first record does not look like a tls handshake", Cause::NETWORK),
     // Of containers: what the image or the request asks for.
     ("no command specified", Cause::JOB),
+    ("no command or entrypoint provided", Cause::JOB),
+    ("a command that was not found", Cause::JOB),
+    ("oci runtime command not found", Cause::JOB),
     ("executable file not found", Cause::JOB),
     ("exec format error", Cause::JOB),
     ("unable to find user", Cause::JOB),
@@ -183,6 +195,7 @@ const ENGINE_WORDS: &[(&str, Cause)] = &[
     ("mount a directory onto a file", Cause::JOB),
     ("not a directory", Cause::JOB),
     ("working directory", Cause::JOB),
+    ("workdir \"", Cause::JOB),
 ];
 
 /// The HTTP status in a text like `received unexpected HTTP status: 503 Service Unavailable`, `StatusCode: 502, ""` or
@@ -274,6 +287,75 @@ mod tests {
             assert_eq!(Cause::of_engine(text), cause, "{text}");
         }
     }
+
+    #[test]
+    fn what_podman_says() {
+        let (source, reading) =
+            ("Error: initializing source docker://r:5000/app:1: ", "reading manifest 1 in r:5000/app: ");
+        for (text, cause) in [
+            ("manifest unknown: manifest unknown", Cause::JOB),
+            ("name unknown", Cause::JOB),
+            ("unauthorized", Cause::JOB),
+            ("denied", Cause::JOB),
+            ("StatusCode: 404, <html>not here</html>", Cause::JOB),
+            ("StatusCode: 403, <html>no</html>", Cause::JOB),
+            ("toomanyrequests", Cause::NETWORK_PASSING),
+            ("too many requests to registry", Cause::NETWORK_PASSING),
+            ("received unexpected HTTP status: 503 Service Unavailable", Cause::NETWORK_PASSING),
+            ("received unexpected HTTP status: 507 Insufficient Storage", Cause::NETWORK),
+        ] {
+            assert_eq!(Cause::of_pull(&format!("{source}{reading}{text}"), "r:5000/app:1"), cause, "{text}");
+        }
+        let pinging = format!("{source}pinging container registry r:5000: Get \"https://r:5000/v2/\": ");
+        for (text, cause) in [
+            ("tls: first record does not look like a TLS handshake", Cause::NETWORK),
+            ("http: server gave HTTP response to HTTPS client", Cause::NETWORK),
+            ("x509: certificate signed by unknown authority", Cause::CERTIFICATE),
+            ("dial tcp 10.0.0.1:5000: connect: connection refused", Cause::NETWORK_PASSING),
+            ("dial tcp: lookup r on 10.0.0.53:53: no such host", Cause::NETWORK_PASSING),
+        ] {
+            assert_eq!(Cause::of_pull(&format!("{pinging}{text}"), "r:5000/app:1"), cause, "{text}");
+        }
+        for (text, cause) in [
+            ("Error: copying system image from manifest list: writing blob: no space left on device", Cause::OPERATOR),
+            (
+                "Error: short-name \"a\" did not resolve to an alias and no unqualified-search registries are",
+                Cause::JOB,
+            ),
+            ("Error: repository name must be lowercase", Cause::JOB),
+            ("Error: nosuch:1: image not known", Cause::JOB),
+            ("Error: no image found in manifest list for architecture \"amd64\", OS \"linux\"", Cause::JOB),
+            // Of containers.
+            ("Error: default OCI runtime \"runsc\" not found: invalid argument", Cause::OPERATOR),
+            ("Error: requested OCI runtime runsc is not available: invalid argument", Cause::OPERATOR),
+            ("Error: container-init binary not found on the host: stat /usr/libexec/podman/catatonit", Cause::OPERATOR),
+            ("Error: setting up CDI devices: unresolvable CDI devices nvidia.com/gpu=all", Cause::OPERATOR),
+            ("Error: runc: runc create failed: error setting rlimit type 7: operation not permitted", Cause::OPERATOR),
+            ("Error: allocating lock for new container: no space left on device", Cause::OPERATOR),
+            ("Error: adding container id to database: database is locked", Cause::OPERATOR_PASSING),
+            ("Error: creating container storage: the container name \"x\" is already in use by 5ab0.", {
+                Cause::OPERATOR_PASSING
+            }),
+            ("Error: no command or entrypoint provided, and no CMD or ENTRYPOINT from image", Cause::JOB),
+            (
+                "Error: runc: exec: \"x\": executable file not found in $PATH: OCI runtime attempted to invoke",
+                Cause::JOB,
+            ),
+            (
+                "Error: crun: executable file `x` not found in $PATH: No such file or directory: OCI runtime attempted \
+                to invoke a command that was not found",
+                Cause::JOB,
+            ),
+            ("Error: executable file `x` not found in $PATH: OCI runtime command not found error", Cause::JOB),
+            ("Error: unable to find user nobodyx: no matching entries in passwd file", Cause::JOB),
+            ("Error: workdir \"/none\" does not exist on container 5e3d", Cause::JOB),
+            ("Error: workdir \"/bin/sh\" exists on container 8eb5, but is not a directory", Cause::JOB),
+            ("Error: OCI runtime error: runc: cannot be mounted because it is inside /proc", Cause::JOB),
+        ] {
+            assert_eq!(Cause::of_engine(text), cause, "{text}");
+        }
+    }
+
     #[test]
     fn a_name_that_a_job_has_chosen_tells_nothing() {
         let image = "r.io/toomanyrequests/app:unauthorized";

@@ -38,6 +38,9 @@ pub mod labels {
     pub const EXECUTOR: &str = "phalanx.executor";
     /// What a container is for: `executor`, or `job`.
     pub const STAGE: &str = "phalanx.stage";
+    /// An image of helpers, of which there is one for each version of this program: when it was made, in seconds of
+    /// Unix time.
+    pub const HELPER: &str = "phalanx.helper";
 }
 
 /// The number of a container or network, and two of its labels.
@@ -109,18 +112,28 @@ impl Docker {
         self.run("ask the docker engine for its version", &args, stop, deadline)
     }
 
-    /// Makes an image of the files of `folder`, with `/bin` on its path.
+    /// Makes an image of the files of `folder`, with `/bin` on its path and perhaps a label.
     ///
     /// # Errors
     /// What `tar` or the engine says.
-    pub fn import(&self, folder: &Path, image: &str, stop: &Shutdown, deadline: Instant) -> Result<(), ToolError> {
+    pub fn import(
+        &self,
+        folder: &Path,
+        image: &str,
+        label: Option<(&str, &str)>,
+        stop: &Shutdown,
+        deadline: Instant,
+    ) -> Result<(), ToolError> {
         let doing = "pack the image";
         let archive = tempfile::NamedTempFile::new().map_err(|e| ToolError::Failed { doing, text: e.to_string() })?;
         let archive = archive.path().to_string_lossy();
         let mut tar = Command::new("tar");
         tar.arg("-C").arg(folder).args(["-cf", &archive, "."]);
         tool::output(tar, doing, stop, deadline)?;
-        let args = ["import", "--change", "ENV PATH=/bin", &archive, image];
+        let label = label.map(|(label, value)| format!("LABEL {label}={value}"));
+        let mut args = vec!["import", "--change", "ENV PATH=/bin"];
+        label.iter().for_each(|label| args.extend(["--change", label]));
+        args.extend([archive.as_ref(), image]);
         self.run("import the image", &args, stop, deadline).map(drop)
     }
 

@@ -17,11 +17,13 @@ pub struct ImageBounds {
     pub count: usize,
     /// Their sizes together. What images share is counted for each of them.
     pub bytes: u64,
+    /// Bytes of the engine's disk that stay free, if it is a disk of this machine; 0: none.
+    pub free: u64,
 }
 
 impl ImageBounds {
     /// Nothing is kept: what is not in use goes.
-    pub const NONE: Self = Self { count: 0, bytes: 0 };
+    pub const NONE: Self = Self { count: 0, bytes: 0, free: 0 };
 }
 
 /// The images in the order in which they go: those that were not used for the longest time come first, as many as
@@ -31,9 +33,10 @@ pub(super) fn oldest_first(mut kept: Vec<Kept>) -> Vec<Kept> {
     kept
 }
 
-/// Whether so many images of so many bytes are more than the bounds allow.
-pub(super) fn exceeds(bounds: ImageBounds, count: usize, bytes: u64) -> bool {
-    count > bounds.count || bytes > bounds.bytes
+/// Whether so many images of so many bytes, on a disk that has so much free if that is known, are more than the bounds
+/// allow.
+pub(super) fn exceeds(bounds: ImageBounds, (count, bytes): (usize, u64), free: Option<u64>) -> bool {
+    count > bounds.count || bytes > bounds.bytes || free.is_some_and(|free| free < bounds.free)
 }
 
 #[cfg(test)]
@@ -54,10 +57,17 @@ mod tests {
 
     #[test]
     fn each_bound_counts() {
-        let bounds = ImageBounds { count: 2, bytes: 100 };
-        for (count, bytes, too_much) in [(2, 100, false), (3, 3, true), (1, 101, true), (0, 0, false)] {
-            assert_eq!(exceeds(bounds, count, bytes), too_much, "{count} of {bytes}");
+        let bounds = ImageBounds { count: 2, bytes: 100, free: 50 };
+        for (held, free, too_much) in [
+            ((2, 100), None, false),
+            ((3, 3), None, true),
+            ((1, 101), None, true),
+            ((0, 0), None, false),
+            ((2, 100), Some(50), false),
+            ((1, 1), Some(49), true),
+        ] {
+            assert_eq!(exceeds(bounds, held, free), too_much, "{held:?} with {free:?} free");
         }
-        assert!(exceeds(ImageBounds::NONE, 1, 1) && !exceeds(ImageBounds::NONE, 0, 0));
+        assert!(exceeds(ImageBounds::NONE, (1, 1), None) && !exceeds(ImageBounds::NONE, (0, 0), Some(0)));
     }
 }

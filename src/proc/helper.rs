@@ -3,16 +3,18 @@
 //! A job runs as root in its container, or as whatever user its image names. An executor that is root itself can read
 //! and remove all that; a plain user of the engine cannot. So this program runs once more, as root in a container that
 //! has the folder and nothing else, no network among it, and does `phalanx tree`. The image is made on the spot, of
-//! this program and the libraries that it has loaded; nothing of the job's image runs with these rights.
+//! this program and the libraries that it has loaded; nothing of the job's image runs with these rights. Whoever makes
+//! one removes those of other versions.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::docker::Docker;
+use super::docker::{Docker, labels};
 use super::tool::{self, ToolError};
+use crate::base::clock::now;
 use crate::base::shutdown::Shutdown;
 
 /// The repository of the images.
@@ -20,6 +22,9 @@ const IMAGE: &str = "phalanx-helper";
 
 /// Where a helper sees the folder.
 const FOLDER: &str = "/job";
+
+/// How old the image of another version is when it is removed.
+const OLD: Duration = Duration::from_secs(24 * 3600);
 
 /// What changes owners and modes whoever has them now needs, and no more.
 const CAPABILITIES: [&str; 3] = ["CHOWN", "DAC_OVERRIDE", "FOWNER"];
@@ -69,7 +74,10 @@ pub fn run(
         log::info!("making image {image}, which reads and removes what containers leave");
         let files = tempfile::tempdir().map_err(failed)?;
         program.copy_to(files.path()).map_err(failed)?;
-        docker.import(files.path(), &image, stop, deadline)?;
+        docker.import(files.path(), &image, Some((labels::HELPER, &unix_seconds().to_string())), stop, deadline)?;
+        if let Err(error) = remove_old(docker, &image, stop, deadline) {
+            log::warn!("images of earlier versions of this program may be left: {error}");
+        }
     }
     let folder = folder.to_string_lossy();
     if folder.contains([',', '"', '\n', '\r']) {
@@ -92,6 +100,28 @@ pub fn run(
     creation.args(program.command()).args(["tree", operation.name(), FOLDER, "--within", &within]);
     container.create(creation)?;
     tool::output(container.attached(), doing, stop, deadline)
+}
+
+/// Removes the images of other versions of this program that are old, unless a container has them: one that another
+/// process of another version may have made just now, for a helper that it is about to start, stays.
+fn remove_old(docker: &Docker, own: &str, stop: &Shutdown, deadline: Instant) -> Result<(), ToolError> {
+    let own = docker.image(own, stop, deadline)?.map(|image| image.id);
+    for (id, made) in docker.labelled_images(labels::HELPER, stop, deadline)? {
+        let is_old = made.parse().is_ok_and(|made: u64| made + OLD.as_secs() < unix_seconds());
+        if !is_old || own.as_ref() == Some(&id) {
+            continue;
+        }
+        match docker.remove_image(&id, stop, deadline) {
+            Ok(()) => log::info!("image {id} of an earlier version of this program is removed"),
+            Err(ToolError::Failed { text, .. }) => log::info!("image {id} of an earlier version stays: {text}"),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn unix_seconds() -> u64 {
+    u64::try_from(now().unix_micros() / 1_000_000).unwrap_or(0)
 }
 
 /// The files of a running program.

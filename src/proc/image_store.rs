@@ -3,18 +3,21 @@
 //! A folder has a file for each image that a job has named. Its lock is shared by all who use the image, its text is
 //! the image's name if a job has brought it, and its time is that of the last use. A second file beside it is locked by
 //! whoever pulls. So executors, which are processes of their own, do not pull one image twice at a time, and what a
-//! killed one holds is free. What the operator has brought is never written down, and never goes.
+//! killed one holds is free. What the operator has brought is never written down, and never goes. One more file counts
+//! what all processes have done.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use sha2::{Digest, Sha256};
 
+use super::disk::EngineDisk;
 use super::docker::Docker;
 pub use super::evict::ImageBounds;
 use super::evict::{Kept, exceeds, oldest_first};
+use super::images::Image;
 use super::lock::{Hold, lock, try_lock};
 use super::tool::ToolError;
 use crate::base::shutdown::Shutdown;
@@ -22,12 +25,30 @@ use crate::base::shutdown::Shutdown;
 /// The end of the name of the file that is locked while its image is pulled.
 const PULL: &str = ".pull";
 
+/// The file of the [`Tally`].
+const TALLY: &str = "all.tally";
+
+/// How long the tally's file may be held by others, who read and write three numbers.
+const TALLY_TIME: Duration = Duration::from_secs(5);
+
 /// The images of one folder.
 #[derive(Debug, Clone)]
 pub struct ImageStore {
     docker: Docker,
+    disk: EngineDisk,
     folder: PathBuf,
     bounds: ImageBounds,
+}
+
+/// What was done since the folder was made, by whatever process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Pulls that have brought an image, or found it as it was.
+    pub pulled: u64,
+    /// Pulls that have failed.
+    pub failed: u64,
+    /// Images that were removed because there were too many, or the disk was too full.
+    pub evicted: u64,
 }
 
 /// An image that somebody prepares, alone; nobody pulls it meanwhile.
@@ -52,7 +73,12 @@ impl ImageStore {
     pub fn open(docker: Docker, folder: impl Into<PathBuf>, bounds: ImageBounds) -> io::Result<Self> {
         let folder = folder.into();
         fs::create_dir_all(&folder)?;
-        Ok(Self { docker, folder, bounds })
+        Ok(Self { disk: EngineDisk::new(docker.clone()), docker, folder, bounds })
+    }
+
+    /// The disk of the images.
+    pub fn disk(&self) -> &EngineDisk {
+        &self.disk
     }
 
     /// The file of an image: by its digest, because a name may hold slashes and be long.
@@ -74,15 +100,92 @@ impl ImageStore {
         Ok(Preparing { pulling, used, waited, began })
     }
 
-    /// Writes down that jobs have brought this image, as the number of one whose name has moved on to another.
+    /// Pulls an image that the caller prepares. If the disk is short of room, images that jobs have brought make some
+    /// before.
+    ///
+    /// # Errors
+    /// As [`Docker::pull`].
+    pub fn pull(
+        &self,
+        image: &str,
+        silence: Option<Duration>,
+        stop: &Shutdown,
+        deadline: Instant,
+    ) -> Result<(), ToolError> {
+        if let Err(error) = self.make_room_if_short(stop, deadline) {
+            log::warn!("image {image} is pulled with as much room as there is: {error}");
+        }
+        let pulled = self.docker.pull(image, silence, stop, deadline);
+        let (done, failed) = (u64::from(pulled.is_ok()), u64::from(matches!(pulled, Err(ToolError::Failed { .. }))));
+        self.count(Tally { pulled: done, failed, evicted: 0 });
+        pulled
+    }
+
+    /// After a pull: if the name leads to another image than `before`, that one goes sooner or later, unless it has
+    /// another name.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    pub fn replaced(&self, image: &str, before: &Image, stop: &Shutdown, deadline: Instant) -> Result<(), ToolError> {
+        if self.docker.image(image, stop, deadline)?.is_some_and(|now| now.id != before.id) {
+            log::info!("image {image}: its name has moved on from {}", before.id);
+            if let Err(error) = self.note(&before.id) {
+                log::warn!("image {}, which no name leads to any more, may be left: {error}", before.id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes down that an image, by its number, is like one that jobs have brought.
+    fn note(&self, id: &str) -> io::Result<()> {
+        // Somebody who removes it has the lock: then it is gone anyway.
+        let Some(mut file) = try_lock(&self.file(id), Hold::Shared)? else { return Ok(()) };
+        write_text(&mut file, id)?;
+        file.set_modified(SystemTime::UNIX_EPOCH)
+    }
+
+    /// What was done, by this process and by others.
     ///
     /// # Errors
     /// What the system says.
-    pub fn note(&self, name: &str) -> io::Result<()> {
-        // Somebody who removes it has the lock: then it is gone anyway.
-        let Some(mut file) = try_lock(&self.file(name), Hold::Shared)? else { return Ok(()) };
-        write_text(&mut file, name)?;
-        file.set_modified(SystemTime::UNIX_EPOCH)
+    pub fn tally(&self) -> io::Result<Tally> {
+        self.tally_file().and_then(|mut file| text_of(&mut file)).map(|text| Tally::read(&text))
+    }
+
+    fn count(&self, more: Tally) {
+        let counted = self.tally_file().and_then(|mut file| {
+            let Tally { pulled, failed, evicted } = Tally::read(&text_of(&mut file)?);
+            let sums = [pulled + more.pulled, failed + more.failed, evicted + more.evicted];
+            write_text(&mut file, &sums.map(|sum| sum.to_string()).join(" "))
+        });
+        if let Err(error) = counted {
+            log::warn!("what was done with images is not counted: {error}");
+        }
+    }
+
+    fn tally_file(&self) -> io::Result<File> {
+        let deadline = Instant::now() + TALLY_TIME;
+        lock(&self.folder.join(TALLY), Hold::Alone, &Shutdown::new(), deadline).map(|(file, _)| file)
+    }
+
+    /// As [`ImageStore::make_room`] if less of the disk is free than is to be, else nothing.
+    ///
+    /// # Errors
+    /// As [`ImageStore::make_room`].
+    pub fn make_room_if_short(&self, stop: &Shutdown, deadline: Instant) -> Result<Vec<String>, ToolError> {
+        match self.free_bytes(self.bounds, stop, deadline)? {
+            Some(free) if free < self.bounds.free => self.make_room(stop, deadline),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Bytes of the disk that are free, if the bounds ask for some and it is of this machine.
+    fn free_bytes(&self, bounds: ImageBounds, stop: &Shutdown, deadline: Instant) -> Result<Option<u64>, ToolError> {
+        if bounds.free == 0 {
+            return Ok(None);
+        }
+        let deadline = deadline.min(Instant::now() + self.docker.time);
+        Ok(self.disk.free(stop, deadline)?.map(|free| free.bytes))
     }
 
     /// Removes images that jobs have brought and nobody uses, the least recently used first, until the rest is within
@@ -110,6 +213,8 @@ impl ImageStore {
         let mut sized = Vec::with_capacity(kept.len());
         for image in kept {
             match self.docker.image(&image.name, stop, answer_by())? {
+                // One without a name has got one from somebody else.
+                Some(found) if image.name == found.id && found.names > 0 => self.forget(&image.name).map_err(failed)?,
                 Some(found) => sized.push(Kept { bytes: found.bytes, ..image }),
                 // The operator has removed it.
                 None => self.forget(&image.name).map_err(failed)?,
@@ -118,7 +223,8 @@ impl ImageStore {
         let (mut count, mut bytes) = (sized.len(), sized.iter().map(|image| image.bytes).sum::<u64>());
         let mut gone = Vec::new();
         for image in oldest_first(sized) {
-            if !exceeds(bounds, count, bytes) {
+            let free = self.free_bytes(bounds, stop, deadline)?;
+            if !exceeds(bounds, (count, bytes), free) {
                 break;
             }
             // In use, or just now prepared.
@@ -126,7 +232,8 @@ impl ImageStore {
             match self.docker.remove_image(&image.name, stop, answer_by()) {
                 Ok(()) => {
                     self.remove_files(&self.file(&image.name)).map_err(failed)?;
-                    log::info!("image {} is removed: jobs have brought more than is kept", image.name);
+                    log::info!("image {} is removed: jobs have brought more than there is room for", image.name);
+                    self.count(Tally { evicted: 1, ..Tally::default() });
                     count -= 1;
                     bytes -= image.bytes;
                     gone.push(image.name);
@@ -182,6 +289,15 @@ impl ImageStore {
     }
 }
 
+impl Tally {
+    /// Three numbers; what a crash has left of them counts as none.
+    fn read(text: &str) -> Self {
+        let mut numbers = text.split(' ').map(|number| number.parse().unwrap_or(0));
+        let mut next = || numbers.next().unwrap_or(0);
+        Self { pulled: next(), failed: next(), evicted: next() }
+    }
+}
+
 impl Preparing {
     /// Whether another process has prepared the image while this one waited for it.
     pub fn is_done(&mut self) -> bool {
@@ -197,17 +313,22 @@ impl Preparing {
         Ok(!text_of(&mut self.used)?.is_empty())
     }
 
-    /// The image is here; whoever waits for it may go on. `brought` names it if this job has brought it.
+    /// The image is here; whoever waits for it may go on. `brought` names it if a job has brought it.
     ///
     /// # Errors
     /// What the system says.
     pub fn done(mut self, brought: Option<&str>) -> io::Result<InUse> {
-        if let Some(name) = brought {
-            write_text(&mut self.used, name)?;
-        }
-        let now = SystemTime::now();
-        self.used.set_modified(now)?;
-        write_text(&mut self.pulling, &nanos(now).to_string())?;
+        write_text(&mut self.pulling, &nanos(SystemTime::now()).to_string())?;
+        self.as_it_is(brought)
+    }
+
+    /// The image is here, but not as the registry has it now: whoever waits for it asks the registry again.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn as_it_is(mut self, brought: Option<&str>) -> io::Result<InUse> {
+        write_text(&mut self.used, brought.unwrap_or_default())?;
+        self.used.set_modified(SystemTime::now())?;
         Ok(InUse(self.used))
     }
 }

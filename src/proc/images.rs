@@ -1,5 +1,6 @@
 //! Images of the engine: whether one is here, pulled, removed, and how large it is.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::docker::Docker;
@@ -13,6 +14,8 @@ pub struct Image {
     pub id: String,
     /// Its size. What it shares with others is counted for each.
     pub bytes: u64,
+    /// How many names it has, as `app:1`; digests are none.
+    pub names: usize,
 }
 
 impl Docker {
@@ -22,11 +25,14 @@ impl Docker {
     /// If the engine does not answer.
     pub fn image(&self, name: &str, stop: &Shutdown, deadline: Instant) -> Result<Option<Image>, ToolError> {
         let doing = "look for the image";
-        let args = ["image", "inspect", "--format", "{{.Id}} {{.Size}}", name];
+        let args = ["image", "inspect", "--format", "{{.Id}} {{.Size}} {{len .RepoTags}}", name];
         match self.run(doing, &args, stop, deadline) {
             Ok(text) => {
-                let (id, bytes) = text.split_once(' ').unwrap_or((&text, "0"));
-                Ok(Some(Image { id: id.to_owned(), bytes: bytes.parse().unwrap_or(0) }))
+                let mut fields = text.split(' ');
+                let id = fields.next().unwrap_or_default().to_owned();
+                let mut number = || fields.next().and_then(|number| number.parse::<u64>().ok()).unwrap_or(0);
+                let bytes = number();
+                Ok(Some(Image { id, bytes, names: usize::try_from(number()).unwrap_or(0) }))
             }
             // The second is podman's.
             Err(ToolError::Failed { text, .. })
@@ -55,6 +61,31 @@ impl Docker {
             String::from_utf8_lossy(bytes).lines().for_each(|line| log::debug!("image {image}: {line}"));
         };
         watched(self.command(&["pull", image]), "pull the image", stop, limits, &mut lines).map(drop)
+    }
+
+    /// The numbers of the images that have a label, each with its value.
+    ///
+    /// # Errors
+    /// If the engine does not answer, or one of them goes meanwhile.
+    pub fn labelled_images(
+        &self,
+        label: &str,
+        stop: &Shutdown,
+        deadline: Instant,
+    ) -> Result<BTreeMap<String, String>, ToolError> {
+        let filter = format!("label={label}");
+        let args = ["image", "ls", "--quiet", "--no-trunc", "--filter", &filter];
+        let listed = self.run("list images", &args, stop, deadline)?;
+        // One that has two names is listed twice; podman lists numbers otherwise than it shows them.
+        let ids: BTreeSet<&str> = listed.split_whitespace().collect();
+        let format = format!("{{{{.Id}}}} {{{{index .Config.Labels \"{label}\"}}}}");
+        let value = |id: &str| {
+            let told =
+                self.run("look for the image", &["image", "inspect", "--format", &format, id], stop, deadline)?;
+            let (id, value) = told.split_once(' ').unwrap_or((&told, ""));
+            Ok((id.to_owned(), value.to_owned()))
+        };
+        ids.into_iter().map(value).collect()
     }
 
     /// Takes a name from an image, and removes the image with its last name. One that a container uses stays.

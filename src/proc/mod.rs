@@ -7,6 +7,7 @@
 //! * `address`: where an engine is, and what a client needs to talk to it.
 //! * [`images`]: its images; [`image_store`]: those that jobs have brought, and which of them go. `evict`: the choice.
 //!   Pure.
+//! * [`disk`]: the disk that it keeps them on.
 //! * `lock`: a lock between processes, on a file.
 //! * `client`: what the `docker` program is given of our environment and configuration.
 //! * [`helper`]: a container that reads and changes what other containers have left.
@@ -16,6 +17,7 @@
 mod address;
 pub(crate) mod adopted;
 pub(crate) mod client;
+pub mod disk;
 pub mod docker;
 mod evict;
 pub mod group;

@@ -1,8 +1,8 @@
 //! A network whose miner has the default runner, with an engine that is late, fails, goes and comes back: no job ever
 //! runs on the host.
 
-use crate::testkit::engine::{IMAGE, StandIn, ready};
-use crate::testkit::network::Network;
+use crate::testkit::engine::{IMAGE, StandIn, docker, ready};
+use crate::testkit::network::{ALICE, Network};
 use crate::testkit::process::{phalanx, run};
 use crate::testkit::wait::until;
 use std::process::Command;
@@ -102,4 +102,63 @@ fn a_miner_says_which_runner_it_has_and_knows_none_that_decides_later() {
     }
     let [_, (_, log), _] = network.stop();
     assert!(log.contains("jobs run as plain processes of this host, which confine nothing"), "{log}");
+}
+
+#[test]
+fn a_miner_whose_engine_has_no_room_takes_no_job_until_it_has() {
+    if !ready() {
+        return;
+    }
+    let (stand_in, place) = (StandIn::new(), tempfile::tempdir().unwrap());
+    let disk = place.path().join("disk");
+    // A file system of the kernel's has nothing free.
+    std::os::unix::fs::symlink("/proc", &disk).unwrap();
+    let told = format!("echo '{{\"Name\": \"'$(uname -n)'\", \"DockerRootDir\": \"{}\"}}'", disk.display());
+    stand_in.say("info", &told);
+    let network = Network::start_with("info", "text", settings(&stand_in));
+    let unready = page(&network, "/readyz");
+    assert!(
+        unready.contains("engine: the disk of the engine's images") && unready.contains(" has 0 MB free"),
+        "{unready}"
+    );
+    let status: Value = serde_json::from_str(&page(&network, "/status.json")).unwrap();
+    until("the disk is looked at", || page(&network, "/metrics").contains("phalanx_miner_image_disk_free_bytes 0\n"));
+    assert_eq!(status["details"]["pre_pull"], json!([]), "{status}");
+    let end = network.end_of(&job());
+    assert_eq!(end["status"], "horde_failed", "{end}");
+    std::fs::remove_file(&disk).unwrap();
+    std::os::unix::fs::symlink(place.path(), &disk).unwrap();
+    until("the miner is ready", || page(&network, "/readyz").starts_with("ready"));
+    until("a job completes", || network.end_of(&job())["status"] == "completed");
+    network.stop();
+}
+
+#[test]
+fn images_are_pulled_before_jobs_ask_for_them_as_the_flags_say() {
+    if !ready() {
+        return;
+    }
+    let stand_in = StandIn::new();
+    let image = format!("phalanx-test-{}:1", uuid::Uuid::new_v4());
+    stand_in.say("pull", &format!("exec $real tag {IMAGE} $2"));
+    let path = stand_in.path();
+    let network = Network::start_with("info", "text", |miner: &mut Command| {
+        miner.env("PATH", &path).args(["--pre-pull", &image, "--image-free-space", "0"]);
+    });
+    let here = json!([{"image": image, "is_here": true, "trouble": null}]);
+    let status = || serde_json::from_str::<Value>(&page(&network, "/status.json")).unwrap()["details"].clone();
+    until("the image is here", || status()["pre_pull"] == here);
+    assert_eq!(status()["image_disk"], Value::Null, "nobody looks");
+    network.stop();
+    docker(&["rmi", &image]).unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let refused = |more: &[&str]| {
+        let line = ["miner", "--listen", "127.0.0.1:0", "--key", "//Bob", "--validator", ALICE, "--executors"];
+        let line = [&line[..], &["always_on.test=1", "--state-dir", "s"], more].concat();
+        let refused = run(phalanx(scratch.path()).current_dir(scratch.path()).args(line));
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        refused.stderr
+    };
+    assert!(refused(&["--runner", "process", "--pre-pull", "a"]).contains("--pre-pull goes with --runner docker"));
+    assert!(refused(&["--pre-pull", "a b"]).contains("is not the name of an image, as in ubuntu:latest"));
 }

@@ -1,6 +1,7 @@
 //! `phalanx tree`, which removes what jobs have left, as a process of its own: with few descriptors, at any depth, and
 //! of other owners.
 
+use crate::testkit::engine::{IMAGE, docker, ready};
 use crate::testkit::process;
 use std::fs;
 use std::io::Write;
@@ -182,6 +183,50 @@ fn files_of_root_are_removed_by_a_plain_user_of_the_engine() {
     let filter = format!("label=phalanx.job={job}");
     let containers = Command::new("docker").args(["ps", "-aq", "--filter", &filter]).output().unwrap();
     assert_eq!(String::from_utf8(containers.stdout).unwrap(), "", "a container is left");
+}
+
+#[test]
+fn who_makes_a_helper_s_image_removes_those_of_other_versions() {
+    let Some(prefix) = plain_user() else { return };
+    if !ready() {
+        return;
+    }
+    let (_place, program, scratch) = place_of_user();
+    // Another build, as far as the name of its image goes.
+    fs::File::options().write(true).open(&program).unwrap().set_modified(std::time::SystemTime::now()).unwrap();
+    let file = fs::metadata(&program).unwrap();
+    let own = format!("phalanx-helper:{}-{:x}-{:x}", env!("CARGO_PKG_VERSION"), file.size(), file.mtime());
+    let run_id = uuid::Uuid::new_v4().simple().to_string();
+    let image = |name: &str, change: &str| {
+        let name = format!("phalanx-test-{run_id}:{name}");
+        let made = docker(&["create", IMAGE, "true"]).unwrap();
+        // The second makes them different images.
+        docker(&["commit", "--change", change, "--change", &format!("ENV N={name}"), &made, &name]).unwrap();
+        docker(&["rm", &made]).unwrap();
+        name
+    };
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let young = image("young", &format!("LABEL phalanx.helper={now}"));
+    let old = image("old", &format!("LABEL phalanx.helper={}", now - 90_000));
+    let used = image("used", &format!("LABEL phalanx.helper={}", now - 90_000));
+    let others = image("others", "LABEL phalanx.other=1");
+    let container = docker(&["create", &used, "true"]).unwrap();
+
+    let folder = scratch.join("left");
+    fs::create_dir_all(folder.join("job")).unwrap();
+    chown(&folder, Some(USER), Some(USER)).unwrap();
+    fs::set_permissions(folder.join("job"), fs::Permissions::from_mode(0o600)).unwrap();
+    let mut command = in_scratch(Command::new(&prefix[0]), &scratch);
+    command.args(&prefix[1..]).arg(&program).args(["tree", "remove", folder.to_str().unwrap(), "--container"]);
+    let removed = run(command.env("HOME", &scratch));
+    let here = [&young, &old, &used, &others, &own].map(|image| docker(&["image", "inspect", image]).is_ok());
+    docker(&["rm", &container]).unwrap();
+    for image in [&young, &old, &used, &others, &own] {
+        // Some are gone.
+        let _ = docker(&["rmi", image]);
+    }
+    assert_eq!(removed.code, Some(0), "{removed:?}");
+    assert_eq!(here, [true, false, true, true, true], "{removed:?}");
 }
 
 #[test]

@@ -1,17 +1,23 @@
 //! How images get here and how they go, with a `docker` that plays the registry in front of the real one.
 
 use crate::testkit::engine::{IMAGE, StandIn, docker, ready};
+use crate::testkit::miner::{CLASS, Pen};
+use crate::testkit::roles::World;
 use crate::testkit::threads::NoThreads;
 use crate::testkit::wait::{LONG, far, until};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::executor::runner::docker::DockerRunner;
 use phalanx::executor::runner::{ImageSettings, Prepared, PullPolicy, RunError, Runner};
+use phalanx::miner::executor_manager::{ExecutorBackend, ExecutorEnd};
+use phalanx::miner::images::{ImageCare, PrePulled};
+use phalanx::miner::{ExecutorError, ExecutorSpec, Miner, MinerConfig};
 use phalanx::ops::cause::{Cause, Fault};
 use phalanx::proc::docker::Docker;
-use phalanx::proc::image_store::ImageBounds;
+use phalanx::proc::image_store::{ImageBounds, ImageStore, Tally};
 
 /// A runner whose registry is a script, with a book of images and names of its own.
 struct Rig {
@@ -25,7 +31,9 @@ struct Rig {
 impl Rig {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let settings = ImageSettings { folder: Some(folder.path().join("images")), ..ImageSettings::default() };
+        // Whatever this machine has free.
+        let bounds = ImageBounds { free: 0, ..ImageSettings::default().bounds };
+        let settings = ImageSettings { folder: Some(folder.path().join("images")), bounds, ..ImageSettings::default() };
         let run = uuid::Uuid::new_v4().to_string();
         Self { engine: StandIn::new(), folder, run, settings, _threads: NoThreads::expected() }
     }
@@ -51,8 +59,39 @@ impl Rig {
         self.engine.calls("pull").len()
     }
 
+    fn store(&self) -> ImageStore {
+        let Self { engine, settings, .. } = self;
+        ImageStore::open(engine.client(), settings.folder.clone().unwrap(), settings.bounds).unwrap()
+    }
+
+    /// A miner that keeps these images, and has no executors.
+    fn miner(&self, pre_pull: &[&str]) -> (Miner, World) {
+        let (world, pen) = (World::new(), Pen::new("//Alice"));
+        let state = self.folder.path().join("state");
+        let mut config = MinerConfig::new(pen.miner.clone(), state, Arc::new(NoExecutors));
+        config.validators = vec![pen.key.public()];
+        config.executors = vec![(CLASS, 1)];
+        config.images = Some(ImageCare {
+            docker: self.engine.client(),
+            folder: self.settings.folder.clone().unwrap(),
+            bounds: self.settings.bounds,
+            pre_pull: pre_pull.iter().map(|image| (*image).to_owned()).collect(),
+            silence: self.settings.silence,
+        });
+        let miner = Miner::start(config, Box::new(world.net.listener("miner")), world.timer()).unwrap();
+        (miner, world)
+    }
+
     fn here(&self, image: &str) -> bool {
         docker(&["image", "inspect", image]).is_ok()
+    }
+}
+
+struct NoExecutors;
+
+impl ExecutorBackend for NoExecutors {
+    fn run(&self, _: &ExecutorSpec, _: &Shutdown) -> ExecutorEnd {
+        Err(ExecutorError::Lost)
     }
 }
 
@@ -228,7 +267,7 @@ fn the_least_recently_used_of_what_jobs_brought_goes_and_nothing_else() {
         return;
     }
     let mut rig = Rig::new();
-    rig.settings.bounds = ImageBounds { count: 2, bytes: u64::MAX };
+    rig.settings.bounds = ImageBounds { count: 2, bytes: u64::MAX, free: 0 };
     rig.registry("true");
     let operators = rig.image("operators");
     docker(&["tag", IMAGE, &operators]).unwrap();
@@ -244,7 +283,7 @@ fn the_least_recently_used_of_what_jobs_brought_goes_and_nothing_else() {
     drop(rig.prepare(&d, far()).unwrap());
     assert_eq!([&b, &c, &d, &operators].map(|image| rig.here(image)), [false, true, true, true]);
     // Bytes count as well, and one that is in use stays even if it alone is too large.
-    rig.settings.bounds = ImageBounds { count: 9, bytes: 1 };
+    rig.settings.bounds = ImageBounds { count: 9, bytes: 1, free: 0 };
     let in_use = rig.prepare(&d, far()).unwrap();
     assert_eq!([&c, &d, &operators].map(|image| rig.here(image)), [false, true, true]);
     drop(in_use);
@@ -260,7 +299,7 @@ fn nobody_waits_for_room_after_a_deadline_or_a_cancel() {
         return;
     }
     let mut rig = Rig::new();
-    rig.settings.bounds = ImageBounds { count: 1, bytes: u64::MAX };
+    rig.settings.bounds = ImageBounds { count: 1, bytes: u64::MAX, free: 0 };
     rig.registry("true");
     drop(rig.prepare(&rig.image("a"), far()).unwrap());
     let program = rig.engine.program();
@@ -344,4 +383,123 @@ fn the_engine_s_client_has_none_of_the_operator_s_log_ins_unless_a_setting_says_
         assert_eq!(env.contains("REGISTRY_AUTH_FILE="), has_own, "{env}");
         assert!(!env.lines().any(|line| line.starts_with("CARGO")), "the environment of the tests is in {env}");
     }
+}
+
+#[test]
+fn images_that_jobs_brought_make_room_before_a_pull_when_the_disk_is_short_of_it() {
+    if !ready() {
+        return;
+    }
+    let mut rig = Rig::new();
+    rig.registry("true");
+    let operators = rig.image("operators");
+    docker(&["tag", IMAGE, &operators]).unwrap();
+    let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| rig.image(name));
+    drop(rig.prepare(&a, far()).unwrap());
+    let in_use = rig.prepare(&b, far()).unwrap();
+    // No disk has so much free.
+    rig.settings.bounds.free = u64::MAX;
+    rig.registry(&format!("if $real image inspect {a} >/dev/null 2>&1; then echo manifest unknown >&2; exit 1; fi"));
+    drop(rig.prepare(&c, far()).unwrap());
+    assert_eq!([&a, &b, &c, &operators].map(|image| rig.here(image)), [false, true, true, true]);
+    assert_eq!(rig.store().tally().unwrap(), Tally { pulled: 3, failed: 0, evicted: 1 });
+    // What is free on the disk of another machine is not known, so nothing goes for it.
+    rig.engine.say("info", "echo '{\"Name\": \"elsewhere\", \"DockerRootDir\": \"/\"}'");
+    drop(rig.prepare(&d, far()).unwrap());
+    // Nor if the engine does not tell: the pull goes on.
+    rig.engine.say("info", "echo no >&2; exit 1");
+    drop(rig.prepare(&d, far()).unwrap());
+    drop(in_use);
+    assert_eq!([&b, &c, &d].map(|image| rig.here(image)), [true; 3]);
+    rig.engine.relent("info");
+    let gone = rig.store().make_room_if_short(&Shutdown::new(), far()).unwrap();
+    assert_eq!(gone, [b, c, d]);
+    assert_eq!(rig.store().tally().unwrap(), Tally { pulled: 5, failed: 0, evicted: 4 });
+}
+
+#[test]
+fn an_image_that_has_got_another_name_is_not_removed_by_its_number() {
+    if !ready() {
+        return;
+    }
+    let rig = Rig::new();
+    let [moved, own, first, second] = ["moved", "own", "first", "second"].map(|name| rig.image(name));
+    for (name, change) in [(&first, "ENV V=1"), (&second, "ENV V=2")] {
+        let made = docker(&["create", IMAGE, "true"]).unwrap();
+        docker(&["commit", "--change", change, &made, name]).unwrap();
+        docker(&["rm", &made]).unwrap();
+    }
+    rig.engine.say("pull", &format!("exec $real tag {first} $2"));
+    drop(rig.prepare(&moved, far()).unwrap());
+    // The operator likes it, and then its name moves on.
+    docker(&["tag", &first, &own]).unwrap();
+    docker(&["rmi", &first]).unwrap();
+    rig.engine.say("pull", &format!("exec $real tag {second} $2"));
+    drop(rig.prepare(&moved, far()).unwrap());
+    let gone = rig.store().empty(&Shutdown::new(), far()).unwrap();
+    assert_eq!((gone, rig.here(&own)), (vec![moved], true));
+}
+
+#[test]
+fn a_miner_pulls_images_before_jobs_ask_for_them_and_they_stay() {
+    if !ready() {
+        return;
+    }
+    let mut rig = Rig::new();
+    let [wanted, missing, other] = ["wanted", "missing", "other"].map(|name| rig.image(name));
+    // A job has brought it, so it was to go.
+    rig.registry("true");
+    drop(rig.prepare(&wanted, far()).unwrap());
+    rig.settings.bounds = ImageBounds::NONE;
+    let pull = format!(
+        "[ $2 = {missing} ] && {{ echo 'manifest unknown' >&2; exit 1; }}\n\
+         touch $folder/begun; while [ ! -e $folder/go ]; do sleep 0.05; done"
+    );
+    rig.registry(&pull);
+    let (miner, _world) = rig.miner(&[&wanted, &missing]);
+    let observer = miner.observer();
+    until("the miner pulls", || rig.engine.calls("pull").len() == 2);
+    // A job that asks for it meanwhile waits for the same pull.
+    let (runner, image, token) = (rig.runner(), wanted.clone(), Shutdown::new());
+    let kicked = token.clone();
+    let job = spawn("t-pull", Kick::new("cancel", move || kicked.cancel()), move || {
+        runner.prepare(&image, &token, far()).map(drop).map_err(|error| error.to_string())
+    });
+    until("the job waits", || {
+        let waits = "another process to be done with a file";
+        phalanx::base::thread::live().iter().any(|thread| thread.to_string().contains(waits))
+    });
+    rig.engine.keep("go", "");
+    assert_eq!(job.join_by(far()).unwrap(), Ok(()));
+    until("both were tried", || observer.images().pre_pull.iter().any(|image| image.trouble.is_some()));
+    let [first, second] = &observer.images().pre_pull[..] else { panic!("{:?}", observer.images()) };
+    assert_eq!(first, &PrePulled { image: wanted.clone(), is_here: true, trouble: None });
+    assert!(!second.is_here && second.trouble.as_ref().unwrap().ends_with("manifest unknown"), "{second:?}");
+    assert_eq!(rig.pulls(), 3);
+    // Whatever a job brings goes with the next one; this stays.
+    rig.registry("true");
+    drop(rig.prepare(&other, far()).unwrap());
+    rig.store().empty(&Shutdown::new(), far()).unwrap();
+    assert_eq!([&wanted, &other].map(|image| rig.here(image)), [true, false]);
+    let metrics = observer.board().metrics.render();
+    for line in ["pre_pulls_total{result=\"pulled\"} 1", "pre_pulls_total{result=\"failed\"} 1"] {
+        assert!(metrics.contains(&format!("phalanx_miner_{line}\n")), "{line} is not in {metrics}");
+    }
+    drop(miner);
+}
+
+#[test]
+fn a_pull_that_lasts_does_not_hold_up_the_stop_of_a_miner() {
+    if !ready() {
+        return;
+    }
+    let rig = Rig::new();
+    let image = rig.image("slow");
+    rig.registry("touch $folder/begun; exec sleep 1000");
+    let (miner, _world) = rig.miner(&[&image]);
+    until("the miner pulls", || rig.pulls() == 1);
+    let began = Instant::now();
+    drop(miner);
+    assert!(began.elapsed() < LONG, "{:?}", began.elapsed());
+    assert!(!rig.here(&image));
 }

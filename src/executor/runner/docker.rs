@@ -15,6 +15,7 @@ use super::run::{RunEnd, RunOutcome, RunSpec, SCRIPT_PATH};
 use crate::base::shutdown::Shutdown;
 use crate::base::text::truncated;
 use crate::base::tree::{self, Bounds};
+use crate::executor::image_name::check_image_name;
 use crate::executor::sandbox::{ENTRIES, Sandbox};
 use crate::executor::workspace::Workspace;
 use crate::proc::docker::{Docker, PrivateConfig, labels};
@@ -26,9 +27,6 @@ const TAKEN_DIRS: [&str; 5] = ["/", "/volume", "/output", "/specs", SCRIPT_PATH]
 
 /// The system takes paths of 4096 bytes; the engine puts the container's own folder before this one.
 const DIR_BYTES_MAX: usize = 3 << 10;
-
-/// More than the 255 bytes of a repository, with its host, tag and digest.
-const IMAGE_BYTES_MAX: usize = 1024;
 
 /// How much of a name that is wrong an error tells.
 const SHOWN_BYTES: usize = 80;
@@ -259,16 +257,7 @@ impl<'a> JobEnv<'a> {
 }
 
 fn check_image(image: &str) -> Result<(), RunError> {
-    if image.len() > IMAGE_BYTES_MAX {
-        let (bytes, shown) = (image.len(), truncated(image, SHOWN_BYTES));
-        return Err(RunError::Spec(format!(
-            "image {shown:?} has a name of {bytes} bytes; at most {IMAGE_BYTES_MAX} fit"
-        )));
-    }
-    if image.is_empty() || image.starts_with('-') || image.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        return Err(RunError::Spec(format!("image {image:?} is not the name of an image, as in ubuntu:latest")));
-    }
-    Ok(())
+    check_image_name(image).map_err(RunError::Spec)
 }
 
 /// The further arguments of `docker run`: nothing of the request may become an option or a second mount.

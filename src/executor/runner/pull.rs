@@ -94,7 +94,8 @@ pub struct ImageSettings {
 }
 
 impl Default for ImageSettings {
-    /// Always, no limit of silence, all images, no log-in, no folder; 4 images and 100 GB.
+    /// Always, no limit of silence, all images, no log-in, no folder; 4 images and 100 GB, and
+    /// 10 GB of the disk that stay free.
     fn default() -> Self {
         Self {
             policy: PullPolicy::default(),
@@ -102,7 +103,7 @@ impl Default for ImageSettings {
             allowed: Vec::new(),
             registry_login: false,
             folder: None,
-            bounds: ImageBounds { count: 4, bytes: 100_000_000_000 },
+            bounds: ImageBounds { count: 4, bytes: 100_000_000_000, free: 10_000_000_000 },
         }
     }
 }
@@ -183,7 +184,11 @@ impl Pull<'_> {
         let mut shown: Option<(String, Cause)> = None;
         loop {
             log::info!("pulling image {image}");
-            let error = match docker.pull(image, settings.silence, token, deadline) {
+            let pulled = match store {
+                Some(store) => store.pull(image, settings.silence, token, deadline),
+                None => docker.pull(image, settings.silence, token, deadline),
+            };
+            let error = match pulled {
                 Ok(()) => break,
                 Err(ToolError::TimedOut(_)) => {
                     let late = || RunError::PullTimedOut(image.to_owned());
@@ -222,12 +227,8 @@ impl Pull<'_> {
         }
         if let (Some(store), Some(before)) = (store, &here)
             && brought_before
-            && look()?.is_some_and(|now| now.id != before.id)
         {
-            log::info!("image {image}: its name has moved on from {}", before.id);
-            if let Err(error) = store.note(&before.id) {
-                log::warn!("image {}, which no name leads to any more, may be left: {error}", before.id);
-            }
+            store.replaced(image, before, token, deadline).map_err(|error| self.failed(error))?;
         }
         Ok(brought_before || here.is_none())
     }
