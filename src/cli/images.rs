@@ -34,7 +34,13 @@ pub(super) struct ImageArgs {
     image_space: u64,
     /// What stays free on the engine's disk, or images that jobs have brought go; with less than 1GB no job is taken;
     /// 0: nobody looks
-    #[arg(long, value_name = "SIZE", default_value = "10GB", value_parser = byte_size, env = "PHALANX_IMAGE_FREE_SPACE")]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "10GB",
+        value_parser = byte_size,
+        env = "PHALANX_IMAGE_FREE_SPACE"
+    )]
     pub(super) image_free_space: u64,
     /// How many images that jobs have brought are kept [default: as many as executors, at least 4]
     #[arg(long, value_name = "N", env = "PHALANX_IMAGE_COUNT")]

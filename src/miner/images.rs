@@ -17,7 +17,7 @@ use crate::proc::disk::{EngineDisk, FreeSpace};
 use crate::proc::docker::Docker;
 use crate::proc::image_store::{ImageBounds, ImageStore, InUse, Preparing, Tally};
 
-/// Between two pulls of an image that jobs are to find here. Each asks the registry for little unless the tag has moved.
+/// Between two pulls of an image that jobs are to find here. A registry is asked for little unless the tag has moved.
 const PULL_PERIOD: Duration = Duration::from_secs(3600);
 
 /// After a pull that has failed: doubled each time, up to [`PULL_PERIOD`].

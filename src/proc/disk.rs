@@ -69,8 +69,8 @@ impl EngineDisk {
     }
 }
 
-/// Where an engine keeps its data, by what it tells of itself, if it does. It is on this machine if it has the machine's
-/// name and its folder is here.
+/// Where an engine keeps its data, by what it tells of itself, if it does. It is on this machine if it has the
+/// machine's name and its folder is here.
 fn place(told: &str, machine: &str, is_here: impl Fn(&Path) -> bool) -> Option<Place> {
     let told: Value = serde_json::from_str(told).unwrap_or_default();
     // The second is podman's.

@@ -268,16 +268,20 @@ impl Docker {
         Ok(network)
     }
 
-    /// The address of the container on a network of ours; `None` as long as none has started there.
+    /// The address of the container that is on a network of ours and on no other; `None` as long as none has started
+    /// there.
     ///
     /// # Errors
-    /// If the engine does not answer or does not know the network.
+    /// If the engine does not answer.
     pub fn address_on(&self, network: &str, stop: &Shutdown, deadline: Instant) -> Result<Option<IpAddr>, ToolError> {
-        let format = "{{range .Containers}}{{.IPv4Address}} {{.IPv6Address}} {{end}}";
-        let args = ["network", "inspect", "--format", format, "--", network];
-        let addresses = self.run("look for the address of the container", &args, stop, deadline)?;
-        // As 172.18.0.2/16.
-        Ok(addresses.split_whitespace().find_map(|address| address.split('/').next()?.parse().ok()))
+        let doing = "look for the address of the container";
+        // Podman's networks do not tell who is on them.
+        let filter = format!("network={network}");
+        let listed = self.run(doing, &["ps", "--quiet", "--no-trunc", "--filter", &filter], stop, deadline)?;
+        let Some(id) = listed.lines().next() else { return Ok(None) };
+        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.GlobalIPv6Address}} {{end}}";
+        let addresses = self.run(doing, &["container", "inspect", "--format", format, "--", id], stop, deadline)?;
+        Ok(addresses.split_whitespace().find_map(|address| address.parse().ok()))
     }
 
     /// Removes all networks whose label has the given value; says how many there were. One that a container is still
@@ -363,11 +367,12 @@ impl Container<'_> {
 
     /// The beginning of the `docker run` that makes and starts the container and writes what it writes, until it ends;
     /// without the image and what follows it. Unlike `docker start`, it does not hand its signals on. When the engine
-    /// has made the container, its number is in the new file `made`.
+    /// has made the container, its number is in the new file `made`. A removal gives it a second to end, where engines
+    /// ask it to (podman, 10 s otherwise).
     pub fn run(&self, made: &Path) -> Command {
         let label = format!("{}={}", labels::RUN, self.run);
         let mut command = self.docker.command(&["run", "--sig-proxy=false", "--pull", "never", "--name", &self.name]);
-        command.args(["--label", &label, "--cidfile"]).arg(made);
+        command.args(["--label", &label, "--cidfile"]).arg(made).args(["--stop-timeout", "1"]);
         command
     }
 
