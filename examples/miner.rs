@@ -169,7 +169,7 @@ impl Image {
         let bin = files.path().join("bin");
         std::fs::create_dir(&bin).expect("the folder is ours");
         std::fs::copy(busybox, bin.join("true")).expect("the folder is ours");
-        docker.import(files.path(), IMAGE, &Shutdown::new(), Instant::now() + LONG).expect("the engine takes it");
+        docker.import(files.path(), IMAGE, None, &Shutdown::new(), Instant::now() + LONG).expect("the engine takes it");
         Self(docker)
     }
 }
