@@ -10,6 +10,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
@@ -323,23 +325,28 @@ fn pack_file(
     let options = SimpleFileOptions::default()
         .compression_method(CompressionMethod::Stored)
         .unix_permissions(metadata.permissions().mode())
-        .last_modified_time(zip_time(metadata.mtime()));
+        .last_modified_time(zip_time(metadata.mtime(), &TimeZone::system()));
     zip.start_file(name, options)?;
     let written = bounds.copy(&mut file, zip, left.saturating_add(1))?;
     *left = left.checked_sub(written).ok_or_else(too_large)?;
     Ok(())
 }
 
-/// A time as archives have it, which is without a zone: that of UTC. What is before or after their years is their first
-/// or last moment.
-fn zip_time(unix_seconds: i64) -> zip::DateTime {
-    const FIRST: i64 = 315_532_800; // 1980
-    const LAST: i64 = 4_354_819_198; // 2107, and its seconds are even
-    let moment = speedate::DateTime::from_timestamp(unix_seconds.clamp(FIRST, LAST), 0);
-    let moment = moment.ok().and_then(|speedate::DateTime { date, time }| {
-        zip::DateTime::from_date_and_time(date.year, date.month, date.day, time.hour, time.minute, time.second).ok()
-    });
-    moment.unwrap_or_default()
+/// A time as archives have it, which is without a zone: that of the executor's, as Python's `zipfile` writes it. What is
+/// before or after their years is their first or last moment.
+fn zip_time(unix_seconds: i64, zone: &TimeZone) -> zip::DateTime {
+    let last = || zip::DateTime::from_date_and_time(2107, 12, 31, 23, 59, 58).unwrap_or_default();
+    let range = Timestamp::MIN.as_second()..=Timestamp::MAX.as_second();
+    let Ok(moment) = Timestamp::from_second(unix_seconds.clamp(*range.start(), *range.end())) else { return last() };
+    let local = zone.to_datetime(moment);
+    let date = [local.month(), local.day(), local.hour(), local.minute(), local.second()].map(i8::unsigned_abs);
+    let [month, day, hour, minute, second] = date;
+    match local.year() {
+        ..1980 => zip::DateTime::default(),
+        2108.. => last(),
+        year => zip::DateTime::from_date_and_time(year.unsigned_abs(), month, day, hour, minute, second)
+            .unwrap_or_else(|_| last()),
+    }
 }
 
 fn too_large() -> io::Error {
@@ -348,7 +355,7 @@ fn too_large() -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use super::zip_time;
+    use super::{TimeZone, zip_time};
 
     #[test]
     fn archives_have_times_of_their_own_years() {
@@ -357,9 +364,15 @@ mod tests {
             (951_782_399, "2000-02-28 23:59:58"),
             (0, "1980-01-01 00:00:00"),
             (-1, "1980-01-01 00:00:00"),
+            (i64::MIN, "1980-01-01 00:00:00"),
             (i64::MAX, "2107-12-31 23:59:58"),
         ] {
-            assert_eq!(zip_time(seconds).to_string(), time);
+            assert_eq!(zip_time(seconds, &TimeZone::UTC).to_string(), time);
         }
+        // The years are those of the zone.
+        let behind = TimeZone::fixed(jiff::tz::offset(-5));
+        assert_eq!(zip_time(315_532_800, &behind).to_string(), "1980-01-01 00:00:00");
+        assert_eq!(zip_time(315_532_800 + 6 * 3600, &behind).to_string(), "1980-01-01 01:00:00");
+        assert_eq!(zip_time(4_354_819_200, &behind).to_string(), "2107-12-31 19:00:00");
     }
 }

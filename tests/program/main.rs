@@ -18,3 +18,4 @@ mod secrets;
 mod status;
 mod streaming;
 mod tree;
+mod zone;
