@@ -290,7 +290,7 @@ fn a_planted_impurity_is_found() {
 }
 
 /// Titles of the tree, and threads that are not spawned by us: the main thread and the one of the crate `ctrlc`.
-const NOT_SPAWNED: [&str; 7] = ["main", "ctrl-c", "facilitator", "validator", "worker", "miner", "executor"];
+const NOT_SPAWNED: [&str; 8] = ["main", "ctrl-c", "facilitator", "validator", "worker", "miner", "watcher", "executor"];
 
 /// The text of the document that has the tree.
 fn thread_tree() -> String {

@@ -73,7 +73,7 @@ fn merge(
         Some(toml::Value::Table(settings)) => settings,
         Some(other) => return Err(format!("{name:?} is {other}; it should be a table, as [{name}]")),
     };
-    let flags: Vec<&Arg> = subcommand.get_arguments().filter(|a| a.get_long().is_some()).collect();
+    let flags: Vec<&Arg> = subcommand.get_arguments().filter(|a| a.get_long().is_some() && !a.is_hide_set()).collect();
     let longs: Vec<&str> = flags.iter().filter_map(|a| a.get_long()).collect();
     for (key, value) in settings {
         let mut long = key.replace('_', "-");

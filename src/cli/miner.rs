@@ -13,13 +13,14 @@ use super::executors::{self, ExecutorArgs, Images, Sandboxes};
 use super::key::KeyArg;
 use super::tls;
 use super::values::{class_count, client_address, duration, listen_address};
+use super::watch;
 use crate::app::{exit, status, supervise};
 use crate::base::lock::lock;
 use crate::executor::sandbox::Host;
 use crate::identity::{KeyPair, PublicKey};
 use crate::miner::executor_pool::SlotCounts;
 use crate::miner::images::PrePulled;
-use crate::miner::{Miner, MinerConfig, MinerLimits, Reloader};
+use crate::miner::{self, Miner, MinerConfig, MinerLimits, Owner, Reloader, WatchCommand};
 use crate::net::http::{HttpRequest, HttpResponse, HttpServer};
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
@@ -79,6 +80,12 @@ pub struct Args {
     http: Option<SocketAddr>,
     #[command(flatten)]
     tls: tls::ServerArgs,
+    /// Remove what this process of a miner has left once it was killed
+    #[arg(long, value_name = "INSTANCE:EPOCH", value_parser = Owner::watched, hide = true)]
+    watch: Option<Owner>,
+    /// Be that process, not the one that starts it
+    #[arg(long, requires = "watch", hide = true)]
+    watch_detached: bool,
 }
 
 /// Name of the folder that says which images jobs have brought, in the state folder.
@@ -86,6 +93,9 @@ const IMAGES: &str = "images";
 
 /// Runs the command until a signal stops it; SIGHUP asks `again` for its arguments.
 pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
+    if let Some(owner) = args.watch.clone() {
+        return if args.watch_detached { watch_for(&owner, args, again) } else { watch::detach() };
+    }
     let budget = Miner::stop_budget(&limits(&args)) + supervise::CLOSING;
     let start = |env: &supervise::Env| {
         let http = args.http;
@@ -117,6 +127,37 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
     })
 }
 
+/// Blocks until what that miner leaves is gone.
+fn watch_for(owner: &Owner, args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
+    let state_dir = args.state_dir.clone();
+    let backend = |args: Args| {
+        let images = Images { folder: args.state_dir.join(IMAGES), executors: 0 };
+        args.source.backend(&Sandboxes::new(), &images, &args.state_dir)
+    };
+    let at_start = match backend(args) {
+        Ok(at_start) => at_start,
+        Err(problem) => return exit::usage(problem),
+    };
+    // What SIGHUP has brought the miner counts.
+    let now = || {
+        again().and_then(backend).unwrap_or_else(|problem| {
+            log::warn!("the settings are taken as they were when the miner started: {problem}");
+            at_start
+        })
+    };
+    let watched = watch::ignore_signals().and_then(|()| miner::watch(owner, &state_dir, std::io::stdin(), now));
+    match watched {
+        Ok(()) => ExitCode::from(exit::DONE),
+        Err(error) => exit::failed(error),
+    }
+}
+
+/// Starts this program as it was started. A miner that is to remove nothing has no watcher either.
+fn watch_command(dry_run: bool) -> Option<WatchCommand> {
+    let program = std::env::current_exe().ok().filter(|_| !dry_run)?;
+    Some(WatchCommand { program, arguments: std::env::args_os().skip(1).collect() })
+}
+
 fn limits(args: &Args) -> MinerLimits {
     MinerLimits {
         drain_time: args.drain_time,
@@ -146,6 +187,7 @@ fn configure(args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), String>
         limits,
         images: image_care,
         reap_dry_run: args.reap_dry_run,
+        watch: watch_command(args.reap_dry_run),
         ..MinerConfig::new(key, args.state_dir, backend)
     };
     Ok((config, sandboxes))

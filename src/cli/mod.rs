@@ -30,6 +30,7 @@ mod transfers;
 mod tree;
 pub mod validator;
 pub mod values;
+mod watch;
 pub mod wire;
 #[cfg(feature = "celery")]
 pub mod worker;

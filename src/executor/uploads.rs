@@ -332,8 +332,8 @@ fn pack_file(
     Ok(())
 }
 
-/// A time as archives have it, which is without a zone: that of the executor's, as Python's `zipfile` writes it. What is
-/// before or after their years is their first or last moment.
+/// A time as archives have it, which is without a zone: that of the executor's, as Python's `zipfile` writes it. What
+/// is before or after their years is their first or last moment.
 fn zip_time(unix_seconds: i64, zone: &TimeZone) -> zip::DateTime {
     let last = || zip::DateTime::from_date_and_time(2107, 12, 31, 23, 59, 58).unwrap_or_default();
     let range = Timestamp::MIN.as_second()..=Timestamp::MAX.as_second();

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::check::CheckPolicy;
 use super::executor_manager::{END_GRACE, ExecutorBackend};
 use super::images::ImageCare;
+use super::watch::WatchCommand;
 use crate::base::limits::SERVER_CONNECTIONS;
 use crate::identity::{KeyPair, PublicKey};
 use crate::link::ServerConfig;
@@ -113,6 +114,8 @@ pub struct MinerConfig {
     pub images: Option<ImageCare>,
     /// The reaper only says what it would remove.
     pub reap_dry_run: bool,
+    /// How it starts the process that cleans up when it is killed; `None` for none.
+    pub watch: Option<WatchCommand>,
     /// What its threads report to.
     pub board: Board,
 }
@@ -133,6 +136,7 @@ impl MinerConfig {
             server: ServerConfig { connections: CONNECTIONS, ..ServerConfig::new("min") },
             images: None,
             reap_dry_run: false,
+            watch: None,
             board: Board::new(),
         }
     }

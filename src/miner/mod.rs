@@ -11,6 +11,7 @@
 //! * [`images`]: the thread that pulls images before jobs ask for them, and has others make room.
 //! * `meters`: what is counted.
 //! * `reaper`: the thread that removes what executors have left and nobody answers for.
+//! * [`watch`](watch()): the process that does so when the miner was killed; `rounds`: when it looks. Pure.
 
 pub mod check;
 mod config;
@@ -22,9 +23,11 @@ pub mod images;
 mod meters;
 mod reaper;
 mod role;
+mod rounds;
 pub mod router;
 mod router_thread;
 pub mod trace;
+mod watch;
 
 pub use crate::store::miner::DATABASE;
 
@@ -38,3 +41,4 @@ pub use executor_manager::{
 };
 pub use role::{Miner, MinerError, Observer, Reloader};
 pub use router::{MinerStatus, QuarantinedSlot};
+pub use watch::{WatchCommand, watch};

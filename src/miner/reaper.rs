@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::executor_manager::orphans::Orphans;
 use super::executor_manager::{Answered, Marked, Owner};
+use super::watch::Watcher;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
@@ -29,6 +30,8 @@ pub(super) struct Reaper {
     pub owner: Owner,
     /// Only say what would be removed.
     pub dry_run: bool,
+    /// Is looked after as well.
+    pub watcher: Option<Watcher>,
     pub health: Health,
     pub metrics: Metrics,
 }
@@ -57,6 +60,7 @@ impl Reaper {
                 Err(_) if stop.is_set() => {}
                 Err(why) => self.health.down(REAPER, format!("what executors have left is not known: {why}")),
             }
+            self.watcher.iter().for_each(Watcher::check);
             pulse.done();
             if stop.wait(PERIOD) {
                 return;
@@ -117,6 +121,7 @@ mod tests {
             answered: ExecutorManager::new(Arc::new(Hangs(says)), Shutdown::new()).answered(),
             owner: Owner { miner: "5M".to_owned(), instance: "i".to_owned(), epoch: 1 },
             dry_run: false,
+            watcher: None,
             health: health.clone(),
             metrics: Metrics::default(),
         };

@@ -21,6 +21,7 @@ use super::reaper::Reaper;
 use super::router::{Action, ExecutorFrame, Input, MinerStatus, Router, Settings};
 use super::router_thread::{self, Event, RouterEnd, RouterThread};
 use super::trace::{Trace, Traces};
+use super::watch::Watcher;
 use super::{disk, engine};
 use crate::base::clock::now;
 use crate::base::limits::ROLE_EVENTS;
@@ -74,6 +75,7 @@ struct MinerParts {
     reaper: Thread<()>,
     images: Option<Thread<()>>,
     server: Server,
+    watcher: Option<Watcher>,
     disk: Thread<()>,
     events: Sender<Event>,
     stop: Shutdown,
@@ -152,7 +154,7 @@ impl Observer {
 impl Miner {
     /// The longest that [`Miner::stop`] takes, the sum of its steps.
     pub fn stop_budget(limits: &MinerLimits) -> Duration {
-        limits.drain_time + limits.end_time + 4 * CLOSE_TIME
+        limits.drain_time + limits.end_time + 5 * CLOSE_TIME
     }
 
     /// Starts a miner that serves validators and executors on `listener`. Blocks to open the database, and
@@ -170,6 +172,8 @@ impl Miner {
         let Turn { instance, epoch } = store.turn().clone();
         let owner = Owner { miner: config.key.ss58(), instance, epoch };
 
+        // Before anything is made that it is to remove.
+        let watcher = config.watch.clone().map(|command| Watcher::start(command, &owner, &config.state_dir));
         let url = listener.url();
         let address = config.executor_address.clone().unwrap_or_else(|| url.clone());
         let reapers = owner.clone();
@@ -224,7 +228,8 @@ impl Miner {
             let kick = Kick::new("stop signal of the miner", move || kicked.cancel());
             spawn("min-image", kick, move || keeper.run(&until))
         });
-        let reaper = Reaper { answered, owner: reapers, dry_run, health: router_health.clone(), metrics };
+        let (health, looked_after) = (router_health.clone(), watcher.clone());
+        let reaper = Reaper { answered, owner: reapers, dry_run, watcher: looked_after, health, metrics };
         let (kicked, until) = (stop.clone(), stop.clone());
         let kick = Kick::new("stop signal of the miner", move || kicked.cancel());
         let reaper = spawn("min-reap", kick, move || reaper.run(&until));
@@ -255,7 +260,7 @@ impl Miner {
         let sink = router_thread::sink(events.clone());
         let server = Server::start(config.server.clone(), listener, timer, router_thread::accept_path(), sink);
         log::info!("miner {} serves on {url}", config.key.ss58());
-        let parts = Some(MinerParts { router, engine, reaper, images, server, disk, events, stop });
+        let parts = Some(MinerParts { router, engine, reaper, images, server, watcher, disk, events, stop });
         Ok(Self { parts, status, traces, images: known_images, board: config.board, url, limits: config.limits })
     }
 
@@ -295,7 +300,8 @@ impl Miner {
     }
 
     fn end(&mut self, stopping: &mut Stopping) {
-        let Some(MinerParts { router, engine, reaper, images, mut server, disk, events, stop }) = self.parts.take()
+        let Some(MinerParts { router, engine, reaper, images, mut server, watcher, disk, events, stop }) =
+            self.parts.take()
         else {
             return;
         };
@@ -333,6 +339,9 @@ impl Miner {
             server.stop(step, "the miner is stopping");
         });
         stopping.step("miner: receipts", CLOSE_TIME, |step| step.join(disk).unwrap_or(()));
+        stopping.step("miner: watcher", CLOSE_TIME, |step| {
+            watcher.iter().for_each(|watcher| watcher.finish(step.deadline()));
+        });
     }
 }
 

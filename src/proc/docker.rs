@@ -194,16 +194,18 @@ impl Docker {
         self.run("remove the network", &["network", "rm", id], stop, Instant::now() + self.time).map(drop)
     }
 
-    /// The numbers of the running containers that have all of these labels.
+    /// The running containers that have all of these labels: the number of each, and the value of one more label.
     ///
     /// # Errors
     /// If the engine does not answer.
-    pub fn running_containers(&self, labels: &[(&str, &str)]) -> Result<Vec<String>, ToolError> {
+    pub fn running(&self, labels: &[(&str, &str)], shown: &str) -> Result<Vec<(String, String)>, ToolError> {
         let filters: Vec<String> = labels.iter().map(|(label, value)| format!("label={label}={value}")).collect();
-        let mut args = vec!["ps", "--quiet", "--no-trunc"];
+        let format = format!("{{{{.ID}}}}|{{{{.Label \"{shown}\"}}}}");
+        let mut args = vec!["ps", "--no-trunc", "--format", &format];
         filters.iter().for_each(|filter| args.extend(["--filter", filter]));
         let listed = self.run_unstopped("list containers", &args)?;
-        Ok(listed.split_whitespace().map(str::to_owned).collect())
+        let line = |line: &str| line.split_once('|').map(|(id, value)| (id.to_owned(), value.to_owned()));
+        Ok(listed.lines().filter_map(line).collect())
     }
 
     /// Tells a container to end, and waits for that for `grace`, unless `stop` is cancelled; then it is killed.

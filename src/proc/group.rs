@@ -200,7 +200,7 @@ impl GroupRun<'_> {
 }
 
 /// Waits until one of `fds` is ready, at most until `deadline`; says whether one is.
-pub(super) fn poll_until(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<bool> {
+pub(crate) fn poll_until(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<bool> {
     loop {
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         // A wait that no timespec holds is one without an end.

@@ -1,14 +1,16 @@
 //! Processes that have outlived whoever started them and watched their group: they are found by their environment.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, getpgid, pidfd_open, pidfd_send_signal};
 
 use super::group::poll_until;
 use crate::base::waits::waiting;
@@ -84,4 +86,19 @@ fn each_process(mut show: impl FnMut(Pid, OwnedFd, &[u8])) -> io::Result<()> {
         show(pid, process, &environ);
     }
     Ok(())
+}
+
+/// The values of `variable` in the environments of the leaders of process groups that have the variable `beside`, too.
+pub(crate) fn values_of_leaders(variable: &str, beside: &str) -> io::Result<BTreeSet<OsString>> {
+    let [variable, beside] = [variable, beside].map(|name| format!("{name}=").into_bytes());
+    let mut values = BTreeSet::new();
+    each_process(|pid, _, environ| {
+        let mut variables = environ.split(|byte| *byte == 0);
+        // A group of this number is asked for last: the system's own processes have none.
+        if variables.clone().any(|other| other.starts_with(&beside)) && getpgid(Some(pid)) == Ok(pid) {
+            let value = variables.find_map(|other| other.strip_prefix(&variable[..]));
+            values.extend(value.map(|value| OsString::from_vec(value.to_owned())));
+        }
+    })?;
+    Ok(values)
 }

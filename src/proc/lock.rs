@@ -7,10 +7,11 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{FlockOperation, flock, inotify};
@@ -34,20 +35,41 @@ const NEWS_BYTES: usize = 1024;
 
 /// Takes the lock if that is possible now. The file is made if it is not there.
 pub(super) fn try_lock(path: &Path, hold: Hold) -> io::Result<Option<File>> {
+    let mut file = open(path)?;
     loop {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        let operation = match hold {
-            Hold::Shared => FlockOperation::NonBlockingLockShared,
-            Hold::Alone => FlockOperation::NonBlockingLockExclusive,
-        };
-        match flock(&file, operation) {
-            // Somebody has removed the file in between: the lock is one of a file that nobody else will find.
-            Ok(()) if file.metadata()?.nlink() == 0 => {}
-            Ok(()) => return Ok(Some(file)),
-            Err(Errno::WOULDBLOCK) => return Ok(None),
-            Err(error) => return Err(error.into()),
+        match try_file(&file, hold)? {
+            Found::Taken => return Ok(Some(file)),
+            Found::Held => return Ok(None),
+            Found::Removed => file = open(path)?,
         }
     }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+}
+
+/// How it went with the lock of an open file.
+enum Found {
+    Taken,
+    /// Somebody has it.
+    Held,
+    /// Somebody has removed the file: nobody else will find it.
+    Removed,
+}
+
+fn try_file(file: &File, hold: Hold) -> io::Result<Found> {
+    let operation = match hold {
+        Hold::Shared => FlockOperation::NonBlockingLockShared,
+        Hold::Alone => FlockOperation::NonBlockingLockExclusive,
+    };
+    let taken = match flock(file, operation) {
+        Ok(()) => Found::Taken,
+        Err(Errno::WOULDBLOCK) => Found::Held,
+        Err(error) => return Err(error.into()),
+    };
+    // After the lock: whoever removes the file holds it.
+    Ok(if file.metadata()?.nlink() == 0 { Found::Removed } else { taken })
 }
 
 /// Takes the lock; says whether it had to be waited for. Blocks until it is free.
@@ -63,6 +85,8 @@ pub(super) fn lock(path: &Path, hold: Hold, stop: &Shutdown, deadline: Instant) 
     let (mut woken, wake) = io::pipe()?;
     let wake = Arc::new(wake);
     let _kick = stop.on(Level::Cancel, move || drop(wake.as_ref().write(&[1])));
+    // It stays open: its closing would be news to ourselves.
+    let mut file = open(path)?;
     loop {
         // Each time, because it may be another file by now. None is there for a moment while it is replaced.
         match inotify::add_watch(&closed, path, inotify::WatchFlags::CLOSE | inotify::WatchFlags::DELETE_SELF) {
@@ -70,8 +94,13 @@ pub(super) fn lock(path: &Path, hold: Hold, stop: &Shutdown, deadline: Instant) 
             Err(error) => return Err(error.into()),
         }
         // After the watch has begun, so that nobody's close is missed.
-        if let Some(file) = try_lock(path, hold)? {
-            return Ok((file, true));
+        match try_file(&file, hold)? {
+            Found::Taken => return Ok((file, true)),
+            Found::Held => {}
+            Found::Removed => {
+                file = open(path)?;
+                continue;
+            }
         }
         let waits = waiting("another process to be done with a file", Some(deadline));
         let mut fds = [PollFd::new(&closed, PollFlags::IN), PollFd::new(&woken, PollFlags::IN)];
@@ -91,11 +120,30 @@ pub(super) fn lock(path: &Path, hold: Hold, stop: &Shutdown, deadline: Instant) 
     }
 }
 
+/// Waits for somebody to write a file.
+#[derive(Debug)]
+pub(crate) struct FileNews(OwnedFd);
+
+impl FileNews {
+    /// Of this file, which has to be there, from now on.
+    pub(crate) fn of(path: &Path) -> io::Result<Self> {
+        let written = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        inotify::add_watch(&written, path, inotify::WatchFlags::MODIFY)?;
+        Ok(Self(written))
+    }
+
+    /// Whether it has been written by now, or is within this time; waits for that.
+    pub(crate) fn within(&self, time: Duration) -> io::Result<bool> {
+        let deadline = Instant::now() + time;
+        let _waiting = waiting("somebody to write a file", Some(deadline));
+        poll_until(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(deadline))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::base::thread::{Kick, spawn};
-    use std::time::Duration;
 
     fn far() -> Instant {
         Instant::now() + Duration::from_secs(60)
@@ -122,6 +170,20 @@ mod tests {
         assert!(try_lock(&path, Hold::Alone).unwrap().is_none());
         drop(shared);
         assert!(try_lock(&path, Hold::Alone).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_file_that_is_written_is_news_and_one_that_is_read_or_locked_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        std::fs::write(&path, "1").unwrap();
+        let news = FileNews::of(&path).unwrap();
+        drop(try_lock(&path, Hold::Alone).unwrap().unwrap());
+        std::fs::read(&path).unwrap();
+        assert!(!news.within(Duration::ZERO).unwrap());
+        std::fs::write(&path, "2").unwrap();
+        assert!(news.within(Duration::from_secs(60)).unwrap());
+        assert!(FileNews::of(&folder.path().join("none")).is_err());
     }
 
     #[test]

@@ -26,5 +26,5 @@ pub mod image_store;
 pub mod images;
 pub mod ladder;
 pub(crate) mod leftovers;
-mod lock;
+pub(crate) mod lock;
 pub mod tool;

@@ -6,7 +6,7 @@
 use std::fs::{self, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rusqlite::params;
 
@@ -76,6 +76,11 @@ pub struct MinerStore {
     receipts: ReceiptStore,
     turn: Turn,
     _lock: FolderLock,
+}
+
+/// The file of the lock of a state folder; whoever takes the folder writes it.
+pub(crate) fn lock_file(folder: &Path) -> PathBuf {
+    folder.join(LOCK)
 }
 
 impl MinerStore {

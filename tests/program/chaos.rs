@@ -57,7 +57,7 @@ fn address(line: &Value, key: &str) -> SocketAddr {
 }
 
 /// A port that was free a moment ago: the miner has to listen on it again after each kill.
-fn free_address() -> SocketAddr {
+pub fn free_address() -> SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
@@ -153,7 +153,7 @@ impl Field {
     }
 }
 
-fn status(pages: &str) -> Option<Value> {
+pub fn status(pages: &str) -> Option<Value> {
     let client = HttpClient::new(Shutdown::new());
     client.get(&format!("http://{pages}/status.json"), &[], far()).ok()?.json().ok()
 }

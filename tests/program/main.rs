@@ -5,6 +5,7 @@ mod testkit;
 
 mod by_hand;
 mod chaos;
+mod containers;
 mod demo;
 mod engine;
 mod executor;
@@ -18,4 +19,5 @@ mod secrets;
 mod status;
 mod streaming;
 mod tree;
+mod watch;
 mod zone;

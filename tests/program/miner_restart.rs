@@ -48,7 +48,7 @@ fn processes_in(scratch: &Path, text: &str) -> Vec<i32> {
 
 impl Network {
     /// Kills the miner, and whatever else, as one blow; starts it again on the same folder and port.
-    fn miner_again(&mut self, killed_too: &[i32], arguments: &[&str]) -> String {
+    pub fn miner_again(&mut self, killed_too: &[i32], arguments: &[&str]) -> String {
         self.miner.signal(Signal::KILL);
         for pid in killed_too {
             kill_process(Pid::from_raw(*pid).unwrap(), Signal::KILL).unwrap();

@@ -244,7 +244,7 @@ fn a_signal_to_all_processes_at_once_lets_the_running_job_end() {
 }
 
 /// All processes that a process has started, and those that they have.
-fn descendants(ancestor: u32) -> Vec<i32> {
+pub fn descendants(ancestor: u32) -> Vec<i32> {
     let mut parents = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
@@ -316,72 +316,6 @@ fn an_executor_that_is_killed_ends_its_job_in_horde_failed_and_nothing_is_left()
         assert_eq!(role.stop(Signal::TERM).code, Some(0));
     }
     nothing_left(scratch.path());
-}
-
-/// An image of the binary with the libraries that it loads, and of busybox for the job; removed when dropped.
-struct ExecutorImage(String);
-
-impl ExecutorImage {
-    /// `None`, loudly, without an engine or what an image is made of.
-    fn build() -> Option<Self> {
-        let binary = env!("CARGO_BIN_EXE_phalanx");
-        let engine = Command::new("docker").arg("version").output().is_ok_and(|o| o.status.success());
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|p| Path::new(p).exists());
-        let loaded = Command::new("ldd").arg(binary).output();
-        let (true, Some(busybox), Ok(loaded)) = (engine, busybox, loaded) else {
-            assert!(
-                std::env::var_os("PHALANX_TEST_REQUIRE_ALL").is_none(),
-                "docker, busybox-static and ldd are required"
-            );
-            println!("SKIPPED: no Docker Engine, no static busybox or no ldd");
-            return None;
-        };
-        let folder = tempfile::tempdir().unwrap();
-        let add = |from: &str, to: &str| {
-            let to = folder.path().join(to.trim_start_matches('/'));
-            std::fs::create_dir_all(to.parent().unwrap()).unwrap();
-            std::fs::copy(from, to).unwrap();
-        };
-        add(binary, "/bin/phalanx");
-        add(busybox, "/bin/echo");
-        for word in String::from_utf8(loaded.stdout).unwrap().split_whitespace().filter(|w| w.starts_with('/')) {
-            add(word, word);
-        }
-        std::fs::create_dir(folder.path().join("tmp")).unwrap();
-        let archive = folder.path().join("image.tar");
-        let mut pack = Command::new("tar");
-        pack.arg("-C").arg(folder.path()).arg("-cf").arg(&archive).args(["--exclude", "image.tar", "."]);
-        assert!(pack.status().unwrap().success());
-        let name = format!("phalanx-test-executor:{}", std::process::id());
-        let entry = r#"ENTRYPOINT ["/bin/phalanx"]"#;
-        let import = Command::new("docker")
-            .args(["import", "--change", entry, "--change", "ENV PATH=/bin"])
-            .arg(&archive)
-            .arg(&name)
-            .output();
-        assert!(import.unwrap().status.success());
-        Some(Self(name))
-    }
-}
-
-impl Drop for ExecutorImage {
-    fn drop(&mut self) {
-        // A test that has failed may have left a container of it.
-        drop(Command::new("docker").args(["rmi", "--force", &self.0]).output());
-    }
-}
-
-#[test]
-fn executors_run_in_containers_too() {
-    let Some(image) = ExecutorImage::build() else { return };
-    let arguments = ["--runner", "process", "--executor-backend", "docker", "--executor-image", &image.0];
-    let network = Network::start_with(false, &arguments);
-    let finished = run(&mut network.submit(NO_OP));
-    assert_eq!(finished.code, Some(0), "{}{}", finished.stdout, finished.stderr);
-    assert_eq!(result(&finished.stdout)["stdout"], "done\n");
-    assert_eq!(network.stop(Signal::TERM), [Some(0); 3]);
-    let list = ["ps", "--all", "--quiet", "--filter", &format!("ancestor={}", image.0)];
-    assert!(Command::new("docker").args(list).output().unwrap().stdout.is_empty(), "a container is left");
 }
 
 #[test]

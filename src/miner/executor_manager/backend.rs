@@ -1,5 +1,6 @@
 //! What the miner asks of an executor, and of whatever starts one.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -232,6 +233,16 @@ pub trait ExecutorBackend: Send + Sync {
     fn find(&self, owner: &Owner, stop: &Shutdown) -> Result<Vec<Marked>, String> {
         let _ = (owner, stop);
         Ok(Vec::new())
+    }
+
+    /// The executors of this miner that live, whoever runs them, by their [`ExecutorSpec::run`]. Blocks for a bounded
+    /// time; a cancel of `stop` may end it.
+    ///
+    /// # Errors
+    /// Why it is not known. The default knows of none.
+    fn living(&self, owner: &Owner, stop: &Shutdown) -> Result<BTreeSet<String>, String> {
+        let _ = (owner, stop);
+        Ok(BTreeSet::new())
     }
 
     /// Removes what [`ExecutorBackend::find`] has found. Blocks for a bounded time; a cancel of `stop` may end it.

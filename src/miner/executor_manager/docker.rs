@@ -2,6 +2,7 @@
 //!
 //! Whatever way a run ends, its container is removed, and so are those that the executor has made for its job.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::backend::{
@@ -138,8 +139,8 @@ impl ExecutorBackend for DockerBackend {
 
     fn adopt(&self, spec: &ExecutorSpec, stop: &Shutdown) -> ExecutorEnd {
         let of_executor = [(labels::EXECUTOR, spec.run.as_str()), (labels::STAGE, EXECUTOR)];
-        let found = self.docker.running_containers(&of_executor).map_err(ExecutorError::Docker)?;
-        let Some(id) = found.first() else { return Err(ExecutorError::Lost) };
+        let found = self.docker.running(&of_executor, labels::EXECUTOR).map_err(ExecutorError::Docker)?;
+        let Some((id, _)) = found.first() else { return Err(ExecutorError::Lost) };
         log::info!("executor of job {}: its container {id} lives and is watched again", spec.job_uuid);
         let waited = program::run(self.docker.wait_for(id), spec, stop, Duration::ZERO)?;
         log::debug!("executor of job {}: docker wait ended with {waited}", spec.job_uuid);
@@ -157,6 +158,12 @@ impl ExecutorBackend for DockerBackend {
 
     fn find(&self, owner: &Owner, stop: &Shutdown) -> Result<Vec<Marked>, String> {
         find_in_engine(&self.docker, owner, stop)
+    }
+
+    fn living(&self, owner: &Owner, _: &Shutdown) -> Result<BTreeSet<String>, String> {
+        let of_miner = [(labels::INSTANCE, owner.instance.as_str()), (labels::STAGE, EXECUTOR)];
+        let running = self.docker.running(&of_miner, labels::EXECUTOR).map_err(|error| error.to_string())?;
+        Ok(running.into_iter().map(|(_, run)| run).collect())
     }
 
     fn remove(&self, marked: &Marked, stop: &Shutdown) -> Result<(), Leftover> {

@@ -2,6 +2,7 @@
 //! processes of its job, which are in a group of their own and know the folder by their environment
 //! (`PHALANX_VOLUME_DIR` and others).
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -12,8 +13,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::backend::{ExecutorSpec, Leftover, LeftoverKind, Marked, Owner};
+use super::program::TOKEN;
 use crate::base::shutdown::Shutdown;
-use crate::proc::leftovers::{kill_by_environment, names_in_environments};
+use crate::proc::leftovers::{kill_by_environment, names_in_environments, values_of_leaders};
 use crate::proc::tool;
 
 /// How long killed processes may take to end.
@@ -55,6 +57,13 @@ pub(super) fn find(owner: &Owner) -> io::Result<Vec<Marked>> {
         Some(Marked { kind: LeftoverKind::Processes, id: name, run, epoch })
     }));
     Ok(found)
+}
+
+/// The executors of a miner that live. An executor has its token in its environment, which no other program has: its
+/// job, its tools and the operator's are not told it.
+pub(super) fn living(owner: &Owner) -> io::Result<BTreeSet<String>> {
+    let folders = values_of_leaders("TMPDIR", TOKEN)?;
+    Ok(folders.iter().filter_map(|folder| Some(mark(Path::new(folder).file_name()?.to_str()?, owner)?.0)).collect())
 }
 
 /// Makes the folder, `0700`.

@@ -1,5 +1,6 @@
 //! Executors as processes of this machine: `phalanx executor`, each in a process group that is ended as a whole.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::process::Command;
@@ -106,6 +107,10 @@ impl ExecutorBackend for ProcessBackend {
             found.extend(find_in_engine(&engine(), owner, stop)?);
         }
         Ok(found)
+    }
+
+    fn living(&self, owner: &Owner, _: &Shutdown) -> Result<BTreeSet<String>, String> {
+        folder::living(owner).map_err(|error| error.to_string())
     }
 
     fn remove(&self, marked: &Marked, stop: &Shutdown) -> Result<(), Leftover> {

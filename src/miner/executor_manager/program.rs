@@ -20,6 +20,9 @@ const LINE_BYTES: usize = 8 << 10;
 /// Tells our executor how to label what it makes: the variable of its flag `--label`.
 pub(super) const LABELS: &str = "PHALANX_LABEL";
 
+/// The variable by which an executor knows its token. Nothing that it starts has it.
+pub(super) const TOKEN: &str = "EXECUTOR_TOKEN";
+
 /// Variables that are not handed on, because they configure the miner, its key among them…
 const OWN_VARIABLES: &str = "PHALANX_";
 
@@ -49,7 +52,7 @@ pub(super) fn arguments(spec: &ExecutorSpec, runner: &str, other: Option<&[Strin
 pub(super) fn environment(command: &mut Command, spec: &ExecutorSpec, settings: &ExecutorSettings) {
     labelled(command, spec);
     command.envs(settings.of(&spec.class));
-    command.env("MINER_ADDRESS", &spec.miner_address).env("EXECUTOR_TOKEN", &spec.token);
+    command.env("MINER_ADDRESS", &spec.miner_address).env(TOKEN, &spec.token);
 }
 
 /// Gives a program our environment without our own settings, and what it labels its containers with.
@@ -102,7 +105,7 @@ fn ladder(end_grace: Duration) -> Ladder {
 /// token, which no other program has.
 pub(super) fn adopt(spec: &ExecutorSpec, stop: &Shutdown, end_grace: Duration) -> Result<ExecutorExit, ExecutorError> {
     let watch = |error| ExecutorError::Watch(GroupError::Watch(error));
-    let marker = format!("EXECUTOR_TOKEN={}", spec.token);
+    let marker = format!("{TOKEN}={}", spec.token);
     let Some(found) = Adopted::find(marker.as_bytes()).map_err(watch)? else { return Err(ExecutorError::Lost) };
     log::info!("executor of job {}: it lives and is watched again", spec.job_uuid);
     found.wait(stop, Level::Drain, ladder(end_grace)).map_err(watch)?;
