@@ -151,10 +151,10 @@ impl Keeper {
         let start = Instant::now();
         let wanted = |image: &String| Wanted { image: image.clone(), next: start, failures: 0, in_use: None };
         let mut wanted: Vec<Wanted> = self.care.pre_pull.iter().map(wanted).collect();
-        let (mut next_look, mut counted) = (start, store.tally().unwrap_or_default());
+        let (mut next_look, mut counted, mut told) = (start, store.tally().unwrap_or_default(), false);
         loop {
             if next_look <= Instant::now() {
-                self.look(&store, &mut counted, &cancel);
+                self.look(&store, (&mut counted, &mut told), &cancel);
                 next_look = Instant::now() + LOOK_PERIOD;
             }
             let next_pull = wanted.iter().map(|wanted| wanted.next).min();
@@ -171,15 +171,20 @@ impl Keeper {
         }
     }
 
-    /// Looks at the disk, makes room if it is short, and counts what was done since the last time.
-    fn look(&self, store: &ImageStore, counted: &mut Tally, stop: &Shutdown) {
+    /// Looks at the disk, makes room if it is short, and counts what was done since the last time. A disk that cannot
+    /// be looked at is told once.
+    fn look(&self, store: &ImageStore, (counted, told): (&mut Tally, &mut bool), stop: &Shutdown) {
         let deadline = Instant::now() + LOOK_TIME;
         if let Err(error) = store.make_room_if_short(stop, deadline) {
             log::debug!("whether there is room for images is not known: {error}");
         }
         if self.care.bounds.free > 0 {
             // As of now, after what went; an engine that does not answer is told of elsewhere.
-            let disk = store.disk().free(stop, deadline.min(Instant::now() + self.care.docker.time)).ok().flatten();
+            let found = store.disk().free(stop, deadline.min(Instant::now() + self.care.docker.time));
+            if matches!(found, Ok(None)) && !std::mem::replace(told, true) {
+                log::info!("the engine keeps its images on no disk of this machine: nobody looks at what is free");
+            }
+            let disk = found.ok().flatten();
             if let Some(free) = &disk {
                 let help = "What is free on the disk of the engine's images.";
                 let free = usize::try_from(free.bytes).unwrap_or(usize::MAX);

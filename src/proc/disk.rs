@@ -41,7 +41,7 @@ impl EngineDisk {
         Self { docker, found: Arc::default() }
     }
 
-    /// What is free; `None` if the disk is not of this machine, which is logged once. Blocks for the engine's answer
+    /// What is free; `None` if the disk is not of this machine. Blocks for the engine's answer
     /// until it was given once, at most until `deadline` or a cancel of `stop`.
     ///
     /// # Errors
@@ -56,9 +56,6 @@ impl EngineDisk {
                 let machine = rustix::system::uname();
                 let place = place(&told, &machine.nodename().to_string_lossy(), |path| path.is_dir())
                     .ok_or_else(|| ToolError::Failed { doing, text: "it does not tell its folder".to_owned() })?;
-                if place == Place::Elsewhere {
-                    log::info!("the engine keeps its images on no disk of this machine: nobody looks at what is free");
-                }
                 lock(&self.found).insert(place).clone()
             }
         };

@@ -116,8 +116,13 @@ impl ImageStore {
             log::warn!("image {image} is pulled with as much room as there is: {error}");
         }
         let pulled = self.docker.pull(image, silence, stop, deadline);
-        let (done, failed) = (u64::from(pulled.is_ok()), u64::from(matches!(pulled, Err(ToolError::Failed { .. }))));
-        self.count(Tally { pulled: done, failed, evicted: 0 });
+        match pulled {
+            Ok(()) => self.count(Tally { pulled: 1, ..Tally::default() }),
+            Err(ToolError::Failed { .. } | ToolError::TimedOut(_)) => {
+                self.count(Tally { failed: 1, ..Tally::default() })
+            }
+            Err(_) => {}
+        }
         pulled
     }
 

@@ -1,6 +1,10 @@
 //! The address of a request as people write it, and where a redirect leads (RFC 3986, section 5.2). Pure.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use url::Url;
+
+use crate::net::percent;
 
 /// Reads an address: blanks and letters that an address may not have are percent-encoded as UTF-8, what is encoded
 /// already stays.
@@ -47,6 +51,17 @@ pub(super) fn shown(url: &str) -> String {
     let host_end = rest.find('/').unwrap_or(rest.len());
     let from = rest[..host_end].rfind('@').map_or(0, |at| at + 1);
     format!("{scheme}//{}", &rest[from..])
+}
+
+/// The user and the password of an address as a field's value.
+pub(super) fn credentials(url: &Url) -> Option<String> {
+    let password = url.password().unwrap_or_default();
+    if url.username().is_empty() && password.is_empty() {
+        return None;
+    }
+    let plain = |text: &str| percent::decode(text).unwrap_or_else(|| text.as_bytes().to_vec());
+    let pair = [plain(url.username()), b":".to_vec(), plain(password)].concat();
+    Some(format!("Basic {}", STANDARD.encode(pair)))
 }
 
 #[cfg(test)]

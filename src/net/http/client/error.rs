@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::content::Shortened;
 use crate::net::dial::DialError;
 use crate::ops::cause::Cause;
 
@@ -105,6 +106,23 @@ fn come_again(after: Duration) -> String {
 }
 
 impl HttpError {
+    /// What an error of a request is.
+    pub(super) fn of(url: String, error: ureq::Error) -> Self {
+        match error {
+            ureq::Error::Timeout(_) => Self::TimedOut { url },
+            ureq::Error::BadUri(why) => Self::Request { url, why },
+            ureq::Error::Http(why) => Self::Request { url, why: why.to_string() },
+            ureq::Error::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<Shortened>()) => {
+                Self::Shortened { url }
+            }
+            ureq::Error::Io(error) if is_out_of_reach(&error) => match error.downcast() {
+                Ok(source) => Self::OutOfReach { source },
+                Err(error) => Self::Connection { url, source: Box::new(error.into()) },
+            },
+            source => Self::Connection { url, source: Box::new(source) },
+        }
+    }
+
     /// Whose fault it is, when somebody else has named the address, and whether the same request may succeed later.
     pub fn cause(&self) -> Cause {
         match self {
@@ -133,4 +151,9 @@ impl HttpError {
             _ => None,
         }
     }
+}
+
+fn is_out_of_reach(error: &io::Error) -> bool {
+    let dial = error.get_ref().and_then(|error| error.downcast_ref());
+    matches!(dial, Some(DialError::OutOfReach { .. }))
 }

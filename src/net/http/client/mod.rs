@@ -8,7 +8,7 @@
 //! * `address`: addresses as people write them, and where redirects lead. Pure.
 //! * `fields`: the header fields of a request. Pure.
 //! * `content`: what is sent. `coding`: how what is received was coded. `resume`: where a broken download goes on.
-//! * `connector`, `answers`: connections, and what servers send on them.
+//! * `connector`, `answers`: connections, and what servers send on them. `response`: what is received.
 //! * `error`: why there is no answer, and what follows.
 
 mod address;
@@ -18,6 +18,7 @@ mod connector;
 mod content;
 mod error;
 mod fields;
+mod response;
 mod resume;
 
 use std::fs::File;
@@ -25,8 +26,6 @@ use std::io::{self, Cursor, Read, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::CertificateDer;
 use ureq::config::{Config, RedirectAuthHeaders};
 use ureq::http::request::Builder;
@@ -36,87 +35,27 @@ use ureq::unversioned::transport::{Connector, RustlsConnector};
 use ureq::{Agent, AsSendBody, Body as UreqBody, SendBody, Timeout};
 use url::Url;
 
-use self::address::shown;
+use self::address::{credentials, shown};
 use self::answers::AnswerConnector;
 use self::coding::{Coding, codings, undone};
 use self::connector::{KickedConnector, NoResolver};
 pub use self::content::{Content, FilePart};
-use self::content::{Shortened, boundary_of, form_around};
+use self::content::{boundary_of, form_around};
 pub use self::error::HttpError;
+pub use self::response::{ANSWER_BYTES, Response};
+use self::response::{Below, Received, text_of};
 use self::resume::{Representation, Rest};
-use super::date::wait_asked;
 use super::head::{all, first, has_token};
-use crate::base::clock::now;
 use crate::base::rng::Rng;
 use crate::base::shutdown::Shutdown;
-use crate::net::dial::DialError;
+use crate::net::USER_AGENT;
 use crate::net::reach::Reach;
-use crate::net::{USER_AGENT, percent};
-
-/// Bytes of an answer that is kept in memory: 10 MiB, the limit of the Python uploader.
-pub const ANSWER_BYTES: u64 = 10 << 20;
 
 /// Redirects that a GET follows; the other methods follow none, because their body would have to be sent again.
 pub const REDIRECTS: u32 = 10;
 
-/// Bytes of a refusal's body that go into its error's text.
-const EXCERPT_BYTES: usize = 500;
-
 /// Bytes of a body between two looks at the clock.
 const CHUNK: usize = 64 << 10;
-
-/// A whole answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Response {
-    /// The HTTP status.
-    pub status: u16,
-    /// Headers in order, names in lower case; a name may occur more than once.
-    pub headers: Vec<(String, String)>,
-    /// The body, at most [`ANSWER_BYTES`]; as it came if its coding is not known.
-    pub body: Vec<u8>,
-    url: String,
-}
-
-impl Response {
-    /// This answer if its status is 2xx.
-    ///
-    /// # Errors
-    /// [`HttpError::Status`] with the beginning of the body.
-    pub fn ok(self) -> Result<Self, HttpError> {
-        match self.status {
-            200..300 => Ok(self),
-            status => Err(HttpError::Status {
-                status,
-                excerpt: excerpt(&self.body),
-                retry_after: first(&self.headers, "retry-after")
-                    .and_then(|value| wait_asked(value, first(&self.headers, "date"), now().wall.as_secs())),
-                url: self.url,
-            }),
-        }
-    }
-
-    /// The body as text; what is not UTF-8 is replaced.
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.body).into_owned()
-    }
-
-    /// The body read as JSON.
-    ///
-    /// # Errors
-    /// [`HttpError::Answer`] if it is not.
-    pub fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, HttpError> {
-        serde_json::from_slice(&self.body)
-            .map_err(|error| HttpError::Answer { url: self.url.clone(), why: format!("bad JSON: {error}") })
-    }
-}
-
-fn excerpt(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&body[..body.len().min(EXCERPT_BYTES)]);
-    match text.trim() {
-        "" => String::new(),
-        text => format!(": {text}"),
-    }
-}
 
 /// Headers to send along. They go before the client's own of the same name. Those of the connection (`Connection`,
 /// `Transfer-Encoding`, …), a `Host` other than the address's and a `Content-Length` other than the body's are refused.
@@ -524,56 +463,7 @@ impl HttpClient {
         if self.shutdown.is_cancelled() {
             return HttpError::Cancelled { url };
         }
-        match error {
-            ureq::Error::Timeout(_) => HttpError::TimedOut { url },
-            ureq::Error::BadUri(why) => HttpError::Request { url, why },
-            ureq::Error::Http(why) => HttpError::Request { url, why: why.to_string() },
-            ureq::Error::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<Shortened>()) => {
-                HttpError::Shortened { url }
-            }
-            ureq::Error::Io(error) if is_out_of_reach(&error) => match error.downcast() {
-                Ok(source) => HttpError::OutOfReach { source },
-                Err(error) => HttpError::Connection { url, source: Box::new(error.into()) },
-            },
-            source => HttpError::Connection { url, source: Box::new(source) },
-        }
-    }
-}
-
-/// The body as it comes from the connection; its errors are told from those of the coding above it.
-struct Received<R>(R);
-
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Below(io::Error);
-
-impl<R: Read> Read for Received<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buffer).map_err(|error| io::Error::new(error.kind(), Below(error)))
-    }
-}
-
-fn is_out_of_reach(error: &io::Error) -> bool {
-    let dial = error.get_ref().and_then(|error| error.downcast_ref());
-    matches!(dial, Some(DialError::OutOfReach { .. }))
-}
-
-/// The user and the password of an address as a field's value.
-fn credentials(url: &Url) -> Option<String> {
-    let password = url.password().unwrap_or_default();
-    if url.username().is_empty() && password.is_empty() {
-        return None;
-    }
-    let plain = |text: &str| percent::decode(text).unwrap_or_else(|| text.as_bytes().to_vec());
-    let pair = [plain(url.username()), b":".to_vec(), plain(password)].concat();
-    Some(format!("Basic {}", STANDARD.encode(pair)))
-}
-
-/// A field's value as text: of UTF-8, or else of Latin-1, as HTTP once had it.
-fn text_of(value: &HeaderValue) -> String {
-    match std::str::from_utf8(value.as_bytes()) {
-        Ok(text) => text.to_owned(),
-        Err(_) => value.as_bytes().iter().copied().map(char::from).collect(),
+        HttpError::of(url, error)
     }
 }
 

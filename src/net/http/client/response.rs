@@ -1,0 +1,90 @@
+//! What is received: a whole answer, and a body that is on its way.
+
+use std::io::{self, Read};
+
+use ureq::http::HeaderValue;
+
+use super::error::HttpError;
+use crate::base::clock::now;
+use crate::net::http::date::wait_asked;
+use crate::net::http::head::first;
+
+/// Bytes of an answer that is kept in memory: 10 MiB, the limit of the Python uploader.
+pub const ANSWER_BYTES: u64 = 10 << 20;
+
+/// Bytes of a refusal's body that go into its error's text.
+const EXCERPT_BYTES: usize = 500;
+
+/// A whole answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Response {
+    /// The HTTP status.
+    pub status: u16,
+    /// Headers in order, names in lower case; a name may occur more than once.
+    pub headers: Vec<(String, String)>,
+    /// The body, at most [`ANSWER_BYTES`]; as it came if its coding is not known.
+    pub body: Vec<u8>,
+    pub(super) url: String,
+}
+
+impl Response {
+    /// This answer if its status is 2xx.
+    ///
+    /// # Errors
+    /// [`HttpError::Status`] with the beginning of the body.
+    pub fn ok(self) -> Result<Self, HttpError> {
+        match self.status {
+            200..300 => Ok(self),
+            status => Err(HttpError::Status {
+                status,
+                excerpt: excerpt(&self.body),
+                retry_after: first(&self.headers, "retry-after")
+                    .and_then(|value| wait_asked(value, first(&self.headers, "date"), now().wall.as_secs())),
+                url: self.url,
+            }),
+        }
+    }
+
+    /// The body as text; what is not UTF-8 is replaced.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The body read as JSON.
+    ///
+    /// # Errors
+    /// [`HttpError::Answer`] if it is not.
+    pub fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, HttpError> {
+        serde_json::from_slice(&self.body)
+            .map_err(|error| HttpError::Answer { url: self.url.clone(), why: format!("bad JSON: {error}") })
+    }
+}
+
+fn excerpt(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&body[..body.len().min(EXCERPT_BYTES)]);
+    match text.trim() {
+        "" => String::new(),
+        text => format!(": {text}"),
+    }
+}
+
+/// The body as it comes from the connection; its errors are told from those of the coding above it.
+pub(super) struct Received<R>(pub(super) R);
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Below(pub(super) io::Error);
+
+impl<R: Read> Read for Received<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer).map_err(|error| io::Error::new(error.kind(), Below(error)))
+    }
+}
+
+/// A field's value as text: of UTF-8, or else of Latin-1, as HTTP once had it.
+pub(super) fn text_of(value: &HeaderValue) -> String {
+    match std::str::from_utf8(value.as_bytes()) {
+        Ok(text) => text.to_owned(),
+        Err(_) => value.as_bytes().iter().copied().map(char::from).collect(),
+    }
+}
