@@ -14,7 +14,7 @@ use crate::executor::RunnerKind;
 use crate::executor::sandbox::{Host, Profile, Sandbox};
 use crate::executor::streaming::PortRange;
 use crate::miner::images::ImageCare;
-use crate::miner::{self, DockerBackend, ExecutorBackend, ExecutorSettings, ProcessBackend};
+use crate::miner::{self, ClientPorts, DockerBackend, ExecutorBackend, ExecutorSettings, ProcessBackend};
 use crate::proc::docker::Docker;
 use crate::protocol::ExecutorClass;
 
@@ -164,6 +164,7 @@ impl ExecutorArgs {
         }
         let runner = self.runner.name();
         settings.set("PHALANX_STREAMING_PORTS", self.streaming_ports.to_string());
+        let client_ports = Some(Arc::new(ClientPorts::new(self.streaming_ports.all())));
         match (self.executor_backend, self.executor_image) {
             (BackendArg::Process, None) if !self.executor_option.is_empty() => {
                 Err("--executor-option goes with --executor-backend docker".to_owned())
@@ -176,7 +177,7 @@ impl ExecutorArgs {
                 let backend = match self.executor_command {
                     Some(mut words) => {
                         let program = words.pop_front().map(PathBuf::from).unwrap_or_default();
-                        ProcessBackend { program, arguments: Some(words.into()), settings, ..ours }
+                        ProcessBackend { program, arguments: Some(words.into()), client_ports, settings, ..ours }
                     }
                     None => ProcessBackend { settings, ..ours },
                 };
@@ -185,7 +186,9 @@ impl ExecutorArgs {
             (BackendArg::Process, Some(_)) => Err("--executor-image goes with --executor-backend docker".to_owned()),
             (BackendArg::Docker, Some(image)) => {
                 let mut backend = DockerBackend::new(image, runner);
-                backend.arguments = self.executor_command.map(Vec::from);
+                if let Some(words) = self.executor_command {
+                    (backend.arguments, backend.client_ports) = (Some(words.into()), client_ports);
+                }
                 backend.options = self.executor_option;
                 backend.settings = settings;
                 Ok(Arc::new(backend))

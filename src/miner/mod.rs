@@ -36,7 +36,7 @@ pub const SPOOL: &str = "spool";
 
 pub use config::{MinerConfig, MinerLimits};
 pub use executor_manager::{
-    DockerBackend, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSettings, ExecutorSpec, Leftover,
+    ClientPorts, DockerBackend, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSettings, ExecutorSpec, Leftover,
     LeftoverKind, Owner, ProcessBackend,
 };
 pub use role::{Miner, MinerError, Observer, Reloader};

@@ -14,6 +14,7 @@ mod init;
 mod miner_restart;
 mod outbox;
 mod process;
+mod python_executor;
 mod sandbox;
 mod secrets;
 mod status;

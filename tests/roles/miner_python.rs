@@ -6,6 +6,7 @@ use crate::testkit::wait::LONG;
 use crate::testkit::{engine, python};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 use phalanx::base::stop::Stopping;
@@ -21,6 +22,7 @@ use serde_json::{Value, json};
 
 const VALIDATOR: &str = "//Alice";
 const STRANGER: &str = "//Eve";
+const MINER: &str = "//Bob";
 
 fn key(uri: &str) -> KeyPair {
     KeyPair::from_uri(uri).unwrap()
@@ -40,45 +42,44 @@ fn processes_with(texts: &[&str]) -> Vec<String> {
     ours.map(|pid| read(&pid, "cmdline")).collect()
 }
 
-#[test]
-fn the_official_client_runs_jobs_on_our_miner() {
-    let Some(mut client) = python::script("organic_client.py", "compute_horde, bittensor_wallet, django, aiohttp")
-    else {
-        return;
-    };
+/// Runs a client to its end against a miner with one executor, whose stop is clean; what the client prints. Its
+/// arguments are the miner's address and keys, and then `more`.
+fn at_a_miner(mut client: Command, runner: &str, state: &Path, more: &[&str]) -> Value {
     let group = Group::enter();
-    let folder = tempfile::tempdir().unwrap();
-    let (miner_key, validator) = (key("//Bob"), key(VALIDATOR));
     // The client serves its upload from loopback.
     let mut settings = ExecutorSettings::default();
     settings.set("PHALANX_REACH", "127.0.0.0/8");
-    let backend = ProcessBackend {
-        program: PathBuf::from(env!("CARGO_BIN_EXE_phalanx")),
-        phalanx: PathBuf::from(env!("CARGO_BIN_EXE_phalanx")),
-        settings,
-        ..ProcessBackend::new("process").unwrap()
-    };
+    let phalanx = PathBuf::from(env!("CARGO_BIN_EXE_phalanx"));
+    let backend =
+        ProcessBackend { program: phalanx.clone(), phalanx, settings, ..ProcessBackend::new(runner).unwrap() };
     let config = MinerConfig {
-        validators: vec![validator.public()],
+        validators: vec![key(VALIDATOR).public()],
         executors: vec![(ExecutorClass::AlwaysOnTest, 1)],
-        ..MinerConfig::new(miner_key.clone(), folder.path(), Arc::new(backend))
+        ..MinerConfig::new(key(MINER), state, Arc::new(backend))
     };
     let timer = Timer::start();
     let listener = WsListener::bind("127.0.0.1:0", None).unwrap();
     let port = listener.local_addr().port().to_string();
     let miner = Miner::start(config, Box::new(listener), timer.handle()).unwrap();
-
-    let output = client.args(["127.0.0.1", &port, &miner_key.ss58(), VALIDATOR, STRANGER]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let reported: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let uuid = |case: &str| reported[case]["uuid"].as_str().unwrap().to_owned();
-
+    let output = client.args(["127.0.0.1", &port, &key(MINER).ss58(), VALIDATOR]).args(more).output().unwrap();
     let mut stopping = Stopping::alone();
     miner.stop(&mut stopping);
     stopping.step("timer", LONG, |step| timer.stop(step));
     let report = stopping.finish();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(report.is_clean() && report.cancelled_jobs == 0, "{report}");
     assert!(group.live().is_empty(), "threads are left: {:?}", group.live());
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn the_official_client_runs_jobs_on_our_miner() {
+    let Some(client) = python::script("organic_client.py", "compute_horde, bittensor_wallet, django, aiohttp") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let reported = at_a_miner(client, "process", folder.path(), &[STRANGER]);
+    let uuid = |case: &str| reported[case]["uuid"].as_str().unwrap().to_owned();
     let uuids: Vec<String> = ["good", "failing", "endless", "interrupted", "busy"].map(uuid).to_vec();
     let uuids: Vec<&str> = uuids.iter().map(String::as_str).collect();
     assert_eq!(processes_with(&uuids), [""; 0], "executors are left");
@@ -123,7 +124,7 @@ fn the_official_client_runs_jobs_on_our_miner() {
 
     let refused = &reported["wrong_miner"];
     assert_eq!((&refused["end"], &refused["manifest"]), (&json!("timed out"), &Value::Null), "{refused}");
-    let why = format!("wrong miner hotkey ({}!={})", miner_key.ss58(), key("//Nobody").ss58());
+    let why = format!("wrong miner hotkey ({}!={})", key(MINER).ss58(), key("//Nobody").ss58());
     let complaints = refused["complaints"].as_array().unwrap();
     assert!(
         !complaints.is_empty() && complaints.iter().all(|reported| reported.as_str().unwrap().ends_with(&why)),
@@ -142,8 +143,8 @@ fn the_official_client_runs_jobs_on_our_miner() {
         ))
         .unwrap();
         assert_eq!(receipt.payload.blob_for_signing(), row.payload);
-        assert_eq!(receipt.verify_validator().unwrap(), validator.public());
-        assert_eq!(receipt.verify_miner().unwrap(), miner_key.public());
+        assert_eq!(receipt.verify_validator().unwrap(), key(VALIDATOR).public());
+        assert_eq!(receipt.verify_miner().unwrap(), key(MINER).public());
         assert_eq!(receipt.payload.job_uuid(), row.job_uuid);
         stored.entry(row.job_uuid).or_default().push(match receipt.payload {
             ReceiptPayload::JobFinished(payload) => {
@@ -166,40 +167,16 @@ fn the_official_client_runs_jobs_on_our_miner() {
 
 #[test]
 fn the_official_client_streams_from_our_miner() {
-    let Some(mut client) = python::script("organic_streaming.py", "compute_horde, bittensor_wallet, django, aiohttp")
+    let Some(client) = python::script("organic_streaming.py", "compute_horde, bittensor_wallet, django, aiohttp")
     else {
         return;
     };
     if !engine::ready() {
         return;
     }
-    let group = Group::enter();
     let folder = tempfile::tempdir().unwrap();
-    let miner_key = key("//Bob");
-    let backend = ProcessBackend {
-        program: PathBuf::from(env!("CARGO_BIN_EXE_phalanx")),
-        ..ProcessBackend::new("docker").unwrap()
-    };
-    let config = MinerConfig {
-        validators: vec![key(VALIDATOR).public()],
-        executors: vec![(ExecutorClass::AlwaysOnTest, 1)],
-        ..MinerConfig::new(miner_key.clone(), folder.path(), Arc::new(backend))
-    };
-    let timer = Timer::start();
-    let listener = WsListener::bind("127.0.0.1:0", None).unwrap();
-    let port = listener.local_addr().port().to_string();
-    let miner = Miner::start(config, Box::new(listener), timer.handle()).unwrap();
     let server = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/streaming_server.sh");
-    let arguments = ["127.0.0.1", &port, &miner_key.ss58(), VALIDATOR, engine::IMAGE];
-    let output = client.args(arguments).arg(server).output().unwrap();
-    let mut stopping = Stopping::alone();
-    miner.stop(&mut stopping);
-    stopping.step("timer", LONG, |step| timer.stop(step));
-    let report = stopping.finish();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(report.is_clean() && report.cancelled_jobs == 0, "{report}");
-    assert!(group.live().is_empty(), "threads are left: {:?}", group.live());
-    let seen: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let seen = at_a_miner(client, "docker", folder.path(), &[engine::IMAGE, server.to_str().unwrap()]);
     assert_eq!(engine::left(labels::JOB, seen["uuid"].as_str().unwrap()), [""; 0], "containers or networks are left");
     assert_eq!((&seen["signed"], &seen["stdout"]), (&json!(true), &json!("served\n")));
     assert_eq!(seen["stream"], json!(["first\n", 200, "last\n"]));

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use crate::base::rng::Rng;
@@ -17,6 +18,11 @@ pub struct PortRange {
 impl PortRange {
     /// Those of the Python executors, so that what a firewall lets through stays as it is: 6000 to 6999.
     pub const DEFAULT: Self = Self { first: 6000, last: 6999 };
+
+    /// All of them.
+    pub fn all(self) -> RangeInclusive<u16> {
+        self.first..=self.last
+    }
 }
 
 impl fmt::Display for PortRange {

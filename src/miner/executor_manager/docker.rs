@@ -3,12 +3,14 @@
 //! Whatever way a run ends, its container is removed, and so are those that the executor has made for its job.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::backend::{
     END_GRACE, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, Leftover, LeftoverKind, Marked,
     Owner,
 };
+use super::ports::{ClientPorts, PORT};
 use super::program;
 use super::settings::ExecutorSettings;
 use crate::base::shutdown::Shutdown;
@@ -31,6 +33,8 @@ pub struct DockerBackend {
     pub runner: String,
     /// Another executor's arguments after the image, instead of ours; `{startup_seconds}` in them is replaced.
     pub arguments: Option<Vec<String>>,
+    /// Where such an executor finds its port for the clients of a streaming job.
+    pub client_ports: Option<Arc<ClientPorts>>,
     /// Further arguments of `docker create`, as the mounts that the executor's own runner needs.
     pub options: Vec<String>,
     /// What its executors are told.
@@ -47,6 +51,7 @@ impl DockerBackend {
             image: image.into(),
             runner: runner.into(),
             arguments: None,
+            client_ports: None,
             options: Vec::new(),
             settings: ExecutorSettings::default(),
             end_grace: END_GRACE,
@@ -103,6 +108,10 @@ impl ExecutorBackend for DockerBackend {
         let mut creation = container.creation();
         program::environment(&mut creation, spec, &self.settings);
         creation.args(["--network", "host", "--env", "MINER_ADDRESS", "--env", "EXECUTOR_TOKEN"]);
+        let port = program::client_port(&mut creation, self.client_ports.as_deref());
+        if port.is_some() {
+            creation.args(["--env", PORT]);
+        }
         for (name, _) in self.settings.of(&spec.class).chain([(program::LABELS, "")]) {
             creation.args(["--env", name]);
         }
@@ -130,6 +139,7 @@ impl ExecutorBackend for DockerBackend {
         {
             log::warn!("container {} could not be stopped: {error}", container.name());
         }
+        drop(port);
         match container.state(&Shutdown::new(), Instant::now() + self.docker.time) {
             Ok(Some(state)) if state.status == "exited" => Ok(ExecutorExit::Code(state.exit_code)),
             // Still running, or removed by somebody else: then nobody knows.

@@ -12,6 +12,7 @@ mod backend;
 mod docker;
 mod folder;
 pub mod orphans;
+mod ports;
 mod process;
 mod program;
 mod settings;
@@ -27,6 +28,7 @@ pub use backend::{
     LeftoverKind, Marked, Owner,
 };
 pub use docker::DockerBackend;
+pub use ports::ClientPorts;
 pub use process::ProcessBackend;
 pub use settings::ExecutorSettings;
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::backend::{
@@ -12,6 +13,7 @@ use super::backend::{
 };
 use super::docker::{DOCKER_TIME, find_in_engine, remove_containers, remove_from_engine};
 use super::folder;
+use super::ports::ClientPorts;
 use super::program;
 use super::settings::ExecutorSettings;
 use crate::base::shutdown::Shutdown;
@@ -32,6 +34,8 @@ pub struct ProcessBackend {
     pub runner: String,
     /// Another executor's arguments, instead of ours; `{startup_seconds}` in them is replaced.
     pub arguments: Option<Vec<String>>,
+    /// Where such an executor finds its port for the clients of a streaming job.
+    pub client_ports: Option<Arc<ClientPorts>>,
     /// What its executors are told.
     pub settings: ExecutorSettings,
     /// Time from the first SIGTERM to SIGKILL.
@@ -50,6 +54,7 @@ impl ProcessBackend {
             program,
             runner: runner.into(),
             arguments: None,
+            client_ports: None,
             settings: ExecutorSettings::default(),
             end_grace: END_GRACE,
         })
@@ -81,7 +86,10 @@ impl ExecutorBackend for ProcessBackend {
         command.args(program::arguments(spec, &self.runner, self.arguments.as_deref()));
         program::environment(&mut command, spec, &self.settings);
         command.env("TMPDIR", folder);
-        program::run(command, spec, stop, self.end_grace)
+        let port = program::client_port(&mut command, self.client_ports.as_deref());
+        let ended = program::run(command, spec, stop, self.end_grace);
+        drop(port);
+        ended
     }
 
     fn adopt(&self, spec: &ExecutorSpec, stop: &Shutdown) -> ExecutorEnd {

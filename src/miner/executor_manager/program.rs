@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::backend::{ExecutorError, ExecutorExit, ExecutorSpec, FORCED_GRACE};
+use super::ports::{ClientPort, ClientPorts, PORT};
 use super::settings::ExecutorSettings;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::proc::adopted::Adopted;
@@ -53,6 +54,16 @@ pub(super) fn environment(command: &mut Command, spec: &ExecutorSpec, settings: 
     labelled(command, spec);
     command.envs(settings.of(&spec.class));
     command.env("MINER_ADDRESS", &spec.miner_address).env(TOKEN, &spec.token);
+}
+
+/// Gives another executor than ours a port for the clients of a streaming job, as long as the value lives.
+pub(super) fn client_port<'a>(command: &mut Command, ports: Option<&'a ClientPorts>) -> Option<ClientPort<'a>> {
+    let port = ports?.take();
+    match &port {
+        Some(port) => drop(command.env(PORT, port.port.to_string())),
+        None => log::warn!("no port is free for the clients of a streaming job; the executor has to find one"),
+    }
+    port
 }
 
 /// Gives a program our environment without our own settings, and what it labels its containers with.
