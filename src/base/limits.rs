@@ -54,6 +54,10 @@ pub const READ_BUFFER_BYTES: usize = 8 << 10;
 /// a process that runs out of maps aborts.
 pub const SERVER_CONNECTIONS: usize = 1000;
 
+/// Handshakes of one address with a server, so many in ten seconds: all connections of a miner with 1,000 executors may
+/// come, be lost and come again at once. A handshake costs a thread for some milliseconds.
+pub const HANDSHAKES: (u32, Duration) = (4 * SERVER_CONNECTIONS as u32, Duration::from_secs(10));
+
 // Messages and queues of the links.
 
 /// Bytes of one WebSocket message on the miner links: 50 MiB is legal there (inline volumes, job output), plus the
@@ -89,6 +93,12 @@ pub const STATUS_BYTES: usize = 256 << 20;
 
 /// Messages that may wait for a validator's authentication on a miner, where the Python peer would queue without limit.
 pub const PRE_AUTH_MESSAGES: usize = 16;
+
+/// Outcomes that a miner keeps for validators that have not confirmed them.
+pub const MINER_KEPT_JOBS: usize = 4096;
+
+/// Bytes of those: 256 results of a mebibyte.
+pub const MINER_KEPT_BYTES: usize = 256 << 20;
 
 /// Characters of stdout and of stderr that a result carries; the first and last half million of a longer output.
 pub const OUTPUT_CHARS: usize = 1_000_000;

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::announce::announce;
 use super::executors::{self, ExecutorArgs, Images, Sandboxes};
 use super::key::KeyArg;
+use super::rates::RateArgs;
 use super::tls;
 use super::values::{class_count, client_address, duration, listen_address};
 use super::watch;
@@ -78,6 +79,8 @@ pub struct Args {
     /// Address of health, metrics and status
     #[arg(long, value_name = "ADDR", value_parser = listen_address, env = "PHALANX_HTTP")]
     http: Option<SocketAddr>,
+    #[command(flatten)]
+    rates: RateArgs,
     #[command(flatten)]
     tls: tls::ServerArgs,
     /// Remove what this process of a miner has left once it was killed
@@ -178,7 +181,8 @@ fn configure(args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), String>
     for (class, sandbox) in &sandboxes {
         log::info!("jobs of class {}: {sandbox}", class.as_str());
     }
-    let config = MinerConfig {
+    let mut config = MinerConfig {
+        rates: args.rates.of_peers(),
         validators: args.validator,
         blacklist: args.blacklist,
         executors: args.executors,
@@ -190,11 +194,12 @@ fn configure(args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), String>
         watch: watch_command(args.reap_dry_run),
         ..MinerConfig::new(key, args.state_dir, backend)
     };
+    config.server.handshakes = args.rates.handshake_rate;
     Ok((config, sandboxes))
 }
 
 /// The flags that take a restart.
-struct Fixed([(&'static str, String); 14]);
+struct Fixed([(&'static str, String); 15]);
 
 impl Fixed {
     fn of(args: &Args) -> Self {
@@ -213,6 +218,7 @@ impl Fixed {
             tls_cert,
             tls_key,
             ("--http", format!("{:?}", args.http)),
+            ("one of the rates", format!("{:?}", args.rates)),
             ("--runner", args.source.runner.name().to_owned()),
         ])
     }

@@ -22,6 +22,7 @@ pub mod job;
 pub mod key;
 pub mod miner;
 pub mod outbox;
+mod rates;
 mod reload;
 pub mod status;
 pub mod submit;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::base::limits::STREAMING_ADDRESS_BYTES;
 use crate::executor::check_image_name;
+use crate::link::Rate;
 use crate::protocol::ExecutorClass;
 #[cfg(feature = "celery")]
 pub use crate::redis::RedisConfig;
@@ -32,6 +33,19 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err(wrong()),
     };
     Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
+}
+
+/// Reads `30/60s`: so many at once, which come back one by one in that time.
+///
+/// # Errors
+/// What would be right, in words.
+pub fn rate(text: &str) -> Result<Rate, String> {
+    let wrong = || "it should be a number and a time, as 30/60s: 30 at once, and over time 30 in 60 s".to_owned();
+    let (count, period) = text.split_once('/').ok_or_else(wrong)?;
+    match (count.parse(), duration(period)?) {
+        (Ok(count @ 1..), period) if !period.is_zero() => Ok(Rate::new(count, period)),
+        _ => Err(wrong()),
+    }
 }
 
 /// Reads `always_on.test=4`.
@@ -129,6 +143,16 @@ mod tests {
         }
         for text in ["", "5", "s", "1d", "-1s", "1e400s", "1 s"] {
             assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn rates_have_a_count_and_a_time() {
+        for (text, count, seconds) in [("30/60s", 30, 60), ("1/1m", 1, 60), ("2000/1s", 2000, 1)] {
+            assert_eq!(rate(text).unwrap(), Rate::new(count, Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "30", "30/", "0/1s", "30/0s", "-1/1s", "x/1s", "30/60"] {
+            assert!(rate(text).is_err(), "{text}");
         }
     }
 

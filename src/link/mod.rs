@@ -3,6 +3,7 @@
 //! * [`outbox`]: what is to be sent, in order, until it was written or answered. Pure.
 //! * [`heartbeat`]: when to ping, when to beat, when to give a connection up. Pure.
 //! * [`handover`]: where senders, reader and writer meet: one lock around the outbox.
+//! * [`rate`]: how often somebody may do something. Pure.
 //! * [`session`]: one connection: the reader runs on the caller's thread, the writer on its own.
 //! * [`manager`]: dial, authenticate, run a session, back off, for ever.
 //! * [`server`]: accept, one reader thread a connection, close all.
@@ -14,6 +15,7 @@ pub mod handover;
 pub mod heartbeat;
 pub mod manager;
 pub mod outbox;
+pub mod rate;
 pub mod server;
 pub mod session;
 
@@ -21,5 +23,6 @@ pub use manager::{
     Authenticate, Authenticated, IdleLink, Link, LinkConfig, LinkEvent, LinkHandle, LinkState, Refused, Text,
 };
 pub use outbox::{About, Answered, Full, Kind, OutboxLimits, Outgoing, Rank};
+pub use rate::{Buckets, Rate};
 pub use server::{Server, ServerConfig};
 pub use session::{SessionEnd, SessionHandle};

@@ -6,14 +6,16 @@
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::heartbeat::LivenessConfig;
 use super::outbox::OutboxLimits;
+use super::rate::{Buckets, Rate, origin};
 use super::session::{self, Arrival, SessionConfig, SessionEnd, SessionHandle};
 use crate::base::ids::SessionId;
-use crate::base::limits::{HANDSHAKE_TIME, SERVER_CONNECTIONS};
+use crate::base::limits::{HANDSHAKE_TIME, HANDSHAKES, SERVER_CONNECTIONS};
+use crate::base::lock::lock;
 use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Step;
@@ -43,6 +45,8 @@ pub struct ServerConfig {
     pub connections: usize,
     /// Time for one handshake.
     pub handshake_time: Duration,
+    /// Handshakes of one address; more are refused with HTTP 429.
+    pub handshakes: Rate,
     /// When to ping and when to give up.
     pub liveness: LivenessConfig,
     /// Bounds of each connection's outbox.
@@ -57,6 +61,7 @@ impl ServerConfig {
             socket: SocketLimits::default(),
             connections: SERVER_CONNECTIONS,
             handshake_time: HANDSHAKE_TIME,
+            handshakes: Rate::new(HANDSHAKES.0, HANDSHAKES.1),
             liveness: LivenessConfig::default(),
             outbox: OutboxLimits::default(),
         }
@@ -123,7 +128,8 @@ impl Server {
         let kick = listener.kick();
         let admission = Admission { served: config.connections, turned_away: REFUSALS };
         let thread = format!("{}-accept", config.name);
-        let accepting = Accepting { config, listener, timer: timer.clone(), check, sink };
+        let handshakes = Mutex::new(Buckets::new(config.handshakes));
+        let accepting = Accepting { config, listener, timer: timer.clone(), check, sink, handshakes };
         Self { timer, acceptor: Acceptor::start(thread, admission, move || kick.kick(), accepting) }
     }
 
@@ -160,6 +166,8 @@ struct Accepting {
     timer: TimerHandle,
     check: HandshakeCheck,
     sink: ServerSink,
+    /// By address.
+    handshakes: Mutex<Buckets<String>>,
 }
 
 impl Service for Accepting {
@@ -177,6 +185,14 @@ impl Service for Accepting {
     fn admit(&self, pending: Box<dyn Pending>, place: Place) -> Admitted<SessionHandle> {
         let Place { number, is_over, stop } = place;
         let name = self.config.name;
+        let refusal = if is_over {
+            Some(Refusal { status: 503, body: "too many connections".to_owned() })
+        } else if lock(&self.handshakes).take(origin(&pending.peer()), Instant::now()) {
+            None
+        } else {
+            let Rate { count, period } = self.config.handshakes;
+            Some(Refusal { status: 429, body: format!("more than {count} connections of one address in {period:?}") })
+        };
         let handle = SessionHandle::new(self.config.outbox, self.timer.clone());
         let broken = Shutdown::new();
         let serve = Serve {
@@ -192,7 +208,7 @@ impl Service for Accepting {
             sink: self.sink.clone(),
             stop,
             broken: broken.clone(),
-            full: is_over,
+            refusal,
         };
         Admitted {
             handle,
@@ -202,9 +218,7 @@ impl Service for Accepting {
         }
     }
 
-    fn refuse(&self, _: Box<dyn Pending>, open: usize) {
-        log::warn!("{}: {open} connections are open, a further one is dropped", self.config.name);
-    }
+    fn refuse(&self, _: Box<dyn Pending>) {}
 }
 
 struct Serve {
@@ -218,18 +232,17 @@ struct Serve {
     stop: Shutdown,
     /// Breaks the connection at cancel, whatever its thread does then.
     broken: Shutdown,
-    full: bool,
+    /// What it is told instead.
+    refusal: Option<Refusal>,
 }
 
 impl Serve {
     fn run(self, pending: Box<dyn Pending>) {
         let peer = pending.peer().to_string();
         let deadline = Instant::now() + self.config.handshake_time;
-        let mut decide = |request: &HandshakeRequest| {
-            if self.full {
-                return Err(Refusal { status: 503, body: "too many connections".to_owned() });
-            }
-            (self.check)(request)
+        let mut decide = |request: &HandshakeRequest| match &self.refusal {
+            Some(refusal) => Err(refusal.clone()),
+            None => (self.check)(request),
         };
         let accepted = pending.handshake(&self.config.socket, deadline, &self.stop, Level::Cancel, &mut decide);
         let (connection, request) = match accepted {

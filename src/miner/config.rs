@@ -10,9 +10,9 @@ use super::check::CheckPolicy;
 use super::executor_manager::{END_GRACE, ExecutorBackend};
 use super::images::ImageCare;
 use super::watch::WatchCommand;
-use crate::base::limits::SERVER_CONNECTIONS;
+use crate::base::limits::{MINER_KEPT_BYTES, MINER_KEPT_JOBS, OUTBOX_BYTES, OUTBOX_MESSAGES, SERVER_CONNECTIONS};
 use crate::identity::{KeyPair, PublicKey};
-use crate::link::ServerConfig;
+use crate::link::{OutboxLimits, Rate, ServerConfig};
 use crate::ops::status::Board;
 use crate::protocol::stages::{MINER_BEHIND, Timing};
 use crate::protocol::{ExecutorClass, V0InitialJobRequest};
@@ -23,6 +23,17 @@ pub(super) const EXECUTORS_MAX: u32 = 1000;
 /// Connections of a miner: as many executors as it may offer, beside as many others as any server has. With the
 /// executors' own threads that is 5,000, which are 20,000 of the system's 65,530 memory maps.
 const CONNECTIONS: usize = SERVER_CONNECTIONS + EXECUTORS_MAX as usize;
+
+/// News that may be kept of one job.
+const NEWS: usize = 7;
+
+/// What may wait for one peer that does not read: a validator that comes back is told at once all that is kept for it,
+/// and beside that there is room for what is said to any peer. What is kept is in memory once.
+const OUTBOX: OutboxLimits = OutboxLimits {
+    messages: (MINER_KEPT_JOBS + EXECUTORS_MAX as usize) * NEWS + OUTBOX_MESSAGES,
+    bytes: MINER_KEPT_BYTES + OUTBOX_BYTES,
+    window: OUTBOX_MESSAGES,
+};
 
 /// The times of a miner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +98,29 @@ impl Default for MinerLimits {
     }
 }
 
+/// The rates of one peer, over all its connections from one address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerRates {
+    /// Of texts. A job takes a validator five, an executor six.
+    pub frames: Rate,
+    /// Of texts that are no message of the protocol.
+    pub bad_frames: Rate,
+    /// Of authentications; a validator may have a connection for each job.
+    pub authentications: Rate,
+}
+
+impl Default for PeerRates {
+    /// 5,000 frames in 1 s, 30 bad ones in 60 s, 2,000 authentications in 10 s: twice what one validator needs that
+    /// asks all of 1,000 executors at once.
+    fn default() -> Self {
+        Self {
+            frames: Rate::new(5000, Duration::from_secs(1)),
+            bad_frames: Rate::new(30, Duration::from_secs(60)),
+            authentications: Rate::new(2000, Duration::from_secs(10)),
+        }
+    }
+}
+
 /// What a miner needs besides its listener and a timer.
 #[derive(Clone)]
 pub struct MinerConfig {
@@ -112,6 +146,8 @@ pub struct MinerConfig {
     pub server: ServerConfig,
     /// What is done about the images of jobs, if they have any.
     pub images: Option<ImageCare>,
+    /// How much one peer may say.
+    pub rates: PeerRates,
     /// The reaper only says what it would remove.
     pub reap_dry_run: bool,
     /// How it starts the process that cleans up when it is killed; `None` for none.
@@ -133,7 +169,8 @@ impl MinerConfig {
             streaming_address: None,
             backend,
             limits: MinerLimits::default(),
-            server: ServerConfig { connections: CONNECTIONS, ..ServerConfig::new("min") },
+            server: ServerConfig { connections: CONNECTIONS, outbox: OUTBOX, ..ServerConfig::new("min") },
+            rates: PeerRates::default(),
             images: None,
             reap_dry_run: false,
             watch: None,

@@ -41,6 +41,10 @@ impl Meters {
                 let help = "Slots that went into quarantine, by what did not go away.";
                 self.metrics.counter("phalanx_miner_quarantined_total", help, &[("reason", reason)]).inc();
             }
+            Counted::OverRate(what) => {
+                let help = "Connections that were closed because their peer said too much, by what it was.";
+                self.metrics.counter("phalanx_miner_over_rate_total", help, &[("kind", what)]).inc();
+            }
             Counted::SlotBreach => self.breaches.inc(),
         }
     }

@@ -9,7 +9,7 @@
 //! * `engine`: the thread that asks whether jobs can run here; [`check`]: how often, and when an answer counts. Pure.
 //! * `disk`: the thread that countersigns and stores receipts, and keeps the jobs.
 //! * [`images`]: the thread that pulls images before jobs ask for them, and has others make room.
-//! * `meters`: what is counted.
+//! * `meters`: what is counted. `rates`: how much one peer may say. Pure.
 //! * `reaper`: the thread that removes what executors have left and nobody answers for.
 //! * [`watch`](watch()): the process that does so when the miner was killed; `rounds`: when it looks. Pure.
 
@@ -21,6 +21,7 @@ pub mod executor_manager;
 pub mod executor_pool;
 pub mod images;
 mod meters;
+mod rates;
 mod reaper;
 mod role;
 mod rounds;
@@ -34,7 +35,7 @@ pub use crate::store::miner::DATABASE;
 /// Name of the folder in the state folder that has what executors could not tell the miner.
 pub const SPOOL: &str = "spool";
 
-pub use config::{MinerConfig, MinerLimits};
+pub use config::{MinerConfig, MinerLimits, PeerRates};
 pub use executor_manager::{
     ClientPorts, DockerBackend, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSettings, ExecutorSpec, Leftover,
     LeftoverKind, Owner, ProcessBackend,

@@ -257,7 +257,7 @@ impl Miner {
         let kick = Kick::new("stop signal of the miner", move || kicked.cancel());
         let router = spawn("min-route", kick, move || thread.run(&inbox, &running));
         take_spooled(&spool, &events);
-        let sink = router_thread::sink(events.clone());
+        let sink = router_thread::sink(events.clone(), config.rates);
         let server = Server::start(config.server.clone(), listener, timer, router_thread::accept_path(), sink);
         log::info!("miner {} serves on {url}", config.key.ss58());
         let parts = Some(MinerParts { router, engine, reaper, images, server, watcher, disk, events, stop });

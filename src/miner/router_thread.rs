@@ -4,15 +4,20 @@
 //! an executor or the disk. Kick: the miner's stop signal. Ends: when stopped and all executors are gone, or do not go.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, never, select};
 
+use super::config::PeerRates;
 use super::disk::{Order, Saves, StoreOrder};
 use super::executor_manager::{ExecutorBackend, ExecutorManager, ExecutorSpec, Report};
 use super::meters::Meters;
-use super::router::{Action, ExecutorFrame, Input, JobKey, MinerStatus, Peer, Router, Settings, ValidatorFrame};
+use super::rates::{Said, Source};
+use super::router::{
+    Action, ExecutorFrame, Input, JobKey, MinerStatus, OverRate, Peer, Router, Settings, ValidatorFrame,
+};
 use super::trace::Traces;
 use crate::base::clock::now;
 use crate::base::ids::SessionId;
@@ -22,14 +27,19 @@ use crate::base::thread::Thread;
 use crate::base::waits::{send, waiting};
 use crate::identity::PublicKey;
 use crate::link::outbox::{Full, Outgoing};
+use crate::link::rate::origin;
 use crate::link::server::{HandshakeCheck, ServerEvent, ServerSink};
 use crate::link::session::SessionHandle;
 use crate::ops::health::Health;
+use crate::protocol::ValidatorToMiner;
 use crate::store::miner::{JobChange, JobRow};
 use crate::transport::{HandshakeRequest, Refusal};
 
 /// Close code for a peer that does not read what it is sent (RFC 6455 leaves 4000 to 4999 to us).
 const CLOSE_SLOW: u16 = 4008;
+
+/// How long a peer that does not read has to begin, so that it finds our close: a pause of its program is shorter.
+const SLOW_TIME: Duration = Duration::from_secs(5);
 
 /// How long a peer that is turned away may take to answer our close.
 const CLOSE_TIME: Duration = Duration::from_secs(2);
@@ -111,9 +121,20 @@ pub(super) fn accept_path() -> HandshakeCheck {
     })
 }
 
-/// Reads and checks texts on the threads of their connections, so that a large one holds up nobody else.
-pub(super) fn sink(events: Sender<Event>) -> ServerSink {
-    let peers: Mutex<HashMap<SessionId, (Peer, Option<PublicKey>)>> = Mutex::default();
+/// What the threads of connections know of one.
+struct Known {
+    peer: Source,
+    /// Of a validator.
+    key: Option<PublicKey>,
+    /// It has said too much, and is not heard any more.
+    over: AtomicBool,
+}
+
+/// Reads and checks texts on the threads of their connections, so that a large one, or one too many, holds up nobody
+/// else.
+pub(super) fn sink(events: Sender<Event>, rates: PeerRates) -> ServerSink {
+    let connections: Mutex<HashMap<SessionId, Arc<Known>>> = Mutex::default();
+    let said = Mutex::new(Said::new(rates));
     Arc::new(move |event| {
         let event = match event {
             ServerEvent::Opened { id, handle, request, peer: address } => {
@@ -123,27 +144,58 @@ pub(super) fn sink(events: Sender<Event>) -> ServerSink {
                     Peer::Validator(hotkey) => PublicKey::from_ss58(hotkey).ok(),
                     Peer::Executor(_) => None,
                 };
-                lock(&peers).insert(id, (peer.clone(), key));
+                let known =
+                    Known { peer: Arc::new((peer.clone(), origin(&address))), key, over: AtomicBool::new(false) };
+                lock(&connections).insert(id, Arc::new(known));
                 let host = address.parse().ok().map(|address: std::net::SocketAddr| address.ip().to_string());
                 Event::Opened(id, handle, peer, host)
             }
             ServerEvent::Text { id, text } => {
-                let known = lock(&peers).get(&id).map(|(peer, key)| (matches!(peer, Peer::Validator(_)), *key));
-                Event::Input(match known {
-                    Some((true, key)) => Input::FromValidator(id, Box::new(ValidatorFrame::read(&text, key))),
-                    Some((false, _)) => Input::FromExecutor(id, Box::new(ExecutorFrame::read(&text))),
-                    None => return,
+                let Some(known) = lock(&connections).get(&id).cloned() else { return };
+                if known.over.load(Ordering::Relaxed) {
+                    return;
+                }
+                Event::Input(match read(&known, &said, id, &text) {
+                    Ok(input) => input,
+                    Err(over) => {
+                        known.over.store(true, Ordering::Relaxed);
+                        Input::OverRate(id, over)
+                    }
                 })
             }
             ServerEvent::Closed { id, end } => {
                 log::debug!("{id}: {end}");
-                lock(&peers).remove(&id);
+                lock(&connections).remove(&id);
                 Event::Input(Input::Closed(id))
             }
         };
         // Once the router has ended, nobody wants events any more.
         drop(send(&events, event, "room in the miner's queue"));
     })
+}
+
+/// Reads a text, if its peer may say that much.
+fn read(known: &Known, said: &Mutex<Said>, id: SessionId, text: &str) -> Result<Input, OverRate> {
+    let (who, now) = (&known.peer, Instant::now());
+    lock(said).frame(who, now)?;
+    match &known.peer.0 {
+        Peer::Validator(_) => {
+            let frame = ValidatorFrame::read(text, known.key);
+            match &frame.message {
+                Ok(ValidatorToMiner::ValidatorAuthForMiner(_)) => lock(said).authentication(who, now)?,
+                Ok(_) => {}
+                Err(_) => lock(said).bad_frame(who, now)?,
+            }
+            Ok(Input::FromValidator(id, Box::new(frame)))
+        }
+        Peer::Executor(_) => {
+            let frame = ExecutorFrame::read(text);
+            if frame.message.is_err() {
+                lock(said).bad_frame(who, now)?;
+            }
+            Ok(Input::FromExecutor(id, Box::new(frame)))
+        }
+    }
 }
 
 impl RouterThread {
@@ -247,7 +299,7 @@ impl RouterThread {
                 Err(Full::Closed { .. }) => log::debug!("{id}: a message came too late for it"),
                 Err(full @ Full::Bound { .. }) => {
                     log::warn!("{id}: the peer does not read, its connection is ended: {full}");
-                    let until = Instant::now() + CLOSE_TIME;
+                    let until = Instant::now() + SLOW_TIME;
                     sessions.get(&id)?.give_up(CLOSE_SLOW, "what you are sent is not read", until);
                 }
             },

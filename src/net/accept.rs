@@ -11,7 +11,7 @@ use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -20,6 +20,7 @@ use crate::base::shutdown::Shutdown;
 use crate::base::stop::{Step, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
+use crate::ops::throttle::Throttle;
 
 /// After a failed `accept`, the time in which open connections may end: out of descriptors, most likely.
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
@@ -108,8 +109,8 @@ pub(crate) trait Service: Send + 'static {
     /// How a connection within the limits is served.
     fn admit(&self, incoming: Self::Incoming, place: Place) -> Admitted<Self::Handle>;
 
-    /// Ends a connection over the limits, of which so many are `open`. Must not block.
-    fn refuse(&self, incoming: Self::Incoming, open: usize);
+    /// Ends a connection over the limits. Must not block.
+    fn refuse(&self, incoming: Self::Incoming);
 }
 
 /// The place of a connection among the others.
@@ -174,8 +175,15 @@ impl<H: Send + 'static> Acceptor<H> {
             signal.drain();
             kick();
         });
-        let accepting =
-            Accepting { name: thread.clone(), service, admission, stop: stop.clone(), open: open.clone(), count: 0 };
+        let accepting = Accepting {
+            name: thread.clone(),
+            service,
+            admission,
+            stop: stop.clone(),
+            open: open.clone(),
+            count: 0,
+            warned: Throttle::default(),
+        };
         let accept = spawn(thread, kick.clone(), move || accepting.run());
         Self { accept: Some(accept), kick, stop, open }
     }
@@ -227,6 +235,7 @@ struct Accepting<S: Service> {
     stop: Shutdown,
     open: Open<S::Handle>,
     count: u64,
+    warned: Throttle,
 }
 
 impl<S: Service> Accepting<S> {
@@ -236,12 +245,19 @@ impl<S: Service> Accepting<S> {
                 Ok(Some(incoming)) => self.admit(incoming),
                 Ok(None) => return,
                 Err(error) => {
-                    log::warn!("{}: cannot accept: {error}", self.name);
+                    self.warn(&format_args!("cannot accept, tries again: {error}"));
                     if self.stop.wait(AFTER_FAILURE) {
                         return;
                     }
                 }
             }
+        }
+    }
+
+    /// One line in ten seconds, whatever comes.
+    fn warn(&mut self, trouble: &dyn fmt::Display) {
+        if let Some(line) = self.warned.line(Instant::now(), trouble) {
+            log::warn!("{}: {line}", self.name);
         }
     }
 
@@ -251,7 +267,8 @@ impl<S: Service> Accepting<S> {
         drop(ended);
         let (open, admission) = (lock(&self.open).len(), self.admission);
         if open >= admission.served + admission.turned_away {
-            return self.service.refuse(incoming, open);
+            self.service.refuse(incoming);
+            return self.warn(&format_args!("{open} connections are open, a further one is turned away"));
         }
         self.count += 1;
         // Its own, so that kicking one connection does not stop the server.
@@ -272,8 +289,6 @@ impl<S: Service> Accepting<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use crossbeam_channel::{Receiver, Sender, bounded};
 
     use super::*;
@@ -313,8 +328,8 @@ mod tests {
             }
         }
 
-        fn refuse(&self, _: TcpStream, open: usize) {
-            self.seen.send((0, open == 2)).unwrap();
+        fn refuse(&self, _: TcpStream) {
+            self.seen.send((0, true)).unwrap();
         }
     }
 

@@ -138,10 +138,7 @@ fn note(table: &mut Table, now: Instant, key: (ErrorClass, &'static str), error:
     });
     row.count += 1;
     row.at = now;
-    let line = row.throttle.admit(now).map(|held_back| match held_back {
-        0 => format!("{}: {text}", key.1),
-        more => format!("{}: {text} (and {more} more like it)", key.1),
-    });
+    let line = row.throttle.line(now, &format_args!("{}: {text}", key.1));
     row.text = text;
     line
 }

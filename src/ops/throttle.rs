@@ -1,5 +1,6 @@
 //! How often one kind of trouble is logged. Pure.
 
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 /// At most one line in this time for each kind: an operator sees within seconds that it goes on, and no flood of one
@@ -23,6 +24,14 @@ impl Throttle {
         }
         self.quiet_until = Some(now + QUIET_TIME);
         Some(std::mem::take(&mut self.held_back))
+    }
+
+    /// The line to log, if it is time for one: with how many were held back.
+    pub fn line(&mut self, now: Instant, text: &dyn Display) -> Option<String> {
+        self.admit(now).map(|held_back| match held_back {
+            0 => text.to_string(),
+            more => format!("{text} (and {more} more like it)"),
+        })
     }
 }
 

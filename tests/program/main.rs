@@ -7,6 +7,7 @@ mod by_hand;
 mod chaos;
 mod containers;
 mod demo;
+mod descriptors;
 mod engine;
 mod executor;
 mod facilitator_kill;

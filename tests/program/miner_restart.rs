@@ -11,7 +11,7 @@ use crate::testkit::process::{Running, run};
 use crate::testkit::wait::{LONG, until};
 
 /// A job that says when it runs, and goes on when it may.
-fn job(folder: &Path) -> String {
+pub fn job(folder: &Path) -> String {
     let script = "touch begun; while [ ! -e go ]; do sleep 0.05; done; echo went on".to_owned();
     let script = script.replace("begun", &at(folder, "begun")).replace("-e go", &format!("-e {}", at(folder, "go")));
     let job = json!({

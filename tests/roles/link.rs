@@ -21,7 +21,8 @@ use phalanx::link::heartbeat::LivenessConfig;
 use phalanx::link::server::{Server, ServerConfig, ServerEvent};
 use phalanx::link::session::{self, Arrival, Beat, SessionConfig, SessionEnd, SessionHandle};
 use phalanx::link::{
-    About, Answered, Authenticate, Authenticated, Link, LinkConfig, LinkState, OutboxLimits, Outgoing, Refused, Text,
+    About, Answered, Authenticate, Authenticated, Link, LinkConfig, LinkState, OutboxLimits, Outgoing, Rate, Refused,
+    Text,
 };
 use phalanx::transport::memory::{self, DialFault, MemoryNet, Side, WIRE_BYTES};
 use phalanx::transport::{Connection, Incoming, SocketLimits};
@@ -434,6 +435,32 @@ fn connections_over_the_limit_are_refused_without_end() {
     }
     assert_eq!(refused, 3);
     for link in links {
+        stop_link(link, LONG);
+    }
+    stop_server(server);
+}
+
+#[test]
+fn handshakes_of_one_address_over_its_rate_are_refused() {
+    let fixture = Fixture::new();
+    let listener = Box::new(fixture.net.listener("peer"));
+    let handshakes = Rate::new(2, Duration::from_secs(3600));
+    let config = ServerConfig { handshakes, ..ServerConfig::new("tst") };
+    let timer = fixture.timer.as_ref().unwrap().handle();
+    let server = Server::start(config, listener, timer, Arc::new(|_| Ok(())), Arc::new(|_| {}));
+    for n in 0..3 {
+        let (link, events) = fixture.start(fixture.config(), None);
+        match next(&events) {
+            LinkEvent::Ready { .. } => assert!(n < 2),
+            LinkEvent::Failed { why, .. } => {
+                assert!(
+                    n == 2 && why.contains("429") && why.contains("more than 2 connections of one address"),
+                    "{why}"
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+        // An end gives nothing back.
         stop_link(link, LONG);
     }
     stop_server(server);

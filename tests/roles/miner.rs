@@ -5,6 +5,7 @@
 use crate::testkit::miner as miner_kit;
 use crate::testkit::roles::World;
 use crate::testkit::wait::{LONG, until};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -19,26 +20,25 @@ use phalanx::miner::executor_manager::{ExecutorBackend, ExecutorEnd, ExecutorExi
 use phalanx::miner::{DATABASE, Miner, MinerConfig, MinerError};
 use phalanx::protocol::{MinerToValidator, ValidatorToMiner, Volume};
 use phalanx::store::receipts::ReceiptStore;
-use phalanx::transport::memory::Side;
 use phalanx::transport::ws::{WsDialer, WsListener};
 use phalanx::transport::{
-    ClientTls, CloseInfo, Connection, ConnectionKick, DialRequest, Dialer, Incoming, SocketLimits, TransportError,
+    CloseInfo, Connection, ConnectionKick, DialRequest, Dialer, Incoming, Listener, SocketLimits, TransportError,
     WriteHalf,
 };
 
 /// An executor that the back end was asked for.
-struct Started {
-    spec: ExecutorSpec,
+pub struct Started {
+    pub spec: ExecutorSpec,
     /// Ends it by itself.
-    exit: Sender<ExecutorEnd>,
+    pub exit: Sender<ExecutorEnd>,
 }
 
 /// Starts nothing; an executor lives until the test or the miner ends it.
-struct FakeBackend {
-    started: Sender<Started>,
-    living: Arc<AtomicUsize>,
+pub struct FakeBackend {
+    pub started: Sender<Started>,
+    pub living: Arc<AtomicUsize>,
     /// Does not end when it is asked to, only when it is forced to.
-    stubborn: bool,
+    pub stubborn: bool,
 }
 
 impl ExecutorBackend for FakeBackend {
@@ -63,22 +63,44 @@ impl ExecutorBackend for FakeBackend {
     }
 }
 
-struct Fixture {
-    miner: Option<Miner>,
+pub struct Fixture {
+    pub miner: Option<Miner>,
     started: Receiver<Started>,
     living: Arc<AtomicUsize>,
     folder: tempfile::TempDir,
-    alice: Pen,
+    pub alice: Pen,
+    dialer: Box<dyn Dialer>,
     world: World,
 }
 
+/// How a miner is reached.
+type Ends = (Box<dyn Listener>, Box<dyn Dialer>);
+
 impl Fixture {
-    fn new(slots: u32) -> Self {
+    pub fn new(slots: u32) -> Self {
         Self::with(slots, false, |_| {})
     }
 
-    fn with(slots: u32, stubborn: bool, change: impl FnOnce(&mut MinerConfig)) -> Self {
+    pub fn with(slots: u32, stubborn: bool, change: impl FnOnce(&mut MinerConfig)) -> Self {
         let world = World::new();
+        let ends: Ends = (Box::new(world.net.listener("miner")), Box::new(world.net.dialer()));
+        Self::on(world, ends, slots, stubborn, change)
+    }
+
+    /// Over loopback instead of memory.
+    pub fn over_tcp(slots: u32, change: impl FnOnce(&mut MinerConfig)) -> Self {
+        let listener = WsListener::bind("127.0.0.1:0", None).unwrap();
+        let ends: Ends = (Box::new(listener), Box::new(WsDialer::default()));
+        Self::on(World::new(), ends, slots, false, change)
+    }
+
+    fn on(
+        world: World,
+        (listener, dialer): Ends,
+        slots: u32,
+        stubborn: bool,
+        change: impl FnOnce(&mut MinerConfig),
+    ) -> Self {
         let (tx, started) = bounded(100);
         let living = Arc::new(AtomicUsize::new(0));
         let folder = tempfile::tempdir().unwrap();
@@ -88,35 +110,49 @@ impl Fixture {
         config.validators = vec![alice.key.public()];
         config.executors = vec![(CLASS, slots)];
         change(&mut config);
-        let miner = Miner::start(config, Box::new(world.net.listener("miner")), world.timer()).unwrap();
-        Self { miner: Some(miner), started, living, folder, alice, world }
+        let miner = Miner::start(config, listener, world.timer()).unwrap();
+        Self { miner: Some(miner), started, living, folder, alice, dialer, world }
     }
 
-    fn dial(&self, path: &str) -> Result<Peer, TransportError> {
+    pub fn dial(&self, path: &str) -> Result<Peer, TransportError> {
+        self.connect(path).map(Peer::new)
+    }
+
+    /// A connection that nobody reads.
+    pub fn connect(&self, path: &str) -> Result<Connection, TransportError> {
         let url = format!("{}/v0.1/{path}", self.miner.as_ref().map_or("ws://miner", Miner::url));
         let request =
             DialRequest { url: &url, headers: &[], limits: SocketLimits::default(), deadline: Instant::now() + LONG };
-        self.world.net.dialer().dial(&request, &Shutdown::new(), Level::Cancel).map(Peer::new)
+        self.dialer.dial(&request, &Shutdown::new(), Level::Cancel)
+    }
+
+    /// Where it is bound.
+    pub fn address(&self) -> SocketAddr {
+        self.miner.as_ref().unwrap().ws_addr().parse().unwrap()
+    }
+
+    pub fn metrics(&self) -> String {
+        self.miner.as_ref().unwrap().observer().board().metrics.render()
     }
 
     /// An authenticated validator.
-    fn validator(&self) -> Peer {
+    pub fn validator(&self) -> Peer {
         let mut peer = self.dial(&format!("validator_interface/{}", self.alice.key.ss58())).unwrap();
         peer.say(&self.alice.auth(unix()));
         peer.expect("ExecutorManifest");
         peer
     }
 
-    fn executor(&self, spec: &ExecutorSpec) -> Peer {
+    pub fn executor(&self, spec: &ExecutorSpec) -> Peer {
         self.dial(&format!("executor_interface/{}", spec.token)).unwrap()
     }
 
-    fn started(&self) -> Started {
+    pub fn started(&self) -> Started {
         self.started.recv_timeout(LONG).unwrap()
     }
 
     /// A job whose executor has the whole request.
-    fn running(&self, validator: &mut Peer, job: &str) -> (Peer, Started) {
+    pub fn running(&self, validator: &mut Peer, job: &str) -> (Peer, Started) {
         validator.say(&self.alice.ask(job));
         validator.expect("AcceptJob");
         let started = self.started();
@@ -131,7 +167,7 @@ impl Fixture {
 
     /// Waits until the miner's numbers are as wanted; each event changes them, so each look follows an event of our
     /// own.
-    fn until(&self, wanted: impl Fn(&phalanx::miner::MinerStatus) -> bool) {
+    pub fn until(&self, wanted: impl Fn(&phalanx::miner::MinerStatus) -> bool) {
         let miner = self.miner.as_ref().unwrap();
         until("the miner's numbers", || wanted(&miner.status()));
     }
@@ -159,7 +195,7 @@ impl Drop for Fixture {
 }
 
 /// The other end of a connection to the miner.
-struct Peer {
+pub struct Peer {
     writer: Arc<Mutex<Box<dyn WriteHalf>>>,
     kick: ConnectionKick,
     inbox: Receiver<Result<String, Option<CloseInfo>>>,
@@ -167,7 +203,7 @@ struct Peer {
 }
 
 impl Peer {
-    fn new(connection: Connection) -> Self {
+    pub fn new(connection: Connection) -> Self {
         let Connection { mut reader, writer, kick, .. } = connection;
         let (tx, inbox) = bounded(10_000);
         let writer = Arc::new(Mutex::new(writer));
@@ -194,28 +230,28 @@ impl Peer {
         Self { writer, kick, inbox, _reader: reader }
     }
 
-    fn say(&mut self, text: &str) {
+    pub fn say(&mut self, text: &str) {
         self.try_say(text).unwrap();
     }
 
-    fn try_say(&mut self, text: &str) -> Result<(), TransportError> {
+    pub fn try_say(&mut self, text: &str) -> Result<(), TransportError> {
         let mut writer = self.writer.lock().unwrap();
         writer.write(text.into()).and_then(|()| writer.flush())
     }
 
-    fn next(&self) -> String {
+    pub fn next(&self) -> String {
         match self.inbox.recv_timeout(LONG) {
             Ok(Ok(text)) => text,
             other => panic!("expected a text, got {other:?}"),
         }
     }
 
-    fn expect(&self, wanted: &str) {
+    pub fn expect(&self, wanted: &str) {
         assert_eq!(kind(&self.next()), wanted);
     }
 
     /// How the miner ended the connection; texts before that are dropped.
-    fn closed(&self) -> Option<u16> {
+    pub fn closed(&self) -> Option<u16> {
         loop {
             match self.inbox.recv_timeout(LONG).unwrap() {
                 Ok(_) => {}
@@ -225,7 +261,7 @@ impl Peer {
     }
 
     /// Ends the connection without a Close.
-    fn disconnect(self) {
+    pub fn disconnect(self) {
         self.kick.kick();
     }
 
@@ -263,39 +299,19 @@ fn a_whole_job_is_run_and_its_receipts_are_on_disk() {
 
 #[test]
 fn the_bound_address_of_a_real_listener_is_known_and_serves() {
-    let fixture = Fixture::new(1);
-    let (tx, started) = bounded(1);
-    let backend = Arc::new(FakeBackend { started: tx, living: fixture.living.clone(), stubborn: false });
-    let folder = tempfile::tempdir().unwrap();
-    let mut config = MinerConfig::new(fixture.alice.miner.clone(), folder.path(), backend);
-    config.validators = vec![fixture.alice.key.public()];
-    config.executors = vec![(CLASS, 1)];
-    let timer = fixture.world.timer();
-    let listener = WsListener::bind("127.0.0.1:0", None).unwrap();
-    let bound = listener.local_addr();
-    let miner = Miner::start(config, Box::new(listener), timer).unwrap();
-    assert_eq!(miner.ws_addr(), bound.to_string());
-    let dial = |path: String| {
-        let url = format!("ws://{}/v0.1/{path}", miner.ws_addr());
-        let request =
-            DialRequest { url: &url, headers: &[], limits: SocketLimits::default(), deadline: Instant::now() + LONG };
-        let dialer = WsDialer::new(ClientTls::default());
-        Peer::new(dialer.dial(&request, &Shutdown::new(), Level::Cancel).unwrap())
-    };
+    let mut fixture = Fixture::over_tcp(1, |_| {});
+    let bound = fixture.address();
     let job = uuid();
-    let mut validator = dial(format!("validator_interface/{}", fixture.alice.key.ss58()));
-    validator.say(&fixture.alice.auth(unix()));
-    validator.expect("ExecutorManifest");
+    let mut validator = fixture.validator();
     validator.say(&fixture.alice.ask_streaming(&job));
     validator.expect("AcceptJob");
-    let spec = started.recv_timeout(LONG).unwrap().spec;
+    let spec = fixture.started().spec;
     assert_eq!(spec.miner_address, format!("ws://{bound}"));
-    let executor = dial(format!("executor_interface/{}", spec.token));
+    let executor = fixture.executor(&spec);
     assert!(executor.next().contains(r#""executor_ip":"127.0.0.1""#));
-    let mut stopping = Stopping::alone();
-    stopping.shutdown().cancel();
-    miner.stop(&mut stopping);
-    assert!(stopping.finish().is_clean());
+    let shutdown = Shutdown::new();
+    shutdown.cancel();
+    assert!(fixture.stop_with(&shutdown).is_clean());
     validator.expect("HordeFailed generic_error");
     assert_eq!(validator.closed(), Some(1001));
 }
@@ -453,26 +469,6 @@ fn a_back_end_that_panics_fails_the_job_and_frees_the_slot() {
         assert_eq!(kind(&text), "HordeFailed executor_spinup_failed");
         assert!(text.contains("no executors today"), "{text}");
     }
-}
-
-#[test]
-fn a_validator_that_does_not_read_is_disconnected_and_notified_when_it_is_back() {
-    let fixture = Fixture::with(1, false, |config| config.server.outbox.messages = 4);
-    let mut validator = fixture.validator();
-    let job = uuid();
-    let (mut executor, _started) = fixture.running(&mut validator, &job);
-    let wire = fixture.world.net.wires().into_iter().next().unwrap();
-    wire.stall(Side::Listener);
-    // Each of these is answered; nobody takes the answers.
-    for _ in 0..4_000 {
-        if validator.try_say(&"garbage".repeat(1000)).is_err() {
-            break;
-        }
-    }
-    fixture.until(|status| status.validators == 0);
-    executor.say(&Says(&job).finished("x"));
-    let back = fixture.validator();
-    back.expect("JobFinished");
 }
 
 #[test]
@@ -714,22 +710,9 @@ fn an_engine_that_does_not_answer_holds_up_neither_the_start_nor_the_stop() {
 fn the_version_is_told_by_plain_http_on_the_same_port() {
     use crate::testkit::transport::{raw_client, read_head};
     use std::io::{Read, Write};
-    let world = World::new();
-    let folder = tempfile::tempdir().unwrap();
-    let (started, _executors) = bounded(1);
-    let backend = FakeBackend { started, living: Arc::default(), stubborn: false };
-    let key = phalanx::identity::KeyPair::from_uri("//Bob").unwrap();
-    let validators = vec![Pen::new("//Alice").key.public()];
-    let config = MinerConfig {
-        validators,
-        executors: vec![(CLASS, 1)],
-        ..MinerConfig::new(key, folder.path(), Arc::new(backend))
-    };
-    let listener = WsListener::bind("127.0.0.1:0", None).unwrap();
-    let address = listener.local_addr();
-    let miner = Miner::start(config, Box::new(listener), world.timer()).unwrap();
+    let fixture = Fixture::over_tcp(1, |_| {});
     for (path, status) in [("/version", 200), ("/version/?x", 200), ("/versions", 426), ("/v0.1/x/y", 426)] {
-        let mut client = raw_client(address);
+        let mut client = raw_client(fixture.address());
         write!(client, "GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
         let head = read_head(&mut client);
         assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {head}");
@@ -742,10 +725,6 @@ fn the_version_is_told_by_plain_http_on_the_same_port() {
             assert_eq!(page, serde_json::json!({"miner_version": version, "runner_version": version}));
         }
     }
-    let mut stopping = Stopping::alone();
-    miner.stop(&mut stopping);
-    let report = stopping.finish();
-    assert!(report.is_clean(), "{report}");
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! The real binary: started, signalled, waited for with a limit, and nothing of it left.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
@@ -50,14 +51,16 @@ pub fn run(command: &mut Command) -> Finished {
 pub struct Running {
     child: Child,
     lines: Receiver<String>,
+    errors: Arc<Mutex<String>>,
     readers: Vec<Thread<String>>,
 }
 
 impl Running {
     pub fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let (stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
         let (report, lines) = bounded(1000);
+        let errors = Arc::<Mutex<String>>::default();
         let out = spawn("t-stdout", Kick::dropped("the process"), move || {
             let mut text = String::new();
             for line in BufReader::new(stdout).lines() {
@@ -69,17 +72,26 @@ impl Running {
             }
             text
         });
+        let said = errors.clone();
         let err = spawn("t-stderr", Kick::dropped("the process"), move || {
-            let mut text = String::new();
-            stderr.read_to_string(&mut text).unwrap();
-            text
+            for line in BufReader::new(stderr).lines() {
+                let mut text = said.lock().unwrap();
+                text.push_str(&line.unwrap());
+                text.push('\n');
+            }
+            said.lock().unwrap().clone()
         });
-        Self { child, lines, readers: vec![out, err] }
+        Self { child, lines, errors, readers: vec![out, err] }
     }
 
     /// The next line of stdout.
     pub fn line(&mut self) -> String {
         self.lines.recv_timeout(LONG).expect("a line of stdout")
+    }
+
+    /// What it has said on stderr so far.
+    pub fn stderr(&self) -> String {
+        self.errors.lock().unwrap().clone()
     }
 
     pub fn id(&self) -> u32 {

@@ -84,8 +84,5 @@ impl Service for Clients {
         }
     }
 
-    fn refuse(&self, (client, peer): (TcpStream, SocketAddr), open: usize) {
-        log::warn!("streaming client {peer} is refused: {open} are connected");
-        drop(client);
-    }
+    fn refuse(&self, _: (TcpStream, SocketAddr)) {}
 }

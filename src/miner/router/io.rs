@@ -1,6 +1,7 @@
 //! What goes into the router and what comes out of it. Pure: frames are read from their text, by the thread of their
 //! connection.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::ids::SessionId;
 use crate::base::shutdown::Level;
 use crate::identity::PublicKey;
+use crate::link::rate::Rate;
 use crate::miner::config::MinerLimits;
 use crate::miner::executor_manager::{ExecutorEnd, ExecutorSpec, Leftover};
 use crate::miner::executor_pool::Lease;
@@ -23,8 +25,11 @@ pub const CLOSE_NORMAL: u16 = 1000;
 /// Close code for a peer that did not keep to our limits before it was authenticated.
 pub const CLOSE_POLICY: u16 = 1008;
 
+/// Close code for a peer that says more than it may (RFC 6455 leaves 4000 to 4999 to us; 429 is HTTP's).
+pub const CLOSE_OVER_RATE: u16 = 4029;
+
 /// What a path stands for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Peer {
     /// A validator, by the hotkey in its path.
     Validator(String),
@@ -100,6 +105,21 @@ impl ExecutorFrame {
     }
 }
 
+/// A peer has said too much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OverRate {
+    /// Of what, as in metrics: `frames`, `bad_frames` or `authentications`.
+    pub what: &'static str,
+    /// What would be right.
+    pub rate: Rate,
+}
+
+impl fmt::Display for OverRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "more than {} {} in {:?}", self.rate.count, self.what.replace('_', " "), self.rate.period)
+    }
+}
+
 /// Something that happened.
 #[derive(Debug)]
 pub enum Input {
@@ -123,6 +143,8 @@ pub enum Input {
         /// All that it said of its job, in order.
         frames: Vec<ExecutorFrame>,
     },
+    /// A peer says more than it may; nothing that it says on this connection comes any more.
+    OverRate(SessionId, OverRate),
     /// A connection has ended.
     Closed(SessionId),
     /// A receipt was stored, or could not be.
@@ -266,6 +288,8 @@ pub enum Counted {
     StartFailed(&'static str),
     /// A slot went into quarantine, because of this.
     Quarantined(&'static str),
+    /// A peer was over its rate of these.
+    OverRate(&'static str),
     /// The numbers of slots do not add up.
     SlotBreach,
 }

@@ -6,6 +6,7 @@ use super::io::{Action, CLOSE_NORMAL, Counted, TraceEvent};
 use super::job::{Executor, JobKey, MinerJob, News, Phase, Placed};
 use super::state::{Router, Waiting};
 use crate::base::ids::SessionId;
+use crate::base::limits::{MINER_KEPT_BYTES, MINER_KEPT_JOBS};
 use crate::base::now::Now;
 use crate::base::shutdown::Level;
 use crate::protocol::{
@@ -13,12 +14,6 @@ use crate::protocol::{
     ReceiptPayload, V0AcceptJobRequest, V0DeclineJobRequest, V0HordeFailedRequest, V0InitialJobRequest,
 };
 use crate::transport::Utf8Bytes;
-
-/// Bytes of outcomes that are kept for validators that have not confirmed them: 256 results of a mebibyte.
-const KEPT_BYTES: usize = 256 << 20;
-
-/// Outcomes that are kept for validators that have not confirmed them.
-const KEPT_JOBS: usize = 4096;
 
 /// What is reported to a validator of a job that a stop refuses or ends.
 const STOPPING: &str = "the miner is stopping";
@@ -299,7 +294,7 @@ impl Router {
             over.fold((0, 0), |(jobs, bytes), job| (jobs + 1, bytes + job.kept_bytes()))
         };
         let (mut jobs, mut bytes) = size(self);
-        while jobs > KEPT_JOBS || bytes > KEPT_BYTES {
+        while jobs > MINER_KEPT_JOBS || bytes > MINER_KEPT_BYTES {
             let over = self.jobs.iter().filter_map(|(key, job)| match job.phase {
                 Phase::Over(until) if job.kept_bytes() > 0 => Some((until, key.clone())),
                 _ => None,

@@ -20,13 +20,16 @@ mod state;
 mod validators;
 
 pub use io::{
-    Action, CLOSE_NORMAL, CLOSE_POLICY, Counted, ExecutorFrame, Input, Peer, Settings, TraceEvent, ValidatorFrame,
+    Action, CLOSE_NORMAL, CLOSE_OVER_RATE, CLOSE_POLICY, Counted, ExecutorFrame, Input, OverRate, Peer, Settings,
+    TraceEvent, ValidatorFrame,
 };
 pub use job::JobKey;
 pub use state::{MinerStatus, QuarantinedSlot, Router};
 
 use crate::base::ids::SessionId;
 use crate::base::now::Now;
+
+use state::{Validator, ValidatorState};
 
 impl Router {
     /// Takes in what happened and says what to do.
@@ -37,6 +40,7 @@ impl Router {
             Input::FromValidator(id, frame) => self.validator_message(id, *frame, now),
             Input::FromExecutor(id, frame) => self.executor_message(id, *frame, now),
             Input::Spooled { token, frames } => self.spooled(&token, frames, now),
+            Input::OverRate(id, over) => self.over_rate(id, over, now),
             Input::Closed(id) => self.closed(id, now),
             Input::Stored { job, number, result } => self.stored(job, number, result, now),
             Input::ExecutorEnded { token, end } => self.executor_ended(token, end, now),
@@ -72,6 +76,26 @@ impl Router {
             self.out.push(Action::Count(Counted::SlotBreach));
             self.breach = Some(breach);
         }
+    }
+
+    /// Ends the connection of a peer that says too much; its job, if it has one, waits for it as after a cut.
+    fn over_rate(&mut self, id: SessionId, over: OverRate, now: Now) {
+        let who = match self.validators.get_mut(&id) {
+            Some(Validator { state: ValidatorState::Refused, .. }) => return,
+            Some(validator) => {
+                validator.state = ValidatorState::Refused;
+                format!("validator {}", validator.hotkey)
+            }
+            None if self.executors.contains_key(&id) => "an executor".to_owned(),
+            None => return,
+        };
+        if let Some(line) = self.over_rates.line(now.mono, &format_args!("{id}: {who} is turned away: {over}")) {
+            log::warn!("{line}");
+        }
+        self.out.push(Action::Count(Counted::OverRate(over.what)));
+        self.complain(id, format!("Too much: {over}"));
+        self.out.push(Action::Close(id, CLOSE_OVER_RATE, "you say too much"));
+        self.validator_gone(id);
     }
 
     fn closed(&mut self, id: SessionId, now: Now) {

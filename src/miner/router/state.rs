@@ -9,6 +9,7 @@ use crate::identity::{KeyPair, PublicKey};
 use crate::miner::config::{MinerConfig, MinerLimits};
 use crate::miner::executor_manager::Owner;
 use crate::miner::executor_pool::{ExecutorPool, Quarantine, SlotCounts, SlotId};
+use crate::ops::throttle::Throttle;
 use crate::protocol::{ExecutorClass, GenericError, MinerToValidator, V0InitialJobRequest};
 use crate::transport::Utf8Bytes;
 
@@ -100,6 +101,8 @@ pub struct Router {
     pub(super) breach: Option<String>,
     /// Jobs of which nothing is left, but for what was saved of them.
     pub(super) forgotten: Vec<JobKey>,
+    /// How often it is logged that a peer was over its rate.
+    pub(super) over_rates: Throttle,
     /// Receipts that were to be stored so far.
     pub(super) store_orders: u64,
     pub(super) out: Vec<Action>,
@@ -183,6 +186,7 @@ impl Router {
             level: Level::Run,
             breach: None,
             forgotten: Vec::new(),
+            over_rates: Throttle::default(),
             store_orders: 0,
             out: Vec::new(),
         }

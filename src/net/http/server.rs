@@ -141,7 +141,7 @@ impl Service for HttpService {
         }
     }
 
-    fn refuse(&self, (stream, _): (TcpStream, SocketAddr), _: usize) {
+    fn refuse(&self, (stream, _): (TcpStream, SocketAddr)) {
         refuse(&stream);
     }
 }
