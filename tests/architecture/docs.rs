@@ -12,7 +12,7 @@ pub fn documents(root: &Path) -> Vec<(String, String)> {
     paths.iter().map(|path| (name(path), fs::read_to_string(path).unwrap())).collect()
 }
 
-/// What a document names in backticks as a path of source (`link/outbox.rs`, `tasks/scheduler/`) and no file has as its
+/// What a document names in backticks as a path of source (`link/rate.rs`, `tasks/scheduler/`) and no file has as its
 /// end. `files` are all paths from the root; folders end with a slash.
 pub fn missing_files(text: &str, files: &BTreeSet<String>) -> BTreeSet<String> {
     let is_path = |name: &&str| name.contains('/') && (name.ends_with(".rs") || name.ends_with('/'));

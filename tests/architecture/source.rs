@@ -23,7 +23,7 @@ struct Import {
 /// One file of the crate.
 #[derive(Debug)]
 pub struct SourceFile {
-    /// The path below the root, as `link/outbox.rs`.
+    /// The path below the root, as `link/rate.rs`.
     pub name: String,
     /// The module, as `["link", "outbox"]`.
     module: Vec<String>,

@@ -9,17 +9,20 @@
 //! connection's kick (read). Ends: after [`Link::stop`], when the outbox is drained and closed or the deadline has
 //! passed; at once when the [`Link`] is dropped.
 
-use std::convert::Infallible;
+mod attempt;
+mod role;
+
 use std::fmt;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::heartbeat::LivenessConfig;
-use super::outbox::{About, Answered, Full, OutboxLimits, Outgoing};
-use super::session::{self, Arrival, Beat, SessionConfig, SessionEnd, SessionHandle};
-use crate::base::backoff::{Backoff, BackoffConfig};
-use crate::base::ids::Epoch;
-use crate::base::limits::DIAL_TIME;
+pub use role::{Authenticate, Authenticated, LinkConfig, LinkEvent, LinkState, Refused, Text};
+
+use attempt::{Disconnection, ask, is_normal_close, is_refusal};
+
+use super::outbox::{About, Answered, Full, Outgoing};
+use super::session::{self, Arrival, SessionConfig, SessionEnd, SessionHandle};
+use crate::base::backoff::Backoff;
 use crate::base::lock::lock;
 use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
@@ -27,172 +30,10 @@ use crate::base::stop::{Step, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::base::waits::waiting;
-use crate::transport::{Connection, DialRequest, Dialer, Incoming, SocketLimits, TransportError, Utf8Bytes};
-
-/// A refused key or address needs a person; five minutes do not hammer the peer, and end soon after the cure.
-const REFUSED_PAUSE: Duration = Duration::from_secs(300);
+use crate::transport::{Connection, DialRequest, Dialer, Utf8Bytes};
 
 /// Answers that are matched in one go; they are some 60 bytes each, so a read buffer holds about as many.
 const ANSWERS_AT_ONCE: usize = 128;
-
-/// What a link needs.
-#[derive(Debug, Clone)]
-pub struct LinkConfig {
-    /// Prefix of the thread names, at most 12 bytes, as `val-fac`.
-    pub name: String,
-    /// `ws://` or `wss://`.
-    pub url: String,
-    /// Extra headers of the upgrade request.
-    pub headers: Vec<(String, String)>,
-    /// Limits of the socket.
-    pub socket: SocketLimits,
-    /// One deadline over look-up, TCP, TLS, upgrade and authentication.
-    pub dial_time: Duration,
-    /// When to try again.
-    pub backoff: BackoffConfig,
-    /// When to ping and when to give up.
-    pub liveness: LivenessConfig,
-    /// The heartbeat of the protocol, if it has one; the first leaves right after authentication.
-    pub beat: Option<Beat>,
-    /// Bounds of the outbox, which outlives every connection.
-    pub outbox: OutboxLimits,
-    /// The pause after a refusal that trying again soon does not cure: HTTP 4xx, a close code of `refusal_codes`, an
-    /// [`Authenticate`] that says so. Half of it to all of it, at random.
-    pub refused_pause: Duration,
-    /// Close codes by which the peer refuses us for good.
-    pub refusal_codes: &'static [u16],
-    /// Whether a Close with code 1000 from the peer ends the link for good, also when nobody has stopped it.
-    pub ends_on_normal_close: bool,
-}
-
-impl LinkConfig {
-    /// A link to `url` with the default numbers.
-    pub fn new(name: impl Into<String>, url: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            url: url.into(),
-            headers: Vec::new(),
-            socket: SocketLimits::default(),
-            dial_time: DIAL_TIME,
-            backoff: BackoffConfig::default(),
-            liveness: LivenessConfig::default(),
-            beat: None,
-            outbox: OutboxLimits::default(),
-            refused_pause: REFUSED_PAUSE,
-            refusal_codes: &[],
-            ends_on_normal_close: false,
-        }
-    }
-}
-
-/// The role's part of a new connection: what to say first, and what the answer means. It runs on the link's thread and
-/// must not block.
-pub trait Authenticate: Send + 'static {
-    /// The texts to send first; signed afresh for each connection.
-    fn hello(&mut self) -> Vec<Utf8Bytes>;
-
-    /// Reads one text that came before the link was ready.
-    ///
-    /// # Errors
-    /// [`Refused`], if the peer does not want us; the link closes and tries again later.
-    fn answer(&mut self, text: &str) -> Result<Authenticated, Refused>;
-}
-
-/// What an answer means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Authenticated {
-    /// The link is ready, and the text was only about that.
-    Yes,
-    /// The link is ready, and the text is a message for the role as well.
-    YesAndDeliver,
-    /// Not yet; read on.
-    NotYet,
-}
-
-/// The peer does not want us.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("refused: {reason}")]
-pub struct Refused {
-    /// The reason that the peer gave.
-    pub reason: String,
-    /// Whether trying again soon may help; if not, the next attempt comes after [`LinkConfig::refused_pause`].
-    pub passing: bool,
-}
-
-/// What a text of the peer is, as the role's classifier has read it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Text<M, A = Infallible> {
-    /// An answer to one of our messages.
-    Answer(About, A),
-    /// Anything else.
-    Message(M),
-}
-
-/// What a role sees of its link, in order, on the link's thread.
-#[derive(Debug)]
-pub enum LinkEvent<M, A = Infallible> {
-    /// Authenticated; the heartbeat and what was queued leave now.
-    Ready {
-        /// The new connection.
-        epoch: Epoch,
-    },
-    /// A text arrived that is no answer.
-    Message(M),
-    /// Answers that came together, in order, each with the message that it is about. Where it cannot be known which
-    /// message is answered, the connection is given up.
-    Answered(Vec<Answered<A>>),
-    /// The connection ended; the link will be back, unless it is stopping.
-    Lost {
-        /// Why.
-        why: String,
-    },
-    /// An attempt failed.
-    Failed {
-        /// Why.
-        why: String,
-        /// Whether the peer answered and refused us.
-        refused: bool,
-        /// Whether there was a connection and it broke before it was ready: not a wrong address, more likely a cut.
-        cut: bool,
-        /// The pause before the next attempt.
-        next_in: Duration,
-    },
-}
-
-/// Where a link stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LinkState {
-    /// Dialling.
-    Connecting,
-    /// Connected; the authentication is not answered yet.
-    Authenticating,
-    /// Authenticated.
-    Ready {
-        /// The present connection.
-        epoch: Epoch,
-    },
-    /// Waiting before the next attempt.
-    Reconnecting {
-        /// Why the last attempt or connection ended.
-        last_error: String,
-        /// The peer has refused us in a way that waits for a person.
-        refused: bool,
-    },
-    /// The link's thread has ended.
-    Stopped,
-}
-
-impl fmt::Display for LinkState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            LinkState::Connecting => f.write_str("connecting"),
-            LinkState::Authenticating => f.write_str("authenticating"),
-            LinkState::Ready { .. } => f.write_str("ready"),
-            LinkState::Reconnecting { last_error, .. } => write!(f, "reconnecting: {last_error}"),
-            LinkState::Stopped => f.write_str("stopped"),
-        }
-    }
-}
 
 /// What others hold of a link: cheap to clone, may outlive it.
 #[derive(Debug, Clone)]
@@ -510,79 +351,5 @@ where
         });
         (receiver.sink)(LinkEvent::Lost { why: end.to_string() });
         end
-    }
-}
-
-/// Whether the peer has closed because it is done with us (1000), rather than that it is away (1001) or broken.
-fn is_normal_close(end: &SessionEnd) -> bool {
-    matches!(end, SessionEnd::Closed(info) if info.clean && info.code == Some(1000))
-}
-
-/// Whether the peer closed with a code that refuses us for good.
-fn is_refusal(end: &SessionEnd, codes: &[u16]) -> bool {
-    matches!(end, SessionEnd::Closed(info) if info.code.is_some_and(|code| codes.contains(&code)))
-}
-
-/// Why there is no connection, or none any more.
-struct Disconnection {
-    why: String,
-    /// Trying again soon does not help.
-    lasting: bool,
-    /// For an attempt: whether the peer answered and refused us.
-    refused: Option<bool>,
-    /// For an attempt: whether a connection was there and broke.
-    cut: bool,
-    /// The close code, if the peer closed.
-    code: Option<u16>,
-}
-
-impl Disconnection {
-    fn failed(why: String) -> Self {
-        Self { why, lasting: false, refused: Some(false), cut: false, code: None }
-    }
-}
-
-impl From<TransportError> for Disconnection {
-    fn from(error: TransportError) -> Self {
-        // 408, 425 and 429 ask for patience, not for a change; 5xx is the server's own trouble.
-        let lasting = matches!(error, TransportError::Refused { status: 400..=499, .. })
-            && !matches!(error, TransportError::Refused { status: 408 | 425 | 429, .. });
-        Self { lasting, cut: error.is_closed(), ..Self::failed(error.to_string()) }
-    }
-}
-
-impl From<Refused> for Disconnection {
-    fn from(refused: Refused) -> Self {
-        Self { why: refused.to_string(), lasting: !refused.passing, refused: Some(true), cut: false, code: None }
-    }
-}
-
-/// Says hello and reads until the peer has decided.
-fn ask(connection: &mut Connection, authenticate: &mut dyn Authenticate) -> Result<Option<Utf8Bytes>, Disconnection> {
-    for text in authenticate.hello() {
-        connection.writer.write(text)?;
-    }
-    connection.writer.flush()?;
-    let _waiting = waiting("the peer's answer to our authentication", None);
-    loop {
-        match connection.reader.read()? {
-            Incoming::Text(text) => match authenticate.answer(&text) {
-                Ok(Authenticated::Yes) => return Ok(None),
-                Ok(Authenticated::YesAndDeliver) => return Ok(Some(text)),
-                Ok(Authenticated::NotYet) => {}
-                Err(refused) => {
-                    // Polite only: the peer has refused us, and closes anyway.
-                    let _ = connection.writer.close(1000, "");
-                    connection.kick.kick();
-                    return Err(refused.into());
-                }
-            },
-            Incoming::Control => connection.writer.flush()?,
-            Incoming::Pong | Incoming::Binary(_) => {}
-            Incoming::Closed(info) => {
-                let why = format!("closed before the authentication was answered: {info}");
-                return Err(Disconnection { code: info.code, cut: !info.clean, ..Disconnection::failed(why) });
-            }
-        }
     }
 }
