@@ -12,7 +12,7 @@ use crate::base::shutdown::Shutdown;
 use crate::proc::tool::{self, ToolError};
 
 /// How long the hook after the job may take: the miner ends an executor some seconds after its last message.
-const AFTER_TIME: Duration = Duration::from_secs(5);
+pub(super) const AFTER_TIME: Duration = Duration::from_secs(5);
 
 /// The hooks, each a program and its arguments; an empty one is none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -43,17 +43,23 @@ impl Hooks {
         }
     }
 
-    /// Runs the hook after the job. Blocks until it has ended, for at most [`AFTER_TIME`]; also for a cancelled job.
-    pub(super) fn after(&self, uuid: &str, folder: &Path, exit: Option<i32>) {
-        let Some(mut hook) = command(&self.after_job, uuid, folder) else { return };
+    /// Runs the hook after the job; also for a cancelled one. Blocks until it has ended, `deadline` or a cancel.
+    ///
+    /// # Errors
+    /// As [`Hooks::before`].
+    pub(super) fn after(
+        &self,
+        uuid: &str,
+        folder: &Path,
+        exit: Option<i32>,
+        stop: &Shutdown,
+        deadline: Instant,
+    ) -> Result<(), ToolError> {
+        let Some(mut hook) = command(&self.after_job, uuid, folder) else { return Ok(()) };
         if let Some(code) = exit {
             hook.env("PHALANX_JOB_EXIT", code.to_string());
         }
-        if let Err(error) =
-            tool::output(hook, "run the hook after the job", &Shutdown::new(), Instant::now() + AFTER_TIME)
-        {
-            log::warn!("job {uuid}: {error}");
-        }
+        tool::output(hook, "run the hook after the job", stop, deadline).map(drop)
     }
 }
 

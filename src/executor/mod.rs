@@ -5,6 +5,7 @@
 //! exe-mi-rd  reads from the miner, dials again after a loss; exe-mi-wr writes
 //! exec-specs describes the machine, and ends
 //! exec-work  image, volumes, run, artifacts, uploads; ends with the job
+//! exec-clean undoes one thing that was made for the job
 //! exe-st-…   with streaming jobs: exe-st-watch beside the run, exe-st-accept and exe-st-n for the job's clients
 //! ```
 //!
@@ -16,10 +17,12 @@
 //! * `registry`: whether jobs may reach the registry of an image.
 //! * [`streaming`]: the proxy in front of a streaming job.
 //! * [`volumes`], [`uploads`], `artifacts`, `specs`: what goes in and what comes out.
+//! * [`cleanup`]: what is undone when the job is over, the last first.
 //! * `hooks`: the operator's programs around the job.
 //! * `miner_client`: the link to the miner.
 
 mod artifacts;
+pub mod cleanup;
 mod config;
 mod hooks;
 mod image_name;

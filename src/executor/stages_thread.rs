@@ -48,7 +48,7 @@ pub(super) fn run(
             },
             recv(done) -> done => match done {
                 Ok(done) => Input::Done(done),
-                Err(_) => Input::Crashed(worker.take().map(Worker::crash).unwrap_or_default()),
+                Err(_) => Input::Crashed(worker.as_mut().map(Worker::crash).unwrap_or_default()),
             },
             recv(drain) -> _ => {
                 drain = never();
@@ -67,7 +67,7 @@ pub(super) fn run(
         for action in actions {
             match action {
                 Action::Begin(uuid) => {
-                    worker = Some(Worker::start(config, uuid.clone()));
+                    worker = Some(Worker::start(config, uuid.clone(), shutdown));
                     _scope = Some(scope::job(uuid));
                 }
                 Action::Work(work) => {

@@ -1,15 +1,18 @@
 //! The thread that does the work of the stages, one after the other.
 //!
 //! Owner: [`super::stages_thread`]. Blocks in: its queue, the runner, downloads, uploads. Kick: the job's cancel
-//! signal. Ends: with its queue; then it runs the hook after the job and removes the job's folder.
+//! signal. Ends: with its queue. What was made for the job is undone by the owner then, also after a panic.
 
 use std::io::ErrorKind;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded, never};
 
 use super::artifacts::{self, Artifacts, ArtifactsError};
+use super::cleanup::Cleanup;
 use super::config::ExecutorConfig;
+use super::hooks::AFTER_TIME;
 use super::registry;
 use super::runner::{Prepared, RunEnd, RunError, RunOutcome, RunSpec, Runner};
 use super::stages::{Outcome, Part, Problem, Results, Work};
@@ -17,9 +20,9 @@ use super::streaming::{StreamingError, StreamingLimits, StreamingServer, Watched
 use super::transfer::Bounds;
 use super::uploads::{UploadError, Uploader};
 use super::volumes::{Hub, VolumeError, VolumeLoader};
-use super::workspace::Workspace;
+use super::workspace::{REMOVE_TIME, Workspace};
 use crate::base::shutdown::Shutdown;
-use crate::base::stop::KICK_GRACE;
+use crate::base::stop::{CANCEL_BUDGET, KICK_GRACE};
 use crate::base::thread::{JoinError, Kick, Thread, spawn};
 use crate::base::waits;
 use crate::ops::cause::{Cause, Fault};
@@ -33,17 +36,20 @@ pub(super) struct Worker {
     queue: Sender<Work>,
     done: Receiver<Done>,
     cancel: Shutdown,
-    thread: Thread<()>,
+    thread: Option<Thread<()>>,
+    cleanup: Cleanup,
 }
 
 impl Worker {
-    pub(super) fn start(config: &ExecutorConfig, uuid: String) -> Self {
+    /// A cancel of `shutdown` shortens the clean-up.
+    pub(super) fn start(config: &ExecutorConfig, uuid: String, shutdown: &Shutdown) -> Self {
         let (queue, works) = bounded::<Work>(1);
         // What the work goes on with, and its end; the owner always takes them.
         let (report, done) = bounded(2);
         let cancel = Shutdown::new();
         let (kicked, token) = (cancel.clone(), cancel.clone());
-        let config = config.clone();
+        let (config, cleanup) = (config.clone(), Cleanup::new(shutdown));
+        let undone = cleanup.clone();
         let thread = spawn("exec-work", Kick::new("cancel signal", move || kicked.cancel()), move || {
             let mut job = JobWork {
                 uuid,
@@ -52,8 +58,9 @@ impl Worker {
                 place: None,
                 image: Prepared::default(),
                 report: report.clone(),
-                exit: None,
+                exit: Arc::default(),
                 server: None,
+                cleanup: undone,
             };
             while let Ok(work) = waits::recv(&works, "the job's next stage") {
                 // The owner has gone only if it has panicked.
@@ -61,14 +68,13 @@ impl Worker {
                     break;
                 }
             }
-            job.remove();
         });
-        Self { queue, done, cancel, thread }
+        Self { queue, done, cancel, thread: Some(thread), cleanup }
     }
 
     /// What the work has brought about; ends when the thread has panicked.
     pub(super) fn done(worker: Option<&Self>) -> Receiver<Done> {
-        worker.map_or_else(never, |worker| worker.done.clone())
+        worker.filter(|worker| worker.thread.is_some()).map_or_else(never, |worker| worker.done.clone())
     }
 
     /// Hands over work, when nothing else is being done. Does not block: there is room for one.
@@ -82,20 +88,24 @@ impl Worker {
         self.cancel.cancel();
     }
 
-    /// Waits until the job's folder is removed.
+    /// Undoes what was made for the job.
     pub(super) fn finish(self) {
-        let Self { queue, thread, .. } = self;
+        let Self { queue, thread, cleanup, .. } = self;
         drop(queue);
-        // Nothing is ever sent; a drop alone would leave the thread behind after a while.
-        let _ended = waits::recv(thread.done_receiver(), "the job's folder to be removed");
+        // Nothing is being done, so it ends at once.
+        if let Some(Err(JoinError::Late(thread))) = thread.map(|thread| thread.join_by(Instant::now() + CANCEL_BUDGET))
+        {
+            thread.abandon("it does not end after its job");
+        }
+        cleanup.undo_all();
     }
 
     /// Why the thread has ended by itself.
-    pub(super) fn crash(self) -> String {
-        match self.thread.join_by(Instant::now() + KICK_GRACE) {
-            Ok(()) => "its thread has ended".to_owned(),
-            Err(JoinError::Panicked(message)) => message,
-            Err(JoinError::Late(thread)) => {
+    pub(super) fn crash(&mut self) -> String {
+        match self.thread.take().map(|thread| thread.join_by(Instant::now() + KICK_GRACE)) {
+            None | Some(Ok(())) => "its thread has ended".to_owned(),
+            Some(Err(JoinError::Panicked(message))) => message,
+            Some(Err(JoinError::Late(thread))) => {
                 thread.abandon("it does not end after a panic");
                 "its thread does not end".to_owned()
             }
@@ -112,16 +122,17 @@ struct JobWork {
     /// Keeps the image here until the job has ended.
     image: Prepared,
     /// The exit code of the run, if it has one.
-    exit: Option<i32>,
+    exit: Arc<OnceLock<i32>>,
     /// What the clients of a streaming job will reach.
     server: Option<StreamingServer>,
+    cleanup: Cleanup,
 }
 
 impl JobWork {
     fn work(&mut self, work: Work) -> Done {
         match work {
             Work::Prepare { streaming, deadline } => {
-                let runner = self.config.runner.open(&self.config.sandbox, &self.config.images)?;
+                let runner = self.config.runner.open(&self.config.sandbox, &self.config.images, &self.cleanup)?;
                 if let Some(details) = streaming {
                     if runner.docker().is_none() {
                         let message = format!(
@@ -132,8 +143,9 @@ impl JobWork {
                     }
                     self.server = Some(StreamingServer::open(&details, self.config.streaming_ports)?);
                 }
-                let workspace = Workspace::create()
+                let mut workspace = Workspace::create()
                     .map_err(|error| Problem::OfHorde(format!("cannot make a folder for the job: {error}")))?;
+                self.undo_later(&mut workspace);
                 let (_, workspace) = self.place.insert((runner, workspace));
                 self.config.hooks.before(&self.uuid, workspace.job(), &self.cancel, deadline)?;
                 Ok(Outcome::Prepared)
@@ -166,7 +178,7 @@ impl JobWork {
                 }
                 let (runner, workspace) = self.place()?;
                 let ran = runner.run(&spec, workspace, &self.cancel, deadline)?;
-                self.exit = ran.exit_code();
+                self.has_run(&ran);
                 Ok(Outcome::Ran(Box::new(ran)))
             }
             Work::Upload { artifacts_dir, upload, deadline } => {
@@ -194,9 +206,11 @@ impl JobWork {
         let docker = runner.docker().ok_or_else(|| Problem::OfStreaming("the job has no network".to_owned()))?;
         let labels = spec.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         let labels: Vec<_> = labels.chain([(labels::JOB, spec.id.as_str())]).collect();
-        let network = docker
+        let mut network = docker
             .network(format!("phalanx-job-{}-{}", spec.id, uuid::Uuid::new_v4().simple()), &labels)
             .map_err(|error| Problem::OfStreaming(format!("the job gets no network: {error}")))?;
+        let removal = network.removal();
+        let removed = self.cleanup.push("network", docker.time * 2, move |stop, by| removal.run(stop, by));
         spec.network = Some(network.name().to_owned());
         let (engine, name, report) = (docker.clone(), network.name().to_owned(), self.report.clone());
         let (ran, watched) = server.run(
@@ -208,9 +222,9 @@ impl JobWork {
             |stop| runner.run(&spec, workspace, stop, deadline),
         );
         // Its container has gone.
-        drop(network);
+        self.cleanup.undo(removed);
         let ran: RunOutcome = ran?;
-        self.exit = ran.exit_code();
+        self.has_run(&ran);
         let watched = watched.map_err(|why| Problem::OfHorde(format!("the proxy of the job failed: {why}")))?;
         Ok(match (watched, ran.end) {
             (Watched::NotReady(why), RunEnd::Cancelled) => Outcome::NotServed(Box::new(ran), why),
@@ -231,11 +245,21 @@ impl JobWork {
         self.place.as_ref().ok_or_else(|| Problem::OfHorde("the job has no folder".to_owned()))
     }
 
-    fn remove(self) {
-        let Some((_, workspace)) = self.place else { return };
-        self.config.hooks.after(&self.uuid, workspace.job(), self.exit);
-        if let Err(error) = workspace.remove() {
-            log::warn!("the job's folder is not removed: {error}");
+    /// The operator's program after the job, and then the removal of its folder.
+    fn undo_later(&self, workspace: &mut Workspace) {
+        let removal = workspace.removal();
+        self.cleanup.push("folder", REMOVE_TIME, move |stop, by| removal(stop, by).map_err(|error| error.to_string()));
+        let (hooks, uuid, exit) = (self.config.hooks.clone(), self.uuid.clone(), self.exit.clone());
+        let folder = workspace.job().to_owned();
+        self.cleanup.push("hook", AFTER_TIME, move |stop, by| {
+            hooks.after(&uuid, &folder, exit.get().copied(), stop, by).map_err(|error| error.to_string())
+        });
+    }
+
+    fn has_run(&self, ran: &RunOutcome) {
+        if let Some(code) = ran.exit_code() {
+            // It runs once.
+            self.exit.get_or_init(|| code);
         }
     }
 }
@@ -333,6 +357,24 @@ mod tests {
         assert!(matches!(upload(ErrorKind::StorageFull).into(), Problem::OfOperator(_)));
         assert!(matches!(upload(ErrorKind::PermissionDenied).into(), Problem::OfJob(_)));
         assert!(matches!(UploadError::Pack(ErrorKind::PermissionDenied.into()).into(), Problem::OfJob(_)));
+    }
+
+    #[test]
+    fn what_was_made_is_undone_after_a_panic_of_the_thread_too() {
+        let (config, shutdown) = (ExecutorConfig::new("ws://miner", "token"), Shutdown::new());
+        let mut worker = Worker::start(&config, "job".to_owned(), &shutdown);
+        let (undone, steps) = bounded(1);
+        worker.cleanup.push("container", crate::base::limits::LONGEST_TIME, move |_, _| {
+            undone.send("container").map_err(|error| error.to_string())
+        });
+        // In place of a thread that has panicked in the midst of its work.
+        let panics = spawn("exec-work", Kick::dropped("nothing"), || panic!("boom"));
+        drop(worker.thread.replace(panics));
+        assert_eq!(worker.crash(), "boom");
+        assert!(Worker::done(Some(&worker)).is_empty(), "it is not reported twice");
+        assert!(steps.is_empty());
+        worker.finish();
+        assert_eq!(steps.try_recv(), Ok("container"));
     }
 
     #[test]

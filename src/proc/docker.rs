@@ -4,6 +4,7 @@
 //! only, never by its name. It is removed by a command of its own, not by `--rm`: a client that is interrupted while
 //! the container is being made would leave it behind.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -242,14 +243,39 @@ impl Docker {
     /// # Errors
     /// As [`Docker::remove`].
     pub fn remove_labelled(&self, label: &str, value: &str) -> Result<usize, ToolError> {
-        let ids = self.containers(label, value)?;
-        self.remove(&ids, &Shutdown::new())?;
-        Ok(ids.len())
+        self.remove_all(&CONTAINERS, (label, value), &Shutdown::new(), Instant::now() + self.time * 2)
+    }
+
+    /// Removes all things of a kind that have the label; says how many there were. Of one that somebody else has
+    /// removed meanwhile the engine complains, although nothing of it is left.
+    fn remove_all(
+        &self,
+        kind: &Kind,
+        (label, value): (&str, &str),
+        stop: &Shutdown,
+        deadline: Instant,
+    ) -> Result<usize, ToolError> {
+        let filter = format!("label={label}={value}");
+        let list = || {
+            let args = [kind.list, &["--quiet", "--no-trunc", "--filter", &filter]].concat();
+            let listed = self.run(kind.listing, &args, stop, deadline)?;
+            Ok::<_, ToolError>(listed.split_whitespace().map(str::to_owned).collect::<Vec<String>>())
+        };
+        let ids = list()?;
+        if ids.is_empty() {
+            return Ok(0);
+        }
+        let args: Vec<&str> = kind.remove.iter().copied().chain(ids.iter().map(String::as_str)).collect();
+        match self.run(kind.removing, &args, stop, deadline) {
+            Err(failed @ ToolError::Failed { .. }) if !list()?.is_empty() => Err(failed),
+            Ok(_) | Err(ToolError::Failed { .. }) => Ok(ids.len()),
+            Err(error) => Err(error),
+        }
     }
 
     /// A container of a run of its own, which does not exist yet.
     pub fn container(&self, name: String) -> Container<'_> {
-        Container { docker: self, id: name.clone(), name, run: uuid::Uuid::new_v4().to_string() }
+        Container { docker: self, id: name.clone(), name, run: uuid::Uuid::new_v4().to_string(), handed_over: false }
     }
 
     /// Makes a network of its own that leads nowhere but to the containers on it, with labels for whoever cleans up. No
@@ -259,7 +285,7 @@ impl Docker {
     /// What the engine says; then there is no network.
     pub fn network(&self, name: String, labels: &[(&str, &str)]) -> Result<Network<'_>, ToolError> {
         // Made first, so that one of which the engine did not tell us in time is removed, too.
-        let network = Network { docker: self, run: uuid::Uuid::new_v4().to_string(), name };
+        let network = Network { docker: self, run: uuid::Uuid::new_v4().to_string(), name, handed_over: false };
         let run = (labels::RUN, network.run.as_str());
         let mut command = self.command(&["network", "create", "--internal"]);
         for (label, value) in labels.iter().chain([&run]) {
@@ -292,14 +318,56 @@ impl Docker {
     /// # Errors
     /// If the engine does not answer or refuses.
     pub fn remove_networks(&self, label: &str, value: &str) -> Result<usize, ToolError> {
-        let filter = format!("label={label}={value}");
-        let args = ["network", "ls", "--quiet", "--no-trunc", "--filter", &filter];
-        let listed = self.run_unstopped("list networks", &args)?;
-        let ids: Vec<&str> = listed.split_whitespace().collect();
-        if !ids.is_empty() {
-            self.run_unstopped("remove networks", &[&["network", "rm"], &ids[..]].concat())?;
-        }
-        Ok(ids.len())
+        self.remove_all(&NETWORKS, (label, value), &Shutdown::new(), Instant::now() + self.time * 2)
+    }
+}
+
+/// Things of the engine that are found by a label and removed.
+struct Kind {
+    list: &'static [&'static str],
+    listing: &'static str,
+    remove: &'static [&'static str],
+    removing: &'static str,
+}
+
+const CONTAINERS: Kind = Kind {
+    list: &["ps", "--all"],
+    listing: "list containers",
+    remove: &["rm", "--force", "--volumes"],
+    removing: "remove containers",
+};
+
+const NETWORKS: Kind = Kind {
+    list: &["network", "ls"],
+    listing: "list networks",
+    remove: &["network", "rm"],
+    removing: "remove networks",
+};
+
+/// What removes a container or a network of ours in place of its drop, which does nothing any more. It may be called
+/// before the thing is made.
+pub struct Removal {
+    docker: Docker,
+    kind: &'static Kind,
+    name: String,
+    run: String,
+}
+
+impl fmt::Debug for Removal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Removal").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Removal {
+    /// Removes it, by `deadline`, unless `stop` is cancelled.
+    ///
+    /// # Errors
+    /// What the engine says, with what to look for by hand.
+    pub fn run(&self, stop: &Shutdown, deadline: Instant) -> Result<(), String> {
+        let Self { docker, kind, name, run } = self;
+        let removed = docker.remove_all(kind, (labels::RUN, run), stop, deadline);
+        removed.map(drop).map_err(|error| format!("{name} (label {}={run}) may be left behind: {error}", labels::RUN))
     }
 }
 
@@ -309,6 +377,7 @@ pub struct Network<'a> {
     docker: &'a Docker,
     name: String,
     run: String,
+    handed_over: bool,
 }
 
 impl Network<'_> {
@@ -316,13 +385,20 @@ impl Network<'_> {
     pub fn name(&self) -> &str {
         &self.name
     }
+
+    /// Hands its removal over.
+    pub fn removal(&mut self) -> Removal {
+        self.handed_over = true;
+        Removal { docker: self.docker.clone(), kind: &NETWORKS, name: self.name.clone(), run: self.run.clone() }
+    }
 }
 
 impl Drop for Network<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.docker.remove_networks(labels::RUN, &self.run) {
-            let Self { name, run, .. } = self;
-            log::error!("network {name} (label {}={run}) may be left behind: {error}", labels::RUN);
+        if !self.handed_over
+            && let Err(why) = self.removal().run(&Shutdown::new(), Instant::now() + self.docker.time * 2)
+        {
+            log::error!("network {why}");
         }
     }
 }
@@ -335,6 +411,7 @@ pub struct Container<'a> {
     run: String,
     /// The name, as long as the engine has given no number.
     id: String,
+    handed_over: bool,
 }
 
 /// What the engine says of a container.
@@ -354,6 +431,12 @@ impl Container<'_> {
     /// The container's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Hands its removal over.
+    pub fn removal(&mut self) -> Removal {
+        self.handed_over = true;
+        Removal { docker: self.docker.clone(), kind: &CONTAINERS, name: self.name.clone(), run: self.run.clone() }
     }
 
     /// What the engine knows it by.
@@ -455,9 +538,10 @@ fn parse(state: &str) -> Option<ContainerState> {
 
 impl Drop for Container<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.docker.remove_labelled(labels::RUN, &self.run) {
-            let Self { name, run, .. } = self;
-            log::error!("container {name} (label {}={run}) may be left behind: {error}", labels::RUN);
+        if !self.handed_over
+            && let Err(why) = self.removal().run(&Shutdown::new(), Instant::now() + self.docker.time * 2)
+        {
+            log::error!("container {why}");
         }
     }
 }

@@ -15,6 +15,7 @@ use super::run::{RunEnd, RunOutcome, RunSpec, SCRIPT_PATH};
 use crate::base::shutdown::Shutdown;
 use crate::base::text::truncated;
 use crate::base::tree::{self, Bounds};
+use crate::executor::cleanup::Cleanup;
 use crate::executor::image_name::check_image_name;
 use crate::executor::sandbox::{ENTRIES, Sandbox};
 use crate::executor::workspace::Workspace;
@@ -46,6 +47,8 @@ pub struct DockerRunner {
     pub sandbox: Sandbox,
     /// Which images they may have, and how those get here.
     pub images: ImageSettings,
+    /// Has the removal of a job's container, until that is done.
+    pub cleanup: Cleanup,
 }
 
 impl DockerRunner {
@@ -59,7 +62,7 @@ impl DockerRunner {
             let config = PrivateConfig::create().map_err(io_error("make a configuration for the engine's client"))?;
             docker.config = Some(Arc::new(config));
         }
-        Ok(Self { docker, sandbox, images })
+        Ok(Self { docker, sandbox, images, cleanup: Cleanup::default() })
     }
 }
 
@@ -145,12 +148,14 @@ impl Runner for DockerRunner {
         if let Some(script) = &spec.raw_script {
             write_script(&script_file(workspace), script).map_err(io_error("write the job's script"))?;
         }
-        let container = self.docker.container(container_name(spec));
+        let mut container = self.docker.container(container_name(spec));
         let env = JobEnv::of(spec);
         std::fs::write(env_file(workspace), &env.file).map_err(io_error("write the job's environment"))?;
         if token.is_cancelled() {
             return Err(ToolError::Cancelled("create the container").into());
         }
+        let removal = container.removal();
+        let removed = self.cleanup.push("container", self.docker.time * 2, move |stop, by| removal.run(stop, by));
         let made = workspace.private().join("container");
         let mut run = container.run(&made);
         run.args(&args);
@@ -159,7 +164,7 @@ impl Runner for DockerRunner {
         let ran = follow(&container, (run, &made), workspace, &watch.run, deadline);
         let over = watch.finish();
         // This kills what has not ended within its grace.
-        drop(container);
+        self.cleanup.undo(removed);
         // The client reads it before it makes the container, which is known to be over only now.
         std::fs::remove_file(env_file(workspace)).map_err(io_error("remove the job's environment"))?;
         let outcome = ran.map_err(|error| match error {

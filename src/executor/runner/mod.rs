@@ -14,6 +14,7 @@ use process::ProcessRunner;
 pub use pull::{ImagePattern, ImageSettings, PullPolicy};
 pub use run::{Captured, RunEnd, RunOutcome, RunSpec};
 
+use super::cleanup::Cleanup;
 use super::sandbox::Sandbox;
 
 /// How jobs run, by the operator's word. Nothing changes it later: an engine that does not answer fails the job,
@@ -37,13 +38,22 @@ impl RunnerKind {
         }
     }
 
-    /// The runner. Asks nobody: what the engine says, the job will see.
+    /// The runner; what it makes is undone with `cleanup` if its own run does not get there. Asks nobody: what the
+    /// engine says, the job will see.
     ///
     /// # Errors
     /// If the engine's client cannot be given a configuration of its own.
-    pub fn open(self, sandbox: &Sandbox, images: &ImageSettings) -> Result<Box<dyn Runner>, RunError> {
+    pub fn open(
+        self,
+        sandbox: &Sandbox,
+        images: &ImageSettings,
+        cleanup: &Cleanup,
+    ) -> Result<Box<dyn Runner>, RunError> {
         Ok(match self {
-            RunnerKind::Docker => Box::new(DockerRunner::new(sandbox.clone(), images.clone())?),
+            RunnerKind::Docker => {
+                let docker = DockerRunner::new(sandbox.clone(), images.clone())?;
+                Box::new(DockerRunner { cleanup: cleanup.clone(), ..docker })
+            }
             RunnerKind::Process => Box::new(ProcessRunner { sandbox: sandbox.clone() }),
         })
     }

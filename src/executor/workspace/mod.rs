@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, renameat};
-use tempfile::TempDir;
 
 use super::output::{STDERR_FILE, STDOUT_FILE};
 use crate::base::shutdown::Shutdown;
@@ -15,7 +14,7 @@ use crate::base::tree::{self, Access, Bounds, TreeError};
 
 /// How long the removal of the folder may take: the job's last message waits for it. What is left then is removed by
 /// the miner, with the folder that it has given to its executor.
-const REMOVE_TIME: Duration = Duration::from_secs(10);
+pub(super) const REMOVE_TIME: Duration = Duration::from_secs(10);
 
 /// Why a path that came from the wire is not used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -60,8 +59,10 @@ pub fn relative(path: &str) -> Result<PathBuf, PathError> {
 /// that are being written, archives in the making) is the executor's alone.
 #[derive(Debug)]
 pub struct Workspace {
-    root: Option<TempDir>,
+    root: PathBuf,
     job: PathBuf,
+    /// Whether the drop removes it.
+    ours: bool,
 }
 
 impl Workspace {
@@ -82,8 +83,9 @@ impl Workspace {
             .prefix("phalanx-job-")
             .permissions(Permissions::from_mode(0o700))
             .tempdir_in(parent)?;
-        let job = root.path().join("job");
-        let workspace = Self { root: Some(root), job };
+        // From here on the folder is ours to remove; TempDir would recurse, and swallow the error.
+        let root = root.keep();
+        let workspace = Self { job: root.join("job"), root, ours: true };
         for folder in
             [&workspace.job, &workspace.volume(), &workspace.output(), &workspace.artifacts(), &workspace.specs()]
         {
@@ -94,7 +96,7 @@ impl Workspace {
 
     /// The executor's own part; the job does not see what is beside `job/`.
     pub fn private(&self) -> &Path {
-        self.root.as_ref().expect("the folder is taken only by drop and by remove, which consumes the value").path()
+        &self.root
     }
 
     /// The job's part, the working folder of the process runner.
@@ -176,19 +178,25 @@ impl Workspace {
         self.remove_tree()
     }
 
+    /// Hands its removal over: what removes it, in place of the drop.
+    pub(super) fn removal(&mut self) -> impl FnOnce(&Shutdown, Instant) -> Result<(), TreeError> + Send + use<> {
+        self.ours = false;
+        let root = self.root.clone();
+        move |stop, deadline| tree::remove(&root, &Bounds::until(deadline, stop))
+    }
+
     fn remove_tree(&mut self) -> Result<(), TreeError> {
-        let Some(root) = self.root.take() else { return Ok(()) };
-        // From here on the folder is ours to remove; TempDir would recurse, and swallow the error.
-        let path = root.keep();
-        tree::remove(&path, &Bounds::until(Instant::now() + REMOVE_TIME, &Shutdown::new()))
+        if !std::mem::take(&mut self.ours) {
+            return Ok(());
+        }
+        tree::remove(&self.root, &Bounds::until(Instant::now() + REMOVE_TIME, &Shutdown::new()))
     }
 }
 
 impl Drop for Workspace {
     fn drop(&mut self) {
-        let path = self.root.as_ref().map(|root| root.path().to_owned());
         if let Err(error) = self.remove_tree() {
-            log::warn!("job folder {} is left behind: {error}", path.unwrap_or_default().display());
+            log::warn!("job folder {} is left behind: {error}", self.root.display());
         }
     }
 }
