@@ -1,16 +1,15 @@
 //! `phalanx miner`: serves validators and executors, manages executor pools.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde_json::json;
-
 use super::announce::announce;
 use super::executors::{self, ExecutorArgs, Images, Sandboxes};
 use super::key::KeyArg;
+use super::miner_status;
 use super::rates::RateArgs;
 use super::tls;
 use super::values::{class_count, client_address, duration, listen_address};
@@ -19,17 +18,9 @@ use crate::app::{exit, status, supervise};
 use crate::base::lock::lock;
 use crate::executor::sandbox::Host;
 use crate::identity::{KeyPair, PublicKey};
-use crate::miner::executor_pool::SlotCounts;
-use crate::miner::images::PrePulled;
 use crate::miner::{self, Miner, MinerConfig, MinerLimits, Owner, Reloader, WatchCommand};
-use crate::net::http::{HttpRequest, HttpResponse, HttpServer};
-use crate::ops::health::Health;
-use crate::ops::metrics::Metrics;
 use crate::protocol::ExecutorClass;
 use crate::transport::ws::WsListener;
-
-/// Before a job's uuid in the path of its trace.
-const TRACES: &str = "/traces/";
 
 /// The arguments of `phalanx miner`.
 #[derive(Debug, clap::Args)]
@@ -112,8 +103,10 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
         let http = http.map(status::bind).transpose().map_err(exit::usage)?;
         let listener = WsListener::bind(listen, tls).map_err(|e| exit::usage(format!("--listen: {e}")))?;
         let miner = Miner::start(config, Box::new(listener), env.timer.clone()).map_err(exit::usage)?;
-        let http =
-            http.map(|http| serve_status(http, &miner, (env, shown.clone()))).transpose().map_err(exit::failed)?;
+        let http = http
+            .map(|http| miner_status::serve(http, &miner, (env, shown.clone())))
+            .transpose()
+            .map_err(exit::failed)?;
         let reloader = miner.reloader();
         env.reload.set(move || match again().and_then(|args| reload(&reloader, args, (&fixed, host), &shown)) {
             Ok(()) => log::info!("SIGHUP: the settings were read again"),
@@ -176,7 +169,9 @@ fn configure(args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), String>
     let executors = args.executors.iter().map(|(_, count)| *count as usize).sum();
     let images = Images { folder: args.state_dir.join(IMAGES), executors };
     let image_care = args.source.image_care(&images)?;
-    let sandboxes = args.source.sandboxes(&args.executors, host)?;
+    // A reload may change how many share it.
+    let slots = u32::try_from(executors).unwrap_or(u32::MAX);
+    let sandboxes = args.source.sandboxes(&args.executors, Host { slots, ..host })?;
     let backend = args.source.backend(&sandboxes, &images, &args.state_dir)?;
     for (class, sandbox) in &sandboxes {
         log::info!("jobs of class {}: {sandbox}", class.as_str());
@@ -199,7 +194,7 @@ fn configure(args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), String>
 }
 
 /// The flags that take a restart.
-struct Fixed([(&'static str, String); 15]);
+struct Fixed([(&'static str, String); 14]);
 
 impl Fixed {
     fn of(args: &Args) -> Self {
@@ -207,7 +202,6 @@ impl Fixed {
         Self([
             ("--listen", args.listen.to_string()),
             ("--key", args.key.key.clone()),
-            ("--executors", format!("{:?}", args.executors)),
             ("--executor-address", format!("{:?}", args.executor_address)),
             ("--streaming-address", format!("{:?}", args.streaming_address)),
             ("--drain-time", format!("{:?}", args.drain_time)),
@@ -245,92 +239,6 @@ fn reload(
     Ok(())
 }
 
-fn serve_status(
-    listener: TcpListener,
-    miner: &Miner,
-    (env, sandboxes): (&supervise::Env, Arc<Mutex<Sandboxes>>),
-) -> Result<HttpServer, String> {
-    let observer = miner.observer();
-    let (traces, board) = (observer.clone(), observer.board().clone());
-    let trace = move |request: &HttpRequest| {
-        let uuid = request.path.strip_prefix(TRACES)?;
-        Some(HttpResponse::json(200, &json!({ "jobs": traces.trace(uuid) })))
-    };
-    let look = move |health: &Health, metrics: &Metrics| {
-        let now = observer.status();
-        match &now.engine_trouble {
-            None => health.up("engine"),
-            Some(why) => health.down("engine", why.as_str()),
-        }
-        match &now.machine_trouble {
-            None => health.up("machine"),
-            Some(why) => health.down("machine", format!("the last job could not be run here: {why}")),
-        }
-        let runs = metrics.gauge("phalanx_miner_engine_up", "Whether what jobs run on answers.", &[]);
-        runs.set(usize::from(now.engine_trouble.is_none()));
-        match now.slot_trouble() {
-            None => health.up("slots"),
-            Some(why) => health.down("slots", why),
-        }
-        metrics.gauge("phalanx_miner_jobs", "Jobs that have not ended.", &[]).set(now.jobs);
-        metrics.gauge("phalanx_miner_validators", "Authenticated validator connections.", &[]).set(now.validators);
-        metrics.gauge("phalanx_miner_connected_executors", "Connected executors.", &[]).set(now.connected_executors);
-        let classes: serde_json::Map<_, _> = now
-            .executors
-            .iter()
-            .map(|(class, slots)| {
-                let SlotCounts { declared, free, reserved, busy, ending, quarantined } = slots;
-                for (state, count) in [
-                    ("free", free),
-                    ("reserved", reserved),
-                    ("busy", busy),
-                    ("ending", ending),
-                    ("quarantined", quarantined),
-                ] {
-                    let labels = [("class", class.as_str()), ("state", state)];
-                    metrics.gauge("phalanx_miner_slots", "Slots by what they are doing.", &labels).set(*count);
-                }
-                let counts = json!({
-                    "declared": declared, "free": free, "reserved": reserved, "busy": busy, "ending": ending,
-                    "quarantined": quarantined,
-                });
-                (class.as_str().to_owned(), counts)
-            })
-            .collect();
-        let quarantined = now
-            .quarantined
-            .iter()
-            .map(|slot| json!({"class": slot.class.as_str(), "what": slot.what, "reason": slot.reason}));
-        let quarantined: Vec<_> = quarantined.collect();
-        let images = observer.images();
-        let free = images.disk.map(|disk| json!({"folder": disk.folder, "free_bytes": disk.bytes}));
-        let pre_pulled = |pulled: PrePulled| {
-            let PrePulled { image, is_here, trouble } = pulled;
-            json!({"image": image, "is_here": is_here, "trouble": trouble})
-        };
-        let pre_pulled: Vec<_> = images.pre_pull.into_iter().map(pre_pulled).collect();
-        let sandboxes = lock(&sandboxes);
-        let sandboxes =
-            sandboxes.iter().map(|(class, sandbox)| (class.as_str().to_owned(), sandbox.to_string().into()));
-        let sandboxes: serde_json::Map<_, _> = sandboxes.collect();
-        json!({
-            "instance": now.instance,
-            "epoch": now.epoch,
-            "jobs": now.jobs,
-            "validators": now.validators,
-            "connected_executors": now.connected_executors,
-            "executors": classes,
-            "jobs_run": now.jobs_run,
-            "quarantined": quarantined,
-            "slot_breach": now.breach,
-            "image_disk": free,
-            "pre_pull": pre_pulled,
-            "sandbox": sandboxes,
-        })
-    };
-    status::serve_more(("miner", "min"), listener, env, &board, look, trace)
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -353,7 +261,9 @@ mod tests {
             let pairs = fixed(&[]).into_iter().zip(fixed(more));
             pairs.filter(|(then, now)| then != now).map(|(then, _)| then.0).collect::<Vec<_>>()
         };
-        assert_eq!(changed(&["--reconnect-grace", "1s"]), Vec::<&str>::new());
+        for more in [["--reconnect-grace", "1s"], ["--executors", "always_on.gpu-24gb=1"]] {
+            assert_eq!(changed(&more), Vec::<&str>::new());
+        }
         assert_eq!(changed(&["--reap-dry-run"]), ["--reap-dry-run"]);
         assert_eq!(changed(&["--tls-cert", "c", "--tls-key", "k"]), ["--tls-cert", "--tls-key"]);
     }

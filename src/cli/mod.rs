@@ -21,6 +21,7 @@ mod images;
 pub mod job;
 pub mod key;
 pub mod miner;
+mod miner_status;
 pub mod outbox;
 mod rates;
 mod reload;

@@ -1,8 +1,11 @@
-//! When what jobs run on is asked whether it answers, and when an answer counts. Pure: `now` is an argument.
+//! When a host is asked whether it answers, when an answer counts, and what becomes of a host that answers but does not
+//! work. Pure: `now` is an argument.
 //!
 //! One lost answer is no outage and one answer is no recovery, but for the very first, before which nothing is known.
 
 use std::time::{Duration, Instant};
+
+use crate::base::backoff::exponential;
 
 /// How often and how patiently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +55,15 @@ impl Gate {
         Self { policy, verdict: Verdict::Unknown, against: 0, next: now }
     }
 
+    /// What the checks have shown: what answers, or why nothing does.
+    pub fn verdict(&self) -> Result<String, String> {
+        match &self.verdict {
+            Verdict::Unknown => Err(UNKNOWN.to_owned()),
+            Verdict::Up(what) => Ok(what.clone()),
+            Verdict::Down(why) => Err(why.clone()),
+        }
+    }
+
     /// When the next check is due.
     pub fn next_check(&self) -> Instant {
         self.next
@@ -84,6 +96,103 @@ impl Gate {
         let well = matches!(self.verdict, Verdict::Up(_)) && self.against == 0;
         self.next = now + if well { self.policy.interval } else { self.policy.retry };
         news.then_some(outcome)
+    }
+}
+
+/// Why nothing runs on a host of which nothing is known.
+pub const UNKNOWN: &str = "it has not answered yet";
+
+/// So many jobs that a host fails one after the other show that it does not work, whatever its engine says: one may
+/// have been bad luck, and a host that fails fast would otherwise draw all jobs to it.
+pub const FAILURES: u32 = 3;
+
+/// How long such a host gets no job: at first, and at most as it is doubled with each job that it fails again.
+const PAUSE: Duration = Duration::from_secs(10);
+const PAUSE_MAX: Duration = Duration::from_secs(300);
+
+/// How many jobs a host may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Room {
+    /// None.
+    Nothing,
+    /// One, as a trial.
+    OneJob,
+    /// As many as it has slots.
+    AllSlots,
+}
+
+/// Counts the jobs that a host itself has failed, as by executors that do not start.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Trials {
+    /// In a row.
+    failures: u32,
+    down: Option<Down>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Down {
+    why: String,
+    /// From then on one job may show whether it works again.
+    trial_at: Instant,
+    /// Whether one was given to it since.
+    on_trial: bool,
+    /// Trials that it has failed.
+    failed: u32,
+}
+
+impl Down {
+    fn pause(&self) -> Duration {
+        exponential(PAUSE, PAUSE_MAX, self.failed)
+    }
+}
+
+impl Trials {
+    /// How many jobs the host may have now.
+    pub fn room(&self, now: Instant) -> Room {
+        match &self.down {
+            None => Room::AllSlots,
+            Some(down) if down.trial_at <= now => Room::OneJob,
+            Some(_) => Room::Nothing,
+        }
+    }
+
+    /// Why it may have no job, or only one.
+    pub fn why(&self) -> Option<&str> {
+        self.down.as_ref().map(|down| down.why.as_str())
+    }
+
+    /// A job was given to it. One that shows nothing is followed by another after the pause.
+    pub fn begun(&mut self, now: Instant) {
+        if let Some(down) = &mut self.down {
+            (down.trial_at, down.on_trial) = (now + down.pause(), true);
+        }
+    }
+
+    /// A job has come as far as a host that works lets it come.
+    pub fn worked(&mut self) {
+        *self = Self::default();
+    }
+
+    /// It has failed a job; says whether that has brought it down.
+    pub fn failed(&mut self, why: &str, now: Instant) -> bool {
+        self.failures = self.failures.saturating_add(1);
+        match &mut self.down {
+            None if self.failures < FAILURES => return false,
+            None => {
+                let why = format!("{FAILURES} jobs in a row could not be run there, at last: {why}");
+                self.down = Some(Down { why, trial_at: now + PAUSE, on_trial: false, failed: 0 });
+                return true;
+            }
+            // Jobs that were given to it before fail too, which is no news.
+            Some(down) if down.on_trial => {
+                down.failed = down.failed.saturating_add(1);
+                down.on_trial = false;
+                down.trial_at = now + down.pause();
+                down.why = format!("it was tried again, and {why}");
+            }
+            Some(_) => {}
+        }
+        false
     }
 }
 
@@ -127,5 +236,41 @@ mod tests {
         let mut gate = Gate::new(CheckPolicy::default(), now);
         assert_eq!(gate.checked(down(), now), Some(down()));
         assert_eq!((gate.checked(up("1"), now), gate.checked(up("1"), now)), (None, Some(up("1"))));
+    }
+
+    #[test]
+    fn a_host_that_fails_three_jobs_in_a_row_gets_one_at_a_time_until_one_goes_well() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut trials = Trials::default();
+        // Two are bad luck, and so are two more after one that went well.
+        for _ in 0..2 {
+            assert!(!trials.failed("no disk", start) && !trials.failed("no disk", start));
+            assert_eq!((trials.room(start), trials.why()), (Room::AllSlots, None));
+            trials.worked();
+        }
+        assert!(
+            !trials.failed("no disk", start) && !trials.failed("no disk", start) && trials.failed("no disk", start)
+        );
+        assert_eq!(trials.why(), Some("3 jobs in a row could not be run there, at last: no disk"));
+        // What was given to it before fails as well.
+        assert!(!trials.failed("no disk", at(9)));
+        assert_eq!((trials.room(at(9)), trials.room(at(10))), (Room::Nothing, Room::OneJob));
+        // The pause is doubled with each trial that fails, up to a limit.
+        let mut now = 10;
+        for pause in [20, 40, 80, 160, 300, 300] {
+            trials.begun(at(now));
+            assert_eq!(trials.room(at(now)), Room::Nothing, "one at a time");
+            assert!(!trials.failed("still none", at(now)));
+            assert_eq!(trials.why(), Some("it was tried again, and still none"));
+            assert_eq!(trials.room(at(now + pause - 1)), Room::Nothing);
+            now += pause;
+            assert_eq!(trials.room(at(now)), Room::OneJob);
+        }
+        // A trial that shows nothing is followed by another.
+        trials.begun(at(now));
+        assert_eq!((trials.room(at(now + 299)), trials.room(at(now + 300))), (Room::Nothing, Room::OneJob));
+        trials.worked();
+        assert_eq!((trials.room(at(now)), trials.why()), (Room::AllSlots, None));
     }
 }

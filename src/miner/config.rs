@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use super::check::CheckPolicy;
 use super::executor_manager::{END_GRACE, ExecutorBackend};
+use super::host::HostName;
 use super::images::ImageCare;
+use super::placement::Strategy;
 use super::watch::WatchCommand;
 use crate::base::limits::{MINER_KEPT_BYTES, MINER_KEPT_JOBS, OUTBOX_BYTES, OUTBOX_MESSAGES, SERVER_CONNECTIONS};
 use crate::identity::{KeyPair, PublicKey};
@@ -34,6 +36,28 @@ const OUTBOX: OutboxLimits = OutboxLimits {
     bytes: MINER_KEPT_BYTES + OUTBOX_BYTES,
     window: OUTBOX_MESSAGES,
 };
+
+/// Hosts that one miner may have beside its own machine: each has two threads of its own.
+pub(super) const HOSTS_MAX: usize = 32;
+
+/// A host that executors run on.
+#[derive(Clone)]
+pub struct HostConfig {
+    /// Its name in logs, metrics, and the rows of jobs: what runs there is found again by it.
+    pub name: HostName,
+    /// What it is, for people; nothing is dialled by it.
+    pub address: String,
+    /// How many executors of which class.
+    pub executors: Vec<(ExecutorClass, u32)>,
+    /// What starts them there.
+    pub backend: Arc<dyn ExecutorBackend>,
+}
+
+impl fmt::Debug for HostConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.name, self.executors)
+    }
+}
 
 /// The times of a miner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,16 +154,22 @@ pub struct MinerConfig {
     pub validators: Vec<PublicKey>,
     /// Validators among those whose jobs are declined as `validator_blacklisted`.
     pub blacklist: Vec<PublicKey>,
-    /// How many executors of which class.
+    /// How many executors of which class there are on the host `local`; none, if others have all.
     pub executors: Vec<(ExecutorClass, u32)>,
+    /// Other hosts.
+    pub hosts: Vec<HostConfig>,
+    /// On which of them a job runs.
+    pub placement: Strategy,
     /// Folder of the miner's database, `miner.db`.
     pub state_dir: PathBuf,
     /// What executors dial, `ws://host:port`; by default the listener's own address.
     pub executor_address: Option<String>,
     /// Address under which clients of streaming jobs reach the executors; by default the one an executor dials from.
     pub streaming_address: Option<String>,
-    /// Where executors come from.
+    /// Where executors of the host `local` come from.
     pub backend: Arc<dyn ExecutorBackend>,
+    /// What that is, for people.
+    pub address: String,
     /// The times.
     pub limits: MinerLimits,
     /// Limits of the connections.
@@ -164,10 +194,13 @@ impl MinerConfig {
             validators: Vec::new(),
             blacklist: Vec::new(),
             executors: Vec::new(),
+            hosts: Vec::new(),
+            placement: Strategy::default(),
             state_dir: state_dir.into(),
             executor_address: None,
             streaming_address: None,
             backend,
+            address: "this machine".to_owned(),
             limits: MinerLimits::default(),
             server: ServerConfig { connections: CONNECTIONS, outbox: OUTBOX, ..ServerConfig::new("min") },
             rates: PeerRates::default(),
@@ -176,6 +209,18 @@ impl MinerConfig {
             watch: None,
             board: Board::new(),
         }
+    }
+
+    /// All hosts that have executors, `local` among them.
+    pub fn all_hosts(&self) -> Vec<HostConfig> {
+        let local = HostConfig {
+            name: HostName::LOCAL,
+            address: self.address.clone(),
+            executors: self.executors.clone(),
+            backend: self.backend.clone(),
+        };
+        let all = [local].into_iter().chain(self.hosts.iter().cloned());
+        all.filter(|host| host.executors.iter().any(|(_, count)| *count > 0)).collect()
     }
 
     /// All that is wrong with the configuration, a sentence each; empty if nothing is.
@@ -189,12 +234,20 @@ impl MinerConfig {
             let stranger = stranger.to_ss58();
             problems.push(format!("blacklist: {stranger} is none of the validators, so it is turned away anyway"));
         }
-        let executors: u64 = self.executors.iter().map(|(_, count)| u64::from(*count)).sum();
+        let declared = self.executors.iter().chain(self.hosts.iter().flat_map(|host| &host.executors));
+        let executors: u64 = declared.map(|(_, count)| u64::from(*count)).sum();
         if executors == 0 {
             problems.push("executors is empty: a miner needs at least one, as always_on.test=1".to_owned());
         }
         if executors > u64::from(EXECUTORS_MAX) {
             problems.push(format!("executors: {executors} in all, one miner offers at most {EXECUTORS_MAX}"));
+        }
+        if self.hosts.len() > HOSTS_MAX {
+            problems.push(format!("hosts: there are {}, one miner has at most {HOSTS_MAX}", self.hosts.len()));
+        }
+        let mut names = HashSet::from([HostName::LOCAL]);
+        for HostConfig { name, .. } in self.hosts.iter().filter(|host| !names.insert(host.name)) {
+            problems.push(format!("hosts: {name} is the name of two"));
         }
         if let Some(address) = &self.executor_address
             && !address.starts_with("ws://")
@@ -218,6 +271,7 @@ impl fmt::Debug for MinerConfig {
             .field("hotkey", &self.key.ss58())
             .field("validators", &self.validators.len())
             .field("executors", &self.executors)
+            .field("hosts", &self.hosts)
             .field("state_dir", &self.state_dir)
             .field("executor_address", &self.executor_address)
             .field("limits", &self.limits)

@@ -1,30 +1,33 @@
 //! The start and the stop of a miner, all steps in order.
 //!
-//! Start → `min-store` (the receipts), `min-engine` (whether jobs can run), `min-image` (the images of jobs),
-//! `min-route` (the router), `min-accept`, two threads for each connection (`min-rd-N`, `min-wr-N`), and one for each
-//! executor (`min-ex-N`). Stop → see [`Miner::stop`]. What each blocks in and what kicks it is in `disk`, `engine`,
-//! `images`, `router_thread`, `executor_manager` and `link::server`.
+//! Start → two threads for each host (`min-engine-N`, whether jobs can run there, and `min-reap-N`), `min-store` (the
+//! receipts), `min-image` (the images of jobs), `min-route` (the router), `min-accept`, two threads for each connection
+//! (`min-rd-N`, `min-wr-N`), and one for each executor (`min-ex-N`). Stop → see [`Miner::stop`]. What each blocks in
+//! and what kicks it is in `host_threads`, `disk`, `images`, `router_thread`, `executor_manager` and `link::server`.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, TrySendError, bounded, select};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
 
-use super::check::Gate;
+use super::check::UNKNOWN;
 use super::config::{MinerConfig, MinerLimits};
-use super::disk::Saves;
-use super::executor_manager::{ExecutorManager, Owner};
+use super::disk::{self, Saves};
+use super::engine::LATE;
+use super::executor_manager::{Backends, ExecutorManager, Owner};
+use super::host::HostName;
+use super::host_threads::{HostThreads, Reports};
 use super::images::{Floor, ImagesStatus, Keeper};
 use super::meters::Meters;
 use super::reaper::Reaper;
-use super::router::{Action, ExecutorFrame, Input, MinerStatus, Router, Settings};
+use super::router::{Action, ExecutorFrame, HostPlan, Input, MinerStatus, Router, Settings};
 use super::router_thread::{self, Event, RouterEnd, RouterThread};
 use super::trace::{Trace, Traces};
 use super::watch::Watcher;
-use super::{disk, engine};
 use crate::base::clock::now;
-use crate::base::limits::ROLE_EVENTS;
+use crate::base::limits::{LONGEST_TIME, ROLE_EVENTS};
 use crate::base::lock::lock;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::{Stopping, drop_role};
@@ -37,9 +40,6 @@ use crate::store::StoreError;
 use crate::store::miner::{MinerStore, Turn};
 use crate::store::spool::{Spool, Spooled};
 use crate::transport::Listener;
-
-/// Back ends that wait to be asked whether they work: a reload hands over one, and the last of them counts.
-const ENGINE_BACKENDS: usize = 4;
 
 /// How long the threads of connections, the store and the accepting may take to end, each step.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
@@ -71,8 +71,6 @@ pub struct Miner {
 /// What a stop ends.
 struct MinerParts {
     router: Thread<RouterEnd>,
-    engine: Thread<()>,
-    reaper: Thread<()>,
     images: Option<Thread<()>>,
     server: Server,
     watcher: Option<Watcher>,
@@ -98,9 +96,10 @@ impl fmt::Debug for Reloader {
 }
 
 impl Reloader {
-    /// From now on the validators, the blacklist, the times and the back end of `config` count; the rest of it takes a
-    /// restart. Executors that run are not touched, and connections of those who are no longer validators are closed.
-    /// Does not block.
+    /// From now on the validators, the blacklist, the times, the hosts with their executors and back ends, and the
+    /// placement of `config` count; the rest of it takes a restart. Executors that run are not touched: where fewer are
+    /// declared, or none, the free slots go at once and the others when their executors have ended. Connections of
+    /// those who are no longer validators are closed. Does not block.
     ///
     /// # Errors
     /// If the configuration is wrong, or the miner takes nothing at present; then nothing has changed.
@@ -109,14 +108,22 @@ impl Reloader {
         if !problems.is_empty() {
             return Err(problems.join("; "));
         }
-        let MinerConfig { validators, blacklist, limits, backend, .. } = config;
-        let settings = Box::new(Settings { validators, blacklist, limits });
-        match self.0.try_send(Event::Settings(settings, backend)) {
+        let (settings, backends) = settings(&config);
+        match self.0.try_send(Event::Settings(Box::new(settings), backends)) {
             Ok(()) => Ok(()),
             Err(TrySendError::Full(_)) => Err("the miner is busy; send the signal again".to_owned()),
             Err(TrySendError::Disconnected(_)) => Err("the miner has stopped".to_owned()),
         }
     }
+}
+
+/// What of a configuration may change while a miner runs.
+fn settings(config: &MinerConfig) -> (Settings, Backends) {
+    let MinerConfig { validators, blacklist, limits, placement, .. } = config.clone();
+    let hosts = config.all_hosts();
+    let backends = hosts.iter().map(|host| (host.name, host.backend.clone())).collect();
+    let hosts = hosts.into_iter().map(HostPlan::from).collect();
+    (Settings { validators, blacklist, limits, hosts, placement }, backends)
 }
 
 /// Looks at a miner, also after it has stopped; cheap to clone.
@@ -158,7 +165,7 @@ impl Miner {
     }
 
     /// Starts a miner that serves validators and executors on `listener`. Blocks to open the database, and
-    /// until what jobs run on has answered once, or has not within its limit: then the miner offers nothing until it
+    /// until every host has answered once, or has not within its limit: then the miner offers nothing there until it
     /// does.
     ///
     /// # Errors
@@ -183,44 +190,53 @@ impl Miner {
         let (events, inbox) = bounded::<Event>(ROLE_EVENTS);
         let (orders, queue) = bounded(ROLE_EVENTS);
 
-        // The first check is waited for, so that whoever connects first is told what there is.
-        let mut gate = Gate::new(config.limits.checks, Instant::now());
+        let spool = Spool::new(config.state_dir.join(super::SPOOL));
+        let (spooled, reports) = (spool.clone(), events.clone());
+        let reports: Reports = Arc::new(move |input| {
+            // It may have left what it could not say. That counts before its end does.
+            if matches!(input, Input::ExecutorEnded { .. }) {
+                take_spooled(&spooled, &reports);
+            }
+            // Once the router has ended, nobody wants to know.
+            drop(reports.send(Event::Input(input)));
+        });
+        let (settings, backends) = settings(&config);
+        let executors = ExecutorManager::new(backends.clone(), stop.clone());
+        let answered = executors.answered();
+        let Board { health, metrics, .. } = config.board.clone();
+        let dry_run = config.reap_dry_run;
         let floor = config.images.as_ref().and_then(Floor::of);
-        if let Some(found) = engine::check(&mut gate, config.backend.as_ref(), floor.as_ref(), &Shutdown::new()) {
-            router.handle(Input::Engine(found), now());
+        let (looked_after, counted) = (watcher.clone(), metrics.clone());
+        let reaper =
+            Reaper { answered: answered.clone(), owner: reapers, dry_run, watcher: looked_after, metrics: counted };
+        let mut hosts = HostThreads::new(reaper, floor, stop.clone(), reports.clone());
+        for (host, backend) in &backends {
+            hosts.check(*host, backend.clone(), router_thread::checks(&settings));
+        }
+        // The first checks are waited for, so that whoever connects first is told what there is.
+        let limit = Instant::now() + config.limits.checks.limit + LATE;
+        for found in first_checks(&inbox, backends.keys().copied().collect(), limit) {
+            router.handle(found, now());
         }
         let first = router.restore(jobs, now());
-        let saves = Saves::default();
-        let status = Arc::new(Mutex::new(router.status()));
-        let (backends, other_backends) = bounded(ENGINE_BACKENDS);
-        let (backend, found, until) = (config.backend.clone(), events.clone(), stop.clone());
-        let kicked = stop.clone();
-        let engine = spawn("min-engine", Kick::new("stop signal of the miner", move || kicked.cancel()), move || {
-            let report = |engine| drop(found.send(Event::Input(Input::Engine(engine))));
-            engine::run(gate, backend, floor.as_ref(), &other_backends, &until, report);
-        });
-
-        let (report, key, to_save) = (events.clone(), config.key.clone(), saves.clone());
-        let Board { health, metrics, .. } = config.board.clone();
-        let meters = Meters::new(&metrics);
-        let router_health = health.clone();
-        let disk = spawn("min-store", Kick::dropped("the router's sender"), move || {
-            // Once the router has ended, nobody waits for the outcome.
-            disk::run(&queue, &to_save, store, &key, &health, |input| drop(report.send(Event::Input(input))));
-        });
-        let reports = events.clone();
-        let spool = Spool::new(config.state_dir.join(super::SPOOL));
-        let spooled = spool.clone();
-        let end_time = config.limits.end_time;
-        let executors = ExecutorManager::new(config.backend.clone(), stop.clone());
-        let answered = executors.answered();
         for action in &first {
             if let Action::Adopt(spec, _) = action {
                 // Before the reaper looks for the first time.
                 answered.answer_for(&spec.run);
             }
         }
-        let dry_run = config.reap_dry_run;
+        for (host, backend) in backends {
+            hosts.reap(host, backend);
+        }
+        let saves = Saves::default();
+        let status = Arc::new(Mutex::new(router.status()));
+        let (report, key, to_save) = (events.clone(), config.key.clone(), saves.clone());
+        let meters = Meters::new(&metrics);
+        let router_health = health.clone();
+        let disk = spawn("min-store", Kick::dropped("the router's sender"), move || {
+            // Once the router has ended, nobody waits for the outcome.
+            disk::run(&queue, &to_save, store, &key, &health, |input| drop(report.send(Event::Input(input))));
+        });
         let keeper = config.images.map(|care| Keeper::new(care, metrics.clone()));
         let known_images = keeper.as_ref().map(Keeper::status).unwrap_or_default();
         let images = keeper.map(|keeper| {
@@ -228,22 +244,12 @@ impl Miner {
             let kick = Kick::new("stop signal of the miner", move || kicked.cancel());
             spawn("min-image", kick, move || keeper.run(&until))
         });
-        let (health, looked_after) = (router_health.clone(), watcher.clone());
-        let reaper = Reaper { answered, owner: reapers, dry_run, watcher: looked_after, health, metrics };
-        let (kicked, until) = (stop.clone(), stop.clone());
-        let kick = Kick::new("stop signal of the miner", move || kicked.cancel());
-        let reaper = spawn("min-reap", kick, move || reaper.run(&until));
+        let end_time = config.limits.end_time;
         let thread = RouterThread {
             router,
             executors,
-            backends,
-            reports: Arc::new(move |input| {
-                // It may have left what it could not say. That counts before its end does.
-                if matches!(input, Input::ExecutorEnded { .. }) {
-                    take_spooled(&spooled, &reports);
-                }
-                drop(reports.send(Event::Input(input)));
-            }),
+            hosts,
+            reports,
             orders,
             saves,
             first,
@@ -260,7 +266,7 @@ impl Miner {
         let sink = router_thread::sink(events.clone(), config.rates);
         let server = Server::start(config.server.clone(), listener, timer, router_thread::accept_path(), sink);
         log::info!("miner {} serves on {url}", config.key.ss58());
-        let parts = Some(MinerParts { router, engine, reaper, images, server, watcher, disk, events, stop });
+        let parts = Some(MinerParts { router, images, server, watcher, disk, events, stop });
         Ok(Self { parts, status, traces, images: known_images, board: config.board, url, limits: config.limits })
     }
 
@@ -300,9 +306,7 @@ impl Miner {
     }
 
     fn end(&mut self, stopping: &mut Stopping) {
-        let Some(MinerParts { router, engine, reaper, images, mut server, watcher, disk, events, stop }) =
-            self.parts.take()
-        else {
+        let Some(MinerParts { router, images, mut server, watcher, disk, events, stop }) = self.parts.take() else {
             return;
         };
         let limits = &self.limits;
@@ -324,13 +328,12 @@ impl Miner {
         stopping.step("miner: accept", CLOSE_TIME, |step| server.stop_accepting(step));
         let end = stopping.step("miner: executors", limits.end_time + CLOSE_TIME, |step| {
             stop.drain();
-            let end = step.join(router).map(|RouterEnd { executors, cancelled_jobs }| {
+            let end = step.join(router).map(|RouterEnd { executors, hosts, cancelled_jobs }| {
                 step.join_all(executors);
+                // What these wait for is worth no executor's time.
+                step.join_all(hosts);
                 cancelled_jobs
             });
-            // What these wait for is worth no executor's time.
-            step.join(engine);
-            step.join(reaper);
             images.map(|images| step.join(images));
             end
         });
@@ -343,6 +346,27 @@ impl Miner {
             watcher.iter().for_each(|watcher| watcher.finish(step.deadline()));
         });
     }
+}
+
+/// What the first check of each host has found, by `deadline`; nobody else reports anything yet.
+fn first_checks(inbox: &Receiver<Event>, mut hosts: BTreeSet<HostName>, deadline: Instant) -> Vec<Input> {
+    let mut found = Vec::new();
+    let _waiting = waiting("the first check of the hosts", Some(deadline));
+    while !hosts.is_empty() {
+        let Ok(event) = inbox.recv_deadline(deadline) else { break };
+        let Event::Input(input @ Input::Checked { .. }) = event else { continue };
+        if let Input::Checked { host, .. } = &input {
+            hosts.remove(host);
+        }
+        found.push(input);
+    }
+    // It counts when it answers after all.
+    let missing = |host| {
+        log::error!("host {host}: it does not answer, so no job is taken there");
+        Input::Checked { host, found: Err(UNKNOWN.to_owned()), images: Vec::new(), due: deadline + LONGEST_TIME }
+    };
+    found.extend(hosts.into_iter().map(missing));
+    found
 }
 
 /// Hands what executors have left in the spool to the router. Blocks while the router's queue is full.

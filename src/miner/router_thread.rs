@@ -12,8 +12,10 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, never, select};
 
 use super::config::PeerRates;
 use super::disk::{Order, Saves, StoreOrder};
-use super::executor_manager::{ExecutorBackend, ExecutorManager, ExecutorSpec, Report};
+use super::executor_manager::{Backends, ExecutorManager, ExecutorSpec, Report};
+use super::host_threads::{Checks, HostThreads, Reports};
 use super::meters::Meters;
+use super::placement::Strategy;
 use super::rates::{Said, Source};
 use super::router::{
     Action, ExecutorFrame, Input, JobKey, MinerStatus, OverRate, Peer, Router, Settings, ValidatorFrame,
@@ -54,7 +56,7 @@ pub(super) enum Event {
     /// A connection, and how to send to it.
     Opened(SessionId, SessionHandle, Peer, Option<String>),
     /// Settings, and where executors come from, from now on.
-    Settings(Box<Settings>, Arc<dyn ExecutorBackend>),
+    Settings(Box<Settings>, Backends),
     /// Drop the sender as soon as every job has ended.
     WhenIdle(Sender<Never>),
 }
@@ -63,20 +65,18 @@ pub(super) enum Event {
 pub(super) struct RouterEnd {
     /// Executors that have not ended.
     pub executors: Vec<Thread<()>>,
+    /// The threads of the hosts.
+    pub hosts: Vec<Thread<()>>,
     /// Jobs that the stop has ended.
     pub cancelled_jobs: usize,
 }
-
-/// Reports to the router's thread how an executor goes on.
-pub(super) type OnExecutor = Arc<dyn Fn(Input) + Send + Sync>;
 
 /// All that the router's thread owns.
 pub(super) struct RouterThread {
     pub router: Router,
     pub executors: ExecutorManager,
-    /// Asks other back ends whether they work.
-    pub backends: Sender<Arc<dyn ExecutorBackend>>,
-    pub reports: OnExecutor,
+    pub hosts: HostThreads,
+    pub reports: Reports,
     pub orders: Sender<Order>,
     /// What the disk's thread is to write of jobs.
     pub saves: Saves,
@@ -225,11 +225,9 @@ impl RouterThread {
                         sessions.insert(id, handle);
                         Input::Opened { id, peer, address }
                     }
-                    Ok(Event::Settings(settings, backend)) => {
-                        // Full only if the engine does not answer and settings come by the second: then the next
-                        // reload is the one that counts.
-                        drop(self.backends.try_send(backend.clone()));
-                        self.executors.set_backend(backend);
+                    Ok(Event::Settings(settings, backends)) => {
+                        self.hosts.renew(&backends, checks(&settings));
+                        self.executors.set_backends(backends);
                         Input::Settings(settings)
                     }
                     Ok(Event::WhenIdle(sender)) => {
@@ -266,7 +264,7 @@ impl RouterThread {
             }
         }
         drop(ending);
-        RouterEnd { executors: self.executors.into_threads(), cancelled_jobs }
+        RouterEnd { executors: self.executors.into_threads(), hosts: self.hosts.into_threads(), cancelled_jobs }
     }
 
     fn take(&mut self, input: Input, sessions: &HashMap<SessionId, SessionHandle>) {
@@ -328,6 +326,10 @@ impl RouterThread {
             }
             Action::End(token) => self.executors.end(&token),
             Action::Reap(token) => self.executors.reap(&token),
+            Action::Release(host) => {
+                self.executors.release(host);
+                self.hosts.release(host);
+            }
             Action::Note(key, class, event, detail) => {
                 let over = lock(&self.traces).note(&key, class, event, &detail, now());
                 if let Some((stage, took)) = over {
@@ -338,6 +340,11 @@ impl RouterThread {
         }
         None
     }
+}
+
+/// How hosts are checked by these settings.
+pub(super) fn checks(settings: &Settings) -> Checks {
+    Checks { policy: settings.limits.checks, images: settings.placement == Strategy::ImageLocal }
 }
 
 fn key_of(change: &JobChange) -> JobKey {

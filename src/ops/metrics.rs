@@ -1,10 +1,11 @@
 //! Counters, gauges and histograms, and their Prometheus text (format 0.0.4).
 //!
-//! Label values are `&'static str`, so nothing unbounded (an uuid, an address) can become one. Names are checked when a
+//! Label values are `&'static str`, so nothing unbounded (an uuid, an address) can become one; names that the settings
+//! give are made such by [`label`]. Names are checked when a
 //! metric is made: `phalanx_` first; a counter ends in `_total`, a histogram in `_seconds` or `_bytes`; times are in
 //! seconds and sizes in bytes, and say so at the end; labels are those of [`LABELS`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,12 +20,34 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub const SECONDS: &[f64] = &[0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 300.0];
 
 /// Every label that a metric may have: a new one is a decision, because each value is a series of its own.
-pub const LABELS: &[&str] = &["class", "kind", "outcome", "place", "reason", "result", "state", "type", "version"];
+pub const LABELS: &[&str] =
+    &["class", "host", "kind", "outcome", "place", "reason", "result", "state", "type", "version"];
 
 /// Labels of one series: names of [`LABELS`] with their values.
 pub type Labels<'a> = &'a [Label];
 
 type Label = (&'static str, &'static str);
+
+/// Names that the settings of a process may give to what it counts, in all of its life.
+const GIVEN_LABELS: usize = 256;
+
+/// What stands for a name beyond [`GIVEN_LABELS`].
+const OTHER: &str = "other";
+
+/// A name that the settings give, as a host's, as the value of a label. It is kept for as long as the process lives.
+pub fn label(name: &str) -> &'static str {
+    static GIVEN: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let mut given = lock(&GIVEN);
+    if let Some(known) = given.get(name) {
+        return known;
+    }
+    if given.len() >= GIVEN_LABELS {
+        return OTHER;
+    }
+    let name: &'static str = String::from(name).leak();
+    given.insert(name);
+    name
+}
 
 /// All metrics of a process; clones are the same registry.
 #[derive(Clone, Default)]
@@ -181,6 +204,13 @@ impl Metrics {
         }
     }
 
+    /// Drops what the metric of that name has with this label: there is no such thing any more.
+    pub fn forget(&self, name: &'static str, label: (&'static str, &'static str)) {
+        if let Some(family) = lock(&self.0).get_mut(name) {
+            family.series.retain(|labels, _| !labels.contains(&label));
+        }
+    }
+
     /// Everything, as Prometheus text: sorted by name, then by labels.
     pub fn render(&self) -> String {
         let families = lock(&self.0);
@@ -291,6 +321,19 @@ phalanx_wait_seconds_sum{type=\"disk\"} 9.75
 phalanx_wait_seconds_count{type=\"disk\"} 4
 ";
         assert_eq!(metrics.render(), expected);
+    }
+
+    #[test]
+    fn names_that_settings_give_are_labels_until_they_are_forgotten() {
+        let (metrics, [a, b]) = (Metrics::new(), ["a", "b"].map(label));
+        assert!(std::ptr::eq(a, label("a")), "the same name is kept once");
+        for (host, value) in [(a, 1), (b, 2)] {
+            metrics.gauge("phalanx_x", "X.", &[("host", host)]).set(value);
+        }
+        metrics.forget("phalanx_x", ("host", a));
+        metrics.forget("phalanx_unknown", ("host", a));
+        let text = metrics.render();
+        assert!(text.contains("phalanx_x{host=\"b\"} 2") && !text.contains("host=\"a\""), "{text}");
     }
 
     #[test]

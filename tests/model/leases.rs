@@ -5,6 +5,8 @@
 
 #[path = "../../src/miner/executor_pool.rs"]
 mod executor_pool;
+#[path = "../../src/miner/host.rs"]
+mod host;
 
 use std::collections::BTreeSet;
 use std::mem::forget;
@@ -19,11 +21,13 @@ use shuttle::thread::{JoinHandle, spawn};
 use crate::seed::Seed;
 use crate::{explore, failure};
 use executor_pool::{ExecutorPool, Lease, Quarantine, SlotId};
+use host::HostName;
 
 const SCHEDULES: usize = 10_000;
 const CLASS: ExecutorClass = ExecutorClass::AlwaysOnTest;
 const SLOTS: usize = 2;
 const JOBS: usize = 4;
+const HOST: HostName = HostName::LOCAL;
 
 /// What a thread tells the router.
 enum Event {
@@ -89,22 +93,40 @@ impl Miner {
 
 static ENDS: Plain<BTreeSet<usize>> = Plain::new(BTreeSet::new());
 
+/// Other settings come while jobs run: no slots, or fewer, or as many as before.
+fn reload(pool: &mut ExecutorPool) {
+    let declared = thread_rng().gen_range(0..=SLOTS);
+    RELOADS.lock().unwrap().insert(declared);
+    let slots = [(HOST, CLASS, declared as u32)];
+    match Seed::PoolReplaced.is_planted() {
+        true => *pool = ExecutorPool::new(slots),
+        false => pool.declare(slots),
+    }
+}
+
+static RELOADS: Plain<BTreeSet<usize>> = Plain::new(BTreeSet::new());
+
 /// Every job gets a slot although there are fewer slots, no two executors have one, and in the end all are free; the
-/// law holds at every step.
+/// law holds at every step, also while a reload takes slots away and gives them back.
 fn slots() {
     let miner = Arc::new(Miner::default());
-    let mut pool = ExecutorPool::new([(CLASS, SLOTS as u32)]);
+    let mut pool = ExecutorPool::new([(HOST, CLASS, SLOTS as u32)]);
     let mut threads: Vec<JoinHandle<()>> = Vec::new();
     let (mut waiting, mut running) = (JOBS, 0);
     while waiting + running > 0 {
+        if running == 0 {
+            pool.declare([(HOST, CLASS, SLOTS as u32)]);
+        }
         while waiting > 0
-            && let Ok(lease) = pool.reserve(CLASS, Instant::now())
+            && let Ok(lease) = pool.reserve(HOST, CLASS, Instant::now())
         {
             (waiting, running) = (waiting - 1, running + 1);
             pool.ready(lease.slot());
             let miner = miner.clone();
             threads.push(spawn(move || miner.run(lease)));
         }
+        reload(&mut pool);
+        assert_eq!(pool.breach(), None, "the law is broken by a reload");
         match miner.next() {
             Event::Ended(slot) => pool.ending(slot, Instant::now()),
             Event::Left(slot) => {
@@ -117,7 +139,8 @@ fn slots() {
         assert_eq!(pool.breach(), None, "the law is broken");
     }
     threads.into_iter().for_each(|thread| thread.join().unwrap());
-    let counts = pool.counts(CLASS);
+    pool.declare([(HOST, CLASS, SLOTS as u32)]);
+    let counts = pool.counts(HOST, CLASS);
     assert_eq!(counts.free, SLOTS, "a slot is lost: {counts:?}");
 }
 
@@ -125,6 +148,13 @@ fn slots() {
 fn every_job_gets_a_slot_and_every_slot_comes_back_once() {
     explore(SCHEDULES, slots);
     assert_eq!(*ENDS.lock().unwrap(), BTreeSet::from([0, 1, 2]), "all ways to end occur");
+    assert_eq!(RELOADS.lock().unwrap().len(), SLOTS + 1, "all settings occur");
+}
+
+#[test]
+fn a_reload_that_forgets_what_is_leased_is_found() {
+    let found = failure(Seed::PoolReplaced, SCHEDULES, slots);
+    assert!(found.contains("over-committed"), "{found}");
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub enum Seed {
     LeaseForgotten,
     /// A lease is dropped while its executor is still there.
     DroppedWhileThere,
+    /// A reload makes a new pool instead of telling the present one.
+    PoolReplaced,
 }
 
 thread_local! {

@@ -10,10 +10,11 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Group, Kick, Thread, spawn};
 use phalanx::miner::executor_manager::{
-    DockerBackend, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorManager, ExecutorSpec, Leftover,
-    LeftoverKind, Owner, ProcessBackend, Report,
+    Backends, DockerBackend, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorManager, ExecutorSpec,
+    Leftover, LeftoverKind, Owner, ProcessBackend, Report,
 };
 use phalanx::miner::executor_pool::ExecutorPool;
+use phalanx::miner::host::HostName;
 use phalanx::proc::docker::labels;
 use phalanx::proc::tool::ToolError;
 use phalanx::protocol::ExecutorClass;
@@ -29,6 +30,12 @@ fn spec() -> ExecutorSpec {
         class: ExecutorClass::AlwaysOnTest,
         startup_time_limit: Duration::from_millis(4500),
     }
+}
+
+const HOST: HostName = HostName::LOCAL;
+
+fn backends(backend: impl ExecutorBackend + 'static) -> Backends {
+    Backends::from([(HOST, Arc::new(backend) as Arc<dyn ExecutorBackend>)])
 }
 
 fn process(program: &str, arguments: &[&str]) -> ProcessBackend {
@@ -230,10 +237,10 @@ fn dropping_an_executor_manager_stops_it() {
     let group = Group::enter();
     let specs = [spec(), spec(), spec()];
     let backend = process("/bin/sh", &["-c", "trap '' TERM; while :; do sleep 1000; done"]);
-    let mut manager = ExecutorManager::new(Arc::new(backend), Shutdown::new());
-    let mut pool = ExecutorPool::new([(ExecutorClass::AlwaysOnTest, 3)]);
+    let mut manager = ExecutorManager::new(backends(backend), Shutdown::new());
+    let mut pool = ExecutorPool::new([(HOST, ExecutorClass::AlwaysOnTest, 3)]);
     for spec in &specs {
-        let lease = pool.reserve(ExecutorClass::AlwaysOnTest, Instant::now()).unwrap();
+        let lease = pool.reserve(HOST, ExecutorClass::AlwaysOnTest, Instant::now()).unwrap();
         manager.start(spec.clone(), lease, |_| {});
     }
     specs.iter().for_each(|spec| until("it runs", || !with_token(&spec.token).is_empty()));
@@ -241,7 +248,7 @@ fn dropping_an_executor_manager_stops_it() {
     drop(manager);
     assert!(group.live().is_empty());
     pool.take_back();
-    assert_eq!(pool.counts(ExecutorClass::AlwaysOnTest).free, 3, "the threads had the leases");
+    assert_eq!(pool.counts(HOST, ExecutorClass::AlwaysOnTest).free, 3, "the threads had the leases");
     specs.iter().for_each(|spec| until("the group is gone", || with_token(&spec.token).is_empty()));
 }
 
@@ -273,16 +280,16 @@ fn a_slot_comes_back_when_a_later_attempt_finds_nothing_left_or_the_miner_stops(
     for goes_away in [true, false] {
         let ((tell, gone), (tries, tried), (reports, reported)) = (bounded(1), bounded(2), bounded(10));
         let stop = Shutdown::new();
-        let mut manager = ExecutorManager::new(Arc::new(Untidy { gone, tries }), stop.clone());
-        let mut pool = ExecutorPool::new([(class, 1)]);
-        let (spec, lease) = (spec(), pool.reserve(class, Instant::now()).unwrap());
+        let mut manager = ExecutorManager::new(backends(Untidy { gone, tries }), stop.clone());
+        let mut pool = ExecutorPool::new([(HOST, class, 1)]);
+        let (spec, lease) = (spec(), pool.reserve(HOST, class, Instant::now()).unwrap());
         let token = spec.token.clone();
         manager.start(spec, lease, move |report| reports.send(report).unwrap());
         let next = || reported.recv_timeout(LONG).unwrap();
         assert!(matches!(next(), Report::Ended(Ok(ExecutorExit::Code(0)))));
         let Report::Left(left) = next() else { panic!("it is not gone yet") };
         assert_eq!((left.kind, left.text.as_str()), (LeftoverKind::Container, "it is stuck"));
-        assert_eq!((pool.take_back(), pool.counts(class).free), (vec![], 0));
+        assert_eq!((pool.take_back(), pool.counts(HOST, class).free), (vec![], 0));
         // It is tried again, and the same obstacle is not reported again.
         for _ in 0..2 {
             tried.recv_timeout(LONG).unwrap();
@@ -294,7 +301,11 @@ fn a_slot_comes_back_when_a_later_attempt_finds_nothing_left_or_the_miner_stops(
         }
         let Report::Returned { clean } = next() else { panic!("the same obstacle is reported again") };
         assert_eq!(clean, goes_away);
-        assert_eq!((pool.take_back(), pool.counts(class).free), (vec![class], 1), "before it was reported");
+        assert_eq!(
+            (pool.take_back(), pool.counts(HOST, class).free),
+            (vec![(HOST, class)], 1),
+            "before it was reported"
+        );
         manager.reap(&token);
     }
     assert!(group.live().is_empty());
@@ -313,9 +324,9 @@ fn a_back_end_that_panics_gives_its_slot_back() {
     }
     let (class, stop) = (ExecutorClass::AlwaysOnTest, Shutdown::new());
     let (reports, reported) = bounded(10);
-    let mut manager = ExecutorManager::new(Arc::new(Panics), stop.clone());
-    let mut pool = ExecutorPool::new([(class, 1)]);
-    let (spec, lease) = (spec(), pool.reserve(class, Instant::now()).unwrap());
+    let mut manager = ExecutorManager::new(backends(Panics), stop.clone());
+    let mut pool = ExecutorPool::new([(HOST, class, 1)]);
+    let (spec, lease) = (spec(), pool.reserve(HOST, class, Instant::now()).unwrap());
     let token = spec.token.clone();
     manager.start(spec, lease, move |report| reports.send(report).unwrap());
     let next = || reported.recv_timeout(LONG).unwrap();
@@ -325,7 +336,7 @@ fn a_back_end_that_panics_gives_its_slot_back() {
     assert!(left.text.ends_with("panicked: on clean"), "{left}");
     stop.drain();
     assert!(matches!(next(), Report::Returned { clean: false }));
-    assert_eq!(pool.take_back(), [class]);
+    assert_eq!(pool.take_back(), [(HOST, class)]);
     manager.reap(&token);
 }
 

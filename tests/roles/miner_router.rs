@@ -14,11 +14,12 @@ use phalanx::miner::executor_manager::{
     ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, Leftover, LeftoverKind, Owner,
 };
 use phalanx::miner::executor_pool::{Lease, SlotCounts};
+use phalanx::miner::host::HostName;
 use phalanx::miner::router::{
-    Action, CLOSE_NORMAL, Counted, ExecutorFrame, Input, JobKey, Peer, Router, Settings, ValidatorFrame,
+    Action, CLOSE_NORMAL, Counted, ExecutorFrame, HostPlan, Input, JobKey, Peer, Router, Settings, ValidatorFrame,
 };
 use phalanx::miner::trace::Traces;
-use phalanx::miner::{MinerConfig, MinerLimits};
+use phalanx::miner::{HostConfig, MinerConfig, MinerLimits};
 use phalanx::protocol::{
     ExecutorTimingDetails, MinerToValidator, Receipt, StreamingDetails, V0StreamingJobReadyRequest, ValidatorToMiner,
 };
@@ -26,7 +27,7 @@ use phalanx::store::miner::{JobChange, JobRow};
 
 const UNIX: i64 = 1_800_000_000;
 
-struct Unused;
+pub struct Unused;
 
 impl ExecutorBackend for Unused {
     fn run(&self, _: &ExecutorSpec, _: &Shutdown) -> ExecutorEnd {
@@ -34,46 +35,47 @@ impl ExecutorBackend for Unused {
     }
 }
 
-struct StoreOrder {
+pub struct StoreOrder {
     job: JobKey,
     number: u64,
     row: Option<Box<JobRow>>,
     receipt: Receipt,
 }
 
-struct Fixture {
-    router: Router,
-    config: MinerConfig,
-    now: Instant,
+pub struct Fixture {
+    pub router: Router,
+    pub config: MinerConfig,
+    pub now: Instant,
     /// Of the wall clock, which stands but for restarts.
-    unix: i64,
+    pub unix: i64,
     /// What was saved of each job.
-    disk: BTreeMap<String, JobRow>,
-    adopted: Vec<ExecutorSpec>,
-    limits: MinerLimits,
-    alice: Pen,
+    pub disk: BTreeMap<String, JobRow>,
+    pub adopted: Vec<ExecutorSpec>,
+    pub limits: MinerLimits,
+    pub alice: Pen,
     /// Texts for each connection since the last look.
-    mail: BTreeMap<SessionId, Vec<String>>,
-    closed: BTreeMap<SessionId, u16>,
-    started: Vec<ExecutorSpec>,
+    pub mail: BTreeMap<SessionId, Vec<String>>,
+    pub closed: BTreeMap<SessionId, u16>,
+    pub started: Vec<ExecutorSpec>,
     /// Of executors that are not gone, by token.
-    leases: BTreeMap<String, Lease>,
-    counted: Vec<Counted>,
-    told_to_end: Vec<String>,
+    pub leases: BTreeMap<String, Lease>,
+    pub counted: Vec<Counted>,
+    pub told_to_end: Vec<String>,
+    pub released: Vec<HostName>,
     /// What the store says to the next receipts: new, old, or an error; or nothing, as a disk that hangs.
-    store: fn() -> Option<Result<bool, String>>,
+    pub store: fn() -> Option<Result<bool, String>>,
     /// Orders that a disk that hangs has not done.
-    orders: Vec<StoreOrder>,
-    stored: usize,
-    traces: Traces,
+    pub orders: Vec<StoreOrder>,
+    pub stored: usize,
+    pub traces: Traces,
 }
 
 impl Fixture {
-    fn new(slots: u32) -> Self {
+    pub fn new(slots: u32) -> Self {
         Self::with(slots, |_| {})
     }
 
-    fn with(slots: u32, change: impl FnOnce(&mut MinerConfig)) -> Self {
+    pub fn with(slots: u32, change: impl FnOnce(&mut MinerConfig)) -> Self {
         let alice = Pen::new("//Alice");
         let mut config = MinerConfig::new(alice.miner.clone(), "unused", Arc::new(Unused));
         config.validators = ["//Alice", "//Charlie"].map(|v| Pen::new(v).key.public()).into();
@@ -94,6 +96,7 @@ impl Fixture {
             leases: BTreeMap::new(),
             counted: Vec::new(),
             told_to_end: Vec::new(),
+            released: Vec::new(),
             store: || Some(Ok(true)),
             orders: Vec::new(),
             stored: 0,
@@ -101,7 +104,7 @@ impl Fixture {
         }
     }
 
-    fn handle(&mut self, input: Input) {
+    pub fn handle(&mut self, input: Input) {
         let actions = self.router.handle(input, self.moment());
         self.act(actions);
         if let Some(wake) = self.router.next_wake() {
@@ -109,12 +112,12 @@ impl Fixture {
         }
     }
 
-    fn moment(&self) -> Now {
+    pub fn moment(&self) -> Now {
         Now { mono: self.now, wall: Duration::from_secs(self.unix as u64) }
     }
 
     /// The miner's process is killed, and another one starts after a time.
-    fn restart(&mut self, down: Duration, owner: Owner) {
+    pub fn restart(&mut self, down: Duration, owner: Owner) {
         self.unix += down.as_secs() as i64;
         // Another monotonic clock, so that no moment of the old one counts.
         self.now += Duration::from_secs(1_000_000);
@@ -157,6 +160,7 @@ impl Fixture {
                     self.traces.note(&key, class, event, &detail, now);
                 }
                 Action::Reap(_) => {}
+                Action::Release(host) => self.released.push(host),
                 Action::Count(counted) => self.counted.push(counted),
             }
         }
@@ -173,7 +177,7 @@ impl Fixture {
     }
 
     /// Moves time on, stopping wherever the router wants to look.
-    fn pass(&mut self, by: Duration) {
+    pub fn pass(&mut self, by: Duration) {
         let end = self.now + by;
         while let Some(wake) = self.router.next_wake().filter(|wake| *wake <= end) {
             self.now = wake;
@@ -182,60 +186,60 @@ impl Fixture {
         self.now = end;
     }
 
-    fn open(&mut self, peer: Peer, address: Option<&str>) -> SessionId {
+    pub fn open(&mut self, peer: Peer, address: Option<&str>) -> SessionId {
         let id = SessionId::fresh();
         self.handle(Input::Opened { id, peer, address: address.map(str::to_owned) });
         id
     }
 
-    fn dial(&mut self, pen: &Pen) -> SessionId {
+    pub fn dial(&mut self, pen: &Pen) -> SessionId {
         self.open(Peer::Validator(pen.key.ss58()), None)
     }
 
     /// A validator's authenticated connection.
-    fn validator(&mut self, pen: &Pen) -> SessionId {
+    pub fn validator(&mut self, pen: &Pen) -> SessionId {
         let id = self.dial(pen);
         self.says(id, &pen.auth(self.unix));
         assert_eq!(self.mail.get_mut(&id).map(|mail| mail.remove(0)).as_deref().map(kind).unwrap(), "ExecutorManifest");
         id
     }
 
-    fn says(&mut self, id: SessionId, text: &str) {
+    pub fn says(&mut self, id: SessionId, text: &str) {
         let frame = ValidatorFrame::read(text, Some(self.alice.key.public()));
         self.handle(Input::FromValidator(id, Box::new(frame)));
     }
 
-    fn reports(&mut self, id: SessionId, text: &str) {
+    pub fn reports(&mut self, id: SessionId, text: &str) {
         self.handle(Input::FromExecutor(id, Box::new(ExecutorFrame::read(text))));
     }
 
-    fn executor(&mut self, token: &str) -> SessionId {
+    pub fn executor(&mut self, token: &str) -> SessionId {
         self.open(Peer::Executor(token.to_owned()), Some("10.0.0.9"))
     }
 
     /// An executor ends, and nothing of it is left.
-    fn ended(&mut self, token: &str, end: ExecutorEnd) {
+    pub fn ended(&mut self, token: &str, end: ExecutorEnd) {
         self.handle(Input::ExecutorEnded { token: token.to_owned(), end });
         self.returned(token);
     }
 
     /// Whoever ran an executor lets go of its slot.
-    fn returned(&mut self, token: &str) {
+    pub fn returned(&mut self, token: &str) {
         drop(self.leases.remove(token));
         self.handle(Input::SlotReturned { token: token.to_owned(), clean: true });
     }
 
     /// What a connection was sent since the last look.
-    fn texts(&mut self, id: SessionId) -> Vec<String> {
+    pub fn texts(&mut self, id: SessionId) -> Vec<String> {
         self.mail.remove(&id).unwrap_or_default()
     }
 
-    fn got(&mut self, id: SessionId) -> Vec<String> {
+    pub fn got(&mut self, id: SessionId) -> Vec<String> {
         self.texts(id).iter().map(|text| kind(text)).collect()
     }
 
     /// A job that was accepted; gives its token.
-    fn accepted(&mut self, session: SessionId, job: &str) -> String {
+    pub fn accepted(&mut self, session: SessionId, job: &str) -> String {
         let ask = self.alice.ask(job);
         self.says(session, &ask);
         assert_eq!(self.got(session), ["AcceptJob"]);
@@ -243,7 +247,7 @@ impl Fixture {
     }
 
     /// A job whose executor runs it; gives the executor's connection and token.
-    fn running(&mut self, session: SessionId, job: &str) -> (SessionId, String) {
+    pub fn running(&mut self, session: SessionId, job: &str) -> (SessionId, String) {
         let token = self.accepted(session, job);
         let executor = self.executor(&token);
         self.reports(executor, &Says(job).ready());
@@ -254,20 +258,40 @@ impl Fixture {
         (executor, token)
     }
 
-    fn slots(&self) -> SlotCounts {
+    /// The configuration is read again.
+    pub fn reload(&mut self) {
+        let settings = self.settings();
+        self.handle(Input::Settings(Box::new(settings)));
+    }
+
+    /// A check of a host has ended; none will be late.
+    pub fn checked(&mut self, host: HostName, found: Result<&str, &str>) {
+        let found = found.map(str::to_owned).map_err(str::to_owned);
+        let due = self.now + Duration::from_secs(1_000_000);
+        self.handle(Input::Checked { host, found, images: Vec::new(), due });
+    }
+
+    /// As in the configuration.
+    pub fn settings(&self) -> Settings {
+        let MinerConfig { validators, blacklist, limits, placement, .. } = self.config.clone();
+        let hosts = self.config.all_hosts().into_iter().map(HostPlan::from).collect();
+        Settings { validators, blacklist, limits, hosts, placement }
+    }
+
+    pub fn slots(&self) -> SlotCounts {
         self.router.status().executors[0].1
     }
 
-    fn free(&self) -> usize {
+    pub fn free(&self) -> usize {
         self.slots().free
     }
 }
 
-fn owner() -> Owner {
+pub fn owner() -> Owner {
     Owner { miner: "5M".to_owned(), instance: "i".to_owned(), epoch: 1 }
 }
 
-const GONE: ExecutorEnd = Ok(ExecutorExit::Code(0));
+pub const GONE: ExecutorEnd = Ok(ExecutorExit::Code(0));
 
 #[test]
 fn a_whole_job_passes_and_leaves_nothing() {
@@ -727,7 +751,8 @@ fn other_settings_count_from_then_on_and_what_runs_goes_on() {
     let (executor, _) = f.running(session, &job);
     let validators = vec![alice.key.public()];
     let limits = MinerLimits { reconnect_grace: 5 * SECOND, ..f.limits };
-    f.handle(Input::Settings(Box::new(Settings { validators, blacklist: vec![alice.key.public()], limits })));
+    let settings = Settings { validators, blacklist: vec![alice.key.public()], limits, ..f.settings() };
+    f.handle(Input::Settings(Box::new(settings)));
     assert_eq!(
         f.texts(theirs),
         [format!(r#"{{"message_type":"GenericError","details":"Unknown validator: {}"}}"#, charlie.key.ss58())]
@@ -1209,8 +1234,11 @@ fn reservations_and_failed_starts_are_counted() {
         assert_eq!(f.counted, [Counted::Accepted(Duration::ZERO), Counted::StartFailed(reason)]);
         f.counted.clear();
     }
+    // Three in a row: the host is tried again after a while.
+    f.pass(10 * SECOND);
     let (first, second) = (uuid(), uuid());
     let (executor, token) = f.running(session, &first);
+    f.reports(executor, &Says(&first).volumes());
     f.reports(executor, &Says(&first).finished(""));
     f.says(session, &alice.ask(&second));
     f.pass(SECOND);
@@ -1464,13 +1492,20 @@ fn a_drain_declines_and_a_cancel_fails() {
 }
 
 /// Random events in random order: nothing is started twice, no slot is lost or given twice, nothing is sent to a
-/// connection that is not there, and in the end everything is as at the start.
+/// connection that is not there, and in the end everything is as at the start; whatever hosts there are meanwhile.
 #[test]
 fn chaos_keeps_the_books_balanced() {
     let seed = Rng::from_entropy().next_u64();
     println!("seed {seed}");
     let mut rng = Rng::new(seed);
-    let mut f = Fixture::new(3);
+    let other = |slots| HostConfig {
+        name: "other".parse().unwrap(),
+        address: "other".to_owned(),
+        executors: vec![(CLASS, slots)],
+        backend: Arc::new(Unused),
+    };
+    let mut f = Fixture::with(2, |config| config.hosts = vec![other(1)]);
+    let mut reloads = 0;
     let alice = f.alice.clone();
     let jobs: Vec<String> = (0..200).map(|_| uuid()).collect();
     let mut validators: Vec<SessionId> = Vec::new();
@@ -1485,7 +1520,7 @@ fn chaos_keeps_the_books_balanced() {
     for step in 0..2_000 {
         let mut pick = |of: usize| (rng.next_u64() % of.max(1) as u64) as usize;
         let job = jobs[pick(jobs.len())].clone();
-        match pick(14) {
+        match pick(15) {
             0 if validators.len() < 4 => validators.push(f.validator(&alice)),
             1 if !validators.is_empty() => {
                 let id = validators.swap_remove(pick(validators.len()));
@@ -1519,6 +1554,16 @@ fn chaos_keeps_the_books_balanced() {
                 ended += 1;
                 f.ended(&token, Ok(ExecutorExit::Code(1)));
             }
+            13 => {
+                f.config.executors = vec![(CLASS, pick(4) as u32)];
+                f.config.hosts = vec![other(pick(4) as u32)];
+                f.reload();
+                reloads += 1;
+                // A new host has to answer first.
+                for host in f.config.all_hosts() {
+                    f.checked(host.name, Ok("in boxes"));
+                }
+            }
             _ => {
                 let by = Duration::from_millis(pick(4000) as u64);
                 f.pass(by);
@@ -1532,8 +1577,11 @@ fn chaos_keeps_the_books_balanced() {
         let mut of_jobs: Vec<&str> = living.iter().map(|token| &token[..36]).collect();
         of_jobs.dedup();
         assert_eq!(of_jobs.len(), living.len(), "a job has two executors, step {step}, seed {seed}");
-        let slots = f.slots();
-        assert_eq!(slots.declared - slots.free, living.len(), "slots and executors differ, step {step}, seed {seed}");
+        let mut slots = SlotCounts::default();
+        f.router.status().executors.into_iter().for_each(|(_, of_class)| slots += of_class);
+        let taken = slots.declared + slots.draining - slots.free;
+        assert_eq!(taken, living.len(), "slots and executors differ, step {step}, seed {seed}");
+        assert_eq!(f.router.status().breach, None, "step {step}, seed {seed}");
         let there = |id: &SessionId| {
             validators.contains(id) || executors.iter().any(|(e, _)| e == id) || f.closed.contains_key(id)
         };
@@ -1542,6 +1590,7 @@ fn chaos_keeps_the_books_balanced() {
         f.closed.clear();
     }
     assert!(accepted > 30 && ended > 30, "{accepted} accepted, {ended} ended, seed {seed}");
+    assert!(reloads > 30, "{reloads} reloads, seed {seed}");
     // The end of one may be the start of another, of a job that waited.
     while let Some(token) = living.pop_first() {
         f.ended(&token, GONE);
@@ -1550,9 +1599,14 @@ fn chaos_keeps_the_books_balanced() {
     for id in validators.into_iter().chain(executors.into_iter().map(|(id, _)| id)) {
         f.handle(Input::Closed(id));
     }
+    f.config.executors = vec![(CLASS, 3)];
+    f.config.hosts.clear();
+    f.reload();
     f.pass(Duration::from_secs(3600));
     let status = f.router.status();
+    assert_eq!(status.hosts.len(), 1, "seed {seed}");
     assert_eq!(f.free(), 3, "seed {seed}");
     assert_eq!((status.jobs, status.ended, status.validators, status.connected_executors), (0, 0, 0, 0), "seed {seed}");
-    assert_eq!(f.router.next_wake(), None, "seed {seed}");
+    let wake = f.router.next_wake();
+    assert!(wake.is_none_or(|wake| wake > f.now + Duration::from_secs(500_000)), "only the next check, seed {seed}");
 }

@@ -263,6 +263,16 @@ pub trait ExecutorBackend: Send + Sync {
         let _ = (stop, deadline);
         Ok("as the back end runs them".to_owned())
     }
+
+    /// The images that jobs find there without a pull, by their names and tags, as `busybox:latest`. Blocks until that
+    /// is known, `deadline` passes or `stop` is cancelled.
+    ///
+    /// # Errors
+    /// Why it is not known. The default names none.
+    fn images(&self, stop: &Shutdown, deadline: Instant) -> Result<Vec<String>, String> {
+        let _ = (stop, deadline);
+        Ok(Vec::new())
+    }
 }
 
 /// [`ExecutorBackend::check`] for executors with our runner of this name.

@@ -17,7 +17,7 @@ mod process;
 mod program;
 mod settings;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -33,6 +33,7 @@ pub use process::ProcessBackend;
 pub use settings::ExecutorSettings;
 
 use super::executor_pool::Lease;
+use super::host::HostName;
 use crate::base::backoff::exponential;
 use crate::base::lock::lock;
 use crate::base::scope;
@@ -98,50 +99,47 @@ fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
+/// In place of the back end of a host that there is not. Nothing has a lease there, so nothing is started.
+struct NoBackend(HostName);
+
+impl ExecutorBackend for NoBackend {
+    fn run(&self, _: &ExecutorSpec, _: &Shutdown) -> ExecutorEnd {
+        Err(ExecutorError::Other(format!("there is no host {}", self.0)))
+    }
+}
+
 struct RunningExecutor {
     stop: Shutdown,
     thread: Thread<()>,
 }
 
-/// For which executors somebody answers, and where executors come from; clones are the same.
-#[derive(Clone)]
-pub struct Answered(Arc<Living>);
-
-struct Living {
-    backend: Mutex<Arc<dyn ExecutorBackend>>,
-    living: Mutex<BTreeSet<String>>,
-}
-
-impl fmt::Debug for Answered {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Answered").field(&self.living()).finish()
-    }
-}
+/// For which executors somebody answers; clones are the same.
+#[derive(Debug, Clone, Default)]
+pub struct Answered(Arc<Mutex<BTreeSet<String>>>);
 
 impl Answered {
-    /// Where executors come from at present.
-    pub fn backend(&self) -> Arc<dyn ExecutorBackend> {
-        lock(&self.0.backend).clone()
-    }
-
     /// The executors of which something may be there, and somebody removes it when they end.
     pub fn living(&self) -> BTreeSet<String> {
-        lock(&self.0.living).clone()
+        lock(&self.0).clone()
     }
 
     /// Somebody answers for this executor from now on.
     pub fn answer_for(&self, run: &str) {
-        lock(&self.0.living).insert(run.to_owned());
+        lock(&self.0).insert(run.to_owned());
     }
 
     fn forget(&self, run: &str) {
-        lock(&self.0.living).remove(run);
+        lock(&self.0).remove(run);
     }
 }
+
+/// Where the executors of each host come from.
+pub type Backends = BTreeMap<HostName, Arc<dyn ExecutorBackend>>;
 
 /// The executors of one miner, by token. Dropping it ends them all at once.
 pub struct ExecutorManager {
     answered: Answered,
+    backends: Backends,
     stop: Shutdown,
     running: HashMap<String, RunningExecutor>,
     number: u64,
@@ -155,10 +153,8 @@ impl fmt::Debug for ExecutorManager {
 
 impl ExecutorManager {
     /// A manager with nothing running; all that it starts ends with `stop`.
-    pub fn new(backend: Arc<dyn ExecutorBackend>, stop: Shutdown) -> Self {
-        let living = Mutex::default();
-        let answered = Answered(Arc::new(Living { backend: Mutex::new(backend), living }));
-        Self { answered, stop, running: HashMap::new(), number: 0 }
+    pub fn new(backends: Backends, stop: Shutdown) -> Self {
+        Self { answered: Answered::default(), backends, stop, running: HashMap::new(), number: 0 }
     }
 
     /// For which executors somebody answers.
@@ -166,13 +162,19 @@ impl ExecutorManager {
         self.answered.clone()
     }
 
-    /// From now on executors come from here; those that run are not touched.
-    pub fn set_backend(&mut self, backend: Arc<dyn ExecutorBackend>) {
-        *lock(&self.answered.0.backend) = backend;
+    /// From now on executors of these hosts come from here; those that run are not touched. Other hosts stay as they
+    /// are: what was reserved there may still be started.
+    pub fn set_backends(&mut self, backends: Backends) {
+        self.backends.extend(backends);
     }
 
-    /// Starts an executor on a thread of its own, which has the lease for as long as anything of the executor is left,
-    /// and tells `report` how it goes on; [`Report::Returned`] is the last. Does not block.
+    /// Nothing is started on this host any more.
+    pub fn release(&mut self, host: HostName) {
+        self.backends.remove(&host);
+    }
+
+    /// Starts an executor on the host of its slot, on a thread of its own, which has the lease for as long as anything
+    /// of the executor is left, and tells `report` how it goes on; [`Report::Returned`] is the last. Does not block.
     pub fn start(&mut self, spec: ExecutorSpec, lease: Lease, report: impl Fn(Report) + Send + 'static) {
         self.spawn(spec, lease, |backend, spec, stop| backend.run(spec, stop), report);
     }
@@ -191,13 +193,16 @@ impl ExecutorManager {
     ) {
         self.number = (self.number + 1) % 100_000;
         let stop = self.stop.child();
-        let (all, backend, token) = (self.stop.clone(), self.answered.backend(), spec.token.clone());
+        let (all, token) = (self.stop.clone(), spec.token.clone());
+        let host = lease.slot().host();
+        let backend = self.backends.get(&host).cloned().unwrap_or_else(|| Arc::new(NoBackend(host)));
         let (kicked, running) = (stop.clone(), stop.clone());
         let kick = Kick::new("stop signal of the executor", move || kicked.cancel());
         self.answered.answer_for(&spec.run);
         let answered = self.answered.clone();
         let thread = spawn(format!("min-ex-{}", self.number), kick, move || {
             let _job = scope::job(spec.job_uuid.as_str());
+            log::debug!("job {}: its executor is on host {host}", spec.job_uuid);
             // A panic of the back end must not leave its job waiting: it is an end like any other.
             let end = caught(|| run(backend.as_ref(), &spec, &running))
                 .unwrap_or_else(|text| Err(ExecutorError::Other(text)));

@@ -101,17 +101,17 @@ impl Router {
             let details = format!("This executor is for job {}, not {uuid}", key.uuid);
             return Err(GenericError { details: Some(details) });
         }
-        let Some(job) = self.jobs.get_mut(&key).filter(|job| !job.is_over()) else {
+        if self.jobs.get(&key).is_none_or(MinerJob::is_over) {
             log::debug!("job {}: is over, its executor still speaks", key.uuid);
             return Ok(());
-        };
+        }
         use ExecutorToMiner as M;
         if let M::V0HordeFailedRequest(failed) = &message
             && failed.context.as_ref().and_then(|context| context.get(FAULT)).is_some_and(|f| f == FAULT_OF_OPERATOR)
         {
-            log::error!("job {}: this machine could not do its part: {}", key.uuid, failed.message);
-            self.machine_trouble = Some(failed.message.clone());
+            self.machine_failed(&key, &failed.message, now);
         }
+        let Some(job) = self.jobs.get_mut(&key) else { return Ok(()) };
         match message {
             M::GenericError(error) => {
                 log::warn!("job {}: its executor reports: {}", key.uuid, error.details.unwrap_or_default());
@@ -125,7 +125,7 @@ impl Router {
                 self.begin_running(&key, now);
             }
             M::V0VolumesReadyRequest(_) => {
-                self.machine_trouble = None;
+                self.host_worked(&key);
                 self.stage_over(&key, Stage::Download, News::VolumesReady, frame.relay);
             }
             M::V0StreamingJobReadyRequest(mut ready) => {
@@ -209,7 +209,11 @@ impl Router {
         job.unclean = Some(executor.slot);
         self.pool.ending(executor.slot, now.mono + self.limits.end_time);
         let over = job.is_over();
-        if !over && !job.was_ready() {
+        let (host, starts) = (job.placed.host, !over && !job.was_ready());
+        // One of an earlier process has ended while nobody looked, which shows nothing.
+        let failed = starts && executor.has_never_connected() && job.placed.epoch == self.owner.epoch;
+        let failed = failed.then(|| how.clone());
+        if starts {
             self.out.push(Action::Count(Counted::StartFailed(reason)));
         }
         if !over && executor.session.is_some() {
@@ -218,6 +222,9 @@ impl Router {
         } else if !over {
             let reason = job.loss();
             self.fail(&key, reason, how, now);
+        }
+        if let Some(how) = failed {
+            self.host_failed(host, &how, now);
         }
     }
 }
@@ -256,7 +263,7 @@ impl Router {
     }
 
     fn quarantine(&mut self, slot: SlotId, why: Quarantine) {
-        log::error!("a slot of class {} is in quarantine: {}", slot.class(), why.reason);
+        log::error!("a slot of class {} on host {} is in quarantine: {}", slot.class(), slot.host(), why.reason);
         self.out.push(Action::Count(Counted::Quarantined(why.what)));
         self.pool.quarantine(slot, why);
     }

@@ -2,7 +2,7 @@
 //! connection.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -10,9 +10,11 @@ use crate::base::ids::SessionId;
 use crate::base::shutdown::Level;
 use crate::identity::PublicKey;
 use crate::link::rate::Rate;
-use crate::miner::config::MinerLimits;
+use crate::miner::config::{HostConfig, MinerLimits};
 use crate::miner::executor_manager::{ExecutorEnd, ExecutorSpec, Leftover};
 use crate::miner::executor_pool::Lease;
+use crate::miner::host::HostName;
+use crate::miner::placement::Strategy;
 use crate::protocol::signing::verify_validator_signature;
 use crate::protocol::{DecodeError, ExecutorClass, ExecutorToMiner, Receipt, ReceiptPayload, ValidatorToMiner};
 use crate::store::miner::{JobChange, JobRow};
@@ -163,8 +165,26 @@ pub enum Input {
         /// How.
         end: ExecutorEnd,
     },
-    /// How jobs run here, or why none can.
-    Engine(Result<String, String>),
+    /// A check of a host has ended.
+    Checked {
+        /// The host.
+        host: HostName,
+        /// How jobs run there, or why none can.
+        found: Result<String, String>,
+        /// The images that are there, if anybody wants to know.
+        images: Vec<String>,
+        /// When the next check has ended at the latest.
+        due: Instant,
+    },
+    /// A look at what executors have left on a host has ended.
+    Reaped {
+        /// The host.
+        host: HostName,
+        /// Why it is not known what they have left.
+        trouble: Option<String>,
+        /// When the next look has ended at the latest.
+        due: Instant,
+    },
     /// Something of an executor that has ended could not be removed; it is tried again.
     ExecutorLeft {
         /// Its token.
@@ -230,6 +250,24 @@ pub enum TraceEvent {
     ExecutorEnded,
 }
 
+/// A host by the settings.
+#[derive(Debug, Clone)]
+pub struct HostPlan {
+    /// Its name.
+    pub name: HostName,
+    /// What it is, for people.
+    pub address: String,
+    /// How many executors of which class.
+    pub executors: Vec<(ExecutorClass, u32)>,
+}
+
+impl From<HostConfig> for HostPlan {
+    fn from(host: HostConfig) -> Self {
+        let HostConfig { name, address, executors, backend: _ } = host;
+        Self { name, address, executors }
+    }
+}
+
 /// What may change while a miner runs.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -239,6 +277,10 @@ pub struct Settings {
     pub blacklist: Vec<PublicKey>,
     /// The times, for what begins from now on.
     pub limits: MinerLimits,
+    /// The hosts. What runs on one that is not among them goes on.
+    pub hosts: Vec<HostPlan>,
+    /// On which of them a job runs.
+    pub placement: Strategy,
 }
 
 /// Something to do.
@@ -273,6 +315,8 @@ pub enum Action {
     End(String),
     /// The slot of an executor has come back: let go of the thread that had it.
     Reap(String),
+    /// A host that is not in the settings any more has nothing left of this miner.
+    Release(HostName),
     /// Remember what happened to a job.
     Note(JobKey, Option<ExecutorClass>, TraceEvent, String),
     /// Count it.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::ids::SessionId;
 use crate::miner::executor_pool::{Lease, SlotId};
+use crate::miner::host::HostName;
 use crate::protocol::stages::{Stage, StageClock, Timing};
 use crate::protocol::{HordeFailureReason, MinerToExecutor, Receipt, V0InitialJobRequest};
 use crate::transport::Utf8Bytes;
@@ -106,6 +107,11 @@ impl Executor {
             address: None,
         }
     }
+
+    /// Whether it has had no connection yet.
+    pub(super) fn has_never_connected(&self) -> bool {
+        self.session.is_none() && self.gone_since.is_none()
+    }
 }
 
 /// What is worth another write when it has changed.
@@ -126,6 +132,8 @@ pub(super) struct Placed {
     pub token: String,
     /// Marks what is made for its executor.
     pub run: String,
+    /// Where the executor runs.
+    pub host: HostName,
     /// Of the miner's process that has started the executor.
     pub epoch: u64,
     /// When the validator asked for it.

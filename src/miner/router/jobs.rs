@@ -1,7 +1,9 @@
 //! A job from its request to its end.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use super::hosts::NoHost;
 use super::io::{Action, CLOSE_NORMAL, Counted, TraceEvent};
 use super::job::{Executor, JobKey, MinerJob, News, Phase, Placed};
 use super::state::{Router, Waiting};
@@ -63,12 +65,9 @@ impl Router {
         if self.level >= Level::Drain {
             return self.decline_busy(session, &key, class, STOPPING);
         }
-        if let Err(why) = &self.engine {
-            log::info!("job {}: declined: no job can run: {why}", key.uuid);
-            return self.decline_busy(session, &key, class, NO_ENGINE);
-        }
         let ahead = self.waiting.iter().filter(|w| w.initial.executor_class == class).count();
-        if self.pool.counts(class).free == 0 && ahead < self.pool.counts(class).ending {
+        let slots = self.usable(class, now.mono);
+        if slots.free == 0 && ahead < slots.ending.saturating_sub(slots.draining) {
             let until = now.mono + self.limits.reservation_wait;
             self.waiting.push_back(Waiting { key, session, initial, text, until, asked: now.mono });
             return;
@@ -141,19 +140,28 @@ impl Router {
         let Waiting { key, session, initial, text, asked, .. } = waiting;
         let class = initial.executor_class;
         let ready_by = now.mono + class.spin_up_time() + self.limits.startup_time_limit;
-        let lease = match self.pool.reserve(class, ready_by) {
+        let placed = self.place(class, initial.docker_image.as_deref(), now.mono);
+        let lease = placed.and_then(|host| self.pool.reserve(host, class, ready_by).map_err(NoHost::Busy));
+        let lease = match lease {
             Ok(lease) => lease,
-            Err(busy) => {
+            Err(NoHost::Down(why)) => {
+                log::info!("job {}: declined: no job can run: {why}", key.uuid);
+                return self.decline_busy(session, &key, class, NO_ENGINE);
+            }
+            Err(NoHost::Busy(busy)) => {
                 log::info!("job {}: declined: {busy}", key.uuid);
                 self.note(&key, TraceEvent::Declined, busy.to_string());
                 return self.decline_busy(session, &key, class, "");
             }
         };
+        let host = lease.slot().host();
+        self.host_begins(host, now);
         let payload = initial.job_started_receipt_payload.clone().into();
         let validator_signature = initial.job_started_receipt_signature.clone();
         let placed = Placed {
             token: format!("{}-{}", key.uuid, uuid::Uuid::new_v4()),
             run: uuid::Uuid::new_v4().simple().to_string(),
+            host,
             epoch: self.owner.epoch,
             asked,
             ready_by,
@@ -319,12 +327,17 @@ impl Router {
         }
     }
 
-    /// A slot of the class is free: those that wait for one are served in their order.
-    pub(super) fn serve_waiting(&mut self, class: ExecutorClass, now: Now) {
-        while self.pool.counts(class).free > 0 {
-            let next = self.waiting.iter().position(|w| w.initial.executor_class == class);
-            let Some(waiting) = next.and_then(|at| self.waiting.remove(at)) else { return };
-            self.reserve(waiting, now);
+    /// Those that wait for a slot are served in their order, as far as there are slots by now.
+    pub(super) fn serve_waiting(&mut self, now: Now) {
+        let mut at = 0;
+        let mut taken = BTreeSet::new();
+        while let Some(class) = self.waiting.get(at).map(|waiting| waiting.initial.executor_class) {
+            if taken.contains(&class) || self.usable(class, now.mono).free == 0 {
+                taken.insert(class);
+                at += 1;
+            } else if let Some(waiting) = self.waiting.remove(at) {
+                self.reserve(waiting, now);
+            }
         }
     }
 
@@ -363,6 +376,9 @@ impl Router {
                     _ => "the executor did not connect in time",
                 };
                 self.out.push(Action::Count(Counted::StartFailed("late")));
+                if job.executor.as_ref().is_some_and(Executor::has_never_connected) {
+                    self.host_failed(job.placed.host, why, now);
+                }
                 self.fail(&key, HordeFailureReason::ExecutorSpinupFailed, why.to_owned(), now);
             } else if let Some((reason, why)) = job.failure(leeway, now.mono) {
                 self.fail(&key, reason, why, now);

@@ -4,6 +4,7 @@
 //! * `state`: what is known of connections and jobs.
 //! * `job`: one job, what is kept of it for its validator, and its deadlines.
 //! * `validators`: who is connected, authentication, what validators say.
+//! * `host`: what executors run on; `hosts`: what happens to them, and which of them takes a job.
 //! * `executors`: whose executor is connected, what executors say, how they end.
 //! * `jobs`: a job from its request to its end.
 //! * `saved`: a job as it is on disk; `restart`: which of them are to be written, and taking them back.
@@ -11,6 +12,8 @@
 //! The order of the actions is the order in which they must be done.
 
 mod executors;
+mod host;
+mod hosts;
 mod io;
 mod job;
 mod jobs;
@@ -19,9 +22,10 @@ mod saved;
 mod state;
 mod validators;
 
+pub use host::{HostState, HostStatus};
 pub use io::{
-    Action, CLOSE_NORMAL, CLOSE_OVER_RATE, CLOSE_POLICY, Counted, ExecutorFrame, Input, OverRate, Peer, Settings,
-    TraceEvent, ValidatorFrame,
+    Action, CLOSE_NORMAL, CLOSE_OVER_RATE, CLOSE_POLICY, Counted, ExecutorFrame, HostPlan, Input, OverRate, Peer,
+    Settings, TraceEvent, ValidatorFrame,
 };
 pub use job::JobKey;
 pub use state::{MinerStatus, QuarantinedSlot, Router};
@@ -44,11 +48,8 @@ impl Router {
             Input::Closed(id) => self.closed(id, now),
             Input::Stored { job, number, result } => self.stored(job, number, result, now),
             Input::ExecutorEnded { token, end } => self.executor_ended(token, end, now),
-            Input::Engine(engine) => {
-                // What the last job met may have been the same.
-                self.machine_trouble = self.machine_trouble.take().filter(|_| engine.is_err());
-                self.engine = engine;
-            }
+            Input::Checked { host, found, images, due } => self.checked(host, found, images, due),
+            Input::Reaped { host, trouble, due } => self.reaped(host, trouble, due),
             Input::ExecutorLeft { token, left } => self.executor_left(&token, left),
             Input::SlotReturned { token, clean } => self.slot_returned(token, clean, now),
             Input::Stop(level) => self.stop(level, now),
@@ -62,12 +63,14 @@ impl Router {
     }
 
     fn tick(&mut self, now: Now) {
+        self.expire_checks(now);
         self.quarantine_overdue(now);
         self.expire_validators(now);
         self.expire_jobs(now);
-        for class in self.pool.take_back() {
-            self.serve_waiting(class, now);
+        if !self.pool.take_back().is_empty() {
+            self.release_drained();
         }
+        self.serve_waiting(now);
         self.expire_waiting(now);
         if self.breach.is_none()
             && let Some(breach) = self.pool.breach()

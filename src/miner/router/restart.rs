@@ -9,6 +9,10 @@ use crate::miner::executor_manager::{ExecutorSpec, Owner};
 use crate::protocol::{ExecutorClass, HordeFailureReason, MinerToValidator, V0AcceptJobRequest};
 use crate::store::miner::{JobChange, JobRow};
 
+/// What is reported to a validator of a job on a host that is not there after a restart; which is the operator's
+/// business.
+const LOST_HOST: &str = "the miner was started again without the host of the executor";
+
 impl Router {
     /// What has changed of jobs since the last call. It is to be written before anything else is done.
     pub(super) fn changes(&mut self, now: Now) -> Vec<Action> {
@@ -60,12 +64,24 @@ impl Router {
             self.jobs.insert(key, job);
             return;
         }
-        let lease = match self.pool.reserve(class, job.placed.ready_by) {
+        let host = job.placed.host;
+        let lease = match self.pool.reserve(host, class, job.placed.ready_by) {
             Ok(lease) => lease,
+            Err(_) if !self.hosts.contains_key(&host) => {
+                log::error!(
+                    "job {}: its executor is lost, because host {host} is not in the settings any more; what there is \
+                     of it there has the label phalanx.executor={}",
+                    key.uuid,
+                    job.placed.run
+                );
+                let loss = job.loss();
+                self.jobs.insert(key.clone(), job);
+                return self.fail_once(&key, loss, LOST_HOST.to_owned(), now);
+            }
             Err(busy) => {
                 self.jobs.insert(key.clone(), job);
                 let why = format!("the miner was started again with fewer executors: {busy}");
-                return self.fail_once(&key, why, now);
+                return self.fail_once(&key, HordeFailureReason::GenericError, why, now);
             }
         };
         let slot = lease.slot();
@@ -94,9 +110,9 @@ impl Router {
         self.out.push(Action::Adopt(spec, lease));
     }
 
-    fn fail_once(&mut self, key: &JobKey, why: String, now: Now) {
+    fn fail_once(&mut self, key: &JobKey, reason: HordeFailureReason, why: String, now: Now) {
         if self.jobs.get(key).is_some_and(|job| !job.is_over()) {
-            self.fail(key, HordeFailureReason::GenericError, why, now);
+            self.fail(key, reason, why, now);
         }
     }
 

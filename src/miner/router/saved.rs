@@ -12,6 +12,7 @@ use super::job::{JobKey, MinerJob, News, Phase, Placed};
 use crate::base::limits::LONGEST_TIME;
 use crate::base::now::Now;
 use crate::miner::config::MinerLimits;
+use crate::miner::host::HostName;
 use crate::protocol::MinerToExecutor;
 use crate::protocol::stages::{Stage, StageClock};
 use crate::store::miner::JobRow;
@@ -23,6 +24,9 @@ use crate::transport::Utf8Bytes;
 struct State {
     token: String,
     run: String,
+    /// Rows of earlier releases have none.
+    #[serde(default = "local")]
+    host: String,
     /// Of the process that has started the executor.
     epoch: u64,
     phase: SavedPhase,
@@ -59,6 +63,10 @@ pub(super) struct Restored {
     pub(super) address: Option<String>,
 }
 
+fn local() -> String {
+    HostName::LOCAL.to_string()
+}
+
 fn to_wall(at: Instant, now: Now) -> u64 {
     let left = at.saturating_duration_since(now.mono);
     let past = now.mono.saturating_duration_since(at);
@@ -91,6 +99,7 @@ impl MinerJob {
         let state = State {
             token: self.placed.token.clone(),
             run: self.placed.run.clone(),
+            host: self.placed.host.to_string(),
             epoch: self.placed.epoch,
             phase,
             executor: self.executor.is_some() || self.unclean.is_some(),
@@ -132,6 +141,7 @@ pub(super) fn read(row: JobRow, limits: &MinerLimits, now: Now) -> Result<Restor
     let placed = Placed {
         token: state.token,
         run: state.run,
+        host: state.host.parse().map_err(|e| format!("its host: {e}"))?,
         epoch: state.epoch,
         asked: now.mono,
         ready_by: from_wall(state.ready_by_ms, now),

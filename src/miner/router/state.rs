@@ -4,16 +4,20 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
 use crate::base::ids::SessionId;
+use crate::base::rng::Rng;
 use crate::base::shutdown::Level;
 use crate::identity::{KeyPair, PublicKey};
 use crate::miner::config::{MinerConfig, MinerLimits};
 use crate::miner::executor_manager::Owner;
 use crate::miner::executor_pool::{ExecutorPool, Quarantine, SlotCounts, SlotId};
+use crate::miner::host::HostName;
+use crate::miner::placement::Placement;
 use crate::ops::throttle::Throttle;
 use crate::protocol::{ExecutorClass, GenericError, MinerToValidator, V0InitialJobRequest};
 use crate::transport::Utf8Bytes;
 
-use super::io::{Action, Settings, TraceEvent, ValidatorFrame};
+use super::host::{Host, HostState, HostStatus, slots};
+use super::io::{Action, HostPlan, Settings, TraceEvent, ValidatorFrame};
 use super::job::{JobKey, MinerJob};
 
 /// One connection of a validator.
@@ -85,6 +89,8 @@ pub struct Router {
     pub(super) executor_address: String,
     pub(super) streaming_address: Option<String>,
     pub(super) pool: ExecutorPool,
+    pub(super) hosts: BTreeMap<HostName, Host>,
+    pub(super) placement: Placement,
     pub(super) validators: BTreeMap<SessionId, Validator>,
     /// The connections of executors.
     pub(super) executors: HashMap<SessionId, Connected>,
@@ -92,10 +98,6 @@ pub struct Router {
     /// The job of each executor that has not ended.
     pub(super) tokens: HashMap<String, JobKey>,
     pub(super) waiting: VecDeque<Waiting>,
-    /// How jobs run here, or why none can.
-    pub(super) engine: Result<String, String>,
-    /// Why the last job could not be run, if that was this machine's fault and no job has come further since.
-    pub(super) machine_trouble: Option<String>,
     pub(super) level: Level,
     /// How the numbers of slots did not add up, the first time.
     pub(super) breach: Option<String>,
@@ -111,8 +113,10 @@ pub struct Router {
 /// Numbers for people and for tests.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct MinerStatus {
-    /// How the slots of each class are used.
+    /// How the slots of each class are used, on all hosts.
     pub executors: Vec<(ExecutorClass, SlotCounts)>,
+    /// The hosts.
+    pub hosts: Vec<HostStatus>,
     /// Jobs that have not ended.
     pub jobs: usize,
     /// Jobs that have ended, with an outcome that the validator has not confirmed or an executor that is not gone.
@@ -121,11 +125,12 @@ pub struct MinerStatus {
     pub validators: usize,
     /// Connected executors.
     pub connected_executors: usize,
-    /// How jobs run here; empty while none can.
+    /// How jobs run on the hosts that are up; empty while none can.
     pub jobs_run: String,
-    /// Why no job can run at present.
+    /// Why no job can run at present: no host is up.
     pub engine_trouble: Option<String>,
-    /// What was wrong with this machine at the last job, if no job has come further since: a full disk, for example.
+    /// What was wrong at the last job of each host that is up, if no job there has come further since: a full disk, for
+    /// example.
     pub machine_trouble: Option<String>,
     /// Names the miner's state folder, as in the labels of its containers.
     pub instance: String,
@@ -148,13 +153,21 @@ impl MinerStatus {
             .iter()
             .fold((0, 0), |(all, out), (_, counts)| (all + counts.declared, out + counts.quarantined));
         let why = self.quarantined.first().map_or("", |slot| slot.reason.as_str());
-        (declared > 0 && quarantined == declared).then(|| format!("all {declared} are in quarantine: {why}"))
+        (declared > 0 && quarantined >= declared).then(|| format!("all {declared} are in quarantine: {why}"))
+    }
+
+    /// Why it is not known what executors have left, if that is so on every host.
+    pub fn reaper_trouble(&self) -> Option<String> {
+        let all = !self.hosts.is_empty() && self.hosts.iter().all(|host| host.reaper_trouble.is_some());
+        all.then(|| of_hosts(&self.hosts, |host| host.reaper_trouble.as_deref()))
     }
 }
 
 /// A slot in quarantine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuarantinedSlot {
+    /// Its host.
+    pub host: HostName,
     /// Its class.
     pub class: ExecutorClass,
     /// In a word, what does not go away: `container`, `network`, `folder`, `processes` or `executor`.
@@ -166,6 +179,7 @@ pub struct QuarantinedSlot {
 impl Router {
     /// The state at the start; executors dial `executor_address` and are `owner`'s.
     pub fn new(config: &MinerConfig, executor_address: String, owner: Owner) -> Self {
+        let plans: Vec<HostPlan> = config.all_hosts().into_iter().map(HostPlan::from).collect();
         Self {
             hotkey: config.key.ss58(),
             key: config.key.clone(),
@@ -175,14 +189,14 @@ impl Router {
             limits: config.limits,
             executor_address,
             streaming_address: config.streaming_address.clone(),
-            pool: ExecutorPool::new(config.executors.iter().copied()),
+            pool: ExecutorPool::new(slots(&plans)),
+            hosts: Self::first_hosts(plans),
+            placement: Placement::new(config.placement, Rng::from_entropy()),
             validators: BTreeMap::new(),
             executors: HashMap::new(),
             jobs: BTreeMap::new(),
             tokens: HashMap::new(),
             waiting: VecDeque::new(),
-            engine: Ok(String::new()),
-            machine_trouble: None,
             level: Level::Run,
             breach: None,
             forgotten: Vec::new(),
@@ -194,7 +208,9 @@ impl Router {
 
     /// Other settings count from now on. Whoever is no longer a validator is turned away; what runs for it goes on.
     pub(super) fn set(&mut self, settings: Settings) {
-        let Settings { validators, blacklist, limits } = settings;
+        let Settings { validators, blacklist, limits, hosts, placement } = settings;
+        self.placement.set(placement);
+        self.set_hosts(hosts);
         self.allowed = addresses(&validators);
         self.blacklist = addresses(&blacklist);
         self.limits = limits;
@@ -209,7 +225,8 @@ impl Router {
     pub fn next_wake(&self) -> Option<Instant> {
         let jobs = self.jobs.values().filter_map(|job| job.next_wake(self.limits.leeway));
         let auth = self.validators.values().filter_map(|v| v.auth_by());
-        jobs.chain(auth).chain(self.waiting.iter().map(|w| w.until)).chain(self.pool.next_deadline()).min()
+        let waiting = self.waiting.iter().map(|w| w.until);
+        jobs.chain(auth).chain(waiting).chain(self.pool.next_deadline()).chain(self.next_check_due()).min()
     }
 
     /// Whether every job has ended.
@@ -220,19 +237,26 @@ impl Router {
     /// Numbers for people.
     pub fn status(&self) -> MinerStatus {
         let over = self.jobs.values().filter(|job| job.is_over()).count();
+        let mut executors = BTreeMap::<ExecutorClass, SlotCounts>::new();
+        self.pool
+            .all_counts()
+            .into_iter()
+            .for_each(|((_, class), slots)| *executors.entry(class).or_default() += slots);
+        let hosts = self.host_statuses();
         MinerStatus {
-            executors: self.pool.manifest().map(|(class, _)| (class, self.pool.counts(class))).collect(),
+            executors: executors.into_iter().collect(),
             jobs: self.jobs.len() - over + self.waiting.len(),
             ended: over,
             validators: self.validators.values().filter(|v| v.is_authenticated()).count(),
             connected_executors: self.executors.values().filter(|connected| !connected.replaced).count(),
-            jobs_run: self.engine.clone().unwrap_or_default(),
-            engine_trouble: self.engine.clone().err(),
+            jobs_run: of_hosts(&hosts, |host| (host.state == HostState::Up).then_some(host.jobs_run.as_str())),
+            engine_trouble: engine_trouble(&hosts),
+            machine_trouble: machine_trouble(&hosts),
             instance: self.owner.instance.clone(),
             epoch: self.owner.epoch,
             quarantined: self.pool.quarantined().map(quarantined_slot).collect(),
             breach: self.breach.clone(),
-            machine_trouble: self.machine_trouble.clone(),
+            hosts,
         }
     }
 
@@ -253,6 +277,26 @@ impl Router {
     }
 }
 
+/// What is to be said of some hosts: by their names, unless there is one host only.
+fn of_hosts<'a>(hosts: &'a [HostStatus], say: impl Fn(&'a HostStatus) -> Option<&'a str>) -> String {
+    let said = hosts.iter().filter_map(|host| Some((host.name, say(host)?)));
+    let said = said.map(|(name, text)| if hosts.len() == 1 { text.to_owned() } else { format!("{name}: {text}") });
+    said.collect::<Vec<_>>().join("; ")
+}
+
+/// Why no job can run, if that is so.
+fn engine_trouble(hosts: &[HostStatus]) -> Option<String> {
+    let none_is_up = hosts.iter().all(|host| host.state != HostState::Up);
+    none_is_up.then(|| of_hosts(hosts, |host| Some(host.why.as_deref().unwrap_or(host.state.as_str()))))
+}
+
+/// What each host that is up was not able to do, if that is so.
+fn machine_trouble(hosts: &[HostStatus]) -> Option<String> {
+    let mut up = hosts.iter().filter(|host| host.state == HostState::Up).peekable();
+    let all = up.peek().is_some() && up.all(|host| host.trouble.is_some());
+    all.then(|| of_hosts(hosts, |host| host.trouble.as_deref()))
+}
+
 fn quarantined_slot((slot, why): (SlotId, &Quarantine)) -> QuarantinedSlot {
-    QuarantinedSlot { class: slot.class(), what: why.what, reason: why.reason.clone() }
+    QuarantinedSlot { host: slot.host(), class: slot.class(), what: why.what, reason: why.reason.clone() }
 }

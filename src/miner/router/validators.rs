@@ -106,9 +106,9 @@ impl Router {
     fn authenticated(&mut self, id: SessionId, hotkey: String, now: Now) {
         let Some(validator) = self.validators.get_mut(&id) else { return };
         let before = std::mem::replace(&mut validator.state, ValidatorState::Authenticated);
-        let counts = self.pool.manifest().map(|(class, count)| (class, (count as i64).into()));
         // Nothing is offered that cannot be run.
-        let manifest: Manifest = counts.filter(|_| self.engine.is_ok()).collect();
+        let counts = self.offered(now.mono).into_iter().map(|(class, count)| (class, (count as i64).into()));
+        let manifest: Manifest = counts.collect();
         self.send(id, V0ExecutorManifestRequest { manifest });
         if let ValidatorState::Unknown { queue, .. } = before {
             self.offer_news(id, &hotkey);
