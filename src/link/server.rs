@@ -146,18 +146,25 @@ impl Server {
         let (now, deadline) = (Instant::now(), step.deadline());
         let mut handles = Vec::new();
         self.acceptor.each(|handle| handles.push(handle.clone()));
-        let spread = (CLOSE_EACH * u32::try_from(handles.len()).unwrap_or(u32::MAX)).min(CLOSE_SPREAD);
         let mut rng = Rng::from_entropy();
+        let delays = close_delays(handles.len(), &mut rng);
         let alarms: Vec<_> = handles
             .into_iter()
-            .map(|handle| {
-                let (when, reason) = (now + spread.mul_f64(rng.unit()), reason.to_owned());
-                self.timer.at(when.min(deadline), move || handle.close(GOING_AWAY, &reason, deadline))
+            .zip(delays)
+            .map(|(handle, delay)| {
+                let reason = reason.to_owned();
+                self.timer.at((now + delay).min(deadline), move || handle.close(GOING_AWAY, &reason, deadline))
             })
             .collect();
         self.acceptor.join(step);
         drop(alarms);
     }
+}
+
+/// After which time each of so many connections is closed.
+fn close_delays(connections: usize, rng: &mut Rng) -> impl Iterator<Item = Duration> {
+    let spread = CLOSE_EACH.saturating_mul(u32::try_from(connections).unwrap_or(u32::MAX)).min(CLOSE_SPREAD);
+    (0..connections).map(move |_| spread.mul_f64(rng.unit()))
 }
 
 struct Accepting {
@@ -262,5 +269,23 @@ impl Serve {
             }
         });
         sink(ServerEvent::Closed { id, end });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_connections_are_closed_at_once_and_many_over_a_second() {
+        let seed = Rng::from_entropy().next_u64();
+        println!("seed {seed}");
+        let closed = |connections| close_delays(connections, &mut Rng::new(seed)).collect::<Vec<_>>();
+        assert!(closed(10).iter().all(|delay| *delay < Duration::from_millis(20)));
+        let mut many = closed(10_000);
+        assert!(many.iter().all(|delay| *delay < CLOSE_SPREAD));
+        many.sort_unstable();
+        let gaps = many.windows(2).map(|pair| pair[1] - pair[0]);
+        assert!(gaps.max().unwrap() < CLOSE_SPREAD / 50, "no crowd and no pause");
     }
 }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
-use crate::miner_restart::job;
-use crate::process::{ALICE, Network, result, status_of_a_job};
+use crate::miner_restart::with_a_running_job;
+use crate::process::{ALICE, result, status_of_a_job};
 use crate::testkit::process::{Running, in_scratch};
 use crate::testkit::transport::{raw_client, read_head};
 use crate::testkit::wait::until;
@@ -31,10 +31,7 @@ fn the_soft_limit_of_descriptors_is_raised_to_the_hard_one() {
 
 #[test]
 fn without_descriptors_a_miner_serves_who_is_there_says_so_once_in_ten_seconds_and_accepts_again() {
-    let network = Network::start(false);
-    let folder = network.folder.path().to_owned();
-    let submit = Running::start(&mut network.submit(&job(&folder)));
-    until("the job runs", || folder.join("begun").exists());
+    let (network, folder, submit, _) = with_a_running_job(&["--runner", "process"]);
 
     // From now on there are no more than it has, and some for a connection or two.
     let open = fs::read_dir(format!("/proc/{}/fd", network.miner.id())).unwrap().count() as u64;

@@ -1,6 +1,6 @@
 //! A miner that is killed and started again on its state folder: what runs goes on, what is gone is cleaned up.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 use rustix::process::{Pid, Signal, kill_process};
@@ -11,7 +11,7 @@ use crate::testkit::process::{Running, run};
 use crate::testkit::wait::{LONG, until};
 
 /// A job that says when it runs, and goes on when it may.
-pub fn job(folder: &Path) -> String {
+fn job(folder: &Path) -> String {
     let script = "touch begun; while [ ! -e go ]; do sleep 0.05; done; echo went on".to_owned();
     let script = script.replace("begun", &at(folder, "begun")).replace("-e go", &format!("-e {}", at(folder, "go")));
     let job = json!({
@@ -63,14 +63,20 @@ impl Network {
     }
 }
 
-#[test]
-fn a_running_job_goes_on_when_its_miner_was_killed() {
-    let mut network = Network::start(false);
+/// A network whose job runs: with its folder, who waits for it, and its executor.
+pub fn with_a_running_job(miner_arguments: &[&str]) -> (Network, PathBuf, Running, Vec<i32>) {
+    let network = Network::start_with(false, miner_arguments);
     let folder = network.folder.path().to_owned();
     let submit = Running::start(&mut network.submit(&job(&folder)));
     until("the job runs", || folder.join("begun").exists());
     let executors = processes_in(network.scratch.path(), "phalanx executor");
     assert_eq!(executors.len(), 1);
+    (network, folder, submit, executors)
+}
+
+#[test]
+fn a_running_job_goes_on_when_its_miner_was_killed() {
+    let (mut network, folder, submit, executors) = with_a_running_job(&["--runner", "process"]);
     network.miner_again(&[], &["--runner", "process"]);
     assert_eq!(processes_in(network.scratch.path(), "phalanx executor"), executors, "it lives, and there is no other");
     std::fs::write(folder.join("go"), "").unwrap();
@@ -84,13 +90,8 @@ fn a_running_job_goes_on_when_its_miner_was_killed() {
 
 #[test]
 fn what_a_killed_tree_has_left_is_removed_by_the_next_start_and_its_job_fails() {
-    let mut network = Network::start(false);
-    let folder = network.folder.path().to_owned();
-    let submit = Running::start(&mut network.submit(&job(&folder)));
-    until("the job runs", || folder.join("begun").exists());
+    let (mut network, folder, submit, executors) = with_a_running_job(&["--runner", "process"]);
     // The job itself is in a group of its own, and lives on.
-    let executors = processes_in(network.scratch.path(), "phalanx executor");
-    assert_eq!(executors.len(), 1);
     let jobs = || processes_with(&at(&folder, "go"));
     assert!(!jobs().is_empty());
     network.miner_again(&executors, &["--runner", "process"]);
@@ -107,10 +108,7 @@ fn what_a_killed_tree_has_left_is_removed_by_the_next_start_and_its_job_fails() 
 #[test]
 fn an_executor_whose_miner_does_not_come_back_ends_and_leaves_nothing() {
     let arguments = ["--runner", "process", "--miner-gone-after", "1s"];
-    let mut network = Network::start_with(false, &arguments);
-    let folder = network.folder.path().to_owned();
-    let submit = Running::start(&mut network.submit(&job(&folder)));
-    until("the job runs", || folder.join("begun").exists());
+    let (mut network, folder, submit, _) = with_a_running_job(&arguments);
     network.miner.signal(Signal::KILL);
     until("the executor is gone", || processes_in(network.scratch.path(), "phalanx executor").is_empty());
     assert!(processes_with(&at(&folder, "go")).is_empty(), "its job is gone before it");

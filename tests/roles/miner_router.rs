@@ -388,6 +388,9 @@ fn authentication_is_bounded_in_time_and_in_what_may_wait_for_it() {
         f.says(id, &alice.auth(UNIX + skew));
         let got = f.got(id);
         assert_eq!(got == ["ExecutorManifest"], fine, "{skew}: {got:?}");
+        let off = if skew < 0 { "too old (11 s behind" } else { "from the future (11 s ahead of" };
+        let says = format!("due to: msg {off} this miner's clock, at most 10 s)");
+        assert_eq!(got[0].ends_with(&says), !fine, "{got:?}");
         assert_eq!(f.closed.contains_key(&id), !fine);
     }
     // A flood before authentication.
