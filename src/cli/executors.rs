@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use super::images::ImageArgs;
+use super::security::SecurityArgs;
 use super::transfers::TransferArgs;
 use super::values::{Arguments, command_line, duration, image};
 use crate::app::sandbox;
@@ -15,7 +16,7 @@ use crate::executor::sandbox::{Host, Profile, Sandbox};
 use crate::executor::streaming::PortRange;
 use crate::miner::images::ImageCare;
 use crate::miner::{self, ClientPorts, DockerBackend, ExecutorBackend, ExecutorSettings, ProcessBackend};
-use crate::proc::docker::Docker;
+use crate::proc::docker::{Docker, EngineAddress};
 use crate::protocol::ExecutorClass;
 
 /// Where the executors of a miner come from, and what they are told.
@@ -70,6 +71,8 @@ pub(super) struct ExecutorArgs {
         env = "PHALANX_STREAMING_PORTS"
     )]
     streaming_ports: PortRange,
+    #[command(flatten)]
+    security: SecurityArgs,
 }
 
 /// The sandbox of each class.
@@ -130,72 +133,138 @@ impl ExecutorArgs {
         }))
     }
 
-    /// What starts the executors.
-    ///
-    /// # Errors
-    /// One line that names the flag.
-    pub(super) fn backend(
-        self,
-        sandboxes: &Sandboxes,
-        images: &Images,
-        state_dir: &Path,
-    ) -> Result<Arc<dyn ExecutorBackend>, String> {
+    /// What all executors are told, where there are so many.
+    fn settings(&self, executors: usize) -> Result<ExecutorSettings, String> {
         let mut settings = ExecutorSettings::default();
         settings.set("PHALANX_MINER_GONE_AFTER", format!("{}ms", self.miner_gone_after.as_millis()));
         if let Some(time) = self.max_job_time {
             settings.set("PHALANX_MAX_JOB_TIME", format!("{}ms", time.as_millis()));
         }
         self.transfers.hand_on(&mut settings);
-        self.images.hand_on(images.executors, &mut settings);
-        // Executors in containers see this folder only if an option mounts it.
-        if self.executor_backend == BackendArg::Process {
-            let folder = std::path::absolute(&images.folder).map_err(|e| format!("--state-dir: {e}"))?;
-            settings.set("PHALANX_IMAGES_DIR", folder.to_string_lossy());
-        }
-        for (name, hook) in [("PHALANX_BEFORE_JOB", self.before_job), ("PHALANX_AFTER_JOB", self.after_job)] {
+        self.images.hand_on(executors, &mut settings);
+        for (name, hook) in [("PHALANX_BEFORE_JOB", &self.before_job), ("PHALANX_AFTER_JOB", &self.after_job)] {
             if let Some(words) = hook {
                 // Words that were read from a text hold no NUL, which is all that cannot be written as one.
                 let line = shlex::try_join(words.iter().map(String::as_str)).map_err(|e| e.to_string())?;
                 settings.set(name, line);
             }
         }
-        for (class, sandbox) in sandboxes {
-            settings.set_for(*class, "PHALANX_SANDBOX", sandbox.to_json());
-        }
-        let runner = self.runner.name();
         settings.set("PHALANX_STREAMING_PORTS", self.streaming_ports.to_string());
-        let client_ports = Some(Arc::new(ClientPorts::new(self.streaming_ports.all())));
-        match (self.executor_backend, self.executor_image) {
+        Ok(settings)
+    }
+
+    /// What starts executors on this machine; `owner` says whose its security probes are.
+    ///
+    /// # Errors
+    /// One line that names the flag.
+    pub(super) fn backend(
+        &self,
+        sandboxes: &Sandboxes,
+        images: &Images,
+        state_dir: &Path,
+        owner: &str,
+    ) -> Result<Arc<dyn ExecutorBackend>, String> {
+        let mut settings = self.settings(images.executors)?;
+        settings.extend(confined(sandboxes));
+        let runner = self.runner.name();
+        match (self.executor_backend, &self.executor_image) {
             (BackendArg::Process, None) if !self.executor_option.is_empty() => {
                 Err("--executor-option goes with --executor-backend docker".to_owned())
             }
             (BackendArg::Process, None) => {
-                // One in a container has another file system.
+                // Executors in containers see these folders only if an option mounts them.
+                let folder = std::path::absolute(&images.folder).map_err(|e| format!("--state-dir: {e}"))?;
+                settings.set("PHALANX_IMAGES_DIR", folder.to_string_lossy());
                 let spool = state_dir.join(miner::SPOOL);
                 settings.set("PHALANX_SPOOL_DIR", std::path::absolute(&spool).unwrap_or(spool).display().to_string());
                 let ours = ProcessBackend::new(runner).map_err(|e| format!("cannot find this program: {e}"))?;
-                let backend = match self.executor_command {
+                let backend = match self.executor_command.clone() {
                     Some(mut words) => {
                         let program = words.pop_front().map(PathBuf::from).unwrap_or_default();
-                        ProcessBackend { program, arguments: Some(words.into()), client_ports, settings, ..ours }
+                        ProcessBackend {
+                            program,
+                            arguments: Some(words.into()),
+                            client_ports: self.client_ports(),
+                            settings,
+                            ..ours
+                        }
                     }
                     None => ProcessBackend { settings, ..ours },
                 };
-                Ok(Arc::new(backend))
+                let backend = Arc::new(backend);
+                // Without containers there is nothing to get out of.
+                Ok(match self.runner {
+                    RunnerKind::Process => backend,
+                    RunnerKind::Docker => self.security.secure(backend, Docker::default(), sandboxes, owner),
+                })
             }
             (BackendArg::Process, Some(_)) => Err("--executor-image goes with --executor-backend docker".to_owned()),
-            (BackendArg::Docker, Some(image)) => {
-                let mut backend = DockerBackend::new(image, runner);
-                if let Some(words) = self.executor_command {
-                    (backend.arguments, backend.client_ports) = (Some(words.into()), client_ports);
-                }
-                backend.options = self.executor_option;
+            (BackendArg::Docker, _) => {
+                let mut backend = self.in_containers()?;
                 backend.settings = settings;
-                Ok(Arc::new(backend))
-            }
-            (BackendArg::Docker, None) => {
-                Err("--executor-image is missing; name the image whose entry point is phalanx".to_owned())
+                let docker = backend.docker.clone();
+                Ok(self.security.secure(Arc::new(backend), docker, sandboxes, owner))
             }
         }
     }
+
+    /// What starts executors on the machine of another engine, in containers of its images whatever this machine's are.
+    /// What its jobs share is asked of that engine; what is free on its disk cannot be, so each job may have the least.
+    ///
+    /// # Errors
+    /// One line that names the flag.
+    #[expect(dead_code, reason = "the settings of hosts name such engines")]
+    pub(super) fn backend_elsewhere(
+        &self,
+        address: EngineAddress,
+        executors: &[(ExecutorClass, u32)],
+        owner: &str,
+    ) -> Result<Arc<dyn ExecutorBackend>, String> {
+        let slots = executors.iter().map(|(_, count)| *count).sum();
+        let classes: Vec<ExecutorClass> = executors.iter().map(|(class, _)| *class).collect();
+        let (profile, table) = (self.sandbox, self.sandbox_settings.clone());
+        let of = move |cpus, memory_bytes| {
+            let host = Host { memory_bytes, cpus, disk_bytes: 0, slots };
+            sandbox::sandboxes(profile, table.as_deref(), host, &classes)
+        };
+        // A mistake in the settings is told at once, whatever that machine has; its probes have the least.
+        let least = of(1, 0)?;
+        let mut backend = self.in_containers()?;
+        backend.settings = self.settings(slots as usize)?;
+        backend.docker.address = address.clone();
+        let docker = backend.docker.clone();
+        backend.by_machine = Some(Arc::new(move |machine| {
+            let sandboxes = of(machine.cpus, machine.memory_bytes)?;
+            for (class, sandbox) in &sandboxes {
+                log::info!("engine {address}: jobs of class {}: {sandbox}", class.as_str());
+            }
+            Ok(confined(&sandboxes))
+        }));
+        Ok(self.security.secure(Arc::new(backend), docker, &least, owner))
+    }
+
+    /// The ports of which another executor is given one for a streaming job.
+    fn client_ports(&self) -> Option<Arc<ClientPorts>> {
+        Some(Arc::new(ClientPorts::new(self.streaming_ports.all())))
+    }
+
+    fn in_containers(&self) -> Result<DockerBackend, String> {
+        let missing = "--executor-image is missing; name the image whose entry point is phalanx";
+        let image = self.executor_image.as_deref().ok_or(missing)?;
+        let mut backend = DockerBackend::new(image, self.runner.name());
+        if let Some(words) = self.executor_command.clone() {
+            (backend.arguments, backend.client_ports) = (Some(words.into()), self.client_ports());
+        }
+        backend.options.clone_from(&self.executor_option);
+        Ok(backend)
+    }
+}
+
+/// Tells the executors of each class what its jobs may do.
+fn confined(sandboxes: &Sandboxes) -> ExecutorSettings {
+    let mut settings = ExecutorSettings::default();
+    for (class, sandbox) in sandboxes {
+        settings.set_for(*class, "PHALANX_SANDBOX", sandbox.to_json());
+    }
+    settings
 }

@@ -18,6 +18,7 @@ use crate::app::{exit, status, supervise};
 use crate::base::lock::lock;
 use crate::executor::sandbox::Host;
 use crate::identity::{KeyPair, PublicKey};
+use crate::miner::host::HostName;
 use crate::miner::{self, Miner, MinerConfig, MinerLimits, Owner, Reloader, WatchCommand};
 use crate::protocol::ExecutorClass;
 use crate::transport::ws::WsListener;
@@ -128,7 +129,7 @@ fn watch_for(owner: &Owner, args: Args, again: fn() -> Result<Args, String>) -> 
     let state_dir = args.state_dir.clone();
     let backend = |args: Args| {
         let images = Images { folder: args.state_dir.join(IMAGES), executors: 0 };
-        args.source.backend(&Sandboxes::new(), &images, &args.state_dir)
+        args.source.backend(&Sandboxes::new(), &images, &args.state_dir, "")
     };
     let at_start = match backend(args) {
         Ok(at_start) => at_start,
@@ -172,7 +173,8 @@ fn configure(args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), String>
     // A reload may change how many share it.
     let slots = u32::try_from(executors).unwrap_or(u32::MAX);
     let sandboxes = args.source.sandboxes(&args.executors, Host { slots, ..host })?;
-    let backend = args.source.backend(&sandboxes, &images, &args.state_dir)?;
+    let owner = format!("{}.{}", key.ss58(), HostName::LOCAL);
+    let backend = args.source.backend(&sandboxes, &images, &args.state_dir, &owner)?;
     for (class, sandbox) in &sandboxes {
         log::info!("jobs of class {}: {sandbox}", class.as_str());
     }

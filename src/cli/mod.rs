@@ -25,6 +25,7 @@ mod miner_status;
 pub mod outbox;
 mod rates;
 mod reload;
+mod security;
 pub mod status;
 pub mod submit;
 mod tls;
@@ -63,7 +64,7 @@ enum Command {
     #[cfg(feature = "celery")]
     Worker(worker::Args),
     /// Serve validators and manage executors
-    Miner(miner::Args),
+    Miner(Box<miner::Args>),
     /// Run one job for the miner that started this process
     Executor(executor::Args),
     /// Submit job files, follow them and print their results
@@ -111,7 +112,7 @@ fn parse() -> Result<Cli, NoCommand> {
 /// What is wrong with it, in one line.
 fn miner_again() -> Result<miner::Args, String> {
     match parse().map(|cli| cli.command) {
-        Ok(Command::Miner(args)) => Ok(args),
+        Ok(Command::Miner(args)) => Ok(*args),
         Ok(_) => Err("they are not those of a miner".to_owned()),
         Err(NoCommand::Settings(problem)) => Err(problem),
         Err(NoCommand::Arguments(mistake)) => Err(one_line(&mistake)),
@@ -151,7 +152,7 @@ pub fn main() -> ExitCode {
         Command::Validator(args) => validator::run(args),
         #[cfg(feature = "celery")]
         Command::Worker(args) => worker::run(args),
-        Command::Miner(args) => miner::run(args, miner_again),
+        Command::Miner(args) => miner::run(*args, miner_again),
         Command::Executor(args) => executor::run(args),
         Command::Submit(args) => submit::run(args),
         Command::Status(args) => status::run(args),

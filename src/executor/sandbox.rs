@@ -68,7 +68,7 @@ pub struct Host {
     pub memory_bytes: u64,
     /// Processors.
     pub cpus: u32,
-    /// Free bytes where jobs have their folders.
+    /// Free bytes where jobs have their folders; 0 if that cannot be seen: then each job may have the least.
     pub disk_bytes: u64,
     /// Jobs that may run at a time.
     pub slots: u32,

@@ -49,7 +49,7 @@ impl HostCheck {
                 return;
             }
             // The next asks for the images too.
-            let due = gate.next_check() + 2 * self.policy.limit + LATE;
+            let due = gate.next_check() + 2 * self.policy.limit + LATE + self.backend.more_time();
             report(Input::Checked { host: self.host, found: gate.verdict(), images: images.clone(), due });
             let waits = waiting("the next check of the host", Some(gate.next_check()));
             let stopped = stop.wait(gate.next_check().saturating_duration_since(Instant::now()));
@@ -63,15 +63,15 @@ impl HostCheck {
     /// Asks once.
     fn ask(&self, gate: &mut Gate, stop: &Shutdown) {
         let Self { host, backend, .. } = self;
-        let limit = gate.limit(Instant::now());
-        let has_room = || self.floor.as_ref().map_or(Ok(()), |floor| floor.check(stop, limit));
+        let (limit, more) = (gate.limit(Instant::now()), backend.more_time());
+        let has_room = || self.floor.as_ref().map_or(Ok(()), |floor| floor.check(stop, gate.limit(Instant::now())));
         let found = backend.check(stop, limit).and_then(|what| has_room().map(|()| what));
         let now = Instant::now();
         if stop.is_cancelled() {
             return;
         }
         let late = || format!("a check took longer than {} s", self.policy.limit.as_secs_f64());
-        let found = if now > limit + LATE { Err(late()) } else { found };
+        let found = if now > limit + more + LATE { Err(late()) } else { found };
         match gate.checked(found, now) {
             Some(Ok(what)) => log::info!("host {host}: jobs run {what}"),
             Some(Err(why)) => {

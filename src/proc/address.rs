@@ -4,11 +4,12 @@
 //! is ours: it passes on to the real one with options that come before those of any configuration, so that a host whose
 //! key is not known, or is another one now, is never talked to.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -115,6 +116,32 @@ impl EngineAddress {
         self.place == Place::Local
     }
 
+    /// A program of the engine's machine, if it can be run from here: there, or over SSH. `None` behind TLS, and where
+    /// the client finds an engine elsewhere by itself.
+    pub(crate) fn program(&self, program: &Path, args: &[&str]) -> Option<Command> {
+        match &self.place {
+            Place::Local => {
+                let host = std::env::var("DOCKER_HOST").unwrap_or_default();
+                if !host.is_empty() && !host.starts_with("unix://") {
+                    return None;
+                }
+            }
+            Place::Unix(_) => {}
+            Place::Tcp(..) => return None,
+            Place::Ssh(_) => {
+                let mut command = Command::new("ssh");
+                command.args(["-T", "--", &self.place.url()]).arg(program).args(args);
+                if let Some(ssh) = &self.ssh {
+                    command.env("PATH", ssh.path());
+                }
+                return Some(command);
+            }
+        }
+        let mut command = Command::new(program);
+        command.args(args);
+        Some(command)
+    }
+
     /// Makes a client, whose arguments are yet to come, talk to this engine.
     pub(super) fn apply(&self, command: &mut Command) {
         if self.is_local() {
@@ -134,7 +161,7 @@ impl EngineAddress {
     }
 
     /// Puts the reason why an engine elsewhere is not reached for the many lines of client, `ssh` and TLS.
-    pub(super) fn explained(&self, error: ToolError) -> ToolError {
+    pub(crate) fn explained(&self, error: ToolError) -> ToolError {
         match error {
             ToolError::Failed { doing, text } if !self.is_local() => {
                 let text = match reason(&text) {
@@ -254,6 +281,9 @@ struct StrictSsh(tempfile::TempDir);
 impl StrictSsh {
     fn create() -> io::Result<Self> {
         let folder = tempfile::Builder::new().prefix("phalanx-ssh-").tempdir()?;
+        if folder.path().to_string_lossy().contains(':') {
+            return Err(io::Error::other("the folder of temporary files has a colon in its name"));
+        }
         let options: String = SSH_OPTIONS.iter().map(|option| format!(" -o {option}")).collect();
         // Without the folder itself, which is the first of the path.
         let script = format!("#!/bin/sh\nPATH=${{PATH#*:}}\nexec ssh{options} \"$@\"\n");
@@ -263,11 +293,19 @@ impl StrictSsh {
         Ok(Self(folder))
     }
 
-    /// A path on which it comes first. The folder's own name holds no colon, unless that of all temporary folders does.
-    fn path(&self) -> std::ffi::OsString {
+    /// A path on which it comes first. If somebody has removed it (folders of temporary files are swept), nothing else
+    /// is on the path: no other `ssh` takes its place.
+    fn path(&self) -> OsString {
+        let ours = |file: &fs::Metadata| {
+            file.is_file() && file.uid() == rustix::process::geteuid().as_raw() && file.mode() & 0o077 == 0
+        };
         let mut path = self.0.path().as_os_str().to_owned();
-        path.push(":");
-        path.push(std::env::var_os("PATH").unwrap_or_default());
+        if fs::symlink_metadata(self.0.path().join("ssh")).is_ok_and(|file| ours(&file)) {
+            path.push(":");
+            path.push(std::env::var_os("PATH").unwrap_or_default());
+        } else {
+            log::error!("{} has no ssh of ours any more; restart the program, or reload it", self.0.path().display());
+        }
         path
     }
 }
@@ -329,8 +367,6 @@ fn reason(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     fn files() -> Option<TlsFiles> {
@@ -429,6 +465,10 @@ mod tests {
         let said = String::from_utf8(said.stdout).unwrap();
         assert!(said.starts_with("-o BatchMode=yes -o StrictHostKeyChecking=yes "), "{said}");
         assert!(said.ends_with(" -T -- engine docker\n"), "{said}");
+        // One that is gone is not replaced by another.
+        fs::remove_file(Path::new(ours).join("ssh")).unwrap();
+        let (_, envs) = command(&address);
+        assert!(envs.contains(&("PATH".to_owned(), Some(ours.to_owned()))), "{envs:?}");
         drop(address);
         assert!(!Path::new(ours).exists());
     }

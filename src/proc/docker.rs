@@ -42,6 +42,19 @@ pub mod labels {
     /// An image of helpers, of which there is one for each version of this program: when it was made, in seconds of
     /// Unix time.
     pub const HELPER: &str = "phalanx.helper";
+    /// The miner and host of which a container is a security probe.
+    pub const PROBE: &str = "phalanx.probe";
+}
+
+/// What an engine says of itself and of its machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// The engine's version.
+    pub version: String,
+    /// Processors.
+    pub cpus: u32,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
 }
 
 /// The number of a container or network, and two of its labels.
@@ -111,6 +124,24 @@ impl Docker {
     pub fn version(&self, stop: &Shutdown, deadline: Instant) -> Result<String, ToolError> {
         let args = ["version", "--format", "{{.Server.Version}}"];
         self.run("ask the docker engine for its version", &args, stop, deadline)
+    }
+
+    /// Asks the engine for its version and what its machine has, by `deadline`, unless `stop` is cancelled.
+    ///
+    /// # Errors
+    /// If there is no `docker` program or no engine, or it does not tell.
+    pub fn machine(&self, stop: &Shutdown, deadline: Instant) -> Result<Machine, ToolError> {
+        let doing = "ask the docker engine for its machine";
+        let args = ["info", "--format", "{{.NCPU}} {{.MemTotal}} {{.ServerVersion}}"];
+        let told = self.run(doing, &args, stop, deadline)?;
+        let mut fields = told.splitn(3, ' ');
+        let mut machine = || {
+            let (cpus, memory_bytes) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+            Some(Machine { version: fields.next()?.to_owned(), cpus, memory_bytes })
+        };
+        // A client that has not reached it may say so in numbers alone.
+        let machine = machine().filter(|machine| machine.cpus > 0 && machine.memory_bytes > 0);
+        machine.ok_or_else(|| ToolError::Failed { doing, text: format!("docker describes it as {told:?}") })
     }
 
     /// Makes an image of the files of `folder`, with `/bin` on its path and perhaps a label.

@@ -18,6 +18,7 @@ mod process;
 mod python_executor;
 mod sandbox;
 mod secrets;
+mod security;
 mod status;
 mod streaming;
 mod tree;

@@ -1,11 +1,15 @@
 //! Engines that are elsewhere: behind SSH with checked host keys, and behind TLS with client certificates.
 
+use crate::miner_backends::spec;
 use crate::testkit::elsewhere::{OtherEngine, Ssh, client};
+use crate::testkit::engine::{IMAGE, left};
 use crate::testkit::transport::{Certificates, accept, background, join};
-use crate::testkit::wait::far;
+use crate::testkit::wait::{LONG, far};
+use std::sync::{Arc, Mutex};
 
 use phalanx::base::shutdown::Shutdown;
-use phalanx::proc::docker::Docker;
+use phalanx::miner::{DockerBackend, ExecutorBackend, ExecutorExit, ExecutorSettings};
+use phalanx::proc::docker::{Docker, Machine, labels};
 use phalanx::transport::ws::WsListener;
 use phalanx::transport::{Listener, SocketLimits, TransportError};
 
@@ -74,4 +78,40 @@ fn an_engine_behind_tls_answers_whoever_has_a_certificate_of_its_authority() {
     std::fs::remove_file(&cert).unwrap();
     let missing = engine.client(good, good).unwrap_err();
     assert!(missing.starts_with(&format!("{address}certificate {}: No such file", cert.display())), "{missing}");
+}
+
+#[test]
+fn an_executor_runs_on_the_machine_of_an_engine_behind_ssh_with_what_that_machine_has() {
+    let Some(ssh) = Ssh::start() else { return };
+    let mut backend = DockerBackend::new(IMAGE, "process");
+    backend.docker = Docker { time: LONG, ..ssh.client() };
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let noted = asked.clone();
+    backend.by_machine = Some(Arc::new(move |machine: &Machine| {
+        noted.lock().unwrap().push(machine.clone());
+        let mut settings = ExecutorSettings::default();
+        settings.set("PHALANX_SANDBOX", format!("{} of {}", machine.cpus, machine.memory_bytes));
+        Ok(settings)
+    }));
+    let here = Docker::default().machine(&Shutdown::new(), far()).unwrap();
+    let script = r#"[ "$PHALANX_SANDBOX" = "$WANTED" ] && [ "$EXECUTOR_TOKEN" = "$TOKEN" ] || exit 1; exit 7"#;
+    backend.arguments = Some(["sh", "-c", script].map(str::to_owned).into());
+    let (spec, stop) = (spec(), Shutdown::new());
+    let wanted = format!("WANTED={} of {}", here.cpus, here.memory_bytes);
+    backend.options = vec!["--env".into(), wanted, "--env".into(), format!("TOKEN={}", spec.token)];
+    // Also before the first check: then it is asked for what the machine has.
+    let exit = backend.run(&spec, &stop).unwrap();
+    backend.clean(&spec, true, &stop).unwrap();
+    assert_eq!(exit, ExecutorExit::Code(7));
+    assert_eq!(left(labels::EXECUTOR, &spec.run), Vec::<String>::new());
+    let what = backend.check(&stop, far()).unwrap();
+    let words = format!("of engine {} with {} processors and {} MiB", here.version, here.cpus, here.memory_bytes >> 20);
+    assert!(what.ends_with(&words), "{what}");
+    assert_eq!(*asked.lock().unwrap(), [here], "what is known is not worked out again");
+
+    ssh.know("other");
+    let why = backend.check(&stop, far()).unwrap_err();
+    assert!(why.contains("its host key is not the one in known_hosts") && !why.contains('\n'), "{why}");
+    let error = backend.run(&spec, &stop).unwrap_err();
+    assert!(error.to_string().contains("its host key is not the one in known_hosts"), "{error}");
 }

@@ -30,6 +30,7 @@ mod miner_hosts;
 mod miner_limits;
 mod miner_python;
 mod miner_router;
+mod miner_security;
 mod miner_transcripts;
 mod ops_http;
 mod submit;

@@ -19,7 +19,7 @@ use phalanx::proc::docker::labels;
 use phalanx::proc::tool::ToolError;
 use phalanx::protocol::ExecutorClass;
 
-fn spec() -> ExecutorSpec {
+pub(crate) fn spec() -> ExecutorSpec {
     let token = uuid::Uuid::new_v4().to_string();
     ExecutorSpec {
         run: uuid::Uuid::new_v4().simple().to_string(),

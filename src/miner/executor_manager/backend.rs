@@ -254,6 +254,11 @@ pub trait ExecutorBackend: Send + Sync {
         Err(Leftover { kind: *kind, text: format!("this back end does not know how to remove {id}") })
     }
 
+    /// How much longer than its caller's limit the next check may take, because something rare is due in it.
+    fn more_time(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// How jobs run here, to be read after "jobs run", if they can at present. Blocks until that is known, `deadline`
     /// passes or `stop` is cancelled.
     ///

@@ -3,7 +3,8 @@
 //! Whatever way a run ends, its container is removed, and so are those that the executor has made for its job.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::backend::{
@@ -13,17 +14,25 @@ use super::backend::{
 use super::ports::{ClientPorts, PORT};
 use super::program;
 use super::settings::ExecutorSettings;
+use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
-use crate::proc::docker::{Docker, labels};
+use crate::proc::docker::{Docker, Machine, labels};
+use crate::proc::tool::ToolError;
 
 /// Time for `docker` to make, list or remove containers.
 pub(super) const DOCKER_TIME: Duration = Duration::from_secs(30);
 
+/// How much longer than one here a check of an engine elsewhere may take: two connections, over SSH each with a
+/// handshake of several round trips.
+const ELSEWHERE_TIME: Duration = Duration::from_secs(10);
+
 /// The stage of an executor's own container.
 const EXECUTOR: &str = "executor";
 
-/// Runs executors through the `docker` command line; `DOCKER_HOST` counts.
-#[derive(Debug)]
+/// What executors on a machine are told beside what all are told; the error is one line.
+pub type ByMachine = Arc<dyn Fn(&Machine) -> Result<ExecutorSettings, String> + Send + Sync>;
+
+/// Runs executors through the `docker` command line.
 pub struct DockerBackend {
     /// The client.
     pub docker: Docker,
@@ -39,8 +48,19 @@ pub struct DockerBackend {
     pub options: Vec<String>,
     /// What its executors are told.
     pub settings: ExecutorSettings,
+    /// What they are told beside that by what the engine's machine has, for engines elsewhere. It is asked for once the
+    /// engine answers, and no executor starts before.
+    pub by_machine: Option<ByMachine>,
     /// Time from the first SIGTERM to SIGKILL.
     pub end_grace: Duration,
+    known: Mutex<Option<(Machine, ExecutorSettings)>>,
+}
+
+impl fmt::Debug for DockerBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { docker, image, runner, .. } = self;
+        f.debug_struct("DockerBackend").field("docker", docker).field("image", image).field("runner", runner).finish()
+    }
 }
 
 impl DockerBackend {
@@ -54,8 +74,41 @@ impl DockerBackend {
             client_ports: None,
             options: Vec::new(),
             settings: ExecutorSettings::default(),
+            by_machine: None,
             end_grace: END_GRACE,
+            known: Mutex::default(),
         }
+    }
+
+    /// The engine in a few words, which is asked for its machine if that counts.
+    fn engine(&self, stop: &Shutdown, deadline: Instant) -> Result<String, String> {
+        let text = |error: ToolError| error.to_string();
+        let Some(by_machine) = &self.by_machine else {
+            return self.docker.version(stop, deadline).map_err(text);
+        };
+        let machine = self.docker.machine(stop, deadline).map_err(text)?;
+        let Machine { version, cpus, memory_bytes } = &machine;
+        let words = format!("{version} with {cpus} processors and {} MiB", memory_bytes >> 20);
+        let mut known = lock(&self.known);
+        if known.as_ref().is_none_or(|(known, _)| *known != machine) {
+            let settings = by_machine(&machine)?;
+            *known = Some((machine, settings));
+        }
+        Ok(words)
+    }
+
+    /// What its executors are told.
+    fn told(&self, stop: &Shutdown) -> Result<ExecutorSettings, ExecutorError> {
+        let mut settings = self.settings.clone();
+        if self.by_machine.is_some() {
+            if lock(&self.known).is_none() {
+                self.engine(stop, Instant::now() + self.docker.time).map_err(ExecutorError::Other)?;
+            }
+            if let Some((_, more)) = &*lock(&self.known) {
+                settings.extend(more.clone());
+            }
+        }
+        Ok(settings)
     }
 }
 
@@ -106,13 +159,14 @@ impl ExecutorBackend for DockerBackend {
         }
         let mut container = self.docker.container(container_name(&spec.job_uuid));
         let mut creation = container.creation();
-        program::environment(&mut creation, spec, &self.settings);
+        let settings = self.told(stop)?;
+        program::environment(&mut creation, spec, &settings);
         creation.args(["--network", "host", "--env", "MINER_ADDRESS", "--env", "EXECUTOR_TOKEN"]);
         let port = program::client_port(&mut creation, self.client_ports.as_deref());
         if port.is_some() {
             creation.args(["--env", PORT]);
         }
-        for (name, _) in self.settings.of(&spec.class).chain([(program::LABELS, "")]) {
+        for (name, _) in settings.of(&spec.class).chain([(program::LABELS, "")]) {
             creation.args(["--env", name]);
         }
         let stage = [(labels::JOB, spec.job_uuid.clone()), (labels::STAGE, EXECUTOR.to_owned())];
@@ -181,13 +235,18 @@ impl ExecutorBackend for DockerBackend {
     }
 
     fn check(&self, stop: &Shutdown, deadline: Instant) -> Result<String, String> {
+        let deadline = deadline + self.more_time();
         // The executors need an engine, whatever they run jobs with.
-        let version = self.docker.version(stop, deadline).map_err(|error| error.to_string())?;
+        let version = self.engine(stop, deadline)?;
         match self.docker.image(&self.image, stop, deadline) {
             Ok(Some(_)) => Ok(format!("by executors in containers of engine {version}")),
-            Ok(None) => Err(format!("the executors' image {} is not here: pull or import it", self.image)),
+            Ok(None) => Err(format!("the executors' image {} is not there: pull or import it", self.image)),
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    fn more_time(&self) -> Duration {
+        if self.docker.address.is_local() { Duration::ZERO } else { ELSEWHERE_TIME }
     }
 }
 

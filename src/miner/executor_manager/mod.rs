@@ -15,7 +15,9 @@ pub mod orphans;
 mod ports;
 mod process;
 mod program;
+mod security;
 mod settings;
+mod toolkit;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -27,10 +29,12 @@ pub use backend::{
     END_GRACE, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, FORCED_GRACE, Leftover,
     LeftoverKind, Marked, Owner,
 };
-pub use docker::DockerBackend;
+pub use docker::{ByMachine, DockerBackend};
 pub use ports::ClientPorts;
 pub use process::ProcessBackend;
+pub use security::{PROBE_TIME, Probe, SecuredBackend, SecurityChecks};
 pub use settings::ExecutorSettings;
+pub use toolkit::{BadVersion, RareChecks, ToolkitVersion};
 
 use super::executor_pool::Lease;
 use super::host::HostName;

@@ -18,6 +18,11 @@ impl ExecutorSettings {
         self.0.push((Some(class), name, value.into()));
     }
 
+    /// Sets these too.
+    pub fn extend(&mut self, more: Self) {
+        self.0.extend(more.0);
+    }
+
     /// The variables of an executor of this class.
     pub(super) fn of(&self, class: &ExecutorClass) -> impl Iterator<Item = (&'static str, &str)> {
         let meant = move |of: &Option<ExecutorClass>| of.as_ref().is_none_or(|of| of == class);
