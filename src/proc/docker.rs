@@ -522,6 +522,14 @@ impl Container<'_> {
         }
     }
 
+    /// Removes whatever the engine has made of it.
+    ///
+    /// # Errors
+    /// If the engine does not answer or refuses.
+    pub fn undo(&self, stop: &Shutdown, deadline: Instant) -> Result<(), ToolError> {
+        self.docker.remove_all(&CONTAINERS, (labels::RUN, &self.run), stop, deadline).map(drop)
+    }
+
     /// Tells it to end, and waits for that for `grace`, unless `stop` is cancelled; then it is killed.
     ///
     /// # Errors

@@ -3,13 +3,16 @@
 
 use crate::executor_docker::{assert_clean, bench, containers, run_until_ready_by, spec};
 use crate::testkit::engine::{StandIn, docker, ready};
+use crate::testkit::own_engine::OwnEngine;
 use crate::testkit::wait::{far, until};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use phalanx::base::shutdown::Shutdown;
 use phalanx::executor::runner::docker::DockerRunner;
 use phalanx::executor::runner::{RunEnd, RunError, Runner};
+use phalanx::proc::docker::labels;
+use rustix::process::Signal;
 
 /// Until there is a file `back`, the engine does not answer.
 const AWAY: &str = r#"[ -e "$folder/back" ] && exec "$real" "$@"
@@ -59,6 +62,77 @@ fn a_job_goes_on_while_its_engine_is_away_and_its_client_has_died() {
     assert!(outcome.stdout.text.starts_with("begun\n") && outcome.stdout.text.ends_with("after\n"), "{outcome:?}");
     assert!(outcome.stderr.text.contains(WORDS), "{outcome:?}");
     assert_clean(bench, &id);
+}
+
+/// The one container of a job on an engine of the test's own.
+fn container_on(engine: &OwnEngine, job: &str) -> String {
+    engine.docker(&["ps", "--all", "--quiet", "--filter", &format!("label={}={job}", labels::JOB)]).unwrap()
+}
+
+/// A job may say that it is ready before its engine knows that it has started.
+fn until_started(engine: &OwnEngine, job: &str) {
+    let running = || {
+        let format = "{{.State.Running}} {{.State.StartedAt}}";
+        engine.docker(&["inspect", "--format", format, &container_on(engine, job)])
+    };
+    until("the engine knows that it runs", || running().is_ok_and(|state| state.starts_with("true 2")));
+}
+
+#[test]
+fn a_job_goes_on_through_a_real_restart_of_an_engine_that_restores_its_containers() {
+    for signal in [Signal::TERM, Signal::KILL] {
+        let Some(engine) = OwnEngine::start(true) else { return };
+        let (bench, id) = bench();
+        let stand_in = Arc::new(engine.stand_in());
+        let runner = DockerRunner { docker: stand_in.client(), ..DockerRunner::default() };
+        let script =
+            "echo begun; echo ready > /output/ready; while [ ! -e /bin/stop ]; do echo after; sleep 0.1; done; exit 5";
+        let engine = Arc::new(Mutex::new(engine));
+        let (restarted, client, job) = (engine.clone(), stand_in.clone(), id.clone());
+        let outcome = run_until_ready_by(&runner, far(), &spec(&bench, &id, script), &bench, move |_| {
+            let mut engine = restarted.lock().unwrap();
+            until_started(&engine, &job);
+            engine.end(signal);
+            until("it is looked for", || !client.calls("container inspect").is_empty());
+            engine.start_again();
+            until("it is connected again", || !client.calls("attach").is_empty());
+            engine.docker(&["exec", &container_on(&engine, &job), "touch", "/bin/stop"]).unwrap();
+        });
+        let outcome = outcome.unwrap();
+        assert_eq!(outcome.end, RunEnd::Exited(5), "{signal:?}: {outcome:?}");
+        assert!(outcome.stdout.text.starts_with("begun\n"), "{signal:?}: {outcome:?}");
+        assert!(outcome.stderr.text.contains(WORDS), "{signal:?}: {outcome:?}");
+        assert_eq!(container_on(&engine.lock().unwrap(), &id), "");
+        bench.assert_clean();
+    }
+}
+
+#[test]
+fn a_job_whose_engine_takes_it_along_is_nobody_s_failure_but_the_engine_s() {
+    for signal in [Signal::TERM, Signal::KILL] {
+        let Some(engine) = OwnEngine::start(false) else { return };
+        let (bench, id) = bench();
+        let stand_in = Arc::new(engine.stand_in());
+        let runner = DockerRunner { docker: stand_in.client(), ..DockerRunner::default() };
+        let engine = Arc::new(Mutex::new(engine));
+        let (restarted, client, job) = (engine.clone(), stand_in.clone(), id.clone());
+        let script = "echo ready > /output/ready; exec sleep 1000";
+        let ran = run_until_ready_by(&runner, far(), &spec(&bench, &id, script), &bench, move |_| {
+            let mut engine = restarted.lock().unwrap();
+            until_started(&engine, &job);
+            engine.end(signal);
+            until("it is looked for", || !client.calls("container inspect").is_empty());
+            engine.start_again();
+        });
+        match ran {
+            Err(error @ RunError::EngineLost { .. }) => {
+                assert!(error.to_string().contains("while the connection to it was lost"), "{signal:?}: {error}");
+            }
+            ran => panic!("{signal:?}: {ran:?}"),
+        }
+        assert_eq!(container_on(&engine.lock().unwrap(), &id), "");
+        bench.assert_clean();
+    }
 }
 
 #[test]
@@ -202,7 +276,34 @@ fn a_container_that_could_not_be_made_is_the_engine_s_answer() {
 }
 
 #[test]
-fn a_client_that_dies_while_its_container_is_being_made_leaves_none_behind() {
+fn a_client_that_is_signalled_while_its_container_is_being_made_fails_no_job() {
+    if !ready() {
+        return;
+    }
+    // One that dies of it, and one that gives up by itself.
+    for end in ["kill -TERM $$", "exit 143"] {
+        let (bench, id) = bench();
+        let engine = StandIn::new();
+        // The engine makes it nevertheless, under its name.
+        let first = r#"[ -e "$folder/first" ] && exec "$real" "$@"
+            : >"$folder/first"; echo 'of the client' >&2; shift 2
+            "$real" create "$@" >/dev/null"#;
+        engine.say(
+            "run",
+            &format!("{first}\nfor arg; do [ \"$last\" = --cidfile ] && rm -f \"$arg\"; last=$arg; done\n{end}"),
+        );
+        let runner = DockerRunner { docker: engine.client(), ..DockerRunner::default() };
+        let spec = spec(&bench, &id, "echo once; echo err >&2; exit 5");
+        let outcome = runner.run(&spec, &bench.workspace(), &Shutdown::new(), far()).unwrap();
+        assert_eq!(outcome.end, RunEnd::Exited(5), "{end}: {outcome:?}");
+        assert_eq!((outcome.stdout.text.as_str(), outcome.stderr.text.as_str()), ("once\n", "err\n"), "{end}");
+        assert_eq!(engine.calls("run").len(), 2);
+        assert_clean(bench, &id);
+    }
+}
+
+#[test]
+fn clients_that_die_while_their_container_is_being_made_leave_none_behind() {
     if !ready() {
         return;
     }
@@ -212,17 +313,20 @@ fn a_client_that_dies_while_its_container_is_being_made_leaves_none_behind() {
     engine.say(
         "run",
         r#"[ "$7" = --label ] || exit 1
-        export real folder label="$8"
-        setsid sh -c ': >"$folder/begun"; sleep 0.3
-            exec "$real" create --label "$label" phalanx-test-busybox:1 true' >"$folder/made" 2>&1 &
-        until [ -e "$folder/begun" ]; do sleep 0.02; done
+        export real folder label="$8" begun="$folder/begun.$$"
+        setsid sh -c ': >"$begun"; sleep 0.3
+            exec "$real" create --label "$label" phalanx-test-busybox:1 true' >>"$folder/made" 2>&1 &
+        until [ -e "$begun" ]; do sleep 0.02; done
         kill -9 $$"#,
     );
     let runner = DockerRunner { docker: engine.client(), ..DockerRunner::default() };
     let error = runner.run(&spec(&bench, &id, "true"), &bench.workspace(), &Shutdown::new(), far()).unwrap_err();
     assert!(error.to_string().contains("was ended by signal 9 and said nothing"), "{error}");
-    let made = engine.file("made").trim().to_owned();
-    assert_eq!(made.len(), 64, "{made}");
-    assert!(docker(&["container", "inspect", &made]).is_err(), "it is left behind");
+    let made = engine.file("made");
+    assert_eq!(made.lines().count(), 2, "{made}");
+    for made in made.lines() {
+        assert_eq!(made.len(), 64, "{made}");
+        assert!(docker(&["container", "inspect", made]).is_err(), "it is left behind");
+    }
     assert_clean(bench, &id);
 }

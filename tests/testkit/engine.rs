@@ -74,14 +74,21 @@ pub fn left(label: &str, value: &str) -> Vec<String> {
 /// arguments are those of the command. Each call is noted before it is answered.
 pub struct StandIn {
     folder: tempfile::TempDir,
+    /// The engine's address, if it is not that of the machine.
+    host: Option<String>,
 }
 
 impl StandIn {
     pub fn new() -> Self {
+        Self::on(None)
+    }
+
+    /// The same in front of the engine there.
+    pub fn on(host: Option<String>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("bin")).unwrap();
         fs::create_dir(folder.path().join("over")).unwrap();
-        let stand_in = Self { folder };
+        let stand_in = Self { folder, host };
         // A name of one word, or of two as `image inspect`.
         let pick = "echo \"$*\" >>\"$folder/calls\"\n\
                     for name in \"$1-$2\" \"$1\"; do\n\
@@ -152,7 +159,9 @@ impl StandIn {
             .map(|folder| folder.join("docker"))
             .find(|path| path.is_file())
             .unwrap_or_else(|| "/bin/false".into());
-        let text = format!("#!/bin/sh\nreal={}\nfolder={}\n{script}\n", real.display(), self.folder.path().display());
+        let host = self.host.as_ref().map(|host| format!("export DOCKER_HOST={host}\n")).unwrap_or_default();
+        let (real, folder) = (real.display(), self.folder.path().display());
+        let text = format!("#!/bin/sh\n{host}real={real}\nfolder={folder}\n{script}\n");
         // Written beside and renamed, so that no call meets half of it, nor a file that is still open.
         let beside = path.with_extension("new");
         fs::write(&beside, text).unwrap();

@@ -11,6 +11,7 @@ pub mod http;
 pub mod job;
 pub mod miner;
 pub mod network;
+pub mod own_engine;
 pub mod process;
 pub mod python;
 #[cfg(feature = "celery")]

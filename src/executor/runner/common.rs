@@ -151,6 +151,14 @@ impl Streams {
         Ok(Self { stdout: capture(STDOUT_FILE)?, stderr: capture(STDERR_FILE)? })
     }
 
+    /// Forgets what was written, for a job that has not begun.
+    pub(super) fn again(workspace: &Workspace) -> Result<Self, RunError> {
+        for name in [STDOUT_FILE, STDERR_FILE] {
+            std::fs::remove_file(workspace.stream(name)).map_err(io_error("remove the files of a failed start"))?;
+        }
+        Self::create(workspace)
+    }
+
     /// Runs the program that is the job, or that stands for it, and keeps what it writes; gives the program's end.
     ///
     /// `terminate` is called in place of SIGTERM when token or deadline ends it.

@@ -157,8 +157,11 @@ impl Runner for DockerRunner {
         let removal = container.removal();
         let removed = self.cleanup.push("container", self.docker.time * 2, move |stop, by| removal.run(stop, by));
         let made = workspace.private().join("container");
-        let mut run = container.run(&made);
-        run.args(&args);
+        let run = || {
+            let mut run = container.run(&made);
+            run.args(&args);
+            run
+        };
         let beside = self.beside(spec, workspace, container.id());
         let watch = DiskWatch::start(&self.sandbox, workspace.private(), token, beside);
         let ran = follow(&container, (run, &made), workspace, &watch.run, deadline);

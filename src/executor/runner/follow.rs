@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::common::{RunError, Streams, of_engine};
+use super::common::{RunError, Streams, io_error, of_engine};
 use super::run::{RunEnd, RunOutcome};
 use crate::base::backoff::exponential;
 use crate::base::shutdown::{Level, Shutdown};
@@ -36,30 +36,52 @@ const LAST_LOOK_TIME: Duration = Duration::from_secs(3);
 
 const GAP: &str = "the connection to the job's container was lost; what it wrote meanwhile is missing here";
 
+/// Clients that may be lost in the making of one container.
+const LOST_CLIENTS: u32 = 1;
+
 /// Makes and starts the container by `run`, a completed [`Container::run`] with the file `made`, and keeps what it
 /// writes. Blocks until it has ended, `deadline` passes or `stop` is cancelled.
+///
+/// A client that a signal has ended before it knew of a container has started none, so another one takes its place: a
+/// service manager may signal whatever it finds.
 ///
 /// # Errors
 /// [`RunError::Removed`] and [`RunError::EngineLost`], if its end is not known; what the engine says, if it was not
 /// made or did not start.
 pub(super) fn follow(
     container: &Container,
-    (run, made): (Command, &Path),
+    (run, made): (impl Fn() -> Command, &Path),
     workspace: &Workspace,
     stop: &Shutdown,
     deadline: Instant,
 ) -> Result<RunOutcome, RunError> {
     let mut streams = Streams::create(workspace)?;
-    let mut connection = Some(run);
+    let mut connection = Some(run());
     // How the last connection ended, and whether the engine has failed to answer since; tries in vain.
     let (mut client, mut away, mut tries) = (RunEnd::Exited(0), false, 0);
-    let mut is_made = false;
+    let (mut is_made, mut lost) = (false, 0);
     loop {
         if let Some(command) = connection.take() {
             let began = Instant::now();
             client = streams.run(command, stop, deadline, Some(&|| container.terminate()))?;
             if !is_made && !std::fs::metadata(made).is_ok_and(|file| file.len() > 0) {
-                return not_made(client, streams);
+                let is_signalled = matches!(client, RunEnd::Signalled(_) | RunEnd::Exited(129..=192));
+                if !is_signalled || lost == LOST_CLIENTS {
+                    return not_made(client, streams);
+                }
+                lost += 1;
+                log::warn!("container {}: its client was ended while it was being made ({client:?})", container.name());
+                // The engine may be making it nevertheless.
+                stop.wait_for(Level::Cancel, MAKING_TIME);
+                container.undo(stop, deadline.min(Instant::now() + LOOK_TIME))?;
+                let removed = std::fs::remove_file(made).or_else(|e| match e.kind() {
+                    std::io::ErrorKind::NotFound => Ok(()),
+                    _ => Err(e),
+                });
+                removed.map_err(io_error("remove the number of a container that was not made"))?;
+                streams = Streams::again(workspace)?;
+                connection = Some(run());
+                continue;
             }
             is_made = true;
             if matches!(client, RunEnd::TimedOut | RunEnd::Cancelled) {
