@@ -162,3 +162,55 @@ fn images_are_pulled_before_jobs_ask_for_them_as_the_flags_say() {
     assert!(refused(&["--runner", "process", "--pre-pull", "a"]).contains("--pre-pull goes with --runner docker"));
     assert!(refused(&["--pre-pull", "a b"]).contains("is not the name of an image, as in ubuntu:latest"));
 }
+
+/// The slots of the one class, by what they are doing.
+fn slots(network: &Network) -> (u64, u64) {
+    let status: Value = serde_json::from_str(&page(network, "/status.json")).unwrap();
+    let class = &status["details"]["executors"]["always_on.test"];
+    (class["free"].as_u64().unwrap(), class["quarantined"].as_u64().unwrap())
+}
+
+#[test]
+fn each_fault_of_an_engine_ends_a_job_once_and_its_slot_comes_back() {
+    if !ready() {
+        return;
+    }
+    let stand_in = StandIn::new();
+    let network = Network::start_with("info", "text", settings(&stand_in));
+    let short = "echo done";
+    let long = "echo done; sleep 1000";
+    // The command, what it does, the job, how that ends and what is said of it, and whether its slot waits until the
+    // engine is well again.
+    for (command, fault, script, status, says, quarantined) in [
+        // It says that it has signalled, and has not.
+        ("kill", "exit 0", long, "failed", "timed out during execution", false),
+        // The client dies in mid-job.
+        ("run", r#""$real" "$@" & sleep 0.7; kill -9 0"#, "sleep 1.5; echo done", "completed", "", false),
+        // Somebody else removes the container at the same moment.
+        ("rm", r#""$real" "$@" >/dev/null; echo 'No such container' >&2; exit 1"#, short, "completed", "done", false),
+        // The removal fails.
+        ("rm", "echo 'device or resource busy' >&2; exit 1", short, "completed", "done", true),
+        // It hangs while it makes the container.
+        ("run", "exec sleep 1000", short, "horde_failed", "create the container", false),
+    ] {
+        stand_in.say(command, fault);
+        let mut job = job();
+        job["args"] = json!(["sh", "-c", script]);
+        job["execution_time_limit"] = json!(4);
+        let end = network.end_of(&job);
+        let shown = format!("{command}: {fault}: {end}");
+        assert_eq!(end["status"], status, "{shown}");
+        assert!(end.to_string().contains(says), "{shown}");
+        let ends = ["completed", "failed", "rejected", "horde_failed"];
+        let history = end["history"].as_array().unwrap().iter();
+        let ends = history.filter(|step| ends.contains(&step["status"].as_str().unwrap())).count();
+        assert_eq!(ends, 1, "{shown}");
+        if quarantined {
+            until("its slot is in quarantine", || slots(&network) == (1, 1));
+        }
+        stand_in.relent(command);
+        until("its slot is free", || slots(&network) == (2, 0));
+    }
+    assert_eq!(network.end_of(&job())["status"], "completed");
+    network.stop();
+}
