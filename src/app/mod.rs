@@ -9,6 +9,8 @@
 pub mod exit;
 mod hint;
 #[cfg(feature = "cli")]
+pub mod hosts;
+#[cfg(feature = "cli")]
 pub mod init;
 pub mod job_client;
 pub mod jobfile;
@@ -17,7 +19,6 @@ pub mod local;
 pub mod logging;
 #[cfg(feature = "cli")]
 pub mod output;
-#[cfg(feature = "cli")]
 pub mod sandbox;
 #[cfg(feature = "cli")]
 pub mod settings;

@@ -2,7 +2,7 @@
 //!
 //! Precedence is flag, then environment, then file, then default. A setting of the file becomes a flag of the command
 //! line unless a flag or the environment gives it already, so every check of a flag holds for the file too. A table
-//! `NAME` in that of a command is the value of the flag `--NAME-settings`, as JSON.
+//! `NAME` in that of a command is the value of the flag `--NAME-settings`, as JSON, or of `--NAME`, if that takes JSON.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -13,6 +13,9 @@ use super::hint::hint;
 
 /// Bytes of a settings file.
 const FILE_BYTES: u64 = 1 << 20;
+
+/// The value of flags that take JSON, as `--help` calls it.
+const JSON: &str = "JSON";
 
 /// Adds the settings of the file that `arguments` or `PHALANX_CONFIG` name, if they name one.
 ///
@@ -80,6 +83,14 @@ fn merge(
         // What a table says does not fit into one value: it is that of a flag of its own, as JSON.
         let table = matches!(value, toml::Value::Table(_)).then(|| format!("{long}-settings"));
         let json;
+        let takes_json = |flag: &&&Arg| {
+            let names = flag.get_value_names().unwrap_or_default();
+            flag.get_long() == Some(&long) && names.iter().any(|name| name.as_str() == JSON)
+        };
+        let table = match flags.iter().find(takes_json) {
+            Some(_) => table.map(|_| long.clone()),
+            None => table,
+        };
         let value = match table.filter(|name| longs.contains(&name.as_str())) {
             Some(flag) => {
                 long = flag;
@@ -132,6 +143,7 @@ mod tests {
                 .arg(Arg::new("trusted-signer").long("trusted-signer").action(ArgAction::Append))
                 .arg(Arg::new("box").long("box"))
                 .arg(Arg::new("box-settings").long("box-settings"))
+                .arg(Arg::new("hosts").long("hosts").value_name("JSON"))
                 .arg(Arg::new("json").long("json").action(ArgAction::SetTrue)),
         )
     }
@@ -165,6 +177,8 @@ mod tests {
         assert_eq!(run(&["phalanx", "validator"], file, None).unwrap(), [format!("--box-settings={json}")]);
         assert_eq!(run(&["phalanx", "validator", "--box=s"], file, None).unwrap(), [format!("--box-settings={json}")]);
         assert!(run(&["phalanx", "validator", "--box-settings={}"], file, None).unwrap().is_empty());
+        let file = "[validator.hosts.a]\nx = 1\n";
+        assert_eq!(run(&["phalanx", "validator"], file, None).unwrap(), [r#"--hosts={"a":{"x":1}}"#]);
         assert_eq!(run(&["phalanx", "validator"], "[validator]\nbox = \"s\"\n", None).unwrap(), ["--box=s"]);
     }
 

@@ -104,13 +104,17 @@ pub(super) fn host(executors: &[(ExecutorClass, u32)]) -> Result<Host, String> {
 }
 
 impl ExecutorArgs {
+    /// Whether executors are containers, as they are on other hosts.
+    pub(super) fn are_containers(&self) -> bool {
+        self.executor_backend == BackendArg::Docker
+    }
+
     /// What the jobs of each class may do on this host.
     ///
     /// # Errors
     /// One line that names the setting.
-    pub(super) fn sandboxes(&self, executors: &[(ExecutorClass, u32)], host: Host) -> Result<Sandboxes, String> {
-        let classes: Vec<ExecutorClass> = executors.iter().map(|(class, _)| *class).collect();
-        sandbox::sandboxes(self.sandbox, self.sandbox_settings.as_deref(), host, &classes)
+    pub(super) fn sandboxes(&self, classes: &[ExecutorClass], host: Host) -> Result<Sandboxes, String> {
+        sandbox::sandboxes(self.sandbox, self.sandbox_settings.as_deref(), host, classes)
     }
 
     /// What the miner does about the images of jobs.
@@ -210,18 +214,19 @@ impl ExecutorArgs {
 
     /// What starts executors on the machine of another engine, in containers of its images whatever this machine's are.
     /// What its jobs share is asked of that engine; what is free on its disk cannot be, so each job may have the least.
+    /// `classes` are all that the settings may name, on whichever host.
     ///
     /// # Errors
     /// One line that names the flag.
-    #[expect(dead_code, reason = "the settings of hosts name such engines")]
     pub(super) fn backend_elsewhere(
         &self,
         address: EngineAddress,
         executors: &[(ExecutorClass, u32)],
+        classes: &[ExecutorClass],
         owner: &str,
     ) -> Result<Arc<dyn ExecutorBackend>, String> {
         let slots = executors.iter().map(|(_, count)| *count).sum();
-        let classes: Vec<ExecutorClass> = executors.iter().map(|(class, _)| *class).collect();
+        let classes = classes.to_vec();
         let (profile, table) = (self.sandbox, self.sandbox_settings.clone());
         let of = move |cpus, memory_bytes| {
             let host = Host { memory_bytes, cpus, disk_bytes: 0, slots };

@@ -1,5 +1,6 @@
 //! `phalanx miner`: serves validators and executors, manages executor pools.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,12 +15,14 @@ use super::rates::RateArgs;
 use super::tls;
 use super::values::{class_count, client_address, duration, listen_address};
 use super::watch;
-use crate::app::{exit, status, supervise};
+use crate::app::hosts::HostSetting;
+use crate::app::{self, exit, status, supervise};
 use crate::base::lock::lock;
 use crate::executor::sandbox::Host;
 use crate::identity::{KeyPair, PublicKey};
 use crate::miner::host::HostName;
-use crate::miner::{self, Miner, MinerConfig, MinerLimits, Owner, Reloader, WatchCommand};
+use crate::miner::placement::Strategy;
+use crate::miner::{self, HostConfig, Miner, MinerConfig, MinerLimits, Owner, Reloader, WatchCommand};
 use crate::protocol::ExecutorClass;
 use crate::transport::ws::WsListener;
 
@@ -37,16 +40,22 @@ pub struct Args {
     /// Validators among those whose jobs are declined; may be repeated
     #[arg(long, value_name = "SS58", env = "PHALANX_BLACKLIST", value_delimiter = ',')]
     blacklist: Vec<PublicKey>,
-    /// How many executors of a class, as always_on.test=4; may be repeated
+    /// How many executors of a class on this machine, as always_on.test=4; may be repeated
     #[arg(
         long,
         value_name = "CLASS=N",
-        required = true,
+        required_unless_present = "hosts",
         value_parser = class_count,
         env = "PHALANX_EXECUTORS",
         value_delimiter = ','
     )]
     executors: Vec<(ExecutorClass, u32)>,
+    /// Executors on other machines: the tables [miner.hosts.NAME] of the settings file, as JSON
+    #[arg(long, value_name = "JSON", env = "PHALANX_HOSTS")]
+    hosts: Option<String>,
+    /// On which host a job runs, if several can take it
+    #[arg(long, value_enum, value_name = "STRATEGY", default_value_t, env = "PHALANX_PLACEMENT")]
+    placement: Strategy,
     /// URL that executors dial, if it is not the listening address, as ws://10.0.0.5:9101
     #[arg(long, value_name = "URL", env = "PHALANX_EXECUTOR_ADDRESS")]
     executor_address: Option<String>,
@@ -127,17 +136,21 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
 /// Blocks until what that miner leaves is gone.
 fn watch_for(owner: &Owner, args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
     let state_dir = args.state_dir.clone();
-    let backend = |args: Args| {
+    let backends = |args: Args| {
         let images = Images { folder: args.state_dir.join(IMAGES), executors: 0 };
-        args.source.backend(&Sandboxes::new(), &images, &args.state_dir, "")
+        let mut backends: Vec<_> = hosts(&args, "")?.into_iter().map(|host| host.backend).collect();
+        if !args.executors.is_empty() {
+            backends.push(args.source.backend(&Sandboxes::new(), &images, &args.state_dir, "")?);
+        }
+        Ok(backends)
     };
-    let at_start = match backend(args) {
+    let at_start = match backends(args) {
         Ok(at_start) => at_start,
         Err(problem) => return exit::usage(problem),
     };
     // What SIGHUP has brought the miner counts.
     let now = || {
-        again().and_then(backend).unwrap_or_else(|problem| {
+        again().and_then(backends).unwrap_or_else(|problem| {
             log::warn!("the settings are taken as they were when the miner started: {problem}");
             at_start
         })
@@ -164,15 +177,48 @@ fn limits(args: &Args) -> MinerLimits {
     }
 }
 
+/// The hosts beside this machine; their security probes are those of `key`.
+fn hosts(args: &Args, key: &str) -> Result<Vec<HostConfig>, String> {
+    let hosts = app::hosts::hosts(args.hosts.as_deref()).map_err(|problem| format!("--hosts: {problem}"))?;
+    if !hosts.is_empty() && !args.source.are_containers() {
+        return Err("--hosts goes with --executor-backend docker: executors elsewhere are containers".to_owned());
+    }
+    let classes = classes(&args.executors, &hosts);
+    let dialled = args.executor_address.clone().unwrap_or_else(|| format!("ws://{}", args.listen));
+    let mut configs = Vec::new();
+    for HostSetting { name, address, executors } in hosts {
+        if !address.is_on_this_machine() && app::hosts::leads_nowhere_else(&dialled) {
+            return Err(format!(
+                "executors on host {name} cannot dial {dialled}; name this machine with --executor-address, as \
+                 ws://10.0.0.5:9101"
+            ));
+        }
+        let backend = args.source.backend_elsewhere(address.clone(), &executors, &classes, &format!("{key}.{name}"));
+        let backend = backend.map_err(|problem| format!("host {name}: {problem}"))?;
+        configs.push(HostConfig { name, address: address.to_string(), executors, backend });
+    }
+    Ok(configs)
+}
+
+/// All classes that this miner has executors of, on whichever host.
+fn classes(local: &[(ExecutorClass, u32)], hosts: &[HostSetting]) -> Vec<ExecutorClass> {
+    let all = local.iter().chain(hosts.iter().flat_map(|host| &host.executors));
+    all.map(|(class, _)| *class).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
 fn configure(args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), String> {
     let key = KeyPair::load(&args.key.key).map_err(|e| format!("--key: {e}"))?;
     let limits = limits(&args);
     let executors = args.executors.iter().map(|(_, count)| *count as usize).sum();
     let images = Images { folder: args.state_dir.join(IMAGES), executors };
-    let image_care = args.source.image_care(&images)?;
+    let image_care = args.source.image_care(&images)?.filter(|_| !args.executors.is_empty());
+    let hosts = hosts(&args, &key.ss58())?;
+    let all = args.executors.iter().chain(hosts.iter().flat_map(|host| &host.executors));
+    let classes: Vec<ExecutorClass> = all.map(|(class, _)| *class).collect::<BTreeSet<_>>().into_iter().collect();
     // A reload may change how many share it.
     let slots = u32::try_from(executors).unwrap_or(u32::MAX);
-    let sandboxes = args.source.sandboxes(&args.executors, Host { slots, ..host })?;
+    let mut sandboxes = args.source.sandboxes(&classes, Host { slots, ..host })?;
+    sandboxes.retain(|(class, _)| args.executors.iter().any(|(of, _)| of == class));
     let owner = format!("{}.{}", key.ss58(), HostName::LOCAL);
     let backend = args.source.backend(&sandboxes, &images, &args.state_dir, &owner)?;
     for (class, sandbox) in &sandboxes {
@@ -183,6 +229,8 @@ fn configure(args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), String>
         validators: args.validator,
         blacklist: args.blacklist,
         executors: args.executors,
+        hosts,
+        placement: args.placement,
         executor_address: args.executor_address,
         streaming_address: args.streaming_address,
         limits,

@@ -214,7 +214,8 @@ impl Miner {
             hosts.check(*host, backend.clone(), router_thread::checks(&settings));
         }
         // The first checks are waited for, so that whoever connects first is told what there is.
-        let limit = Instant::now() + config.limits.checks.limit + LATE;
+        let more = backends.values().map(|backend| backend.more_time()).max().unwrap_or_default();
+        let limit = Instant::now() + config.limits.checks.limit + more + LATE;
         for found in first_checks(&inbox, backends.keys().copied().collect(), limit) {
             router.handle(found, now());
         }

@@ -191,9 +191,9 @@ impl Owner {
     }
 }
 
-/// Watches for the end of the miner at the other end of `lease`; then removes what it has left, by the back end that
-/// is asked for then. Blocks until that is done, which is for as long as the miner lives and its executors do, and at
-/// most 10 minutes of tries in vain longer.
+/// Watches for the end of the miner at the other end of `lease`; then removes what it has left, by the back ends of its
+/// hosts, which are asked for then. Blocks until that is done, which is for as long as the miner lives and its
+/// executors do, and at most 10 minutes of tries in vain longer.
 ///
 /// # Errors
 /// If the state folder cannot be watched for a new owner.
@@ -201,7 +201,7 @@ pub fn watch(
     owner: &Owner,
     state_dir: &Path,
     lease: impl Read,
-    backend: impl FnOnce() -> Arc<dyn ExecutorBackend>,
+    backends: impl FnOnce() -> Vec<Arc<dyn ExecutorBackend>>,
 ) -> io::Result<()> {
     // Before the miner can end, so that no new owner is missed.
     let owned_anew = FileNews::of(&lock_file(state_dir))?;
@@ -210,7 +210,7 @@ pub fn watch(
     }
     let Owner { instance, epoch, .. } = owner;
     log::warn!("process {epoch} of miner instance {instance} was killed; what it has left is removed");
-    let (backend, mut rounds, mut told) = (backend(), Rounds::new(Instant::now()), BTreeSet::new());
+    let (backends, mut rounds, mut told) = (backends(), Rounds::new(Instant::now()), BTreeSet::new());
     // All that it and earlier ones have made is of the dead; what a later process makes is its own.
     let mut orphans = Orphans::new(epoch + 1);
     while let Some(pause) = rounds.next(Instant::now()) {
@@ -218,7 +218,11 @@ pub fn watch(
             log::info!("another process has the miner's state folder; the rest is left to it");
             return Ok(());
         }
-        rounds.looked(look(backend.as_ref(), owner, &mut orphans, &mut told), Instant::now());
+        let mut look = |backend: &Arc<dyn ExecutorBackend>| look(backend.as_ref(), owner, &mut orphans, &mut told);
+        let seen: Vec<Look> = backends.iter().map(&mut look).collect();
+        // What lives anywhere is waited for, and then what cannot be removed.
+        let most = [Look::Living, Look::Left, Look::Removed].into_iter().find(|look| seen.contains(look));
+        rounds.looked(most.unwrap_or(Look::Nothing), Instant::now());
     }
     log::info!("the watcher ends: {}", rounds.conclusion());
     Ok(())
@@ -303,7 +307,7 @@ mod tests {
         for said in [&b""[..], b"don"] {
             let owned_anew = || {
                 std::fs::write(lock_file(state.path()), "2").unwrap();
-                Arc::new(Unused) as Arc<dyn ExecutorBackend>
+                vec![Arc::new(Unused) as Arc<dyn ExecutorBackend>]
             };
             watch(&owner(), state.path(), said, owned_anew).unwrap();
         }

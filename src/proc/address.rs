@@ -142,6 +142,12 @@ impl EngineAddress {
         Some(command)
     }
 
+    /// Whether the engine is one of this machine, so that what it runs on the host's network finds this machine's
+    /// loopback.
+    pub fn is_on_this_machine(&self) -> bool {
+        matches!(self.place, Place::Local | Place::Unix(_))
+    }
+
     /// Makes a client, whose arguments are yet to come, talk to this engine.
     pub(super) fn apply(&self, command: &mut Command) {
         if self.is_local() {

@@ -18,7 +18,21 @@ pub struct Image {
     pub names: usize,
 }
 
+/// How many names of images are looked at: more make none of them easier to find.
+const NAMES_MAX: usize = 4096;
+
 impl Docker {
+    /// The names of the images that are here, as `busybox:1`; those without a name are left out.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    pub fn image_names(&self, stop: &Shutdown, deadline: Instant) -> Result<Vec<String>, ToolError> {
+        let args = ["image", "ls", "--format", "{{.Repository}}:{{.Tag}}"];
+        let listed = self.run("list the images", &args, stop, deadline)?;
+        let named = listed.lines().filter(|name| !name.contains("<none>")).take(NAMES_MAX);
+        Ok(named.map(str::to_owned).collect())
+    }
+
     /// The image, if it is here.
     ///
     /// # Errors

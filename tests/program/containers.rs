@@ -1,5 +1,6 @@
 //! Executors in containers, made of the binary itself: they outlive their miner, which takes them back.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -127,6 +128,65 @@ fn executors_run_in_containers_too() {
     assert_eq!(status_of_a_small_job(&network), "completed");
     assert_eq!(network.stop(Signal::TERM), [Some(0); 3]);
     assert_eq!(engine::left(labels::INSTANCE, &instance), [""; 0], "a container is left");
+}
+
+/// The state of each host, as the page shows it.
+fn hosts(pages: &str) -> Option<BTreeMap<String, String>> {
+    let shown = status(pages)?["details"]["hosts"].as_array()?.clone();
+    let text = |host: &serde_json::Value, key: &str| host[key].as_str().map(str::to_owned);
+    shown.iter().map(|host| Some((text(host, "name")?, text(host, "state")?))).collect()
+}
+
+#[test]
+fn jobs_spread_over_hosts_that_come_and_go_with_the_settings() {
+    let Some(image) = ExecutorImage::build() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("phalanx.toml");
+    // The same engine by three names; one more is nowhere.
+    let table = |name: &str, socket: &str| {
+        format!("[miner.hosts.{name}]\naddress = \"unix://{socket}\"\nexecutors = {{ \"always_on.test\" = 1 }}\n")
+    };
+    let write = |hosts: &[(&str, &str)]| {
+        let hosts: String = hosts.iter().map(|(name, socket)| table(name, socket)).collect();
+        fs::write(&file, format!("[miner]\nplacement = \"round-robin\"\n{hosts}")).unwrap();
+    };
+    let (here, nowhere) = ("/var/run/docker.sock", "/nonexistent/docker.sock");
+    write(&[("one", here), ("two", here), ("gone", nowhere)]);
+    let pages = free_address().to_string();
+    let backend = ["--runner", "process", "--executor-backend", "docker", "--executor-image", &image.0];
+    let config = ["--config", file.to_str().unwrap(), "--http", &pages];
+    let network = Network::start_with(false, &[&backend[..], &config].concat());
+    let states = |states: &[(&str, &str)]| -> BTreeMap<String, String> {
+        states.iter().map(|(name, state)| ((*name).to_owned(), (*state).to_owned())).collect()
+    };
+    let first = [("local", "up"), ("one", "up"), ("two", "up"), ("gone", "down")];
+    assert_eq!(hosts(&pages), Some(states(&first)));
+    assert_eq!(status(&pages).unwrap()["ready"], true, "one broken host hides no other");
+    for _ in 0..3 {
+        assert_eq!(status_of_a_small_job(&network), "completed");
+    }
+    let metrics = || ureq::get(format!("http://{pages}/metrics")).call().unwrap().body_mut().read_to_string().unwrap();
+    for line in [
+        "phalanx_miner_host_up{host=\"gone\"} 0",
+        "phalanx_miner_host_up{host=\"one\"} 1",
+        "phalanx_miner_slots{host=\"two\",class=\"always_on.test\",state=\"free\"} 1",
+    ] {
+        // A slot is free when nothing of its executor is left.
+        until(line, || metrics().lines().any(|of_page| of_page == line));
+    }
+
+    write(&[("one", here), ("new", here)]);
+    network.miner.signal(Signal::HUP);
+    let second = Some(states(&[("local", "up"), ("one", "up"), ("new", "up")]));
+    until("the hosts are the new ones", || hosts(&pages) == second);
+    for _ in 0..3 {
+        assert_eq!(status_of_a_small_job(&network), "completed");
+    }
+    let log = network.miner.stderr();
+    for host in ["local", "one", "two", "new"] {
+        assert!(log.contains(&format!(", for host {host}\n")), "no job ran on {host}: {log}");
+    }
+    assert_eq!(network.stop(Signal::TERM), [Some(0); 3]);
 }
 
 #[test]

@@ -359,6 +359,8 @@ fn bad_input_is_one_line_with_exit_2_and_starts_nothing() {
     let config = path("phalanx.toml", "[validator]\nfacilitater = \"ws://x\"\n");
     let validator = ["validator", "--facilitator", "ws://127.0.0.1:1", "--state-dir", &state];
     let miner = ["miner", "--validator", ALICE, "--state-dir", &state, "--key", "//Bob", "--executors"];
+    let far = r#"{"far": {"address": "ssh://root@192.0.2.1", "executors": {"always_on.test": 1}}}"#;
+    let containers = ["--executor-backend", "docker", "--executor-image", "x"];
     let cases: Vec<(Vec<&str>, Vec<&str>)> = vec![
         (
             [&validator[..], &["--key", "//Alice", "--miners", &miners]].concat(),
@@ -409,6 +411,18 @@ fn bad_input_is_one_line_with_exit_2_and_starts_nothing() {
             [&miner[..], &["always_on.test=1", "--listen", "127.0.0.1:0", "--executor-option", "--privileged"]]
                 .concat(),
             vec!["--executor-option", "--executor-backend docker"],
+        ),
+        (
+            [&miner[..], &["always_on.test=1", "--listen", "127.0.0.1:0", "--hosts", far]].concat(),
+            vec!["--hosts goes with --executor-backend docker"],
+        ),
+        (
+            [&miner[..], &["always_on.test=1", "--listen", "127.0.0.1:0", "--hosts", far], &containers].concat(),
+            vec!["host far", "cannot dial ws://127.0.0.1:0", "--executor-address"],
+        ),
+        (
+            [&miner[..], &["always_on.test=1", "--listen", "127.0.0.1:0", "--hosts", "{\"far\": 1}"]].concat(),
+            vec!["--hosts: host \"far\"", "it should be a table"],
         ),
         (
             vec![

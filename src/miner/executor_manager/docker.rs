@@ -245,6 +245,10 @@ impl ExecutorBackend for DockerBackend {
         }
     }
 
+    fn images(&self, stop: &Shutdown, deadline: Instant) -> Result<Vec<String>, String> {
+        self.docker.image_names(stop, deadline + self.more_time()).map_err(|error| error.to_string())
+    }
+
     fn more_time(&self) -> Duration {
         if self.docker.address.is_local() { Duration::ZERO } else { ELSEWHERE_TIME }
     }

@@ -232,10 +232,11 @@ impl Router {
         job.phase = Phase::Starting;
         self.out.push(Action::Count(Counted::Accepted(now.mono.saturating_duration_since(job.placed.asked))));
         let spec = self.spec(&key, lease.slot().class(), &self.jobs[&key]);
+        let host = lease.slot().host();
         self.tokens.insert(spec.token.clone(), key.clone());
         self.notify(&key, News::Accepted, V0AcceptJobRequest { job_uuid: key.uuid.clone() });
         self.out.push(Action::Start(spec, lease));
-        log::info!("job {}: accepted from validator {}", key.uuid, key.validator);
+        log::info!("job {}: accepted from validator {}, for host {host}", key.uuid, key.validator);
     }
 
     /// A job that has a slot but no executor yet is taken back; gives those who are to be notified.
