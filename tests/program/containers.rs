@@ -20,11 +20,11 @@ use crate::watch::{STATED, kill, lives, stop_the_rest, watcher};
 
 /// An image of the binary and of the engine's client, with the libraries that they load, and of busybox; removed when
 /// dropped.
-struct ExecutorImage(String);
+pub struct ExecutorImage(String);
 
 impl ExecutorImage {
     /// `None`, loudly, without an engine or what an image is made of.
-    fn build() -> Option<Self> {
+    pub fn build() -> Option<Self> {
         if !engine::ready() {
             return None;
         }
@@ -72,7 +72,7 @@ impl Drop for ExecutorImage {
 }
 
 /// A miner's arguments for executors of this image, which see `shared` and the engine.
-fn arguments(image: &ExecutorImage, runner: &str, shared: &Path) -> Vec<String> {
+pub fn arguments(image: &ExecutorImage, runner: &str, shared: &Path) -> Vec<String> {
     let folder = format!("--executor-option=--volume={0}:{0}", shared.display());
     let temporary = format!("--executor-option=--env=TMPDIR={}", shared.display());
     let socket = "--executor-option=--volume=/var/run/docker.sock:/var/run/docker.sock";

@@ -8,6 +8,7 @@ mod chaos;
 mod containers;
 mod demo;
 mod descriptors;
+mod elsewhere;
 mod engine;
 mod executor;
 mod facilitator_kill;

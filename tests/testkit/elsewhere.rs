@@ -1,6 +1,7 @@
 //! Engines that are elsewhere as far as a client can tell: that of this machine behind a real `sshd`, and a second one
 //! with its own folder, behind TLS and a socket.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -73,6 +74,13 @@ impl Ssh {
 
     pub fn client(&self) -> Docker {
         Docker { address: Self::address(), ..self.stand_in.client() }
+    }
+
+    /// A `PATH` on which that `ssh` comes first.
+    pub fn path(&self) -> OsString {
+        let ours = self.stand_in.folder().join("path");
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::join_paths([ours].into_iter().chain(std::env::split_paths(&path))).unwrap()
     }
 
     /// How many connections there were.

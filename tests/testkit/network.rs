@@ -34,6 +34,7 @@ impl Network {
             let mut command = phalanx(scratch.path());
             command.args([role, "--http", "127.0.0.1:0", "--state-dir"]).arg(folder.path().join(role));
             if role == "miner" {
+                command.env("PHALANX_LISTEN", "127.0.0.1:0");
                 miner_settings(&mut command);
             }
             command.args(arguments).env("RUST_LOG", log_filter).env("PHALANX_LOG_FORMAT", log_format);
@@ -47,8 +48,8 @@ impl Network {
         };
         let listen = ["--listen", "127.0.0.1:0", "--validator", ALICE];
         let (facilitator, users, validators) = start("facilitator", "", &[&listen[..], &["--user", CHARLIE]].concat());
-        let executors = ["--executors", "always_on.test=2", "--drain-time", "1s"];
-        let (miner, miner_pages, dialled) = start("miner", "//Bob", &[&listen[..], &executors].concat());
+        let executors = ["--validator", ALICE, "--executors", "always_on.test=2", "--drain-time", "1s"];
+        let (miner, miner_pages, dialled) = start("miner", "//Bob", &executors);
         let port = dialled.rsplit(':').next().unwrap();
         let miners = format!("[[miner]]\nhotkey = \"{BOB}\"\naddress = \"127.0.0.1\"\nport = {port}\n");
         let file = folder.path().join("miners.toml");
