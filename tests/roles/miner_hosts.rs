@@ -10,18 +10,19 @@ use phalanx::base::ids::SessionId;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::miner::check::CheckPolicy;
 use phalanx::miner::executor_manager::{
-    ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, Marked, Owner,
+    DockerBackend, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, Marked, Owner,
 };
 use phalanx::miner::host::HostName;
-use phalanx::miner::placement::Strategy;
+use phalanx::miner::placement::{Strategy, listed_name};
 use phalanx::miner::router::Input;
 use phalanx::miner::{HostConfig, HostState, HostStatus, MinerConfig};
 use phalanx::protocol::{ExecutorToMiner, HordeFailureReason, JobParticipantType, V0HordeFailedRequest};
 
 use crate::miner::{FakeBackend, Fixture as Running};
 use crate::miner_router::{Fixture, GONE, Unused, owner};
+use crate::testkit::engine;
 use crate::testkit::miner::{CLASS, SECOND, Says, kind, uuid};
-use crate::testkit::wait::LONG;
+use crate::testkit::wait::{LONG, far};
 
 const LOCAL: HostName = HostName::LOCAL;
 
@@ -323,6 +324,16 @@ fn after_a_restart_a_job_is_looked_for_on_its_host() {
     assert!(texts.len() == 1 && texts[0].contains(&on["gone"]), "{texts:?}");
     assert_eq!(kind(&texts[0]), "HordeFailed executor_disconnected");
     assert!(texts[0].contains("without the host of the executor"), "{texts:?}");
+}
+
+#[test]
+fn the_images_of_a_real_engine_are_known_by_the_names_that_jobs_use() {
+    if !engine::ready() {
+        return;
+    }
+    let backend = DockerBackend::new("unused", "docker");
+    let images = backend.images(&Shutdown::new(), far()).unwrap();
+    assert!(images.iter().any(|image| listed_name(image) == listed_name(engine::IMAGE)), "{images:?}");
 }
 
 /// Executors as of another back end, on a host that hangs in all that is asked of it, until it is told to go on.
