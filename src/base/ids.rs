@@ -23,7 +23,8 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// The number of one accepted connection, unique within the process.
+/// The number of one accepted connection, unique within the process. Of two connections of a server, the one that was
+/// accepted later has the larger one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);
 

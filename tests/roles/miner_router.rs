@@ -935,6 +935,24 @@ fn the_newest_connection_of_an_executor_takes_over_from_a_half_open_one() {
 }
 
 #[test]
+fn a_connection_that_was_accepted_first_and_is_open_last_takes_nothing_over() {
+    let mut f = Fixture::new(1);
+    let job = uuid();
+    let session = f.validator(&f.alice.clone());
+    let token = f.accepted(session, &job);
+    // Its peer gave it up in the handshake.
+    let first = SessionId::fresh();
+    let second = f.executor(&token);
+    f.handle(Input::Opened { id: first, peer: Peer::Executor(token.clone()), address: Some("10.0.0.9".to_owned()) });
+    assert_eq!((f.closed.get(&first), f.closed.get(&second)), (Some(&1000), None));
+    assert_eq!((f.got(first), f.got(second)), (vec![], vec!["InitialJob".to_owned()]));
+    f.handle(Input::Closed(first));
+    assert_eq!(f.router.status().connected_executors, 1);
+    f.reports(second, &Says(&job).ready());
+    assert_eq!(f.got(session), ["ExecutorReady"]);
+}
+
+#[test]
 fn the_end_of_a_replaced_connection_does_not_end_the_last_words() {
     let mut f = Fixture::new(1);
     let job = uuid();

@@ -17,10 +17,14 @@ use crate::transport::Utf8Bytes;
 /// A process that has ended may still have texts on its way to us on its connection; this is for a busy machine.
 pub(super) const FINAL_MESSAGES: Duration = Duration::from_secs(2);
 
+/// What a connection is told in whose place its executor has another one.
+const OVERTAKEN: &str = "the executor has connected again";
+
 impl Router {
     /// An executor dials in with a token: the first time, or again after it lost its connection, which we may not have
-    /// noticed yet. So the newest connection is the executor's, the only one; the older one is ended, but what the
-    /// executor had sent on it still counts. One that has reported the end of its job may come to see that it did.
+    /// noticed yet. So the connection that was accepted last is the executor's, the only one, whichever is open first;
+    /// the older one is ended, but what the executor had sent on it still counts. One that has reported the end of its
+    /// job may come to see that it did.
     pub(super) fn executor_opened(&mut self, id: SessionId, token: String, address: Option<String>, now: Now) {
         let key = self.tokens.get(&token).cloned();
         let job = key.as_ref().and_then(|key| self.jobs.get_mut(key));
@@ -31,12 +35,18 @@ impl Router {
             self.out.push(Action::Close(id, CLOSE_NORMAL, ""));
             return;
         };
+        if let Some(newer) = executor.session.filter(|current| *current > id) {
+            log::info!("{id}: the executor has connected again as {newer} meanwhile, so {id} is ended");
+            self.executors.insert(id, Connected { token, replaced: true });
+            self.out.push(Action::Close(id, CLOSE_NORMAL, OVERTAKEN));
+            return;
+        }
         if let Some(older) = executor.session.replace(id) {
             log::info!("{id}: the executor of {older} has connected again, so {older} is ended");
             if let Some(connected) = self.executors.get_mut(&older) {
                 connected.replaced = true;
             }
-            self.out.push(Action::Close(older, CLOSE_NORMAL, "the executor has connected again"));
+            self.out.push(Action::Close(older, CLOSE_NORMAL, OVERTAKEN));
         }
         executor.back_by = None;
         if let Some(since) = executor.gone_since.take() {
