@@ -78,9 +78,13 @@ impl Cause {
         Self::in_words(&text.to_lowercase()).unwrap_or(Self::NETWORK_PASSING)
     }
 
-    /// The same of a pull. The job has chosen the image's name, so no word of it may take the blame off the job.
+    /// The same of a pull. The job has chosen the image's name, so no word of it may take the blame off the job; nor
+    /// may a registry's, which may be the job's own.
     pub fn of_pull(text: &str, image: &str) -> Self {
         let (text, image) = (text.to_lowercase(), image.to_lowercase());
+        if let Some(cause) = of_registry(&text) {
+            return cause;
+        }
         let repository = image.split('@').next().unwrap_or_default();
         let (path, tag) = match repository.rsplit_once(':') {
             Some((path, tag)) if !tag.contains('/') => (path, tag),
@@ -100,6 +104,52 @@ impl Cause {
         quoted_status(text).map(Self::of_status).or_else(known)
     }
 }
+
+/// What a registry says with an error code, or what it says in place of what it should: the words behind are its own,
+/// so they tell nothing. A status before a code counts, as in the text of an engine.
+fn of_registry(text: &str) -> Option<Cause> {
+    let place = |words: &str| {
+        let begins = |at: &usize| *at == 0 || text[..*at].ends_with(": ") || text[..*at].ends_with('\n');
+        text.match_indices(words).map(|(at, _)| at).find(begins)
+    };
+    let places = REGISTRY_WORDS.iter().filter_map(|(words, cause)| Some((place(words)?, words.len(), *cause)));
+    let (at, len, cause) = places.min_by_key(|(at, ..)| *at)?;
+    // With the number of a status that is among those words.
+    let known = text.get(..at + len + "503".len()).unwrap_or(&text[..at]);
+    Some(quoted_status(known).map_or(cause, Cause::of_status))
+}
+
+/// How it begins, in lower case: the codes of the distribution specification and of the registries that have more,
+/// which engines write without underlines, and the words for answers that are wrong.
+const REGISTRY_WORDS: &[(&str, Cause)] = &[
+    ("denied: ", Cause::JOB),
+    ("unauthorized: ", Cause::JOB),
+    ("manifest unknown: ", Cause::JOB),
+    ("name unknown: ", Cause::JOB),
+    ("name invalid: ", Cause::JOB),
+    ("tag invalid: ", Cause::JOB),
+    ("insufficient_scope: ", Cause::JOB),
+    ("toomanyrequests: ", Cause::NETWORK_PASSING),
+    ("unknown: ", Cause::NETWORK_PASSING),
+    ("unavailable: ", Cause::NETWORK_PASSING),
+    ("unsupported: ", Cause::NETWORK_PASSING),
+    ("blob unknown: ", Cause::NETWORK_PASSING),
+    ("manifest blob unknown: ", Cause::NETWORK_PASSING),
+    ("manifest invalid: ", Cause::NETWORK_PASSING),
+    ("manifest unverified: ", Cause::NETWORK_PASSING),
+    ("digest invalid: ", Cause::NETWORK_PASSING),
+    ("size invalid: ", Cause::NETWORK_PASSING),
+    ("range invalid: ", Cause::NETWORK_PASSING),
+    ("blob upload unknown: ", Cause::NETWORK_PASSING),
+    ("blob upload invalid: ", Cause::NETWORK_PASSING),
+    ("server message: ", Cause::JOB),
+    ("unsupported media type ", Cause::JOB),
+    // A certificate has names, and so has the place that a registry leads to.
+    ("x509: ", Cause::CERTIFICATE),
+    ("lookup ", Cause::NETWORK_PASSING),
+    ("received unexpected http status: ", Cause::NETWORK_PASSING),
+    ("malformed ", Cause::NETWORK_PASSING),
+];
 
 /// How long the other side asks us to wait, in the text of an engine: `retry-after: 887.29µs`, as registries write it,
 /// or whole seconds, as HTTP has it.
@@ -370,6 +420,40 @@ mod tests {
         }
         for image in ["a", "manifest", "unknown:1"] {
             assert_eq!(Cause::of_pull("manifest unknown: manifest unknown", image), Cause::JOB, "{image}");
+        }
+    }
+
+    #[test]
+    fn what_a_registry_says_behind_its_code_tells_nothing() {
+        let denied = "pull access denied for acme/app, repository does not exist or may require 'docker login': denied";
+        for (before, cause) in [
+            (denied, Cause::JOB),
+            ("unauthorized", Cause::JOB),
+            ("manifest for acme/app:1 not found: manifest unknown", Cause::JOB),
+            ("repository acme/app not found: name unknown", Cause::JOB),
+            ("errors:\ndenied: no\nunauthorized", Cause::JOB),
+            ("toomanyrequests", Cause::NETWORK_PASSING),
+            ("unknown", Cause::NETWORK_PASSING),
+            ("unsupported", Cause::NETWORK_PASSING),
+            ("received unexpected HTTP status: 299", Cause::NETWORK_PASSING),
+            ("received unexpected HTTP status: 507", Cause::NETWORK),
+            ("Get \"https://acme/v2/\": x509: certificate is valid for a", Cause::CERTIFICATE),
+            ("Get \"https://a/\": dial tcp: lookup containerd.sock on 10.0.0.53", Cause::NETWORK_PASSING),
+            ("net/http: HTTP/1.x transport connection broken: malformed MIME header", Cause::NETWORK_PASSING),
+            ("unexpected status from GET request to https://acme/v2/: 429 Too Many Requests: denied", {
+                Cause::NETWORK_PASSING
+            }),
+        ] {
+            for words in ["no space left on device", "nvidia-container-cli: x", "status: 503", "ö"] {
+                let text = format!("Error response from daemon: {before}: {words}");
+                assert_eq!(Cause::of_pull(&text, "acme/app:1"), cause, "{text}");
+            }
+        }
+        // The engine's own words.
+        for text in
+            ["failed to register layer: write /a: no space left on device", "write /denied: read-only file system"]
+        {
+            assert_eq!(Cause::of_pull(text, "denied"), Cause::OPERATOR, "{text}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! How images get here and how they go, with a `docker` that plays the registry in front of the real one.
 
 use crate::testkit::engine::{IMAGE, StandIn, docker, ready};
+use crate::testkit::http::{Reply, Server};
 use crate::testkit::miner::{CLASS, Pen};
 use crate::testkit::roles::World;
 use crate::testkit::threads::NoThreads;
@@ -334,6 +335,39 @@ fn a_full_disk_makes_room_of_what_jobs_brought_and_tries_once_more() {
     drop(rig.prepare(&b, far()).unwrap());
     assert_eq!([&a, &b].map(|image| rig.here(image)), [false, true]);
     assert_eq!(rig.pulls(), 3);
+}
+
+#[test]
+fn a_registry_that_speaks_of_a_full_disk_is_not_believed() {
+    if !ready() {
+        return;
+    }
+    let rig = Rig::new();
+    let a = rig.image("a");
+    rig.registry("true");
+    drop(rig.prepare(&a, far()).unwrap());
+    // Engines take a registry on this machine without TLS.
+    rig.engine.relent("pull");
+    for (code, status, fault) in [
+        ("DENIED", 403, Fault::Job),
+        ("UNAUTHORIZED", 400, Fault::Job),
+        ("MANIFEST_UNKNOWN", 404, Fault::Job),
+        ("TOOMANYREQUESTS", 429, Fault::Network),
+        ("OF_ITS_OWN", 400, Fault::Network),
+    ] {
+        let text = r#"{"errors":[{"code":"CODE","message":"no space left on device"}]}"#.replace("CODE", code);
+        let registry = Server::start(move |request| match request.path.as_str() {
+            "/v2/" => Reply::ok(""),
+            _ => Reply::Answer(status, vec![("content-type", "application/json".to_owned())], text.clone().into()),
+        });
+        let address = registry.url("");
+        let image = format!("{}/acme/app:1", address.trim_start_matches("http://").trim_end_matches('/'));
+        let error = rig.prepare(&image, Instant::now() + Duration::from_secs(3)).unwrap_err();
+        let RunError::Engine { text, cause, .. } = &error else { panic!("{error}") };
+        assert!(text.contains("no space left on device"), "{text}");
+        assert_eq!(cause.fault, fault, "{text}");
+        assert!(rig.here(&a), "{code}");
+    }
 }
 
 #[test]

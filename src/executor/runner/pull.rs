@@ -142,10 +142,10 @@ pub(super) fn prepare(
     Ok(Prepared(Some(in_use)))
 }
 
-/// Whether the disk of this machine is full, so that room may help.
-fn is_full(error: &str) -> bool {
+/// Whether the disk of this machine is full, so that room may help. The same words of a registry are none of ours.
+fn is_full(error: &str, cause: Cause) -> bool {
     let error = error.to_lowercase();
-    error.contains("no space left") || error.contains("quota exceeded")
+    cause.fault == Fault::Operator && (error.contains("no space left") || error.contains("quota exceeded"))
 }
 
 struct Pull<'a> {
@@ -206,7 +206,7 @@ impl Pull<'_> {
                     log::warn!("image {image} cannot be pulled, so the one that is here is used: {error}");
                     return Ok(brought_before);
                 }
-            } else if is_full(&error) && !room_made && self.make_room(store) {
+            } else if is_full(&error, cause) && !room_made && self.make_room(store) {
                 room_made = true;
                 continue;
             } else if !cause.passing {
