@@ -5,7 +5,15 @@
 /// `[!a]` one of a set; a bracket that is never closed stands for itself. In the time of both lengths together, but for
 /// parts of the pattern between two stars that have `?` or a set: those times the length of the text.
 pub fn matches(pattern: &str, text: &str) -> bool {
-    let mut parts = parts(pattern);
+    all_match(parts(pattern), text)
+}
+
+/// The same if only `*` has a meaning and all else stands for itself.
+pub fn matches_stars(pattern: &str, text: &str) -> bool {
+    all_match(pattern.split('*').map(|text| Part { text, elements: None }).collect(), text)
+}
+
+fn all_match(mut parts: Vec<Part<'_>>, text: &str) -> bool {
     let last = parts.pop().unwrap_or_default();
     let mut parts = parts.into_iter();
     let Some(first) = parts.next() else { return last.begins(text) == Some("") };
@@ -163,6 +171,21 @@ mod tests {
             ("A*", "a", false),
         ] {
             assert_eq!(matches(pattern, text), expected, "{pattern:?} on {text:?}");
+        }
+    }
+
+    #[test]
+    fn stars_alone_have_a_meaning_where_the_rest_stands_for_itself() {
+        for (pattern, text, expected) in [
+            ("[::1]:5000/*", "[::1]:5000/app", true),
+            ("[::1]:5000/*", ":5000/app", false),
+            ("a?", "ab", false),
+            ("a?", "a?", true),
+            ("*a*", "bab", true),
+            ("a*a", "a", false),
+            ("", "", true),
+        ] {
+            assert_eq!(matches_stars(pattern, text), expected, "{pattern:?} on {text:?}");
         }
     }
 

@@ -23,7 +23,7 @@ const PULL_PERIOD: Duration = Duration::from_secs(3600);
 /// After a pull that has failed: doubled each time, up to [`PULL_PERIOD`].
 const RETRY: Duration = Duration::from_secs(10);
 
-/// Longest that one pull may take: a job that wants the image meanwhile waits for it.
+/// Longest that one pull may take: a job that wants the image meanwhile waits for it, unless it is here already.
 const PULL_TIME: Duration = Duration::from_secs(3600);
 
 /// Between two looks at the disk and at what executors have done.
@@ -251,21 +251,24 @@ impl Keeper {
     ) -> Result<(Option<InUse>, Option<String>), String> {
         let (docker, deadline) = (&self.care.docker, Instant::now() + PULL_TIME);
         let answer_by = || Instant::now() + docker.time;
-        let mut preparing: Preparing = store.prepare(image, stop, deadline).map_err(words)?;
-        let before = docker.image(image, stop, answer_by()).map_err(words)?;
-        // A digest never moves.
-        let is_known = before.is_some() && image.contains("@sha256:");
-        if !is_known && !preparing.is_done() {
-            if let Err(error) = store.pull(image, self.care.silence, stop, deadline) {
-                // It is the operator's from now on, whoever has brought it.
-                let kept = before.map(|_| preparing.as_it_is(None)).transpose().map_err(words)?;
-                return Ok((kept, Some(words(error))));
-            }
-            if let Some(before) = before {
-                store.replaced(image, &before, stop, answer_by()).map_err(words)?;
-            }
+        let mut in_use = store.hold(image, stop, answer_by()).map_err(words)?;
+        if let Some(before) = docker.image(image, stop, answer_by()).map_err(words)? {
+            // No job has to wait for what is here. A digest never moves.
+            let pulled = match image.contains("@sha256:") {
+                true => Ok(()),
+                false => store
+                    .pull(image, self.care.silence, stop, deadline)
+                    .and_then(|()| store.replaced(image, &before, stop, answer_by())),
+            };
+            in_use.is_operator_s().map_err(words)?;
+            return Ok((Some(in_use), pulled.err().map(words)));
         }
-        let in_use = preparing.done(None).map_err(words)?;
+        let mut preparing: Preparing = store.prepare(image, stop, deadline).map_err(words)?;
+        if !preparing.is_done() {
+            store.pull(image, self.care.silence, stop, deadline).map_err(words)?;
+        }
+        preparing.done(None).map_err(words)?;
+        in_use.is_operator_s().map_err(words)?;
         Ok((Some(in_use), None))
     }
 }

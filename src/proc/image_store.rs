@@ -56,14 +56,14 @@ pub struct Tally {
 pub struct Preparing {
     /// Its text is when the image was prepared last.
     pulling: File,
-    used: File,
+    used: InUse,
     waited: bool,
     began: SystemTime,
 }
 
 /// An image that is in use as long as this lives, and does not go meanwhile.
 #[derive(Debug)]
-pub struct InUse(#[allow(dead_code)] File); // Held for its lock.
+pub struct InUse(File);
 
 impl ImageStore {
     /// Makes the folder if it is not there.
@@ -86,6 +86,14 @@ impl ImageStore {
         self.folder.join(hex::encode(Sha256::digest(name)))
     }
 
+    /// Has an image in use, whether or not it is here yet. Blocks only while somebody removes it.
+    ///
+    /// # Errors
+    /// As [`ImageStore::prepare`].
+    pub fn hold(&self, name: &str, stop: &Shutdown, deadline: Instant) -> io::Result<InUse> {
+        lock(&self.file(name), Hold::Shared, stop, deadline).map(|(file, _)| InUse(file))
+    }
+
     /// Begins to prepare an image. Blocks while another process prepares it.
     ///
     /// # Errors
@@ -95,8 +103,7 @@ impl ImageStore {
         let began = SystemTime::now();
         let file = self.file(name);
         let (pulling, waited) = lock(&file.with_extension(&PULL[1..]), Hold::Alone, stop, deadline)?;
-        // Held alone only by one who removes the image, for the time that takes.
-        let (used, _) = lock(&file, Hold::Shared, stop, deadline)?;
+        let used = self.hold(name, stop, deadline)?;
         Ok(Preparing { pulling, used, waited, began })
     }
 
@@ -304,37 +311,54 @@ impl Tally {
 }
 
 impl Preparing {
+    /// Whether another process had it before.
+    pub fn has_waited(&self) -> bool {
+        self.waited
+    }
+
     /// Whether another process has prepared the image while this one waited for it.
     pub fn is_done(&mut self) -> bool {
         let last = text_of(&mut self.pulling).ok().and_then(|text| text.parse().ok());
         self.waited && last.is_some_and(|last: u128| last >= nanos(self.began))
     }
 
-    /// Whether a job has brought the image.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn is_job_s(&mut self) -> io::Result<bool> {
-        Ok(!text_of(&mut self.used)?.is_empty())
-    }
-
-    /// The image is here; whoever waits for it may go on. `brought` names it if a job has brought it.
+    /// The image is here; whoever waits for it may go on. `brought` names it if this job has brought it.
     ///
     /// # Errors
     /// What the system says.
     pub fn done(mut self, brought: Option<&str>) -> io::Result<InUse> {
         write_text(&mut self.pulling, &nanos(SystemTime::now()).to_string())?;
-        self.as_it_is(brought)
+        if let Some(image) = brought {
+            write_text(&mut self.used.0, image)?;
+        }
+        self.used.touch()?;
+        Ok(self.used)
     }
+}
 
-    /// The image is here, but not as the registry has it now: whoever waits for it asks the registry again.
+impl InUse {
+    /// Whether a job has brought the image.
     ///
     /// # Errors
     /// What the system says.
-    pub fn as_it_is(mut self, brought: Option<&str>) -> io::Result<InUse> {
-        write_text(&mut self.used, brought.unwrap_or_default())?;
-        self.used.set_modified(SystemTime::now())?;
-        Ok(InUse(self.used))
+    pub fn is_job_s(&mut self) -> io::Result<bool> {
+        Ok(!text_of(&mut self.0)?.is_empty())
+    }
+
+    /// It was used now.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn touch(&self) -> io::Result<()> {
+        self.0.set_modified(SystemTime::now())
+    }
+
+    /// It is the operator's from now on, whoever has brought it.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn is_operator_s(&mut self) -> io::Result<()> {
+        write_text(&mut self.0, "")
     }
 }
 

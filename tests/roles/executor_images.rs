@@ -401,6 +401,27 @@ fn an_image_is_pulled_once_at_a_time_and_those_who_waited_use_it() {
 }
 
 #[test]
+fn who_waits_for_long_for_an_image_that_is_here_uses_that() {
+    if !ready() {
+        return;
+    }
+    let rig = Rig::new();
+    let [here, absent] = ["here", "absent"].map(|name| rig.image(name));
+    docker(&["tag", IMAGE, &here]).unwrap();
+    // Somebody pulls both, and is not done in time.
+    let pulling = [&here, &absent].map(|image| rig.store().prepare(image, &Shutdown::new(), far()).unwrap());
+    let soon = || Instant::now() + Duration::from_secs(6);
+    drop(rig.prepare(&here, soon()).unwrap());
+    let late = rig.prepare(&absent, soon()).unwrap_err();
+    assert!(matches!(late, RunError::PullTimedOut(_)), "{late}");
+    assert_eq!(rig.pulls(), 0);
+    drop(pulling);
+    // It is still the operator's.
+    assert_eq!(rig.store().empty(&Shutdown::new(), far()).unwrap(), [""; 0]);
+    assert!(rig.here(&here));
+}
+
+#[test]
 fn the_engine_s_client_has_none_of_the_operator_s_log_ins_unless_a_setting_says_so() {
     if !ready() {
         return;
@@ -480,21 +501,26 @@ fn a_miner_pulls_images_before_jobs_ask_for_them_and_they_stay() {
         return;
     }
     let mut rig = Rig::new();
-    let [wanted, missing, other] = ["wanted", "missing", "other"].map(|name| rig.image(name));
+    let [wanted, missing, absent, other] = ["wanted", "missing", "absent", "other"].map(|name| rig.image(name));
     // A job has brought it, so it was to go.
     rig.registry("true");
     drop(rig.prepare(&wanted, far()).unwrap());
     rig.settings.bounds = ImageBounds::NONE;
     let pull = format!(
         "[ $2 = {missing} ] && {{ echo 'manifest unknown' >&2; exit 1; }}\n\
-         touch $folder/begun; while [ ! -e $folder/go ]; do sleep 0.05; done"
+         name=${{2##*/}}; while [ ! -e $folder/go-${{name%:1}} ]; do sleep 0.05; done"
     );
     rig.registry(&pull);
-    let (miner, _world) = rig.miner(&[&wanted, &missing]);
+    let (miner, _world) = rig.miner(&[&wanted, &missing, &absent]);
     let observer = miner.observer();
     until("the miner pulls", || rig.engine.calls("pull").len() == 2);
-    // A job that asks for it meanwhile waits for the same pull.
-    let (runner, image, token) = (rig.runner(), wanted.clone(), Shutdown::new());
+    // It is here, so no job that is content with that waits for the miner.
+    rig.settings.policy = PullPolicy::Missing;
+    drop(rig.prepare(&wanted, far()).unwrap());
+    rig.engine.keep("go-wanted", "");
+    // One that is not is waited for, and then has come for the job, too.
+    until("the miner pulls the last one", || rig.engine.calls("pull").len() == 4);
+    let (runner, image, token) = (rig.runner(), absent.clone(), Shutdown::new());
     let kicked = token.clone();
     let job = spawn("t-pull", Kick::new("cancel", move || kicked.cancel()), move || {
         runner.prepare(&image, &token, far()).map(drop).map_err(|error| error.to_string())
@@ -503,20 +529,22 @@ fn a_miner_pulls_images_before_jobs_ask_for_them_and_they_stay() {
         let waits = "another process to be done with a file";
         phalanx::base::thread::live().iter().any(|thread| thread.to_string().contains(waits))
     });
-    rig.engine.keep("go", "");
+    rig.engine.keep("go-absent", "");
     assert_eq!(job.join_by(far()).unwrap(), Ok(()));
-    until("both were tried", || observer.images().pre_pull.iter().any(|image| image.trouble.is_some()));
-    let [first, second] = &observer.images().pre_pull[..] else { panic!("{:?}", observer.images()) };
+    until("all were tried", || observer.images().pre_pull.iter().all(|image| image.is_here || image.trouble.is_some()));
+    let [first, second, third] = &observer.images().pre_pull[..] else { panic!("{:?}", observer.images()) };
     assert_eq!(first, &PrePulled { image: wanted.clone(), is_here: true, trouble: None });
     assert!(!second.is_here && second.trouble.as_ref().unwrap().ends_with("manifest unknown"), "{second:?}");
-    assert_eq!(rig.pulls(), 3);
+    assert_eq!(third, &PrePulled { image: absent.clone(), is_here: true, trouble: None });
+    assert_eq!(rig.engine.calls(&format!("pull {absent}")).len(), 1);
+    rig.settings.policy = PullPolicy::Always;
     // Whatever a job brings goes with the next one; this stays.
     rig.registry("true");
     drop(rig.prepare(&other, far()).unwrap());
     rig.store().empty(&Shutdown::new(), far()).unwrap();
-    assert_eq!([&wanted, &other].map(|image| rig.here(image)), [true, false]);
+    assert_eq!([&wanted, &absent, &other].map(|image| rig.here(image)), [true, true, false]);
     let metrics = observer.board().metrics.render();
-    for line in ["pre_pulls_total{result=\"pulled\"} 1", "pre_pulls_total{result=\"failed\"} 1"] {
+    for line in ["pre_pulls_total{result=\"pulled\"} 2", "pre_pulls_total{result=\"failed\"} 1"] {
         assert!(metrics.contains(&format!("phalanx_miner_{line}\n")), "{line} is not in {metrics}");
     }
     drop(miner);

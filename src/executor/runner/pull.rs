@@ -15,6 +15,7 @@ use crate::executor::image_name;
 use crate::ops::cause::{Cause, Fault, retry_after};
 use crate::proc::docker::Docker;
 use crate::proc::image_store::{ImageBounds, ImageStore};
+use crate::proc::images::Image;
 use crate::proc::tool::ToolError;
 
 /// Between two tries of a pull. A registry that is asked too often says no for longer.
@@ -43,7 +44,7 @@ pub enum PullPolicy {
     Never,
 }
 
-/// A pattern for names of images, as [`glob`] reads them.
+/// A pattern for names of images, in which `*` stands for any text and all else for itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImagePattern(String);
 
@@ -70,7 +71,7 @@ impl ImagePattern {
     pub fn matches(&self, image: &str) -> bool {
         let (image, pattern) = (image_name::whole(image), image_name::whole(&self.0));
         let has_tag = pattern.rsplit('/').next().is_some_and(|last| last.contains([':', '@']));
-        let with = |tag: &str| glob::matches(&format!("{pattern}{tag}"), &image);
+        let with = |tag: &str| glob::matches_stars(&format!("{pattern}{tag}"), &image);
         with("") || !has_tag && [":*", "@*"].into_iter().any(with)
     }
 }
@@ -122,7 +123,10 @@ pub(super) fn prepare(
     }
     let pull = Pull { docker, settings, image, token, deadline };
     let Some(folder) = &settings.folder else {
-        pull.run(None, false)?;
+        let here = pull.look()?;
+        if pull.is_wanted(here.as_ref())? {
+            pull.run(None, here.as_ref(), false)?;
+        }
         return Ok(Prepared(None));
     };
     let book = |source: io::Error| match source.kind() {
@@ -131,10 +135,32 @@ pub(super) fn prepare(
         _ => RunError::Io { doing: "keep the book of images", source },
     };
     let store = ImageStore::open(docker.clone(), folder, settings.bounds).map_err(book)?;
-    let mut preparing = store.prepare(image, token, deadline).map_err(book)?;
-    let brought_before = preparing.is_job_s().map_err(book)?;
-    let brought = if preparing.is_done() { brought_before } else { pull.run(Some(&store), brought_before)? };
-    let in_use = preparing.done(brought.then_some(image)).map_err(book)?;
+    // From here on it stays.
+    let mut in_use = store.hold(image, token, deadline).map_err(book)?;
+    let here = pull.look()?;
+    if pull.is_wanted(here.as_ref())? {
+        // Whoever pulls may take longer than this job has; it needs time for more than its image.
+        let wait_until = match here {
+            Some(_) => Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2,
+            None => deadline,
+        };
+        match store.prepare(image, token, wait_until) {
+            Ok(mut preparing) => {
+                let here = if preparing.has_waited() { pull.look()? } else { here };
+                let brought_before = in_use.is_job_s().map_err(book)?;
+                if !preparing.is_done() && pull.is_wanted(here.as_ref())? {
+                    pull.run(Some(&store), here.as_ref(), brought_before)?;
+                }
+                let brings = here.is_none() && !brought_before;
+                in_use = preparing.done(brings.then_some(image)).map_err(book)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::TimedOut && here.is_some() => {
+                log::warn!("image {image} is pulled by somebody else for long, so the one that is here is used");
+            }
+            Err(error) => return Err(book(error)),
+        }
+    }
+    in_use.touch().map_err(book)?;
     // The image is here, so the job goes on whatever becomes of the others.
     if let Err(error) = store.make_room(token, deadline) {
         log::warn!("images that nobody uses may be left: {error}");
@@ -157,12 +183,15 @@ struct Pull<'a> {
 }
 
 impl Pull<'_> {
-    /// Says whether jobs have brought the image, this one or one before.
-    fn run(&self, store: Option<&ImageStore>, brought_before: bool) -> Result<bool, RunError> {
-        let Self { docker, settings, image, token, deadline } = *self;
-        let look = || docker.image(image, token, deadline).map_err(|error| self.failed(error));
-        let here = look()?;
-        if let Some(found) = &here
+    /// The image, if it is here.
+    fn look(&self) -> Result<Option<Image>, RunError> {
+        self.docker.image(self.image, self.token, self.deadline).map_err(|error| self.failed(error))
+    }
+
+    /// Whether a registry is to be asked.
+    fn is_wanted(&self, here: Option<&Image>) -> Result<bool, RunError> {
+        let Self { settings, image, .. } = *self;
+        if let Some(found) = here
             && self.is_number(&found.id)?
         {
             let text = format!("image {image} is the number of an image; give a name, as in ubuntu:latest");
@@ -173,12 +202,15 @@ impl Pull<'_> {
             PullPolicy::Missing => here.is_none(),
             PullPolicy::Never => false,
         };
-        if !wanted {
-            return match here {
-                Some(_) => Ok(brought_before),
-                None => Err(RunError::Spec(format!("image {image} is not here, and none is pulled (--pull never)"))),
-            };
+        if !wanted && here.is_none() {
+            return Err(RunError::Spec(format!("image {image} is not here, and none is pulled (--pull never)")));
         }
+        Ok(wanted)
+    }
+
+    /// `brought_before`: only jobs have brought it.
+    fn run(&self, store: Option<&ImageStore>, here: Option<&Image>, brought_before: bool) -> Result<(), RunError> {
+        let Self { docker, settings, image, token, deadline } = *self;
         let (mut backoff, mut rng, mut room_made) = (Backoff::new(BACKOFF), Rng::from_entropy(), false);
         // What the last try that was answered has shown tells more than a deadline that passes in the next.
         let mut shown: Option<(String, Cause)> = None;
@@ -204,7 +236,7 @@ impl Pull<'_> {
                 let lookup = error.contains("no such host");
                 if !cause.passing || cause.fault == Fault::Job || lookup || tries >= TRIES_IF_HERE {
                     log::warn!("image {image} cannot be pulled, so the one that is here is used: {error}");
-                    return Ok(brought_before);
+                    return Ok(());
                 }
             } else if is_full(&error, cause) && !room_made && self.make_room(store) {
                 room_made = true;
@@ -225,12 +257,12 @@ impl Pull<'_> {
                 return Err(ToolError::Cancelled("pull the image").into());
             }
         }
-        if let (Some(store), Some(before)) = (store, &here)
+        if let (Some(store), Some(before)) = (store, here)
             && brought_before
         {
             store.replaced(image, before, token, deadline).map_err(|error| self.failed(error))?;
         }
-        Ok(brought_before || here.is_none())
+        Ok(())
     }
 
     /// Whether the engine has found the image by its number. No registry and no pattern for names knows numbers, so any
@@ -298,6 +330,9 @@ mod tests {
             ("*.acme.io/*", "r.acme.io/x", true),
             ("*", "localhost:5000/x", true),
             ("localhost:5000/x", "localhost:5000/x:2", true),
+            ("[::1]:5000/app", "[::1]:5000/app:2", true),
+            ("[::1]:5000/*", "1:5000/app", false),
+            ("acme/ap?", "acme/app", false),
         ] {
             let parsed: ImagePattern = pattern.parse().unwrap();
             assert_eq!(parsed.matches(image), matches, "{pattern} {image}");
