@@ -2,7 +2,8 @@
 //! ends.
 //!
 //! Whoever waits is woken by the system when somebody closes the file (inotify), because a call that waits for a lock
-//! itself cannot be interrupted.
+//! itself cannot be interrupted. Each waiter takes one of the instances of inotify that a user may have, 128 by default
+//! and for all programs; whoever gets none looks at the lock every second until it gets one.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -29,6 +30,9 @@ pub(super) enum Hold {
     /// Alone.
     Alone,
 }
+
+/// Between two looks of one who is not woken.
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
 /// Bytes of news of closed files that are read at once: some dozens.
 const NEWS_BYTES: usize = 1024;
@@ -78,10 +82,42 @@ fn try_file(file: &File, hold: Hold) -> io::Result<Found> {
 /// [`io::ErrorKind::TimedOut`] after `deadline`, [`io::ErrorKind::Interrupted`] after a cancel, or what the system
 /// says.
 pub(super) fn lock(path: &Path, hold: Hold, stop: &Shutdown, deadline: Instant) -> io::Result<(File, bool)> {
+    lock_by(news, path, hold, stop, deadline)
+}
+
+fn news() -> Result<OwnedFd, Errno> {
+    inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
+}
+
+fn lock_by(
+    mut news: impl FnMut() -> Result<OwnedFd, Errno>,
+    path: &Path,
+    hold: Hold,
+    stop: &Shutdown,
+    deadline: Instant,
+) -> io::Result<(File, bool)> {
     if let Some(file) = try_lock(path, hold)? {
         return Ok((file, false));
     }
-    let closed = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    let closed = loop {
+        match news() {
+            Ok(closed) => break closed,
+            Err(Errno::MFILE) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(late());
+        }
+        let waits = waiting("another process to be done with a file", Some(deadline));
+        if stop.wait_for(Level::Cancel, left.min(LOOK_PERIOD)) {
+            return Err(cancelled());
+        }
+        drop(waits);
+        if let Some(file) = try_lock(path, hold)? {
+            return Ok((file, true));
+        }
+    };
     let (mut woken, wake) = io::pipe()?;
     let wake = Arc::new(wake);
     let _kick = stop.on(Level::Cancel, move || drop(wake.as_ref().write(&[1])));
@@ -109,15 +145,23 @@ pub(super) fn lock(path: &Path, hold: Hold, stop: &Shutdown, deadline: Instant) 
         drop(waits);
         if stopped {
             woken.read_exact(&mut [0])?;
-            return Err(io::Error::new(io::ErrorKind::Interrupted, "cancelled"));
+            return Err(cancelled());
         }
         if !in_time {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "another process did not let go of it in time"));
+            return Err(late());
         }
         let mut news = [MaybeUninit::uninit(); NEWS_BYTES];
         let mut news = inotify::Reader::new(&closed, &mut news);
         while news.next().is_ok() {}
     }
+}
+
+fn cancelled() -> io::Error {
+    io::Error::new(io::ErrorKind::Interrupted, "cancelled")
+}
+
+fn late() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "another process did not let go of it in time")
 }
 
 /// Waits for somebody to write a file.
@@ -127,7 +171,7 @@ pub(crate) struct FileNews(OwnedFd);
 impl FileNews {
     /// Of this file, which has to be there, from now on.
     pub(crate) fn of(path: &Path) -> io::Result<Self> {
-        let written = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        let written = news()?;
         inotify::add_watch(&written, path, inotify::WatchFlags::MODIFY)?;
         Ok(Self(written))
     }
@@ -184,6 +228,42 @@ mod tests {
         std::fs::write(&path, "2").unwrap();
         assert!(news.within(Duration::from_secs(60)).unwrap());
         assert!(FileNews::of(&folder.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn who_gets_no_instance_of_inotify_waits_without() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let (stop, mut held) = (Shutdown::new(), try_lock(&path, Hold::Alone).unwrap());
+        let none = || Err(Errno::MFILE);
+        let late = lock_by(none, &path, Hold::Alone, &stop, Instant::now() + Duration::from_millis(1)).unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+        // It is free when it looks again, or there is an instance then.
+        let mut asked = 0;
+        let letting_go = || {
+            asked += 1;
+            held = None;
+            Err(Errno::MFILE)
+        };
+        assert!(lock_by(letting_go, &path, Hold::Alone, &stop, far()).unwrap().1);
+        assert_eq!(asked, 1);
+        let mut held = try_lock(&path, Hold::Alone).unwrap();
+        let mut asked = 0;
+        let soon = || {
+            asked += 1;
+            match asked {
+                1 => Err(Errno::MFILE),
+                _ => {
+                    held = None;
+                    news()
+                }
+            }
+        };
+        assert!(lock_by(soon, &path, Hold::Alone, &stop, far()).unwrap().1);
+        let _held = try_lock(&path, Hold::Alone).unwrap().unwrap();
+        stop.cancel();
+        let cancelled = lock_by(none, &path, Hold::Alone, &stop, far()).unwrap_err();
+        assert_eq!(cancelled.kind(), io::ErrorKind::Interrupted);
     }
 
     #[test]
