@@ -28,12 +28,14 @@ pub(crate) struct Adopted {
 }
 
 impl Adopted {
-    /// The oldest group leader whose environment holds `marker`, which nobody else can have.
+    /// The oldest group leader that has the variable `marker`, `NAME=value`, which nobody else can have.
     ///
     /// # Errors
     /// If the system does not list its processes.
     pub(crate) fn find(marker: &[u8]) -> io::Result<Option<Self>> {
-        let leaders = processes_with(marker)?.into_iter().filter(|(pid, _)| getpgid(Some(*pid)) == Ok(*pid));
+        let leaders = processes_with(|variable| variable == marker)?
+            .into_iter()
+            .filter(|(pid, _)| getpgid(Some(*pid)) == Ok(*pid));
         // One that has ended meanwhile has no start time.
         let by_age = leaders.filter_map(|(pid, process)| Some((started(pid)?, pid, process)));
         let oldest = by_age.min_by_key(|(started, pid, _)| (*started, pid.as_raw_nonzero()));
@@ -132,6 +134,8 @@ mod tests {
         found.wait(&stop, Level::Drain, ladder).unwrap();
         assert!(!leader.wait().unwrap().success());
         // Its child, which would sleep on for long, may take a moment to be gone.
-        until("the group went as a whole", || processes_with(marker.as_bytes()).unwrap().is_empty());
+        until("the group went as a whole", || {
+            processes_with(|variable| variable == marker.as_bytes()).unwrap().is_empty()
+        });
     }
 }

@@ -1,4 +1,5 @@
-//! Processes that have outlived whoever started them and watched their group: they are found by their environment.
+//! Processes that have outlived whoever started them and watched their group: they are found by their environment, by
+//! the variables that we set alone. Others, as `PWD`, name whatever folder a program of the operator's is in.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -15,14 +16,23 @@ use rustix::process::{Pid, PidfdFlags, Signal, getpgid, pidfd_open, pidfd_send_s
 use super::group::poll_until;
 use crate::base::waits::waiting;
 
-/// Kills every process whose environment holds `marker`, until there is none; says how many there were. Blocks for at
-/// most `within`; longer only if the system holds one in a call on a dead disk.
-pub(crate) fn kill_by_environment(marker: &[u8], within: Duration) -> io::Result<usize> {
+/// What is set to a folder for whom we start, or to one below it.
+const FOLDERS: [&[u8]; 4] = [b"TMPDIR=", b"PHALANX_VOLUME_DIR=", b"PHALANX_OUTPUT_DIR=", b"PHALANX_ARTIFACTS_DIR="];
+
+/// The names in the path that a variable has, if it is one of [`FOLDERS`].
+fn folders(variable: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let path = FOLDERS.iter().find_map(|name| variable.strip_prefix(*name)).unwrap_or_default();
+    path.split(|byte| *byte == b'/')
+}
+
+/// Kills every process that is told a folder of this name, or one below it, until there is none; says how many there
+/// were. Blocks for at most `within`; longer only if the system holds one in a call on a dead disk.
+pub(crate) fn kill_by_folder(name: &[u8], within: Duration) -> io::Result<usize> {
     let deadline = Instant::now() + within;
     let mut killed = 0;
     loop {
         // Once more after each round, for children that were started while their parent was looked for.
-        let found = processes_with(marker)?;
+        let found = processes_with(|variable| folders(variable).any(|folder| folder == name))?;
         if found.is_empty() {
             return Ok(killed);
         }
@@ -46,26 +56,24 @@ pub(crate) fn kill_by_environment(marker: &[u8], within: Duration) -> io::Result
     }
 }
 
-/// The processes whose environment holds `marker`, each with a descriptor, so that no later one of its number is meant.
-pub(super) fn processes_with(marker: &[u8]) -> io::Result<Vec<(Pid, OwnedFd)>> {
+/// The processes that have such a variable, `NAME=value`, each with a descriptor, so that no later one of its number is
+/// meant.
+pub(super) fn processes_with(is_it: impl Fn(&[u8]) -> bool) -> io::Result<Vec<(Pid, OwnedFd)>> {
     let mut found = Vec::new();
     each_process(|pid, process, environ| {
-        if environ.windows(marker.len()).any(|window| window == marker) {
+        if environ.split(|byte| *byte == 0).any(&is_it) {
             found.push((pid, process));
         }
     })?;
     Ok(found)
 }
 
-/// What follows `beginning` in the environments of processes, with it, up to the end of the variable: each once.
-pub(crate) fn names_in_environments(beginning: &[u8]) -> io::Result<BTreeSet<String>> {
+/// The folders whose names begin so and that processes are told, or ones below them: each name once.
+pub(crate) fn folders_of_processes(beginning: &[u8]) -> io::Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
     each_process(|_, _, environ| {
-        for variable in environ.split(|byte| *byte == 0) {
-            if let Some(at) = variable.windows(beginning.len()).position(|window| window == beginning) {
-                names.insert(String::from_utf8_lossy(&variable[at..]).into_owned());
-            }
-        }
+        let folders = environ.split(|byte| *byte == 0).flat_map(folders).filter(|name| name.starts_with(beginning));
+        names.extend(folders.map(|name| String::from_utf8_lossy(name).into_owned()));
     })?;
     Ok(names)
 }
@@ -101,4 +109,48 @@ pub(crate) fn values_of_leaders(variable: &str, beside: &str) -> io::Result<BTre
         }
     })?;
     Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use super::*;
+
+    #[test]
+    fn whoever_is_told_a_folder_is_ended_and_nobody_who_is_only_in_it() {
+        let place = tempfile::tempdir().unwrap();
+        let name = format!("phalanx-t-left-{}", uuid::Uuid::new_v4().simple());
+        let folder = place.path().join(&name);
+        fs::create_dir(&folder).unwrap();
+        let sleeper = |variable: &str, value: &std::path::Path| {
+            Command::new("sleep").arg("1000").current_dir(&folder).env(variable, value).spawn().unwrap()
+        };
+        let longer = folder.with_file_name(format!("{name}0"));
+        let others: [Child; 4] = [
+            sleeper("PWD", &folder),
+            sleeper("OLDPWD", &folder.join("job")),
+            sleeper("MY_TMPDIR", &folder),
+            sleeper("TMPDIR", &longer),
+        ];
+        let mut ours = [
+            sleeper("TMPDIR", &folder),
+            sleeper("TMPDIR", &folder.join("a")),
+            sleeper("PHALANX_VOLUME_DIR", &folder.join("job/volume")),
+        ];
+        let known = folders_of_processes(name.as_bytes()).unwrap();
+        assert_eq!(known, BTreeSet::from([name.clone(), format!("{name}0")]));
+        // They are gone once somebody waits for them, as init does for those that are left over.
+        let ended = kill_by_folder(name.as_bytes(), Duration::from_secs(60)).unwrap();
+        assert_eq!(ended, ours.len());
+        for child in &mut ours {
+            assert!(!child.wait().unwrap().success());
+        }
+        for mut child in others {
+            let lives = child.try_wait().unwrap().is_none();
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert!(lives);
+        }
+    }
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::backend::{ExecutorSpec, Leftover, LeftoverKind, Marked, Owner};
 use super::program::TOKEN;
 use crate::base::shutdown::Shutdown;
-use crate::proc::leftovers::{kill_by_environment, names_in_environments, values_of_leaders};
+use crate::proc::leftovers::{folders_of_processes, kill_by_folder, values_of_leaders};
 use crate::proc::tool;
 
 /// How long killed processes may take to end.
@@ -49,10 +49,8 @@ pub(super) fn find(owner: &Owner) -> io::Result<Vec<Marked>> {
             found.push(Marked { kind: LeftoverKind::Folder, id, run, epoch });
         }
     }
-    let names = names_in_environments(beginning(owner).as_bytes())?;
+    let names = folders_of_processes(beginning(owner).as_bytes())?;
     found.extend(names.into_iter().filter_map(|name| {
-        // The name is a part of a path, which may go on.
-        let name: String = name.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
         let (run, epoch) = mark(&name, owner)?;
         Some(Marked { kind: LeftoverKind::Processes, id: name, run, epoch })
     }));
@@ -71,10 +69,10 @@ pub(super) fn create(folder: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(folder)
 }
 
-/// Kills every process whose environment names the folder, until there is none. Blocks for at most [`KILL_TIME`].
-pub(super) fn end_processes(folder: &OsStr) -> Result<(), Leftover> {
+/// Kills every process that is told a folder of this name, until there is none. Blocks for at most [`KILL_TIME`].
+pub(super) fn end_processes(name: &OsStr) -> Result<(), Leftover> {
     let left = |error: io::Error| Leftover { kind: LeftoverKind::Processes, text: error.to_string() };
-    kill_by_environment(folder.as_bytes(), KILL_TIME).map(drop).map_err(left)
+    kill_by_folder(name.as_bytes(), KILL_TIME).map(drop).map_err(left)
 }
 
 /// How long the removal of a folder may take. A job may have left a million files.

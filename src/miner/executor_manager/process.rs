@@ -99,7 +99,7 @@ impl ExecutorBackend for ProcessBackend {
     fn clean(&self, spec: &ExecutorSpec, by_itself: bool, stop: &Shutdown) -> Result<(), Leftover> {
         let folder = folder::of(spec);
         if !by_itself {
-            folder::end_processes(folder.as_os_str())?;
+            folder::end_processes(folder.file_name().unwrap_or_default())?;
         }
         if self.runner != "process" {
             remove_containers(&engine(), spec)?;
