@@ -106,8 +106,8 @@ pub fn run(
 /// process of another version may have made just now, for a helper that it is about to start, stays.
 fn remove_old(docker: &Docker, own: &str, stop: &Shutdown, deadline: Instant) -> Result<(), ToolError> {
     let own = docker.image(own, stop, deadline)?.map(|image| image.id);
-    for (id, made) in docker.labelled_images(labels::HELPER, stop, deadline)? {
-        let is_old = made.parse().is_ok_and(|made: u64| made + OLD.as_secs() < unix_seconds());
+    for (id, made) in docker.labelled_images(IMAGE, labels::HELPER, stop, deadline)? {
+        let is_old = made.parse().is_ok_and(|made: u64| made.saturating_add(OLD.as_secs()) < unix_seconds());
         if !is_old || own.as_ref() == Some(&id) {
             continue;
         }

@@ -77,18 +77,19 @@ impl Docker {
         watched(self.command(&["pull", image]), "pull the image", stop, limits, &mut lines).map(drop)
     }
 
-    /// The numbers of the images that have a label, each with its value.
+    /// The numbers of the images of a repository that have a label, each with its value.
     ///
     /// # Errors
     /// If the engine does not answer, or one of them goes meanwhile.
     pub fn labelled_images(
         &self,
+        repository: &str,
         label: &str,
         stop: &Shutdown,
         deadline: Instant,
     ) -> Result<BTreeMap<String, String>, ToolError> {
-        let filter = format!("label={label}");
-        let args = ["image", "ls", "--quiet", "--no-trunc", "--filter", &filter];
+        let filters = [format!("reference={repository}"), format!("label={label}")];
+        let args = ["image", "ls", "--quiet", "--no-trunc", "--filter", &filters[0], "--filter", &filters[1]];
         let listed = self.run("list images", &args, stop, deadline)?;
         // One that has two names is listed twice; podman lists numbers otherwise than it shows them.
         let ids: BTreeSet<&str> = listed.split_whitespace().collect();

@@ -197,8 +197,10 @@ fn who_makes_a_helper_s_image_removes_those_of_other_versions() {
     let file = fs::metadata(&program).unwrap();
     let own = format!("phalanx-helper:{}-{:x}-{:x}", env!("CARGO_PKG_VERSION"), file.size(), file.mtime());
     let run_id = uuid::Uuid::new_v4().simple().to_string();
-    let image = |name: &str, change: &str| {
-        let name = format!("phalanx-test-{run_id}:{name}");
+    let mut all = Images(vec![own.clone()]);
+    let mut image = |repository: &str, name: &str, change: &str| {
+        let name = format!("{repository}:test-{run_id}-{name}");
+        all.0.push(name.clone());
         let made = docker(&["create", IMAGE, "true"]).unwrap();
         // The second makes them different images.
         docker(&["commit", "--change", change, "--change", &format!("ENV N={name}"), &made, &name]).unwrap();
@@ -206,11 +208,15 @@ fn who_makes_a_helper_s_image_removes_those_of_other_versions() {
         name
     };
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    let young = image("young", &format!("LABEL phalanx.helper={now}"));
-    let old = image("old", &format!("LABEL phalanx.helper={}", now - 90_000));
-    let used = image("used", &format!("LABEL phalanx.helper={}", now - 90_000));
-    let others = image("others", "LABEL phalanx.other=1");
-    let container = docker(&["create", &used, "true"]).unwrap();
+    let (helper, label) = ("phalanx-helper", |made: u64| format!("LABEL phalanx.helper={made}"));
+    let young = image(helper, "young", &label(now));
+    let old = image(helper, "old", &label(now - 90_000));
+    let used = image(helper, "used", &label(now - 90_000));
+    let odd = image(helper, "odd", &label(u64::MAX));
+    // Whoever makes an image may give it any label.
+    let foreign = image("phalanx-test", "foreign", &label(now - 90_000));
+    let others = image(helper, "others", "LABEL phalanx.other=1");
+    let container = Container(docker(&["create", &used, "true"]).unwrap());
 
     let folder = scratch.join("left");
     fs::create_dir_all(folder.join("job")).unwrap();
@@ -219,14 +225,34 @@ fn who_makes_a_helper_s_image_removes_those_of_other_versions() {
     let mut command = in_scratch(Command::new(&prefix[0]), &scratch);
     command.args(&prefix[1..]).arg(&program).args(["tree", "remove", folder.to_str().unwrap(), "--container"]);
     let removed = run(command.env("HOME", &scratch));
-    let here = [&young, &old, &used, &others, &own].map(|image| docker(&["image", "inspect", image]).is_ok());
-    docker(&["rm", &container]).unwrap();
-    for image in [&young, &old, &used, &others, &own] {
-        // Some are gone.
-        let _ = docker(&["rmi", image]);
-    }
+    let here = |image: &String| docker(&["image", "inspect", image]).is_ok();
     assert_eq!(removed.code, Some(0), "{removed:?}");
-    assert_eq!(here, [true, false, true, true, true], "{removed:?}");
+    assert_eq!([&young, &used, &odd, &foreign, &others, &own].map(here), [true; 6], "{removed:?}");
+    assert!(!here(&old), "{removed:?}");
+    drop(container);
+}
+
+/// Images that go when dropped, those that are here.
+struct Images(Vec<String>);
+
+impl Drop for Images {
+    fn drop(&mut self) {
+        for image in &self.0 {
+            // Some are gone, or were never made.
+            let _ = docker(&["rmi", image]);
+            assert!(std::thread::panicking() || docker(&["image", "inspect", image]).is_err(), "{image} is left");
+        }
+    }
+}
+
+/// A container that goes when dropped.
+struct Container(String);
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let removed = docker(&["rm", "--force", &self.0]);
+        assert!(std::thread::panicking() || removed.is_ok(), "{removed:?}");
+    }
 }
 
 #[test]

@@ -303,6 +303,22 @@ fn a_client_that_is_signalled_while_its_container_is_being_made_fails_no_job() {
 }
 
 #[test]
+fn a_client_that_is_signalled_just_before_the_job_s_deadline_makes_the_job_late() {
+    if !ready() {
+        return;
+    }
+    let (bench, id) = bench();
+    let engine = StandIn::new();
+    // Too little time is left for the second one.
+    engine.say("run", r#"[ -e "$folder/first" ] && exec sleep 1000; : >"$folder/first"; kill -TERM $$"#);
+    let runner = DockerRunner { docker: engine.client(), ..DockerRunner::default() };
+    let soon = Instant::now() + Duration::from_secs(3);
+    let late = runner.run(&spec(&bench, &id, "true"), &bench.workspace(), &Shutdown::new(), soon).unwrap_err();
+    assert!(matches!(late, RunError::Late("create the container")), "{late}");
+    assert_clean(bench, &id);
+}
+
+#[test]
 fn clients_that_die_while_their_container_is_being_made_leave_none_behind() {
     if !ready() {
         return;

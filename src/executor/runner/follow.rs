@@ -24,6 +24,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(3);
 /// is left to the miner, which removes what carries its label.
 const MAKING_TIME: Duration = Duration::from_secs(1);
 
+const MAKING: &str = "create the container";
+
 /// The exit code of a client that has failed by itself.
 const CLIENT_FAILED: i32 = 125;
 
@@ -66,14 +68,22 @@ pub(super) fn follow(
             client = streams.run(command, stop, deadline, Some(&|| container.terminate()))?;
             if !is_made && !std::fs::metadata(made).is_ok_and(|file| file.len() > 0) {
                 let is_signalled = matches!(client, RunEnd::Signalled(_) | RunEnd::Exited(129..=192));
+                if lost > 0 && client == RunEnd::TimedOut {
+                    // The first one was ended by nobody's fault, and too little time was left for another.
+                    return Err(RunError::Late(MAKING));
+                }
                 if !is_signalled || lost == LOST_CLIENTS {
                     return not_made(client, streams);
                 }
                 lost += 1;
                 log::warn!("container {}: its client was ended while it was being made ({client:?})", container.name());
                 // The engine may be making it nevertheless.
-                stop.wait_for(Level::Cancel, MAKING_TIME);
-                container.undo(stop, deadline.min(Instant::now() + LOOK_TIME))?;
+                let left = || deadline.saturating_duration_since(Instant::now());
+                stop.wait_for(Level::Cancel, MAKING_TIME.min(left()));
+                match container.undo(stop, Instant::now() + LOOK_TIME.min(left())) {
+                    Err(ToolError::TimedOut(_)) if left().is_zero() => return Err(RunError::Late(MAKING)),
+                    undone => undone?,
+                }
                 let removed = std::fs::remove_file(made).or_else(|e| match e.kind() {
                     std::io::ErrorKind::NotFound => Ok(()),
                     _ => Err(e),
@@ -146,7 +156,6 @@ fn end_of(name: &str, state: &ContainerState, is_broken: bool) -> Result<RunEnd,
 
 /// The client has ended and knows of no container.
 fn not_made(client: RunEnd, streams: Streams) -> Result<RunOutcome, RunError> {
-    const DOING: &str = "create the container";
     if client != RunEnd::Exited(CLIENT_FAILED) {
         // The engine may be making it nevertheless; it is removed after this.
         Shutdown::new().wait_for(Level::Cancel, MAKING_TIME);
@@ -154,8 +163,8 @@ fn not_made(client: RunEnd, streams: Streams) -> Result<RunOutcome, RunError> {
     let outcome = streams.finish(client)?;
     match client {
         RunEnd::Cancelled => Ok(outcome),
-        RunEnd::TimedOut => Err(ToolError::TimedOut(DOING).into()),
-        _ => Err(of_engine(ToolError::Failed { doing: DOING, text: said(&outcome, client) })),
+        RunEnd::TimedOut => Err(ToolError::TimedOut(MAKING).into()),
+        _ => Err(of_engine(ToolError::Failed { doing: MAKING, text: said(&outcome, client) })),
     }
 }
 
