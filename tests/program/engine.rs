@@ -178,6 +178,9 @@ fn each_fault_of_an_engine_ends_a_job_once_and_its_slot_comes_back() {
     let stand_in = StandIn::new();
     let network = Network::start_with("info", "text", settings(&stand_in));
     let short = "echo done";
+    // Its group, with the client in it, goes when the job runs.
+    let begun = format!("find {} -name begun 2>/dev/null", network.scratch.path().display());
+    let dies = format!(r#""$real" "$@" & until {begun} | grep -q .; do sleep 0.05; done; kill -9 0"#);
     let long = "echo done; sleep 1000";
     // The command, what it does, the job, how that ends and what is said of it, and whether its slot waits until the
     // engine is well again.
@@ -185,7 +188,7 @@ fn each_fault_of_an_engine_ends_a_job_once_and_its_slot_comes_back() {
         // It says that it has signalled, and has not.
         ("kill", "exit 0", long, "failed", "timed out during execution", false),
         // The client dies in mid-job.
-        ("run", r#""$real" "$@" & sleep 0.7; kill -9 0"#, "sleep 1.5; echo done", "completed", "", false),
+        ("run", &dies, "touch /output/begun; sleep 1; echo done", "completed", "", false),
         // Somebody else removes the container at the same moment.
         ("rm", r#""$real" "$@" >/dev/null; echo 'No such container' >&2; exit 1"#, short, "completed", "done", false),
         // The removal fails.
@@ -196,7 +199,7 @@ fn each_fault_of_an_engine_ends_a_job_once_and_its_slot_comes_back() {
         stand_in.say(command, fault);
         let mut job = job();
         job["args"] = json!(["sh", "-c", script]);
-        job["execution_time_limit"] = json!(4);
+        job["execution_time_limit"] = json!(if status == "completed" { 60 } else { 4 });
         let end = network.end_of(&job);
         let shown = format!("{command}: {fault}: {end}");
         assert_eq!(end["status"], status, "{shown}");

@@ -61,6 +61,16 @@ impl Drop for ProbeImage {
     }
 }
 
+/// A container that goes when dropped.
+struct Theirs(String);
+
+impl Drop for Theirs {
+    fn drop(&mut self) {
+        let removed = docker(&["rm", "--force", &self.0]);
+        assert!(std::thread::panicking() || removed.is_ok(), "{removed:?}");
+    }
+}
+
 fn check(backend: &SecuredBackend) -> Result<String, String> {
     let outcome = backend.check(&Shutdown::new(), far());
     if let Err(why) = &outcome {
@@ -139,17 +149,18 @@ fn a_probe_that_a_killed_miner_has_left_is_removed_by_the_next_and_no_other() {
     let image = ProbeImage::new("true");
     let run = |owner: &str| {
         let label = format!("{}={owner}", labels::PROBE);
-        docker(&["run", "--detach", "--network", "none", "--label", &label, IMAGE, "sleep", "1000"]).unwrap()
+        Theirs(docker(&["run", "--detach", "--network", "none", "--label", &label, IMAGE, "sleep", "1000"]).unwrap())
     };
     let other = uuid::Uuid::new_v4().to_string();
     let probe = image.probe(None);
-    let (_, theirs) = (run(&probe.owner), run(&other));
+    let left_over = run(&probe.owner);
+    let theirs = run(&other);
     let mut checks = SecurityChecks::new(Default::default(), HOURS);
     checks.probes = vec![probe.clone()];
     check(&SecuredBackend::new(Arc::new(Well), checks)).unwrap();
     assert_eq!(left(labels::PROBE, &probe.owner), Vec::<String>::new());
     assert_eq!(left(labels::PROBE, &other).len(), 1);
-    docker(&["rm", "--force", &theirs]).unwrap();
+    drop((left_over, theirs));
 }
 
 #[test]

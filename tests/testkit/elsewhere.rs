@@ -5,12 +5,12 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use phalanx::proc::docker::{Docker, EngineAddress, TlsFiles};
-use rustix::process::{Pid, Signal, kill_process};
 
 use super::engine::{StandIn, ready};
+use super::own_engine::OwnEngine;
 use super::transport::Certificates;
 use super::wait::until_some;
 
@@ -89,10 +89,9 @@ impl Ssh {
     }
 }
 
-/// A second Docker Engine, with its own images and containers.
+/// A second Docker Engine, with its own images and containers, behind TLS and a socket.
 pub struct OtherEngine {
-    folder: tempfile::TempDir,
-    daemon: Child,
+    engine: OwnEngine,
     /// Its port of TLS on 127.0.0.1.
     pub port: u16,
     pub certificates: Certificates,
@@ -101,43 +100,30 @@ pub struct OtherEngine {
 impl OtherEngine {
     /// `None` if this machine's own engine or the rights for a second one are missing.
     pub fn start() -> Option<Self> {
-        if !ready() {
-            return None;
-        }
-        if !rustix::process::geteuid().is_root() {
-            skip("a second engine takes root");
-            return None;
-        }
-        let (folder, certificates) = (tempfile::tempdir().unwrap(), Certificates::new());
-        let at = |name: &str| folder.path().join(name);
-        fs::write(at("daemon.json"), "{}").unwrap();
-        let log = fs::File::create(at("log")).unwrap();
-        let mut daemon = Command::new("dockerd");
-        daemon.arg("--config-file").arg(at("daemon.json")).arg("--data-root").arg(at("data"));
-        daemon.arg("--exec-root").arg(at("exec")).arg("--pidfile").arg(at("pid"));
-        // It leaves the machine's network and the other engine's containers alone.
-        daemon.args(["--bridge", "none", "--iptables=false", "--ip6tables=false", "--storage-driver", "vfs"]);
-        let name = format!("phalanx-test-{}", uuid::Uuid::new_v4().simple());
-        daemon.args(["--containerd-namespace", &name, "--containerd-plugins-namespace", &format!("{name}-plugins")]);
-        daemon.arg("--tlsverify").arg("--tlscacert").arg(certificates.path("ca.pem"));
-        daemon.arg("--tlscert").arg(certificates.path("cert.pem")).arg("--tlskey").arg(certificates.path("key.pem"));
-        daemon.args(["--host", "tcp://127.0.0.1:0", "--host"]).arg(format!("unix://{}", at("socket").display()));
-        daemon.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        let mut daemon = daemon.spawn().unwrap();
-        let (log, socket) = (at("log"), at("socket"));
+        let certificates = Certificates::new();
+        let file =
+            |option: &str, name: &str| -> OsString { format!("{option}={}", certificates.path(name).display()).into() };
+        let options = [
+            "--tlsverify".into(),
+            file("--tlscacert", "ca.pem"),
+            file("--tlscert", "cert.pem"),
+            file("--tlskey", "key.pem"),
+            "--host=tcp://127.0.0.1:0".into(),
+        ];
+        let mut engine = OwnEngine::start_with(false, &options)?;
+        let socket = format!("API listen on {}", engine.socket().display());
         let port = until_some("the second engine listens", || {
-            let said = fs::read_to_string(&log).unwrap();
-            assert!(daemon.try_wait().unwrap().is_none(), "{said}");
+            let said = engine.log();
             let (_, port) = said.split_once("API listen on 127.0.0.1:")?;
             let port = port.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?;
-            said.contains(&format!("API listen on {}", socket.display())).then_some(port)
+            said.contains(&socket).then_some(port)
         });
-        Some(Self { folder, daemon, port, certificates })
+        Some(Self { engine, port, certificates })
     }
 
     /// Its socket, without TLS.
     pub fn socket(&self) -> PathBuf {
-        self.folder.path().join("socket")
+        self.engine.socket()
     }
 
     /// A client that shows a certificate of this name, as `client-`, of `ours`, and trusts the authority of `theirs`.
@@ -150,20 +136,6 @@ impl OtherEngine {
 pub fn client(address: &str, ours: &Certificates, theirs: &Certificates) -> Result<Docker, String> {
     let (ca, cert, key) = (theirs.path("ca.pem"), ours.path("client-cert.pem"), ours.path("client-key.pem"));
     Ok(Docker { address: EngineAddress::parse(address, Some(TlsFiles { ca, cert, key }))?, ..Docker::default() })
-}
-
-impl Drop for OtherEngine {
-    fn drop(&mut self) {
-        // It ends what it has started first.
-        kill_process(Pid::from_child(&self.daemon), Signal::TERM).unwrap();
-        self.daemon.wait().unwrap();
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-        let ours = mounts.lines().filter(|line| line.contains(&*self.folder.path().to_string_lossy()));
-        for mount in ours.filter_map(|line| line.split(' ').nth(1)) {
-            assert!(Command::new("umount").arg("--lazy").arg(mount).status().unwrap().success());
-        }
-        fs::remove_dir_all(self.folder.path()).unwrap();
-    }
 }
 
 fn skip(why: &str) {
