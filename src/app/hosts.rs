@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::hint::hint;
 use crate::miner::host::HostName;
-use crate::proc::docker::{EngineAddress, TlsFiles};
+use crate::proc::docker::{EngineAddress, SshPlace, TlsFiles};
 use crate::protocol::ExecutorClass;
 
 /// What a table may say.
@@ -24,17 +24,28 @@ pub struct HostSetting {
     pub executors: Vec<(ExecutorClass, u32)>,
 }
 
-/// The hosts of a JSON object that has a table for each, with the keys of the settings file.
+/// The hosts of a JSON object that has a table for each, with the keys of the settings file. Where one is behind SSH,
+/// an `ssh` of ours is written to `ssh`.
 ///
 /// # Errors
 /// One line that names the host, the key and what would be right.
-pub fn hosts(table: Option<&str>) -> Result<Vec<HostSetting>, String> {
+pub fn hosts(table: Option<&str>, ssh: &SshPlace) -> Result<Vec<HostSetting>, String> {
     let Some(text) = table else { return Ok(Vec::new()) };
     let table: Map<String, Value> = serde_json::from_str(text).map_err(|e| format!("hosts: not a JSON object: {e}"))?;
-    table.iter().map(|(name, value)| host(name, value).map_err(|problem| format!("host {name:?}: {problem}"))).collect()
+    let host = |(name, value): (&String, &Value)| {
+        host(name, value, ssh).map_err(|problem| format!("host {name:?}: {problem}"))
+    };
+    let hosts: Vec<HostSetting> = table.iter().map(host).collect::<Result<_, _>>()?;
+    for (at, one) in hosts.iter().enumerate() {
+        if let Some(other) = hosts[..at].iter().find(|other| other.address == one.address) {
+            let HostSetting { name, address, .. } = one;
+            return Err(format!("host {:?}: {address} is the engine of host {} already", name.as_str(), other.name));
+        }
+    }
+    Ok(hosts)
 }
 
-fn host(name: &str, value: &Value) -> Result<HostSetting, String> {
+fn host(name: &str, value: &Value, ssh: &SshPlace) -> Result<HostSetting, String> {
     let Value::Object(table) = value else {
         return Err(format!("it is {value}; it should be a table, as [miner.hosts.gpu-1]"));
     };
@@ -61,7 +72,14 @@ fn host(name: &str, value: &Value) -> Result<HostSetting, String> {
         _ => return Err("tls-ca, tls-cert and tls-key go together".to_owned()),
     };
     let address = address.ok_or("address is missing; name its engine, as ssh://user@10.0.0.7")?;
-    let address = EngineAddress::parse(address, tls)?;
+    let address = EngineAddress::parse(address, tls, ssh)?;
+    if address.is_local() {
+        return Err(
+            "address is this machine's own engine, whose executors are those of --executors; name another, as \
+             ssh://user@10.0.0.7"
+                .to_owned(),
+        );
+    }
     if executors.is_empty() {
         return Err("executors is missing; it should be as {\"always_on.test\" = 2}".to_owned());
     }
@@ -88,7 +106,8 @@ pub fn leads_nowhere_else(url: &str) -> bool {
     let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');
     match host.parse::<IpAddr>() {
-        Ok(address) => address.is_loopback() || address.is_unspecified(),
+        // Of version 4 as version 6 writes it, too.
+        Ok(address) => address.to_canonical().is_loopback() || address.is_unspecified(),
         Err(_) => host == "localhost" || host.ends_with(".localhost"),
     }
 }
@@ -99,7 +118,11 @@ mod tests {
 
     fn read(toml: &str) -> Result<Vec<HostSetting>, String> {
         let table: toml::Table = toml.parse().unwrap();
-        hosts(Some(&serde_json::to_string(&table).unwrap()))
+        let folder = tempfile::tempdir().unwrap();
+        // Any file does for an ssh.
+        std::os::unix::fs::symlink("/bin/sh", folder.path().join("ssh")).unwrap();
+        let ssh = SshPlace { folder: folder.path().join("ours"), path: folder.path().into() };
+        hosts(Some(&serde_json::to_string(&table).unwrap()), &ssh)
     }
 
     #[test]
@@ -118,7 +141,7 @@ mod tests {
         assert_eq!(shown, expected.map(|(name, address)| (name.to_owned(), address.to_owned())));
         assert_eq!(hosts[0].executors.len(), 2);
         assert_eq!(hosts[1].executors, [(ExecutorClass::AlwaysOnTest, 3)]);
-        assert!(super::hosts(None).unwrap().is_empty());
+        assert!(super::hosts(None, &SshPlace::below("/nonexistent")).unwrap().is_empty());
     }
 
     #[test]
@@ -136,17 +159,30 @@ mod tests {
             ("[a]\nexecutors = { \"always_on.test\" = 0 }".to_owned(), "a number from 1 to 1000"),
             ("[a]\nexecutors = { \"always_on.tst\" = 1 }".to_owned(), "always_on.tst"),
             ("[a]\naddress = \"tcp://h:2375\"\nexecutors = { \"always_on.test\" = 1 }".to_owned(), "without TLS"),
+            ("[a]\naddress = \"\"\nexecutors = { \"always_on.test\" = 1 }".to_owned(), "this machine's own engine"),
+            (
+                "[a]\naddress = \"local\"\nexecutors = { \"always_on.test\" = 1 }".to_owned(),
+                "this machine's own engine",
+            ),
+            (format!("[a]\n{right}\n[b]\n{right}"), "unix:///s is the engine of host a already"),
             ("a = 1".to_owned(), "it should be a table"),
         ] {
             let problem = read(&toml).unwrap_err();
             assert!(problem.contains(says) && problem.starts_with("host ") && !problem.contains('\n'), "{problem}");
         }
-        assert!(hosts(Some("[]")).unwrap_err().contains("not a JSON object"));
+        assert!(hosts(Some("[]"), &SshPlace::below("/nonexistent")).unwrap_err().contains("not a JSON object"));
     }
 
     #[test]
     fn addresses_of_this_machine_alone_are_told_apart() {
-        for url in ["ws://127.0.0.1:9101", "ws://0.0.0.0:1", "ws://[::1]:9101", "wss://localhost:1/", "ws://[::]:1"] {
+        for url in [
+            "ws://127.0.0.1:9101",
+            "ws://0.0.0.0:1",
+            "ws://[::1]:9101",
+            "wss://localhost:1/",
+            "ws://[::]:1",
+            "ws://[::ffff:127.0.0.1]:1",
+        ] {
             assert!(leads_nowhere_else(url), "{url}");
         }
         for url in ["ws://10.0.0.5:9101", "wss://miner.example:443", "ws://[2001:db8::1]:1"] {

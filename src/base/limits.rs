@@ -100,6 +100,18 @@ pub const MINER_KEPT_JOBS: usize = 4096;
 /// Bytes of those: 256 results of a mebibyte.
 pub const MINER_KEPT_BYTES: usize = 256 << 20;
 
+/// Executors that one miner may offer: each has a thread of its own and a connection of two.
+pub const EXECUTORS_MAX: u32 = 1000;
+
+/// Files in a spool folder: what each executor of a miner could not tell, and what as many before them could not.
+pub const SPOOL_FILES: usize = 2 * EXECUTORS_MAX as usize;
+
+/// Bytes of those: for each executor a result with two outputs of a million characters of a byte.
+pub const SPOOL_BYTES: u64 = EXECUTORS_MAX as u64 * (2 << 20);
+
+/// Bytes of one of those, which is read as a whole: eight results of the largest size.
+pub const SPOOL_FILE_BYTES: u64 = 256 << 20;
+
 /// Characters of stdout and of stderr that a result carries; the first and last half million of a longer output.
 pub const OUTPUT_CHARS: usize = 1_000_000;
 

@@ -1,7 +1,8 @@
 //! The flags of a miner that say where its executors come from.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -10,7 +11,8 @@ use super::images::ImageArgs;
 use super::security::SecurityArgs;
 use super::transfers::TransferArgs;
 use super::values::{Arguments, command_line, duration, image};
-use crate::app::sandbox;
+use crate::app::{self, sandbox};
+use crate::base::lock::lock;
 use crate::executor::RunnerKind;
 use crate::executor::sandbox::{Host, Profile, Sandbox};
 use crate::executor::streaming::PortRange;
@@ -73,6 +75,27 @@ pub(super) struct ExecutorArgs {
     streaming_ports: PortRange,
     #[command(flatten)]
     security: SecurityArgs,
+    /// What is handed out of them, which stays so when the settings are read again
+    #[arg(skip)]
+    pub(super) ports: MachinePorts,
+}
+
+/// The ports of each machine that executors have; clones are the same. This one has no name, others have that of their
+/// address.
+#[derive(Debug, Clone, Default)]
+pub(super) struct MachinePorts(Arc<Mutex<BTreeMap<Option<String>, ClientPorts>>>);
+
+impl MachinePorts {
+    /// Those of a range on the machine of an engine.
+    fn of(&self, engine: &EngineAddress, range: PortRange) -> ClientPorts {
+        let url = engine.to_string();
+        let authority = url.rsplit(['/', '@']).next().unwrap_or(&url);
+        let name = authority.rsplit_once(':').map_or(authority, |(name, _)| name);
+        let is_here = engine.is_on_this_machine() || app::hosts::leads_nowhere_else(&format!("tcp://{authority}"));
+        let machine = (!is_here).then(|| name.to_owned());
+        let mut all = lock(&self.0);
+        all.entry(machine).or_insert_with(|| ClientPorts::new(range.all())).of_range(range.all())
+    }
 }
 
 /// The sandbox of each class.
@@ -157,7 +180,7 @@ impl ExecutorArgs {
         Ok(settings)
     }
 
-    /// What starts executors on this machine; `owner` says whose its security probes are.
+    /// What starts executors on this machine.
     ///
     /// # Errors
     /// One line that names the flag.
@@ -166,7 +189,6 @@ impl ExecutorArgs {
         sandboxes: &Sandboxes,
         images: &Images,
         state_dir: &Path,
-        owner: &str,
     ) -> Result<Arc<dyn ExecutorBackend>, String> {
         let mut settings = self.settings(images.executors)?;
         settings.extend(confined(sandboxes));
@@ -182,39 +204,38 @@ impl ExecutorArgs {
                 let spool = state_dir.join(miner::SPOOL);
                 settings.set("PHALANX_SPOOL_DIR", std::path::absolute(&spool).unwrap_or(spool).display().to_string());
                 let ours = ProcessBackend::new(runner).map_err(|e| format!("cannot find this program: {e}"))?;
-                let backend = match self.executor_command.clone() {
+                let mut backend = match self.executor_command.clone() {
                     Some(mut words) => {
                         let program = words.pop_front().map(PathBuf::from).unwrap_or_default();
                         ProcessBackend {
                             program,
                             arguments: Some(words.into()),
-                            client_ports: self.client_ports(),
+                            client_ports: Some(self.ports.of(&EngineAddress::local(), self.streaming_ports)),
                             settings,
                             ..ours
                         }
                     }
                     None => ProcessBackend { settings, ..ours },
                 };
-                let backend = Arc::new(backend);
                 // Without containers there is nothing to get out of.
-                Ok(match self.runner {
-                    RunnerKind::Process => backend,
-                    RunnerKind::Docker => self.security.secure(backend, Docker::default(), sandboxes, owner),
-                })
+                if self.runner == RunnerKind::Docker {
+                    backend.security = self.security.checks(Docker::default(), sandboxes);
+                }
+                Ok(Arc::new(backend))
             }
             (BackendArg::Process, Some(_)) => Err("--executor-image goes with --executor-backend docker".to_owned()),
             (BackendArg::Docker, _) => {
-                let mut backend = self.in_containers()?;
+                let mut backend = self.in_containers(EngineAddress::local())?;
                 backend.settings = settings;
-                let docker = backend.docker.clone();
-                Ok(self.security.secure(Arc::new(backend), docker, sandboxes, owner))
+                backend.security = self.security.checks(backend.docker.clone(), sandboxes);
+                Ok(Arc::new(backend))
             }
         }
     }
 
     /// What starts executors on the machine of another engine, in containers of its images whatever this machine's are.
     /// What its jobs share is asked of that engine; what is free on its disk cannot be, so each job may have the least.
-    /// `classes` are all that the settings may name, on whichever host.
+    /// `classes` are all that the settings may name, on whichever host; only those of its own `executors` count there.
     ///
     /// # Errors
     /// One line that names the flag.
@@ -223,21 +244,22 @@ impl ExecutorArgs {
         address: EngineAddress,
         executors: &[(ExecutorClass, u32)],
         classes: &[ExecutorClass],
-        owner: &str,
-    ) -> Result<Arc<dyn ExecutorBackend>, String> {
+    ) -> Result<DockerBackend, String> {
         let slots = executors.iter().map(|(_, count)| *count).sum();
-        let classes = classes.to_vec();
+        let (classes, here) = (classes.to_vec(), executors.to_vec());
         let (profile, table) = (self.sandbox, self.sandbox_settings.clone());
         let of = move |cpus, memory_bytes| {
             let host = Host { memory_bytes, cpus, disk_bytes: 0, slots };
-            sandbox::sandboxes(profile, table.as_deref(), host, &classes)
+            let mut sandboxes = sandbox::sandboxes(profile, table.as_deref(), host, &classes)?;
+            sandboxes.retain(|(class, _)| here.iter().any(|(of, _)| of == class));
+            Ok::<_, String>(sandboxes)
         };
         // A mistake in the settings is told at once, whatever that machine has; its probes have the least.
         let least = of(1, 0)?;
-        let mut backend = self.in_containers()?;
+        let mut backend = self.in_containers(address.clone())?;
         backend.settings = self.settings(slots as usize)?;
-        backend.docker.address = address.clone();
-        let docker = backend.docker.clone();
+        backend.docker.checks_host_keys()?;
+        backend.security = self.security.checks(backend.docker.clone(), &least);
         backend.by_machine = Some(Arc::new(move |machine| {
             let sandboxes = of(machine.cpus, machine.memory_bytes)?;
             for (class, sandbox) in &sandboxes {
@@ -245,21 +267,18 @@ impl ExecutorArgs {
             }
             Ok(confined(&sandboxes))
         }));
-        Ok(self.security.secure(Arc::new(backend), docker, &least, owner))
+        Ok(backend)
     }
 
-    /// The ports of which another executor is given one for a streaming job.
-    fn client_ports(&self) -> Option<Arc<ClientPorts>> {
-        Some(Arc::new(ClientPorts::new(self.streaming_ports.all())))
-    }
-
-    fn in_containers(&self) -> Result<DockerBackend, String> {
+    fn in_containers(&self, engine: EngineAddress) -> Result<DockerBackend, String> {
         let missing = "--executor-image is missing; name the image whose entry point is phalanx";
         let image = self.executor_image.as_deref().ok_or(missing)?;
         let mut backend = DockerBackend::new(image, self.runner.name());
         if let Some(words) = self.executor_command.clone() {
-            (backend.arguments, backend.client_ports) = (Some(words.into()), self.client_ports());
+            backend.arguments = Some(words.into());
+            backend.client_ports = Some(self.ports.of(&engine, self.streaming_ports));
         }
+        backend.docker.address = engine;
         backend.options.clone_from(&self.executor_option);
         Ok(backend)
     }

@@ -41,7 +41,7 @@ pub(super) struct ImageArgs {
         value_parser = byte_size,
         env = "PHALANX_IMAGE_FREE_SPACE"
     )]
-    pub(super) image_free_space: u64,
+    image_free_space: u64,
     /// How many images that jobs have brought are kept [default: as many as executors, at least 4]
     #[arg(long, value_name = "N", env = "PHALANX_IMAGE_COUNT")]
     image_count: Option<usize>,

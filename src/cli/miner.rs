@@ -23,6 +23,9 @@ use crate::identity::{KeyPair, PublicKey};
 use crate::miner::host::HostName;
 use crate::miner::placement::Strategy;
 use crate::miner::{self, HostConfig, Miner, MinerConfig, MinerLimits, Owner, Reloader, WatchCommand};
+use crate::proc::docker::{EngineAddress, SshPlace};
+use crate::proc::image_store::ImageBounds;
+use crate::proc::this;
 use crate::protocol::ExecutorClass;
 use crate::transport::ws::WsListener;
 
@@ -105,7 +108,7 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
         let http = args.http;
         let tls = args.tls.load().map_err(exit::usage)?;
         let listen = args.listen;
-        let fixed = Fixed::of(&args);
+        let (fixed, ports) = (Fixed::of(&args), args.source.ports.clone());
         // As it is before there are jobs: what they use is not to make the shares of others smaller.
         let host = executors::host(&args.executors).map_err(exit::usage)?;
         let (config, sandboxes) = configure(args, host).map_err(exit::usage)?;
@@ -118,6 +121,12 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
             .transpose()
             .map_err(exit::failed)?;
         let reloader = miner.reloader();
+        let again = move || {
+            let mut args = again()?;
+            // Executors have them still.
+            args.source.ports = ports.clone();
+            Ok(args)
+        };
         env.reload.set(move || match again().and_then(|args| reload(&reloader, args, (&fixed, host), &shown)) {
             Ok(()) => log::info!("SIGHUP: the settings were read again"),
             Err(problem) => log::error!("SIGHUP: the settings stay as they are: {problem}"),
@@ -136,26 +145,30 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
 /// Blocks until what that miner leaves is gone.
 fn watch_for(owner: &Owner, args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
     let state_dir = args.state_dir.clone();
-    let backends = |args: Args| {
+    let all_hosts = |args: Args| {
         let images = Images { folder: args.state_dir.join(IMAGES), executors: 0 };
-        let mut backends: Vec<_> = hosts(&args, "")?.into_iter().map(|host| host.backend).collect();
+        let mut all = hosts(&args)?;
         if !args.executors.is_empty() {
-            backends.push(args.source.backend(&Sandboxes::new(), &images, &args.state_dir, "")?);
+            let backend = args.source.backend(&Sandboxes::new(), &images, &args.state_dir)?;
+            let (name, engine) = (HostName::LOCAL, EngineAddress::local());
+            all.push(HostConfig { name, address: String::new(), engine, executors: args.executors, backend });
         }
-        Ok(backends)
+        Ok(all)
     };
-    let at_start = match backends(args) {
+    let mut all = match all_hosts(args) {
         Ok(at_start) => at_start,
         Err(problem) => return exit::usage(problem),
     };
-    // What SIGHUP has brought the miner counts.
-    let now = || {
-        again().and_then(backends).unwrap_or_else(|problem| {
-            log::warn!("the settings are taken as they were when the miner started: {problem}");
-            at_start
-        })
+    // Whether SIGHUP has brought the miner the present ones is not known.
+    let of_all_settings = || {
+        match again().and_then(all_hosts) {
+            Ok(now) => all.extend(now),
+            Err(problem) => log::warn!("the settings are taken as they were when the miner started: {problem}"),
+        }
+        all
     };
-    let watched = watch::ignore_signals().and_then(|()| miner::watch(owner, &state_dir, std::io::stdin(), now));
+    let watched =
+        watch::ignore_signals().and_then(|()| miner::watch(owner, &state_dir, std::io::stdin(), of_all_settings));
     match watched {
         Ok(()) => ExitCode::from(exit::DONE),
         Err(error) => exit::failed(error),
@@ -164,7 +177,7 @@ fn watch_for(owner: &Owner, args: Args, again: fn() -> Result<Args, String>) -> 
 
 /// Starts this program as it was started. A miner that is to remove nothing has no watcher either.
 fn watch_command(dry_run: bool) -> Option<WatchCommand> {
-    let program = std::env::current_exe().ok().filter(|_| !dry_run)?;
+    let program = this::program().ok().filter(|_| !dry_run)?;
     Some(WatchCommand { program, arguments: std::env::args_os().skip(1).collect() })
 }
 
@@ -177,33 +190,36 @@ fn limits(args: &Args) -> MinerLimits {
     }
 }
 
-/// The hosts beside this machine; their security probes are those of `key`.
-fn hosts(args: &Args, key: &str) -> Result<Vec<HostConfig>, String> {
-    let hosts = app::hosts::hosts(args.hosts.as_deref()).map_err(|problem| format!("--hosts: {problem}"))?;
+/// The hosts beside this machine.
+fn hosts(args: &Args) -> Result<Vec<HostConfig>, String> {
+    let hosts = app::hosts::hosts(args.hosts.as_deref(), &SshPlace::below(&args.state_dir));
+    let hosts = hosts.map_err(|problem| format!("--hosts: {problem}"))?;
     if !hosts.is_empty() && !args.source.are_containers() {
         return Err("--hosts goes with --executor-backend docker: executors elsewhere are containers".to_owned());
     }
-    let classes = classes(&args.executors, &hosts);
+    let classes = classes(&args.executors, hosts.iter().map(|host| &host.executors));
     let dialled = args.executor_address.clone().unwrap_or_else(|| format!("ws://{}", args.listen));
     let mut configs = Vec::new();
-    for HostSetting { name, address, executors } in hosts {
-        if !address.is_on_this_machine() && app::hosts::leads_nowhere_else(&dialled) {
+    for HostSetting { name, address: engine, executors } in hosts {
+        if !engine.is_on_this_machine() && app::hosts::leads_nowhere_else(&dialled) {
             return Err(format!(
                 "executors on host {name} cannot dial {dialled}; name this machine with --executor-address, as \
                  ws://10.0.0.5:9101"
             ));
         }
-        let backend = args.source.backend_elsewhere(address.clone(), &executors, &classes, &format!("{key}.{name}"));
-        let backend = backend.map_err(|problem| format!("host {name}: {problem}"))?;
-        configs.push(HostConfig { name, address: address.to_string(), executors, backend });
+        let backend = args.source.backend_elsewhere(engine.clone(), &executors, &classes);
+        let backend = Arc::new(backend.map_err(|problem| format!("host {name}: {problem}"))?);
+        configs.push(HostConfig { name, address: engine.to_string(), engine, executors, backend });
     }
     Ok(configs)
 }
 
 /// All classes that this miner has executors of, on whichever host.
-fn classes(local: &[(ExecutorClass, u32)], hosts: &[HostSetting]) -> Vec<ExecutorClass> {
-    let all = local.iter().chain(hosts.iter().flat_map(|host| &host.executors));
-    all.map(|(class, _)| *class).collect::<BTreeSet<_>>().into_iter().collect()
+fn classes<'a>(
+    local: &'a [(ExecutorClass, u32)],
+    others: impl Iterator<Item = &'a Vec<(ExecutorClass, u32)>>,
+) -> Vec<ExecutorClass> {
+    local.iter().chain(others.flatten()).map(|(class, _)| *class).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 fn configure(args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), String> {
@@ -212,15 +228,13 @@ fn configure(args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), String>
     let executors = args.executors.iter().map(|(_, count)| *count as usize).sum();
     let images = Images { folder: args.state_dir.join(IMAGES), executors };
     let image_care = args.source.image_care(&images)?.filter(|_| !args.executors.is_empty());
-    let hosts = hosts(&args, &key.ss58())?;
-    let all = args.executors.iter().chain(hosts.iter().flat_map(|host| &host.executors));
-    let classes: Vec<ExecutorClass> = all.map(|(class, _)| *class).collect::<BTreeSet<_>>().into_iter().collect();
+    let hosts = hosts(&args)?;
+    let classes = classes(&args.executors, hosts.iter().map(|host| &host.executors));
     // A reload may change how many share it.
     let slots = u32::try_from(executors).unwrap_or(u32::MAX);
     let mut sandboxes = args.source.sandboxes(&classes, Host { slots, ..host })?;
     sandboxes.retain(|(class, _)| args.executors.iter().any(|(of, _)| of == class));
-    let owner = format!("{}.{}", key.ss58(), HostName::LOCAL);
-    let backend = args.source.backend(&sandboxes, &images, &args.state_dir, &owner)?;
+    let backend = args.source.backend(&sandboxes, &images, &args.state_dir)?;
     for (class, sandbox) in &sandboxes {
         log::info!("jobs of class {}: {sandbox}", class.as_str());
     }
@@ -243,13 +257,18 @@ fn configure(args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), String>
     Ok((config, sandboxes))
 }
 
+/// Those of them that a reload is refused for: what runs is found and removed by them.
+const REFUSED: [&str; 2] = ["--runner", "--executor-backend"];
+
 /// The flags that take a restart.
-struct Fixed([(&'static str, String); 14]);
+struct Fixed(Vec<(&'static str, String)>);
 
 impl Fixed {
     fn of(args: &Args) -> Self {
-        let [tls_cert, tls_key] = args.tls.flags();
-        Self([
+        // Executors are told the new ones; the miner itself cares for images as at its start.
+        let executors = args.executors.iter().map(|(_, count)| *count as usize).sum();
+        let ImageBounds { count, bytes, free } = args.source.images.bounds(executors);
+        let mut flags = vec![
             ("--listen", args.listen.to_string()),
             ("--key", args.key.key.clone()),
             ("--executor-address", format!("{:?}", args.executor_address)),
@@ -258,13 +277,17 @@ impl Fixed {
             ("--state-dir", args.state_dir.display().to_string()),
             ("--reap-dry-run", args.reap_dry_run.to_string()),
             ("--pre-pull", args.source.pre_pull.join(",")),
-            ("--image-free-space", args.source.images.image_free_space.to_string()),
-            tls_cert,
-            tls_key,
+            ("--image-free-space", free.to_string()),
+            ("--image-space", bytes.to_string()),
+            ("--image-count", count.to_string()),
+            ("--pull-silence", format!("{:?}", args.source.images.pull_silence)),
             ("--http", format!("{:?}", args.http)),
-            ("one of the rates", format!("{:?}", args.rates)),
             ("--runner", args.source.runner.name().to_owned()),
-        ])
+            ("--executor-backend", if args.source.are_containers() { "docker" } else { "process" }.to_owned()),
+        ];
+        flags.extend(args.tls.flags());
+        flags.extend(args.rates.flags());
+        Self(flags)
     }
 }
 
@@ -276,7 +299,7 @@ fn reload(
     shown: &Mutex<Sandboxes>,
 ) -> Result<(), String> {
     for ((flag, now), (_, then)) in Fixed::of(&args).0.iter().zip(&fixed.0) {
-        if now != then && *flag == "--runner" {
+        if now != then && REFUSED.contains(flag) {
             return Err(format!("{flag} was {then} at the start, and takes a restart to be {now}"));
         }
         if now != then {
@@ -311,10 +334,39 @@ mod tests {
             let pairs = fixed(&[]).into_iter().zip(fixed(more));
             pairs.filter(|(then, now)| then != now).map(|(then, _)| then.0).collect::<Vec<_>>()
         };
+        assert_eq!(changed(&["--executors", "always_on.gpu-24gb=4"]), ["--image-count"], "as many as executors");
+        for (flag, value) in [
+            ("--image-free-space", "1GB"),
+            ("--image-space", "1GB"),
+            ("--image-count", "9"),
+            ("--pull-silence", "1m"),
+            ("--handshake-rate", "1/1s"),
+            ("--frame-rate", "1/1s"),
+            ("--bad-frame-rate", "1/1s"),
+            ("--auth-rate", "1/1s"),
+        ] {
+            assert_eq!(changed(&[flag, value]), [flag]);
+        }
         for more in [["--reconnect-grace", "1s"], ["--executors", "always_on.gpu-24gb=1"]] {
             assert_eq!(changed(&more), Vec::<&str>::new());
         }
+        assert_eq!(changed(&["--executor-backend", "docker"]), REFUSED[1..]);
         assert_eq!(changed(&["--reap-dry-run"]), ["--reap-dry-run"]);
         assert_eq!(changed(&["--tls-cert", "c", "--tls-key", "k"]), ["--tls-cert", "--tls-key"]);
+    }
+
+    #[test]
+    fn a_host_is_checked_for_what_its_own_classes_need() {
+        let alice = KeyPair::load("//Alice").unwrap().ss58();
+        let line = ["x", "--listen", "127.0.0.1:0", "--key", "//Bob", "--validator", &alice, "--state-dir", "/s"];
+        let hosts = r#"{"gpu": {"address": "unix:///gpu.sock", "executors": {"always_on.gpu-24gb": 1}},
+            "cpu": {"address": "unix:///cpu.sock", "executors": {"always_on.test": 1}}}"#;
+        let docker = ["--executor-backend", "docker", "--executor-image", "i", "--probe-image", "p", "--hosts", hosts];
+        let args = Line::try_parse_from([&line[..], &docker[..]].concat()).unwrap().args;
+        let checked = super::hosts(&args).unwrap().into_iter().map(|host| {
+            let checks = host.backend.security().unwrap().clone();
+            (host.name.to_string(), checks.toolkit.is_some(), checks.probes.len())
+        });
+        assert_eq!(checked.collect::<Vec<_>>(), [("gpu".to_owned(), true, 1), ("cpu".to_owned(), false, 1)]);
     }
 }

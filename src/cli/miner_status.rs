@@ -81,13 +81,15 @@ fn measure(now: &MinerStatus, metrics: &Metrics, shown: &mut BTreeSet<&'static s
         let up = metrics.gauge(HOST_UP, "Whether jobs can run on the host.", &[("host", host)]);
         up.set(usize::from(*state == HostState::Up));
         for (class, slots) in executors {
-            let SlotCounts { declared: _, draining: _, free, reserved, busy, ending, quarantined } = slots;
+            let SlotCounts { declared: _, draining, free, reserved, busy, ending, quarantined } = slots;
             for (state, count) in [
                 ("free", free),
                 ("reserved", reserved),
                 ("busy", busy),
                 ("ending", ending),
                 ("quarantined", quarantined),
+                // Of those before, as many as go when they come back.
+                ("draining", draining),
             ] {
                 let labels = [("host", host), ("class", class.as_str()), ("state", state)];
                 metrics.gauge(SLOTS, "Slots by what they are doing.", &labels).set(*count);

@@ -22,6 +22,16 @@ pub(super) struct RateArgs {
 }
 
 impl RateArgs {
+    /// The flags with what they say.
+    pub(super) fn flags(&self) -> [(&'static str, String); 4] {
+        [
+            ("--handshake-rate", format!("{:?}", self.handshake_rate)),
+            ("--frame-rate", format!("{:?}", self.frame_rate)),
+            ("--bad-frame-rate", format!("{:?}", self.bad_frame_rate)),
+            ("--auth-rate", format!("{:?}", self.auth_rate)),
+        ]
+    }
+
     /// Those of one peer.
     pub(super) fn of_peers(&self) -> PeerRates {
         PeerRates { frames: self.frame_rate, bad_frames: self.bad_frame_rate, authentications: self.auth_rate }

@@ -1,12 +1,10 @@
 //! The flags of a miner about the security checks of its hosts.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::values::duration;
 use crate::executor::sandbox::Sandbox;
-use crate::miner::ExecutorBackend;
-use crate::miner::executor_manager::{Probe, RareChecks, SecuredBackend, SecurityChecks, ToolkitVersion};
+use crate::miner::executor_manager::{Probe, RareChecks, SecurityChecks, ToolkitVersion};
 use crate::proc::docker::Docker;
 use crate::protocol::ExecutorClass;
 
@@ -60,21 +58,12 @@ fn toolkit(text: &str) -> Result<Toolkit, String> {
 }
 
 impl SecurityArgs {
-    /// The back end with these checks of its engine; `owner` is whose probes are whose.
-    pub(super) fn secure(
-        &self,
-        backend: Arc<dyn ExecutorBackend>,
-        docker: Docker,
-        sandboxes: &[(ExecutorClass, Sandbox)],
-        owner: &str,
-    ) -> Arc<dyn ExecutorBackend> {
+    /// What is checked of an engine where jobs have these sandboxes, if anything is.
+    pub(super) fn checks(&self, docker: Docker, sandboxes: &[(ExecutorClass, Sandbox)]) -> Option<SecurityChecks> {
         let times = RareChecks { interval: self.security_interval, retry: self.security_interval.min(RETRY_MAX) };
         let mut checks = SecurityChecks::new(docker, times);
         if let Some(image) = &self.probe_image {
-            let probe = |options| {
-                let (image, says, owner) = (image.clone(), self.probe_says.clone(), owner.to_owned());
-                Probe { image, says, options, owner }
-            };
+            let probe = |options| Probe { image: image.clone(), says: self.probe_says.clone(), options };
             let mut options: Vec<Vec<String>> = sandboxes.iter().map(|(_, sandbox)| sandbox.arguments()).collect();
             // Classes often have the same.
             options.sort();
@@ -84,10 +73,7 @@ impl SecurityArgs {
         if sandboxes.iter().any(|(_, sandbox)| sandbox.gpus) {
             checks.toolkit = self.nvidia_toolkit.0;
         }
-        match checks.probes.is_empty() && checks.toolkit.is_none() {
-            true => backend,
-            false => Arc::new(SecuredBackend::new(backend, checks)),
-        }
+        (!checks.probes.is_empty() || checks.toolkit.is_some()).then_some(checks)
     }
 }
 

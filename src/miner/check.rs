@@ -55,6 +55,11 @@ impl Gate {
         Self { policy, verdict: Verdict::Unknown, against: 0, next: now }
     }
 
+    /// What answers is known from earlier checks, if anything does; the first one is due.
+    pub fn resumed(policy: CheckPolicy, known: Option<String>, now: Instant) -> Self {
+        Self { verdict: known.map_or(Verdict::Unknown, Verdict::Up), ..Self::new(policy, now) }
+    }
+
     /// What the checks have shown: what answers, or why nothing does.
     pub fn verdict(&self) -> Result<String, String> {
         match &self.verdict {
@@ -228,6 +233,16 @@ mod tests {
         }
         assert_eq!(gate.checked(up("1"), start), Some(up("1")));
         assert_eq!(gate.checked(up("2"), start), Some(up("2")), "another engine is news");
+    }
+
+    #[test]
+    fn what_answered_before_new_settings_is_not_down_by_one_lost_answer() {
+        let (now, policy) = (Instant::now(), CheckPolicy::default());
+        let mut gate = Gate::resumed(policy, Some("1".to_owned()), now);
+        assert_eq!((gate.verdict(), gate.next_check()), (up("1"), now));
+        assert_eq!([down(), down()].map(|outcome| gate.checked(outcome, now)), [None, None]);
+        assert_eq!(gate.checked(down(), now), Some(down()));
+        assert_eq!(Gate::resumed(policy, None, now).checked(down(), now), Some(down()));
     }
 
     #[test]

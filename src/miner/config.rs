@@ -1,6 +1,7 @@
 //! What a miner is configured with at its start.
 
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,16 +12,15 @@ use super::executor_manager::{END_GRACE, ExecutorBackend};
 use super::host::HostName;
 use super::images::ImageCare;
 use super::placement::Strategy;
-use super::watch::WatchCommand;
-use crate::base::limits::{MINER_KEPT_BYTES, MINER_KEPT_JOBS, OUTBOX_BYTES, OUTBOX_MESSAGES, SERVER_CONNECTIONS};
+use crate::base::limits::{
+    EXECUTORS_MAX, MINER_KEPT_BYTES, MINER_KEPT_JOBS, OUTBOX_BYTES, OUTBOX_MESSAGES, SERVER_CONNECTIONS,
+};
 use crate::identity::{KeyPair, PublicKey};
 use crate::link::{OutboxLimits, Rate, ServerConfig};
 use crate::ops::status::Board;
+use crate::proc::docker::EngineAddress;
 use crate::protocol::stages::{MINER_BEHIND, Timing};
 use crate::protocol::{ExecutorClass, V0InitialJobRequest};
-
-/// Executors that one miner may offer: each has a thread of its own and a connection of two.
-pub(super) const EXECUTORS_MAX: u32 = 1000;
 
 /// Connections of a miner: as many executors as it may offer, beside as many others as any server has. With the
 /// executors' own threads that is 5,000, which are 20,000 of the system's 65,530 memory maps.
@@ -47,6 +47,8 @@ pub struct HostConfig {
     pub name: HostName,
     /// What it is, for people; nothing is dialled by it.
     pub address: String,
+    /// Where its engine is. A host of the same name with another engine is another host, of which nothing is known.
+    pub engine: EngineAddress,
     /// How many executors of which class.
     pub executors: Vec<(ExecutorClass, u32)>,
     /// What starts them there.
@@ -145,6 +147,16 @@ impl Default for PeerRates {
     }
 }
 
+/// How a miner starts its watcher: this program and its arguments, to which `--watch INSTANCE:EPOCH` is added. It has
+/// to start one more process, which calls [`watch`](super::watch()), and end.
+#[derive(Debug, Clone)]
+pub struct WatchCommand {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+}
+
 /// What a miner needs besides its listener and a timer.
 #[derive(Clone)]
 pub struct MinerConfig {
@@ -216,6 +228,7 @@ impl MinerConfig {
         let local = HostConfig {
             name: HostName::LOCAL,
             address: self.address.clone(),
+            engine: EngineAddress::local(),
             executors: self.executors.clone(),
             backend: self.backend.clone(),
         };

@@ -62,11 +62,18 @@ impl HostThreads {
         Self { stop, report, reaper, floor, running: BTreeMap::new(), ended: Vec::new(), number: 0 }
     }
 
-    /// Checks this host from now on.
-    pub(super) fn check(&mut self, host: HostName, backend: Arc<dyn ExecutorBackend>, checks: Checks) {
+    /// Checks this host from now on; how jobs run there may be known from earlier checks of the same engine.
+    pub(super) fn check(
+        &mut self,
+        host: HostName,
+        backend: Arc<dyn ExecutorBackend>,
+        checks: Checks,
+        known: Option<String>,
+    ) {
         let (report, Checks { policy, images }) = (self.report.clone(), checks);
         let floor = self.floor.clone().filter(|_| host == HostName::LOCAL);
-        let check = HostCheck { host, backend, policy, images, floor };
+        let (owner, answered) = (self.reaper.owner.clone(), self.reaper.answered.clone());
+        let check = HostCheck { host, backend, policy, known, images, floor, owner, answered };
         self.spawn("min-engine", host, move |stop| check.run(stop, |found| report(found)));
     }
 
@@ -84,11 +91,12 @@ impl HostThreads {
         of_host.threads.push(spawn(format!("{name}-{}", self.number), kick, move || run(&stop)));
     }
 
-    /// Checks and reaps these hosts by these back ends from now on; others go on as they were. Does not block.
-    pub(super) fn renew(&mut self, backends: &Backends, checks: Checks) {
+    /// Checks and reaps these hosts by these back ends from now on, those that have answered as is `known`; others go
+    /// on as they were. Does not block.
+    pub(super) fn renew(&mut self, backends: &Backends, checks: Checks, mut known: BTreeMap<HostName, String>) {
         for (host, backend) in backends {
             self.release(*host);
-            self.check(*host, backend.clone(), checks);
+            self.check(*host, backend.clone(), checks, known.remove(host));
             self.reap(*host, backend.clone());
         }
     }

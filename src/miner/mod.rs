@@ -12,7 +12,8 @@
 //! * [`images`]: the thread that pulls images before jobs ask for them, and has others make room.
 //! * `meters`: what is counted. `rates`: how much one peer may say. Pure.
 //! * `reaper`: removes what executors have left and nobody answers for.
-//! * [`watch`](watch()): the process that does so when the miner was killed; `rounds`: when it looks. Pure.
+//! * [`watch`](watch()): the process that does so when the miner was killed; `killed_host`: at one host each;
+//!   `rounds`: when it looks. Pure.
 
 pub mod check;
 mod config;
@@ -23,6 +24,7 @@ pub mod executor_pool;
 pub mod host;
 mod host_threads;
 pub mod images;
+mod killed_host;
 mod meters;
 pub mod placement;
 mod rates;
@@ -39,11 +41,11 @@ pub use crate::store::miner::DATABASE;
 /// Name of the folder in the state folder that has what executors could not tell the miner.
 pub const SPOOL: &str = "spool";
 
-pub use config::{HostConfig, MinerConfig, MinerLimits, PeerRates};
+pub use config::{HostConfig, MinerConfig, MinerLimits, PeerRates, WatchCommand};
 pub use executor_manager::{
     ClientPorts, DockerBackend, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSettings, ExecutorSpec, Leftover,
     LeftoverKind, Owner, ProcessBackend,
 };
 pub use role::{Miner, MinerError, Observer, Reloader};
 pub use router::{HostState, HostStatus, MinerStatus, QuarantinedSlot};
-pub use watch::{WatchCommand, watch};
+pub use watch::watch;

@@ -1,9 +1,10 @@
 //! The start and the stop of a miner, all steps in order.
 //!
-//! Start → two threads for each host (`min-engine-N`, whether jobs can run there, and `min-reap-N`), `min-store` (the
-//! receipts), `min-image` (the images of jobs), `min-route` (the router), `min-accept`, two threads for each connection
-//! (`min-rd-N`, `min-wr-N`), and one for each executor (`min-ex-N`). Stop → see [`Miner::stop`]. What each blocks in
-//! and what kicks it is in `host_threads`, `disk`, `images`, `router_thread`, `executor_manager` and `link::server`.
+//! Start → the watcher (a process, see `watch`), two threads for each host (`min-engine-N`, whether jobs can run there,
+//! and `min-reap-N`), `min-store` (the receipts), `min-image` (the images of jobs), `min-route` (the router),
+//! `min-accept`, two threads for each connection (`min-rd-N`, `min-wr-N`), and one for each executor (`min-ex-N`). Stop
+//! → see [`Miner::stop`]. What each blocks in and what kicks it is in `host_threads`, `disk`, `images`,
+//! `router_thread`, `executor_manager` and `link::server`.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -166,7 +167,7 @@ impl Miner {
 
     /// Starts a miner that serves validators and executors on `listener`. Blocks to open the database, and
     /// until every host has answered once, or has not within its limit: then the miner offers nothing there until it
-    /// does.
+    /// does. Security checks are not waited for any longer: executors of an earlier process want to be answered.
     ///
     /// # Errors
     /// [`MinerError`]; then nothing is left running.
@@ -211,7 +212,7 @@ impl Miner {
             Reaper { answered: answered.clone(), owner: reapers, dry_run, watcher: looked_after, metrics: counted };
         let mut hosts = HostThreads::new(reaper, floor, stop.clone(), reports.clone());
         for (host, backend) in &backends {
-            hosts.check(*host, backend.clone(), router_thread::checks(&settings));
+            hosts.check(*host, backend.clone(), router_thread::checks(&settings), None);
         }
         // The first checks are waited for, so that whoever connects first is told what there is.
         let more = backends.values().map(|backend| backend.more_time()).max().unwrap_or_default();
@@ -363,7 +364,7 @@ fn first_checks(inbox: &Receiver<Event>, mut hosts: BTreeSet<HostName>, deadline
     }
     // It counts when it answers after all.
     let missing = |host| {
-        log::error!("host {host}: it does not answer, so no job is taken there");
+        log::error!("host {host}: {UNKNOWN}, so no job is taken there until it has");
         Input::Checked { host, found: Err(UNKNOWN.to_owned()), images: Vec::new(), due: deadline + LONGEST_TIME }
     };
     found.extend(hosts.into_iter().map(missing));

@@ -204,6 +204,7 @@ impl RouterThread {
         let mut sessions: HashMap<SessionId, SessionHandle> = HashMap::new();
         let mut idle: Vec<Sender<Never>> = Vec::new();
         let mut stopping: Option<Instant> = None;
+        let mut renewed = None;
         let mut cancelled_jobs = 0;
         let ending = Ending { health: self.health.clone(), stop: stop.clone() };
         let pulse = self.health.pulse(LOOP);
@@ -226,7 +227,7 @@ impl RouterThread {
                         Input::Opened { id, peer, address }
                     }
                     Ok(Event::Settings(settings, backends)) => {
-                        self.hosts.renew(&backends, checks(&settings));
+                        renewed = Some((backends.clone(), checks(&settings)));
                         self.executors.set_backends(backends);
                         Input::Settings(settings)
                     }
@@ -251,6 +252,10 @@ impl RouterThread {
                 _ => None,
             };
             self.take(input, &sessions);
+            if let Some((backends, checks)) = renewed.take() {
+                // What answered from another place is not known any more.
+                self.hosts.renew(&backends, checks, self.router.answering());
+            }
             if let Some(id) = closed {
                 sessions.remove(&id);
             }

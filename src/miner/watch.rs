@@ -8,13 +8,11 @@
 //! miner takes them back. All else that carries the miner's marks is removed, until nothing is left, or another process
 //! has the state folder and with it what is to be done.
 //!
-//! No thread. [`watch`] blocks in the pipe, then in the tools of the back end and in the pauses between two looks,
-//! which a new owner of the state folder ends.
+//! The watcher's threads, one for each host of its miner, are those of `killed_host`. [`watch`] itself blocks in the
+//! pipe, and then until they have ended or the state folder has a new owner.
 
-use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
+use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,11 +22,12 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::executor_manager::orphans::Orphans;
-use super::executor_manager::{ExecutorBackend, Marked, Owner};
-use super::rounds::{Look, Rounds};
+use super::config::{HostConfig, WatchCommand};
+use super::executor_manager::Owner;
+use super::killed_host::KilledHost;
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
+use crate::base::thread::{Kick, spawn};
 use crate::proc::group::poll_until;
 use crate::proc::lock::FileNews;
 use crate::store::miner::lock_file;
@@ -39,7 +38,7 @@ const DONE: &[u8] = b"done\n";
 /// What a watcher has to say, in the state folder: nobody reads its standard error. The next miner takes it up.
 const LOG: &str = "watch.log";
 
-/// How much of that is taken up.
+/// How much of that is taken up: the last.
 const LOG_BYTES: u64 = 64 << 10;
 
 /// How long the start of a watcher may take: two starts of this program.
@@ -47,16 +46,6 @@ const START_TIME: Duration = Duration::from_secs(10);
 
 /// The flag for whose things a watcher watches; a value of [`Owner::watched`].
 const FLAG: &str = "--watch";
-
-/// How a miner starts its watcher: this program and its arguments, to which `--watch INSTANCE:EPOCH` is added. It has
-/// to start one more process, which calls [`watch`], and end.
-#[derive(Debug, Clone)]
-pub struct WatchCommand {
-    /// The program.
-    pub program: PathBuf,
-    /// Its arguments.
-    pub arguments: Vec<OsString>,
-}
 
 /// The miner's side. Clones are the same; the watcher ends when [`Watcher::finish`] is called or the last is dropped.
 #[derive(Debug, Clone)]
@@ -68,6 +57,8 @@ struct Watched {
     flag: String,
     state_dir: PathBuf,
     living: Mutex<Option<Living>>,
+    /// Why there is none, as it was told.
+    told: Mutex<String>,
 }
 
 /// A watcher that was started.
@@ -83,9 +74,10 @@ impl Watcher {
     /// [`START_TIME`]. A miner without one works: it is tried again by [`Watcher::check`].
     pub(super) fn start(command: WatchCommand, owner: &Owner, state_dir: &Path) -> Self {
         let flag = format!("{}:{}", owner.instance, owner.epoch);
-        let living = Mutex::default();
-        let watcher = Self(Arc::new(Watched { command, flag, state_dir: state_dir.to_owned(), living }));
-        if let Err(error) = take_log(&state_dir.join(LOG)) {
+        let (state_dir, living, told) = (state_dir.to_owned(), Mutex::default(), Mutex::default());
+        let log = state_dir.join(LOG);
+        let watcher = Self(Arc::new(Watched { command, flag, state_dir, living, told }));
+        if let Err(error) = take_log(&log) {
             log::warn!("what the watcher of an earlier miner has said cannot be read: {error}");
         }
         watcher.check();
@@ -102,11 +94,20 @@ impl Watcher {
             log::warn!("the miner's watcher was ended by somebody; another one is started");
         }
         *living = match self.0.launch() {
-            Ok(started) => Some(started),
+            Ok(started) => {
+                lock(&self.0.told).clear();
+                Some(started)
+            }
             Err(error) => {
-                log::warn!(
-                    "the miner has no watcher, so what it leaves if it is killed stays until it starts again: {error}"
-                );
+                let error = error.to_string();
+                // The reaper of each host tries it again, and again.
+                if *lock(&self.0.told) != error {
+                    log::warn!(
+                        "the miner has no watcher, so what it leaves if it is killed stays until it starts again: \
+                         {error}"
+                    );
+                    *lock(&self.0.told) = error;
+                }
                 None
             }
         };
@@ -166,13 +167,18 @@ impl Living {
     }
 }
 
-/// Says in our log what a watcher has said.
+/// Says in our log what a watcher has said, the last of it if that is much.
 fn take_log(path: &Path) -> io::Result<()> {
-    let file = match File::open(path) {
+    let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
+    let dropped = file.metadata()?.len().saturating_sub(LOG_BYTES);
+    if dropped > 0 {
+        log::warn!("while no miner ran, its watcher said more than is shown: the first {dropped} bytes are left out");
+    }
+    file.seek(SeekFrom::Start(dropped))?;
     for line in BufReader::new(file.take(LOG_BYTES)).split(b'\n') {
         log::warn!("while no miner ran, its watcher said: {}", String::from_utf8_lossy(&line?));
     }
@@ -191,9 +197,9 @@ impl Owner {
     }
 }
 
-/// Watches for the end of the miner at the other end of `lease`; then removes what it has left, by the back ends of its
-/// hosts, which are asked for then. Blocks until that is done, which is for as long as the miner lives and its
-/// executors do, and at most 10 minutes of tries in vain longer.
+/// Watches for the end of the miner at the other end of `lease`; then removes what it has left on its `hosts`, which
+/// are asked for then: those of all settings that it may have had, as of its start and of now. Blocks until that is
+/// done, which is for as long as the miner lives and its executors do, and at most 10 minutes of tries in vain longer.
 ///
 /// # Errors
 /// If the state folder cannot be watched for a new owner.
@@ -201,7 +207,7 @@ pub fn watch(
     owner: &Owner,
     state_dir: &Path,
     lease: impl Read,
-    backends: impl FnOnce() -> Vec<Arc<dyn ExecutorBackend>>,
+    hosts: impl FnOnce() -> Vec<HostConfig>,
 ) -> io::Result<()> {
     // Before the miner can end, so that no new owner is missed.
     let owned_anew = FileNews::of(&lock_file(state_dir))?;
@@ -210,21 +216,24 @@ pub fn watch(
     }
     let Owner { instance, epoch, .. } = owner;
     log::warn!("process {epoch} of miner instance {instance} was killed; what it has left is removed");
-    let (backends, mut rounds, mut told) = (backends(), Rounds::new(Instant::now()), BTreeSet::new());
-    // All that it and earlier ones have made is of the dead; what a later process makes is its own.
-    let mut orphans = Orphans::new(epoch + 1);
-    while let Some(pause) = rounds.next(Instant::now()) {
-        if owned_anew.within(pause)? {
-            log::info!("another process has the miner's state folder; the rest is left to it");
-            return Ok(());
-        }
-        let mut look = |backend: &Arc<dyn ExecutorBackend>| look(backend.as_ref(), owner, &mut orphans, &mut told);
-        let seen: Vec<Look> = backends.iter().map(&mut look).collect();
-        // What lives anywhere is waited for, and then what cannot be removed.
-        let most = [Look::Living, Look::Left, Look::Removed].into_iter().find(|look| seen.contains(look));
-        rounds.looked(most.unwrap_or(Look::Nothing), Instant::now());
+    // It ends with the last of those that hold the other end.
+    let (all_done, working) = io::pipe()?;
+    let (stop, working) = (Shutdown::new(), Arc::new(working));
+    let mut threads = Vec::new();
+    for (number, host) in KilledHost::all(owner, hosts()).into_iter().enumerate() {
+        let (until, kicked, working) = (stop.clone(), stop.clone(), working.clone());
+        let kick = Kick::new("stop signal of the watcher", move || kicked.cancel());
+        threads.push(spawn(format!("watch-{number}"), kick, move || {
+            host.run(&until);
+            drop(working);
+        }));
     }
-    log::info!("the watcher ends: {}", rounds.conclusion());
+    drop(working);
+    if owned_anew.before(&all_done)? {
+        log::info!("another process has the miner's state folder; the rest is left to it");
+        // All before the first is joined, so that they end side by side.
+        stop.cancel();
+    }
     Ok(())
 }
 
@@ -236,46 +245,18 @@ fn released(lease: impl Read) -> bool {
     said == DONE
 }
 
-/// Looks once and removes what is to go. Each trouble is told once.
-fn look(backend: &dyn ExecutorBackend, owner: &Owner, orphans: &mut Orphans, told: &mut BTreeSet<String>) -> Look {
-    let mut tell = |text: String| {
-        if told.insert(text.clone()) {
-            log::warn!("{text}");
-        }
-    };
-    let never = Shutdown::new();
-    let known = backend.find(owner, &never).and_then(|found| Ok((found, backend.living(owner, &never)?)));
-    let (mut found, living) = match known {
-        Ok(known) => known,
-        Err(why) => {
-            tell(format!("what is left is not known: {why}"));
-            return Look::Left;
-        }
-    };
-    found.retain(|marked| marked.epoch <= owner.epoch);
-    let mut seen = match (found.is_empty(), found.iter().any(|marked| living.contains(&marked.run))) {
-        (true, _) => Look::Nothing,
-        (_, true) => Look::Living,
-        (false, false) => Look::Removed,
-    };
-    for orphan in orphans.of(found, &living) {
-        let Marked { kind, id, run, .. } = &orphan;
-        match backend.remove(&orphan, &never) {
-            Ok(()) => log::info!("{} {id} of executor {run}: removed", kind.as_str()),
-            Err(left) => {
-                tell(format!("{} {id} of executor {run} cannot be removed: {left}", kind.as_str()));
-                seen = if seen == Look::Living { seen } else { Look::Left };
-            }
-        }
-    }
-    seen
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
+    use crossbeam_channel::{Sender, bounded};
+
     use super::*;
     use crate::base::wait::{far, until};
-    use crate::miner::executor_manager::{ExecutorEnd, ExecutorError, ExecutorSpec};
+    use crate::miner::executor_manager::{ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorSpec, Marked};
+    use crate::proc::docker::EngineAddress;
+
+    const LONG: Duration = Duration::from_secs(60);
 
     fn owner() -> Owner {
         Owner::watched("5a:3").unwrap()
@@ -288,30 +269,72 @@ mod tests {
         folder
     }
 
-    struct Unused;
+    /// An engine that does not answer until it is asked no more.
+    struct Hangs(Sender<&'static str>);
 
-    impl ExecutorBackend for Unused {
+    impl ExecutorBackend for Hangs {
+        fn run(&self, _: &ExecutorSpec, _: &Shutdown) -> ExecutorEnd {
+            Err(ExecutorError::Lost)
+        }
+
+        fn find(&self, _: &Owner, stop: &Shutdown) -> Result<Vec<Marked>, String> {
+            self.0.send("asked").unwrap();
+            let _ = stop.cancel_receiver().recv_timeout(LONG);
+            self.0.send("given up").unwrap();
+            Err("no answer".to_owned())
+        }
+    }
+
+    /// An engine that has nothing.
+    struct Empty(Sender<&'static str>);
+
+    impl ExecutorBackend for Empty {
         fn run(&self, _: &ExecutorSpec, _: &Shutdown) -> ExecutorEnd {
             Err(ExecutorError::Lost)
         }
 
         fn find(&self, _: &Owner, _: &Shutdown) -> Result<Vec<Marked>, String> {
-            panic!("nobody is to be looked after")
+            self.0.send("looked at").unwrap();
+            Ok(Vec::new())
         }
+    }
+
+    fn host(name: &str, backend: Arc<dyn ExecutorBackend>) -> HostConfig {
+        let (name, engine) = (name.parse().unwrap(), EngineAddress::local());
+        HostConfig { name, address: String::new(), engine, executors: vec![], backend }
     }
 
     #[test]
     fn nothing_is_done_for_a_miner_that_ends_by_itself_or_whose_folder_has_a_new_owner() {
+        let (asked, asks) = bounded(1);
         let state = state();
         watch(&owner(), state.path(), DONE, || panic!("it has ended by itself")).unwrap();
         for said in [&b""[..], b"don"] {
             let owned_anew = || {
                 std::fs::write(lock_file(state.path()), "2").unwrap();
-                vec![Arc::new(Unused) as Arc<dyn ExecutorBackend>]
+                vec![host("local", Arc::new(Hangs(asked.clone())))]
             };
             watch(&owner(), state.path(), said, owned_anew).unwrap();
         }
+        assert!(asks.is_empty(), "nobody is to be looked after");
         assert!(Owner::watched("5a").is_err() && Owner::watched("5a:b").is_err());
+    }
+
+    #[test]
+    fn a_host_that_hangs_holds_up_no_other_and_no_new_owner() {
+        let ((hangs, hung), (looks, looked)) = (bounded(2), bounded(60));
+        let state = state();
+        let hosts = || vec![host("far", Arc::new(Hangs(hangs))), host("local", Arc::new(Empty(looks)))];
+        std::thread::scope(|scope| {
+            let watching = scope.spawn(|| watch(&owner(), state.path(), &b""[..], hosts));
+            assert_eq!(hung.recv_timeout(LONG), Ok("asked"));
+            for _ in 0..2 {
+                assert_eq!(looked.recv_timeout(LONG), Ok("looked at"));
+            }
+            std::fs::write(lock_file(state.path()), "2").unwrap();
+            assert_eq!(hung.recv_timeout(LONG), Ok("given up"));
+            watching.join().unwrap().unwrap();
+        });
     }
 
     /// Stands for this program: starts a shell that notes its number and what it is told, and ends with its input.

@@ -33,6 +33,13 @@ impl Throttle {
             more => format!("{text} (and {more} more like it)"),
         })
     }
+
+    /// Warns of it, if it is time for a line.
+    pub fn warn(&mut self, now: Instant, text: &dyn Display) {
+        if let Some(line) = self.line(now, text) {
+            log::warn!("{line}");
+        }
+    }
 }
 
 #[cfg(test)]

@@ -4,30 +4,20 @@
 //! is ours: it passes on to the real one with options that come before those of any configuration, so that a host whose
 //! key is not known, or is another one now, is never talked to.
 
-use std::ffi::OsString;
 use std::fmt;
-use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
+use super::explained::reason;
+pub use super::strict_ssh::SshPlace;
+use super::strict_ssh::StrictSsh;
 use super::tool::ToolError;
-use crate::ops::redact::{OneLine, secrets};
+use crate::ops::redact::secrets;
 
 /// What is right, for every error of an address.
 const RIGHT: &str = "use local, unix:///path, tcp://host:port with TLS files, or ssh://user@host[:port]";
-
-/// What the real `ssh` is told before all else: no question, no unknown key, the same for loopback; and a machine that
-/// is silent for a minute is gone.
-const SSH_OPTIONS: [&str; 5] = [
-    "BatchMode=yes",
-    "StrictHostKeyChecking=yes",
-    "NoHostAuthenticationForLocalhost=no",
-    "ServerAliveInterval=15",
-    "ServerAliveCountMax=4",
-];
 
 /// Variables that say where the engine is; they count for [`EngineAddress::local`] only.
 const SAYS_WHERE: [&str; 8] = [
@@ -40,9 +30,6 @@ const SAYS_WHERE: [&str; 8] = [
     "CONTAINER_CONNECTION",
     "CONTAINER_SSHKEY",
 ];
-
-/// The most that is shown of what a client says of an engine elsewhere.
-const SHOWN_CHARS: usize = 400;
 
 /// What proves both ends of a TLS connection: PEM files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,16 +75,17 @@ impl EngineAddress {
     }
 
     /// Reads `local` (or nothing), `unix:///path`, `tcp://host:port`, which takes `tls`, or `ssh://user@host[:port]`,
-    /// and sees whether there are the files that it needs.
+    /// and sees whether there are the files that it needs. What is behind `ssh://` is reached once
+    /// [`EngineAddress::write_ssh`] has succeeded.
     ///
     /// # Errors
     /// One line that names what is wrong and what would be right.
-    pub fn parse(text: &str, tls: Option<TlsFiles>) -> Result<Self, String> {
+    pub fn parse(text: &str, tls: Option<TlsFiles>, ssh: &SshPlace) -> Result<Self, String> {
         let place = Place::parse(text, tls)?;
         let ssh = match &place {
             Place::Ssh(_) => {
-                let made = StrictSsh::create();
-                Some(Arc::new(made.map_err(|e| format!("cannot write the ssh of {}: {e}", place.url()))?))
+                let made = StrictSsh::at(ssh);
+                Some(Arc::new(made.map_err(|e| format!("{}: its ssh, which checks host keys: {e}", place.url()))?))
             }
             Place::Tcp(_, TlsFiles { ca, cert, key }) => {
                 for (what, file) in [("CA", ca), ("certificate", cert), ("key", key)] {
@@ -111,33 +99,39 @@ impl EngineAddress {
         Ok(Self { place, ssh })
     }
 
+    /// Writes the `ssh` that checks host keys, if the engine is behind SSH.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn write_ssh(&self) -> Result<(), String> {
+        let made = self.ssh.as_ref().map_or(Ok(()), |ssh| ssh.create());
+        made.map_err(|e| format!("{}: its ssh, which checks host keys: {e}", self.place.url()))
+    }
+
     /// Whether it is the client's own choice, and not one of our settings.
     pub fn is_local(&self) -> bool {
         self.place == Place::Local
     }
 
-    /// A program of the engine's machine, if it can be run from here: there, or over SSH. `None` behind TLS, and where
-    /// the client finds an engine elsewhere by itself.
+    /// Whether it is reached by SSH.
+    pub(super) fn is_ssh(&self) -> bool {
+        matches!(self.place, Place::Ssh(_))
+    }
+
+    /// A program of the engine's machine, if it can be run from here: there, or over SSH; `None` behind TLS. Where the
+    /// client finds an engine by itself, or by a socket, it is one of this machine, which may be another one.
     pub(crate) fn program(&self, program: &Path, args: &[&str]) -> Option<Command> {
-        match &self.place {
-            Place::Local => {
-                let host = std::env::var("DOCKER_HOST").unwrap_or_default();
-                if !host.is_empty() && !host.starts_with("unix://") {
-                    return None;
-                }
-            }
-            Place::Unix(_) => {}
+        let mut command = match &self.place {
+            Place::Local | Place::Unix(_) => Command::new(program),
             Place::Tcp(..) => return None,
             Place::Ssh(_) => {
+                // Found on that path, where nothing is if it cannot be trusted.
                 let mut command = Command::new("ssh");
-                command.args(["-T", "--", &self.place.url()]).arg(program).args(args);
-                if let Some(ssh) = &self.ssh {
-                    command.env("PATH", ssh.path());
-                }
-                return Some(command);
+                command.env("PATH", self.ssh.as_ref()?.path());
+                command.args(["-T", "--", &self.place.url()]).arg(program);
+                command
             }
-        }
-        let mut command = Command::new(program);
+        };
         command.args(args);
         Some(command)
     }
@@ -280,97 +274,6 @@ fn split(rest: &str) -> Result<(Option<&str>, &str, Option<u16>), &'static str> 
     }
 }
 
-/// A folder with an `ssh` in it that checks host keys whatever the configuration says. It is removed when dropped.
-#[derive(Debug)]
-struct StrictSsh(tempfile::TempDir);
-
-impl StrictSsh {
-    fn create() -> io::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("phalanx-ssh-").tempdir()?;
-        if folder.path().to_string_lossy().contains(':') {
-            return Err(io::Error::other("the folder of temporary files has a colon in its name"));
-        }
-        let options: String = SSH_OPTIONS.iter().map(|option| format!(" -o {option}")).collect();
-        // Without the folder itself, which is the first of the path.
-        let script = format!("#!/bin/sh\nPATH=${{PATH#*:}}\nexec ssh{options} \"$@\"\n");
-        let file = folder.path().join("ssh");
-        let mut made = fs::OpenOptions::new().write(true).create_new(true).mode(0o700).open(&file)?;
-        io::Write::write_all(&mut made, script.as_bytes())?;
-        Ok(Self(folder))
-    }
-
-    /// A path on which it comes first. If somebody has removed it (folders of temporary files are swept), nothing else
-    /// is on the path: no other `ssh` takes its place.
-    fn path(&self) -> OsString {
-        let ours = |file: &fs::Metadata| {
-            file.is_file() && file.uid() == rustix::process::geteuid().as_raw() && file.mode() & 0o077 == 0
-        };
-        let mut path = self.0.path().as_os_str().to_owned();
-        if fs::symlink_metadata(self.0.path().join("ssh")).is_ok_and(|file| ours(&file)) {
-            path.push(":");
-            path.push(std::env::var_os("PATH").unwrap_or_default());
-        } else {
-            log::error!("{} has no ssh of ours any more; restart the program, or reload it", self.0.path().display());
-        }
-        path
-    }
-}
-
-/// What the words of `docker`, `ssh` and TLS mean, in lower case; the first that is found counts.
-const REASONS: &[(&str, &str)] = &[
-    (
-        "remote host identification has changed",
-        "its host key is not the one in known_hosts: somebody is in between, or the machine was set up anew (then \
-         remove the old key with ssh-keygen -R)",
-    ),
-    (
-        "host key is known for",
-        "its host key is not in known_hosts: compare it with the machine's and add it, by connecting once by hand",
-    ),
-    ("host key verification failed", "its host key was not accepted"),
-    ("revoked host key", "its host key is revoked"),
-    ("permission denied (", "it refuses our ssh key or user"),
-    ("could not resolve hostname", "its name cannot be resolved"),
-    ("certificate has expired or is not yet valid", "its certificate has expired or is not valid yet, by this clock"),
-    ("signed by unknown authority", "its certificate is not of the CA that the settings name"),
-    ("x509: certificate is valid for", "its certificate is for another name than the address has"),
-    ("x509: certificate is not valid for any names", "its certificate is for another name than the address has"),
-    ("doesn't contain any ip sans", "its certificate is for another name than the address has"),
-    ("tls: certificate required", "it asks for a client certificate and got none"),
-    ("tls: bad certificate", "it refuses our certificate: it has expired, or is not of the CA that the engine trusts"),
-    ("seems invalid", "our CA is not a PEM file"),
-    ("tls: unknown certificate authority", "it refuses our certificate: it is not of the CA that the engine trusts"),
-    ("tls: expired certificate", "it refuses our certificate: it has expired"),
-    ("tls: private key does not match public key", "our certificate and our key do not belong together"),
-    ("tls: failed to find any pem data", "our certificate or key is not a PEM file"),
-    ("first record does not look like a tls handshake", "it does not speak TLS"),
-    ("docker: not found", "there is no docker program on that machine for this user"),
-    ("docker: command not found", "there is no docker program on that machine for this user"),
-    ("connection refused", "nothing answers at that port"),
-    ("connection timed out", "it does not answer"),
-    ("no route to host", "there is no way to it"),
-];
-
-/// What clients say when they could not talk to an engine, in lower case. All else is the engine's own answer, with
-/// words of others in it.
-const NOT_CONNECTED: [&str; 5] = [
-    "error during connect",
-    "cannot connect to the docker daemon",
-    "failed to connect to the docker api",
-    "the server probably has client authentication",
-    "failed to retrieve context tls info",
-];
-
-fn reason(text: &str) -> Option<String> {
-    let lower = text.to_lowercase();
-    NOT_CONNECTED.iter().find(|words| lower.contains(*words))?;
-    if let Some((_, reason)) = REASONS.iter().find(|(words, _)| lower.contains(words)) {
-        return Some((*reason).to_owned());
-    }
-    let said = text.split_once("stderr=").map_or(text, |(_, said)| said).trim();
-    Some(OneLine(&said.chars().take(SHOWN_CHARS).collect::<String>()).to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -394,10 +297,10 @@ mod tests {
         ] {
             assert_eq!(Place::parse(text, tls).map(|place| place.url()), Ok(shown.to_owned()), "{text}");
         }
-        assert!(EngineAddress::default().is_local() && EngineAddress::parse("local", None).unwrap().is_local());
-        let ssh = EngineAddress::parse("ssh://me@engine", None).unwrap();
-        assert_eq!(ssh, EngineAddress::parse("ssh://me@engine/", None).unwrap());
-        assert_eq!(ssh.to_string(), "ssh://…@engine");
+        assert!(EngineAddress::default().is_local());
+        let ssh = |text| EngineAddress { place: Place::parse(text, None).unwrap(), ssh: None };
+        assert_eq!(ssh("ssh://me@engine"), ssh("ssh://me@engine/"));
+        assert_eq!(ssh("ssh://me@engine").to_string(), "ssh://…@engine");
     }
 
     #[test]
@@ -423,11 +326,11 @@ mod tests {
             ("https://engine", None, "is of a website"),
             ("npipe:////./pipe", None, "has an unknown scheme"),
         ] {
-            let problem = EngineAddress::parse(text, tls).unwrap_err();
+            let problem = Place::parse(text, tls).unwrap_err();
             assert!(problem.contains(says) && problem.ends_with(RIGHT), "{text}: {problem}");
             assert!(!problem.contains("me:secret") && !problem.contains('\n'), "{text}: {problem}");
         }
-        let missing = EngineAddress::parse("tcp://engine:2376", files()).unwrap_err();
+        let missing = EngineAddress::parse("tcp://engine:2376", files(), &SshPlace::below("/")).unwrap_err();
         assert!(missing.starts_with("tcp://engine:2376: CA /tls/ca: No such file"), "{missing}");
     }
 
@@ -449,67 +352,5 @@ mod tests {
         let wanted = "--host tcp://engine:2376 --tlsverify --tlscacert /tls/ca --tlscert /tls/cert --tlskey /tls/key";
         assert_eq!(args.join(" "), wanted);
         assert!(envs.iter().all(|(_, value)| value.is_none()), "{envs:?}");
-    }
-
-    #[test]
-    fn the_ssh_of_a_client_is_ours_and_passes_on_to_the_real_one() {
-        let address = EngineAddress::parse("ssh://me@engine:22", None).unwrap();
-        let (args, envs) = command(&address);
-        assert_eq!(args, ["--host", "ssh://me@engine:22"]);
-        let path = envs.iter().find_map(|(name, value)| (name == "PATH").then(|| value.clone())).flatten().unwrap();
-        let (ours, rest) = path.split_once(':').unwrap();
-        assert_eq!(rest, std::env::var("PATH").unwrap());
-        let real = tempfile::tempdir().unwrap();
-        let stand_in = real.path().join("ssh");
-        let echo = std::env::split_paths(rest).map(|at| at.join("echo")).find(|at| at.exists()).unwrap();
-        std::os::unix::fs::symlink(echo, stand_in).unwrap();
-        // By the shell: another test's child may still have the file open that was just written.
-        let mut ssh = Command::new("/bin/sh");
-        ssh.arg(Path::new(ours).join("ssh"));
-        let path = format!("{ours}:{}:{rest}", real.path().display());
-        let said = ssh.args(["-T", "--", "engine", "docker"]).env("PATH", path).output().unwrap();
-        let said = String::from_utf8(said.stdout).unwrap();
-        assert!(said.starts_with("-o BatchMode=yes -o StrictHostKeyChecking=yes "), "{said}");
-        assert!(said.ends_with(" -T -- engine docker\n"), "{said}");
-        // One that is gone is not replaced by another.
-        fs::remove_file(Path::new(ours).join("ssh")).unwrap();
-        let (_, envs) = command(&address);
-        assert!(envs.contains(&("PATH".to_owned(), Some(ours.to_owned()))), "{envs:?}");
-        drop(address);
-        assert!(!Path::new(ours).exists());
-    }
-
-    #[test]
-    fn the_reason_is_found_in_many_lines() {
-        let said = "error during connect: Get \"http://x/v1/version\": command [ssh -T -- h docker system dial-stdio] \
-            has exited with exit status 255, make sure the URL is valid: stderr=";
-        for (text, wanted) in [
-            (
-                format!("{said}@@@\n@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\n"),
-                "is not the one in known_hosts",
-            ),
-            (
-                format!(
-                    "{said}No ED25519 host key is known for h and you have requested strict checking.\r\nHost key \
-                    verification failed.\r\n"
-                ),
-                "is not in known_hosts",
-            ),
-            (format!("{said}me@h: Permission denied (publickey).\r\n"), "refuses our ssh key"),
-            (format!("{said}kex: odd\r\nend\u{7}"), "kex: odd\\r\\nend\\u{7}"),
-            ("error during connect: x509: certificate has expired or is not yet valid: now is".into(), "has expired"),
-            ("error during connect: remote error: tls: certificate required".into(), "asks for a client certificate"),
-        ] {
-            let error = ToolError::Failed { doing: "ask", text };
-            let address = EngineAddress { place: Place::Ssh("h".to_owned()), ssh: None };
-            let shown = address.explained(error).to_string();
-            assert!(shown.starts_with("cannot ask: ssh://h: ") && shown.contains(wanted), "{shown}");
-            assert!(!shown.contains('\n'), "{shown}");
-        }
-        // The engine's own words stay.
-        let text = "Error response from daemon: dial tcp 10.0.0.1:443: connect: connection refused";
-        let error = || ToolError::Failed { doing: "ask", text: text.to_owned() };
-        let address = EngineAddress { place: Place::Ssh("h".to_owned()), ssh: None };
-        assert_eq!(address.explained(error()).to_string(), error().to_string());
     }
 }

@@ -52,9 +52,8 @@ impl EngineDisk {
         let place = match known {
             Some(place) => place,
             None => {
-                let told = self.docker.run(doing, &["info", "--format", "{{json .}}"], stop, deadline)?;
-                let machine = rustix::system::uname();
-                let place = place(&told, &machine.nodename().to_string_lossy(), |path| path.is_dir())
+                let told = self.docker.run(doing, &INFO, stop, deadline)?;
+                let place = place(&told, &this_machine(), |path| path.is_dir())
                     .ok_or_else(|| ToolError::Failed { doing, text: "it does not tell its folder".to_owned() })?;
                 lock(&self.found).insert(place).clone()
             }
@@ -63,6 +62,28 @@ impl EngineDisk {
         let failed = |error: rustix::io::Errno| ToolError::Failed { doing, text: error.to_string() };
         let disk = rustix::fs::statvfs(&folder).map_err(failed)?;
         Ok(Some(FreeSpace { folder, bytes: disk.f_bavail.saturating_mul(disk.f_frsize) }))
+    }
+}
+
+/// Asks an engine for all that it tells of itself.
+const INFO: [&str; 3] = ["info", "--format", "{{json .}}"];
+
+fn this_machine() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+impl Docker {
+    /// Whether the engine's machine has the name of this one. Blocks until the engine has answered, `deadline` passes
+    /// or `stop` is cancelled.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    pub fn has_name_of_this_machine(&self, stop: &Shutdown, deadline: Instant) -> Result<bool, ToolError> {
+        let told = self.run("ask the engine for the name of its machine", &INFO, stop, deadline)?;
+        let told: Value = serde_json::from_str(&told).unwrap_or_default();
+        // The second is podman's.
+        let name = told["Name"].as_str().or(told["host"]["hostname"].as_str());
+        Ok(name == Some(this_machine().as_str()))
     }
 }
 

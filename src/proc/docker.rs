@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use super::address::{EngineAddress, TlsFiles};
+pub use super::address::{EngineAddress, SshPlace, TlsFiles};
 use super::client;
 pub use super::client::PrivateConfig;
 use super::tool::{self, ToolError};
@@ -37,13 +37,11 @@ pub mod labels {
     pub const EPOCH: &str = "phalanx.epoch";
     /// The executor that a container was made for, and its own container; no other has its value.
     pub const EXECUTOR: &str = "phalanx.executor";
-    /// What a container is for: `executor`, or `job`.
+    /// What a container is for: `executor`, `job`, or `probe`, which is a security check.
     pub const STAGE: &str = "phalanx.stage";
     /// An image of helpers, of which there is one for each version of this program: when it was made, in seconds of
     /// Unix time.
     pub const HELPER: &str = "phalanx.helper";
-    /// The miner and host of which a container is a security probe.
-    pub const PROBE: &str = "phalanx.probe";
 }
 
 /// What an engine says of itself and of its machine.
@@ -144,6 +142,30 @@ impl Docker {
         machine.ok_or_else(|| ToolError::Failed { doing, text: format!("docker describes it as {told:?}") })
     }
 
+    /// Has this client check host keys if its engine is behind SSH, by the `ssh` of its address, which is written.
+    /// Podman has a library of its own, which takes any key. Blocks until the program has told its version, for
+    /// [`Docker::time`] at most.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn checks_host_keys(&self) -> Result<(), String> {
+        if !self.address.is_ssh() {
+            return Ok(());
+        }
+        self.address.write_ssh()?;
+        // Without the address, so that nothing is dialled.
+        let program = Docker { address: EngineAddress::local(), ..self.clone() };
+        let told = program.run_unstopped("ask docker for its version", &["--version"]).map_err(|e| e.to_string())?;
+        match told.starts_with("Docker version ") {
+            true => Ok(()),
+            false => Err(format!(
+                "{} is {told:?}, which is not known to check host keys over SSH; use the docker program of Docker, or \
+                 TLS",
+                self.program.display()
+            )),
+        }
+    }
+
     /// Makes an image of the files of `folder`, with `/bin` on its path and perhaps a label.
     ///
     /// # Errors
@@ -226,16 +248,22 @@ impl Docker {
         self.run("remove the network", &["network", "rm", id], stop, Instant::now() + self.time).map(drop)
     }
 
-    /// The running containers that have all of these labels: the number of each, and the value of one more label.
+    /// The running containers that have all of these labels: the number of each, and the value of one more label. A
+    /// cancel of `stop` ends it.
     ///
     /// # Errors
     /// If the engine does not answer.
-    pub fn running(&self, labels: &[(&str, &str)], shown: &str) -> Result<Vec<(String, String)>, ToolError> {
+    pub fn running(
+        &self,
+        labels: &[(&str, &str)],
+        shown: &str,
+        stop: &Shutdown,
+    ) -> Result<Vec<(String, String)>, ToolError> {
         let filters: Vec<String> = labels.iter().map(|(label, value)| format!("label={label}={value}")).collect();
         let format = format!("{{{{.ID}}}}|{{{{.Label \"{shown}\"}}}}");
         let mut args = vec!["ps", "--no-trunc", "--format", &format];
         filters.iter().for_each(|filter| args.extend(["--filter", filter]));
-        let listed = self.run_unstopped("list containers", &args)?;
+        let listed = self.run("list containers", &args, stop, Instant::now() + self.time)?;
         let line = |line: &str| line.split_once('|').map(|(id, value)| (id.to_owned(), value.to_owned()));
         Ok(listed.lines().filter_map(line).collect())
     }
@@ -269,12 +297,13 @@ impl Docker {
         self.run("remove containers", &args.collect::<Vec<_>>(), stop, Instant::now() + self.time).map(drop)
     }
 
-    /// Removes all containers whose label has the given value; says how many there were.
+    /// Removes all containers whose label has the given value, by `deadline`, unless `stop` is cancelled; says how many
+    /// there were.
     ///
     /// # Errors
     /// As [`Docker::remove`].
-    pub fn remove_labelled(&self, label: &str, value: &str) -> Result<usize, ToolError> {
-        self.remove_all(&CONTAINERS, (label, value), &Shutdown::new(), Instant::now() + self.time * 2)
+    pub fn remove_labelled(&self, label: (&str, &str), stop: &Shutdown, deadline: Instant) -> Result<usize, ToolError> {
+        self.remove_all(&CONTAINERS, label, stop, deadline)
     }
 
     /// Removes all things of a kind that have the label; says how many there were. Of one that somebody else has
@@ -343,13 +372,13 @@ impl Docker {
         Ok(addresses.split_whitespace().find_map(|address| address.parse().ok()))
     }
 
-    /// Removes all networks whose label has the given value; says how many there were. One that a container is still
-    /// on is an error.
+    /// Removes all networks whose label has the given value, by `deadline`, unless `stop` is cancelled; says how many
+    /// there were. One that a container is still on is an error.
     ///
     /// # Errors
     /// If the engine does not answer or refuses.
-    pub fn remove_networks(&self, label: &str, value: &str) -> Result<usize, ToolError> {
-        self.remove_all(&NETWORKS, (label, value), &Shutdown::new(), Instant::now() + self.time * 2)
+    pub fn remove_networks(&self, label: (&str, &str), stop: &Shutdown, deadline: Instant) -> Result<usize, ToolError> {
+        self.remove_all(&NETWORKS, label, stop, deadline)
     }
 }
 

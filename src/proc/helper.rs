@@ -131,6 +131,9 @@ struct Program {
     libraries: Vec<PathBuf>,
 }
 
+/// The file that this process runs, also once another one has taken its place.
+const RUNNING: &str = "/proc/self/exe";
+
 /// Where they are in the image.
 const PROGRAM: &str = "phalanx";
 const LIBRARIES: &str = "lib";
@@ -138,7 +141,7 @@ const LIBRARIES: &str = "lib";
 impl Program {
     fn running() -> io::Result<Self> {
         let libraries = loaded(&fs::read_to_string("/proc/self/maps")?);
-        Ok(Self { path: std::env::current_exe()?, libraries })
+        Ok(Self { path: RUNNING.into(), libraries })
     }
 
     /// A name for exactly this program.

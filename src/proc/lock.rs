@@ -6,7 +6,7 @@
 //! and for all programs; whoever gets none looks at the lock every second until it gets one.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, PipeReader, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -176,16 +176,21 @@ impl FileNews {
         Ok(Self(written))
     }
 
-    /// Whether it has been written by now, or is within this time; waits for that.
-    pub(crate) fn within(&self, time: Duration) -> io::Result<bool> {
-        let deadline = Instant::now() + time;
-        let _waiting = waiting("somebody to write a file", Some(deadline));
-        poll_until(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(deadline))
+    /// Whether it is written before the other end of this pipe, in which nothing is written, is closed. Waits for one
+    /// of the two.
+    pub(crate) fn before(&self, closed: &PipeReader) -> io::Result<bool> {
+        let waits = waiting("somebody to write a file", None);
+        let written = || PollFd::new(&self.0, PollFlags::IN);
+        poll_until(&mut [written(), PollFd::new(closed, PollFlags::IN)], None)?;
+        drop(waits);
+        poll_until(&mut [written()], Some(Instant::now()))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::base::thread::{Kick, spawn};
 
@@ -224,9 +229,12 @@ mod tests {
         let news = FileNews::of(&path).unwrap();
         drop(try_lock(&path, Hold::Alone).unwrap().unwrap());
         std::fs::read(&path).unwrap();
-        assert!(!news.within(Duration::ZERO).unwrap());
+        let (closed, other_end) = io::pipe().unwrap();
+        drop(other_end);
+        assert!(!news.before(&closed).unwrap());
+        let (open, _other_end) = io::pipe().unwrap();
         std::fs::write(&path, "2").unwrap();
-        assert!(news.within(Duration::from_secs(60)).unwrap());
+        assert!(news.before(&open).unwrap());
         assert!(FileNews::of(&folder.path().join("none")).is_err());
     }
 

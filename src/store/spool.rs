@@ -12,11 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Files in the folder: some for each executor that a miner may have.
-const FILES: usize = 256;
-
-/// Bytes of all files together: eight results of the largest size.
-const BYTES: u64 = 256 << 20;
+use crate::base::limits::{SPOOL_BYTES, SPOOL_FILE_BYTES, SPOOL_FILES};
 
 /// Of a file that is whole.
 const EXTENSION: &str = "spool";
@@ -89,7 +85,8 @@ impl Spool {
             files += 1;
             bytes += entry.and_then(|entry| entry.metadata()).map_or(0, |metadata| metadata.len());
         }
-        if files >= FILES || bytes + text.len() as u64 > BYTES {
+        let more = text.len() as u64;
+        if files >= SPOOL_FILES || bytes + more > SPOOL_BYTES || more > SPOOL_FILE_BYTES {
             return Err(SpoolError::Full { folder: self.folder.clone(), files, bytes });
         }
         let part = self.folder.join(uuid::Uuid::new_v4().to_string()).with_extension(PART);
@@ -159,8 +156,8 @@ fn take_file(path: &Path, take: &mut impl FnMut(Spooled)) -> io::Result<()> {
 fn read(path: &Path) -> io::Result<Spooled> {
     let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
     let bytes = fs::symlink_metadata(path)?.len();
-    if bytes > BYTES {
-        return Err(invalid(format!("it has {bytes} bytes, at most {BYTES} are written")));
+    if bytes > SPOOL_FILE_BYTES {
+        return Err(invalid(format!("it has {bytes} bytes, at most {SPOOL_FILE_BYTES} are written")));
     }
     serde_json::from_slice(&fs::read(path)?).map_err(|error| invalid(error.to_string()))
 }
@@ -203,11 +200,12 @@ mod tests {
         let spool = Spool::new(folder.path());
         fs::write(folder.path().join("torn.spool"), "{").unwrap();
         fs::write(folder.path().join("half.part"), "{").unwrap();
-        (0..FILES - 2).for_each(|n| spool.keep(&spooled(n)).unwrap());
-        assert!(matches!(spool.keep(&spooled(0)), Err(SpoolError::Full { files: FILES, .. })));
-        assert_eq!(taken(&spool).len(), FILES - 2);
-        File::create(folder.path().join("large.part")).unwrap().set_len(BYTES - 1).unwrap();
-        assert!(matches!(spool.keep(&spooled(0)), Err(SpoolError::Full { files: 2, .. })));
+        (4..SPOOL_FILES).for_each(|n| drop(File::create(folder.path().join(format!("{n}.part"))).unwrap()));
+        (0..2).for_each(|n| spool.keep(&spooled(n)).unwrap());
+        assert!(matches!(spool.keep(&spooled(0)), Err(SpoolError::Full { files: SPOOL_FILES, .. })));
+        assert_eq!(taken(&spool).len(), 2);
+        File::create(folder.path().join("large.part")).unwrap().set_len(SPOOL_BYTES - 1).unwrap();
+        assert!(matches!(spool.keep(&spooled(0)), Err(SpoolError::Full { files, .. }) if files < SPOOL_FILES));
         let nowhere = Spool::new("/dev/null/spool");
         assert!(matches!(nowhere.keep(&spooled(0)), Err(SpoolError::Io { .. })));
     }

@@ -61,11 +61,13 @@ impl Miner {
     /// The thread of an executor, which may be tidy, untidy for a while, or panic with the lease.
     fn run(&self, lease: Lease) {
         let slot = lease.slot();
-        {
+        let living = {
             let mut living = self.living.lock().unwrap();
             *living += 1;
-            assert!(*living <= SLOTS, "over-committed: {living} executors for {SLOTS} slots");
-        }
+            *living
+        };
+        // Without the lock: poisoned, it would be what is found.
+        assert!(living <= SLOTS, "over-committed: {living} executors for {SLOTS} slots");
         let how = thread_rng().gen_range(0..3);
         ENDS.lock().unwrap().insert(how);
         self.tell(Event::Ended(slot));

@@ -75,9 +75,11 @@ fn the_modelled_files_take_their_locks_from_base_sync() {
         "base/lock.rs",
         "base/shutdown.rs",
         "link/handover.rs",
-        "link/outbox.rs",
+        "link/outbox/mod.rs",
+        "link/outbox/message.rs",
         "tasks/cell.rs",
         "miner/executor_pool.rs",
+        "miner/host.rs",
     ] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(file);
         let text = fs::read_to_string(path).unwrap();

@@ -142,16 +142,20 @@ fn jobs_spread_over_hosts_that_come_and_go_with_the_settings() {
     let Some(image) = ExecutorImage::build() else { return };
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("phalanx.toml");
-    // The same engine by three names; one more is nowhere.
-    let table = |name: &str, socket: &str| {
+    // The same engine at several sockets; one more is nowhere.
+    for name in ["one", "two", "new"] {
+        symlink("/var/run/docker.sock", folder.path().join(name)).unwrap();
+    }
+    let table = |name: &str| {
+        let socket = folder.path().join(name);
+        let socket = socket.display();
         format!("[miner.hosts.{name}]\naddress = \"unix://{socket}\"\nexecutors = {{ \"always_on.test\" = 1 }}\n")
     };
-    let write = |hosts: &[(&str, &str)]| {
-        let hosts: String = hosts.iter().map(|(name, socket)| table(name, socket)).collect();
+    let write = |hosts: &[&str]| {
+        let hosts: String = hosts.iter().map(|name| table(name)).collect();
         fs::write(&file, format!("[miner]\nplacement = \"round-robin\"\n{hosts}")).unwrap();
     };
-    let (here, nowhere) = ("/var/run/docker.sock", "/nonexistent/docker.sock");
-    write(&[("one", here), ("two", here), ("gone", nowhere)]);
+    write(&["one", "two", "gone"]);
     let pages = free_address().to_string();
     let backend = ["--runner", "process", "--executor-backend", "docker", "--executor-image", &image.0];
     let config = ["--config", file.to_str().unwrap(), "--http", &pages];
@@ -175,7 +179,7 @@ fn jobs_spread_over_hosts_that_come_and_go_with_the_settings() {
         until(line, || metrics().lines().any(|of_page| of_page == line));
     }
 
-    write(&[("one", here), ("new", here)]);
+    write(&["one", "new"]);
     network.miner.signal(Signal::HUP);
     let second = Some(states(&[("local", "up"), ("one", "up"), ("new", "up")]));
     until("the hosts are the new ones", || hosts(&pages) == second);
@@ -230,6 +234,32 @@ fn a_miner_that_was_killed_takes_back_its_executors_in_containers() {
         nothing_left(scratch.path());
         assert_eq!(fs::read_dir(shared.path()).unwrap().count(), 0);
     }
+}
+
+#[test]
+fn a_job_outlives_the_engine_s_client_that_runs_its_executor() {
+    let Some(image) = ExecutorImage::build() else { return };
+    let shared = tempfile::tempdir().unwrap();
+    let arguments = arguments(&image, "process", shared.path());
+    let network = Network::start_with(false, &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let (_, instance) = watcher(&network);
+    let submit = Running::start(&mut network.submit(&job("process")));
+    until("the job runs", || output(shared.path()).is_some());
+    let executor = executors(&instance).remove(0);
+    let of_executor = |pid: &i32| {
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split('\0').any(|word| word.starts_with(&executor))
+    };
+    let clients = || descendants(network.miner.id()).into_iter().filter(of_executor).collect::<Vec<_>>();
+    let attached = clients();
+    assert_eq!(attached.len(), 1);
+    kill(attached[0]);
+    until("another client waits for it", || clients().iter().any(|client| *client != attached[0]));
+    fs::write(output(shared.path()).unwrap().join("go"), "").unwrap();
+    let ended = result(&submit.finish().stdout);
+    assert_eq!((ended["status"].as_str(), ended["stdout"].as_str()), (Some("completed"), Some("went on\n")), "{ended}");
+    assert_eq!(network.stop(Signal::TERM), [Some(0); 3]);
+    assert_eq!(engine::left(labels::INSTANCE, &instance), [""; 0], "a container is left");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A miner at the end of its descriptors.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
 use crate::miner_restart::with_a_running_job;
-use crate::process::{ALICE, result, status_of_a_job};
+use crate::process::{ALICE, result, start_miner, status_of_a_job};
 use crate::testkit::process::{Running, in_scratch};
-use crate::testkit::transport::{raw_client, read_head};
+use crate::testkit::transport::{REQUEST, raw_client, read_head};
 use crate::testkit::wait::until;
 
 #[test]
@@ -65,4 +65,24 @@ fn without_descriptors_a_miner_serves_who_is_there_says_so_once_in_ten_seconds_a
     // Both slots are there again.
     assert_eq!([status_of_a_job(&network), status_of_a_job(&network)], ["completed", "completed"]);
     assert_eq!(network.stop(Signal::TERM), [Some(0); 3]);
+}
+
+#[test]
+fn strangers_that_come_again_and_again_are_one_line_in_ten_seconds() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (miner, listening) =
+        start_miner((folder.path(), scratch.path()), "127.0.0.1:0", false, &["--runner", "process"]);
+    let began = Instant::now();
+    for _ in 0..100 {
+        let mut client = raw_client(listening.parse().unwrap());
+        let request = REQUEST.replace("GET / ", "GET /v0.1/executor_interface/nobody ");
+        client.write_all(request.as_bytes()).unwrap();
+        assert!(read_head(&mut client).starts_with("HTTP/1.1 101 "));
+        // It is turned away, with a word and a close.
+        assert!(client.read(&mut [0; 256]).unwrap() > 0);
+    }
+    let finished = miner.stop(Signal::TERM);
+    let lines = finished.stderr.lines().filter(|line| line.contains("no job waits for its token")).count();
+    assert!((1..=1 + began.elapsed().as_secs() as usize / 10).contains(&lines), "{lines}: {}", finished.stderr);
+    assert_eq!(finished.code, Some(0));
 }

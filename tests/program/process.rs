@@ -1,7 +1,7 @@
 //! The roles as processes of their own, by the command-line contract: a network of four, its signals, and bad input.
 
 use crate::testkit::process;
-use crate::testkit::wait::until;
+use crate::testkit::wait::{LONG, until};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -39,8 +39,19 @@ pub fn start_miner(
     tls: bool,
     arguments: &[&str],
 ) -> (Running, String) {
+    start_miner_of(env!("CARGO_BIN_EXE_phalanx").as_ref(), (folder, scratch), listen, tls, arguments)
+}
+
+/// The same of a copy of the program.
+fn start_miner_of(
+    program: &Path,
+    (folder, scratch): (&Path, &Path),
+    listen: &str,
+    tls: bool,
+    arguments: &[&str],
+) -> (Running, String) {
     let path = |name: &str| folder.join(name);
-    let mut miner = phalanx(scratch);
+    let mut miner = process::in_scratch(Command::new(program), scratch);
     miner.args(["miner", "--listen", listen, "--validator", ALICE, "--executors", "always_on.test=2"]);
     miner.env("PHALANX_DRAIN_TIME", "1s");
     miner.args(arguments).arg("--state-dir").arg(path("miner"));
@@ -182,6 +193,29 @@ fn a_miner_reads_its_settings_again_and_keeps_them_when_they_are_wrong() {
     }
     assert_eq!(facilitator.stop(Signal::TERM).code, Some(0));
     nothing_left(scratch.path());
+}
+
+#[test]
+fn a_miner_whose_program_was_replaced_in_place_starts_executors_after_a_hangup() {
+    let mut network = Network::start(false);
+    network.miner.signal(Signal::TERM);
+    assert!(network.miner.ended_within(LONG));
+    let program = network.folder.path().join("phalanx");
+    let put = || {
+        let beside = program.with_extension("new");
+        std::fs::copy(env!("CARGO_BIN_EXE_phalanx"), &beside).unwrap();
+        std::fs::rename(beside, &program).unwrap();
+    };
+    put();
+    let folders = (network.folder.path(), network.scratch.path());
+    let (miner, _) = start_miner_of(&program, folders, &network.listening, false, &["--runner", "process"]);
+    network.miner = miner;
+    assert_eq!(status_of_a_job(&network), "completed");
+    put();
+    network.miner.signal(Signal::HUP);
+    until("the settings are read", || network.miner.stderr().contains("the settings were read again"));
+    assert_eq!(status_of_a_job(&network), "completed");
+    assert_eq!(network.stop(Signal::TERM), [Some(0); 3]);
 }
 
 /// The command line of each job process that belongs to the folder.

@@ -30,6 +30,10 @@ fn an_engine_behind_ssh_answers_whoever_knows_its_host_key_and_nobody_else() {
     let docker = ssh.client();
     let here = version(&Docker::default()).unwrap();
     assert_eq!(version(&docker), Ok(here.clone()));
+    assert_eq!(docker.checks_host_keys(), Ok(()));
+    ssh.stand_in.say("--version", "echo podman version 5.4.2");
+    let why = docker.checks_host_keys().unwrap_err();
+    assert!(why.contains("is \"podman version 5.4.2\", which is not known to check host keys"), "{why}");
     // The configuration asks for no check at all.
     ssh.know("none");
     assert_refused(&docker, "ssh://engine: its host key is not in known_hosts");
@@ -46,6 +50,14 @@ fn an_engine_behind_ssh_answers_whoever_knows_its_host_key_and_nobody_else() {
     assert_refused(&docker, "ssh://engine: there is no docker program on that machine");
     ssh.stand_in.keep("sshd_config", "no such thing\n");
     assert_refused(&docker, "ssh://engine: ");
+    // As where it lies on a file system that is mounted noexec: the careless one behind it is not taken.
+    ssh.stand_in.keep("sshd_config", &sshd);
+    ssh.know("none");
+    let ours = ssh.stand_in.folder().join("ours/ssh");
+    std::fs::set_permissions(&ours, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let connections = ssh.connections();
+    version(&docker).unwrap_err();
+    assert_eq!(ssh.connections(), connections);
 }
 
 #[test]

@@ -330,6 +330,56 @@ fn an_image_that_cannot_be_had_is_reported_with_docker_s_text() {
     assert_clean(bench, &id);
 }
 
+/// An image of a test's own, with what a job's image may ask for; it goes with the test.
+struct OddImage(String);
+
+impl OddImage {
+    fn new(change: &str) -> Self {
+        let name = format!("phalanx-test-odd:{}", uuid::Uuid::new_v4());
+        let container = docker(&["create", IMAGE, "/bin/true"]).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let tar = folder.path().join("root.tar");
+        let tar = tar.to_str().unwrap();
+        docker(&["export", "--output", tar, &container]).unwrap();
+        docker(&["rm", &container]).unwrap();
+        docker(&["import", "--change", change, tar, &name]).unwrap();
+        Self(name)
+    }
+}
+
+impl Drop for OddImage {
+    fn drop(&mut self) {
+        docker(&["rmi", &self.0]).unwrap();
+    }
+}
+
+#[test]
+fn what_an_image_asks_for_is_never_the_machine_s_fault() {
+    if !ready() {
+        return;
+    }
+    for change in [
+        "USER \"no space left on device\"",
+        "USER root:no space left on device",
+        "WORKDIR /bin/busybox/no space left on device",
+        "WORKDIR /bin/busybox",
+        "WORKDIR /sys/none",
+        "VOLUME /sys/none",
+        "VOLUME /bin/busybox",
+    ] {
+        let (bench, id) = bench();
+        let image = OddImage::new(change);
+        let error = run(&RunSpec { image: image.0.clone(), ..spec(&bench, &id, "true") }, &bench).unwrap_err();
+        assert!(matches!(&error, RunError::Engine { cause: Cause::JOB, .. }), "{change}: {error}");
+        assert_clean(bench, &id);
+    }
+    let (bench, id) = bench();
+    let image = OddImage::new("ENTRYPOINT [\"/no space left on device\"]");
+    let outcome = run(&RunSpec { image: image.0.clone(), ..spec(&bench, &id, "true") }, &bench).unwrap();
+    assert_eq!(outcome.end, RunEnd::Exited(127), "{outcome:?}");
+    assert_clean(bench, &id);
+}
+
 /// Runs a job that would go on for ever and calls `then` when it has written to its output folder.
 fn run_until_ready(
     spec: &RunSpec,
@@ -440,10 +490,10 @@ fn only_the_labelled_container_is_removed() {
     create(&id, &id);
     create(&sibling, &sibling);
     let docker_client = Docker::default();
-    assert_eq!(docker_client.remove_labelled(labels::JOB, &id).unwrap(), 1);
+    assert_eq!(docker_client.remove_labelled((labels::JOB, &id), &Shutdown::new(), far()).unwrap(), 1);
     assert_ne!(containers(&sibling), "", "the sibling was harmed");
-    assert_eq!(docker_client.remove_labelled(labels::JOB, &sibling).unwrap(), 1);
-    assert_eq!(docker_client.remove_labelled(labels::JOB, &sibling).unwrap(), 0);
+    assert_eq!(docker_client.remove_labelled((labels::JOB, &sibling), &Shutdown::new(), far()).unwrap(), 1);
+    assert_eq!(docker_client.remove_labelled((labels::JOB, &sibling), &Shutdown::new(), far()).unwrap(), 0);
     assert_clean(bench, &id);
 }
 
@@ -483,8 +533,8 @@ fn a_network_leads_nowhere_and_is_removed_with_its_owner() {
     assert_eq!(outcome.unwrap().stdout.text, "2\n", "the loopback and the network");
     // Its holder is dead, and another one cleans up by the label.
     std::mem::forget(network);
-    assert_eq!(engine.remove_networks(labels::JOB, &id).unwrap(), 1);
-    assert_eq!(engine.remove_networks(labels::JOB, &id).unwrap(), 0);
+    assert_eq!(engine.remove_networks((labels::JOB, &id), &Shutdown::new(), far()).unwrap(), 1);
+    assert_eq!(engine.remove_networks((labels::JOB, &id), &Shutdown::new(), far()).unwrap(), 0);
     drop(engine.network(name.clone(), &[(labels::JOB, &id)]).unwrap());
     assert_eq!(listed(), "");
     assert_clean(bench, &id);

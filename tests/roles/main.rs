@@ -26,6 +26,7 @@ mod journal;
 mod link;
 mod miner;
 mod miner_backends;
+mod miner_containers;
 mod miner_hosts;
 mod miner_limits;
 mod miner_python;

@@ -62,19 +62,23 @@ fn with_token(token: &str) -> Vec<u32> {
 }
 
 /// A run and what follows it: nothing is left then.
-fn run(backend: &impl ExecutorBackend, spec: &ExecutorSpec, stop: &Shutdown) -> ExecutorEnd {
+pub(crate) fn run(backend: &impl ExecutorBackend, spec: &ExecutorSpec, stop: &Shutdown) -> ExecutorEnd {
     let end = backend.run(spec, stop);
     let by_itself = matches!(end, Ok(ExecutorExit::Code(_)) | Err(ExecutorError::Start { .. }));
     backend.clean(spec, by_itself, stop).unwrap();
     end
 }
 
-fn start(backend: impl ExecutorBackend + 'static, spec: &ExecutorSpec, stop: &Shutdown) -> Thread<ExecutorEnd> {
+pub(crate) fn start(
+    backend: impl ExecutorBackend + 'static,
+    spec: &ExecutorSpec,
+    stop: &Shutdown,
+) -> Thread<ExecutorEnd> {
     let (spec, stop, kicked) = (spec.clone(), stop.clone(), stop.clone());
     spawn("t-run", Kick::new("stop", move || kicked.cancel()), move || run(&backend, &spec, &stop))
 }
 
-fn join(thread: Thread<ExecutorEnd>) -> ExecutorEnd {
+pub(crate) fn join(thread: Thread<ExecutorEnd>) -> ExecutorEnd {
     thread.join_by(Instant::now() + LONG).unwrap()
 }
 
@@ -448,7 +452,7 @@ fn containers_and_networks_with_a_miner_s_marks_are_found_and_removed() {
 }
 
 /// An image of this test run, removed when dropped.
-struct Image(String);
+pub(crate) struct Image(pub(crate) String);
 
 impl Drop for Image {
     fn drop(&mut self) {
@@ -457,7 +461,7 @@ impl Drop for Image {
 }
 
 /// An image with one program in it, made on the spot; `None` if the machine has no Docker or no static busybox.
-fn image() -> Option<Image> {
+pub(crate) fn image() -> Option<Image> {
     let image = Image(format!("phalanx-test-executor:{}", uuid::Uuid::new_v4()));
     let skip = |why: &str| {
         assert!(std::env::var_os("PHALANX_TEST_REQUIRE_ALL").is_none(), "required, but {why}");
@@ -488,7 +492,7 @@ fn image() -> Option<Image> {
     Some(image)
 }
 
-fn containers(label: &str) -> Vec<String> {
+pub(crate) fn containers(label: &str) -> Vec<String> {
     let output = Command::new("docker").args(["ps", "-aq", "--filter", &format!("label={label}")]).output().unwrap();
     String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
 }

@@ -16,6 +16,7 @@ use phalanx::miner::host::HostName;
 use phalanx::miner::placement::{Strategy, listed_name};
 use phalanx::miner::router::Input;
 use phalanx::miner::{HostConfig, HostState, HostStatus, MinerConfig};
+use phalanx::proc::docker::{EngineAddress, SshPlace};
 use phalanx::protocol::{ExecutorToMiner, HordeFailureReason, JobParticipantType, V0HordeFailedRequest};
 
 use crate::miner::{FakeBackend, Fixture as Running};
@@ -30,10 +31,15 @@ fn name(text: &str) -> HostName {
     text.parse().unwrap()
 }
 
+fn engine_at(text: &str) -> EngineAddress {
+    EngineAddress::parse(&format!("unix:///nonexistent/{text}.sock"), None, &SshPlace::below("/nonexistent")).unwrap()
+}
+
 fn host(text: &str, slots: u32) -> HostConfig {
     HostConfig {
         name: name(text),
-        address: format!("ssh://{text}"),
+        address: text.to_owned(),
+        engine: engine_at(text),
         executors: vec![(CLASS, slots)],
         backend: Arc::new(Unused),
     }
@@ -292,6 +298,21 @@ fn a_removed_host_drains_and_an_added_one_comes_when_it_answers() {
     assert_eq!(f.released, [name("old")]);
     let names: Vec<_> = f.router.status().hosts.iter().map(|host| host.name.to_string()).collect();
     assert_eq!((names, f.router.status().breach), (vec!["local".to_owned(), "new".to_owned()], None));
+}
+
+#[test]
+fn a_host_with_another_engine_is_another_host_until_it_answers() {
+    let mut f = hosts(1, &[("moves", 2)]);
+    f.config.placement = Strategy::ImageLocal;
+    f.reload();
+    assert_eq!(f.offered(), serde_json::json!({"always_on.test": 3}), "other settings are not another engine");
+    f.config.hosts[0].engine = engine_at("elsewhere");
+    f.reload();
+    assert_eq!(f.host(name("moves")).why.as_deref(), Some("it has not answered yet"));
+    assert_eq!(f.offered(), serde_json::json!({"always_on.test": 1}));
+    assert_eq!(f.router.answering().into_keys().collect::<Vec<_>>(), [LOCAL]);
+    f.checked(name("moves"), Ok("in boxes"));
+    assert_eq!(f.offered(), serde_json::json!({"always_on.test": 3}));
 }
 
 #[test]

@@ -20,6 +20,7 @@ use phalanx::miner::router::{
 };
 use phalanx::miner::trace::Traces;
 use phalanx::miner::{HostConfig, MinerConfig, MinerLimits};
+use phalanx::proc::docker::EngineAddress;
 use phalanx::protocol::{
     ExecutorTimingDetails, MinerToValidator, Receipt, StreamingDetails, V0StreamingJobReadyRequest, ValidatorToMiner,
 };
@@ -1522,6 +1523,7 @@ fn chaos_keeps_the_books_balanced() {
     let other = |slots| HostConfig {
         name: "other".parse().unwrap(),
         address: "other".to_owned(),
+        engine: EngineAddress::local(),
         executors: vec![(CLASS, slots)],
         backend: Arc::new(Unused),
     };

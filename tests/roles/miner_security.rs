@@ -1,29 +1,42 @@
 //! Security checks of hosts: real probes on the engine, the version of a stand-in toolkit, and how long both count.
 
+use crate::miner::Fixture;
 use crate::testkit::engine::{IMAGE, StandIn, docker, left, ready};
-use crate::testkit::wait::far;
+use crate::testkit::transport::{background, join};
+use crate::testkit::wait::{until, until_some};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use phalanx::base::shutdown::Shutdown;
 use phalanx::executor::sandbox::{Profile, Sandbox};
-use phalanx::miner::ExecutorBackend;
+use phalanx::miner::HostState;
+use phalanx::miner::check::CheckPolicy;
 use phalanx::miner::executor_manager::{
-    ExecutorEnd, ExecutorExit, ExecutorSpec, Probe, RareChecks, SecuredBackend, SecurityChecks, ToolkitVersion,
+    Answered, DockerBackend, ExecutorBackend, ExecutorEnd, ExecutorExit, ExecutorSpec, Owner, Probe, RareChecks,
+    SecurityChecks, ToolkitVersion,
 };
 use phalanx::proc::docker::labels;
 
-/// A back end that is always well.
-struct Well;
+/// A back end that is always well, on a host with these security checks; it counts how often it was asked.
+struct Checked(SecurityChecks, Arc<AtomicUsize>);
 
-impl ExecutorBackend for Well {
+impl ExecutorBackend for Checked {
     fn run(&self, _: &ExecutorSpec, _: &Shutdown) -> ExecutorEnd {
         Ok(ExecutorExit::Code(0))
+    }
+
+    fn check(&self, _: &Shutdown, _: Instant) -> Result<String, String> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        Ok("well".to_owned())
+    }
+
+    fn security(&self) -> Option<&SecurityChecks> {
+        Some(&self.0)
     }
 }
 
 const HOURS: RareChecks = RareChecks { interval: Duration::from_secs(3600), retry: Duration::from_secs(3600) };
-const ALWAYS: RareChecks = RareChecks { interval: Duration::ZERO, retry: Duration::ZERO };
 
 /// An image whose command is this script; removed when dropped.
 struct ProbeImage(String);
@@ -46,12 +59,7 @@ impl ProbeImage {
             capabilities: vec![],
             ..Sandbox::default()
         };
-        Probe {
-            image: self.0.clone(),
-            says: says.map(str::to_owned),
-            options: strict.arguments(),
-            owner: self.0.clone(),
-        }
+        Probe { image: self.0.clone(), says: says.map(str::to_owned), options: strict.arguments() }
     }
 }
 
@@ -61,22 +69,22 @@ impl Drop for ProbeImage {
     }
 }
 
-/// A container that goes when dropped.
-struct Theirs(String);
-
-impl Drop for Theirs {
-    fn drop(&mut self) {
-        let removed = docker(&["rm", "--force", &self.0]);
-        assert!(std::thread::panicking() || removed.is_ok(), "{removed:?}");
-    }
+fn owner() -> Owner {
+    Owner { miner: "5M".to_owned(), instance: uuid::Uuid::new_v4().to_string(), epoch: 3 }
 }
 
-fn check(backend: &SecuredBackend) -> Result<String, String> {
-    let outcome = backend.check(&Shutdown::new(), far());
-    if let Err(why) = &outcome {
-        assert!(why.starts_with("a security check has failed: ") && !why.contains(['\n', '\u{1b}']), "{why}");
+/// What they show; nothing is left of them.
+fn check(checks: &SecurityChecks) -> Result<Result<(), String>, String> {
+    let (owner, answered) = (owner(), Answered::default());
+    let verdict = checks.run(&owner, &answered, &Shutdown::new());
+    for why in [verdict.as_ref().err(), verdict.as_ref().ok().and_then(|shown| shown.as_ref().err())] {
+        assert!(why.is_none_or(|why| !why.contains(['\n', '\u{1b}'])), "{why:?}");
     }
-    outcome
+    assert!(answered.living().is_empty());
+    if !checks.probes.is_empty() {
+        assert_eq!(left(labels::INSTANCE, &owner.instance), [""; 0]);
+    }
+    verdict
 }
 
 #[test]
@@ -90,21 +98,19 @@ fn a_host_is_well_while_a_probe_does_not_get_out_of_a_job_s_sandbox() {
     );
     let outcome = |probe: Probe, limit| {
         let mut checks = SecurityChecks::new(Default::default(), HOURS);
-        let owner = probe.owner.clone();
         (checks.probes, checks.limit) = (vec![probe], limit);
-        let outcome = check(&SecuredBackend::new(Arc::new(Well), checks));
-        assert_eq!(left(labels::PROBE, &owner), Vec::<String>::new());
-        outcome
+        check(&checks)
     };
     let minute = Duration::from_secs(60);
-    assert_eq!(outcome(confined.probe(None), minute), Ok("as the back end runs them".to_owned()));
-    assert!(outcome(confined.probe(Some("contained")), minute).is_ok());
-    let why = outcome(confined.probe(Some("safe")), minute).unwrap_err();
+    assert_eq!(outcome(confined.probe(None), minute), Ok(Ok(())));
+    assert_eq!(outcome(confined.probe(Some("contained")), minute), Ok(Ok(())));
+    let why = outcome(confined.probe(Some("safe")), minute).unwrap().unwrap_err();
     assert!(why.ends_with("did not say \"safe\", but at last: contained"), "{why}");
 
     let escaped = ProbeImage::new("echo 1; printf 'got \\033[1mout\\n\\n' >&2; exit 3");
-    let why = outcome(escaped.probe(None), minute).unwrap_err();
+    let why = outcome(escaped.probe(None), minute).unwrap().unwrap_err();
     assert!(why.ends_with("ended with exit code 3: got \\u{1b}[1mout"), "{why}");
+    // What does not run, or not to its end, tells nothing of the host.
     let hangs = ProbeImage::new("trap '' TERM; echo begun; while true; do sleep 1; done");
     let why = outcome(hangs.probe(None), Duration::from_secs(3)).unwrap_err();
     assert!(why.contains("did not end within 3 s: "), "{why}");
@@ -113,61 +119,83 @@ fn a_host_is_well_while_a_probe_does_not_get_out_of_a_job_s_sandbox() {
     assert!(why.contains("did not run") && why.contains("No such image"), "{why}");
 }
 
+/// Removed by the reaper, or by the watcher, once nobody answers for it.
 #[test]
-fn an_outcome_is_remembered_and_no_job_waits_for_a_probe() {
+fn a_probe_is_marked_as_executors_of_its_miner_are_and_of_no_other() {
     if !ready() {
         return;
     }
-    let image = ProbeImage::new("true");
-    for (times, probes) in [(HOURS, 1), (ALWAYS, 3)] {
-        let engine = StandIn::new();
-        let mut checks = SecurityChecks::new(engine.client(), times);
-        checks.probes = vec![image.probe(None)];
-        let backend = SecuredBackend::new(Arc::new(Well), checks);
-        assert!(backend.more_time() > Duration::ZERO);
-        for _ in 0..3 {
-            check(&backend).unwrap();
-        }
-        assert_eq!(engine.calls("start").len(), probes);
-        assert_eq!(backend.more_time() > Duration::ZERO, times == ALWAYS);
-    }
-    // A stop tells nothing of the host.
-    let (engine, stop) = (StandIn::new(), Shutdown::new());
-    let mut checks = SecurityChecks::new(engine.client(), HOURS);
-    checks.probes = vec![image.probe(None)];
-    let backend = SecuredBackend::new(Arc::new(Well), checks);
+    let image = ProbeImage::new("trap '' TERM; while true; do sleep 1; done");
+    let (owner, other, answered, stop) = (owner(), owner(), Answered::default(), Shutdown::new());
+    let mut checks = SecurityChecks::new(Default::default(), HOURS);
+    (checks.probes, checks.limit) = (vec![image.probe(None)], Duration::from_secs(600));
+    let (whose, answering, kicked) = (owner.clone(), answered.clone(), stop.clone());
+    let running = background("t-probe", move || checks.run(&whose, &answering, &kicked));
+    let engine = DockerBackend::new(IMAGE, "docker");
+    let found = until_some("the probe runs", || engine.find(&owner, &Shutdown::new()).unwrap().pop());
+    assert_eq!((found.epoch, answered.living().contains(&found.run)), (owner.epoch, true));
+    assert!(engine.find(&other, &Shutdown::new()).unwrap().is_empty());
+    assert!(engine.living(&owner, &Shutdown::new()).unwrap().is_empty(), "it is no executor");
     stop.cancel();
-    backend.check(&stop, Instant::now()).unwrap_err();
-    check(&backend).unwrap();
+    // A stop tells nothing of the host.
+    join(running).unwrap_err();
+    assert!(answered.living().is_empty());
+    assert_eq!(left(labels::INSTANCE, &owner.instance), [""; 0]);
+}
+
+/// An engine that is a script: `start` takes as long as there is no file `go`, and says what `start-says` does.
+fn scripted() -> StandIn {
+    let engine = StandIn::new();
+    for (command, script) in [
+        ("create", "echo made"),
+        ("ps", "exit 0"),
+        ("rm", "exit 0"),
+        ("start", "while [ ! -e \"$folder/go\" ]; do sleep 0.05; done; cat \"$folder/code\" >/dev/null"),
+        ("container-inspect", "read code <\"$folder/code\" && echo \"exited|$code|false|\""),
+    ] {
+        engine.say(command, script);
+    }
+    engine
 }
 
 #[test]
-fn a_probe_that_a_killed_miner_has_left_is_removed_by_the_next_and_no_other() {
-    if !ready() {
-        return;
-    }
-    let image = ProbeImage::new("true");
-    let run = |owner: &str| {
-        let label = format!("{}={owner}", labels::PROBE);
-        Theirs(docker(&["run", "--detach", "--network", "none", "--label", &label, IMAGE, "sleep", "1000"]).unwrap())
-    };
-    let other = uuid::Uuid::new_v4().to_string();
-    let probe = image.probe(None);
-    let left_over = run(&probe.owner);
-    let theirs = run(&other);
-    let mut checks = SecurityChecks::new(Default::default(), HOURS);
-    checks.probes = vec![probe.clone()];
-    check(&SecuredBackend::new(Arc::new(Well), checks)).unwrap();
-    assert_eq!(left(labels::PROBE, &probe.owner), Vec::<String>::new());
-    assert_eq!(left(labels::PROBE, &other).len(), 1);
-    drop((left_over, theirs));
+fn the_start_does_not_wait_for_a_probe_and_its_host_offers_nothing_before() {
+    let engine = scripted();
+    let mut checks = SecurityChecks::new(engine.client(), HOURS);
+    checks.probes = vec![Probe { image: "probe:1".to_owned(), says: None, options: vec![] }];
+    checks.limit = Duration::from_secs(600);
+    let begun = Instant::now();
+    let (asked, moment) = (Arc::new(AtomicUsize::new(0)), Duration::from_millis(20));
+    let mut backend = Some(Checked(checks, asked.clone()));
+    let mut f = Fixture::with(1, false, |config| {
+        config.backend = Arc::new(backend.take().unwrap());
+        config.limits.checks = CheckPolicy { interval: moment, retry: moment, limit: moment, ..CheckPolicy::default() };
+    });
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(25), "executors of an earlier process have given up after {took:?}");
+    let host = |f: &Fixture| f.miner.as_ref().unwrap().status().hosts[0].clone();
+    assert_eq!((host(&f).state, host(&f).why.as_deref()), (HostState::Down, Some("it has not answered yet")));
+    // An engine that does not tell how it has ended makes no verdict: it is asked again at once.
+    engine.keep("go", "");
+    until("the probe runs again", || engine.calls("start").len() > 2);
+    let why = host(&f).why.unwrap_or_default();
+    assert!(why.starts_with("a security check could not be made: "), "{why}");
+    engine.keep("code", "0\n");
+    until("the host is up", || host(&f).state == HostState::Up);
+    let (probes, before) = (engine.calls("start").len(), asked.load(Ordering::SeqCst));
+    until("it is checked again and again", || asked.load(Ordering::SeqCst) > before + 5);
+    assert_eq!(engine.calls("start").len(), probes, "a verdict counts for hours");
+    drop(f.miner.take());
 }
 
 #[test]
 fn a_host_with_gpus_needs_a_toolkit_without_known_ways_out() {
     let tools = StandIn::new();
+    let here = String::from_utf8(std::process::Command::new("uname").arg("-n").output().unwrap().stdout).unwrap();
+    let machine = |name: &str| tools.say("info", &format!("echo '{{\"Name\": \"{name}\"}}'"));
+    machine(here.trim());
     let outcome = |script: Option<&str>| {
-        let mut checks = SecurityChecks::new(Default::default(), HOURS);
+        let mut checks = SecurityChecks::new(tools.client(), HOURS);
         checks.toolkit = Some(ToolkitVersion::SAFE);
         checks.toolkit_program = tools.folder().join("nvidia-ctk");
         checks.limit = Duration::from_secs(3);
@@ -175,14 +203,22 @@ fn a_host_with_gpus_needs_a_toolkit_without_known_ways_out() {
             Some(script) => tools.tool("nvidia-ctk", script),
             None => checks.toolkit_program = "/nonexistent/nvidia-ctk".into(),
         }
-        check(&SecuredBackend::new(Arc::new(Well), checks))
+        check(&checks)
     };
     let says =
         |version: &str| format!("[ \"$1\" = --version ] && echo 'NVIDIA Container Toolkit CLI version {version}'");
-    assert!(outcome(Some(&says("1.17.8"))).is_ok() && outcome(Some(&says("1.18.0"))).is_ok());
+    for version in ["1.17.8", "1.18.0"] {
+        assert_eq!(outcome(Some(&says(version))), Ok(Ok(())));
+    }
     for (script, wanted) in [
-        (Some(says("1.17.7").as_str()), "is 1.17.7, and jobs get out of containers by known faults before 1.17.8"),
-        (Some("echo odd"), "says no version but \"odd\"; see --nvidia-toolkit"),
+        (says("1.17.7").as_str(), "is 1.17.7, and jobs get out of containers by known faults before 1.17.8"),
+        ("echo odd", "says no version but \"odd\"; see --nvidia-toolkit"),
+    ] {
+        let why = outcome(Some(script)).unwrap().unwrap_err();
+        assert!(why.contains(wanted), "{why}");
+    }
+    // No verdict: it may answer next time.
+    for (script, wanted) in [
         (Some("echo broken >&2; exit 1"), "broken; see --nvidia-toolkit"),
         (Some("sleep 1000"), "deadline passed while trying to ask for the version"),
         (None, "cannot start /nonexistent/nvidia-ctk: "),
@@ -190,4 +226,8 @@ fn a_host_with_gpus_needs_a_toolkit_without_known_ways_out() {
         let why = outcome(script).unwrap_err();
         assert!(why.contains(wanted), "{why}");
     }
+    // What a context or a tunnel leads to is not asked by a program of this machine.
+    machine("elsewhere");
+    let why = outcome(Some(&says("1.18.0"))).unwrap().unwrap_err();
+    assert!(why.contains("which is another one, cannot be asked for; see --nvidia-toolkit"), "{why}");
 }

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use phalanx::proc::docker::{Docker, EngineAddress, TlsFiles};
+use phalanx::proc::docker::{Docker, EngineAddress, SshPlace, TlsFiles};
 
 use super::engine::{StandIn, ready};
 use super::own_engine::OwnEngine;
@@ -19,7 +19,7 @@ const SSHD: &str = "/usr/sbin/sshd";
 /// An `sshd` with keys of its own, at the other end of a pipe from each `ssh`, that lets in whoever runs the tests. The
 /// configuration of `ssh` is a careless one.
 pub struct Ssh {
-    /// Its `docker` is the real one, which finds an `ssh` that reads that configuration.
+    /// Its `docker` is the real one; its `path/ssh` is the real one, too, but reads that configuration.
     pub stand_in: StandIn,
 }
 
@@ -56,8 +56,6 @@ impl Ssh {
         let real =
             "echo called >>\"$folder/connections\"\nPATH=/usr/bin:/bin\nexec ssh -F \"$folder/ssh_config\" \"$@\"";
         ssh.stand_in.tool("path/ssh", real);
-        let second = "PATH=${PATH%%:*}:$folder/path:${PATH#*:}\nexport PATH\nexec \"$real\" \"$@\"";
-        ssh.stand_in.say("--host", second);
         ssh.know("host");
         Some(ssh)
     }
@@ -68,12 +66,12 @@ impl Ssh {
         self.stand_in.keep("known", &if known.is_empty() { known } else { format!("engine {known}") });
     }
 
-    pub fn address() -> EngineAddress {
-        EngineAddress::parse("ssh://engine", None).unwrap()
-    }
-
+    /// A client that finds the engine through it.
     pub fn client(&self) -> Docker {
-        Docker { address: Self::address(), ..self.stand_in.client() }
+        let place = SshPlace { folder: self.stand_in.folder().join("ours"), path: self.path() };
+        let address = EngineAddress::parse("ssh://engine", None, &place).unwrap();
+        address.write_ssh().unwrap();
+        Docker { address, ..self.stand_in.client() }
     }
 
     /// A `PATH` on which that `ssh` comes first.
@@ -135,7 +133,8 @@ impl OtherEngine {
 /// A client of an engine behind TLS that trusts the authority of `theirs` and shows a certificate of `ours`.
 pub fn client(address: &str, ours: &Certificates, theirs: &Certificates) -> Result<Docker, String> {
     let (ca, cert, key) = (theirs.path("ca.pem"), ours.path("client-cert.pem"), ours.path("client-key.pem"));
-    Ok(Docker { address: EngineAddress::parse(address, Some(TlsFiles { ca, cert, key }))?, ..Docker::default() })
+    let address = EngineAddress::parse(address, Some(TlsFiles { ca, cert, key }), &SshPlace::below("/nonexistent"))?;
+    Ok(Docker { address, ..Docker::default() })
 }
 
 fn skip(why: &str) {

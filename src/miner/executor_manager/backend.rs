@@ -7,8 +7,10 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
+use super::owner::Owner;
+use super::security::SecurityChecks;
 use crate::base::shutdown::Shutdown;
-use crate::proc::docker::{Docker, labels};
+use crate::proc::docker::Docker;
 use crate::proc::group::GroupError;
 use crate::proc::tool::ToolError;
 use crate::protocol::ExecutorClass;
@@ -19,18 +21,6 @@ pub const END_GRACE: Duration = Duration::from_secs(10);
 
 /// The same when the miner cancels; within the budget of a cancelled stop.
 pub const FORCED_GRACE: Duration = Duration::from_secs(3);
-
-/// Whose an executor is. All that is made for it is marked with this, and a miner touches nothing that is marked
-/// otherwise.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Owner {
-    /// The miner's hotkey (SS58).
-    pub miner: String,
-    /// The miner's state folder: two miners with one hotkey differ in it.
-    pub instance: String,
-    /// The miner's process: each that opens the state folder has a higher one.
-    pub epoch: u64,
-}
 
 /// One executor to be started, for one job.
 #[derive(Clone, PartialEq, Eq)]
@@ -63,13 +53,7 @@ impl fmt::Debug for ExecutorSpec {
 impl ExecutorSpec {
     /// The labels of every container and network that is made for it; whoever makes one adds its job and its stage.
     pub(super) fn labels(&self) -> [(&'static str, String); 4] {
-        let Owner { miner, instance, epoch } = &self.owner;
-        [
-            (labels::MINER, miner.clone()),
-            (labels::INSTANCE, instance.clone()),
-            (labels::EPOCH, epoch.to_string()),
-            (labels::EXECUTOR, self.run.clone()),
-        ]
+        self.owner.labels(&self.run)
     }
 }
 
@@ -254,7 +238,12 @@ pub trait ExecutorBackend: Send + Sync {
         Err(Leftover { kind: *kind, text: format!("this back end does not know how to remove {id}") })
     }
 
-    /// How much longer than its caller's limit the next check may take, because something rare is due in it.
+    /// What is checked of the host beside [`ExecutorBackend::check`], every few hours; by default nothing.
+    fn security(&self) -> Option<&SecurityChecks> {
+        None
+    }
+
+    /// How much longer than its caller's limit each check may take, because the host is far away.
     fn more_time(&self) -> Duration {
         Duration::ZERO
     }

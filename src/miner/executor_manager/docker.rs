@@ -9,22 +9,34 @@ use std::time::{Duration, Instant};
 
 use super::backend::{
     END_GRACE, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, Leftover, LeftoverKind, Marked,
-    Owner,
 };
+use super::folder;
+use super::owner::Owner;
 use super::ports::{ClientPorts, PORT};
 use super::program;
+use super::security::SecurityChecks;
 use super::settings::ExecutorSettings;
+use crate::base::backoff::exponential;
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 use crate::proc::docker::{Docker, Machine, labels};
+use crate::proc::this;
 use crate::proc::tool::ToolError;
 
 /// Time for `docker` to make, list or remove containers.
 pub(super) const DOCKER_TIME: Duration = Duration::from_secs(30);
 
+/// Time to remove containers and networks once the miner has cancelled: what its stop has left after
+/// [`FORCED_GRACE`](super::FORCED_GRACE).
+const CANCELLED_TIME: Duration = Duration::from_secs(2);
+
 /// How much longer than one here a check of an engine elsewhere may take: two connections, over SSH each with a
 /// handshake of several round trips.
 const ELSEWHERE_TIME: Duration = Duration::from_secs(10);
+
+/// The first pause before an engine is asked again whether an executor lives, and the longest.
+const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// The stage of an executor's own container.
 const EXECUTOR: &str = "executor";
@@ -43,7 +55,7 @@ pub struct DockerBackend {
     /// Another executor's arguments after the image, instead of ours; `{startup_seconds}` in them is replaced.
     pub arguments: Option<Vec<String>>,
     /// Where such an executor finds its port for the clients of a streaming job.
-    pub client_ports: Option<Arc<ClientPorts>>,
+    pub client_ports: Option<ClientPorts>,
     /// Further arguments of `docker create`, as the mounts that the executor's own runner needs.
     pub options: Vec<String>,
     /// What its executors are told.
@@ -53,6 +65,8 @@ pub struct DockerBackend {
     pub by_machine: Option<ByMachine>,
     /// Time from the first SIGTERM to SIGKILL.
     pub end_grace: Duration,
+    /// What is checked of the engine's host every few hours.
+    pub security: Option<SecurityChecks>,
     known: Mutex<Option<(Machine, ExecutorSettings)>>,
 }
 
@@ -76,6 +90,7 @@ impl DockerBackend {
             settings: ExecutorSettings::default(),
             by_machine: None,
             end_grace: END_GRACE,
+            security: None,
             known: Mutex::default(),
         }
     }
@@ -110,12 +125,49 @@ impl DockerBackend {
         }
         Ok(settings)
     }
+
+    /// Waits until the executor's container does not run, and ends it if `stop` is set first; gives the container, if
+    /// it was `known` or has been seen. A client that has ended says nothing, and an engine that does not answer says
+    /// nothing either, so both are tried again for as long as that takes: the router knows when it is too long.
+    fn follow(&self, spec: &ExecutorSpec, stop: &Shutdown, mut known: Option<String>) -> Option<String> {
+        let of_executor = [(labels::EXECUTOR, spec.run.as_str()), (labels::STAGE, EXECUTOR)];
+        let mut tries = 0;
+        while !stop.is_set() {
+            let began = Instant::now();
+            match self.docker.running(&of_executor, labels::EXECUTOR, stop).map(|found| found.into_iter().next()) {
+                Ok(None) => return known,
+                Ok(Some((id, _))) => {
+                    log::info!("executor of job {}: its container {id} lives and is watched again", spec.job_uuid);
+                    match program::run(self.docker.wait_for(&id), spec, stop, Duration::ZERO) {
+                        Ok(waited) => log::debug!("executor of job {}: docker wait ended with {waited}", spec.job_uuid),
+                        Err(error) => log::warn!("executor of job {}: {error}", spec.job_uuid),
+                    }
+                    known = Some(id);
+                }
+                Err(error) => log::warn!("executor of job {}: {error}; the engine is asked again", spec.job_uuid),
+            }
+            tries = if began.elapsed() > PAUSE_MAX { 0 } else { tries + 1 };
+            stop.wait(exponential(PAUSE, PAUSE_MAX, tries));
+        }
+        if let Some(id) = &known
+            && let Err(error) = self.docker.end(id, self.end_grace, stop)
+        {
+            log::warn!("container {id} could not be stopped: {error}");
+        }
+        known
+    }
 }
 
-/// Removes every container that was made for an executor, its own included, and then every network.
-pub(super) fn remove_containers(docker: &Docker, spec: &ExecutorSpec) -> Result<(), Leftover> {
-    let containers = docker.remove_labelled(labels::EXECUTOR, &spec.run);
-    let removed = containers.and_then(|_| docker.remove_networks(labels::EXECUTOR, &spec.run));
+/// Removes every container that was made for an executor, its own included, and then every network. A cancel of `stop`
+/// ends it; where that came before, it is tried for [`CANCELLED_TIME`].
+pub(super) fn remove_containers(docker: &Docker, spec: &ExecutorSpec, stop: &Shutdown) -> Result<(), Leftover> {
+    let (stop, time) = match stop.is_cancelled() {
+        true => (&Shutdown::new(), CANCELLED_TIME),
+        false => (stop, docker.time * 2),
+    };
+    let (label, deadline) = ((labels::EXECUTOR, spec.run.as_str()), Instant::now() + time);
+    let containers = docker.remove_labelled(label, stop, deadline);
+    let removed = containers.and_then(|_| docker.remove_networks(label, stop, deadline));
     removed.map(drop).map_err(|error| Leftover {
         kind: LeftoverKind::Container,
         text: format!("containers or networks with label {}={} may be there: {error}", labels::EXECUTOR, spec.run),
@@ -158,11 +210,13 @@ impl ExecutorBackend for DockerBackend {
             return Ok(ExecutorExit::Unknown);
         }
         let mut container = self.docker.container(container_name(&spec.job_uuid));
+        // `clean` removes it, by its labels: a drop would heed no stop.
+        drop(container.removal());
         let mut creation = container.creation();
         let settings = self.told(stop)?;
         program::environment(&mut creation, spec, &settings);
         creation.args(["--network", "host", "--env", "MINER_ADDRESS", "--env", "EXECUTOR_TOKEN"]);
-        let port = program::client_port(&mut creation, self.client_ports.as_deref());
+        let port = program::client_port(&mut creation, self.client_ports.as_ref());
         if port.is_some() {
             creation.args(["--env", PORT]);
         }
@@ -187,51 +241,55 @@ impl ExecutorBackend for DockerBackend {
         }
         let attached = program::run(container.attached(), spec, stop, self.end_grace)?;
         log::debug!("executor of job {}: docker start ended with {attached}", spec.job_uuid);
-        // `docker start` hands our signals on, but does not always wait for what they do.
-        if stop.is_set()
-            && let Err(error) = container.end(self.end_grace, stop)
-        {
-            log::warn!("container {} could not be stopped: {error}", container.name());
-        }
+        let exit = || match container.state(stop, Instant::now() + self.docker.time) {
+            Ok(Some(state)) if state.status == "exited" => Some(ExecutorExit::Code(state.exit_code)),
+            _ => None,
+        };
+        let ended = exit().or_else(|| {
+            // The client has ended, by a signal or because its connection has; perhaps the executor lives.
+            self.follow(spec, stop, Some(container.id().to_owned()));
+            exit()
+        });
         drop(port);
-        match container.state(&Shutdown::new(), Instant::now() + self.docker.time) {
-            Ok(Some(state)) if state.status == "exited" => Ok(ExecutorExit::Code(state.exit_code)),
-            // Still running, or removed by somebody else: then nobody knows.
+        // Removed by somebody else, for example: then nobody knows.
+        Ok(ended.unwrap_or(ExecutorExit::Unknown))
+    }
+
+    fn adopt(&self, spec: &ExecutorSpec, stop: &Shutdown) -> ExecutorEnd {
+        match self.follow(spec, stop, None) {
+            None if !stop.is_set() => Err(ExecutorError::Lost),
             _ => Ok(ExecutorExit::Unknown),
         }
     }
 
-    fn adopt(&self, spec: &ExecutorSpec, stop: &Shutdown) -> ExecutorEnd {
-        let of_executor = [(labels::EXECUTOR, spec.run.as_str()), (labels::STAGE, EXECUTOR)];
-        let found = self.docker.running(&of_executor, labels::EXECUTOR).map_err(ExecutorError::Docker)?;
-        let Some((id, _)) = found.first() else { return Err(ExecutorError::Lost) };
-        log::info!("executor of job {}: its container {id} lives and is watched again", spec.job_uuid);
-        let waited = program::run(self.docker.wait_for(id), spec, stop, Duration::ZERO)?;
-        log::debug!("executor of job {}: docker wait ended with {waited}", spec.job_uuid);
-        if stop.is_set()
-            && let Err(error) = self.docker.end(id, self.end_grace, stop)
-        {
-            log::warn!("container {id} could not be stopped: {error}");
-        }
-        Ok(ExecutorExit::Unknown)
-    }
-
-    fn clean(&self, spec: &ExecutorSpec, _: bool, _: &Shutdown) -> Result<(), Leftover> {
-        remove_containers(&self.docker, spec)
+    fn clean(&self, spec: &ExecutorSpec, _: bool, stop: &Shutdown) -> Result<(), Leftover> {
+        remove_containers(&self.docker, spec, stop)
     }
 
     fn find(&self, owner: &Owner, stop: &Shutdown) -> Result<Vec<Marked>, String> {
-        find_in_engine(&self.docker, owner, stop)
+        let mut found = find_in_engine(&self.docker, owner, stop)?;
+        if self.docker.address.is_local() {
+            // Of processes that were this miner's executors before it had another back end.
+            found.extend(folder::find(owner).map_err(|error| error.to_string())?);
+        }
+        Ok(found)
     }
 
-    fn living(&self, owner: &Owner, _: &Shutdown) -> Result<BTreeSet<String>, String> {
+    fn living(&self, owner: &Owner, stop: &Shutdown) -> Result<BTreeSet<String>, String> {
         let of_miner = [(labels::INSTANCE, owner.instance.as_str()), (labels::STAGE, EXECUTOR)];
-        let running = self.docker.running(&of_miner, labels::EXECUTOR).map_err(|error| error.to_string())?;
+        let running = self.docker.running(&of_miner, labels::EXECUTOR, stop).map_err(|error| error.to_string())?;
         Ok(running.into_iter().map(|(_, run)| run).collect())
     }
 
     fn remove(&self, marked: &Marked, stop: &Shutdown) -> Result<(), Leftover> {
-        remove_from_engine(&self.docker, marked, stop)
+        match marked.kind {
+            LeftoverKind::Processes => folder::end_processes(marked.id.as_ref()),
+            LeftoverKind::Folder => {
+                let phalanx = this::program().map_err(|e| Leftover { kind: marked.kind, text: e.to_string() })?;
+                folder::remove(marked.id.as_ref(), folder::removal(&phalanx, &self.runner), stop)
+            }
+            LeftoverKind::Container | LeftoverKind::Network => remove_from_engine(&self.docker, marked, stop),
+        }
     }
 
     fn check(&self, stop: &Shutdown, deadline: Instant) -> Result<String, String> {
@@ -247,6 +305,10 @@ impl ExecutorBackend for DockerBackend {
 
     fn images(&self, stop: &Shutdown, deadline: Instant) -> Result<Vec<String>, String> {
         self.docker.image_names(stop, deadline + self.more_time()).map_err(|error| error.to_string())
+    }
+
+    fn security(&self) -> Option<&SecurityChecks> {
+        self.security.as_ref()
     }
 
     fn more_time(&self) -> Duration {

@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::backend::{ExecutorSpec, Leftover, LeftoverKind, Marked, Owner};
-use super::program::TOKEN;
+use super::backend::{ExecutorSpec, Leftover, LeftoverKind, Marked};
+use super::owner::Owner;
+use super::settings::TOKEN;
 use crate::base::shutdown::Shutdown;
 use crate::proc::leftovers::{folders_of_processes, kill_by_folder, values_of_leaders};
 use crate::proc::tool;
@@ -77,6 +78,16 @@ pub(super) fn end_processes(name: &OsStr) -> Result<(), Leftover> {
 
 /// How long the removal of a folder may take. A job may have left a million files.
 const REMOVE_TIME: Duration = Duration::from_secs(300);
+
+/// What removes a folder of executors with this runner, without what follows from the folder.
+pub(super) fn removal(phalanx: &Path, runner: &str) -> Command {
+    let mut tree = Command::new(phalanx);
+    tree.args(["tree", "remove"]);
+    if runner != "process" {
+        tree.arg("--container");
+    }
+    tree
+}
 
 /// Removes the folder, if it is there; by `phalanx tree remove`, because what jobs leave is no business of the process
 /// that serves all of them. Blocks for at most [`REMOVE_TIME`]; a cancel ends it.

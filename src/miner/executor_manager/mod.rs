@@ -2,8 +2,8 @@
 //!
 //! Owner: the miner's router thread, which holds the [`ExecutorManager`]. Blocks in: [`ExecutorBackend::run`], for the
 //! life of one executor, then in [`ExecutorBackend::clean`] and the pauses between its attempts. Kick: that executor's
-//! stop signal, and the miner's for the pauses. Ends: when the executor and all it started are gone, or the miner
-//! stops.
+//! stop signal for both, and the miner's for the pauses. Ends: when the executor and all it started are gone, or the
+//! miner stops.
 //!
 //! The thread has the executor's lease, so the slot comes back when nothing of the executor is left, or when the thread
 //! ends in whatever other way.
@@ -12,6 +12,7 @@ mod backend;
 mod docker;
 mod folder;
 pub mod orphans;
+mod owner;
 mod ports;
 mod process;
 mod program;
@@ -21,25 +22,26 @@ mod toolkit;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(crate) use backend::check_runner;
 pub use backend::{
     END_GRACE, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, FORCED_GRACE, Leftover,
-    LeftoverKind, Marked, Owner,
+    LeftoverKind, Marked,
 };
 pub use docker::{ByMachine, DockerBackend};
+pub use owner::{Answered, Owner};
 pub use ports::ClientPorts;
 pub use process::ProcessBackend;
-pub use security::{PROBE_TIME, Probe, SecuredBackend, SecurityChecks};
+pub use security::{PROBE_TIME, Probe, SecurityChecks, Verdict};
 pub use settings::ExecutorSettings;
+pub(super) use toolkit::Remembered;
 pub use toolkit::{BadVersion, RareChecks, ToolkitVersion};
 
 use super::executor_pool::Lease;
 use super::host::HostName;
 use crate::base::backoff::exponential;
-use crate::base::lock::lock;
 use crate::base::scope;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::KICK_GRACE;
@@ -65,16 +67,17 @@ const CLEAN_PAUSE: Duration = Duration::from_secs(1);
 const CLEAN_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Removes what an executor has left, until nothing is or the miner stops; says which. Each new obstacle is reported.
+/// A cancel of `running`, the executor's own signal, ends an attempt.
 fn clean_up(
     backend: &dyn ExecutorBackend,
     spec: &ExecutorSpec,
     by_itself: bool,
-    stop: &Shutdown,
+    (stop, running): (&Shutdown, &Shutdown),
     report: impl Fn(Leftover),
 ) -> bool {
     let (mut known, mut attempt) = (None, 0);
     loop {
-        let cleaned = caught(|| backend.clean(spec, by_itself && known.is_none(), stop));
+        let cleaned = caught(|| backend.clean(spec, by_itself && known.is_none(), running));
         let left = match cleaned {
             Ok(Ok(())) => {
                 if known.is_some() {
@@ -103,6 +106,14 @@ fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
+/// The executors of this miner that live as processes of this machine, by their [`ExecutorSpec::run`].
+///
+/// # Errors
+/// Why it is not known.
+pub(super) fn living_processes(owner: &Owner) -> Result<BTreeSet<String>, String> {
+    folder::living(owner).map_err(|error| format!("the processes of this machine: {error}"))
+}
+
 /// In place of the back end of a host that there is not. Nothing has a lease there, so nothing is started.
 struct NoBackend(HostName);
 
@@ -115,26 +126,6 @@ impl ExecutorBackend for NoBackend {
 struct RunningExecutor {
     stop: Shutdown,
     thread: Thread<()>,
-}
-
-/// For which executors somebody answers; clones are the same.
-#[derive(Debug, Clone, Default)]
-pub struct Answered(Arc<Mutex<BTreeSet<String>>>);
-
-impl Answered {
-    /// The executors of which something may be there, and somebody removes it when they end.
-    pub fn living(&self) -> BTreeSet<String> {
-        lock(&self.0).clone()
-    }
-
-    /// Somebody answers for this executor from now on.
-    pub fn answer_for(&self, run: &str) {
-        lock(&self.0).insert(run.to_owned());
-    }
-
-    fn forget(&self, run: &str) {
-        lock(&self.0).remove(run);
-    }
 }
 
 /// Where the executors of each host come from.
@@ -212,7 +203,8 @@ impl ExecutorManager {
                 .unwrap_or_else(|text| Err(ExecutorError::Other(text)));
             let by_itself = matches!(end, Ok(ExecutorExit::Code(_)) | Err(ExecutorError::Start { .. }));
             report(Report::Ended(end));
-            let clean = clean_up(backend.as_ref(), &spec, by_itself, &all, |left| report(Report::Left(left)));
+            let stops = (&all, &running);
+            let clean = clean_up(backend.as_ref(), &spec, by_itself, stops, |left| report(Report::Left(left)));
             if clean {
                 answered.forget(&spec.run);
             }

@@ -4,9 +4,11 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
 use std::ops::RangeInclusive;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
+use super::settings::TOKEN;
 use crate::base::lock::lock;
+use crate::proc::leftovers::values_of_leaders;
 
 /// The variable.
 pub(super) const PORT: &str = "NGINX_PORT";
@@ -14,27 +16,44 @@ pub(super) const PORT: &str = "NGINX_PORT";
 /// The Python executor takes the next port, too, to ask for the health of a job on the host.
 const STEP: usize = 2;
 
-/// The ports of one machine.
-#[derive(Debug)]
+/// The ports of one machine. Clones have the same, and so have those of other ranges that are made of them.
+#[derive(Debug, Clone)]
 pub struct ClientPorts {
     range: RangeInclusive<u16>,
-    taken: Mutex<BTreeSet<u16>>,
+    taken: Arc<Mutex<BTreeSet<u16>>>,
 }
 
 impl ClientPorts {
     /// Nobody has any of them.
     pub fn new(range: RangeInclusive<u16>) -> Self {
-        Self { range, taken: Mutex::default() }
+        Self { range, taken: Arc::default() }
     }
 
-    /// The first that no executor has and on which nobody listens here; it is free again when the value is dropped.
+    /// The ports of the same machine in another range: what executors have of these, they have of those.
+    pub fn of_range(&self, range: RangeInclusive<u16>) -> Self {
+        Self { range, taken: self.taken.clone() }
+    }
+
+    /// The first that, with the next one, no executor has and on which nobody listens here; both are free again when
+    /// the value is dropped. What executors of this machine have that an earlier miner or another one has started is
+    /// read from their environments; without those no port is given.
     pub(super) fn take(&self) -> Option<ClientPort<'_>> {
+        let of_others = values_of_leaders(PORT, TOKEN)
+            .inspect_err(|error| log::warn!("the ports of executors that run are not known: {error}"))
+            .ok()?;
+        let of_others = of_others.iter().filter_map(|port| port.to_str()?.parse().ok());
         let mut taken = lock(&self.taken);
-        let is_free = |port: u16| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok();
-        let port = self.range.clone().step_by(STEP).find(|port| !taken.contains(port) && is_free(*port))?;
-        taken.insert(port);
+        let used: BTreeSet<u16> = of_others.flat_map(both).chain(taken.iter().copied()).collect();
+        let is_free = |port: u16| !used.contains(&port) && TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok();
+        let port = self.range.clone().step_by(STEP).find(|port| both(*port).all(is_free))?;
+        taken.extend(both(port));
         Some(ClientPort { of: self, port })
     }
+}
+
+/// A port and the one after it.
+fn both(port: u16) -> RangeInclusive<u16> {
+    port..=port.saturating_add(1)
 }
 
 /// A port that one executor has.
@@ -46,25 +65,53 @@ pub(super) struct ClientPort<'a> {
 
 impl Drop for ClientPort<'_> {
     fn drop(&mut self) {
-        lock(&self.of.taken).remove(&self.port);
+        lock(&self.of.taken).retain(|port| !both(self.port).contains(port));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
+
     use super::*;
 
+    /// The first of two ports on which nobody listens.
+    fn two_free() -> u16 {
+        let mut tries = (0..100).map(|_| {
+            let port = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap().port();
+            both(port).all(|port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()).then_some(port)
+        });
+        tries.find_map(|port| port.filter(|port| *port < u16::MAX)).expect("two free ports")
+    }
+
     #[test]
-    fn each_executor_has_a_port_of_its_own_on_which_nobody_listens() {
-        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-        let used = listener.local_addr().unwrap().port();
-        assert!(ClientPorts::new(used..=used).take().is_none());
-        drop(listener);
-        let ports = ClientPorts::new(used..=used + 1);
-        let first = ports.take().unwrap();
-        assert_eq!(first.port, used);
+    fn each_executor_has_two_ports_of_its_own_on_which_nobody_listens() {
+        let first = two_free();
+        let ports = ClientPorts::new(first..=first + 1);
+        for used in both(first) {
+            let _listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, used)).unwrap();
+            assert!(ports.take().is_none(), "{used} of {first} is used");
+        }
+        let taken = ports.take().unwrap();
+        assert_eq!(taken.port, first);
         assert!(ports.take().is_none(), "the next port is the first one's");
-        drop(first);
-        assert_eq!(ports.take().unwrap().port, used);
+        // As by the settings after SIGHUP.
+        assert!(ports.of_range(first + 1..=first + 1).take().is_none());
+        drop(taken);
+        assert_eq!(ports.of_range(first..=first).take().unwrap().port, first);
+    }
+
+    #[test]
+    fn what_an_executor_of_an_earlier_miner_has_is_not_given_to_another() {
+        let first = two_free();
+        let ports = ClientPorts::new(first..=first);
+        let mut executor = Command::new("cat");
+        executor.env(PORT, first.to_string()).env(TOKEN, "t").process_group(0);
+        let mut executor = executor.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let while_it_lives = ports.take().is_none();
+        drop(executor.stdin.take());
+        executor.wait().unwrap();
+        assert!(while_it_lives && ports.take().is_some());
     }
 }

@@ -4,20 +4,22 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::backend::{
     END_GRACE, ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, Leftover, LeftoverKind, Marked,
-    Owner, check_runner,
+    check_runner,
 };
 use super::docker::{DOCKER_TIME, find_in_engine, remove_containers, remove_from_engine};
 use super::folder;
+use super::owner::Owner;
 use super::ports::ClientPorts;
 use super::program;
+use super::security::SecurityChecks;
 use super::settings::ExecutorSettings;
 use crate::base::shutdown::Shutdown;
 use crate::proc::docker::Docker;
+use crate::proc::this;
 
 /// Runs `<program> executor --startup-time-limit S --runner R` with `MINER_ADDRESS` and `EXECUTOR_TOKEN`.
 ///
@@ -35,11 +37,13 @@ pub struct ProcessBackend {
     /// Another executor's arguments, instead of ours; `{startup_seconds}` in them is replaced.
     pub arguments: Option<Vec<String>>,
     /// Where such an executor finds its port for the clients of a streaming job.
-    pub client_ports: Option<Arc<ClientPorts>>,
+    pub client_ports: Option<ClientPorts>,
     /// What its executors are told.
     pub settings: ExecutorSettings,
     /// Time from the first SIGTERM to SIGKILL.
     pub end_grace: Duration,
+    /// What is checked of the engine's host every few hours.
+    pub security: Option<SecurityChecks>,
 }
 
 impl ProcessBackend {
@@ -48,7 +52,7 @@ impl ProcessBackend {
     /// # Errors
     /// What the system says when it cannot tell which program this is.
     pub fn new(runner: impl Into<String>) -> io::Result<Self> {
-        let program = std::env::current_exe()?;
+        let program = this::program()?;
         Ok(Self {
             phalanx: program.clone(),
             program,
@@ -57,17 +61,13 @@ impl ProcessBackend {
             client_ports: None,
             settings: ExecutorSettings::default(),
             end_grace: END_GRACE,
+            security: None,
         })
     }
 
     /// What removes a folder, without what follows from the folder.
     fn tree_removal(&self) -> Command {
-        let mut tree = Command::new(&self.phalanx);
-        tree.args(["tree", "remove"]);
-        if self.runner != "process" {
-            tree.arg("--container");
-        }
-        tree
+        folder::removal(&self.phalanx, &self.runner)
     }
 }
 
@@ -86,7 +86,7 @@ impl ExecutorBackend for ProcessBackend {
         command.args(program::arguments(spec, &self.runner, self.arguments.as_deref()));
         program::environment(&mut command, spec, &self.settings);
         command.env("TMPDIR", folder);
-        let port = program::client_port(&mut command, self.client_ports.as_deref());
+        let port = program::client_port(&mut command, self.client_ports.as_ref());
         let ended = program::run(command, spec, stop, self.end_grace);
         drop(port);
         ended
@@ -102,7 +102,7 @@ impl ExecutorBackend for ProcessBackend {
             folder::end_processes(folder.file_name().unwrap_or_default())?;
         }
         if self.runner != "process" {
-            remove_containers(&engine(), spec)?;
+            remove_containers(&engine(), spec, stop)?;
         }
         let mut tree = self.tree_removal();
         program::labelled(&mut tree, spec);
@@ -127,6 +127,10 @@ impl ExecutorBackend for ProcessBackend {
             LeftoverKind::Folder => folder::remove(marked.id.as_ref(), self.tree_removal(), stop),
             LeftoverKind::Container | LeftoverKind::Network => remove_from_engine(&engine(), marked, stop),
         }
+    }
+
+    fn security(&self) -> Option<&SecurityChecks> {
+        self.security.as_ref()
     }
 
     fn check(&self, stop: &Shutdown, deadline: Instant) -> Result<String, String> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::backend::{ExecutorError, ExecutorExit, ExecutorSpec, FORCED_GRACE};
 use super::ports::{ClientPort, ClientPorts, PORT};
-use super::settings::ExecutorSettings;
+use super::settings::{ExecutorSettings, TOKEN};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::proc::adopted::Adopted;
 use crate::proc::group::{GroupError, GroupRun};
@@ -20,9 +20,6 @@ const LINE_BYTES: usize = 8 << 10;
 
 /// Tells our executor how to label what it makes: the variable of its flag `--label`.
 pub(super) const LABELS: &str = "PHALANX_LABEL";
-
-/// The variable by which an executor knows its token. Nothing that it starts has it.
-pub(super) const TOKEN: &str = "EXECUTOR_TOKEN";
 
 /// Variables that are not handed on, because they configure the miner, its key among them…
 const OWN_VARIABLES: &str = "PHALANX_";
@@ -118,7 +115,7 @@ pub(super) fn adopt(spec: &ExecutorSpec, stop: &Shutdown, end_grace: Duration) -
     let watch = |error| ExecutorError::Watch(GroupError::Watch(error));
     let marker = format!("{TOKEN}={}", spec.token);
     let Some(found) = Adopted::find(marker.as_bytes()).map_err(watch)? else { return Err(ExecutorError::Lost) };
-    log::info!("executor of job {}: it lives and is watched again", spec.job_uuid);
+    log::info!("job {}: its executor lives and is watched again", spec.job_uuid);
     found.wait(stop, Level::Drain, ladder(end_grace)).map_err(watch)?;
     Ok(ExecutorExit::Unknown)
 }
@@ -143,7 +140,7 @@ impl Lines<'_> {
 
     fn flush(&mut self) {
         if !self.line.is_empty() {
-            log::info!("executor of job {}: {}", self.job, String::from_utf8_lossy(&self.line));
+            log::info!("job {}: executor says: {}", self.job, String::from_utf8_lossy(&self.line));
             self.line.clear();
         }
     }

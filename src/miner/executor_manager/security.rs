@@ -1,14 +1,12 @@
 //! What is checked of a host beside its engine, every few hours and never for a job: whether a container of the
 //! operator's gets out of its confines, and whether NVIDIA's toolkit is one without known ways out.
 
-use std::collections::BTreeSet;
-use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::backend::{ExecutorBackend, ExecutorEnd, ExecutorSpec, Leftover, Marked, Owner};
-use super::toolkit::{RareChecks, Remembered, ToolkitVersion};
+use super::owner::{Answered, Owner};
+use super::toolkit::{RareChecks, ToolkitVersion};
 use crate::base::lock::lock;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::ops::redact::OneLine;
@@ -21,6 +19,9 @@ pub const PROBE_TIME: Duration = Duration::from_secs(30);
 
 /// The tool that tells the toolkit's version.
 const TOOLKIT: &str = "nvidia-ctk";
+
+/// The stage of a probe's container.
+const PROBE: &str = "probe";
 
 /// Bytes that are kept of what a probe writes, the last ones.
 const KEPT_BYTES: usize = 16 << 10;
@@ -37,8 +38,6 @@ pub struct Probe {
     pub says: Option<String>,
     /// The options of `docker create` that confine a job, but for the network, which is none.
     pub options: Vec<String>,
-    /// Whose probes these are; others with the same are dead, and are removed.
-    pub owner: String,
 }
 
 /// What is checked.
@@ -65,119 +64,77 @@ impl SecurityChecks {
     }
 }
 
-/// Another back end, which is well only while the security checks of its host are. Their outcome is remembered; what is
-/// asked of the other back end is not.
-pub struct SecuredBackend {
-    backend: Arc<dyn ExecutorBackend>,
-    checks: SecurityChecks,
-    remembered: Mutex<Remembered>,
-}
-
-impl fmt::Debug for SecuredBackend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SecuredBackend").field("checks", &self.checks).finish_non_exhaustive()
-    }
-}
-
-impl SecuredBackend {
-    /// That back end with these checks, of which nothing is known yet.
-    pub fn new(backend: Arc<dyn ExecutorBackend>, checks: SecurityChecks) -> Self {
-        Self { backend, checks, remembered: Mutex::default() }
-    }
-}
-
-impl ExecutorBackend for SecuredBackend {
-    fn run(&self, spec: &ExecutorSpec, stop: &Shutdown) -> ExecutorEnd {
-        self.backend.run(spec, stop)
-    }
-
-    fn adopt(&self, spec: &ExecutorSpec, stop: &Shutdown) -> ExecutorEnd {
-        self.backend.adopt(spec, stop)
-    }
-
-    fn clean(&self, spec: &ExecutorSpec, by_itself: bool, stop: &Shutdown) -> Result<(), Leftover> {
-        self.backend.clean(spec, by_itself, stop)
-    }
-
-    fn find(&self, owner: &Owner, stop: &Shutdown) -> Result<Vec<Marked>, String> {
-        self.backend.find(owner, stop)
-    }
-
-    fn living(&self, owner: &Owner, stop: &Shutdown) -> Result<BTreeSet<String>, String> {
-        self.backend.living(owner, stop)
-    }
-
-    fn remove(&self, marked: &Marked, stop: &Shutdown) -> Result<(), Leftover> {
-        self.backend.remove(marked, stop)
-    }
-
-    fn check(&self, stop: &Shutdown, deadline: Instant) -> Result<String, String> {
-        let what = self.backend.check(stop, deadline)?;
-        let known = lock(&self.remembered).known(Instant::now());
-        let outcome = match known {
-            Some(known) => known,
-            None => {
-                let outcome = self.checks.run(stop);
-                // What a stop has cut short tells nothing.
-                if !stop.is_cancelled() {
-                    lock(&self.remembered).keep(outcome.clone(), self.checks.times, Instant::now());
-                }
-                outcome
-            }
-        };
-        outcome.map(|()| what).map_err(|why| format!("a security check has failed: {why}"))
-    }
-
-    fn images(&self, stop: &Shutdown, deadline: Instant) -> Result<Vec<String>, String> {
-        self.backend.images(stop, deadline)
-    }
-
-    fn more_time(&self) -> Duration {
-        let more = self.backend.more_time();
-        match lock(&self.remembered).known(Instant::now()) {
-            Some(_) => more,
-            None => more + self.checks.limit * (1 + u32::try_from(self.checks.probes.len()).unwrap_or(u32::MAX)),
-        }
-    }
-}
+/// What a check has shown, which counts for hours: well, or why not, in one line. The error is that it could not be
+/// made, which tells nothing of the host.
+pub type Verdict = Result<Result<(), String>, String>;
 
 impl SecurityChecks {
-    fn run(&self, stop: &Shutdown) -> Result<(), String> {
-        if let Some(least) = self.toolkit {
-            self.ask_toolkit(least, stop)?;
-        }
-        self.probes.iter().try_for_each(|probe| self.run_probe(probe, stop))
+    /// How long all together may take: each its limit, and as much again for what the engine makes and removes.
+    pub fn longest(&self) -> Duration {
+        self.limit * (1 + u32::try_from(self.probes.len()).unwrap_or(u32::MAX - 1))
     }
 
-    fn ask_toolkit(&self, least: ToolkitVersion, stop: &Shutdown) -> Result<(), String> {
-        let right = "see --nvidia-toolkit";
-        let Some(command) = self.docker.address.program(&self.toolkit_program, &["--version"]) else {
-            return Err(format!(
-                "the version of NVIDIA's container toolkit cannot be asked for through an engine; {right}"
-            ));
+    /// Makes all checks, one after the other, until one has not gone well. The containers of probes carry the labels of
+    /// executors of this miner; they are `answered` for until they are removed. Blocks for about
+    /// [`SecurityChecks::longest`]; a cancel of `stop` ends it.
+    ///
+    /// # Errors
+    /// Why a check could not be made, in one line.
+    pub fn run(&self, owner: &Owner, answered: &Answered, stop: &Shutdown) -> Verdict {
+        if let Some(least) = self.toolkit {
+            let found = self.ask_toolkit(least, stop)?;
+            if found.is_err() {
+                return Ok(found);
+            }
+        }
+        for probe in &self.probes {
+            let run = uuid::Uuid::new_v4().to_string();
+            answered.answer_for(&run);
+            let found = self.run_probe(probe, &owner.labels(&run), stop);
+            answered.forget(&run);
+            if !matches!(found, Ok(Ok(()))) {
+                return found;
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn ask_toolkit(&self, least: ToolkitVersion, stop: &Shutdown) -> Verdict {
+        let (right, deadline) = ("see --nvidia-toolkit", Instant::now() + self.limit);
+        let failed = |error: ToolError| format!("{}; {right}", last_line(&error.to_string()));
+        let address = &self.docker.address;
+        // Here or over SSH; what is found here may be an engine elsewhere, by a context or a tunnel.
+        let here =
+            address.is_on_this_machine() && self.docker.has_name_of_this_machine(stop, deadline).map_err(failed)?;
+        let command = address.program(&self.toolkit_program, &["--version"]);
+        let Some(command) = command.filter(|_| here || !address.is_on_this_machine()) else {
+            return Ok(Err(format!(
+                "the version of NVIDIA's container toolkit on the engine's machine, which is another one, cannot be \
+                 asked for; {right}"
+            )));
         };
         let doing = "ask for the version of NVIDIA's container toolkit";
-        let said = tool::output(command, doing, stop, Instant::now() + self.limit);
-        let said = said.map_err(|error| format!("{}; {right}", last_line(&error.to_string())))?;
-        match ToolkitVersion::find(&said) {
+        let said = tool::output(command, doing, stop, deadline).map_err(failed)?;
+        Ok(match ToolkitVersion::find(&said) {
             Some(version) if version >= least => Ok(()),
             Some(version) => Err(format!(
                 "NVIDIA's container toolkit is {version}, and jobs get out of containers by known faults before {least}"
             )),
             None => Err(format!("NVIDIA's container toolkit says no version but {:?}; {right}", last_line(&said))),
-        }
+        })
     }
 
     /// Runs the probe as a job is run.
-    fn run_probe(&self, probe: &Probe, stop: &Shutdown) -> Result<(), String> {
+    fn run_probe(&self, probe: &Probe, marks: &[(&str, String)], stop: &Shutdown) -> Verdict {
         let (docker, deadline) = (&self.docker, Instant::now() + self.limit);
         let text =
             |error: ToolError| format!("the probe {:?} did not run: {}", probe.image, OneLine(&error.to_string()));
-        docker.remove_labelled(labels::PROBE, &probe.owner).map_err(text)?;
         let mut container = docker.container(format!("phalanx-probe-{}", uuid::Uuid::new_v4().simple()));
         let mut creation = container.creation();
         creation.args(["--network", "none", "--log-driver", "none"]);
-        creation.arg("--label").arg(format!("{}={}", labels::PROBE, probe.owner));
+        for (label, value) in marks.iter().chain([&(labels::STAGE, PROBE.to_owned())]) {
+            creation.arg("--label").arg(format!("{label}={value}"));
+        }
         creation.args(&probe.options).arg(&probe.image);
         container.create(creation).map_err(text)?;
         let said = Mutex::new(Vec::new());
@@ -211,15 +168,15 @@ impl SecurityChecks {
         let state = container.state(stop, Instant::now() + docker.time).map_err(text)?;
         let code = state.filter(|state| state.status == "exited").map(|state| state.exit_code);
         let shown = last_line(&said);
-        match (code, &probe.says) {
-            (Some(0), None) => Ok(()),
-            (Some(0), Some(wanted)) if said.contains(wanted.as_str()) => Ok(()),
-            (Some(0), Some(wanted)) => {
+        let Some(code) = code else { return Err(format!("the probe {:?} was removed while it ran", probe.image)) };
+        Ok(match (code, &probe.says) {
+            (0, None) => Ok(()),
+            (0, Some(wanted)) if said.contains(wanted.as_str()) => Ok(()),
+            (0, Some(wanted)) => {
                 Err(format!("the probe {:?} did not say {wanted:?}, but at last: {shown}", probe.image))
             }
-            (Some(code), _) => Err(format!("the probe {:?} ended with exit code {code}: {shown}", probe.image)),
-            (None, _) => Err(format!("the probe {:?} was removed while it ran", probe.image)),
-        }
+            (code, _) => Err(format!("the probe {:?} ended with exit code {code}: {shown}", probe.image)),
+        })
     }
 }
 

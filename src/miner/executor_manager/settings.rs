@@ -2,6 +2,9 @@
 
 use crate::protocol::ExecutorClass;
 
+/// The variable by which an executor knows its token. Nothing that it starts has it.
+pub(super) const TOKEN: &str = "EXECUTOR_TOKEN";
+
 /// Environment variables of executors. They are those of the flags of `phalanx executor`, so that each has one check
 /// and one help text, and another program that stands for an executor does not stumble over them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -71,18 +71,18 @@ pub struct RareChecks {
     pub retry: Duration,
 }
 
-/// The last outcome of rare checks.
+/// The last verdict of rare checks.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Remembered(Option<(Result<(), String>, Instant)>);
+pub(in crate::miner) struct Remembered(Option<(Result<(), String>, Instant)>);
 
 impl Remembered {
     /// What is known without another check.
-    pub(super) fn known(&self, now: Instant) -> Option<Result<(), String>> {
+    pub(in crate::miner) fn known(&self, now: Instant) -> Option<Result<(), String>> {
         self.0.as_ref().filter(|(_, until)| now < *until).map(|(outcome, _)| outcome.clone())
     }
 
     /// Keeps an outcome for its time.
-    pub(super) fn keep(&mut self, outcome: Result<(), String>, checks: RareChecks, now: Instant) {
+    pub(in crate::miner) fn keep(&mut self, outcome: Result<(), String>, checks: RareChecks, now: Instant) {
         let time = if outcome.is_ok() { checks.interval } else { checks.retry };
         self.0 = Some((outcome, now + time));
     }

@@ -30,7 +30,8 @@ impl Router {
         let job = key.as_ref().and_then(|key| self.jobs.get_mut(key));
         let wanted = |job: &&mut MinerJob| !job.is_over() || job.executor.as_ref().is_some_and(|e| e.reported);
         let Some(MinerJob { executor: Some(executor), phase, .. }) = job.filter(wanted) else {
-            log::warn!("{id}: an executor is turned away: no job waits for its token");
+            let text = format_args!("{id}: an executor is turned away: no job waits for its token");
+            self.strangers.executors.warn(now.mono, &text);
             self.complain(id, format!("No job waiting for token {token}"));
             self.out.push(Action::Close(id, CLOSE_NORMAL, ""));
             return;

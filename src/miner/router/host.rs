@@ -9,6 +9,7 @@ use super::io::HostPlan;
 use crate::miner::check::{Room, Trials};
 use crate::miner::executor_pool::SlotCounts;
 use crate::miner::host::HostName;
+use crate::proc::docker::EngineAddress;
 use crate::protocol::ExecutorClass;
 
 /// How a host is.
@@ -59,6 +60,7 @@ pub struct HostStatus {
 #[derive(Debug)]
 pub(super) struct Host {
     pub(super) address: String,
+    pub(super) place: EngineAddress,
     /// It is not in the settings any more.
     pub(super) removed: bool,
     /// How jobs run there, or why none can.
@@ -74,9 +76,10 @@ pub(super) struct Host {
 }
 
 impl Host {
-    pub(super) fn new(address: String, engine: Result<String, String>) -> Self {
+    pub(super) fn new(plan: HostPlan, engine: Result<String, String>) -> Self {
         Self {
-            address,
+            address: plan.address,
+            place: plan.engine,
             removed: false,
             engine,
             check_due: None,

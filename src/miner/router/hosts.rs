@@ -26,16 +26,19 @@ pub(super) enum NoHost {
 impl Router {
     /// At the start every host counts as one that works, until its first check says otherwise.
     pub(super) fn first_hosts(plans: Vec<HostPlan>) -> BTreeMap<HostName, Host> {
-        plans.into_iter().map(|plan| (plan.name, Host::new(plan.address, Ok(String::new())))).collect()
+        plans.into_iter().map(|plan| (plan.name, Host::new(plan, Ok(String::new())))).collect()
     }
 
-    /// From now on there are these hosts with these slots. What was removed drains; what is new has to answer first.
+    /// From now on there are these hosts with these slots. What was removed drains; what is new, or has another engine
+    /// now, has to answer first.
     pub(super) fn set_hosts(&mut self, plans: Vec<HostPlan>) {
         self.pool.declare(slots(&plans));
         self.hosts.values_mut().for_each(|host| host.removed = true);
-        for HostPlan { name, address, .. } in plans {
-            let host = self.hosts.entry(name).or_insert_with(|| Host::new(String::new(), Err(UNKNOWN.to_owned())));
-            (host.address, host.removed) = (address, false);
+        for plan in plans {
+            match self.hosts.get_mut(&plan.name) {
+                Some(host) if host.place == plan.engine => (host.address, host.removed) = (plan.address, false),
+                _ => drop(self.hosts.insert(plan.name, Host::new(plan, Err(UNKNOWN.to_owned())))),
+            }
         }
         for (name, host) in self.hosts.iter().filter(|(_, host)| host.removed) {
             log::info!("host {name} ({}) is not in the settings any more: it takes no new job", host.address);
@@ -54,6 +57,11 @@ impl Router {
             }
             stays
         });
+    }
+
+    /// How jobs run on each host that has answered.
+    pub fn answering(&self) -> BTreeMap<HostName, String> {
+        self.hosts.iter().filter_map(|(name, host)| Some((*name, host.engine.clone().ok()?))).collect()
     }
 
     /// A check of a host has ended; the next has to by `due`.

@@ -15,6 +15,7 @@ use crate::miner::executor_manager::{ExecutorEnd, ExecutorSpec, Leftover};
 use crate::miner::executor_pool::Lease;
 use crate::miner::host::HostName;
 use crate::miner::placement::Strategy;
+use crate::proc::docker::EngineAddress;
 use crate::protocol::signing::verify_validator_signature;
 use crate::protocol::{DecodeError, ExecutorClass, ExecutorToMiner, Receipt, ReceiptPayload, ValidatorToMiner};
 use crate::store::miner::{JobChange, JobRow};
@@ -257,14 +258,16 @@ pub struct HostPlan {
     pub name: HostName,
     /// What it is, for people.
     pub address: String,
+    /// Where its engine is.
+    pub engine: EngineAddress,
     /// How many executors of which class.
     pub executors: Vec<(ExecutorClass, u32)>,
 }
 
 impl From<HostConfig> for HostPlan {
     fn from(host: HostConfig) -> Self {
-        let HostConfig { name, address, executors, backend: _ } = host;
-        Self { name, address, executors }
+        let HostConfig { name, address, engine, executors, backend: _ } = host;
+        Self { name, address, engine, executors }
     }
 }
 

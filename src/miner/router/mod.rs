@@ -92,9 +92,7 @@ impl Router {
             None if self.executors.contains_key(&id) => "an executor".to_owned(),
             None => return,
         };
-        if let Some(line) = self.over_rates.line(now.mono, &format_args!("{id}: {who} is turned away: {over}")) {
-            log::warn!("{line}");
-        }
+        self.strangers.over_rates.warn(now.mono, &format_args!("{id}: {who} is turned away: {over}"));
         self.out.push(Action::Count(Counted::OverRate(over.what)));
         self.complain(id, format!("Too much: {over}"));
         self.out.push(Action::Close(id, CLOSE_OVER_RATE, "you say too much"));

@@ -77,6 +77,21 @@ fn addresses(keys: &[PublicKey]) -> HashSet<String> {
     keys.iter().map(|key| key.to_ss58()).collect()
 }
 
+/// How often it is logged what anybody can make happen who knows our address, by kind.
+#[derive(Debug, Default)]
+pub(super) struct Strangers {
+    /// A peer was over its rate.
+    pub over_rates: Throttle,
+    /// An executor came that no job waits for.
+    pub executors: Throttle,
+    /// A validator was not authenticated.
+    pub validators: Throttle,
+    /// The same, for what is wrong with its signature.
+    pub signatures: Throttle,
+    /// A message was none of the protocol.
+    pub bad_frames: Throttle,
+}
+
 /// The state of a miner.
 #[derive(Debug)]
 pub struct Router {
@@ -103,8 +118,8 @@ pub struct Router {
     pub(super) breach: Option<String>,
     /// Jobs of which nothing is left, but for what was saved of them.
     pub(super) forgotten: Vec<JobKey>,
-    /// How often it is logged that a peer was over its rate.
-    pub(super) over_rates: Throttle,
+    /// How often it is logged what anybody can make happen.
+    pub(super) strangers: Strangers,
     /// Receipts that were to be stored so far.
     pub(super) store_orders: u64,
     pub(super) out: Vec<Action>,
@@ -200,7 +215,7 @@ impl Router {
             level: Level::Run,
             breach: None,
             forgotten: Vec::new(),
-            over_rates: Throttle::default(),
+            strangers: Strangers::default(),
             store_orders: 0,
             out: Vec::new(),
         }

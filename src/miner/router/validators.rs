@@ -47,20 +47,21 @@ impl Router {
         match (&frame.message, &mut validator.state) {
             (_, ValidatorState::Refused) => {}
             (Err(error), _) => {
-                log::warn!("validator {hotkey}: bad frame: {error}");
+                let text = format_args!("validator {hotkey}: bad frame: {error}");
+                self.strangers.bad_frames.warn(now.mono, &text);
                 let complaint = answer::by_miner(error);
                 self.send(id, complaint);
             }
             (Ok(ValidatorToMiner::ValidatorAuthForMiner(auth)), _) => match self.check_auth(&hotkey, auth, now) {
                 Ok(()) => self.authenticated(id, hotkey, now),
-                Err(why) => self.refuse(id, CLOSE_NORMAL, &why),
+                Err(why) => self.refuse(id, CLOSE_NORMAL, &why, now),
             },
             (Ok(_), ValidatorState::Unknown { queue, bytes, .. }) => {
                 *bytes += frame.bytes;
                 if queue.len() >= PRE_AUTH_MESSAGES || *bytes > PRE_AUTH_BYTES {
                     let why =
                         format!("more than {PRE_AUTH_MESSAGES} messages or {PRE_AUTH_BYTES} bytes came before it");
-                    return self.refuse(id, CLOSE_POLICY, &why);
+                    return self.refuse(id, CLOSE_POLICY, &why, now);
                 }
                 queue.push_back(frame);
             }
@@ -69,7 +70,7 @@ impl Router {
     }
 
     /// The texts are those of the Python miner, but for the future, which it does not mind.
-    fn check_auth(&self, hotkey: &str, auth: &ValidatorAuthForMiner, now: Now) -> Result<(), String> {
+    fn check_auth(&mut self, hotkey: &str, auth: &ValidatorAuthForMiner, now: Now) -> Result<(), String> {
         let age = now.unix_seconds().saturating_sub(auth.timestamp.saturating_i64());
         let limit = i64::try_from(self.limits.auth_age.as_secs()).unwrap_or(i64::MAX);
         if age > limit {
@@ -87,16 +88,16 @@ impl Router {
             return Err(format!("wrong miner hotkey ({}!={})", self.hotkey, auth.miner_hotkey));
         }
         auth.verify().map(drop).map_err(|error| {
-            log::warn!("validator {hotkey}: {error}");
+            self.strangers.signatures.warn(now.mono, &format_args!("validator {hotkey}: {error}"));
             "Signature mismatches".to_owned()
         })
     }
 
-    fn refuse(&mut self, id: SessionId, code: u16, why: &str) {
+    fn refuse(&mut self, id: SessionId, code: u16, why: &str, now: Now) {
         let Some(validator) = self.validators.get_mut(&id) else { return };
         validator.state = ValidatorState::Refused;
         let details = format!("Validator {} not authenticated due to: {why}", validator.hotkey);
-        log::warn!("{id}: {details}");
+        self.strangers.validators.warn(now.mono, &format_args!("{id}: {details}"));
         self.complain(id, details);
         self.out.push(Action::Close(id, code, ""));
         // It may have been authenticated before.
@@ -175,7 +176,7 @@ impl Router {
         let late: Vec<_> = late.map(|(id, _)| *id).collect();
         for id in late {
             let why = format!("it did not come within {} s", self.limits.auth_time.as_secs_f64());
-            self.refuse(id, CLOSE_POLICY, &why);
+            self.refuse(id, CLOSE_POLICY, &why, now);
         }
     }
 

@@ -1,113 +1,64 @@
-//! Whose fault a failure of something external is, and whether trying again may help: one table for HTTP servers,
-//! registries, the Docker Engine and the operating system. Pure.
-//!
-//! What has a number (a status, an error of the system) is read by it. Words are read only where the other side gives
-//! nothing else, as an engine that passes on what a registry said. What no row knows is passing and the network's: an
-//! unknown failure blames no user, and one more try is cheap.
+//! The words of engines, and of registries that they quote. Pure.
 
-use std::io;
 use std::time::Duration;
 
-// Errors of the system that `io::ErrorKind` does not tell apart; the numbers are Linux's.
-const EIO: i32 = 5;
-const ENFILE: i32 = 23;
-const EMFILE: i32 = 24;
+use super::kind::Cause;
 
-/// Whose fault a failure is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Fault {
-    /// What the job asks for cannot be had by anybody: the job has failed.
-    Job,
-    /// This machine cannot do its part, and its operator has to see to it.
-    Operator,
-    /// A server or the way to it.
-    Network,
+/// What a text in lower case says.
+pub(super) fn in_words(text: &str) -> Option<Cause> {
+    let of_words = || WORDS.iter().find(|(words, _)| text.contains(words)).map(|(_, cause)| *cause);
+    quoted_status(text).map(Cause::of_status).or_else(|| of_machine(text)).or_else(of_words)
 }
 
-/// What follows from a failure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Cause {
-    /// Whose fault it is.
-    pub fault: Fault,
-    /// Whether the same may succeed later.
-    pub passing: bool,
+/// What a text says of the machine, or of a job that tries to look like one. A job chooses names that engines quote in
+/// the middle of what they say: of users, folders, commands and files of its image. So words count here where no name
+/// can be: at the beginning, and what the system says of a call at the end.
+fn of_machine(text: &str) -> Option<Cause> {
+    let (said, by_runtime) = unwrapped(text);
+    let begins =
+        |words: &str| said.strip_prefix("error ").unwrap_or(said).starts_with(words) || said.starts_with(words);
+    if let Some((_, cause)) = BEGINNINGS.iter().find(|(words, _)| begins(words)) {
+        return Some(*cause);
+    }
+    if NOT_BY_THE_MACHINE.iter().any(|words| begins(words)) {
+        return None;
+    }
+    let (_, cause) = ENDS.iter().find(|(words, _)| said.ends_with(words))?;
+    match by_runtime {
+        false => Some(*cause),
+        // A runtime works in the folders that the job asks for: those of the kernel are read-only, others are of any
+        // kind.
+        true => said.ends_with(READ_ONLY).then_some(Cause::JOB),
+    }
 }
 
-impl Cause {
-    /// The job asks for what there is not; it will be the same at the next try.
-    pub const JOB: Self = Self { fault: Fault::Job, passing: false };
-    /// This machine lacks something until somebody sees to it.
-    pub const OPERATOR: Self = Self { fault: Fault::Operator, passing: false };
-    /// This machine is busy, or a part of it is being started again.
-    pub const OPERATOR_PASSING: Self = Self { fault: Fault::Operator, passing: true };
-    /// A server is in trouble and will be for longer than a job can wait.
-    pub const NETWORK: Self = Self { fault: Fault::Network, passing: false };
-    /// A server shows a certificate that is refused. It may have ended, its authority may not be known to this machine,
-    /// or this machine's clock may be wrong: all will be the same at the next try, and none is what a job asks for.
-    pub const CERTIFICATE: Self = Self::NETWORK;
-    /// A server is busy or the way to it is broken.
-    pub const NETWORK_PASSING: Self = Self { fault: Fault::Network, passing: true };
-
-    /// What an HTTP status other than success says of a request that the job asked for (RFC 9110 section 15, RFC 6585):
-    /// 408, 425, 429 and most of 5xx ask for another try; everything else will be the same then.
-    pub fn of_status(status: u16) -> Self {
-        match status {
-            408 | 425 | 429 => Self::NETWORK_PASSING,
-            // Not implemented, version not supported, too little storage, loop, not extended.
-            501 | 505 | 507 | 508 | 510 => Self::NETWORK,
-            500..600 => Self::NETWORK_PASSING,
-            _ => Self::JOB,
+/// What is said, without the words about who says it and without what is printed before it; and whether it is the OCI
+/// runtime that does.
+fn unwrapped(text: &str) -> (&str, bool) {
+    let mut said = text.trim();
+    while let Some((line, rest)) = said.split_once('\n')
+        && PROGRESS.iter().any(|words| line.starts_with(words))
+    {
+        said = rest.trim_start();
+    }
+    let mut by_runtime = false;
+    loop {
+        if let Some(rest) = SPEAKERS.iter().find_map(|who| said.strip_prefix(who)) {
+            said = rest;
+        } else if let Some(rest) = RUNTIMES.iter().find_map(|who| said.strip_prefix(who)) {
+            (said, by_runtime) = (rest, true);
+        } else if let Some(hook) = said.strip_prefix("error running ").filter(|_| by_runtime) {
+            // What it prints begins with its own name.
+            said = hook.find(NVIDIA).map_or("", |at| &hook[at..]);
+        } else {
+            return (said.trim_end_matches('.').trim_end_matches(": unknown"), by_runtime);
         }
-    }
-
-    /// What an error of the system says, for connections and for our own files.
-    pub fn of_io(error: &io::Error) -> Self {
-        use io::ErrorKind as K;
-        match error.kind() {
-            K::StorageFull | K::QuotaExceeded | K::ReadOnlyFilesystem | K::PermissionDenied => Self::OPERATOR,
-            K::OutOfMemory | K::ResourceBusy => Self::OPERATOR_PASSING,
-            _ => match error.raw_os_error() {
-                Some(EIO | ENFILE | EMFILE) => Self::OPERATOR_PASSING,
-                _ => Self::NETWORK_PASSING,
-            },
-        }
-    }
-
-    /// What the stderr of a `docker` or `podman` command says. A status that it quotes counts before its words.
-    pub fn of_engine(text: &str) -> Self {
-        Self::in_words(&text.to_lowercase()).unwrap_or(Self::NETWORK_PASSING)
-    }
-
-    /// The same of a pull. The job has chosen the image's name, so no word of it may take the blame off the job; nor
-    /// may a registry's, which may be the job's own.
-    pub fn of_pull(text: &str, image: &str) -> Self {
-        let (text, image) = (text.to_lowercase(), image.to_lowercase());
-        if let Some(cause) = of_registry(&text) {
-            return cause;
-        }
-        let repository = image.split('@').next().unwrap_or_default();
-        let (path, tag) = match repository.rsplit_once(':') {
-            Some((path, tag)) if !tag.contains('/') => (path, tag),
-            _ => (repository, ""),
-        };
-        // Engines quote the name whole, without its tag, and without its host.
-        let local = path.split_once('/').map_or("", |(_, local)| local);
-        let names = [image.as_str(), repository, path, local, tag].into_iter().filter(|name| !name.is_empty());
-        let without = names.fold(text.clone(), |text, name| text.replace(name, ""));
-        // What is left of the words may be too little to be known, if the name is as common as "a".
-        let blamed = || Self::in_words(&text).filter(|cause| cause.fault == Fault::Job);
-        Self::in_words(&without).or_else(blamed).unwrap_or(Self::NETWORK_PASSING)
-    }
-
-    fn in_words(text: &str) -> Option<Self> {
-        let known = || ENGINE_WORDS.iter().find(|(words, _)| text.contains(words)).map(|(_, cause)| *cause);
-        quoted_status(text).map(Self::of_status).or_else(known)
     }
 }
 
 /// What a registry says with an error code, or what it says in place of what it should: the words behind are its own,
 /// so they tell nothing. A status before a code counts, as in the text of an engine.
-fn of_registry(text: &str) -> Option<Cause> {
+pub(super) fn of_registry(text: &str) -> Option<Cause> {
     let place = |words: &str| {
         let begins = |at: &usize| *at == 0 || text[..*at].ends_with(": ") || text[..*at].ends_with('\n');
         text.match_indices(words).map(|(at, _)| at).find(begins)
@@ -170,38 +121,126 @@ pub fn retry_after(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok()
 }
 
-/// What engines say, in lower case; the first row that is found counts. Machines that are full or broken come first:
-/// what they say is wrapped in words about what they were doing.
-const ENGINE_WORDS: &[(&str, Cause)] = &[
-    ("no space left", Cause::OPERATOR),
-    ("disk quota exceeded", Cause::OPERATOR),
-    ("read-only file system", Cause::OPERATOR),
-    ("too many open files", Cause::OPERATOR_PASSING),
-    ("cannot allocate memory", Cause::OPERATOR_PASSING),
-    ("device or resource busy", Cause::OPERATOR_PASSING),
-    ("input/output error", Cause::OPERATOR_PASSING),
+/// How the lines begin that engines print before their error.
+const PROGRESS: &[&str] = &[
+    "copying ",
+    "getting image source",
+    "resolved ",
+    "resolving ",
+    "storing signatures",
+    "time=\"",
+    "trying to pull ",
+    "unable to find image ",
+    "warning: ",
+    "writing manifest",
+];
+
+/// Who says it, before what is said.
+const SPEAKERS: &[&str] = &[
+    "docker: ",
+    "error: ",
+    "error response from daemon: ",
+    "failed to create task for container: ",
+    "failed to create shim task: ",
+    "failed to create shim: ",
+];
+
+/// The same of the OCI runtime.
+const RUNTIMES: &[&str] = &[
+    "oci runtime create failed: ",
+    "oci runtime error: ",
+    "runc create failed: ",
+    "runc: ",
+    "crun: ",
+    "unable to start container process: ",
+    "error during container init: ",
+];
+
+const NVIDIA: &str = "nvidia-container-cli: ";
+
+const READ_ONLY: &str = "read-only file system";
+
+/// How engines begin, in lower case and without the word error.
+const BEGINNINGS: &[(&str, Cause)] = &[
     ("permission denied while trying to connect", Cause::OPERATOR),
+    ("got permission denied while trying to connect", Cause::OPERATOR),
     ("cannot connect to the docker daemon", Cause::OPERATOR_PASSING),
+    ("failed to connect to the docker api", Cause::OPERATOR_PASSING),
     ("cannot connect to podman", Cause::OPERATOR_PASSING),
     ("unable to connect to podman", Cause::OPERATOR_PASSING),
-    ("is the docker daemon running", Cause::OPERATOR_PASSING),
-    ("error during connect", Cause::OPERATOR_PASSING),
+    ("during connect: ", Cause::OPERATOR_PASSING),
     ("dial unix", Cause::OPERATOR_PASSING),
-    ("shutting down", Cause::OPERATOR_PASSING),
-    ("containerd.sock", Cause::OPERATOR_PASSING),
-    ("is already in use by", Cause::OPERATOR_PASSING),
-    ("database is locked", Cause::OPERATOR_PASSING),
+    ("connection error: desc", Cause::OPERATOR_PASSING),
+    ("creating temporary lease: ", Cause::OPERATOR_PASSING),
+    ("conflict. the container name", Cause::OPERATOR_PASSING),
+    ("creating container storage: the container name", Cause::OPERATOR_PASSING),
     // The machine lacks what its settings ask for.
-    ("runtime name", Cause::OPERATOR),
+    ("unknown or invalid runtime name", Cause::OPERATOR),
     ("unknown runtime", Cause::OPERATOR),
     ("could not select device driver", Cause::OPERATOR),
     ("default oci runtime", Cause::OPERATOR),
     ("requested oci runtime", Cause::OPERATOR),
     ("container-init binary not found", Cause::OPERATOR),
-    ("error setting rlimit", Cause::OPERATOR),
+    ("setting rlimit", Cause::OPERATOR),
     ("setrlimit `", Cause::OPERATOR),
-    ("unresolvable cdi devices", Cause::OPERATOR),
-    ("nvidia-container", Cause::OPERATOR),
+    ("cdi device injection failed", Cause::OPERATOR),
+    ("setting up cdi devices", Cause::OPERATOR),
+    ("unable to apply cgroup configuration", Cause::OPERATOR_PASSING),
+    ("fork/exec ", Cause::OPERATOR_PASSING),
+    // Its other errors are of what an image asks for or has in the places of the driver's files.
+    ("nvidia-container-cli: initialization error", Cause::OPERATOR),
+    ("nvidia-container-cli: detection error", Cause::OPERATOR),
+];
+
+/// How engines end if the machine is full, broken or stopping.
+const ENDS: &[(&str, Cause)] = &[
+    ("no space left on device", Cause::OPERATOR),
+    ("disk quota exceeded", Cause::OPERATOR),
+    (READ_ONLY, Cause::OPERATOR),
+    ("too many open files", Cause::OPERATOR_PASSING),
+    ("too many open files in system", Cause::OPERATOR_PASSING),
+    ("cannot allocate memory", Cause::OPERATOR_PASSING),
+    ("device or resource busy", Cause::OPERATOR_PASSING),
+    ("input/output error", Cause::OPERATOR_PASSING),
+    ("shutting down", Cause::OPERATOR_PASSING),
+    ("database is locked", Cause::OPERATOR_PASSING),
+    (": unavailable", Cause::OPERATOR_PASSING),
+];
+
+/// How engines begin if the end is by somebody else: a name of the job's, or the text of a registry, which a job can
+/// choose as well. The codes are those of the distribution API; engines know no others.
+const NOT_BY_THE_MACHINE: &[&str] = &[
+    "cannot mount volume over existing file",
+    "invalid ",
+    "errors:",
+    "blob unknown",
+    "blob upload",
+    "denied: ",
+    "digest invalid",
+    "manifest ",
+    "name invalid",
+    "name unknown",
+    "size invalid",
+    "tag invalid",
+    "toomanyrequests: ",
+    "unauthorized",
+    "unavailable: ",
+    "unknown: ",
+    "unsupported: ",
+    "pull access denied",
+    "repository ",
+    "get \"",
+    "head \"",
+    "parsing http",
+    "received unexpected http status",
+    "initializing source",
+    "pinging container registry",
+    "reading manifest",
+    "failed to resolve reference",
+];
+
+/// What engines say of images and requests, wherever they say it, in lower case; the first row that is found counts.
+const WORDS: &[(&str, Cause)] = &[
     ("toomanyrequests", Cause::NETWORK_PASSING),
     ("too many requests", Cause::NETWORK_PASSING),
     ("manifest unknown", Cause::JOB),
@@ -239,6 +278,11 @@ const ENGINE_WORDS: &[(&str, Cause)] = &[
     ("executable file not found", Cause::JOB),
     ("exec format error", Cause::JOB),
     ("unable to find user", Cause::JOB),
+    ("unable to find group", Cause::JOB),
+    ("uids and gids must be in range", Cause::JOB),
+    ("cannot mount volume over existing file", Cause::JOB),
+    ("invalid volume specification", Cause::JOB),
+    ("invalid mount path", Cause::JOB),
     ("no matching entries in passwd", Cause::JOB),
     ("is inside /proc", Cause::JOB),
     ("must be mounted on ordinary mountpoint", Cause::JOB),
@@ -262,33 +306,7 @@ fn quoted_status(text: &str) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn statuses_that_ask_for_another_try() {
-        for (statuses, cause) in [
-            (&[408, 425, 429, 500, 502, 503, 504, 520, 599][..], Cause::NETWORK_PASSING),
-            (&[501, 505, 507, 508], Cause::NETWORK),
-            (&[304, 307, 400, 401, 403, 404, 410, 413, 416, 451], Cause::JOB),
-        ] {
-            statuses.iter().for_each(|status| assert_eq!(Cause::of_status(*status), cause, "{status}"));
-        }
-    }
-
-    #[test]
-    fn errors_of_the_system() {
-        let raw = |errno: rustix::io::Errno| io::Error::from_raw_os_error(errno.raw_os_error());
-        for (errno, cause) in [
-            (rustix::io::Errno::NOSPC, Cause::OPERATOR),
-            (rustix::io::Errno::DQUOT, Cause::OPERATOR),
-            (rustix::io::Errno::ROFS, Cause::OPERATOR),
-            (rustix::io::Errno::MFILE, Cause::OPERATOR_PASSING),
-            (rustix::io::Errno::CONNREFUSED, Cause::NETWORK_PASSING),
-            (rustix::io::Errno::CONNRESET, Cause::NETWORK_PASSING),
-        ] {
-            assert_eq!(Cause::of_io(&raw(errno)), cause, "{errno}");
-        }
-        assert_eq!(Cause::of_io(&io::Error::other("tls")), Cause::NETWORK_PASSING);
-    }
+    use crate::ops::cause::Fault;
 
     #[test]
     fn what_engines_say() {
@@ -454,6 +472,82 @@ mod tests {
             ["failed to register layer: write /a: no space left on device", "write /denied: read-only file system"]
         {
             assert_eq!(Cause::of_pull(text, "denied"), Cause::OPERATOR, "{text}");
+        }
+    }
+
+    #[test]
+    fn no_name_of_a_job_s_choice_is_the_machine_s_trouble() {
+        let docker = "docker: Error response from daemon: ";
+        let runc = "failed to create shim task: OCI runtime create failed: runc create failed: unable to start \
+            container process: ";
+        let ends = ENDS.iter().map(|(words, _)| *words);
+        for words in ends.chain(BEGINNINGS.iter().map(|(words, _)| *words)) {
+            for name in [words.to_owned(), format!("/a: {words}"), format!("a\nerror: {words}: {words}\n: {words}")] {
+                for text in [
+                    format!("unable to find user {name}: no matching entries in passwd file"),
+                    format!("{docker}unable to find group {name}: no matching entries in group file"),
+                    format!("{docker}lstat /var/lib/docker/overlay2/0/merged/file/{name}: not a directory."),
+                    format!("{docker}Cannot mkdir: {name} is not a directory"),
+                    format!("{docker}cannot mount volume over existing file, file exists /overlay2/0/merged/{name}"),
+                    format!("{docker}invalid mount path: '{name}' mount path must be absolute"),
+                    format!("{runc}exec: \"{name}\": executable file not found in $PATH: unknown"),
+                    format!("{runc}exec: \"{name}\": stat {name}: not a directory: unknown"),
+                    format!("{runc}error during container init: mkdir /sys/{name}: read-only file system: unknown"),
+                    format!(
+                        "{docker}{runc}error during container init: error mounting \"/var/lib/docker/volumes/0/_data\" \
+                        to rootfs at \"/sys/{name}\": mkdir /sys/{name}: read-only file system: unknown"
+                    ),
+                    format!("Error: unable to find user {name}: no matching entries in passwd file"),
+                    format!("Error: creating container 8b9c workdir: mkdir /overlay/0/merged/{name}: not a directory"),
+                    format!("Error: workdir \"{name}\" exists on container 8eb5, but is not a directory"),
+                    format!(
+                        "Error: crun: executable file `{name}` not found in $PATH: No such file or directory: OCI \
+                        runtime attempted to invoke a command that was not found"
+                    ),
+                    format!("Error: crun: mkdir `/sys/{name}`: Read-only file system"),
+                ] {
+                    assert_eq!(Cause::of_engine(&text), Cause::JOB, "{text}");
+                }
+            }
+        }
+        // Whose fault these are is not known, but not that of the machine.
+        for text in [
+            "mkdir /dev/x: cannot allocate memory: unknown",
+            "error running prestart hook #0: exit status 1, stdout: , stderr: nvidia-container-cli: requirement error: \
+                unsatisfied condition: cuda>=99: nvidia-container-cli: initialization error: unknown",
+            "error running hook #0: exit status 1, stderr: nvidia-container-cli: device error: x: unknown device",
+        ] {
+            assert_ne!(Cause::of_engine(&format!("{docker}{runc}{text}")).fault, Fault::Operator, "{text}");
+        }
+        let hook = "error running prestart hook #0: exit status 1, stdout: , stderr: Auto-detected mode as 'legacy'\n\
+            nvidia-container-cli: initialization error: nvml error: driver not loaded: unknown";
+        assert_eq!(Cause::of_engine(&format!("{docker}{runc}{hook}")), Cause::OPERATOR);
+    }
+
+    #[test]
+    fn no_word_of_a_registry_or_of_a_file_s_name_is_the_machine_s_trouble() {
+        for (words, _) in ENDS.iter().chain(BEGINNINGS) {
+            for text in [
+                format!("Error response from daemon: unknown: {words}"),
+                format!("Error response from daemon: Get \"https://r/v2/\": {words}"),
+                format!("errors:\ndenied: {words}\nunknown: {words}"),
+                format!("failed to register layer: mkdir /x: {words}: file exists"),
+                format!(
+                    "Trying to pull r:5000/app:1...\nError: initializing source docker://r:5000/app:1: reading \
+                    manifest 1 in r:5000/app: unknown: {words}"
+                ),
+            ] {
+                for image in ["r:5000/app:1", "initializing:source", "reading/manifest", "unknown", "error"] {
+                    assert_ne!(Cause::of_pull(&text, image).fault, Fault::Operator, "{image}: {text}");
+                }
+            }
+        }
+        for text in [
+            "failed to register layer: write /x: no space left on device",
+            "Trying to pull r:5000/app:1...\nGetting image source signatures\nError: writing blob: storing blob to \
+                file \"/var/tmp/x\": write: no space left on device",
+        ] {
+            assert_eq!(Cause::of_pull(text, "r:5000/app:1"), Cause::OPERATOR, "{text}");
         }
     }
 
