@@ -59,14 +59,14 @@ enum Command {
     /// Serve validators and users: sessions, the job API, histories
     Facilitator(facilitator::Args),
     /// Take jobs from the facilitator and drive them on miners
-    Validator(validator::Args),
+    Validator(Box<validator::Args>),
     /// Run the jobs of validators that send them through Redis (--dispatch celery)
     #[cfg(feature = "celery")]
-    Worker(worker::Args),
+    Worker(Box<worker::Args>),
     /// Serve validators and manage executors
     Miner(Box<miner::Args>),
     /// Run one job for the miner that started this process
-    Executor(executor::Args),
+    Executor(Box<executor::Args>),
     /// Submit job files, follow them and print their results
     Submit(submit::Args),
     /// Show the status of a running role; exit 0 if it is ready, 1 if not
@@ -149,11 +149,11 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Facilitator(args) => facilitator::run(args),
-        Command::Validator(args) => validator::run(args),
+        Command::Validator(args) => validator::run(*args),
         #[cfg(feature = "celery")]
-        Command::Worker(args) => worker::run(args),
+        Command::Worker(args) => worker::run(*args),
         Command::Miner(args) => miner::run(*args, miner_again),
-        Command::Executor(args) => executor::run(args),
+        Command::Executor(args) => executor::run(*args),
         Command::Submit(args) => submit::run(args),
         Command::Status(args) => status::run(args),
         Command::Job(args) => job::run(args),
