@@ -39,7 +39,7 @@ pub(super) fn serve(
     let shown = Mutex::default();
     let look = move |health: &Health, metrics: &Metrics| {
         let now = observer.status();
-        report(&now, health);
+        report(&now, observer.accept_trouble(), health);
         measure(&now, metrics, &mut lock(&shown));
         let sandboxes = lock(&sandboxes);
         let sandboxes =
@@ -50,9 +50,10 @@ pub(super) fn serve(
 }
 
 /// Brings the parts up to date.
-fn report(now: &MinerStatus, health: &Health) {
+fn report(now: &MinerStatus, accept_trouble: Option<String>, health: &Health) {
     let machine = now.machine_trouble.as_ref().map(|why| format!("the last job could not be run here: {why}"));
     for (part, trouble) in [
+        ("accept", accept_trouble),
         ("engine", now.engine_trouble.clone()),
         ("machine", machine),
         ("slots", now.slot_trouble()),

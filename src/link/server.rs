@@ -20,6 +20,7 @@ use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Step;
 use crate::base::timer::TimerHandle;
+pub use crate::net::accept::AcceptState;
 use crate::net::accept::{Acceptor, Admission, Admitted, Place, Service};
 use crate::transport::{HandshakeRequest, Listener, Pending, Refusal, SocketLimits, Utf8Bytes};
 
@@ -131,6 +132,11 @@ impl Server {
         let handshakes = Mutex::new(Buckets::new(config.handshakes));
         let accepting = Accepting { config, listener, timer: timer.clone(), check, sink, handshakes };
         Self { timer, acceptor: Acceptor::start(thread, admission, move || kick.kick(), accepting) }
+    }
+
+    /// Whether it accepts connections.
+    pub fn accept_state(&self) -> AcceptState {
+        self.acceptor.state()
     }
 
     /// Accepts no more connections; those that are open stay.

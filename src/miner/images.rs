@@ -146,7 +146,12 @@ impl Keeper {
         let ImageCare { docker, folder, bounds, .. } = &self.care;
         let store = match ImageStore::open(docker.clone(), folder, *bounds) {
             Ok(store) => store,
-            Err(error) => return log::error!("no image is kept here: the book of images cannot be opened: {error}"),
+            Err(error) => {
+                let why = format!("the book of images cannot be opened: {error}");
+                let of_all = &mut lock(&self.status).pre_pull;
+                of_all.iter_mut().for_each(|pulled| pulled.trouble = Some(why.clone()));
+                return log::error!("no image is kept here: {why}");
+            }
         };
         let start = Instant::now();
         let wanted = |image: &String| Wanted { image: image.clone(), next: start, failures: 0, in_use: None };

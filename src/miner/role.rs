@@ -35,7 +35,7 @@ use crate::base::stop::{Stopping, drop_role};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::TimerHandle;
 use crate::base::waits::waiting;
-use crate::link::server::Server;
+use crate::link::server::{AcceptState, Server};
 use crate::ops::status::Board;
 use crate::store::StoreError;
 use crate::store::miner::{MinerStore, Turn};
@@ -64,6 +64,7 @@ pub struct Miner {
     status: Arc<Mutex<MinerStatus>>,
     traces: Arc<Mutex<Traces>>,
     images: Arc<Mutex<ImagesStatus>>,
+    accept: AcceptState,
     board: Board,
     url: String,
     limits: MinerLimits,
@@ -133,6 +134,7 @@ pub struct Observer {
     status: Arc<Mutex<MinerStatus>>,
     traces: Arc<Mutex<Traces>>,
     images: Arc<Mutex<ImagesStatus>>,
+    accept: AcceptState,
     board: Board,
 }
 
@@ -146,6 +148,11 @@ impl Observer {
     /// remembered.
     pub fn trace(&self, uuid: &str) -> Vec<Trace> {
         lock(&self.traces).of(uuid)
+    }
+
+    /// Why no connection is accepted at present, if that is so.
+    pub fn accept_trouble(&self) -> Option<String> {
+        self.accept.trouble(Instant::now())
     }
 
     /// What is known of the images of jobs, as of the last look.
@@ -267,9 +274,11 @@ impl Miner {
         take_spooled(&spool, &events);
         let sink = router_thread::sink(events.clone(), config.rates);
         let server = Server::start(config.server.clone(), listener, timer, router_thread::accept_path(), sink);
+        let accept = server.accept_state();
         log::info!("miner {} serves on {url}", config.key.ss58());
         let parts = Some(MinerParts { router, images, server, watcher, disk, events, stop });
-        Ok(Self { parts, status, traces, images: known_images, board: config.board, url, limits: config.limits })
+        let (images, board, limits) = (known_images, config.board, config.limits);
+        Ok(Self { parts, status, traces, images, accept, board, url, limits })
     }
 
     /// Where validators and executors dial, `ws://address:port`.
@@ -296,7 +305,7 @@ impl Miner {
     /// What looks at this miner; may outlive it.
     pub fn observer(&self) -> Observer {
         let (status, traces, images) = (self.status.clone(), self.traces.clone(), self.images.clone());
-        Observer { status, traces, images, board: self.board.clone() }
+        Observer { status, traces, images, accept: self.accept.clone(), board: self.board.clone() }
     }
 
     /// Stops: declines new jobs and waits for those that run (at most [`MinerLimits::drain_time`], or until the stop is

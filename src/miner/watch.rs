@@ -16,7 +16,7 @@ use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Seek, Seek
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
@@ -84,9 +84,14 @@ impl Watcher {
         watcher
     }
 
-    /// Starts it again if it has ended; says that it had to. Blocks for at most [`START_TIME`].
+    /// Starts it again if it has ended; says that it had to. Blocks for at most [`START_TIME`], and not at all if
+    /// another thread is about to.
     pub(super) fn check(&self) {
-        let mut living = lock(&self.0.living);
+        let mut living = match self.0.living.try_lock() {
+            Ok(living) => living,
+            Err(TryLockError::WouldBlock) => return,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        };
         if living.as_ref().is_some_and(Living::lives) {
             return;
         }

@@ -10,7 +10,7 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -145,9 +145,31 @@ pub(crate) struct Admission {
     pub(crate) turned_away: usize,
 }
 
+/// How long a failed `accept` counts as trouble. It is tried again each [`AFTER_FAILURE`], so what lasts is known for
+/// as long as it does, and the first try that waits for a connection instead ends it, whether one comes or not.
+const TROUBLE_TIME: Duration = Duration::from_secs(1);
+
+/// Whether a server accepts connections; may outlive it. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub struct AcceptState(Weak<LastFailure>);
+
+/// When `accept` has failed the last time, and how; its accepting thread holds it.
+type LastFailure = Mutex<Option<(Instant, String)>>;
+
+impl AcceptState {
+    /// Why nobody is accepted `now`, if that is so: each try has failed, or the thread has ended.
+    pub fn trouble(&self, now: Instant) -> Option<String> {
+        let Some(last) = self.0.upgrade() else { return Some("nobody accepts connections any more".to_owned()) };
+        let last = lock(&last);
+        let lasts = last.as_ref().filter(|(at, _)| now.saturating_duration_since(*at) < TROUBLE_TIME);
+        lasts.map(|(_, why)| format!("cannot accept connections: {why}"))
+    }
+}
+
 /// The threads of one server: one that accepts, one for each connection.
 pub(crate) struct Acceptor<H> {
     accept: Option<Thread<()>>,
+    state: AcceptState,
     kick: Kick,
     stop: Shutdown,
     open: Open<H>,
@@ -175,9 +197,12 @@ impl<H: Send + 'static> Acceptor<H> {
             signal.drain();
             kick();
         });
+        let failed = Arc::<LastFailure>::default();
+        let state = AcceptState(Arc::downgrade(&failed));
         let accepting = Accepting {
             name: thread.clone(),
             service,
+            failed,
             admission,
             stop: stop.clone(),
             open: open.clone(),
@@ -185,7 +210,12 @@ impl<H: Send + 'static> Acceptor<H> {
             warned: Throttle::default(),
         };
         let accept = spawn(thread, kick.clone(), move || accepting.run());
-        Self { accept: Some(accept), kick, stop, open }
+        Self { accept: Some(accept), state, kick, stop, open }
+    }
+
+    /// Whether it accepts.
+    pub(crate) fn state(&self) -> AcceptState {
+        self.state.clone()
     }
 
     /// Accepts no more connections; those that are open see the drain of their stop signal.
@@ -231,6 +261,7 @@ impl<H> Drop for Acceptor<H> {
 struct Accepting<S: Service> {
     name: String,
     service: S,
+    failed: Arc<LastFailure>,
     admission: Admission,
     stop: Shutdown,
     open: Open<S::Handle>,
@@ -245,6 +276,7 @@ impl<S: Service> Accepting<S> {
                 Ok(Some(incoming)) => self.admit(incoming),
                 Ok(None) => return,
                 Err(error) => {
+                    *lock(&self.failed) = Some((Instant::now(), error.to_string()));
                     self.warn(&format_args!("cannot accept, tries again: {error}"));
                     if self.stop.wait(AFTER_FAILURE) {
                         return;
@@ -294,9 +326,51 @@ mod tests {
     use super::*;
     use crate::base::shutdown::Level;
     use crate::base::thread::Group;
+    use crate::base::wait::until;
     use crate::net::dial::dial;
 
     const LONG: Duration = Duration::from_secs(60);
+
+    /// Fails as long as it is told to.
+    struct Failing {
+        listener: KickableListener,
+        fails: Arc<AtomicBool>,
+    }
+
+    impl Service for Failing {
+        type Incoming = TcpStream;
+        type Handle = ();
+
+        fn accept(&self) -> io::Result<Option<TcpStream>> {
+            match self.fails.load(Ordering::SeqCst) {
+                true => Err(io::Error::other("no descriptors")),
+                false => Ok(self.listener.accept()?.map(|(stream, _)| stream)),
+            }
+        }
+
+        fn admit(&self, _: TcpStream, _: Place) -> Admitted<()> {
+            unreachable!("nobody connects")
+        }
+
+        fn refuse(&self, _: TcpStream) {}
+    }
+
+    #[test]
+    fn trouble_lasts_while_accept_fails_and_when_its_thread_has_ended() {
+        let listener = KickableListener::new(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+        let (kick, fails) = (listener.kick(), Arc::new(AtomicBool::new(true)));
+        let admission = Admission { served: 1, turned_away: 0 };
+        let service = Failing { listener, fails: fails.clone() };
+        let acceptor = Acceptor::start("t-accept".to_owned(), admission, kick, service);
+        let state = acceptor.state();
+        let trouble = || state.trouble(Instant::now());
+        until("a try has failed", || trouble().as_deref() == Some("cannot accept connections: no descriptors"));
+        // From now on it waits for a connection, and none comes.
+        fails.store(false, Ordering::SeqCst);
+        until("it waits again", || trouble().is_none());
+        drop(acceptor);
+        assert_eq!(trouble().as_deref(), Some("nobody accepts connections any more"));
+    }
 
     /// Each connection says its number and whether it is over, and then waits for its stop.
     struct Waiting {
