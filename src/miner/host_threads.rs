@@ -22,6 +22,10 @@ use crate::base::thread::{Kick, Thread, spawn};
 /// Takes what executors and hosts report to the router.
 pub(super) type Reports = Arc<dyn Fn(Input) + Send + Sync>;
 
+/// Takes what a check has found, with the stop signal of its thread: once that is set, it was a check of other
+/// settings.
+pub(super) type CheckReports = Arc<dyn Fn(Input, Shutdown) + Send + Sync>;
+
 /// What the checks of all hosts have in common.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Checks {
@@ -40,6 +44,7 @@ struct OneHost {
 pub(super) struct HostThreads {
     stop: Shutdown,
     report: Reports,
+    checked: CheckReports,
     reaper: Reaper,
     /// Of the engine of this machine.
     floor: Option<Arc<Floor>>,
@@ -56,10 +61,15 @@ impl fmt::Debug for HostThreads {
 }
 
 impl HostThreads {
-    /// None yet; all end with `stop`, and `report` gets what they find.
-    pub(super) fn new(reaper: Reaper, floor: Option<Floor>, stop: Shutdown, report: Reports) -> Self {
+    /// None yet; all end with `stop`. `checked` gets what checks find, `report` what is found else.
+    pub(super) fn new(
+        reaper: Reaper,
+        floor: Option<Floor>,
+        stop: Shutdown,
+        (report, checked): (Reports, CheckReports),
+    ) -> Self {
         let floor = floor.map(Arc::new);
-        Self { stop, report, reaper, floor, running: BTreeMap::new(), ended: Vec::new(), number: 0 }
+        Self { stop, report, checked, reaper, floor, running: BTreeMap::new(), ended: Vec::new(), number: 0 }
     }
 
     /// Checks this host from now on; how jobs run there may be known from earlier checks of the same engine.
@@ -70,11 +80,11 @@ impl HostThreads {
         checks: Checks,
         known: Option<String>,
     ) {
-        let (report, Checks { policy, images }) = (self.report.clone(), checks);
+        let (report, Checks { policy, images }) = (self.checked.clone(), checks);
         let floor = self.floor.clone().filter(|_| host == HostName::LOCAL);
         let (owner, answered) = (self.reaper.owner.clone(), self.reaper.answered.clone());
         let check = HostCheck { host, backend, policy, known, images, floor, owner, answered };
-        self.spawn("min-engine", host, move |stop| check.run(stop, |found| report(found)));
+        self.spawn("min-engine", host, move |stop| check.run(stop, |found| report(found, stop.clone())));
     }
 
     /// Looks at this host from now on for what executors have left there.
@@ -122,5 +132,44 @@ impl Drop for HostThreads {
     fn drop(&mut self) {
         // All before the first is joined, so that they end side by side.
         self.running.values().for_each(|host| host.stop.cancel());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::bounded;
+
+    use super::*;
+    use crate::base::wait::LONG;
+    use crate::miner::executor_manager::{ExecutorEnd, ExecutorError, ExecutorSpec, Owner};
+    use crate::ops::metrics::Metrics;
+
+    struct Well;
+
+    impl ExecutorBackend for Well {
+        fn run(&self, _: &ExecutorSpec, _: &Shutdown) -> ExecutorEnd {
+            Err(ExecutorError::Lost)
+        }
+    }
+
+    #[test]
+    fn what_a_check_of_earlier_settings_has_found_is_known_as_that() {
+        let (tell, told) = bounded(10);
+        let stop = Shutdown::new();
+        let owner = Owner { miner: "5M".to_owned(), instance: "i".to_owned(), epoch: 1 };
+        let reaper =
+            Reaper { answered: Default::default(), owner, dry_run: false, watcher: None, metrics: Metrics::default() };
+        let checked: CheckReports = Arc::new(move |found, of| tell.send((found, of)).unwrap());
+        let mut hosts = HostThreads::new(reaper, None, stop, (Arc::new(|_| {}), checked));
+        let checks = Checks { policy: CheckPolicy::default(), images: false };
+        let next = || told.recv_timeout(LONG).unwrap();
+        hosts.check(HostName::LOCAL, Arc::new(Well), checks, None);
+        let (_, first) = next();
+        assert!(!first.is_set());
+        // Its host has another engine now.
+        hosts.release(HostName::LOCAL);
+        hosts.check(HostName::LOCAL, Arc::new(Well), checks, None);
+        let (_, second) = next();
+        assert_eq!((first.is_set(), second.is_set()), (true, false));
     }
 }

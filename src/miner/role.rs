@@ -19,7 +19,7 @@ use super::disk::{self, Saves};
 use super::engine::LATE;
 use super::executor_manager::{Backends, ExecutorManager, Owner};
 use super::host::HostName;
-use super::host_threads::{HostThreads, Reports};
+use super::host_threads::{CheckReports, HostThreads, Reports};
 use super::images::{Floor, ImagesStatus, Keeper};
 use super::meters::Meters;
 use super::reaper::Reaper;
@@ -217,7 +217,9 @@ impl Miner {
         let (looked_after, counted) = (watcher.clone(), metrics.clone());
         let reaper =
             Reaper { answered: answered.clone(), owner: reapers, dry_run, watcher: looked_after, metrics: counted };
-        let mut hosts = HostThreads::new(reaper, floor, stop.clone(), reports.clone());
+        let found = events.clone();
+        let checked: CheckReports = Arc::new(move |input, of| drop(found.send(Event::Checked(input, of))));
+        let mut hosts = HostThreads::new(reaper, floor, stop.clone(), (reports.clone(), checked));
         for (host, backend) in &backends {
             hosts.check(*host, backend.clone(), router_thread::checks(&settings), None);
         }
@@ -365,7 +367,7 @@ fn first_checks(inbox: &Receiver<Event>, mut hosts: BTreeSet<HostName>, deadline
     let _waiting = waiting("the first check of the hosts", Some(deadline));
     while !hosts.is_empty() {
         let Ok(event) = inbox.recv_deadline(deadline) else { break };
-        let Event::Input(input @ Input::Checked { .. }) = event else { continue };
+        let Event::Checked(input, _) = event else { continue };
         if let Input::Checked { host, .. } = &input {
             hosts.remove(host);
         }

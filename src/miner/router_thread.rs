@@ -53,6 +53,8 @@ const EVENT_TIME: Duration = Duration::from_secs(10);
 pub(super) enum Event {
     /// For the router.
     Input(Input),
+    /// The same, unless this is set by then: a check that was made by other settings tells nothing of its host.
+    Checked(Input, Shutdown),
     /// A connection, and how to send to it.
     Opened(SessionId, SessionHandle, Peer, Option<String>),
     /// Settings, and where executors come from, from now on.
@@ -222,6 +224,8 @@ impl RouterThread {
             let input = select! {
                 recv(events) -> event => match event {
                     Ok(Event::Input(input)) => input,
+                    Ok(Event::Checked(_, of)) if of.is_set() => Input::Tick,
+                    Ok(Event::Checked(input, _)) => input,
                     Ok(Event::Opened(id, handle, peer, address)) => {
                         sessions.insert(id, handle);
                         Input::Opened { id, peer, address }

@@ -4,7 +4,6 @@
 //! No thread: the caller of [`Adopted::wait`] blocks in one `poll` over the program (a pidfd) and a pipe that the stop
 //! signal writes to. What the program ended with, only its parent is told.
 
-use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -12,11 +11,11 @@ use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, getpgid, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::group::poll_until;
 use super::ladder::{Climb, Ladder, Step};
-use super::leftovers::processes_with;
+use super::leftovers::{leads_a_group, processes_with, stat};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::waits::waiting;
 
@@ -33,9 +32,7 @@ impl Adopted {
     /// # Errors
     /// If the system does not list its processes.
     pub(crate) fn find(marker: &[u8]) -> io::Result<Option<Self>> {
-        let leaders = processes_with(|variable| variable == marker)?
-            .into_iter()
-            .filter(|(pid, _)| getpgid(Some(*pid)) == Ok(*pid));
+        let leaders = processes_with(|variable| variable == marker)?.into_iter().filter(|(pid, _)| leads_a_group(*pid));
         // One that has ended meanwhile has no start time.
         let by_age = leaders.filter_map(|(pid, process)| Some((started(pid)?, pid, process)));
         let oldest = by_age.min_by_key(|(started, pid, _)| (*started, pid.as_raw_nonzero()));
@@ -94,9 +91,7 @@ impl Adopted {
 
 /// When a process was started, in ticks since the machine was.
 fn started(pid: Pid) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    // The name, in parentheses, may hold anything; the start is field 22, and the state after the name is field 3.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(22 - 3)?.parse().ok()
+    stat(pid, 22)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, getpgid, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::group::poll_until;
 use crate::base::waits::waiting;
@@ -102,13 +102,25 @@ pub(crate) fn values_of_leaders(variable: &str, beside: &str) -> io::Result<BTre
     let mut values = BTreeSet::new();
     each_process(|pid, _, environ| {
         let mut variables = environ.split(|byte| *byte == 0);
-        // A group of this number is asked for last: the system's own processes have none.
-        if variables.clone().any(|other| other.starts_with(&beside)) && getpgid(Some(pid)) == Ok(pid) {
+        if variables.clone().any(|other| other.starts_with(&beside)) && leads_a_group(pid) {
             let value = variables.find_map(|other| other.strip_prefix(&variable[..]));
             values.extend(value.map(|value| OsString::from_vec(value.to_owned())));
         }
     })?;
     Ok(values)
+}
+
+/// Whether a process leads a process group. A group whose leader is in another PID namespace has the number 0, which
+/// the library's `getpgid` takes for impossible.
+pub(super) fn leads_a_group(pid: Pid) -> bool {
+    stat(pid, 5) == Some(u64::from(pid.as_raw_nonzero().get().unsigned_abs()))
+}
+
+/// A field of `/proc/PID/stat` after the name, by its number in proc(5): 3 is the state.
+pub(super) fn stat(pid: Pid, field: usize) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    // The name, in parentheses, may hold anything.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(field - 3)?.parse().ok()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use phalanx::proc::docker::labels;
-use rustix::process::{Pid, Signal, getsid, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::process::{Network, descendants, result};
@@ -178,7 +178,11 @@ fn an_executor_that_lives_without_its_miner_is_left_alone_until_it_is_killed_too
 fn a_watcher_is_nobody_s_child_ignores_signals_and_ends_with_its_miner() {
     let network = Network::start(false);
     let (watcher, _) = watcher(&network);
-    let session = |pid: i32| getsid(Pid::from_raw(pid)).unwrap();
+    // 0 is one whose leader is in another PID namespace, which `getsid` of the library takes for impossible.
+    let session = |pid: i32| -> i32 {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit_once(") ").unwrap().1.split(' ').nth(3).unwrap().parse().unwrap()
+    };
     assert_ne!(session(watcher), session(i32::try_from(network.miner.id()).unwrap()));
     let entries = fs::read_dir(format!("/proc/{watcher}/fd")).unwrap().flatten();
     let mut files: Vec<_> = entries.map(|entry| fs::read_link(entry.path()).unwrap().display().to_string()).collect();

@@ -2,12 +2,10 @@
 //! operator's gets out of its confines, and whether NVIDIA's toolkit is one without known ways out.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::owner::{Answered, Owner};
 use super::toolkit::{RareChecks, ToolkitVersion};
-use crate::base::lock::lock;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::ops::redact::OneLine;
 use crate::proc::docker::{Docker, labels};
@@ -23,7 +21,7 @@ const TOOLKIT: &str = "nvidia-ctk";
 /// The stage of a probe's container.
 const PROBE: &str = "probe";
 
-/// Bytes that are kept of what a probe writes, the last ones.
+/// Bytes that are kept of what a probe writes, the last ones of its output and of its errors.
 const KEPT_BYTES: usize = 16 << 10;
 
 /// Characters of its last line that are shown.
@@ -137,9 +135,9 @@ impl SecurityChecks {
         }
         creation.args(&probe.options).arg(&probe.image);
         container.create(creation).map_err(text)?;
-        let said = Mutex::new(Vec::new());
-        let mut take = |bytes: &[u8]| keep_last(&mut lock(&said), bytes);
-        let mut take_too = |bytes: &[u8]| keep_last(&mut lock(&said), bytes);
+        let (mut output, mut errors) = (Vec::new(), Vec::new());
+        let mut take = |bytes: &[u8]| keep_last(&mut output, bytes);
+        let mut take_errors = |bytes: &[u8]| keep_last(&mut errors, bytes);
         let run = GroupRun {
             command: container.attached(),
             stop,
@@ -148,11 +146,13 @@ impl SecurityChecks {
             silence: None,
             ladder: tool::LADDER,
             stdout: Some(&mut take),
-            stderr: Some(&mut take_too),
+            stderr: Some(&mut take_errors),
             terminate: None,
         };
         let ended = run.run().map_err(|error| text(ToolError::of("docker", "run it", error)))?;
-        let said = String::from_utf8_lossy(&lock(&said)).into_owned();
+        // What came last on two pipes cannot be known; errors tell more.
+        output.extend(errors);
+        let said = String::from_utf8_lossy(&output);
         match ended.cause {
             Some(Cause::Stop) => return Err("it was stopped".to_owned()),
             Some(_) => {
