@@ -20,7 +20,7 @@ use phalanx::proc::docker::{EngineAddress, SshPlace};
 use phalanx::protocol::{ExecutorToMiner, HordeFailureReason, JobParticipantType, V0HordeFailedRequest};
 
 use crate::miner::{FakeBackend, Fixture as Running};
-use crate::miner_router::{Fixture, GONE, Unused, owner};
+use crate::miner_fixture::{Fixture, GONE, Unused, owner};
 use crate::testkit::engine;
 use crate::testkit::miner::{CLASS, SECOND, Says, kind, uuid};
 use crate::testkit::wait::{LONG, far};

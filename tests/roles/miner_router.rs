@@ -1,304 +1,28 @@
 //! The miner's decisions, without threads or clocks: every way a job can go, with time moved by hand.
 
+use crate::miner_fixture::{Fixture, GONE, UNIX, Unused};
 use crate::testkit::miner as miner_kit;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use miner_kit::{CLASS, Pen, SECOND, Says, kind, uuid};
 use phalanx::base::ids::SessionId;
-use phalanx::base::now::Now;
 use phalanx::base::rng::Rng;
-use phalanx::base::shutdown::{Level, Shutdown};
-use phalanx::miner::executor_manager::{
-    ExecutorBackend, ExecutorEnd, ExecutorError, ExecutorExit, ExecutorSpec, Leftover, LeftoverKind, Owner,
-};
-use phalanx::miner::executor_pool::{Lease, SlotCounts};
-use phalanx::miner::host::HostName;
-use phalanx::miner::router::{
-    Action, CLOSE_NORMAL, Counted, ExecutorFrame, HostPlan, Input, JobKey, Peer, Router, Settings, ValidatorFrame,
-};
-use phalanx::miner::trace::Traces;
-use phalanx::miner::{HostConfig, MinerConfig, MinerLimits};
+use phalanx::base::shutdown::Level;
+use phalanx::miner::executor_manager::{ExecutorError, ExecutorExit, Leftover, LeftoverKind};
+use phalanx::miner::executor_pool::SlotCounts;
+use phalanx::miner::router::{CLOSE_NORMAL, Counted, ExecutorFrame, Input, Peer, Settings};
+use phalanx::miner::{HostConfig, MinerLimits};
 use phalanx::proc::docker::EngineAddress;
 use phalanx::protocol::{
-    ExecutorTimingDetails, MinerToValidator, Receipt, StreamingDetails, V0StreamingJobReadyRequest, ValidatorToMiner,
+    ExecutorTimingDetails, MinerToValidator, StreamingDetails, V0StreamingJobReadyRequest, ValidatorToMiner,
 };
-use phalanx::store::miner::{JobChange, JobRow};
-
-const UNIX: i64 = 1_800_000_000;
-
-pub struct Unused;
-
-impl ExecutorBackend for Unused {
-    fn run(&self, _: &ExecutorSpec, _: &Shutdown) -> ExecutorEnd {
-        unreachable!("the router starts nothing by itself")
-    }
-}
-
-pub struct StoreOrder {
-    job: JobKey,
-    number: u64,
-    row: Option<Box<JobRow>>,
-    receipt: Receipt,
-}
-
-pub struct Fixture {
-    pub router: Router,
-    pub config: MinerConfig,
-    pub now: Instant,
-    /// Of the wall clock, which stands but for restarts.
-    pub unix: i64,
-    /// What was saved of each job.
-    pub disk: BTreeMap<String, JobRow>,
-    pub adopted: Vec<ExecutorSpec>,
-    pub limits: MinerLimits,
-    pub alice: Pen,
-    /// Texts for each connection since the last look.
-    pub mail: BTreeMap<SessionId, Vec<String>>,
-    pub closed: BTreeMap<SessionId, u16>,
-    pub started: Vec<ExecutorSpec>,
-    /// Of executors that are not gone, by token.
-    pub leases: BTreeMap<String, Lease>,
-    pub counted: Vec<Counted>,
-    pub told_to_end: Vec<String>,
-    pub released: Vec<HostName>,
-    /// What the store says to the next receipts: new, old, or an error; or nothing, as a disk that hangs.
-    pub store: fn() -> Option<Result<bool, String>>,
-    /// Orders that a disk that hangs has not done.
-    pub orders: Vec<StoreOrder>,
-    pub stored: usize,
-    pub traces: Traces,
-}
-
-impl Fixture {
-    pub fn new(slots: u32) -> Self {
-        Self::with(slots, |_| {})
-    }
-
-    pub fn with(slots: u32, change: impl FnOnce(&mut MinerConfig)) -> Self {
-        let alice = Pen::new("//Alice");
-        let mut config = MinerConfig::new(alice.miner.clone(), "unused", Arc::new(Unused));
-        config.validators = ["//Alice", "//Charlie"].map(|v| Pen::new(v).key.public()).into();
-        config.executors = vec![(CLASS, slots)];
-        change(&mut config);
-        Self {
-            limits: config.limits,
-            router: Router::new(&config, "ws://miner:1".to_owned(), owner()),
-            config,
-            now: Instant::now(),
-            unix: UNIX,
-            disk: BTreeMap::new(),
-            adopted: Vec::new(),
-            alice,
-            mail: BTreeMap::new(),
-            closed: BTreeMap::new(),
-            started: Vec::new(),
-            leases: BTreeMap::new(),
-            counted: Vec::new(),
-            told_to_end: Vec::new(),
-            released: Vec::new(),
-            store: || Some(Ok(true)),
-            orders: Vec::new(),
-            stored: 0,
-            traces: Traces::default(),
-        }
-    }
-
-    pub fn handle(&mut self, input: Input) {
-        let actions = self.router.handle(input, self.moment());
-        self.act(actions);
-        if let Some(wake) = self.router.next_wake() {
-            assert!(wake > self.now, "the router would be woken for ever");
-        }
-    }
-
-    pub fn moment(&self) -> Now {
-        Now { mono: self.now, wall: Duration::from_secs(self.unix as u64) }
-    }
-
-    /// The miner's process is killed, and another one starts after a time.
-    pub fn restart(&mut self, down: Duration, owner: Owner) {
-        self.unix += down.as_secs() as i64;
-        // Another monotonic clock, so that no moment of the old one counts.
-        self.now += Duration::from_secs(1_000_000);
-        self.router = Router::new(&self.config, "ws://miner:1".to_owned(), owner);
-        self.leases.clear();
-        let rows = std::mem::take(&mut self.disk);
-        self.disk.clone_from(&rows);
-        let actions = self.router.restore(rows.into_values().collect(), self.moment());
-        self.act(actions);
-    }
-
-    fn act(&mut self, actions: Vec<Action>) {
-        let now = self.moment();
-        for action in actions {
-            match action {
-                Action::Save(JobChange::Put(row)) => drop(self.disk.insert(row.uuid.clone(), row)),
-                Action::Save(JobChange::Forget { uuid, .. }) => drop(self.disk.remove(&uuid)),
-                Action::Adopt(spec, lease) => {
-                    drop(self.leases.insert(spec.token.clone(), lease));
-                    self.adopted.push(spec);
-                }
-                Action::Send(id, text) => self.mail.entry(id).or_default().push(text.to_string()),
-                Action::Close(id, code, _) => drop(self.closed.insert(id, code)),
-                Action::Store { job, number, row, payload, validator_signature } => {
-                    self.stored += 1;
-                    let miner_signature = payload.sign(&self.alice.miner);
-                    let receipt = Receipt { payload, validator_signature, miner_signature };
-                    let order = StoreOrder { job, number, row, receipt };
-                    match (self.store)() {
-                        Some(result) => self.done(order, result),
-                        None => self.orders.push(order),
-                    }
-                }
-                Action::Start(spec, lease) => {
-                    drop(self.leases.insert(spec.token.clone(), lease));
-                    self.started.push(spec);
-                }
-                Action::End(token) => self.told_to_end.push(token),
-                Action::Note(key, class, event, detail) => {
-                    self.traces.note(&key, class, event, &detail, now);
-                }
-                Action::Reap(_) => {}
-                Action::Release(host) => self.released.push(host),
-                Action::Count(counted) => self.counted.push(counted),
-            }
-        }
-    }
-
-    /// The disk has done this, or could not.
-    fn done(&mut self, order: StoreOrder, result: Result<bool, String>) {
-        let StoreOrder { job, number, row, receipt } = order;
-        if let (Some(row), Ok(true)) = (row, &result) {
-            self.disk.insert(row.uuid.clone(), *row);
-        }
-        let result = result.map(|new| (Box::new(receipt), new));
-        self.handle(Input::Stored { job, number, result });
-    }
-
-    /// Moves time on, stopping wherever the router wants to look.
-    pub fn pass(&mut self, by: Duration) {
-        let end = self.now + by;
-        while let Some(wake) = self.router.next_wake().filter(|wake| *wake <= end) {
-            self.now = wake;
-            self.handle(Input::Tick);
-        }
-        self.now = end;
-    }
-
-    pub fn open(&mut self, peer: Peer, address: Option<&str>) -> SessionId {
-        let id = SessionId::fresh();
-        self.handle(Input::Opened { id, peer, address: address.map(str::to_owned) });
-        id
-    }
-
-    pub fn dial(&mut self, pen: &Pen) -> SessionId {
-        self.open(Peer::Validator(pen.key.ss58()), None)
-    }
-
-    /// A validator's authenticated connection.
-    pub fn validator(&mut self, pen: &Pen) -> SessionId {
-        let id = self.dial(pen);
-        self.says(id, &pen.auth(self.unix));
-        assert_eq!(self.mail.get_mut(&id).map(|mail| mail.remove(0)).as_deref().map(kind).unwrap(), "ExecutorManifest");
-        id
-    }
-
-    pub fn says(&mut self, id: SessionId, text: &str) {
-        let frame = ValidatorFrame::read(text, Some(self.alice.key.public()));
-        self.handle(Input::FromValidator(id, Box::new(frame)));
-    }
-
-    pub fn reports(&mut self, id: SessionId, text: &str) {
-        self.handle(Input::FromExecutor(id, Box::new(ExecutorFrame::read(text))));
-    }
-
-    pub fn executor(&mut self, token: &str) -> SessionId {
-        self.open(Peer::Executor(token.to_owned()), Some("10.0.0.9"))
-    }
-
-    /// An executor ends, and nothing of it is left.
-    pub fn ended(&mut self, token: &str, end: ExecutorEnd) {
-        self.handle(Input::ExecutorEnded { token: token.to_owned(), end });
-        self.returned(token);
-    }
-
-    /// Whoever ran an executor lets go of its slot.
-    pub fn returned(&mut self, token: &str) {
-        drop(self.leases.remove(token));
-        self.handle(Input::SlotReturned { token: token.to_owned(), clean: true });
-    }
-
-    /// What a connection was sent since the last look.
-    pub fn texts(&mut self, id: SessionId) -> Vec<String> {
-        self.mail.remove(&id).unwrap_or_default()
-    }
-
-    pub fn got(&mut self, id: SessionId) -> Vec<String> {
-        self.texts(id).iter().map(|text| kind(text)).collect()
-    }
-
-    /// A job that was accepted; gives its token.
-    pub fn accepted(&mut self, session: SessionId, job: &str) -> String {
-        let ask = self.alice.ask(job);
-        self.says(session, &ask);
-        assert_eq!(self.got(session), ["AcceptJob"]);
-        self.started.last().unwrap().token.clone()
-    }
-
-    /// A job whose executor runs it; gives the executor's connection and token.
-    pub fn running(&mut self, session: SessionId, job: &str) -> (SessionId, String) {
-        let token = self.accepted(session, job);
-        let executor = self.executor(&token);
-        self.reports(executor, &Says(job).ready());
-        let request = self.alice.request(job);
-        self.says(session, &request);
-        assert_eq!(self.got(executor), ["InitialJob", "Job"]);
-        assert_eq!(self.got(session), ["ExecutorReady"]);
-        (executor, token)
-    }
-
-    /// The configuration is read again.
-    pub fn reload(&mut self) {
-        let settings = self.settings();
-        self.handle(Input::Settings(Box::new(settings)));
-    }
-
-    /// A check of a host has ended; none will be late.
-    pub fn checked(&mut self, host: HostName, found: Result<&str, &str>) {
-        let found = found.map(str::to_owned).map_err(str::to_owned);
-        let due = self.now + Duration::from_secs(1_000_000);
-        self.handle(Input::Checked { host, found, images: Vec::new(), due });
-    }
-
-    /// As in the configuration.
-    pub fn settings(&self) -> Settings {
-        let MinerConfig { validators, blacklist, limits, placement, .. } = self.config.clone();
-        let hosts = self.config.all_hosts().into_iter().map(HostPlan::from).collect();
-        Settings { validators, blacklist, limits, hosts, placement }
-    }
-
-    pub fn slots(&self) -> SlotCounts {
-        self.router.status().executors[0].1
-    }
-
-    pub fn free(&self) -> usize {
-        self.slots().free
-    }
-}
-
-pub fn owner() -> Owner {
-    Owner { miner: "5M".to_owned(), instance: "i".to_owned(), epoch: 1 }
-}
-
-pub const GONE: ExecutorEnd = Ok(ExecutorExit::Code(0));
 
 #[test]
 fn a_whole_job_passes_and_leaves_nothing() {
-    let mut f = Fixture::new(1);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(1);
+    let job = uuid();
     let (executor, token) = f.running(session, &job);
     assert_eq!(f.started[0].miner_address, "ws://miner:1");
     assert!(token.starts_with(&job));
@@ -342,9 +66,8 @@ fn a_whole_job_passes_and_leaves_nothing() {
 
 #[test]
 fn a_request_that_comes_before_the_executor_is_ready_waits_for_it() {
-    let mut f = Fixture::new(1);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(1);
+    let job = uuid();
     let token = f.accepted(session, &job);
     f.says(session, &alice.request(&job));
     let executor = f.executor(&token);
@@ -358,9 +81,8 @@ fn a_request_that_comes_before_the_executor_is_ready_waits_for_it() {
 
 #[test]
 fn a_streaming_job_carries_addresses_and_the_miners_signature() {
-    let mut f = Fixture::new(1);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(1);
+    let job = uuid();
     f.says(session, &alice.ask_streaming(&job));
     let token = f.started[0].token.clone();
     let executor = f.executor(&token);
@@ -503,9 +225,8 @@ fn a_job_whose_limits_together_are_too_long_is_declined_before_it_has_a_slot() {
 
 #[test]
 fn a_second_half_with_a_wrong_signature_is_refused_and_the_right_one_still_works() {
-    let mut f = Fixture::new(1);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(1);
+    let job = uuid();
     let token = f.accepted(session, &job);
     let executor = f.executor(&token);
     f.reports(executor, &Says(&job).ready());
@@ -521,9 +242,8 @@ fn a_second_half_with_a_wrong_signature_is_refused_and_the_right_one_still_works
 
 #[test]
 fn receipts_that_do_not_check_are_refused_and_not_stored() {
-    let mut f = Fixture::new(1);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(1);
+    let job = uuid();
     let charlie = Pen::new("//Charlie");
     for receipt in [charlie.accepted_receipt(&job), charlie.finished_receipt(&job)] {
         f.says(session, &receipt);
@@ -539,9 +259,8 @@ fn receipts_that_do_not_check_are_refused_and_not_stored() {
 
 #[test]
 fn a_repeated_request_starts_nothing_but_is_answered() {
-    let mut f = Fixture::new(2);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(2);
+    let job = uuid();
     let (executor, token) = f.running(session, &job);
     f.says(session, &alice.ask(&job));
     assert_eq!(f.got(session), ["AcceptJob"]);
@@ -567,9 +286,7 @@ fn a_repeated_request_starts_nothing_but_is_answered() {
 
 #[test]
 fn a_job_that_an_earlier_process_started_is_not_started_again() {
-    let mut f = Fixture::new(1);
-    let alice = f.alice.clone();
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(1);
     f.store = || Some(Ok(false));
     f.says(session, &alice.ask(&uuid()));
     assert_eq!(f.got(session), ["DeclineJob unknown"]);
@@ -581,9 +298,7 @@ fn a_job_that_an_earlier_process_started_is_not_started_again() {
 
 #[test]
 fn a_disk_that_hangs_holds_no_slot() {
-    let mut f = Fixture::new(1);
-    let alice = f.alice.clone();
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(1);
     f.store = || None;
     f.says(session, &alice.ask(&uuid()));
     f.pass(CLASS.spin_up_time() + f.limits.startup_time_limit);
@@ -598,9 +313,8 @@ fn a_disk_that_hangs_holds_no_slot() {
 
 #[test]
 fn what_a_disk_does_late_counts_for_no_other_request() {
-    let mut f = Fixture::new(1);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(1);
+    let job = uuid();
     let too_late = CLASS.spin_up_time() + f.limits.startup_time_limit;
     f.store = || None;
     f.says(session, &alice.ask(&job));
@@ -628,9 +342,7 @@ fn what_a_disk_does_late_counts_for_no_other_request() {
 
 #[test]
 fn a_busy_miner_declines_with_the_receipts_of_what_keeps_it_busy() {
-    let mut f = Fixture::new(2);
-    let alice = f.alice.clone();
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(2);
     let jobs = [uuid(), uuid()];
     jobs.iter().for_each(|job| drop(f.accepted(session, job)));
     f.says(session, &alice.ask(&uuid()));
@@ -665,7 +377,7 @@ fn a_job_waits_a_little_for_an_executor_that_is_about_to_end() {
     assert_eq!(f.got(session), ["AcceptJob"]);
     assert!(f.started[1].token.starts_with(&next));
     // The same, but the executor takes too long.
-    let (executor, _) = {
+    let (executor, token) = {
         let token = f.started[1].token.clone();
         let executor = f.executor(&token);
         f.reports(executor, &Says(&next).ready());
@@ -680,14 +392,14 @@ fn a_job_waits_a_little_for_an_executor_that_is_about_to_end() {
     // A validator that leaves no longer waits.
     f.says(session, &alice.ask(&uuid()));
     f.handle(Input::Closed(session));
+    assert!(!f.router.is_idle(), "the last executor still cleans up");
+    f.ended(&token, GONE);
     assert!(f.router.is_idle());
 }
 
 #[test]
 fn an_executor_that_never_comes_or_never_gets_ready_fails_its_job() {
-    let mut f = Fixture::new(1);
-    let alice = f.alice.clone();
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(1);
     let startup = CLASS.spin_up_time() + f.limits.startup_time_limit;
     for connects in [false, true] {
         let job = uuid();
@@ -776,9 +488,8 @@ fn other_settings_count_from_then_on_and_what_runs_goes_on() {
 
 #[test]
 fn an_executor_is_not_kept_for_a_validator_that_never_sends_the_request() {
-    let mut f = Fixture::new(1);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(1);
+    let job = uuid();
     let token = f.accepted(session, &job);
     let executor = f.executor(&token);
     f.reports(executor, &Says(&job).ready());
@@ -797,9 +508,8 @@ fn an_executor_is_not_kept_for_a_validator_that_never_sends_the_request() {
 
 #[test]
 fn a_result_that_comes_while_the_validator_is_away_is_delivered() {
-    let mut f = Fixture::new(1);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(1);
+    let job = uuid();
     let (executor, token) = f.running(session, &job);
     f.handle(Input::Closed(session));
     f.reports(executor, &Says(&job).volumes());
@@ -844,9 +554,8 @@ fn what_was_sent_into_a_dead_connection_is_sent_to_the_one_that_replaced_it() {
 
 #[test]
 fn an_executor_that_comes_back_in_time_resumes() {
-    let mut f = Fixture::new(1);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(1);
+    let job = uuid();
     let token = f.accepted(session, &job);
     // Lost before it was ready: it may not have the first half.
     let first = f.executor(&token);
@@ -969,9 +678,8 @@ fn the_end_of_a_replaced_connection_does_not_end_the_last_words() {
 
 #[test]
 fn one_token_has_one_owner() {
-    let mut f = Fixture::new(1);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
+    let (mut f, _alice, session) = Fixture::with_alice(1);
+    let job = uuid();
     let (executor, token) = f.running(session, &job);
     let stranger = f.executor(&format!("{token}x"));
     assert_eq!(f.got(stranger), [format!("! No job waiting for token {token}x")]);
@@ -995,9 +703,8 @@ fn one_token_has_one_owner() {
 
 #[test]
 fn what_an_executor_left_in_the_spool_counts_as_if_it_had_said_it() {
-    let mut f = Fixture::new(1);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
+    let (mut f, _alice, session) = Fixture::with_alice(1);
+    let job = uuid();
     let (executor, token) = f.running(session, &job);
     f.reports(executor, &Says(&job).volumes());
     assert_eq!(f.got(session), ["VolumesReady"]);
@@ -1036,9 +743,8 @@ fn a_connection_that_speaks_of_a_job_gets_what_the_one_before_may_have_lost() {
 
 #[test]
 fn everything_that_an_executor_repeats_after_a_reconnect_is_reported_once() {
-    let mut f = Fixture::new(1);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
+    let (mut f, _alice, session) = Fixture::with_alice(1);
+    let job = uuid();
     let (executor, token) = f.running(session, &job);
     let said = [Says(&job).ready(), Says(&job).volumes(), Says(&job).done(), Says(&job).specs()];
     said[1..].iter().for_each(|said| f.reports(executor, said));
@@ -1054,9 +760,8 @@ fn everything_that_an_executor_repeats_after_a_reconnect_is_reported_once() {
 /// The executor goes on meanwhile, and its reports come with its connection.
 #[test]
 fn time_without_the_executor_s_connection_counts_against_no_limit() {
-    let mut f = Fixture::new(1);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(1);
+    let job = uuid();
     let token = f.accepted(session, &job);
     let first = f.executor(&token);
     f.handle(Input::Closed(first));
@@ -1080,9 +785,8 @@ fn time_without_the_executor_s_connection_counts_against_no_limit() {
 
 #[test]
 fn a_validator_that_has_given_a_job_up_is_not_told_its_end_for_ever() {
-    let mut f = Fixture::new(1);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(1);
+    let job = uuid();
     let (executor, token) = f.running(session, &job);
     f.says(session, &alice.finished_receipt(&job));
     f.handle(Input::Closed(session));
@@ -1095,9 +799,8 @@ fn a_validator_that_has_given_a_job_up_is_not_told_its_end_for_ever() {
 
 #[test]
 fn the_last_words_of_an_executor_that_has_ended_still_count() {
-    let mut f = Fixture::new(1);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(1);
+    let job = uuid();
     let (executor, token) = f.running(session, &job);
     f.ended(&token, GONE);
     assert_eq!(f.got(session), Vec::<String>::new());
@@ -1127,9 +830,8 @@ fn the_last_words_of_an_executor_that_has_ended_still_count() {
 
 #[test]
 fn garbage_is_answered_and_changes_nothing() {
-    let mut f = Fixture::new(1);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
+    let (mut f, _alice, session) = Fixture::with_alice(1);
+    let job = uuid();
     let (executor, _) = f.running(session, &job);
     for garbage in ["", "PING", "[]", r#"{"message_type":"Nope"}"#, r#"{"message_type":"V0JobRequest"}"#] {
         f.says(session, garbage);
@@ -1151,9 +853,8 @@ fn garbage_is_answered_and_changes_nothing() {
 
 #[test]
 fn an_executor_that_does_not_end_is_stopped_and_then_its_slot_is_in_quarantine() {
-    let mut f = Fixture::new(1);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(1);
+    let job = uuid();
     let (executor, token) = f.running(session, &job);
     f.reports(executor, &Says(&job).finished(""));
     f.pass(f.limits.exit_time);
@@ -1176,9 +877,8 @@ fn an_executor_that_does_not_end_is_stopped_and_then_its_slot_is_in_quarantine()
 
 #[test]
 fn what_an_executor_leaves_keeps_its_slot_in_quarantine_until_it_is_gone() {
-    let mut f = Fixture::new(1);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(1);
+    let job = uuid();
     let (executor, token) = f.running(session, &job);
     f.reports(executor, &Says(&job).finished(""));
     f.handle(Input::Closed(executor));
@@ -1201,9 +901,8 @@ fn what_an_executor_leaves_keeps_its_slot_in_quarantine_until_it_is_gone() {
 
 #[test]
 fn what_takes_too_long_to_remove_is_in_quarantine() {
-    let mut f = Fixture::new(1);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
+    let (mut f, _alice, session) = Fixture::with_alice(1);
+    let job = uuid();
     let (executor, token) = f.running(session, &job);
     f.reports(executor, &Says(&job).finished(""));
     f.handle(Input::Closed(executor));
@@ -1215,9 +914,7 @@ fn what_takes_too_long_to_remove_is_in_quarantine() {
 
 #[test]
 fn a_lease_that_is_lost_gives_its_slot_to_whoever_waits() {
-    let mut f = Fixture::new(1);
-    let alice = f.alice.clone();
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(1);
     let (first, second) = (uuid(), uuid());
     let (executor, _token) = f.running(session, &first);
     f.reports(executor, &Says(&first).finished(""));
@@ -1233,9 +930,7 @@ fn a_lease_that_is_lost_gives_its_slot_to_whoever_waits() {
 
 #[test]
 fn reservations_and_failed_starts_are_counted() {
-    let mut f = Fixture::new(1);
-    let alice = f.alice.clone();
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(1);
     type Fail = fn(&mut Fixture, &str);
     let fail: [(Fail, &str); 3] = [
         (|f, token| f.ended(token, Err(ExecutorError::Other("x".to_owned()))), "other"),
@@ -1268,238 +963,10 @@ fn reservations_and_failed_starts_are_counted() {
     assert_eq!(f.counted, [Counted::Accepted(Duration::ZERO), Counted::Accepted(SECOND)], "with the wait for a slot");
 }
 
-/// How far a job is when its miner is killed.
-const REACHED: [&str; 7] = ["accepted", "ready", "asked", "running", "executed", "over", "over and gone"];
-
-impl Fixture {
-    /// A job at this point; gives its executor's token.
-    fn job_at(&mut self, session: SessionId, job: &str, reached: &str) -> String {
-        let at = REACHED.iter().position(|point| *point == reached).unwrap();
-        let token = self.accepted(session, job);
-        let executor = self.executor(&token);
-        let request = self.alice.request(job);
-        let steps: [&dyn Fn(&mut Self); 6] = [
-            &|f| f.reports(executor, &Says(job).ready()),
-            &|f| f.says(session, &request),
-            &|f| f.reports(executor, &Says(job).volumes()),
-            &|f| f.reports(executor, &Says(job).done()),
-            &|f| f.reports(executor, &Says(job).finished("x")),
-            &|f| {
-                f.handle(Input::Closed(executor));
-                f.ended(&token, GONE);
-            },
-        ];
-        steps[..at].iter().for_each(|step| step(self));
-        self.mail.clear();
-        token
-    }
-}
-
-#[test]
-fn a_job_goes_on_where_it_was_after_a_restart_of_its_miner() {
-    for (at, reached) in REACHED.into_iter().enumerate() {
-        let mut f = Fixture::new(1);
-        let (alice, job) = (f.alice.clone(), uuid());
-        let session = f.validator(&alice);
-        let token = f.job_at(session, &job, reached);
-        let run = f.started[0].run.clone();
-        f.restart(SECOND, Owner { epoch: 2, ..owner() });
-        let lives = reached != "over and gone";
-        assert_eq!(f.adopted.iter().map(|spec| &spec.run).collect::<Vec<_>>(), vec![&run; usize::from(lives)]);
-        assert_eq!(f.free(), usize::from(!lives), "{reached}: its slot is taken as long as its executor lives");
-        if lives {
-            assert_eq!((&f.adopted[0].token, f.adopted[0].owner.epoch), (&token, 1), "as it was started");
-        }
-        // The executor finds its miner again by its token; the validator hears what it has not confirmed.
-        let executor = f.executor(&token);
-        let back = f.validator(&alice);
-        let kept = f.got(back);
-        let all = ["AcceptJob", "ExecutorReady", "VolumesReady", "ExecutionDone", "JobFinished"];
-        let expected: &[&str] = match reached {
-            "accepted" => &all[..1],
-            "ready" => &all[..2],
-            // Its request shows that the validator knows of the executor.
-            "asked" => &[],
-            "running" => &all[2..3],
-            "executed" => &all[2..4],
-            _ => &all[2..],
-        };
-        assert_eq!(kept, expected, "{reached}");
-        let pushed = f.got(executor);
-        if at == 0 {
-            assert_eq!(pushed, ["InitialJob"]);
-            f.reports(executor, &Says(&job).ready());
-        }
-        if at < 2 {
-            f.says(back, &alice.request(&job));
-            assert_eq!(f.got(executor), ["Job"], "{reached}");
-        }
-        if reached == "asked" {
-            assert_eq!(pushed, ["Job"], "it may not have it");
-        }
-        if at < 5 {
-            f.reports(executor, &Says(&job).volumes());
-            f.reports(executor, &Says(&job).done());
-            f.reports(executor, &Says(&job).finished("x"));
-            assert_eq!(f.got(back).last().map(String::as_str), Some("JobFinished"), "{reached}");
-        }
-        f.says(back, &alice.finished_receipt(&job));
-        if lives {
-            f.ended(&token, Ok(ExecutorExit::Unknown));
-        }
-        assert_eq!((f.free(), f.disk.len()), (1, 0), "{reached}: nothing is left of it");
-        assert_eq!(f.router.status().breach, None);
-    }
-}
-
-#[test]
-fn a_job_whose_executor_is_gone_after_a_restart_ends_in_horde_failed() {
-    for reached in &REACHED[..5] {
-        let mut f = Fixture::new(1);
-        let (alice, job) = (f.alice.clone(), uuid());
-        let session = f.validator(&alice);
-        let token = f.job_at(session, &job, reached);
-        f.restart(SECOND, Owner { epoch: 2, ..owner() });
-        f.ended(&token, Err(ExecutorError::Lost));
-        assert_eq!(f.free(), 1, "{reached}");
-        let back = f.validator(&alice);
-        let texts = f.texts(back);
-        let reason = if *reached == "accepted" { "executor_spinup_failed" } else { "executor_disconnected" };
-        assert_eq!(kind(texts.last().unwrap()), format!("HordeFailed {reason}"), "{reached}");
-        assert!(texts.last().unwrap().contains("it ended while its miner did not run"), "{texts:?}");
-        f.says(back, &alice.finished_receipt(&job));
-        assert_eq!(f.disk.len(), 0);
-    }
-}
-
-#[test]
-fn what_is_left_of_limits_counts_after_a_restart_and_the_time_without_a_miner_does_not() {
-    let mut f = Fixture::new(1);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
-    // Leeway and download have a second each; the miner grants its own leeway beyond.
-    let token = f.job_at(session, &job, "asked");
-    let left = 2 * SECOND + f.limits.leeway;
-    f.restart(left - SECOND, Owner { epoch: 2, ..owner() });
-    f.executor(&token);
-    let back = f.validator(&alice);
-    // When the miner was killed is not known: an executor that lives has waited for it at most so long.
-    f.pass(f.limits.reconnect_grace + SECOND / 2);
-    assert_eq!(f.got(back), Vec::<String>::new());
-    f.pass(SECOND);
-    assert_eq!(f.got(back), ["HordeFailed volumes_timed_out"]);
-
-    // An executor that lives and does not come back is lost after the grace.
-    let job = uuid();
-    let mut f = Fixture::new(1);
-    let session = f.validator(&alice);
-    f.job_at(session, &job, "ready");
-    f.restart(SECOND, Owner { epoch: 2, ..owner() });
-    f.pass(f.limits.reconnect_grace);
-    let back = f.validator(&alice);
-    let texts = f.texts(back);
-    assert!(texts.last().unwrap().contains("the executor disconnected and did not come back"), "{texts:?}");
-}
-
-#[test]
-fn neither_the_miner_s_downtime_nor_a_lost_connection_is_the_validator_s_delay() {
-    let started = || {
-        let mut f = Fixture::new(1);
-        let (alice, job) = (f.alice.clone(), uuid());
-        let session = f.validator(&alice);
-        let token = f.job_at(session, &job, "ready");
-        (f, alice, job, token)
-    };
-    // The time for the request passes while there is no miner.
-    let (mut f, alice, job, token) = started();
-    f.restart(f.limits.request_time + f.limits.reconnect_grace / 2, Owner { epoch: 2, ..owner() });
-    f.handle(Input::Tick);
-    let executor = f.executor(&token);
-    let back = f.validator(&alice);
-    f.says(back, &alice.request(&job));
-    assert_eq!(f.got(executor), ["Job"]);
-
-    // The executor had ended, and what it said last may be in the spool.
-    for is_spooled in [false, true] {
-        let (mut f, alice, job, token) = started();
-        f.handle(Input::ExecutorEnded { token: token.clone(), end: Ok(ExecutorExit::Code(7)) });
-        f.restart(Duration::from_secs(600), Owner { epoch: 2, ..owner() });
-        f.handle(Input::Tick);
-        if is_spooled {
-            let frames = vec![ExecutorFrame::read(&Says(&job).finished("x"))];
-            f.handle(Input::Spooled { token: token.clone(), frames });
-        }
-        f.pass(Duration::from_secs(10));
-        let back = f.validator(&alice);
-        let texts = f.texts(back);
-        let last = texts.last().unwrap();
-        match is_spooled {
-            true => assert_eq!(kind(last), "JobFinished"),
-            false => assert!(kind(last).ends_with("executor_disconnected") && last.contains("ended with"), "{last}"),
-        }
-    }
-}
-
-#[test]
-fn the_job_request_is_kept_only_as_long_as_the_executor_may_lack_it() {
-    let kept = |reached: &str| {
-        let mut f = Fixture::new(1);
-        let (alice, job) = (f.alice.clone(), uuid());
-        let session = f.validator(&alice);
-        f.job_at(session, &job, reached);
-        f.disk[&job].request.is_some()
-    };
-    assert_eq!(["ready", "asked", "running", "executed"].map(kept), [false, true, false, false]);
-}
-
-#[test]
-fn a_job_is_on_disk_before_it_is_accepted_and_one_that_was_not_told_so_is_told_after_a_restart() {
-    let mut f = Fixture::new(1);
-    f.store = || None;
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
-    f.says(session, &alice.ask(&job));
-    assert_eq!((f.got(session), f.disk.len()), (vec![], 0), "it is not there without its receipt");
-    // Killed after both are on disk, and before that is known.
-    let row = f.orders.remove(0).row.unwrap();
-    f.disk.insert(job.clone(), *row);
-    f.restart(SECOND, Owner { epoch: 2, ..owner() });
-    let token = f.adopted[0].token.clone();
-    f.ended(&token, Err(ExecutorError::Lost));
-    let back = f.validator(&alice);
-    assert_eq!(f.got(back), ["AcceptJob", "HordeFailed executor_spinup_failed"]);
-
-    // One that was declined is not remembered.
-    let mut f = Fixture::new(1);
-    f.store = || Some(Ok(false));
-    let session = f.validator(&alice);
-    f.says(session, &alice.ask(&job));
-    assert_eq!((f.got(session), f.disk.len()), (vec!["DeclineJob unknown".to_owned()], 0));
-}
-
-#[test]
-fn after_a_restart_with_fewer_slots_what_has_none_is_failed_and_what_cannot_be_read_is_forgotten() {
-    let mut f = Fixture::new(2);
-    let (alice, jobs) = (f.alice.clone(), [uuid(), uuid()]);
-    let session = f.validator(&alice);
-    for job in &jobs {
-        f.job_at(session, job, "asked");
-    }
-    f.config.executors = vec![(CLASS, 1)];
-    f.disk.insert("other".to_owned(), JobRow { uuid: "other".to_owned(), ..f.disk[&jobs[0]].clone() });
-    f.disk.get_mut("other").unwrap().state = "{}".to_owned();
-    f.restart(SECOND, Owner { epoch: 2, ..owner() });
-    assert_eq!((f.adopted.len(), f.disk.len()), (1, 2));
-    let back = f.validator(&alice);
-    let texts = f.texts(back);
-    assert!(texts.len() == 1 && texts[0].contains("started again with fewer executors"), "{texts:?}");
-}
-
 #[test]
 fn a_drain_declines_and_a_cancel_fails() {
-    let mut f = Fixture::new(2);
-    let (alice, job) = (f.alice.clone(), uuid());
-    let session = f.validator(&alice);
+    let (mut f, alice, session) = Fixture::with_alice(2);
+    let job = uuid();
     let (executor, token) = f.running(session, &job);
     f.handle(Input::Stop(Level::Drain));
     f.says(session, &alice.ask(&uuid()));
@@ -1509,7 +976,9 @@ fn a_drain_declines_and_a_cancel_fails() {
     assert_eq!(f.got(session), ["VolumesReady"], "what runs goes on");
     f.handle(Input::Stop(Level::Cancel));
     assert_eq!(f.got(session), ["HordeFailed generic_error"]);
-    assert_eq!(f.told_to_end, [token]);
+    assert_eq!(f.told_to_end, std::slice::from_ref(&token));
+    assert!(!f.router.is_idle(), "its executor still cleans up");
+    f.ended(&token, GONE);
     assert!(f.router.is_idle());
 }
 

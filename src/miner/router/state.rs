@@ -244,9 +244,11 @@ impl Router {
         jobs.chain(auth).chain(waiting).chain(self.pool.next_deadline()).chain(self.next_check_due()).min()
     }
 
-    /// Whether every job has ended.
+    /// Whether every job has ended, and what its executor cleans up after it. An executor that takes too long for that
+    /// is in quarantine and counts no more.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.jobs.values().all(MinerJob::is_over)
+        let clean = self.pool.all_counts().values().all(|slots| slots.ending == 0);
+        clean && self.waiting.is_empty() && self.jobs.values().all(MinerJob::is_over)
     }
 
     /// Numbers for people.
