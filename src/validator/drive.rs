@@ -9,49 +9,19 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::job_messages::{
+    JobMessages, JobTimes, by_miner, declined, is_end, job_uuid, kind, outcome_of, total_seconds,
+};
 use super::routing::{MinerAddress, NoMiner};
 use super::status::Outcome;
 use super::streaming::server_details;
-use crate::base::limits::DIAL_TIME;
 use crate::base::now::Now;
 use crate::identity::{KeyPair, PublicKey};
-use crate::protocol::stages::{Stage, StageClock, Timing, VALIDATOR_BEHIND};
+use crate::protocol::stages::{Stage, StageClock, Timing};
 use crate::protocol::{
-    DateTime, DockerRunOptionsPreset, ExecutorClass, ExecutorTimingDetails, HordeFailureDetails, HordeFailureReason,
-    Int, JobAcceptedReceiptPayload, JobFinishedReceiptPayload, JobParticipantType, JobRejectionDetails,
-    JobRejectionReason, JobStartedReceiptPayload, JobStatus, MinerToValidator, StreamingServerDetails,
-    V0DeclineJobRequest, V0HordeFailedRequest, V0InitialJobRequest, V0JobAcceptedReceiptRequest,
-    V0JobFinishedReceiptRequest, V0JobRequest, V0MachineSpecsUpdate, V2JobRequest, ValidatorToMiner,
+    ExecutorClass, HordeFailureReason, JobRejectionReason, JobStatus, MinerToValidator, StreamingServerDetails,
+    V0JobAcceptedReceiptRequest, V0MachineSpecsUpdate, V2JobRequest, ValidatorToMiner,
 };
-
-/// What a miner and an executor may take beside the limits that the job itself has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct JobTimes {
-    /// For the connection to a miner and its answer to our authentication.
-    pub connect: Duration,
-    /// For the reservation of an executor.
-    pub reservation: Duration,
-    /// For the start of an executor, beyond the spin-up time of its class.
-    pub executor_startup: Duration,
-    /// For all stages together, beyond their limits; whole seconds, because executors get it.
-    pub leeway: Duration,
-    /// How long after the deadline of a stage a miner that says nothing is given up, see
-    /// [`protocol::stages`](crate::protocol::stages).
-    pub margin: Duration,
-}
-
-impl Default for JobTimes {
-    /// 15 s, 7 s, 5 s, 5 s: as the Python validator, which names no limit for the connection. 10 s: behind all others.
-    fn default() -> Self {
-        Self {
-            connect: DIAL_TIME,
-            reservation: Duration::from_secs(7),
-            executor_startup: Duration::from_secs(5),
-            leeway: Duration::from_secs(5),
-            margin: VALIDATOR_BEHIND,
-        }
-    }
-}
 
 /// Miners that may decline one job, or be out of reach, before it is given up; those without its class do not count.
 const MINERS_PER_JOB: usize = 3;
@@ -63,9 +33,6 @@ const AWAY_TIME: Duration = Duration::from_secs(30);
 /// How often an accepted-receipt is sent again after a reconnect. A Python miner breaks the connection at the second
 /// one, so not on each.
 const RECEIPT_REPEATS: u32 = 2;
-
-/// How long a started-receipt counts: reservation, start-up, and what a slow network adds.
-const STARTED_RECEIPT_TTL: i64 = 30;
 
 /// Something that happened.
 #[derive(Debug)]
@@ -411,7 +378,7 @@ impl Drive {
             (M::V0ExecutorReadyRequest(_), Phase::Starting | Phase::Resuming) => {
                 self.out.push(Action::Report(JobStatus::ExecutorReady));
                 self.begin(attempt, Stage::Download, now);
-                self.send(self.job_request());
+                self.send(self.messages(attempt).job_request());
             }
             (M::V0VolumesReadyRequest(_), Phase::Running(Stage::Download) | Phase::Resuming) => {
                 self.out.push(Action::Report(JobStatus::VolumesReady));
@@ -429,17 +396,14 @@ impl Drive {
                 self.out.push(Action::Report(JobStatus::ExecutionDone));
                 self.begin(attempt, Stage::Upload, now);
             }
-            (M::V0JobFinishedRequest(finished), Phase::Running(_) | Phase::Resuming) => return ended(finished),
-            (M::V0JobFailedRequest(failed), Phase::Starting | Phase::Running(_) | Phase::Resuming) => {
-                return ended(failed);
-            }
-            (M::V0HordeFailedRequest(failed), _) => return ended(Outcome::HordeFailed(details(failed))),
-            (M::V0ExecutorFailedRequest(_), _) => {
-                return ended(by_miner(HordeFailureReason::ExecutorSpinupFailed, "the executor failed to start"));
-            }
-            (M::V0StreamingJobNotReadyRequest(_), _) => {
-                return ended(by_miner(HordeFailureReason::StreamingFailed, "the streaming server failed to start"));
-            }
+            (message @ M::V0JobFinishedRequest(_), Phase::Running(_) | Phase::Resuming)
+            | (message @ M::V0JobFailedRequest(_), Phase::Starting | Phase::Running(_) | Phase::Resuming)
+            | (
+                message @ (M::V0HordeFailedRequest(_)
+                | M::V0ExecutorFailedRequest(_)
+                | M::V0StreamingJobNotReadyRequest(_)),
+                _,
+            ) => return outcome_of(message).and_then(ended),
             (M::V0MachineSpecsRequest(found), _) => {
                 self.out.push(Action::MachineSpecs(Box::new(V0MachineSpecsUpdate {
                     miner_hotkey: attempt.miner.to_ss58(),
@@ -472,7 +436,7 @@ impl Drive {
             attempt.asked_at = now.mono;
             attempt.deadline = now.mono + self.times.reservation;
         }
-        self.send(self.initial_request(attempt));
+        self.send(self.messages(attempt).initial_request(attempt.started));
     }
 
     fn accepted(&mut self, attempt: &mut Attempt, now: Now) {
@@ -484,16 +448,7 @@ impl Drive {
             true => (Phase::Resuming, now.mono + startup + Duration::from_secs(ttl.unsigned_abs()) + self.times.margin),
             false => (Phase::Starting, now.mono + startup),
         };
-        let payload = JobAcceptedReceiptPayload {
-            job_uuid: self.request.uuid.clone(),
-            miner_hotkey: attempt.miner.to_ss58(),
-            validator_hotkey: self.key.ss58(),
-            timestamp: stamp(now),
-            time_accepted: stamp(now),
-            ttl,
-        };
-        let signature = payload.sign(&self.key);
-        let receipt = V0JobAcceptedReceiptRequest { payload, signature };
+        let receipt = self.messages(attempt).accepted_receipt(now);
         attempt.accepted_receipt = Some((receipt.clone(), RECEIPT_REPEATS));
         self.send(receipt);
     }
@@ -515,13 +470,14 @@ impl Drive {
             self.send(receipt);
         }
         if wants_request {
-            self.send(self.job_request());
+            self.send(self.messages(attempt).job_request());
         }
     }
 
     fn begin(&self, attempt: &mut Attempt, stage: Stage, now: Now) {
-        let timing = || StageClock::new(Timing::from(&self.timing()), now.mono);
-        attempt.deadline = attempt.stages.get_or_insert_with(timing).begin(stage) + self.times.margin;
+        let timing = Timing::from(&self.messages(attempt).timing());
+        let stages = attempt.stages.get_or_insert_with(|| StageClock::new(timing, now.mono));
+        attempt.deadline = stages.begin(stage) + self.times.margin;
         attempt.phase = Phase::Running(stage);
     }
 
@@ -531,81 +487,14 @@ impl Drive {
 
     fn send_finished_receipt(&mut self, attempt: &Attempt, completed: bool, now: Now) {
         let took = now.mono.saturating_duration_since(attempt.asked_at);
-        let payload = JobFinishedReceiptPayload {
-            job_uuid: self.request.uuid.clone(),
-            miner_hotkey: attempt.miner.to_ss58(),
-            validator_hotkey: self.key.ss58(),
-            timestamp: stamp(now),
-            time_started: stamp(attempt.started),
-            time_took_us: i64::try_from(took.as_micros()).unwrap_or(i64::MAX),
-            score_str: if completed { "1.000000" } else { "0.000000" }.to_owned(),
-            block_numbers: Vec::new(),
-        };
-        let signature = payload.sign(&self.key);
-        self.send(V0JobFinishedReceiptRequest { payload, signature });
+        let receipt = self.messages(attempt).finished_receipt(attempt.started, took, completed, now);
+        self.send(receipt);
     }
 
-    fn timing(&self) -> ExecutorTimingDetails {
-        let request = &self.request;
-        ExecutorTimingDetails {
-            allowed_leeway: Int::from(leeway_seconds(&self.times)),
-            download_time_limit: request.download_time_limit.clone(),
-            execution_time_limit: request.execution_time_limit.clone(),
-            upload_time_limit: request.upload_time_limit.clone(),
-            streaming_start_time_limit: request.streaming_start_time_limit.clone(),
-        }
-    }
-
-    fn initial_request(&self, attempt: &Attempt) -> V0InitialJobRequest {
-        let request = &self.request;
-        let payload = JobStartedReceiptPayload {
-            job_uuid: request.uuid.clone(),
-            miner_hotkey: attempt.miner.to_ss58(),
-            validator_hotkey: self.key.ss58(),
-            timestamp: stamp(attempt.started),
-            executor_class: request.executor_class,
-            is_organic: true,
-            ttl: STARTED_RECEIPT_TTL,
-        };
-        let signature = payload.sign(&self.key);
-        let mut initial = V0InitialJobRequest {
-            validator_signature: None,
-            job_uuid: request.uuid.clone(),
-            executor_class: request.executor_class,
-            docker_image: Some(request.docker_image.clone()),
-            timeout_seconds: Some(Int::from(total_seconds(&self.times, request))),
-            volume: request.volume.clone(),
-            job_started_receipt_payload: payload,
-            job_started_receipt_signature: signature,
-            streaming_details: request.streaming_details.clone(),
-            executor_timing: Some(self.timing()),
-        };
-        initial.sign(&self.key);
-        initial
-    }
-
-    fn job_request(&self) -> V0JobRequest {
-        let request = &self.request;
-        let mut job = V0JobRequest {
-            validator_signature: None,
-            job_uuid: request.uuid.clone(),
-            executor_class: request.executor_class,
-            docker_image: request.docker_image.clone(),
-            raw_script: None,
-            docker_run_options_preset: if request.executor_class.has_gpu() {
-                DockerRunOptionsPreset::NvidiaAll
-            } else {
-                DockerRunOptionsPreset::None
-            },
-            docker_run_cmd: request.args.clone(),
-            env: request.env.clone(),
-            // It went with the initial request.
-            volume: None,
-            output_upload: request.output_upload.clone(),
-            artifacts_dir: request.artifacts_dir.clone(),
-        };
-        job.sign(&self.key);
-        job
+    /// What is written to the miner of an attempt.
+    fn messages(&self, attempt: &Attempt) -> JobMessages<'_> {
+        let Self { key, times, request, .. } = self;
+        JobMessages { key, times, request, uuid: &request.uuid, miner: attempt.miner, is_organic: true }
     }
 }
 
@@ -652,107 +541,9 @@ impl Attempt {
     }
 }
 
-fn stamp(now: Now) -> DateTime {
-    DateTime::from_unix_micros(now.unix_micros())
-}
-
-fn declined(decline: V0DeclineJobRequest) -> Outcome {
-    Outcome::Rejected(JobRejectionDetails {
-        rejected_by: JobParticipantType::Miner,
-        reason: decline.reason,
-        message: decline.message,
-        context: decline.context,
-    })
-}
-
-fn by_miner(reason: HordeFailureReason, message: &str) -> Outcome {
-    Outcome::HordeFailed(HordeFailureDetails {
-        reported_by: JobParticipantType::Miner,
-        reason,
-        message: message.to_owned(),
-        context: None,
-    })
-}
-
-fn details(failed: V0HordeFailedRequest) -> HordeFailureDetails {
-    HordeFailureDetails {
-        reported_by: failed.reported_by,
-        reason: failed.reason,
-        message: failed.message,
-        context: failed.context,
-    }
-}
-
-fn leeway_seconds(times: &JobTimes) -> i64 {
-    i64::try_from(times.leeway.as_secs()).unwrap_or(i64::MAX)
-}
-
 /// The longest that one job can take, on all miners that it asks.
 pub(super) fn longest(times: &JobTimes, request: &V2JobRequest) -> Duration {
     let asking = (times.connect + times.reservation) * u32::try_from(MINERS_PER_JOB).unwrap_or(u32::MAX);
     let stages = Duration::from_secs(total_seconds(times, request).unsigned_abs());
     asking + request.executor_class.spin_up_time() + times.executor_startup + stages + times.margin
-}
-
-/// All limits of the job together, as whole seconds within what a receipt can say.
-fn total_seconds(times: &JobTimes, request: &V2JobRequest) -> i64 {
-    [
-        &request.download_time_limit,
-        &request.execution_time_limit,
-        &request.upload_time_limit,
-        &request.streaming_start_time_limit,
-    ]
-    .iter()
-    .map(|limit| limit.saturating_i64().max(0))
-    .fold(leeway_seconds(times), i64::saturating_add)
-    .min(crate::protocol::MAX_TTL_SECONDS)
-}
-
-/// Whether it is the last message about a job.
-fn is_end(message: &MinerToValidator) -> bool {
-    use MinerToValidator as M;
-    matches!(
-        message,
-        M::V0JobFinishedRequest(_)
-            | M::V0JobFailedRequest(_)
-            | M::V0HordeFailedRequest(_)
-            | M::V0ExecutorFailedRequest(_)
-            | M::V0StreamingJobNotReadyRequest(_)
-    )
-}
-
-fn job_uuid(message: &MinerToValidator) -> Option<&str> {
-    use MinerToValidator as M;
-    match message {
-        M::GenericError(_) | M::UnauthorizedError(_) | M::V0ExecutorManifestRequest(_) | M::V0MainHotkeyMessage(_) => {
-            None
-        }
-        M::V0DeclineJobRequest(m) => Some(&m.job_uuid),
-        M::V0AcceptJobRequest(m) => Some(&m.job_uuid),
-        M::V0ExecutorFailedRequest(m) => Some(&m.job_uuid),
-        M::V0StreamingJobNotReadyRequest(m) => Some(&m.job_uuid),
-        M::V0ExecutorReadyRequest(m) => Some(&m.job_uuid),
-        M::V0StreamingJobReadyRequest(m) => Some(&m.job_uuid),
-        M::V0JobFailedRequest(m) => Some(&m.job_uuid),
-        M::V0VolumesReadyRequest(m) => Some(&m.job_uuid),
-        M::V0ExecutionDoneRequest(m) => Some(&m.job_uuid),
-        M::V0JobFinishedRequest(m) => Some(&m.job_uuid),
-        M::V0MachineSpecsRequest(m) => Some(&m.job_uuid),
-        M::V0HordeFailedRequest(m) => Some(&m.job_uuid),
-    }
-}
-
-fn kind(message: &MinerToValidator) -> &'static str {
-    use MinerToValidator as M;
-    match message {
-        M::V0DeclineJobRequest(_) => "V0DeclineJobRequest",
-        M::V0AcceptJobRequest(_) => "V0AcceptJobRequest",
-        M::V0ExecutorReadyRequest(_) => "V0ExecutorReadyRequest",
-        M::V0StreamingJobReadyRequest(_) => "V0StreamingJobReadyRequest",
-        M::V0JobFailedRequest(_) => "V0JobFailedRequest",
-        M::V0VolumesReadyRequest(_) => "V0VolumesReadyRequest",
-        M::V0ExecutionDoneRequest(_) => "V0ExecutionDoneRequest",
-        M::V0JobFinishedRequest(_) => "V0JobFinishedRequest",
-        _ => "a message",
-    }
 }

@@ -1,6 +1,7 @@
 //! The link to one miner for the time of one job: authenticated afresh after each reconnect, then messages by deadline.
 //!
-//! Owner: the job's worker. The link's two threads end with [`MinerClient::stop`], or when the client is dropped.
+//! Owner: the job's worker, or a batch. The link's two threads end with [`MinerClient::stop`], or when the client is
+//! dropped.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,7 +31,7 @@ const BACKOFF: BackoffConfig = BackoffConfig {
     stable_after: Duration::from_secs(10),
 };
 
-/// What a worker gets from its miner.
+/// What happens on the link to a miner.
 #[derive(Debug)]
 pub enum MinerEvent {
     /// Connected and authenticated, for the first time or again.
@@ -51,6 +52,8 @@ pub enum MinerEvent {
         /// Why.
         why: String,
     },
+    /// A message came that cannot be read; the miner has been told.
+    Unreadable,
 }
 
 /// Why [`MinerClient::next`] gave no event.
@@ -62,33 +65,32 @@ pub enum NoEvent {
     Cancelled,
 }
 
-/// A running link to a miner.
+/// A running link to a miner, which tells a sink what happens.
 #[derive(Debug)]
-pub struct MinerClient {
-    /// Dropped first, so that the link's thread, which may wait for room in the queue, is freed before it is joined.
-    events: Receiver<MinerEvent>,
+pub(super) struct MinerLink {
     handle: LinkHandle,
     link: Link,
 }
 
-impl MinerClient {
-    /// Begins to connect; the first event is `Ready` or `Failed`. `number` tells the threads of several jobs apart.
-    pub fn start(
+impl MinerLink {
+    /// Begins to connect; the first event is `Ready` or `Failed`. `number` tells the threads of several links apart.
+    /// `sink` runs on the link's thread; while it blocks, the miner is slowed by TCP.
+    pub(super) fn start(
         miner: &MinerAddress,
         key: &KeyPair,
         dialer: Arc<dyn Dialer>,
         timer: TimerHandle,
         number: u64,
+        mut sink: impl FnMut(MinerEvent) + Send + 'static,
     ) -> Self {
         let mut config = LinkConfig::new(format!("val-mi-{}", number % 10_000), miner.url(&key.public()));
         config.backoff = BACKOFF;
         let authenticate = MinerAuthentication { key: key.clone(), miner: miner.hotkey };
-        let (tx, events) = bounded(INBOUND_MESSAGES);
         let name = miner.hotkey;
         let (handle, link) = Link::new(config, dialer, timer);
         let answers = handle.clone();
         let link = link.start(Some(Box::new(authenticate)), Text::<_>::Message, move |event| {
-            let event = match event {
+            sink(match event {
                 LinkEvent::Ready { .. } => MinerEvent::Ready,
                 LinkEvent::Answered(_) => return,
                 LinkEvent::Lost { why } => MinerEvent::Lost { why },
@@ -101,14 +103,55 @@ impl MinerClient {
                         if let Err(full) = answers.send(Outgoing::once(ValidatorToMiner::from(answer).encode())) {
                             log::debug!("the miner is not notified: {full}");
                         }
-                        return;
+                        MinerEvent::Unreadable
                     }
                 },
-            };
+            });
+        });
+        Self { handle, link }
+    }
+
+    /// As [`MinerClient::send`].
+    pub(super) fn send(&self, message: ValidatorToMiner) -> Result<(), Full> {
+        let last = matches!(message, ValidatorToMiner::V0JobFinishedReceiptRequest(_));
+        let text = message.encode();
+        self.handle.send(if last { Outgoing::repeated(text) } else { Outgoing::once(text) })
+    }
+
+    /// Whether the miner is connected and has authenticated us.
+    pub(super) fn is_ready(&self) -> bool {
+        matches!(self.handle.state(), LinkState::Ready { .. })
+    }
+
+    /// Sends what is queued, closes, joins. Whoever may hold the sink back must let it go first.
+    pub(super) fn stop(self, step: &mut Step) {
+        self.link.stop(step);
+    }
+}
+
+/// A running link to a miner.
+#[derive(Debug)]
+pub struct MinerClient {
+    /// Dropped first, so that the link's thread, which may wait for room in the queue, is freed before it is joined.
+    events: Receiver<MinerEvent>,
+    link: MinerLink,
+}
+
+impl MinerClient {
+    /// Begins to connect; the first event is `Ready` or `Failed`. `number` tells the threads of several jobs apart.
+    pub fn start(
+        miner: &MinerAddress,
+        key: &KeyPair,
+        dialer: Arc<dyn Dialer>,
+        timer: TimerHandle,
+        number: u64,
+    ) -> Self {
+        let (tx, events) = bounded(INBOUND_MESSAGES);
+        let link = MinerLink::start(miner, key, dialer, timer, number, move |event| {
             // The receiver goes when the job ends; what the miner says after that concerns nobody.
             let _ = send(&tx, event, "room for what the miner says");
         });
-        Self { events, handle, link }
+        Self { events, link }
     }
 
     /// Queues a message; it leaves when the link is ready. A finished-receipt leaves again on each connection, until
@@ -117,15 +160,12 @@ impl MinerClient {
     /// # Errors
     /// [`Full`], with the message.
     pub fn send(&self, message: impl Into<ValidatorToMiner>) -> Result<(), Full> {
-        let message: ValidatorToMiner = message.into();
-        let last = matches!(message, ValidatorToMiner::V0JobFinishedReceiptRequest(_));
-        let text = message.encode();
-        self.handle.send(if last { Outgoing::repeated(text) } else { Outgoing::once(text) })
+        self.link.send(message.into())
     }
 
     /// Whether the miner is connected and has authenticated us.
     pub fn is_ready(&self) -> bool {
-        matches!(self.handle.state(), LinkState::Ready { .. })
+        self.link.is_ready()
     }
 
     /// The next event. Blocks until there is one, the deadline, or `cancel` at its highest level.
@@ -147,7 +187,7 @@ impl MinerClient {
 
     /// Sends what is queued, closes, joins.
     pub fn stop(self, step: &mut Step) {
-        let Self { events, link, .. } = self;
+        let Self { events, link } = self;
         // Dropped first, so that a reader that waits for room in the queue is freed.
         drop(events);
         link.stop(step);

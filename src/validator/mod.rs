@@ -21,6 +21,7 @@
 
 pub mod client;
 pub mod drive;
+mod job_messages;
 pub mod ledger;
 pub mod miner_client;
 #[cfg(feature = "roles")]
@@ -39,7 +40,7 @@ pub use client::{
     ClientConfig, ClientError, ClientEvent, ClientHandle, ClientState, Counted, FacilitatorClient, Job, JobHandler,
     LeftJob, RunningClient, RunningJob,
 };
-pub use drive::JobTimes;
+pub use job_messages::JobTimes;
 pub use jobs::FrontStatus;
 pub use jobs::here::OnWorkers;
 #[cfg(all(feature = "celery", feature = "roles"))]

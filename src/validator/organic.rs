@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::drive::{Action, Drive, Input, JobTimes};
+use super::drive::{Action, Drive, Input};
+use super::job_messages::JobTimes;
 use super::ledger::NotOnDisk;
 use super::miner_client::{MinerClient, MinerEvent, NoEvent};
 use super::receipts::FinishedReceipts;
@@ -142,8 +143,8 @@ impl<R: Reports> Runner<'_, R> {
         let (Some(client), Some(deadline)) = (&self.client, self.drive.next_wake()) else { return None };
         loop {
             return Some(match client.next(deadline, self.cancel) {
-                // The manifest follows at once, and the drive decides what it means.
-                Ok(MinerEvent::Ready) => continue,
+                // The manifest follows at once, and the drive decides what it means. What cannot be read says nothing.
+                Ok(MinerEvent::Ready | MinerEvent::Unreadable) => continue,
                 Ok(MinerEvent::Message(message)) => Input::Message(message),
                 Ok(MinerEvent::Lost { why }) => Input::Lost { why },
                 Ok(MinerEvent::Failed { why, refused, cut }) => Input::ConnectFailed { why, refused, cut },

@@ -10,7 +10,7 @@ use super::client::running::DISK_TIME;
 use super::client::{
     ClientConfig, ClientError, ClientHandle, FacilitatorClient, Job, JobHandler, LeftJob, RunningClient,
 };
-use super::drive::JobTimes;
+use super::job_messages::JobTimes;
 use super::jobs::here::Here;
 #[cfg(feature = "celery")]
 use super::jobs::remote::{DEFAULT_QUEUE, Front, FrontConfig};

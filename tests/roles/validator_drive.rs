@@ -11,8 +11,9 @@ use phalanx::protocol::{
     V0ExecutorReadyRequest, V0JobFinishedRequest, V0StreamingJobReadyRequest, V0VolumesReadyRequest, V2JobRequest,
     ValidatorToMiner,
 };
+use phalanx::validator::JobTimes;
 use phalanx::validator::Outcome;
-use phalanx::validator::drive::{Action, Drive, Input, JobTimes};
+use phalanx::validator::drive::{Action, Drive, Input};
 use phalanx::validator::routing::{MinerAddress, NoMiner};
 
 use crate::testkit::miner::kind;

@@ -27,7 +27,8 @@ use crate::protocol::{HordeFailureReason, JobRejectionReason, JobStatus, Validat
 use crate::redis::messaging::{Delivery, Messaging, RedisMessaging, StreamReceiver};
 use crate::redis::{RedisConfig, RedisError, Repeat, Request};
 use crate::validator::client::job::{Job, LeftJob, Line};
-use crate::validator::drive::{JobTimes, longest};
+use crate::validator::drive::longest;
+use crate::validator::job_messages::JobTimes;
 use crate::validator::jobs::{DISPATCH_CLOSE_TIME, FrontStatus, JobRunner};
 use crate::validator::ledger::{Ticket, UpdateError};
 use crate::validator::organic::stopping;

@@ -28,7 +28,7 @@ use crate::protocol::{
 use crate::redis::{Commander, CommanderHandle, RedisConfig, RedisError, Request};
 use crate::transport::Dialer;
 use crate::validator::client::job::end_text;
-use crate::validator::drive::JobTimes;
+use crate::validator::job_messages::JobTimes;
 use crate::validator::jobs::stub::STEPS;
 use crate::validator::ledger::NotOnDisk;
 use crate::validator::organic::{self, Miners, Reports};
