@@ -2,6 +2,7 @@
 //! work. Pure: `now` is an argument.
 //!
 //! One lost answer is no outage and one answer is no recovery, but for the very first, before which nothing is known.
+//! An answer that shows a host unfit counts at once.
 
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,15 @@ enum Verdict {
     Unknown,
     Up(String),
     Down(String),
+}
+
+/// Why a check has not gone well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// The host did not answer, or not as it should, which may be over by the next check.
+    Unanswered(String),
+    /// The host is known to be unfit for jobs; a second look would show the same.
+    Unfit(String),
 }
 
 /// Counts the outcomes of checks.
@@ -81,9 +91,12 @@ impl Gate {
 
     /// Takes the outcome of a check: what answers, or why nothing does. Gives it back if it is news: the verdict is
     /// another one, or it is of another thing.
-    pub fn checked(&mut self, outcome: Result<String, String>, now: Instant) -> Option<Result<String, String>> {
+    pub fn checked(&mut self, outcome: Result<String, Trouble>, now: Instant) -> Option<Result<String, String>> {
+        let unfit = matches!(outcome, Err(Trouble::Unfit(_)));
+        let outcome = outcome.map_err(|(Trouble::Unanswered(why) | Trouble::Unfit(why))| why);
         let enough = match (&self.verdict, &outcome) {
             (Verdict::Unknown, _) => 1,
+            (Verdict::Up(_), Err(_)) if unfit => 1,
             (Verdict::Up(known), Ok(what)) if known != what => 1,
             (Verdict::Up(_), Ok(_)) | (Verdict::Down(_), Err(_)) => 0,
             (Verdict::Up(_), Err(_)) => self.policy.failures,
@@ -213,26 +226,44 @@ mod tests {
         Err("gone".to_owned())
     }
 
+    fn found(what: &str) -> Result<String, Trouble> {
+        Ok(what.to_owned())
+    }
+
+    fn silent() -> Result<String, Trouble> {
+        Err(Trouble::Unanswered("gone".to_owned()))
+    }
+
     #[test]
     fn the_first_outcome_counts_at_once_and_later_ones_in_a_row() {
         let (start, policy) = (Instant::now(), CheckPolicy::default());
         let mut gate = Gate::new(policy, start);
         assert_eq!(gate.next_check(), start);
-        assert_eq!(gate.checked(up("1"), start), Some(up("1")));
+        assert_eq!(gate.checked(found("1"), start), Some(up("1")));
         assert_eq!(gate.next_check(), start + policy.interval);
         // Two failures and an answer are no outage.
-        for outcome in [down(), down(), up("1"), down(), down()] {
+        for outcome in [silent(), silent(), found("1"), silent(), silent()] {
             assert_eq!(gate.checked(outcome, start), None);
         }
         assert_eq!(gate.next_check(), start + policy.retry, "a failure is followed up sooner");
-        assert_eq!(gate.checked(down(), start), Some(down()));
+        assert_eq!(gate.checked(silent(), start), Some(down()));
         // One answer is no recovery.
-        for outcome in [down(), up("1"), down(), up("1")] {
+        for outcome in [silent(), found("1"), silent(), found("1")] {
             assert_eq!(gate.checked(outcome, start), None);
             assert_eq!(gate.next_check(), start + policy.retry);
         }
-        assert_eq!(gate.checked(up("1"), start), Some(up("1")));
-        assert_eq!(gate.checked(up("2"), start), Some(up("2")), "another engine is news");
+        assert_eq!(gate.checked(found("1"), start), Some(up("1")));
+        assert_eq!(gate.checked(found("2"), start), Some(up("2")), "another engine is news");
+    }
+
+    #[test]
+    fn what_is_shown_unfit_is_down_at_once_and_comes_back_as_others_do() {
+        let (now, policy) = (Instant::now(), CheckPolicy::default());
+        let unfit = || Err(Trouble::Unfit("a way out".to_owned()));
+        let mut gate = Gate::resumed(policy, Some("1".to_owned()), now);
+        assert_eq!(gate.checked(unfit(), now), Some(Err("a way out".to_owned())));
+        assert_eq!((gate.checked(unfit(), now), gate.next_check()), (None, now + policy.retry));
+        assert_eq!((gate.checked(found("1"), now), gate.checked(found("1"), now)), (None, Some(up("1"))));
     }
 
     #[test]
@@ -240,17 +271,17 @@ mod tests {
         let (now, policy) = (Instant::now(), CheckPolicy::default());
         let mut gate = Gate::resumed(policy, Some("1".to_owned()), now);
         assert_eq!((gate.verdict(), gate.next_check()), (up("1"), now));
-        assert_eq!([down(), down()].map(|outcome| gate.checked(outcome, now)), [None, None]);
-        assert_eq!(gate.checked(down(), now), Some(down()));
-        assert_eq!(Gate::resumed(policy, None, now).checked(down(), now), Some(down()));
+        assert_eq!([silent(), silent()].map(|outcome| gate.checked(outcome, now)), [None, None]);
+        assert_eq!(gate.checked(silent(), now), Some(down()));
+        assert_eq!(Gate::resumed(policy, None, now).checked(silent(), now), Some(down()));
     }
 
     #[test]
     fn what_never_answered_is_down_at_once_and_comes_up_later() {
         let now = Instant::now();
         let mut gate = Gate::new(CheckPolicy::default(), now);
-        assert_eq!(gate.checked(down(), now), Some(down()));
-        assert_eq!((gate.checked(up("1"), now), gate.checked(up("1"), now)), (None, Some(up("1"))));
+        assert_eq!(gate.checked(silent(), now), Some(down()));
+        assert_eq!((gate.checked(found("1"), now), gate.checked(found("1"), now)), (None, Some(up("1"))));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::check::{CheckPolicy, Gate};
+use super::check::{CheckPolicy, Gate, Trouble};
 use super::executor_manager::{Answered, ExecutorBackend, Owner, Remembered, SecurityChecks};
 use super::host::HostName;
 use super::images::Floor;
@@ -76,6 +76,7 @@ impl HostCheck {
         let now = Instant::now();
         let late = || format!("a check took longer than {} s", self.policy.limit.as_secs_f64());
         let found = if now > limit + more + LATE { Err(late()) } else { found };
+        let found = found.map_err(Trouble::Unanswered);
         let found = found.and_then(|what| self.is_secure(remembered, stop).map(|()| what));
         if stop.is_cancelled() {
             return;
@@ -90,18 +91,19 @@ impl HostCheck {
     }
 
     /// Whether the security checks have gone well; they are made if no verdict is remembered.
-    fn is_secure(&self, remembered: &mut Remembered, stop: &Shutdown) -> Result<(), String> {
+    fn is_secure(&self, remembered: &mut Remembered, stop: &Shutdown) -> Result<(), Trouble> {
         let Some(checks) = self.backend.security() else { return Ok(()) };
         let verdict = match remembered.known(Instant::now()) {
             Some(verdict) => verdict,
             None => {
                 let made = checks.run(&self.owner, &self.answered, stop);
-                let verdict = made.map_err(|why| format!("a security check could not be made: {why}"))?;
+                let verdict = made
+                    .map_err(|why| Trouble::Unanswered(format!("a security check could not be made: {why}")))?;
                 remembered.keep(verdict.clone(), checks.times, Instant::now());
                 verdict
             }
         };
-        verdict.map_err(|why| format!("a security check has failed: {why}"))
+        verdict.map_err(|why| Trouble::Unfit(format!("a security check has failed: {why}")))
     }
 }
 

@@ -188,6 +188,31 @@ fn the_start_does_not_wait_for_a_probe_and_its_host_offers_nothing_before() {
     drop(f.miner.take());
 }
 
+/// One look is enough: jobs would run there until the next.
+#[test]
+fn a_host_that_is_up_is_down_with_the_first_security_check_that_fails() {
+    let engine = scripted();
+    engine.keep("go", "");
+    engine.keep("code", "0\n");
+    let moment = Duration::from_millis(20);
+    let mut checks = SecurityChecks::new(engine.client(), RareChecks { interval: moment, retry: HOURS.retry });
+    checks.probes = vec![Probe { image: "probe:1".to_owned(), says: None, options: vec![] }];
+    let mut backend = Some(Checked(checks, Arc::default()));
+    let mut f = Fixture::with(1, false, |config| {
+        config.backend = Arc::new(backend.take().unwrap());
+        let policy = CheckPolicy { interval: moment, retry: HOURS.retry, ..CheckPolicy::default() };
+        config.limits.checks = policy;
+    });
+    let host = |f: &Fixture| f.miner.as_ref().unwrap().status().hosts[0].clone();
+    until("the host is up", || host(&f).state == HostState::Up);
+    engine.keep("code", "3\n");
+    // After a check that has not gone well, the next is hours away.
+    until("the host is down", || host(&f).state == HostState::Down);
+    let why = host(&f).why.unwrap_or_default();
+    assert!(why.starts_with("a security check has failed: the probe \"probe:1\" ended with exit code 3"), "{why}");
+    drop(f.miner.take());
+}
+
 #[test]
 fn a_host_with_gpus_needs_a_toolkit_without_known_ways_out() {
     let tools = StandIn::new();
