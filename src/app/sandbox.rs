@@ -67,7 +67,11 @@ pub fn sandboxes(
             (false, Ok(_), _) => return Err(format!("sandbox {key:?} is {value}; it should be a table")),
             (false, Err(_), _) => {
                 let hint = hint(&known, &KEYS);
-                let right = "it has limits and a table for each class, as [miner.sandbox.\"always_on.gpu-24gb\"]";
+                let classes: Vec<_> = classes.iter().map(|class| format!("\"{}\"", class.as_str())).collect();
+                let right = format!(
+                    "it has limits, and a table for each class of this miner's executors: {}",
+                    classes.join(", ")
+                );
                 return Err(format!("sandbox: unknown key {key:?}{hint}; {right}"));
             }
         }
@@ -85,7 +89,10 @@ pub fn sandboxes(
                 own.push((known, value));
             }
         }
-        let at = |key: &str, problem: String| format!("sandbox of {}: {key} {problem}", class.as_str());
+        let at = |key: &str, problem: String| match own.iter().any(|(of, _)| of == key) {
+            true => format!("[miner.sandbox.\"{}\"] {key} {problem}", class.as_str()),
+            false => format!("[miner.sandbox] {key} {problem}"),
+        };
         let said = own.iter().chain(&all).find(|(key, _)| key == "profile").map(|(_, value)| *value);
         let profile = match (profile, said) {
             (Some(profile), _) => profile,

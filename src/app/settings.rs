@@ -123,7 +123,11 @@ fn merge(
                 (other, false) => return Err(format!("[{name}] {key} is {other}; it should be true or false")),
                 (toml::Value::String(text), true) => arguments.push(format!("{written}={text}").into()),
                 (toml::Value::Table(_) | toml::Value::Array(_), true) => {
-                    return Err(format!("[{name}] {key} is {value}; it should be one value or a list of values"));
+                    let one =
+                        flag.get_value_names().and_then(|names| names.first()).map_or("VALUE", |name| name.as_str());
+                    return Err(format!(
+                        "[{name}] {key} is {value}; it should be one value or a list of values, each as --{long} {one}"
+                    ));
                 }
                 (other, true) => arguments.push(format!("{written}={other}").into()),
             }

@@ -193,9 +193,12 @@ fn limits(args: &Args) -> MinerLimits {
 /// The hosts beside this machine.
 fn hosts(args: &Args) -> Result<Vec<HostConfig>, String> {
     let hosts = app::hosts::hosts(args.hosts.as_deref(), &SshPlace::below(&args.state_dir));
-    let hosts = hosts.map_err(|problem| format!("--hosts: {problem}"))?;
+    let hosts = hosts.map_err(|problem| format!("[miner.hosts], or --hosts: {problem}"))?;
     if !hosts.is_empty() && !args.source.are_containers() {
-        return Err("--hosts goes with --executor-backend docker: executors elsewhere are containers".to_owned());
+        return Err(
+            "[miner.hosts], or --hosts, goes with --executor-backend docker: executors elsewhere are containers"
+                .to_owned(),
+        );
     }
     let classes = classes(&args.executors, hosts.iter().map(|host| &host.executors));
     let dialled = args.executor_address.clone().unwrap_or_else(|| format!("ws://{}", args.listen));

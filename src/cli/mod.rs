@@ -143,6 +143,8 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "celery")]
         Command::Worker(_) => "info",
         Command::Demo(_) => "error",
+        // And how its job has ended.
+        Command::Executor(_) => "warn,phalanx::executor::stages=info",
         _ => "warn",
     };
     logging::init(cli.log_format, default_filter);

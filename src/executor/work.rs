@@ -143,8 +143,9 @@ impl JobWork {
                     }
                     self.server = Some(StreamingServer::open(&details, self.config.streaming_ports)?);
                 }
-                let mut workspace = Workspace::create()
-                    .map_err(|error| Problem::OfHorde(format!("cannot make a folder for the job: {error}")))?;
+                let mut workspace = Workspace::create().map_err(|error| {
+                    Problem::by_cause(Cause::of_io(&error), format!("cannot make a folder for the job: {error}"))
+                })?;
                 self.undo_later(&mut workspace);
                 let (_, workspace) = self.place.insert((runner, workspace));
                 self.config.hooks.before(&self.uuid, workspace.job(), &self.cancel, deadline)?;
@@ -291,11 +292,11 @@ impl From<RunError> for Problem {
             // What the user asked for cannot be had: the job's failure, not the horde's.
             RunError::Spec(_) => Problem::OfJob(error.to_string()),
             RunError::Engine { cause, .. } => Problem::by_cause(cause, error.to_string()),
+            RunError::Io { ref source, .. } => Problem::by_cause(Cause::of_io(source), error.to_string()),
             // An engine that is too late or gone, or somebody else's hand on it.
             RunError::Tool(_) | RunError::Removed { .. } | RunError::EngineLost { .. } => {
                 Problem::OfOperator(error.to_string())
             }
-            error => Problem::OfHorde(error.to_string()),
         }
     }
 }

@@ -97,8 +97,8 @@ impl HostCheck {
             Some(verdict) => verdict,
             None => {
                 let made = checks.run(&self.owner, &self.answered, stop);
-                let verdict = made
-                    .map_err(|why| Trouble::Unanswered(format!("a security check could not be made: {why}")))?;
+                let verdict =
+                    made.map_err(|why| Trouble::Unanswered(format!("a security check could not be made: {why}")))?;
                 remembered.keep(verdict.clone(), checks.times, Instant::now());
                 verdict
             }

@@ -235,7 +235,11 @@ impl Keeper {
                 "pulled"
             }
             Some(why) => {
-                log::warn!("image {image} is not pulled for jobs: {why}");
+                let so = match wanted.in_use {
+                    Some(_) => "could not be refreshed, so jobs get the one that is here",
+                    None => "could not be pulled for jobs",
+                };
+                log::warn!("image {image} {so}: {why}");
                 wanted.next = Instant::now() + exponential(RETRY, PULL_PERIOD, wanted.failures);
                 wanted.failures += 1;
                 "failed"

@@ -10,6 +10,7 @@ mod executor;
 mod executor_docker;
 mod executor_engine;
 mod executor_http;
+mod executor_http_answers;
 mod executor_images;
 mod executor_process;
 mod executor_stages;

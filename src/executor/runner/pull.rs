@@ -31,6 +31,9 @@ const NUMBER_CHARS: usize = 64;
 /// How often a pull is tried if the image is here already, as it was pulled last time.
 const TRIES_IF_HERE: u32 = 3;
 
+/// An engine that has had so long to look for an image and says nothing is in trouble. It takes milliseconds.
+const LOOK_TIME: Duration = Duration::from_secs(1);
+
 /// When a registry is asked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
@@ -171,7 +174,8 @@ pub(super) fn prepare(
 /// Whether the disk of this machine is full, so that room may help. The same words of a registry are none of ours.
 fn is_full(error: &str, cause: Cause) -> bool {
     let error = error.to_lowercase();
-    cause.fault == Fault::Operator && (error.contains("no space left") || error.contains("quota exceeded"))
+    let full = ["no space left", "quota exceeded", "thin pool has "];
+    cause.fault == Fault::Operator && full.iter().any(|words| error.contains(words))
 }
 
 struct Pull<'a> {
@@ -183,9 +187,25 @@ struct Pull<'a> {
 }
 
 impl Pull<'_> {
-    /// The image, if it is here.
+    /// The image, if it is here. A client that fails is asked once more: a signal to all processes of a service ends
+    /// it, and not the job.
     fn look(&self) -> Result<Option<Image>, RunError> {
-        self.docker.image(self.image, self.token, self.deadline).map_err(|error| self.failed(error))
+        self.look_for(self.image)
+    }
+
+    fn look_for(&self, name: &str) -> Result<Option<Image>, RunError> {
+        let Self { docker, token, .. } = *self;
+        let begun = Instant::now();
+        let deadline = self.deadline.min(begun + docker.time);
+        let found = match docker.image(name, token, deadline) {
+            Err(ToolError::Failed { .. }) => docker.image(name, token, deadline),
+            found => found,
+        };
+        found.map_err(|error| match error {
+            ToolError::TimedOut(_) if begun.elapsed() < LOOK_TIME => RunError::PullTimedOut(self.image.to_owned()),
+            ToolError::TimedOut(_) => error.into(),
+            error => self.failed(error),
+        })
     }
 
     /// Whether a registry is to be asked.
@@ -211,17 +231,26 @@ impl Pull<'_> {
     /// `brought_before`: only jobs have brought it.
     fn run(&self, store: Option<&ImageStore>, here: Option<&Image>, brought_before: bool) -> Result<(), RunError> {
         let Self { docker, settings, image, token, deadline } = *self;
+        // An engine that hangs leaves time to use the one that is here.
+        let pull_by = match here {
+            Some(_) => Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2,
+            None => deadline,
+        };
         let (mut backoff, mut rng, mut room_made) = (Backoff::new(BACKOFF), Rng::from_entropy(), false);
         // What the last try that was answered has shown tells more than a deadline that passes in the next.
         let mut shown: Option<(String, Cause)> = None;
         loop {
             log::info!("pulling image {image}");
             let pulled = match store {
-                Some(store) => store.pull(image, settings.silence, token, deadline),
-                None => docker.pull(image, settings.silence, token, deadline),
+                Some(store) => store.pull(image, settings.silence, token, pull_by),
+                None => docker.pull(image, settings.silence, token, pull_by),
             };
             let error = match pulled {
                 Ok(()) => break,
+                Err(ToolError::TimedOut(_)) if here.is_some() => {
+                    log::warn!("image {image} is not pulled in time, so the one that is here is used");
+                    return Ok(());
+                }
                 Err(ToolError::TimedOut(_)) => {
                     let late = || RunError::PullTimedOut(image.to_owned());
                     return Err(shown.map_or_else(late, |(error, cause)| self.error(error, cause)));
@@ -231,6 +260,14 @@ impl Pull<'_> {
             };
             let cause = Cause::of_pull(&error, image);
             let tries = backoff.attempt() + 1;
+            if is_full(&error, cause) {
+                if !room_made && self.make_room(store) {
+                    room_made = true;
+                    continue;
+                }
+                // An older one would hide it.
+                return Err(self.error(error, cause));
+            }
             // One that only jobs have brought is no longer theirs if the registry says so.
             if here.is_some() && (cause.fault != Fault::Job || !brought_before) {
                 let lookup = error.contains("no such host");
@@ -238,9 +275,6 @@ impl Pull<'_> {
                     log::warn!("image {image} cannot be pulled, so the one that is here is used: {error}");
                     return Ok(());
                 }
-            } else if is_full(&error, cause) && !room_made && self.make_room(store) {
-                room_made = true;
-                continue;
             } else if !cause.passing {
                 return Err(self.error(error, cause));
             }
@@ -248,7 +282,11 @@ impl Pull<'_> {
             let pause = backoff.next_delay(now, rng.unit()).max(retry_after(&error).unwrap_or_default());
             // The miner is to hear of it within the limit.
             let so_far = format!("{error} ({tries} tries)");
-            if pause >= deadline.saturating_duration_since(now) {
+            if pause >= pull_by.saturating_duration_since(now) {
+                if here.is_some() {
+                    log::warn!("image {image} cannot be pulled, so the one that is here is used: {so_far}");
+                    return Ok(());
+                }
                 return Err(self.error(so_far, cause));
             }
             log::info!("image {image}: again in {:.1} s: {error}", pause.as_secs_f64());
@@ -268,14 +306,13 @@ impl Pull<'_> {
     /// Whether the engine has found the image by its number. No registry and no pattern for names knows numbers, so any
     /// image that is here could be had by one.
     fn is_number(&self, found: &str) -> Result<bool, RunError> {
-        let Self { docker, image, token, deadline, .. } = *self;
+        let Self { image, .. } = *self;
         if !image_name::may_be_number(image, found) {
             return Ok(false);
         }
         // With a tag it can only be a name; the others are no names.
         let may_be_name = !image.contains(':') && image.len() < NUMBER_CHARS;
-        let named = || docker.image(&format!("{image}:latest"), token, deadline).map_err(|error| self.failed(error));
-        Ok(!may_be_name || named()?.is_none())
+        Ok(!may_be_name || self.look_for(&format!("{image}:latest"))?.is_none())
     }
 
     /// Whether something went.
@@ -300,8 +337,6 @@ impl Pull<'_> {
                 let cause = Cause::of_pull(&text, self.image);
                 RunError::Engine { doing: doing.to_owned(), text, cause }
             }
-            // It has the job's deadline, no other.
-            ToolError::TimedOut(_) => RunError::PullTimedOut(self.image.to_owned()),
             error => error.into(),
         }
     }
@@ -341,11 +376,19 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_is_not_found_by_the_job_s_deadline_did_not_come_in_time() {
-        let (docker, settings, token) = (Docker::default(), ImageSettings::default(), Shutdown::new());
-        let pull =
-            Pull { docker: &docker, settings: &settings, image: "acme/app", token: &token, deadline: Instant::now() };
-        let late = pull.failed(ToolError::TimedOut("look for the image"));
+    fn an_engine_that_does_not_look_in_time_is_in_trouble_unless_the_job_has_no_time_left() {
+        let (settings, token, folder) = (ImageSettings::default(), Shutdown::new(), tempfile::tempdir().unwrap());
+        let program = folder.path().join("docker");
+        std::fs::write(&program, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        let docker = Docker { program, ..Docker::default() };
+        let look = |left| {
+            let deadline = Instant::now() + left;
+            Pull { docker: &docker, settings: &settings, image: "acme/app", token: &token, deadline }.look()
+        };
+        let late = look(Duration::ZERO).unwrap_err();
         assert!(matches!(&late, RunError::PullTimedOut(image) if image == "acme/app"), "{late}");
+        let silent = look(LOOK_TIME * 2).unwrap_err();
+        assert!(matches!(&silent, RunError::Tool(ToolError::TimedOut("look for the image"))), "{silent}");
     }
 }

@@ -7,7 +7,7 @@ use super::job::{JobKey, MinerJob, News, Phase};
 use super::state::{Connected, Router};
 use crate::base::ids::SessionId;
 use crate::base::now::Now;
-use crate::miner::executor_manager::{ExecutorEnd, Leftover};
+use crate::miner::executor_manager::{ExecutorEnd, ExecutorError, Leftover};
 use crate::miner::executor_pool::{Quarantine, SlotId};
 use crate::protocol::executor::{FAULT, FAULT_OF_OPERATOR};
 use crate::protocol::stages::Stage;
@@ -120,7 +120,8 @@ impl Router {
         if let M::V0HordeFailedRequest(failed) = &message
             && failed.context.as_ref().and_then(|context| context.get(FAULT)).is_some_and(|f| f == FAULT_OF_OPERATOR)
         {
-            self.machine_failed(&key, &failed.message, now);
+            let host = self.jobs.get(&key).map(|job| job.placed.host);
+            host.into_iter().for_each(|host| self.machine_failed(host, &key, &failed.message, now));
         }
         let Some(job) = self.jobs.get_mut(&key) else { return Ok(()) };
         match message {
@@ -210,6 +211,7 @@ impl Router {
         let Some(key) = self.tokens.get(&token).cloned() else { return };
         let Some(job) = self.jobs.get_mut(&key) else { return };
         let Some(executor) = job.executor.take() else { return };
+        let of_machine = matches!(end, Err(ExecutorError::Start { .. } | ExecutorError::Folder(_)));
         let (how, reason) = match end {
             Ok(exit) => (format!("the executor ended with {exit}"), "exited"),
             Err(error) => (error.to_string(), error.reason()),
@@ -234,8 +236,10 @@ impl Router {
             let reason = job.loss();
             self.fail(&key, reason, how, now);
         }
-        if let Some(how) = failed {
-            self.host_failed(host, &how, now);
+        match failed {
+            Some(how) if of_machine => self.machine_failed(host, &key, &how, now),
+            Some(how) => self.host_failed(host, &how, now),
+            None => {}
         }
     }
 }

@@ -193,8 +193,7 @@ impl Router {
     }
 
     /// The machine of a job could not do its part.
-    pub(super) fn machine_failed(&mut self, key: &JobKey, why: &str, now: Now) {
-        let Some(name) = self.jobs.get(key).map(|job| job.placed.host) else { return };
+    pub(super) fn machine_failed(&mut self, name: HostName, key: &JobKey, why: &str, now: Now) {
         log::error!("job {}: host {name} could not do its part: {why}", key.uuid);
         if let Some(host) = self.hosts.get_mut(&name) {
             host.trouble = Some(why.to_owned());

@@ -29,7 +29,8 @@ pub(super) fn http_date(unix_seconds: u64) -> String {
 pub(super) fn unix_seconds(text: &str) -> Option<u64> {
     let words: Vec<&str> = text.split([' ', ',', '-']).filter(|word| !word.is_empty()).collect();
     let (day, month, year, time) = match words[..] {
-        [_, day, month, year, time, "GMT" | "UTC"] => (day, month, year, time),
+        // The numbers are what mail has, and Python's `formatdate`.
+        [_, day, month, year, time, "GMT" | "UTC" | "0000" | "+0000"] => (day, month, year, time),
         // As C's asctime has it.
         [_, month, day, time, year] => (day, month, year, time),
         _ => return None,
@@ -72,6 +73,9 @@ mod tests {
     #[cfg(feature = "roles")]
     #[test]
     fn dates_are_read_in_all_their_forms() {
+        for text in ["Sun, 06 Nov 1994 08:49:37 -0000", "Sun, 06 Nov 1994 08:49:37 +0000"] {
+            assert_eq!(unix_seconds(text), Some(784_111_777), "{text}");
+        }
         for text in ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"] {
             assert_eq!(unix_seconds(text), Some(784_111_777), "{text}");
         }

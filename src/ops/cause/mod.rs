@@ -32,9 +32,14 @@ impl Cause {
         }
     }
 
-    /// What the stderr of a `docker` or `podman` command says. A status that it quotes counts before its words.
+    /// What the stderr of a `docker` or `podman` command says that makes or starts a container. A status that it quotes
+    /// counts before its words. Its image was there before, so somebody has removed it.
     pub fn of_engine(text: &str) -> Self {
-        words::in_words(&text.to_lowercase()).unwrap_or(Self::NETWORK_PASSING)
+        let text = text.to_lowercase();
+        match words::is_image_gone(&text) {
+            true => Self::OPERATOR_PASSING,
+            false => words::in_words(&text).unwrap_or(Self::NETWORK_PASSING),
+        }
     }
 
     /// The same of a pull. The job has chosen the image's name, so no word of it may take the blame off the job; nor

@@ -7,7 +7,19 @@ use super::kind::Cause;
 /// What a text in lower case says.
 pub(super) fn in_words(text: &str) -> Option<Cause> {
     let of_words = || WORDS.iter().find(|(words, _)| text.contains(words)).map(|(_, cause)| *cause);
-    quoted_status(text).map(Cause::of_status).or_else(|| of_machine(text)).or_else(of_words)
+    let of_job = || (begins_a_part(text, "denied: ").is_some() || is_unresolved(text)).then_some(Cause::JOB);
+    quoted_status(text).map(Cause::of_status).or_else(|| of_machine(text)).or_else(of_words).or_else(of_job)
+}
+
+/// Where words stand at the beginning of what one of the speakers says.
+fn begins_a_part(text: &str, words: &str) -> Option<usize> {
+    let begins = |at: &usize| *at == 0 || [": ", "\n", "\""].iter().any(|end| text[..*at].ends_with(end));
+    text.match_indices(words).map(|(at, _)| at).find(begins)
+}
+
+/// What containerd says of a name that its registry does not know.
+fn is_unresolved(text: &str) -> bool {
+    text.contains("failed to resolve ") && text.trim_end().ends_with(": not found")
 }
 
 /// What a text says of the machine, or of a job that tries to look like one. A job chooses names that engines quote in
@@ -59,11 +71,8 @@ fn unwrapped(text: &str) -> (&str, bool) {
 /// What a registry says with an error code, or what it says in place of what it should: the words behind are its own,
 /// so they tell nothing. A status before a code counts, as in the text of an engine.
 pub(super) fn of_registry(text: &str) -> Option<Cause> {
-    let place = |words: &str| {
-        let begins = |at: &usize| *at == 0 || text[..*at].ends_with(": ") || text[..*at].ends_with('\n');
-        text.match_indices(words).map(|(at, _)| at).find(begins)
-    };
-    let places = REGISTRY_WORDS.iter().filter_map(|(words, cause)| Some((place(words)?, words.len(), *cause)));
+    let places =
+        REGISTRY_WORDS.iter().filter_map(|(words, cause)| Some((begins_a_part(text, words)?, words.len(), *cause)));
     let (at, len, cause) = places.min_by_key(|(at, ..)| *at)?;
     // With the number of a status that is among those words.
     let known = text.get(..at + len + "503".len()).unwrap_or(&text[..at]);
@@ -143,6 +152,7 @@ const SPEAKERS: &[&str] = &[
     "failed to create task for container: ",
     "failed to create shim task: ",
     "failed to create shim: ",
+    "failed to register layer: ",
 ];
 
 /// The same of the OCI runtime.
@@ -185,6 +195,7 @@ const BEGINNINGS: &[(&str, Cause)] = &[
     ("setrlimit `", Cause::OPERATOR),
     ("cdi device injection failed", Cause::OPERATOR),
     ("setting up cdi devices", Cause::OPERATOR),
+    ("devmapper: thin pool has ", Cause::OPERATOR),
     ("unable to apply cgroup configuration", Cause::OPERATOR_PASSING),
     ("fork/exec ", Cause::OPERATOR_PASSING),
     // Its other errors are of what an image asks for or has in the places of the driver's files.
@@ -250,6 +261,7 @@ const WORDS: &[(&str, Cause)] = &[
     ("image not known", Cause::JOB),
     ("did not resolve to an alias", Cause::JOB),
     ("repository does not exist", Cause::JOB),
+    ("does not exist or no pull access", Cause::JOB),
     ("pull access denied", Cause::JOB),
     ("access to the resource is denied", Cause::JOB),
     ("access to the requested resource is not authorized", Cause::JOB),
@@ -257,7 +269,6 @@ const WORDS: &[(&str, Cause)] = &[
     ("no basic auth credentials", Cause::JOB),
     ("unauthorized", Cause::JOB),
     ("authentication required", Cause::JOB),
-    ("denied: ", Cause::JOB),
     (": denied", Cause::JOB),
     ("invalid reference format", Cause::JOB),
     ("repository name must be lowercase", Cause::JOB),
@@ -303,10 +314,28 @@ fn quoted_status(text: &str) -> Option<u16> {
     numbers.filter_map(|word| word.parse().ok()).find(|status| (300..600).contains(status))
 }
 
+/// Whether an engine that was to use an image does not have it.
+pub(super) fn is_image_gone(text: &str) -> bool {
+    let (said, _) = unwrapped(text);
+    said.starts_with("no such image: ") || said.ends_with(": image not known")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ops::cause::Fault;
+
+    #[test]
+    fn names_that_a_registry_does_not_know() {
+        for text in [
+            "Error response from daemon: failed to resolve reference \"r/x:1\": r/x:1: not found",
+            "Error response from daemon: repository r/x not found: does not exist or no pull access",
+        ] {
+            assert_eq!(Cause::of_pull(text, "r/x:1"), Cause::JOB, "{text}");
+        }
+        let text = "failed to resolve reference \"r/x:1\": failed to do request: dial tcp: lookup r: no such host";
+        assert_eq!(Cause::of_pull(text, "r/x:1"), Cause::NETWORK_PASSING);
+    }
 
     #[test]
     fn what_engines_say() {
@@ -350,6 +379,21 @@ mod tests {
             ("could not select device driver \"\" with capabilities: [[gpu]]", Cause::OPERATOR),
             ("No command specified", Cause::JOB),
             ("OCI runtime create failed: cannot be mounted because it is inside /proc", Cause::JOB),
+            // A runtime's own troubles are no registry's refusal.
+            ("OCI runtime create failed: open /proc/self/attr/apparmor/exec: permission denied: unknown", {
+                Cause::NETWORK_PASSING
+            }),
+            ("OCI runtime create failed: error mounting \"proc\" to rootfs: permission denied: unknown.", {
+                Cause::NETWORK_PASSING
+            }),
+            ("devmapper: Thin Pool has 0 free data blocks which is less than minimum required", Cause::OPERATOR),
+            ("failed to register layer: devmapper: Thin Pool has 0 free data blocks", Cause::OPERATOR),
+            // It was there when it was pulled.
+            ("Error response from daemon: No such image: app:1", Cause::OPERATOR_PASSING),
+            ("Unable to find image 'app:1' locally\ndocker: Error response from daemon: No such image: app:1.", {
+                Cause::OPERATOR_PASSING
+            }),
+            ("Error: app:1: image not known", Cause::OPERATOR_PASSING),
             ("something new", Cause::NETWORK_PASSING),
         ] {
             assert_eq!(Cause::of_engine(text), cause, "{text}");
@@ -391,7 +435,6 @@ mod tests {
                 Cause::JOB,
             ),
             ("Error: repository name must be lowercase", Cause::JOB),
-            ("Error: nosuch:1: image not known", Cause::JOB),
             ("Error: no image found in manifest list for architecture \"amd64\", OS \"linux\"", Cause::JOB),
             // Of containers.
             ("Error: default OCI runtime \"runsc\" not found: invalid argument", Cause::OPERATOR),

@@ -1,12 +1,15 @@
 //! Answers as servers send them, below `ureq`, which is stricter.
 //!
 //! * Interim answers (RFC 9110, section 15.2) may come before the answer proper, with any fields: they are passed over.
+//! * The text of a refusal is an extra: it may take [`REFUSAL_TIME`].
 //! * A server may refuse before it has read the body, and close (RFC 9112, section 9.6): that a write fails then is no
 //!   reason not to read why.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use ureq::Error;
+use ureq::Timeout;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
 /// Stands on top of a chain of connectors.
@@ -17,7 +20,7 @@ impl<In: Transport> Connector<In> for AnswerConnector {
     type Out = Answers<In>;
 
     fn connect(&self, _: &ConnectionDetails, chained: Option<In>) -> Result<Option<Answers<In>>, Error> {
-        Ok(chained.map(|inner| Answers { inner, answered: false, unsent: None }))
+        Ok(chained.map(|inner| Answers { inner, answered: false, refused_until: None, unsent: None }))
     }
 }
 
@@ -27,9 +30,14 @@ pub(super) struct Answers<T> {
     inner: T,
     /// The answer proper has begun.
     answered: bool,
+    /// Of a refusal: until when its text may come.
+    refused_until: Option<Instant>,
     /// Why the rest of the request could not be sent.
     unsent: Option<io::Error>,
 }
+
+/// How long a server may take for the text of a refusal after its status. What it says by that counts without.
+const REFUSAL_TIME: Duration = Duration::from_secs(2);
 
 impl<T: Transport> Transport for Answers<T> {
     fn buffers(&mut self) -> &mut dyn Buffers {
@@ -49,7 +57,14 @@ impl<T: Transport> Transport for Answers<T> {
         }
     }
 
-    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+    fn await_input(&mut self, mut timeout: NextTimeout) -> Result<bool, Error> {
+        if let Some(until) = self.refused_until {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::Timeout(timeout.reason));
+            }
+            timeout.after = timeout.after.min(left.into());
+        }
         // Once each time, because only the caller knows what is left of the deadline.
         let more = self.inner.await_input(timeout);
         if !self.answered
@@ -58,14 +73,25 @@ impl<T: Transport> Transport for Answers<T> {
         {
             return Err(error.into());
         }
-        let more = more?;
+        let mut more = more?;
+        // The caller waits for the word to go on, and reads it itself.
+        let awaits_100 = timeout.reason == Timeout::Await100;
         while !self.answered {
             let buffers = self.inner.buffers();
             match begins(buffers.input()) {
-                Begins::Interim(length) => buffers.input_consume(length),
+                Begins::Interim(_) if awaits_100 && buffers.input().get(9..12) == Some(b"100") => break,
+                Begins::Interim(length) => {
+                    buffers.input_consume(length);
+                    if awaits_100 && buffers.input().is_empty() {
+                        more = self.inner.await_input(timeout)?;
+                    }
+                }
                 Begins::Unknown => break,
                 Begins::Answer => {
                     self.answered = true;
+                    if matches!(buffers.input().get(9), Some(b'4' | b'5')) {
+                        self.refused_until = Some(Instant::now() + REFUSAL_TIME);
+                    }
                     // What was not sent was not taken, whatever the server says.
                     if let Some(error) = self.unsent.take_if(|_| buffers.input().get(9) == Some(&b'2')) {
                         return Err(error.into());

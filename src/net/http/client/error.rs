@@ -132,6 +132,8 @@ impl HttpError {
             | Self::TooLarge { .. }
             | Self::Shortened { .. }
             | Self::Answer { .. } => Cause::JOB,
+            // Whoever says when to come again will say something else then.
+            Self::Status { retry_after: Some(_), .. } => Cause::NETWORK_PASSING,
             Self::Status { status, .. } => Cause::of_status(*status),
             Self::Cancelled { .. } | Self::TimedOut { .. } => Cause::NETWORK,
             Self::File { source, .. } => Cause::of_io(source),

@@ -45,7 +45,7 @@ pub use self::error::HttpError;
 pub use self::response::{ANSWER_BYTES, Response};
 use self::response::{Below, Received, text_of};
 use self::resume::{Representation, Rest};
-use super::head::{all, first, has_token};
+use super::head::{all, first};
 use crate::base::rng::Rng;
 use crate::base::shutdown::Shutdown;
 use crate::net::USER_AGENT;
@@ -53,6 +53,9 @@ use crate::net::reach::Reach;
 
 /// Redirects that a GET follows; the other methods follow none, because their body would have to be sent again.
 pub const REDIRECTS: u32 = 10;
+
+/// Bytes of a refusal's text that are read.
+const REFUSAL_BYTES: u64 = 64 << 10;
 
 /// Bytes of a body between two looks at the clock.
 const CHUNK: usize = 64 << 10;
@@ -96,6 +99,22 @@ struct Answer {
     status: u16,
     headers: Vec<(String, String)>,
     body: UreqBody,
+}
+
+/// How the content of an answer was coded.
+///
+/// # Errors
+/// [`HttpError::Answer`] with the coding that cannot be undone. Between two ends only what was asked for may be used,
+/// and nothing was.
+fn codings_of(answer: &Answer) -> Result<Vec<Coding>, HttpError> {
+    let bad = |why| HttpError::Answer { url: answer.url.clone(), why };
+    for coding in all(&answer.headers, "transfer-encoding").flat_map(|value| value.split(',')) {
+        let name = coding.split(';').next().unwrap_or_default().trim();
+        if !["", "chunked", "identity"].iter().any(|known| name.eq_ignore_ascii_case(known)) {
+            return Err(bad(format!("its Transfer-Encoding is {name:?}, which was not asked for")));
+        }
+    }
+    codings(all(&answer.headers, "content-encoding")).map_err(bad)
 }
 
 /// What is sent once.
@@ -187,6 +206,10 @@ impl HttpClient {
         if !(200..300).contains(&answer.status) {
             return self.read_answer(answer, deadline)?.ok().map(|_| 0);
         }
+        // Accepted, and not there yet.
+        if answer.status == 202 && first(&answer.headers, "retry-after").is_some() {
+            return Err(self.read_extra(answer, REFUSAL_BYTES, deadline)?.refused());
+        }
         self.receive(answer, download, deadline)
     }
 
@@ -195,11 +218,11 @@ impl HttpClient {
         let Download { path, max_bytes, begun } = download;
         let file_error = |source| HttpError::File { path: path.clone(), source };
         let bad = |why| HttpError::Answer { url: answer.url.clone(), why };
+        let coded = codings_of(&answer)?;
         let (mut file, mut have, of, coded) = match begun.take() {
             Some(Begun { file, have, of }) => (file, have, Some(of), Vec::new()),
             None if answer.status == 206 => return Err(bad("it is a part, and all was asked for".to_owned())),
             None => {
-                let coded = codings(all(&answer.headers, "content-encoding")).map_err(bad)?;
                 let length = answer.body.content_length();
                 let of = coded.is_empty().then(|| Representation::of(&answer.headers, length)).flatten();
                 (File::create(&*path).map_err(file_error)?, 0, of, coded)
@@ -318,7 +341,8 @@ impl HttpClient {
     ) -> Result<Response, HttpError> {
         let to = address::read(url).map_err(|why| HttpError::Request { url: shown(url), why })?;
         let answer = self.send_once(Sent { method, to: &to, given, ours, deadline }, Some(body), url)?;
-        self.read_answer(answer, deadline)
+        // The server has what was sent, whatever it says to that.
+        self.read_extra(answer, ANSWER_BYTES, deadline)
     }
 
     /// A GET with its redirects; errors name the first address.
@@ -380,15 +404,7 @@ impl HttpClient {
         let answer = answer.map_err(|error| self.error(&shown_url, error))?;
         let headers: Vec<_> =
             answer.headers().iter().map(|(name, value)| (name.as_str().to_owned(), text_of(value))).collect();
-        let answer = Answer { url: shown_url, status: answer.status().as_u16(), headers, body: answer.into_body() };
-        // Only what was asked for may be used between two ends, and nothing was.
-        for coding in ["gzip", "x-gzip", "deflate", "compress", "x-compress"] {
-            if has_token(&answer.headers, "transfer-encoding", coding) {
-                let why = format!("its Transfer-Encoding is {coding:?}, which was not asked for");
-                return Err(HttpError::Answer { url: answer.url, why });
-            }
-        }
-        Ok(answer)
+        Ok(Answer { url: shown_url, status: answer.status().as_u16(), headers, body: answer.into_body() })
     }
 
     fn run(
@@ -401,14 +417,34 @@ impl HttpClient {
         self.agent.run(request.timeout_global(Some(left)).build())
     }
 
+    /// The whole answer. Of a refusal the status and the fields count, whatever becomes of its text.
     fn read_answer(&self, mut answer: Answer, deadline: Instant) -> Result<Response, HttpError> {
-        // An answer that nobody may need is no failure for its coding.
-        let coded = codings(all(&answer.headers, "content-encoding")).unwrap_or_default();
+        if !(200..300).contains(&answer.status) {
+            return self.read_extra(answer, REFUSAL_BYTES, deadline);
+        }
+        let coded = codings_of(&answer)?;
         let mut body = Vec::new();
         self.read_body(&mut answer, &coded, ANSWER_BYTES, deadline, |bytes| {
             body.extend_from_slice(bytes);
             Ok(())
         })?;
+        let Answer { url, status, headers, .. } = answer;
+        Ok(Response { status, headers, body, url })
+    }
+
+    /// An answer whose text is an extra: as much of it as comes and can be read.
+    fn read_extra(&self, mut answer: Answer, max: u64, deadline: Instant) -> Result<Response, HttpError> {
+        let mut body = Vec::new();
+        let coded = codings_of(&answer).unwrap_or_default();
+        let read = self.read_body(&mut answer, &coded, max, deadline, |bytes| {
+            body.extend_from_slice(bytes);
+            Ok(())
+        });
+        match read {
+            Err(error @ HttpError::Cancelled { .. }) => return Err(error),
+            Err(error) => log::debug!("the text of an answer {} is not whole: {error}", answer.status),
+            Ok(()) => {}
+        }
         let Answer { url, status, headers, .. } = answer;
         Ok(Response { status, headers, body, url })
     }
@@ -421,18 +457,24 @@ impl HttpClient {
         deadline: Instant,
         mut to: impl FnMut(&[u8]) -> Result<(), HttpError>,
     ) -> Result<(), HttpError> {
+        let is_framed = answer.body.content_length().is_some() || first(&answer.headers, "transfer-encoding").is_some();
         let Answer { url, body, .. } = answer;
+        let broken = |error: io::Error| match error.kind() {
+            // Where only its end ends a body, this is how a cut shows.
+            io::ErrorKind::UnexpectedEof if !is_framed => self.error(url, error.into()),
+            _ => self.broken(url, error),
+        };
         let too_large = || HttpError::TooLarge { url: url.clone(), max };
         if coded.is_empty() && body.content_length().is_some_and(|length| length > max) {
             return Err(too_large());
         }
         // The limit is our own, so that the error names it.
         let received = Received(body.with_config().limit(u64::MAX).reader());
-        let mut reader = undone(received, coded).map_err(|error| self.broken(url, error))?;
+        let mut reader = undone(received, coded).map_err(broken)?;
         let mut buffer = vec![0; CHUNK];
         let mut left = max;
         loop {
-            let n = reader.read(&mut buffer).map_err(|error| self.broken(url, error))?;
+            let n = reader.read(&mut buffer).map_err(broken)?;
             // A kick looks like the end of a body whose length was not announced; and what is undone needs no wait.
             if self.shutdown.is_cancelled() {
                 return Err(HttpError::Cancelled { url: url.clone() });

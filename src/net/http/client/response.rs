@@ -7,7 +7,7 @@ use ureq::http::HeaderValue;
 use super::error::HttpError;
 use crate::base::clock::now;
 use crate::net::http::date::wait_asked;
-use crate::net::http::head::first;
+use crate::net::http::head::{all, first};
 
 /// Bytes of an answer that is kept in memory: 10 MiB, the limit of the Python uploader.
 pub const ANSWER_BYTES: u64 = 10 << 20;
@@ -35,14 +35,15 @@ impl Response {
     pub fn ok(self) -> Result<Self, HttpError> {
         match self.status {
             200..300 => Ok(self),
-            status => Err(HttpError::Status {
-                status,
-                excerpt: excerpt(&self.body),
-                retry_after: first(&self.headers, "retry-after")
-                    .and_then(|value| wait_asked(value, first(&self.headers, "date"), now().wall.as_secs())),
-                url: self.url,
-            }),
+            _ => Err(self.refused()),
         }
+    }
+
+    /// The error that this answer is. Of several waits that it asks for, the longest counts.
+    pub(super) fn refused(self) -> HttpError {
+        let date = first(&self.headers, "date");
+        let waits = all(&self.headers, "retry-after").filter_map(|value| wait_asked(value, date, now().wall.as_secs()));
+        HttpError::Status { status: self.status, excerpt: excerpt(&self.body), retry_after: waits.max(), url: self.url }
     }
 
     /// The body as text; what is not UTF-8 is replaced.
