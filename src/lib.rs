@@ -20,6 +20,7 @@
 //! | [`transport`] | a connection as two halves and a kick: WebSocket over TCP and TLS; in memory for tests |
 //! | `celery` | a Celery client and a Celery worker over Redis (feature `celery`) |
 //! | [`link`] | a connection that somebody owns: session, outbox, liveness, reconnect, server |
+//! | [`pool`] | calls to many peers that may fail: breakers, a budget for retries, bulkheads, for any blocking protocol |
 //! | [`facilitator`], [`validator`], [`miner`], [`executor`] | the roles |
 //! | [`app`] | the process around a role: signals, settings, supervision; the local network, job files, their client |
 //! | [`cli`] | the commands of the binary |
@@ -92,6 +93,7 @@ pub mod miner;
 #[cfg(feature = "net")]
 pub mod net;
 pub mod ops;
+pub mod pool;
 #[cfg(feature = "roles")]
 pub mod proc;
 #[cfg(feature = "client")]

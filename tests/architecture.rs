@@ -24,7 +24,7 @@ const LEVELS: &[&[&str]] = &[
     &["cli"],
     &["app"],
     &["facilitator", "validator", "miner", "executor"],
-    &["celery", "link"],
+    &["celery", "link", "pool"],
     &["redis", "transport"],
     &["tasks"],
     &["protocol"],
@@ -42,6 +42,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("tasks", &["link", "transport", "protocol"]),
     ("link", &["celery", "redis", "tasks", "protocol"]),
     ("transport", &["celery", "redis", "tasks", "protocol"]),
+    ("pool", &["redis", "transport", "tasks", "protocol", "identity", "store", "net", "proc", "ops"]),
 ];
 
 /// What a pure file may not name, nor any file whose functions it calls: no thread, channel, lock, socket, disk or
