@@ -20,7 +20,7 @@
 //! | [`transport`] | a connection as two halves and a kick: WebSocket over TCP and TLS; in memory for tests |
 //! | `celery` | a Celery client and a Celery worker over Redis (feature `celery`) |
 //! | [`link`] | a connection that somebody owns: session, outbox, liveness, reconnect, server |
-//! | [`pool`] | calls to many peers that may fail: breakers, a budget for retries, bulkheads, for any blocking protocol |
+//! | [`pool`] | calls to many peers that may fail, by any protocol: kept connections, breakers, retries, bulkheads |
 //! | [`facilitator`], [`validator`], [`miner`], [`executor`] | the roles |
 //! | [`app`] | the process around a role: signals, settings, supervision; the local network, job files, their client |
 //! | [`cli`] | the commands of the binary |

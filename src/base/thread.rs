@@ -114,6 +114,16 @@ pub fn on_panic(hook: impl Fn() + Send + Sync + 'static) {
     *lock(&ON_PANIC) = Some(Arc::new(hook));
 }
 
+/// The name of the calling thread, whoever has spawned it.
+pub fn current_name() -> String {
+    std::thread::current().name().unwrap_or("a thread without a name").to_owned()
+}
+
+/// Whether the calling thread unwinds from a panic.
+pub fn is_panicking() -> bool {
+    std::thread::panicking()
+}
+
 /// Every live thread of this crate in the process, oldest first.
 pub fn live() -> Vec<LiveThread> {
     lock(&LIVE).iter().map(LiveEntry::look).collect()

@@ -537,7 +537,3 @@ impl<K: Ord + Clone> Group<K> {
         self.tell(Event::OutageEnded { lasted: now.saturating_duration_since(outage.since) });
     }
 }
-
-#[cfg(test)]
-#[path = "breakers_tests.rs"]
-mod tests;

@@ -1,7 +1,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
-use super::super::breaker::{Why, Window};
-use super::*;
+use super::breaker::{BreakerConfig, BreakerState, Why, Window};
+use super::breakers::{Breakers, BreakersConfig, EVENTS_MAX, Event};
 
 const TOOK: Duration = Duration::from_millis(20);
 const SECOND: Duration = Duration::from_secs(1);

@@ -1,6 +1,11 @@
-//! What stands between a program and many peers that fail: how often to try again, whom to leave alone for a while, how
-//! many calls at a time. For any blocking protocol; it knows nothing of the rest of the crate but `base`.
+//! What stands between a program and many peers that fail: connections that are kept, how often to try again, whom to
+//! leave alone for a while, how many calls at a time. For any blocking protocol; it knows nothing of the rest of the
+//! crate but `base`.
 //!
+//! * [`connector`]: what a program says of its protocol.
+//! * [`policy`]: who gets which connection, and which ones are closed. Pure.
+//! * [`connections`]: the connections behind one lock, and the leases that callers have of them.
+//! * [`keeper`]: the thread that looks after them, and the pool's owner.
 //! * [`breaker`]: when one peer is left alone, and when it is tried again. Pure.
 //! * [`breakers`]: a breaker for each peer, how many may be open at once, and when it is not the peers but us.
 //! * [`budget`]: how many second tries all calls together may make.
@@ -54,6 +59,10 @@ pub mod breaker;
 pub mod breakers;
 pub mod budget;
 pub mod bulkhead;
+pub mod connections;
+pub mod connector;
+pub mod keeper;
+pub mod policy;
 pub mod retry;
 pub mod until;
 
@@ -61,5 +70,21 @@ pub use breaker::{Breaker, BreakerConfig, Window};
 pub use breakers::{Breakers, BreakersConfig, Permit, Refused};
 pub use budget::{BudgetConfig, RetryBudget};
 pub use bulkhead::{Bulkhead, BulkheadError, BulkheadPermit};
+pub use connections::{AcquireError, Connections, Lease, LeaseInfo};
+pub use connector::Connector;
+pub use keeper::Pool;
+pub use policy::{LastConnectError, PoolConfig, PoolNumbers};
 pub use retry::{GaveUp, Retry, RetryConfig, RetryError};
 pub use until::Until;
+
+// Beside their files, because `tests/model/` compiles those files against other locks.
+#[cfg(test)]
+mod breakers_tests;
+#[cfg(test)]
+mod budget_tests;
+#[cfg(test)]
+mod bulkhead_tests;
+#[cfg(test)]
+mod connections_tests;
+#[cfg(test)]
+mod policy_tests;
