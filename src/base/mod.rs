@@ -5,6 +5,9 @@
 pub mod backoff;
 pub mod clock;
 pub mod drained;
+// Beside its file, because `tests/model/` compiles that file against other locks.
+#[cfg(test)]
+mod drained_tests;
 pub mod glob;
 pub mod ids;
 #[cfg(any(test, feature = "test-util"))]
@@ -15,7 +18,7 @@ pub mod now;
 pub mod rng;
 pub mod scope;
 pub mod shutdown;
-// Beside its file, because `tests/model/` compiles that file against other locks.
+// As of `drained`.
 #[cfg(test)]
 mod shutdown_tests;
 pub mod size;

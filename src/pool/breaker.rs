@@ -13,13 +13,13 @@ use crate::base::backoff::exponential;
 use crate::base::limits::LONGEST_TIME;
 
 /// Parts of a window in time, so the most by which it is wrong: a tenth.
-const PARTS: u32 = 10;
+pub(super) const PARTS: u32 = 10;
 
 /// Calls that a window by count may hold: a bit more than a kilobyte for each breaker.
 pub const WINDOW_CALLS_MAX: usize = 1024;
 
 /// Transitions that wait to be taken; beyond that the oldest is lost. One call makes two at most.
-const TRANSITIONS: usize = 8;
+pub(super) const TRANSITIONS: usize = 8;
 
 /// Which calls are judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -306,13 +306,13 @@ pub(super) struct Ended {
 
 /// A call as a window keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Call {
+pub(super) struct Call {
     failed: bool,
     slow: bool,
 }
 
 #[derive(Debug, Clone)]
-enum Calls {
+pub(super) enum Calls {
     Last {
         most: usize,
         calls: VecDeque<Call>,
@@ -424,7 +424,7 @@ enum Phase {
 pub struct Breaker {
     config: BreakerConfig,
     phase: Phase,
-    calls: Calls,
+    pub(super) calls: Calls,
     /// Grows with each change of state; tickets of another number are of the past.
     generation: u64,
     since: Instant,
@@ -658,7 +658,3 @@ fn state_of(phase: &Phase) -> BreakerState {
         Phase::ForcedClosed => BreakerState::ForcedClosed,
     }
 }
-
-#[cfg(test)]
-#[path = "breaker_tests.rs"]
-mod tests;

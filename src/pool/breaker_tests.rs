@@ -1,4 +1,6 @@
-use super::*;
+use std::time::{Duration, Instant};
+
+use super::breaker::{Breaker, BreakerConfig, BreakerState, CallNumbers, Calls, PARTS, TRANSITIONS, Why, Window};
 
 const TOOK: Duration = Duration::from_millis(20);
 const SECOND: Duration = Duration::from_secs(1);

@@ -150,7 +150,10 @@ impl<C: Connector> Connections<C> {
         let opening = Opening { pool: self, key, is_open: true };
         let opened = match grant {
             Grant::Use { kept, validate } => self.again(kept, validate, until),
-            Grant::Connect => None,
+            Grant::Connect { first_close } => {
+                first_close.into_iter().for_each(|connection| self.0.connector.close(connection));
+                None
+            }
         };
         match opened.map_or_else(|| self.connected(key, until), Ok) {
             Ok(opened) => Ok(opening.lease(opened, at)),
@@ -270,12 +273,20 @@ impl<C: Connector> Connections<C> {
     }
 
     /// Lets go of the lock, has the keeper know what is due, and closes what is to be closed.
-    pub(super) fn let_go(&self, mut state: MutexGuard<'_, PoolState<C>>) {
+    pub(super) fn let_go<'a>(&'a self, mut state: MutexGuard<'a, PoolState<C>>) {
         let due = state.policy.next_due();
         self.wake_by(&mut state, due);
-        let closing: Vec<_> = std::iter::from_fn(|| state.policy.next_to_close()).collect();
-        drop(state);
-        closing.into_iter().for_each(|connection| self.0.connector.close(connection));
+        while state.policy.has_to_close() {
+            let next = || state.policy.next_to_close();
+            let closing: Vec<_> = std::iter::from_fn(next).map(|(key, it)| (Closing { pool: self, key }, it)).collect();
+            drop(state);
+            // Each place is free once its connection is closed, also if that panics.
+            for (place, connection) in closing {
+                self.0.connector.close(connection);
+                drop(place);
+            }
+            state = lock(&self.0.state);
+        }
     }
 
     /// How things are now.
@@ -380,6 +391,20 @@ impl<K: fmt::Debug> LeaseInfo<K> {
 enum Back<C> {
     Kept { kept: Kept<C>, good: bool },
     TakenOut,
+}
+
+/// The place of a connection that is being closed.
+struct Closing<'a, C: Connector> {
+    pool: &'a Connections<C>,
+    key: Key<C>,
+}
+
+impl<C: Connector> Drop for Closing<'_, C> {
+    fn drop(&mut self) {
+        let mut state = lock(&self.pool.0.state);
+        state.policy.closed(&self.key);
+        self.pool.assign(&mut state, Instant::now());
+    }
 }
 
 /// A place in which a connection is made or validated; dropping it frees the place, also in a panic of the connector.

@@ -79,6 +79,8 @@ pub use until::Until;
 
 // Beside their files, because `tests/model/` compiles those files against other locks.
 #[cfg(test)]
+mod breaker_tests;
+#[cfg(test)]
 mod breakers_tests;
 #[cfg(test)]
 mod budget_tests;

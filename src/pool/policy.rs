@@ -98,6 +98,8 @@ pub struct PoolNumbers {
     pub idle: usize,
     /// Connections that are being made or looked at, for a caller or by the pool.
     pub connecting: usize,
+    /// Connections that are being closed; they count until they are.
+    pub closing: usize,
     /// Callers that wait.
     pub waiting: usize,
     /// Connections made.
@@ -165,8 +167,8 @@ pub(super) struct Kept<C> {
 pub(super) enum Grant<C> {
     /// Have this one. It is to be validated first if it was idle for long.
     Use { kept: Kept<C>, validate: bool },
-    /// Make one.
-    Connect,
+    /// Make one, once the idle one of another key that makes room for it, if there is any, is closed.
+    Connect { first_close: Option<C> },
 }
 
 /// What a caller has got by its grant.
@@ -183,8 +185,8 @@ pub(super) enum Opened<C> {
 enum Closed {
     Idled,
     Retired,
-    Evicted,
     Discarded,
+    Invalid,
     Stopped,
 }
 
@@ -192,7 +194,7 @@ enum Closed {
 struct KeyConnections<C> {
     /// The newest last.
     idle: Vec<Kept<C>>,
-    /// Leased, being made, being validated.
+    /// Leased, being made, being validated, being closed.
     busy: usize,
 }
 
@@ -211,7 +213,7 @@ pub(super) struct Policy<K, C, E> {
     granted: BTreeMap<u64, Grant<C>>,
     next_ticket: u64,
     last_errors: BTreeMap<K, (Instant, E)>,
-    to_close: VecDeque<C>,
+    to_close: VecDeque<(K, C)>,
     next_due: Option<Instant>,
     rng: Rng,
     stopped: bool,
@@ -258,7 +260,8 @@ impl<K: Ord + Clone, C, E: Clone> Policy<K, C, E> {
         self.numbers.connecting -= 1;
         self.numbers.gave_up += 1;
         match grant {
-            Grant::Connect => self.free(key),
+            Grant::Connect { first_close: None } => self.free(key),
+            Grant::Connect { first_close: Some(connection) } => self.push_to_close(key, connection),
             Grant::Use { kept, .. } => self.keep(key, kept, true, now),
         }
     }
@@ -282,9 +285,12 @@ impl<K: Ord + Clone, C, E: Clone> Policy<K, C, E> {
                     Grant::Use { kept, validate }
                 }
                 None if self.keys.get(&key).is_some_and(|own| own.all() >= self.config.per_key_max.max(1)) => continue,
-                // Nothing is idle, so nobody who came later has a chance either.
-                None if self.all() >= self.config.connections_max.max(1) && !self.evict() => break,
-                None => Grant::Connect,
+                None if self.all() < self.config.connections_max.max(1) => Grant::Connect { first_close: None },
+                None => match self.evict() {
+                    Some(oldest) => Grant::Connect { first_close: Some(oldest) },
+                    // Nothing is idle, so nobody who came later has a chance either.
+                    None => break,
+                },
             };
             let own = self.keys.entry(key).or_insert_with(|| KeyConnections { idle: Vec::new(), busy: 0 });
             own.busy += 1;
@@ -299,43 +305,62 @@ impl<K: Ord + Clone, C, E: Clone> Policy<K, C, E> {
 
     /// The newest idle connection of a key that is neither too old nor idle for too long; those that are, are closed.
     fn newest_idle(&mut self, key: &K, now: Instant) -> Option<Kept<C>> {
-        let (own, idle_time) = (self.keys.get_mut(key)?, self.config.idle_time);
-        let mut gone = Vec::new();
-        let mut found = None;
-        while let Some(kept) = own.idle.pop() {
-            match why_over(&kept, idle_time, now) {
-                Some(why) => gone.push((kept, why)),
-                None => {
-                    found = Some(kept);
-                    break;
-                }
+        loop {
+            let kept = self.keys.get_mut(key)?.idle.pop()?;
+            match why_over(&kept, self.config.idle_time, now) {
+                Some(why) => self.close_idle(key, kept, why),
+                None => return Some(kept),
             }
         }
-        gone.into_iter().for_each(|(kept, why)| self.close(kept, why));
-        found
     }
 
     fn all(&self) -> usize {
         self.keys.values().map(KeyConnections::all).sum()
     }
 
-    /// Closes the longest idle connection of all keys.
-    fn evict(&mut self) -> bool {
-        let oldest = self.keys.values_mut().filter(|own| !own.idle.is_empty()).min_by_key(|own| own.idle[0].idle_since);
-        let Some(kept) = oldest.map(|own| own.idle.remove(0)) else { return false };
-        self.close(kept, Closed::Evicted);
-        true
+    /// The longest idle connection of all keys.
+    fn evict(&mut self) -> Option<C> {
+        let idle = self.keys.iter().filter_map(|(key, own)| Some((own.idle.first()?.idle_since, key)));
+        let (_, key) = idle.min_by_key(|(since, _)| *since)?;
+        let key = key.clone();
+        let own = self.keys.get_mut(&key)?;
+        let oldest = own.idle.remove(0);
+        if own.all() == 0 {
+            self.keys.remove(&key);
+        }
+        self.numbers.evicted += 1;
+        Some(oldest.connection)
     }
 
-    fn close(&mut self, kept: Kept<C>, why: Closed) {
+    /// A connection that is in nobody's hand is to be closed.
+    fn close_idle(&mut self, key: &K, kept: Kept<C>, why: Closed) {
+        if let Some(own) = self.keys.get_mut(key) {
+            own.busy += 1;
+        }
+        self.close(key, kept, why);
+    }
+
+    /// A connection that counts as busy is to be closed; it counts until [`Policy::closed`].
+    fn close(&mut self, key: &K, kept: Kept<C>, why: Closed) {
         match why {
             Closed::Idled => self.numbers.idled += 1,
             Closed::Retired => self.numbers.retired += 1,
-            Closed::Evicted => self.numbers.evicted += 1,
             Closed::Discarded => self.numbers.discarded += 1,
+            Closed::Invalid => self.numbers.invalid += 1,
             Closed::Stopped => {}
         }
-        self.to_close.push_back(kept.connection);
+        self.push_to_close(key, kept.connection);
+    }
+
+    fn push_to_close(&mut self, key: &K, connection: C) {
+        self.numbers.closing += 1;
+        self.to_close.push_back((key.clone(), connection));
+    }
+
+    /// What [`Policy::next_to_close`] gave is closed.
+    pub(super) fn closed(&mut self, key: &K) {
+        self.numbers.closing -= 1;
+        self.free(key);
     }
 
     pub(super) fn has_to_close(&self) -> bool {
@@ -343,7 +368,7 @@ impl<K: Ord + Clone, C, E: Clone> Policy<K, C, E> {
     }
 
     /// A connection that is to be closed, by whoever has let go of the lock.
-    pub(super) fn next_to_close(&mut self) -> Option<C> {
+    pub(super) fn next_to_close(&mut self) -> Option<(K, C)> {
         self.to_close.pop_front()
     }
 
@@ -394,22 +419,21 @@ impl<K: Ord + Clone, C, E: Clone> Policy<K, C, E> {
     }
 
     fn keep(&mut self, key: &K, kept: Kept<C>, good: bool, now: Instant) {
-        match () {
-            () if !good => self.close(kept, Closed::Discarded),
-            () if self.stopped => self.close(kept, Closed::Stopped),
-            () => match why_over(&kept, self.config.idle_time, now) {
-                Some(why) => self.close(kept, why),
-                None => {
-                    let due = self.due(&kept);
-                    self.next_due = Some(self.next_due.map_or(due, |next| next.min(due)));
-                    if let Some(own) = self.keys.get_mut(key) {
-                        own.idle.push(kept);
-                        own.idle.sort_by_key(|kept| kept.idle_since);
-                    }
-                }
-            },
+        let over = match () {
+            () if !good => Some(Closed::Discarded),
+            () if self.stopped => Some(Closed::Stopped),
+            () => why_over(&kept, self.config.idle_time, now),
+        };
+        if let Some(why) = over {
+            return self.close(key, kept, why);
         }
-        self.free(key);
+        let due = self.due(&kept);
+        self.next_due = Some(self.next_due.map_or(due, |next| next.min(due)));
+        if let Some(own) = self.keys.get_mut(key) {
+            own.busy -= 1;
+            own.idle.push(kept);
+            own.idle.sort_by_key(|kept| kept.idle_since);
+        }
     }
 
     /// A leased connection was taken out for good: the pool does not count it any more.
@@ -432,17 +456,15 @@ impl<K: Ord + Clone, C, E: Clone> Policy<K, C, E> {
     pub(super) fn sweep(&mut self, now: Instant) {
         let idle_time = self.config.idle_time;
         let mut over = Vec::new();
-        self.keys.retain(|_, own| {
-            let mut at = 0;
-            while at < own.idle.len() {
-                match why_over(&own.idle[at], idle_time, now) {
-                    Some(why) => over.push((own.idle.remove(at), why)),
-                    None => at += 1,
-                }
+        for (key, own) in &mut self.keys {
+            let gone = own.idle.extract_if(.., |kept| why_over(kept, idle_time, now).is_some());
+            over.extend(gone.map(|kept| (key.clone(), kept)));
+        }
+        for (key, kept) in over {
+            if let Some(why) = why_over(&kept, idle_time, now) {
+                self.close_idle(&key, kept, why);
             }
-            own.all() > 0
-        });
-        over.into_iter().for_each(|(kept, why)| self.close(kept, why));
+        }
         self.next_due = self.keys.values().flat_map(|own| &own.idle).map(|kept| self.due(kept)).min();
     }
 
@@ -466,12 +488,9 @@ impl<K: Ord + Clone, C, E: Clone> Policy<K, C, E> {
         self.numbers.connecting -= 1;
         // It was not used: idle it is since before.
         let kept = Kept { good: if good { now } else { kept.good }, ..kept };
-        if good {
-            self.keep(key, kept, true, now);
-        } else {
-            self.numbers.invalid += 1;
-            self.to_close.push_back(kept.connection);
-            self.free(key);
+        match good {
+            true => self.keep(key, kept, true, now),
+            false => self.close(key, kept, Closed::Invalid),
         }
     }
 
@@ -490,18 +509,17 @@ impl<K: Ord + Clone, C, E: Clone> Policy<K, C, E> {
     pub(super) fn stop(&mut self) {
         self.stopped = true;
         let mut idle = Vec::new();
-        self.keys.retain(|_, own| {
-            idle.append(&mut own.idle);
-            own.busy > 0
-        });
-        idle.into_iter().for_each(|kept| self.close(kept, Closed::Stopped));
+        for (key, own) in &mut self.keys {
+            idle.extend(own.idle.drain(..).map(|kept| (key.clone(), kept)));
+        }
+        idle.into_iter().for_each(|(key, kept)| self.close_idle(&key, kept, Closed::Stopped));
     }
 
     pub(super) fn is_stopped(&self) -> bool {
         self.stopped
     }
 
-    /// Whether no connection is with anybody.
+    /// Whether no connection is with anybody, and none is being closed.
     pub(super) fn is_drained(&self) -> bool {
         self.keys.values().all(|own| own.busy == 0)
     }

@@ -1,5 +1,5 @@
 //! The lock-and-channel parts under a controlled scheduler: the shutdown latch, the hand-over of the outbox, the
-//! matching of acknowledgements, stop against reconnect, the end of a task, the slots of a miner.
+//! matching of acknowledgements, stop against reconnect, the end of a task, the slots of a miner, the pool kit.
 //!
 //! The files of `src/` are compiled here a second time, as they are, against locks that let a scheduler choose who runs
 //! next ([`base::sync`]). Each model runs under thousands of schedules, half of them random, half with few and
@@ -18,6 +18,8 @@ mod handover;
 mod leases;
 #[allow(dead_code)]
 mod link;
+#[allow(dead_code)]
+mod pool;
 mod protocol;
 
 mod seed;
@@ -72,6 +74,7 @@ fn failure(seed: Seed, schedules: usize, model: fn()) -> String {
 #[test]
 fn the_modelled_files_take_their_locks_from_base_sync() {
     for file in [
+        "base/drained.rs",
         "base/lock.rs",
         "base/shutdown.rs",
         "link/handover.rs",
@@ -80,6 +83,13 @@ fn the_modelled_files_take_their_locks_from_base_sync() {
         "tasks/cell.rs",
         "miner/executor_pool.rs",
         "miner/host.rs",
+        "pool/breaker.rs",
+        "pool/breakers.rs",
+        "pool/budget.rs",
+        "pool/bulkhead.rs",
+        "pool/connections.rs",
+        "pool/policy.rs",
+        "pool/until.rs",
     ] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(file);
         let text = fs::read_to_string(path).unwrap();

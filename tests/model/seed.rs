@@ -34,6 +34,18 @@ pub enum Seed {
     DroppedWhileThere,
     /// A reload makes a new pool instead of telling the present one.
     PoolReplaced,
+    /// A connection that could not be made keeps its place in the pool.
+    PlaceLost,
+    /// A pool counts the connections that are being made only once they are made.
+    PlaceUncounted,
+    /// Whoever gives a place, a permit or a connection back wakes nobody.
+    NoWakeOnReturn,
+    /// A permit is never dropped.
+    PermitForgotten,
+    /// A probe that ends without an outcome keeps its place in the breaker.
+    ProbeKept,
+    /// A caller looks at the budget and goes ahead, whatever it is granted then.
+    LookThenTake,
 }
 
 thread_local! {

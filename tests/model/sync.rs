@@ -103,6 +103,7 @@ impl Condvar {
 /// Whether the sender is gone, and who waits for that.
 type Gate = (shuttle::sync::Mutex<bool>, shuttle::sync::Condvar);
 
+#[derive(Debug)]
 pub struct Sender<T>(Arc<Gate>, PhantomData<fn(T)>);
 
 pub struct Receiver<T>(Arc<Gate>, PhantomData<fn() -> T>);
