@@ -6,29 +6,16 @@
 //! whether it closes or opens again.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::time::{Duration, Instant};
 
+pub use super::state::{BreakerState, Explanation, Refused, Transition, Why};
+use super::window::{Call, Calls};
+pub use super::window::{CallNumbers, WINDOW_CALLS_MAX, Window};
 use crate::base::backoff::exponential;
 use crate::base::limits::LONGEST_TIME;
 
-/// Parts of a window in time, so the most by which it is wrong: a tenth.
-pub(super) const PARTS: u32 = 10;
-
-/// Calls that a window by count may hold: a bit more than a kilobyte for each breaker.
-pub const WINDOW_CALLS_MAX: usize = 1024;
-
 /// Transitions that wait to be taken; beyond that the oldest is lost. One call makes two at most.
 pub(super) const TRANSITIONS: usize = 8;
-
-/// Which calls are judged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Window {
-    /// The last so many, at most [`WINDOW_CALLS_MAX`].
-    Calls(usize),
-    /// Those that ended within this time, less a tenth of it at most.
-    Time(Duration),
-}
 
 /// The numbers of a [`Breaker`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -98,203 +85,11 @@ impl BreakerConfig {
     }
 }
 
-/// What a breaker does with those who ask.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum BreakerState {
-    /// They may call.
-    Closed,
-    /// A few may call, to find out.
-    HalfOpen,
-    /// Nobody may call for a while.
-    Open,
-    /// Nobody may call until somebody says otherwise.
-    ForcedOpen,
-    /// They may call, and nothing is judged, until somebody says otherwise.
-    ForcedClosed,
-}
-
-impl BreakerState {
-    /// All of them, for a metric of each.
-    pub const ALL: [Self; 5] = [Self::Closed, Self::HalfOpen, Self::Open, Self::ForcedOpen, Self::ForcedClosed];
-
-    /// Whether the calls of a peer keep others from calling it.
-    pub(super) fn is_by_calls(self) -> bool {
-        matches!(self, Self::Open | Self::HalfOpen)
-    }
-
-    /// Its name, as of a label.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::HalfOpen => "half_open",
-            Self::Open => "open",
-            Self::ForcedOpen => "forced_open",
-            Self::ForcedClosed => "forced_closed",
-        }
-    }
-}
-
-impl fmt::Display for BreakerState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// Calls of a window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct CallNumbers {
-    /// Calls that ended.
-    pub calls: usize,
-    /// Those of them that failed.
-    pub failed: usize,
-    /// Those of them that were slow, failed or not.
-    pub slow: usize,
-}
-
-impl CallNumbers {
-    fn add(&mut self, call: Call) {
-        self.calls += 1;
-        self.failed += usize::from(call.failed);
-        self.slow += usize::from(call.slow);
-    }
-
-    fn remove(&mut self, call: Call) {
-        self.calls -= 1;
-        self.failed -= usize::from(call.failed);
-        self.slow -= usize::from(call.slow);
-    }
-
-    /// Which rate is reached by these of `all` calls.
-    fn breach(&self, config: &BreakerConfig, all: usize) -> Option<Why> {
-        let reached = |part: usize, rate: f64| part > 0 && part as f64 >= rate * all as f64;
-        match () {
-            () if reached(self.failed, config.failure_rate) => Some(Why::Failures),
-            () if reached(self.slow, config.slow_rate) => Some(Why::SlowCalls),
-            () => None,
-        }
-    }
-}
-
-impl fmt::Display for CallNumbers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {} calls failed, {} slow", self.failed, self.calls, self.slow)
-    }
-}
-
-/// Why a breaker has changed its state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Why {
-    /// Too many calls failed.
-    Failures,
-    /// Too many calls were slow.
-    SlowCalls,
-    /// It was open long enough.
-    Waited,
-    /// The probes succeeded.
-    Recovered,
-    /// The probes were lost: no decision in the time for it.
-    ProbesLost,
-    /// Somebody said so.
-    ByHand,
-    /// Most peers failed at once, so this one is not to blame.
-    SelfOutage,
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Failures => "too many calls failed",
-            Self::SlowCalls => "too many calls were slow",
-            Self::Waited => "it was open long enough",
-            Self::Recovered => "the probes succeeded",
-            Self::ProbesLost => "the probes were lost",
-            Self::ByHand => "by hand",
-            Self::SelfOutage => "most peers fail at once, so it is us",
-        })
-    }
-}
-
-/// One change of state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Transition {
-    /// When.
-    pub at: Instant,
-    /// From which state.
-    pub from: BreakerState,
-    /// To which.
-    pub to: BreakerState,
-    /// Why.
-    pub why: Why,
-    /// The calls that it was decided by.
-    pub numbers: CallNumbers,
-    /// For how long, if it has opened.
-    pub open_for: Option<Duration>,
-}
-
-impl fmt::Display for Transition {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} -> {}: {} ({})", self.from, self.to, self.why, self.numbers)?;
-        self.open_for.map_or(Ok(()), |time| write!(f, ", for {time:.1?}"))
-    }
-}
-
-/// How things stand with one breaker, for whoever asks why a peer is not called.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Explanation {
-    /// What it does.
-    pub state: BreakerState,
-    /// Since when.
-    pub since: Instant,
-    /// When the present state ends, if time ends it.
-    pub until: Option<Instant>,
-    /// Why it came into this state; `None` for one that has never changed.
-    pub why: Option<Why>,
-    /// The calls of the window; while it is half-open, the probes that have ended; while it is open, what opened it.
-    pub numbers: CallNumbers,
-    /// Probes that are out.
-    pub probes_out: usize,
-    /// Openings since it was last closed.
-    pub openings: u32,
-}
-
-impl Explanation {
-    /// As a line, with the times that are left at `now`.
-    pub fn line(&self, now: Instant) -> String {
-        let since = now.saturating_duration_since(self.since);
-        let mut line = format!("{} for {since:.1?}", self.state);
-        if let Some(until) = self.until {
-            line += &format!(", {:.1?} left", until.saturating_duration_since(now));
-        }
-        if let Some(why) = self.why {
-            line += &format!(": {why}");
-        }
-        line += &format!(" ({})", self.numbers);
-        if self.openings > 1 {
-            line += &format!(", opened {} times in a row", self.openings);
-        }
-        line
-    }
-}
-
 /// One call that was let through. It counts only in the state that it was let through in: an answer that comes after
 /// the breaker has opened tells nothing new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "a probe that is never given back holds its place until the breaker is no longer half-open"]
 pub struct Ticket(u64);
-
-/// The peer is not to be called now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("its breaker is {state}{}", .why.map(|why| format!(": {why}")).unwrap_or_default())]
-pub struct Refused {
-    /// Which state refuses.
-    pub state: BreakerState,
-    /// When to ask again; `None` if only a probe that is out, or somebody's hand, changes it.
-    pub until: Option<Instant>,
-    /// Why it came into this state.
-    pub why: Option<Why>,
-}
 
 /// When and how a call ended.
 #[derive(Debug, Clone, Copy)]
@@ -302,79 +97,6 @@ pub(super) struct Ended {
     pub(super) now: Instant,
     pub(super) took: Duration,
     pub(super) failed: bool,
-}
-
-/// A call as a window keeps it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Call {
-    failed: bool,
-    slow: bool,
-}
-
-#[derive(Debug, Clone)]
-pub(super) enum Calls {
-    Last {
-        most: usize,
-        calls: VecDeque<Call>,
-        sum: CallNumbers,
-    },
-    /// Parts of the window by the moment of their first call.
-    Recent {
-        time: Duration,
-        parts: VecDeque<(Instant, CallNumbers)>,
-    },
-}
-
-impl Calls {
-    fn new(window: Window) -> Self {
-        match window {
-            Window::Calls(most) => Self::Last {
-                most: most.clamp(1, WINDOW_CALLS_MAX),
-                calls: VecDeque::new(),
-                sum: CallNumbers::default(),
-            },
-            Window::Time(time) => Self::Recent { time, parts: VecDeque::new() },
-        }
-    }
-
-    fn add(&mut self, now: Instant, call: Call) {
-        match self {
-            Self::Last { most, calls, sum } => {
-                if calls.len() == *most
-                    && let Some(oldest) = calls.pop_front()
-                {
-                    sum.remove(oldest);
-                }
-                calls.push_back(call);
-                sum.add(call);
-            }
-            Self::Recent { time, parts } => {
-                let part = *time / PARTS;
-                if parts.back().is_none_or(|(start, _)| now.saturating_duration_since(*start) >= part) {
-                    parts.push_back((now, CallNumbers::default()));
-                }
-                if let Some((_, sum)) = parts.back_mut() {
-                    sum.add(call);
-                }
-            }
-        }
-    }
-
-    fn numbers(&mut self, now: Instant) -> CallNumbers {
-        match self {
-            Self::Last { sum, .. } => *sum,
-            Self::Recent { time, parts } => {
-                while parts.front().is_some_and(|(start, _)| now.saturating_duration_since(*start) >= *time) {
-                    parts.pop_front();
-                }
-                parts.iter().fold(CallNumbers::default(), |sum, (_, part)| CallNumbers {
-                    calls: sum.calls + part.calls,
-                    failed: sum.failed + part.failed,
-                    slow: sum.slow + part.slow,
-                })
-            }
-        }
-    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -571,8 +293,8 @@ impl Breaker {
             Phase::Closed => {
                 self.calls.add(now, call);
                 let numbers = self.calls.numbers(now);
-                let breach = numbers.breach(&self.config, numbers.calls);
-                let Some(why) = breach.filter(|_| numbers.calls >= self.config.least_calls) else { return false };
+                let breached = breach(&numbers, &self.config, numbers.calls);
+                let Some(why) = breached.filter(|_| numbers.calls >= self.config.least_calls) else { return false };
                 if may_open {
                     self.open(now, numbers, why);
                 }
@@ -583,7 +305,7 @@ impl Breaker {
                 numbers.add(call);
                 // As soon as the rest cannot change it any more.
                 let (numbers, all) = (*numbers, self.config.half_open_calls);
-                match numbers.breach(&self.config, all) {
+                match breach(&numbers, &self.config, all) {
                     Some(why) => {
                         self.open(now, numbers, why);
                         return true;
@@ -646,6 +368,16 @@ impl Breaker {
             self.transitions.pop_front();
         }
         self.transitions.push_back(Transition { at: now, from, to: self.state(), why, numbers, open_for });
+    }
+}
+
+/// Which rate is reached by these of `all` calls.
+fn breach(numbers: &CallNumbers, config: &BreakerConfig, all: usize) -> Option<Why> {
+    let reached = |part: usize, rate: f64| part > 0 && part as f64 >= rate * all as f64;
+    match () {
+        () if reached(numbers.failed, config.failure_rate) => Some(Why::Failures),
+        () if reached(numbers.slow, config.slow_rate) => Some(Why::SlowCalls),
+        () => None,
     }
 }
 

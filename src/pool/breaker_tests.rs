@@ -1,6 +1,7 @@
 use std::time::{Duration, Instant};
 
-use super::breaker::{Breaker, BreakerConfig, BreakerState, CallNumbers, Calls, PARTS, TRANSITIONS, Why, Window};
+use super::breaker::{Breaker, BreakerConfig, BreakerState, CallNumbers, TRANSITIONS, Why, Window};
+use super::window::{Calls, PARTS};
 
 const TOOK: Duration = Duration::from_millis(20);
 const SECOND: Duration = Duration::from_secs(1);

@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::connections::{AcquireError, Connections, Lease};
+use super::config::{PoolConfig, PoolNumbers};
+use super::connections::{Connections, Lease};
 use super::connector::Connector;
+use super::error::AcquireError;
 use super::keeper::Pool;
-use super::policy::{PoolConfig, PoolNumbers};
+
 use super::until::Until;
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;

@@ -5,9 +5,9 @@
 
 use std::time::Instant;
 
+use super::config::PoolConfig;
 use super::connections::Connections;
 use super::connector::Connector;
-use super::policy::PoolConfig;
 use super::until::Until;
 use crate::base::lock::{lock, wait, wait_timeout};
 use crate::base::stop::{Step, stop_dropped};

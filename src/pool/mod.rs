@@ -2,16 +2,24 @@
 //! leave alone for a while, how many calls at a time. For any blocking protocol; it knows nothing of the rest of the
 //! crate but `base`.
 //!
+//! Kept connections:
 //! * [`connector`]: what a program says of its protocol.
+//! * [`config`], [`error`]: the numbers of a pool; why a caller has no connection, and who has the others. Pure.
 //! * [`policy`]: who gets which connection, and which ones are closed. Pure.
 //! * [`connections`]: the connections behind one lock, and the leases that callers have of them.
 //! * [`keeper`]: the thread that looks after them, and the pool's owner.
-//! * [`breaker`]: when one peer is left alone, and when it is tried again. Pure.
-//! * [`breakers`]: a breaker for each peer, how many may be open at once, and when it is not the peers but us.
+//!
+//! Calls that fail:
+//! * [`window`], [`state`], [`breaker`]: when one peer is left alone, and when it is tried again. Pure.
+//! * [`events`], [`breakers`]: a breaker for each peer, how many may be open at once, and when it is not the peers but
+//!   us.
 //! * [`budget`]: how many second tries all calls together may make.
 //! * [`retry`]: tries again, inside one deadline and the budget.
 //! * [`bulkhead`]: a number of calls at a time, and who waits for it.
 //! * [`until`]: how long a call of this kit blocks at most.
+//!
+//! Every wait ends at its deadline and at a shutdown signal. Nothing of a caller's runs under a lock of this kit. The
+//! locks, permits and leases are under a model checker (`tests/model/pool.rs`).
 //!
 //! # All of it around one call
 //!
@@ -54,26 +62,33 @@
 //! assert_eq!(answer, "manifest");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+#![doc = include_str!("../../docs/pool.md")]
 
 pub mod breaker;
 pub mod breakers;
 pub mod budget;
 pub mod bulkhead;
+pub mod config;
 pub mod connections;
 pub mod connector;
+pub mod error;
+pub mod events;
 pub mod keeper;
 pub mod policy;
 pub mod retry;
+pub mod state;
 pub mod until;
+pub mod window;
 
 pub use breaker::{Breaker, BreakerConfig, Window};
 pub use breakers::{Breakers, BreakersConfig, Permit, Refused};
 pub use budget::{BudgetConfig, RetryBudget};
 pub use bulkhead::{Bulkhead, BulkheadError, BulkheadPermit};
-pub use connections::{AcquireError, Connections, Lease, LeaseInfo};
+pub use config::{LastConnectError, PoolConfig, PoolNumbers};
+pub use connections::{Connections, Lease};
 pub use connector::Connector;
+pub use error::{AcquireError, LeaseInfo};
 pub use keeper::Pool;
-pub use policy::{LastConnectError, PoolConfig, PoolNumbers};
 pub use retry::{GaveUp, Retry, RetryConfig, RetryError};
 pub use until::Until;
 

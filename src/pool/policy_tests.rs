@@ -1,6 +1,7 @@
 use std::time::{Duration, Instant};
 
-use super::policy::{Grant, Kept, Opened, Policy, PoolConfig, PoolNumbers};
+use super::config::{PoolConfig, PoolNumbers};
+use super::policy::{Grant, Kept, Opened, Policy};
 use crate::base::rng::Rng;
 
 const SECOND: Duration = Duration::from_secs(1);

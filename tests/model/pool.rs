@@ -10,22 +10,33 @@ mod breakers;
 mod budget;
 #[path = "../../src/pool/bulkhead.rs"]
 mod bulkhead;
+#[path = "../../src/pool/config.rs"]
+mod config;
 #[path = "../../src/pool/connections.rs"]
 mod connections;
 #[path = "../../src/pool/connector.rs"]
 mod connector;
+#[path = "../../src/pool/error.rs"]
+mod error;
+#[path = "../../src/pool/events.rs"]
+mod events;
 #[path = "../../src/pool/breaker.rs"]
 mod real_breaker;
 #[path = "../../src/pool/policy.rs"]
 mod real_policy;
+#[path = "../../src/pool/state.rs"]
+mod state;
 #[path = "../../src/pool/until.rs"]
 mod until;
+#[path = "../../src/pool/window.rs"]
+mod window;
 
 /// The pool's policy, but for what can be planted.
 mod policy {
     use std::ops::{Deref, DerefMut};
 
-    pub use super::real_policy::*;
+    use super::config::PoolConfig;
+    pub(super) use super::real_policy::{Grant, Kept, Opened};
     use crate::base::rng::Rng;
     use crate::seed::Seed;
 
@@ -124,9 +135,10 @@ use breaker::{BreakerConfig, BreakerState, Window};
 use breakers::{Breakers, BreakersConfig};
 use budget::{BudgetConfig, RetryBudget};
 use bulkhead::{Bulkhead, BulkheadError};
-use connections::{AcquireError, Connections};
+use config::PoolConfig;
+use connections::Connections;
 use connector::Connector;
-use policy::PoolConfig;
+use error::AcquireError;
 use until::Until;
 
 const SCHEDULES: usize = 10_000;
