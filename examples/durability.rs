@@ -84,7 +84,7 @@ fn produce(delivery: &Delivery, begin: &Barrier, taken: &AtomicU64) -> Vec<Durat
         if started >= end || number >= UPDATES {
             return waits;
         }
-        let job = delivery.take(&format!("{number:036}")).expect("a new job");
+        let job = delivery.take(&format!("{number:036}"), false).expect("a new job");
         let ticket = delivery.update(job, JobStatus::Completed, result.clone()).expect("a job that has not ended");
         ticket.wait(started + LONG).expect("the disk takes it");
         waits.push(started.elapsed());

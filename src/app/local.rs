@@ -81,7 +81,7 @@ impl LocalNetwork {
             hotkey: miner_key.public(),
             address: miner_address.ip().to_string(),
             port: miner_address.port(),
-            trusted: true,
+            trusted: false,
             tls: false,
         }];
         let validator = ValidatorConfig {

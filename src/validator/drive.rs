@@ -242,13 +242,19 @@ impl Drive {
     /// No miner is left to ask.
     fn nobody(&mut self, why: NoMiner) {
         let class = self.request.executor_class;
+        let kind = if self.request.on_trusted_miner { "trusted miner" } else { "miner" };
         let outcome = self.last.take().unwrap_or_else(|| match why {
             NoMiner::None => Outcome::rejected(
                 JobRejectionReason::NoMinerForJob,
-                format!("no miner that can be asked has executors of class {class}"),
+                format!("no {kind} that can be asked has executors of class {class}"),
+            ),
+            NoMiner::NoTrusted => Outcome::rejected(
+                JobRejectionReason::NoMinerForJob,
+                "the job asks for a trusted miner, and this validator knows none",
             ),
             NoMiner::Busy => {
-                Outcome::rejected(JobRejectionReason::Busy, format!("all executors of class {class} are at work"))
+                let message = format!("all executors of class {class} of the {kind}s that can be asked are at work");
+                Outcome::rejected(JobRejectionReason::Busy, message)
             }
         });
         self.end(outcome);

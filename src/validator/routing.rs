@@ -19,7 +19,7 @@ pub struct MinerAddress {
     pub address: String,
     /// TCP port.
     pub port: u16,
-    /// Whether it runs the jobs that ask for a trusted miner.
+    /// Whether it runs the jobs that ask for a trusted miner, and no others.
     pub trusted: bool,
     /// Whether it is dialled as `wss://`.
     pub tls: bool,
@@ -74,6 +74,8 @@ pub enum NoMiner {
     None,
     /// Some have, and all of them are at work for us.
     Busy,
+    /// The job asks for a trusted miner, and none is in the table.
+    NoTrusted,
 }
 
 /// The table of miners.
@@ -104,7 +106,7 @@ impl Routing {
     }
 
     /// Picks the miner with the most free executors of `class`, not one of `tried`, and counts the job as running there
-    /// until [`Routing::release`].
+    /// until [`Routing::release`]. A job goes to a trusted miner if it asks for one, and to none of those if not.
     ///
     /// # Errors
     /// [`NoMiner`].
@@ -125,7 +127,7 @@ impl Routing {
             let miner = &self.miners[index];
             let excluded = tried.contains(&miner.address.hotkey)
                 || miner.blacklisted_until.is_some_and(|until| now < until)
-                || (trusted && !miner.address.trusted);
+                || trusted != miner.address.trusted;
             let offered = miner.offered(class, now);
             if excluded || offered.is_some_and(|offered| offered <= 0) {
                 continue;
@@ -141,7 +143,11 @@ impl Routing {
                 best = Some((rank, index));
             }
         }
-        let (_, index) = best.ok_or(if busy { NoMiner::Busy } else { NoMiner::None })?;
+        let (_, index) = best.ok_or_else(|| match busy {
+            true => NoMiner::Busy,
+            false if trusted && !self.miners.iter().any(|miner| miner.address.trusted) => NoMiner::NoTrusted,
+            false => NoMiner::None,
+        })?;
         let miner = &mut self.miners[index];
         *miner.running.entry(class).or_default() += 1;
         Ok(miner.address.clone())
@@ -178,9 +184,11 @@ impl Routing {
         }
     }
 
-    /// A miner cheated: it gets no job for `time`. Saying it again does not prolong it.
+    /// A miner cheated: it gets no job for `time`. Saying it again does not prolong it, and a trusted miner is not
+    /// touched by it.
     pub fn blacklist(&mut self, hotkey: &PublicKey, now: Instant, time: Duration) {
         if let Some(miner) = self.find(hotkey)
+            && !miner.address.trusted
             && miner.blacklisted_until.is_none_or(|until| until <= now)
         {
             miner.blacklisted_until = Some(now + time);
@@ -198,12 +206,14 @@ mod tests {
 
     const CLASS: ExecutorClass = ExecutorClass::AlwaysOnTest;
 
+    const TRUSTED: u8 = 9;
+
     fn key(n: u8) -> PublicKey {
         PublicKey::from_bytes([n; 32])
     }
 
     fn miner(n: u8) -> MinerAddress {
-        MinerAddress { hotkey: key(n), address: "127.0.0.1".into(), port: 1, trusted: n == 2, tls: false }
+        MinerAddress { hotkey: key(n), address: "127.0.0.1".into(), port: 1, trusted: n == TRUSTED, tls: false }
     }
 
     fn table(n: u8) -> Routing {
@@ -250,14 +260,28 @@ mod tests {
     }
 
     #[test]
-    fn tried_untrusted_and_blacklisted_miners_are_left_out() {
+    fn tried_and_blacklisted_miners_are_left_out() {
         let (mut routing, now) = (table(2), Instant::now());
         assert_eq!(pick(&mut routing, &[key(1)], now), Ok(key(2)));
-        assert_eq!(routing.reserve(CLASS, true, &[], now).unwrap().hotkey, key(2));
         routing.blacklist(&key(2), now, Duration::from_secs(60));
         routing.blacklist(&key(2), now + Duration::from_secs(30), Duration::from_secs(60));
-        assert_eq!(routing.reserve(CLASS, true, &[], now + Duration::from_secs(59)), Err(NoMiner::None));
-        assert!(routing.reserve(CLASS, true, &[], now + Duration::from_secs(60)).is_ok());
+        assert_eq!(pick(&mut routing, &[key(1)], now + Duration::from_secs(59)), Err(NoMiner::None));
+        assert_eq!(pick(&mut routing, &[key(1)], now + Duration::from_secs(60)), Ok(key(2)));
+    }
+
+    #[test]
+    fn a_trusted_miner_gets_the_jobs_that_ask_for_one_and_no_others() {
+        let now = Instant::now();
+        let reserve = |routing: &mut Routing, trusted| routing.reserve(CLASS, trusted, &[], now).map(|m| m.hotkey);
+        let mut routing = Routing::new(vec![miner(TRUSTED)]);
+        assert_eq!(reserve(&mut routing, false), Err(NoMiner::None));
+        assert_eq!(reserve(&mut routing, true), Ok(key(TRUSTED)));
+        routing.manifest(&key(TRUSTED), has(1), now);
+        assert_eq!(reserve(&mut routing, true), Err(NoMiner::Busy));
+        routing.manifest(&key(TRUSTED), has(2), now);
+        routing.blacklist(&key(TRUSTED), now, Duration::from_secs(60));
+        assert_eq!(reserve(&mut routing, true), Ok(key(TRUSTED)), "a report of cheating does not reach it");
+        assert_eq!(reserve(&mut table(2), true), Err(NoMiner::NoTrusted));
     }
 
     #[test]

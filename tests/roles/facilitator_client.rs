@@ -987,13 +987,14 @@ fn an_error_that_may_be_about_specs_or_a_status_makes_a_new_connection_and_loses
     facilitator.stop();
 }
 
-/// Takes each job as run by `//Miner`, and counts the reports that count.
+/// Takes each job as run by `//Miner`, one for a trusted miner by `//Trusted`, and counts the reports that count.
 struct Judge(Arc<AtomicUsize>);
 
 impl JobHandler for Judge {
     fn job(&self, job: Job) {
         let job = job.receive();
-        job.runs_on(key("//Miner").public());
+        let miner = if job.request().on_trusted_miner { "//Trusted" } else { "//Miner" };
+        job.runs_on(key(miner).public());
         job.end(Outcome::completed("", "")).unwrap();
     }
 
@@ -1003,11 +1004,11 @@ impl JobHandler for Judge {
     }
 }
 
-fn report(job: &str) -> String {
+fn report(job: &str, trusted: &str) -> String {
     let mut report = V0JobCheated {
         signature: None,
         job_uuid: job.to_owned(),
-        trusted_job_uuid: "00000000-0000-0000-0000-000000000000".to_owned(),
+        trusted_job_uuid: trusted.to_owned(),
         details: serde_json::json!({"why": "it is too fast"}),
     };
     report.sign(&key("//User"), 1);
@@ -1025,25 +1026,33 @@ fn a_report_of_cheating_counts_once_also_after_a_restart() {
         start(ClientConfig { state_dir, check_threads: 1, ..config(&world) }, Judge(reports.clone()))
     };
     // With one thread that checks, a job that has ended comes after the reports before it.
-    let pass = || {
-        let job = one_job();
+    let run = |job: V2JobRequest| {
         facilitator.submit(job.clone());
         assert_eq!(facilitator.history(&job.uuid), [S::Received, S::Completed]);
         job.uuid
     };
+    let pass = || run(one_job());
     let client = begin();
     let (one, two) = (pass(), pass());
-    facilitator.say(&report(&one));
-    facilitator.say(&report(&one));
+    let mut trusted = V2JobRequest { on_trusted_miner: true, ..one_job() };
+    trusted.sign(&key("//User"), 1);
+    let trusted = run(trusted);
+    for (job, compared) in [(&one, &two), (&trusted, &trusted), (&one, &one)] {
+        facilitator.say(&report(job, compared));
+        pass();
+        assert_eq!(reports.load(Ordering::Relaxed), 0, "not compared with a job on a trusted miner, or about that");
+    }
+    facilitator.say(&report(&one, &trusted));
+    facilitator.say(&report(&one, &trusted));
     pass();
     assert_eq!(reports.load(Ordering::Relaxed), 1);
     stop_clean(client);
     let client = begin();
     facilitator.wait("the second connection", |state| state.welcomed == 2);
-    facilitator.say(&report(&one));
+    facilitator.say(&report(&one, &trusted));
     pass();
     assert_eq!(reports.load(Ordering::Relaxed), 1, "it was reported before the restart");
-    facilitator.say(&report(&two));
+    facilitator.say(&report(&two, &trusted));
     pass();
     assert_eq!(reports.load(Ordering::Relaxed), 2, "another job is another report");
     stop_clean(client);

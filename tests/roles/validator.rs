@@ -13,7 +13,7 @@ use phalanx::protocol::{
     HordeFailureReason, JobFailureReason, JobParticipantType, JobRejectionReason, JobStage, JobStatus, Signature,
     SignedRequest, V0AcceptJobRequest, V0DeclineJobRequest, V0ExecutionDoneRequest, V0ExecutorReadyRequest,
     V0HordeFailedRequest, V0JobCheated, V0JobFailedRequest, V0JobFinishedRequest, V0JobStatusUpdate,
-    V0VolumesReadyRequest, ValidatorToMiner, verify_validator_signature,
+    V0VolumesReadyRequest, V2JobRequest, ValidatorToMiner, verify_validator_signature,
 };
 use phalanx::validator::{Dispatch, JobTimes, MinerAddress, Validator, ValidatorConfig};
 use roles::{FakeFacilitator, FakeMiner, MinerSession, Script, World, job, statuses};
@@ -27,6 +27,18 @@ fn key(uri: &str) -> KeyPair {
 fn miner(port: u16) -> MinerAddress {
     let hotkey = key(&format!("//Miner{port}")).public();
     MinerAddress { hotkey, address: "127.0.0.1".to_owned(), port, trusted: false, tls: false }
+}
+
+/// One for the jobs that ask for a trusted miner.
+fn trusted_miner(port: u16) -> MinerAddress {
+    MinerAddress { trusted: true, ..miner(port) }
+}
+
+/// A job that asks for a trusted miner.
+fn trusted_job() -> V2JobRequest {
+    let mut job = V2JobRequest { on_trusted_miner: true, ..job(&key("//User")) };
+    job.sign(&key("//User"), 1_700_000_000_000_000_000);
+    job
 }
 
 fn config(miners: Vec<MinerAddress>) -> ValidatorConfig {
@@ -613,11 +625,11 @@ fn updates_survive_a_facilitator_that_comes_and_goes() {
 }
 
 /// A report of cheating at a job, signed in one of the two ways.
-fn report(job: &str, signer: &KeyPair, sign: fn(&mut V0JobCheated, &KeyPair)) -> V0JobCheated {
+fn report((job, trusted): (&str, &str), signer: &KeyPair, sign: fn(&mut V0JobCheated, &KeyPair)) -> V0JobCheated {
     let mut report = V0JobCheated {
         signature: None,
         job_uuid: job.to_owned(),
-        trusted_job_uuid: "00000000-0000-0000-0000-000000000000".to_owned(),
+        trusted_job_uuid: trusted.to_owned(),
         details: serde_json::json!({"why": "\u{17c}", "a": 1}),
     };
     sign(&mut report, signer);
@@ -641,30 +653,42 @@ fn a_report_of_cheating_takes_the_miner_out_and_only_a_good_one_does() {
         let world = World::new();
         let facilitator = FakeFacilitator::start(&world);
         let peer = FakeMiner::start(&world, 1, 4, good());
-        let validator = start(&world, config(vec![miner(1)]));
-        let run = || {
-            let request = job(&key("//User"));
+        let trusted_peer = FakeMiner::start(&world, 2, 4, good());
+        let validator = start(&world, config(vec![miner(1), trusted_miner(2)]));
+        let run_this = |request: V2JobRequest| {
             facilitator.push(request.clone());
             (facilitator.history(&request.uuid), request.uuid)
         };
+        let run = || run_this(job(&key("//User")));
         let (history, cheated) = run();
         assert_eq!(statuses(&history), GOOD);
+        let (history, trusted) = run_this(trusted_job());
+        assert_eq!(statuses(&history), GOOD);
+        let named = (&*cheated, &*trusted);
 
-        let mut forged = report(&cheated, &key("//User"), sign);
+        let mut forged = report(named, &key("//User"), sign);
         forged.details = serde_json::json!("something else");
-        let mut unsigned = report(&cheated, &key("//User"), sign);
+        let mut unsigned = report(named, &key("//User"), sign);
         unsigned.signature = None;
-        let stranger = report(&cheated, &key("//Stranger"), sign);
-        let unknown = report("11111111-1111-1111-1111-111111111111", &key("//User"), sign);
-        for (why, nothing) in [("forged", forged), ("unsigned", unsigned), ("stranger", stranger), ("unknown", unknown)]
-        {
+        let stranger = report(named, &key("//Stranger"), sign);
+        let of = |named| report(named, &key("//User"), sign);
+        let nobodys = "11111111-1111-1111-1111-111111111111";
+        for (why, nothing) in [
+            ("forged", forged),
+            ("unsigned", unsigned),
+            ("stranger", stranger),
+            ("unknown", of((nobodys, &trusted))),
+            ("compared with nothing", of((&cheated, nobodys))),
+            ("compared with itself", of((&cheated, &cheated))),
+            ("about the trusted miner", of((&trusted, &trusted))),
+        ] {
             facilitator.push(nothing);
             // The link handles what comes in its order, so the report has been dealt with before the job.
             assert_eq!(statuses(&run().0), GOOD, "{why}");
         }
 
         for delivery in 1..=2 {
-            facilitator.push(report(&cheated, &key("//User"), sign));
+            facilitator.push(of(named));
             let (reason, by, _) = rejection(&run().0);
             let expected = (JobRejectionReason::NoMinerForJob, JobParticipantType::Validator);
             assert_eq!((reason, by), expected, "delivery {delivery}");
@@ -672,10 +696,46 @@ fn a_report_of_cheating_takes_the_miner_out_and_only_a_good_one_does() {
         assert!(stop(validator).is_clean());
         assert!(facilitator.updates.try_recv().is_err(), "a report is not answered");
         let asked = peer.received.try_iter().filter(|m| matches!(m, ValidatorToMiner::V0InitialJobRequest(_))).count();
-        assert_eq!(asked, 5);
+        assert_eq!(asked, 8);
         peer.stop();
+        trusted_peer.stop();
         facilitator.stop();
     }
+}
+
+#[test]
+fn a_trusted_miner_gets_the_jobs_that_ask_for_one_and_no_others() {
+    let world = World::new();
+    let facilitator = FakeFacilitator::start(&world);
+    let peers = [1, 2].map(|port| FakeMiner::start(&world, port, 4, good()));
+    let [ordinary, trusted] = [miner(1), trusted_miner(2)];
+    let run = |miners: Vec<MinerAddress>, request: V2JobRequest| {
+        let validator = start(&world, config(miners));
+        facilitator.push(request.clone());
+        let history = facilitator.history(&request.uuid);
+        assert!(stop(validator).is_clean());
+        history
+    };
+    let asked = |peer: &FakeMiner| {
+        let messages = peer.received.try_iter();
+        messages.filter(|message| matches!(message, ValidatorToMiner::V0InitialJobRequest(_))).count()
+    };
+    let both = || vec![ordinary.clone(), trusted.clone()];
+    for (request, expected) in [(job(&key("//User")), [1, 0]), (trusted_job(), [0, 1])] {
+        assert_eq!(statuses(&run(both(), request)), GOOD);
+        assert_eq!([asked(&peers[0]), asked(&peers[1])], expected);
+    }
+    for (miners, request, why) in [
+        (vec![ordinary.clone()], trusted_job(), "the job asks for a trusted miner, and this validator knows none"),
+        (vec![trusted.clone()], job(&key("//User")), "no miner that can be asked has executors of class"),
+    ] {
+        let (reason, by, message) = rejection(&run(miners, request));
+        assert_eq!((reason, by), (JobRejectionReason::NoMinerForJob, JobParticipantType::Validator));
+        assert!(message.contains(why), "{message}");
+    }
+    assert_eq!([asked(&peers[0]), asked(&peers[1])], [0, 0]);
+    peers.into_iter().for_each(FakeMiner::stop);
+    facilitator.stop();
 }
 
 #[test]

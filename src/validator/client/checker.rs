@@ -64,10 +64,10 @@ impl Checker {
     }
 
     fn cheated(&self, report: &V0JobCheated) {
-        let uuid = &report.job_uuid;
+        let (uuid, trusted) = (&report.job_uuid, &report.trusted_job_uuid);
         let signer = report.verify().map_err(|e| e.to_string());
         let signer = signer.and_then(|signer| self.signers.check(signer, "reports of cheating"));
-        match signer.and_then(|_| self.delivery.cheated(uuid).map_err(str::to_owned)) {
+        match signer.and_then(|_| self.delivery.cheated(uuid, trusted).map_err(str::to_owned)) {
             Ok(miner) => guarded("report of cheating", || self.handler.cheated(uuid, miner)),
             Err(why) => log::warn!("job {uuid}: a report of cheating is ignored: {why}"),
         }

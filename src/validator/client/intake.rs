@@ -73,7 +73,7 @@ impl Intake {
     fn job(&self, bytes: usize, request: Box<V2JobRequest>) {
         let ClientShared { delivery, counted, .. } = &*self.shared;
         counted.requests.inc();
-        let Some(number) = delivery.take(&request.uuid) else {
+        let Some(number) = delivery.take(&request.uuid, request.on_trusted_miner) else {
             counted.repeats.inc();
             return log::info!("job {}: requested again, ignored", request.uuid);
         };

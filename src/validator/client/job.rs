@@ -35,7 +35,8 @@ pub trait JobHandler: Send + Sync + 'static {
         drop(job);
     }
 
-    /// The miner of a job was reported for cheating, for the first time for this job, by a signer that may.
+    /// The miner of a job was reported for cheating, for the first time for this job, by a signer that may. Both the
+    /// job and the trusted job that it was compared with have completed here.
     fn cheated(&self, uuid: &str, miner: PublicKey) {
         log::warn!("job {uuid}: miner {miner} cheated");
     }

@@ -191,9 +191,9 @@ impl Delivery {
         lock(&self.0.state).ledger.open_jobs()
     }
 
-    /// Registers a job; `None` if its uuid came before.
-    pub fn take(&self, uuid: &str) -> Option<u64> {
-        lock(&self.0.state).ledger.take(uuid, now())
+    /// Registers a job, which may ask for a trusted miner; `None` if its uuid came before.
+    pub fn take(&self, uuid: &str, on_trusted: bool) -> Option<u64> {
+        lock(&self.0.state).ledger.take(uuid, on_trusted, now())
     }
 
     /// Accepts a status of a job. Blocks on no disk and no peer; the ticket can be waited for.
@@ -254,9 +254,9 @@ impl Delivery {
     ///
     /// # Errors
     /// Why the report changes nothing.
-    pub fn cheated(&self, uuid: &str) -> Result<PublicKey, &'static str> {
+    pub fn cheated(&self, uuid: &str, trusted: &str) -> Result<PublicKey, &'static str> {
         let mut state = lock(&self.0.state);
-        let miner = state.ledger.cheated(uuid, now());
+        let miner = state.ledger.cheated(uuid, trusted, now());
         self.wake_store(state);
         miner
     }

@@ -2,9 +2,11 @@
 //!
 //! * [`queue`]: the [`Ledger`]: which updates wait, in what order they leave, retries, dead letters. Pure.
 //! * [`record`]: what is kept of a job on disk. Pure.
+//! * `cheats`: which reports of cheating count. Pure.
 //! * [`delivery`]: the ledger with its link: updates come from jobs and end with the facilitator's answer.
 //! * [`disk`]: its thread, which writes to the state folder.
 
+mod cheats;
 pub mod delivery;
 pub mod disk;
 pub mod queue;

@@ -14,6 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::cheats;
 use super::record::{DeadLetter, JobRecord, Update};
 use crate::base::backoff::exponential;
 use crate::base::limits::{DEAD_BYTES, DEAD_LETTERS, SEEN_JOBS, STATUS_BYTES, STATUS_MESSAGES};
@@ -313,9 +314,9 @@ impl Ledger {
         open
     }
 
-    /// Registers a job; `None` if its uuid came before, since one signature serves any uuid and a facilitator repeats
-    /// requests for each of its open connections.
-    pub fn take(&mut self, uuid: &str, now: Now) -> Option<u64> {
+    /// Registers a job, which may ask for a trusted miner; `None` if its uuid came before, since one signature serves
+    /// any uuid and a facilitator repeats requests for each of its open connections.
+    pub fn take(&mut self, uuid: &str, on_trusted: bool, now: Now) -> Option<u64> {
         if self.by_uuid.contains_key(uuid) {
             return None;
         }
@@ -323,7 +324,8 @@ impl Ledger {
         self.next_job += 1;
         let uuid: Arc<str> = uuid.into();
         self.by_uuid.insert(uuid.clone(), number);
-        self.jobs.insert(number, JobEntry::new(JobRecord::new(uuid, now.unix_millis())));
+        let record = JobRecord { on_trusted, ..JobRecord::new(uuid, now.unix_millis()) };
+        self.jobs.insert(number, JobEntry::new(record));
         self.counts.open_jobs += 1;
         Some(number)
     }
@@ -373,19 +375,19 @@ impl Ledger {
         }
     }
 
-    /// A report that the miner of a job cheated: the miner, if the report is the first for the job. A report counts
-    /// once, because its signature does not age and whoever has seen it could punish the miner with it for ever.
+    /// A report that the miner of a job cheated, as the comparison with a job on a trusted miner shows: the miner, if
+    /// the report counts, see `cheats`. It counts once for a job, because its signature does not age and whoever has
+    /// seen it could punish the miner with it for ever.
     ///
     /// # Errors
     /// Why the report changes nothing, in words.
-    pub fn cheated(&mut self, uuid: &str, now: Now) -> Result<PublicKey, &'static str> {
-        let job = *self.by_uuid.get(uuid).ok_or("the job is not known")?;
-        let record = &mut self.jobs.get_mut(&job).ok_or("the job is not known")?.record;
-        let miner = record.miner.ok_or("no miner took the job")?;
-        if record.cheated_at.is_some() {
-            return Err("the job was reported before");
+    pub fn cheated(&mut self, uuid: &str, trusted: &str, now: Now) -> Result<PublicKey, &'static str> {
+        let record = |uuid: &str| Some(&self.jobs.get(self.by_uuid.get(uuid)?)?.record);
+        let miner = cheats::judge(record(uuid), record(trusted))?;
+        let job = self.by_uuid[uuid];
+        if let Some(entry) = self.jobs.get_mut(&job) {
+            entry.record.cheated_at = Some(now.unix_millis());
         }
-        record.cheated_at = Some(now.unix_millis());
         self.touch(job);
         Ok(miner)
     }
@@ -643,7 +645,7 @@ mod tests {
     #[test]
     fn inside_a_job_each_update_waits_for_the_answer_to_the_one_before() {
         let mut ledger = ledger();
-        let job = ledger.take("a", moment(0)).unwrap();
+        let job = ledger.take("a", false, moment(0)).unwrap();
         assert_eq!(text(accept(&mut ledger, job, JobStatus::Received)).unwrap(), "received");
         assert_eq!(accept(&mut ledger, job, JobStatus::Accepted), None);
         assert_eq!(accept(&mut ledger, job, JobStatus::Completed), None);
@@ -658,7 +660,7 @@ mod tests {
     #[test]
     fn a_job_moves_forward_only_and_ends_once() {
         let mut ledger = ledger();
-        let job = ledger.take("a", moment(0)).unwrap();
+        let job = ledger.take("a", false, moment(0)).unwrap();
         accept(&mut ledger, job, JobStatus::VolumesReady);
         let mut refused = |status| ledger.accept(job, status, "".into(), moment(0)).unwrap_err().to_string();
         assert_eq!(refused(JobStatus::Accepted), "job a is volumes_ready: it cannot go back to accepted");
@@ -675,15 +677,15 @@ mod tests {
         let limits = LedgerLimits { remembered: 2, ..LedgerLimits::default() };
         let mut ledger = Ledger::new(limits, RetryPolicies::default(), true);
         for uuid in ["a", "b", "c"] {
-            let job = ledger.take(uuid, moment(0)).unwrap();
-            assert_eq!(ledger.take(uuid, moment(0)), None);
+            let job = ledger.take(uuid, false, moment(0)).unwrap();
+            assert_eq!(ledger.take(uuid, false, moment(0)), None);
             accept(&mut ledger, job, JobStatus::Rejected);
             let batch = ledger.batch();
             assert_eq!(ledger.synced(&batch).len(), 1);
             ledger.settle(job, &Reply::Stored, moment(0));
         }
-        assert_eq!(ledger.take("b", moment(0)), None);
-        assert!(ledger.take("a", moment(0)).is_some(), "two ended after it");
+        assert_eq!(ledger.take("b", false, moment(0)), None);
+        assert!(ledger.take("a", false, moment(0)).is_some(), "two ended after it");
         assert!(ledger.batch().rows.contains(&(1, None)), "its row goes too");
     }
 
@@ -691,7 +693,8 @@ mod tests {
     fn steps_are_refused_beyond_the_bounds_and_ends_never() {
         let limits = LedgerLimits { updates: 2, bytes: 20, ..LedgerLimits::default() };
         let mut ledger = Ledger::new(limits, RetryPolicies::default(), false);
-        let jobs: Vec<u64> = ["a", "b", "c"].into_iter().map(|uuid| ledger.take(uuid, moment(0)).unwrap()).collect();
+        let jobs: Vec<u64> =
+            ["a", "b", "c"].into_iter().map(|uuid| ledger.take(uuid, false, moment(0)).unwrap()).collect();
         accept(&mut ledger, jobs[0], JobStatus::Received);
         let full = ledger.accept(jobs[1], JobStatus::Received, "x".repeat(13).into(), moment(0));
         assert_eq!(full.unwrap_err(), UpdateError::Full { updates: 1, bytes: 8 });
@@ -705,7 +708,8 @@ mod tests {
     #[test]
     fn ends_pass_the_steps_of_other_jobs_and_steps_age() {
         let mut ledger = ledger();
-        let jobs: Vec<u64> = ["a", "b", "c"].into_iter().map(|uuid| ledger.take(uuid, moment(0)).unwrap()).collect();
+        let jobs: Vec<u64> =
+            ["a", "b", "c"].into_iter().map(|uuid| ledger.take(uuid, false, moment(0)).unwrap()).collect();
         let mut accept = |job, status, ms| ledger.accept(job, status, "".into(), moment(ms)).unwrap().1.unwrap();
         let step = accept(jobs[0], JobStatus::Received, 0);
         let end = accept(jobs[1], JobStatus::Rejected, 999);
@@ -717,7 +721,7 @@ mod tests {
     #[test]
     fn a_step_before_an_end_is_as_urgent_as_the_end() {
         let mut ledger = ledger();
-        let job = ledger.take("a", moment(0)).unwrap();
+        let job = ledger.take("a", false, moment(0)).unwrap();
         accept(&mut ledger, job, JobStatus::Received);
         accept(&mut ledger, job, JobStatus::Accepted);
         accept(&mut ledger, job, JobStatus::Completed);
@@ -728,7 +732,7 @@ mod tests {
     #[test]
     fn a_poison_update_is_given_up_and_blocks_only_its_own_job() {
         let mut ledger = ledger();
-        let jobs: Vec<u64> = ["a", "b"].into_iter().map(|uuid| ledger.take(uuid, moment(0)).unwrap()).collect();
+        let jobs: Vec<u64> = ["a", "b"].into_iter().map(|uuid| ledger.take(uuid, false, moment(0)).unwrap()).collect();
         accept(&mut ledger, jobs[0], JobStatus::Received);
         accept(&mut ledger, jobs[0], JobStatus::Completed);
         let mut now = 0;
@@ -758,7 +762,7 @@ mod tests {
         let retries = RetryPolicies { not_found: none, step: none, terminal: none };
         let mut ledger = Ledger::new(limits, retries, true);
         for n in 0..5 {
-            let job = ledger.take(&n.to_string(), moment(0)).unwrap();
+            let job = ledger.take(&n.to_string(), false, moment(0)).unwrap();
             accept(&mut ledger, job, JobStatus::Rejected);
             let batch = ledger.batch();
             ledger.synced(&batch);
@@ -774,12 +778,18 @@ mod tests {
     fn a_report_of_cheating_counts_once_for_each_job() {
         let miner = PublicKey::from_bytes([1; 32]);
         let mut ledger = ledger();
-        let job = ledger.take("a", moment(0)).unwrap();
-        assert_eq!(ledger.cheated("a", moment(0)), Err("no miner took the job"));
+        let job = ledger.take("a", false, moment(0)).unwrap();
+        let trusted = ledger.take("t", true, moment(0)).unwrap();
+        assert_eq!(ledger.cheated("a", "t", moment(0)), Err("no miner took the job"));
         ledger.ran_on(job, miner);
-        assert_eq!(ledger.cheated("a", moment(7)), Ok(miner));
-        assert_eq!(ledger.cheated("a", moment(8)), Err("the job was reported before"));
-        assert_eq!(ledger.cheated("b", moment(0)), Err("the job is not known"));
+        ledger.ran_on(trusted, PublicKey::from_bytes([2; 32]));
+        accept(&mut ledger, job, JobStatus::Completed);
+        accept(&mut ledger, trusted, JobStatus::Completed);
+        assert_eq!(ledger.cheated("a", "x", moment(0)), Err("the trusted job that it is compared with is not known"));
+        assert_eq!(ledger.cheated("t", "t", moment(0)), Err("the job was for a trusted miner"));
+        assert_eq!(ledger.cheated("a", "t", moment(7)), Ok(miner));
+        assert_eq!(ledger.cheated("a", "t", moment(8)), Err("the job was reported before"));
+        assert_eq!(ledger.cheated("b", "t", moment(0)), Err("the job is not known"));
         assert_eq!(ledger.cheaters(), HashMap::from([(miner, moment(7).unix_millis())]));
     }
 
@@ -787,7 +797,7 @@ mod tests {
     #[test]
     fn updates_leave_when_they_are_safe() {
         let mut ledger = Ledger::new(LedgerLimits::default(), RetryPolicies::default(), true);
-        let jobs: Vec<u64> = ["a", "b"].into_iter().map(|uuid| ledger.take(uuid, moment(0)).unwrap()).collect();
+        let jobs: Vec<u64> = ["a", "b"].into_iter().map(|uuid| ledger.take(uuid, false, moment(0)).unwrap()).collect();
         assert_eq!(accept(&mut ledger, jobs[0], JobStatus::Received), None);
         assert_eq!(accept(&mut ledger, jobs[1], JobStatus::Rejected), None);
         let batch = ledger.batch();
@@ -806,7 +816,7 @@ mod tests {
     #[test]
     fn what_cannot_be_written_leaves_all_the_same_and_is_written_later() {
         let mut ledger = Ledger::new(LedgerLimits::default(), RetryPolicies::default(), true);
-        let job = ledger.take("a", moment(0)).unwrap();
+        let job = ledger.take("a", false, moment(0)).unwrap();
         accept(&mut ledger, job, JobStatus::Rejected);
         let batch = ledger.batch();
         assert!(!ledger.is_dirty());
@@ -838,7 +848,7 @@ mod tests {
                 match rng.next_u64() % 12 {
                     0 if begun < 12 => {
                         begun += 1;
-                        known.push(ledger.take(&format!("{round}-{begun}"), moment(now)).unwrap());
+                        known.push(ledger.take(&format!("{round}-{begun}"), false, moment(now)).unwrap());
                     }
                     0..4 => {
                         let open = ledger.open_jobs();

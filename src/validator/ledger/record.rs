@@ -11,7 +11,10 @@ use crate::protocol::JobStatus;
 use crate::transport::Utf8Bytes;
 
 /// The first byte of a record, so that a later release can tell its own form.
-const FORM: u8 = 1;
+const FORM: u8 = 2;
+
+/// The form of earlier releases: without [`JobRecord::on_trusted`].
+const FORM_1: u8 = 1;
 
 /// All that is kept of one job.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +23,8 @@ pub struct JobRecord {
     pub uuid: Arc<str>,
     /// When its request came.
     pub taken_at: u64,
+    /// Whether it asks for a trusted miner, and so runs on none but those.
+    pub on_trusted: bool,
     /// The miner that accepted it.
     pub miner: Option<PublicKey>,
     /// When its miner was reported for cheating on it.
@@ -69,6 +74,7 @@ impl JobRecord {
         Self {
             uuid,
             taken_at,
+            on_trusted: false,
             miner: None,
             cheated_at: None,
             last: None,
@@ -103,6 +109,7 @@ impl JobRecord {
         out.push(FORM);
         text(&mut out, &self.uuid);
         number(&mut out, self.taken_at);
+        out.push(u8::from(self.on_trusted));
         out.push(u8::from(self.miner.is_some()));
         if let Some(miner) = &self.miner {
             out.extend_from_slice(miner.as_bytes());
@@ -127,11 +134,13 @@ impl JobRecord {
     /// [`NotARecord`], if the bytes are something else.
     pub fn decode(bytes: &[u8]) -> Result<Self, NotARecord> {
         let mut input = Input(bytes);
-        if input.byte()? != FORM {
+        let form = input.byte()?;
+        if ![FORM_1, FORM].contains(&form) {
             return Err(NotARecord("of a form that this release does not know"));
         }
         let uuid = Arc::from(input.text()?);
         let taken_at = input.number()?;
+        let on_trusted = form != FORM_1 && input.byte()? != 0;
         let miner = match input.byte()? {
             0 => None,
             _ => Some(PublicKey::from_bytes(input.take(32)?.try_into().expect("32 bytes were taken"))),
@@ -148,7 +157,7 @@ impl JobRecord {
             dead.push(DeadLetter { update: input.update()?, reason: input.text()?.to_owned(), at: input.number()? });
         }
         match input.0 {
-            [] => Ok(Self { uuid, taken_at, miner, cheated_at, last, ended, updates, dead }),
+            [] => Ok(Self { uuid, taken_at, on_trusted, miner, cheated_at, last, ended, updates, dead }),
             _ => Err(NotARecord("longer than it says")),
         }
     }
@@ -213,6 +222,7 @@ mod tests {
     fn record() -> JobRecord {
         let update = |status, text: &str| Update { status, queued_at: 7, text: text.into(), version: 0 };
         JobRecord {
+            on_trusted: true,
             miner: Some(PublicKey::from_bytes([9; 32])),
             cheated_at: Some(12),
             last: Some(JobStatus::Completed),
@@ -228,6 +238,14 @@ mod tests {
         for record in [record(), JobRecord::new("".into(), 0)] {
             assert_eq!(JobRecord::decode(&record.encode()), Ok(record));
         }
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_release_is_read() {
+        let mut bytes = record().encode();
+        bytes[0] = FORM_1;
+        bytes.remove(1 + 8 + "a-uuid".len() + 8);
+        assert_eq!(JobRecord::decode(&bytes), Ok(JobRecord { on_trusted: false, ..record() }));
     }
 
     #[test]
