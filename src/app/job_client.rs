@@ -11,6 +11,7 @@ use crate::facilitator::api::submission::body_of;
 use crate::identity::{KeyPair, PublicKey};
 use crate::net::address;
 use crate::net::http::client::{Content, HttpClient, HttpError, Response};
+use crate::protocol::nonce::check_login_nonce;
 use crate::protocol::{DateTime, JobStatus, SignedRequest, V2JobRequest};
 
 /// Time for one request, beyond the wait that it asks for.
@@ -134,7 +135,11 @@ impl JobClient {
             token: String,
         }
         let deadline = Instant::now() + REQUEST_TIME;
-        let Nonce { nonce } = self.http.get(&self.url("auth/nonce"), &[], deadline)?.ok()?.json()?;
+        let url = self.url("auth/nonce");
+        let Nonce { nonce } = self.http.get(&url, &[], deadline)?.ok()?.json()?;
+        // The facilitator chooses what is signed here, so it is to be good for nothing else.
+        check_login_nonce(&nonce, &self.key.public())
+            .map_err(|why| HttpError::Answer { url, why: format!("its login nonce is not signed: {why}") })?;
         let signature = self.key.sign(nonce.as_bytes()).to_hex();
         let body = json!({"hotkey": self.key.ss58(), "signature": signature, "nonce": nonce});
         let answer = self.http.post_json(&self.url("auth/login"), &[], &body, deadline)?;

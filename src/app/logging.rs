@@ -1,11 +1,13 @@
 //! Logs to stderr: `RUST_LOG` says what, `--log-format` how; SIGUSR2 adds all up to debug, and takes it away again.
 //!
-//! * One record is one line: what a peer sent cannot begin a line of its own or colour a terminal.
+//! * One record is one line, of some 8 KiB at most: what a peer sent cannot begin a line of its own, colour a terminal
+//!   or fill the disk.
 //! * A line says which job it is about: the message's own `job <uuid>: `, else the thread's [`scope`]. In text it
 //!   stands before the message, once; in JSON it is the field `job` and not in the message.
 //! * Libraries below us are heard from `warn` on, whatever `RUST_LOG` says: their trace shows whole headers and frames,
 //!   and so tokens and signatures. What [`redact`] knows to be a secret is hidden in every line.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::OnceLock;
@@ -17,7 +19,11 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use uuid::Uuid;
 
 use crate::base::scope;
+use crate::base::text::truncated;
 use crate::ops::redact;
+
+/// Bytes of a message in a log line: part of it may be a peer's, and ten of these in a second are 80 KiB.
+const MESSAGE_BYTES: usize = 8 << 10;
 
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -87,6 +93,14 @@ fn logger(mut builder: Builder, format: LogFormat) -> Logger {
     builder.build()
 }
 
+/// The message, cut to what a line bears.
+fn cut(message: &str) -> Cow<'_, str> {
+    match truncated(message, MESSAGE_BYTES) {
+        whole if whole.len() == message.len() => Cow::Borrowed(message),
+        beginning => Cow::Owned(format!("{beginning}… (cut, {} bytes in all)", message.len())),
+    }
+}
+
 fn write_line(
     out: &mut impl Write,
     format: LogFormat,
@@ -102,6 +116,8 @@ fn write_line(
     let message = record.args().to_string();
     let message = redact::secrets(&message);
     let (own, message) = about(&message);
+    let cut = cut(message);
+    let message = cut.as_ref();
     let job = own.or(scope);
     match format {
         LogFormat::Text => {
@@ -175,6 +191,18 @@ mod tests {
     fn a_record_is_one_line_without_passwords() {
         assert_eq!(text(None, "a\nb\u{1b}[31m ü\t."), "T INFO  [t-log] a\\nb\\u{1b}[31m ü\t.\n");
         assert_eq!(text(None, "bad url ws://u:p@h"), "T INFO  [t-log] bad url ws://…@h\n");
+    }
+
+    #[test]
+    fn a_line_has_a_bound_and_says_what_was_cut() {
+        let long = text(None, &"é".repeat(20 << 20));
+        assert!(
+            long.ends_with("é… (cut, 41943040 bytes in all)\n") && long.len() < MESSAGE_BYTES + 100,
+            "{}",
+            long.len()
+        );
+        let whole = "x".repeat(MESSAGE_BYTES);
+        assert_eq!(text(None, &whole), format!("T INFO  [t-log] {whole}\n"));
     }
 
     #[test]

@@ -121,6 +121,16 @@ pub const STREAMING_CERTIFICATE_BYTES: usize = 16 << 10;
 /// Bytes of the address at which a streaming job is served: the longest host name has 253.
 pub const STREAMING_ADDRESS_BYTES: usize = 256;
 
+/// Bytes of the specs of a machine, as JSON: some 4 KiB are usual, and the lists of a machine with eight GPUs fit.
+pub const MACHINE_SPECS_BYTES: usize = 256 << 10;
+
+/// Bytes of a status update that is not the end of a job: of those, one tells of a streaming server, with a certificate
+/// of [`STREAMING_CERTIFICATE_BYTES`] that may be six times as long when it is escaped.
+pub const STATUS_STEP_BYTES: usize = 128 << 10;
+
+/// Bytes of the uuid of a job, as the facilitator writes it: 36, and room for another spelling.
+pub const JOB_UUID_BYTES: usize = 128;
+
 /// Bytes of one artifact, as on the Python executor.
 pub const ARTIFACT_BYTES: u64 = 1_000_000;
 

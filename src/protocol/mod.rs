@@ -19,6 +19,7 @@ pub mod facilitator;
 mod int;
 pub mod json;
 pub mod miner;
+pub mod nonce;
 pub mod receipt;
 mod repr;
 mod scalars;

@@ -8,6 +8,7 @@
 //! | [`V0InitialJobRequest`], [`V0JobRequest`] | key-sorted JSON without spaces, as received | the validator |
 //! | [`V0StreamingJobReadyRequest`] | `job:ip:port:certificate` | the miner |
 //! | [`V2JobRequest`], [`V0JobCheated`], HTTP requests | BLAKE2b-512 of time and payload | the user |
+//! | a login nonce | the nonce itself, see [`super::nonce`] | the user |
 //!
 //! A valid signature says who wrote a message, not that it is new: age and repetition are for the caller to judge.
 

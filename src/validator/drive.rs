@@ -17,6 +17,7 @@ use super::status::Outcome;
 use super::streaming::server_details;
 use crate::base::now::Now;
 use crate::identity::{KeyPair, PublicKey};
+use crate::ops::throttle::Throttle;
 use crate::protocol::stages::{Stage, StageClock, Timing};
 use crate::protocol::{
     ExecutorClass, HordeFailureReason, JobRejectionReason, JobStatus, MinerToValidator, StreamingServerDetails,
@@ -129,6 +130,8 @@ struct Attempt {
     started: Now,
     asked_at: Instant,
     last_trouble: Option<String>,
+    /// What it reports beside its news of the job.
+    complaints: Throttle,
     /// Since when there is no connection.
     lost_since: Option<Instant>,
     /// How long there may still be none.
@@ -273,6 +276,7 @@ impl Drive {
             started: now,
             asked_at: now.mono,
             last_trouble: None,
+            complaints: Throttle::default(),
             lost_since: None,
             away_left: AWAY_TIME,
             accepted_receipt: None,
@@ -421,7 +425,7 @@ impl Drive {
             (M::V0MainHotkeyMessage(_), _) => {}
             (M::GenericError(error), _) => {
                 let text = error.details.unwrap_or_default();
-                log::warn!("job {uuid}: miner {} reports: {text}", attempt.miner);
+                attempt.complaints.warn(now.mono, &format!("job {uuid}: miner {} reports: {text}", attempt.miner));
                 attempt.last_trouble = Some(text);
             }
             (M::UnauthorizedError(error), _) => {

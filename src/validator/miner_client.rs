@@ -19,9 +19,11 @@ use crate::identity::{KeyPair, PublicKey};
 use crate::link::{
     Authenticate, Authenticated, Full, Link, LinkConfig, LinkEvent, LinkHandle, LinkState, Outgoing, Refused, Text,
 };
+use crate::ops::throttle::Throttle;
 use crate::protocol::{MinerToValidator, ValidatorAuthForMiner, ValidatorToMiner};
 use crate::transport::{Dialer, Utf8Bytes};
 
+use super::from_miner::{self, Unreadable};
 use super::routing::MinerAddress;
 
 /// Attempts follow one another quickly: a job waits for the miner, and not for long.
@@ -89,16 +91,19 @@ impl MinerLink {
         let name = miner.hotkey;
         let (handle, link) = Link::new(config, dialer, timer);
         let answers = handle.clone();
+        let mut unreadable = Throttle::default();
         let link = link.start(Some(Box::new(authenticate)), Text::<_>::Message, move |event| {
             sink(match event {
                 LinkEvent::Ready { .. } => MinerEvent::Ready,
                 LinkEvent::Answered(_) => return,
                 LinkEvent::Lost { why } => MinerEvent::Lost { why },
                 LinkEvent::Failed { why, refused, cut, .. } => MinerEvent::Failed { why, refused, cut },
-                LinkEvent::Message(text) => match MinerToValidator::decode(&text) {
+                LinkEvent::Message(text) => match from_miner::read(&text) {
                     Ok(message) => MinerEvent::Message(Box::new(message)),
                     Err(error) => {
-                        log::warn!("miner {name} sent a message that cannot be read: {error}");
+                        let what = format!("miner {name} sent a message that is not taken: {error}");
+                        unreadable.warn(Instant::now(), &what);
+                        let Unreadable::Decode(error) = error else { return };
                         let answer = crate::protocol::answer::to_miner(&error, &text, &name.to_string());
                         if let Err(full) = answers.send(Outgoing::once(ValidatorToMiner::from(answer).encode())) {
                             log::debug!("the miner is not notified: {full}");
@@ -208,7 +213,7 @@ impl Authenticate for MinerAuthentication {
 
     /// The miner says nothing to a validator that it does not know; its manifest, which comes unasked, is the welcome.
     fn answer(&mut self, text: &str) -> Result<Authenticated, Refused> {
-        match MinerToValidator::decode(text) {
+        match from_miner::read(text) {
             Ok(MinerToValidator::V0ExecutorManifestRequest(_)) => Ok(Authenticated::YesAndDeliver),
             Ok(MinerToValidator::UnauthorizedError(error)) => {
                 let details = error.details.unwrap_or_default();

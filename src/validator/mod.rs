@@ -15,12 +15,14 @@
 //!   runs it.
 //! * [`ledger`]: the status updates until they are answered: order, retries, dead letters, disk.
 //! * [`drive`]: one job, from the choice of a miner to its end. Pure; `organic` is the loop around it.
+//! * [`from_miner`]: what a miner says, with a bound on each of its texts. Pure.
 //! * `jobs`: what runs them, in one trait: workers of this process, stub jobs, or [`remote`]: jobs on other machines
 //!   (the front, which is part of a validator, and the job worker).
 //! * [`role`]: the validator as a whole; its start and stop, all steps in order.
 
 pub mod client;
 pub mod drive;
+pub mod from_miner;
 mod job_messages;
 pub mod ledger;
 pub mod miner_client;

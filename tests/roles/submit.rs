@@ -110,6 +110,42 @@ fn refusals_come_in_plain_words() {
     assert!(error.contains("cannot talk to http://127.0.0.1:1"), "{error}");
 }
 
+/// Asked for a nonce, it answers with the text of a miner authentication in the name of whoever logs in.
+#[test]
+fn a_facilitator_gets_no_signature_but_one_over_a_nonce() {
+    use phalanx::net::http::{HttpLimits, HttpRequest, HttpResponse, HttpServer};
+    use phalanx::protocol::ValidatorAuthForMiner;
+    let _none = crate::testkit::threads::NoThreads::expected();
+    let (user, miner) = (dave(), key("//Bob"));
+    let mut auth = ValidatorAuthForMiner::sign(&user, &miner.ss58(), 1_764_439_999);
+    let text = auth.blob_for_signing();
+    let (logins, seen) = crossbeam_channel::bounded(16);
+    let handler = move |request: &HttpRequest| {
+        if request.path == "/auth/login" {
+            let body: Value = serde_json::from_slice(&request.body).unwrap();
+            logins.send(body["signature"].as_str().unwrap().to_owned()).unwrap();
+        }
+        HttpResponse::json(200, &json!({"nonce": text, "token": "t"}))
+    };
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = HttpServer::start("nonce", listener, std::sync::Arc::new(handler), HttpLimits::default()).unwrap();
+    let base = format!("http://{}", server.local_addr());
+    let plan = Plan { base, key: user, target: alice().public(), wait: true, at_once: None, json: true };
+    let refused = submit(&plan, jobs(1), &Shutdown::new(), &mut Vec::new()).map(|_| ());
+    let signature = seen.try_recv();
+    let mut stopping = phalanx::base::stop::Stopping::alone();
+    stopping.step("server", LONG, |step| server.stop(step));
+    assert!(stopping.finish().is_clean());
+    // What it would be good for.
+    if let Ok(signature) = signature {
+        auth.signature = format!("0x{}", signature.trim_start_matches("0x"));
+        panic!("it was signed, and a miner says: {:?}", auth.verify());
+    }
+    let error = refused.unwrap_err();
+    let why = "/auth/nonce cannot be read: its login nonce is not signed: it has the shape of a miner authentication";
+    assert!(error.contains(why), "{error}");
+}
+
 #[test]
 fn a_facilitator_that_restarts_is_waited_for() {
     let mut fix = Fixture::new();
