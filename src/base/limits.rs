@@ -137,6 +137,10 @@ pub const ARTIFACT_BYTES: u64 = 1_000_000;
 /// Events that wait for a role's loop: 4 for each of 256 sessions.
 pub const ROLE_EVENTS: usize = 1024;
 
+/// Jobs that are remembered for their signatures until those are too old to be taken, whatever [`SEEN_JOBS`] says: 72
+/// jobs a second, all hour long. At some 450 bytes each in memory and on disk, 113 MiB.
+pub const SIGNED_JOBS: usize = 262_144;
+
 /// Jobs whose uuid is remembered after their end: at some 300 bytes each in memory and on disk, 5 MiB, three times that
 /// while the file is read. The facilitator repeats a request only while it is fresh (one copy for each of its open
 /// connections).

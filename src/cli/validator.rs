@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::announce::announce_http;
 use super::key::KeyArg;
@@ -16,6 +16,7 @@ use super::values::{RedisConfig, duration, listen_address, redis_url};
 use crate::app::{exit, status, supervise};
 use crate::identity::{KeyPair, PublicKey};
 use crate::net::http::HttpServer;
+use crate::tasks::TasksStatus;
 use crate::transport::ws::WsDialer;
 #[cfg(feature = "celery")]
 use crate::validator::remote::DEFAULT_QUEUE;
@@ -39,6 +40,9 @@ pub struct Args {
     /// Who may sign jobs besides the validator itself; may be repeated
     #[arg(long, value_name = "SS58", env = "PHALANX_TRUSTED_SIGNER", value_delimiter = ',')]
     trusted_signer: Vec<PublicKey>,
+    /// How old the signature of a job may be; each signature runs one job
+    #[arg(long, value_name = "DUR", default_value = "1h", value_parser = duration, env = "PHALANX_MAX_SIGNATURE_AGE")]
+    max_signature_age: Duration,
     /// What runs a job
     #[arg(long, value_enum, default_value_t = DispatchArg::Workers, env = "PHALANX_DISPATCH")]
     dispatch: DispatchArg,
@@ -156,6 +160,7 @@ fn configure(args: Args) -> Result<(ValidatorConfig, WsDialer), String> {
     };
     let config = ValidatorConfig {
         trusted_signers: args.trusted_signer,
+        max_signature_age: args.max_signature_age,
         state_dir: args.state_dir,
         dispatch,
         workers: args.workers,
@@ -169,6 +174,16 @@ fn configure(args: Args) -> Result<(ValidatorConfig, WsDialer), String> {
         return Err(problems.join("; "));
     }
     Ok((config, dialer))
+}
+
+/// The threads that run jobs. How their tasks ended is left out: that a job's thread came to its end says nothing of the
+/// job, see `ended`.
+fn threads_of(tasks: TasksStatus) -> Value {
+    let mut tasks = json!(tasks);
+    if let Some(counts) = tasks["counts"].as_object_mut() {
+        counts.retain(|state, _| state == "pending" || state == "running");
+    }
+    tasks
 }
 
 fn serve_status(listener: TcpListener, validator: &Validator, env: &supervise::Env) -> Result<HttpServer, String> {
@@ -186,17 +201,25 @@ fn serve_status(listener: TcpListener, validator: &Validator, env: &supervise::E
         metrics
             .gauge("phalanx_validator_dead_letters", "Updates that were given up and are kept.", &[])
             .set(counts.dead);
+        let ended = &client.totals().ended;
+        let ended = json!({
+            "completed": ended.completed.get(),
+            "failed": ended.failed.get(),
+            "rejected": ended.rejected.get(),
+            "horde_failed": ended.horde_failed.get(),
+        });
         let oldest = client.oldest_update().map_or(0, |age| age.as_secs());
         json!({
             "facilitator": client.state().to_string(),
             "last_error": client.last_error(),
             "jobs": jobs,
             "open_jobs": counts.open_jobs,
+            "ended": ended,
             "unsent": counts.unsent,
             "unsent_bytes": counts.unsent_bytes,
             "oldest_update_seconds": oldest,
             "dead_letters": counts.dead,
-            "tasks": observer.tasks(),
+            "tasks": observer.tasks().map(threads_of),
             "remote": observer.front(),
         })
     })

@@ -18,7 +18,7 @@ use super::values::{RedisConfig, duration, listen_address, redis_url};
 use crate::app::{exit, status, supervise};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
-use crate::identity::KeyPair;
+use crate::identity::{KeyPair, PublicKey};
 use crate::net::http::HttpServer;
 use crate::ops::status::Board;
 use crate::transport::ws::WsDialer;
@@ -34,6 +34,9 @@ pub struct Args {
     redis: Option<RedisConfig>,
     #[command(flatten)]
     key: KeyArg,
+    /// Who may sign jobs besides the validator itself, as on the validator; may be repeated
+    #[arg(long, value_name = "SS58", env = "PHALANX_TRUSTED_SIGNER", value_delimiter = ',')]
+    trusted_signer: Vec<PublicKey>,
     /// The miners: TOML, a `[[miner]]` table with hotkey, address and port for each
     #[arg(long, value_name = "FILE", env = "PHALANX_MINERS")]
     miners: Option<PathBuf>,
@@ -126,6 +129,7 @@ fn configure(args: Args) -> Result<(JobWorkerConfig, WsDialer), String> {
     };
     let defaults = JobWorkerConfig::new(redis, key, miners);
     let config = JobWorkerConfig {
+        trusted_signers: args.trusted_signer,
         stub: args.stub_time,
         queue: args.queue,
         workers: args.workers,

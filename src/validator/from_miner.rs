@@ -13,7 +13,7 @@
 //! | machine specs | [`MACHINE_SPECS_BYTES`] as JSON, else the message is refused |
 //! | receipts of a refusal | [`EXCUSES`] |
 //! | a streaming server's details | see `streaming`; nothing is cut, because they are signed |
-//! | artifacts, upload results | that of the whole message to the facilitator, see `client::job::end_text` |
+//! | artifacts, upload results | that of the whole message to the facilitator, see `client::job::end_message` |
 
 use serde_json::json;
 

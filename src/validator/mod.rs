@@ -13,15 +13,19 @@
 //!
 //! * [`client`]: the facilitator client, for embedding: inert, running, stopped; and a job as it is held by whoever
 //!   runs it.
+//! * [`authorization`]: which job requests may run, by their signature and its age. Pure.
 //! * [`ledger`]: the status updates until they are answered: order, retries, dead letters, disk.
 //! * [`drive`]: one job, from the choice of a miner to its end. Pure; `organic` is the loop around it.
+//! * [`excuses`]: whether a miner that declines a job is excused. Pure.
 //! * [`from_miner`]: what a miner says, with a bound on each of its texts. Pure.
 //! * `jobs`: what runs them, in one trait: workers of this process, stub jobs, or [`remote`]: jobs on other machines
 //!   (the front, which is part of a validator, and the job worker).
 //! * [`role`]: the validator as a whole; its start and stop, all steps in order.
 
+pub mod authorization;
 pub mod client;
 pub mod drive;
+pub mod excuses;
 pub mod from_miner;
 mod job_messages;
 pub mod ledger;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::authorization::Authorized;
 use super::drive::{Action, Drive, Input};
 use super::job_messages::JobTimes;
 use super::ledger::NotOnDisk;
@@ -23,8 +24,7 @@ use crate::base::stop::Stopping;
 use crate::base::timer::TimerHandle;
 use crate::identity::{KeyPair, PublicKey};
 use crate::protocol::{
-    ExecutorClass, HordeFailureReason, JobStatus, StreamingServerDetails, V0MachineSpecsUpdate, V2JobRequest,
-    ValidatorToMiner,
+    ExecutorClass, HordeFailureReason, JobStatus, StreamingServerDetails, V0MachineSpecsUpdate, ValidatorToMiner,
 };
 use crate::transport::Dialer;
 
@@ -57,7 +57,7 @@ impl Miners {
 /// Takes the reports of a job; whoever runs it never waits for the one who asked, but for its end.
 pub(super) trait Reports {
     /// What is asked for.
-    fn request(&self) -> &Arc<V2JobRequest>;
+    fn authorized(&self) -> &Authorized;
     /// Miners that are not to have it.
     fn avoid(&self) -> &[PublicKey] {
         &[]
@@ -92,7 +92,7 @@ const RECEIPT_TIME: Duration = Duration::from_secs(15);
 
 /// Runs the job and reports it.
 pub(super) fn run(miners: &Miners, job: impl Reports, cancel: &Shutdown) {
-    let request = job.request().clone();
+    let request = job.authorized().request().clone();
     let _job = scope::job(request.uuid.as_str());
     let key = miners.key.clone();
     let drive = Drive::new(key, miners.job_times, request.clone(), job.avoid(), job.begun_on());

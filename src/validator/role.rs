@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::authorization::MAX_SIGNATURE_AGE;
 use super::client::running::DISK_TIME;
 use super::client::{
     ClientConfig, ClientError, ClientHandle, FacilitatorClient, Job, JobHandler, LeftJob, RunningClient,
@@ -76,6 +77,8 @@ pub struct ValidatorConfig {
     pub miners: Vec<MinerAddress>,
     /// Who may sign jobs besides ourselves.
     pub trusted_signers: Vec<PublicKey>,
+    /// How old the signature of a job may be; an hour, unless set.
+    pub max_signature_age: Duration,
     /// Where updates and jobs are kept over a restart; in memory only if `None`.
     pub state_dir: Option<PathBuf>,
     /// What runs a job.
@@ -103,6 +106,7 @@ impl ValidatorConfig {
             key,
             miners,
             trusted_signers: Vec::new(),
+            max_signature_age: MAX_SIGNATURE_AGE,
             state_dir: None,
             dispatch: Dispatch::Workers,
             workers: None,
@@ -116,7 +120,8 @@ impl ValidatorConfig {
 
     /// All problems of the configuration, in words.
     pub fn validate(&self) -> Vec<String> {
-        let mut problems = ClientConfig::new(&self.facilitator_url, self.key.clone()).validate();
+        let client = ClientConfig::new(&self.facilitator_url, self.key.clone());
+        let mut problems = ClientConfig { max_signature_age: self.max_signature_age, ..client }.validate();
         let here = matches!(self.dispatch, Dispatch::Workers);
         let most = if here { 1000 } else { STUB_JOBS };
         if let Some(workers) = self.workers.filter(|workers| *workers == 0 || *workers > most) {
@@ -172,6 +177,7 @@ impl Validator {
         let client = FacilitatorClient::new(ClientConfig {
             board: board.clone(),
             trusted_signers: config.trusted_signers.clone(),
+            max_signature_age: config.max_signature_age,
             state_dir: config.state_dir.clone(),
             backoff: config.backoff,
             dialer: dialer.clone(),

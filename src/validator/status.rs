@@ -53,10 +53,11 @@ impl Outcome {
     }
 
     /// The message that tells how the job ended.
-    pub(super) fn into_message(self, uuid: &str) -> (JobStatus, Utf8Bytes) {
+    pub(super) fn into_message(self, uuid: &str) -> EndMessage {
         let (status, metadata) = self.into_update();
+        let reason = reason_of(&metadata);
         let update = V0JobStatusUpdate { uuid: uuid.to_owned(), status, metadata: Some(metadata) };
-        (status, ValidatorToFacilitator::from(update).encode().into())
+        EndMessage { status, reason, text: ValidatorToFacilitator::from(update).encode().into() }
     }
 
     fn into_update(self) -> (JobStatus, JobStatusMetadata) {
@@ -107,6 +108,25 @@ impl From<V0JobFailedRequest> for Outcome {
             docker_process_stderr: failed.docker_process_stderr,
         })
     }
+}
+
+/// An update of a job on its way to the facilitator: its end, unless a worker elsewhere has written it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct EndMessage {
+    /// How it ended.
+    pub(super) status: JobStatus,
+    /// Why, unless it completed.
+    pub(super) reason: Option<&'static str>,
+    /// The message.
+    pub(super) text: Utf8Bytes,
+}
+
+/// Why a job ended as it did, in the word of the wire.
+pub(super) fn reason_of(metadata: &JobStatusMetadata) -> Option<&'static str> {
+    let rejected = metadata.job_rejection_details.as_ref().map(|details| details.reason.as_str());
+    let failed = || metadata.job_failure_details.as_ref().map(|details| details.reason.as_str());
+    let horde_failed = || metadata.horde_failure_details.as_ref().map(|details| details.reason.as_str());
+    rejected.or_else(failed).or_else(horde_failed)
 }
 
 pub(super) fn empty() -> JobStatusMetadata {

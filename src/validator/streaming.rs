@@ -76,7 +76,8 @@ mod tests {
             assert_eq!(given.streaming_server_address.as_deref(), Some(good));
         }
         assert_eq!(details(&|ready| ready.ip = None).unwrap().streaming_server_address, None);
-        let bad: [(fn(&mut V0StreamingJobReadyRequest), &str); 7] = [
+        type Change = fn(&mut V0StreamingJobReadyRequest);
+        let bad: [(Change, &str); 7] = [
             (|ready| ready.public_key = "x".repeat(STREAMING_CERTIFICATE_BYTES + 1), "certificate has 16385 bytes"),
             (|ready| ready.ip = Some("h".repeat(STREAMING_ADDRESS_BYTES + 1)), "address has 257 bytes"),
             (|ready| ready.port = 0.into(), "port is none"),

@@ -15,7 +15,7 @@ use phalanx::base::backoff::BackoffConfig;
 use phalanx::base::rng::Rng;
 use phalanx::base::thread::Group;
 use phalanx::ops::process::Process;
-use phalanx::protocol::{V0JobStatusUpdate, V2JobRequest};
+use phalanx::protocol::V0JobStatusUpdate;
 use phalanx::transport::ws::WsListener;
 use phalanx::validator::{ClientConfig, FacilitatorClient, Job, LedgerLimits, Outcome, RetryPolicies, RetryPolicy};
 use roles::World;
@@ -135,13 +135,12 @@ fn under_faults() {
     let client = client.unwrap();
     let handle = client.handle();
 
-    let template = roles::job(&key("//User"));
     let begun = Instant::now();
     let (mut asked, mut warm) = (0, None::<Process>);
     while begun.elapsed() < length {
         facilitator.wait("jobs end", |state| asked - state.ended < OUTSTANDING);
         for _ in 0..OUTSTANDING / 10 {
-            facilitator.submit(V2JobRequest { uuid: uuid::Uuid::new_v4().to_string(), ..template.clone() });
+            facilitator.submit(roles::job(&key("//User")));
             asked += 1;
         }
         if warm.is_none() && asked > 2 * REMEMBERED && begun.elapsed() > length / 4 {

@@ -12,7 +12,7 @@ use phalanx::base::thread::{Kick, spawn};
 use phalanx::celery::worker::{CeleryWorker, Registry};
 use phalanx::celery::{CeleryClient, CeleryConfig, SendError, Task, TaskError};
 use phalanx::ops::status::Board;
-use phalanx::protocol::{JobStatus, V2JobRequest};
+use phalanx::protocol::JobStatus;
 use phalanx::redis::messaging::{RedisMessaging, RequestError, WhenFull};
 use phalanx::redis::{Channel, Commander, RedisError, Request, Subscriber};
 use phalanx::transport::ws::{WsDialer, WsListener};
@@ -167,8 +167,9 @@ fn dropping_a_front_and_its_job_worker_stops_them() {
     .unwrap();
     let mut config = JobWorkerConfig::new(server.config(), key("//Validator"), Vec::new());
     config.stub = Some(Duration::from_millis(500));
+    config.trusted_signers = vec![key("//User").public()];
     let worker = JobWorker::start(config, Arc::new(WsDialer::default()), world.timer(), &Board::new()).unwrap();
-    let job = V2JobRequest { uuid: uuid::Uuid::new_v4().to_string(), ..roles::job(&key("//User")) };
+    let job = roles::job(&key("//User"));
     facilitator.submit(job.clone());
     let observer = validator.observer();
     let accepted = |state: &scripted::FacilitatorState| {

@@ -67,6 +67,7 @@ impl Scene {
             command.args(["--http", "127.0.0.1:0"]);
         }
         command.env("PHALANX_KEY", "//Validator").env("PHALANX_REDIS", self.redis.url());
+        command.env("PHALANX_TRUSTED_SIGNER", key("//User").ss58());
         let mut running = Running::start(&mut command);
         // It has its signal handlers by then.
         pages(&mut running);
@@ -90,10 +91,8 @@ fn stopped(running: Running) -> String {
     finished.stderr
 }
 
-/// Jobs with one signature, which does not cover the uuid.
 fn jobs(count: usize) -> Vec<V2JobRequest> {
-    let job = roles::job(&key("//User"));
-    (0..count).map(|_| V2JobRequest { uuid: uuid::Uuid::new_v4().to_string(), ..job.clone() }).collect()
+    (0..count).map(|_| roles::job(&key("//User"))).collect()
 }
 
 fn pages(running: &mut Running) -> String {
@@ -129,7 +128,7 @@ fn waiting_job(folder: &Path) -> V2JobRequest {
     let script = format!("echo run >>{folder}/runs; while [ ! -e {folder}/go ]; do sleep 0.02; done; echo done");
     let args = ["sh".to_owned(), "-c".to_owned(), script];
     let mut job = V2JobRequest { args: args.to_vec(), ..roles::job(&key("//User")) };
-    job.sign(&key("//User"), 1_700_000_000_000_000_000);
+    job.sign(&key("//User"), roles::now_ns());
     job
 }
 

@@ -36,10 +36,8 @@ fn validator(scratch: &Path, folder: &Path, url: &str, stub_time: &str) -> Comma
     command
 }
 
-/// Jobs with one signature, which does not cover the uuid.
 fn jobs(count: usize) -> Vec<V2JobRequest> {
-    let job = roles::job(&key("//User"));
-    (0..count).map(|_| V2JobRequest { uuid: uuid::Uuid::new_v4().to_string(), ..job.clone() }).collect()
+    (0..count).map(|_| roles::job(&key("//User"))).collect()
 }
 
 /// The errors in a log.

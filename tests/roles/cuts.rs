@@ -21,7 +21,7 @@ use phalanx::transport::ws::{WsDialer, WsListener};
 use phalanx::validator::{MinerAddress, Validator, ValidatorConfig};
 
 use crate::testkit::cutting::CuttingProxy;
-use crate::testkit::roles::{FakeFacilitator, World, job, statuses};
+use crate::testkit::roles::{FakeFacilitator, World, job, now_ns, statuses};
 use crate::testkit::wait::{far, until};
 
 /// Cuts of an everyday run; `PHALANX_TEST_CUTS` asks for more.
@@ -123,7 +123,7 @@ impl Scene {
         let mut request = job(&self.user);
         request.args = ["sh", "-c", "echo out; echo a > artifacts/x"].map(str::to_owned).to_vec();
         request.artifacts_dir = Some("/artifacts".to_owned());
-        request.sign(&self.user, 1_700_000_000_000_000_000);
+        request.sign(&self.user, now_ns());
         let uuid = request.uuid.clone();
         self.facilitator.push(request);
         let history = self.facilitator.history(&uuid);

@@ -29,7 +29,7 @@ use phalanx::validator::{
     LedgerLimits, Outcome, RetryPolicies, RetryPolicy, RunningClient, RunningJob, UpdateError, Validator,
     ValidatorConfig,
 };
-use roles::World;
+use roles::{World, now_ns};
 use scripted::{Frame, GOOD, Plan, Reply, ScriptedFacilitator, Welcome, key};
 
 use JobStatus as S;
@@ -42,10 +42,8 @@ fn quick() -> BackoffConfig {
     }
 }
 
-/// Jobs with one signature, which does not cover the uuid.
 fn jobs(count: usize) -> Vec<V2JobRequest> {
-    let job = roles::job(&key("//User"));
-    (0..count).map(|_| V2JobRequest { uuid: uuid::Uuid::new_v4().to_string(), ..job.clone() }).collect()
+    (0..count).map(|_| roles::job(&key("//User"))).collect()
 }
 
 fn one_job() -> V2JobRequest {
@@ -1011,7 +1009,7 @@ fn report(job: &str, trusted: &str) -> String {
         trusted_job_uuid: trusted.to_owned(),
         details: serde_json::json!({"why": "it is too fast"}),
     };
-    report.sign(&key("//User"), 1);
+    report.sign(&key("//User"), now_ns());
     FacilitatorToValidator::from(report).encode()
 }
 
@@ -1035,7 +1033,7 @@ fn a_report_of_cheating_counts_once_also_after_a_restart() {
     let client = begin();
     let (one, two) = (pass(), pass());
     let mut trusted = V2JobRequest { on_trusted_miner: true, ..one_job() };
-    trusted.sign(&key("//User"), 1);
+    trusted.sign(&key("//User"), now_ns());
     let trusted = run(trusted);
     for (job, compared) in [(&one, &two), (&trusted, &trusted), (&one, &one)] {
         facilitator.say(&report(job, compared));
@@ -1136,7 +1134,7 @@ fn a_result_that_the_disk_does_not_take_arrives_all_the_same_and_harms_no_other(
     let large = V2JobRequest { docker_image: "large".to_owned(), signature: None, ..one_job() };
     let large = {
         let mut job = large;
-        job.sign(&key("//User"), 1);
+        job.sign(&key("//User"), now_ns());
         job
     };
     let others = jobs(20);

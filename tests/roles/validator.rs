@@ -16,7 +16,7 @@ use phalanx::protocol::{
     V0VolumesReadyRequest, V2JobRequest, ValidatorToMiner, verify_validator_signature,
 };
 use phalanx::validator::{Dispatch, JobTimes, MinerAddress, Validator, ValidatorConfig};
-use roles::{FakeFacilitator, FakeMiner, MinerSession, Script, World, job, statuses};
+use roles::{FakeFacilitator, FakeMiner, MinerSession, Script, World, job, now_ns, statuses};
 
 use JobStatus as S;
 
@@ -37,7 +37,7 @@ fn trusted_miner(port: u16) -> MinerAddress {
 /// A job that asks for a trusted miner.
 fn trusted_job() -> V2JobRequest {
     let mut job = V2JobRequest { on_trusted_miner: true, ..job(&key("//User")) };
-    job.sign(&key("//User"), 1_700_000_000_000_000_000);
+    job.sign(&key("//User"), now_ns());
     job
 }
 
@@ -207,6 +207,102 @@ fn bad_signatures_and_strangers_are_rejected_before_anything_else() {
     }
     assert!(stop(validator).is_clean());
     assert_eq!(world.net.dials(), 1, "no miner was asked");
+    facilitator.stop();
+}
+
+/// The copies of a request: its signature does not cover the uuid.
+fn copies(request: &V2JobRequest, count: usize) -> Vec<V2JobRequest> {
+    (0..count).map(|_| V2JobRequest { uuid: uuid::Uuid::new_v4().to_string(), ..request.clone() }).collect()
+}
+
+#[test]
+fn two_signatures_run_two_jobs_whatever_uuids_they_come_with_also_after_a_restart() {
+    let world = World::new();
+    let folder = tempfile::tempdir().unwrap();
+    let facilitator = FakeFacilitator::start(&world);
+    let peer = FakeMiner::start(&world, 1, 24, good());
+    let begin =
+        || start(&world, ValidatorConfig { state_dir: Some(folder.path().to_owned()), ..config(vec![miner(1)]) });
+    let refused = |request: &V2JobRequest, first: &V2JobRequest| {
+        facilitator.push(request.clone());
+        let history = facilitator.history(&request.uuid);
+        assert_eq!(statuses(&history), [S::Rejected]);
+        let (reason, by, message) = rejection(&history);
+        assert_eq!((reason, by), (JobRejectionReason::InvalidSignature, JobParticipantType::Validator));
+        assert!(message.starts_with(&format!("its signature came with job {} before", first.uuid)), "{message}");
+    };
+    let validator = begin();
+    let signed = [job(&key("//User")), job(&key("//User"))];
+    for first in &signed {
+        facilitator.push(first.clone());
+        assert_eq!(statuses(&facilitator.history(&first.uuid)), GOOD);
+    }
+    for first in &signed {
+        copies(first, 11).iter().for_each(|copy| refused(copy, first));
+    }
+    assert!(stop(validator).is_clean());
+    let validator = begin();
+    copies(&signed[0], 2).iter().for_each(|copy| refused(copy, &signed[0]));
+    // The same job once more is a repeat, as without a restart: the next one is answered, and it is not.
+    facilitator.push(signed[0].clone());
+    let next = job(&key("//User"));
+    facilitator.push(next.clone());
+    assert_eq!(statuses(&facilitator.history(&next.uuid)), GOOD);
+    assert!(stop(validator).is_clean());
+    assert!(facilitator.updates.try_recv().is_err());
+    let asked = peer.received.try_iter().filter(|m| matches!(m, ValidatorToMiner::V0InitialJobRequest(_))).count();
+    assert_eq!(asked, 3);
+    peer.stop();
+    facilitator.stop();
+}
+
+#[test]
+fn signatures_that_are_too_old_or_of_the_future_run_nothing() {
+    let world = World::new();
+    let facilitator = FakeFacilitator::start(&world);
+    let max_signature_age = Duration::from_secs(600);
+    let validator = start(&world, ValidatorConfig { max_signature_age, ..config(vec![miner(1)]) });
+    let second = 1_000_000_000;
+    for (time, expected) in [
+        (now_ns() - 700 * second, "s old, at most 600 s are allowed"),
+        (1_000 * second, "s old, at most 600 s are allowed"),
+        (now_ns() + 400 * second, "ahead of this validator's clock, at most 300 s are allowed"),
+        (u64::MAX, "ahead of this validator's clock"),
+    ] {
+        let mut request = job(&key("//User"));
+        request.sign(&key("//User"), time);
+        facilitator.push(request.clone());
+        let history = facilitator.history(&request.uuid);
+        let (reason, by, message) = rejection(&history);
+        assert_eq!((reason, by), (JobRejectionReason::InvalidSignature, JobParticipantType::Validator));
+        assert!(message.contains(expected), "{message}");
+    }
+    assert!(stop(validator).is_clean());
+    assert_eq!(world.net.dials(), 1, "no miner was asked");
+    facilitator.stop();
+}
+
+#[test]
+fn a_uuid_of_a_megabyte_is_neither_kept_nor_answered() {
+    let world = World::new();
+    let folder = tempfile::tempdir().unwrap();
+    let facilitator = FakeFacilitator::start(&world);
+    let peer = FakeMiner::start(&world, 1, 24, good());
+    let state_dir = Some(folder.path().to_owned());
+    let validator = start(&world, ValidatorConfig { state_dir, ..config(vec![miner(1)]) });
+    for _ in 0..24 {
+        facilitator.push(V2JobRequest { uuid: "u".repeat(900_000), signature: None, ..job(&key("//User")) });
+    }
+    let request = job(&key("//User"));
+    facilitator.push(request.clone());
+    assert_eq!(statuses(&facilitator.history(&request.uuid)), GOOD);
+    let client = validator.observer().client().clone();
+    assert_eq!((client.counted().unreadable.get(), client.counted().requests.get()), (24, 1));
+    assert!(stop(validator).is_clean());
+    let bytes: u64 =
+        std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
+    assert!(bytes < 100_000, "{bytes} bytes on disk");
+    peer.stop();
     facilitator.stop();
 }
 
@@ -383,7 +479,7 @@ fn silence_in_each_stage_has_its_own_reason() {
         // One second for all stages, because time saved in one is there for the next.
         (request.download_time_limit, request.execution_time_limit, request.upload_time_limit) =
             (1.into(), 0.into(), 0.into());
-        phalanx::protocol::SignedRequest::sign(&mut request, &key("//User"), 1);
+        request.sign(&key("//User"), now_ns());
         facilitator.push(request.clone());
         let history = facilitator.history(&request.uuid);
         assert_eq!(statuses(&history)[..=n], GOOD[..=n], "{n}");
@@ -488,9 +584,9 @@ fn a_result_beyond_the_limit_of_the_link_costs_the_result_not_the_link() {
             done(session, &request.job_uuid);
             session.say(V0JobFinishedRequest {
                 job_uuid: request.job_uuid,
-                docker_process_stdout: "x".repeat(40 << 20),
+                docker_process_stdout: String::new(),
                 docker_process_stderr: String::new(),
-                artifacts: None,
+                artifacts: Some([("a".to_owned(), "x".repeat(40 << 20))].into_iter().collect()),
                 upload_results: None,
             });
         }

@@ -4,33 +4,18 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 
-use super::job::{Job, JobHandler, guarded};
+use super::job::{Job, JobHandler, guarded, turn_away};
+use crate::base::clock::now;
 use crate::base::scope;
 use crate::base::shutdown::Shutdown;
-use crate::identity::PublicKey;
-use crate::protocol::signing::verify_job_requests;
 use crate::protocol::{JobRejectionReason, SignedRequest, V0JobCheated, V2JobRequest};
-use crate::validator::ledger::Delivery;
+use crate::validator::authorization::{Signers, Unauthorized};
+use crate::validator::ledger::{Delivery, NotAdmitted};
 
 /// Something signed that waits for its check.
 pub(super) enum Check {
     Job { number: u64, request: Box<V2JobRequest>, alive: Sender<()> },
     Cheated(Box<V0JobCheated>),
-}
-
-/// Who may sign for us.
-pub(super) struct Signers {
-    pub(super) key: PublicKey,
-    pub(super) trusted: Vec<PublicKey>,
-}
-
-impl Signers {
-    fn check(&self, signer: PublicKey, what: &str) -> Result<PublicKey, String> {
-        match signer == self.key || self.trusted.contains(&signer) {
-            true => Ok(signer),
-            false => Err(format!("{signer} may not sign {what} for this validator")),
-        }
-    }
 }
 
 /// What runs on the threads that check signatures.
@@ -44,22 +29,34 @@ pub(super) struct Checker {
 
 impl Checker {
     pub(super) fn check(&self, batch: Vec<Check>) {
-        let mut jobs = Vec::with_capacity(batch.len());
+        let (mut places, mut requests) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         for check in batch {
             match check {
-                Check::Job { number, request, alive } => jobs.push((number, request, alive)),
+                Check::Job { number, request, alive } => {
+                    places.push((number, alive));
+                    requests.push(*request);
+                }
                 Check::Cheated(report) => self.cheated(&report),
             }
         }
-        let signers = verify_job_requests(jobs.iter().map(|(_, request, _)| &**request));
-        for ((number, request, alive), signer) in jobs.into_iter().zip(signers) {
-            let _job = scope::job(request.uuid.as_str());
-            let signer = signer.map_err(|e| e.to_string()).and_then(|signer| self.signers.check(signer, "jobs"));
-            let job = Job::new(*request, number, self.delivery.clone(), self.stop.clone(), alive);
-            match signer {
-                Ok(_) => guarded("job", || self.handler.job(job)),
-                Err(why) => job.reject(JobRejectionReason::InvalidSignature, why),
-            }
+        let judged = self.signers.authorize(requests, now().wall);
+        for ((number, alive), judged) in places.into_iter().zip(judged) {
+            let refused = match judged {
+                Ok(authorized) => match self.delivery.admit(number, &authorized) {
+                    Ok(()) => {
+                        let _job = scope::job(authorized.uuid.as_str());
+                        let job = Job::new(authorized, number, self.delivery.clone(), self.stop.clone(), alive);
+                        guarded("job", || self.handler.job(job));
+                        continue;
+                    }
+                    Err(why) => (authorized.uuid.clone(), reason(&why), why.to_string()),
+                },
+                Err(Unauthorized { uuid, why }) => (uuid, JobRejectionReason::InvalidSignature, why),
+            };
+            let (uuid, reason, why) = refused;
+            turn_away(&self.delivery, number, &uuid, reason, why);
+            // Only now may a stop think that the job is gone.
+            drop(alive);
         }
     }
 
@@ -67,9 +64,16 @@ impl Checker {
         let (uuid, trusted) = (&report.job_uuid, &report.trusted_job_uuid);
         let signer = report.verify().map_err(|e| e.to_string());
         let signer = signer.and_then(|signer| self.signers.check(signer, "reports of cheating"));
-        match signer.and_then(|_| self.delivery.cheated(uuid, trusted).map_err(str::to_owned)) {
+        match signer.and_then(|signer| self.delivery.cheated(uuid, trusted, signer).map_err(str::to_owned)) {
             Ok(miner) => guarded("report of cheating", || self.handler.cheated(uuid, miner)),
             Err(why) => log::warn!("job {uuid}: a report of cheating is ignored: {why}"),
         }
+    }
+}
+
+fn reason(why: &NotAdmitted) -> JobRejectionReason {
+    match why {
+        NotAdmitted::SignatureUsed(_) => JobRejectionReason::InvalidSignature,
+        NotAdmitted::Full(_) => JobRejectionReason::Busy,
     }
 }

@@ -13,11 +13,16 @@ use crate::ops::status::Board;
 use crate::store::StoreError;
 use crate::transport::ws::WsDialer;
 use crate::transport::{ClientTls, Dialer};
+use crate::validator::authorization::MAX_SIGNATURE_AGE;
 use crate::validator::ledger::{LedgerLimits, RetryPolicies};
 
 /// How often the facilitator gets a message from us, unless the configuration says otherwise; it counts us as connected
 /// for three minutes after each.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(60);
+
+/// The longest that a signature may count: what is remembered of it has to fit, see
+/// [`SIGNED_JOBS`](crate::base::limits::SIGNED_JOBS).
+const LONGEST_SIGNATURE_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What a client needs.
 #[derive(Clone)]
@@ -28,6 +33,9 @@ pub struct ClientConfig {
     pub key: KeyPair,
     /// Who may sign jobs besides ourselves.
     pub trusted_signers: Vec<PublicKey>,
+    /// How old the signature of a job may be. As long as it may be used, it is remembered that it ran a job; over a
+    /// restart only with a state folder.
+    pub max_signature_age: Duration,
     /// Where updates are kept over a restart; in memory only if `None`.
     pub state_dir: Option<PathBuf>,
     /// Threads that check signatures.
@@ -57,12 +65,13 @@ impl fmt::Debug for ClientConfig {
 }
 
 impl ClientConfig {
-    /// The default numbers: one check thread a core, 15 s to connect, 5 min after a refusal; nothing is kept on disk.
+    /// The default numbers: one check thread a core, signatures of the last hour, 15 s to connect, 5 min after a refusal; nothing is kept on disk.
     pub fn new(url: impl Into<String>, key: KeyPair) -> Self {
         Self {
             url: url.into(),
             key,
             trusted_signers: Vec::new(),
+            max_signature_age: MAX_SIGNATURE_AGE,
             state_dir: None,
             check_threads: std::thread::available_parallelism().map_or(1, |n| n.get()).min(16),
             dial_time: DIAL_TIME,
@@ -82,6 +91,10 @@ impl ClientConfig {
         if !self.url.starts_with("ws://") && !self.url.starts_with("wss://") {
             problems
                 .push(format!("facilitator {:?}: it should be a URL like wss://facilitator.example/ws/v0/", self.url));
+        }
+        if self.max_signature_age.is_zero() || self.max_signature_age > LONGEST_SIGNATURE_AGE {
+            let (age, most) = (self.max_signature_age.as_secs_f64(), LONGEST_SIGNATURE_AGE.as_secs());
+            problems.push(format!("max_signature_age is {age} s; it should be above 0 and at most {most} s (30 days)"));
         }
         if self.check_threads == 0 || self.check_threads > 64 {
             problems.push(format!("check_threads is {}; it should be from 1 to 64", self.check_threads));

@@ -1,8 +1,11 @@
 //! What the messages of the facilitator are. Pure.
 
+use crate::base::limits::JOB_UUID_BYTES;
+use crate::base::text::truncated;
 use crate::link::{About, Text};
 use crate::protocol::{FacilitatorToValidator, Response, ResponseStatus, V0JobCheated, V2JobRequest};
 use crate::transport::Utf8Bytes;
+use crate::validator::authorization::is_uuid_of_job;
 use crate::validator::ledger::Reply;
 
 /// What the facilitator sends besides its answers.
@@ -31,11 +34,25 @@ pub(super) fn classify(text: Utf8Bytes) -> Text<Inbound, Reply> {
     let bytes = text.len();
     Text::Message(match FacilitatorToValidator::decode(&text) {
         Ok(FacilitatorToValidator::Response(response)) => return answer(&response),
+        Ok(FacilitatorToValidator::V2JobRequest(request)) if !is_uuid_of_job(&request.uuid) => {
+            unreadable_uuid("V2JobRequest", &request.uuid)
+        }
+        Ok(FacilitatorToValidator::V0JobCheated(report))
+            if !is_uuid_of_job(&report.job_uuid) || !is_uuid_of_job(&report.trusted_job_uuid) =>
+        {
+            unreadable_uuid("V0JobCheated", &report.job_uuid)
+        }
         Ok(FacilitatorToValidator::V2JobRequest(request)) => Inbound::Job { bytes, request: Box::new(request) },
         Ok(FacilitatorToValidator::V0JobCheated(report)) => Inbound::Cheated { bytes, report: Box::new(report) },
         Err(_) if text.as_str() == PING => Inbound::Ping,
         Err(error) => Inbound::Unreadable(error.to_string()),
     })
+}
+
+/// A uuid is remembered, logged and answered with, so one that is none is not even refused.
+fn unreadable_uuid(what: &str, uuid: &str) -> Inbound {
+    let (shown, bytes) = (truncated(uuid, JOB_UUID_BYTES), uuid.len());
+    Inbound::Unreadable(format!("{what}: its job has a uuid of {bytes} bytes, not at most {JOB_UUID_BYTES}: {shown:?}"))
 }
 
 /// The facilitator's sign of life.

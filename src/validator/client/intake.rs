@@ -9,13 +9,13 @@ use super::checker::Check;
 use super::checks::ChecksHandle;
 use super::handle::{ClientEvent, ClientShared};
 use super::inbound::Inbound;
+use super::job::turn_away;
 use crate::base::limits::JOB_REQUEST_BYTES;
 use crate::base::lock::lock;
 use crate::link::LinkEvent;
 use crate::ops::errors::ErrorClass;
 use crate::protocol::{JobRejectionReason, V2JobRequest};
 use crate::validator::ledger::{Counts, LedgerLimits, Reply};
-use crate::validator::status::Outcome;
 
 /// Does what each message of the facilitator asks for; lives on the link's thread.
 pub(super) struct Intake {
@@ -86,10 +86,7 @@ impl Intake {
         };
         if let Err((why, request)) = full {
             counted.turned_away.inc();
-            let (status, text) = Outcome::rejected(JobRejectionReason::Busy, why).into_message(&request.uuid);
-            if let Err(error) = delivery.update(number, status, text) {
-                log::error!("{error}");
-            }
+            turn_away(delivery, number, &request.uuid, JobRejectionReason::Busy, why);
         }
     }
 

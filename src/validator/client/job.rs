@@ -16,9 +16,10 @@ use crate::protocol::{
     StreamingServerDetails, V0JobStatusUpdate, V0MachineSpecsUpdate, V2JobRequest, ValidatorToFacilitator,
 };
 use crate::transport::Utf8Bytes;
+use crate::validator::authorization::Authorized;
 use crate::validator::ledger::{Delivery, NotOnDisk, Ticket, UpdateError};
 use crate::validator::organic::{Reports, stopping};
-use crate::validator::status::{Outcome, empty};
+use crate::validator::status::{EndMessage, Outcome, empty};
 
 /// How long a job waits for the disk before it goes on without.
 const DISK_TIME: Duration = Duration::from_secs(5);
@@ -65,7 +66,7 @@ pub struct Job {
 
 #[derive(Debug)]
 struct JobParts {
-    request: Arc<V2JobRequest>,
+    request: Authorized,
     line: Line,
     stop: Shutdown,
 }
@@ -96,9 +97,13 @@ impl Line {
     }
 
     pub(in crate::validator) fn end(&self, uuid: &str, outcome: Outcome) -> Result<Ticket, UpdateError> {
-        let (status, text) = end_text(uuid, outcome);
-        log::debug!("job {uuid}: {status}");
-        self.delivery.update(self.number, status, text)
+        self.delivery.end(self.number, end_message(uuid, outcome))
+    }
+
+    /// As [`Line::end`], for a message that somebody else has written.
+    #[cfg(feature = "celery")]
+    pub(in crate::validator) fn end_by(&self, end: EndMessage) -> Result<Ticket, UpdateError> {
+        self.delivery.end(self.number, end)
     }
 
     pub(in crate::validator) fn runs_on(&self, miner: PublicKey) {
@@ -116,18 +121,31 @@ impl Line {
 }
 
 /// The message that tells how a job ended; a result that is too large for one is replaced by a failure that says so.
-pub(in crate::validator) fn end_text(uuid: &str, outcome: Outcome) -> (JobStatus, Utf8Bytes) {
-    let (status, text) = outcome.into_message(uuid);
-    if text.len() <= FACILITATOR_LINK_MESSAGE_BYTES {
-        return (status, text);
+pub(in crate::validator) fn end_message(uuid: &str, outcome: Outcome) -> EndMessage {
+    let end = outcome.into_message(uuid);
+    if end.text.len() <= FACILITATOR_LINK_MESSAGE_BYTES {
+        return end;
     }
     let why = format!(
         "the job ended, but its result cannot be passed on: a message has at most {FACILITATOR_LINK_MESSAGE_BYTES} \
          bytes, this one has {}",
-        text.len()
+        end.text.len()
     );
     log::error!("job {uuid}: {why}");
     Outcome::horde_failed(HordeFailureReason::GenericError, why).into_message(uuid)
+}
+
+/// Rejects a request of which no job was made.
+pub(super) fn turn_away(
+    delivery: &Delivery,
+    number: u64,
+    uuid: &str,
+    reason: JobRejectionReason,
+    why: impl Into<String>,
+) {
+    if let Err(error) = delivery.end(number, Outcome::rejected(reason, why).into_message(uuid)) {
+        log::error!("{error}");
+    }
 }
 
 /// A job that an earlier process had begun and not ended. Dropping it ends it as `horde_failed`.
@@ -176,15 +194,9 @@ impl Drop for LeftJob {
 }
 
 impl Job {
-    pub(super) fn new(
-        request: V2JobRequest,
-        number: u64,
-        delivery: Delivery,
-        stop: Shutdown,
-        alive: Sender<()>,
-    ) -> Self {
+    pub(super) fn new(request: Authorized, number: u64, delivery: Delivery, stop: Shutdown, alive: Sender<()>) -> Self {
         let line = Line { number, delivery, _alive: alive };
-        Self { inner: Some(JobParts { request: Arc::new(request), line, stop }) }
+        Self { inner: Some(JobParts { request, line, stop }) }
     }
 
     /// What is asked for; its signature is good and its signer may sign jobs for us.
@@ -209,7 +221,7 @@ impl Job {
         if let Err(error) = line.update(update, Instant::now()) {
             log::error!("job {}: received is not reported: {error}", request.uuid);
         }
-        (request, line)
+        (request.request().clone(), line)
     }
 
     /// Turns the job away.
@@ -355,7 +367,7 @@ impl Drop for RunningJob {
 }
 
 impl Reports for RunningJob {
-    fn request(&self) -> &Arc<V2JobRequest> {
+    fn authorized(&self) -> &Authorized {
         &self.inner.request
     }
 

@@ -53,7 +53,7 @@ use std::sync::{Arc, Mutex};
 use crossbeam_channel::bounded;
 
 use authentication::FacilitatorAuthentication;
-use checker::{Checker, Signers};
+use checker::Checker;
 use checks::{Checks, ChecksLimits};
 use handle::{ClientShared, Events};
 use inbound::classify;
@@ -61,6 +61,7 @@ use intake::Intake;
 use job::guarded;
 use running::ClientParts;
 
+use super::authorization::Signers;
 use super::ledger;
 use crate::base::limits::{
     FACILITATOR_LINK_MESSAGE_BYTES, SPECS_MINERS, STATUS_BYTES, STATUS_MESSAGES, UNCHECKED_BYTES, UNCHECKED_REQUESTS,
@@ -136,7 +137,7 @@ impl FacilitatorClient {
             let left = LeftJob::new(uuid, number, delivery.clone(), alive.clone());
             guarded("left", || handler.left(left));
         }
-        let signers = Signers { key: config.key.public(), trusted: config.trusted_signers };
+        let signers = Signers::new(config.key.public(), config.trusted_signers, config.max_signature_age);
         let checker = Checker { delivery: delivery.clone(), handler, signers, stop: stop.clone() };
         let bounds = ChecksLimits { items: UNCHECKED_REQUESTS, bytes: UNCHECKED_BYTES };
         let checks = Checks::start(config.check_threads, bounds, move |batch| checker.check(batch));

@@ -2,18 +2,35 @@
 //!
 //! A report names the job, and the same job on a trusted miner that it was compared with. It counts once for a job, and
 //! only if both have completed here: the one on an ordinary miner, the other on a trusted one. So no report reaches a
-//! trusted miner, and none counts that nobody can have had a reason for.
+//! trusted miner, and none counts that nobody can have had a reason for. Both jobs have to be of the report's signer,
+//! and only so many reports of one signer count in a day.
 
 use super::record::JobRecord;
 use crate::identity::PublicKey;
 use crate::protocol::JobStatus;
 
-/// The miner that a report is about; `job` and `trusted` are what is known of the two jobs.
+/// Reports of one signer that count in a day: who has more to complain of should look at what it compares.
+pub(super) const REPORTS_PER_DAY: usize = 20;
+
+/// A day, in milliseconds.
+pub(super) const DAY_MS: u64 = 24 * 3600 * 1000;
+
+/// The miner that a report is about; `job` and `trusted` are what is known of the two jobs, `signer` has signed the
+/// report, and `counted` of its reports have counted in the day before.
 ///
 /// # Errors
 /// Why the report changes nothing, in words.
-pub(super) fn judge(job: Option<&JobRecord>, trusted: Option<&JobRecord>) -> Result<PublicKey, &'static str> {
+pub(super) fn judge(
+    job: Option<&JobRecord>,
+    trusted: Option<&JobRecord>,
+    signer: PublicKey,
+    counted: usize,
+) -> Result<PublicKey, &'static str> {
+    let is_signers = |record: &JobRecord| record.signed.is_some_and(|signed| signed.by == signer);
     let job = job.ok_or("the job is not known")?;
+    if !is_signers(job) {
+        return Err("the signer of the report has not signed the job");
+    }
     if job.on_trusted {
         return Err("the job was for a trusted miner");
     }
@@ -28,6 +45,9 @@ pub(super) fn judge(job: Option<&JobRecord>, trusted: Option<&JobRecord>) -> Res
     if !trusted.on_trusted {
         return Err("the job that it is compared with was not for a trusted miner");
     }
+    if !is_signers(trusted) {
+        return Err("the signer of the report has not signed the trusted job");
+    }
     let compared = trusted.miner.ok_or("no miner took the trusted job that it is compared with")?;
     if trusted.last != Some(JobStatus::Completed) {
         return Err("the trusted job that it is compared with has not completed");
@@ -35,16 +55,21 @@ pub(super) fn judge(job: Option<&JobRecord>, trusted: Option<&JobRecord>) -> Res
     if compared == miner {
         return Err("both jobs ran on the same miner");
     }
+    if counted >= REPORTS_PER_DAY {
+        return Err("as many reports of its signer as count in a day have counted");
+    }
     Ok(miner)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::record::Signed;
     use super::*;
 
     fn ran(on_trusted: bool, miner: u8) -> JobRecord {
         JobRecord {
             on_trusted,
+            signed: Some(Signed { by: PublicKey::from_bytes([7; 32]), signature: [0; 64], expires_at: 0 }),
             miner: Some(PublicKey::from_bytes([miner; 32])),
             last: Some(JobStatus::Completed),
             ended: true,
@@ -54,6 +79,9 @@ mod tests {
 
     #[test]
     fn a_report_counts_when_both_jobs_completed_each_on_its_kind_of_miner() {
+        let signer = PublicKey::from_bytes([7; 32]);
+        let judge =
+            |job: Option<&JobRecord>, trusted: Option<&JobRecord>| judge(job, trusted, signer, REPORTS_PER_DAY - 1);
         let (job, trusted) = (ran(false, 1), ran(true, 2));
         assert_eq!(judge(Some(&job), Some(&trusted)), Ok(PublicKey::from_bytes([1; 32])));
         type Change = fn(&mut JobRecord);
@@ -81,5 +109,24 @@ mod tests {
             let refused = judge(job.as_ref(), trusted.as_ref()).unwrap_err();
             assert!(refused.contains(why), "{refused:?} should say {why:?}");
         }
+    }
+
+    #[test]
+    fn a_report_counts_for_its_signers_own_jobs_and_only_so_many_do_in_a_day() {
+        let [signer, other] = [7, 8].map(|n| PublicKey::from_bytes([n; 32]));
+        let (job, trusted) = (ran(false, 1), ran(true, 2));
+        let of_other = |record: &JobRecord| JobRecord {
+            signed: record.signed.map(|s| Signed { by: other, ..s }),
+            ..record.clone()
+        };
+        let unsigned = JobRecord { signed: None, ..job.clone() };
+        let why = |job: &JobRecord, trusted: &JobRecord, counted| {
+            judge(Some(job), Some(trusted), signer, counted).unwrap_err()
+        };
+        assert_eq!(why(&of_other(&job), &trusted, 0), "the signer of the report has not signed the job");
+        assert_eq!(why(&unsigned, &trusted, 0), "the signer of the report has not signed the job");
+        assert_eq!(why(&job, &of_other(&trusted), 0), "the signer of the report has not signed the trusted job");
+        let most = "as many reports of its signer as count in a day have counted";
+        assert_eq!(why(&job, &trusted, REPORTS_PER_DAY), most);
     }
 }

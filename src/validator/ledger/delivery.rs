@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
-use super::queue::{Counts, Ledger, Reply, UpdateError, specs_message};
+use super::queue::{Counts, Ledger, NotAdmitted, Reply, UpdateError, specs_message};
 use crate::base::clock::now;
 use crate::base::drained::Drained;
+use crate::base::limits::MACHINE_SPECS_BYTES;
 use crate::base::lock::lock;
 use crate::base::text::truncated;
 use crate::base::timer::{Alarm, TimerHandle};
@@ -24,6 +25,11 @@ use crate::ops::metrics::{Counter, Metrics};
 use crate::ops::status::Board;
 use crate::protocol::{JobStatus, V0MachineSpecsUpdate, ValidatorToFacilitator};
 use crate::transport::Utf8Bytes;
+use crate::validator::authorization::Authorized;
+use crate::validator::status::EndMessage;
+
+/// Bytes of what surrounds the machine specs in their message: two hotkeys and a uuid.
+const ENVELOPE_BYTES: usize = 1 << 10;
 
 /// As much of a message as a log line bears.
 const SHOWN_BYTES: usize = 200;
@@ -41,8 +47,38 @@ pub struct Totals {
     pub refused: Counter,
     /// Given up.
     pub dead: Counter,
+    /// Jobs that have ended, by outcome.
+    pub ended: Ended,
     /// Transactions.
     pub commits: Counter,
+}
+
+/// Jobs that have ended, by outcome, counted since the start.
+#[derive(Debug)]
+pub struct Ended {
+    /// The results are in.
+    pub completed: Counter,
+    /// The job itself failed.
+    pub failed: Counter,
+    /// Nobody took it.
+    pub rejected: Counter,
+    /// The horde failed it.
+    pub horde_failed: Counter,
+}
+
+impl Ended {
+    fn new(metrics: &Metrics) -> Self {
+        let counter = |outcome| {
+            let help = "Jobs that have ended, by outcome.";
+            metrics.counter("phalanx_validator_jobs_ended_total", help, &[("outcome", outcome)])
+        };
+        Self {
+            completed: counter("completed"),
+            failed: counter("failed"),
+            rejected: counter("rejected"),
+            horde_failed: counter("horde_failed"),
+        }
+    }
 }
 
 impl Totals {
@@ -54,6 +90,7 @@ impl Totals {
             repeated: counter("phalanx_validator_updates_repeated_total", "Of those, the ones stored before."),
             refused: counter("phalanx_validator_updates_refused_total", "Refusals of status updates."),
             dead: counter("phalanx_validator_updates_dead_total", "Status updates that were given up."),
+            ended: Ended::new(metrics),
             commits: counter("phalanx_validator_commits_total", "Transactions of the state folder."),
         }
     }
@@ -250,13 +287,46 @@ impl Delivery {
         self.wake_store(state);
     }
 
+    /// Notes by which signature a job runs, see [`Ledger::admit`].
+    ///
+    /// # Errors
+    /// [`NotAdmitted`].
+    pub fn admit(&self, job: u64, authorized: &Authorized) -> Result<(), NotAdmitted> {
+        // The job's next update wakes the store thread.
+        lock(&self.0.state).ledger.admit(job, authorized, now())
+    }
+
+    /// Accepts the end of a job, counts it and logs it. Blocks on no disk and no peer.
+    ///
+    /// # Errors
+    /// [`UpdateError`]; then nothing was accepted.
+    pub(in crate::validator) fn end(&self, job: u64, end: EndMessage) -> Result<Ticket, UpdateError> {
+        let EndMessage { status, reason, text } = end;
+        let ticket = self.update(job, status, text)?;
+        let told = lock(&self.0.state).ledger.told(job);
+        let ended = &self.0.totals.ended;
+        match status {
+            JobStatus::Completed => ended.completed.inc(),
+            JobStatus::Failed => ended.failed.inc(),
+            JobStatus::Rejected => ended.rejected.inc(),
+            _ => ended.horde_failed.inc(),
+        }
+        if let Some((uuid, taken_at, miner)) = told {
+            let seconds = Duration::from_millis(now().unix_millis().saturating_sub(taken_at)).as_secs_f64();
+            let reason = reason.unwrap_or("none");
+            let miner = miner.map_or_else(|| "none".to_owned(), |miner| miner.to_string());
+            log::info!("job {uuid}: ended as {status}, reason {reason}, after {seconds:.3} s, miner {miner}");
+        }
+        Ok(ticket)
+    }
+
     /// See [`Ledger::cheated`].
     ///
     /// # Errors
     /// Why the report changes nothing.
-    pub fn cheated(&self, uuid: &str, trusted: &str) -> Result<PublicKey, &'static str> {
+    pub fn cheated(&self, uuid: &str, trusted: &str, signer: PublicKey) -> Result<PublicKey, &'static str> {
         let mut state = lock(&self.0.state);
-        let miner = state.ledger.cheated(uuid, trusted, now());
+        let miner = state.ledger.cheated(uuid, trusted, signer, now());
         self.wake_store(state);
         miner
     }
@@ -274,6 +344,11 @@ impl Delivery {
         let mut slot = DefaultHasher::new();
         specs.miner_hotkey.hash(&mut slot);
         let text = ValidatorToFacilitator::from(specs).encode();
+        if text.len() > MACHINE_SPECS_BYTES + ENVELOPE_BYTES {
+            let what =
+                format!("machine specs of {} bytes, not at most {MACHINE_SPECS_BYTES}, are left out", text.len());
+            return self.0.errors.report(ErrorClass::Rejected, "machine specs", &what);
+        }
         self.send([specs_message(slot.finish(), text, now())]);
     }
 

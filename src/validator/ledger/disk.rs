@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::delivery::{Delivery, GivenUp};
 use super::queue::{Batch, Ledger, LedgerLimits, RetryPolicies};
 use super::record::JobRecord;
+use crate::base::clock::now;
 use crate::base::lock::lock;
 use crate::base::stop::Step;
 use crate::base::thread::{Kick, Thread, spawn};
@@ -48,13 +49,16 @@ pub fn open(
             let (what, aside) = (&damage.what, damage.kept_aside.display());
             log::error!("state folder: {what}; at least {} records are lost, the files are kept: {aside}", damage.lost);
         }
-        ledger.restore(recovered.records.iter().filter_map(|(number, bytes)| {
-            let record = JobRecord::decode(bytes);
-            if let Err(error) = &record {
-                log::error!("state folder: row {number} is ignored: {error}");
-            }
-            Some((*number, record.ok()?))
-        }))
+        ledger.restore(
+            recovered.records.iter().filter_map(|(number, bytes)| {
+                let record = JobRecord::decode(bytes);
+                if let Err(error) = &record {
+                    log::error!("state folder: row {number} is ignored: {error}");
+                }
+                Some((*number, record.ok()?))
+            }),
+            now(),
+        )
     });
     let delivery = Delivery::new(ledger, link, timer, board, on_dead);
     delivery.send(restored);

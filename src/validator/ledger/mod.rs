@@ -14,4 +14,4 @@ pub mod record;
 
 pub use delivery::{Delivery, GivenUp, NotOnDisk, Ticket, Totals};
 pub use disk::{StoreThread, open};
-pub use queue::{Counts, Ledger, LedgerLimits, Reply, RetryPolicies, RetryPolicy, UpdateError};
+pub use queue::{Counts, Ledger, LedgerLimits, NotAdmitted, Reply, RetryPolicies, RetryPolicy, UpdateError};

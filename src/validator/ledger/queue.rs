@@ -8,6 +8,8 @@
 //! * An update is deleted when the facilitator has answered it. One that is refused is tried again for a while, alone:
 //!   only its own job waits for it. Then it is a dead letter, kept with the reason.
 //! * A job moves forward only, and ends once.
+//! * A signature runs one job: it is remembered with its job until it is too old to be taken.
+//! * Nothing is kept that the link to the facilitator cannot carry.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
@@ -15,15 +17,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::cheats;
-use super::record::{DeadLetter, JobRecord, Update};
+use super::record::{DeadLetter, JobRecord, Signed, Update};
 use crate::base::backoff::exponential;
-use crate::base::limits::{DEAD_BYTES, DEAD_LETTERS, SEEN_JOBS, STATUS_BYTES, STATUS_MESSAGES};
+use crate::base::limits::{
+    DEAD_BYTES, DEAD_LETTERS, FACILITATOR_LINK_MESSAGE_BYTES, SEEN_JOBS, SIGNED_JOBS, STATUS_BYTES, STATUS_MESSAGES,
+    STATUS_STEP_BYTES,
+};
 use crate::base::now::Now;
 use crate::identity::PublicKey;
 use crate::link::{Outgoing, Rank};
 use crate::ops::errors::ErrorClass;
-use crate::protocol::JobStatus;
+use crate::protocol::{HordeFailureReason, JobStatus};
 use crate::transport::Utf8Bytes;
+use crate::validator::authorization::{Authorized, SignatureId};
+use crate::validator::status::Outcome;
 
 /// How long a step may be passed by the terminal statuses of other jobs.
 const STEP_PATIENCE: Duration = Duration::from_secs(1);
@@ -79,8 +86,10 @@ pub struct LedgerLimits {
     pub updates: usize,
     /// Bytes of their texts.
     pub bytes: usize,
-    /// Jobs whose uuid is remembered after their end was accepted.
+    /// Jobs whose uuid is remembered after their end was accepted, those not counted whose signature is not too old.
     pub remembered: usize,
+    /// Jobs that are remembered with their signature; another is turned away.
+    pub signed: usize,
     /// Dead letters.
     pub dead: usize,
     /// Bytes of their texts.
@@ -94,6 +103,7 @@ impl Default for LedgerLimits {
             updates: STATUS_MESSAGES,
             bytes: STATUS_BYTES,
             remembered: SEEN_JOBS,
+            signed: SIGNED_JOBS,
             dead: DEAD_LETTERS,
             dead_bytes: DEAD_BYTES,
         }
@@ -130,6 +140,18 @@ pub enum UpdateError {
         /// Their bytes.
         bytes: usize,
     },
+    /// The link to the facilitator does not carry an update of this kind that is so large.
+    #[error("job {uuid}: {status} has {bytes} bytes, at most {most} can be passed on")]
+    TooLarge {
+        /// The job.
+        uuid: Arc<str>,
+        /// The status that was refused.
+        status: JobStatus,
+        /// Bytes of its message.
+        bytes: usize,
+        /// Bytes that such a message may have.
+        most: usize,
+    },
     /// Nobody knows this job, or it was forgotten long after its end.
     #[error("there is no such job")]
     NoSuchJob,
@@ -140,9 +162,23 @@ impl UpdateError {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Full { .. } => ErrorClass::Retry,
-            Self::Ended { .. } | Self::Backwards { .. } | Self::NoSuchJob => ErrorClass::Rejected,
+            Self::Ended { .. } | Self::Backwards { .. } | Self::TooLarge { .. } | Self::NoSuchJob => {
+                ErrorClass::Rejected
+            }
         }
     }
+}
+
+/// A job may not run by its signature, although that is good.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotAdmitted {
+    /// The signature has come with another job.
+    #[error("its signature came with job {0} before; each job needs a signature of its own")]
+    SignatureUsed(Arc<str>),
+    /// As many signatures as can be remembered are not too old yet.
+    #[error("as many jobs as can be remembered have signatures that could be used again: {0}")]
+    Full(usize),
 }
 
 /// What the facilitator answers to an update.
@@ -210,6 +246,8 @@ pub struct Ledger {
     retries: RetryPolicies,
     jobs: HashMap<u64, JobEntry>,
     by_uuid: HashMap<Arc<str>, u64>,
+    /// The job of each signature.
+    by_signature: HashMap<SignatureId, u64>,
     /// Jobs that are over, oldest first.
     over: VecDeque<u64>,
     /// Jobs whose first update waits for its next try.
@@ -266,6 +304,7 @@ impl Ledger {
             retries,
             jobs: HashMap::new(),
             by_uuid: HashMap::new(),
+            by_signature: HashMap::new(),
             over: VecDeque::new(),
             held: BTreeSet::new(),
             dead_letters: VecDeque::new(),
@@ -284,10 +323,12 @@ impl Ledger {
         self.written != u64::MAX
     }
 
-    /// Takes over what an earlier process left, by job number; what it had not sent may leave at once.
-    pub fn restore(&mut self, records: impl IntoIterator<Item = (u64, JobRecord)>) -> Vec<Outgoing> {
+    /// Takes over what an earlier process left, by job number; what it had not sent may leave at once. An update that the
+    /// link cannot carry, as earlier releases kept them, is given up: an end is replaced by a failure that says so.
+    pub fn restore(&mut self, records: impl IntoIterator<Item = (u64, JobRecord)>, now: Now) -> Vec<Outgoing> {
         let mut ready = Vec::new();
-        for (number, record) in records {
+        for (number, mut record) in records {
+            let changed = give_up_too_large(&mut record);
             self.next_job = self.next_job.max(number + 1);
             self.counts.unsent += record.updates.len();
             self.counts.unsent_bytes += record.updates.iter().map(|u| u.text.len()).sum::<usize>();
@@ -296,13 +337,19 @@ impl Ledger {
             self.dead_bytes += record.dead.iter().map(|d| d.update.text.len()).sum::<usize>();
             self.dead_letters.extend(record.dead.iter().map(|_| number));
             self.by_uuid.insert(record.uuid.clone(), number);
+            if let Some(signed) = &record.signed {
+                self.by_signature.insert(signed.signature, number);
+            }
             if record.ended && record.updates.is_empty() {
                 self.over.push_back(number);
             }
             self.jobs.insert(number, JobEntry::new(record));
+            if changed {
+                self.touch(number);
+            }
             ready.extend(self.ready(number));
         }
-        self.forget_old();
+        self.forget_old(now);
         ready
     }
 
@@ -314,8 +361,8 @@ impl Ledger {
         open
     }
 
-    /// Registers a job, which may ask for a trusted miner; `None` if its uuid came before, since one signature serves
-    /// any uuid and a facilitator repeats requests for each of its open connections.
+    /// Registers a job, which may ask for a trusted miner; `None` if its uuid came before: a facilitator repeats requests
+    /// for each of its open connections.
     pub fn take(&mut self, uuid: &str, on_trusted: bool, now: Now) -> Option<u64> {
         if self.by_uuid.contains_key(uuid) {
             return None;
@@ -328,6 +375,38 @@ impl Ledger {
         self.jobs.insert(number, JobEntry::new(record));
         self.counts.open_jobs += 1;
         Some(number)
+    }
+
+    /// Notes by which signature a job runs. It is on disk with the job's next update.
+    ///
+    /// # Errors
+    /// [`NotAdmitted`]; then nothing has changed.
+    pub fn admit(&mut self, job: u64, authorized: &Authorized, now: Now) -> Result<(), NotAdmitted> {
+        let signature = *authorized.signature();
+        if let Some(other) = self.by_signature.get(&signature).filter(|other| **other != job) {
+            let uuid =
+                self.jobs.get(other).map_or_else(|| Arc::from("that is not known"), |entry| entry.record.uuid.clone());
+            return Err(NotAdmitted::SignatureUsed(uuid));
+        }
+        if self.by_signature.len() >= self.limits.signed {
+            self.forget_old(now);
+        }
+        if self.by_signature.len() >= self.limits.signed {
+            return Err(NotAdmitted::Full(self.by_signature.len()));
+        }
+        if let Some(entry) = self.jobs.get_mut(&job) {
+            entry.record.signed =
+                Some(Signed { by: authorized.signer(), signature, expires_at: authorized.expires_at() });
+            self.by_signature.insert(signature, job);
+            self.touch(job);
+        }
+        Ok(())
+    }
+
+    /// What there is to tell of a job when it ends: its uuid, when it was taken, and its miner.
+    pub fn told(&self, job: u64) -> Option<(Arc<str>, u64, Option<PublicKey>)> {
+        let record = &self.jobs.get(&job)?.record;
+        Some((record.uuid.clone(), record.taken_at, record.miner))
     }
 
     /// Accepts an update of a job; gives its version, and the message if it may leave at once.
@@ -353,6 +432,10 @@ impl Ledger {
         }
         let Counts { unsent, unsent_bytes, .. } = self.counts;
         let terminal = status.is_terminal();
+        let most = if terminal { FACILITATOR_LINK_MESSAGE_BYTES } else { STATUS_STEP_BYTES };
+        if text.len() > most {
+            return Err(UpdateError::TooLarge { uuid: record.uuid.clone(), status, bytes: text.len(), most });
+        }
         if !terminal && (unsent >= self.limits.updates || unsent_bytes + text.len() > self.limits.bytes) {
             return Err(UpdateError::Full { updates: unsent, bytes: unsent_bytes });
         }
@@ -381,9 +464,20 @@ impl Ledger {
     ///
     /// # Errors
     /// Why the report changes nothing, in words.
-    pub fn cheated(&mut self, uuid: &str, trusted: &str, now: Now) -> Result<PublicKey, &'static str> {
+    pub fn cheated(
+        &mut self,
+        uuid: &str,
+        trusted: &str,
+        signer: PublicKey,
+        now: Now,
+    ) -> Result<PublicKey, &'static str> {
+        let since = now.unix_millis().saturating_sub(cheats::DAY_MS);
+        let counts = |record: &JobRecord| {
+            record.cheated_at.is_some_and(|at| at > since) && record.signed.is_some_and(|signed| signed.by == signer)
+        };
+        let counted = self.jobs.values().filter(|entry| counts(&entry.record)).count();
         let record = |uuid: &str| Some(&self.jobs.get(self.by_uuid.get(uuid)?)?.record);
-        let miner = cheats::judge(record(uuid), record(trusted))?;
+        let miner = cheats::judge(record(uuid), record(trusted), signer, counted)?;
         let job = self.by_uuid[uuid];
         if let Some(entry) = self.jobs.get_mut(&job) {
             entry.record.cheated_at = Some(now.unix_millis());
@@ -411,7 +505,7 @@ impl Ledger {
         entry.first = FirstUpdate::Here;
         let (policy, reason) = match reply {
             Reply::Stored | Reply::StoredBefore => {
-                self.first_is_done(job);
+                self.first_is_done(job, now);
                 return Settled { next: self.ready(job), ..Settled::default() };
             }
             Reply::NotFound(reason) => (&self.retries.not_found, reason),
@@ -558,7 +652,7 @@ impl Ledger {
     }
 
     /// The first update of a job has left for good.
-    fn first_is_done(&mut self, job: u64) -> Option<Update> {
+    fn first_is_done(&mut self, job: u64, now: Now) -> Option<Update> {
         let entry = self.jobs.get_mut(&job)?;
         let update = entry.record.updates.pop_front()?;
         (entry.refusals, entry.first_refusal) = (0, None);
@@ -568,13 +662,13 @@ impl Ledger {
         if entry.record.ended && entry.record.updates.is_empty() {
             self.touch(job);
             self.over.push_back(job);
-            self.forget_old();
+            self.forget_old(now);
         }
         Some(update)
     }
 
     fn give_up(&mut self, job: u64, reason: String, now: Now) {
-        let Some(update) = self.first_is_done(job) else { return };
+        let Some(update) = self.first_is_done(job, now) else { return };
         self.counts.dead += 1;
         self.dead_bytes += update.text.len();
         self.dead_letters.push_back(job);
@@ -593,14 +687,22 @@ impl Ledger {
         }
     }
 
-    /// Forgets the jobs that were over first; those with dead letters go when their letters have gone.
-    fn forget_old(&mut self) {
+    /// Forgets the jobs that were over first; those with dead letters go when their letters have gone, those whose
+    /// signature could be used again when that is too old.
+    fn forget_old(&mut self, now: Now) {
         while self.over.len() > self.limits.remembered {
             let Some(job) = self.over.pop_front() else { return };
             let Some(entry) = self.jobs.get(&job) else { continue };
             if !entry.record.dead.is_empty() {
                 self.over.push_back(job);
                 return;
+            }
+            if let Some(signed) = entry.record.signed {
+                if signed.expires_at > now.unix_millis() {
+                    self.over.push_front(job);
+                    return;
+                }
+                self.by_signature.remove(&signed.signature);
             }
             self.by_uuid.remove(&entry.record.uuid);
             self.jobs.remove(&job);
@@ -609,6 +711,28 @@ impl Ledger {
             }
         }
     }
+}
+
+/// Gives up the updates of a record that the link cannot carry; says whether there were any.
+fn give_up_too_large(record: &mut JobRecord) -> bool {
+    let is_too_large = |update: &Update| update.text.len() > FACILITATOR_LINK_MESSAGE_BYTES;
+    let uuid = record.uuid.clone();
+    let mut changed = false;
+    for update in record.updates.iter_mut().filter(|update| is_too_large(update)) {
+        changed = true;
+        let (status, bytes) = (update.status, update.text.len());
+        log::error!(
+            "job {uuid}: {status}, kept by an earlier release, has {bytes} bytes and cannot be passed on: given up"
+        );
+        if status.is_terminal() {
+            let why = format!("the job ended as {status}, but its message has {bytes} bytes and cannot be passed on");
+            let end = Outcome::horde_failed(HordeFailureReason::GenericError, why).into_message(&uuid);
+            (update.status, update.text) = (end.status, end.text);
+            record.last = Some(end.status);
+        }
+    }
+    record.updates.retain(|update| !is_too_large(update));
+    changed
 }
 
 #[cfg(test)]
@@ -774,22 +898,124 @@ mod tests {
         assert!(kept.len() == 2 && kept.contains(&"3") && kept.contains(&"4"), "{kept:?}");
     }
 
+    fn signer() -> PublicKey {
+        PublicKey::from_bytes([9; 32])
+    }
+
+    /// A job that may run until `ms` by the signature of this number.
+    fn signed(uuid: &str, number: u8, ms: u64) -> Authorized {
+        Authorized::sample(uuid, signer(), [number; 64], moment(ms).unix_millis())
+    }
+
+    fn cheated(ledger: &mut Ledger, uuid: &str, trusted: &str, ms: u64) -> Result<PublicKey, &'static str> {
+        ledger.cheated(uuid, trusted, signer(), moment(ms))
+    }
+
+    #[test]
+    fn a_signature_runs_one_job_also_after_a_restart_and_is_remembered_until_it_is_too_old() {
+        let limits = LedgerLimits { remembered: 1, signed: 3, ..LedgerLimits::default() };
+        let fresh = || Ledger::new(limits, RetryPolicies::default(), true);
+        let mut ledger = fresh();
+        let mut disk: HashMap<u64, Vec<u8>> = HashMap::new();
+        fn write(ledger: &mut Ledger, disk: &mut HashMap<u64, Vec<u8>>) {
+            let batch = ledger.batch();
+            for (job, row) in &batch.rows {
+                match row {
+                    Some(row) => disk.insert(*job, row.clone()),
+                    None => disk.remove(job),
+                };
+            }
+            ledger.written(&batch);
+            ledger.synced(&batch);
+        }
+        let run = |ledger: &mut Ledger, disk: &mut HashMap<u64, Vec<u8>>, uuid: &str, number, ms| {
+            let job = ledger.take(uuid, false, moment(ms)).unwrap();
+            let admitted = ledger.admit(job, &signed(uuid, number, 1_000), moment(ms));
+            ledger.accept(job, JobStatus::Rejected, "".into(), moment(ms)).unwrap();
+            write(ledger, disk);
+            ledger.settle(job, &Reply::Stored, moment(ms));
+            write(ledger, disk);
+            admitted.map_err(|why| why.to_string())
+        };
+        let used =
+            |by: &str| Err(format!("its signature came with job {by} before; each job needs a signature of its own"));
+        assert_eq!(run(&mut ledger, &mut disk, "a", 1, 0), Ok(()));
+        for n in 0..24 {
+            assert_eq!(run(&mut ledger, &mut disk, &format!("again-{n}"), 1, 1), used("a"));
+        }
+        assert_eq!(run(&mut ledger, &mut disk, "b", 2, 2), Ok(()));
+        // Beyond what is remembered for its uuid, and after a restart.
+        let mut ledger = fresh();
+        let mut rows: Vec<_> = disk.iter().map(|(n, row)| (*n, JobRecord::decode(row).unwrap())).collect();
+        rows.sort_by_key(|(number, _)| *number);
+        ledger.restore(rows, moment(3));
+        assert_eq!(run(&mut ledger, &mut disk, "c", 1, 4), used("a"));
+        assert_eq!(ledger.take("a", false, moment(4)), None, "a repeat, as before");
+        assert_eq!(run(&mut ledger, &mut disk, "d", 3, 5), Ok(()));
+        let full = Err("as many jobs as can be remembered have signatures that could be used again: 3".to_owned());
+        assert_eq!(run(&mut ledger, &mut disk, "e", 4, 6), full);
+        // Too old to be taken, so nothing is lost with it.
+        assert_eq!(run(&mut ledger, &mut disk, "f", 4, 1_001), Ok(()));
+        assert!(ledger.jobs.len() <= 2 && disk.len() <= 2, "{} jobs, {} rows", ledger.jobs.len(), disk.len());
+    }
+
+    #[test]
+    fn what_the_link_cannot_carry_is_not_kept_and_what_was_kept_is_given_up_at_the_start() {
+        let mut ledger = Ledger::new(LedgerLimits::default(), RetryPolicies::default(), true);
+        let job = ledger.take("a", false, moment(0)).unwrap();
+        let large = |bytes: usize| Utf8Bytes::from("x".repeat(bytes));
+        let mut refused = |status, bytes| ledger.accept(job, status, large(bytes), moment(0)).unwrap_err().to_string();
+        let step = refused(JobStatus::StreamingReady, STATUS_STEP_BYTES + 1);
+        assert_eq!(step, "job a: streaming_ready has 131073 bytes, at most 131072 can be passed on");
+        let end = refused(JobStatus::Completed, FACILITATOR_LINK_MESSAGE_BYTES + 1);
+        assert_eq!(end, "job a: completed has 33554433 bytes, at most 33554432 can be passed on");
+        assert_eq!(ledger.counts().unsent_bytes, 0);
+
+        let update = |status, bytes| Update { status, queued_at: 1, text: large(bytes), version: 0 };
+        let record = |uuid: &str, updates: Vec<Update>| {
+            let last = updates.last().map(|update| update.status);
+            let ended = last.is_some_and(JobStatus::is_terminal);
+            JobRecord { last, ended, updates: updates.into(), ..JobRecord::new(uuid.into(), 1) }
+        };
+        let too_large = FACILITATOR_LINK_MESSAGE_BYTES + 1;
+        let records = [
+            record("step", vec![update(JobStatus::StreamingReady, too_large), update(JobStatus::Completed, 10)]),
+            record("end", vec![update(JobStatus::Received, 10), update(JobStatus::Completed, too_large)]),
+            record("open", vec![update(JobStatus::StreamingReady, too_large)]),
+        ];
+        let mut ledger = Ledger::new(LedgerLimits::default(), RetryPolicies::default(), true);
+        let records = records.into_iter().enumerate().map(|(number, record)| (number as u64 + 1, record));
+        let leaving: Vec<u64> = ledger.restore(records, moment(2)).iter().map(tag).collect();
+        assert_eq!(leaving, [1, 2], "the end of the first, and the step of the second");
+        let end = ledger.settle(2, &Reply::Stored, moment(3)).next.unwrap();
+        assert!(
+            end.text.contains("\"horde_failed\"") && end.text.contains("the job ended as completed, but"),
+            "{}",
+            end.text
+        );
+        assert_eq!(ledger.open_jobs().len(), 1, "it ends as any that was left");
+        assert_eq!(ledger.batch().rows.len(), 3, "the disk has them no more");
+    }
+
     #[test]
     fn a_report_of_cheating_counts_once_for_each_job() {
         let miner = PublicKey::from_bytes([1; 32]);
         let mut ledger = ledger();
         let job = ledger.take("a", false, moment(0)).unwrap();
         let trusted = ledger.take("t", true, moment(0)).unwrap();
-        assert_eq!(ledger.cheated("a", "t", moment(0)), Err("no miner took the job"));
+        assert_eq!(cheated(&mut ledger, "a", "t", 0), Err("the signer of the report has not signed the job"));
+        assert!(ledger.admit(job, &signed("a", 1, 9), moment(0)).is_ok());
+        assert_eq!(cheated(&mut ledger, "a", "t", 0), Err("no miner took the job"));
         ledger.ran_on(job, miner);
         ledger.ran_on(trusted, PublicKey::from_bytes([2; 32]));
+        assert!(ledger.admit(trusted, &signed("t", 2, 9), moment(0)).is_ok());
         accept(&mut ledger, job, JobStatus::Completed);
         accept(&mut ledger, trusted, JobStatus::Completed);
-        assert_eq!(ledger.cheated("a", "x", moment(0)), Err("the trusted job that it is compared with is not known"));
-        assert_eq!(ledger.cheated("t", "t", moment(0)), Err("the job was for a trusted miner"));
-        assert_eq!(ledger.cheated("a", "t", moment(7)), Ok(miner));
-        assert_eq!(ledger.cheated("a", "t", moment(8)), Err("the job was reported before"));
-        assert_eq!(ledger.cheated("b", "t", moment(0)), Err("the job is not known"));
+        assert_eq!(cheated(&mut ledger, "a", "x", 0), Err("the trusted job that it is compared with is not known"));
+        assert_eq!(cheated(&mut ledger, "t", "t", 0), Err("the job was for a trusted miner"));
+        assert_eq!(cheated(&mut ledger, "a", "t", 7), Ok(miner));
+        assert_eq!(cheated(&mut ledger, "a", "t", 8), Err("the job was reported before"));
+        assert_eq!(cheated(&mut ledger, "b", "t", 0), Err("the job is not known"));
         assert_eq!(ledger.cheaters(), HashMap::from([(miner, moment(7).unix_millis())]));
     }
 
@@ -902,7 +1128,7 @@ mod tests {
                         let mut rows: Vec<_> =
                             disk.iter().map(|(n, row)| (*n, JobRecord::decode(row).unwrap())).collect();
                         rows.sort_by_key(|(number, _)| *number);
-                        wire.extend(ledger.restore(rows).into_iter().map(on_wire));
+                        wire.extend(ledger.restore(rows, moment(now)).into_iter().map(on_wire));
                         for (job, _) in ledger.open_jobs() {
                             wire.extend(accept_at(&mut ledger, job, JobStatus::HordeFailed, now));
                         }

@@ -9,12 +9,16 @@ use std::sync::Arc;
 use crate::identity::PublicKey;
 use crate::protocol::JobStatus;
 use crate::transport::Utf8Bytes;
+use crate::validator::authorization::SignatureId;
 
 /// The first byte of a record, so that a later release can tell its own form.
-const FORM: u8 = 2;
+const FORM: u8 = 3;
 
 /// The form of earlier releases: without [`JobRecord::on_trusted`].
 const FORM_1: u8 = 1;
+
+/// The same, without [`JobRecord::signed`].
+const FORM_2: u8 = 2;
 
 /// All that is kept of one job.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +29,8 @@ pub struct JobRecord {
     pub taken_at: u64,
     /// Whether it asks for a trusted miner, and so runs on none but those.
     pub on_trusted: bool,
+    /// Its signature, once that was found good.
+    pub signed: Option<Signed>,
     /// The miner that accepted it.
     pub miner: Option<PublicKey>,
     /// When its miner was reported for cheating on it.
@@ -37,6 +43,17 @@ pub struct JobRecord {
     pub updates: VecDeque<Update>,
     /// Updates that were given up.
     pub dead: Vec<DeadLetter>,
+}
+
+/// By which signature a job runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signed {
+    /// Who signed it.
+    pub by: PublicKey,
+    /// The signature.
+    pub signature: SignatureId,
+    /// From when on it is too old to be taken again.
+    pub expires_at: u64,
 }
 
 /// One status update on its way to the facilitator.
@@ -75,6 +92,7 @@ impl JobRecord {
             uuid,
             taken_at,
             on_trusted: false,
+            signed: None,
             miner: None,
             cheated_at: None,
             last: None,
@@ -110,6 +128,12 @@ impl JobRecord {
         text(&mut out, &self.uuid);
         number(&mut out, self.taken_at);
         out.push(u8::from(self.on_trusted));
+        out.push(u8::from(self.signed.is_some()));
+        if let Some(Signed { by, signature, expires_at }) = &self.signed {
+            out.extend_from_slice(by.as_bytes());
+            out.extend_from_slice(signature);
+            number(&mut out, *expires_at);
+        }
         out.push(u8::from(self.miner.is_some()));
         if let Some(miner) = &self.miner {
             out.extend_from_slice(miner.as_bytes());
@@ -135,15 +159,19 @@ impl JobRecord {
     pub fn decode(bytes: &[u8]) -> Result<Self, NotARecord> {
         let mut input = Input(bytes);
         let form = input.byte()?;
-        if ![FORM_1, FORM].contains(&form) {
+        if ![FORM_1, FORM_2, FORM].contains(&form) {
             return Err(NotARecord("of a form that this release does not know"));
         }
         let uuid = Arc::from(input.text()?);
         let taken_at = input.number()?;
         let on_trusted = form != FORM_1 && input.byte()? != 0;
+        let signed = match form == FORM && input.byte()? != 0 {
+            false => None,
+            true => Some(Signed { by: input.key()?, signature: input.bytes()?, expires_at: input.number()? }),
+        };
         let miner = match input.byte()? {
             0 => None,
-            _ => Some(PublicKey::from_bytes(input.take(32)?.try_into().expect("32 bytes were taken"))),
+            _ => Some(input.key()?),
         };
         let cheated_at = Some(input.number()?).filter(|at| *at > 0);
         let last = match input.text()? {
@@ -157,7 +185,7 @@ impl JobRecord {
             dead.push(DeadLetter { update: input.update()?, reason: input.text()?.to_owned(), at: input.number()? });
         }
         match input.0 {
-            [] => Ok(Self { uuid, taken_at, on_trusted, miner, cheated_at, last, ended, updates, dead }),
+            [] => Ok(Self { uuid, taken_at, on_trusted, signed, miner, cheated_at, last, ended, updates, dead }),
             _ => Err(NotARecord("longer than it says")),
         }
     }
@@ -192,12 +220,20 @@ impl<'a> Input<'a> {
         Ok(taken)
     }
 
+    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], NotARecord> {
+        Ok(self.take(N)?.try_into().expect("so many bytes were taken"))
+    }
+
+    fn key(&mut self) -> Result<PublicKey, NotARecord> {
+        Ok(PublicKey::from_bytes(self.bytes()?))
+    }
+
     fn byte(&mut self) -> Result<u8, NotARecord> {
         Ok(self.take(1)?[0])
     }
 
     fn number(&mut self) -> Result<u64, NotARecord> {
-        Ok(u64::from_le_bytes(self.take(8)?.try_into().expect("8 bytes were taken")))
+        Ok(u64::from_le_bytes(self.bytes()?))
     }
 
     fn text(&mut self) -> Result<&'a str, NotARecord> {
@@ -223,6 +259,7 @@ mod tests {
         let update = |status, text: &str| Update { status, queued_at: 7, text: text.into(), version: 0 };
         JobRecord {
             on_trusted: true,
+            signed: Some(Signed { by: PublicKey::from_bytes([8; 32]), signature: [7; 64], expires_at: 99 }),
             miner: Some(PublicKey::from_bytes([9; 32])),
             cheated_at: Some(12),
             last: Some(JobStatus::Completed),
@@ -243,9 +280,13 @@ mod tests {
     #[test]
     fn a_record_of_an_earlier_release_is_read() {
         let mut bytes = record().encode();
+        let on_trusted = 1 + 8 + "a-uuid".len() + 8;
+        bytes[0] = FORM_2;
+        bytes.drain(on_trusted + 1..on_trusted + 1 + 1 + 32 + 64 + 8);
+        assert_eq!(JobRecord::decode(&bytes), Ok(JobRecord { signed: None, ..record() }));
         bytes[0] = FORM_1;
-        bytes.remove(1 + 8 + "a-uuid".len() + 8);
-        assert_eq!(JobRecord::decode(&bytes), Ok(JobRecord { on_trusted: false, ..record() }));
+        bytes.remove(on_trusted);
+        assert_eq!(JobRecord::decode(&bytes), Ok(JobRecord { on_trusted: false, signed: None, ..record() }));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::celery::client::{Mark, Outcome as TaskOutcome, TaskError};
 use crate::celery::{CeleryClient, CeleryConfig, CeleryHandle, PendingResult, Task, Terminate};
 use crate::identity::PublicKey;
 use crate::ops::status::Board;
-use crate::protocol::{HordeFailureReason, JobRejectionReason, JobStatus, ValidatorToFacilitator};
+use crate::protocol::{HordeFailureReason, JobRejectionReason, ValidatorToFacilitator};
 use crate::redis::messaging::{Delivery, Messaging, RedisMessaging, StreamReceiver};
 use crate::redis::{RedisConfig, RedisError, Repeat, Request};
 use crate::validator::client::job::{Job, LeftJob, Line};
@@ -32,7 +32,7 @@ use crate::validator::job_messages::JobTimes;
 use crate::validator::jobs::{DISPATCH_CLOSE_TIME, FrontStatus, JobRunner};
 use crate::validator::ledger::{Ticket, UpdateError};
 use crate::validator::organic::stopping;
-use crate::validator::status::Outcome;
+use crate::validator::status::{EndMessage, Outcome, reason_of};
 
 /// How often a job is begun: one that takes its worker down with it is not to take down all.
 const MOST_BEGUN: u32 = 3;
@@ -509,13 +509,18 @@ impl Front {
                 Ok(Some(line.last_ticket()))
             }
             News::Message { text } => match ValidatorToFacilitator::decode(&text) {
-                Ok(ValidatorToFacilitator::V0JobStatusUpdate(update)) => self.update(&uuid, &line, update.status, text),
-                Ok(ValidatorToFacilitator::V0MachineSpecsUpdate(specs)) => {
+                Ok(ValidatorToFacilitator::V0JobStatusUpdate(update)) if *update.uuid == *uuid => {
+                    let reason = update.metadata.as_ref().and_then(reason_of);
+                    self.update(&uuid, &line, EndMessage { status: update.status, reason, text: text.into() })
+                }
+                Ok(ValidatorToFacilitator::V0MachineSpecsUpdate(specs))
+                    if *specs.batch_id == *uuid && specs.validator_hotkey == self.0.config.name =>
+                {
                     line.machine_specs(specs);
                     Ok(None)
                 }
                 Ok(_) => {
-                    log::error!("job {uuid}: a worker sent a message that is not about a job: {text:.200}");
+                    log::error!("job {uuid}: a worker sent a message that is not about this job: {text:.200}");
                     Ok(None)
                 }
                 Err(error) => {
@@ -543,17 +548,19 @@ impl Front {
     }
 
     /// Passes a status on, and waits for room: the stream holds what comes meanwhile.
-    fn update(
-        &self,
-        uuid: &Arc<str>,
-        line: &Line,
-        status: JobStatus,
-        text: String,
-    ) -> Result<Option<Ticket>, NotRecorded> {
-        let text: tungstenite::Utf8Bytes = text.into();
+    fn update(&self, uuid: &Arc<str>, line: &Line, message: EndMessage) -> Result<Option<Ticket>, NotRecorded> {
+        let status = message.status;
         let ticket = loop {
-            match line.forward(status, text.clone(), Instant::now() + PAUSE) {
+            let taken = match status.is_terminal() {
+                true => line.end_by(message.clone()),
+                false => line.forward(status, message.text.clone(), Instant::now() + PAUSE),
+            };
+            match taken {
                 Ok(ticket) => break Some(ticket),
+                Err(error @ UpdateError::TooLarge { .. }) if status.is_terminal() => {
+                    let outcome = Outcome::horde_failed(HordeFailureReason::GenericError, error.to_string());
+                    break Some(line.end(uuid, outcome).unwrap_or_else(|_| line.last_ticket()));
+                }
                 Err(UpdateError::Full { .. }) if !self.0.closing.is_set() => {}
                 Err(UpdateError::Full { .. }) => return Err(NotRecorded),
                 Err(error) => {
@@ -567,7 +574,6 @@ impl Front {
         if status.is_terminal()
             && let Some(held) = self.forget(uuid)
         {
-            log::debug!("job {uuid}: {status}");
             self.over(held);
         }
         Ok(ticket)

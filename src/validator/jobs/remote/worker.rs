@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::call::{Call, DEFAULT_QUEUE, EXECUTE_JOB, Event, News, job_key};
 use super::outbox::Outbox;
+use crate::base::clock::now;
 use crate::base::lock::lock;
 use crate::base::stop::{CANCEL_BUDGET, Stopping};
 use crate::base::timer::TimerHandle;
@@ -22,18 +23,19 @@ use crate::celery::worker::{
 use crate::identity::{KeyPair, PublicKey};
 use crate::ops::status::Board;
 use crate::protocol::{
-    JobStatus, JobStatusMetadata, StreamingServerDetails, V0JobStatusUpdate, V0MachineSpecsUpdate, V2JobRequest,
-    ValidatorToFacilitator,
+    JobRejectionReason, JobStatus, JobStatusMetadata, StreamingServerDetails, V0JobStatusUpdate, V0MachineSpecsUpdate,
+    V2JobRequest, ValidatorToFacilitator,
 };
 use crate::redis::{Commander, CommanderHandle, RedisConfig, RedisError, Request};
 use crate::transport::Dialer;
-use crate::validator::client::job::end_text;
+use crate::validator::authorization::{Authorized, SignatureBook, Signers};
+use crate::validator::client::job::end_message;
 use crate::validator::job_messages::JobTimes;
 use crate::validator::jobs::stub::STEPS;
 use crate::validator::ledger::NotOnDisk;
 use crate::validator::organic::{self, Miners, Reports};
 use crate::validator::routing::MinerAddress;
-use crate::validator::status::{Outcome, empty};
+use crate::validator::status::{EndMessage, Outcome, empty};
 
 /// A pause after trouble with Redis.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -44,6 +46,10 @@ const MOST_WORKERS: usize = 1000;
 /// What the last events get at a stop.
 const EVENTS_TIME: Duration = Duration::from_secs(2);
 
+/// How old the signature of a job may be here. The front has checked that it is fresh; a job that waits, or that other
+/// workers had before, is older. It bounds what somebody can bring back who writes to Redis.
+const SIGNATURE_AGE: Duration = Duration::from_secs(24 * 3600);
+
 /// What a job worker needs.
 #[derive(Debug, Clone)]
 pub struct JobWorkerConfig {
@@ -53,6 +59,8 @@ pub struct JobWorkerConfig {
     pub queue: String,
     /// The validator's hotkey, which miners know.
     pub key: KeyPair,
+    /// Who may sign jobs besides the validator itself, as on its front.
+    pub trusted_signers: Vec<PublicKey>,
     /// The miners that we know.
     pub miners: Vec<MinerAddress>,
     /// No miner: every job is answered with the statuses of a good one, each after this time. For load tests.
@@ -77,6 +85,7 @@ impl JobWorkerConfig {
             redis,
             queue: DEFAULT_QUEUE.to_owned(),
             key,
+            trusted_signers: Vec::new(),
             miners,
             stub: None,
             workers: 64,
@@ -150,6 +159,8 @@ pub struct JobWorkerHandle {
 }
 
 struct WorkerShared {
+    signers: Signers,
+    signatures: Mutex<SignatureBook>,
     miners: Miners,
     stub: Option<Duration>,
     name: String,
@@ -180,10 +191,12 @@ impl JobWorker {
             return Err(JobWorkerError::Config(problems));
         }
         let celery = config.celery();
-        let JobWorkerConfig { redis, key, miners, stub, name, drain_time, job_times, .. } = config;
+        let JobWorkerConfig { redis, key, trusted_signers, miners, stub, name, drain_time, job_times, .. } = config;
         let commander = Commander::start("job-cmd", redis.clone().named("phalanx-events"), board)?;
         let patience = 2 * redis.operation_time;
         let shared = Arc::new(WorkerShared {
+            signers: Signers::new(key.public(), trusted_signers, SIGNATURE_AGE),
+            signatures: Mutex::default(),
             miners: Miners::new(miners, key, job_times, dialer, timer.clone()),
             stub,
             name,
@@ -255,8 +268,16 @@ fn execute(shared: &WorkerShared, cx: &TaskCx, args: Args) -> Result<Value, Task
         },
         None => None,
     };
+    let request = match shared.authorize(request) {
+        Ok(authorized) => authorized,
+        Err(why) => {
+            log::warn!("job {uuid}: not run, by its signature: {why}");
+            let outcome = Outcome::rejected(JobRejectionReason::InvalidSignature, why);
+            return end_job(shared, cx, front.as_deref(), &uuid, outcome).ok_or(TaskError::Cancelled);
+        }
+    };
     let end = Mutex::new(None);
-    let job = RemoteJob { request: Arc::new(request), front: front.as_deref(), avoid, begun_on, shared, cx, end: &end };
+    let job = RemoteJob { request, front: front.as_deref(), avoid, begun_on, shared, cx, end: &end };
     job.emit(News::Begun { worker: shared.name.clone(), redelivered: cx.redelivered() });
     match shared.stub {
         Some(stage_time) => stub(job, stage_time),
@@ -277,6 +298,26 @@ fn execute(shared: &WorkerShared, cx: &TaskCx, args: Args) -> Result<Value, Task
         }
     }
     Err(TaskError::Cancelled)
+}
+
+/// Tells the end of a job to its front, and gives the result of its task; `None` if a cancel came before Redis had it.
+fn end_job(shared: &WorkerShared, cx: &TaskCx, front: Option<&str>, uuid: &str, outcome: Outcome) -> Option<Value> {
+    let EndMessage { status, reason, text } = end_message(uuid, outcome);
+    log::info!("job {uuid}: ended as {status}, reason {}", reason.unwrap_or("none"));
+    let Some(front) = front else {
+        return Some(serde_json::from_str(&text).expect("what is written is JSON"));
+    };
+    let news = News::Message { text: text.to_string() };
+    let number = shared.outbox.append(front, &Event { job: uuid.to_owned(), news });
+    let _waiting = waiting("Redis to have the job's end", None);
+    select! {
+        recv(shared.outbox.delivered(number)) -> _ => Some(json!({"uuid": uuid, "status": status.as_str()})),
+        recv(cx.cancel().cancel_receiver()) -> _ => {
+            // The front may not know of it, so the task has not ended either.
+            log::warn!("job {uuid}: its end is not in Redis, another worker finds it again");
+            None
+        }
+    }
 }
 
 /// Every job ends well, each status after `stage_time`.
@@ -301,6 +342,16 @@ enum Wanted {
 }
 
 impl WorkerShared {
+    /// Checks the user's signature: what is in Redis may come from anybody who writes there.
+    fn authorize(&self, request: V2JobRequest) -> Result<Authorized, String> {
+        let judged = self.signers.authorize(vec![request], now().wall).pop().expect("there is a verdict on each");
+        let authorized = judged.map_err(|refused| refused.why)?;
+        match lock(&self.signatures).claim(&authorized) {
+            Ok(()) => Ok(authorized),
+            Err(other) => Err(format!("its signature came with job {other} before")),
+        }
+    }
+
     /// Whether the front still wants the job. Blocks until Redis says so, or the task is cancelled.
     fn wanted(&self, cx: &TaskCx, uuid: &str) -> Result<Wanted, TaskError> {
         loop {
@@ -325,7 +376,7 @@ impl WorkerShared {
 
 /// A job of a front's, or of another producer's.
 struct RemoteJob<'a> {
-    request: Arc<V2JobRequest>,
+    request: Authorized,
     front: Option<&'a str>,
     avoid: Vec<PublicKey>,
     begun_on: Option<PublicKey>,
@@ -336,9 +387,10 @@ struct RemoteJob<'a> {
 }
 
 impl RemoteJob<'_> {
-    fn emit(&self, news: News) -> Option<u64> {
-        let front = self.front?;
-        Some(self.shared.outbox.append(front, &Event { job: self.request.uuid.clone(), news }))
+    fn emit(&self, news: News) {
+        if let Some(front) = self.front {
+            self.shared.outbox.append(front, &Event { job: self.request.uuid.clone(), news });
+        }
     }
 
     fn report_status(&self, status: JobStatus, metadata: Option<JobStatusMetadata>) {
@@ -353,7 +405,7 @@ impl RemoteJob<'_> {
 }
 
 impl Reports for RemoteJob<'_> {
-    fn request(&self) -> &Arc<V2JobRequest> {
+    fn authorized(&self) -> &Authorized {
         &self.request
     }
 
@@ -392,24 +444,7 @@ impl Reports for RemoteJob<'_> {
     }
 
     fn end(self, outcome: Outcome) {
-        let uuid = &self.request.uuid;
-        let (status, text) = end_text(uuid, outcome);
-        log::debug!("job {uuid}: {status}");
-        let result = match self.emit(News::Message { text: text.to_string() }) {
-            Some(number) => {
-                let _waiting = waiting("Redis to have the job's end", None);
-                select! {
-                    recv(self.shared.outbox.delivered(number)) -> _ => {}
-                    recv(self.cx.cancel().cancel_receiver()) -> _ => {
-                        // The front may not know of it, so the task has not ended either.
-                        return log::warn!("job {uuid}: its end is not in Redis, another worker finds it again");
-                    }
-                }
-                json!({"uuid": uuid, "status": status.as_str()})
-            }
-            None => serde_json::from_str(&text).expect("what is written is JSON"),
-        };
-        *lock(self.end) = Some(result);
+        *lock(self.end) = end_job(self.shared, self.cx, self.front, &self.request.uuid, outcome);
     }
 
     fn cancelled(self) {
