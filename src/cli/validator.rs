@@ -40,6 +40,9 @@ pub struct Args {
     /// Who may sign jobs besides the validator itself; may be repeated
     #[arg(long, value_name = "SS58", env = "PHALANX_TRUSTED_SIGNER", value_delimiter = ',')]
     trusted_signer: Vec<PublicKey>,
+    /// Validators whose running jobs excuse a miner that is busy, besides this one; may be repeated
+    #[arg(long, value_name = "SS58", env = "PHALANX_KNOWN_VALIDATOR", value_delimiter = ',')]
+    known_validator: Vec<PublicKey>,
     /// How old the signature of a job may be; each signature runs one job
     #[arg(long, value_name = "DUR", default_value = "1h", value_parser = duration, env = "PHALANX_MAX_SIGNATURE_AGE")]
     max_signature_age: Duration,
@@ -160,6 +163,7 @@ fn configure(args: Args) -> Result<(ValidatorConfig, WsDialer), String> {
     };
     let config = ValidatorConfig {
         trusted_signers: args.trusted_signer,
+        known_validators: args.known_validator,
         max_signature_age: args.max_signature_age,
         state_dir: args.state_dir,
         dispatch,

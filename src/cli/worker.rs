@@ -37,6 +37,9 @@ pub struct Args {
     /// Who may sign jobs besides the validator itself, as on the validator; may be repeated
     #[arg(long, value_name = "SS58", env = "PHALANX_TRUSTED_SIGNER", value_delimiter = ',')]
     trusted_signer: Vec<PublicKey>,
+    /// Validators whose running jobs excuse a miner that is busy, besides this one; may be repeated
+    #[arg(long, value_name = "SS58", env = "PHALANX_KNOWN_VALIDATOR", value_delimiter = ',')]
+    known_validator: Vec<PublicKey>,
     /// The miners: TOML, a `[[miner]]` table with hotkey, address and port for each
     #[arg(long, value_name = "FILE", env = "PHALANX_MINERS")]
     miners: Option<PathBuf>,
@@ -130,6 +133,7 @@ fn configure(args: Args) -> Result<(JobWorkerConfig, WsDialer), String> {
     let defaults = JobWorkerConfig::new(redis, key, miners);
     let config = JobWorkerConfig {
         trusted_signers: args.trusted_signer,
+        known_validators: args.known_validator,
         stub: args.stub_time,
         queue: args.queue,
         workers: args.workers,

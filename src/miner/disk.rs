@@ -14,7 +14,7 @@ use crate::base::lock::lock;
 use crate::base::waits::{recv, waiting};
 use crate::identity::KeyPair;
 use crate::ops::health::Health;
-use crate::protocol::{Receipt, ReceiptPayload, ReceiptType};
+use crate::protocol::{Receipt, ReceiptPayload};
 use crate::store::miner::{JobChange, JobRow, MinerStore, NewReceipt};
 use crate::store::receipts::ReceiptRow;
 
@@ -128,16 +128,11 @@ fn countersign(order: StoreOrder, key: &KeyPair) -> (Signed, NewReceipt) {
 }
 
 fn row(receipt: &Receipt) -> ReceiptRow {
-    let (kind, written) = match &receipt.payload {
-        ReceiptPayload::JobStarted(payload) => (ReceiptType::JobStartedReceipt, &payload.timestamp),
-        ReceiptPayload::JobAccepted(payload) => (ReceiptType::JobAcceptedReceipt, &payload.timestamp),
-        ReceiptPayload::JobFinished(payload) => (ReceiptType::JobFinishedReceipt, &payload.timestamp),
-    };
     ReceiptRow {
         validator_hotkey: receipt.payload.validator_hotkey().to_owned(),
         job_uuid: receipt.payload.job_uuid().to_owned(),
-        kind: kind.as_str().to_owned(),
-        written_us: written.unix_micros(),
+        kind: receipt.payload.kind().as_str().to_owned(),
+        written_us: receipt.payload.timestamp().unix_micros(),
         payload: receipt.payload.blob_for_signing(),
         validator_signature: receipt.validator_signature.clone(),
         miner_signature: receipt.miner_signature.clone(),

@@ -119,6 +119,24 @@ impl ReceiptPayload {
         }
     }
 
+    /// What it tells.
+    pub fn kind(&self) -> ReceiptType {
+        match self {
+            ReceiptPayload::JobStarted(_) => ReceiptType::JobStartedReceipt,
+            ReceiptPayload::JobAccepted(_) => ReceiptType::JobAcceptedReceipt,
+            ReceiptPayload::JobFinished(_) => ReceiptType::JobFinishedReceipt,
+        }
+    }
+
+    /// When it was written.
+    pub fn timestamp(&self) -> DateTime {
+        match self {
+            ReceiptPayload::JobStarted(payload) => payload.timestamp,
+            ReceiptPayload::JobAccepted(payload) => payload.timestamp,
+            ReceiptPayload::JobFinished(payload) => payload.timestamp,
+        }
+    }
+
     /// The job it tells of.
     pub fn job_uuid(&self) -> &str {
         match self {

@@ -110,6 +110,25 @@ impl ReceiptStore {
         Ok(stored == 1)
     }
 
+    /// Stores receipts, each once, and keeps only the newest `most`, and none written more than
+    /// [`RECEIPT_RETENTION_US`] before `now_us`. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Sql`]; then nothing was stored.
+    pub fn keep(&mut self, rows: &[ReceiptRow], most: usize, now_us: i64) -> Result<(), StoreError> {
+        let transaction = self.0.transaction()?;
+        for row in rows {
+            Self::insert_into(&transaction, row)?;
+        }
+        let oldest = now_us.saturating_sub(RECEIPT_RETENTION_US);
+        transaction.execute("DELETE FROM receipts WHERE written_us < ?1", [oldest])?;
+        let beyond = "DELETE FROM receipts WHERE written_us < (SELECT written_us FROM receipts ORDER BY written_us DESC \
+                      LIMIT 1 OFFSET ?1)";
+        transaction.execute(beyond, [i64::try_from(most).unwrap_or(i64::MAX).saturating_sub(1)])?;
+        transaction.commit()?;
+        Ok(())
+    }
+
     /// The database, for what else is in it.
     pub(super) fn connection(&mut self) -> &mut Connection {
         &mut self.0
@@ -178,6 +197,18 @@ mod tests {
         let times = |rows: Vec<ReceiptRow>| rows.iter().map(|row| row.written_us).collect::<Vec<_>>();
         assert_eq!(times(store.since(6, 10).unwrap()), [7, 9]);
         assert_eq!(times(store.since(0, 2).unwrap()), [5, 7]);
+    }
+
+    #[test]
+    fn only_the_newest_are_kept_and_none_that_is_too_old() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = ReceiptStore::open(&folder.path().join("r.db"), 0).unwrap();
+        let rows: Vec<_> = (1..=5).map(|n| row(&n.to_string(), "JobStartedReceipt", n)).collect();
+        store.keep(&rows, 3, 5).unwrap();
+        let times = |store: &ReceiptStore| store.since(0, 9).unwrap().iter().map(|r| r.written_us).collect::<Vec<_>>();
+        assert_eq!(times(&store), [3, 4, 5]);
+        store.keep(&rows[4..], 3, RECEIPT_RETENTION_US + 5).unwrap();
+        assert_eq!(times(&store), [5]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::excuses::{self, Declined, Verdict};
 use super::job_messages::{
     JobMessages, JobTimes, by_miner, declined, is_end, job_uuid, kind, outcome_of, total_seconds,
 };
@@ -20,8 +21,9 @@ use crate::identity::{KeyPair, PublicKey};
 use crate::ops::throttle::Throttle;
 use crate::protocol::stages::{Stage, StageClock, Timing};
 use crate::protocol::{
-    ExecutorClass, HordeFailureReason, JobRejectionReason, JobStatus, MinerToValidator, StreamingServerDetails,
-    V0JobAcceptedReceiptRequest, V0MachineSpecsUpdate, V2JobRequest, ValidatorToMiner,
+    DateTime, ExecutorClass, HordeFailureReason, JobRejectionReason, JobStatus, MinerToValidator, Receipt,
+    StreamingServerDetails, V0DeclineJobRequest, V0JobAcceptedReceiptRequest, V0MachineSpecsUpdate, V2JobRequest,
+    ValidatorToMiner,
 };
 
 /// Miners that may decline one job, or be out of reach, before it is given up; those without its class do not count.
@@ -97,6 +99,8 @@ pub enum Action {
     RunsOn(PublicKey),
     /// Pass on the specs of the machine it runs on.
     MachineSpecs(Box<V0MachineSpecsUpdate>),
+    /// It declined the job, and these receipts excuse that.
+    Excused(PublicKey, Vec<Receipt>),
     /// Prefer other miners for a while.
     CoolDown(PublicKey),
     /// Give the reservation back.
@@ -130,6 +134,8 @@ struct Attempt {
     started: Now,
     asked_at: Instant,
     last_trouble: Option<String>,
+    /// Its executors of the class, by its manifest.
+    executors: i64,
     /// What it reports beside its news of the job.
     complaints: Throttle,
     /// Since when there is no connection.
@@ -164,6 +170,8 @@ pub struct Drive {
     key: KeyPair,
     times: JobTimes,
     request: Arc<V2JobRequest>,
+    /// Validators whose jobs excuse a miner, besides ours.
+    known: Arc<[PublicKey]>,
     /// The miner that had the job when it was begun before.
     begun_on: Option<PublicKey>,
     tried: Vec<PublicKey>,
@@ -187,6 +195,7 @@ impl Drive {
             key,
             times,
             request,
+            known: Arc::default(),
             begun_on,
             tried: avoid.to_vec(),
             refusals: 0,
@@ -194,6 +203,11 @@ impl Drive {
             attempt: None,
             out: Vec::new(),
         }
+    }
+
+    /// Jobs of these validators excuse a miner that is busy, as those of this one do.
+    pub fn knowing(self, known: Arc<[PublicKey]>) -> Self {
+        Self { known, ..self }
     }
 
     /// Takes in what happened and says what to do.
@@ -276,6 +290,7 @@ impl Drive {
             started: now,
             asked_at: now.mono,
             last_trouble: None,
+            executors: 0,
             complaints: Throttle::default(),
             lost_since: None,
             away_left: AWAY_TIME,
@@ -365,6 +380,7 @@ impl Drive {
                     manifest.manifest.iter().map(|(class, count)| (*class, count.saturating_i64())).collect();
                 let offers = manifest.get(&self.request.executor_class).copied().unwrap_or(0) > 0;
                 let is_empty = manifest.is_empty();
+                attempt.executors = manifest.get(&self.request.executor_class).copied().unwrap_or(0);
                 self.out.push(Action::Manifest(attempt.miner, manifest));
                 match phase {
                     // It cannot run jobs at present: another may, and if there is none, it is not the job's fault.
@@ -383,6 +399,12 @@ impl Drive {
             }
             (M::V0AcceptJobRequest(_), Phase::Reserving) => self.accepted(attempt, now),
             (M::V0DeclineJobRequest(decline), Phase::Reserving | Phase::Connecting) => {
+                let verdict = self.judge(attempt, &decline);
+                log::info!("job {uuid}: miner {} declined it: {verdict}", attempt.miner);
+                if let Verdict::Excused { receipts } = &verdict {
+                    let receipts = receipts.iter().filter_map(|n| decline.receipts.get(*n).cloned());
+                    self.out.push(Action::Excused(attempt.miner, receipts.collect()));
+                }
                 return Some(AttemptEnd::NotTaken(declined(decline)));
             }
             (M::V0ExecutorReadyRequest(_), Phase::Starting | Phase::Resuming) => {
@@ -438,6 +460,20 @@ impl Drive {
             }
         }
         None
+    }
+
+    /// Whether a refusal is excused, by this validator's own jobs and those of the validators that it knows.
+    fn judge(&self, attempt: &Attempt, decline: &V0DeclineJobRequest) -> Verdict {
+        let declined = Declined {
+            job_uuid: &self.request.uuid,
+            class: self.request.executor_class,
+            miner: attempt.miner,
+            asked_at: DateTime::from_unix_micros(attempt.started.unix_micros()),
+            is_organic: true,
+            executors: attempt.executors,
+        };
+        let own = self.key.public();
+        excuses::judge(decline, &declined, |validator| *validator == own || self.known.contains(validator))
     }
 
     fn ask(&mut self, attempt: &mut Attempt, now: Now) {

@@ -33,6 +33,8 @@ pub mod miner_client;
 #[cfg(feature = "roles")]
 pub mod miners;
 mod organic;
+#[cfg(feature = "roles")]
+mod receipt_store;
 mod receipts;
 #[cfg(feature = "roles")]
 pub mod role;

@@ -24,7 +24,8 @@ use crate::base::stop::Stopping;
 use crate::base::timer::TimerHandle;
 use crate::identity::{KeyPair, PublicKey};
 use crate::protocol::{
-    ExecutorClass, HordeFailureReason, JobStatus, StreamingServerDetails, V0MachineSpecsUpdate, ValidatorToMiner,
+    ExecutorClass, HordeFailureReason, JobStatus, Receipt, StreamingServerDetails, V0MachineSpecsUpdate,
+    ValidatorToMiner,
 };
 use crate::transport::Dialer;
 
@@ -36,6 +37,10 @@ pub(super) struct Miners {
     pub(super) routing: Mutex<Routing>,
     pub(super) dialer: Arc<dyn Dialer>,
     pub(super) timer: TimerHandle,
+    /// Validators whose jobs excuse a miner that is busy, besides this one.
+    pub(super) known: Arc<[PublicKey]>,
+    /// Takes the receipts that excuse miners.
+    pub(super) on_excused: Option<Box<dyn Fn(&[Receipt]) + Send + Sync>>,
     receipts: Mutex<FinishedReceipts>,
     /// Tells the threads of several jobs apart.
     next_link: AtomicU64,
@@ -50,7 +55,17 @@ impl Miners {
         timer: TimerHandle,
     ) -> Self {
         let routing = Mutex::new(Routing::new(addresses));
-        Self { key, job_times, routing, dialer, timer, receipts: Mutex::default(), next_link: AtomicU64::new(0) }
+        Self {
+            key,
+            job_times,
+            routing,
+            dialer,
+            timer,
+            known: Arc::default(),
+            on_excused: None,
+            receipts: Mutex::default(),
+            next_link: AtomicU64::new(0),
+        }
     }
 }
 
@@ -96,6 +111,7 @@ pub(super) fn run(miners: &Miners, job: impl Reports, cancel: &Shutdown) {
     let _job = scope::job(request.uuid.as_str());
     let key = miners.key.clone();
     let drive = Drive::new(key, miners.job_times, request.clone(), job.avoid(), job.begun_on());
+    let drive = drive.knowing(miners.known.clone());
     let (uuid, class) = (request.uuid.as_str(), request.executor_class);
     let trusted = request.on_trusted_miner;
     Runner { miners, uuid, class, trusted, job: Some(job), cancel, client: None, slot: None, drive }.run();
@@ -179,6 +195,11 @@ impl<R: Reports> Runner<'_, R> {
                 }
             }
             Action::Manifest(miner, manifest) => lock(&self.miners.routing).manifest(&miner, manifest, Instant::now()),
+            Action::Excused(_, receipts) => {
+                if let Some(on_excused) = &self.miners.on_excused {
+                    on_excused(&receipts);
+                }
+            }
             Action::CoolDown(miner) => lock(&self.miners.routing).cool_down(&miner, Instant::now()),
             Action::Release => self.slot = None,
             Action::WaitUntilKnown => {

@@ -18,6 +18,7 @@ use super::jobs::remote::{DEFAULT_QUEUE, Front, FrontConfig};
 use super::jobs::stub::Stub;
 use super::jobs::{DISPATCH_CLOSE_TIME, FrontStatus, JobRunner};
 use super::organic::Miners;
+use super::receipt_store::KeptReceipts;
 use super::routing::MinerAddress;
 use crate::base::backoff::BackoffConfig;
 use crate::base::stop::{CANCEL_BUDGET, Stopping, drop_role};
@@ -77,6 +78,8 @@ pub struct ValidatorConfig {
     pub miners: Vec<MinerAddress>,
     /// Who may sign jobs besides ourselves.
     pub trusted_signers: Vec<PublicKey>,
+    /// Validators whose jobs excuse a miner that declines one as busy, besides this one.
+    pub known_validators: Vec<PublicKey>,
     /// How old the signature of a job may be; an hour, unless set.
     pub max_signature_age: Duration,
     /// Where updates and jobs are kept over a restart; in memory only if `None`.
@@ -106,6 +109,7 @@ impl ValidatorConfig {
             key,
             miners,
             trusted_signers: Vec::new(),
+            known_validators: Vec::new(),
             max_signature_age: MAX_SIGNATURE_AGE,
             state_dir: None,
             dispatch: Dispatch::Workers,
@@ -248,11 +252,17 @@ fn runner(
     timer: TimerHandle,
     #[cfg_attr(not(feature = "celery"), allow(unused_variables))] board: &Board,
 ) -> Result<Arc<dyn JobRunner>, ValidatorError> {
-    let ValidatorConfig { key, miners, dispatch, workers, job_times, .. } = config;
+    let ValidatorConfig { key, miners, dispatch, workers, job_times, known_validators, state_dir, .. } = config;
     let limit = workers.unwrap_or(STUB_JOBS);
     Ok(match dispatch {
         Dispatch::Workers => {
-            Arc::new(Here::new(workers.unwrap_or(WORKERS), Miners::new(miners, key, job_times, dialer, timer)))
+            let mut miners = Miners::new(miners, key, job_times, dialer, timer);
+            miners.known = known_validators.into();
+            if let Some(folder) = state_dir {
+                let kept = KeptReceipts::open(&folder).map_err(ClientError::State)?;
+                miners.on_excused = Some(Box::new(move |receipts| kept.keep(receipts)));
+            }
+            Arc::new(Here::new(workers.unwrap_or(WORKERS), miners))
         }
         Dispatch::Stub { stage_time } => Arc::new(Stub::new(stage_time, limit, timer)),
         #[cfg(feature = "celery")]

@@ -139,3 +139,63 @@ pub(super) fn empty() -> JobStatusMetadata {
         extra: Default::default(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{JobFailureReason, JobStage};
+
+    /// The Python validator reports its own horde failures as `failed`.
+    #[test]
+    fn each_outcome_has_the_status_of_its_family_with_its_details_and_no_others() {
+        let failed = V0JobFailedRequest {
+            job_uuid: "u".to_owned(),
+            message: "exit 3".to_owned(),
+            reason: JobFailureReason::NonzeroReturnCode,
+            stage: JobStage::Execution,
+            docker_process_exit_status: Some(3.into()),
+            docker_process_stdout: None,
+            docker_process_stderr: None,
+            context: None,
+        };
+        let declined = JobRejectionDetails {
+            rejected_by: JobParticipantType::Miner,
+            reason: JobRejectionReason::Busy,
+            message: "busy".to_owned(),
+            context: None,
+        };
+        let by_miner = HordeFailureDetails {
+            reported_by: JobParticipantType::Miner,
+            reason: HordeFailureReason::ExecutorDisconnected,
+            message: "gone".to_owned(),
+            context: None,
+        };
+        let (busy, stops) = (JobRejectionReason::NoMinerForJob, HordeFailureReason::MinerConnectionFailed);
+        let mut cases = vec![
+            (Outcome::completed("o", "e"), "completed", None, "miner_response"),
+            (Outcome::rejected(busy, "none"), "rejected", Some("no_miner_for_job"), "job_rejection_details"),
+            (Outcome::Rejected(declined), "rejected", Some("busy"), "job_rejection_details"),
+            (Outcome::from(failed), "failed", Some("nonzero_return_code"), "job_failure_details"),
+            (Outcome::HordeFailed(by_miner), "horde_failed", Some("executor_disconnected"), "horde_failure_details"),
+            (
+                Outcome::horde_failed(stops, "w"),
+                "horde_failed",
+                Some("miner_connection_failed"),
+                "horde_failure_details",
+            ),
+        ];
+        for reason in HordeFailureReason::ALL {
+            let outcome = Outcome::horde_failed(*reason, "w");
+            cases.push((outcome, "horde_failed", Some(reason.as_str()), "horde_failure_details"));
+        }
+        for (outcome, status, reason, details) in cases {
+            let end = outcome.into_message("u");
+            assert_eq!((end.status.as_str(), end.reason), (status, reason));
+            let message: serde_json::Value = serde_json::from_str(&end.text).unwrap();
+            assert_eq!((&message["status"], &message["uuid"]), (&status.into(), &"u".into()));
+            let metadata = message["metadata"].as_object().unwrap();
+            let given: Vec<_> = metadata.iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key).collect();
+            assert_eq!(given, [details], "{message}");
+        }
+    }
+}

@@ -17,7 +17,7 @@ use std::process::Command;
 use celery::Client;
 use phalanx::base::rng::Rng;
 use phalanx::celery::Task;
-use phalanx::protocol::{FacilitatorToValidator, JobStatus, SignedRequest, V2JobRequest};
+use phalanx::protocol::{FacilitatorToValidator, JobRejectionReason, JobStatus, SignedRequest, V2JobRequest};
 use phalanx::transport::ws::WsListener;
 use process::{Running, nothing_left, phalanx, run};
 use redis_server::RedisServer;
@@ -332,6 +332,78 @@ fn any_celery_producer_may_send_a_job_and_gets_its_end_as_the_result() {
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
     assert!(finished.stderr.contains("asked to stop by remote control"), "{}", finished.stderr);
     client.stop();
+    scene.end();
+}
+
+#[test]
+fn a_worker_checks_the_users_signature_itself_and_runs_one_job_by_each() {
+    let _none = NoThreads::expected();
+    let Some(scene) = Scene::set() else { return };
+    let front = scene.front(&[]);
+    // It trusts somebody else than its front does.
+    let other = scene.worker("o@here", &["--stub-time", "0s", "--trusted-signer", &key("//Other").ss58()]);
+    let job = jobs(1).remove(0);
+    scene.facilitator.submit(job.clone());
+    assert_eq!(scene.facilitator.history(&job.uuid), [S::Received, S::Rejected]);
+    let end = scene.facilitator.state().histories[&job.uuid].end.clone().unwrap().job_rejection_details.unwrap();
+    assert_eq!(end.reason, JobRejectionReason::InvalidSignature);
+    assert!(end.message.ends_with("may not sign jobs for this validator"), "{}", end.message);
+    stopped(other);
+
+    // Whoever writes to Redis has no signature of his own, and cannot use another's once more.
+    let worker = scene.worker("w@here", &["--stub-time", "0s"]);
+    let client = Client::start(scene.redis.config());
+    let send = |job: &V2JobRequest| {
+        let request: Value = serde_json::from_str(&FacilitatorToValidator::from(job.clone()).encode()).unwrap();
+        let task = Task::new("phalanx.execute_job").queue("phalanx").kwarg("request", request);
+        client.handle().send(task).unwrap().wait(LONG).unwrap()
+    };
+    let job = jobs(1).remove(0);
+    assert_eq!(send(&job)["status"], "completed");
+    assert_eq!(send(&job)["status"], "completed", "another delivery of the same job");
+    let copy = V2JobRequest { uuid: uuid::Uuid::new_v4().to_string(), ..job.clone() };
+    let refused = send(&copy);
+    let why = refused["metadata"]["job_rejection_details"]["message"].as_str().unwrap();
+    assert_eq!(
+        (&refused["status"], why),
+        (&json!("rejected"), &*format!("its signature came with job {} before", job.uuid))
+    );
+    let changed = V2JobRequest { docker_image: "another".to_owned(), ..copy };
+    assert_eq!(send(&changed)["metadata"]["job_rejection_details"]["reason"], "invalid_signature");
+    client.stop();
+    for running in [front, worker] {
+        stopped(running);
+    }
+    scene.end();
+}
+
+#[test]
+fn an_event_of_one_job_says_nothing_of_another() {
+    let _none = NoThreads::expected();
+    let Some(scene) = Scene::set() else { return };
+    let front = scene.front(&[]);
+    let worker = scene.worker("w@here", &["--stub-time", "300ms"]);
+    let jobs = jobs(2);
+    jobs.iter().for_each(|job| scene.facilitator.submit(job.clone()));
+    let [one, other] = [&jobs[0].uuid, &jobs[1].uuid];
+    for uuid in [one, other] {
+        scene.facilitator.wait("both are known", |state| state.histories.contains_key(uuid));
+    }
+    // In the stream of the front, as somebody who writes to its Redis would: the end of the other job, by this one's.
+    let update = json!({"message_type": "V0JobStatusUpdate", "uuid": other, "status": "failed", "metadata": null});
+    let specs = json!({"message_type": "V0MachineSpecsUpdate", "miner_hotkey": "m", "validator_hotkey": "v",
+        "batch_id": one, "specs": {}});
+    let stream = format!("phalanx.events.{}", key("//Validator").ss58());
+    for text in [update, specs] {
+        let event = json!({"job": one, "news": "said", "text": text.to_string()}).to_string();
+        let _id: String = scene.redis.cli(&["XADD", &stream, "*", "m", &event]);
+    }
+    for uuid in [one, other] {
+        assert_eq!(scene.facilitator.history(uuid), GOOD);
+    }
+    let log = stopped(front);
+    assert_eq!(log.matches("sent a message that is not about this job").count(), 2, "{log}");
+    stopped(worker);
     scene.end();
 }
 

@@ -23,6 +23,7 @@ mod facilitator_client;
 mod facilitator_router;
 mod facilitator_sdk;
 mod facilitator_stop;
+mod hostile_miner;
 mod journal;
 mod link;
 mod miner;

@@ -176,6 +176,7 @@ fn brief(action: &Action) -> String {
         Action::RunsOn(miner) => format!("runs on {}", name(miner)),
         Action::MachineSpecs(specs) => format!("specs {}", specs.batch_id),
         Action::Confirm(miner, uuid) => format!("confirm {uuid} to {}", name(miner)),
+        Action::Excused(miner, receipts) => format!("{} excused by {}", name(miner), receipts.len()),
         Action::CoolDown(miner) => format!("cool down {}", name(miner)),
         Action::Release => "release".to_owned(),
         Action::End(outcome) => format!("end {}", end(outcome)),

@@ -164,6 +164,10 @@ pub struct FakeMiner {
 
 impl FakeMiner {
     pub fn start(world: &World, port: u16, executors: i64, script: Script) -> Self {
+        Self::start_on(world, Box::new(world.net.listener(&format!("127.0.0.1:{port}"))), executors, script)
+    }
+
+    pub fn start_on(world: &World, listener: Box<dyn Listener>, executors: i64, script: Script) -> Self {
         let (tx, received) = bounded(100_000);
         let handles: Arc<Mutex<HashMap<SessionId, SessionHandle>>> = Arc::default();
         let sink = Arc::new(move |event| match event {
@@ -182,7 +186,6 @@ impl FakeMiner {
                 }
             }
         });
-        let listener = Box::new(world.net.listener(&format!("127.0.0.1:{port}")));
         let server = Server::start(ServerConfig::new("min"), listener, world.timer(), Arc::new(|_| Ok(())), sink);
         Self { server: Some(server), received }
     }

@@ -61,6 +61,8 @@ pub struct JobWorkerConfig {
     pub key: KeyPair,
     /// Who may sign jobs besides the validator itself, as on its front.
     pub trusted_signers: Vec<PublicKey>,
+    /// Validators whose jobs excuse a miner that declines one as busy, besides the validator itself.
+    pub known_validators: Vec<PublicKey>,
     /// The miners that we know.
     pub miners: Vec<MinerAddress>,
     /// No miner: every job is answered with the statuses of a good one, each after this time. For load tests.
@@ -86,6 +88,7 @@ impl JobWorkerConfig {
             queue: DEFAULT_QUEUE.to_owned(),
             key,
             trusted_signers: Vec::new(),
+            known_validators: Vec::new(),
             miners,
             stub: None,
             workers: 64,
@@ -192,12 +195,16 @@ impl JobWorker {
         }
         let celery = config.celery();
         let JobWorkerConfig { redis, key, trusted_signers, miners, stub, name, drain_time, job_times, .. } = config;
+        let known: Arc<[PublicKey]> = config.known_validators.into();
         let commander = Commander::start("job-cmd", redis.clone().named("phalanx-events"), board)?;
         let patience = 2 * redis.operation_time;
+        let signers = Signers::new(key.public(), trusted_signers, SIGNATURE_AGE);
+        let mut miners = Miners::new(miners, key, job_times, dialer, timer.clone());
+        miners.known = known;
         let shared = Arc::new(WorkerShared {
-            signers: Signers::new(key.public(), trusted_signers, SIGNATURE_AGE),
+            signers,
             signatures: Mutex::default(),
-            miners: Miners::new(miners, key, job_times, dialer, timer.clone()),
+            miners,
             stub,
             name,
             commands: commander.handle(),
