@@ -180,8 +180,8 @@ fn configure(args: Args) -> Result<(ValidatorConfig, WsDialer), String> {
     Ok((config, dialer))
 }
 
-/// The threads that run jobs. How their tasks ended is left out: that a job's thread came to its end says nothing of the
-/// job, see `ended`.
+/// The threads that run jobs. How their tasks ended is left out: that a job's thread came to its end says nothing of
+/// the job, see `ended`.
 fn threads_of(tasks: TasksStatus) -> Value {
     let mut tasks = json!(tasks);
     if let Some(counts) = tasks["counts"].as_object_mut() {

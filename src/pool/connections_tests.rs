@@ -93,7 +93,8 @@ impl Connector for Fake {
 
 struct Scene {
     peers: Arc<Peers>,
-    pool: Pool<Fake>,
+    /// Ends when it is dropped.
+    _pool: Pool<Fake>,
     connections: Connections<Fake>,
     shutdown: Shutdown,
 }
@@ -105,7 +106,7 @@ impl Scene {
         let pool = Pool::start(config, fake);
         let connections = pool.connections();
         *lock(&peers.pool) = Some(connections.clone());
-        Self { peers, pool, connections, shutdown: Shutdown::new() }
+        Self { peers, _pool: pool, connections, shutdown: Shutdown::new() }
     }
 
     fn until(&self) -> Until<'_> {

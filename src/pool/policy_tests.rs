@@ -143,7 +143,7 @@ fn what_is_too_old_or_idle_for_too_long_is_closed() {
     let kept = scene.lease("a");
     scene.now += 10 * MINUTE;
     scene.policy.sweep(scene.now);
-    assert_eq!(scene.closed(), []);
+    assert_eq!(scene.closed(), [0_u32; 0]);
     scene.put_back("a", kept);
     assert_eq!((scene.closed(), scene.numbers().retired), (vec![2], 1));
 

@@ -1,6 +1,6 @@
 //! What a login nonce looks like: the one text of somebody else's that a key of ours signs. Pure.
 //!
-//! A key signs several kinds of messages, see [`super::signing`], and nothing in the signed bytes says which kind it is.
+//! A key signs several kinds of messages, see [`super::signing`], and nothing in the signed bytes says which kind.
 //! So a facilitator that is asked for a nonce could answer with the text of another message, and get that signed: a
 //! miner authentication (`validator:miner:timestamp`), a streaming server (`job:ip:port:certificate`), a receipt (JSON,
 //! perhaps between `<Bytes>` and `</Bytes>`).

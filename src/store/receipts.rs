@@ -122,8 +122,8 @@ impl ReceiptStore {
         }
         let oldest = now_us.saturating_sub(RECEIPT_RETENTION_US);
         transaction.execute("DELETE FROM receipts WHERE written_us < ?1", [oldest])?;
-        let beyond = "DELETE FROM receipts WHERE written_us < (SELECT written_us FROM receipts ORDER BY written_us DESC \
-                      LIMIT 1 OFFSET ?1)";
+        let beyond = "DELETE FROM receipts WHERE written_us < \
+                      (SELECT written_us FROM receipts ORDER BY written_us DESC LIMIT 1 OFFSET ?1)";
         transaction.execute(beyond, [i64::try_from(most).unwrap_or(i64::MAX).saturating_sub(1)])?;
         transaction.commit()?;
         Ok(())

@@ -110,7 +110,7 @@ impl Signers {
         }
     }
 
-    /// Checks the signatures of the requests, all at once; `now` is the wall clock since 1970. Works for as long as that
+    /// Checks the signatures of the requests, all at once; `now` is the wall clock since 1970. Works as long as that
     /// takes, see [`verify_job_requests`].
     ///
     /// Each request gets its verdict, in their order.

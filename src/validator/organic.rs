@@ -29,6 +29,9 @@ use crate::protocol::{
 };
 use crate::transport::Dialer;
 
+/// Takes receipts; blocks for a write of a disk.
+pub(super) type OnExcused = Box<dyn Fn(&[Receipt]) + Send + Sync>;
+
 /// The miners, and what it takes to talk to them.
 pub(super) struct Miners {
     /// The validator's hotkey.
@@ -40,7 +43,7 @@ pub(super) struct Miners {
     /// Validators whose jobs excuse a miner that is busy, besides this one.
     pub(super) known: Arc<[PublicKey]>,
     /// Takes the receipts that excuse miners.
-    pub(super) on_excused: Option<Box<dyn Fn(&[Receipt]) + Send + Sync>>,
+    pub(super) on_excused: Option<OnExcused>,
     receipts: Mutex<FinishedReceipts>,
     /// Tells the threads of several jobs apart.
     next_link: AtomicU64,

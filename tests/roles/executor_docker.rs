@@ -324,7 +324,8 @@ fn an_image_that_cannot_be_had_is_reported_with_docker_s_text() {
     );
     let error = run(&RunSpec { image: missing.into(), ..spec(&bench, &id, "true") }, &bench).unwrap_err();
     assert!(
-        matches!(&error, RunError::Engine { text, cause: Cause::OPERATOR_PASSING, .. } if text.contains("No such image")),
+        matches!(&error, RunError::Engine { text, cause: Cause::OPERATOR_PASSING, .. }
+        if text.contains("No such image")),
         "{error}"
     );
     assert_clean(bench, &id);

@@ -65,7 +65,8 @@ impl fmt::Debug for ClientConfig {
 }
 
 impl ClientConfig {
-    /// The default numbers: one check thread a core, signatures of the last hour, 15 s to connect, 5 min after a refusal; nothing is kept on disk.
+    /// The default numbers: one check thread a core, signatures of the last hour, 15 s to connect, 5 min after a
+    /// refusal; nothing is kept on disk.
     pub fn new(url: impl Into<String>, key: KeyPair) -> Self {
         Self {
             url: url.into(),

@@ -323,8 +323,8 @@ impl Ledger {
         self.written != u64::MAX
     }
 
-    /// Takes over what an earlier process left, by job number; what it had not sent may leave at once. An update that the
-    /// link cannot carry, as earlier releases kept them, is given up: an end is replaced by a failure that says so.
+    /// Takes over what an earlier process left, by job number; what it had not sent may leave at once. An update that
+    /// the link cannot carry, as earlier releases kept them, is given up: an end is replaced by a failure that says so.
     pub fn restore(&mut self, records: impl IntoIterator<Item = (u64, JobRecord)>, now: Now) -> Vec<Outgoing> {
         let mut ready = Vec::new();
         for (number, mut record) in records {
@@ -361,8 +361,8 @@ impl Ledger {
         open
     }
 
-    /// Registers a job, which may ask for a trusted miner; `None` if its uuid came before: a facilitator repeats requests
-    /// for each of its open connections.
+    /// Registers a job, which may ask for a trusted miner; `None` if its uuid came before: a facilitator repeats
+    /// requests for each of its open connections.
     pub fn take(&mut self, uuid: &str, on_trusted: bool, now: Now) -> Option<u64> {
         if self.by_uuid.contains_key(uuid) {
             return None;
