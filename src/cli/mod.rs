@@ -21,10 +21,11 @@ mod images;
 pub mod job;
 pub mod key;
 pub mod miner;
+mod miner_list;
 mod miner_status;
+pub mod miners;
 pub mod outbox;
 mod rates;
-mod reload;
 mod security;
 pub mod status;
 pub mod submit;
@@ -71,6 +72,8 @@ enum Command {
     Submit(submit::Args),
     /// Show the status of a running role; exit 0 if it is ready, 1 if not
     Status(status::Args),
+    /// Show the miners of a running validator or worker, and why one is passed over
+    Miners(miners::Args),
     /// Look at one job: its way through a miner
     Job(job::Args),
     /// Look at the updates that a validator keeps for the facilitator; send given-up ones again, or drop them
@@ -158,6 +161,7 @@ pub fn main() -> ExitCode {
         Command::Executor(args) => executor::run(*args),
         Command::Submit(args) => submit::run(args),
         Command::Status(args) => status::run(args),
+        Command::Miners(args) => miners::run(args),
         Command::Job(args) => job::run(args),
         Command::Outbox(args) => outbox::run(args),
         Command::Wire(args) => wire::run(args),

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::base::shutdown::Shutdown;
+use crate::net::http::client::HttpClient;
+use crate::net::tls::certificates;
 use crate::transport::ws::WsDialer;
 use crate::transport::{ClientTls, Proxy, ServerTls};
 
@@ -38,7 +41,7 @@ impl ServerArgs {
 /// Flags of a command that dials.
 #[derive(Debug, clap::Args)]
 pub(super) struct ClientArgs {
-    /// Trust these certificates (PEM) for wss:// instead of the public ones
+    /// Trust these certificates (PEM) for wss://, and for an https:// --miners, instead of the public ones
     #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CA")]
     tls_ca: Option<PathBuf>,
     /// Show this certificate chain (PEM) to wss:// servers that ask for one; needs --tls-client-key
@@ -77,6 +80,22 @@ impl ClientArgs {
             dialer = dialer.through(Proxy::parse(url).map_err(|e| format!("--proxy: {e}"))?);
         }
         Ok(dialer)
+    }
+}
+
+impl ClientArgs {
+    /// What asks an https:// server; the signal interrupts it.
+    ///
+    /// # Errors
+    /// One line that names the file.
+    pub(super) fn http(&self, shutdown: Shutdown) -> Result<HttpClient, String> {
+        match &self.tls_ca {
+            None => Ok(HttpClient::new(shutdown)),
+            Some(path) => {
+                let roots = certificates(path).map_err(|e| e.to_string())?;
+                Ok(HttpClient::trusting(shutdown, &roots))
+            }
+        }
     }
 }
 

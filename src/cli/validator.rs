@@ -11,16 +11,20 @@ use serde_json::{Value, json};
 
 use super::announce::announce_http;
 use super::key::KeyArg;
-use super::reload::reload_miners;
+use super::miner_list::{MISSING, MinerList, MinerListArgs};
+use super::miners;
 use super::values::{RedisConfig, duration, listen_address, redis_url};
 use crate::app::{exit, status, supervise};
 use crate::identity::{KeyPair, PublicKey};
-use crate::net::http::HttpServer;
+use crate::net::http::{HttpRequest, HttpServer};
+use crate::ops::health::Health;
+use crate::ops::metrics::Metrics;
 use crate::tasks::TasksStatus;
 use crate::transport::ws::WsDialer;
+use crate::validator::miners::{FeedHandle, MinerFeed};
 #[cfg(feature = "celery")]
 use crate::validator::remote::DEFAULT_QUEUE;
-use crate::validator::{Dispatch, Validator, ValidatorConfig, load_miners};
+use crate::validator::{Dispatch, Validator, ValidatorConfig};
 
 /// The arguments of `phalanx validator`.
 #[derive(Debug, clap::Args)]
@@ -30,9 +34,8 @@ pub struct Args {
     facilitator: Option<String>,
     #[command(flatten)]
     key: KeyArg,
-    /// The miners: TOML, a `[[miner]]` table with hotkey, address and port for each
-    #[arg(long, value_name = "FILE", env = "PHALANX_MINERS")]
-    miners: Option<PathBuf>,
+    #[command(flatten)]
+    miners: MinerListArgs,
     /// Folder for what is to survive a restart: updates that the facilitator has not accepted, jobs under way. Stub
     /// jobs do without
     #[arg(long, value_name = "DIR", env = "PHALANX_STATE_DIR")]
@@ -75,6 +78,9 @@ pub struct Args {
     /// How long a miner that was reported for cheating gets no job
     #[arg(long, value_name = "DUR", default_value = "24h", value_parser = duration, env = "PHALANX_BLACKLIST_TIME")]
     blacklist_time: Duration,
+    /// How long until what a miner did wrong, and the jobs that it completed, count half in the choice of miners
+    #[arg(long, value_name = "DUR", default_value = "30m", value_parser = duration, env = "PHALANX_INCIDENT_HALF_LIFE")]
+    incident_half_life: Duration,
     #[command(flatten)]
     tls: super::tls::ClientArgs,
     /// Address of health, metrics and status
@@ -94,27 +100,29 @@ enum DispatchArg {
 
 /// Runs the command until a signal stops it.
 pub fn run(args: Args) -> ExitCode {
-    let (http, miners_file) = (args.http, args.miners.clone());
-    let (config, dialer) = match configure(args) {
+    let http = args.http;
+    let (config, list, dialer) = match configure(args) {
         Ok(configured) => configured,
         Err(problem) => return exit::usage(problem),
     };
-    // One closing step more, for the pages.
-    let budget = Validator::stop_budget(&config) + supervise::CLOSING;
+    // Two closing steps more, for the list of miners and for the pages.
+    let budget = Validator::stop_budget(&config) + 2 * supervise::CLOSING;
     let start = |env: &supervise::Env| {
         let http = http.map(status::bind).transpose().map_err(exit::usage)?;
         let validator = Validator::start(config, Arc::new(dialer), env.timer.clone()).map_err(exit::usage)?;
-        let http = http.map(|http| serve_status(http, &validator, env)).transpose().map_err(exit::failed)?;
+        let reloader = validator.reloader();
+        let feed = list.map(|list| list.follow(env, move |miners| reloader.miners(miners)));
+        let status = feed.as_ref().map(MinerFeed::handle);
+        let http = http.map(|http| serve_status(http, &validator, status, env)).transpose().map_err(exit::failed)?;
         if let Some(http) = &http {
             announce_http(http.local_addr());
         }
-        if let Some(path) = miners_file {
-            let reloader = validator.reloader();
-            reload_miners(env, path, move |miners| reloader.miners(miners));
-        }
-        Ok((validator, http))
+        Ok((validator, feed, http))
     };
-    supervise::serve(budget, start, |(validator, http), stopping| {
+    supervise::serve(budget, start, |(validator, feed, http), stopping| {
+        if let Some(feed) = feed {
+            stopping.step("list of miners", supervise::CLOSING, |step| feed.stop(step));
+        }
         validator.stop(stopping);
         if let Some(http) = http {
             stopping.step("status server", supervise::CLOSING, |step| http.stop(step));
@@ -122,7 +130,7 @@ pub fn run(args: Args) -> ExitCode {
     })
 }
 
-fn configure(args: Args) -> Result<(ValidatorConfig, WsDialer), String> {
+fn configure(args: Args) -> Result<(ValidatorConfig, Option<MinerList>, WsDialer), String> {
     #[cfg(not(feature = "celery"))]
     if args.dispatch == DispatchArg::Celery {
         return Err("--dispatch celery: this program was built without it (the cargo feature `celery`)".to_owned());
@@ -133,11 +141,11 @@ fn configure(args: Args) -> Result<(ValidatorConfig, WsDialer), String> {
         .ok_or("--facilitator is missing; give the URL, as wss://facilitator.example/ws/v0/")?;
     let key = KeyPair::load(&args.key.key).map_err(|e| format!("--key: {e}"))?;
     let dialer = args.tls.load(&facilitator)?;
-    let miners = match &args.miners {
-        Some(path) => load_miners(path).map_err(|e| e.to_string())?,
-        None if args.dispatch != DispatchArg::Workers => Vec::new(),
-        None => return Err("--miners is missing; give the file with the [[miner]] tables".to_owned()),
-    };
+    if args.dispatch == DispatchArg::Workers && !args.miners.is_given() {
+        return Err(MISSING.to_owned());
+    }
+    let list = args.miners.load(&args.tls)?;
+    let miners = list.as_ref().map_or_else(Vec::new, |list| list.miners.clone());
     if args.stub_time.is_some() && args.dispatch != DispatchArg::Stub {
         return Err("--stub-time goes with --dispatch stub".to_owned());
     }
@@ -171,13 +179,14 @@ fn configure(args: Args) -> Result<(ValidatorConfig, WsDialer), String> {
         drain_time: args.drain_time,
         flush_time: args.flush_time,
         blacklist_time: args.blacklist_time,
+        incident_half_life: args.incident_half_life,
         ..ValidatorConfig::new(facilitator, key, miners)
     };
     let problems = config.validate();
     if !problems.is_empty() {
         return Err(problems.join("; "));
     }
-    Ok((config, dialer))
+    Ok((config, list, dialer))
 }
 
 /// The threads that run jobs. How their tasks ended is left out: that a job's thread came to its end says nothing of
@@ -190,10 +199,20 @@ fn threads_of(tasks: TasksStatus) -> Value {
     tasks
 }
 
-fn serve_status(listener: TcpListener, validator: &Validator, env: &supervise::Env) -> Result<HttpServer, String> {
+fn serve_status(
+    listener: TcpListener,
+    validator: &Validator,
+    feed: Option<FeedHandle>,
+    env: &supervise::Env,
+) -> Result<HttpServer, String> {
     let observer = validator.observer();
+    let asked = observer.clone();
+    let miners = move |request: &HttpRequest| {
+        let feed = feed.as_ref().map(FeedHandle::status);
+        miners::page(request, feed, || asked.miners(), |hotkey| asked.explain_miner(hotkey))
+    };
     let board = observer.client().board().clone();
-    status::serve("validator", "val", listener, env, &board, move |health, metrics| {
+    let look = move |health: &Health, metrics: &Metrics| {
         let client = observer.client();
         let (counts, jobs) = (client.counts(), observer.running_jobs());
         client.measure(health);
@@ -226,7 +245,8 @@ fn serve_status(listener: TcpListener, validator: &Validator, env: &supervise::E
             "tasks": observer.tasks().map(threads_of),
             "remote": observer.front(),
         })
-    })
+    };
+    status::serve_more(("validator", "val"), listener, env, &board, look, miners)
 }
 
 #[cfg(all(test, not(feature = "celery")))]

@@ -4,7 +4,6 @@
 //! signal. Ends: with either.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,16 +12,19 @@ use serde_json::json;
 
 use super::announce::announce_http;
 use super::key::KeyArg;
-use super::reload::reload_miners;
+use super::miner_list::{MISSING, MinerList, MinerListArgs};
+use super::miners;
 use super::values::{RedisConfig, duration, listen_address, redis_url};
 use crate::app::{exit, status, supervise};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
 use crate::identity::{KeyPair, PublicKey};
-use crate::net::http::HttpServer;
+use crate::net::http::{HttpRequest, HttpServer};
+use crate::ops::health::Health;
+use crate::ops::metrics::Metrics;
 use crate::ops::status::Board;
 use crate::transport::ws::WsDialer;
-use crate::validator::load_miners;
+use crate::validator::miners::{FeedHandle, MinerFeed};
 use crate::validator::remote::{DEFAULT_QUEUE, JobWorker, JobWorkerConfig, JobWorkerHandle};
 
 /// The arguments of `phalanx worker`.
@@ -40,9 +42,8 @@ pub struct Args {
     /// Validators whose running jobs excuse a miner that is busy, besides this one; may be repeated
     #[arg(long, value_name = "SS58", env = "PHALANX_KNOWN_VALIDATOR", value_delimiter = ',')]
     known_validator: Vec<PublicKey>,
-    /// The miners: TOML, a `[[miner]]` table with hotkey, address and port for each
-    #[arg(long, value_name = "FILE", env = "PHALANX_MINERS")]
-    miners: Option<PathBuf>,
+    #[command(flatten)]
+    miners: MinerListArgs,
     /// No miner: answer every job with the statuses of a good one, each after this time (for load tests)
     #[arg(long, value_name = "DUR", value_parser = duration, env = "PHALANX_STUB_TIME")]
     stub_time: Option<Duration>,
@@ -61,6 +62,9 @@ pub struct Args {
     /// How long a stop lets running jobs go on; then other workers go on with them
     #[arg(long, value_name = "DUR", default_value = "60s", value_parser = duration, env = "PHALANX_DRAIN_TIME")]
     drain_time: Duration,
+    /// How long until what a miner did wrong, and the jobs that it completed, count half in the choice of miners
+    #[arg(long, value_name = "DUR", default_value = "30m", value_parser = duration, env = "PHALANX_INCIDENT_HALF_LIFE")]
+    incident_half_life: Duration,
     #[command(flatten)]
     tls: super::tls::ClientArgs,
     /// Address of health, metrics and status
@@ -70,29 +74,32 @@ pub struct Args {
 
 /// Runs the command until a signal, or `celery control shutdown`, stops it.
 pub fn run(args: Args) -> ExitCode {
-    let (http, miners_file) = (args.http, args.miners.clone());
-    let (config, dialer) = match configure(args) {
+    let http = args.http;
+    let (config, list, dialer) = match configure(args) {
         Ok(configured) => configured,
         Err(problem) => return exit::usage(problem),
     };
-    // And a closing step for the remote control, and one for the pages.
-    let budget = JobWorker::stop_budget(&config) + 2 * supervise::CLOSING;
+    // And a closing step each for the list of miners, the remote control, and the pages.
+    let budget = JobWorker::stop_budget(&config) + 3 * supervise::CLOSING;
     let start = |env: &supervise::Env| {
         let http = http.map(status::bind).transpose().map_err(exit::usage)?;
         let board = Board::new();
         let worker = JobWorker::start(config, Arc::new(dialer), env.timer.clone(), &board).map_err(exit::usage)?;
         let handle = worker.handle();
-        let http = http.map(|http| serve_status(http, &handle, &board, env)).transpose().map_err(exit::failed)?;
+        let set = handle.clone();
+        let feed = list.map(|list| list.follow(env, move |miners| set.set_miners(miners)));
+        let status = feed.as_ref().map(MinerFeed::handle);
+        let http = http.map(|http| serve_status(http, &handle, status, &board, env));
+        let http = http.transpose().map_err(exit::failed)?;
         if let Some(http) = &http {
             announce_http(http.local_addr());
         }
-        if let Some(path) = miners_file {
-            let handle = handle.clone();
-            reload_miners(env, path, move |miners| handle.set_miners(miners));
-        }
-        Ok((worker, watch_remote_control(&handle, env), http))
+        Ok((worker, feed, watch_remote_control(&handle, env), http))
     };
-    supervise::serve(budget, start, |(worker, asked, http), stopping| {
+    supervise::serve(budget, start, |(worker, feed, asked, http), stopping| {
+        if let Some(feed) = feed {
+            stopping.step("list of miners", supervise::CLOSING, |step| feed.stop(step));
+        }
         let report = worker.stop(stopping);
         log::info!("{} jobs go on elsewhere, {} of them were under way here", report.given_back, report.cancelled);
         if report.left > 0 {
@@ -120,16 +127,17 @@ fn watch_remote_control(handle: &JobWorkerHandle, env: &supervise::Env) -> Threa
     })
 }
 
-fn configure(args: Args) -> Result<(JobWorkerConfig, WsDialer), String> {
+fn configure(args: Args) -> Result<(JobWorkerConfig, Option<MinerList>, WsDialer), String> {
     let redis = args.redis.ok_or("--redis is missing; give the URL, as redis://127.0.0.1:6379/0")?;
     let key = KeyPair::load(&args.key.key).map_err(|e| format!("--key: {e}"))?;
     let dialer = args.tls.load("")?;
-    let miners = match &args.miners {
-        Some(_) if args.stub_time.is_some() => return Err("give --miners or --stub-time, not both".to_owned()),
-        Some(path) => load_miners(path).map_err(|e| e.to_string())?,
-        None if args.stub_time.is_some() => Vec::new(),
-        None => return Err("--miners is missing; give the file with the [[miner]] tables".to_owned()),
-    };
+    match (args.miners.is_given(), args.stub_time.is_some()) {
+        (true, true) => return Err("give --miners or --stub-time, not both".to_owned()),
+        (false, false) => return Err(MISSING.to_owned()),
+        _ => {}
+    }
+    let list = args.miners.load(&args.tls)?;
+    let miners = list.as_ref().map_or_else(Vec::new, |list| list.miners.clone());
     let defaults = JobWorkerConfig::new(redis, key, miners);
     let config = JobWorkerConfig {
         trusted_signers: args.trusted_signer,
@@ -140,20 +148,26 @@ fn configure(args: Args) -> Result<(JobWorkerConfig, WsDialer), String> {
         name: args.name.unwrap_or_else(|| defaults.name.clone()),
         liveness: args.liveness,
         drain_time: args.drain_time,
+        incident_half_life: args.incident_half_life,
         ..defaults
     };
     let problems = config.validate();
-    if problems.is_empty() { Ok((config, dialer)) } else { Err(problems.join("; ")) }
+    if problems.is_empty() { Ok((config, list, dialer)) } else { Err(problems.join("; ")) }
 }
 
 fn serve_status(
     listener: TcpListener,
     handle: &JobWorkerHandle,
+    feed: Option<FeedHandle>,
     board: &Board,
     env: &supervise::Env,
 ) -> Result<HttpServer, String> {
-    let handle = handle.clone();
-    status::serve("worker", "wor", listener, env, board, move |_, metrics| {
+    let (handle, asked) = (handle.clone(), handle.clone());
+    let miners = move |request: &HttpRequest| {
+        let feed = feed.as_ref().map(FeedHandle::status);
+        miners::page(request, feed, || Some(asked.miners()), |hotkey| asked.explain_miner(hotkey))
+    };
+    let look = move |_: &Health, metrics: &Metrics| {
         let worker = handle.worker();
         let (state, unreported) = (worker.state(), handle.unreported());
         metrics.gauge("phalanx_worker_jobs", "Jobs that run now.", &[]).set(state.counts.running);
@@ -169,5 +183,6 @@ fn serve_status(
             "unreported": unreported,
             "tasks": worker.tasks(),
         })
-    })
+    };
+    status::serve_more(("worker", "wor"), listener, env, board, look, miners)
 }

@@ -13,6 +13,7 @@ use super::excuses::{self, Declined, Verdict};
 use super::job_messages::{
     JobMessages, JobTimes, by_miner, declined, is_end, job_uuid, kind, outcome_of, total_seconds,
 };
+use super::routing::reliability::Incident;
 use super::routing::{MinerAddress, NoMiner};
 use super::status::Outcome;
 use super::streaming::server_details;
@@ -103,6 +104,10 @@ pub enum Action {
     Excused(PublicKey, Vec<Receipt>),
     /// Prefer other miners for a while.
     CoolDown(PublicKey),
+    /// Note that it completed the job.
+    Completed(PublicKey),
+    /// Note what it did wrong, and why in words.
+    Incident(PublicKey, Incident, String),
     /// Give the reservation back.
     Release,
     /// Report the end of the job.
@@ -151,8 +156,11 @@ struct Attempt {
 enum AttemptEnd {
     /// The job has its outcome.
     Ended(Outcome),
-    /// The miner declined or could not be reached; the outcome if nobody else takes it either.
-    NotTaken(Outcome),
+    /// A message did not fit into the link: an outcome that is not the miner's fault.
+    NotSent(Outcome),
+    /// The miner declined or could not be reached; the outcome if nobody else takes it either, and what is the miner's
+    /// fault in that.
+    NotTaken(Outcome, Option<Incident>),
     /// The miner's manifest does not name the class.
     NoSuchClass,
     /// The job was cancelled.
@@ -304,8 +312,13 @@ impl Drive {
         if attempt.phase != Phase::Connecting && !goes_on {
             self.send_finished_receipt(attempt, matches!(&end, AttemptEnd::Ended(Outcome::Completed(_))), now);
         }
+        let may_blame = !matches!(end, AttemptEnd::NotSent(_));
         match end {
-            AttemptEnd::Ended(outcome) => {
+            AttemptEnd::Ended(outcome) | AttemptEnd::NotSent(outcome) => {
+                match &outcome {
+                    Outcome::Completed(_) => self.out.push(Action::Completed(attempt.miner)),
+                    outcome => self.blame(attempt.miner, Incident::of(outcome).filter(|_| may_blame), outcome),
+                }
                 // Before the report, so that whoever learns of the end finds the executor free.
                 self.out.push(Action::Release);
                 self.end(outcome);
@@ -314,14 +327,21 @@ impl Drive {
             AttemptEnd::Cancelled { .. } => {
                 self.out.extend([Action::Release, Action::Cancelled, Action::Close]);
             }
-            AttemptEnd::NotTaken(outcome) => {
+            AttemptEnd::NotTaken(outcome, incident) => {
                 log::info!("job {}: miner {} did not take it", self.request.uuid, attempt.miner);
                 self.refusals += 1;
+                self.blame(attempt.miner, incident, &outcome);
                 self.last = Some(outcome);
                 self.out.push(Action::CoolDown(attempt.miner));
                 self.next_miner(attempt);
             }
             AttemptEnd::NoSuchClass => self.next_miner(attempt),
+        }
+    }
+
+    fn blame(&mut self, miner: PublicKey, incident: Option<Incident>, outcome: &Outcome) {
+        if let Some(incident) = incident {
+            self.out.push(Action::Incident(miner, incident, outcome.to_string()));
         }
     }
 
@@ -345,7 +365,8 @@ impl Drive {
             Input::ConnectFailed { why, refused, cut } => {
                 log::debug!("job {uuid}: miner {}: {why}", attempt.miner);
                 if attempt.phase == Phase::Connecting && !cut {
-                    return Some(AttemptEnd::NotTaken(attempt.not_connected(&why)));
+                    let incident = if refused { Incident::Refused } else { Incident::Unreachable };
+                    return Some(AttemptEnd::NotTaken(attempt.not_connected(&why), Some(incident)));
                 }
                 if refused {
                     return ended(attempt.not_connected(&why));
@@ -353,7 +374,10 @@ impl Drive {
                 attempt.last_trouble = Some(why);
                 None
             }
-            Input::NotSent(why) => ended(Outcome::horde_failed(HordeFailureReason::MinerConnectionFailed, why)),
+            Input::NotSent(why) => {
+                let reason = HordeFailureReason::MinerConnectionFailed;
+                Some(AttemptEnd::NotSent(Outcome::horde_failed(reason, why)))
+            }
             Input::Cancel { goes_on } => Some(AttemptEnd::Cancelled { goes_on }),
             Input::Tick => (attempt.expires_at() <= now.mono).then(|| attempt.expired()),
             // There is a miner already.
@@ -385,7 +409,8 @@ impl Drive {
                 match phase {
                     // It cannot run jobs at present: another may, and if there is none, it is not the job's fault.
                     Phase::Connecting if is_empty => {
-                        return Some(AttemptEnd::NotTaken(attempt.not_connected("it offers no executors at present")));
+                        let outcome = attempt.not_connected("it offers no executors at present");
+                        return Some(AttemptEnd::NotTaken(outcome, None));
                     }
                     Phase::Connecting if !offers => return Some(AttemptEnd::NoSuchClass),
                     // Asked again after a reconnect, because the request may have been lost; a miner takes a job once.
@@ -405,7 +430,9 @@ impl Drive {
                     let receipts = receipts.iter().filter_map(|n| decline.receipts.get(*n).cloned());
                     self.out.push(Action::Excused(attempt.miner, receipts.collect()));
                 }
-                return Some(AttemptEnd::NotTaken(declined(decline)));
+                let outcome = declined(decline);
+                let incident = Incident::of(&outcome).filter(|_| !verdict.is_excused());
+                return Some(AttemptEnd::NotTaken(outcome, incident));
             }
             (M::V0ExecutorReadyRequest(_), Phase::Starting | Phase::Resuming) => {
                 self.out.push(Action::Report(JobStatus::ExecutorReady));
@@ -574,7 +601,7 @@ impl Attempt {
         let (reason, what) = match self.phase {
             Phase::Connecting => {
                 let why = self.last_trouble.as_deref().unwrap_or("no connection in time");
-                return AttemptEnd::NotTaken(self.not_connected(why));
+                return AttemptEnd::NotTaken(self.not_connected(why), Some(Incident::Unreachable));
             }
             Phase::Reserving => (HordeFailureReason::InitialResponseTimedOut, "the answer to the initial request"),
             Phase::Starting => (HordeFailureReason::ExecutorReadinessResponseTimedOut, "the executor's readiness"),

@@ -55,7 +55,7 @@ pub use jobs::here::OnWorkers;
 pub use jobs::remote;
 pub use ledger::{Counts, GivenUp, LedgerLimits, NotOnDisk, RetryPolicies, RetryPolicy, Ticket, Totals, UpdateError};
 #[cfg(feature = "roles")]
-pub use miners::{MinersFileError, load_miners};
+pub use miners::{MinersError, load_miners};
 #[cfg(feature = "roles")]
 pub use role::{Dispatch, Observer, Reloader, Validator, ValidatorConfig, ValidatorError};
 pub use routing::MinerAddress;

@@ -14,7 +14,8 @@ use super::job_messages::JobTimes;
 use super::ledger::NotOnDisk;
 use super::miner_client::{MinerClient, MinerEvent, NoEvent};
 use super::receipts::FinishedReceipts;
-use super::routing::{MinerAddress, NoMiner, Routing};
+use super::routing::reliability::Incident;
+use super::routing::{Ask, BreakerView, ExplainedMiner, MinerAddress, MinerView, NoMiner, Routing};
 use super::status::Outcome;
 use crate::base::clock::now;
 use crate::base::lock::lock;
@@ -23,6 +24,10 @@ use crate::base::shutdown::Shutdown;
 use crate::base::stop::Stopping;
 use crate::base::timer::TimerHandle;
 use crate::identity::{KeyPair, PublicKey};
+use crate::ops::metrics::Counter;
+use crate::ops::status::Board;
+use crate::pool::breakers::Permit;
+use crate::pool::{Breakers, BreakersConfig};
 use crate::protocol::{
     ExecutorClass, HordeFailureReason, JobStatus, Receipt, StreamingServerDetails, V0MachineSpecsUpdate,
     ValidatorToMiner,
@@ -45,6 +50,10 @@ pub(super) struct Miners {
     /// Takes the receipts that excuse miners.
     pub(super) on_excused: Option<OnExcused>,
     receipts: Mutex<FinishedReceipts>,
+    /// Whether a miner answers; shared by all that call miners.
+    pub(super) breakers: Breakers<PublicKey>,
+    /// By [`Incident`].
+    incidents: [Counter; Incident::ALL.len()],
     /// Tells the threads of several jobs apart.
     next_link: AtomicU64,
 }
@@ -56,8 +65,14 @@ impl Miners {
         job_times: JobTimes,
         dialer: Arc<dyn Dialer>,
         timer: TimerHandle,
+        half_life: Duration,
+        board: &Board,
     ) -> Self {
-        let routing = Mutex::new(Routing::new(addresses));
+        let routing = Mutex::new(Routing::new(addresses, half_life));
+        let incidents = Incident::ALL.map(|incident| {
+            let help = "What miners did wrong.";
+            board.metrics.counter("phalanx_validator_incidents_total", help, &[("kind", incident.name())])
+        });
         Self {
             key,
             job_times,
@@ -67,8 +82,36 @@ impl Miners {
             known: Arc::default(),
             on_excused: None,
             receipts: Mutex::default(),
+            breakers: Breakers::new(BreakersConfig::default()),
+            incidents,
             next_link: AtomicU64::new(0),
         }
+    }
+
+    /// Counts against a miner what it did wrong; not while most miners fail at once, which is our own fault.
+    pub(super) fn incident(&self, miner: &PublicKey, incident: Incident, why: &str) {
+        if incident.may_be_us() && self.breakers.outage(Instant::now()).is_some() {
+            return log::debug!("miner {miner}: {why}: not counted, because most miners fail at once");
+        }
+        self.incidents[incident as usize].inc();
+        lock(&self.routing).incident(miner, incident, why, Instant::now());
+    }
+
+    /// All miners as they are shown.
+    pub(super) fn views(&self) -> Vec<MinerView> {
+        let now = Instant::now();
+        lock(&self.routing).miners(&|hotkey| self.breaker(hotkey, now), now)
+    }
+
+    /// One miner with all that decides about it; `None` if it is not known.
+    pub(super) fn explain(&self, hotkey: &PublicKey) -> Option<ExplainedMiner> {
+        let now = Instant::now();
+        lock(&self.routing).explain(hotkey, &|hotkey| self.breaker(hotkey, now), now)
+    }
+
+    fn breaker(&self, hotkey: &PublicKey, now: Instant) -> Option<BreakerView> {
+        let line = self.breakers.explain(hotkey, now)?.line(now);
+        Some(BreakerView { is_open: self.breakers.refuses(hotkey, now).is_some(), line })
     }
 }
 
@@ -117,7 +160,8 @@ pub(super) fn run(miners: &Miners, job: impl Reports, cancel: &Shutdown) {
     let drive = drive.knowing(miners.known.clone());
     let (uuid, class) = (request.uuid.as_str(), request.executor_class);
     let trusted = request.on_trusted_miner;
-    Runner { miners, uuid, class, trusted, job: Some(job), cancel, client: None, slot: None, drive }.run();
+    Runner { miners, uuid, class, trusted, job: Some(job), cancel, client: None, slot: None, permit: None, drive }
+        .run();
 }
 
 /// The outcome of a job that a stop has cancelled.
@@ -136,6 +180,8 @@ struct Runner<'a, R> {
     cancel: &'a Shutdown,
     client: Option<MinerClient>,
     slot: Option<MinerSlot<'a>>,
+    /// That of the miner's breaker and since when, until it is known whether the miner answers.
+    permit: Option<(Permit<PublicKey>, Instant)>,
     drive: Drive,
 }
 
@@ -180,6 +226,9 @@ impl<R: Reports> Runner<'_, R> {
         match action {
             Action::Reserve { same, avoid } => return Some(Input::Reserved(self.reserve(same, &avoid))),
             Action::Connect(miner) => {
+                let now = Instant::now();
+                // One whose breaker is open is asked where there is no other.
+                self.permit = self.miners.breakers.ask(&miner.hotkey, now).ok().map(|permit| (permit, now));
                 let number = self.miners.next_link.fetch_add(1, Ordering::Relaxed);
                 let Miners { key, dialer, timer, .. } = self.miners;
                 self.client = Some(MinerClient::start(&miner, key, dialer.clone(), timer.clone(), number));
@@ -197,13 +246,25 @@ impl<R: Reports> Runner<'_, R> {
                     log::warn!("job {uuid}: its miner does not get the finished-receipt: {full}");
                 }
             }
-            Action::Manifest(miner, manifest) => lock(&self.miners.routing).manifest(&miner, manifest, Instant::now()),
+            Action::Manifest(miner, manifest) => {
+                if let Some((permit, since)) = self.permit.take() {
+                    permit.succeeded(since.elapsed());
+                }
+                lock(&self.miners.routing).manifest(&miner, manifest, Instant::now());
+            }
             Action::Excused(_, receipts) => {
                 if let Some(on_excused) = &self.miners.on_excused {
                     on_excused(&receipts);
                 }
             }
             Action::CoolDown(miner) => lock(&self.miners.routing).cool_down(&miner, Instant::now()),
+            Action::Completed(miner) => lock(&self.miners.routing).completed(&miner, Instant::now()),
+            Action::Incident(miner, incident, why) => {
+                if let Some((permit, since)) = self.permit.take_if(|_| incident == Incident::Unreachable) {
+                    permit.failed(since.elapsed());
+                }
+                self.miners.incident(&miner, incident, &why);
+            }
             Action::Release => self.slot = None,
             Action::WaitUntilKnown => {
                 if let Err(error) = self.job.as_ref()?.wait_until_known() {
@@ -216,7 +277,10 @@ impl<R: Reports> Runner<'_, R> {
             Action::MachineSpecs(specs) => self.job.as_ref()?.machine_specs(*specs),
             Action::End(outcome) => self.job.take()?.end(*outcome),
             Action::Cancelled => self.job.take()?.cancelled(),
-            Action::Close => self.close(),
+            Action::Close => {
+                self.permit = None;
+                self.close();
+            }
         }
         None
     }
@@ -225,7 +289,15 @@ impl<R: Reports> Runner<'_, R> {
         let (miners, class) = (self.miners, self.class);
         let mut routing = lock(&miners.routing);
         let same = same.and_then(|miner| routing.reserve_again(&miner, class));
-        let miner = same.map_or_else(|| routing.reserve(class, self.trusted, avoid, Instant::now()), Ok)?;
+        let miner = same.map_or_else(
+            || {
+                let now = Instant::now();
+                let is_open = |miner: &PublicKey| miners.breakers.refuses(miner, now).is_some();
+                let ask = Ask { class, trusted: self.trusted, tried: avoid, is_open: &is_open };
+                routing.reserve(&ask, now)
+            },
+            Ok,
+        )?;
         self.slot = Some(MinerSlot { miners, hotkey: miner.hotkey, class });
         Ok(miner)
     }

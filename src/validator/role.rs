@@ -19,7 +19,7 @@ use super::jobs::stub::Stub;
 use super::jobs::{DISPATCH_CLOSE_TIME, FrontStatus, JobRunner};
 use super::organic::Miners;
 use super::receipt_store::KeptReceipts;
-use super::routing::MinerAddress;
+use super::routing::{ExplainedMiner, HALF_LIFE, MinerAddress, MinerView};
 use crate::base::backoff::BackoffConfig;
 use crate::base::stop::{CANCEL_BUDGET, Stopping, drop_role};
 use crate::base::timer::TimerHandle;
@@ -91,6 +91,8 @@ pub struct ValidatorConfig {
     pub workers: Option<usize>,
     /// How long a miner that cheated gets no job.
     pub blacklist_time: Duration,
+    /// How long until a miner's incidents and completed jobs count half in the choice of miners.
+    pub incident_half_life: Duration,
     /// How long a stop lets running jobs go on.
     pub drain_time: Duration,
     /// How long a stop lets the last updates be acknowledged.
@@ -115,6 +117,7 @@ impl ValidatorConfig {
             dispatch: Dispatch::Workers,
             workers: None,
             blacklist_time: Duration::from_secs(24 * 3600),
+            incident_half_life: HALF_LIFE,
             drain_time: Duration::from_secs(60),
             flush_time: Duration::from_secs(10),
             backoff: BackoffConfig::default(),
@@ -250,13 +253,14 @@ fn runner(
     config: ValidatorConfig,
     dialer: Arc<dyn Dialer>,
     timer: TimerHandle,
-    #[cfg_attr(not(feature = "celery"), allow(unused_variables))] board: &Board,
+    board: &Board,
 ) -> Result<Arc<dyn JobRunner>, ValidatorError> {
+    let half_life = config.incident_half_life;
     let ValidatorConfig { key, miners, dispatch, workers, job_times, known_validators, state_dir, .. } = config;
     let limit = workers.unwrap_or(STUB_JOBS);
     Ok(match dispatch {
         Dispatch::Workers => {
-            let mut miners = Miners::new(miners, key, job_times, dialer, timer);
+            let mut miners = Miners::new(miners, key, job_times, dialer, timer, half_life, board);
             miners.known = known_validators.into();
             if let Some(folder) = state_dir {
                 let kept = KeptReceipts::open(&folder).map_err(ClientError::State)?;
@@ -328,6 +332,16 @@ impl Observer {
     /// The jobs on other machines; `None` if jobs run here.
     pub fn front(&self) -> Option<FrontStatus> {
         self.jobs.front()
+    }
+
+    /// The miners that jobs are driven on from here; `None` if jobs run elsewhere.
+    pub fn miners(&self) -> Option<Vec<MinerView>> {
+        Some(self.jobs.miners()?.views())
+    }
+
+    /// One miner, with all that decides about it; `None` if it is not known here.
+    pub fn explain_miner(&self, hotkey: &PublicKey) -> Option<ExplainedMiner> {
+        self.jobs.miners()?.explain(hotkey)
     }
 
     /// Breaks the link to the facilitator; it comes back by itself.

@@ -1,5 +1,7 @@
 //! How a job ended, as it is reported to the facilitator.
 
+use std::fmt;
+
 use crate::protocol::{
     HordeFailureDetails, HordeFailureReason, JobFailureDetails, JobParticipantType, JobRejectionDetails,
     JobRejectionReason, JobResultDetails, JobStatus, JobStatusMetadata, V0JobFailedRequest, V0JobFinishedRequest,
@@ -81,6 +83,24 @@ impl Outcome {
             }
         };
         (status, metadata)
+    }
+}
+
+/// For logs and pages: the status, whose word it is, the reason and the message.
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Completed(_) => f.write_str("completed"),
+            Self::Rejected(JobRejectionDetails { rejected_by, reason, message, .. }) => {
+                write!(f, "rejected by {}: {}: {message}", rejected_by, reason)
+            }
+            Self::Failed(JobFailureDetails { reason, message, .. }) => {
+                write!(f, "failed: {}: {message}", reason)
+            }
+            Self::HordeFailed(HordeFailureDetails { reported_by, reason, message, .. }) => {
+                write!(f, "horde failed, says {}: {}: {message}", reported_by, reason)
+            }
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod executor;
 mod facilitator_kill;
 mod init;
 mod miner_restart;
+mod miners;
 mod outbox;
 mod process;
 mod python_executor;

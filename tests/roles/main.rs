@@ -32,6 +32,7 @@ mod miner_containers;
 mod miner_fixture;
 mod miner_hosts;
 mod miner_limits;
+mod miner_lists;
 mod miner_python;
 mod miner_router;
 mod miner_router_restart;

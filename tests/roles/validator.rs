@@ -835,6 +835,38 @@ fn a_trusted_miner_gets_the_jobs_that_ask_for_one_and_no_others() {
 }
 
 #[test]
+fn a_miner_that_does_not_answer_opens_its_breaker_and_stays_the_last_choice() {
+    let world = World::new();
+    let facilitator = FakeFacilitator::start(&world);
+    let validator = start(&world, config(vec![miner(1)]));
+    let run = || {
+        let request = job(&key("//User"));
+        facilitator.push(request.clone());
+        facilitator.history(&request.uuid)
+    };
+    let shown = || validator.observer().miners().unwrap().remove(0);
+    assert_eq!((shown().breaker, shown().numbers.reliability), (None, 1.0));
+    for _ in 0..6 {
+        assert_eq!(horde(&run()).0, HordeFailureReason::MinerConnectionFailed);
+    }
+    let miner_1 = shown();
+    assert!(miner_1.breaker.as_ref().is_some_and(|line| line.starts_with("open for ")), "{miner_1:?}");
+    assert_eq!(miner_1.last_error.as_ref().map(|incident| incident.kind), Some("unreachable"));
+    assert!((5.9..=6.0).contains(&miner_1.numbers.incidents) && miner_1.manifest.is_none(), "{miner_1:?}");
+    let explained = validator.observer().explain_miner(&miner(1).hotkey).unwrap();
+    assert_eq!(explained.incidents.len(), 6);
+
+    // It is asked all the same, because there is no other, and it answers again.
+    let peer = FakeMiner::start(&world, 1, 4, good());
+    assert_eq!(statuses(&run()), GOOD);
+    let miner_1 = shown();
+    assert!(miner_1.manifest.is_some() && miner_1.numbers.completed > 0.9, "{miner_1:?}");
+    assert!(stop(validator).is_clean());
+    peer.stop();
+    facilitator.stop();
+}
+
+#[test]
 fn a_wrong_configuration_starts_nothing_and_names_every_problem() {
     let world = World::new();
     let config =

@@ -178,6 +178,8 @@ fn brief(action: &Action) -> String {
         Action::Confirm(miner, uuid) => format!("confirm {uuid} to {}", name(miner)),
         Action::Excused(miner, receipts) => format!("{} excused by {}", name(miner), receipts.len()),
         Action::CoolDown(miner) => format!("cool down {}", name(miner)),
+        Action::Completed(miner) => format!("completed by {}", name(miner)),
+        Action::Incident(miner, incident, _) => format!("{} {}", incident.name(), name(miner)),
         Action::Release => "release".to_owned(),
         Action::End(outcome) => format!("end {}", end(outcome)),
         Action::Cancelled => "cancelled".to_owned(),
@@ -220,7 +222,7 @@ fn a_job_runs_on_a_miner_from_its_choice_to_its_end() {
     assert_eq!(f.volumes(), ["report volumes_ready"]);
     assert_eq!(f.left(), Some((125 + 10) * S), "time that is saved is there for the next stage");
     assert_eq!(f.done(), ["report execution_done"]);
-    assert_eq!(f.finished("out"), ["receipt 1.000000", "release", "end completed out", "close"]);
+    assert_eq!(f.finished("out"), ["receipt 1.000000", "completed by //Bob", "release", "end completed out", "close"]);
     assert_eq!(f.drive.next_wake(), None);
     assert_eq!(f.finished("again"), [""; 0], "what comes after the end changes nothing");
 }
@@ -261,7 +263,7 @@ fn a_streaming_server_is_reported_if_its_miner_has_signed_it() {
     assert_eq!(f.left(), Some(195 * S));
     assert_eq!(f.says(ready), [""; 0], "once");
     assert_eq!(f.done(), ["report execution_done"]);
-    assert_eq!(f.finished("out"), ["receipt 1.000000", "release", "end completed out", "close"]);
+    assert_eq!(f.finished("out"), ["receipt 1.000000", "completed by //Bob", "release", "end completed out", "close"]);
 }
 
 #[test]
@@ -306,22 +308,25 @@ fn miners_are_asked_in_turn_and_the_last_refusal_counts() {
     f.handle(Input::Start);
     f.reserved("//Bob");
     f.manifest(1);
-    let refused = ["receipt 0.000000", "cool down //Bob", "close", "release", "reserve not [//Bob]"];
+    let refused = ["receipt 0.000000", "declined //Bob", "cool down //Bob", "close", "release", "reserve not [//Bob]"];
     assert_eq!(f.decline(), refused);
     // One that cannot be reached got no request, so it gets no receipt.
     f.reserved("//Charlie");
     let failed = f.handle(not_connected("refused", false, false));
-    assert_eq!(failed, ["cool down //Charlie", "close", "release", "reserve not [//Bob //Charlie]"]);
+    assert_eq!(
+        failed,
+        ["unreachable //Charlie", "cool down //Charlie", "close", "release", "reserve not [//Bob //Charlie]"]
+    );
     // One without the class does not count.
     f.reserved("//Eve");
     assert_eq!(f.manifest(0), ["manifest //Eve 1", "close", "release", "reserve not [//Bob //Charlie //Eve]"]);
     f.reserved("//Ferdie");
     let last = f.expire();
-    assert_eq!(last[..3], ["cool down //Ferdie", "close", "release"]);
+    assert_eq!(last[..4], ["unreachable //Ferdie", "cool down //Ferdie", "close", "release"]);
     assert!(
-        last[3].starts_with("end horde_failed miner_connection_failed") && last[3].ends_with("no connection in time")
+        last[4].starts_with("end horde_failed miner_connection_failed") && last[4].ends_with("no connection in time")
     );
-    assert_eq!(last.len(), 4);
+    assert_eq!(last.len(), 5);
 }
 
 #[test]
@@ -367,7 +372,7 @@ fn each_stage_has_its_own_end_when_nothing_comes() {
         }
         assert_eq!(f.handle(Input::Tick), [""; 0], "it is not due yet");
         let reported = format!("end horde_failed {}: waiting for {what} took too long", reason.as_str());
-        assert_eq!(f.expire(), ["receipt 0.000000", "release", &reported, "close"]);
+        assert_eq!(f.expire(), ["receipt 0.000000", "timed_out //Bob", "release", &reported, "close"]);
     }
 }
 
@@ -379,11 +384,11 @@ fn a_lost_connection_is_no_end_and_is_named_when_the_time_is_over() {
     f.accept();
     assert_eq!(f.handle(not_connected("no route", false, false)), [""; 0]);
     assert_eq!(f.manifest(1), ["manifest //Bob 1"], "it has the job");
-    assert!(f.expire()[2].ends_with("took too long (last trouble: no route)"));
+    assert!(f.expire()[3].ends_with("took too long (last trouble: no route)"));
     // A miner that answers and does not want us any more ends it.
     let mut f = Fixture::accepted();
     let refused = f.handle(not_connected("403", true, false));
-    assert!(refused[2].starts_with("end horde_failed miner_connection_failed: miner") && refused[2].ends_with(": 403"));
+    assert!(refused[3].starts_with("end horde_failed miner_connection_failed: miner") && refused[3].ends_with(": 403"));
 }
 
 /// What each stage sends again, because it may have been lost with the old connection.
@@ -409,7 +414,7 @@ fn after_a_reconnect_what_the_miner_may_not_have_is_sent_again() {
     assert_eq!(back(&mut f), ["manifest //Bob 1", "send Job"]);
     f.done();
     assert_eq!(back(&mut f), ["manifest //Bob 1", "send Job"]);
-    assert_eq!(f.finished("out"), ["receipt 1.000000", "release", "end completed out", "close"]);
+    assert_eq!(f.finished("out"), ["receipt 1.000000", "completed by //Bob", "release", "end completed out", "close"]);
 }
 
 #[test]
@@ -436,7 +441,7 @@ fn time_without_a_connection_counts_against_no_stage_but_is_limited_in_all() {
     f.manifest(1);
     assert_eq!(f.left(), Some((75 + 60 + 5 - 7) * S));
     f.handle(lost());
-    assert!(f.expire()[2].ends_with("took too long (last trouble: reset)"));
+    assert!(f.expire()[3].ends_with("took too long (last trouble: reset)"));
 }
 
 #[test]
@@ -451,7 +456,7 @@ fn a_miner_that_is_there_but_cut_off_is_tried_again_until_the_time_to_connect_is
     f.handle(Input::Start);
     f.reserved("//Bob");
     f.handle(not_connected("reset", false, true));
-    assert_eq!(f.expire()[..3], ["cool down //Bob", "close", "release"]);
+    assert_eq!(f.expire()[..4], ["unreachable //Bob", "cool down //Bob", "close", "release"]);
 }
 
 #[test]
@@ -480,7 +485,7 @@ fn a_repeat_or_a_message_of_another_job_changes_nothing() {
     assert_eq!(f.left(), left);
     let job_uuid = f.uuid.clone();
     let failed = f.says(V0ExecutorFailedRequest { job_uuid, executor_token: None });
-    assert!(failed[2].starts_with("end horde_failed executor_spinup_failed"), "{failed:?}");
+    assert!(failed[3].starts_with("end horde_failed executor_spinup_failed"), "{failed:?}");
 }
 
 #[test]
@@ -506,7 +511,7 @@ fn a_job_that_was_begun_before_goes_on_where_it_was_and_catches_up() {
     assert_eq!(f.left(), Some(start_up() + (5 + 4 * 60 + 10) * S), "all its stages count");
     // Where it is, only the miner knows.
     assert_eq!(f.done(), ["report execution_done"]);
-    assert_eq!(f.finished("out"), ["receipt 1.000000", "release", "end completed out", "close"]);
+    assert_eq!(f.finished("out"), ["receipt 1.000000", "completed by //Bob", "release", "end completed out", "close"]);
     // Another miner begins from the start.
     let mut f = Fixture::with(job(&user()), Some(public("//Bob")));
     f.handle(Input::Start);

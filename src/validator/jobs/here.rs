@@ -44,6 +44,10 @@ impl JobRunner for Here {
         lock(&self.miners.routing).blacklist(&miner, Instant::now(), time);
     }
 
+    fn miners(&self) -> Option<&Miners> {
+        Some(&self.miners)
+    }
+
     fn set_miners(&self, miners: Vec<MinerAddress>) {
         lock(&self.miners.routing).replace(miners);
     }

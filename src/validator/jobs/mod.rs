@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::client::{Job, LeftJob};
+use super::organic::Miners;
 use super::routing::MinerAddress;
 use crate::base::stop::Stopping;
 use crate::identity::PublicKey;
@@ -38,6 +39,11 @@ pub(super) trait JobRunner: Send + Sync {
 
     /// A miner cheated and gets no new job for so long.
     fn blacklist(&self, miner: PublicKey, time: Duration);
+
+    /// The miners that the jobs of this process run on; `None` if they run elsewhere.
+    fn miners(&self) -> Option<&Miners> {
+        None
+    }
 
     /// New jobs go to these miners.
     fn set_miners(&self, _miners: Vec<MinerAddress>) {}

@@ -34,7 +34,7 @@ use crate::validator::job_messages::JobTimes;
 use crate::validator::jobs::stub::STEPS;
 use crate::validator::ledger::NotOnDisk;
 use crate::validator::organic::{self, Miners, Reports};
-use crate::validator::routing::MinerAddress;
+use crate::validator::routing::{ExplainedMiner, HALF_LIFE, MinerAddress, MinerView};
 use crate::validator::status::{EndMessage, Outcome, empty};
 
 /// A pause after trouble with Redis.
@@ -77,6 +77,8 @@ pub struct JobWorkerConfig {
     pub drain_time: Duration,
     /// What a miner and an executor may take beside the limits of the job.
     pub job_times: JobTimes,
+    /// How long until a miner's incidents and completed jobs count half in the choice of miners: 30 min, unless set.
+    pub incident_half_life: Duration,
 }
 
 impl JobWorkerConfig {
@@ -96,6 +98,7 @@ impl JobWorkerConfig {
             liveness,
             drain_time: Duration::from_secs(60),
             job_times: JobTimes::default(),
+            incident_half_life: HALF_LIFE,
         }
     }
 
@@ -194,12 +197,23 @@ impl JobWorker {
             return Err(JobWorkerError::Config(problems));
         }
         let celery = config.celery();
-        let JobWorkerConfig { redis, key, trusted_signers, miners, stub, name, drain_time, job_times, .. } = config;
+        let JobWorkerConfig {
+            redis,
+            key,
+            trusted_signers,
+            miners,
+            stub,
+            name,
+            drain_time,
+            job_times,
+            incident_half_life,
+            ..
+        } = config;
         let known: Arc<[PublicKey]> = config.known_validators.into();
         let commander = Commander::start("job-cmd", redis.clone().named("phalanx-events"), board)?;
         let patience = 2 * redis.operation_time;
         let signers = Signers::new(key.public(), trusted_signers, SIGNATURE_AGE);
-        let mut miners = Miners::new(miners, key, job_times, dialer, timer.clone());
+        let mut miners = Miners::new(miners, key, job_times, dialer, timer.clone(), incident_half_life, board);
         miners.known = known;
         let shared = Arc::new(WorkerShared {
             signers,
@@ -253,6 +267,16 @@ impl JobWorkerHandle {
     /// Events that the fronts cannot know of yet.
     pub fn unreported(&self) -> usize {
         self.shared.outbox.waiting()
+    }
+
+    /// The miners that its jobs are driven on.
+    pub fn miners(&self) -> Vec<MinerView> {
+        self.shared.miners.views()
+    }
+
+    /// One miner, with all that decides about it; `None` if it is not known here.
+    pub fn explain_miner(&self, hotkey: &PublicKey) -> Option<ExplainedMiner> {
+        self.shared.miners.explain(hotkey)
     }
 
     /// New jobs go to these miners; see [`crate::validator::Reloader::miners`].

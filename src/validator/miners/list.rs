@@ -1,39 +1,15 @@
-//! The miners file: `[[miner]]` tables with `hotkey`, `address`, `port`, and perhaps `trusted = true` or `tls = true`.
+//! A list of miners as TOML or as JSON: `miner`, each with `hotkey`, `address`, `port`, and perhaps `trusted = true` or
+//! `tls = true`. Pure.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
 
-use super::routing::MinerAddress;
 use crate::identity::PublicKey;
+use crate::validator::routing::MinerAddress;
 
-/// Bytes of a miners file: some 10,000 miners.
-const FILE_BYTES: u64 = 2 << 20;
-
-/// The miners file cannot be used; one line that names the file, the table and what would be right.
-#[derive(Debug, thiserror::Error)]
-#[error("miners file {}: {problem}", path.display())]
-pub struct MinersFileError {
-    /// The file.
-    pub path: PathBuf,
-    /// What is wrong and what would be right.
-    pub problem: String,
-}
+/// Bytes of a host name: the most that the name system has.
+const HOST_BYTES: usize = 253;
 
 const KEYS: [&str; 5] = ["hotkey", "address", "port", "trusted", "tls"];
-
-/// Reads and checks a miners file.
-///
-/// # Errors
-/// [`MinersFileError`] for the first problem in the order of the file.
-pub fn load_miners(path: &Path) -> Result<Vec<MinerAddress>, MinersFileError> {
-    let fail = |problem: String| MinersFileError { path: path.to_owned(), problem };
-    let size = std::fs::metadata(path).map_err(|e| fail(format!("cannot read it: {e}")))?.len();
-    if size > FILE_BYTES {
-        return Err(fail(format!("it has {size} bytes, at most {FILE_BYTES} are read")));
-    }
-    let text = std::fs::read_to_string(path).map_err(|e| fail(format!("cannot read it: {e}")))?;
-    parse_miners(&text).map_err(fail)
-}
 
 /// Reads the text of a miners file.
 ///
@@ -43,8 +19,45 @@ pub fn parse_miners(text: &str) -> Result<Vec<MinerAddress>, String> {
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
         format!("not TOML: {}", e.to_string().split_whitespace().collect::<Vec<_>>().join(" "))
     })?;
+    miners_of(&table)
+}
+
+/// Reads the same as JSON: `{"miner": [{"hotkey": "5…", "address": "127.0.0.1", "port": 9101}]}`.
+///
+/// # Errors
+/// The first problem, in words.
+pub fn parse_miners_json(text: &[u8]) -> Result<Vec<MinerAddress>, String> {
+    let fail = |why: String| format!("not a JSON object of miners: {why}");
+    let value: serde_json::Value = serde_json::from_slice(text).map_err(|e| fail(e.to_string()))?;
+    match as_toml(value).map_err(fail)? {
+        toml::Value::Table(table) => miners_of(&table),
+        _ => Err(fail("write {\"miner\": [{\"hotkey\": …}]}".to_owned())),
+    }
+}
+
+/// Its nesting is bounded by what reads JSON.
+fn as_toml(value: serde_json::Value) -> Result<toml::Value, String> {
+    use serde_json::Value as Json;
+    Ok(match value {
+        Json::Null => return Err("null is no value here; leave the key out".to_owned()),
+        Json::Bool(value) => value.into(),
+        Json::String(text) => text.into(),
+        Json::Number(number) => match number.as_i64() {
+            Some(number) => number.into(),
+            // It is shown as what is wrong.
+            None => number.as_f64().unwrap_or(f64::NAN).into(),
+        },
+        Json::Array(values) => toml::Value::Array(values.into_iter().map(as_toml).collect::<Result<_, _>>()?),
+        Json::Object(fields) => {
+            let fields = fields.into_iter().map(|(key, value)| Ok((key, as_toml(value)?)));
+            toml::Value::Table(fields.collect::<Result<_, String>>()?)
+        }
+    })
+}
+
+fn miners_of(table: &toml::Table) -> Result<Vec<MinerAddress>, String> {
     if let Some(key) = table.keys().find(|k| *k != "miner") {
-        return Err(format!("unknown key {key:?}; the file has [[miner]] tables only"));
+        return Err(format!("unknown key {key:?}; there are [[miner]] tables (in JSON a list \"miner\") only"));
     }
     let entries = match table.get("miner") {
         Some(toml::Value::Array(entries)) => entries.as_slice(),
@@ -82,6 +95,10 @@ fn parse_entry(entry: &toml::Value) -> Result<MinerAddress, String> {
     let hotkey = text("hotkey", "\"5Grwva…\"")?;
     let hotkey = PublicKey::from_ss58(hotkey).map_err(|e| format!("hotkey {hotkey:?}: {e}"))?;
     let address = text("address", "\"127.0.0.1\"")?;
+    if address.len() > HOST_BYTES {
+        let bytes = address.len();
+        return Err(format!("address has {bytes} bytes; it should be a host name or an IP address"));
+    }
     if address.contains(['/', ' ', '@']) {
         return Err(format!("address {address:?} should be a host name or an IP address, without scheme or port"));
     }
@@ -117,6 +134,27 @@ mod tests {
         let tls = parse_miners(&text.replace("trusted", "tls")).unwrap();
         assert_eq!(tls[0].url(&tls[0].hotkey), format!("wss://[::1]:9101/v0.1/validator_interface/{BOB}"));
         assert!(parse_miners("miner = []").unwrap().is_empty());
+    }
+
+    #[test]
+    fn json_says_the_same_as_toml() {
+        let toml = format!("[[miner]]\nhotkey = \"{BOB}\"\naddress = \"h\"\nport = 1\ntls = true\n");
+        let json = format!(r#"{{"miner": [{{"hotkey": "{BOB}", "address": "h", "port": 1, "tls": true}}]}}"#);
+        assert_eq!(parse_miners_json(json.as_bytes()).unwrap(), parse_miners(&toml).unwrap());
+        assert!(parse_miners_json(br#"{"miner": []}"#).unwrap().is_empty());
+        for (json, expected) in [
+            ("", "not a JSON object of miners: EOF"),
+            (r#"[{"hotkey": 1}]"#, "not a JSON object of miners"),
+            (&json[..json.len() - 3], "not a JSON object of miners: EOF"),
+            (&json.replace("true", "null"), "not a JSON object of miners: null is no value here"),
+            (&json.replace(r#""port": 1"#, r#""port": 1.5"#), "number 1: port is 1.5; it should be a number"),
+            (&format!("{{{}}}", r#""a":"#.repeat(200)), "not a JSON object of miners"),
+            (&format!(r#"{{"miner": {}{}}}"#, "[".repeat(1000), "]".repeat(1000)), "not a JSON object of miners"),
+            ("{}", "no [[miner]] table"),
+        ] {
+            let problem = parse_miners_json(json.as_bytes()).unwrap_err();
+            assert!(problem.contains(expected) && !problem.contains('\n'), "{json:?}: {problem}");
+        }
     }
 
     #[test]

@@ -1,0 +1,309 @@
+//! `phalanx miners`: the miners of a running validator or worker, and why one is passed over.
+
+use std::io::{ErrorKind, Write as _};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::status::{ANSWER_TIME, ago, page_url};
+use crate::app::exit;
+use crate::base::shutdown::Shutdown;
+use crate::identity::PublicKey;
+use crate::net::http::client::{HttpClient, HttpError};
+use crate::net::http::{HttpRequest, HttpResponse};
+use crate::ops::redact::OneLine;
+use crate::validator::miners::FeedStatus;
+use crate::validator::routing::{ExplainedMiner, MinerView};
+
+/// The page that the command reads.
+const PAGE: &str = "miners.json";
+
+/// The arguments of `phalanx miners`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The --http address of the validator or worker, as 127.0.0.1:8080, or the URL of a proxy before it
+    #[arg(long, value_name = "ADDR|URL", env = "PHALANX_HTTP")]
+    http: Option<String>,
+    /// Say of this miner what decides about it, and why it would not be asked first, for jobs of each class
+    #[arg(long, value_name = "HOTKEY", env = "PHALANX_EXPLAIN")]
+    explain: Option<PublicKey>,
+    /// Print the answer as it is
+    #[arg(long, env = "PHALANX_JSON")]
+    json: bool,
+}
+
+/// Runs the command: exit 0 if the miners are shown, 1 if nobody answers or the miner is not among them, 2 if an
+/// argument is wrong.
+///
+/// Blocks for the answer, at most 10 s; a signal ends it at once.
+pub fn run(args: Args) -> ExitCode {
+    let url = match page_url(args.http.as_deref(), PAGE) {
+        Ok(url) => url,
+        Err(problem) => return exit::usage(problem),
+    };
+    let url = args.explain.map_or(url.clone(), |hotkey| format!("{url}?explain={hotkey}"));
+    let client = HttpClient::new(Shutdown::new());
+    let no_answer = |error: HttpError| exit::failed(format!("no validator or worker of phalanx answers: {error}"));
+    let answer = match client.get(&url, &[], Instant::now() + ANSWER_TIME) {
+        Ok(answer) => answer,
+        Err(error) => return no_answer(error),
+    };
+    if answer.status != 200 {
+        let refused: Value = answer.json().unwrap_or_default();
+        let why = refused["error"].as_str().unwrap_or("what answers there has no page of miners");
+        return exit::failed(format!("{}", OneLine(why)));
+    }
+    let value: Value = match answer.json() {
+        Ok(value) => value,
+        Err(error) => return no_answer(error),
+    };
+    let mut text = match (args.json, args.explain) {
+        (true, _) => answer.text(),
+        (false, None) => table(&value),
+        (false, Some(_)) => explained(&value),
+    };
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // A reader that has seen enough is no failure.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => exit::failed(format!("cannot write to stdout: {error}")),
+        _ => ExitCode::from(exit::DONE),
+    }
+}
+
+/// The page `/miners.json` of whoever has these miners: all of them, or with `?explain=HOTKEY` one.
+pub(super) fn page(
+    request: &HttpRequest,
+    feed: Option<FeedStatus>,
+    miners: impl FnOnce() -> Option<Vec<MinerView>>,
+    explain: impl FnOnce(&PublicKey) -> Option<ExplainedMiner>,
+) -> Option<HttpResponse> {
+    if request.path.strip_prefix('/') != Some(PAGE) {
+        return None;
+    }
+    let refused = |status, why: String| Some(HttpResponse::json(status, &json!({ "error": why })));
+    if !["GET", "HEAD"].contains(&request.method.as_str()) {
+        return refused(405, "this page can only be read: use GET".to_owned());
+    }
+    match request.query("explain") {
+        None => match miners() {
+            Some(miners) => Some(HttpResponse::json(200, &json!({ "source": feed, "miners": miners }))),
+            None => refused(404, "jobs do not run here: ask the workers".to_owned()),
+        },
+        Some(hotkey) => match PublicKey::from_ss58(hotkey) {
+            Err(error) => refused(400, format!("explain: {error}")),
+            Ok(hotkey) => match explain(&hotkey) {
+                Some(explained) => Some(HttpResponse::json(200, &json!(explained))),
+                None => refused(404, format!("{hotkey} is not among the miners here")),
+            },
+        },
+    }
+}
+
+const HEADS: [&str; 9] =
+    ["HOTKEY", "ADDRESS", "TRUSTED", "MANIFEST", "AGE", "RUNNING", "RELIABILITY", "STATE", "LAST ERROR"];
+
+/// All miners, a line each.
+fn table(answer: &Value) -> String {
+    let mut rows = vec![HEADS.map(str::to_owned)];
+    let miners = answer["miners"].as_array().map(Vec::as_slice).unwrap_or_default();
+    rows.extend(miners.iter().map(row));
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..HEADS.len() - 1).map(width).chain([0]).collect();
+    let mut out = String::new();
+    for row in &rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        out += cells.join("  ").trim_end();
+        out.push('\n');
+    }
+    let source = &answer["source"];
+    if let Some(origin) = source["origin"].as_str() {
+        let age = ago(source["seconds_ago"].as_u64().unwrap_or(0));
+        out += &format!("{} miners from {}, {age} ago\n", miners.len(), OneLine(origin));
+    }
+    if let Some(error) = source["last_error"].as_str() {
+        out += &format!("the list stays as it is: {}\n", OneLine(error));
+    }
+    out
+}
+
+fn row(miner: &Value) -> [String; 9] {
+    let text = |field: &str| OneLine(miner[field].as_str().unwrap_or("-")).to_string();
+    let error = &miner["last_error"];
+    [
+        text("hotkey"),
+        address(miner),
+        yes(&miner["trusted"]),
+        counts(&miner["manifest"]),
+        seconds(&miner["manifest_age_seconds"]),
+        counts(&miner["running"]),
+        number(&miner["reliability"]),
+        state(miner),
+        error["kind"].as_str().map_or_else(|| "-".to_owned(), |_| incident(error)),
+    ]
+}
+
+/// What keeps jobs away from it, in one cell.
+fn state(miner: &Value) -> String {
+    let mut state = Vec::new();
+    if let Some(left) = miner["blacklisted_seconds"].as_u64() {
+        state.push(format!("blacklisted for {}", ago(left)));
+    }
+    if let Some(breaker) = miner["breaker"].as_str() {
+        // Its first word is the state.
+        state.push(OneLine(breaker.split([' ', ',']).next().unwrap_or_default()).to_string());
+    }
+    if let Some(left) = miner["cooling_seconds"].as_u64() {
+        state.push(format!("cooling for {}", ago(left)));
+    }
+    if state.is_empty() { "-".to_owned() } else { state.join(", ") }
+}
+
+/// One miner, with all that decides about it.
+fn explained(answer: &Value) -> String {
+    let miner = &answer["miner"];
+    let text = |field: &str| OneLine(miner[field].as_str().unwrap_or("-")).to_string();
+    let mut out = format!("miner {} at {}\n", text("hotkey"), address(miner));
+    let age = miner["manifest_age_seconds"].as_u64().map(|age| format!(", {} old", ago(age))).unwrap_or_default();
+    let [completed, incidents] = ["completed", "incidents"].map(|field| number(&miner[field]));
+    for (name, value) in [
+        ("trusted", yes(&miner["trusted"])),
+        ("manifest", counts(&miner["manifest"]) + &age),
+        ("running", counts(&miner["running"])),
+        (
+            "reliability",
+            format!(
+                "{} = (2 + completed {completed}) / (2 + completed {completed} + incidents {incidents})",
+                number(&miner["reliability"])
+            ),
+        ),
+        ("breaker", text("breaker")),
+        ("cooling", left(&miner["cooling_seconds"])),
+        ("blacklisted", left(&miner["blacklisted_seconds"])),
+    ] {
+        out += &format!("  {name:<12} {value}\n");
+    }
+    let list = |field: &str| answer[field].as_array().cloned().unwrap_or_default();
+    for (head, lines) in [
+        ("incidents", list("incidents").iter().map(incident).collect::<Vec<_>>()),
+        ("classes", list("classes").iter().map(class).collect()),
+    ] {
+        out += &format!("{head}:{}\n", if lines.is_empty() { " none" } else { "" });
+        lines.iter().for_each(|line| out += &format!("  {line}\n"));
+    }
+    out
+}
+
+fn class(class: &Value) -> String {
+    let text = |field: &str| class[field].as_str().map(|text| OneLine(text).to_string());
+    let verdict = match (class["after"].as_u64(), text("why")) {
+        (None, why) => format!("passed over: {}", why.unwrap_or_default()),
+        (Some(0), _) => format!("asked first, of {}", class["of"]),
+        (Some(after), why) => {
+            let first = text("first").map(|first| format!(" ({first})")).unwrap_or_default();
+            format!("asked after {after} of {}: {}{first}", class["of"], why.unwrap_or_default())
+        }
+    };
+    let compared = text("compared").map(|compared| format!(" [{compared}]")).unwrap_or_default();
+    format!("{:<24} {verdict}{compared}", text("class").unwrap_or_default())
+}
+
+fn incident(incident: &Value) -> String {
+    let text = |field: &str| OneLine(incident[field].as_str().unwrap_or("-")).to_string();
+    let age = ago(incident["seconds_ago"].as_u64().unwrap_or(0));
+    format!("{age} ago, {} (counts {}): {}", text("kind"), number(&incident["weight"]), text("why"))
+}
+
+fn address(miner: &Value) -> String {
+    let host = OneLine(miner["address"].as_str().unwrap_or("-")).to_string();
+    let host = if host.contains(':') { format!("[{host}]") } else { host };
+    let tls = if miner["tls"] == true { "wss://" } else { "" };
+    format!("{tls}{host}:{}", miner["port"])
+}
+
+fn counts(counts: &Value) -> String {
+    match counts.as_object() {
+        None => "not known".to_owned(),
+        Some(counts) if counts.is_empty() => "-".to_owned(),
+        Some(counts) => {
+            let counts = counts.iter().map(|(class, count)| format!("{} {count}", OneLine(class)));
+            counts.collect::<Vec<_>>().join(", ")
+        }
+    }
+}
+
+fn seconds(value: &Value) -> String {
+    value.as_u64().map_or_else(|| "-".to_owned(), ago)
+}
+
+fn left(value: &Value) -> String {
+    value.as_u64().map_or_else(|| "-".to_owned(), |seconds| format!("{} more", ago(seconds)))
+}
+
+fn number(value: &Value) -> String {
+    value.as_f64().map_or_else(|| "-".to_owned(), |number| format!("{number:.2}"))
+}
+
+fn yes(value: &Value) -> String {
+    if *value == true { "yes" } else { "no" }.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn miner() -> Value {
+        json!({
+            "hotkey": "5F", "address": "::1", "port": 9101, "tls": true, "trusted": false,
+            "manifest": {"always_on.test": 2}, "manifest_age_seconds": 75, "running": {}, "reliability": 0.5,
+            "completed": 0.0, "incidents": 2.0, "breaker": "open for 3.0s, 27.0s left", "cooling_seconds": 9,
+            "blacklisted_seconds": null,
+            "last_error": {"kind": "failed", "seconds_ago": 3, "weight": 2.0, "why": "a\u{1b}[31m\nb"},
+        })
+    }
+
+    #[test]
+    fn the_table_has_a_line_for_each_miner_and_says_where_the_list_is_from() {
+        let source = json!({"origin": "/m.toml", "miners": 1, "seconds_ago": 5, "last_error": "half\nwritten"});
+        let shown = "\
+HOTKEY  ADDRESS           TRUSTED  MANIFEST          AGE         RUNNING  RELIABILITY  STATE                   \
+LAST ERROR
+5F      wss://[::1]:9101  no       always_on.test 2  1 min 15 s  -        0.50         open, cooling for 9 s   \
+3 s ago, failed (counts 2.00): a\\u{1b}[31m\\nb
+1 miners from /m.toml, 5 s ago
+the list stays as it is: half\\nwritten
+";
+        let shown = shown.replace("9 s   ", "9 s  ").replace("STATE                   ", "STATE                  ");
+        assert_eq!(table(&json!({"source": source, "miners": [miner()]})), shown);
+        assert!(table(&json!({"source": null, "miners": []})).starts_with("HOTKEY  ADDRESS"));
+    }
+
+    #[test]
+    fn one_miner_is_explained_with_its_numbers() {
+        let classes = json!([
+            {"class": "a", "after": 0, "of": 2, "why": null, "compared": "answers yes", "first": "5F"},
+            {"class": "b", "after": 1, "of": 2, "why": "its breaker is open", "compared": "answers no", "first": "5G"},
+            {"class": "c", "after": null, "of": 1, "why": "it is full", "compared": null, "first": "5G"},
+        ]);
+        let answer = json!({"miner": miner(), "incidents": [miner()["last_error"]], "classes": classes});
+        let shown = "\
+miner 5F at wss://[::1]:9101
+  trusted      no
+  manifest     always_on.test 2, 1 min 15 s old
+  running      -
+  reliability  0.50 = (2 + completed 0.00) / (2 + completed 0.00 + incidents 2.00)
+  breaker      open for 3.0s, 27.0s left
+  cooling      9 s more
+  blacklisted  -
+incidents:
+  3 s ago, failed (counts 2.00): a\\u{1b}[31m\\nb
+classes:
+  a                        asked first, of 2 [answers yes]
+  b                        asked after 1 of 2: its breaker is open (5G) [answers no]
+  c                        passed over: it is full
+";
+        assert_eq!(explained(&answer), shown);
+    }
+}

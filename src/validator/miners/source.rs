@@ -1,0 +1,205 @@
+//! A file or an HTTP endpoint that names miners.
+
+use std::fs::{File, Metadata};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::list::{parse_miners, parse_miners_json};
+use crate::base::rng::Rng;
+use crate::base::text::truncate;
+use crate::net::http::client::HttpClient;
+use crate::ops::redact;
+use crate::validator::routing::MinerAddress;
+
+/// Bytes of a list of miners: some 10,000 miners.
+const LIST_BYTES: u64 = 2 << 20;
+
+/// How often a file is looked at; one look costs a `stat`.
+const FILE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// For how long a file must not change before it is read: who writes it in pieces is done by then.
+const SETTLE_TIME: Duration = Duration::from_secs(1);
+
+/// What one look may take.
+pub const LOOK_TIME: Duration = Duration::from_secs(10);
+
+/// Bytes of what is said of a list that cannot be used.
+const PROBLEM_BYTES: usize = 600;
+
+/// Bytes of an `ETag` that is remembered.
+const ETAG_BYTES: usize = 1024;
+
+/// A list of miners cannot be used; one line that names where it is, the entry and what would be right.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{origin}: {problem}")]
+pub struct MinersError {
+    /// The file or the address, without a password.
+    pub origin: String,
+    /// What is wrong and what would be right.
+    pub problem: String,
+}
+
+impl MinersError {
+    /// The problem may quote what somebody else wrote, so it is cut.
+    fn new(origin: String, mut problem: String) -> Self {
+        truncate(&mut problem, PROBLEM_BYTES);
+        Self { origin, problem }
+    }
+}
+
+/// Something that names miners.
+pub trait MinerSource: Send {
+    /// Where it is, for people: without a password.
+    fn origin(&self) -> String;
+
+    /// The miners; `None` if they are as at the last look that gave some, unless `whole` asks for them in any case. An
+    /// empty list is an error: a validator without miners is a mistake somewhere. Blocks for at most [`LOOK_TIME`].
+    ///
+    /// # Errors
+    /// [`MinersError`]; the same at each look as long as the same is wrong.
+    fn look(&mut self, whole: bool) -> Result<Option<Vec<MinerAddress>>, MinersError>;
+
+    /// How long until the next look.
+    fn next_look(&mut self) -> Duration;
+}
+
+/// Reads and checks a miners file.
+///
+/// # Errors
+/// [`MinersError`] for the first problem in the order of the file.
+pub fn load_miners(path: &Path) -> Result<Vec<MinerAddress>, MinersError> {
+    let fail = |problem: String| MinersError::new(format!("miners file {}", path.display()), problem);
+    let unreadable = |e: std::io::Error| fail(format!("cannot read it: {e}"));
+    let mut text = String::new();
+    File::open(path).map_err(unreadable)?.take(LIST_BYTES + 1).read_to_string(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > LIST_BYTES {
+        return Err(fail(format!("it has more than {LIST_BYTES} bytes, which is the most that is read")));
+    }
+    parse_miners(&text).map_err(fail)
+}
+
+fn not_empty(origin: String, miners: Vec<MinerAddress>) -> Result<Vec<MinerAddress>, MinersError> {
+    match miners.is_empty() {
+        true => Err(MinersError::new(origin, "it names no miner; name at least one".to_owned())),
+        false => Ok(miners),
+    }
+}
+
+/// A miners file. It is read again when it has changed and then stayed as it is for a second.
+#[derive(Debug)]
+pub struct MinerFile {
+    path: PathBuf,
+    /// As it was when it was read last; `None` if it could not be looked at.
+    read: Option<Stamp>,
+    /// What was wrong then.
+    trouble: Option<MinersError>,
+    /// As it was at the last look, if it has changed since it was read.
+    changed: Option<Stamp>,
+}
+
+/// By what a change of a file is seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    file: (u64, u64),
+    bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl From<Metadata> for Stamp {
+    fn from(of: Metadata) -> Self {
+        Self {
+            file: (of.dev(), of.ino()),
+            bytes: of.len(),
+            modified: (of.mtime(), of.mtime_nsec()),
+            changed: (of.ctime(), of.ctime_nsec()),
+        }
+    }
+}
+
+impl MinerFile {
+    /// A file of this name, there or not.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), read: None, trouble: None, changed: None }
+    }
+}
+
+impl MinerSource for MinerFile {
+    fn origin(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn look(&mut self, whole: bool) -> Result<Option<Vec<MinerAddress>>, MinersError> {
+        // Why it cannot be looked at, the read says.
+        let now = std::fs::metadata(&self.path).ok().map(Stamp::from);
+        let is_read = now.is_some() && now == self.read;
+        let has_settled = now.is_none() || now == self.changed;
+        self.changed = now.filter(|_| !is_read);
+        if !whole && (is_read || !has_settled) {
+            return self.trouble.clone().map_or(Ok(None), Err);
+        }
+        (self.read, self.changed) = (now, None);
+        let miners = load_miners(&self.path);
+        let miners = miners.and_then(|miners| not_empty(format!("miners file {}", self.path.display()), miners));
+        self.trouble = miners.as_ref().err().cloned();
+        miners.map(Some)
+    }
+
+    fn next_look(&mut self) -> Duration {
+        if self.changed.is_some() { SETTLE_TIME } else { FILE_INTERVAL }
+    }
+}
+
+/// An HTTP or HTTPS address that answers with a list of miners as JSON. It is asked at an interval, give or take a
+/// fifth, so that many validators do not ask at once; by its `ETag`, if it gives one.
+#[derive(Debug)]
+pub struct MinersUrl {
+    url: String,
+    client: HttpClient,
+    interval: Duration,
+    etag: Option<String>,
+    rng: Rng,
+}
+
+impl MinersUrl {
+    /// The list at this address; the client's signal interrupts a look.
+    pub fn new(url: impl Into<String>, client: HttpClient, interval: Duration) -> Self {
+        Self { url: url.into(), client, interval, etag: None, rng: Rng::from_entropy() }
+    }
+}
+
+impl MinerSource for MinersUrl {
+    fn origin(&self) -> String {
+        // A query may hold a token.
+        let shown = self.url.split(['?', '#']).next().unwrap_or_default();
+        redact::secrets(shown).into_owned()
+    }
+
+    fn look(&mut self, whole: bool) -> Result<Option<Vec<MinerAddress>>, MinersError> {
+        let fail = |problem: String| MinersError::new(format!("miners of {}", self.origin()), problem);
+        let etag = self.etag.as_ref().filter(|_| !whole);
+        let mut headers = vec![("accept".to_owned(), "application/json".to_owned())];
+        headers.extend(etag.map(|etag| ("if-none-match".to_owned(), etag.clone())));
+        let answer = self.client.get(&self.url, &headers, Instant::now() + LOOK_TIME);
+        let answer = answer.map_err(|e| fail(e.to_string()))?;
+        if answer.status == 304 && etag.is_some() {
+            return Ok(None);
+        }
+        let answer = answer.ok().map_err(|e| fail(e.to_string()))?;
+        if answer.body.len() as u64 > LIST_BYTES {
+            let bytes = answer.body.len();
+            return Err(fail(format!("its answer has {bytes} bytes, of a list at most {LIST_BYTES} are read")));
+        }
+        let miners = parse_miners_json(&answer.body).map_err(fail)?;
+        let miners = not_empty(format!("miners of {}", self.origin()), miners)?;
+        let etag = answer.headers.into_iter().find(|(name, _)| name == "etag").map(|(_, etag)| etag);
+        self.etag = etag.filter(|etag| etag.len() <= ETAG_BYTES);
+        Ok(Some(miners))
+    }
+
+    fn next_look(&mut self) -> Duration {
+        self.interval.mul_f64(0.8 + 0.4 * self.rng.unit())
+    }
+}

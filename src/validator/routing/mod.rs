@@ -1,0 +1,158 @@
+//! Which miner gets a job. Pure: `now` is an argument.
+//!
+//! What is known of a miner: how many executors of each class its last manifest named and when that came, how many of
+//! our jobs it runs, how dependable it was ([`reliability`]), and whether it is blacklisted. By that some miners are
+//! passed over ([`PassedOver`]); the others are compared by their [`Standing`], and the best gets the job. A miner that
+//! is in trouble comes last and is not left out, so that a fault of our own leaves no job without a miner to ask. A
+//! miner whose manifest is not known yet is worth a try after those that are known to have room, because asking it is
+//! how its manifest is learnt.
+
+mod miner;
+pub mod reliability;
+mod standing;
+mod views;
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use self::miner::MinerState;
+pub use self::miner::{Ask, COOL_DOWN, MinerAddress};
+use self::reliability::Incident;
+pub use self::reliability::{HALF_LIFE, ReliabilityNumbers, ShownIncident};
+pub use self::standing::{PassedOver, Standing};
+pub use self::views::{BreakerView, ClassView, ExplainedMiner, MinerView};
+use crate::identity::PublicKey;
+use crate::protocol::ExecutorClass;
+
+/// Why no miner was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoMiner {
+    /// No miner that may be asked has executors of the class.
+    None,
+    /// Some have, and all of them are at work for us.
+    Busy,
+    /// The job asks for a trusted miner, and none is in the table.
+    NoTrusted,
+}
+
+/// The table of miners.
+#[derive(Debug)]
+pub struct Routing {
+    miners: Vec<MinerState>,
+    half_life: Duration,
+    /// Breaks ties in turn, so that equal miners share the work.
+    turn: usize,
+}
+
+impl Routing {
+    /// A table of miners about which nothing is known; what they do counts half after each `half_life`.
+    pub fn new(miners: Vec<MinerAddress>, half_life: Duration) -> Self {
+        Self { miners: miners.into_iter().map(MinerState::new).collect(), half_life, turn: 0 }
+    }
+
+    /// Takes another table; what is known of the miners in both is kept.
+    pub fn replace(&mut self, miners: Vec<MinerAddress>) {
+        let mut known: HashMap<PublicKey, MinerState> =
+            self.miners.drain(..).map(|miner| (miner.address.hotkey, miner)).collect();
+        self.miners = miners
+            .into_iter()
+            .map(|address| match known.remove(&address.hotkey) {
+                Some(miner) => MinerState { address, ..miner },
+                None => MinerState::new(address),
+            })
+            .collect();
+    }
+
+    /// Picks the miner with the best [`Standing`], and counts the job as running there until [`Routing::release`]. A
+    /// job goes to a trusted miner if it asks for one, and to none of those if not.
+    ///
+    /// # Errors
+    /// [`NoMiner`].
+    pub fn reserve(&mut self, ask: &Ask<'_>, now: Instant) -> Result<MinerAddress, NoMiner> {
+        let count = self.miners.len();
+        let turn = self.turn;
+        self.turn = self.turn.wrapping_add(1);
+        let mut busy = false;
+        let mut best: Option<(Standing, usize)> = None;
+        for step in 0..count {
+            let index = (turn.wrapping_add(step)) % count;
+            match self.miners[index].standing(ask, self.half_life, now) {
+                Err(PassedOver::Full { .. }) => busy = true,
+                Err(_) => {}
+                Ok(standing) if best.is_none_or(|(other, _)| standing > other) => best = Some((standing, index)),
+                Ok(_) => {}
+            }
+        }
+        let (_, index) = best.ok_or_else(|| match busy {
+            true => NoMiner::Busy,
+            false if ask.trusted && !self.miners.iter().any(|miner| miner.address.trusted) => NoMiner::NoTrusted,
+            false => NoMiner::None,
+        })?;
+        let miner = &mut self.miners[index];
+        *miner.running.entry(ask.class).or_default() += 1;
+        Ok(miner.address.clone())
+    }
+
+    /// Counts a job as running on the miner that has it already, whatever room it has left; `None` if it is not in the
+    /// table.
+    pub fn reserve_again(&mut self, hotkey: &PublicKey, class: ExecutorClass) -> Option<MinerAddress> {
+        let miner = self.find(hotkey)?;
+        *miner.running.entry(class).or_default() += 1;
+        Some(miner.address.clone())
+    }
+
+    /// The job of [`Routing::reserve`] has ended there, or never began.
+    pub fn release(&mut self, hotkey: &PublicKey, class: ExecutorClass) {
+        if let Some(running) = self.find(hotkey).and_then(|m| m.running.get_mut(&class)) {
+            *running = (*running - 1).max(0);
+        }
+    }
+
+    /// A miner reported what it has.
+    pub fn manifest(&mut self, hotkey: &PublicKey, manifest: HashMap<ExecutorClass, i64>, now: Instant) {
+        if let Some(miner) = self.find(hotkey) {
+            miner.manifest = Some((manifest, now));
+        }
+    }
+
+    /// A miner declined or could not be reached: others are preferred for [`COOL_DOWN`]. Its last manifest is kept.
+    pub fn cool_down(&mut self, hotkey: &PublicKey, now: Instant) {
+        if let Some(miner) = self.find(hotkey) {
+            miner.cooling_until = Some(now + COOL_DOWN);
+        }
+    }
+
+    /// A miner completed a job.
+    pub fn completed(&mut self, hotkey: &PublicKey, now: Instant) {
+        let half_life = self.half_life;
+        if let Some(miner) = self.find(hotkey) {
+            miner.reliability.completed(now, half_life);
+        }
+    }
+
+    /// A miner did something wrong; why, in words, of which the beginning is kept.
+    pub fn incident(&mut self, hotkey: &PublicKey, incident: Incident, why: &str, now: Instant) {
+        let half_life = self.half_life;
+        if let Some(miner) = self.find(hotkey) {
+            miner.reliability.incident(incident, why, now, half_life);
+        }
+    }
+
+    /// A miner cheated: it gets no job for `time`. Saying it again does not prolong it, and a trusted miner is not
+    /// touched by it.
+    pub fn blacklist(&mut self, hotkey: &PublicKey, now: Instant, time: Duration) {
+        if let Some(miner) = self.find(hotkey)
+            && !miner.address.trusted
+            && miner.blacklisted_until.is_none_or(|until| until <= now)
+        {
+            miner.blacklisted_until = Some(now + time);
+        }
+    }
+
+    fn find(&mut self, hotkey: &PublicKey) -> Option<&mut MinerState> {
+        self.miners.iter_mut().find(|m| m.address.hotkey == *hotkey)
+    }
+}
+
+#[cfg(test)]
+mod tests;
