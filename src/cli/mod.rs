@@ -13,6 +13,7 @@ use crate::app::logging::{self, LogFormat};
 use crate::app::{exit, init, settings};
 
 mod announce;
+pub mod batch;
 pub mod demo;
 pub mod executor;
 mod executors;
@@ -78,6 +79,8 @@ enum Command {
     Job(job::Args),
     /// Look at the updates that a validator keeps for the facilitator; send given-up ones again, or drop them
     Outbox(outbox::Args),
+    /// Ask many miners for jobs at once and judge their answers: one synthetic batch
+    Batch(Box<batch::Args>),
     /// Check messages against the wire protocol
     Wire(wire::Args),
     /// Measure, take over or remove what a job has left
@@ -164,6 +167,7 @@ pub fn main() -> ExitCode {
         Command::Miners(args) => miners::run(args),
         Command::Job(args) => job::run(args),
         Command::Outbox(args) => outbox::run(args),
+        Command::Batch(args) => batch::run(*args),
         Command::Wire(args) => wire::run(args),
         Command::Tree(args) => tree::run(args),
         Command::Key(args) => key::run(args),

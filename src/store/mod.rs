@@ -3,6 +3,7 @@
 //! Each role has one file and one connection, owned by one thread. A commit is on disk when it returns (write-ahead
 //! log, `synchronous = FULL`), so what was promised to a peer after a commit survives `kill -9` and a power cut.
 
+pub mod batch;
 pub mod jobs;
 pub mod journal;
 mod lock;

@@ -123,6 +123,18 @@ impl MinerLink {
         self.handle.send(if last { Outgoing::repeated(text) } else { Outgoing::once(text) })
     }
 
+    /// Queues a text as it is; on an idle connection it is written before this returns.
+    #[cfg(feature = "roles")]
+    pub(super) fn send_text(&self, text: Outgoing) -> Result<(), Full> {
+        self.handle.send(text)
+    }
+
+    /// Takes no more messages, sends what is queued until `deadline`, and closes; returns at once.
+    #[cfg(feature = "roles")]
+    pub(super) fn close(&mut self, deadline: Instant) {
+        self.link.request_stop(deadline);
+    }
+
     /// Whether the miner is connected and has authenticated us.
     pub(super) fn is_ready(&self) -> bool {
         matches!(self.handle.state(), LinkState::Ready { .. })

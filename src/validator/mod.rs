@@ -20,9 +20,12 @@
 //! * [`from_miner`]: what a miner says, with a bound on each of its texts. Pure.
 //! * `jobs`: what runs them, in one trait: workers of this process, stub jobs, or [`remote`]: jobs on other machines
 //!   (the front, which is part of a validator, and the job worker).
+//! * `batch`: one synthetic batch: many miners are asked for jobs at once, and their answers judged.
 //! * [`role`]: the validator as a whole; its start and stop, all steps in order.
 
 pub mod authorization;
+#[cfg(feature = "roles")]
+pub mod batch;
 pub mod client;
 pub mod drive;
 pub mod excuses;

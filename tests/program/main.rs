@@ -3,6 +3,7 @@
 #[path = "../testkit/mod.rs"]
 mod testkit;
 
+mod batch;
 mod by_hand;
 mod chaos;
 mod containers;

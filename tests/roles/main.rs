@@ -3,6 +3,7 @@
 #[path = "../testkit/mod.rs"]
 mod testkit;
 
+mod batch;
 mod cuts;
 mod embedding;
 mod engine_elsewhere;

@@ -1,6 +1,7 @@
 //! What the test programs share: scripted peers, real peers, fixtures that leave nothing behind.
 #![allow(dead_code)] // Each test program uses its part.
 
+pub mod batch_miners;
 #[cfg(feature = "celery")]
 pub mod celery;
 pub mod cutting;

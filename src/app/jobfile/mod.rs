@@ -109,6 +109,14 @@ pub fn parse_text(name: &str, text: &str) -> Result<JobSpec, JobFileError> {
     parse(text.as_bytes(), Path::new("")).map_err(|problems| JobFileError::Content { path: name.into(), problems })
 }
 
+/// Reads the text of a job file whose files are in `folder`. Blocks on the disk, if it names any.
+///
+/// # Errors
+/// All that is wrong: each with its key and what would be right.
+pub fn parse_in(folder: &Path, text: &str) -> Result<JobSpec, Vec<String>> {
+    parse(text.as_bytes(), folder)
+}
+
 /// Reads a job file, and the files that it names. Blocks on the disk.
 ///
 /// # Errors

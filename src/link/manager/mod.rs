@@ -157,7 +157,7 @@ impl Link {
     ///
     /// What is inside is still sent and answered, until `deadline`, over a new connection if need be. With nothing
     /// inside, a link without a connection ends now.
-    fn request_stop(&mut self, deadline: Instant) {
+    pub fn request_stop(&mut self, deadline: Instant) {
         self.handle.session.close(1000, "", deadline);
         let stop = self.stop.clone();
         if self.handle.unsent() == 0 {

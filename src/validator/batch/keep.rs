@@ -1,0 +1,201 @@
+//! What a batch keeps, as rows of its store and back; and a recorded batch judged again.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::config::BatchConfig;
+use super::error::BatchError;
+use super::job::{Judge, judged};
+use super::kept::{KeptJob, KeptState, Place, PlannedRow};
+use super::line::JobLine;
+use super::state::Ending;
+use super::summary::{Summary, Tally};
+use crate::protocol::{FacilitatorToValidator, JobResultDetails, MinerToValidator, V0JobFinishedRequest, V2JobRequest};
+use crate::store::batch::{BatchJobRow, BatchJobState, BatchRow, BatchStore, BatchWrite, NO_JOB};
+use crate::validator::job_messages::outcome_of;
+use crate::validator::status::Outcome;
+
+/// Bytes of an answer that are kept, so that it can be judged again: two outputs of a million characters of a byte.
+/// Longer ones are judged once.
+pub const ANSWER_BYTES: usize = 4 << 20;
+
+/// The requests of a batch by number; equal ones are one.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    by_id: HashMap<i64, Arc<V2JobRequest>>,
+    /// By address: whoever makes jobs shares what is equal.
+    ids: HashMap<usize, i64>,
+}
+
+impl Requests {
+    fn put(&mut self, id: i64, request: Arc<V2JobRequest>) {
+        self.ids.insert(Arc::as_ptr(&request) as usize, id);
+        // Held, so that no other gets its address.
+        self.by_id.insert(id, request);
+    }
+
+    /// The number of a request, and its write if it is new.
+    pub(super) fn id_of(&mut self, request: &Arc<V2JobRequest>) -> (i64, Option<BatchWrite>) {
+        if let Some(id) = self.ids.get(&(Arc::as_ptr(request) as usize)) {
+            return (*id, None);
+        }
+        let id = i64::try_from(self.by_id.len()).unwrap_or(i64::MAX) + 1;
+        let body = FacilitatorToValidator::from(V2JobRequest::clone(request)).encode();
+        self.put(id, request.clone());
+        (id, Some(BatchWrite::Request { id, body }))
+    }
+
+    fn load(store: &BatchStore) -> Result<Self, BatchError> {
+        let mut requests = Self::default();
+        for (id, body) in store.requests()? {
+            match FacilitatorToValidator::decode(&body) {
+                Ok(FacilitatorToValidator::V2JobRequest(request)) => requests.put(id, Arc::new(request)),
+                Ok(_) => return Err(BatchError::Damaged(format!("request {id} is none"))),
+                Err(error) => return Err(BatchError::Damaged(format!("request {id}: {error}"))),
+            }
+        }
+        Ok(requests)
+    }
+}
+
+/// An answer as it is kept; empty for what needs no judge, or is too long.
+pub(super) fn answer_text(outcome: Option<&Outcome>) -> String {
+    let Some(Outcome::Completed(result)) = outcome else { return String::new() };
+    let JobResultDetails { docker_process_stdout, docker_process_stderr, artifacts, upload_results, .. } =
+        result.clone();
+    let job_uuid = String::new();
+    let finished =
+        V0JobFinishedRequest { job_uuid, docker_process_stdout, docker_process_stderr, artifacts, upload_results };
+    let text = MinerToValidator::from(finished).encode();
+    if text.len() > ANSWER_BYTES { String::new() } else { text }
+}
+
+/// Opened for a batch.
+pub(super) struct Opened {
+    pub(super) store: BatchStore,
+    pub(super) number: u64,
+    pub(super) requests: Requests,
+    pub(super) kept: Vec<KeptJob>,
+    /// How long it took before.
+    pub(super) took: Duration,
+}
+
+/// Opens the folder of a batch that begins, or goes on. `miners` are the hotkeys in their order. Blocks on the disk.
+pub(super) fn open(folder: &Path, config: &BatchConfig, number: u64, miners: &[String]) -> Result<Opened, BatchError> {
+    let mut store = BatchStore::open(folder)?;
+    let there = store.batch()?;
+    if !config.resume {
+        if let Some(batch) = there.filter(|batch| !batch.ended) {
+            return Err(BatchError::Unfinished { seed: batch.seed });
+        }
+        let (seed, made_of) = (config.seed, config.made_of.clone());
+        store.begin(&BatchRow { number, seed, made_of, lag_us: 0, took_us: 0, ended: false })?;
+        return Ok(Opened { store, number, requests: Requests::default(), kept: Vec::new(), took: Duration::ZERO });
+    }
+    let batch = there.ok_or(BatchError::NoBatch)?;
+    if batch.seed != config.seed {
+        return Err(BatchError::Another(format!("its seed is {}, not {}", batch.seed, config.seed)));
+    }
+    if batch.made_of != config.made_of {
+        let why = "it was begun with other jobs or another number of jobs for each miner; give it those";
+        return Err(BatchError::Another(why.to_owned()));
+    }
+    let requests = Requests::load(&store)?;
+    let by_name: HashMap<&str, usize> = miners.iter().enumerate().map(|(n, name)| (name.as_str(), n)).collect();
+    let (mut kept, mut problem) = (Vec::new(), None);
+    store.jobs(false, |row| match kept_job(row, &by_name, &requests) {
+        Ok(job) => kept.push(job),
+        Err(error) => problem = Some(error),
+    })?;
+    match problem {
+        Some(problem) => Err(problem),
+        None => {
+            let took = Duration::from_micros(batch.took_us.unsigned_abs());
+            Ok(Opened { store, number: batch.number, requests, kept, took })
+        }
+    }
+}
+
+/// The seed of the batch in a folder, for whoever goes on with it. Blocks on the disk.
+///
+/// # Errors
+/// [`BatchError`], also if there is none.
+pub fn kept_seed(folder: &Path) -> Result<u64, BatchError> {
+    BatchStore::open(folder)?.batch()?.map(|batch| batch.seed).ok_or(BatchError::NoBatch)
+}
+
+fn kept_job(row: BatchJobRow, miners: &HashMap<&str, usize>, requests: &Requests) -> Result<KeptJob, BatchError> {
+    let Some(miner) = miners.get(row.miner.as_str()) else {
+        return Err(BatchError::Another(format!("miner {} of it is not among these miners; add it", row.miner)));
+    };
+    let job = if row.place == NO_JOB { Place::NO_JOB } else { usize::try_from(row.place).unwrap_or(Place::NO_JOB) };
+    let place = Place { miner: *miner, job };
+    let state = match row.state {
+        BatchJobState::Planned => {
+            let damaged = |what| BatchError::Damaged(format!("job {}: {what}", row.uuid));
+            let class = row.class.parse().map_err(|_| damaged("its class is not known"))?;
+            let request = requests.by_id.get(&row.request).ok_or_else(|| damaged("its request is missing"))?.clone();
+            KeptState::Planned(Box::new(PlannedRow { place, uuid: row.uuid, class, request, attempts: row.attempts }))
+        }
+        BatchJobState::Sent => KeptState::Sent(Box::new(line_of(&row)?)),
+        BatchJobState::Ended => KeptState::Ended(Box::new(line_of(&row)?)),
+    };
+    Ok(KeptJob { place, state })
+}
+
+fn line_of(row: &BatchJobRow) -> Result<JobLine, BatchError> {
+    serde_json::from_str(&row.line)
+        .map_err(|error| BatchError::Damaged(format!("the end of job {:?} of miner {}: {error}", row.uuid, row.miner)))
+}
+
+/// Judges the answers of a recorded batch again, without a network, and gives its lines to `each`. An answer that came
+/// late, or is too long to be kept, stays as it was judged. Blocks on the disk.
+///
+/// # Errors
+/// [`BatchError`], as of a folder without a batch.
+pub fn replay(
+    folder: &Path,
+    judge: &mut dyn Judge,
+    limits: (Duration, Duration),
+    mut each: impl FnMut(&JobLine),
+) -> Result<Summary, BatchError> {
+    let store = BatchStore::open(folder)?;
+    let batch = store.batch()?.ok_or(BatchError::NoBatch)?;
+    let requests = Requests::load(&store)?;
+    let (mut tally, mut problem) = (Tally::default(), None);
+    store.jobs(true, |row| match judge_again(&row, &requests, judge) {
+        Ok(Some(line)) => {
+            tally.add(&line);
+            each(&line);
+        }
+        Ok(None) => {}
+        Err(error) => problem = Some(error),
+    })?;
+    if let Some(problem) = problem {
+        return Err(problem);
+    }
+    let micros = |micros: i64| Duration::from_micros(micros.unsigned_abs());
+    let ending = if batch.ended { Ending::Complete } else { Ending::Cancelled };
+    Ok(Summary::new(batch.seed, ending, tally, (micros(batch.lag_us), micros(batch.took_us)), limits))
+}
+
+fn judge_again(row: &BatchJobRow, requests: &Requests, judge: &mut dyn Judge) -> Result<Option<JobLine>, BatchError> {
+    if row.state != BatchJobState::Ended {
+        return Ok(None);
+    }
+    let mut line = line_of(row)?;
+    if row.answer.is_empty() || line.late {
+        return Ok(Some(line));
+    }
+    let damaged = |what: String| BatchError::Damaged(format!("the answer of job {}: {what}", row.uuid));
+    let message = MinerToValidator::decode(&row.answer).map_err(|error| damaged(error.to_string()))?;
+    let outcome = outcome_of(message).ok_or_else(|| damaged("it is none".to_owned()))?;
+    let request = requests.by_id.get(&row.request).ok_or_else(|| damaged("its request is missing".to_owned()))?;
+    let (outcome, reason) = judged(&outcome, request, judge);
+    line.scored = outcome == super::line::BatchOutcome::Completed;
+    line.outcome = Some(outcome);
+    line.reason = reason.or(line.reason.filter(|_| line.scored));
+    Ok(Some(line))
+}

@@ -1,0 +1,426 @@
+//! The thread of a batch, and who holds it.
+//!
+//! Owner: [`RunningBatch`]. Blocks in: the one channel of all that happens to its miners, until the next deadline and
+//! at most for a tenth of a second, by which it sees how late it is itself. Kick: the cancel signal. Ends: when each
+//! job has its outcome, or soon after the cancel; its links are closed then, on each way.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, never, select};
+
+use super::config::BatchConfig;
+use super::disk::{Disk, Keep, Then};
+use super::error::BatchError;
+use super::job::Judge;
+use super::keep::{self, Requests, answer_text};
+use super::kept::{Place, PlannedRow};
+use super::line::JobLine;
+use super::lines::Lines;
+use super::plan::JobMaker;
+use super::state::{Action, Batch, BatchProgress, Ending, GateSend, Input, MinerInput};
+use super::summary::Summary;
+use crate::base::clock::now;
+use crate::base::lock::lock;
+use crate::base::now::Now;
+use crate::base::shutdown::Shutdown;
+use crate::base::stop::Stopping;
+use crate::base::thread::{JoinError, Kick, Thread, spawn};
+use crate::base::timer::TimerHandle;
+use crate::base::waits::{send, waiting};
+use crate::link::Outgoing;
+use crate::store::batch::{BatchJobRow, BatchJobState, BatchWrite, NO_JOB};
+use crate::transport::Dialer;
+use crate::validator::miner_client::{MinerEvent, MinerLink};
+use crate::validator::routing::MinerAddress;
+
+/// Events of all miners that wait for the batch: one each of its most miners. The links' threads wait beyond that, with
+/// what they have stamped already, and TCP slows the miners.
+const EVENTS: usize = super::config::BATCH_MINERS;
+
+/// How often the batch looks at the clock, to see how late it is.
+const BEAT: Duration = Duration::from_millis(100);
+
+/// How long a connection may take to close, and at the end all that are left together.
+const CLOSE_TIME: Duration = Duration::from_secs(5);
+
+/// Beyond [`CLOSE_TIME`], what the last commit may take after a cancel.
+const CANCEL_TIME: Duration = Duration::from_secs(5);
+
+/// Something of a miner, and when its link's thread had it.
+type Event = (usize, Now, MinerEvent);
+
+/// A batch under way. Dropping it cancels it.
+#[derive(Debug)]
+pub struct RunningBatch {
+    thread: Thread<Result<Summary, BatchError>>,
+    lines: Receiver<Box<JobLine>>,
+    progress: Arc<Mutex<BatchProgress>>,
+    cancel: Shutdown,
+}
+
+/// Why there is no line now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoLine {
+    /// None came within the time.
+    NotYet,
+    /// The batch has no more.
+    Over,
+}
+
+impl RunningBatch {
+    /// Begins a batch. Blocks on the disk, if there is a state folder.
+    ///
+    /// # Errors
+    /// [`BatchError`]; nothing was begun then.
+    pub fn start(
+        config: BatchConfig,
+        miners: Vec<MinerAddress>,
+        (maker, judge): (Box<dyn JobMaker>, Box<dyn Judge>),
+        dialer: Arc<dyn Dialer>,
+        timer: TimerHandle,
+    ) -> Result<Self, BatchError> {
+        let problems = config.validate(miners.len());
+        if !problems.is_empty() {
+            return Err(BatchError::Config(problems));
+        }
+        let names: Vec<String> = miners.iter().map(|miner| miner.hotkey.to_ss58()).collect();
+        let (lines, shown) = Lines::new(miners.len());
+        let number = uuid::Uuid::new_v4().as_u64_pair().0;
+        let (number, requests, kept, took, keeper) = match &config.state_dir {
+            Some(folder) => {
+                let opened = keep::open(folder, &config, number, &names)?;
+                let disk = Disk::start(opened.store, lines);
+                (opened.number, opened.requests, opened.kept, opened.took, Keeper::Disk(disk))
+            }
+            None => (number, Requests::default(), Vec::new(), Duration::ZERO, Keeper::Memory(lines)),
+        };
+        let (events_in, events) = bounded(EVENTS);
+        let cancel = Shutdown::new();
+        let progress = Arc::new(Mutex::new(BatchProgress::default()));
+        let limits = (config.max_spread, config.max_lag);
+        let (seed, key, began) = (config.seed, config.key.clone(), Instant::now());
+        let links = miners.iter().map(|_| None).collect();
+        let batch = Batch::new(config, number, miners.clone(), (maker, judge), kept);
+        let runner = Runner {
+            events,
+            events_in,
+            batch,
+            key,
+            miners,
+            names,
+            requests,
+            keeper,
+            dialer,
+            timer,
+            links,
+            closing: Vec::new(),
+            progress: progress.clone(),
+            lag: Duration::ZERO,
+            ending: None,
+        };
+        let (stop, kick) = (cancel.clone(), cancel.clone());
+        let thread = spawn("val-batch", Kick::new("cancel signal", move || kick.cancel()), move || {
+            runner.run(&stop, |ending, lag, tally| {
+                Summary::new(seed, ending, tally, (lag, took + began.elapsed()), limits)
+            })
+        });
+        Ok(Self { thread, lines: shown, progress, cancel })
+    }
+
+    /// The next line, in the order in which jobs end; those of a batch that goes on come first. Waits for `time` at
+    /// most. A line is on disk before it is here, if there is a state folder.
+    ///
+    /// # Errors
+    /// [`NoLine`].
+    pub fn next_line(&self, time: Duration) -> Result<JobLine, NoLine> {
+        let _waiting = waiting("the next end of a job", Some(Instant::now() + time));
+        self.lines.recv_timeout(time).map(|line| *line).map_err(|error| match error {
+            RecvTimeoutError::Timeout => NoLine::NotYet,
+            RecvTimeoutError::Disconnected => NoLine::Over,
+        })
+    }
+
+    /// Where it stands.
+    pub fn progress(&self) -> BatchProgress {
+        *lock(&self.progress)
+    }
+
+    /// The signal whose cancel ends the batch early, within some ten seconds.
+    pub fn cancel_signal(&self) -> Shutdown {
+        self.cancel.clone()
+    }
+
+    /// Waits for the end; [`RunningBatch::cancel_signal`] hastens it.
+    ///
+    /// # Errors
+    /// [`BatchError`], if the batch could not go on.
+    pub fn finish(self) -> Result<Summary, BatchError> {
+        let done = self.thread.done_receiver();
+        let waits = waiting("the end of the batch", None);
+        // Nothing is ever sent: it disconnects with the thread's end.
+        let _ = done.recv();
+        drop(waits);
+        match self.thread.join_by(Instant::now() + CLOSE_TIME + CANCEL_TIME) {
+            Ok(result) => result,
+            Err(JoinError::Panicked(why)) => Err(BatchError::Panicked(why)),
+            Err(JoinError::Late(thread)) => {
+                thread.abandon("it has said that it has ended");
+                Err(BatchError::Panicked("its thread does not end".to_owned()))
+            }
+        }
+    }
+}
+
+/// What keeps results.
+enum Keeper {
+    Memory(Lines),
+    Disk(Disk),
+}
+
+/// The thread's state. In the order in which it is dropped by a panic: first what links may wait for.
+struct Runner {
+    events: Receiver<Event>,
+    events_in: Sender<Event>,
+    links: Vec<Option<MinerLink>>,
+    closing: Vec<MinerLink>,
+    batch: Batch,
+    key: crate::identity::KeyPair,
+    miners: Vec<MinerAddress>,
+    /// Their hotkeys as texts.
+    names: Vec<String>,
+    requests: Requests,
+    keeper: Keeper,
+    dialer: Arc<dyn Dialer>,
+    timer: TimerHandle,
+    progress: Arc<Mutex<BatchProgress>>,
+    /// How late it was at most.
+    lag: Duration,
+    ending: Option<Ending>,
+}
+
+impl Runner {
+    fn run(
+        mut self,
+        cancel: &Shutdown,
+        summary: impl FnOnce(Ending, Duration, super::summary::Tally) -> Summary,
+    ) -> Result<Summary, BatchError> {
+        let began = Instant::now();
+        self.feed(Input::Start, now());
+        while self.ending.is_none() {
+            self.next(cancel);
+            *lock(&self.progress) = self.batch.progress();
+        }
+        let Self { events, events_in, links, closing, keeper, lag, ending, .. } = self;
+        // First, so that links whose threads wait for room are freed.
+        drop((events, events_in));
+        let (ending, micros) =
+            (ending.unwrap_or(Ending::Cancelled), |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX));
+        let over = BatchWrite::Over {
+            lag_us: micros(lag),
+            took_us: micros(began.elapsed()),
+            ended: ending == Ending::Complete,
+        };
+        let lines = match keeper {
+            Keeper::Disk(disk) => {
+                // If it has failed, its end says so.
+                let _ = disk.keep(Keep { writes: vec![over], then: Then::Nothing });
+                disk.finish()
+            }
+            Keeper::Memory(lines) => Ok(lines),
+        };
+        let result = lines.map(|lines| summary(ending, lag, lines.tally()));
+        let mut stopping = Stopping::alone();
+        stopping.step("the miners of the batch", CLOSE_TIME, |step| {
+            for link in closing.into_iter().chain(links.into_iter().flatten()) {
+                link.stop(step);
+            }
+        });
+        let report = stopping.finish();
+        if !report.stragglers().is_empty() {
+            log::error!("the batch leaves threads behind: {report}");
+        }
+        result
+    }
+
+    /// Waits for what happens next, and takes it in.
+    fn next(&mut self, cancel: &Shutdown) {
+        let beat = Instant::now() + BEAT;
+        let wake = self.batch.next_wake().map_or(beat, |wake| wake.min(beat));
+        let waits = waiting("what its miners say", Some(wake));
+        let gate = match &self.keeper {
+            Keeper::Disk(disk) => disk.gate_kept.clone(),
+            Keeper::Memory(_) => never(),
+        };
+        enum Woken {
+            Event(Event),
+            GateKept,
+            DiskFailed,
+            Cancel,
+            Time,
+        }
+        let woken = select! {
+            recv(self.events) -> event => event.map_or(Woken::Time, Woken::Event),
+            recv(gate) -> kept => if kept.is_ok() { Woken::GateKept } else { Woken::DiskFailed },
+            recv(cancel.cancel_receiver()) -> _ => Woken::Cancel,
+            default(wake.saturating_duration_since(Instant::now())) => Woken::Time,
+        };
+        drop(waits);
+        match woken {
+            Woken::Event(event) => self.event(event),
+            Woken::GateKept => self.feed(Input::GateKept, now()),
+            Woken::DiskFailed => self.disk_failed(),
+            Woken::Cancel => self.feed(Input::Cancel, now()),
+            Woken::Time => self.late_by(wake.elapsed()),
+        }
+        // What has come is judged by its own time, so it goes before what the clock says.
+        for _ in 0..EVENTS {
+            match self.events.try_recv() {
+                Ok(event) => self.event(event),
+                Err(_) => break,
+            }
+        }
+        let moment = now();
+        if self.batch.next_wake().is_some_and(|wake| wake <= moment.mono) {
+            self.feed(Input::Tick, moment);
+        }
+    }
+
+    fn late_by(&mut self, time: Duration) {
+        self.lag = self.lag.max(time);
+    }
+
+    fn event(&mut self, (miner, at, event): Event) {
+        self.late_by(at.mono.elapsed());
+        let input = match event {
+            // The manifest follows at once.
+            MinerEvent::Ready => return,
+            MinerEvent::Message(message) => MinerInput::Message(message),
+            MinerEvent::Failed { why, refused, .. } => MinerInput::Failed { why, refused },
+            MinerEvent::Lost { why } => MinerInput::Lost(why),
+            MinerEvent::Unreadable => MinerInput::Unreadable,
+        };
+        self.feed(Input::Miner(miner, input), at);
+    }
+
+    fn disk_failed(&mut self) {
+        log::error!("the batch ends, because its results cannot be kept");
+        self.feed(Input::Cancel, now());
+    }
+
+    /// Hands an input to the batch and does what it says, and what follows from that.
+    fn feed(&mut self, input: Input, at: Now) {
+        let mut actions = std::collections::VecDeque::from(self.batch.handle(input, at));
+        while let Some(action) = actions.pop_front() {
+            for (input, at) in self.act(action) {
+                actions.extend(self.batch.handle(input, at));
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action) -> Vec<(Input, Now)> {
+        match action {
+            Action::Connect(miner) => self.connect(miner),
+            Action::Send(miner, message) => {
+                let Some(link) = &self.links[miner] else { return Vec::new() };
+                if let Err(full) = link.send(*message) {
+                    return vec![(Input::Miner(miner, MinerInput::NotSent(full.to_string())), now())];
+                }
+            }
+            Action::Plan(rows) => {
+                let writes = rows.iter().flat_map(|row| self.planned(row)).collect();
+                return self.keep(writes, Then::Nothing);
+            }
+            Action::KeepGate(leaving) => {
+                let sent = |(place, line): (Place, JobLine)| BatchWrite::Sent {
+                    miner: self.names[place.miner].clone(),
+                    place: number_of(place),
+                    line: line.to_record(),
+                };
+                let writes = leaving.into_iter().map(sent).collect();
+                return self.keep(writes, Then::OpenGate);
+            }
+            Action::OpenGate(sends) => return self.open_gate(sends),
+            Action::End(place, line, answer) => {
+                let write = BatchWrite::Ended {
+                    miner: self.names[place.miner].clone(),
+                    place: number_of(place),
+                    line: line.to_record(),
+                    answer: answer_text(answer.as_deref()),
+                };
+                return self.keep(vec![write], Then::Show(line));
+            }
+            Action::Show(line) => return self.keep(Vec::new(), Then::Show(line)),
+            Action::Close(miner) => {
+                if let Some(mut link) = self.links[miner].take() {
+                    link.close(Instant::now() + CLOSE_TIME);
+                    self.closing.push(link);
+                }
+            }
+            Action::Done(ending) => self.ending = Some(ending),
+        }
+        Vec::new()
+    }
+
+    fn connect(&mut self, miner: usize) {
+        let to = self.events_in.clone();
+        let (dialer, timer) = (self.dialer.clone(), self.timer.clone());
+        let sink = move |event| {
+            // The receiver goes with the batch; what the miner says after that concerns nobody.
+            let _ = send(&to, (miner, now(), event), "room for what the miner says");
+        };
+        let link = MinerLink::start(&self.miners[miner], &self.key, dialer, timer, miner as u64, sink);
+        self.links[miner] = Some(link);
+    }
+
+    fn planned(&mut self, row: &PlannedRow) -> Vec<BatchWrite> {
+        let (request, body) = self.requests.id_of(&row.request);
+        let job = BatchJobRow {
+            miner: self.names[row.place.miner].clone(),
+            place: number_of(row.place),
+            uuid: row.uuid.clone(),
+            class: row.class.to_string(),
+            request,
+            attempts: row.attempts,
+            state: BatchJobState::Planned,
+            line: String::new(),
+            answer: String::new(),
+        };
+        body.into_iter().chain([BatchWrite::Planned(Box::new(job))]).collect()
+    }
+
+    fn keep(&mut self, writes: Vec<BatchWrite>, then: Then) -> Vec<(Input, Now)> {
+        match (&mut self.keeper, then) {
+            (Keeper::Disk(disk), then) => {
+                if !disk.keep(Keep { writes, then }) && self.ending.is_none() {
+                    return vec![(Input::Cancel, now())];
+                }
+            }
+            (Keeper::Memory(lines), Then::Show(line)) => lines.show(*line),
+            (Keeper::Memory(_), Then::OpenGate) => return vec![(Input::GateKept, now())],
+            (Keeper::Memory(_), Then::Nothing) => {}
+        }
+        Vec::new()
+    }
+
+    /// Hands all job requests to their connections, with the time before and after each.
+    fn open_gate(&self, sends: Vec<GateSend>) -> Vec<(Input, Now)> {
+        let ready: Vec<_> = sends.into_iter().map(|send| (send.job, send.miner, Outgoing::once(send.text))).collect();
+        let mut sent = Vec::with_capacity(ready.len());
+        for (job, miner, text) in ready {
+            let before = now();
+            let error = match &self.links[miner] {
+                Some(link) => link.send_text(text).err().map(|full| full.to_string()),
+                None => Some("its connection is closed".to_owned()),
+            };
+            let after = now();
+            sent.push((Input::Sent { job, before, after, error }, after));
+        }
+        sent
+    }
+}
+
+/// The number of a place on disk.
+fn number_of(place: Place) -> i64 {
+    if place.job == Place::NO_JOB { NO_JOB } else { i64::try_from(place.job).unwrap_or(i64::MAX) }
+}

@@ -1,0 +1,216 @@
+//! The ends: what is due, what is left behind, and the line of each job and miner. Pure.
+
+use super::super::deadlines::Due;
+use super::super::job::{Job, Phase};
+use super::super::kept::{KeptState, Place};
+use super::super::line::{BatchOutcome, JobLine, one_line};
+use super::types::{Action, Ending};
+use super::{Batch, MinerPhase};
+use crate::base::now::Now;
+use crate::protocol::stages::Stage;
+use crate::validator::status::Outcome;
+
+impl Batch {
+    pub(super) fn tick(&mut self, now: Now) {
+        while let Some(due) = self.deadlines.take(now.mono) {
+            match due {
+                Due::Miner(miner) => {
+                    let (outcome, why) = self.no_connection(miner);
+                    self.end_miner(miner, outcome, &why);
+                }
+                Due::Job(number) => self.job_is_due(number, now),
+                Due::Gate => self.leave_behind("when the gate opened", now),
+                Due::SoftLimit => {
+                    self.leave_behind("when the batch's time was over", now);
+                    for number in 0..self.jobs.len() {
+                        match self.jobs[number].phase {
+                            Phase::Ready => {
+                                let why = Some("the batch's time was over before the gate opened");
+                                self.end_job(number, BatchOutcome::Timeout, why, None, now);
+                            }
+                            Phase::Sent(stage) => self.over(number, stage, now),
+                            _ => {}
+                        }
+                    }
+                }
+                Due::HardLimit => {
+                    for number in 0..self.jobs.len() {
+                        if self.jobs[number].phase != Phase::Ended {
+                            self.timed_out(number, now);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn job_is_due(&mut self, number: usize, now: Now) {
+        match self.jobs[number].phase {
+            Phase::Sent(stage) => self.over(number, stage, now),
+            _ => self.timed_out(number, now),
+        }
+    }
+
+    /// A job that has left has used up its time; what still comes is noted and counts for nothing.
+    pub(super) fn over(&mut self, number: usize, stage: Stage, now: Now) {
+        let (soft, hard) = self.limits.unwrap_or((now.mono, now.mono));
+        let until = (now.mono + self.config.late).min(hard);
+        if until <= now.mono {
+            return self.timed_out(number, now);
+        }
+        let job = &mut self.jobs[number];
+        job.phase = Phase::Over(stage);
+        job.deadline = job.deadline.map(|deadline| deadline.min(soft));
+        self.deadlines.set(Due::Job(number), Some(until));
+    }
+
+    pub(super) fn timed_out(&mut self, number: usize, now: Now) {
+        let job = &self.jobs[number];
+        let (miner, what) = (&self.miners[job.miner], job.waits_for());
+        let trouble = self.trouble(job.miner);
+        let (outcome, why) = if miner.lost {
+            (BatchOutcome::HordeFailed, format!("the connection was lost while waiting for {what}{trouble}"))
+        } else if miner.unreadable > 0 {
+            (BatchOutcome::ProtocolError, format!("it said what cannot be read while waiting for {what}"))
+        } else {
+            (BatchOutcome::Timeout, format!("waiting for {what} took too long{trouble}"))
+        };
+        self.end_job(number, outcome, Some(&why), None, now);
+    }
+
+    /// Those that are not ready end; the gate does not wait for them.
+    pub(super) fn leave_behind(&mut self, when: &str, now: Now) {
+        for miner in 0..self.miners.len() {
+            match self.miners[miner].phase {
+                MinerPhase::Waiting => {
+                    self.waiting.retain(|other| *other != miner);
+                    let why = format!("its turn to be connected to had not come {when}");
+                    self.end_miner(miner, BatchOutcome::HordeFailed, &why);
+                }
+                MinerPhase::Connecting => {
+                    let (outcome, why) = self.no_connection(miner);
+                    self.end_miner(miner, outcome, &format!("{why}, {when}"));
+                }
+                MinerPhase::Up | MinerPhase::Closed => {}
+            }
+        }
+        for number in 0..self.jobs.len() {
+            if self.jobs[number].is_before_gate() {
+                let why = format!("not ready {when}: waiting for {}", self.jobs[number].waits_for());
+                self.end_job(number, BatchOutcome::Timeout, Some(&why), None, now);
+            }
+        }
+    }
+
+    pub(super) fn no_connection(&self, miner: usize) -> (BatchOutcome, String) {
+        match &self.miners[miner].trouble {
+            Some(why) => (BatchOutcome::of_no_connection(why, false), why.clone()),
+            None => (BatchOutcome::Timeout, "no connection in time".to_owned()),
+        }
+    }
+
+    pub(super) fn trouble(&self, miner: usize) -> String {
+        let trouble = self.miners[miner].trouble.as_ref();
+        trouble.map_or_else(String::new, |trouble| format!(" (last trouble: {})", one_line(trouble)))
+    }
+
+    /// Ends what a miner has, or the miner itself if it has nothing yet.
+    pub(super) fn end_jobs(&mut self, miner: usize, outcome: BatchOutcome, why: &str, now: Now) {
+        if self.miners[miner].phase == MinerPhase::Connecting {
+            return self.end_miner(miner, outcome, why);
+        }
+        for number in self.miners[miner].jobs.clone() {
+            self.end_job(number, outcome, Some(why), None, now);
+        }
+    }
+
+    pub(super) fn end_miner(&mut self, miner: usize, outcome: BatchOutcome, why: &str) {
+        self.connected(miner);
+        self.progress.answered += usize::from(self.miners[miner].phase != MinerPhase::Up);
+        let kept = std::mem::take(&mut self.miners[miner].kept);
+        if kept.is_empty() {
+            let line = JobLine::of_miner(self.name(miner), outcome, why);
+            self.count(&line);
+            self.out.push(Action::End(Place { miner, job: Place::NO_JOB }, Box::new(line), None));
+        }
+        for kept in kept {
+            if let KeptState::Planned(planned) = kept.state {
+                let line = Job::kept(*planned).line(self.name(miner), outcome, Some(why));
+                self.progress.jobs += 1;
+                self.count(&line);
+                self.out.push(Action::End(kept.place, Box::new(line), None));
+            }
+        }
+        self.close(miner);
+    }
+
+    pub(super) fn end_job(
+        &mut self,
+        number: usize,
+        outcome: BatchOutcome,
+        reason: Option<&str>,
+        answer: Option<Box<Outcome>>,
+        now: Now,
+    ) {
+        let job = &self.jobs[number];
+        let (miner, place) = (job.miner, Place { miner: job.miner, job: job.place });
+        match job.phase {
+            Phase::Ended => return,
+            Phase::Asked | Phase::Starting => self.before_gate -= 1,
+            Phase::Ready => self.progress.ready -= 1,
+            Phase::Sent(_) | Phase::Over(_) => {}
+        }
+        let line = job.line(self.name(miner), outcome, reason);
+        if outcome != BatchOutcome::Declined {
+            self.send_receipt(number, line.scored, now);
+        }
+        self.prepared.remove(&number);
+        self.jobs[number].phase = Phase::Ended;
+        self.jobs[number].deadline = None;
+        self.set_deadline(number);
+        self.count(&line);
+        self.out.push(Action::End(place, Box::new(line), answer));
+        self.miners[miner].open -= 1;
+        if self.miners[miner].open == 0 {
+            self.close(miner);
+        }
+    }
+
+    pub(super) fn count(&mut self, line: &JobLine) {
+        self.progress.ended += 1;
+        self.progress.failed += usize::from(line.outcome != Some(BatchOutcome::Completed));
+    }
+
+    /// An attempt to connect is over.
+    pub(super) fn connected(&mut self, miner: usize) {
+        if self.miners[miner].phase == MinerPhase::Connecting {
+            self.connecting -= 1;
+            self.deadlines.set(Due::Miner(miner), None);
+        }
+    }
+
+    pub(super) fn close(&mut self, miner: usize) {
+        let before = std::mem::replace(&mut self.miners[miner].phase, MinerPhase::Closed);
+        if before != MinerPhase::Closed {
+            self.open_miners -= 1;
+            self.out.push(Action::Close(miner));
+        }
+    }
+
+    /// Everything is closed, and what has not ended stays without an outcome.
+    pub(super) fn stop(&mut self, ending: Ending, now: Now) {
+        for number in 0..self.jobs.len() {
+            // What is kept may go on; who has an executor for it learns that nobody waits if it may not.
+            if self.jobs[number].phase != Phase::Ended && self.config.state_dir.is_none() {
+                self.send_receipt(number, false, now);
+            }
+        }
+        self.waiting.clear();
+        for miner in 0..self.miners.len() {
+            self.connected(miner);
+            self.close(miner);
+        }
+        self.done = true;
+        self.out.push(Action::Done(ending));
+    }
+}

@@ -1,0 +1,230 @@
+//! `phalanx batch` as a process: real miners, the contract of its output, Ctrl-C, and kills at random moments.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::process::Command;
+
+use phalanx::base::rng::Rng;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::testkit::batch_miners::{BatchMiners, Kind, RIGHT};
+use crate::testkit::process::{Finished, Running, nothing_left, phalanx, run};
+use crate::testkit::roles::World;
+use crate::testkit::wait::until;
+
+/// How often it is killed; `PHALANX_TEST_KILLS` says otherwise.
+const KILLS: usize = 20;
+
+const ALICE: &str = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY";
+
+fn job(script: &str, expected: &str) -> String {
+    let job = json!({
+        "executor_class": "always_on.test", "docker_image": "none", "args": ["sh", "-c", script],
+        "expected_stdout": expected,
+    });
+    format!("{job}\n")
+}
+
+/// A batch of the miners in `folder/miners.toml` and the jobs in `folder/jobs`.
+fn batch(scratch: &Path, folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = phalanx(scratch);
+    command.args(["batch", "--json", "--miners"]).arg(folder.join("miners.toml"));
+    command.arg("--jobs").arg(folder.join("jobs")).args(arguments).env("PHALANX_KEY", "//Alice");
+    command
+}
+
+/// The lines of jobs, and the summary.
+fn output(finished: &Finished) -> (Vec<Value>, Value) {
+    let mut lines: Vec<Value> = finished.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let summary = lines.pop().unwrap_or_else(|| panic!("no summary: {finished:?}"));
+    (lines, summary["summary"].clone())
+}
+
+fn outcomes(lines: &[Value]) -> HashMap<&str, usize> {
+    let mut counts = HashMap::new();
+    for line in lines {
+        *counts.entry(line["outcome"].as_str().unwrap()).or_default() += 1;
+    }
+    counts
+}
+
+#[test]
+fn a_batch_runs_jobs_on_real_miners_and_judges_what_they_write() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let path = |name: &str| folder.path().join(name);
+    let (mut miners, mut running) = (String::new(), Vec::new());
+    for key in ["//Bob", "//Charlie"] {
+        let mut miner = phalanx(scratch.path());
+        miner.args(["miner", "--listen", "127.0.0.1:0", "--validator", ALICE, "--executors", "always_on.test=2"]);
+        miner.args(["--runner", "process", "--drain-time", "1s", "--state-dir"]).arg(path(&key.replace('/', "")));
+        let mut miner = Running::start(miner.env("PHALANX_KEY", key));
+        let line: Value = serde_json::from_str(&miner.line()).unwrap();
+        let port = line["listening"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
+        let hotkey = phalanx::identity::KeyPair::from_uri(key).unwrap().ss58();
+        miners += &format!("[[miner]]\nhotkey = \"{hotkey}\"\naddress = \"127.0.0.1\"\nport = {port}\n");
+        running.push(miner);
+    }
+    std::fs::write(path("miners.toml"), &miners).unwrap();
+    std::fs::write(path("jobs"), job("echo $((6 * 7))", "42\n")).unwrap();
+
+    let planned = run(&mut batch(scratch.path(), folder.path(), &["--dry-run", "--seed", "3"]));
+    let (lines, summary) = output(&planned);
+    assert_eq!((planned.code, lines.len(), &summary["seed"], &summary["jobs"]), (Some(0), 4, &json!(3), &json!(4)));
+    assert!(lines.iter().all(|line| line["outcome"].is_null() && line["job_uuid"].is_string()), "{lines:?}");
+
+    let done = run(&mut batch(scratch.path(), folder.path(), &["--seed", "3"]));
+    let (lines, summary) = output(&done);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert_eq!(outcomes(&lines), HashMap::from([("completed", 4)]), "{done:?}");
+    for line in &lines {
+        assert_eq!((&line["scored"], &line["late"], &line["reason"]), (&json!(true), &json!(false), &Value::Null));
+        assert!(line["seconds"].as_f64().unwrap() > 0.0 && line["class"] == "always_on.test", "{line}");
+        let at = |key: &str| line[key].as_str().unwrap().to_owned();
+        assert!([at("accepted_at"), at("ready_at"), at("sent_at"), at("answered_at")].is_sorted(), "{line}");
+    }
+    assert_eq!((&summary["jobs"], &summary["outcomes"]), (&json!(4), &json!({"completed": 4})));
+    assert!(done.stderr.contains("seed 3"), "{}", done.stderr);
+
+    // More are asked for than there are executors, and what they write is wrong.
+    std::fs::write(path("jobs"), job("echo 41", "42\n")).unwrap();
+    let done = run(&mut batch(scratch.path(), folder.path(), &["--per-miner", "3"]));
+    let (lines, _) = output(&done);
+    assert_eq!(outcomes(&lines), HashMap::from([("failed", 4), ("declined", 2)]), "{done:?}");
+    let wrong = lines.iter().find(|line| line["outcome"] == "failed").unwrap();
+    assert!(wrong["reason"].as_str().unwrap().starts_with("wrong answer: stdout begins with \"41\\n\""), "{wrong}");
+
+    for miner in running {
+        let stopped = miner.stop(Signal::TERM);
+        assert_eq!(stopped.code, Some(0), "{}", stopped.stderr);
+    }
+    nothing_left(scratch.path());
+}
+
+#[test]
+fn what_is_wrong_with_the_arguments_is_said_in_a_line() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let path = |name: &str| folder.path().join(name);
+    std::fs::write(path("miners.toml"), format!("[[miner]]\nhotkey = \"{ALICE}\"\naddress = \"x\"\nport = 1\n"))
+        .unwrap();
+    std::fs::write(path("jobs"), job("true", "")).unwrap();
+    let state = path("state").display().to_string();
+    for (arguments, problem) in [
+        (&["--per-miner", "0"][..], "error: 0 jobs for each miner; it should be at least 1\n"),
+        (&["--max-fail", "101"], "error: more than 100 per cent may fail; it should be from 0 to 100\n"),
+        (&["--resume", "--state-dir", &state], "the state folder holds no batch; begin one there without resuming\n"),
+        (&["--replay", "--state-dir", &state], "the state folder holds no batch; begin one there without resuming\n"),
+    ] {
+        let refused = run(&mut batch(scratch.path(), folder.path(), arguments));
+        assert!(refused.stderr.ends_with(problem) && refused.stderr.starts_with("error: "), "{}", refused.stderr);
+        assert_eq!((refused.stderr.lines().count(), refused.stdout.as_str()), (1, ""));
+        assert_eq!(refused.code, Some(if arguments[0] == "--replay" { 1 } else { 2 }));
+    }
+}
+
+#[test]
+fn after_ctrl_c_it_reports_what_there_is_and_says_so_with_its_code() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let world = World::new();
+    let miners = BatchMiners::start(&world, &[Kind::Good(0), Kind::Refusing, Kind::Good(3_600_000)], 1);
+    std::fs::write(folder.path().join("miners.toml"), miners.file()).unwrap();
+    std::fs::write(folder.path().join("jobs"), job("true", RIGHT)).unwrap();
+    let mut running = Running::start(&mut batch(scratch.path(), folder.path(), &[]));
+    let first: Vec<String> = (0..2).map(|_| running.line()).collect();
+    let stopped = running.stop(Signal::INT);
+    let (lines, summary) = output(&stopped);
+    assert_eq!((stopped.code, lines.len()), (Some(1), 2), "{stopped:?}");
+    assert_eq!(stopped.stdout.lines().take(2).collect::<Vec<_>>(), first);
+    assert_eq!(summary["outcomes"], json!({"completed": 1, "refused": 1}));
+    until("all connections are closed", || miners.seen(|seen| seen.open == 0));
+    miners.stop();
+    nothing_left(scratch.path());
+}
+
+#[test]
+fn killed_at_random_moments_and_resumed_it_loses_no_end_and_scores_nothing_twice() {
+    let kills = std::env::var("PHALANX_TEST_KILLS").map_or(KILLS, |n| n.parse().expect("PHALANX_TEST_KILLS: a number"));
+    let seed = Rng::from_entropy().next_u64();
+    println!("seed {seed}");
+    let mut rng = Rng::new(seed);
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let state = folder.path().join("state").display().to_string();
+    let world = World::new();
+    // They answer one after the other, some before they are asked to run anything.
+    let mut kinds: Vec<Kind> = (0..10).map(|n| Kind::Good(40 * n)).collect();
+    kinds.extend([Kind::Lying, Kind::Lying, Kind::Stranger, Kind::Refusing, Kind::Wrong]);
+    let miners = BatchMiners::start(&world, &kinds, 2);
+    std::fs::write(folder.path().join("miners.toml"), miners.file()).unwrap();
+    std::fs::write(folder.path().join("jobs"), job("true", RIGHT)).unwrap();
+    let jobs = 2 * 13 + 2;
+    let key = |line: &Value| (line["miner"].to_string(), line["job_uuid"].to_string());
+    // What each batch has shown so far.
+    let mut shown: HashMap<(String, String), String> = HashMap::new();
+    let (mut in_work, mut killed, mut batches, mut kept, mut interrupted) = (false, 0, 0, 0, 0);
+    loop {
+        let more: &[&str] = if in_work { &["--resume"] } else { &[] };
+        let mut command = batch(scratch.path(), folder.path(), &["--state-dir", &state, "--late", "0s"]);
+        let running = Running::start(command.args(more));
+        let last = killed == kills;
+        if !last {
+            // Between the first word of a miner and the last: 3 messages before the gate, and 1 after, for each job.
+            let moment = miners.seen(|seen| seen.messages) + 1 + (rng.next_u64() % (5 * jobs)) as usize;
+            let mut over = false;
+            until("the moment of a kill", || {
+                over = running.ended_within(std::time::Duration::from_millis(1));
+                over || miners.seen(|seen| seen.messages) >= moment
+            });
+            if !over {
+                running.signal(Signal::KILL);
+                killed += 1;
+            }
+        }
+        let finished = running.finish();
+        assert!(!finished.stderr.contains("panicked"), "{}", finished.stderr);
+        let complete: Vec<&str> = finished.stdout.split_inclusive('\n').filter(|line| line.ends_with('\n')).collect();
+        let mut lines: Vec<Value> = complete.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let summary = lines.last().filter(|line| line.get("summary").is_some()).cloned();
+        if summary.is_some() {
+            lines.pop();
+        }
+        let mut now: HashMap<(String, String), String> = HashMap::new();
+        for line in &lines {
+            let twice = now.insert(key(line), line.to_string());
+            assert_eq!(twice, None, "two lines of one job, seed {seed}");
+            if let Some(before) = shown.get(&key(line)) {
+                assert_eq!(*before, line.to_string(), "an end has changed, seed {seed}");
+            }
+        }
+        let began = !finished.stderr.contains("holds no batch");
+        shown.extend(now.clone());
+        match (finished.code, summary) {
+            (Some(0), Some(summary)) => {
+                // All that any run of it has shown is in the last.
+                assert_eq!(now.len(), shown.len(), "an end is lost, seed {seed}");
+                assert_eq!(now.len(), jobs as usize, "seed {seed}: {}", finished.stdout);
+                assert_eq!(summary["summary"]["jobs"], json!(26));
+                kept += shown.len();
+                interrupted += lines.iter().filter(|line| line["outcome"] == "horde_failed").count();
+                batches += 1;
+                shown.clear();
+                in_work = false;
+                if last {
+                    break;
+                }
+            }
+            // Killed before it had begun anything there is nothing to resume.
+            (Some(2), None) if in_work && !began => in_work = false,
+            (None, _) => in_work = true,
+            (code, summary) => panic!("{code:?} {summary:?} {}", finished.stderr),
+        }
+    }
+    println!("{killed} kills in {batches} batches: {kept} ends, {interrupted} jobs had left when it was killed");
+    miners.seen(|seen| {
+        let most = seen.requests.values().max();
+        assert_eq!(most, Some(&1), "a job's request came twice, seed {seed}");
+    });
+    assert!(kills < 10 || interrupted > 0, "no kill hit a job that had left");
+    until("all connections are closed", || miners.seen(|seen| seen.open == 0));
+    miners.stop();
+    nothing_left(scratch.path());
+}

@@ -1,0 +1,241 @@
+//! A batch over real sockets on loopback: its miners' kinds, what is kept of it, and how it ends before its time.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use phalanx::base::rng::Rng;
+use phalanx::identity::{KeyPair, PublicKey};
+use phalanx::protocol::{ExecutorClass, Int, JobResultDetails, V2JobRequest};
+use phalanx::transport::ClientTls;
+use phalanx::transport::ws::WsDialer;
+use phalanx::validator::JobTimes;
+use phalanx::validator::batch::{
+    BatchConfig, BatchError, BatchOutcome, Ending, JobLine, JobMaker, Judge, NoLine, RunningBatch, Summary, Verdict,
+    replay,
+};
+
+use crate::testkit::batch_miners::{BatchMiners, Kind, RIGHT};
+use crate::testkit::roles::{World, job};
+use crate::testkit::wait::{LONG, until};
+
+/// Only those that say nothing reach these limits.
+const TIMES: JobTimes = JobTimes {
+    connect: LONG,
+    reservation: Duration::from_secs(20),
+    executor_startup: LONG,
+    leeway: Duration::from_secs(10),
+    margin: Duration::from_secs(5),
+};
+
+fn config(seed: u64) -> BatchConfig {
+    let key = KeyPair::from_uri("//Validator").unwrap();
+    BatchConfig { times: TIMES, late: Duration::ZERO, gate: LONG, ..BatchConfig::new(key, seed) }
+}
+
+/// Jobs whose stages have a second each, judged by one right answer.
+fn maker_and_judge() -> (Box<dyn JobMaker>, Box<dyn Judge>) {
+    let second = || Int::from(1);
+    let request = Arc::new(V2JobRequest {
+        download_time_limit: second(),
+        execution_time_limit: second(),
+        upload_time_limit: second(),
+        ..job(&KeyPair::from_uri("//User").unwrap())
+    });
+    let maker = move |_: &PublicKey, class: ExecutorClass, _: &mut Rng| {
+        (class == request.executor_class).then(|| request.clone())
+    };
+    (Box::new(maker), judge())
+}
+
+fn judge() -> Box<dyn Judge> {
+    Box::new(|_: &V2JobRequest, answer: &JobResultDetails| match answer.docker_process_stdout.as_str() {
+        RIGHT => Verdict::Right,
+        other => Verdict::Wrong(format!("{other:?}")),
+    })
+}
+
+fn start(world: &World, miners: &BatchMiners, config: BatchConfig) -> Result<RunningBatch, BatchError> {
+    let dialer = Arc::new(WsDialer::new(ClientTls::default()));
+    RunningBatch::start(config, miners.addresses.clone(), maker_and_judge(), dialer, world.timer())
+}
+
+fn to_the_end(batch: RunningBatch) -> (Vec<JobLine>, Result<Summary, BatchError>) {
+    let mut lines = Vec::new();
+    loop {
+        match batch.next_line(LONG) {
+            Ok(line) => lines.push(line),
+            Err(NoLine::NotYet) => panic!("no line within {LONG:?}: {:?}", batch.progress()),
+            Err(NoLine::Over) => return (lines, batch.finish()),
+        }
+    }
+}
+
+/// Outcomes by the kind of the miner.
+fn by_kind(miners: &BatchMiners, kinds: &[Kind], lines: &[JobLine]) -> BTreeMap<(Kind, &'static str), usize> {
+    let mut counts = BTreeMap::new();
+    for line in lines {
+        let miner = miners.addresses.iter().position(|miner| miner.hotkey.to_ss58() == line.miner).unwrap();
+        *counts.entry((kinds[miner], line.outcome.unwrap().as_str())).or_default() += 1;
+    }
+    counts
+}
+
+#[test]
+fn two_hundred_and_fifty_miners_over_sockets_end_by_their_kinds() {
+    let shares = [
+        (Kind::Good(0), 150, "completed"),
+        (Kind::Good(300), 20, "completed"),
+        (Kind::Silent, 10, "timeout"),
+        (Kind::Refusing, 15, "refused"),
+        (Kind::Stranger, 10, "unauthorized"),
+        (Kind::Babbling, 5, "protocol_error"),
+        (Kind::Garbage, 5, "protocol_error"),
+        (Kind::Lying, 10, "declined"),
+        (Kind::Cutting, 5, "horde_failed"),
+        (Kind::Doubling, 10, "completed"),
+        (Kind::Wrong, 5, "failed"),
+        (Kind::Flaky, 5, "completed"),
+    ];
+    let kinds: Vec<Kind> = shares.iter().flat_map(|(kind, count, _)| std::iter::repeat_n(*kind, *count)).collect();
+    assert_eq!(kinds.len(), 250);
+    let world = World::new();
+    let miners = BatchMiners::start(&world, &kinds, 2);
+    let (lines, summary) = to_the_end(start(&world, &miners, config(5)).unwrap());
+    let summary = summary.unwrap();
+    println!("{}", summary.table());
+    let expected: BTreeMap<(Kind, &str), usize> = shares
+        .iter()
+        .map(|(kind, count, outcome)| {
+            // Who is not talked to has one line.
+            let lines = if matches!(kind, Kind::Refusing | Kind::Stranger | Kind::Babbling) { 1 } else { 2 };
+            ((*kind, *outcome), lines * count)
+        })
+        .collect();
+    assert_eq!(by_kind(&miners, &kinds, &lines), expected);
+    assert_eq!((summary.ending, summary.jobs), (Ending::Complete, 2 * (250 - 30)));
+    let scored = lines.iter().filter(|line| line.scored).count();
+    assert_eq!((scored, summary.scored), (2 * 185, 2 * 185));
+    // Nobody is asked twice for the same, nobody's request leaves twice.
+    miners.seen(|seen| {
+        assert!(seen.requests.values().chain(seen.asked.values()).all(|count| *count == 1));
+    });
+    until("all connections are closed", || miners.seen(|seen| seen.open == 0));
+    miners.stop();
+}
+
+#[test]
+fn a_cancelled_batch_tells_what_has_ended_and_closes_the_rest() {
+    let world = World::new();
+    let kinds = [Kind::Refusing, Kind::Good(0), Kind::Silent];
+    let miners = BatchMiners::start(&world, &kinds, 1);
+    let batch = start(&world, &miners, config(5)).unwrap();
+    let line = batch.next_line(LONG).unwrap();
+    assert_eq!(line.outcome, Some(BatchOutcome::Refused));
+    batch.cancel_signal().cancel();
+    let (lines, summary) = to_the_end(batch);
+    let summary = summary.unwrap();
+    assert_eq!((lines.len(), summary.ending), (0, Ending::Cancelled));
+    assert_eq!(summary.outcomes, BTreeMap::from([(BatchOutcome::Refused, 1)]));
+    until("all connections are closed", || miners.seen(|seen| seen.open == 0));
+    miners.stop();
+}
+
+#[test]
+fn dropping_a_running_batch_stops_it() {
+    let world = World::new();
+    let miners = BatchMiners::start(&world, &[Kind::Silent, Kind::Good(0), Kind::Refusing], 2);
+    let batch = start(&world, &miners, config(5)).unwrap();
+    until("both that listen are asked", || miners.seen(|seen| seen.asked.len() == 4));
+    drop(batch);
+    until("all connections are closed", || miners.seen(|seen| seen.open == 0));
+    miners.stop();
+}
+
+#[test]
+fn a_judge_that_panics_ends_the_batch_and_closes_every_connection() {
+    let world = World::new();
+    let miners = BatchMiners::start(&world, &[Kind::Good(0), Kind::Good(60_000)], 2);
+    let (maker, _) = maker_and_judge();
+    let judge = |_: &V2JobRequest, _: &JobResultDetails| -> Verdict { panic!("a judge's fault") };
+    let dialer = Arc::new(WsDialer::new(ClientTls::default()));
+    let parts = (maker, Box::new(judge) as Box<dyn Judge>);
+    let batch = RunningBatch::start(config(5), miners.addresses.clone(), parts, dialer, world.timer()).unwrap();
+    let (lines, summary) = to_the_end(batch);
+    let error = summary.unwrap_err().to_string();
+    assert!(lines.is_empty() && error.contains("a judge's fault"), "{error}");
+    until("all connections are closed", || miners.seen(|seen| seen.open == 0));
+    miners.stop();
+}
+
+fn in_folder(folder: &Path, resume: bool) -> BatchConfig {
+    BatchConfig { state_dir: Some(folder.to_owned()), resume, ..config(5) }
+}
+
+#[test]
+fn a_batch_on_disk_is_shown_again_judged_again_and_not_mixed_with_another() {
+    let world = World::new();
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().join("state");
+    let miners = BatchMiners::start(&world, &[Kind::Good(0), Kind::Wrong, Kind::Refusing, Kind::Lying], 2);
+    let nothing = start(&world, &miners, in_folder(&folder, true)).unwrap_err();
+    assert!(matches!(nothing, BatchError::NoBatch), "{nothing}");
+    let (lines, summary) = to_the_end(start(&world, &miners, in_folder(&folder, false)).unwrap());
+    let outcomes = summary.unwrap().outcomes;
+    assert_eq!(outcomes.values().sum::<usize>(), 7);
+
+    // It goes on with nothing left to do: the same lines, and nobody is connected to.
+    let asked = miners.seen(|seen| seen.messages);
+    let (again, summary) = to_the_end(start(&world, &miners, in_folder(&folder, true)).unwrap());
+    let sorted = |lines: &[JobLine]| {
+        let mut texts: Vec<String> = lines.iter().map(JobLine::to_json).collect();
+        texts.sort();
+        texts
+    };
+    assert_eq!((sorted(&again), summary.unwrap().outcomes), (sorted(&lines), outcomes.clone()));
+    assert_eq!(miners.seen(|seen| seen.messages), asked);
+
+    // Judged again as before, and the other way round.
+    let limits = (LONG, LONG);
+    let mut replayed = Vec::new();
+    let summary = replay(&folder, &mut *judge(), limits, |line| replayed.push(line.clone())).unwrap();
+    assert_eq!((sorted(&replayed), summary.outcomes), (sorted(&lines), outcomes));
+    let mut other = |_: &V2JobRequest, answer: &JobResultDetails| match answer.docker_process_stdout.as_str() {
+        RIGHT => Verdict::Wrong("no".to_owned()),
+        _ => Verdict::Right,
+    };
+    replayed.clear();
+    replay(&folder, &mut other, limits, |line| replayed.push(line.clone())).unwrap();
+    for (line, before) in replayed.iter().map(|line| (line, lines.iter().find(|l| l.job_uuid == line.job_uuid))) {
+        let Some(before) = before.filter(|line| line.job_uuid.is_some()) else { continue };
+        match before.outcome {
+            Some(BatchOutcome::Completed) => {
+                assert_eq!((line.outcome, line.scored), (Some(BatchOutcome::Failed), false))
+            }
+            Some(BatchOutcome::Failed) => {
+                assert_eq!((line.outcome, line.scored), (Some(BatchOutcome::Completed), true))
+            }
+            other => assert_eq!(line.outcome, other),
+        }
+    }
+
+    // A resumed batch is the one that was begun.
+    let another = BatchConfig { seed: 6, ..in_folder(&folder, true) };
+    let error = start(&world, &miners, another).unwrap_err().to_string();
+    assert!(error.contains("its seed is 5, not 6"), "{error}");
+    let another = BatchConfig { made_of: "other jobs".to_owned(), ..in_folder(&folder, true) };
+    let error = start(&world, &miners, another).unwrap_err().to_string();
+    assert!(error.contains("other jobs or another number"), "{error}");
+
+    // A new one takes the place of one that has ended, and of no other.
+    let batch = start(&world, &miners, in_folder(&folder, false)).unwrap();
+    batch.cancel_signal().cancel();
+    let (_, summary) = to_the_end(batch);
+    assert_eq!(summary.unwrap().ending, Ending::Cancelled);
+    let error = start(&world, &miners, in_folder(&folder, false)).unwrap_err();
+    assert!(matches!(error, BatchError::Unfinished { seed: 5 }), "{error}");
+    let (lines, summary) = to_the_end(start(&world, &miners, in_folder(&folder, true)).unwrap());
+    assert_eq!((lines.len(), summary.unwrap().ending), (7, Ending::Complete));
+    miners.stop();
+}
