@@ -18,6 +18,8 @@ pub mod now;
 pub mod rng;
 pub mod scope;
 pub mod shutdown;
+#[cfg(all(target_os = "linux", any(test, feature = "test-util")))]
+pub mod simulate;
 // As of `drained`.
 #[cfg(test)]
 mod shutdown_tests;

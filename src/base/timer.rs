@@ -9,6 +9,7 @@ use std::collections::{BinaryHeap, HashMap};
 use std::fmt;
 use std::time::Instant;
 
+use super::clock::Clock;
 use super::lock::{lock, wait, wait_timeout};
 use super::stop::Step;
 use super::sync::{Arc, Condvar, Mutex};
@@ -29,6 +30,7 @@ pub struct Timer {
 }
 
 struct TimerShared {
+    clock: Clock,
     state: Mutex<TimerState>,
     changed: Condvar,
 }
@@ -63,7 +65,18 @@ impl fmt::Debug for Alarm {
 impl Timer {
     /// Starts the timer thread.
     pub fn start() -> Self {
-        let shared = Arc::new(TimerShared { state: Mutex::default(), changed: Condvar::new() });
+        Self::start_with(Clock::system())
+    }
+
+    /// As [`Timer::start`]; its moments, and those of all that are given its handle, are of that clock.
+    pub fn start_with(clock: Clock) -> Self {
+        let shared = Arc::new(TimerShared { clock, state: Mutex::default(), changed: Condvar::new() });
+        let told = Arc::downgrade(&shared);
+        shared.clock.on_advance(move || {
+            // With the lock, so that the thread is not between its look at the clock and its wait.
+            let told = told.upgrade().inspect(|shared| drop(lock(&shared.state)));
+            told.inspect(|shared| shared.changed.notify_one()).is_some()
+        });
         let running = shared.clone();
         let handle = TimerHandle(shared);
         let stop = handle.clone();
@@ -84,6 +97,11 @@ impl Timer {
 }
 
 impl TimerHandle {
+    /// The clock whose moments these are.
+    pub fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
     /// Runs `action` on the timer thread at `when`, unless the alarm is dropped first or the timer has stopped.
     /// `action` must be quick and must not block.
     pub fn at(&self, when: Instant, action: impl FnOnce() + Send + 'static) -> Alarm {
@@ -125,7 +143,7 @@ impl Drop for Alarm {
 fn run(shared: &TimerShared) {
     let mut state = lock(&shared.state);
     while !state.stopped {
-        let now = Instant::now();
+        let now = shared.clock.now();
         match state.due.peek() {
             Some(Reverse((when, id))) if *when <= now => {
                 let id = *id;
@@ -135,6 +153,10 @@ fn run(shared: &TimerShared) {
                     action();
                     state = lock(&shared.state);
                 }
+            }
+            Some(Reverse((when, _))) if shared.clock.is_manual() => {
+                let (_planned, _waiting) = (shared.clock.plan(*when), waiting("its next alarm", Some(*when)));
+                state = wait(&shared.changed, state);
             }
             Some(Reverse((when, _))) => {
                 let (left, _waiting) = (*when - now, waiting("its next alarm", Some(*when)));

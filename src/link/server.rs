@@ -149,7 +149,8 @@ impl Server {
     pub fn stop(mut self, step: &mut Step, reason: &str) {
         self.stop_accepting(step);
         self.acceptor.cancel();
-        let (now, deadline) = (Instant::now(), step.deadline());
+        let deadline = step.deadline();
+        let (now, last) = (self.timer.clock().now(), self.timer.clock().as_far_as(deadline));
         let mut handles = Vec::new();
         self.acceptor.each(|handle| handles.push(handle.clone()));
         let mut rng = Rng::from_entropy();
@@ -159,7 +160,7 @@ impl Server {
             .zip(delays)
             .map(|(handle, delay)| {
                 let reason = reason.to_owned();
-                self.timer.at((now + delay).min(deadline), move || handle.close(GOING_AWAY, &reason, deadline))
+                self.timer.at((now + delay).min(last), move || handle.close(GOING_AWAY, &reason, deadline))
             })
             .collect();
         self.acceptor.join(step);

@@ -153,6 +153,7 @@ impl SessionHandle {
     /// `deadline` is given up with a kick. Returns at once.
     pub fn close(&self, code: u16, reason: &str, deadline: Instant) {
         let weak = Arc::downgrade(&self.0);
+        let deadline = self.0.timer.clock().as_far_as(deadline);
         let alarm = self.0.timer.at(deadline, move || kick_with(&weak, SessionEnd::CloseTimeout));
         let old = lock(&self.0.close_alarm).replace(alarm);
         drop(old);
@@ -327,7 +328,7 @@ fn write_loop(
     let outcome = loop {
         match handle.0.handover.next_work(epoch) {
             Work::Batch { texts, beat: beat_due, ping } => {
-                handle.write_begins(Some(Instant::now()));
+                handle.write_begins(Some(handle.0.timer.clock().now()));
                 let first = beat.clone().filter(|_| beat_due);
                 let mut writer = lock(writer);
                 let written = first
@@ -370,7 +371,7 @@ struct WatchShared {
 
 impl Watch {
     fn start(handle: &SessionHandle, config: &SessionConfig, traffic: Arc<Traffic>) -> Self {
-        let now = Instant::now();
+        let now = handle.0.timer.clock().now();
         let progress = Progress::new(now, traffic.read_bytes(), traffic.written_bytes());
         let inner = Arc::new(WatchShared {
             session: Arc::downgrade(&handle.0),
@@ -423,7 +424,7 @@ impl WatchShared {
 
     fn look(self: &Arc<Self>) {
         let Some(session) = self.session.upgrade() else { return };
-        let now = Instant::now();
+        let now = self.timer.clock().now();
         let progress = {
             let mut progress = lock(&self.progress);
             progress.look(now, self.traffic.read_bytes(), self.traffic.written_bytes());
@@ -448,6 +449,6 @@ impl WatchShared {
     fn beat(self: &Arc<Self>) {
         let (Some(session), Some(every)) = (self.session.upgrade(), self.beat_every) else { return };
         session.handover.signal(Signal::Beat);
-        self.arm(1, Instant::now() + every, Self::beat);
+        self.arm(1, self.timer.clock().now() + every, Self::beat);
     }
 }

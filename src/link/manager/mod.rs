@@ -163,6 +163,7 @@ impl Link {
         if self.handle.unsent() == 0 {
             stop.drain();
         } else {
+            let deadline = self.timer.clock().as_far_as(deadline);
             self.stop_alarm = Some(self.timer.at(deadline, move || stop.cancel()));
         }
     }
@@ -259,6 +260,7 @@ where
         };
         let mut backoff = Backoff::new(config.backoff);
         let mut rng = Rng::from_entropy();
+        let clock = self.timer.clock().clone();
         while !self.is_done() {
             self.set(LinkState::Connecting);
             let ended = match self.connect(config) {
@@ -267,7 +269,7 @@ where
                         connection.kick.kick();
                         break;
                     }
-                    backoff.connected(Instant::now());
+                    backoff.connected(clock.now());
                     let end = self.session(connection, first, &session_config);
                     if (config.ends_on_normal_close || self.handle.session.is_closing()) && is_normal_close(&end) {
                         break;
@@ -281,7 +283,7 @@ where
                 break;
             }
             let Disconnection { why, lasting, refused, cut, .. } = ended;
-            let mut next_in = backoff.next_delay(Instant::now(), rng.unit());
+            let mut next_in = backoff.next_delay(clock.now(), rng.unit());
             if lasting {
                 next_in = config.refused_pause.mul_f64(0.5 + rng.unit() / 2.0);
             }
@@ -291,7 +293,7 @@ where
                 (self.receiver.sink)(LinkEvent::Failed { why, refused, cut: cut && !refused, next_in });
             }
             let _waiting = waiting("its next try to connect", Instant::now().checked_add(next_in));
-            self.stop.wait(next_in);
+            clock.wait(&self.stop, Level::Drain, next_in);
         }
     }
 
@@ -307,7 +309,7 @@ where
 
     /// One attempt: a connection that has authenticated, and a text that came with the answer.
     fn connect(&mut self, config: &LinkConfig) -> Result<(Connection, Option<Utf8Bytes>), Disconnection> {
-        let deadline = Instant::now() + config.dial_time;
+        let deadline = self.timer.clock().now() + config.dial_time;
         let request = DialRequest { url: &config.url, headers: &config.headers, limits: config.socket, deadline };
         let connection = self.dialer.dial(&request, &self.stop, Level::Drain)?;
         if self.authenticate.is_some() {
@@ -321,7 +323,7 @@ where
         let _stop = self.stop.on(Level::Drain, move || kick.kick());
         let result = ask(&mut connection, authenticate.as_mut());
         match result {
-            Err(Disconnection { refused: Some(false), .. }) if Instant::now() >= deadline => {
+            Err(Disconnection { refused: Some(false), .. }) if self.timer.clock().now() >= deadline => {
                 Err(Disconnection::failed(format!("no answer to the authentication within {:.1?}", config.dial_time)))
             }
             Err(mut ended) => {

@@ -26,7 +26,10 @@ impl Scheduler {
                 state = self.lock_only();
                 continue;
             }
-            let left = state.table.next_due().filter(|_| !self.config.clock.is_manual());
+            let clock = &self.config.clock;
+            let next = state.table.next_due();
+            let _planned = next.map(|next| clock.plan(next));
+            let left = next.filter(|_| !clock.is_manual());
             state.reaper_sleeps = true;
             let _waiting = waiting("its next deadline", left);
             state = match left {

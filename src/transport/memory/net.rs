@@ -6,9 +6,10 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, at, bounded, select};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use super::wire::Wire;
+use crate::base::clock::Clock;
 use crate::base::lock::lock;
 use crate::base::shutdown::{Level, Never, Shutdown};
 use crate::base::waits::waiting;
@@ -42,6 +43,7 @@ type Plan = Box<dyn FnOnce(&Wire) + Send>;
 
 #[derive(Default)]
 struct NetState {
+    clock: Clock,
     listeners: HashMap<String, Sender<MemoryPending>>,
     faults: VecDeque<DialFault>,
     plans: VecDeque<Plan>,
@@ -53,6 +55,11 @@ impl MemoryNet {
     /// A network without listeners and faults.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A network whose dials end at deadlines of that clock.
+    pub fn with_clock(clock: Clock) -> Self {
+        Self(Arc::new(Mutex::new(NetState { clock, ..NetState::default() })))
     }
 
     /// A listener that is dialled as `ws://name` or `wss://name`; `name` may have a port. It takes the place of an
@@ -115,18 +122,21 @@ pub struct MemoryDialer(MemoryNet);
 
 impl Dialer for MemoryDialer {
     fn dial(&self, request: &DialRequest<'_>, shutdown: &Shutdown, level: Level) -> Result<Connection, TransportError> {
-        let start = Instant::now();
         let url = WsUrl::parse(request.url)?;
-        let (fault, listener) = {
+        let (fault, listener, clock) = {
             let mut state = lock(&self.0.0);
             state.dials += 1;
-            (state.faults.pop_front(), state.listeners.get(&url.authority).cloned())
+            (state.faults.pop_front(), state.listeners.get(&url.authority).cloned(), state.clock.clone())
         };
+        let start = clock.now();
         let stop: &Receiver<Never> =
             if level == Level::Cancel { shutdown.cancel_receiver() } else { shutdown.drain_receiver() };
-        let deadline = at(request.deadline);
-        let late =
-            || TransportError::Timeout { doing: "handshake", peer: url.authority.clone(), after: start.elapsed() };
+        let moment = clock.at(request.deadline);
+        let deadline = moment.receiver();
+        let late = || {
+            let after = clock.now().saturating_duration_since(start);
+            TransportError::Timeout { doing: "handshake", peer: url.authority.clone(), after }
+        };
         let refused = || {
             let failures = vec![(url.authority.clone(), io::ErrorKind::ConnectionRefused.into())];
             TransportError::Dial(DialError::Connect { failures })
