@@ -6,8 +6,8 @@ VENV := target/venv
 # A test program that hangs is shown and ended.
 LIMIT := --config 'target."cfg(unix)".runner="tests/limit"'
 
-.PHONY: run test test/quick check fmt clippy doc deny features release bench bench/miner bench/client bench/tasks bench/durability \
-  stress
+.PHONY: run test test/quick check fmt clippy doc deny features release bench bench/miner bench/validator bench/client \
+  bench/tasks bench/durability stress
 
 run:
 	$(CARGO) run --quiet --release -- demo
@@ -79,6 +79,10 @@ bench:
 bench/miner:
 	$(CARGO) build --quiet --release --locked
 	$(CARGO) run --quiet --release --locked --example miner
+
+# A validator's way to its miners: manifests beside the Python client, kept connections beside fresh ones.
+bench/validator: $(VENV)/.ready
+	$(CARGO) run --quiet --release --locked --example manifests -- $(VENV)/bin/python
 
 # The facilitator client beside clients on tokio and on Python; BENCH_ARGS as in `bench-client compare --help`.
 bench/client: $(VENV)/.ready

@@ -21,6 +21,7 @@ pub mod facilitator;
 mod images;
 pub mod job;
 pub mod key;
+pub mod manifests;
 pub mod miner;
 mod miner_list;
 mod miner_status;
@@ -75,6 +76,8 @@ enum Command {
     Status(status::Args),
     /// Show the miners of a running validator or worker, and why one is passed over
     Miners(miners::Args),
+    /// Ask miners what they offer
+    Manifests(manifests::Args),
     /// Look at one job: its way through a miner
     Job(job::Args),
     /// Look at the updates that a validator keeps for the facilitator; send given-up ones again, or drop them
@@ -165,6 +168,7 @@ pub fn main() -> ExitCode {
         Command::Submit(args) => submit::run(args),
         Command::Status(args) => status::run(args),
         Command::Miners(args) => miners::run(args),
+        Command::Manifests(args) => manifests::run(args),
         Command::Job(args) => job::run(args),
         Command::Outbox(args) => outbox::run(args),
         Command::Batch(args) => batch::run(*args),

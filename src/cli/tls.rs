@@ -97,6 +97,17 @@ impl ClientArgs {
             }
         }
     }
+
+    /// What dials many servers.
+    ///
+    /// # Errors
+    /// As [`ClientArgs::load`]; one name is not that of many servers.
+    pub(super) fn load_for_many(&self) -> Result<WsDialer, String> {
+        match &self.tls_server_name {
+            Some(_) => Err("--tls-server-name is about one server, and the miners are many; leave it out".to_owned()),
+            None => self.load(""),
+        }
+    }
 }
 
 /// The flag as given, which may hold a password; so it is judged by [`ClientArgs::load`] and not by clap, which would

@@ -24,7 +24,7 @@ use crate::transport::ws::WsDialer;
 use crate::validator::miners::{FeedHandle, MinerFeed};
 #[cfg(feature = "celery")]
 use crate::validator::remote::DEFAULT_QUEUE;
-use crate::validator::{Dispatch, Validator, ValidatorConfig};
+use crate::validator::{AskedStatus, Dispatch, Validator, ValidatorConfig};
 
 /// The arguments of `phalanx validator`.
 #[derive(Debug, clap::Args)]
@@ -75,6 +75,9 @@ pub struct Args {
     /// How long a stop lets the last updates be answered; what is not answered then is kept, and the exit code is 3
     #[arg(long, value_name = "DUR", default_value = "10s", value_parser = duration, env = "PHALANX_FLUSH_TIME")]
     flush_time: Duration,
+    /// How often miners are asked for their manifests; 0s for never, then jobs alone learn them
+    #[arg(long, value_name = "DUR", default_value = "60s", value_parser = duration, env = "PHALANX_MANIFEST_INTERVAL")]
+    manifest_interval: Duration,
     /// How long a miner that was reported for cheating gets no job
     #[arg(long, value_name = "DUR", default_value = "24h", value_parser = duration, env = "PHALANX_BLACKLIST_TIME")]
     blacklist_time: Duration,
@@ -180,6 +183,7 @@ fn configure(args: Args) -> Result<(ValidatorConfig, Option<MinerList>, WsDialer
         flush_time: args.flush_time,
         blacklist_time: args.blacklist_time,
         incident_half_life: args.incident_half_life,
+        manifest_interval: args.manifest_interval,
         ..ValidatorConfig::new(facilitator, key, miners)
     };
     let problems = config.validate();
@@ -231,6 +235,10 @@ fn serve_status(
             "rejected": ended.rejected.get(),
             "horde_failed": ended.horde_failed.get(),
         });
+        let asked = observer.asked();
+        if let Some(asked) = &asked {
+            measure_asked(metrics, asked);
+        }
         let oldest = client.oldest_update().map_or(0, |age| age.as_secs());
         json!({
             "facilitator": client.state().to_string(),
@@ -244,9 +252,29 @@ fn serve_status(
             "dead_letters": counts.dead,
             "tasks": observer.tasks().map(threads_of),
             "remote": observer.front(),
+            "asked": asked,
         })
     };
     status::serve_more(("validator", "val"), listener, env, &board, look, miners)
+}
+
+fn measure_asked(metrics: &Metrics, asked: &AskedStatus) {
+    let age = usize::try_from(asked.manifests.oldest_seconds).unwrap_or(usize::MAX);
+    let help = "Age of the oldest manifest that is known.";
+    metrics.gauge("phalanx_validator_manifest_age_seconds", help, &[]).set(age);
+    let help = "Miners that have never told their manifest.";
+    metrics.gauge("phalanx_validator_miners_unknown", help, &[]).set(asked.manifests.unknown);
+    for (state, count) in &asked.breakers {
+        let help = "Miners by the state of their breaker.";
+        metrics.gauge("phalanx_validator_breakers", help, &[("state", state)]).set(*count);
+    }
+    let help = "1 while most miners fail at once, which is our own trouble.";
+    let outage = usize::from(asked.outage_seconds.is_some());
+    metrics.gauge("phalanx_validator_outage", help, &[]).set(outage);
+    for (state, count) in [("idle", asked.connections.idle), ("leased", asked.connections.leased)] {
+        let help = "Connections to miners, in use and kept.";
+        metrics.gauge("phalanx_validator_miner_connections", help, &[("state", state)]).set(count);
+    }
 }
 
 #[cfg(all(test, not(feature = "celery")))]

@@ -20,7 +20,8 @@ pub mod server;
 pub mod session;
 
 pub use manager::{
-    Authenticate, Authenticated, IdleLink, Link, LinkConfig, LinkEvent, LinkHandle, LinkState, Refused, Text,
+    Authenticate, Authenticated, IdleLink, Link, LinkConfig, LinkEvent, LinkHandle, LinkState, NoConnection, Refused,
+    Text, authenticate,
 };
 pub use outbox::{About, Answered, Full, Kind, OutboxLimits, Outgoing, Rank};
 pub use rate::{Buckets, Rate};

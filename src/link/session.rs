@@ -6,8 +6,9 @@
 //! asked for and the outbox is drained (or its deadline has passed).
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::handover::{Handover, Signal, Work};
@@ -59,6 +60,8 @@ pub enum SessionEnd {
     Stuck,
     /// Our close was not answered by its deadline.
     CloseTimeout,
+    /// It was left open, for whoever goes on with it; only [`run_until`] ends like this.
+    Detached(Box<Connection>),
 }
 
 impl fmt::Display for SessionEnd {
@@ -69,6 +72,7 @@ impl fmt::Display for SessionEnd {
             SessionEnd::Silent => f.write_str("the peer was silent for too long"),
             SessionEnd::Stuck => f.write_str("the peer did not read for too long"),
             SessionEnd::CloseTimeout => f.write_str("the peer did not answer our close in time"),
+            SessionEnd::Detached(_) => f.write_str("left open"),
         }
     }
 }
@@ -248,32 +252,54 @@ pub fn run(
     config: &SessionConfig,
     mut on_arrival: impl FnMut(Arrival),
 ) -> SessionEnd {
-    let Connection { mut reader, writer, kick, traffic, .. } = connection;
+    run_until(connection, handle, config, |arrival| {
+        on_arrival(arrival);
+        ControlFlow::Continue(())
+    })
+}
+
+/// As [`run`], but `on_arrival` may also break the session off after a text, with [`SessionEnd::Detached`]: nothing
+/// more is read, what was not written yet stays in the outbox.
+pub fn run_until(
+    connection: Connection,
+    handle: &SessionHandle,
+    config: &SessionConfig,
+    mut on_arrival: impl FnMut(Arrival) -> ControlFlow<()>,
+) -> SessionEnd {
+    let Connection { mut reader, writer, kick, traffic, peer } = connection;
     let writer = Arc::new(Mutex::new(writer));
     let present = PresentConnection { kick: kick.clone(), writer: writer.clone(), verdict: None, writing_since: None };
     let epoch = handle.0.handover.attach(present, config.beat.is_some());
-    let watch = Watch::start(handle, config, traffic);
+    let watch = Watch::start(handle, config, traffic.clone());
     let writing = handle.clone();
     let beat = config.beat.as_ref().map(|beat| beat.text.clone());
     let (write_kick, broken_kick) = (kick.clone(), kick.clone());
     let thread = spawn(config.writer_name.clone(), Kick::new("connection", move || write_kick.kick()), move || {
-        write_loop(&writing, epoch, &writer, beat, &broken_kick)
+        write_loop(&writing, epoch, &writer, beat, &broken_kick);
+        writer
     });
     // Declared after the thread: a panic frees the writer first, then joins it.
     let attached = Attached(&handle.0.handover);
 
+    let mut detached = false;
     let end = loop {
         let incoming = match reader.read_ready() {
             Ok(Some(incoming)) => Ok(incoming),
             Ok(None) => {
-                watch.while_busy(|| on_arrival(Arrival::Pause));
+                // Only a text breaks it off.
+                let _ = watch.while_busy(|| on_arrival(Arrival::Pause));
                 let _waiting = waiting("the peer's next frame", None);
                 reader.read()
             }
             Err(error) => Err(error),
         };
         match incoming {
-            Ok(Incoming::Text(text)) => watch.while_busy(|| on_arrival(Arrival::Text(text))),
+            Ok(Incoming::Text(text)) => {
+                if watch.while_busy(|| on_arrival(Arrival::Text(text))).is_break() {
+                    detached = true;
+                    break SessionEnd::Broken(TransportError::Closed);
+                }
+            }
             Ok(Incoming::Control) => handle.0.handover.signal(Signal::Control),
             Ok(Incoming::Pong) => {}
             Ok(Incoming::Binary(data)) => {
@@ -284,9 +310,9 @@ pub fn run(
         }
     };
     // What came right before the end counts, as long as the outbox is that of this connection.
-    watch.while_busy(|| on_arrival(Arrival::Pause));
+    let _ = watch.while_busy(|| on_arrival(Arrival::Pause));
     drop(watch);
-    let answered = matches!(end, SessionEnd::Closed(_));
+    let answered = detached || matches!(end, SessionEnd::Closed(_));
     if !answered {
         kick.kick();
     }
@@ -294,7 +320,14 @@ pub fn run(
     drop(attached);
     let grace = if answered { CLOSE_REPLY_TIME } else { KICK_GRACE };
     match thread.join_or_kick(Instant::now() + grace, KICK_GRACE) {
-        Ok(()) | Err(JoinError::Panicked(_)) => {}
+        // A sender that has had the writer's turn may still hold it, and then it is not ours to give.
+        Ok(writer) if detached && verdict.is_none() => {
+            if let Some(writer) = Arc::into_inner(writer) {
+                let writer = writer.into_inner().unwrap_or_else(PoisonError::into_inner);
+                return SessionEnd::Detached(Box::new(Connection { reader, writer, kick, traffic, peer }));
+            }
+        }
+        Ok(_) | Err(JoinError::Panicked(_)) => {}
         Err(JoinError::Late(thread)) => thread.abandon("a kicked write did not return"),
     }
     // The socket goes with the last kick, so a peer that waits for our end of stream gets it now.

@@ -6,6 +6,7 @@
 //! * `accept`: a listener that can be kicked, and the one loop that admits connections and joins their threads.
 //! * `deadline`: socket calls that end by a deadline.
 //! * [`tls`]: certificates, keys and roots, and the configuration of rustls.
+//! * [`wake`]: an event that a wait for sockets listens to as well.
 //! * [`http`]: the head of a message, the server with the pages that every role has, the client.
 
 pub(crate) mod accept;
@@ -16,6 +17,7 @@ pub mod http;
 pub(crate) mod percent;
 pub mod reach;
 pub mod tls;
+pub mod wake;
 
 /// What a client calls itself in every request, unless its caller gives another `User-Agent`.
 pub const USER_AGENT: &str = concat!("phalanx/", env!("CARGO_PKG_VERSION"));

@@ -23,7 +23,6 @@ use super::error::RedisError;
 use super::meters::CommanderMeters;
 use super::request::{Done, Pipe, QueuedRequest, Request};
 use super::socket::poll;
-use super::wake::Wake;
 use crate::base::backoff::Backoff;
 use crate::base::limits::{REDIS_REQUEST_BYTES, REDIS_REQUESTS, REDIS_WRITE_BYTES};
 use crate::base::lock::lock;
@@ -32,6 +31,7 @@ use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::{KICK_GRACE, Step};
 use crate::base::thread::{JoinError, Kick, Thread, spawn};
 use crate::base::waits::{waiting, waiting_unless_noted};
+use crate::net::wake::Wake;
 use crate::ops::status::Board;
 
 /// Owns the thread. Dropping it kicks and joins the thread.

@@ -21,11 +21,11 @@ use super::config::RedisConfig;
 use super::error::RedisError;
 use super::resp::Parser;
 use super::socket::{Inbox, Ready, poll};
-use super::wake::Wake;
 use crate::base::limits::{REDIS_PUSHES, REDIS_READ_BYTES};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::waits::waiting_unless_noted;
 use crate::net::dial::dial;
+use crate::net::wake::Wake;
 
 /// What Redis sends without being asked: a message of a channel, an invalidated key.
 pub type Push = (PushKind, Vec<Value>);

@@ -21,7 +21,6 @@ mod resp;
 mod script;
 mod socket;
 mod subscriber;
-mod wake;
 
 pub use commander::{Commander, CommanderHandle, CommanderState};
 pub use config::{Password, RedisConfig};
@@ -30,4 +29,5 @@ pub use error::RedisError;
 pub use request::{Answer, Repeat, Request};
 pub use script::Script;
 pub use subscriber::{Channel, Message, Subscriber, SubscriberHandle, SubscriberState, Subscription};
-pub use wake::Wake;
+
+pub use crate::net::wake::Wake;

@@ -8,8 +8,8 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
-use super::wake::Wake;
 use crate::base::limits::REDIS_READ_BYTES;
+use crate::net::wake::Wake;
 
 /// What a wait found.
 #[derive(Debug, Clone, Copy, Default)]

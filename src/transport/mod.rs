@@ -12,6 +12,7 @@
 //! * No subprotocol and no extension is negotiated; a peer's offer of compression is declined.
 
 use std::fmt;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ pub use tungstenite::{Bytes, Utf8Bytes};
 
 use crate::base::limits;
 use crate::base::shutdown::{Level, Shutdown};
+use crate::base::timer::TimerHandle;
 pub use crate::net::USER_AGENT;
 use crate::net::http::head;
 pub use crate::net::tls::{ClientTls, ServerTls, TlsFileError};
@@ -26,6 +28,7 @@ pub use crate::net::tls::{ClientTls, ServerTls, TlsFileError};
 mod control;
 mod error;
 mod handshake;
+pub mod idle;
 #[cfg(any(test, feature = "test-util"))]
 pub mod memory;
 mod proxy;
@@ -46,6 +49,9 @@ pub const WRITE_BUFFER_BYTES: usize = 64 << 10;
 /// How long a reader that failed the connection keeps reading, so that unread bytes do not reset the connection under
 /// the Close on its way to the peer.
 pub const CLOSE_DRAIN_TIME: Duration = Duration::from_secs(1);
+
+/// How long a pong or a Close may take to leave where nothing else is on its way: they are small.
+pub const CLOSE_SEND_TIME: Duration = Duration::from_secs(1);
 
 /// What a read half received.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +123,20 @@ pub trait ReadHalf: Send {
     /// As for [`ReadHalf::read`].
     fn read_ready(&mut self) -> Result<Option<Incoming>, TransportError> {
         Ok(None)
+    }
+
+    /// As [`ReadHalf::read_ready`], but asks the system for more as well, without blocking. Only for a transport that
+    /// has a [`ReadHalf::descriptor`].
+    ///
+    /// # Errors
+    /// As for [`ReadHalf::read`], and [`TransportError::Closed`] after the end.
+    fn read_now(&mut self) -> Result<Option<Incoming>, TransportError> {
+        self.read_ready()
+    }
+
+    /// What `poll` finds readable when [`ReadHalf::read_now`] has something to give; `None` if nothing can be polled.
+    fn descriptor(&self) -> Option<Arc<dyn AsFd + Send + Sync>> {
+        None
     }
 }
 
@@ -199,6 +219,17 @@ pub struct Connection {
     pub traffic: Arc<Traffic>,
     /// The peer's address, for logs.
     pub peer: String,
+}
+
+impl Connection {
+    /// Ends it with Close 1000, whose answer nobody waits for. Blocks at most [`CLOSE_SEND_TIME`].
+    pub fn close(mut self, timer: &TimerHandle) {
+        let kick = self.kick.clone();
+        let _late = timer.at(Instant::now() + CLOSE_SEND_TIME, move || kick.kick());
+        // Polite only: the peer may have gone.
+        let _ = self.writer.close(1000, "");
+        self.kick.kick();
+    }
 }
 
 impl fmt::Debug for Connection {

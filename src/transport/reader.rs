@@ -1,6 +1,7 @@
 //! The read half, whatever is below it: passes messages on, and asks of the writer what the peer is owed.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use tungstenite::error::{CapacityError, ProtocolError};
@@ -20,6 +21,16 @@ pub(super) trait Receive: Send {
     /// if that is not known.
     fn receive_ready(&mut self) -> Result<Option<Message>, Error> {
         Ok(None)
+    }
+
+    /// As [`Receive::receive`], but never blocks; `None` if nothing has come.
+    fn receive_now(&mut self) -> Result<Option<Message>, Error> {
+        self.receive_ready()
+    }
+
+    /// See [`super::ReadHalf::descriptor`].
+    fn descriptor(&self) -> Option<Arc<dyn AsFd + Send + Sync>> {
+        None
     }
 
     /// Reads and discards until the peer's end, at most for [`super::CLOSE_DRAIN_TIME`]. Nothing is received
@@ -147,5 +158,18 @@ impl<R: Receive> ReadHalf for Reader<R> {
             }
             _ => Ok(None),
         }
+    }
+
+    fn read_now(&mut self) -> Result<Option<Incoming>, TransportError> {
+        match self.state {
+            ReaderState::Open => {
+                self.source.receive_now().transpose().map(|received| self.pass_on(received)).transpose()
+            }
+            _ => Err(self.over(TransportError::Closed)),
+        }
+    }
+
+    fn descriptor(&self) -> Option<Arc<dyn AsFd + Send + Sync>> {
+        self.source.descriptor()
     }
 }

@@ -4,12 +4,12 @@
 //! dropped.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
 
 use crate::base::backoff::BackoffConfig;
-use crate::base::clock::now;
 use crate::base::limits::INBOUND_MESSAGES;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::Step;
@@ -20,18 +20,23 @@ use crate::link::{
     Authenticate, Authenticated, Full, Link, LinkConfig, LinkEvent, LinkHandle, LinkState, Outgoing, Refused, Text,
 };
 use crate::ops::throttle::Throttle;
-use crate::protocol::{MinerToValidator, ValidatorAuthForMiner, ValidatorToMiner};
-use crate::transport::{Dialer, Utf8Bytes};
+use crate::protocol::{MinerToValidator, ValidatorToMiner};
+use crate::transport::{Connection, Dialer, Utf8Bytes};
 
 use super::from_miner::{self, Unreadable};
+use super::manifests::exchange::{MinerDialer, OpenMiner, hello};
+use super::manifests::outcome::{FirstMessage, MinerManifest, read_first};
 use super::routing::MinerAddress;
 
 /// Attempts follow one another quickly: a job waits for the miner, and not for long.
-const BACKOFF: BackoffConfig = BackoffConfig {
+pub(super) const BACKOFF: BackoffConfig = BackoffConfig {
     base: Duration::from_millis(200),
     cap: Duration::from_secs(3),
     stable_after: Duration::from_secs(10),
 };
+
+/// How long a miner may take to show that it has read what it was sent, before its connection is closed instead.
+const RETURN_TIME: Duration = Duration::from_secs(5);
 
 /// What happens on the link to a miner.
 #[derive(Debug)]
@@ -72,6 +77,8 @@ pub enum NoEvent {
 pub(super) struct MinerLink {
     handle: LinkHandle,
     link: Link,
+    /// The next manifest is the last message, see [`MinerLink::ask_back`].
+    asked_back: Arc<AtomicBool>,
 }
 
 impl MinerLink {
@@ -83,22 +90,42 @@ impl MinerLink {
         dialer: Arc<dyn Dialer>,
         timer: TimerHandle,
         number: u64,
+        sink: impl FnMut(MinerEvent) + Send + 'static,
+    ) -> Self {
+        Self::start_on(miner, &MinerDialer { key: key.clone(), dialer, timer }, number, None, sink)
+    }
+
+    /// As [`MinerLink::start`], but begins on a connection if there is one.
+    fn start_on(
+        miner: &MinerAddress,
+        MinerDialer { key, dialer, timer }: &MinerDialer,
+        number: u64,
+        open: Option<OpenMiner>,
         mut sink: impl FnMut(MinerEvent) + Send + 'static,
     ) -> Self {
         let mut config = LinkConfig::new(format!("val-mi-{}", number % 10_000), miner.url(&key.public()));
         config.backoff = BACKOFF;
         let authenticate = MinerAuthentication { key: key.clone(), miner: miner.hotkey };
         let name = miner.hotkey;
-        let (handle, link) = Link::new(config, dialer, timer);
+        let (handle, mut link) = Link::new(config, dialer.clone(), timer.clone());
+        if let Some(open) = open {
+            link = link.begin_on(open.connection, open.manifest.message().encode().into());
+        }
         let answers = handle.clone();
         let mut unreadable = Throttle::default();
-        let link = link.start(Some(Box::new(authenticate)), Text::<_>::Message, move |event| {
+        let asked_back = Arc::new(AtomicBool::new(false));
+        let asked = asked_back.clone();
+        let classify = move |text: Utf8Bytes| {
+            let is_last = asked.load(Ordering::SeqCst) && matches!(read_first(&text), FirstMessage::Manifest(_));
+            if is_last { Text::<_>::Last(text) } else { Text::Message(text) }
+        };
+        let link = link.start(Some(Box::new(authenticate)), classify, move |event| {
             sink(match event {
                 LinkEvent::Ready { .. } => MinerEvent::Ready,
                 LinkEvent::Answered(_) => return,
                 LinkEvent::Lost { why } => MinerEvent::Lost { why },
                 LinkEvent::Failed { why, refused, cut, .. } => MinerEvent::Failed { why, refused, cut },
-                LinkEvent::Message(text) => match from_miner::read(&text) {
+                LinkEvent::Message(text) => match decode(&text) {
                     Ok(message) => MinerEvent::Message(Box::new(message)),
                     Err(error) => {
                         let what = format!("miner {name} sent a message that is not taken: {error}");
@@ -113,7 +140,22 @@ impl MinerLink {
                 },
             });
         });
-        Self { handle, link }
+        Self { handle, link, asked_back }
+    }
+
+    /// Authenticates once more, behind all that was sent: the miner's manifest is the last message of this link, and
+    /// leaves its connection open for [`MinerLink::detach`].
+    ///
+    /// # Errors
+    /// [`Full`].
+    fn ask_back(&self, hello: Utf8Bytes) -> Result<(), Full> {
+        self.asked_back.store(true, Ordering::SeqCst);
+        self.handle.send(Outgoing::once(hello))
+    }
+
+    /// Joins a link that has given its last message; gives its connection.
+    fn detach(self, step: &mut Step) -> Option<Connection> {
+        self.link.detach(step)
     }
 
     /// As [`MinerClient::send`].
@@ -142,6 +184,7 @@ impl MinerLink {
 
     /// Sends what is queued, closes, joins. Whoever may hold the sink back must let it go first.
     pub(super) fn stop(self, step: &mut Step) {
+        self.asked_back.store(false, Ordering::SeqCst);
         self.link.stop(step);
     }
 }
@@ -163,12 +206,15 @@ impl MinerClient {
         timer: TimerHandle,
         number: u64,
     ) -> Self {
-        let (tx, events) = bounded(INBOUND_MESSAGES);
-        let link = MinerLink::start(miner, key, dialer, timer, number, move |event| {
-            // The receiver goes when the job ends; what the miner says after that concerns nobody.
-            let _ = send(&tx, event, "room for what the miner says");
-        });
-        Self { events, link }
+        let (sink, events) = queue();
+        Self { events, link: MinerLink::start(miner, key, dialer, timer, number, sink) }
+    }
+
+    /// As [`MinerClient::start`], but begins on an open connection, and dials once that is lost: `Ready` and the
+    /// manifest come at once.
+    pub fn start_on(miner: &MinerAddress, dialer: &MinerDialer, number: u64, open: OpenMiner) -> Self {
+        let (sink, events) = queue();
+        Self { events, link: MinerLink::start_on(miner, dialer, number, Some(open), sink) }
     }
 
     /// Queues a message; it leaves when the link is ready. A finished-receipt leaves again on each connection, until
@@ -202,6 +248,35 @@ impl MinerClient {
         }
     }
 
+    /// Ends the link and gives its connection, for a job that is over on both sides: what was sent before, the
+    /// finished-receipt too, has been read by the miner, and nothing is on its way. `None`, after an end as that of
+    /// [`MinerClient::stop`], if the connection is lost or the miner says something else.
+    ///
+    /// Blocks for one question and its answer, at most 5 s, and then as `stop`.
+    pub fn give_back(self, miner: &MinerAddress, key: &KeyPair, step: &mut Step) -> Option<OpenMiner> {
+        let manifest = self.is_ready().then(|| self.last_manifest(miner, key, step)).flatten();
+        let Some(manifest) = manifest else {
+            self.stop(step);
+            return None;
+        };
+        let Self { events, link } = self;
+        drop(events);
+        let connection = link.detach(step)?;
+        Some(OpenMiner { connection, manifest, at: Instant::now() })
+    }
+
+    fn last_manifest(&self, miner: &MinerAddress, key: &KeyPair, step: &Step) -> Option<MinerManifest> {
+        self.link.ask_back(hello(key, &miner.hotkey)).ok()?;
+        let until = step.deadline().min(Instant::now() + RETURN_TIME);
+        match self.next(until, step.shutdown()) {
+            Ok(MinerEvent::Message(message)) => match *message {
+                MinerToValidator::V0ExecutorManifestRequest(told) => MinerManifest::of(&told).ok(),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Sends what is queued, closes, joins.
     pub fn stop(self, step: &mut Step) {
         let Self { events, link } = self;
@@ -211,6 +286,16 @@ impl MinerClient {
     }
 }
 
+/// A bounded queue of what happens on a link.
+fn queue() -> (impl FnMut(MinerEvent) + Send + 'static, Receiver<MinerEvent>) {
+    let (tx, events) = bounded(INBOUND_MESSAGES);
+    let sink = move |event| {
+        // The receiver goes when the job ends; what the miner says after that concerns nobody.
+        let _ = send(&tx, event, "room for what the miner says");
+    };
+    (sink, events)
+}
+
 struct MinerAuthentication {
     key: KeyPair,
     miner: PublicKey,
@@ -218,26 +303,26 @@ struct MinerAuthentication {
 
 impl Authenticate for MinerAuthentication {
     fn hello(&mut self) -> Vec<Utf8Bytes> {
-        // Signed for each connection, because a miner refuses what is older than ten seconds.
-        let message = ValidatorAuthForMiner::sign(&self.key, &self.miner.to_ss58(), now().unix_seconds());
-        vec![ValidatorToMiner::from(message).encode().into()]
+        vec![hello(&self.key, &self.miner)]
     }
 
     /// The miner says nothing to a validator that it does not know; its manifest, which comes unasked, is the welcome.
     fn answer(&mut self, text: &str) -> Result<Authenticated, Refused> {
-        match from_miner::read(text) {
-            Ok(MinerToValidator::V0ExecutorManifestRequest(_)) => Ok(Authenticated::YesAndDeliver),
-            Ok(MinerToValidator::UnauthorizedError(error)) => {
-                let details = error.details.unwrap_or_default();
-                Err(refused(format!("{} {details}", error.code).trim_end()))
-            }
-            Ok(MinerToValidator::GenericError(error)) => Err(refused(error.details.unwrap_or_default())),
-            Ok(_) => Ok(Authenticated::NotYet),
-            Err(error) => Err(refused(format!("its first message cannot be read: {error}"))),
+        let refused = |reason| Err(Refused { reason, passing: true });
+        match read_first(text) {
+            FirstMessage::Manifest(_) => Ok(Authenticated::YesAndDeliver),
+            FirstMessage::Unwanted(reason) => refused(reason),
+            // It may have to tell of another job first.
+            FirstMessage::Wrong(_) if from_miner::read(text).is_ok() => Ok(Authenticated::NotYet),
+            FirstMessage::Wrong(reason) => refused(reason),
         }
     }
 }
 
-fn refused(reason: impl Into<String>) -> Refused {
-    Refused { reason: reason.into(), passing: true }
+/// Reads a message; of a manifest, classes that we do not know are left out.
+fn decode(text: &str) -> Result<MinerToValidator, Unreadable> {
+    from_miner::read(text).or_else(|error| match read_first(text) {
+        FirstMessage::Manifest(manifest) => Ok(manifest.message()),
+        FirstMessage::Unwanted(_) | FirstMessage::Wrong(_) => Err(error),
+    })
 }

@@ -9,6 +9,7 @@
 //! val-work-time  what is due of the jobs as tasks
 //! val-events   with jobs on other machines, in place of val-work-n: what their workers say of them
 //! val-mi-n-rd  the link of job n to its miner, and its writer val-mi-n-wr; they end with the job
+//! val-man-n    ask miners for their manifests, one each; they end with the fetch
 //! ```
 //!
 //! * [`client`]: the facilitator client, for embedding: inert, running, stopped; and a job as it is held by whoever
@@ -18,6 +19,8 @@
 //! * [`drive`]: one job, from the choice of a miner to its end. Pure; `organic` is the loop around it.
 //! * [`excuses`]: whether a miner that declines a job is excused. Pure.
 //! * [`from_miner`]: what a miner says, with a bound on each of its texts. Pure.
+//! * [`manifests`]: what miners offer, asked of many at once.
+//! * [`connections`]: connections to miners that are kept between jobs.
 //! * `jobs`: what runs them, in one trait: workers of this process, stub jobs, or [`remote`]: jobs on other machines
 //!   (the front, which is part of a validator, and the job worker).
 //! * `batch`: one synthetic batch: many miners are asked for jobs at once, and their answers judged.
@@ -27,11 +30,13 @@ pub mod authorization;
 #[cfg(feature = "roles")]
 pub mod batch;
 pub mod client;
+pub mod connections;
 pub mod drive;
 pub mod excuses;
 pub mod from_miner;
 mod job_messages;
 pub mod ledger;
+pub mod manifests;
 pub mod miner_client;
 #[cfg(feature = "roles")]
 pub mod miners;
@@ -51,11 +56,12 @@ pub use client::{
     ClientConfig, ClientError, ClientEvent, ClientHandle, ClientState, Counted, FacilitatorClient, Job, JobHandler,
     LeftJob, RunningClient, RunningJob,
 };
+pub use connections::{ConnectionsStatus, KeptConnections, MinerConnections};
 pub use job_messages::JobTimes;
-pub use jobs::FrontStatus;
 pub use jobs::here::OnWorkers;
 #[cfg(all(feature = "celery", feature = "roles"))]
 pub use jobs::remote;
+pub use jobs::{AskedStatus, FrontStatus};
 pub use ledger::{Counts, GivenUp, LedgerLimits, NotOnDisk, RetryPolicies, RetryPolicy, Ticket, Totals, UpdateError};
 #[cfg(feature = "roles")]
 pub use miners::{MinersError, load_miners};

@@ -9,20 +9,25 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::authorization::Authorized;
+use super::connections::{CONNECTIONS_MAX, KeptConnections, Lease, MinerConnections};
 use super::drive::{Action, Drive, Input};
 use super::job_messages::JobTimes;
 use super::ledger::NotOnDisk;
-use super::miner_client::{MinerClient, MinerEvent, NoEvent};
+use super::manifests::{ExchangeError, MinerDialer};
+use super::miner_client::{BACKOFF, MinerClient, MinerEvent, NoEvent};
 use super::receipts::FinishedReceipts;
 use super::routing::reliability::Incident;
 use super::routing::{Ask, BreakerView, ExplainedMiner, MinerAddress, MinerView, NoMiner, Routing};
 use super::status::Outcome;
+use crate::base::backoff::Backoff;
 use crate::base::clock::now;
 use crate::base::lock::lock;
+use crate::base::rng::Rng;
 use crate::base::scope;
-use crate::base::shutdown::Shutdown;
+use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Stopping;
 use crate::base::timer::TimerHandle;
+use crate::base::waits::waiting;
 use crate::identity::{KeyPair, PublicKey};
 use crate::ops::metrics::Counter;
 use crate::ops::status::Board;
@@ -39,12 +44,9 @@ pub(super) type OnExcused = Box<dyn Fn(&[Receipt]) + Send + Sync>;
 
 /// The miners, and what it takes to talk to them.
 pub(super) struct Miners {
-    /// The validator's hotkey.
-    pub(super) key: KeyPair,
     pub(super) job_times: JobTimes,
     pub(super) routing: Mutex<Routing>,
-    pub(super) dialer: Arc<dyn Dialer>,
-    pub(super) timer: TimerHandle,
+    pub(super) connections: MinerConnections,
     /// Validators whose jobs excuse a miner that is busy, besides this one.
     pub(super) known: Arc<[PublicKey]>,
     /// Takes the receipts that excuse miners.
@@ -59,6 +61,7 @@ pub(super) struct Miners {
 }
 
 impl Miners {
+    /// The second value owns their kept connections.
     pub(super) fn new(
         addresses: Vec<MinerAddress>,
         key: KeyPair,
@@ -67,25 +70,30 @@ impl Miners {
         timer: TimerHandle,
         half_life: Duration,
         board: &Board,
-    ) -> Self {
+    ) -> (Self, KeptConnections) {
         let routing = Mutex::new(Routing::new(addresses, half_life));
         let incidents = Incident::ALL.map(|incident| {
             let help = "What miners did wrong.";
             board.metrics.counter("phalanx_validator_incidents_total", help, &[("kind", incident.name())])
         });
-        Self {
-            key,
+        let kept = KeptConnections::start(MinerDialer { key, dialer, timer }, CONNECTIONS_MAX);
+        let miners = Self {
             job_times,
             routing,
-            dialer,
-            timer,
+            connections: kept.handle(),
             known: Arc::default(),
             on_excused: None,
             receipts: Mutex::default(),
             breakers: Breakers::new(BreakersConfig::default()),
             incidents,
             next_link: AtomicU64::new(0),
-        }
+        };
+        (miners, kept)
+    }
+
+    /// New jobs go to these.
+    pub(super) fn replace(&self, miners: Vec<MinerAddress>) {
+        lock(&self.routing).replace(miners);
     }
 
     /// Counts against a miner what it did wrong; not while most miners fail at once, which is our own fault.
@@ -155,13 +163,27 @@ const RECEIPT_TIME: Duration = Duration::from_secs(15);
 pub(super) fn run(miners: &Miners, job: impl Reports, cancel: &Shutdown) {
     let request = job.authorized().request().clone();
     let _job = scope::job(request.uuid.as_str());
-    let key = miners.key.clone();
+    let key = miners.connections.dialer().key.clone();
     let drive = Drive::new(key, miners.job_times, request.clone(), job.avoid(), job.begun_on());
     let drive = drive.knowing(miners.known.clone());
     let (uuid, class) = (request.uuid.as_str(), request.executor_class);
     let trusted = request.on_trusted_miner;
-    Runner { miners, uuid, class, trusted, job: Some(job), cancel, client: None, slot: None, permit: None, drive }
-        .run();
+    Runner {
+        miners,
+        uuid,
+        class,
+        trusted,
+        job: Some(job),
+        cancel,
+        client: None,
+        lease: None,
+        miner: None,
+        clean: true,
+        slot: None,
+        permit: None,
+        drive,
+    }
+    .run();
 }
 
 /// The outcome of a job that a stop has cancelled.
@@ -179,6 +201,12 @@ struct Runner<'a, R> {
     job: Option<R>,
     cancel: &'a Shutdown,
     client: Option<MinerClient>,
+    /// The connection that the client has begun on.
+    lease: Option<Lease>,
+    /// To whom.
+    miner: Option<MinerAddress>,
+    /// The miner has answered everything on that connection so far.
+    clean: bool,
     slot: Option<MinerSlot<'a>>,
     /// That of the miner's breaker and since when, until it is known whether the miner answers.
     permit: Option<(Permit<PublicKey>, Instant)>,
@@ -195,6 +223,8 @@ impl<R: Reports> Runner<'_, R> {
     }
 
     fn take(&mut self, input: Input) {
+        // Whatever else ends a job leaves something on its way.
+        self.clean &= matches!(input, Input::Message(_) | Input::Start | Input::Reserved(_));
         let mut actions = VecDeque::from(self.drive.handle(input, now()));
         while let Some(action) = actions.pop_front() {
             if let Some(input) = self.act(action) {
@@ -214,9 +244,7 @@ impl<R: Reports> Runner<'_, R> {
                 Ok(MinerEvent::Lost { why }) => Input::Lost { why },
                 Ok(MinerEvent::Failed { why, refused, cut }) => Input::ConnectFailed { why, refused, cut },
                 Err(NoEvent::Deadline) => Input::Tick,
-                Err(NoEvent::Cancelled) => {
-                    Input::Cancel { goes_on: self.job.as_ref().is_some_and(|job| job.goes_on()) }
-                }
+                Err(NoEvent::Cancelled) => self.cancelled(),
             });
         }
     }
@@ -229,9 +257,7 @@ impl<R: Reports> Runner<'_, R> {
                 let now = Instant::now();
                 // One whose breaker is open is asked where there is no other.
                 self.permit = self.miners.breakers.ask(&miner.hotkey, now).ok().map(|permit| (permit, now));
-                let number = self.miners.next_link.fetch_add(1, Ordering::Relaxed);
-                let Miners { key, dialer, timer, .. } = self.miners;
-                self.client = Some(MinerClient::start(&miner, key, dialer.clone(), timer.clone(), number));
+                return self.connect(&miner);
             }
             Action::Send(message) => {
                 if let (ValidatorToMiner::V0JobFinishedReceiptRequest(receipt), Some(slot)) = (&*message, &self.slot) {
@@ -302,14 +328,61 @@ impl<R: Reports> Runner<'_, R> {
         Ok(miner)
     }
 
-    /// Sends what is left for the miner and ends the link; a miner that does not close in time is not the job's
-    /// trouble.
+    /// Has a connection to the miner, a kept one if there is one; gives what the drive has to know if there is none.
+    /// Blocks as long as the drive has time for it.
+    fn connect(&mut self, miner: &MinerAddress) -> Option<Input> {
+        let deadline = self.drive.next_wake()?;
+        let (mut backoff, mut rng) = (Backoff::new(BACKOFF), Rng::from_entropy());
+        loop {
+            let error = match self.miners.connections.acquire(miner, deadline, self.cancel) {
+                Ok(mut lease) => {
+                    let number = self.miners.next_link.fetch_add(1, Ordering::Relaxed);
+                    let dialer = self.miners.connections.dialer();
+                    let open = lease.take()?;
+                    self.client = Some(MinerClient::start_on(miner, dialer, number, open));
+                    (self.lease, self.miner, self.clean) = (Some(lease), Some(miner.clone()), true);
+                    return None;
+                }
+                Err(error) => error,
+            };
+            if self.cancel.is_cancelled() {
+                return Some(self.cancelled());
+            }
+            let delay = backoff.next_delay(Instant::now(), rng.unit());
+            let ExchangeError { why, refused, cut, .. } = error;
+            // Somebody is there: another attempt is worth it while there is time.
+            if !cut || Instant::now() + delay >= deadline {
+                return Some(Input::ConnectFailed { why, refused, cut: false });
+            }
+            log::debug!("job {}: miner {}: {why}", self.uuid, miner.hotkey);
+            let _waiting = waiting("its next try to connect", Some(Instant::now() + delay));
+            if self.cancel.wait_for(Level::Cancel, delay) {
+                return Some(self.cancelled());
+            }
+        }
+    }
+
+    fn cancelled(&self) -> Input {
+        Input::Cancel { goes_on: self.job.as_ref().is_some_and(|job| job.goes_on()) }
+    }
+
+    /// Sends what is left for the miner, and keeps the connection for the next job; if something of this one may still
+    /// be on its way, it ends instead. A miner that does not close in time is not the job's trouble.
     fn close(&mut self) {
         let Some(client) = self.client.take() else { return };
+        let (lease, slot) = (self.lease.take(), self.miner.take());
         let mut stopping = Stopping::new(self.cancel);
         // With the job's end reported, only this thread waits.
         let time = if self.job.is_none() && client.is_ready() { RECEIPT_TIME } else { CLOSE_TIME };
-        stopping.step("miner link", time, |step| client.stop(step));
+        let key = &self.miners.connections.dialer().key;
+        stopping.step("miner link", time, |step| match (lease, slot) {
+            (Some(lease), Some(miner)) if self.clean => {
+                if let Some(open) = client.give_back(&miner, key, step) {
+                    lease.give_back(open);
+                }
+            }
+            _ => client.stop(step),
+        });
         let report = stopping.finish();
         if !report.is_clean() {
             log::warn!("job {}: the link to its miner: {report}", self.uuid);

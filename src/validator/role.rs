@@ -16,7 +16,7 @@ use super::jobs::here::Here;
 #[cfg(feature = "celery")]
 use super::jobs::remote::{DEFAULT_QUEUE, Front, FrontConfig};
 use super::jobs::stub::Stub;
-use super::jobs::{DISPATCH_CLOSE_TIME, FrontStatus, JobRunner};
+use super::jobs::{AskedStatus, DISPATCH_CLOSE_TIME, FrontStatus, JobRunner};
 use super::organic::Miners;
 use super::receipt_store::KeptReceipts;
 use super::routing::{ExplainedMiner, HALF_LIFE, MinerAddress, MinerView};
@@ -101,6 +101,8 @@ pub struct ValidatorConfig {
     pub backoff: BackoffConfig,
     /// What a miner and an executor may take beside the limits of the job.
     pub job_times: JobTimes,
+    /// How often miners are asked for their manifests; never if it is zero: then jobs alone learn them.
+    pub manifest_interval: Duration,
 }
 
 impl ValidatorConfig {
@@ -122,6 +124,7 @@ impl ValidatorConfig {
             flush_time: Duration::from_secs(10),
             backoff: BackoffConfig::default(),
             job_times: JobTimes::default(),
+            manifest_interval: Duration::ZERO,
         }
     }
 
@@ -208,7 +211,7 @@ impl Validator {
 
     /// The longest that [`Validator::stop`] takes, the sum of its steps.
     pub fn stop_budget(config: &ValidatorConfig) -> Duration {
-        config.drain_time + CANCEL_BUDGET + DISPATCH_CLOSE_TIME + config.flush_time + DISK_TIME
+        config.drain_time + CANCEL_BUDGET + 2 * DISPATCH_CLOSE_TIME + config.flush_time + DISK_TIME
     }
 
     /// What looks at this validator; may outlive it.
@@ -255,18 +258,18 @@ fn runner(
     timer: TimerHandle,
     board: &Board,
 ) -> Result<Arc<dyn JobRunner>, ValidatorError> {
-    let half_life = config.incident_half_life;
+    let (half_life, manifest_interval) = (config.incident_half_life, config.manifest_interval);
     let ValidatorConfig { key, miners, dispatch, workers, job_times, known_validators, state_dir, .. } = config;
     let limit = workers.unwrap_or(STUB_JOBS);
     Ok(match dispatch {
         Dispatch::Workers => {
-            let mut miners = Miners::new(miners, key, job_times, dialer, timer, half_life, board);
+            let (mut miners, connections) = Miners::new(miners, key, job_times, dialer, timer, half_life, board);
             miners.known = known_validators.into();
             if let Some(folder) = state_dir {
                 let kept = KeptReceipts::open(&folder).map_err(ClientError::State)?;
                 miners.on_excused = Some(Box::new(move |receipts| kept.keep(receipts)));
             }
-            Arc::new(Here::new(workers.unwrap_or(WORKERS), miners))
+            Arc::new(Here::new(workers.unwrap_or(WORKERS), (miners, connections), manifest_interval, &board.metrics))
         }
         Dispatch::Stub { stage_time } => Arc::new(Stub::new(stage_time, limit, timer)),
         #[cfg(feature = "celery")]
@@ -327,6 +330,11 @@ impl Observer {
     /// The jobs on workers as tasks; `None` if they run elsewhere.
     pub fn tasks(&self) -> Option<TasksStatus> {
         self.jobs.tasks()
+    }
+
+    /// What was asked of miners, and the connections to them; `None` if jobs do not run here.
+    pub fn asked(&self) -> Option<AskedStatus> {
+        self.jobs.asked()
     }
 
     /// The jobs on other machines; `None` if jobs run here.

@@ -14,6 +14,7 @@ mod engine;
 mod executor;
 mod facilitator_kill;
 mod init;
+mod manifests;
 mod miner_restart;
 mod miners;
 mod outbox;

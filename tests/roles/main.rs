@@ -54,3 +54,5 @@ mod transport_tls;
 mod transport_ws;
 mod validator;
 mod validator_drive;
+mod validator_kept;
+mod validator_manifests;

@@ -8,6 +8,7 @@ pub mod cutting;
 pub mod elsewhere;
 pub mod engine;
 pub mod facilitator;
+pub mod fleet;
 pub mod http;
 pub mod job;
 pub mod miner;

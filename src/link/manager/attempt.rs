@@ -1,9 +1,30 @@
 //! One attempt to have a connection: the hello and its answer, and why there is none.
 
+use std::time::{Duration, Instant};
+
 use super::role::{Authenticate, Authenticated, Refused};
+use crate::base::shutdown::{Level, Shutdown};
+use crate::base::timer::TimerHandle;
 use crate::base::waits::waiting;
 use crate::link::session::SessionEnd;
-use crate::transport::{Connection, Incoming, TransportError, Utf8Bytes};
+use crate::transport::{CloseInfo, Connection, Incoming, TransportError, Utf8Bytes};
+
+/// Why there is no connection that has authenticated.
+#[derive(Debug, thiserror::Error)]
+pub enum NoConnection {
+    /// None came about, or it broke.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The peer did not answer our authentication in time.
+    #[error("no answer to the authentication within {0:.1?}")]
+    Unanswered(Duration),
+    /// The peer closed instead of an answer.
+    #[error("closed before the authentication was answered: {0}")]
+    Closed(CloseInfo),
+    /// The peer answered and does not want us.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+}
 
 /// Whether the peer has closed because it is done with us (1000), rather than that it is away (1001) or broken.
 pub(super) fn is_normal_close(end: &SessionEnd) -> bool {
@@ -15,7 +36,7 @@ pub(super) fn is_refusal(end: &SessionEnd, codes: &[u16]) -> bool {
     matches!(end, SessionEnd::Closed(info) if info.code.is_some_and(|code| codes.contains(&code)))
 }
 
-/// Why there is no connection, or none any more.
+/// Why a link has no connection, or none any more.
 pub(super) struct Disconnection {
     pub(super) why: String,
     /// Trying again soon does not help.
@@ -28,40 +49,62 @@ pub(super) struct Disconnection {
     pub(super) code: Option<u16>,
 }
 
-impl Disconnection {
-    pub(super) fn failed(why: String) -> Self {
-        Self { why, lasting: false, refused: Some(false), cut: false, code: None }
+impl From<NoConnection> for Disconnection {
+    fn from(error: NoConnection) -> Self {
+        let why = error.to_string();
+        let failed = Self { why, lasting: false, refused: Some(false), cut: false, code: None };
+        match error {
+            NoConnection::Transport(error) => {
+                // 408, 425 and 429 ask for patience, not for a change; 5xx is the server's own trouble.
+                let lasting = matches!(error, TransportError::Refused { status: 400..=499, .. })
+                    && !matches!(error, TransportError::Refused { status: 408 | 425 | 429, .. });
+                Self { lasting, cut: error.is_closed(), ..failed }
+            }
+            NoConnection::Unanswered(_) => failed,
+            NoConnection::Closed(info) => Self { code: info.code, cut: !info.clean, ..failed },
+            NoConnection::Refused(refused) => Self { lasting: !refused.passing, refused: Some(true), ..failed },
+        }
     }
 }
 
-impl From<TransportError> for Disconnection {
-    fn from(error: TransportError) -> Self {
-        // 408, 425 and 429 ask for patience, not for a change; 5xx is the server's own trouble.
-        let lasting = matches!(error, TransportError::Refused { status: 400..=499, .. })
-            && !matches!(error, TransportError::Refused { status: 408 | 425 | 429, .. });
-        Self { lasting, cut: error.is_closed(), ..Self::failed(error.to_string()) }
-    }
-}
-
-impl From<Refused> for Disconnection {
-    fn from(refused: Refused) -> Self {
-        Self { why: refused.to_string(), lasting: !refused.passing, refused: Some(true), cut: false, code: None }
+/// Authenticates on an open connection, for the first time or again; gives the text that is also a message for the
+/// role. Whoever calls it again knows that nobody else reads or writes there, and that the peer answers once more.
+///
+/// Blocks until the peer has decided, the deadline, or `stop` at `level`; with an error the connection is over.
+///
+/// # Errors
+/// [`NoConnection`]; [`TransportError::Stopped`] in it if the stop came first.
+pub fn authenticate(
+    connection: &mut Connection,
+    role: &mut dyn Authenticate,
+    deadline: Instant,
+    timer: &TimerHandle,
+    (stop, level): (&Shutdown, Level),
+) -> Result<Option<Utf8Bytes>, NoConnection> {
+    let begun = timer.clock().now();
+    let kick = connection.kick.clone();
+    let _deadline = timer.at(deadline, move || kick.kick());
+    let kick = connection.kick.clone();
+    let _stop = stop.on(level, move || kick.kick());
+    match ask(connection, role) {
+        Err(NoConnection::Transport(_) | NoConnection::Closed(_)) if timer.clock().now() >= deadline => {
+            Err(NoConnection::Unanswered(deadline.saturating_duration_since(begun)))
+        }
+        Err(NoConnection::Transport(_)) if stop.level() >= level => Err(TransportError::Stopped.into()),
+        answered => answered,
     }
 }
 
 /// Says hello and reads until the peer has decided.
-pub(super) fn ask(
-    connection: &mut Connection,
-    authenticate: &mut dyn Authenticate,
-) -> Result<Option<Utf8Bytes>, Disconnection> {
-    for text in authenticate.hello() {
+fn ask(connection: &mut Connection, role: &mut dyn Authenticate) -> Result<Option<Utf8Bytes>, NoConnection> {
+    for text in role.hello() {
         connection.writer.write(text)?;
     }
     connection.writer.flush()?;
     let _waiting = waiting("the peer's answer to our authentication", None);
     loop {
         match connection.reader.read()? {
-            Incoming::Text(text) => match authenticate.answer(&text) {
+            Incoming::Text(text) => match role.answer(&text) {
                 Ok(Authenticated::Yes) => return Ok(None),
                 Ok(Authenticated::YesAndDeliver) => return Ok(Some(text)),
                 Ok(Authenticated::NotYet) => {}
@@ -74,10 +117,7 @@ pub(super) fn ask(
             },
             Incoming::Control => connection.writer.flush()?,
             Incoming::Pong | Incoming::Binary(_) => {}
-            Incoming::Closed(info) => {
-                let why = format!("closed before the authentication was answered: {info}");
-                return Err(Disconnection { code: info.code, cut: !info.clean, ..Disconnection::failed(why) });
-            }
+            Incoming::Closed(info) => return Err(NoConnection::Closed(info)),
         }
     }
 }

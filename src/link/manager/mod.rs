@@ -13,12 +13,14 @@ mod attempt;
 mod role;
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+pub use attempt::{NoConnection, authenticate};
 pub use role::{Authenticate, Authenticated, LinkConfig, LinkEvent, LinkState, Refused, Text};
 
-use attempt::{Disconnection, ask, is_normal_close, is_refusal};
+use attempt::{Disconnection, is_normal_close, is_refusal};
 
 use super::outbox::{About, Answered, Full, Outgoing};
 use super::session::{self, Arrival, SessionConfig, SessionEnd, SessionHandle};
@@ -89,6 +91,8 @@ pub struct IdleLink {
     dialer: Arc<dyn Dialer>,
     timer: TimerHandle,
     handle: LinkHandle,
+    /// See [`IdleLink::begin_on`].
+    open: Option<(Connection, Utf8Bytes)>,
 }
 
 impl fmt::Debug for IdleLink {
@@ -98,6 +102,11 @@ impl fmt::Debug for IdleLink {
 }
 
 impl IdleLink {
+    /// Begins on a connection that has authenticated, with a text that has come there, and dials once that is lost.
+    pub fn begin_on(self, connection: Connection, first: Utf8Bytes) -> Self {
+        Self { open: Some((connection, first)), ..self }
+    }
+
     /// Starts the link's thread. The role's code runs on that thread: `authenticate` for each new connection,
     /// `classify` for each text after that, `sink` for each event. While it blocks, the peer is slowed by TCP.
     ///
@@ -112,7 +121,7 @@ impl IdleLink {
         M: 'static,
         A: Send + 'static,
     {
-        let Self { config, dialer, timer, handle } = self;
+        let Self { config, dialer, timer, handle, open } = self;
         let stop = Shutdown::new();
         let alarms = timer.clone();
         let (kick_stop, kick_handle) = (stop.clone(), handle.clone());
@@ -123,7 +132,7 @@ impl IdleLink {
         let name = format!("{}-rd", config.name);
         let receiver = Receiver { handle: handle.clone(), classify, sink, answers: Vec::new() };
         let runner = Runner { handle: handle.clone(), stop: stop.clone(), dialer, authenticate, timer, receiver };
-        let thread = spawn(name, kick, move || runner.run(&config));
+        let thread = spawn(name, kick, move || runner.run(&config, open));
         Link { handle, stop, thread: Some(thread), timer: alarms, stop_alarm: None }
     }
 }
@@ -134,7 +143,7 @@ pub struct Link {
     handle: LinkHandle,
     stop: Shutdown,
     /// `None` once stopped.
-    thread: Option<Thread<()>>,
+    thread: Option<Thread<Option<Connection>>>,
     timer: TimerHandle,
     stop_alarm: Option<Alarm>,
 }
@@ -145,7 +154,7 @@ impl Link {
     pub fn new(config: LinkConfig, dialer: Arc<dyn Dialer>, timer: TimerHandle) -> (LinkHandle, IdleLink) {
         let session = SessionHandle::new(config.outbox, timer.clone());
         let handle = LinkHandle { session, state: Arc::new(Mutex::new(LinkState::Connecting)) };
-        (handle.clone(), IdleLink { config, dialer, timer, handle })
+        (handle.clone(), IdleLink { config, dialer, timer, handle, open: None })
     }
 
     /// What others hold.
@@ -166,6 +175,12 @@ impl Link {
             let deadline = self.timer.clock().as_far_as(deadline);
             self.stop_alarm = Some(self.timer.at(deadline, move || stop.cancel()));
         }
+    }
+
+    /// Joins a link that was given its last text ([`Text::Last`]); gives its open connection, which has sent all that
+    /// was accepted before what that text answers. `None` if it was lost at the same time.
+    pub fn detach(mut self, step: &mut Step) -> Option<Connection> {
+        self.thread.take().and_then(|thread| step.join(thread)).flatten()
     }
 
     /// Stops and joins; gives the number of messages that the peer has not accepted.
@@ -210,9 +225,14 @@ where
     C: FnMut(Utf8Bytes) -> Text<M, A>,
     F: FnMut(LinkEvent<M, A>),
 {
-    fn text(&mut self, text: Utf8Bytes) {
+    /// Says whether the link goes on.
+    fn text(&mut self, text: Utf8Bytes) -> ControlFlow<()> {
         match (self.classify)(text) {
             Text::Message(message) => (self.sink)(LinkEvent::Message(message)),
+            Text::Last(message) => {
+                (self.sink)(LinkEvent::Message(message));
+                return ControlFlow::Break(());
+            }
             Text::Answer(about, answer) => {
                 self.answers.push((about, answer));
                 if self.answers.len() >= ANSWERS_AT_ONCE {
@@ -220,6 +240,7 @@ where
                 }
             }
         }
+        ControlFlow::Continue(())
     }
 
     fn match_answers(&mut self) {
@@ -250,7 +271,8 @@ where
     C: FnMut(Utf8Bytes) -> Text<M, A>,
     F: FnMut(LinkEvent<M, A>),
 {
-    fn run(mut self, config: &LinkConfig) {
+    /// Gives the connection that it was to be left open, see [`Text::Last`].
+    fn run(mut self, config: &LinkConfig, mut open: Option<(Connection, Utf8Bytes)>) -> Option<Connection> {
         // Also when the role's code panics, so that nobody takes the link for alive.
         let _stopped = StoppedOnDrop(self.handle.state.clone());
         let session_config = SessionConfig {
@@ -263,14 +285,21 @@ where
         let clock = self.timer.clock().clone();
         while !self.is_done() {
             self.set(LinkState::Connecting);
-            let ended = match self.connect(config) {
+            let connected = match open.take() {
+                Some((connection, first)) => Ok((connection, Some(first))),
+                None => self.connect(config),
+            };
+            let ended = match connected {
                 Ok((connection, first)) => {
                     if self.stop.is_set() {
                         connection.kick.kick();
                         break;
                     }
                     backoff.connected(clock.now());
-                    let end = self.session(connection, first, &session_config);
+                    let end = match self.session(connection, first, &session_config) {
+                        SessionEnd::Detached(connection) => return Some(*connection),
+                        end => end,
+                    };
                     if (config.ends_on_normal_close || self.handle.session.is_closing()) && is_normal_close(&end) {
                         break;
                     }
@@ -295,6 +324,7 @@ where
             let _waiting = waiting("its next try to connect", Instant::now().checked_add(next_in));
             clock.wait(&self.stop, Level::Drain, next_in);
         }
+        None
     }
 
     /// Whether the link is to stop and has nothing to stay for.
@@ -311,27 +341,21 @@ where
     fn connect(&mut self, config: &LinkConfig) -> Result<(Connection, Option<Utf8Bytes>), Disconnection> {
         let deadline = self.timer.clock().now() + config.dial_time;
         let request = DialRequest { url: &config.url, headers: &config.headers, limits: config.socket, deadline };
-        let connection = self.dialer.dial(&request, &self.stop, Level::Drain)?;
+        let connection = self.dialer.dial(&request, &self.stop, Level::Drain).map_err(NoConnection::from)?;
         if self.authenticate.is_some() {
             self.set(LinkState::Authenticating);
         }
-        let Some(authenticate) = &mut self.authenticate else { return Ok((connection, None)) };
+        let Some(role) = &mut self.authenticate else { return Ok((connection, None)) };
         let mut connection = connection;
-        let kick = connection.kick.clone();
-        let _deadline = self.timer.at(deadline, move || kick.kick());
-        let kick = connection.kick.clone();
-        let _stop = self.stop.on(Level::Drain, move || kick.kick());
-        let result = ask(&mut connection, authenticate.as_mut());
-        match result {
-            Err(Disconnection { refused: Some(false), .. }) if self.timer.clock().now() >= deadline => {
-                Err(Disconnection::failed(format!("no answer to the authentication within {:.1?}", config.dial_time)))
-            }
-            Err(mut ended) => {
+        let stop = (&self.stop, Level::Drain);
+        match authenticate(&mut connection, role.as_mut(), deadline, &self.timer, stop) {
+            Ok(first) => Ok((connection, first)),
+            Err(error) => {
+                let mut ended = Disconnection::from(error);
                 // A server may refuse us by its close code alone.
                 ended.lasting |= ended.code.is_some_and(|code| config.refusal_codes.contains(&code));
                 Err(ended)
             }
-            Ok(first) => Ok((connection, first)),
         }
     }
 
@@ -345,13 +369,19 @@ where
         let receiver = &mut self.receiver;
         (receiver.sink)(LinkEvent::Ready { epoch });
         if let Some(text) = first {
-            receiver.text(text);
+            // It came before the session, so it answers nothing that was sent there.
+            let _ = receiver.text(text);
         }
-        let end = session::run(connection, &self.handle.session, config, |arrival| match arrival {
+        let end = session::run_until(connection, &self.handle.session, config, |arrival| match arrival {
             Arrival::Text(text) => receiver.text(text),
-            Arrival::Pause => receiver.match_answers(),
+            Arrival::Pause => {
+                receiver.match_answers();
+                ControlFlow::Continue(())
+            }
         });
-        (receiver.sink)(LinkEvent::Lost { why: end.to_string() });
+        if !matches!(end, SessionEnd::Detached(_)) {
+            (receiver.sink)(LinkEvent::Lost { why: end.to_string() });
+        }
         end
     }
 }

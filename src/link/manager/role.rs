@@ -106,6 +106,9 @@ pub enum Text<M, A = Infallible> {
     Answer(About, A),
     /// Anything else.
     Message(M),
+    /// A message that answers the last one of ours: the link ends here and leaves its connection open, see
+    /// [`Link::detach`](super::Link::detach).
+    Last(M),
 }
 
 /// What a role sees of its link, in order, on the link's thread.

@@ -34,7 +34,6 @@ use super::error::RedisError;
 use super::meters::SubscriberMeters;
 use super::proof::{Liveness, Verdict};
 use super::socket::poll;
-use super::wake::Wake;
 use crate::base::backoff::Backoff;
 use crate::base::limits::REDIS_PROOFS;
 use crate::base::lock::lock;
@@ -43,6 +42,7 @@ use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Step;
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::{waiting, waiting_unless_noted};
+use crate::net::wake::Wake;
 use crate::ops::status::Board;
 
 /// Owns the thread. Dropping it kicks and joins the thread.

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -12,6 +13,7 @@ use tungstenite::{Error, Message};
 
 use crate::base::lock::lock;
 use crate::base::waits::waiting_unless_noted;
+use crate::net::wake::Wake;
 use crate::transport::control::Control;
 use crate::transport::reader::{Reader, Receive};
 use crate::transport::writer::{Transmit, Writer};
@@ -71,6 +73,8 @@ struct Lane {
     reader_kicked: bool,
     withheld: bool,
     stalled: bool,
+    /// Raised while the side that reads has something to read, for whoever polls that.
+    readable: Option<Wake>,
     /// Messages let in so far, and how many may get in before the wire is disconnected.
     messages: usize,
     disconnect_after: Option<usize>,
@@ -86,6 +90,15 @@ impl Lane {
         let frame = self.frames.pop_front()?;
         self.bytes -= wire_bytes(&frame);
         Some(frame)
+    }
+
+    /// Tells whoever polls, if there is something to read.
+    fn tell(&self) {
+        if let Some(readable) = &self.readable
+            && (self.reader_kicked || (!self.withheld && (self.ended || !self.frames.is_empty())))
+        {
+            readable.raise();
+        }
     }
 
     fn has_room_for(&self, frame: &Message) -> bool {
@@ -180,7 +193,10 @@ impl Wire {
     }
 
     fn change(&self, change: impl FnOnce(&mut [Lane; 2])) {
-        change(&mut lock(&self.0.lanes));
+        let mut lanes = lock(&self.0.lanes);
+        change(&mut lanes);
+        lanes.iter().for_each(Lane::tell);
+        drop(lanes);
         self.0.changed.notify_all();
     }
 
@@ -252,15 +268,53 @@ struct Source {
     limit: usize,
 }
 
-impl Receive for Source {
-    fn receive(&mut self) -> Result<Message, Error> {
-        let message = self.end.next(None).ok_or(Error::ConnectionClosed)?;
+impl Source {
+    fn judge(&self, message: Message) -> Result<Message, Error> {
         self.end.traffic.count_read(wire_bytes(&message));
         let (size, max_size) = (message.len(), self.limit);
         if size > max_size {
             return Err(CapacityError::MessageTooLong { size, max_size }.into());
         }
         Ok(message)
+    }
+}
+
+impl Receive for Source {
+    fn receive(&mut self) -> Result<Message, Error> {
+        let message = self.end.next(None).ok_or(Error::ConnectionClosed)?;
+        self.judge(message)
+    }
+
+    fn receive_now(&mut self) -> Result<Option<Message>, Error> {
+        let mut lanes = lock(&self.end.wire.0.lanes);
+        let lane = &mut lanes[self.end.side.other() as usize];
+        if let Some(readable) = &lane.readable {
+            readable.lower();
+        }
+        if lane.reader_kicked {
+            return Err(Error::ConnectionClosed);
+        }
+        if lane.withheld {
+            return Ok(None);
+        }
+        let Some(message) = lane.take() else {
+            return if lane.ended { Err(Error::ConnectionClosed) } else { Ok(None) };
+        };
+        lane.tell();
+        drop(lanes);
+        self.end.wire.0.changed.notify_all();
+        self.judge(message).map(Some)
+    }
+
+    fn descriptor(&self) -> Option<Arc<dyn AsFd + Send + Sync>> {
+        let mut lanes = lock(&self.end.wire.0.lanes);
+        let lane = &mut lanes[self.end.side.other() as usize];
+        let readable = match &lane.readable {
+            Some(readable) => readable.clone(),
+            None => lane.readable.insert(Wake::new().ok()?).clone(),
+        };
+        lane.tell();
+        Some(Arc::new(readable))
     }
 
     fn drain(&mut self) {
@@ -308,6 +362,7 @@ impl Transmit for Sink {
             if lane.disconnect_after.is_some_and(|n| n <= lane.messages) {
                 disconnect(&mut lanes);
             }
+            lanes.iter().for_each(Lane::tell);
             end.wire.0.changed.notify_all();
         }
         *data_bytes = 0;

@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use tungstenite::protocol::frame::Frame;
@@ -9,7 +10,7 @@ use tungstenite::protocol::frame::coding::{Data, OpCode};
 use tungstenite::protocol::{Role, WebSocket, WebSocketConfig};
 use tungstenite::{Error, Message};
 
-use super::socket::{Inbound, Outbound, Socket};
+use super::socket::{Asking, Inbound, Outbound, Socket};
 use crate::transport::SocketLimits;
 use crate::transport::reader::Receive;
 use crate::transport::writer::Transmit;
@@ -32,20 +33,35 @@ impl Decoder {
     }
 }
 
+impl Decoder {
+    /// Without blocking.
+    fn receive_by(&mut self, asking: Asking) -> Result<Option<Message>, Error> {
+        self.codec.get_mut().set_asking(asking);
+        let received = self.codec.read();
+        let inbound = self.codec.get_mut();
+        inbound.set_asking(Asking::Waits);
+        match received {
+            Err(Error::Io(e)) if e.kind() == io::ErrorKind::WouldBlock && inbound.is_dry() => Ok(None),
+            received => received.map(Some),
+        }
+    }
+}
+
 impl Receive for Decoder {
     fn receive(&mut self) -> Result<Message, Error> {
         self.codec.read()
     }
 
     fn receive_ready(&mut self) -> Result<Option<Message>, Error> {
-        self.codec.get_mut().set_waiting(false);
-        let received = self.codec.read();
-        let inbound = self.codec.get_mut();
-        inbound.set_waiting(true);
-        match received {
-            Err(Error::Io(e)) if e.kind() == io::ErrorKind::WouldBlock && inbound.is_dry() => Ok(None),
-            received => received.map(Some),
-        }
+        self.receive_by(Asking::Never)
+    }
+
+    fn receive_now(&mut self) -> Result<Option<Message>, Error> {
+        self.receive_by(Asking::Now)
+    }
+
+    fn descriptor(&self) -> Option<Arc<dyn AsFd + Send + Sync>> {
+        Some(self.socket.descriptor())
     }
 
     fn drain(&mut self) {

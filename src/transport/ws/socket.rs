@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use rustix::io::Errno;
-use rustix::net::SendFlags;
+use rustix::net::{RecvFlags, SendFlags};
 
 use crate::base::lock::lock;
 use crate::base::waits::waiting;
@@ -46,6 +46,17 @@ impl Socket {
         let received = (&*self.tcp).read(buf)?;
         self.traffic.count_read(received);
         Ok(received)
+    }
+
+    /// As [`Socket::receive`], but fails as `WouldBlock` where it would block.
+    fn receive_now(&self, buf: &mut [u8]) -> io::Result<usize> {
+        let (received, _) = rustix::net::recv(&*self.tcp, buf, RecvFlags::DONTWAIT)?;
+        self.traffic.count_read(received);
+        Ok(received)
+    }
+
+    pub(super) fn descriptor(&self) -> Arc<TcpStream> {
+        self.tcp.clone()
     }
 
     /// Sends all of `bytes`. Blocks while the peer does not read; a kick interrupts it.
@@ -100,6 +111,14 @@ impl Socket {
     }
 }
 
+/// How the system may be asked for more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asking {
+    Waits,
+    Now,
+    Never,
+}
+
 /// The stream of the receiving codec. What that writes (its own pongs and answers to Close) is dropped, because only
 /// the writer writes.
 pub(super) struct Inbound {
@@ -108,32 +127,37 @@ pub(super) struct Inbound {
     sealed: Box<[u8]>,
     start: usize,
     end: usize,
-    /// Whether the system may be asked for more.
-    waits: bool,
-    /// More was wanted while the system must not be asked.
+    asking: Asking,
+    /// More was wanted than there is without waiting.
     dry: bool,
 }
 
 impl Inbound {
     pub(super) fn new(socket: Arc<Socket>, buffer: usize) -> Self {
         let buffer = if socket.tls.is_some() { buffer.max(1) } else { 0 };
-        Self { socket, sealed: vec![0; buffer].into(), start: 0, end: 0, waits: true, dry: false }
+        Self { socket, sealed: vec![0; buffer].into(), start: 0, end: 0, asking: Asking::Waits, dry: false }
     }
 
-    /// Says whether reading may ask the system for more; if not, it fails as `WouldBlock` where it would, and
+    /// Says how reading may ask the system for more; without waiting it fails as `WouldBlock` where it would, and
     /// [`Inbound::is_dry`] tells so.
-    pub(super) fn set_waiting(&mut self, waits: bool) {
-        self.waits = waits;
+    pub(super) fn set_asking(&mut self, asking: Asking) {
+        self.asking = asking;
     }
 
-    /// Whether the last reading ended because the system must not be asked.
+    /// Whether the last reading ended because nothing more is there without waiting.
     pub(super) fn is_dry(&self) -> bool {
         self.dry
     }
 
-    fn ask_system(&mut self) -> io::Result<()> {
-        self.dry = !self.waits;
-        if self.dry { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    /// Receives as far as the system may be asked.
+    fn receive(&mut self, socket: &Socket, buf: &mut [u8]) -> io::Result<usize> {
+        let received = match self.asking {
+            Asking::Waits => return socket.receive(buf),
+            Asking::Now => socket.receive_now(buf),
+            Asking::Never => Err(io::ErrorKind::WouldBlock.into()),
+        };
+        self.dry = matches!(&received, Err(e) if e.kind() == io::ErrorKind::WouldBlock);
+        received
     }
 
     /// Decrypts what was received. `None`: more must be received first.
@@ -168,15 +192,16 @@ impl Read for Inbound {
         let socket = self.socket.clone();
         self.dry = false;
         let Some(tls) = &socket.tls else {
-            self.ask_system()?;
-            return socket.receive(buf);
+            return self.receive(&socket, buf);
         };
         loop {
             if let Some(n) = self.open(tls, buf)? {
                 return Ok(n);
             }
-            self.ask_system()?;
-            let received = socket.receive(&mut self.sealed)?;
+            let mut sealed = std::mem::take(&mut self.sealed);
+            let received = self.receive(&socket, &mut sealed);
+            self.sealed = sealed;
+            let received = received?;
             if received == 0 {
                 return Ok(0);
             }

@@ -101,7 +101,7 @@ mod tests {
         let response = Response { status, errors: kinds.iter().map(error).collect() };
         match classify(FacilitatorToValidator::from(response).encode().into()) {
             Text::Answer(about, reply) => (about, reply),
-            Text::Message(message) => panic!("{message:?}"),
+            Text::Message(message) | Text::Last(message) => panic!("{message:?}"),
         }
     }
 

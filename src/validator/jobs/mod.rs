@@ -4,11 +4,14 @@
 //! * `stub`: no miner; each job is answered with the statuses of a good one.
 //! * `remote`: workers on other machines, with Celery over a Redis between them.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::client::{Job, LeftJob};
+use super::connections::ConnectionsStatus;
+use super::manifests::ManifestsStatus;
 use super::organic::Miners;
 use super::routing::MinerAddress;
 use crate::base::stop::Stopping;
@@ -56,6 +59,11 @@ pub(super) trait JobRunner: Send + Sync {
         None
     }
 
+    /// What was asked of miners, and the connections to them.
+    fn asked(&self) -> Option<AskedStatus> {
+        None
+    }
+
     /// The jobs on other machines.
     fn front(&self) -> Option<FrontStatus> {
         None
@@ -64,6 +72,19 @@ pub(super) trait JobRunner: Send + Sync {
     /// Takes no more jobs, lets those that run end within `drain`, cancels the rest, joins every thread; gives the
     /// number of those cancelled. A second stop does nothing.
     fn stop(&self, stopping: &mut Stopping, drain: Duration) -> usize;
+}
+
+/// What a validator asks its miners beside jobs, and over what.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AskedStatus {
+    /// Their manifests.
+    pub manifests: ManifestsStatus,
+    /// Miners by the state of their breaker.
+    pub breakers: BTreeMap<&'static str, usize>,
+    /// Since when most miners fail at once, which is our own trouble; `None` if they do not.
+    pub outage_seconds: Option<u64>,
+    /// The connections.
+    pub connections: ConnectionsStatus,
 }
 
 /// How the jobs on other machines are.

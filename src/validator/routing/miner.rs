@@ -8,7 +8,7 @@ use crate::identity::PublicKey;
 use crate::protocol::ExecutorClass;
 
 /// Where a miner listens, as the miners file says.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MinerAddress {
     /// Its hotkey.
     pub hotkey: PublicKey,

@@ -115,6 +115,11 @@ impl Routing {
         }
     }
 
+    /// All miners of the table.
+    pub fn addresses(&self) -> Vec<MinerAddress> {
+        self.miners.iter().map(|miner| miner.address.clone()).collect()
+    }
+
     /// A miner declined or could not be reached: others are preferred for [`COOL_DOWN`]. Its last manifest is kept.
     pub fn cool_down(&mut self, hotkey: &PublicKey, now: Instant) {
         if let Some(miner) = self.find(hotkey) {

@@ -30,7 +30,9 @@ use crate::redis::{Commander, CommanderHandle, RedisConfig, RedisError, Request}
 use crate::transport::Dialer;
 use crate::validator::authorization::{Authorized, SignatureBook, Signers};
 use crate::validator::client::job::end_message;
+use crate::validator::connections::KeptConnections;
 use crate::validator::job_messages::JobTimes;
+use crate::validator::jobs::DISPATCH_CLOSE_TIME;
 use crate::validator::jobs::stub::STEPS;
 use crate::validator::ledger::NotOnDisk;
 use crate::validator::organic::{self, Miners, Reports};
@@ -153,6 +155,7 @@ pub enum JobWorkerError {
 pub struct JobWorker {
     worker: CeleryWorker,
     commander: Commander,
+    kept: KeptConnections,
     shared: Arc<WorkerShared>,
     drain_time: Duration,
 }
@@ -213,7 +216,7 @@ impl JobWorker {
         let commander = Commander::start("job-cmd", redis.clone().named("phalanx-events"), board)?;
         let patience = 2 * redis.operation_time;
         let signers = Signers::new(key.public(), trusted_signers, SIGNATURE_AGE);
-        let mut miners = Miners::new(miners, key, job_times, dialer, timer.clone(), incident_half_life, board);
+        let (mut miners, kept) = Miners::new(miners, key, job_times, dialer, timer.clone(), incident_half_life, board);
         miners.known = known;
         let shared = Arc::new(WorkerShared {
             signers,
@@ -235,12 +238,12 @@ impl JobWorker {
                 return Err(error.into());
             }
         };
-        Ok(Self { worker, commander, shared, drain_time })
+        Ok(Self { worker, commander, kept, shared, drain_time })
     }
 
     /// The longest that [`JobWorker::stop`] takes, the sum of its steps.
     pub fn stop_budget(config: &JobWorkerConfig) -> Duration {
-        config.drain_time + CANCEL_BUDGET + EVENTS_TIME
+        config.drain_time + CANCEL_BUDGET + DISPATCH_CLOSE_TIME + EVENTS_TIME
     }
 
     /// What looks at it.
@@ -251,8 +254,9 @@ impl JobWorker {
     /// Takes no more jobs, lets those that run end within the drain time, gives the rest back for other workers to go
     /// on with, tells the fronts what there is to tell, and joins the threads.
     pub fn stop(self, stopping: &mut Stopping) -> WorkerReport {
-        let Self { worker, commander, drain_time, .. } = self;
+        let Self { worker, commander, kept, drain_time, .. } = self;
         let report = stopping.step("jobs", drain_time, |step| worker.stop(step));
+        stopping.step("miner connections", DISPATCH_CLOSE_TIME, |step| kept.stop(step));
         stopping.step("events", EVENTS_TIME, |step| commander.stop(step));
         report
     }
@@ -281,7 +285,7 @@ impl JobWorkerHandle {
 
     /// New jobs go to these miners; see [`crate::validator::Reloader::miners`].
     pub fn set_miners(&self, miners: Vec<MinerAddress>) {
-        lock(&self.shared.miners.routing).replace(miners);
+        self.shared.miners.replace(miners);
     }
 }
 

@@ -1,4 +1,4 @@
-//! An event that a wait for a socket listens to as well.
+//! An event that a wait for sockets listens to as well.
 
 use std::fmt;
 use std::io;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
-/// Interrupts a wait for a [`Connection`](super::Connection) without harm to it. Clones are the same; it stays raised
+/// Interrupts a wait for sockets without harm to them. Clones are the same; it stays raised
 /// until it is lowered. It owns one file descriptor.
 #[derive(Clone)]
 pub struct Wake(Arc<OwnedFd>);
