@@ -140,7 +140,7 @@ fn round(world: &World, facilitator: &ScriptedFacilitator, chance: &Arc<Chance>,
     let handle = client.handle();
     let jobs: Vec<String> = (0..chance.below(5))
         .map(|_| {
-            let job = V2JobRequest { uuid: uuid::Uuid::new_v4().to_string(), ..TEMPLATE.with(V2JobRequest::clone) };
+            let job = one_job();
             let uuid = job.uuid.clone();
             facilitator.submit(job);
             uuid
@@ -178,9 +178,8 @@ fn round(world: &World, facilitator: &ScriptedFacilitator, chance: &Arc<Chance>,
     jobs
 }
 
-thread_local! {
-    /// One signature for all.
-    static TEMPLATE: V2JobRequest = roles::job(&key("//User"));
+fn one_job() -> V2JobRequest {
+    roles::job(&key("//User"))
 }
 
 #[test]
@@ -307,10 +306,10 @@ fn stop_while_the_writer_is_stuck_with_a_peer_that_never_reads() {
     // The authentication would not get through a wire that is stalled from the start.
     let client = start(ClientConfig { dial_time: Duration::from_millis(200), ..config(&world) }, do_at_once);
     facilitator.wait("the second connection", |state| state.welcomed == 1);
-    facilitator.submit(TEMPLATE.with(V2JobRequest::clone));
+    facilitator.submit(one_job());
     facilitator.wait("its end", |state| state.ended == 1);
     world.net.wires().last().unwrap().stall(Side::Dialer);
-    let job = V2JobRequest { uuid: uuid::Uuid::new_v4().to_string(), ..TEMPLATE.with(V2JobRequest::clone) };
+    let job = one_job();
     facilitator.submit(job);
     let handle = client.handle();
     until("six updates unsent", || handle.counts().unsent == 6);
@@ -332,7 +331,7 @@ fn stop_while_the_facilitator_does_not_read_or_answer() {
             reply()
         });
         let facilitator = facilitator(&world, Plan { update, ..Plan::default() });
-        facilitator.submit(TEMPLATE.with(V2JobRequest::clone));
+        facilitator.submit(one_job());
         let budget = Duration::from_millis(300);
         let (report, took) = stop_in(&world, |_| {}, budget, |handle| handle.counts().unsent == 6);
         assert_eq!((report.stragglers().len(), report.unsent, report.cancelled_jobs), (0, 6, 0), "{report}");
@@ -361,7 +360,7 @@ fn stop_while_checks_wait_behind_a_handler_that_blocks_waits_for_it_and_loses_no
     let (took, go, handler) = blocking();
     let client = start(ClientConfig { check_threads: 1, ..config(&world) }, handler);
     for _ in 0..50 {
-        let job = V2JobRequest { uuid: uuid::Uuid::new_v4().to_string(), ..TEMPLATE.with(V2JobRequest::clone) };
+        let job = one_job();
         facilitator.submit(job);
     }
     took.recv_timeout(LONG).unwrap();
@@ -382,7 +381,7 @@ fn stop_while_a_handler_never_returns_names_its_thread() {
     let (took, go, handler) = blocking();
     let group = Group::enter();
     let client = start(ClientConfig { check_threads: 1, ..config(&world) }, handler);
-    facilitator.submit(TEMPLATE.with(V2JobRequest::clone));
+    facilitator.submit(one_job());
     took.recv_timeout(LONG).unwrap();
     let (report, _) = stop(client, Duration::from_millis(200));
     assert_eq!((report.stragglers(), report.cancelled_jobs), (vec!["val-check-0"], 1), "{report}");
@@ -404,7 +403,7 @@ fn stop_while_a_job_runs_waits_until_it_has_ended_and_is_reported() {
     let facilitator = facilitator(&world, Plan::default());
     let (kept, handler) = keep();
     let client = start(config(&world), handler);
-    let (job, late) = (TEMPLATE.with(V2JobRequest::clone), roles::job(&key("//User")));
+    let (job, late) = (one_job(), one_job());
     facilitator.submit(job.clone());
     let running = kept.recv_timeout(LONG).unwrap();
     let handle = client.handle();
@@ -430,7 +429,7 @@ fn stop_while_a_job_runs_too_long_raises_its_signal_and_reports_its_end() {
         taken.send(()).unwrap();
         assert!(job.stop_signal().wait_for(Level::Cancel, LONG));
     });
-    let job = TEMPLATE.with(V2JobRequest::clone);
+    let job = one_job();
     facilitator.submit(job.clone());
     took.recv_timeout(LONG).unwrap();
     let budget = Duration::from_secs(1);
@@ -447,7 +446,7 @@ fn stop_while_a_job_is_stuck_and_ignores_its_signal_goes_on_without_it() {
     let facilitator = facilitator(&world, Plan::default());
     let (kept, handler) = keep();
     let client = start(config(&world), handler);
-    let job = TEMPLATE.with(V2JobRequest::clone);
+    let job = one_job();
     facilitator.submit(job.clone());
     let stuck = kept.recv_timeout(LONG).unwrap();
     client.handle().flush(LONG).unwrap();
@@ -465,7 +464,7 @@ fn dropping_a_running_client_stops_it() {
     let world = World::new();
     let facilitator = facilitator(&world, Plan::default());
     let client = start(config(&world), do_at_once);
-    let job = TEMPLATE.with(V2JobRequest::clone);
+    let job = one_job();
     facilitator.submit(job.clone());
     assert_eq!(facilitator.history(&job.uuid), GOOD);
     let handle = client.handle();
