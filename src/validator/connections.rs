@@ -159,8 +159,8 @@ pub struct Lease {
 }
 
 impl KeptConnections {
-    /// At most `limit` connections, in use or kept, and at least one; more callers wait. None is made before it is asked
-    /// for.
+    /// At most `limit` connections, in use or kept, and at least one; more callers wait. None is made before it is
+    /// asked for.
     pub fn start(dialer: MinerDialer, limit: usize) -> Self {
         let watch = IdleWatch::start("val-mi-idle", dialer.timer.clone());
         let watch = watch.inspect_err(|error| log::error!("no connection to a miner is kept: {error}")).ok();

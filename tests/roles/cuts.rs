@@ -194,8 +194,8 @@ fn a_cut_at_any_byte_of_either_leg_costs_nothing() {
 fn ten_seconds_without_a_leg_cost_nothing() {
     let outage = Duration::from_secs(10);
     // Where, in hundredths of the bytes of a job. The last of them on the validator's leg are the question by which it
-    // keeps its connection, which no job needs. An executor has 5 s to be ready, by a limit of validators, so its leg is
-    // cut only once it is.
+    // keeps its connection, which no job needs. An executor has 5 s to be ready, by a limit of validators, so its leg
+    // is cut only once it is.
     let cuts = [(Leg::Validator, &[0, 30, 60, 70][..]), (Leg::Executor, &[60, 75, 90])];
     let cuts = cuts.into_iter().flat_map(|(leg, parts)| parts.iter().map(move |part| (leg, *part)));
     let scenes: Vec<_> = cuts
