@@ -209,7 +209,7 @@ mod tests {
             open_files = 100
             [always_on."gpu-24gb"]
         "#;
-        assert!(read(None, toml).unwrap_err().contains("\"always_on\"; it has limits and a table for each class"));
+        assert!(read(None, toml).unwrap_err().contains("\"always_on\"; it has limits, and a table for each class"));
         let toml = r#"
             memory = "2GiB"
             cpus = 1.5

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::manifests::{AskOutcome, ExchangeError, MinerDialer, MinerManifest, OpenMiner};
 use super::routing::MinerAddress;
+use crate::base::limits::LONGEST_TIME;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Step;
 use crate::pool::{self, AcquireError, Connections, Connector, Pool, PoolConfig, PoolNumbers, Until};
@@ -173,6 +174,8 @@ impl KeptConnections {
             // The miner's last word counts, not the last use.
             validate_after: Duration::ZERO,
             validate_time: PROOF_TIME,
+            // Those who ask say by when.
+            connect_time: LONGEST_TIME,
             leak_after: LEAK_TIME,
             ..PoolConfig::default()
         };

@@ -413,11 +413,12 @@ impl Drive {
                         return Some(AttemptEnd::NotTaken(outcome, None));
                     }
                     Phase::Connecting if !offers => return Some(AttemptEnd::NoSuchClass),
-                    // Asked again after a reconnect, because the request may have been lost; a miner takes a job once.
-                    Phase::Connecting | Phase::Reserving => {
+                    Phase::Connecting => {
                         attempt.is_back(now);
                         self.ask(attempt, now);
                     }
+                    // Asked again after a reconnect, because the request may have been lost; a miner takes a job once.
+                    Phase::Reserving if attempt.is_back(now) => self.ask(attempt, now),
                     _ if attempt.is_back(now) => self.repeat(attempt),
                     _ => {}
                 }

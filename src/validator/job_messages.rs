@@ -206,7 +206,11 @@ pub(super) fn by_miner(reason: HordeFailureReason, message: &str) -> Outcome {
 
 fn details(failed: V0HordeFailedRequest) -> HordeFailureDetails {
     HordeFailureDetails {
-        reported_by: failed.reported_by,
+        // A miner speaks for itself and for its executor, and not for us.
+        reported_by: match failed.reported_by {
+            by @ (JobParticipantType::Miner | JobParticipantType::Executor) => by,
+            _ => JobParticipantType::Miner,
+        },
         reason: failed.reason,
         message: failed.message,
         context: failed.context,

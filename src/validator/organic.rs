@@ -3,7 +3,7 @@
 //! Owner: the worker. Blocks in: [`MinerClient::next`], always with the deadline of the present stage, and in what
 //! `Reports` says. Kick: the job's cancel signal. Ends: with the job.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -93,7 +93,10 @@ impl Miners {
 
     /// New jobs go to these.
     pub(super) fn replace(&self, miners: Vec<MinerAddress>) {
+        let listed: HashSet<PublicKey> = miners.iter().map(|miner| miner.hotkey).collect();
         lock(&self.routing).replace(miners);
+        // One that is gone is never asked again, so its breaker would stay as it is and count against the others.
+        self.breakers.retain(|hotkey| listed.contains(hotkey));
     }
 
     /// Counts against a miner what it did wrong; not while most miners fail at once, which is our own fault.
@@ -151,6 +154,9 @@ pub(super) trait Reports {
         false
     }
 }
+
+/// How long after a deadline what has come before it is still taken in.
+const QUEUED_TIME: Duration = Duration::from_secs(1);
 
 /// How long the link to the miner may take to close after the job.
 const CLOSE_TIME: Duration = Duration::from_secs(2);
@@ -237,6 +243,10 @@ impl<R: Reports> Runner<'_, R> {
     fn next(&self) -> Option<Input> {
         let (Some(client), Some(deadline)) = (&self.client, self.drive.next_wake()) else { return None };
         loop {
+            // A miner that never stops speaking does not put its deadline off.
+            if Instant::now() >= deadline + QUEUED_TIME {
+                return Some(Input::Tick);
+            }
             return Some(match client.next(deadline, self.cancel) {
                 // The manifest follows at once, and the drive decides what it means. What cannot be read says nothing.
                 Ok(MinerEvent::Ready | MinerEvent::Unreadable) => continue,
