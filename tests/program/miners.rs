@@ -49,7 +49,7 @@ fn a_running_validator_lists_its_miners_and_says_what_decides_about_one() {
     let fresh = listed(scratch, pages);
     assert_eq!(hotkeys(&fresh), [BOB]);
     let miner = &fresh["miners"][0];
-    assert_eq!((&miner["manifest"], &miner["reliability"]), (&Value::Null, &json!(1.0)));
+    assert_eq!(miner["reliability"], json!(1.0));
 
     network.job(NO_OP);
     let miner = &listed(scratch, pages)["miners"][0];

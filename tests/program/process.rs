@@ -448,7 +448,7 @@ fn bad_input_is_one_line_with_exit_2_and_starts_nothing() {
         ),
         (
             [&miner[..], &["always_on.test=1", "--listen", "127.0.0.1:0", "--hosts", far]].concat(),
-            vec!["--hosts goes with --executor-backend docker"],
+            vec!["[miner.hosts], or --hosts, goes with --executor-backend docker"],
         ),
         (
             [&miner[..], &["always_on.test=1", "--listen", "127.0.0.1:0", "--hosts", far], &containers].concat(),

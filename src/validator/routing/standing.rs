@@ -60,9 +60,10 @@ pub struct Standing {
 
 impl MinerState {
     /// Executors by its manifest, and how much that counts by its age; `None` if it is not known, or is too old to say
-    /// that there are none.
+    /// that there are none. A miner whose manifest is empty cannot run jobs at present, which may be over:
+    /// it is asked where no other is left, so that a job learns whose trouble it is.
     pub(super) fn offered(&self, class: ExecutorClass, now: Instant) -> Option<(i64, f64)> {
-        let (manifest, at) = self.manifest.as_ref()?;
+        let (manifest, at) = self.manifest.as_ref().filter(|(manifest, _)| !manifest.is_empty())?;
         let age = now.saturating_duration_since(*at);
         let offered = manifest.get(&class).copied().unwrap_or(0);
         let counts = if offered > 0 { age < MANIFEST_KEPT } else { age < COOL_DOWN };

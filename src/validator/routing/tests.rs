@@ -255,3 +255,14 @@ fn the_choice_is_what_is_explained_over_random_histories() {
         }
     }
 }
+
+#[test]
+fn a_miner_that_offers_nothing_at_present_is_asked_where_no_other_is_left() {
+    let (mut routing, now) = (table(2), Instant::now());
+    routing.manifest(&key(1), HashMap::new(), now);
+    routing.manifest(&key(2), has(1), now);
+    assert_eq!(pick(&mut routing, &[], now), Ok(key(2)));
+    assert_eq!(pick(&mut routing, &[key(2)], now), Ok(key(1)));
+    routing.manifest(&key(1), has(0), now);
+    assert_eq!(pick(&mut routing, &[key(2)], now), Err(NoMiner::None), "it has others, and none of the class");
+}
