@@ -52,7 +52,7 @@ fn an_unknown_miner_is_asked_when_the_known_ones_are_full() {
 #[test]
 fn a_class_that_nobody_has_is_no_miner_not_busy() {
     let (mut routing, now) = (table(1), Instant::now());
-    routing.manifest(&key(1), HashMap::new(), now);
+    routing.manifest(&key(1), has(0), now);
     assert_eq!(pick(&mut routing, &[], now), Err(NoMiner::None));
     assert_eq!(pick(&mut table(0), &[], now), Err(NoMiner::None));
     // It may have some again, so it is asked after a while.
