@@ -137,7 +137,8 @@ pub(super) struct Reliability {
     last: VecDeque<(Incident, Instant, String)>,
 }
 
-/// How dependable a miner is at a moment, with the numbers it is made of: `(2 + completed) / (2 + completed + incidents)`.
+/// How dependable a miner is at a moment, with the numbers that it is made of:
+/// `(2 + completed) / (2 + completed + incidents)`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct ReliabilityNumbers {
     /// From 0 to 1.
