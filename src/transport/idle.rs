@@ -9,7 +9,6 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -114,16 +113,19 @@ impl Drop for IdleWatch {
 }
 
 impl IdleHandle {
-    /// Watches a connection that both sides have nothing to say on, until it is taken back. One over a transport that
-    /// cannot be polled is kept as it is.
+    /// Watches a connection that both sides have nothing to say on, until it is taken back. What was read of it already
+    /// is looked at here, because no poll shows that. One over a transport that cannot be polled is kept as it is.
+    /// Blocks at most [`CLOSE_SEND_TIME`], while a ping is answered.
     pub fn keep(&self, connection: Connection) -> IdleConnection {
         let kick = connection.kick.clone();
         let descriptor = connection.reader.descriptor();
         let place = Arc::new(Place(Mutex::new(Some(connection))));
+        let goes_on = descriptor.is_some() && self.0.tend(&place);
         let mut state = lock(&self.0.state);
         let number = state.next;
         state.next += 1;
         if let Some(descriptor) = descriptor
+            && goes_on
             && !state.stopped
         {
             state.idle.insert(number, Watched { place: place.clone(), descriptor });
@@ -215,7 +217,7 @@ impl WatchShared {
         // Whoever has taken it reads what comes.
         let Some(connection) = place.as_mut() else { return false };
         let kick = connection.kick.clone();
-        let _late = self.timer.at(Instant::now() + CLOSE_SEND_TIME, move || kick.kick());
+        let _late = self.timer.at(self.timer.clock().now() + CLOSE_SEND_TIME, move || kick.kick());
         if goes_on(connection) {
             return true;
         }
@@ -225,9 +227,12 @@ impl WatchShared {
     }
 }
 
-/// Reads what there is, and answers it.
+/// Frames that a peer may send at a time on an idle connection. One that sends more holds up the others.
+const FRAMES: usize = 32;
+
+/// Reads what there is, and answers it; says whether the connection can still be used.
 fn goes_on(connection: &mut Connection) -> bool {
-    loop {
+    for _ in 0..FRAMES {
         match connection.reader.read_now() {
             Ok(None) => return true,
             Ok(Some(Incoming::Pong)) => {}
@@ -254,6 +259,8 @@ fn goes_on(connection: &mut Connection) -> bool {
             }
         }
     }
+    log::debug!("{} says too much on an idle connection, which is closed", connection.peer);
+    false
 }
 
 /// Blocks until any of them, or the wake, is readable; gives those that are.

@@ -225,7 +225,7 @@ impl Connection {
     /// Ends it with Close 1000, whose answer nobody waits for. Blocks at most [`CLOSE_SEND_TIME`].
     pub fn close(mut self, timer: &TimerHandle) {
         let kick = self.kick.clone();
-        let _late = timer.at(Instant::now() + CLOSE_SEND_TIME, move || kick.kick());
+        let _late = timer.at(timer.clock().now() + CLOSE_SEND_TIME, move || kick.kick());
         // Polite only: the peer may have gone.
         let _ = self.writer.close(1000, "");
         self.kick.kick();

@@ -2,8 +2,7 @@
 //!
 //! An idle connection is watched by one thread for all of them ([`crate::transport::idle`]), which answers pings and
 //! takes a Close. Before it is used again the validator authenticates once more on it: the miner's manifest in answer
-//! shows that it lives, and is fresh. Within [`FRESH_TIME`] of the last manifest that is
-//! spared.
+//! shows that it lives, and is fresh. Within [`FRESH_TIME`] of the last manifest that is spared.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -65,22 +64,40 @@ struct MinerConnector {
 struct KeptMiner {
     miner: MinerAddress,
     watch: Option<IdleHandle>,
-    /// `None` while it is in use, and once it has ended.
-    idle: Option<IdleConnection>,
+    state: KeptState,
     manifest: MinerManifest,
     at: Instant,
 }
 
+/// Where its connection is.
+enum KeptState {
+    /// About to be used: made, or asked for its manifest, a moment ago.
+    Open(Box<OpenMiner>),
+    /// Watched until it is used.
+    Idle(IdleConnection),
+    /// In use, or ended.
+    Gone,
+}
+
 impl KeptMiner {
     fn take(&mut self) -> Option<OpenMiner> {
-        let connection = self.idle.take()?.take()?;
-        Some(OpenMiner { connection, manifest: self.manifest.clone(), at: self.at })
+        match std::mem::replace(&mut self.state, KeptState::Gone) {
+            KeptState::Open(open) => Some(*open),
+            KeptState::Idle(idle) => {
+                Some(OpenMiner { connection: idle.take()?, manifest: self.manifest.clone(), at: self.at })
+            }
+            KeptState::Gone => None,
+        }
     }
 
-    fn put(&mut self, open: OpenMiner) {
+    /// Nobody uses it for now; it ends if nobody can watch it.
+    fn rest(&mut self, open: OpenMiner) {
         let OpenMiner { connection, manifest, at } = open;
         (self.manifest, self.at) = (manifest, at);
-        self.idle = self.watch.as_ref().map(|watch| watch.keep(connection));
+        self.state = match &self.watch {
+            Some(watch) => KeptState::Idle(watch.keep(connection)),
+            None => KeptState::Gone,
+        };
     }
 }
 
@@ -93,9 +110,7 @@ impl Connector for MinerConnector {
         let open = self.dialer.open(miner, until.deadline, until.shutdown, until.level)?;
         let watch = self.watch.clone();
         let (miner, manifest, at) = (miner.clone(), open.manifest.clone(), open.at);
-        let mut kept = KeptMiner { miner, watch, idle: None, manifest, at };
-        kept.put(open);
-        Ok(kept)
+        Ok(KeptMiner { miner, watch, state: KeptState::Open(Box::new(open)), manifest, at })
     }
 
     fn validate(&self, kept: &mut KeptMiner, until: Until<'_>) -> Result<(), ExchangeError> {
@@ -105,17 +120,24 @@ impl Connector for MinerConnector {
         let Some(open) = kept.take() else { return Err(ended()) };
         let Until { deadline, shutdown, level } = until;
         let open = self.dialer.ask_again(&kept.miner, open.connection, deadline, shutdown, level)?;
-        kept.put(open);
+        (kept.manifest, kept.at) = (open.manifest.clone(), open.at);
+        kept.state = KeptState::Open(Box::new(open));
         Ok(())
     }
 
     fn is_broken(&self, kept: &mut KeptMiner) -> bool {
-        kept.idle.as_ref().is_none_or(|idle| !idle.is_open())
+        match &kept.state {
+            KeptState::Open(_) => false,
+            KeptState::Idle(idle) => !idle.is_open(),
+            KeptState::Gone => true,
+        }
     }
 
-    fn close(&self, mut kept: KeptMiner) {
-        if let Some(idle) = kept.idle.take() {
-            idle.close();
+    fn close(&self, kept: KeptMiner) {
+        match kept.state {
+            KeptState::Open(open) => self.dialer.close(*open),
+            KeptState::Idle(idle) => idle.close(),
+            KeptState::Gone => {}
         }
     }
 }
@@ -212,7 +234,7 @@ impl MinerConnections {
             let mut lease = self.pool.acquire(miner, until).map_err(none)?;
             match lease.take() {
                 Some(open) => return Ok(Lease { lease, open: Some(open) }),
-                // Its miner has ended it just now; the pool has one less.
+                // One that was idle and that its miner has ended just now; the pool has one less.
                 None if until.left().is_zero() => return Err(ended()),
                 None => lease.discard(),
             }
@@ -226,7 +248,10 @@ impl MinerConnections {
     /// Why it has not told.
     pub fn ask(&self, miner: &MinerAddress, until: Instant, stop: &Shutdown) -> Result<MinerManifest, ExchangeError> {
         let until = Until::new(until, stop).at_level(Level::Cancel);
-        let lease = self.pool.acquire(miner, until).map_err(none)?;
+        let mut lease = self.pool.acquire(miner, until).map_err(none)?;
+        if let Some(open) = lease.take() {
+            lease.rest(open);
+        }
         Ok(lease.manifest.clone())
     }
 
@@ -272,6 +297,6 @@ impl Lease {
 
     /// The job is over and nothing is on its way: the connection may serve another.
     pub fn give_back(mut self, open: OpenMiner) {
-        self.lease.put(open);
+        self.lease.rest(open);
     }
 }

@@ -250,6 +250,8 @@ pub struct Ledger {
     by_signature: HashMap<SignatureId, u64>,
     /// Jobs that are over, oldest first.
     over: VecDeque<u64>,
+    /// Of these, those beyond what is remembered whose signature could still be used: at most as many as signatures.
+    over_signed: VecDeque<u64>,
     /// Jobs whose first update waits for its next try.
     held: BTreeSet<(Instant, u64)>,
     /// The job of each dead letter, oldest first.
@@ -306,6 +308,7 @@ impl Ledger {
             by_uuid: HashMap::new(),
             by_signature: HashMap::new(),
             over: VecDeque::new(),
+            over_signed: VecDeque::new(),
             held: BTreeSet::new(),
             dead_letters: VecDeque::new(),
             dirty: Vec::new(),
@@ -690,6 +693,12 @@ impl Ledger {
     /// Forgets the jobs that were over first; those with dead letters go when their letters have gone, those whose
     /// signature could be used again when that is too old.
     fn forget_old(&mut self, now: Now) {
+        while let Some(job) = self.over_signed.front().copied()
+            && !self.is_signature_live(job, now)
+        {
+            self.over_signed.pop_front();
+            self.over.push_front(job);
+        }
         while self.over.len() > self.limits.remembered {
             let Some(job) = self.over.pop_front() else { return };
             let Some(entry) = self.jobs.get(&job) else { continue };
@@ -697,11 +706,11 @@ impl Ledger {
                 self.over.push_back(job);
                 return;
             }
+            if self.is_signature_live(job, now) {
+                self.over_signed.push_back(job);
+                continue;
+            }
             if let Some(signed) = entry.record.signed {
-                if signed.expires_at > now.unix_millis() {
-                    self.over.push_front(job);
-                    return;
-                }
                 self.by_signature.remove(&signed.signature);
             }
             self.by_uuid.remove(&entry.record.uuid);
@@ -710,6 +719,12 @@ impl Ledger {
                 self.forgotten.push(job);
             }
         }
+    }
+
+    /// Whether the signature of a job could be used again.
+    fn is_signature_live(&self, job: u64, now: Now) -> bool {
+        let signed = self.jobs.get(&job).and_then(|entry| entry.record.signed);
+        signed.is_some_and(|signed| signed.expires_at > now.unix_millis())
     }
 }
 
@@ -954,6 +969,11 @@ mod tests {
         assert_eq!(run(&mut ledger, &mut disk, "d", 3, 5), Ok(()));
         let full = Err("as many jobs as can be remembered have signatures that could be used again: 3".to_owned());
         assert_eq!(run(&mut ledger, &mut disk, "e", 4, 6), full);
+        // A job without a signature of its own is remembered no longer for those that have one.
+        for n in 0..50 {
+            assert_eq!(run(&mut ledger, &mut disk, &format!("forged-{n}"), 1, 7), used("a"));
+        }
+        assert!(ledger.jobs.len() <= 4 && disk.len() <= 4, "{} jobs, {} rows", ledger.jobs.len(), disk.len());
         // Too old to be taken, so nothing is lost with it.
         assert_eq!(run(&mut ledger, &mut disk, "f", 4, 1_001), Ok(()));
         assert!(ledger.jobs.len() <= 2 && disk.len() <= 2, "{} jobs, {} rows", ledger.jobs.len(), disk.len());

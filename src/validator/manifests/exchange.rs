@@ -13,7 +13,7 @@ use crate::base::shutdown::{Level, Shutdown};
 use crate::base::timer::TimerHandle;
 use crate::identity::{KeyPair, PublicKey};
 use crate::link::{Authenticate, Authenticated, NoConnection, Refused, authenticate};
-use crate::protocol::{ValidatorAuthForMiner, ValidatorToMiner};
+use crate::protocol::{MinerToValidator, ValidatorAuthForMiner, ValidatorToMiner};
 use crate::transport::{Connection, DialRequest, Dialer, SocketLimits, TransportError, Utf8Bytes};
 use crate::validator::routing::MinerAddress;
 
@@ -77,24 +77,35 @@ impl MinerDialer {
         let url = miner.url(&self.key.public());
         let request = DialRequest { url: &url, headers: &[], limits: SocketLimits::default(), deadline };
         let connection = self.dialer.dial(&request, stop, level).map_err(|error| no_connection(error.into()))?;
-        self.ask_again(miner, connection, deadline, stop, level)
+        self.ask(miner, connection, false, deadline, (stop, level))
     }
 
     /// Authenticates on an open connection, which the miner answers with its manifest: it lives, and has read all that
     /// was sent before. Blocks as [`MinerDialer::open`].
     ///
     /// # Errors
-    /// [`ExchangeError`]; then the connection is over. A miner that says something else first is a protocol error.
+    /// [`ExchangeError`]; then the connection is over. What the miner still had to tell of a job is passed over.
     pub fn ask_again(
         &self,
         miner: &MinerAddress,
-        mut connection: Connection,
+        connection: Connection,
         deadline: Instant,
         stop: &Shutdown,
         level: Level,
     ) -> Result<OpenMiner, ExchangeError> {
-        let mut asking = Asking { key: self.key.clone(), miner: miner.hotkey, first: None };
-        let asked = authenticate(&mut connection, &mut asking, deadline, &self.timer, (stop, level));
+        self.ask(miner, connection, true, deadline, (stop, level))
+    }
+
+    fn ask(
+        &self,
+        miner: &MinerAddress,
+        mut connection: Connection,
+        again: bool,
+        deadline: Instant,
+        stop: (&Shutdown, Level),
+    ) -> Result<OpenMiner, ExchangeError> {
+        let mut asking = Asking { key: self.key.clone(), miner: miner.hotkey, again, first: None };
+        let asked = authenticate(&mut connection, &mut asking, deadline, &self.timer, stop);
         match (asked, asking.first) {
             (Ok(_), Some(FirstMessage::Manifest(manifest))) => {
                 Ok(OpenMiner { connection, manifest, at: Instant::now() })
@@ -128,6 +139,8 @@ impl MinerDialer {
 struct Asking {
     key: KeyPair,
     miner: PublicKey,
+    /// The miner may have to tell of a job before it answers.
+    again: bool,
     first: Option<FirstMessage>,
 }
 
@@ -137,7 +150,11 @@ impl Authenticate for Asking {
     }
 
     fn answer(&mut self, text: &str) -> Result<Authenticated, Refused> {
-        match self.first.insert(read_first(text)) {
+        let read = read_first(text);
+        if self.again && matches!(read, FirstMessage::Wrong(_)) && MinerToValidator::decode(text).is_ok() {
+            return Ok(Authenticated::NotYet);
+        }
+        match self.first.insert(read) {
             FirstMessage::Manifest(_) => Ok(Authenticated::Yes),
             FirstMessage::Unwanted(why) | FirstMessage::Wrong(why) => {
                 Err(Refused { reason: why.clone(), passing: true })
