@@ -186,7 +186,12 @@ fn configure(args: Args) -> Result<(ValidatorConfig, Option<MinerList>, WsDialer
         manifest_interval: args.manifest_interval,
         ..ValidatorConfig::new(facilitator, key, miners)
     };
-    let problems = config.validate();
+    let mut problems = config.validate();
+    // Rounds back to back would keep the machine and all miners at work.
+    let interval = config.manifest_interval;
+    if !interval.is_zero() && interval < Duration::from_secs(1) {
+        problems.push(format!("--manifest-interval is {interval:?}; it should be 1s or more, or 0s for never"));
+    }
     if !problems.is_empty() {
         return Err(problems.join("; "));
     }

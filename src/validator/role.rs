@@ -137,10 +137,6 @@ impl ValidatorConfig {
         if let Some(workers) = self.workers.filter(|workers| *workers == 0 || *workers > most) {
             problems.push(format!("workers is {workers}; it should be from 1 to {most}"));
         }
-        let interval = self.manifest_interval;
-        if !interval.is_zero() && interval < Duration::from_secs(1) {
-            problems.push(format!("the manifest interval is {interval:?}; it should be 1 s or more, or 0 for none"));
-        }
         if self.miners.is_empty() && here {
             problems.push("there is no miner; name at least one in the miners file".to_owned());
         }

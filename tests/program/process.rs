@@ -405,6 +405,10 @@ fn bad_input_is_one_line_with_exit_2_and_starts_nothing() {
         ([&validator[..], &["--key", "//Alice"]].concat(), vec!["--miners is missing"]),
         ([&validator[..], &["--key", "//Alice", "--miners", &good, "--workers", "0"]].concat(), vec!["workers is 0"]),
         (
+            [&validator[..], &["--key", "//Alice", "--miners", &good, "--manifest-interval", "20ms"]].concat(),
+            vec!["--manifest-interval is 20ms", "1s or more"],
+        ),
+        (
             [&validator[..], &["--config", &config]].concat(),
             vec!["phalanx.toml", "facilitater", "did you mean \"facilitator\""],
         ),

@@ -293,6 +293,39 @@ fn an_idle_connection_ends_with_its_peer_and_at_a_word_that_nobody_asked_for() {
     }
 }
 
+/// No poll shows what a connection has read already.
+#[test]
+fn a_word_that_was_read_before_a_connection_was_idle_is_seen_too() {
+    for tls in [false, true] {
+        let world = World::new();
+        let (mut client, mut server) = connected(tls);
+        server.writer.write("asked".into()).unwrap();
+        server.writer.write("unasked".into()).unwrap();
+        server.writer.flush().unwrap();
+        assert_eq!(client.reader.read().unwrap(), Incoming::Text("asked".into()));
+        let watch = IdleWatch::start("t-idle", world.timer()).unwrap();
+        let idle = watch.handle().keep(client);
+        until("it to be found", || !idle.is_open());
+        assert!(idle.take().is_none() && watch.handle().is_empty());
+        assert!(stop(LONG, |step| watch.stop(step)).is_clean());
+    }
+}
+
+/// One that pings without end holds up the others.
+#[test]
+fn a_peer_that_says_too_much_on_an_idle_connection_is_let_go() {
+    let world = World::new();
+    let (client, mut server) = connected(false);
+    for _ in 0..100 {
+        server.writer.ping().unwrap();
+        server.writer.flush().unwrap();
+    }
+    let watch = IdleWatch::start("t-idle", world.timer()).unwrap();
+    let idle = watch.handle().keep(client);
+    assert!(!idle.is_open() && watch.handle().is_empty());
+    assert!(stop(LONG, |step| watch.stop(step)).is_clean());
+}
+
 #[test]
 fn dropping_an_idle_watch_stops_it_and_leaves_the_connections() {
     let group = Group::enter();
