@@ -1,4 +1,5 @@
-//! The flags that say who the miners are, the same in every command that has miners.
+//! The flags that say who the miners are, the same in every command that has miners but `phalanx batch`, which reads a
+//! file.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

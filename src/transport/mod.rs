@@ -134,8 +134,8 @@ pub trait ReadHalf: Send {
         self.read_ready()
     }
 
-    /// What `poll` finds readable when the peer has sent more; [`ReadHalf::read_now`] may have something to give without
-    /// that. `None` if nothing can be polled.
+    /// What `poll` finds readable when the peer has sent more; [`ReadHalf::read_now`] may have something to give
+    /// without that. `None` if nothing can be polled.
     fn descriptor(&self) -> Option<Arc<dyn AsFd + Send + Sync>> {
         None
     }

@@ -2,8 +2,8 @@
 //!
 //! An excuse is a started-receipt that a known validator has signed for a job of the same class on that miner, which
 //! ran when the declined job was asked for. A miner is excused if it shows as many as it has executors of the class
-//! by its own manifest. This is how the Python validator judges, with its times. A validator that is excused from a
-//! batch needs receipts of organic jobs; an organic job may be declined for either.
+//! by its own manifest. This is how the Python validator judges, with its times. For a job of a batch only receipts
+//! of organic jobs count; an organic job may be declined for either.
 
 use std::collections::HashSet;
 

@@ -1,6 +1,7 @@
 //! Whether a report that a miner cheated at a job counts. Pure.
 //!
-//! A report names the job, and the same job on a trusted miner that it was compared with. It counts once for a job, and
+//! A report names the job, and the one on a trusted miner that it was compared with; whether both ask for the same, is
+//! the signer's word. It counts once for a job, and
 //! only if both have completed here: the one on an ordinary miner, the other on a trusted one. So no report reaches a
 //! trusted miner, and none counts that nobody can have had a reason for. Both jobs have to be of the report's signer,
 //! and only so many reports of one signer count in a day.
