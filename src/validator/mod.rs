@@ -5,6 +5,7 @@
 //! val-fac-wr   writes what may leave
 //! val-check-n  check signatures and hand the jobs out
 //! val-store    writes updates to disk, all that have come in at once
+//! val-receipts stores the receipts by which miners were excused
 //! val-work-n   one job each: picks a miner, drives it stage by stage
 //! val-work-time  what is due of the jobs as tasks
 //! val-events   with jobs on other machines, in place of val-work-n: what their workers say of them

@@ -15,6 +15,7 @@ use super::job_messages::JobTimes;
 use super::ledger::NotOnDisk;
 use super::manifests::{ExchangeError, MinerDialer};
 use super::miner_client::{BACKOFF, MinerClient, MinerEvent, NoEvent};
+use super::receipt_store::OnExcused;
 use super::receipts::FinishedReceipts;
 use super::routing::reliability::Incident;
 use super::routing::{Ask, BreakerView, ExplainedMiner, MinerAddress, MinerView, NoMiner, Routing};
@@ -34,13 +35,9 @@ use crate::ops::status::Board;
 use crate::pool::breakers::Permit;
 use crate::pool::{Breakers, BreakersConfig};
 use crate::protocol::{
-    ExecutorClass, HordeFailureReason, JobStatus, Receipt, StreamingServerDetails, V0MachineSpecsUpdate,
-    ValidatorToMiner,
+    ExecutorClass, HordeFailureReason, JobStatus, StreamingServerDetails, V0MachineSpecsUpdate, ValidatorToMiner,
 };
 use crate::transport::Dialer;
-
-/// Takes receipts; blocks for a write of a disk.
-pub(super) type OnExcused = Box<dyn Fn(&[Receipt]) + Send + Sync>;
 
 /// The miners, and what it takes to talk to them.
 pub(super) struct Miners {
@@ -290,7 +287,7 @@ impl<R: Reports> Runner<'_, R> {
             }
             Action::Excused(_, receipts) => {
                 if let Some(on_excused) = &self.miners.on_excused {
-                    on_excused(&receipts);
+                    on_excused(receipts);
                 }
             }
             Action::CoolDown(miner) => lock(&self.miners.routing).cool_down(&miner, Instant::now()),

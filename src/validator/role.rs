@@ -265,11 +265,13 @@ fn runner(
         Dispatch::Workers => {
             let (mut miners, connections) = Miners::new(miners, key, job_times, dialer, timer, half_life, board);
             miners.known = known_validators.into();
+            let mut receipts = None;
             if let Some(folder) = state_dir {
-                let kept = KeptReceipts::open(&folder).map_err(ClientError::State)?;
-                miners.on_excused = Some(Box::new(move |receipts| kept.keep(receipts)));
+                let (kept, take) = KeptReceipts::open(&folder).map_err(ClientError::State)?;
+                (receipts, miners.on_excused) = (Some(kept), Some(take));
             }
-            Arc::new(Here::new(workers.unwrap_or(WORKERS), (miners, connections), manifest_interval, &board.metrics))
+            let parts = (miners, connections, receipts);
+            Arc::new(Here::new(workers.unwrap_or(WORKERS), parts, manifest_interval, &board.metrics))
         }
         Dispatch::Stub { stage_time } => Arc::new(Stub::new(stage_time, limit, timer)),
         #[cfg(feature = "celery")]

@@ -6,12 +6,13 @@
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
 
 use super::error::BatchError;
 use super::lines::Lines;
+use crate::base::shutdown::Shutdown;
 use crate::base::thread::{JoinError, Kick, Thread, spawn};
-use crate::base::waits::recv;
+use crate::base::waits::{recv, waiting};
 use crate::store::StoreError;
 use crate::store::batch::{BatchStore, BatchWrite};
 
@@ -24,6 +25,9 @@ const AT_ONCE: usize = 512;
 
 /// How long the last results may take to be on disk.
 const DISK_TIME: Duration = Duration::from_secs(60);
+
+/// How long a disk that takes nothing is waited for after a cancel.
+const HUNG_TIME: Duration = Duration::from_secs(5);
 
 /// Something to keep.
 pub(super) struct Keep {
@@ -47,34 +51,53 @@ pub(super) struct Disk {
     to: Sender<Keep>,
     pub(super) gate_kept: Receiver<()>,
     thread: Thread<Ended>,
+    cancel: Shutdown,
+    /// It took nothing for [`HUNG_TIME`] after the cancel.
+    hangs: bool,
 }
 
 impl Disk {
-    pub(super) fn start(store: BatchStore, lines: Lines) -> Self {
+    /// A cancel bounds how long a disk that hangs is waited for.
+    pub(super) fn start(store: BatchStore, lines: Lines, cancel: Shutdown) -> Self {
         let (to, from) = bounded(WAITING);
         let (gate, gate_kept) = bounded(1);
         let thread = spawn("val-batch-disk", Kick::dropped("the batch's end of the channel"), move || {
             run(store, lines, &from, &gate)
         });
-        Self { to, gate_kept, thread }
+        Self { to, gate_kept, thread, cancel, hangs: false }
     }
 
-    /// Hands something over; waits for room. `false` if the disk has failed.
-    pub(super) fn keep(&self, keep: Keep) -> bool {
-        crate::base::waits::send(&self.to, keep, "the batch's disk").is_ok()
+    /// Hands something over; waits for room, after a cancel for [`HUNG_TIME`] at most. `false` if the disk has failed
+    /// or hangs.
+    pub(super) fn keep(&mut self, keep: Keep) -> bool {
+        let keep = match self.to.try_send(keep) {
+            Ok(()) => return true,
+            Err(TrySendError::Full(keep)) if !self.hangs => keep,
+            Err(_) => return false,
+        };
+        let _waiting = waiting("the batch's disk", None);
+        let cancel = self.cancel.cancel_receiver();
+        select! {
+            send(self.to, keep) -> sent => sent.is_ok(),
+            recv(cancel) -> _ => {
+                self.hangs = self.to.send_timeout(keep, HUNG_TIME).is_err();
+                !self.hangs
+            }
+        }
     }
 
-    /// Waits until all is on disk, for [`DISK_TIME`] at most.
+    /// Waits until all is on disk, for [`DISK_TIME`] at most, or [`HUNG_TIME`] if it hangs.
     pub(super) fn finish(self) -> Result<Lines, BatchError> {
-        let Self { to, thread, .. } = self;
+        let Self { to, thread, hangs, .. } = self;
         drop(to);
-        match thread.join_by(Instant::now() + DISK_TIME) {
+        let time = if hangs { HUNG_TIME } else { DISK_TIME };
+        match thread.join_by(Instant::now() + time) {
             Ok((lines, Ok(()))) => Ok(lines),
             Ok((_, Err(error))) => Err(error.into()),
             Err(JoinError::Panicked(panic)) => Err(BatchError::Panicked(panic)),
             Err(JoinError::Late(thread)) => {
                 thread.abandon("the disk does not take what is to be kept");
-                Err(BatchError::SlowDisk(DISK_TIME))
+                Err(BatchError::SlowDisk(time))
             }
         }
     }

@@ -87,16 +87,16 @@ impl RunningBatch {
         let names: Vec<String> = miners.iter().map(|miner| miner.hotkey.to_ss58()).collect();
         let (lines, shown) = Lines::new(miners.len());
         let number = uuid::Uuid::new_v4().as_u64_pair().0;
+        let cancel = Shutdown::new();
         let (number, requests, kept, took, keeper) = match &config.state_dir {
             Some(folder) => {
                 let opened = keep::open(folder, &config, number, &names)?;
-                let disk = Disk::start(opened.store, lines);
+                let disk = Disk::start(opened.store, lines, cancel.clone());
                 (opened.number, opened.requests, opened.kept, opened.took, Keeper::Disk(disk))
             }
             None => (number, Requests::default(), Vec::new(), Duration::ZERO, Keeper::Memory(lines)),
         };
         let (events_in, events) = bounded(EVENTS);
-        let cancel = Shutdown::new();
         let progress = Arc::new(Mutex::new(BatchProgress::default()));
         let limits = (config.max_spread, config.max_lag);
         let (seed, key, began) = (config.seed, config.key.clone(), Instant::now());
@@ -222,7 +222,7 @@ impl Runner {
             ended: ending == Ending::Complete,
         };
         let lines = match keeper {
-            Keeper::Disk(disk) => {
+            Keeper::Disk(mut disk) => {
                 // If it has failed, its end says so.
                 let _ = disk.keep(Keep { writes: vec![over], then: Then::Nothing });
                 disk.finish()

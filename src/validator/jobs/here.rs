@@ -22,6 +22,7 @@ use crate::validator::connections::KeptConnections;
 use crate::validator::manifests::fetch::THREADS;
 use crate::validator::manifests::{Fetcher, ManifestBoard, Refresh};
 use crate::validator::organic::{self, Miners};
+use crate::validator::receipt_store::KeptReceipts;
 use crate::validator::routing::MinerAddress;
 use crate::validator::status::Outcome;
 
@@ -36,13 +37,14 @@ pub(in crate::validator) struct Here {
     /// Taken by the stop.
     asking: Mutex<Option<Refresh>>,
     kept: Mutex<Option<KeptConnections>>,
+    receipts: Mutex<Option<KeptReceipts>>,
 }
 
 impl Here {
     /// At most `limit` jobs at a time; the miners are asked for their manifests every `interval`, unless it is zero.
     pub(in crate::validator) fn new(
         limit: usize,
-        (miners, kept): (Miners, KeptConnections),
+        (miners, kept, receipts): (Miners, KeptConnections, Option<KeptReceipts>),
         interval: Duration,
         metrics: &Metrics,
     ) -> Self {
@@ -54,6 +56,7 @@ impl Here {
             metrics: metrics.clone(),
             asking: Mutex::default(),
             kept: Mutex::new(Some(kept)),
+            receipts: Mutex::new(receipts),
         }
     }
 
@@ -133,6 +136,9 @@ impl JobRunner for Here {
         let cancelled = stopping.step("validator jobs", drain, |step| self.workers.stop(step));
         if let Some(kept) = lock(&self.kept).take() {
             stopping.step("miner connections", DISPATCH_CLOSE_TIME, |step| kept.stop(step));
+        }
+        if let Some(receipts) = lock(&self.receipts).take() {
+            stopping.step("miner receipts", DISPATCH_CLOSE_TIME, |step| receipts.stop(step));
         }
         cancelled
     }
