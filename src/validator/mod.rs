@@ -41,6 +41,7 @@ pub mod manifests;
 pub mod miner_client;
 #[cfg(feature = "roles")]
 pub mod miners;
+#[cfg(feature = "roles")]
 mod organic;
 #[cfg(feature = "roles")]
 mod receipt_store;
@@ -51,6 +52,7 @@ pub mod routing;
 pub mod status;
 mod streaming;
 
+#[cfg(feature = "roles")]
 mod jobs;
 
 pub use client::{
@@ -59,9 +61,11 @@ pub use client::{
 };
 pub use connections::{ConnectionsStatus, KeptConnections, MinerConnections};
 pub use job_messages::JobTimes;
+#[cfg(feature = "roles")]
 pub use jobs::here::OnWorkers;
 #[cfg(all(feature = "celery", feature = "roles"))]
 pub use jobs::remote;
+#[cfg(feature = "roles")]
 pub use jobs::{AskedStatus, FrontStatus};
 pub use ledger::{Counts, GivenUp, LedgerLimits, NotOnDisk, RetryPolicies, RetryPolicy, Ticket, Totals, UpdateError};
 #[cfg(feature = "roles")]

@@ -8,18 +8,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::authorization::Authorized;
+use super::client::job::Reports;
 use super::connections::{CONNECTIONS_MAX, KeptConnections, Lease, MinerConnections};
 use super::drive::{Action, Drive, Input};
 use super::job_messages::JobTimes;
-use super::ledger::NotOnDisk;
 use super::manifests::{ExchangeError, MinerDialer};
 use super::miner_client::{BACKOFF, MinerClient, MinerEvent, NoEvent};
 use super::receipt_store::OnExcused;
 use super::receipts::FinishedReceipts;
 use super::routing::reliability::Incident;
 use super::routing::{Ask, BreakerView, ExplainedMiner, MinerAddress, MinerView, NoMiner, Routing};
-use super::status::Outcome;
 use crate::base::backoff::Backoff;
 use crate::base::clock::now;
 use crate::base::lock::lock;
@@ -34,9 +32,7 @@ use crate::ops::metrics::Counter;
 use crate::ops::status::Board;
 use crate::pool::breakers::Permit;
 use crate::pool::{Breakers, BreakersConfig};
-use crate::protocol::{
-    ExecutorClass, HordeFailureReason, JobStatus, StreamingServerDetails, V0MachineSpecsUpdate, ValidatorToMiner,
-};
+use crate::protocol::{ExecutorClass, ValidatorToMiner};
 use crate::transport::Dialer;
 
 /// The miners, and what it takes to talk to them.
@@ -123,35 +119,6 @@ impl Miners {
     }
 }
 
-/// Takes the reports of a job; whoever runs it never waits for the one who asked, but for its end.
-pub(super) trait Reports {
-    /// What is asked for.
-    fn authorized(&self) -> &Authorized;
-    /// Miners that are not to have it.
-    fn avoid(&self) -> &[PublicKey] {
-        &[]
-    }
-    /// The miner that had it when it was begun before: it has it still, if it is what we think.
-    fn begun_on(&self) -> Option<PublicKey> {
-        None
-    }
-    /// Blocks until the job is known whatever happens, 5 seconds at most.
-    fn wait_until_known(&self) -> Result<(), NotOnDisk>;
-    /// A step on the way.
-    fn report(&self, status: JobStatus);
-    fn streaming_ready(&self, details: StreamingServerDetails);
-    fn runs_on(&self, miner: PublicKey);
-    fn machine_specs(&self, specs: V0MachineSpecsUpdate);
-    /// Its end; blocks until it is kept.
-    fn end(self, outcome: Outcome);
-    /// It was cancelled before it had ended.
-    fn cancelled(self);
-    /// Whether others go on with it, on the same miner, when it was cancelled.
-    fn goes_on(&self) -> bool {
-        false
-    }
-}
-
 /// How long after a deadline what has come before it is still taken in.
 const QUEUED_TIME: Duration = Duration::from_secs(1);
 
@@ -187,11 +154,6 @@ pub(super) fn run(miners: &Miners, job: impl Reports, cancel: &Shutdown) {
         drive,
     }
     .run();
-}
-
-/// The outcome of a job that a stop has cancelled.
-pub(super) fn stopping() -> Outcome {
-    Outcome::horde_failed(HordeFailureReason::GenericError, "the validator was stopped before the job had ended")
 }
 
 /// One job under way.

@@ -33,6 +33,12 @@ impl Outcome {
         })
     }
 
+    /// A stop has cancelled the job.
+    pub(super) fn stopping() -> Self {
+        let message = "the validator was stopped before the job had ended";
+        Self::horde_failed(HordeFailureReason::GenericError, message)
+    }
+
     /// A good end with what the job wrote.
     pub fn completed(stdout: impl Into<String>, stderr: impl Into<String>) -> Self {
         Self::Completed(JobResultDetails {

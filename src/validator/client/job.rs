@@ -18,7 +18,6 @@ use crate::protocol::{
 use crate::transport::Utf8Bytes;
 use crate::validator::authorization::Authorized;
 use crate::validator::ledger::{Delivery, NotOnDisk, Ticket, UpdateError};
-use crate::validator::organic::{Reports, stopping};
 use crate::validator::status::{EndMessage, Outcome, empty};
 
 /// How long a job waits for the disk before it goes on without.
@@ -366,6 +365,35 @@ impl Drop for RunningJob {
     }
 }
 
+/// Takes the reports of a job; whoever runs it never waits for the one who asked, but for its end.
+pub(in crate::validator) trait Reports {
+    /// What is asked for.
+    fn authorized(&self) -> &Authorized;
+    /// Miners that are not to have it.
+    fn avoid(&self) -> &[PublicKey] {
+        &[]
+    }
+    /// The miner that had it when it was begun before: it has it still, if it is what we think.
+    fn begun_on(&self) -> Option<PublicKey> {
+        None
+    }
+    /// Blocks until the job is known whatever happens, 5 seconds at most.
+    fn wait_until_known(&self) -> Result<(), NotOnDisk>;
+    /// A step on the way.
+    fn report(&self, status: JobStatus);
+    fn streaming_ready(&self, details: StreamingServerDetails);
+    fn runs_on(&self, miner: PublicKey);
+    fn machine_specs(&self, specs: V0MachineSpecsUpdate);
+    /// Its end; blocks until it is kept.
+    fn end(self, outcome: Outcome);
+    /// It was cancelled before it had ended.
+    fn cancelled(self);
+    /// Whether others go on with it, on the same miner, when it was cancelled.
+    fn goes_on(&self) -> bool {
+        false
+    }
+}
+
 impl Reports for RunningJob {
     fn authorized(&self) -> &Authorized {
         &self.inner.request
@@ -401,6 +429,6 @@ impl Reports for RunningJob {
     }
 
     fn cancelled(self) {
-        Reports::end(self, stopping());
+        Reports::end(self, Outcome::stopping());
     }
 }

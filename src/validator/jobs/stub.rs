@@ -15,7 +15,6 @@ use crate::base::timer::{Alarm, TimerHandle};
 use crate::identity::PublicKey;
 use crate::protocol::JobStatus;
 use crate::validator::client::{Job, RunningJob};
-use crate::validator::organic::stopping;
 use crate::validator::status::Outcome;
 
 /// What a good job goes through before its end.
@@ -63,7 +62,7 @@ impl Stub {
         let mut state = lock(&self.0.state);
         if state.stopped {
             drop(state);
-            return self.finish(job, stopping());
+            return self.finish(job, Outcome::stopping());
         }
         state.next += 1;
         let number = state.next;
@@ -120,7 +119,7 @@ impl JobRunner for Stub {
                 state.stopped = true;
                 (std::mem::take(&mut state.jobs), state.running)
             };
-            rest.into_values().for_each(|waiting| self.finish(waiting.job, stopping()));
+            rest.into_values().for_each(|waiting| self.finish(waiting.job, Outcome::stopping()));
             if cancelled > 0 {
                 // For the one whose status the timer is just reporting.
                 step.extend_for_cancel();

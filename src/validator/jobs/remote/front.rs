@@ -31,7 +31,6 @@ use crate::validator::drive::longest;
 use crate::validator::job_messages::JobTimes;
 use crate::validator::jobs::{DISPATCH_CLOSE_TIME, FrontStatus, JobRunner};
 use crate::validator::ledger::{Ticket, UpdateError};
-use crate::validator::organic::stopping;
 use crate::validator::status::{EndMessage, Outcome, reason_of};
 
 /// How often a job is begun: one that takes its worker down with it is not to take down all.
@@ -215,7 +214,7 @@ impl JobRunner for Front {
                 state.stopped = true;
                 state.jobs.keys().cloned().collect()
             };
-            rest.iter().for_each(|uuid| self.end(uuid, stopping(), true));
+            rest.iter().for_each(|uuid| self.end(uuid, Outcome::stopping(), true));
             rest.len()
         });
         stopping_all.step("dispatch", DISPATCH_CLOSE_TIME, |step| {

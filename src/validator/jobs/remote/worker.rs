@@ -29,13 +29,13 @@ use crate::protocol::{
 use crate::redis::{Commander, CommanderHandle, RedisConfig, RedisError, Request};
 use crate::transport::Dialer;
 use crate::validator::authorization::{Authorized, SignatureBook, Signers};
-use crate::validator::client::job::end_message;
+use crate::validator::client::job::{Reports, end_message};
 use crate::validator::connections::KeptConnections;
 use crate::validator::job_messages::JobTimes;
 use crate::validator::jobs::DISPATCH_CLOSE_TIME;
 use crate::validator::jobs::stub::STEPS;
 use crate::validator::ledger::NotOnDisk;
-use crate::validator::organic::{self, Miners, Reports};
+use crate::validator::organic::{self, Miners};
 use crate::validator::routing::{ExplainedMiner, HALF_LIFE, MinerAddress, MinerView};
 use crate::validator::status::{EndMessage, Outcome, empty};
 
