@@ -140,7 +140,7 @@ fn table(fetched: &[Fetched]) -> String {
                 if parts.is_empty() {
                     parts.push("none".to_owned());
                 }
-                parts.extend(manifest.unknown.iter().map(|name| format!("unknown class {name:?}")));
+                parts.extend(manifest.unknown.iter().map(|name| format!("unknown class \"{name}\"")));
                 parts.join(", ")
             }
             (None, error) => error.clone().unwrap_or_default(),
@@ -167,7 +167,7 @@ mod tests {
         let miner = MinerAddress { hotkey, address: "127.0.0.1".to_owned(), port: 1, trusted: false, tls: false };
         let manifest = MinerManifest {
             executors: [(ExecutorClass::AlwaysOnTest, 2)].into(),
-            unknown: vec!["always_on.h100".to_owned()],
+            unknown: vec!["always_on.h\\n100".to_owned()],
         };
         let is_ok = outcome == AskOutcome::Ok;
         Fetched {
@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(
             shown,
             [
-                format!("{hotkey} ok 1.500 2 always_on.test, unknown class \"always_on.h100\""),
+                format!("{hotkey} ok 1.500 2 always_on.test, unknown class \"always_on.h\\n100\""),
                 format!("{hotkey} protocol_error 1.500 why"),
                 "2 miners: 1 ok, 1 protocol_error".to_owned(),
             ]

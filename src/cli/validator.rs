@@ -276,9 +276,34 @@ fn measure_asked(metrics: &Metrics, asked: &AskedStatus) {
     let help = "1 while most miners fail at once, which is our own trouble.";
     let outage = usize::from(asked.outage_seconds.is_some());
     metrics.gauge("phalanx_validator_outage", help, &[]).set(outage);
-    for (state, count) in [("idle", asked.connections.idle), ("leased", asked.connections.leased)] {
-        let help = "Connections to miners, in use and kept.";
+    let help = "Calls to miners that their breakers have refused.";
+    metrics.counter("phalanx_validator_left_alone_total", help, &[]).raise(asked.left_alone);
+    let help = "How often most miners failed at once.";
+    metrics.counter("phalanx_validator_outages_total", help, &[]).raise(asked.outages);
+    let help = "Second tries that the budget would grant now.";
+    metrics.gauge("phalanx_validator_retries_left", help, &[]).set(asked.retries.left);
+    for (answer, count) in [("granted", asked.retries.granted), ("refused", asked.retries.refused)] {
+        let help = "Second tries that were asked for.";
+        metrics.counter("phalanx_validator_retries_total", help, &[("answer", answer)]).raise(count);
+    }
+    let kept = &asked.connections;
+    let states =
+        [("idle", kept.idle), ("leased", kept.leased), ("connecting", kept.connecting), ("waiting", kept.waiting)];
+    for (state, count) in states {
+        let help = "Connections to miners that are in use, kept, or being made; and callers that wait for one.";
         metrics.gauge("phalanx_validator_miner_connections", help, &[("state", state)]).set(count);
+    }
+    let events = [
+        ("dialled", kept.dialled),
+        ("failed", kept.failed),
+        ("reused", kept.reused),
+        ("ended", kept.ended),
+        ("leaked", kept.leaked),
+        ("not_given", kept.not_given),
+    ];
+    for (event, count) in events {
+        let help = "What became of connections to miners.";
+        metrics.counter("phalanx_validator_miner_connections_total", help, &[("event", event)]).raise(count);
     }
 }
 

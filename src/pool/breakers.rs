@@ -4,8 +4,8 @@
 //! and its peer is called, however bad it is: a program that leaves most of its peers alone does nothing any more.
 //!
 //! **Self-outage.** When most of the peers that are called fail at once, our own way out is the likely cause. Then no
-//! breaker opens, those that opened within the window are closed again, and nothing that failed counts. The first
-//! successes end it.
+//! breaker opens, those that opened within the window are closed again, and nothing that failed counts. It ends when of
+//! those heard of since it began, enough answer, or when nobody fails any more.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -36,7 +36,7 @@ pub struct BreakersConfig {
     pub outage_window: Duration,
     /// The share of the peers called within that time that fail in a self-outage. Above 1 there is none.
     pub outage_share: f64,
-    /// With fewer peers called in that time there is no self-outage.
+    /// With fewer peers called in that time there is no self-outage, and fewer that are heard of do not end one.
     pub outage_least: usize,
 }
 
@@ -445,7 +445,8 @@ impl<K: Ord + Clone> Group<K> {
     fn outage_may_end(&mut self, now: Instant) {
         let Some(outage) = self.outage else { return };
         let (failing, heard) = self.failing(now, Some(outage.since));
-        if (failing as f64) < self.config.outage_share * heard as f64 {
+        // One that is near is heard of first, and alone says nothing of the way to the others.
+        if heard >= self.config.outage_least && (failing as f64) < self.config.outage_share * heard as f64 {
             self.end_outage(now, outage);
         }
     }

@@ -140,6 +140,18 @@ fn many_quick_refusals_before_the_first_answer_are_no_outage() {
 }
 
 #[test]
+fn the_first_peer_that_answers_ends_no_outage() {
+    let (breakers, now) = (Breakers::new(config()), Instant::now());
+    (0..10).for_each(|key| fail(&breakers, key, now + key * TOOK));
+    // Since then only those that are near were heard of.
+    let later = breakers.outage(now + 10 * TOOK).expect("it is us").since + SECOND;
+    (10..18).for_each(|key| succeed(&breakers, key, later));
+    assert!(breakers.outage(later).is_some());
+    succeed(&breakers, 18, later);
+    assert!(breakers.outage(later).is_none(), "ten are heard of, and nine of them answer");
+}
+
+#[test]
 fn few_peers_are_no_crowd() {
     let (breakers, now) = (Breakers::new(config()), Instant::now());
     (0..9).for_each(|key| fail(&breakers, key, now));

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::panic::Location;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::time::Instant;
 
 use super::config::{LastConnectError, PoolConfig, PoolNumbers};
@@ -19,7 +19,7 @@ use crate::base::lock::{lock, wait_timeout};
 use crate::base::rng::Rng;
 use crate::base::shutdown::Shutdown;
 use crate::base::sync::{Arc, Condvar, Mutex, MutexGuard, Receiver};
-use crate::base::thread;
+use crate::base::thread::{self, panic_message};
 use crate::base::waits::waiting_unless_noted;
 
 type Key<C> = <C as Connector>::Key;
@@ -97,7 +97,7 @@ impl<C: Connector> Connections<C> {
         let opened = match grant {
             Grant::Use { kept, validate } => self.again(kept, validate, until),
             Grant::Connect { first_close } => {
-                first_close.into_iter().for_each(|connection| self.0.connector.close(connection));
+                first_close.into_iter().for_each(|connection| self.close(connection));
                 None
             }
         };
@@ -179,12 +179,28 @@ impl<C: Connector> Connections<C> {
             return Some(Opened::Again(kept));
         }
         lock(&self.0.state).policy.invalid();
-        self.0.connector.close(kept.connection);
+        self.close(kept.connection);
         None
     }
 
+    /// Closes a connection. A panic of the connector is logged: it is not the trouble of whoever happens to do this.
+    fn close(&self, connection: Connection<C>) {
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.0.connector.close(connection))) {
+            log::error!("the connector of a pool panicked while it closed: {}", panic_message(payload.as_ref()));
+        }
+    }
+
+    /// Whether the connector says so, or panics when it is asked.
+    fn is_broken(&self, kept: &mut Kept<Connection<C>>) -> bool {
+        let asked = catch_unwind(AssertUnwindSafe(|| self.0.connector.is_broken(&mut kept.connection)));
+        asked.unwrap_or_else(|payload| {
+            log::error!("the connector of a pool panicked at a connection: {}", panic_message(payload.as_ref()));
+            true
+        })
+    }
+
     pub(super) fn is_good(&self, kept: &mut Kept<Connection<C>>, validate: bool, until: Until<'_>) -> bool {
-        if self.0.connector.is_broken(&mut kept.connection) {
+        if self.is_broken(kept) {
             return false;
         }
         if !validate {
@@ -226,9 +242,9 @@ impl<C: Connector> Connections<C> {
             let next = || state.policy.next_to_close();
             let closing: Vec<_> = std::iter::from_fn(next).map(|(key, it)| (Closing { pool: self, key }, it)).collect();
             drop(state);
-            // Each place is free once its connection is closed, also if that panics.
+            // Each place is free once its connection is closed.
             for (place, connection) in closing {
-                self.0.connector.close(connection);
+                self.close(connection);
                 drop(place);
             }
             state = lock(&self.0.state);
@@ -416,7 +432,7 @@ impl<C: Connector> Lease<C> {
 
     fn give_back(&mut self, good: bool) {
         if let Some(mut kept) = self.kept.take() {
-            let good = good && !self.pool.0.connector.is_broken(&mut kept.connection);
+            let good = good && !self.pool.is_broken(&mut kept);
             self.pool.put_back(&self.key, self.id, Back::Kept { kept, good });
         }
     }

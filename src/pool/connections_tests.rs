@@ -29,6 +29,7 @@ struct Peers {
     /// Validations fail at once.
     invalid: AtomicBool,
     panics: AtomicBool,
+    panics_at_return: AtomicBool,
     broken: Mutex<Vec<u32>>,
     closed: Mutex<Vec<u32>>,
     /// The pool whose lock no call may be under.
@@ -82,11 +83,13 @@ impl Connector for Fake {
 
     fn is_broken(&self, connection: &mut u32) -> bool {
         self.0.not_under_the_lock();
+        assert!(!self.0.panics_at_return.load(SeqCst), "boom");
         lock(&self.0.broken).contains(connection)
     }
 
     fn close(&self, connection: u32) {
         self.0.not_under_the_lock();
+        assert!(!self.0.panics_at_return.load(SeqCst), "boom");
         lock(&self.0.closed).push(connection);
     }
 }
@@ -246,6 +249,15 @@ fn a_panic_of_its_holder_or_of_the_connector_loses_no_place() {
     assert!(catch_unwind(AssertUnwindSafe(|| scene.lease(1))).is_err());
     scene.peers.panics.store(false, SeqCst);
     assert_eq!(*scene.lease(1), 2);
+
+    // While it looks at one that comes back, and while it closes it.
+    let held = scene.lease(1);
+    scene.peers.panics_at_return.store(true, SeqCst);
+    drop(held);
+    scene.peers.panics_at_return.store(false, SeqCst);
+    assert_eq!(*scene.lease(1), 3);
+    let numbers = scene.connections.numbers();
+    assert_eq!((numbers.leased, numbers.idle, numbers.closing, numbers.discarded), (0, 1, 0, 2));
 }
 
 #[test]

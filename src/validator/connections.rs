@@ -160,17 +160,25 @@ pub struct ConnectionsStatus {
     pub waiting: usize,
     /// Made since the start.
     pub dialled: u64,
+    /// Could not be made, since the start.
+    pub failed: u64,
     /// Used once more since the start.
     pub reused: u64,
     /// Ended since the start: by the miner, by an unclean end of a job, by age.
     pub ended: u64,
+    /// Held for so long that the holder was named in the log.
+    pub leaked: u64,
+    /// Callers that got none: there were none within their time, or too many waited.
+    pub not_given: u64,
 }
 
 impl From<PoolNumbers> for ConnectionsStatus {
     fn from(numbers: PoolNumbers) -> Self {
         let PoolNumbers { leased, idle, connecting, waiting, connected, reused, .. } = numbers;
         let ended = numbers.invalid + numbers.idled + numbers.retired + numbers.evicted + numbers.discarded;
-        Self { idle, leased, connecting, waiting, dialled: connected, reused, ended }
+        let not_given = numbers.gave_up + numbers.full;
+        let (failed, leaked) = (numbers.connect_failed, numbers.leaked);
+        Self { idle, leased, connecting, waiting, dialled: connected, failed, reused, ended, leaked, not_given }
     }
 }
 

@@ -30,8 +30,9 @@ use crate::base::waits::waiting;
 use crate::identity::{KeyPair, PublicKey};
 use crate::ops::metrics::Counter;
 use crate::ops::status::Board;
+use crate::pool::breakers::Event;
 use crate::pool::breakers::Permit;
-use crate::pool::{Breakers, BreakersConfig};
+use crate::pool::{Breakers, BreakersConfig, BudgetConfig, RetryBudget};
 use crate::protocol::{ExecutorClass, ValidatorToMiner};
 use crate::transport::Dialer;
 
@@ -47,6 +48,8 @@ pub(super) struct Miners {
     receipts: Mutex<FinishedReceipts>,
     /// Whether a miner answers; shared by all that call miners.
     pub(super) breakers: Breakers<PublicKey>,
+    /// Second tries; shared by all that call miners.
+    pub(super) budget: RetryBudget,
     /// By [`Incident`].
     incidents: [Counter; Incident::ALL.len()],
     /// Tells the threads of several jobs apart.
@@ -78,6 +81,7 @@ impl Miners {
             on_excused: None,
             receipts: Mutex::default(),
             breakers: Breakers::new(BreakersConfig::default()),
+            budget: RetryBudget::new(BudgetConfig::default(), Instant::now()),
             incidents,
             next_link: AtomicU64::new(0),
         };
@@ -111,6 +115,21 @@ impl Miners {
     pub(super) fn explain(&self, hotkey: &PublicKey) -> Option<ExplainedMiner> {
         let now = Instant::now();
         lock(&self.routing).explain(hotkey, &|hotkey| self.breaker(hotkey, now), now)
+    }
+
+    /// Logs what the breakers have done since this was last called.
+    pub(super) fn tell_of_breakers(&self) {
+        for event in self.breakers.take_events() {
+            let hotkey = |key: &PublicKey| key.to_ss58();
+            match event {
+                Event::Changed { key, change } => log::info!("miner {}: its breaker: {change}", hotkey(&key)),
+                Event::Capped { key, open } => {
+                    log::warn!("miner {} is called although it fails: {open} others are left alone", hotkey(&key));
+                }
+                outage @ Event::OutageBegan(_) => log::warn!("{outage}"),
+                over @ Event::OutageEnded { .. } => log::info!("{over}"),
+            }
+        }
     }
 
     fn breaker(&self, hotkey: &PublicKey, now: Instant) -> Option<BreakerView> {
@@ -244,6 +263,8 @@ impl<R: Reports> Runner<'_, R> {
             Action::Manifest(miner, manifest) => {
                 if let Some((permit, since)) = self.permit.take() {
                     permit.succeeded(since.elapsed());
+                    self.miners.budget.succeeded(Instant::now());
+                    self.miners.tell_of_breakers();
                 }
                 lock(&self.miners.routing).manifest(&miner, manifest, Instant::now());
             }
@@ -257,6 +278,7 @@ impl<R: Reports> Runner<'_, R> {
             Action::Incident(miner, incident, why) => {
                 if let Some((permit, since)) = self.permit.take_if(|_| incident == Incident::Unreachable) {
                     permit.failed(since.elapsed());
+                    self.miners.tell_of_breakers();
                 }
                 self.miners.incident(&miner, incident, &why);
             }
@@ -319,8 +341,8 @@ impl<R: Reports> Runner<'_, R> {
             }
             let delay = backoff.next_delay(Instant::now(), rng.unit());
             let ExchangeError { why, refused, cut, .. } = error;
-            // Somebody is there: another attempt is worth it while there is time.
-            if !cut || Instant::now() + delay >= deadline {
+            // Somebody is there: another attempt is worth it while there is time, and while not all miners need one.
+            if !cut || Instant::now() + delay >= deadline || !self.miners.budget.withdraw(Instant::now()) {
                 return Some(Input::ConnectFailed { why, refused, cut: false });
             }
             log::debug!("job {}: miner {}: {why}", self.uuid, miner.hotkey);

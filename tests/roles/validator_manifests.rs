@@ -156,6 +156,27 @@ fn a_cancel_gives_what_is_there() {
 }
 
 #[test]
+fn an_exchange_that_panics_ends_its_turn_and_is_not_the_miners_fault() {
+    let world = World::new();
+    let fleet = Fleet::start(world.timer());
+    let miners: Vec<_> = (0..8).map(|_| fleet.add(C::Offers(1))).collect();
+    let (dialer, bad) = (dialer(&world), miners[0].hotkey);
+    let mut fetcher = Fetcher::new(2, move |miner, until, stop| {
+        assert!(miner.hotkey != bad, "boom");
+        dialer.open(miner, until, stop, Level::Cancel).map(|open| open.manifest)
+    });
+    let began = Instant::now();
+    let fetched = fetch(&mut fetcher, &miners, 2 * LONG);
+    assert!(began.elapsed() < LONG, "nobody waits for it");
+    let outcomes: Vec<_> = fetched.iter().map(|fetched| fetched.outcome).collect();
+    assert_eq!((outcomes[0], &outcomes[1..]), (O::Skipped, &[O::Ok; 7][..]));
+    assert_eq!(fetched[0].error.as_deref(), Some("asking it panicked: boom"));
+    let breaker = fetcher.breakers().explain(&bad, Instant::now()).unwrap();
+    assert_eq!(breaker.numbers.failed, 0, "{breaker:?}");
+    fleet.stop();
+}
+
+#[test]
 fn a_miner_that_is_named_twice_is_asked_once() {
     let world = World::new();
     let fleet = Fleet::start(world.timer());

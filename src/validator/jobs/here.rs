@@ -64,7 +64,7 @@ impl Here {
     fn refresh(&self) -> Refresh {
         let connections = self.miners.connections.clone();
         let fetcher = Fetcher::new(THREADS, move |miner, until, stop| connections.ask(miner, until, stop));
-        let fetcher = fetcher.with_breakers(self.miners.breakers.clone());
+        let fetcher = fetcher.with_breakers(self.miners.breakers.clone()).with_budget(self.miners.budget.clone());
         let (asked, known) = (self.miners.clone(), self.miners.clone());
         Refresh::start(
             fetcher,
@@ -74,6 +74,7 @@ impl Here {
             move || lock(&asked.routing).addresses(),
             move |fetched| {
                 let now = Instant::now();
+                known.tell_of_breakers();
                 let mut routing = lock(&known.routing);
                 for (miner, manifest) in fetched.iter().filter_map(|f| Some((&f.miner, f.manifest.as_ref()?))) {
                     routing.manifest(&miner.hotkey, manifest.counts(), now);
@@ -116,6 +117,9 @@ impl JobRunner for Here {
             breakers: BreakerState::ALL
                 .map(|state| (state.name(), numbers.states.get(&state).copied().unwrap_or(0)))
                 .into(),
+            left_alone: numbers.refused,
+            outages: numbers.outages,
+            retries: self.miners.budget.numbers(now).into(),
             outage_seconds: self.miners.breakers.outage(now).map(|outage| outage.since.elapsed().as_secs()),
             connections: self.miners.connections.status(),
         })

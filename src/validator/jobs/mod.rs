@@ -16,6 +16,7 @@ use super::organic::Miners;
 use super::routing::MinerAddress;
 use crate::base::stop::Stopping;
 use crate::identity::PublicKey;
+use crate::pool::budget::BudgetNumbers;
 use crate::tasks::TasksStatus;
 
 pub(super) mod here;
@@ -81,10 +82,33 @@ pub struct AskedStatus {
     pub manifests: ManifestsStatus,
     /// Miners by the state of their breaker.
     pub breakers: BTreeMap<&'static str, usize>,
+    /// Calls that a breaker has refused.
+    pub left_alone: u64,
+    /// How often most miners failed at once.
+    pub outages: u64,
+    /// Second tries.
+    pub retries: RetriesStatus,
     /// Since when most miners fail at once, which is our own trouble; `None` if they do not.
     pub outage_seconds: Option<u64>,
     /// The connections.
     pub connections: ConnectionsStatus,
+}
+
+/// The budget of second tries that the rounds of manifests and the jobs share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct RetriesStatus {
+    /// Second tries that it would grant now.
+    pub left: usize,
+    /// Second tries that it has granted.
+    pub granted: u64,
+    /// Second tries that it has refused.
+    pub refused: u64,
+}
+
+impl From<BudgetNumbers> for RetriesStatus {
+    fn from(BudgetNumbers { left, granted, refused }: BudgetNumbers) -> Self {
+        Self { left: left as usize, granted, refused }
+    }
 }
 
 /// How the jobs on other machines are.

@@ -29,7 +29,7 @@ pub struct ExchangeError {
     pub refused: bool,
     /// There was a connection and it broke: somebody is there.
     pub cut: bool,
-    /// Our own stop ended it; it says nothing of the miner.
+    /// Our own stop, or a fault of ours, ended it; it says nothing of the miner.
     pub stopped: bool,
 }
 
@@ -177,7 +177,8 @@ fn no_connection(error: NoConnection) -> ExchangeError {
     };
     let stopped = matches!(&error, NoConnection::Transport(error) if error.is_stopped());
     let outcome = outcome_of(&error);
-    ExchangeError { outcome, why: shown(&error.to_string()), refused: false, cut, stopped }
+    let refused = outcome == AskOutcome::Unauthorized;
+    ExchangeError { outcome, why: shown(&error.to_string()), refused, cut, stopped }
 }
 
 /// What a connection that did not come about counts as.
@@ -249,6 +250,7 @@ mod tests {
             let stopped = outcome == AskOutcome::Skipped;
             let found = no_connection(error);
             assert_eq!((found.outcome, found.cut, found.stopped), (outcome, cut, stopped), "{text}");
+            assert_eq!(found.refused, outcome == AskOutcome::Unauthorized, "{text}");
             assert!(!found.why.contains('\n'), "{}", found.why);
         }
     }

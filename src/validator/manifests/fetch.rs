@@ -4,8 +4,10 @@
 //! exchange, and the wait for their next turn. Kick: the caller's signal, which breaks the exchanges and wakes those
 //! that wait. They end when nobody has a turn any more, at the latest at the deadline.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -17,7 +19,7 @@ use crate::base::lock::{lock, wait_timeout};
 use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::KICK_GRACE;
-use crate::base::thread::{JoinError, Kick, Thread, spawn};
+use crate::base::thread::{JoinError, Kick, Thread, panic_message, spawn};
 use crate::base::waits::waiting;
 use crate::identity::PublicKey;
 use crate::pool::{Breakers, BreakersConfig, BudgetConfig, RetryBudget};
@@ -90,6 +92,12 @@ impl Fetcher {
     #[must_use]
     pub fn with_breakers(self, breakers: Breakers<PublicKey>) -> Self {
         Self { breakers, ..self }
+    }
+
+    /// Shares the second tries with others that call the same miners.
+    #[must_use]
+    pub fn with_budget(self, budget: RetryBudget) -> Self {
+        Self { budget, ..self }
     }
 
     /// Who is left alone.
@@ -236,7 +244,9 @@ impl Round {
             Ok(permit) => permit,
             Err(refused) => return Attempt::LeftAlone(refused.to_string()),
         };
-        let result = (self.ask)(miner, until, &self.stop);
+        // A panic is ours and says nothing of the miner; its turn ends all the same.
+        let asked = catch_unwind(AssertUnwindSafe(|| (self.ask)(miner, until, &self.stop)));
+        let result = asked.unwrap_or_else(|payload| Err(panicked(miner, payload.as_ref())));
         let took = begun.elapsed();
         match result {
             Ok(manifest) => {
@@ -256,6 +266,12 @@ impl Round {
             }
         }
     }
+}
+
+fn panicked(miner: &MinerAddress, payload: &(dyn Any + Send)) -> ExchangeError {
+    let why = format!("asking it panicked: {}", panic_message(payload));
+    log::error!("miner {}: {why}", miner.hotkey);
+    ExchangeError { outcome: AskOutcome::Skipped, why, refused: false, cut: false, stopped: true }
 }
 
 /// What came of one try.
