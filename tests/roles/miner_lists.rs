@@ -3,6 +3,8 @@
 use crate::testkit::http::{Reply, Server};
 use crate::testkit::wait::{LONG, until};
 use std::fs;
+use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -72,6 +74,19 @@ fn a_file_is_read_when_it_has_changed_and_stayed_so() {
     fs::rename(&other, &path).unwrap();
     assert_eq!([look(&mut file), look(&mut file)], [Ok(None), Ok(Some(vec![3]))]);
     assert_eq!(file.look(true).map(|miners| miners.map(ports)), Ok(Some(vec![3])), "SIGHUP reads it in any case");
+}
+
+#[test]
+fn a_pipe_is_read_once() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(toml(&[1]).as_bytes()).unwrap();
+    drop(writer);
+    let mut file = MinerFile::new(format!("/proc/self/fd/{}", reader.as_raw_fd()));
+    assert_eq!(file.look(true).map(|miners| miners.map(ports)), Ok(Some(vec![1])));
+    // To open it once more would wait for a writer, for ever.
+    assert_eq!(look(&mut file), Ok(None));
+    let error = file.look(true).unwrap_err().to_string();
+    assert!(error.ends_with("it is not a regular file, so it is not read again"), "{error}");
 }
 
 #[test]

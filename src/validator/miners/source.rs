@@ -87,10 +87,12 @@ fn not_empty(origin: String, miners: Vec<MinerAddress>) -> Result<Vec<MinerAddre
     }
 }
 
-/// A miners file. It is read again when it has changed and then stayed as it is for a second.
+/// A miners file. It is read again when it has changed and then stayed as it is for a second; a pipe is read once.
 #[derive(Debug)]
 pub struct MinerFile {
     path: PathBuf,
+    /// It was read, or at least that was tried.
+    is_read: bool,
     /// As it was when it was read last; `None` if it could not be looked at.
     read: Option<Stamp>,
     /// What was wrong then.
@@ -122,7 +124,7 @@ impl From<Metadata> for Stamp {
 impl MinerFile {
     /// A file of this name, there or not.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), read: None, trouble: None, changed: None }
+        Self { path: path.into(), is_read: false, read: None, trouble: None, changed: None }
     }
 }
 
@@ -133,14 +135,21 @@ impl MinerSource for MinerFile {
 
     fn look(&mut self, whole: bool) -> Result<Option<Vec<MinerAddress>>, MinersError> {
         // Why it cannot be looked at, the read says.
-        let now = std::fs::metadata(&self.path).ok().map(Stamp::from);
-        let is_read = now.is_some() && now == self.read;
+        let now = std::fs::metadata(&self.path).ok();
+        // A pipe has no second list, and its open would wait for a writer.
+        if self.is_read && now.as_ref().is_some_and(|now| !now.is_file()) {
+            let why = "it is not a regular file, so it is not read again";
+            let fail = || MinersError::new(format!("miners file {}", self.path.display()), why.to_owned());
+            return if whole { Err(fail()) } else { Ok(None) };
+        }
+        let now = now.map(Stamp::from);
+        let is_same = now.is_some() && now == self.read;
         let has_settled = now.is_none() || now == self.changed;
-        self.changed = now.filter(|_| !is_read);
-        if !whole && (is_read || !has_settled) {
+        self.changed = now.filter(|_| !is_same);
+        if !whole && (is_same || !has_settled) {
             return self.trouble.clone().map_or(Ok(None), Err);
         }
-        (self.read, self.changed) = (now, None);
+        (self.is_read, self.read, self.changed) = (true, now, None);
         let miners = load_miners(&self.path);
         let miners = miners.and_then(|miners| not_empty(format!("miners file {}", self.path.display()), miners));
         self.trouble = miners.as_ref().err().cloned();
