@@ -25,6 +25,7 @@ use crate::base::stop::{CANCEL_BUDGET, Stopping, drop_role};
 use crate::base::timer::TimerHandle;
 use crate::identity::{KeyPair, PublicKey};
 use crate::ops::status::Board;
+use crate::pool::Breakers;
 #[cfg(feature = "celery")]
 use crate::redis::{RedisConfig, RedisError};
 use crate::tasks::TasksStatus;
@@ -352,6 +353,12 @@ impl Observer {
     /// One miner, with all that decides about it; `None` if it is not known here.
     pub fn explain_miner(&self, hotkey: &PublicKey) -> Option<ExplainedMiner> {
         self.jobs.miners()?.explain(hotkey)
+    }
+
+    /// The breakers of these miners, to be forced or reset by hand; `None` if jobs run elsewhere. A miner that is held
+    /// open gets jobs only where there is no other, and is not asked for its manifest.
+    pub fn breakers(&self) -> Option<Breakers<PublicKey>> {
+        Some(self.jobs.miners()?.breakers.clone())
     }
 
     /// Breaks the link to the facilitator; it comes back by itself.

@@ -799,6 +799,12 @@ fn a_report_of_cheating_takes_the_miner_out_and_only_a_good_one_does() {
     }
 }
 
+/// Jobs that it was asked to run since the last look.
+fn asked(peer: &FakeMiner) -> usize {
+    let messages = peer.received.try_iter();
+    messages.filter(|message| matches!(message, ValidatorToMiner::V0InitialJobRequest(_))).count()
+}
+
 #[test]
 fn a_trusted_miner_gets_the_jobs_that_ask_for_one_and_no_others() {
     let world = World::new();
@@ -811,10 +817,6 @@ fn a_trusted_miner_gets_the_jobs_that_ask_for_one_and_no_others() {
         let history = facilitator.history(&request.uuid);
         assert!(stop(validator).is_clean());
         history
-    };
-    let asked = |peer: &FakeMiner| {
-        let messages = peer.received.try_iter();
-        messages.filter(|message| matches!(message, ValidatorToMiner::V0InitialJobRequest(_))).count()
     };
     let both = || vec![ordinary.clone(), trusted.clone()];
     for (request, expected) in [(job(&key("//User")), [1, 0]), (trusted_job(), [0, 1])] {
@@ -863,6 +865,28 @@ fn a_miner_that_does_not_answer_opens_its_breaker_and_stays_the_last_choice() {
     assert!(miner_1.manifest.is_some() && miner_1.numbers.completed > 0.9, "{miner_1:?}");
     assert!(stop(validator).is_clean());
     peer.stop();
+    facilitator.stop();
+}
+
+#[test]
+fn a_miner_that_is_left_alone_by_hand_gets_no_job_while_there_is_another() {
+    let world = World::new();
+    let facilitator = FakeFacilitator::start(&world);
+    let peers = [1, 2].map(|number| FakeMiner::start(&world, number, 4, good()));
+    let validator = start(&world, config(vec![miner(1), miner(2)]));
+    let breakers = validator.observer().breakers().unwrap();
+    for (left_alone, expected) in [(1, [0, 4]), (2, [4, 0])] {
+        breakers.force_open(&miner(left_alone).hotkey, Instant::now());
+        for _ in 0..4 {
+            let request = job(&key("//User"));
+            facilitator.push(request.clone());
+            assert_eq!(statuses(&facilitator.history(&request.uuid)), GOOD);
+        }
+        assert_eq!([asked(&peers[0]), asked(&peers[1])], expected);
+        breakers.reset(&miner(left_alone).hotkey, Instant::now());
+    }
+    assert!(stop(validator).is_clean());
+    peers.into_iter().for_each(FakeMiner::stop);
     facilitator.stop();
 }
 
