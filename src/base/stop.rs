@@ -149,6 +149,11 @@ impl Step {
         self.until.min(cancelled_until)
     }
 
+    /// What is left of the step's budget, as things stand now.
+    pub fn left(&self) -> Duration {
+        self.deadline().saturating_duration_since(Instant::now())
+    }
+
     /// Gives what was cancelled when the budget was spent [`CANCEL_BUDGET`] from now to end.
     pub fn extend_for_cancel(&mut self) {
         self.until = self.until.max(Instant::now() + CANCEL_BUDGET);
@@ -166,7 +171,7 @@ impl Step {
 
     /// Waits until `done` disconnects, the budget is spent, or a cancel is asked for; says whether it disconnected.
     pub fn wait(&self, done: &Receiver<()>) -> bool {
-        let left = self.deadline().saturating_duration_since(Instant::now());
+        let left = self.left();
         let _waiting = waiting_unless_noted("a part to end", Some(self.deadline()));
         select! {
             recv(done) -> _ => true,

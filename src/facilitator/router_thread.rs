@@ -218,7 +218,7 @@ impl RouterLoop {
                     _ => {}
                 }
                 if let Some(handle) = self.sessions.get(&id) {
-                    handle.close(code, reason, Instant::now() + CLOSE_TIME);
+                    handle.close(code, reason, CLOSE_TIME);
                 }
             }
         }

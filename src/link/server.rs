@@ -149,8 +149,7 @@ impl Server {
     pub fn stop(mut self, step: &mut Step, reason: &str) {
         self.stop_accepting(step);
         self.acceptor.cancel();
-        let deadline = step.deadline();
-        let (now, last) = (self.timer.clock().now(), self.timer.clock().as_far_as(deadline));
+        let (now, left) = (self.timer.clock().now(), step.left());
         let mut handles = Vec::new();
         self.acceptor.each(|handle| handles.push(handle.clone()));
         let mut rng = Rng::from_entropy();
@@ -160,7 +159,8 @@ impl Server {
             .zip(delays)
             .map(|(handle, delay)| {
                 let reason = reason.to_owned();
-                self.timer.at((now + delay).min(last), move || handle.close(GOING_AWAY, &reason, deadline))
+                let delay = delay.min(left);
+                self.timer.at(now + delay, move || handle.close(GOING_AWAY, &reason, left - delay))
             })
             .collect();
         self.acceptor.join(step);
@@ -201,7 +201,7 @@ impl Service for Accepting {
         let name = self.config.name;
         let refusal = if is_over {
             Some(Refusal { status: 503, body: "too many connections".to_owned() })
-        } else if lock(&self.handshakes).take(origin(&pending.peer()), Instant::now()) {
+        } else if lock(&self.handshakes).take(origin(&pending.peer()), self.timer.clock().now()) {
             None
         } else {
             let Rate { count, period } = self.config.handshakes;

@@ -153,21 +153,21 @@ impl SessionHandle {
         self.0.handover.answered(answers)
     }
 
-    /// Takes no more messages, sends those inside and waits for their answers, then closes; whatever is not done by
-    /// `deadline` is given up with a kick. Returns at once.
-    pub fn close(&self, code: u16, reason: &str, deadline: Instant) {
+    /// Takes no more messages, sends those inside and waits for their answers, then closes; whatever is not done within
+    /// `time` of the timer's clock is given up with a kick. Returns at once.
+    pub fn close(&self, code: u16, reason: &str, time: Duration) {
         let weak = Arc::downgrade(&self.0);
-        let deadline = self.0.timer.clock().as_far_as(deadline);
-        let alarm = self.0.timer.at(deadline, move || kick_with(&weak, SessionEnd::CloseTimeout));
+        let alarm =
+            self.0.timer.at(self.0.timer.clock().now() + time, move || kick_with(&weak, SessionEnd::CloseTimeout));
         let old = lock(&self.0.close_alarm).replace(alarm);
         drop(old);
         self.0.handover.close(code, reason);
     }
 
     /// Ends a connection whose peer does not read: drops what waits, so that Close is what comes next, and breaks the
-    /// connection at `deadline`. Returns at once.
-    pub fn give_up(&self, code: u16, reason: &str, deadline: Instant) {
-        self.close(code, reason, deadline);
+    /// connection after `time`. Returns at once.
+    pub fn give_up(&self, code: u16, reason: &str, time: Duration) {
+        self.close(code, reason, time);
         self.0.handover.give_up(code, reason);
     }
 

@@ -306,11 +306,10 @@ impl RouterThread {
                 Err(Full::Closed { .. }) => log::debug!("{id}: a message came too late for it"),
                 Err(full @ Full::Bound { .. }) => {
                     log::warn!("{id}: the peer does not read, its connection is ended: {full}");
-                    let until = Instant::now() + SLOW_TIME;
-                    sessions.get(&id)?.give_up(CLOSE_SLOW, "what you are sent is not read", until);
+                    sessions.get(&id)?.give_up(CLOSE_SLOW, "what you are sent is not read", SLOW_TIME);
                 }
             },
-            Action::Close(id, code, reason) => sessions.get(&id)?.close(code, reason, Instant::now() + CLOSE_TIME),
+            Action::Close(id, code, reason) => sessions.get(&id)?.close(code, reason, CLOSE_TIME),
             Action::Store { job, number, row, payload, validator_signature } => {
                 let order = StoreOrder { job: job.clone(), number, row, payload, validator_signature };
                 let why = match self.orders.try_send(Order::Receipt(Box::new(order))) {

@@ -143,12 +143,12 @@ impl<'a> TaskContext<'a> {
         self.cancelled().map_or(Ok(()), |reason| Err(Interrupted(reason)))
     }
 
-    /// Sleeps so long, on the system's clock, or until the task is cancelled.
+    /// Sleeps so long, on the manager's clock, or until the task is cancelled.
     ///
     /// # Errors
     /// [`Interrupted`], with the reason.
     pub fn sleep(&self, duration: Duration) -> Result<(), Interrupted> {
-        self.signal().wait_for(Level::Cancel, duration);
+        self.env.clock.wait(self.signal(), Level::Cancel, duration);
         self.check()
     }
 

@@ -114,7 +114,7 @@ impl Connector for MinerConnector {
     }
 
     fn validate(&self, kept: &mut KeptMiner, until: Until<'_>) -> Result<(), ExchangeError> {
-        if kept.at.elapsed() < FRESH_TIME {
+        if self.dialer.timer.clock().now() < kept.at + FRESH_TIME {
             return Ok(());
         }
         let Some(open) = kept.take() else { return Err(ended()) };

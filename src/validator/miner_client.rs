@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select};
+use crossbeam_channel::{Receiver, TryRecvError, bounded, select};
 
 use crate::base::backoff::BackoffConfig;
+use crate::base::clock::Clock;
 use crate::base::limits::INBOUND_MESSAGES;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::Step;
@@ -112,7 +113,7 @@ impl MinerLink {
             link = link.begin_on(open.connection, open.manifest.message().encode().into());
         }
         let answers = handle.clone();
-        let mut unreadable = Throttle::default();
+        let (mut unreadable, clock) = (Throttle::default(), timer.clock().clone());
         let asked_back = Arc::new(AtomicBool::new(false));
         let asked = asked_back.clone();
         let classify = move |text: Utf8Bytes| {
@@ -129,7 +130,7 @@ impl MinerLink {
                     Ok(message) => MinerEvent::Message(Box::new(message)),
                     Err(error) => {
                         let what = format!("miner {name} sent a message that is not taken: {error}");
-                        unreadable.warn(Instant::now(), &what);
+                        unreadable.warn(clock.now(), &what);
                         let Unreadable::Decode(error) = error else { return };
                         let answer = crate::protocol::answer::to_miner(&error, &text, &name.to_string());
                         if let Err(full) = answers.send(Outgoing::once(ValidatorToMiner::from(answer).encode())) {
@@ -171,10 +172,10 @@ impl MinerLink {
         self.handle.send(text)
     }
 
-    /// Takes no more messages, sends what is queued until `deadline`, and closes; returns at once.
+    /// Takes no more messages, sends what is queued within `time` of the timer's clock, and closes; returns at once.
     #[cfg(feature = "roles")]
-    pub(super) fn close(&mut self, deadline: Instant) {
-        self.link.request_stop(deadline);
+    pub(super) fn close(&mut self, time: Duration) {
+        self.link.request_stop(time);
     }
 
     /// Whether the miner is connected and has authenticated us.
@@ -195,6 +196,7 @@ pub struct MinerClient {
     /// Dropped first, so that the link's thread, which may wait for room in the queue, is freed before it is joined.
     events: Receiver<MinerEvent>,
     link: MinerLink,
+    clock: Clock,
 }
 
 impl MinerClient {
@@ -206,15 +208,15 @@ impl MinerClient {
         timer: TimerHandle,
         number: u64,
     ) -> Self {
-        let (sink, events) = queue();
-        Self { events, link: MinerLink::start(miner, key, dialer, timer, number, sink) }
+        let ((sink, events), clock) = (queue(), timer.clock().clone());
+        Self { events, link: MinerLink::start(miner, key, dialer, timer, number, sink), clock }
     }
 
     /// As [`MinerClient::start`], but begins on an open connection, and dials once that is lost: `Ready` and the
     /// manifest come at once.
     pub fn start_on(miner: &MinerAddress, dialer: &MinerDialer, number: u64, open: OpenMiner) -> Self {
-        let (sink, events) = queue();
-        Self { events, link: MinerLink::start_on(miner, dialer, number, Some(open), sink) }
+        let ((sink, events), clock) = (queue(), dialer.timer.clock().clone());
+        Self { events, link: MinerLink::start_on(miner, dialer, number, Some(open), sink), clock }
     }
 
     /// Queues a message; it leaves when the link is ready. A finished-receipt leaves again on each connection, until
@@ -231,19 +233,19 @@ impl MinerClient {
         self.link.is_ready()
     }
 
-    /// The next event. Blocks until there is one, the deadline, or `cancel` at its highest level.
+    /// The next event. Blocks until there is one, the deadline on the timer's clock, or `cancel` at its highest level.
     ///
     /// # Errors
     /// [`NoEvent`].
     pub fn next(&self, deadline: Instant, cancel: &Shutdown) -> Result<MinerEvent, NoEvent> {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let due = self.clock.at(deadline);
         let _waiting = waiting("what the miner says", Some(deadline));
         select! {
             recv(self.events) -> event => event.map_err(|_| NoEvent::Cancelled),
             recv(cancel.cancel_receiver()) -> _ => Err(NoEvent::Cancelled),
-            default(left) => self.events.recv_timeout(Duration::ZERO).map_err(|e| match e {
-                RecvTimeoutError::Timeout => NoEvent::Deadline,
-                RecvTimeoutError::Disconnected => NoEvent::Cancelled,
+            recv(due.receiver()) -> _ => self.events.try_recv().map_err(|e| match e {
+                TryRecvError::Empty => NoEvent::Deadline,
+                TryRecvError::Disconnected => NoEvent::Cancelled,
             }),
         }
     }
@@ -259,15 +261,15 @@ impl MinerClient {
             self.stop(step);
             return None;
         };
-        let Self { events, link } = self;
+        let Self { events, link, clock } = self;
         drop(events);
         let connection = link.detach(step)?;
-        Some(OpenMiner { connection, manifest, at: Instant::now() })
+        Some(OpenMiner { connection, manifest, at: clock.now() })
     }
 
     fn last_manifest(&self, miner: &MinerAddress, key: &KeyPair, step: &Step) -> Option<MinerManifest> {
         self.link.ask_back(hello(key, &miner.hotkey)).ok()?;
-        let until = step.deadline().min(Instant::now() + RETURN_TIME);
+        let until = self.clock.now() + step.left().min(RETURN_TIME);
         match self.next(until, step.shutdown()) {
             Ok(MinerEvent::Message(message)) => match *message {
                 MinerToValidator::V0ExecutorManifestRequest(told) => MinerManifest::of(&told).ok(),
@@ -279,7 +281,7 @@ impl MinerClient {
 
     /// Sends what is queued, closes, joins.
     pub fn stop(self, step: &mut Step) {
-        let Self { events, link } = self;
+        let Self { events, link, .. } = self;
         // Dropped first, so that a reader that waits for room in the queue is freed.
         drop(events);
         link.stop(step);

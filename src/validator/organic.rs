@@ -19,7 +19,7 @@ use super::receipts::FinishedReceipts;
 use super::routing::reliability::Incident;
 use super::routing::{Ask, BreakerView, ExplainedMiner, MinerAddress, MinerView, NoMiner, Routing};
 use crate::base::backoff::Backoff;
-use crate::base::clock::now;
+use crate::base::clock::Clock;
 use crate::base::lock::lock;
 use crate::base::rng::Rng;
 use crate::base::scope;
@@ -72,6 +72,7 @@ impl Miners {
             let help = "What miners did wrong.";
             board.metrics.counter("phalanx_validator_incidents_total", help, &[("kind", incident.name())])
         });
+        let began = timer.clock().now();
         let kept = KeptConnections::start(MinerDialer { key, dialer, timer }, CONNECTIONS_MAX);
         let miners = Self {
             job_times,
@@ -81,11 +82,16 @@ impl Miners {
             on_excused: None,
             receipts: Mutex::default(),
             breakers: Breakers::new(BreakersConfig::default()),
-            budget: RetryBudget::new(BudgetConfig::default(), Instant::now()),
+            budget: RetryBudget::new(BudgetConfig::default(), began),
             incidents,
             next_link: AtomicU64::new(0),
         };
         (miners, kept)
+    }
+
+    /// That of all their moments.
+    fn clock(&self) -> &Clock {
+        self.connections.dialer().timer.clock()
     }
 
     /// New jobs go to these.
@@ -98,22 +104,23 @@ impl Miners {
 
     /// Counts against a miner what it did wrong; not while most miners fail at once, which is our own fault.
     pub(super) fn incident(&self, miner: &PublicKey, incident: Incident, why: &str) {
-        if incident.may_be_us() && self.breakers.outage(Instant::now()).is_some() {
+        let now = self.clock().now();
+        if incident.may_be_us() && self.breakers.outage(now).is_some() {
             return log::debug!("miner {miner}: {why}: not counted, because most miners fail at once");
         }
         self.incidents[incident as usize].inc();
-        lock(&self.routing).incident(miner, incident, why, Instant::now());
+        lock(&self.routing).incident(miner, incident, why, now);
     }
 
     /// All miners as they are shown.
     pub(super) fn views(&self) -> Vec<MinerView> {
-        let now = Instant::now();
+        let now = self.clock().now();
         lock(&self.routing).miners(&|hotkey| self.breaker(hotkey, now), now)
     }
 
     /// One miner with all that decides about it; `None` if it is not known.
     pub(super) fn explain(&self, hotkey: &PublicKey) -> Option<ExplainedMiner> {
-        let now = Instant::now();
+        let now = self.clock().now();
         lock(&self.routing).explain(hotkey, &|hotkey| self.breaker(hotkey, now), now)
     }
 
@@ -209,12 +216,16 @@ impl<R: Reports> Runner<'_, R> {
     fn take(&mut self, input: Input) {
         // Whatever else ends a job leaves something on its way.
         self.clean &= matches!(input, Input::Message(_) | Input::Start | Input::Reserved(_));
-        let mut actions = VecDeque::from(self.drive.handle(input, now()));
+        let mut actions = VecDeque::from(self.drive.handle(input, self.miners.clock().now_and_wall()));
         while let Some(action) = actions.pop_front() {
             if let Some(input) = self.act(action) {
-                actions.extend(self.drive.handle(input, now()));
+                actions.extend(self.drive.handle(input, self.miners.clock().now_and_wall()));
             }
         }
+    }
+
+    fn now(&self) -> Instant {
+        self.miners.clock().now()
     }
 
     /// Waits for the next input; `None` once the job is over.
@@ -222,7 +233,7 @@ impl<R: Reports> Runner<'_, R> {
         let (Some(client), Some(deadline)) = (&self.client, self.drive.next_wake()) else { return None };
         loop {
             // A miner that never stops speaking does not put its deadline off.
-            if Instant::now() >= deadline + QUEUED_TIME {
+            if self.now() >= deadline + QUEUED_TIME {
                 return Some(Input::Tick);
             }
             return Some(match client.next(deadline, self.cancel) {
@@ -242,7 +253,7 @@ impl<R: Reports> Runner<'_, R> {
         match action {
             Action::Reserve { same, avoid } => return Some(Input::Reserved(self.reserve(same, &avoid))),
             Action::Connect(miner) => {
-                let now = Instant::now();
+                let now = self.now();
                 // One whose breaker is open is asked where there is no other.
                 self.permit = self.miners.breakers.ask(&miner.hotkey, now).ok().map(|permit| (permit, now));
                 return self.connect(&miner);
@@ -262,22 +273,22 @@ impl<R: Reports> Runner<'_, R> {
             }
             Action::Manifest(miner, manifest) => {
                 if let Some((permit, since)) = self.permit.take() {
-                    permit.succeeded(since.elapsed());
-                    self.miners.budget.succeeded(Instant::now());
+                    permit.succeeded(self.now() - since);
+                    self.miners.budget.succeeded(self.now());
                     self.miners.tell_of_breakers();
                 }
-                lock(&self.miners.routing).manifest(&miner, manifest, Instant::now());
+                lock(&self.miners.routing).manifest(&miner, manifest, self.now());
             }
             Action::Excused(_, receipts) => {
                 if let Some(on_excused) = &self.miners.on_excused {
                     on_excused(receipts);
                 }
             }
-            Action::CoolDown(miner) => lock(&self.miners.routing).cool_down(&miner, Instant::now()),
-            Action::Completed(miner) => lock(&self.miners.routing).completed(&miner, Instant::now()),
+            Action::CoolDown(miner) => lock(&self.miners.routing).cool_down(&miner, self.now()),
+            Action::Completed(miner) => lock(&self.miners.routing).completed(&miner, self.now()),
             Action::Incident(miner, incident, why) => {
                 if let Some((permit, since)) = self.permit.take_if(|_| incident == Incident::Unreachable) {
-                    permit.failed(since.elapsed());
+                    permit.failed(self.now() - since);
                     self.miners.tell_of_breakers();
                 }
                 self.miners.incident(&miner, incident, &why);
@@ -308,7 +319,7 @@ impl<R: Reports> Runner<'_, R> {
         let same = same.and_then(|miner| routing.reserve_again(&miner, class));
         let miner = same.map_or_else(
             || {
-                let now = Instant::now();
+                let now = miners.clock().now();
                 let is_open = |miner: &PublicKey| miners.breakers.refuses(miner, now).is_some();
                 let ask = Ask { class, trusted: self.trusted, tried: avoid, is_open: &is_open };
                 routing.reserve(&ask, now)
@@ -323,7 +334,7 @@ impl<R: Reports> Runner<'_, R> {
     /// Blocks as long as the drive has time for it.
     fn connect(&mut self, miner: &MinerAddress) -> Option<Input> {
         let deadline = self.drive.next_wake()?;
-        let (mut backoff, mut rng) = (Backoff::new(BACKOFF), Rng::from_entropy());
+        let (mut backoff, mut rng, clock) = (Backoff::new(BACKOFF), Rng::from_entropy(), self.miners.clock());
         loop {
             let error = match self.miners.connections.acquire(miner, deadline, self.cancel) {
                 Ok(mut lease) => {
@@ -339,15 +350,15 @@ impl<R: Reports> Runner<'_, R> {
             if self.cancel.is_cancelled() {
                 return Some(self.cancelled());
             }
-            let delay = backoff.next_delay(Instant::now(), rng.unit());
+            let delay = backoff.next_delay(clock.now(), rng.unit());
             let ExchangeError { why, refused, cut, .. } = error;
             // Somebody is there: another attempt is worth it while there is time, and while not all miners need one.
-            if !cut || Instant::now() + delay >= deadline || !self.miners.budget.withdraw(Instant::now()) {
+            if !cut || clock.now() + delay >= deadline || !self.miners.budget.withdraw(clock.now()) {
                 return Some(Input::ConnectFailed { why, refused, cut: false });
             }
             log::debug!("job {}: miner {}: {why}", self.uuid, miner.hotkey);
-            let _waiting = waiting("its next try to connect", Some(Instant::now() + delay));
-            if self.cancel.wait_for(Level::Cancel, delay) {
+            let _waiting = waiting("its next try to connect", Some(clock.now() + delay));
+            if clock.wait(self.cancel, Level::Cancel, delay) {
                 return Some(self.cancelled());
             }
         }

@@ -21,7 +21,9 @@ use phalanx::link::manager::{Link, LinkConfig, LinkEvent, Text};
 use phalanx::link::session::Beat;
 use phalanx::tasks::{TaskConfig, TaskManager};
 use phalanx::transport::memory::{DialFault, MemoryListener, MemoryNet, Side};
-use phalanx::transport::{Incoming, Listener, SocketLimits, Utf8Bytes};
+use phalanx::transport::{
+    CLOSE_DRAIN_TIME, DialRequest, Dialer, Incoming, Listener, SocketLimits, TransportError, Utf8Bytes,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -146,6 +148,36 @@ fn hours_of_a_link() {
 }
 
 #[test]
+fn the_end_of_a_connection_is_waited_for_by_the_clock() {
+    alone("virtual_time::the_end_of_a_connection_is_waited_for_by_the_clock", end_of_a_connection);
+}
+
+fn end_of_a_connection() {
+    let _threads = NoThreads::expected();
+    let clock = Clock::manual();
+    let net = MemoryNet::with_clock(clock.clone());
+    let peer = peer(net.listener("peer"), Arc::default());
+    let request =
+        DialRequest { url: "ws://peer", headers: &[], limits: SocketLimits::default(), deadline: clock.now() + MINUTE };
+    let mut connection = net.dialer().dial(&request, &Shutdown::new(), Level::Cancel).unwrap();
+    // A Close that its peer knows nothing of, so that the end of the stream does not follow.
+    net.wires()[0].send_close(Side::Listener, Some(1000), "");
+    assert!(matches!(connection.reader.read(), Ok(Incoming::Closed(_))));
+    let kick = connection.kick.clone();
+    let reader = spawn("t-reader", Kick::new("connection", move || kick.kick()), move || {
+        let end = connection.reader.read();
+        assert!(matches!(end, Err(TransportError::Closed)), "{end:?}");
+    });
+    let passed = pass_until(&clock, HOUR, || reader.is_finished()).unwrap();
+    assert_eq!(passed, CLOSE_DRAIN_TIME);
+    drop(connection.writer);
+    peer.kick();
+    let mut stopping = Stopping::alone();
+    stopping.step("peer", 10 * SECOND, |step| step.join_all([reader, peer]));
+    assert!(stopping.finish().is_clean());
+}
+
+#[test]
 fn tasks_keep_a_schedule_of_days_in_a_moment() {
     alone("virtual_time::tasks_keep_a_schedule_of_days_in_a_moment", days_of_tasks);
 }
@@ -169,6 +201,11 @@ fn days_of_tasks() {
     let expected: Vec<Duration> = (1..=120).map(|n| n * 6 * HOUR).collect();
     assert_eq!(*runs.lock().unwrap(), expected, "each at its moment, to the nanosecond");
     drop(periodic);
+
+    // A task that sleeps wakes by the same clock.
+    let slept = manager.handle().submit("sleeper", move |cx| cx.sleep(2 * DAY)).unwrap();
+    let passed = pass_until(&clock, 40 * DAY, || slept.has_ended()).unwrap();
+    assert_eq!(passed, 2 * DAY);
 
     // What nobody waits for does not come.
     let nothing = pass_until(&clock, 40 * DAY, || runs.lock().unwrap().len() > 120);

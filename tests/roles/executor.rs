@@ -394,7 +394,7 @@ fn a_miner_that_closes_for_good_ends_the_job_at_once() {
         }
     }
     let session = miner.sessions.lock().unwrap().last().unwrap().clone();
-    session.close(1000, "the job is over", Instant::now() + LONG);
+    session.close(1000, "the job is over", LONG);
     let report = joined(executor).unwrap();
     assert_eq!(report.end, JobEnd::HordeFailed);
     assert_eq!(world.net.dials(), 1, "it did not dial again");

@@ -105,7 +105,7 @@ impl Fleet {
                     Conduct::Absurd => say(&handle, manifest(-1)),
                     Conduct::Unknown => {
                         say(&handle, GenericError { details: Some("Unknown\nvalidator".to_owned()) });
-                        handle.close(1000, "", Instant::now() + LONG);
+                        handle.close(1000, "", LONG);
                     }
                     Conduct::Cuts => handle.kick(),
                     _ => {}

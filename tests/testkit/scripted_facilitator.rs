@@ -245,7 +245,7 @@ impl ScriptedFacilitator {
     /// Closes every connection with a code.
     pub fn close(&self, code: u16) {
         let handles: Vec<_> = self.state().sessions.iter().map(|session| session.handle.clone()).collect();
-        handles.iter().for_each(|handle| handle.close(code, "by plan", Instant::now() + LONG));
+        handles.iter().for_each(|handle| handle.close(code, "by plan", LONG));
     }
 
     /// Breaks every connection.
@@ -383,10 +383,10 @@ impl FacilitatorShared {
     fn welcome(&self, id: SessionId, number: usize, handle: &SessionHandle) {
         match (self.plan.welcome)(number) {
             Welcome::Silent => {}
-            Welcome::Close(code) => handle.close(code, "by plan", Instant::now() + LONG),
+            Welcome::Close(code) => handle.close(code, "by plan", LONG),
             Welcome::Error(kind, code) => {
                 self.change(|state| state.answer(id, vec![error(kind)]));
-                handle.close(code, "by plan", Instant::now() + LONG);
+                handle.close(code, "by plan", LONG);
             }
             Welcome::Accept => self.change(|state| {
                 state.welcomed += 1;

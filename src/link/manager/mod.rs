@@ -15,7 +15,7 @@ mod role;
 use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use attempt::{NoConnection, authenticate};
 pub use role::{Authenticate, Authenticated, LinkConfig, LinkEvent, LinkState, Refused, Text};
@@ -164,16 +164,15 @@ impl Link {
 
     /// Takes no more messages and returns at once.
     ///
-    /// What is inside is still sent and answered, until `deadline`, over a new connection if need be. With nothing
-    /// inside, a link without a connection ends now.
-    pub fn request_stop(&mut self, deadline: Instant) {
-        self.handle.session.close(1000, "", deadline);
+    /// What is inside is still sent and answered, within `time` of the timer's clock, over a new connection if need be.
+    /// With nothing inside, a link without a connection ends now.
+    pub fn request_stop(&mut self, time: Duration) {
+        self.handle.session.close(1000, "", time);
         let stop = self.stop.clone();
         if self.handle.unsent() == 0 {
             stop.drain();
         } else {
-            let deadline = self.timer.clock().as_far_as(deadline);
-            self.stop_alarm = Some(self.timer.at(deadline, move || stop.cancel()));
+            self.stop_alarm = Some(self.timer.at(self.timer.clock().now() + time, move || stop.cancel()));
         }
     }
 
@@ -185,7 +184,7 @@ impl Link {
 
     /// Stops and joins; gives the number of messages that the peer has not accepted.
     pub fn stop(mut self, step: &mut Step) -> usize {
-        self.request_stop(step.deadline());
+        self.request_stop(step.left());
         if let Some(thread) = self.thread.take() {
             step.join(thread);
         }

@@ -17,12 +17,14 @@ mod wire;
 pub use net::{DialFault, MemoryDialer, MemoryListener, MemoryNet};
 pub use wire::{Side, WIRE_BYTES, Wire};
 
+use crate::base::clock::Clock;
+
 use super::{Connection, SocketLimits};
 
 /// Two ends of one connection, with the default limits: the dialer's, the listener's, and the wire between them.
 pub fn pair() -> (Connection, Connection, Wire) {
     let limits = SocketLimits::default();
-    let wire = Wire::new();
+    let wire = Wire::new(Clock::system());
     let [dialer, listener] = wire.ends([&limits, &limits], ["memory-listener", "memory-dialer"]);
     (dialer, listener, wire)
 }

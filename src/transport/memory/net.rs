@@ -57,7 +57,7 @@ impl MemoryNet {
         Self::default()
     }
 
-    /// A network whose dials end at deadlines of that clock.
+    /// A network whose dials end at deadlines of that clock, and whose connections end by it.
     pub fn with_clock(clock: Clock) -> Self {
         Self(Arc::new(Mutex::new(NetState { clock, ..NetState::default() })))
     }
@@ -97,11 +97,11 @@ impl MemoryNet {
     }
 
     fn new_wire(&self) -> Wire {
-        let wire = Wire::new();
-        let plan = {
+        let (wire, plan) = {
             let mut state = lock(&self.0);
+            let wire = Wire::new(state.clock.clone());
             state.wires.push(wire.clone());
-            state.plans.pop_front()
+            (wire, state.plans.pop_front())
         };
         if let Some(plan) = plan {
             plan(&wire);

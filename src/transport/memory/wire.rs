@@ -11,6 +11,7 @@ use tungstenite::error::CapacityError;
 use tungstenite::protocol::CloseFrame;
 use tungstenite::{Error, Message};
 
+use crate::base::clock::Clock;
 use crate::base::lock::lock;
 use crate::base::waits::waiting_unless_noted;
 use crate::net::wake::Wake;
@@ -54,6 +55,8 @@ pub struct Wire(Arc<WireShared>);
 struct WireShared {
     lanes: Mutex<[Lane; 2]>,
     changed: Condvar,
+    /// For the drain at the end.
+    clock: Clock,
 }
 
 fn wire_bytes(frame: &Message) -> usize {
@@ -114,8 +117,9 @@ fn disconnect(lanes: &mut [Lane; 2]) {
 }
 
 impl Wire {
-    pub(super) fn new() -> Self {
-        Self::default()
+    /// A wire on whose ends time passes by that clock.
+    pub(super) fn new(clock: Clock) -> Self {
+        Self(Arc::new(WireShared { clock, ..WireShared::default() }))
     }
 
     /// Both ends; `limits` and the names of their peers are the dialer's and the listener's.
@@ -204,8 +208,13 @@ impl Wire {
         let _waiting = waiting_unless_noted("the peer", until);
         match until {
             None => self.0.changed.wait(lanes).unwrap_or_else(PoisonError::into_inner),
+            // Whoever advances the clock wakes it, see `drain`.
+            Some(until) if self.0.clock.is_manual() => {
+                let _planned = self.0.clock.plan(until);
+                self.0.changed.wait(lanes).unwrap_or_else(PoisonError::into_inner)
+            }
             Some(until) => {
-                let left = until.saturating_duration_since(Instant::now());
+                let left = until.saturating_duration_since(self.0.clock.now());
                 self.0.changed.wait_timeout(lanes, left).unwrap_or_else(PoisonError::into_inner).0
             }
         }
@@ -241,7 +250,7 @@ impl End {
         let mut lanes = lock(&self.wire.0.lanes);
         loop {
             let lane = &mut lanes[self.side.other() as usize];
-            let late = until.is_some_and(|until| until <= Instant::now());
+            let late = until.is_some_and(|until| until <= self.wire.0.clock.now());
             if lane.reader_kicked || late {
                 return None;
             }
@@ -318,7 +327,12 @@ impl Receive for Source {
     }
 
     fn drain(&mut self) {
-        let until = Instant::now() + CLOSE_DRAIN_TIME;
+        let (wire, drains) = (self.end.wire.clone(), Arc::new(()));
+        let clock = &self.end.wire.0.clock;
+        let until = clock.now() + CLOSE_DRAIN_TIME;
+        // A condition variable knows nothing of a manual clock.
+        let lasts = Arc::downgrade(&drains);
+        clock.on_advance(move || lasts.upgrade().inspect(|_| wire.change(|_| {})).is_some());
         while self.end.next(Some(until)).is_some() {}
     }
 

@@ -1,13 +1,14 @@
 //! The thread of a batch, and who holds it.
 //!
 //! Owner: [`RunningBatch`]. Blocks in: the one channel of all that happens to its miners, until the next deadline and
-//! at most for a tenth of a second, by which it sees how late it is itself. Kick: the cancel signal. Ends: when each
-//! job has its outcome, or soon after the cancel; its links are closed then, on each way.
+//! at most for a tenth of a second, by which it sees how late it is itself; nothing is ever late by a clock that is
+//! moved by hand. Kick: the cancel signal. Ends: when each job has its outcome, or soon after the cancel; its links are
+//! closed then, on each way.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, never, select};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, never, select};
 
 use super::config::BatchConfig;
 use super::disk::{Disk, Keep, Then};
@@ -20,7 +21,7 @@ use super::lines::Lines;
 use super::plan::JobMaker;
 use super::state::{Action, Batch, BatchProgress, Ending, GateSend, Input, MinerInput};
 use super::summary::Summary;
-use crate::base::clock::now;
+use crate::base::clock::Clock;
 use crate::base::lock::lock;
 use crate::base::now::Now;
 use crate::base::shutdown::Shutdown;
@@ -57,6 +58,7 @@ pub struct RunningBatch {
     lines: Receiver<Box<JobLine>>,
     progress: Arc<Mutex<BatchProgress>>,
     cancel: Shutdown,
+    clock: Clock,
 }
 
 /// Why there is no line now.
@@ -69,7 +71,7 @@ pub enum NoLine {
 }
 
 impl RunningBatch {
-    /// Begins a batch. Blocks on the disk, if there is a state folder.
+    /// Begins a batch, whose moments are of the timer's clock. Blocks on the disk, if there is a state folder.
     ///
     /// # Errors
     /// [`BatchError`]; nothing was begun then.
@@ -99,7 +101,7 @@ impl RunningBatch {
         let (events_in, events) = bounded(EVENTS);
         let progress = Arc::new(Mutex::new(BatchProgress::default()));
         let limits = (config.max_spread, config.max_lag);
-        let (seed, key, began) = (config.seed, config.key.clone(), Instant::now());
+        let (seed, key, clock) = (config.seed, config.key.clone(), timer.clock().clone());
         let links = miners.iter().map(|_| None).collect();
         let batch = Batch::new(config, number, miners.clone(), (maker, judge), kept);
         let runner = Runner {
@@ -113,6 +115,7 @@ impl RunningBatch {
             keeper,
             dialer,
             timer,
+            clock: clock.clone(),
             links,
             closing: Vec::new(),
             progress: progress.clone(),
@@ -121,24 +124,28 @@ impl RunningBatch {
         };
         let (stop, kick) = (cancel.clone(), cancel.clone());
         let thread = spawn("val-batch", Kick::new("cancel signal", move || kick.cancel()), move || {
-            runner.run(&stop, |ending, lag, tally| {
-                Summary::new(seed, ending, tally, (lag, took + began.elapsed()), limits)
-            })
+            runner
+                .run(&stop, |ending, (lag, time), tally| Summary::new(seed, ending, tally, (lag, took + time), limits))
         });
-        Ok(Self { thread, lines: shown, progress, cancel })
+        Ok(Self { thread, lines: shown, progress, cancel, clock })
     }
 
     /// The next line, in the order in which jobs end; those of a batch that goes on come first. Waits for `time` at
-    /// most. A line is on disk before it is here, if there is a state folder.
+    /// most, of the timer's clock. A line is on disk before it is here, if there is a state folder.
     ///
     /// # Errors
     /// [`NoLine`].
     pub fn next_line(&self, time: Duration) -> Result<JobLine, NoLine> {
-        let _waiting = waiting("the next end of a job", Some(Instant::now() + time));
-        self.lines.recv_timeout(time).map(|line| *line).map_err(|error| match error {
-            RecvTimeoutError::Timeout => NoLine::NotYet,
-            RecvTimeoutError::Disconnected => NoLine::Over,
-        })
+        let until = self.clock.now() + time;
+        let (due, _waiting) = (self.clock.at(until), waiting("the next end of a job", Some(until)));
+        let line = select! {
+            recv(self.lines) -> line => line.map_err(|_| NoLine::Over),
+            recv(due.receiver()) -> _ => self.lines.try_recv().map_err(|error| match error {
+                TryRecvError::Empty => NoLine::NotYet,
+                TryRecvError::Disconnected => NoLine::Over,
+            }),
+        };
+        line.map(|line| *line)
     }
 
     /// Where it stands.
@@ -193,6 +200,8 @@ struct Runner {
     keeper: Keeper,
     dialer: Arc<dyn Dialer>,
     timer: TimerHandle,
+    /// The timer's.
+    clock: Clock,
     progress: Arc<Mutex<BatchProgress>>,
     /// How late it was at most.
     lag: Duration,
@@ -203,24 +212,21 @@ impl Runner {
     fn run(
         mut self,
         cancel: &Shutdown,
-        summary: impl FnOnce(Ending, Duration, super::summary::Tally) -> Summary,
+        summary: impl FnOnce(Ending, (Duration, Duration), super::summary::Tally) -> Summary,
     ) -> Result<Summary, BatchError> {
-        let began = Instant::now();
-        self.feed(Input::Start, now());
+        let began = self.clock.now();
+        self.feed(Input::Start, self.clock.now_and_wall());
         while self.ending.is_none() {
             self.next(cancel);
             *lock(&self.progress) = self.batch.progress();
         }
+        let took = self.clock.now().saturating_duration_since(began);
         let Self { events, events_in, links, closing, keeper, lag, ending, .. } = self;
         // First, so that links whose threads wait for room are freed.
         drop((events, events_in));
         let (ending, micros) =
             (ending.unwrap_or(Ending::Cancelled), |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX));
-        let over = BatchWrite::Over {
-            lag_us: micros(lag),
-            took_us: micros(began.elapsed()),
-            ended: ending == Ending::Complete,
-        };
+        let over = BatchWrite::Over { lag_us: micros(lag), took_us: micros(took), ended: ending == Ending::Complete };
         let lines = match keeper {
             Keeper::Disk(mut disk) => {
                 // If it has failed, its end says so.
@@ -229,7 +235,7 @@ impl Runner {
             }
             Keeper::Memory(lines) => Ok(lines),
         };
-        let result = lines.map(|lines| summary(ending, lag, lines.tally()));
+        let result = lines.map(|lines| summary(ending, (lag, took), lines.tally()));
         let mut stopping = Stopping::alone();
         stopping.step("the miners of the batch", CLOSE_TIME, |step| {
             for link in closing.into_iter().chain(links.into_iter().flatten()) {
@@ -245,9 +251,8 @@ impl Runner {
 
     /// Waits for what happens next, and takes it in.
     fn next(&mut self, cancel: &Shutdown) {
-        let beat = Instant::now() + BEAT;
-        let wake = self.batch.next_wake().map_or(beat, |wake| wake.min(beat));
-        let waits = waiting("what its miners say", Some(wake));
+        let wake = self.wake();
+        let (due, waits) = (self.clock.at(wake), waiting("what its miners say", Some(wake)));
         let gate = match &self.keeper {
             Keeper::Disk(disk) => disk.gate_kept.clone(),
             Keeper::Memory(_) => never(),
@@ -263,15 +268,15 @@ impl Runner {
             recv(self.events) -> event => event.map_or(Woken::Time, Woken::Event),
             recv(gate) -> kept => if kept.is_ok() { Woken::GateKept } else { Woken::DiskFailed },
             recv(cancel.cancel_receiver()) -> _ => Woken::Cancel,
-            default(wake.saturating_duration_since(Instant::now())) => Woken::Time,
+            recv(due.receiver()) -> _ => Woken::Time,
         };
         drop(waits);
         match woken {
             Woken::Event(event) => self.event(event),
-            Woken::GateKept => self.feed(Input::GateKept, now()),
+            Woken::GateKept => self.feed(Input::GateKept, self.clock.now_and_wall()),
             Woken::DiskFailed => self.disk_failed(),
-            Woken::Cancel => self.feed(Input::Cancel, now()),
-            Woken::Time => self.late_by(wake.elapsed()),
+            Woken::Cancel => self.feed(Input::Cancel, self.clock.now_and_wall()),
+            Woken::Time => self.late_since(wake),
         }
         // What has come is judged by its own time, so it goes before what the clock says.
         for _ in 0..EVENTS {
@@ -280,18 +285,27 @@ impl Runner {
                 Err(_) => break,
             }
         }
-        let moment = now();
+        let moment = self.clock.now_and_wall();
         if self.batch.next_wake().is_some_and(|wake| wake <= moment.mono) {
             self.feed(Input::Tick, moment);
         }
     }
 
-    fn late_by(&mut self, time: Duration) {
-        self.lag = self.lag.max(time);
+    /// When it looks at the clock next, whatever happens until then.
+    fn wake(&self) -> Instant {
+        let beat = self.clock.now() + BEAT;
+        match self.batch.next_wake() {
+            Some(due) if self.clock.is_manual() => due,
+            due => due.map_or(beat, |due| due.min(beat)),
+        }
+    }
+
+    fn late_since(&mut self, moment: Instant) {
+        self.lag = self.lag.max(self.clock.now().saturating_duration_since(moment));
     }
 
     fn event(&mut self, (miner, at, event): Event) {
-        self.late_by(at.mono.elapsed());
+        self.late_since(at.mono);
         let input = match event {
             // The manifest follows at once.
             MinerEvent::Ready => return,
@@ -305,7 +319,7 @@ impl Runner {
 
     fn disk_failed(&mut self) {
         log::error!("the batch ends, because its results cannot be kept");
-        self.feed(Input::Cancel, now());
+        self.feed(Input::Cancel, self.clock.now_and_wall());
     }
 
     /// Hands an input to the batch and does what it says, and what follows from that.
@@ -324,7 +338,10 @@ impl Runner {
             Action::Send(miner, message) => {
                 let Some(link) = &self.links[miner] else { return Vec::new() };
                 if let Err(full) = link.send(*message) {
-                    return vec![(Input::Miner(miner, MinerInput::NotSent(full.to_string())), now())];
+                    return vec![(
+                        Input::Miner(miner, MinerInput::NotSent(full.to_string())),
+                        self.clock.now_and_wall(),
+                    )];
                 }
             }
             Action::Plan(rows) => {
@@ -353,7 +370,7 @@ impl Runner {
             Action::Show(line) => return self.keep(Vec::new(), Then::Show(line)),
             Action::Close(miner) => {
                 if let Some(mut link) = self.links[miner].take() {
-                    link.close(Instant::now() + CLOSE_TIME);
+                    link.close(CLOSE_TIME);
                     self.closing.push(link);
                 }
             }
@@ -364,10 +381,10 @@ impl Runner {
 
     fn connect(&mut self, miner: usize) {
         let to = self.events_in.clone();
-        let (dialer, timer) = (self.dialer.clone(), self.timer.clone());
+        let (dialer, timer, clock) = (self.dialer.clone(), self.timer.clone(), self.clock.clone());
         let sink = move |event| {
             // The receiver goes with the batch; what the miner says after that concerns nobody.
-            let _ = send(&to, (miner, now(), event), "room for what the miner says");
+            let _ = send(&to, (miner, clock.now_and_wall(), event), "room for what the miner says");
         };
         let link = MinerLink::start(&self.miners[miner], &self.key, dialer, timer, miner as u64, sink);
         self.links[miner] = Some(link);
@@ -393,11 +410,11 @@ impl Runner {
         match (&mut self.keeper, then) {
             (Keeper::Disk(disk), then) => {
                 if !disk.keep(Keep { writes, then }) && self.ending.is_none() {
-                    return vec![(Input::Cancel, now())];
+                    return vec![(Input::Cancel, self.clock.now_and_wall())];
                 }
             }
             (Keeper::Memory(lines), Then::Show(line)) => lines.show(*line),
-            (Keeper::Memory(_), Then::OpenGate) => return vec![(Input::GateKept, now())],
+            (Keeper::Memory(_), Then::OpenGate) => return vec![(Input::GateKept, self.clock.now_and_wall())],
             (Keeper::Memory(_), Then::Nothing) => {}
         }
         Vec::new()
@@ -408,12 +425,12 @@ impl Runner {
         let ready: Vec<_> = sends.into_iter().map(|send| (send.job, send.miner, Outgoing::once(send.text))).collect();
         let mut sent = Vec::with_capacity(ready.len());
         for (job, miner, text) in ready {
-            let before = now();
+            let before = self.clock.now_and_wall();
             let error = match &self.links[miner] {
                 Some(link) => link.send_text(text).err().map(|full| full.to_string()),
                 None => Some("its connection is closed".to_owned()),
             };
-            let after = now();
+            let after = self.clock.now_and_wall();
             sent.push((Input::Sent { job, before, after, error }, after));
         }
         sent

@@ -51,7 +51,7 @@ pub struct MinerDialer {
     pub key: KeyPair,
     /// What dials.
     pub dialer: Arc<dyn Dialer>,
-    /// For deadlines.
+    /// For deadlines, which are of its clock.
     pub timer: TimerHandle,
 }
 
@@ -108,7 +108,7 @@ impl MinerDialer {
         let asked = authenticate(&mut connection, &mut asking, deadline, &self.timer, stop);
         match (asked, asking.first) {
             (Ok(_), Some(FirstMessage::Manifest(manifest))) => {
-                Ok(OpenMiner { connection, manifest, at: Instant::now() })
+                Ok(OpenMiner { connection, manifest, at: self.timer.clock().now() })
             }
             (_, Some(FirstMessage::Unwanted(why))) => Err(ExchangeError {
                 outcome: AskOutcome::Unauthorized,
