@@ -16,7 +16,7 @@ use phalanx::link::{Link, LinkConfig, OutboxLimits};
 use phalanx::ops::status::Board;
 use phalanx::protocol::JobStatus;
 use phalanx::transport::ws::WsDialer;
-use phalanx::validator::ledger::{self, Delivery};
+use phalanx::validator::ledger::{self, Delivery, Ledger};
 use phalanx::validator::{LedgerLimits, RetryPolicies};
 
 const PRODUCERS: [usize; 3] = [1, 8, 64];
@@ -46,7 +46,8 @@ fn measure(root: &Path, durable: bool, producers: usize) -> Measured {
     let outbox = OutboxLimits { messages: usize::MAX, bytes: usize::MAX, window: 1 };
     let config = LinkConfig { outbox, ..LinkConfig::new("durability", "ws://127.0.0.1:9/") };
     let (link, _idle) = Link::new(config, Arc::new(WsDialer::default()), timer.handle());
-    let opened = ledger::open(state_dir, limits, retries, link, timer.handle(), &board, |_| {});
+    let ledger = Ledger::new(limits, retries, state_dir.is_some());
+    let opened = ledger::open(state_dir, ledger, link, timer.handle(), &board, |_| {});
     let (delivery, store) = opened.expect("a new state folder");
     let (begin, taken) = (Arc::new(Barrier::new(producers + 1)), Arc::new(AtomicU64::new(0)));
     let threads: Vec<_> = (0..producers)

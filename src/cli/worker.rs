@@ -39,6 +39,9 @@ pub struct Args {
     /// Who may sign jobs besides the validator itself, as on the validator; may be repeated
     #[arg(long, value_name = "SS58", env = "PHALANX_TRUSTED_SIGNER", value_delimiter = ',')]
     trusted_signer: Vec<PublicKey>,
+    /// How old the signature of a job may be when the validator takes it, as on the validator
+    #[arg(long, value_name = "DUR", default_value = "1h", value_parser = duration, env = "PHALANX_MAX_SIGNATURE_AGE")]
+    max_signature_age: Duration,
     /// Validators whose running jobs excuse a miner that is busy, besides this one; may be repeated
     #[arg(long, value_name = "SS58", env = "PHALANX_KNOWN_VALIDATOR", value_delimiter = ',')]
     known_validator: Vec<PublicKey>,
@@ -141,6 +144,7 @@ fn configure(args: Args) -> Result<(JobWorkerConfig, Option<MinerList>, WsDialer
     let defaults = JobWorkerConfig::new(redis, key, miners);
     let config = JobWorkerConfig {
         trusted_signers: args.trusted_signer,
+        max_signature_age: args.max_signature_age,
         known_validators: args.known_validator,
         stub: args.stub_time,
         queue: args.queue,

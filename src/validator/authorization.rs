@@ -1,15 +1,14 @@
 //! Whether a job request may run: who has signed it, and when. Pure: it takes `now`.
 //!
 //! [`Authorized`] is what dispatch demands, and only [`Signers`] makes one. That its signature runs one job only is the
-//! ledger's to say, because that outlives the process: see `ledger::queue`. A worker on another machine, which has no
-//! ledger, remembers the newest in a [`SignatureBook`].
+//! ledger's to say, because that outlives the process: see `ledger::queue`. Workers on other machines, which have no
+//! ledger, ask Redis: see `jobs::remote`.
 
-use std::collections::{HashMap, VecDeque};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::base::limits::{JOB_UUID_BYTES, SEEN_JOBS};
+use crate::base::limits::JOB_UUID_BYTES;
 use crate::base::text::truncate;
 use crate::identity::PublicKey;
 use crate::protocol::signing::verify_job_requests;
@@ -18,6 +17,10 @@ use crate::protocol::{SignedRequest, V2JobRequest};
 /// How old the signature of a job may be, unless the configuration says otherwise: the SDK signs as it submits, and a
 /// facilitator may hold the job while its validator restarts.
 pub const MAX_SIGNATURE_AGE: Duration = Duration::from_secs(3600);
+
+/// The longest that a signature may count: what is remembered of it has to fit, see
+/// [`SIGNED_JOBS`](crate::base::limits::SIGNED_JOBS).
+const LONGEST_SIGNATURE_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// How far ahead of our clock a signature may be: as far as the clock of a user's machine may be wrong.
 pub const SIGNATURE_AHEAD: Duration = Duration::from_secs(300);
@@ -35,7 +38,7 @@ pub struct Authorized {
     request: Arc<V2JobRequest>,
     signer: PublicKey,
     signature: SignatureId,
-    expires_at: u64,
+    signed_at: u64,
 }
 
 impl Authorized {
@@ -54,17 +57,17 @@ impl Authorized {
         &self.signature
     }
 
-    /// From when on the signature is too old, in milliseconds since 1970: until then it has to be remembered.
-    pub fn expires_at(&self) -> u64 {
-        self.expires_at
+    /// When it was signed, in whole milliseconds since 1970.
+    pub fn signed_at(&self) -> u64 {
+        self.signed_at
     }
 }
 
 /// For tests of what takes one.
 #[cfg(test)]
 impl Authorized {
-    pub(super) fn sample(uuid: &str, signer: PublicKey, signature: SignatureId, expires_at: u64) -> Self {
-        Self { request: Arc::new(tests::job(uuid)), signer, signature, expires_at }
+    pub(super) fn sample(uuid: &str, signer: PublicKey, signature: SignatureId, signed_at: u64) -> Self {
+        Self { request: Arc::new(tests::job(uuid)), signer, signature, signed_at }
     }
 }
 
@@ -83,6 +86,20 @@ pub struct Unauthorized {
     pub uuid: String,
     /// Why, in words.
     pub why: String,
+}
+
+/// What is wrong with a configured age of signatures, in words.
+pub fn problem_of_age(max_signature_age: Duration) -> Option<String> {
+    let (age, most) = (max_signature_age.as_secs_f64(), LONGEST_SIGNATURE_AGE.as_secs());
+    (max_signature_age.is_zero() || max_signature_age > LONGEST_SIGNATURE_AGE)
+        .then(|| format!("max_signature_age is {age} s; it should be above 0 and at most {most} s (30 days)"))
+}
+
+/// The last millisecond in which a signature counts, and so has to be remembered, if it may be as old as `max_age`.
+pub fn counts_until(signed_at: u64, max_age: Duration) -> u64 {
+    let age = u64::try_from(max_age.as_millis()).unwrap_or(u64::MAX);
+    // Less than a millisecond was cut from each.
+    signed_at.saturating_add(age).saturating_add(1)
 }
 
 /// Who may sign for a validator, and when.
@@ -120,8 +137,8 @@ impl Signers {
             let signer = signer.map_err(|error| error.to_string()).and_then(|signer| self.check(signer, "jobs"));
             let judged = signer.and_then(|signer| Ok((signer, self.times(&request, now)?)));
             match judged {
-                Ok((signer, (signature, expires_at))) => {
-                    Ok(Authorized { request: Arc::new(request), signer, signature, expires_at })
+                Ok((signer, (signature, signed_at))) => {
+                    Ok(Authorized { request: Arc::new(request), signer, signature, signed_at })
                 }
                 Err(mut why) => {
                     truncate(&mut why, WHY_BYTES);
@@ -132,7 +149,21 @@ impl Signers {
         judged.collect()
     }
 
-    /// The signature and when it expires, if it is neither too old nor of the future.
+    /// As [`Signers::authorize`], for one request that others may have held for so long since they checked it.
+    ///
+    /// # Errors
+    /// [`Unauthorized`].
+    pub fn authorize_held(
+        &self,
+        request: V2JobRequest,
+        held: Duration,
+        now: Duration,
+    ) -> Result<Authorized, Unauthorized> {
+        let later = Self { max_age: self.max_age.saturating_add(held), ..self.clone() };
+        later.authorize(vec![request], now).pop().expect("there is a verdict on each")
+    }
+
+    /// The signature and its time, if it is neither too old nor of the future.
     fn times(&self, request: &V2JobRequest, now: Duration) -> Result<(SignatureId, u64), String> {
         let signature = request.signature().ok_or("the message is not signed")?;
         let id = SignatureId::try_from(signature.signature.0.as_slice()).map_err(|_| "a signature is 64 bytes long")?;
@@ -149,43 +180,13 @@ impl Signers {
                 "the signature is {ahead} s ahead of this validator's clock, at most {most} s are allowed"
             ));
         }
-        let expires = signed.saturating_add(self.max_age).as_millis();
-        // It counts as long as its age is not above the limit, so in the millisecond of its expiry too.
-        Ok((id, u64::try_from(expires).unwrap_or(u64::MAX).saturating_add(1)))
+        Ok((id, u64::try_from(signed.as_millis()).unwrap_or(u64::MAX)))
     }
 }
 
 /// Whether the uuid of a job is of a length that one may have: it is remembered, logged and answered with.
 pub fn is_uuid_of_job(uuid: &str) -> bool {
     uuid.len() <= JOB_UUID_BYTES
-}
-
-/// The newest signatures that one process has seen, each with the job that it was first seen with.
-#[derive(Debug, Default)]
-pub struct SignatureBook {
-    jobs: HashMap<SignatureId, String>,
-    oldest_first: VecDeque<SignatureId>,
-}
-
-impl SignatureBook {
-    /// Whether the job may run by this signature: it has run no other that is remembered here. Another delivery of the
-    /// same job may.
-    ///
-    /// # Errors
-    /// The other job.
-    pub fn claim(&mut self, job: &Authorized) -> Result<(), String> {
-        if let Some(first) = self.jobs.get(&job.signature) {
-            return if *first == job.uuid { Ok(()) } else { Err(first.clone()) };
-        }
-        self.jobs.insert(job.signature, job.uuid.clone());
-        self.oldest_first.push_back(job.signature);
-        if self.oldest_first.len() > SEEN_JOBS
-            && let Some(oldest) = self.oldest_first.pop_front()
-        {
-            self.jobs.remove(&oldest);
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -233,7 +234,7 @@ mod tests {
         {
             let authorized = signers().authorize(vec![signed("u", by, at)], NOW).pop().unwrap().unwrap();
             assert_eq!(authorized.signer(), key(by).public());
-            assert_eq!(u128::from(authorized.expires_at()), (at + HOUR).as_millis() + 1);
+            assert_eq!(u128::from(authorized.signed_at()), at.as_millis());
             assert_eq!(authorized.uuid, "u");
         }
         let old = "the signature is 3601 s old, at most 3600 s are allowed; sign and submit it again";
@@ -271,22 +272,19 @@ mod tests {
     }
 
     #[test]
-    fn a_book_knows_the_first_job_of_each_signature() {
-        let authorized = |request| signers().authorize(vec![request], NOW).pop().unwrap().unwrap();
-        let first = signed("a", "//User", NOW);
-        let again = V2JobRequest { uuid: "b".to_owned(), ..first.clone() };
-        let (first, again) = (authorized(first), authorized(again));
-        let mut book = SignatureBook::default();
-        assert_eq!(book.claim(&first), Ok(()));
-        assert_eq!(book.claim(&again), Err("a".to_owned()));
-        assert_eq!(book.claim(&first), Ok(()), "another delivery");
-        assert_eq!(book.claim(&authorized(signed("b", "//User", NOW))), Ok(()), "the same payload, signed once more");
-        for n in 0..SEEN_JOBS {
-            let mut id = [0; 64];
-            id[..8].copy_from_slice(&n.to_le_bytes());
-            assert_eq!(book.claim(&Authorized { signature: id, ..first.clone() }), Ok(()));
-        }
-        assert_eq!((book.jobs.len(), book.oldest_first.len()), (SEEN_JOBS, SEEN_JOBS));
-        assert_eq!(book.claim(&again), Ok(()), "it is bounded: the oldest are forgotten");
+    fn what_others_have_held_may_be_older_by_that_and_is_remembered_as_long_as_it_counts() {
+        let millisecond = Duration::from_millis(1);
+        let held = Duration::from_secs(60);
+        let at = NOW + Duration::from_nanos(1_999_999);
+        let authorize = |now| signers().authorize_held(signed("u", "//User", at), held, now);
+        let signed_at = authorize(at).unwrap().signed_at();
+        let last = at + HOUR + held;
+        assert!(authorize(last).is_ok());
+        let why = authorize(last + Duration::from_secs(1)).unwrap_err().why;
+        assert_eq!(why, "the signature is 3661 s old, at most 3660 s are allowed; sign and submit it again");
+        let until = counts_until(signed_at, HOUR + held);
+        assert!(u128::from(until) >= last.as_millis(), "{until}");
+        assert!(authorize(Duration::from_millis(until) + millisecond).is_err(), "and no longer");
+        assert_eq!(counts_until(u64::MAX, Duration::MAX), u64::MAX);
     }
 }

@@ -9,6 +9,7 @@
 //! val-work-n   one job each: picks a miner, drives it stage by stage
 //! val-work-time  what is due of the jobs as tasks
 //! val-events   with jobs on other machines, in place of val-work-n: what their workers say of them
+//! val-hand-n   likewise, gives the jobs to Redis once they are on disk
 //! val-mi-n-rd  the link of job n to its miner, and its writer val-mi-n-wr; they end with the job
 //! val-man-n    ask miners for their manifests, one each; they end with the fetch
 //! ```

@@ -14,7 +14,7 @@ use super::client::{
 use super::job_messages::JobTimes;
 use super::jobs::here::Here;
 #[cfg(feature = "celery")]
-use super::jobs::remote::{DEFAULT_QUEUE, Front, FrontConfig};
+use super::jobs::remote::{DEFAULT_QUEUE, Front, FrontConfig, LONGEST_QUEUE_TIME};
 use super::jobs::stub::Stub;
 use super::jobs::{AskedStatus, DISPATCH_CLOSE_TIME, FrontStatus, JobRunner};
 use super::organic::Miners;
@@ -137,6 +137,12 @@ impl ValidatorConfig {
         let most = if here { 1000 } else { STUB_JOBS };
         if let Some(workers) = self.workers.filter(|workers| *workers == 0 || *workers > most) {
             problems.push(format!("workers is {workers}; it should be from 1 to {most}"));
+        }
+        #[cfg(feature = "celery")]
+        if let Dispatch::Celery { queue_time, .. } = &self.dispatch
+            && *queue_time > LONGEST_QUEUE_TIME
+        {
+            problems.push(format!("queue_time is {queue_time:?}; it should be at most {LONGEST_QUEUE_TIME:?}"));
         }
         if self.miners.is_empty() && here {
             problems.push("there is no miner; name at least one in the miners file".to_owned());

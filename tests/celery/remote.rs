@@ -18,7 +18,9 @@ use celery::Client;
 use phalanx::base::rng::Rng;
 use phalanx::celery::Task;
 use phalanx::protocol::{FacilitatorToValidator, JobRejectionReason, JobStatus, SignedRequest, V2JobRequest};
+use phalanx::store::journal::Journal;
 use phalanx::transport::ws::WsListener;
+use phalanx::validator::ledger::record::JobRecord;
 use process::{Running, nothing_left, phalanx, run};
 use redis_server::RedisServer;
 use roles::World;
@@ -281,13 +283,13 @@ fn whatever_is_killed_each_job_ends_once_and_in_order() {
 fn without_a_worker_a_job_is_rejected_and_a_late_worker_leaves_it_alone() {
     let _none = NoThreads::expected();
     let Some(scene) = Scene::set() else { return };
-    let front = scene.front(&["--queue-time", "300ms"]);
+    let front = scene.front(&["--queue-time", "1s"]);
     let job = jobs(1).remove(0);
     scene.facilitator.submit(job.clone());
     assert_eq!(scene.facilitator.history(&job.uuid), [S::Received, S::Rejected]);
     let end = scene.facilitator.state().histories[&job.uuid].end.clone().unwrap();
     let details = end.job_rejection_details.unwrap();
-    assert_eq!((details.reason.as_str(), details.message.as_str()), ("busy", "no worker took the job within 300ms"));
+    assert_eq!((details.reason.as_str(), details.message.as_str()), ("busy", "no worker took the job within 1s"));
     // It is still in the queue, as Celery's tools would see.
     assert_eq!(scene.redis.cli::<usize>(&["LLEN", "phalanx"]), 1);
     let client = Client::start(scene.redis.config());
@@ -360,7 +362,7 @@ fn a_worker_checks_the_users_signature_itself_and_runs_one_job_by_each() {
     };
     let job = jobs(1).remove(0);
     assert_eq!(send(&job)["status"], "completed");
-    assert_eq!(send(&job)["status"], "completed", "another delivery of the same job");
+    assert_eq!(send(&job)["status"], Value::Null, "it has ended");
     let copy = V2JobRequest { uuid: uuid::Uuid::new_v4().to_string(), ..job.clone() };
     let refused = send(&copy);
     let why = refused["metadata"]["job_rejection_details"]["message"].as_str().unwrap();
@@ -368,11 +370,102 @@ fn a_worker_checks_the_users_signature_itself_and_runs_one_job_by_each() {
         (&refused["status"], why),
         (&json!("rejected"), &*format!("its signature came with job {} before", job.uuid))
     );
+    // Nor on another worker, or on one that was started again.
+    stopped(worker);
+    let worker = scene.worker("w2@here", &["--stub-time", "0s"]);
+    assert_eq!(send(&copy)["status"], "rejected");
+    assert_eq!(send(&job)["status"], Value::Null);
+    let claims: Vec<String> = scene.redis.cli(&["KEYS", "phalanx.signature.*"]);
+    assert_eq!(claims.len(), 1, "{claims:?}");
+    let left: i64 = scene.redis.cli(&["PTTL", &claims[0]]);
+    assert!((1..=24 * 3_600_000).contains(&left), "{left}");
     let changed = V2JobRequest { docker_image: "another".to_owned(), ..copy };
     assert_eq!(send(&changed)["metadata"]["job_rejection_details"]["reason"], "invalid_signature");
     client.stop();
     for running in [front, worker] {
         stopped(running);
+    }
+    scene.end();
+}
+
+#[test]
+fn of_jobs_by_one_signature_that_many_workers_take_at_once_one_runs() {
+    let _none = NoThreads::expected();
+    let Some(scene) = Scene::set() else { return };
+    let workers: Vec<Running> = (0..3).map(|n| scene.worker(&format!("w{n}@here"), &["--stub-time", "20ms"])).collect();
+    let client = Client::start(scene.redis.config());
+    for _ in 0..5 {
+        let signed = jobs(1).remove(0);
+        let copies = (0..8).map(|_| V2JobRequest { uuid: uuid::Uuid::new_v4().to_string(), ..signed.clone() });
+        let sent: Vec<_> = copies
+            .map(|copy| {
+                let request: Value = serde_json::from_str(&FacilitatorToValidator::from(copy).encode()).unwrap();
+                let task = Task::new("phalanx.execute_job").queue("phalanx").kwarg("request", request);
+                client.handle().send(task).unwrap()
+            })
+            .collect();
+        let ends: Vec<Value> = sent.into_iter().map(|sent| sent.wait(LONG).unwrap()["status"].clone()).collect();
+        assert_eq!(ends.iter().filter(|end| **end == "completed").count(), 1, "{ends:?}");
+        assert_eq!(ends.iter().filter(|end| **end == "rejected").count(), 7, "{ends:?}");
+    }
+    client.stop();
+    workers.into_iter().for_each(|worker| drop(stopped(worker)));
+    scene.end();
+}
+
+#[test]
+fn a_signature_that_is_older_than_the_worker_takes_runs_nothing() {
+    let _none = NoThreads::expected();
+    let Some(scene) = Scene::set() else { return };
+    let worker = scene.worker("w@here", &["--stub-time", "0s", "--max-signature-age", "10m"]);
+    let client = Client::start(scene.redis.config());
+    let send = |age: u64| {
+        let mut job = jobs(1).remove(0);
+        job.sign(&key("//User"), roles::now_ns() - age * 1_000_000_000);
+        let request: Value = serde_json::from_str(&FacilitatorToValidator::from(job).encode()).unwrap();
+        let task = Task::new("phalanx.execute_job").queue("phalanx").kwarg("request", request);
+        client.handle().send(task).unwrap().wait(LONG).unwrap()
+    };
+    // Fresh when it was put into the queue, and has waited since.
+    assert_eq!(send(10 * 60 + 20 * 60)["status"], "completed");
+    // Longer than it can have waited and run, in seconds.
+    let old = send(12 * 3600);
+    let why = old["metadata"]["job_rejection_details"]["message"].as_str().unwrap();
+    assert!(why.starts_with("the signature is 4320") && why.contains("are allowed"), "{why}");
+    client.stop();
+    stopped(worker);
+    scene.end();
+}
+
+/// A front that is killed knows each job that it has put into the queue, and its signature.
+#[test]
+fn what_is_in_the_queue_is_on_the_fronts_disk_with_its_signature() {
+    let _none = NoThreads::expected();
+    let Some(scene) = Scene::set() else { return };
+    let seed = Rng::from_entropy().next_u64();
+    println!("seed {seed}");
+    let mut rng = Rng::new(seed);
+    for round in 0..6 {
+        let front = scene.front(&["--queue-time", "60s"]);
+        jobs(300).into_iter().for_each(|job| scene.facilitator.submit(job));
+        let enough = 1 + rng.next_u64() as usize % 150;
+        crate::testkit::wait::until("jobs are in the queue", || {
+            scene.redis.cli::<usize>(&["LLEN", "phalanx"]) >= enough
+        });
+        front.signal(Signal::KILL);
+        front.finish();
+        let queue: Vec<String> = scene.redis.cli(&["LRANGE", "phalanx", "0", "-1"]);
+        let (journal, recovered) = Journal::open(scene.state.path()).unwrap();
+        let records = recovered.records.iter().map(|(_, bytes)| JobRecord::decode(bytes).unwrap());
+        let known: BTreeMap<String, bool> =
+            records.map(|record| (record.uuid.to_string(), record.signed.is_some())).collect();
+        for message in &queue {
+            let message: Value = serde_json::from_str(message).unwrap();
+            let uuid = message["headers"]["id"].as_str().unwrap();
+            assert_eq!(known.get(uuid), Some(&true), "round {round}: job {uuid} of {}", queue.len());
+        }
+        drop(journal);
+        let _: i64 = scene.redis.cli(&["DEL", "phalanx"]);
     }
     scene.end();
 }
@@ -526,6 +619,10 @@ fn wrong_flags_are_one_clear_line_each() {
     assert!(both.contains("give --miners or --stub-time, not both"), "{both}");
     let none = refused(&[&redis[..], &["--stub-time", "0s", "--workers", "0"]].concat());
     assert!(none.contains("workers is 0; it should be from 1 to 1000"), "{none}");
+    let age = refused(&[&redis[..], &["--stub-time", "0s", "--max-signature-age", "721h"]].concat());
+    assert!(age.contains("at most 2592000 s (30 days)"), "{age}");
+    let queue_time = ["--dispatch", "celery", "--redis", "redis://127.0.0.1", "--queue-time", "31m"];
+    assert!(with(&queue_time).contains("queue_time is 1860s; it should be at most 1800s"));
     let dead = refused(&[&redis[..], &["--stub-time", "0s", "--liveness", "10ms"]].concat());
     assert!(dead.contains("150 ms or more"), "{dead}");
 }

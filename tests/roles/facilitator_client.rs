@@ -786,6 +786,40 @@ fn with_the_queue_full_steps_are_refused_ends_are_taken_and_new_jobs_turned_away
 }
 
 #[test]
+fn with_as_many_signatures_as_can_be_remembered_new_jobs_are_turned_away_and_no_replay_gets_in() {
+    let world = World::new();
+    let facilitator = facilitator(&world, Plan::default());
+    let limits = LedgerLimits { signed: 2, remembered: 0, ..LedgerLimits::default() };
+    let config = ClientConfig { limits, ..config(&world) };
+    let errors = config.board.errors.clone();
+    let client = start(config, do_at_once);
+    let [first, second] = [one_job(), one_job()];
+    for job in [&first, &second] {
+        facilitator.submit(job.clone());
+        assert_eq!(facilitator.history(&job.uuid), GOOD);
+    }
+    for _ in 0..3 {
+        let third = one_job();
+        facilitator.submit(third.clone());
+        let (reason, message) = rejection(&facilitator, &third.uuid);
+        let full = "2 jobs have signatures that could be used again, more cannot be remembered";
+        assert!(reason == JobRejectionReason::Busy && message.starts_with(full), "{reason}: {message}");
+        let replay = V2JobRequest { uuid: uuid::Uuid::new_v4().to_string(), ..first.clone() };
+        facilitator.submit(replay.clone());
+        assert_eq!(rejection(&facilitator, &replay.uuid).0, JobRejectionReason::InvalidSignature);
+    }
+    let told: Vec<u64> = errors
+        .last_errors()
+        .iter()
+        .filter(|error| error.place == "signatures of jobs")
+        .map(|error| error.count)
+        .collect();
+    assert_eq!(told, [3], "one line for all");
+    stop_clean(client);
+    facilitator.stop();
+}
+
+#[test]
 fn a_step_over_the_bounds_in_count_or_bytes_is_refused_with_both() {
     let all = LedgerLimits::default();
     for limits in [LedgerLimits { updates: 2, ..all }, LedgerLimits { bytes: 300, ..all }] {

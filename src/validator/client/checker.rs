@@ -73,7 +73,7 @@ impl Checker {
 
 fn reason(why: &NotAdmitted) -> JobRejectionReason {
     match why {
-        NotAdmitted::SignatureUsed(_) => JobRejectionReason::InvalidSignature,
+        NotAdmitted::SignatureUsed(_) | NotAdmitted::SignedBefore => JobRejectionReason::InvalidSignature,
         NotAdmitted::Full(_) => JobRejectionReason::Busy,
     }
 }

@@ -1,7 +1,9 @@
-//! Signatures are checked on threads of their own, as many at a time as have come in.
+//! Signatures are checked on threads of their own, as many at a time as have come in. The jobs of a front wait for its
+//! disk in the same way.
 //!
-//! Owner: [`Checks`], of the client. Blocks in: the queue, and in the client's handler, which must not block. Kick:
-//! closing the queue. Ends: when the queue is closed and empty.
+//! Owner: [`Checks`], of the client or the front. Blocks in: the queue, and in what is done with the batch: nothing of
+//! the client's, the disk of the front's, which has a deadline. Kick: closing the queue. Ends: when the queue is closed
+//! and empty.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
@@ -20,14 +22,14 @@ const HELP_FROM: usize = 16;
 
 /// A bounded queue of signed things and the threads that check them.
 #[derive(Debug)]
-pub(super) struct Checks<T> {
+pub(in crate::validator) struct Checks<T> {
     queue: Arc<Queue<T>>,
     threads: Vec<Thread<()>>,
 }
 
 /// The way into the queue.
 #[derive(Debug)]
-pub(super) struct ChecksHandle<T>(Arc<Queue<T>>);
+pub(in crate::validator) struct ChecksHandle<T>(Arc<Queue<T>>);
 
 impl<T> Clone for ChecksHandle<T> {
     fn clone(&self) -> Self {
@@ -45,9 +47,9 @@ struct Queue<T> {
 
 /// Bounds of the queue.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct ChecksLimits {
-    pub(super) items: usize,
-    pub(super) bytes: usize,
+pub(in crate::validator) struct ChecksLimits {
+    pub(in crate::validator) items: usize,
+    pub(in crate::validator) bytes: usize,
 }
 
 #[derive(Debug)]
@@ -59,15 +61,20 @@ struct ChecksState<T> {
 }
 
 impl<T: Send + 'static> Checks<T> {
-    /// Starts `threads` threads `val-check-n`; each runs `check` on what it took.
-    pub(super) fn start(threads: usize, limits: ChecksLimits, check: impl Fn(Vec<T>) + Send + Sync + 'static) -> Self {
+    /// Starts `threads` threads `<name>-n`; each runs `check` on what it took.
+    pub(in crate::validator) fn start(
+        name: &str,
+        threads: usize,
+        limits: ChecksLimits,
+        check: impl Fn(Vec<T>) + Send + Sync + 'static,
+    ) -> Self {
         let state = ChecksState { items: VecDeque::new(), bytes: 0, idle: 0, closed: false };
         let queue = Arc::new(Queue { state: Mutex::new(state), changed: Condvar::new(), limits, threads });
         let check = Arc::new(check);
         let threads = (0..threads)
             .map(|n| {
                 let (work, kicked, check) = (queue.clone(), queue.clone(), check.clone());
-                spawn(format!("val-check-{n}"), Kick::new("close the queue", move || kicked.close()), move || {
+                spawn(format!("{name}-{n}"), Kick::new("close the queue", move || kicked.close()), move || {
                     while let Some(batch) = work.next() {
                         check(batch);
                     }
@@ -77,12 +84,12 @@ impl<T: Send + 'static> Checks<T> {
         Self { queue, threads }
     }
 
-    pub(super) fn handle(&self) -> ChecksHandle<T> {
+    pub(in crate::validator) fn handle(&self) -> ChecksHandle<T> {
         ChecksHandle(self.queue.clone())
     }
 
     /// Checks what is inside, then joins.
-    pub(super) fn stop(self, step: &mut Step) {
+    pub(in crate::validator) fn stop(self, step: &mut Step) {
         self.queue.close();
         step.join_all(self.threads);
     }
@@ -90,7 +97,7 @@ impl<T: Send + 'static> Checks<T> {
 
 impl<T> ChecksHandle<T> {
     /// Queues an item of this many bytes, or hands it back if there is no room. Never blocks.
-    pub(super) fn push(&self, bytes: usize, item: T) -> Result<(), T> {
+    pub(in crate::validator) fn push(&self, bytes: usize, item: T) -> Result<(), T> {
         let Queue { state, changed, limits, threads } = &*self.0;
         let mut state = lock(state);
         if state.closed || state.items.len() >= limits.items || state.bytes + bytes > limits.bytes {
@@ -145,7 +152,7 @@ mod tests {
         let seen: Arc<Mutex<Vec<u32>>> = Arc::default();
         let found = seen.clone();
         let (takes, taken) = crossbeam_channel::bounded(1);
-        let checks = Checks::start(1, ChecksLimits { items: 2, bytes: 100 }, move |batch: Vec<u32>| {
+        let checks = Checks::start("t-check", 1, ChecksLimits { items: 2, bytes: 100 }, move |batch: Vec<u32>| {
             // Only the first is waited for.
             let _full = takes.try_send(());
             let _closed = gate.recv();

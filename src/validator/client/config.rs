@@ -13,16 +13,12 @@ use crate::ops::status::Board;
 use crate::store::StoreError;
 use crate::transport::ws::WsDialer;
 use crate::transport::{ClientTls, Dialer};
-use crate::validator::authorization::MAX_SIGNATURE_AGE;
+use crate::validator::authorization::{MAX_SIGNATURE_AGE, problem_of_age};
 use crate::validator::ledger::{LedgerLimits, RetryPolicies};
 
 /// How often the facilitator gets a message from us, unless the configuration says otherwise; it counts us as connected
 /// for three minutes after each.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(60);
-
-/// The longest that a signature may count: what is remembered of it has to fit, see
-/// [`SIGNED_JOBS`](crate::base::limits::SIGNED_JOBS).
-const LONGEST_SIGNATURE_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What a client needs.
 #[derive(Clone)]
@@ -93,10 +89,7 @@ impl ClientConfig {
             problems
                 .push(format!("facilitator {:?}: it should be a URL like wss://facilitator.example/ws/v0/", self.url));
         }
-        if self.max_signature_age.is_zero() || self.max_signature_age > LONGEST_SIGNATURE_AGE {
-            let (age, most) = (self.max_signature_age.as_secs_f64(), LONGEST_SIGNATURE_AGE.as_secs());
-            problems.push(format!("max_signature_age is {age} s; it should be above 0 and at most {most} s (30 days)"));
-        }
+        problems.extend(problem_of_age(self.max_signature_age));
         if self.check_threads == 0 || self.check_threads > 64 {
             problems.push(format!("check_threads is {}; it should be from 1 to 64", self.check_threads));
         }

@@ -21,7 +21,7 @@ use crate::validator::ledger::{Delivery, NotOnDisk, Ticket, UpdateError};
 use crate::validator::status::{EndMessage, Outcome, empty};
 
 /// How long a job waits for the disk before it goes on without.
-const DISK_TIME: Duration = Duration::from_secs(5);
+pub(in crate::validator) const DISK_TIME: Duration = Duration::from_secs(5);
 
 /// What becomes of the jobs that the facilitator sends. Called on a thread that checks signatures; while it blocks,
 /// others wait there, and beyond a limit are turned away as `busy`. The connection never waits for it.

@@ -44,7 +44,7 @@ pub mod running;
 
 mod authentication;
 mod checker;
-mod checks;
+pub(in crate::validator) mod checks;
 mod inbound;
 mod intake;
 
@@ -62,7 +62,7 @@ use job::guarded;
 use running::ClientParts;
 
 use super::authorization::Signers;
-use super::ledger;
+use super::ledger::{self, Ledger};
 use crate::base::limits::{
     FACILITATOR_LINK_MESSAGE_BYTES, SPECS_MINERS, STATUS_BYTES, STATUS_MESSAGES, UNCHECKED_BYTES, UNCHECKED_REQUESTS,
 };
@@ -129,8 +129,9 @@ impl FacilitatorClient {
             move |given_up| events.notify(&ClientEvent::GivenUp(given_up))
         };
         let folder = config.state_dir.as_deref();
-        let (limits, retries) = (config.limits, config.retries);
-        let (delivery, store) = ledger::open(folder, limits, retries, link.clone(), timer, &board, on_dead)?;
+        let limits = config.limits;
+        let ledger = Ledger::new(limits, config.retries, folder.is_some()).with_signature_age(config.max_signature_age);
+        let (delivery, store) = ledger::open(folder, ledger, link.clone(), timer, &board, on_dead)?;
         let (alive, all_gone) = bounded(0);
         let stop = Shutdown::new();
         for (number, uuid) in delivery.open_jobs() {
@@ -140,7 +141,7 @@ impl FacilitatorClient {
         let signers = Signers::new(config.key.public(), config.trusted_signers, config.max_signature_age);
         let checker = Checker { delivery: delivery.clone(), handler, signers, stop: stop.clone() };
         let bounds = ChecksLimits { items: UNCHECKED_REQUESTS, bytes: UNCHECKED_BYTES };
-        let checks = Checks::start(config.check_threads, bounds, move |batch| checker.check(batch));
+        let checks = Checks::start("val-check", config.check_threads, bounds, move |batch| checker.check(batch));
         let shared = Arc::new(ClientShared {
             delivery,
             draining: Shutdown::new(),

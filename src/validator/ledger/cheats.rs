@@ -70,7 +70,7 @@ mod tests {
     fn ran(on_trusted: bool, miner: u8) -> JobRecord {
         JobRecord {
             on_trusted,
-            signed: Some(Signed { by: PublicKey::from_bytes([7; 32]), signature: [0; 64], expires_at: 0 }),
+            signed: Some(Signed { by: PublicKey::from_bytes([7; 32]), signature: [0; 64], signed_at: 0 }),
             miner: Some(PublicKey::from_bytes([miner; 32])),
             last: Some(JobStatus::Completed),
             ended: true,

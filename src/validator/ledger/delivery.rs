@@ -293,7 +293,11 @@ impl Delivery {
     /// [`NotAdmitted`].
     pub fn admit(&self, job: u64, authorized: &Authorized) -> Result<(), NotAdmitted> {
         // The job's next update wakes the store thread.
-        lock(&self.0.state).ledger.admit(job, authorized, now())
+        let admitted = lock(&self.0.state).ledger.admit(job, authorized, now());
+        if let Err(full @ NotAdmitted::Full(_)) = &admitted {
+            self.0.errors.report(ErrorClass::Rejected, "signatures of jobs", full);
+        }
+        admitted
     }
 
     /// Accepts the end of a job, counts it and logs it. Blocks on no disk and no peer.

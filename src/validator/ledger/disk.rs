@@ -9,7 +9,7 @@ use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use super::delivery::{Delivery, GivenUp};
-use super::queue::{Batch, Ledger, LedgerLimits, RetryPolicies};
+use super::queue::{Batch, Ledger};
 use super::record::JobRecord;
 use crate::base::clock::now;
 use crate::base::lock::lock;
@@ -26,23 +26,21 @@ use crate::store::journal::{Change, Journal};
 /// The pause before a failed write to the disk is tried again.
 const WRITE_RETRY: Duration = Duration::from_secs(1);
 
-/// A ledger that keeps its updates under `folder`, or in memory only. What an earlier process left there is taken over,
-/// and what it had not sent leaves by `link` first; what becomes of a job that it had begun and not ended is the
-/// caller's to say, see [`Delivery::open_jobs`].
+/// A ledger, empty so far and durable if there is a folder, that keeps its updates there or in memory only. What an
+/// earlier process left there is taken over, and what it had not sent leaves by `link` first; what becomes of a job
+/// that it had begun and not ended is the caller's to say, see [`Delivery::open_jobs`].
 ///
 /// # Errors
 /// [`StoreError`], if the folder cannot be used.
 pub fn open(
     folder: Option<&Path>,
-    limits: LedgerLimits,
-    retries: RetryPolicies,
+    mut ledger: Ledger,
     link: LinkHandle,
     timer: TimerHandle,
     board: &Board,
     on_dead: impl Fn(GivenUp) + Send + Sync + 'static,
 ) -> Result<(Delivery, StoreThread), StoreError> {
     let opened = folder.map(Journal::open).transpose()?;
-    let mut ledger = Ledger::new(limits, retries, opened.is_some());
     let (journal, recovered) = opened.unzip();
     let restored: Vec<Outgoing> = recovered.map_or_else(Vec::new, |recovered| {
         if let Some(damage) = &recovered.damage {

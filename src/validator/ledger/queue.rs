@@ -29,7 +29,7 @@ use crate::link::{Outgoing, Rank};
 use crate::ops::errors::ErrorClass;
 use crate::protocol::{HordeFailureReason, JobStatus};
 use crate::transport::Utf8Bytes;
-use crate::validator::authorization::{Authorized, SignatureId};
+use crate::validator::authorization::{Authorized, MAX_SIGNATURE_AGE, SignatureId, counts_until};
 use crate::validator::status::Outcome;
 
 /// How long a step may be passed by the terminal statuses of other jobs.
@@ -177,8 +177,14 @@ pub enum NotAdmitted {
     #[error("its signature came with job {0} before; each job needs a signature of its own")]
     SignatureUsed(Arc<str>),
     /// As many signatures as can be remembered are not too old yet.
-    #[error("as many jobs as can be remembered have signatures that could be used again: {0}")]
+    #[error(
+        "{0} jobs have signatures that could be used again, more cannot be remembered; submit it again later, or let \
+         signatures be less old"
+    )]
     Full(usize),
+    /// It is not newer than the jobs of a release that kept no signatures, and may have run one of them.
+    #[error("it was signed before this validator's release began to remember signatures; sign and submit it again")]
+    SignedBefore,
 }
 
 /// What the facilitator answers to an update.
@@ -244,6 +250,10 @@ pub struct Counts {
 pub struct Ledger {
     limits: LedgerLimits,
     retries: RetryPolicies,
+    /// How old a signature may be.
+    signature_age: Duration,
+    /// The newest job of which a signature is lost was taken then.
+    signatures_lost_until: u64,
     jobs: HashMap<u64, JobEntry>,
     by_uuid: HashMap<Arc<str>, u64>,
     /// The job of each signature.
@@ -304,6 +314,8 @@ impl Ledger {
         Self {
             limits,
             retries,
+            signature_age: MAX_SIGNATURE_AGE,
+            signatures_lost_until: 0,
             jobs: HashMap::new(),
             by_uuid: HashMap::new(),
             by_signature: HashMap::new(),
@@ -320,6 +332,12 @@ impl Ledger {
             counts: Counts::default(),
             dead_bytes: 0,
         }
+    }
+
+    /// Signatures may be so old, and are remembered until then: [`MAX_SIGNATURE_AGE`], unless set.
+    #[must_use]
+    pub fn with_signature_age(self, signature_age: Duration) -> Self {
+        Self { signature_age, ..self }
     }
 
     fn is_durable(&self) -> bool {
@@ -342,6 +360,9 @@ impl Ledger {
             self.by_uuid.insert(record.uuid.clone(), number);
             if let Some(signed) = &record.signed {
                 self.by_signature.insert(signed.signature, number);
+            }
+            if record.signature_lost {
+                self.signatures_lost_until = self.signatures_lost_until.max(record.taken_at);
             }
             if record.ended && record.updates.is_empty() {
                 self.over.push_back(number);
@@ -380,7 +401,8 @@ impl Ledger {
         Some(number)
     }
 
-    /// Notes by which signature a job runs. It is on disk with the job's next update.
+    /// Notes by which signature a job runs. It is on disk with the job's next update. What would run a second job by a
+    /// signature is refused, also where nobody can tell any more: nothing is forgotten for it to get in.
     ///
     /// # Errors
     /// [`NotAdmitted`]; then nothing has changed.
@@ -391,6 +413,9 @@ impl Ledger {
                 self.jobs.get(other).map_or_else(|| Arc::from("that is not known"), |entry| entry.record.uuid.clone());
             return Err(NotAdmitted::SignatureUsed(uuid));
         }
+        if authorized.signed_at() <= self.signatures_lost_until {
+            return Err(NotAdmitted::SignedBefore);
+        }
         if self.by_signature.len() >= self.limits.signed {
             self.forget_old(now);
         }
@@ -399,7 +424,7 @@ impl Ledger {
         }
         if let Some(entry) = self.jobs.get_mut(&job) {
             entry.record.signed =
-                Some(Signed { by: authorized.signer(), signature, expires_at: authorized.expires_at() });
+                Some(Signed { by: authorized.signer(), signature, signed_at: authorized.signed_at() });
             self.by_signature.insert(signature, job);
             self.touch(job);
         }
@@ -723,8 +748,10 @@ impl Ledger {
 
     /// Whether the signature of a job could be used again.
     fn is_signature_live(&self, job: u64, now: Now) -> bool {
-        let signed = self.jobs.get(&job).and_then(|entry| entry.record.signed);
-        signed.is_some_and(|signed| signed.expires_at > now.unix_millis())
+        let Some(JobEntry { record, .. }) = self.jobs.get(&job) else { return false };
+        let lost = record.signature_lost.then_some(record.taken_at);
+        let signed_at = record.signed.map(|signed| signed.signed_at).or(lost);
+        signed_at.is_some_and(|at| counts_until(at, self.signature_age) >= now.unix_millis())
     }
 }
 
@@ -917,7 +944,7 @@ mod tests {
         PublicKey::from_bytes([9; 32])
     }
 
-    /// A job that may run until `ms` by the signature of this number.
+    /// A job with the signature of this number, made then.
     fn signed(uuid: &str, number: u8, ms: u64) -> Authorized {
         Authorized::sample(uuid, signer(), [number; 64], moment(ms).unix_millis())
     }
@@ -929,8 +956,9 @@ mod tests {
     #[test]
     fn a_signature_runs_one_job_also_after_a_restart_and_is_remembered_until_it_is_too_old() {
         let limits = LedgerLimits { remembered: 1, signed: 3, ..LedgerLimits::default() };
-        let fresh = || Ledger::new(limits, RetryPolicies::default(), true);
-        let mut ledger = fresh();
+        let fresh = |age| Ledger::new(limits, RetryPolicies::default(), true).with_signature_age(age);
+        let (short, long) = (Duration::from_millis(500), Duration::from_millis(1_000));
+        let mut ledger = fresh(short);
         let mut disk: HashMap<u64, Vec<u8>> = HashMap::new();
         fn write(ledger: &mut Ledger, disk: &mut HashMap<u64, Vec<u8>>) {
             let batch = ledger.batch();
@@ -945,7 +973,7 @@ mod tests {
         }
         let run = |ledger: &mut Ledger, disk: &mut HashMap<u64, Vec<u8>>, uuid: &str, number, ms| {
             let job = ledger.take(uuid, false, moment(ms)).unwrap();
-            let admitted = ledger.admit(job, &signed(uuid, number, 1_000), moment(ms));
+            let admitted = ledger.admit(job, &signed(uuid, number, 0), moment(ms));
             ledger.accept(job, JobStatus::Rejected, "".into(), moment(ms)).unwrap();
             write(ledger, disk);
             ledger.settle(job, &Reply::Stored, moment(ms));
@@ -960,23 +988,56 @@ mod tests {
         }
         assert_eq!(run(&mut ledger, &mut disk, "b", 2, 2), Ok(()));
         // Beyond what is remembered for its uuid, and after a restart.
-        let mut ledger = fresh();
+        let mut ledger = fresh(long);
         let mut rows: Vec<_> = disk.iter().map(|(n, row)| (*n, JobRecord::decode(row).unwrap())).collect();
         rows.sort_by_key(|(number, _)| *number);
         ledger.restore(rows, moment(3));
         assert_eq!(run(&mut ledger, &mut disk, "c", 1, 4), used("a"));
         assert_eq!(ledger.take("a", false, moment(4)), None, "a repeat, as before");
         assert_eq!(run(&mut ledger, &mut disk, "d", 3, 5), Ok(()));
-        let full = Err("as many jobs as can be remembered have signatures that could be used again: 3".to_owned());
+        let full = Err(NotAdmitted::Full(3).to_string());
         assert_eq!(run(&mut ledger, &mut disk, "e", 4, 6), full);
+        // What was written down under a shorter age is remembered for the present one.
+        assert_eq!(run(&mut ledger, &mut disk, "late", 1, 1_001), used("a"));
+        assert_eq!(run(&mut ledger, &mut disk, "late-full", 4, 1_001), full);
         // A job without a signature of its own is remembered no longer for those that have one.
         for n in 0..50 {
             assert_eq!(run(&mut ledger, &mut disk, &format!("forged-{n}"), 1, 7), used("a"));
         }
         assert!(ledger.jobs.len() <= 4 && disk.len() <= 4, "{} jobs, {} rows", ledger.jobs.len(), disk.len());
         // Too old to be taken, so nothing is lost with it.
-        assert_eq!(run(&mut ledger, &mut disk, "f", 4, 1_001), Ok(()));
+        assert_eq!(run(&mut ledger, &mut disk, "f", 4, 1_002), Ok(()));
         assert!(ledger.jobs.len() <= 2 && disk.len() <= 2, "{} jobs, {} rows", ledger.jobs.len(), disk.len());
+    }
+
+    #[test]
+    fn after_a_release_without_signatures_what_may_have_run_a_job_of_its_is_signed_again() {
+        let limits = LedgerLimits { remembered: 0, ..LedgerLimits::default() };
+        let age = Duration::from_millis(1_000);
+        let fresh = || Ledger::new(limits, RetryPolicies::default(), true).with_signature_age(age);
+        let mut ledger = fresh();
+        let of_before = |uuid: &str, taken_at| JobRecord {
+            ended: true,
+            signature_lost: true,
+            ..JobRecord::new(uuid.into(), moment(taken_at).unix_millis())
+        };
+        ledger.restore([(1, of_before("a", 20)), (2, of_before("b", 10))], moment(30));
+        let mut admit = |uuid: &str, signed_at| {
+            let job = ledger.take(uuid, false, moment(30)).unwrap();
+            ledger.admit(job, &signed(uuid, signed_at as u8, signed_at), moment(30))
+        };
+        assert_eq!(admit("c", 20), Err(NotAdmitted::SignedBefore), "it may be that of either");
+        assert_eq!(admit("d", 21), Ok(()));
+        // Also after one more restart, for as long as such a signature counts.
+        let rows = |ledger: &mut Ledger| {
+            ["a", "b"].into_iter().filter(|uuid| ledger.by_uuid.contains_key(*uuid)).collect::<Vec<_>>()
+        };
+        let record = JobRecord::decode(&of_before("a", 20).encode()).unwrap();
+        let mut ledger = fresh();
+        ledger.restore([(1, record), (2, of_before("b", 10))], moment(1_021));
+        assert_eq!(rows(&mut ledger), ["a"]);
+        ledger.forget_old(moment(1_022));
+        assert!(rows(&mut ledger).is_empty());
     }
 
     #[test]

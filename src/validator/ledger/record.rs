@@ -9,16 +9,19 @@ use std::sync::Arc;
 use crate::identity::PublicKey;
 use crate::protocol::JobStatus;
 use crate::transport::Utf8Bytes;
-use crate::validator::authorization::SignatureId;
+use crate::validator::authorization::{SIGNATURE_AHEAD, SignatureId};
 
 /// The first byte of a record, so that a later release can tell its own form.
-const FORM: u8 = 3;
+const FORM: u8 = 4;
 
-/// The form of earlier releases: without [`JobRecord::on_trusted`].
+/// The form of earlier releases: without [`JobRecord::on_trusted`] and [`JobRecord::signed`].
 const FORM_1: u8 = 1;
 
-/// The same, without [`JobRecord::signed`].
+/// The same, without [`JobRecord::signed`] only.
 const FORM_2: u8 = 2;
+
+/// The same, with the time from which on a signature was too old then, in place of [`Signature::signed_at`].
+const FORM_3: u8 = 3;
 
 /// All that is kept of one job.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,6 +34,8 @@ pub struct JobRecord {
     pub on_trusted: bool,
     /// Its signature, once that was found good.
     pub signed: Option<Signed>,
+    /// A release took it that kept no signatures: it has one that is not known.
+    pub signature_lost: bool,
     /// The miner that accepted it.
     pub miner: Option<PublicKey>,
     /// When its miner was reported for cheating on it.
@@ -52,8 +57,8 @@ pub struct Signed {
     pub by: PublicKey,
     /// The signature.
     pub signature: SignatureId,
-    /// From when on it is too old to be taken again.
-    pub expires_at: u64,
+    /// When.
+    pub signed_at: u64,
 }
 
 /// One status update on its way to the facilitator.
@@ -93,6 +98,7 @@ impl JobRecord {
             taken_at,
             on_trusted: false,
             signed: None,
+            signature_lost: false,
             miner: None,
             cheated_at: None,
             last: None,
@@ -128,11 +134,11 @@ impl JobRecord {
         text(&mut out, &self.uuid);
         number(&mut out, self.taken_at);
         out.push(u8::from(self.on_trusted));
-        out.push(u8::from(self.signed.is_some()));
-        if let Some(Signed { by, signature, expires_at }) = &self.signed {
+        out.push(if self.signature_lost { 2 } else { u8::from(self.signed.is_some()) });
+        if let Some(Signed { by, signature, signed_at }) = self.signed.as_ref().filter(|_| !self.signature_lost) {
             out.extend_from_slice(by.as_bytes());
             out.extend_from_slice(signature);
-            number(&mut out, *expires_at);
+            number(&mut out, *signed_at);
         }
         out.push(u8::from(self.miner.is_some()));
         if let Some(miner) = &self.miner {
@@ -159,16 +165,21 @@ impl JobRecord {
     pub fn decode(bytes: &[u8]) -> Result<Self, NotARecord> {
         let mut input = Input(bytes);
         let form = input.byte()?;
-        if ![FORM_1, FORM_2, FORM].contains(&form) {
+        if !(FORM_1..=FORM).contains(&form) {
             return Err(NotARecord("of a form that this release does not know"));
         }
         let uuid = Arc::from(input.text()?);
         let taken_at = input.number()?;
         let on_trusted = form != FORM_1 && input.byte()? != 0;
-        let signed = match form == FORM && input.byte()? != 0 {
-            false => None,
-            true => Some(Signed { by: input.key()?, signature: input.bytes()?, expires_at: input.number()? }),
+        let kind = if form <= FORM_2 { 2 } else { input.byte()? };
+        let signed = match kind {
+            1 => Some(Signed { by: input.key()?, signature: input.bytes()?, signed_at: input.number()? }),
+            _ => None,
         };
+        // For how long signatures counted then, is not known. None is of later than it may be ahead of our clock.
+        let ahead = u64::try_from(SIGNATURE_AHEAD.as_millis()).unwrap_or(u64::MAX);
+        let latest = if form == FORM_3 { taken_at.saturating_add(ahead) } else { u64::MAX };
+        let signed = signed.map(|signed| Signed { signed_at: signed.signed_at.min(latest), ..signed });
         let miner = match input.byte()? {
             0 => None,
             _ => Some(input.key()?),
@@ -185,7 +196,19 @@ impl JobRecord {
             dead.push(DeadLetter { update: input.update()?, reason: input.text()?.to_owned(), at: input.number()? });
         }
         match input.0 {
-            [] => Ok(Self { uuid, taken_at, on_trusted, signed, miner, cheated_at, last, ended, updates, dead }),
+            [] => Ok(Self {
+                uuid,
+                taken_at,
+                on_trusted,
+                signed,
+                signature_lost: kind == 2,
+                miner,
+                cheated_at,
+                last,
+                ended,
+                updates,
+                dead,
+            }),
             _ => Err(NotARecord("longer than it says")),
         }
     }
@@ -259,7 +282,7 @@ mod tests {
         let update = |status, text: &str| Update { status, queued_at: 7, text: text.into(), version: 0 };
         JobRecord {
             on_trusted: true,
-            signed: Some(Signed { by: PublicKey::from_bytes([8; 32]), signature: [7; 64], expires_at: 99 }),
+            signed: Some(Signed { by: PublicKey::from_bytes([8; 32]), signature: [7; 64], signed_at: 99 }),
             miner: Some(PublicKey::from_bytes([9; 32])),
             cheated_at: Some(12),
             last: Some(JobStatus::Completed),
@@ -272,7 +295,8 @@ mod tests {
 
     #[test]
     fn a_record_comes_back_as_it_was() {
-        for record in [record(), JobRecord::new("".into(), 0)] {
+        let lost = JobRecord { signed: None, signature_lost: true, ..record() };
+        for record in [record(), lost, JobRecord::new("".into(), 0)] {
             assert_eq!(JobRecord::decode(&record.encode()), Ok(record));
         }
     }
@@ -281,12 +305,22 @@ mod tests {
     fn a_record_of_an_earlier_release_is_read() {
         let mut bytes = record().encode();
         let on_trusted = 1 + 8 + "a-uuid".len() + 8;
+        let (key_and_signature, time) = (1 + 32 + 64, 8);
+        bytes[0] = FORM_3;
+        assert_eq!(JobRecord::decode(&bytes), Ok(record()), "it was too old from then on, so it is of before");
+        let times = on_trusted + 1 + key_and_signature;
+        let mut long = bytes.clone();
+        long[times..times + time].copy_from_slice(&u64::MAX.to_le_bytes());
+        let signed_at = 3 + 300_000;
+        let signed = record().signed.map(|signed| Signed { signed_at, ..signed });
+        assert_eq!(JobRecord::decode(&long), Ok(JobRecord { signed, ..record() }), "no later than it was taken");
         bytes[0] = FORM_2;
-        bytes.drain(on_trusted + 1..on_trusted + 1 + 1 + 32 + 64 + 8);
-        assert_eq!(JobRecord::decode(&bytes), Ok(JobRecord { signed: None, ..record() }));
+        bytes.drain(on_trusted + 1..times + time);
+        let lost = JobRecord { signed: None, signature_lost: true, ..record() };
+        assert_eq!(JobRecord::decode(&bytes), Ok(lost.clone()));
         bytes[0] = FORM_1;
         bytes.remove(on_trusted);
-        assert_eq!(JobRecord::decode(&bytes), Ok(JobRecord { on_trusted: false, signed: None, ..record() }));
+        assert_eq!(JobRecord::decode(&bytes), Ok(JobRecord { on_trusted: false, ..lost }));
     }
 
     #[test]

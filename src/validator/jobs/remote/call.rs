@@ -1,17 +1,42 @@
 //! The task that carries a job, the events that come back, and the names of the keys. Pure.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::celery::worker::{Args, TaskError};
 use crate::identity::PublicKey;
 use crate::protocol::{FacilitatorToValidator, V2JobRequest};
+use crate::validator::authorization::is_uuid_of_job;
+use crate::validator::drive::longest;
+use crate::validator::job_messages::JobTimes;
 
 /// The name of the task that runs a job.
 pub const EXECUTE_JOB: &str = "phalanx.execute_job";
 
 /// The queue of jobs, unless set: not Celery's own, whose workers would drop a task that they do not know.
 pub const DEFAULT_QUEUE: &str = "phalanx";
+
+/// How often a job is begun: one that takes its worker down with it is not to take down all.
+pub(super) const MOST_BEGUN: u32 = 3;
+
+/// The longest that a job may be on its way to Redis and wait there for a worker, see
+/// [`CeleryHandle::send_by`](crate::celery::CeleryHandle::send_by).
+pub(in crate::validator) const LONGEST_QUEUE_TIME: Duration = Duration::from_secs(1800);
+
+/// Beyond what a job may take: for Redis, and for its worker to be missed when it is lost.
+pub(super) const MARGIN: Duration = Duration::from_secs(90);
+
+/// How long a job may take on one worker.
+pub(super) fn on_one_worker(times: &JobTimes, request: &V2JobRequest) -> Duration {
+    longest(times, request).saturating_add(MARGIN)
+}
+
+/// How long a job that waits for a worker for so long, and then takes so long on each, may be under way.
+pub(super) fn under_way(queued: Duration, on_one_worker: Duration) -> Duration {
+    queued.saturating_add(on_one_worker.saturating_mul(MOST_BEGUN))
+}
 
 /// The stream in which a front, whose name is its hotkey, learns of its jobs.
 pub(super) fn events_key(front: &str) -> String {
@@ -44,16 +69,17 @@ struct Arguments {
 }
 
 impl Call {
-    /// The keyword arguments.
-    pub(super) fn write(self) -> Map<String, Value> {
+    /// The keyword arguments, and how many bytes the request among them has.
+    pub(super) fn write(self) -> (Map<String, Value>, usize) {
         let request = FacilitatorToValidator::from(self.request).encode_compact();
+        let bytes = request.len();
         let request: Value = serde_json::from_str(&request).expect("what is written is JSON");
         let avoid: Vec<String> = self.avoid.iter().map(PublicKey::to_ss58).collect();
         let mut arguments = Map::new();
         arguments.insert("request".to_owned(), request);
         arguments.insert("front".to_owned(), json!(self.front));
         arguments.insert("avoid".to_owned(), json!(avoid));
-        arguments
+        (arguments, bytes)
     }
 
     /// What a task asks for, as Python would complain of it.
@@ -61,7 +87,10 @@ impl Call {
         let Arguments { request, front, avoid } = args.named_as()?;
         let wrong = |what: &str, why: String| TaskError::new("ValueError", format!("{what}: {why}"));
         let request = match FacilitatorToValidator::decode(&request.to_string()) {
-            Ok(FacilitatorToValidator::V2JobRequest(request)) => request,
+            Ok(FacilitatorToValidator::V2JobRequest(request)) if is_uuid_of_job(&request.uuid) => request,
+            Ok(FacilitatorToValidator::V2JobRequest(_)) => {
+                return Err(wrong("request", "its uuid is too long".to_owned()));
+            }
             Ok(_) => return Err(wrong("request", "should be a V2JobRequest".to_owned())),
             Err(error) => return Err(wrong("request", error.to_string())),
         };
@@ -108,9 +137,9 @@ mod tests {
         };
         let call = Call { request, front: Some("f".to_owned()), avoid: vec![user.public()] };
         let args = |named: Map<String, Value>| Args { positional: Vec::new(), named };
-        assert_eq!(Call::read(args(call.clone().write())), Ok(call.clone()));
+        assert_eq!(Call::read(args(call.clone().write().0)), Ok(call.clone()));
         let refused = |change: fn(&mut Map<String, Value>)| {
-            let mut named = call.clone().write();
+            let mut named = call.clone().write().0;
             change(&mut named);
             Call::read(args(named)).unwrap_err().to_string()
         };
@@ -118,6 +147,8 @@ mod tests {
         assert!(without.starts_with("TypeError: missing field `request`"), "{without}");
         let other = refused(|named| named["request"]["args"] = json!(7));
         assert!(other.starts_with("ValueError: request: ") && other.contains("args"), "{other}");
+        let uuid = refused(|named| named["request"]["uuid"] = json!("u".repeat(129)));
+        assert_eq!(uuid, "ValueError: request: its uuid is too long");
         let miner = refused(|named| named["avoid"] = json!(["5x"]));
         assert!(miner.starts_with("ValueError: avoid: "), "{miner}");
         let more = refused(|named| drop(named.insert("size".to_owned(), json!(1))));

@@ -2,18 +2,19 @@
 //!
 //! Owner: [`Front`], whose owner stops it. Its thread `val-events` blocks in the stream's receiver, in the queue
 //! towards the facilitator when that is full, and in the disk's tickets; its kick ends the first two, the disk has a
-//! deadline. It ends after the kick. What it has read and not yet on disk stays in the stream, for the next start. The
-//! other threads are those of a Celery client (`cel-cmd`, `cel-sub`), of Redis messaging (`rds-cmd`, `rds-sub`) and of
-//! its timer.
+//! deadline. It ends after the kick. What it has read and not yet on disk stays in the stream, for the next start.
+//! `val-hand-n` gives jobs to Redis once they are on disk, see [`Checks`]. The other threads are a Celery client's
+//! (`cel-cmd`, `cel-sub`), those of Redis messaging (`rds-cmd`, `rds-sub`) and of its timer.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use redis::{FromRedisValue, Value};
 
-use super::call::{Call, EXECUTE_JOB, Event, News, events_key, job_key};
+use super::call::{Call, EXECUTE_JOB, Event, MARGIN, MOST_BEGUN, News, events_key, job_key, on_one_worker, under_way};
 use crate::base::drained::Drained;
+use crate::base::limits::{UNCHECKED_BYTES, UNCHECKED_REQUESTS};
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::Stopping;
@@ -26,27 +27,18 @@ use crate::ops::status::Board;
 use crate::protocol::{HordeFailureReason, JobRejectionReason, ValidatorToFacilitator};
 use crate::redis::messaging::{Delivery, Messaging, RedisMessaging, StreamReceiver};
 use crate::redis::{RedisConfig, RedisError, Repeat, Request};
-use crate::validator::client::job::{Job, LeftJob, Line};
-use crate::validator::drive::longest;
+use crate::validator::client::checks::{Checks, ChecksHandle, ChecksLimits};
+use crate::validator::client::job::{DISK_TIME, Job, LeftJob, Line};
 use crate::validator::job_messages::JobTimes;
 use crate::validator::jobs::{DISPATCH_CLOSE_TIME, FrontStatus, JobRunner};
 use crate::validator::ledger::{Ticket, UpdateError};
 use crate::validator::status::{EndMessage, Outcome, reason_of};
-
-/// How often a job is begun: one that takes its worker down with it is not to take down all.
-const MOST_BEGUN: u32 = 3;
-
-/// Beyond what a job may take: for Redis, and for its worker to be missed when it is lost.
-const MARGIN: Duration = Duration::from_secs(90);
 
 /// What the last news of a job may take after its task has ended.
 const LAST_NEWS: Duration = Duration::from_secs(30);
 
 /// A pause after trouble with Redis or the disk.
 const PAUSE: Duration = Duration::from_secs(1);
-
-/// The longest that a task may be on its way to Redis, see [`CeleryHandle::send_by`].
-const SEND_TIME: Duration = Duration::from_secs(1800);
 
 /// What a front needs.
 pub(in crate::validator) struct FrontConfig {
@@ -72,6 +64,7 @@ struct FrontShared {
     timer: TimerHandle,
     board: Board,
     state: Mutex<FrontState>,
+    hand_over: ChecksHandle<HandedOver>,
     /// Drain: nothing is tried again any more.
     closing: Shutdown,
     /// Taken by the stop.
@@ -81,6 +74,7 @@ struct FrontShared {
 struct FrontThreads {
     celery: CeleryClient,
     messaging: RedisMessaging,
+    hand_over: Checks<HandedOver>,
     /// Nobody reads the events until the jobs of an earlier process are known.
     receiver: Option<StreamReceiver>,
     events: Option<Thread<()>>,
@@ -96,6 +90,17 @@ struct FrontState {
     avoid: HashMap<PublicKey, Instant>,
     /// Notified when no job is left.
     drained: Drained,
+}
+
+/// A job on its way to the workers, once it is known whatever happens.
+struct HandedOver {
+    uuid: Arc<str>,
+    task: Task,
+    /// How long it is wanted.
+    wanted_for: Duration,
+    /// When it is to be in Redis.
+    deadline: Instant,
+    known: Ticket,
 }
 
 /// A job that others run.
@@ -117,54 +122,33 @@ impl JobRunner for Front {
         let uuid: Arc<str> = job.request().uuid.as_str().into();
         let now = Instant::now();
         let inner = &self.0;
-        let (request, avoid, longest) = {
+        let (request, avoid, line, on_one_worker) = {
             let mut state = lock(&inner.state);
             if state.jobs.len() >= inner.config.limit || state.stopped {
                 return;
             }
             let (request, line) = job.hand_over();
+            let line = Arc::new(line);
             state.avoid.retain(|_, until| *until > now);
             let avoid: Vec<PublicKey> = state.avoid.keys().copied().collect();
-            let longest = longest(&inner.config.job_times, &request) + MARGIN;
+            let longest = on_one_worker(&inner.config.job_times, &request);
             let alarm = Some(self.alarm(&uuid, now + inner.config.queue_time));
-            let held = RemoteJob { line: Arc::new(line), begun: 0, longest, alarm, result: None };
+            let held = RemoteJob { line: line.clone(), begun: 0, longest, alarm, result: None };
             state.jobs.insert(uuid.clone(), held);
-            (request, avoid, longest)
+            (request, avoid, line, longest)
         };
-        let wanted_for = inner.config.queue_time + longest * MOST_BEGUN;
-        let key = job_key(&uuid);
-        let wanted = Mark { key: &key, field: "front", value: &inner.config.name, keep: wanted_for };
-        let deadline = now + inner.config.queue_time.min(SEND_TIME);
         let call = Call { request: (*request).clone(), front: Some(inner.config.name.clone()), avoid };
-        let task = Task::new(EXECUTE_JOB).id(&*uuid).queue(&inner.config.queue).kwargs(call.write());
+        let (arguments, bytes) = call.write();
+        let task = Task::new(EXECUTE_JOB).id(&*uuid).queue(&inner.config.queue).kwargs(arguments);
         // What a job is given may be secret.
         let task = task.shown_as("()", format!("{{'request': <job {uuid}>}}"));
-        let (weak, of) = (Arc::downgrade(inner), uuid.clone());
-        let sent = inner.celery.submit_marked(Some(&wanted), task, deadline, move |sent| {
-            if let (Err(error), Some(front)) = (sent, weak.upgrade().map(Front)) {
-                front.not_sent(&of, error);
-            }
-        });
-        let pending = match sent {
-            Ok(pending) => pending,
-            Err(error) => return self.not_sent(&uuid, &error),
-        };
-        let (weak, of) = (Arc::downgrade(inner), uuid.clone());
-        pending.on_end(move |outcome| {
-            if let Some(front) = weak.upgrade().map(Front) {
-                front.task_ended(&of, outcome);
-            }
-        });
-        let mut state = lock(&inner.state);
-        if let Some(held) = state.jobs.get_mut(&uuid) {
-            held.result = Some(pending);
-            return;
+        let wanted_for = under_way(inner.config.queue_time, on_one_worker);
+        let deadline = now + inner.config.queue_time;
+        let handed_over = HandedOver { uuid, task, wanted_for, deadline, known: line.last_ticket() };
+        drop(line);
+        if let Err(refused) = inner.hand_over.push(bytes, handed_over) {
+            self.not_sent(&refused.uuid, &"too many jobs wait for the disk");
         }
-        drop(state);
-        // It has ended meanwhile, perhaps before it was sent.
-        self.unwanted(&uuid);
-        self.revoke(&uuid);
-        pending.unfollow();
     }
 
     fn left(&self, left: LeftJob) {
@@ -201,7 +185,9 @@ impl JobRunner for Front {
     }
 
     fn stop(&self, stopping_all: &mut Stopping, drain: Duration) -> usize {
-        let Some(FrontThreads { celery, messaging, events, .. }) = lock(&self.0.threads).take() else { return 0 };
+        let Some(FrontThreads { celery, messaging, hand_over, events, .. }) = lock(&self.0.threads).take() else {
+            return 0;
+        };
         let cancelled = stopping_all.step("validator jobs", drain, |step| {
             let drained = {
                 let mut state = lock(&self.0.state);
@@ -222,6 +208,7 @@ impl JobRunner for Front {
                 events.kick();
                 step.join(events);
             }
+            hand_over.stop(step);
             messaging.stop(step);
             celery.stop(step);
         });
@@ -237,15 +224,31 @@ impl Front {
         let stream = events_key(&config.name);
         // Only this front reads it, so what it has not acknowledged is never somebody else's.
         let receiver = messaging.handle().stream_receiver(&stream, "front", "front", Duration::from_secs(86_400));
-        Ok(Self(Arc::new(FrontShared {
-            config,
-            celery: celery.handle(),
-            messaging: messaging.handle(),
-            timer,
-            board: board.clone(),
-            state: Mutex::default(),
-            closing: Shutdown::new(),
-            threads: Mutex::new(Some(FrontThreads { celery, messaging, receiver: Some(receiver), events: None })),
+        let limits = ChecksLimits { items: UNCHECKED_REQUESTS, bytes: UNCHECKED_BYTES };
+        Ok(Self(Arc::new_cyclic(|shared: &Weak<FrontShared>| {
+            let shared = shared.clone();
+            let hand_over = Checks::start("val-hand", 1, limits, move |jobs| {
+                if let Some(front) = shared.upgrade().map(Front) {
+                    front.hand_over(jobs);
+                }
+            });
+            FrontShared {
+                config,
+                celery: celery.handle(),
+                messaging: messaging.handle(),
+                timer,
+                board: board.clone(),
+                state: Mutex::default(),
+                hand_over: hand_over.handle(),
+                closing: Shutdown::new(),
+                threads: Mutex::new(Some(FrontThreads {
+                    celery,
+                    messaging,
+                    hand_over,
+                    receiver: Some(receiver),
+                    events: None,
+                })),
+            }
         })))
     }
 
@@ -256,6 +259,58 @@ impl Front {
             stream.kick();
         });
         spawn("val-events", kick, move || reading.read(receiver))
+    }
+
+    /// On the thread `val-hand-n`: submits the jobs, each when it is on disk, or when that has taken too long, as with
+    /// jobs that run here.
+    fn hand_over(&self, jobs: Vec<HandedOver>) {
+        let disk_deadline = Instant::now() + DISK_TIME;
+        for job in jobs {
+            if self.is_over(&job.uuid) {
+                continue;
+            }
+            if let Err(error) = job.known.wait(disk_deadline) {
+                log::warn!("job {}: {error}", job.uuid);
+            }
+            self.submit(job);
+        }
+    }
+
+    fn is_over(&self, uuid: &Arc<str>) -> bool {
+        !lock(&self.0.state).jobs.contains_key(uuid)
+    }
+
+    fn submit(&self, job: HandedOver) {
+        let HandedOver { uuid, task, wanted_for, deadline, .. } = job;
+        let inner = &self.0;
+        let key = job_key(&uuid);
+        let wanted = Mark { key: &key, field: "front", value: &inner.config.name, keep: wanted_for };
+        let (weak, of) = (Arc::downgrade(inner), uuid.clone());
+        let sent = inner.celery.submit_marked(Some(&wanted), task, deadline, move |sent| {
+            if let (Err(error), Some(front)) = (sent, weak.upgrade().map(Front)) {
+                front.not_sent(&of, error);
+            }
+        });
+        let pending = match sent {
+            Ok(pending) => pending,
+            Err(error) => return self.not_sent(&uuid, &error),
+        };
+        let (weak, of) = (Arc::downgrade(inner), uuid.clone());
+        pending.on_end(move |outcome| {
+            if let Some(front) = weak.upgrade().map(Front) {
+                front.task_ended(&of, outcome);
+            }
+        });
+        let mut state = lock(&inner.state);
+        if let Some(held) = state.jobs.get_mut(&uuid) {
+            held.result = Some(pending);
+            return;
+        }
+        drop(state);
+        // It has ended meanwhile, perhaps before it was sent.
+        self.unwanted(&uuid);
+        self.revoke(&uuid);
+        pending.unfollow();
     }
 
     fn not_sent(&self, uuid: &Arc<str>, error: &dyn std::fmt::Display) {

@@ -8,15 +8,16 @@
 //! * A hash in Redis says that a job is wanted, and which miner has it. A worker does not begin a job that is not
 //!   wanted any more, and one that goes on with the job of a lost worker asks the same miner again, where the job still
 //!   runs.
+//! * A worker checks the user's signature again, and claims it in Redis before it begins the job (`claim`).
 //! * Repeats are refused by the ledger, as steps backwards.
-//!
-//! Whoever may write to that Redis may run jobs in the validator's name.
 
 mod call;
+mod claim;
 mod front;
 mod outbox;
 mod worker;
 
+pub(in crate::validator) use call::LONGEST_QUEUE_TIME;
 pub use call::{DEFAULT_QUEUE, EXECUTE_JOB};
 pub(in crate::validator) use front::{Front, FrontConfig};
 pub use worker::{JobWorker, JobWorkerConfig, JobWorkerError, JobWorkerHandle};

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::select;
-use redis::FromRedisValue;
 use serde_json::{Value, json};
 
-use super::call::{Call, DEFAULT_QUEUE, EXECUTE_JOB, Event, News, job_key};
+use super::call::{Call, DEFAULT_QUEUE, EXECUTE_JOB, Event, LONGEST_QUEUE_TIME, News, on_one_worker, under_way};
+use super::claim::{self, Claim, Known};
 use super::outbox::Outbox;
 use crate::base::clock::now;
 use crate::base::lock::lock;
@@ -24,11 +24,11 @@ use crate::identity::{KeyPair, PublicKey};
 use crate::ops::status::Board;
 use crate::protocol::{
     JobRejectionReason, JobStatus, JobStatusMetadata, StreamingServerDetails, V0JobStatusUpdate, V0MachineSpecsUpdate,
-    V2JobRequest, ValidatorToFacilitator,
+    ValidatorToFacilitator,
 };
-use crate::redis::{Commander, CommanderHandle, RedisConfig, RedisError, Request};
+use crate::redis::{Commander, CommanderHandle, RedisConfig, RedisError};
 use crate::transport::Dialer;
-use crate::validator::authorization::{Authorized, SignatureBook, Signers};
+use crate::validator::authorization::{Authorized, MAX_SIGNATURE_AGE, Signers, problem_of_age};
 use crate::validator::client::job::{Reports, end_message};
 use crate::validator::connections::KeptConnections;
 use crate::validator::job_messages::JobTimes;
@@ -48,10 +48,6 @@ const MOST_WORKERS: usize = 1000;
 /// What the last events get at a stop.
 const EVENTS_TIME: Duration = Duration::from_secs(2);
 
-/// How old the signature of a job may be here. The front has checked that it is fresh; a job that waits, or that other
-/// workers had before, is older. It bounds what somebody can bring back who writes to Redis.
-const SIGNATURE_AGE: Duration = Duration::from_secs(24 * 3600);
-
 /// What a job worker needs.
 #[derive(Debug, Clone)]
 pub struct JobWorkerConfig {
@@ -63,6 +59,9 @@ pub struct JobWorkerConfig {
     pub key: KeyPair,
     /// Who may sign jobs besides the validator itself, as on its front.
     pub trusted_signers: Vec<PublicKey>,
+    /// How old the signature of a job may be when it is put into the queue, as on the front. While the job waits for a
+    /// worker, half an hour at most, and runs on one after the other, its signature may grow older.
+    pub max_signature_age: Duration,
     /// Validators whose jobs excuse a miner that declines one as busy, besides the validator itself.
     pub known_validators: Vec<PublicKey>,
     /// The miners that we know.
@@ -92,6 +91,7 @@ impl JobWorkerConfig {
             queue: DEFAULT_QUEUE.to_owned(),
             key,
             trusted_signers: Vec::new(),
+            max_signature_age: MAX_SIGNATURE_AGE,
             known_validators: Vec::new(),
             miners,
             stub: None,
@@ -110,6 +110,7 @@ impl JobWorkerConfig {
         if self.workers == 0 || self.workers > MOST_WORKERS {
             problems.push(format!("workers is {}; it should be from 1 to {MOST_WORKERS}", self.workers));
         }
+        problems.extend(problem_of_age(self.max_signature_age));
         if self.miners.is_empty() && self.stub.is_none() {
             problems.push("there is no miner; name at least one in the miners file".to_owned());
         }
@@ -169,7 +170,7 @@ pub struct JobWorkerHandle {
 
 struct WorkerShared {
     signers: Signers,
-    signatures: Mutex<SignatureBook>,
+    max_signature_age: Duration,
     miners: Miners,
     stub: Option<Duration>,
     name: String,
@@ -204,6 +205,7 @@ impl JobWorker {
             redis,
             key,
             trusted_signers,
+            max_signature_age,
             miners,
             stub,
             name,
@@ -215,12 +217,12 @@ impl JobWorker {
         let known: Arc<[PublicKey]> = config.known_validators.into();
         let commander = Commander::start("job-cmd", redis.clone().named("phalanx-events"), board)?;
         let patience = 2 * redis.operation_time;
-        let signers = Signers::new(key.public(), trusted_signers, SIGNATURE_AGE);
+        let signers = Signers::new(key.public(), trusted_signers, max_signature_age);
         let (mut miners, kept) = Miners::new(miners, key, job_times, dialer, timer.clone(), incident_half_life, board);
         miners.known = known;
         let shared = Arc::new(WorkerShared {
             signers,
-            signatures: Mutex::default(),
+            max_signature_age,
             miners,
             stub,
             name,
@@ -293,17 +295,23 @@ impl JobWorkerHandle {
 fn execute(shared: &WorkerShared, cx: &TaskCx, args: Args) -> Result<Value, TaskError> {
     let Call { request, front, avoid } = Call::read(args)?;
     let uuid = request.uuid.clone();
-    let begun_on = match &front {
-        Some(_) => match shared.wanted(cx, &uuid)? {
-            Wanted::Yes { miner } => miner,
-            Wanted::No => {
-                log::info!("job {uuid} is not wanted any more");
-                return Ok(json!({"uuid": uuid, "status": null}));
-            }
-        },
-        None => None,
+    let held = under_way(LONGEST_QUEUE_TIME, on_one_worker(&shared.miners.job_times, &request));
+    // What is in Redis may come from anybody who writes there.
+    let authorized = shared.signers.authorize_held(request, held, now().wall).map_err(|refused| refused.why);
+    let Known { wanted, miner: begun_on, claim } = shared.known(cx, &uuid, authorized.as_ref().ok(), held)?;
+    if front.is_some() && !wanted {
+        log::info!("job {uuid} is not wanted any more");
+        return Ok(json!({"uuid": uuid, "status": null}));
+    }
+    let authorized = match (authorized, claim) {
+        (Ok(_), Some(Claim::Ended)) => {
+            log::warn!("job {uuid}: not run, it has ended");
+            return Ok(json!({"uuid": uuid, "status": null}));
+        }
+        (Ok(_), Some(Claim::Anothers(other))) => Err(format!("its signature came with job {other} before")),
+        (authorized, _) => authorized,
     };
-    let request = match shared.authorize(request) {
+    let request = match authorized {
         Ok(authorized) => authorized,
         Err(why) => {
             log::warn!("job {uuid}: not run, by its signature: {why}");
@@ -311,14 +319,20 @@ fn execute(shared: &WorkerShared, cx: &TaskCx, args: Args) -> Result<Value, Task
             return end_job(shared, cx, front.as_deref(), &uuid, outcome).ok_or(TaskError::Cancelled);
         }
     };
-    let end = Mutex::new(None);
+    let begun_on = begun_on.filter(|_| front.is_some());
+    let (authorized, end) = (request.clone(), Mutex::new(None));
     let job = RemoteJob { request, front: front.as_deref(), avoid, begun_on, shared, cx, end: &end };
     job.emit(News::Begun { worker: shared.name.clone(), redelivered: cx.redelivered() });
     match shared.stub {
         Some(stage_time) => stub(job, stage_time),
         None => organic::run(&shared.miners, job, cx.cancel()),
     }
-    if let Some(end) = end.into_inner().ok().flatten() {
+    let end = end.into_inner().ok().flatten();
+    // One that is revoked has ended as well; one of a worker that stops has not.
+    if end.is_some() || !cx.is_stopping() {
+        shared.ended(&authorized);
+    }
+    if let Some(end) = end {
         return Ok(end);
     }
     // It was cancelled, and its worker knows why.
@@ -368,43 +382,31 @@ fn stub(job: RemoteJob<'_>, stage_time: Duration) {
     }
 }
 
-enum Wanted {
-    Yes {
-        /// The miner that had it before.
-        miner: Option<PublicKey>,
-    },
-    No,
-}
-
 impl WorkerShared {
-    /// Checks the user's signature: what is in Redis may come from anybody who writes there.
-    fn authorize(&self, request: V2JobRequest) -> Result<Authorized, String> {
-        let judged = self.signers.authorize(vec![request], now().wall).pop().expect("there is a verdict on each");
-        let authorized = judged.map_err(|refused| refused.why)?;
-        match lock(&self.signatures).claim(&authorized) {
-            Ok(()) => Ok(authorized),
-            Err(other) => Err(format!("its signature came with job {other} before")),
+    /// What Redis knows of the job; with a good signature, that is claimed for the job. Blocks until Redis says so, or
+    /// the task is cancelled.
+    fn known(
+        &self,
+        cx: &TaskCx,
+        uuid: &str,
+        authorized: Option<&Authorized>,
+        held: Duration,
+    ) -> Result<Known, TaskError> {
+        let signed = authorized.map(|job| (job, self.max_signature_age.saturating_add(held)));
+        loop {
+            let ask = claim::begin(uuid, signed, now(), Instant::now() + self.operation_time);
+            match self.commands.call(ask).and_then(|answer| claim::known(uuid, answer)) {
+                Ok(known) => return Ok(known),
+                Err(error) => log::warn!("job {uuid}: Redis does not say whether it is to run: {error}"),
+            }
+            cx.sleep(PAUSE)?;
         }
     }
 
-    /// Whether the front still wants the job. Blocks until Redis says so, or the task is cancelled.
-    fn wanted(&self, cx: &TaskCx, uuid: &str) -> Result<Wanted, TaskError> {
-        loop {
-            let deadline = Instant::now() + self.operation_time;
-            let ask = Request::idempotent(redis::cmd("HMGET").arg(job_key(uuid)).arg("front").arg("miner"), deadline);
-            let known = self.commands.call(ask).and_then(|answer| {
-                let answer = answer.into_iter().next().unwrap_or_default();
-                Ok(<(Option<String>, Option<String>)>::from_redis_value(answer)?)
-            });
-            match known {
-                Ok((None, _)) => return Ok(Wanted::No),
-                Ok((Some(_), miner)) => {
-                    let miner = miner.and_then(|miner| PublicKey::from_ss58(&miner).ok());
-                    return Ok(Wanted::Yes { miner });
-                }
-                Err(error) => log::warn!("job {uuid}: Redis does not say whether it is wanted: {error}"),
-            }
-            cx.sleep(PAUSE)?;
+    /// Notes in Redis that the job has ended; blocks until it has that, for the time of an operation at most.
+    fn ended(&self, job: &Authorized) {
+        if let Err(error) = self.commands.call(claim::end(job, Instant::now() + self.operation_time)) {
+            log::warn!("job {}: Redis does not know that it has ended, it could be begun again: {error}", job.uuid);
         }
     }
 }
