@@ -1,5 +1,4 @@
-//! The flags that say who the miners are, the same in every command that has miners but `phalanx batch`, which reads a
-//! file.
+//! The flags that say who the miners are, the same in every command that has miners.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -139,6 +139,11 @@ pub enum BatchWrite {
         /// What the miner answered; empty if that is not kept.
         answer: String,
     },
+    /// The batch has been late.
+    Lag {
+        /// How late at most, in microseconds.
+        lag_us: i64,
+    },
     /// The batch is over, or stopped for now.
     Over {
         /// How late it was at most, in microseconds.
@@ -271,6 +276,10 @@ impl BatchStore {
                     let state = BatchJobState::Ended.number();
                     transaction.prepare_cached(sql)?.execute(params![state, line, miner, place, answer])?;
                 }
+                BatchWrite::Lag { lag_us } => {
+                    let sql = "UPDATE batch SET lag_us = max(lag_us, ?1)";
+                    transaction.prepare_cached(sql)?.execute(params![lag_us])?;
+                }
                 BatchWrite::Over { lag_us, took_us, ended } => {
                     let sql = "UPDATE batch SET lag_us = max(lag_us, ?1), took_us = took_us + ?2, ended = ?3";
                     transaction.execute(sql, params![lag_us, took_us, ended])?;
@@ -342,8 +351,8 @@ mod tests {
         ];
         assert_eq!(states(&store), expected.map(owned));
         let over = |ended| BatchWrite::Over { lag_us: 3, took_us: 5, ended };
-        store.write(&[over(false), over(true)]).unwrap();
-        assert_eq!(store.batch().unwrap(), Some(BatchRow { lag_us: 3, took_us: 10, ended: true, ..batch.clone() }));
+        store.write(&[over(false), BatchWrite::Lag { lag_us: 9 }, over(true), BatchWrite::Lag { lag_us: 8 }]).unwrap();
+        assert_eq!(store.batch().unwrap(), Some(BatchRow { lag_us: 9, took_us: 10, ended: true, ..batch.clone() }));
         assert_eq!(store.requests().unwrap(), [(1, "r".to_owned())]);
         store.begin(&batch).unwrap();
         assert_eq!(states(&store), []);

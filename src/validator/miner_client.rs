@@ -25,8 +25,8 @@ use crate::protocol::{MinerToValidator, ValidatorToMiner};
 use crate::transport::{Connection, Dialer, Utf8Bytes};
 
 use super::from_miner::{self, Unreadable};
-use super::manifests::exchange::{MinerDialer, OpenMiner, hello};
-use super::manifests::outcome::{FirstMessage, MinerManifest, read_first};
+use super::manifests::exchange::{MinerDialer, OpenMiner, hello, outcome_of};
+use super::manifests::outcome::{AskOutcome, FirstMessage, MinerManifest, read_first};
 use super::routing::MinerAddress;
 
 /// Attempts follow one another quickly: a job waits for the miner, and not for long.
@@ -54,6 +54,8 @@ pub enum MinerEvent {
         refused: bool,
         /// Whether there was a connection and it broke: somebody is there.
         cut: bool,
+        /// What it counts as.
+        outcome: AskOutcome,
     },
     /// The connection was lost; another will follow.
     Lost {
@@ -125,7 +127,10 @@ impl MinerLink {
                 LinkEvent::Ready { .. } => MinerEvent::Ready,
                 LinkEvent::Answered(_) => return,
                 LinkEvent::Lost { why } => MinerEvent::Lost { why },
-                LinkEvent::Failed { why, refused, cut, .. } => MinerEvent::Failed { why, refused, cut },
+                LinkEvent::Failed { why, refused, cut, error, .. } => {
+                    let outcome = error.as_ref().map_or(AskOutcome::Unauthorized, outcome_of);
+                    MinerEvent::Failed { why, refused, cut, outcome }
+                }
                 LinkEvent::Message(text) => match decode(&text) {
                     Ok(message) => MinerEvent::Message(Box::new(message)),
                     Err(error) => {
@@ -310,13 +315,13 @@ impl Authenticate for MinerAuthentication {
 
     /// The miner says nothing to a validator that it does not know; its manifest, which comes unasked, is the welcome.
     fn answer(&mut self, text: &str) -> Result<Authenticated, Refused> {
-        let refused = |reason| Err(Refused { reason, passing: true });
+        let refused = |reason, broken| Err(Refused { reason, passing: true, broken });
         match read_first(text) {
             FirstMessage::Manifest(_) => Ok(Authenticated::YesAndDeliver),
-            FirstMessage::Unwanted(reason) => refused(reason),
+            FirstMessage::Unwanted(reason) => refused(reason, false),
             // It may have to tell of another job first.
             FirstMessage::Wrong(_) if from_miner::read(text).is_ok() => Ok(Authenticated::NotYet),
-            FirstMessage::Wrong(reason) => refused(reason),
+            FirstMessage::Wrong(reason) => refused(reason, true),
         }
     }
 }

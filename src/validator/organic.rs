@@ -241,7 +241,7 @@ impl<R: Reports> Runner<'_, R> {
                 Ok(MinerEvent::Ready | MinerEvent::Unreadable) => continue,
                 Ok(MinerEvent::Message(message)) => Input::Message(message),
                 Ok(MinerEvent::Lost { why }) => Input::Lost { why },
-                Ok(MinerEvent::Failed { why, refused, cut }) => Input::ConnectFailed { why, refused, cut },
+                Ok(MinerEvent::Failed { why, refused, cut, .. }) => Input::ConnectFailed { why, refused, cut },
                 Err(NoEvent::Deadline) => Input::Tick,
                 Err(NoEvent::Cancelled) => self.cancelled(),
             });

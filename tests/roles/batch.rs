@@ -8,6 +8,7 @@ use std::time::Duration;
 use phalanx::base::rng::Rng;
 use phalanx::identity::{KeyPair, PublicKey};
 use phalanx::protocol::{ExecutorClass, Int, JobResultDetails, V2JobRequest};
+use phalanx::store::batch::{BatchStore, BatchWrite};
 use phalanx::transport::ClientTls;
 use phalanx::transport::ws::WsDialer;
 use phalanx::validator::JobTimes;
@@ -226,7 +227,21 @@ fn a_batch_on_disk_is_shown_again_judged_again_and_not_mixed_with_another() {
     assert!(error.contains("its seed is 5, not 6"), "{error}");
     let another = BatchConfig { made_of: "other jobs".to_owned(), ..in_folder(&folder, true) };
     let error = start(&world, &miners, another).unwrap_err().to_string();
-    assert!(error.contains("other jobs or another number"), "{error}");
+    assert!(error.contains("its jobs were others"), "{error}");
+    let another = BatchConfig { per_miner: Some(3), ..in_folder(&folder, true) };
+    let error = start(&world, &miners, another).unwrap_err().to_string();
+    assert!(error.contains("begun with as many jobs as each miner declares, not 3 jobs for each miner"), "{error}");
+    let another = BatchConfig { key: KeyPair::from_uri("//Other").unwrap(), ..in_folder(&folder, true) };
+    let error = start(&world, &miners, another).unwrap_err().to_string();
+    assert!(error.contains("begun with the key of 5"), "{error}");
+
+    // How late a part of it was flags all of it.
+    let mut store = BatchStore::open(&folder).unwrap();
+    store.write(&[BatchWrite::Lag { lag_us: 500_001 }]).unwrap();
+    drop(store);
+    let (_, summary) = to_the_end(start(&world, &miners, in_folder(&folder, true)).unwrap());
+    let summary = summary.unwrap();
+    assert!(summary.is_flagged() && summary.lag >= Duration::from_micros(500_001), "{:?}", summary.flags);
 
     // A new one takes the place of one that has ended, and of no other.
     let batch = start(&world, &miners, in_folder(&folder, false)).unwrap();

@@ -123,7 +123,7 @@ impl Authenticate for Password {
     fn answer(&mut self, text: &str) -> Result<Authenticated, Refused> {
         match text {
             "welcome" => Ok(Authenticated::Yes),
-            "go away" => Err(Refused { reason: text.to_owned(), passing: true }),
+            "go away" => Err(Refused { reason: text.to_owned(), passing: true, broken: false }),
             _ => Ok(Authenticated::NotYet),
         }
     }

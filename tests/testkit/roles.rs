@@ -12,7 +12,7 @@ use phalanx::identity::KeyPair;
 use phalanx::link::server::{Server, ServerConfig, ServerEvent};
 use phalanx::link::{Outgoing, SessionHandle};
 use phalanx::protocol::{
-    FacilitatorToValidator, Int, JobStatus, MinerToValidator, Response, ResponseStatus, SignedRequest, StrMap,
+    FacilitatorToValidator, Int, JobStatus, MinerToValidator, Response, ResponseStatus, SignedRequest,
     V0ExecutorManifestRequest, V0JobStatusUpdate, V2JobRequest, ValidatorToFacilitator, ValidatorToMiner,
 };
 use phalanx::transport::Listener;
@@ -198,26 +198,11 @@ impl FakeMiner {
 
 /// A job signed by `user`, with limits of a minute each.
 pub fn job(user: &KeyPair) -> V2JobRequest {
-    let minute = || Int::from(60);
-    let mut job = V2JobRequest {
-        signature: None,
-        uuid: uuid::Uuid::new_v4().to_string(),
-        job_namespace: None,
-        executor_class: phalanx::protocol::ExecutorClass::AlwaysOnTest,
-        docker_image: "busybox".to_owned(),
-        args: vec!["echo".to_owned(), "hi".to_owned()],
-        env: StrMap::new(),
-        use_gpu: false,
-        volume: None,
-        output_upload: None,
-        artifacts_dir: None,
-        on_trusted_miner: false,
-        download_time_limit: minute(),
-        execution_time_limit: minute(),
-        upload_time_limit: minute(),
-        streaming_start_time_limit: minute(),
-        streaming_details: None,
+    let text = include_str!("../fixtures/job_request.json");
+    let Ok(FacilitatorToValidator::V2JobRequest(mut job)) = FacilitatorToValidator::decode(text) else {
+        panic!("no job: {text}")
     };
+    job.uuid = uuid::Uuid::new_v4().to_string();
     job.sign(user, now_ns());
     job
 }

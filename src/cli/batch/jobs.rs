@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::app::jobfile;
@@ -51,11 +51,15 @@ impl JobList {
         }
         let folder = path.parent().unwrap_or(Path::new(""));
         let (mut jobs, mut expected, mut problems) = (Vec::new(), HashMap::new(), Vec::new());
+        let mut digest = Sha256::new();
         for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             match parse(line, folder) {
                 Ok((request, stdout)) => {
+                    let text = text_of(&request);
+                    // The request has in it what the files hold that the job names. As JSON nothing runs together.
+                    digest.update(json!([text, stdout]).to_string());
                     if let Some(stdout) = stdout {
-                        expected.insert(text_of(&request), stdout);
+                        expected.insert(text, stdout);
                     }
                     jobs.push(Arc::new(request));
                 }
@@ -71,11 +75,10 @@ impl JobList {
             let more = if more > 0 { format!("; and {more} more lines") } else { String::new() };
             return Err(fail(problems.join("; ") + &more));
         }
-        let digest = hex::encode(Sha256::digest(text.as_bytes()));
-        Ok(Self { jobs, expected: Arc::new(expected), digest })
+        Ok(Self { jobs, expected: Arc::new(expected), digest: hex::encode(digest.finalize()) })
     }
 
-    /// Tells one file from another.
+    /// Tells these jobs from others: all that they ask for, the files that they name, and what they expect.
     pub(super) fn digest(&self) -> &str {
         &self.digest
     }
@@ -153,6 +156,27 @@ mod tests {
         }
         let many = load(&"{\n".repeat(9)).map(|_| ()).unwrap_err();
         assert!(many.ends_with("; and 4 more lines"), "{many}");
+    }
+
+    #[test]
+    fn other_jobs_have_another_digest_also_by_a_file_that_they_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let digest = |text: &str| {
+            write("jobs", text);
+            JobList::load(&folder.path().join("jobs")).unwrap().digest().to_owned()
+        };
+        write("input", "1");
+        let job = JOB.replace("[\"true\"]", "[\"true\"], \"files\": {\"in\": {\"path\": \"input\"}}");
+        let first = digest(&job);
+        assert_eq!(digest(&format!("\n{}\n", job.replace(", ", ",   "))), first, "the same in other words");
+        write("input", "2");
+        let changed = digest(&job);
+        write("input", "1");
+        let expects = digest(&job.replace("\"docker_image\"", "\"expected_stdout\": \"\", \"docker_image\""));
+        let all = [first.clone(), changed, expects, digest(&format!("{job}\n{job}")), digest(JOB)];
+        assert_eq!(all.iter().collect::<std::collections::HashSet<_>>().len(), all.len(), "{all:?}");
+        assert_eq!(digest(&job), first);
     }
 
     #[test]

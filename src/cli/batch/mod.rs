@@ -14,17 +14,18 @@ use std::time::Duration;
 use jobs::JobList;
 use progress::Progress;
 
+use super::miner_list::{MISSING, MinerListArgs};
 use super::values::duration;
 use crate::app::output::Output;
 use crate::app::{exit, supervise};
 use crate::base::rng::Rng;
 use crate::base::shutdown::Level;
-use crate::identity::KeyPair;
+use crate::identity::{KeyPair, PublicKey};
+use crate::transport::ws::WsDialer;
 use crate::validator::MinerAddress;
 use crate::validator::batch::{
     BatchConfig, BatchError, Ending, JobLine, NoLine, RunningBatch, Summary, kept_seed, replay,
 };
-use crate::validator::load_miners;
 
 /// How often the progress is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -36,9 +37,11 @@ pub struct Args {
     /// 64 hex digits; prefer a file: other users of the machine can read the arguments of a process
     #[arg(long, value_name = "K", env = "PHALANX_KEY", hide_env_values = true, required_unless_present = "replay")]
     key: Option<Secret>,
-    /// The miners: TOML, a `[[miner]]` table with hotkey, address and port for each
-    #[arg(long, value_name = "FILE", env = "PHALANX_MINERS", required_unless_present = "replay")]
-    miners: Option<PathBuf>,
+    #[command(flatten)]
+    miners: MinerListArgs,
+    /// Validators whose organic jobs excuse a miner that is busy, besides this one; may be repeated
+    #[arg(long, value_name = "SS58", env = "PHALANX_KNOWN_VALIDATOR", value_delimiter = ',')]
+    known_validator: Vec<PublicKey>,
     /// The jobs: a job file on each line, as one JSON object; with `expected_stdout` in it, an answer that differs from
     /// that is wrong. A miner gets those of its classes, at random
     #[arg(long, value_name = "FILE", env = "PHALANX_BATCH_JOBS", required_unless_present = "replay")]
@@ -46,7 +49,7 @@ pub struct Args {
     /// Jobs of each miner [default: as many as its manifest declares, at most 1000]
     #[arg(long, value_name = "N", env = "PHALANX_PER_MINER")]
     per_miner: Option<usize>,
-    /// How long a job that is ready waits for the others
+    /// How long what is ready waits for the others, once all miners have been asked
     #[arg(long, value_name = "DUR", default_value = "30s", value_parser = duration, env = "PHALANX_GATE")]
     gate: Duration,
     /// How long the batch takes; ten seconds later everything has ended
@@ -64,7 +67,7 @@ pub struct Args {
     /// How often a failed connection, and a job that the horde failed before the gate, is tried again
     #[arg(long, value_name = "N", default_value_t = 1, env = "PHALANX_RETRIES")]
     retries: u32,
-    /// Abort, with exit code 1, when more per cent of all are not completed
+    /// Abort, with exit code 1, when more per cent of the miners fail: most of their jobs are not completed
     #[arg(long, value_name = "PERCENT", env = "PHALANX_MAX_FAIL")]
     max_fail: Option<u8>,
     /// Flag the batch when the first and the last job request leave farther apart
@@ -117,13 +120,8 @@ pub fn run(args: Args) -> ExitCode {
     if args.replay {
         return again(&args, &jobs);
     }
-    let (config, miners) = match configure(&args, &jobs) {
+    let (config, miners, dialer) = match configure(&args, &jobs) {
         Ok(configured) => configured,
-        Err(problem) => return exit::usage(problem),
-    };
-    let dialed = miners.iter().find(|miner| miner.tls).or(miners.first());
-    let dialer = match args.tls.load(&dialed.map(|miner| miner.url(&config.key.public())).unwrap_or_default()) {
-        Ok(dialer) => dialer,
         Err(problem) => return exit::usage(problem),
     };
     supervise::with_env(|env| {
@@ -155,12 +153,12 @@ pub fn run(args: Args) -> ExitCode {
     })
 }
 
-fn configure(args: &Args, jobs: &JobList) -> Result<(BatchConfig, Vec<MinerAddress>), String> {
-    let (Some(Secret(key)), Some(miners)) = (&args.key, &args.miners) else {
-        return Err("--key and --miners are missing".to_owned());
-    };
+/// Blocks for the list of miners, at most 10 s for an address.
+fn configure(args: &Args, jobs: &JobList) -> Result<(BatchConfig, Vec<MinerAddress>, WsDialer), String> {
+    let Some(Secret(key)) = &args.key else { return Err("--key is missing".to_owned()) };
     let key = KeyPair::load(key).map_err(|error| format!("--key: {error}"))?;
-    let miners = load_miners(miners).map_err(|error| error.to_string())?;
+    let miners = args.miners.load(&args.tls)?.ok_or(MISSING)?.miners;
+    let dialer = args.tls.load_for_many()?;
     let seed = match (&args.state_dir, args.resume, args.seed) {
         (Some(folder), true, None) => {
             kept_seed(folder).map_err(|error| format!("--state-dir {}: {error}", folder.display()))?
@@ -175,15 +173,16 @@ fn configure(args: &Args, jobs: &JobList) -> Result<(BatchConfig, Vec<MinerAddre
         connects: args.connects,
         retries: args.retries,
         max_fail: args.max_fail,
+        known: args.known_validator.clone(),
         max_spread: args.max_spread,
         dry_run: args.dry_run,
         state_dir: args.state_dir.clone(),
-        made_of: format!("{} {:?}", jobs.digest(), args.per_miner),
+        made_of: jobs.digest().to_owned(),
         resume: args.resume,
         ..BatchConfig::new(key, seed)
     };
     match config.validate(miners.len()) {
-        problems if problems.is_empty() => Ok((config, miners)),
+        problems if problems.is_empty() => Ok((config, miners, dialer)),
         problems => Err(problems.join("; ")),
     }
 }

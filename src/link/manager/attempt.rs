@@ -1,30 +1,13 @@
 //! One attempt to have a connection: the hello and its answer, and why there is none.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::role::{Authenticate, Authenticated, Refused};
+use super::role::{Authenticate, Authenticated, NoConnection};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::timer::TimerHandle;
 use crate::base::waits::waiting;
 use crate::link::session::SessionEnd;
-use crate::transport::{CloseInfo, Connection, Incoming, TransportError, Utf8Bytes};
-
-/// Why there is no connection that has authenticated.
-#[derive(Debug, thiserror::Error)]
-pub enum NoConnection {
-    /// None came about, or it broke.
-    #[error(transparent)]
-    Transport(#[from] TransportError),
-    /// The peer did not answer our authentication in time.
-    #[error("no answer to the authentication within {0:.1?}")]
-    Unanswered(Duration),
-    /// The peer closed instead of an answer.
-    #[error("closed before the authentication was answered: {0}")]
-    Closed(CloseInfo),
-    /// The peer answered and does not want us.
-    #[error(transparent)]
-    Refused(#[from] Refused),
-}
+use crate::transport::{Connection, Incoming, TransportError, Utf8Bytes};
 
 /// Whether the peer has closed because it is done with us (1000), rather than that it is away (1001) or broken.
 pub(super) fn is_normal_close(end: &SessionEnd) -> bool {
@@ -47,13 +30,15 @@ pub(super) struct Disconnection {
     pub(super) cut: bool,
     /// The close code, if the peer closed.
     pub(super) code: Option<u16>,
+    /// For an attempt: what it failed of.
+    pub(super) error: Option<NoConnection>,
 }
 
 impl From<NoConnection> for Disconnection {
     fn from(error: NoConnection) -> Self {
         let why = error.to_string();
-        let failed = Self { why, lasting: false, refused: Some(false), cut: false, code: None };
-        match error {
+        let failed = Self { why, lasting: false, refused: Some(false), cut: false, code: None, error: None };
+        let failed = match &error {
             NoConnection::Transport(error) => {
                 // 408, 425 and 429 ask for patience, not for a change; 5xx is the server's own trouble.
                 let lasting = matches!(error, TransportError::Refused { status: 400..=499, .. })
@@ -63,7 +48,8 @@ impl From<NoConnection> for Disconnection {
             NoConnection::Unanswered(_) => failed,
             NoConnection::Closed(info) => Self { code: info.code, cut: !info.clean, ..failed },
             NoConnection::Refused(refused) => Self { lasting: !refused.passing, refused: Some(true), ..failed },
-        }
+        };
+        Self { error: Some(error), ..failed }
     }
 }
 

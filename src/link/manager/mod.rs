@@ -17,8 +17,8 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-pub use attempt::{NoConnection, authenticate};
-pub use role::{Authenticate, Authenticated, LinkConfig, LinkEvent, LinkState, Refused, Text};
+pub use attempt::authenticate;
+pub use role::{Authenticate, Authenticated, LinkConfig, LinkEvent, LinkState, NoConnection, Refused, Text};
 
 use attempt::{Disconnection, is_normal_close, is_refusal};
 
@@ -303,14 +303,14 @@ where
                         break;
                     }
                     let lasting = is_refusal(&end, config.refusal_codes);
-                    Disconnection { why: end.to_string(), lasting, refused: None, cut: true, code: None }
+                    Disconnection { why: end.to_string(), lasting, refused: None, cut: true, code: None, error: None }
                 }
                 Err(attempt) => attempt,
             };
             if self.is_done() {
                 break;
             }
-            let Disconnection { why, lasting, refused, cut, .. } = ended;
+            let Disconnection { why, lasting, refused, cut, error, .. } = ended;
             let mut next_in = backoff.next_delay(clock.now(), rng.unit());
             if lasting {
                 next_in = config.refused_pause.mul_f64(0.5 + rng.unit() / 2.0);
@@ -318,7 +318,7 @@ where
             self.set(LinkState::Reconnecting { last_error: why.clone(), refused: lasting });
             if lasting || refused.is_some() {
                 let refused = lasting || refused == Some(true);
-                (self.receiver.sink)(LinkEvent::Failed { why, refused, cut: cut && !refused, next_in });
+                (self.receiver.sink)(LinkEvent::Failed { why, refused, cut: cut && !refused, error, next_in });
             }
             let _waiting = waiting("its next try to connect", Instant::now().checked_add(next_in));
             clock.wait(&self.stop, Level::Drain, next_in);

@@ -10,7 +10,7 @@ use crate::base::limits::DIAL_TIME;
 use crate::link::heartbeat::LivenessConfig;
 use crate::link::outbox::{About, Answered, OutboxLimits};
 use crate::link::session::Beat;
-use crate::transport::{SocketLimits, Utf8Bytes};
+use crate::transport::{CloseInfo, SocketLimits, TransportError, Utf8Bytes};
 
 /// A refused key or address needs a person; five minutes do not hammer the peer, and end soon after the cure.
 const REFUSED_PAUSE: Duration = Duration::from_secs(300);
@@ -97,6 +97,25 @@ pub struct Refused {
     pub reason: String,
     /// Whether trying again soon may help; if not, the next attempt comes after [`LinkConfig::refused_pause`].
     pub passing: bool,
+    /// Whether its answer is none of the protocol.
+    pub broken: bool,
+}
+
+/// Why there is no connection that has authenticated.
+#[derive(Debug, thiserror::Error)]
+pub enum NoConnection {
+    /// None came about, or it broke.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The peer did not answer our authentication in time.
+    #[error("no answer to the authentication within {0:.1?}")]
+    Unanswered(Duration),
+    /// The peer closed instead of an answer.
+    #[error("closed before the authentication was answered: {0}")]
+    Closed(CloseInfo),
+    /// The peer answered and does not want us.
+    #[error(transparent)]
+    Refused(#[from] Refused),
 }
 
 /// What a text of the peer is, as the role's classifier has read it.
@@ -137,6 +156,8 @@ pub enum LinkEvent<M, A = Infallible> {
         refused: bool,
         /// Whether there was a connection and it broke before it was ready: not a wrong address, more likely a cut.
         cut: bool,
+        /// What an attempt failed of; `None` if a connection that was ready was closed with a refusal.
+        error: Option<NoConnection>,
         /// The pause before the next attempt.
         next_in: Duration,
     },

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::identity::KeyPair;
+use crate::identity::{KeyPair, PublicKey};
 use crate::validator::JobTimes;
 
 /// Miners of one batch: each has a connection with two threads, and 8,000 threads are 32,000 of the 65,530 memory maps
@@ -21,7 +21,7 @@ pub struct BatchConfig {
     pub per_miner: Option<usize>,
     /// What miners and executors may take beside the limits of the jobs.
     pub times: JobTimes,
-    /// How long a job that is ready may wait at the gate for others.
+    /// How long a job that is ready may wait at the gate for others, once all miners have been asked.
     pub gate: Duration,
     /// How long the batch may take; what has not ended then is late.
     pub limit: Duration,
@@ -34,8 +34,11 @@ pub struct BatchConfig {
     /// How often a failure of the network or the horde is tried again: an attempt to connect, and a job before the
     /// gate.
     pub retries: u32,
-    /// Per cent of all lines that may be other than `completed`; beyond it the batch is aborted.
+    /// Per cent of the miners that may fail; when one more does, the batch is aborted. A miner has failed when most of
+    /// its lines are other than `completed`; a refusal that is excused is no failure.
     pub max_fail: Option<u8>,
+    /// Validators whose organic jobs excuse a miner that is busy, besides this one.
+    pub known: Vec<PublicKey>,
     /// How far apart the first and the last job request may be sent; beyond it the batch is flagged.
     pub max_spread: Duration,
     /// How late the batch itself may be; beyond it the batch is flagged.
@@ -44,7 +47,7 @@ pub struct BatchConfig {
     pub dry_run: bool,
     /// The folder in which results are kept as they arrive.
     pub state_dir: Option<PathBuf>,
-    /// What the jobs are made of, as a hash of their file: a batch goes on only with the same.
+    /// What the jobs are made of, as a hash of all that decides about them: a batch goes on only with the same.
     pub made_of: String,
     /// Whether the batch in the folder goes on.
     pub resume: bool,
@@ -69,6 +72,7 @@ impl BatchConfig {
             connects: 64,
             retries: 1,
             max_fail: None,
+            known: Vec::new(),
             max_spread: Duration::from_millis(250),
             max_lag: Self::MAX_LAG,
             dry_run: false,

@@ -16,6 +16,8 @@ pub(super) enum Due {
     Miner(usize),
     /// The present stage of a job.
     Job(usize),
+    /// More jobs are asked for.
+    Ask,
 }
 
 /// At most one moment for each.
@@ -38,6 +40,11 @@ impl Deadlines {
         if let Some(at) = at {
             self.by_time.insert((at, due));
         }
+    }
+
+    /// Whether it has a moment.
+    pub(super) fn has(&self, due: Due) -> bool {
+        self.times.contains_key(&due)
     }
 
     /// The earliest.

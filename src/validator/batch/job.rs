@@ -69,6 +69,10 @@ pub(super) struct Job {
     /// How often it was asked for, and why it was asked for again.
     pub(super) attempts: u32,
     pub(super) first_trouble: Option<String>,
+    /// How often it was asked for again since the batch has begun or gone on.
+    pub(super) retried: u32,
+    /// The miner did not take it, and has shown with what it is busy.
+    pub(super) excused: bool,
     /// How often the accepted-receipt was sent again.
     pub(super) receipt_repeats: u32,
 }
@@ -98,6 +102,8 @@ impl Job {
             stages: None,
             attempts: 1,
             first_trouble: None,
+            retried: 0,
+            excused: false,
             receipt_repeats: 0,
         }
     }
@@ -116,9 +122,9 @@ impl Job {
     /// It is asked for once more, under another uuid.
     pub(super) fn again(&mut self, uuid: String, trouble: String) {
         let (miner, place, class) = (self.miner, self.place, self.class);
-        let attempts = self.attempts + 1;
+        let (attempts, retried) = (self.attempts + 1, self.retried + 1);
         let first_trouble = self.first_trouble.take().or(Some(trouble));
-        *self = Self { attempts, first_trouble, ..Self::new(miner, place, uuid, class, self.request.clone()) };
+        *self = Self { attempts, retried, first_trouble, ..Self::new(miner, place, uuid, class, self.request.clone()) };
     }
 
     /// The job request has left; its stages begin.
@@ -191,6 +197,7 @@ impl Job {
     /// What the miner was waited for, in words.
     pub(super) fn waits_for(&self) -> &'static str {
         match self.phase {
+            Phase::Asked if self.asked.is_none() => "its turn to be asked",
             Phase::Asked => "the answer to the initial request",
             Phase::Starting => "the executor's readiness",
             Phase::Ready => "the gate",
@@ -229,6 +236,7 @@ impl Job {
             seconds,
             late,
             scored: outcome == BatchOutcome::Completed && !late,
+            excused: self.excused,
             sent_after_us: self.sent_after.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
         }
     }

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::config::BatchConfig;
 use super::error::BatchError;
 use super::job::{Judge, judged};
@@ -72,13 +74,51 @@ pub(super) fn answer_text(outcome: Option<&Outcome>) -> String {
     if text.len() > ANSWER_BYTES { String::new() } else { text }
 }
 
+/// What a batch is made of: whoever goes on with it must have the same.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct MadeOf {
+    /// The validator (SS58), by whom everything is signed.
+    validator: String,
+    per_miner: Option<usize>,
+    jobs: String,
+}
+
+impl MadeOf {
+    fn of(config: &BatchConfig) -> Self {
+        let BatchConfig { key, per_miner, made_of, .. } = config;
+        Self { validator: key.ss58(), per_miner: *per_miner, jobs: made_of.clone() }
+    }
+
+    /// What of it is another in the batch to go on with.
+    fn differs_from(&self, kept: &str) -> Option<String> {
+        let Ok(kept) = serde_json::from_str::<Self>(kept) else {
+            return Some("it was begun by another version of this program".to_owned());
+        };
+        let number = |per_miner: Option<usize>| match per_miner {
+            Some(jobs) => format!("{jobs} jobs for each miner"),
+            None => "as many jobs as each miner declares".to_owned(),
+        };
+        if kept.validator != self.validator {
+            Some(format!("it was begun with the key of {}, not of {}; give it that", kept.validator, self.validator))
+        } else if kept.per_miner != self.per_miner {
+            let (before, now) = (number(kept.per_miner), number(self.per_miner));
+            Some(format!("it was begun with {before}, not {now}; give it that number"))
+        } else if kept.jobs != self.jobs {
+            Some("its jobs were others: they, or files that they name, have changed; give it those".to_owned())
+        } else {
+            None
+        }
+    }
+}
+
 /// Opened for a batch.
 pub(super) struct Opened {
     pub(super) store: BatchStore,
     pub(super) number: u64,
     pub(super) requests: Requests,
     pub(super) kept: Vec<KeptJob>,
-    /// How long it took before.
+    /// How late it was before, at most, and how long it took.
+    pub(super) lag: Duration,
     pub(super) took: Duration,
 }
 
@@ -86,21 +126,22 @@ pub(super) struct Opened {
 pub(super) fn open(folder: &Path, config: &BatchConfig, number: u64, miners: &[String]) -> Result<Opened, BatchError> {
     let mut store = BatchStore::open(folder)?;
     let there = store.batch()?;
+    let made_of = MadeOf::of(config);
     if !config.resume {
         if let Some(batch) = there.filter(|batch| !batch.ended) {
             return Err(BatchError::Unfinished { seed: batch.seed });
         }
-        let (seed, made_of) = (config.seed, config.made_of.clone());
-        store.begin(&BatchRow { number, seed, made_of, lag_us: 0, took_us: 0, ended: false })?;
-        return Ok(Opened { store, number, requests: Requests::default(), kept: Vec::new(), took: Duration::ZERO });
+        let made_of = serde_json::to_string(&made_of).expect("texts and a number can be written as JSON");
+        store.begin(&BatchRow { number, seed: config.seed, made_of, lag_us: 0, took_us: 0, ended: false })?;
+        let (requests, kept, zero) = (Requests::default(), Vec::new(), Duration::ZERO);
+        return Ok(Opened { store, number, requests, kept, lag: zero, took: zero });
     }
     let batch = there.ok_or(BatchError::NoBatch)?;
     if batch.seed != config.seed {
         return Err(BatchError::Another(format!("its seed is {}, not {}", batch.seed, config.seed)));
     }
-    if batch.made_of != config.made_of {
-        let why = "it was begun with other jobs or another number of jobs for each miner; give it those";
-        return Err(BatchError::Another(why.to_owned()));
+    if let Some(why) = made_of.differs_from(&batch.made_of) {
+        return Err(BatchError::Another(why));
     }
     let requests = Requests::load(&store)?;
     let by_name: HashMap<&str, usize> = miners.iter().enumerate().map(|(n, name)| (name.as_str(), n)).collect();
@@ -112,10 +153,14 @@ pub(super) fn open(folder: &Path, config: &BatchConfig, number: u64, miners: &[S
     match problem {
         Some(problem) => Err(problem),
         None => {
-            let took = Duration::from_micros(batch.took_us.unsigned_abs());
-            Ok(Opened { store, number: batch.number, requests, kept, took })
+            let [lag, took] = [batch.lag_us, batch.took_us].map(duration);
+            Ok(Opened { store, number: batch.number, requests, kept, lag, took })
         }
     }
+}
+
+fn duration(micros: i64) -> Duration {
+    Duration::from_micros(micros.unsigned_abs())
 }
 
 /// The seed of the batch in a folder, for whoever goes on with it. Blocks on the disk.
@@ -176,9 +221,8 @@ pub fn replay(
     if let Some(problem) = problem {
         return Err(problem);
     }
-    let micros = |micros: i64| Duration::from_micros(micros.unsigned_abs());
     let ending = if batch.ended { Ending::Complete } else { Ending::Cancelled };
-    Ok(Summary::new(batch.seed, ending, tally, (micros(batch.lag_us), micros(batch.took_us)), limits))
+    Ok(Summary::new(batch.seed, ending, tally, (duration(batch.lag_us), duration(batch.took_us)), limits))
 }
 
 fn judge_again(row: &BatchJobRow, requests: &Requests, judge: &mut dyn Judge) -> Result<Option<JobLine>, BatchError> {

@@ -6,6 +6,7 @@ use crate::base::now::Now;
 use crate::base::text::truncated;
 use crate::ops::redact::OneLine;
 use crate::protocol::{HordeFailureDetails, JobFailureDetails, JobRejectionDetails};
+use crate::validator::manifests::AskOutcome;
 use crate::validator::status::Outcome;
 
 /// Bytes of a reason: enough for a sentence of ours and one of the miner's.
@@ -60,20 +61,13 @@ impl BatchOutcome {
         }
     }
 
-    /// What became of an attempt to connect. The words are those of the errors of the link.
-    pub(super) fn of_no_connection(why: &str, refused: bool) -> Self {
-        let says = |parts: &[&str]| parts.iter().any(|part| why.contains(part));
-        if why.starts_with("refused: its first message cannot be read") {
-            Self::ProtocolError
-        } else if refused || says(&["refused with status 401", "refused with status 403"]) {
-            Self::Unauthorized
-        } else if says(&["did not end within", "no answer to the authentication within", "timed out"]) {
-            Self::Timeout
-        } else if says(&["upgrade with ", "upgrade refused with ", "protocol error", "not utf-8", "over the limit of"])
-        {
-            Self::ProtocolError
-        } else {
-            Self::Refused
+    /// What an attempt to connect that failed makes of its miner.
+    pub(super) fn of_no_connection(outcome: AskOutcome) -> Self {
+        match outcome {
+            AskOutcome::Timeout => Self::Timeout,
+            AskOutcome::ProtocolError => Self::ProtocolError,
+            AskOutcome::Unauthorized => Self::Unauthorized,
+            AskOutcome::Ok | AskOutcome::Refused | AskOutcome::Skipped => Self::Refused,
         }
     }
 }
@@ -105,6 +99,10 @@ pub struct JobLine {
     pub late: bool,
     /// Whether it counts for the miner: in time, and right.
     pub scored: bool,
+    /// Whether the miner did not take it and has shown with what it is busy; kept, and not part of the output, where
+    /// the reason says it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub excused: bool,
     /// Microseconds from the opening of the gate to the end of the sending; kept, and not part of the output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent_after_us: Option<u64>,
@@ -126,13 +124,14 @@ impl JobLine {
             seconds: None,
             late: false,
             scored: false,
+            excused: false,
             sent_after_us: None,
         }
     }
 
     /// Its line of the output, without the line's end.
     pub fn to_json(&self) -> String {
-        Self { sent_after_us: None, ..self.clone() }.to_record()
+        Self { sent_after_us: None, excused: false, ..self.clone() }.to_record()
     }
 
     /// All of it, for the disk.
@@ -177,26 +176,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_way_to_have_no_connection_has_its_word() {
-        use BatchOutcome as O;
-        for (why, refused, outcome) in [
-            ("refused: its first message cannot be read: not JSON", true, O::ProtocolError),
-            ("refused: Unknown validator: 5F", true, O::Unauthorized),
-            ("upgrade refused with status 403: no", false, O::Unauthorized),
-            ("upgrade refused with status 500: no", false, O::ProtocolError),
-            ("upgrade with 1.2.3.4:1: not HTTP", false, O::ProtocolError),
-            ("no answer to the authentication within 15.0s", false, O::Timeout),
-            ("upgrade with 1.2.3.4:1 did not end within 15.0s", false, O::Timeout),
-            ("cannot connect to 127.0.0.1:1: Connection refused", false, O::Refused),
-        ] {
-            assert_eq!(O::of_no_connection(why, refused), outcome, "{why}");
-        }
-    }
-
-    #[test]
     fn a_line_has_the_fields_of_the_contract_and_is_one_line() {
         let mut line = JobLine::of_miner("5F".to_owned(), BatchOutcome::Refused, &format!("a\nb{}", "é".repeat(600)));
-        line.sent_after_us = Some(5);
+        (line.sent_after_us, line.excused) = (Some(5), true);
         let json: serde_json::Value = serde_json::from_str(&line.to_json()).unwrap();
         let keys: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(

@@ -13,7 +13,7 @@ use crate::protocol::{ExecutorClass, V2JobRequest};
 /// Jobs of one miner, whatever its manifest says.
 pub const JOBS_PER_MINER: usize = EXECUTORS_MAX as usize;
 
-/// Jobs of one batch; at some 2 KiB each 128 MiB. Miners whose manifests come after that get none.
+/// Jobs of one batch; at some 2 KiB each 128 MiB. They are shared out evenly, see [`share`].
 pub const JOBS_PER_BATCH: usize = 65_536;
 
 /// Makes the jobs of a batch.
@@ -38,6 +38,13 @@ where
 pub(super) struct PlannedJob {
     pub(super) class: ExecutorClass,
     pub(super) request: Arc<V2JobRequest>,
+}
+
+/// Jobs that a miner may have, so that none takes another's: all have the same, and it does not depend on whose
+/// manifest comes first. Of a batch that goes on, `kept` jobs are there already and `new` of the miners have none yet.
+pub(super) fn share(kept: usize, miners: usize, new: usize) -> usize {
+    let even = JOBS_PER_BATCH / miners.max(1);
+    even.min(JOBS_PER_BATCH.saturating_sub(kept) / new.max(1)).min(JOBS_PER_MINER)
 }
 
 /// A number for a miner: the first bytes of its hotkey, which are as good as random.
@@ -107,6 +114,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::validator::batch::config::BATCH_MINERS;
     use crate::validator::batch::tests::request;
 
     const TEST: ExecutorClass = ExecutorClass::AlwaysOnTest;
@@ -150,6 +158,20 @@ mod tests {
         let manifest = [(TEST, 8), (LLM, 8)];
         assert_eq!(classes(1, &manifest, None), classes(1, &manifest, None));
         assert!((2..9).any(|seed| classes(seed, &manifest, None) != classes(1, &manifest, None)));
+    }
+
+    #[test]
+    fn every_miner_has_the_same_share_and_all_together_have_room() {
+        assert_eq!((share(0, 1, 1), share(0, 65, 65)), (JOBS_PER_MINER, JOBS_PER_MINER));
+        for miners in [66, 100, 1000, BATCH_MINERS] {
+            let each = share(0, miners, miners);
+            assert!(each > 0 && each < JOBS_PER_MINER && each * miners <= JOBS_PER_BATCH, "{miners}: {each}");
+            // Half of them are there already: the others get as much, or what is left.
+            assert_eq!(share(each * miners / 2, miners, miners - miners / 2), each);
+        }
+        // A batch of few that goes on with many more.
+        let rest = share(65 * JOBS_PER_MINER, BATCH_MINERS, BATCH_MINERS - 65);
+        assert!(65 * JOBS_PER_MINER + rest * (BATCH_MINERS - 65) <= JOBS_PER_BATCH, "{rest}");
     }
 
     #[test]

@@ -90,14 +90,16 @@ impl RunningBatch {
         let (lines, shown) = Lines::new(miners.len());
         let number = uuid::Uuid::new_v4().as_u64_pair().0;
         let cancel = Shutdown::new();
-        let (number, requests, kept, took, keeper) = match &config.state_dir {
+        let (number, requests, kept, before, keeper) = match &config.state_dir {
             Some(folder) => {
                 let opened = keep::open(folder, &config, number, &names)?;
                 let disk = Disk::start(opened.store, lines, cancel.clone());
-                (opened.number, opened.requests, opened.kept, opened.took, Keeper::Disk(disk))
+                let before = (opened.lag, opened.took);
+                (opened.number, opened.requests, opened.kept, before, Keeper::Disk(disk))
             }
-            None => (number, Requests::default(), Vec::new(), Duration::ZERO, Keeper::Memory(lines)),
+            None => (number, Requests::default(), Vec::new(), Default::default(), Keeper::Memory(lines)),
         };
+        let (lag, took) = before;
         let (events_in, events) = bounded(EVENTS);
         let progress = Arc::new(Mutex::new(BatchProgress::default()));
         let limits = (config.max_spread, config.max_lag);
@@ -119,7 +121,9 @@ impl RunningBatch {
             links,
             closing: Vec::new(),
             progress: progress.clone(),
-            lag: Duration::ZERO,
+            lag,
+            kept_lag: lag,
+            max_lag: limits.1,
             ending: None,
         };
         let (stop, kick) = (cancel.clone(), cancel.clone());
@@ -203,8 +207,11 @@ struct Runner {
     /// The timer's.
     clock: Clock,
     progress: Arc<Mutex<BatchProgress>>,
-    /// How late it was at most.
+    /// How late it was at most, also before it went on; and what of that is kept.
     lag: Duration,
+    kept_lag: Duration,
+    /// Beyond it the batch is flagged.
+    max_lag: Duration,
     ending: Option<Ending>,
 }
 
@@ -218,14 +225,14 @@ impl Runner {
         self.feed(Input::Start, self.clock.now_and_wall());
         while self.ending.is_none() {
             self.next(cancel);
+            self.keep_lag();
             *lock(&self.progress) = self.batch.progress();
         }
         let took = self.clock.now().saturating_duration_since(began);
         let Self { events, events_in, links, closing, keeper, lag, ending, .. } = self;
         // First, so that links whose threads wait for room are freed.
         drop((events, events_in));
-        let (ending, micros) =
-            (ending.unwrap_or(Ending::Cancelled), |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX));
+        let ending = ending.unwrap_or(Ending::Cancelled);
         let over = BatchWrite::Over { lag_us: micros(lag), took_us: micros(took), ended: ending == Ending::Complete };
         let lines = match keeper {
             Keeper::Disk(mut disk) => {
@@ -304,13 +311,22 @@ impl Runner {
         self.lag = self.lag.max(self.clock.now().saturating_duration_since(moment));
     }
 
+    /// What flags the batch is kept at once, so that a kill does not lose it; what is less goes with what is kept next.
+    fn keep_lag(&mut self) {
+        if self.lag > self.max_lag && self.kept_lag <= self.max_lag {
+            for (input, at) in self.keep(Vec::new(), Then::Nothing) {
+                self.feed(input, at);
+            }
+        }
+    }
+
     fn event(&mut self, (miner, at, event): Event) {
         self.late_since(at.mono);
         let input = match event {
             // The manifest follows at once.
             MinerEvent::Ready => return,
             MinerEvent::Message(message) => MinerInput::Message(message),
-            MinerEvent::Failed { why, refused, .. } => MinerInput::Failed { why, refused },
+            MinerEvent::Failed { why, refused, outcome, .. } => MinerInput::Failed { why, refused, outcome },
             MinerEvent::Lost { why } => MinerInput::Lost(why),
             MinerEvent::Unreadable => MinerInput::Unreadable,
         };
@@ -406,7 +422,11 @@ impl Runner {
         body.into_iter().chain([BatchWrite::Planned(Box::new(job))]).collect()
     }
 
-    fn keep(&mut self, writes: Vec<BatchWrite>, then: Then) -> Vec<(Input, Now)> {
+    fn keep(&mut self, mut writes: Vec<BatchWrite>, then: Then) -> Vec<(Input, Now)> {
+        if self.lag > self.kept_lag {
+            self.kept_lag = self.lag;
+            writes.push(BatchWrite::Lag { lag_us: micros(self.lag) });
+        }
         match (&mut self.keeper, then) {
             (Keeper::Disk(disk), then) => {
                 if !disk.keep(Keep { writes, then }) && self.ending.is_none() {
@@ -435,6 +455,10 @@ impl Runner {
         }
         sent
     }
+}
+
+fn micros(time: Duration) -> i64 {
+    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// The number of a place on disk.

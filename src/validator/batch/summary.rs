@@ -24,6 +24,7 @@ pub struct Tally {
     jobs: usize,
     scored: usize,
     late: usize,
+    excused: usize,
     outcomes: BTreeMap<BatchOutcome, usize>,
     /// Microseconds after the gate.
     sends: Vec<u64>,
@@ -38,10 +39,11 @@ impl Tally {
         self.jobs += usize::from(line.job_uuid.is_some());
         self.scored += usize::from(line.scored);
         self.late += usize::from(line.late);
+        self.excused += usize::from(line.excused);
         self.sends.extend(line.sent_after_us);
         let Some(outcome) = line.outcome else { return };
         *self.outcomes.entry(outcome).or_default() += 1;
-        if outcome != BatchOutcome::Completed {
+        if outcome != BatchOutcome::Completed && !line.excused {
             let reason = line.reason.clone().unwrap_or_default();
             let key = (outcome, reason);
             if self.reasons.len() < REASONS || self.reasons.contains_key(&key) {
@@ -140,7 +142,7 @@ impl Summary {
         let how = match self.ending {
             Ending::Complete => "",
             Ending::Cancelled => "CANCELLED before its end; ",
-            Ending::Aborted => "ABORTED, because too many failed; ",
+            Ending::Aborted => "ABORTED, because too many miners failed; ",
         };
         let lines: usize = self.outcomes.values().sum();
         let without = lines.saturating_sub(self.jobs);
@@ -148,8 +150,8 @@ impl Summary {
         // Writing to a text cannot fail.
         let _ = writeln!(
             text,
-            "{how}{} jobs, {} scored, {} late, {without} miners without a job, {took:.1} s, seed {}",
-            self.jobs, self.scored, self.tally.late, self.seed
+            "{how}{} jobs, {} scored, {} late, {} excused, {without} miners without a job, {took:.1} s, seed {}",
+            self.jobs, self.scored, self.tally.late, self.tally.excused, self.seed
         );
         for outcome in BatchOutcome::ALL {
             if let Some(count) = self.outcomes.get(&outcome) {
@@ -234,10 +236,14 @@ mod tests {
             lines.push(JobLine::of_miner("5G".to_owned(), BatchOutcome::Refused, &format!("reason {n}")));
         }
         lines.push(JobLine::of_miner("5H".to_owned(), BatchOutcome::Timeout, "reason 1"));
+        lines[0].excused = true;
         let table = summary(&lines, 700).table();
         let slowest: Vec<&str> = table.lines().filter_map(|line| line.split("job-").nth(1)).collect();
         assert_eq!(slowest, ["8", "7", "6", "5", "4"], "{table}");
-        assert!(table.contains("9 jobs, 9 scored, 0 late, 301 miners without a job, 1.5 s, seed 7"), "{table}");
+        assert!(
+            table.contains("9 jobs, 9 scored, 0 late, 1 excused, 301 miners without a job, 1.5 s, seed 7"),
+            "{table}"
+        );
         assert!(table.contains("FLAGGED: the batch itself was late by 700.0ms"), "{table}");
         assert!(table.contains("100  refused  other reasons"), "{table}");
     }

@@ -24,12 +24,14 @@ impl Authenticate for FacilitatorAuthentication {
                 Ok(Authenticated::Yes)
             }
             Ok(FacilitatorToValidator::Response(response)) => {
-                Err(Refused { passing: !is_bad_signature(&response), reason: describe(&response) })
+                Err(Refused { passing: !is_bad_signature(&response), reason: describe(&response), broken: false })
             }
             // A job for an older connection of ours may overtake the answer; it will be sent again to this one.
             Ok(_) => Ok(Authenticated::NotYet),
             Err(_) if text == PING => Ok(Authenticated::NotYet),
-            Err(error) => Err(Refused { reason: format!("its answer cannot be read: {error}"), passing: true }),
+            Err(error) => {
+                Err(Refused { reason: format!("its answer cannot be read: {error}"), passing: true, broken: true })
+            }
         }
     }
 }

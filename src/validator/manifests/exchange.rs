@@ -156,9 +156,8 @@ impl Authenticate for Asking {
         }
         match self.first.insert(read) {
             FirstMessage::Manifest(_) => Ok(Authenticated::Yes),
-            FirstMessage::Unwanted(why) | FirstMessage::Wrong(why) => {
-                Err(Refused { reason: why.clone(), passing: true })
-            }
+            FirstMessage::Unwanted(why) => Err(Refused { reason: why.clone(), passing: true, broken: false }),
+            FirstMessage::Wrong(why) => Err(Refused { reason: why.clone(), passing: true, broken: true }),
         }
     }
 }
@@ -182,11 +181,12 @@ fn no_connection(error: NoConnection) -> ExchangeError {
 }
 
 /// What a connection that did not come about counts as.
-fn outcome_of(error: &NoConnection) -> AskOutcome {
+pub(crate) fn outcome_of(error: &NoConnection) -> AskOutcome {
     use TransportError as E;
     match error {
         NoConnection::Unanswered(_) => AskOutcome::Timeout,
         NoConnection::Closed(_) => AskOutcome::Refused,
+        NoConnection::Refused(refused) if refused.broken => AskOutcome::ProtocolError,
         NoConnection::Refused(_) => AskOutcome::Unauthorized,
         NoConnection::Transport(error) if error.is_timeout() => AskOutcome::Timeout,
         NoConnection::Transport(E::Stopped) => AskOutcome::Skipped,
@@ -220,7 +220,10 @@ mod tests {
         let second = Duration::from_secs(1);
         let broken = || TransportError::Io { doing: "reading", source: io::ErrorKind::ConnectionReset.into() };
         let closed = CloseInfo { code: Some(1011), reason: String::new(), clean: true };
-        let cases: [(NoConnection, AskOutcome, bool); 15] = [
+        let no = |broken| Refused { reason: "no".to_owned(), passing: true, broken };
+        let cases: [(NoConnection, AskOutcome, bool); 17] = [
+            (no(false).into(), AskOutcome::Unauthorized, false),
+            (no(true).into(), AskOutcome::ProtocolError, false),
             (DialErrorOf(DialError::Connect { failures: Vec::new() }).into(), AskOutcome::Refused, false),
             (DialErrorOf(DialError::Timeout { address: peer(), after: second }).into(), AskOutcome::Timeout, false),
             (

@@ -3,15 +3,15 @@
 use super::super::job::{Job, Phase};
 use super::super::kept::{KeptState, Place, PlannedRow};
 use super::super::line::{BatchOutcome, in_words};
-use super::super::plan::{JOBS_PER_BATCH, plan, uuid_of};
+use super::super::plan::{plan, uuid_of};
 use super::types::Action;
-use super::{Batch, MinerPhase, RECEIPT_REPEATS};
+use super::{ASK_AT_ONCE, ASK_PAUSE, Batch, Due, MinerPhase, RECEIPT_REPEATS};
 use crate::base::now::Now;
 use crate::protocol::ExecutorClass;
 use crate::validator::status::Outcome;
 
 impl Batch {
-    pub(super) fn plan(&mut self, miner: usize, manifest: Vec<(ExecutorClass, i64)>, now: Now) {
+    pub(super) fn plan(&mut self, miner: usize, manifest: Vec<(ExecutorClass, i64)>) {
         self.connected(miner);
         self.miners[miner].phase = MinerPhase::Up;
         self.miners[miner].lost = false;
@@ -25,18 +25,23 @@ impl Batch {
         }
         if jobs.is_empty() {
             let planned = plan(self.config.seed, &hotkey, &manifest, self.config.per_miner, &mut *self.maker);
-            let room = JOBS_PER_BATCH - self.jobs.len().min(JOBS_PER_BATCH);
-            if planned.len() > room {
-                log::warn!("miner {hotkey} gets {room} of {} jobs: the batch has no room for more", planned.len());
+            if planned.is_empty() {
+                return self.end_miner(miner, BatchOutcome::Declined, "its manifest has no executors for these jobs");
             }
-            for (place, job) in planned.into_iter().take(room).enumerate() {
+            let share = self.share;
+            if share == 0 {
+                return self.end_miner(miner, BatchOutcome::HordeFailed, "the batch that goes on has no room for it");
+            }
+            if planned.len() > share {
+                log::warn!("miner {hotkey} gets {share} of {} jobs, its share of the batch", planned.len());
+            }
+            for (place, job) in planned.into_iter().take(share).enumerate() {
                 let uuid = uuid_of(self.number, &hotkey, place, 1);
                 jobs.push(Job::new(miner, place, uuid, job.class, job.request));
             }
+            self.miners[miner].lines = jobs.len();
         }
-        if jobs.is_empty() {
-            return self.end_miner(miner, BatchOutcome::Declined, "its manifest has no executors for these jobs");
-        }
+        self.miners[miner].executors = manifest;
         if self.config.dry_run {
             for job in &jobs {
                 let mut line = job.line(self.name(miner), BatchOutcome::Declined, None);
@@ -56,8 +61,19 @@ impl Batch {
             self.before_gate += 1;
             self.progress.jobs += 1;
             self.jobs.push(job);
-            self.ask(number, now);
+            self.to_ask.push_back(number);
         }
+    }
+
+    /// Asks for some of the jobs, and for the others soon: by the clock, because what miners say may be older.
+    pub(super) fn ask_some(&mut self, now: Now) {
+        for _ in 0..ASK_AT_ONCE {
+            let Some(number) = self.to_ask.pop_front() else { break };
+            if self.jobs[number].phase == Phase::Asked {
+                self.ask(number, now);
+            }
+        }
+        self.deadlines.set(Due::Ask, (!self.to_ask.is_empty()).then(|| now.mono + ASK_PAUSE));
     }
 
     pub(super) fn row(&self, job: &Job) -> PlannedRow {
@@ -98,6 +114,18 @@ impl Batch {
         let row = self.row(&self.jobs[number]);
         self.out.push(Action::Plan(vec![row]));
         self.ask(number, now);
+    }
+
+    /// Jobs that have not left, for whoever goes on: under other uuids, because their miners were told that nobody
+    /// waits for these any more.
+    pub(super) fn anew(&self) -> Vec<PlannedRow> {
+        let was_asked = |job: &&Job| job.asked.is_some() && (job.is_before_gate() || job.phase == Phase::Ready);
+        let row = |job: &Job| {
+            let attempts = job.attempts + 1;
+            let uuid = uuid_of(self.number, &self.miners[job.miner].address.hotkey, job.place, attempts);
+            PlannedRow { uuid, attempts, ..self.row(job) }
+        };
+        self.jobs.iter().filter(was_asked).map(row).collect()
     }
 
     /// The miner is connected again: what may have been lost is sent again, and counts once.

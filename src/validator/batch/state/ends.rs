@@ -5,7 +5,7 @@ use super::super::job::{Job, Phase};
 use super::super::kept::{KeptState, Place};
 use super::super::line::{BatchOutcome, JobLine, one_line};
 use super::types::{Action, Ending};
-use super::{Batch, MinerPhase};
+use super::{Batch, Miner, MinerPhase};
 use crate::base::now::Now;
 use crate::protocol::stages::Stage;
 use crate::validator::status::Outcome;
@@ -19,6 +19,7 @@ impl Batch {
                     self.end_miner(miner, outcome, &why);
                 }
                 Due::Job(number) => self.job_is_due(number, now),
+                Due::Ask => self.ask_some(now),
                 Due::Gate => self.leave_behind("when the gate opened", now),
                 Due::SoftLimit => {
                     self.leave_behind("when the batch's time was over", now);
@@ -95,16 +96,20 @@ impl Batch {
             }
         }
         for number in 0..self.jobs.len() {
-            if self.jobs[number].is_before_gate() {
-                let why = format!("not ready {when}: waiting for {}", self.jobs[number].waits_for());
-                self.end_job(number, BatchOutcome::Timeout, Some(&why), None, now);
+            let job = &self.jobs[number];
+            if job.is_before_gate() {
+                // That it was not asked is nobody's fault but ours.
+                let outcome = if job.asked.is_some() { BatchOutcome::Timeout } else { BatchOutcome::HordeFailed };
+                let why = format!("not ready {when}: waiting for {}", job.waits_for());
+                self.end_job(number, outcome, Some(&why), None, now);
             }
         }
     }
 
     pub(super) fn no_connection(&self, miner: usize) -> (BatchOutcome, String) {
-        match &self.miners[miner].trouble {
-            Some(why) => (BatchOutcome::of_no_connection(why, false), why.clone()),
+        let Miner { trouble, no_connection, .. } = &self.miners[miner];
+        match trouble {
+            Some(why) => (no_connection.unwrap_or(BatchOutcome::Refused), why.clone()),
             None => (BatchOutcome::Timeout, "no connection in time".to_owned()),
         }
     }
@@ -130,14 +135,15 @@ impl Batch {
         let kept = std::mem::take(&mut self.miners[miner].kept);
         if kept.is_empty() {
             let line = JobLine::of_miner(self.name(miner), outcome, why);
-            self.count(&line);
+            self.miners[miner].lines = 1;
+            self.count(miner, &line);
             self.out.push(Action::End(Place { miner, job: Place::NO_JOB }, Box::new(line), None));
         }
         for kept in kept {
             if let KeptState::Planned(planned) = kept.state {
                 let line = Job::kept(*planned).line(self.name(miner), outcome, Some(why));
                 self.progress.jobs += 1;
-                self.count(&line);
+                self.count(miner, &line);
                 self.out.push(Action::End(kept.place, Box::new(line), None));
             }
         }
@@ -168,7 +174,7 @@ impl Batch {
         self.jobs[number].phase = Phase::Ended;
         self.jobs[number].deadline = None;
         self.set_deadline(number);
-        self.count(&line);
+        self.count(miner, &line);
         self.out.push(Action::End(place, Box::new(line), answer));
         self.miners[miner].open -= 1;
         if self.miners[miner].open == 0 {
@@ -176,9 +182,17 @@ impl Batch {
         }
     }
 
-    pub(super) fn count(&mut self, line: &JobLine) {
+    pub(super) fn count(&mut self, miner: usize, line: &JobLine) {
+        let failed = usize::from(line.outcome != Some(BatchOutcome::Completed) && !line.excused);
         self.progress.ended += 1;
-        self.progress.failed += usize::from(line.outcome != Some(BatchOutcome::Completed));
+        self.progress.failed += failed;
+        let miner = &mut self.miners[miner];
+        let before = miner.has_failed();
+        miner.failed += failed;
+        if miner.has_failed() && !before {
+            self.failed_miners += 1;
+            self.failed_anew = true;
+        }
     }
 
     /// An attempt to connect is over.
@@ -197,13 +211,17 @@ impl Batch {
         }
     }
 
-    /// Everything is closed, and what has not ended stays without an outcome.
+    /// Everything is closed, and what has not ended stays without an outcome. Who has an executor for it learns that
+    /// nobody waits for that any more.
     pub(super) fn stop(&mut self, ending: Ending, now: Now) {
         for number in 0..self.jobs.len() {
-            // What is kept may go on; who has an executor for it learns that nobody waits if it may not.
-            if self.jobs[number].phase != Phase::Ended && self.config.state_dir.is_none() {
+            if self.jobs[number].phase != Phase::Ended {
                 self.send_receipt(number, false, now);
             }
+        }
+        let anew = self.anew();
+        if !anew.is_empty() {
+            self.out.push(Action::Plan(anew));
         }
         self.waiting.clear();
         for miner in 0..self.miners.len() {

@@ -28,6 +28,14 @@ impl Batch {
         }
     }
 
+    /// The gate's time counts once all have been asked and the first is ready.
+    pub(super) fn count_gate(&mut self, now: Now) {
+        if self.gate == Gate::Closed && !self.gate_counts && self.to_ask.is_empty() && self.progress.ready > 0 {
+            self.gate_counts = true;
+            self.deadlines.set(Due::Gate, Some(now.mono + self.config.gate));
+        }
+    }
+
     pub(super) fn open_gate(&mut self, now: Now) {
         if self.gate != Gate::Keeping {
             return;

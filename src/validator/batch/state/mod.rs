@@ -4,9 +4,11 @@
 //! waiting ─► connecting ─► planned ─► asked ─► starting ─► ready │ gate │ sent ─► (over: late answers) ─► ended
 //! ```
 //!
-//! Miners are connected to a few at a time, in an order that the seed decides. A job that is ready waits at the gate.
-//! The gate opens once, when nobody is before it any more, or when its time is over; who is not ready by then has
-//! ended. It is on disk which jobs leave before the first of them does. After the gate nothing is asked for again.
+//! Miners are connected to a few at a time, in an order that the seed decides. Nobody is asked before the attempt to
+//! connect to the last has begun: those that say nothing hold places for their time, and no executor waits that long.
+//! A job that is ready waits at the gate. The gate's time counts once all have been asked and the first is ready. It
+//! opens once, when nobody is before it any more, or when its time is over; who is not ready by then has ended. It is
+//! on disk which jobs leave before the first of them does. After the gate nothing is asked for again.
 //!
 //! What happens to one miner touches no other. What ends a job twice, or comes twice, is counted and changes nothing.
 
@@ -17,7 +19,7 @@ mod says;
 mod types;
 
 use std::collections::{HashMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub(super) use types::{Action, GateSend, Input, MinerInput};
 pub use types::{BatchProgress, Ending};
@@ -27,10 +29,11 @@ use super::deadlines::{Deadlines, Due};
 use super::job::{Job, Judge};
 use super::kept::{KeptJob, KeptState};
 use super::line::BatchOutcome;
-use super::plan::{JobMaker, shuffle};
+use super::plan::{JobMaker, share, shuffle};
 use crate::base::now::Now;
 use crate::base::rng::Rng;
-use crate::protocol::ValidatorToMiner;
+use crate::protocol::{ExecutorClass, ValidatorToMiner};
+use crate::validator::excuses::Verdict;
 use crate::validator::job_messages::JobMessages;
 use crate::validator::routing::MinerAddress;
 
@@ -40,6 +43,12 @@ const UNREADABLE: u32 = 16;
 /// How often an accepted-receipt is sent again after a reconnect. A Python miner breaks the connection at the second
 /// one, so not on each.
 const RECEIPT_REPEATS: u32 = 2;
+
+/// Jobs that are asked for in one go: some 5 ms of signing, in which nothing that miners say is taken in.
+const ASK_AT_ONCE: usize = 64;
+
+/// Between two goes, so that what has come is taken in first.
+const ASK_PAUSE: Duration = Duration::from_millis(1);
 
 /// Why a job has ended that had left when the batch was killed.
 const INTERRUPTED: &str = "the batch was interrupted after the request had left; what the miner answered is not known";
@@ -58,13 +67,49 @@ struct Miner {
     phase: MinerPhase,
     failures: u32,
     trouble: Option<String>,
+    /// What its last attempt to connect counts as.
+    no_connection: Option<BatchOutcome>,
     unreadable: u32,
     lost: bool,
     jobs: Vec<usize>,
     /// Jobs that have not ended.
     open: usize,
+    /// Lines that it will have, as far as that is known, and how many of them have failed.
+    lines: usize,
+    failed: usize,
+    /// Executors by the manifest by which its jobs were planned.
+    executors: Vec<(ExecutorClass, i64)>,
+    /// What its first refusal of a job of a class, as busy, is worth: all jobs are asked for together, so the others
+    /// have no other excuse, and a miner cannot have its signatures checked for ever.
+    excuses: HashMap<ExecutorClass, Verdict>,
     /// What was planned for it before a restart and has not ended.
     kept: Vec<KeptJob>,
+}
+
+impl Miner {
+    fn new(address: MinerAddress) -> Self {
+        Self {
+            address,
+            phase: MinerPhase::Waiting,
+            failures: 0,
+            trouble: None,
+            no_connection: None,
+            unreadable: 0,
+            lost: false,
+            jobs: Vec::new(),
+            open: 0,
+            lines: 0,
+            failed: 0,
+            executors: Vec::new(),
+            excuses: HashMap::new(),
+            kept: Vec::new(),
+        }
+    }
+
+    /// Most of its lines have failed.
+    fn has_failed(&self) -> bool {
+        self.failed * 2 > self.lines
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +135,15 @@ pub(super) struct Batch {
     deadlines: Deadlines,
     gate: Gate,
     waiting: VecDeque<usize>,
+    /// Jobs that have not been asked for yet.
+    to_ask: VecDeque<usize>,
+    /// Whether the gate's time counts.
+    gate_counts: bool,
+    /// Jobs that a miner may have.
+    share: usize,
+    failed_miners: usize,
+    /// Whether a miner has failed since the batch has begun or gone on.
+    failed_anew: bool,
     connecting: usize,
     before_gate: usize,
     open_miners: usize,
@@ -111,19 +165,8 @@ impl Batch {
         (maker, judge): (Box<dyn JobMaker>, Box<dyn Judge>),
         kept: Vec<KeptJob>,
     ) -> Self {
-        let miner = |address| Miner {
-            address,
-            phase: MinerPhase::Waiting,
-            failures: 0,
-            trouble: None,
-            unreadable: 0,
-            lost: false,
-            jobs: Vec::new(),
-            open: 0,
-            kept: Vec::new(),
-        };
         let rng = Rng::new(config.seed);
-        let miners: Vec<Miner> = miners.into_iter().map(miner).collect();
+        let miners: Vec<Miner> = miners.into_iter().map(Miner::new).collect();
         Self {
             maker,
             judge,
@@ -136,6 +179,11 @@ impl Batch {
             deadlines: Deadlines::default(),
             gate: Gate::Closed,
             waiting: VecDeque::new(),
+            to_ask: VecDeque::new(),
+            gate_counts: false,
+            share: 0,
+            failed_miners: 0,
+            failed_anew: false,
             connecting: 0,
             before_gate: 0,
             limits: None,
@@ -182,24 +230,30 @@ impl Batch {
         self.deadlines.set(Due::HardLimit, Some(hard));
         let mut order: Vec<usize> = (0..self.miners.len()).collect();
         shuffle(&mut order, &mut self.rng);
-        let mut known = vec![false; self.miners.len()];
-        for kept in std::mem::take(&mut self.kept) {
-            known[kept.place.miner] = true;
+        let kept = std::mem::take(&mut self.kept);
+        for kept in &kept {
+            self.miners[kept.place.miner].lines += 1;
+        }
+        let known: Vec<bool> = self.miners.iter().map(|miner| miner.lines > 0).collect();
+        self.share = share(kept.len(), self.miners.len(), known.iter().filter(|known| !**known).count());
+        for kept in kept {
             match kept.state {
                 KeptState::Planned(_) => self.miners[kept.place.miner].kept.push(kept),
                 KeptState::Sent(mut line) => {
                     self.progress.jobs += 1;
                     line.reason = Some(INTERRUPTED.to_owned());
-                    self.count(&line);
+                    self.count(kept.place.miner, &line);
                     self.out.push(Action::End(kept.place, line, None));
                 }
                 KeptState::Ended(line) => {
                     self.progress.jobs += usize::from(line.job_uuid.is_some());
-                    self.count(&line);
+                    self.count(kept.place.miner, &line);
                     self.out.push(Action::Show(line));
                 }
             }
         }
+        // What failed before is no reason to abort what goes on.
+        self.failed_anew = false;
         for miner in order {
             if known[miner] && self.miners[miner].kept.is_empty() {
                 self.close(miner);
@@ -220,6 +274,12 @@ impl Batch {
             self.deadlines.set(Due::Miner(miner), Some(now.mono + self.config.times.connect));
             self.out.push(Action::Connect(miner));
         }
+        if self.waiting.is_empty() && !self.done {
+            if !self.to_ask.is_empty() && !self.deadlines.has(Due::Ask) {
+                self.deadlines.set(Due::Ask, Some(now.mono));
+            }
+            self.count_gate(now);
+        }
         let nobody_before = self.waiting.is_empty() && self.connecting == 0 && self.before_gate == 0;
         if self.gate == Gate::Closed && nobody_before && !self.done {
             self.keep_gate(now);
@@ -235,10 +295,7 @@ impl Batch {
 
     fn max_fail_exceeded(&self) -> bool {
         let Some(percent) = self.config.max_fail else { return false };
-        let unknown = self.waiting.len() + self.connecting;
-        let open: usize = self.miners.iter().map(|miner| miner.open).sum();
-        let all = self.progress.ended + open + unknown;
-        self.progress.failed * 100 > usize::from(percent) * all
+        self.failed_anew && self.failed_miners * 100 > usize::from(percent) * self.miners.len()
     }
 
     fn miner(&mut self, miner: usize, input: MinerInput, now: Now) {
@@ -246,17 +303,17 @@ impl Batch {
         match (input, phase) {
             (_, MinerPhase::Closed | MinerPhase::Waiting) => {}
             (MinerInput::Message(message), _) => self.message(miner, *message, now),
-            (MinerInput::Failed { why, refused }, MinerPhase::Connecting) => {
+            (MinerInput::Failed { why, refused, outcome }, MinerPhase::Connecting) => {
                 let state = &mut self.miners[miner];
                 state.failures += 1;
-                let outcome = BatchOutcome::of_no_connection(&why, refused);
-                state.trouble = Some(why.clone());
+                let outcome = BatchOutcome::of_no_connection(outcome);
+                (state.trouble, state.no_connection) = (Some(why.clone()), Some(outcome));
                 if refused || outcome == BatchOutcome::Unauthorized || state.failures > self.config.retries {
                     self.end_miner(miner, outcome, &why);
                 }
             }
-            (MinerInput::Failed { why, refused: true }, MinerPhase::Up) => {
-                self.end_jobs(miner, BatchOutcome::Unauthorized, &why, now);
+            (MinerInput::Failed { why, refused: true, outcome }, MinerPhase::Up) => {
+                self.end_jobs(miner, BatchOutcome::of_no_connection(outcome), &why, now);
             }
             (MinerInput::Failed { why, .. }, MinerPhase::Up) => self.miners[miner].trouble = Some(why),
             (MinerInput::Lost(why), _) => {

@@ -4,6 +4,7 @@ use super::super::kept::{Place, PlannedRow};
 use super::super::line::JobLine;
 use crate::base::now::Now;
 use crate::protocol::{MinerToValidator, ValidatorToMiner};
+use crate::validator::manifests::AskOutcome;
 use crate::validator::status::Outcome;
 
 /// Something that happened; each comes with its own moment.
@@ -31,6 +32,7 @@ pub(in super::super) enum MinerInput {
     Failed {
         why: String,
         refused: bool,
+        outcome: AskOutcome,
     },
     /// The connection was lost; another will follow.
     Lost(String),

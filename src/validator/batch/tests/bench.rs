@@ -8,10 +8,10 @@ use crate::base::now::Now;
 use crate::base::rng::Rng;
 use crate::identity::{KeyPair, PublicKey};
 use crate::protocol::{
-    ExecutorClass, HordeFailureReason, Int, JobFailureReason, JobParticipantType, JobRejectionReason, JobResultDetails,
-    MinerToValidator, StrMap, V0AcceptJobRequest, V0DeclineJobRequest, V0ExecutionDoneRequest,
-    V0ExecutorManifestRequest, V0ExecutorReadyRequest, V0HordeFailedRequest, V0JobFailedRequest, V0JobFinishedRequest,
-    V0VolumesReadyRequest, V2JobRequest, ValidatorToMiner,
+    ExecutorClass, FacilitatorToValidator, HordeFailureReason, Int, JobFailureReason, JobParticipantType,
+    JobRejectionReason, JobResultDetails, MinerToValidator, V0AcceptJobRequest, V0DeclineJobRequest,
+    V0ExecutionDoneRequest, V0ExecutorManifestRequest, V0ExecutorReadyRequest, V0HordeFailedRequest,
+    V0JobFailedRequest, V0JobFinishedRequest, V0VolumesReadyRequest, V2JobRequest, ValidatorToMiner,
 };
 use crate::validator::batch::config::BatchConfig;
 use crate::validator::batch::job::Verdict;
@@ -22,27 +22,12 @@ use crate::validator::routing::MinerAddress;
 
 pub(super) const CLASS: ExecutorClass = ExecutorClass::AlwaysOnTest;
 
-/// A job with limits of a minute each.
+/// A job with limits of a minute each, as the integration tests have it.
 pub(in super::super) fn request() -> V2JobRequest {
-    let minute = || Int::from(60);
-    V2JobRequest {
-        signature: None,
-        uuid: String::new(),
-        job_namespace: None,
-        executor_class: CLASS,
-        docker_image: "busybox".to_owned(),
-        args: vec!["echo".to_owned(), "hi".to_owned()],
-        env: StrMap::new(),
-        use_gpu: false,
-        volume: None,
-        output_upload: None,
-        artifacts_dir: None,
-        on_trusted_miner: false,
-        download_time_limit: minute(),
-        execution_time_limit: minute(),
-        upload_time_limit: minute(),
-        streaming_start_time_limit: minute(),
-        streaming_details: None,
+    let text = include_str!("../../../../tests/fixtures/job_request.json");
+    match FacilitatorToValidator::decode(text) {
+        Ok(FacilitatorToValidator::V2JobRequest(request)) => request,
+        other => panic!("no job: {other:?}"),
     }
 }
 
@@ -139,8 +124,16 @@ impl Bench {
         self.feed(Input::Miner(miner, MinerInput::Message(Box::new(message.into()))));
     }
 
-    /// Hands it over; gives what was sent for it at the gate.
+    /// Hands it over, then what the clock says, as the thread does; gives what was sent for it at the gate.
     pub(super) fn feed(&mut self, input: Input) -> Vec<(usize, ValidatorToMiner)> {
+        let mut at_gate = self.hand_over(input);
+        while self.ending.is_none() && self.batch.next_wake().is_some_and(|wake| wake <= self.now.mono) {
+            at_gate.extend(self.hand_over(Input::Tick));
+        }
+        at_gate
+    }
+
+    fn hand_over(&mut self, input: Input) -> Vec<(usize, ValidatorToMiner)> {
         let mut at_gate = Vec::new();
         let mut actions = std::collections::VecDeque::from(self.batch.handle(input, self.now));
         while let Some(action) = actions.pop_front() {

@@ -12,6 +12,7 @@ use crate::protocol::{ExecutorClass, Int, MinerToValidator, ValidatorToMiner};
 use crate::validator::batch::line::BatchOutcome as O;
 use crate::validator::batch::state::{Ending, Input, MinerInput};
 use crate::validator::batch::summary::{Summary, Tally};
+use crate::validator::manifests::AskOutcome;
 
 const MINERS: usize = 1000;
 
@@ -124,7 +125,10 @@ impl World {
 
     /// What the miner does about a new connection.
     fn connect(&mut self, miner: usize) {
-        let failed = |why: &str, refused| Happening::Event(MinerInput::Failed { why: why.to_owned(), refused });
+        let failed = |why: &str, refused| {
+            let outcome = if refused { AskOutcome::Unauthorized } else { AskOutcome::Refused };
+            Happening::Event(MinerInput::Failed { why: why.to_owned(), refused, outcome })
+        };
         match self.kinds[miner] {
             Kind::Refusing => {
                 self.later(miner, 1, failed("cannot connect: Connection refused", false));

@@ -3,11 +3,17 @@
 use std::time::Duration;
 
 use super::bench::*;
-use crate::protocol::{Code, ExecutorClass, GenericError, UnauthorizedError, ValidatorToMiner};
+use crate::identity::KeyPair;
+use crate::protocol::{
+    Code, DateTime, ExecutorClass, GenericError, JobStartedReceiptPayload, Receipt, UnauthorizedError,
+    V0DeclineJobRequest, ValidatorToMiner,
+};
 use crate::validator::batch::config::BatchConfig;
 use crate::validator::batch::kept::{KeptJob, KeptState, Place};
 use crate::validator::batch::line::{BatchOutcome as O, JobLine};
+use crate::validator::batch::plan::JOBS_PER_BATCH;
 use crate::validator::batch::state::{Ending, Input, MinerInput};
+use crate::validator::manifests::AskOutcome;
 
 fn begun(miners: usize, change: impl FnOnce(&mut BatchConfig)) -> Bench {
     let mut config = config(7);
@@ -38,6 +44,10 @@ fn only(bench: &Bench) -> (O, String) {
     assert_eq!(bench.lines.len(), 1, "{:?}", bench.lines);
     let line = &bench.lines[0];
     (line.outcome.unwrap(), line.reason.clone().unwrap_or_default())
+}
+
+fn refused() -> MinerInput {
+    MinerInput::Failed { why: "refused: no".to_owned(), refused: true, outcome: AskOutcome::Unauthorized }
 }
 
 fn receipts(bench: &Bench) -> Vec<String> {
@@ -134,7 +144,7 @@ fn each_way_to_end_has_its_word_and_its_reason() {
 #[test]
 fn a_miner_without_a_job_has_one_line_without_a_uuid() {
     type Way = fn(&mut Bench);
-    let failed = |why: &str, refused| MinerInput::Failed { why: why.to_owned(), refused };
+    let failed = |why: &str, refused, outcome| MinerInput::Failed { why: why.to_owned(), refused, outcome };
     let ways: [(Way, O, &str); 6] = [
         (|b| b.says(0, manifest(&[])), O::Declined, "its manifest has no executors for these jobs"),
         (|b| b.says(0, manifest(&[(ExecutorClass::AlwaysOnGpu24gb, 3)])), O::Declined, "its manifest has no"),
@@ -147,12 +157,12 @@ fn a_miner_without_a_job_has_one_line_without_a_uuid() {
         let mut bench = begun(1, |_| {});
         way(&mut bench);
         if n == 4 {
-            bench.feed(Input::Miner(0, failed("refused: Unknown validator: 5F", true)));
+            bench.feed(Input::Miner(0, failed("refused: Unknown validator: 5F", true, AskOutcome::Unauthorized)));
         }
         if n == 5 {
-            bench.feed(Input::Miner(0, failed("Connection refused", false)));
+            bench.feed(Input::Miner(0, failed("Connection refused", false, AskOutcome::Refused)));
             assert_eq!(bench.lines.len(), 0, "it is tried once more");
-            bench.feed(Input::Miner(0, failed("Connection refused", false)));
+            bench.feed(Input::Miner(0, failed("Connection refused", false, AskOutcome::Refused)));
         }
         let (found, why) = only(&bench);
         assert!(found == outcome && why.contains(reason), "{found:?} {why}");
@@ -181,8 +191,7 @@ fn the_gate_waits_for_all_that_may_still_be_ready_and_for_nobody_else() {
     assert_eq!(bench.gates, 0, "the executor of miner 2 may still be ready");
     bench.wait(2);
     assert_eq!(bench.gates, 0, "miner 4 may still connect");
-    let failed = |why: &str| MinerInput::Failed { why: why.to_owned(), refused: true };
-    let at_gate = bench.feed(Input::Miner(4, failed("refused: no")));
+    let at_gate = bench.feed(Input::Miner(4, refused()));
     let mut left: Vec<usize> = at_gate.iter().map(|(miner, _)| *miner).collect();
     left.sort_unstable();
     assert_eq!((left, bench.gates), (vec![0, 1], 1));
@@ -216,6 +225,143 @@ fn the_gate_s_time_begins_with_the_first_that_is_ready_and_leaves_the_others_beh
     assert_eq!((bench.lines.len(), bench.gates), (3, 1));
     bench.says(first, finished(&uuids[0], RIGHT));
     assert_eq!((bench.lines[3].outcome, bench.ending), (Some(O::Completed), Some(Ending::Complete)));
+}
+
+#[test]
+fn those_that_say_nothing_hold_places_for_their_time_and_cost_the_others_nothing() {
+    let mut bench = begun(6, |config| config.connects = 2);
+    let first = bench.connected[0];
+    bench.says(first, manifest(&[(CLASS, 1)]));
+    // The second to the fifth say nothing: two rounds of 15 s, as long as the gate's time.
+    bench.wait(15_001);
+    bench.wait(14_998);
+    assert_eq!((bench.connected.len(), bench.sent.len()), (5, 0), "nobody's executor waits for the last attempt");
+    bench.wait(2);
+    assert_eq!((bench.connected.len(), bench.sent.len()), (6, 1));
+    let last = bench.connected[5];
+    let uuid = bench.uuid(first, 0);
+    bench.says(first, accept(&uuid));
+    bench.says(first, ready(&uuid));
+    bench.wait(2_000);
+    bench.says(last, manifest(&[(CLASS, 1)]));
+    let uuid = bench.uuid(last, 0);
+    bench.says(last, accept(&uuid));
+    bench.says(last, ready(&uuid));
+    assert_eq!((bench.gates, bench.lines.len()), (1, 4), "all have answered, or their time is over");
+    for miner in [first, last] {
+        let uuid = bench.uuid(miner, 0);
+        bench.says(miner, finished(&uuid, RIGHT));
+    }
+    assert_eq!((bench.lines.iter().filter(|line| line.scored).count(), bench.lines.len()), (2, 6));
+}
+
+#[test]
+fn many_jobs_are_asked_for_in_goes_and_the_gate_s_time_counts_after_the_last() {
+    let mut bench = begun(2, |config| config.gate = Duration::from_millis(10));
+    bench.says(0, manifest(&[(CLASS, 100)]));
+    bench.says(1, manifest(&[(CLASS, 100)]));
+    let initials = |bench: &Bench| bench.sent.iter().filter(|(_, message)| kind_of(message) == "initial").count();
+    let mut asked = initials(&bench);
+    assert_eq!(asked, 64);
+    let uuid = bench.uuid(0, 0);
+    bench.says(0, accept(&uuid));
+    bench.says(0, ready(&uuid));
+    // It may not speak of what it was not asked for.
+    let not_asked = bench.uuid(1, 99);
+    bench.says(1, accept(&not_asked));
+    while asked < 200 {
+        bench.wait(1);
+        asked = (asked + 64).min(200);
+        assert_eq!(initials(&bench), asked);
+    }
+    bench.wait(9);
+    assert_eq!(bench.gates, 0);
+    bench.wait(1);
+    assert_eq!((bench.gates, bench.lines.len()), (1, 199));
+    assert!(bench.lines.iter().all(|line| line.accepted_at.is_none()));
+}
+
+#[test]
+fn who_was_not_asked_when_the_batch_s_time_was_over_is_not_blamed() {
+    let mut bench = begun(3, |config| (config.connects, config.limit) = (1, Duration::from_secs(10)));
+    bench.says(bench.connected[0], manifest(&[(CLASS, 1)]));
+    bench.run_to_its_end();
+    let mut ends: Vec<_> =
+        bench.lines.iter().map(|line| (line.outcome.unwrap(), line.reason.as_deref().unwrap())).collect();
+    ends.sort_unstable();
+    assert_eq!(
+        ends,
+        [
+            (O::HordeFailed, "its turn to be connected to had not come when the batch's time was over"),
+            (O::HordeFailed, "not ready when the batch's time was over: waiting for its turn to be asked"),
+            (O::Timeout, "no connection in time, when the batch's time was over"),
+        ]
+    );
+}
+
+#[test]
+fn the_places_of_a_batch_are_shared_out_evenly_whoever_comes_first() {
+    let miners = 100;
+    let mut bench = begun(miners, |config| config.connects = 200);
+    for miner in 0..miners {
+        bench.says(miner, manifest(&[(CLASS, 1000)]));
+    }
+    let mut jobs = vec![0; miners];
+    bench.planned.iter().for_each(|row| jobs[row.place.miner] += 1);
+    assert_eq!((jobs, bench.lines.len()), (vec![JOBS_PER_BATCH / miners; miners], 0));
+}
+
+/// A refusal as busy, with receipts of organic jobs or synthetic ones.
+fn busy(uuid: &str, miner: usize, receipts: &[(&str, bool)]) -> V0DeclineJobRequest {
+    let receipt = |(n, (validator, is_organic)): (usize, &(&str, bool))| {
+        let key = KeyPair::from_uri(validator).unwrap();
+        let payload = JobStartedReceiptPayload {
+            job_uuid: format!("00000000-0000-4000-8000-{n:012}"),
+            miner_hotkey: hotkey(miner).to_ss58(),
+            validator_hotkey: key.ss58(),
+            // Five seconds before the batch has begun.
+            timestamp: DateTime::from_unix_micros(1_799_999_995_000_000),
+            executor_class: CLASS,
+            is_organic: *is_organic,
+            ttl: 30,
+        };
+        let validator_signature = payload.sign(&key);
+        Receipt { payload: payload.into(), validator_signature, miner_signature: String::new() }
+    };
+    V0DeclineJobRequest { receipts: receipts.iter().enumerate().map(receipt).collect(), ..decline(uuid) }
+}
+
+#[test]
+fn a_miner_that_shows_with_which_organic_jobs_it_is_busy_has_not_failed() {
+    let (own, known) = (("//Alice", true), ("//Known", true));
+    for (receipts, excused, why) in [
+        (&[own, known][..], true, "excused by 2 receipts"),
+        (&[own][..], false, "not excused: 1 receipts of 2 executors count"),
+        (&[own, ("//Alice", false)], false, "not excused: 1 receipts of 2 executors count, one is of a synthetic job"),
+        (
+            &[own, ("//Eve", true)],
+            false,
+            "not excused: 1 receipts of 2 executors count, one is of a validator that is not known",
+        ),
+    ] {
+        let mut bench = begun(1, |config| {
+            config.known = vec![KeyPair::from_uri("//Known").unwrap().public()];
+            config.max_fail = Some(99);
+        });
+        bench.says(0, manifest(&[(CLASS, 2)]));
+        let uuids = [bench.uuid(0, 0), bench.uuid(0, 1)];
+        bench.says(0, busy(&uuids[0], 0, receipts));
+        // The first refusal of a class says what all are worth: a miner cannot have receipts checked for ever.
+        bench.says(0, busy(&uuids[1], 0, &[]));
+        assert_eq!(bench.lines.len(), 2);
+        let why = format!("{why}: busy: all executors are at work");
+        for line in &bench.lines {
+            let found = (line.outcome.unwrap(), line.excused, line.scored, line.reason.as_deref().unwrap());
+            assert_eq!(found, (O::Declined, excused, false, why.as_str()));
+        }
+        assert_eq!(bench.batch.progress().failed, if excused { 0 } else { 2 });
+        assert_eq!(bench.ending, Some(if excused { Ending::Complete } else { Ending::Aborted }));
+    }
 }
 
 #[test]
@@ -409,18 +555,47 @@ fn a_cancel_closes_all_and_says_nothing_of_what_has_not_ended() {
     bench.feed(Input::Cancel);
     assert_eq!((only(&bench).0, bench.ending), (O::Declined, Some(Ending::Cancelled)));
     assert_eq!(receipts(&bench), ["0.000000"], "the other's executor is free again");
-    // One that can go on keeps its executors.
-    let mut bench = begun(1, |config| config.state_dir = Some("somewhere".into()));
+}
+
+#[test]
+fn a_cancel_tells_miners_that_nobody_waits_and_what_goes_on_asks_under_other_uuids() {
+    let in_folder = |config: &mut BatchConfig| config.state_dir = Some("somewhere".into());
+    let mut bench = begun(3, in_folder);
     bench.says(0, manifest(&[(CLASS, 2)]));
+    bench.says(1, manifest(&[(CLASS, 1)]));
+    let before = bench.planned.len();
+    let asked = [bench.uuid(0, 0), bench.uuid(0, 1), bench.uuid(1, 0)];
+    bench.says(0, accept(&asked[0]));
+    bench.says(0, ready(&asked[0]));
+    bench.says(0, accept(&asked[1]));
     bench.feed(Input::Cancel);
-    assert_eq!((receipts(&bench), bench.ending), (Vec::new(), Some(Ending::Cancelled)));
+    assert_eq!((receipts(&bench), bench.ending), (vec!["0.000000".to_owned(); 3], Some(Ending::Cancelled)));
+    let rows = bench.planned.split_off(before);
+    assert_eq!(rows.len(), 3);
+    assert!(rows.iter().all(|row| row.attempts == 2 && !asked.contains(&row.uuid)), "{rows:?}");
+
+    // It goes on with all of its tries.
+    let kept = rows.iter().map(|row| KeptJob { place: row.place, state: KeptState::Planned(Box::new(row.clone())) });
+    let mut bench = Bench::new(config(7), 3, kept.collect());
+    bench.feed(Input::Start);
+    bench.says(1, manifest(&[(CLASS, 1)]));
+    let uuid = rows[2].uuid.clone();
+    bench.says(1, accept(&uuid));
+    bench.says(1, horde_failed(&uuid));
+    assert_eq!((bench.lines.len(), bench.planned.last().unwrap().attempts), (0, 3), "it is tried once more");
+
+    // What was not asked for is told to nobody, and stays as it is.
+    let mut bench = begun(2, in_folder);
+    bench.says(1, manifest(&[(CLASS, 100)]));
+    bench.feed(Input::Cancel);
+    assert_eq!((receipts(&bench).len(), bench.planned.len()), (64, 164));
 }
 
 #[test]
 fn beyond_the_threshold_it_is_aborted_and_not_before() {
     for (percent, ending) in [(50, Ending::Complete), (49, Ending::Aborted), (0, Ending::Aborted)] {
         let mut bench = begun(2, |config| config.max_fail = Some(percent));
-        bench.feed(Input::Miner(0, MinerInput::Failed { why: "refused: no".to_owned(), refused: true }));
+        bench.feed(Input::Miner(0, refused()));
         if bench.ending.is_none() {
             bench.says(1, manifest(&[(CLASS, 1)]));
             let uuid = bench.uuid(1, 0);
@@ -430,6 +605,74 @@ fn beyond_the_threshold_it_is_aborted_and_not_before() {
         }
         assert_eq!(bench.ending, Some(ending), "{percent}");
     }
+}
+
+#[test]
+fn one_miner_with_many_jobs_counts_as_one() {
+    let lying = |percent| {
+        let mut bench = begun(3, |config| config.max_fail = Some(percent));
+        bench.says(0, manifest(&[(CLASS, 64)]));
+        for job in 0..64 {
+            assert_eq!(bench.ending, None, "{job}");
+            let uuid = bench.uuid(0, job);
+            bench.says(0, decline(&uuid));
+            if percent == 33 && job == 32 {
+                assert_eq!(bench.ending, Some(Ending::Aborted), "most of them have failed");
+                return bench;
+            }
+        }
+        bench
+    };
+    lying(33);
+    let mut bench = lying(34);
+    assert_eq!((bench.ending, bench.batch.progress().failed), (None, 64));
+    let jobs = [(1, 0), (1, 1), (2, 0)];
+    bench.says(1, manifest(&[(CLASS, 2)]));
+    bench.says(2, manifest(&[(CLASS, 1)]));
+    let uuids = jobs.map(|(miner, job)| bench.uuid(miner, job));
+    for ((miner, _), uuid) in jobs.iter().zip(&uuids) {
+        bench.says(*miner, accept(uuid));
+        bench.says(*miner, ready(uuid));
+    }
+    // Half of the jobs of another fail, then the one of the third.
+    bench.says(1, finished(&uuids[0], RIGHT));
+    bench.says(1, failed(&uuids[1]));
+    assert_eq!((bench.gates, bench.ending), (1, None));
+    bench.says(2, failed(&uuids[2]));
+    assert_eq!(bench.ending, Some(Ending::Aborted));
+}
+
+#[test]
+fn what_failed_before_aborts_nothing_that_goes_on_until_another_miner_fails() {
+    let planned = |miner| {
+        let mut bench = begun(5, |_| {});
+        bench.says(miner, manifest(&[(CLASS, 1)]));
+        let row = bench.planned[0].clone();
+        KeptJob { place: row.place, state: KeptState::Planned(Box::new(row)) }
+    };
+    let failed_before = |miner| {
+        let line = JobLine::of_miner(hotkey(miner).to_ss58(), O::Refused, "nobody there");
+        KeptJob { place: Place { miner, job: Place::NO_JOB }, state: KeptState::Ended(Box::new(line)) }
+    };
+    let kept = vec![failed_before(0), failed_before(1), failed_before(2), planned(3), planned(4)];
+    let uuids: Vec<String> = [3, 4]
+        .map(|n| match &kept[n].state {
+            KeptState::Planned(row) => row.uuid.clone(),
+            other => panic!("{other:?}"),
+        })
+        .into();
+    let mut bench = Bench::new(BatchConfig { max_fail: Some(50), ..config(7) }, 5, kept);
+    bench.feed(Input::Start);
+    assert_eq!((bench.shown.len(), bench.ending), (3, None));
+    for (miner, uuid) in [3, 4].into_iter().zip(&uuids) {
+        bench.says(miner, manifest(&[(CLASS, 1)]));
+        bench.says(miner, accept(uuid));
+        bench.says(miner, ready(uuid));
+    }
+    bench.says(3, finished(&uuids[0], RIGHT));
+    assert_eq!((bench.gates, bench.ending), (1, None));
+    bench.says(4, failed(&uuids[1]));
+    assert_eq!(bench.ending, Some(Ending::Aborted));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use super::bench::*;
 use crate::base::rng::Rng;
 use crate::protocol::{Code, ExecutorClass, UnauthorizedError};
 use crate::validator::batch::state::{Ending, Input, MinerInput};
+use crate::validator::manifests::AskOutcome;
 
 const WALKS: u64 = 200;
 const STEPS: usize = 300;
@@ -50,7 +51,8 @@ fn walk(seed: u64) -> (Ending, usize) {
             20 => bench.says(miner, horde_failed(&uuid)),
             21 => bench.says(miner, decline(&uuid)),
             22 => {
-                let failed = MinerInput::Failed { why: "Connection refused".to_owned(), refused: below(8) == 0 };
+                let (refused, outcome) = (below(8) == 0, AskOutcome::ALL[below(6)]);
+                let failed = MinerInput::Failed { why: "Connection refused".to_owned(), refused, outcome };
                 bench.feed(Input::Miner(miner, failed));
             }
             23 => drop(bench.feed(Input::Miner(miner, MinerInput::Lost("cut".to_owned())))),
