@@ -140,8 +140,12 @@ impl SessionHandle {
         let (refused, loan) = self.0.handover.offer(messages, |present| present.writer.clone());
         if let Some((texts, writer)) = loan {
             let mut turn = Turn { handover: &self.0.handover, all_left: false };
-            let mut writer = lock(&writer);
-            let left = texts.into_iter().try_for_each(|text| writer.write(text)).and_then(|()| writer.try_flush());
+            // Let go of before the turn is given back: whoever goes on with the connection needs it alone.
+            let left = {
+                let lent = writer;
+                let mut writer = lock(&lent);
+                texts.into_iter().try_for_each(|text| writer.write(text)).and_then(|()| writer.try_flush())
+            };
             // The writer meets an error again, and reports it.
             turn.all_left = left.unwrap_or(false);
         }
@@ -320,7 +324,7 @@ pub fn run_until(
     drop(attached);
     let grace = if answered { CLOSE_REPLY_TIME } else { KICK_GRACE };
     match thread.join_or_kick(Instant::now() + grace, KICK_GRACE) {
-        // A sender that has had the writer's turn may still hold it, and then it is not ours to give.
+        // The writer was the last to have it: senders let go of it before they give their turn back.
         Ok(writer) if detached && verdict.is_none() => {
             if let Some(writer) = Arc::into_inner(writer) {
                 let writer = writer.into_inner().unwrap_or_else(PoisonError::into_inner);

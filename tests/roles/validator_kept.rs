@@ -17,6 +17,7 @@ use phalanx::transport::ws::WsDialer;
 use phalanx::transport::{Connection, Incoming};
 use phalanx::validator::connections::CONNECTIONS_MAX;
 use phalanx::validator::manifests::{AskOutcome, Fetched, Fetcher, MinerDialer};
+use phalanx::validator::miner_client::{MinerClient, MinerEvent};
 use phalanx::validator::{
     ConnectionsStatus, JobTimes, KeptConnections, MinerAddress, MinerConnections, Validator, ValidatorConfig,
 };
@@ -237,6 +238,31 @@ fn no_more_connections_are_kept_than_the_limit() {
         assert_eq!((status.idle, status.leased), (limit, 0));
         assert!(stop(LONG, |step| kept.stop(step)).is_clean());
     }
+    fleet.stop();
+}
+
+/// The answer to the last question may come before the thread that asked has returned from its write.
+#[test]
+fn a_quick_answer_costs_no_connection() {
+    let world = World::new();
+    let fleet = Fleet::start(world.timer());
+    let miner = fleet.add(Conduct::Offers(1));
+    let dialer = MinerDialer { key: fleet::validator(), dialer: Arc::new(WsDialer::default()), timer: world.timer() };
+    let kept = KeptConnections::start(dialer.clone(), CONNECTIONS_MAX);
+    for number in 0..1000 {
+        let mut lease = kept.handle().acquire(&miner, Instant::now() + LONG, &Shutdown::new()).unwrap();
+        let client = MinerClient::start_on(&miner, &dialer, number, lease.take().unwrap());
+        let next = || client.next(Instant::now() + LONG, &Shutdown::new()).unwrap();
+        assert!(matches!((next(), next()), (MinerEvent::Ready, MinerEvent::Message(_))));
+        let report = stop(LONG, |step| {
+            let open = client.give_back(&miner, &dialer.key, step).unwrap_or_else(|| panic!("{number}: it is lost"));
+            lease.give_back(open);
+        });
+        assert!(report.is_clean());
+    }
+    let numbers = kept.handle().status();
+    assert_eq!((numbers.dialled, numbers.reused, numbers.ended), (1, 999, 0));
+    assert!(stop(LONG, |step| kept.stop(step)).is_clean());
     fleet.stop();
 }
 
