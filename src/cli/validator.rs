@@ -282,9 +282,9 @@ fn measure_asked(metrics: &Metrics, asked: &AskedStatus) {
     metrics.counter("phalanx_validator_outages_total", help, &[]).raise(asked.outages);
     let help = "Second tries that the budget would grant now.";
     metrics.gauge("phalanx_validator_retries_left", help, &[]).set(asked.retries.left);
-    for (answer, count) in [("granted", asked.retries.granted), ("refused", asked.retries.refused)] {
+    for (result, count) in [("granted", asked.retries.granted), ("refused", asked.retries.refused)] {
         let help = "Second tries that were asked for.";
-        metrics.counter("phalanx_validator_retries_total", help, &[("answer", answer)]).raise(count);
+        metrics.counter("phalanx_validator_retries_total", help, &[("result", result)]).raise(count);
     }
     let kept = &asked.connections;
     let states =
@@ -293,7 +293,7 @@ fn measure_asked(metrics: &Metrics, asked: &AskedStatus) {
         let help = "Connections to miners that are in use, kept, or being made; and callers that wait for one.";
         metrics.gauge("phalanx_validator_miner_connections", help, &[("state", state)]).set(count);
     }
-    let events = [
+    let kinds = [
         ("dialled", kept.dialled),
         ("failed", kept.failed),
         ("reused", kept.reused),
@@ -301,9 +301,9 @@ fn measure_asked(metrics: &Metrics, asked: &AskedStatus) {
         ("leaked", kept.leaked),
         ("not_given", kept.not_given),
     ];
-    for (event, count) in events {
+    for (kind, count) in kinds {
         let help = "What became of connections to miners.";
-        metrics.counter("phalanx_validator_miner_connections_total", help, &[("event", event)]).raise(count);
+        metrics.counter("phalanx_validator_miner_connections_total", help, &[("kind", kind)]).raise(count);
     }
 }
 

@@ -106,7 +106,8 @@ fn killed_at_random_moments_it_loses_nothing_reorders_nothing_and_runs_nothing_t
             }
             Some(S::HordeFailed) => {
                 let (_, steps) = statuses.split_last().unwrap();
-                assert!(!steps.is_empty() && GOOD.starts_with(steps), "{statuses:?}");
+                // None at all if the kill came between its check and its first step.
+                assert!(GOOD.starts_with(steps), "{statuses:?}");
                 let end = state.histories[&job.uuid].end.clone().unwrap().horde_failure_details.unwrap();
                 assert!(end.message.contains("the validator ended while the job ran"), "{}", end.message);
                 broken += 1;
