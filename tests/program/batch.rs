@@ -3,13 +3,16 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use phalanx::base::rng::Rng;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::testkit::batch_miners::{BatchMiners, Kind, RIGHT};
-use crate::testkit::process::{Finished, Running, nothing_left, phalanx, run};
+use crate::testkit::http::{Reply, Server};
+use crate::testkit::process::{Finished, Running, in_scratch, nothing_left, phalanx, run};
+use crate::testkit::python;
 use crate::testkit::roles::World;
 use crate::testkit::wait::until;
 
@@ -142,6 +145,138 @@ fn after_ctrl_c_it_reports_what_there_is_and_says_so_with_its_code() {
 }
 
 #[test]
+fn ctrl_c_tells_miners_that_nobody_waits_and_what_goes_on_is_asked_under_other_uuids() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let world = World::new();
+    let miners = BatchMiners::start(&world, &[Kind::Silent, Kind::Refusing], 3);
+    std::fs::write(folder.path().join("miners.toml"), miners.file()).unwrap();
+    std::fs::write(folder.path().join("jobs"), job("true", RIGHT)).unwrap();
+    let state = folder.path().join("state").display().to_string();
+    for (asked, more) in [(3, None), (6, Some("--resume"))] {
+        let mut command = batch(scratch.path(), folder.path(), &["--state-dir", &state]);
+        let running = Running::start(command.args(more));
+        until("all that has not left is asked for", || miners.seen(|seen| seen.asked.len() == asked));
+        let stopped = running.stop(Signal::INT);
+        assert_eq!(stopped.code, Some(1), "{stopped:?}");
+        let told = miners.seen(|seen| seen.asked.keys().all(|uuid| seen.receipts.contains(uuid)));
+        assert!(told, "before the process ends");
+    }
+    miners.seen(|seen| assert!(seen.asked.values().all(|count| *count == 1), "{:?}", seen.asked));
+    miners.stop();
+    nothing_left(scratch.path());
+}
+
+#[test]
+fn a_batch_that_was_late_before_a_kill_is_flagged_when_it_has_gone_on() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let world = World::new();
+    let miners = BatchMiners::start(&world, &[Kind::Good(3_600_000), Kind::Good(3_000)], 1);
+    std::fs::write(folder.path().join("miners.toml"), miners.file()).unwrap();
+    std::fs::write(folder.path().join("jobs"), job("true", RIGHT)).unwrap();
+    let state = folder.path().join("state").display().to_string();
+    let mut running = Running::start(&mut batch(scratch.path(), folder.path(), &["--state-dir", &state]));
+    until("both have their jobs", || miners.seen(|seen| seen.requests.len() == 2));
+    running.signal(Signal::STOP);
+    assert!(!running.ended_within(Duration::from_millis(700)), "it stands still");
+    running.signal(Signal::CONT);
+    // What is shown then is behind the lag on disk.
+    let line = running.line();
+    assert!(line.contains("\"completed\""), "{line}");
+    running.stop(Signal::KILL);
+    let resumed = run(&mut batch(scratch.path(), folder.path(), &["--state-dir", &state, "--resume"]));
+    let (lines, summary) = output(&resumed);
+    assert_eq!((resumed.code, lines.len()), (Some(0), 2), "{resumed:?}");
+    assert!(summary["flagged"] == true && summary["lag_ms"].as_f64().unwrap() > 500.0, "{summary}");
+    miners.stop();
+}
+
+#[test]
+fn what_is_not_the_batch_in_the_folder_is_refused_by_what_differs() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let path = |name: &str| folder.path().join(name);
+    let world = World::new();
+    let miners = BatchMiners::start(&world, &[Kind::Refusing], 1);
+    std::fs::write(path("miners.toml"), miners.file()).unwrap();
+    let with_file = job("true", "").replace("\"args\"", "\"files\": {\"in\": {\"path\": \"input\"}}, \"args\"");
+    std::fs::write(path("jobs"), with_file).unwrap();
+    std::fs::write(path("input"), "1").unwrap();
+    let state = path("state").display().to_string();
+    assert_eq!(run(&mut batch(scratch.path(), folder.path(), &["--state-dir", &state])).code, Some(0));
+    let resume = |key: &str, more: &[&str]| {
+        let mut command = batch(scratch.path(), folder.path(), &["--state-dir", &state, "--resume"]);
+        run(command.args(more).env("PHALANX_KEY", key))
+    };
+    let is_refused = |finished: Finished, why: &str| {
+        let line = format!("error: the state folder holds another batch: {why}");
+        assert!(finished.stderr.starts_with(&line) && finished.stderr.lines().count() == 1, "{finished:?}");
+        assert_eq!((finished.code, finished.stdout.as_str()), (Some(2), ""));
+    };
+    is_refused(resume("//Bob", &[]), &format!("it was begun with the key of {ALICE}, not of 5FHneW46"));
+    is_refused(
+        resume("//Alice", &["--per-miner", "2"]),
+        "it was begun with as many jobs as each miner declares, not 2",
+    );
+    is_refused(resume("//Alice", &["--seed", "3"]), "its seed is ");
+    std::fs::write(path("input"), "2").unwrap();
+    is_refused(resume("//Alice", &[]), "its jobs were others: they, or files that they name, have changed");
+    std::fs::write(path("input"), "1").unwrap();
+    assert_eq!(resume("//Alice", &[]).code, Some(0));
+    miners.stop();
+    nothing_left(scratch.path());
+}
+
+#[test]
+fn the_miners_of_a_batch_may_be_at_an_address() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let world = World::new();
+    let miners = BatchMiners::start(&world, &[Kind::Good(0); 2], 1);
+    let entries: Vec<Value> = miners
+        .addresses
+        .iter()
+        .map(|miner| json!({"hotkey": miner.hotkey.to_ss58(), "address": miner.address, "port": miner.port}))
+        .collect();
+    let list = json!({ "miner": entries }).to_string();
+    let server = Server::start(move |_| Reply::ok(list.clone()));
+    std::fs::write(folder.path().join("jobs"), job("true", RIGHT)).unwrap();
+    let mut command = phalanx(scratch.path());
+    command.args(["batch", "--key", "//Alice", "--json", "--miners", &server.url("/miners.json"), "--jobs"]);
+    let done = run(command.arg(folder.path().join("jobs")));
+    let (lines, _) = output(&done);
+    assert_eq!((done.code, outcomes(&lines)), (Some(0), HashMap::from([("completed", 2)])), "{done:?}");
+    let missing =
+        run(phalanx(scratch.path()).args(["batch", "--key", "//Alice", "--jobs"]).arg(folder.path().join("jobs")));
+    assert!(missing.code == Some(2) && missing.stderr.starts_with("error: --miners is missing"), "{missing:?}");
+    miners.stop();
+    nothing_left(scratch.path());
+}
+
+#[test]
+fn on_a_terminal_a_bar_shows_how_far_it_is() {
+    let Some(terminal) = python::script("on_terminal.py", "pty") else { return };
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let world = World::new();
+    let miners = BatchMiners::start(&world, &[Kind::Good(0), Kind::Good(3_000), Kind::Refusing], 1);
+    std::fs::write(folder.path().join("miners.toml"), miners.file()).unwrap();
+    std::fs::write(folder.path().join("jobs"), job("true", RIGHT)).unwrap();
+    let command = batch(scratch.path(), folder.path(), &["--seed", "7"]);
+    let mut on_terminal = in_scratch(terminal, scratch.path());
+    on_terminal.arg(command.get_program()).args(command.get_args());
+    let shown = run(on_terminal.env("PHALANX_KEY", "//Alice").env("TERM", "xterm"));
+    assert_eq!(shown.code, Some(0), "{shown:?}");
+    let text = shown.stdout;
+    // Drawn over and over in one line, and taken away for each result and at the end.
+    let bars: Vec<&str> = text.split(['\r', '\n']).filter(|part| part.contains("3 of 3 miners asked")).collect();
+    let is_at = |at: &str| bars.iter().any(|bar| bar.contains(at) && bar.contains('█') && bar.contains(" left"));
+    assert!(is_at(" 2/3 "), "{text:?}");
+    assert!(text.contains("seed 7") && !text.contains(" of 3 ended"), "no lines beside it: {text:?}");
+    let rows = text.split(['\r', '\n']).map(|row| row.trim_start_matches("\u{1b}[2K"));
+    let results: Vec<Value> = rows.filter_map(|row| serde_json::from_str(row).ok()).collect();
+    assert_eq!(results.len(), 4, "each result has a row of its own: {text:?}");
+    miners.stop();
+    nothing_left(scratch.path());
+}
+
+#[test]
 fn killed_at_random_moments_and_resumed_it_loses_no_end_and_scores_nothing_twice() {
     let kills = std::env::var("PHALANX_TEST_KILLS").map_or(KILLS, |n| n.parse().expect("PHALANX_TEST_KILLS: a number"));
     let seed = Rng::from_entropy().next_u64();
@@ -171,7 +306,7 @@ fn killed_at_random_moments_and_resumed_it_loses_no_end_and_scores_nothing_twice
             let moment = miners.seen(|seen| seen.messages) + 1 + (rng.next_u64() % (5 * jobs)) as usize;
             let mut over = false;
             until("the moment of a kill", || {
-                over = running.ended_within(std::time::Duration::from_millis(1));
+                over = running.ended_within(Duration::from_millis(1));
                 over || miners.seen(|seen| seen.messages) >= moment
             });
             if !over {

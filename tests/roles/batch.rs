@@ -127,6 +127,22 @@ fn two_hundred_and_fifty_miners_over_sockets_end_by_their_kinds() {
 }
 
 #[test]
+fn black_holes_before_good_miners_keep_none_of_them_from_its_jobs() {
+    let mut kinds = vec![Kind::Hole; 24];
+    kinds.extend([Kind::Good(0); 8]);
+    let world = World::new();
+    let miners = BatchMiners::start(&world, &kinds, 1);
+    // Three rounds of holes at least, each longer than what is ready waits at the gate.
+    let times = JobTimes { connect: Duration::from_secs(2), ..TIMES };
+    let config = BatchConfig { connects: 8, gate: Duration::from_secs(1), times, ..config(5) };
+    let (lines, summary) = to_the_end(start(&world, &miners, config).unwrap());
+    let expected = BTreeMap::from([((Kind::Good(0), "completed"), 8), ((Kind::Hole, "timeout"), 24)]);
+    assert_eq!(by_kind(&miners, &kinds, &lines), expected, "{}", summary.unwrap().table());
+    until("all connections are closed", || miners.seen(|seen| seen.open == 0));
+    miners.stop();
+}
+
+#[test]
 fn a_cancelled_batch_tells_what_has_ended_and_closes_the_rest() {
     let world = World::new();
     let kinds = [Kind::Refusing, Kind::Good(0), Kind::Silent];

@@ -80,6 +80,35 @@ fn a_request_that_comes_before_the_executor_is_ready_waits_for_it() {
 }
 
 #[test]
+fn a_job_that_its_validator_gives_up_before_it_is_to_run_has_an_executor_no_longer() {
+    for is_ready in [false, true] {
+        let (mut f, alice, session) = Fixture::with_alice(1);
+        let job = uuid();
+        let token = f.accepted(session, &job);
+        let executor = f.executor(&token);
+        if is_ready {
+            f.reports(executor, &Says(&job).ready());
+        }
+        f.says(session, &alice.accepted_receipt(&job));
+        f.pass(Duration::ZERO);
+        assert_eq!((f.told_to_end.len(), f.free()), (0, 0));
+        f.says(session, &alice.finished_receipt(&job));
+        f.pass(Duration::ZERO);
+        assert_eq!(f.told_to_end, std::slice::from_ref(&token));
+        f.ended(&token, GONE);
+        let status = f.router.status();
+        assert_eq!((f.free(), status.jobs, status.ended), (1, 0, 0), "ready: {is_ready}");
+    }
+    // One that runs has its executor until its end.
+    let (mut f, alice, session) = Fixture::with_alice(1);
+    let job = uuid();
+    f.running(session, &job);
+    f.says(session, &alice.finished_receipt(&job));
+    f.pass(Duration::ZERO);
+    assert_eq!((f.told_to_end.len(), f.free()), (0, 0));
+}
+
+#[test]
 fn a_streaming_job_carries_addresses_and_the_miners_signature() {
     let (mut f, alice, session) = Fixture::with_alice(1);
     let job = uuid();

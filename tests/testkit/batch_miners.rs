@@ -30,6 +30,8 @@ pub enum Kind {
     Silent,
     /// Nobody listens at its port.
     Refusing,
+    /// Its port is open, and nobody is there.
+    Hole,
     /// Does not know the validator.
     Stranger,
     /// Its first word cannot be read.
@@ -60,6 +62,8 @@ pub struct Seen {
     pub requests: HashMap<String, usize>,
     /// Jobs that were asked for.
     pub asked: HashMap<String, usize>,
+    /// Jobs for which a finished-receipt came.
+    pub receipts: HashSet<String>,
     /// Connections that are open.
     pub open: usize,
     cut: HashSet<String>,
@@ -77,8 +81,8 @@ pub struct BatchMiners {
     server: Option<Server>,
     shared: Arc<Shared>,
     pub addresses: Vec<MinerAddress>,
-    /// Held, so that the port of those that refuse is nobody's.
-    _refusing: TcpListener,
+    /// Held, so that the port of those that refuse is nobody's, and that of the holes open.
+    _held: [TcpListener; 2],
 }
 
 fn key(n: usize) -> KeyPair {
@@ -92,6 +96,8 @@ impl BatchMiners {
         let port = listener.local_addr().port();
         let refusing = TcpListener::bind("127.0.0.2:0").unwrap();
         let closed = refusing.local_addr().unwrap().port();
+        let hole = TcpListener::bind("127.0.0.1:0").unwrap();
+        let open = hole.local_addr().unwrap().port();
         let addresses: Vec<MinerAddress> = kinds
             .iter()
             .enumerate()
@@ -99,7 +105,11 @@ impl BatchMiners {
                 hotkey: key(n).public(),
                 address: "127.0.0.1".to_owned(),
                 // That port is taken at another address of the loopback, so nobody is given it here by chance.
-                port: if *kind == Kind::Refusing { closed } else { port },
+                port: match kind {
+                    Kind::Refusing => closed,
+                    Kind::Hole => open,
+                    _ => port,
+                },
                 trusted: false,
                 tls: false,
             })
@@ -129,7 +139,7 @@ impl BatchMiners {
                 }
             }),
         );
-        Self { server: Some(server), shared, addresses, _refusing: refusing }
+        Self { server: Some(server), shared, addresses, _held: [refusing, hole] }
     }
 
     /// The text of a miners file.
@@ -252,6 +262,9 @@ fn hears(shared: &Arc<Shared>, handle: &SessionHandle, miner: &mut Option<String
                     }
                 }
             }
+        }
+        ValidatorToMiner::V0JobFinishedReceiptRequest(receipt) => {
+            seen.receipts.insert(receipt.payload.job_uuid);
         }
         _ => {}
     }

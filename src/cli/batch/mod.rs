@@ -129,7 +129,7 @@ pub fn run(args: Args) -> ExitCode {
             Ok(out) => out,
             Err(error) => return exit::failed(format!("cannot write to stdout: {error}")),
         };
-        let (seed, is_quiet) = (config.seed, args.json);
+        let (seed, is_quiet, count) = (config.seed, args.json, miners.len());
         let maker_and_judge = (jobs.maker(), jobs.judge());
         let batch = match RunningBatch::start(config, miners, maker_and_judge, Arc::new(dialer), env.timer.clone()) {
             Ok(batch) => batch,
@@ -138,7 +138,7 @@ pub fn run(args: Args) -> ExitCode {
         };
         let cancel = batch.cancel_signal();
         let _signal = env.shutdown.on(Level::Drain, move || cancel.cancel());
-        let mut progress = Progress::new(seed);
+        let mut progress = Progress::new(seed, count);
         let shown = show(&batch, is_quiet, &mut progress, &mut out);
         if shown.is_err() {
             batch.cancel_signal().cancel();

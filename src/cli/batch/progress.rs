@@ -18,11 +18,11 @@ pub(super) struct Progress {
 
 impl Progress {
     /// Says the seed first, because the batch can be planned again by it however it ends.
-    pub(super) fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64, miners: usize) -> Self {
         let began = Instant::now();
         let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {elapsed}, {eta} left  {wide_msg}");
-            ProgressBar::new(0).with_style(style.expect("the template is right"))
+            let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {elapsed}: {wide_msg}");
+            ProgressBar::new(miners as u64).with_style(style.expect("the template is right"))
         });
         let progress = Self { bar, began, next: began + EVERY };
         progress.hide(|| eprintln!("seed {seed}"));
@@ -31,14 +31,14 @@ impl Progress {
 
     pub(super) fn show(&mut self, now: &BatchProgress) {
         let (ended, all) = (now.ended as u64, expected(now) as u64);
+        let elapsed = self.began.elapsed();
+        let left = left(elapsed, now).map_or_else(String::new, |left| format!(", about {left:.0?} left"));
         if let Some(bar) = &self.bar {
             bar.set_length(all);
             bar.set_position(ended);
-            bar.set_message(in_words(now));
+            bar.set_message(in_words(now) + &left);
         } else if self.next <= Instant::now() {
             self.next += EVERY;
-            let elapsed = self.began.elapsed();
-            let left = left(elapsed, now).map_or_else(String::new, |left| format!(", about {left:.0?} left"));
             eprintln!("{:.0?}: {ended} of {all} ended, {}{left}", elapsed, in_words(now));
         }
     }
@@ -58,9 +58,9 @@ impl Progress {
     }
 }
 
-/// Lines that there will be: one for each job so far, and one at least for each miner that has not answered.
+/// Lines that there will be: those that are known, and one at least for each miner that has not answered.
 fn expected(now: &BatchProgress) -> usize {
-    (now.jobs + now.miners.saturating_sub(now.answered)).max(now.ended)
+    now.lines + now.miners.saturating_sub(now.answered)
 }
 
 /// How long the rest takes if it goes on like this.
@@ -71,7 +71,7 @@ fn left(elapsed: Duration, now: &BatchProgress) -> Option<Duration> {
 
 fn in_words(now: &BatchProgress) -> String {
     let BatchProgress { miners, answered, ready, sent, failed, .. } = now;
-    format!("{answered} of {miners} miners asked, {ready} jobs at the gate, {sent} sent, {failed} not completed")
+    format!("{answered} of {miners} miners asked, {ready} jobs at the gate, {sent} sent, {failed} failed")
 }
 
 #[cfg(test)]
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn what_is_left_is_estimated_from_what_has_ended() {
-        let mut now = BatchProgress { miners: 10, answered: 8, jobs: 18, ended: 5, ..BatchProgress::default() };
+        let mut now = BatchProgress { miners: 10, answered: 8, lines: 18, ended: 5, ..BatchProgress::default() };
         assert_eq!(left(Duration::from_secs(10), &now), Some(Duration::from_secs(30)));
         now.ended = 0;
         assert_eq!(left(Duration::from_secs(10), &now), None);

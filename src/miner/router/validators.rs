@@ -1,6 +1,7 @@
 //! What validators do: connect, authenticate, speak, disconnect.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::io::{Action, CLOSE_NORMAL, CLOSE_POLICY, TraceEvent, ValidatorFrame};
 use super::job::{JobKey, News, Phase};
@@ -198,11 +199,11 @@ impl Router {
             M::V0JobRequest(request) => self.job_requested(id, validator, request, (relay, signed), now),
             M::V0JobAcceptedReceiptRequest(receipt) => {
                 let valid = receipt.payload.verify(&validator, &receipt.signature).map(drop).map_err(|e| e.to_string());
-                self.receipt(id, validator, (receipt.payload.into(), receipt.signature), valid, News::Accepted);
+                self.receipt(id, validator, (receipt.payload.into(), receipt.signature), valid, News::Accepted, now);
             }
             M::V0JobFinishedReceiptRequest(receipt) => {
                 let valid = receipt.payload.verify(&validator, &receipt.signature).map(drop).map_err(|e| e.to_string());
-                self.receipt(id, validator, (receipt.payload.into(), receipt.signature), valid, News::End);
+                self.receipt(id, validator, (receipt.payload.into(), receipt.signature), valid, News::End, now);
             }
         }
     }
@@ -244,6 +245,7 @@ impl Router {
         (payload, signature): (ReceiptPayload, String),
         valid: Result<(), String>,
         confirms: News,
+        now: Now,
     ) {
         let checked = self.check_hotkeys(&validator, payload.validator_hotkey(), payload.miner_hotkey()).and(valid);
         let key = JobKey { uuid: payload.job_uuid().to_owned(), validator };
@@ -257,8 +259,14 @@ impl Router {
         // A finished-receipt before the end says that the validator has given the job up.
         job.answered |= confirms == News::End;
         job.confirmed(confirms);
+        let is_given_up =
+            job.answered && job.request.is_none() && matches!(job.phase, Phase::Starting | Phase::Ready(_));
         self.note(&key, TraceEvent::Confirmed, format!("{:?}", confirms.event()));
         self.claim(&key, id);
+        if is_given_up {
+            log::info!("job {}: its validator has given it up before it was to run", key.uuid);
+            self.over(&key, now, Duration::ZERO);
+        }
         self.forget_if_done(&key, None);
     }
 }

@@ -40,6 +40,7 @@ impl Batch {
                 jobs.push(Job::new(miner, place, uuid, job.class, job.request));
             }
             self.miners[miner].lines = jobs.len();
+            self.progress.lines += jobs.len();
         }
         self.miners[miner].executors = manifest;
         if self.config.dry_run {

@@ -136,6 +136,7 @@ impl Batch {
         if kept.is_empty() {
             let line = JobLine::of_miner(self.name(miner), outcome, why);
             self.miners[miner].lines = 1;
+            self.progress.lines += 1;
             self.count(miner, &line);
             self.out.push(Action::End(Place { miner, job: Place::NO_JOB }, Box::new(line), None));
         }

@@ -233,6 +233,7 @@ impl Batch {
         let kept = std::mem::take(&mut self.kept);
         for kept in &kept {
             self.miners[kept.place.miner].lines += 1;
+            self.progress.lines += 1;
         }
         let known: Vec<bool> = self.miners.iter().map(|miner| miner.lines > 0).collect();
         self.share = share(kept.len(), self.miners.len(), known.iter().filter(|known| !**known).count());
@@ -256,6 +257,7 @@ impl Batch {
         self.failed_anew = false;
         for miner in order {
             if known[miner] && self.miners[miner].kept.is_empty() {
+                self.progress.answered += 1;
                 self.close(miner);
             } else {
                 self.waiting.push_back(miner);

@@ -91,13 +91,15 @@ pub struct BatchProgress {
     pub answered: usize,
     /// Jobs that were planned so far.
     pub jobs: usize,
+    /// Lines that there will be of the miners that have answered: their jobs, and one for each that gets none.
+    pub lines: usize,
     /// Jobs that wait at the gate.
     pub ready: usize,
     /// Jobs that have been sent.
     pub sent: usize,
     /// Lines: jobs that have ended, and miners that got none.
     pub ended: usize,
-    /// Lines that are not `completed`.
+    /// Lines that are not `completed`, and not excused.
     pub failed: usize,
     /// Messages that came twice, or out of step.
     pub repeats: u64,

@@ -186,6 +186,11 @@ impl Bench {
         let progress = self.batch.progress();
         assert!(progress.ready + progress.sent <= progress.jobs, "{progress:?}");
         assert_eq!(progress.ended, self.lines.len() + self.shown.len(), "{progress:?}");
+        let known = (progress.answered, progress.lines.saturating_sub(progress.ended));
+        assert!(known.0 <= progress.miners && progress.ended <= progress.lines, "{progress:?}");
+        if self.ending == Some(Ending::Complete) {
+            assert_eq!(known, (progress.miners, 0), "{progress:?}");
+        }
         at_gate
     }
 
