@@ -16,7 +16,6 @@ use crate::identity::KeyPair;
 use crate::ops::health::Health;
 use crate::protocol::{Receipt, ReceiptPayload};
 use crate::store::miner::{JobChange, JobRow, MinerStore, NewReceipt};
-use crate::store::receipts::ReceiptRow;
 
 /// Receipts of one transaction: what comes in during a commit is stored with the next, so none waits for more than two.
 const BATCH: usize = 256;
@@ -123,18 +122,6 @@ fn countersign(order: StoreOrder, key: &KeyPair) -> (Signed, NewReceipt) {
     let StoreOrder { job, number, row: of_job, payload, validator_signature } = order;
     let miner_signature = payload.sign(key);
     let receipt = Receipt { payload, validator_signature, miner_signature };
-    let new = NewReceipt { receipt: row(&receipt), job: of_job.map(|job| *job) };
+    let new = NewReceipt { receipt: (&receipt).into(), job: of_job.map(|job| *job) };
     (Signed { job, number, receipt: Box::new(receipt) }, new)
-}
-
-fn row(receipt: &Receipt) -> ReceiptRow {
-    ReceiptRow {
-        validator_hotkey: receipt.payload.validator_hotkey().to_owned(),
-        job_uuid: receipt.payload.job_uuid().to_owned(),
-        kind: receipt.payload.kind().as_str().to_owned(),
-        written_us: receipt.payload.timestamp().unix_micros(),
-        payload: receipt.payload.blob_for_signing(),
-        validator_signature: receipt.validator_signature.clone(),
-        miner_signature: receipt.miner_signature.clone(),
-    }
 }

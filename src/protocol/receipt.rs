@@ -11,6 +11,8 @@ use super::error::{Errors, Fault, truncate};
 use super::repr;
 use super::scalars::{int_within, list_of};
 use super::schema::{Wire, message, tagged_union};
+#[cfg(feature = "roles")]
+use crate::store::receipts::ReceiptRow;
 
 /// The longest time a receipt may count for: 30 days.
 pub const MAX_TTL_SECONDS: i64 = 30 * 24 * 60 * 60;
@@ -156,6 +158,21 @@ message! {
         validator_signature: String,
         /// The miner's signature over it (`0x` hex).
         miner_signature: String,
+    }
+}
+
+#[cfg(feature = "roles")]
+impl From<&Receipt> for ReceiptRow {
+    fn from(receipt: &Receipt) -> Self {
+        Self {
+            validator_hotkey: receipt.payload.validator_hotkey().to_owned(),
+            job_uuid: receipt.payload.job_uuid().to_owned(),
+            kind: receipt.payload.kind().as_str().to_owned(),
+            written_us: receipt.payload.timestamp().unix_micros(),
+            payload: receipt.payload.blob_for_signing(),
+            validator_signature: receipt.validator_signature.clone(),
+            miner_signature: receipt.miner_signature.clone(),
+        }
     }
 }
 

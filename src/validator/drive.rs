@@ -139,8 +139,8 @@ struct Attempt {
     started: Now,
     asked_at: Instant,
     last_trouble: Option<String>,
-    /// Its executors of the class, by its manifest.
-    executors: i64,
+    /// Its executors of the class, by its first manifest: a later one is not to make an excuse of fewer receipts.
+    executors: Option<i64>,
     /// What it reports beside its news of the job.
     complaints: Throttle,
     /// Since when there is no connection.
@@ -180,6 +180,8 @@ pub struct Drive {
     request: Arc<V2JobRequest>,
     /// Validators whose jobs excuse a miner, besides ours.
     known: Arc<[PublicKey]>,
+    /// Jobs that the miner of the attempt is known to have declined.
+    declined: Vec<String>,
     /// The miner that had the job when it was begun before.
     begun_on: Option<PublicKey>,
     tried: Vec<PublicKey>,
@@ -204,6 +206,7 @@ impl Drive {
             times,
             request,
             known: Arc::default(),
+            declined: Vec::new(),
             begun_on,
             tried: avoid.to_vec(),
             refusals: 0,
@@ -216,6 +219,12 @@ impl Drive {
     /// Jobs of these validators excuse a miner that is busy, as those of this one do.
     pub fn knowing(self, known: Arc<[PublicKey]>) -> Self {
         Self { known, ..self }
+    }
+
+    /// The miner of the attempt has declined these jobs before, so that their receipts excuse nothing. To be said
+    /// before the refusal that shows them.
+    pub fn declined_before(&mut self, jobs: Vec<String>) {
+        self.declined = jobs;
     }
 
     /// Takes in what happened and says what to do.
@@ -298,7 +307,7 @@ impl Drive {
             started: now,
             asked_at: now.mono,
             last_trouble: None,
-            executors: 0,
+            executors: None,
             complaints: Throttle::default(),
             lost_since: None,
             away_left: AWAY_TIME,
@@ -404,7 +413,7 @@ impl Drive {
                     manifest.manifest.iter().map(|(class, count)| (*class, count.saturating_i64())).collect();
                 let offers = manifest.get(&self.request.executor_class).copied().unwrap_or(0) > 0;
                 let is_empty = manifest.is_empty();
-                attempt.executors = manifest.get(&self.request.executor_class).copied().unwrap_or(0);
+                attempt.executors.get_or_insert(manifest.get(&self.request.executor_class).copied().unwrap_or(0));
                 self.out.push(Action::Manifest(attempt.miner, manifest));
                 match phase {
                     // It cannot run jobs at present: another may, and if there is none, it is not the job's fault.
@@ -498,10 +507,11 @@ impl Drive {
             miner: attempt.miner,
             asked_at: DateTime::from_unix_micros(attempt.started.unix_micros()),
             is_organic: true,
-            executors: attempt.executors,
+            executors: attempt.executors.unwrap_or(0),
         };
         let own = self.key.public();
-        excuses::judge(decline, &declined, |validator| *validator == own || self.known.contains(validator))
+        let is_known = |validator: &PublicKey| *validator == own || self.known.contains(validator);
+        excuses::judge_knowing(decline, &declined, is_known, |uuid| self.declined.iter().any(|other| other == uuid))
     }
 
     fn ask(&mut self, attempt: &mut Attempt, now: Now) {

@@ -74,6 +74,18 @@ impl std::fmt::Display for Verdict {
 
 /// Judges a refusal; `is_known` says whether jobs of a validator excuse.
 pub fn judge(decline: &V0DeclineJobRequest, declined: &Declined<'_>, is_known: impl Fn(&PublicKey) -> bool) -> Verdict {
+    judge_knowing(decline, declined, is_known, |_| false)
+}
+
+/// As [`judge`], where `was_declined` says of which jobs the miner is known to have declined them: it has a
+/// started-receipt of each that it was asked for, and a job that it did not take keeps no executor busy. No miner that
+/// is busy shows one.
+pub fn judge_knowing(
+    decline: &V0DeclineJobRequest,
+    declined: &Declined<'_>,
+    is_known: impl Fn(&PublicKey) -> bool,
+    was_declined: impl Fn(&str) -> bool,
+) -> Verdict {
     if decline.reason != JobRejectionReason::Busy {
         return Verdict::NotBusy;
     }
@@ -85,6 +97,7 @@ pub fn judge(decline: &V0DeclineJobRequest, declined: &Declined<'_>, is_known: i
             break;
         }
         match excuses(receipt, declined, &is_known) {
+            Ok(uuid) if was_declined(uuid) => drop(why.get_or_insert("of a job that it declined")),
             Ok(uuid) if jobs.insert(uuid) => receipts.push(n),
             Ok(_) => drop(why.get_or_insert("of the same job as another")),
             Err(fault) => drop(why.get_or_insert(fault)),
@@ -211,6 +224,31 @@ mod tests {
         // One that does not count takes nothing from those that do.
         let bad = signed(payload(3), "//Eve");
         assert!(verdict(vec![bad, good(1), other], two).is_excused());
+    }
+
+    #[test]
+    fn a_job_that_the_miner_declined_excuses_no_other() {
+        let decline = |receipts| V0DeclineJobRequest {
+            job_uuid: JOB.to_owned(),
+            message: "busy".to_owned(),
+            reason: JobRejectionReason::Busy,
+            receipts,
+            context: None,
+        };
+        let declined = Declined {
+            job_uuid: JOB,
+            class: CLASS,
+            miner: key("//Miner").public(),
+            asked_at: at(ASKED),
+            is_organic: true,
+            executors: 1,
+        };
+        let judge =
+            |receipts| judge_knowing(&decline(receipts), &declined, |_| true, |uuid| uuid == payload(1).job_uuid);
+        let [declined_before, runs] = [1, 2].map(|n| signed(payload(n), "//Validator"));
+        let why = Some("of a job that it declined");
+        assert_eq!(judge(vec![declined_before.clone()]), Verdict::NotExcused { counted: 0, needed: 1, why });
+        assert_eq!(judge(vec![declined_before, runs]), Verdict::Excused { receipts: vec![1] });
     }
 
     #[test]

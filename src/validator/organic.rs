@@ -15,7 +15,7 @@ use super::job_messages::JobTimes;
 use super::manifests::{ExchangeError, MinerDialer};
 use super::miner_client::{BACKOFF, MinerClient, MinerEvent, NoEvent};
 use super::receipt_store::OnExcused;
-use super::receipts::FinishedReceipts;
+use super::receipts::{Declines, FinishedReceipts};
 use super::routing::reliability::Incident;
 use super::routing::{Ask, BreakerView, ExplainedMiner, MinerAddress, MinerView, NoMiner, Routing};
 use crate::base::backoff::Backoff;
@@ -33,7 +33,7 @@ use crate::ops::status::Board;
 use crate::pool::breakers::Event;
 use crate::pool::breakers::Permit;
 use crate::pool::{Breakers, BreakersConfig, BudgetConfig, RetryBudget};
-use crate::protocol::{ExecutorClass, ValidatorToMiner};
+use crate::protocol::{ExecutorClass, MinerToValidator, V0DeclineJobRequest, ValidatorToMiner};
 use crate::transport::Dialer;
 
 /// The miners, and what it takes to talk to them.
@@ -46,6 +46,7 @@ pub(super) struct Miners {
     /// Takes the receipts that excuse miners.
     pub(super) on_excused: Option<OnExcused>,
     receipts: Mutex<FinishedReceipts>,
+    declines: Mutex<Declines>,
     /// Whether a miner answers; shared by all that call miners.
     pub(super) breakers: Breakers<PublicKey>,
     /// Second tries; shared by all that call miners.
@@ -81,6 +82,7 @@ impl Miners {
             known: Arc::default(),
             on_excused: None,
             receipts: Mutex::default(),
+            declines: Mutex::default(),
             breakers: Breakers::new(BreakersConfig::default()),
             budget: RetryBudget::new(BudgetConfig::default(), began),
             incidents,
@@ -97,7 +99,7 @@ impl Miners {
     /// New jobs go to these.
     pub(super) fn replace(&self, miners: Vec<MinerAddress>) {
         let listed: HashSet<PublicKey> = miners.iter().map(|miner| miner.hotkey).collect();
-        lock(&self.routing).replace(miners);
+        lock(&self.routing).replace(miners, Instant::now());
         // One that is gone is never asked again, so its breaker would stay as it is and count against the others.
         self.breakers.retain(|hotkey| listed.contains(hotkey));
     }
@@ -137,6 +139,15 @@ impl Miners {
                 over @ Event::OutageEnded { .. } => log::info!("{over}"),
             }
         }
+    }
+
+    /// The jobs of the receipts of a refusal that the miner declined, too; notes the one that it declines now.
+    fn declines(&self, miner: PublicKey, decline: &V0DeclineJobRequest) -> Vec<String> {
+        let mut declines = lock(&self.declines);
+        let jobs = decline.receipts.iter().map(|receipt| receipt.payload.job_uuid());
+        let before = jobs.filter(|uuid| declines.of(miner, uuid).is_some()).map(str::to_owned).collect();
+        declines.keep(miner, &decline.job_uuid, ());
+        before
     }
 
     fn breaker(&self, hotkey: &PublicKey, now: Instant) -> Option<BreakerView> {
@@ -216,6 +227,12 @@ impl<R: Reports> Runner<'_, R> {
     fn take(&mut self, input: Input) {
         // Whatever else ends a job leaves something on its way.
         self.clean &= matches!(input, Input::Message(_) | Input::Start | Input::Reserved(_));
+        if let (Input::Message(message), Some(slot)) = (&input, &self.slot)
+            && let MinerToValidator::V0DeclineJobRequest(decline) = &**message
+            && decline.job_uuid == self.uuid
+        {
+            self.drive.declined_before(self.miners.declines(slot.hotkey, decline));
+        }
         let mut actions = VecDeque::from(self.drive.handle(input, self.miners.clock().now_and_wall()));
         while let Some(action) = actions.pop_front() {
             if let Some(input) = self.act(action) {
@@ -260,7 +277,7 @@ impl<R: Reports> Runner<'_, R> {
             }
             Action::Send(message) => {
                 if let (ValidatorToMiner::V0JobFinishedReceiptRequest(receipt), Some(slot)) = (&*message, &self.slot) {
-                    lock(&self.miners.receipts).keep(slot.hotkey, receipt);
+                    lock(&self.miners.receipts).keep(slot.hotkey, &receipt.payload.job_uuid, receipt.clone());
                 }
                 let sent = self.client.as_ref()?.send(*message);
                 return sent.err().map(|full| Input::NotSent(full.to_string()));
@@ -301,7 +318,11 @@ impl<R: Reports> Runner<'_, R> {
             }
             Action::Report(status) => self.job.as_ref()?.report(status),
             Action::StreamingReady(details) => self.job.as_ref()?.streaming_ready(details),
-            Action::RunsOn(miner) => self.job.as_ref()?.runs_on(miner),
+            Action::RunsOn(miner) => {
+                // One that goes on with the job of a lost worker may be asked again.
+                lock(&self.miners.declines).forget(miner, self.uuid);
+                self.job.as_ref()?.runs_on(miner);
+            }
             Action::MachineSpecs(specs) => self.job.as_ref()?.machine_specs(*specs),
             Action::End(outcome) => self.job.take()?.end(*outcome),
             Action::Cancelled => self.job.take()?.cancelled(),

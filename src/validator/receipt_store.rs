@@ -95,20 +95,8 @@ fn run(mut store: ReceiptStore, from: &Receiver<Vec<Receipt>>, stop: &Shutdown) 
 
 /// Stores those that the miner has signed too. Trouble is logged: no job depends on it.
 fn keep(store: &mut ReceiptStore, receipts: &[Receipt]) {
-    let rows: Vec<_> = receipts.iter().filter(|receipt| receipt.verify_miner().is_ok()).map(row).collect();
+    let rows: Vec<_> = receipts.iter().filter(|receipt| receipt.verify_miner().is_ok()).map(ReceiptRow::from).collect();
     if let Err(error) = store.keep(&rows, RECEIPTS, now().unix_micros()) {
         log::warn!("{} receipts of other validators are not stored: {error}", rows.len());
-    }
-}
-
-fn row(receipt: &Receipt) -> ReceiptRow {
-    ReceiptRow {
-        validator_hotkey: receipt.payload.validator_hotkey().to_owned(),
-        job_uuid: receipt.payload.job_uuid().to_owned(),
-        kind: receipt.payload.kind().as_str().to_owned(),
-        written_us: receipt.payload.timestamp().unix_micros(),
-        payload: receipt.payload.blob_for_signing(),
-        validator_signature: receipt.validator_signature.clone(),
-        miner_signature: receipt.miner_signature.clone(),
     }
 }

@@ -1,7 +1,8 @@
-//! The newest finished-receipts that this validator has signed, for miners that have not got theirs. Pure.
+//! What is remembered of the newest jobs of miners. Pure.
 //!
-//! A miner keeps the outcome of a job until the finished-receipt confirms it, and tells it to each later connection. A
-//! receipt that was lost with its connection is sent again then.
+//! Finished-receipts that this validator has signed, for miners that have not got theirs: a miner keeps the outcome of
+//! a job until the finished-receipt confirms it, and tells it to each later connection. A receipt that was lost with
+//! its connection is sent again then. And which jobs a miner has declined, see [`excuses`](super::excuses).
 
 use std::collections::{HashMap, VecDeque};
 
@@ -12,30 +13,65 @@ use crate::protocol::V0JobFinishedReceiptRequest;
 /// outcome after ten minutes.
 const RECEIPTS: usize = 1024;
 
-/// Finished-receipts by miner and job.
-#[derive(Debug, Default)]
-pub(super) struct FinishedReceipts {
-    receipts: HashMap<(PublicKey, String), V0JobFinishedReceiptRequest>,
+/// Refusals that are remembered, of some 200 bytes each, 13 MiB: those of an hour at 18 a second. What the
+/// started-receipt of a declined job is worth to its miner ends with the time of the job.
+const DECLINES: usize = 65_536;
+
+/// Something of the newest jobs, by miner and job.
+#[derive(Debug)]
+pub(super) struct Newest<T> {
+    of: HashMap<(PublicKey, String), T>,
     oldest_first: VecDeque<(PublicKey, String)>,
+    most: usize,
 }
 
-impl FinishedReceipts {
-    /// Keeps a receipt, and forgets the oldest beyond the limit.
-    pub(super) fn keep(&mut self, miner: PublicKey, receipt: &V0JobFinishedReceiptRequest) {
-        let key = (miner, receipt.payload.job_uuid.clone());
-        if self.receipts.insert(key.clone(), receipt.clone()).is_none() {
+/// The finished-receipts that were signed.
+pub(super) type FinishedReceipts = Newest<V0JobFinishedReceiptRequest>;
+
+/// The jobs that miners have declined.
+pub(super) type Declines = Newest<()>;
+
+impl Default for FinishedReceipts {
+    fn default() -> Self {
+        Self::new(RECEIPTS)
+    }
+}
+
+impl Default for Declines {
+    fn default() -> Self {
+        Self::new(DECLINES)
+    }
+}
+
+impl<T: Clone> Newest<T> {
+    fn new(most: usize) -> Self {
+        Self { of: HashMap::new(), oldest_first: VecDeque::new(), most }
+    }
+
+    /// Keeps it, and forgets the oldest beyond the limit.
+    pub(super) fn keep(&mut self, miner: PublicKey, job_uuid: &str, what: T) {
+        let key = (miner, job_uuid.to_owned());
+        if self.of.insert(key.clone(), what).is_none() {
             self.oldest_first.push_back(key);
         }
-        if self.oldest_first.len() > RECEIPTS
+        if self.oldest_first.len() > self.most
             && let Some(oldest) = self.oldest_first.pop_front()
         {
-            self.receipts.remove(&oldest);
+            self.of.remove(&oldest);
         }
     }
 
-    /// The receipt for a job that a miner had.
-    pub(super) fn of(&self, miner: PublicKey, job_uuid: &str) -> Option<V0JobFinishedReceiptRequest> {
-        self.receipts.get(&(miner, job_uuid.to_owned())).cloned()
+    /// Keeps it no longer.
+    pub(super) fn forget(&mut self, miner: PublicKey, job_uuid: &str) {
+        let key = (miner, job_uuid.to_owned());
+        if self.of.remove(&key).is_some() {
+            self.oldest_first.retain(|other| *other != key);
+        }
+    }
+
+    /// That of a job that a miner was asked for.
+    pub(super) fn of(&self, miner: PublicKey, job_uuid: &str) -> Option<T> {
+        self.of.get(&(miner, job_uuid.to_owned())).cloned()
     }
 }
 
@@ -62,12 +98,15 @@ mod tests {
             signature: String::new(),
         };
         let mut receipts = FinishedReceipts::default();
-        (0..=RECEIPTS).for_each(|n| receipts.keep(miner, &receipt(n)));
-        receipts.keep(miner, &receipt(1));
+        (0..=RECEIPTS).for_each(|n| receipts.keep(miner, &n.to_string(), receipt(n)));
+        receipts.keep(miner, "1", receipt(1));
         assert_eq!(receipts.of(miner, "0"), None);
         assert_eq!(receipts.of(miner, "1"), Some(receipt(1)));
         assert_eq!(receipts.of(miner, &RECEIPTS.to_string()), Some(receipt(RECEIPTS)));
         assert_eq!(receipts.of(other, "1"), None);
-        assert_eq!(receipts.oldest_first.len(), receipts.receipts.len());
+        receipts.forget(miner, "1");
+        receipts.forget(miner, "0");
+        assert_eq!(receipts.of(miner, "1"), None);
+        assert_eq!((receipts.oldest_first.len(), receipts.of.len()), (RECEIPTS - 1, RECEIPTS - 1));
     }
 }

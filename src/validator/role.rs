@@ -301,7 +301,8 @@ impl std::fmt::Debug for Reloader {
 }
 
 impl Reloader {
-    /// New jobs go to these miners. What is known of those that stay is kept; jobs on those that go end as they would.
+    /// New jobs go to these miners. What is known of those that stay is kept, and of those that go while it counts;
+    /// jobs on those end as they would.
     pub fn miners(&self, miners: Vec<MinerAddress>) {
         self.0.set_miners(miners);
     }

@@ -1,7 +1,7 @@
 //! A miner that says far too much, over loopback, to a validator with a state folder: it harms its own job alone.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use phalanx::base::stop::Stopping;
 use phalanx::identity::KeyPair;
@@ -217,6 +217,39 @@ fn busy(by: &'static str) -> Script {
             context: None,
         }));
     })
+}
+
+/// It has a started-receipt of each job that it was asked for, also of those that it has just declined.
+#[test]
+fn the_jobs_that_a_miner_has_declined_excuse_no_other() {
+    let first: Arc<Mutex<Option<Receipt>>> = Arc::default();
+    let script: Script = Arc::new(move |session, message| {
+        let ValidatorToMiner::V0InitialJobRequest(initial) = message else { return };
+        let payload = initial.job_started_receipt_payload;
+        let miner_signature = payload.sign(&key("//Miner"));
+        let validator_signature = initial.job_started_receipt_signature;
+        let asked = Receipt { payload: payload.into(), validator_signature, miner_signature };
+        let receipts = first.lock().unwrap().get_or_insert(asked).clone();
+        session.say(MinerToValidator::from(V0DeclineJobRequest {
+            job_uuid: initial.job_uuid,
+            message: "all are busy".to_owned(),
+            reason: JobRejectionReason::Busy,
+            receipts: vec![receipts],
+            context: None,
+        }));
+    });
+    let scene = Scene::new(script);
+    let validator = scene.validator();
+    for _ in 0..3 {
+        assert_eq!(statuses(&scene.run(&job(&key("//User")))), [S::Received, S::Rejected]);
+    }
+    let explained = validator.observer().explain_miner(&key("//Miner").public()).unwrap();
+    let kinds: Vec<_> = explained.incidents.iter().map(|incident| incident.kind).collect();
+    assert_eq!(kinds, ["declined"; 3]);
+    scene.stop_validator(validator);
+    let store = ReceiptStore::open(&scene.folder.path().join("receipts.db"), 0).unwrap();
+    assert!(store.since(0, 10).unwrap().is_empty());
+    scene.stop();
 }
 
 #[test]

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use phalanx::base::now::Now;
 use phalanx::identity::{KeyPair, PublicKey};
 use phalanx::protocol::{
-    ExecutorClass, HordeFailureReason, Int, JobRejectionReason, MinerToValidator, StreamingDetails, V0AcceptJobRequest,
-    V0DeclineJobRequest, V0ExecutionDoneRequest, V0ExecutorFailedRequest, V0ExecutorManifestRequest,
-    V0ExecutorReadyRequest, V0JobFinishedRequest, V0StreamingJobReadyRequest, V0VolumesReadyRequest, V2JobRequest,
-    ValidatorToMiner,
+    DateTime, ExecutorClass, HordeFailureReason, Int, JobRejectionReason, JobStartedReceiptPayload, MinerToValidator,
+    Receipt, StreamingDetails, V0AcceptJobRequest, V0DeclineJobRequest, V0ExecutionDoneRequest,
+    V0ExecutorFailedRequest, V0ExecutorManifestRequest, V0ExecutorReadyRequest, V0JobFinishedRequest,
+    V0StreamingJobReadyRequest, V0VolumesReadyRequest, V2JobRequest, ValidatorToMiner,
 };
 use phalanx::validator::JobTimes;
 use phalanx::validator::Outcome;
@@ -327,6 +327,43 @@ fn miners_are_asked_in_turn_and_the_last_refusal_counts() {
         last[4].starts_with("end horde_failed miner_connection_failed") && last[4].ends_with("no connection in time")
     );
     assert_eq!(last.len(), 5);
+}
+
+#[test]
+fn a_miner_that_is_busy_is_excused_by_as_many_receipts_as_its_first_manifest_has_executors() {
+    let decline = |later: &[i64], declined_before: bool| {
+        let mut f = Fixture::new();
+        f.handle(Input::Start);
+        f.reserved("//Bob");
+        f.manifest(2);
+        later.iter().for_each(|executors| drop(f.manifest(*executors)));
+        let asked = i64::try_from(f.now.wall.as_micros()).unwrap();
+        let payload = |job: u8| JobStartedReceiptPayload {
+            job_uuid: format!("00000000-0000-4000-8000-0000000000{job:02}"),
+            miner_hotkey: public("//Bob").to_ss58(),
+            validator_hotkey: public("//Alice").to_ss58(),
+            timestamp: DateTime::from_unix_micros(asked - 5_000_000),
+            executor_class: ExecutorClass::AlwaysOnTest,
+            is_organic: true,
+            ttl: 30,
+        };
+        let receipt = |job: u8| {
+            let [validator_signature, miner_signature] =
+                ["//Alice", "//Bob"].map(|uri| payload(job).sign(&KeyPair::from_uri(uri).unwrap()));
+            Receipt { payload: payload(job).into(), validator_signature, miner_signature }
+        };
+        if declined_before {
+            f.drive.declined_before(vec![payload(1).job_uuid]);
+        }
+        let receipts = if later.is_empty() { vec![receipt(1), receipt(2)] } else { vec![receipt(1)] };
+        let job_uuid = f.uuid.clone();
+        let (message, reason) = ("all are busy".to_owned(), JobRejectionReason::Busy);
+        let says = f.says(V0DeclineJobRequest { job_uuid, reason, message, context: None, receipts });
+        (says[0].clone(), says.contains(&"declined //Bob".to_owned()))
+    };
+    assert_eq!(decline(&[], false), ("//Bob excused by 2".to_owned(), false));
+    assert!(decline(&[1], false).1, "one receipt for two executors, whatever it says later");
+    assert!(decline(&[], true).1, "one of them tells of a job that it declined");
 }
 
 #[test]

@@ -13,6 +13,10 @@ use crate::protocol::JobStatus;
 /// Reports of one signer that count in a day: who has more to complain of should look at what it compares.
 pub(super) const REPORTS_PER_DAY: usize = 20;
 
+/// How long a job is remembered on which its miner cheated, in milliseconds: 31 days, at most 620 jobs of each signer.
+/// No blacklist is wanted for longer.
+pub(super) const KEPT_MS: u64 = 31 * DAY_MS;
+
 /// A day, in milliseconds.
 pub(super) const DAY_MS: u64 = 24 * 3600 * 1000;
 

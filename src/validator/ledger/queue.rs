@@ -262,6 +262,8 @@ pub struct Ledger {
     over: VecDeque<u64>,
     /// Of these, those beyond what is remembered whose signature could still be used: at most as many as signatures.
     over_signed: VecDeque<u64>,
+    /// Of these, those beyond what is remembered on which a miner cheated, see `cheats`.
+    over_cheated: VecDeque<u64>,
     /// Jobs whose first update waits for its next try.
     held: BTreeSet<(Instant, u64)>,
     /// The job of each dead letter, oldest first.
@@ -321,6 +323,7 @@ impl Ledger {
             by_signature: HashMap::new(),
             over: VecDeque::new(),
             over_signed: VecDeque::new(),
+            over_cheated: VecDeque::new(),
             held: BTreeSet::new(),
             dead_letters: VecDeque::new(),
             dirty: Vec::new(),
@@ -716,12 +719,18 @@ impl Ledger {
     }
 
     /// Forgets the jobs that were over first; those with dead letters go when their letters have gone, those whose
-    /// signature could be used again when that is too old.
+    /// signature could be used again when that is too old, those on which a miner cheated later still.
     fn forget_old(&mut self, now: Now) {
         while let Some(job) = self.over_signed.front().copied()
             && !self.is_signature_live(job, now)
         {
             self.over_signed.pop_front();
+            self.over.push_front(job);
+        }
+        while let Some(job) = self.over_cheated.front().copied()
+            && !self.is_cheat_kept(job, now)
+        {
+            self.over_cheated.pop_front();
             self.over.push_front(job);
         }
         while self.over.len() > self.limits.remembered {
@@ -735,6 +744,10 @@ impl Ledger {
                 self.over_signed.push_back(job);
                 continue;
             }
+            if self.is_cheat_kept(job, now) {
+                self.over_cheated.push_back(job);
+                continue;
+            }
             if let Some(signed) = entry.record.signed {
                 self.by_signature.remove(&signed.signature);
             }
@@ -744,6 +757,12 @@ impl Ledger {
                 self.forgotten.push(job);
             }
         }
+    }
+
+    /// Whether the miner of a job cheated on it, not too long ago.
+    fn is_cheat_kept(&self, job: u64, now: Now) -> bool {
+        let cheated_at = self.jobs.get(&job).and_then(|entry| entry.record.cheated_at);
+        cheated_at.is_some_and(|at| now.unix_millis().saturating_sub(at) < cheats::KEPT_MS)
     }
 
     /// Whether the signature of a job could be used again.
@@ -1098,6 +1117,36 @@ mod tests {
         assert_eq!(cheated(&mut ledger, "a", "t", 8), Err("the job was reported before"));
         assert_eq!(cheated(&mut ledger, "b", "t", 0), Err("the job is not known"));
         assert_eq!(ledger.cheaters(), HashMap::from([(miner, moment(7).unix_millis())]));
+    }
+
+    #[test]
+    fn who_cheated_is_known_however_many_jobs_come_after_it() {
+        let limits = LedgerLimits { remembered: 2, ..LedgerLimits::default() };
+        let mut ledger = Ledger::new(limits, RetryPolicies::default(), true).with_signature_age(Duration::from_secs(1));
+        let miner = PublicKey::from_bytes([1; 32]);
+        let run = |ledger: &mut Ledger, uuid: &str, trusted, number: u8, ms| {
+            let job = ledger.take(uuid, trusted, moment(ms)).unwrap();
+            ledger.admit(job, &signed(uuid, number, ms), moment(ms)).unwrap();
+            ledger.ran_on(job, PublicKey::from_bytes([1 + u8::from(trusted); 32]));
+            ledger.accept(job, JobStatus::Completed, "".into(), moment(ms)).unwrap();
+            let batch = ledger.batch();
+            ledger.synced(&batch);
+            ledger.settle(job, &Reply::Stored, moment(ms));
+        };
+        run(&mut ledger, "a", false, 1, 0);
+        run(&mut ledger, "t", true, 2, 0);
+        assert_eq!(cheated(&mut ledger, "a", "t", 7), Ok(miner));
+        for n in 0..100 {
+            run(&mut ledger, &format!("later-{n}"), false, 3 + n, 2_000 + u64::from(n) * 2_000);
+        }
+        assert_eq!(ledger.jobs.len(), 2 + 1, "those remembered, and the one of the report");
+        assert_eq!(ledger.cheaters(), HashMap::from([(miner, moment(7).unix_millis())]));
+        assert_eq!(cheated(&mut ledger, "a", "later-99", 300_000), Err("the job was reported before"));
+        let kept = 7 + cheats::KEPT_MS;
+        run(&mut ledger, "last", false, 120, kept - 1);
+        assert_eq!(ledger.cheaters().len(), 1);
+        run(&mut ledger, "last-2", false, 121, kept);
+        assert!(ledger.cheaters().is_empty());
     }
 
     /// Nothing leaves before it is as safe as it must be, also when updates come while a batch is being written.

@@ -23,6 +23,11 @@ pub struct MinerAddress {
 }
 
 impl MinerAddress {
+    /// A miner of which no list has said where it is.
+    pub(super) fn unknown(hotkey: PublicKey) -> Self {
+        Self { hotkey, address: String::new(), port: 0, trusted: false, tls: false }
+    }
+
     /// Where a validator connects to it.
     pub fn url(&self, validator: &PublicKey) -> String {
         let Self { address, port, .. } = self;
@@ -59,6 +64,22 @@ impl MinerState {
             blacklisted_until: None,
             reliability: Reliability::default(),
         }
+    }
+
+    /// For how long it still gets no job because it cheated.
+    pub(super) fn blacklisted(&self, now: Instant) -> Option<Duration> {
+        self.blacklisted_until?.checked_duration_since(now).filter(|left| !left.is_zero() && !self.address.trusted)
+    }
+
+    /// Whether there is something about it that still counts when it comes back.
+    pub(super) fn is_remembered(&self, half_life: Duration, now: Instant) -> bool {
+        self.weight_of_memory(half_life, now) > (false, 0, 0)
+    }
+
+    /// The greater, the worse it would be to forget it: it cheated, its jobs, how far its reliability is from full.
+    pub(super) fn weight_of_memory(&self, half_life: Duration, now: Instant) -> (bool, i64, u8) {
+        let lost = 10_u8.saturating_sub(self.reliability.numbers(now, half_life).tenths());
+        (self.blacklisted(now).is_some(), self.running.values().sum(), lost)
     }
 
     pub(super) fn running(&self, class: ExecutorClass) -> i64 {

@@ -24,6 +24,10 @@ pub use self::views::{BreakerView, ClassView, ExplainedMiner, MinerView};
 use crate::identity::PublicKey;
 use crate::protocol::ExecutorClass;
 
+/// Miners that are in no list any more of which something is remembered: as many as a batch may have. Each has some
+/// 2 KiB, the words of its last incidents, 8 MiB in all.
+const GONE_MINERS: usize = 4000;
+
 /// Why no miner was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoMiner {
@@ -39,6 +43,8 @@ pub enum NoMiner {
 #[derive(Debug)]
 pub struct Routing {
     miners: Vec<MinerState>,
+    /// Those that an earlier table named and that something is to be remembered of.
+    gone: HashMap<PublicKey, MinerState>,
     half_life: Duration,
     /// Breaks ties in turn, so that equal miners share the work.
     turn: usize,
@@ -47,13 +53,14 @@ pub struct Routing {
 impl Routing {
     /// A table of miners about which nothing is known; what they do counts half after each `half_life`.
     pub fn new(miners: Vec<MinerAddress>, half_life: Duration) -> Self {
-        Self { miners: miners.into_iter().map(MinerState::new).collect(), half_life, turn: 0 }
+        Self { miners: miners.into_iter().map(MinerState::new).collect(), gone: HashMap::new(), half_life, turn: 0 }
     }
 
-    /// Takes another table; what is known of the miners in both is kept.
-    pub fn replace(&mut self, miners: Vec<MinerAddress>) {
-        let mut known: HashMap<PublicKey, MinerState> =
-            self.miners.drain(..).map(|miner| (miner.address.hotkey, miner)).collect();
+    /// Takes another table; what is known of the miners in both is kept. Of those that are gone it is kept while one
+    /// runs jobs, is blacklisted, or has incidents that count, because it may come back with the next table.
+    pub fn replace(&mut self, miners: Vec<MinerAddress>, now: Instant) {
+        let mut known = std::mem::take(&mut self.gone);
+        known.extend(self.miners.drain(..).map(|miner| (miner.address.hotkey, miner)));
         self.miners = miners
             .into_iter()
             .map(|address| match known.remove(&address.hotkey) {
@@ -61,6 +68,14 @@ impl Routing {
                 None => MinerState::new(address),
             })
             .collect();
+        let half_life = self.half_life;
+        let mut gone: Vec<MinerState> =
+            known.into_values().filter(|miner| miner.is_remembered(half_life, now)).collect();
+        if gone.len() > GONE_MINERS {
+            gone.sort_by_key(|miner| std::cmp::Reverse(miner.weight_of_memory(half_life, now)));
+            gone.truncate(GONE_MINERS);
+        }
+        self.gone = gone.into_iter().map(|miner| (miner.address.hotkey, miner)).collect();
     }
 
     /// Picks the miner with the best [`Standing`], and counts the job as running there until [`Routing::release`]. A
@@ -96,7 +111,7 @@ impl Routing {
     /// Counts a job as running on the miner that has it already, whatever room it has left; `None` if it is not in the
     /// table.
     pub fn reserve_again(&mut self, hotkey: &PublicKey, class: ExecutorClass) -> Option<MinerAddress> {
-        let miner = self.find(hotkey)?;
+        let miner = self.miners.iter_mut().find(|miner| miner.address.hotkey == *hotkey)?;
         *miner.running.entry(class).or_default() += 1;
         Some(miner.address.clone())
     }
@@ -143,9 +158,12 @@ impl Routing {
         }
     }
 
-    /// A miner cheated: it gets no job for `time`. Saying it again does not prolong it, and a trusted miner is not
-    /// touched by it.
+    /// A miner cheated: it gets no job for `time`, also if it is in the table only later. Saying it again does not
+    /// prolong it, and a trusted miner is not touched by it.
     pub fn blacklist(&mut self, hotkey: &PublicKey, now: Instant, time: Duration) {
+        if self.find(hotkey).is_none() && self.gone.len() < GONE_MINERS {
+            self.gone.insert(*hotkey, MinerState::new(MinerAddress::unknown(*hotkey)));
+        }
         if let Some(miner) = self.find(hotkey)
             && !miner.address.trusted
             && miner.blacklisted_until.is_none_or(|until| until <= now)
@@ -155,7 +173,8 @@ impl Routing {
     }
 
     fn find(&mut self, hotkey: &PublicKey) -> Option<&mut MinerState> {
-        self.miners.iter_mut().find(|m| m.address.hotkey == *hotkey)
+        let listed = self.miners.iter_mut().find(|m| m.address.hotkey == *hotkey);
+        listed.or_else(|| self.gone.get_mut(hotkey))
     }
 }
 

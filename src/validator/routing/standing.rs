@@ -83,8 +83,8 @@ impl MinerState {
         if ask.tried.contains(&self.address.hotkey) {
             return Err(PassedOver::Tried);
         }
-        if let Some(until) = self.blacklisted_until.filter(|until| now < *until) {
-            return Err(PassedOver::Blacklisted { left: until - now });
+        if let Some(left) = self.blacklisted(now) {
+            return Err(PassedOver::Blacklisted { left });
         }
         let running = self.running(ask.class);
         let offered = self.offered(ask.class, now);

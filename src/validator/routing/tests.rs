@@ -89,11 +89,70 @@ fn another_table_keeps_what_is_known_of_the_miners_in_both() {
     let now = Instant::now();
     let mut routing = table(2);
     routing.blacklist(&miner(1).hotkey, now, Duration::from_secs(60));
-    routing.replace(vec![MinerAddress { port: 9, ..miner(1) }, miner(3)]);
+    routing.replace(vec![MinerAddress { port: 9, ..miner(1) }, miner(3)], now);
     assert_eq!(pick(&mut routing, &[], now), Ok(key(3)));
     assert_eq!(pick(&mut routing, &[key(3)], now), Err(NoMiner::None), "1 cheated, 2 is gone");
     let later = now + Duration::from_secs(61);
     assert_eq!(routing.reserve(&Ask { tried: &[key(3)], ..ASK }, later).map(|m| m.port), Ok(9));
+}
+
+#[test]
+fn a_miner_that_is_missing_in_one_table_comes_back_with_what_still_counts() {
+    let now = Instant::now();
+    let mut routing = table(4);
+    routing.manifest(&key(1), has(1), now);
+    assert_eq!(pick(&mut routing, &[key(2), key(3), key(4)], now), Ok(key(1)));
+    routing.blacklist(&key(2), now, Duration::from_secs(60));
+    routing.incident(&key(3), Incident::Failed, "it gave the job up", now);
+    let all = || (1..=6).map(miner).collect::<Vec<_>>();
+    routing.replace(vec![miner(5)], now);
+    assert_eq!(routing.gone.len(), 3, "nothing counts of the fourth");
+    assert_eq!(pick(&mut routing, &[key(5)], now), Err(NoMiner::None), "none that is gone is asked");
+    assert_eq!(routing.reserve_again(&key(1), CLASS), None);
+    // What happens meanwhile counts as well: the sixth was never in a table.
+    routing.blacklist(&key(6), now, Duration::from_secs(60));
+    routing.incident(&key(3), Incident::Failed, "it lost its executor", now);
+    routing.replace(vec![miner(5)], now);
+    routing.replace(all(), now);
+    let view = |routing: &Routing, n, at| routing.explain(&key(n), &|_| None, at).unwrap().miner;
+    assert_eq!(view(&routing, 1, now).running, [(CLASS.as_str(), 1)].into());
+    assert_eq!(view(&routing, 1, now).manifest, Some([(CLASS.as_str(), 1)].into()));
+    for n in [2, 6] {
+        assert_eq!(view(&routing, n, now).blacklisted_seconds, Some(60));
+        assert_eq!((view(&routing, n, now).address.as_str(), view(&routing, n, now).port), ("127.0.0.1", 1));
+    }
+    assert_eq!(view(&routing, 3, now).numbers.incidents, 2.0 * Incident::Failed.weight());
+    // Its job ends while it is gone again.
+    routing.replace(vec![miner(5)], now);
+    routing.release(&key(1), CLASS);
+    routing.replace(all(), now);
+    assert!(view(&routing, 1, now).running.is_empty());
+    // When nothing counts any more, nothing is kept.
+    let later = now + HALF_LIFE * 8;
+    routing.replace(vec![miner(5)], later);
+    assert!(routing.gone.is_empty(), "{:?}", routing.gone);
+}
+
+#[test]
+fn of_more_miners_that_are_gone_than_are_remembered_those_that_matter_least_are_forgotten() {
+    let now = Instant::now();
+    let many = |n: u16| {
+        let mut bytes = [7; 32];
+        bytes[..2].copy_from_slice(&n.to_le_bytes());
+        PublicKey::from_bytes(bytes)
+    };
+    let count = u16::try_from(GONE_MINERS).unwrap() + 50;
+    let mut routing =
+        Routing::new((0..count).map(|n| MinerAddress { hotkey: many(n), ..miner(1) }).collect(), HALF_LIFE);
+    (0..count).for_each(|n| routing.incident(&many(n), Incident::Failed, "", now));
+    let worst = [3, 2000, count - 1];
+    worst.iter().for_each(|n| routing.blacklist(&many(*n), now, Duration::from_secs(60)));
+    routing.replace(Vec::new(), now);
+    assert_eq!(routing.gone.len(), GONE_MINERS);
+    assert!(worst.iter().all(|n| routing.gone.contains_key(&many(*n))));
+    // One more is not taken in, so that reports of cheating cannot fill the memory.
+    routing.blacklist(&key(9), now, Duration::from_secs(60));
+    assert_eq!(routing.gone.len(), GONE_MINERS);
 }
 
 #[test]

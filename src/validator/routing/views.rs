@@ -165,7 +165,7 @@ impl MinerState {
             numbers: self.reliability.numbers(now, half_life),
             breaker: breaker(hotkey).map(|breaker| breaker.line),
             cooling_seconds: left(self.cooling_until),
-            blacklisted_seconds: left(self.blacklisted_until),
+            blacklisted_seconds: self.blacklisted(now).map(|left| left.as_secs()),
             last_error: self.reliability.shown(now, half_life).into_iter().next(),
         }
     }
