@@ -7,7 +7,9 @@ use super::kept::PlannedRow;
 use super::line::{BatchOutcome, JobLine, in_words, one_line, stamp};
 use crate::base::now::Now;
 use crate::protocol::stages::{Stage, StageClock, Timing};
-use crate::protocol::{ExecutorClass, JobResultDetails, MinerToValidator, V2JobRequest};
+use crate::protocol::{
+    ExecutorClass, JobRejectionDetails, JobRejectionReason, JobResultDetails, MinerToValidator, V2JobRequest,
+};
 use crate::validator::job_messages::{declined, is_end, outcome_of};
 use crate::validator::status::Outcome;
 
@@ -69,8 +71,10 @@ pub(super) struct Job {
     /// How often it was asked for, and why it was asked for again.
     pub(super) attempts: u32,
     pub(super) first_trouble: Option<String>,
-    /// How often it was asked for again since the batch has begun or gone on.
+    /// How often it was asked for again since the batch has begun or gone on, because the horde failed it.
     pub(super) retried: u32,
+    /// Its miner may have had it under this uuid before the batch was killed.
+    pub(super) is_kept: bool,
     /// The miner did not take it, and has shown with what it is busy.
     pub(super) excused: bool,
     /// How often the accepted-receipt was sent again.
@@ -103,6 +107,7 @@ impl Job {
             attempts: 1,
             first_trouble: None,
             retried: 0,
+            is_kept: false,
             excused: false,
             receipt_repeats: 0,
         }
@@ -111,7 +116,7 @@ impl Job {
     /// One that was planned before a restart.
     pub(super) fn kept(planned: PlannedRow) -> Self {
         let PlannedRow { place, uuid, class, request, attempts } = planned;
-        Self { attempts, ..Self::new(place.miner, place.job, uuid, class, request) }
+        Self { attempts, is_kept: true, ..Self::new(place.miner, place.job, uuid, class, request) }
     }
 
     /// Whether the gate waits for it.
@@ -119,11 +124,17 @@ impl Job {
         matches!(self.phase, Phase::Asked | Phase::Starting)
     }
 
-    /// It is asked for once more, under another uuid.
-    pub(super) fn again(&mut self, uuid: String, trouble: String) {
+    /// Whether its miner, by this answer, has had it before and knows no more of it: a miner takes a uuid once.
+    pub(super) fn is_forgotten(&self, outcome: &Outcome) -> bool {
+        let is_unknown = |refusal: &JobRejectionDetails| refusal.reason == JobRejectionReason::Unknown;
+        self.is_kept && matches!(outcome, Outcome::Rejected(refusal) if is_unknown(refusal))
+    }
+
+    /// It is asked for once more, under another uuid; after trouble of the horde, or without.
+    pub(super) fn again(&mut self, uuid: String, trouble: Option<String>) {
         let (miner, place, class) = (self.miner, self.place, self.class);
-        let (attempts, retried) = (self.attempts + 1, self.retried + 1);
-        let first_trouble = self.first_trouble.take().or(Some(trouble));
+        let (attempts, retried) = (self.attempts + 1, self.retried + u32::from(trouble.is_some()));
+        let first_trouble = self.first_trouble.take().or(trouble);
         *self = Self { attempts, retried, first_trouble, ..Self::new(miner, place, uuid, class, self.request.clone()) };
     }
 

@@ -97,10 +97,11 @@ impl Batch {
         self.set_deadline(number);
     }
 
-    /// The horde failed the job before the gate: it is asked for once more.
+    /// The horde failed the job before the gate, or its miner takes its uuid no more: it is asked for once more.
     pub(super) fn ask_again(&mut self, number: usize, outcome: &Outcome, now: Now) {
-        let trouble = in_words(outcome).1.unwrap_or_default();
-        log::info!("job {}: asked for again: {trouble}", self.jobs[number].uuid);
+        let why = in_words(outcome).1.unwrap_or_default();
+        log::info!("job {}: asked for again: {why}", self.jobs[number].uuid);
+        let trouble = matches!(outcome, Outcome::HordeFailed(_)).then_some(why);
         if !self.jobs[number].is_before_gate() {
             self.progress.ready -= 1;
             self.before_gate += 1;

@@ -69,11 +69,11 @@ impl Batch {
             Step::Broken(why) => self.end_job(number, BatchOutcome::ProtocolError, Some(why), None, now),
             Step::Answer(outcome) => {
                 let (retried, is_early) = (job.retried, job.is_before_gate() || job.phase == Phase::Ready);
-                if let Outcome::HordeFailed(_) = &*outcome
-                    && is_early
-                    && gate_closed
-                    && retried < self.config.retries
-                {
+                let is_tried_again = match &*outcome {
+                    Outcome::HordeFailed(_) => retried < self.config.retries,
+                    outcome => job.is_forgotten(outcome),
+                };
+                if is_tried_again && is_early && gate_closed {
                     return self.ask_again(number, &outcome, now);
                 }
                 let (end, reason) = match (job.phase, job.deadline) {

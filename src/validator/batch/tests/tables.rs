@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::bench::*;
 use crate::identity::KeyPair;
 use crate::protocol::{
-    Code, DateTime, ExecutorClass, GenericError, JobStartedReceiptPayload, Receipt, UnauthorizedError,
-    V0DeclineJobRequest, ValidatorToMiner,
+    Code, DateTime, ExecutorClass, GenericError, JobRejectionReason, JobStartedReceiptPayload, Receipt,
+    UnauthorizedError, V0DeclineJobRequest, ValidatorToMiner,
 };
 use crate::validator::batch::config::BatchConfig;
 use crate::validator::batch::kept::{KeptJob, KeptState, Place};
@@ -583,6 +583,14 @@ fn a_cancel_tells_miners_that_nobody_waits_and_what_goes_on_asks_under_other_uui
     bench.says(1, accept(&uuid));
     bench.says(1, horde_failed(&uuid));
     assert_eq!((bench.lines.len(), bench.planned.last().unwrap().attempts), (0, 3), "it is tried once more");
+    // A miner that had a job before a kill, and has forgotten it, takes its uuid no more, which is not its fault.
+    bench.says(0, manifest(&[(CLASS, 2)]));
+    let unknown = |uuid: &str| V0DeclineJobRequest { reason: JobRejectionReason::Unknown, ..decline(uuid) };
+    bench.says(0, unknown(&rows[0].uuid));
+    let again = bench.planned.last().unwrap().clone();
+    assert_eq!((bench.lines.len(), again.place, again.attempts), (0, rows[0].place, 3));
+    bench.says(0, unknown(&again.uuid));
+    assert_eq!(bench.lines.len(), 1, "it is asked once more, and not for ever");
 
     // What was not asked for is told to nobody, and stays as it is.
     let mut bench = begun(2, in_folder);
