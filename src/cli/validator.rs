@@ -187,15 +187,17 @@ fn configure(args: Args) -> Result<(ValidatorConfig, Option<MinerList>, WsDialer
         ..ValidatorConfig::new(facilitator, key, miners)
     };
     let mut problems = config.validate();
-    // Rounds back to back would keep the machine and all miners at work.
-    let interval = config.manifest_interval;
-    if !interval.is_zero() && interval < Duration::from_secs(1) {
-        problems.push(format!("--manifest-interval is {interval:?}; it should be 1s or more, or 0s for never"));
-    }
+    problems.extend(problem_of_interval(config.manifest_interval));
     if !problems.is_empty() {
         return Err(problems.join("; "));
     }
     Ok((config, list, dialer))
+}
+
+/// What is wrong with a `--manifest-interval`: rounds back to back would keep the machine and all miners at work.
+pub(super) fn problem_of_interval(interval: Duration) -> Option<String> {
+    (!interval.is_zero() && interval < Duration::from_secs(1))
+        .then(|| format!("--manifest-interval is {interval:?}; it should be 1s or more, or 0s for never"))
 }
 
 /// The threads that run jobs. How their tasks ended is left out: that a job's thread came to its end says nothing of
@@ -263,7 +265,7 @@ fn serve_status(
     status::serve_more(("validator", "val"), listener, env, &board, look, miners)
 }
 
-fn measure_asked(metrics: &Metrics, asked: &AskedStatus) {
+pub(super) fn measure_asked(metrics: &Metrics, asked: &AskedStatus) {
     let age = usize::try_from(asked.manifests.oldest_seconds).unwrap_or(usize::MAX);
     let help = "Age of the oldest manifest that is known.";
     metrics.gauge("phalanx_validator_manifest_age_seconds", help, &[]).set(age);

@@ -14,6 +14,7 @@ use super::announce::announce_http;
 use super::key::KeyArg;
 use super::miner_list::{MISSING, MinerList, MinerListArgs};
 use super::miners;
+use super::validator::{measure_asked, problem_of_interval};
 use super::values::{RedisConfig, duration, listen_address, redis_url};
 use crate::app::{exit, status, supervise};
 use crate::base::thread::{Kick, Thread, spawn};
@@ -68,6 +69,9 @@ pub struct Args {
     /// How long until what a miner did wrong, and the jobs that it completed, count half in the choice of miners
     #[arg(long, value_name = "DUR", default_value = "30m", value_parser = duration, env = "PHALANX_INCIDENT_HALF_LIFE")]
     incident_half_life: Duration,
+    /// How often miners are asked for their manifests; 0s for never, then jobs alone learn them
+    #[arg(long, value_name = "DUR", default_value = "60s", value_parser = duration, env = "PHALANX_MANIFEST_INTERVAL")]
+    manifest_interval: Duration,
     #[command(flatten)]
     tls: super::tls::ClientArgs,
     /// Address of health, metrics and status
@@ -153,9 +157,11 @@ fn configure(args: Args) -> Result<(JobWorkerConfig, Option<MinerList>, WsDialer
         liveness: args.liveness,
         drain_time: args.drain_time,
         incident_half_life: args.incident_half_life,
+        manifest_interval: if args.stub_time.is_some() { Duration::ZERO } else { args.manifest_interval },
         ..defaults
     };
-    let problems = config.validate();
+    let mut problems = config.validate();
+    problems.extend(problem_of_interval(config.manifest_interval));
     if problems.is_empty() { Ok((config, list, dialer)) } else { Err(problems.join("; ")) }
 }
 
@@ -173,6 +179,11 @@ fn serve_status(
     };
     let look = move |_: &Health, metrics: &Metrics| {
         let worker = handle.worker();
+        let drives_miners = !handle.miners().is_empty();
+        let asked = drives_miners.then(|| handle.asked());
+        if let Some(asked) = &asked {
+            measure_asked(metrics, asked);
+        }
         let (state, unreported) = (worker.state(), handle.unreported());
         metrics.gauge("phalanx_worker_jobs", "Jobs that run now.", &[]).set(state.counts.running);
         metrics.gauge("phalanx_worker_unreported", "Events that Redis does not have yet.", &[]).set(unreported);
@@ -186,6 +197,7 @@ fn serve_status(
             "aside": state.aside,
             "unreported": unreported,
             "tasks": worker.tasks(),
+            "asked": asked,
         })
     };
     status::serve_more(("worker", "wor"), listener, env, board, look, miners)

@@ -99,7 +99,7 @@ impl Miners {
     /// New jobs go to these.
     pub(super) fn replace(&self, miners: Vec<MinerAddress>) {
         let listed: HashSet<PublicKey> = miners.iter().map(|miner| miner.hotkey).collect();
-        lock(&self.routing).replace(miners, Instant::now());
+        lock(&self.routing).replace(miners, self.clock().now());
         // One that is gone is never asked again, so its breaker would stay as it is and count against the others.
         self.breakers.retain(|hotkey| listed.contains(hotkey));
     }

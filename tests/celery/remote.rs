@@ -471,6 +471,41 @@ fn what_is_in_the_queue_is_on_the_fronts_disk_with_its_signature() {
 }
 
 #[test]
+fn a_worker_asks_its_miners_in_rounds_and_shows_them_as_a_validator_does() {
+    let _none = NoThreads::expected();
+    let Some(scene) = Scene::set() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (miner, miners) = miner(&scene, folder.path());
+    let scratch = scene.scratch.path();
+    let address = || format!("127.0.0.1:{}", redis_server::free_port());
+    let (worker_pages, front_pages) = (address(), address());
+    let front = scene.front(&["--http", &front_pages]);
+    let worker = scene.worker("w@here", &["--miners", &miners, "--manifest-interval", "1s", "--http", &worker_pages]);
+    let show = |pages: &str, more: &[&str]| run(phalanx(scratch).args(["miners", "--http", pages]).args(more));
+    // No job has asked it.
+    let hotkey = key("//Miner").ss58();
+    let listed = until_some("the manifest", || {
+        let answer: Value = serde_json::from_str(&show(&worker_pages, &["--json"]).stdout).unwrap();
+        (!answer["miners"][0]["manifest"].is_null()).then_some(answer)
+    });
+    let shown = &listed["miners"][0];
+    assert_eq!((&shown["hotkey"], &shown["manifest"]), (&json!(hotkey), &json!({"always_on.test": 1})));
+    assert_eq!(listed["source"]["miners"], 1, "{listed}");
+    let asked = until(scratch, &worker_pages, |status| status["details"]["asked"]["manifests"]["rounds"] != 0);
+    assert_eq!(asked["details"]["asked"]["manifests"]["outcomes"]["ok"], 1, "{asked:#}");
+    let table = show(&worker_pages, &[]);
+    assert!(table.code == Some(0) && table.stdout.contains("always_on.test 1"), "{table:?}");
+    let explained = show(&worker_pages, &["--explain", &hotkey]);
+    assert!(explained.stdout.contains("always_on.test           asked first, of 1 ["), "{explained:?}");
+    let elsewhere = show(&front_pages, &[]);
+    assert!(elsewhere.code == Some(1) && elsewhere.stderr.contains("ask the workers"), "{elsewhere:?}");
+    for running in [front, worker, miner] {
+        stopped(running);
+    }
+    scene.end();
+}
+
+#[test]
 fn an_event_of_one_job_says_nothing_of_another() {
     let _none = NoThreads::expected();
     let Some(scene) = Scene::set() else { return };
@@ -621,6 +656,9 @@ fn wrong_flags_are_one_clear_line_each() {
     assert!(none.contains("workers is 0; it should be from 1 to 1000"), "{none}");
     let age = refused(&[&redis[..], &["--stub-time", "0s", "--max-signature-age", "721h"]].concat());
     assert!(age.contains("at most 2592000 s (30 days)"), "{age}");
+    let haste =
+        refused(&[&redis[..], &["--miners", miners.to_str().unwrap(), "--manifest-interval", "500ms"]].concat());
+    assert!(haste.contains("--manifest-interval is 500ms; it should be 1s or more"), "{haste}");
     let queue_time = ["--dispatch", "celery", "--redis", "redis://127.0.0.1", "--queue-time", "31m"];
     assert!(with(&queue_time).contains("queue_time is 1860s; it should be at most 1800s"));
     let dead = refused(&[&redis[..], &["--stub-time", "0s", "--liveness", "10ms"]].concat());

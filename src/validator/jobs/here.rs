@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::asking::Asking;
 use super::{AskedStatus, DISPATCH_CLOSE_TIME, JobRunner};
 use crate::base::lock::lock;
 use crate::base::scope;
@@ -15,12 +16,9 @@ use crate::base::shutdown::Shutdown;
 use crate::base::stop::{Step, Stopping};
 use crate::identity::PublicKey;
 use crate::ops::metrics::Metrics;
-use crate::pool::breaker::BreakerState;
 use crate::tasks::{TaskConfig, TaskContext, TaskManager, TaskOptions, Tasks, TasksStatus, WhenFull};
 use crate::validator::client::{Job, JobHandler, RunningJob};
 use crate::validator::connections::KeptConnections;
-use crate::validator::manifests::fetch::THREADS;
-use crate::validator::manifests::{Fetcher, ManifestBoard, Refresh};
 use crate::validator::organic::{self, Miners};
 use crate::validator::receipt_store::KeptReceipts;
 use crate::validator::routing::MinerAddress;
@@ -30,12 +28,8 @@ use crate::validator::status::Outcome;
 pub(in crate::validator) struct Here {
     workers: Workers,
     miners: Arc<Miners>,
-    manifests: ManifestBoard,
-    /// How often they are asked; never if it is zero.
-    interval: Duration,
-    metrics: Metrics,
+    asking: Asking,
     /// Taken by the stop.
-    asking: Mutex<Option<Refresh>>,
     kept: Mutex<Option<KeptConnections>>,
     receipts: Mutex<Option<KeptReceipts>>,
 }
@@ -48,39 +42,14 @@ impl Here {
         interval: Duration,
         metrics: &Metrics,
     ) -> Self {
+        let miners = Arc::new(miners);
         Self {
             workers: Workers::new("val-work", limit),
-            miners: Arc::new(miners),
-            manifests: ManifestBoard::default(),
-            interval,
-            metrics: metrics.clone(),
-            asking: Mutex::default(),
+            asking: Asking::new(miners.clone(), interval, metrics),
+            miners,
             kept: Mutex::new(Some(kept)),
             receipts: Mutex::new(receipts),
         }
-    }
-
-    /// Asks all miners again and again, on the connections that jobs use.
-    fn refresh(&self) -> Refresh {
-        let connections = self.miners.connections.clone();
-        let fetcher = Fetcher::new(THREADS, move |miner, until, stop| connections.ask(miner, until, stop));
-        let fetcher = fetcher.with_breakers(self.miners.breakers.clone()).with_budget(self.miners.budget.clone());
-        let (asked, known) = (self.miners.clone(), self.miners.clone());
-        Refresh::start(
-            fetcher,
-            self.interval,
-            &self.metrics,
-            self.manifests.clone(),
-            move || lock(&asked.routing).addresses(),
-            move |fetched| {
-                let now = Instant::now();
-                known.tell_of_breakers();
-                let mut routing = lock(&known.routing);
-                for (miner, manifest) in fetched.iter().filter_map(|f| Some((&f.miner, f.manifest.as_ref()?))) {
-                    routing.manifest(&miner.hotkey, manifest.counts(), now);
-                }
-            },
-        )
     }
 }
 
@@ -104,25 +73,11 @@ impl JobRunner for Here {
     }
 
     fn begin(&self) {
-        if !self.interval.is_zero() {
-            *lock(&self.asking) = Some(self.refresh());
-        }
+        self.asking.begin();
     }
 
     fn asked(&self) -> Option<AskedStatus> {
-        let now = Instant::now();
-        let numbers = self.miners.breakers.numbers();
-        Some(AskedStatus {
-            manifests: self.manifests.status(now),
-            breakers: BreakerState::ALL
-                .map(|state| (state.name(), numbers.states.get(&state).copied().unwrap_or(0)))
-                .into(),
-            left_alone: numbers.refused,
-            outages: numbers.outages,
-            retries: self.miners.budget.numbers(now).into(),
-            outage_seconds: self.miners.breakers.outage(now).map(|outage| outage.since.elapsed().as_secs()),
-            connections: self.miners.connections.status(),
-        })
+        Some(self.asking.status())
     }
 
     fn running(&self) -> usize {
@@ -134,9 +89,7 @@ impl JobRunner for Here {
     }
 
     fn stop(&self, stopping: &mut Stopping, drain: Duration) -> usize {
-        if let Some(asking) = lock(&self.asking).take() {
-            stopping.step("manifests", DISPATCH_CLOSE_TIME, |step| asking.stop(step));
-        }
+        self.asking.stop(stopping);
         let cancelled = stopping.step("validator jobs", drain, |step| self.workers.stop(step));
         if let Some(kept) = lock(&self.kept).take() {
             stopping.step("miner connections", DISPATCH_CLOSE_TIME, |step| kept.stop(step));

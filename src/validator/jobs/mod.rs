@@ -1,5 +1,6 @@
 //! What the validator runs its jobs by: [`JobRunner`], and who implements it.
 //!
+//! * `asking`: what a process that drives miners asks of them beside jobs.
 //! * `here`: a thread of this process drives a miner.
 //! * `stub`: no miner; each job is answered with the statuses of a good one.
 //! * `remote`: workers on other machines, with Celery over a Redis between them.
@@ -19,6 +20,7 @@ use crate::identity::PublicKey;
 use crate::pool::budget::BudgetNumbers;
 use crate::tasks::TasksStatus;
 
+mod asking;
 pub(super) mod here;
 #[cfg(all(feature = "celery", feature = "roles"))]
 pub mod remote;

@@ -32,8 +32,9 @@ use crate::validator::authorization::{Authorized, MAX_SIGNATURE_AGE, Signers, pr
 use crate::validator::client::job::{Reports, end_message};
 use crate::validator::connections::KeptConnections;
 use crate::validator::job_messages::JobTimes;
-use crate::validator::jobs::DISPATCH_CLOSE_TIME;
+use crate::validator::jobs::asking::Asking;
 use crate::validator::jobs::stub::STEPS;
+use crate::validator::jobs::{AskedStatus, DISPATCH_CLOSE_TIME};
 use crate::validator::ledger::NotOnDisk;
 use crate::validator::organic::{self, Miners};
 use crate::validator::routing::{ExplainedMiner, HALF_LIFE, MinerAddress, MinerView};
@@ -80,6 +81,8 @@ pub struct JobWorkerConfig {
     pub job_times: JobTimes,
     /// How long until a miner's incidents and completed jobs count half in the choice of miners: 30 min, unless set.
     pub incident_half_life: Duration,
+    /// How often miners are asked for their manifests; never if it is zero, as it is unless set.
+    pub manifest_interval: Duration,
 }
 
 impl JobWorkerConfig {
@@ -101,6 +104,7 @@ impl JobWorkerConfig {
             drain_time: Duration::from_secs(60),
             job_times: JobTimes::default(),
             incident_half_life: HALF_LIFE,
+            manifest_interval: Duration::ZERO,
         }
     }
 
@@ -157,6 +161,7 @@ pub struct JobWorker {
     worker: CeleryWorker,
     commander: Commander,
     kept: KeptConnections,
+    asking: Arc<Asking>,
     shared: Arc<WorkerShared>,
     drain_time: Duration,
 }
@@ -165,13 +170,14 @@ pub struct JobWorker {
 #[derive(Debug, Clone)]
 pub struct JobWorkerHandle {
     worker: WorkerHandle,
+    asking: Arc<Asking>,
     shared: Arc<WorkerShared>,
 }
 
 struct WorkerShared {
     signers: Signers,
     max_signature_age: Duration,
-    miners: Miners,
+    miners: Arc<Miners>,
     stub: Option<Duration>,
     name: String,
     commands: CommanderHandle,
@@ -212,6 +218,7 @@ impl JobWorker {
             drain_time,
             job_times,
             incident_half_life,
+            manifest_interval,
             ..
         } = config;
         let known: Arc<[PublicKey]> = config.known_validators.into();
@@ -220,6 +227,8 @@ impl JobWorker {
         let signers = Signers::new(key.public(), trusted_signers, max_signature_age);
         let (mut miners, kept) = Miners::new(miners, key, job_times, dialer, timer.clone(), incident_half_life, board);
         miners.known = known;
+        let miners = Arc::new(miners);
+        let asking = Arc::new(Asking::new(miners.clone(), manifest_interval, &board.metrics));
         let shared = Arc::new(WorkerShared {
             signers,
             max_signature_age,
@@ -240,23 +249,25 @@ impl JobWorker {
                 return Err(error.into());
             }
         };
-        Ok(Self { worker, commander, kept, shared, drain_time })
+        asking.begin();
+        Ok(Self { worker, commander, kept, asking, shared, drain_time })
     }
 
     /// The longest that [`JobWorker::stop`] takes, the sum of its steps.
     pub fn stop_budget(config: &JobWorkerConfig) -> Duration {
-        config.drain_time + CANCEL_BUDGET + DISPATCH_CLOSE_TIME + EVENTS_TIME
+        config.drain_time + CANCEL_BUDGET + 2 * DISPATCH_CLOSE_TIME + EVENTS_TIME
     }
 
     /// What looks at it.
     pub fn handle(&self) -> JobWorkerHandle {
-        JobWorkerHandle { worker: self.worker.handle(), shared: self.shared.clone() }
+        JobWorkerHandle { worker: self.worker.handle(), asking: self.asking.clone(), shared: self.shared.clone() }
     }
 
     /// Takes no more jobs, lets those that run end within the drain time, gives the rest back for other workers to go
     /// on with, tells the fronts what there is to tell, and joins the threads.
     pub fn stop(self, stopping: &mut Stopping) -> WorkerReport {
-        let Self { worker, commander, kept, drain_time, .. } = self;
+        let Self { worker, commander, kept, asking, drain_time, .. } = self;
+        asking.stop(stopping);
         let report = stopping.step("jobs", drain_time, |step| worker.stop(step));
         stopping.step("miner connections", DISPATCH_CLOSE_TIME, |step| kept.stop(step));
         stopping.step("events", EVENTS_TIME, |step| commander.stop(step));
@@ -278,6 +289,11 @@ impl JobWorkerHandle {
     /// The miners that its jobs are driven on.
     pub fn miners(&self) -> Vec<MinerView> {
         self.shared.miners.views()
+    }
+
+    /// What was asked of miners, and the connections to them.
+    pub fn asked(&self) -> AskedStatus {
+        self.asking.status()
     }
 
     /// One miner, with all that decides about it; `None` if it is not known here.
