@@ -52,20 +52,26 @@ fn outcomes(lines: &[Value]) -> HashMap<&str, usize> {
     counts
 }
 
+/// A miner as a process, with its entry in a miners file.
+fn real_miner(scratch: &Path, folder: &Path, key: &str, executors: usize) -> (Running, String) {
+    let mut miner = phalanx(scratch);
+    miner.args(["miner", "--listen", "127.0.0.1:0", "--validator", ALICE, "--executors"]);
+    miner.arg(format!("always_on.test={executors}")).args(["--runner", "process", "--drain-time", "1s", "--state-dir"]);
+    let mut miner = Running::start(miner.arg(folder.join(key.replace('/', ""))).env("PHALANX_KEY", key));
+    let line: Value = serde_json::from_str(&miner.line()).unwrap();
+    let port = line["listening"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
+    let hotkey = phalanx::identity::KeyPair::from_uri(key).unwrap().ss58();
+    (miner, format!("[[miner]]\nhotkey = \"{hotkey}\"\naddress = \"127.0.0.1\"\nport = {port}\n"))
+}
+
 #[test]
 fn a_batch_runs_jobs_on_real_miners_and_judges_what_they_write() {
     let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let path = |name: &str| folder.path().join(name);
     let (mut miners, mut running) = (String::new(), Vec::new());
     for key in ["//Bob", "//Charlie"] {
-        let mut miner = phalanx(scratch.path());
-        miner.args(["miner", "--listen", "127.0.0.1:0", "--validator", ALICE, "--executors", "always_on.test=2"]);
-        miner.args(["--runner", "process", "--drain-time", "1s", "--state-dir"]).arg(path(&key.replace('/', "")));
-        let mut miner = Running::start(miner.env("PHALANX_KEY", key));
-        let line: Value = serde_json::from_str(&miner.line()).unwrap();
-        let port = line["listening"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
-        let hotkey = phalanx::identity::KeyPair::from_uri(key).unwrap().ss58();
-        miners += &format!("[[miner]]\nhotkey = \"{hotkey}\"\naddress = \"127.0.0.1\"\nport = {port}\n");
+        let (miner, entry) = real_miner(scratch.path(), folder.path(), key, 2);
+        miners += &entry;
         running.push(miner);
     }
     std::fs::write(path("miners.toml"), &miners).unwrap();
@@ -163,6 +169,29 @@ fn ctrl_c_tells_miners_that_nobody_waits_and_what_goes_on_is_asked_under_other_u
     }
     miners.seen(|seen| assert!(seen.asked.values().all(|count| *count == 1), "{:?}", seen.asked));
     miners.stop();
+    nothing_left(scratch.path());
+}
+
+#[test]
+fn a_real_miner_that_was_told_of_ctrl_c_has_its_executor_for_the_batch_that_goes_on() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let world = World::new();
+    // Holds the gate, until it is late.
+    let silent = BatchMiners::start(&world, &[Kind::Silent], 1);
+    let (miner, entry) = real_miner(scratch.path(), folder.path(), "//Bob", 1);
+    std::fs::write(folder.path().join("miners.toml"), silent.file() + &entry).unwrap();
+    std::fs::write(folder.path().join("jobs"), job("echo 42", RIGHT)).unwrap();
+    let state = folder.path().join("state").display().to_string();
+    let running = Running::start(&mut batch(scratch.path(), folder.path(), &["--state-dir", &state]));
+    until("its executor is reserved", || miner.stderr().contains(": accepted from validator"));
+    let stopped = running.stop(Signal::INT);
+    assert_eq!((stopped.code, output(&stopped).0.len()), (Some(1), 0), "{stopped:?}");
+    let resumed = run(&mut batch(scratch.path(), folder.path(), &["--state-dir", &state, "--resume"]));
+    let (lines, _) = output(&resumed);
+    assert_eq!(outcomes(&lines), HashMap::from([("completed", 1), ("timeout", 1)]), "{resumed:?}");
+    let stopped = miner.stop(Signal::TERM);
+    assert!(stopped.code == Some(0) && stopped.stderr.contains("given it up before it was to run"), "{stopped:?}");
+    silent.stop();
     nothing_left(scratch.path());
 }
 
