@@ -2,20 +2,20 @@
 //!
 //! Owner of the threads `val-man-n`: [`Fetcher::fetch`], which joins them before it returns. They block in: an
 //! exchange, and the wait for their next turn. Kick: the caller's signal, which breaks the exchanges and wakes those
-//! that wait. They end when nobody has a turn any more, at the latest at the deadline.
+//! that wait. One ends when the others see to all that is left, at the latest at the deadline.
 
 use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::exchange::ExchangeError;
 use super::outcome::{AskOutcome, MinerManifest};
 use super::turns::{Turn, Turns};
 use crate::base::backoff::exponential;
-use crate::base::lock::{lock, wait_timeout};
+use crate::base::lock::lock;
 use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::KICK_GRACE;
@@ -128,17 +128,15 @@ impl Fetcher {
             .collect();
         // It reaches cancel with the caller's, and when a thread is kicked.
         let stop = stop.child();
-        let threads = self.threads.min(once.len());
+        let turns = Turns::new(once.len(), self.threads, deadline);
+        let threads = turns.threads();
         let round = Arc::new(Round {
             ask: self.ask.clone(),
             breakers: self.breakers.clone(),
             budget: self.budget.clone(),
             stop: stop.clone(),
-            state: Mutex::new(RoundState { turns: Turns::new(once.len(), self.threads, deadline), asked: once }),
-            changed: Condvar::new(),
+            state: Mutex::new(RoundState { turns, asked: once }),
         });
-        let woken = round.clone();
-        let _wake = stop.on(Level::Cancel, move || woken.wake());
         let threads: Vec<Thread<()>> = (0..threads)
             .map(|number| {
                 let (round, cancel) = (round.clone(), stop.clone());
@@ -193,7 +191,6 @@ struct Round {
     budget: RetryBudget,
     stop: Shutdown,
     state: Mutex<RoundState>,
-    changed: Condvar,
 }
 
 struct RoundState {
@@ -202,12 +199,6 @@ struct RoundState {
 }
 
 impl Round {
-    fn wake(&self) {
-        // Under the lock, so that nobody is between a look and the wait.
-        let _state = lock(&self.state);
-        self.changed.notify_all();
-    }
-
     fn run(&self) {
         let mut rng = Rng::from_entropy();
         let mut state = lock(&self.state);
@@ -226,11 +217,13 @@ impl Round {
                     state = lock(&self.state);
                     let again = state.asked[peer].take(attempt, &self.budget, &mut rng);
                     state.turns.ended(peer, again);
-                    self.changed.notify_all();
                 }
                 Turn::Wait(until) => {
-                    let _waiting = waiting("its next turn", Some(until));
-                    state = wait_timeout(&self.changed, state, until.saturating_duration_since(now));
+                    drop(state);
+                    let waiting = waiting("its next turn", Some(until));
+                    self.stop.wait_for(Level::Cancel, until.saturating_duration_since(now));
+                    drop(waiting);
+                    state = lock(&self.state);
                 }
                 Turn::Over => return,
             }

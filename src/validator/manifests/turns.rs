@@ -24,9 +24,10 @@ pub enum Turn {
         /// Whether that is less than all the time that there is.
         cut: bool,
     },
-    /// Nobody has a turn before then, or before another attempt ends.
+    /// Nobody has a turn before then. Then it asks once more.
     Wait(Instant),
-    /// All have had their turn, or the time is over.
+    /// The thread is not needed any more: all have had their turn but for those that other threads see to, or the time
+    /// is over.
     Over,
 }
 
@@ -40,19 +41,26 @@ pub struct Turns {
     /// To be asked once more, each after its time.
     again: Vec<(Instant, usize)>,
     asking: usize,
+    /// Threads that have not been told that it is over.
+    left: usize,
 }
 
 impl Turns {
     /// All of `peers` wait; at most `threads` are asked at a time, until `deadline`.
     pub fn new(peers: usize, threads: usize, deadline: Instant) -> Self {
-        Self { threads: threads.max(1), deadline, first: (0..peers).collect(), again: Vec::new(), asking: 0 }
+        let threads = threads.clamp(1, peers.max(1));
+        Self { threads, deadline, first: (0..peers).collect(), again: Vec::new(), asking: 0, left: threads }
+    }
+
+    /// How many threads take turns: no more than there are peers.
+    pub fn threads(&self) -> usize {
+        self.threads
     }
 
     /// The next turn of a thread; [`Turns::ended`] follows each [`Turn::Ask`].
     pub fn next(&mut self, now: Instant) -> Turn {
-        let left = self.deadline.saturating_duration_since(now);
-        if left.is_zero() {
-            return Turn::Over;
+        if now >= self.deadline {
+            return self.over();
         }
         if let Some(peer) = self.first.pop_front() {
             return self.ask(peer, self.first.len() + 1, now);
@@ -61,12 +69,17 @@ impl Turns {
             let (_, peer) = self.again.remove(index);
             return self.ask(peer, self.again.len() + 1, now);
         }
+        // Whoever is asked now may be asked again; the thread that asks sees to that.
+        let waiting = self.left.saturating_sub(self.asking);
         match self.again.iter().map(|(due, _)| *due).min() {
-            Some(due) if due < self.deadline => Turn::Wait(due),
-            // Whoever is asked now may be asked again.
-            _ if self.asking > 0 => Turn::Wait(self.deadline),
-            _ => Turn::Over,
+            Some(due) if waiting <= self.again.len() => Turn::Wait(due),
+            _ => self.over(),
         }
+    }
+
+    fn over(&mut self) -> Turn {
+        self.left = self.left.saturating_sub(1);
+        Turn::Over
     }
 
     fn ask(&mut self, peer: usize, waiting: usize, now: Instant) -> Turn {
@@ -97,6 +110,7 @@ mod tests {
     fn simulate(peers: usize, threads: usize, time: Duration, takes: impl Fn(usize) -> Option<Duration>) -> Vec<f64> {
         let start = Instant::now();
         let (mut turns, mut now) = (Turns::new(peers, threads, start + time), start);
+        let mut threads = turns.threads();
         let mut done = vec![f64::INFINITY; peers];
         // When it ends, who it is, whether it has answered.
         let mut running: Vec<(Instant, usize, bool)> = Vec::new();
@@ -112,7 +126,7 @@ mod tests {
                         wake = Some(until);
                         break;
                     }
-                    Turn::Over => break,
+                    Turn::Over => threads -= 1,
                 }
             }
             let Some(next) = running.iter().map(|(end, ..)| *end).chain(wake).min() else { return done };
@@ -175,9 +189,7 @@ mod tests {
         assert_eq!(turns.next(now), Turn::Ask { peer: 1, until: now + 10 * SECOND, cut: false });
         assert_eq!(turns.next(now), Turn::Wait(now + SECOND), "for its time");
         assert!(matches!(turns.next(now + SECOND), Turn::Ask { peer: 0, cut: false, .. }));
-        assert_eq!(turns.next(now + SECOND), Turn::Wait(now + 10 * SECOND), "both are asked");
         turns.ended(0, Some(now + 11 * SECOND));
-        turns.ended(1, None);
-        assert_eq!(turns.next(now + SECOND), Turn::Over, "the time of the first comes too late");
+        assert_eq!(turns.next(now + SECOND), Turn::Over, "its time comes too late");
     }
 }
