@@ -1,7 +1,7 @@
 //! Time as an argument: policies take `now`, and the thread around them asks a [`Clock`].
 //!
 //! Whoever waits for a moment of a manual clock says so ([`Clock::plan`], [`Clock::at`]), so that a test can go from
-//! one planned moment to the next: `base::simulate` does it.
+//! one planned moment to the next: `base::simulate` does it, and says what the clock reaches.
 
 use std::collections::BTreeMap;
 use std::fmt;

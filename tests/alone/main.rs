@@ -8,6 +8,7 @@ mod miner_descriptors;
 mod stress;
 mod transport_descriptors;
 mod transport_memory;
+mod virtual_batch;
 mod virtual_time;
 
 /// Runs a test, by its name, in a process of its own: the threads with which the harness runs others come and go, too.

@@ -135,7 +135,7 @@ fn what_is_wrong_with_the_arguments_is_said_in_a_line() {
 fn after_ctrl_c_it_reports_what_there_is_and_says_so_with_its_code() {
     let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let world = World::new();
-    let miners = BatchMiners::start(&world, &[Kind::Good(0), Kind::Refusing, Kind::Good(3_600_000)], 1);
+    let miners = BatchMiners::start(&world, &[(Kind::Good, 0), (Kind::Refusing, 0), (Kind::Good, 3_600_000)], 1);
     std::fs::write(folder.path().join("miners.toml"), miners.file()).unwrap();
     std::fs::write(folder.path().join("jobs"), job("true", RIGHT)).unwrap();
     let mut running = Running::start(&mut batch(scratch.path(), folder.path(), &[]));
@@ -154,7 +154,7 @@ fn after_ctrl_c_it_reports_what_there_is_and_says_so_with_its_code() {
 fn ctrl_c_tells_miners_that_nobody_waits_and_what_goes_on_is_asked_under_other_uuids() {
     let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let world = World::new();
-    let miners = BatchMiners::start(&world, &[Kind::Silent, Kind::Refusing], 3);
+    let miners = BatchMiners::start(&world, &[(Kind::Silent, 0), (Kind::Refusing, 0)], 3);
     std::fs::write(folder.path().join("miners.toml"), miners.file()).unwrap();
     std::fs::write(folder.path().join("jobs"), job("true", RIGHT)).unwrap();
     let state = folder.path().join("state").display().to_string();
@@ -177,7 +177,7 @@ fn a_real_miner_that_was_told_of_ctrl_c_has_its_executor_for_the_batch_that_goes
     let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let world = World::new();
     // Holds the gate, until it is late.
-    let silent = BatchMiners::start(&world, &[Kind::Silent], 1);
+    let silent = BatchMiners::start(&world, &[(Kind::Silent, 0)], 1);
     let (miner, entry) = real_miner(scratch.path(), folder.path(), "//Bob", 1);
     std::fs::write(folder.path().join("miners.toml"), silent.file() + &entry).unwrap();
     std::fs::write(folder.path().join("jobs"), job("echo 42", RIGHT)).unwrap();
@@ -199,7 +199,7 @@ fn a_real_miner_that_was_told_of_ctrl_c_has_its_executor_for_the_batch_that_goes
 fn a_batch_that_was_late_before_a_kill_is_flagged_when_it_has_gone_on() {
     let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let world = World::new();
-    let miners = BatchMiners::start(&world, &[Kind::Good(3_600_000), Kind::Good(3_000)], 1);
+    let miners = BatchMiners::start(&world, &[(Kind::Good, 3_600_000), (Kind::Good, 3_000)], 1);
     std::fs::write(folder.path().join("miners.toml"), miners.file()).unwrap();
     std::fs::write(folder.path().join("jobs"), job("true", RIGHT)).unwrap();
     let state = folder.path().join("state").display().to_string();
@@ -224,7 +224,7 @@ fn what_is_not_the_batch_in_the_folder_is_refused_by_what_differs() {
     let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let path = |name: &str| folder.path().join(name);
     let world = World::new();
-    let miners = BatchMiners::start(&world, &[Kind::Refusing], 1);
+    let miners = BatchMiners::start(&world, &[(Kind::Refusing, 0)], 1);
     std::fs::write(path("miners.toml"), miners.file()).unwrap();
     let with_file = job("true", "").replace("\"args\"", "\"files\": {\"in\": {\"path\": \"input\"}}, \"args\"");
     std::fs::write(path("jobs"), with_file).unwrap();
@@ -258,7 +258,7 @@ fn what_is_not_the_batch_in_the_folder_is_refused_by_what_differs() {
 fn the_miners_of_a_batch_may_be_at_an_address() {
     let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let world = World::new();
-    let miners = BatchMiners::start(&world, &[Kind::Good(0); 2], 1);
+    let miners = BatchMiners::start(&world, &[(Kind::Good, 0); 2], 1);
     let entries: Vec<Value> = miners
         .addresses
         .iter()
@@ -284,7 +284,7 @@ fn on_a_terminal_a_bar_shows_how_far_it_is() {
     let Some(terminal) = python::script("on_terminal.py", "pty") else { return };
     let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let world = World::new();
-    let miners = BatchMiners::start(&world, &[Kind::Good(0), Kind::Good(3_000), Kind::Refusing], 1);
+    let miners = BatchMiners::start(&world, &[(Kind::Good, 0), (Kind::Good, 3_000), (Kind::Refusing, 0)], 1);
     std::fs::write(folder.path().join("miners.toml"), miners.file()).unwrap();
     std::fs::write(folder.path().join("jobs"), job("true", RIGHT)).unwrap();
     let command = batch(scratch.path(), folder.path(), &["--seed", "7"]);
@@ -315,8 +315,9 @@ fn killed_at_random_moments_and_resumed_it_loses_no_end_and_scores_nothing_twice
     let state = folder.path().join("state").display().to_string();
     let world = World::new();
     // They answer one after the other, some before they are asked to run anything.
-    let mut kinds: Vec<Kind> = (0..10).map(|n| Kind::Good(40 * n)).collect();
-    kinds.extend([Kind::Lying, Kind::Lying, Kind::Stranger, Kind::Refusing, Kind::Wrong]);
+    let mut kinds: Vec<_> = (0..10).map(|n| (Kind::Good, 40 * n)).collect();
+    let others = [Kind::Lying, Kind::Lying, Kind::Stranger, Kind::Refusing, Kind::Wrong];
+    kinds.extend(others.map(|kind| (kind, 0)));
     let miners = BatchMiners::start(&world, &kinds, 2);
     std::fs::write(folder.path().join("miners.toml"), miners.file()).unwrap();
     std::fs::write(folder.path().join("jobs"), job("true", RIGHT)).unwrap();

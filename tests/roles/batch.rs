@@ -5,20 +5,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phalanx::base::rng::Rng;
-use phalanx::identity::{KeyPair, PublicKey};
-use phalanx::protocol::{ExecutorClass, Int, JobResultDetails, V2JobRequest};
+use phalanx::identity::KeyPair;
+use phalanx::protocol::{JobResultDetails, V2JobRequest};
 use phalanx::store::batch::{BatchStore, BatchWrite};
 use phalanx::transport::ClientTls;
 use phalanx::transport::ws::WsDialer;
 use phalanx::validator::JobTimes;
 use phalanx::validator::batch::{
-    BatchConfig, BatchError, BatchOutcome, Ending, JobLine, JobMaker, Judge, NoLine, RunningBatch, Summary, Verdict,
-    replay,
+    BatchConfig, BatchError, BatchOutcome, Ending, JobLine, Judge, NoLine, RunningBatch, Summary, Verdict, replay,
 };
 
-use crate::testkit::batch_miners::{BatchMiners, Kind, RIGHT};
-use crate::testkit::roles::{World, job};
+use crate::testkit::batch_miners::{BatchMiners, Kind, RIGHT, Scripted, judge, maker_and_judge};
+use crate::testkit::roles::World;
 use crate::testkit::wait::{LONG, until};
 
 /// Only those that say nothing reach these limits.
@@ -35,31 +33,9 @@ fn config(seed: u64) -> BatchConfig {
     BatchConfig { times: TIMES, late: Duration::ZERO, gate: LONG, ..BatchConfig::new(key, seed) }
 }
 
-/// Jobs whose stages have a second each, judged by one right answer.
-fn maker_and_judge() -> (Box<dyn JobMaker>, Box<dyn Judge>) {
-    let second = || Int::from(1);
-    let request = Arc::new(V2JobRequest {
-        download_time_limit: second(),
-        execution_time_limit: second(),
-        upload_time_limit: second(),
-        ..job(&KeyPair::from_uri("//User").unwrap())
-    });
-    let maker = move |_: &PublicKey, class: ExecutorClass, _: &mut Rng| {
-        (class == request.executor_class).then(|| request.clone())
-    };
-    (Box::new(maker), judge())
-}
-
-fn judge() -> Box<dyn Judge> {
-    Box::new(|_: &V2JobRequest, answer: &JobResultDetails| match answer.docker_process_stdout.as_str() {
-        RIGHT => Verdict::Right,
-        other => Verdict::Wrong(format!("{other:?}")),
-    })
-}
-
 fn start(world: &World, miners: &BatchMiners, config: BatchConfig) -> Result<RunningBatch, BatchError> {
     let dialer = Arc::new(WsDialer::new(ClientTls::default()));
-    RunningBatch::start(config, miners.addresses.clone(), maker_and_judge(), dialer, world.timer())
+    RunningBatch::start(config, miners.addresses.clone(), maker_and_judge(1), dialer, world.timer())
 }
 
 fn to_the_end(batch: RunningBatch) -> (Vec<JobLine>, Result<Summary, BatchError>) {
@@ -74,7 +50,7 @@ fn to_the_end(batch: RunningBatch) -> (Vec<JobLine>, Result<Summary, BatchError>
 }
 
 /// Outcomes by the kind of the miner.
-fn by_kind(miners: &BatchMiners, kinds: &[Kind], lines: &[JobLine]) -> BTreeMap<(Kind, &'static str), usize> {
+fn by_kind(miners: &BatchMiners, kinds: &[Scripted], lines: &[JobLine]) -> BTreeMap<(Scripted, &'static str), usize> {
     let mut counts = BTreeMap::new();
     for line in lines {
         let miner = miners.addresses.iter().position(|miner| miner.hotkey.to_ss58() == line.miner).unwrap();
@@ -86,31 +62,31 @@ fn by_kind(miners: &BatchMiners, kinds: &[Kind], lines: &[JobLine]) -> BTreeMap<
 #[test]
 fn two_hundred_and_fifty_miners_over_sockets_end_by_their_kinds() {
     let shares = [
-        (Kind::Good(0), 150, "completed"),
-        (Kind::Good(300), 20, "completed"),
-        (Kind::Silent, 10, "timeout"),
-        (Kind::Refusing, 15, "refused"),
-        (Kind::Stranger, 10, "unauthorized"),
-        (Kind::Babbling, 5, "protocol_error"),
-        (Kind::Garbage, 5, "protocol_error"),
-        (Kind::Lying, 10, "declined"),
-        (Kind::Cutting, 5, "horde_failed"),
-        (Kind::Doubling, 10, "completed"),
-        (Kind::Wrong, 5, "failed"),
-        (Kind::Flaky, 5, "completed"),
+        ((Kind::Good, 0), 150, "completed"),
+        ((Kind::Good, 300), 20, "completed"),
+        ((Kind::Silent, 0), 10, "timeout"),
+        ((Kind::Refusing, 0), 15, "refused"),
+        ((Kind::Stranger, 0), 10, "unauthorized"),
+        ((Kind::Babbling, 0), 5, "protocol_error"),
+        ((Kind::Garbage, 0), 5, "protocol_error"),
+        ((Kind::Lying, 0), 10, "declined"),
+        ((Kind::Cutting, 0), 5, "horde_failed"),
+        ((Kind::Doubling, 0), 10, "completed"),
+        ((Kind::Wrong, 0), 5, "failed"),
+        ((Kind::Flaky, 0), 5, "completed"),
     ];
-    let kinds: Vec<Kind> = shares.iter().flat_map(|(kind, count, _)| std::iter::repeat_n(*kind, *count)).collect();
+    let kinds: Vec<Scripted> = shares.iter().flat_map(|(kind, count, _)| std::iter::repeat_n(*kind, *count)).collect();
     assert_eq!(kinds.len(), 250);
     let world = World::new();
     let miners = BatchMiners::start(&world, &kinds, 2);
     let (lines, summary) = to_the_end(start(&world, &miners, config(5)).unwrap());
     let summary = summary.unwrap();
     println!("{}", summary.table());
-    let expected: BTreeMap<(Kind, &str), usize> = shares
+    let expected: BTreeMap<(Scripted, &str), usize> = shares
         .iter()
         .map(|(kind, count, outcome)| {
             // Who is not talked to has one line.
-            let lines = if matches!(kind, Kind::Refusing | Kind::Stranger | Kind::Babbling) { 1 } else { 2 };
+            let lines = if matches!(kind.0, Kind::Refusing | Kind::Stranger | Kind::Babbling) { 1 } else { 2 };
             ((*kind, *outcome), lines * count)
         })
         .collect();
@@ -128,15 +104,15 @@ fn two_hundred_and_fifty_miners_over_sockets_end_by_their_kinds() {
 
 #[test]
 fn black_holes_before_good_miners_keep_none_of_them_from_its_jobs() {
-    let mut kinds = vec![Kind::Hole; 24];
-    kinds.extend([Kind::Good(0); 8]);
+    let mut kinds = vec![(Kind::Hole, 0); 24];
+    kinds.extend([(Kind::Good, 0); 8]);
     let world = World::new();
     let miners = BatchMiners::start(&world, &kinds, 1);
     // Three rounds of holes at least, each longer than what is ready waits at the gate.
     let times = JobTimes { connect: Duration::from_secs(2), ..TIMES };
     let config = BatchConfig { connects: 8, gate: Duration::from_secs(1), times, ..config(5) };
     let (lines, summary) = to_the_end(start(&world, &miners, config).unwrap());
-    let expected = BTreeMap::from([((Kind::Good(0), "completed"), 8), ((Kind::Hole, "timeout"), 24)]);
+    let expected = BTreeMap::from([(((Kind::Good, 0), "completed"), 8), (((Kind::Hole, 0), "timeout"), 24)]);
     assert_eq!(by_kind(&miners, &kinds, &lines), expected, "{}", summary.unwrap().table());
     until("all connections are closed", || miners.seen(|seen| seen.open == 0));
     miners.stop();
@@ -145,7 +121,7 @@ fn black_holes_before_good_miners_keep_none_of_them_from_its_jobs() {
 #[test]
 fn a_cancelled_batch_tells_what_has_ended_and_closes_the_rest() {
     let world = World::new();
-    let kinds = [Kind::Refusing, Kind::Good(0), Kind::Silent];
+    let kinds = [(Kind::Refusing, 0), (Kind::Good, 0), (Kind::Silent, 0)];
     let miners = BatchMiners::start(&world, &kinds, 1);
     let batch = start(&world, &miners, config(5)).unwrap();
     let line = batch.next_line(LONG).unwrap();
@@ -162,7 +138,7 @@ fn a_cancelled_batch_tells_what_has_ended_and_closes_the_rest() {
 #[test]
 fn dropping_a_running_batch_stops_it() {
     let world = World::new();
-    let miners = BatchMiners::start(&world, &[Kind::Silent, Kind::Good(0), Kind::Refusing], 2);
+    let miners = BatchMiners::start(&world, &[(Kind::Silent, 0), (Kind::Good, 0), (Kind::Refusing, 0)], 2);
     let batch = start(&world, &miners, config(5)).unwrap();
     until("both that listen are asked", || miners.seen(|seen| seen.asked.len() == 4));
     drop(batch);
@@ -173,8 +149,8 @@ fn dropping_a_running_batch_stops_it() {
 #[test]
 fn a_judge_that_panics_ends_the_batch_and_closes_every_connection() {
     let world = World::new();
-    let miners = BatchMiners::start(&world, &[Kind::Good(0), Kind::Good(60_000)], 2);
-    let (maker, _) = maker_and_judge();
+    let miners = BatchMiners::start(&world, &[(Kind::Good, 0), (Kind::Good, 60_000)], 2);
+    let (maker, _) = maker_and_judge(1);
     let judge = |_: &V2JobRequest, _: &JobResultDetails| -> Verdict { panic!("a judge's fault") };
     let dialer = Arc::new(WsDialer::new(ClientTls::default()));
     let parts = (maker, Box::new(judge) as Box<dyn Judge>);
@@ -195,7 +171,8 @@ fn a_batch_on_disk_is_shown_again_judged_again_and_not_mixed_with_another() {
     let world = World::new();
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path().join("state");
-    let miners = BatchMiners::start(&world, &[Kind::Good(0), Kind::Wrong, Kind::Refusing, Kind::Lying], 2);
+    let miners =
+        BatchMiners::start(&world, &[(Kind::Good, 0), (Kind::Wrong, 0), (Kind::Refusing, 0), (Kind::Lying, 0)], 2);
     let nothing = start(&world, &miners, in_folder(&folder, true)).unwrap_err();
     assert!(matches!(nothing, BatchError::NoBatch), "{nothing}");
     let (lines, summary) = to_the_end(start(&world, &miners, in_folder(&folder, false)).unwrap());

@@ -1,31 +1,38 @@
-//! Many scripted miners behind one port, told apart by the hotkey to which a validator authenticates.
+//! Many scripted miners behind one listener, over any transport, told apart by the hotkey to which a validator
+//! authenticates. Their pauses are of the world's clock.
 
+use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use phalanx::base::ids::SessionId;
+use phalanx::base::rng::Rng;
 use phalanx::base::timer::TimerHandle;
-use phalanx::identity::KeyPair;
+use phalanx::identity::{KeyPair, PublicKey};
+use phalanx::link::heartbeat::LivenessConfig;
 use phalanx::link::server::{Server, ServerConfig, ServerEvent};
 use phalanx::link::{Outgoing, SessionHandle};
 use phalanx::protocol::{
-    ExecutorClass, GenericError, Int, JobRejectionReason, MinerToValidator, V0AcceptJobRequest, V0DeclineJobRequest,
-    V0ExecutorManifestRequest, V0ExecutorReadyRequest, V0HordeFailedRequest, V0JobFinishedRequest,
-    V0VolumesReadyRequest, ValidatorToMiner,
+    ExecutorClass, GenericError, Int, JobFailureReason, JobRejectionReason, JobResultDetails, JobStage,
+    MinerToValidator, V0AcceptJobRequest, V0DeclineJobRequest, V0ExecutorManifestRequest, V0ExecutorReadyRequest,
+    V0HordeFailedRequest, V0JobFailedRequest, V0JobFinishedRequest, V0VolumesReadyRequest, V2JobRequest,
+    ValidatorToMiner,
 };
+use phalanx::transport::Listener;
 use phalanx::transport::ws::WsListener;
 use phalanx::validator::MinerAddress;
+use phalanx::validator::batch::{JobMaker, Judge, Verdict};
 
-use super::roles::{World, stop};
+use super::roles::{World, job, stop};
 use super::wait::LONG;
 
 /// How one of them behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// Answers each job after so many milliseconds.
-    Good(u64),
+    /// Answers each job.
+    Good,
     /// Says its manifest and nothing more.
     Silent,
     /// Nobody listens at its port.
@@ -42,6 +49,8 @@ pub enum Kind {
     Lying,
     /// Breaks the connection in the middle of a job, and takes no other.
     Cutting,
+    /// Says that the job failed, then gives the right answer.
+    Gaming,
     /// Gives the right answer, then others.
     Doubling,
     /// Its answer is wrong.
@@ -50,8 +59,34 @@ pub enum Kind {
     Flaky,
 }
 
+/// A kind, and how many milliseconds a job runs before its miner does with it what its kind does.
+pub type Scripted = (Kind, u64);
+
 /// The right answer.
 pub const RIGHT: &str = "42\n";
+
+/// Jobs that may run so many seconds, with a second for each other stage, and a judge that knows the right answer.
+pub fn maker_and_judge(run_seconds: u64) -> (Box<dyn JobMaker>, Box<dyn Judge>) {
+    let second = || Int::from(1);
+    let request = Arc::new(V2JobRequest {
+        download_time_limit: second(),
+        execution_time_limit: Int::from(run_seconds),
+        upload_time_limit: second(),
+        ..job(&KeyPair::from_uri("//User").unwrap())
+    });
+    let maker = move |_: &PublicKey, class: ExecutorClass, _: &mut Rng| {
+        (class == request.executor_class).then(|| request.clone())
+    };
+    (Box::new(maker), judge())
+}
+
+/// Knows the right answer.
+pub fn judge() -> Box<dyn Judge> {
+    Box::new(|_: &V2JobRequest, answer: &JobResultDetails| match answer.docker_process_stdout.as_str() {
+        RIGHT => Verdict::Right,
+        other => Verdict::Wrong(format!("{other:?}")),
+    })
+}
 
 /// What they have seen.
 #[derive(Debug, Default)]
@@ -66,11 +101,14 @@ pub struct Seen {
     pub receipts: HashSet<String>,
     /// Connections that are open.
     pub open: usize,
+    /// When the first and the last job's request came, on the system's clock.
+    pub requested: Option<(Instant, Instant)>,
     cut: HashSet<String>,
 }
 
 struct Shared {
-    kinds: HashMap<String, Kind>,
+    /// With how long a job runs.
+    kinds: HashMap<String, (Kind, Duration)>,
     executors: i64,
     timer: TimerHandle,
     seen: Mutex<Seen>,
@@ -82,45 +120,79 @@ pub struct BatchMiners {
     shared: Arc<Shared>,
     pub addresses: Vec<MinerAddress>,
     /// Held, so that the port of those that refuse is nobody's, and that of the holes open.
-    _held: [TcpListener; 2],
+    _held: Box<dyn Any>,
+}
+
+/// Where they listen.
+struct Ports {
+    port: u16,
+    /// Of those that refuse.
+    closed: u16,
+    /// Of those that accept and say nothing.
+    hole: u16,
 }
 
 fn key(n: usize) -> KeyPair {
-    KeyPair::from_uri(&format!("//Batch{n}")).unwrap()
+    let mut seed = [b'm'; 32];
+    seed[..8].copy_from_slice(&n.to_le_bytes());
+    KeyPair::from_seed(seed)
 }
 
 impl BatchMiners {
-    /// Starts one for each kind, with so many executors.
-    pub fn start(world: &World, kinds: &[Kind], executors: i64) -> Self {
+    /// Starts them with so many executors each, over sockets.
+    pub fn start(world: &World, kinds: &[Scripted], executors: i64) -> Self {
         let listener = WsListener::bind("127.0.0.1:0", None).unwrap();
         let port = listener.local_addr().port();
         let refusing = TcpListener::bind("127.0.0.2:0").unwrap();
+        // That port is taken at another address of the loopback, so nobody is given it here by chance.
         let closed = refusing.local_addr().unwrap().port();
         let hole = TcpListener::bind("127.0.0.1:0").unwrap();
-        let open = hole.local_addr().unwrap().port();
+        let ports = Ports { port, closed, hole: hole.local_addr().unwrap().port() };
+        let held = Box::new((refusing, hole));
+        Self::start_on(world, Box::new(listener), ServerConfig::new("bat"), (ports, held), kinds, executors)
+    }
+
+    /// As [`BatchMiners::start`], in memory. They leave the pings to the validator.
+    pub fn start_in_memory(world: &World, kinds: &[Scripted], executors: i64) -> Self {
+        let (listener, hole) = (world.net.listener("127.0.0.1:1"), world.net.listener("127.0.0.1:3"));
+        let day = Duration::from_secs(24 * 3600);
+        let liveness = LivenessConfig { ping_after: day, dead_after: day, stuck_after: day };
+        let config = ServerConfig { liveness, connections: kinds.len(), ..ServerConfig::new("bat") };
+        let ports = Ports { port: 1, closed: 2, hole: 3 };
+        Self::start_on(world, Box::new(listener), config, (ports, Box::new(hole)), kinds, executors)
+    }
+
+    fn start_on(
+        world: &World,
+        listener: Box<dyn Listener>,
+        config: ServerConfig,
+        (ports, held): (Ports, Box<dyn Any>),
+        kinds: &[Scripted],
+        executors: i64,
+    ) -> Self {
         let addresses: Vec<MinerAddress> = kinds
             .iter()
             .enumerate()
-            .map(|(n, kind)| MinerAddress {
+            .map(|(n, (kind, _))| MinerAddress {
                 hotkey: key(n).public(),
                 address: "127.0.0.1".to_owned(),
-                // That port is taken at another address of the loopback, so nobody is given it here by chance.
                 port: match kind {
-                    Kind::Refusing => closed,
-                    Kind::Hole => open,
-                    _ => port,
+                    Kind::Refusing => ports.closed,
+                    Kind::Hole => ports.hole,
+                    _ => ports.port,
                 },
                 trusted: false,
                 tls: false,
             })
             .collect();
-        let kinds = addresses.iter().map(|miner| miner.hotkey.to_ss58()).zip(kinds.iter().copied()).collect();
+        let kinds = kinds.iter().map(|(kind, millis)| (*kind, Duration::from_millis(*millis)));
+        let kinds = addresses.iter().map(|miner| miner.hotkey.to_ss58()).zip(kinds).collect();
         let shared = Arc::new(Shared { kinds, executors, timer: world.timer(), seen: Mutex::default() });
         let sessions: Mutex<HashMap<SessionId, (SessionHandle, Option<String>)>> = Mutex::default();
         let sink = shared.clone();
         let server = Server::start(
-            ServerConfig::new("bat"),
-            Box::new(listener),
+            config,
+            listener,
             world.timer(),
             Arc::new(|_| Ok(())),
             Arc::new(move |event| match event {
@@ -139,7 +211,7 @@ impl BatchMiners {
                 }
             }),
         );
-        Self { server: Some(server), shared, addresses, _held: [refusing, hole] }
+        Self { server: Some(server), shared, addresses, _held: held }
     }
 
     /// The text of a miners file.
@@ -180,7 +252,7 @@ fn hears(shared: &Arc<Shared>, handle: &SessionHandle, miner: &mut Option<String
         auth.verify().unwrap();
         *miner = Some(auth.miner_hotkey.clone());
         let manifest = [(ExecutorClass::AlwaysOnTest, Int::from(shared.executors))];
-        return match shared.kinds[&auth.miner_hotkey] {
+        return match shared.kinds[&auth.miner_hotkey].0 {
             Kind::Stranger => say(handle, GenericError { details: Some("Unknown validator".to_owned()) }),
             Kind::Babbling => text(handle, "%&$".to_owned()),
             Kind::Cutting if seen.cut.contains(&auth.miner_hotkey) => handle.kick(),
@@ -188,7 +260,7 @@ fn hears(shared: &Arc<Shared>, handle: &SessionHandle, miner: &mut Option<String
         };
     }
     let miner = miner.clone().expect("it has authenticated");
-    let kind = shared.kinds[&miner];
+    let (kind, runs) = shared.kinds[&miner];
     match message {
         ValidatorToMiner::V0InitialJobRequest(initial) => {
             assert!(!initial.job_started_receipt_payload.is_organic);
@@ -228,44 +300,63 @@ fn hears(shared: &Arc<Shared>, handle: &SessionHandle, miner: &mut Option<String
         ValidatorToMiner::V0JobRequest(request) => {
             let job_uuid = request.job_uuid;
             *seen.requests.entry(job_uuid.clone()).or_default() += 1;
-            let finished = |job_uuid: &str, stdout: &str| V0JobFinishedRequest {
-                job_uuid: job_uuid.to_owned(),
-                docker_process_stdout: stdout.to_owned(),
-                docker_process_stderr: String::new(),
-                artifacts: None,
-                upload_results: None,
-            };
-            match kind {
-                Kind::Garbage => text(handle, "no message".to_owned()),
-                Kind::Cutting => {
-                    seen.cut.insert(miner);
-                    handle.kick();
-                }
-                Kind::Good(after) if after > 0 => {
-                    let (handle, timer) = (handle.clone(), shared.timer.clone());
-                    let alarm = Arc::new(Mutex::new(None));
-                    let held = alarm.clone();
-                    let when = Instant::now() + Duration::from_millis(after);
-                    let answer = timer.at(when, move || {
-                        say(&handle, finished(&job_uuid, RIGHT));
-                        drop(held);
-                    });
-                    // Held by its own action until that has run.
-                    *alarm.lock().unwrap() = Some(answer);
-                }
-                _ => {
-                    say(handle, V0VolumesReadyRequest { job_uuid: job_uuid.clone() });
-                    say(handle, finished(&job_uuid, if kind == Kind::Wrong { "13\n" } else { RIGHT }));
-                    if kind == Kind::Doubling {
-                        say(handle, finished(&job_uuid, "13\n"));
-                        say(handle, finished(&job_uuid, RIGHT));
-                    }
-                }
+            let now = Instant::now();
+            seen.requested = Some((seen.requested.map_or(now, |(first, _)| first), now));
+            drop(seen);
+            say(handle, V0VolumesReadyRequest { job_uuid: job_uuid.clone() });
+            if runs.is_zero() {
+                return works(shared, handle, miner, kind, &job_uuid);
             }
+            let (handle, working) = (handle.clone(), shared.clone());
+            let alarm = Arc::new(Mutex::new(None));
+            let held = alarm.clone();
+            let done = shared.timer.at(shared.timer.clock().now() + runs, move || {
+                works(&working, &handle, miner, kind, &job_uuid);
+                drop(held);
+            });
+            // Held by its own action until that has run.
+            *alarm.lock().unwrap() = Some(done);
         }
         ValidatorToMiner::V0JobFinishedReceiptRequest(receipt) => {
             seen.receipts.insert(receipt.payload.job_uuid);
         }
         _ => {}
+    }
+}
+
+/// What a miner does at the end of a job.
+fn works(shared: &Shared, handle: &SessionHandle, miner: String, kind: Kind, job_uuid: &str) {
+    let finished = |stdout: &str| V0JobFinishedRequest {
+        job_uuid: job_uuid.to_owned(),
+        docker_process_stdout: stdout.to_owned(),
+        docker_process_stderr: String::new(),
+        artifacts: None,
+        upload_results: None,
+    };
+    match kind {
+        Kind::Garbage => text(handle, "no message".to_owned()),
+        Kind::Cutting => {
+            shared.seen.lock().unwrap().cut.insert(miner);
+            handle.kick();
+        }
+        Kind::Wrong => say(handle, finished("13\n")),
+        Kind::Doubling => {
+            [RIGHT, "13\n", RIGHT].iter().for_each(|stdout| say(handle, finished(stdout)));
+        }
+        Kind::Gaming => {
+            let failed = V0JobFailedRequest {
+                job_uuid: job_uuid.to_owned(),
+                stage: JobStage::Execution,
+                reason: JobFailureReason::NonzeroReturnCode,
+                message: "exit 1".to_owned(),
+                docker_process_exit_status: Some(Int::from(1)),
+                docker_process_stdout: None,
+                docker_process_stderr: None,
+                context: None,
+            };
+            say(handle, failed);
+            say(handle, finished(RIGHT));
+        }
+        _ => say(handle, finished(RIGHT)),
     }
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
+use phalanx::base::clock::Clock;
 use phalanx::base::ids::SessionId;
 use phalanx::base::stop::{StopReport, Stopping};
 use phalanx::base::timer::Timer;
@@ -31,8 +32,13 @@ pub struct World {
 
 impl World {
     pub fn new() -> Self {
+        Self::by(Clock::system())
+    }
+
+    /// A world whose time is that of `clock`.
+    pub fn by(clock: Clock) -> Self {
         let threads = NoThreads::expected();
-        Self { net: MemoryNet::new(), timer: Some(Timer::start()), _threads: threads }
+        Self { net: MemoryNet::with_clock(clock.clone()), timer: Some(Timer::start_with(clock)), _threads: threads }
     }
 
     pub fn timer(&self) -> phalanx::base::timer::TimerHandle {
