@@ -5,10 +5,15 @@
 //! [`Action::Cancelled`]. The order of the actions is the order in which they must be done; an [`Action::Send`] is the
 //! last of its batch, or nothing depends on it.
 
+mod attempt;
+mod inputs;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::attempt::{Attempt, AttemptEnd, Phase, ended};
+pub use self::inputs::{Action, Input};
 use super::excuses::{self, Declined, Verdict};
 use super::job_messages::{
     JobMessages, JobTimes, by_miner, declined, is_end, job_uuid, kind, outcome_of, total_seconds,
@@ -19,157 +24,18 @@ use super::status::Outcome;
 use super::streaming::server_details;
 use crate::base::now::Now;
 use crate::identity::{KeyPair, PublicKey};
-use crate::ops::throttle::Throttle;
 use crate::protocol::stages::{Stage, StageClock, Timing};
 use crate::protocol::{
-    DateTime, ExecutorClass, HordeFailureReason, JobRejectionReason, JobStatus, MinerToValidator, Receipt,
-    StreamingServerDetails, V0DeclineJobRequest, V0JobAcceptedReceiptRequest, V0MachineSpecsUpdate, V2JobRequest,
-    ValidatorToMiner,
+    DateTime, HordeFailureReason, JobRejectionReason, JobStatus, MinerToValidator, V0DeclineJobRequest,
+    V0MachineSpecsUpdate, V2JobRequest, ValidatorToMiner,
 };
 
 /// Miners that may decline one job, or be out of reach, before it is given up; those without its class do not count.
 const MINERS_PER_JOB: usize = 3;
 
-/// How long the connection to a miner may be away in all, during which no limit of the job runs: as long as the miner
-/// waits for its executors.
-const AWAY_TIME: Duration = Duration::from_secs(30);
-
 /// How often an accepted-receipt is sent again after a reconnect. A Python miner breaks the connection at the second
 /// one, so not on each.
 const RECEIPT_REPEATS: u32 = 2;
-
-/// Something that happened.
-#[derive(Debug)]
-pub enum Input {
-    /// The job begins.
-    Start,
-    /// The answer to [`Action::Reserve`].
-    Reserved(Result<MinerAddress, NoMiner>),
-    /// A message of the miner.
-    Message(Box<MinerToValidator>),
-    /// An attempt to connect failed; another will follow.
-    ConnectFailed {
-        /// Why.
-        why: String,
-        /// Whether the miner answered and does not want us.
-        refused: bool,
-        /// Whether there was a connection and it broke: somebody is there.
-        cut: bool,
-    },
-    /// The connection was lost; another will follow.
-    Lost {
-        /// Why.
-        why: String,
-    },
-    /// An [`Action::Send`] could not be done, and why.
-    NotSent(String),
-    /// The job was cancelled.
-    Cancel {
-        /// Whether others go on with it, on the same miner.
-        goes_on: bool,
-    },
-    /// Time has passed.
-    Tick,
-}
-
-/// Something to do.
-#[derive(Debug)]
-pub enum Action {
-    /// Wait until the job is known whatever happens.
-    WaitUntilKnown,
-    /// Reserve an executor of some miner, and report it as [`Input::Reserved`].
-    Reserve {
-        /// The miner to take if it still has the job.
-        same: Option<PublicKey>,
-        /// Those not to take.
-        avoid: Vec<PublicKey>,
-    },
-    /// Connect to the miner that was reserved.
-    Connect(MinerAddress),
-    /// Send it a message.
-    Send(Box<ValidatorToMiner>),
-    /// It has told the outcome of another job once more: send it the finished-receipt of that, if it is known.
-    Confirm(PublicKey, String),
-    /// Note how many executors of each class it has.
-    Manifest(PublicKey, HashMap<ExecutorClass, i64>),
-    /// Report a step of the job.
-    Report(JobStatus),
-    /// Report its streaming server.
-    StreamingReady(StreamingServerDetails),
-    /// Note which miner runs it.
-    RunsOn(PublicKey),
-    /// Pass on the specs of the machine it runs on.
-    MachineSpecs(Box<V0MachineSpecsUpdate>),
-    /// It declined the job, and these receipts excuse that.
-    Excused(PublicKey, Vec<Receipt>),
-    /// Prefer other miners for a while.
-    CoolDown(PublicKey),
-    /// Note that it completed the job.
-    Completed(PublicKey),
-    /// Note what it did wrong, and why in words.
-    Incident(PublicKey, Incident, String),
-    /// Give the reservation back.
-    Release,
-    /// Report the end of the job.
-    End(Box<Outcome>),
-    /// The job was cancelled before it had ended.
-    Cancelled,
-    /// Send what is queued for the miner, and end the connection to it.
-    Close,
-}
-
-/// How far one job is on one miner.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Connecting,
-    Reserving,
-    Starting,
-    /// The miner has had the job since before; it says again what its validator has not shown to know.
-    Resuming,
-    Running(Stage),
-}
-
-/// One job on one miner.
-#[derive(Debug)]
-struct Attempt {
-    miner: PublicKey,
-    phase: Phase,
-    deadline: Instant,
-    stages: Option<StageClock>,
-    started: Now,
-    asked_at: Instant,
-    last_trouble: Option<String>,
-    /// Its executors of the class, by its first manifest: a later one is not to make an excuse of fewer receipts.
-    executors: Option<i64>,
-    /// What it reports beside its news of the job.
-    complaints: Throttle,
-    /// Since when there is no connection.
-    lost_since: Option<Instant>,
-    /// How long there may still be none.
-    away_left: Duration,
-    /// What the miner may not have got, and how often it may be sent again.
-    accepted_receipt: Option<(V0JobAcceptedReceiptRequest, u32)>,
-}
-
-/// How an [`Attempt`] ended.
-#[derive(Debug)]
-enum AttemptEnd {
-    /// The job has its outcome.
-    Ended(Outcome),
-    /// A message did not fit into the link: an outcome that is not the miner's fault.
-    NotSent(Outcome),
-    /// The miner declined or could not be reached; the outcome if nobody else takes it either, and what is the miner's
-    /// fault in that.
-    NotTaken(Outcome, Option<Incident>),
-    /// The miner's manifest does not name the class.
-    NoSuchClass,
-    /// The job was cancelled.
-    Cancelled { goes_on: bool },
-}
-
-fn ended(outcome: impl Into<Outcome>) -> Option<AttemptEnd> {
-    Some(AttemptEnd::Ended(outcome.into()))
-}
 
 /// The state of one job.
 #[derive(Debug)]
@@ -299,20 +165,8 @@ impl Drive {
     }
 
     fn connect(&mut self, miner: MinerAddress, now: Now) {
-        self.attempt = Some(Attempt {
-            miner: miner.hotkey,
-            phase: Phase::Connecting,
-            deadline: now.mono + self.times.connect,
-            stages: None,
-            started: now,
-            asked_at: now.mono,
-            last_trouble: None,
-            executors: None,
-            complaints: Throttle::default(),
-            lost_since: None,
-            away_left: AWAY_TIME,
-            accepted_receipt: None,
-        });
+        let deadline = now.mono + self.times.connect;
+        self.attempt = Some(Attempt::new(miner.hotkey, deadline, now));
         self.out.push(Action::Connect(miner));
     }
 
@@ -579,49 +433,6 @@ impl Drive {
     fn messages(&self, attempt: &Attempt) -> JobMessages<'_> {
         let Self { key, times, request, .. } = self;
         JobMessages { key, times, request, uuid: &request.uuid, miner: attempt.miner, is_organic: true }
-    }
-}
-
-impl Attempt {
-    /// When the present stage has used up its time.
-    fn expires_at(&self) -> Instant {
-        match self.lost_since {
-            Some(_) => self.deadline + self.away_left,
-            None => self.deadline,
-        }
-    }
-
-    /// The miner is connected; true if it was lost before. What that took is taken off no limit.
-    fn is_back(&mut self, now: Now) -> bool {
-        let Some(since) = self.lost_since.take() else { return false };
-        let away = now.mono.saturating_duration_since(since).min(self.away_left);
-        self.away_left -= away;
-        self.deadline += away;
-        if let Some(stages) = &mut self.stages {
-            stages.postpone(away);
-        }
-        true
-    }
-
-    fn not_connected(&self, why: &str) -> Outcome {
-        Outcome::horde_failed(HordeFailureReason::MinerConnectionFailed, format!("miner {}: {why}", self.miner))
-    }
-
-    /// The present stage has used up its time.
-    fn expired(&self) -> AttemptEnd {
-        let (reason, what) = match self.phase {
-            Phase::Connecting => {
-                let why = self.last_trouble.as_deref().unwrap_or("no connection in time");
-                return AttemptEnd::NotTaken(self.not_connected(why), Some(Incident::Unreachable));
-            }
-            Phase::Reserving => (HordeFailureReason::InitialResponseTimedOut, "the answer to the initial request"),
-            Phase::Starting => (HordeFailureReason::ExecutorReadinessResponseTimedOut, "the executor's readiness"),
-            Phase::Resuming => (HordeFailureReason::ExecutionTimedOut, "the end of the job"),
-            Phase::Running(stage) => (stage.timed_out(), stage.waits_for()),
-        };
-        let trouble = self.last_trouble.as_ref().map_or_else(String::new, |t| format!(" (last trouble: {t})"));
-        let message = format!("waiting for {what} took too long{trouble}");
-        AttemptEnd::Ended(Outcome::horde_failed(reason, message))
     }
 }
 
