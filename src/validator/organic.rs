@@ -141,11 +141,20 @@ impl Miners {
         }
     }
 
-    /// The jobs of the receipts of a refusal that the miner declined, too; notes the one that it declines now.
-    fn declines(&self, miner: PublicKey, decline: &V0DeclineJobRequest) -> Vec<String> {
+    /// The jobs of ours among the receipts of a refusal that the miner declined, too, or that are known not to have run
+    /// there; notes the one that it declines now.
+    fn declines(
+        &self,
+        miner: PublicKey,
+        decline: &V0DeclineJobRequest,
+        did_not_run: impl Fn(&str) -> bool,
+    ) -> Vec<String> {
+        let own = self.connections.dialer().key.ss58();
+        let receipts = decline.receipts.iter().filter(|receipt| receipt.payload.validator_hotkey() == own);
+        let jobs: Vec<&str> = receipts.map(|receipt| receipt.payload.job_uuid()).collect();
         let mut declines = lock(&self.declines);
-        let jobs = decline.receipts.iter().map(|receipt| receipt.payload.job_uuid());
-        let before = jobs.filter(|uuid| declines.of(miner, uuid).is_some()).map(str::to_owned).collect();
+        let is_none = |uuid: &&str| declines.of(miner, uuid).is_some() || did_not_run(uuid);
+        let before = jobs.into_iter().filter(is_none).map(str::to_owned).collect();
         declines.keep(miner, &decline.job_uuid, ());
         before
     }
@@ -231,7 +240,9 @@ impl<R: Reports> Runner<'_, R> {
             && let MinerToValidator::V0DeclineJobRequest(decline) = &**message
             && decline.job_uuid == self.uuid
         {
-            self.drive.declined_before(self.miners.declines(slot.hotkey, decline));
+            let job = self.job.as_ref();
+            let did_not_run = |uuid: &str| job.is_some_and(|job| job.did_not_run_on(uuid, &slot.hotkey));
+            self.drive.declined_before(self.miners.declines(slot.hotkey, decline, did_not_run));
         }
         let mut actions = VecDeque::from(self.drive.handle(input, self.miners.clock().now_and_wall()));
         while let Some(action) = actions.pop_front() {

@@ -247,6 +247,10 @@ fn the_jobs_that_a_miner_has_declined_excuse_no_other() {
     let kinds: Vec<_> = explained.incidents.iter().map(|incident| incident.kind).collect();
     assert_eq!(kinds, ["declined"; 3]);
     scene.stop_validator(validator);
+    // Nor after a restart: the ledger knows that nobody took the first one.
+    let validator = scene.validator();
+    assert_eq!(statuses(&scene.run(&job(&key("//User")))), [S::Received, S::Rejected]);
+    scene.stop_validator(validator);
     let store = ReceiptStore::open(&scene.folder.path().join("receipts.db"), 0).unwrap();
     assert!(store.since(0, 10).unwrap().is_empty());
     scene.stop();

@@ -388,6 +388,10 @@ pub(in crate::validator) trait Reports {
     fn end(self, outcome: Outcome);
     /// It was cancelled before it had ended.
     fn cancelled(self);
+    /// Whether another job of this validator is known not to have run on a miner.
+    fn did_not_run_on(&self, _uuid: &str, _miner: &PublicKey) -> bool {
+        false
+    }
     /// Whether others go on with it, on the same miner, when it was cancelled.
     fn goes_on(&self) -> bool {
         false
@@ -419,6 +423,10 @@ impl Reports for RunningJob {
 
     fn machine_specs(&self, specs: V0MachineSpecsUpdate) {
         RunningJob::machine_specs(self, specs);
+    }
+
+    fn did_not_run_on(&self, uuid: &str, miner: &PublicKey) -> bool {
+        self.inner.line.delivery.did_not_run_on(uuid, miner)
     }
 
     fn end(self, outcome: Outcome) {

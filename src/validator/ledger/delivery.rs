@@ -324,6 +324,11 @@ impl Delivery {
         Ok(ticket)
     }
 
+    /// See [`Ledger::did_not_run_on`].
+    pub fn did_not_run_on(&self, uuid: &str, miner: &PublicKey) -> bool {
+        lock(&self.0.state).ledger.did_not_run_on(uuid, miner)
+    }
+
     /// See [`Ledger::cheated`].
     ///
     /// # Errors

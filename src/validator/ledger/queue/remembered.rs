@@ -9,6 +9,7 @@ use super::super::record::{JobRecord, Signed};
 use super::{JobEntry, Ledger, NotAdmitted};
 use crate::base::now::Now;
 use crate::identity::PublicKey;
+use crate::protocol::JobStatus;
 use crate::validator::authorization::{Authorized, counts_until};
 
 impl Ledger {
@@ -80,6 +81,16 @@ impl Ledger {
             }
         }
         cheaters
+    }
+
+    /// Whether a job came here, and is known not to have run on this miner: another took it, or nobody did before it
+    /// was rejected.
+    pub fn did_not_run_on(&self, uuid: &str, miner: &PublicKey) -> bool {
+        let record = self.by_uuid.get(uuid).and_then(|job| self.jobs.get(job)).map(|entry| &entry.record);
+        record.is_some_and(|record| match record.miner {
+            Some(took) => took != *miner,
+            None => record.last == Some(JobStatus::Rejected),
+        })
     }
 
     /// Forgets the jobs that were over first; those with dead letters go when their letters have gone, those whose

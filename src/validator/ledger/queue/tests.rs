@@ -318,6 +318,23 @@ fn a_report_of_cheating_counts_once_for_each_job() {
 }
 
 #[test]
+fn a_job_is_known_not_to_have_run_where_another_miner_took_it_or_none_did() {
+    let mut ledger = ledger();
+    let [one, other] = [1, 2].map(|n| PublicKey::from_bytes([n; 32]));
+    let job = ledger.take("taken", false, moment(0)).unwrap();
+    assert!(!ledger.did_not_run_on("taken", &other), "nobody knows yet");
+    ledger.ran_on(job, one);
+    assert!(!ledger.did_not_run_on("taken", &one));
+    assert!(ledger.did_not_run_on("taken", &other));
+    for (uuid, end, expected) in [("rejected", JobStatus::Rejected, true), ("cut", JobStatus::HordeFailed, false)] {
+        let job = ledger.take(uuid, false, moment(0)).unwrap();
+        accept(&mut ledger, job, end);
+        assert_eq!(ledger.did_not_run_on(uuid, &one), expected, "{uuid}");
+    }
+    assert!(!ledger.did_not_run_on("of another validator", &one));
+}
+
+#[test]
 fn who_cheated_is_known_however_many_jobs_come_after_it() {
     let limits = LedgerLimits { remembered: 2, ..LedgerLimits::default() };
     let mut ledger = Ledger::new(limits, RetryPolicies::default(), true).with_signature_age(Duration::from_secs(1));
