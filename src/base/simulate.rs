@@ -72,6 +72,7 @@ fn wait_until_idle() {
     loop {
         let begun = Instant::now();
         let counts = counts();
+        let took = begun.elapsed();
         if counts.is_some() && counts == before {
             if asleep {
                 return;
@@ -81,9 +82,9 @@ fn wait_until_idle() {
             asleep = false;
         }
         before = counts;
-        // A thread is seen asleep an instant before it is counted, and the nap is longer than that. It is as long as
-        // what it follows, so that looking at many threads does not take the processor from them.
-        never.wait(LOOK_AGAIN.max(begun.elapsed()));
+        // A thread is seen asleep an instant before it is counted, and the nap is longer than that. It is as long as a
+        // reading, so that of many threads it does not take the processor from them.
+        never.wait(LOOK_AGAIN.max(took));
     }
 }
 
