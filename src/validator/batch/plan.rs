@@ -13,7 +13,7 @@ use crate::protocol::{ExecutorClass, V2JobRequest};
 /// Jobs of one miner, whatever its manifest says.
 pub const JOBS_PER_MINER: usize = EXECUTORS_MAX as usize;
 
-/// Jobs of one batch; at some 2 KiB each 128 MiB. They are shared out evenly, see [`share`].
+/// Jobs of one batch; at some 2 KiB each 128 MiB. They are shared out evenly between its miners.
 pub const JOBS_PER_BATCH: usize = 65_536;
 
 /// Makes the jobs of a batch.
