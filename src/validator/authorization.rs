@@ -163,8 +163,11 @@ impl Signers {
         later.authorize(vec![request], now).pop().expect("there is a verdict on each")
     }
 
-    /// The signature and its time, if it is neither too old nor of the future.
-    fn times(&self, request: &V2JobRequest, now: Duration) -> Result<(SignatureId, u64), String> {
+    /// The signature of what is signed and its time, in whole milliseconds since 1970; `now` is the wall clock.
+    ///
+    /// # Errors
+    /// It is too old or of the future; in words.
+    pub fn times(&self, request: &impl SignedRequest, now: Duration) -> Result<(SignatureId, u64), String> {
         let signature = request.signature().ok_or("the message is not signed")?;
         let id = SignatureId::try_from(signature.signature.0.as_slice()).map_err(|_| "a signature is 64 bytes long")?;
         let signed = signature.timestamp_ns.as_u64().map(Duration::from_nanos).ok_or("the signature has no time")?;

@@ -10,6 +10,7 @@
 //! | uuids, tokens, hotkeys | [`NAME_BYTES`] |
 //! | standard output and error | half a million characters at either end, as executors cut them |
 //! | `context` | [`CONTEXT_BYTES`] as JSON, else it is left out |
+//! | counts of a manifest | 0 to 10,000 of each class, else the message is refused |
 //! | machine specs | [`MACHINE_SPECS_BYTES`] as JSON, else the message is refused |
 //! | receipts of a refusal | [`EXCUSES`] |
 //! | a streaming server's details | see `streaming`; nothing is cut, because they are signed |
@@ -17,6 +18,7 @@
 
 use serde_json::json;
 
+use super::manifests::MinerManifest;
 use crate::base::limits::{EXECUTORS_MAX, MACHINE_SPECS_BYTES, OUTPUT_CHARS};
 use crate::base::text::truncated;
 use crate::protocol::{DecodeError, JsonMap, MinerToValidator};
@@ -46,6 +48,9 @@ pub enum Unreadable {
     /// The machine specs are too large to be passed on.
     #[error("its machine specs have {0} bytes, not at most {MACHINE_SPECS_BYTES}")]
     Specs(usize),
+    /// It is a manifest that no miner has; what is wrong, as it may be shown.
+    #[error("{0}")]
+    Manifest(String),
 }
 
 /// Reads a text of a miner.
@@ -63,7 +68,7 @@ fn bounded(mut message: MinerToValidator) -> Result<MinerToValidator, Unreadable
         M::GenericError(m) => some(&mut m.details, sentence),
         M::UnauthorizedError(m) => some(&mut m.details, sentence),
         // Its keys are classes.
-        M::V0ExecutorManifestRequest(_) => {}
+        M::V0ExecutorManifestRequest(m) => drop(MinerManifest::of(m).map_err(Unreadable::Manifest)?),
         M::V0MainHotkeyMessage(m) => some(&mut m.main_hotkey, name),
         M::V0DeclineJobRequest(m) => {
             name(&mut m.job_uuid);
@@ -260,6 +265,20 @@ mod tests {
         assert!(failed.message.ends_with("(cut, 1048576 bytes in all)"));
         let context = json!(failed.context).to_string();
         assert_eq!(context, r#"{"left_out_by_validator":"65544 bytes, not at most 65536"}"#);
+    }
+
+    #[test]
+    fn a_manifest_that_no_miner_has_is_refused() {
+        let manifest = |count: &str| {
+            let manifest = format!(r#"{{"always_on.gpu-24gb":1,"always_on.test":{count}}}"#);
+            read(&format!(r#"{{"message_type":"V0ExecutorManifestRequest","manifest":{manifest}}}"#))
+        };
+        assert!(manifest("0").is_ok() && manifest("10000").is_ok());
+        for count in ["-5", "10001", "9223372036854775807", "99999999999999999999999999"] {
+            let why = manifest(count).unwrap_err().to_string();
+            let expected = format!("its manifest names {count} executors of class always_on.test");
+            assert!(why.starts_with(&expected), "{why}");
+        }
     }
 
     #[test]

@@ -136,10 +136,16 @@ impl MinerLink {
                     Err(error) => {
                         let what = format!("miner {name} sent a message that is not taken: {error}");
                         unreadable.warn(clock.now(), &what);
-                        let Unreadable::Decode(error) = error else { return };
-                        let answer = crate::protocol::answer::to_miner(&error, &text, &name.to_string());
-                        if let Err(full) = answers.send(Outgoing::once(ValidatorToMiner::from(answer).encode())) {
-                            log::debug!("the miner is not notified: {full}");
+                        match error {
+                            Unreadable::Decode(error) => {
+                                let answer = crate::protocol::answer::to_miner(&error, &text, &name.to_string());
+                                let answer = Outgoing::once(ValidatorToMiner::from(answer).encode());
+                                if let Err(full) = answers.send(answer) {
+                                    log::debug!("the miner is not notified: {full}");
+                                }
+                            }
+                            Unreadable::Manifest(_) => {}
+                            Unreadable::Specs(_) => return,
                         }
                         MinerEvent::Unreadable
                     }

@@ -1037,19 +1037,23 @@ impl JobHandler for Judge {
 }
 
 fn report(job: &str, trusted: &str) -> String {
+    report_of(job, trusted, now_ns())
+}
+
+fn report_of(job: &str, trusted: &str, signed_at_ns: u64) -> String {
     let mut report = V0JobCheated {
         signature: None,
         job_uuid: job.to_owned(),
         trusted_job_uuid: trusted.to_owned(),
         details: serde_json::json!({"why": "it is too fast"}),
     };
-    report.sign(&key("//User"), now_ns());
+    report.sign(&key("//User"), signed_at_ns);
     FacilitatorToValidator::from(report).encode()
 }
 
 #[test]
 fn a_report_of_cheating_counts_once_also_after_a_restart() {
-    let world = World::new();
+    let (world, before) = (World::new(), now_ns() - 1_000_000_000);
     let folder = tempfile::tempdir().unwrap();
     let facilitator = facilitator(&world, Plan::default());
     let reports = Arc::new(AtomicUsize::new(0));
@@ -1073,6 +1077,13 @@ fn a_report_of_cheating_counts_once_also_after_a_restart() {
         facilitator.say(&report(job, compared));
         pass();
         assert_eq!(reports.load(Ordering::Relaxed), 0, "not compared with a job on a trusted miner, or about that");
+    }
+    let (day, now) = (24 * 3600 * 1_000_000_000, now_ns());
+    for (signed_at, what) in [(0, "of 1970"), (now - day, "old"), (now + 365 * day, "of the future"), (before, "early")]
+    {
+        facilitator.say(&report_of(&one, &trusted, signed_at));
+        pass();
+        assert_eq!(reports.load(Ordering::Relaxed), 0, "a report {what}");
     }
     facilitator.say(&report(&one, &trusted));
     facilitator.say(&report(&one, &trusted));

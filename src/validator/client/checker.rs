@@ -10,7 +10,7 @@ use crate::base::scope;
 use crate::base::shutdown::Shutdown;
 use crate::protocol::{JobRejectionReason, SignedRequest, V0JobCheated, V2JobRequest};
 use crate::validator::authorization::{Signers, Unauthorized};
-use crate::validator::ledger::{Delivery, NotAdmitted};
+use crate::validator::ledger::{Delivery, NotAdmitted, ReportSigned};
 
 /// Something signed that waits for its check.
 pub(super) enum Check {
@@ -64,7 +64,11 @@ impl Checker {
         let (uuid, trusted) = (&report.job_uuid, &report.trusted_job_uuid);
         let signer = report.verify().map_err(|e| e.to_string());
         let signer = signer.and_then(|signer| self.signers.check(signer, "reports of cheating"));
-        match signer.and_then(|signer| self.delivery.cheated(uuid, trusted, signer).map_err(str::to_owned)) {
+        let judged = signer.and_then(|by| {
+            let (_, signed_at) = self.signers.times(report, now().wall)?;
+            self.delivery.cheated(uuid, trusted, ReportSigned { by, signed_at }).map_err(str::to_owned)
+        });
+        match judged {
             Ok(miner) => guarded("report of cheating", || self.handler.cheated(uuid, miner)),
             Err(why) => log::warn!("job {uuid}: a report of cheating is ignored: {why}"),
         }

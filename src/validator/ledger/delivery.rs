@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
+use super::cheats::ReportSigned;
 use super::queue::{Counts, Ledger, NotAdmitted, Reply, UpdateError, specs_message};
 use crate::base::clock::now;
 use crate::base::drained::Drained;
@@ -333,9 +334,9 @@ impl Delivery {
     ///
     /// # Errors
     /// Why the report changes nothing.
-    pub fn cheated(&self, uuid: &str, trusted: &str, signer: PublicKey) -> Result<PublicKey, &'static str> {
+    pub fn cheated(&self, uuid: &str, trusted: &str, report: ReportSigned) -> Result<PublicKey, &'static str> {
         let mut state = lock(&self.0.state);
-        let miner = state.ledger.cheated(uuid, trusted, signer, now());
+        let miner = state.ledger.cheated(uuid, trusted, report, now());
         self.wake_store(state);
         miner
     }

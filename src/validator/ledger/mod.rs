@@ -12,6 +12,7 @@ pub mod disk;
 pub mod queue;
 pub mod record;
 
+pub use cheats::ReportSigned;
 pub use delivery::{Delivery, GivenUp, NotOnDisk, Ticket, Totals};
 pub use disk::{StoreThread, open};
 pub use queue::{Counts, Ledger, LedgerLimits, NotAdmitted, Reply, RetryPolicies, RetryPolicy, UpdateError};

@@ -151,7 +151,9 @@ impl Authenticate for Asking {
 
     fn answer(&mut self, text: &str) -> Result<Authenticated, Refused> {
         let read = read_first(text);
-        if self.again && matches!(read, FirstMessage::Wrong(_)) && MinerToValidator::decode(text).is_ok() {
+        let is_of_a_job = |message| !matches!(message, MinerToValidator::V0ExecutorManifestRequest(_));
+        if self.again && matches!(read, FirstMessage::Wrong(_)) && MinerToValidator::decode(text).is_ok_and(is_of_a_job)
+        {
             return Ok(Authenticated::NotYet);
         }
         match self.first.insert(read) {

@@ -49,6 +49,8 @@ pub(super) struct MinerState {
     /// The last good one, with the time when it came.
     pub(super) manifest: Option<(HashMap<ExecutorClass, i64>, Instant)>,
     pub(super) running: HashMap<ExecutorClass, i64>,
+    /// Which of all jobs it got last, counted from 1.
+    pub(super) picked: u64,
     pub(super) cooling_until: Option<Instant>,
     pub(super) blacklisted_until: Option<Instant>,
     pub(super) reliability: Reliability,
@@ -60,6 +62,7 @@ impl MinerState {
             address,
             manifest: None,
             running: HashMap::new(),
+            picked: 0,
             cooling_until: None,
             blacklisted_until: None,
             reliability: Reliability::default(),

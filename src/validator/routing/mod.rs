@@ -12,6 +12,7 @@ pub mod reliability;
 mod standing;
 mod views;
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -46,14 +47,14 @@ pub struct Routing {
     /// Those that an earlier table named and that something is to be remembered of.
     gone: HashMap<PublicKey, MinerState>,
     half_life: Duration,
-    /// Breaks ties in turn, so that equal miners share the work.
-    turn: usize,
+    /// Jobs that were given to miners so far.
+    given: u64,
 }
 
 impl Routing {
     /// A table of miners about which nothing is known; what they do counts half after each `half_life`.
     pub fn new(miners: Vec<MinerAddress>, half_life: Duration) -> Self {
-        Self { miners: miners.into_iter().map(MinerState::new).collect(), gone: HashMap::new(), half_life, turn: 0 }
+        Self { miners: miners.into_iter().map(MinerState::new).collect(), gone: HashMap::new(), half_life, given: 0 }
     }
 
     /// Takes another table; what is known of the miners in both is kept. Of those that are gone it is kept while one
@@ -78,32 +79,30 @@ impl Routing {
         self.gone = gone.into_iter().map(|miner| (miner.address.hotkey, miner)).collect();
     }
 
-    /// Picks the miner with the best [`Standing`], and counts the job as running there until [`Routing::release`]. A
-    /// job goes to a trusted miner if it asks for one, and to none of those if not.
+    /// Picks the miner with the best [`Standing`], of equals the one that was picked longest ago, and counts the job as
+    /// running there until [`Routing::release`]. A job goes to a trusted miner if it asks for one, and to none of those
+    /// if not.
     ///
     /// # Errors
     /// [`NoMiner`].
     pub fn reserve(&mut self, ask: &Ask<'_>, now: Instant) -> Result<MinerAddress, NoMiner> {
-        let count = self.miners.len();
-        let turn = self.turn;
-        self.turn = self.turn.wrapping_add(1);
-        let mut busy = false;
-        let mut best: Option<(Standing, usize)> = None;
-        for step in 0..count {
-            let index = (turn.wrapping_add(step)) % count;
-            match self.miners[index].standing(ask, self.half_life, now) {
+        let (mut busy, mut best) = (false, None);
+        for (index, miner) in self.miners.iter().enumerate() {
+            match miner.standing(ask, self.half_life, now) {
                 Err(PassedOver::Full { .. }) => busy = true,
                 Err(_) => {}
-                Ok(standing) if best.is_none_or(|(other, _)| standing > other) => best = Some((standing, index)),
-                Ok(_) => {}
+                // Of those that were never picked the first in the table.
+                Ok(standing) => best = best.max(Some((standing, Reverse(miner.picked), Reverse(index)))),
             }
         }
-        let (_, index) = best.ok_or_else(|| match busy {
+        let (_, _, Reverse(index)) = best.ok_or_else(|| match busy {
             true => NoMiner::Busy,
             false if ask.trusted && !self.miners.iter().any(|miner| miner.address.trusted) => NoMiner::NoTrusted,
             false => NoMiner::None,
         })?;
+        self.given += 1;
         let miner = &mut self.miners[index];
+        miner.picked = self.given;
         *miner.running.entry(ask.class).or_default() += 1;
         Ok(miner.address.clone())
     }

@@ -1,5 +1,6 @@
 //! How a miner compares with the others for a job, or why it is passed over. Pure.
 
+use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
 use super::miner::{Ask, COOL_DOWN, MinerState};
@@ -9,14 +10,11 @@ use crate::protocol::ExecutorClass;
 /// For so long a manifest counts in full.
 const FRESH: Duration = Duration::from_secs(600);
 
-/// After [`FRESH`] the room that it names is halved after each such time.
+/// After [`FRESH`] what a manifest counts is halved after each such time.
 const FRESH_HALF_LIFE: Duration = Duration::from_secs(1800);
 
 /// Older than this a manifest says nothing any more, as for the Python validator.
 const MANIFEST_KEPT: Duration = Duration::from_secs(4 * 3600);
-
-/// As many executors as a miner may count for; what it says is not checked before it has jobs.
-const MOST_ROOM: i64 = 1000;
 
 /// Why a miner is not asked at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +52,11 @@ pub struct Standing {
     pub known: bool,
     /// Its reliability in tenths.
     pub reliability_tenths: u8,
-    /// Its free executors in tenths, fewer the older its manifest is; without one, its running jobs below zero.
-    pub room_tenths: i64,
+    /// Our jobs that run there, the fewer the better. How many executors it claims to have counts for nothing but
+    /// whether it is full: nobody checks that.
+    pub running: Reverse<i64>,
+    /// What its manifest counts by its age, in tenths; none without one.
+    pub fresh_tenths: u8,
 }
 
 impl MinerState {
@@ -88,19 +89,20 @@ impl MinerState {
         }
         let running = self.running(ask.class);
         let offered = self.offered(ask.class, now);
-        let room_tenths = match offered {
+        let fresh = match offered {
             Some((..=0, _)) => return Err(PassedOver::NoExecutors),
             Some((offered, _)) if offered <= running => return Err(PassedOver::Full { offered, running }),
-            // At most ten thousand.
-            Some((offered, counts)) => ((offered - running).min(MOST_ROOM) as f64 * counts * 10.0).round() as i64,
-            None => running.saturating_mul(-10),
+            Some((_, counts)) => counts,
+            None => 0.0,
         };
         Ok(Standing {
             answers: !(ask.is_open)(&self.address.hotkey),
             rested: self.cooling_until.is_none_or(|until| until <= now),
             known: offered.is_some(),
             reliability_tenths: self.reliability.numbers(now, half_life).tenths(),
-            room_tenths,
+            running: Reverse(running),
+            // It is between 0 and 1.
+            fresh_tenths: (fresh * 10.0).round() as u8,
         })
     }
 }
@@ -108,7 +110,7 @@ impl MinerState {
 impl Standing {
     /// What decides for `other`, which is not worse: the first difference, in words with the numbers.
     pub(super) fn behind(&self, other: &Standing) -> String {
-        let tenths = |n: i64| n as f64 / 10.0;
+        let tenths = |n: u8| f64::from(n) / 10.0;
         if self.answers != other.answers {
             return "its breaker is open".to_owned();
         }
@@ -119,20 +121,18 @@ impl Standing {
             return "its manifest is not known".to_owned();
         }
         if self.reliability_tenths != other.reliability_tenths {
-            let [mine, others] = [self, other].map(|s| tenths(s.reliability_tenths.into()));
+            let [mine, others] = [self, other].map(|s| tenths(s.reliability_tenths));
             return format!("its reliability is {mine:.1}, that of the first {others:.1}");
         }
-        match (self.room_tenths == other.room_tenths, self.known) {
-            (true, _) => "it is as good as the first: they take turns".to_owned(),
-            (false, true) => {
-                let [mine, others] = [self, other].map(|s| tenths(s.room_tenths));
-                format!("its room counts {mine:.1}, that of the first {others:.1}")
-            }
-            (false, false) => {
-                let [mine, others] = [self, other].map(|s| s.room_tenths / -10);
-                format!("its manifest is not known and it runs {mine} of our jobs, the first {others}")
-            }
+        if self.running != other.running {
+            let [Reverse(mine), Reverse(others)] = [self.running, other.running];
+            return format!("it runs {mine} of our jobs, the first {others}");
         }
+        if self.fresh_tenths != other.fresh_tenths {
+            let [mine, others] = [self, other].map(|s| tenths(s.fresh_tenths));
+            return format!("its manifest counts {mine:.1} by its age, that of the first {others:.1}");
+        }
+        "it is as good as the first: they take turns".to_owned()
     }
 }
 

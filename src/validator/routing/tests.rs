@@ -29,16 +29,49 @@ fn pick(routing: &mut Routing, tried: &[PublicKey], now: Instant) -> Result<Publ
 }
 
 #[test]
-fn the_miner_with_most_room_comes_first_and_fills_up() {
+fn the_miner_with_fewest_jobs_comes_first_and_each_fills_up() {
     let (mut routing, now) = (table(2), Instant::now());
     routing.manifest(&key(1), has(1), now);
     routing.manifest(&key(2), has(3), now);
     let picks: Vec<_> = (0..4).map(|_| pick(&mut routing, &[], now).unwrap()).collect();
-    assert_eq!(picks.iter().filter(|k| **k == key(2)).count(), 3);
-    assert_eq!(picks[0], key(2));
+    assert_eq!(picks, [key(1), key(2), key(2), key(2)]);
     assert_eq!(pick(&mut routing, &[], now), Err(NoMiner::Busy));
     routing.release(&key(1), CLASS);
     assert_eq!(pick(&mut routing, &[], now), Ok(key(1)));
+}
+
+/// How many of so many jobs each of the miners gets, if each job ends before the next comes, or none does.
+fn shares(routing: &mut Routing, miners: &[u8], jobs: usize, ends: bool, now: Instant) -> Vec<usize> {
+    let picks: Vec<_> = (0..jobs)
+        .map(|_| {
+            let hotkey = pick(routing, &[], now).unwrap();
+            if ends {
+                routing.release(&hotkey, CLASS);
+            }
+            hotkey
+        })
+        .collect();
+    miners.iter().map(|n| picks.iter().filter(|hotkey| **hotkey == key(*n)).count()).collect()
+}
+
+#[test]
+fn a_miner_that_claims_to_have_much_gets_no_more_than_the_others() {
+    for ends in [true, false] {
+        let (mut routing, now) = (table(4), Instant::now());
+        routing.manifest(&key(1), has(10_000), now);
+        [2, 3, 4].into_iter().for_each(|n| routing.manifest(&key(n), has(5), now));
+        assert_eq!(shares(&mut routing, &[1, 2, 3, 4], 20, ends, now), [5, 5, 5, 5], "ends: {ends}");
+    }
+}
+
+#[test]
+fn equals_take_turns_whoever_stands_between_them_in_the_table() {
+    for ends in [true, false] {
+        let (mut routing, now) = (table(8), Instant::now());
+        (1..=8).for_each(|n| routing.manifest(&key(n), has(20), now));
+        (2..=7).for_each(|n| routing.incident(&key(n), Incident::Failed, "it gave the job up", now));
+        assert_eq!(shares(&mut routing, &[1, 8], 18, ends, now), [9, 9], "ends: {ends}");
+    }
 }
 
 #[test]
@@ -165,7 +198,7 @@ fn a_cooling_miner_is_the_last_choice_but_a_choice() {
 }
 
 #[test]
-fn the_dependable_miner_comes_before_the_one_with_more_room() {
+fn the_dependable_miner_comes_before_the_one_with_fewer_jobs() {
     let (mut routing, now) = (table(2), Instant::now());
     routing.manifest(&key(1), has(1_000_000), now);
     routing.manifest(&key(2), has(2), now);
@@ -187,7 +220,6 @@ fn the_last_good_manifest_is_kept_and_counts_less_the_older_it_is() {
     routing.cool_down(&key(1), now);
     let aged = now + Duration::from_secs(3600);
     routing.manifest(&key(2), has(2), aged);
-    // 4 executors of an hour ago count 1.3.
     assert_eq!(pick(&mut routing, &[], aged), Ok(key(2)));
     assert_eq!(pick(&mut routing, &[], aged), Ok(key(1)));
     let shown = &routing.miners(&|_| None, aged)[0];

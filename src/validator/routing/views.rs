@@ -173,16 +173,17 @@ impl MinerState {
 
 impl std::fmt::Display for Standing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { answers, rested, known, reliability_tenths, room_tenths } = *self;
+        let Self { answers, rested, known, reliability_tenths, running, fresh_tenths } = *self;
         let yes = |yes| if yes { "yes" } else { "no" };
         write!(
             f,
-            "answers {}, rested {}, manifest known {}, reliability {:.1}, room {:.1}",
+            "answers {}, rested {}, manifest known {}, reliability {:.1}, running {}, manifest {:.1} by its age",
             yes(answers),
             yes(rested),
             yes(known),
             f64::from(reliability_tenths) / 10.0,
-            room_tenths as f64 / 10.0
+            running.0,
+            f64::from(fresh_tenths) / 10.0
         )
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::super::cheats;
+use super::super::cheats::{self, ReportSigned};
 use super::super::record::{JobRecord, Signed};
 use super::{JobEntry, Ledger, NotAdmitted};
 use crate::base::now::Now;
@@ -53,16 +53,16 @@ impl Ledger {
         &mut self,
         uuid: &str,
         trusted: &str,
-        signer: PublicKey,
+        report: ReportSigned,
         now: Now,
     ) -> Result<PublicKey, &'static str> {
         let since = now.unix_millis().saturating_sub(cheats::DAY_MS);
         let counts = |record: &JobRecord| {
-            record.cheated_at.is_some_and(|at| at > since) && record.signed.is_some_and(|signed| signed.by == signer)
+            record.cheated_at.is_some_and(|at| at > since) && record.signed.is_some_and(|signed| signed.by == report.by)
         };
         let counted = self.jobs.values().filter(|entry| counts(&entry.record)).count();
         let record = |uuid: &str| Some(&self.jobs.get(self.by_uuid.get(uuid)?)?.record);
-        let miner = cheats::judge(record(uuid), record(trusted), signer, counted)?;
+        let miner = cheats::judge(record(uuid), record(trusted), report, counted)?;
         let job = self.by_uuid[uuid];
         if let Some(entry) = self.jobs.get_mut(&job) {
             entry.record.cheated_at = Some(now.unix_millis());

@@ -1,4 +1,4 @@
-use super::super::cheats;
+use super::super::cheats::{self, ReportSigned};
 use super::*;
 use crate::base::rng::Rng;
 use crate::link::Kind;
@@ -167,7 +167,8 @@ fn signed(uuid: &str, number: u8, ms: u64) -> Authorized {
 }
 
 fn cheated(ledger: &mut Ledger, uuid: &str, trusted: &str, ms: u64) -> Result<PublicKey, &'static str> {
-    ledger.cheated(uuid, trusted, signer(), moment(ms))
+    let report = ReportSigned { by: signer(), signed_at: moment(ms).unix_millis() };
+    ledger.cheated(uuid, trusted, report, moment(ms))
 }
 
 #[test]
