@@ -303,11 +303,11 @@ fn a_report_of_cheating_counts_once_for_each_job() {
     let job = ledger.take("a", false, moment(0)).unwrap();
     let trusted = ledger.take("t", true, moment(0)).unwrap();
     assert_eq!(cheated(&mut ledger, "a", "t", 0), Err("the signer of the report has not signed the job"));
-    assert!(ledger.admit(job, &signed("a", 1, 9), moment(0)).is_ok());
+    assert!(ledger.admit(job, &signed("a", 1, 0), moment(0)).is_ok());
     assert_eq!(cheated(&mut ledger, "a", "t", 0), Err("no miner took the job"));
     ledger.ran_on(job, miner);
     ledger.ran_on(trusted, PublicKey::from_bytes([2; 32]));
-    assert!(ledger.admit(trusted, &signed("t", 2, 9), moment(0)).is_ok());
+    assert!(ledger.admit(trusted, &signed("t", 2, 0), moment(0)).is_ok());
     accept(&mut ledger, job, JobStatus::Completed);
     accept(&mut ledger, trusted, JobStatus::Completed);
     assert_eq!(cheated(&mut ledger, "a", "x", 0), Err("the trusted job that it is compared with is not known"));
