@@ -733,14 +733,14 @@ fn report((job, trusted): (&str, &str), signer: &KeyPair, sign: fn(&mut V0JobChe
 }
 
 fn over_payload(report: &mut V0JobCheated, signer: &KeyPair) {
-    report.sign(signer, 1);
+    report.sign(signer, now_ns());
 }
 
 /// As the official SDK signs it.
 fn over_text(report: &mut V0JobCheated, signer: &KeyPair) {
     let payload = String::from_utf8(report.canonical_bytes()).unwrap();
     let text = serde_json::Value::String(payload).to_string();
-    report.signature = Some(Signature::over(text.as_bytes(), signer, 1));
+    report.signature = Some(Signature::over(text.as_bytes(), signer, now_ns()));
 }
 
 #[test]
