@@ -71,6 +71,15 @@ pub const FACILITATOR_LINK_MESSAGE_BYTES: usize = 32 << 20;
 /// Bytes that a facilitator sends to a validator in one message: the Python validator's own limit.
 pub const JOB_REQUEST_BYTES: usize = 1 << 20;
 
+/// Values in the JSON of one message of a link, as commas and brackets that open. The largest honest one is a miner's
+/// refusal with a receipt for each of 10,000 executors, of 12 each. Parsed and kept, a value takes some 150 bytes, so
+/// these some 20 MB, where 50 MiB of zeros in a list would be 3.5 GB.
+pub const MESSAGE_VALUES: usize = 128 << 10;
+
+/// Bytes of what a miner answers to the authentication: its manifest, or why not. A manifest that names all classes has
+/// less than 1 KiB.
+pub const FIRST_MESSAGE_BYTES: usize = 64 << 10;
+
 /// Messages between a session's reader and its role: the reader waits beyond that, so TCP slows the peer. 256 small
 /// messages are about 256 KiB; the byte bound of a link is its message limit times this, never met in practice because
 /// a role's loop does not block.

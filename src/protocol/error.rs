@@ -6,7 +6,7 @@ use std::fmt;
 use jiter::JsonValue;
 use serde_json::Value;
 
-use super::json::{JsonMap, to_value};
+use super::json::{JsonMap, ParseError, to_value};
 use super::repr;
 
 /// The text is none of the members of a set.
@@ -216,9 +216,9 @@ impl Errors {
     }
 }
 
-/// The error of a frame that is not JSON at all.
-pub(super) fn invalid_json(text: &str, error: &jiter::JsonError, expected: String) -> DecodeError {
-    let why = error.description(text.as_bytes());
+/// The error of a frame that is not JSON at all, or has too many values.
+pub(super) fn invalid_json(text: &str, error: &ParseError, expected: String) -> DecodeError {
+    let why = error.description(text);
     let fault = Fault::new("json_invalid", format!("Invalid JSON: {why}")).with("error", why);
     let mut errors = Errors::default();
     errors.fail::<()>(fault, &JsonValue::Str(Cow::Borrowed(text)));

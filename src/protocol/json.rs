@@ -9,8 +9,56 @@ use indexmap::IndexMap;
 use jiter::JsonValue;
 use serde_json::{Map, Number, Value};
 
+use crate::base::limits::MESSAGE_VALUES;
+
 /// A JSON object that keeps the order of its keys.
 pub type JsonMap = Map<String, Value>;
+
+/// Why the text of a peer was not parsed.
+#[derive(Debug)]
+pub(super) enum ParseError {
+    /// It is not JSON, or nests too deep.
+    Json(jiter::JsonError),
+    /// It has more than [`MESSAGE_VALUES`].
+    TooMany,
+}
+
+impl ParseError {
+    /// In words, of the text that was refused.
+    pub(super) fn description(&self, text: &str) -> String {
+        match self {
+            Self::Json(error) => error.description(text.as_bytes()),
+            Self::TooMany => format!("more than {MESSAGE_VALUES} values"),
+        }
+    }
+}
+
+/// Parses what a peer sent. It is looked through first, because a value of two bytes takes more than a hundred parsed.
+pub(super) fn parse(text: &str) -> Result<JsonValue<'_>, ParseError> {
+    if has_many_values(text, MESSAGE_VALUES) {
+        return Err(ParseError::TooMany);
+    }
+    JsonValue::parse(text.as_bytes(), true).map_err(ParseError::Json)
+}
+
+/// Whether a text has more than `most` commas and brackets that open, outside its strings: as many values, up to twice.
+fn has_many_values(text: &str, most: usize) -> bool {
+    if text.len() <= most {
+        return false;
+    }
+    let (mut rest, mut count) = (text.as_bytes().iter(), 0);
+    while let Some(byte) = rest.next() {
+        match byte {
+            b',' | b'[' | b'{' => count += 1,
+            b'"' => while rest.find(|byte| matches!(byte, b'"' | b'\\')) == Some(&b'\\') && rest.next().is_some() {},
+            _ => {}
+        }
+        if count > most {
+            return true;
+        }
+    }
+    false
+}
 
 /// How JSON text is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -285,6 +333,22 @@ pub(super) fn push_float(out: &mut String, value: f64, python: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_are_counted_outside_strings() {
+        for (text, values) in [
+            ("[1,2,3]", 3),
+            (r#"{"a":{},"b":[[]]}"#, 5),
+            (r#"["[,,,{",","]"#, 2),
+            (r#"["\",,,","\\",1,2]"#, 4),
+            (r#"["never closed,,,,"#, 1),
+            (r#"["\"#, 1),
+            ("1234567890", 0),
+        ] {
+            assert!(!has_many_values(text, values), "{text}");
+            assert!(values == 0 || has_many_values(text, values - 1), "{text}");
+        }
+    }
 
     fn float(value: f64, python: bool) -> String {
         let mut out = String::new();

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use jiter::JsonValue;
 
 use super::error::{DecodeError, Errors, Fault, LocItem, MAX_QUOTE, invalid_json, quote};
-use super::json::{Style, Writer, unique};
+use super::json::{self, Style, Writer, unique};
 use super::repr;
 
 /// The entries of a parsed object, in the order of the text; a key may occur again.
@@ -37,7 +37,7 @@ pub(super) enum Extra {
 
 /// Reads a whole frame; `expected` names what it should be.
 pub(super) fn decode_frame<T: Wire>(text: &str, expected: impl FnOnce() -> String) -> Result<T, DecodeError> {
-    let value = match JsonValue::parse(text.as_bytes(), true) {
+    let value = match json::parse(text) {
         Ok(value) => value,
         Err(error) => return Err(invalid_json(text, &error, expected())),
     };

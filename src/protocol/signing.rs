@@ -218,8 +218,7 @@ signed_by_validator!(V0InitialJobRequest, V0JobRequest);
 /// A frame without a signature, or with one that cannot be read, is not signed by anybody. Fails only for a frame that
 /// is no JSON object.
 pub fn verify_validator_signature(frame: &str, validator: &PublicKey) -> Result<bool, SigningError> {
-    let parsed = JsonValue::parse(frame.as_bytes(), true)
-        .map_err(|error| SigningError::Json(error.description(frame.as_bytes())))?;
+    let parsed = json::parse(frame).map_err(|error| SigningError::Json(error.description(frame)))?;
     let JsonValue::Object(entries) = &parsed else {
         return Err(SigningError::Json("it is another kind of value".to_owned()));
     };

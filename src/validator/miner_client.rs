@@ -26,7 +26,7 @@ use crate::transport::{Connection, Dialer, Utf8Bytes};
 
 use super::from_miner::{self, Unreadable};
 use super::manifests::exchange::{MinerDialer, OpenMiner, hello, outcome_of};
-use super::manifests::outcome::{AskOutcome, FirstMessage, MinerManifest, read_first};
+use super::manifests::outcome::{AskOutcome, FirstMessage, MinerManifest, is_of_a_job, read_first};
 use super::routing::MinerAddress;
 
 /// Attempts follow one another quickly: a job waits for the miner, and not for long.
@@ -325,8 +325,7 @@ impl Authenticate for MinerAuthentication {
         match read_first(text) {
             FirstMessage::Manifest(_) => Ok(Authenticated::YesAndDeliver),
             FirstMessage::Unwanted(reason) => refused(reason, false),
-            // It may have to tell of another job first.
-            FirstMessage::Wrong(_) if from_miner::read(text).is_ok() => Ok(Authenticated::NotYet),
+            FirstMessage::Wrong(_) if is_of_a_job(text) => Ok(Authenticated::NotYet),
             FirstMessage::Wrong(reason) => refused(reason, true),
         }
     }

@@ -67,7 +67,8 @@ fn two_hundred_and_fifty_miners_over_sockets_end_by_their_kinds() {
         ((Kind::Silent, 0), 10, "timeout"),
         ((Kind::Refusing, 0), 15, "refused"),
         ((Kind::Stranger, 0), 10, "unauthorized"),
-        ((Kind::Babbling, 0), 5, "protocol_error"),
+        ((Kind::Babbling, 0), 3, "protocol_error"),
+        ((Kind::Absurd, 0), 2, "protocol_error"),
         ((Kind::Garbage, 0), 5, "protocol_error"),
         ((Kind::Lying, 0), 10, "declined"),
         ((Kind::Cutting, 0), 5, "horde_failed"),
@@ -86,12 +87,16 @@ fn two_hundred_and_fifty_miners_over_sockets_end_by_their_kinds() {
         .iter()
         .map(|(kind, count, outcome)| {
             // Who is not talked to has one line.
-            let lines = if matches!(kind.0, Kind::Refusing | Kind::Stranger | Kind::Babbling) { 1 } else { 2 };
+            let unasked = [Kind::Refusing, Kind::Stranger, Kind::Babbling, Kind::Absurd];
+            let lines = if unasked.contains(&kind.0) { 1 } else { 2 };
             ((*kind, *outcome), lines * count)
         })
         .collect();
     assert_eq!(by_kind(&miners, &kinds, &lines), expected);
     assert_eq!((summary.ending, summary.jobs), (Ending::Complete, 2 * (250 - 30)));
+    let absurd = lines.iter().filter_map(|line| line.reason.as_deref()).filter(|why| why.contains("-1"));
+    let why = "its manifest names -1 executors of class always_on.test; it should be 0 to 10000";
+    assert_eq!(absurd.collect::<Vec<_>>(), [why; 2]);
     let scored = lines.iter().filter(|line| line.scored).count();
     assert_eq!((scored, summary.scored), (2 * 185, 2 * 185));
     // Nobody is asked twice for the same, nobody's request leaves twice.

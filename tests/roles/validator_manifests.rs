@@ -16,7 +16,7 @@ use phalanx::validator::manifests::{AskOutcome, Fetched, Fetcher, MinerDialer};
 
 use crate::testkit::fleet::{Conduct, Fleet, validator};
 use crate::testkit::roles::World;
-use crate::testkit::wait::LONG;
+use crate::testkit::wait::{LONG, until};
 
 use AskOutcome as O;
 use Conduct as C;
@@ -152,6 +152,30 @@ fn a_cancel_gives_what_is_there() {
     let outcomes: Vec<_> = fetched.iter().map(|fetched| fetched.outcome).collect();
     assert_eq!((&outcomes[..2], &outcomes[2..]), (&[O::Ok; 2][..], &[O::Skipped; 10][..]));
     assert_eq!(fetched[11].error.as_deref(), Some("stopped before it was asked"));
+    fleet.stop();
+}
+
+#[test]
+fn a_miner_whose_exchange_does_not_end_was_asked_and_is_late() {
+    let world = World::new();
+    let group = Group::enter();
+    let fleet = Fleet::start(world.timer());
+    let miners: Vec<_> = (0..3).map(|_| fleet.add(C::Offers(1))).collect();
+    let (dialer, stuck) = (dialer(&world), miners[1].hotkey);
+    let (release, held) = crossbeam_channel::bounded::<()>(0);
+    let mut fetcher = Fetcher::new(4, move |miner, until, stop| {
+        if miner.hotkey == stuck {
+            // Neither the deadline nor the kick reaches it.
+            let _ = held.recv();
+        }
+        dialer.open(miner, until, stop, Level::Cancel).map(|open| open.manifest)
+    });
+    let fetched = fetch(&mut fetcher, &miners, SECOND);
+    assert_eq!(fetched.iter().map(|f| f.outcome).collect::<Vec<_>>(), [O::Ok, O::Timeout, O::Ok]);
+    assert_eq!(fetched[1].error.as_deref(), Some("asking it had not ended in time"));
+    assert!(fetched[1].took >= SECOND, "{:?}", fetched[1].took);
+    drop(release);
+    until("its thread has ended", || !group.live().iter().any(|thread| thread.name.starts_with("val-man-")));
     fleet.stop();
 }
 

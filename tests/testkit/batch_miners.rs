@@ -43,6 +43,8 @@ pub enum Kind {
     Stranger,
     /// Its first word cannot be read.
     Babbling,
+    /// Its manifest cannot be.
+    Absurd,
     /// What it says of a job cannot be read.
     Garbage,
     /// Has no executor after all.
@@ -251,8 +253,10 @@ fn hears(shared: &Arc<Shared>, handle: &SessionHandle, miner: &mut Option<String
     if let ValidatorToMiner::ValidatorAuthForMiner(auth) = &message {
         auth.verify().unwrap();
         *miner = Some(auth.miner_hotkey.clone());
-        let manifest = [(ExecutorClass::AlwaysOnTest, Int::from(shared.executors))];
-        return match shared.kinds[&auth.miner_hotkey].0 {
+        let kind = shared.kinds[&auth.miner_hotkey].0;
+        let executors = if kind == Kind::Absurd { Int::from(-1) } else { Int::from(shared.executors) };
+        let manifest = [(ExecutorClass::AlwaysOnTest, executors)];
+        return match kind {
             Kind::Stranger => say(handle, GenericError { details: Some("Unknown validator".to_owned()) }),
             Kind::Babbling => text(handle, "%&$".to_owned()),
             Kind::Cutting if seen.cut.contains(&auth.miner_hotkey) => handle.kick(),

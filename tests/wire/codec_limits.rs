@@ -10,6 +10,8 @@ use serde_json::Value;
 const DEEP: usize = 100_000;
 /// How many levels the parser takes at least, those of the message included.
 const LEVELS: usize = 200;
+/// How many values the parser takes at most.
+const VALUES: usize = 131_072;
 const MIB: usize = 1024 * 1024;
 
 type Read = fn(&str) -> Result<String, DecodeError>;
@@ -95,6 +97,27 @@ fn a_hundred_thousand_levels_are_refused_everywhere() {
             assert!(matches!(verdict, Err(SigningError::Json(_))), "{place}");
             assert!(sort_keys(&frame, Style::PYTHON, None).is_err(), "{place}");
         }
+    }
+}
+
+#[test]
+fn frames_of_too_many_values_are_refused_before_they_are_parsed() {
+    let many = |value: &str| vec![value; 2 * VALUES].join(",");
+    let (list, map) = (format!("[{}]", many("0")), format!("{{{}}}", many(r#""a":0"#)));
+    let lists = format!("[{}]", many("[]"));
+    for (direction, place) in PLACES {
+        for values in [&list, &map, &lists] {
+            let frame = place.replace('@', values);
+            let error = read(direction, &frame).expect_err(place);
+            assert_eq!(error.errors[0].msg, format!("Invalid JSON: more than {VALUES} values"), "{place}");
+            assert!(error.to_string().len() < 4096, "{place}");
+            let verdict = verify_validator_signature(&frame, &KeyPair::from_seed([2; 32]).public());
+            assert!(matches!(verdict, Err(SigningError::Json(_))), "{place}");
+        }
+        // Texts are not values.
+        let text = format!("\"{}\"", "[,{:".repeat(VALUES));
+        let told = read(direction, &place.replace('@', &text)).err();
+        assert!(told.is_none_or(|error| error.errors[0].kind != "json_invalid"), "{place}");
     }
 }
 

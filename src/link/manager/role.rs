@@ -89,9 +89,9 @@ pub enum Authenticated {
     NotYet,
 }
 
-/// The peer does not want us.
+/// The peer does not want us, or says something else than whether it does.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("refused: {reason}")]
+#[error("{}{reason}", before(.broken))]
 pub struct Refused {
     /// The reason that the peer gave.
     pub reason: String,
@@ -99,6 +99,10 @@ pub struct Refused {
     pub passing: bool,
     /// Whether its answer is none of the protocol.
     pub broken: bool,
+}
+
+fn before(broken: &bool) -> &'static str {
+    if *broken { "" } else { "refused: " }
 }
 
 /// Why there is no connection that has authenticated.

@@ -7,13 +7,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::outcome::{AskOutcome, FirstMessage, MinerManifest, read_first, shown};
+use super::outcome::{AskOutcome, FirstMessage, MinerManifest, is_of_a_job, read_first, shown};
 use crate::base::clock::now;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::timer::TimerHandle;
 use crate::identity::{KeyPair, PublicKey};
 use crate::link::{Authenticate, Authenticated, NoConnection, Refused, authenticate};
-use crate::protocol::{MinerToValidator, ValidatorAuthForMiner, ValidatorToMiner};
+use crate::protocol::{ValidatorAuthForMiner, ValidatorToMiner};
 use crate::transport::{Connection, DialRequest, Dialer, SocketLimits, TransportError, Utf8Bytes};
 use crate::validator::routing::MinerAddress;
 
@@ -151,9 +151,7 @@ impl Authenticate for Asking {
 
     fn answer(&mut self, text: &str) -> Result<Authenticated, Refused> {
         let read = read_first(text);
-        let is_of_a_job = |message| !matches!(message, MinerToValidator::V0ExecutorManifestRequest(_));
-        if self.again && matches!(read, FirstMessage::Wrong(_)) && MinerToValidator::decode(text).is_ok_and(is_of_a_job)
-        {
+        if self.again && matches!(read, FirstMessage::Wrong(_)) && is_of_a_job(text) {
             return Ok(Authenticated::NotYet);
         }
         match self.first.insert(read) {

@@ -127,19 +127,19 @@ impl Fetcher {
             })
             .collect();
         // It reaches cancel with the caller's, and when a thread is kicked.
-        let stop = stop.child();
+        let own = stop.child();
         let turns = Turns::new(once.len(), self.threads, deadline);
         let threads = turns.threads();
         let round = Arc::new(Round {
             ask: self.ask.clone(),
             breakers: self.breakers.clone(),
             budget: self.budget.clone(),
-            stop: stop.clone(),
+            stop: own.clone(),
             state: Mutex::new(RoundState { turns, asked: once }),
         });
         let threads: Vec<Thread<()>> = (0..threads)
             .map(|number| {
-                let (round, cancel) = (round.clone(), stop.clone());
+                let (round, cancel) = (round.clone(), own.clone());
                 let kick = Kick::new("the fetch's stop signal", move || cancel.cancel());
                 spawn(format!("val-man-{number}"), kick, move || round.run())
             })
@@ -175,12 +175,18 @@ impl Asked {
 
     fn fetched(&self, stopped: bool) -> Fetched {
         let not_asked = if stopped { "stopped before it was asked" } else { "no time was left to ask it" };
-        let (outcome, manifest, error) = match &self.last {
-            Some(Ok(manifest)) => (AskOutcome::Ok, Some(manifest.clone()), None),
-            Some(Err((outcome, why))) => (*outcome, None, Some(why.clone())),
-            None => (AskOutcome::Skipped, None, Some(not_asked.to_owned())),
+        let mut took = self.took;
+        let (outcome, manifest, error) = match (&self.last, self.begun) {
+            (Some(Ok(manifest)), _) => (AskOutcome::Ok, Some(manifest.clone()), None),
+            (Some(Err((outcome, why))), _) => (*outcome, None, Some(why.clone())),
+            // Its thread is left behind, in what the kick does not reach.
+            (None, Some(begun)) if !stopped => {
+                took = begun.elapsed();
+                (AskOutcome::Timeout, None, Some("asking it had not ended in time".to_owned()))
+            }
+            (None, _) => (AskOutcome::Skipped, None, Some(not_asked.to_owned())),
         };
-        Fetched { miner: self.miner.clone(), outcome, manifest, error, took: self.took, tries: self.tries }
+        Fetched { miner: self.miner.clone(), outcome, manifest, error, took, tries: self.tries }
     }
 }
 

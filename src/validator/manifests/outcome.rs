@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::base::limits::EXECUTORS_MAX;
+use crate::base::limits::{EXECUTORS_MAX, FIRST_MESSAGE_BYTES};
 use crate::base::text::truncated;
 use crate::ops::redact::OneLine;
 use crate::protocol::{ExecutorClass, Manifest, MinerToValidator, V0ExecutorManifestRequest};
@@ -20,9 +20,6 @@ const SHOWN_BYTES: usize = 300;
 
 /// Classes that we do not know and that are named in a warning; a manifest may invent any number.
 const UNKNOWN_SHOWN: usize = 8;
-
-/// Bytes of a manifest that is read a second time because it names classes that we do not know.
-const MANIFEST_BYTES: usize = 64 << 10;
 
 /// What came of asking one miner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -93,6 +90,12 @@ pub enum FirstMessage {
 
 /// Reads the first message of a miner after our authentication.
 pub fn read_first(text: &str) -> FirstMessage {
+    if text.len() > FIRST_MESSAGE_BYTES {
+        let bytes = text.len();
+        return FirstMessage::Wrong(format!(
+            "its first message has {bytes} bytes; at most {FIRST_MESSAGE_BYTES} are read"
+        ));
+    }
     match MinerToValidator::decode(text) {
         Ok(MinerToValidator::V0ExecutorManifestRequest(message)) => judge(&message.manifest, Vec::new()),
         Ok(MinerToValidator::GenericError(error)) => FirstMessage::Unwanted(shown(&error.details.unwrap_or_default())),
@@ -107,11 +110,16 @@ pub fn read_first(text: &str) -> FirstMessage {
     }
 }
 
+/// Whether what should have been the first message of a miner tells of a job instead: it may have to do that before.
+pub(crate) fn is_of_a_job(text: &str) -> bool {
+    use MinerToValidator as M;
+    MinerToValidator::decode(text).is_ok_and(|message| {
+        !matches!(message, M::V0ExecutorManifestRequest(_) | M::GenericError(_) | M::UnauthorizedError(_))
+    })
+}
+
 /// A manifest that names classes that we do not know: those are left out. `None` if that is not what is wrong.
 fn without_unknown(text: &str) -> Option<FirstMessage> {
-    if text.len() > MANIFEST_BYTES {
-        return None;
-    }
     let mut value: Value = serde_json::from_str(text).ok()?;
     let manifest = value.get_mut("manifest")?.as_object_mut()?;
     let unknown: Vec<String> = manifest.keys().filter(|name| name.parse::<ExecutorClass>().is_err()).cloned().collect();
@@ -243,10 +251,15 @@ mod tests {
 
     #[test]
     fn what_a_miner_says_is_bounded() {
-        let long = format!(r#"{{"message_type":"GenericError","details":"{}"}}"#, "ä".repeat(1 << 20));
-        match read_first(&long) {
+        let error =
+            |details: String| read_first(&format!(r#"{{"message_type":"GenericError","details":"{details}"}}"#));
+        match error("ä".repeat(30 << 10)) {
             FirstMessage::Unwanted(why) => assert!(why.len() <= SHOWN_BYTES + 3, "{}", why.len()),
             other => panic!("{other:?}"),
         }
+        assert_eq!(
+            wrong(error("x".repeat(FIRST_MESSAGE_BYTES))),
+            "its first message has 65583 bytes; at most 65536 are read"
+        );
     }
 }

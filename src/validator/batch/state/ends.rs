@@ -98,9 +98,20 @@ impl Batch {
         for number in 0..self.jobs.len() {
             let job = &self.jobs[number];
             if job.is_before_gate() {
+                let (miner, what) = (job.miner, job.waits_for());
                 // That it was not asked is nobody's fault but ours.
-                let outcome = if job.asked.is_some() { BatchOutcome::Timeout } else { BatchOutcome::HordeFailed };
-                let why = format!("not ready {when}: waiting for {}", job.waits_for());
+                let (outcome, why) = match (job.asked.is_some(), self.miners[miner].lost) {
+                    (true, true) => {
+                        let trouble = self.trouble(miner);
+                        (
+                            BatchOutcome::HordeFailed,
+                            format!("the connection was lost while waiting for {what}{trouble}"),
+                        )
+                    }
+                    (true, false) => (BatchOutcome::Timeout, format!("waiting for {what}")),
+                    (false, _) => (BatchOutcome::HordeFailed, format!("waiting for {what}")),
+                };
+                let why = format!("not ready {when}: {why}");
                 self.end_job(number, outcome, Some(&why), None, now);
             }
         }

@@ -228,6 +228,23 @@ fn the_gate_s_time_begins_with_the_first_that_is_ready_and_leaves_the_others_beh
 }
 
 #[test]
+fn who_was_lost_before_the_gate_opened_is_not_late() {
+    let mut bench = begun(2, |config| config.gate = Duration::from_millis(500));
+    for miner in 0..2 {
+        bench.says(miner, manifest(&[(CLASS, 1)]));
+        let uuid = bench.uuid(miner, 0);
+        bench.says(miner, accept(&uuid));
+    }
+    bench.feed(Input::Miner(1, MinerInput::Lost("reset".to_owned())));
+    let uuid = bench.uuid(0, 0);
+    bench.says(0, ready(&uuid));
+    bench.wait(500);
+    let why = "not ready when the gate opened: the connection was lost while waiting for the executor's readiness \
+        (last trouble: reset)";
+    assert_eq!((only(&bench), bench.gates), ((O::HordeFailed, why.to_owned()), 1));
+}
+
+#[test]
 fn those_that_say_nothing_hold_places_for_their_time_and_cost_the_others_nothing() {
     let mut bench = begun(6, |config| config.connects = 2);
     let first = bench.connected[0];
