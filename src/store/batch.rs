@@ -8,7 +8,9 @@ use std::path::Path;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::lock::FolderLock;
-use super::{StoreError, open};
+use super::{StoreError, make_folder, open};
+
+const DATABASE: &str = "batch.db";
 
 const MIGRATIONS: &[&str] = &["
     CREATE TABLE batch (
@@ -139,16 +141,18 @@ pub enum BatchWrite {
         /// What the miner answered; empty if that is not kept.
         answer: String,
     },
-    /// The batch has been late.
-    Lag {
-        /// How late at most, in microseconds.
+    /// The batch goes on.
+    Time {
+        /// How late it was at most, in microseconds.
         lag_us: i64,
+        /// How long it took so far, in microseconds.
+        took_us: i64,
     },
     /// The batch is over, or stopped for now.
     Over {
         /// How late it was at most, in microseconds.
         lag_us: i64,
-        /// How long it took, in microseconds.
+        /// How long it took in all, in microseconds.
         took_us: i64,
         /// Whether nothing of it is left to do.
         ended: bool,
@@ -168,9 +172,17 @@ impl BatchStore {
     /// # Errors
     /// [`StoreError`]; [`StoreError::InUse`] if another process has the folder.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(folder).map_err(|source| StoreError::Folder { path: folder.to_owned(), source })?;
+        make_folder(folder)?;
         let lock = FolderLock::take(folder, "batch.lock")?;
-        Ok(Self { connection: open(&folder.join("batch.db"), MIGRATIONS)?, _lock: lock })
+        Ok(Self { connection: open(&folder.join(DATABASE), MIGRATIONS)?, _lock: lock })
+    }
+
+    /// As [`BatchStore::open`], but `None` if there is no `batch.db`; then nothing is made.
+    ///
+    /// # Errors
+    /// As [`BatchStore::open`].
+    pub fn open_there(folder: &Path) -> Result<Option<Self>, StoreError> {
+        if folder.join(DATABASE).exists() { Self::open(folder).map(Some) } else { Ok(None) }
     }
 
     /// The batch that is there. Blocks on the disk.
@@ -276,12 +288,12 @@ impl BatchStore {
                     let state = BatchJobState::Ended.number();
                     transaction.prepare_cached(sql)?.execute(params![state, line, miner, place, answer])?;
                 }
-                BatchWrite::Lag { lag_us } => {
-                    let sql = "UPDATE batch SET lag_us = max(lag_us, ?1)";
-                    transaction.prepare_cached(sql)?.execute(params![lag_us])?;
+                BatchWrite::Time { lag_us, took_us } => {
+                    let sql = "UPDATE batch SET lag_us = max(lag_us, ?1), took_us = max(took_us, ?2)";
+                    transaction.prepare_cached(sql)?.execute(params![lag_us, took_us])?;
                 }
                 BatchWrite::Over { lag_us, took_us, ended } => {
-                    let sql = "UPDATE batch SET lag_us = max(lag_us, ?1), took_us = took_us + ?2, ended = ?3";
+                    let sql = "UPDATE batch SET lag_us = max(lag_us, ?1), took_us = max(took_us, ?2), ended = ?3";
                     transaction.execute(sql, params![lag_us, took_us, ended])?;
                 }
             }
@@ -351,7 +363,8 @@ mod tests {
         ];
         assert_eq!(states(&store), expected.map(owned));
         let over = |ended| BatchWrite::Over { lag_us: 3, took_us: 5, ended };
-        store.write(&[over(false), BatchWrite::Lag { lag_us: 9 }, over(true), BatchWrite::Lag { lag_us: 8 }]).unwrap();
+        let time = |lag_us, took_us| BatchWrite::Time { lag_us, took_us };
+        store.write(&[over(false), time(9, 4), over(true), time(8, 10)]).unwrap();
         assert_eq!(store.batch().unwrap(), Some(BatchRow { lag_us: 9, took_us: 10, ended: true, ..batch.clone() }));
         assert_eq!(store.requests().unwrap(), [(1, "r".to_owned())]);
         store.begin(&batch).unwrap();

@@ -2,6 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::StoreError;
@@ -18,8 +19,14 @@ impl FolderLock {
     pub(super) fn take(folder: &Path, name: &str) -> Result<Self, StoreError> {
         let path = folder.join(name);
         let failed = |source| StoreError::File { path: path.clone(), source };
-        let mut file =
-            File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {
                 let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));

@@ -3,16 +3,15 @@
 //! One process has the folder. Each takes the next epoch, so that what an earlier one has left (containers, processes,
 //! folders, all marked with the instance and the epoch) is told from its own.
 
-use std::fs::{self, OpenOptions, Permissions};
-use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rusqlite::params;
 
-use super::StoreError;
 use super::lock::FolderLock;
 use super::receipts::{ReceiptRow, ReceiptStore};
+use super::{StoreError, make_folder};
 use crate::base::waits::waiting;
 
 /// Name of the database in the state folder.
@@ -85,17 +84,15 @@ pub(crate) fn lock_file(folder: &Path) -> PathBuf {
 
 impl MinerStore {
     /// Takes the folder, opens (or makes) its database, deletes receipts that no longer count at `now_us`, and gives
-    /// the jobs that were left. Blocks on the disk. Only the owner can read its files: they hold the tokens of
-    /// executors and the secrets of jobs.
+    /// the jobs that were left. Blocks on the disk.
     ///
     /// # Errors
     /// [`StoreError`]; [`StoreError::InUse`] if another process has the folder.
     pub fn open(folder: &Path, now_us: i64) -> Result<(Self, Vec<JobRow>), StoreError> {
-        fs::create_dir_all(folder).map_err(|source| StoreError::Folder { path: folder.to_owned(), source })?;
+        make_folder(folder)?;
         let lock = FolderLock::take(folder, LOCK)?;
         let path = folder.join(DATABASE);
         let file_error = |source| StoreError::File { path: path.clone(), source };
-        make_private(&path).map_err(file_error)?;
         let mut receipts = ReceiptStore::open(&path, now_us)?;
         let inode = fs::metadata(folder).map_err(file_error)?.ino();
         let transaction = receipts.connection().transaction()?;
@@ -164,22 +161,11 @@ impl MinerStore {
     }
 }
 
-/// Makes the database its owner's alone before anything is written: SQLite gives the files beside it its mode.
-fn make_private(database: &Path) -> io::Result<()> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(database)?;
-    for suffix in ["", "-wal", "-shm"] {
-        let mut path = database.as_os_str().to_owned();
-        path.push(suffix);
-        match fs::set_permissions(&path, Permissions::from_mode(0o600)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            done => done?,
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn job(uuid: &str, state: &str) -> JobRow {

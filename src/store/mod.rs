@@ -11,6 +11,9 @@ pub mod miner;
 pub mod receipts;
 pub mod spool;
 
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -94,7 +97,31 @@ pub enum StoreError {
     Sql(#[from] rusqlite::Error),
 }
 
-/// Opens (or makes) a database file and brings its tables up to date.
+/// Makes a state folder, which is its owner's alone; one that is there stays as it is. Blocks on the disk.
+///
+/// # Errors
+/// [`StoreError::Folder`].
+pub fn make_folder(folder: &Path) -> Result<(), StoreError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|source| StoreError::Folder { path: folder.to_owned(), source })
+}
+
+/// Makes a database its owner's alone before anything is written: SQLite gives the files beside it its mode. They hold
+/// tokens of executors, secrets of jobs, and answers.
+fn make_private(database: &Path) -> io::Result<()> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(database)?;
+    for suffix in ["", "-wal", "-shm"] {
+        let mut path = database.as_os_str().to_owned();
+        path.push(suffix);
+        match fs::set_permissions(&path, Permissions::from_mode(0o600)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            done => done?,
+        }
+    }
+    Ok(())
+}
+
+/// Opens (or makes) a database file, its owner's alone, and brings its tables up to date.
 ///
 /// `migrations[n]` is the SQL that leads from schema `n` to `n + 1`; the list only grows. Blocks on the disk.
 ///
@@ -102,8 +129,9 @@ pub enum StoreError {
 /// [`StoreError`], naming the file.
 pub fn open(path: &Path, migrations: &[&str]) -> Result<Connection, StoreError> {
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(|source| StoreError::Folder { path: folder.to_owned(), source })?;
+        make_folder(folder)?;
     }
+    make_private(path).map_err(|source| StoreError::File { path: path.to_owned(), source })?;
     let opening = |source| StoreError::Open { path: path.to_owned(), source };
     let mut connection = Connection::open(path).map_err(opening)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(opening)?;

@@ -118,16 +118,27 @@ fn what_is_wrong_with_the_arguments_is_said_in_a_line() {
         .unwrap();
     std::fs::write(path("jobs"), job("true", "")).unwrap();
     let state = path("state").display().to_string();
+    let file = path("jobs").display().to_string();
+    let none = "the state folder holds no batch; give that of one, or begin one there\n";
     for (arguments, problem) in [
         (&["--per-miner", "0"][..], "error: 0 jobs for each miner; it should be at least 1\n"),
         (&["--max-fail", "101"], "error: more than 100 per cent may fail; it should be from 0 to 100\n"),
-        (&["--resume", "--state-dir", &state], "the state folder holds no batch; begin one there without resuming\n"),
-        (&["--replay", "--state-dir", &state], "the state folder holds no batch; begin one there without resuming\n"),
+        (&["--resume", "--state-dir", &state], none),
+        (&["--replay", "--state-dir", &state], none),
+        (&["--state-dir", &file], "/jobs: File exists (os error 17)\n"),
     ] {
         let refused = run(&mut batch(scratch.path(), folder.path(), arguments));
         assert!(refused.stderr.ends_with(problem) && refused.stderr.starts_with("error: "), "{}", refused.stderr);
         assert_eq!((refused.stderr.lines().count(), refused.stdout.as_str()), (1, ""));
-        assert_eq!(refused.code, Some(if arguments[0] == "--replay" { 1 } else { 2 }));
+        assert_eq!(refused.code, Some(2));
+    }
+    assert!(!path("state").exists(), "a name that was mistyped makes no folder");
+    let _held = phalanx::store::batch::BatchStore::open(&path("state")).unwrap();
+    for more in [&[][..], &["--resume"], &["--replay"]] {
+        let refused = run(batch(scratch.path(), folder.path(), &["--state-dir", &state]).args(more));
+        let begins = format!("error: --state-dir {state}: the state folder {state} is in use by process ");
+        assert!(refused.stderr.starts_with(&begins), "{}", refused.stderr);
+        assert_eq!((refused.stderr.lines().count(), refused.code), (1, Some(2)));
     }
 }
 

@@ -130,3 +130,29 @@ fn values_with_secrets_do_not_show_them_in_debug() {
     assert_eq!(format!("{key:?}"), format!("KeyPair({ALICE})"));
     none_of(&["to-ken-3", "//Alice"], "Debug", &format!("{config:?} {config:#?} {key:?}"));
 }
+
+#[test]
+fn what_the_roles_keep_is_their_owner_s_alone() {
+    let network = Network::start("info", "text");
+    network.job(NO_OP);
+    let mut state: Vec<PathBuf> = ["facilitator", "miner", "validator"].map(|r| network.folder.path().join(r)).into();
+    let batch = network.folder.path().join("deep/batch");
+    let _store = phalanx::store::batch::BatchStore::open(&batch).unwrap();
+    state.extend([batch.parent().unwrap().to_owned(), batch]);
+    let mut databases = Vec::new();
+    for folder in &state {
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(folder), 0o700, "{folder:?}");
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file())
+        {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if name.contains(".db") || name.ends_with(".lock") {
+                assert_eq!(mode(&path), 0o600, "{path:?}");
+            }
+            databases.extend(name.ends_with(".db").then_some(name));
+        }
+    }
+    databases.sort();
+    assert_eq!(databases, ["batch.db", "facilitator.db", "journal.db", "miner.db", "receipts.db"]);
+    network.stop();
+}

@@ -180,6 +180,7 @@ fn a_batch_on_disk_is_shown_again_judged_again_and_not_mixed_with_another() {
         BatchMiners::start(&world, &[(Kind::Good, 0), (Kind::Wrong, 0), (Kind::Refusing, 0), (Kind::Lying, 0)], 2);
     let nothing = start(&world, &miners, in_folder(&folder, true)).unwrap_err();
     assert!(matches!(nothing, BatchError::NoBatch), "{nothing}");
+    assert!(!folder.exists(), "what goes on makes no folder");
     let (lines, summary) = to_the_end(start(&world, &miners, in_folder(&folder, false)).unwrap());
     let outcomes = summary.unwrap().outcomes;
     assert_eq!(outcomes.values().sum::<usize>(), 7);
@@ -198,14 +199,14 @@ fn a_batch_on_disk_is_shown_again_judged_again_and_not_mixed_with_another() {
     // Judged again as before, and the other way round.
     let limits = (LONG, LONG);
     let mut replayed = Vec::new();
-    let summary = replay(&folder, &mut *judge(), limits, |line| replayed.push(line.clone())).unwrap();
+    let summary = replay(&folder, Some(&mut *judge()), limits, |line| replayed.push(line.clone())).unwrap();
     assert_eq!((sorted(&replayed), summary.outcomes), (sorted(&lines), outcomes));
     let mut other = |_: &V2JobRequest, answer: &JobResultDetails| match answer.docker_process_stdout.as_str() {
         RIGHT => Verdict::Wrong("no".to_owned()),
         _ => Verdict::Right,
     };
     replayed.clear();
-    replay(&folder, &mut other, limits, |line| replayed.push(line.clone())).unwrap();
+    replay(&folder, Some(&mut other), limits, |line| replayed.push(line.clone())).unwrap();
     for (line, before) in replayed.iter().map(|line| (line, lines.iter().find(|l| l.job_uuid == line.job_uuid))) {
         let Some(before) = before.filter(|line| line.job_uuid.is_some()) else { continue };
         match before.outcome {
@@ -213,11 +214,17 @@ fn a_batch_on_disk_is_shown_again_judged_again_and_not_mixed_with_another() {
                 assert_eq!((line.outcome, line.scored), (Some(BatchOutcome::Failed), false))
             }
             Some(BatchOutcome::Failed) => {
-                assert_eq!((line.outcome, line.scored), (Some(BatchOutcome::Completed), true))
+                assert_eq!((line.outcome, line.scored), (Some(BatchOutcome::Completed), true));
+                assert_eq!(line.reason, None, "the reason goes with its verdict");
             }
             other => assert_eq!(line.outcome, other),
         }
     }
+
+    // Without a judge what was judged stays.
+    replayed.clear();
+    let summary = replay(&folder, None, limits, |line| replayed.push(line.clone())).unwrap();
+    assert_eq!((sorted(&replayed), summary.scored), (sorted(&lines), 2));
 
     // A resumed batch is the one that was begun.
     let another = BatchConfig { seed: 6, ..in_folder(&folder, true) };
@@ -235,11 +242,12 @@ fn a_batch_on_disk_is_shown_again_judged_again_and_not_mixed_with_another() {
 
     // How late a part of it was flags all of it.
     let mut store = BatchStore::open(&folder).unwrap();
-    store.write(&[BatchWrite::Lag { lag_us: 500_001 }]).unwrap();
+    store.write(&[BatchWrite::Time { lag_us: 500_001, took_us: 3_600_000_000 }]).unwrap();
     drop(store);
     let (_, summary) = to_the_end(start(&world, &miners, in_folder(&folder, true)).unwrap());
     let summary = summary.unwrap();
     assert!(summary.is_flagged() && summary.lag >= Duration::from_micros(500_001), "{:?}", summary.flags);
+    assert!(summary.took >= Duration::from_secs(3600), "the time before a kill counts: {:?}", summary.took);
 
     // A new one takes the place of one that has ended, and of no other.
     let batch = start(&world, &miners, in_folder(&folder, false)).unwrap();

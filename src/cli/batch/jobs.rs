@@ -28,8 +28,8 @@ const SHOWN_BYTES: usize = 80;
 #[derive(Debug, Default)]
 pub(super) struct JobList {
     jobs: Vec<Arc<V2JobRequest>>,
-    /// By the text of the request.
-    expected: Arc<HashMap<String, String>>,
+    /// By the text of the request; `None` of a job that takes every answer.
+    expected: Arc<HashMap<String, Option<String>>>,
     digest: String,
 }
 
@@ -58,9 +58,9 @@ impl JobList {
                     let text = text_of(&request);
                     // The request has in it what the files hold that the job names. As JSON nothing runs together.
                     digest.update(json!([text, stdout]).to_string());
-                    if let Some(stdout) = stdout {
-                        expected.insert(text, stdout);
-                    }
+                    // Of two that differ in that alone, the last that expects something counts.
+                    let expects = expected.entry(text).or_insert(None);
+                    *expects = stdout.or(expects.take());
                     jobs.push(Arc::new(request));
                 }
                 Err(problem) => problems.push(format!("line {}: {problem}", number + 1)),
@@ -97,19 +97,29 @@ impl JobList {
 
     /// Takes every answer, or the one that is expected.
     pub(super) fn judge(&self) -> Box<dyn Judge> {
-        let expected = self.expected.clone();
-        Box::new(move |request: &V2JobRequest, answer: &JobResultDetails| {
-            if expected.is_empty() {
-                return Verdict::Right;
+        Box::new(Expected(self.expected.clone()))
+    }
+}
+
+/// What the answers should be, by the text of the request.
+struct Expected(Arc<HashMap<String, Option<String>>>);
+
+impl Judge for Expected {
+    fn judge(&mut self, request: &V2JobRequest, answer: &JobResultDetails) -> Verdict {
+        if self.0.values().all(Option::is_none) {
+            return Verdict::Right;
+        }
+        match self.0.get(&text_of(request)) {
+            Some(Some(stdout)) if *stdout != answer.docker_process_stdout => {
+                let shown = crate::base::text::truncated(&answer.docker_process_stdout, SHOWN_BYTES);
+                Verdict::Wrong(format!("stdout begins with {shown:?}, which is not what the job expects"))
             }
-            match expected.get(&text_of(request)) {
-                Some(stdout) if *stdout != answer.docker_process_stdout => {
-                    let shown = crate::base::text::truncated(&answer.docker_process_stdout, SHOWN_BYTES);
-                    Verdict::Wrong(format!("stdout begins with {shown:?}, which is not what the job expects"))
-                }
-                _ => Verdict::Right,
-            }
-        })
+            _ => Verdict::Right,
+        }
+    }
+
+    fn knows(&self, request: &V2JobRequest) -> bool {
+        self.0.contains_key(&text_of(request))
     }
 }
 
@@ -196,5 +206,7 @@ mod tests {
         assert_eq!(judge.judge(&list.jobs[1], &answer), Verdict::Wrong(why.to_owned()));
         answer.docker_process_stdout = "42\n".to_owned();
         assert_eq!(judge.judge(&list.jobs[1], &answer), Verdict::Right);
+        let one = load(JOB).unwrap().judge();
+        assert_eq!([&list.jobs[0], &list.jobs[1]].map(|job| one.knows(job)), [true, false]);
     }
 }

@@ -21,6 +21,7 @@ use crate::app::{exit, supervise};
 use crate::base::rng::Rng;
 use crate::base::shutdown::Level;
 use crate::identity::{KeyPair, PublicKey};
+use crate::store::StoreError;
 use crate::transport::ws::WsDialer;
 use crate::validator::MinerAddress;
 use crate::validator::batch::{
@@ -82,7 +83,8 @@ pub struct Args {
     /// Fetch the manifests and show who would get which jobs; none is asked for
     #[arg(long, conflicts_with_all = ["state_dir", "resume"], env = "PHALANX_DRY_RUN")]
     dry_run: bool,
-    /// Judge the recorded answers of the batch in the folder again, without a network; with --jobs by what those expect
+    /// Show the recorded batch in the folder again, without a network; with --jobs, which must be its jobs, the answers
+    /// are judged again by what those expect
     #[arg(long, requires = "state_dir", conflicts_with_all = ["resume", "dry_run"], env = "PHALANX_REPLAY")]
     replay: bool,
     #[command(flatten)]
@@ -133,8 +135,7 @@ pub fn run(args: Args) -> ExitCode {
         let maker_and_judge = (jobs.maker(), jobs.judge());
         let batch = match RunningBatch::start(config, miners, maker_and_judge, Arc::new(dialer), env.timer.clone()) {
             Ok(batch) => batch,
-            Err(error @ BatchError::Store(_)) => return exit::failed(error),
-            Err(error) => return exit::usage(error),
+            Err(error) => return refused(&args, &error),
         };
         let cancel = batch.cancel_signal();
         let _signal = env.shutdown.on(Level::Drain, move || cancel.cancel());
@@ -146,7 +147,7 @@ pub fn run(args: Args) -> ExitCode {
         let summary = batch.finish();
         progress.finish();
         match (shown, summary) {
-            (_, Err(error)) => exit::failed(error),
+            (_, Err(error)) => exit::failed(of_folder(&args, &error)),
             (Err(problem), Ok(_)) => exit::failed(problem),
             (Ok(()), Ok(summary)) => end(&summary, is_quiet, &mut out),
         }
@@ -160,9 +161,7 @@ fn configure(args: &Args, jobs: &JobList) -> Result<(BatchConfig, Vec<MinerAddre
     let miners = args.miners.load(&args.tls)?.ok_or(MISSING)?.miners;
     let dialer = args.tls.load_for_many()?;
     let seed = match (&args.state_dir, args.resume, args.seed) {
-        (Some(folder), true, None) => {
-            kept_seed(folder).map_err(|error| format!("--state-dir {}: {error}", folder.display()))?
-        }
+        (Some(folder), true, None) => kept_seed(folder).map_err(|error| of_folder(args, &error))?,
         (_, _, seed) => seed.unwrap_or_else(|| Rng::from_entropy().next_u64() >> 1),
     };
     let config = BatchConfig {
@@ -184,6 +183,25 @@ fn configure(args: &Args, jobs: &JobList) -> Result<(BatchConfig, Vec<MinerAddre
     match config.validate(miners.len()) {
         problems if problems.is_empty() => Ok((config, miners, dialer)),
         problems => Err(problems.join("; ")),
+    }
+}
+
+/// A batch that did not begin: by the folder itself, which cannot be read or written, or by what was asked for.
+fn refused(args: &Args, error: &BatchError) -> ExitCode {
+    let problem = of_folder(args, error);
+    match error {
+        BatchError::Damaged(_) | BatchError::Store(StoreError::Sql(_) | StoreError::File { .. }) => {
+            exit::failed(problem)
+        }
+        _ => exit::usage(problem),
+    }
+}
+
+/// The error, with its folder if it is of that.
+fn of_folder(args: &Args, error: &BatchError) -> String {
+    match (&args.state_dir, error) {
+        (_, BatchError::Config(_) | BatchError::Panicked(_)) | (None, _) => error.to_string(),
+        (Some(folder), error) => format!("--state-dir {}: {error}", folder.display()),
     }
 }
 
@@ -239,13 +257,14 @@ fn again(args: &Args, jobs: &JobList) -> ExitCode {
         };
         let limits = (args.max_spread, BatchConfig::MAX_LAG);
         let mut written = Ok(());
-        let summary = replay(folder, &mut *jobs.judge(), limits, |line| {
+        let mut judge = args.jobs.is_some().then(|| jobs.judge());
+        let summary = replay(folder, judge.as_mut().map(|judge| &mut **judge as _), limits, |line| {
             if written.is_ok() {
                 written = print(line, args.json, &mut out);
             }
         });
         match (summary, written) {
-            (Err(error), _) => exit::failed(format!("--state-dir {}: {error}", folder.display())),
+            (Err(error), _) => refused(args, &error),
             (_, Err(problem)) => exit::failed(problem),
             (Ok(summary), Ok(())) => end(&summary, args.json, &mut out),
         }

@@ -16,6 +16,8 @@ use hmac::{Hmac, Mac};
 use serde_json::{Value, json};
 use sha2::Sha256;
 
+use crate::store::make_folder;
+
 const SECRET_BYTES: usize = 32;
 
 /// How long a nonce may be used: time enough to sign it with a slow wallet.
@@ -62,7 +64,7 @@ impl Tokens {
     /// The file cannot be read or made, or does not hold a secret.
     pub fn load(path: &Path, lifetime: Duration) -> io::Result<Self> {
         if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
+            make_folder(folder).map_err(io::Error::other)?;
         }
         match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
             Ok(mut file) => {

@@ -23,8 +23,8 @@ use std::time::SystemTime;
 
 use rusqlite::{Connection, params};
 
-use super::StoreError;
 use super::lock::FolderLock;
+use super::{StoreError, make_folder, make_private};
 use crate::base::limits::JOURNAL_BODY_BYTES;
 use crate::base::rng::Rng;
 use crate::base::waits::waiting;
@@ -116,7 +116,7 @@ impl Journal {
     /// # Errors
     /// [`StoreError::InUse`] with the owner's process id; the system's and SQLite's. Damage is no error.
     pub fn open(folder: &Path) -> Result<(Self, Recovered), StoreError> {
-        fs::create_dir_all(folder).map_err(|source| StoreError::Folder { path: folder.to_owned(), source })?;
+        make_folder(folder)?;
         let lock = FolderLock::take(folder, LOCK)?;
         install(folder)?;
         let (database, log) = (contents(&folder.join(DATABASE))?, contents(&folder.join(LOG))?);
@@ -226,6 +226,7 @@ impl Database {
     /// Opens or makes a file; `found` is what it holds.
     fn open(path: &Path, found: &salvage::Found) -> Result<Self, StoreError> {
         let opening = |source| StoreError::Open { path: path.to_owned(), source };
+        make_private(path).map_err(file_error(path))?;
         let connection = Connection::open(path).map_err(opening)?;
         for (pragma, value) in [
             ("page_size", PAGE_BYTES.to_string()),

@@ -24,7 +24,7 @@ pub enum BatchError {
         seed: u64,
     },
     /// There is no batch in the folder.
-    #[error("the state folder holds no batch; begin one there without resuming")]
+    #[error("the state folder holds no batch; give that of one, or begin one there")]
     NoBatch,
     /// The folder holds another batch than the one to go on with.
     #[error("the state folder holds another batch: {0}")]

@@ -267,6 +267,11 @@ pub trait Judge: Send {
     /// Judges one answer, as a miner gave it. Runs on the batch's thread, so it must be quick: what it takes shows as
     /// the batch's own lag.
     fn judge(&mut self, request: &V2JobRequest, answer: &JobResultDetails) -> Verdict;
+
+    /// Whether it can judge the answers to a job of a recorded batch.
+    fn knows(&self, _request: &V2JobRequest) -> bool {
+        true
+    }
 }
 
 impl<F> Judge for F

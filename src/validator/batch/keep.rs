@@ -124,8 +124,14 @@ pub(super) struct Opened {
 
 /// Opens the folder of a batch that begins, or goes on. `miners` are the hotkeys in their order. Blocks on the disk.
 pub(super) fn open(folder: &Path, config: &BatchConfig, number: u64, miners: &[String]) -> Result<Opened, BatchError> {
-    let mut store = BatchStore::open(folder)?;
-    let there = store.batch()?;
+    let (mut store, there) = match config.resume {
+        true => there(folder).map(|(store, batch)| (store, Some(batch)))?,
+        false => {
+            let store = BatchStore::open(folder)?;
+            let there = store.batch()?;
+            (store, there)
+        }
+    };
     let made_of = MadeOf::of(config);
     if !config.resume {
         if let Some(batch) = there.filter(|batch| !batch.ended) {
@@ -168,7 +174,14 @@ fn duration(micros: i64) -> Duration {
 /// # Errors
 /// [`BatchError`], also if there is none.
 pub fn kept_seed(folder: &Path) -> Result<u64, BatchError> {
-    BatchStore::open(folder)?.batch()?.map(|batch| batch.seed).ok_or(BatchError::NoBatch)
+    there(folder).map(|(_, batch)| batch.seed)
+}
+
+/// The batch in a folder; nothing is made.
+fn there(folder: &Path) -> Result<(BatchStore, BatchRow), BatchError> {
+    let store = BatchStore::open_there(folder)?.ok_or(BatchError::NoBatch)?;
+    let batch = store.batch()?.ok_or(BatchError::NoBatch)?;
+    Ok((store, batch))
 }
 
 fn kept_job(row: BatchJobRow, miners: &HashMap<&str, usize>, requests: &Requests) -> Result<KeptJob, BatchError> {
@@ -196,21 +209,25 @@ fn line_of(row: &BatchJobRow) -> Result<JobLine, BatchError> {
 }
 
 /// Judges the answers of a recorded batch again, without a network, and gives its lines to `each`. An answer that came
-/// late, or is too long to be kept, stays as it was judged. Blocks on the disk.
+/// late, or is too long to be kept, stays as it was judged, and without a judge all do. Blocks on the disk.
 ///
 /// # Errors
-/// [`BatchError`], as of a folder without a batch.
+/// [`BatchError`], as of a folder without a batch, or if the judge does not know a job of it.
 pub fn replay(
     folder: &Path,
-    judge: &mut dyn Judge,
+    mut judge: Option<&mut dyn Judge>,
     limits: (Duration, Duration),
     mut each: impl FnMut(&JobLine),
 ) -> Result<Summary, BatchError> {
-    let store = BatchStore::open(folder)?;
-    let batch = store.batch()?.ok_or(BatchError::NoBatch)?;
+    let (store, batch) = there(folder)?;
     let requests = Requests::load(&store)?;
+    if let Some(judge) = &judge
+        && requests.by_id.values().any(|request| !judge.knows(request))
+    {
+        return Err(BatchError::Another("its jobs are others; give it those".to_owned()));
+    }
     let (mut tally, mut problem) = (Tally::default(), None);
-    store.jobs(true, |row| match judge_again(&row, &requests, judge) {
+    store.jobs(true, |row| match judge_again(&row, &requests, judge.as_deref_mut()) {
         Ok(Some(line)) => {
             tally.add(&line);
             each(&line);
@@ -225,21 +242,25 @@ pub fn replay(
     Ok(Summary::new(batch.seed, ending, tally, (duration(batch.lag_us), duration(batch.took_us)), limits))
 }
 
-fn judge_again(row: &BatchJobRow, requests: &Requests, judge: &mut dyn Judge) -> Result<Option<JobLine>, BatchError> {
+fn judge_again(
+    row: &BatchJobRow,
+    requests: &Requests,
+    judge: Option<&mut (dyn Judge + '_)>,
+) -> Result<Option<JobLine>, BatchError> {
     if row.state != BatchJobState::Ended {
         return Ok(None);
     }
     let mut line = line_of(row)?;
-    if row.answer.is_empty() || line.late {
-        return Ok(Some(line));
-    }
+    let Some(judge) = judge.filter(|_| !row.answer.is_empty() && !line.late) else { return Ok(Some(line)) };
     let damaged = |what: String| BatchError::Damaged(format!("the answer of job {}: {what}", row.uuid));
     let message = MinerToValidator::decode(&row.answer).map_err(|error| damaged(error.to_string()))?;
     let outcome = outcome_of(message).ok_or_else(|| damaged("it is none".to_owned()))?;
     let request = requests.by_id.get(&row.request).ok_or_else(|| damaged("its request is missing".to_owned()))?;
     let (outcome, reason) = judged(&outcome, request, judge);
     line.scored = outcome == super::line::BatchOutcome::Completed;
+    // The reason of a verdict goes with it; that of an answer that was taken is a remark on how it came.
+    let is_same = line.outcome == Some(outcome);
     line.outcome = Some(outcome);
-    line.reason = reason.or(line.reason.filter(|_| line.scored));
+    line.reason = reason.or(line.reason.filter(|_| is_same && line.scored));
     Ok(Some(line))
 }

@@ -42,6 +42,12 @@ const EVENTS: usize = super::config::BATCH_MINERS;
 /// How often the batch looks at the clock, to see how late it is.
 const BEAT: Duration = Duration::from_millis(100);
 
+/// How much of a batch's time a kill may lose: a commit in ten seconds costs nothing.
+const TIME_KEPT: Duration = Duration::from_secs(10);
+
+/// How much longer it must have taken for its time to be kept with what is kept anyway.
+const TIME_STEP: Duration = Duration::from_secs(1);
+
 /// How long a connection may take to close, and at the end all that are left together.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
 
@@ -123,13 +129,15 @@ impl RunningBatch {
             progress: progress.clone(),
             lag,
             kept_lag: lag,
+            began: clock.now(),
+            took_before: took,
+            kept_took: took,
             max_lag: limits.1,
             ending: None,
         };
         let (stop, kick) = (cancel.clone(), cancel.clone());
         let thread = spawn("val-batch", Kick::new("cancel signal", move || kick.cancel()), move || {
-            runner
-                .run(&stop, |ending, (lag, time), tally| Summary::new(seed, ending, tally, (lag, took + time), limits))
+            runner.run(&stop, |ending, times, tally| Summary::new(seed, ending, tally, times, limits))
         });
         Ok(Self { thread, lines: shown, progress, cancel, clock })
     }
@@ -210,6 +218,10 @@ struct Runner {
     /// How late it was at most, also before it went on; and what of that is kept.
     lag: Duration,
     kept_lag: Duration,
+    /// When it began or went on, how long it had taken before, and what of its time is kept.
+    began: Instant,
+    took_before: Duration,
+    kept_took: Duration,
     /// Beyond it the batch is flagged.
     max_lag: Duration,
     ending: Option<Ending>,
@@ -221,14 +233,13 @@ impl Runner {
         cancel: &Shutdown,
         summary: impl FnOnce(Ending, (Duration, Duration), super::summary::Tally) -> Summary,
     ) -> Result<Summary, BatchError> {
-        let began = self.clock.now();
         self.feed(Input::Start, self.clock.now_and_wall());
         while self.ending.is_none() {
             self.next(cancel);
-            self.keep_lag();
+            self.keep_time();
             *lock(&self.progress) = self.batch.progress();
         }
-        let took = self.clock.now().saturating_duration_since(began);
+        let took = self.took();
         let Self { events, events_in, links, closing, keeper, lag, ending, .. } = self;
         // First, so that links whose threads wait for room are freed.
         drop((events, events_in));
@@ -311,9 +322,16 @@ impl Runner {
         self.lag = self.lag.max(self.clock.now().saturating_duration_since(moment));
     }
 
-    /// What flags the batch is kept at once, so that a kill does not lose it; what is less goes with what is kept next.
-    fn keep_lag(&mut self) {
-        if self.lag > self.max_lag && self.kept_lag <= self.max_lag {
+    /// How long it has taken, also before it went on.
+    fn took(&self) -> Duration {
+        self.took_before + self.clock.now().saturating_duration_since(self.began)
+    }
+
+    /// What flags the batch is kept at once, so that a kill does not lose it, and its time every [`TIME_KEPT`]; what is
+    /// less goes with what is kept next.
+    fn keep_time(&mut self) {
+        let is_flagged = self.lag > self.max_lag && self.kept_lag <= self.max_lag;
+        if is_flagged || self.took() >= self.kept_took + TIME_KEPT {
             for (input, at) in self.keep(Vec::new(), Then::Nothing) {
                 self.feed(input, at);
             }
@@ -423,9 +441,10 @@ impl Runner {
     }
 
     fn keep(&mut self, mut writes: Vec<BatchWrite>, then: Then) -> Vec<(Input, Now)> {
-        if self.lag > self.kept_lag {
-            self.kept_lag = self.lag;
-            writes.push(BatchWrite::Lag { lag_us: micros(self.lag) });
+        let took = self.took();
+        if self.lag > self.kept_lag || took >= self.kept_took + TIME_STEP {
+            (self.kept_lag, self.kept_took) = (self.lag, took);
+            writes.push(BatchWrite::Time { lag_us: micros(self.lag), took_us: micros(took) });
         }
         match (&mut self.keeper, then) {
             (Keeper::Disk(disk), then) => {
