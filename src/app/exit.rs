@@ -4,7 +4,7 @@
 
 use std::process::ExitCode;
 
-use crate::ops::redact;
+use crate::ops::redact::{self, OneLine};
 
 /// All went well.
 pub const DONE: u8 = 0;
@@ -23,12 +23,17 @@ pub const NOW: u8 = 130;
 
 /// Says in one line on stderr what is wrong with the usage, and gives the code for it.
 pub fn usage(problem: impl std::fmt::Display) -> ExitCode {
-    eprintln!("error: {}", redact::secrets(&problem.to_string()));
+    say(&problem);
     ExitCode::from(USAGE)
 }
 
 /// Says in one line on stderr what failed, and gives the code for it.
 pub fn failed(problem: impl std::fmt::Display) -> ExitCode {
-    eprintln!("error: {}", redact::secrets(&problem.to_string()));
+    say(&problem);
     ExitCode::from(FAILED)
+}
+
+/// What it quotes may be of a file, a server or a miner.
+fn say(problem: &dyn std::fmt::Display) {
+    eprintln!("error: {}", OneLine(&redact::secrets(&problem.to_string())));
 }

@@ -104,7 +104,7 @@ fn check(args: &Args) -> Result<Checked, String> {
     }
     match (key, miners, dialer) {
         (Some(key), Some(miners), Some(dialer)) if problems.is_empty() => Ok((key, miners, Arc::new(dialer))),
-        _ => Err(problems.join("\nerror: ")),
+        _ => Err(problems.join("; ")),
     }
 }
 

@@ -121,7 +121,7 @@ fn check(args: &Args) -> Result<(KeyPair, String, NamedJobs), String> {
     }
     match key {
         Some(key) if problems.is_empty() => Ok((key, base, jobs)),
-        _ => Err(problems.join("\nerror: ")),
+        _ => Err(problems.join("; ")),
     }
 }
 
@@ -195,7 +195,7 @@ fn watch(
     }
     match lost.as_slice() {
         [] => Ok(all_completed),
-        lost => Err(lost.join("\nerror: ")),
+        lost => Err(lost.join("; ")),
     }
 }
 

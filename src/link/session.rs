@@ -20,6 +20,7 @@ use crate::base::stop::KICK_GRACE;
 use crate::base::thread::{JoinError, Kick, spawn};
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::base::waits::waiting;
+use crate::ops::throttle::Throttle;
 use crate::transport::{
     CloseInfo, Connection, ConnectionKick, Incoming, Traffic, TransportError, Utf8Bytes, WriteHalf,
 };
@@ -285,7 +286,7 @@ pub fn run_until(
     // Declared after the thread: a panic frees the writer first, then joins it.
     let attached = Attached(&handle.0.handover);
 
-    let mut detached = false;
+    let (mut detached, mut binary) = (false, Throttle::default());
     let end = loop {
         let incoming = match reader.read_ready() {
             Ok(Some(incoming)) => Ok(incoming),
@@ -307,7 +308,8 @@ pub fn run_until(
             Ok(Incoming::Control) => handle.0.handover.signal(Signal::Control),
             Ok(Incoming::Pong) => {}
             Ok(Incoming::Binary(data)) => {
-                log::warn!("ignored a binary message of {} bytes: this link speaks text", data.len());
+                let what = format_args!("ignored a binary message of {} bytes: this link speaks text", data.len());
+                binary.warn(handle.0.timer.clock().now(), &what);
             }
             Ok(Incoming::Closed(info)) => break SessionEnd::Closed(info),
             Err(error) => break SessionEnd::Broken(error),

@@ -31,7 +31,8 @@ fn hide<'a>(text: &'a str, marker: &str, secret: impl Fn(&str) -> usize) -> Cow<
     if out.is_empty() { Cow::Borrowed(text) } else { Cow::Owned(out + rest) }
 }
 
-/// A text of somebody else's, shown with its line ends and other control characters escaped.
+/// A text of somebody else's, shown with its line ends, other control characters, and what turns the direction of
+/// writing round escaped.
 #[derive(Debug, Clone, Copy)]
 pub struct OneLine<'a>(pub &'a str);
 
@@ -39,15 +40,33 @@ impl fmt::Display for OneLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.chars().try_for_each(|c| match c {
             '\t' => f.write_char(c),
-            c if c.is_control() => write!(f, "{}", c.escape_default()),
+            c if c.is_control() || is_format(c) => write!(f, "{}", c.escape_default()),
             c => f.write_char(c),
         })
     }
 }
 
+/// Line and paragraph ends of Unicode, and what a terminal shows a text in another order by.
+fn is_format(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_terminal_obeys_is_escaped_and_other_letters_are_not() {
+        assert_eq!(OneLine("a\tb ä 中 \u{200d}😀").to_string(), "a\tb ä 中 \u{200d}😀");
+        let edges =
+            "\u{1b}[2J\r\n\u{7f}\u{80}\u{9f}\u{61c}\u{200e}\u{200f}\u{2028}\u{2029}\u{202a}\u{202e}\u{2066}\u{2069}";
+        let escaped: String = edges
+            .chars()
+            .map(|c| if c.is_ascii_graphic() { c.to_string() } else { c.escape_default().to_string() })
+            .collect();
+        assert_eq!(OneLine(edges).to_string(), escaped);
+        assert!(escaped.is_ascii(), "{escaped}");
+    }
 
     #[test]
     fn passwords_and_tokens_of_addresses_are_hidden() {

@@ -34,6 +34,13 @@ impl Throttle {
         })
     }
 
+    /// Tells of it, if it is time for a line.
+    pub fn info(&mut self, now: Instant, text: &dyn Display) {
+        if let Some(line) = self.line(now, text) {
+            log::info!("{line}");
+        }
+    }
+
     /// Warns of it, if it is time for a line.
     pub fn warn(&mut self, now: Instant, text: &dyn Display) {
         if let Some(line) = self.line(now, text) {

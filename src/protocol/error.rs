@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::json::{JsonMap, ParseError, to_value};
 use super::repr;
+use crate::ops::redact::OneLine;
 
 /// The text is none of the members of a set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -104,12 +105,7 @@ impl fmt::Display for ErrorDetail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = if self.loc.is_empty() { "the frame".to_owned() } else { self.path() };
         // Keys and values of the peer may hold line breaks, and a log line must stay one line.
-        let line = format!("{} at {place}: {}", self.kind, self.msg);
-        line.chars().try_for_each(
-            |c| {
-                if c.is_control() { write!(f, "{}", c.escape_default()) } else { write!(f, "{c}") }
-            },
-        )
+        write!(f, "{}", OneLine(&format!("{} at {place}: {}", self.kind, self.msg)))
     }
 }
 

@@ -247,7 +247,7 @@ fn what_is_not_the_batch_in_the_folder_is_refused_by_what_differs() {
         run(command.args(more).env("PHALANX_KEY", key))
     };
     let is_refused = |finished: Finished, why: &str| {
-        let line = format!("error: the state folder holds another batch: {why}");
+        let line = format!("error: --state-dir {state}: the state folder holds another batch: {why}");
         assert!(finished.stderr.starts_with(&line) && finished.stderr.lines().count() == 1, "{finished:?}");
         assert_eq!((finished.code, finished.stdout.as_str()), (Some(2), ""));
     };
@@ -263,6 +263,49 @@ fn what_is_not_the_batch_in_the_folder_is_refused_by_what_differs() {
     assert_eq!(resume("//Alice", &[]).code, Some(0));
     miners.stop();
     nothing_left(scratch.path());
+}
+
+#[test]
+fn what_a_miner_repeats_is_told_once_in_ten_seconds() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let world = World::new();
+    let miners = BatchMiners::start(&world, &[(Kind::Doubling, 0)], 64);
+    std::fs::write(folder.path().join("miners.toml"), miners.file()).unwrap();
+    std::fs::write(folder.path().join("jobs"), job("true", RIGHT)).unwrap();
+    let done = run(batch(scratch.path(), folder.path(), &[]).env("RUST_LOG", "info"));
+    let (lines, _) = output(&done);
+    assert_eq!(outcomes(&lines), HashMap::from([("completed", 64)]), "{done:?}");
+    assert_eq!(done.stderr.matches("counts for nothing").count(), 1, "{}", done.stderr);
+    miners.stop();
+}
+
+#[test]
+fn a_replay_scores_what_the_batch_s_jobs_expect_and_nothing_else() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let world = World::new();
+    let miners = BatchMiners::start(&world, &[(Kind::Wrong, 0)], 1);
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    write("miners.toml", &miners.file());
+    write("jobs", &job("true", RIGHT));
+    let state = folder.path().join("state").display().to_string();
+    let done = run(&mut batch(scratch.path(), folder.path(), &["--state-dir", &state]));
+    assert_eq!(done.code, Some(0), "{done:?}");
+    let again = |jobs: Option<&str>| {
+        let mut command = phalanx(scratch.path());
+        command.args(["batch", "--json", "--replay", "--state-dir", &state]);
+        jobs.map(|text| write("others", text));
+        run(jobs.map_or(&mut command, |_| command.arg("--jobs").arg(folder.path().join("others"))))
+    };
+    for jobs in [None, Some(job("true", RIGHT))] {
+        assert_eq!(again(jobs.as_deref()).stdout, done.stdout, "as it was judged");
+    }
+    let refused = again(Some(&job("false", RIGHT)));
+    assert!(refused.stderr.contains("the state folder holds another batch: its jobs are others"), "{refused:?}");
+    assert_eq!((refused.code, refused.stdout.as_str()), (Some(2), ""));
+    let (lines, _) = output(&again(Some(&job("true", "13\n"))));
+    assert_eq!((&lines[0]["outcome"], &lines[0]["scored"]), (&json!("completed"), &json!(true)));
+    assert_eq!(lines[0]["reason"], Value::Null, "the reason went with its verdict");
+    miners.stop();
 }
 
 #[test]

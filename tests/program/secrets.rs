@@ -5,9 +5,11 @@ use crate::testkit::process;
 use crate::testkit::wait::LONG;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use network::{ALICE, Network};
+use network::{ALICE, NO_OP, Network};
 use phalanx::base::shutdown::Shutdown;
 use phalanx::executor::ExecutorConfig;
 use phalanx::net::http::client::HttpClient;

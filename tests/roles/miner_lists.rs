@@ -87,6 +87,26 @@ fn a_pipe_is_read_once() {
     assert_eq!(look(&mut file), Ok(None));
     let error = file.look(true).unwrap_err().to_string();
     assert!(error.ends_with("it is not a regular file, so it is not read again"), "{error}");
+    assert_eq!(look(&mut file), Err(error), "until it is a file");
+}
+
+#[test]
+fn what_is_no_file_any_more_says_so_until_it_is_one_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, aside) = (folder.path().join("miners.toml"), folder.path().join("aside"));
+    fs::write(&path, toml(&[1])).unwrap();
+    let mut file = MinerFile::new(&path);
+    assert_eq!(file.look(true).map(|miners| miners.map(ports)), Ok(Some(vec![1])));
+    fs::rename(&path, &aside).unwrap();
+    fs::create_dir(&path).unwrap();
+    let says = |looked: Result<_, String>| looked.unwrap_err().contains("it is not a regular file");
+    assert!(says(look(&mut file)), "without a signal, too");
+    assert!(says(file.look(true).map(|_| None::<Vec<u16>>).map_err(|error| error.to_string())));
+    assert!(says(look(&mut file)), "and after it");
+    fs::remove_dir(&path).unwrap();
+    fs::rename(&aside, &path).unwrap();
+    assert!(says(look(&mut file)), "it may not be done");
+    assert_eq!([look(&mut file), look(&mut file)], [Ok(Some(vec![1])), Ok(None)]);
 }
 
 #[test]
@@ -149,7 +169,7 @@ fn a_server_is_asked_by_its_etag_and_its_faults_are_told_apart() {
         (Reply::ok(r#"{"miner": []}"#), "it names no miner"),
         (Reply::ok("{}"), "no [[miner]] table"),
         (Reply::ok(json(&[1, 2, 1])), "number 3: hotkey"),
-        (Reply::ok(large), "bytes, of a list at most"),
+        (Reply::ok(large), "is larger than the allowed 2097152 bytes"),
         (Reply::ok(long), "number 1: address has 1048576 bytes; it should be a host name or an IP address"),
         (Reply::ok(json(&[1]).replace("\"5", &format!("\"{}", "5".repeat(1 << 20)))), "number 1: hotkey \"5555"),
         (Reply::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n{\"miner\": [".to_vec()), "cannot talk to"),

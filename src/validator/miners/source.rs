@@ -138,9 +138,15 @@ impl MinerSource for MinerFile {
         let now = std::fs::metadata(&self.path).ok();
         // A pipe has no second list, and its open would wait for a writer.
         if self.is_read && now.as_ref().is_some_and(|now| !now.is_file()) {
-            let why = "it is not a regular file, so it is not read again";
-            let fail = || MinersError::new(format!("miners file {}", self.path.display()), why.to_owned());
-            return if whole { Err(fail()) } else { Ok(None) };
+            let now = now.map(Stamp::from);
+            // Of a pipe that was read nothing is wrong until somebody wants it read again.
+            if whole || self.read.map(|read| read.file) != now.map(|now| now.file) {
+                let why = "it is not a regular file, so it is not read again";
+                self.trouble = Some(MinersError::new(format!("miners file {}", self.path.display()), why.to_owned()));
+                // The file that comes back is read, also if it is the one that was there before.
+                self.read = now;
+            }
+            return self.trouble.clone().map_or(Ok(None), Err);
         }
         let now = now.map(Stamp::from);
         let is_same = now.is_some() && now == self.read;
@@ -191,16 +197,12 @@ impl MinerSource for MinersUrl {
         let etag = self.etag.as_ref().filter(|_| !whole);
         let mut headers = vec![("accept".to_owned(), "application/json".to_owned())];
         headers.extend(etag.map(|etag| ("if-none-match".to_owned(), etag.clone())));
-        let answer = self.client.get(&self.url, &headers, Instant::now() + LOOK_TIME);
+        let answer = self.client.get_within(&self.url, &headers, LIST_BYTES, Instant::now() + LOOK_TIME);
         let answer = answer.map_err(|e| fail(e.to_string()))?;
         if answer.status == 304 && etag.is_some() {
             return Ok(None);
         }
         let answer = answer.ok().map_err(|e| fail(e.to_string()))?;
-        if answer.body.len() as u64 > LIST_BYTES {
-            let bytes = answer.body.len();
-            return Err(fail(format!("its answer has {bytes} bytes, of a list at most {LIST_BYTES} are read")));
-        }
         let miners = parse_miners_json(&answer.body).map_err(fail)?;
         let miners = not_empty(format!("miners of {}", self.origin()), miners)?;
         let etag = answer.headers.into_iter().find(|(name, _)| name == "etag").map(|(_, etag)| etag);

@@ -174,8 +174,22 @@ impl HttpClient {
     /// # Errors
     /// See [`HttpError`]; a refusal is one only after [`Response::ok`].
     pub fn get(&self, url: &str, headers: Headers, deadline: Instant) -> Result<Response, HttpError> {
+        self.get_within(url, headers, ANSWER_BYTES, deadline)
+    }
+
+    /// As [`HttpClient::get`], for an answer of at most `max_bytes`: no more is read.
+    ///
+    /// # Errors
+    /// See [`HttpError`].
+    pub fn get_within(
+        &self,
+        url: &str,
+        headers: Headers,
+        max_bytes: u64,
+        deadline: Instant,
+    ) -> Result<Response, HttpError> {
         let answer = self.follow(url, headers, &[], deadline)?;
-        self.read_answer(answer, deadline)
+        self.read_answer(answer, max_bytes, deadline)
     }
 
     /// GETs `url` into a file and gives the file's length; one try. Blocks as [`HttpClient::get`].
@@ -204,7 +218,7 @@ impl HttpClient {
             }
         }
         if !(200..300).contains(&answer.status) {
-            return self.read_answer(answer, deadline)?.ok().map(|_| 0);
+            return self.read_answer(answer, ANSWER_BYTES, deadline)?.ok().map(|_| 0);
         }
         // Accepted, and not there yet.
         if answer.status == 202 && first(&answer.headers, "retry-after").is_some() {
@@ -418,13 +432,13 @@ impl HttpClient {
     }
 
     /// The whole answer. Of a refusal the status and the fields count, whatever becomes of its text.
-    fn read_answer(&self, mut answer: Answer, deadline: Instant) -> Result<Response, HttpError> {
+    fn read_answer(&self, mut answer: Answer, max_bytes: u64, deadline: Instant) -> Result<Response, HttpError> {
         if !(200..300).contains(&answer.status) {
             return self.read_extra(answer, REFUSAL_BYTES, deadline);
         }
         let coded = codings_of(&answer)?;
         let mut body = Vec::new();
-        self.read_body(&mut answer, &coded, ANSWER_BYTES, deadline, |bytes| {
+        self.read_body(&mut answer, &coded, max_bytes, deadline, |bytes| {
             body.extend_from_slice(bytes);
             Ok(())
         })?;

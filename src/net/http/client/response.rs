@@ -8,6 +8,7 @@ use super::error::HttpError;
 use crate::base::clock::now;
 use crate::net::http::date::wait_asked;
 use crate::net::http::head::{all, first};
+use crate::ops::redact::OneLine;
 
 /// Bytes of an answer that is kept in memory: 10 MiB, the limit of the Python uploader.
 pub const ANSWER_BYTES: u64 = 10 << 20;
@@ -65,7 +66,7 @@ fn excerpt(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(&body[..body.len().min(EXCERPT_BYTES)]);
     match text.trim() {
         "" => String::new(),
-        text => format!(": {text}"),
+        text => format!(": {}", OneLine(text)),
     }
 }
 
@@ -87,5 +88,16 @@ pub(super) fn text_of(value: &HeaderValue) -> String {
     match std::str::from_utf8(value.as_bytes()) {
         Ok(text) => text.to_owned(),
         Err(_) => value.as_bytes().iter().copied().map(char::from).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_says_is_quoted_in_one_line() {
+        assert_eq!(excerpt(b" no\r\n\x1b[2J\xe2\x80\xae "), ": no\\r\\n\\u{1b}[2J\\u{202e}");
+        assert_eq!(excerpt(b"\n"), "");
     }
 }

@@ -100,7 +100,7 @@ impl Batch {
     /// The horde failed the job before the gate, or its miner takes its uuid no more: it is asked for once more.
     pub(super) fn ask_again(&mut self, number: usize, outcome: &Outcome, now: Now) {
         let why = in_words(outcome).1.unwrap_or_default();
-        log::info!("job {}: asked for again: {why}", self.jobs[number].uuid);
+        self.again.info(now.mono, &format_args!("job {}: asked for again: {why}", self.jobs[number].uuid));
         let trouble = matches!(outcome, Outcome::HordeFailed(_)).then_some(why);
         if !self.jobs[number].is_before_gate() {
             self.progress.ready -= 1;

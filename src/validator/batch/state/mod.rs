@@ -32,6 +32,7 @@ use super::line::BatchOutcome;
 use super::plan::{JobMaker, share, shuffle};
 use crate::base::now::Now;
 use crate::base::rng::Rng;
+use crate::ops::throttle::Throttle;
 use crate::protocol::{ExecutorClass, ValidatorToMiner};
 use crate::validator::excuses::Verdict;
 use crate::validator::job_messages::JobMessages;
@@ -148,6 +149,9 @@ pub(super) struct Batch {
     before_gate: usize,
     open_miners: usize,
     progress: BatchProgress,
+    /// What miners may say without end, in the log: repeats, and failures that are tried again.
+    repeats: Throttle,
+    again: Throttle,
     /// When everything is late, and when everything ends.
     limits: Option<(Instant, Instant)>,
     rng: Rng,
@@ -186,6 +190,8 @@ impl Batch {
             failed_anew: false,
             connecting: 0,
             before_gate: 0,
+            repeats: Throttle::default(),
+            again: Throttle::default(),
             limits: None,
             rng,
             done: false,

@@ -49,7 +49,8 @@ impl Batch {
         match job.message(message, now, self.config.times.margin) {
             Step::None => {
                 self.progress.repeats += 1;
-                log::info!("job {}: {what} counts for nothing, as a repeat or out of step", job.uuid);
+                let what = format_args!("job {}: {what} counts for nothing, as a repeat or out of step", job.uuid);
+                self.repeats.info(now.mono, &what);
             }
             Step::Accepted => {
                 job.deadline = Some(now.mono + job.class.spin_up_time() + self.config.times.executor_startup);
