@@ -259,7 +259,7 @@ mod tests {
         }
         assert_eq!(
             wrong(error("x".repeat(FIRST_MESSAGE_BYTES))),
-            "its first message has 65583 bytes; at most 65536 are read"
+            "its first message has 65580 bytes; at most 65536 are read"
         );
     }
 }
