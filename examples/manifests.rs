@@ -185,12 +185,7 @@ fn compare(python: Option<&str>) {
     let dialer = MinerDialer { key, dialer: Arc::new(WsDialer::default()), timer: timer.handle() };
     println!("{MINERS} miners, {THREADS} threads, a deadline of {TIME:?}");
     let direct = dialer.clone();
-    let mut fresh = Fetcher::new(THREADS, move |miner, until, stop| {
-        let open = direct.open(miner, until, stop, Level::Cancel)?;
-        let manifest = open.manifest.clone();
-        direct.close(open);
-        Ok(manifest)
-    });
+    let mut fresh = Fetcher::new(THREADS, move |miner, until, stop| direct.manifest(miner, until, stop, Level::Cancel));
     let (_, ours) = round("phalanx", &mut fresh, &fleet.miners);
     match python.map(|python| python_round(python, &fleet.miners)) {
         Some(theirs) => println!("the Python client spends {:.1} times the CPU", theirs / ours.as_secs_f64()),

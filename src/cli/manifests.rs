@@ -55,12 +55,8 @@ pub fn run(args: Args) -> ExitCode {
         let cancel = stop.clone();
         let _signal = env.shutdown.on(Level::Drain, move || cancel.cancel());
         let dialer = MinerDialer { key, dialer, timer: env.timer.clone() };
-        let mut fetcher = Fetcher::new(args.threads, move |miner, until, stop| {
-            let open = dialer.open(miner, until, stop, Level::Cancel)?;
-            let manifest = open.manifest.clone();
-            dialer.close(open);
-            Ok(manifest)
-        });
+        let mut fetcher =
+            Fetcher::new(args.threads, move |miner, until, stop| dialer.manifest(miner, until, stop, Level::Cancel));
         let fetched = fetcher.fetch(&miners, Instant::now() + args.timeout, &stop);
         // What is there is written after a first signal; a second one ends that.
         let out = Output::new(&env.shutdown).and_then(|mut out| {

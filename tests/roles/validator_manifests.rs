@@ -30,12 +30,7 @@ fn dialer(world: &World) -> MinerDialer {
 /// Asks each on a connection of its own.
 fn fetcher(world: &World, threads: usize) -> Fetcher {
     let dialer = dialer(world);
-    Fetcher::new(threads, move |miner, until, stop| {
-        let open = dialer.open(miner, until, stop, Level::Cancel)?;
-        let manifest = open.manifest.clone();
-        dialer.close(open);
-        Ok(manifest)
-    })
+    Fetcher::new(threads, move |miner, until, stop| dialer.manifest(miner, until, stop, Level::Cancel))
 }
 
 fn fetch(fetcher: &mut Fetcher, miners: &[MinerAddress], time: Duration) -> Vec<Fetched> {
@@ -47,7 +42,7 @@ fn expected(conduct: Conduct) -> AskOutcome {
         C::Offers(_) | C::Slow(..) | C::CutsFirst(_) => O::Ok,
         C::BlackHole | C::Silent => O::Timeout,
         C::Refuses | C::Cuts => O::Refused,
-        C::Garbage | C::Wrong | C::Absurd => O::ProtocolError,
+        C::Garbage | C::Wrong | C::Absurd | C::Large => O::ProtocolError,
         C::Unknown => O::Unauthorized,
     }
 }
@@ -68,6 +63,7 @@ fn each_conduct_has_its_outcome() {
         C::Cuts,
         C::CutsFirst(1),
         C::Slow(SECOND / 4, 2),
+        C::Large,
     ];
     let miners: Vec<_> = conducts.iter().map(|conduct| fleet.add(*conduct)).collect();
     let fetched = fetch(&mut fetcher(&world, 16), &miners, 3 * SECOND);
@@ -80,6 +76,8 @@ fn each_conduct_has_its_outcome() {
     assert_eq!((offers(0), offers(9), offers(10)), (3, 1, 2));
     assert_eq!(fetched[7].error.as_deref(), Some("refused: Unknown\\nvalidator"));
     assert_eq!(fetched[6].error.as_deref().map(|why| why.starts_with("its manifest names -1 executors")), Some(true));
+    let why = fetched[11].error.as_deref().unwrap();
+    assert!(why.contains("65536"), "no more is received: {why}");
     // What passes is tried again, what does not is not.
     assert_eq!([0, 4, 5, 6, 7].map(|index| fleet.asked(&miners[index])), [1; 5]);
     assert_eq!((fetched[9].tries, fleet.asked(&miners[9])), (2, 2));

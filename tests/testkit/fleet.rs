@@ -39,6 +39,8 @@ pub enum Conduct {
     Wrong,
     /// Its manifest cannot be.
     Absurd,
+    /// What it says is a message, and too long.
+    Large,
     /// It does not know us.
     Unknown,
     /// It breaks each connection at the authentication.
@@ -101,6 +103,10 @@ impl Fleet {
                     Conduct::Garbage => drop(handle.send(Outgoing::once("}{"))),
                     Conduct::Wrong => {
                         say(&handle, phalanx::protocol::V0AcceptJobRequest { job_uuid: "none".to_owned() });
+                    }
+                    Conduct::Large => {
+                        let details = Some("x".repeat(64 << 10));
+                        say(&handle, phalanx::protocol::GenericError { details });
                     }
                     Conduct::Absurd => say(&handle, manifest(-1)),
                     Conduct::Unknown => {

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use super::outcome::{AskOutcome, FirstMessage, MinerManifest, is_of_a_job, read_first, shown};
 use crate::base::clock::now;
+use crate::base::limits::FIRST_MESSAGE_BYTES;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::timer::TimerHandle;
 use crate::identity::{KeyPair, PublicKey};
@@ -74,10 +75,40 @@ impl MinerDialer {
         stop: &Shutdown,
         level: Level,
     ) -> Result<OpenMiner, ExchangeError> {
+        self.open_within(miner, SocketLimits::default(), deadline, (stop, level))
+    }
+
+    /// Takes the manifest on a connection that is for nothing else: more than [`FIRST_MESSAGE_BYTES`] is not received.
+    /// Blocks as [`MinerDialer::open`].
+    ///
+    /// # Errors
+    /// [`ExchangeError`].
+    pub fn manifest(
+        &self,
+        miner: &MinerAddress,
+        deadline: Instant,
+        stop: &Shutdown,
+        level: Level,
+    ) -> Result<MinerManifest, ExchangeError> {
+        let (message_bytes, frame_bytes) = (FIRST_MESSAGE_BYTES, FIRST_MESSAGE_BYTES);
+        let limits = SocketLimits { message_bytes, frame_bytes, ..SocketLimits::default() };
+        let open = self.open_within(miner, limits, deadline, (stop, level))?;
+        let manifest = open.manifest.clone();
+        self.close(open);
+        Ok(manifest)
+    }
+
+    fn open_within(
+        &self,
+        miner: &MinerAddress,
+        limits: SocketLimits,
+        deadline: Instant,
+        stop: (&Shutdown, Level),
+    ) -> Result<OpenMiner, ExchangeError> {
         let url = miner.url(&self.key.public());
-        let request = DialRequest { url: &url, headers: &[], limits: SocketLimits::default(), deadline };
-        let connection = self.dialer.dial(&request, stop, level).map_err(|error| no_connection(error.into()))?;
-        self.ask(miner, connection, false, deadline, (stop, level))
+        let request = DialRequest { url: &url, headers: &[], limits, deadline };
+        let connection = self.dialer.dial(&request, stop.0, stop.1).map_err(|error| no_connection(error.into()))?;
+        self.ask(miner, connection, false, deadline, stop)
     }
 
     /// Authenticates on an open connection, which the miner answers with its manifest: it lives, and has read all that
