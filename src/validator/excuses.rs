@@ -77,14 +77,14 @@ pub fn judge(decline: &V0DeclineJobRequest, declined: &Declined<'_>, is_known: i
     judge_knowing(decline, declined, is_known, |_| false)
 }
 
-/// As [`judge`], where `was_declined` says of which jobs the miner is known to have declined them: it has a
-/// started-receipt of each that it was asked for, and a job that it did not take keeps no executor busy. No miner that
-/// is busy shows one.
+/// As [`judge`], where `is_not_running` says of which jobs it is known that they do not run on the miner: it has a
+/// started-receipt of each that it was asked for, and a job that it did not take, or that has ended, keeps no executor
+/// busy. No miner that is busy shows one.
 pub fn judge_knowing(
     decline: &V0DeclineJobRequest,
     declined: &Declined<'_>,
     is_known: impl Fn(&PublicKey) -> bool,
-    was_declined: impl Fn(&str) -> bool,
+    is_not_running: impl Fn(&str) -> bool,
 ) -> Verdict {
     if decline.reason != JobRejectionReason::Busy {
         return Verdict::NotBusy;
@@ -97,7 +97,7 @@ pub fn judge_knowing(
             break;
         }
         match excuses(receipt, declined, &is_known) {
-            Ok(uuid) if was_declined(uuid) => drop(why.get_or_insert("of a job that it declined")),
+            Ok(uuid) if is_not_running(uuid) => drop(why.get_or_insert("of a job that does not run there")),
             Ok(uuid) if jobs.insert(uuid) => receipts.push(n),
             Ok(_) => drop(why.get_or_insert("of the same job as another")),
             Err(fault) => drop(why.get_or_insert(fault)),
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_the_miner_declined_excuses_no_other() {
+    fn a_job_that_does_not_run_on_the_miner_excuses_no_other() {
         let decline = |receipts| V0DeclineJobRequest {
             job_uuid: JOB.to_owned(),
             message: "busy".to_owned(),
@@ -246,7 +246,7 @@ mod tests {
         let judge =
             |receipts| judge_knowing(&decline(receipts), &declined, |_| true, |uuid| uuid == payload(1).job_uuid);
         let [declined_before, runs] = [1, 2].map(|n| signed(payload(n), "//Validator"));
-        let why = Some("of a job that it declined");
+        let why = Some("of a job that does not run there");
         assert_eq!(judge(vec![declined_before.clone()]), Verdict::NotExcused { counted: 0, needed: 1, why });
         assert_eq!(judge(vec![declined_before, runs]), Verdict::Excused { receipts: vec![1] });
     }

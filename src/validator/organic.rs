@@ -141,8 +141,8 @@ impl Miners {
         }
     }
 
-    /// The jobs of ours among the receipts of a refusal that the miner declined, too, or that are known not to have run
-    /// there; notes the one that it declines now.
+    /// The jobs of ours among the receipts of a refusal that the miner declined, too, that are known not to have run
+    /// there, or that have ended there; notes the one that it declines now.
     fn declines(
         &self,
         miner: PublicKey,
@@ -153,7 +153,12 @@ impl Miners {
         let receipts = decline.receipts.iter().filter(|receipt| receipt.payload.validator_hotkey() == own);
         let jobs: Vec<&str> = receipts.map(|receipt| receipt.payload.job_uuid()).collect();
         let mut declines = lock(&self.declines);
-        let is_none = |uuid: &&str| declines.of(miner, uuid).is_some() || did_not_run(uuid);
+        let now = self.clock().now_and_wall().unix_micros();
+        let has_ended = |uuid: &str| {
+            let receipt = lock(&self.receipts).of(miner, uuid);
+            receipt.is_some_and(|receipt| now - receipt.payload.timestamp.unix_micros() > ENDED_LATELY_US)
+        };
+        let is_none = |uuid: &&str| declines.of(miner, uuid).is_some() || did_not_run(uuid) || has_ended(uuid);
         let before = jobs.into_iter().filter(is_none).map(str::to_owned).collect();
         declines.keep(miner, &decline.job_uuid, ());
         before
@@ -164,6 +169,10 @@ impl Miners {
         Some(BreakerView { is_open: self.breakers.refuses(hotkey, now).is_some(), line })
     }
 }
+
+/// How long after its end a job may still excuse a miner: it was asked for another up to a reservation (7 s) before it
+/// declined that, and its clock and the news of the end may be some seconds behind.
+const ENDED_LATELY_US: i64 = 10_000_000;
 
 /// How long after a deadline what has come before it is still taken in.
 const QUEUED_TIME: Duration = Duration::from_secs(1);
@@ -242,7 +251,7 @@ impl<R: Reports> Runner<'_, R> {
         {
             let job = self.job.as_ref();
             let did_not_run = |uuid: &str| job.is_some_and(|job| job.did_not_run_on(uuid, &slot.hotkey));
-            self.drive.declined_before(self.miners.declines(slot.hotkey, decline, did_not_run));
+            self.drive.not_running(self.miners.declines(slot.hotkey, decline, did_not_run));
         }
         let mut actions = VecDeque::from(self.drive.handle(input, self.miners.clock().now_and_wall()));
         while let Some(action) = actions.pop_front() {
@@ -332,6 +341,7 @@ impl<R: Reports> Runner<'_, R> {
             Action::RunsOn(miner) => {
                 // One that goes on with the job of a lost worker may be asked again.
                 lock(&self.miners.declines).forget(miner, self.uuid);
+                lock(&self.miners.receipts).forget(miner, self.uuid);
                 self.job.as_ref()?.runs_on(miner);
             }
             Action::MachineSpecs(specs) => self.job.as_ref()?.machine_specs(*specs),

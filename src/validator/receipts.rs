@@ -9,9 +9,9 @@ use std::collections::{HashMap, VecDeque};
 use crate::identity::PublicKey;
 use crate::protocol::V0JobFinishedReceiptRequest;
 
-/// Receipts that are kept, of some 700 bytes each: those of an hour at a job every four seconds. Miners forget an
-/// outcome after ten minutes.
-const RECEIPTS: usize = 1024;
+/// Receipts that are kept, of some 700 bytes each, 11 MiB: those of ten minutes, after which miners forget an outcome,
+/// at 27 jobs a second, and of the half minute in which a started-receipt excuses at 500.
+const RECEIPTS: usize = 16_384;
 
 /// Refusals that are remembered, of some 200 bytes each, 13 MiB: those of an hour at 18 a second. What the
 /// started-receipt of a declined job is worth to its miner ends with the time of the job.

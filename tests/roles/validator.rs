@@ -2,16 +2,17 @@
 
 use crate::testkit::roles;
 use crate::testkit::wait::{LONG, until};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use phalanx::base::backoff::BackoffConfig;
+use phalanx::base::clock::Clock;
 use phalanx::base::stop::{StopReport, Stopping};
 use phalanx::identity::KeyPair;
 use phalanx::protocol::{
-    HordeFailureReason, JobFailureReason, JobParticipantType, JobRejectionReason, JobStage, JobStatus, Signature,
-    SignedRequest, V0AcceptJobRequest, V0DeclineJobRequest, V0ExecutionDoneRequest, V0ExecutorReadyRequest,
+    HordeFailureReason, JobFailureReason, JobParticipantType, JobRejectionReason, JobStage, JobStatus, Receipt,
+    Signature, SignedRequest, V0AcceptJobRequest, V0DeclineJobRequest, V0ExecutionDoneRequest, V0ExecutorReadyRequest,
     V0HordeFailedRequest, V0JobCheated, V0JobFailedRequest, V0JobFinishedRequest, V0JobStatusUpdate,
     V0VolumesReadyRequest, V2JobRequest, ValidatorToMiner, verify_validator_signature,
 };
@@ -917,4 +918,113 @@ fn dropping_a_validator_stops_it() {
     peer.stop();
     facilitator.stop();
     // The world now finds no thread left.
+}
+
+/// Accepts each job, and ends it at once, before it began or long before its limit is over.
+fn killer(began: bool) -> Script {
+    Arc::new(move |session, message| match message {
+        ValidatorToMiner::V0InitialJobRequest(initial) => {
+            accept(session, &initial.job_uuid);
+            if began {
+                return ready(session, &initial.job_uuid);
+            }
+            session.say(V0JobFailedRequest {
+                job_uuid: initial.job_uuid,
+                message: "Job container timed out during execution".to_owned(),
+                reason: JobFailureReason::Timeout,
+                stage: JobStage::Execution,
+                docker_process_exit_status: None,
+                docker_process_stdout: None,
+                docker_process_stderr: None,
+                context: None,
+            });
+        }
+        ValidatorToMiner::V0JobRequest(request) => session.say(V0HordeFailedRequest {
+            job_uuid: request.job_uuid,
+            reported_by: JobParticipantType::Executor,
+            message: "too late".to_owned(),
+            reason: HordeFailureReason::ExecutionTimedOut,
+            context: None,
+        }),
+        _ => {}
+    })
+}
+
+#[test]
+fn a_miner_that_claims_to_have_much_and_kills_each_job_gets_one() {
+    for began in [false, true] {
+        let world = World::new();
+        let facilitator = FakeFacilitator::start(&world);
+        let hostile = FakeMiner::start(&world, 1, 10_000, killer(began));
+        let honest = FakeMiner::start(&world, 2, 2, good());
+        let validator = start(&world, config(vec![miner(1), miner(2)]));
+        let ends: Vec<_> = (0..6)
+            .map(|_| {
+                let request = job(&key("//User"));
+                facilitator.push(request.clone());
+                statuses(&facilitator.history(&request.uuid))
+            })
+            .collect();
+        let killed = ends.iter().filter(|statuses| **statuses != GOOD).count();
+        assert_eq!(killed, usize::from(began), "a job that has not begun goes to the other miner: {ends:?}");
+        let explained = validator.observer().explain_miner(&miner(1).hotkey).unwrap();
+        let kinds: Vec<_> = explained.incidents.iter().map(|incident| incident.kind).collect();
+        assert_eq!((kinds, explained.miner.numbers.reliability < 0.6), (vec!["failed"], true));
+        assert!(stop(validator).is_clean());
+        hostile.stop();
+        honest.stop();
+        facilitator.stop();
+    }
+}
+
+/// A miner shows the started-receipt of a job that has ended, as if it still kept it busy.
+#[test]
+fn a_job_that_has_ended_excuses_a_miner_for_a_few_seconds_only() {
+    for (after, expected) in [(Duration::from_secs(1), 0), (Duration::from_secs(12), 1)] {
+        let clock = Clock::manual();
+        let world = World::by(clock.clone());
+        let facilitator = FakeFacilitator::start(&world);
+        let first: Arc<Mutex<Option<Receipt>>> = Arc::default();
+        let script: Script = Arc::new(move |session, message| match message {
+            ValidatorToMiner::V0InitialJobRequest(initial) => {
+                let mut first = first.lock().unwrap();
+                let Some(receipt) = &*first else {
+                    let payload = initial.job_started_receipt_payload;
+                    let miner_signature = payload.sign(&key("//Miner1"));
+                    let validator_signature = initial.job_started_receipt_signature;
+                    *first = Some(Receipt { payload: payload.into(), validator_signature, miner_signature });
+                    accept(session, &initial.job_uuid);
+                    return ready(session, &initial.job_uuid);
+                };
+                session.say(V0DeclineJobRequest {
+                    job_uuid: initial.job_uuid,
+                    message: "busy".to_owned(),
+                    reason: JobRejectionReason::Busy,
+                    receipts: vec![receipt.clone()],
+                    context: None,
+                });
+            }
+            ValidatorToMiner::V0JobRequest(request) => {
+                volumes(session, &request.job_uuid);
+                done(session, &request.job_uuid);
+                finish(session, &request.job_uuid);
+            }
+            _ => {}
+        });
+        let peer = FakeMiner::start(&world, 1, 1, script);
+        let validator = start(&world, config(vec![miner(1)]));
+        let run = || {
+            let request = job(&key("//User"));
+            facilitator.push(request.clone());
+            statuses(&facilitator.history(&request.uuid))
+        };
+        assert_eq!(run(), GOOD);
+        clock.advance(after);
+        assert_eq!(run(), [S::Received, S::Rejected]);
+        let explained = validator.observer().explain_miner(&miner(1).hotkey).unwrap();
+        assert_eq!(explained.incidents.len(), expected, "{after:?}: {:?}", explained.incidents);
+        assert!(stop(validator).is_clean());
+        peer.stop();
+        facilitator.stop();
+    }
 }

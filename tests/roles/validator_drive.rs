@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use phalanx::base::now::Now;
 use phalanx::identity::{KeyPair, PublicKey};
 use phalanx::protocol::{
-    DateTime, ExecutorClass, HordeFailureReason, Int, JobRejectionReason, JobStartedReceiptPayload, MinerToValidator,
-    Receipt, StreamingDetails, V0AcceptJobRequest, V0DeclineJobRequest, V0ExecutionDoneRequest,
-    V0ExecutorFailedRequest, V0ExecutorManifestRequest, V0ExecutorReadyRequest, V0JobFinishedRequest,
-    V0StreamingJobReadyRequest, V0VolumesReadyRequest, V2JobRequest, ValidatorToMiner,
+    DateTime, ExecutorClass, HordeFailureReason, Int, JobFailureReason, JobParticipantType, JobRejectionReason,
+    JobStage, JobStartedReceiptPayload, MinerToValidator, Receipt, StreamingDetails, V0AcceptJobRequest,
+    V0DeclineJobRequest, V0ExecutionDoneRequest, V0ExecutorFailedRequest, V0ExecutorManifestRequest,
+    V0ExecutorReadyRequest, V0HordeFailedRequest, V0JobFailedRequest, V0JobFinishedRequest, V0StreamingJobReadyRequest,
+    V0VolumesReadyRequest, V2JobRequest, ValidatorToMiner,
 };
 use phalanx::validator::JobTimes;
 use phalanx::validator::Outcome;
@@ -353,7 +354,7 @@ fn a_miner_that_is_busy_is_excused_by_as_many_receipts_as_its_first_manifest_has
             Receipt { payload: payload(job).into(), validator_signature, miner_signature }
         };
         if declined_before {
-            f.drive.declined_before(vec![payload(1).job_uuid]);
+            f.drive.not_running(vec![payload(1).job_uuid]);
         }
         let receipts = if later.is_empty() { vec![receipt(1), receipt(2)] } else { vec![receipt(1)] };
         let job_uuid = f.uuid.clone();
@@ -363,7 +364,7 @@ fn a_miner_that_is_busy_is_excused_by_as_many_receipts_as_its_first_manifest_has
     };
     assert_eq!(decline(&[], false), ("//Bob excused by 2".to_owned(), false));
     assert!(decline(&[1], false).1, "one receipt for two executors, whatever it says later");
-    assert!(decline(&[], true).1, "one of them tells of a job that it declined");
+    assert!(decline(&[], true).1, "one of them tells of a job that does not run there");
 }
 
 #[test]
@@ -522,7 +523,141 @@ fn a_repeat_or_a_message_of_another_job_changes_nothing() {
     assert_eq!(f.left(), left);
     let job_uuid = f.uuid.clone();
     let failed = f.says(V0ExecutorFailedRequest { job_uuid, executor_token: None });
-    assert!(failed[3].starts_with("end horde_failed executor_spinup_failed"), "{failed:?}");
+    assert_eq!(failed[1], "failed //Bob");
+}
+
+/// What a miner says of a job that was not requested yet.
+fn job_failed(f: &Fixture, reason: JobFailureReason, stage: JobStage) -> V0JobFailedRequest {
+    V0JobFailedRequest {
+        job_uuid: f.uuid.clone(),
+        message: "no".to_owned(),
+        reason,
+        stage,
+        docker_process_exit_status: None,
+        docker_process_stdout: None,
+        docker_process_stderr: None,
+        context: None,
+    }
+}
+
+fn horde_failed(f: &Fixture, reason: HordeFailureReason) -> V0HordeFailedRequest {
+    let reported_by = JobParticipantType::Executor;
+    V0HordeFailedRequest { job_uuid: f.uuid.clone(), reported_by, message: "no".to_owned(), reason, context: None }
+}
+
+const NEXT: [&str; 4] = ["cool down //Bob", "close", "release", "reserve not [//Bob]"];
+
+#[test]
+fn a_failure_before_the_job_request_is_the_miner_s_fault_and_another_miner_gets_the_job() {
+    use JobFailureReason as R;
+    let says: [fn(&Fixture) -> MinerToValidator; 6] = [
+        |f| job_failed(f, R::Timeout, JobStage::Execution).into(),
+        |f| job_failed(f, R::Timeout, JobStage::ExecutorStartup).into(),
+        |f| job_failed(f, R::NonzeroReturnCode, JobStage::ExecutorStartup).into(),
+        |f| horde_failed(f, HordeFailureReason::ExecutionTimedOut).into(),
+        |f| horde_failed(f, HordeFailureReason::StreamingFailed).into(),
+        |f| V0ExecutorFailedRequest { job_uuid: f.uuid.clone(), executor_token: None }.into(),
+    ];
+    for says in says {
+        let mut f = Fixture::accepted();
+        let said = says(&f);
+        assert_eq!(f.says(said.clone()), [["receipt 0.000000", "failed //Bob"].as_slice(), &NEXT].concat(), "{said:?}");
+        f.reserved("//Charlie");
+        f.manifest(1);
+        assert_eq!(f.accept(), ["runs on //Charlie", "send JobAcceptedReceipt"], "it is accepted already");
+        f.ready();
+        f.volumes();
+        f.done();
+        let end = ["receipt 1.000000", "completed by //Charlie", "release", "end completed out", "close"];
+        assert_eq!(f.finished("out"), end);
+        // It had not even accepted it.
+        let mut f = Fixture::asked();
+        let said = says(&f);
+        if !matches!(said, MinerToValidator::V0JobFailedRequest(_)) {
+            assert_eq!(f.says(said)[1..], [["failed //Bob"].as_slice(), &NEXT].concat());
+        }
+    }
+}
+
+#[test]
+fn a_job_that_nobody_else_takes_ends_as_the_miner_said_that_had_accepted_it() {
+    let mut f = Fixture::accepted();
+    f.says(job_failed(&f, JobFailureReason::DownloadFailed, JobStage::ExecutorStartup));
+    f.reserved("//Charlie");
+    f.manifest(1);
+    f.decline();
+    assert_eq!(f.handle(Input::Reserved(Err(NoMiner::Busy))), ["end failed no"]);
+}
+
+#[test]
+fn a_job_that_fails_by_its_own_fault_counts_against_nobody() {
+    use JobFailureReason as R;
+    // Its image may be what is wrong: another miner may tell.
+    for (reason, after) in [(R::DownloadFailed, 0), (R::Unknown, 0), (R::Timeout, 5)] {
+        let mut f = Fixture::accepted();
+        f.now = f.now + after * S;
+        let failed = job_failed(&f, reason, JobStage::ExecutorStartup);
+        assert_eq!(f.says(failed), [["receipt 0.000000"].as_slice(), &NEXT].concat());
+        f.reserved("//Charlie");
+        f.manifest(1);
+        f.accept();
+        let failed = job_failed(&f, R::DownloadFailed, JobStage::ExecutorStartup);
+        assert_eq!(f.says(failed)[..2], ["receipt 0.000000", "cool down //Charlie"]);
+        assert_eq!(f.handle(Input::Reserved(Err(NoMiner::None))), ["end failed no"]);
+    }
+    // Where another miner completes it, that was not so.
+    let mut f = Fixture::accepted();
+    f.says(job_failed(&f, R::DownloadFailed, JobStage::ExecutorStartup));
+    f.reserved("//Charlie");
+    f.manifest(1);
+    f.accept();
+    f.ready();
+    let end = ["receipt 1.000000", "completed by //Charlie", "failed //Bob", "release", "end completed out", "close"];
+    assert_eq!(f.finished("out"), end);
+    // And while it runs.
+    for (reason, stage, after) in [
+        (R::NonzeroReturnCode, JobStage::Execution, 0),
+        (R::DownloadFailed, JobStage::VolumeDownload, 0),
+        (R::UploadFailed, JobStage::ResultUpload, 0),
+        (R::Timeout, JobStage::Execution, 60),
+    ] {
+        let mut f = Fixture::accepted();
+        f.ready();
+        f.now = f.now + after * S;
+        let failed = job_failed(&f, reason, stage);
+        assert_eq!(f.says(failed), ["receipt 0.000000", "release", "end failed no", "close"], "{reason}");
+    }
+}
+
+#[test]
+fn a_limit_that_is_over_long_before_it_can_be_is_not_believed() {
+    let ended = |after: Duration, said: fn(&Fixture) -> MinerToValidator| {
+        let mut f = Fixture::accepted();
+        f.ready();
+        f.volumes();
+        f.now = f.now + after;
+        let says = f.says(said(&f));
+        assert!(says.iter().any(|action| action.starts_with("end ")), "{says:?}");
+        says.contains(&"failed //Bob".to_owned())
+    };
+    let says: [fn(&Fixture) -> MinerToValidator; 4] = [
+        |f| horde_failed(f, HordeFailureReason::ExecutionTimedOut).into(),
+        |f| horde_failed(f, HordeFailureReason::VolumesTimedOut).into(),
+        |f| horde_failed(f, HordeFailureReason::FinalResponseTimedOut).into(),
+        |f| job_failed(f, JobFailureReason::Timeout, JobStage::Execution).into(),
+    ];
+    for says in says {
+        assert!(ended(Duration::from_millis(18), says) && ended(29 * S, says) && !ended(60 * S, says));
+    }
+    // Of a job that it has had since before nobody here knows how far it is.
+    let mut f = Fixture::with(job(&user()), Some(public("//Bob")));
+    f.handle(Input::Start);
+    f.reserved("//Bob");
+    f.manifest(1);
+    f.accept();
+    f.ready();
+    let late = horde_failed(&f, HordeFailureReason::ExecutionTimedOut);
+    assert_eq!(f.says(late)[..2], ["receipt 0.000000", "release"]);
 }
 
 #[test]

@@ -34,6 +34,8 @@ pub(super) struct Attempt {
     pub(super) stages: Option<StageClock>,
     pub(super) started: Now,
     pub(super) asked_at: Instant,
+    /// When the job request was sent.
+    pub(super) requested_at: Option<Instant>,
     pub(super) last_trouble: Option<String>,
     /// Its executors of the class, by its first manifest: a later one is not to make an excuse of fewer receipts.
     pub(super) executors: Option<i64>,
@@ -50,12 +52,10 @@ pub(super) struct Attempt {
 /// How an [`Attempt`] ended.
 #[derive(Debug)]
 pub(super) enum AttemptEnd {
-    /// The job has its outcome.
-    Ended(Outcome),
-    /// A message did not fit into the link: an outcome that is not the miner's fault.
-    NotSent(Outcome),
-    /// The miner declined or could not be reached; the outcome if nobody else takes it either, and what is the miner's
-    /// fault in that.
+    /// The job has its outcome, and what is the miner's fault in that.
+    Ended(Outcome, Option<Incident>),
+    /// The miner declined, could not be reached, or failed before the job request; the outcome if nobody else takes it
+    /// either, and what is the miner's fault in that.
     NotTaken(Outcome, Option<Incident>),
     /// The miner's manifest does not name the class.
     NoSuchClass,
@@ -63,8 +63,9 @@ pub(super) enum AttemptEnd {
     Cancelled { goes_on: bool },
 }
 
-pub(super) fn ended(outcome: impl Into<Outcome>) -> Option<AttemptEnd> {
-    Some(AttemptEnd::Ended(outcome.into()))
+pub(super) fn ended(outcome: Outcome) -> Option<AttemptEnd> {
+    let incident = Incident::of(&outcome);
+    Some(AttemptEnd::Ended(outcome, incident))
 }
 
 impl Attempt {
@@ -77,6 +78,7 @@ impl Attempt {
             stages: None,
             started: now,
             asked_at: now.mono,
+            requested_at: None,
             last_trouble: None,
             executors: None,
             complaints: Throttle::default(),
@@ -111,11 +113,11 @@ impl Attempt {
     }
 
     /// The present stage has used up its time.
-    pub(super) fn expired(&self) -> AttemptEnd {
+    pub(super) fn expired(&self) -> Option<AttemptEnd> {
         let (reason, what) = match self.phase {
             Phase::Connecting => {
                 let why = self.last_trouble.as_deref().unwrap_or("no connection in time");
-                return AttemptEnd::NotTaken(self.not_connected(why), Some(Incident::Unreachable));
+                return Some(AttemptEnd::NotTaken(self.not_connected(why), Some(Incident::Unreachable)));
             }
             Phase::Reserving => (HordeFailureReason::InitialResponseTimedOut, "the answer to the initial request"),
             Phase::Starting => (HordeFailureReason::ExecutorReadinessResponseTimedOut, "the executor's readiness"),
@@ -124,6 +126,6 @@ impl Attempt {
         };
         let trouble = self.last_trouble.as_ref().map_or_else(String::new, |t| format!(" (last trouble: {t})"));
         let message = format!("waiting for {what} took too long{trouble}");
-        AttemptEnd::Ended(Outcome::horde_failed(reason, message))
+        ended(Outcome::horde_failed(reason, message))
     }
 }

@@ -1,11 +1,13 @@
 //! One organic job, from the choice of a miner to its end: what is asked of which miner, what is reported, and by when
 //! each stage must be over. Pure: no thread, channel, socket or clock; it takes what happened and says what to do.
 //!
-//! Miners are asked one after the other until one takes the job. Every way ends with exactly one [`Action::End`] or
+//! Miners are asked one after the other until one takes the job and has an executor ready for it; until then nothing of
+//! it has run, so what fails is the attempt and not the job. Every way ends with exactly one [`Action::End`] or
 //! [`Action::Cancelled`]. The order of the actions is the order in which they must be done; an [`Action::Send`] is the
 //! last of its batch, or nothing depends on it.
 
 mod attempt;
+mod failures;
 mod inputs;
 
 use std::collections::HashMap;
@@ -30,7 +32,8 @@ use crate::protocol::{
     V0MachineSpecsUpdate, V2JobRequest, ValidatorToMiner,
 };
 
-/// Miners that may decline one job, or be out of reach, before it is given up; those without its class do not count.
+/// Miners that may decline one job, fail before it begins, or be out of reach, before it is given up; those without its
+/// class do not count.
 const MINERS_PER_JOB: usize = 3;
 
 /// How often an accepted-receipt is sent again after a reconnect. A Python miner breaks the connection at the second
@@ -46,14 +49,18 @@ pub struct Drive {
     request: Arc<V2JobRequest>,
     /// Validators whose jobs excuse a miner, besides ours.
     known: Arc<[PublicKey]>,
-    /// Jobs that the miner of the attempt is known to have declined.
-    declined: Vec<String>,
+    /// Jobs that are known not to run on the miner of the attempt.
+    not_running: Vec<String>,
     /// The miner that had the job when it was begun before.
     begun_on: Option<PublicKey>,
     tried: Vec<PublicKey>,
     refusals: usize,
-    /// The answer of the last miner that did not take it.
+    /// A miner has accepted it.
+    accepted: bool,
+    /// The answer of the last miner that did not take it; of one that had accepted it, if there is one.
     last: Option<Outcome>,
+    /// Miners that say that it failed before it began, by its own fault.
+    doubted: Vec<(PublicKey, Outcome)>,
     attempt: Option<Attempt>,
     out: Vec<Action>,
 }
@@ -72,11 +79,13 @@ impl Drive {
             times,
             request,
             known: Arc::default(),
-            declined: Vec::new(),
+            not_running: Vec::new(),
             begun_on,
             tried: avoid.to_vec(),
             refusals: 0,
+            accepted: false,
             last: None,
+            doubted: Vec::new(),
             attempt: None,
             out: Vec::new(),
         }
@@ -87,10 +96,10 @@ impl Drive {
         Self { known, ..self }
     }
 
-    /// The miner of the attempt has declined these jobs before, so that their receipts excuse nothing. To be said
-    /// before the refusal that shows them.
-    pub fn declined_before(&mut self, jobs: Vec<String>) {
-        self.declined = jobs;
+    /// These jobs do not run on the miner of the attempt: it has declined them, or they have ended there. So their
+    /// receipts excuse nothing. To be said before the refusal that shows them.
+    pub fn not_running(&mut self, jobs: Vec<String>) {
+        self.not_running = jobs;
     }
 
     /// Takes in what happened and says what to do.
@@ -173,14 +182,13 @@ impl Drive {
     fn finish(&mut self, attempt: &Attempt, end: AttemptEnd, now: Now) {
         let goes_on = matches!(end, AttemptEnd::Cancelled { goes_on: true });
         if attempt.phase != Phase::Connecting && !goes_on {
-            self.send_finished_receipt(attempt, matches!(&end, AttemptEnd::Ended(Outcome::Completed(_))), now);
+            self.send_finished_receipt(attempt, matches!(&end, AttemptEnd::Ended(Outcome::Completed(_), _)), now);
         }
-        let may_blame = !matches!(end, AttemptEnd::NotSent(_));
         match end {
-            AttemptEnd::Ended(outcome) | AttemptEnd::NotSent(outcome) => {
+            AttemptEnd::Ended(outcome, incident) => {
                 match &outcome {
-                    Outcome::Completed(_) => self.out.push(Action::Completed(attempt.miner)),
-                    outcome => self.blame(attempt.miner, Incident::of(outcome).filter(|_| may_blame), outcome),
+                    Outcome::Completed(_) => self.completed(attempt.miner),
+                    outcome => self.blame(attempt.miner, incident, outcome),
                 }
                 // Before the report, so that whoever learns of the end finds the executor free.
                 self.out.push(Action::Release);
@@ -194,7 +202,13 @@ impl Drive {
                 log::info!("job {}: miner {} did not take it", self.request.uuid, attempt.miner);
                 self.refusals += 1;
                 self.blame(attempt.miner, incident, &outcome);
-                self.last = Some(outcome);
+                if incident.is_none() && matches!(outcome, Outcome::Failed(_)) {
+                    self.doubted.push((attempt.miner, outcome.clone()));
+                }
+                // A job that was accepted is not rejected after that.
+                if !self.accepted || !matches!(outcome, Outcome::Rejected(_)) || self.last.is_none() {
+                    self.last = Some(outcome);
+                }
                 self.out.push(Action::CoolDown(attempt.miner));
                 self.next_miner(attempt);
             }
@@ -205,6 +219,15 @@ impl Drive {
     fn blame(&mut self, miner: PublicKey, incident: Option<Incident>, outcome: &Outcome) {
         if let Some(incident) = incident {
             self.out.push(Action::Incident(miner, incident, outcome.to_string()));
+        }
+    }
+
+    /// It can run after all: who said that it fails by its own fault before it begins was wrong.
+    fn completed(&mut self, miner: PublicKey) {
+        self.out.push(Action::Completed(miner));
+        for (other, said) in std::mem::take(&mut self.doubted) {
+            let why = format!("another miner completed the job of which it said: {said}");
+            self.out.push(Action::Incident(other, Incident::Failed, why));
         }
     }
 
@@ -238,11 +261,18 @@ impl Drive {
                 None
             }
             Input::NotSent(why) => {
+                // Which is not the miner's fault.
                 let reason = HordeFailureReason::MinerConnectionFailed;
-                Some(AttemptEnd::NotSent(Outcome::horde_failed(reason, why)))
+                Some(AttemptEnd::Ended(Outcome::horde_failed(reason, why), None))
             }
             Input::Cancel { goes_on } => Some(AttemptEnd::Cancelled { goes_on }),
-            Input::Tick => (attempt.expires_at() <= now.mono).then(|| attempt.expired()),
+            Input::Tick => {
+                if attempt.expires_at() <= now.mono {
+                    attempt.expired()
+                } else {
+                    None
+                }
+            }
             // There is a miner already.
             Input::Start | Input::Reserved(_) => None,
         }
@@ -326,7 +356,7 @@ impl Drive {
                 | M::V0ExecutorFailedRequest(_)
                 | M::V0StreamingJobNotReadyRequest(_)),
                 _,
-            ) => return outcome_of(message).and_then(ended),
+            ) => return self.is_over(attempt, message, now),
             (M::V0MachineSpecsRequest(found), _) => {
                 self.out.push(Action::MachineSpecs(Box::new(V0MachineSpecsUpdate {
                     miner_hotkey: attempt.miner.to_ss58(),
@@ -353,6 +383,27 @@ impl Drive {
         None
     }
 
+    /// The miner says that the job is over. Before the job request was sent nothing of it has run there, so that another
+    /// miner may have it.
+    fn is_over(&self, attempt: &Attempt, message: MinerToValidator, now: Now) -> Option<AttemptEnd> {
+        let had_it_before = self.begun_on == Some(attempt.miner);
+        let outcome = outcome_of(message)?;
+        if !had_it_before && attempt.requested_at.is_none() {
+            let waited = now.mono.saturating_duration_since(attempt.asked_at);
+            let incident = failures::before_it_began(&outcome, waited, self.start_up());
+            return Some(AttemptEnd::NotTaken(outcome, incident));
+        }
+        let requested_at = attempt.requested_at.filter(|_| !had_it_before);
+        let ran = requested_at.map(|at| now.mono.saturating_duration_since(at));
+        let incident = failures::after_it_began(&outcome, &self.request, ran);
+        Some(AttemptEnd::Ended(outcome, incident))
+    }
+
+    /// How long the start of an executor may take.
+    fn start_up(&self) -> Duration {
+        self.request.executor_class.spin_up_time() + self.times.executor_startup
+    }
+
     /// Whether a refusal is excused, by this validator's own jobs and those of the validators that it knows.
     fn judge(&self, attempt: &Attempt, decline: &V0DeclineJobRequest) -> Verdict {
         let declined = Declined {
@@ -365,7 +416,7 @@ impl Drive {
         };
         let own = self.key.public();
         let is_known = |validator: &PublicKey| *validator == own || self.known.contains(validator);
-        excuses::judge_knowing(decline, &declined, is_known, |uuid| self.declined.iter().any(|other| other == uuid))
+        excuses::judge_knowing(decline, &declined, is_known, |uuid| self.not_running.iter().any(|other| other == uuid))
     }
 
     fn ask(&mut self, attempt: &mut Attempt, now: Now) {
@@ -378,8 +429,11 @@ impl Drive {
     }
 
     fn accepted(&mut self, attempt: &mut Attempt, now: Now) {
-        self.out.extend([Action::Report(JobStatus::Accepted), Action::RunsOn(attempt.miner)]);
-        let startup = self.request.executor_class.spin_up_time() + self.times.executor_startup;
+        if !std::mem::replace(&mut self.accepted, true) {
+            self.out.push(Action::Report(JobStatus::Accepted));
+        }
+        self.out.push(Action::RunsOn(attempt.miner));
+        let startup = self.start_up();
         let ttl = total_seconds(&self.times, &self.request);
         (attempt.phase, attempt.deadline) = match self.begun_on == Some(attempt.miner) {
             // Nobody here knows how far it is, so all its stages count.
@@ -414,6 +468,7 @@ impl Drive {
 
     fn begin(&self, attempt: &mut Attempt, stage: Stage, now: Now) {
         let timing = Timing::from(&self.messages(attempt).timing());
+        attempt.requested_at.get_or_insert(now.mono);
         let stages = attempt.stages.get_or_insert_with(|| StageClock::new(timing, now.mono));
         attempt.deadline = stages.begin(stage) + self.times.margin;
         attempt.phase = Phase::Running(stage);
@@ -438,7 +493,8 @@ impl Drive {
 
 /// The longest that one job can take, on all miners that it asks.
 pub(super) fn longest(times: &JobTimes, request: &V2JobRequest) -> Duration {
-    let asking = (times.connect + times.reservation) * u32::try_from(MINERS_PER_JOB).unwrap_or(u32::MAX);
+    let start_up = request.executor_class.spin_up_time() + times.executor_startup;
+    let asking = (times.connect + times.reservation + start_up) * u32::try_from(MINERS_PER_JOB).unwrap_or(u32::MAX);
     let stages = Duration::from_secs(total_seconds(times, request).unsigned_abs());
-    asking + request.executor_class.spin_up_time() + times.executor_startup + stages + times.margin
+    asking + stages + times.margin
 }

@@ -48,10 +48,11 @@ pub struct Standing {
     pub answers: bool,
     /// It has not declined just now.
     pub rested: bool,
+    /// Its reliability in tenths. Before what it says itself, so that one that fails all jobs is not asked first for ever
+    /// where no other has been asked yet.
+    pub reliability_tenths: u8,
     /// Its manifest is known.
     pub known: bool,
-    /// Its reliability in tenths.
-    pub reliability_tenths: u8,
     /// Our jobs that run there, the fewer the better. How many executors it claims to have counts for nothing but
     /// whether it is full: nobody checks that.
     pub running: Reverse<i64>,
@@ -98,8 +99,8 @@ impl MinerState {
         Ok(Standing {
             answers: !(ask.is_open)(&self.address.hotkey),
             rested: self.cooling_until.is_none_or(|until| until <= now),
-            known: offered.is_some(),
             reliability_tenths: self.reliability.numbers(now, half_life).tenths(),
+            known: offered.is_some(),
             running: Reverse(running),
             // It is between 0 and 1.
             fresh_tenths: (fresh * 10.0).round() as u8,
@@ -117,12 +118,12 @@ impl Standing {
         if self.rested != other.rested {
             return format!("it declined, or could not be reached, within the last {} s", COOL_DOWN.as_secs());
         }
-        if self.known != other.known {
-            return "its manifest is not known".to_owned();
-        }
         if self.reliability_tenths != other.reliability_tenths {
             let [mine, others] = [self, other].map(|s| tenths(s.reliability_tenths));
             return format!("its reliability is {mine:.1}, that of the first {others:.1}");
+        }
+        if self.known != other.known {
+            return "its manifest is not known".to_owned();
         }
         if self.running != other.running {
             let [Reverse(mine), Reverse(others)] = [self.running, other.running];

@@ -83,6 +83,14 @@ fn an_unknown_miner_is_asked_when_the_known_ones_are_full() {
 }
 
 #[test]
+fn an_unknown_miner_is_asked_before_one_that_fails_its_jobs() {
+    let (mut routing, now) = (table(2), Instant::now());
+    routing.manifest(&key(1), has(10_000), now);
+    routing.incident(&key(1), Incident::Failed, "it gave the job up", now);
+    assert_eq!(pick(&mut routing, &[], now), Ok(key(2)));
+}
+
+#[test]
 fn a_class_that_nobody_has_is_no_miner_not_busy() {
     let (mut routing, now) = (table(1), Instant::now());
     routing.manifest(&key(1), has(0), now);
@@ -265,11 +273,11 @@ fn a_miner_explains_why_it_is_not_the_first() {
     for (n, after, why) in [
         (1, Some(0), ""),
         (2, None, "it has just said that it has no executor of the class"),
-        (3, Some(1), "its reliability is 0.5, that of the first 1.0"),
+        (3, Some(2), "its reliability is 0.5, that of the first 1.0"),
         (4, None, "it was reported for cheating and is blacklisted for 60 s more"),
         (5, Some(3), "it declined, or could not be reached, within the last 10 s"),
         (6, Some(4), "its breaker is open"),
-        (7, Some(2), "its manifest is not known"),
+        (7, Some(1), "its manifest is not known"),
         (TRUSTED, Some(0), ""),
     ] {
         assert_eq!(explain(&routing, n), (after, why.to_owned()), "miner {n}");

@@ -173,15 +173,15 @@ impl MinerState {
 
 impl std::fmt::Display for Standing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { answers, rested, known, reliability_tenths, running, fresh_tenths } = *self;
+        let Self { answers, rested, reliability_tenths, known, running, fresh_tenths } = *self;
         let yes = |yes| if yes { "yes" } else { "no" };
         write!(
             f,
-            "answers {}, rested {}, manifest known {}, reliability {:.1}, running {}, manifest {:.1} by its age",
+            "answers {}, rested {}, reliability {:.1}, manifest known {}, running {}, manifest {:.1} by its age",
             yes(answers),
             yes(rested),
-            yes(known),
             f64::from(reliability_tenths) / 10.0,
+            yes(known),
             running.0,
             f64::from(fresh_tenths) / 10.0
         )
