@@ -383,8 +383,8 @@ impl Drive {
         None
     }
 
-    /// The miner says that the job is over. Before the job request was sent nothing of it has run there, so that another
-    /// miner may have it.
+    /// The miner says that the job is over. Before the job request was sent nothing of it has run there, so that
+    /// another miner may have it.
     fn is_over(&self, attempt: &Attempt, message: MinerToValidator, now: Now) -> Option<AttemptEnd> {
         let had_it_before = self.begun_on == Some(attempt.miner);
         let outcome = outcome_of(message)?;

@@ -48,8 +48,8 @@ pub struct Standing {
     pub answers: bool,
     /// It has not declined just now.
     pub rested: bool,
-    /// Its reliability in tenths. Before what it says itself, so that one that fails all jobs is not asked first for ever
-    /// where no other has been asked yet.
+    /// Its reliability in tenths. Before what it says itself, so that one that fails all jobs is not asked first for
+    /// ever where no other has been asked yet.
     pub reliability_tenths: u8,
     /// Its manifest is known.
     pub known: bool,
