@@ -5,7 +5,7 @@
 //!
 //! **Self-outage.** When most of the peers that are called fail at once, our own way out is the likely cause. Then no
 //! breaker opens, those that opened within the window are closed again, and nothing that failed counts. It ends when of
-//! those heard of since it began, enough answer, or when nobody fails any more.
+//! those heard of since it began, enough answer, when nobody fails any more, or when only few are called.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -451,11 +451,15 @@ impl<K: Ord + Clone> Group<K> {
         }
     }
 
-    /// Nobody has failed for the length of the window.
+    /// Nobody has failed for the length of the window, or so few were called in it that they are no crowd.
     fn pass_time(&mut self, now: Instant) {
         let Some(outage) = self.outage else { return };
-        let last = self.failed.map_or(outage.since, |failed| failed.max(outage.since));
-        if now.saturating_duration_since(last) >= self.config.outage_window {
+        let window = self.config.outage_window;
+        if now.saturating_duration_since(outage.since) < window {
+            return;
+        }
+        let has_failed = self.failed.is_some_and(|failed| now.saturating_duration_since(failed) < window);
+        if !has_failed || self.failing(now, Some(outage.since)).1 < self.config.outage_least {
             self.end_outage(now, outage);
         }
     }

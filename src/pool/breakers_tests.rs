@@ -152,6 +152,22 @@ fn the_first_peer_that_answers_ends_no_outage() {
 }
 
 #[test]
+fn one_dead_peer_that_is_called_again_and_again_keeps_no_outage_on() {
+    let (breakers, now) = (Breakers::new(config()), Instant::now());
+    (0..10).for_each(|key| fail(&breakers, key, now));
+    assert!(breakers.outage(now + TOOK).is_some());
+    // The others are not called any more.
+    for second in 1..=30 {
+        fail(&breakers, 0, now + second * SECOND);
+    }
+    let end = now + TOOK + config().outage_window;
+    assert!(breakers.outage(end).is_none());
+    fail(&breakers, 0, end);
+    fail(&breakers, 0, end);
+    assert!(breakers.ask(&0, end).is_err(), "what it does counts again");
+}
+
+#[test]
 fn few_peers_are_no_crowd() {
     let (breakers, now) = (Breakers::new(config()), Instant::now());
     (0..9).for_each(|key| fail(&breakers, key, now));

@@ -91,8 +91,8 @@ impl Miners {
         (miners, kept)
     }
 
-    /// That of all their moments.
-    fn clock(&self) -> &Clock {
+    /// That of the jobs. Rounds of manifests, which share the breakers and the budget, go by the system's.
+    pub(super) fn clock(&self) -> &Clock {
         self.connections.dialer().timer.clock()
     }
 

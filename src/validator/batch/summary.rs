@@ -22,6 +22,8 @@ const REASONS_SHOWN: usize = 12;
 #[derive(Debug, Default)]
 pub struct Tally {
     jobs: usize,
+    /// Miners that got none.
+    without: usize,
     scored: usize,
     late: usize,
     excused: usize,
@@ -37,6 +39,7 @@ impl Tally {
     /// Counts a line.
     pub fn add(&mut self, line: &JobLine) {
         self.jobs += usize::from(line.job_uuid.is_some());
+        self.without += usize::from(line.job_uuid.is_none());
         self.scored += usize::from(line.scored);
         self.late += usize::from(line.late);
         self.excused += usize::from(line.excused);
@@ -144,8 +147,7 @@ impl Summary {
             Ending::Cancelled => "CANCELLED before its end; ",
             Ending::Aborted => "ABORTED, because too many miners failed; ",
         };
-        let lines: usize = self.outcomes.values().sum();
-        let without = lines.saturating_sub(self.jobs);
+        let without = self.tally.without;
         let took = self.took.as_secs_f64();
         // Writing to a text cannot fail.
         let _ = writeln!(

@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::asking::Asking;
 use super::{AskedStatus, DISPATCH_CLOSE_TIME, JobRunner};
@@ -61,7 +61,7 @@ impl JobRunner for Here {
     }
 
     fn blacklist(&self, miner: PublicKey, time: Duration) {
-        lock(&self.miners.routing).blacklist(&miner, Instant::now(), time);
+        lock(&self.miners.routing).blacklist(&miner, self.miners.clock().now(), time);
     }
 
     fn miners(&self) -> Option<&Miners> {
