@@ -4,8 +4,8 @@
 //! our jobs it runs, how dependable it was ([`reliability`]), and whether it is blacklisted. By that some miners are
 //! passed over ([`PassedOver`]); the others are compared by their [`Standing`], and the best gets the job. A miner that
 //! is in trouble comes last and is not left out, so that a fault of our own leaves no job without a miner to ask. A
-//! miner whose manifest is not known yet is worth a try after those that are known to have room, because asking it is
-//! how its manifest is learnt.
+//! miner whose manifest is not known yet is worth a try after those that are as dependable and known to have room,
+//! because asking it is how its manifest is learnt.
 
 mod miner;
 pub mod reliability;
