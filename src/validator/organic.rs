@@ -248,6 +248,7 @@ impl<R: Reports> Runner<'_, R> {
         if let (Input::Message(message), Some(slot)) = (&input, &self.slot)
             && let MinerToValidator::V0DeclineJobRequest(decline) = &**message
             && decline.job_uuid == self.uuid
+            && self.drive.may_be_declined()
         {
             let job = self.job.as_ref();
             let did_not_run = |uuid: &str| job.is_some_and(|job| job.did_not_run_on(uuid, &slot.hotkey));

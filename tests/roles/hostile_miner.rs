@@ -9,8 +9,8 @@ use phalanx::protocol::{
     DateTime, ExecutorClass, GenericError, HordeFailureReason, JobParticipantType, JobRejectionReason,
     JobStartedReceiptPayload, JobStatus, MachineSpecs, MinerToValidator, Receipt, SignedRequest, StreamingDetails,
     V0AcceptJobRequest, V0DeclineJobRequest, V0ExecutionDoneRequest, V0ExecutorReadyRequest, V0HordeFailedRequest,
-    V0JobFinishedRequest, V0JobStatusUpdate, V0MachineSpecsRequest, V0StreamingJobReadyRequest, V0VolumesReadyRequest,
-    V2JobRequest, ValidatorToMiner,
+    V0InitialJobRequest, V0JobFinishedRequest, V0JobStatusUpdate, V0MachineSpecsRequest, V0StreamingJobReadyRequest,
+    V0VolumesReadyRequest, V2JobRequest, ValidatorToMiner,
 };
 use phalanx::store::receipts::ReceiptStore;
 use phalanx::transport::Listener;
@@ -194,6 +194,25 @@ fn machine_specs_of_33_mib_error_texts_of_20_mib_and_deep_brackets_change_nothin
     scene.stop();
 }
 
+/// A refusal as busy, with one receipt.
+fn busy_with(job_uuid: String, receipt: Receipt) -> MinerToValidator {
+    MinerToValidator::from(V0DeclineJobRequest {
+        job_uuid,
+        message: "all are busy".to_owned(),
+        reason: JobRejectionReason::Busy,
+        receipts: vec![receipt],
+        context: None,
+    })
+}
+
+/// The started-receipt of a job that it is asked for.
+fn receipt_of(initial: &V0InitialJobRequest) -> Receipt {
+    let payload = initial.job_started_receipt_payload.clone();
+    let miner_signature = payload.sign(&key("//Miner"));
+    let validator_signature = initial.job_started_receipt_signature.clone();
+    Receipt { payload: payload.into(), validator_signature, miner_signature }
+}
+
 /// Declines as busy, with a receipt of a job that another validator has there.
 fn busy(by: &'static str) -> Script {
     Arc::new(move |session, message| {
@@ -209,13 +228,8 @@ fn busy(by: &'static str) -> Script {
             ttl: 30,
         };
         let (validator_signature, miner_signature) = (payload.sign(&key(by)), payload.sign(&key("//Miner")));
-        session.say(MinerToValidator::from(V0DeclineJobRequest {
-            job_uuid: initial.job_uuid,
-            message: "all are busy".to_owned(),
-            reason: JobRejectionReason::Busy,
-            receipts: vec![Receipt { payload: payload.into(), validator_signature, miner_signature }],
-            context: None,
-        }));
+        let receipt = Receipt { payload: payload.into(), validator_signature, miner_signature };
+        session.say(busy_with(initial.job_uuid, receipt));
     })
 }
 
@@ -225,18 +239,8 @@ fn the_jobs_that_a_miner_has_declined_excuse_no_other() {
     let first: Arc<Mutex<Option<Receipt>>> = Arc::default();
     let script: Script = Arc::new(move |session, message| {
         let ValidatorToMiner::V0InitialJobRequest(initial) = message else { return };
-        let payload = initial.job_started_receipt_payload;
-        let miner_signature = payload.sign(&key("//Miner"));
-        let validator_signature = initial.job_started_receipt_signature;
-        let asked = Receipt { payload: payload.into(), validator_signature, miner_signature };
-        let receipts = first.lock().unwrap().get_or_insert(asked).clone();
-        session.say(MinerToValidator::from(V0DeclineJobRequest {
-            job_uuid: initial.job_uuid,
-            message: "all are busy".to_owned(),
-            reason: JobRejectionReason::Busy,
-            receipts: vec![receipts],
-            context: None,
-        }));
+        let receipt = first.lock().unwrap().get_or_insert_with(|| receipt_of(&initial)).clone();
+        session.say(busy_with(initial.job_uuid, receipt));
     });
     let scene = Scene::new(script);
     let validator = scene.validator();
@@ -253,6 +257,33 @@ fn the_jobs_that_a_miner_has_declined_excuse_no_other() {
     scene.stop_validator(validator);
     let store = ReceiptStore::open(&scene.folder.path().join("receipts.db"), 0).unwrap();
     assert!(store.since(0, 10).unwrap().is_empty());
+    scene.stop();
+}
+
+#[test]
+fn a_job_that_runs_excuses_its_miner_although_it_declines_that_later() {
+    let first: Arc<Mutex<Option<Receipt>>> = Arc::default();
+    let script: Script = Arc::new(move |session, message| match message {
+        ValidatorToMiner::V0InitialJobRequest(initial) => {
+            let known = first.lock().unwrap().replace(receipt_of(&initial));
+            if known.is_none() {
+                accept(session, &initial.job_uuid);
+            }
+            // Of the first job it is a word out of step.
+            session.say(busy_with(initial.job_uuid.clone(), known.unwrap_or_else(|| receipt_of(&initial))));
+        }
+        ValidatorToMiner::V0JobRequest(request) => finish(session, &request.job_uuid),
+        _ => {}
+    });
+    let scene = Scene::new(script);
+    let validator = scene.validator();
+    assert_eq!(statuses(&scene.run(&job(&key("//User")))), GOOD);
+    assert_eq!(statuses(&scene.run(&job(&key("//User")))), [S::Received, S::Rejected]);
+    let explained = validator.observer().explain_miner(&key("//Miner").public()).unwrap();
+    assert!(explained.incidents.is_empty(), "{:?}", explained.incidents);
+    scene.stop_validator(validator);
+    let store = ReceiptStore::open(&scene.folder.path().join("receipts.db"), 0).unwrap();
+    assert_eq!(store.since(0, 10).unwrap().len(), 1, "the receipt that excuses is kept");
     scene.stop();
 }
 

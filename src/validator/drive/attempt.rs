@@ -88,6 +88,11 @@ impl Attempt {
         }
     }
 
+    /// Whether the miner has not taken the job yet.
+    pub(super) fn may_be_declined(&self) -> bool {
+        matches!(self.phase, Phase::Connecting | Phase::Reserving)
+    }
+
     /// When the present stage has used up its time.
     pub(super) fn expires_at(&self) -> Instant {
         match self.lost_since {

@@ -102,6 +102,11 @@ impl Drive {
         self.not_running = jobs;
     }
 
+    /// Whether the miner of the attempt may still decline the job: one that has accepted it keeps it, whatever it says.
+    pub fn may_be_declined(&self) -> bool {
+        self.attempt.as_ref().is_some_and(Attempt::may_be_declined)
+    }
+
     /// Takes in what happened and says what to do.
     pub fn handle(&mut self, input: Input, now: Now) -> Vec<Action> {
         match (input, self.attempt.take()) {
@@ -317,7 +322,7 @@ impl Drive {
                 }
             }
             (M::V0AcceptJobRequest(_), Phase::Reserving) => self.accepted(attempt, now),
-            (M::V0DeclineJobRequest(decline), Phase::Reserving | Phase::Connecting) => {
+            (M::V0DeclineJobRequest(decline), _) if attempt.may_be_declined() => {
                 let verdict = self.judge(attempt, &decline);
                 log::info!("job {uuid}: miner {} declined it: {verdict}", attempt.miner);
                 if let Verdict::Excused { receipts } = &verdict {
