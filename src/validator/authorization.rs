@@ -95,6 +95,11 @@ pub fn problem_of_age(max_signature_age: Duration) -> Option<String> {
         .then(|| format!("max_signature_age is {age} s; it should be above 0 and at most {most} s (30 days)"))
 }
 
+/// The latest that the signature of a job may be of which came at `taken_at`; both in milliseconds since 1970.
+pub fn latest_signed_at(taken_at: u64) -> u64 {
+    taken_at.saturating_add(u64::try_from(SIGNATURE_AHEAD.as_millis()).unwrap_or(u64::MAX))
+}
+
 /// The last millisecond in which a signature counts, and so has to be remembered, if it may be as old as `max_age`.
 pub fn counts_until(signed_at: u64, max_age: Duration) -> u64 {
     let age = u64::try_from(max_age.as_millis()).unwrap_or(u64::MAX);

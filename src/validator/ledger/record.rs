@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::identity::PublicKey;
 use crate::protocol::JobStatus;
 use crate::transport::Utf8Bytes;
-use crate::validator::authorization::{SIGNATURE_AHEAD, SignatureId};
+use crate::validator::authorization::{SignatureId, latest_signed_at};
 
 /// The first byte of a record, so that a later release can tell its own form.
 const FORM: u8 = 4;
@@ -20,7 +20,7 @@ const FORM_1: u8 = 1;
 /// The same, without [`JobRecord::signed`] only.
 const FORM_2: u8 = 2;
 
-/// The same, with the time from which on a signature was too old then, in place of [`Signature::signed_at`].
+/// The same, with the time from which on a signature was too old then, in place of [`Signed::signed_at`].
 const FORM_3: u8 = 3;
 
 /// All that is kept of one job.
@@ -177,8 +177,7 @@ impl JobRecord {
             _ => None,
         };
         // For how long signatures counted then, is not known. None is of later than it may be ahead of our clock.
-        let ahead = u64::try_from(SIGNATURE_AHEAD.as_millis()).unwrap_or(u64::MAX);
-        let latest = if form == FORM_3 { taken_at.saturating_add(ahead) } else { u64::MAX };
+        let latest = if form == FORM_3 { latest_signed_at(taken_at) } else { u64::MAX };
         let signed = signed.map(|signed| Signed { signed_at: signed.signed_at.min(latest), ..signed });
         let miner = match input.byte()? {
             0 => None,

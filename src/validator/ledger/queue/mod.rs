@@ -31,7 +31,7 @@ use crate::identity::PublicKey;
 use crate::link::{Outgoing, Rank};
 use crate::protocol::{HordeFailureReason, JobStatus};
 use crate::transport::Utf8Bytes;
-use crate::validator::authorization::{MAX_SIGNATURE_AGE, SignatureId};
+use crate::validator::authorization::{MAX_SIGNATURE_AGE, SignatureId, latest_signed_at};
 use crate::validator::status::Outcome;
 
 /// How long a step may be passed by the terminal statuses of other jobs.
@@ -105,7 +105,7 @@ pub struct Ledger {
     retries: RetryPolicies,
     /// How old a signature may be.
     signature_age: Duration,
-    /// The newest job of which a signature is lost was taken then.
+    /// A signature of then or before may be one that is lost.
     signatures_lost_until: u64,
     jobs: HashMap<u64, JobEntry>,
     by_uuid: HashMap<Arc<str>, u64>,
@@ -218,7 +218,7 @@ impl Ledger {
                 self.by_signature.insert(signed.signature, number);
             }
             if record.signature_lost {
-                self.signatures_lost_until = self.signatures_lost_until.max(record.taken_at);
+                self.signatures_lost_until = self.signatures_lost_until.max(latest_signed_at(record.taken_at));
             }
             if record.ended && record.updates.is_empty() {
                 self.over.push_back(number);

@@ -77,7 +77,10 @@ pub enum NotAdmitted {
          signatures be less old"
     )]
     Full(usize),
-    /// It is not newer than the jobs of a release that kept no signatures, and may have run one of them.
-    #[error("it was signed before this validator's release began to remember signatures; sign and submit it again")]
+    /// It is not newer than those of the jobs of a release that kept no signatures may be, and may have run one of them.
+    #[error(
+        "it was not signed more than 5 minutes after the last job of a release that remembered no signatures came; \
+         sign and submit it again"
+    )]
     SignedBefore,
 }

@@ -10,7 +10,7 @@ use super::{JobEntry, Ledger, NotAdmitted};
 use crate::base::now::Now;
 use crate::identity::PublicKey;
 use crate::protocol::JobStatus;
-use crate::validator::authorization::{Authorized, counts_until};
+use crate::validator::authorization::{Authorized, counts_until, latest_signed_at};
 
 impl Ledger {
     /// Notes by which signature a job runs. It is on disk with the job's next update. What would run a second job by a
@@ -44,8 +44,8 @@ impl Ledger {
     }
 
     /// A report that the miner of a job cheated, as the comparison with a job on a trusted miner shows: the miner, if
-    /// the report counts, see `cheats`. It counts once for a job, because its signature does not age and whoever has
-    /// seen it could punish the miner with it for ever.
+    /// the report counts, see `cheats`. It counts once for a job: whoever has seen it could send it again for as long
+    /// as its signature counts, and punish the miner each time.
     ///
     /// # Errors
     /// Why the report changes nothing, in words.
@@ -143,7 +143,7 @@ impl Ledger {
     /// Whether the signature of a job could be used again.
     fn is_signature_live(&self, job: u64, now: Now) -> bool {
         let Some(JobEntry { record, .. }) = self.jobs.get(&job) else { return false };
-        let lost = record.signature_lost.then_some(record.taken_at);
+        let lost = record.signature_lost.then(|| latest_signed_at(record.taken_at));
         let signed_at = record.signed.map(|signed| signed.signed_at).or(lost);
         signed_at.is_some_and(|at| counts_until(at, self.signature_age) >= now.unix_millis())
     }

@@ -2,7 +2,7 @@ use super::super::cheats::{self, ReportSigned};
 use super::*;
 use crate::base::rng::Rng;
 use crate::link::Kind;
-use crate::validator::authorization::Authorized;
+use crate::validator::authorization::{Authorized, SIGNATURE_AHEAD};
 
 fn moment(ms: u64) -> Now {
     thread_local!(static START: Instant = Instant::now());
@@ -234,6 +234,7 @@ fn after_a_release_without_signatures_what_may_have_run_a_job_of_its_is_signed_a
     let age = Duration::from_millis(1_000);
     let fresh = || Ledger::new(limits, RetryPolicies::default(), true).with_signature_age(age);
     let mut ledger = fresh();
+    let ahead = u64::try_from(SIGNATURE_AHEAD.as_millis()).unwrap();
     let of_before = |uuid: &str, taken_at| JobRecord {
         ended: true,
         signature_lost: true,
@@ -244,17 +245,19 @@ fn after_a_release_without_signatures_what_may_have_run_a_job_of_its_is_signed_a
         let job = ledger.take(uuid, false, moment(30)).unwrap();
         ledger.admit(job, &signed(uuid, signed_at as u8, signed_at), moment(30))
     };
-    assert_eq!(admit("c", 20), Err(NotAdmitted::SignedBefore), "it may be that of either");
-    assert_eq!(admit("d", 21), Ok(()));
+    let refused = Err(NotAdmitted::SignedBefore);
+    assert_eq!(admit("c", 20), refused, "it may be that of either");
+    assert_eq!(admit("d", ahead + 20), refused, "a clock may have been as far ahead");
+    assert_eq!(admit("e", ahead + 21), Ok(()));
     // Also after one more restart, for as long as such a signature counts.
     let rows = |ledger: &mut Ledger| {
         ["a", "b"].into_iter().filter(|uuid| ledger.by_uuid.contains_key(*uuid)).collect::<Vec<_>>()
     };
     let record = JobRecord::decode(&of_before("a", 20).encode()).unwrap();
     let mut ledger = fresh();
-    ledger.restore([(1, record), (2, of_before("b", 10))], moment(1_021));
+    ledger.restore([(1, record), (2, of_before("b", 10))], moment(ahead + 1_021));
     assert_eq!(rows(&mut ledger), ["a"]);
-    ledger.forget_old(moment(1_022));
+    ledger.forget_old(moment(ahead + 1_022));
     assert!(rows(&mut ledger).is_empty());
 }
 
