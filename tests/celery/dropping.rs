@@ -150,6 +150,8 @@ fn dropping_an_idle_celery_worker_without_redis_stops_it() {
 
 #[test]
 fn dropping_a_front_and_its_job_worker_stops_them() {
+    // A handle that outlives its worker keeps none of its threads.
+    let _outlives;
     let _none = NoThreads::expected();
     let Some(server) = RedisServer::start() else { return };
     let world = World::new();
@@ -167,8 +169,10 @@ fn dropping_a_front_and_its_job_worker_stops_them() {
     .unwrap();
     let mut config = JobWorkerConfig::new(server.config(), key("//Validator"), Vec::new());
     config.stub = Some(Duration::from_millis(500));
+    config.manifest_interval = Duration::from_secs(3600);
     config.trusted_signers = vec![key("//User").public()];
     let worker = JobWorker::start(config, Arc::new(WsDialer::default()), world.timer(), &Board::new()).unwrap();
+    _outlives = worker.handle();
     let job = roles::job(&key("//User"));
     facilitator.submit(job.clone());
     let observer = validator.observer();

@@ -358,13 +358,14 @@ fn a_worker_checks_the_users_signature_itself_and_runs_one_job_by_each() {
     let send = |job: &V2JobRequest| {
         let request: Value = serde_json::from_str(&FacilitatorToValidator::from(job.clone()).encode()).unwrap();
         let task = Task::new("phalanx.execute_job").queue("phalanx").kwarg("request", request);
-        client.handle().send(task).unwrap().wait(LONG).unwrap()
+        client.handle().send(task).unwrap().wait(LONG)
     };
     let job = jobs(1).remove(0);
-    assert_eq!(send(&job)["status"], "completed");
-    assert_eq!(send(&job)["status"], Value::Null, "it has ended");
+    assert_eq!(send(&job).unwrap()["status"], "completed");
+    let ended = format!("RuntimeError: job {} has ended, its result is lost", job.uuid);
+    assert_eq!(send(&job).unwrap_err().to_string(), ended);
     let copy = V2JobRequest { uuid: uuid::Uuid::new_v4().to_string(), ..job.clone() };
-    let refused = send(&copy);
+    let refused = send(&copy).unwrap();
     let why = refused["metadata"]["job_rejection_details"]["message"].as_str().unwrap();
     assert_eq!(
         (&refused["status"], why),
@@ -373,14 +374,14 @@ fn a_worker_checks_the_users_signature_itself_and_runs_one_job_by_each() {
     // Nor on another worker, or on one that was started again.
     stopped(worker);
     let worker = scene.worker("w2@here", &["--stub-time", "0s"]);
-    assert_eq!(send(&copy)["status"], "rejected");
-    assert_eq!(send(&job)["status"], Value::Null);
+    assert_eq!(send(&copy).unwrap()["status"], "rejected");
+    assert_eq!(send(&job).unwrap_err().to_string(), ended);
     let claims: Vec<String> = scene.redis.cli(&["KEYS", "phalanx.signature.*"]);
     assert_eq!(claims.len(), 1, "{claims:?}");
     let left: i64 = scene.redis.cli(&["PTTL", &claims[0]]);
     assert!((1..=24 * 3_600_000).contains(&left), "{left}");
     let changed = V2JobRequest { docker_image: "another".to_owned(), ..copy };
-    assert_eq!(send(&changed)["metadata"]["job_rejection_details"]["reason"], "invalid_signature");
+    assert_eq!(send(&changed).unwrap()["metadata"]["job_rejection_details"]["reason"], "invalid_signature");
     client.stop();
     for running in [front, worker] {
         stopped(running);

@@ -1,6 +1,6 @@
 //! What a process that drives miners asks of them beside jobs: their manifests, in rounds.
 //!
-//! Owner of the rounds' thread: [`Asking`]; see [`crate::validator::manifests`].
+//! Owner of the rounds' thread: [`Asking`], which ends it when it is dropped; see [`crate::validator::manifests`].
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -16,13 +16,25 @@ use crate::validator::organic::Miners;
 
 /// Asks the miners of a process for their manifests, on the connections that its jobs use.
 pub(in crate::validator) struct Asking {
-    miners: Arc<Miners>,
-    manifests: ManifestBoard,
+    asked: Asked,
     /// Never if it is zero.
     interval: Duration,
     metrics: Metrics,
     /// Taken by the stop.
     rounds: Mutex<Option<Refresh>>,
+}
+
+/// What looks at what was asked; clones are the same. It may outlive the rounds.
+#[derive(Clone)]
+pub(in crate::validator) struct Asked {
+    miners: Arc<Miners>,
+    manifests: ManifestBoard,
+}
+
+impl std::fmt::Debug for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Asked").field("manifests", &self.manifests).finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for Asking {
@@ -34,8 +46,8 @@ impl std::fmt::Debug for Asking {
 impl Asking {
     /// Asks nobody before [`Asking::begin`], and never if `interval` is zero.
     pub(in crate::validator) fn new(miners: Arc<Miners>, interval: Duration, metrics: &Metrics) -> Self {
-        let (manifests, metrics) = (ManifestBoard::default(), metrics.clone());
-        Self { miners, manifests, interval, metrics, rounds: Mutex::default() }
+        let asked = Asked { miners, manifests: ManifestBoard::default() };
+        Self { asked, interval, metrics: metrics.clone(), rounds: Mutex::default() }
     }
 
     /// Asks all miners again and again from now on.
@@ -46,15 +58,16 @@ impl Asking {
     }
 
     fn refresh(&self) -> Refresh {
-        let connections = self.miners.connections.clone();
+        let Asked { miners, manifests } = &self.asked;
+        let connections = miners.connections.clone();
         let fetcher = Fetcher::new(THREADS, move |miner, until, stop| connections.ask(miner, until, stop));
-        let fetcher = fetcher.with_breakers(self.miners.breakers.clone()).with_budget(self.miners.budget.clone());
-        let (asked, known) = (self.miners.clone(), self.miners.clone());
+        let fetcher = fetcher.with_breakers(miners.breakers.clone()).with_budget(miners.budget.clone());
+        let (asked, known) = (miners.clone(), miners.clone());
         Refresh::start(
             fetcher,
             self.interval,
             &self.metrics,
-            self.manifests.clone(),
+            manifests.clone(),
             move || lock(&asked.routing).addresses(),
             move |fetched| {
                 let now = Instant::now();
@@ -67,6 +80,20 @@ impl Asking {
         )
     }
 
+    /// What looks at it.
+    pub(in crate::validator) fn asked(&self) -> &Asked {
+        &self.asked
+    }
+
+    /// Ends the rounds and joins their thread. A second stop does nothing.
+    pub(in crate::validator) fn stop(&self, stopping: &mut Stopping) {
+        if let Some(rounds) = lock(&self.rounds).take() {
+            stopping.step("manifests", DISPATCH_CLOSE_TIME, |step| rounds.stop(step));
+        }
+    }
+}
+
+impl Asked {
     /// What was asked of miners, and the connections to them.
     pub(in crate::validator) fn status(&self) -> AskedStatus {
         let now = Instant::now();
@@ -81,13 +108,6 @@ impl Asking {
             retries: self.miners.budget.numbers(now).into(),
             outage_seconds: self.miners.breakers.outage(now).map(|outage| outage.since.elapsed().as_secs()),
             connections: self.miners.connections.status(),
-        }
-    }
-
-    /// Ends the rounds and joins their thread. A second stop does nothing.
-    pub(in crate::validator) fn stop(&self, stopping: &mut Stopping) {
-        if let Some(rounds) = lock(&self.rounds).take() {
-            stopping.step("manifests", DISPATCH_CLOSE_TIME, |step| rounds.stop(step));
         }
     }
 }

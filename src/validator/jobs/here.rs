@@ -77,7 +77,7 @@ impl JobRunner for Here {
     }
 
     fn asked(&self) -> Option<AskedStatus> {
-        Some(self.asking.status())
+        Some(self.asking.asked().status())
     }
 
     fn running(&self) -> usize {

@@ -32,7 +32,7 @@ use crate::validator::authorization::{Authorized, MAX_SIGNATURE_AGE, Signers, pr
 use crate::validator::client::job::{Reports, end_message};
 use crate::validator::connections::KeptConnections;
 use crate::validator::job_messages::JobTimes;
-use crate::validator::jobs::asking::Asking;
+use crate::validator::jobs::asking::{Asked, Asking};
 use crate::validator::jobs::stub::STEPS;
 use crate::validator::jobs::{AskedStatus, DISPATCH_CLOSE_TIME};
 use crate::validator::ledger::NotOnDisk;
@@ -158,10 +158,11 @@ pub enum JobWorkerError {
 #[derive(Debug)]
 #[must_use = "stop joins its threads"]
 pub struct JobWorker {
+    /// Dropped first: its rounds use the connections.
+    asking: Asking,
     worker: CeleryWorker,
     commander: Commander,
     kept: KeptConnections,
-    asking: Arc<Asking>,
     shared: Arc<WorkerShared>,
     drain_time: Duration,
 }
@@ -170,7 +171,7 @@ pub struct JobWorker {
 #[derive(Debug, Clone)]
 pub struct JobWorkerHandle {
     worker: WorkerHandle,
-    asking: Arc<Asking>,
+    asked: Asked,
     shared: Arc<WorkerShared>,
 }
 
@@ -228,7 +229,7 @@ impl JobWorker {
         let (mut miners, kept) = Miners::new(miners, key, job_times, dialer, timer.clone(), incident_half_life, board);
         miners.known = known;
         let miners = Arc::new(miners);
-        let asking = Arc::new(Asking::new(miners.clone(), manifest_interval, &board.metrics));
+        let asking = Asking::new(miners.clone(), manifest_interval, &board.metrics);
         let shared = Arc::new(WorkerShared {
             signers,
             max_signature_age,
@@ -250,7 +251,7 @@ impl JobWorker {
             }
         };
         asking.begin();
-        Ok(Self { worker, commander, kept, asking, shared, drain_time })
+        Ok(Self { asking, worker, commander, kept, shared, drain_time })
     }
 
     /// The longest that [`JobWorker::stop`] takes, the sum of its steps.
@@ -260,7 +261,11 @@ impl JobWorker {
 
     /// What looks at it.
     pub fn handle(&self) -> JobWorkerHandle {
-        JobWorkerHandle { worker: self.worker.handle(), asking: self.asking.clone(), shared: self.shared.clone() }
+        JobWorkerHandle {
+            worker: self.worker.handle(),
+            asked: self.asking.asked().clone(),
+            shared: self.shared.clone(),
+        }
     }
 
     /// Takes no more jobs, lets those that run end within the drain time, gives the rest back for other workers to go
@@ -293,7 +298,7 @@ impl JobWorkerHandle {
 
     /// What was asked of miners, and the connections to them.
     pub fn asked(&self) -> AskedStatus {
-        self.asking.status()
+        self.asked.status()
     }
 
     /// One miner, with all that decides about it; `None` if it is not known here.
@@ -322,7 +327,11 @@ fn execute(shared: &WorkerShared, cx: &TaskCx, args: Args) -> Result<Value, Task
     let authorized = match (authorized, claim) {
         (Ok(_), Some(Claim::Ended)) => {
             log::warn!("job {uuid}: not run, it has ended");
-            return Ok(json!({"uuid": uuid, "status": null}));
+            return match front {
+                Some(_) => Ok(json!({"uuid": uuid, "status": null})),
+                // A worker may have died before Celery had the result, and a producer has no other news of the job.
+                None => Err(TaskError::new("RuntimeError", format!("job {uuid} has ended, its result is lost"))),
+            };
         }
         (Ok(_), Some(Claim::Anothers(other))) => Err(format!("its signature came with job {other} before")),
         (authorized, _) => authorized,
