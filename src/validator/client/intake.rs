@@ -6,10 +6,10 @@ use std::sync::Arc;
 use crossbeam_channel::Sender;
 
 use super::checker::Check;
-use super::checks::ChecksHandle;
 use super::handle::{ClientEvent, ClientShared};
 use super::inbound::Inbound;
 use super::job::turn_away;
+use super::work_queue::WorkQueueHandle;
 use crate::base::limits::JOB_REQUEST_BYTES;
 use crate::base::lock::lock;
 use crate::link::LinkEvent;
@@ -20,7 +20,7 @@ use crate::validator::ledger::{Counts, LedgerLimits, Reply};
 /// Does what each message of the facilitator asks for; lives on the link's thread.
 pub(super) struct Intake {
     pub(super) shared: Arc<ClientShared>,
-    pub(super) checks: ChecksHandle<Check>,
+    pub(super) checks: WorkQueueHandle<Check>,
     pub(super) limits: LedgerLimits,
 }
 

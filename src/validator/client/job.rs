@@ -211,16 +211,18 @@ impl Job {
         job
     }
 
-    /// Takes the job for somebody else to run; the facilitator gets `received`.
+    /// Takes the job for somebody else to run; the facilitator gets `received`. `None`, and the job is turned away as
+    /// busy, if that is not accepted: whoever ran it would do so without it and its signature on our disk.
     #[cfg(feature = "celery")]
-    pub(in crate::validator) fn hand_over(mut self) -> (Arc<V2JobRequest>, Line) {
+    pub(in crate::validator) fn hand_over(mut self) -> Option<(Arc<V2JobRequest>, Line)> {
         let JobParts { request, line, .. } =
-            self.inner.take().expect("only taking the job empties it, which consumes it");
+            self.inner.as_ref().expect("only taking the job empties it, which consumes it");
         let update = V0JobStatusUpdate { uuid: request.uuid.clone(), status: JobStatus::Received, metadata: None };
         if let Err(error) = line.update(update, Instant::now()) {
-            log::error!("job {}: received is not reported: {error}", request.uuid);
+            self.turn_away(JobRejectionReason::Busy, error.to_string());
+            return None;
         }
-        (request.request().clone(), line)
+        self.inner.take().map(|JobParts { request, line, .. }| (request.request().clone(), line))
     }
 
     /// Turns the job away.
@@ -438,5 +440,34 @@ impl Reports for RunningJob {
 
     fn cancelled(self) {
         Reports::end(self, Outcome::stopping());
+    }
+}
+
+#[cfg(all(test, feature = "celery"))]
+mod tests {
+    use super::*;
+    use crate::base::timer::Timer;
+    use crate::link::{Link, LinkConfig};
+    use crate::ops::status::Board;
+    use crate::transport::ws::WsDialer;
+    use crate::validator::ledger::{self, Ledger, LedgerLimits, RetryPolicies};
+
+    #[test]
+    fn a_job_is_handed_over_only_when_its_first_update_is_accepted() {
+        let timer = Timer::start();
+        let handed_over = |limits| {
+            let (link, _idle) =
+                Link::new(LinkConfig::new("t", "ws://nobody"), Arc::new(WsDialer::default()), timer.handle());
+            let ledger = Ledger::new(limits, RetryPolicies::default(), false);
+            let (delivery, _store) = ledger::open(None, ledger, link, timer.handle(), &Board::new(), drop).unwrap();
+            let number = delivery.take("a", false).unwrap();
+            let request = Authorized::sample("a", PublicKey::from_bytes([1; 32]), [2; 64], 3);
+            let (alive, _gone) = crossbeam_channel::bounded(0);
+            let job = Job::new(request, number, delivery.clone(), Shutdown::new(), alive);
+            let handed_over = job.hand_over().is_some();
+            (handed_over, delivery.totals().ended.rejected.get(), delivery.counts().open_jobs)
+        };
+        assert_eq!(handed_over(LedgerLimits::default()), (true, 0, 1));
+        assert_eq!(handed_over(LedgerLimits { bytes: 1, ..LedgerLimits::default() }), (false, 1, 0));
     }
 }

@@ -30,7 +30,7 @@
 //! * [`job`]: a job as whoever runs it holds it, and the [`JobHandler`] that gets it.
 //! * `inbound`: what the facilitator's messages are; the link's classifier. Pure.
 //! * `intake`: where they go, on the link's thread.
-//! * `checks`, `checker`: the threads that check signatures, and what they do.
+//! * `work_queue`, `checker`: the threads that check signatures, and what they do.
 //! * `authentication`: what the link says first.
 //!
 //! Owner: whoever holds the [`RunningClient`]. Threads: `val-fac-rd` reads and routes (it never blocks on a job, a
@@ -41,10 +41,10 @@ pub mod config;
 pub mod handle;
 pub mod job;
 pub mod running;
+pub(in crate::validator) mod work_queue;
 
 mod authentication;
 mod checker;
-pub(in crate::validator) mod checks;
 mod inbound;
 mod intake;
 
@@ -54,12 +54,12 @@ use crossbeam_channel::bounded;
 
 use authentication::FacilitatorAuthentication;
 use checker::Checker;
-use checks::{Checks, ChecksLimits};
 use handle::{ClientShared, Events};
 use inbound::classify;
 use intake::Intake;
 use job::guarded;
 use running::ClientParts;
+use work_queue::{WorkLimits, WorkQueue};
 
 use super::authorization::Signers;
 use super::ledger::{self, Ledger};
@@ -140,8 +140,9 @@ impl FacilitatorClient {
         }
         let signers = Signers::new(config.key.public(), config.trusted_signers, config.max_signature_age);
         let checker = Checker { delivery: delivery.clone(), handler, signers, stop: stop.clone() };
-        let bounds = ChecksLimits { items: UNCHECKED_REQUESTS, bytes: UNCHECKED_BYTES };
-        let checks = Checks::start("val-check", config.check_threads, bounds, move |batch| checker.check(batch));
+        let bounds = WorkLimits { items: UNCHECKED_REQUESTS, bytes: UNCHECKED_BYTES };
+        let named = ("val-check", "job requests to check");
+        let checks = WorkQueue::start(named, config.check_threads, bounds, move |batch| checker.check(batch));
         let shared = Arc::new(ClientShared {
             delivery,
             draining: Shutdown::new(),

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use super::checker::Check;
-use super::checks::Checks;
 use super::handle::ClientHandle;
+use super::work_queue::WorkQueue;
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::{StopReport, Stopping};
@@ -37,7 +37,7 @@ pub struct RunningClient {
 /// What a stop ends, in the order of the start.
 pub(super) struct ClientParts {
     pub(super) store: StoreThread,
-    pub(super) checks: Checks<Check>,
+    pub(super) checks: WorkQueue<Check>,
     pub(super) link: Link,
     /// Reaches cancel when running jobs are to end.
     pub(super) stop: Shutdown,

@@ -16,6 +16,7 @@ use crate::base::clock::now;
 use crate::base::drained::Drained;
 use crate::base::limits::MACHINE_SPECS_BYTES;
 use crate::base::lock::lock;
+use crate::base::shutdown::{Level, Shutdown};
 use crate::base::text::truncated;
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::base::waits::waiting;
@@ -166,6 +167,24 @@ impl Ticket {
     /// # Errors
     /// [`NotOnDisk`]; the update leaves all the same, only a crash would lose it.
     pub fn wait(&self, deadline: Instant) -> Result<(), NotOnDisk> {
+        self.wait_by(deadline, None)
+    }
+
+    /// As [`Ticket::wait`]; a stop of any level ends the wait.
+    ///
+    /// # Errors
+    /// As [`Ticket::wait`].
+    pub fn wait_unless(&self, stop: &Shutdown, deadline: Instant) -> Result<(), NotOnDisk> {
+        let woken = self.delivery.clone();
+        let _kick = stop.on(Level::Drain, move || {
+            // Whoever has looked at the signal before it rose waits by then.
+            drop(lock(&woken.0.state));
+            woken.0.safe.notify_all();
+        });
+        self.wait_by(deadline, Some(stop))
+    }
+
+    fn wait_by(&self, deadline: Instant, stop: Option<&Shutdown>) -> Result<(), NotOnDisk> {
         let inner = &self.delivery.0;
         let mut state = lock(&inner.state);
         loop {
@@ -181,6 +200,9 @@ impl Ticket {
             }
             if state.store_ended {
                 return Err(NotOnDisk("the client has stopped".to_owned()));
+            }
+            if stop.is_some_and(Shutdown::is_set) {
+                return Err(NotOnDisk("a stop came first".to_owned()));
             }
             state.producers_wait += 1;
             let _waiting = waiting("the disk to have an update", Some(deadline));
@@ -510,5 +532,40 @@ impl Delivery {
     /// What became of the updates so far.
     pub fn totals(&self) -> &Totals {
         &self.0.totals
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{LedgerLimits, RetryPolicies};
+    use super::*;
+    use crate::base::thread::{Group, Kick, spawn};
+    use crate::base::timer::Timer;
+    use crate::base::wait::{far, until_some};
+    use crate::link::{Link, LinkConfig};
+    use crate::transport::ws::WsDialer;
+
+    #[test]
+    fn a_stop_ends_the_wait_for_a_disk_that_hangs() {
+        let timer = Timer::start();
+        let (link, _idle) =
+            Link::new(LinkConfig::new("t", "ws://nobody"), Arc::new(WsDialer::default()), timer.handle());
+        // Durable, and nobody writes.
+        let ledger = Ledger::new(LedgerLimits::default(), RetryPolicies::default(), true);
+        let delivery = Delivery::new(ledger, link, timer.handle(), &Board::new(), drop);
+        let job = delivery.take("a", false).unwrap();
+        let ticket = delivery.update(job, JobStatus::Received, "received").unwrap();
+        let stop = Shutdown::new();
+        let group = Group::enter();
+        let (again, signal) = (ticket.clone(), stop.clone());
+        let kick = Kick::dropped("the signal");
+        let waits = spawn("t-ticket", kick, move || again.wait_unless(&signal, far()));
+        let what = "the disk to have an update";
+        until_some(what, || group.live().iter().find(|thread| thread.activity.waits_for == Some(what)).map(drop));
+        stop.drain();
+        let stopped = Err(NotOnDisk("a stop came first".to_owned()));
+        assert_eq!(waits.join_by(far()).unwrap(), stopped);
+        assert_eq!(ticket.wait_unless(&stop, far()), stopped, "nor does one begin");
+        assert_eq!(ticket.wait(Instant::now()), Err(NotOnDisk("the disk is too slow".to_owned())));
     }
 }

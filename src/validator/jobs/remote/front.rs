@@ -3,7 +3,7 @@
 //! Owner: [`Front`], whose owner stops it. Its thread `val-events` blocks in the stream's receiver, in the queue
 //! towards the facilitator when that is full, and in the disk's tickets; its kick ends the first two, the disk has a
 //! deadline. It ends after the kick. What it has read and not yet on disk stays in the stream, for the next start.
-//! `val-hand-n` gives jobs to Redis once they are on disk, see [`Checks`]. The other threads are a Celery client's
+//! `val-hand-n` gives jobs to Redis once they are on disk, see [`WorkQueue`]. The other threads are a Celery client's
 //! (`cel-cmd`, `cel-sub`), those of Redis messaging (`rds-cmd`, `rds-sub`) and of its timer.
 
 use std::collections::HashMap;
@@ -27,8 +27,8 @@ use crate::ops::status::Board;
 use crate::protocol::{HordeFailureReason, JobRejectionReason, ValidatorToFacilitator};
 use crate::redis::messaging::{Delivery, Messaging, RedisMessaging, StreamReceiver};
 use crate::redis::{RedisConfig, RedisError, Repeat, Request};
-use crate::validator::client::checks::{Checks, ChecksHandle, ChecksLimits};
 use crate::validator::client::job::{DISK_TIME, Job, LeftJob, Line};
+use crate::validator::client::work_queue::{WorkLimits, WorkQueue, WorkQueueHandle};
 use crate::validator::job_messages::JobTimes;
 use crate::validator::jobs::{DISPATCH_CLOSE_TIME, FrontStatus, JobRunner};
 use crate::validator::ledger::{Ticket, UpdateError};
@@ -64,7 +64,7 @@ struct FrontShared {
     timer: TimerHandle,
     board: Board,
     state: Mutex<FrontState>,
-    hand_over: ChecksHandle<HandedOver>,
+    hand_over: WorkQueueHandle<HandedOver>,
     /// Drain: nothing is tried again any more.
     closing: Shutdown,
     /// Taken by the stop.
@@ -74,7 +74,7 @@ struct FrontShared {
 struct FrontThreads {
     celery: CeleryClient,
     messaging: RedisMessaging,
-    hand_over: Checks<HandedOver>,
+    hand_over: WorkQueue<HandedOver>,
     /// Nobody reads the events until the jobs of an earlier process are known.
     receiver: Option<StreamReceiver>,
     events: Option<Thread<()>>,
@@ -127,7 +127,7 @@ impl JobRunner for Front {
             if state.jobs.len() >= inner.config.limit || state.stopped {
                 return;
             }
-            let (request, line) = job.hand_over();
+            let Some((request, line)) = job.hand_over() else { return };
             let line = Arc::new(line);
             state.avoid.retain(|_, until| *until > now);
             let avoid: Vec<PublicKey> = state.avoid.keys().copied().collect();
@@ -204,6 +204,8 @@ impl JobRunner for Front {
             rest.len()
         });
         stopping_all.step("dispatch", DISPATCH_CLOSE_TIME, |step| {
+            // Also for the jobs that wait for the disk, which have ended by now.
+            self.0.closing.drain();
             if let Some(events) = events {
                 events.kick();
                 step.join(events);
@@ -224,10 +226,10 @@ impl Front {
         let stream = events_key(&config.name);
         // Only this front reads it, so what it has not acknowledged is never somebody else's.
         let receiver = messaging.handle().stream_receiver(&stream, "front", "front", Duration::from_secs(86_400));
-        let limits = ChecksLimits { items: UNCHECKED_REQUESTS, bytes: UNCHECKED_BYTES };
+        let limits = WorkLimits { items: UNCHECKED_REQUESTS, bytes: UNCHECKED_BYTES };
         Ok(Self(Arc::new_cyclic(|shared: &Weak<FrontShared>| {
             let shared = shared.clone();
-            let hand_over = Checks::start("val-hand", 1, limits, move |jobs| {
+            let hand_over = WorkQueue::start(("val-hand", "jobs to hand over"), 1, limits, move |jobs| {
                 if let Some(front) = shared.upgrade().map(Front) {
                     front.hand_over(jobs);
                 }
@@ -269,7 +271,12 @@ impl Front {
             if self.is_over(&job.uuid) {
                 continue;
             }
-            if let Err(error) = job.known.wait(disk_deadline) {
+            let known = job.known.wait_unless(&self.0.closing, disk_deadline);
+            // It may have ended meanwhile.
+            if self.is_over(&job.uuid) {
+                continue;
+            }
+            if let Err(error) = known {
                 log::warn!("job {}: {error}", job.uuid);
             }
             self.submit(job);

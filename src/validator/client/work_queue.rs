@@ -1,9 +1,9 @@
-//! Signatures are checked on threads of their own, as many at a time as have come in. The jobs of a front wait for its
-//! disk in the same way.
+//! A bounded queue, and threads that take batches of what is in it, as much at a time as has come in. Signatures are
+//! checked so, and the jobs of a front wait so for its disk.
 //!
-//! Owner: [`Checks`], of the client or the front. Blocks in: the queue, and in what is done with the batch: nothing of
-//! the client's, the disk of the front's, which has a deadline. Kick: closing the queue. Ends: when the queue is closed
-//! and empty.
+//! Owner: [`WorkQueue`], of the client or the front. Blocks in: the queue, and in what is done with the batch: nothing
+//! of the client's; the disk of the front's, by a deadline, and until the front closes. Kick: closing the queue. Ends:
+//! when the queue is closed and empty.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
@@ -13,25 +13,25 @@ use crate::base::stop::Step;
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
 
-/// Items that one thread checks in one go; larger batches are hardly cheaper, and would wait for one another.
+/// Items that one thread takes in one go; larger batches are hardly cheaper, and would wait for one another.
 const BATCH: usize = 64;
 
-/// Items that must wait before another thread helps: fewer are checked sooner by the one that is awake, and in their
+/// Items that must wait before another thread helps: fewer are done sooner by the one that is awake, and in their
 /// order.
 const HELP_FROM: usize = 16;
 
-/// A bounded queue of signed things and the threads that check them.
+/// The queue and its threads.
 #[derive(Debug)]
-pub(in crate::validator) struct Checks<T> {
+pub(in crate::validator) struct WorkQueue<T> {
     queue: Arc<Queue<T>>,
     threads: Vec<Thread<()>>,
 }
 
 /// The way into the queue.
 #[derive(Debug)]
-pub(in crate::validator) struct ChecksHandle<T>(Arc<Queue<T>>);
+pub(in crate::validator) struct WorkQueueHandle<T>(Arc<Queue<T>>);
 
-impl<T> Clone for ChecksHandle<T> {
+impl<T> Clone for WorkQueueHandle<T> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
@@ -39,44 +39,46 @@ impl<T> Clone for ChecksHandle<T> {
 
 #[derive(Debug)]
 struct Queue<T> {
-    state: Mutex<ChecksState<T>>,
+    state: Mutex<WorkState<T>>,
     changed: Condvar,
-    limits: ChecksLimits,
+    limits: WorkLimits,
     threads: usize,
+    /// For what its threads wait.
+    what: &'static str,
 }
 
 /// Bounds of the queue.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::validator) struct ChecksLimits {
+pub(in crate::validator) struct WorkLimits {
     pub(in crate::validator) items: usize,
     pub(in crate::validator) bytes: usize,
 }
 
 #[derive(Debug)]
-struct ChecksState<T> {
+struct WorkState<T> {
     items: VecDeque<(usize, T)>,
     bytes: usize,
     idle: usize,
     closed: bool,
 }
 
-impl<T: Send + 'static> Checks<T> {
-    /// Starts `threads` threads `<name>-n`; each runs `check` on what it took.
+impl<T: Send + 'static> WorkQueue<T> {
+    /// Starts `threads` threads `<name>-n`; each waits for `what`, as the live list shows, and runs `work` on what it took.
     pub(in crate::validator) fn start(
-        name: &str,
+        (name, what): (&str, &'static str),
         threads: usize,
-        limits: ChecksLimits,
-        check: impl Fn(Vec<T>) + Send + Sync + 'static,
+        limits: WorkLimits,
+        work: impl Fn(Vec<T>) + Send + Sync + 'static,
     ) -> Self {
-        let state = ChecksState { items: VecDeque::new(), bytes: 0, idle: 0, closed: false };
-        let queue = Arc::new(Queue { state: Mutex::new(state), changed: Condvar::new(), limits, threads });
-        let check = Arc::new(check);
+        let state = WorkState { items: VecDeque::new(), bytes: 0, idle: 0, closed: false };
+        let queue = Arc::new(Queue { state: Mutex::new(state), changed: Condvar::new(), limits, threads, what });
+        let work = Arc::new(work);
         let threads = (0..threads)
             .map(|n| {
-                let (work, kicked, check) = (queue.clone(), queue.clone(), check.clone());
+                let (taken, kicked, work) = (queue.clone(), queue.clone(), work.clone());
                 spawn(format!("{name}-{n}"), Kick::new("close the queue", move || kicked.close()), move || {
-                    while let Some(batch) = work.next() {
-                        check(batch);
+                    while let Some(batch) = taken.next() {
+                        work(batch);
                     }
                 })
             })
@@ -84,21 +86,21 @@ impl<T: Send + 'static> Checks<T> {
         Self { queue, threads }
     }
 
-    pub(in crate::validator) fn handle(&self) -> ChecksHandle<T> {
-        ChecksHandle(self.queue.clone())
+    pub(in crate::validator) fn handle(&self) -> WorkQueueHandle<T> {
+        WorkQueueHandle(self.queue.clone())
     }
 
-    /// Checks what is inside, then joins.
+    /// Does what is inside, then joins.
     pub(in crate::validator) fn stop(self, step: &mut Step) {
         self.queue.close();
         step.join_all(self.threads);
     }
 }
 
-impl<T> ChecksHandle<T> {
+impl<T> WorkQueueHandle<T> {
     /// Queues an item of this many bytes, or hands it back if there is no room. Never blocks.
     pub(in crate::validator) fn push(&self, bytes: usize, item: T) -> Result<(), T> {
-        let Queue { state, changed, limits, threads } = &*self.0;
+        let Queue { state, changed, limits, threads, .. } = &*self.0;
         let mut state = lock(state);
         if state.closed || state.items.len() >= limits.items || state.bytes + bytes > limits.bytes {
             return Err(item);
@@ -123,7 +125,7 @@ impl<T> Queue<T> {
                 return None;
             }
             state.idle += 1;
-            let _waiting = waiting("job requests to check", None);
+            let _waiting = waiting(self.what, None);
             state = wait(&self.changed, state);
             state.idle -= 1;
         }
@@ -147,18 +149,19 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn it_refuses_beyond_its_bounds_and_checks_all_that_it_took() {
+    fn it_refuses_beyond_its_bounds_and_does_all_that_it_took() {
         let (go, gate) = crossbeam_channel::bounded::<()>(0);
         let seen: Arc<Mutex<Vec<u32>>> = Arc::default();
         let found = seen.clone();
         let (takes, taken) = crossbeam_channel::bounded(1);
-        let checks = Checks::start("t-check", 1, ChecksLimits { items: 2, bytes: 100 }, move |batch: Vec<u32>| {
-            // Only the first is waited for.
-            let _full = takes.try_send(());
-            let _closed = gate.recv();
-            lock(&found).extend(batch);
-        });
-        let handle = checks.handle();
+        let queue =
+            WorkQueue::start(("t-work", "numbers"), 1, WorkLimits { items: 2, bytes: 100 }, move |batch: Vec<u32>| {
+                // Only the first is waited for.
+                let _full = takes.try_send(());
+                let _closed = gate.recv();
+                lock(&found).extend(batch);
+            });
+        let handle = queue.handle();
         handle.push(60, 1).unwrap();
         // The thread holds the first; only then is the queue empty again.
         taken.recv_timeout(Duration::from_secs(30)).unwrap();
@@ -168,7 +171,7 @@ mod tests {
         assert_eq!(handle.push(1, 5), Err(5), "too many items");
         drop(go);
         let mut stopping = Stopping::alone();
-        stopping.step("checks", Duration::from_secs(60), |step| checks.stop(step));
+        stopping.step("work", Duration::from_secs(60), |step| queue.stop(step));
         assert!(stopping.finish().is_clean());
         assert_eq!(*lock(&seen), [1, 2, 4]);
         assert_eq!(handle.push(1, 6), Err(6), "closed");
