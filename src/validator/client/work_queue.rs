@@ -63,7 +63,8 @@ struct WorkState<T> {
 }
 
 impl<T: Send + 'static> WorkQueue<T> {
-    /// Starts `threads` threads `<name>-n`; each waits for `what`, as the live list shows, and runs `work` on what it took.
+    /// Starts `threads` threads `<name>-n`; each waits for `what`, as the live list shows, and runs `work` on what it
+    /// took.
     pub(in crate::validator) fn start(
         (name, what): (&str, &'static str),
         threads: usize,

@@ -77,7 +77,8 @@ pub enum NotAdmitted {
          signatures be less old"
     )]
     Full(usize),
-    /// It is not newer than those of the jobs of a release that kept no signatures may be, and may have run one of them.
+    /// It is not newer than those of the jobs of a release that kept no signatures may be, so it may have run one of
+    /// them.
     #[error(
         "it was not signed more than 5 minutes after the last job of a release that remembered no signatures came; \
          sign and submit it again"
