@@ -121,6 +121,8 @@ pub enum BatchWrite {
     },
     /// A job is planned, for the first time or anew.
     Planned(Box<BatchJobRow>),
+    /// As [`BatchWrite::Planned`], of a job that was about to leave and has not.
+    NotSent(Box<BatchJobRow>),
     /// A job is about to leave.
     Sent {
         /// The miner.
@@ -276,6 +278,12 @@ impl BatchStore {
                     let row = params![job.miner, job.place, job.uuid, job.class, job.request, job.attempts];
                     transaction.prepare_cached(sql)?.execute(row)?;
                 }
+                BatchWrite::NotSent(job) => {
+                    let sql = "UPDATE jobs SET uuid = ?3, attempts = ?4, state = 0, line = ''
+                        WHERE miner = ?1 AND place = ?2 AND state < 2";
+                    let row = params![job.miner, job.place, job.uuid, job.attempts];
+                    transaction.prepare_cached(sql)?.execute(row)?;
+                }
                 BatchWrite::Sent { miner, place, line } => {
                     let sql = "UPDATE jobs SET state = ?1, line = ?2 WHERE miner = ?3 AND place = ?4 AND state = 0";
                     let state = BatchJobState::Sent.number();
@@ -359,6 +367,19 @@ mod tests {
             (NO_JOB, S::Ended, "", "none"),
             (0, S::Planned, "a2", ""),
             (1, S::Sent, "b", "lost"),
+            (2, S::Ended, "c", "first"),
+        ];
+        assert_eq!(states(&store), expected.map(owned));
+        // None of them has left after all; an end stays nevertheless.
+        let not_sent = |place, uuid| match planned(place, uuid) {
+            BatchWrite::Planned(row) => BatchWrite::NotSent(row),
+            other => other,
+        };
+        store.write(&[not_sent(0, "a3"), not_sent(1, "b3"), not_sent(2, "c3")]).unwrap();
+        let expected = [
+            (NO_JOB, S::Ended, "", "none"),
+            (0, S::Planned, "a3", ""),
+            (1, S::Planned, "b3", ""),
             (2, S::Ended, "c", "first"),
         ];
         assert_eq!(states(&store), expected.map(owned));

@@ -379,7 +379,11 @@ impl Runner {
                 }
             }
             Action::Plan(rows) => {
-                let writes = rows.iter().flat_map(|row| self.planned(row)).collect();
+                let writes = rows.iter().flat_map(|row| self.planned(row, BatchWrite::Planned)).collect();
+                return self.keep(writes, Then::Nothing);
+            }
+            Action::PlanAnew(rows) => {
+                let writes = rows.iter().flat_map(|row| self.planned(row, BatchWrite::NotSent)).collect();
                 return self.keep(writes, Then::Nothing);
             }
             Action::KeepGate(leaving) => {
@@ -424,7 +428,7 @@ impl Runner {
         self.links[miner] = Some(link);
     }
 
-    fn planned(&mut self, row: &PlannedRow) -> Vec<BatchWrite> {
+    fn planned(&mut self, row: &PlannedRow, write: fn(Box<BatchJobRow>) -> BatchWrite) -> Vec<BatchWrite> {
         let (request, body) = self.requests.id_of(&row.request);
         let job = BatchJobRow {
             miner: self.names[row.place.miner].clone(),
@@ -437,7 +441,7 @@ impl Runner {
             line: String::new(),
             answer: String::new(),
         };
-        body.into_iter().chain([BatchWrite::Planned(Box::new(job))]).collect()
+        body.into_iter().chain([write(Box::new(job))]).collect()
     }
 
     fn keep(&mut self, mut writes: Vec<BatchWrite>, then: Then) -> Vec<(Input, Now)> {

@@ -5,7 +5,7 @@ use super::super::kept::{KeptState, Place, PlannedRow};
 use super::super::line::{BatchOutcome, in_words};
 use super::super::plan::{plan, uuid_of};
 use super::types::Action;
-use super::{ASK_AT_ONCE, ASK_PAUSE, Batch, Due, MinerPhase, RECEIPT_REPEATS};
+use super::{ASK_AT_ONCE, ASK_PAUSE, Batch, Due, Gate, MinerPhase, RECEIPT_REPEATS};
 use crate::base::now::Now;
 use crate::protocol::ExecutorClass;
 use crate::validator::status::Outcome;
@@ -119,9 +119,11 @@ impl Batch {
     }
 
     /// Jobs that have not left, for whoever goes on: under other uuids, because their miners were told that nobody
-    /// waits for these any more.
+    /// waits for these any more. Those that are ready have left once the gate is open, heard of or not.
     pub(super) fn anew(&self) -> Vec<PlannedRow> {
-        let was_asked = |job: &&Job| job.asked.is_some() && (job.is_before_gate() || job.phase == Phase::Ready);
+        let is_open = matches!(self.gate, Gate::Open(_));
+        let is_ready = |job: &Job| job.phase == Phase::Ready && !is_open;
+        let was_asked = |job: &&Job| job.asked.is_some() && (job.is_before_gate() || is_ready(job));
         let row = |job: &Job| {
             let attempts = job.attempts + 1;
             let uuid = uuid_of(self.number, &self.miners[job.miner].address.hotkey, job.place, attempts);

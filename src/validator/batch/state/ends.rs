@@ -233,7 +233,7 @@ impl Batch {
         }
         let anew = self.anew();
         if !anew.is_empty() {
-            self.out.push(Action::Plan(anew));
+            self.out.push(Action::PlanAnew(anew));
         }
         self.waiting.clear();
         for miner in 0..self.miners.len() {

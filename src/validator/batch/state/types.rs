@@ -57,6 +57,8 @@ pub(in super::super) enum Action {
     Send(usize, Box<ValidatorToMiner>),
     /// Keep what is to be asked for.
     Plan(Vec<PlannedRow>),
+    /// Keep that these are to be asked for, although they were about to leave: none has.
+    PlanAnew(Vec<PlannedRow>),
     /// Keep that these leave, with what they end as if nothing is heard of them; then [`Input::GateKept`].
     KeepGate(Vec<(Place, JobLine)>),
     /// Send all of these at once, in this order; an [`Input::Sent`] for each.

@@ -67,6 +67,10 @@ pub(super) struct Bench {
     pub(super) ending: Option<Ending>,
     pub(super) gates: usize,
     kept_gates: usize,
+    /// Whether the disk takes its time with who leaves.
+    pub(super) keeps_long: bool,
+    /// The miner whose connection takes no request at the gate.
+    pub(super) takes_nothing: Option<usize>,
     left: HashSet<Place>,
     closed: HashSet<usize>,
     ended: HashMap<Place, JobLine>,
@@ -108,6 +112,8 @@ impl Bench {
             ending: None,
             gates: 0,
             kept_gates: 0,
+            keeps_long: false,
+            takes_nothing: None,
             left: HashSet::new(),
             closed: HashSet::new(),
             ended: HashMap::new(),
@@ -147,11 +153,13 @@ impl Bench {
                     assert!(!self.closed.contains(&miner), "{message:?} to a closed connection");
                     self.sent.push((miner, *message));
                 }
-                Action::Plan(rows) => self.planned.extend(rows),
+                Action::Plan(rows) | Action::PlanAnew(rows) => self.planned.extend(rows),
                 Action::KeepGate(leaving) => {
                     self.kept_gates += 1;
                     self.left = leaving.into_iter().map(|(place, _)| place).collect();
-                    actions.extend(self.batch.handle(Input::GateKept, self.now));
+                    if !self.keeps_long {
+                        actions.extend(self.batch.handle(Input::GateKept, self.now));
+                    }
                 }
                 Action::OpenGate(sends) => {
                     self.gates += 1;
@@ -161,7 +169,8 @@ impl Bench {
                         at_gate.push((send.miner, text));
                         let before = self.now;
                         self.now = self.now + self.send_time;
-                        let sent = Input::Sent { job: send.job, before, after: self.now, error: None };
+                        let error = (self.takes_nothing == Some(send.miner)).then(|| "full".to_owned());
+                        let sent = Input::Sent { job: send.job, before, after: self.now, error };
                         actions.extend(self.batch.handle(sent, self.now));
                     }
                 }

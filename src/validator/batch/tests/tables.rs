@@ -617,6 +617,43 @@ fn a_cancel_tells_miners_that_nobody_waits_and_what_goes_on_asks_under_other_uui
 }
 
 #[test]
+fn a_cancel_before_the_gate_is_kept_plans_anew_what_was_about_to_leave_and_never_what_has_left() {
+    let ready_at_gate = |change: fn(&mut Bench)| {
+        let mut bench = begun(2, |config| config.max_fail = Some(0));
+        change(&mut bench);
+        for miner in 0..2 {
+            bench.says(miner, manifest(&[(CLASS, 1)]));
+        }
+        let uuids = [bench.uuid(0, 0), bench.uuid(1, 0)];
+        for (miner, uuid) in uuids.iter().enumerate() {
+            bench.says(miner, accept(uuid));
+            bench.says(miner, ready(uuid));
+        }
+        (bench, uuids)
+    };
+    let (mut bench, uuids) = ready_at_gate(|bench| bench.keeps_long = true);
+    bench.feed(Input::Cancel);
+    bench.feed(Input::GateKept);
+    assert_eq!((bench.gates, bench.lines.len(), bench.ending), (0, 0, Some(Ending::Cancelled)));
+    let anew = &bench.planned[2..];
+    assert_eq!(anew.len(), 2);
+    assert!(anew.iter().all(|row| row.attempts == 2 && !uuids.contains(&row.uuid)), "{anew:?}");
+
+    let (mut bench, _) = ready_at_gate(|_| {});
+    bench.feed(Input::Cancel);
+    assert_eq!((bench.gates, bench.planned.len(), bench.ending), (1, 2, Some(Ending::Cancelled)));
+
+    // The batch is aborted by the first that could not be sent, before it has heard that the other was.
+    for miner in 0..2 {
+        let (bench, _) = ready_at_gate(match miner {
+            0 => |bench| bench.takes_nothing = Some(0),
+            _ => |bench| bench.takes_nothing = Some(1),
+        });
+        assert_eq!((bench.gates, bench.planned.len(), bench.ending), (1, 2, Some(Ending::Aborted)));
+    }
+}
+
+#[test]
 fn beyond_the_threshold_it_is_aborted_and_not_before() {
     for (percent, ending) in [(50, Ending::Complete), (49, Ending::Aborted), (0, Ending::Aborted)] {
         let mut bench = begun(2, |config| config.max_fail = Some(percent));
