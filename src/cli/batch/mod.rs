@@ -50,7 +50,7 @@ pub struct Args {
     /// Jobs of each miner [default: as many as its manifest declares, at most 1000]
     #[arg(long, value_name = "N", env = "PHALANX_PER_MINER")]
     per_miner: Option<usize>,
-    /// How long what is ready waits for the others, once all miners have been asked
+    /// How long what is ready waits for the others, once the last attempt to connect has begun
     #[arg(long, value_name = "DUR", default_value = "30s", value_parser = duration, env = "PHALANX_GATE")]
     gate: Duration,
     /// How long the batch takes; ten seconds later everything has ended

@@ -21,7 +21,8 @@ pub struct BatchConfig {
     pub per_miner: Option<usize>,
     /// What miners and executors may take beside the limits of the jobs.
     pub times: JobTimes,
-    /// How long a job that is ready may wait at the gate for others, once all miners have been asked.
+    /// How long a job that is ready may wait at the gate for others, once the last attempt to connect has begun. If
+    /// that is less than such an attempt may take, a miner whose time it cuts ends as `horde_failed`, without blame.
     pub gate: Duration,
     /// How long the batch may take; what has not ended then is late.
     pub limit: Duration,
@@ -35,7 +36,8 @@ pub struct BatchConfig {
     /// gate.
     pub retries: u32,
     /// Per cent of the miners that may fail; when one more does, the batch is aborted. A miner has failed when most of
-    /// its lines are other than `completed`; a refusal that is excused is no failure.
+    /// its lines are other than `completed`; a refusal that is excused is no failure, nor
+    /// is a miner that had less than its time to connect.
     pub max_fail: Option<u8>,
     /// Validators whose organic jobs excuse a miner that is busy, besides this one.
     pub known: Vec<PublicKey>,

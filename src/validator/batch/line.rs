@@ -99,8 +99,8 @@ pub struct JobLine {
     pub late: bool,
     /// Whether it counts for the miner: in time, and right.
     pub scored: bool,
-    /// Whether the miner did not take it and has shown with what it is busy; kept, and not part of the output, where
-    /// the reason says it.
+    /// Whether it does not count against the miner, which did not take it and has shown with what it is busy, or had
+    /// less than its time to connect; kept, and not part of the output, where the reason says it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub excused: bool,
     /// Microseconds from the opening of the gate to the end of the sending; kept, and not part of the output.

@@ -86,11 +86,15 @@ impl Batch {
                 MinerPhase::Waiting => {
                     self.waiting.retain(|other| *other != miner);
                     let why = format!("its turn to be connected to had not come {when}");
-                    self.end_miner(miner, BatchOutcome::HordeFailed, &why);
+                    self.end_miner_without_blame(miner, &why);
                 }
-                MinerPhase::Connecting => {
+                MinerPhase::Connecting if self.miners[miner].no_connection.is_some() => {
                     let (outcome, why) = self.no_connection(miner);
                     self.end_miner(miner, outcome, &format!("{why}, {when}"));
+                }
+                MinerPhase::Connecting => {
+                    let why = format!("its time to connect was not over {when}{}", self.trouble(miner));
+                    self.end_miner_without_blame(miner, &why);
                 }
                 MinerPhase::Up | MinerPhase::Closed => {}
             }
@@ -141,11 +145,20 @@ impl Batch {
     }
 
     pub(super) fn end_miner(&mut self, miner: usize, outcome: BatchOutcome, why: &str) {
+        self.end_miner_as(miner, (outcome, false), why);
+    }
+
+    /// Ends a miner that had less than its time to connect, which is our doing.
+    fn end_miner_without_blame(&mut self, miner: usize, why: &str) {
+        self.end_miner_as(miner, (BatchOutcome::HordeFailed, true), why);
+    }
+
+    fn end_miner_as(&mut self, miner: usize, (outcome, excused): (BatchOutcome, bool), why: &str) {
         self.connected(miner);
         self.progress.answered += usize::from(self.miners[miner].phase != MinerPhase::Up);
         let kept = std::mem::take(&mut self.miners[miner].kept);
         if kept.is_empty() {
-            let line = JobLine::of_miner(self.name(miner), outcome, why);
+            let line = JobLine { excused, ..JobLine::of_miner(self.name(miner), outcome, why) };
             self.miners[miner].lines = 1;
             self.progress.lines += 1;
             self.count(miner, &line);
@@ -153,7 +166,7 @@ impl Batch {
         }
         for kept in kept {
             if let KeptState::Planned(planned) = kept.state {
-                let line = Job::kept(*planned).line(self.name(miner), outcome, Some(why));
+                let line = JobLine { excused, ..Job::kept(*planned).line(self.name(miner), outcome, Some(why)) };
                 self.progress.jobs += 1;
                 self.count(miner, &line);
                 self.out.push(Action::End(kept.place, Box::new(line), None));

@@ -28,7 +28,8 @@ impl Batch {
         }
     }
 
-    /// The gate's time counts once all have been asked and the first is ready.
+    /// The gate's time counts once nobody waits for a turn to be connected to or asked, and the first is ready: who is
+    /// being connected to does not put it off.
     pub(super) fn count_gate(&mut self, now: Now) {
         if self.gate == Gate::Closed && !self.gate_counts && self.to_ask.is_empty() && self.progress.ready > 0 {
             self.gate_counts = true;

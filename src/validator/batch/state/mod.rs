@@ -6,9 +6,10 @@
 //!
 //! Miners are connected to a few at a time, in an order that the seed decides. Nobody is asked before the attempt to
 //! connect to the last has begun: those that say nothing hold places for their time, and no executor waits that long.
-//! A job that is ready waits at the gate. The gate's time counts once all have been asked and the first is ready. It
-//! opens once, when nobody is before it any more, or when its time is over; who is not ready by then has ended. It is
-//! on disk which jobs leave before the first of them does. After the gate nothing is asked for again.
+//! A job that is ready waits at the gate. The gate's time counts once the last attempt to connect has begun, all that
+//! are connected have been asked, and the first is ready. It opens once, when nobody is before it any more, or when its
+//! time is over; who is not ready by then has ended, and no miner is blamed whose time to connect that cuts. It is on
+//! disk which jobs leave before the first of them does. After the gate nothing is asked for again.
 //!
 //! What happens to one miner touches no other. What ends a job twice, or comes twice, is counted and changes nothing.
 

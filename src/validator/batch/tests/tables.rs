@@ -228,6 +228,42 @@ fn the_gate_s_time_begins_with_the_first_that_is_ready_and_leaves_the_others_beh
 }
 
 #[test]
+fn a_miner_whose_time_to_connect_the_gate_cuts_is_not_blamed() {
+    // One in four may fail: that which refuses the connection.
+    let config = BatchConfig { gate: Duration::from_millis(500), max_fail: Some(25), ..config(7) };
+    let mut planned = begun(4, |_| {});
+    planned.says(3, manifest(&[(CLASS, 1)]));
+    let row = planned.planned[0].clone();
+    let kept = vec![KeptJob { place: row.place, state: KeptState::Planned(Box::new(row.clone())) }];
+    let mut bench = Bench::new(config, 4, kept);
+    bench.feed(Input::Start);
+    bench.says(0, manifest(&[(CLASS, 1)]));
+    let uuid = bench.uuid(0, 0);
+    bench.says(0, accept(&uuid));
+    bench.says(0, ready(&uuid));
+    let why = "Connection refused".to_owned();
+    bench.feed(Input::Miner(1, MinerInput::Failed { why, refused: false, outcome: AskOutcome::Refused }));
+    bench.wait(499);
+    assert_eq!((bench.gates, bench.lines.len()), (0, 0));
+    bench.wait(1);
+    assert_eq!((bench.gates, bench.ending), (1, None), "{:?}", bench.lines);
+    let cut = "its time to connect was not over when the gate opened";
+    let ends: Vec<_> = (bench.lines.iter())
+        .map(|line| (line.outcome.unwrap(), line.reason.as_deref().unwrap(), line.job_uuid.as_ref(), line.excused))
+        .collect();
+    assert_eq!(
+        ends,
+        [
+            (O::Refused, "Connection refused, when the gate opened", None, false),
+            (O::HordeFailed, cut, None, true),
+            (O::HordeFailed, cut, Some(&row.uuid), true),
+        ]
+    );
+    bench.says(0, finished(&uuid, RIGHT));
+    assert_eq!(bench.ending, Some(Ending::Complete));
+}
+
+#[test]
 fn who_was_lost_before_the_gate_opened_is_not_late() {
     let mut bench = begun(2, |config| config.gate = Duration::from_millis(500));
     for miner in 0..2 {
@@ -309,11 +345,12 @@ fn who_was_not_asked_when_the_batch_s_time_was_over_is_not_blamed() {
     assert_eq!(
         ends,
         [
+            (O::HordeFailed, "its time to connect was not over when the batch's time was over"),
             (O::HordeFailed, "its turn to be connected to had not come when the batch's time was over"),
             (O::HordeFailed, "not ready when the batch's time was over: waiting for its turn to be asked"),
-            (O::Timeout, "no connection in time, when the batch's time was over"),
         ]
     );
+    assert_eq!(bench.lines.iter().filter(|line| line.excused).count(), 2, "{:?}", bench.lines);
 }
 
 #[test]
