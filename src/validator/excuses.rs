@@ -77,7 +77,7 @@ impl std::fmt::Display for Verdict {
 }
 
 /// Judges a refusal; `is_known` says whether jobs of a validator excuse. It checks at most one signature for each
-/// executor, and [`BAD_SIGNATURES`] that fail; a second receipt of a job that counts already costs none.
+/// executor, and 16 that fail; a second receipt of a job that counts already costs none.
 pub fn judge(decline: &V0DeclineJobRequest, declined: &Declined<'_>, is_known: impl Fn(&PublicKey) -> bool) -> Verdict {
     judge_knowing(decline, declined, is_known, |_| false)
 }
