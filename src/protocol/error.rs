@@ -104,8 +104,9 @@ impl ErrorDetail {
 impl fmt::Display for ErrorDetail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = if self.loc.is_empty() { "the frame".to_owned() } else { self.path() };
-        // Keys and values of the peer may hold line breaks, and a log line must stay one line.
-        write!(f, "{}", OneLine(&format!("{} at {place}: {}", self.kind, self.msg)))
+        // Keys and values of the peer may hold line breaks, and a log line must stay one line; a tab parts its fields.
+        let line = format!("{} at {place}: {}", self.kind, self.msg).replace('\t', "\\t");
+        write!(f, "{}", OneLine(&line))
     }
 }
 
