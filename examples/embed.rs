@@ -46,11 +46,11 @@ pub fn run() -> Result<String, Box<dyn std::error::Error>> {
     network.stop(&mut stopping);
     stopping.step("timer", Duration::from_secs(1), |step| timer.stop(step));
     let report = stopping.finish();
-    println!("{}: {}{report}", job.status(), job.stdout);
+    println!("{}: {}{report}", job.status(), job.stdout.as_written());
     if !report.is_clean() {
         return Err(report.to_string().into());
     }
-    Ok(job.stdout)
+    Ok(job.stdout.as_written().to_owned())
 }
 
 #[allow(dead_code)] // The tests include this file and call `run`.

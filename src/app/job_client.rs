@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use crate::base::clock::now;
@@ -11,6 +13,7 @@ use crate::facilitator::api::submission::body_of;
 use crate::identity::{KeyPair, PublicKey};
 use crate::net::address;
 use crate::net::http::client::{Content, HttpClient, HttpError, Response};
+use crate::ops::foreign::Foreign;
 use crate::protocol::nonce::check_login_nonce;
 use crate::protocol::{DateTime, JobStatus, SignedRequest, V2JobRequest};
 
@@ -39,57 +42,67 @@ impl std::fmt::Debug for JobClient {
 /// A job as the facilitator shows it; the fields that are used here.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct SubmittedJob {
-    /// Its number.
+    /// Its number, which is one: in its usual form.
+    #[serde(deserialize_with = "uuid")]
     pub uuid: String,
     /// What happened so far, the newest last.
     pub status_history: Vec<StatusEntry>,
     /// Its output, once it has ended; may be truncated in the middle.
-    pub stdout: String,
+    pub stdout: Foreign,
     /// Its other output.
-    pub stderr: String,
+    pub stderr: Foreign,
+    #[serde(default)]
+    artifacts: Value,
+}
+
+/// A UUID that is none would be part of a path here.
+fn uuid<'de, D: Deserializer<'de>>(text: D) -> Result<String, D::Error> {
+    let text = String::deserialize(text)?;
+    uuid::Uuid::try_parse(&text).map(|uuid| uuid.to_string()).map_err(serde::de::Error::custom)
 }
 
 /// One status of a job.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct StatusEntry {
     /// The status.
-    pub status: String,
+    pub status: Foreign,
     /// When the facilitator got it (RFC 3339).
-    pub created_at: String,
+    pub created_at: Foreign,
     #[serde(default)]
     metadata: Value,
 }
 
 impl StatusEntry {
     /// Where the job's streaming server listens, as `203.0.113.7:6006`, and its certificate (PEM), if this tells it.
-    pub fn streaming_server(&self) -> Option<(String, &str)> {
+    pub fn streaming_server(&self) -> Option<(Foreign, Foreign)> {
         let details = &self.metadata["streaming_details"];
         let (host, port) = (details["streaming_server_address"].as_str()?, details["streaming_server_port"].as_u64()?);
         let address = address::join(host, u16::try_from(port).ok()?);
-        Some((address, details["streaming_server_cert"].as_str()?))
+        Some((address.into(), details["streaming_server_cert"].as_str()?.into()))
     }
 }
 
 impl SubmittedJob {
     /// The newest status.
-    pub fn status(&self) -> &str {
-        self.status_history.last().map_or("unknown", |entry| entry.status.as_str())
+    pub fn status(&self) -> Foreign {
+        self.status_history.last().map_or_else(|| Foreign::from("unknown"), |entry| entry.status.clone())
     }
 
     /// Whether nothing more will happen.
     pub fn has_ended(&self) -> bool {
-        self.status().parse().is_ok_and(JobStatus::is_terminal)
+        self.status().as_written().parse().is_ok_and(JobStatus::is_terminal)
     }
 
     /// Whether it ended well.
     pub fn is_completed(&self) -> bool {
-        self.status() == JobStatus::Completed.as_str()
+        self.status().as_written() == JobStatus::Completed.as_str()
     }
 
     /// Time from the submission to the newest status.
     pub fn took(&self) -> Duration {
-        let micros =
-            |entry: Option<&StatusEntry>| entry?.created_at.parse::<DateTime>().ok().map(|time| time.unix_micros());
+        let micros = |entry: Option<&StatusEntry>| {
+            entry?.created_at.as_written().parse::<DateTime>().ok().map(|t| t.unix_micros())
+        };
         let (first, last) = (micros(self.status_history.first()), micros(self.status_history.last()));
         let took = last.zip(first).map_or(0, |(last, first)| last.saturating_sub(first));
         Duration::from_micros(u64::try_from(took).unwrap_or(0))
@@ -103,12 +116,22 @@ impl SubmittedJob {
     }
 
     /// Why it did not end well, as `reason: message`.
-    pub fn error(&self) -> Option<String> {
+    pub fn error(&self) -> Option<Foreign> {
         let metadata = &self.status_history.last()?.metadata;
         let kinds = ["job_rejection_details", "job_failure_details", "horde_failure_details"];
         let details = kinds.iter().map(|kind| &metadata[kind]).find(|details| details.is_object())?;
         let text = |key: &str| details[key].as_str().unwrap_or_default().to_owned();
-        Some(format!("{}: {}", text("reason"), text("message")))
+        Some(format!("{}: {}", text("reason"), text("message")).into())
+    }
+
+    /// Its artifacts, once it has completed: the path in the container and the content, `None` for one that is not
+    /// base64.
+    pub fn artifacts(&self) -> impl Iterator<Item = (Foreign, Option<Vec<u8>>)> {
+        let all = self.artifacts.as_object().into_iter().flatten();
+        all.map(|(path, content)| {
+            let content = content.as_str().and_then(|text| STANDARD.decode(text).ok());
+            (path.as_str().into(), content)
+        })
     }
 }
 
@@ -194,5 +217,35 @@ impl JobClient {
 
     fn url(&self, path: &str) -> String {
         format!("{}/{path}", self.base)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(uuid: &str, artifacts: Value) -> Result<SubmittedJob, serde_json::Error> {
+        let job = json!({"uuid": uuid, "status_history": [], "stdout": "", "stderr": "", "artifacts": artifacts});
+        serde_json::from_value(job)
+    }
+
+    #[test]
+    fn a_job_has_a_uuid_that_can_be_part_of_a_path() {
+        let uuid = "3F3D3B38-8B0F-4A8C-A5CB-7A4C0F3B3E10";
+        assert_eq!(job(uuid, json!({})).unwrap().uuid, uuid.to_lowercase());
+        for wrong in ["", "..", "../../x", "a/b", "3f3d3b38-8b0f-4a8c-a5cb-7a4c0f3b3e10/.."] {
+            job(wrong, json!({})).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn artifacts_are_what_their_base64_says() {
+        let job = job(&uuid::Uuid::nil().to_string(), json!({"/a/b": "AP8=", "c": "AP8", "d": null, "e": ""})).unwrap();
+        let expected = [("/a/b", Some(vec![0_u8, 255])), ("c", None), ("d", None), ("e", Some(Vec::new()))];
+        let expected = expected.map(|(path, content)| (Foreign::from(path), content));
+        assert_eq!(job.artifacts().collect::<Vec<_>>(), expected);
+        for none in [json!(null), json!([1]), json!("x")] {
+            assert_eq!(self::job(&job.uuid, none).unwrap().artifacts().count(), 0);
+        }
     }
 }

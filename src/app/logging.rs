@@ -122,7 +122,8 @@ fn write_line(
     match format {
         LogFormat::Text => {
             let job = job.map(|job| format!("job {job}: ")).unwrap_or_default();
-            writeln!(out, "{time} {:<5} [{thread}] {job}{}", record.level(), redact::OneLine(message))
+            let line = format!("{job}{message}");
+            writeln!(out, "{time} {:<5} [{thread}] {}", record.level(), redact::OneLine(&line))
         }
         LogFormat::Json => {
             let line = serde_json::json!({
@@ -133,7 +134,7 @@ fn write_line(
                 "job": job,
                 "message": message,
             });
-            writeln!(out, "{line}")
+            writeln!(out, "{}", redact::JsonText(&line.to_string()))
         }
     }
 }

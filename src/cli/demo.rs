@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use serde_json::Value;
 
+use super::job_files;
+use super::job_text::{Form, OutputArgs};
 use super::submit::{self, Plan};
+use crate::app::job_client::SubmittedJob;
 use crate::app::jobfile::{self, JobSpec};
 use crate::app::local::{LocalConfig, LocalNetwork, scratch_dir};
 use crate::app::output::Output;
@@ -38,9 +40,6 @@ const DOCKER_TIME: Duration = Duration::from_secs(20);
 /// The image of the demo's jobs in containers, made here, never pulled.
 const IMAGE: &str = "phalanx-demo:busybox";
 
-/// Lines of a job's output that the table shows.
-const SHOWN_LINES: usize = 3;
-
 /// The arguments of `phalanx demo`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -53,6 +52,8 @@ pub struct Args {
     /// Print one object for each job instead of the table
     #[arg(long, env = "PHALANX_JSON")]
     json: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -70,6 +71,11 @@ enum DemoRunner {
 pub fn run(args: Args) -> ExitCode {
     if args.jobs == 0 || args.jobs > 10_000 {
         return exit::usage(format!("--jobs is {}; it should be from 1 to 10000", args.jobs));
+    }
+    if let Some(folder) = &args.output.output
+        && let Err(error) = job_files::prepare(folder)
+    {
+        return exit::usage(format!("--output {}: {error}", folder.display()));
     }
     supervise::with_env(|env| match demo(&args, env) {
         Ok(code) => code,
@@ -103,21 +109,23 @@ fn demo(args: &Args, env: &supervise::Env) -> Result<ExitCode, String> {
         target: network.target(),
         wait: true,
         at_once: Some(EXECUTORS as usize),
-        json: true,
+        form: args.output.form(args.json),
+        output: args.output.output.clone(),
     };
-    let mut results = Vec::new();
+    let mut table = String::new();
     let outcome = if args.json {
         submit::submit(&plan, jobs, &stop, &mut out)
     } else {
-        submit::submit(&plan, jobs, &stop, &mut results)
+        submit::each(&plan, jobs, &stop, &mut |name, job| {
+            table += &entry(plan.form, name, job);
+            Ok(())
+        })
     };
     let stopped = supervise::stop_within(env, network.stop_budget(), |stopping| network.stop(stopping));
     if let Err(error) = scratch.close() {
         log::error!("the temporary folder is not removed: {error}");
     }
-    if !args.json {
-        table(&results, &mut table_out).map_err(unwritable)?;
-    }
+    table_out.write_all(table.as_bytes()).and_then(|()| table_out.flush()).map_err(unwritable)?;
     match outcome {
         Ok(true) => Ok(stopped),
         Ok(false) => Ok(ExitCode::from(exit::FAILED)),
@@ -189,44 +197,23 @@ fn busybox() -> Option<PathBuf> {
     ["/bin/busybox", "/usr/bin/busybox", "/usr/local/bin/busybox"].into_iter().map(PathBuf::from).find(|p| p.exists())
 }
 
-fn table(lines: &[u8], out: &mut impl Write) -> std::io::Result<()> {
+/// A job's entry of the table. What the roles and the job wrote is escaped.
+fn entry(form: Form, name: &str, job: &SubmittedJob) -> String {
     let (bold, plain) = if std::io::stdout().is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
-    for line in lines.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
-        let job: Value = serde_json::from_slice(line)?;
-        let text = |key: &str| job[key].as_str().unwrap_or_default();
-        let exit_code = job["exit_code"].as_i64().map_or_else(|| "-".to_owned(), |code| code.to_string());
-        let seconds = job["seconds"].as_f64().unwrap_or_default();
-        writeln!(
-            out,
-            "{bold}{:<14}{plain} {}  {}  exit {exit_code}  {seconds:.2} s",
-            text("file"),
-            text("uuid"),
-            text("status")
-        )?;
-        let history: Vec<String> = job["history"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(|entry| {
-                let at = entry["at"].as_str().unwrap_or_default();
-                // The time of the day is enough for a run of seconds.
-                let time = at.split('T').nth(1).unwrap_or(at).trim_end_matches('Z');
-                format!("{} {}", &time[..time.len().min(12)], entry["status"].as_str().unwrap_or_default())
-            })
-            .collect();
-        for part in history.chunks(4) {
-            writeln!(out, "    {}", part.join("   "))?;
-        }
-        if let Some(error) = job["error"].as_str() {
-            writeln!(out, "    {error}")?;
-        }
-        let output = text("stdout");
-        for line in output.lines().take(SHOWN_LINES) {
-            writeln!(out, "    | {line}")?;
-        }
-        if output.lines().count() > SHOWN_LINES {
-            writeln!(out, "    | … ({} characters in all)", output.chars().count())?;
-        }
+    let exit_code = job.exit_code().map_or_else(|| "-".to_owned(), |code| code.to_string());
+    let (uuid, status, seconds) = (&job.uuid, form.words(&job.status()), job.took().as_secs_f64());
+    let mut out = format!("{bold}{name:<14}{plain} {uuid}  {status}  exit {exit_code}  {seconds:.2} s\n");
+    let history = job.status_history.iter().map(|entry| {
+        let at = form.words(&entry.created_at);
+        // The time of the day is enough for a run of seconds.
+        let time = at.split('T').nth(1).unwrap_or(&at).trim_end_matches('Z');
+        format!("{time:.12} {}", form.words(&entry.status))
+    });
+    for part in history.collect::<Vec<_>>().chunks(4) {
+        out += &format!("    {}\n", part.join("   "));
     }
-    out.flush()
+    if let Some(error) = job.error() {
+        out += &format!("    {}\n", form.words(&error));
+    }
+    out + &form.output(job)
 }

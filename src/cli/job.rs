@@ -12,7 +12,7 @@ use crate::app::exit;
 use crate::base::shutdown::Shutdown;
 use crate::miner::trace::Trace;
 use crate::net::http::client::{HttpClient, HttpError, Response};
-use crate::ops::redact::OneLine;
+use crate::ops::redact::{JsonText, OneLine};
 use crate::protocol::DateTime;
 
 /// The arguments of `phalanx job`.
@@ -62,7 +62,7 @@ pub fn run(args: Args) -> ExitCode {
     if jobs.is_empty() {
         return exit::failed(format!("the miner does not know job {}; it remembers its newest thousand", args.uuid));
     }
-    let text = if args.json { response.text() + "\n" } else { jobs.iter().map(page).collect() };
+    let text = if args.json { format!("{}\n", JsonText(&response.text())) } else { jobs.iter().map(page).collect() };
     match std::io::stdout().write_all(text.as_bytes()) {
         // A reader that has seen enough is no failure.
         Err(error) if error.kind() != ErrorKind::BrokenPipe => exit::failed(format!("cannot write to stdout: {error}")),

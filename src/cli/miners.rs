@@ -12,7 +12,8 @@ use crate::base::shutdown::Shutdown;
 use crate::identity::PublicKey;
 use crate::net::http::client::{HttpClient, HttpError};
 use crate::net::http::{HttpRequest, HttpResponse};
-use crate::ops::redact::OneLine;
+use crate::ops::foreign::Foreign;
+use crate::ops::redact::JsonText;
 use crate::validator::miners::FeedStatus;
 use crate::validator::routing::{ExplainedMiner, MinerView};
 
@@ -52,14 +53,14 @@ pub fn run(args: Args) -> ExitCode {
     if answer.status != 200 {
         let refused: Value = answer.json().unwrap_or_default();
         let why = refused["error"].as_str().unwrap_or("what answers there has no page of miners");
-        return exit::failed(format!("{}", OneLine(why)));
+        return exit::failed(Foreign::from(why));
     }
     let value: Value = match answer.json() {
         Ok(value) => value,
         Err(error) => return no_answer(error),
     };
     let mut text = match (args.json, args.explain) {
-        (true, _) => answer.text(),
+        (true, _) => JsonText(&answer.text()).to_string(),
         (false, None) => table(&value),
         (false, Some(_)) => explained(&value),
     };
@@ -119,21 +120,25 @@ fn table(answer: &Value) -> String {
         out.push('\n');
     }
     let source = &answer["source"];
-    if let Some(origin) = source["origin"].as_str() {
+    if !source["origin"].is_null() {
         let age = ago(source["seconds_ago"].as_u64().unwrap_or(0));
-        out += &format!("{} miners from {}, {age} ago\n", miners.len(), OneLine(origin));
+        out += &format!("{} miners from {}, {age} ago\n", miners.len(), text(&source["origin"]));
     }
-    if let Some(error) = source["last_error"].as_str() {
-        out += &format!("the list stays as it is: {}\n", OneLine(error));
+    if !source["last_error"].is_null() {
+        out += &format!("the list stays as it is: {}\n", text(&source["last_error"]));
     }
     out
 }
 
+/// A field as it is shown; what it says is what the server says.
+fn text(field: &Value) -> String {
+    Foreign::of(field).to_string()
+}
+
 fn row(miner: &Value) -> [String; 9] {
-    let text = |field: &str| OneLine(miner[field].as_str().unwrap_or("-")).to_string();
     let error = &miner["last_error"];
     [
-        text("hotkey"),
+        text(&miner["hotkey"]),
         address(miner),
         yes(&miner["trusted"]),
         counts(&miner["manifest"]),
@@ -141,7 +146,7 @@ fn row(miner: &Value) -> [String; 9] {
         counts(&miner["running"]),
         number(&miner["reliability"]),
         state(miner),
-        error["kind"].as_str().map_or_else(|| "-".to_owned(), |_| incident(error)),
+        if error.is_null() { "-".to_owned() } else { incident(error) },
     ]
 }
 
@@ -153,7 +158,7 @@ fn state(miner: &Value) -> String {
     }
     if let Some(breaker) = miner["breaker"].as_str() {
         // Its first word is the state.
-        state.push(OneLine(breaker.split([' ', ',']).next().unwrap_or_default()).to_string());
+        state.push(Foreign::from(breaker.split([' ', ',']).next().unwrap_or_default()).to_string());
     }
     if let Some(left) = miner["cooling_seconds"].as_u64() {
         state.push(format!("cooling for {}", ago(left)));
@@ -164,8 +169,7 @@ fn state(miner: &Value) -> String {
 /// One miner, with all that decides about it.
 fn explained(answer: &Value) -> String {
     let miner = &answer["miner"];
-    let text = |field: &str| OneLine(miner[field].as_str().unwrap_or("-")).to_string();
-    let mut out = format!("miner {} at {}\n", text("hotkey"), address(miner));
+    let mut out = format!("miner {} at {}\n", text(&miner["hotkey"]), address(miner));
     let age = miner["manifest_age_seconds"].as_u64().map(|age| format!(", {} old", ago(age))).unwrap_or_default();
     let [completed, incidents] = ["completed", "incidents"].map(|field| number(&miner[field]));
     for (name, value) in [
@@ -179,7 +183,7 @@ fn explained(answer: &Value) -> String {
                 number(&miner["reliability"])
             ),
         ),
-        ("breaker", text("breaker")),
+        ("breaker", text(&miner["breaker"])),
         ("cooling", left(&miner["cooling_seconds"])),
         ("blacklisted", left(&miner["blacklisted_seconds"])),
     ] {
@@ -197,30 +201,31 @@ fn explained(answer: &Value) -> String {
 }
 
 fn class(class: &Value) -> String {
-    let text = |field: &str| class[field].as_str().map(|text| OneLine(text).to_string());
-    let verdict = match (class["after"].as_u64(), text("why")) {
-        (None, why) => format!("passed over: {}", why.unwrap_or_default()),
-        (Some(0), _) => format!("asked first, of {}", class["of"]),
-        (Some(after), why) => {
-            let first = text("first").map(|first| format!(" ({first})")).unwrap_or_default();
-            format!("asked after {after} of {}: {}{first}", class["of"], why.unwrap_or_default())
+    let said = |field: &str| Some(&class[field]).filter(|value| !value.is_null()).map(text);
+    let (why, of) = (said("why").unwrap_or_default(), text(&class["of"]));
+    let verdict = match class["after"].as_u64() {
+        None => format!("passed over: {why}"),
+        Some(0) => format!("asked first, of {of}"),
+        Some(after) => {
+            let first = said("first").map(|first| format!(" ({first})")).unwrap_or_default();
+            format!("asked after {after} of {of}: {why}{first}")
         }
     };
-    let compared = text("compared").map(|compared| format!(" [{compared}]")).unwrap_or_default();
-    format!("{:<24} {verdict}{compared}", text("class").unwrap_or_default())
+    let compared = said("compared").map(|compared| format!(" [{compared}]")).unwrap_or_default();
+    format!("{:<24} {verdict}{compared}", said("class").unwrap_or_default())
 }
 
 fn incident(incident: &Value) -> String {
-    let text = |field: &str| OneLine(incident[field].as_str().unwrap_or("-")).to_string();
     let age = ago(incident["seconds_ago"].as_u64().unwrap_or(0));
-    format!("{age} ago, {} (counts {}): {}", text("kind"), number(&incident["weight"]), text("why"))
+    let [kind, why] = ["kind", "why"].map(|field| text(&incident[field]));
+    format!("{age} ago, {kind} (counts {}): {why}", number(&incident["weight"]))
 }
 
 fn address(miner: &Value) -> String {
-    let host = OneLine(miner["address"].as_str().unwrap_or("-")).to_string();
+    let host = text(&miner["address"]);
     let host = if host.contains(':') { format!("[{host}]") } else { host };
     let tls = if miner["tls"] == true { "wss://" } else { "" };
-    format!("{tls}{host}:{}", miner["port"])
+    format!("{tls}{host}:{}", text(&miner["port"]))
 }
 
 fn counts(counts: &Value) -> String {
@@ -228,7 +233,8 @@ fn counts(counts: &Value) -> String {
         None => "not known".to_owned(),
         Some(counts) if counts.is_empty() => "-".to_owned(),
         Some(counts) => {
-            let counts = counts.iter().map(|(class, count)| format!("{} {count}", OneLine(class)));
+            let counts =
+                counts.iter().map(|(class, count)| format!("{} {}", Foreign::from(class.as_str()), text(count)));
             counts.collect::<Vec<_>>().join(", ")
         }
     }
@@ -278,6 +284,32 @@ the list stays as it is: half\\nwritten
         let shown = shown.replace("9 s   ", "9 s  ").replace("STATE                   ", "STATE                  ");
         assert_eq!(table(&json!({"source": source, "miners": [miner()]})), shown);
         assert!(table(&json!({"source": null, "miners": []})).starts_with("HOTKEY  ADDRESS"));
+    }
+
+    #[test]
+    fn nothing_is_obeyed_wherever_it_stands() {
+        let hostile = "\u{1b}[2J\u{9b}\n";
+        let with = |value: &Value| {
+            let fields = value.as_object().unwrap().keys().map(|key| (key.clone(), json!(hostile)));
+            Value::from(fields.collect::<serde_json::Map<_, _>>())
+        };
+        let mut hostile_miner = with(&miner());
+        hostile_miner["manifest"] = json!({ hostile: hostile });
+        let class = with(&json!({"class": 1, "of": 1, "why": 1, "compared": 1, "first": 1}));
+        let classes = [0, 1].map(|after| {
+            let mut class = class.clone();
+            class["after"] = json!(after);
+            class
+        });
+        let answer = json!({
+            "source": with(&json!({"origin": 1, "last_error": 1})), "miners": [hostile_miner], "miner": hostile_miner,
+            "incidents": [with(&miner()["last_error"])], "classes": [class, classes[0], classes[1]],
+        });
+        for shown in [table(&answer), explained(&answer)] {
+            assert!(!shown.contains(|c: char| c != '\n' && c.is_control()), "{shown:?}");
+            assert!(shown.matches("\\u{9b}\\n").count() > 5, "{shown}");
+        }
+        assert_eq!((table(&answer).lines().count(), explained(&answer).lines().count()), (4, 14));
     }
 
     #[test]

@@ -20,6 +20,8 @@ mod executors;
 pub mod facilitator;
 mod images;
 pub mod job;
+mod job_files;
+pub mod job_text;
 pub mod key;
 pub mod manifests;
 pub mod miner;

@@ -44,7 +44,8 @@ pub fn run(args: Args) -> ExitCode {
         Ok(answer) => answer,
         Err(error) => return exit::failed(format!("no role of phalanx answers: {error}")),
     };
-    let mut text = if args.json { response.text() } else { page(&snapshot, args.verbose) };
+    let mut text =
+        if args.json { redact::JsonText(&response.text()).to_string() } else { page(&snapshot, args.verbose) };
     if !text.ends_with('\n') {
         text.push('\n');
     }

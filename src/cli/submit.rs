@@ -1,7 +1,7 @@
 //! `phalanx submit`: submits job files, follows them, and prints their results.
 //!
 //! Results go to stdout (with `--json` an object for each job: `file`, `uuid`, `status`, `history` as `[{status, at}]`,
-//! `stdout`, `stderr`, `exit_code`, `error`, `seconds`), progress to stderr.
+//! `stdout`, `stderr`, `exit_code`, `error`, `seconds`), progress to stderr. What of them others wrote is escaped.
 //!
 //! Owner of the threads `submit-n`: the command. They block in: a request to the facilitator, which holds it until
 //! there is news. Kick: the stop signal at cancel. They end when no file is left, or with the command.
@@ -15,8 +15,10 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
+use super::job_files;
+use super::job_text::{Form, OutputArgs};
 use super::key::KeyArg;
-use crate::app::job_client::{JobClient, SubmittedJob};
+use crate::app::job_client::{JobClient, StatusEntry, SubmittedJob};
 use crate::app::jobfile::{self, JobSpec};
 use crate::app::output::Output;
 use crate::app::{exit, supervise};
@@ -26,12 +28,18 @@ use crate::base::thread::{JoinError, Kick, Thread, spawn};
 use crate::base::waits::recv;
 use crate::identity::{KeyPair, PublicKey};
 use crate::net::http::client::HttpError;
+use crate::ops::foreign::Foreign;
+use crate::ops::redact::{JsonText, OneLine};
 
 /// Jobs that are followed at a time, each by a thread; the others wait their turn, and end no later for that.
 const FOLLOWERS: usize = 16;
 
 /// How long the facilitator may be away before following is given up.
 const AWAY_TIME: Duration = Duration::from_secs(60);
+
+/// Lines that are shown of a streaming server's certificate, and characters of each: PEM has 64 in a line, and a chain
+/// of three some 100 lines.
+const CERTIFICATE: (usize, usize) = (200, 100);
 
 /// Pause before the facilitator is asked again, after a failure or an answer without news.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -56,6 +64,8 @@ pub struct Args {
     /// Print an object for each job
     #[arg(long, env = "PHALANX_JSON")]
     json: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// Runs the command: exit 0 if all jobs completed (without `--wait`: were taken), 1 if not, 2 if a flag or a file is
@@ -75,7 +85,9 @@ pub fn run(args: Args) -> ExitCode {
             Ok(out) => out,
             Err(error) => return exit::failed(format!("cannot write to stdout: {error}")),
         };
-        let plan = Plan { base, key, target: args.target, wait: args.wait, at_once: None, json: args.json };
+        let form = args.output.form(args.json);
+        let output = args.output.output;
+        let plan = Plan { base, key, target: args.target, wait: args.wait, at_once: None, form, output };
         match submit(&plan, jobs, &stop, &mut out) {
             Ok(true) => ExitCode::from(exit::DONE),
             Ok(false) => ExitCode::from(exit::FAILED),
@@ -100,8 +112,10 @@ pub struct Plan {
     pub wait: bool,
     /// Jobs that are on their way at a time, at most 16; `None` submits all at once. Only for jobs that are followed.
     pub at_once: Option<usize>,
-    /// Whether to print objects.
-    pub json: bool,
+    /// How jobs are shown.
+    pub form: Form,
+    /// A folder, which is there, for files of what jobs that are followed wrote.
+    pub output: Option<PathBuf>,
 }
 
 /// The key, the address and the jobs; all problems at once.
@@ -119,6 +133,15 @@ fn check(args: &Args) -> Result<(KeyPair, String, NamedJobs), String> {
             Err(error) => problems.push(error.to_string()),
         }
     }
+    if let Some(folder) = &args.output.output {
+        if !args.wait {
+            problems.push("--output needs --wait: what a job wrote comes with its end".to_owned());
+        } else if problems.is_empty()
+            && let Err(error) = job_files::prepare(folder)
+        {
+            problems.push(format!("--output {}: {error}", folder.display()));
+        }
+    }
     match key {
         Some(key) if problems.is_empty() => Ok((key, base, jobs)),
         _ => Err(problems.join("; ")),
@@ -134,8 +157,22 @@ fn name_of(path: &Path) -> String {
 /// Blocks as [`run`]; `stop` at cancel ends it at once.
 ///
 /// # Errors
-/// In words: why not all jobs could be submitted, or followed. Those that were submitted go on.
+/// In words: why not all jobs could be submitted, or followed, or what they wrote not shown or kept. Those that were
+/// submitted go on.
 pub fn submit(plan: &Plan, jobs: NamedJobs, stop: &Shutdown, out: &mut impl Write) -> Result<bool, String> {
+    each(plan, jobs, stop, &mut |name, job| {
+        // As one piece: the output is not buffered.
+        let text = if plan.form == Form::Json { json_line(name, job) } else { in_words(plan.form, name, job) };
+        let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        written.map_err(|error| format!("the results cannot be written to stdout: {error}"))
+    })
+}
+
+/// What becomes of a job's result, with the job's name.
+pub(super) type Show<'a> = dyn FnMut(&str, &SubmittedJob) -> Result<(), String> + 'a;
+
+/// [`submit`] with something else that shows the results.
+pub(super) fn each(plan: &Plan, jobs: NamedJobs, stop: &Shutdown, show: &mut Show<'_>) -> Result<bool, String> {
     let text = |error: HttpError| error.to_string();
     let mut client = JobClient::login(&plan.base, plan.key.clone(), stop).map_err(text)?;
     let total = jobs.len();
@@ -150,9 +187,9 @@ pub fn submit(plan: &Plan, jobs: NamedJobs, stop: &Shutdown, out: &mut impl Writ
         let job = client
             .submit(spec.unsigned().clone(), &plan.target)
             .map_err(|error| format!("{name}: {error}; {} of {total} jobs were submitted", turns.len()))?;
-        progress.say(&format!("{name}: submitted as {}", job.uuid));
+        progress.say(&format!("{}: submitted as {}", OneLine(&name), job.uuid));
         if !plan.wait {
-            print(out, plan.json, &name, &job)?;
+            show(&name, &job)?;
         }
         turns.push((name, Turn::Follow(Box::new(job))));
     }
@@ -160,7 +197,7 @@ pub fn submit(plan: &Plan, jobs: NamedJobs, stop: &Shutdown, out: &mut impl Writ
         return Ok(true);
     }
     let (news, threads) = follow(&client, plan.target, turns, followers, stop);
-    let outcome = watch(news, plan.json, &mut progress, out);
+    let outcome = watch(news, plan, &mut progress, show);
     progress.finish();
     if outcome.is_err() {
         stop.cancel();
@@ -176,27 +213,40 @@ pub fn submit(plan: &Plan, jobs: NamedJobs, stop: &Shutdown, out: &mut impl Writ
 /// Shows the news until there are no more. Takes the receiver, so that no follower waits for room in it afterwards.
 fn watch(
     news: Receiver<(String, News)>,
-    json: bool,
+    plan: &Plan,
     progress: &mut Progress,
-    out: &mut impl Write,
+    show: &mut Show<'_>,
 ) -> Result<bool, String> {
-    let mut all_completed = true;
+    let mut all_well = true;
     let mut lost = Vec::new();
     while let Ok((name, event)) = recv(&news, "news of the jobs") {
         match event {
-            News::Status(status) => progress.say(&format!("{name}: {status}")),
+            News::Status(status) => progress.say(&format!("{}: {status}", OneLine(&name))),
             News::Ended(job) => {
-                all_completed &= job.is_completed();
+                all_well &= job.is_completed() & keep(plan, &name, &job, progress)?;
                 progress.one_done();
-                progress.hide(|| print(out, json, &name, &job))?;
+                progress.hide(|| show(&name, &job))?;
             }
             News::Lost(why) => lost.push(format!("{name}: {why}")),
         }
     }
     match lost.as_slice() {
-        [] => Ok(all_completed),
+        [] => Ok(all_well),
         lost => Err(lost.join("; ")),
     }
+}
+
+/// Writes to files what the job wrote, if that is planned; says whether that is all.
+fn keep(plan: &Plan, name: &str, job: &SubmittedJob, progress: &Progress) -> Result<bool, String> {
+    let Some(folder) = &plan.output else { return Ok(true) };
+    let left_out = job_files::write(folder, job).map_err(|error| {
+        format!("{name}: its output cannot be written to {}: {error}", folder.join(&job.uuid).display())
+    })?;
+    if left_out > 0 {
+        let why = "they are not base64, or too many";
+        progress.hide(|| eprintln!("{}: {left_out} artifacts are not written: {why}", OneLine(name)));
+    }
+    Ok(left_out == 0)
 }
 
 /// What a follower does with a job.
@@ -209,6 +259,7 @@ enum Turn {
 
 /// What a follower tells.
 enum News {
+    /// In words; what others wrote is escaped.
     Status(String),
     Ended(Box<SubmittedJob>),
     Lost(String),
@@ -282,11 +333,7 @@ fn to_its_end(
             Ok(newer) => {
                 away_since = None;
                 for entry in newer.status_history.iter().skip(seen) {
-                    let text = match entry.streaming_server() {
-                        Some((at, certificate)) => format!("{} at https://{at}, by\n{certificate}", entry.status),
-                        None => entry.status.clone(),
-                    };
-                    let _ = report.send((name.to_owned(), News::Status(text)));
+                    let _ = report.send((name.to_owned(), News::Status(said(entry))));
                 }
                 // A facilitator with too many waiting requests answers at once.
                 if newer.status_history.len() == seen && asked.elapsed() < PAUSE {
@@ -307,23 +354,35 @@ fn to_its_end(
     News::Ended(Box::new(job))
 }
 
-fn print(out: &mut impl Write, as_json: bool, name: &str, job: &SubmittedJob) -> Result<(), String> {
-    let seconds = job.took().as_secs_f64();
-    let error = job.error();
-    let written = if as_json {
-        let history: Vec<_> =
-            job.status_history.iter().map(|entry| json!({"status": entry.status, "at": entry.created_at})).collect();
-        let line = json!({
-            "file": name, "uuid": job.uuid, "status": job.status(), "history": history, "stdout": job.stdout,
-            "stderr": job.stderr, "exit_code": job.exit_code(), "error": error, "seconds": seconds,
-        });
-        writeln!(out, "{line}")
-    } else {
-        let why = error.map(|error| format!("  {error}")).unwrap_or_default();
-        let text: String = job.stdout.lines().chain(job.stderr.lines()).map(|line| format!("    {line}\n")).collect();
-        write!(out, "{name}  {}  {seconds:.1} s  {}{why}\n{text}", job.status(), job.uuid)
-    };
-    written.and_then(|()| out.flush()).map_err(|error| format!("the results cannot be written to stdout: {error}"))
+/// A status, and where a streaming job is served.
+fn said(entry: &StatusEntry) -> String {
+    let mut said = Form::Short.words(&entry.status);
+    if let Some((at, certificate)) = entry.streaming_server() {
+        said += &format!(" at https://{}, by", Form::Short.words(&at));
+        let (lines, chars) = CERTIFICATE;
+        certificate.lines().take(lines).for_each(|line| said += &format!("\n{line:.chars$}"));
+    }
+    said
+}
+
+fn json_line(name: &str, job: &SubmittedJob) -> String {
+    let history: Vec<_> = job
+        .status_history
+        .iter()
+        .map(|entry| json!({"status": entry.status.as_written(), "at": entry.created_at.as_written()}))
+        .collect();
+    let line = json!({
+        "file": name, "uuid": job.uuid, "status": job.status().as_written(), "history": history,
+        "stdout": job.stdout.as_written(), "stderr": job.stderr.as_written(), "exit_code": job.exit_code(),
+        "error": job.error().as_ref().map(Foreign::as_written), "seconds": job.took().as_secs_f64(),
+    });
+    format!("{}\n", JsonText(&line.to_string()))
+}
+
+fn in_words(form: Form, name: &str, job: &SubmittedJob) -> String {
+    let (name, status, seconds) = (OneLine(name), form.words(&job.status()), job.took().as_secs_f64());
+    let why = job.error().map(|error| format!("  {}", form.words(&error))).unwrap_or_default();
+    format!("{name}  {status}  {seconds:.1} s  {}{why}\n{}", job.uuid, form.output(job))
 }
 
 /// A bar on a terminal, plain lines elsewhere.

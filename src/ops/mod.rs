@@ -5,6 +5,7 @@
 //! * [`cause`]: whose fault a failure of something external is, and whether to try again. Pure.
 //! * [`errors`]: errors that a loop lives on after, by what it does about them.
 //! * [`throttle`]: how often one kind of trouble is logged. Pure.
+//! * [`foreign`]: a text that somebody else wrote, which is escaped wherever it is shown. Pure.
 //! * [`redact`]: takes secrets and control characters out of what the process says. Pure.
 //! * [`process`]: what the system says of this process.
 //! * [`status`]: one snapshot of a role, and the pages made from it.
@@ -12,6 +13,7 @@
 #[cfg(feature = "net")]
 pub mod cause;
 pub mod errors;
+pub mod foreign;
 pub mod health;
 pub mod metrics;
 pub mod process;

@@ -32,18 +32,43 @@ fn hide<'a>(text: &'a str, marker: &str, secret: impl Fn(&str) -> usize) -> Cow<
 }
 
 /// A text of somebody else's, shown with its line ends, other control characters, and what turns the direction of
-/// writing round escaped.
+/// writing round escaped. With a precision, as `{:.200}`, so many of its characters are shown, and `…` for the others.
 #[derive(Debug, Clone, Copy)]
 pub struct OneLine<'a>(pub &'a str);
 
 impl fmt::Display for OneLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.chars().try_for_each(|c| match c {
+        let cut = f.precision().and_then(|chars| self.0.char_indices().nth(chars)).map(|(at, _)| at);
+        self.0[..cut.unwrap_or(self.0.len())].chars().try_for_each(|c| match c {
             '\t' => f.write_char(c),
-            c if c.is_control() || is_format(c) => write!(f, "{}", c.escape_default()),
+            c if is_obeyed(c) => write!(f, "{}", c.escape_default()),
+            c => f.write_char(c),
+        })?;
+        f.write_str(cut.map_or("", |_| "…"))
+    }
+}
+
+/// A JSON text that has what others wrote in it, shown with what a terminal obeys as `\u` escapes: whoever reads it as
+/// JSON gets the same values.
+#[derive(Debug, Clone, Copy)]
+pub struct JsonText<'a>(pub &'a str);
+
+impl fmt::Display for JsonText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|c| match c {
+            // In JSON these stand between values only. A terminal begins its line again at the last.
+            '\t' | '\n' => f.write_char(c),
+            '\r' => f.write_char(' '),
+            // All of them have four digits.
+            c if is_obeyed(c) => write!(f, "\\u{:04x}", u32::from(c)),
             c => f.write_char(c),
         })
     }
+}
+
+/// Whether a terminal does something else with it than to show it where it stands.
+fn is_obeyed(c: char) -> bool {
+    c.is_control() || is_format(c)
 }
 
 /// Line and paragraph ends of Unicode, and what a terminal shows a text in another order by.
@@ -66,6 +91,26 @@ mod tests {
             .collect();
         assert_eq!(OneLine(edges).to_string(), escaped);
         assert!(escaped.is_ascii(), "{escaped}");
+    }
+
+    #[test]
+    fn a_precision_cuts_between_two_characters_and_says_so() {
+        assert_eq!(format!("{:.2}", OneLine("äöü")), "äö…");
+        assert_eq!(format!("{:.3}", OneLine("äöü")), "äöü");
+        assert_eq!(format!("{:.1}", OneLine("\u{1b}[2J")), "\\u{1b}…");
+        assert_eq!(format!("{:.0}", OneLine("")), "");
+    }
+
+    #[test]
+    fn json_means_the_same_and_has_nothing_that_a_terminal_obeys() {
+        let text =
+            "a\u{1b}[2J\r\n\t\u{7f}\u{80}\u{9b}\u{9f}\u{61c}\u{200e}\u{2028}\u{202e}\u{2069} ä 中 \u{200d}😀\\\"";
+        let value = serde_json::json!({ text: [text] });
+        let shown = JsonText(&value.to_string()).to_string();
+        assert!(!shown.chars().any(is_obeyed), "{shown}");
+        assert!(shown.contains("\\u009b") && shown.contains("ä 中 \u{200d}😀"), "{shown}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), value);
+        assert_eq!(JsonText("{\r\n\t\"a\": 1\u{9b}}").to_string(), "{ \n\t\"a\": 1\\u009b}");
     }
 
     #[test]

@@ -71,6 +71,32 @@ fn the_table_shows_each_job() {
     {
         assert!(finished.stdout.contains(expected), "{expected} is not in\n{}", finished.stdout);
     }
+    let longest = finished.stdout.lines().map(|line| line.chars().count()).max().unwrap();
+    assert!(finished.stdout.lines().count() < 60 && longest < 250, "{}", finished.stdout);
+    assert!(finished.stdout.contains("\n    artifact /artifacts/square-5.txt, 3 bytes\n"), "{}", finished.stdout);
+    nothing_left(scratch.path());
+}
+
+#[test]
+fn all_that_jobs_wrote_is_shown_and_kept() {
+    let (scratch, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let kept = folder.path().join("kept");
+    let mut command = phalanx(scratch.path());
+    let finished = run(command.args(["demo", "--runner", "process", "--full", "--output"]).arg(&kept));
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    assert!(finished.stdout.contains("\n    | 2\n    | 3\n    | 4\n") && finished.stdout.ends_with('\n'));
+    let folders: Vec<_> = std::fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(folders.len(), 5, "{folders:?}");
+    let sizes = |name: &str| -> Vec<u64> {
+        let mut sizes: Vec<u64> =
+            folders.iter().filter_map(|folder| Some(folder.join(name).metadata().ok()?.len())).collect();
+        sizes.sort_unstable();
+        sizes
+    };
+    // The last is a million characters, one of which is not of one byte.
+    let outputs = sizes("stdout");
+    assert!(outputs.len() == 5 && outputs[4] >= 1_000_000, "{outputs:?}");
+    assert_eq!((sizes("stderr"), sizes("artifacts/square-5.txt")), (vec![0; 5], vec![3]));
     nothing_left(scratch.path());
 }
 
@@ -162,6 +188,8 @@ fn a_wrong_flag_is_one_line() {
         (["--jobs", "0"], "--jobs is 0; it should be from 1 to 10000"),
         (["--jobs", "many"], "invalid value 'many' for '--jobs <N>'"),
         (["--runner", "vm"], "invalid value 'vm' for '--runner <RUNNER>'"),
+        (["--raw", "--json"], "the argument '--raw' cannot be used with '--json'"),
+        (["--output", "/dev/null/x"], "--output /dev/null/x: "),
     ] {
         let finished = run(phalanx(scratch.path()).arg("demo").args(args));
         assert_eq!(finished.code, Some(2));

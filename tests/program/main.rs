@@ -13,6 +13,7 @@ mod elsewhere;
 mod engine;
 mod executor;
 mod facilitator_kill;
+mod foreign;
 mod init;
 mod manifests;
 mod miner_restart;

@@ -11,6 +11,7 @@ use phalanx::app::local::{LocalConfig, LocalNetwork, ThreadBackend};
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::Stopping;
 use phalanx::base::thread::Group;
+use phalanx::cli::job_text::Form;
 use phalanx::cli::submit::{Plan, submit};
 use phalanx::executor::RunnerKind;
 
@@ -57,7 +58,8 @@ fn run(runner: RunnerKind, script: &str, more: &[(&str, Value)]) -> Value {
         target: network.target(),
         wait: true,
         at_once: None,
-        json: true,
+        form: Form::Json,
+        output: None,
     };
     let mut out = Vec::new();
     let _done = submit(&plan, jobs, &Shutdown::new(), &mut out).unwrap();

@@ -8,13 +8,14 @@ use facilitator_kit::{Fixture, alice, completed, dave, key};
 use phalanx::app::jobfile::{self, JobSpec};
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
+use phalanx::cli::job_text::Form;
 use phalanx::cli::submit::{Plan, submit};
 use phalanx::protocol::JobStatus as S;
 use serde_json::{Value, json};
 
-fn plan(fix: &Fixture, wait: bool, json: bool) -> Plan {
+fn plan(fix: &Fixture, wait: bool, form: Form) -> Plan {
     let base = format!("http://{}/", fix.running().http_addr());
-    Plan { base, key: dave(), target: alice().public(), wait, at_once: None, json }
+    Plan { base, key: dave(), target: alice().public(), wait, at_once: None, form, output: None }
 }
 
 fn jobs(n: usize) -> Vec<(String, JobSpec)> {
@@ -36,7 +37,7 @@ fn all_jobs_are_followed_to_their_ends() {
     let (kick, validator) =
         fix.validator(&alice()).serve(|job| completed(&format!("{} {:?}\n", job.args[0], job.volume.is_some())));
     let mut out = Vec::new();
-    assert_eq!(submit(&plan(&fix, true, true), jobs(20), &Shutdown::new(), &mut out), Ok(true));
+    assert_eq!(submit(&plan(&fix, true, Form::Json), jobs(20), &Shutdown::new(), &mut out), Ok(true));
     let lines = lines(&out);
     assert_eq!(lines.len(), 20);
     for line in &lines {
@@ -63,9 +64,56 @@ fn a_job_that_fails_makes_it_fail_and_says_why() {
     let (kick, validator) =
         fix.validator(&alice()).serve(move |_| vec![(S::Received, None), (S::Rejected, Some(rejected.clone()))]);
     let mut out = Vec::new();
-    assert_eq!(submit(&plan(&fix, true, false), jobs(1), &Shutdown::new(), &mut out), Ok(false));
+    assert_eq!(submit(&plan(&fix, true, Form::Short), jobs(1), &Shutdown::new(), &mut out), Ok(false));
     let out = String::from_utf8(out).unwrap();
     assert!(out.starts_with("job-0.json  rejected  ") && out.contains("busy: no miner is free"), "{out}");
+    kick.kick();
+    validator.join_by(Instant::now() + LONG).unwrap();
+}
+
+#[test]
+fn what_a_job_wrote_is_shown_from_its_beginning_and_escaped_and_kept_whole() {
+    const HOSTILE: &str = "\u{1b}[2J\u{9b}31m\u{202e}\r\n2\n3\n4\n";
+    let fix = Fixture::new();
+    let (kick, validator) = fix.validator(&alice()).serve(|_| completed(HOSTILE));
+    let folder = tempfile::tempdir().unwrap();
+    let shown = |form, output| {
+        let mut out = Vec::new();
+        let plan = Plan { form, output, ..plan(&fix, true, form) };
+        assert_eq!(submit(&plan, jobs(1), &Shutdown::new(), &mut out), Ok(true));
+        String::from_utf8(out).unwrap()
+    };
+    let text = shown(Form::Short, Some(folder.path().to_owned()));
+    let shown_lines: Vec<&str> = text.lines().skip(1).collect();
+    let artifact = "    artifact /artifacts/a.bin, 2 bytes";
+    let expected =
+        ["    | \\u{1b}[2J\\u{9b}31m\\u{202e}", "    | 2", "    | 3", "    | … (17 characters in all)", artifact];
+    assert_eq!(shown_lines, expected);
+    let uuid = text.lines().next().unwrap().rsplit("  ").next().unwrap();
+    for (name, content) in [("stdout", HOSTILE.as_bytes()), ("stderr", b""), ("artifacts/a.bin", &[0, 255])] {
+        assert_eq!(std::fs::read(folder.path().join(uuid).join(name)).unwrap(), content, "{name}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+
+    assert!(shown(Form::Raw, None).contains(&format!("\n{HOSTILE}{artifact}\n")));
+    let json = shown(Form::Json, None);
+    assert!(!json.contains(|c: char| c != '\n' && c.is_control() || c == '\u{202e}'), "{json:?}");
+    let job = &lines(json.as_bytes())[0];
+    assert_eq!(job["stdout"], HOSTILE);
+    let fields: Vec<&str> = job.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(fields.join(" "), "file uuid status history stdout stderr exit_code error seconds");
+    kick.kick();
+    validator.join_by(Instant::now() + LONG).unwrap();
+}
+
+#[test]
+fn an_output_that_cannot_be_kept_ends_it() {
+    let fix = Fixture::new();
+    let (kick, validator) = fix.validator(&alice()).serve(|_| completed(""));
+    let folder = tempfile::tempdir().unwrap();
+    let plan = Plan { output: Some(folder.path().join("gone")), ..plan(&fix, true, Form::Short) };
+    let error = submit(&plan, jobs(1), &Shutdown::new(), &mut Vec::new()).unwrap_err();
+    assert!(error.starts_with("job-0.json: its output cannot be written to ") && error.contains("gone"), "{error}");
     kick.kick();
     validator.join_by(Instant::now() + LONG).unwrap();
 }
@@ -74,7 +122,7 @@ fn a_job_that_fails_makes_it_fail_and_says_why() {
 fn without_wait_it_ends_when_all_are_taken() {
     let fix = Fixture::new();
     let mut out = Vec::new();
-    assert_eq!(submit(&plan(&fix, false, true), jobs(3), &Shutdown::new(), &mut out), Ok(true));
+    assert_eq!(submit(&plan(&fix, false, Form::Json), jobs(3), &Shutdown::new(), &mut out), Ok(true));
     let lines = lines(&out);
     assert_eq!(lines.iter().map(|line| line["status"].as_str().unwrap()).collect::<Vec<_>>(), ["sent"; 3]);
     until("three jobs waiting", || fix.running().snapshot()["waiting_jobs"] == 3);
@@ -83,7 +131,7 @@ fn without_wait_it_ends_when_all_are_taken() {
 #[test]
 fn an_interrupt_while_waiting_ends_it_at_once() {
     let fix = Fixture::new();
-    let plan = plan(&fix, true, true);
+    let plan = plan(&fix, true, Form::Json);
     let stop = Shutdown::new();
     let cancel = stop.clone();
     let running = spawn("t-submit", Kick::new("stop signal", move || cancel.cancel()), {
@@ -102,11 +150,11 @@ fn an_interrupt_while_waiting_ends_it_at_once() {
 fn refusals_come_in_plain_words() {
     let fix = Fixture::new();
     let fail = |plan: Plan| submit(&plan, jobs(1), &Shutdown::new(), &mut Vec::new()).unwrap_err();
-    let error = fail(Plan { key: key("//Stranger"), ..plan(&fix, true, true) });
+    let error = fail(Plan { key: key("//Stranger"), ..plan(&fix, true, Form::Json) });
     assert!(error.contains("is not a user of this facilitator"), "{error}");
-    let error = fail(Plan { target: key("//Charlie").public(), ..plan(&fix, true, true) });
+    let error = fail(Plan { target: key("//Charlie").public(), ..plan(&fix, true, Form::Json) });
     assert!(error.contains("job-0.json") && error.contains("is not a validator of this facilitator"), "{error}");
-    let error = fail(Plan { base: "http://127.0.0.1:1".to_owned(), ..plan(&fix, true, true) });
+    let error = fail(Plan { base: "http://127.0.0.1:1".to_owned(), ..plan(&fix, true, Form::Json) });
     assert!(error.contains("cannot talk to http://127.0.0.1:1"), "{error}");
 }
 
@@ -130,7 +178,8 @@ fn a_facilitator_gets_no_signature_but_one_over_a_nonce() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let server = HttpServer::start("nonce", listener, std::sync::Arc::new(handler), HttpLimits::default()).unwrap();
     let base = format!("http://{}", server.local_addr());
-    let plan = Plan { base, key: user, target: alice().public(), wait: true, at_once: None, json: true };
+    let plan =
+        Plan { base, key: user, target: alice().public(), wait: true, at_once: None, form: Form::Json, output: None };
     let refused = submit(&plan, jobs(1), &Shutdown::new(), &mut Vec::new()).map(|_| ());
     let signature = seen.try_recv();
     let mut stopping = phalanx::base::stop::Stopping::alone();
@@ -149,7 +198,7 @@ fn a_facilitator_gets_no_signature_but_one_over_a_nonce() {
 #[test]
 fn a_facilitator_that_restarts_is_waited_for() {
     let mut fix = Fixture::new();
-    let mut plan = plan(&fix, true, true);
+    let mut plan = plan(&fix, true, Form::Json);
     // A fixed address is needed to come back to, so a plain forwarder stands before the facilitator's changing port.
     let proxy = Proxy::start(fix.running().http_addr());
     plan.base = format!("http://{}", proxy.address);

@@ -21,6 +21,7 @@ use crate::app::{exit, supervise};
 use crate::base::rng::Rng;
 use crate::base::shutdown::Level;
 use crate::identity::{KeyPair, PublicKey};
+use crate::ops::redact::{JsonText, OneLine};
 use crate::store::StoreError;
 use crate::transport::ws::WsDialer;
 use crate::validator::MinerAddress;
@@ -218,7 +219,7 @@ fn show(batch: &RunningBatch, json: bool, progress: &mut Progress, out: &mut imp
 }
 
 fn print(line: &JobLine, json: bool, out: &mut impl Write) -> Result<(), String> {
-    let text = if json { line.to_json() } else { in_words(line) };
+    let text = if json { JsonText(&line.to_json()).to_string() } else { OneLine(&in_words(line)).to_string() };
     // At once, so that a line never stands half when the process is killed.
     out.write_all(format!("{text}\n").as_bytes()).map_err(unwritable)
 }
@@ -237,7 +238,7 @@ fn in_words(line: &JobLine) -> String {
 }
 
 fn end(summary: &Summary, json: bool, out: &mut impl Write) -> ExitCode {
-    let text = if json { summary.to_json() + "\n" } else { summary.table() };
+    let text = if json { format!("{}\n", JsonText(&summary.to_json())) } else { summary.table() };
     if let Err(error) = out.write_all(text.as_bytes()) {
         return exit::failed(unwritable(error));
     }

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::head::{HeadText, first};
 use crate::base::shutdown::Shutdown;
+use crate::ops::redact::JsonText;
 
 /// A request whose body has been read.
 #[derive(Clone)]
@@ -69,9 +70,9 @@ impl HttpResponse {
         Self::new(status, "text/plain; charset=utf-8", body.into())
     }
 
-    /// A JSON value on one line.
+    /// A JSON value on one line; what a terminal obeys is escaped in it.
     pub fn json(status: u16, body: &Value) -> Self {
-        Self::new(status, "application/json", body.to_string())
+        Self::new(status, "application/json", JsonText(&body.to_string()).to_string())
     }
 
     /// The same response with one more header. `value` must not contain line ends.

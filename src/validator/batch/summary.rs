@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::line::{BatchOutcome, JobLine};
 use super::state::Ending;
+use crate::ops::redact::OneLine;
 
 /// The slowest jobs that are named.
 const SLOWEST: usize = 5;
@@ -170,7 +171,7 @@ impl Summary {
             let _ = writeln!(text, "slowest:");
         }
         for (seconds, miner, uuid) in &self.tally.slowest {
-            let _ = writeln!(text, "  {seconds:>8.3} s  {miner}  {uuid}");
+            let _ = writeln!(text, "  {seconds:>8.3} s  {}  {}", OneLine(miner), OneLine(uuid));
         }
         let mut reasons: Vec<_> = self.tally.reasons.iter().collect();
         reasons.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
@@ -178,7 +179,7 @@ impl Summary {
             let _ = writeln!(text, "what failed:");
         }
         for ((outcome, reason), count) in reasons.iter().take(REASONS_SHOWN) {
-            let _ = writeln!(text, "  {count:>6}  {}  {reason}", outcome.as_str());
+            let _ = writeln!(text, "  {count:>6}  {}  {}", outcome.as_str(), OneLine(reason));
         }
         if reasons.len() > REASONS_SHOWN {
             let _ = writeln!(text, "  … and {} other reasons", reasons.len() - REASONS_SHOWN);
