@@ -8,12 +8,14 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use crate::base::clock::now;
+use crate::base::limits::{FACILITATOR_LINK_MESSAGE_BYTES, JOB_REQUEST_BYTES, MESSAGE_VALUES};
 use crate::base::shutdown::Shutdown;
 use crate::facilitator::api::submission::body_of;
 use crate::identity::{KeyPair, PublicKey};
 use crate::net::address;
 use crate::net::http::client::{Content, HttpClient, HttpError, Response};
 use crate::ops::foreign::Foreign;
+use crate::protocol::json::has_many_values;
 use crate::protocol::nonce::check_login_nonce;
 use crate::protocol::{DateTime, JobStatus, SignedRequest, V2JobRequest};
 
@@ -22,6 +24,10 @@ const REQUEST_TIME: Duration = Duration::from_secs(30);
 
 /// How long the facilitator is asked to wait for news of a job; it waits at most 30 s.
 const NEWS_TIME: Duration = Duration::from_secs(25);
+
+/// Bytes of a job as the facilitator shows it: its result twice, in the history and by itself, each as the message
+/// that it came in; its request; and a megabyte for the rest.
+const JOB_BYTES: usize = 2 * FACILITATOR_LINK_MESSAGE_BYTES + JOB_REQUEST_BYTES + (1 << 20);
 
 /// A user who talks to a facilitator.
 #[derive(Clone)]
@@ -197,7 +203,7 @@ impl JobClient {
     pub fn news(&mut self, uuid: &str, seen: usize) -> Result<SubmittedJob, HttpError> {
         let url = self.url(&format!("api/v1/jobs/{uuid}/?wait={}&seen={seen}", NEWS_TIME.as_secs()));
         self.authorized(|http, authorization| {
-            http.get(&url, &[authorization], Instant::now() + NEWS_TIME + REQUEST_TIME)
+            http.get_within(&url, &[authorization], JOB_BYTES as u64, Instant::now() + NEWS_TIME + REQUEST_TIME)
         })
     }
 
@@ -212,7 +218,12 @@ impl JobClient {
             self.authenticate()?;
             answer = send(&self.http, authorization(&self.token))?;
         }
-        answer.ok()?.json()
+        let answer = answer.ok()?;
+        if has_many_values(&String::from_utf8_lossy(&answer.body), MESSAGE_VALUES) {
+            let why = format!("it has more than {MESSAGE_VALUES} values");
+            return Err(HttpError::Answer { url: self.url("api/v1/"), why });
+        }
+        answer.json()
     }
 
     fn url(&self, path: &str) -> String {

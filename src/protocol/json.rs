@@ -42,7 +42,7 @@ pub(super) fn parse(text: &str) -> Result<JsonValue<'_>, ParseError> {
 }
 
 /// Whether a text has more than `most` commas and brackets that open, outside its strings: as many values, up to twice.
-fn has_many_values(text: &str, most: usize) -> bool {
+pub fn has_many_values(text: &str, most: usize) -> bool {
     if text.len() <= most {
         return false;
     }

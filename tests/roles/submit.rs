@@ -107,6 +107,24 @@ fn what_a_job_wrote_is_shown_from_its_beginning_and_escaped_and_kept_whole() {
 }
 
 #[test]
+fn a_result_with_large_artifacts_arrives() {
+    let fix = Fixture::new();
+    let (kick, validator) = fix.validator(&alice()).serve(|_| {
+        let mut statuses = completed("");
+        // Of 6 MiB, and the facilitator shows it twice.
+        statuses.last_mut().unwrap().1.as_mut().unwrap()["miner_response"]["artifacts"] =
+            json!({"/artifacts/large": "A".repeat(8 << 20)});
+        statuses
+    });
+    let mut out = Vec::new();
+    assert_eq!(submit(&plan(&fix, true, Form::Short), jobs(1), &Shutdown::new(), &mut out), Ok(true));
+    let out = String::from_utf8(out).unwrap();
+    assert!(out.ends_with("    artifact /artifacts/large, 6291456 bytes\n"), "{out}");
+    kick.kick();
+    validator.join_by(Instant::now() + LONG).unwrap();
+}
+
+#[test]
 fn an_output_that_cannot_be_kept_ends_it() {
     let fix = Fixture::new();
     let (kick, validator) = fix.validator(&alice()).serve(|_| completed(""));
