@@ -50,7 +50,7 @@ $(TOOLS)/.ready:
 
 # Each set of features that a program may ask for; `make clippy` has the default one. Then what is refused where a
 # feature is missing.
-FEATURES := test-util net store client client,store celery roles roles,celery cli
+FEATURES := net store client client,store celery roles,test-util cli
 features:
 	set -e; for set in "" $(FEATURES); do \
 	  echo "features: $${set:-none}"; \
