@@ -252,6 +252,10 @@ pub const CELERY_SETTLED: usize = 16_384;
 /// Revoked task ids that a Celery worker remembers, as many as Celery; some 100 bytes each, twice.
 pub const CELERY_REVOKED: usize = 50_000;
 
+/// Bytes of such an id, or it is not remembered: a uuid has 36, Celery's tables of results have room for 255. At most
+/// 100 MiB in all, twice 50,000 of these.
+pub const CELERY_REVOKED_ID_BYTES: usize = 1024;
+
 /// Messages of a dead worker that are put back at a time; the rest follows with the next look, a third of the time to
 /// live later, or at once if this many were found.
 pub const CELERY_RESTORED_AT_ONCE: usize = 100;

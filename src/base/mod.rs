@@ -10,6 +10,8 @@ pub mod drained;
 mod drained_tests;
 pub mod glob;
 pub mod ids;
+#[cfg(feature = "net")]
+pub(crate) mod key_file;
 #[cfg(any(test, feature = "test-util"))]
 pub mod leaks;
 pub mod limits;

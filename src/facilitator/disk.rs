@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn a_call_that_the_thread_has_not_seen_ends_with_the_thread() {
         let folder = tempfile::tempdir().unwrap();
-        let store = JobStore::open(&folder.path().join("jobs.db")).unwrap();
+        let store = JobStore::open(folder.path()).unwrap();
         let (stop, Board { health, metrics, .. }) = (Shutdown::new(), Board::new());
         let (stored, _router) = bounded(1);
         let (handle, thread) = start(store, stored, Changes::default(), &stop, &health, &metrics);

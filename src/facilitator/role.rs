@@ -123,7 +123,7 @@ impl Facilitator {
         if !problems.is_empty() {
             return Err(FacilitatorError::Config(problems));
         }
-        let store = JobStore::open(&config.state_dir.join("facilitator.db"))?;
+        let store = JobStore::open(&config.state_dir)?;
         let path = config.state_dir.join("jwt.secret");
         let tokens =
             Tokens::load(&path, config.token_time).map_err(|source| FacilitatorError::Secret { path, source })?;

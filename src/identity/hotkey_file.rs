@@ -11,6 +11,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::{IdentityError, KeyPair, PublicKey, secret, seed_from_mnemonic};
+use crate::base::key_file::tell_if_open;
 
 /// The longest hotkey file that is read, in bytes: a hundred times a real one, so that a wrong path does no harm.
 pub const HOTKEY_FILE_LIMIT: u64 = 64 * 1024;
@@ -25,7 +26,8 @@ impl KeyPair {
     /// * anything else: the path of a Bittensor hotkey file, unencrypted, whose `ss58Address` must fit its secret.
     ///   (Write `./0x…` for a file of such a name.)
     ///
-    /// Blocks only while the file is read, which for a pipe means until its writer closes it.
+    /// A file that other users can read is told in the log. Blocks only while the file is read, which for a pipe means
+    /// until its writer closes it.
     ///
     /// # Errors
     /// Those of [`KeyPair::from_uri`]; for a path, what is wrong with the file and its fields; for a text that is
@@ -55,6 +57,7 @@ fn read(key: &str) -> Result<KeyPair, IdentityError> {
         }
         _ => failed(cause),
     })?;
+    tell_if_open(path, &file.metadata().map_err(failed)?);
     let mut bytes = Vec::new();
     file.take(HOTKEY_FILE_LIMIT + 1).read_to_end(&mut bytes).map_err(failed)?;
     parse(&bytes).map_err(|why| IdentityError::HotkeyFile { path: path.into(), why })

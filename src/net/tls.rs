@@ -1,14 +1,16 @@
 //! What TLS needs to know, from PEM files, for every connection of the crate that rustls seals: whose certificates are
 //! trusted, which one is shown.
 
-use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::{fmt, fs};
 
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+
+use crate::base::key_file::tell_if_open;
 
 /// A certificate or key file cannot be used. Trying again does not help.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -124,6 +126,9 @@ fn chain_and_key(
     key: &Path,
 ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsFileError> {
     let private_key = PrivateKeyDer::from_pem_file(key).map_err(|e| bad_pem(key, "private key", e))?;
+    if let Ok(metadata) = fs::metadata(key) {
+        tell_if_open(key, &metadata);
+    }
     Ok((certificates(certificate)?, private_key))
 }
 

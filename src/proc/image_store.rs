@@ -6,8 +6,9 @@
 //! killed one holds is free. What the operator has brought is never written down, and never goes. One more file counts
 //! what all processes have done.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -66,13 +67,13 @@ pub struct Preparing {
 pub struct InUse(File);
 
 impl ImageStore {
-    /// Makes the folder if it is not there.
+    /// Makes the folder, its owner's alone, if it is not there.
     ///
     /// # Errors
     /// What the system says.
     pub fn open(docker: Docker, folder: impl Into<PathBuf>, bounds: ImageBounds) -> io::Result<Self> {
         let folder = folder.into();
-        fs::create_dir_all(&folder)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         Ok(Self { disk: EngineDisk::new(docker.clone()), docker, folder, bounds })
     }
 

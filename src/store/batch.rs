@@ -8,7 +8,7 @@ use std::path::Path;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::lock::FolderLock;
-use super::{StoreError, make_folder, open};
+use super::{StoreError, open};
 
 const DATABASE: &str = "batch.db";
 
@@ -174,7 +174,6 @@ impl BatchStore {
     /// # Errors
     /// [`StoreError`]; [`StoreError::InUse`] if another process has the folder.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
-        make_folder(folder)?;
         let lock = FolderLock::take(folder, "batch.lock")?;
         Ok(Self { connection: open(&folder.join(DATABASE), MIGRATIONS)?, _lock: lock })
     }

@@ -8,8 +8,14 @@ use std::path::Path;
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
+use super::lock::FolderLock;
 use super::{StoreError, open};
 use crate::base::waits::waiting;
+
+/// Name of the database in the state folder.
+const DATABASE: &str = "facilitator.db";
+
+const LOCK: &str = "facilitator.lock";
 
 const MIGRATIONS: &[&str] = &["
 CREATE TABLE jobs (
@@ -136,21 +142,26 @@ pub struct SpecsRow {
     pub at: i64,
 }
 
-/// The database. Every method blocks on the disk.
+/// The database. Every method blocks on the disk. Dropping it lets the folder go.
 #[derive(Debug)]
-pub struct JobStore(Connection);
+pub struct JobStore {
+    // The order matters: the database is closed before the lock is let go.
+    connection: Connection,
+    _lock: FolderLock,
+}
 
 /// Changes that become durable together. Dropping it undoes them.
 #[derive(Debug)]
 pub struct Batch<'a>(Transaction<'a>);
 
 impl JobStore {
-    /// Opens or makes the file.
+    /// Takes the folder, and opens or makes its database. Blocks on the disk.
     ///
     /// # Errors
-    /// As [`super::open`].
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Ok(Self(open(path, MIGRATIONS)?))
+    /// As [`super::open`]; [`StoreError::InUse`] if another process has the folder.
+    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+        let lock = FolderLock::take(folder, LOCK)?;
+        Ok(Self { connection: open(&folder.join(DATABASE), MIGRATIONS)?, _lock: lock })
     }
 
     /// Begins a batch.
@@ -158,7 +169,7 @@ impl JobStore {
     /// # Errors
     /// SQLite's.
     pub fn begin(&mut self) -> Result<Batch<'_>, StoreError> {
-        Ok(Batch(self.0.transaction()?))
+        Ok(Batch(self.connection.transaction()?))
     }
 
     /// Jobs that were submitted and of which no validator has reported anything, the oldest first.
@@ -166,7 +177,7 @@ impl JobStore {
     /// # Errors
     /// SQLite's.
     pub fn unreceived(&self) -> Result<Vec<NewJob>, StoreError> {
-        let mut statement = self.0.prepare(
+        let mut statement = self.connection.prepare(
             "SELECT uuid, user, validator, request, created_at FROM jobs WHERE ended IS NULL
              AND (SELECT count(*) FROM statuses WHERE job = uuid) = 1 ORDER BY created_at, rowid",
         )?;
@@ -179,7 +190,7 @@ impl JobStore {
     /// # Errors
     /// SQLite's.
     pub fn received(&self) -> Result<Vec<(NewJob, i64)>, StoreError> {
-        let mut statement = self.0.prepare(
+        let mut statement = self.connection.prepare(
             "SELECT uuid, user, validator, request, created_at, max(at) FROM jobs JOIN statuses ON job = uuid
              WHERE ended IS NULL GROUP BY uuid HAVING count(*) > 1 ORDER BY created_at, jobs.rowid",
         )?;
@@ -360,8 +371,7 @@ mod tests {
     #[test]
     fn statuses_are_unique_and_an_end_is_final_also_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("facilitator.db");
-        let mut store = JobStore::open(&path).unwrap();
+        let mut store = JobStore::open(folder.path()).unwrap();
         let batch = store.begin().unwrap();
         batch.insert(&new_job("a", "user", 1)).unwrap();
         let add = |new| batch.add_status(&new).unwrap();
@@ -377,8 +387,10 @@ mod tests {
             StatusOutcome::NotFound
         );
         batch.commit().unwrap();
+        let error = JobStore::open(folder.path()).unwrap_err();
+        assert!(matches!(&error, StoreError::InUse { pid, .. } if *pid == std::process::id().to_string()), "{error}");
         drop(store);
-        let mut store = JobStore::open(&path).unwrap();
+        let mut store = JobStore::open(folder.path()).unwrap();
         let expected = [("sent", false), ("received", false), ("completed", false), ("failed", true)];
         assert_eq!(seen(&mut store, "a"), expected.map(|(s, late)| (s.to_owned(), late)));
     }
@@ -386,7 +398,7 @@ mod tests {
     #[test]
     fn a_batch_without_commit_never_happened() {
         let folder = tempfile::tempdir().unwrap();
-        let mut store = JobStore::open(&folder.path().join("f.db")).unwrap();
+        let mut store = JobStore::open(folder.path()).unwrap();
         store.begin().unwrap().insert(&new_job("a", "user", 1)).unwrap();
         assert_eq!(store.begin().unwrap().job("user", "a").unwrap(), None);
     }
@@ -394,7 +406,7 @@ mod tests {
     #[test]
     fn pages_are_newest_first_and_only_ones_own() {
         let folder = tempfile::tempdir().unwrap();
-        let mut store = JobStore::open(&folder.path().join("f.db")).unwrap();
+        let mut store = JobStore::open(folder.path()).unwrap();
         let batch = store.begin().unwrap();
         for n in 0..5 {
             batch.insert(&new_job(&n.to_string(), "user", n)).unwrap();
@@ -415,7 +427,7 @@ mod tests {
     #[test]
     fn what_was_received_and_what_was_not_is_known_and_specs_are_the_newest() {
         let folder = tempfile::tempdir().unwrap();
-        let mut store = JobStore::open(&folder.path().join("f.db")).unwrap();
+        let mut store = JobStore::open(folder.path()).unwrap();
         let batch = store.begin().unwrap();
         for uuid in ["a", "b", "c"] {
             batch.insert(&new_job(uuid, "user", 1)).unwrap();

@@ -5,18 +5,26 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use super::StoreError;
+use super::{StoreError, make_folder, private};
 
 /// The lock, held until it is dropped or the process ends in whatever way.
 #[derive(Debug)]
 pub(super) struct FolderLock(File);
 
 impl FolderLock {
-    /// Takes the lock that is the file `name` of the folder.
+    /// Makes the folder if it is not there, takes the lock that is its file `name`, and closes the folder to others
+    /// than its owner. Blocks on the disk.
     ///
     /// # Errors
     /// [`StoreError::InUse`] with the process id of whoever has it; the system's.
     pub(super) fn take(folder: &Path, name: &str) -> Result<Self, StoreError> {
+        make_folder(folder)?;
+        let lock = Self::lock(folder, name)?;
+        private::close(folder);
+        Ok(lock)
+    }
+
+    fn lock(folder: &Path, name: &str) -> Result<Self, StoreError> {
         let path = folder.join(name);
         let failed = |source| StoreError::File { path: path.clone(), source };
         let mut file = File::options()

@@ -7,17 +7,20 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rusqlite::params;
+use rusqlite::{TransactionBehavior, params};
 
+use super::StoreError;
 use super::lock::FolderLock;
 use super::receipts::{ReceiptRow, ReceiptStore};
-use super::{StoreError, make_folder};
 use crate::base::waits::waiting;
 
 /// Name of the database in the state folder.
 pub const DATABASE: &str = "miner.db";
 
 const LOCK: &str = "miner.lock";
+
+/// Receipts that are kept, the newest: three for each of 100,000 jobs, of some 1 KiB each, are 300 MiB.
+const RECEIPTS: usize = 300_000;
 
 /// Whose turn it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +67,8 @@ pub enum JobChange {
 pub struct NewReceipt {
     /// The receipt.
     pub receipt: ReceiptRow,
-    /// The job that it starts: it is there only with its receipt, and only if that is new.
+    /// The job that it starts: it is there only with its receipt, and only if that is new. Without one the receipt is
+    /// of a job that was started before.
     pub job: Option<JobRow>,
 }
 
@@ -73,6 +77,8 @@ pub struct NewReceipt {
 pub struct MinerStore {
     // The order matters: the database is closed before the lock is let go.
     receipts: ReceiptStore,
+    /// Receipts that are kept at most.
+    most: usize,
     turn: Turn,
     _lock: FolderLock,
 }
@@ -89,13 +95,12 @@ impl MinerStore {
     /// # Errors
     /// [`StoreError`]; [`StoreError::InUse`] if another process has the folder.
     pub fn open(folder: &Path, now_us: i64) -> Result<(Self, Vec<JobRow>), StoreError> {
-        make_folder(folder)?;
         let lock = FolderLock::take(folder, LOCK)?;
         let path = folder.join(DATABASE);
         let file_error = |source| StoreError::File { path: path.clone(), source };
         let mut receipts = ReceiptStore::open(&path, now_us)?;
         let inode = fs::metadata(folder).map_err(file_error)?.ino();
-        let transaction = receipts.connection().transaction()?;
+        let transaction = receipts.connection.transaction()?;
         let fresh = uuid::Uuid::new_v4().simple().to_string();
         transaction.execute("INSERT OR IGNORE INTO miner VALUES (1, ?1, 0)", [&fresh[..16]])?;
         transaction.execute("UPDATE miner SET epoch = epoch + 1", [])?;
@@ -118,7 +123,7 @@ impl MinerStore {
         };
         transaction.commit()?;
         let turn = Turn { instance: format!("{number}-{inode:x}"), epoch: epoch.unsigned_abs() };
-        Ok((Self { receipts, turn, _lock: lock }, jobs))
+        Ok((Self { receipts, most: RECEIPTS, turn, _lock: lock }, jobs))
     }
 
     /// Whose turn it is, for as long as this lives.
@@ -127,13 +132,16 @@ impl MinerStore {
     }
 
     /// Makes changes of jobs and then stores receipts, in one transaction; says for each receipt whether it is new
-    /// (`false`: that validator's receipt of that kind for that job is already there, and stays). Blocks on the disk;
-    /// on it when this returns.
+    /// (`false`: that validator's receipt of that kind for that job is already there, and stays; or no receipt has
+    /// started the job, so it did not run here, and nothing is kept of it). The newest 300,000 are kept, by what they
+    /// say of when they were written. Blocks on the disk; on it when this returns.
     ///
     /// # Errors
     /// [`StoreError::Sql`]; then nothing was changed.
     pub fn write(&mut self, jobs: &[JobChange], receipts: &[NewReceipt]) -> Result<Vec<bool>, StoreError> {
-        let transaction = self.receipts.connection().transaction()?;
+        // It reads before it writes: begun as a reader it would fail if somebody else wrote in between.
+        let transaction = self.receipts.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut stored = self.receipts.stored;
         let mut new = Vec::with_capacity(receipts.len());
         {
             let mut put = transaction.prepare_cached("INSERT OR REPLACE INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
@@ -148,15 +156,20 @@ impl MinerStore {
                 };
             }
             for NewReceipt { receipt, job } in receipts {
-                let is_new = ReceiptStore::insert_into(&transaction, receipt)?;
+                let ran_here =
+                    job.is_some() || ReceiptStore::has(&transaction, &receipt.validator_hotkey, &receipt.job_uuid)?;
+                let is_new = ran_here && ReceiptStore::insert_into(&transaction, receipt)?;
+                stored += usize::from(is_new);
                 if let Some(row) = job.as_ref().filter(|_| is_new) {
                     put(row)?;
                 }
                 new.push(is_new);
             }
         }
+        stored -= ReceiptStore::delete_beyond(&transaction, stored, self.most)?;
         let _waiting = waiting("the disk", None);
         transaction.commit()?;
+        self.receipts.stored = stored;
         Ok(new)
     }
 }
@@ -219,12 +232,49 @@ mod tests {
         assert_eq!(store.write(&[forget("a")], &[starts("a", "new")]).unwrap(), [true]);
         assert_eq!(store.write(&[forget("a")], &[starts("a", "again"), starts("b", "new")]).unwrap(), [false, true]);
         // A receipt that cannot be stored leaves no job either.
-        store.receipts.connection().execute("ALTER TABLE receipts RENAME TO away", []).unwrap();
+        store.receipts.connection.execute("ALTER TABLE receipts RENAME TO away", []).unwrap();
         store.write(&[], &[starts("c", "new")]).unwrap_err();
-        store.receipts.connection().execute("ALTER TABLE away RENAME TO receipts", []).unwrap();
+        store.receipts.connection.execute("ALTER TABLE away RENAME TO receipts", []).unwrap();
         drop(store);
         let (_store, jobs) = MinerStore::open(folder.path(), 0).unwrap();
         assert_eq!(jobs, [job("b", "new")]);
+    }
+
+    #[test]
+    fn receipts_are_kept_of_jobs_that_were_started_here_and_only_so_many() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut store, _) = MinerStore::open(folder.path(), 0).unwrap();
+        store.most = 3;
+        let starts = |uuid| NewReceipt { receipt: receipt(uuid), job: Some(job(uuid, "new")) };
+        let finishes = |uuid: &str, validator: &str| NewReceipt {
+            receipt: ReceiptRow {
+                validator_hotkey: validator.into(),
+                kind: "JobFinishedReceipt".into(),
+                written_us: 9,
+                ..receipt(uuid)
+            },
+            job: None,
+        };
+        let told = [finishes("a", "5V"), starts("a"), finishes("a", "5V"), finishes("a", "5W"), finishes("b", "5V")];
+        assert_eq!(store.write(&[], &told).unwrap(), [false, true, true, false, false]);
+        // Also once the job itself is forgotten.
+        store.write(&[forget("a")], &[starts("b")]).unwrap();
+        assert_eq!(store.write(&[], &[finishes("b", "5V"), finishes("a", "5V")]).unwrap(), [true, false]);
+        let kept = |store: &MinerStore| {
+            let rows = store.receipts.since(0, 10).unwrap();
+            assert_eq!(rows.len(), store.receipts.stored);
+            rows.into_iter().map(|row| (row.job_uuid, row.written_us)).collect::<Vec<_>>()
+        };
+        // One of four had to go: of those that were written first, the first by name.
+        let rest = [("b", 5), ("a", 9), ("b", 9)].map(|(uuid, at)| (uuid.to_owned(), at));
+        assert_eq!(kept(&store), rest);
+        drop(store);
+        let (mut store, _) = MinerStore::open(folder.path(), 0).unwrap();
+        assert_eq!(kept(&store), rest);
+        // A folder that has more than may be there.
+        store.most = 1;
+        store.write(&[], &[]).unwrap();
+        assert_eq!(kept(&store), rest[2..]);
     }
 
     fn assert_private(folder: &Path) {

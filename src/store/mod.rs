@@ -8,12 +8,13 @@ pub mod jobs;
 pub mod journal;
 mod lock;
 pub mod miner;
+mod private;
 pub mod receipts;
 pub mod spool;
 
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -97,13 +98,13 @@ pub enum StoreError {
     Sql(#[from] rusqlite::Error),
 }
 
-/// Makes a state folder, which is its owner's alone; one that is there stays as it is. Blocks on the disk.
+/// Makes a state folder, which is its owner's alone; one that is there stays as it is until a role takes it, which
+/// closes it and all in it to others. Blocks on the disk.
 ///
 /// # Errors
 /// [`StoreError::Folder`].
 pub fn make_folder(folder: &Path) -> Result<(), StoreError> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    made.map_err(|source| StoreError::Folder { path: folder.to_owned(), source })
+    private::make(folder).map_err(|source| StoreError::Folder { path: folder.to_owned(), source })
 }
 
 /// Makes a database its owner's alone before anything is written: SQLite gives the files beside it its mode. They hold

@@ -79,7 +79,11 @@ impl ReceiptRow {
 
 /// The table of receipts in one database file, for one thread.
 #[derive(Debug)]
-pub struct ReceiptStore(Connection);
+pub struct ReceiptStore {
+    pub(super) connection: Connection,
+    /// Receipts that are in it.
+    pub(super) stored: usize,
+}
 
 impl ReceiptStore {
     /// Opens (or makes) the file, and deletes receipts written more than [`RECEIPT_RETENTION_US`] before `now_us`.
@@ -91,7 +95,22 @@ impl ReceiptStore {
         let connection = open(path, MIGRATIONS)?;
         let oldest = now_us.saturating_sub(RECEIPT_RETENTION_US);
         connection.execute("DELETE FROM receipts WHERE written_us < ?1", [oldest])?;
-        Ok(Self(connection))
+        let stored = connection.query_row("SELECT count(*) FROM receipts", [], |row| row.get::<_, i64>(0))?;
+        Ok(Self { connection, stored: usize::try_from(stored).unwrap_or(0) })
+    }
+
+    /// Whether the validator has a receipt for the job here.
+    pub(super) fn has(transaction: &Transaction<'_>, validator_hotkey: &str, job_uuid: &str) -> rusqlite::Result<bool> {
+        let sql = "SELECT 1 FROM receipts WHERE validator_hotkey = ?1 AND job_uuid = ?2";
+        transaction.prepare_cached(sql)?.exists([validator_hotkey, job_uuid])
+    }
+
+    /// Deletes the receipts that were written first, as many as `stored` is more than `most`; says how many it was.
+    pub(super) fn delete_beyond(transaction: &Transaction<'_>, stored: usize, most: usize) -> rusqlite::Result<usize> {
+        let Some(beyond) = stored.checked_sub(most).filter(|beyond| *beyond > 0) else { return Ok(0) };
+        let sql = "DELETE FROM receipts WHERE (validator_hotkey, job_uuid, kind) IN \
+                   (SELECT validator_hotkey, job_uuid, kind FROM receipts ORDER BY written_us LIMIT ?1)";
+        transaction.prepare_cached(sql)?.execute([i64::try_from(beyond).unwrap_or(i64::MAX)])
     }
 
     /// Stores a receipt as part of the caller's transaction; says whether it is new (`false`: that validator's receipt
@@ -116,22 +135,16 @@ impl ReceiptStore {
     /// # Errors
     /// [`StoreError::Sql`]; then nothing was stored.
     pub fn keep(&mut self, rows: &[ReceiptRow], most: usize, now_us: i64) -> Result<(), StoreError> {
-        let transaction = self.0.transaction()?;
+        let (mut stored, transaction) = (self.stored, self.connection.transaction()?);
         for row in rows {
-            Self::insert_into(&transaction, row)?;
+            stored += usize::from(Self::insert_into(&transaction, row)?);
         }
         let oldest = now_us.saturating_sub(RECEIPT_RETENTION_US);
-        transaction.execute("DELETE FROM receipts WHERE written_us < ?1", [oldest])?;
-        let beyond = "DELETE FROM receipts WHERE written_us < \
-                      (SELECT written_us FROM receipts ORDER BY written_us DESC LIMIT 1 OFFSET ?1)";
-        transaction.execute(beyond, [i64::try_from(most).unwrap_or(i64::MAX).saturating_sub(1)])?;
+        stored -= transaction.execute("DELETE FROM receipts WHERE written_us < ?1", [oldest])?;
+        stored -= Self::delete_beyond(&transaction, stored, most)?;
         transaction.commit()?;
+        self.stored = stored;
         Ok(())
-    }
-
-    /// The database, for what else is in it.
-    pub(super) fn connection(&mut self) -> &mut Connection {
-        &mut self.0
     }
 
     /// One receipt. Blocks on the disk.
@@ -140,7 +153,7 @@ impl ReceiptStore {
     /// [`StoreError::Sql`].
     pub fn get(&self, validator_hotkey: &str, job_uuid: &str, kind: &str) -> Result<Option<ReceiptRow>, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM receipts WHERE validator_hotkey = ?1 AND job_uuid = ?2 AND kind = ?3");
-        let mut select = self.0.prepare_cached(&sql)?;
+        let mut select = self.connection.prepare_cached(&sql)?;
         Ok(select.query_row([validator_hotkey, job_uuid, kind], ReceiptRow::read).optional()?)
     }
 
@@ -150,7 +163,7 @@ impl ReceiptStore {
     /// [`StoreError::Sql`].
     pub fn since(&self, since_us: i64, limit: usize) -> Result<Vec<ReceiptRow>, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM receipts WHERE written_us >= ?1 ORDER BY written_us LIMIT ?2");
-        let mut select = self.0.prepare_cached(&sql)?;
+        let mut select = self.connection.prepare_cached(&sql)?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let rows = select.query_map([since_us, limit], ReceiptRow::read)?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
@@ -174,7 +187,7 @@ mod tests {
     }
 
     fn insert(store: &mut ReceiptStore, rows: &[ReceiptRow]) -> Vec<bool> {
-        let transaction = store.connection().transaction().unwrap();
+        let transaction = store.connection.transaction().unwrap();
         let new = rows.iter().map(|row| ReceiptStore::insert_into(&transaction, row).unwrap()).collect();
         transaction.commit().unwrap();
         new
@@ -209,6 +222,10 @@ mod tests {
         assert_eq!(times(&store), [3, 4, 5]);
         store.keep(&rows[4..], 3, RECEIPT_RETENTION_US + 5).unwrap();
         assert_eq!(times(&store), [5]);
+        // Written at one moment, as their writer says.
+        let rows: Vec<_> = (6..=9).map(|n| row(&n.to_string(), "JobStartedReceipt", 5)).collect();
+        store.keep(&rows, 3, 5).unwrap();
+        assert_eq!((times(&store), store.stored), (vec![5; 3], 3));
     }
 
     #[test]

@@ -4,14 +4,15 @@
 //! Files are written beside their name and renamed, so that nobody reads half of one. They are for their owner alone:
 //! the executor's token and the job's output are in them.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::private;
 use crate::base::limits::{SPOOL_BYTES, SPOOL_FILE_BYTES, SPOOL_FILES};
 
 /// Of a file that is whole.
@@ -79,7 +80,7 @@ impl Spool {
 
     fn write(&self, text: &[u8]) -> Result<(), SpoolError> {
         let io = |source| self.io(source);
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).map_err(io)?;
+        private::make(&self.folder).map_err(io)?;
         let (mut files, mut bytes) = (0, 0);
         for entry in fs::read_dir(&self.folder).map_err(io)? {
             files += 1;

@@ -6,6 +6,9 @@ use std::time::Duration;
 use crate::net::dial::DialError;
 use crate::ops::errors::ErrorClass;
 
+/// Bytes that are shown of the address to which a server has moved.
+pub(super) const MOVED_BYTES: usize = 300;
+
 /// An error of the transport. None leaves the connection usable; which may be tried anew the predicates answer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -65,8 +68,16 @@ pub enum TransportError {
         status: u16,
         /// The text that came with it.
         body: String,
-        /// Its `Retry-After`, if that is in seconds: how long the server wants to be left alone.
+        /// Its `Retry-After`: how long the server wants to be left alone.
         retry_after: Option<Duration>,
+    },
+    /// The server has another address, which is not followed: what we sign goes only where we were told to.
+    #[error("the server answered with status {status}: it has moved to \"{to}\"; give that address, if it is right")]
+    Moved {
+        /// The HTTP status.
+        status: u16,
+        /// Its `Location`, at most 300 bytes of it, in one line.
+        to: String,
     },
     /// The HTTP proxy, before anything of the connection itself. May be tried again.
     #[error("proxy {proxy}: {problem}")]
@@ -147,12 +158,13 @@ impl TransportError {
         )
     }
 
-    /// What a loop does about it. A status 4xx that no waiting changes is [`ErrorClass::Rejected`].
+    /// What a loop does about it. A redirect, or a status 4xx that no waiting changes, is
+    /// [`ErrorClass::Rejected`].
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Stopped => ErrorClass::Cancelled,
             Self::Refused { status: 408 | 425 | 429, .. } => ErrorClass::Reconnect,
-            Self::Refused { status: 400..=499, .. } => ErrorClass::Rejected,
+            Self::Refused { status: 400..=499, .. } | Self::Moved { .. } => ErrorClass::Rejected,
             error if error.is_retryable() => ErrorClass::Reconnect,
             _ => ErrorClass::Fatal,
         }
@@ -161,7 +173,7 @@ impl TransportError {
     /// The HTTP status of a refused upgrade; that of a proxy is none.
     pub fn status(&self) -> Option<u16> {
         match self {
-            Self::Refused { status, .. } => Some(*status),
+            Self::Refused { status, .. } | Self::Moved { status, .. } => Some(*status),
             _ => None,
         }
     }
@@ -216,6 +228,7 @@ mod tests {
             (DialError::Cancelled.into(), ErrorClass::Cancelled),
             (DialError::Connect { failures: Vec::new() }.into(), ErrorClass::Reconnect),
             (refused(403), ErrorClass::Rejected),
+            (TransportError::Moved { status: 301, to: String::new() }, ErrorClass::Rejected),
             (refused(429), ErrorClass::Reconnect),
             (refused(503), ErrorClass::Reconnect),
             (proxy, ErrorClass::Reconnect),

@@ -11,12 +11,17 @@ use tungstenite::handshake::client::generate_key;
 use tungstenite::handshake::derive_accept_key;
 use tungstenite::http::{HeaderName, HeaderValue, StatusCode};
 
+use super::error::MOVED_BYTES;
 use super::url::WsUrl;
 use super::{HandshakeRequest, Refusal, TransportError, USER_AGENT};
+use crate::base::clock::now;
 use crate::base::shutdown::{Level, Shutdown};
+use crate::base::text::truncated;
 use crate::base::waits::waiting;
 use crate::net::deadline::by;
+use crate::net::http::date::longest_wait;
 use crate::net::http::head::{HEADERS, HeadText, Received, RequestHead, ResponseHead, first, has_token, receive};
+use crate::ops::redact::OneLine;
 
 /// How long an end that refused keeps reading, so that unread bytes do not reset the connection under its answer or
 /// alert.
@@ -98,8 +103,8 @@ pub(super) fn bounded<T>(
     });
     let mut socket = Bounded { tcp, deadline };
     let outcome = run(&mut socket);
-    if let Err(TransportError::Refused { .. } | TransportError::Handshake { .. } | TransportError::Tls { .. }) = outcome
-    {
+    use TransportError as E;
+    if let Err(E::Refused { .. } | E::Moved { .. } | E::Handshake { .. } | E::Tls { .. }) = outcome {
         socket.linger();
     }
     drop(registration);
@@ -160,10 +165,11 @@ pub(super) fn upgrade_as_client(
         ResponseHead::parse(&head).map_err(|e| wrong(format!("the answer is not HTTP/1.1: {e}")))?;
     let header = |name: &str| first(&headers, name);
     if status != StatusCode::SWITCHING_PROTOCOLS.as_u16() {
+        if let (301 | 302 | 303 | 307 | 308, Some(to)) = (status, header("location")) {
+            return Err(TransportError::Moved { status, to: OneLine(truncated(to, MOVED_BYTES)).to_string() });
+        }
         let length = header("content-length").and_then(|n| n.parse().ok()).unwrap_or(tail.len());
-        // It may also be a date, which only a clock that agrees with the server's could turn into a time to wait.
-        let retry_after =
-            header("retry-after").and_then(|s| s.parse::<u32>().ok()).map(|s| Duration::from_secs(s.into()));
+        let retry_after = longest_wait(&headers, now().wall.as_secs());
         return Err(TransportError::Refused { status, body: read_body(stream, tail, length.min(limit)), retry_after });
     }
     if !is_upgrade(&headers) {

@@ -7,13 +7,14 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
-use network::{ALICE, NO_OP, Network};
+use network::{ALICE, BOB, CHARLIE, NO_OP, Network};
 use phalanx::base::shutdown::Shutdown;
 use phalanx::executor::ExecutorConfig;
 use phalanx::net::http::client::HttpClient;
-use process::{Running, phalanx, run};
+use process::{Running, for_everybody, phalanx, run};
 use rustix::process::Signal;
 
 fn none_of(secrets: &[&str], who: &str, reported: &str) {
@@ -133,28 +134,95 @@ fn values_with_secrets_do_not_show_them_in_debug() {
     none_of(&["to-ken-3", "//Alice"], "Debug", &format!("{config:?} {config:#?} {key:?}"));
 }
 
-#[test]
-fn what_the_roles_keep_is_their_owner_s_alone() {
-    let network = Network::start("info", "text");
-    network.job(NO_OP);
-    let mut state: Vec<PathBuf> = ["facilitator", "miner", "validator"].map(|r| network.folder.path().join(r)).into();
-    let batch = network.folder.path().join("deep/batch");
-    let _store = phalanx::store::batch::BatchStore::open(&batch).unwrap();
-    state.extend([batch.parent().unwrap().to_owned(), batch]);
-    let mut databases = Vec::new();
-    for folder in &state {
-        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(folder), 0o700, "{folder:?}");
-        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file())
-        {
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            if name.contains(".db") || name.ends_with(".lock") {
-                assert_eq!(mode(&path), 0o600, "{path:?}");
-            }
-            databases.extend(name.ends_with(".db").then_some(name));
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+/// The folder and all in it, with what others than its owner may do with each.
+fn walk(folder: &Path, found: &mut Vec<(PathBuf, u32)>) {
+    found.push((folder.to_owned(), mode(folder) & 0o077));
+    for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        match path.is_dir() {
+            true => walk(&path, found),
+            false => found.push((path.clone(), mode(&path) & 0o077)),
         }
     }
-    databases.sort();
+}
+
+#[test]
+fn what_the_roles_keep_is_their_owner_s_alone_whatever_the_umask() {
+    let process = |miner: &mut Command| {
+        miner.args(["--runner", "process"]);
+    };
+    let network = Network::start_by("info", "text", process, |command| Running::start(&mut for_everybody(command)));
+    network.job(NO_OP);
+    let state = |role: &str| network.folder.path().join(role);
+    // Nobody listens there, so the batch ends at once.
+    let (miners, jobs) = (state("nobody.toml"), state("jobs"));
+    std::fs::write(&miners, format!("[[miner]]\nhotkey = \"{BOB}\"\naddress = \"127.0.0.1\"\nport = 1\n")).unwrap();
+    std::fs::write(&jobs, NO_OP.replace('\n', " ")).unwrap();
+    let mut batch = phalanx(network.scratch.path());
+    batch
+        .args(["batch", "--key", "//Alice", "--per-miner", "1", "--gate", "1s", "--miners"])
+        .arg(miners)
+        .arg("--jobs")
+        .arg(jobs);
+    let finished = run(&mut for_everybody(batch.arg("--state-dir").arg(state("deep/batch"))));
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let mut found = Vec::new();
+    ["facilitator", "miner", "validator", "deep"].iter().for_each(|role| walk(&state(role), &mut found));
+    let open: Vec<_> = found.iter().filter(|(_, others)| *others != 0).collect();
+    assert!(open.is_empty(), "open to others: {open:?}");
+    let names = found.iter().map(|(path, _)| path.file_name().unwrap().to_str().unwrap());
+    let mut databases: Vec<_> = names.filter(|name| name.ends_with(".db")).collect();
+    databases.sort_unstable();
     assert_eq!(databases, ["batch.db", "facilitator.db", "journal.db", "miner.db", "receipts.db"]);
     network.stop();
+}
+
+#[test]
+fn a_state_folder_that_was_open_to_others_is_closed_and_one_facilitator_has_it() {
+    let (scratch, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let secret = folder.path().join("jwt.secret");
+    std::fs::write(&secret, "5ec2e75e".repeat(8)).unwrap();
+    std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o644)).unwrap();
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let facilitator = || {
+        let mut command = phalanx(scratch.path());
+        command.args(["facilitator", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--validator", ALICE]);
+        command.args(["--user", CHARLIE, "--state-dir"]).arg(folder.path());
+        command
+    };
+    let mut first = Running::start(&mut facilitator());
+    first.line();
+    assert_eq!((mode(folder.path()), mode(&secret)), (0o700, 0o600));
+    let second = run(&mut facilitator());
+    assert_eq!((second.code, second.stdout.as_str(), second.stderr.lines().count()), (Some(2), "", 1), "{second:?}");
+    let says = format!("error: the state folder {} is in use by process {}: ", folder.path().display(), first.id());
+    assert!(second.stderr.starts_with(&says), "{second:?}");
+    let finished = first.stop(Signal::TERM);
+    let told: Vec<_> = finished.stderr.lines().filter(|line| line.contains("open to other users")).collect();
+    assert!(told.len() == 1 && told[0].contains("WARN") && told[0].contains("2 of the files and folders"), "{told:?}");
+    // Once it is closed there is nothing to say.
+    let mut again = Running::start(&mut facilitator());
+    again.line();
+    let finished = again.stop(Signal::TERM);
+    assert!(!finished.stderr.contains("open to other users"), "{finished:?}");
+}
+
+#[test]
+fn a_key_file_that_others_can_read_is_told_and_taken() {
+    let scratch = tempfile::tempdir().unwrap();
+    let key = scratch.path().join("hotkey");
+    std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hotkey.json"), &key).unwrap();
+    for (mode, told) in [(0o644, true), (0o600, false)] {
+        std::fs::set_permissions(&key, PermissionsExt::from_mode(mode)).unwrap();
+        let finished = run(phalanx(scratch.path()).args(["key", "show", "--key"]).arg(&key));
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        let says = format!("the key file {} is open to other users (mode 0644)", key.display());
+        let cure = format!("chmod 600 {}", key.display());
+        let found = finished.stderr.lines().any(|l| l.contains("WARN") && l.contains(&says) && l.contains(&cure));
+        assert_eq!(found, told, "{finished:?}");
+        assert_eq!(finished.stderr.lines().count(), usize::from(told), "{finished:?}");
+    }
 }

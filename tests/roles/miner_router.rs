@@ -220,6 +220,24 @@ fn jobs_with_wrong_receipts_or_signatures_are_declined() {
 }
 
 #[test]
+fn a_job_whose_uuid_is_none_is_not_remembered() {
+    let (mut f, alice, session) = Fixture::with_alice(1);
+    let (long, longest) = ("u".repeat(129), "u".repeat(128));
+    let mut ask = |job: &str| {
+        let mut initial = alice.initial(job);
+        initial.job_started_receipt_payload.job_uuid = uuid();
+        initial.sign(&alice.key);
+        f.says(session, &ValidatorToMiner::from(initial).encode());
+        (f.got(session), f.traces.of(job).len())
+    };
+    let refused = "! Refused InitialJobRequest: the job_uuid has 129 bytes, more than the 128 that are taken";
+    assert_eq!(ask(&long), (vec![refused.to_owned()], 0));
+    assert_eq!(ask(&longest), (vec!["DeclineJob invalid_receipt".to_owned()], 1));
+    f.says(session, &alice.request(&"u".repeat(5000)));
+    assert_eq!(f.got(session), [format!("! Received JobRequest for unknown job_uuid: {longest}")]);
+}
+
+#[test]
 fn a_job_whose_limits_together_are_too_long_is_declined_before_it_has_a_slot() {
     let alice = Pen::new("//Alice");
     let mut f = Fixture::with(8, |config| config.limits.max_job_time = Some(10 * SECOND));

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use kit::{Certificates, REQUEST, Site, accept, background, dial_ws, join, raw_client, raw_server, read_head};
 use phalanx::base::shutdown::{Level, Shutdown};
+use phalanx::ops::errors::ErrorClass;
 use phalanx::transport::ws::{WsDialer, WsListener};
 use phalanx::transport::{ClientTls, DialRequest, Dialer, Listener, Refusal, ServerTls, SocketLimits, TransportError};
 
@@ -237,16 +238,39 @@ fn a_refusal_has_its_status_and_when_to_come_back() {
     for (value, seconds) in [
         ("120", Some(120)),
         ("0", Some(0)),
-        ("4294967296", None),
+        ("4294967296", Some(4_294_967_296)),
         ("-1", None),
         ("soon", None),
-        ("Wed, 21 Oct 2015 07:28:00 GMT", None),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", Some(0)),
+        // By the server's own time.
+        ("Wed, 21 Oct 2015 07:28:00 GMT\r\nDate: Wed, 21 Oct 2015 07:27:30 GMT", Some(30)),
+        ("7\r\nRetry-After: 9", Some(9)),
     ] {
         let error = dial_raw(format!("HTTP/1.1 429 Slow\r\nRetry-After: {value}\r\n\r\n").as_bytes());
         assert_eq!((error.status(), error.retry_after()), (Some(429), seconds.map(Duration::from_secs)), "{value}");
     }
     let other = dial_raw(b"");
     assert_eq!((other.status(), other.retry_after()), (None, None));
+}
+
+#[test]
+fn a_redirect_is_not_followed_and_its_target_is_named() {
+    let _threads = NoThreads::expected();
+    for status in [301, 302, 303, 307, 308] {
+        let answer = format!("HTTP/1.1 {status} Moved\r\nLocation: wss://new.example/\u{202e}ws\r\n\r\n");
+        let error = dial_raw(answer.as_bytes());
+        assert!(matches!(error, TransportError::Moved { .. }), "{error:?}");
+        assert_eq!((error.status(), error.class()), (Some(status), ErrorClass::Rejected));
+        let named = format!("status {status}: it has moved to \"wss://new.example/\\u{{202e}}ws\"");
+        assert!(error.to_string().contains(&named), "{error}");
+    }
+    let long = "x".repeat(4000);
+    let error = dial_raw(format!("HTTP/1.1 301 Moved\r\nLocation: /{long}\r\n\r\n").as_bytes());
+    assert!(matches!(&error, TransportError::Moved { to, .. } if to.len() == 300), "{error}");
+    for answer in ["301 Moved\r\n", "304 Same\r\nLocation: wss://new.example/\r\n"] {
+        let error = dial_raw(format!("HTTP/1.1 {answer}\r\n").as_bytes());
+        assert!(matches!(error, TransportError::Refused { .. }), "{error:?}");
+    }
 }
 
 #[test]

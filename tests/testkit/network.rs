@@ -29,6 +29,16 @@ impl Network {
 
     /// The same with further settings of the miner.
     pub fn start_with(log_filter: &str, log_format: &str, miner_settings: impl Fn(&mut Command)) -> Self {
+        Self::start_by(log_filter, log_format, miner_settings, Running::start)
+    }
+
+    /// The same, each role started by `run`.
+    pub fn start_by(
+        log_filter: &str,
+        log_format: &str,
+        miner_settings: impl Fn(&mut Command),
+        run: impl Fn(&mut Command) -> Running,
+    ) -> Self {
         let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let start = |role: &str, key: &str, arguments: &[&str]| {
             let mut command = phalanx(scratch.path());
@@ -41,7 +51,7 @@ impl Network {
             if !key.is_empty() {
                 command.env("PHALANX_KEY", key);
             }
-            let mut running = Running::start(&mut command);
+            let mut running = run(&mut command);
             let line: Value = serde_json::from_str(&running.line()).unwrap();
             let address = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
             (running, address("http"), address("listening"))

@@ -37,6 +37,20 @@ pub fn in_scratch(mut command: Command, scratch: &Path) -> Command {
     command
 }
 
+/// The command with a umask that lets everybody read and write what it makes.
+pub fn for_everybody(command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "umask 000; exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell.stdin(Stdio::null());
+    shell
+}
+
 /// Runs a command to its end.
 pub fn run(command: &mut Command) -> Finished {
     let output = command.output().unwrap();

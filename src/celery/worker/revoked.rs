@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::base::limits::CELERY_REVOKED;
+use crate::base::limits::{CELERY_REVOKED, CELERY_REVOKED_ID_BYTES};
 
 /// How long an id is remembered; Celery's own number.
 const REMEMBERED: Duration = Duration::from_secs(3 * 3600);
@@ -16,8 +16,11 @@ pub(super) struct Revoked {
 }
 
 impl Revoked {
-    /// Remembers an id.
+    /// Remembers an id, unless it is too long for one: whoever can speak to the workers may say anything.
     pub(super) fn add(&mut self, id: &str, now: Instant) {
+        if id.len() > CELERY_REVOKED_ID_BYTES {
+            return;
+        }
         self.since.insert(id.to_owned(), now);
         self.order.push_back((now, id.to_owned()));
         self.purge(now);
@@ -64,6 +67,10 @@ mod tests {
         let mut revoked = Revoked::default();
         revoked.add("a", start);
         revoked.add("b", start);
+        let longest = "c".repeat(CELERY_REVOKED_ID_BYTES);
+        revoked.add(&longest, start);
+        revoked.add(&format!("{longest}c"), start);
+        assert_eq!(revoked.ids(start), ["a", "b", &longest]);
         let later = start + REMEMBERED;
         revoked.add("a", later);
         assert!(revoked.contains("b", later));

@@ -1,12 +1,13 @@
 //! One attempt to have a connection: the hello and its answer, and why there is none.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::role::{Authenticate, Authenticated, NoConnection};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::timer::TimerHandle;
 use crate::base::waits::waiting;
 use crate::link::session::SessionEnd;
+use crate::ops::errors::ErrorClass;
 use crate::transport::{Connection, Incoming, TransportError, Utf8Bytes};
 
 /// Whether the peer has closed because it is done with us (1000), rather than that it is away (1001) or broken.
@@ -41,15 +42,27 @@ impl From<NoConnection> for Disconnection {
         let failed = match &error {
             NoConnection::Transport(error) => {
                 // 408, 425 and 429 ask for patience, not for a change; 5xx is the server's own trouble.
-                let lasting = matches!(error, TransportError::Refused { status: 400..=499, .. })
-                    && !matches!(error, TransportError::Refused { status: 408 | 425 | 429, .. });
-                Self { lasting, cut: error.is_closed(), ..failed }
+                Self { lasting: error.class() == ErrorClass::Rejected, cut: error.is_closed(), ..failed }
             }
             NoConnection::Unanswered(_) => failed,
             NoConnection::Closed(info) => Self { code: info.code, cut: !info.clean, ..failed },
             NoConnection::Refused(refused) => Self { lasting: !refused.passing, refused: Some(true), ..failed },
         };
         Self { error: Some(error), ..failed }
+    }
+}
+
+impl Disconnection {
+    /// The pause before the next attempt: the usual one, or the long one after what a person must change, half of it to
+    /// all of it by `unit`, which is at random from 0 to 1. It is not shorter than what the server asks for, unless
+    /// that is longer than the long one.
+    pub(super) fn pause(&self, usual: Duration, long: Duration, unit: f64) -> Duration {
+        let ours = if self.lasting { long.mul_f64(0.5 + unit / 2.0) } else { usual };
+        let asked = match &self.error {
+            Some(NoConnection::Transport(error)) => error.retry_after(),
+            _ => None,
+        };
+        ours.max(asked.unwrap_or_default().min(long))
     }
 }
 
@@ -104,6 +117,37 @@ fn ask(connection: &mut Connection, role: &mut dyn Authenticate) -> Result<Optio
             Incoming::Control => connection.writer.flush()?,
             Incoming::Pong | Incoming::Binary(_) => {}
             Incoming::Closed(info) => return Err(NoConnection::Closed(info)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_left_alone_as_long_as_it_asks_and_one_that_refuses_or_moved_for_longer() {
+        let seconds = Duration::from_secs;
+        let (usual, long) = (seconds(2), seconds(300));
+        let refused = |status, after: Option<u64>| TransportError::Refused {
+            status,
+            body: String::new(),
+            retry_after: after.map(seconds),
+        };
+        let moved = TransportError::Moved { status: 301, to: "wss://new.example/".to_owned() };
+        for (error, pause) in [
+            (refused(503, None), usual),
+            (refused(503, Some(0)), usual),
+            (refused(503, Some(60)), seconds(60)),
+            (refused(429, Some(60)), seconds(60)),
+            (refused(429, Some(u64::MAX)), long),
+            (refused(403, Some(60)), seconds(150)),
+            (refused(403, Some(200)), seconds(200)),
+            (moved, seconds(150)),
+            (TransportError::Closed, usual),
+        ] {
+            let said = error.to_string();
+            assert_eq!(Disconnection::from(NoConnection::from(error)).pause(usual, long, 0.0), pause, "{said}");
         }
     }
 }

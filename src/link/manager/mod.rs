@@ -310,11 +310,9 @@ where
             if self.is_done() {
                 break;
             }
+            let usual = backoff.next_delay(clock.now(), rng.unit());
+            let next_in = ended.pause(usual, config.refused_pause, rng.unit());
             let Disconnection { why, lasting, refused, cut, error, .. } = ended;
-            let mut next_in = backoff.next_delay(clock.now(), rng.unit());
-            if lasting {
-                next_in = config.refused_pause.mul_f64(0.5 + rng.unit() / 2.0);
-            }
             self.set(LinkState::Reconnecting { last_error: why.clone(), refused: lasting });
             if lasting || refused.is_some() {
                 let refused = lasting || refused == Some(true);

@@ -36,8 +36,9 @@ pub struct LinkConfig {
     pub beat: Option<Beat>,
     /// Bounds of the outbox, which outlives every connection.
     pub outbox: OutboxLimits,
-    /// The pause after a refusal that trying again soon does not cure: HTTP 4xx, a close code of `refusal_codes`, an
-    /// [`Authenticate`] that says so. Half of it to all of it, at random.
+    /// The pause after a refusal that trying again soon does not cure: HTTP 4xx, a redirect, a close code of
+    /// `refusal_codes`, an [`Authenticate`] that says so. Half of it to all of it, at random. A `Retry-After` of the
+    /// server makes any pause longer, up to this.
     pub refused_pause: Duration,
     /// Close codes by which the peer refuses us for good.
     pub refusal_codes: &'static [u16],

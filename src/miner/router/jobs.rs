@@ -8,7 +8,7 @@ use super::io::{Action, CLOSE_NORMAL, Counted, TraceEvent};
 use super::job::{Executor, JobKey, MinerJob, News, Phase, Placed};
 use super::state::{Router, Waiting};
 use crate::base::ids::SessionId;
-use crate::base::limits::{MINER_KEPT_BYTES, MINER_KEPT_JOBS};
+use crate::base::limits::{JOB_UUID_BYTES, MINER_KEPT_BYTES, MINER_KEPT_JOBS};
 use crate::base::now::Now;
 use crate::base::shutdown::Level;
 use crate::protocol::{
@@ -48,6 +48,12 @@ impl Router {
         signed: Option<bool>,
         now: Now,
     ) {
+        // It is remembered, logged and answered with, so one that is none is not even declined.
+        if initial.job_uuid.len() > JOB_UUID_BYTES {
+            let bytes = initial.job_uuid.len();
+            let why = format!("the job_uuid has {bytes} bytes, more than the {JOB_UUID_BYTES} that are taken");
+            return self.complain(session, format!("Refused InitialJobRequest: {why}"));
+        }
         let key = JobKey { validator, uuid: initial.job_uuid.clone() };
         if self.jobs.contains_key(&key) {
             return self.asked_again(&key, session);

@@ -7,8 +7,9 @@ use super::io::{Action, CLOSE_NORMAL, CLOSE_POLICY, TraceEvent, ValidatorFrame};
 use super::job::{JobKey, News, Phase};
 use super::state::{Router, Validator, ValidatorState};
 use crate::base::ids::SessionId;
-use crate::base::limits::{MINER_LINK_MESSAGE_BYTES, PRE_AUTH_MESSAGES};
+use crate::base::limits::{JOB_UUID_BYTES, MINER_LINK_MESSAGE_BYTES, PRE_AUTH_MESSAGES};
 use crate::base::now::Now;
+use crate::base::text::truncated;
 use crate::protocol::{
     Manifest, ReceiptPayload, V0ExecutorManifestRequest, V0JobRequest, V0MainHotkeyMessage, ValidatorAuthForMiner,
     ValidatorToMiner, answer,
@@ -219,7 +220,8 @@ impl Router {
     ) {
         let key = JobKey { validator, uuid: request.job_uuid };
         if !self.jobs.contains_key(&key) {
-            return self.complain(id, format!("Received JobRequest for unknown job_uuid: {}", key.uuid));
+            let uuid = truncated(&key.uuid, JOB_UUID_BYTES);
+            return self.complain(id, format!("Received JobRequest for unknown job_uuid: {uuid}"));
         }
         if signed == Some(false) {
             let why = format!("validator_signature is not by {} over this message", key.validator);

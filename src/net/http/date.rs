@@ -1,11 +1,14 @@
 //! The dates of HTTP headers, and the waits that they ask for. Pure: the moment is an argument.
 
-#[cfg(feature = "roles")]
+#[cfg(feature = "client")]
 use std::time::Duration;
 
-#[cfg(feature = "roles")]
+#[cfg(feature = "client")]
 use speedate::DateTime;
 use speedate::{Date, DateConfig, TimestampUnit};
+
+#[cfg(feature = "client")]
+use super::head::{all, first};
 
 const DAY_SECONDS: u64 = 86_400;
 const WEEKDAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
@@ -25,7 +28,7 @@ pub(super) fn http_date(unix_seconds: u64) -> String {
 
 /// Seconds since 1970 of a date in one of the three forms that a server may use (RFC 9110, section 5.6.7); none for
 /// what is no date, or one before 1970.
-#[cfg(feature = "roles")]
+#[cfg(feature = "client")]
 pub(super) fn unix_seconds(text: &str) -> Option<u64> {
     let words: Vec<&str> = text.split([' ', ',', '-']).filter(|word| !word.is_empty()).collect();
     let (day, month, year, time) = match words[..] {
@@ -47,8 +50,8 @@ pub(super) fn unix_seconds(text: &str) -> Option<u64> {
 
 /// The wait that a `Retry-After` asks for, in seconds or as a date (RFC 9110, section 10.2.3); `date` is the server's
 /// own time, or else ours counts. A wait is rounded up.
-#[cfg(feature = "roles")]
-pub(super) fn wait_asked(value: &str, date: Option<&str>, unix_now: u64) -> Option<Duration> {
+#[cfg(feature = "client")]
+fn wait_asked(value: &str, date: Option<&str>, unix_now: u64) -> Option<Duration> {
     let value = value.trim();
     if value.starts_with(|c: char| c.is_ascii_digit()) && value.chars().all(|c| c.is_ascii_digit() || c == '.') {
         let seconds: f64 = value.parse().ok()?;
@@ -57,6 +60,13 @@ pub(super) fn wait_asked(value: &str, date: Option<&str>, unix_now: u64) -> Opti
     }
     let now = date.and_then(unix_seconds).unwrap_or(unix_now);
     Some(Duration::from_secs(unix_seconds(value)?.saturating_sub(now)))
+}
+
+/// The wait that the headers of an answer ask for; of several the longest counts. It is the peer's word: bound it.
+#[cfg(feature = "client")]
+pub(crate) fn longest_wait(headers: &[(String, String)], unix_now: u64) -> Option<Duration> {
+    let date = first(headers, "date");
+    all(headers, "retry-after").filter_map(|value| wait_asked(value, date, unix_now)).max()
 }
 
 #[cfg(test)]
@@ -70,7 +80,7 @@ mod tests {
         assert_eq!(http_date(951_868_799), "Tue, 29 Feb 2000 23:59:59 GMT");
     }
 
-    #[cfg(feature = "roles")]
+    #[cfg(feature = "client")]
     #[test]
     fn dates_are_read_in_all_their_forms() {
         for text in ["Sun, 06 Nov 1994 08:49:37 -0000", "Sun, 06 Nov 1994 08:49:37 +0000"] {
@@ -96,7 +106,7 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "roles")]
+    #[cfg(feature = "client")]
     #[test]
     fn a_wait_is_asked_for_in_seconds_or_until_a_date() {
         let date = |seconds| http_date(seconds);

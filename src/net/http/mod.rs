@@ -13,7 +13,7 @@
 
 #[cfg(feature = "roles")]
 pub mod client;
-mod date;
+pub(crate) mod date;
 pub(crate) mod head;
 pub mod message;
 pub mod pages;

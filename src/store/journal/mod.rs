@@ -24,7 +24,7 @@ use std::time::SystemTime;
 use rusqlite::{Connection, params};
 
 use super::lock::FolderLock;
-use super::{StoreError, make_folder, make_private};
+use super::{StoreError, make_private};
 use crate::base::limits::JOURNAL_BODY_BYTES;
 use crate::base::rng::Rng;
 use crate::base::waits::waiting;
@@ -116,7 +116,6 @@ impl Journal {
     /// # Errors
     /// [`StoreError::InUse`] with the owner's process id; the system's and SQLite's. Damage is no error.
     pub fn open(folder: &Path) -> Result<(Self, Recovered), StoreError> {
-        make_folder(folder)?;
         let lock = FolderLock::take(folder, LOCK)?;
         install(folder)?;
         let (database, log) = (contents(&folder.join(DATABASE))?, contents(&folder.join(LOG))?);

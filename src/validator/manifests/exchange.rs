@@ -226,6 +226,7 @@ pub(crate) fn outcome_of(error: &NoConnection) -> AskOutcome {
         NoConnection::Transport(E::Refused { status: 408 | 425 | 429 | 500..=599, .. }) => AskOutcome::Refused,
         NoConnection::Transport(
             E::Refused { .. }
+            | E::Moved { .. }
             | E::Handshake { .. }
             | E::Tls { .. }
             | E::TooLarge { .. }

@@ -6,8 +6,9 @@ use ureq::http::HeaderValue;
 
 use super::error::HttpError;
 use crate::base::clock::now;
-use crate::net::http::date::wait_asked;
-use crate::net::http::head::{all, first};
+use crate::base::text::truncated;
+use crate::net::http::date::longest_wait;
+use crate::net::http::head::first;
 use crate::ops::redact::OneLine;
 
 /// Bytes of an answer that is kept in memory: 10 MiB, the limit of the Python uploader.
@@ -40,11 +41,16 @@ impl Response {
         }
     }
 
-    /// The error that this answer is. Of several waits that it asks for, the longest counts.
+    /// The error that this answer is.
     pub(super) fn refused(self) -> HttpError {
-        let date = first(&self.headers, "date");
-        let waits = all(&self.headers, "retry-after").filter_map(|value| wait_asked(value, date, now().wall.as_secs()));
-        HttpError::Status { status: self.status, excerpt: excerpt(&self.body), retry_after: waits.max(), url: self.url }
+        let Self { status, headers, body, url } = self;
+        if let (301 | 302 | 303 | 307 | 308, Some(to)) = (status, first(&headers, "location")) {
+            let to = OneLine(truncated(to, EXCERPT_BYTES));
+            let why = format!("it leads to \"{to}\", and only a GET follows: give that address, if it is right");
+            return HttpError::Redirect { url, status, why };
+        }
+        let retry_after = longest_wait(&headers, now().wall.as_secs());
+        HttpError::Status { status, excerpt: excerpt(&body), retry_after, url }
     }
 
     /// The body as text; what is not UTF-8 is replaced.
@@ -94,6 +100,19 @@ pub(super) fn text_of(value: &HeaderValue) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_redirect_that_is_not_followed_names_its_target() {
+        let moved = |headers: &[(&str, &str)]| Response {
+            status: 308,
+            headers: headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+            body: b"gone".to_vec(),
+            url: "http://old/".to_owned(),
+        };
+        let error = moved(&[("location", "https://new.example/\u{202e}x")]).ok().unwrap_err().to_string();
+        assert!(error.contains("answered 308") && error.contains("\"https://new.example/\\u{202e}x\""), "{error}");
+        assert_eq!(moved(&[]).ok().unwrap_err().to_string(), "http://old/ answered 308: gone");
+    }
 
     #[test]
     fn what_a_server_says_is_quoted_in_one_line() {
