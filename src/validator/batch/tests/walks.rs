@@ -41,7 +41,11 @@ fn walk(seed: u64) -> (Ending, usize) {
             }
         };
         match below(30) {
-            0..=3 => bench.says(miner, manifest(&[(classes[below(3)], below(4) as i64 - 1), (CLASS, below(3) as i64)])),
+            0..=3 => {
+                // One that cannot be ends its miner.
+                let count = if below(40) == 0 { -1 } else { below(3) as i64 };
+                bench.says(miner, manifest(&[(classes[below(3)], count), (CLASS, below(3) as i64)]));
+            }
             4..=8 => bench.says(miner, accept(&uuid)),
             9..=13 => bench.says(miner, ready(&uuid)),
             14..=15 => bench.says(miner, volumes(&uuid)),
@@ -61,7 +65,7 @@ fn walk(seed: u64) -> (Ending, usize) {
                 bench.says(miner, UnauthorizedError { code: Code::TokenTooOld, details: None });
             }
             26 if below(30) == 0 => drop(bench.feed(Input::Miner(miner, MinerInput::NotSent("full".to_owned())))),
-            27 if below(40) == 0 => drop(bench.feed(Input::Cancel)),
+            27 if below(15) == 0 => drop(bench.feed(Input::Cancel)),
             28 => bench.wait(below(100_000) as u64),
             _ => bench.wait(below(2_000) as u64),
         }
@@ -92,5 +96,6 @@ fn whatever_miners_say_each_job_ends_once_and_all_is_closed() {
         }] += 1;
     }
     println!("{opened} gates opened; complete, cancelled, aborted: {endings:?}");
-    assert!(opened > WALKS as usize / 20 && endings.iter().all(|count| *count > 0), "the walks see too little");
+    // Some 18 gates of 200 walks, and as many of the rarest ending: less than three is no accident.
+    assert!(opened > 2 && endings.iter().all(|count| *count > 0), "the walks see too little");
 }
