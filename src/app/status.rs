@@ -8,20 +8,28 @@ use serde_json::Value;
 
 use super::supervise::Env;
 use crate::net::http::pages::pages;
-use crate::net::http::{HttpLimits, HttpRequest, HttpResponse, HttpServer};
+use crate::net::http::{HostNames, HttpLimits, HttpRequest, HttpResponse, HttpServer, guarded};
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 use crate::ops::status::{Board, Frame};
+
+/// Where a status server listens, and by which names it may be asked.
+#[derive(Debug)]
+pub struct Place {
+    listener: TcpListener,
+    names: HostNames,
+}
 
 /// Takes the address, before the role starts, so that a wrong one starts nothing.
 ///
 /// # Errors
 /// One line that names the address.
-pub fn bind(address: SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(address).map_err(|e| format!("--http {address}: {e}"))
+pub fn bind(address: SocketAddr, names: HostNames) -> Result<Place, String> {
+    let listener = TcpListener::bind(address).map_err(|e| format!("--http {address}: {e}"))?;
+    Ok(Place { listener, names })
 }
 
-/// Serves the four pages of `role`, whose threads report to `board`, on `listener`; `short` begins the names of the
+/// Serves the four pages of `role`, whose threads report to `board`, at `place`; `short` begins the names of the
 /// server's threads. For each page `look` brings health and metrics up to date and gives what only this role has; it
 /// must not block.
 ///
@@ -30,12 +38,12 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, String> {
 pub fn serve(
     role: &'static str,
     short: &'static str,
-    listener: TcpListener,
+    place: Place,
     env: &Env,
     board: &Board,
     look: impl Fn(&Health, &Metrics) -> Value + Send + Sync + 'static,
 ) -> Result<HttpServer, String> {
-    serve_more((role, short), listener, env, board, look, |_| None)
+    serve_more((role, short), place, env, board, look, |_| None)
 }
 
 /// As [`serve`], with pages that only this role has; `None` means "not mine".
@@ -44,7 +52,7 @@ pub fn serve(
 /// If the listener has no address.
 pub fn serve_more(
     (role, short): (&'static str, &'static str),
-    listener: TcpListener,
+    Place { listener, names }: Place,
     env: &Env,
     board: &Board,
     look: impl Fn(&Health, &Metrics) -> Value + Send + Sync + 'static,
@@ -64,5 +72,6 @@ pub fn serve_more(
             .or_else(|| more(request))
             .unwrap_or_else(|| HttpResponse::text(404, "there is /healthz, /readyz, /metrics, /status.json\n"))
     };
-    HttpServer::start(short, listener, Arc::new(handler), HttpLimits::default()).map_err(|e| format!("--http: {e}"))
+    let handler = guarded(names, Arc::new(handler));
+    HttpServer::start(short, listener, handler, HttpLimits::default()).map_err(|e| format!("--http: {e}"))
 }

@@ -10,6 +10,7 @@ use super::values::listen_address;
 use crate::app::{exit, supervise};
 use crate::facilitator::{Facilitator, FacilitatorConfig};
 use crate::identity::PublicKey;
+use crate::net::http::HostNames;
 use crate::transport::ws::WsListener;
 
 /// The arguments of `phalanx facilitator`.
@@ -21,6 +22,10 @@ pub struct Args {
     /// Address of the job API, health, metrics and status
     #[arg(long, value_name = "ADDR", value_parser = listen_address, env = "PHALANX_HTTP")]
     http: SocketAddr,
+    /// A name by which --http may be asked, also by its web pages, besides IP addresses and loopback names; may be
+    /// repeated
+    #[arg(long, value_name = "NAME", value_parser = HostNames::parse, env = "PHALANX_HTTP_HOST", value_delimiter = ',')]
+    http_host: Vec<String>,
     /// Who may connect as a validator; may be repeated
     #[arg(long, value_name = "SS58", required = true, env = "PHALANX_VALIDATOR", value_delimiter = ',')]
     validator: Vec<PublicKey>,
@@ -43,6 +48,7 @@ pub fn run(args: Args) -> ExitCode {
         let config = FacilitatorConfig {
             validators: args.validator,
             users: args.user,
+            http_names: HostNames::new(args.http_host),
             ..FacilitatorConfig::new(args.state_dir)
         };
         let facilitator =

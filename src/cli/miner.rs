@@ -23,6 +23,7 @@ use crate::identity::{KeyPair, PublicKey};
 use crate::miner::host::HostName;
 use crate::miner::placement::Strategy;
 use crate::miner::{self, HostConfig, Miner, MinerConfig, MinerLimits, Owner, Reloader, WatchCommand};
+use crate::net::http::HostNames;
 use crate::proc::docker::{EngineAddress, SshPlace};
 use crate::proc::image_store::ImageBounds;
 use crate::proc::this;
@@ -83,6 +84,10 @@ pub struct Args {
     /// Address of health, metrics and status
     #[arg(long, value_name = "ADDR", value_parser = listen_address, env = "PHALANX_HTTP")]
     http: Option<SocketAddr>,
+    /// A name by which --http may be asked, also by its web pages, besides IP addresses and loopback names; may be
+    /// repeated
+    #[arg(long, value_name = "NAME", value_parser = HostNames::parse, env = "PHALANX_HTTP_HOST", value_delimiter = ',')]
+    http_host: Vec<String>,
     #[command(flatten)]
     rates: RateArgs,
     #[command(flatten)]
@@ -105,7 +110,7 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
     }
     let budget = Miner::stop_budget(&limits(&args)) + supervise::CLOSING;
     let start = |env: &supervise::Env| {
-        let http = args.http;
+        let (http, names) = (args.http, HostNames::new(args.http_host.clone()));
         let tls = args.tls.load().map_err(exit::usage)?;
         let listen = args.listen;
         let (fixed, ports) = (Fixed::of(&args), args.source.ports.clone());
@@ -113,7 +118,7 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
         let host = executors::host(&args.executors).map_err(exit::usage)?;
         let (config, sandboxes) = configure(args, host).map_err(exit::usage)?;
         let shown = Arc::new(Mutex::new(sandboxes));
-        let http = http.map(status::bind).transpose().map_err(exit::usage)?;
+        let http = http.map(|http| status::bind(http, names)).transpose().map_err(exit::usage)?;
         let listener = WsListener::bind(listen, tls).map_err(|e| exit::usage(format!("--listen: {e}")))?;
         let miner = Miner::start(config, Box::new(listener), env.timer.clone()).map_err(exit::usage)?;
         let http = http
@@ -285,6 +290,7 @@ impl Fixed {
             ("--image-count", count.to_string()),
             ("--pull-silence", format!("{:?}", args.source.images.pull_silence)),
             ("--http", format!("{:?}", args.http)),
+            ("--http-host", args.http_host.join(",")),
             ("--runner", args.source.runner.name().to_owned()),
             ("--executor-backend", if args.source.are_containers() { "docker" } else { "process" }.to_owned()),
         ];

@@ -1,7 +1,6 @@
 //! The status pages of a miner.
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Map, Value, json};
@@ -26,7 +25,7 @@ const HOST_UP: &str = "phalanx_miner_host_up";
 
 /// Serves the pages of a miner, and of what the sandboxes of its jobs are at present.
 pub(super) fn serve(
-    listener: TcpListener,
+    place: status::Place,
     miner: &Miner,
     (env, sandboxes): (&supervise::Env, Arc<Mutex<Sandboxes>>),
 ) -> Result<HttpServer, String> {
@@ -46,7 +45,7 @@ pub(super) fn serve(
             sandboxes.iter().map(|(class, sandbox)| (class.as_str().to_owned(), sandbox.to_string().into()));
         details(&now, &observer.images(), sandboxes.collect())
     };
-    status::serve_more(("miner", "min"), listener, env, &board, look, trace)
+    status::serve_more(("miner", "min"), place, env, &board, look, trace)
 }
 
 /// Brings the parts up to date.

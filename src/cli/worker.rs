@@ -3,7 +3,7 @@
 //! Owner of the thread `asked`: the command. Blocks in: the wait for a stop by remote control. Kick: the process'
 //! signal. Ends: with either.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::app::{exit, status, supervise};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
 use crate::identity::{KeyPair, PublicKey};
-use crate::net::http::{HttpRequest, HttpServer};
+use crate::net::http::{HostNames, HttpRequest, HttpServer};
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 use crate::ops::status::Board;
@@ -77,11 +77,15 @@ pub struct Args {
     /// Address of health, metrics and status
     #[arg(long, value_name = "ADDR", value_parser = listen_address, env = "PHALANX_HTTP")]
     http: Option<SocketAddr>,
+    /// A name by which --http may be asked, also by its web pages, besides IP addresses and loopback names; may be
+    /// repeated
+    #[arg(long, value_name = "NAME", value_parser = HostNames::parse, env = "PHALANX_HTTP_HOST", value_delimiter = ',')]
+    http_host: Vec<String>,
 }
 
 /// Runs the command until a signal, or `celery control shutdown`, stops it.
 pub fn run(args: Args) -> ExitCode {
-    let http = args.http;
+    let (http, names) = (args.http, HostNames::new(args.http_host.clone()));
     let (config, list, dialer) = match configure(args) {
         Ok(configured) => configured,
         Err(problem) => return exit::usage(problem),
@@ -89,7 +93,7 @@ pub fn run(args: Args) -> ExitCode {
     // And a closing step each for the list of miners, the remote control, and the pages.
     let budget = JobWorker::stop_budget(&config) + 3 * supervise::CLOSING;
     let start = |env: &supervise::Env| {
-        let http = http.map(status::bind).transpose().map_err(exit::usage)?;
+        let http = http.map(|http| status::bind(http, names)).transpose().map_err(exit::usage)?;
         let board = Board::new();
         let worker = JobWorker::start(config, Arc::new(dialer), env.timer.clone(), &board).map_err(exit::usage)?;
         let handle = worker.handle();
@@ -166,7 +170,7 @@ fn configure(args: Args) -> Result<(JobWorkerConfig, Option<MinerList>, WsDialer
 }
 
 fn serve_status(
-    listener: TcpListener,
+    place: status::Place,
     handle: &JobWorkerHandle,
     feed: Option<FeedHandle>,
     board: &Board,
@@ -200,5 +204,5 @@ fn serve_status(
             "asked": asked,
         })
     };
-    status::serve_more(("worker", "wor"), listener, env, board, look, miners)
+    status::serve_more(("worker", "wor"), place, env, board, look, miners)
 }

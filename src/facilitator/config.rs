@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::router::RouterConfig;
 use crate::identity::PublicKey;
+use crate::net::http::HostNames;
 
 /// Where validators connect.
 pub const VALIDATOR_PATH: &str = "/ws/v0/";
@@ -31,6 +32,8 @@ pub struct FacilitatorConfig {
     pub token_time: Duration,
     /// HTTP connections at a time; three quarters of them may wait for news of a job.
     pub http_connections: usize,
+    /// By which names users may ask besides IP addresses and loopback names, and whose web pages may.
+    pub http_names: HostNames,
 }
 
 impl FacilitatorConfig {
@@ -46,6 +49,7 @@ impl FacilitatorConfig {
             auth_limit: Duration::from_secs(60),
             token_time: Duration::from_secs(3600),
             http_connections: 256,
+            http_names: HostNames::default(),
         }
     }
 

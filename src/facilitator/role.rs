@@ -32,7 +32,7 @@ use crate::base::timer::TimerHandle;
 use crate::identity::PublicKey;
 use crate::link::{OutboxLimits, Server, ServerConfig};
 use crate::net::http::pages::pages;
-use crate::net::http::{HttpLimits, HttpRequest, HttpResponse, HttpServer};
+use crate::net::http::{HttpLimits, HttpRequest, HttpResponse, HttpServer, guarded};
 use crate::ops::health::Health;
 use crate::ops::status::{Board, Frame};
 use crate::protocol::FacilitatorToValidator;
@@ -196,7 +196,8 @@ impl Facilitator {
         let handler =
             move |request: &HttpRequest| -> HttpResponse { pages(request).unwrap_or_else(|| api.answer(request)) };
         let limits = HttpLimits { connections: config.http_connections, ..HttpLimits::default() };
-        let http = HttpServer::start("fac", http, Arc::new(handler), limits).map_err(FacilitatorError::Http)?;
+        let handler = guarded(config.http_names, Arc::new(handler));
+        let http = HttpServer::start("fac", http, handler, limits).map_err(FacilitatorError::Http)?;
         let http_addr = http.local_addr();
         log::info!("facilitator: validators at {ws_url}{VALIDATOR_PATH}, users at http://{http_addr}");
         let parts = Some(FacilitatorParts { router, disk, server, http, stop });

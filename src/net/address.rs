@@ -12,7 +12,6 @@ pub(crate) fn without_brackets(host: &str) -> &str {
 
 /// Takes `host[:port]` apart: the host without brackets, and what stands after the colon. `None` if a bracket is not
 /// closed, or if something else follows it.
-#[cfg(any(test, feature = "celery", feature = "roles"))]
 pub(crate) fn split(text: &str) -> Option<(&str, &str)> {
     match text.strip_prefix('[') {
         Some(rest) => match rest.split_once(']')? {

@@ -20,7 +20,10 @@ use crate::base::text::truncated;
 use crate::base::waits::waiting;
 use crate::net::deadline::by;
 use crate::net::http::date::longest_wait;
-use crate::net::http::head::{HEADERS, HeadText, Received, RequestHead, ResponseHead, first, has_token, receive};
+use crate::net::http::head::{
+    HEADERS, HeadText, Received, RequestHead, ResponseHead, SAFE, check_host, first, has_token, list, one, receive,
+    receive_answer, target_parts,
+};
 use crate::ops::redact::OneLine;
 
 /// How long an end that refused keeps reading, so that unread bytes do not reset the connection under its answer or
@@ -151,7 +154,7 @@ pub(super) fn upgrade_as_client(
         .map_err(TransportError::io("sending upgrade"))?;
 
     let is_http = |start: &[u8]| b"HTTP/1.1 ".starts_with(&start[..start.len().min(9)]);
-    let received = receive(stream, limit, is_http).map_err(TransportError::io("handshake"))?;
+    let received = receive_answer(stream, limit, is_http).map_err(TransportError::io("handshake"))?;
     let (head, tail) = match received {
         Received::Whole { head, tail } => (head, tail),
         Received::TooLong => return Err(wrong(format!("the answer's head is over the limit of {limit} bytes"))),
@@ -175,11 +178,11 @@ pub(super) fn upgrade_as_client(
     if !is_upgrade(&headers) {
         return Err(wrong("the answer has status 101 but no upgrade to websocket".to_owned()));
     }
-    if header("sec-websocket-accept") != Some(derive_accept_key(key.as_bytes()).as_str()) {
+    if one(&headers, "sec-websocket-accept").map_err(wrong)? != Some(derive_accept_key(key.as_bytes()).as_str()) {
         return Err(wrong("the answer's Sec-WebSocket-Accept does not belong to our key".to_owned()));
     }
     for name in ["sec-websocket-extensions", "sec-websocket-protocol"] {
-        if let Some(value) = header(name) {
+        if let Some(value) = list(&headers, name).next() {
             return Err(wrong(format!("the answer has {name} {value:?}, and we offered none")));
         }
     }
@@ -268,11 +271,14 @@ pub(super) fn refusal_status(status: u16) -> StatusCode {
 fn refusal(status: StatusCode, body: &str) -> String {
     let reason = status.canonical_reason().unwrap_or("Refused");
     let kind = if status == StatusCode::OK { "application/json" } else { "text/plain; charset=utf-8" };
-    let head = HeadText::new(format_args!("HTTP/1.1 {} {reason}", status.as_u16()))
+    let mut head = HeadText::new(format_args!("HTTP/1.1 {} {reason}", status.as_u16()))
         .with("Connection", "close")
         .with("Sec-WebSocket-Version", 13)
         .with("Content-Type", kind)
         .with("Content-Length", body.len());
+    for (name, value) in SAFE {
+        head = head.with(name, value);
+    }
     head.end() + body
 }
 
@@ -283,7 +289,46 @@ fn read_request(
     limit: usize,
     check: &mut dyn FnMut(&HandshakeRequest) -> Result<(), Refusal>,
 ) -> Result<(HandshakeRequest, String), Verdict> {
-    let wrong = |status, problem: &str| Verdict::Wrong { status, problem: problem.to_owned() };
+    let (head, tail) = read_request_head(stream, limit)?;
+    let (_, path) = target_parts(&head.target)
+        .ok_or_else(|| wrong(StatusCode::BAD_REQUEST, "the request's target is no path, nor http://host/path"))?;
+    let path = path.into_owned();
+    let RequestHead { method, is_1_1, headers, .. } = head;
+    let header = |name: &str| one(&headers, name).map_err(|why| wrong(StatusCode::BAD_REQUEST, &why));
+    if method != "GET" {
+        return Err(wrong(StatusCode::METHOD_NOT_ALLOWED, "the method must be GET"));
+    }
+    if !is_1_1 {
+        return Err(wrong(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "the version must be HTTP/1.1"));
+    }
+    if !is_upgrade(&headers) {
+        if let Err(page @ Refusal { status: 200, .. }) = check(&HandshakeRequest { path, headers }) {
+            return Err(Verdict::Refused(page));
+        }
+        return Err(wrong(StatusCode::UPGRADE_REQUIRED, "this is a WebSocket port: Upgrade: websocket is missing"));
+    }
+    if header("sec-websocket-version")? != Some("13") {
+        return Err(wrong(StatusCode::UPGRADE_REQUIRED, "Sec-WebSocket-Version must be 13"));
+    }
+    let key = header("sec-websocket-key")?.unwrap_or("");
+    if BASE64.decode(key).map_or(0, |bytes| bytes.len()) != 16 {
+        return Err(wrong(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key must be 16 bytes in base64"));
+    }
+    if !tail.is_empty() {
+        return Err(wrong(StatusCode::BAD_REQUEST, "data before the upgrade was answered"));
+    }
+    let accept = derive_accept_key(key.as_bytes());
+    let request = HandshakeRequest { path, headers };
+    check(&request).map_err(Verdict::Refused)?;
+    Ok((request, accept))
+}
+
+fn wrong(status: StatusCode, problem: &str) -> Verdict {
+    Verdict::Wrong { status, problem: problem.to_owned() }
+}
+
+/// A request's head and what came after it.
+fn read_request_head(stream: &mut impl Read, limit: usize) -> Result<(RequestHead, Vec<u8>), Verdict> {
     let is_http = |start: &[u8]| start[0].is_ascii_uppercase();
     let received = receive(stream, limit, is_http).map_err(TransportError::io("handshake"))?;
     let (head, tail) = match received {
@@ -304,36 +349,11 @@ fn read_request(
         },
         e => Verdict::Wrong { status: StatusCode::BAD_REQUEST, problem: format!("the request is not HTTP: {e}") },
     })?;
-    let Some((RequestHead { method, target, is_1_1, headers }, _)) = parsed else {
+    let Some((head, _)) = parsed else {
         return Err(wrong(StatusCode::BAD_REQUEST, "the request is not HTTP: its head is not whole"));
     };
-    let header = |name: &str| first(&headers, name);
-    if method != "GET" {
-        return Err(wrong(StatusCode::METHOD_NOT_ALLOWED, "the method must be GET"));
-    }
-    if !is_1_1 {
-        return Err(wrong(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "the version must be HTTP/1.1"));
-    }
-    if !is_upgrade(&headers) {
-        if let Err(page @ Refusal { status: 200, .. }) = check(&HandshakeRequest { path: target, headers }) {
-            return Err(Verdict::Refused(page));
-        }
-        return Err(wrong(StatusCode::UPGRADE_REQUIRED, "this is a WebSocket port: Upgrade: websocket is missing"));
-    }
-    if header("sec-websocket-version") != Some("13") {
-        return Err(wrong(StatusCode::UPGRADE_REQUIRED, "Sec-WebSocket-Version must be 13"));
-    }
-    let key = header("sec-websocket-key").unwrap_or("");
-    if BASE64.decode(key).map_or(0, |bytes| bytes.len()) != 16 {
-        return Err(wrong(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key must be 16 bytes in base64"));
-    }
-    if !tail.is_empty() {
-        return Err(wrong(StatusCode::BAD_REQUEST, "data before the upgrade was answered"));
-    }
-    let accept = derive_accept_key(key.as_bytes());
-    let request = HandshakeRequest { path: target, headers };
-    check(&request).map_err(Verdict::Refused)?;
-    Ok((request, accept))
+    check_host(&head).map_err(|why| wrong(StatusCode::BAD_REQUEST, why))?;
+    Ok((head, tail))
 }
 
 fn is_upgrade(headers: &[(String, String)]) -> bool {

@@ -16,7 +16,7 @@ use super::url::WsUrl;
 use super::{TransportError, USER_AGENT};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::net::dial::{DialError, dial};
-use crate::net::http::head::{HeadText, Received, ResponseHead, receive};
+use crate::net::http::head::{HeadText, Received, ResponseHead, receive_answer};
 use crate::net::{address, percent};
 
 /// An HTTP proxy. Neither its `Debug` nor any error shows user or password.
@@ -89,7 +89,7 @@ impl Proxy {
         }
         socket.write_all(request.end().as_bytes()).map_err(|source| self.broke(source))?;
         let is_http = |start: &[u8]| b"HTTP/1.".starts_with(&start[..start.len().min(7)]);
-        let head = match receive(&mut ByteByByte(socket), limit, is_http).map_err(|source| self.broke(source))? {
+        let head = match receive_answer(&mut ByteByByte(socket), limit, is_http).map_err(|source| self.broke(source))? {
             Received::Whole { head, .. } => head,
             Received::TooLong => {
                 return Err(self.wrong(format!("the head of its answer is over the limit of {limit} bytes")));

@@ -40,7 +40,13 @@ fn until_ready(scratch: &Path, pages: &str) -> Snapshot {
 fn each_role_is_shown_and_its_readiness_is_the_exit_code() {
     let network = Network::start("debug", "text");
     let scratch = network.scratch.path();
+    let client = HttpClient::new(Shutdown::new());
     for (role, _, pages) in &network.roles {
+        let ask = |page: &str| {
+            let headers = [("Origin".to_owned(), format!("https://{page}"))];
+            client.get(&format!("http://{pages}/status.json"), &headers, Instant::now() + LONG).unwrap().status
+        };
+        assert_eq!((ask("pages.example"), ask("roles.example"), ask("evil.example")), (200, 200, 403), "{role}");
         let snapshot = until_ready(scratch, pages);
         assert_eq!((snapshot.role.as_str(), snapshot.state), (*role, RoleState::Running), "{snapshot:?}");
         assert!(snapshot.parts.iter().any(|part| part.name == "timer"), "{snapshot:?}");

@@ -233,6 +233,7 @@ fn a_redirect_that_leads_nowhere_fails_at_once_and_says_why() {
     let bench = Bench::new();
     for (location, why) in [
         (None, "it has no Location"),
+        (Some("/a\r\nlocation: /b"), "the field location is there twice with different values"),
         (Some("ftp://h/x"), "its scheme is ftp"),
         (Some("http://[x/"), "its Location \"http://[x/\": invalid IPv6 address"),
     ] {

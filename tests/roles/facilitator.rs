@@ -301,11 +301,12 @@ fn it_stops_with_all_kinds_of_clients_attached() {
     let mut half_head = fix.http_stream();
     half_head.write_all(b"GET /api/v1/jo").unwrap();
     let mut half_body = fix.http_stream();
-    half_body.write_all(b"POST /auth/login HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{").unwrap();
+    half_body.write_all(b"POST /auth/login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{").unwrap();
     let uuid = fix.submit(&token);
     let mut waiting = fix.http_stream();
-    let wait =
-        format!("GET /api/v1/jobs/{uuid}/?wait=30&seen=1 HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n\r\n");
+    let wait = format!(
+        "GET /api/v1/jobs/{uuid}/?wait=30&seen=1 HTTP/1.1\r\nHost: [::1]\r\nAuthorization: Bearer {token}\r\n\r\n"
+    );
     waiting.write_all(wait.as_bytes()).unwrap();
     until("a request that waits", || {
         fix.http("GET", "/metrics", &[], "").1.as_str().unwrap().contains("phalanx_facilitator_waiting_requests 1")
@@ -368,7 +369,7 @@ fn dropping_a_facilitator_stops_it() {
     // A request that waits for news, and a connection that says nothing.
     let mut waiting = fix.http_stream();
     let path = format!("/api/v1/jobs/{uuid}/?wait=30&seen=99");
-    write!(waiting, "GET {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n\r\n").unwrap();
+    write!(waiting, "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n\r\n").unwrap();
     let idle = fix.http_stream();
     drop(fix.facilitator.take());
     drop((validator, waiting, idle));

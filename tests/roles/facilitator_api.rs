@@ -7,6 +7,7 @@ use facilitator_kit::{Fixture, alice, bearer, dave, job, key, names};
 use phalanx::base::limits::JOB_REQUEST_BYTES;
 use phalanx::facilitator::api::submission::body_of;
 use phalanx::identity::KeyPair;
+use phalanx::net::http::HostNames;
 use phalanx::protocol::{
     FacilitatorToValidator, InlineVolume, JobStatus as S, MultiUpload, OutputUpload, Signature, SignedRequest,
     SingleFilePutUpload, SingleFileUpload, StreamingDetails, V0JobCheated, Volume, ZipAndHttpPostUpload,
@@ -55,6 +56,8 @@ fn everything_wants_a_good_token() {
     let forged = fix.get("/api/v1/jobs/", "a.b.c");
     assert_eq!((forged.0, detail(&forged)), (401, "Invalid token"));
     let token = fix.login(&dave());
+    let lower = fix.http("GET", "/api/v1/jobs/", &[("authorization", format!("bearer  {token}"))], "");
+    assert_eq!(lower.0, 200, "{lower:?}");
     fix.running().reload(vec![alice().public()], vec![key("//Eve").public()]);
     let removed = fix.get("/api/v1/jobs/", &token);
     assert_eq!((removed.0, detail(&removed).contains("not a user of this facilitator any more")), (403, true));
@@ -261,6 +264,26 @@ fn a_report_of_a_cheat_reaches_the_jobs_validator() {
     theirs.sign(&key("//Eve"), 7);
     let headers: Vec<_> = theirs.signature.unwrap().to_headers().into_iter().chain([bearer(&other)]).collect();
     assert_eq!(fix.http("POST", "/api/v1/cheated-job/", &headers, &body).0, 404, "it is not Eve's job");
+}
+
+#[test]
+fn only_pages_of_its_own_names_may_ask() {
+    let fix = Fixture::with(true, |config| config.http_names = HostNames::new(vec!["api.example".to_owned()]));
+    let ask = |path: &str, headers: &[(&str, String)]| fix.http("GET", path, headers, "");
+    let foreign = ask("http://evil.example/auth/nonce", &[]);
+    assert_eq!(
+        foreign,
+        (421, json!("this server is not \"evil.example\"; --http-host NAME adds a name\n")),
+        "a name that was made to lead here"
+    );
+    for path in ["http://API.example:8080/auth/nonce", "http://localhost/auth/nonce", "http://[::1]/auth/nonce"] {
+        assert_eq!(ask(path, &[]).0, 200, "{path}");
+    }
+    let page = |origin: &str| ask("/auth/nonce", &[("Origin", origin.to_owned())]).0;
+    assert_eq!((page("https://evil.example"), page("https://api.example"), page("null")), (403, 200, 403));
+    // Who is refused here ends what is alive.
+    assert_eq!(ask("http://evil.example/healthz", &[("Origin", "null".to_owned())]).0, 200);
+    assert_eq!(ask("http://evil.example/readyz", &[]).0, 421);
 }
 
 #[test]

@@ -119,6 +119,20 @@ fn a_body_that_waits_for_permission_gets_it() {
 }
 
 #[test]
+fn empty_lines_between_requests_are_no_request() {
+    // Had the last ones begun a head, there would be a 408 in place of the end.
+    let fixture = Fixture::echo(HttpLimits { idle_time: Duration::from_secs(1), ..HttpLimits::default() });
+    let answer = fixture.ask(
+        "\r\nPOST /a HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\n\r\nok\r\n\
+         GET http://other/b HTTP/1.1\r\nHost: h\r\n\r\n\r\n\r\n",
+    );
+    assert_eq!(answer.matches("HTTP/1.1 ").count(), 2, "{answer}");
+    let safe = "\r\nX-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n";
+    assert_eq!(answer.matches(safe).count(), 2, "{answer}");
+    assert!(answer.contains("POST /a [] ok") && answer.ends_with("GET /b [] "), "{answer}");
+}
+
+#[test]
 fn limits_are_answered_and_never_exceeded() {
     let limits = HttpLimits {
         head_bytes: 1000,

@@ -183,6 +183,70 @@ fn requests_that_are_no_upgrade_get_a_status_that_says_why() {
 }
 
 #[test]
+fn fields_are_read_as_the_rfcs_have_them() {
+    let _threads = NoThreads::expected();
+    let replaced = |what: &str, by: &str| {
+        assert!(REQUEST.contains(what));
+        REQUEST.replace(what, by)
+    };
+    let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    for request in [
+        replaced("Connection: keep-alive, Upgrade", "Connection: keep-alive\r\nConnection: Upgrade"),
+        replaced("Connection: keep-alive, Upgrade", "CONNECTION: , uPGRADE\r\nconnection: keep-alive"),
+        replaced("Upgrade: WebSocket", "Upgrade: other/1\r\nUpgrade: websocket"),
+        replaced(key, &key.repeat(2)),
+        replaced("GET /", "GET http://other.example:80/"),
+        replaced("GET /", "GET wss://other.example"),
+        replaced("GET /", "\r\n\r\nGET /"),
+    ] {
+        let outcome = one_handshake(far(), |mut client| {
+            client.write_all(request.as_bytes()).unwrap();
+            let answer = read_head(&mut client);
+            assert!(answer.starts_with("HTTP/1.1 101 "), "{request:?}: {answer}");
+        });
+        assert_eq!(outcome.unwrap().path, "/", "{request:?}");
+    }
+    for (says, request) in [
+        ("exactly one Host", replaced("Host: h\r\n", "")),
+        ("exactly one Host", replaced("Host: h\r\n", "Host: h\r\nHost: h\r\n")),
+        ("no host with", replaced("Host: h", "Host: u@h")),
+        ("sec-websocket-key is there twice", replaced(key, &format!("{key}Sec-WebSocket-Key: other\r\n"))),
+        ("target is no path", replaced("GET /", "GET ftp://h/")),
+    ] {
+        let (answer, error) = answer_to(request.as_bytes());
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains(says), "{request:?}: {answer}");
+        assert!(answer.contains("\r\nX-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n"), "{answer}");
+        assert!(error.to_string().contains(says), "{error}");
+    }
+}
+
+#[test]
+fn interim_answers_come_before_an_upgrade_or_a_refusal() {
+    let _threads = NoThreads::expected();
+    const INTERIM: &str = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
+    let (listener, url) = raw_server("ws");
+    let server = background("t-rawserver", move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let head = read_head(&mut stream);
+        let key = head.lines().find_map(|l| l.strip_prefix("Sec-WebSocket-Key: ")).unwrap();
+        let accept = tungstenite::handshake::derive_accept_key(key.as_bytes());
+        let answer = format!(
+            "{INTERIM}HTTP/1.1 101 Yes\r\nconnection: keep-alive\r\nCONNECTION: upgrade\r\nupgrade: WebSocket\r\n\
+             sec-websocket-accept: {accept}\r\nSec-WebSocket-Extensions:\r\n\r\n"
+        );
+        stream.write_all(answer.as_bytes()).unwrap();
+        stream
+    });
+    dial_ws(&WsDialer::default(), &url, &SocketLimits::default()).unwrap();
+    join(server);
+
+    let error = dial_raw(format!("{INTERIM}HTTP/1.1 503 Busy\r\nContent-Length: 5\r\n\r\nlater").as_bytes());
+    assert_eq!(error.to_string(), "upgrade refused with status 503: later");
+    let error = dial_raw(INTERIM.repeat(1000).as_bytes());
+    assert!(error.to_string().contains("over the limit of 16384 bytes"), "{error}");
+}
+
+#[test]
 fn a_client_that_leaves_before_its_request_is_done_is_no_bad_request() {
     let _threads = NoThreads::expected();
     let error = one_handshake(far(), |mut client| client.write_all(b"GET / HT").unwrap()).unwrap_err();

@@ -112,7 +112,8 @@ fn error_for(credentials: &str, answer: &[u8]) -> (TransportError, String) {
 #[test]
 fn what_follows_the_proxys_answer_is_not_lost() {
     let _threads = NoThreads::expected();
-    let answers = b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 503 Busy\r\nRetry-After: 7\r\nContent-Length: 5\r\n\r\nlater";
+    let answers = b"HTTP/1.1 100 Wait\r\n\r\nHTTP/1.1 200 OK\r\n\r\n\
+        HTTP/1.1 503 Busy\r\nRetry-After: 7\r\nContent-Length: 5\r\n\r\nlater";
     let (error, _) = error_for("", answers);
     assert_eq!(error.to_string(), "upgrade refused with status 503: later");
     assert_eq!(error.retry_after(), Some(std::time::Duration::from_secs(7)));

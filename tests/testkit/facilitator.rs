@@ -141,7 +141,8 @@ impl Fixture {
         let extra: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         let length = body.len();
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {length}\r\n{extra}\r\n{body}"
+            "{method} {path} HTTP/1.1\r\nHost: [::1]\r\nConnection: close\r\n\
+             Content-Length: {length}\r\n{extra}\r\n{body}"
         );
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();

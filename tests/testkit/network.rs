@@ -48,6 +48,7 @@ impl Network {
                 miner_settings(&mut command);
             }
             command.args(arguments).env("RUST_LOG", log_filter).env("PHALANX_LOG_FORMAT", log_format);
+            command.env("PHALANX_HTTP_HOST", "pages.example,roles.example");
             if !key.is_empty() {
                 command.env("PHALANX_KEY", key);
             }

@@ -171,8 +171,9 @@ impl Api {
 
     /// The user who is logged in.
     fn user(&self, request: &HttpRequest) -> Result<PublicKey, Problem> {
-        let token = request.header("Authorization").and_then(|value| value.strip_prefix("Bearer "));
-        let token = token
+        let credentials = request.header("Authorization").and_then(|value| value.split_once(' '));
+        let (_, token) = credentials
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer"))
             .ok_or_else(|| Problem(401, "log in first: the header Authorization: Bearer is missing".to_owned()))?;
         let user =
             lock(&self.tokens).user(token.trim(), unix_seconds()).map_err(|error| Problem(401, error.to_string()))?;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 
-use super::head::{HeadText, first};
+use super::head::{HeadText, SAFE, first};
 use crate::base::shutdown::Shutdown;
 use crate::ops::redact::JsonText;
 
@@ -48,7 +48,8 @@ impl HttpRequest {
     }
 }
 
-/// What a handler answers. Length, date and connection headers are the server's.
+/// What a handler answers. Length, date and connection headers are the server's, and so are `X-Content-Type-Options:
+/// nosniff` and `Cache-Control: no-store`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpResponse {
     /// 200 to 599.
@@ -89,6 +90,9 @@ impl HttpResponse {
         for (name, value) in &self.headers {
             head = head.with(name, value);
         }
+        for (name, value) in SAFE {
+            head = head.with(name, value);
+        }
         head = head.with("Content-Length", self.body.len());
         if !keep_alive {
             head = head.with("Connection", "close");
@@ -115,6 +119,7 @@ fn reason(status: u16) -> &'static str {
         413 => "Content Too Large",
         415 => "Unsupported Media Type",
         417 => "Expectation Failed",
+        421 => "Misdirected Request",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
@@ -136,7 +141,8 @@ mod tests {
         assert_eq!(
             text,
             "HTTP/1.1 404 Not Found\r\nDate: D\r\nContent-Type: text/plain; charset=utf-8\r\n\
-             X-Why: a  Set-Cookie: b\r\nContent-Length: 4\r\nConnection: close\r\n\r\ngone"
+             X-Why: a  Set-Cookie: b\r\nX-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n\
+             Content-Length: 4\r\nConnection: close\r\n\r\ngone"
         );
     }
 

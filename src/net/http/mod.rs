@@ -7,6 +7,7 @@
 //! * `head`: the head of a message, read and written; also for the WebSocket upgrade and the `CONNECT` of a proxy.
 //! * [`message`]: requests and responses of the server as values.
 //! * `request`: what a request's head asks of the server. Pure.
+//! * `names`: by which names it may be asked. Pure.
 //! * [`server`]: its threads.
 //! * [`pages`]: what every role serves of itself.
 //! * [`client`]: blocking requests.
@@ -16,6 +17,7 @@ pub mod client;
 pub(crate) mod date;
 pub(crate) mod head;
 pub mod message;
+mod names;
 pub mod pages;
 mod request;
 pub mod server;
@@ -23,4 +25,5 @@ pub mod server;
 #[cfg(feature = "roles")]
 pub use client::{HttpClient, HttpError};
 pub use message::{HttpRequest, HttpResponse};
-pub use server::{Handler, HttpLimits, HttpServer};
+pub use names::HostNames;
+pub use server::{Handler, HttpLimits, HttpServer, guarded};

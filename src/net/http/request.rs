@@ -2,11 +2,17 @@
 
 use httparse::Status;
 
-use super::head::{HEADERS, Headers, RequestHead, all, first, has_token};
+use super::head::{HEADERS, Headers, RequestHead, all, check_host, has_token, list, one, target_parts};
 use crate::net::percent;
 
 /// Bytes of one chunk's size line with its extensions, which nobody uses.
 const CHUNK_LINE_BYTES: usize = 256;
+
+/// The only expectation that there is.
+const CONTINUE: &str = "100-continue";
+
+/// Fields beside `Host` and those of the framing that are no lists, and by which a request is judged.
+const SINGLE: [&str; 2] = ["authorization", "origin"];
 
 /// A request that cannot be served: the status and the text of the answer, after which the connection is closed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,52 +53,60 @@ pub(super) fn head(bytes: &[u8]) -> Result<Option<(Request, usize)>, Refused> {
         httparse::Error::Version => Refused::new(505, "only HTTP/1.0 and HTTP/1.1 are spoken here"),
         error => Refused::new(400, format!("this is not an HTTP request: {error}")),
     })?;
-    let Some((RequestHead { method, target, is_1_1, headers }, length)) = parsed else { return Ok(None) };
-    if is_1_1 && all(&headers, "host").count() != 1 {
-        return Err(Refused::new(400, "an HTTP/1.1 request has exactly one Host header"));
+    let Some((mut head, length)) = parsed else { return Ok(None) };
+    check_host(&head).map_err(|why| Refused::new(400, why))?;
+    let bad = || Refused::new(400, format!("{:?} is not a path with percent-encoded UTF-8", head.target));
+    let (authority, target) = target_parts(&head.target).ok_or_else(bad)?;
+    let (path, query) = path_and_query(&target).ok_or_else(bad)?;
+    if let Some(authority) = authority.map(str::to_owned) {
+        // Then that is the host, and what `Host` says does not count.
+        head.headers.retain(|(name, _)| !name.eq_ignore_ascii_case("host"));
+        head.headers.push(("Host".to_owned(), authority));
     }
-    let expects_continue = match first(&headers, "expect") {
-        None => false,
-        Some(value) if value.eq_ignore_ascii_case("100-continue") => true,
-        Some(value) => return Err(Refused::new(417, format!("cannot do what is expected: {value}"))),
-    };
-    let (path, query) = target_parts(&target)?;
-    let framing = framing(all(&headers, "transfer-encoding").collect(), all(&headers, "content-length").collect())?;
+    let RequestHead { method, is_1_1, headers, .. } = head;
+    for name in SINGLE {
+        one(&headers, name).map_err(|why| Refused::new(400, why))?;
+    }
+    // Of a client of HTTP/1.0 it is passed over (RFC 9110, section 10.1.1).
+    let expects_continue = is_1_1 && has_token(&headers, "expect", CONTINUE);
+    if let Some(other) = list(&headers, "expect").find(|value| is_1_1 && !value.eq_ignore_ascii_case(CONTINUE)) {
+        return Err(Refused::new(417, format!("cannot do what is expected: {other}")));
+    }
+    let framing = framing(&headers, is_1_1)?;
     let keep_alive = is_1_1 && !has_token(&headers, "connection", "close");
     Ok(Some((Request { method, path, query, framing, keep_alive, expects_continue, headers }, length)))
 }
 
 /// A request with two contradicting lengths is refused, never guessed at: a proxy before us may have guessed otherwise.
-fn framing(codings: Vec<&str>, lengths: Vec<&str>) -> Result<Framing, Refused> {
-    match (codings.as_slice(), lengths.as_slice()) {
-        ([], []) => Ok(Framing::Length(0)),
-        ([], [first, rest @ ..]) => {
+fn framing(headers: &Headers, is_1_1: bool) -> Result<Framing, Refused> {
+    let codings = all(headers, "transfer-encoding").next().map(|_| list(headers, "transfer-encoding"));
+    let lengths: Vec<_> = all(headers, "content-length").flat_map(|value| value.split(',')).map(str::trim).collect();
+    match (codings.map(Iterator::collect::<Vec<_>>).as_deref(), lengths.as_slice()) {
+        (None, []) => Ok(Framing::Length(0)),
+        // Repeated it is as good as once (RFC 9110, section 8.6).
+        (None, [first, rest @ ..]) => {
             let digits = !first.is_empty() && first.bytes().all(|b| b.is_ascii_digit());
             let length = first.parse().ok().filter(|_| digits && rest.iter().all(|other| other == first));
             length.map(Framing::Length).ok_or_else(|| Refused::new(400, "Content-Length must be one number of bytes"))
         }
-        ([coding], []) if coding.eq_ignore_ascii_case("chunked") => Ok(Framing::Chunked),
-        ([_, ..], []) => Err(Refused::new(501, "the only known Transfer-Encoding is chunked")),
-        ([_, ..], [_, ..]) => Err(Refused::new(400, "a request has Transfer-Encoding or Content-Length, not both")),
+        (Some(_), [_, ..]) => Err(Refused::new(400, "a request has Transfer-Encoding or Content-Length, not both")),
+        (Some(_), []) if !is_1_1 => Err(Refused::new(400, "HTTP/1.0 has no Transfer-Encoding")),
+        (Some([coding]), []) if coding.eq_ignore_ascii_case("chunked") => Ok(Framing::Chunked),
+        (Some(_), []) => Err(Refused::new(501, "the only known Transfer-Encoding is chunked")),
     }
 }
 
-fn target_parts(target: &str) -> Result<(String, Vec<(String, String)>), Refused> {
-    // A proxy may send the absolute form, `GET http://host/path`.
-    let target = match target.split_once("://") {
-        Some((_, rest)) if !target.starts_with('/') => rest.find('/').map_or("/", |at| &rest[at..]),
-        _ => target,
-    };
-    let bad = || Refused::new(400, format!("{target:?} is not a path with percent-encoded UTF-8"));
+/// A path and its query's pairs, decoded; `None` if they cannot be.
+fn path_and_query(target: &str) -> Option<(String, Vec<(String, String)>)> {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let path = percent::decode_text(path).ok_or_else(bad)?;
+    let path = percent::decode_text(path)?;
     // In a query, as in a form, + is a space.
     let decode = |text: &str| percent::decode_text(&text.replace('+', " "));
     let query = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         Some((decode(name)?, decode(value)?))
     });
-    Ok((path, query.collect::<Option<_>>().ok_or_else(bad)?))
+    Some((path, query.collect::<Option<_>>()?))
 }
 
 /// Reads a chunk's size line from the beginning of `bytes`: the line's length and the chunk's, or `None` for more
@@ -138,6 +152,27 @@ mod tests {
         let head = parsed("GET http://h:1/p?q=1 HTTP/1.0\r\n\r\n");
         assert_eq!((head.path.as_str(), head.query.len(), head.keep_alive), ("/p", 1, false));
         assert_eq!(parsed("GET http://h HTTP/1.1\r\nHost: h\r\n\r\n").path, "/");
+        let head = parsed("GET HTTPS://h:1?q=/a HTTP/1.1\r\nhost: other\r\nA: b\r\n\r\n");
+        assert_eq!((head.path.as_str(), head.query[0].1.as_str()), ("/", "/a"));
+        // The target's host is the one that counts.
+        let hosts: Vec<_> = all(&head.headers, "host").collect();
+        assert_eq!(hosts, ["h:1"]);
+        assert_eq!(parsed("OPTIONS * HTTP/1.1\r\nHost:\r\n\r\n").path, "*");
+        assert!(!parsed("GET / HTTP/1.0\r\nExpect: 100-continue\r\n\r\n").expects_continue);
+    }
+
+    #[test]
+    fn fields_of_one_name_are_one_list() {
+        let with = |fields: &str| parsed(&format!("\r\n\r\nPOST / HTTP/1.1\r\nHOST: h\r\n{fields}\r\n"));
+        assert!(!with("Connection: keep-alive\r\nconnection: , CLOSE\r\n").keep_alive);
+        for length in ["content-length: 5\r\nContent-Length: 5\r\n", "Content-Length: 5, 5\r\n"] {
+            assert_eq!(with(length).framing, Framing::Length(5), "{length}");
+        }
+        for coding in ["chunked\r\nTransfer-Encoding: ", "\r\ntransfer-encoding: Chunked"] {
+            assert_eq!(with(&format!("Transfer-Encoding: {coding}\r\n")).framing, Framing::Chunked, "{coding}");
+        }
+        let twice = with("Expect: 100-continue\r\nExpect: 100-Continue\r\nOrigin: a\r\nOrigin: a\r\n");
+        assert!(twice.expects_continue);
     }
 
     #[test]
@@ -150,7 +185,24 @@ mod tests {
             (400, "GET /%zz HTTP/1.1\r\nHost: h\r\n\r\n"),
             (400, "GET /%ff HTTP/1.1\r\nHost: h\r\n\r\n"),
             (400, "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: +5\r\n\r\n"),
-            (400, "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 5, 5\r\n\r\n"),
+            (400, "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 5, 6\r\n\r\n"),
+            (400, "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 5,\r\n\r\n"),
+            (400, "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nTransfer-Encoding: ,\r\n\r\n"),
+            (400, "GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"),
+            (400, "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n"),
+            (400, "GET / HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n"),
+            (400, "GET / HTTP/1.1\r\nHost: a b\r\n\r\n"),
+            (400, "GET / HTTP/1.1\r\nHost: u@h\r\n\r\n"),
+            (400, "GET / HTTP/1.1\r\nHost: h:x\r\n\r\n"),
+            (400, "GET / HTTP/1.1\r\nHost: h/x\r\n\r\n"),
+            (400, "GET path HTTP/1.1\r\nHost: h\r\n\r\n"),
+            (400, "GET ftp://h/ HTTP/1.1\r\nHost: h\r\n\r\n"),
+            (400, "GET http://u:p@h/ HTTP/1.1\r\nHost: h\r\n\r\n"),
+            (400, "CONNECT h:1 HTTP/1.1\r\nHost: h\r\n\r\n"),
+            (400, "GET / HTTP/1.1\r\nHost: h\r\nAuthorization: a\r\nauthorization: b\r\n\r\n"),
+            (417, "GET / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nExpect: more\r\n\r\n"),
+            (501, "GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"),
+            (501, "GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding:\r\n\r\n"),
             (400, "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n"),
             (400, "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999999999999999\r\n\r\n"),
             (400, "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"),

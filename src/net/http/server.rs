@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::date::http_date;
 use super::message::{HttpRequest, HttpResponse};
+use super::names::HostNames;
 use super::request::{self, Framing, Refused, Request};
 use crate::base::clock;
 use crate::base::shutdown::{Level, Shutdown};
@@ -34,6 +35,19 @@ const LINGER: (Duration, usize) = (Duration::from_secs(1), 1 << 20);
 /// Answers a request, on the connection's thread. If it waits for anything, it must listen to
 /// [`HttpRequest::shutdown`].
 pub type Handler = Arc<dyn Fn(&HttpRequest) -> HttpResponse + Send + Sync>;
+
+/// The same handler for requests by one of `names`; others are answered with 421 or 403. Everybody may have `/healthz`:
+/// an orchestrator ends what seems dead to it, and the page says nothing that a stranger could use.
+pub fn guarded(names: HostNames, handler: Handler) -> Handler {
+    Arc::new(move |request| {
+        if request.path != "/healthz"
+            && let Some((status, why)) = names.refusal(&request.headers)
+        {
+            return HttpResponse::text(status, why + "\n");
+        }
+        handler(request)
+    })
+}
 
 /// The bounds of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -243,8 +257,17 @@ impl Wire<'_> {
     /// The next request. Blocks until it is there, or a deadline.
     fn request(&mut self) -> Result<(Request, Vec<u8>), NoRequest> {
         let limits = self.limits;
-        if self.buffer.is_empty() && !matches!(self.fill(Instant::now() + limits.idle_time), Ok(true)) {
-            return Err(NoRequest::Over);
+        let idle_until = Instant::now() + limits.idle_time;
+        loop {
+            // An empty line after a body is not the beginning of a request (RFC 9112, section 2.2).
+            let empty = 2 * self.buffer.chunks(2).take_while(|line| line == b"\r\n").count();
+            self.buffer.drain(..empty);
+            if !self.buffer.is_empty() {
+                break;
+            }
+            if !matches!(self.fill(idle_until), Ok(true)) {
+                return Err(NoRequest::Over);
+            }
         }
         let deadline = Instant::now() + limits.head_time;
         let head = loop {

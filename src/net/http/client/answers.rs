@@ -12,6 +12,8 @@ use ureq::Error;
 use ureq::Timeout;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
+use crate::net::http::head::is_interim;
+
 /// Stands on top of a chain of connectors.
 #[derive(Debug)]
 pub(super) struct AnswerConnector;
@@ -132,9 +134,7 @@ fn begins(input: &[u8]) -> Begins {
     match (input[..known] == VERSION[..known], input.get(9..12)) {
         (false, _) => Begins::Answer,
         (true, None) => Begins::Unknown,
-        // 101 is an answer: another protocol follows it.
-        (true, Some([b'1', b'0', b'1'])) => Begins::Answer,
-        (true, Some([b'1', ..])) => {
+        (true, Some(_)) if is_interim(input) => {
             let ends = |at: &usize| input[*at] == b'\n' && matches!(input[at + 1..], [b'\n', ..] | [b'\r', b'\n', ..]);
             match (0..input.len()).find(ends) {
                 Some(at) => Begins::Interim(at + if input[at + 1] == b'\r' { 3 } else { 2 }),

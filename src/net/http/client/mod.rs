@@ -45,7 +45,7 @@ pub use self::error::HttpError;
 pub use self::response::{ANSWER_BYTES, Response};
 use self::response::{Below, Received, text_of};
 use self::resume::{Representation, Rest};
-use super::head::{all, first};
+use super::head::{all, first, one};
 use crate::base::rng::Rng;
 use crate::base::shutdown::Shutdown;
 use crate::net::USER_AGENT;
@@ -376,7 +376,8 @@ impl HttpClient {
                 return Ok(answer);
             }
             let bad = |why| HttpError::Redirect { url: shown(url), status: answer.status, why };
-            let next = address::redirected(&to, first(&answer.headers, "location")).map_err(bad)?;
+            let location = one(&answer.headers, "location").map_err(bad)?;
+            let next = address::redirected(&to, location).map_err(bad)?;
             if followed == REDIRECTS {
                 return Err(bad(format!("it is redirect {} in a row", REDIRECTS + 1)));
             }
