@@ -191,6 +191,37 @@ fn a_panic_of_the_handler_costs_one_request() {
 }
 
 #[test]
+fn a_body_is_sent_while_it_is_made() {
+    const PART: usize = 100_000;
+    let fixture = Fixture::new(
+        HttpLimits::default(),
+        Arc::new(|request| {
+            let path = request.path.clone();
+            HttpResponse::streamed(200, "text/plain", move |out| {
+                out.write_all(&[b'x'; PART])?;
+                match path.as_str() {
+                    "/fails" => Err(ErrorKind::TimedOut.into()),
+                    "/panics" => panic!("asked to panic"),
+                    _ => out.write_all(b"end"),
+                }
+            })
+        }),
+    );
+    let ask = |line: &str| fixture.ask(&format!("{line}\r\nHost: h\r\nConnection: close\r\n\r\n"));
+    let answer = ask("GET /a HTTP/1.1");
+    assert!(answer.contains("\r\nTransfer-Encoding: chunked\r\n"), "{}", &answer[..300]);
+    assert!(answer.ends_with("xend\r\n0\r\n\r\n") && !answer.contains("Content-Length"), "{}", &answer[..300]);
+    let old = ask("GET /a HTTP/1.0");
+    assert!(old.ends_with("xend") && old.split_once("\r\n\r\n").unwrap().1.len() == PART + 3, "{}", &old[..300]);
+    assert!(ask("HEAD /a HTTP/1.1").ends_with("Connection: close\r\n\r\n"));
+    // What is not whole has no end that says so.
+    for path in ["/fails", "/panics"] {
+        assert!(ask(&format!("GET {path} HTTP/1.1")).ends_with("x\r\n"), "{path}");
+    }
+    assert!(ask("GET /a HTTP/1.1").ends_with("0\r\n\r\n"));
+}
+
+#[test]
 fn idle_and_half_open_clients_do_not_delay_a_stop() {
     let mut fixture = Fixture::echo(HttpLimits::default());
     let mut idle = fixture.connect();

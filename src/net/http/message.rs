@@ -1,6 +1,7 @@
 //! Requests and responses as values.
 
 use std::fmt;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 
 use serde_json::Value;
@@ -48,9 +49,11 @@ impl HttpRequest {
     }
 }
 
+/// Writes a body while it is sent. An error ends the connection, so that the client does not take what came for all.
+pub type Stream = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>;
+
 /// What a handler answers. Length, date and connection headers are the server's, and so are `X-Content-Type-Options:
 /// nosniff` and `Cache-Control: no-store`.
-#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpResponse {
     /// 200 to 599.
     pub status: u16,
@@ -58,12 +61,32 @@ pub struct HttpResponse {
     pub headers: Vec<(&'static str, String)>,
     /// The body; left out in the answer to `HEAD`.
     pub body: Vec<u8>,
+    /// What writes the body in place of `body`, on the connection's thread; `HEAD` does not call it. If it waits for
+    /// anything, it must listen to [`HttpRequest::shutdown`].
+    pub stream: Option<Stream>,
+}
+
+/// Without the body.
+impl fmt::Debug for HttpResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpResponse").field("status", &self.status).finish_non_exhaustive()
+    }
 }
 
 impl HttpResponse {
     /// A response with a body of that media type.
     pub fn new(status: u16, content_type: &str, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: vec![("Content-Type", content_type.to_owned())], body: body.into() }
+        let headers = vec![("Content-Type", content_type.to_owned())];
+        Self { status, headers, body: body.into(), stream: None }
+    }
+
+    /// A response whose body is written while it is sent: one that is never in memory as a whole.
+    pub fn streamed(
+        status: u16,
+        content_type: &str,
+        stream: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static,
+    ) -> Self {
+        Self { stream: Some(Box::new(stream)), ..Self::new(status, content_type, "") }
     }
 
     /// A plain text.
@@ -83,8 +106,8 @@ impl HttpResponse {
         self
     }
 
-    /// The bytes to send.
-    pub(super) fn encode(&self, date: &str, keep_alive: bool, head_only: bool) -> Vec<u8> {
+    /// The bytes of the head, with the body's coding or length, if it has one.
+    pub(super) fn head(&self, date: &str, keep_alive: bool, coding: Option<&str>, length: Option<usize>) -> Vec<u8> {
         let mut head =
             HeadText::new(format_args!("HTTP/1.1 {} {}", self.status, reason(self.status))).with("Date", date);
         for (name, value) in &self.headers {
@@ -93,11 +116,21 @@ impl HttpResponse {
         for (name, value) in SAFE {
             head = head.with(name, value);
         }
-        head = head.with("Content-Length", self.body.len());
+        if let Some(coding) = coding {
+            head = head.with("Transfer-Encoding", coding);
+        }
+        if let Some(length) = length {
+            head = head.with("Content-Length", length);
+        }
         if !keep_alive {
             head = head.with("Connection", "close");
         }
-        let mut bytes = head.end().into_bytes();
+        head.end().into_bytes()
+    }
+
+    /// The bytes to send, of a body that is not streamed.
+    pub(super) fn encode(&self, date: &str, keep_alive: bool, head_only: bool) -> Vec<u8> {
+        let mut bytes = self.head(date, keep_alive, None, Some(self.body.len()));
         if !head_only {
             bytes.extend_from_slice(&self.body);
         }

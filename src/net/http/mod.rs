@@ -9,6 +9,7 @@
 //! * `request`: what a request's head asks of the server. Pure.
 //! * `names`: by which names it may be asked. Pure.
 //! * [`server`]: its threads.
+//! * `stream`: a body that is made while it is sent.
 //! * [`pages`]: what every role serves of itself.
 //! * [`client`]: blocking requests.
 
@@ -21,6 +22,7 @@ mod names;
 pub mod pages;
 mod request;
 pub mod server;
+mod stream;
 
 #[cfg(feature = "roles")]
 pub use client::{HttpClient, HttpError};

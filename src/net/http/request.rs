@@ -42,6 +42,7 @@ pub(super) struct Request {
     pub query: Vec<(String, String)>,
     pub headers: Headers,
     pub framing: Framing,
+    pub is_1_1: bool,
     pub keep_alive: bool,
     pub expects_continue: bool,
 }
@@ -74,7 +75,7 @@ pub(super) fn head(bytes: &[u8]) -> Result<Option<(Request, usize)>, Refused> {
     }
     let framing = framing(&headers, is_1_1)?;
     let keep_alive = is_1_1 && !has_token(&headers, "connection", "close");
-    Ok(Some((Request { method, path, query, framing, keep_alive, expects_continue, headers }, length)))
+    Ok(Some((Request { method, path, query, framing, is_1_1, keep_alive, expects_continue, headers }, length)))
 }
 
 /// A request with two contradicting lengths is refused, never guessed at: a proxy before us may have guessed otherwise.

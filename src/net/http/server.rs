@@ -16,6 +16,7 @@ use super::date::http_date;
 use super::message::{HttpRequest, HttpResponse};
 use super::names::HostNames;
 use super::request::{self, Framing, Refused, Request};
+use super::stream::{self, Sending};
 use crate::base::clock;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Step;
@@ -64,7 +65,8 @@ pub struct HttpLimits {
     pub head_time: Duration,
     /// For a whole body; then 408.
     pub body_time: Duration,
-    /// For sending a whole response.
+    /// For sending a whole response; for one that is streamed, see [`HttpResponse::stream`], the beginning: then a
+    /// client has to take 64 KiB in each second.
     pub write_time: Duration,
 }
 
@@ -209,21 +211,25 @@ fn serve(stream: Arc<TcpStream>, peer: SocketAddr, handler: &Handler, limits: &H
     });
     let mut wire = Wire { stream: &stream, buffer: Vec::new(), limits };
     while !stop.is_set() {
-        let (response, keep_alive, head_only) = match wire.request() {
+        let refusal = |refused: Refused| HttpResponse::text(refused.status, refused.why + "\n");
+        let (response, form) = match wire.request() {
             Err(NoRequest::Over) => break,
-            Err(NoRequest::Refused(refused)) => (HttpResponse::text(refused.status, refused.why + "\n"), false, false),
+            Err(NoRequest::Refused(refused)) => {
+                (refusal(refused), Form { keep_alive: false, head: false, is_1_1: true })
+            }
             Ok((head, body)) => {
-                let Request { method, path, query, headers, keep_alive, .. } = head;
+                let Request { method, path, query, headers, keep_alive, is_1_1, .. } = head;
                 let request = HttpRequest { method, path, query, headers, body, peer, shutdown: stop.clone() };
                 let (response, sound) = answer(handler, &request);
-                (response, keep_alive && sound && !stop.is_set(), request.method == "HEAD")
+                let keep_alive = keep_alive && sound && !stop.is_set();
+                (response, Form { keep_alive, head: request.method == "HEAD", is_1_1 })
             }
         };
-        if let Err(error) = wire.write(&response.encode(&date(), keep_alive, head_only)) {
+        if let Err(error) = wire.send(response, form) {
             log::debug!("http client {peer} did not take its answer: {error}");
             break;
         }
-        if !keep_alive {
+        if !form.keep_alive {
             wire.linger();
             break;
         }
@@ -244,6 +250,15 @@ fn answer(handler: &Handler, request: &HttpRequest) -> (HttpResponse, bool) {
             (HttpResponse::text(500, "internal error, see the server's log\n"), false)
         }
     }
+}
+
+/// How a response is to be sent.
+#[derive(Debug, Clone, Copy)]
+struct Form {
+    keep_alive: bool,
+    /// Without its body.
+    head: bool,
+    is_1_1: bool,
 }
 
 /// One connection's socket, and what was read from it and not yet used.
@@ -373,8 +388,29 @@ impl Wire<'_> {
         Ok(outcome? > 0)
     }
 
-    fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
-        let deadline = Instant::now() + self.limits.write_time;
+    fn send(&self, mut response: HttpResponse, form: Form) -> io::Result<()> {
+        let Form { keep_alive, head, is_1_1 } = form;
+        match response.stream.take() {
+            None => self.write(&response.encode(&date(), keep_alive, head)),
+            Some(_) if head => self.write(&response.head(&date(), keep_alive, is_1_1.then_some("chunked"), None)),
+            Some(make) => {
+                let put = |bytes: &[u8], deadline| self.write_by(bytes, deadline);
+                let write_time = self.limits.write_time;
+                let sending = Sending { put: &put, date: &date(), keep_alive, chunks: is_1_1, write_time };
+                let made = catch_unwind(AssertUnwindSafe(|| stream::send(&response, make, &sending)));
+                made.unwrap_or_else(|panic| {
+                    log::error!("http: a body could not be made: {}", panic_message(panic.as_ref()));
+                    Err(io::Error::other("its body panicked"))
+                })
+            }
+        }
+    }
+
+    fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        self.write_by(bytes, Instant::now() + self.limits.write_time)
+    }
+
+    fn write_by(&self, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
         while !bytes.is_empty() {
             let _waiting = waiting("a client to take its answer", Some(deadline));
             let written = by(deadline, |left| {
