@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::supervise::Env;
 use crate::net::http::pages::pages;
-use crate::net::http::{HostNames, HttpLimits, HttpRequest, HttpResponse, HttpServer, guarded};
+use crate::net::http::{HostNames, HttpLimits, HttpListener, HttpRequest, HttpResponse, HttpServer, guarded};
+use crate::net::tls::ServerTls;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 use crate::ops::status::{Board, Frame};
@@ -16,17 +17,17 @@ use crate::ops::status::{Board, Frame};
 /// Where a status server listens, and by which names it may be asked.
 #[derive(Debug)]
 pub struct Place {
-    listener: TcpListener,
+    listener: HttpListener,
     names: HostNames,
 }
 
-/// Takes the address, before the role starts, so that a wrong one starts nothing.
+/// Takes the address, before the role starts, so that a wrong one starts nothing; with TLS if there is a certificate.
 ///
 /// # Errors
 /// One line that names the address.
-pub fn bind(address: SocketAddr, names: HostNames) -> Result<Place, String> {
+pub fn bind(address: SocketAddr, names: HostNames, tls: Option<ServerTls>) -> Result<Place, String> {
     let listener = TcpListener::bind(address).map_err(|e| format!("--http {address}: {e}"))?;
-    Ok(Place { listener, names })
+    Ok(Place { listener: HttpListener::new(listener, tls), names })
 }
 
 /// Serves the four pages of `role`, whose threads report to `board`, at `place`; `short` begins the names of the

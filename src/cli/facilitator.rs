@@ -10,8 +10,8 @@ use super::values::listen_address;
 use crate::app::{exit, supervise};
 use crate::facilitator::{Facilitator, FacilitatorConfig};
 use crate::identity::PublicKey;
-use crate::net::http::HostNames;
-use crate::transport::ws::WsListener;
+use crate::net::http::HttpListener;
+use crate::net::tls::ClientCertificates;
 
 /// The arguments of `phalanx facilitator`.
 #[derive(Debug, clap::Args)]
@@ -22,10 +22,8 @@ pub struct Args {
     /// Address of the job API, health, metrics and status
     #[arg(long, value_name = "ADDR", value_parser = listen_address, env = "PHALANX_HTTP")]
     http: SocketAddr,
-    /// A name by which --http may be asked, also by its web pages, besides IP addresses and loopback names; may be
-    /// repeated
-    #[arg(long, value_name = "NAME", value_parser = HostNames::parse, env = "PHALANX_HTTP_HOST", value_delimiter = ',')]
-    http_host: Vec<String>,
+    #[command(flatten)]
+    http_args: tls::HttpArgs,
     /// Who may connect as a validator; may be repeated
     #[arg(long, value_name = "SS58", required = true, env = "PHALANX_VALIDATOR", value_delimiter = ',')]
     validator: Vec<PublicKey>,
@@ -42,17 +40,18 @@ pub struct Args {
 /// Runs the command until a signal stops it.
 pub fn run(args: Args) -> ExitCode {
     let start = |env: &supervise::Env| {
-        let tls = args.tls.load().map_err(exit::usage)?;
-        let listener = WsListener::bind(args.listen, tls).map_err(|e| exit::usage(format!("--listen: {e}")))?;
+        let listener = args.tls.listen(args.listen, ClientCertificates::Required).map_err(exit::usage)?;
+        let tls = args.http_args.tls().map_err(exit::usage)?;
         let http = TcpListener::bind(args.http).map_err(|e| exit::usage(format!("--http {}: {e}", args.http)))?;
         let config = FacilitatorConfig {
             validators: args.validator,
             users: args.user,
-            http_names: HostNames::new(args.http_host),
+            http_names: args.http_args.names(),
             ..FacilitatorConfig::new(args.state_dir)
         };
         let facilitator =
-            Facilitator::start(config, Box::new(listener), http, env.timer.clone()).map_err(exit::usage)?;
+            Facilitator::start(config, Box::new(listener), HttpListener::new(http, tls), env.timer.clone())
+                .map_err(exit::usage)?;
         announce(facilitator.ws_addr(), Some(facilitator.http_addr()));
         Ok(facilitator)
     };

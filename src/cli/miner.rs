@@ -16,19 +16,19 @@ use super::tls;
 use super::values::{class_count, client_address, duration, listen_address};
 use super::watch;
 use crate::app::hosts::HostSetting;
-use crate::app::{self, exit, status, supervise};
+use crate::app::{self, exit, supervise};
 use crate::base::lock::lock;
 use crate::executor::sandbox::Host;
 use crate::identity::{KeyPair, PublicKey};
 use crate::miner::host::HostName;
 use crate::miner::placement::Strategy;
+use crate::miner::router::Peer;
 use crate::miner::{self, HostConfig, Miner, MinerConfig, MinerLimits, Owner, Reloader, WatchCommand};
-use crate::net::http::HostNames;
+use crate::net::tls::ClientCertificates;
 use crate::proc::docker::{EngineAddress, SshPlace};
 use crate::proc::image_store::ImageBounds;
 use crate::proc::this;
 use crate::protocol::ExecutorClass;
-use crate::transport::ws::WsListener;
 
 /// The arguments of `phalanx miner`.
 #[derive(Debug, clap::Args)]
@@ -84,10 +84,8 @@ pub struct Args {
     /// Address of health, metrics and status
     #[arg(long, value_name = "ADDR", value_parser = listen_address, env = "PHALANX_HTTP")]
     http: Option<SocketAddr>,
-    /// A name by which --http may be asked, also by its web pages, besides IP addresses and loopback names; may be
-    /// repeated
-    #[arg(long, value_name = "NAME", value_parser = HostNames::parse, env = "PHALANX_HTTP_HOST", value_delimiter = ',')]
-    http_host: Vec<String>,
+    #[command(flatten)]
+    http_args: tls::HttpArgs,
     #[command(flatten)]
     rates: RateArgs,
     #[command(flatten)]
@@ -110,16 +108,17 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
     }
     let budget = Miner::stop_budget(&limits(&args)) + supervise::CLOSING;
     let start = |env: &supervise::Env| {
-        let (http, names) = (args.http, HostNames::new(args.http_host.clone()));
-        let tls = args.tls.load().map_err(exit::usage)?;
-        let listen = args.listen;
+        let (http, http_args) = (args.http, args.http_args.clone());
+        let (listen, tls) = (args.listen, args.tls.clone());
         let (fixed, ports) = (Fixed::of(&args), args.source.ports.clone());
         // As it is before there are jobs: what they use is not to make the shares of others smaller.
         let host = executors::host(&args.executors).map_err(exit::usage)?;
         let (config, sandboxes) = configure(args, host).map_err(exit::usage)?;
         let shown = Arc::new(Mutex::new(sandboxes));
-        let http = http.map(|http| status::bind(http, names)).transpose().map_err(exit::usage)?;
-        let listener = WsListener::bind(listen, tls).map_err(|e| exit::usage(format!("--listen: {e}")))?;
+        let http = http.map(|http| http_args.bind(http)).transpose().map_err(exit::usage)?;
+        let listener = tls.listen(listen, ClientCertificates::Asked).map_err(exit::usage)?;
+        // Executors have no certificate, but the token that the miner has given them.
+        let listener = listener.without_certificate(Peer::is_executor);
         let miner = Miner::start(config, Box::new(listener), env.timer.clone()).map_err(exit::usage)?;
         let http = http
             .map(|http| miner_status::serve(http, &miner, (env, shown.clone())))
@@ -290,11 +289,11 @@ impl Fixed {
             ("--image-count", count.to_string()),
             ("--pull-silence", format!("{:?}", args.source.images.pull_silence)),
             ("--http", format!("{:?}", args.http)),
-            ("--http-host", args.http_host.join(",")),
             ("--runner", args.source.runner.name().to_owned()),
             ("--executor-backend", if args.source.are_containers() { "docker" } else { "process" }.to_owned()),
         ];
         flags.extend(args.tls.flags());
+        flags.extend(args.http_args.flags());
         flags.extend(args.rates.flags());
         Self(flags)
     }

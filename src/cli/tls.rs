@@ -1,16 +1,19 @@
 //! The flags for TLS and the proxy, the same in every command that listens or dials.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::app::status;
 use crate::base::shutdown::Shutdown;
+use crate::net::http::HostNames;
 use crate::net::http::client::HttpClient;
-use crate::net::tls::certificates;
-use crate::transport::ws::WsDialer;
+use crate::net::tls::{ClientCertificates, certificates};
+use crate::transport::ws::{WsDialer, WsListener};
 use crate::transport::{ClientTls, Proxy, ServerTls};
 
-/// Flags of a command that listens.
-#[derive(Debug, clap::Args)]
+/// Flags of a command that listens for WebSockets.
+#[derive(Debug, Clone, clap::Args)]
 pub(super) struct ServerArgs {
     /// Serve wss:// with this certificate chain (PEM); needs --tls-key
     #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CERT", requires = "tls_key")]
@@ -18,24 +21,108 @@ pub(super) struct ServerArgs {
     /// The private key of --tls-cert (PEM)
     #[arg(long, value_name = "FILE", env = "PHALANX_TLS_KEY", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
+    /// With --tls-cert: take only peers with a certificate of these authorities (PEM); a miner's executors need none
+    #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CLIENT_CA", requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
+    /// A name by which web pages may connect to --listen, besides IP addresses and loopback names; programs may by any;
+    /// may be repeated
+    #[arg(long, value_name = "NAME", value_parser = HostNames::parse)]
+    #[arg(env = "PHALANX_LISTEN_HOST", value_delimiter = ',')]
+    listen_host: Vec<String>,
 }
 
 impl ServerArgs {
     /// Each flag and what it says, for comparison.
-    pub(super) fn flags(&self) -> [(&'static str, String); 2] {
-        [("--tls-cert", format!("{:?}", self.tls_cert)), ("--tls-key", format!("{:?}", self.tls_key))]
+    pub(super) fn flags(&self) -> [(&'static str, String); 4] {
+        [
+            ("--tls-cert", format!("{:?}", self.tls_cert)),
+            ("--tls-key", format!("{:?}", self.tls_key)),
+            ("--tls-client-ca", format!("{:?}", self.tls_client_ca)),
+            ("--listen-host", self.listen_host.join(",")),
+        ]
+    }
+
+    /// The certificate, if one was named; `asks` is what a peer is asked for with --tls-client-ca.
+    ///
+    /// # Errors
+    /// One line that names the file.
+    pub(super) fn load(&self, asks: ClientCertificates) -> Result<Option<ServerTls>, String> {
+        server_tls((&self.tls_cert, &self.tls_key, &self.tls_client_ca), asks)
+    }
+
+    /// Listens on `address`, with the certificate if one was named.
+    ///
+    /// # Errors
+    /// One line that names the file or the address.
+    pub(super) fn listen(&self, address: SocketAddr, asks: ClientCertificates) -> Result<WsListener, String> {
+        let listener = WsListener::bind(address, self.load(asks)?).map_err(|e| format!("--listen: {e}"))?;
+        Ok(listener.with_names(HostNames::of_websockets(self.listen_host.clone())))
+    }
+}
+
+/// Flags of a command that serves HTTP.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct HttpArgs {
+    /// A name by which --http may be asked, also by its web pages, besides IP addresses and loopback names; may be
+    /// repeated
+    #[arg(long, value_name = "NAME", value_parser = HostNames::parse, env = "PHALANX_HTTP_HOST", value_delimiter = ',')]
+    http_host: Vec<String>,
+    /// Serve --http as https:// with this certificate chain (PEM); needs --http-tls-key
+    #[arg(long, value_name = "FILE", env = "PHALANX_HTTP_TLS_CERT", requires = "http_tls_key")]
+    http_tls_cert: Option<PathBuf>,
+    /// The private key of --http-tls-cert (PEM)
+    #[arg(long, value_name = "FILE", env = "PHALANX_HTTP_TLS_KEY", requires = "http_tls_cert")]
+    http_tls_key: Option<PathBuf>,
+    /// With --http-tls-cert: answer only clients with a certificate of these authorities (PEM), also probes
+    #[arg(long, value_name = "FILE", env = "PHALANX_HTTP_TLS_CLIENT_CA", requires = "http_tls_cert")]
+    http_tls_client_ca: Option<PathBuf>,
+}
+
+impl HttpArgs {
+    /// Each flag and what it says, for comparison.
+    pub(super) fn flags(&self) -> [(&'static str, String); 4] {
+        [
+            ("--http-host", self.http_host.join(",")),
+            ("--http-tls-cert", format!("{:?}", self.http_tls_cert)),
+            ("--http-tls-key", format!("{:?}", self.http_tls_key)),
+            ("--http-tls-client-ca", format!("{:?}", self.http_tls_client_ca)),
+        ]
+    }
+
+    /// The names of --http-host.
+    pub(super) fn names(&self) -> HostNames {
+        HostNames::new(self.http_host.clone())
     }
 
     /// The certificate, if one was named.
     ///
     /// # Errors
     /// One line that names the file.
-    pub(super) fn load(&self) -> Result<Option<ServerTls>, String> {
-        match (&self.tls_cert, &self.tls_key) {
-            (Some(cert), Some(key)) => ServerTls::from_files(cert, key).map(Some).map_err(|e| e.to_string()),
-            _ => Ok(None),
-        }
+    pub(super) fn tls(&self) -> Result<Option<ServerTls>, String> {
+        let files = (&self.http_tls_cert, &self.http_tls_key, &self.http_tls_client_ca);
+        server_tls(files, ClientCertificates::Required)
     }
+
+    /// Takes the address of the status pages.
+    ///
+    /// # Errors
+    /// One line that names the file or the address.
+    pub(super) fn bind(&self, http: SocketAddr) -> Result<status::Place, String> {
+        status::bind(http, self.names(), self.tls()?)
+    }
+}
+
+/// From the files of a certificate, its key and the authorities of clients.
+fn server_tls(
+    files: (&Option<PathBuf>, &Option<PathBuf>, &Option<PathBuf>),
+    asks: ClientCertificates,
+) -> Result<Option<ServerTls>, String> {
+    let tls = match files {
+        (Some(cert), Some(key), None) => ServerTls::from_files(cert, key),
+        (Some(cert), Some(key), Some(ca)) => ServerTls::with_client_ca(cert, key, ca, asks),
+        _ => return Ok(None),
+    };
+    tls.map(Some).map_err(|e| e.to_string())
 }
 
 /// Flags of a command that dials.

@@ -16,7 +16,7 @@ use super::miners;
 use super::values::{RedisConfig, duration, listen_address, redis_url};
 use crate::app::{exit, status, supervise};
 use crate::identity::{KeyPair, PublicKey};
-use crate::net::http::{HostNames, HttpRequest, HttpServer};
+use crate::net::http::{HttpRequest, HttpServer};
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 use crate::tasks::TasksStatus;
@@ -89,10 +89,8 @@ pub struct Args {
     /// Address of health, metrics and status
     #[arg(long, value_name = "ADDR", value_parser = listen_address, env = "PHALANX_HTTP")]
     http: Option<SocketAddr>,
-    /// A name by which --http may be asked, also by its web pages, besides IP addresses and loopback names; may be
-    /// repeated
-    #[arg(long, value_name = "NAME", value_parser = HostNames::parse, env = "PHALANX_HTTP_HOST", value_delimiter = ',')]
-    http_host: Vec<String>,
+    #[command(flatten)]
+    http_args: super::tls::HttpArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -107,7 +105,7 @@ enum DispatchArg {
 
 /// Runs the command until a signal stops it.
 pub fn run(args: Args) -> ExitCode {
-    let (http, names) = (args.http, HostNames::new(args.http_host.clone()));
+    let (http, http_args) = (args.http, args.http_args.clone());
     let (config, list, dialer) = match configure(args) {
         Ok(configured) => configured,
         Err(problem) => return exit::usage(problem),
@@ -115,7 +113,7 @@ pub fn run(args: Args) -> ExitCode {
     // Two closing steps more, for the list of miners and for the pages.
     let budget = Validator::stop_budget(&config) + 2 * supervise::CLOSING;
     let start = |env: &supervise::Env| {
-        let http = http.map(|http| status::bind(http, names)).transpose().map_err(exit::usage)?;
+        let http = http.map(|http| http_args.bind(http)).transpose().map_err(exit::usage)?;
         let validator = Validator::start(config, Arc::new(dialer), env.timer.clone()).map_err(exit::usage)?;
         let reloader = validator.reloader();
         let feed = list.map(|list| list.follow(env, move |miners| reloader.miners(miners)));

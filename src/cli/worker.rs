@@ -20,7 +20,7 @@ use crate::app::{exit, status, supervise};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
 use crate::identity::{KeyPair, PublicKey};
-use crate::net::http::{HostNames, HttpRequest, HttpServer};
+use crate::net::http::{HttpRequest, HttpServer};
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 use crate::ops::status::Board;
@@ -77,15 +77,13 @@ pub struct Args {
     /// Address of health, metrics and status
     #[arg(long, value_name = "ADDR", value_parser = listen_address, env = "PHALANX_HTTP")]
     http: Option<SocketAddr>,
-    /// A name by which --http may be asked, also by its web pages, besides IP addresses and loopback names; may be
-    /// repeated
-    #[arg(long, value_name = "NAME", value_parser = HostNames::parse, env = "PHALANX_HTTP_HOST", value_delimiter = ',')]
-    http_host: Vec<String>,
+    #[command(flatten)]
+    http_args: super::tls::HttpArgs,
 }
 
 /// Runs the command until a signal, or `celery control shutdown`, stops it.
 pub fn run(args: Args) -> ExitCode {
-    let (http, names) = (args.http, HostNames::new(args.http_host.clone()));
+    let (http, http_args) = (args.http, args.http_args.clone());
     let (config, list, dialer) = match configure(args) {
         Ok(configured) => configured,
         Err(problem) => return exit::usage(problem),
@@ -93,7 +91,7 @@ pub fn run(args: Args) -> ExitCode {
     // And a closing step each for the list of miners, the remote control, and the pages.
     let budget = JobWorker::stop_budget(&config) + 3 * supervise::CLOSING;
     let start = |env: &supervise::Env| {
-        let http = http.map(|http| status::bind(http, names)).transpose().map_err(exit::usage)?;
+        let http = http.map(|http| http_args.bind(http)).transpose().map_err(exit::usage)?;
         let board = Board::new();
         let worker = JobWorker::start(config, Arc::new(dialer), env.timer.clone(), &board).map_err(exit::usage)?;
         let handle = worker.handle();

@@ -4,7 +4,7 @@
 //! `fac-http` and one for each HTTP client. Stop → the users first, the database last, see [`Facilitator::stop`].
 
 use std::collections::HashSet;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
@@ -32,7 +32,7 @@ use crate::base::timer::TimerHandle;
 use crate::identity::PublicKey;
 use crate::link::{OutboxLimits, Server, ServerConfig};
 use crate::net::http::pages::pages;
-use crate::net::http::{HttpLimits, HttpRequest, HttpResponse, HttpServer, guarded};
+use crate::net::http::{HttpLimits, HttpListener, HttpRequest, HttpResponse, HttpServer, guarded};
 use crate::ops::health::Health;
 use crate::ops::status::{Board, Frame};
 use crate::protocol::FacilitatorToValidator;
@@ -116,7 +116,7 @@ impl Facilitator {
     pub fn start(
         config: FacilitatorConfig,
         listener: Box<dyn Listener>,
-        http: TcpListener,
+        http: impl Into<HttpListener>,
         timer: TimerHandle,
     ) -> Result<Self, FacilitatorError> {
         let problems = config.validate();
@@ -199,7 +199,7 @@ impl Facilitator {
         let handler = guarded(config.http_names, Arc::new(handler));
         let http = HttpServer::start("fac", http, handler, limits).map_err(FacilitatorError::Http)?;
         let http_addr = http.local_addr();
-        log::info!("facilitator: validators at {ws_url}{VALIDATOR_PATH}, users at http://{http_addr}");
+        log::info!("facilitator: validators at {ws_url}{VALIDATOR_PATH}, users at {}", http.url());
         let parts = Some(FacilitatorParts { router, disk, server, http, stop });
         Ok(Self { parts, ws_url, http_addr, events, store, users, status, health })
     }

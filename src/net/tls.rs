@@ -1,14 +1,16 @@
 //! What TLS needs to know, from PEM files, for every connection of the crate that rustls seals: whose certificates are
 //! trusted, which one is shown.
 
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::{fmt, fs};
 
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+use rustls::{ClientConfig, ClientConnection, ConnectionCommon, RootCertStore, ServerConfig, ServerConnection};
 
 use crate::base::key_file::tell_if_open;
 
@@ -37,11 +39,7 @@ impl ClientTls {
     /// # Errors
     /// [`TlsFileError`] if the file cannot be read or has no usable certificate.
     pub fn from_ca_file(path: &Path) -> Result<Self, TlsFileError> {
-        let mut roots = RootCertStore::empty();
-        for certificate in certificates(path)? {
-            roots.add(certificate).map_err(|e| bad_file(path, &format!("not a usable certificate authority: {e}")))?;
-        }
-        Ok(Self::trusting(roots))
+        authorities(path).map(Self::trusting)
     }
 
     /// Shows this certificate chain (the client's own first) to servers that ask for one; both files are PEM.
@@ -84,9 +82,22 @@ impl fmt::Debug for ClientTls {
     }
 }
 
-/// A server's certificate and key; clones share them.
+/// What a server asks of its clients' certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// Each client must have one; without it there is no connection.
+    Required,
+    /// A client may have one, which then must be a good one. Who may do without is for the server to decide, once it
+    /// knows what the client asks for.
+    Asked,
+}
+
+/// A server's certificate and key, and which authorities sign those of its clients; clones share them.
 #[derive(Clone)]
-pub struct ServerTls(Arc<ServerConfig>);
+pub struct ServerTls {
+    config: Arc<ServerConfig>,
+    asks: Option<ClientCertificates>,
+}
 
 impl ServerTls {
     /// Loads the certificate chain (the server's own first) and its private key, both PEM.
@@ -94,19 +105,56 @@ impl ServerTls {
     /// # Errors
     /// [`TlsFileError`] if a file cannot be read, holds nothing of the kind, or the two do not belong together.
     pub fn from_files(certificate: &Path, key: &Path) -> Result<Self, TlsFileError> {
+        Self::load(certificate, key, None)
+    }
+
+    /// As [`ServerTls::from_files`]; clients are asked for a certificate that an authority in the PEM file `ca` has
+    /// signed.
+    ///
+    /// # Errors
+    /// As [`ServerTls::from_files`].
+    pub fn with_client_ca(
+        certificate: &Path,
+        key: &Path,
+        ca: &Path,
+        asks: ClientCertificates,
+    ) -> Result<Self, TlsFileError> {
+        Self::load(certificate, key, Some((ca, asks)))
+    }
+
+    fn load(
+        certificate: &Path,
+        key: &Path,
+        clients: Option<(&Path, ClientCertificates)>,
+    ) -> Result<Self, TlsFileError> {
         let (chain, private_key) = chain_and_key(certificate, key)?;
         let config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
-            .expect("the ring provider supports the default versions")
-            .with_no_client_auth()
-            .with_single_cert(chain, private_key)
-            .map_err(|e| does_not_fit(key, certificate, &e))?;
-        Ok(Self(Arc::new(config)))
+            .expect("the ring provider supports the default versions");
+        let config = match clients {
+            None => config.with_no_client_auth(),
+            Some((ca, asks)) => {
+                let roots = Arc::new(authorities(ca)?);
+                let mut verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
+                if asks == ClientCertificates::Asked {
+                    verifier = verifier.allow_unauthenticated();
+                }
+                let verifier = verifier.build().map_err(|e| bad_file(ca, &format!("cannot be used: {e}")))?;
+                config.with_client_cert_verifier(verifier)
+            }
+        };
+        let config = config.with_single_cert(chain, private_key).map_err(|e| does_not_fit(key, certificate, &e))?;
+        Ok(Self { config: Arc::new(config), asks: clients.map(|(_, asks)| asks) })
+    }
+
+    /// What clients are asked for.
+    pub(crate) fn asks(&self) -> Option<ClientCertificates> {
+        self.asks
     }
 
     /// The server's end of a new connection.
     pub(crate) fn connection(&self) -> Result<ServerConnection, rustls::Error> {
-        ServerConnection::new(self.0.clone())
+        ServerConnection::new(self.config.clone())
     }
 }
 
@@ -114,6 +162,18 @@ impl fmt::Debug for ServerTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ServerTls")
     }
+}
+
+/// Shakes hands on `socket`, whose errors end it. A peer that is refused gets the alert that tells it why.
+pub(crate) fn shake_hands<D>(tls: &mut ConnectionCommon<D>, socket: &mut (impl Read + Write)) -> io::Result<()> {
+    while tls.is_handshaking() || tls.wants_write() {
+        if let Err(error) = tls.complete_io(socket) {
+            // If the alert cannot be sent, the first error is still the one that matters.
+            while tls.wants_write() && tls.write_tls(socket).is_ok_and(|n| n > 0) {}
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// The cryptography of every TLS connection of the crate.
@@ -134,6 +194,15 @@ fn chain_and_key(
 
 fn does_not_fit(key: &Path, certificate: &Path, error: &rustls::Error) -> TlsFileError {
     bad_file(key, &format!("does not fit the certificate {}: {error}", certificate.display()))
+}
+
+/// The authorities of a PEM file.
+fn authorities(path: &Path) -> Result<RootCertStore, TlsFileError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(|e| bad_file(path, &format!("not a usable certificate authority: {e}")))?;
+    }
+    Ok(roots)
 }
 
 pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {

@@ -3,10 +3,11 @@
 use std::io;
 
 use rustls::pki_types::ServerName;
-use rustls::{ClientConnection, ConnectionCommon, ServerConnection};
+use rustls::{ClientConnection, ServerConnection};
 
 use super::handshake::Bounded;
 use super::{ClientTls, ServerTls, TransportError};
+use crate::net::tls::shake_hands;
 
 /// Shakes hands on a connected socket with a server of that name; ends with the socket's deadline.
 pub(super) fn handshake_as_client(
@@ -16,7 +17,7 @@ pub(super) fn handshake_as_client(
     socket: &mut Bounded<'_>,
 ) -> Result<ClientConnection, TransportError> {
     let mut connection = tls.connection(name).map_err(|e| failed(peer, e))?;
-    shake_hands(&mut connection, peer, socket)?;
+    shake_hands(&mut connection, socket).map_err(|error| io_failed(peer, error))?;
     Ok(connection)
 }
 
@@ -27,19 +28,8 @@ pub(super) fn handshake_as_server(
     socket: &mut Bounded<'_>,
 ) -> Result<ServerConnection, TransportError> {
     let mut connection = tls.connection().map_err(|e| failed(peer, e))?;
-    shake_hands(&mut connection, peer, socket)?;
+    shake_hands(&mut connection, socket).map_err(|error| io_failed(peer, error))?;
     Ok(connection)
-}
-
-fn shake_hands<D>(tls: &mut ConnectionCommon<D>, peer: &str, socket: &mut Bounded<'_>) -> Result<(), TransportError> {
-    while tls.is_handshaking() || tls.wants_write() {
-        if let Err(error) = tls.complete_io(socket) {
-            // The alert that tells the peer why; if it cannot be sent, the first error is still the one that matters.
-            while tls.wants_write() && tls.write_tls(socket).is_ok_and(|n| n > 0) {}
-            return Err(io_failed(peer, error));
-        }
-    }
-    Ok(())
 }
 
 fn failed(peer: &str, source: rustls::Error) -> TransportError {

@@ -40,6 +40,7 @@ mod miner_router_restart;
 mod miner_security;
 mod miner_transcripts;
 mod ops_http;
+mod ops_http_tls;
 mod submit;
 mod transport_client_tls;
 mod transport_deadline;

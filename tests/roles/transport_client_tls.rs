@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use kit::{Certificates, Site, accept, background, dial_ws, join, raw_server, read_head};
 use phalanx::base::thread::Thread;
+use phalanx::net::tls::ClientCertificates;
 use phalanx::transport::ws::{WsDialer, WsListener};
-use phalanx::transport::{Listener, SocketLimits, TransportError};
+use phalanx::transport::{ClientTls, Listener, ServerTls, SocketLimits, TransportError};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -85,6 +86,48 @@ fn without_the_right_certificate_the_error_is_one_of_tls() {
     }
 }
 
+/// How a client fares with a listener: whether the server has it, and the client's outcome.
+fn knock(listener: WsListener, tls: ClientTls, path: &str) -> (bool, Result<(), TransportError>) {
+    let url = format!("{}{path}", listener.url());
+    let server = background("t-accept", move || accept(&listener, &SocketLimits::default(), |_| Ok(())).is_ok());
+    let outcome = dial_ws(&WsDialer::new(tls), &url, &SocketLimits::default());
+    (join(server), outcome.map(drop))
+}
+
+#[test]
+fn our_server_takes_clients_with_a_certificate_of_its_authority() {
+    let _threads = NoThreads::expected();
+    let certificates = Certificates::new();
+    let stranger = Certificates::new();
+    let wrong = certificates
+        .client()
+        .with_certificate(&stranger.path("client-cert.pem"), &stranger.path("client-key.pem"))
+        .unwrap();
+    let bind = |asks| {
+        let tls = certificates.server_for_clients(asks);
+        WsListener::bind("127.0.0.1:0", Some(tls)).unwrap().without_certificate(|path| path == "/token")
+    };
+    use ClientCertificates::{Asked, Required};
+    for asks in [Required, Asked] {
+        for path in ["/", "/token"] {
+            let (taken, outcome) = knock(bind(asks), certificates.known_client(), path);
+            assert!(taken && outcome.is_ok(), "{asks:?} {path} {outcome:?}");
+            let (taken, outcome) = knock(bind(asks), wrong.clone(), path);
+            assert!(!taken && matches!(outcome, Err(TransportError::Tls { .. })), "{asks:?} {path} {outcome:?}");
+        }
+    }
+    for path in ["/", "/token"] {
+        let (taken, outcome) = knock(bind(Required), certificates.client(), path);
+        assert!(!taken && matches!(outcome, Err(TransportError::Tls { .. })), "{path} {outcome:?}");
+    }
+    let (taken, outcome) = knock(bind(Asked), certificates.client(), "/token");
+    assert!(taken && outcome.is_ok(), "{outcome:?}");
+    let (taken, outcome) = knock(bind(Asked), certificates.client(), "/");
+    let error = outcome.unwrap_err();
+    assert!(!taken && matches!(error, TransportError::Refused { status: 403, .. }), "{error:?}");
+    assert!(error.to_string().contains("a client certificate"), "{error}");
+}
+
 #[test]
 fn client_certificate_files_that_do_not_serve_are_named() {
     let own = Certificates::new();
@@ -95,6 +138,9 @@ fn client_certificate_files_that_do_not_serve_are_named() {
     assert!(mixed.contains("key.pem: does not fit the certificate") && mixed.contains("client-cert.pem"), "{mixed}");
     let absent = load("absent.pem", "key.pem");
     assert!(absent.contains("absent.pem: cannot read the certificate"), "{absent}");
+    let (cert, key) = (own.path("cert.pem"), own.path("key.pem"));
+    let error = ServerTls::with_client_ca(&cert, &key, &key, ClientCertificates::Asked).unwrap_err().to_string();
+    assert!(error.contains("key.pem: has no certificate; expected"), "{error}");
     let no_key = load("cert.pem", "ca.pem");
     assert!(no_key.contains("ca.pem: has no private key; expected"), "{no_key}");
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use kit::{Certificates, REQUEST, Site, accept, background, dial_ws, join, raw_client, raw_server, read_head};
 use phalanx::base::shutdown::{Level, Shutdown};
+use phalanx::net::http::HostNames;
 use phalanx::ops::errors::ErrorClass;
 use phalanx::transport::ws::{WsDialer, WsListener};
 use phalanx::transport::{ClientTls, DialRequest, Dialer, Listener, Refusal, ServerTls, SocketLimits, TransportError};
@@ -45,6 +46,30 @@ fn answer_to(request: &[u8]) -> (String, TransportError) {
     })
     .unwrap_err();
     (answer, error)
+}
+
+#[test]
+fn a_page_of_another_site_is_refused_and_a_program_is_not() {
+    let names = HostNames::of_websockets(vec!["own.example".to_owned()]);
+    for (host, origin, status) in [
+        ("any.example", "", 101),
+        ("127.0.0.1", "Origin: http://127.0.0.1\r\n", 101),
+        ("own.example", "Origin: https://own.example\r\n", 101),
+        ("own.example", "Origin: https://evil.example\r\n", 403),
+        ("own.example", "Origin: null\r\n", 403),
+        ("evil.example", "Origin: http://evil.example\r\n", 421),
+    ] {
+        let listener = WsListener::bind("127.0.0.1:0", None).unwrap().with_names(names.clone());
+        let address = listener.local_addr();
+        let server = background("t-accept", move || accept(&listener, &SocketLimits::default(), |_| Ok(())));
+        let mut client = raw_client(address);
+        let request = REQUEST.replace("Host: h\r\n", &format!("Host: {host}\r\n{origin}"));
+        client.write_all(request.as_bytes()).unwrap();
+        let head = read_head(&mut client);
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{host} {origin}: {head}");
+        drop(client);
+        assert_eq!(join(server).is_ok(), status == 101, "{host} {origin}");
+    }
 }
 
 #[test]

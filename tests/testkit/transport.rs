@@ -8,6 +8,7 @@ use std::time::Duration;
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::base::thread::{Kick, Thread, spawn};
 use phalanx::net::dial::{DialError, dial};
+use phalanx::net::tls::ClientCertificates;
 use phalanx::transport::ws::{WsDialer, WsListener};
 use phalanx::transport::{
     ClientTls, Connection, DialRequest, Dialer, HandshakeRequest, Incoming, Listener, ReadHalf, Refusal, ServerTls,
@@ -68,6 +69,11 @@ impl Certificates {
 
     pub fn server(&self) -> ServerTls {
         ServerTls::from_files(&self.path("cert.pem"), &self.path("key.pem")).unwrap()
+    }
+
+    /// As [`Certificates::server`], for clients that the same authority knows.
+    pub fn server_for_clients(&self, asks: ClientCertificates) -> ServerTls {
+        ServerTls::with_client_ca(&self.path("cert.pem"), &self.path("key.pem"), &self.path("ca.pem"), asks).unwrap()
     }
 
     pub fn client(&self) -> ClientTls {

@@ -41,6 +41,11 @@ pub enum Peer {
 }
 
 impl Peer {
+    /// Whether a path is that of an executor.
+    pub fn is_executor(path: &str) -> bool {
+        matches!(Self::from_path(path), Some(Self::Executor(_)))
+    }
+
     /// Reads the path of an upgrade request; `None` for one that is not ours.
     pub fn from_path(path: &str) -> Option<Self> {
         let path = path.split_once('?').map_or(path, |(path, _)| path);

@@ -2,12 +2,13 @@
 //!
 //! The server: keep-alive, pipelining, `Content-Length` and chunked request bodies, `Expect: 100-continue`, `HEAD`.
 //! Every read and write has a deadline and a size limit, so a slow or hostile client costs one thread for a bounded
-//! time. No TLS: a proxy does that.
+//! time. With a certificate it speaks TLS.
 //!
 //! * `head`: the head of a message, read and written; also for the WebSocket upgrade and the `CONNECT` of a proxy.
 //! * [`message`]: requests and responses of the server as values.
 //! * `request`: what a request's head asks of the server. Pure.
 //! * `names`: by which names it may be asked. Pure.
+//! * `socket`: one connection of it, plain or TLS.
 //! * [`server`]: its threads.
 //! * `stream`: a body that is made while it is sent.
 //! * [`pages`]: what every role serves of itself.
@@ -22,10 +23,11 @@ mod names;
 pub mod pages;
 mod request;
 pub mod server;
+mod socket;
 mod stream;
 
 #[cfg(feature = "roles")]
 pub use client::{HttpClient, HttpError};
 pub use message::{HttpRequest, HttpResponse};
 pub use names::HostNames;
-pub use server::{Handler, HttpLimits, HttpServer, guarded};
+pub use server::{Handler, HttpLimits, HttpListener, HttpServer, guarded};

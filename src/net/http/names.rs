@@ -13,13 +13,28 @@ use crate::net::address;
 const QUOTED_BYTES: usize = 253;
 
 /// The names of a server besides IP addresses, which no page can make lead elsewhere, and loopback names.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct HostNames(Vec<String>);
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostNames {
+    names: Vec<String>,
+    /// The setting that a refusal names.
+    flag: &'static str,
+}
+
+impl Default for HostNames {
+    fn default() -> Self {
+        Self::new(Vec::new())
+    }
+}
 
 impl HostNames {
-    /// These names, without ports, in any case.
+    /// These names, without ports, in any case, as `--http-host` has them.
     pub fn new(names: Vec<String>) -> Self {
-        Self(names)
+        Self { names, flag: "--http-host" }
+    }
+
+    /// The same of a port for WebSockets, as `--listen-host` has them.
+    pub fn of_websockets(names: Vec<String>) -> Self {
+        Self { names, flag: "--listen-host" }
     }
 
     /// Reads one name.
@@ -34,14 +49,21 @@ impl HostNames {
         Ok(text.to_owned())
     }
 
+    /// As [`HostNames::refusal`], for a request that pages make and programs are free to make by any name: without
+    /// `Origin` there is none.
+    pub(crate) fn refusal_of_page(&self, headers: &Headers) -> Option<(u16, String)> {
+        first(headers, "origin").and_then(|_| self.refusal(headers))
+    }
+
     /// The status and the text of a refusal, if a request with these headers is to have one. A client of HTTP/1.0 may
     /// leave `Host` out, and any client may send an empty one; a browser does neither.
     pub(super) fn refusal(&self, headers: &Headers) -> Option<(u16, String)> {
+        let flag = self.flag;
         let quoted = |value: &str| format!("{:?}", truncated(value, QUOTED_BYTES));
         let host_field = first(headers, "host").unwrap_or_default();
         let host = host_of(host_field);
         if !host.is_empty() && !self.has(host) && address_of(host).is_none() {
-            let why = format!("this server is not {}; --http-host NAME adds a name", quoted(host_field));
+            let why = format!("this server is not {}; {flag} NAME adds a name", quoted(host_field));
             return Some((421, why));
         }
         let origin = first(headers, "origin")?;
@@ -50,9 +72,8 @@ impl HostNames {
             && (of_page.eq_ignore_ascii_case(host)
                 || self.has(of_page)
                 || address_of(of_page).is_some_and(|address| address.to_canonical().is_loopback()));
-        (!is_ours).then(|| {
-            (403, format!("a page of {} may not ask this server; --http-host NAME adds a name", quoted(origin)))
-        })
+        (!is_ours)
+            .then(|| (403, format!("a page of {} may not ask this server; {flag} NAME adds a name", quoted(origin))))
     }
 
     /// Whether it is one of the names, or one of loopback.
@@ -60,7 +81,7 @@ impl HostNames {
         let name = name.strip_suffix('.').unwrap_or(name);
         let last = name.rsplit('.').next().unwrap_or(name);
         // Nobody can own a name of this zone (RFC 6761, section 6.3).
-        last.eq_ignore_ascii_case("localhost") || self.0.iter().any(|own| own.eq_ignore_ascii_case(name))
+        last.eq_ignore_ascii_case("localhost") || self.names.iter().any(|own| own.eq_ignore_ascii_case(name))
     }
 }
 
@@ -127,6 +148,28 @@ mod tests {
             assert_eq!(status(Some("10.1.2.3:8080"), Some(origin)), Some(403), "{origin}");
         }
         assert_eq!(status(None, Some("http://evil.example")), Some(403));
+    }
+
+    #[test]
+    fn a_program_may_ask_by_any_name_and_a_page_by_one_of_the_servers_only() {
+        let names = HostNames::of_websockets(vec!["own.example".to_owned()]);
+        let refusal = |host: &str, origin: Option<&str>| {
+            let fields = [("Host", Some(host)), ("Origin", origin)];
+            let headers = fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())));
+            names.refusal_of_page(&headers.collect())
+        };
+        for (host, origin) in [
+            ("other.example", None),
+            ("own.example", Some("https://own.example")),
+            ("10.0.0.1:8001", Some("http://10.0.0.1:8001")),
+        ] {
+            assert_eq!(refusal(host, origin), None, "{host} {origin:?}");
+        }
+        // The second has made its own name lead here.
+        for (host, origin) in [("own.example", "https://evil.example"), ("evil.example", "http://evil.example")] {
+            let (_, why) = refusal(host, Some(origin)).unwrap();
+            assert!(why.contains("--listen-host NAME"), "{why}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! cancel of its handler and `shutdown` of its socket. Ends: [`HttpServer::stop`] or its drop; a connection also at its
 //! client's end or a deadline.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown as Direction, SocketAddr, TcpListener, TcpStream};
@@ -16,15 +17,15 @@ use super::date::http_date;
 use super::message::{HttpRequest, HttpResponse};
 use super::names::HostNames;
 use super::request::{self, Framing, Refused, Request};
+use super::socket::{Opened, Socket};
 use super::stream::{self, Sending};
 use crate::base::clock;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Step;
 use crate::base::thread::panic_message;
-use crate::base::waits::waiting;
 use crate::net::accept::{Acceptor, Admission, Admitted, KickableListener, Place, Service};
-use crate::net::deadline::by;
 use crate::net::dial::set_options;
+use crate::net::tls::ServerTls;
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 16 << 10;
@@ -85,9 +86,31 @@ impl Default for HttpLimits {
     }
 }
 
+/// Where a server listens, plain or with TLS. Dropping it closes the address.
+#[derive(Debug)]
+pub struct HttpListener {
+    tcp: TcpListener,
+    tls: Option<ServerTls>,
+}
+
+impl HttpListener {
+    /// Takes a listener over, with TLS if it is given a certificate. Clients are asked for certificates if that says
+    /// so; [`ClientCertificates::Asked`](crate::net::tls::ClientCertificates) lets in those who have none.
+    pub fn new(tcp: TcpListener, tls: Option<ServerTls>) -> Self {
+        Self { tcp, tls }
+    }
+}
+
+impl From<TcpListener> for HttpListener {
+    fn from(tcp: TcpListener) -> Self {
+        Self::new(tcp, None)
+    }
+}
+
 /// A running server. Dropping it without [`HttpServer::stop`] breaks all connections.
 pub struct HttpServer {
     address: SocketAddr,
+    scheme: &'static str,
     acceptor: Acceptor<()>,
 }
 
@@ -102,18 +125,30 @@ impl HttpServer {
     ///
     /// # Errors
     /// The listener has no local address, or the system no descriptor for what wakes it.
-    pub fn start(name: &'static str, listener: TcpListener, handler: Handler, limits: HttpLimits) -> io::Result<Self> {
-        let listener = KickableListener::new(listener)?;
+    pub fn start(
+        name: &'static str,
+        listener: impl Into<HttpListener>,
+        handler: Handler,
+        limits: HttpLimits,
+    ) -> io::Result<Self> {
+        let HttpListener { tcp, tls } = listener.into();
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let listener = KickableListener::new(tcp)?;
         let (address, kick) = (listener.local_addr(), listener.kick());
         let admission = Admission { served: limits.connections, turned_away: 0 };
-        let acceptor =
-            Acceptor::start(format!("{name}-http"), admission, kick, HttpService { name, listener, handler, limits });
-        Ok(Self { address, acceptor })
+        let service = HttpService { name, listener, tls, handler, limits };
+        let acceptor = Acceptor::start(format!("{name}-http"), admission, kick, service);
+        Ok(Self { address, scheme, acceptor })
     }
 
     /// Where it listens, with the real port.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The same with the scheme, as `https://127.0.0.1:8080`.
+    pub fn url(&self) -> String {
+        format!("{}://{}", self.scheme, self.address)
     }
 
     /// Accepts no more connections, answers the requests in work, and joins all threads.
@@ -126,6 +161,7 @@ impl HttpServer {
 struct HttpService {
     name: &'static str,
     listener: KickableListener,
+    tls: Option<ServerTls>,
     handler: Handler,
     limits: HttpLimits,
 }
@@ -148,17 +184,20 @@ impl Service for HttpService {
                 let _ = socket.shutdown(Direction::Both);
             }
         };
-        let (handler, limits) = (self.handler.clone(), self.limits);
+        let (tls, handler, limits) = (self.tls.clone(), self.handler.clone(), self.limits);
         Admitted {
             handle: (),
             thread_name: format!("{}-http-{number}", self.name),
             kick: Box::new(kick),
-            serve: Box::new(move || serve(stream, peer, &handler, &limits, &stop)),
+            serve: Box::new(move || serve((stream, peer), tls.as_ref(), &handler, &limits, &stop)),
         }
     }
 
     fn refuse(&self, (stream, _): (TcpStream, SocketAddr)) {
-        refuse(&stream);
+        // With TLS it would take a handshake.
+        if self.tls.is_none() {
+            refuse(&stream);
+        }
     }
 }
 
@@ -196,7 +235,13 @@ impl From<Refused> for NoRequest {
     }
 }
 
-fn serve(stream: Arc<TcpStream>, peer: SocketAddr, handler: &Handler, limits: &HttpLimits, stop: &Shutdown) {
+fn serve(
+    (stream, peer): (Arc<TcpStream>, SocketAddr),
+    tls: Option<&ServerTls>,
+    handler: &Handler,
+    limits: &HttpLimits,
+    stop: &Shutdown,
+) {
     if let Err(error) = set_options(&stream) {
         log::debug!("http client {peer} has gone already: {error}");
         return;
@@ -209,7 +254,22 @@ fn serve(stream: Arc<TcpStream>, peer: SocketAddr, handler: &Handler, limits: &H
             let _ = socket.shutdown(Direction::Read);
         }
     });
-    let mut wire = Wire { stream: &stream, buffer: Vec::new(), limits };
+    let socket = match Socket::open(&stream, tls, Instant::now() + limits.head_time) {
+        Ok(Opened::Ready(socket)) => socket,
+        Ok(Opened::Plain(socket)) => {
+            let mut wire = Wire { socket, buffer: Vec::new(), limits };
+            let answer = HttpResponse::text(400, "this port has TLS: ask by https://\n");
+            if wire.write(&answer.encode(&date(), false, false)).is_ok() {
+                wire.linger();
+            }
+            return;
+        }
+        Err(error) => {
+            log::debug!("http client {peer}: no TLS: {error}");
+            return;
+        }
+    };
+    let mut wire = Wire { socket, buffer: Vec::new(), limits };
     while !stop.is_set() {
         let refusal = |refused: Refused| HttpResponse::text(refused.status, refused.why + "\n");
         let (response, form) = match wire.request() {
@@ -263,7 +323,7 @@ struct Form {
 
 /// One connection's socket, and what was read from it and not yet used.
 struct Wire<'a> {
-    stream: &'a TcpStream,
+    socket: Socket<'a>,
     buffer: Vec<u8>,
     limits: &'a HttpLimits,
 }
@@ -378,24 +438,20 @@ impl Wire<'_> {
     fn fill(&mut self, deadline: Instant) -> io::Result<bool> {
         let old = self.buffer.len();
         self.buffer.resize(old + READ_BYTES, 0);
-        let outcome = by(deadline, |left| {
-            self.stream.set_read_timeout(Some(left))?;
-            let _waiting = waiting("a client's request", Some(deadline));
-            let mut stream = self.stream;
-            stream.read(&mut self.buffer[old..])
-        });
+        let outcome = self.socket.read(&mut self.buffer[old..], deadline);
         self.buffer.truncate(old + outcome.as_ref().copied().unwrap_or(0));
         Ok(outcome? > 0)
     }
 
-    fn send(&self, mut response: HttpResponse, form: Form) -> io::Result<()> {
+    fn send(&mut self, mut response: HttpResponse, form: Form) -> io::Result<()> {
         let Form { keep_alive, head, is_1_1 } = form;
         match response.stream.take() {
             None => self.write(&response.encode(&date(), keep_alive, head)),
             Some(_) if head => self.write(&response.head(&date(), keep_alive, is_1_1.then_some("chunked"), None)),
             Some(make) => {
-                let put = |bytes: &[u8], deadline| self.write_by(bytes, deadline);
                 let write_time = self.limits.write_time;
+                let wire = RefCell::new(self);
+                let put = |bytes: &[u8], deadline| wire.borrow_mut().write_by(bytes, deadline);
                 let sending = Sending { put: &put, date: &date(), keep_alive, chunks: is_1_1, write_time };
                 let made = catch_unwind(AssertUnwindSafe(|| stream::send(&response, make, &sending)));
                 made.unwrap_or_else(|panic| {
@@ -406,21 +462,13 @@ impl Wire<'_> {
         }
     }
 
-    fn write(&self, bytes: &[u8]) -> io::Result<()> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.write_by(bytes, Instant::now() + self.limits.write_time)
     }
 
-    fn write_by(&self, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
+    fn write_by(&mut self, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
         while !bytes.is_empty() {
-            let _waiting = waiting("a client to take its answer", Some(deadline));
-            let written = by(deadline, |left| {
-                self.stream.set_write_timeout(Some(left))?;
-                let mut stream = self.stream;
-                stream.write(bytes)
-            })?;
-            if written == 0 {
-                return Err(ErrorKind::WriteZero.into());
-            }
+            let written = self.socket.write(bytes, deadline)?;
             bytes = &bytes[written..];
         }
         Ok(())
@@ -431,7 +479,7 @@ impl Wire<'_> {
         let (time, bytes) = LINGER;
         let deadline = Instant::now() + time;
         let mut seen = 0;
-        if self.stream.shutdown(Direction::Write).is_err() {
+        if self.socket.half_close(deadline).is_err() {
             return;
         }
         while seen < bytes {

@@ -11,6 +11,7 @@ use super::split;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::net::accept::KickableListener;
 use crate::net::dial::set_options;
+use crate::net::http::HostNames;
 use crate::transport::handshake::{bounded, upgrade_as_server};
 use crate::transport::tls::handshake_as_server;
 use crate::transport::{
@@ -18,10 +19,34 @@ use crate::transport::{
 };
 
 /// Listens on a TCP address for WebSocket clients, plain or TLS. Dropping it closes the address.
+///
+/// A page of another site, which makes its reader's browser connect here, is refused: see [`WsListener::with_names`].
 #[derive(Debug)]
 pub struct WsListener {
     tcp: KickableListener,
     tls: Option<ServerTls>,
+    policy: Arc<ClientPolicy>,
+}
+
+/// Whom a listener takes, before its user is asked.
+#[derive(Debug)]
+struct ClientPolicy {
+    names: HostNames,
+    without_certificate: fn(path: &str) -> bool,
+}
+
+impl ClientPolicy {
+    /// Why it does not take that one.
+    fn refusal(&self, request: &HandshakeRequest, lacks_certificate: bool) -> Option<Refusal> {
+        if let Some((status, why)) = self.names.refusal_of_page(&request.headers) {
+            return Some(Refusal { status, body: why + "\n" });
+        }
+        if lacks_certificate && !(self.without_certificate)(&request.path) {
+            let body = "a client certificate of an authority that this server knows is missing\n".to_owned();
+            return Some(Refusal { status: 403, body });
+        }
+        None
+    }
 }
 
 impl WsListener {
@@ -34,7 +59,26 @@ impl WsListener {
         let tcp = TcpListener::bind(&address)
             .and_then(KickableListener::new)
             .map_err(|source| TransportError::Bind { address: format!("{address:?}"), source })?;
-        Ok(Self { tcp, tls })
+        let policy = ClientPolicy { names: HostNames::of_websockets(Vec::new()), without_certificate: |_| false };
+        Ok(Self { tcp, tls, policy: Arc::new(policy) })
+    }
+
+    /// Takes pages of these names, too, besides those of this server's IP address and of loopback. Who sends no
+    /// `Origin` is no page.
+    #[must_use]
+    pub fn with_names(mut self, names: HostNames) -> Self {
+        let ClientPolicy { without_certificate, .. } = *self.policy;
+        self.policy = Arc::new(ClientPolicy { names, without_certificate });
+        self
+    }
+
+    /// With [`ClientCertificates::Asked`](crate::net::tls::ClientCertificates): who asks for one of these paths needs
+    /// none. Without a call of this, everybody needs one.
+    #[must_use]
+    pub fn without_certificate(mut self, paths: fn(path: &str) -> bool) -> Self {
+        let names = self.policy.names.clone();
+        self.policy = Arc::new(ClientPolicy { names, without_certificate: paths });
+        self
     }
 
     /// Where it listens, with the port that the system chose.
@@ -47,7 +91,8 @@ impl Listener for WsListener {
     fn accept(&self) -> Result<Box<dyn Pending>, TransportError> {
         let (tcp, address) =
             self.tcp.accept().map_err(TransportError::io("accepting"))?.ok_or(TransportError::Stopped)?;
-        Ok(Box::new(WsPending { tcp, peer: address.to_string(), tls: self.tls.clone() }))
+        let (tls, policy) = (self.tls.clone(), self.policy.clone());
+        Ok(Box::new(WsPending { tcp, peer: address.to_string(), tls, policy }))
     }
 
     fn kick(&self) -> ListenerKick {
@@ -64,6 +109,7 @@ struct WsPending {
     tcp: TcpStream,
     peer: String,
     tls: Option<ServerTls>,
+    policy: Arc<ClientPolicy>,
 }
 
 impl Pending for WsPending {
@@ -79,17 +125,25 @@ impl Pending for WsPending {
         level: Level,
         check: &mut dyn FnMut(&HandshakeRequest) -> Result<(), Refusal>,
     ) -> Result<(Connection, HandshakeRequest), TransportError> {
-        let Self { tcp, peer, tls } = *self;
+        let Self { tcp, peer, tls, policy } = *self;
         set_options(&tcp).map_err(TransportError::io("accepting"))?;
         let tcp = Arc::new(tcp);
         let (tls, request) = bounded(&tcp, &peer, deadline, shutdown, level, |socket| {
-            let Some(tls) = tls else {
-                return Ok((None, upgrade_as_server(socket, &peer, limits.handshake_bytes, check)?));
+            let asks = tls.as_ref().is_some_and(|tls| tls.asks().is_some());
+            let mut tls = tls.map(|tls| handshake_as_server(&tls, &peer, socket)).transpose()?;
+            let certified = tls.as_ref().is_some_and(|tls| tls.peer_certificates().is_some());
+            let mut check = |request: &HandshakeRequest| match policy.refusal(request, asks && !certified) {
+                Some(refusal) => Err(refusal),
+                None => check(request),
             };
-            let mut tls = handshake_as_server(&tls, &peer, socket)?;
-            let mut stream = rustls::Stream::new(&mut tls, socket);
-            let request = upgrade_as_server(&mut stream, &peer, limits.handshake_bytes, check)?;
-            Ok((Some(tls.into()), request))
+            let request = match &mut tls {
+                None => upgrade_as_server(socket, &peer, limits.handshake_bytes, &mut check)?,
+                Some(tls) => {
+                    let mut stream = rustls::Stream::new(tls, socket);
+                    upgrade_as_server(&mut stream, &peer, limits.handshake_bytes, &mut check)?
+                }
+            };
+            Ok((tls.map(Into::into), request))
         })?;
         Ok((split(Socket::new(tcp, tls), Vec::new(), Role::Server, limits, peer), request))
     }
@@ -110,7 +164,8 @@ mod tests {
         let (tcp, _) = listener.tcp.accept().unwrap().unwrap();
         let accepted = tcp.try_clone().unwrap();
         drop(client);
-        let pending = Box::new(WsPending { tcp, peer: "client".to_owned(), tls: None });
+        let pending =
+            Box::new(WsPending { tcp, peer: "client".to_owned(), tls: None, policy: listener.policy.clone() });
         let limits = SocketLimits::default();
         let ended = pending.handshake(&limits, soon, &Shutdown::new(), Level::Drain, &mut |_| Ok(()));
         assert!(matches!(ended, Err(TransportError::Closed)), "{ended:?}");
