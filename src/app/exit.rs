@@ -1,9 +1,8 @@
 //! The exit codes of the binary; `docs/operations.md` has the same table.
 
-#![allow(clippy::print_stderr)] // The last lines of the process.
-
 use std::process::ExitCode;
 
+use super::stderr;
 use crate::ops::redact::{self, OneLine};
 
 /// All went well.
@@ -18,7 +17,7 @@ pub const UNSENT: u8 = 3;
 pub const WATCHDOG: u8 = 4;
 /// The miner could not be told a job's end; it is kept in the spool folder, for the next contact.
 pub const KEPT: u8 = 5;
-/// The third signal, or SIGQUIT: ended at once, nothing was waited for.
+/// The third signal, or SIGQUIT: ended at once, nothing was waited for but log lines, for some milliseconds.
 pub const NOW: u8 = 130;
 
 /// Says in one line on stderr what is wrong with the usage, and gives the code for it.
@@ -35,5 +34,6 @@ pub fn failed(problem: impl std::fmt::Display) -> ExitCode {
 
 /// What it quotes may be of a file, a server or a miner.
 fn say(problem: &dyn std::fmt::Display) {
-    eprintln!("error: {}", OneLine(&redact::secrets(&problem.to_string())));
+    let line = format!("error: {}\n", OneLine(&redact::secrets(&problem.to_string())));
+    stderr::write(line.into_bytes());
 }

@@ -1,4 +1,5 @@
 //! Logs to stderr: `RUST_LOG` says what, `--log-format` how; SIGUSR2 adds all up to debug, and takes it away again.
+//! A line is only put into the queue of [`stderr`], so whoever logs waits for no reader.
 //!
 //! * One record is one line, of some 8 KiB at most: what a peer sent cannot begin a line of its own, colour a terminal
 //!   or fill the disk.
@@ -8,18 +9,24 @@
 //!   and so tokens and signatures. What [`redact`] knows to be a secret is hidden in every line.
 
 use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
+use std::panic::{PanicHookInfo, set_hook};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use clap::ValueEnum;
-use env_logger::{Builder, Env, Logger};
+use env_logger::{Builder, Logger};
+use jiff::Timestamp;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use uuid::Uuid;
 
+use super::{log_spec, stderr};
 use crate::base::scope;
 use crate::base::text::truncated;
+use crate::base::thread::panic_message;
 use crate::ops::redact;
 
 /// Bytes of a message in a log line: part of it may be a peer's, and ten of these in a second are 80 KiB.
@@ -35,16 +42,55 @@ pub enum LogFormat {
     Json,
 }
 
-/// Installs the logger of the process; warnings and errors only, unless `RUST_LOG` says otherwise.
+/// How lines look in this process.
+#[derive(Debug, Clone, Copy, Default)]
+struct Look {
+    format: LogFormat,
+    has_colour: bool,
+}
+
+/// How long a panic waits for its line to be written: the process may end with it.
+const PANIC_TIME: Duration = Duration::from_millis(100);
+
+/// Installs the logger of the process; warnings and errors only, unless `RUST_LOG` says otherwise. A panic is logged
+/// with its place.
 pub fn init(format: LogFormat, default_filter: &str) {
-    let usual = logger(Builder::from_env(Env::default().default_filter_or(default_filter)), format);
-    let mut debug = Builder::new();
-    debug.filter_level(LevelFilter::Debug);
+    let asked = std::env::var_os("RUST_LOG").unwrap_or_default();
+    let (spec, problems) = log_spec::understand(&asked.to_string_lossy(), default_filter);
+    let usual = Builder::new().parse_filters(&spec).build();
+    let debug = Builder::new().filter_level(LevelFilter::Debug).build();
     let level = usual.filter();
+    let env = |name| std::env::var_os(name);
+    let has_colour = format == LogFormat::Text
+        && is_coloured(io::stderr().is_terminal(), env("NO_COLOR").as_deref(), env("TERM").as_deref());
+    LOOK.get_or_init(|| Look { format, has_colour });
     // A second call in one process (tests) keeps the first logger.
-    if log::set_boxed_logger(Box::new(Switch { usual, debug: logger(debug, format) })).is_ok() {
+    if log::set_boxed_logger(Box::new(Switch { usual, debug })).is_ok() {
         log::set_max_level(*USUAL.get_or_init(|| level));
+        set_hook(Box::new(panicked));
     }
+    for problem in problems {
+        say(Level::Warn, format_args!("{problem}"));
+    }
+}
+
+/// A terminal that shows colours gets them, unless its user wants none (`NO_COLOR`, see no-color.org).
+fn is_coloured(is_terminal: bool, no_color: Option<&OsStr>, term: Option<&OsStr>) -> bool {
+    is_terminal && no_color.is_none_or(OsStr::is_empty) && term.is_some_and(|term| !term.is_empty() && term != "dumb")
+}
+
+/// Logs where it happened; who has spawned the thread logs what becomes of it.
+fn panicked(panic: &PanicHookInfo<'_>) {
+    let message = panic_message(panic.payload());
+    match panic.location() {
+        Some(place) => log::error!("panic at {place}: {message}"),
+        None => log::error!("panic: {message}"),
+    }
+    let trace = std::backtrace::Backtrace::capture();
+    if trace.status() == std::backtrace::BacktraceStatus::Captured {
+        trace.to_string().lines().for_each(|line| log::error!("{line}"));
+    }
+    stderr::flush(PANIC_TIME);
 }
 
 /// Logs all up to debug, or again only what `RUST_LOG` says.
@@ -52,12 +98,24 @@ pub fn switch_debug() {
     let Some(usual) = USUAL.get() else { return };
     let debug = !DEBUG.fetch_xor(true, Ordering::Relaxed);
     log::set_max_level(if debug { (*usual).max(LevelFilter::Debug) } else { *usual });
-    // As an error, so that no filter hides it.
-    log::error!("logging {}", if debug { "all up to debug" } else { "as at the start" });
+    say(Level::Info, format_args!("logging {}", if debug { "all up to debug" } else { "as at the start" }));
+}
+
+/// Logs what somebody has asked for just now, whatever `RUST_LOG` says.
+pub fn say(level: Level, message: fmt::Arguments<'_>) {
+    put(&Record::builder().level(level).target(module_path!()).args(message).build());
+}
+
+/// The line that tells how many lines were dropped.
+pub fn lost_lines(lines: u64) -> Vec<u8> {
+    let what = if lines == 1 { "line is" } else { "lines are" };
+    let message = format_args!("{lines} log {what} missing here: stderr could not take them");
+    line_of(&Record::builder().level(Level::Warn).target(module_path!()).args(message).build())
 }
 
 /// The level of the usual logger, once there is one.
 static USUAL: OnceLock<LevelFilter> = OnceLock::new();
+static LOOK: OnceLock<Look> = OnceLock::new();
 static DEBUG: AtomicBool = AtomicBool::new(false);
 
 struct Switch {
@@ -71,26 +129,47 @@ impl Log for Switch {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.usual.matches(record) {
-            self.usual.log(record);
-        } else if DEBUG.load(Ordering::Relaxed) {
-            self.debug.log(record);
+        if self.usual.matches(record) || (DEBUG.load(Ordering::Relaxed) && self.debug.matches(record)) {
+            put(record);
         }
     }
 
     fn flush(&self) {
-        self.usual.flush();
-        self.debug.flush();
+        stderr::flush(stderr::FLUSH_TIME);
     }
 }
 
-fn logger(mut builder: Builder, format: LogFormat) -> Logger {
-    builder.format(move |out, record| {
-        let time = out.timestamp_millis();
-        let thread = std::thread::current();
-        write_line(out, format, &time, thread.name().unwrap_or("?"), scope::current().as_deref(), record)
-    });
-    builder.build()
+fn put(record: &Record<'_>) {
+    let line = line_of(record);
+    if !line.is_empty() {
+        stderr::write(line);
+    }
+}
+
+fn line_of(record: &Record<'_>) -> Vec<u8> {
+    let mut line = Vec::with_capacity(LINE_BYTES);
+    let (look, time) = (LOOK.get().copied().unwrap_or_default(), Timestamp::now());
+    let thread = std::thread::current();
+    let (name, scope) = (thread.name().unwrap_or("?"), scope::current());
+    match write_line(&mut line, look, &format_args!("{time:.3}"), name, scope.as_deref(), record) {
+        Ok(()) => line,
+        // Memory takes everything.
+        Err(_) => Vec::new(),
+    }
+}
+
+/// Most lines are shorter.
+const LINE_BYTES: usize = 256;
+
+/// Begins the colour of a level, for a terminal.
+fn colour(level: Level) -> &'static str {
+    match level {
+        Level::Error => "\x1b[1;31m",
+        Level::Warn => "\x1b[33m",
+        Level::Info => "\x1b[32m",
+        Level::Debug => "\x1b[34m",
+        Level::Trace => "\x1b[36m",
+    }
 }
 
 /// The message, cut to what a line bears.
@@ -103,7 +182,7 @@ fn cut(message: &str) -> Cow<'_, str> {
 
 fn write_line(
     out: &mut impl Write,
-    format: LogFormat,
+    look: Look,
     time: &dyn fmt::Display,
     thread: &str,
     scope: Option<&str>,
@@ -119,11 +198,13 @@ fn write_line(
     let cut = cut(message);
     let message = cut.as_ref();
     let job = own.or(scope);
-    match format {
+    match look.format {
         LogFormat::Text => {
             let job = job.map(|job| format!("job {job}: ")).unwrap_or_default();
             let line = format!("{job}{message}");
-            writeln!(out, "{time} {:<5} [{thread}] {}", record.level(), redact::OneLine(&line))
+            let level = record.level();
+            let (on, off) = if look.has_colour { (colour(level), "\x1b[0m") } else { ("", "") };
+            writeln!(out, "{time} {on}{level:<5}{off} [{thread}] {}", redact::OneLine(&line))
         }
         LogFormat::Json => {
             let line = serde_json::json!({
@@ -159,7 +240,8 @@ mod tests {
         let mut out = Vec::new();
         let args = format_args!("{message}");
         let record = Record::builder().target(target).level(level).args(args).build();
-        write_line(&mut out, format, &"T", "t-log", scope, &record).unwrap();
+        let look = Look { format, has_colour: false };
+        write_line(&mut out, look, &"T", "t-log", scope, &record).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -214,5 +296,27 @@ mod tests {
         for target in ["rustls::conn", "tungstenite::protocol", "ureq", "phalanxy"] {
             assert!(!logged(target, Level::Info), "{target}");
         }
+    }
+
+    #[test]
+    fn a_terminal_gets_colours_unless_its_user_wants_none() {
+        let coloured = |is_terminal, no_color: Option<&str>, term: Option<&str>| {
+            is_coloured(is_terminal, no_color.map(OsStr::new), term.map(OsStr::new))
+        };
+        assert!(coloured(true, None, Some("xterm")) && coloured(true, Some(""), Some("xterm")));
+        assert!(!coloured(false, None, Some("xterm")) && !coloured(true, Some("1"), Some("xterm")));
+        assert!(!coloured(true, None, None) && !coloured(true, None, Some("dumb")));
+        let mut out = Vec::new();
+        let args = format_args!("a \x1b[31m");
+        let record = Record::builder().target("phalanx::x").level(Level::Warn).args(args).build();
+        let look = Look { format: LogFormat::Text, has_colour: true };
+        write_line(&mut out, look, &"T", "t-log", None, &record).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "T \x1b[33mWARN \x1b[0m [t-log] a \\u{1b}[31m\n");
+    }
+
+    #[test]
+    fn a_time_is_in_utc_with_milliseconds() {
+        let time = Timestamp::from_millisecond(1_700_000_000_120).unwrap();
+        assert_eq!(format!("{time:.3}"), "2023-11-14T22:13:20.120Z");
     }
 }

@@ -16,6 +16,10 @@ pub mod job_client;
 pub mod jobfile;
 pub mod local;
 #[cfg(feature = "cli")]
+mod log_queue;
+#[cfg(feature = "cli")]
+mod log_spec;
+#[cfg(feature = "cli")]
 pub mod logging;
 #[cfg(feature = "cli")]
 pub mod output;
@@ -26,5 +30,7 @@ pub mod settings;
 pub mod signals;
 #[cfg(feature = "cli")]
 pub mod status;
+#[cfg(feature = "cli")]
+pub mod stderr;
 #[cfg(feature = "cli")]
 pub mod supervise;

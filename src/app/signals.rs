@@ -8,16 +8,22 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals as Iterator;
 
-use super::{exit, logging};
+use log::Level;
+
+use super::{exit, logging, stderr};
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::Step;
 use crate::base::thread::{Kick, Thread, live, spawn};
 use crate::base::waits::waiting;
+
+/// How long the third signal waits for lines that are still to be written.
+const LAST_LINES: Duration = Duration::from_millis(50);
 
 /// The signal handlers of the process.
 #[derive(Debug)]
@@ -64,7 +70,7 @@ impl Ladder {
                 self.shutdown.drain();
             }
             1 => {
-                log::warn!("{signal}: cancelling what runs; once more to exit now");
+                log::info!("{signal}: cancelling what runs; once more to exit now");
                 self.shutdown.cancel();
             }
             _ => now(),
@@ -72,9 +78,10 @@ impl Ladder {
     }
 }
 
-/// Ends the process without a word, because a word could wait for a stderr that nobody reads.
+/// Ends the process without a word of its own; lines that were logged before it have some milliseconds.
 #[allow(clippy::exit)] // The third signal asks for it.
 fn now() -> ! {
+    stderr::flush(LAST_LINES);
     std::process::exit(exit::NOW.into())
 }
 
@@ -117,11 +124,11 @@ impl Signals {
     }
 }
 
-/// SIGUSR1: what lives, since when, what it waits for, and what would interrupt it; logged as errors so that no filter
-/// hides it.
+/// SIGUSR1: what lives, since when, what it waits for, and what would interrupt it; whatever `RUST_LOG` says.
 fn dump() {
     for thread in live() {
         let age = thread.since.elapsed();
-        log::error!("thread {:<15} for {age:>9.1?}, {}, kick: {}", thread.name, thread.activity, thread.kick);
+        let (name, activity, kick) = (thread.name, thread.activity, thread.kick);
+        logging::say(Level::Info, format_args!("thread {name:<15} for {age:>9.1?}, {activity}, kick: {kick}"));
     }
 }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
-use super::exit;
 use super::signals::{Reload, Signals};
+use super::{exit, stderr};
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::{StopReport, Stopping};
 use crate::base::thread::{Kick, adopt, live, on_panic, spawn};
@@ -89,6 +89,7 @@ pub fn serve<R>(
             Ok(role) => role,
             Err(code) => return code,
         };
+        stderr::release();
         // Nothing is ever sent: it disconnects at the first signal.
         let waits = waiting("the first signal", None);
         let _ = env.shutdown.drain_receiver().recv();
@@ -104,8 +105,11 @@ pub fn stop_within(env: &Env, budget: Duration, stop: impl FnOnce(&mut Stopping)
     let watchdog = spawn("watchdog", Kick::dropped("done"), move || {
         let _waiting = waiting("the end of the stop", Some(Instant::now() + limit));
         if watched.recv_timeout(limit).is_err_and(|e| e.is_timeout()) {
-            let names: Vec<String> = live().iter().map(ToString::to_string).collect();
-            log::error!("the stop did not end within {limit:?}; still running: {}", names.join("; "));
+            // Said by another thread: whatever that may wait for, this one ends the process.
+            stderr::last_words(stderr::FLUSH_TIME, move || {
+                let names: Vec<String> = live().iter().map(ToString::to_string).collect();
+                log::error!("the stop did not end within {limit:?}; still running: {}", names.join("; "));
+            });
             #[allow(clippy::exit)] // The last resort: threads are stuck, so nothing else would end the process.
             std::process::exit(exit::WATCHDOG.into());
         }

@@ -52,7 +52,7 @@ pub fn run(args: Args) -> ExitCode {
         let facilitator =
             Facilitator::start(config, Box::new(listener), HttpListener::new(http, tls), env.timer.clone())
                 .map_err(exit::usage)?;
-        announce(facilitator.ws_addr(), Some(facilitator.http_addr()));
+        announce(facilitator.ws_addr(), Some(facilitator.http_addr()), &env.shutdown);
         Ok(facilitator)
     };
     supervise::serve(Facilitator::STOP_BUDGET, start, |facilitator, stopping| facilitator.stop(stopping))

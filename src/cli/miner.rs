@@ -135,7 +135,7 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
             Ok(()) => log::info!("SIGHUP: the settings were read again"),
             Err(problem) => log::error!("SIGHUP: the settings stay as they are: {problem}"),
         });
-        announce(miner.ws_addr(), http.as_ref().map(|http| http.local_addr()));
+        announce(miner.ws_addr(), http.as_ref().map(|http| http.local_addr()), &env.shutdown);
         Ok((miner, http))
     };
     supervise::serve(budget, start, |(miner, http), stopping| {

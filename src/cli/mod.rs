@@ -10,6 +10,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::app::logging::{self, LogFormat};
+use crate::app::stderr::{self, Stderr};
 use crate::app::{exit, init, settings};
 
 mod announce;
@@ -132,6 +133,17 @@ fn miner_again() -> Result<miner::Args, String> {
 
 /// Runs the binary: reads arguments, environment and settings file, and runs the command.
 pub fn main() -> ExitCode {
+    let stderr = match Stderr::start(logging::lost_lines) {
+        Ok(stderr) => stderr,
+        Err(error) => return exit::failed(format!("no descriptor is left: {error}")),
+    };
+    let code = run();
+    // Waits for the last lines.
+    drop(stderr);
+    code
+}
+
+fn run() -> ExitCode {
     let cli = match parse() {
         Ok(cli) => cli,
         Err(NoCommand::Settings(problem)) => return exit::usage(problem),
@@ -158,6 +170,9 @@ pub fn main() -> ExitCode {
         Command::Executor(_) => "warn,phalanx::executor::stages=info",
         _ => "warn",
     };
+    if default_filter == "info" {
+        stderr::hold();
+    }
     logging::init(cli.log_format, default_filter);
     match cli.command {
         Command::Demo(args) => demo::run(args),

@@ -120,7 +120,7 @@ pub fn run(args: Args) -> ExitCode {
         let status = feed.as_ref().map(MinerFeed::handle);
         let http = http.map(|http| serve_status(http, &validator, status, env)).transpose().map_err(exit::failed)?;
         if let Some(http) = &http {
-            announce_http(http.local_addr());
+            announce_http(http.local_addr(), &env.shutdown);
         }
         Ok((validator, feed, http))
     };

@@ -101,7 +101,7 @@ pub fn run(args: Args) -> ExitCode {
         let http = http.map(|http| serve_status(http, &handle, status, &board, env));
         let http = http.transpose().map_err(exit::failed)?;
         if let Some(http) = &http {
-            announce_http(http.local_addr());
+            announce_http(http.local_addr(), &env.shutdown);
         }
         Ok((worker, feed, watch_remote_control(&handle, env), http))
     };

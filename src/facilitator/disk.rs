@@ -19,7 +19,7 @@ use crate::base::waits::waiting;
 use crate::ops::health::Health;
 use crate::ops::metrics::{Metrics, SECONDS};
 use crate::store::StoreError;
-use crate::store::jobs::{Batch, JobPage, JobRow, JobStore, NewJob, SpecsRow, StatusOutcome};
+use crate::store::jobs::{Batch, JobPage, JobRow, JobStore, NewJob, NewStatus, SpecsRow, StatusOutcome};
 
 /// Requests that become durable together: one commit costs some milliseconds, each further request in it next to
 /// nothing.
@@ -204,7 +204,7 @@ fn commit(store: &mut JobStore, requests: Vec<Request>) -> Result<Vec<Done>, Sto
 
 /// A result that is reported after the commit.
 enum Done {
-    Status { session: Option<SessionId>, uuid: String, terminal: bool, outcome: StatusOutcome },
+    Status { session: Option<SessionId>, status: NewStatus, outcome: StatusOutcome },
     Specs,
     Inserted(Sender<()>, Dispatch<Ticket>),
     Job(Sender<Option<JobRow>>, Option<JobRow>),
@@ -225,7 +225,7 @@ impl Request {
         Ok(match self {
             Request::Change(Change::Status { session, status }) => {
                 let outcome = batch.add_status(&status)?;
-                Done::Status { session, uuid: status.uuid, terminal: status.terminal, outcome }
+                Done::Status { session, status, outcome }
             }
             Request::Change(Change::Specs(specs)) => {
                 batch.put_specs(&specs)?;
@@ -248,9 +248,12 @@ impl Done {
     /// Reports to whoever waits, and gives what the router has to know. A caller that has given up gets nothing.
     fn report(self, changes: &Changes) -> Option<Input<Ticket>> {
         match self {
-            Done::Status { session, uuid, terminal, outcome } => {
+            Done::Status { session, status: NewStatus { uuid, status, validator, terminal, .. }, outcome } => {
                 if outcome == StatusOutcome::Stored {
                     changes.notify(&uuid);
+                    if terminal {
+                        log::info!("job {uuid}: ended as {status}, validator {validator}");
+                    }
                 }
                 let ended = match outcome {
                     StatusOutcome::Stored | StatusOutcome::Duplicate => terminal,

@@ -6,6 +6,7 @@
 //! * [`errors`]: errors that a loop lives on after, by what it does about them.
 //! * [`throttle`]: how often one kind of trouble is logged. Pure.
 //! * [`foreign`]: a text that somebody else wrote, which is escaped wherever it is shown. Pure.
+//! * [`log_lines`]: how many log lines nobody got.
 //! * [`redact`]: takes secrets and control characters out of what the process says. Pure.
 //! * [`process`]: what the system says of this process.
 //! * [`status`]: one snapshot of a role, and the pages made from it.
@@ -15,6 +16,7 @@ pub mod cause;
 pub mod errors;
 pub mod foreign;
 pub mod health;
+pub mod log_lines;
 pub mod metrics;
 pub mod process;
 pub mod redact;

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::errors::{ErrorHandler, LastError};
 use super::health::{Health, Part, PartState};
+use super::log_lines;
 use super::metrics::Metrics;
 use super::process::Process;
 use super::redact;
@@ -163,6 +164,8 @@ impl Snapshot {
         set("phalanx_uptime_seconds", "Time since the role was started.", uptime);
         set("phalanx_ready", "1 if the role is ready, else 0.", usize::from(self.ready));
         set("phalanx_threads_late", "Threads whose wait is more than 5 s over its deadline.", self.warnings.len());
+        let help = "Log lines that were not written: their reader was too slow, or has gone.";
+        metrics.counter("phalanx_log_lines_dropped_total", help, &[]).raise(log_lines::dropped());
         if let Some(process) = self.process {
             set("phalanx_process_resident_memory_bytes", "Resident memory.", process.resident_memory_bytes);
             set("phalanx_process_threads", "Threads of the process.", process.threads);

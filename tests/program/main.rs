@@ -15,6 +15,7 @@ mod executor;
 mod facilitator_kill;
 mod foreign;
 mod init;
+mod logs;
 mod manifests;
 mod miner_restart;
 mod miners;

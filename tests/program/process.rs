@@ -370,6 +370,38 @@ fn a_second_signal_cancels_and_a_third_exits_now() {
 }
 
 #[test]
+fn a_third_signal_ends_a_miner_whose_executor_does_not_end() {
+    let network = Network::start_with(false, &["--runner", "process", "--drain-time", "60s"]);
+    let submit = Running::start(&mut network.submit(LONG_JOB));
+    until("the job runs", || job_runs(network.scratch.path()));
+    let Network { facilitator, miner, validator, scratch, folder: _folder, .. } = network;
+    let stopped: Vec<_> = descendants(miner.id()).into_iter().map(|pid| Pid::from_raw(pid).unwrap()).collect();
+    let send_all = |signal| {
+        for pid in &stopped {
+            // One may have ended meanwhile.
+            let _ended = kill_process(*pid, signal);
+        }
+    };
+    send_all(Signal::STOP);
+    for said in ["SIGTERM: finishing what runs", "SIGTERM: cancelling what runs"] {
+        miner.signal(Signal::TERM);
+        until(said, || miner.stderr().contains(said));
+    }
+    let finished = miner.stop(Signal::TERM);
+    assert_eq!(finished.code, Some(130), "{}", finished.stderr);
+    for line in finished.stderr.lines().filter(|line| line.contains("SIGTERM: ")) {
+        assert!(line.contains(" INFO "), "{line}");
+    }
+    // With a process that is stopped its executor would wait for a miner for half a minute.
+    send_all(Signal::KILL);
+    for role in [validator, facilitator] {
+        assert_eq!(role.stop(Signal::TERM).code, Some(0));
+    }
+    assert_eq!(submit.finish().code, Some(1));
+    until("nothing is left running", || processes_of(scratch.path()).is_empty());
+}
+
+#[test]
 fn bad_input_is_one_line_with_exit_2_and_starts_nothing() {
     let scratch = tempfile::tempdir().unwrap();
     let folder = tempfile::tempdir().unwrap();

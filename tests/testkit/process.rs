@@ -71,8 +71,15 @@ pub struct Running {
 
 impl Running {
     pub fn start(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        Self::start_saying(command, Stdio::piped())
+    }
+
+    /// As [`Running::start`], with another stderr; nothing of what goes there is in the output.
+    pub fn start_saying(command: &mut Command, stderr: Stdio) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
+        // Its own copies of what it was given are to be the last ones.
+        command.stderr(Stdio::null());
+        let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take());
         let (report, lines) = bounded(1000);
         let errors = Arc::<Mutex<String>>::default();
         let out = spawn("t-stdout", Kick::dropped("the process"), move || {
@@ -88,7 +95,7 @@ impl Running {
         });
         let said = errors.clone();
         let err = spawn("t-stderr", Kick::dropped("the process"), move || {
-            for line in BufReader::new(stderr).lines() {
+            for line in stderr.into_iter().flat_map(|stderr| BufReader::new(stderr).lines()) {
                 let mut text = said.lock().unwrap();
                 text.push_str(&line.unwrap());
                 text.push('\n');

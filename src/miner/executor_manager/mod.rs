@@ -16,6 +16,7 @@ mod owner;
 mod ports;
 mod process;
 mod program;
+mod said;
 mod security;
 mod settings;
 mod toolkit;

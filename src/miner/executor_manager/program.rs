@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::backend::{ExecutorError, ExecutorExit, ExecutorSpec, FORCED_GRACE};
 use super::ports::{ClientPort, ClientPorts, PORT};
+use super::said::Said;
 use super::settings::{ExecutorSettings, TOKEN};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::proc::adopted::Adopted;
@@ -140,7 +141,10 @@ impl Lines<'_> {
 
     fn flush(&mut self) {
         if !self.line.is_empty() {
-            log::info!("job {}: executor says: {}", self.job, String::from_utf8_lossy(&self.line));
+            let line = String::from_utf8_lossy(&self.line);
+            let said = Said::read(&line);
+            let message = said.message.strip_prefix(&format!("job {}: ", self.job)).unwrap_or(&said.message);
+            log::log!(said.level, "job {}: executor says: {message}", self.job);
             self.line.clear();
         }
     }
