@@ -33,7 +33,15 @@ pub struct Signals {
 
 /// What SIGHUP does; nothing until a role says so. Clones are the same.
 #[derive(Clone, Default)]
-pub struct Reload(Arc<Mutex<Option<Action>>>);
+pub struct Reload(Arc<Mutex<Actions>>);
+
+#[derive(Default)]
+struct Actions {
+    /// What the role does.
+    role: Option<Action>,
+    /// What goes before that.
+    also: Vec<Action>,
+}
 
 type Action = Box<dyn Fn() + Send>;
 
@@ -46,14 +54,20 @@ impl std::fmt::Debug for Reload {
 impl Reload {
     /// From now on SIGHUP does this, on the thread of the signals: it may read a file, and must not wait for anything.
     pub fn set(&self, reload: impl Fn() + Send + 'static) {
-        *lock(&self.0) = Some(Box::new(reload));
+        lock(&self.0).role = Some(Box::new(reload));
+    }
+
+    /// From now on SIGHUP does this too, before what the role does.
+    pub fn also(&self, reload: impl Fn() + Send + 'static) {
+        lock(&self.0).also.push(Box::new(reload));
     }
 
     fn run(&self) {
-        match &*lock(&self.0) {
-            Some(reload) => reload(),
-            None => log::info!("SIGHUP: there is nothing to reload"),
+        let actions = lock(&self.0);
+        if actions.role.is_none() && actions.also.is_empty() {
+            log::info!("SIGHUP: there is nothing to reload");
         }
+        actions.also.iter().chain(&actions.role).for_each(|reload| reload());
     }
 }
 

@@ -26,6 +26,10 @@ pub mod simulate;
 #[cfg(test)]
 mod shutdown_tests;
 pub mod size;
+#[cfg(feature = "net")]
+pub(crate) mod small_file;
+#[cfg(feature = "net")]
+pub(crate) mod stamp;
 pub mod stop;
 pub mod sync;
 pub mod text;

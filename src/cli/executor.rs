@@ -79,7 +79,13 @@ pub fn run(args: Args) -> ExitCode {
         Ok(dialer) => dialer,
         Err(problem) => return exit::usage(problem),
     };
+    let (transfer_tls, transfer_proxies) = match (args.tls.trust.transfers(), args.transfers.proxies()) {
+        (Ok(tls), Ok(proxies)) => (tls, proxies),
+        (Err(problem), _) | (_, Err(problem)) => return exit::usage(problem),
+    };
     let config = ExecutorConfig {
+        transfer_tls,
+        transfer_proxies,
         startup_time_limit: Duration::from_secs(args.startup_time_limit),
         runner: args.runner,
         miner_gone_after: args.miner_gone_after,

@@ -9,6 +9,7 @@ use clap::ValueEnum;
 
 use super::images::ImageArgs;
 use super::security::SecurityArgs;
+use super::tls::TrustArgs;
 use super::transfers::TransferArgs;
 use super::values::{Arguments, command_line, duration, image};
 use crate::app::{self, sandbox};
@@ -65,6 +66,8 @@ pub(super) struct ExecutorArgs {
     pub(super) pre_pull: Vec<String>,
     #[command(flatten)]
     transfers: TransferArgs,
+    #[command(flatten)]
+    pub(super) trust: TrustArgs,
     /// Ports of the executors' machines of which each streaming job takes one for its clients
     #[arg(
         long,
@@ -75,6 +78,12 @@ pub(super) struct ExecutorArgs {
     streaming_ports: PortRange,
     #[command(flatten)]
     security: SecurityArgs,
+    /// The name that executors ask of this miner's certificate, if it is not for the host that they dial
+    #[arg(skip)]
+    pub(super) server_name: Option<String>,
+    /// The files of that certificate
+    #[arg(skip)]
+    pub(super) server_files: Option<PathBuf>,
     /// What is handed out of them, which stays so when the settings are read again
     #[arg(skip)]
     pub(super) ports: MachinePorts,
@@ -168,6 +177,10 @@ impl ExecutorArgs {
             settings.set("PHALANX_MAX_JOB_TIME", format!("{}ms", time.as_millis()));
         }
         self.transfers.hand_on(&mut settings);
+        self.trust.hand_on(&mut settings);
+        if let Some(name) = &self.server_name {
+            settings.set("PHALANX_TLS_SERVER_NAME", name.clone());
+        }
         self.images.hand_on(executors, &mut settings);
         for (name, hook) in [("PHALANX_BEFORE_JOB", &self.before_job), ("PHALANX_AFTER_JOB", &self.after_job)] {
             if let Some(words) = hook {
@@ -201,6 +214,7 @@ impl ExecutorArgs {
                 // Executors in containers see these folders only if an option mounts them.
                 let folder = std::path::absolute(&images.folder).map_err(|e| format!("--state-dir: {e}"))?;
                 settings.set("PHALANX_IMAGES_DIR", folder.to_string_lossy());
+                self.trust.hand_on_file(self.server_files.as_deref(), &mut settings);
                 let spool = state_dir.join(miner::SPOOL);
                 settings.set("PHALANX_SPOOL_DIR", std::path::absolute(&spool).unwrap_or(spool).display().to_string());
                 let ours = ProcessBackend::new(runner).map_err(|e| format!("cannot find this program: {e}"))?;

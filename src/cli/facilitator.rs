@@ -12,6 +12,7 @@ use crate::facilitator::{Facilitator, FacilitatorConfig};
 use crate::identity::PublicKey;
 use crate::net::http::HttpListener;
 use crate::net::tls::ClientCertificates;
+use crate::ops::status::Board;
 
 /// The arguments of `phalanx facilitator`.
 #[derive(Debug, clap::Args)]
@@ -40,13 +41,16 @@ pub struct Args {
 /// Runs the command until a signal stops it.
 pub fn run(args: Args) -> ExitCode {
     let start = |env: &supervise::Env| {
-        let listener = args.tls.listen(args.listen, ClientCertificates::Required).map_err(exit::usage)?;
-        let tls = args.http_args.tls().map_err(exit::usage)?;
+        let board = Board::new();
+        let follow = Some((env, &board));
+        let listener = args.tls.listen(args.listen, ClientCertificates::Required, follow).map_err(exit::usage)?;
+        let tls = args.http_args.tls(follow).map_err(exit::usage)?;
         let http = TcpListener::bind(args.http).map_err(|e| exit::usage(format!("--http {}: {e}", args.http)))?;
         let config = FacilitatorConfig {
             validators: args.validator,
             users: args.user,
             http_names: args.http_args.names(),
+            board,
             ..FacilitatorConfig::new(args.state_dir)
         };
         let facilitator =

@@ -2,14 +2,19 @@
 //!
 //! Results go to stdout, complaints to stderr in one line, and secrets nowhere but to the stdout of `generate`.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::Subcommand;
 use serde_json::json;
 
-use crate::identity::{IdentityError, KeyPair, PublicKey, Signature, seed_from_mnemonic, write_hotkey_file};
+use crate::base::key_file::tell_if_open;
+use crate::base::small_file;
+use crate::identity::{
+    HOTKEY_FILE_LIMIT, IdentityError, KeyPair, PublicKey, Signature, seed_from_mnemonic, write_hotkey_file,
+};
 
 /// The arguments of `phalanx key`.
 #[derive(Debug, clap::Args)]
@@ -60,10 +65,92 @@ pub enum Command {
 /// The flag `--key`, the same in every command that signs.
 #[derive(clap::Args)]
 pub struct KeyArg {
-    /// A development URI (//Alice), the path of a Bittensor hotkey file, a mnemonic, or 0x and 64 hex digits; prefer
-    /// a file: other users of the machine can read the arguments of a process
-    #[arg(long, value_name = "K", env = "PHALANX_KEY", hide_env_values = true)]
-    pub key: String,
+    /// A development URI (//Alice), the path of a Bittensor hotkey file, a mnemonic, or 0x and 64 hex digits; - for
+    /// standard input, credential:NAME for one that systemd gives; prefer a file: other users of the machine can read
+    /// the arguments of a process
+    #[arg(long, value_name = "K", required_unless_present = "key_file", env = "PHALANX_KEY", hide_env_values = true)]
+    key: Option<String>,
+    /// A file with the key, in any of the forms of --key but a path; - for standard input
+    #[arg(long, value_name = "FILE", env = "PHALANX_KEY_FILE")]
+    key_file: Option<PathBuf>,
+}
+
+/// What `--key` begins with where the rest is the name of a credential of systemd.
+pub(super) const CREDENTIAL: &str = "credential:";
+
+/// The name that stands for standard input.
+const STDIN: &str = "-";
+
+impl KeyArg {
+    /// The key. Blocks for a file, at most 10 s for each piece from a pipe.
+    ///
+    /// # Errors
+    /// One line that names the flag, and nothing of the key.
+    pub fn load(&self) -> Result<KeyPair, String> {
+        match (&self.key, &self.key_file) {
+            (Some(_), Some(_)) => Err("give --key or --key-file, not both".to_owned()),
+            (Some(key), None) => load_key(key).map_err(|problem| format!("--key: {problem}")),
+            (None, Some(file)) => load_kept(file).map_err(|problem| format!("--key-file: {problem}")),
+            (None, None) => Err("--key is missing; give a hotkey file".to_owned()),
+        }
+    }
+
+    /// Which key is meant, for comparison.
+    pub(super) fn named(&self) -> String {
+        format!("{:?} {:?}", self.key, self.key_file)
+    }
+}
+
+/// The value of `--key`.
+pub(super) fn load_key(key: &str) -> Result<KeyPair, String> {
+    if key.trim() == STDIN {
+        return load_kept(Path::new(STDIN));
+    }
+    match key.trim().strip_prefix(CREDENTIAL) {
+        Some(name) => load_kept(&credential(name)?),
+        None => KeyPair::load(key).map_err(|error| error.to_string()),
+    }
+}
+
+fn load_kept(file: &Path) -> Result<KeyPair, String> {
+    let bytes = match file.as_os_str() == STDIN {
+        true => standard_input()?,
+        false => small_file::read(file, HOTKEY_FILE_LIMIT).map_err(|e| format!("{}: {e}", file.display()))?,
+    };
+    if let Ok(metadata) = std::fs::metadata(file) {
+        tell_if_open(file, &metadata);
+    }
+    let origin = if file.as_os_str() == STDIN { Path::new("standard input") } else { file };
+    KeyPair::from_kept(&bytes, origin).map_err(|error| error.to_string())
+}
+
+/// All of standard input; it is read once, however often it is asked for, as when SIGHUP has the settings read again.
+fn standard_input() -> Result<Vec<u8>, String> {
+    static READ: OnceLock<Result<Vec<u8>, String>> = OnceLock::new();
+    let read = || {
+        let mut stdin = io::stdin().lock();
+        // A person at a terminal may take a while.
+        let may_wait = !stdin.is_terminal();
+        small_file::read_from(&mut stdin, HOTKEY_FILE_LIMIT, may_wait).map_err(|e| format!("standard input: {e}"))
+    };
+    READ.get_or_init(read).clone()
+}
+
+/// Where systemd has put a credential of this process (`LoadCredential=`, `SetCredentialEncrypted=`).
+///
+/// # Errors
+/// What is missing, in words.
+pub(super) fn credential(name: &str) -> Result<PathBuf, String> {
+    if name.is_empty() || name.contains('/') || name == ".." {
+        return Err(format!("{CREDENTIAL}{name}: it should be the name of a credential, without a slash"));
+    }
+    let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
+        format!(
+            "{CREDENTIAL}{name}: CREDENTIALS_DIRECTORY is not set; systemd sets it for a unit with \
+             LoadCredential={name}:FILE"
+        )
+    })?;
+    Ok(Path::new(&folder).join(name))
 }
 
 /// Shows nothing of the key.
@@ -80,6 +167,9 @@ enum KeyError {
     /// The value of a flag is not what it has to be.
     #[error("{flag}: {cause}")]
     Flag { flag: &'static str, cause: IdentityError },
+    /// The key cannot be read.
+    #[error("{0}")]
+    Key(String),
     /// The message is not hex.
     #[error("--hex: {0}, expected an even number of hex digits with or without 0x")]
     Message(hex::FromHexError),
@@ -94,7 +184,7 @@ struct Answer {
 
 /// Runs the command: exit 0 done or valid, 1 invalid (or stdout is gone), 2 bad input, with one line on stderr.
 ///
-/// Blocks only for the key file, as [`KeyPair::load`] and [`write_hotkey_file`] say.
+/// Blocks only for the key file, as [`KeyArg::load`] and [`write_hotkey_file`] say.
 pub fn run(args: Args) -> ExitCode {
     let answer = match answer(args.command) {
         Ok(answer) => answer,
@@ -142,7 +232,7 @@ fn generate_into(path: &Path) -> Result<KeyPair, KeyError> {
 }
 
 fn load(key: &KeyArg) -> Result<KeyPair, KeyError> {
-    KeyPair::load(&key.key).map_err(|cause| KeyError::Flag { flag: "--key", cause })
+    key.load().map_err(KeyError::Key)
 }
 
 fn decode(message: &str) -> Result<Vec<u8>, KeyError> {

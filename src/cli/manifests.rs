@@ -79,7 +79,7 @@ type Checked = (KeyPair, Vec<MinerAddress>, Arc<dyn Dialer>);
 /// All problems at once.
 fn check(args: &Args) -> Result<Checked, String> {
     let mut problems = Vec::new();
-    let key = KeyPair::load(&args.key.key).map_err(|error| problems.push(format!("--key: {error}"))).ok();
+    let key = args.key.load().map_err(|problem| problems.push(problem)).ok();
     let miners = match args.miners.load(&args.tls) {
         Ok(Some(list)) => Some(list.miners),
         Ok(None) => {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::app::hosts::HostSetting;
 use crate::app::{self, exit, supervise};
 use crate::base::lock::lock;
 use crate::executor::sandbox::Host;
-use crate::identity::{KeyPair, PublicKey};
+use crate::identity::PublicKey;
 use crate::miner::host::HostName;
 use crate::miner::placement::Strategy;
 use crate::miner::router::Peer;
@@ -115,8 +115,9 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
         let host = executors::host(&args.executors).map_err(exit::usage)?;
         let (config, sandboxes) = configure(args, host).map_err(exit::usage)?;
         let shown = Arc::new(Mutex::new(sandboxes));
-        let http = http.map(|http| http_args.bind(http)).transpose().map_err(exit::usage)?;
-        let listener = tls.listen(listen, ClientCertificates::Asked).map_err(exit::usage)?;
+        let follow = Some((env, &config.board));
+        let http = http.map(|http| http_args.bind(http, follow)).transpose().map_err(exit::usage)?;
+        let listener = tls.listen(listen, ClientCertificates::Asked, follow).map_err(exit::usage)?;
         // Executors have no certificate, but the token that the miner has given them.
         let listener = listener.without_certificate(Peer::is_executor);
         let miner = Miner::start(config, Box::new(listener), env.timer.clone()).map_err(exit::usage)?;
@@ -205,7 +206,7 @@ fn hosts(args: &Args) -> Result<Vec<HostConfig>, String> {
         );
     }
     let classes = classes(&args.executors, hosts.iter().map(|host| &host.executors));
-    let dialled = args.executor_address.clone().unwrap_or_else(|| format!("ws://{}", args.listen));
+    let dialled = dialled(args);
     let mut configs = Vec::new();
     for HostSetting { name, address: engine, executors } in hosts {
         if !engine.is_on_this_machine() && app::hosts::leads_nowhere_else(&dialled) {
@@ -221,6 +222,12 @@ fn hosts(args: &Args) -> Result<Vec<HostConfig>, String> {
     Ok(configs)
 }
 
+/// What executors dial.
+fn dialled(args: &Args) -> String {
+    let ours = || format!("{}://{}", if args.tls.certificate().is_some() { "wss" } else { "ws" }, args.listen);
+    args.executor_address.clone().unwrap_or_else(ours)
+}
+
 /// All classes that this miner has executors of, on whichever host.
 fn classes<'a>(
     local: &'a [(ExecutorClass, u32)],
@@ -229,8 +236,10 @@ fn classes<'a>(
     local.iter().chain(others.flatten()).map(|(class, _)| *class).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-fn configure(args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), String> {
-    let key = KeyPair::load(&args.key.key).map_err(|e| format!("--key: {e}"))?;
+fn configure(mut args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), String> {
+    args.source.server_name = args.tls.name_for(&dialled(&args));
+    args.source.server_files = args.tls.certificate().map(Path::to_owned);
+    let key = args.key.load()?;
     let limits = limits(&args);
     let executors = args.executors.iter().map(|(_, count)| *count as usize).sum();
     let images = Images { folder: args.state_dir.join(IMAGES), executors };
@@ -277,7 +286,7 @@ impl Fixed {
         let ImageBounds { count, bytes, free } = args.source.images.bounds(executors);
         let mut flags = vec![
             ("--listen", args.listen.to_string()),
-            ("--key", args.key.key.clone()),
+            ("--key", args.key.named()),
             ("--executor-address", format!("{:?}", args.executor_address)),
             ("--streaming-address", format!("{:?}", args.streaming_address)),
             ("--drain-time", format!("{:?}", args.drain_time)),
@@ -325,6 +334,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::identity::KeyPair;
 
     #[derive(Parser)]
     struct Line {

@@ -125,7 +125,7 @@ fn check(args: &Args) -> Result<(KeyPair, String, NamedJobs), String> {
     if !base.starts_with("http://") && !base.starts_with("https://") {
         problems.push(format!("--facilitator {base:?}: it should be a URL like http://127.0.0.1:8080"));
     }
-    let key = KeyPair::load(&args.key.key).map_err(|error| problems.push(format!("--key: {error}"))).ok();
+    let key = args.key.load().map_err(|problem| problems.push(problem)).ok();
     let mut jobs = Vec::new();
     for path in &args.files {
         match jobfile::load(path) {

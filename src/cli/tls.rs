@@ -1,14 +1,20 @@
 //! The flags for TLS and the proxy, the same in every command that listens or dials.
 
-use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::values::Hidden;
 use crate::app::status;
+use crate::app::supervise::Env;
+use crate::base::clock;
 use crate::base::shutdown::Shutdown;
+use crate::miner::ExecutorSettings;
+use crate::net::address;
 use crate::net::http::HostNames;
 use crate::net::http::client::HttpClient;
-use crate::net::tls::{ClientCertificates, certificates};
+use crate::net::tls::{ClientCertificates, Roots, TlsFileError, Trust, facts_of};
+use crate::ops::expiry::Expiry;
+use crate::ops::status::Board;
 use crate::transport::ws::{WsDialer, WsListener};
 use crate::transport::{ClientTls, Proxy, ServerTls};
 
@@ -47,16 +53,37 @@ impl ServerArgs {
     /// # Errors
     /// One line that names the file.
     pub(super) fn load(&self, asks: ClientCertificates) -> Result<Option<ServerTls>, String> {
-        server_tls((&self.tls_cert, &self.tls_key, &self.tls_client_ca), asks)
+        let files = (&self.tls_cert, &self.tls_key, &self.tls_client_ca);
+        server_tls(["--tls-cert", "--tls-key", "--tls-client-ca"], files, asks)
     }
 
     /// Listens on `address`, with the certificate if one was named.
     ///
     /// # Errors
     /// One line that names the file or the address.
-    pub(super) fn listen(&self, address: SocketAddr, asks: ClientCertificates) -> Result<WsListener, String> {
-        let listener = WsListener::bind(address, self.load(asks)?).map_err(|e| format!("--listen: {e}"))?;
+    pub(super) fn listen(
+        &self,
+        address: SocketAddr,
+        asks: ClientCertificates,
+        follow: Follow<'_>,
+    ) -> Result<WsListener, String> {
+        let tls = self.load(asks)?;
+        following(tls.as_ref(), follow);
+        let listener = WsListener::bind(address, tls).map_err(|e| format!("--listen: {e}"))?;
         Ok(listener.with_names(HostNames::of_websockets(self.listen_host.clone())))
+    }
+
+    /// The file of the certificate.
+    pub(super) fn certificate(&self) -> Option<&Path> {
+        self.tls_cert.as_deref()
+    }
+
+    /// The name that executors ask of this server's certificate, if it is not for the host that they dial.
+    pub(super) fn name_for(&self, dialled: &str) -> Option<String> {
+        let facts = facts_of(self.tls_cert.as_deref()?).ok()?;
+        let authority = dialled.split_once("://").map_or(dialled, |(_, rest)| rest);
+        let host = authority.split('/').next().and_then(address::split)?.0;
+        (!facts.covers(host)).then(|| facts.usable_name()).flatten()
     }
 }
 
@@ -98,22 +125,26 @@ impl HttpArgs {
     ///
     /// # Errors
     /// One line that names the file.
-    pub(super) fn tls(&self) -> Result<Option<ServerTls>, String> {
+    pub(super) fn tls(&self, follow: Follow<'_>) -> Result<Option<ServerTls>, String> {
         let files = (&self.http_tls_cert, &self.http_tls_key, &self.http_tls_client_ca);
-        server_tls(files, ClientCertificates::Required)
+        let flags = ["--http-tls-cert", "--http-tls-key", "--http-tls-client-ca"];
+        let tls = server_tls(flags, files, ClientCertificates::Required)?;
+        following(tls.as_ref(), follow);
+        Ok(tls)
     }
 
     /// Takes the address of the status pages.
     ///
     /// # Errors
     /// One line that names the file or the address.
-    pub(super) fn bind(&self, http: SocketAddr) -> Result<status::Place, String> {
-        status::bind(http, self.names(), self.tls()?)
+    pub(super) fn bind(&self, http: SocketAddr, follow: Follow<'_>) -> Result<status::Place, String> {
+        status::bind(http, self.names(), self.tls(follow)?)
     }
 }
 
 /// From the files of a certificate, its key and the authorities of clients.
 fn server_tls(
+    flags: [&str; 3],
     files: (&Option<PathBuf>, &Option<PathBuf>, &Option<PathBuf>),
     asks: ClientCertificates,
 ) -> Result<Option<ServerTls>, String> {
@@ -122,15 +153,132 @@ fn server_tls(
         (Some(cert), Some(key), Some(ca)) => ServerTls::with_client_ca(cert, key, ca, asks),
         _ => return Ok(None),
     };
-    tls.map(Some).map_err(|e| e.to_string())
+    tls.map(Some).map_err(|error| {
+        let is_of =
+            |file: &&Option<PathBuf>| file.as_ref().is_some_and(|file| file.display().to_string() == error.path);
+        let at = [files.1, files.2].iter().position(is_of).map_or(0, |at| at + 1);
+        format!("{}: {error}", flags[at])
+    })
+}
+/// Who follows a certificate: SIGHUP of this process, and the pages of this board.
+pub(super) type Follow<'a> = Option<(&'a Env, &'a Board)>;
+
+fn following(tls: Option<&ServerTls>, by: Follow<'_>) {
+    if let (Some(tls), Some((env, board))) = (tls, by) {
+        follow(tls.clone(), env, board);
+    }
+}
+
+/// From now on SIGHUP reads the files of a certificate again, and the pages say when it ends.
+pub(super) fn follow(files: impl Reloads, env: &Env, board: &Board) {
+    if files.expiry().until().is_none() {
+        return;
+    }
+    board.certificates.add(files.expiry().clone(), clock::now().wall.as_secs());
+    env.reload.also(move || match files.reload() {
+        Ok(said) => log::info!("SIGHUP: {said}"),
+        Err(error) => log::error!("SIGHUP: the certificate stays as it is: {error}"),
+    });
+}
+
+/// Certificates that can be read again.
+pub(super) trait Reloads: Send + 'static {
+    /// When they end.
+    fn expiry(&self) -> &Expiry;
+    /// Reads them again.
+    fn reload(&self) -> Result<String, TlsFileError>;
+}
+
+impl Reloads for ServerTls {
+    fn expiry(&self) -> &Expiry {
+        self.expiry()
+    }
+
+    fn reload(&self) -> Result<String, TlsFileError> {
+        self.reload()
+    }
+}
+
+impl Reloads for ClientTls {
+    fn expiry(&self) -> &Expiry {
+        self.expiry()
+    }
+
+    fn reload(&self) -> Result<String, TlsFileError> {
+        self.reload()
+    }
+}
+
+/// Whom to trust, in every command that dials.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct TrustArgs {
+    /// Trust the authorities in this file (PEM), and servers whose own certificate is in it. For wss://, and for an
+    /// https:// --miners, in place of the public ones; for volumes and uploads beside them
+    #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CA")]
+    tls_ca: Option<PathBuf>,
+    /// Which public authorities are trusted: bundled (come with the program), system (SSL_CERT_FILE, SSL_CERT_DIR, or
+    /// the system's own) or none [default: bundled; with --tls-ca none, but for volumes and uploads]
+    #[arg(long, value_name = "WHICH", env = "PHALANX_TLS_ROOTS")]
+    tls_roots: Option<Roots>,
+}
+
+impl TrustArgs {
+    /// For links.
+    fn of_links(&self) -> Result<Trust, String> {
+        let roots = self.tls_roots.unwrap_or(if self.tls_ca.is_some() { Roots::None } else { Roots::Bundled });
+        self.with(roots)
+    }
+
+    fn with(&self, roots: Roots) -> Result<Trust, String> {
+        if roots == Roots::None && self.tls_ca.is_none() {
+            return Err("--tls-roots none goes with --tls-ca: without both nobody is trusted".to_owned());
+        }
+        Ok(Trust { roots, ca: self.tls_ca.clone(), ..Trust::default() })
+    }
+
+    /// Whose certificates are good for volumes and uploads. Blocks on the disk.
+    ///
+    /// # Errors
+    /// One line that names the flag and the file.
+    pub(super) fn transfers(&self) -> Result<ClientTls, String> {
+        let trust = self.with(self.tls_roots.unwrap_or_default())?;
+        ClientTls::trusting(trust).map_err(|e| self.named(&e))
+    }
+
+    fn links(&self) -> Result<ClientTls, String> {
+        ClientTls::trusting(self.of_links()?).map_err(|e| self.named(&e))
+    }
+
+    fn named(&self, error: &TlsFileError) -> String {
+        match &self.tls_ca {
+            Some(path) if path.display().to_string() == error.path => format!("--tls-ca: {error}"),
+            _ => format!("--tls-roots: {error}"),
+        }
+    }
+
+    /// Tells executors the same, but for the file.
+    pub(super) fn hand_on(&self, settings: &mut ExecutorSettings) {
+        if let Some(roots) = self.tls_roots {
+            settings.set("PHALANX_TLS_ROOTS", roots.name());
+        }
+    }
+
+    /// Tells executors of this machine the file, which those in containers may not see; if there is none, a self-signed
+    /// certificate of this miner's own, because they dial it.
+    pub(super) fn hand_on_file(&self, own: Option<&Path>, settings: &mut ExecutorSettings) {
+        let own = own.filter(|path| facts_of(path).is_ok_and(|facts| facts.is_self_signed));
+        if let Some(path) = self.tls_ca.as_deref().or(own) {
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+            settings.set("PHALANX_TLS_CA", path.to_string_lossy());
+        }
+    }
 }
 
 /// Flags of a command that dials.
 #[derive(Debug, clap::Args)]
 pub(super) struct ClientArgs {
-    /// Trust these certificates (PEM) for wss://, and for an https:// --miners, instead of the public ones
-    #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CA")]
-    tls_ca: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) trust: TrustArgs,
     /// Show this certificate chain (PEM) to wss:// servers that ask for one; needs --tls-client-key
     #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CLIENT_CERT", requires = "tls_client_key")]
     tls_client_cert: Option<PathBuf>,
@@ -143,7 +291,7 @@ pub(super) struct ClientArgs {
     /// Make all ws:// and wss:// connections through this HTTP proxy, as http://user:password@host:port; in the
     /// variable the password is hidden from other users
     #[arg(long, value_name = "URL", env = "PHALANX_PROXY", hide_env_values = true)]
-    proxy: Option<ProxyUrl>,
+    proxy: Option<Hidden>,
 }
 
 impl ClientArgs {
@@ -152,18 +300,15 @@ impl ClientArgs {
     /// # Errors
     /// One line that names the file or the flag.
     pub(super) fn load(&self, url: &str) -> Result<WsDialer, String> {
-        let mut tls = match &self.tls_ca {
-            Some(path) => ClientTls::from_ca_file(path).map_err(|e| e.to_string())?,
-            None => ClientTls::default(),
-        };
+        let mut tls = self.trust.links()?;
         if let (Some(cert), Some(key)) = (&self.tls_client_cert, &self.tls_client_key) {
-            tls = tls.with_certificate(cert, key).map_err(|e| e.to_string())?;
+            tls = tls.with_certificate(cert, key).map_err(|e| format!("--tls-client-cert: {e}"))?;
         }
         let mut dialer = WsDialer::new(tls);
         if let Some(name) = &self.tls_server_name {
             dialer = dialer.with_server_name(url, name).map_err(|e| format!("--tls-server-name: {e}"))?;
         }
-        if let Some(ProxyUrl(url)) = &self.proxy {
+        if let Some(Hidden(url)) = &self.proxy {
             dialer = dialer.through(Proxy::parse(url).map_err(|e| format!("--proxy: {e}"))?);
         }
         Ok(dialer)
@@ -176,13 +321,7 @@ impl ClientArgs {
     /// # Errors
     /// One line that names the file.
     pub(super) fn http(&self, shutdown: Shutdown) -> Result<HttpClient, String> {
-        match &self.tls_ca {
-            None => Ok(HttpClient::new(shutdown)),
-            Some(path) => {
-                let roots = certificates(path).map_err(|e| e.to_string())?;
-                Ok(HttpClient::trusting(shutdown, &roots))
-            }
-        }
+        Ok(HttpClient::trusting(shutdown, self.trust.links()?))
     }
 
     /// What dials many servers.
@@ -194,22 +333,5 @@ impl ClientArgs {
             Some(_) => Err("--tls-server-name is about one server, and the miners are many; leave it out".to_owned()),
             None => self.load(""),
         }
-    }
-}
-
-/// The flag as given, which may hold a password; so it is judged by [`ClientArgs::load`] and not by clap, which would
-/// repeat it.
-#[derive(Clone)]
-struct ProxyUrl(String);
-
-impl From<String> for ProxyUrl {
-    fn from(url: String) -> Self {
-        Self(url)
-    }
-}
-
-impl fmt::Debug for ProxyUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ProxyUrl")
     }
 }

@@ -1,6 +1,8 @@
 //! The flags that say what an executor carries for a job. A miner has them too, and hands them on.
 
+use super::values::Hidden;
 use crate::miner::ExecutorSettings;
+use crate::net::proxy::{Proxies, Proxy};
 use crate::net::reach::{Network, Reach};
 
 /// Where volumes and uploads of jobs may lead, and with whose credentials.
@@ -10,6 +12,16 @@ pub(super) struct TransferArgs {
     /// unicast; may be repeated
     #[arg(long, value_name = "CIDR", env = "PHALANX_REACH", value_delimiter = ',')]
     reach: Vec<Network>,
+    /// How volumes and uploads get out: environment (HTTPS_PROXY, HTTP_PROXY and NO_PROXY are followed), none, or the
+    /// proxy for all, as http://user:password@host:port; in the variable the password is hidden from other users
+    #[arg(
+        long,
+        value_name = "WHICH|URL",
+        default_value = "environment",
+        env = "PHALANX_TRANSFER_PROXY",
+        hide_env_values = true
+    )]
+    transfer_proxy: Hidden,
     /// Let Hugging Face volumes without a token of their own use the one in HF_TOKEN
     #[arg(long, env = "PHALANX_HUGGING_FACE_TOKEN_FOR_JOBS")]
     pub(super) hugging_face_token_for_jobs: bool,
@@ -20,9 +32,24 @@ impl TransferArgs {
         Reach::Global(self.reach.clone())
     }
 
+    /// Which proxies volumes and uploads use.
+    ///
+    /// # Errors
+    /// One line that names the flag or the variable, without a password.
+    pub(super) fn proxies(&self) -> Result<Proxies, String> {
+        match self.transfer_proxy.0.as_str() {
+            "environment" => Proxies::of_variables(|name| std::env::var(name).ok()),
+            "none" => Ok(Proxies::none()),
+            url => {
+                Proxy::parse(url).map(Proxies::all).map_err(|e| format!("--transfer-proxy: {e}, environment or none"))
+            }
+        }
+    }
+
     /// Tells executors the same.
     pub(super) fn hand_on(&self, settings: &mut ExecutorSettings) {
-        let Self { reach, hugging_face_token_for_jobs } = self;
+        let Self { reach, transfer_proxy, hugging_face_token_for_jobs } = self;
+        settings.set("PHALANX_TRANSFER_PROXY", transfer_proxy.0.clone());
         if !reach.is_empty() {
             let reach: Vec<String> = reach.iter().map(Network::to_string).collect();
             settings.set("PHALANX_REACH", reach.join(","));

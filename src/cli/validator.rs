@@ -15,7 +15,7 @@ use super::miner_list::{MISSING, MinerList, MinerListArgs};
 use super::miners;
 use super::values::{RedisConfig, duration, listen_address, redis_url};
 use crate::app::{exit, status, supervise};
-use crate::identity::{KeyPair, PublicKey};
+use crate::identity::PublicKey;
 use crate::net::http::{HttpRequest, HttpServer};
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
@@ -113,7 +113,10 @@ pub fn run(args: Args) -> ExitCode {
     // Two closing steps more, for the list of miners and for the pages.
     let budget = Validator::stop_budget(&config) + 2 * supervise::CLOSING;
     let start = |env: &supervise::Env| {
-        let http = http.map(|http| http_args.bind(http)).transpose().map_err(exit::usage)?;
+        let board = config.board.clone();
+        let follow = Some((env, &board));
+        let http = http.map(|http| http_args.bind(http, follow)).transpose().map_err(exit::usage)?;
+        super::tls::follow(dialer.tls().clone(), env, &board);
         let validator = Validator::start(config, Arc::new(dialer), env.timer.clone()).map_err(exit::usage)?;
         let reloader = validator.reloader();
         let feed = list.map(|list| list.follow(env, move |miners| reloader.miners(miners)));
@@ -144,7 +147,7 @@ fn configure(args: Args) -> Result<(ValidatorConfig, Option<MinerList>, WsDialer
         .facilitator
         .or_else(|| std::env::var("FACILITATOR_URI").ok())
         .ok_or("--facilitator is missing; give the URL, as wss://facilitator.example/ws/v0/")?;
-    let key = KeyPair::load(&args.key.key).map_err(|e| format!("--key: {e}"))?;
+    let key = args.key.load()?;
     let dialer = args.tls.load(&facilitator)?;
     if args.dispatch == DispatchArg::Workers && !args.miners.is_given() {
         return Err(MISSING.to_owned());

@@ -15,24 +15,35 @@ pub use crate::redis::RedisConfig;
 #[cfg(not(feature = "celery"))]
 pub type RedisConfig = String;
 
-/// Reads `500ms`, `10s`, `5m` or `2h`; `0` needs no unit.
+/// Units of times, with their seconds, the largest first.
+const UNITS: [(&str, f64); 5] = [("d", 86_400.0), ("h", 3600.0), ("m", 60.0), ("s", 1.0), ("ms", 0.001)];
+
+/// Reads `500ms`, `10s`, `5m`, `2h`, `1d` or several of them from the largest on, as `1m30s`; `0` needs no unit.
 ///
 /// # Errors
 /// What would be right, in words.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "it should be a number with a unit: ms, s, m or h, as 10s".to_owned();
-    let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(unit_at);
-    let number: f64 = number.parse().map_err(|_| wrong())?;
-    let seconds = match unit {
-        "" if number == 0.0 => 0.0,
-        "ms" => number / 1000.0,
-        "s" => number,
-        "m" => number * 60.0,
-        "h" => number * 3600.0,
-        _ => return Err(wrong()),
-    };
-    Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
+    let wrong = || "it should be a number with a unit: ms, s, m, h or d, as 10s or 1m30s".to_owned();
+    if text.starts_with('-') {
+        return Err(format!("a time cannot be less than 0; {}", wrong()));
+    }
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let (mut rest, mut units, mut seconds) = (text, UNITS.as_slice(), 0.0);
+    while !rest.is_empty() {
+        let unit_at = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+        let (number, behind) = rest.split_at(unit_at);
+        let number: f64 = number.parse().map_err(|_| wrong())?;
+        let unit = &behind[..behind.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(behind.len())];
+        let at = units.iter().position(|(name, _)| *name == unit).ok_or_else(wrong)?;
+        seconds += number * units[at].1;
+        (rest, units) = (&behind[unit.len()..], &units[at + 1..]);
+    }
+    match text {
+        "" => Err(wrong()),
+        _ => Duration::try_from_secs_f64(seconds).map_err(|_| wrong()),
+    }
 }
 
 /// Reads `30/60s`: so many at once, which come back one by one in that time.
@@ -131,17 +142,44 @@ pub fn redis_url(text: &str) -> Result<RedisConfig, String> {
     Ok(text.to_owned())
 }
 
+/// A flag as given, which may hold a password; so it is judged where it is used and not by clap, which would repeat it.
+#[derive(Clone)]
+pub struct Hidden(pub String);
+
+impl From<String> for Hidden {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl std::fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hidden")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn durations_carry_units() {
-        for (text, millis) in [("500ms", 500), ("1.5s", 1500), ("2m", 120_000), ("1h", 3_600_000), ("0", 0), ("0s", 0)]
-        {
+        for (text, millis) in [
+            ("500ms", 500),
+            ("1.5s", 1500),
+            ("2m", 120_000),
+            ("1h", 3_600_000),
+            ("0", 0),
+            ("0s", 0),
+            ("1m30s", 90_000),
+            ("1d2h3m4s5ms", 93_784_005),
+            ("1h1ms", 3_600_001),
+        ] {
             assert_eq!(duration(text).unwrap(), Duration::from_millis(millis), "{text}");
         }
-        for text in ["", "5", "s", "1d", "-1s", "1e400s", "1 s"] {
+        for text in
+            ["", "5", "s", "1w", "-1s", "1e400s", "1 s", "30s1m", "1m1m", "1m30", "1..5s", "99999999999999999999d"]
+        {
             assert!(duration(text).is_err(), "{text}");
         }
     }

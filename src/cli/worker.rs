@@ -19,7 +19,7 @@ use super::values::{RedisConfig, duration, listen_address, redis_url};
 use crate::app::{exit, status, supervise};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
-use crate::identity::{KeyPair, PublicKey};
+use crate::identity::PublicKey;
 use crate::net::http::{HttpRequest, HttpServer};
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
@@ -91,8 +91,9 @@ pub fn run(args: Args) -> ExitCode {
     // And a closing step each for the list of miners, the remote control, and the pages.
     let budget = JobWorker::stop_budget(&config) + 3 * supervise::CLOSING;
     let start = |env: &supervise::Env| {
-        let http = http.map(|http| http_args.bind(http)).transpose().map_err(exit::usage)?;
         let board = Board::new();
+        let http = http.map(|http| http_args.bind(http, Some((env, &board)))).transpose().map_err(exit::usage)?;
+        super::tls::follow(dialer.tls().clone(), env, &board);
         let worker = JobWorker::start(config, Arc::new(dialer), env.timer.clone(), &board).map_err(exit::usage)?;
         let handle = worker.handle();
         let set = handle.clone();
@@ -138,7 +139,7 @@ fn watch_remote_control(handle: &JobWorkerHandle, env: &supervise::Env) -> Threa
 
 fn configure(args: Args) -> Result<(JobWorkerConfig, Option<MinerList>, WsDialer), String> {
     let redis = args.redis.ok_or("--redis is missing; give the URL, as redis://127.0.0.1:6379/0")?;
-    let key = KeyPair::load(&args.key.key).map_err(|e| format!("--key: {e}"))?;
+    let key = args.key.load()?;
     let dialer = args.tls.load("")?;
     match (args.miners.is_given(), args.stub_time.is_some()) {
         (true, true) => return Err("give --miners or --stub-time, not both".to_owned()),

@@ -6,7 +6,10 @@ use super::hooks::Hooks;
 use super::runner::{ImageSettings, RunnerKind};
 use super::sandbox::Sandbox;
 use super::streaming::PortRange;
+use crate::net::http::client::HttpSettings;
+use crate::net::proxy::Proxies;
 use crate::net::reach::Reach;
+use crate::net::tls::ClientTls;
 use crate::store::spool::Spool;
 
 /// What an executor is started with.
@@ -28,6 +31,10 @@ pub struct ExecutorConfig {
     pub images: ImageSettings,
     /// What the addresses that a job names may lead to: volumes, uploads, the registry of its image.
     pub reach: Reach,
+    /// Whose certificates are good where volumes come from and uploads go to.
+    pub transfer_tls: ClientTls,
+    /// Which proxies are used for volumes and uploads.
+    pub transfer_proxies: Proxies,
     /// Whether a job without a Hugging Face token of its own is given the one in our environment.
     pub hugging_face_token_for_jobs: bool,
     /// The operator's programs around the job.
@@ -66,6 +73,8 @@ impl ExecutorConfig {
             sandbox: Sandbox::default(),
             images: ImageSettings::default(),
             reach: Reach::default(),
+            transfer_tls: ClientTls::default(),
+            transfer_proxies: Proxies::none(),
             hugging_face_token_for_jobs: false,
             hooks: Hooks::default(),
             streaming_ports: PortRange::DEFAULT,
@@ -74,6 +83,12 @@ impl ExecutorConfig {
             spool: None,
             labels: Vec::new(),
         }
+    }
+
+    /// What volumes and uploads use.
+    pub(super) fn http(&self) -> HttpSettings {
+        let Self { reach, transfer_tls, transfer_proxies, .. } = self;
+        HttpSettings { reach: reach.clone(), tls: transfer_tls.clone(), proxies: transfer_proxies.clone() }
     }
 
     /// All problems of the configuration, in words.

@@ -21,8 +21,7 @@ use super::workspace::{PathError, Workspace, relative};
 use crate::base::shutdown::Shutdown;
 use crate::base::text::truncate;
 use crate::base::tree;
-use crate::net::http::client::{Content, FilePart, HttpClient, HttpError, Response};
-use crate::net::reach::Reach;
+use crate::net::http::client::{Content, FilePart, HttpClient, HttpError, HttpSettings, Response};
 use crate::ops::cause::Cause;
 use crate::protocol::{HttpOutputVolumeResponse, OutputUpload, SingleFileUpload, StrMap, ZipUpload};
 
@@ -145,9 +144,9 @@ enum Method {
 }
 
 impl Uploader {
-    /// An uploader whose work ends when `token` cancels, and that dials what is within `reach`.
-    pub fn new(token: Shutdown, reach: Reach) -> Self {
-        Self { http: HttpClient::within(reach, token.clone()), token }
+    /// An uploader whose work ends when `token` cancels, and that goes where `settings` allow.
+    pub fn new(token: Shutdown, settings: impl Into<HttpSettings>) -> Self {
+        Self { http: HttpClient::within(settings, token.clone()), token }
     }
 
     /// Uploads the workspace's `output/`. Blocks until all is sent, `deadline` passes or the token cancels.

@@ -162,7 +162,7 @@ impl JobWork {
                 if let Some(volume) = volume {
                     self.begin(Part::Volumes);
                     let hub = Hub::from_env(self.config.hugging_face_token_for_jobs);
-                    let loader = VolumeLoader::new(self.cancel.clone(), hub, self.config.reach.clone());
+                    let loader = VolumeLoader::new(self.cancel.clone(), hub, self.config.http());
                     let loader = match self.config.sandbox.disk_bytes {
                         Some(bytes) => loader.with_space(bytes),
                         None => loader,
@@ -189,7 +189,7 @@ impl JobWork {
                 let mut results = Results { artifacts: files, ..Results::default() };
                 if let Some(upload) = upload {
                     self.begin(Part::Upload);
-                    let uploader = Uploader::new(self.cancel.clone(), self.config.reach.clone());
+                    let uploader = Uploader::new(self.cancel.clone(), self.config.http());
                     let uploaded = uploader.upload(&upload, workspace, deadline)?;
                     left_out.extend(uploaded.left_out);
                     (results.uploads, results.uploaded) = (uploaded.results, Some(uploaded.bytes));

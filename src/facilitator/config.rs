@@ -1,4 +1,4 @@
-//! What a facilitator needs to know. Pure.
+//! What a facilitator needs to know.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::router::RouterConfig;
 use crate::identity::PublicKey;
 use crate::net::http::HostNames;
+use crate::ops::status::Board;
 
 /// Where validators connect.
 pub const VALIDATOR_PATH: &str = "/ws/v0/";
@@ -34,6 +35,8 @@ pub struct FacilitatorConfig {
     pub http_connections: usize,
     /// By which names users may ask besides IP addresses and loopback names, and whose web pages may.
     pub http_names: HostNames,
+    /// What its threads report to.
+    pub board: Board,
 }
 
 impl FacilitatorConfig {
@@ -50,6 +53,7 @@ impl FacilitatorConfig {
             token_time: Duration::from_secs(3600),
             http_connections: 256,
             http_names: HostNames::default(),
+            board: Board::new(),
         }
     }
 

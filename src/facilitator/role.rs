@@ -127,7 +127,7 @@ impl Facilitator {
         let path = config.state_dir.join("jwt.secret");
         let tokens =
             Tokens::load(&path, config.token_time).map_err(|source| FacilitatorError::Secret { path, source })?;
-        let (board, stop) = (Board::new(), Shutdown::new());
+        let (board, stop) = (config.board.clone(), Shutdown::new());
         let Board { health, metrics, .. } = board.clone();
         let (changes, waiting) = (Changes::default(), Waiting::default());
 

@@ -3,8 +3,8 @@
 //! The form is that of `bittensor-wallet`: `secretSeed`, `secretPhrase` and `privateKey` are strings of which any may
 //! be missing, `ss58Address` is the address, and `cryptoType`, where it is given, is 1 for sr25519.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::{IdentityError, KeyPair, PublicKey, secret, seed_from_mnemonic};
 use crate::base::key_file::tell_if_open;
+use crate::base::{small_file, text};
 
 /// The longest hotkey file that is read, in bytes: a hundred times a real one, so that a wrong path does no harm.
 pub const HOTKEY_FILE_LIMIT: u64 = 64 * 1024;
@@ -27,7 +28,8 @@ impl KeyPair {
     ///   (Write `./0x…` for a file of such a name.)
     ///
     /// A file that other users can read is told in the log. Blocks only while the file is read, which for a pipe means
-    /// until its writer closes it.
+    /// at most 10 s for each
+    /// piece.
     ///
     /// # Errors
     /// Those of [`KeyPair::from_uri`]; for a path, what is wrong with the file and its fields; for a text that is
@@ -42,6 +44,27 @@ impl KeyPair {
     }
 }
 
+impl KeyPair {
+    /// Reads a key from a text that was kept somewhere: a key URI, see [`KeyPair::from_uri`], or the content of a
+    /// hotkey file. `origin` is where it was, for errors.
+    ///
+    /// # Errors
+    /// What is wrong with it, as of [`KeyPair::load`].
+    pub fn from_kept(bytes: &[u8], origin: &Path) -> Result<Self, IdentityError> {
+        let wrong = |why| IdentityError::HotkeyFile { path: origin.into(), why };
+        let is_encrypted = ENCRYPTED.iter().any(|(start, _)| bytes.starts_with(start));
+        if is_encrypted || bytes.len() as u64 > HOTKEY_FILE_LIMIT {
+            return parse(bytes).map_err(wrong);
+        }
+        let text = text::of_file(bytes).map_err(wrong)?.trim();
+        match text {
+            "" => Err(wrong("it is empty; it should have a key in it".to_owned())),
+            text if text.starts_with('{') => parse(bytes).map_err(wrong),
+            text => Self::from_uri(text),
+        }
+    }
+}
+
 /// Whether a `--key` is written as only a path is: nothing else begins with `/` (but `//`), `.` or `~`.
 fn is_path(key: &str) -> bool {
     key.starts_with(['/', '.', '~']) && !key.starts_with("//")
@@ -51,15 +74,14 @@ fn is_path(key: &str) -> bool {
 fn read(key: &str) -> Result<KeyPair, IdentityError> {
     let path = Path::new(key);
     let failed = |cause| IdentityError::HotkeyFileIo { path: path.into(), cause };
-    let file = File::open(path).map_err(|cause| match cause.kind() {
+    let bytes = small_file::read(path, HOTKEY_FILE_LIMIT).map_err(|cause| match cause.kind() {
+        ErrorKind::FileTooLarge => IdentityError::HotkeyFile { path: path.into(), why: too_long() },
         ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename | ErrorKind::InvalidInput => {
             no_such_key(key, cause)
         }
         _ => failed(cause),
     })?;
-    tell_if_open(path, &file.metadata().map_err(failed)?);
-    let mut bytes = Vec::new();
-    file.take(HOTKEY_FILE_LIMIT + 1).read_to_end(&mut bytes).map_err(failed)?;
+    tell_if_open(path, &fs::metadata(path).map_err(failed)?);
     parse(&bytes).map_err(|why| IdentityError::HotkeyFile { path: path.into(), why })
 }
 
@@ -75,10 +97,20 @@ fn no_such_key(key: &str, cause: io::Error) -> IdentityError {
     IdentityError::NoSuchKey { shown, why, cause }
 }
 
+fn too_long() -> String {
+    format!("longer than {HOTKEY_FILE_LIMIT} bytes, so it is no hotkey file")
+}
+
 /// Reads the content of a hotkey file; the error says what is wrong with it.
 fn parse(bytes: &[u8]) -> Result<KeyPair, String> {
+    let marked = bytes.starts_with(b"\xef\xbb\xbf");
+    let note = if marked { " (it begins with a byte order mark, which is passed over)" } else { "" };
+    parse_content(bytes).map_err(|why| why + note)
+}
+
+fn parse_content(bytes: &[u8]) -> Result<KeyPair, String> {
     if bytes.len() as u64 > HOTKEY_FILE_LIMIT {
-        return Err(format!("longer than {HOTKEY_FILE_LIMIT} bytes, so it is no hotkey file"));
+        return Err(too_long());
     }
     if let Some((_, kind)) = ENCRYPTED.iter().find(|(start, _)| bytes.starts_with(start)) {
         return Err(format!(
@@ -86,8 +118,9 @@ fn parse(bytes: &[u8]) -> Result<KeyPair, String> {
              (`btcli wallet regen-hotkey --no-use-password` makes it from the mnemonic)"
         ));
     }
+    let text = text::of_file(bytes)?;
     let value: Value =
-        serde_json::from_slice(bytes).map_err(|error| format!("not JSON ({error}), so it is no hotkey file"))?;
+        serde_json::from_str(text).map_err(|error| format!("not JSON ({error}), so it is no hotkey file"))?;
     let Value::Object(fields) = value else {
         return Err("the JSON is not an object, so it is no hotkey file".into());
     };
@@ -96,7 +129,7 @@ fn parse(bytes: &[u8]) -> Result<KeyPair, String> {
         Some(number) if number.as_u64() == Some(1) => {}
         Some(_) => return Err("cryptoType is not 1: only sr25519 keys can sign here".into()),
     }
-    let address = text(&fields, "ss58Address")?.ok_or("ss58Address is missing, so the key cannot be checked")?;
+    let address = field(&fields, "ss58Address")?.ok_or("ss58Address is missing, so the key cannot be checked")?;
     let address = PublicKey::from_ss58(address).map_err(|error| format!("ss58Address: {error}"))?;
     let (name, pair) = secret_of(&fields)?;
     let found = pair.public();
@@ -112,7 +145,7 @@ fn parse(bytes: &[u8]) -> Result<KeyPair, String> {
 fn secret_of(fields: &Map<String, Value>) -> Result<(&'static str, KeyPair), String> {
     let mut complaints = Vec::new();
     for name in ["secretSeed", "privateKey", "secretPhrase"] {
-        let Some(text) = text(fields, name)? else {
+        let Some(text) = field(fields, name)? else {
             continue;
         };
         let pair = match name {
@@ -134,7 +167,7 @@ fn secret_of(fields: &Map<String, Value>) -> Result<(&'static str, KeyPair), Str
 }
 
 /// A field that is a text, if it is there and says anything.
-fn text<'a>(fields: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, String> {
+fn field<'a>(fields: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, String> {
     match fields.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),

@@ -6,6 +6,7 @@
 //! * `accept`: a listener that can be kicked, and the one loop that admits connections and joins their threads.
 //! * `deadline`: socket calls that end by a deadline.
 //! * [`tls`]: certificates, keys and roots, and the configuration of rustls.
+//! * `proxy`: an HTTP proxy, and which addresses go through it.
 //! * [`wake`]: an event that a wait for sockets listens to as well.
 //! * [`http`]: the head of a message, the server with the pages that every role has, the client.
 
@@ -15,6 +16,8 @@ pub(crate) mod deadline;
 pub mod dial;
 pub mod http;
 pub(crate) mod percent;
+#[cfg(feature = "client")]
+pub mod proxy;
 pub mod reach;
 pub mod tls;
 pub mod wake;

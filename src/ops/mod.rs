@@ -4,6 +4,7 @@
 //! * [`health`]: what is up, what is not, what is stuck, and why.
 //! * [`cause`]: whose fault a failure of something external is, and whether to try again. Pure.
 //! * [`errors`]: errors that a loop lives on after, by what it does about them.
+//! * [`expiry`]: when certificates end.
 //! * [`throttle`]: how often one kind of trouble is logged. Pure.
 //! * [`foreign`]: a text that somebody else wrote, which is escaped wherever it is shown. Pure.
 //! * [`log_lines`]: how many log lines nobody got.
@@ -14,6 +15,7 @@
 #[cfg(feature = "net")]
 pub mod cause;
 pub mod errors;
+pub mod expiry;
 pub mod foreign;
 pub mod health;
 pub mod log_lines;

@@ -8,11 +8,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::errors::{ErrorHandler, LastError};
+use super::expiry::Expiries;
 use super::health::{Health, Part, PartState};
 use super::log_lines;
 use super::metrics::Metrics;
 use super::process::Process;
 use super::redact;
+use crate::base::clock;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::thread::{LiveThread, live};
 use crate::base::timer::TimerHandle;
@@ -26,13 +28,15 @@ pub struct Board {
     pub metrics: Metrics,
     /// What went wrong; counted in `metrics`.
     pub errors: ErrorHandler,
+    /// When the certificates end that it shows, or trusts.
+    pub certificates: Expiries,
 }
 
 impl Board {
     /// An empty board.
     pub fn new() -> Self {
         let metrics = Metrics::new();
-        Self { health: Health::new(), errors: ErrorHandler::new(&metrics), metrics }
+        Self { health: Health::new(), errors: ErrorHandler::new(&metrics), metrics, certificates: Expiries::default() }
     }
 }
 
@@ -135,7 +139,7 @@ pub struct Snapshot {
     /// The live threads of the process, oldest first.
     pub threads: Vec<ThreadLine>,
     /// A line for each thread whose wait is more than 5 s over its deadline: something hangs, or holds a lock for too
-    /// long. The role may be ready all the same.
+    /// long; and for each certificate that ends within two weeks. The role may be ready all the same.
     pub warnings: Vec<String>,
 }
 
@@ -163,7 +167,6 @@ impl Snapshot {
         let uptime = usize::try_from(self.uptime_seconds).unwrap_or(usize::MAX);
         set("phalanx_uptime_seconds", "Time since the role was started.", uptime);
         set("phalanx_ready", "1 if the role is ready, else 0.", usize::from(self.ready));
-        set("phalanx_threads_late", "Threads whose wait is more than 5 s over its deadline.", self.warnings.len());
         let help = "Log lines that were not written: their reader was too slow, or has gone.";
         metrics.counter("phalanx_log_lines_dropped_total", help, &[]).raise(log_lines::dropped());
         if let Some(process) = self.process {
@@ -202,7 +205,7 @@ impl fmt::Debug for Frame {
 impl Frame {
     /// The role now. Does not block.
     pub fn snapshot(&self) -> Snapshot {
-        let Board { health, metrics, errors } = &self.board;
+        let Board { health, metrics, errors, certificates } = &self.board;
         let mut details = (self.look)(health, metrics);
         hide_secrets(&mut details);
         let now = Instant::now();
@@ -213,10 +216,14 @@ impl Frame {
             Level::Drain => RoleState::Draining,
             Level::Cancel => RoleState::Stopped,
         };
+        let mut warnings = certificates.look(health, metrics, clock::now().wall.as_secs());
         let parts = health.parts(now);
         let threads = live();
         // Looked at now, since the list was made after `now` was taken.
         let now = Instant::now();
+        let late: Vec<String> = threads.iter().filter_map(|thread| late(thread, now)).collect();
+        set_late(metrics, late.len());
+        warnings.extend(late);
         Snapshot {
             role: self.role.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -227,10 +234,15 @@ impl Frame {
             details,
             errors: errors.last_errors(),
             process: Process::read(),
-            warnings: threads.iter().filter_map(|thread| late(thread, now)).collect(),
+            warnings,
             threads: threads.into_iter().map(|thread| ThreadLine::new(thread, now)).collect(),
         }
     }
+}
+
+fn set_late(metrics: &Metrics, threads: usize) {
+    let help = "Threads whose wait is more than 5 s over its deadline.";
+    metrics.gauge("phalanx_threads_late", help, &[]).set(threads);
 }
 
 /// In each text of a value.

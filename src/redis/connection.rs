@@ -25,6 +25,7 @@ use crate::base::limits::{REDIS_PUSHES, REDIS_READ_BYTES};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::waits::waiting_unless_noted;
 use crate::net::dial::dial;
+use crate::net::tls::explain_io;
 use crate::net::wake::Wake;
 
 /// What Redis sends without being asked: a message of a channel, an invalidated key.
@@ -100,6 +101,11 @@ impl fmt::Debug for ConnectionKick {
     }
 }
 
+/// Why TLS failed, with the setting of a Redis address that would help.
+fn of_tls(error: &io::Error) -> String {
+    explain_io(error).replace("--tls-ca FILE", "ssl_ca_certs=FILE in its address")
+}
+
 impl Connection {
     /// Connects, logs in, and asks for RESP3, the database and a name: one round trip after TCP and TLS.
     ///
@@ -120,7 +126,7 @@ impl Connection {
         let socket = dial(&config.host, config.port, deadline, shutdown, level)?;
         let peer = config.peer();
         let stream = Stream::new(socket, &config.host, config.tls.as_ref())
-            .map_err(|e| RedisError::Tls { peer: peer.clone(), problem: e.to_string() })?;
+            .map_err(|e| RedisError::Tls { peer: peer.clone(), problem: of_tls(&e) })?;
         let mut connection = Self {
             stream,
             kicked: Arc::default(),
@@ -309,7 +315,7 @@ impl Connection {
     fn io_failed(&mut self, error: &io::Error) -> RedisError {
         let peer = self.peer.clone();
         self.breaks(if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
-            RedisError::Tls { peer, problem: error.to_string() }
+            RedisError::Tls { peer, problem: of_tls(error) }
         } else {
             RedisError::Closed { peer, why: error.to_string(), unknown: false }
         })

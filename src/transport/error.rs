@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::net::dial::DialError;
+use crate::net::tls::explain;
 use crate::ops::errors::ErrorClass;
 
 /// Bytes that are shown of the address to which a server has moved.
@@ -46,7 +47,7 @@ pub enum TransportError {
         problem: String,
     },
     /// The TLS handshake or a TLS record failed.
-    #[error("tls with {peer}: {source}")]
+    #[error("tls with {peer}: {}", explain(source))]
     Tls {
         /// With whom.
         peer: String,

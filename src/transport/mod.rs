@@ -23,6 +23,7 @@ use crate::base::shutdown::{Level, Shutdown};
 use crate::base::timer::TimerHandle;
 pub use crate::net::USER_AGENT;
 use crate::net::http::head;
+pub use crate::net::proxy::Proxy;
 pub use crate::net::tls::{ClientTls, ServerTls, TlsFileError};
 
 mod control;
@@ -40,7 +41,6 @@ mod writer;
 pub mod ws;
 
 pub use error::TransportError;
-pub use proxy::Proxy;
 pub use traffic::Traffic;
 
 /// Bytes that a write half collects before it sends without being flushed: some 60 typical messages in one system call.

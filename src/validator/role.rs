@@ -104,6 +104,8 @@ pub struct ValidatorConfig {
     pub job_times: JobTimes,
     /// How often miners are asked for their manifests; never if it is zero: then jobs alone learn them.
     pub manifest_interval: Duration,
+    /// What its threads report to.
+    pub board: Board,
 }
 
 impl ValidatorConfig {
@@ -126,6 +128,7 @@ impl ValidatorConfig {
             backoff: BackoffConfig::default(),
             job_times: JobTimes::default(),
             manifest_interval: Duration::ZERO,
+            board: Board::new(),
         }
     }
 
@@ -190,7 +193,7 @@ impl Validator {
             return Err(ClientError::Config(problems).into());
         }
         let ValidatorConfig { blacklist_time, drain_time, flush_time, .. } = config;
-        let board = Board::new();
+        let board = config.board.clone();
         let client = FacilitatorClient::new(ClientConfig {
             board: board.clone(),
             trusted_signers: config.trusted_signers.clone(),

@@ -511,7 +511,7 @@ fn interim_answers_are_passed_over() {
     };
     for server in [Server::start(answer), Server::start_tls(answer)] {
         let client = match server.url("").starts_with("https") {
-            true => HttpClient::trusting(Shutdown::new(), &[server.root()]),
+            true => HttpClient::trusting(Shutdown::new(), server.trusted()),
             false => client(),
         };
         assert_eq!(client.get(&server.url("/"), &[], far()).unwrap().text(), "ok");
@@ -544,7 +544,7 @@ fn transient_errors_are_distinguished_from_permanent_ones() {
 fn https_works_with_a_trusted_certificate_and_only_then() {
     let bench = Bench::new();
     let server = Server::start_tls(|request| Reply::ok(request.body.clone()));
-    let trusting = HttpClient::trusting(Shutdown::new(), &[server.root()]);
+    let trusting = HttpClient::trusting(Shutdown::new(), server.trusted());
     let big: Vec<u8> = (0..300_000u32).map(|n| n as u8).collect();
     let response = trusting.put(&server.url("/"), &[], Content::Bytes(&big), far()).unwrap();
     assert!(response.body == big);
@@ -581,7 +581,7 @@ fn cancel_ends_a_hanging_request_wherever_it_hangs() {
             let server = if tls { Server::start_tls(reply) } else { Server::start(reply) };
             let token = Shutdown::new();
             let client = match tls {
-                true => HttpClient::trusting(token.clone(), &[server.root()]),
+                true => HttpClient::trusting(token.clone(), server.trusted()),
                 false => HttpClient::new(token.clone()),
             };
             let (arrivals, canceller) = (server.arrivals(), token.clone());

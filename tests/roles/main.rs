@@ -4,6 +4,7 @@
 mod testkit;
 
 mod batch;
+mod certificates;
 mod cuts;
 mod embedding;
 mod engine_elsewhere;

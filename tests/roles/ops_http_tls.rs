@@ -66,7 +66,7 @@ fn requests_are_answered_over_tls() {
     let url = server.url().replace("127.0.0.1", "localhost");
     assert!(url.starts_with("https://"), "{url}");
     let soon = Instant::now() + LONG;
-    let asking = HttpClient::trusting(Shutdown::new(), &[authority(&certificates)]);
+    let asking = HttpClient::trusting(Shutdown::new(), certificates.client());
     let ask = |path: &str| asking.get(&format!("{url}{path}"), &[], soon);
     assert_eq!(ask("/a").unwrap().text(), "/a");
     assert_eq!(ask("/large").unwrap().body.len(), 3_000_000);

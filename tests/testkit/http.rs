@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use crossbeam_channel::{Receiver, bounded};
 use phalanx::base::thread::{Kick, Thread, spawn};
 use phalanx::net::reach::Reach;
+use phalanx::net::tls::{ClientTls, Roots, Trust};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 /// A request as it came.
@@ -140,8 +141,10 @@ impl Server {
         }
     }
 
-    pub fn root(&self) -> CertificateDer<'static> {
-        self.root.clone().unwrap()
+    /// What trusts it, and nobody else.
+    pub fn trusted(&self) -> ClientTls {
+        let certificates = vec![self.root.clone().unwrap()];
+        ClientTls::trusting(Trust { roots: Roots::None, certificates, ca: None }).unwrap()
     }
 
     /// Everything that was asked so far.

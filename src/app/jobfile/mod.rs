@@ -31,6 +31,7 @@ use zip::write::SimpleFileOptions;
 
 use super::hint::hint;
 use crate::base::limits::JOB_REQUEST_BYTES;
+use crate::base::text;
 use crate::facilitator::api::submission::not_carried;
 use crate::protocol::{FacilitatorToValidator, V2JobRequest};
 
@@ -147,7 +148,8 @@ impl Problems {
 }
 
 fn parse(bytes: &[u8], folder: &Path) -> Result<JobSpec, Vec<String>> {
-    let mut keys = match serde_json::from_slice(bytes) {
+    let text = text::of_file(bytes).map_err(|why| vec![why])?;
+    let mut keys = match serde_json::from_str(text) {
         Ok(Value::Object(keys)) => keys,
         Ok(_) => return Err(vec!["it should be one JSON object".to_owned()]),
         Err(error) => return Err(vec![format!("it is not JSON: {error}")]),

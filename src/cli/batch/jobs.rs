@@ -1,8 +1,6 @@
 //! The jobs of `phalanx batch`: a file with a job file on each line, and what their answers should be.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::app::jobfile;
 use crate::base::rng::Rng;
+use crate::base::{small_file, text};
 use crate::identity::PublicKey;
 use crate::protocol::{ExecutorClass, FacilitatorToValidator, JobResultDetails, V2JobRequest};
 use crate::validator::batch::{JobMaker, Judge, Verdict};
@@ -41,14 +40,8 @@ impl JobList {
     /// Reads the file, and the files that its jobs name. Blocks on the disk.
     pub(super) fn load(path: &Path) -> Result<Self, String> {
         let fail = |problem: String| format!("jobs file {}: {problem}", path.display());
-        let mut text = String::new();
-        let file = File::open(path).map_err(|error| fail(format!("cannot read it: {error}")))?;
-        file.take(FILE_BYTES + 1)
-            .read_to_string(&mut text)
-            .map_err(|error| fail(format!("cannot read it: {error}")))?;
-        if text.len() as u64 > FILE_BYTES {
-            return Err(fail(format!("it has more than {FILE_BYTES} bytes")));
-        }
+        let bytes = small_file::read(path, FILE_BYTES).map_err(|error| fail(format!("cannot read it: {error}")))?;
+        let text = text::of_file(&bytes).map_err(fail)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let (mut jobs, mut expected, mut problems) = (Vec::new(), HashMap::new(), Vec::new());
         let mut digest = Sha256::new();

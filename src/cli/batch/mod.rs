@@ -14,13 +14,14 @@ use std::time::Duration;
 use jobs::JobList;
 use progress::Progress;
 
+use super::key::load_key;
 use super::miner_list::{MISSING, MinerListArgs};
 use super::values::duration;
 use crate::app::output::Output;
 use crate::app::{exit, supervise};
 use crate::base::rng::Rng;
 use crate::base::shutdown::Level;
-use crate::identity::{KeyPair, PublicKey};
+use crate::identity::PublicKey;
 use crate::ops::redact::{JsonText, OneLine};
 use crate::store::StoreError;
 use crate::transport::ws::WsDialer;
@@ -158,7 +159,7 @@ pub fn run(args: Args) -> ExitCode {
 /// Blocks for the list of miners, at most 10 s for an address.
 fn configure(args: &Args, jobs: &JobList) -> Result<(BatchConfig, Vec<MinerAddress>, WsDialer), String> {
     let Some(Secret(key)) = &args.key else { return Err("--key is missing".to_owned()) };
-    let key = KeyPair::load(key).map_err(|error| format!("--key: {error}"))?;
+    let key = load_key(key).map_err(|problem| format!("--key: {problem}"))?;
     let miners = args.miners.load(&args.tls)?.ok_or(MISSING)?.miners;
     let dialer = args.tls.load_for_many()?;
     let seed = match (&args.state_dir, args.resume, args.seed) {

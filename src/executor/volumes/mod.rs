@@ -22,8 +22,7 @@ pub use self::space::SpaceError;
 use super::transfer::Bounds;
 use super::workspace::{PathError, Workspace, relative};
 use crate::base::shutdown::Shutdown;
-use crate::net::http::client::HttpClient;
-use crate::net::reach::Reach;
+use crate::net::http::client::{HttpClient, HttpSettings};
 use crate::protocol::{SingleVolume, Volume};
 
 /// Bytes of one download (an archive, a single file): 2 GiB, as on the Python executor.
@@ -43,9 +42,9 @@ pub struct VolumeLoader {
 }
 
 impl VolumeLoader {
-    /// A loader whose work ends when `token` cancels, and that dials what is within `reach`, the hub too.
-    pub fn new(token: Shutdown, hub: Hub, reach: Reach) -> Self {
-        let http = HttpClient::within(reach, token.clone());
+    /// A loader whose work ends when `token` cancels, and that goes where `settings` allow, the hub too.
+    pub fn new(token: Shutdown, hub: Hub, settings: impl Into<HttpSettings>) -> Self {
+        let http = HttpClient::within(settings, token.clone());
         Self { http, hub, limits: ArchiveLimits::default(), space: VOLUMES_BYTES, token }
     }
 

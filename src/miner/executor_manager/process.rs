@@ -23,9 +23,9 @@ use crate::proc::this;
 
 /// Runs `<program> executor --startup-time-limit S --runner R` with `MINER_ADDRESS` and `EXECUTOR_TOKEN`.
 ///
-/// Its environment is the miner's, without the miner's own `PHALANX_…` variables but `PHALANX_TLS_CA`, with its
-/// settings, and with a `TMPDIR` of its own that is removed after the run. What a killed executor leaves of its job is
-/// ended as well: its processes, and the container, which nobody else would remove.
+/// Its environment is the miner's, without the miner's own `PHALANX_…` variables, with its settings, and with a
+/// `TMPDIR` of its own that is removed after the run. What a killed executor leaves of its job is ended as well: its
+/// processes, and the container, which nobody else would remove.
 #[derive(Debug, Clone)]
 pub struct ProcessBackend {
     /// The program, by default this one.

@@ -22,14 +22,12 @@ const LINE_BYTES: usize = 8 << 10;
 /// Tells our executor how to label what it makes: the variable of its flag `--label`.
 pub(super) const LABELS: &str = "PHALANX_LABEL";
 
-/// Variables that are not handed on, because they configure the miner, its key among them…
+/// Variables that are not handed on, because they configure the miner, its key among them. What executors are to have
+/// of them is in their settings.
 const OWN_VARIABLES: &str = "PHALANX_";
 
-/// …except this one: whom to trust at the other end of `wss://`, which is the miner, with perhaps a private authority.
-const TLS_CA: &str = "PHALANX_TLS_CA";
-
 fn is_own(name: &OsStr) -> bool {
-    name != TLS_CA && name.as_bytes().starts_with(OWN_VARIABLES.as_bytes())
+    name.as_bytes().starts_with(OWN_VARIABLES.as_bytes())
 }
 
 /// Stands in another executor's arguments for the seconds that it has until its job comes.

@@ -10,6 +10,7 @@ use super::split;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::net::dial::dial;
 use crate::transport::handshake::{bounded, upgrade_as_client};
+use crate::transport::proxy::tunnel;
 use crate::transport::tls::{handshake_as_client, tls_behind};
 use crate::transport::url::WsUrl;
 use crate::transport::{ClientTls, Connection, DialRequest, Dialer, Proxy, TransportError};
@@ -44,6 +45,11 @@ impl WsDialer {
         self
     }
 
+    /// Whom it trusts, and what it shows.
+    pub fn tls(&self) -> &ClientTls {
+        &self.tls
+    }
+
     /// Asks the server of `url` (its host and port), and no other one, for a certificate of `name` instead of the URL's
     /// host. A second call replaces the first.
     ///
@@ -76,7 +82,7 @@ impl Dialer for WsDialer {
         let DialRequest { url, headers, limits, deadline } = *request;
         let url = WsUrl::parse(url)?;
         let tcp = match &self.proxy {
-            Some(proxy) => proxy.tunnel(&url, limits.handshake_bytes, deadline, shutdown, level)?,
+            Some(proxy) => tunnel(proxy, &url, limits.handshake_bytes, deadline, shutdown, level)?,
             None => Arc::new(dial(&url.host, url.port, deadline, shutdown, level)?),
         };
         let (tls, tail) = bounded(&tcp, &url.authority, deadline, shutdown, level, |socket| {

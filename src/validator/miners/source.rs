@@ -1,14 +1,13 @@
 //! A file or an HTTP endpoint that names miners.
 
-use std::fs::{File, Metadata};
-use std::io::Read;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::list::{parse_miners, parse_miners_json};
 use crate::base::rng::Rng;
-use crate::base::text::truncate;
+use crate::base::small_file;
+use crate::base::stamp::Stamp;
+use crate::base::text::{self, truncate};
 use crate::net::http::client::HttpClient;
 use crate::ops::redact;
 use crate::validator::routing::MinerAddress;
@@ -72,12 +71,8 @@ pub trait MinerSource: Send {
 pub fn load_miners(path: &Path) -> Result<Vec<MinerAddress>, MinersError> {
     let fail = |problem: String| MinersError::new(format!("miners file {}", path.display()), problem);
     let unreadable = |e: std::io::Error| fail(format!("cannot read it: {e}"));
-    let mut text = String::new();
-    File::open(path).map_err(unreadable)?.take(LIST_BYTES + 1).read_to_string(&mut text).map_err(unreadable)?;
-    if text.len() as u64 > LIST_BYTES {
-        return Err(fail(format!("it has more than {LIST_BYTES} bytes, which is the most that is read")));
-    }
-    parse_miners(&text).map_err(fail)
+    let bytes = small_file::read(path, LIST_BYTES).map_err(unreadable)?;
+    parse_miners(text::of_file(&bytes).map_err(fail)?).map_err(fail)
 }
 
 fn not_empty(origin: String, miners: Vec<MinerAddress>) -> Result<Vec<MinerAddress>, MinersError> {
@@ -99,26 +94,6 @@ pub struct MinerFile {
     trouble: Option<MinersError>,
     /// As it was at the last look, if it has changed since it was read.
     changed: Option<Stamp>,
-}
-
-/// By what a change of a file is seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    file: (u64, u64),
-    bytes: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl From<Metadata> for Stamp {
-    fn from(of: Metadata) -> Self {
-        Self {
-            file: (of.dev(), of.ino()),
-            bytes: of.len(),
-            modified: (of.mtime(), of.mtime_nsec()),
-            changed: (of.ctime(), of.ctime_nsec()),
-        }
-    }
 }
 
 impl MinerFile {

@@ -1,6 +1,7 @@
 //! Connections for `ureq`: made by [`crate::net::dial`], bounded by the request's deadline, ended by the shutdown
 //! signal.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -12,17 +13,21 @@ use ureq::http::{Uri, uri::Scheme};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport};
 
+use super::proxied;
 use crate::base::limits::DIAL_TIME;
 use crate::base::shutdown::{KickRegistration, Level, Shutdown};
 use crate::base::waits::waiting;
+use crate::net::address::{join, without_brackets};
 use crate::net::deadline::by;
-use crate::net::dial::{DialError, dial_within};
+use crate::net::dial::{DialError, dial, dial_within};
+use crate::net::proxy::Proxies;
 use crate::net::reach::Reach;
 
 /// Dials and ties the connection to the shutdown signal.
 #[derive(Debug)]
 pub(super) struct KickedConnector {
     pub(super) reach: Reach,
+    pub(super) proxies: Proxies,
     pub(super) shutdown: Shutdown,
 }
 
@@ -35,19 +40,39 @@ impl Connector for KickedConnector {
         let default = if details.uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 };
         let time: Duration = (*details.timeout.after).min(DIAL_TIME);
         let port = details.uri.port_u16().unwrap_or(default);
-        let stream = dial_within(&self.reach, host, port, Instant::now() + time, &self.shutdown, Level::Cancel)
-            .map_err(|error| match error {
-                // The request's own deadline; a dial that ends before that may be tried again.
-                DialError::Timeout { .. } if time < DIAL_TIME => ureq::Error::Timeout(Timeout::Connect),
-                error => ureq::Error::Io(io::Error::other(error)),
-            })?;
+        let end = Instant::now() + time;
+        let with_tls = details.needs_tls();
+        let proxy = self.proxies.of(with_tls, host, port);
+        let dialled = match proxy {
+            None => dial_within(&self.reach, host, port, end, &self.shutdown, Level::Cancel),
+            // It is the operator's, so it may be anywhere; what it is asked for may not.
+            Some(proxy) => proxied::check_reach(&self.reach, host)
+                .and_then(|()| dial(&proxy.host, proxy.port, end, &self.shutdown, Level::Cancel)),
+        };
+        let stream = dialled.map_err(|error| match error {
+            // The request's own deadline; a dial that ends before that may be tried again.
+            DialError::Timeout { .. } if time < DIAL_TIME => ureq::Error::Timeout(Timeout::Connect),
+            error @ DialError::OutOfReach { .. } => ureq::Error::Io(io::Error::other(error)),
+            error => match proxy {
+                Some(proxy) => proxied::failed(proxy, error.to_string()),
+                None => ureq::Error::Io(io::Error::other(error)),
+            },
+        })?;
         let kicked = stream.try_clone()?;
         let kick = self.shutdown.on(Level::Cancel, move || {
             // An error means that the connection has gone already.
             let _ = kicked.shutdown(std::net::Shutdown::Both);
         });
         let buffers = LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
-        Ok(Some(KickedTransport { stream, buffers, _kick: kick }))
+        let mut begin = None;
+        match proxy {
+            Some(proxy) if with_tls => proxied::open_tunnel(proxy, &stream, &join(without_brackets(host), port), end)?,
+            Some(proxy) => {
+                begin = Some(proxied::RequestLine::new(proxy, details.uri.authority().map_or(host, |a| a.as_str())))
+            }
+            None => {}
+        }
+        Ok(Some(KickedTransport { stream, buffers, begin, _kick: kick }))
     }
 }
 
@@ -55,6 +80,8 @@ impl Connector for KickedConnector {
 pub(super) struct KickedTransport {
     stream: TcpStream,
     buffers: LazyBuffers,
+    /// What becomes of the first line that is sent, to a proxy.
+    begin: Option<proxied::RequestLine>,
     _kick: KickRegistration,
 }
 
@@ -71,7 +98,12 @@ impl Transport for KickedTransport {
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
         let end = end_of(timeout);
-        let mut rest = &self.buffers.output()[..amount];
+        let output = &self.buffers.output()[..amount];
+        let output = match self.begin.take() {
+            Some(begin) => Cow::Owned(begin.rewrite(output)?),
+            None => Cow::Borrowed(output),
+        };
+        let mut rest = &*output;
         while !rest.is_empty() {
             let written = by(end, |left| {
                 self.stream.set_write_timeout(Some(left))?;

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::content::Shortened;
+use super::proxied::ProxyFailed;
 use crate::net::dial::DialError;
+use crate::net::tls::explain;
 use crate::ops::cause::Cause;
 
 /// Why a request has no answer, or not the one that was wanted. Addresses in the texts have no user, password and
@@ -46,6 +48,22 @@ pub enum HttpError {
         url: String,
         /// The answer.
         source: Box<ureq::Error>,
+    },
+    /// The server's certificate is not good, or TLS fails.
+    #[error("cannot talk to {url}: {}", explain(source))]
+    Tls {
+        /// The address.
+        url: String,
+        /// What rustls says.
+        source: rustls::Error,
+    },
+    /// The proxy on the way cannot be used.
+    #[error("cannot talk to {url}: {why}")]
+    Proxy {
+        /// The address.
+        url: String,
+        /// The proxy, without its password, and what is wrong.
+        why: String,
     },
     /// The server refused.
     #[error("{url} answered {status}{}{excerpt}", retry_after.map(come_again).unwrap_or_default())]
@@ -119,6 +137,13 @@ impl HttpError {
                 Ok(source) => Self::OutOfReach { source },
                 Err(error) => Self::Connection { url, source: Box::new(error.into()) },
             },
+            ureq::Error::Io(error) => match error.downcast::<rustls::Error>() {
+                Ok(source) => Self::Tls { url, source },
+                Err(error) => match error.downcast::<ProxyFailed>() {
+                    Ok(failed) => Self::Proxy { url, why: failed.to_string() },
+                    Err(error) => Self::Connection { url, source: Box::new(error.into()) },
+                },
+            },
             source => Self::Connection { url, source: Box::new(source) },
         }
     }
@@ -137,9 +162,10 @@ impl HttpError {
             Self::Status { status, .. } => Cause::of_status(*status),
             Self::Cancelled { .. } | Self::TimedOut { .. } => Cause::NETWORK,
             Self::File { source, .. } => Cause::of_io(source),
+            Self::Tls { source: rustls::Error::InvalidCertificate(_), .. } => Cause::CERTIFICATE,
+            Self::Tls { .. } => Cause::NETWORK,
+            Self::Proxy { .. } => Cause::NETWORK_PASSING,
             Self::Connection { source, .. } => match &**source {
-                // So TLS reports a certificate that it refuses.
-                ureq::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => Cause::CERTIFICATE,
                 ureq::Error::Io(error) => Cause::of_io(error),
                 _ => Cause::NETWORK_PASSING,
             },

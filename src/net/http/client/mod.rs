@@ -3,12 +3,12 @@
 //!
 //! The requests are `ureq`'s. Its connections are made by [`crate::net::dial`] and register a kick with the signal, so
 //! a request that waits for a name, a connection, a handshake or an answer returns at once. Connections are not kept:
-//! each request has its own. Proxies of the environment are not used.
+//! each request has its own. A proxy is used only where [`HttpSettings`] name one.
 //!
 //! * `address`: addresses as people write them, and where redirects lead. Pure.
 //! * `fields`: the header fields of a request. Pure.
 //! * `content`: what is sent. `coding`: how what is received was coded. `resume`: where a broken download goes on.
-//! * `connector`, `answers`: connections, and what servers send on them. `response`: what is received.
+//! * `connector`, `proxied`, `tls`, `answers`: connections, and what servers send on them. `response`: what comes.
 //! * `error`: why there is no answer, and what follows.
 
 mod address;
@@ -18,20 +18,20 @@ mod connector;
 mod content;
 mod error;
 mod fields;
+mod proxied;
 mod response;
 mod resume;
+mod tls;
 
 use std::fs::File;
 use std::io::{self, Cursor, Read, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rustls_pki_types::CertificateDer;
 use ureq::config::{Config, RedirectAuthHeaders};
 use ureq::http::request::Builder;
 use ureq::http::{HeaderName, HeaderValue, Method, Request};
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::unversioned::transport::{Connector, RustlsConnector};
+use ureq::unversioned::transport::Connector;
 use ureq::{Agent, AsSendBody, Body as UreqBody, SendBody, Timeout};
 use url::Url;
 
@@ -45,11 +45,14 @@ pub use self::error::HttpError;
 pub use self::response::{ANSWER_BYTES, Response};
 use self::response::{Below, Received, text_of};
 use self::resume::{Representation, Rest};
+use self::tls::TlsConnector;
 use super::head::{all, first, one};
 use crate::base::rng::Rng;
 use crate::base::shutdown::Shutdown;
 use crate::net::USER_AGENT;
+use crate::net::proxy::Proxies;
 use crate::net::reach::Reach;
+use crate::net::tls::ClientTls;
 
 /// Redirects that a GET follows; the other methods follow none, because their body would have to be sent again.
 pub const REDIRECTS: u32 = 10;
@@ -133,27 +136,35 @@ pub struct HttpClient {
     shutdown: Shutdown,
 }
 
+/// Which servers a client goes to, by which way, and whom it trusts there.
+#[derive(Debug, Clone, Default)]
+pub struct HttpSettings {
+    /// Which addresses are dialled. Through a proxy, which looks names up itself, it holds for addresses that are
+    /// written as such, and for the names of loopback.
+    pub reach: Reach,
+    /// Whose certificates are good.
+    pub tls: ClientTls,
+    /// Which proxies are used.
+    pub proxies: Proxies,
+}
+
+/// With the authorities that come with the program, and without a proxy.
+impl From<Reach> for HttpSettings {
+    fn from(reach: Reach) -> Self {
+        Self { reach, ..Self::default() }
+    }
+}
+
 impl HttpClient {
     /// A client that trusts the usual authorities (webpki roots) and gives up when `shutdown` cancels.
     pub fn new(shutdown: Shutdown) -> Self {
         Self::within(Reach::Everywhere, shutdown)
     }
 
-    /// The same for addresses that a job names: it dials those within `reach`, whoever redirects it.
-    pub fn within(reach: Reach, shutdown: Shutdown) -> Self {
-        Self::with(reach, shutdown, TlsConfig::default())
-    }
-
-    /// A client that trusts these authorities only.
-    pub fn trusting(shutdown: Shutdown, roots: &[CertificateDer<'static>]) -> Self {
-        let roots: Vec<_> = roots.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
-        let tls = TlsConfig::builder().root_certs(RootCerts::new_with_certs(&roots)).build();
-        Self::with(Reach::Everywhere, shutdown, tls)
-    }
-
-    fn with(reach: Reach, shutdown: Shutdown, tls: TlsConfig) -> Self {
+    /// The same for addresses that a job names: it dials those within the reach of `settings`, whoever redirects it.
+    pub fn within(settings: impl Into<HttpSettings>, shutdown: Shutdown) -> Self {
+        let HttpSettings { reach, tls, proxies } = settings.into();
         let config = Config::builder()
-            .tls_config(tls)
             .proxy(None)
             .http_status_as_error(false)
             // We follow them ourselves.
@@ -163,10 +174,15 @@ impl HttpClient {
             .max_idle_connections(0)
             .user_agent(USER_AGENT)
             .build();
-        let connector = KickedConnector { reach, shutdown: shutdown.clone() }
-            .chain(RustlsConnector::default())
+        let connector = KickedConnector { reach, proxies, shutdown: shutdown.clone() }
+            .chain(TlsConnector(tls))
             .chain(AnswerConnector);
         Self { agent: Agent::with_parts(config, connector, NoResolver), shutdown }
+    }
+
+    /// A client that trusts these.
+    pub fn trusting(shutdown: Shutdown, tls: ClientTls) -> Self {
+        Self::within(HttpSettings { reach: Reach::Everywhere, tls, proxies: Proxies::none() }, shutdown)
     }
 
     /// GETs `url` and gives the answer, whatever its status. Blocks until the answer, `deadline` or cancel.
