@@ -182,12 +182,25 @@ impl JobClient {
     ///
     /// # Errors
     /// See [`HttpError`]. After a broken connection or a time-out the job may have been taken nevertheless.
-    pub fn submit(&mut self, mut request: V2JobRequest, target: &PublicKey) -> Result<SubmittedJob, HttpError> {
+    pub fn submit(&mut self, request: V2JobRequest, target: &PublicKey) -> Result<SubmittedJob, HttpError> {
+        self.submit_as(request, target, "")
+    }
+
+    /// [`JobClient::submit`] of a job that is called `tag` at the facilitator, if that is not empty.
+    ///
+    /// # Errors
+    /// As [`JobClient::submit`].
+    pub fn submit_as(
+        &mut self,
+        mut request: V2JobRequest,
+        target: &PublicKey,
+        tag: &str,
+    ) -> Result<SubmittedJob, HttpError> {
         let now = now().wall;
         request.sign(&self.key.clone(), u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
         let signature = request.signature().map(crate::protocol::Signature::to_headers);
         let url = self.url("api/v1/job-docker/");
-        let body = body_of(&request, target)
+        let body = body_of(&request, target, tag)
             .map_err(|refusal| HttpError::Request { url: url.clone(), why: refusal.to_string() })?;
         self.authorized(|http, authorization| {
             let mut headers = vec![authorization, ("Content-Type".to_owned(), "application/json".to_owned())];

@@ -61,6 +61,7 @@ impl LocalNetwork {
         let facilitator = FacilitatorConfig {
             validators: vec![target],
             users: vec![user.public()],
+            hold_jobs: true,
             ..FacilitatorConfig::new(state_dir.join("facilitator"))
         };
         let facilitator =

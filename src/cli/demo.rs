@@ -107,6 +107,7 @@ fn demo(args: &Args, env: &supervise::Env) -> Result<ExitCode, String> {
         base: format!("http://{}", network.http_addr()),
         key: network.user().clone(),
         target: network.target(),
+        tag: String::new(),
         wait: true,
         at_once: Some(EXECUTORS as usize),
         form: args.output.form(args.json),

@@ -3,16 +3,20 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use super::announce::announce;
 use super::tls;
-use super::values::listen_address;
+use super::values::{duration, listen_address, rate};
 use crate::app::{exit, supervise};
+use crate::base::size::byte_size;
 use crate::facilitator::{Facilitator, FacilitatorConfig};
 use crate::identity::PublicKey;
+use crate::link::Rate;
 use crate::net::http::HttpListener;
 use crate::net::tls::ClientCertificates;
 use crate::ops::status::Board;
+use crate::store::jobs::{Keep, Quota};
 
 /// The arguments of `phalanx facilitator`.
 #[derive(Debug, clap::Args)]
@@ -35,7 +39,48 @@ pub struct Args {
     #[arg(long, value_name = "DIR", env = "PHALANX_STATE_DIR")]
     state_dir: PathBuf,
     #[command(flatten)]
+    users: UserArgs,
+    #[command(flatten)]
     tls: tls::ServerArgs,
+}
+
+/// What users may have of a facilitator.
+#[derive(Debug, clap::Args)]
+struct UserArgs {
+    /// Take jobs also for validators that are not connected: they wait for up to a minute
+    #[arg(long, env = "PHALANX_HOLD_JOBS")]
+    hold_jobs: bool,
+    /// Jobs of one user that may be open at a time
+    #[arg(long, value_name = "N", default_value_t = 2048, env = "PHALANX_USER_JOBS")]
+    user_jobs: u64,
+    /// Size of one user's open jobs, as the messages that validators get
+    #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = byte_size, env = "PHALANX_USER_SIZE")]
+    user_size: u64,
+    /// How often one user may ask, as N/TIME: N at once, and over time N in that time
+    #[arg(long, value_name = "RATE", default_value = "2000/10s", value_parser = rate, env = "PHALANX_USER_RATE")]
+    user_rate: Rate,
+    /// Jobs that are kept after their end; the oldest are forgotten first
+    #[arg(long, value_name = "N", default_value_t = 100_000, env = "PHALANX_KEEP_JOBS")]
+    keep_jobs: u64,
+    /// How long a job is kept after its end
+    #[arg(long, value_name = "DUR", default_value = "720h", value_parser = duration, env = "PHALANX_KEEP_JOBS_FOR")]
+    keep_jobs_for: Duration,
+    /// Size of the jobs that are kept after their end, with what was reported of them
+    #[arg(long, value_name = "SIZE", default_value = "8GiB", value_parser = byte_size, env = "PHALANX_KEEP_JOBS_SIZE")]
+    keep_jobs_size: u64,
+}
+
+impl UserArgs {
+    fn into_config(self, config: FacilitatorConfig) -> FacilitatorConfig {
+        let Self { hold_jobs, user_jobs, user_size, user_rate, keep_jobs, keep_jobs_for, keep_jobs_size } = self;
+        FacilitatorConfig {
+            hold_jobs,
+            user_quota: Quota { jobs: user_jobs, bytes: user_size },
+            user_rate,
+            keep: Keep { jobs: keep_jobs, time: keep_jobs_for, bytes: keep_jobs_size },
+            ..config
+        }
+    }
 }
 
 /// Runs the command until a signal stops it.
@@ -51,7 +96,7 @@ pub fn run(args: Args) -> ExitCode {
             users: args.user,
             http_names: args.http_args.names(),
             board,
-            ..FacilitatorConfig::new(args.state_dir)
+            ..args.users.into_config(FacilitatorConfig::new(args.state_dir))
         };
         let facilitator =
             Facilitator::start(config, Box::new(listener), HttpListener::new(http, tls), env.timer.clone())

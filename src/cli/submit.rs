@@ -58,6 +58,9 @@ pub struct Args {
     /// The validator that is to run the jobs
     #[arg(long, value_name = "SS58", env = "PHALANX_TARGET")]
     target: PublicKey,
+    /// What the jobs are called, for `phalanx jobs ls --tag`: at most 255 characters
+    #[arg(long, value_name = "TAG", default_value = "", hide_default_value = true, env = "PHALANX_TAG")]
+    tag: String,
     /// Follow the jobs to their ends; exit 1 unless all complete
     #[arg(long, env = "PHALANX_WAIT")]
     wait: bool,
@@ -87,7 +90,7 @@ pub fn run(args: Args) -> ExitCode {
         };
         let form = args.output.form(args.json);
         let output = args.output.output;
-        let plan = Plan { base, key, target: args.target, wait: args.wait, at_once: None, form, output };
+        let plan = Plan { base, key, target: args.target, tag: args.tag, wait: args.wait, at_once: None, form, output };
         match submit(&plan, jobs, &stop, &mut out) {
             Ok(true) => ExitCode::from(exit::DONE),
             Ok(false) => ExitCode::from(exit::FAILED),
@@ -108,6 +111,8 @@ pub struct Plan {
     pub key: KeyPair,
     /// The validator.
     pub target: PublicKey,
+    /// What the jobs are called at the facilitator, if that is not empty.
+    pub tag: String,
     /// Whether to follow the jobs.
     pub wait: bool,
     /// Jobs that are on their way at a time, at most 16; `None` submits all at once. Only for jobs that are followed.
@@ -185,7 +190,7 @@ pub(super) fn each(plan: &Plan, jobs: NamedJobs, stop: &Shutdown, show: &mut Sho
             continue;
         }
         let job = client
-            .submit(spec.unsigned().clone(), &plan.target)
+            .submit_as(spec.unsigned().clone(), &plan.target, &plan.tag)
             .map_err(|error| format!("{name}: {error}; {} of {total} jobs were submitted", turns.len()))?;
         progress.say(&format!("{}: submitted as {}", OneLine(&name), job.uuid));
         if !plan.wait {
@@ -196,7 +201,7 @@ pub(super) fn each(plan: &Plan, jobs: NamedJobs, stop: &Shutdown, show: &mut Sho
     if !plan.wait {
         return Ok(true);
     }
-    let (news, threads) = follow(&client, plan.target, turns, followers, stop);
+    let (news, threads) = follow(&client, (plan.target, &plan.tag), turns, followers, stop);
     let outcome = watch(news, plan, &mut progress, show);
     progress.finish();
     if outcome.is_err() {
@@ -268,7 +273,7 @@ enum News {
 /// Starts the threads that follow the jobs. The news end when all are done.
 fn follow(
     client: &JobClient,
-    target: PublicKey,
+    (target, tag): (PublicKey, &str),
     turns: Vec<(String, Turn)>,
     followers: usize,
     stop: &Shutdown,
@@ -281,10 +286,11 @@ fn follow(
     }
     let follower = |n: usize| {
         let (take, report, stop, mut client) = (take.clone(), report.clone(), stop.clone(), client.clone());
+        let tag = tag.to_owned();
         let kick = stop.clone();
         spawn(format!("submit-{n}"), Kick::new("stop signal", move || kick.cancel()), move || {
             while let Ok((name, turn)) = take.try_recv() {
-                let end = match take_turn(&mut client, &target, &name, turn, &report) {
+                let end = match take_turn(&mut client, (&target, &tag), &name, turn, &report) {
                     Ok(job) => to_its_end(&mut client, &name, job, &stop, &report),
                     Err(why) => News::Lost(why),
                 };
@@ -301,7 +307,7 @@ fn follow(
 
 fn take_turn(
     client: &mut JobClient,
-    target: &PublicKey,
+    (target, tag): (&PublicKey, &str),
     name: &str,
     turn: Turn,
     report: &Sender<(String, News)>,
@@ -309,8 +315,9 @@ fn take_turn(
     match turn {
         Turn::Follow(job) => Ok(*job),
         Turn::Submit(spec) => {
-            let job =
-                client.submit(spec.unsigned().clone(), target).map_err(|error| format!("not submitted: {error}"))?;
+            let job = client
+                .submit_as(spec.unsigned().clone(), target, tag)
+                .map_err(|error| format!("not submitted: {error}"))?;
             let news = News::Status(format!("submitted as {}", job.uuid));
             // Nobody listens any more only when the command is ending, and the job's end is not shown either then.
             let _ = report.send((name.to_owned(), news));

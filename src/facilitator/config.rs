@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use super::router::RouterConfig;
 use crate::identity::PublicKey;
+use crate::link::Rate;
 use crate::net::http::HostNames;
 use crate::ops::status::Board;
+use crate::store::jobs::{Keep, Quota};
 
 /// Where validators connect.
 pub const VALIDATOR_PATH: &str = "/ws/v0/";
@@ -33,6 +35,15 @@ pub struct FacilitatorConfig {
     pub token_time: Duration,
     /// HTTP connections at a time; three quarters of them may wait for news of a job.
     pub http_connections: usize,
+    /// Whether jobs are taken for validators that are not connected; they wait for `received_limit` then. Otherwise
+    /// they are refused at once.
+    pub hold_jobs: bool,
+    /// How much of one user may be open at a time; more is answered with 429.
+    pub user_quota: Quota,
+    /// How often one user may ask; more is answered with 429.
+    pub user_rate: Rate,
+    /// How many of the jobs that have ended are kept.
+    pub keep: Keep,
     /// By which names users may ask besides IP addresses and loopback names, and whose web pages may.
     pub http_names: HostNames,
     /// What its threads report to.
@@ -40,7 +51,9 @@ pub struct FacilitatorConfig {
 }
 
 impl FacilitatorConfig {
-    /// The default numbers: 3 min, 60 s, 5 min, 60 s, 1 h, 256 connections; nobody may do anything yet.
+    /// The default numbers: 3 min, 60 s, 5 min, 60 s, 1 h, 256 connections; of a user 2,048 open jobs with 128 MiB,
+    /// half of what may wait for all validators, and 2,000 requests in 10 s; 100,000 ended jobs, 30 days and 8 GiB.
+    /// Nobody may do anything yet.
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
         Self {
             validators: Vec::new(),
@@ -52,6 +65,10 @@ impl FacilitatorConfig {
             auth_limit: Duration::from_secs(60),
             token_time: Duration::from_secs(3600),
             http_connections: 256,
+            hold_jobs: false,
+            user_quota: Quota { jobs: 2048, bytes: 128 << 20 },
+            user_rate: Rate::new(2000, Duration::from_secs(10)),
+            keep: Keep { jobs: 100_000, time: Duration::from_secs(30 * 24 * 3600), bytes: 8 << 30 },
             http_names: HostNames::default(),
             board: Board::new(),
         }
@@ -69,11 +86,17 @@ impl FacilitatorConfig {
         if !(4..=1000).contains(&self.http_connections) {
             problems.push(format!("http_connections is {}; it should be from 4 to 1000", self.http_connections));
         }
+        for (name, limit) in [("user_jobs", self.user_quota.jobs), ("user_size", self.user_quota.bytes)] {
+            if limit == 0 {
+                problems.push(format!("{name} is 0, so nobody could submit a job"));
+            }
+        }
         for (name, limit) in [
             ("heartbeat_limit", self.heartbeat_limit),
             ("received_limit", self.received_limit),
             ("silence_margin", self.silence_margin),
             ("auth_limit", self.auth_limit),
+            ("user_rate", self.user_rate.period),
         ] {
             if limit.is_zero() {
                 problems.push(format!("{name} is 0; it should be some seconds"));

@@ -11,15 +11,19 @@ use crossbeam_channel::{Receiver, Sender, bounded, select};
 use super::changes::Changes;
 use super::router::{Change, Dispatch, Input};
 use super::waiting::Ticket;
+use crate::base::clock::now;
 use crate::base::ids::SessionId;
-use crate::base::limits::ROLE_EVENTS;
+use crate::base::limits::{LONGEST_TIME, ROLE_EVENTS};
 use crate::base::shutdown::{Never, Shutdown};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
 use crate::ops::health::Health;
-use crate::ops::metrics::{Metrics, SECONDS};
+use crate::ops::metrics::{Counter, Histogram, Metrics, SECONDS};
 use crate::store::StoreError;
-use crate::store::jobs::{Batch, JobPage, JobRow, JobStore, NewJob, NewStatus, SpecsRow, StatusOutcome};
+use crate::store::jobs::{
+    Batch, Forgotten, InsertOutcome, JobHead, JobList, JobQuery, JobRow, JobStore, Keep, NewJob, NewStatus, Quota,
+    SpecsRow, StatusOutcome,
+};
 
 /// Requests that become durable together: one commit costs some milliseconds, each further request in it next to
 /// nothing.
@@ -28,8 +32,8 @@ const BATCH: usize = 256;
 /// How long an HTTP request waits for the store; a disk that takes longer is down.
 const CALL_TIME: Duration = Duration::from_secs(10);
 
-/// Bytes of job results in one page of jobs; the rest of the page comes without them.
-const PAGE_BYTES: usize = 32 << 20;
+/// After the end of a job, the time in which others may end before jobs that are not to be kept are looked for.
+const FORGET_AFTER: Duration = Duration::from_secs(2);
 
 /// The store gave no answer. Whether the request was done is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -47,9 +51,11 @@ pub enum CallError {
 #[derive(Debug)]
 pub(super) enum Request {
     Change(Change),
-    Insert { job: NewJob, dispatch: Dispatch<Ticket>, reply: Sender<()> },
-    Job { user: String, uuid: String, reply: Sender<Option<JobRow>> },
-    Jobs { user: String, page: u64, page_size: u64, reply: Sender<JobPage> },
+    Insert { job: NewJob, dispatch: Dispatch<Ticket>, reply: Sender<InsertOutcome> },
+    Cheat { uuid: String, trusted: String, at: i64, reply: Sender<bool> },
+    Head { user: String, uuid: String, reply: Sender<Option<JobHead>> },
+    Job { user: String, uuid: String, details: bool, reply: Sender<Option<JobRow>> },
+    Jobs { query: JobQuery, reply: Sender<JobList> },
     Specs { reply: Sender<Vec<SpecsRow>> },
 }
 
@@ -68,29 +74,57 @@ impl StoreHandle {
         &self.queue
     }
 
-    /// Adds a job, which is durable when this returns; the router then sends it. Blocks on the disk, at most ten
-    /// seconds.
+    /// Adds a job, if its user's quota allows it; then it is durable when this returns, and the router sends it. Blocks
+    /// on the disk, at most ten seconds.
     ///
     /// # Errors
     /// See [`CallError`].
-    pub(super) fn insert(&self, job: NewJob, dispatch: Dispatch<Ticket>, stop: &Shutdown) -> Result<(), CallError> {
+    pub(super) fn insert(
+        &self,
+        job: NewJob,
+        dispatch: Dispatch<Ticket>,
+        stop: &Shutdown,
+    ) -> Result<InsertOutcome, CallError> {
         self.call(stop, |reply| Request::Insert { job, dispatch, reply })
+    }
+
+    /// Notes a report of cheating; `false` if the job was reported already. Blocks on the disk, at most ten seconds.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub(super) fn report_cheat(&self, uuid: &str, trusted: &str, at: i64, stop: &Shutdown) -> Result<bool, CallError> {
+        let (uuid, trusted) = (uuid.to_owned(), trusted.to_owned());
+        self.call(stop, |reply| Request::Cheat { uuid, trusted, at, reply })
+    }
+
+    /// What is known of a user's job before it is read. Blocks on the disk, at most ten seconds.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub(super) fn head(&self, user: &str, uuid: &str, stop: &Shutdown) -> Result<Option<JobHead>, CallError> {
+        self.call(stop, |reply| Request::Head { user: user.to_owned(), uuid: uuid.to_owned(), reply })
     }
 
     /// One job of a user. Blocks on the disk, at most ten seconds.
     ///
     /// # Errors
     /// See [`CallError`].
-    pub(super) fn job(&self, user: &str, uuid: &str, stop: &Shutdown) -> Result<Option<JobRow>, CallError> {
-        self.call(stop, |reply| Request::Job { user: user.to_owned(), uuid: uuid.to_owned(), reply })
+    pub(super) fn job(
+        &self,
+        user: &str,
+        uuid: &str,
+        details: bool,
+        stop: &Shutdown,
+    ) -> Result<Option<JobRow>, CallError> {
+        self.call(stop, |reply| Request::Job { user: user.to_owned(), uuid: uuid.to_owned(), details, reply })
     }
 
-    /// One page of a user's jobs; `page` counts from 0. Blocks on the disk, at most ten seconds.
+    /// One page of a user's jobs. Blocks on the disk, at most ten seconds.
     ///
     /// # Errors
     /// See [`CallError`].
-    pub(super) fn jobs(&self, user: &str, page: u64, page_size: u64, stop: &Shutdown) -> Result<JobPage, CallError> {
-        self.call(stop, |reply| Request::Jobs { user: user.to_owned(), page, page_size, reply })
+    pub(super) fn jobs(&self, query: JobQuery, stop: &Shutdown) -> Result<JobList, CallError> {
+        self.call(stop, |reply| Request::Jobs { query, reply })
     }
 
     /// The newest specs of all miners. Blocks on the disk, at most ten seconds.
@@ -121,9 +155,17 @@ impl StoreHandle {
     }
 }
 
+/// How much is taken and kept of users.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    pub quota: Quota,
+    pub keep: Keep,
+}
+
 /// Starts the thread; what the router has to know goes to `stored`, in the order of the requests.
 pub(super) fn start(
-    mut store: JobStore,
+    store: JobStore,
+    bounds: Bounds,
     stored: Sender<Input<Ticket>>,
     changes: Changes,
     stop: &Shutdown,
@@ -133,50 +175,94 @@ pub(super) fn start(
     let (queue, requests) = bounded(ROLE_EVENTS);
     let (ends, ended) = bounded(0);
     let kick = stop.clone();
-    let (stop, health, metrics) = (stop.clone(), health.clone(), metrics.clone());
+    let mut disk = Disk {
+        store,
+        bounds,
+        stored,
+        changes,
+        stop: stop.clone(),
+        health: health.clone(),
+        commits: metrics.histogram(
+            "phalanx_facilitator_commit_seconds",
+            "Time of a database transaction.",
+            &[],
+            SECONDS,
+        ),
+        failures: metrics.counter("phalanx_facilitator_commit_failures_total", "Failed database transactions.", &[]),
+        forgotten: metrics.counter(
+            "phalanx_facilitator_jobs_forgotten_total",
+            "Ended jobs that were removed because no more are kept.",
+            &[],
+        ),
+        forget_at: Some(Instant::now()),
+    };
     let thread = spawn("fac-store", Kick::new("stop signal", move || kick.cancel()), move || {
         // Whoever calls sees the end before the database is closed, and also that of a panic.
         let _ends = ends;
-        run(&mut store, &requests, &stored, &changes, &stop, &health, &metrics);
+        disk.run(&requests);
     });
     (StoreHandle { queue, ended }, thread)
 }
 
-fn run(
-    store: &mut JobStore,
-    requests: &Receiver<Request>,
-    stored: &Sender<Input<Ticket>>,
-    changes: &Changes,
-    stop: &Shutdown,
-    health: &Health,
-    metrics: &Metrics,
-) {
-    let commits =
-        metrics.histogram("phalanx_facilitator_commit_seconds", "Time of a database transaction.", &[], SECONDS);
-    let failures = metrics.counter("phalanx_facilitator_commit_failures_total", "Failed database transactions.", &[]);
-    health.up("store");
-    loop {
-        let waits = requests.is_empty().then(|| waiting("something to read or store", None));
-        let first = select! {
-            recv(requests) -> request => request.ok(),
-            recv(stop.cancel_receiver()) -> _ => requests.try_recv().ok(),
-        };
-        drop(waits);
-        let Some(first) = first else { return };
-        let batch: Vec<Request> = std::iter::once(first).chain(requests.try_iter().take(BATCH - 1)).collect();
+struct Disk {
+    store: JobStore,
+    bounds: Bounds,
+    stored: Sender<Input<Ticket>>,
+    changes: Changes,
+    stop: Shutdown,
+    health: Health,
+    commits: Histogram,
+    failures: Counter,
+    forgotten: Counter,
+    /// When jobs that are not to be kept are looked for next.
+    forget_at: Option<Instant>,
+}
+
+impl Disk {
+    fn run(&mut self, requests: &Receiver<Request>) {
+        self.health.up("store");
+        loop {
+            let left = self.forget_at.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
+            let waits = requests.is_empty().then(|| waiting("something to read or store", self.forget_at));
+            let first = select! {
+                recv(requests) -> request => match request {
+                    Ok(request) => Some(request),
+                    Err(_) => return,
+                },
+                recv(self.stop.cancel_receiver()) -> _ => match requests.try_recv() {
+                    Ok(request) => Some(request),
+                    Err(_) => return,
+                },
+                default(left) => None,
+            };
+            drop(waits);
+            match first {
+                Some(first) => {
+                    let batch = std::iter::once(first).chain(requests.try_iter().take(BATCH - 1)).collect();
+                    self.serve(batch);
+                }
+                None => self.forget(),
+            }
+        }
+    }
+
+    /// Does what was asked, and reports it.
+    fn serve(&mut self, batch: Vec<Request>) {
         let sessions: Vec<SessionId> = batch.iter().filter_map(Request::session).collect();
         let start = Instant::now();
-        let done = commit(store, batch);
-        commits.observe_time(start.elapsed());
+        let done = commit(&mut self.store, &self.bounds.quota, batch);
+        self.commits.observe_time(start.elapsed());
         let results = match done {
             Ok(done) => {
-                health.up("store");
-                done.into_iter().filter_map(|done| done.report(changes)).collect()
+                self.health.up("store");
+                if done.iter().any(Done::ends_a_job) {
+                    let soon = Instant::now() + FORGET_AFTER;
+                    self.forget_at = Some(self.forget_at.map_or(soon, |at| at.min(soon)));
+                }
+                done.into_iter().filter_map(|done| done.report(&self.changes)).collect()
             }
             Err(error) => {
-                log::error!("facilitator: {error}");
-                failures.inc();
-                health.down("store", error.to_string());
+                self.failed(&error);
                 sessions
                     .into_iter()
                     .map(|session| Input::Stored { session: Some(session), outcome: None, ended: None })
@@ -184,20 +270,59 @@ fn run(
             }
         };
         for result in results {
-            let _waiting = stored.is_full().then(|| waiting("room in the router's queue", None));
+            let _waiting = self.stored.is_full().then(|| waiting("room in the router's queue", None));
             select! {
                 // If the router has gone, nobody waits for answers any more.
-                send(stored, result) -> _ => {}
-                recv(stop.cancel_receiver()) -> _ => {}
+                send(self.stored, result) -> _ => {}
+                recv(self.stop.cancel_receiver()) -> _ => {}
+            }
+        }
+    }
+
+    fn failed(&mut self, error: &StoreError) {
+        log::error!("facilitator: {error}");
+        self.failures.inc();
+        self.health.down("store", error.to_string());
+    }
+
+    /// Forgets some of the jobs that are not to be kept, and gives their room back to the system.
+    fn forget(&mut self) {
+        let now = now();
+        match forget(&mut self.store, &self.bounds.keep, now.unix_micros()) {
+            Ok((forgotten, is_done)) => {
+                self.health.up("store");
+                self.forgotten.add(forgotten.jobs as u64);
+                let due = |at: i64| {
+                    let left = Duration::from_micros(u64::try_from(at.saturating_sub(now.unix_micros())).unwrap_or(0));
+                    now.mono.checked_add(left.min(LONGEST_TIME))
+                };
+                self.forget_at = if is_done { forgotten.next.and_then(due) } else { Some(now.mono) };
+            }
+            Err(error) => {
+                self.failed(&error);
+                self.forget_at = Some(now.mono + FORGET_AFTER);
             }
         }
     }
 }
 
-/// All or nothing. On failure the replies are dropped, which those who wait for them see.
-fn commit(store: &mut JobStore, requests: Vec<Request>) -> Result<Vec<Done>, StoreError> {
+/// Forgets once and shrinks once; says whether that was all.
+fn forget(store: &mut JobStore, keep: &Keep, now: i64) -> Result<(Forgotten, bool), StoreError> {
     let batch = store.begin()?;
-    let done = requests.into_iter().map(|request| request.apply(&batch)).collect::<Result<_, _>>()?;
+    let forgotten = batch.forget(keep, now)?;
+    if forgotten.jobs > 0 {
+        batch.commit()?;
+        return Ok((forgotten, false));
+    }
+    drop(batch);
+    let more = store.shrink()?;
+    Ok((forgotten, !more))
+}
+
+/// All or nothing. On failure the replies are dropped, which those who wait for them see.
+fn commit(store: &mut JobStore, quota: &Quota, requests: Vec<Request>) -> Result<Vec<Done>, StoreError> {
+    let batch = store.begin()?;
+    let done = requests.into_iter().map(|request| request.apply(&batch, quota)).collect::<Result<_, _>>()?;
     batch.commit()?;
     Ok(done)
 }
@@ -206,9 +331,11 @@ fn commit(store: &mut JobStore, requests: Vec<Request>) -> Result<Vec<Done>, Sto
 enum Done {
     Status { session: Option<SessionId>, status: NewStatus, outcome: StatusOutcome },
     Specs,
-    Inserted(Sender<()>, Dispatch<Ticket>),
+    Inserted(Sender<InsertOutcome>, InsertOutcome, Dispatch<Ticket>),
+    Cheat(Sender<bool>, bool),
+    Head(Sender<Option<JobHead>>, Option<JobHead>),
     Job(Sender<Option<JobRow>>, Option<JobRow>),
-    Jobs(Sender<JobPage>, JobPage),
+    Jobs(Sender<JobList>, JobList),
     AllSpecs(Sender<Vec<SpecsRow>>, Vec<SpecsRow>),
 }
 
@@ -221,7 +348,7 @@ impl Request {
         }
     }
 
-    fn apply(self, batch: &Batch<'_>) -> Result<Done, StoreError> {
+    fn apply(self, batch: &Batch<'_>, quota: &Quota) -> Result<Done, StoreError> {
         Ok(match self {
             Request::Change(Change::Status { session, status }) => {
                 let outcome = batch.add_status(&status)?;
@@ -232,19 +359,24 @@ impl Request {
                 Done::Specs
             }
             Request::Insert { job, dispatch, reply } => {
-                batch.insert(&job)?;
-                Done::Inserted(reply, dispatch)
+                let outcome = batch.insert(&job, *quota)?;
+                Done::Inserted(reply, outcome, dispatch)
             }
-            Request::Job { user, uuid, reply } => Done::Job(reply, batch.job(&user, &uuid)?),
-            Request::Jobs { user, page, page_size, reply } => {
-                Done::Jobs(reply, batch.jobs(&user, page, page_size, PAGE_BYTES)?)
-            }
+            Request::Cheat { uuid, trusted, at, reply } => Done::Cheat(reply, batch.report_cheat(&uuid, &trusted, at)?),
+            Request::Head { user, uuid, reply } => Done::Head(reply, batch.head(&user, &uuid)?),
+            Request::Job { user, uuid, details, reply } => Done::Job(reply, batch.job(&user, &uuid, details)?),
+            Request::Jobs { query, reply } => Done::Jobs(reply, batch.jobs(&query)?),
             Request::Specs { reply } => Done::AllSpecs(reply, batch.specs()?),
         })
     }
 }
 
 impl Done {
+    /// Whether a job has ended by it.
+    fn ends_a_job(&self) -> bool {
+        matches!(self, Done::Status { status: NewStatus { terminal: true, .. }, outcome: StatusOutcome::Stored, .. })
+    }
+
     /// Reports to whoever waits, and gives what the router has to know. A caller that has given up gets nothing.
     fn report(self, changes: &Changes) -> Option<Input<Ticket>> {
         match self {
@@ -263,10 +395,12 @@ impl Done {
                 return Some(Input::Stored { session, outcome: Some(outcome), ended: ended.then_some(uuid) });
             }
             Done::Specs => {}
-            Done::Inserted(reply, dispatch) => {
-                let _ = reply.send(());
-                return Some(Input::Dispatch(dispatch));
+            Done::Inserted(reply, outcome, dispatch) => {
+                let _ = reply.send(outcome);
+                return (outcome == InsertOutcome::Stored).then_some(Input::Dispatch(dispatch));
             }
+            Done::Cheat(reply, is_new) => drop(reply.send(is_new).ok()),
+            Done::Head(reply, head) => drop(reply.send(head).ok()),
             Done::Job(reply, job) => drop(reply.send(job).ok()),
             Done::Jobs(reply, page) => drop(reply.send(page).ok()),
             Done::AllSpecs(reply, specs) => drop(reply.send(specs).ok()),
@@ -287,12 +421,15 @@ mod tests {
         let store = JobStore::open(folder.path()).unwrap();
         let (stop, Board { health, metrics, .. }) = (Shutdown::new(), Board::new());
         let (stored, _router) = bounded(1);
-        let (handle, thread) = start(store, stored, Changes::default(), &stop, &health, &metrics);
-        assert!(handle.job("user", "uuid", &Shutdown::new()).unwrap().is_none());
+        let keep = Keep { jobs: 0, time: Duration::ZERO, bytes: 0 };
+        let bounds = Bounds { quota: Quota::NONE, keep };
+        let (handle, thread) = start(store, bounds, stored, Changes::default(), &stop, &health, &metrics);
+        assert!(handle.job("user", "uuid", true, &Shutdown::new()).unwrap().is_none());
         // What comes between the thread's last look and the end of its queue; here the queue is another's.
         let (queue, _unread) = bounded(1);
         let late = StoreHandle { queue, ..handle };
-        let caller = spawn("t-caller", Kick::dropped("the thread"), move || late.job("user", "uuid", &Shutdown::new()));
+        let caller =
+            spawn("t-caller", Kick::dropped("the thread"), move || late.job("user", "uuid", true, &Shutdown::new()));
         stop.cancel();
         thread.join_by(far()).unwrap();
         assert_eq!(caller.join_by(far()).unwrap().unwrap_err(), CallError::Unavailable);

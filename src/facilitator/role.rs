@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, bounded};
 use serde_json::{Value, json};
 
-use super::api::Api;
 use super::api::token::Tokens;
+use super::api::{Api, Budget};
 use super::changes::Changes;
 use super::config::{FacilitatorConfig, VALIDATOR_PATH};
-use super::disk::{self, CallError, StoreHandle};
+use super::disk::{self, Bounds, CallError, StoreHandle};
 use super::meters::Meters;
 use super::router::{self, Dispatch, Input, Router, RouterStatus};
 use super::router_thread::{self, Event, RouterThread};
@@ -30,7 +30,7 @@ use crate::base::stop::{Stopping, drop_role};
 use crate::base::thread::Thread;
 use crate::base::timer::TimerHandle;
 use crate::identity::PublicKey;
-use crate::link::{OutboxLimits, Server, ServerConfig};
+use crate::link::{Buckets, OutboxLimits, Server, ServerConfig};
 use crate::net::http::pages::pages;
 use crate::net::http::{HttpLimits, HttpListener, HttpRequest, HttpResponse, HttpServer, guarded};
 use crate::ops::health::Health;
@@ -143,7 +143,8 @@ impl Facilitator {
         let status = Arc::new(Mutex::new(router.status()));
 
         let (stored_tx, stored) = bounded(ROLE_EVENTS);
-        let (store, disk) = disk::start(store, stored_tx, changes.clone(), &stop, &health, &metrics);
+        let bounds = Bounds { quota: config.user_quota, keep: config.keep };
+        let (store, disk) = disk::start(store, bounds, stored_tx, changes.clone(), &stop, &health, &metrics);
         let (events, event_queue) = router_thread::queue();
         let router = RouterThread {
             router,
@@ -165,6 +166,10 @@ impl Facilitator {
         let submissions = |result| {
             metrics.counter("phalanx_facilitator_submissions_total", "Jobs posted by users, by result.", result)
         };
+        let over = |reason| {
+            let labels = &[("reason", reason)];
+            metrics.counter("phalanx_facilitator_users_over_total", "Requests beyond what a user may have.", labels)
+        };
         let api = Api {
             store: store.clone(),
             events: events.clone(),
@@ -173,6 +178,10 @@ impl Facilitator {
             tokens: Mutex::new(tokens),
             users: users.clone(),
             waiting,
+            budget: Budget::default(),
+            rates: Mutex::new(Buckets::new(config.user_rate)),
+            quota: config.user_quota,
+            hold_jobs: config.hold_jobs,
             waiters: AtomicUsize::new(0),
             waiters_max: config.http_connections / 4 * 3,
             waiting_requests: metrics.gauge(
@@ -182,6 +191,8 @@ impl Facilitator {
             ),
             submitted: submissions(&[("result", "accepted")]),
             refused: submissions(&[("result", "refused")]),
+            over_quota: over("quota"),
+            over_rate: over("rate"),
         };
         let shown = status.clone();
         let frame = Frame {

@@ -100,6 +100,11 @@ impl Writer {
         self.out
     }
 
+    /// Takes the text written since the last call: for a text that is sent while it is written.
+    pub fn take(&mut self) -> String {
+        std::mem::take(&mut self.out)
+    }
+
     fn item(&mut self) {
         if self.comma {
             self.out.push_str(if self.style.spaced { ", " } else { "," });

@@ -13,8 +13,9 @@ import bittensor_wallet
 from compute_horde_sdk import v1
 from compute_horde_sdk._internal import sdk
 
-# The SDK asks every three seconds; the test has no time for that.
+# The SDK asks every three seconds; the test has no time for that, nor for the pause before a second attempt.
 sdk.JOB_REFRESH_INTERVAL = timedelta(milliseconds=20)
+sdk.HTTP_RETRY_MIN_WAIT_SECONDS = 0.01
 
 
 def spec(image, **more):
@@ -33,6 +34,7 @@ async def main(url, validator, user, expired):
     key = bittensor_wallet.Keypair.create_from_uri(user)
     client = v1.ComputeHordeClient(hotkey=key, compute_horde_validator_hotkey=validator, facilitator_url=url)
     seen = []
+    attempts = []
     job = await client.create_job(
         spec(
             "good",
@@ -55,9 +57,26 @@ async def main(url, validator, user, expired):
     await job.wait(timeout=30, status_callback=lambda _, entry: seen.append(str(entry.status)))
     bad = await client.create_job(spec("bad"))
     await bad.wait(timeout=30)
+    trusted = await client.create_job(spec("good", args=["echo", "x"]), on_trusted_miner=True)
+    await trusted.wait(timeout=30)
+    until_complete = await client.run_until_complete(
+        spec("good", args=["echo", "at once"]), job_attempt_callback=lambda attempt: attempts.append(attempt.uuid), timeout=30
+    )
+    tried = await client.run_until_complete(
+        spec("bad"), job_attempt_callback=lambda attempt: attempts.append(attempt.uuid), timeout=60, max_attempts=2
+    )
     # A public key that cannot be PEM is enough for the facilitator; the streaming server's answer is what counts here.
     stream = await client.create_job(spec("stream", streaming=True))
     await stream.wait(timeout=30)
+    refused = []
+    for job_uuid, trusted_uuid in [(job.uuid, bad.uuid), (job.uuid, None), (job.uuid, trusted.uuid), (job.uuid, trusted.uuid)]:
+        try:
+            answer = await client.report_cheated_job(job_uuid, trusted_uuid or "0", details={"b": 1, "a": "ż"})
+            refused.append(json.loads(answer)["validator"])
+        except v1.ComputeHordeNotFoundError:
+            refused.append("not found")
+        except v1.ComputeHordeError as error:
+            refused.append(str(error))
     try:
         await client.get_job("00000000-0000-0000-0000-000000000000")
         missing = "found"
@@ -83,8 +102,9 @@ async def main(url, validator, user, expired):
         "stream": [stream.streaming_server_address, stream.streaming_server_port, stream.streaming_server_cert],
         "page": [listed.uuid for listed in await client.get_jobs(page=1, page_size=2)],
         "all": [listed.uuid async for listed in client.iter_jobs()],
-        "uuids": [job.uuid, bad.uuid, stream.uuid],
-        "cheated": json.loads(await client.report_cheated_job(job.uuid, job.uuid, details={"b": 1, "a": "ż"})),
+        "uuids": [job.uuid, bad.uuid, trusted.uuid, *attempts, stream.uuid],
+        "until_complete": [str(until_complete.status), until_complete.result.stdout, str(tried.status), len(attempts)],
+        "cheated": refused,
         "missing": missing,
         "refusal": refusal,
     }

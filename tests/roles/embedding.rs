@@ -56,6 +56,7 @@ fn run(runner: RunnerKind, script: &str, more: &[(&str, Value)]) -> Value {
         base: format!("http://{}", network.http_addr()),
         key: network.user().clone(),
         target: network.target(),
+        tag: String::new(),
         wait: true,
         at_once: None,
         form: Form::Json,

@@ -111,7 +111,7 @@ fn statuses_are_answered_in_order_and_kept() {
     let history = facilitator_kit::names(&job["status_history"]);
     assert_eq!(history, ["sent", "received", "accepted", "executor_ready", "completed"]);
     assert_eq!(facilitator_kit::names(&job["other_statuses"]), ["unknown", "failed"]);
-    assert_eq!((&job["status"], &job["stdout"], &job["stderr"]), (&json!("completed"), &json!("\u{0}o"), &json!("e")));
+    assert_eq!((&job["status"], &job["stdout"], &job["stderr"]), (&json!("Completed"), &json!("\u{0}o"), &json!("e")));
     assert_eq!((&job["artifacts"], &job["upload_results"]), (&json!({"/artifacts/a": "YQ=="}), &json!({"b": "{}"})));
     assert_eq!(validator.report(&uuid, S::VolumesReady), "success");
     assert_eq!(fix.history(&token, &uuid).last().unwrap(), "completed", "an end is final");

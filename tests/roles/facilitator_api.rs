@@ -130,7 +130,7 @@ fn every_upload_that_a_signature_covers_goes_out() {
     }
     let mut request = job(&dave());
     request.output_upload = Some(OutputUpload::Multi(multi(Some(ZipUpload::Put(zip())))));
-    let refusal = body_of(&request, &alice().public()).unwrap_err().to_string();
+    let refusal = body_of(&request, &alice().public(), "").unwrap_err().to_string();
     assert!(refusal.starts_with("output_upload.system_output: no facilitator takes it from a user"), "{refusal}");
     let uploads = json!([
         {"output_upload_type": "zip_and_http_put", "url": "https://h/zip"},
@@ -193,14 +193,35 @@ fn users_see_their_own_jobs_page_by_page() {
     let uuids: Vec<String> = (0..12).map(|_| fix.submit(&dave_token)).collect();
     let (status, page) = fix.get("/api/v1/jobs/?page=1&page_size=5", &dave_token);
     assert_eq!((status, &page["count"], &page["previous"]), (200, &json!(12), &Value::Null));
-    assert_eq!(page["next"], "/api/v1/jobs/?page=2&page_size=5");
-    let listed: Vec<&str> = page["results"].as_array().unwrap().iter().map(|j| j["uuid"].as_str().unwrap()).collect();
-    assert_eq!(listed, uuids.iter().rev().take(5).map(String::as_str).collect::<Vec<_>>(), "the newest first");
+    assert_eq!(page["next"], "http://[::1]/api/v1/jobs/?page=2&page_size=5");
+    let uuids_of = |page: &Value| -> Vec<String> {
+        page["results"].as_array().unwrap().iter().map(|j| j["uuid"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(uuids_of(&page), uuids[..5], "the newest last");
+    let newest = fix.get("/api/v1/jobs/?page_size=2&ordering=-created_at", &dave_token).1;
+    assert_eq!(uuids_of(&newest), [uuids[11].clone(), uuids[10].clone()]);
+    let one = fix.get(&format!("/api/v1/jobs/?uuid={}", uuids[3]), &dave_token).1;
+    assert_eq!((&one["count"], uuids_of(&one)), (&json!(1), vec![uuids[3].clone()]));
+    assert_eq!(fix.get("/api/v1/jobs/?status=Sent,completed", &dave_token).1["count"], 12);
+    assert_eq!(fix.get("/api/v1/jobs/?status=horde_failed", &dave_token).1["count"], 0);
+    let behind_a_proxy = [bearer(&dave_token), ("X-Forwarded-Proto", "https".to_owned())];
+    let page = fix.http("GET", "/api/v1/jobs/?page=2&page_size=5&tag=a%20b&ordering=created_at", &behind_a_proxy, "");
+    assert_eq!(page.0, 404, "nothing has that tag");
+    let page = fix.http("GET", "/api/v1/jobs/?page=2&page_size=5&status=sent&tag=", &behind_a_proxy, "").1;
+    assert_eq!(page["previous"], "https://[::1]/api/v1/jobs/?page=1&page_size=5&tag=&status=sent");
     let last = fix.get("/api/v1/jobs/?page=3&page_size=5", &dave_token).1;
     assert_eq!((last["results"].as_array().unwrap().len(), &last["next"]), (2, &Value::Null));
     assert_eq!(fix.get("/api/v1/jobs", &dave_token).1["results"].as_array().unwrap().len(), 10);
     assert_eq!(fix.get("/api/v1/jobs/?page_size=9999", &dave_token).0, 200);
-    for (path, expected) in [("?page=4&page_size=5", 404), ("?page=0", 404), ("?page=x", 400), ("?page_size=-1", 400)] {
+    for (path, expected) in [
+        ("?page=4&page_size=5", 404),
+        ("?page=0", 404),
+        ("?page=x", 400),
+        ("?page_size=-1", 400),
+        ("?uuid=x", 400),
+        ("?status=lost", 400),
+        ("?ordering=tag", 400),
+    ] {
         assert_eq!(fix.get(&format!("/api/v1/jobs/{path}"), &dave_token).0, expected, "{path}");
     }
     assert_eq!(fix.get("/api/v1/jobs/", &eve_token).1["count"], 0);
@@ -227,43 +248,178 @@ fn news_of_a_job_come_at_once_and_never_late() {
 }
 
 #[test]
-fn a_report_of_a_cheat_reaches_the_jobs_validator() {
+fn a_report_of_a_cheat_reaches_the_jobs_validator_once() {
     let fix = memory();
-    let token = fix.login(&dave());
+    let (token, other) = (fix.login(&dave()), fix.login(&key("//Eve")));
     let uuid = fix.submit(&token);
-    let mut report = V0JobCheated {
-        signature: None,
-        job_uuid: uuid.clone(),
-        trusted_job_uuid: uuid.clone(),
-        details: json!({"why": "x", "a": 1}),
+    let mut trusted = job(&dave());
+    trusted.on_trusted_miner = true;
+    trusted.sign(&dave(), 4);
+    let trusted = fix.post_job(&token, &trusted, &alice()).1;
+    assert_eq!(trusted["on_trusted_miner"], true);
+    let trusted = trusted["uuid"].as_str().unwrap().to_owned();
+    let details = json!({"why": "x", "a": 1});
+    let report = |job: &str, trusted: &str, user: &KeyPair| {
+        let (job_uuid, trusted_job_uuid) = (job.to_owned(), trusted.to_owned());
+        let mut report = V0JobCheated { signature: None, job_uuid, trusted_job_uuid, details: details.clone() };
+        report.sign(user, 5);
+        report
     };
-    let body = json!({"job_uuid": uuid, "trusted_job_uuid": uuid, "details": report.details}).to_string();
-    report.sign(&dave(), 5);
-    let post = |signature: &Signature| {
-        let headers: Vec<_> = signature.to_headers().into_iter().chain([bearer(&token)]).collect();
-        fix.http("POST", "/api/v1/cheated-job/", &headers, &body)
+    let post = |report: &V0JobCheated, signature: &Signature, token: &str| {
+        let body = json!({"job_uuid": report.job_uuid, "trusted_job_uuid": report.trusted_job_uuid,
+            "details": report.details});
+        let headers: Vec<_> = signature.to_headers().into_iter().chain([bearer(token)]).collect();
+        fix.http("POST", "/api/v1/cheated-job/", &headers, &body.to_string())
     };
-    let signature = report.signature.clone().unwrap();
-    let away = post(&signature);
+    let signed = |report: &V0JobCheated, token: &str| post(report, report.signature.as_ref().unwrap(), token);
+    let good = report(&uuid, &trusted, &dave());
+    let away = signed(&good, &token);
     assert_eq!((away.0, detail(&away).contains("is not connected")), (503, true), "{away:?}");
     let mut validator = fix.validator(&alice());
-    assert_eq!(validator.job(), uuid);
-    assert_eq!(post(&signature).0, 200);
+    assert_eq!([validator.job(), validator.job()], [uuid.clone(), trusted.clone()]);
+    let nil = uuid::Uuid::nil().to_string();
+    let long = "x".repeat(900 << 10);
+    for (job, of, status, why) in [
+        (&uuid, &uuid, 404, "Trusted job not found"),
+        (&uuid, &nil, 404, "Trusted job not found"),
+        (&nil, &trusted, 404, "you have no job"),
+        (&long, &trusted, 404, "which is none"),
+        (&uuid, &long, 404, "which is none"),
+    ] {
+        let refused = signed(&report(job, of, &dave()), &token);
+        assert_eq!((refused.0, detail(&refused).contains(why)), (status, true), "{why}: {refused:?}");
+        assert!(detail(&refused).len() < 200, "what is long is not repeated");
+    }
+    assert_eq!(signed(&report(&uuid, &trusted, &key("//Eve")), &other).0, 404, "they are not Eve's jobs");
+    // The SDK signs the text of the payload instead.
+    let text = String::from_utf8(good.canonical_bytes()).unwrap();
+    let quoted = Value::String(text).to_string();
+    assert_eq!(post(&good, &Signature::over(b"else", &dave(), 6), &token).0, 400);
+    assert_eq!(post(&good, &Signature::over(quoted.as_bytes(), &key("//Eve"), 6), &token).0, 403);
+    let taken = signed(&good, &token);
+    assert_eq!(taken, (201, json!({"job_uuid": uuid, "validator": alice().ss58()})));
     let FacilitatorToValidator::V0JobCheated(sent) = FacilitatorToValidator::decode(&validator.read()).unwrap() else {
         panic!("no report came");
     };
-    assert_eq!(sent, report);
-    // The SDK signs the text of the payload instead.
-    let text = String::from_utf8(report.canonical_bytes()).unwrap();
-    let quoted = Value::String(text).to_string();
-    assert_eq!(post(&Signature::over(quoted.as_bytes(), &dave(), 6)).0, 200);
-    assert_eq!(post(&Signature::over(b"else", &dave(), 6)).0, 400);
-    assert_eq!(post(&Signature::over(quoted.as_bytes(), &key("//Eve"), 6)).0, 403);
-    let other = fix.login(&key("//Eve"));
-    let mut theirs = report.clone();
-    theirs.sign(&key("//Eve"), 7);
-    let headers: Vec<_> = theirs.signature.unwrap().to_headers().into_iter().chain([bearer(&other)]).collect();
-    assert_eq!(fix.http("POST", "/api/v1/cheated-job/", &headers, &body).0, 404, "it is not Eve's job");
+    assert_eq!(sent, good);
+    let again = post(&good, &Signature::over(quoted.as_bytes(), &dave(), 6), &token);
+    assert_eq!((again.0, detail(&again).contains("was reported already")), (400, true), "{again:?}");
+}
+
+#[test]
+fn a_job_for_a_validator_that_is_away_is_refused_at_once() {
+    let fix = Fixture::with(true, |config| config.hold_jobs = false);
+    let token = fix.login(&dave());
+    let away = fix.post_job(&token, &job(&dave()), &alice());
+    assert_eq!((away.0, detail(&away).contains("is not connected")), (400, true), "{away:?}");
+    assert_eq!(fix.get("/api/v1/jobs/", &token).1["count"], 0);
+    let mut validator = fix.validator(&alice());
+    let uuid = fix.submit(&token);
+    assert_eq!(validator.job(), uuid);
+    assert_eq!(fix.post_job(&token, &job(&dave()), &key("//Bob")).0, 400);
+}
+
+#[test]
+fn a_job_shows_all_that_was_asked_for_and_labels_that_old_clients_know() {
+    let fix = memory();
+    let token = fix.login(&dave());
+    let mut validator = fix.validator(&alice());
+    let mut request = job(&dave());
+    let inline = InlineVolume { contents: "UEsFBg==".to_owned(), relative_path: Some("in".to_owned()) };
+    request.volume = Some(Volume::Multi(phalanx::protocol::MultiVolume { volumes: vec![inline.into()] }));
+    let single = SingleFilePutUpload { url: "https://h/o".to_owned(), relative_path: "o".into(), signed_headers: None };
+    request.output_upload = Some(OutputUpload::SingleFilePut(single));
+    request.download_time_limit = 3.into();
+    request.sign(&dave(), 9);
+    let mut body: Value =
+        serde_json::from_str(&body_of(&request, &alice().public(), "nightly build").unwrap()).unwrap();
+    let mut headers = vec![bearer(&token)];
+    headers.extend(request.signature.as_ref().unwrap().to_headers());
+    let (status, created) = fix.http("POST", "/api/v1/job-docker/", &headers, &body.to_string());
+    assert_eq!((status, &created["status"], &created["tag"]), (201, &json!("Sent"), &json!("nightly build")));
+    assert_eq!(
+        (&created["volumes"][0]["contents"], created["volumes"].as_array().unwrap().len()),
+        (&json!("UEsFBg=="), 1)
+    );
+    assert_eq!(
+        (&created["uploads"][0]["url"], created["uploads"].as_array().unwrap().len()),
+        (&json!("https://h/o"), 1)
+    );
+    assert_eq!((&created["on_trusted_miner"], &created["download_time_limit"]), (&json!(false), &json!(3)));
+    let uuid = created["uuid"].as_str().unwrap();
+    assert_eq!(validator.job(), uuid);
+    for (status, label) in [
+        (S::Received, "Received"),
+        (S::Accepted, "Accepted"),
+        (S::ExecutorReady, "Executor Ready"),
+        (S::VolumesReady, "Volumes Ready"),
+        (S::StreamingReady, "Streaming Ready"),
+        (S::ExecutionDone, "Execution Done"),
+        (S::HordeFailed, "Failed"),
+    ] {
+        assert_eq!(validator.report(uuid, status), "success");
+        let (_, seen) = fix.get(&format!("/api/v1/jobs/{uuid}/"), &token);
+        assert_eq!(
+            (&seen["status"], seen["status_history"].as_array().unwrap().last().unwrap()["status"].as_str()),
+            (&json!(label), Some(status.as_str()))
+        );
+    }
+    let tagged = fix.get("/api/v1/jobs/?tag=nightly+build", &token).1;
+    assert_eq!((&tagged["count"], &tagged["results"][0]["uuid"]), (&json!(1), &json!(uuid)));
+    assert_eq!(fix.get("/api/v1/jobs/?tag=other", &token).1["count"], 0);
+    for wrong in [json!(1), json!("x".repeat(256))] {
+        body["tag"] = wrong;
+        let refused = fix.http("POST", "/api/v1/job-docker/", &headers, &body.to_string());
+        assert_eq!((refused.0, detail(&refused).contains("tag should be")), (400, true), "{refused:?}");
+    }
+    for (method, path, status) in [("POST", "cancel/", 501), ("DELETE", "", 405)] {
+        let refused = fix.http(method, &format!("/api/v1/jobs/{uuid}/{path}"), &[bearer(&token)], "");
+        assert_eq!((refused.0, detail(&refused).contains("cannot be cancelled")), (status, true), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_user_has_a_share_and_is_told_when_to_ask_again() {
+    let fix = Fixture::with(true, |config| {
+        config.user_quota.jobs = 2;
+        config.user_rate = phalanx::link::Rate::new(8, Duration::from_secs(3600));
+    });
+    let mut validator = fix.validator(&alice());
+    let token = fix.login(&dave());
+    let uuids = [fix.submit(&token), fix.submit(&token)];
+    let third = fix.post_job(&token, &job(&dave()), &alice());
+    assert_eq!((third.0, detail(&third).contains("you have 2 open jobs")), (429, true), "{third:?}");
+    assert_eq!([validator.job(), validator.job()], uuids);
+    let eve = fix.login(&key("//Eve"));
+    assert_eq!(fix.post_job(&eve, &job(&key("//Eve")), &alice()).0, 201, "Eve has her own share");
+    validator.job();
+    assert_eq!(validator.report(&uuids[0], S::Rejected), "success");
+    fix.submit(&token);
+    // With the four requests so far.
+    (0..4).for_each(|_| assert_eq!(fix.get("/api/v1/jobs/", &token).0, 200));
+    let often = fix.get("/api/v1/jobs/", &token);
+    assert_eq!((often.0, detail(&often).contains("a user may ask 8 times")), (429, true), "{often:?}");
+    assert_eq!(fix.get("/api/v1/jobs/", &eve).0, 200);
+    let metrics = fix.http("GET", "/metrics", &[], "").1;
+    for reason in ["quota", "rate"] {
+        let line = format!("phalanx_facilitator_users_over_total{{reason=\"{reason}\"}} 1\n");
+        assert!(metrics.as_str().unwrap().contains(&line), "{metrics}");
+    }
+}
+
+#[test]
+fn jobs_that_have_ended_are_forgotten_and_open_ones_are_not() {
+    let fix = Fixture::with(true, |config| config.keep.time = Duration::ZERO);
+    let mut validator = fix.validator(&alice());
+    let token = fix.login(&dave());
+    let uuids = [fix.submit(&token), fix.submit(&token)];
+    assert_eq!([validator.job(), validator.job()], uuids);
+    assert_eq!(validator.report(&uuids[0], S::Completed), "success");
+    let path = |n: usize| format!("/api/v1/jobs/{}/", uuids[n]);
+    crate::testkit::wait::until("it is forgotten", || fix.get(&path(0), &token).0 == 404);
+    assert_eq!(fix.get(&path(1), &token).0, 200);
+    assert_eq!(validator.report(&uuids[0], S::Failed), "job.not_found");
+    assert_eq!(validator.report(&uuids[1], S::Received), "success");
 }
 
 #[test]

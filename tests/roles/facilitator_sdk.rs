@@ -69,10 +69,13 @@ fn the_official_sdk_runs_jobs() {
     assert_eq!(reported["relogged"], true);
     assert_eq!(reported["bad"], json!(["rejected", "busy", "no miner is free"]));
     assert_eq!(reported["stream"], json!(["10.0.0.1", 4433, "PEM"]));
-    let uuids: Vec<&Value> = reported["uuids"].as_array().unwrap().iter().rev().collect();
-    assert_eq!(reported["all"], json!(uuids), "the newest first");
+    let uuids = reported["uuids"].as_array().unwrap();
+    assert_eq!(reported["all"], json!(uuids), "the newest last");
     assert_eq!(reported["page"], json!(uuids[..2]));
-    assert_eq!(reported["cheated"]["validator"], alice().ss58());
+    assert_eq!(reported["until_complete"], json!(["completed", "at once {}\n", "rejected", 3]));
+    let cheated = reported["cheated"].as_array().unwrap();
+    assert_eq!(cheated[..3], [json!("not found"), json!("not found"), json!(alice().ss58())]);
+    assert!(cheated[3].as_str().unwrap().contains("400") && cheated[3].as_str().unwrap().contains("already"));
     assert_eq!(reported["missing"], "not found");
     assert!(reported["refusal"].as_str().unwrap().contains("403"), "{}", reported["refusal"]);
     kick.kick();

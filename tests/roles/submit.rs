@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 
 fn plan(fix: &Fixture, wait: bool, form: Form) -> Plan {
     let base = format!("http://{}/", fix.running().http_addr());
-    Plan { base, key: dave(), target: alice().public(), wait, at_once: None, form, output: None }
+    let (key, target, tag) = (dave(), alice().public(), String::new());
+    Plan { base, key, target, tag, wait, at_once: None, form, output: None }
 }
 
 fn jobs(n: usize) -> Vec<(String, JobSpec)> {
@@ -196,8 +197,8 @@ fn a_facilitator_gets_no_signature_but_one_over_a_nonce() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let server = HttpServer::start("nonce", listener, std::sync::Arc::new(handler), HttpLimits::default()).unwrap();
     let base = format!("http://{}", server.local_addr());
-    let plan =
-        Plan { base, key: user, target: alice().public(), wait: true, at_once: None, form: Form::Json, output: None };
+    let (target, tag) = (alice().public(), String::new());
+    let plan = Plan { base, key: user, target, tag, wait: true, at_once: None, form: Form::Json, output: None };
     let refused = submit(&plan, jobs(1), &Shutdown::new(), &mut Vec::new()).map(|_| ());
     let signature = seen.try_recv();
     let mut stopping = phalanx::base::stop::Stopping::alone();

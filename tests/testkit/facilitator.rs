@@ -58,6 +58,8 @@ impl Fixture {
         let mut config = FacilitatorConfig::new(folder.path());
         config.validators = vec![alice().public(), key("//Bob").public()];
         config.users = vec![dave().public(), key("//Eve").public()];
+        // Tests submit before and after validators connect.
+        config.hold_jobs = true;
         change(&mut config);
         let mut fix = Self { facilitator: None, config, over_memory, folder, world: World::new() };
         fix.start();
@@ -148,8 +150,9 @@ impl Fixture {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let status = answer.split(' ').nth(1).unwrap_or_else(|| panic!("no status in {answer:?}")).parse().unwrap();
-        let body = answer.split_once("\r\n\r\n").unwrap().1;
-        (status, serde_json::from_str(body).unwrap_or_else(|_| Value::String(body.to_owned())))
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let body = if head.contains("\r\nTransfer-Encoding: chunked") { whole(body) } else { body.to_owned() };
+        (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
     }
 
     pub fn get(&self, path: &str, token: &str) -> (u16, Value) {
@@ -175,7 +178,7 @@ impl Fixture {
     pub fn post_job(&self, token: &str, request: &V2JobRequest, target: &KeyPair) -> (u16, Value) {
         let mut headers = vec![bearer(token)];
         headers.extend(request.signature.iter().flat_map(|signature| signature.to_headers()));
-        self.http("POST", "/api/v1/job-docker/", &headers, &body_of(request, &target.public()).unwrap())
+        self.http("POST", "/api/v1/job-docker/", &headers, &body_of(request, &target.public(), "").unwrap())
     }
 
     /// Submits a job of Dave's for Alice; gives its uuid.
@@ -201,6 +204,19 @@ impl Drop for Fixture {
                 assert!(report.is_clean(), "{report}");
             }
         }
+    }
+}
+
+/// A body that came in chunks, which has to have an end.
+fn whole(mut chunks: &str) -> String {
+    let mut body = String::new();
+    loop {
+        let (size, rest) = chunks.split_once("\r\n").expect("the size of a chunk");
+        match usize::from_str_radix(size, 16).unwrap() {
+            0 => return body,
+            size => body += &rest[..size],
+        }
+        chunks = &rest[usize::from_str_radix(size, 16).unwrap() + 2..];
     }
 }
 

@@ -34,6 +34,8 @@ pub fn in_scratch(mut command: Command, scratch: &Path) -> Command {
         }
     }
     command.env_remove("FACILITATOR_URI").env_remove("RUST_LOG").env("TMPDIR", scratch).stdin(Stdio::null());
+    // Tests submit as soon as the roles say where they listen.
+    command.env("PHALANX_HOLD_JOBS", "true");
     command
 }
 

@@ -5,115 +5,54 @@
 //! | `GET auth/nonce` | `{nonce}`, good for five minutes and one login |
 //! | `POST auth/login` `{hotkey, signature, nonce}` | `{token}`; the signature (hex) is over the nonce's text |
 //! | `POST api/v1/job-docker/` | stores and sends a job signed in the `X-CH-*` headers; 201 with the job |
-//! | `GET api/v1/jobs/?page=1&page_size=10` | `{count, next, previous, results}`, newest first, 256 a page at most |
+//! | `GET api/v1/jobs/?page=1&page_size=10` | `{count, next, previous, results}`, newest last, 256 a page at most |
 //! | `GET api/v1/jobs/{uuid}/` | one job |
 //! | `POST api/v1/cheated-job/` | tells the job's validator that a miner cheated; 503 while it is not connected |
 //!
 //! Everything under `api/` wants `Authorization: Bearer TOKEN`, and shows users only their own jobs. Errors are
-//! `{"detail": …}`; 401 with `Token expired` makes the SDK log in again.
+//! `{"detail": …}`; 401 with `Token expired` makes the SDK log in again. `docs/facilitator-api.md` has all fields,
+//! filters and refusals.
 //!
-//! An extra of ours: `GET api/v1/jobs/{uuid}/?wait=SECONDS&seen=N` answers as soon as the job's `status_history` has
-//! more than N entries, or after that many seconds (at most 30); so a client can follow a job without polling.
+//! Extras of ours: `GET api/v1/jobs/{uuid}/?wait=SECONDS&seen=N` answers as soon as the job's `status_history` has more
+//! than N entries, or after that many seconds (at most 30); so a client can follow a job without polling. A list takes
+//! `status=` and `ordering=-created_at`.
+//!
+//! * `shared`: what all calls share. [`submission`]: what users post. [`token`]: nonces and tokens.
+//! * `jobs`: what users read. `budget`: how much of it is in memory at a time. [`view`]: a job as JSON.
 
+mod budget;
+mod jobs;
+mod shared;
 pub mod submission;
 pub mod token;
 pub mod view;
 
-use std::collections::HashSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crossbeam_channel::{Sender, bounded, select};
+use crossbeam_channel::{bounded, select};
 use serde_json::{Value, json};
 
-use self::submission::Refusal;
-use self::token::Tokens;
-use super::changes::Changes;
-use super::disk::{CallError, StoreHandle};
-use super::router::{Dispatch, RouterStatus};
+pub(crate) use self::budget::Budget;
+use self::jobs::Reader;
+pub(super) use self::shared::Api;
+use self::shared::{Answer, Problem, unix_seconds};
+use self::submission::Submission;
+use super::router::Dispatch;
 use super::router_thread::Event;
-use super::waiting::Waiting;
 use crate::base::clock::now;
 use crate::base::lock::lock;
 use crate::base::waits::waiting;
 use crate::identity::{PublicKey, Signature};
 use crate::net::http::{HttpRequest, HttpResponse};
-use crate::ops::metrics::{Counter, Gauge};
 use crate::protocol;
-use crate::store::jobs::{JobRow, NewJob};
+use crate::protocol::{FacilitatorToValidator, V2JobRequest};
+use crate::store::jobs::{InsertOutcome, NewJob, Quota};
 
-/// Jobs of a page if the client does not say.
-const PAGE_SIZE: u64 = 10;
-/// Jobs of a page at most.
-const PAGE_SIZE_MAX: u64 = 256;
-/// The longest wait for news of a job.
-const WAIT_MAX: Duration = Duration::from_secs(30);
+/// Bytes of a login: an address, a signature, a nonce.
+const LOGIN_BYTES: usize = 4 << 10;
 
-/// What the API stands on.
-pub(super) struct Api {
-    pub store: StoreHandle,
-    pub events: Sender<Event>,
-    /// What the router was like after its last input.
-    pub status: Arc<Mutex<RouterStatus>>,
-    pub changes: Changes,
-    pub tokens: Mutex<Tokens>,
-    pub users: Arc<Mutex<HashSet<PublicKey>>>,
-    pub waiting: Waiting,
-    /// Requests that wait for news, and how many may: beyond it they are answered at once.
-    pub waiters: AtomicUsize,
-    pub waiters_max: usize,
-    pub waiting_requests: Gauge,
-    pub submitted: Counter,
-    pub refused: Counter,
-}
-
-/// Counts one request that waits for news, until it is dropped.
-struct Place<'a>(&'a Api);
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        let before = self.0.waiters.fetch_sub(1, Ordering::Relaxed);
-        self.0.waiting_requests.set(before - 1);
-    }
-}
-
-/// An answer that is no success.
-struct Problem(u16, String);
-
-type Answer = Result<HttpResponse, Problem>;
-
-impl From<CallError> for Problem {
-    fn from(error: CallError) -> Self {
-        Problem(503, error.to_string())
-    }
-}
-
-impl From<Refusal> for Problem {
-    fn from(refusal: Refusal) -> Self {
-        let status = match refusal {
-            Refusal::Signatory(_) => 403,
-            Refusal::Size(_) => 413,
-            _ => 400,
-        };
-        Problem(status, refusal.to_string())
-    }
-}
-
-impl From<Problem> for HttpResponse {
-    fn from(Problem(status, detail): Problem) -> Self {
-        HttpResponse::json(status, &json!({ "detail": detail }))
-    }
-}
-
-fn json_text(status: u16, text: String) -> HttpResponse {
-    HttpResponse::new(status, "application/json", text)
-}
-
-/// Seconds since 1970.
-fn unix_seconds() -> u64 {
-    now().wall.as_secs()
-}
+/// Seconds after which a user whose quota is used up may ask again: a job takes some seconds at the least.
+const QUOTA_RETRY: u64 = 5;
 
 impl Api {
     /// Answers a request; waits for the disk, and for news if asked to.
@@ -126,11 +65,15 @@ impl Api {
             ["api", "v1", "cheated-job"] => ("POST", &|| self.cheated(request)),
             ["api", "v1", "jobs"] => ("GET", &|| self.jobs(request)),
             ["api", "v1", "jobs", uuid] => ("GET", &|| self.job(request, uuid)),
-            _ => return Problem(404, format!("there is nothing at {}", request.path)).into(),
+            ["api", "v1", "jobs", _, "cancel"] => ("POST", &|| self.user(request).and(Err(cannot_cancel()))),
+            _ => return Problem::new(404, format!("there is nothing at {}", request.path)).into(),
         };
         if request.method != method && !(request.method == "HEAD" && method == "GET") {
-            let problem: HttpResponse = Problem(405, format!("use {method} at {}", request.path)).into();
-            return problem.with_header("Allow", method);
+            let why = match request.method.as_str() {
+                "DELETE" => cannot_cancel().detail,
+                _ => format!("use {method} at {}", request.path),
+            };
+            return HttpResponse::from(Problem::new(405, why)).with_header("Allow", method);
         }
         answer().unwrap_or_else(HttpResponse::from)
     }
@@ -142,45 +85,32 @@ impl Api {
 
     fn login(&self, request: &HttpRequest) -> Answer {
         let now = unix_seconds();
-        let body: Value = serde_json::from_slice(&request.body).unwrap_or(Value::Null);
+        let is_small = request.body.len() <= LOGIN_BYTES;
+        let body = is_small.then(|| serde_json::from_slice(&request.body).ok()).flatten().unwrap_or(Value::Null);
         let (Some(hotkey), Some(signature), Some(nonce)) =
             (body["hotkey"].as_str(), body["signature"].as_str(), body["nonce"].as_str())
         else {
-            return Err(Problem(400, "the body should be a JSON object with hotkey, signature and nonce".to_owned()));
+            return Err(Problem::new(400, "the body should be a JSON object with hotkey, signature and nonce"));
         };
-        let user = PublicKey::from_ss58(hotkey).map_err(|error| Problem(400, format!("hotkey: {error}")))?;
+        let user = PublicKey::from_ss58(hotkey).map_err(|error| Problem::new(400, format!("hotkey: {error}")))?;
         if !lock(&self.tokens).check_nonce(nonce, now) {
-            return Err(Problem(401, "the nonce was not made here, has expired or was used: get a new one".to_owned()));
+            return Err(Problem::new(401, "the nonce was not made here, has expired or was used: get a new one"));
         }
         // The SDK leaves the 0x out.
         let hex = signature.strip_prefix("0x").unwrap_or(signature);
-        let signature =
-            Signature::from_hex(&format!("0x{hex}")).map_err(|error| Problem(400, format!("signature: {error}")))?;
+        let signature = Signature::from_hex(&format!("0x{hex}"))
+            .map_err(|error| Problem::new(400, format!("signature: {error}")))?;
         if !user.verify(nonce.as_bytes(), &signature) {
-            return Err(Problem(401, format!("the signature is not by {hotkey} over the nonce")));
+            return Err(Problem::new(401, format!("the signature is not by {hotkey} over the nonce")));
         }
         if !lock(&self.users).contains(&user) {
-            return Err(Problem(403, format!("{hotkey} is not a user of this facilitator")));
+            return Err(Problem::new(403, format!("{hotkey} is not a user of this facilitator")));
         }
         let mut tokens = lock(&self.tokens);
         if !tokens.spend(nonce, now) {
-            return Err(Problem(401, "the nonce was used: get a new one".to_owned()));
+            return Err(Problem::new(401, "the nonce was used: get a new one"));
         }
         Ok(HttpResponse::json(200, &json!({ "token": tokens.issue(hotkey, now) })))
-    }
-
-    /// The user who is logged in.
-    fn user(&self, request: &HttpRequest) -> Result<PublicKey, Problem> {
-        let credentials = request.header("Authorization").and_then(|value| value.split_once(' '));
-        let (_, token) = credentials
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer"))
-            .ok_or_else(|| Problem(401, "log in first: the header Authorization: Bearer is missing".to_owned()))?;
-        let user =
-            lock(&self.tokens).user(token.trim(), unix_seconds()).map_err(|error| Problem(401, error.to_string()))?;
-        match PublicKey::from_ss58(&user) {
-            Ok(user) if lock(&self.users).contains(&user) => Ok(user),
-            _ => Err(Problem(403, format!("{user} is not a user of this facilitator any more"))),
-        }
     }
 
     fn submit(&self, request: &HttpRequest) -> Answer {
@@ -198,115 +128,104 @@ impl Api {
         let signature = signature(request)?;
         let uuid = uuid::Uuid::new_v4().to_string();
         let submission = submission::job(&request.body, signature, user, &uuid)?;
-        let validator = submission.validator;
-        if !lock(&self.status).validators.contains(&validator) {
-            return Err(Problem(
-                400,
-                format!("target_validator_hotkey: {validator} is not a validator of this facilitator"),
-            ));
-        }
-        let ticket = self
-            .waiting
-            .enter(submission.text.len())
-            .ok_or_else(|| Problem(503, "too many jobs wait for their validators, try again later".to_owned()))?;
+        let Submission { validator, text, job_time, tag } = submission;
+        self.check_validator(&validator)?;
+        let ticket = self.waiting.enter(text.len()).ok_or_else(|| {
+            Problem::later(503, "too many jobs wait for their validators, try again later", QUOTA_RETRY)
+        })?;
         let job = NewJob {
             uuid: uuid.clone(),
             user: user.to_ss58(),
             validator: validator.to_ss58(),
-            request: submission.text.clone(),
+            request: text.clone(),
+            tag,
             created_at: now().unix_micros(),
         };
-        let job_time = submission.job_time;
-        let dispatch = Dispatch { uuid: uuid.clone(), validator, text: submission.text, job_time, ticket };
-        self.store.insert(job, dispatch, &request.shutdown)?;
-        let row = self.read(request, &user, &uuid)?;
-        Ok(json_text(201, view::job(&row)))
+        let dispatch = Dispatch { uuid: uuid.clone(), validator, text, job_time, ticket };
+        match self.store.insert(job, dispatch, &request.shutdown)? {
+            InsertOutcome::Stored => Reader::new(self, user.to_ss58(), &request.shutdown).job(201, &uuid),
+            InsertOutcome::OverQuota { jobs, bytes } => {
+                self.over_quota.inc();
+                let Quota { jobs: most, bytes: most_bytes } = self.quota;
+                let why = format!(
+                    "you have {jobs} open jobs with {bytes} bytes, and may have {most} with {most_bytes}: try again \
+                     when one has ended"
+                );
+                Err(Problem::later(429, why, QUOTA_RETRY))
+            }
+        }
+    }
+
+    /// Whether jobs are taken for it now.
+    fn check_validator(&self, validator: &PublicKey) -> Result<(), Problem> {
+        let status = lock(&self.status).clone();
+        let problem = if !status.validators.contains(validator) {
+            "is not a validator of this facilitator"
+        } else if !self.hold_jobs && !status.reaches(validator, Instant::now()) {
+            "is not connected, try again later or name another one"
+        } else {
+            return Ok(());
+        };
+        Err(Problem::new(400, format!("target_validator_hotkey: {validator} {problem}")))
     }
 
     fn cheated(&self, request: &HttpRequest) -> Answer {
         let user = self.user(request)?;
         let (report, text) = submission::cheated(&request.body, signature(request)?, user)?;
-        let job = self.read(request, &user, &report.job_uuid)?;
-        let validator = PublicKey::from_ss58(&job.job.validator).map_err(|error| Problem(500, error.to_string()))?;
+        let reader = Reader::new(self, user.to_ss58(), &request.shutdown);
+        let (uuid, trusted) = (jobs::uuid(&report.job_uuid)?, jobs::uuid(&report.trusted_job_uuid)?);
+        let of_job = reader.request(&uuid)?.0.job.validator;
+        let no_trusted =
+            || Problem::new(404, "Trusted job not found: it should be a job of yours with on_trusted_miner");
+        let trusted_job = match reader.request(&trusted) {
+            Err(Problem { status: 404, .. }) => return Err(no_trusted()),
+            read => read?.0.job,
+        };
+        let on_trusted_miner = match FacilitatorToValidator::decode(&trusted_job.request) {
+            Ok(FacilitatorToValidator::V2JobRequest(V2JobRequest { on_trusted_miner, .. })) => on_trusted_miner,
+            _ => false,
+        };
+        if !on_trusted_miner {
+            return Err(no_trusted());
+        }
+        let twice = || Problem::new(400, format!("job {uuid} was reported already"));
+        if reader.head(&uuid)?.reported {
+            return Err(twice());
+        }
+        let validator = PublicKey::from_ss58(&of_job).map_err(|error| Problem::new(500, error.to_string()))?;
+        if !self.send_once(request, validator, text) {
+            let why = format!("validator {validator} is not connected, try again later");
+            return Err(Problem::later(503, why, QUOTA_RETRY));
+        }
+        // Noted only now, so that a report that could not be sent can be repeated.
+        match self.store.report_cheat(&uuid, &trusted, now().unix_micros(), &request.shutdown)? {
+            true => Ok(HttpResponse::json(201, &json!({ "job_uuid": uuid, "validator": of_job }))),
+            false => Err(twice()),
+        }
+    }
+
+    /// Whether the text has gone to the validator.
+    fn send_once(&self, request: &HttpRequest, validator: PublicKey, text: String) -> bool {
         let (reply, sent) = bounded(1);
         let _waiting = waiting("the router", None);
         select! {
             send(self.events, Event::SendOnce { validator, text, reply }) -> _ => {}
             recv(request.shutdown.cancel_receiver()) -> _ => {}
         }
-        let sent = select! {
+        select! {
             recv(sent) -> sent => sent.unwrap_or(false),
             recv(request.shutdown.cancel_receiver()) -> _ => false,
-        };
-        match sent {
-            true => {
-                Ok(HttpResponse::json(200, &json!({ "job_uuid": report.job_uuid, "validator": job.job.validator })))
-            }
-            false => Err(Problem(503, format!("validator {validator} is not connected, try again later"))),
         }
     }
+}
 
-    fn jobs(&self, request: &HttpRequest) -> Answer {
-        let user = self.user(request)?;
-        let page = number(request, "page")?.unwrap_or(1);
-        let page_size = number(request, "page_size")?.unwrap_or(PAGE_SIZE).clamp(1, PAGE_SIZE_MAX);
-        let no_page = || Problem(404, format!("there is no page {page}"));
-        let index = page.checked_sub(1).ok_or_else(no_page)?;
-        let found = self.store.jobs(&user.to_ss58(), index, page_size, &request.shutdown)?;
-        if found.jobs.is_empty() && page > 1 {
-            return Err(no_page());
-        }
-        Ok(json_text(200, view::page(&found, page, page_size)))
-    }
-
-    fn job(&self, request: &HttpRequest, uuid: &str) -> Answer {
-        let user = self.user(request)?;
-        let wait = number(request, "wait")?.map_or(Duration::ZERO, Duration::from_secs).min(WAIT_MAX);
-        let seen = number(request, "seen")?.unwrap_or(0);
-        let deadline = Instant::now() + wait;
-        let mut row = self.read(request, &user, uuid)?;
-        let fresh = |row: &JobRow| row.statuses.iter().filter(|status| view::is_listed(status)).count() as u64 > seen;
-        if !wait.is_zero()
-            && !fresh(&row)
-            && let Some(_place) = self.place()
-        {
-            let waiter = self.changes.wait_for(uuid);
-            loop {
-                // Read after the waiting has begun, so that no news falls between.
-                row = self.read(request, &user, uuid)?;
-                if fresh(&row) || Instant::now() >= deadline {
-                    break;
-                }
-                let _waiting = waiting("news of a job", Some(deadline));
-                select! {
-                    recv(waiter.news()) -> _ => {}
-                    recv(request.shutdown.drain_receiver()) -> _ => break,
-                    default(deadline.saturating_duration_since(Instant::now())) => {}
-                }
-            }
-        }
-        Ok(json_text(200, view::job(&row)))
-    }
-
-    fn read(&self, request: &HttpRequest, user: &PublicKey, uuid: &str) -> Result<JobRow, Problem> {
-        let row = self.store.job(&user.to_ss58(), uuid, &request.shutdown)?;
-        row.ok_or_else(|| Problem(404, format!("you have no job {uuid}")))
-    }
-
-    /// A place among the requests that wait for news, if there is one.
-    fn place(&self) -> Option<Place<'_>> {
-        let before = self.waiters.fetch_add(1, Ordering::Relaxed);
-        self.waiting_requests.set(before + 1);
-        let place = Place(self);
-        (before < self.waiters_max).then_some(place)
-    }
+fn cannot_cancel() -> Problem {
+    Problem::new(
+        501,
+        "a job cannot be cancelled: the network has no message for it. It ends by itself within its time limits",
+    )
 }
 
 fn signature(request: &HttpRequest) -> Result<protocol::Signature, Problem> {
-    protocol::Signature::from_headers(|name| request.header(name)).map_err(|error| Problem(400, error.to_string()))
-}
-
-fn number(request: &HttpRequest, name: &str) -> Result<Option<u64>, Problem> {
-    let parsed = request.query(name).map(str::parse).transpose();
-    parsed.map_err(|_| Problem(400, format!("{name} should be a whole number")))
+    protocol::Signature::from_headers(|name| request.header(name)).map_err(|error| Problem::new(400, error.to_string()))
 }

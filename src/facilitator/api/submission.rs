@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use crate::base::limits::JOB_REQUEST_BYTES;
+use crate::base::limits::{JOB_REQUEST_BYTES, MESSAGE_VALUES};
 use crate::facilitator::router::job_time;
 use crate::identity::PublicKey;
+use crate::protocol::json::has_many_values;
 use crate::protocol::{
     FacilitatorToValidator, MultiUpload, OutputUpload, OutputUploadType, Signature, SignedRequest, SigningError,
     V0JobCheated, V2JobRequest,
@@ -31,6 +32,9 @@ const PLAIN: [&str; 13] = [
     "streaming_start_time_limit",
     "streaming_details",
 ];
+
+/// Characters of a job's tag.
+pub const TAG_CHARS: usize = 255;
 
 /// A post that is not taken: nothing was stored or sent.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +66,8 @@ pub struct Submission {
     pub text: String,
     /// How long it may take by its own limits.
     pub job_time: Duration,
+    /// What the user calls it. No validator is told.
+    pub tag: String,
 }
 
 /// Makes a user's post of a job the message of that uuid.
@@ -76,6 +82,11 @@ pub fn job(body: &[u8], signature: Signature, user: PublicKey, uuid: &str) -> Re
     };
     let validator =
         PublicKey::from_ss58(&target).map_err(|error| Refusal::Body(format!("target_validator_hotkey: {error}")))?;
+    let tag = match body.shift_remove("tag") {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(tag)) if tag.chars().count() <= TAG_CHARS => tag,
+        Some(_) => return Err(Refusal::Body(format!("tag should be a text of at most {TAG_CHARS} characters"))),
+    };
     let mut message = Map::new();
     message.insert("message_type".to_owned(), "V2JobRequest".into());
     message.insert("uuid".to_owned(), uuid.into());
@@ -114,7 +125,7 @@ pub fn job(body: &[u8], signature: Signature, user: PublicKey, uuid: &str) -> Re
     signed_by(user, request.verify()?)?;
     let job_time = job_time(&request);
     let text = encode(request)?;
-    Ok(Submission { validator, text, job_time })
+    Ok(Submission { validator, text, job_time, tag })
 }
 
 /// Makes a user's report the message to the validator; gives it with the uuid of the job.
@@ -146,6 +157,9 @@ fn is_zip(upload: &Value) -> bool {
 }
 
 fn object(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
+    if has_many_values(&String::from_utf8_lossy(body), MESSAGE_VALUES) {
+        return Err(Refusal::Body(format!("the body has more than {MESSAGE_VALUES} values")));
+    }
     serde_json::from_slice(body).map_err(|error| Refusal::Body(format!("the body should be a JSON object: {error}")))
 }
 
@@ -175,11 +189,11 @@ pub fn not_carried(request: &V2JobRequest) -> Option<&'static str> {
     )
 }
 
-/// The body that [`job`] takes, for a request that is signed: what `submit` posts.
+/// The body that [`job`] takes, for a request that is signed, with a tag unless that is empty: what `submit` posts.
 ///
 /// # Errors
 /// What of the request it would not carry.
-pub fn body_of(request: &V2JobRequest, target: &PublicKey) -> Result<String, Refusal> {
+pub fn body_of(request: &V2JobRequest, target: &PublicKey, tag: &str) -> Result<String, Refusal> {
     if let Some(what) = not_carried(request) {
         return Err(Refusal::Body(what.to_owned()));
     }
@@ -196,6 +210,9 @@ pub fn body_of(request: &V2JobRequest, target: &PublicKey) -> Result<String, Ref
             let parts = part.shift_remove(field).unwrap_or_else(|| vec![Value::Object(part)].into());
             body.insert(field.to_owned(), parts);
         }
+    }
+    if !tag.is_empty() {
+        body.insert("tag".to_owned(), tag.into());
     }
     Ok(Value::Object(body).to_string())
 }

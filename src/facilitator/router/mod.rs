@@ -191,6 +191,13 @@ pub struct RouterStatus {
     pub waiting_jobs: usize,
 }
 
+impl RouterStatus {
+    /// Whether a job for that validator would leave at once.
+    pub fn reaches(&self, validator: &PublicKey, now: Instant) -> bool {
+        self.sessions.iter().any(|session| session.validator.as_ref() == Some(validator) && session.is_live(now))
+    }
+}
+
 /// One session, for operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionInfo {

@@ -3,11 +3,17 @@
 //! * A job's statuses are unique: the same one again is [`StatusOutcome::Duplicate`] (the wire's
 //!   `job.integrity_error`).
 //! * A job that has ended stays ended: a status that comes later is kept, but marked late and no part of its history.
+//! * `list`: what users ask of them. `keep`: quotas, and what is forgotten.
+
+mod keep;
+mod list;
 
 use std::path::Path;
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
+pub use self::keep::{Forgotten, InsertOutcome, Keep, Quota};
+pub use self::list::{JobHead, JobList, JobQuery};
 use super::lock::FolderLock;
 use super::{StoreError, open};
 use crate::base::waits::waiting;
@@ -17,7 +23,12 @@ const DATABASE: &str = "facilitator.db";
 
 const LOCK: &str = "facilitator.lock";
 
-const MIGRATIONS: &[&str] = &["
+/// Bytes that the write-ahead log keeps on the disk once all of it is in the database.
+const LOG_BYTES: i64 = 4 << 20;
+
+const MIGRATIONS: &[&str] = &[FIRST, SECOND];
+
+const FIRST: &str = "
 CREATE TABLE jobs (
     uuid TEXT PRIMARY KEY,
     user TEXT NOT NULL,
@@ -44,7 +55,44 @@ CREATE TABLE specs (
     at INTEGER NOT NULL,
     PRIMARY KEY (validator, miner)
 );
-"];
+";
+
+/// Tags, reports of cheating, what quotas count, and what is kept.
+const SECOND: &str = "
+ALTER TABLE jobs ADD COLUMN tag TEXT NOT NULL DEFAULT '';
+DROP INDEX jobs_of_user;
+CREATE INDEX jobs_of_user ON jobs (user, created_at, ended, tag);
+CREATE TABLE cheats (
+    job TEXT PRIMARY KEY,           -- reported by its user
+    trusted_job TEXT NOT NULL,
+    at INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE ended (
+    job TEXT PRIMARY KEY,
+    at INTEGER NOT NULL,            -- when the end was reported
+    bytes INTEGER NOT NULL          -- of the message and of what was reported
+) WITHOUT ROWID;
+CREATE INDEX ended_at ON ended (at, job);
+INSERT INTO ended SELECT uuid, max(at), octet_length(request) + total(octet_length(metadata))
+    FROM jobs JOIN statuses ON job = uuid WHERE ended IS NOT NULL GROUP BY uuid;
+CREATE TABLE open_jobs (            -- kept by the triggers below
+    user TEXT PRIMARY KEY,
+    jobs INTEGER NOT NULL,
+    bytes INTEGER NOT NULL
+) WITHOUT ROWID;
+INSERT INTO open_jobs SELECT user, count(*), total(octet_length(request)) FROM jobs WHERE ended IS NULL GROUP BY user;
+CREATE TRIGGER job_opened AFTER INSERT ON jobs BEGIN
+    INSERT INTO open_jobs VALUES (NEW.user, 1, octet_length(NEW.request))
+        ON CONFLICT DO UPDATE SET jobs = jobs + 1, bytes = bytes + excluded.bytes;
+END;
+CREATE TRIGGER job_ended AFTER UPDATE OF ended ON jobs WHEN OLD.ended IS NULL AND NEW.ended IS NOT NULL BEGIN
+    UPDATE open_jobs SET jobs = jobs - 1, bytes = bytes - octet_length(NEW.request) WHERE user = NEW.user;
+    DELETE FROM open_jobs WHERE user = NEW.user AND jobs = 0;
+END;
+";
+
+/// The mode of SQLite's `auto_vacuum` in which free pages are given back when they are asked for.
+const INCREMENTAL: i64 = 2;
 
 /// The status that a job has from its submission on.
 pub const SENT: &str = "sent";
@@ -60,6 +108,8 @@ pub struct NewJob {
     pub validator: String,
     /// The message to the validator, as it is sent.
     pub request: String,
+    /// What the user calls it; several may have the same, and most have an empty one.
+    pub tag: String,
     /// When it came, in microseconds since 1970.
     pub created_at: i64,
 }
@@ -114,17 +164,8 @@ pub struct JobRow {
     pub job: NewJob,
     /// Its statuses in the order in which they came; the first is [`SENT`].
     pub statuses: Vec<StatusRow>,
-    /// The details of its statuses were left out, because the list was too large.
+    /// The details of its statuses were left out.
     pub details_omitted: bool,
-}
-
-/// One page of a user's jobs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JobPage {
-    /// All jobs of the user.
-    pub count: u64,
-    /// The newest first.
-    pub jobs: Vec<JobRow>,
 }
 
 /// What a validator found out about a miner's machine.
@@ -161,7 +202,19 @@ impl JobStore {
     /// As [`super::open`]; [`StoreError::InUse`] if another process has the folder.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         let lock = FolderLock::take(folder, LOCK)?;
-        Ok(Self { connection: open(&folder.join(DATABASE), MIGRATIONS)?, _lock: lock })
+        let path = folder.join(DATABASE);
+        let connection = open(&path, MIGRATIONS)?;
+        let prepare = || -> rusqlite::Result<()> {
+            connection.pragma_update(None, "journal_size_limit", LOG_BYTES)?;
+            if connection.pragma_query_value(None, "auto_vacuum", |row| row.get::<_, i64>(0))? != INCREMENTAL {
+                // Once for each file: from here on it can shrink.
+                connection.pragma_update(None, "auto_vacuum", INCREMENTAL)?;
+                connection.execute_batch("VACUUM")?;
+            }
+            Ok(())
+        };
+        prepare().map_err(|source| StoreError::Open { path, source })?;
+        Ok(Self { connection, _lock: lock })
     }
 
     /// Begins a batch.
@@ -178,7 +231,7 @@ impl JobStore {
     /// SQLite's.
     pub fn unreceived(&self) -> Result<Vec<NewJob>, StoreError> {
         let mut statement = self.connection.prepare(
-            "SELECT uuid, user, validator, request, created_at FROM jobs WHERE ended IS NULL
+            "SELECT uuid, user, validator, request, created_at, tag FROM jobs WHERE ended IS NULL
              AND (SELECT count(*) FROM statuses WHERE job = uuid) = 1 ORDER BY created_at, rowid",
         )?;
         let rows = statement.query_map([], job)?;
@@ -191,10 +244,10 @@ impl JobStore {
     /// SQLite's.
     pub fn received(&self) -> Result<Vec<(NewJob, i64)>, StoreError> {
         let mut statement = self.connection.prepare(
-            "SELECT uuid, user, validator, request, created_at, max(at) FROM jobs JOIN statuses ON job = uuid
+            "SELECT uuid, user, validator, request, created_at, tag, max(at) FROM jobs JOIN statuses ON job = uuid
              WHERE ended IS NULL GROUP BY uuid HAVING count(*) > 1 ORDER BY created_at, jobs.rowid",
         )?;
-        let rows = statement.query_map([], |row| Ok((job(row)?, row.get(5)?)))?;
+        let rows = statement.query_map([], |row| Ok((job(row)?, row.get(6)?)))?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 }
@@ -207,21 +260,6 @@ impl Batch<'_> {
     pub fn commit(self) -> Result<(), StoreError> {
         let _waiting = waiting("the disk", None);
         Ok(self.0.commit()?)
-    }
-
-    /// Adds a job, with the status [`SENT`].
-    ///
-    /// # Errors
-    /// SQLite's, also when there is a job of that uuid.
-    pub fn insert(&self, job: &NewJob) -> Result<(), StoreError> {
-        let NewJob { uuid, user, validator, request, created_at } = job;
-        self.0
-            .prepare_cached("INSERT INTO jobs (uuid, user, validator, request, created_at) VALUES (?, ?, ?, ?, ?)")?
-            .execute(params![uuid, user, validator, request, created_at])?;
-        self.0
-            .prepare_cached("INSERT INTO statuses (job, status, at, late) VALUES (?, ?, ?, 0)")?
-            .execute(params![uuid, SENT, created_at])?;
-        Ok(())
     }
 
     /// Adds a status to a job.
@@ -249,6 +287,16 @@ impl Batch<'_> {
             self.0
                 .prepare_cached("UPDATE jobs SET ended = ? WHERE uuid = ?")?
                 .execute(params![new.status, new.uuid])?;
+            self.0
+                .prepare_cached(
+                    "INSERT INTO ended SELECT uuid, ?, octet_length(request)
+                     + (SELECT total(octet_length(metadata)) FROM statuses WHERE job = uuid) FROM jobs WHERE uuid = ?",
+                )?
+                .execute(params![new.at, new.uuid])?;
+        } else if late {
+            self.0
+                .prepare_cached("UPDATE ended SET bytes = bytes + ? WHERE job = ?")?
+                .execute(params![new.metadata.as_ref().map_or(0, String::len) as i64, new.uuid])?;
         }
         Ok(if late { StatusOutcome::StoredLate } else { StatusOutcome::Stored })
     }
@@ -283,59 +331,6 @@ impl Batch<'_> {
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
-
-    /// One job of a user; another user's is not there.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn job(&self, user: &str, uuid: &str) -> Result<Option<JobRow>, StoreError> {
-        let found = self
-            .0
-            .prepare_cached("SELECT uuid, user, validator, request, created_at FROM jobs WHERE uuid = ? AND user = ?")?
-            .query_row(params![uuid, user], job)
-            .optional()?;
-        let Some(job) = found else { return Ok(None) };
-        let statuses = self.statuses(&job.uuid, true)?;
-        Ok(Some(JobRow { job, statuses, details_omitted: false }))
-    }
-
-    /// A page of a user's jobs, the newest first; `page` counts from 0. The details of the statuses are left out once
-    /// the page has more than `max_bytes` of them.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn jobs(&self, user: &str, page: u64, page_size: u64, max_bytes: usize) -> Result<JobPage, StoreError> {
-        let count: i64 = self
-            .0
-            .prepare_cached("SELECT count(*) FROM jobs WHERE user = ?")?
-            .query_row(params![user], |row| row.get(0))?;
-        let mut statement = self.0.prepare_cached(
-            "SELECT uuid, user, validator, request, created_at FROM jobs WHERE user = ?
-             ORDER BY created_at DESC, rowid DESC LIMIT ? OFFSET ?",
-        )?;
-        let offset = page.saturating_mul(page_size).min(i64::MAX as u64);
-        let found = statement.query_map(params![user, page_size as i64, offset as i64], job)?;
-        let (mut jobs, mut bytes) = (Vec::new(), 0);
-        for job in found {
-            let job = job?;
-            let details = bytes <= max_bytes;
-            let statuses = self.statuses(&job.uuid, details)?;
-            bytes += job.request.len();
-            bytes += statuses.iter().filter_map(|s| s.metadata.as_ref()).map(String::len).sum::<usize>();
-            jobs.push(JobRow { job, statuses, details_omitted: !details });
-        }
-        Ok(JobPage { count: u64::try_from(count).unwrap_or(0), jobs })
-    }
-
-    fn statuses(&self, uuid: &str, details: bool) -> Result<Vec<StatusRow>, StoreError> {
-        let mut statement = self.0.prepare_cached(
-            "SELECT status, CASE WHEN ? THEN metadata END, at, late FROM statuses WHERE job = ? ORDER BY rowid",
-        )?;
-        let rows = statement.query_map(params![details, uuid], |row| {
-            Ok(StatusRow { status: row.get(0)?, metadata: row.get(1)?, at: row.get(2)?, late: row.get(3)? })
-        })?;
-        Ok(rows.collect::<Result<_, _>>()?)
-    }
 }
 
 fn job(row: &Row<'_>) -> rusqlite::Result<NewJob> {
@@ -345,6 +340,7 @@ fn job(row: &Row<'_>) -> rusqlite::Result<NewJob> {
         validator: row.get(2)?,
         request: row.get(3)?,
         created_at: row.get(4)?,
+        tag: row.get(5)?,
     })
 }
 
@@ -352,19 +348,26 @@ fn job(row: &Row<'_>) -> rusqlite::Result<NewJob> {
 mod tests {
     use super::*;
 
-    fn new_job(uuid: &str, user: &str, created_at: i64) -> NewJob {
+    pub(super) fn new_job(uuid: &str, user: &str, created_at: i64) -> NewJob {
         let text = |s: &str| s.to_owned();
-        NewJob { uuid: text(uuid), user: text(user), validator: text("val"), request: text("{}"), created_at }
+        NewJob {
+            uuid: text(uuid),
+            user: text(user),
+            validator: text("val"),
+            request: text("{}"),
+            tag: text(""),
+            created_at,
+        }
     }
 
-    fn status(uuid: &str, status: &str, terminal: bool) -> NewStatus {
+    pub(super) fn status(uuid: &str, status: &str, terminal: bool) -> NewStatus {
         let metadata = Some("{\"x\":\"\\u0000\"}".to_owned());
         let (uuid, status) = (uuid.to_owned(), status.to_owned());
         NewStatus { uuid, validator: "val".to_owned(), status, metadata, terminal, at: 5 }
     }
 
     fn seen(store: &mut JobStore, uuid: &str) -> Vec<(String, bool)> {
-        let job = store.begin().unwrap().job("user", uuid).unwrap().unwrap();
+        let job = store.begin().unwrap().job("user", uuid, true).unwrap().unwrap();
         job.statuses.into_iter().map(|s| (s.status, s.late)).collect()
     }
 
@@ -373,7 +376,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut store = JobStore::open(folder.path()).unwrap();
         let batch = store.begin().unwrap();
-        batch.insert(&new_job("a", "user", 1)).unwrap();
+        batch.insert(&new_job("a", "user", 1), Quota::NONE).unwrap();
         let add = |new| batch.add_status(&new).unwrap();
         assert_eq!(add(status("a", "received", false)), StatusOutcome::Stored);
         assert_eq!(add(status("a", "received", false)), StatusOutcome::Duplicate);
@@ -399,29 +402,8 @@ mod tests {
     fn a_batch_without_commit_never_happened() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = JobStore::open(folder.path()).unwrap();
-        store.begin().unwrap().insert(&new_job("a", "user", 1)).unwrap();
-        assert_eq!(store.begin().unwrap().job("user", "a").unwrap(), None);
-    }
-
-    #[test]
-    fn pages_are_newest_first_and_only_ones_own() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut store = JobStore::open(folder.path()).unwrap();
-        let batch = store.begin().unwrap();
-        for n in 0..5 {
-            batch.insert(&new_job(&n.to_string(), "user", n)).unwrap();
-        }
-        batch.insert(&new_job("x", "other", 9)).unwrap();
-        batch.add_status(&status("3", "received", false)).unwrap();
-        let page = |page, max_bytes| {
-            let page = batch.jobs("user", page, 2, max_bytes).unwrap();
-            (page.count, page.jobs.into_iter().map(|j| (j.job.uuid, j.details_omitted)).collect::<Vec<_>>())
-        };
-        assert_eq!(page(0, 1000), (5, vec![("4".to_owned(), false), ("3".to_owned(), false)]));
-        assert_eq!(page(0, 0), (5, vec![("4".to_owned(), false), ("3".to_owned(), true)]));
-        assert_eq!(page(2, 1000), (5, vec![("0".to_owned(), false)]));
-        assert_eq!(page(3, 1000), (5, vec![]));
-        assert_eq!(batch.job("other", "0").unwrap(), None);
+        store.begin().unwrap().insert(&new_job("a", "user", 1), Quota::NONE).unwrap();
+        assert_eq!(store.begin().unwrap().job("user", "a", true).unwrap(), None);
     }
 
     #[test]
@@ -430,7 +412,7 @@ mod tests {
         let mut store = JobStore::open(folder.path()).unwrap();
         let batch = store.begin().unwrap();
         for uuid in ["a", "b", "c"] {
-            batch.insert(&new_job(uuid, "user", 1)).unwrap();
+            batch.insert(&new_job(uuid, "user", 1), Quota::NONE).unwrap();
         }
         batch.add_status(&NewStatus { at: 9, ..status("a", "accepted", false) }).unwrap();
         batch.add_status(&status("a", "received", false)).unwrap();
