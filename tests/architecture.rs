@@ -4,6 +4,8 @@
 
 #[path = "architecture/docs.rs"]
 mod docs;
+#[path = "architecture/packaging.rs"]
+mod packaging;
 #[path = "architecture/source.rs"]
 mod source;
 #[path = "architecture/threads.rs"]

@@ -1,4 +1,5 @@
-//! The status server of a role that has no other HTTP: `/healthz`, `/readyz`, `/metrics`, `/status.json` on `--http`.
+//! The status server of a role that has no other HTTP: `/`, `/healthz`, `/readyz`, `/metrics`, `/status.json` on
+//! `--http`.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -30,7 +31,7 @@ pub fn bind(address: SocketAddr, names: HostNames, tls: Option<ServerTls>) -> Re
     Ok(Place { listener: HttpListener::new(listener, tls), names })
 }
 
-/// Serves the four pages of `role`, whose threads report to `board`, at `place`; `short` begins the names of the
+/// Serves the pages of `role`, whose threads report to `board`, at `place`; `short` begins the names of the
 /// server's threads. For each page `look` brings health and metrics up to date and gives what only this role has; it
 /// must not block.
 ///
@@ -71,7 +72,7 @@ pub fn serve_more(
     let handler = move |request: &HttpRequest| {
         pages(request)
             .or_else(|| more(request))
-            .unwrap_or_else(|| HttpResponse::text(404, "there is /healthz, /readyz, /metrics, /status.json\n"))
+            .unwrap_or_else(|| HttpResponse::text(404, "there is /, /healthz, /readyz, /metrics, /status.json\n"))
     };
     let handler = guarded(names, Arc::new(handler));
     HttpServer::start(short, listener, handler, HttpLimits::default()).map_err(|e| format!("--http: {e}"))

@@ -110,8 +110,8 @@ pub fn stop_within(env: &Env, budget: Duration, stop: impl FnOnce(&mut Stopping)
                 let names: Vec<String> = live().iter().map(ToString::to_string).collect();
                 log::error!("the stop did not end within {limit:?}; still running: {}", names.join("; "));
             });
-            #[allow(clippy::exit)] // The last resort: threads are stuck, so nothing else would end the process.
-            std::process::exit(exit::WATCHDOG.into());
+            // The last resort: threads are stuck, so nothing else would end the process.
+            exit::at_once(exit::WATCHDOG);
         }
     });
     let mut stopping = Stopping::new(&env.shutdown);

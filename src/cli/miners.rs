@@ -103,6 +103,27 @@ pub(super) fn page(
     }
 }
 
+/// Miners in a snapshot; `/miners.json` has them all.
+const SHOWN: usize = 100;
+
+/// The miners as a snapshot has them: the first hundred of the list, each in few words.
+pub(super) fn shown(miners: &[MinerView]) -> Value {
+    let brief = |miner: &MinerView| {
+        let miner = json!(miner);
+        let error = Some(&miner["last_error"]).filter(|error| !error.is_null()).map(incident);
+        json!({
+            "hotkey": miner["hotkey"],
+            "address": address(&miner),
+            "state": state(&miner),
+            "running": counts(&miner["running"]),
+            "manifest": counts(&miner["manifest"]),
+            "reliability": number(&miner["reliability"]),
+            "last_error": error,
+        })
+    };
+    miners.iter().take(SHOWN).map(brief).collect()
+}
+
 const HEADS: [&str; 9] =
     ["HOTKEY", "ADDRESS", "TRUSTED", "MANIFEST", "AGE", "RUNNING", "RELIABILITY", "STATE", "LAST ERROR"];
 

@@ -24,6 +24,7 @@ pub mod job;
 mod job_files;
 pub mod job_text;
 pub mod key;
+mod layout;
 pub mod manifests;
 pub mod miner;
 mod miner_list;
@@ -35,6 +36,7 @@ mod security;
 pub mod status;
 pub mod submit;
 mod tls;
+pub mod top;
 mod transfers;
 mod tree;
 pub mod validator;
@@ -77,6 +79,8 @@ enum Command {
     Submit(submit::Args),
     /// Show the status of a running role; exit 0 if it is ready, 1 if not
     Status(status::Args),
+    /// Look at running roles again and again, on the whole terminal
+    Top(top::Args),
     /// Show the miners of a running validator or worker, and why one is passed over
     Miners(miners::Args),
     /// Ask miners what they offer
@@ -184,6 +188,7 @@ fn run() -> ExitCode {
         Command::Executor(args) => executor::run(*args),
         Command::Submit(args) => submit::run(args),
         Command::Status(args) => status::run(args),
+        Command::Top(args) => top::run(args),
         Command::Miners(args) => miners::run(args),
         Command::Manifests(args) => manifests::run(args),
         Command::Job(args) => job::run(args),

@@ -1,60 +1,150 @@
-//! `phalanx status`: asks a running role how it is, for people, and for scripts by its exit code.
+//! `phalanx status`: asks running roles how they are, for people, and for scripts by its exit code.
 
 use std::fmt::Write as _;
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-
+use super::layout::{self, Line, Palette, lay_out, plain};
+use super::values::duration;
 use crate::app::exit;
 use crate::base::shutdown::Shutdown;
 use crate::net::http::client::{HttpClient, HttpError, Response};
-use crate::ops::health::PartState;
+use crate::ops::overview::{Tone, overview, threads};
 use crate::ops::redact;
-use crate::ops::status::{Snapshot, ThreadLine};
+use crate::ops::status::Snapshot;
+
+pub(super) use crate::ops::overview::words::ago;
 
 /// Time for the answer: a role gives it without waiting for anything.
 pub(super) const ANSWER_TIME: Duration = Duration::from_secs(10);
 
+/// The shortest time between two looks at a role.
+pub(super) const LEAST_WATCH: Duration = Duration::from_millis(200);
+
+/// Rows of a table without --all.
+const ROWS: usize = 10;
+
+/// Columns where stdout is no terminal.
+const COLUMNS: usize = 80;
+
 /// The arguments of `phalanx status`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The role's --http address, as 127.0.0.1:8080, or the URL of a proxy before it
-    #[arg(long, value_name = "ADDR|URL", env = "PHALANX_HTTP")]
-    http: Option<String>,
-    /// Print the role's /status.json as it is
+    /// The role's --http address, as 127.0.0.1:8080, or the URL of a proxy before it; may be repeated
+    #[arg(long, value_name = "ADDR|URL", env = "PHALANX_HTTP", value_delimiter = ',')]
+    http: Vec<String>,
+    /// Print the role's /status.json as it is; of several roles a line each
     #[arg(long, env = "PHALANX_JSON")]
     json: bool,
     /// Show the threads as well
     #[arg(long, env = "PHALANX_VERBOSE")]
     verbose: bool,
+    /// Show all rows of each list, not only the first ten
+    #[arg(long, env = "PHALANX_ALL")]
+    all: bool,
+    /// Look again after this time, over and over, until a signal ends it [default without a value: 2s]
+    #[arg(
+        long, value_name = "DUR", value_parser = duration, env = "PHALANX_WATCH", num_args = 0..=1,
+        require_equals = true, default_missing_value = "2s"
+    )]
+    watch: Option<Duration>,
 }
 
-/// Runs the command: exit 0 if the role is ready, 1 if it is not or does not answer, 2 if the address is wrong.
+/// Runs the command: exit 0 if all roles are ready, 1 if one is not or does not answer, 2 if an address is wrong.
 ///
-/// Blocks for the answer, at most 10 s; a signal ends it at once.
+/// Blocks for the answers, each at most 10 s, with --watch for ever; a signal ends it at once.
 pub fn run(args: Args) -> ExitCode {
-    let url = match page_url(args.http.as_deref(), "status.json") {
-        Ok(url) => url,
+    let urls = match page_urls(&args.http, "status.json") {
+        Ok(urls) => urls,
         Err(problem) => return exit::usage(problem),
     };
-    let (response, snapshot) = match ask(&url) {
-        Ok(answer) => answer,
-        Err(error) => return exit::failed(format!("no role of phalanx answers: {error}")),
-    };
-    let mut text =
-        if args.json { redact::JsonText(&response.text()).to_string() } else { page(&snapshot, args.verbose) };
-    if !text.ends_with('\n') {
-        text.push('\n');
+    if let Some(problem) = args.watch.and_then(problem_of_watch) {
+        return exit::usage(problem);
     }
-    match std::io::stdout().write_all(text.as_bytes()) {
-        // A reader that has seen enough is no failure.
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => exit::failed(format!("cannot write to stdout: {error}")),
-        _ if snapshot.ready => ExitCode::from(exit::DONE),
-        _ => ExitCode::from(exit::FAILED),
+    // Nobody raises it: a signal ends the process.
+    let stop = Shutdown::new();
+    loop {
+        let (text, ready) = look(&args, &urls);
+        let text = if args.watch.is_some() && std::io::stdout().is_terminal() { in_place(&text) } else { text };
+        let mut stdout = std::io::stdout();
+        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                return exit::failed(format!("cannot write to stdout: {error}"));
+            }
+            written => match args.watch.filter(|_| written.is_ok()) {
+                Some(pause) => drop(stop.wait(pause)),
+                // A reader that has seen enough is no failure.
+                None if ready => return ExitCode::from(exit::DONE),
+                None => return ExitCode::from(exit::FAILED),
+            },
+        }
     }
+}
+
+/// What is wrong with a time between two looks.
+pub(super) fn problem_of_watch(pause: Duration) -> Option<String> {
+    (pause < LEAST_WATCH).then(|| format!("the time between two looks is {pause:?}; it should be 200ms or more"))
+}
+
+/// Asks all roles, in their order; gives what is to be printed, and whether all are ready. One that does not answer is
+/// said on stderr.
+fn look(args: &Args, urls: &[String]) -> (String, bool) {
+    let terminal = std::io::stdout().is_terminal();
+    let (width, palette) = (columns().unwrap_or(COLUMNS), palette(terminal));
+    let (mut text, mut ready) = (String::new(), true);
+    for url in urls {
+        match ask(url) {
+            Err(error) => {
+                ready = false;
+                // Its code is the same for all.
+                let _failed = exit::failed(format!("no role of phalanx answers: {error}"));
+            }
+            Ok((response, snapshot)) => {
+                ready &= snapshot.ready;
+                if args.json {
+                    let json = redact::JsonText(&response.text()).to_string();
+                    put(&mut text, format_args!("{}\n", json.trim_end()));
+                    continue;
+                }
+                if !text.is_empty() {
+                    text.push('\n');
+                }
+                for line in page(&snapshot, args, width) {
+                    put(&mut text, format_args!("{}\n", palette.paint(&line)));
+                }
+            }
+        }
+    }
+    (text, ready)
+}
+
+/// Colours on a terminal, unless `NO_COLOR` is set.
+pub(super) fn palette(is_terminal: bool) -> Palette {
+    Palette::new(is_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()))
+}
+
+/// Over what stood there before, without a flicker: each line is cleared to its end, and then what is below.
+fn in_place(text: &str) -> String {
+    format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"))
+}
+
+/// The columns of the terminal; `None` if stdout is none, or does not say.
+fn columns() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+    (size.ws_col > 0).then_some(usize::from(size.ws_col))
+}
+
+/// The URLs of the pages of several roles.
+///
+/// # Errors
+/// As [`page_url`], of the first that is wrong.
+pub(super) fn page_urls(http: &[String], page: &str) -> Result<Vec<String>, String> {
+    if http.is_empty() {
+        return page_url(None, page).map(|url| vec![url]);
+    }
+    http.iter().map(|http| page_url(Some(http), page)).collect()
 }
 
 /// The URL of a role's page, from what the operator gives.
@@ -83,118 +173,46 @@ pub(super) fn page_url(http: Option<&str>, page: &str) -> Result<String, String>
     Ok(format!("{base}/{page}"))
 }
 
-fn ask(url: &str) -> Result<(Response, Snapshot), HttpError> {
-    let client = HttpClient::new(Shutdown::new());
+pub(super) fn ask(url: &str) -> Result<(Response, Snapshot), HttpError> {
+    ask_by(&HttpClient::new(Shutdown::new()), url)
+}
+
+/// Asks for a snapshot. Blocks for the answer, at most 10 s, or until the client's signal cancels.
+pub(super) fn ask_by(client: &HttpClient, url: &str) -> Result<(Response, Snapshot), HttpError> {
     let response = client.get(url, &[], Instant::now() + ANSWER_TIME)?.ok()?;
     let snapshot = response.json()?;
     Ok((response, snapshot))
 }
 
 /// The snapshot for people.
-fn page(now: &Snapshot, verbose: bool) -> String {
-    let mut out = String::new();
-    let ready = if now.ready { "ready" } else { "not ready" };
-    line(
-        &mut out,
-        format_args!("{} {}, {}, up {}: {ready}", now.role, now.version, now.state, ago(now.uptime_seconds)),
-    );
-    for part in &now.parts {
-        let why = part.why.as_deref().filter(|_| part.state != PartState::Up).map(|why| format!("  {why}"));
-        line(&mut out, format_args!("  {:<16} {}{}", part.name, part.state, why.unwrap_or_default()));
+fn page(now: &Snapshot, args: &Args, width: usize) -> Vec<Line> {
+    let overview = overview(now);
+    let (ready, tone) = if now.ready { ("ready", Tone::Good) } else { ("not ready", Tone::Bad) };
+    let mut head = plain(format!("{}: ", layout::cut(&overview.headline, width.saturating_sub(ready.len() + 2))));
+    head.push(layout::Span { text: ready.to_owned(), tone });
+    let rows = (!args.all).then_some(ROWS);
+    let mut lines = vec![head];
+    lines.extend(lay_out(&overview.sections, width, rows));
+    if args.verbose {
+        lines.extend(lay_out(&[threads(now)], width, None));
     }
-    details(&mut out, &now.details);
-    if let Some(process) = now.process {
-        let mib = process.resident_memory_bytes >> 20;
-        let (threads, fds) = (process.threads, process.open_fds);
-        line(&mut out, format_args!("process: {mib} MiB, {threads} threads, {fds} open files"));
-    }
-    if !now.errors.is_empty() {
-        line(&mut out, format_args!("last errors:"));
-    }
-    for error in &now.errors {
-        let (class, when) = (error.class, ago(error.seconds_ago));
-        line(&mut out, format_args!("  {when} ago, {class}, {}: {} ({} in all)", error.place, error.text, error.count));
-    }
-    if !now.warnings.is_empty() {
-        line(&mut out, format_args!("warnings:"));
-    }
-    now.warnings.iter().for_each(|warning| line(&mut out, format_args!("  {warning}")));
-    if verbose {
-        line(&mut out, format_args!("threads:"));
-        for thread in &now.threads {
-            let (age, does) = (ago(thread.age_seconds), does(thread));
-            line(&mut out, format_args!("  {:<15} {age:>10}  {does}; kick: {}", thread.name, thread.kick));
-        }
-    }
-    out
+    lines
 }
 
-/// What a thread waits for, since when and until when, or since when it runs.
-fn does(thread: &ThreadLine) -> String {
-    let (what, time) = (thread.waits_for.as_deref(), ago(thread.for_seconds));
-    let does = what.map_or_else(|| format!("runs for {time}"), |what| format!("waits for {what} for {time}"));
-    match thread.left_seconds {
-        None => does,
-        Some(left @ 0..) => format!("{does}, {} left", ago(left.unsigned_abs())),
-        Some(over) => format!("{does}, {} over its deadline", ago(over.unsigned_abs())),
-    }
-}
-
-/// A line for each field, and for each entry of a list.
-fn details(out: &mut String, value: &Value) {
-    let Value::Object(fields) = value else { return line(out, format_args!("{}", shown(value))) };
-    for (name, value) in fields {
-        let Value::Array(values) = value else {
-            line(out, format_args!("{name:<20} {}", shown(value)));
-            continue;
-        };
-        line(out, format_args!("{name}: {}", if values.is_empty() { "none" } else { "" }));
-        values.iter().for_each(|value| line(out, format_args!("  {}", shown(value))));
-    }
-}
-
-/// A value on one line.
-fn shown(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        Value::Array(values) => values.iter().map(shown).collect::<Vec<_>>().join(", "),
-        Value::Object(fields) => fields.iter().map(field).collect::<Vec<_>>().join(", "),
-        other => other.to_string(),
-    }
-}
-
-fn field((name, value): (&String, &Value)) -> String {
-    match value {
-        Value::Object(_) | Value::Array(_) => format!("{name} ({})", shown(value)),
-        value => format!("{name} {}", shown(value)),
-    }
-}
-
-/// A time for people: its two largest units.
-pub(super) fn ago(seconds: u64) -> String {
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds} s"),
-        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
-        (0, _, _) => format!("{hours} h {} min", minutes % 60),
-        _ => format!("{days} d {} h", hours % 24),
-    }
-}
-
-/// One line: what a peer wrote somewhere in it is not to begin another, or to colour the terminal.
-fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
-    writeln!(out, "{}", redact::OneLine(text.to_string().trim_end())).expect("writing to a String cannot fail");
+fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
+    out.write_fmt(text).expect("writing to a String cannot fail");
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ops::errors::{ErrorClass, LastError};
-    use crate::ops::health::Part;
+    use crate::ops::health::{Part, PartState};
+    use crate::ops::jobs::{JobFacts, Jobs};
     use crate::ops::process::Process;
-    use crate::ops::status::RoleState;
+    use crate::ops::status::{RoleState, ThreadLine};
     use serde_json::json;
+    use unicode_width::UnicodeWidthStr;
 
     #[test]
     fn addresses_and_urls() {
@@ -215,8 +233,16 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_page_says_all_that_the_snapshot_has() {
+    fn args(more: &[&str]) -> Args {
+        #[derive(clap::Parser)]
+        struct Command {
+            #[command(flatten)]
+            args: Args,
+        }
+        <Command as clap::Parser>::parse_from([&["status"], more].concat()).args
+    }
+
+    fn snapshot() -> Snapshot {
         let part = |name: &str, state, why: Option<&str>| Part { name: name.into(), state, why: why.map(Into::into) };
         let thread = |name: &str, age_seconds, waits_for: Option<&str>, left_seconds| ThreadLine {
             name: name.into(),
@@ -226,7 +252,12 @@ mod tests {
             for_seconds: 3,
             left_seconds,
         };
-        let snapshot = Snapshot {
+        let jobs = Jobs::default();
+        let uuid = "11111111-2222-3333-4444-555555555555";
+        jobs.begin(uuid, JobFacts { peer: &"5".repeat(48), class: "always_on.test", tag: "a\u{1b}[2J" }, "sent");
+        jobs.end("x", "completed", None);
+        (0..8).for_each(|_| jobs.end("x", "rejected", None));
+        Snapshot {
             role: "validator".into(),
             version: "1.2.3".into(),
             state: RoleState::Running,
@@ -241,6 +272,7 @@ mod tests {
                 "sessions": [{"peer": "h:1", "age_seconds": 2}],
                 "x": [],
             }),
+            jobs: jobs.view(),
             errors: vec![LastError {
                 class: ErrorClass::Reconnect,
                 place: "link".into(),
@@ -255,33 +287,68 @@ mod tests {
                 thread("late", 70, Some("a lock"), Some(-60)),
             ],
             warnings: vec!["thread late waits for a lock for 61.0s, 60.0s over its deadline".into()],
-        };
-        let short = "\
+        }
+    }
+
+    fn text(now: &Snapshot, more: &[&str], width: usize) -> String {
+        page(now, &args(more), width).iter().map(|line| layout::text_of(line) + "\n").collect()
+    }
+
+    #[test]
+    fn the_page_says_all_that_the_snapshot_has() {
+        let now = snapshot();
+        let short = text(&now, &[], 80);
+        // The minute in which the jobs ended may be over.
+        let short: Vec<&str> = short.lines().filter(|line| !line.contains('█')).collect();
+        let expected = "\
 validator 1.2.3, running, up 1 h 2 min: not ready
-  facilitator      down  refused
-  timer            up
-running_jobs         3
-class                always_on.test\\u{1b}
-link                 -
-slots                a (free 2)
-sessions:
-  peer h:1, age_seconds 2
-x: none
-process: 27 MiB, 9 threads, 12 open files
-last errors:
-  1 d 1 h ago, reconnect, link: reset (4 in all)
+  facilitator            down  refused
+  timer                  up
 warnings:
   thread late waits for a lock for 61.0s, 60.0s over its deadline
-";
-        assert_eq!(page(&snapshot, false), short);
+jobs:
+  open                   1
+  completed              1
+  rejected               8
+  ended                  9 in all, 9 in the last 5 min, 9 in the last hour
+ended in each of the last 60 minutes:
+open jobs:
+  JOB                                   STAGE  FOR  AGE    MINER
+  11111111-2222-3333-4444-555555555555  sent   0 s  0.0 s  55555555555555555555…
+validator:
+  running jobs           3
+  class                  always_on.test\\u{1b}
+  x                      none
+slots:
+  NAME  FREE
+  a     2
+sessions:
+  PEER  AGE
+  h:1   2 s
+process:
+  memory                 27.0 MiB
+  threads                9
+  open files             12
+last errors:
+  AGO      CLASS      PLACE  IN ALL  ERROR
+  1 d 1 h  reconnect  link   4       reset";
+        assert_eq!(short, expected.lines().collect::<Vec<_>>());
         let threads = "\
 threads:
-  timer            1 min 1 s  waits for its next alarm for 3 s, 7 s left; kick: a flag
-  runs                   0 s  runs for 3 s; kick: a flag
-  late            1 min 10 s  waits for a lock for 3 s, 1 min 0 s over its deadline; kick: a flag
+  timer                   1 min 1 s  waits for its next alarm for 3 s, 7 s left; kick: a flag
+  runs                          0 s  runs for 3 s; kick: a flag
+  late                   1 min 10 s  waits for a lock for 3 s, 1 min 0 s over its deadline; kick: a flag
 ";
-        assert_eq!(page(&snapshot, true), format!("{short}{threads}"));
-        let read: Snapshot = serde_json::from_str(&json!(snapshot).to_string()).unwrap();
-        assert_eq!(read, snapshot);
+        assert!(text(&now, &["--verbose"], 120).ends_with(threads), "{}", text(&now, &["--verbose"], 120));
+        let read: Snapshot = serde_json::from_str(&json!(now).to_string()).unwrap();
+        assert_eq!(read, now);
+    }
+
+    #[test]
+    fn it_fits_into_eighty_columns() {
+        for width in [40, 60, 80] {
+            let shown = text(&snapshot(), &["--verbose"], width);
+            assert!(shown.lines().all(|line| line.width() <= width), "{width}:\n{shown}");
+        }
     }
 }

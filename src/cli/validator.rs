@@ -265,6 +265,7 @@ fn serve_status(
             "tasks": observer.tasks().map(threads_of),
             "remote": observer.front(),
             "asked": asked,
+            "miners": observer.miners().as_deref().map(miners::shown),
         })
     };
     status::serve_more(("validator", "val"), place, env, &board, look, miners)

@@ -201,6 +201,7 @@ fn serve_status(
             "unreported": unreported,
             "tasks": worker.tasks(),
             "asked": asked,
+            "miners": drives_miners.then(|| miners::shown(&handle.miners())),
         })
     };
     status::serve_more(("worker", "wor"), place, env, board, look, miners)

@@ -18,7 +18,10 @@ use crate::base::shutdown::{Never, Shutdown};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
 use crate::ops::health::Health;
-use crate::ops::metrics::{Counter, Histogram, Metrics, SECONDS};
+use crate::ops::jobs::Jobs;
+use crate::ops::metrics::{Counter, Histogram, SECONDS};
+use crate::ops::status::Board;
+use crate::protocol::JobStatus;
 use crate::store::StoreError;
 use crate::store::jobs::{
     Batch, Forgotten, InsertOutcome, JobHead, JobList, JobQuery, JobRow, JobStore, Keep, NewJob, NewStatus, Quota,
@@ -169,9 +172,9 @@ pub(super) fn start(
     stored: Sender<Input<Ticket>>,
     changes: Changes,
     stop: &Shutdown,
-    health: &Health,
-    metrics: &Metrics,
+    board: &Board,
 ) -> (StoreHandle, Thread<()>) {
+    let Board { health, metrics, jobs, .. } = board;
     let (queue, requests) = bounded(ROLE_EVENTS);
     let (ends, ended) = bounded(0);
     let kick = stop.clone();
@@ -182,6 +185,7 @@ pub(super) fn start(
         changes,
         stop: stop.clone(),
         health: health.clone(),
+        jobs: jobs.clone(),
         commits: metrics.histogram(
             "phalanx_facilitator_commit_seconds",
             "Time of a database transaction.",
@@ -211,6 +215,8 @@ struct Disk {
     changes: Changes,
     stop: Shutdown,
     health: Health,
+    /// Those that are shown.
+    jobs: Jobs,
     commits: Histogram,
     failures: Counter,
     forgotten: Counter,
@@ -259,7 +265,7 @@ impl Disk {
                     let soon = Instant::now() + FORGET_AFTER;
                     self.forget_at = Some(self.forget_at.map_or(soon, |at| at.min(soon)));
                 }
-                done.into_iter().filter_map(|done| done.report(&self.changes)).collect()
+                done.into_iter().filter_map(|done| done.report(&self.changes, &self.jobs)).collect()
             }
             Err(error) => {
                 self.failed(&error);
@@ -378,11 +384,12 @@ impl Done {
     }
 
     /// Reports to whoever waits, and gives what the router has to know. A caller that has given up gets nothing.
-    fn report(self, changes: &Changes) -> Option<Input<Ticket>> {
+    fn report(self, changes: &Changes, jobs: &Jobs) -> Option<Input<Ticket>> {
         match self {
             Done::Status { session, status: NewStatus { uuid, status, validator, terminal, .. }, outcome } => {
                 if outcome == StatusOutcome::Stored {
                     changes.notify(&uuid);
+                    show(jobs, &uuid, &status, terminal);
                     if terminal {
                         log::info!("job {uuid}: ended as {status}, validator {validator}");
                     }
@@ -409,21 +416,29 @@ impl Done {
     }
 }
 
+/// Takes a status that is stored into the jobs that are shown.
+fn show(jobs: &Jobs, uuid: &str, status: &str, terminal: bool) {
+    let Some(status) = JobStatus::ALL.iter().find(|known| known.as_str() == status) else { return };
+    match terminal {
+        true => jobs.end(uuid, status.as_str(), None),
+        false => jobs.step(uuid, status.as_str()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::base::wait::far;
-    use crate::ops::status::Board;
 
     #[test]
     fn a_call_that_the_thread_has_not_seen_ends_with_the_thread() {
         let folder = tempfile::tempdir().unwrap();
         let store = JobStore::open(folder.path()).unwrap();
-        let (stop, Board { health, metrics, .. }) = (Shutdown::new(), Board::new());
+        let stop = Shutdown::new();
         let (stored, _router) = bounded(1);
         let keep = Keep { jobs: 0, time: Duration::ZERO, bytes: 0 };
         let bounds = Bounds { quota: Quota::NONE, keep };
-        let (handle, thread) = start(store, bounds, stored, Changes::default(), &stop, &health, &metrics);
+        let (handle, thread) = start(store, bounds, stored, Changes::default(), &stop, &Board::new());
         assert!(handle.job("user", "uuid", true, &Shutdown::new()).unwrap().is_none());
         // What comes between the thread's last look and the end of its queue; here the queue is another's.
         let (queue, _unread) = bounded(1);

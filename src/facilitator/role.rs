@@ -34,10 +34,11 @@ use crate::link::{Buckets, OutboxLimits, Server, ServerConfig};
 use crate::net::http::pages::pages;
 use crate::net::http::{HttpLimits, HttpListener, HttpRequest, HttpResponse, HttpServer, guarded};
 use crate::ops::health::Health;
+use crate::ops::jobs::{JobFacts, JobMetrics, Jobs};
 use crate::ops::status::{Board, Frame};
 use crate::protocol::FacilitatorToValidator;
 use crate::store::StoreError;
-use crate::store::jobs::{JobStore, NewJob, SpecsRow};
+use crate::store::jobs::{JobStore, NewJob, SENT, SpecsRow};
 use crate::transport::{HandshakeRequest, Listener, Refusal, SocketLimits};
 
 /// Messages and bytes that wait for one validator. All jobs that may wait at all (4,096 and 256 MiB) fit, with their
@@ -132,8 +133,10 @@ impl Facilitator {
         let (changes, waiting) = (Changes::default(), Waiting::default());
 
         let mut router = Router::new(config.router(), config.validators);
-        let unreceived = store.unreceived()?.into_iter().filter_map(|job| send_again(&waiting, job));
-        let received = store.received()?.into_iter().filter_map(|(job, last_at)| watch_again(job, last_at));
+        board.jobs.measure(&metrics, JOB_METRICS, &OUTCOMES);
+        let jobs = &board.jobs;
+        let unreceived = store.unreceived()?.into_iter().filter_map(|job| send_again(&waiting, jobs, job));
+        let received = store.received()?.into_iter().filter_map(|(job, last_at)| watch_again(jobs, job, last_at));
         // One moment for all, so that none is due before the loop runs.
         let start = now();
         for input in unreceived.chain(received) {
@@ -144,7 +147,7 @@ impl Facilitator {
 
         let (stored_tx, stored) = bounded(ROLE_EVENTS);
         let bounds = Bounds { quota: config.user_quota, keep: config.keep };
-        let (store, disk) = disk::start(store, bounds, stored_tx, changes.clone(), &stop, &health, &metrics);
+        let (store, disk) = disk::start(store, bounds, stored_tx, changes.clone(), &stop, &board);
         let (events, event_queue) = router_thread::queue();
         let router = RouterThread {
             router,
@@ -171,6 +174,7 @@ impl Facilitator {
             metrics.counter("phalanx_facilitator_users_over_total", "Requests beyond what a user may have.", labels)
         };
         let api = Api {
+            shown: board.jobs.clone(),
             store: store.clone(),
             events: events.clone(),
             status: status.clone(),
@@ -289,6 +293,18 @@ impl Drop for Facilitator {
     }
 }
 
+/// What is counted of jobs.
+const JOB_METRICS: JobMetrics = JobMetrics {
+    ended: Some("phalanx_facilitator_jobs_ended_total"),
+    stages: Some("phalanx_facilitator_job_stage_seconds"),
+};
+
+/// How jobs end.
+const OUTCOMES: [&str; 4] = ["completed", "failed", "rejected", "horde_failed"];
+
+/// The stage of a job that had come further before the restart.
+const RESTORED: &str = "restored";
+
 fn server_config() -> ServerConfig {
     let mut config = ServerConfig::new("fac");
     config.socket = SocketLimits {
@@ -308,28 +324,34 @@ fn accept_path(request: &HandshakeRequest) -> Result<(), Refusal> {
 }
 
 /// A job of before the restart that no validator has received goes out again, with a new time limit.
-fn send_again(waiting: &Waiting, job: NewJob) -> Option<Input<Ticket>> {
-    let (validator, job_time) = validator_and_time(&job)?;
+fn send_again(waiting: &Waiting, jobs: &Jobs, job: NewJob) -> Option<Input<Ticket>> {
+    let (validator, job_time) = known_again(jobs, &job, SENT)?;
     let NewJob { uuid, request: text, .. } = job;
     let ticket = waiting.enter_anyway(text.len());
     Some(Input::Dispatch(Dispatch { uuid, validator, text, job_time, ticket }))
 }
 
 /// A job of before the restart that a validator has received, last heard of at `last_at`, is watched again.
-fn watch_again(job: NewJob, last_at: i64) -> Option<Input<Ticket>> {
-    let (validator, job_time) = validator_and_time(&job)?;
+fn watch_again(jobs: &Jobs, job: NewJob, last_at: i64) -> Option<Input<Ticket>> {
+    let (validator, job_time) = known_again(jobs, &job, RESTORED)?;
     let silent = now().unix_micros().saturating_sub(last_at);
     // A clock that was set back counts as no silence.
     let silent_for = Duration::from_micros(u64::try_from(silent).unwrap_or(0));
     Some(Input::Resume { uuid: job.uuid, validator, job_time, silent_for })
 }
 
-fn validator_and_time(job: &NewJob) -> Option<(PublicKey, Duration)> {
+/// Shows a job of before the restart; gives its validator, and how long it may take.
+fn known_again(jobs: &Jobs, job: &NewJob, stage: &'static str) -> Option<(PublicKey, Duration)> {
     let uuid = &job.uuid;
     let validator = PublicKey::from_ss58(&job.validator);
     let validator = validator.inspect_err(|error| log::error!("job {uuid} cannot be taken up again: {error}")).ok()?;
     match FacilitatorToValidator::decode(&job.request) {
-        Ok(FacilitatorToValidator::V2JobRequest(request)) => Some((validator, router::job_time(&request))),
+        Ok(FacilitatorToValidator::V2JobRequest(request)) => {
+            let namespace = request.job_namespace.as_deref().unwrap_or_default();
+            let (class, tag) = (request.executor_class.as_str(), if job.tag.is_empty() { namespace } else { &job.tag });
+            jobs.begin(uuid.as_str(), JobFacts { peer: &job.validator, class, tag }, stage);
+            Some((validator, router::job_time(&request)))
+        }
         _ => {
             log::error!("job {uuid} cannot be taken up again: what is stored of it is no job request");
             None

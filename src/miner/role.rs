@@ -36,6 +36,7 @@ use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::TimerHandle;
 use crate::base::waits::waiting;
 use crate::link::server::{AcceptState, Server};
+use crate::ops::jobs::JobMetrics;
 use crate::ops::status::Board;
 use crate::store::StoreError;
 use crate::store::miner::{MinerStore, Turn};
@@ -44,6 +45,12 @@ use crate::transport::Listener;
 
 /// How long the threads of connections, the store and the accepting may take to end, each step.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
+
+/// What is counted of jobs; their stages are measured as the miner has them, see `meters`.
+const JOB_METRICS: JobMetrics = JobMetrics { ended: Some("phalanx_miner_jobs_ended_total"), stages: None };
+
+/// How jobs end on a miner.
+const OUTCOMES: [&str; 4] = ["completed", "failed", "horde_failed", router_thread::DECLINED];
 
 /// Why a miner could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -243,6 +250,7 @@ impl Miner {
         let status = Arc::new(Mutex::new(router.status()));
         let (report, key, to_save) = (events.clone(), config.key.clone(), saves.clone());
         let meters = Meters::new(&metrics);
+        config.board.jobs.measure(&metrics, JOB_METRICS, &OUTCOMES);
         let router_health = health.clone();
         let disk = spawn("min-store", Kick::dropped("the router's sender"), move || {
             // Once the router has ended, nobody waits for the outcome.
@@ -268,6 +276,7 @@ impl Miner {
             traces: traces.clone(),
             meters,
             health: router_health,
+            jobs: config.board.jobs.clone(),
             end_time,
         };
         let (kicked, running) = (stop.clone(), stop.clone());

@@ -18,7 +18,7 @@ use super::meters::Meters;
 use super::placement::Strategy;
 use super::rates::{Said, Source};
 use super::router::{
-    Action, ExecutorFrame, Input, JobKey, MinerStatus, OverRate, Peer, Router, Settings, ValidatorFrame,
+    Action, ExecutorFrame, Input, JobKey, MinerStatus, OverRate, Peer, Router, Settings, TraceEvent, ValidatorFrame,
 };
 use super::trace::Traces;
 use crate::base::clock::now;
@@ -33,7 +33,8 @@ use crate::link::rate::origin;
 use crate::link::server::{HandshakeCheck, ServerEvent, ServerSink};
 use crate::link::session::SessionHandle;
 use crate::ops::health::Health;
-use crate::protocol::ValidatorToMiner;
+use crate::ops::jobs::{JobFacts, JobName, Jobs};
+use crate::protocol::{ExecutorClass, ValidatorToMiner};
 use crate::store::miner::{JobChange, JobRow};
 use crate::transport::{HandshakeRequest, Refusal};
 
@@ -88,9 +89,14 @@ pub(super) struct RouterThread {
     pub traces: Arc<Mutex<Traces>>,
     pub meters: Meters,
     pub health: Health,
+    /// The jobs that are shown.
+    pub jobs: Jobs,
     /// How long executors have to end when the miner stops.
     pub end_time: Duration,
 }
+
+/// What a job that was not taken has come to.
+pub(super) const DECLINED: &str = "declined";
 
 /// The part of health that is this thread.
 const LOOP: &str = "loop";
@@ -343,10 +349,37 @@ impl RouterThread {
                 if let Some((stage, took)) = over {
                     self.meters.stage_over(stage, took);
                 }
+                show(&self.jobs, &key, class, event);
             }
+            Action::Ended(key, outcome) => self.jobs.end(name(&key), outcome, None),
             Action::Count(counted) => self.meters.count(counted),
         }
         None
+    }
+}
+
+fn name(key: &JobKey) -> JobName<'_> {
+    JobName { uuid: &key.uuid, of: &key.validator }
+}
+
+/// Takes what happened to a job into the jobs that are shown; one of before a restart is shown from then on.
+fn show(jobs: &Jobs, key: &JobKey, class: Option<ExecutorClass>, event: TraceEvent) {
+    use TraceEvent as E;
+    let stage = match event {
+        E::Asked | E::Declined => "asked",
+        E::Accepted => "accepted",
+        E::ExecutorReady => "executor_ready",
+        E::Requested => "requested",
+        E::VolumesReady => "volumes_ready",
+        E::StreamingReady => "streaming_ready",
+        E::ExecutionDone => "execution_done",
+        _ => return,
+    };
+    let class = class.map_or("", ExecutorClass::as_str);
+    jobs.begin(name(key), JobFacts { peer: &key.validator, class, tag: "" }, stage);
+    match event {
+        E::Declined => jobs.end(name(key), DECLINED, None),
+        _ => jobs.step(name(key), stage),
     }
 }
 

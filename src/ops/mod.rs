@@ -7,7 +7,9 @@
 //! * [`expiry`]: when certificates end.
 //! * [`throttle`]: how often one kind of trouble is logged. Pure.
 //! * [`foreign`]: a text that somebody else wrote, which is escaped wherever it is shown. Pure.
+//! * [`jobs`]: the open jobs of a role and the newest that have ended, counted by outcome.
 //! * [`log_lines`]: how many log lines nobody got.
+//! * [`overview`]: a snapshot as people read it. Pure.
 //! * [`redact`]: takes secrets and control characters out of what the process says. Pure.
 //! * [`process`]: what the system says of this process.
 //! * [`status`]: one snapshot of a role, and the pages made from it.
@@ -18,8 +20,10 @@ pub mod errors;
 pub mod expiry;
 pub mod foreign;
 pub mod health;
+pub mod jobs;
 pub mod log_lines;
 pub mod metrics;
+pub mod overview;
 pub mod process;
 pub mod redact;
 pub mod status;

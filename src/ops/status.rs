@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::errors::{ErrorHandler, LastError};
 use super::expiry::Expiries;
 use super::health::{Health, Part, PartState};
+use super::jobs::{Jobs, JobsView};
 use super::log_lines;
 use super::metrics::Metrics;
 use super::process::Process;
@@ -30,13 +31,21 @@ pub struct Board {
     pub errors: ErrorHandler,
     /// When the certificates end that it shows, or trusts.
     pub certificates: Expiries,
+    /// The jobs, open and ended.
+    pub jobs: Jobs,
 }
 
 impl Board {
     /// An empty board.
     pub fn new() -> Self {
         let metrics = Metrics::new();
-        Self { health: Health::new(), errors: ErrorHandler::new(&metrics), metrics, certificates: Expiries::default() }
+        Self {
+            health: Health::new(),
+            errors: ErrorHandler::new(&metrics),
+            metrics,
+            certificates: Expiries::default(),
+            jobs: Jobs::default(),
+        }
     }
 }
 
@@ -116,7 +125,7 @@ fn late(thread: &LiveThread, now: Instant) -> Option<String> {
 }
 
 /// A role at a moment: `/status.json`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// `facilitator`, `validator` or `miner`.
     pub role: String,
@@ -132,6 +141,9 @@ pub struct Snapshot {
     pub parts: Vec<Part>,
     /// What only this role has: counts, sessions.
     pub details: Value,
+    /// Its jobs: the open ones, the newest that have ended, how many ended how.
+    #[serde(default)]
+    pub jobs: JobsView,
     /// The newest error of each class and place, the newest first.
     pub errors: Vec<LastError>,
     /// What the system says of the process; `None` where it says nothing.
@@ -205,7 +217,7 @@ impl fmt::Debug for Frame {
 impl Frame {
     /// The role now. Does not block.
     pub fn snapshot(&self) -> Snapshot {
-        let Board { health, metrics, errors, certificates } = &self.board;
+        let Board { health, metrics, errors, certificates, jobs } = &self.board;
         let mut details = (self.look)(health, metrics);
         hide_secrets(&mut details);
         let now = Instant::now();
@@ -232,6 +244,7 @@ impl Frame {
             uptime_seconds: age(self.since),
             parts,
             details,
+            jobs: jobs.view(),
             errors: errors.last_errors(),
             process: Process::read(),
             warnings,

@@ -71,7 +71,7 @@ fn each_role_is_shown_and_its_readiness_is_the_exit_code() {
         }
         assert!(Instant::now() < limit, "still ready: {finished:?}");
     };
-    assert!(finished.stdout.contains(": not ready\n  facilitator      down  "), "{finished:?}");
+    assert!(finished.stdout.contains(": not ready\n  facilitator            down  "), "{finished:?}");
     assert_eq!(finished.stderr, "");
     let finished = status(scratch.path(), &["--http", &pages, "--json"]);
     let snapshot: Snapshot = serde_json::from_str(&finished.stdout).unwrap();
@@ -81,6 +81,61 @@ fn each_role_is_shown_and_its_readiness_is_the_exit_code() {
         assert_eq!(role.stop(Signal::TERM).code, Some(0));
     }
     nothing_left(scratch.path());
+}
+
+/// One job completed, one failed and one was rejected: no two of them are counted as the same.
+#[test]
+fn ends_are_counted_by_outcome_in_all_roles_and_several_are_shown_at_once() {
+    let network = Network::start("info", "text");
+    let scratch = network.scratch.path();
+    let (uuid, _) = network.job(NO_OP);
+    for (class, args, end) in [("always_on.test", ["false"], "failed"), ("always_on.gpu-24gb", ["true"], "rejected")] {
+        let job = serde_json::json!({"executor_class": class, "docker_image": "x", "args": args});
+        assert_eq!(network.end_of(&job)["status"], end);
+    }
+    let pages: Vec<&str> = ["facilitator", "validator", "miner"].map(|role| network.pages(role)).into();
+    let of = |role: &str| -> Snapshot {
+        serde_json::from_str(&status(scratch, &["--json", "--http", network.pages(role)]).stdout).unwrap()
+    };
+    for role in ["facilitator", "validator"] {
+        let jobs = until_some("all ends", || Some(of(role).jobs).filter(|jobs| jobs.ended_in_all() == 3));
+        let ended: Vec<_> = jobs.ended.iter().filter(|(_, count)| **count > 0).map(|(end, _)| end.as_str()).collect();
+        assert_eq!((ended, jobs.open), (vec!["completed", "failed", "rejected"], 0), "{role}");
+        let job = jobs.ended_jobs.iter().find(|job| job.uuid == uuid).unwrap();
+        let stages: Vec<_> = job.history.iter().map(|stage| stage.stage.as_str()).collect();
+        let first = if role == "validator" { "requested" } else { "sent" };
+        let all = [first, "received", "accepted", "executor_ready", "volumes_ready", "execution_done", "completed"];
+        assert_eq!(stages, all, "{role}");
+        assert_eq!(job.peer.as_deref(), Some(if role == "validator" { BOB } else { ALICE }));
+    }
+    let ended = of("miner").jobs.ended;
+    assert_eq!((ended["completed"], ended["failed"]), (1, 1), "{ended:?}");
+    let client = HttpClient::new(Shutdown::new());
+    for (role, counts) in [
+        ("facilitator", ["completed\"} 1", "failed\"} 1", "rejected\"} 1", "horde_failed\"} 0"]),
+        ("validator", ["completed\"} 1", "failed\"} 1", "rejected\"} 1", "horde_failed\"} 0"]),
+        ("miner", ["completed\"} 1", "failed\"} 1", "declined\"} 0", "horde_failed\"} 0"]),
+    ] {
+        let url = format!("http://{}/metrics", network.pages(role));
+        let text = client.get(&url, &[], Instant::now() + LONG).unwrap().text();
+        for count in counts {
+            let line = format!("phalanx_{role}_jobs_ended_total{{outcome=\"{count}\n");
+            assert!(text.contains(&line), "{line} is not in {text}");
+        }
+    }
+    let all = pages.iter().flat_map(|page| ["--http", page]).collect::<Vec<_>>();
+    let shown = status(scratch, &all);
+    assert_eq!(shown.code, Some(0), "{shown:?}");
+    assert!(shown.stdout.lines().all(|line| line.chars().count() <= 80), "{}", shown.stdout);
+    assert_eq!(shown.stdout.matches(": ready\n").count(), 3, "{}", shown.stdout);
+    assert!(shown.stdout.matches("  completed              1\n").count() >= 2 && shown.stdout.contains(&uuid));
+    let json = status(scratch, &[&all[..], &["--json"]].concat());
+    assert_eq!(json.stdout.lines().filter_map(|line| serde_json::from_str::<Snapshot>(line).ok()).count(), 3);
+    // One that does not answer hides no other.
+    let shown = status(scratch, &[&all[..2], &["--http", "127.0.0.1:1"]].concat());
+    assert_eq!((shown.code, shown.stderr.lines().count()), (Some(1), 1), "{shown:?}");
+    assert!(shown.stdout.starts_with("facilitator "), "{shown:?}");
+    network.stop();
 }
 
 #[test]
@@ -145,11 +200,11 @@ fn every_thread_of_an_idle_role_says_what_it_waits_for() {
         assert_eq!(waits(&format!("{}-http", &role[..3])), "a connection");
         assert!(["its next alarm", "an alarm"].contains(&waits("timer").as_str()));
         let page = run(phalanx(scratch).args(["status", "--verbose", "--http", pages]));
-        let main = page.stdout.lines().find(|line| line.starts_with("  main ")).unwrap();
-        assert!(
-            main.contains("  waits for the first signal for ") && main.ends_with("; kick: the signals"),
-            "{page:?}"
-        );
+        let (_, main) = page.stdout.split_once("\n  main ").unwrap();
+        let words = main.split_whitespace().collect::<Vec<_>>().join(" ");
+        let (does, kick) = words.split_once("; kick: ").unwrap();
+        assert!(does.contains(" waits for the first signal for ") && kick.starts_with("the signals"), "{page:?}");
+        assert!(page.stdout.lines().all(|line| line.chars().count() <= 80), "{}", page.stdout);
     }
     network.stop();
 }

@@ -55,6 +55,8 @@ pub struct Fixture {
     /// Of executors that are not gone, by token.
     pub leases: BTreeMap<String, Lease>,
     pub counted: Vec<Counted>,
+    /// The jobs that have ended, each with its outcome.
+    pub ends: Vec<(String, &'static str)>,
     pub told_to_end: Vec<String>,
     pub released: Vec<HostName>,
     /// What the store says to the next receipts: new, old, or an error; or nothing, as a disk that hangs.
@@ -98,6 +100,7 @@ impl Fixture {
             started: Vec::new(),
             leases: BTreeMap::new(),
             counted: Vec::new(),
+            ends: Vec::new(),
             told_to_end: Vec::new(),
             released: Vec::new(),
             store: || Some(Ok(true)),
@@ -165,6 +168,7 @@ impl Fixture {
                 Action::Reap(_) => {}
                 Action::Release(host) => self.released.push(host),
                 Action::Count(counted) => self.counted.push(counted),
+                Action::Ended(key, outcome) => self.ends.push((key.uuid, outcome)),
             }
         }
     }

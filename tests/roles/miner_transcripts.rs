@@ -94,7 +94,7 @@ impl Replay {
                 Action::End(token) => panic!("executor {token} had to be stopped"),
                 Action::Adopt(..) => panic!("nothing was left by an earlier process"),
                 Action::Release(host) => panic!("host {host} was never removed"),
-                Action::Note(..) | Action::Reap(_) | Action::Count(_) | Action::Save(_) => {}
+                Action::Note(..) | Action::Ended(..) | Action::Reap(_) | Action::Count(_) | Action::Save(_) => {}
             }
         }
     }

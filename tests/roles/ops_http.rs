@@ -357,6 +357,20 @@ fn the_pages_of_every_role() {
     {
         assert!(metrics.contains(expected), "{expected} is not in {metrics}");
     }
+    let (status, page) = pages.get("/");
+    assert!(
+        status == 200 && page.starts_with("<!doctype html>") && page.contains("<title>test: ready</title>"),
+        "{page}"
+    );
+    let head = pages.fixture.ask("HEAD / HTTP/1.0\r\n\r\n");
+    assert!(
+        head.contains("\r\nContent-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; "),
+        "{head}"
+    );
+    assert!(head.contains("\r\nContent-Type: text/html; charset=utf-8\r\n") && head.ends_with("\r\n\r\n"), "{head}");
+    for file in ["/page.css", "/page.js", "/page.svg"] {
+        assert!(page.contains(&format!("\"{}\"", &file[1..])) && pages.get(file).0 == 200, "{file}: {page}");
+    }
     assert_eq!(pages.get("/other").0, 404);
     assert!(pages.fixture.ask("POST /metrics HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 405 "));
     let now = pages.snapshot();

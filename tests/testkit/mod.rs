@@ -2,6 +2,7 @@
 #![allow(dead_code)] // Each test program uses its part.
 
 pub mod batch_miners;
+pub mod browser;
 #[cfg(feature = "celery")]
 pub mod celery;
 pub mod cutting;
@@ -20,6 +21,7 @@ pub mod python;
 pub mod redis;
 pub mod roles;
 pub mod scripted_facilitator;
+pub mod terminal;
 pub mod threads;
 pub mod transport;
 pub mod wait;

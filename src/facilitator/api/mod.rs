@@ -44,9 +44,10 @@ use crate::base::lock::lock;
 use crate::base::waits::waiting;
 use crate::identity::{PublicKey, Signature};
 use crate::net::http::{HttpRequest, HttpResponse};
+use crate::ops::jobs::JobFacts;
 use crate::protocol;
 use crate::protocol::{FacilitatorToValidator, V2JobRequest};
-use crate::store::jobs::{InsertOutcome, NewJob, Quota};
+use crate::store::jobs::{InsertOutcome, NewJob, Quota, SENT};
 
 /// Bytes of a login: an address, a signature, a nonce.
 const LOGIN_BYTES: usize = 4 << 10;
@@ -128,8 +129,9 @@ impl Api {
         let signature = signature(request)?;
         let uuid = uuid::Uuid::new_v4().to_string();
         let submission = submission::job(&request.body, signature, user, &uuid)?;
-        let Submission { validator, text, job_time, tag } = submission;
+        let Submission { validator, text, job_time, tag, class, namespace } = submission;
         self.check_validator(&validator)?;
+        let shown_tag = tag.clone();
         let ticket = self.waiting.enter(text.len()).ok_or_else(|| {
             Problem::later(503, "too many jobs wait for their validators, try again later", QUOTA_RETRY)
         })?;
@@ -142,7 +144,15 @@ impl Api {
             created_at: now().unix_micros(),
         };
         let dispatch = Dispatch { uuid: uuid.clone(), validator, text, job_time, ticket };
-        match self.store.insert(job, dispatch, &request.shutdown)? {
+        // Before its validator can report anything of it.
+        let tag = if shown_tag.is_empty() { namespace.unwrap_or_default() } else { shown_tag };
+        let facts = JobFacts { peer: &validator.to_ss58(), class: class.as_str(), tag: &tag };
+        self.shown.begin(uuid.as_str(), facts, SENT);
+        let inserted = self.store.insert(job, dispatch, &request.shutdown);
+        if !matches!(inserted, Ok(InsertOutcome::Stored)) {
+            self.shown.forget(uuid.as_str());
+        }
+        match inserted? {
             InsertOutcome::Stored => Reader::new(self, user.to_ss58(), &request.shutdown).job(201, &uuid),
             InsertOutcome::OverQuota { jobs, bytes } => {
                 self.over_quota.inc();

@@ -22,6 +22,7 @@ use crate::facilitator::waiting::Waiting;
 use crate::identity::PublicKey;
 use crate::link::{Buckets, Rate};
 use crate::net::http::{HttpRequest, HttpResponse};
+use crate::ops::jobs::Jobs;
 use crate::ops::metrics::{Counter, Gauge};
 use crate::store::jobs::Quota;
 
@@ -30,6 +31,8 @@ const DETAIL_BYTES: usize = 1000;
 
 /// What the API stands on.
 pub(in crate::facilitator) struct Api {
+    /// The jobs that are shown.
+    pub shown: Jobs,
     pub store: StoreHandle,
     pub events: Sender<Event>,
     /// What the router was like after its last input.

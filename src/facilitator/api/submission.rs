@@ -12,8 +12,8 @@ use crate::facilitator::router::job_time;
 use crate::identity::PublicKey;
 use crate::protocol::json::has_many_values;
 use crate::protocol::{
-    FacilitatorToValidator, MultiUpload, OutputUpload, OutputUploadType, Signature, SignedRequest, SigningError,
-    V0JobCheated, V2JobRequest,
+    ExecutorClass, FacilitatorToValidator, MultiUpload, OutputUpload, OutputUploadType, Signature, SignedRequest,
+    SigningError, V0JobCheated, V2JobRequest,
 };
 
 /// Fields of a job that go into the message as they are.
@@ -68,6 +68,10 @@ pub struct Submission {
     pub job_time: Duration,
     /// What the user calls it. No validator is told.
     pub tag: String,
+    /// The class that it asks for.
+    pub class: ExecutorClass,
+    /// What the user files it under, which its validator is told.
+    pub namespace: Option<String>,
 }
 
 /// Makes a user's post of a job the message of that uuid.
@@ -123,9 +127,9 @@ pub fn job(body: &[u8], signature: Signature, user: PublicKey, uuid: &str) -> Re
     };
     request.signature = Some(signature);
     signed_by(user, request.verify()?)?;
-    let job_time = job_time(&request);
+    let (job_time, class, namespace) = (job_time(&request), request.executor_class, request.job_namespace.clone());
     let text = encode(request)?;
-    Ok(Submission { validator, text, job_time, tag })
+    Ok(Submission { validator, text, job_time, tag, class, namespace })
 }
 
 /// Makes a user's report the message to the validator; gives it with the uuid of the job.

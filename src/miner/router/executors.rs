@@ -123,6 +123,7 @@ impl Router {
             let host = self.jobs.get(&key).map(|job| job.placed.host);
             host.into_iter().for_each(|host| self.machine_failed(host, &key, &failed.message, now));
         }
+        let outcome = outcome(&message);
         let Some(job) = self.jobs.get_mut(&key) else { return Ok(()) };
         match message {
             M::GenericError(error) => {
@@ -157,6 +158,7 @@ impl Router {
             | M::V0ExecutorFailedRequest(_)
             | M::V0StreamingJobNotReadyRequest(_) => {
                 log::info!("job {}: over", key.uuid);
+                self.out.push(Action::Ended(key.clone(), outcome));
                 if let Some(executor) = &mut job.executor {
                     executor.reported = true;
                 }
@@ -281,6 +283,15 @@ impl Router {
         log::error!("a slot of class {} on host {} is in quarantine: {}", slot.class(), slot.host(), why.reason);
         self.out.push(Action::Count(Counted::Quarantined(why.what)));
         self.pool.quarantine(slot, why);
+    }
+}
+
+/// How a job has ended whose end this message is.
+fn outcome(message: &ExecutorToMiner) -> &'static str {
+    match message {
+        ExecutorToMiner::V0JobFinishedRequest(_) => "completed",
+        ExecutorToMiner::V0JobFailedRequest(_) => "failed",
+        _ => "horde_failed",
     }
 }
 

@@ -327,6 +327,8 @@ pub enum Action {
     Release(HostName),
     /// Remember what happened to a job.
     Note(JobKey, Option<ExecutorClass>, TraceEvent, String),
+    /// A job has ended, with this outcome; remember and count it.
+    Ended(JobKey, &'static str),
     /// Count it.
     Count(Counted),
 }

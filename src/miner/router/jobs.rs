@@ -283,6 +283,7 @@ impl Router {
     pub(super) fn fail(&mut self, key: &JobKey, reason: HordeFailureReason, message: String, now: Now) {
         log::warn!("job {}: failed: {message}", key.uuid);
         self.note(key, TraceEvent::Failed, message.clone());
+        self.out.push(Action::Ended(key.clone(), "horde_failed"));
         let reported_by = JobParticipantType::Miner;
         let job_uuid = key.uuid.clone();
         self.notify(key, News::End, V0HordeFailedRequest { job_uuid, reported_by, message, reason, context: None });
@@ -351,6 +352,7 @@ impl Router {
     pub(super) fn expire_waiting(&mut self, now: Now) {
         while let Some(at) = self.waiting.iter().position(|w| w.until <= now.mono) {
             let Some(late) = self.waiting.remove(at) else { return };
+            self.note(&late.key, TraceEvent::Declined, "no slot came free in time");
             self.decline_busy(late.session, &late.key, late.initial.executor_class, "");
         }
     }
@@ -371,9 +373,10 @@ impl Router {
         for key in keys {
             let job = &self.jobs[&key];
             if matches!(job.phase, Phase::Storing(_)) {
+                let why = "the started-receipt could not be stored in time";
+                self.note(&key, TraceEvent::Declined, why);
                 for session in self.undo(&key) {
-                    let why = "the started-receipt could not be stored in time".to_owned();
-                    self.decline(session, &key, JobRejectionReason::Unknown, why);
+                    self.decline(session, &key, JobRejectionReason::Unknown, why.to_owned());
                 }
                 continue;
             }
@@ -411,6 +414,7 @@ impl Router {
     pub(super) fn stop(&mut self, level: Level, now: Now) {
         self.level = self.level.max(level);
         for waiting in std::mem::take(&mut self.waiting) {
+            self.note(&waiting.key, TraceEvent::Declined, STOPPING);
             self.decline_busy(waiting.session, &waiting.key, waiting.initial.executor_class, STOPPING);
         }
         if level < Level::Cancel {
@@ -424,6 +428,7 @@ impl Router {
                 self.fail(&key, HordeFailureReason::GenericError, STOPPING.to_owned(), now);
                 continue;
             }
+            self.note(&key, TraceEvent::Declined, STOPPING);
             for session in self.undo(&key) {
                 self.decline_busy(session, &key, class, STOPPING);
             }

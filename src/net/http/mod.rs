@@ -11,7 +11,7 @@
 //! * `socket`: one connection of it, plain or TLS.
 //! * [`server`]: its threads.
 //! * `stream`: a body that is made while it is sent.
-//! * [`pages`]: what every role serves of itself.
+//! * [`pages`]: what every role serves of itself; `page`: the one for people, as HTML. Pure.
 //! * [`client`]: blocking requests.
 
 #[cfg(feature = "roles")]
@@ -20,6 +20,7 @@ pub(crate) mod date;
 pub(crate) mod head;
 pub mod message;
 mod names;
+mod page;
 pub mod pages;
 mod request;
 pub mod server;

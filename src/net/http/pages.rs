@@ -1,5 +1,5 @@
-//! The pages that every role serves of itself, made from its snapshot: `/healthz`, `/readyz`, `/metrics`,
-//! `/status.json`.
+//! The pages that every role serves of itself, made from its snapshot: `/` for people, `/healthz`, `/readyz`,
+//! `/metrics`, `/status.json`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,10 +8,13 @@ use crossbeam_channel::{bounded, select};
 use serde_json::json;
 
 use super::message::{HttpRequest, HttpResponse};
+use super::page;
+use crate::base::clock;
 use crate::base::shutdown::Shutdown;
 use crate::base::timer::TimerHandle;
 use crate::ops::health::Pulse;
 use crate::ops::metrics;
+use crate::ops::overview::overview;
 use crate::ops::status::Frame;
 
 /// How long the timer thread may take to run an action: its actions do not block, so this is for a machine that is very
@@ -21,8 +24,9 @@ const TIMER_TIME: Duration = Duration::from_secs(5);
 /// A part of a server's paths: `None` means "not mine".
 pub type Pages = Arc<dyn Fn(&HttpRequest) -> Option<HttpResponse> + Send + Sync>;
 
-/// The four pages of a role, each from a snapshot of its own.
+/// The pages of a role, each from a snapshot of its own.
 ///
+/// * `/`: the role as people read it, as HTML; with `/page.css`, `/page.js` and `/page.svg`, which it asks for.
 /// * `/healthz`: is it alive? 200 `ok`, or 503 with a line for each part that is stuck. It waits for the timer thread
 ///   to answer, at most 5 s or until the server stops; orchestrators restart a process that is not alive.
 /// * `/readyz`: may it be given work? 200 `ready`, or 503 with a line for each reason.
@@ -31,6 +35,7 @@ pub type Pages = Arc<dyn Fn(&HttpRequest) -> Option<HttpResponse> + Send + Sync>
 pub fn pages(frame: Frame) -> Pages {
     let pulse = frame.board.health.pulse("timer");
     Arc::new(move |request| {
+        let file = page::FILES.into_iter().find(|(path, ..)| *path == request.path);
         let page: &dyn Fn() -> HttpResponse = match request.path.as_str() {
             "/healthz" => &|| {
                 ask(&frame.timer, &pulse, &request.shutdown);
@@ -42,7 +47,16 @@ pub fn pages(frame: Frame) -> Pages {
                 HttpResponse::new(200, metrics::CONTENT_TYPE, frame.board.metrics.render())
             },
             "/status.json" => &|| HttpResponse::json(200, &json!(frame.snapshot())),
-            _ => return None,
+            "/" => &|| {
+                let text = page::html(&overview(&frame.snapshot()), clock::now().wall.as_secs_f64());
+                HttpResponse::new(200, "text/html; charset=utf-8", text)
+                    .with_header("Content-Security-Policy", page::POLICY)
+                    .with_header("Referrer-Policy", "no-referrer")
+            },
+            _ => {
+                let (_, media_type, text) = file?;
+                &move || HttpResponse::new(200, media_type, text)
+            }
         };
         Some(match request.method.as_str() {
             "GET" | "HEAD" => page(),

@@ -14,6 +14,7 @@ use crate::base::limits::JOB_REQUEST_BYTES;
 use crate::base::lock::lock;
 use crate::link::LinkEvent;
 use crate::ops::errors::ErrorClass;
+use crate::ops::jobs::JobFacts;
 use crate::protocol::{JobRejectionReason, V2JobRequest};
 use crate::validator::ledger::{Counts, LedgerLimits, Reply};
 
@@ -77,6 +78,8 @@ impl Intake {
             counted.repeats.inc();
             return log::info!("job {}: requested again, ignored", request.uuid);
         };
+        let (class, tag) = (request.executor_class.as_str(), request.job_namespace.as_deref().unwrap_or_default());
+        self.shared.board.jobs.begin(&*request.uuid, JobFacts { peer: "", class, tag }, "requested");
         let full = match self.alive_or_full(bytes) {
             Err(why) => Err((why, request)),
             Ok(alive) => self.checks.push(bytes, Check::Job { number, request, alive }).map_err(|check| match check {

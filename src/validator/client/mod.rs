@@ -70,6 +70,7 @@ use crate::base::shutdown::Shutdown;
 use crate::base::timer::{Timer, TimerHandle};
 use crate::link::session::Beat;
 use crate::link::{Link, LinkConfig, OutboxLimits};
+use crate::ops::jobs::{JobFacts, JobMetrics};
 use crate::protocol::{V0Heartbeat, ValidatorToFacilitator};
 use crate::transport::SocketLimits;
 
@@ -134,7 +135,10 @@ impl FacilitatorClient {
         let (delivery, store) = ledger::open(folder, ledger, link.clone(), timer, &board, on_dead)?;
         let (alive, all_gone) = bounded(0);
         let stop = Shutdown::new();
+        let names = JobMetrics { ended: None, stages: Some("phalanx_validator_job_stage_seconds") };
+        board.jobs.measure(&board.metrics, names, &[]);
         for (number, uuid) in delivery.open_jobs() {
+            board.jobs.begin(&*uuid, JobFacts::default(), "restored");
             let left = LeftJob::new(uuid, number, delivery.clone(), alive.clone());
             guarded("left", || handler.left(left));
         }

@@ -23,6 +23,7 @@ use crate::base::waits::waiting;
 use crate::identity::PublicKey;
 use crate::link::{Answered, Kind, LinkHandle, Outgoing};
 use crate::ops::errors::{ErrorClass, ErrorHandler};
+use crate::ops::jobs::Jobs;
 use crate::ops::metrics::{Counter, Metrics};
 use crate::ops::status::Board;
 use crate::protocol::{JobStatus, V0MachineSpecsUpdate, ValidatorToFacilitator};
@@ -124,6 +125,7 @@ pub(super) struct DeliveryShared {
     retry_alarm: Mutex<Option<Alarm>>,
     totals: Totals,
     pub(super) errors: ErrorHandler,
+    jobs: Jobs,
     on_dead: Box<dyn Fn(GivenUp) + Send + Sync>,
 }
 
@@ -242,6 +244,7 @@ impl Delivery {
             retry_alarm: Mutex::new(None),
             totals: Totals::new(&board.metrics),
             errors: board.errors.clone(),
+            jobs: board.jobs.clone(),
             on_dead: Box::new(on_dead),
         }))
     }
@@ -290,8 +293,12 @@ impl Delivery {
                 Err(error) => return Err(error),
                 Ok((version, ready)) => {
                     self.0.totals.accepted.inc();
+                    let told = state.ledger.told(job);
                     self.wake_store(state);
                     self.send(ready);
+                    if let Some((uuid, ..)) = told.filter(|_| !status.is_terminal()) {
+                        self.0.jobs.step(&*uuid, status.as_str());
+                    }
                     return Ok(Ticket { delivery: self.clone(), version });
                 }
             }
@@ -307,7 +314,11 @@ impl Delivery {
     pub fn ran_on(&self, job: u64, miner: PublicKey) {
         let mut state = lock(&self.0.state);
         state.ledger.ran_on(job, miner);
+        let told = state.ledger.told(job);
         self.wake_store(state);
+        if let Some((uuid, ..)) = told {
+            self.0.jobs.peer(&*uuid, &miner.to_ss58());
+        }
     }
 
     /// Notes by which signature a job runs, see [`Ledger::admit`].
@@ -339,6 +350,7 @@ impl Delivery {
             _ => ended.horde_failed.inc(),
         }
         if let Some((uuid, taken_at, miner)) = told {
+            self.0.jobs.end(&*uuid, status.as_str(), reason);
             let seconds = Duration::from_millis(now().unix_millis().saturating_sub(taken_at)).as_secs_f64();
             let reason = reason.unwrap_or("none");
             let miner = miner.map_or_else(|| "none".to_owned(), |miner| miner.to_string());

@@ -21,6 +21,7 @@ use crate::celery::worker::{
     Args, CeleryWorker, Registry, TaskCx, TaskError, WorkerConfig, WorkerError, WorkerHandle, WorkerReport,
 };
 use crate::identity::{KeyPair, PublicKey};
+use crate::ops::jobs::{JobFacts, JobMetrics, Jobs};
 use crate::ops::status::Board;
 use crate::protocol::{
     JobRejectionReason, JobStatus, JobStatusMetadata, StreamingServerDetails, V0JobStatusUpdate, V0MachineSpecsUpdate,
@@ -139,6 +140,16 @@ impl JobWorkerConfig {
     }
 }
 
+/// What is counted of jobs.
+const JOB_METRICS: JobMetrics =
+    JobMetrics { ended: Some("phalanx_worker_jobs_ended_total"), stages: Some("phalanx_worker_job_stage_seconds") };
+
+/// What becomes of a job that its worker does not bring to an end.
+const GIVEN_BACK: &str = "given_back";
+
+/// How jobs end on a worker.
+const OUTCOMES: [&str; 5] = ["completed", "failed", "rejected", "horde_failed", GIVEN_BACK];
+
 /// Why a job worker cannot start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -184,6 +195,7 @@ struct WorkerShared {
     commands: CommanderHandle,
     operation_time: Duration,
     outbox: Outbox,
+    jobs: Jobs,
 }
 
 impl std::fmt::Debug for WorkerShared {
@@ -230,6 +242,7 @@ impl JobWorker {
         miners.known = known;
         let miners = Arc::new(miners);
         let asking = Asking::new(miners.clone(), manifest_interval, &board.metrics);
+        board.jobs.measure(&board.metrics, JOB_METRICS, &OUTCOMES);
         let shared = Arc::new(WorkerShared {
             signers,
             max_signature_age,
@@ -239,6 +252,7 @@ impl JobWorker {
             commands: commander.handle(),
             operation_time: redis.operation_time,
             outbox: Outbox::new(commander.handle(), timer, board.clone(), patience),
+            jobs: board.jobs.clone(),
         });
         let running = shared.clone();
         let registry = Registry::new().register(EXECUTE_JOB, move |cx, args| execute(&running, cx, args));
@@ -344,6 +358,8 @@ fn execute(shared: &WorkerShared, cx: &TaskCx, args: Args) -> Result<Value, Task
             return end_job(shared, cx, front.as_deref(), &uuid, outcome).ok_or(TaskError::Cancelled);
         }
     };
+    let (class, tag) = (request.executor_class.as_str(), request.job_namespace.as_deref().unwrap_or_default());
+    shared.jobs.begin(uuid.as_str(), JobFacts { peer: "", class, tag }, "taken");
     let begun_on = begun_on.filter(|_| front.is_some());
     let (authorized, end) = (request.clone(), Mutex::new(None));
     let job = RemoteJob { request, front: front.as_deref(), avoid, begun_on, shared, cx, end: &end };
@@ -360,6 +376,7 @@ fn execute(shared: &WorkerShared, cx: &TaskCx, args: Args) -> Result<Value, Task
     if let Some(end) = end {
         return Ok(end);
     }
+    shared.jobs.end(uuid.as_str(), GIVEN_BACK, None);
     // It was cancelled, and its worker knows why.
     if let Some(front) = front.filter(|_| cx.is_stopping()) {
         let number = shared.outbox.append(&front, &Event { job: uuid, news: News::GivenBack });
@@ -378,6 +395,7 @@ fn execute(shared: &WorkerShared, cx: &TaskCx, args: Args) -> Result<Value, Task
 fn end_job(shared: &WorkerShared, cx: &TaskCx, front: Option<&str>, uuid: &str, outcome: Outcome) -> Option<Value> {
     let EndMessage { status, reason, text } = end_message(uuid, outcome);
     log::info!("job {uuid}: ended as {status}, reason {}", reason.unwrap_or("none"));
+    shared.jobs.end(uuid, status.as_str(), reason);
     let Some(front) = front else {
         return Some(serde_json::from_str(&text).expect("what is written is JSON"));
     };
@@ -457,6 +475,7 @@ impl RemoteJob<'_> {
 
     fn report_status(&self, status: JobStatus, metadata: Option<JobStatusMetadata>) {
         log::debug!("job {}: {status}", self.request.uuid);
+        self.shared.jobs.step(self.request.uuid.as_str(), status.as_str());
         let update = V0JobStatusUpdate { uuid: self.request.uuid.clone(), status, metadata };
         self.emit(News::Message { text: ValidatorToFacilitator::from(update).encode() });
         // For Celery's tools.
@@ -496,6 +515,7 @@ impl Reports for RemoteJob<'_> {
     }
 
     fn runs_on(&self, miner: PublicKey) {
+        self.shared.jobs.peer(self.request.uuid.as_str(), &miner.to_ss58());
         self.emit(News::RunsOn { miner: miner.to_ss58() });
     }
 

@@ -1,0 +1,124 @@
+//! The jobs of a role as people look for them: those that have not ended, and the newest that have. Pure apart from one
+//! lock.
+//!
+//! * [`table`]: what is kept of them and what is shown. Pure.
+
+use std::sync::{Arc, Mutex};
+
+mod table;
+
+pub use table::{JobFacts, JobLine, JobName, JobStage, JobsView};
+
+use self::table::{JobTable, StageOver};
+use super::metrics::{Counter, Metrics, SECONDS};
+use crate::base::clock::now;
+use crate::base::lock::lock;
+
+/// The metrics of a role's jobs, by name.
+#[derive(Debug, Clone, Copy)]
+pub struct JobMetrics {
+    /// The counter of ends, by `outcome`; none if the role counts them elsewhere.
+    pub ended: Option<&'static str>,
+    /// The histogram of times in a stage, by `kind`; none if the role measures its stages otherwise.
+    pub stages: Option<&'static str>,
+}
+
+/// The jobs of a role; clones are the same. Nothing here blocks on anything but a short lock.
+#[derive(Debug, Clone, Default)]
+pub struct Jobs(Arc<Mutex<Shared>>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    table: JobTable,
+    metrics: Option<(Metrics, JobMetrics)>,
+}
+
+impl Shared {
+    fn observe(&self, over: Option<StageOver>) {
+        if let (Some((metrics, JobMetrics { stages: Some(name), .. })), Some((stage, took))) = (&self.metrics, over) {
+            let help = "How long jobs were in a stage before they came to the next, or to their end.";
+            metrics.histogram(name, help, &[("kind", stage)], SECONDS).observe_time(took);
+        }
+    }
+}
+
+impl Jobs {
+    /// From now on ends and stages are counted in these metrics; the ends that there may be begin with 0.
+    pub fn measure(&self, metrics: &Metrics, names: JobMetrics, outcomes: &[&'static str]) {
+        outcomes.iter().for_each(|outcome| drop(ended(metrics, names, outcome)));
+        lock(&self.0).metrics = Some((metrics.clone(), names));
+    }
+
+    /// A job begins with this stage; one that is known already goes on.
+    pub fn begin<'a>(&self, name: impl Into<JobName<'a>>, facts: JobFacts<'_>, stage: &'static str) {
+        lock(&self.0).table.begin(name.into(), facts, stage, now());
+    }
+
+    /// A job that was never taken is no job.
+    pub fn forget<'a>(&self, name: impl Into<JobName<'a>>) {
+        lock(&self.0).table.forget(name.into());
+    }
+
+    /// Who has an open job now.
+    pub fn peer<'a>(&self, name: impl Into<JobName<'a>>, peer: &str) {
+        lock(&self.0).table.peer(name.into(), peer);
+    }
+
+    /// The class of executors that an open job asks for.
+    pub fn class<'a>(&self, name: impl Into<JobName<'a>>, class: &'static str) {
+        lock(&self.0).table.class(name.into(), class);
+    }
+
+    /// An open job has come to another stage.
+    pub fn step<'a>(&self, name: impl Into<JobName<'a>>, stage: &'static str) {
+        let mut shared = lock(&self.0);
+        let over = shared.table.step(name.into(), stage, now());
+        shared.observe(over);
+    }
+
+    /// A job has ended; it is counted also if it was not known.
+    pub fn end<'a>(&self, name: impl Into<JobName<'a>>, outcome: &'static str, reason: Option<&'static str>) {
+        let mut shared = lock(&self.0);
+        let over = shared.table.end(name.into(), outcome, reason, now());
+        shared.observe(over);
+        if let Some((metrics, names)) = &shared.metrics
+            && let Some(ended) = ended(metrics, *names, outcome)
+        {
+            ended.inc();
+        }
+    }
+
+    /// What is shown.
+    pub fn view(&self) -> JobsView {
+        lock(&self.0).table.view(now())
+    }
+}
+
+fn ended(metrics: &Metrics, names: JobMetrics, outcome: &'static str) -> Option<Counter> {
+    Some(metrics.counter(names.ended?, "Jobs that have ended, by outcome.", &[("outcome", outcome)]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_and_stages_are_counted() {
+        let (jobs, metrics) = (Jobs::default(), Metrics::new());
+        let names = JobMetrics { ended: Some("phalanx_t_jobs_ended_total"), stages: Some("phalanx_t_stage_seconds") };
+        jobs.measure(&metrics, names, &["completed", "failed"]);
+        jobs.begin("a", JobFacts::default(), "sent");
+        jobs.step("a", "received");
+        jobs.end("a", "completed", None);
+        jobs.end("b", "completed", None);
+        let text = metrics.render();
+        for expected in [
+            "phalanx_t_jobs_ended_total{outcome=\"completed\"} 2\n",
+            "phalanx_t_jobs_ended_total{outcome=\"failed\"} 0\n",
+            "phalanx_t_stage_seconds_count{kind=\"sent\"} 1\n",
+            "phalanx_t_stage_seconds_count{kind=\"received\"} 1\n",
+        ] {
+            assert!(text.contains(expected), "{expected} is not in {text}");
+        }
+    }
+}
