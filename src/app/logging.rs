@@ -13,9 +13,9 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::panic::{PanicHookInfo, set_hook};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use env_logger::{Builder, Logger};
@@ -24,10 +24,12 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use uuid::Uuid;
 
 use super::{log_spec, stderr};
+use crate::base::lock::lock;
 use crate::base::scope;
 use crate::base::text::truncated;
 use crate::base::thread::panic_message;
 use crate::ops::redact;
+use crate::ops::throttle::PlaceThrottle;
 
 /// Bytes of a message in a log line: part of it may be a peer's, and ten of these in a second are 80 KiB.
 const MESSAGE_BYTES: usize = 8 << 10;
@@ -65,7 +67,7 @@ pub fn init(format: LogFormat, default_filter: &str) {
         && is_coloured(io::stderr().is_terminal(), env("NO_COLOR").as_deref(), env("TERM").as_deref());
     LOOK.get_or_init(|| Look { format, has_colour });
     // A second call in one process (tests) keeps the first logger.
-    if log::set_boxed_logger(Box::new(Switch { usual, debug })).is_ok() {
+    if log::set_boxed_logger(Box::new(Switch { usual, debug, places: Mutex::default() })).is_ok() {
         log::set_max_level(*USUAL.get_or_init(|| level));
         set_hook(Box::new(panicked));
     }
@@ -121,6 +123,23 @@ static DEBUG: AtomicBool = AtomicBool::new(false);
 struct Switch {
     usual: Logger,
     debug: Logger,
+    places: Mutex<PlaceThrottle>,
+}
+
+impl Switch {
+    /// Holds back what one place logs too often, but for what only SIGUSR2 or `RUST_LOG` has asked for.
+    fn throttled(&self, record: &Record<'_>) {
+        let place = record.file_static().zip(record.line()).filter(|_| record.level() <= Level::Info);
+        let Some(place) = place else { return put(record) };
+        match lock(&self.places).admit(place, Instant::now()) {
+            None => {}
+            Some(0) => put(record),
+            Some(more) => {
+                let message = format_args!("{} (and {more} lines of this kind were left out)", record.args());
+                put(&Record::builder().level(record.level()).target(record.target()).args(message).build());
+            }
+        }
+    }
 }
 
 impl Log for Switch {
@@ -130,7 +149,7 @@ impl Log for Switch {
 
     fn log(&self, record: &Record<'_>) {
         if self.usual.matches(record) || (DEBUG.load(Ordering::Relaxed) && self.debug.matches(record)) {
-            put(record);
+            self.throttled(record);
         }
     }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::log_queue::{LogQueue, WRITE_BYTES};
 use super::output::write_when_ready;
 use crate::base::lock::{lock, wait, wait_timeout};
-use crate::base::thread::{Kick, Thread, spawn};
+use crate::base::thread::{Kick, Thread, try_spawn};
 use crate::base::waits::waiting;
 use crate::ops::log_lines;
 
@@ -70,7 +70,7 @@ impl Stderr {
     /// many were dropped.
     ///
     /// # Errors
-    /// If the system has no descriptors left.
+    /// If the system has no descriptors or threads left.
     pub fn start(notice: Notice) -> io::Result<Self> {
         let (woken, wake) = UnixStream::pair()?;
         let shared =
@@ -82,7 +82,7 @@ impl Stderr {
             // It fails only if the thread has ended already.
             let _ = wake.shutdown(std::net::Shutdown::Both);
         });
-        let thread = spawn("log", kick, move || run(&running, &woken));
+        let thread = try_spawn("log", kick, move || run(&running, &woken)).map_err(io::Error::other)?;
         // A second one in a process (none has it) would write nothing.
         let shared = SHARED.get_or_init(|| shared).clone();
         Ok(Self { shared, thread: Some(thread) })

@@ -14,7 +14,7 @@ use super::signals::{Reload, Signals};
 use super::{exit, stderr};
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::{StopReport, Stopping};
-use crate::base::thread::{Kick, adopt, live, on_panic, spawn};
+use crate::base::thread::{Kick, adopt, live, no_thread, on_panic, try_spawn};
 use crate::base::timer::{Timer, TimerHandle};
 use crate::base::waits::waiting;
 
@@ -37,7 +37,17 @@ pub const CLOSING: Duration = Duration::from_secs(2);
 /// Runs `main` between the start and the stop of what every command needs: signals and the timer.
 ///
 /// `main` gets the environment and returns the exit code; it stops what it has started.
+///
+/// Where the system has no thread for something that cannot do without, whatever was started is stopped, and the exit
+/// code is [`exit::FAILED`], with one line that says so.
 pub fn with_env(main: impl FnOnce(&Env) -> ExitCode) -> ExitCode {
+    match no_thread(|| in_env(main)) {
+        Ok(code) => code,
+        Err(none) => exit::failed(none),
+    }
+}
+
+fn in_env(main: impl FnOnce(&Env) -> ExitCode) -> ExitCode {
     let _main = adopt("main", "the signals");
     raise_descriptors();
     let (shutdown, reload) = (Shutdown::new(), Reload::default());
@@ -54,7 +64,7 @@ pub fn with_env(main: impl FnOnce(&Env) -> ExitCode) -> ExitCode {
     });
     let timer = Timer::start();
     let env = Env { shutdown, timer: timer.handle(), reload };
-    let mut code = main(&env);
+    let mut code = no_thread(|| main(&env)).unwrap_or_else(exit::failed);
     if panicked.load(Ordering::SeqCst) {
         code = ExitCode::from(exit::FAILED);
     }
@@ -102,7 +112,7 @@ pub fn serve<R>(
 pub fn stop_within(env: &Env, budget: Duration, stop: impl FnOnce(&mut Stopping)) -> ExitCode {
     let (done, watched) = bounded::<()>(0);
     let limit = budget + WATCHDOG_GRACE;
-    let watchdog = spawn("watchdog", Kick::dropped("done"), move || {
+    let watchdog = try_spawn("watchdog", Kick::dropped("done"), move || {
         let _waiting = waiting("the end of the stop", Some(Instant::now() + limit));
         if watched.recv_timeout(limit).is_err_and(|e| e.is_timeout()) {
             // Said by another thread: whatever that may wait for, this one ends the process.
@@ -114,6 +124,9 @@ pub fn stop_within(env: &Env, budget: Duration, stop: impl FnOnce(&mut Stopping)
             exit::at_once(exit::WATCHDOG);
         }
     });
+    if let Err(none) = &watchdog {
+        log::warn!("nothing ends the stop if it takes longer than {limit:?}: {none}");
+    }
     let mut stopping = Stopping::new(&env.shutdown);
     stop(&mut stopping);
     drop(done);

@@ -54,6 +54,28 @@ pub const READ_BUFFER_BYTES: usize = 8 << 10;
 /// a process that runs out of maps aborts.
 pub const SERVER_CONNECTIONS: usize = 1000;
 
+/// Of those, connections of which it is not known whose they are: an honest one is that for some milliseconds, so this
+/// many are a thousand new ones a second at a quarter of a second each. The other places are kept for those who are
+/// known.
+pub const STRANGERS: usize = 256;
+
+/// Time from a connection's acceptance until it has to be known whose it is. An authentication is one message, which a
+/// peer sends as soon as the handshake is over.
+pub const STRANGER_TIME: Duration = Duration::from_secs(10);
+
+/// Of those, connections of one address: half, so that one address alone shuts nobody out, and all executors of a
+/// machine, or all validators behind one proxy, may come back at once within some tries.
+pub const STRANGERS_OF_ADDRESS: usize = STRANGERS / 2;
+
+/// Bytes of one message of a connection of which it is not known whose it is: an authentication has less than 1 KiB.
+pub const STRANGER_MESSAGE_BYTES: usize = 4 << 10;
+
+/// Bytes of all that such a connection sends: [`PRE_AUTH_MESSAGES`] of the largest.
+pub const STRANGER_BYTES: usize = PRE_AUTH_MESSAGES * STRANGER_MESSAGE_BYTES;
+
+/// Bytes that wait in the outbox of such a connection: the answers to what it sent that could not be read.
+pub const STRANGER_OUTBOX_BYTES: usize = 64 << 10;
+
 /// Handshakes of one address with a server, so many in ten seconds: all connections of a miner with 1,000 executors may
 /// come, be lost and come again at once. A handshake costs a thread for some milliseconds.
 pub const HANDSHAKES: (u32, Duration) = (4 * SERVER_CONNECTIONS as u32, Duration::from_secs(10));

@@ -8,7 +8,7 @@ use std::any::Any;
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
@@ -213,15 +213,41 @@ impl<T> fmt::Debug for Thread<T> {
     }
 }
 
+/// The system has no thread to give: a limit of the user, of the control group or of the machine is reached.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(
+    "the system gives no further thread, for {name} ({why}): raise the limit of tasks (ulimit -u, TasksMax=, pids.max)"
+)]
+pub struct NoThread {
+    /// The name that the thread would have had.
+    pub name: String,
+    /// What the system says.
+    pub why: String,
+}
+
 /// Spawns a named thread that runs `f`; `kick` is what interrupts the call it blocks in.
 ///
 /// A panic of `f` is caught, logged with the thread's name and given to the joiner. The thread begins in the caller's
 /// [`scope`].
 ///
+/// Where the caller can go on without the thread, as with one connection among many, it calls [`try_spawn`].
+///
 /// # Panics
-/// If the system has no thread left to give. Connections, workers and executors are capped (see [`super::limits`]) far
-/// below the point where that happens.
+/// If the system has no thread to give. The panic's payload is the [`NoThread`], and no panic hook is called: the
+/// calling thread unwinds, its owners stop what they own, and [`no_thread`] finds the reason.
 pub fn spawn<T, F>(name: impl Into<String>, kick: Kick, f: F) -> Thread<T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    try_spawn(name, kick, f).unwrap_or_else(|none| resume_unwind(Box::new(none)))
+}
+
+/// As [`spawn`], for a caller that can go on without the thread.
+///
+/// # Errors
+/// If the system has no thread to give; `f` is dropped.
+pub fn try_spawn<T, F>(name: impl Into<String>, kick: Kick, f: F) -> Result<Thread<T>, NoThread>
 where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
@@ -241,23 +267,28 @@ where
         GROUP.set(group);
         let _job = scope::enter(job);
         log::trace!("thread {thread_name} starts");
-        let result = catch_unwind(AssertUnwindSafe(f)).map_err(|payload| panic_message(payload.as_ref()));
+        let result = catch_unwind(AssertUnwindSafe(f)).map_err(|payload| {
+            let what = if payload.is::<NoThread>() { "cannot go on" } else { "panicked" };
+            (what, panic_message(payload.as_ref()))
+        });
         match &result {
             Ok(_) => log::trace!("thread {thread_name} ends"),
-            Err(message) => {
-                log::error!("thread {thread_name} panicked: {message}");
+            Err((what, message)) => {
+                log::error!("thread {thread_name} {what}: {message}");
                 let hook = lock(&ON_PANIC).clone();
                 if let Some(hook) = hook {
                     hook();
                 }
             }
         }
-        result
+        result.map_err(|(_, message)| message)
     };
     let handle = Builder::new().name(name.clone()).spawn(body);
-    // The closure, and with it the place on the list, has gone with the error.
-    let handle = handle.unwrap_or_else(|error| panic!("cannot spawn thread {name}: {error}"));
-    Thread { name, kick, handle: Some(handle), done }
+    // The closure, and with it the place on the list, has gone with an error.
+    match handle {
+        Ok(handle) => Ok(Thread { name, kick, handle: Some(handle), done }),
+        Err(error) => Err(NoThread { name, why: error.to_string() }),
+    }
 }
 
 /// A place on the live list.
@@ -276,9 +307,22 @@ pub fn panic_message(payload: &(dyn Any + Send)) -> String {
         (*text).to_owned()
     } else if let Some(text) = payload.downcast_ref::<String>() {
         text.clone()
+    } else if let Some(none) = payload.downcast_ref::<NoThread>() {
+        none.to_string()
     } else {
         "a panic without a message".to_owned()
     }
+}
+
+/// Runs `work`, and gives the reason if that came to its end for want of a thread. Another panic goes on.
+///
+/// # Errors
+/// The [`NoThread`] with which [`spawn`] has unwound.
+pub fn no_thread<T>(work: impl FnOnce() -> T) -> Result<T, NoThread> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|payload| match payload.downcast::<NoThread>() {
+        Ok(none) => *none,
+        Err(panic) => resume_unwind(panic),
+    })
 }
 
 impl<T> Thread<T> {

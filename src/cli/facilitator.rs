@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::announce::announce;
+use super::rates::RateArgs;
 use super::tls;
 use super::values::{duration, listen_address, rate};
 use crate::app::{exit, supervise};
@@ -40,6 +41,8 @@ pub struct Args {
     state_dir: PathBuf,
     #[command(flatten)]
     users: UserArgs,
+    #[command(flatten)]
+    rates: RateArgs,
     #[command(flatten)]
     tls: tls::ServerArgs,
 }
@@ -96,6 +99,8 @@ pub fn run(args: Args) -> ExitCode {
             users: args.user,
             http_names: args.http_args.names(),
             board,
+            rates: args.rates.of_peers(),
+            connects: args.rates.handshake_rate,
             ..args.users.into_config(FacilitatorConfig::new(args.state_dir))
         };
         let facilitator =

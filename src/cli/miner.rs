@@ -269,7 +269,7 @@ fn configure(mut args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), Str
         watch: watch_command(args.reap_dry_run),
         ..MinerConfig::new(key, args.state_dir, backend)
     };
-    config.server.handshakes = args.rates.handshake_rate;
+    config.server.places.connects = args.rates.handshake_rate;
     Ok((config, sandboxes))
 }
 

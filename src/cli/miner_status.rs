@@ -19,6 +19,9 @@ use crate::protocol::ExecutorClass;
 /// Before a job's uuid in the path of its trace.
 const TRACES: &str = "/traces/";
 
+/// The metrics of connections.
+const CONNECTIONS: (&str, &str) = ("phalanx_miner_connections", "phalanx_miner_refused_connections_total");
+
 /// The metrics of hosts.
 const SLOTS: &str = "phalanx_miner_slots";
 const HOST_UP: &str = "phalanx_miner_host_up";
@@ -43,7 +46,10 @@ pub(super) fn serve(
         let sandboxes = lock(&sandboxes);
         let sandboxes =
             sandboxes.iter().map(|(class, sandbox)| (class.as_str().to_owned(), sandbox.to_string().into()));
-        details(&now, &observer.images(), sandboxes.collect())
+        observer.places().measure(metrics, CONNECTIONS);
+        let mut shown = details(&now, &observer.images(), sandboxes.collect());
+        shown["connections"] = observer.places().counts().json();
+        shown
     };
     status::serve_more(("miner", "min"), place, env, &board, look, trace)
 }

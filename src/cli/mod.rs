@@ -65,7 +65,7 @@ enum Command {
     /// Run all four roles on loopback and real jobs through them
     Demo(demo::Args),
     /// Serve validators and users: sessions, the job API, histories
-    Facilitator(facilitator::Args),
+    Facilitator(Box<facilitator::Args>),
     /// Take jobs from the facilitator and drive them on miners
     Validator(Box<validator::Args>),
     /// Run the jobs of validators that send them through Redis (--dispatch celery)
@@ -180,7 +180,7 @@ fn run() -> ExitCode {
     logging::init(cli.log_format, default_filter);
     match cli.command {
         Command::Demo(args) => demo::run(args),
-        Command::Facilitator(args) => facilitator::run(args),
+        Command::Facilitator(args) => facilitator::run(*args),
         Command::Validator(args) => validator::run(*args),
         #[cfg(feature = "celery")]
         Command::Worker(args) => worker::run(*args),

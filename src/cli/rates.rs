@@ -1,8 +1,7 @@
-//! How much the peers of a miner may say, as flags.
+//! How much the peers of a facilitator or miner may say, as flags.
 
 use super::values::rate;
-use crate::link::Rate;
-use crate::miner::PeerRates;
+use crate::link::{PeerRates, Rate};
 
 /// The flags.
 #[derive(Debug, clap::Args)]
@@ -56,7 +55,7 @@ mod tests {
         let Flags { rates } = Flags::parse_from(["phalanx"]);
         assert_eq!(
             (rates.of_peers(), rates.handshake_rate),
-            (PeerRates::default(), ServerConfig::new("min").handshakes)
+            (PeerRates::default(), ServerConfig::new("min").places.connects)
         );
         let Flags { rates } = Flags::parse_from(["phalanx", "--bad-frame-rate", "3/1m"]);
         assert_eq!(rates.of_peers().bad_frames, Rate::new(3, std::time::Duration::from_secs(60)));

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::router::RouterConfig;
+use crate::base::limits::{HANDSHAKES, STRANGER_TIME};
 use crate::identity::PublicKey;
-use crate::link::Rate;
+use crate::link::{PeerRates, Rate};
 use crate::net::http::HostNames;
 use crate::ops::status::Board;
 use crate::store::jobs::{Keep, Quota};
@@ -29,8 +30,12 @@ pub struct FacilitatorConfig {
     /// A job that was received ends as `horde_failed` when nothing was heard of it for so long beyond its own limits
     /// and the start of its executor.
     pub silence_margin: Duration,
-    /// A validator connection that has not authenticated for so long is closed.
+    /// A validator connection that has not authenticated so long after it was accepted is closed.
     pub auth_limit: Duration,
+    /// How much one validator may say from one address, and each address whose connections are not known yet.
+    pub rates: PeerRates,
+    /// How often one address may connect as a validator.
+    pub connects: Rate,
     /// How long a user's token is good.
     pub token_time: Duration,
     /// HTTP connections at a time; three quarters of them may wait for news of a job.
@@ -51,7 +56,7 @@ pub struct FacilitatorConfig {
 }
 
 impl FacilitatorConfig {
-    /// The default numbers: 3 min, 60 s, 5 min, 60 s, 1 h, 256 connections; of a user 2,048 open jobs with 128 MiB,
+    /// The default numbers: 3 min, 60 s, 5 min, 10 s, 1 h, 256 connections; of a user 2,048 open jobs with 128 MiB,
     /// half of what may wait for all validators, and 2,000 requests in 10 s; 100,000 ended jobs, 30 days and 8 GiB.
     /// Nobody may do anything yet.
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
@@ -62,7 +67,9 @@ impl FacilitatorConfig {
             heartbeat_limit: Duration::from_secs(180),
             received_limit: Duration::from_secs(60),
             silence_margin: Duration::from_secs(300),
-            auth_limit: Duration::from_secs(60),
+            auth_limit: STRANGER_TIME,
+            rates: PeerRates::default(),
+            connects: Rate::new(HANDSHAKES.0, HANDSHAKES.1),
             token_time: Duration::from_secs(3600),
             http_connections: 256,
             hold_jobs: false,

@@ -30,7 +30,8 @@ use crate::base::stop::{Stopping, drop_role};
 use crate::base::thread::Thread;
 use crate::base::timer::TimerHandle;
 use crate::identity::PublicKey;
-use crate::link::{Buckets, OutboxLimits, Server, ServerConfig};
+use crate::link::server::StrangerLimits;
+use crate::link::{Buckets, OutboxLimits, Rate, Server, ServerConfig};
 use crate::net::http::pages::pages;
 use crate::net::http::{HttpLimits, HttpListener, HttpRequest, HttpResponse, HttpServer, guarded};
 use crate::ops::health::Health;
@@ -70,6 +71,9 @@ pub enum FacilitatorError {
     #[error("http listener: {0}")]
     Http(#[source] std::io::Error),
 }
+
+/// The metrics of connections.
+const CONNECTIONS: (&str, &str) = ("phalanx_facilitator_connections", "phalanx_facilitator_refused_connections_total");
 
 /// A running facilitator. Dropping it stops it as a stop that is cancelled at once.
 pub struct Facilitator {
@@ -162,8 +166,14 @@ impl Facilitator {
         let router = router.start();
 
         let ws_url = listener.url();
-        let sink = router_thread::sink(events.clone());
-        let server = Server::start(server_config(), listener, timer.clone(), Arc::new(accept_path), sink);
+        let sink = router_thread::sink(events.clone(), config.rates, metrics.clone());
+        let server = Server::start(
+            server_config(config.auth_limit, config.connects),
+            listener,
+            timer.clone(),
+            Arc::new(accept_path),
+            sink,
+        );
 
         let users = Arc::new(Mutex::new(config.users.into_iter().collect::<HashSet<_>>()));
         let submissions = |result| {
@@ -198,14 +208,19 @@ impl Facilitator {
             over_quota: over("quota"),
             over_rate: over("rate"),
         };
-        let shown = status.clone();
+        let (shown, places) = (status.clone(), server.places());
         let frame = Frame {
             role: "facilitator",
             since: Instant::now(),
             board,
             stop: stop.clone(),
             timer: timer.clone(),
-            look: Box::new(move |_, _| snapshot(&lock(&shown))),
+            look: Box::new(move |_, metrics| {
+                places.measure(metrics, CONNECTIONS);
+                let mut shown = snapshot(&lock(&shown));
+                shown["connections"] = places.counts().json();
+                shown
+            }),
         };
         let pages = pages(frame);
         let handler =
@@ -305,13 +320,16 @@ const OUTCOMES: [&str; 4] = ["completed", "failed", "rejected", "horde_failed"];
 /// The stage of a job that had come further before the restart.
 const RESTORED: &str = "restored";
 
-fn server_config() -> ServerConfig {
+fn server_config(auth_limit: Duration, connects: Rate) -> ServerConfig {
     let mut config = ServerConfig::new("fac");
+    config.places.connects = connects;
+    config.strangers = Some(StrangerLimits::of_role(auth_limit));
     config.socket = SocketLimits {
         message_bytes: FACILITATOR_LINK_MESSAGE_BYTES,
         frame_bytes: FACILITATOR_LINK_MESSAGE_BYTES,
         ..SocketLimits::default()
     };
+    config.receiving_bytes = 4 * FACILITATOR_LINK_MESSAGE_BYTES;
     config.outbox = VALIDATOR_OUTBOX;
     config
 }
@@ -320,7 +338,7 @@ fn accept_path(request: &HandshakeRequest) -> Result<(), Refusal> {
     if request.path == VALIDATOR_PATH {
         return Ok(());
     }
-    Err(Refusal { status: 404, body: format!("validators connect to {VALIDATOR_PATH}\n") })
+    Err(Refusal { status: 404, body: format!("validators connect to {VALIDATOR_PATH}\n"), retry_after: None })
 }
 
 /// A job of before the restart that no validator has received goes out again, with a new time limit.

@@ -7,7 +7,8 @@
 //! nothing piles up.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, SendError, Sender, bounded, select};
@@ -26,9 +27,13 @@ use crate::base::shutdown::{Never, Shutdown};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::{send, waiting};
 use crate::identity::PublicKey;
+use crate::link::said::{CLOSE_OVER_RATE, OverRate, PeerRates, Said};
 use crate::link::server::{ServerEvent, ServerSink};
 use crate::link::{Full, Outgoing, SessionHandle};
+use crate::net::admission::Origin;
 use crate::ops::health::Health;
+use crate::ops::metrics::Metrics;
+use crate::ops::throttle::Throttle;
 
 /// How long a session that is closed may take to read what is queued for it.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
@@ -48,22 +53,90 @@ pub(super) enum Event {
 
 /// Reads frames and checks their signatures on the threads of their connections, so that a large one holds up nobody
 /// else. A full queue makes them wait. Once the router has ended, nobody wants events any more.
-pub(super) fn sink(events: Sender<Event>) -> ServerSink {
+///
+/// A connection whose peer says too much is closed with 4029, and not heard any more.
+pub(super) fn sink(events: Sender<Event>, rates: PeerRates, metrics: Metrics) -> ServerSink {
+    let connections: Mutex<HashMap<SessionId, Arc<Known>>> = Mutex::default();
+    let (said, warned) = (Mutex::new(Said::new(rates)), Mutex::<Throttle>::default());
     Arc::new(move |event| {
         let event = match event {
             ServerEvent::Opened { id, handle, request, peer } => {
+                let known = Known {
+                    handle: handle.clone(),
+                    origin: Origin::of(&peer),
+                    key: OnceLock::new(),
+                    over: AtomicBool::new(false),
+                };
+                lock(&connections).insert(id, Arc::new(known));
                 let header = |name| request.header(name).unwrap_or("-");
                 let version = format!("{} {}", header("X-Validator-Version"), header("X-Validator-Runner-Version"));
                 Event::Opened(id, handle, peer, version)
             }
-            ServerEvent::Text { id, text } => Event::Input(Input::Frame(id, Frame::read(&text))),
+            ServerEvent::Text { id, text } => {
+                let Some(known) = lock(&connections).get(&id).cloned() else { return };
+                if known.over.load(Ordering::Relaxed) {
+                    return;
+                }
+                match read(&known, &said, &text) {
+                    Ok(frame) => Event::Input(Input::Frame(id, frame)),
+                    Err(over) => {
+                        known.over.store(true, Ordering::Relaxed);
+                        let origin = &known.origin;
+                        let line = format_args!("{id}: a peer at {origin} is turned away: {over}");
+                        lock(&warned).warn(Instant::now(), &line);
+                        let help = "Connections that were closed because their peer said too much, by what it was.";
+                        metrics.counter("phalanx_facilitator_over_rate_total", help, &[("kind", over.what)]).inc();
+                        known.handle.close(CLOSE_OVER_RATE, "you say too much", CLOSE_TIME);
+                        return;
+                    }
+                }
+            }
             ServerEvent::Closed { id, end } => {
+                lock(&connections).remove(&id);
                 log::debug!("{id}: {end}");
                 Event::Input(Input::Closed(id))
             }
         };
         let _ = send(&events, event, "room in the router's queue");
     })
+}
+
+/// What the threads of connections know of one.
+struct Known {
+    handle: SessionHandle,
+    origin: Origin,
+    /// Of the first authentication with a good signature.
+    key: OnceLock<PublicKey>,
+    /// It has said too much, and is not heard any more.
+    over: AtomicBool,
+}
+
+impl Known {
+    /// Who is counted: a validator once it is known as one, else all strangers of an address as one.
+    fn source(&self) -> Source {
+        (self.key.get().copied().filter(|_| self.handle.is_known()), self.origin.clone())
+    }
+}
+
+type Source = (Option<PublicKey>, Origin);
+
+/// Reads a text, if its peer may say that much.
+fn read(known: &Known, said: &Mutex<Said<Source>>, text: &str) -> Result<Frame, OverRate> {
+    let (who, now) = (known.source(), Instant::now());
+    lock(said).frame(&who, now)?;
+    let frame = Frame::read(text);
+    match &frame {
+        Frame::Authentication(verified) => {
+            lock(said).authentication(&who, now)?;
+            if let Ok(key) = verified {
+                // A later one changes nothing.
+                let _ = known.key.set(*key);
+            }
+        }
+        Frame::Bad(_) => lock(said).bad_frame(&who, now)?,
+        _ => {}
+    }
+    Ok(frame)
 }
 
 /// The queue into the thread.
@@ -200,6 +273,11 @@ impl RouterLoop {
     fn act(&mut self, action: Action) {
         match action {
             Action::Store(change) => self.changes.push_back(change),
+            Action::Known(id) => {
+                if let Some(handle) = self.sessions.get(&id) {
+                    handle.known();
+                }
+            }
             Action::Send(id, text) => {
                 let Some(handle) = self.sessions.get(&id) else { return };
                 match handle.send(Outgoing::once(text)) {

@@ -166,6 +166,11 @@ impl<C> Handover<C> {
         })
     }
 
+    /// From now on these limits count, for what comes.
+    pub fn set_limits(&self, limits: OutboxLimits) {
+        self.change(|state| state.outbox.set_limits(limits));
+    }
+
     /// Takes no more messages; once those inside are with the peer, the writer sends Close.
     pub fn close(&self, code: u16, reason: &str) {
         self.change(|state| {

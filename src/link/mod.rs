@@ -3,7 +3,7 @@
 //! * [`outbox`]: what is to be sent, in order, until it was written or answered. Pure.
 //! * [`heartbeat`]: when to ping, when to beat, when to give a connection up. Pure.
 //! * [`handover`]: where senders, reader and writer meet: one lock around the outbox.
-//! * [`rate`]: how often somebody may do something. Pure.
+//! * [`said`]: how much one peer may say. Pure.
 //! * [`session`]: one connection: the reader runs on the caller's thread, the writer on its own.
 //! * [`manager`]: dial, authenticate, run a session, back off, for ever.
 //! * [`server`]: accept, one reader thread a connection, close all.
@@ -15,15 +15,16 @@ pub mod handover;
 pub mod heartbeat;
 pub mod manager;
 pub mod outbox;
-pub mod rate;
+pub mod said;
 pub mod server;
 pub mod session;
 
+pub use crate::net::rate::{Buckets, Rate};
 pub use manager::{
     Authenticate, Authenticated, IdleLink, Link, LinkConfig, LinkEvent, LinkHandle, LinkState, NoConnection, Refused,
     Text, authenticate,
 };
 pub use outbox::{About, Answered, Full, Kind, OutboxLimits, Outgoing, Rank};
-pub use rate::{Buckets, Rate};
+pub use said::{OverRate, PeerRates, Said};
 pub use server::{Server, ServerConfig};
 pub use session::{SessionEnd, SessionHandle};

@@ -6,26 +6,42 @@
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::heartbeat::LivenessConfig;
 use super::outbox::OutboxLimits;
-use super::rate::{Buckets, Rate, origin};
 use super::session::{self, Arrival, SessionConfig, SessionEnd, SessionHandle};
 use crate::base::ids::SessionId;
-use crate::base::limits::{HANDSHAKE_TIME, HANDSHAKES, SERVER_CONNECTIONS};
-use crate::base::lock::lock;
+use crate::base::limits::{
+    HANDSHAKE_TIME, HANDSHAKES, SERVER_CONNECTIONS, STRANGER_OUTBOX_BYTES, STRANGER_TIME, STRANGERS,
+    STRANGERS_OF_ADDRESS,
+};
 use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Step;
 use crate::base::timer::TimerHandle;
-pub use crate::net::accept::AcceptState;
-use crate::net::accept::{Acceptor, Admission, Admitted, Place, Service};
-use crate::transport::{HandshakeRequest, Listener, Pending, Refusal, SocketLimits, Utf8Bytes};
+pub use crate::net::accept::{AcceptState, ServerPlaces};
+use crate::net::accept::{Acceptor, Admitted, Place, Service};
+use crate::net::admission::{NoPlace, Origin};
+pub use crate::net::admission::{PlaceCounts, PlaceLimits};
+use crate::net::rate::Rate;
+use crate::transport::{
+    HandshakeRequest, IntakeLimits, Listener, Pending, ReceivingMemory, Refusal, SocketLimits, Utf8Bytes,
+};
 
 /// Connections over the limit that are answered with HTTP 503, each by a thread; still further ones are just closed.
 const REFUSALS: usize = 16;
+
+/// When a connection that found no place may be tried again: the strangers that have the places now are served, or
+/// closed, within seconds.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The memory for messages that peers have begun, in largest ones: two of honest peers, and as many that do not end.
+const RECEIVING_MESSAGES: usize = 4;
+
+/// How much later than its role a server itself closes who has not said who it is.
+const ROLE_TIME: Duration = Duration::from_secs(2);
 
 /// A server that stops closes its connections one by one, so that not all of its peers dial again at once: this much
 /// time for each of them, and at most so much in all.
@@ -42,27 +58,63 @@ pub struct ServerConfig {
     pub name: &'static str,
     /// Limits of each socket.
     pub socket: SocketLimits,
-    /// Connections at a time; more are refused with HTTP 503.
-    pub connections: usize,
+    /// Connections at a time, for all, strangers and those of one address; more are refused with HTTP 503 or 429.
+    pub places: PlaceLimits,
     /// Time for one handshake.
     pub handshake_time: Duration,
-    /// Handshakes of one address; more are refused with HTTP 429.
-    pub handshakes: Rate,
+    /// What a connection may until the role calls [`SessionHandle::known`]; `None` if the server trusts everybody, or
+    /// if its peers have said in their handshake who they are.
+    pub strangers: Option<StrangerLimits>,
+    /// Bytes of the messages that all peers have begun and not ended, beside 64 KiB of each; who needs more makes the
+    /// connection of the oldest such message go, with Close 1013.
+    pub receiving_bytes: usize,
     /// When to ping and when to give up.
     pub liveness: LivenessConfig,
     /// Bounds of each connection's outbox.
     pub outbox: OutboxLimits,
 }
 
+/// What a connection may as long as it is not known whose it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StrangerLimits {
+    /// Time from its acceptance until it has to be known.
+    pub time: Duration,
+    /// What it may send.
+    pub intake: IntakeLimits,
+    /// Bytes that may wait in its outbox.
+    pub outbox_bytes: usize,
+}
+
+impl Default for StrangerLimits {
+    fn default() -> Self {
+        Self::of_role(STRANGER_TIME)
+    }
+}
+
+impl StrangerLimits {
+    /// Of a server whose role itself turns away, after this time, who has not said who it is, and says why better: here
+    /// it has a little longer, for a role that is busy.
+    pub fn of_role(time: Duration) -> Self {
+        Self { time: time + ROLE_TIME, intake: IntakeLimits::DEFAULT, outbox_bytes: STRANGER_OUTBOX_BYTES }
+    }
+}
+
 impl ServerConfig {
-    /// The default numbers.
+    /// The default numbers, for a server that knows its peers by their handshakes.
     pub fn new(name: &'static str) -> Self {
         Self {
             name,
             socket: SocketLimits::default(),
-            connections: SERVER_CONNECTIONS,
+            places: PlaceLimits {
+                total: SERVER_CONNECTIONS,
+                strangers: STRANGERS,
+                address: STRANGERS_OF_ADDRESS,
+                connects: Rate::new(HANDSHAKES.0, HANDSHAKES.1),
+                turned_away: REFUSALS,
+            },
             handshake_time: HANDSHAKE_TIME,
-            handshakes: Rate::new(HANDSHAKES.0, HANDSHAKES.1),
+            strangers: None,
+            receiving_bytes: RECEIVING_MESSAGES * SocketLimits::default().message_bytes,
             liveness: LivenessConfig::default(),
             outbox: OutboxLimits::default(),
         }
@@ -127,16 +179,24 @@ impl Server {
         sink: ServerSink,
     ) -> Self {
         let kick = listener.kick();
-        let admission = Admission { served: config.connections, turned_away: REFUSALS };
         let thread = format!("{}-accept", config.name);
-        let handshakes = Mutex::new(Buckets::new(config.handshakes));
-        let accepting = Accepting { config, listener, timer: timer.clone(), check, sink, handshakes };
-        Self { timer, acceptor: Acceptor::start(thread, admission, move || kick.kick(), accepting) }
+        let mut places = config.places;
+        if config.strangers.is_none() {
+            (places.strangers, places.address) = (places.total, places.total);
+        }
+        let memory = ReceivingMemory::new(config.receiving_bytes);
+        let accepting = Accepting { config, listener, timer: timer.clone(), check, sink, memory };
+        Self { timer, acceptor: Acceptor::start(thread, places, move || kick.kick(), accepting) }
     }
 
     /// Whether it accepts connections.
     pub fn accept_state(&self) -> AcceptState {
         self.acceptor.state()
+    }
+
+    /// Who has a place; may outlive the server.
+    pub fn places(&self) -> ServerPlaces {
+        self.acceptor.places()
     }
 
     /// Accepts no more connections; those that are open stay.
@@ -180,8 +240,7 @@ struct Accepting {
     timer: TimerHandle,
     check: HandshakeCheck,
     sink: ServerSink,
-    /// By address.
-    handshakes: Mutex<Buckets<String>>,
+    memory: ReceivingMemory,
 }
 
 impl Service for Accepting {
@@ -196,18 +255,23 @@ impl Service for Accepting {
         }
     }
 
+    fn origin(&self, pending: &Box<dyn Pending>) -> Origin {
+        Origin::of(&pending.peer())
+    }
+
+    fn now(&self) -> Instant {
+        self.timer.clock().now()
+    }
+
     fn admit(&self, pending: Box<dyn Pending>, place: Place) -> Admitted<SessionHandle> {
-        let Place { number, is_over, stop } = place;
+        let Place { number, refused, standing, stop } = place;
         let name = self.config.name;
-        let refusal = if is_over {
-            Some(Refusal { status: 503, body: "too many connections".to_owned() })
-        } else if lock(&self.handshakes).take(origin(&pending.peer()), self.timer.clock().now()) {
-            None
-        } else {
-            let Rate { count, period } = self.config.handshakes;
-            Some(Refusal { status: 429, body: format!("more than {count} connections of one address in {period:?}") })
+        let refusal = refused.map(|why| self.refusal(why));
+        let handle = {
+            let outbox = self.config.outbox;
+            let bytes = self.config.strangers.map_or(outbox.bytes, |strangers| strangers.outbox_bytes);
+            SessionHandle::stranger(outbox, bytes, self.timer.clone(), standing)
         };
-        let handle = SessionHandle::new(self.config.outbox, self.timer.clone());
         let broken = Shutdown::new();
         let serve = Serve {
             id: SessionId::fresh(),
@@ -223,6 +287,8 @@ impl Service for Accepting {
             stop,
             broken: broken.clone(),
             refusal,
+            accepted: self.now(),
+            memory: self.memory.clone(),
         };
         Admitted {
             handle,
@@ -233,6 +299,19 @@ impl Service for Accepting {
     }
 
     fn refuse(&self, _: Box<dyn Pending>) {}
+}
+
+impl Accepting {
+    /// What a connection without a place is told.
+    fn refusal(&self, why: NoPlace) -> Refusal {
+        let PlaceLimits { address, connects: Rate { count, period }, .. } = self.config.places;
+        let (status, body) = match why {
+            NoPlace::Rate => (429, format!("more than {count} connections of one address in {period:?}")),
+            NoPlace::Address => (429, format!("{address} connections of your address have not said who they are")),
+            _ => (503, "too many connections".to_owned()),
+        };
+        Refusal { status, body, retry_after: Some(RETRY_AFTER) }
+    }
 }
 
 struct Serve {
@@ -248,6 +327,8 @@ struct Serve {
     broken: Shutdown,
     /// What it is told instead.
     refusal: Option<Refusal>,
+    accepted: Instant,
+    memory: ReceivingMemory,
 }
 
 impl Serve {
@@ -266,9 +347,17 @@ impl Serve {
                 return;
             }
         };
-        let Self { id, handle, session, sink, broken, .. } = self;
+        let Self { id, handle, session, sink, broken, config, accepted, memory, .. } = self;
         let kick = connection.kick.clone();
         let _kick = broken.on(Level::Cancel, move || kick.kick());
+        match config.strangers {
+            Some(StrangerLimits { time, intake, .. }) => {
+                connection.intake.stranger(intake);
+                handle.known_by(accepted + time, connection.intake.clone());
+            }
+            None => handle.known(),
+        }
+        connection.intake.take_from(&memory);
         sink(ServerEvent::Opened { id, handle: handle.clone(), request, peer });
         let end = session::run(connection, &handle, &session, |arrival| {
             if let Arrival::Text(text) = arrival {

@@ -17,16 +17,21 @@ use super::outbox::{About, Answered, Full, OutboxLimits, Outgoing};
 use crate::base::ids::Epoch;
 use crate::base::lock::lock;
 use crate::base::stop::KICK_GRACE;
-use crate::base::thread::{JoinError, Kick, spawn};
+use crate::base::thread::{JoinError, Kick, try_spawn};
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::base::waits::waiting;
+use crate::net::accept::Standing;
+use crate::net::admission::NoPlace;
 use crate::ops::throttle::Throttle;
 use crate::transport::{
-    CloseInfo, Connection, ConnectionKick, Incoming, Traffic, TransportError, Utf8Bytes, WriteHalf,
+    CloseInfo, Connection, ConnectionKick, Incoming, Intake, Traffic, TransportError, Utf8Bytes, WriteHalf,
 };
 
 /// After the peer's Close, how long our answer to it may take to leave.
 const CLOSE_REPLY_TIME: Duration = Duration::from_secs(1);
+
+/// Close code for a stranger that does not say in time who it is (RFC 6455, section 7.4.1).
+const CLOSE_POLICY: u16 = 1008;
 
 /// A text that is sent at once when the session begins and then at a fixed period, and is never queued.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +91,18 @@ struct SessionShared {
     handover: Handover<PresentConnection>,
     close_alarm: Mutex<Option<Alarm>>,
     timer: TimerHandle,
+    /// Of a server's connection, as long as nobody knows whose it is.
+    stranger: Mutex<Option<Stranger>>,
+}
+
+/// What ends when it is known whose a connection is.
+struct Stranger {
+    standing: Standing,
+    intake: Option<Arc<Intake>>,
+    /// Of its outbox, from then on.
+    outbox: OutboxLimits,
+    /// Closes it, if that does not come to be known in time.
+    late: Option<Alarm>,
 }
 
 /// What senders and timers need of the present connection.
@@ -124,7 +141,67 @@ impl fmt::Debug for SessionHandle {
 impl SessionHandle {
     /// An outbox that waits for its first connection.
     pub fn new(limits: OutboxLimits, timer: TimerHandle) -> Self {
-        Self(Arc::new(SessionShared { handover: Handover::new(limits), close_alarm: Mutex::new(None), timer }))
+        Self::with(limits, timer, None)
+    }
+
+    /// The connection of a stranger, whose outbox has `limits` once it is known, and until then at most
+    /// `stranger_bytes`.
+    pub(super) fn stranger(
+        limits: OutboxLimits,
+        stranger_bytes: usize,
+        timer: TimerHandle,
+        standing: Standing,
+    ) -> Self {
+        let now = OutboxLimits { bytes: limits.bytes.min(stranger_bytes), ..limits };
+        Self::with(now, timer, Some(Stranger { standing, intake: None, outbox: limits, late: None }))
+    }
+
+    fn with(limits: OutboxLimits, timer: TimerHandle, stranger: Option<Stranger>) -> Self {
+        let (handover, close_alarm, stranger) = (Handover::new(limits), Mutex::new(None), Mutex::new(stranger));
+        Self(Arc::new(SessionShared { handover, close_alarm, timer, stranger }))
+    }
+
+    /// It is known whose this connection of a server is: it leaves the strangers' places, and the limits of strangers
+    /// end. The role says so as soon as its peer has authenticated; once is enough. Returns at once.
+    pub fn known(&self) {
+        let stranger = lock(&self.0.stranger).take();
+        if let Some(Stranger { standing, intake, outbox, late }) = stranger {
+            standing.known();
+            self.0.handover.set_limits(outbox);
+            if let Some(intake) = intake {
+                intake.known();
+            }
+            drop(late);
+        }
+    }
+
+    /// Whether it is known whose it is.
+    pub fn is_known(&self) -> bool {
+        lock(&self.0.stranger).is_none()
+    }
+
+    /// Its connection is open: until it is known it may send what its intake says, and it is closed with 1008 unless
+    /// it is known by then.
+    pub(super) fn known_by(&self, then: Instant, intake: Arc<Intake>) {
+        let weak = Arc::downgrade(&self.0);
+        let alarm = self.0.timer.at(then, move || {
+            let Some(shared) = weak.upgrade() else { return };
+            let stranger = lock(&shared.stranger);
+            let Some(Stranger { standing, .. }) = stranger.as_ref() else { return };
+            standing.closed(NoPlace::Late);
+            drop(stranger);
+            Self(shared).close(CLOSE_POLICY, "you have not said in time who you are", CLOSE_REPLY_TIME);
+        });
+        let mut stranger = lock(&self.0.stranger);
+        let unused = match stranger.as_mut() {
+            Some(stranger) => {
+                stranger.intake = Some(intake);
+                stranger.late.replace(alarm)
+            }
+            None => Some(alarm),
+        };
+        drop(stranger);
+        drop(unused);
     }
 
     /// Puts a message into the outbox; never blocks.
@@ -271,7 +348,7 @@ pub fn run_until(
     config: &SessionConfig,
     mut on_arrival: impl FnMut(Arrival) -> ControlFlow<()>,
 ) -> SessionEnd {
-    let Connection { mut reader, writer, kick, traffic, peer } = connection;
+    let Connection { mut reader, writer, kick, traffic, intake, peer } = connection;
     let writer = Arc::new(Mutex::new(writer));
     let present = PresentConnection { kick: kick.clone(), writer: writer.clone(), verdict: None, writing_since: None };
     let epoch = handle.0.handover.attach(present, config.beat.is_some());
@@ -279,10 +356,19 @@ pub fn run_until(
     let writing = handle.clone();
     let beat = config.beat.as_ref().map(|beat| beat.text.clone());
     let (write_kick, broken_kick) = (kick.clone(), kick.clone());
-    let thread = spawn(config.writer_name.clone(), Kick::new("connection", move || write_kick.kick()), move || {
+    let write_kick = Kick::new("connection", move || write_kick.kick());
+    let thread = try_spawn(config.writer_name.clone(), write_kick, move || {
         write_loop(&writing, epoch, &writer, beat, &broken_kick);
         writer
     });
+    let thread = match thread {
+        Ok(thread) => thread,
+        Err(none) => {
+            drop(Attached(&handle.0.handover));
+            kick.kick();
+            return SessionEnd::Broken(TransportError::io("starting its writer")(std::io::Error::other(none)));
+        }
+    };
     // Declared after the thread: a panic frees the writer first, then joins it.
     let attached = Attached(&handle.0.handover);
 
@@ -330,7 +416,7 @@ pub fn run_until(
         Ok(writer) if detached && verdict.is_none() => {
             if let Some(writer) = Arc::into_inner(writer) {
                 let writer = writer.into_inner().unwrap_or_else(PoisonError::into_inner);
-                return SessionEnd::Detached(Box::new(Connection { reader, writer, kick, traffic, peer }));
+                return SessionEnd::Detached(Box::new(Connection { reader, writer, kick, traffic, intake, peer }));
             }
         }
         Ok(_) | Err(JoinError::Panicked(_)) => {}

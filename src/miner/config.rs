@@ -13,10 +13,11 @@ use super::host::HostName;
 use super::images::ImageCare;
 use super::placement::Strategy;
 use crate::base::limits::{
-    EXECUTORS_MAX, MINER_KEPT_BYTES, MINER_KEPT_JOBS, OUTBOX_BYTES, OUTBOX_MESSAGES, SERVER_CONNECTIONS,
+    EXECUTORS_MAX, MINER_KEPT_BYTES, MINER_KEPT_JOBS, OUTBOX_BYTES, OUTBOX_MESSAGES, SERVER_CONNECTIONS, STRANGER_TIME,
 };
 use crate::identity::{KeyPair, PublicKey};
-use crate::link::{OutboxLimits, Rate, ServerConfig};
+use crate::link::server::StrangerLimits;
+use crate::link::{OutboxLimits, PeerRates, ServerConfig};
 use crate::ops::status::Board;
 use crate::proc::docker::EngineAddress;
 use crate::protocol::stages::{MINER_BEHIND, Timing};
@@ -106,7 +107,7 @@ impl Default for MinerLimits {
     fn default() -> Self {
         let seconds = Duration::from_secs;
         Self {
-            auth_time: seconds(15),
+            auth_time: STRANGER_TIME,
             auth_age: seconds(10),
             reservation_wait: seconds(3),
             startup_time_limit: seconds(5),
@@ -120,29 +121,6 @@ impl Default for MinerLimits {
             result_time: seconds(600),
             drain_time: seconds(60),
             checks: CheckPolicy::default(),
-        }
-    }
-}
-
-/// The rates of one peer, over all its connections from one address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PeerRates {
-    /// Of texts. A job takes a validator five, an executor six.
-    pub frames: Rate,
-    /// Of texts that are no message of the protocol.
-    pub bad_frames: Rate,
-    /// Of authentications; a validator may have a connection for each job.
-    pub authentications: Rate,
-}
-
-impl Default for PeerRates {
-    /// 5,000 frames in 1 s, 30 bad ones in 60 s, 2,000 authentications in 10 s: twice what one validator needs that
-    /// asks all of 1,000 executors at once.
-    fn default() -> Self {
-        Self {
-            frames: Rate::new(5000, Duration::from_secs(1)),
-            bad_frames: Rate::new(30, Duration::from_secs(60)),
-            authentications: Rate::new(2000, Duration::from_secs(10)),
         }
     }
 }
@@ -214,7 +192,7 @@ impl MinerConfig {
             backend,
             address: "this machine".to_owned(),
             limits: MinerLimits::default(),
-            server: ServerConfig { connections: CONNECTIONS, outbox: OUTBOX, ..ServerConfig::new("min") },
+            server: server_config(),
             rates: PeerRates::default(),
             images: None,
             reap_dry_run: false,
@@ -276,6 +254,13 @@ impl MinerConfig {
         }
         problems
     }
+}
+
+fn server_config() -> ServerConfig {
+    let strangers = Some(StrangerLimits::default());
+    let mut config = ServerConfig { outbox: OUTBOX, strangers, ..ServerConfig::new("min") };
+    config.places.total = CONNECTIONS;
+    config
 }
 
 impl fmt::Debug for MinerConfig {

@@ -10,7 +10,7 @@
 //!   and when an answer counts. Pure.
 //! * `disk`: the thread that countersigns and stores receipts, and keeps the jobs.
 //! * [`images`]: the thread that pulls images before jobs ask for them, and has others make room.
-//! * `meters`: what is counted. `rates`: how much one peer may say. Pure.
+//! * `meters`: what is counted.
 //! * `reaper`: removes what executors have left and nobody answers for.
 //! * [`watch`](watch()): the process that does so when the miner was killed; `killed_host`: at one host each;
 //!   `rounds`: when it looks. Pure.
@@ -27,7 +27,6 @@ pub mod images;
 mod killed_host;
 mod meters;
 pub mod placement;
-mod rates;
 mod reaper;
 mod role;
 mod rounds;
@@ -41,7 +40,7 @@ pub use crate::store::miner::DATABASE;
 /// Name of the folder in the state folder that has what executors could not tell the miner.
 pub const SPOOL: &str = "spool";
 
-pub use config::{HostConfig, MinerConfig, MinerLimits, PeerRates, WatchCommand};
+pub use config::{HostConfig, MinerConfig, MinerLimits, WatchCommand};
 pub use executor_manager::{
     ClientPorts, DockerBackend, ExecutorBackend, ExecutorError, ExecutorExit, ExecutorSettings, ExecutorSpec, Leftover,
     LeftoverKind, Owner, ProcessBackend,

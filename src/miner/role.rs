@@ -35,7 +35,7 @@ use crate::base::stop::{Stopping, drop_role};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::TimerHandle;
 use crate::base::waits::waiting;
-use crate::link::server::{AcceptState, Server};
+use crate::link::server::{AcceptState, Server, ServerPlaces};
 use crate::ops::jobs::JobMetrics;
 use crate::ops::status::Board;
 use crate::store::StoreError;
@@ -72,6 +72,7 @@ pub struct Miner {
     traces: Arc<Mutex<Traces>>,
     images: Arc<Mutex<ImagesStatus>>,
     accept: AcceptState,
+    places: ServerPlaces,
     board: Board,
     url: String,
     limits: MinerLimits,
@@ -142,6 +143,7 @@ pub struct Observer {
     traces: Arc<Mutex<Traces>>,
     images: Arc<Mutex<ImagesStatus>>,
     accept: AcceptState,
+    places: ServerPlaces,
     board: Board,
 }
 
@@ -160,6 +162,11 @@ impl Observer {
     /// Why no connection is accepted at present, if that is so.
     pub fn accept_trouble(&self) -> Option<String> {
         self.accept.trouble(Instant::now())
+    }
+
+    /// Who has a place among the connections.
+    pub fn places(&self) -> &ServerPlaces {
+        &self.places
     }
 
     /// What is known of the images of jobs, as of the last look.
@@ -285,11 +292,11 @@ impl Miner {
         take_spooled(&spool, &events);
         let sink = router_thread::sink(events.clone(), config.rates);
         let server = Server::start(config.server.clone(), listener, timer, router_thread::accept_path(), sink);
-        let accept = server.accept_state();
+        let (accept, places) = (server.accept_state(), server.places());
         log::info!("miner {} serves on {url}", config.key.ss58());
         let parts = Some(MinerParts { router, images, server, watcher, disk, events, stop });
         let (images, board, limits) = (known_images, config.board, config.limits);
-        Ok(Self { parts, status, traces, images, accept, board, url, limits })
+        Ok(Self { parts, status, traces, images, accept, places, board, url, limits })
     }
 
     /// Where validators and executors dial, `ws://address:port`.
@@ -316,7 +323,8 @@ impl Miner {
     /// What looks at this miner; may outlive it.
     pub fn observer(&self) -> Observer {
         let (status, traces, images) = (self.status.clone(), self.traces.clone(), self.images.clone());
-        Observer { status, traces, images, accept: self.accept.clone(), board: self.board.clone() }
+        let (accept, places) = (self.accept.clone(), self.places.clone());
+        Observer { status, traces, images, accept, places, board: self.board.clone() }
     }
 
     /// Stops: declines new jobs and waits for those that run (at most [`MinerLimits::drain_time`], or until the stop is

@@ -10,15 +10,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, never, select};
 
-use super::config::PeerRates;
 use super::disk::{Order, Saves, StoreOrder};
 use super::executor_manager::{Backends, ExecutorManager, ExecutorSpec, Report};
 use super::host_threads::{Checks, HostThreads, Reports};
 use super::meters::Meters;
 use super::placement::Strategy;
-use super::rates::{Said, Source};
 use super::router::{
-    Action, ExecutorFrame, Input, JobKey, MinerStatus, OverRate, Peer, Router, Settings, TraceEvent, ValidatorFrame,
+    Action, ExecutorFrame, Input, JobKey, MinerStatus, Peer, Router, Settings, TraceEvent, ValidatorFrame,
 };
 use super::trace::Traces;
 use crate::base::clock::now;
@@ -29,9 +27,10 @@ use crate::base::thread::Thread;
 use crate::base::waits::{send, waiting};
 use crate::identity::PublicKey;
 use crate::link::outbox::{Full, Outgoing};
-use crate::link::rate::origin;
+use crate::link::said::{OverRate, PeerRates, Said};
 use crate::link::server::{HandshakeCheck, ServerEvent, ServerSink};
 use crate::link::session::SessionHandle;
+use crate::net::admission::Origin;
 use crate::ops::health::Health;
 use crate::ops::jobs::{JobFacts, JobName, Jobs};
 use crate::protocol::{ExecutorClass, ValidatorToMiner};
@@ -123,11 +122,14 @@ pub(super) fn accept_path() -> HandshakeCheck {
         None if request.path.split('?').next().is_some_and(|path| path.trim_end_matches('/') == "/version") => {
             let version = env!("CARGO_PKG_VERSION");
             let body = serde_json::json!({"miner_version": version, "runner_version": version}).to_string();
-            Err(Refusal { status: 200, body })
+            Err(Refusal { status: 200, body, retry_after: None })
         }
-        None => Err(Refusal { status: 404, body: format!("no such path: {}", request.path) }),
+        None => Err(Refusal { status: 404, body: format!("no such path: {}", request.path), retry_after: None }),
     })
 }
+
+/// Who is counted: whoever connects with another's name takes nothing from that one.
+type Source = Arc<(Peer, Origin)>;
 
 /// What the threads of connections know of one.
 struct Known {
@@ -153,7 +155,7 @@ pub(super) fn sink(events: Sender<Event>, rates: PeerRates) -> ServerSink {
                     Peer::Executor(_) => None,
                 };
                 let known =
-                    Known { peer: Arc::new((peer.clone(), origin(&address))), key, over: AtomicBool::new(false) };
+                    Known { peer: Arc::new((peer.clone(), Origin::of(&address))), key, over: AtomicBool::new(false) };
                 lock(&connections).insert(id, Arc::new(known));
                 let host = address.parse().ok().map(|address: std::net::SocketAddr| address.ip().to_string());
                 Event::Opened(id, handle, peer, host)
@@ -183,7 +185,7 @@ pub(super) fn sink(events: Sender<Event>, rates: PeerRates) -> ServerSink {
 }
 
 /// Reads a text, if its peer may say that much.
-fn read(known: &Known, said: &Mutex<Said>, id: SessionId, text: &str) -> Result<Input, OverRate> {
+fn read(known: &Known, said: &Mutex<Said<Source>>, id: SessionId, text: &str) -> Result<Input, OverRate> {
     let (who, now) = (&known.peer, Instant::now());
     lock(said).frame(who, now)?;
     match &known.peer.0 {
@@ -315,6 +317,7 @@ impl RouterThread {
                     sessions.get(&id)?.give_up(CLOSE_SLOW, "what you are sent is not read", SLOW_TIME);
                 }
             },
+            Action::Known(id) => sessions.get(&id)?.known(),
             Action::Close(id, code, reason) => sessions.get(&id)?.close(code, reason, CLOSE_TIME),
             Action::Store { job, number, row, payload, validator_signature } => {
                 let order = StoreOrder { job: job.clone(), number, row, payload, validator_signature };

@@ -18,8 +18,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::{Step, stop_dropped};
-use crate::base::thread::{Kick, Thread, spawn};
+use crate::base::thread::{Kick, Thread, spawn, try_spawn};
 use crate::base::waits::waiting;
+use crate::net::admission::{Entry, NoPlace, Origin, PlaceCounts, PlaceLimits, Places};
+use crate::ops::metrics::Metrics;
 use crate::ops::throttle::Throttle;
 
 /// After a failed `accept`, the time in which open connections may end: out of descriptors, most likely.
@@ -106,22 +108,84 @@ pub(crate) trait Service: Send + 'static {
     /// The next connection; `None` after the kick. Blocks; the kick interrupts it.
     fn accept(&self) -> io::Result<Option<Self::Incoming>>;
 
-    /// How a connection within the limits is served.
+    /// Where a connection comes from.
+    fn origin(&self, incoming: &Self::Incoming) -> Origin;
+
+    /// How a connection that has a place is served, or told that it has none.
     fn admit(&self, incoming: Self::Incoming, place: Place) -> Admitted<Self::Handle>;
 
-    /// Ends a connection over the limits. Must not block.
+    /// Ends a connection that is not even told. Must not block.
     fn refuse(&self, incoming: Self::Incoming);
+
+    /// The moment, by the clock of the service.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
 }
 
 /// The place of a connection among the others.
 pub(crate) struct Place {
     /// Its number, for the names of its threads: at most five digits.
     pub(crate) number: u32,
-    /// The connections are at their limit already: this one is to be turned away.
-    pub(crate) is_over: bool,
+    /// Why it has none, and is to be told so.
+    pub(crate) refused: Option<NoPlace>,
+    /// What its role tells of it.
+    pub(crate) standing: Standing,
     /// Drains when the server stops to accept, cancels when it ends, and cancels for this connection alone with its
     /// kick.
     pub(crate) stop: Shutdown,
+}
+
+/// The places of a server, behind a lock that is held for moments; clones are the same.
+#[derive(Debug, Clone)]
+pub struct ServerPlaces(Arc<Mutex<Places>>);
+
+impl ServerPlaces {
+    fn new(limits: PlaceLimits) -> Self {
+        Self(Arc::new(Mutex::new(Places::new(limits))))
+    }
+
+    /// How many are taken, and who had none.
+    pub fn counts(&self) -> PlaceCounts {
+        lock(&self.0).counts()
+    }
+
+    /// Brings the metrics of these names up to date: a gauge of the connections by state, and a counter of those that
+    /// had no place or have lost it by reason.
+    ///
+    /// # Panics
+    /// As [`Metrics::counter`]: if a name is wrong.
+    pub fn measure(&self, metrics: &Metrics, (open, refused): (&'static str, &'static str)) {
+        let PlaceCounts { taken, strangers, refused: counted, .. } = self.counts();
+        for (state, count) in [("known", taken - strangers), ("stranger", strangers)] {
+            let help = "Connections of peers, by whether it is known whose they are.";
+            metrics.gauge(open, help, &[("state", state)]).set(count);
+        }
+        for why in NoPlace::ALL {
+            let help = "Connections that had no place or have lost it, by reason.";
+            let counter = metrics.counter(refused, help, &[("reason", why.as_str())]);
+            counter.raise(counted.get(&why).copied().unwrap_or(0));
+        }
+    }
+}
+
+/// Whether one connection is a stranger's; clones are the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Standing {
+    places: ServerPlaces,
+    id: u64,
+}
+
+impl Standing {
+    /// Its role knows whose it is: it leaves the strangers' share, and no stranger pushes it out.
+    pub(crate) fn known(&self) {
+        lock(&self.places.0).known(self.id);
+    }
+
+    /// Counts why it is closed.
+    pub(crate) fn closed(&self, why: NoPlace) {
+        lock(&self.places.0).count(why);
+    }
 }
 
 /// How a connection is served.
@@ -134,15 +198,6 @@ pub(crate) struct Admitted<H> {
     pub(crate) kick: Box<dyn Fn() + Send + Sync>,
     /// What its thread runs.
     pub(crate) serve: Box<dyn FnOnce() + Send>,
-}
-
-/// How many connections may be open.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Admission {
-    /// That are served.
-    pub(crate) served: usize,
-    /// That have a thread beyond that, which answers that there are too many.
-    pub(crate) turned_away: usize,
 }
 
 /// How long a failed `accept` counts as trouble. It is tried again each [`AFTER_FAILURE`], so what lasts is known for
@@ -173,6 +228,7 @@ pub(crate) struct Acceptor<H> {
     kick: Kick,
     stop: Shutdown,
     open: Open<H>,
+    places: ServerPlaces,
 }
 
 type Open<H> = Arc<Mutex<HashMap<u64, (H, Thread<()>)>>>;
@@ -187,11 +243,11 @@ impl<H: Send + 'static> Acceptor<H> {
     /// Starts to accept, on a thread of that name; `kick` interrupts [`Service::accept`].
     pub(crate) fn start<S: Service<Handle = H>>(
         thread: String,
-        admission: Admission,
+        limits: PlaceLimits,
         kick: impl Fn() + Send + Sync + 'static,
         service: S,
     ) -> Self {
-        let (stop, open) = (Shutdown::new(), Open::default());
+        let (stop, open, places) = (Shutdown::new(), Open::default(), ServerPlaces::new(limits));
         let signal = stop.clone();
         let kick = Kick::new("connect to the listener", move || {
             signal.drain();
@@ -203,19 +259,25 @@ impl<H: Send + 'static> Acceptor<H> {
             name: thread.clone(),
             service,
             failed,
-            admission,
+            places: places.clone(),
+            ended: Arc::default(),
             stop: stop.clone(),
             open: open.clone(),
             count: 0,
             warned: Throttle::default(),
         };
         let accept = spawn(thread, kick.clone(), move || accepting.run());
-        Self { accept: Some(accept), state, kick, stop, open }
+        Self { accept: Some(accept), state, kick, stop, open, places }
     }
 
     /// Whether it accepts.
     pub(crate) fn state(&self) -> AcceptState {
         self.state.clone()
+    }
+
+    /// Who has a place.
+    pub(crate) fn places(&self) -> ServerPlaces {
+        self.places.clone()
     }
 
     /// Accepts no more connections; those that are open see the drain of their stop signal.
@@ -262,11 +324,29 @@ struct Accepting<S: Service> {
     name: String,
     service: S,
     failed: Arc<LastFailure>,
-    admission: Admission,
+    places: ServerPlaces,
+    ended: Ended,
     stop: Shutdown,
     open: Open<S::Handle>,
     count: u64,
     warned: Throttle,
+}
+
+/// The connections whose threads end and are to be joined.
+type Ended = Arc<Mutex<Vec<u64>>>;
+
+/// Says so when the thread of a connection ends, or was never there.
+struct Leaving {
+    places: ServerPlaces,
+    ended: Ended,
+    id: u64,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        lock(&self.places.0).left(self.id);
+        lock(&self.ended).push(self.id);
+    }
 }
 
 impl<S: Service> Accepting<S> {
@@ -295,27 +375,56 @@ impl<S: Service> Accepting<S> {
 
     /// Starts the thread of a new connection, and joins those that have ended since the last one came.
     fn admit(&mut self, incoming: S::Incoming) {
-        let ended: Vec<_> = lock(&self.open).extract_if(|_, (_, thread)| thread.is_finished()).collect();
-        drop(ended);
-        let (open, admission) = (lock(&self.open).len(), self.admission);
-        if open >= admission.served + admission.turned_away {
-            self.service.refuse(incoming);
-            return self.warn(&format_args!("{open} connections are open, a further one is turned away"));
+        for id in std::mem::take(&mut *lock(&self.ended)) {
+            let ended = lock(&self.open).remove(&id);
+            drop(ended);
         }
         self.count += 1;
+        let (id, origin) = (self.count, self.service.origin(&incoming));
+        let entry = lock(&self.places.0).enter(id, origin.clone(), self.service.now());
+        let refused = match entry {
+            Entry::Taken => None,
+            Entry::InPlaceOf(oldest) => {
+                let open = lock(&self.open);
+                if let Some((_, thread)) = open.get(&oldest) {
+                    thread.kick();
+                }
+                drop(open);
+                self.warn(&"the places of those who have not said who they are are taken: the oldest of them goes");
+                None
+            }
+            Entry::Refused(why) => {
+                self.warn(&format_args!("a connection from {origin} is turned away: {}", why.as_str()));
+                if !lock(&self.places.0).turn_away(id) {
+                    return self.service.refuse(incoming);
+                }
+                Some(why)
+            }
+        };
+        let leaving = Leaving { places: self.places.clone(), ended: self.ended.clone(), id };
         // Its own, so that kicking one connection does not stop the server.
         let stop = self.stop.child();
-        let place =
-            Place { number: (self.count % 100_000) as u32, is_over: open >= admission.served, stop: stop.clone() };
+        let standing = Standing { places: self.places.clone(), id };
+        let place = Place { number: (id % 100_000) as u32, refused, standing, stop: stop.clone() };
         let admitted = self.service.admit(incoming, place);
-        let interrupt = admitted.kick;
+        let (interrupt, serve) = (admitted.kick, admitted.serve);
         let kick = Kick::new("stop signal and connection", move || {
             stop.cancel();
             interrupt();
         });
         let mut open = lock(&self.open);
-        let thread = spawn(admitted.thread_name, kick, admitted.serve);
-        open.insert(self.count, (admitted.handle, thread));
+        let thread = try_spawn(admitted.thread_name, kick, move || {
+            let _leaving = leaving;
+            serve();
+        });
+        match thread {
+            Ok(thread) => drop(open.insert(id, (admitted.handle, thread))),
+            Err(none) => {
+                drop(open);
+                lock(&self.places.0).count(NoPlace::Thread);
+                self.warn(&format_args!("a connection from {origin} is closed: {none}"));
+            }
+        }
     }
 }
 
@@ -328,6 +437,7 @@ mod tests {
     use crate::base::thread::Group;
     use crate::base::wait::until;
     use crate::net::dial::dial;
+    use crate::net::rate::Rate;
 
     const LONG: Duration = Duration::from_secs(60);
 
@@ -348,6 +458,10 @@ mod tests {
             }
         }
 
+        fn origin(&self, _: &TcpStream) -> Origin {
+            unreachable!("nobody connects")
+        }
+
         fn admit(&self, _: TcpStream, _: Place) -> Admitted<()> {
             unreachable!("nobody connects")
         }
@@ -359,9 +473,8 @@ mod tests {
     fn trouble_lasts_while_accept_fails_and_when_its_thread_has_ended() {
         let listener = KickableListener::new(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
         let (kick, fails) = (listener.kick(), Arc::new(AtomicBool::new(true)));
-        let admission = Admission { served: 1, turned_away: 0 };
         let service = Failing { listener, fails: fails.clone() };
-        let acceptor = Acceptor::start("t-accept".to_owned(), admission, kick, service);
+        let acceptor = Acceptor::start("t-accept".to_owned(), limits(1, 0), kick, service);
         let state = acceptor.state();
         let trouble = || state.trouble(Instant::now());
         until("a try has failed", || trouble().as_deref() == Some("cannot accept connections: no descriptors"));
@@ -372,7 +485,12 @@ mod tests {
         assert_eq!(trouble().as_deref(), Some("nobody accepts connections any more"));
     }
 
-    /// Each connection says its number and whether it is over, and then waits for its stop.
+    fn limits(total: usize, turned_away: usize) -> PlaceLimits {
+        let connects = Rate::new(1000, Duration::from_secs(1));
+        PlaceLimits { total, strangers: total, address: total, connects, turned_away }
+    }
+
+    /// Each connection says its number and whether it has no place, and then waits for its stop.
     struct Waiting {
         listener: KickableListener,
         seen: Sender<(u32, bool)>,
@@ -386,11 +504,15 @@ mod tests {
             Ok(self.listener.accept()?.map(|(stream, _)| stream))
         }
 
+        fn origin(&self, stream: &TcpStream) -> Origin {
+            stream.peer_addr().unwrap().ip().into()
+        }
+
         fn admit(&self, stream: TcpStream, place: Place) -> Admitted<u32> {
-            let Place { number, is_over, stop } = place;
+            let Place { number, refused, stop, .. } = place;
             let seen = self.seen.clone();
             let serve = move || {
-                seen.send((number, is_over)).unwrap();
+                seen.send((number, refused.is_some())).unwrap();
                 stop.wait_for(Level::Cancel, Duration::MAX);
                 drop(stream);
             };
@@ -411,8 +533,7 @@ mod tests {
         let listener = KickableListener::new(TcpListener::bind("0.0.0.0:0").unwrap()).unwrap();
         let (kick, address) = (listener.kick(), listener.reachable_addr());
         let (seen, sees) = bounded(8);
-        let admission = Admission { served: 1, turned_away: 1 };
-        (Acceptor::start("t-accept".to_owned(), admission, kick, Waiting { listener, seen }), sees, address)
+        (Acceptor::start("t-accept".to_owned(), limits(1, 1), kick, Waiting { listener, seen }), sees, address)
     }
 
     fn connect(address: SocketAddr) -> TcpStream {

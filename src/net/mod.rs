@@ -3,6 +3,8 @@
 //! * `address`, `percent`: hosts, ports and percent-encoded texts. Pure.
 //! * [`dial`]: the only place that connects.
 //! * [`reach`]: which addresses a job may name. Pure.
+//! * `admission`: who has a place at a server. Pure.
+//! * [`rate`]: how often somebody may do something. Pure.
 //! * `accept`: a listener that can be kicked, and the one loop that admits connections and joins their threads.
 //! * `deadline`: socket calls that end by a deadline.
 //! * [`tls`]: certificates, keys and roots, and the configuration of rustls.
@@ -12,12 +14,14 @@
 
 pub(crate) mod accept;
 pub(crate) mod address;
+pub(crate) mod admission;
 pub(crate) mod deadline;
 pub mod dial;
 pub mod http;
 pub(crate) mod percent;
 #[cfg(feature = "client")]
 pub mod proxy;
+pub mod rate;
 pub mod reach;
 pub mod tls;
 pub mod wake;

@@ -21,6 +21,8 @@ pub(super) enum ParseError {
     Json(jiter::JsonError),
     /// It has more than [`MESSAGE_VALUES`].
     TooMany,
+    /// Parsed it would take more than [`parsed_limit`].
+    TooDense,
 }
 
 impl ParseError {
@@ -29,35 +31,95 @@ impl ParseError {
         match self {
             Self::Json(error) => error.description(text.as_bytes()),
             Self::TooMany => format!("more than {MESSAGE_VALUES} values"),
+            Self::TooDense => format!(
+                "so many small values in {} bytes that they would take more than {PARSED_TIMES} times as many and \
+                 {PARSED_FREE_BYTES}",
+                text.len()
+            ),
         }
     }
 }
 
 /// Parses what a peer sent. It is looked through first, because a value of two bytes takes more than a hundred parsed.
 pub(super) fn parse(text: &str) -> Result<JsonValue<'_>, ParseError> {
-    if has_many_values(text, MESSAGE_VALUES) {
+    check_size(text)?;
+    JsonValue::parse(text.as_bytes(), true).map_err(ParseError::Json)
+}
+
+/// Bytes that a value behind a comma takes at most when it is parsed: a key and a value are 56, and the list that they
+/// are in may have room for twice as many.
+const COMMA_BYTES: usize = 112;
+
+/// Bytes that a list or an object takes at most beside that: its head, and room for four entries.
+const BRACKET_BYTES: usize = 320;
+
+/// Bytes that a parsed text may take however small it is: more than the parsed tree of any usual message.
+const PARSED_FREE_BYTES: usize = 1 << 20;
+
+/// How many times as many bytes as its own a parsed text may take beyond [`PARSED_FREE_BYTES`]: a text with a comma in
+/// 7 bytes, or a bracket in 20, all the way through. A list of receipts, the message with the most values, has a comma
+/// in 40.
+const PARSED_TIMES: usize = 16;
+
+/// Bytes that the parsed tree of a text of so many bytes may take.
+fn parsed_limit(bytes: usize) -> usize {
+    PARSED_FREE_BYTES + PARSED_TIMES * bytes
+}
+
+/// Whether a text may be parsed: it has not more than [`MESSAGE_VALUES`], and the tree does not take too much memory
+/// for the number of its bytes. Both are counted without parsing, so that a text is refused for the cost of reading it.
+fn check_size(text: &str) -> Result<(), ParseError> {
+    let Separators { commas, brackets } = separators(text, MESSAGE_VALUES);
+    if commas + brackets > MESSAGE_VALUES {
         return Err(ParseError::TooMany);
     }
-    JsonValue::parse(text.as_bytes(), true).map_err(ParseError::Json)
+    if COMMA_BYTES * commas + BRACKET_BYTES * brackets > parsed_limit(text.len()) {
+        return Err(ParseError::TooDense);
+    }
+    Ok(())
 }
 
 /// Whether a text has more than `most` commas and brackets that open, outside its strings: as many values, up to twice.
 pub fn has_many_values(text: &str, most: usize) -> bool {
-    if text.len() <= most {
-        return false;
-    }
-    let (mut rest, mut count) = (text.as_bytes().iter(), 0);
+    let Separators { commas, brackets } = separators(text, most);
+    commas + brackets > most
+}
+
+/// What of a text says how many values it has.
+#[derive(Default)]
+struct Separators {
+    commas: usize,
+    brackets: usize,
+}
+
+/// How deep the parser follows, and some more: what is deeper it refuses when it comes there.
+const DEEPER_THAN_PARSED: usize = 256;
+
+/// Those outside the strings of a text, up to one more than `most`, and up to where it is too deep anyway.
+fn separators(text: &str, most: usize) -> Separators {
+    let (mut rest, mut found, mut depth) = (text.as_bytes().iter(), Separators::default(), 0_usize);
     while let Some(byte) = rest.next() {
         match byte {
-            b',' | b'[' | b'{' => count += 1,
-            b'"' => while rest.find(|byte| matches!(byte, b'"' | b'\\')) == Some(&b'\\') && rest.next().is_some() {},
-            _ => {}
+            b',' => found.commas += 1,
+            b'[' | b'{' => {
+                found.brackets += 1;
+                depth += 1;
+            }
+            b']' | b'}' => {
+                depth = depth.saturating_sub(1);
+                continue;
+            }
+            b'"' => {
+                while rest.find(|byte| matches!(byte, b'"' | b'\\')) == Some(&b'\\') && rest.next().is_some() {}
+                continue;
+            }
+            _ => continue,
         }
-        if count > most {
-            return true;
+        if found.commas + found.brackets > most || depth > DEEPER_THAN_PARSED {
+            break;
         }
     }
-    false
+    found
 }
 
 /// How JSON text is laid out.
@@ -338,6 +400,49 @@ pub(super) fn push_float(out: &mut String, value: f64, python: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Bytes of a parsed tree, all that it has reserved.
+    fn tree_bytes(value: &JsonValue<'_>) -> usize {
+        const HEAD: usize = 16 + size_of::<Vec<()>>();
+        match value {
+            JsonValue::Array(items) if !items.is_empty() => {
+                let room = items.capacity() * size_of::<JsonValue<'_>>();
+                HEAD + room + items.iter().map(tree_bytes).sum::<usize>()
+            }
+            JsonValue::Object(entries) if !entries.is_empty() => {
+                let room = entries.capacity() * size_of::<(Cow<'_, str>, JsonValue<'_>)>();
+                HEAD + room + entries.iter().map(|(_, value)| tree_bytes(value)).sum::<usize>()
+            }
+            _ => 0,
+        }
+    }
+
+    #[test]
+    fn a_parsed_tree_takes_no_more_than_was_counted_and_no_more_than_its_limit() {
+        let nested = |open: &str, close: &str| format!("{}1{},", open.repeat(150), close.repeat(150));
+        let parts = ["[],", "[1],", "[[[1]]],", "{},", r#"{"a":1},"#, r#"{"a":{},"b":[2]},"#, "0,", r#""","#, "null,"];
+        let mut refused = 0;
+        for part in parts.map(str::to_owned).into_iter().chain([nested("[", "]"), nested(r#"{"":"#, "}")]) {
+            for times in [1, 10, 1000, 9000, 40_000].into_iter().filter(|times| part.len() * times < 8 << 20) {
+                let text = format!("[{}0]", part.repeat(times));
+                let Separators { commas, brackets } = separators(&text, usize::MAX);
+                let Ok(value) = parse(&text) else {
+                    refused += 1;
+                    continue;
+                };
+                let (bytes, counted) = (tree_bytes(&value), COMMA_BYTES * commas + BRACKET_BYTES * brackets);
+                assert!(bytes <= counted.min(parsed_limit(text.len())), "{part} {times}: {bytes}, counted {counted}");
+            }
+        }
+        assert!(refused >= 10, "{refused}");
+        // What is honest and large passes: a refusal with a receipt for each of 10,000 executors.
+        let hotkey = "x".repeat(48);
+        let receipt = format!(r#"{{"payload":{{"job_uuid":"{hotkey}","b":1}},"signature":"{hotkey}{hotkey}"}},"#);
+        assert!(parse(&format!("[{}0]", receipt.repeat(10_000))).is_ok());
+        let text = format!("[{}0]", "[],".repeat(40_000));
+        let why = parse(&text).unwrap_err().description(&text);
+        assert!(why.contains("more than 16 times as many and 1048576"), "{why}");
+    }
 
     #[test]
     fn values_are_counted_outside_strings() {

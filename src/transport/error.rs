@@ -104,6 +104,10 @@ pub enum TransportError {
         /// The limit.
         limit: usize,
     },
+    /// All peers together send more than there is memory for, and the message of this one is the oldest that has not
+    /// ended; it gets Close 1013.
+    #[error("too much is being received from all peers, and this message is the oldest")]
+    Crowded,
     /// The peer broke the WebSocket protocol, and gets Close 1002.
     #[error("protocol error: {problem}")]
     Protocol {
@@ -193,6 +197,7 @@ impl TransportError {
             Self::Protocol { .. } => Some(1002),
             Self::Utf8 { .. } => Some(1007),
             Self::TooLarge { .. } => Some(1009),
+            Self::Crowded => Some(1013),
             _ => None,
         }
     }

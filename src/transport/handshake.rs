@@ -245,11 +245,11 @@ pub(super) fn upgrade_as_server(
             (answer.end(), Ok(request))
         }
         Err(Verdict::Wrong { status, problem }) => {
-            (refusal(status, &problem), Err(TransportError::Handshake { peer: peer.to_owned(), problem }))
+            (refusal(status, &problem, None), Err(TransportError::Handshake { peer: peer.to_owned(), problem }))
         }
-        Err(Verdict::Refused(Refusal { status, body })) => {
+        Err(Verdict::Refused(Refusal { status, body, retry_after })) => {
             let status = refusal_status(status);
-            (refusal(status, &body), Err(TransportError::refused(status.as_u16(), body)))
+            (refusal(status, &body, retry_after), Err(TransportError::refused(status.as_u16(), body)))
         }
         Err(Verdict::Gone(error)) => return Err(error),
     };
@@ -268,7 +268,7 @@ pub(super) fn refusal_status(status: u16) -> StatusCode {
         .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
-fn refusal(status: StatusCode, body: &str) -> String {
+fn refusal(status: StatusCode, body: &str, retry_after: Option<Duration>) -> String {
     let reason = status.canonical_reason().unwrap_or("Refused");
     let kind = if status == StatusCode::OK { "application/json" } else { "text/plain; charset=utf-8" };
     let mut head = HeadText::new(format_args!("HTTP/1.1 {} {reason}", status.as_u16()))
@@ -276,6 +276,9 @@ fn refusal(status: StatusCode, body: &str) -> String {
         .with("Sec-WebSocket-Version", 13)
         .with("Content-Type", kind)
         .with("Content-Length", body.len());
+    if let Some(after) = retry_after {
+        head = head.with("Retry-After", after.as_secs().max(1));
+    }
     for (name, value) in SAFE {
         head = head.with(name, value);
     }

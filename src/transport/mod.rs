@@ -30,10 +30,12 @@ mod control;
 mod error;
 mod handshake;
 pub mod idle;
+mod intake;
 #[cfg(any(test, feature = "test-util"))]
 pub mod memory;
 mod proxy;
 mod reader;
+mod receiving;
 mod tls;
 mod traffic;
 mod url;
@@ -41,6 +43,7 @@ mod writer;
 pub mod ws;
 
 pub use error::TransportError;
+pub use intake::{Intake, IntakeLimits, ReceivingMemory};
 pub use traffic::Traffic;
 
 /// Bytes that a write half collects before it sends without being flushed: some 60 typical messages in one system call.
@@ -218,6 +221,8 @@ pub struct Connection {
     pub kick: ConnectionKick,
     /// For whoever judges whether the peer is alive.
     pub traffic: Arc<Traffic>,
+    /// For whoever says what the peer may send.
+    pub intake: Arc<Intake>,
     /// The peer's address, for logs.
     pub peer: String,
 }
@@ -374,4 +379,6 @@ pub struct Refusal {
     pub status: u16,
     /// Text for people; with status 200, JSON.
     pub body: String,
+    /// When the client may try again, told in whole seconds as `Retry-After`.
+    pub retry_after: Option<Duration>,
 }

@@ -106,6 +106,10 @@ impl<R: Receive> Reader<R> {
             Ok(Message::Pong(_)) => Incoming::Pong,
             Ok(Message::Close(frame)) => self.closed_by_peer(frame),
             Ok(Message::Frame(_)) => unreachable!("the codec gives raw frames to nobody who reads messages"),
+            Err(Error::Io(e)) if e.get_ref().is_some_and(|e| e.is::<TransportError>()) => {
+                let error = e.downcast::<TransportError>();
+                self.fail(error.unwrap_or_else(TransportError::io("reading")))
+            }
             Err(Error::Io(e)) => match e.kind() {
                 io::ErrorKind::WouldBlock => Incoming::Control,
                 io::ErrorKind::InvalidData => self.fail(tls::io_failed(&self.peer, e)),

@@ -62,7 +62,8 @@ impl Spawned {
             collect_texts(&tokens, &mut spawned.texts);
         }
         for function in &functions {
-            for arguments in calls(&function.body, None, "spawn") {
+            let spawns = ["spawn", "try_spawn"].map(|name| calls(&function.body, None, name));
+            for arguments in spawns.into_iter().flatten() {
                 match name_of(&arguments[0], function, &functions, 0) {
                     Some(templates) => {
                         spawned.templates.extend(templates.into_iter().map(|name| (name, function.file.clone())));

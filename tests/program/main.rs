@@ -27,6 +27,7 @@ mod sandbox;
 mod secrets;
 mod security;
 mod status;
+mod strangers;
 mod streaming;
 mod top;
 mod tree;

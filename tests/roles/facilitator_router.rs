@@ -48,17 +48,18 @@ impl Fixture {
     /// What the router asks for, in short.
     fn brief(&mut self, input: Input<()>) -> Vec<String> {
         let brief = |action: Action| match action {
-            Action::Close(id, code, _) => format!("close {id} {code}"),
-            Action::Store(Change::Specs(specs)) => format!("specs {} {}", specs.miner, specs.specs),
-            Action::Store(Change::Status { status, .. }) => format!("store {} {}", status.uuid, status.status),
-            Action::Send(id, text) => match FacilitatorToValidator::decode(&text) {
+            Action::Known(_) => None,
+            Action::Close(id, code, _) => Some(format!("close {id} {code}")),
+            Action::Store(Change::Specs(specs)) => Some(format!("specs {} {}", specs.miner, specs.specs)),
+            Action::Store(Change::Status { status, .. }) => Some(format!("store {} {}", status.uuid, status.status)),
+            Action::Send(id, text) => Some(match FacilitatorToValidator::decode(&text) {
                 Ok(FacilitatorToValidator::Response(response)) => {
                     format!("{id} {}", response.errors.first().map_or("success", |error| error.kind.as_str()))
                 }
                 _ => format!("{id} {text}"),
-            },
+            }),
         };
-        self.handle(input).into_iter().map(brief).collect()
+        self.handle(input).into_iter().filter_map(brief).collect()
     }
 
     fn open(&mut self) -> SessionId {

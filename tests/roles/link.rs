@@ -417,7 +417,8 @@ fn stop_during_an_outage_still_delivers_when_the_peer_comes_back() {
 fn connections_over_the_limit_are_refused_without_end() {
     let fixture = Fixture::new();
     let listener = Box::new(fixture.net.listener("peer"));
-    let config = ServerConfig { connections: 2, ..ServerConfig::new("tst") };
+    let mut config = ServerConfig::new("tst");
+    config.places.total = 2;
     let timer = fixture.timer.as_ref().unwrap().handle();
     let server = Server::start(config, listener, timer, Arc::new(|_| Ok(())), Arc::new(|_| {}));
     let (mut links, mut refused) = (Vec::new(), 0);
@@ -444,8 +445,8 @@ fn connections_over_the_limit_are_refused_without_end() {
 fn handshakes_of_one_address_over_its_rate_are_refused() {
     let fixture = Fixture::new();
     let listener = Box::new(fixture.net.listener("peer"));
-    let handshakes = Rate::new(2, Duration::from_secs(3600));
-    let config = ServerConfig { handshakes, ..ServerConfig::new("tst") };
+    let mut config = ServerConfig::new("tst");
+    config.places.connects = Rate::new(2, Duration::from_secs(3600));
     let timer = fixture.timer.as_ref().unwrap().handle();
     let server = Server::start(config, listener, timer, Arc::new(|_| Ok(())), Arc::new(|_| {}));
     for n in 0..3 {

@@ -165,7 +165,7 @@ impl Fixture {
                 Action::Note(key, class, event, detail) => {
                     self.traces.note(&key, class, event, &detail, now);
                 }
-                Action::Reap(_) => {}
+                Action::Reap(_) | Action::Known(_) => {}
                 Action::Release(host) => self.released.push(host),
                 Action::Count(counted) => self.counted.push(counted),
                 Action::Ended(key, outcome) => self.ends.push((key.uuid, outcome)),

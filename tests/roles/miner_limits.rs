@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use phalanx::base::limits::OUTBOX_MESSAGES;
+use phalanx::link::PeerRates;
 use phalanx::link::Rate;
+use phalanx::miner::MinerConfig;
 use phalanx::miner::executor_manager::ExecutorExit;
-use phalanx::miner::{MinerConfig, PeerRates};
 use phalanx::transport::memory::WIRE_BYTES;
 use phalanx::transport::{Connection, Incoming};
 

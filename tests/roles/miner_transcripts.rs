@@ -74,6 +74,7 @@ impl Replay {
         {
             let connection = |id: SessionId| *self.ids.iter().find(|(_, (other, _))| *other == id).unwrap().0;
             match action {
+                Action::Known(_) => {}
                 Action::Send(id, text) => {
                     let connection = connection(id);
                     self.seen.entry(connection).or_default().texts.push(serde_json::from_str(&text).unwrap());

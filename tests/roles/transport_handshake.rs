@@ -83,7 +83,7 @@ fn path_headers_and_query_reach_the_route_and_its_refusal_reaches_the_client() {
                 assert_eq!(request.path, "/ws/v0/?token=1");
                 assert_eq!(request.header("x-who"), Some("me"));
                 assert_eq!(request.header("no-such"), None);
-                Err(Refusal { status: 403, body: "not you".to_owned() })
+                Err(Refusal { status: 403, body: "not you".to_owned(), retry_after: None })
             })
         });
         let headers = [("X-Who".to_owned(), "me".to_owned())];
@@ -101,7 +101,9 @@ fn a_refusal_with_a_status_that_does_not_refuse_is_an_error_of_the_server() {
     let Site { listener, dialer } = Site::new(false);
     let url = listener.url();
     let server = background("t-accept", move || {
-        accept(&listener, &SocketLimits::default(), |_| Err(Refusal { status: 204, body: String::new() }))
+        accept(&listener, &SocketLimits::default(), |_| {
+            Err(Refusal { status: 204, body: String::new(), retry_after: None })
+        })
     });
     assert_eq!(dial_ws(&dialer, &url, &SocketLimits::default()).unwrap_err().status(), Some(500));
     assert_eq!(join(server).unwrap_err().status(), Some(500));

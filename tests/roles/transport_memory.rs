@@ -120,7 +120,7 @@ fn the_request_reaches_the_route_and_its_refusal_the_dialer() {
         let limits = SocketLimits::default();
         let refused = accept(&listener, &limits, |request| {
             assert_eq!((request.path.as_str(), request.header("x-who")), ("/a?b", Some("me")));
-            Err(Refusal { status: 404, body: "no such path".to_owned() })
+            Err(Refusal { status: 404, body: "no such path".to_owned(), retry_after: None })
         });
         assert_eq!(refused.unwrap_err().status(), Some(404));
         let (connection, request) = accept(&listener, &limits, |_| Ok(())).unwrap();

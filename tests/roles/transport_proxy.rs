@@ -75,7 +75,9 @@ fn a_refusal_by_the_server_behind_the_proxy_is_the_servers() {
     let (proxy, serving) = one_tunnel();
     let url = listener.url();
     let server = background("t-accept", move || {
-        accept(&listener, &SocketLimits::default(), |_| Err(Refusal { status: 403, body: "not you".to_owned() }))
+        accept(&listener, &SocketLimits::default(), |_| {
+            Err(Refusal { status: 403, body: "not you".to_owned(), retry_after: None })
+        })
     });
     let error = dial_ws(&dialer.through(proxy), &url, &SocketLimits::default()).unwrap_err();
     assert_eq!(error.status(), Some(403), "{error}");

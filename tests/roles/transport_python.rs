@@ -219,7 +219,7 @@ fn our_server_with_its_client(tls: bool) {
         let limits = SocketLimits { message_bytes: 16 << 20, ..Default::default() };
         loop {
             let outcome = accept(&listener, &limits, |request| {
-                let refusal = Refusal { status: 403, body: "not you".to_owned() };
+                let refusal = Refusal { status: 403, body: "not you".to_owned(), retry_after: None };
                 if request.path == "/refused" { Err(refusal) } else { Ok(()) }
             });
             match outcome {

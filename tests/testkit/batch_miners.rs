@@ -159,7 +159,8 @@ impl BatchMiners {
         let (listener, hole) = (world.net.listener("127.0.0.1:1"), world.net.listener("127.0.0.1:3"));
         let day = Duration::from_secs(24 * 3600);
         let liveness = LivenessConfig { ping_after: day, dead_after: day, stuck_after: day };
-        let config = ServerConfig { liveness, connections: kinds.len(), ..ServerConfig::new("bat") };
+        let mut config = ServerConfig { liveness, ..ServerConfig::new("bat") };
+        config.places.total = kinds.len();
         let ports = Ports { port: 1, closed: 2, hole: 3 };
         Self::start_on(world, Box::new(listener), config, (ports, Box::new(hole)), kinds, executors)
     }

@@ -183,7 +183,7 @@ impl ScriptedFacilitator {
             });
             match (checking.plan.upgrade)(dial) {
                 None => Ok(()),
-                Some(status) => Err(Refusal { status, body: "by plan".to_owned() }),
+                Some(status) => Err(Refusal { status, body: "by plan".to_owned(), retry_after: None }),
             }
         });
         let sink = Arc::new(move |event| working.handle(event));

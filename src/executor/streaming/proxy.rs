@@ -13,11 +13,16 @@ use rustls::{ServerConfig, ServerConnection};
 
 use super::tunnel;
 use crate::base::stop::Stopping;
-use crate::net::accept::{Acceptor, Admission, Admitted, KickableListener, Place, Service};
+use crate::net::accept::{Acceptor, Admitted, KickableListener, Place, Service};
+use crate::net::admission::{Origin, PlaceLimits};
+use crate::net::rate::Rate;
 
 /// Clients at a time: a thread of 8 KiB touched stack and 2 × 16 KiB buffers each, so some 8 MiB. A user's own client
 /// is the only one that stays.
 const CONNECTIONS: usize = 128;
+
+/// How often one address may connect: a client of a web server may open a connection for each request.
+const CONNECTS: Rate = Rate::new(1000, Duration::from_secs(1));
 
 /// How long the clients may take to read the end of what the job has sent.
 const LAST_BYTES_TIME: Duration = Duration::from_secs(2);
@@ -28,9 +33,16 @@ pub(super) struct Proxy(Acceptor<()>);
 impl Proxy {
     /// Lets clients through to the job.
     pub(super) fn start(listener: KickableListener, tls: Arc<ServerConfig>, job: SocketAddr) -> Self {
-        let admission = Admission { served: CONNECTIONS, turned_away: 0 };
+        // A client's certificate is checked in its handshake, so the oldest without one goes first.
+        let limits = PlaceLimits {
+            total: CONNECTIONS,
+            strangers: CONNECTIONS,
+            address: CONNECTIONS,
+            connects: CONNECTS,
+            turned_away: 0,
+        };
         let kick = listener.kick();
-        Self(Acceptor::start("exe-st-accept".to_owned(), admission, kick, Clients { listener, tls, job }))
+        Self(Acceptor::start("exe-st-accept".to_owned(), limits, kick, Clients { listener, tls, job }))
     }
 
     /// Takes no more clients, and ends the connections: at once, or as soon as they have read what the job has sent.
@@ -65,11 +77,16 @@ impl Service for Clients {
         self.listener.accept()
     }
 
+    fn origin(&self, (_, peer): &(TcpStream, SocketAddr)) -> Origin {
+        peer.ip().into()
+    }
+
     fn admit(&self, (client, peer): (TcpStream, SocketAddr), place: Place) -> Admitted<()> {
-        let Place { number, stop, .. } = place;
+        let Place { number, stop, standing, .. } = place;
         let (tls, job) = (ServerConnection::new(self.tls.clone()), self.job);
         let serve = move || {
-            let served = tls.map_err(io::Error::other).and_then(|tls| tunnel::serve(client, tls, job, &stop));
+            let served =
+                tls.map_err(io::Error::other).and_then(|tls| tunnel::serve(client, tls, job, (&stop, &standing)));
             match served {
                 Ok(()) => log::debug!("streaming client {peer} is served"),
                 Err(error) => log::debug!("streaming client {peer}: {error}"),

@@ -16,6 +16,7 @@ use rustls::ServerConnection;
 use crate::base::limits::HANDSHAKE_TIME;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::waits::waiting;
+use crate::net::accept::Standing;
 use crate::net::dial::{dial, set_options};
 
 /// Bytes under way in each direction: the largest TLS record.
@@ -38,7 +39,12 @@ const BAD_GATEWAY: &[u8] = b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/plai
 /// Serves one client to its end. Blocks in its handshake, in the connection to the job, and until a socket can go on;
 /// the cancel of `stop` ends all of these. Its drain ends the reading from the client: what the job has sent still
 /// goes to it.
-pub(super) fn serve(client: TcpStream, tls: ServerConnection, job: SocketAddr, stop: &Shutdown) -> io::Result<()> {
+pub(super) fn serve(
+    client: TcpStream,
+    tls: ServerConnection,
+    job: SocketAddr,
+    (stop, standing): (&Shutdown, &Standing),
+) -> io::Result<()> {
     set_options(&client)?;
     client.set_nonblocking(true)?;
     let client = Arc::new(client);
@@ -48,6 +54,8 @@ pub(super) fn serve(client: TcpStream, tls: ServerConnection, job: SocketAddr, s
     let _all = stop.on(Level::Cancel, move || drop(all.shutdown(Direction::Both)));
     let mut client = Client { socket: client, tls, ended: false };
     client.shake_hands(Instant::now() + HANDSHAKE_TIME)?;
+    // Its certificate is the right one.
+    standing.known();
     let host = job.ip().to_string();
     let connected = dial(&host, job.port(), Instant::now() + CONNECT_TIME, stop, Level::Cancel);
     let job = match connected {

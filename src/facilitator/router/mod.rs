@@ -172,6 +172,8 @@ pub enum Change {
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
+    /// A connection is a validator's: it is no stranger any more.
+    Known(SessionId),
     /// Send a text.
     Send(SessionId, String),
     /// Send what is queued, then close.
@@ -483,6 +485,7 @@ impl<T> Router<T> {
             session.heartbeat = now;
         }
         self.shown = None;
+        self.actions.push(Action::Known(id));
         self.answer(id, answers::success());
         // An older session that got them may be dead without our knowing, so the new one gets them as well.
         for uuid in self.jobs_where(|job| job.dispatch.validator == validator) {

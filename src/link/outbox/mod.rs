@@ -64,6 +64,11 @@ impl Outbox {
         }
     }
 
+    /// From now on these limits count, for what comes.
+    pub fn set_limits(&mut self, limits: OutboxLimits) {
+        self.limits = limits;
+    }
+
     /// Takes a message.
     ///
     /// # Errors

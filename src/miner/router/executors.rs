@@ -49,6 +49,8 @@ impl Router {
             }
             self.out.push(Action::Close(older, CLOSE_NORMAL, OVERTAKEN));
         }
+        // Nobody but the executor was told the token.
+        self.out.push(Action::Known(id));
         executor.back_by = None;
         if let Some(since) = executor.gone_since.take() {
             phase.postpone(now.mono.saturating_duration_since(since));

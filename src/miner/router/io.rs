@@ -1,7 +1,6 @@
 //! What goes into the router and what comes out of it. Pure: frames are read from their text, by the thread of their
 //! connection.
 
-use std::fmt;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::ids::SessionId;
 use crate::base::shutdown::Level;
 use crate::identity::PublicKey;
-use crate::link::rate::Rate;
+use crate::link::said::OverRate;
 use crate::miner::config::{HostConfig, MinerLimits};
 use crate::miner::executor_manager::{ExecutorEnd, ExecutorSpec, Leftover};
 use crate::miner::executor_pool::Lease;
@@ -27,9 +26,6 @@ use super::job::JobKey;
 pub const CLOSE_NORMAL: u16 = 1000;
 /// Close code for a peer that did not keep to our limits before it was authenticated.
 pub const CLOSE_POLICY: u16 = 1008;
-
-/// Close code for a peer that says more than it may (RFC 6455 leaves 4000 to 4999 to us; 429 is HTTP's).
-pub const CLOSE_OVER_RATE: u16 = 4029;
 
 /// What a path stands for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -110,21 +106,6 @@ impl ExecutorFrame {
         let message = ExecutorToMiner::decode(text);
         let relay = message.as_ref().map(|message| message.encode().into()).unwrap_or_default();
         Self { message, relay }
-    }
-}
-
-/// A peer has said too much.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OverRate {
-    /// Of what, as in metrics: `frames`, `bad_frames` or `authentications`.
-    pub what: &'static str,
-    /// What would be right.
-    pub rate: Rate,
-}
-
-impl fmt::Display for OverRate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "more than {} {} in {:?}", self.rate.count, self.what.replace('_', " "), self.rate.period)
     }
 }
 
@@ -294,6 +275,8 @@ pub struct Settings {
 /// Something to do.
 #[derive(Debug)]
 pub enum Action {
+    /// It is known whose a connection is: it is no stranger any more.
+    Known(SessionId),
     /// Send a text.
     Send(SessionId, Utf8Bytes),
     /// Close a connection after what was sent.

@@ -24,14 +24,15 @@ mod validators;
 
 pub use host::{HostState, HostStatus};
 pub use io::{
-    Action, CLOSE_NORMAL, CLOSE_OVER_RATE, CLOSE_POLICY, Counted, ExecutorFrame, HostPlan, Input, OverRate, Peer,
-    Settings, TraceEvent, ValidatorFrame,
+    Action, CLOSE_NORMAL, CLOSE_POLICY, Counted, ExecutorFrame, HostPlan, Input, Peer, Settings, TraceEvent,
+    ValidatorFrame,
 };
 pub use job::JobKey;
 pub use state::{MinerStatus, QuarantinedSlot, Router};
 
 use crate::base::ids::SessionId;
 use crate::base::now::Now;
+use crate::link::said::{CLOSE_OVER_RATE, OverRate};
 
 use state::{Validator, ValidatorState};
 

@@ -109,6 +109,7 @@ impl Router {
     fn authenticated(&mut self, id: SessionId, hotkey: String, now: Now) {
         let Some(validator) = self.validators.get_mut(&id) else { return };
         let before = std::mem::replace(&mut validator.state, ValidatorState::Authenticated);
+        self.out.push(Action::Known(id));
         // Nothing is offered that cannot be run.
         let counts = self.offered(now.mono).into_iter().map(|(class, count)| (class, (count as i64).into()));
         let manifest: Manifest = counts.collect();

@@ -13,7 +13,7 @@ use crossbeam_channel::{bounded, select};
 use super::error::DialError;
 use crate::base::limits::LOOKUPS_AT_ONCE;
 use crate::base::shutdown::{Level, Shutdown};
-use crate::base::thread::{JoinError, Kick, Thread, spawn};
+use crate::base::thread::{JoinError, Kick, Thread, try_spawn};
 use crate::base::waits::waiting;
 use crate::net::address;
 
@@ -59,11 +59,12 @@ pub(super) fn look_up_by(
         return Err(failed(io::Error::new(io::ErrorKind::WouldBlock, "too many look-ups hang already")));
     }
     let (tx, rx) = bounded(1);
-    let thread = spawn("lookup", Kick::dropped("the resolver's own time-out"), move || {
+    let thread = try_spawn("lookup", Kick::dropped("the resolver's own time-out"), move || {
         let (_running, _waiting) = (running, waiting("the system's resolver", None));
         // The receiver has gone if the caller gave up, and then nobody wants the answer.
         let _ = tx.send(resolve());
     });
+    let thread = thread.map_err(|none| failed(io::Error::other(none)))?;
     let stop = if level == Level::Drain { shutdown.drain_receiver() } else { shutdown.cancel_receiver() };
     let left = deadline.saturating_duration_since(Instant::now());
     let waits = waiting("the look-up of a name", Some(deadline));

@@ -20,11 +20,14 @@ use super::request::{self, Framing, Refused, Request};
 use super::socket::{Opened, Socket};
 use super::stream::{self, Sending};
 use crate::base::clock;
+use crate::base::limits::HANDSHAKES;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Step;
 use crate::base::thread::panic_message;
-use crate::net::accept::{Acceptor, Admission, Admitted, KickableListener, Place, Service};
+use crate::net::accept::{Acceptor, Admitted, KickableListener, Place, Service};
+use crate::net::admission::{Origin, PlaceLimits};
 use crate::net::dial::set_options;
+use crate::net::rate::Rate;
 use crate::net::tls::ServerTls;
 
 /// Bytes read at a time.
@@ -135,9 +138,15 @@ impl HttpServer {
         let scheme = if tls.is_some() { "https" } else { "http" };
         let listener = KickableListener::new(tcp)?;
         let (address, kick) = (listener.local_addr(), listener.kick());
-        let admission = Admission { served: limits.connections, turned_away: 0 };
+        let places = PlaceLimits {
+            total: limits.connections,
+            strangers: limits.connections,
+            address: limits.connections,
+            connects: Rate::new(HANDSHAKES.0, HANDSHAKES.1),
+            turned_away: 0,
+        };
         let service = HttpService { name, listener, tls, handler, limits };
-        let acceptor = Acceptor::start(format!("{name}-http"), admission, kick, service);
+        let acceptor = Acceptor::start(format!("{name}-http"), places, kick, service);
         Ok(Self { address, scheme, acceptor })
     }
 
@@ -174,8 +183,13 @@ impl Service for HttpService {
         self.listener.accept()
     }
 
+    fn origin(&self, (_, peer): &(TcpStream, SocketAddr)) -> Origin {
+        peer.ip().into()
+    }
+
     fn admit(&self, (stream, peer): (TcpStream, SocketAddr), place: Place) -> Admitted<()> {
-        let Place { number, stop, .. } = place;
+        let Place { number, stop, standing, .. } = place;
+        standing.known();
         let stream = Arc::new(stream);
         let socket = Arc::downgrade(&stream);
         let kick = move || {

@@ -170,7 +170,9 @@ impl Dialer for MemoryDialer {
         select! {
             recv(answer) -> answer => match answer {
                 Ok(Ok(connection)) => Ok(connection),
-                Ok(Err(Refusal { status, body })) => Err(TransportError::refused(status, body)),
+                Ok(Err(Refusal { status, body, retry_after })) => {
+                    Err(TransportError::Refused { status, body, retry_after })
+                }
                 Err(_) => {
                     let problem = "the server closed the connection instead of answering".to_owned();
                     Err(TransportError::Handshake { peer: url.authority, problem })
@@ -242,10 +244,10 @@ impl Pending for MemoryPending {
         }
         let peer = self.peer();
         let Self { request, limits: dialer_limits, name, net, reply } = *self;
-        if let Err(Refusal { status, body }) = check(&request) {
+        if let Err(Refusal { status, body, retry_after }) = check(&request) {
             let status = refusal_status(status).as_u16();
             // A dialer that has given up does not need the refusal.
-            let _ = reply.send(Err(Refusal { status, body: body.clone() }));
+            let _ = reply.send(Err(Refusal { status, body: body.clone(), retry_after }));
             return Err(TransportError::refused(status, body));
         }
         let [dialer, listener] = net.new_wire().ends([&dialer_limits, limits], [&name, &peer]);

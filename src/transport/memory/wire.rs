@@ -18,7 +18,7 @@ use crate::net::wake::Wake;
 use crate::transport::control::Control;
 use crate::transport::reader::{Reader, Receive};
 use crate::transport::writer::{Transmit, Writer};
-use crate::transport::{CLOSE_DRAIN_TIME, Connection, ConnectionKick, SocketLimits, Traffic};
+use crate::transport::{CLOSE_DRAIN_TIME, Connection, ConnectionKick, Intake, SocketLimits, Traffic};
 
 /// Bytes under way in one direction before its writer blocks, about what a loopback socket holds; one larger message
 /// passes alone.
@@ -134,6 +134,7 @@ impl Wire {
             let source = Source { end: end.clone(), limit: limits.message_bytes };
             let sink = Sink { end, queued: [VecDeque::new(), VecDeque::new()], data_bytes: 0 };
             Connection {
+                intake: Intake::new(|| {}),
                 reader: Box::new(Reader::new(source, control.clone(), peer.clone())),
                 writer: Box::new(Writer::new(sink, control, limits.write_buffer_bytes)),
                 kick: ConnectionKick::new(move || {

@@ -10,26 +10,33 @@ use tungstenite::protocol::frame::coding::{Data, OpCode};
 use tungstenite::protocol::{Role, WebSocket, WebSocketConfig};
 use tungstenite::{Error, Message};
 
+use super::gate::Gate;
 use super::socket::{Asking, Inbound, Outbound, Socket};
 use crate::transport::SocketLimits;
+use crate::transport::intake::Intake;
 use crate::transport::reader::Receive;
 use crate::transport::writer::Transmit;
 
 /// tungstenite's codec, of which only the receiving side is used.
 pub(super) struct Decoder {
-    codec: WebSocket<Inbound>,
+    codec: WebSocket<Gate>,
     socket: Arc<Socket>,
 }
 
 impl Decoder {
     /// `tail`: what was received together with the handshake.
-    pub(super) fn new(socket: Arc<Socket>, tail: Vec<u8>, role: Role, limits: &SocketLimits) -> Self {
+    pub(super) fn new(
+        socket: Arc<Socket>,
+        tail: Vec<u8>,
+        role: Role,
+        (limits, intake): (&SocketLimits, Arc<Intake>),
+    ) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(limits.read_buffer_bytes)
             .max_message_size(Some(limits.message_bytes))
             .max_frame_size(Some(limits.frame_bytes));
         let inbound = Inbound::new(socket.clone(), limits.read_buffer_bytes);
-        Self { codec: WebSocket::from_partially_read(inbound, tail, role, Some(config)), socket }
+        Self { codec: WebSocket::from_raw_socket(Gate::new(inbound, intake, tail), role, Some(config)), socket }
     }
 }
 

@@ -39,11 +39,11 @@ impl ClientPolicy {
     /// Why it does not take that one.
     fn refusal(&self, request: &HandshakeRequest, lacks_certificate: bool) -> Option<Refusal> {
         if let Some((status, why)) = self.names.refusal_of_page(&request.headers) {
-            return Some(Refusal { status, body: why + "\n" });
+            return Some(Refusal { status, body: why + "\n", retry_after: None });
         }
         if lacks_certificate && !(self.without_certificate)(&request.path) {
             let body = "a client certificate of an authority that this server knows is missing\n".to_owned();
-            return Some(Refusal { status: 403, body });
+            return Some(Refusal { status: 403, body, retry_after: None });
         }
         None
     }

@@ -5,13 +5,16 @@
 
 mod dialer;
 mod frames;
+mod gate;
 mod listener;
+mod scan;
 mod socket;
 
 use std::sync::Arc;
 
 use tungstenite::protocol::Role;
 
+use super::intake::Intake;
 use super::reader::Reader;
 use super::writer::Writer;
 use super::{Connection, ConnectionKick, SocketLimits};
@@ -25,9 +28,15 @@ pub use listener::WsListener;
 fn split(socket: Socket, tail: Vec<u8>, role: Role, limits: &SocketLimits, peer: String) -> Connection {
     let socket = Arc::new(socket);
     let control = &socket.control;
-    let decoder = Decoder::new(socket.clone(), tail, role, limits);
+    let going = Arc::downgrade(&socket);
+    let intake = Intake::new(move || {
+        if let Some(socket) = going.upgrade() {
+            socket.end_reading();
+        }
+    });
+    let decoder = Decoder::new(socket.clone(), tail, role, (limits, intake.clone()));
     let encoder = Encoder::new(socket.clone(), role, limits);
-    let kicked = Arc::downgrade(&socket);
+    let (kicked, kicked_intake) = (Arc::downgrade(&socket), Arc::downgrade(&intake));
     let traffic = socket.traffic.clone();
     Connection {
         reader: Box::new(Reader::new(decoder, control.clone(), peer.clone())),
@@ -36,8 +45,12 @@ fn split(socket: Socket, tail: Vec<u8>, role: Role, limits: &SocketLimits, peer:
             if let Some(socket) = kicked.upgrade() {
                 socket.kick();
             }
+            if let Some(intake) = kicked_intake.upgrade() {
+                intake.kick();
+            }
         }),
         traffic,
+        intake,
         peer,
     }
 }

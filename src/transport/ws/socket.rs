@@ -85,6 +85,11 @@ impl Socket {
         }
     }
 
+    /// Interrupts the reading alone. An error means that the peer has gone.
+    pub(super) fn end_reading(&self) {
+        let _ = self.tcp.shutdown(Half::Read);
+    }
+
     /// Interrupts both halves. An error means that the peer has gone, and then nothing blocks.
     pub(super) fn shut(&self) {
         let _ = self.tcp.shutdown(Half::Both);

@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 /// Buckets at a time: eight for each connection that a server may have. Those who come when there are as many share
@@ -78,17 +77,6 @@ impl<K: Eq + Hash> Buckets<K> {
     }
 }
 
-/// Whose an address counts as: without its port, and a network of 64 bits for IPv6, because whoever has one has them
-/// all.
-pub fn origin(peer: &str) -> String {
-    match peer.parse::<SocketAddr>().map(|address| address.ip().to_canonical()) {
-        Ok(IpAddr::V4(address)) => address.to_string(),
-        Ok(IpAddr::V6(address)) => Ipv6Addr::from(u128::from(address) >> 64 << 64).to_string(),
-        // In memory.
-        Err(_) => peer.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,17 +138,5 @@ mod tests {
         assert_eq!(buckets.full_at.len(), BUCKETS);
         assert!(buckets.take(BUCKETS, start + SECOND));
         assert_eq!(buckets.full_at.len(), 1);
-    }
-
-    #[test]
-    fn an_address_counts_without_its_port_and_an_ipv6_network_as_one() {
-        for (peer, shown) in [
-            ("127.0.0.1:5000", "127.0.0.1"),
-            ("[::ffff:10.0.0.1]:1", "10.0.0.1"),
-            ("[2001:db8:1:2:3:4:5:6]:1", "2001:db8:1:2::"),
-            ("dialer of miner", "dialer of miner"),
-        ] {
-            assert_eq!(origin(peer), shown);
-        }
     }
 }
