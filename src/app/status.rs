@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::supervise::Env;
 use crate::net::http::pages::pages;
 use crate::net::http::{HostNames, HttpLimits, HttpListener, HttpRequest, HttpResponse, HttpServer, guarded};
+use crate::net::rate::Rate;
 use crate::net::tls::ServerTls;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
@@ -20,15 +21,17 @@ use crate::ops::status::{Board, Frame};
 pub struct Place {
     listener: HttpListener,
     names: HostNames,
+    requests: Rate,
 }
 
 /// Takes the address, before the role starts, so that a wrong one starts nothing; with TLS if there is a certificate.
+/// One address may ask as often as `requests` says.
 ///
 /// # Errors
 /// One line that names the address.
-pub fn bind(address: SocketAddr, names: HostNames, tls: Option<ServerTls>) -> Result<Place, String> {
+pub fn bind(address: SocketAddr, names: HostNames, tls: Option<ServerTls>, requests: Rate) -> Result<Place, String> {
     let listener = TcpListener::bind(address).map_err(|e| format!("--http {address}: {e}"))?;
-    Ok(Place { listener: HttpListener::new(listener, tls), names })
+    Ok(Place { listener: HttpListener::new(listener, tls), names, requests })
 }
 
 /// Serves the pages of `role`, whose threads report to `board`, at `place`; `short` begins the names of the
@@ -54,7 +57,7 @@ pub fn serve(
 /// If the listener has no address.
 pub fn serve_more(
     (role, short): (&'static str, &'static str),
-    Place { listener, names }: Place,
+    Place { listener, names, requests }: Place,
     env: &Env,
     board: &Board,
     look: impl Fn(&Health, &Metrics) -> Value + Send + Sync + 'static,
@@ -75,5 +78,6 @@ pub fn serve_more(
             .unwrap_or_else(|| HttpResponse::text(404, "there is /, /healthz, /readyz, /metrics, /status.json\n"))
     };
     let handler = guarded(names, Arc::new(handler));
-    HttpServer::start(short, listener, handler, HttpLimits::default()).map_err(|e| format!("--http: {e}"))
+    let limits = HttpLimits { requests, ..HttpLimits::default() };
+    HttpServer::start(short, listener, handler, limits).map_err(|e| format!("--http: {e}"))
 }

@@ -101,6 +101,7 @@ pub fn run(args: Args) -> ExitCode {
             board,
             rates: args.rates.of_peers(),
             connects: args.rates.handshake_rate,
+            http_requests: args.http_args.requests(),
             ..args.users.into_config(FacilitatorConfig::new(args.state_dir))
         };
         let facilitator =

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::values::Hidden;
+use super::values::{Hidden, rate};
 use crate::app::status;
 use crate::app::supervise::Env;
 use crate::base::clock;
@@ -12,6 +12,7 @@ use crate::miner::ExecutorSettings;
 use crate::net::address;
 use crate::net::http::HostNames;
 use crate::net::http::client::HttpClient;
+use crate::net::rate::Rate;
 use crate::net::tls::{ClientCertificates, Roots, TlsFileError, Trust, facts_of};
 use crate::ops::expiry::Expiry;
 use crate::ops::status::Board;
@@ -103,17 +104,27 @@ pub(super) struct HttpArgs {
     /// With --http-tls-cert: answer only clients with a certificate of these authorities (PEM), also probes
     #[arg(long, value_name = "FILE", env = "PHALANX_HTTP_TLS_CLIENT_CA", requires = "http_tls_cert")]
     http_tls_client_ca: Option<PathBuf>,
+    /// Requests of one address to --http; more are answered with 429. Probes of /healthz, /readyz and /metrics count
+    /// apart
+    #[arg(long, value_name = "N/DUR", default_value = "1000/1s", value_parser = rate, env = "PHALANX_HTTP_RATE")]
+    http_rate: Rate,
 }
 
 impl HttpArgs {
     /// Each flag and what it says, for comparison.
-    pub(super) fn flags(&self) -> [(&'static str, String); 4] {
+    pub(super) fn flags(&self) -> [(&'static str, String); 5] {
         [
+            ("--http-rate", format!("{:?}", self.http_rate)),
             ("--http-host", self.http_host.join(",")),
             ("--http-tls-cert", format!("{:?}", self.http_tls_cert)),
             ("--http-tls-key", format!("{:?}", self.http_tls_key)),
             ("--http-tls-client-ca", format!("{:?}", self.http_tls_client_ca)),
         ]
+    }
+
+    /// How often one address may ask.
+    pub(super) fn requests(&self) -> Rate {
+        self.http_rate
     }
 
     /// The names of --http-host.
@@ -138,7 +149,7 @@ impl HttpArgs {
     /// # Errors
     /// One line that names the file or the address.
     pub(super) fn bind(&self, http: SocketAddr, follow: Follow<'_>) -> Result<status::Place, String> {
-        status::bind(http, self.names(), self.tls(follow)?)
+        status::bind(http, self.names(), self.tls(follow)?, self.http_rate)
     }
 }
 

@@ -7,7 +7,7 @@ use super::router::RouterConfig;
 use crate::base::limits::{HANDSHAKES, STRANGER_TIME};
 use crate::identity::PublicKey;
 use crate::link::{PeerRates, Rate};
-use crate::net::http::HostNames;
+use crate::net::http::{HostNames, HttpLimits};
 use crate::ops::status::Board;
 use crate::store::jobs::{Keep, Quota};
 
@@ -38,7 +38,7 @@ pub struct FacilitatorConfig {
     pub connects: Rate,
     /// How long a user's token is good.
     pub token_time: Duration,
-    /// HTTP connections at a time; three quarters of them may wait for news of a job.
+    /// HTTP requests in work at a time; three quarters of them may wait for news of a job.
     pub http_connections: usize,
     /// Whether jobs are taken for validators that are not connected; they wait for `received_limit` then. Otherwise
     /// they are refused at once.
@@ -49,6 +49,8 @@ pub struct FacilitatorConfig {
     pub user_rate: Rate,
     /// How many of the jobs that have ended are kept.
     pub keep: Keep,
+    /// HTTP requests of one address.
+    pub http_requests: Rate,
     /// By which names users may ask besides IP addresses and loopback names, and whose web pages may.
     pub http_names: HostNames,
     /// What its threads report to.
@@ -56,9 +58,9 @@ pub struct FacilitatorConfig {
 }
 
 impl FacilitatorConfig {
-    /// The default numbers: 3 min, 60 s, 5 min, 10 s, 1 h, 256 connections; of a user 2,048 open jobs with 128 MiB,
-    /// half of what may wait for all validators, and 2,000 requests in 10 s; 100,000 ended jobs, 30 days and 8 GiB.
-    /// Nobody may do anything yet.
+    /// The default numbers: 3 min, 60 s, 5 min, 10 s, 1 h, 256 requests in work, 1,000 of an address in a second; of a
+    /// user 2,048 open jobs with 128 MiB, half of what may wait for all validators, and 2,000 requests in 10 s; 100,000
+    /// ended jobs, 30 days and 8 GiB. Nobody may do anything yet.
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
         Self {
             validators: Vec::new(),
@@ -76,6 +78,7 @@ impl FacilitatorConfig {
             user_quota: Quota { jobs: 2048, bytes: 128 << 20 },
             user_rate: Rate::new(2000, Duration::from_secs(10)),
             keep: Keep { jobs: 100_000, time: Duration::from_secs(30 * 24 * 3600), bytes: 8 << 30 },
+            http_requests: HttpLimits::default().requests,
             http_names: HostNames::default(),
             board: Board::new(),
         }

@@ -225,7 +225,8 @@ impl Facilitator {
         let pages = pages(frame);
         let handler =
             move |request: &HttpRequest| -> HttpResponse { pages(request).unwrap_or_else(|| api.answer(request)) };
-        let limits = HttpLimits { connections: config.http_connections, ..HttpLimits::default() };
+        let (connections, requests) = (config.http_connections, config.http_requests);
+        let limits = HttpLimits { connections, requests, ..HttpLimits::default() };
         let handler = guarded(config.http_names, Arc::new(handler));
         let http = HttpServer::start("fac", http, handler, limits).map_err(FacilitatorError::Http)?;
         let http_addr = http.local_addr();

@@ -27,6 +27,10 @@ use crate::ops::throttle::Throttle;
 /// After a failed `accept`, the time in which open connections may end: out of descriptors, most likely.
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
 
+/// Connections that wait to be accepted. The library's 128 are there in a tenth of a second of a flood, and then the
+/// system drops who belongs for a second; these are accepted within that tenth, at some 100 µs each.
+const BACKLOG: i32 = 1024;
+
 /// A TCP listener whose `accept` ends when it is kicked. Dropping it closes the address.
 #[derive(Debug)]
 pub(crate) struct KickableListener {
@@ -42,6 +46,8 @@ impl KickableListener {
     /// Takes a listener over.
     pub(crate) fn new(tcp: TcpListener) -> io::Result<Self> {
         let address = tcp.local_addr()?;
+        // What listens already gets another length of its queue by that.
+        rustix::net::listen(&tcp, BACKLOG)?;
         let waker = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         waker.set_nonblocking(true)?;
         Ok(Self { tcp, address, stopped: Arc::default(), waker: Arc::new(waker) })
@@ -180,6 +186,16 @@ impl Standing {
     /// Its role knows whose it is: it leaves the strangers' share, and no stranger pushes it out.
     pub(crate) fn known(&self) {
         lock(&self.places.0).known(self.id);
+    }
+
+    /// It is not known any more, as between two requests.
+    pub(crate) fn stranger(&self) {
+        lock(&self.places.0).stranger(self.id);
+    }
+
+    /// Whether it may wait as a stranger.
+    pub(crate) fn may_wait(&self) -> bool {
+        lock(&self.places.0).may_wait(self.id)
     }
 
     /// Counts why it is closed.

@@ -240,6 +240,14 @@ impl Places {
         self.strangers.insert(self.age, id);
     }
 
+    /// Whether one that is known may wait among the strangers: there is room left for those who come, half of its
+    /// address's share.
+    pub(crate) fn may_wait(&self, id: u64) -> bool {
+        let waiting = |origin: &Origin| self.of_address.get(origin).copied().unwrap_or(0);
+        let visitor = self.visitors.get(&id).filter(|visitor| !visitor.going);
+        visitor.is_some_and(|visitor| waiting(&visitor.origin) < self.limits.address / 2)
+    }
+
     /// The connection is over, and its thread ends.
     pub(crate) fn left(&mut self, id: u64) {
         self.no_stranger(id);

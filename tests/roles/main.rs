@@ -42,6 +42,7 @@ mod miner_router_restart;
 mod miner_security;
 mod miner_transcripts;
 mod ops_http;
+mod ops_http_places;
 mod ops_http_tls;
 mod submit;
 mod transport_client_tls;

@@ -15,7 +15,7 @@ use phalanx::transport::{
     SocketLimits, TransportError,
 };
 
-use super::wait::far;
+use super::wait::{LONG, far};
 
 /// Spawns a test's thread; the test ends it by ending the connection it works on.
 pub fn background<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> Thread<T> {
@@ -138,6 +138,15 @@ pub fn raw_client(address: SocketAddr) -> TcpStream {
 /// The same, where perhaps nobody listens.
 pub fn try_raw_client(address: SocketAddr) -> Result<TcpStream, DialError> {
     dial(&address.ip().to_string(), address.port(), far(), &Shutdown::new(), Level::Drain)
+}
+
+/// The same from 127.0.0.`last`, with a limit for reading.
+pub fn connect_from(last: u8, address: SocketAddr) -> TcpStream {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, last], 0)).into()).unwrap();
+    socket.connect_timeout(&address.into(), LONG).unwrap();
+    socket.set_read_timeout(Some(LONG)).unwrap();
+    socket.into()
 }
 
 /// A TCP listener of no protocol, and its address as a URL.

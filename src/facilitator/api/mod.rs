@@ -40,6 +40,7 @@ use self::submission::Submission;
 use super::router::Dispatch;
 use super::router_thread::Event;
 use crate::base::clock::now;
+use crate::base::limits::JOB_REQUEST_BYTES;
 use crate::base::lock::lock;
 use crate::base::waits::waiting;
 use crate::identity::{PublicKey, Signature};
@@ -51,6 +52,12 @@ use crate::store::jobs::{InsertOutcome, NewJob, Quota, SENT};
 
 /// Bytes of a login: an address, a signature, a nonce.
 const LOGIN_BYTES: usize = 4 << 10;
+
+/// Bytes of the body of a job: twice what a validator gets, because spaces and escapes do not count there.
+const JOB_BYTES: usize = 2 * JOB_REQUEST_BYTES;
+
+/// Bytes of the body of a report: three uuids and the details.
+const REPORT_BYTES: usize = 64 << 10;
 
 /// Seconds after which a user whose quota is used up may ask again: a job takes some seconds at the least.
 const QUOTA_RETRY: u64 = 5;
@@ -86,8 +93,7 @@ impl Api {
 
     fn login(&self, request: &HttpRequest) -> Answer {
         let now = unix_seconds();
-        let is_small = request.body.len() <= LOGIN_BYTES;
-        let body = is_small.then(|| serde_json::from_slice(&request.body).ok()).flatten().unwrap_or(Value::Null);
+        let body: Value = serde_json::from_slice(&request.body(LOGIN_BYTES)?).unwrap_or(Value::Null);
         let (Some(hotkey), Some(signature), Some(nonce)) =
             (body["hotkey"].as_str(), body["signature"].as_str(), body["nonce"].as_str())
         else {
@@ -128,7 +134,7 @@ impl Api {
         let user = self.user(request)?;
         let signature = signature(request)?;
         let uuid = uuid::Uuid::new_v4().to_string();
-        let submission = submission::job(&request.body, signature, user, &uuid)?;
+        let submission = submission::job(&request.body(JOB_BYTES)?, signature, user, &uuid)?;
         let Submission { validator, text, job_time, tag, class, namespace } = submission;
         self.check_validator(&validator)?;
         let shown_tag = tag.clone();
@@ -181,7 +187,7 @@ impl Api {
 
     fn cheated(&self, request: &HttpRequest) -> Answer {
         let user = self.user(request)?;
-        let (report, text) = submission::cheated(&request.body, signature(request)?, user)?;
+        let (report, text) = submission::cheated(&request.body(REPORT_BYTES)?, signature(request)?, user)?;
         let reader = Reader::new(self, user.to_ss58(), &request.shutdown);
         let (uuid, trusted) = (jobs::uuid(&report.job_uuid)?, jobs::uuid(&report.trusted_job_uuid)?);
         let of_job = reader.request(&uuid)?.0.job.validator;

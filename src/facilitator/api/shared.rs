@@ -21,7 +21,7 @@ use crate::facilitator::router_thread::Event;
 use crate::facilitator::waiting::Waiting;
 use crate::identity::PublicKey;
 use crate::link::{Buckets, Rate};
-use crate::net::http::{HttpRequest, HttpResponse};
+use crate::net::http::{BodyError, HttpRequest, HttpResponse};
 use crate::ops::jobs::Jobs;
 use crate::ops::metrics::{Counter, Gauge};
 use crate::store::jobs::Quota;
@@ -95,6 +95,15 @@ impl From<CallError> for Problem {
     }
 }
 
+impl From<BodyError> for Problem {
+    fn from(BodyError { status, why }: BodyError) -> Self {
+        match status {
+            503 => Problem::later(status, why, 1),
+            _ => Problem::new(status, why),
+        }
+    }
+}
+
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         let status = match refusal {
@@ -137,6 +146,7 @@ impl Api {
         };
         let mut rates = lock(&self.rates);
         if rates.take(user, Instant::now()) {
+            request.known();
             return Ok(user);
         }
         self.over_rate.inc();

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -10,8 +12,38 @@ use super::head::{HeadText, SAFE, first};
 use crate::base::shutdown::Shutdown;
 use crate::ops::redact::JsonText;
 
-/// A request whose body has been read.
-#[derive(Clone)]
+/// Up to so many bytes, the body of a shared response is copied, so that it leaves with its head and has a length.
+const COPIED_BYTES: usize = 32 << 10;
+
+/// Answers a request, on the connection's thread. If it waits for anything, it must listen to
+/// [`HttpRequest::shutdown`].
+pub type Handler = Arc<dyn Fn(&HttpRequest) -> HttpResponse + Send + Sync>;
+
+/// What a request still has of its connection.
+pub(super) trait Behind {
+    fn body(&self, limit: usize) -> Result<Vec<u8>, BodyError>;
+    fn known(&self);
+}
+
+/// The body of a request cannot be had: what the client is to be answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{why}")]
+pub struct BodyError {
+    /// 400 to 599.
+    pub status: u16,
+    /// In words.
+    pub why: String,
+}
+
+impl From<BodyError> for HttpResponse {
+    fn from(BodyError { status, why }: BodyError) -> Self {
+        let response = Self::text(status, why + "\n");
+        if status == 503 { response.with_header("Retry-After", "1") } else { response }
+    }
+}
+
+/// A request, whose body is read when the handler asks for it: so nobody sends much to a route that takes little, nor
+/// before it is known who he is.
 pub struct HttpRequest {
     /// As sent: `GET`, `POST`, …
     pub method: String,
@@ -21,12 +53,11 @@ pub struct HttpRequest {
     pub query: Vec<(String, String)>,
     /// All headers in their order; bytes that are not UTF-8 are replaced.
     pub headers: Vec<(String, String)>,
-    /// The body, without any transfer coding.
-    pub body: Vec<u8>,
     /// The client, or the proxy before it.
     pub peer: SocketAddr,
     /// Rises when the server stops: a handler that waits must come to its end at drain, and at once at cancel.
     pub shutdown: Shutdown,
+    pub(super) behind: Rc<dyn Behind>,
 }
 
 /// Without query, headers and body, where tokens and passwords are.
@@ -38,6 +69,21 @@ impl fmt::Debug for HttpRequest {
 }
 
 impl HttpRequest {
+    /// The body, without any transfer coding, once; afterwards, and without one, it is empty. `limit` is what this
+    /// route takes, in bytes. Blocks until the body is there, at most for the server's limits of time.
+    ///
+    /// # Errors
+    /// [`BodyError`]: it is too large, does not come, or too many others are being read.
+    pub fn body(&self, limit: usize) -> Result<Vec<u8>, BodyError> {
+        self.behind.body(limit)
+    }
+
+    /// The handler knows who this is, so no stranger takes the connection's place until the request is answered, and
+    /// its body may take its time.
+    pub fn known(&self) {
+        self.behind.known();
+    }
+
     /// The first header of that name, in any case.
     pub fn header(&self, name: &str) -> Option<&str> {
         first(&self.headers, name)
@@ -87,6 +133,14 @@ impl HttpResponse {
         stream: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static,
     ) -> Self {
         Self { stream: Some(Box::new(stream)), ..Self::new(status, content_type, "") }
+    }
+
+    /// A response whose body others have, too: a large one is sent from there.
+    pub fn shared(status: u16, content_type: &str, body: Arc<Vec<u8>>) -> Self {
+        if body.len() < COPIED_BYTES {
+            return Self::new(status, content_type, body.to_vec());
+        }
+        Self::streamed(status, content_type, move |out| out.write_all(&body))
     }
 
     /// A plain text.

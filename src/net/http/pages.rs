@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{bounded, select};
 use serde_json::json;
 
+use super::latest::Latest;
 use super::message::{HttpRequest, HttpResponse};
 use super::page;
 use crate::base::clock;
@@ -15,6 +16,7 @@ use crate::base::timer::TimerHandle;
 use crate::ops::health::Pulse;
 use crate::ops::metrics;
 use crate::ops::overview::overview;
+use crate::ops::redact::JsonText;
 use crate::ops::status::Frame;
 
 /// How long the timer thread may take to run an action: its actions do not block, so this is for a machine that is very
@@ -24,7 +26,7 @@ const TIMER_TIME: Duration = Duration::from_secs(5);
 /// A part of a server's paths: `None` means "not mine".
 pub type Pages = Arc<dyn Fn(&HttpRequest) -> Option<HttpResponse> + Send + Sync>;
 
-/// The pages of a role, each from a snapshot of its own.
+/// The pages of a role, each from a snapshot of its own; those who ask for one at the same time share it.
 ///
 /// * `/`: the role as people read it, as HTML; with `/page.css`, `/page.js` and `/page.svg`, which it asks for.
 /// * `/healthz`: is it alive? 200 `ok`, or 503 with a line for each part that is stuck. It waits for the timer thread
@@ -34,6 +36,8 @@ pub type Pages = Arc<dyn Fn(&HttpRequest) -> Option<HttpResponse> + Send + Sync>
 /// * `/status.json`: the [`Snapshot`](crate::ops::status::Snapshot).
 pub fn pages(frame: Frame) -> Pages {
     let pulse = frame.board.health.pulse("timer");
+    let (problems, measured) = (Latest::new(), Latest::new());
+    let (status, html) = (Latest::new(), Latest::new());
     Arc::new(move |request| {
         let file = page::FILES.into_iter().find(|(path, ..)| *path == request.path);
         let page: &dyn Fn() -> HttpResponse = match request.path.as_str() {
@@ -41,15 +45,22 @@ pub fn pages(frame: Frame) -> Pages {
                 ask(&frame.timer, &pulse, &request.shutdown);
                 verdict("ok\n", frame.snapshot().stuck())
             },
-            "/readyz" => &|| verdict("ready\n", frame.snapshot().problems()),
+            "/readyz" => &|| verdict("ready\n", problems.get(|| frame.snapshot().problems()).to_vec()),
             "/metrics" => &|| {
-                frame.snapshot().measure(&frame.board.metrics);
-                HttpResponse::new(200, metrics::CONTENT_TYPE, frame.board.metrics.render())
+                let text = measured.get(|| {
+                    frame.snapshot().measure(&frame.board.metrics);
+                    frame.board.metrics.render().into_bytes()
+                });
+                HttpResponse::shared(200, metrics::CONTENT_TYPE, text)
             },
-            "/status.json" => &|| HttpResponse::json(200, &json!(frame.snapshot())),
+            "/status.json" => &|| {
+                let text = status.get(|| JsonText(&json!(frame.snapshot()).to_string()).to_string().into_bytes());
+                HttpResponse::shared(200, "application/json", text)
+            },
             "/" => &|| {
-                let text = page::html(&overview(&frame.snapshot()), clock::now().wall.as_secs_f64());
-                HttpResponse::new(200, "text/html; charset=utf-8", text)
+                let text =
+                    html.get(|| page::html(&overview(&frame.snapshot()), clock::now().wall.as_secs_f64()).into_bytes());
+                HttpResponse::shared(200, "text/html; charset=utf-8", text)
                     .with_header("Content-Security-Policy", page::POLICY)
                     .with_header("Referrer-Policy", "no-referrer")
             },
