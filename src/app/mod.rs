@@ -25,12 +25,18 @@ pub mod logging;
 pub mod output;
 pub mod sandbox;
 #[cfg(feature = "cli")]
+pub mod service_manager;
+#[cfg(feature = "cli")]
 pub mod settings;
 #[cfg(feature = "cli")]
 pub mod signals;
+#[cfg(feature = "cli")]
+mod signs;
 #[cfg(feature = "cli")]
 pub mod status;
 #[cfg(feature = "cli")]
 pub mod stderr;
 #[cfg(feature = "cli")]
 pub mod supervise;
+#[cfg(feature = "cli")]
+mod thread_list;

@@ -13,13 +13,12 @@ use std::time::Duration;
 use signal_hook::consts::{SIGHUP, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals as Iterator;
 
-use log::Level;
-
-use super::{exit, logging, stderr};
+use super::service_manager::ServiceManager;
+use super::{exit, logging, stderr, thread_list};
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 use crate::base::stop::Step;
-use crate::base::thread::{Kick, Thread, live, spawn};
+use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
 
 /// How long the third signal waits for lines that are still to be written.
@@ -33,7 +32,10 @@ pub struct Signals {
 
 /// What SIGHUP does; nothing until a role says so. Clones are the same.
 #[derive(Clone, Default)]
-pub struct Reload(Arc<Mutex<Actions>>);
+pub struct Reload {
+    actions: Arc<Mutex<Actions>>,
+    manager: ServiceManager,
+}
 
 #[derive(Default)]
 struct Actions {
@@ -52,22 +54,28 @@ impl std::fmt::Debug for Reload {
 }
 
 impl Reload {
+    /// The same, of which the service manager is told.
+    pub(super) fn telling(manager: &ServiceManager) -> Self {
+        Self { manager: manager.clone(), ..Self::default() }
+    }
+
     /// From now on SIGHUP does this, on the thread of the signals: it may read a file, and must not wait for anything.
     pub fn set(&self, reload: impl Fn() + Send + 'static) {
-        lock(&self.0).role = Some(Box::new(reload));
+        lock(&self.actions).role = Some(Box::new(reload));
     }
 
     /// From now on SIGHUP does this too, before what the role does.
     pub fn also(&self, reload: impl Fn() + Send + 'static) {
-        lock(&self.0).also.push(Box::new(reload));
+        lock(&self.actions).also.push(Box::new(reload));
     }
 
     fn run(&self) {
-        let actions = lock(&self.0);
+        let actions = lock(&self.actions);
         if actions.role.is_none() && actions.also.is_empty() {
             log::info!("SIGHUP: there is nothing to reload");
         }
-        actions.also.iter().chain(&actions.role).for_each(|reload| reload());
+        // A manager that has asked for it waits for an answer, also where there is nothing.
+        self.manager.reloading(|| actions.also.iter().chain(&actions.role).for_each(|reload| reload()));
     }
 }
 
@@ -123,7 +131,7 @@ impl Signals {
                     SIGQUIT => now(),
                     SIGHUP => reload.run(),
                     SIGUSR2 => logging::switch_debug(),
-                    _ => dump(),
+                    _ => thread_list::say(),
                 }
             }
         });
@@ -134,14 +142,5 @@ impl Signals {
     pub fn stop(self, step: &mut Step) {
         self.thread.kick();
         step.join(self.thread);
-    }
-}
-
-/// SIGUSR1: what lives, since when, what it waits for, and what would interrupt it; whatever `RUST_LOG` says.
-fn dump() {
-    for thread in live() {
-        let age = thread.since.elapsed();
-        let (name, activity, kick) = (thread.name, thread.activity, thread.kick);
-        logging::say(Level::Info, format_args!("thread {name:<15} for {age:>9.1?}, {activity}, kick: {kick}"));
     }
 }

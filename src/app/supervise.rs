@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
+use super::service_manager::ServiceManager;
 use super::signals::{Reload, Signals};
 use super::{exit, stderr};
 use crate::base::shutdown::Shutdown;
@@ -27,6 +28,8 @@ pub struct Env {
     pub timer: TimerHandle,
     /// What SIGHUP does.
     pub reload: Reload,
+    /// The service manager, if one has started the process as a service.
+    pub manager: ServiceManager,
 }
 
 /// Beyond the budgets of the steps: what the watchdog allows for joins after kicks.
@@ -41,16 +44,20 @@ pub const CLOSING: Duration = Duration::from_secs(2);
 /// Where the system has no thread for something that cannot do without, whatever was started is stopped, and the exit
 /// code is [`exit::FAILED`], with one line that says so.
 pub fn with_env(main: impl FnOnce(&Env) -> ExitCode) -> ExitCode {
-    match no_thread(|| in_env(main)) {
+    with_env_of(&ServiceManager::default(), main)
+}
+
+fn with_env_of(manager: &ServiceManager, main: impl FnOnce(&Env) -> ExitCode) -> ExitCode {
+    match no_thread(|| in_env(manager, main)) {
         Ok(code) => code,
         Err(none) => exit::failed(none),
     }
 }
 
-fn in_env(main: impl FnOnce(&Env) -> ExitCode) -> ExitCode {
+fn in_env(manager: &ServiceManager, main: impl FnOnce(&Env) -> ExitCode) -> ExitCode {
     let _main = adopt("main", "the signals");
     raise_descriptors();
-    let (shutdown, reload) = (Shutdown::new(), Reload::default());
+    let (shutdown, reload) = (Shutdown::new(), Reload::telling(manager));
     let signals = match Signals::install(&shutdown, &reload) {
         Ok(signals) => signals,
         Err(problem) => return exit::failed(problem),
@@ -63,7 +70,7 @@ fn in_env(main: impl FnOnce(&Env) -> ExitCode) -> ExitCode {
         stop.drain();
     });
     let timer = Timer::start();
-    let env = Env { shutdown, timer: timer.handle(), reload };
+    let env = Env { shutdown, timer: timer.handle(), reload, manager: manager.clone() };
     let mut code = no_thread(|| main(&env)).unwrap_or_else(exit::failed);
     if panicked.load(Ordering::SeqCst) {
         code = ExitCode::from(exit::FAILED);
@@ -94,17 +101,21 @@ pub fn serve<R>(
     start: impl FnOnce(&Env) -> Result<R, ExitCode>,
     stop: impl FnOnce(R, &mut Stopping),
 ) -> ExitCode {
-    with_env(|env| {
+    let manager = ServiceManager::of_env();
+    with_env_of(&manager, |env| {
         let role = match start(env) {
             Ok(role) => role,
             Err(code) => return code,
         };
         stderr::release();
+        let alive = env.manager.ready();
         // Nothing is ever sent: it disconnects at the first signal.
         let waits = waiting("the first signal", None);
         let _ = env.shutdown.drain_receiver().recv();
         drop(waits);
-        stop_within(env, budget, |stopping| stop(role, stopping))
+        let code = stop_within(env, budget, |stopping| stop(role, stopping));
+        drop(alive);
+        code
     })
 }
 
@@ -127,7 +138,10 @@ pub fn stop_within(env: &Env, budget: Duration, stop: impl FnOnce(&mut Stopping)
     if let Err(none) = &watchdog {
         log::warn!("nothing ends the stop if it takes longer than {limit:?}: {none}");
     }
-    let mut stopping = Stopping::new(&env.shutdown);
+    // And what the process itself takes to end.
+    env.manager.stopping(limit + 2 * CLOSING + stderr::FLUSH_TIME);
+    let told = env.manager.clone();
+    let mut stopping = Stopping::new(&env.shutdown).telling(move |step| told.step(step));
     stop(&mut stopping);
     drop(done);
     drop(watchdog);

@@ -50,19 +50,37 @@ impl StopReport {
     }
 }
 
+type Told = Box<dyn Fn(&str) + Send>;
+
 /// A stop in progress: runs the steps in order, each with a budget, and writes the report.
 ///
 /// When `shutdown` reaches cancel, the present step and each later one have [`CANCEL_BUDGET`] left.
-#[derive(Debug)]
 pub struct Stopping {
     shutdown: Shutdown,
     report: StopReport,
+    /// Called with the name of each step that begins.
+    told: Option<Told>,
+}
+
+impl fmt::Debug for Stopping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stopping")
+            .field("shutdown", &self.shutdown)
+            .field("report", &self.report)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Stopping {
     /// The beginning of a stop.
     pub fn new(shutdown: &Shutdown) -> Self {
-        Self { shutdown: shutdown.clone(), report: StopReport::default() }
+        Self { shutdown: shutdown.clone(), report: StopReport::default(), told: None }
+    }
+
+    /// The same, which tells `told` the name of each step when it begins; it must not block.
+    #[must_use]
+    pub fn telling(self, told: impl Fn(&str) + Send + 'static) -> Self {
+        Self { told: Some(Box::new(told)), ..self }
     }
 
     /// The beginning of a stop that no signal shortens: a test's, an example's, that of a part whose owner goes on.
@@ -84,6 +102,9 @@ impl Stopping {
 
     /// Runs one step and records it.
     pub fn step<T>(&mut self, name: &str, budget: Duration, work: impl FnOnce(&mut Step) -> T) -> T {
+        if let Some(told) = &self.told {
+            told(name);
+        }
         let start = Instant::now();
         let mut step = Step {
             shutdown: self.shutdown.clone(),

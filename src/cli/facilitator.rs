@@ -107,6 +107,7 @@ pub fn run(args: Args) -> ExitCode {
         let facilitator =
             Facilitator::start(config, Box::new(listener), HttpListener::new(http, tls), env.timer.clone())
                 .map_err(exit::usage)?;
+        env.manager.watch(facilitator.health(), &env.timer, |_| {});
         announce(facilitator.ws_addr(), Some(facilitator.http_addr()), &env.shutdown);
         Ok(facilitator)
     };

@@ -121,6 +121,7 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
         // Executors have no certificate, but the token that the miner has given them.
         let listener = listener.without_certificate(Peer::is_executor);
         let miner = Miner::start(config, Box::new(listener), env.timer.clone()).map_err(exit::usage)?;
+        miner_status::watch(&miner, env);
         let http = http
             .map(|http| miner_status::serve(http, &miner, (env, shown.clone())))
             .transpose()

@@ -54,6 +54,14 @@ pub(super) fn serve(
     status::serve_more(("miner", "min"), place, env, &board, look, trace)
 }
 
+/// Has the service manager watch the miner.
+pub(super) fn watch(miner: &Miner, env: &supervise::Env) {
+    let observer = miner.observer();
+    let health = observer.board().health.clone();
+    let look = move |health: &Health| report(&observer.status(), observer.accept_trouble(), health);
+    env.manager.watch(&health, &env.timer, look);
+}
+
 /// Brings the parts up to date.
 fn report(now: &MinerStatus, accept_trouble: Option<String>, health: &Health) {
     let machine = now.machine_trouble.as_ref().map(|why| format!("the last job could not be run here: {why}"));

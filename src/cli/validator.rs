@@ -118,6 +118,8 @@ pub fn run(args: Args) -> ExitCode {
         let http = http.map(|http| http_args.bind(http, follow)).transpose().map_err(exit::usage)?;
         super::tls::follow(dialer.tls().clone(), env, &board);
         let validator = Validator::start(config, Arc::new(dialer), env.timer.clone()).map_err(exit::usage)?;
+        let client = validator.observer().client().clone();
+        env.manager.watch(&client.board().health.clone(), &env.timer, move |health| client.measure(health));
         let reloader = validator.reloader();
         let feed = list.map(|list| list.follow(env, move |miners| reloader.miners(miners)));
         let status = feed.as_ref().map(MinerFeed::handle);

@@ -95,6 +95,7 @@ pub fn run(args: Args) -> ExitCode {
         let http = http.map(|http| http_args.bind(http, Some((env, &board)))).transpose().map_err(exit::usage)?;
         super::tls::follow(dialer.tls().clone(), env, &board);
         let worker = JobWorker::start(config, Arc::new(dialer), env.timer.clone(), &board).map_err(exit::usage)?;
+        env.manager.watch(&board.health, &env.timer, |_| {});
         let handle = worker.handle();
         let set = handle.clone();
         let feed = list.map(|list| list.follow(env, move |miners| set.set_miners(miners)));

@@ -32,6 +32,9 @@ use crate::store::jobs::{
 /// nothing.
 const BATCH: usize = 256;
 
+/// Longest that a batch may take; a disk that takes longer hangs.
+const BATCH_TIME: Duration = Duration::from_secs(10);
+
 /// How long an HTTP request waits for the store; a disk that takes longer is down.
 const CALL_TIME: Duration = Duration::from_secs(10);
 
@@ -227,6 +230,7 @@ struct Disk {
 impl Disk {
     fn run(&mut self, requests: &Receiver<Request>) {
         self.health.up("store");
+        let (pulse, probed) = self.health.pulse_and_probe("store", BATCH_TIME);
         loop {
             let left = self.forget_at.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
             let waits = requests.is_empty().then(|| waiting("something to read or store", self.forget_at));
@@ -239,9 +243,14 @@ impl Disk {
                     Ok(request) => Some(request),
                     Err(_) => return,
                 },
+                recv(probed) -> _ => {
+                    pulse.done();
+                    continue;
+                }
                 default(left) => None,
             };
             drop(waits);
+            pulse.begin(Instant::now() + BATCH_TIME);
             match first {
                 Some(first) => {
                     let batch = std::iter::once(first).chain(requests.try_iter().take(BATCH - 1)).collect();
@@ -249,6 +258,7 @@ impl Disk {
                 }
                 None => self.forget(),
             }
+            pulse.done();
         }
     }
 

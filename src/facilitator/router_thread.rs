@@ -35,6 +35,9 @@ use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 use crate::ops::throttle::Throttle;
 
+/// Longest that an event may take: nothing here waits for a peer, a job or the disk.
+const EVENT_TIME: Duration = Duration::from_secs(10);
+
 /// How long a session that is closed may take to read what is queued for it.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
 
@@ -190,7 +193,13 @@ impl Drop for RouterLoop {
 impl RouterLoop {
     fn run(mut self) {
         self.owned.health.up("loop");
-        while let Some(event) = self.next() {
+        let (pulse, probed) = self.owned.health.pulse_and_probe("loop", EVENT_TIME);
+        while let Some(event) = self.next(&probed) {
+            let Some(event) = event else {
+                pulse.done();
+                continue;
+            };
+            pulse.begin(Instant::now() + EVENT_TIME);
             let now = now();
             let input = self.input(event, now);
             let actions = self.owned.router.handle(input, now);
@@ -203,11 +212,12 @@ impl RouterLoop {
             if self.changes.is_empty() && self.owned.router.is_settled() {
                 self.settling.clear();
             }
+            pulse.done();
         }
     }
 
-    /// Waits for the next event; `None` at the stop.
-    fn next(&mut self) -> Option<Event> {
+    /// Waits for the next event, or for somebody to ask for a sign of life, which is `Some(None)`; `None` at the stop.
+    fn next(&mut self, probed: &Receiver<()>) -> Option<Option<Event>> {
         let due = self.owned.router.next_wake();
         let left = due.map_or(Duration::MAX, |due| due.saturating_duration_since(Instant::now()));
         let RouterThread { stop, store, stored, events, .. } = &self.owned;
@@ -216,21 +226,23 @@ impl RouterLoop {
         if self.changes.is_empty() {
             select! {
                 recv(stop.cancel_receiver()) -> _ => None,
-                recv(stored) -> stored => stored.ok().map(Event::Input),
-                recv(events) -> event => event.ok(),
-                default(left) => Some(Event::Input(Input::Tick)),
+                recv(stored) -> stored => stored.ok().map(Event::Input).map(Some),
+                recv(events) -> event => event.ok().map(Some),
+                recv(probed) -> _ => Some(None),
+                default(left) => Some(Some(Event::Input(Input::Tick))),
             }
         } else {
             let changes = &mut self.changes;
             let mut first = || Request::Change(changes.pop_front().expect("found not to be empty"));
             select! {
                 recv(stop.cancel_receiver()) -> _ => None,
-                recv(stored) -> stored => stored.ok().map(Event::Input),
+                recv(stored) -> stored => stored.ok().map(Event::Input).map(Some),
                 send(store.queue(), first()) -> sent => match sent {
-                    Ok(()) => Some(Event::Input(Input::Tick)),
+                    Ok(()) => Some(Some(Event::Input(Input::Tick))),
                     Err(SendError(_)) => None,
                 },
-                default(left) => Some(Event::Input(Input::Tick)),
+                recv(probed) -> _ => Some(None),
+                default(left) => Some(Some(Event::Input(Input::Tick))),
             }
         }
     }

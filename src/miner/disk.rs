@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{Receiver, select};
 
 use super::router::{Input, JobKey};
 use crate::base::lock::lock;
-use crate::base::waits::{recv, waiting};
+use crate::base::waits::waiting;
 use crate::identity::KeyPair;
-use crate::ops::health::Health;
+use crate::ops::health::{Health, Pulse};
 use crate::protocol::{Receipt, ReceiptPayload};
 use crate::store::miner::{JobChange, JobRow, MinerStore, NewReceipt};
 
@@ -64,9 +64,9 @@ pub(super) fn run(
     health: &Health,
     report: impl Fn(Input),
 ) {
-    let pulse = health.pulse(STORE);
+    let (pulse, probed) = health.pulse_and_probe(STORE, BATCH_TIME);
     let mut failed = false;
-    while let Some(first) = next(orders, failed) {
+    while let Some(first) = next(orders, failed, &pulse, &probed) {
         pulse.begin(Instant::now() + BATCH_TIME);
         let batch: Vec<_> = std::iter::once(first).chain(orders.try_iter().take(BATCH - 1)).collect();
         // After the orders were taken, so that whatever was put there before them is here.
@@ -98,16 +98,19 @@ pub(super) fn run(
     }
 }
 
-/// The next order; after a failure one to look again comes by itself. `None`: nobody can send any more.
-fn next(orders: &Receiver<Order>, failed: bool) -> Option<Order> {
-    if !failed {
-        return recv(orders, "receipts and jobs to store").ok();
-    }
-    let _waiting = waiting("another attempt to store", Some(Instant::now() + RETRY_PAUSE));
-    match orders.recv_timeout(RETRY_PAUSE) {
-        Ok(order) => Some(order),
-        Err(RecvTimeoutError::Timeout) => Some(Order::Look),
-        Err(RecvTimeoutError::Disconnected) => None,
+/// The next order; after a failure one to look again comes by itself. `None`: nobody can send any more. Whoever has
+/// asked meanwhile, by `probed`, gets a sign of life.
+fn next(orders: &Receiver<Order>, failed: bool, pulse: &Pulse, probed: &Receiver<()>) -> Option<Order> {
+    let again_at = failed.then(|| Instant::now() + RETRY_PAUSE);
+    let what = if failed { "another attempt to store" } else { "receipts and jobs to store" };
+    loop {
+        let wait = again_at.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
+        let _waiting = orders.is_empty().then(|| waiting(what, again_at));
+        select! {
+            recv(orders) -> order => return order.ok(),
+            recv(probed) -> _ => pulse.done(),
+            default(wait) => return Some(Order::Look),
+        }
     }
 }
 

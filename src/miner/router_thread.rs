@@ -217,7 +217,7 @@ impl RouterThread {
         let mut renewed = None;
         let mut cancelled_jobs = 0;
         let ending = Ending { health: self.health.clone(), stop: stop.clone() };
-        let pulse = self.health.pulse(LOOP);
+        let (pulse, probed) = self.health.pulse_and_probe(LOOP, EVENT_TIME);
         for action in std::mem::take(&mut self.first) {
             self.act(action, &sessions);
         }
@@ -254,6 +254,10 @@ impl RouterThread {
                     stopping = Some(Instant::now() + self.end_time);
                     cancelled_jobs = self.router.status().jobs;
                     Input::Stop(Level::Cancel)
+                }
+                recv(probed) -> _ => {
+                    pulse.done();
+                    continue;
                 }
                 default(wait) => Input::Tick,
             };

@@ -1,5 +1,6 @@
 //! What operators look at: metrics, health, error classes, the status snapshot.
 //!
+//! * [`part`]: one part of a process, and how it is. Pure.
 //! * [`metrics`]: counters, gauges and histograms with Prometheus text.
 //! * [`health`]: what is up, what is not, what is stuck, and why.
 //! * [`cause`]: whose fault a failure of something external is, and whether to try again. Pure.
@@ -24,6 +25,7 @@ pub mod jobs;
 pub mod log_lines;
 pub mod metrics;
 pub mod overview;
+pub mod part;
 pub mod process;
 pub mod redact;
 pub mod status;

@@ -2,20 +2,22 @@
 //! them can disagree.
 
 use std::fmt;
-use std::time::Instant;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::errors::{ErrorHandler, LastError};
 use super::expiry::Expiries;
-use super::health::{Health, Part, PartState};
+use super::health::{Health, Part, PartState, Pulse};
 use super::jobs::{Jobs, JobsView};
 use super::log_lines;
 use super::metrics::Metrics;
 use super::process::Process;
 use super::redact;
 use crate::base::clock;
+use crate::base::lock::lock;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::thread::{LiveThread, live};
 use crate::base::timer::TimerHandle;
@@ -202,7 +204,7 @@ pub struct Frame {
     pub board: Board,
     /// The signal that stops it.
     pub stop: Shutdown,
-    /// The timer that it needs; `/healthz` asks it for a sign of life.
+    /// The timer that it needs; `/healthz` asks it for a sign of life, as all loops of the board.
     pub timer: TimerHandle,
     /// What only the role knows.
     pub look: Look,
@@ -258,6 +260,22 @@ fn set_late(metrics: &Metrics, threads: usize) {
     metrics.gauge("phalanx_threads_late", help, &[]).set(threads);
 }
 
+/// How long the timer thread may take to run an action: its actions do not block, so this is for a machine that is very
+/// busy.
+const TIMER_TIME: Duration = Duration::from_secs(5);
+
+/// The watch over the timer thread, as long as the value lives.
+pub fn watch_timer(health: &Health, timer: &TimerHandle) -> Pulse {
+    let timer = timer.clone();
+    // The alarm that was asked for before: one that hangs has one at most.
+    let asked = Mutex::new(None);
+    health.pulse_of_loop("timer", TIMER_TIME, move |answer| {
+        let answer = answer.clone();
+        let alarm = timer.at(Instant::now(), move || answer.give());
+        *lock(&asked) = Some(alarm);
+    })
+}
+
 /// In each text of a value.
 fn hide_secrets(value: &mut Value) {
     match value {
@@ -270,14 +288,13 @@ fn hide_secrets(value: &mut Value) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     use crossbeam_channel::bounded;
 
     use super::*;
     use crate::base::leaks::Before;
     use crate::base::limits::WAIT_LATE;
-    use crate::base::lock::lock;
     use crate::base::stop::Stopping;
     use crate::base::thread::{Kick, spawn};
     use crate::base::timer::Timer;

@@ -9,6 +9,7 @@
 //! * [`images`]: its images; [`image_store`]: those that jobs have brought, and which of them go. `evict`: the choice.
 //!   Pure.
 //! * [`disk`]: the disk that it keeps them on.
+//! * `notify`: what a service manager is told (sd_notify).
 //! * `lock`: a lock between processes, on a file.
 //! * `client`: what the `docker` program is given of our environment and configuration.
 //! * [`helper`]: a container that reads and changes what other containers have left.
@@ -30,6 +31,7 @@ pub mod images;
 pub mod ladder;
 pub(crate) mod leftovers;
 pub(crate) mod lock;
+pub mod notify;
 mod strict_ssh;
 pub(crate) mod this;
 pub mod tool;

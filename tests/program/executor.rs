@@ -1,10 +1,15 @@
 //! Executors of a network of real processes: what their machine and their operator's settings do to jobs.
 
+use crate::testkit::miner::{Pen, uuid};
 use crate::testkit::network::{NO_OP, Network};
-use crate::testkit::process::{phalanx, run};
+use crate::testkit::process::{Running, phalanx, run};
+use crate::testkit::wait::until;
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 
+use phalanx::protocol::{MinerToExecutor, V0InitialJobRequest, V0JobRequest};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 /// What the miner remembers of a job: each event, and when it was.
@@ -66,4 +71,37 @@ fn a_job_that_asks_for_more_time_than_the_operator_allows_is_declined_in_words()
         .env("MINER_ADDRESS", "ws://m")
         .env("EXECUTOR_TOKEN", "t"));
     assert_eq!(refused.code, Some(2), "{refused:?}");
+}
+
+#[test]
+fn an_executor_whose_miner_is_gone_keeps_the_end_of_its_job_and_ends_with_5() {
+    let (scratch, spool) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let miner = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = phalanx(scratch.path());
+    command.args(["executor", "--runner", "process", "--spool-dir"]).arg(spool.path()).env("EXECUTOR_TOKEN", "token");
+    command.env("MINER_ADDRESS", format!("ws://{}", miner.local_addr().unwrap()));
+    let executor = Running::start(&mut command);
+    let (stream, _) = miner.accept().unwrap();
+    let mut link = tungstenite::accept(stream).unwrap();
+    let (pen, job) = (Pen::new("//Alice"), uuid());
+    let asked = pen.initial(&job);
+    let initial = MinerToExecutor::from(V0InitialJobRequest { timeout_seconds: None, ..asked });
+    link.send(initial.encode().into()).unwrap();
+    let until_said = |link: &mut tungstenite::WebSocket<_>, kind: &str| loop {
+        let message: tungstenite::Message = link.read().unwrap();
+        if message.is_text() && message.to_text().unwrap().contains(kind) {
+            return;
+        }
+    };
+    until_said(&mut link, "V0ExecutorReadyRequest");
+    let full = V0JobRequest { docker_run_cmd: vec!["sleep".to_owned(), "600".to_owned()], ..pen.full(&job) };
+    link.send(MinerToExecutor::from(full).encode().into()).unwrap();
+    until_said(&mut link, "V0VolumesReadyRequest");
+    drop((link, miner));
+    // The first leaves the job to its miner, the second cancels it; it has a second for its last message then.
+    executor.signal(Signal::TERM);
+    until("the first signal is seen", || executor.stderr().contains("a second signal cancels it"));
+    let finished = executor.stop(Signal::TERM);
+    assert_eq!(finished.code, Some(5), "{}", finished.stderr);
+    assert_eq!(fs::read_dir(spool.path()).unwrap().count(), 1, "{}", finished.stderr);
 }

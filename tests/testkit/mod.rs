@@ -10,6 +10,7 @@ pub mod elsewhere;
 pub mod engine;
 pub mod facilitator;
 pub mod fleet;
+pub mod freezer;
 pub mod http;
 pub mod job;
 pub mod miner;

@@ -15,6 +15,7 @@ use crate::base::shutdown::{Level, Shutdown};
 use crate::proc::adopted::Adopted;
 use crate::proc::group::{GroupError, GroupRun};
 use crate::proc::ladder::Ladder;
+use crate::proc::notify;
 
 /// A line of an executor's output is taken in pieces of at most this many bytes.
 const LINE_BYTES: usize = 8 << 10;
@@ -26,8 +27,12 @@ pub(super) const LABELS: &str = "PHALANX_LABEL";
 /// of them is in their settings.
 const OWN_VARIABLES: &str = "PHALANX_";
 
+/// Neither are, beside those of its notices, the one by which the service manager gives the miner its secrets.
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
 fn is_own(name: &OsStr) -> bool {
-    name.as_bytes().starts_with(OWN_VARIABLES.as_bytes())
+    let of_service = name == CREDENTIALS || notify::VARIABLES.iter().any(|of_service| name == *of_service);
+    of_service || name.as_bytes().starts_with(OWN_VARIABLES.as_bytes())
 }
 
 /// Stands in another executor's arguments for the seconds that it has until its job comes.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{bounded, select};
+use crossbeam_channel::select;
 use serde_json::json;
 
 use super::latest::Latest;
@@ -12,16 +12,14 @@ use super::message::{HttpRequest, HttpResponse};
 use super::page;
 use crate::base::clock;
 use crate::base::shutdown::Shutdown;
-use crate::base::timer::TimerHandle;
-use crate::ops::health::Pulse;
+use crate::ops::health::Health;
 use crate::ops::metrics;
 use crate::ops::overview::overview;
 use crate::ops::redact::JsonText;
-use crate::ops::status::Frame;
+use crate::ops::status::{Frame, watch_timer};
 
-/// How long the timer thread may take to run an action: its actions do not block, so this is for a machine that is very
-/// busy.
-const TIMER_TIME: Duration = Duration::from_secs(5);
+/// How long `/healthz` waits for the loops of a role: those that are idle answer within milliseconds.
+const ANSWER_TIME: Duration = Duration::from_secs(5);
 
 /// A part of a server's paths: `None` means "not mine".
 pub type Pages = Arc<dyn Fn(&HttpRequest) -> Option<HttpResponse> + Send + Sync>;
@@ -29,20 +27,23 @@ pub type Pages = Arc<dyn Fn(&HttpRequest) -> Option<HttpResponse> + Send + Sync>
 /// The pages of a role, each from a snapshot of its own; those who ask for one at the same time share it.
 ///
 /// * `/`: the role as people read it, as HTML; with `/page.css`, `/page.js` and `/page.svg`, which it asks for.
-/// * `/healthz`: is it alive? 200 `ok`, or 503 with a line for each part that is stuck. It waits for the timer thread
-///   to answer, at most 5 s or until the server stops; orchestrators restart a process that is not alive.
+/// * `/healthz`: is it alive? 200 `ok`, or 503 with a line for each part that is stuck. It asks all loops of the role
+///   for a sign of life and waits for it, at most 5 s or until the server stops; orchestrators restart a process that
+///   is not alive.
 /// * `/readyz`: may it be given work? 200 `ready`, or 503 with a line for each reason.
 /// * `/metrics`: Prometheus text.
 /// * `/status.json`: the [`Snapshot`](crate::ops::status::Snapshot).
 pub fn pages(frame: Frame) -> Pages {
-    let pulse = frame.board.health.pulse("timer");
+    let timer = watch_timer(&frame.board.health, &frame.timer);
     let (problems, measured) = (Latest::new(), Latest::new());
     let (status, html) = (Latest::new(), Latest::new());
     Arc::new(move |request| {
+        // Watched as long as there are pages.
+        let _timer = &timer;
         let file = page::FILES.into_iter().find(|(path, ..)| *path == request.path);
         let page: &dyn Fn() -> HttpResponse = match request.path.as_str() {
             "/healthz" => &|| {
-                ask(&frame.timer, &pulse, &request.shutdown);
+                ask(&frame.board.health, &request.shutdown);
                 verdict("ok\n", frame.snapshot().stuck())
             },
             "/readyz" => &|| verdict("ready\n", problems.get(|| frame.snapshot().problems()).to_vec()),
@@ -84,19 +85,13 @@ fn verdict(good: &str, problems: Vec<String>) -> HttpResponse {
     }
 }
 
-/// Has the timer thread keep the pulse's promise: only now that somebody asks, so that an idle process is not woken.
-fn ask(timer: &TimerHandle, pulse: &Pulse, stop: &Shutdown) {
-    let (answered, answer) = bounded::<()>(1);
-    pulse.begin(Instant::now() + TIMER_TIME);
-    let kept = pulse.clone();
-    let _alarm = timer.at(Instant::now(), move || {
-        kept.done();
-        drop(answered);
-    });
+/// Asks all loops for a sign of life: only now that somebody wants to know, so that an idle process is not woken.
+fn ask(health: &Health, stop: &Shutdown) {
+    let asked = health.probe(Instant::now());
     select! {
-        recv(answer) -> _ => {}
-        // Nobody is to wait longer for a server that stops, and a promise that nobody waits for is none.
-        recv(stop.drain_receiver()) -> _ => pulse.done(),
-        default(TIMER_TIME) => {}
+        recv(asked) -> _ => {}
+        // Nobody is to wait longer for a server that stops.
+        recv(stop.drain_receiver()) -> _ => {}
+        default(ANSWER_TIME) => {}
     }
 }

@@ -2,6 +2,7 @@
 //! no disk.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
@@ -14,19 +15,31 @@ use crate::base::limits::JOB_REQUEST_BYTES;
 use crate::base::lock::lock;
 use crate::link::LinkEvent;
 use crate::ops::errors::ErrorClass;
+use crate::ops::health::Pulse;
 use crate::ops::jobs::JobFacts;
 use crate::protocol::{JobRejectionReason, V2JobRequest};
 use crate::validator::ledger::{Counts, LedgerLimits, Reply};
+
+/// Longest that a message may take: nothing here waits for anything but locks.
+const EVENT_TIME: Duration = Duration::from_secs(10);
 
 /// Does what each message of the facilitator asks for; lives on the link's thread.
 pub(super) struct Intake {
     pub(super) shared: Arc<ClientShared>,
     pub(super) checks: WorkQueueHandle<Check>,
     pub(super) limits: LedgerLimits,
+    /// That of the link's thread.
+    pub(super) pulse: Pulse,
 }
 
 impl Intake {
     pub(super) fn handle(&self, event: LinkEvent<Inbound, Reply>) {
+        self.pulse.begin(Instant::now() + EVENT_TIME);
+        self.take(event);
+        self.pulse.done();
+    }
+
+    fn take(&self, event: LinkEvent<Inbound, Reply>) {
         let draining = self.shared.draining.is_set();
         match event {
             LinkEvent::Ready { epoch } => {

@@ -49,6 +49,7 @@ mod inbound;
 mod intake;
 
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
@@ -86,6 +87,10 @@ const ACK_WINDOW: usize = 1024;
 /// The facilitator closes with this when our signature is bad; trying again soon does not make it better. Its 3001, for
 /// a validator that it does not know, asks to wait and retry, and gets the usual back-off.
 const BAD_SIGNATURE: u16 = 3000;
+
+/// Longest that a batch of signature checks may take: 64 of them are some milliseconds, and a handler of jobs only
+/// hands them on.
+const CHECKS_TIME: Duration = Duration::from_secs(30);
 
 /// A client that does nothing yet.
 #[derive(Debug)]
@@ -146,7 +151,12 @@ impl FacilitatorClient {
         let checker = Checker { delivery: delivery.clone(), handler, signers, stop: stop.clone() };
         let bounds = WorkLimits { items: UNCHECKED_REQUESTS, bytes: UNCHECKED_BYTES };
         let named = ("val-check", "job requests to check");
-        let checks = WorkQueue::start(named, config.check_threads, bounds, move |batch| checker.check(batch));
+        let health = board.health.clone();
+        let checks = WorkQueue::start(named, config.check_threads, bounds, move |batch| {
+            let pulse = health.pulse("checks");
+            pulse.begin(Instant::now() + CHECKS_TIME);
+            checker.check(batch);
+        });
         let shared = Arc::new(ClientShared {
             delivery,
             draining: Shutdown::new(),
@@ -156,7 +166,8 @@ impl FacilitatorClient {
             counted: Counted::new(&board.metrics),
             board,
         });
-        let intake = Intake { shared: shared.clone(), checks: checks.handle(), limits };
+        let pulse = shared.board.health.pulse("intake");
+        let intake = Intake { shared: shared.clone(), checks: checks.handle(), limits, pulse };
         let authenticate = FacilitatorAuthentication { key: config.key };
         let running = idle.start(Some(Box::new(authenticate)), classify, move |event| intake.handle(event));
         let parts = ClientParts { store, checks, link: running, stop, all_gone };

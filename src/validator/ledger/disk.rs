@@ -19,9 +19,13 @@ use crate::base::timer::TimerHandle;
 use crate::base::waits::waiting;
 use crate::link::{LinkHandle, Outgoing};
 use crate::ops::errors::ErrorClass;
+use crate::ops::health::Pulse;
 use crate::ops::status::Board;
 use crate::store::StoreError;
 use crate::store::journal::{Change, Journal};
+
+/// Longest that a batch may take; a disk that takes longer hangs.
+const BATCH_TIME: Duration = Duration::from_secs(10);
 
 /// The pause before a failed write to the disk is tried again.
 const WRITE_RETRY: Duration = Duration::from_secs(1);
@@ -62,7 +66,13 @@ pub fn open(
     delivery.send(restored);
     let thread = journal.map(|journal| {
         let (disk, kick) = (Disk { delivery: delivery.clone(), journal }, delivery.clone());
-        spawn("val-store", Kick::new("close the queue", move || kick.close()), move || disk.run())
+        let asked = delivery.clone();
+        // With the lock, so that the thread is not between its look at the ledger and its wait.
+        let pulse = board.health.pulse_of_loop("store", BATCH_TIME, move |_| {
+            drop(lock(&asked.0.state));
+            asked.0.changed.notify_all();
+        });
+        spawn("val-store", Kick::new("close the queue", move || kick.close()), move || disk.run(&pulse))
     });
     Ok((delivery.clone(), StoreThread { thread, delivery }))
 }
@@ -100,11 +110,14 @@ struct Disk {
 }
 
 impl Disk {
-    fn run(mut self) {
+    fn run(mut self, pulse: &Pulse) {
         // Also when it panics, so that nobody waits for it.
         let _ended = StoreEnded(self.delivery.clone());
-        while let Some(batch) = self.next_batch() {
-            let Err(error) = self.write(&batch) else { continue };
+        while let Some(batch) = self.next_batch(pulse) {
+            pulse.begin(Instant::now() + BATCH_TIME);
+            let written = self.write(&batch);
+            pulse.done();
+            let Err(error) = written else { continue };
             let what = format!("{error}; updates leave without being on disk");
             let inner = &self.delivery.0;
             inner.errors.report(ErrorClass::Retry, "state folder", &what);
@@ -123,7 +136,7 @@ impl Disk {
     }
 
     /// What has changed since the last look; blocks until there is something. `None` when closed and all is written.
-    fn next_batch(&self) -> Option<Batch> {
+    fn next_batch(&self, pulse: &Pulse) -> Option<Batch> {
         let inner = &self.delivery.0;
         let mut state = lock(&inner.state);
         loop {
@@ -134,6 +147,8 @@ impl Disk {
                 return None;
             }
             state.store_waits = true;
+            // Whoever has woken it to ask gets its sign of life.
+            pulse.done();
             let _waiting = waiting("updates to store", None);
             state = inner.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }

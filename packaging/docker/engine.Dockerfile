@@ -1,0 +1,9 @@
+# The program with a client for the engine: for miners, and for executors that are containers. Build it on a Debian of
+# the release that the program was built on, beside the program: docker build -f engine.Dockerfile .
+FROM debian:stable-slim
+RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates docker.io \
+ && rm -rf /var/lib/apt/lists/*
+COPY phalanx /usr/bin/phalanx
+ENV PHALANX_STATE_DIR=/var/lib/phalanx
+VOLUME /var/lib/phalanx
+ENTRYPOINT ["/usr/bin/phalanx"]
