@@ -6,6 +6,7 @@
 mod testkit;
 
 mod attacks;
+mod flags;
 mod honest;
 
 use std::net::SocketAddr;
