@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::sync::Mutex;
 
+use super::settings;
 use super::stderr;
 use crate::base::lock::lock;
 use crate::ops::redact::{self, OneLine};
@@ -57,7 +58,7 @@ pub fn at_once(code: u8) -> ! {
 
 /// Says in one line on stderr what is wrong with the usage, and gives the code for it.
 pub fn usage(problem: impl std::fmt::Display) -> ExitCode {
-    say(&problem);
+    say(&settings::named(&problem.to_string()));
     ExitCode::from(USAGE)
 }
 

@@ -7,13 +7,20 @@ use std::path::Path;
 /// Says in the log that other users can get at a file which holds a key, and what to do. A pipe says nothing, nor does
 /// a file of somebody else that this process reads by its group.
 pub(crate) fn tell_if_open(path: &Path, metadata: &Metadata) {
-    if is_open(metadata.mode(), metadata.uid() == rustix::process::geteuid().as_raw()) {
+    if let Some(text) = openness(path, metadata) {
+        log::warn!("{text}");
+    }
+}
+
+/// What is to be said of a file which holds a key and that other users can get at.
+pub(crate) fn openness(path: &Path, metadata: &Metadata) -> Option<String> {
+    is_open(metadata.mode(), metadata.uid() == rustix::process::geteuid().as_raw()).then(|| {
         let (path, mode) = (path.display(), metadata.mode() & 0o7777);
-        log::warn!(
+        format!(
             "the key file {path} is open to other users (mode {mode:04o}): make it its owner's alone, by chmod 600 \
              {path}; who has read it has the key"
-        );
-    }
+        )
+    })
 }
 
 /// Whether others can read or change a file of that mode, which is a regular one of ours or another.

@@ -149,6 +149,15 @@ impl ExecutorArgs {
         sandbox::sandboxes(self.sandbox, self.sandbox_settings.as_deref(), host, classes)
     }
 
+    /// Whether executors can use what they are told of trust and proxies.
+    ///
+    /// # Errors
+    /// One line that names the flag.
+    pub(super) fn check_transfers(&self) -> Result<(), String> {
+        self.trust.transfers()?;
+        self.transfers.proxies().map(drop)
+    }
+
     /// What the miner does about the images of jobs.
     ///
     /// # Errors

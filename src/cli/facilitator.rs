@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use super::announce::announce;
 use super::rates::RateArgs;
+use super::report::Report;
 use super::tls;
-use super::values::{duration, listen_address, rate};
+use super::values::{Problems, duration, listen_address, rate};
 use crate::app::{exit, supervise};
 use crate::base::size::byte_size;
 use crate::facilitator::{Facilitator, FacilitatorConfig};
@@ -17,7 +18,9 @@ use crate::link::Rate;
 use crate::net::http::HttpListener;
 use crate::net::tls::ClientCertificates;
 use crate::ops::status::Board;
+use crate::store;
 use crate::store::jobs::{Keep, Quota};
+use crate::transport::TransportError;
 
 /// The arguments of `phalanx facilitator`.
 #[derive(Debug, clap::Args)]
@@ -86,24 +89,55 @@ impl UserArgs {
     }
 }
 
+impl Args {
+    fn into_config(self, board: Board) -> FacilitatorConfig {
+        FacilitatorConfig {
+            validators: self.validator,
+            users: self.user,
+            http_names: self.http_args.names(),
+            board,
+            rates: self.rates.of_peers(),
+            connects: self.rates.handshake_rate,
+            http_requests: self.http_args.requests(),
+            ..self.users.into_config(FacilitatorConfig::new(self.state_dir))
+        }
+    }
+}
+
+/// Checks the settings and what is outside, without starting anything.
+pub(super) fn check(args: Args, report: &mut Report) {
+    let (listen, http, state_dir) = (args.listen, args.http, args.state_dir.clone());
+    let mut problems = Problems::default();
+    problems.take(args.tls.load(ClientCertificates::Required));
+    problems.take(args.http_args.tls(None));
+    args.tls.tell(report);
+    args.http_args.tell(report);
+    problems.0.extend(args.into_config(Board::new()).validate());
+    report.all_wrong(&problems.0);
+    if report.has("state-dir") && report.folder(&state_dir, store::jobs::LOCK) {
+        return;
+    }
+    report.port("listen", listen, |source| {
+        format!("--listen: {}", TransportError::Bind { address: format!("{listen:?}"), source })
+    });
+    report.port("http", http, |e| format!("--http {http}: {e}"));
+}
+
 /// Runs the command until a signal stops it.
 pub fn run(args: Args) -> ExitCode {
     let start = |env: &supervise::Env| {
+        let (listen, http) = (args.listen, args.http);
+        let (tls_args, http_args) = (args.tls.clone(), args.http_args.clone());
         let board = Board::new();
+        let config = args.into_config(board.clone());
+        let problems = config.validate();
+        if !problems.is_empty() {
+            return Err(exit::usage(problems.join("; ")));
+        }
         let follow = Some((env, &board));
-        let listener = args.tls.listen(args.listen, ClientCertificates::Required, follow).map_err(exit::usage)?;
-        let tls = args.http_args.tls(follow).map_err(exit::usage)?;
-        let http = TcpListener::bind(args.http).map_err(|e| exit::usage(format!("--http {}: {e}", args.http)))?;
-        let config = FacilitatorConfig {
-            validators: args.validator,
-            users: args.user,
-            http_names: args.http_args.names(),
-            board,
-            rates: args.rates.of_peers(),
-            connects: args.rates.handshake_rate,
-            http_requests: args.http_args.requests(),
-            ..args.users.into_config(FacilitatorConfig::new(args.state_dir))
-        };
+        let listener = tls_args.listen(listen, ClientCertificates::Required, follow).map_err(exit::usage)?;
+        let tls = http_args.tls(follow).map_err(exit::usage)?;
+        let http = TcpListener::bind(http).map_err(|e| exit::usage(format!("--http {http}: {e}")))?;
         let facilitator =
             Facilitator::start(config, Box::new(listener), HttpListener::new(http, tls), env.timer.clone())
                 .map_err(exit::usage)?;

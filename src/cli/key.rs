@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use clap::Subcommand;
 use serde_json::json;
 
-use crate::base::key_file::tell_if_open;
+use crate::base::key_file::{openness, tell_if_open};
 use crate::base::small_file;
 use crate::identity::{
     HOTKEY_FILE_LIMIT, IdentityError, KeyPair, PublicKey, Signature, seed_from_mnemonic, write_hotkey_file,
@@ -93,6 +93,12 @@ impl KeyArg {
             (None, Some(file)) => load_kept(file).map_err(|problem| format!("--key-file: {problem}")),
             (None, None) => Err("--key is missing; give a hotkey file".to_owned()),
         }
+    }
+
+    /// What is to be said of the file of the key, if other users can get at it.
+    pub(super) fn openness(&self) -> Option<String> {
+        let file = self.key_file.clone().or_else(|| self.key.as_ref().map(PathBuf::from))?;
+        openness(&file, &std::fs::metadata(&file).ok()?)
     }
 
     /// Which key is meant, for comparison.

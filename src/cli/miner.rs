@@ -5,19 +5,21 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::announce::announce;
 use super::executors::{self, ExecutorArgs, Images, Sandboxes};
 use super::key::KeyArg;
 use super::miner_status;
 use super::rates::RateArgs;
+use super::report::Report;
 use super::tls;
-use super::values::{class_count, client_address, duration, listen_address};
+use super::values::{Problems, class_count, client_address, duration, listen_address};
 use super::watch;
 use crate::app::hosts::HostSetting;
 use crate::app::{self, exit, supervise};
 use crate::base::lock::lock;
+use crate::base::shutdown::Shutdown;
 use crate::executor::sandbox::Host;
 use crate::identity::PublicKey;
 use crate::miner::host::HostName;
@@ -25,10 +27,12 @@ use crate::miner::placement::Strategy;
 use crate::miner::router::Peer;
 use crate::miner::{self, HostConfig, Miner, MinerConfig, MinerLimits, Owner, Reloader, WatchCommand};
 use crate::net::tls::ClientCertificates;
-use crate::proc::docker::{EngineAddress, SshPlace};
+use crate::proc::docker::{Docker, EngineAddress, SshPlace};
 use crate::proc::image_store::ImageBounds;
 use crate::proc::this;
 use crate::protocol::ExecutorClass;
+use crate::store;
+use crate::transport::TransportError;
 
 /// The arguments of `phalanx miner`.
 #[derive(Debug, clap::Args)]
@@ -237,24 +241,82 @@ fn classes<'a>(
     local.iter().chain(others.flatten()).map(|(class, _)| *class).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-fn configure(mut args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), String> {
+/// Checks the settings and what is outside, without starting anything.
+pub(super) fn check(args: Args, report: &mut Report) {
+    let (listen, http, state_dir) = (args.listen, args.http, args.state_dir.clone());
+    let open = args.key.openness();
+    let mut problems = Problems::default();
+    problems.take(args.tls.load(ClientCertificates::Asked));
+    problems.take(args.http_args.tls(None));
+    args.tls.tell(report);
+    args.http_args.tell(report);
+    args.source.trust.tell(report);
+    let host = problems.take(executors::host(&args.executors));
+    let config = host.and_then(|host| match configure_all(args, host) {
+        Ok((config, _)) => Some(config),
+        Err(more) => {
+            problems.0.extend(more);
+            None
+        }
+    });
+    report.all_wrong(&problems.0);
+    if let Some(config) = &config {
+        report.ok(format_args!("--key: {}", config.key.ss58()));
+    }
+    if let Some(open) = open {
+        report.warn(format_args!("--key: {open}"));
+    }
+    if !(report.has("state-dir") && report.folder(&state_dir, store::miner::LOCK)) {
+        report.port("listen", listen, |source| {
+            format!("--listen: {}", TransportError::Bind { address: format!("{listen:?}"), source })
+        });
+        if let Some(http) = http {
+            report.port("http", http, |e| format!("--http {http}: {e}"));
+        }
+    }
+    let Some(config) = config else { return };
+    for host in config.all_hosts() {
+        match host.backend.check(&Shutdown::new(), Instant::now() + config.limits.checks.limit) {
+            Ok(what) => report.ok(format_args!("host {}: jobs run {what}", host.name)),
+            Err(why) => {
+                let name = host.name;
+                report.warn(format_args!("host {name}: no job can run, and none is taken until that is over: {why}"));
+            }
+        }
+    }
+    for image in config.images.iter().flat_map(|images| &images.pre_pull) {
+        match Docker::default().image(image, &Shutdown::new(), Instant::now() + config.limits.checks.limit) {
+            Ok(Some(_)) => report.ok(format_args!("--pre-pull: {image} is there")),
+            Ok(None) => report.ok(format_args!("--pre-pull: {image} is not there yet, and will be pulled")),
+            Err(error) => report.warn(format_args!("--pre-pull: {image}: {error}")),
+        }
+    }
+}
+
+/// As [`configure_all`], with all that is wrong in one line.
+fn configure(args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), String> {
+    configure_all(args, host).map_err(|problems| problems.join("; "))
+}
+
+/// All that is wrong is found at once.
+fn configure_all(mut args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), Vec<String>> {
     args.source.server_name = args.tls.name_for(&dialled(&args));
     args.source.server_files = args.tls.certificate().map(Path::to_owned);
-    let key = args.key.load()?;
+    let mut problems = Problems::default();
+    let key = problems.take(args.key.load());
+    problems.take(args.source.check_transfers());
     let limits = limits(&args);
     let executors = args.executors.iter().map(|(_, count)| *count as usize).sum();
     let images = Images { folder: args.state_dir.join(IMAGES), executors };
-    let image_care = args.source.image_care(&images)?.filter(|_| !args.executors.is_empty());
-    let hosts = hosts(&args)?;
+    let image_care = problems.take(args.source.image_care(&images)).flatten().filter(|_| !args.executors.is_empty());
+    let hosts = problems.take(hosts(&args)).unwrap_or_default();
     let classes = classes(&args.executors, hosts.iter().map(|host| &host.executors));
     // A reload may change how many share it.
     let slots = u32::try_from(executors).unwrap_or(u32::MAX);
-    let mut sandboxes = args.source.sandboxes(&classes, Host { slots, ..host })?;
+    let mut sandboxes = problems.take(args.source.sandboxes(&classes, Host { slots, ..host })).unwrap_or_default();
     sandboxes.retain(|(class, _)| args.executors.iter().any(|(of, _)| of == class));
-    let backend = args.source.backend(&sandboxes, &images, &args.state_dir)?;
-    for (class, sandbox) in &sandboxes {
-        log::info!("jobs of class {}: {sandbox}", class.as_str());
-    }
+    let backend = problems.take(args.source.backend(&sandboxes, &images, &args.state_dir));
+    let (Some(key), Some(backend)) = (key, backend) else { return Err(problems.0) };
     let mut config = MinerConfig {
         rates: args.rates.of_peers(),
         validators: args.validator,
@@ -271,6 +333,13 @@ fn configure(mut args: Args, host: Host) -> Result<(MinerConfig, Sandboxes), Str
         ..MinerConfig::new(key, args.state_dir, backend)
     };
     config.server.places.connects = args.rates.handshake_rate;
+    problems.0.extend(config.validate());
+    if !problems.0.is_empty() {
+        return Err(problems.0);
+    }
+    for (class, sandbox) in &sandboxes {
+        log::info!("jobs of class {}: {sandbox}", class.as_str());
+    }
     Ok((config, sandboxes))
 }
 

@@ -9,12 +9,16 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use self::mistakes::one_line;
 use crate::app::logging::{self, LogFormat};
+use crate::app::settings::{Settings, Source};
 use crate::app::stderr::{self, Stderr};
 use crate::app::{exit, init, settings};
 
 mod announce;
 pub mod batch;
+pub mod check;
+pub mod config;
 pub mod demo;
 pub mod executor;
 mod executors;
@@ -30,8 +34,11 @@ pub mod miner;
 mod miner_list;
 mod miner_status;
 pub mod miners;
+mod mistakes;
 pub mod outbox;
+mod outside;
 mod rates;
+mod report;
 mod security;
 pub mod status;
 pub mod submit;
@@ -75,6 +82,10 @@ enum Command {
     Miner(Box<miner::Args>),
     /// Run one job for the miner that started this process
     Executor(Box<executor::Args>),
+    /// Try the settings of a role, and what is outside, without starting it
+    Check(check::Args),
+    /// Show the settings of a role with their sources, or make a settings file
+    Config(config::Args),
     /// Submit job files, follow them and print their results
     Submit(submit::Args),
     /// Show the status of a running role; exit 0 if it is ready, 1 if not
@@ -108,18 +119,78 @@ enum NoCommand {
     Arguments(clap::Error),
 }
 
-/// Reads arguments, environment and settings file.
-fn parse() -> Result<Cli, NoCommand> {
-    let arguments: Vec<OsString> = std::env::args_os().collect();
-    let command = Cli::command();
+/// Reads environment and settings file for the command of this line.
+fn read_settings(command: &clap::Command, arguments: Vec<OsString>) -> Settings {
     // The network's own name for the facilitator's URL counts as environment, too.
+    let uri = std::env::var_os("FACILITATOR_URI");
     let env = |name: &OsStr| match std::env::var_os(name) {
-        None if name == "PHALANX_FACILITATOR" => std::env::var_os("FACILITATOR_URI"),
+        None if name == "PHALANX_FACILITATOR" => uri.clone(),
         value => value,
     };
-    let arguments = settings::with_file(&command, arguments, env).map_err(NoCommand::Settings)?;
+    let mut settings = settings::read(command, arguments, env);
+    if let Some(uri) = &uri
+        && settings.sources.of("facilitator") == Source::Variable("PHALANX_FACILITATOR".to_owned())
+        && std::env::var_os("PHALANX_FACILITATOR").is_none()
+    {
+        settings.add_variable("facilitator", "FACILITATOR_URI", uri);
+    }
+    settings
+}
+
+/// Reads arguments, environment and settings file.
+fn parse() -> Result<Cli, NoCommand> {
+    let command = Cli::command();
+    let Settings { arguments, sources, problems } = read_settings(&command, std::env::args_os().collect());
+    settings::remember(sources);
+    if !problems.is_empty() {
+        return Err(NoCommand::Settings(problems.join("; ")));
+    }
     let parsed = command.try_get_matches_from(arguments).and_then(|matches| Cli::from_arg_matches(&matches));
     parsed.map_err(NoCommand::Arguments)
+}
+
+/// Runs `check ROLE`, `config show ROLE` and `config init ROLE`, whose line is that of the role.
+fn of_role() -> Option<ExitCode> {
+    let command = Cli::command();
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let at = settings::positional(&command, &arguments)?;
+    let word = |at: usize| arguments.get(at).and_then(|word| word.to_str());
+    let (what, words) = match (word(at)?, word(at + 1)?) {
+        ("check", role) if !role.starts_with('-') && role != "help" => (None, 1),
+        ("config", "show") => (Some(config::What::Show), 2),
+        ("config", "init") => (Some(config::What::Init), 2),
+        _ => return None,
+    };
+    if word(at + words).is_none_or(|role| role.starts_with('-')) {
+        return None;
+    }
+    let (arguments, role) = check::line_of_role(arguments, at, words);
+    let settings = read_settings(&command, arguments);
+    Some(match what {
+        None => check_role(&command, settings, role.as_deref()),
+        Some(what) => config::run(what, &command, settings, role.as_deref()),
+    })
+}
+
+/// Checks the role that the line names.
+fn check_role(command: &clap::Command, settings: Settings, role: Option<&str>) -> ExitCode {
+    let Some(role) = role.filter(|role| check::ROLES.contains(role)) else {
+        return exit::usage(format!("check: name the role after it: {}", check::ROLES.join(", ")));
+    };
+    let mut report = check::begin(&settings);
+    let matches = match mistakes::parse(command, settings.arguments, role, &mut report) {
+        Ok(matches) => matches,
+        Err(help) => return help,
+    };
+    match matches.and_then(|matches| Cli::from_arg_matches(&matches).ok()).map(|cli| cli.command) {
+        Some(Command::Facilitator(args)) => facilitator::check(*args, &mut report),
+        Some(Command::Validator(args)) => validator::check(*args, &mut report),
+        Some(Command::Miner(args)) => miner::check(*args, &mut report),
+        #[cfg(feature = "celery")]
+        Some(Command::Worker(args)) => worker::check(*args, &mut report),
+        _ => {}
+    }
+    check::end(&report)
 }
 
 /// Reads those of a miner again: what the settings file says may have changed.
@@ -148,6 +219,9 @@ pub fn main() -> ExitCode {
 }
 
 fn run() -> ExitCode {
+    if let Some(code) = of_role() {
+        return code;
+    }
     let cli = match parse() {
         Ok(cli) => cli,
         Err(NoCommand::Settings(problem)) => return exit::usage(problem),
@@ -186,6 +260,8 @@ fn run() -> ExitCode {
         Command::Worker(args) => worker::run(*args),
         Command::Miner(args) => miner::run(*args, miner_again),
         Command::Executor(args) => executor::run(*args),
+        // With a role after them they are not parsed as commands, see `of_role`.
+        Command::Check(_) | Command::Config(_) => exit::usage("name a role: facilitator, validator, miner or worker"),
         Command::Submit(args) => submit::run(args),
         Command::Status(args) => status::run(args),
         Command::Top(args) => top::run(args),
@@ -198,13 +274,4 @@ fn run() -> ExitCode {
         Command::Tree(args) => tree::run(args),
         Command::Key(args) => key::run(args),
     }
-}
-
-/// What clap says of a mistake, without the usage that it adds, as one line.
-fn one_line(error: &clap::Error) -> String {
-    let text = error.render().to_string();
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let lines = lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
-    let line = lines.collect::<Vec<_>>().join("; ");
-    line.trim_start_matches("error: ").replace(":; ", ": ").replace("tip: ", "")
 }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use super::report::Report;
 use super::values::{Hidden, rate};
 use crate::app::status;
 use crate::app::supervise::Env;
@@ -11,8 +12,10 @@ use crate::base::shutdown::Shutdown;
 use crate::miner::ExecutorSettings;
 use crate::net::address;
 use crate::net::http::HostNames;
-use crate::net::http::client::HttpClient;
+use crate::net::http::client::{HttpClient, HttpSettings};
+use crate::net::proxy::Proxies;
 use crate::net::rate::Rate;
+use crate::net::reach::Reach;
 use crate::net::tls::{ClientCertificates, Roots, TlsFileError, Trust, facts_of};
 use crate::ops::expiry::Expiry;
 use crate::ops::status::Board;
@@ -74,6 +77,12 @@ impl ServerArgs {
         Ok(listener.with_names(HostNames::of_websockets(self.listen_host.clone())))
     }
 
+    /// What a check says of the certificate.
+    pub(super) fn tell(&self, report: &mut Report) {
+        report.certificate("tls-cert", "server", self.tls_cert.as_deref());
+        report.certificate("tls-client-ca", "authority", self.tls_client_ca.as_deref());
+    }
+
     /// The file of the certificate.
     pub(super) fn certificate(&self) -> Option<&Path> {
         self.tls_cert.as_deref()
@@ -125,6 +134,12 @@ impl HttpArgs {
     /// How often one address may ask.
     pub(super) fn requests(&self) -> Rate {
         self.http_rate
+    }
+
+    /// What a check says of the certificate.
+    pub(super) fn tell(&self, report: &mut Report) {
+        report.certificate("http-tls-cert", "server", self.http_tls_cert.as_deref());
+        report.certificate("http-tls-client-ca", "authority", self.http_tls_client_ca.as_deref());
     }
 
     /// The names of --http-host.
@@ -267,6 +282,11 @@ impl TrustArgs {
         }
     }
 
+    /// What a check says of the trusted certificates.
+    pub(super) fn tell(&self, report: &mut Report) {
+        report.certificate("tls-ca", "authority", self.tls_ca.as_deref());
+    }
+
     /// Tells executors the same, but for the file.
     pub(super) fn hand_on(&self, settings: &mut ExecutorSettings) {
         if let Some(roots) = self.tls_roots {
@@ -327,6 +347,25 @@ impl ClientArgs {
 }
 
 impl ClientArgs {
+    /// What a check says of the certificates.
+    pub(super) fn tell(&self, report: &mut Report) {
+        self.trust.tell(report);
+        report.certificate("tls-client-cert", "client", self.tls_client_cert.as_deref());
+    }
+
+    /// What asks the pages of a server of links, by the same way.
+    ///
+    /// # Errors
+    /// One line that names the file or the flag.
+    pub(super) fn http_as_links(&self, shutdown: Shutdown) -> Result<HttpClient, String> {
+        let proxies = match &self.proxy {
+            Some(Hidden(url)) => Proxies::all(Proxy::parse(url).map_err(|e| format!("--proxy: {e}"))?),
+            None => Proxies::none(),
+        };
+        let settings = HttpSettings { reach: Reach::Everywhere, tls: self.trust.links()?, proxies };
+        Ok(HttpClient::within(settings, shutdown))
+    }
+
     /// What asks an https:// server; the signal interrupts it.
     ///
     /// # Errors

@@ -13,13 +13,17 @@ use super::announce::announce_http;
 use super::key::KeyArg;
 use super::miner_list::{MISSING, MinerList, MinerListArgs};
 use super::miners;
-use super::values::{RedisConfig, duration, listen_address, redis_url};
+use super::report::Report;
+use super::values::{Problems, RedisConfig, duration, listen_address, redis_url};
 use crate::app::{exit, status, supervise};
-use crate::identity::PublicKey;
+use crate::base::shutdown::Shutdown;
+use crate::identity::{KeyPair, PublicKey};
 use crate::net::http::{HttpRequest, HttpServer};
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
+use crate::store;
 use crate::tasks::TasksStatus;
+use crate::transport::check_url;
 use crate::transport::ws::WsDialer;
 use crate::validator::miners::{FeedHandle, MinerFeed};
 #[cfg(feature = "celery")]
@@ -108,7 +112,7 @@ pub fn run(args: Args) -> ExitCode {
     let (http, http_args) = (args.http, args.http_args.clone());
     let (config, list, dialer) = match configure(args) {
         Ok(configured) => configured,
-        Err(problem) => return exit::usage(problem),
+        Err(problems) => return exit::usage(problems.join("; ")),
     };
     // Two closing steps more, for the list of miners and for the pages.
     let budget = Validator::stop_budget(&config) + 2 * supervise::CLOSING;
@@ -140,45 +144,106 @@ pub fn run(args: Args) -> ExitCode {
     })
 }
 
-fn configure(args: Args) -> Result<(ValidatorConfig, Option<MinerList>, WsDialer), String> {
+/// Checks the settings and what is outside, without starting anything.
+pub(super) fn check(args: Args, report: &mut Report) {
+    let facilitator = args.facilitator.clone();
+    let state_dir = args.state_dir.clone();
+    let http = args.http;
+    let redis = args.redis.clone();
+    let dialling = facilitator.as_deref().and_then(|url| {
+        let dialer = args.tls.load(url).ok()?;
+        Some((dialer, args.tls.http_as_links(Shutdown::new()).ok()?))
+    });
+    args.tls.tell(report);
+    args.http_args.tell(report);
+    let open = args.key.openness();
+    let http_tls = args.http_args.tls(None);
+    match configure(args) {
+        Ok((config, list, _)) => {
+            report.ok(format_args!("--key: {}", config.key.ss58()));
+            if let Some(list) = list {
+                report.ok(format_args!("--miners: {} miners", list.miners.len()));
+            }
+        }
+        Err(problems) => report.all_wrong(&problems),
+    }
+    if let Some(open) = open {
+        report.warn(format_args!("--key: {open}"));
+    }
+    if let Err(problem) = http_tls {
+        report.wrong(problem);
+    }
+    let runs = state_dir.is_some_and(|folder| report.has("state-dir") && report.folder(&folder, store::journal::LOCK));
+    if let Some(http) = http.filter(|_| !runs) {
+        report.port("http", http, |e| format!("--http {http}: {e}"));
+    }
+    if let (Some(url), Some((dialer, client))) = (&facilitator, &dialling)
+        && report.has("facilitator")
+    {
+        report.facilitator(url, dialer, client);
+    }
+    #[cfg(feature = "celery")]
+    if let Some(redis) = redis.filter(|_| report.has("redis")) {
+        report.redis(&redis);
+    }
+    #[cfg(not(feature = "celery"))]
+    drop(redis);
+}
+
+/// All that is wrong is found at once.
+fn configure(args: Args) -> Result<(ValidatorConfig, Option<MinerList>, WsDialer), Vec<String>> {
     #[cfg(not(feature = "celery"))]
     if args.dispatch == DispatchArg::Celery {
-        return Err("--dispatch celery: this program was built without it (the cargo feature `celery`)".to_owned());
+        return Err(vec![
+            "--dispatch celery: this program was built without it (the cargo feature `celery`)".to_owned(),
+        ]);
     }
-    let facilitator = args
-        .facilitator
-        .or_else(|| std::env::var("FACILITATOR_URI").ok())
-        .ok_or("--facilitator is missing; give the URL, as wss://facilitator.example/ws/v0/")?;
-    let key = args.key.load()?;
-    let dialer = args.tls.load(&facilitator)?;
-    if args.dispatch == DispatchArg::Workers && !args.miners.is_given() {
-        return Err(MISSING.to_owned());
+    let mut problems = Problems::default();
+    let missing = "--facilitator is missing; give the URL, as wss://facilitator.example/ws/v0/";
+    // Something stands for what is wrong, so that the rest is looked at.
+    let facilitator = problems.take(args.facilitator.ok_or(missing.to_owned()));
+    let facilitator = facilitator.unwrap_or_else(|| "ws://127.0.0.1/".to_owned());
+    let key = problems.take(args.key.load());
+    let dialer = match check_url(&facilitator) {
+        Ok(()) => problems.take(args.tls.load(&facilitator)),
+        // The URL is told of below.
+        Err(_) => None,
+    };
+    let needs_miners = args.dispatch == DispatchArg::Workers;
+    if needs_miners && !args.miners.is_given() {
+        problems.0.push(MISSING.to_owned());
     }
-    let list = args.miners.load(&args.tls)?;
+    let list = problems.take(args.miners.load(&args.tls)).flatten();
     let miners = list.as_ref().map_or_else(Vec::new, |list| list.miners.clone());
     if args.stub_time.is_some() && args.dispatch != DispatchArg::Stub {
-        return Err("--stub-time goes with --dispatch stub".to_owned());
+        problems.0.push("--stub-time goes with --dispatch stub".to_owned());
     }
     let of_celery = [("--redis", args.redis.is_some()), ("--queue", args.queue.is_some())];
     let of_celery = of_celery.into_iter().chain([("--queue-time", args.queue_time.is_some())]);
-    if let Some((flag, _)) = of_celery.into_iter().find(|(_, given)| *given && args.dispatch != DispatchArg::Celery) {
-        return Err(format!("{flag} goes with --dispatch celery"));
-    }
+    let stray = of_celery.filter(|(_, given)| *given && args.dispatch != DispatchArg::Celery);
+    problems.0.extend(stray.map(|(flag, _)| format!("{flag} goes with --dispatch celery")));
     if args.state_dir.is_none() && args.dispatch != DispatchArg::Stub {
-        return Err("--state-dir is missing; name the folder for what is to survive a restart".to_owned());
+        problems.0.push("--state-dir is missing; name the folder for what is to survive a restart".to_owned());
     }
     let dispatch = match args.dispatch {
         DispatchArg::Workers => Dispatch::Workers,
         DispatchArg::Stub => Dispatch::Stub { stage_time: args.stub_time.unwrap_or_default() },
         #[cfg(feature = "celery")]
-        DispatchArg::Celery => Dispatch::Celery {
-            redis: Box::new(args.redis.ok_or("--redis is missing; give the URL, as redis://127.0.0.1:6379/0")?),
-            queue: args.queue.unwrap_or_else(|| DEFAULT_QUEUE.to_owned()),
-            queue_time: args.queue_time.unwrap_or(Duration::from_secs(60)),
-        },
+        DispatchArg::Celery => {
+            let missing = "--redis is missing; give the URL, as redis://127.0.0.1:6379/0";
+            match problems.take(args.redis.ok_or(missing.to_owned())) {
+                Some(redis) => Dispatch::Celery {
+                    redis: Box::new(redis),
+                    queue: args.queue.unwrap_or_else(|| DEFAULT_QUEUE.to_owned()),
+                    queue_time: args.queue_time.unwrap_or(Duration::from_secs(60)),
+                },
+                None => Dispatch::Stub { stage_time: Duration::ZERO },
+            }
+        }
         #[cfg(not(feature = "celery"))]
         DispatchArg::Celery => unreachable!("it is refused above"),
     };
+    let stand_in = || KeyPair::from_seed([0; 32]);
     let config = ValidatorConfig {
         trusted_signers: args.trusted_signer,
         known_validators: args.known_validator,
@@ -191,14 +256,16 @@ fn configure(args: Args) -> Result<(ValidatorConfig, Option<MinerList>, WsDialer
         blacklist_time: args.blacklist_time,
         incident_half_life: args.incident_half_life,
         manifest_interval: args.manifest_interval,
-        ..ValidatorConfig::new(facilitator, key, miners)
+        ..ValidatorConfig::new(facilitator, key.clone().unwrap_or_else(stand_in), miners)
     };
-    let mut problems = config.validate();
-    problems.extend(problem_of_interval(config.manifest_interval));
-    if !problems.is_empty() {
-        return Err(problems.join("; "));
+    // Why there are none is told already.
+    let is_told = |problem: &String| list.is_none() && problem.starts_with("there is no miner");
+    problems.0.extend(config.validate().into_iter().filter(|problem| !is_told(problem)));
+    problems.add(problem_of_interval(config.manifest_interval));
+    match dialer {
+        Some(dialer) if problems.0.is_empty() => Ok((config, list, dialer)),
+        _ => Err(problems.0),
     }
-    Ok((config, list, dialer))
 }
 
 /// What is wrong with a `--manifest-interval`: rounds back to back would keep the machine and all miners at work.
@@ -333,6 +400,9 @@ mod tests {
     fn without_its_feature_the_dispatch_to_celery_is_refused() {
         let Command { args } = Command::parse_from(["validator", "--key", "//Alice", "--dispatch", "celery"]);
         let refused = configure(args).map(|_| ()).unwrap_err();
-        assert_eq!(refused, "--dispatch celery: this program was built without it (the cargo feature `celery`)");
+        assert_eq!(
+            refused.join("; "),
+            "--dispatch celery: this program was built without it (the cargo feature `celery`)"
+        );
     }
 }

@@ -158,6 +158,22 @@ impl std::fmt::Debug for Hidden {
     }
 }
 
+/// All that is wrong with the settings of a command, a line each.
+#[derive(Debug, Default)]
+pub(super) struct Problems(pub(super) Vec<String>);
+
+impl Problems {
+    /// What an outcome gives; its problem is kept.
+    pub(super) fn take<T>(&mut self, outcome: Result<T, String>) -> Option<T> {
+        outcome.map_err(|problem| self.0.push(problem)).ok()
+    }
+
+    /// One more, if there is one.
+    pub(super) fn add(&mut self, problem: Option<String>) {
+        self.0.extend(problem);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

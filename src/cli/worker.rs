@@ -14,8 +14,9 @@ use super::announce::announce_http;
 use super::key::KeyArg;
 use super::miner_list::{MISSING, MinerList, MinerListArgs};
 use super::miners;
+use super::report::Report;
 use super::validator::{measure_asked, problem_of_interval};
-use super::values::{RedisConfig, duration, listen_address, redis_url};
+use super::values::{Problems, RedisConfig, duration, listen_address, redis_url};
 use crate::app::{exit, status, supervise};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
@@ -86,7 +87,7 @@ pub fn run(args: Args) -> ExitCode {
     let (http, http_args) = (args.http, args.http_args.clone());
     let (config, list, dialer) = match configure(args) {
         Ok(configured) => configured,
-        Err(problem) => return exit::usage(problem),
+        Err(problems) => return exit::usage(problems.join("; ")),
     };
     // And a closing step each for the list of miners, the remote control, and the pages.
     let budget = JobWorker::stop_budget(&config) + 3 * supervise::CLOSING;
@@ -138,17 +139,51 @@ fn watch_remote_control(handle: &JobWorkerHandle, env: &supervise::Env) -> Threa
     })
 }
 
-fn configure(args: Args) -> Result<(JobWorkerConfig, Option<MinerList>, WsDialer), String> {
-    let redis = args.redis.ok_or("--redis is missing; give the URL, as redis://127.0.0.1:6379/0")?;
-    let key = args.key.load()?;
-    let dialer = args.tls.load("")?;
+/// Checks the settings and what is outside, without starting anything.
+pub(super) fn check(args: Args, report: &mut Report) {
+    let (http, redis) = (args.http, args.redis.clone());
+    args.tls.tell(report);
+    args.http_args.tell(report);
+    let open = args.key.openness();
+    let http_tls = args.http_args.tls(None);
+    match configure(args) {
+        Ok((config, list, _)) => {
+            report.ok(format_args!("--key: {}", config.key.ss58()));
+            if let Some(list) = list {
+                report.ok(format_args!("--miners: {} miners", list.miners.len()));
+            }
+        }
+        Err(problems) => report.all_wrong(&problems),
+    }
+    if let Some(open) = open {
+        report.warn(format_args!("--key: {open}"));
+    }
+    if let Err(problem) = http_tls {
+        report.wrong(problem);
+    }
+    if let Some(http) = http {
+        report.port("http", http, |e| format!("--http {http}: {e}"));
+    }
+    if let Some(redis) = redis.filter(|_| report.has("redis")) {
+        report.redis(&redis);
+    }
+}
+
+/// All that is wrong is found at once.
+fn configure(args: Args) -> Result<(JobWorkerConfig, Option<MinerList>, WsDialer), Vec<String>> {
+    let mut problems = Problems::default();
+    let missing = "--redis is missing; give the URL, as redis://127.0.0.1:6379/0";
+    let redis = problems.take(args.redis.ok_or(missing.to_owned()));
+    let key = problems.take(args.key.load());
+    let dialer = problems.take(args.tls.load(""));
     match (args.miners.is_given(), args.stub_time.is_some()) {
-        (true, true) => return Err("give --miners or --stub-time, not both".to_owned()),
-        (false, false) => return Err(MISSING.to_owned()),
+        (true, true) => problems.0.push("give --miners or --stub-time, not both".to_owned()),
+        (false, false) => problems.0.push(MISSING.to_owned()),
         _ => {}
     }
-    let list = args.miners.load(&args.tls)?;
+    let list = problems.take(args.miners.load(&args.tls)).flatten();
     let miners = list.as_ref().map_or_else(Vec::new, |list| list.miners.clone());
+    let (Some(redis), Some(key), Some(dialer)) = (redis, key, dialer) else { return Err(problems.0) };
     let defaults = JobWorkerConfig::new(redis, key, miners);
     let config = JobWorkerConfig {
         trusted_signers: args.trusted_signer,
@@ -164,9 +199,9 @@ fn configure(args: Args) -> Result<(JobWorkerConfig, Option<MinerList>, WsDialer
         manifest_interval: if args.stub_time.is_some() { Duration::ZERO } else { args.manifest_interval },
         ..defaults
     };
-    let mut problems = config.validate();
-    problems.extend(problem_of_interval(config.manifest_interval));
-    if problems.is_empty() { Ok((config, list, dialer)) } else { Err(problems.join("; ")) }
+    problems.0.extend(config.validate());
+    problems.add(problem_of_interval(config.manifest_interval));
+    if problems.0.is_empty() { Ok((config, list, dialer)) } else { Err(problems.0) }
 }
 
 fn serve_status(

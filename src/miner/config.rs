@@ -22,6 +22,7 @@ use crate::ops::status::Board;
 use crate::proc::docker::EngineAddress;
 use crate::protocol::stages::{MINER_BEHIND, Timing};
 use crate::protocol::{ExecutorClass, V0InitialJobRequest};
+use crate::transport::check_url;
 
 /// Connections of a miner: as many executors as it may offer, beside as many others as any server has. With the
 /// executors' own threads that is 5,000, which are 20,000 of the system's 65,530 memory maps.
@@ -245,6 +246,8 @@ impl MinerConfig {
             && !address.starts_with("wss://")
         {
             problems.push(format!("executor_address is {address:?}: it should be like ws://10.0.0.5:9101"));
+        } else if let Some(Err(error)) = self.executor_address.as_deref().map(check_url) {
+            problems.push(format!("executor_address: {error}"));
         }
         if self.limits.max_job_time.is_some_and(|time| time.is_zero()) {
             problems.push("max_job_time is 0: no job would be taken".to_owned());

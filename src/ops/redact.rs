@@ -6,27 +6,56 @@ use std::fmt::{self, Write};
 /// Before the token of an executor, in the address that it dials.
 const TOKEN_PATH: &str = "/executor_interface/";
 
-/// The text with `…` for what stands between the `://` and the `@` of an address, and for an executor's token in one.
+/// The text with `…` for what stands between the `://` and the `@` of an address, for its query, and for an executor's
+/// token in one.
 ///
 /// Of an address it looks for the last `@` before a space or a quote, so that a password that should have been escaped
 /// is hidden as a whole; with an `@` in its path that hides more than it must.
 pub fn secrets(text: &str) -> Cow<'_, str> {
-    match hide(text, "://", |word| word.rfind('@').unwrap_or(0)) {
-        Cow::Borrowed(text) => hide(text, TOKEN_PATH, str::len),
-        Cow::Owned(text) => Cow::Owned(hide(&text, TOKEN_PATH, str::len).into_owned()),
+    let token = |word: &str| (!word.is_empty()).then(|| "…".to_owned());
+    match hide(text, "://", address) {
+        Cow::Borrowed(text) => hide(text, TOKEN_PATH, token),
+        Cow::Owned(text) => Cow::Owned(hide(&text, TOKEN_PATH, token).into_owned()),
     }
 }
 
-/// Puts `…` for the first `secret` bytes of each word that follows `marker`.
-fn hide<'a>(text: &'a str, marker: &str, secret: impl Fn(&str) -> usize) -> Cow<'a, str> {
+/// What follows the `://` of an address, without user, password and query; `None` if it has none of them.
+fn address(word: &str) -> Option<String> {
+    // As a usage text shows the form: `[user:password@]host`.
+    let is_form = |at: usize| word.starts_with('[') && word[at..].starts_with("@]");
+    let at = word.rfind('@').filter(|at| *at > 0 && !is_form(*at));
+    let rest = at.map_or(word, |at| &word[at..]);
+    let query = rest.find('?').map(|query| {
+        // What ends a sentence is not of the address.
+        let end = rest.trim_end_matches([':', ';', ',', '.', ')', ']', '}', '>']).len();
+        (query + 1, end.max(query + 1))
+    });
+    let query = query.filter(|(from, end)| from < end);
+    if at.is_none() && query.is_none() {
+        return None;
+    }
+    let start = if at.is_some() { "…" } else { "" };
+    Some(match query {
+        Some((from, end)) => format!("{start}{}…{}", &rest[..from], &rest[end..]),
+        None => format!("{start}{rest}"),
+    })
+}
+
+/// Puts what `shown` gives for each word that follows `marker`.
+fn hide<'a>(text: &'a str, marker: &str, shown: impl Fn(&str) -> Option<String>) -> Cow<'a, str> {
     let (mut out, mut rest) = (String::new(), text);
     while let Some(at) = rest.find(marker) {
         let (before, after) = rest.split_at(at + marker.len());
         let end = after.find(|c: char| c.is_whitespace() || "\"'`".contains(c)).unwrap_or(after.len());
-        let hidden = secret(&after[..end]);
         out.push_str(before);
-        out.push_str(if hidden > 0 { "…" } else { "" });
-        rest = &after[hidden..];
+        // Other addresses in an unchanged word are looked at as well.
+        rest = match shown(&after[..end]) {
+            Some(word) => {
+                out.push_str(&word);
+                &after[end..]
+            }
+            None => after,
+        };
     }
     if out.is_empty() { Cow::Borrowed(text) } else { Cow::Owned(out + rest) }
 }
@@ -126,6 +155,11 @@ mod tests {
             ("ws://h/v0.1/executor_interface/", "ws://h/v0.1/executor_interface/"),
             ("", ""),
             ("ws://@", "ws://@"),
+            ("http://h/f?X-Amz-Signature=s3cret: refused", "http://h/f?…: refused"),
+            ("(see https://u:p@h/f?token=a&b=c#d).", "(see https://…@h/f?…)."),
+            ("at http://h/? or http://h?a", "at http://h/? or http://h?…"),
+            ("expected http://[user:password@]host:port", "expected http://[user:password@]host:port"),
+            ("redis://[user:password@]host[:port][/database]", "redis://[user:password@]host[:port][/database]"),
             ("://", "://"),
             ("http://ü:ö@ä", "http://…@ä"),
         ] {

@@ -1,6 +1,8 @@
 //! The lock of a state folder: one process has it, and says which.
 
 use std::fs::{File, TryLockError};
+#[cfg(feature = "cli")]
+use std::io::ErrorKind;
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -22,6 +24,31 @@ impl FolderLock {
         let lock = Self::lock(folder, name)?;
         private::close(folder);
         Ok(lock)
+    }
+
+    /// Whether a process could take the lock now; changes nothing. Blocks on the disk.
+    ///
+    /// # Errors
+    /// As [`FolderLock::take`].
+    #[cfg(feature = "cli")]
+    pub(super) fn look(folder: &Path, name: &str) -> Result<(), StoreError> {
+        let path = folder.join(name);
+        let failed = |source| StoreError::File { path: path.clone(), source };
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        };
+        match file.try_lock_shared() {
+            // It is closed at once.
+            Ok(()) => Ok(()),
+            Err(TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                file.read_to_string(&mut pid).map_err(failed)?;
+                Err(StoreError::InUse { folder: folder.to_owned(), pid: pid.trim().to_owned() })
+            }
+            Err(TryLockError::Error(source)) => Err(failed(source)),
+        }
     }
 
     fn lock(folder: &Path, name: &str) -> Result<Self, StoreError> {

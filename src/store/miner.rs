@@ -17,7 +17,7 @@ use crate::base::waits::waiting;
 /// Name of the database in the state folder.
 pub const DATABASE: &str = "miner.db";
 
-const LOCK: &str = "miner.lock";
+pub(crate) const LOCK: &str = "miner.lock";
 
 /// Receipts that are kept, the newest: three for each of 100,000 jobs, of some 1 KiB each, are 300 MiB.
 const RECEIPTS: usize = 300_000;

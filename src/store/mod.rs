@@ -7,6 +7,8 @@ pub mod batch;
 pub mod jobs;
 pub mod journal;
 mod lock;
+#[cfg(feature = "cli")]
+pub mod look;
 pub mod miner;
 mod private;
 pub mod receipts;

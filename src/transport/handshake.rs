@@ -14,12 +14,13 @@ use tungstenite::http::{HeaderName, HeaderValue, StatusCode};
 use super::error::MOVED_BYTES;
 use super::url::WsUrl;
 use super::{HandshakeRequest, Refusal, TransportError, USER_AGENT};
+use crate::base::clock;
 use crate::base::clock::now;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::text::truncated;
 use crate::base::waits::waiting;
 use crate::net::deadline::by;
-use crate::net::http::date::longest_wait;
+use crate::net::http::date::{http_date, longest_wait};
 use crate::net::http::head::{
     HEADERS, HeadText, Received, RequestHead, ResponseHead, SAFE, check_host, first, has_token, list, one, receive,
     receive_answer, target_parts,
@@ -273,6 +274,8 @@ fn refusal(status: StatusCode, body: &str, retry_after: Option<Duration>) -> Str
     let kind = if status == StatusCode::OK { "application/json" } else { "text/plain; charset=utf-8" };
     let mut head = HeadText::new(format_args!("HTTP/1.1 {} {reason}", status.as_u16()))
         .with("Connection", "close")
+        // By it a validator's operator sees how the clocks differ.
+        .with("Date", http_date(clock::now().wall.as_secs()))
         .with("Sec-WebSocket-Version", 13)
         .with("Content-Type", kind)
         .with("Content-Length", body.len());

@@ -45,6 +45,7 @@ pub mod ws;
 pub use error::TransportError;
 pub use intake::{Intake, IntakeLimits, ReceivingMemory};
 pub use traffic::Traffic;
+use url::WsUrl;
 
 /// Bytes that a write half collects before it sends without being flushed: some 60 typical messages in one system call.
 pub const WRITE_BUFFER_BYTES: usize = 64 << 10;
@@ -55,6 +56,14 @@ pub const CLOSE_DRAIN_TIME: Duration = Duration::from_secs(1);
 
 /// How long a pong or a Close may take to leave where nothing else is on its way: they are small.
 pub const CLOSE_SEND_TIME: Duration = Duration::from_secs(1);
+
+/// Whether a text is the URL of a WebSocket server, `ws://host[:port][/path]` or `wss://…`, by the rules of a dial.
+///
+/// # Errors
+/// [`TransportError::Url`].
+pub fn check_url(url: &str) -> Result<(), TransportError> {
+    WsUrl::parse(url).map(drop)
+}
 
 /// What a read half received.
 #[derive(Debug, Clone, PartialEq, Eq)]

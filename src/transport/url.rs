@@ -4,6 +4,7 @@ use tungstenite::http::Uri;
 
 use super::TransportError;
 use crate::net::address;
+use crate::ops::redact;
 
 /// `ws://host[:port][/path]` or `wss://…`, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub(super) struct WsUrl {
 
 impl WsUrl {
     pub(super) fn parse(url: &str) -> Result<Self, TransportError> {
-        let bad = |problem: String| TransportError::Url { url: url.to_owned(), problem };
+        let bad = |problem: String| TransportError::Url { url: redact::secrets(url).into_owned(), problem };
         let uri: Uri = url.parse().map_err(|e| bad(format!("{e}; expected ws://host:port/path or wss://…")))?;
         let tls = match uri.scheme_str() {
             Some("ws") => false,

@@ -5,7 +5,9 @@ mod testkit;
 
 mod batch;
 mod by_hand;
+mod certificates;
 mod chaos;
+mod check;
 mod containers;
 mod demo;
 mod descriptors;

@@ -550,11 +550,11 @@ fn flags_beat_environment_beats_file() {
         command
     };
     let from_file = run(&mut base(scratch.path()));
-    assert!(from_file.stderr.contains("workers is 0"), "{}", from_file.stderr);
+    assert!(from_file.stderr.contains("phalanx.toml: [validator] workers) is 0"), "{}", from_file.stderr);
     let from_env = run(base(scratch.path()).env("PHALANX_WORKERS", "8193"));
-    assert!(from_env.stderr.contains("workers is 8193"), "{}", from_env.stderr);
+    assert!(from_env.stderr.contains("--workers (PHALANX_WORKERS) is 8193"), "{}", from_env.stderr);
     let from_flag = run(base(scratch.path()).env("PHALANX_WORKERS", "1").args(["--workers", "9000"]));
-    assert!(from_flag.stderr.contains("workers is 9000"), "{}", from_flag.stderr);
+    assert!(from_flag.stderr.contains("--workers is 9000"), "{}", from_flag.stderr);
 }
 
 #[test]

@@ -180,7 +180,7 @@ fn neither_help_nor_a_usage_error_shows_the_password() {
             .unwrap();
         let reported = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
         assert!(
-            reported.contains(if arguments.len() == 1 { "--proxy: bad url" } else { "PHALANX_PROXY" }),
+            reported.contains(if arguments.len() == 1 { "--proxy (PHALANX_PROXY): bad url" } else { "PHALANX_PROXY" }),
             "{reported}"
         );
         assert!(!reported.contains("secret"), "{reported}");

@@ -15,7 +15,7 @@ const WEEKDAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
 const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
 /// As `Sat, 31 Jan 2026 23:59:59 GMT` (RFC 9110, section 5.6.7), from seconds since 1970; years after 9999 are 1970.
-pub(super) fn http_date(unix_seconds: u64) -> String {
+pub(crate) fn http_date(unix_seconds: u64) -> String {
     let seconds = i64::try_from(unix_seconds).unwrap_or(0);
     let config = DateConfig { timestamp_unit: TimestampUnit::Second };
     let date = Date::from_timestamp(seconds, false, &config).unwrap_or(Date { year: 1970, month: 1, day: 1 });
@@ -29,7 +29,7 @@ pub(super) fn http_date(unix_seconds: u64) -> String {
 /// Seconds since 1970 of a date in one of the three forms that a server may use (RFC 9110, section 5.6.7); none for
 /// what is no date, or one before 1970.
 #[cfg(feature = "client")]
-pub(super) fn unix_seconds(text: &str) -> Option<u64> {
+pub(crate) fn unix_seconds(text: &str) -> Option<u64> {
     let words: Vec<&str> = text.split([' ', ',', '-']).filter(|word| !word.is_empty()).collect();
     let (day, month, year, time) = match words[..] {
         // The numbers are what mail has, and Python's `formatdate`.

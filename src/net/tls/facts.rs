@@ -103,6 +103,11 @@ impl Facts {
         // Any one label stands for a star.
         self.names.first().map(|name| name.replacen('*', "miner", 1))
     }
+
+    /// Its names, for people.
+    pub(crate) fn shown_names(&self) -> String {
+        shown_names(&self.names)
+    }
 }
 
 /// Names for people: at most eight, and how many more there are.

@@ -21,7 +21,7 @@ use crate::base::waits::waiting;
 /// Name of the database in the state folder.
 const DATABASE: &str = "facilitator.db";
 
-const LOCK: &str = "facilitator.lock";
+pub(crate) const LOCK: &str = "facilitator.lock";
 
 /// Bytes that the write-ahead log keeps on the disk once all of it is in the database.
 const LOG_BYTES: i64 = 4 << 20;

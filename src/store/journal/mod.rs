@@ -47,7 +47,7 @@ const READINGS_OF_DAMAGE: usize = 3;
 /// A file of the state folder.
 const DATABASE: &str = "journal.db";
 const LOG: &str = "journal.db-wal";
-const LOCK: &str = "journal.lock";
+pub(crate) const LOCK: &str = "journal.lock";
 /// A database that is being built.
 const BUILDING: &str = "journal.db.building";
 /// A database that is built and on the disk, and takes the place of [`DATABASE`] next.

@@ -12,7 +12,7 @@ use crate::ops::errors::ErrorClass;
 use crate::ops::status::Board;
 use crate::store::StoreError;
 use crate::transport::ws::WsDialer;
-use crate::transport::{ClientTls, Dialer};
+use crate::transport::{ClientTls, Dialer, check_url};
 use crate::validator::authorization::{MAX_SIGNATURE_AGE, problem_of_age};
 use crate::validator::ledger::{LedgerLimits, RetryPolicies};
 
@@ -86,8 +86,12 @@ impl ClientConfig {
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if !self.url.starts_with("ws://") && !self.url.starts_with("wss://") {
-            problems
-                .push(format!("facilitator {:?}: it should be a URL like wss://facilitator.example/ws/v0/", self.url));
+            problems.push(format!(
+                "facilitator is {:?}; it should be a URL like wss://facilitator.example/ws/v0/",
+                self.url
+            ));
+        } else if let Err(error) = check_url(&self.url) {
+            problems.push(format!("facilitator: {error}"));
         }
         problems.extend(problem_of_age(self.max_signature_age));
         if self.check_threads == 0 || self.check_threads > 64 {
