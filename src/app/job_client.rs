@@ -8,14 +8,14 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use crate::base::clock::now;
-use crate::base::limits::{FACILITATOR_LINK_MESSAGE_BYTES, JOB_REQUEST_BYTES, MESSAGE_VALUES};
+use crate::base::limits::{FACILITATOR_LINK_MESSAGE_BYTES, JOB_REQUEST_BYTES};
 use crate::base::shutdown::Shutdown;
 use crate::facilitator::api::submission::body_of;
 use crate::identity::{KeyPair, PublicKey};
 use crate::net::address;
 use crate::net::http::client::{Content, HttpClient, HttpError, Response};
 use crate::ops::foreign::Foreign;
-use crate::protocol::json::has_many_values;
+use crate::protocol::json::too_much;
 use crate::protocol::nonce::check_login_nonce;
 use crate::protocol::{DateTime, JobStatus, SignedRequest, V2JobRequest};
 
@@ -232,8 +232,8 @@ impl JobClient {
             answer = send(&self.http, authorization(&self.token))?;
         }
         let answer = answer.ok()?;
-        if has_many_values(&String::from_utf8_lossy(&answer.body), MESSAGE_VALUES) {
-            let why = format!("it has more than {MESSAGE_VALUES} values");
+        if let Some(why) = too_much(&String::from_utf8_lossy(&answer.body)) {
+            let why = format!("it has {why}");
             return Err(HttpError::Answer { url: self.url("api/v1/"), why });
         }
         answer.json()

@@ -22,12 +22,13 @@ use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Step;
 use crate::base::timer::TimerHandle;
 pub use crate::net::accept::{AcceptState, ServerPlaces};
-use crate::net::accept::{Acceptor, Admitted, Place, Service};
+use crate::net::accept::{Acceptor, Admitted, Place, Service, Standing};
 use crate::net::admission::{NoPlace, Origin};
 pub use crate::net::admission::{PlaceCounts, PlaceLimits};
 use crate::net::rate::Rate;
 use crate::transport::{
-    HandshakeRequest, IntakeLimits, Listener, Pending, ReceivingMemory, Refusal, SocketLimits, Utf8Bytes,
+    HandshakeRequest, IntakeLimits, Listener, Pending, ReceivingMemory, Refusal, SocketLimits, TransportError,
+    Utf8Bytes,
 };
 
 /// Connections over the limit that are answered with HTTP 503, each by a thread; still further ones are just closed.
@@ -270,7 +271,7 @@ impl Service for Accepting {
         let handle = {
             let outbox = self.config.outbox;
             let bytes = self.config.strangers.map_or(outbox.bytes, |strangers| strangers.outbox_bytes);
-            SessionHandle::stranger(outbox, bytes, self.timer.clone(), standing)
+            SessionHandle::stranger(outbox, bytes, self.timer.clone(), standing.clone())
         };
         let broken = Shutdown::new();
         let serve = Serve {
@@ -289,6 +290,7 @@ impl Service for Accepting {
             refusal,
             accepted: self.now(),
             memory: self.memory.clone(),
+            standing,
         };
         Admitted {
             handle,
@@ -329,6 +331,7 @@ struct Serve {
     refusal: Option<Refusal>,
     accepted: Instant,
     memory: ReceivingMemory,
+    standing: Standing,
 }
 
 impl Serve {
@@ -347,7 +350,7 @@ impl Serve {
                 return;
             }
         };
-        let Self { id, handle, session, sink, broken, config, accepted, memory, .. } = self;
+        let Self { id, handle, session, sink, broken, config, accepted, memory, standing, .. } = self;
         let kick = connection.kick.clone();
         let _kick = broken.on(Level::Cancel, move || kick.kick());
         match config.strangers {
@@ -364,6 +367,9 @@ impl Serve {
                 sink(ServerEvent::Text { id, text });
             }
         });
+        if let SessionEnd::Broken(TransportError::Crowded) = end {
+            standing.closed(NoPlace::Memory);
+        }
         sink(ServerEvent::Closed { id, end });
     }
 }

@@ -168,6 +168,7 @@ fn the_oldest_message_that_does_not_end_is_closed_with_1013_when_there_is_no_mem
         honest.write_all(&begun(900 << 10, 900 << 10)).unwrap();
         assert_eq!(fixture.texts.recv_timeout(LONG).unwrap(), 900 << 10);
     }
+    until("it is counted", || fixture.refused("memory") == 1);
     let mut last = Vec::new();
     // Unread bytes of its own may reset the connection before it has read why.
     if stuck.read_to_end(&mut last).is_ok() {

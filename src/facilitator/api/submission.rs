@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use crate::base::limits::{JOB_REQUEST_BYTES, MESSAGE_VALUES};
+use crate::base::limits::JOB_REQUEST_BYTES;
 use crate::facilitator::router::job_time;
 use crate::identity::PublicKey;
-use crate::protocol::json::has_many_values;
+use crate::protocol::json::too_much;
 use crate::protocol::{
     ExecutorClass, FacilitatorToValidator, MultiUpload, OutputUpload, OutputUploadType, Signature, SignedRequest,
     SigningError, V0JobCheated, V2JobRequest,
@@ -161,8 +161,8 @@ fn is_zip(upload: &Value) -> bool {
 }
 
 fn object(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
-    if has_many_values(&String::from_utf8_lossy(body), MESSAGE_VALUES) {
-        return Err(Refusal::Body(format!("the body has more than {MESSAGE_VALUES} values")));
+    if let Some(why) = too_much(&String::from_utf8_lossy(body)) {
+        return Err(Refusal::Body(format!("the body has {why}")));
     }
     serde_json::from_slice(body).map_err(|error| Refusal::Body(format!("the body should be a JSON object: {error}")))
 }

@@ -6,9 +6,11 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown as Half, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
@@ -29,11 +31,14 @@ pub(super) struct Socket {
     tls: Option<Mutex<rustls::Connection>>,
     pub(super) control: Arc<Control>,
     pub(super) traffic: Arc<Traffic>,
+    /// We have ended the reading ourselves.
+    has_ended_reading: AtomicBool,
 }
 
 impl Socket {
     pub(super) fn new(tcp: Arc<TcpStream>, tls: Option<rustls::Connection>) -> Self {
-        Self { tcp, tls: tls.map(Mutex::new), control: Arc::default(), traffic: Arc::default() }
+        let has_ended_reading = AtomicBool::new(false);
+        Self { tcp, tls: tls.map(Mutex::new), control: Arc::default(), traffic: Arc::default(), has_ended_reading }
     }
 
     pub(super) fn kick(&self) {
@@ -87,6 +92,7 @@ impl Socket {
 
     /// Interrupts the reading alone. An error means that the peer has gone.
     pub(super) fn end_reading(&self) {
+        self.has_ended_reading.store(true, Ordering::SeqCst);
         let _ = self.tcp.shutdown(Half::Read);
     }
 
@@ -95,10 +101,23 @@ impl Socket {
         let _ = self.tcp.shutdown(Half::Both);
     }
 
+    /// Waits until the writer has said why the connection ends and shut its direction as well.
+    fn wait_for_writer(&self, until: Instant) {
+        let _waiting = waiting("the Close to be sent", Some(until));
+        // An error means that nothing can be waited for.
+        let _ = rustix::event::poll(
+            &mut [PollFd::new(&*self.tcp, PollFlags::empty())],
+            Timespec::try_from(until.saturating_duration_since(Instant::now())).ok().as_ref(),
+        );
+    }
+
     /// Reads and discards until the end of the stream, at most for [`CLOSE_DRAIN_TIME`]. Nothing is read afterwards, so
     /// this is the one place where a time-out on the socket does no harm.
     pub(super) fn drain(&self) {
         let until = Instant::now() + CLOSE_DRAIN_TIME;
+        if self.has_ended_reading.load(Ordering::SeqCst) {
+            return self.wait_for_writer(until);
+        }
         let mut discarded = [0; 4096];
         loop {
             let left = until.saturating_duration_since(Instant::now());
