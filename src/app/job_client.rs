@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
@@ -24,6 +26,12 @@ const REQUEST_TIME: Duration = Duration::from_secs(30);
 
 /// How long the facilitator is asked to wait for news of a job; it waits at most 30 s.
 const NEWS_TIME: Duration = Duration::from_secs(25);
+
+/// Jobs that one request for a list asks for.
+const PAGE_SIZE: u64 = 100;
+
+/// Bytes of a page of jobs: their messages, and what is left of their histories.
+const PAGE_BYTES: usize = PAGE_SIZE as usize * (JOB_REQUEST_BYTES + (16 << 10));
 
 /// Bytes of a job as the facilitator shows it: its result twice, in the history and by itself, each as the message
 /// that it came in; its request; and a megabyte for the rest.
@@ -57,8 +65,59 @@ pub struct SubmittedJob {
     pub stdout: Foreign,
     /// Its other output.
     pub stderr: Foreign,
+    /// What the user calls it; mostly empty.
+    #[serde(default)]
+    pub tag: Foreign,
+    /// When it was submitted (RFC 3339).
+    #[serde(default)]
+    pub created_at: Foreign,
+    /// Its image.
+    #[serde(default)]
+    pub docker_image: Foreign,
+    /// Its command.
+    #[serde(default)]
+    pub args: Vec<Foreign>,
+    /// The class of machine that it runs on.
+    #[serde(default)]
+    pub executor_class: Foreign,
+    /// The validator it is for (SS58).
+    #[serde(default)]
+    pub target_validator_hotkey: Foreign,
+    /// Whether it runs on the validator's own miner.
+    #[serde(default)]
+    pub on_trusted_miner: bool,
+    /// Seconds for its volumes; null if the facilitator does not say.
+    #[serde(default)]
+    pub download_time_limit: Value,
+    /// Seconds until its server is ready.
+    #[serde(default)]
+    pub streaming_start_time_limit: Value,
+    /// Seconds for its command.
+    #[serde(default)]
+    pub execution_time_limit: Value,
+    /// Seconds for its uploads.
+    #[serde(default)]
+    pub upload_time_limit: Value,
     #[serde(default)]
     artifacts: Value,
+}
+
+/// Which jobs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct JobFilter {
+    /// Those of that tag.
+    pub tag: Option<String>,
+    /// Those whose newest status is one of these; all if there is none.
+    pub statuses: Vec<JobStatus>,
+}
+
+/// The newest jobs of a user, the newest first, without what was reported of them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobsFound {
+    /// How many there are in all.
+    pub count: u64,
+    /// Some of them.
+    pub jobs: Vec<SubmittedJob>,
 }
 
 /// A UUID that is none would be part of a path here.
@@ -215,16 +274,62 @@ impl JobClient {
     /// See [`HttpError`].
     pub fn news(&mut self, uuid: &str, seen: usize) -> Result<SubmittedJob, HttpError> {
         let url = self.url(&format!("api/v1/jobs/{uuid}/?wait={}&seen={seen}", NEWS_TIME.as_secs()));
+        self.get(&url, JOB_BYTES, NEWS_TIME + REQUEST_TIME)
+    }
+
+    /// The job as it is now. Blocks until the answer, at most half a minute.
+    ///
+    /// # Errors
+    /// See [`HttpError`].
+    pub fn job(&mut self, uuid: &str) -> Result<SubmittedJob, HttpError> {
+        let url = self.url(&format!("api/v1/jobs/{uuid}/"));
+        self.get(&url, JOB_BYTES, REQUEST_TIME)
+    }
+
+    /// The newest jobs, at most `limit`, the newest first. Blocks for a request for each hundred, at most half a minute
+    /// each.
+    ///
+    /// # Errors
+    /// See [`HttpError`].
+    pub fn newest(&mut self, filter: &JobFilter, limit: u64) -> Result<JobsFound, HttpError> {
+        #[derive(Deserialize)]
+        struct Page {
+            count: u64,
+            results: Vec<SubmittedJob>,
+        }
+        let page_size = limit.clamp(1, PAGE_SIZE);
+        let mut path = format!("api/v1/jobs/?ordering=-created_at&details=false&page_size={page_size}");
+        if let Some(tag) = &filter.tag {
+            path += &format!("&tag={}", utf8_percent_encode(tag, NON_ALPHANUMERIC));
+        }
+        if !filter.statuses.is_empty() {
+            let names: Vec<&str> = filter.statuses.iter().map(|status| status.as_str()).collect();
+            path += &format!("&status={}", names.join(","));
+        }
+        let mut jobs = Vec::new();
+        for page in 1.. {
+            let found: Page = self.get(&self.url(&format!("{path}&page={page}")), PAGE_BYTES, REQUEST_TIME)?;
+            let is_last = found.results.is_empty();
+            jobs.extend(found.results);
+            if is_last || jobs.len() as u64 >= limit.min(found.count) {
+                jobs.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+                return Ok(JobsFound { count: found.count, jobs });
+            }
+        }
+        unreachable!("there is a last page")
+    }
+
+    fn get<T: DeserializeOwned>(&mut self, url: &str, bytes: usize, time: Duration) -> Result<T, HttpError> {
         self.authorized(|http, authorization| {
-            http.get_within(&url, &[authorization], JOB_BYTES as u64, Instant::now() + NEWS_TIME + REQUEST_TIME)
+            http.get_within(url, &[authorization], bytes as u64, Instant::now() + time)
         })
     }
 
     /// Sends a request with the token, and once more with a new one if that has expired.
-    fn authorized(
+    fn authorized<T: DeserializeOwned>(
         &mut self,
         send: impl Fn(&HttpClient, (String, String)) -> Result<Response, HttpError>,
-    ) -> Result<SubmittedJob, HttpError> {
+    ) -> Result<T, HttpError> {
         let authorization = |token: &str| ("Authorization".to_owned(), format!("Bearer {token}"));
         let mut answer = send(&self.http, authorization(&self.token))?;
         if answer.status == 401 && answer.text().contains("Token expired") {

@@ -131,7 +131,7 @@ fn demo(args: &Args, env: &supervise::Env) -> Result<ExitCode, String> {
         Ok(true) => Ok(stopped),
         Ok(false) => Ok(ExitCode::from(exit::FAILED)),
         Err(_) if env.shutdown.is_set() => Ok(ExitCode::from(exit::FAILED)),
-        Err(problem) => Err(problem),
+        Err(problem) => Err(problem.why),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use super::job_files;
 use crate::app::job_client::SubmittedJob;
 use crate::ops::foreign::Foreign;
 use crate::ops::redact::OneLine;
@@ -31,6 +32,15 @@ pub struct OutputArgs {
 }
 
 impl OutputArgs {
+    /// Makes the folder of `--output`, if it is given.
+    ///
+    /// # Errors
+    /// The flag, and why it cannot be made.
+    pub(super) fn prepare(&self) -> Result<(), String> {
+        let Some(folder) = &self.output else { return Ok(()) };
+        job_files::prepare(folder).map_err(|error| format!("--output {}: {error}", folder.display()))
+    }
+
     /// How jobs are shown, by these flags and `--json`.
     pub(super) fn form(&self, json: bool) -> Form {
         match (json, self.raw, self.full) {

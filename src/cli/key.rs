@@ -101,6 +101,22 @@ impl KeyArg {
         openness(&file, &std::fs::metadata(&file).ok()?)
     }
 
+    /// The flag, for a command that a person may type again; the key itself only if it is no secret.
+    pub(super) fn shown(&self) -> String {
+        let quoted = |text: &str| shlex::try_quote(text).map_or("KEY".to_owned(), Into::into);
+        match (&self.key, &self.key_file) {
+            (_, Some(file)) => format!("--key-file {}", quoted(&file.to_string_lossy())),
+            (Some(key), None) if key.starts_with("//") || Path::new(key).is_file() => format!("--key {}", quoted(key)),
+            _ => "--key KEY".to_owned(),
+        }
+    }
+
+    /// Whether it comes from standard input.
+    pub(super) fn is_on_stdin(&self) -> bool {
+        let is_dash = |text: &str| text.trim() == STDIN;
+        self.key.as_deref().is_some_and(is_dash) || self.key_file.as_ref().is_some_and(|file| file.as_os_str() == STDIN)
+    }
+
     /// Which key is meant, for comparison.
     pub(super) fn named(&self) -> String {
         format!("{:?} {:?}", self.key, self.key_file)

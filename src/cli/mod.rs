@@ -23,10 +23,12 @@ pub mod demo;
 pub mod executor;
 mod executors;
 pub mod facilitator;
+pub mod generate;
 mod images;
 pub mod job;
 mod job_files;
 pub mod job_text;
+pub mod jobs;
 pub mod key;
 mod layout;
 pub mod manifests;
@@ -37,8 +39,10 @@ pub mod miners;
 mod mistakes;
 pub mod outbox;
 mod outside;
+mod print;
 mod rates;
 mod report;
+pub mod schema;
 mod security;
 pub mod status;
 pub mod submit;
@@ -96,6 +100,8 @@ enum Command {
     Miners(miners::Args),
     /// Ask miners what they offer
     Manifests(manifests::Args),
+    /// List, show and wait for your jobs at a facilitator, and print what they wrote
+    Jobs(jobs::Args),
     /// Look at one job: its way through a miner
     Job(job::Args),
     /// Look at the updates that a validator keeps for the facilitator; send given-up ones again, or drop them
@@ -109,6 +115,12 @@ enum Command {
     Tree(tree::Args),
     /// Make keys, show them, sign and verify
     Key(key::Args),
+    /// Print the schema of what the program reads
+    Schema(schema::Args),
+    /// Print the completions of a shell
+    Completions(generate::CompletionsArgs),
+    /// Write the manual pages, one for each command
+    Man(generate::ManArgs),
 }
 
 /// Why there is no command to run.
@@ -267,11 +279,15 @@ fn run() -> ExitCode {
         Command::Top(args) => top::run(args),
         Command::Miners(args) => miners::run(args),
         Command::Manifests(args) => manifests::run(args),
+        Command::Jobs(args) => jobs::run(args),
         Command::Job(args) => job::run(args),
         Command::Outbox(args) => outbox::run(args),
         Command::Batch(args) => batch::run(*args),
         Command::Wire(args) => wire::run(args),
         Command::Tree(args) => tree::run(args),
         Command::Key(args) => key::run(args),
+        Command::Schema(args) => schema::run(args),
+        Command::Completions(args) => generate::completions(args, Cli::command()),
+        Command::Man(args) => generate::man(args, Cli::command()),
     }
 }

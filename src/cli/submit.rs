@@ -6,7 +6,7 @@
 //! Owner of the threads `submit-n`: the command. They block in: a request to the facilitator, which holds it until
 //! there is news. Kick: the stop signal at cancel. They end when no file is left, or with the command.
 
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use serde_json::value::RawValue;
 
 use super::job_files;
 use super::job_text::{Form, OutputArgs};
@@ -34,6 +35,9 @@ use crate::ops::redact::{JsonText, OneLine};
 /// Jobs that are followed at a time, each by a thread; the others wait their turn, and end no later for that.
 const FOLLOWERS: usize = 16;
 
+/// Bytes of jobs on stdin: 64 of the largest.
+const STDIN_BYTES: u64 = 64 << 20;
+
 /// How long the facilitator may be away before following is given up.
 const AWAY_TIME: Duration = Duration::from_secs(60);
 
@@ -47,7 +51,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The arguments of `phalanx submit`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Job files (JSON); all are checked before any is sent
+    /// Job files (JSON), or - for jobs from stdin, one JSON object after the other; all are checked before any is sent
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// The facilitator's job API, as http://127.0.0.1:8080
@@ -90,13 +94,60 @@ pub fn run(args: Args) -> ExitCode {
         };
         let form = args.output.form(args.json);
         let output = args.output.output;
+        let again = Again::new(&args.facilitator, &args.key);
         let plan = Plan { base, key, target: args.target, tag: args.tag, wait: args.wait, at_once: None, form, output };
         match submit(&plan, jobs, &stop, &mut out) {
             Ok(true) => ExitCode::from(exit::DONE),
             Ok(false) => ExitCode::from(exit::FAILED),
-            Err(problem) => exit::failed(problem),
+            Err(problem) => exit::failed(again.in_words(problem)),
         }
     })
+}
+
+/// How to ask for the same jobs again.
+pub(super) struct Again {
+    facilitator: String,
+    key: String,
+}
+
+impl Again {
+    pub(super) fn new(facilitator: &str, key: &KeyArg) -> Self {
+        let facilitator = facilitator.trim();
+        let quoted = shlex::try_quote(facilitator).map_or(facilitator.to_owned(), Into::into);
+        Self { facilitator: quoted, key: key.shown() }
+    }
+
+    /// What failed, and the command that goes on waiting for jobs that go on.
+    pub(super) fn in_words(&self, failed: Failed) -> String {
+        let Failed { why, going_on } = failed;
+        if going_on.is_empty() {
+            return why;
+        }
+        let Self { facilitator, key } = self;
+        let uuids = going_on.join(" ");
+        format!("{why}; to wait again: phalanx jobs wait --facilitator {facilitator} {key} {uuids}")
+    }
+}
+
+/// Why not all jobs were submitted or followed to their ends.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Failed {
+    /// In words.
+    pub why: String,
+    /// Jobs that were followed and have not ended, as far as is known.
+    pub going_on: Vec<String>,
+}
+
+impl From<String> for Failed {
+    fn from(why: String) -> Self {
+        Self { why, going_on: Vec::new() }
+    }
+}
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.why)
+    }
 }
 
 /// Jobs, each with the name that it is shown by.
@@ -123,33 +174,87 @@ pub struct Plan {
     pub output: Option<PathBuf>,
 }
 
-/// The key, the address and the jobs; all problems at once.
-fn check(args: &Args) -> Result<(KeyPair, String, NamedJobs), String> {
+/// The address and the key of a user, or what is wrong with each.
+pub(super) fn user(facilitator: &str, key: &KeyArg) -> Result<(String, KeyPair), Vec<String>> {
     let mut problems = Vec::new();
-    let base = args.facilitator.trim().to_owned();
+    let base = facilitator.trim().to_owned();
     if !base.starts_with("http://") && !base.starts_with("https://") {
         problems.push(format!("--facilitator {base:?}: it should be a URL like http://127.0.0.1:8080"));
     }
-    let key = args.key.load().map_err(|problem| problems.push(problem)).ok();
+    match key.load() {
+        Ok(key) if problems.is_empty() => return Ok((base, key)),
+        Ok(_) => {}
+        Err(problem) => problems.push(problem),
+    }
+    Err(problems)
+}
+
+/// The key, the address and the jobs; all problems at once.
+fn check(args: &Args) -> Result<(KeyPair, String, NamedJobs), String> {
+    let (user, mut problems) = match user(&args.facilitator, &args.key) {
+        Ok(user) => (Some(user), Vec::new()),
+        Err(problems) => (None, problems),
+    };
     let mut jobs = Vec::new();
     for path in &args.files {
+        if path.as_os_str() == "-" && args.key.is_on_stdin() {
+            problems.push("stdin is either the key or the jobs, not both".to_owned());
+            continue;
+        }
+        if path.as_os_str() == "-" {
+            match from_stdin() {
+                Ok(read) => jobs.extend(read),
+                Err(found) => problems.extend(found),
+            }
+            continue;
+        }
         match jobfile::load(path) {
             Ok(spec) => jobs.push((name_of(path), spec)),
             Err(error) => problems.push(error.to_string()),
         }
     }
-    if let Some(folder) = &args.output.output {
+    if args.output.output.is_some() {
         if !args.wait {
             problems.push("--output needs --wait: what a job wrote comes with its end".to_owned());
         } else if problems.is_empty()
-            && let Err(error) = job_files::prepare(folder)
+            && let Err(problem) = args.output.prepare()
         {
-            problems.push(format!("--output {}: {error}", folder.display()));
+            problems.push(problem);
         }
     }
-    match key {
-        Some(key) if problems.is_empty() => Ok((key, base, jobs)),
+    match user {
+        Some((base, key)) if problems.is_empty() => Ok((key, base, jobs)),
         _ => Err(problems.join("; ")),
+    }
+}
+
+/// The jobs on stdin, named by their places. Blocks until its end.
+fn from_stdin() -> Result<NamedJobs, Vec<String>> {
+    let mut text = String::new();
+    let read = std::io::stdin().take(STDIN_BYTES + 1).read_to_string(&mut text);
+    if let Err(error) = read {
+        return Err(vec![format!("stdin: cannot read it: {error}")]);
+    }
+    if text.len() as u64 > STDIN_BYTES {
+        return Err(vec![format!("stdin: it has more than {STDIN_BYTES} bytes, which is the most that is read")]);
+    }
+    let (mut jobs, mut problems) = (Vec::new(), Vec::new());
+    for (n, job) in serde_json::Deserializer::from_str(&text).into_iter::<&RawValue>().enumerate() {
+        let name = format!("stdin:{}", n + 1);
+        match job.map(|job| jobfile::parse_in(Path::new(""), job.get())) {
+            Ok(Ok(job)) => jobs.push((name, job)),
+            Ok(Err(found)) => problems.push(format!("{name}: {}", found.join("; "))),
+            // Where the next one would begin is not known.
+            Err(error) => {
+                problems.push(format!("{name}: it is not JSON: {error}"));
+                break;
+            }
+        }
+    }
+    match (jobs.is_empty(), problems.is_empty()) {
+        (true, true) => Err(vec!["stdin: there is no job".to_owned()]),
+        (_, true) => Ok(jobs),
+        (_, false) => Err(problems),
     }
 }
 
@@ -164,34 +269,54 @@ fn name_of(path: &Path) -> String {
 /// # Errors
 /// In words: why not all jobs could be submitted, or followed, or what they wrote not shown or kept. Those that were
 /// submitted go on.
-pub fn submit(plan: &Plan, jobs: NamedJobs, stop: &Shutdown, out: &mut impl Write) -> Result<bool, String> {
-    each(plan, jobs, stop, &mut |name, job| {
+pub fn submit(plan: &Plan, jobs: NamedJobs, stop: &Shutdown, out: &mut impl Write) -> Result<bool, Failed> {
+    each(plan, jobs, stop, &mut printed(plan.form, out))
+}
+
+/// Follows jobs that were submitted before, each with its name, to their ends; says whether all completed.
+///
+/// Blocks as [`run`]; `stop` at cancel ends it at once.
+pub(super) fn wait(
+    plan: &Plan,
+    client: &JobClient,
+    jobs: Vec<(String, SubmittedJob)>,
+    stop: &Shutdown,
+    out: &mut impl Write,
+) -> Result<bool, Failed> {
+    let turns: Vec<_> = jobs.into_iter().map(|(name, job)| (name, Turn::Follow(Box::new(job)))).collect();
+    let mut progress = Progress::new(turns.len());
+    to_their_ends(client, plan, turns, stop, &mut progress, &mut printed(plan.form, out))
+}
+
+/// Prints each result.
+fn printed(form: Form, out: &mut impl Write) -> impl FnMut(&str, &SubmittedJob) -> Result<(), String> {
+    move |name, job| {
         // As one piece: the output is not buffered.
-        let text = if plan.form == Form::Json { json_line(name, job) } else { in_words(plan.form, name, job) };
+        let text = if form == Form::Json { json_line(Some(name), job) } else { in_words(form, name, job) };
         let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
         written.map_err(|error| format!("the results cannot be written to stdout: {error}"))
-    })
+    }
 }
 
 /// What becomes of a job's result, with the job's name.
 pub(super) type Show<'a> = dyn FnMut(&str, &SubmittedJob) -> Result<(), String> + 'a;
 
 /// [`submit`] with something else that shows the results.
-pub(super) fn each(plan: &Plan, jobs: NamedJobs, stop: &Shutdown, show: &mut Show<'_>) -> Result<bool, String> {
+pub(super) fn each(plan: &Plan, jobs: NamedJobs, stop: &Shutdown, show: &mut Show<'_>) -> Result<bool, Failed> {
     let text = |error: HttpError| error.to_string();
     let mut client = JobClient::login(&plan.base, plan.key.clone(), stop).map_err(text)?;
     let total = jobs.len();
     let mut progress = Progress::new(if plan.wait { total } else { 0 });
-    let followers = plan.at_once.unwrap_or(FOLLOWERS).clamp(1, FOLLOWERS);
     let mut turns = Vec::with_capacity(total);
     for (name, spec) in jobs {
         if plan.wait && plan.at_once.is_some() {
             turns.push((name, Turn::Submit(Box::new(spec))));
             continue;
         }
-        let job = client
-            .submit_as(spec.unsigned().clone(), &plan.target, &plan.tag)
-            .map_err(|error| format!("{name}: {error}; {} of {total} jobs were submitted", turns.len()))?;
+        let job = client.submit_as(spec.unsigned().clone(), &plan.target, &plan.tag).map_err(|error| Failed {
+            why: format!("{name}: {error}; {} of {total} jobs were submitted", turns.len()),
+            going_on: if plan.wait { uuids(&turns) } else { Vec::new() },
+        })?;
         progress.say(&format!("{}: submitted as {}", OneLine(&name), job.uuid));
         if !plan.wait {
             show(&name, &job)?;
@@ -201,8 +326,29 @@ pub(super) fn each(plan: &Plan, jobs: NamedJobs, stop: &Shutdown, show: &mut Sho
     if !plan.wait {
         return Ok(true);
     }
-    let (news, threads) = follow(&client, (plan.target, &plan.tag), turns, followers, stop);
-    let outcome = watch(news, plan, &mut progress, show);
+    to_their_ends(&client, plan, turns, stop, &mut progress, show)
+}
+
+/// The jobs among them that were submitted.
+fn uuids(turns: &[(String, Turn)]) -> Vec<String> {
+    let uuid = |turn: &Turn| match turn {
+        Turn::Follow(job) => Some(job.uuid.clone()),
+        Turn::Submit(_) => None,
+    };
+    turns.iter().filter_map(|(_, turn)| uuid(turn)).collect()
+}
+
+fn to_their_ends(
+    client: &JobClient,
+    plan: &Plan,
+    turns: Vec<(String, Turn)>,
+    stop: &Shutdown,
+    progress: &mut Progress,
+    show: &mut Show<'_>,
+) -> Result<bool, Failed> {
+    let followers = plan.at_once.unwrap_or(FOLLOWERS).clamp(1, FOLLOWERS);
+    let (news, threads) = follow(client, (plan.target, &plan.tag), turns, followers, stop);
+    let outcome = watch(news, plan, progress, show);
     progress.finish();
     if outcome.is_err() {
         stop.cancel();
@@ -221,35 +367,46 @@ fn watch(
     plan: &Plan,
     progress: &mut Progress,
     show: &mut Show<'_>,
-) -> Result<bool, String> {
+) -> Result<bool, Failed> {
     let mut all_well = true;
-    let mut lost = Vec::new();
+    let (mut lost, mut interrupted, mut going_on) = (Vec::new(), 0, Vec::new());
     while let Ok((name, event)) = recv(&news, "news of the jobs") {
         match event {
             News::Status(status) => progress.say(&format!("{}: {status}", OneLine(&name))),
             News::Ended(job) => {
-                all_well &= job.is_completed() & keep(plan, &name, &job, progress)?;
+                let kept = progress.hide(|| keep(plan.output.as_deref(), &name, &job))?;
+                all_well &= job.is_completed() & kept;
                 progress.one_done();
                 progress.hide(|| show(&name, &job))?;
             }
-            News::Lost(why) => lost.push(format!("{name}: {why}")),
+            News::Lost(uuid, why) => {
+                lost.push(format!("{name}: {why}"));
+                going_on.extend(uuid);
+            }
+            News::Interrupted(uuid) => {
+                interrupted += 1;
+                going_on.push(uuid);
+            }
         }
+    }
+    if interrupted > 0 {
+        lost.insert(0, format!("interrupted; {interrupted} of the jobs go on"));
     }
     match lost.as_slice() {
         [] => Ok(all_well),
-        lost => Err(lost.join("; ")),
+        lost => Err(Failed { why: lost.join("; "), going_on }),
     }
 }
 
-/// Writes to files what the job wrote, if that is planned; says whether that is all.
-fn keep(plan: &Plan, name: &str, job: &SubmittedJob, progress: &Progress) -> Result<bool, String> {
-    let Some(folder) = &plan.output else { return Ok(true) };
+/// Writes to files what the job wrote, if there is a folder for it; says whether that is all.
+pub(super) fn keep(folder: Option<&Path>, name: &str, job: &SubmittedJob) -> Result<bool, String> {
+    let Some(folder) = folder else { return Ok(true) };
     let left_out = job_files::write(folder, job).map_err(|error| {
         format!("{name}: its output cannot be written to {}: {error}", folder.join(&job.uuid).display())
     })?;
     if left_out > 0 {
         let why = "they are not base64, or too many";
-        progress.hide(|| eprintln!("{}: {left_out} artifacts are not written: {why}", OneLine(name)));
+        eprintln!("{}: {left_out} artifacts are not written: {why}", OneLine(name));
     }
     Ok(left_out == 0)
 }
@@ -267,7 +424,10 @@ enum News {
     /// In words; what others wrote is escaped.
     Status(String),
     Ended(Box<SubmittedJob>),
-    Lost(String),
+    /// Why a job is followed no longer, and which, if it was submitted.
+    Lost(Option<String>, String),
+    /// A job that is followed no longer, because the command was told to end.
+    Interrupted(String),
 }
 
 /// Starts the threads that follow the jobs. The news end when all are done.
@@ -292,7 +452,7 @@ fn follow(
             while let Ok((name, turn)) = take.try_recv() {
                 let end = match take_turn(&mut client, (&target, &tag), &name, turn, &report) {
                     Ok(job) => to_its_end(&mut client, &name, job, &stop, &report),
-                    Err(why) => News::Lost(why),
+                    Err(why) => News::Lost(None, why),
                 };
                 // Nobody listens any more only when the command is ending.
                 if report.send((name, end)).is_err() {
@@ -348,11 +508,12 @@ fn to_its_end(
                 }
                 job = newer;
             }
-            Err(_) if stop.is_cancelled() => return News::Lost(format!("interrupted; job {} goes on", job.uuid)),
+            Err(_) if stop.is_cancelled() => return News::Interrupted(job.uuid),
             Err(error) => {
                 let since = *away_since.get_or_insert(asked);
                 if !error.cause().passing || since.elapsed() > AWAY_TIME {
-                    return News::Lost(format!("job {} can be followed no longer: {error}", job.uuid));
+                    let why = format!("job {} can be followed no longer: {error}", job.uuid);
+                    return News::Lost(Some(job.uuid), why);
                 }
                 stop.wait_for(Level::Cancel, PAUSE);
             }
@@ -372,17 +533,26 @@ fn said(entry: &StatusEntry) -> String {
     said
 }
 
-fn json_line(name: &str, job: &SubmittedJob) -> String {
+/// A job as an object on a line; with the name of its file, if it was submitted here.
+pub(super) fn json_line(name: Option<&str>, job: &SubmittedJob) -> String {
     let history: Vec<_> = job
         .status_history
         .iter()
         .map(|entry| json!({"status": entry.status.as_written(), "at": entry.created_at.as_written()}))
         .collect();
-    let line = json!({
+    let mut line = json!({
         "file": name, "uuid": job.uuid, "status": job.status().as_written(), "history": history,
         "stdout": job.stdout.as_written(), "stderr": job.stderr.as_written(), "exit_code": job.exit_code(),
         "error": job.error().as_ref().map(Foreign::as_written), "seconds": job.took().as_secs_f64(),
     });
+    if name.is_none()
+        && let Some(fields) = line.as_object_mut()
+    {
+        fields.shift_remove("file");
+        fields.insert("tag".to_owned(), job.tag.as_written().into());
+        fields.insert("docker_image".to_owned(), job.docker_image.as_written().into());
+        fields.insert("created_at".to_owned(), job.created_at.as_written().into());
+    }
     format!("{}\n", JsonText(&line.to_string()))
 }
 

@@ -183,8 +183,10 @@ impl Facilitator {
             let labels = &[("reason", reason)];
             metrics.counter("phalanx_facilitator_users_over_total", "Requests beyond what a user may have.", labels)
         };
+        let http: HttpListener = http.into();
         let api = Api {
             shown: board.jobs.clone(),
+            scheme: http.scheme(),
             store: store.clone(),
             events: events.clone(),
             status: status.clone(),

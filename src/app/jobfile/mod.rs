@@ -19,6 +19,8 @@
 //!
 //! `files` become one zip inside the message, which has at most 1 MiB; larger inputs are given by URL.
 
+pub mod schema;
+
 use std::fs;
 use std::io::{self, Cursor, Read, Write};
 use std::path::{Path, PathBuf};

@@ -70,11 +70,11 @@ impl Reader {
     }
 
     /// Writes the jobs of a page, but for those that are gone since it was listed.
-    fn page(&self, out: &mut dyn Write, head: &str, jobs: &[(String, u64)]) -> io::Result<()> {
+    fn page(&self, out: &mut dyn Write, head: &str, jobs: &[(String, u64)], details: bool) -> io::Result<()> {
         out.write_all(head.as_bytes())?;
         let (mut sent, mut is_first) = (0, true);
         for (uuid, bytes) in jobs {
-            let details = sent + bytes <= PAGE_BYTES || is_first;
+            let details = details && (sent + bytes <= PAGE_BYTES || is_first);
             let bytes = if details { *bytes } else { (*bytes).min(JOB_REQUEST_BYTES as u64) };
             let (row, _room) = match self.read(uuid, bytes, details) {
                 Ok(read) => read,
@@ -124,16 +124,21 @@ impl Api {
             page: page.checked_sub(1).ok_or_else(no_page)?,
             page_size,
         };
+        let details = match request.query("details") {
+            None | Some("true") => true,
+            Some("false") => false,
+            Some(_) => return Err(Problem::new(400, "details should be true or false")),
+        };
         let found = self.store.jobs(query, &request.shutdown)?;
         if found.jobs.is_empty() && page > 1 {
             return Err(no_page());
         }
-        let link = |page: u64| link(request, page, page_size);
+        let link = |page: u64| link(self.scheme, request, page, page_size);
         let next = (page.saturating_mul(page_size) < found.count).then(|| link(page + 1));
         let previous = (page > 1).then(|| link(page - 1));
         let head = view::page_head(found.count, next.as_deref(), previous.as_deref());
         let reader = Reader::new(self, user, &request.shutdown);
-        Ok(HttpResponse::streamed(200, "application/json", move |out| reader.page(out, &head, &found.jobs)))
+        Ok(HttpResponse::streamed(200, "application/json", move |out| reader.page(out, &head, &found.jobs, details)))
     }
 
     pub(super) fn job(&self, request: &HttpRequest, named: &str) -> Answer {
@@ -163,16 +168,16 @@ impl Api {
 }
 
 /// The address of another page of the same list. A proxy before us says by which scheme it was asked.
-fn link(request: &HttpRequest, page: u64, page_size: u64) -> String {
+fn link(scheme: &str, request: &HttpRequest, page: u64, page_size: u64) -> String {
     let is_https = request.header("X-Forwarded-Proto").is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
-    let scheme = if is_https { "https" } else { "http" };
+    let scheme = if is_https { "https" } else { scheme };
     let mut link = match request.header("Host").filter(|host| !host.is_empty()) {
         Some(host) => format!("{scheme}://{host}/api/v1/jobs/"),
         // As HTTP/1.0 may ask.
         None => "/api/v1/jobs/".to_owned(),
     };
     link += &format!("?page={page}&page_size={page_size}");
-    for name in ["uuid", "tag", "status", "ordering"] {
+    for name in ["uuid", "tag", "status", "ordering", "details"] {
         if let Some(value) = request.query(name) {
             link += &format!("&{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC));
         }

@@ -33,6 +33,8 @@ const DETAIL_BYTES: usize = 1000;
 pub(in crate::facilitator) struct Api {
     /// The jobs that are shown.
     pub shown: Jobs,
+    /// How the API's own addresses begin, unless a proxy before it says otherwise.
+    pub scheme: &'static str,
     pub store: StoreHandle,
     pub events: Sender<Event>,
     /// What the router was like after its last input.

@@ -45,6 +45,11 @@ impl HttpListener {
     pub fn new(tcp: TcpListener, tls: Option<ServerTls>) -> Self {
         Self { tcp, tls }
     }
+
+    /// How addresses here begin: `https` with TLS, else `http`.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
 }
 
 impl From<TcpListener> for HttpListener {
@@ -77,8 +82,9 @@ impl HttpServer {
         handler: Handler,
         limits: HttpLimits,
     ) -> io::Result<Self> {
-        let HttpListener { tcp, tls } = listener.into();
-        let scheme = if tls.is_some() { "https" } else { "http" };
+        let listener = listener.into();
+        let scheme = listener.scheme();
+        let HttpListener { tcp, tls } = listener;
         let listener = KickableListener::new(tcp)?;
         let (address, kick) = (listener.local_addr(), listener.kick());
         let shared = Arc::new(connection::Service::new(handler, limits, tls));

@@ -431,4 +431,26 @@ mod tests {
         assert_eq!(store.unreceived().unwrap(), [new_job("c", "user", 1)]);
         assert_eq!(store.received().unwrap(), [(new_job("a", "user", 1), 9)]);
     }
+
+    #[test]
+    fn jobs_of_an_earlier_release_are_counted_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let old = open(&folder.path().join(DATABASE), &[FIRST]).unwrap();
+        for (uuid, ended) in [("a", Some("completed")), ("b", None), ("c", None)] {
+            let insert =
+                "INSERT INTO jobs (uuid, user, validator, request, created_at, ended) VALUES (?, 'u', 'val', ?, 1, ?)";
+            old.execute(insert, params![uuid, "{}", ended]).unwrap();
+            old.execute("INSERT INTO statuses VALUES (?, 'sent', NULL, 1, 0)", params![uuid]).unwrap();
+        }
+        old.execute("INSERT INTO statuses VALUES ('a', 'completed', 'null', 7, 0)", []).unwrap();
+        drop(old);
+        let mut store = JobStore::open(folder.path()).unwrap();
+        let batch = store.begin().unwrap();
+        let outcome = batch.insert(&new_job("d", "u", 1), Quota { jobs: 2, bytes: 100 }).unwrap();
+        assert_eq!(outcome, InsertOutcome::OverQuota { jobs: 2, bytes: 4 });
+        assert_eq!(batch.job("u", "a", true).unwrap().unwrap().job.tag, "");
+        let keep = Keep { jobs: 9, time: std::time::Duration::from_micros(10), bytes: 9 };
+        assert_eq!(batch.forget(&keep, 10).unwrap(), Forgotten { jobs: 0, next: Some(17) });
+        assert_eq!(batch.forget(&keep, 17).unwrap(), Forgotten { jobs: 1, next: None });
+    }
 }
