@@ -104,6 +104,12 @@ bench/durability:
 stress:
 	PHALANX_STRESS=$${PHALANX_STRESS:-60s} $(CARGO) test --locked --release --test alone -- --nocapture stress::
 
+.PHONY: bench/connections
+# Servers with many connections beside one on tokio; CONNECTIONS_ARGS as in `bench-connections compare --help`.
+bench/connections:
+	cd tests/peers && $(CARGO) build --quiet --release --locked --bin bench-connections
+	target/peers/release/bench-connections compare $(CONNECTIONS_ARGS)
+
 .PHONY: bench/celery stress/celery
 # Our Celery worker while Redis is restarted 100 times under load, and while workers are killed 100 times.
 stress/celery: $(VENV)/.ready

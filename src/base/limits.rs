@@ -50,9 +50,9 @@ pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// Size of a connection's read buffer. tungstenite's default of 128 KiB would be 128 MiB at 1,000 connections.
 pub const READ_BUFFER_BYTES: usize = 8 << 10;
 
-/// Connections that a two-threads-each server accepts: 2,000 threads are 8,000 of the system's 65,530 memory maps, and
-/// a process that runs out of maps aborts.
-pub const SERVER_CONNECTIONS: usize = 1000;
+/// Connections that a server accepts. The first 64 have two threads each, the others none; each takes a descriptor, of
+/// which most systems give a program many more.
+pub const SERVER_CONNECTIONS: usize = 10_000;
 
 /// Of those, connections of which it is not known whose they are: an honest one is that for some milliseconds, so this
 /// many are a thousand new ones a second at a quarter of a second each. The other places are kept for those who are
@@ -78,7 +78,7 @@ pub const STRANGER_OUTBOX_BYTES: usize = 64 << 10;
 
 /// Handshakes of one address with a server, so many in ten seconds: all connections of a miner with 1,000 executors may
 /// come, be lost and come again at once. A handshake costs a thread for some milliseconds.
-pub const HANDSHAKES: (u32, Duration) = (4 * SERVER_CONNECTIONS as u32, Duration::from_secs(10));
+pub const HANDSHAKES: (u32, Duration) = (4000, Duration::from_secs(10));
 
 // Messages and queues of the links.
 

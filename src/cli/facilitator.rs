@@ -6,11 +6,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::announce::announce;
+use super::connections::ConnectionsArg;
 use super::rates::RateArgs;
 use super::report::Report;
 use super::tls;
 use super::values::{Problems, duration, listen_address, rate};
 use crate::app::{exit, supervise};
+use crate::base::limits::SERVER_CONNECTIONS;
 use crate::base::size::byte_size;
 use crate::facilitator::{Facilitator, FacilitatorConfig};
 use crate::identity::PublicKey;
@@ -48,6 +50,8 @@ pub struct Args {
     rates: RateArgs,
     #[command(flatten)]
     tls: tls::ServerArgs,
+    #[command(flatten)]
+    connections: ConnectionsArg,
 }
 
 /// What users may have of a facilitator.
@@ -90,8 +94,10 @@ impl UserArgs {
 }
 
 impl Args {
-    fn into_config(self, board: Board) -> FacilitatorConfig {
+    /// With the connections that there is room for.
+    fn into_config(self, board: Board, connections: usize) -> FacilitatorConfig {
         FacilitatorConfig {
+            connections,
             validators: self.validator,
             users: self.user,
             http_names: self.http_args.names(),
@@ -112,7 +118,8 @@ pub(super) fn check(args: Args, report: &mut Report) {
     problems.take(args.http_args.tls(None));
     args.tls.tell(report);
     args.http_args.tell(report);
-    problems.0.extend(args.into_config(Board::new()).validate());
+    let connections = problems.take(args.connections.places(SERVER_CONNECTIONS)).unwrap_or(SERVER_CONNECTIONS);
+    problems.0.extend(args.into_config(Board::new(), connections).validate());
     report.all_wrong(&problems.0);
     if report.has("state-dir") && report.folder(&state_dir, store::jobs::LOCK) {
         return;
@@ -129,7 +136,8 @@ pub fn run(args: Args) -> ExitCode {
         let (listen, http) = (args.listen, args.http);
         let (tls_args, http_args) = (args.tls.clone(), args.http_args.clone());
         let board = Board::new();
-        let config = args.into_config(board.clone());
+        let connections = args.connections.places(SERVER_CONNECTIONS).map_err(exit::usage)?;
+        let config = args.into_config(board.clone(), connections);
         let problems = config.validate();
         if !problems.is_empty() {
             return Err(exit::usage(problems.join("; ")));

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::announce::announce;
+use super::connections::ConnectionsArg;
 use super::executors::{self, ExecutorArgs, Images, Sandboxes};
 use super::key::KeyArg;
 use super::miner_status;
@@ -92,6 +93,8 @@ pub struct Args {
     http_args: tls::HttpArgs,
     #[command(flatten)]
     rates: RateArgs,
+    #[command(flatten)]
+    connections: ConnectionsArg,
     #[command(flatten)]
     tls: tls::ServerArgs,
     /// Remove what this process of a miner has left once it was killed
@@ -332,6 +335,9 @@ fn configure_all(mut args: Args, host: Host) -> Result<(MinerConfig, Sandboxes),
         watch: watch_command(args.reap_dry_run),
         ..MinerConfig::new(key, args.state_dir, backend)
     };
+    if let Some(places) = problems.take(args.connections.places(config.server.places.total)) {
+        config.server.places.total = places;
+    }
     config.server.places.connects = args.rates.handshake_rate;
     problems.0.extend(config.validate());
     if !problems.0.is_empty() {
@@ -374,6 +380,7 @@ impl Fixed {
         flags.extend(args.tls.flags());
         flags.extend(args.http_args.flags());
         flags.extend(args.rates.flags());
+        flags.push(args.connections.flag());
         Self(flags)
     }
 }

@@ -19,6 +19,7 @@ mod announce;
 pub mod batch;
 pub mod check;
 pub mod config;
+mod connections;
 pub mod demo;
 pub mod executor;
 mod executors;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::router::RouterConfig;
-use crate::base::limits::{HANDSHAKES, STRANGER_TIME};
+use crate::base::limits::{HANDSHAKES, SERVER_CONNECTIONS, STRANGER_TIME};
 use crate::identity::PublicKey;
 use crate::link::{PeerRates, Rate};
 use crate::net::http::{HostNames, HttpLimits};
@@ -38,6 +38,8 @@ pub struct FacilitatorConfig {
     pub connects: Rate,
     /// How long a user's token is good.
     pub token_time: Duration,
+    /// Connections of validators at a time; more are refused.
+    pub connections: usize,
     /// HTTP requests in work at a time; three quarters of them may wait for news of a job.
     pub http_connections: usize,
     /// Whether jobs are taken for validators that are not connected; they wait for `received_limit` then. Otherwise
@@ -58,9 +60,9 @@ pub struct FacilitatorConfig {
 }
 
 impl FacilitatorConfig {
-    /// The default numbers: 3 min, 60 s, 5 min, 10 s, 1 h, 256 requests in work, 1,000 of an address in a second; of a
-    /// user 2,048 open jobs with 128 MiB, half of what may wait for all validators, and 2,000 requests in 10 s; 100,000
-    /// ended jobs, 30 days and 8 GiB. Nobody may do anything yet.
+    /// The default numbers: 3 min, 60 s, 5 min, 10 s, 1 h, 10,000 connections, 256 requests in work, 1,000 of an
+    /// address in a second; of a user 2,048 open jobs with 128 MiB, half of what may wait for all validators, and 2,000
+    /// requests in 10 s; 100,000 ended jobs, 30 days and 8 GiB. Nobody may do anything yet.
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
         Self {
             validators: Vec::new(),
@@ -73,6 +75,7 @@ impl FacilitatorConfig {
             rates: PeerRates::default(),
             connects: Rate::new(HANDSHAKES.0, HANDSHAKES.1),
             token_time: Duration::from_secs(3600),
+            connections: SERVER_CONNECTIONS,
             http_connections: 256,
             hold_jobs: false,
             user_quota: Quota { jobs: 2048, bytes: 128 << 20 },
@@ -92,6 +95,9 @@ impl FacilitatorConfig {
         }
         if self.users.is_empty() {
             problems.push("there is no user; name at least one by its SS58 address".to_owned());
+        }
+        if self.connections == 0 {
+            problems.push("connections is 0; it should be at least 1".to_owned());
         }
         if !(4..=1000).contains(&self.http_connections) {
             problems.push(format!("http_connections is {}; it should be from 4 to 1000", self.http_connections));

@@ -168,7 +168,7 @@ impl Facilitator {
         let ws_url = listener.url();
         let sink = router_thread::sink(events.clone(), config.rates, metrics.clone());
         let server = Server::start(
-            server_config(config.auth_limit, config.connects),
+            server_config(config.auth_limit, config.connections, config.connects),
             listener,
             timer.clone(),
             Arc::new(accept_path),
@@ -323,8 +323,9 @@ const OUTCOMES: [&str; 4] = ["completed", "failed", "rejected", "horde_failed"];
 /// The stage of a job that had come further before the restart.
 const RESTORED: &str = "restored";
 
-fn server_config(auth_limit: Duration, connects: Rate) -> ServerConfig {
+fn server_config(auth_limit: Duration, connections: usize, connects: Rate) -> ServerConfig {
     let mut config = ServerConfig::new("fac");
+    config.places.total = connections;
     config.places.connects = connects;
     config.strangers = Some(StrangerLimits::of_role(auth_limit));
     config.socket = SocketLimits {

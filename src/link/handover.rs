@@ -5,17 +5,26 @@
 //!
 //! While the writer waits, a sender may borrow its turn: it takes the texts itself, writes what can be written without
 //! blocking, and gives the turn back. That spares a small message on an idle link the way through another thread.
+//!
+//! The writer of a polled connection does not wait here but on its sockets, see [`Handover::attach_polled`]: it counts
+//! as waiting from when it found nothing to do until somebody has called its `wake`.
+
+use std::fmt;
 
 use tungstenite::Utf8Bytes;
 
 use super::outbox::{About, Answered, Full, Outbox, OutboxLimits, Outgoing};
 use crate::base::ids::Epoch;
 use crate::base::lock::{lock, wait};
-use crate::base::sync::{Condvar, Mutex, MutexGuard};
+use crate::base::sync::{Arc, Condvar, Mutex, MutexGuard};
 use crate::base::waits::waiting;
 
 /// Texts that are written before one flush; a larger batch saves no further system calls.
 pub const BATCH_MESSAGES: usize = 64;
+
+/// Bytes of texts after which no further goes with the same flush of a polled connection, which keeps what it cannot
+/// send: the outbox has the rest.
+const POLLED_BATCH_BYTES: usize = 256 << 10;
 
 /// Bytes that a sender may write in the writer's place: more may not fit into the socket, and would only be copied
 /// twice. It must be less than a connection's write buffer, beyond which a write sends, and blocks.
@@ -54,13 +63,14 @@ pub enum Signal {
 }
 
 /// The meeting place; `C` is what its users keep of the present connection.
-#[derive(Debug)]
 pub struct Handover<C> {
     state: Mutex<HandoverState<C>>,
     changed: Condvar,
 }
 
-#[derive(Debug)]
+/// Wakes the writer of a polled connection.
+pub type WakeWriter = Arc<dyn Fn() + Send + Sync>;
+
 struct HandoverState<C> {
     outbox: Outbox,
     /// Counts the connections; the writer of an older one finds a newer number and leaves.
@@ -76,6 +86,8 @@ struct HandoverState<C> {
     closing: Option<(u16, String)>,
     /// The writer of the present or last connection was told to send Close.
     said_close: bool,
+    /// Of a polled connection.
+    wake: Option<WakeWriter>,
 }
 
 impl<C> HandoverState<C> {
@@ -84,9 +96,43 @@ impl<C> HandoverState<C> {
         !self.control && !self.ping && !self.beat && self.closing.is_none()
     }
 
+    /// What the writer does now, if anything; with the text that is over the limit no further is given.
+    fn work(&mut self, limit_bytes: usize) -> Option<Work> {
+        if self.connection.is_none() {
+            return Some(Work::Over);
+        }
+        if self.outbox.has_work() || self.control || self.ping || self.beat {
+            let mut texts = Vec::with_capacity(self.outbox.len().min(BATCH_MESSAGES));
+            let mut bytes = 0;
+            while texts.len() < BATCH_MESSAGES
+                && bytes < limit_bytes
+                && let Some(text) = self.outbox.next_to_write()
+            {
+                bytes += text.len();
+                texts.push(text);
+            }
+            self.control = false;
+            let (beat, ping) = (std::mem::take(&mut self.beat), std::mem::take(&mut self.ping));
+            return Some(Work::Batch { texts, beat, ping });
+        }
+        if self.outbox.may_close()
+            && let Some((code, reason)) = self.closing.clone()
+        {
+            self.said_close = true;
+            return Some(Work::Close(code, reason));
+        }
+        None
+    }
+
     /// Whether a writer that waits has something to do.
     fn has_news(&self) -> bool {
         self.connection.is_none() || !self.is_quiet() || self.outbox.has_work()
+    }
+}
+
+impl<C> fmt::Debug for Handover<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handover").field("epoch", &self.epoch()).finish_non_exhaustive()
     }
 }
 
@@ -104,6 +150,7 @@ impl<C> Handover<C> {
             beat: false,
             closing: None,
             said_close: false,
+            wake: None,
         };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
@@ -120,8 +167,12 @@ impl<C> Handover<C> {
     fn wake_for_news(&self, mut state: MutexGuard<'_, HandoverState<C>>) {
         if state.waiting && !state.lent && state.has_news() {
             state.waiting = false;
+            let wake = state.wake.clone();
             drop(state);
-            self.changed.notify_all();
+            match wake {
+                Some(wake) => wake(),
+                None => self.changed.notify_all(),
+            }
         }
     }
 
@@ -215,10 +266,19 @@ impl<C> Handover<C> {
         epoch
     }
 
+    /// A new connection begins whose writer never waits here: it calls [`Handover::try_work`], and again when `wake`
+    /// was called. Gives the number of the connection.
+    pub fn attach_polled(&self, connection: C, wake: WakeWriter) -> Epoch {
+        let epoch = self.attach(connection, false);
+        lock(&self.state).wake = Some(wake);
+        epoch
+    }
+
     /// The connection is over: its writer leaves, and what was not answered will be sent again.
     pub fn detach(&self) -> Option<C> {
         self.change(|state| {
             state.outbox.rewind();
+            state.wake = None;
             state.connection.take()
         })
     }
@@ -240,30 +300,27 @@ impl<C> Handover<C> {
                 state = wait(&self.changed, state);
                 continue;
             }
-            if state.connection.is_none() {
-                return Work::Over;
-            }
-            if state.outbox.has_work() || state.control || state.ping || state.beat {
-                let mut texts = Vec::with_capacity(state.outbox.len().min(BATCH_MESSAGES));
-                while texts.len() < BATCH_MESSAGES
-                    && let Some(text) = state.outbox.next_to_write()
-                {
-                    texts.push(text);
-                }
-                state.control = false;
-                let (beat, ping) = (std::mem::take(&mut state.beat), std::mem::take(&mut state.ping));
-                return Work::Batch { texts, beat, ping };
-            }
-            if state.outbox.may_close()
-                && let Some((code, reason)) = state.closing.clone()
-            {
-                state.said_close = true;
-                return Work::Close(code, reason);
+            if let Some(work) = state.work(usize::MAX) {
+                return work;
             }
             state.waiting = true;
             let _waiting = waiting("something to send", None);
             state = wait(&self.changed, state);
         }
+    }
+
+    /// What the writer of the polled connection `epoch` does now; `None` if nothing, and then `wake` is called when
+    /// there is something. With `control`, control frames wait in the write half.
+    pub fn try_work(&self, epoch: Epoch, control: bool) -> Option<Work> {
+        let mut state = lock(&self.state);
+        if state.epoch != epoch {
+            return Some(Work::Over);
+        }
+        state.control |= control;
+        // Whoever has the turn wakes the writer when giving it back.
+        let work = if state.lent { None } else { state.work(POLLED_BATCH_BYTES) };
+        state.waiting = work.is_none();
+        work
     }
 
     /// The connection has ended with the peer's Close of this code: if that answers ours, which it repeats, the peer

@@ -6,15 +6,19 @@
 //! * [`said`]: how much one peer may say. Pure.
 //! * [`session`]: one connection: the reader runs on the caller's thread, the writer on its own.
 //! * [`manager`]: dial, authenticate, run a session, back off, for ever.
+//! * `poll`: one thread for the sockets of many connections, and workers for their events.
+//! * [`events`]: what a role sees of its server.
 //! * [`server`]: accept, one reader thread a connection, close all.
 //!
 //! `link` knows nothing of jobs or messages: it moves texts. Which text answers which message it finds out itself; that
 //! a text is an answer, the role's classifier says.
 
+pub mod events;
 pub mod handover;
 pub mod heartbeat;
 pub mod manager;
 pub mod outbox;
+mod poll;
 pub mod said;
 pub mod server;
 pub mod session;

@@ -1,4 +1,5 @@
-//! The accepting side: one thread that accepts, two for each connection, and an owner that closes them all.
+//! The accepting side: one thread that accepts, two for each connection as long as they are few, one poll thread for
+//! all further ones, and an owner that closes them all.
 //!
 //! Owner: the [`Server`]. Blocks in: `accept`; each connection's thread in its handshake, then in `read`.
 //! Kick: the listener connects to itself; a connection's thread has its connection's kick, and before that the signal
@@ -6,29 +7,33 @@
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+pub use super::events::{HandshakeCheck, ServerEvent, ServerSink};
 use super::heartbeat::LivenessConfig;
 use super::outbox::OutboxLimits;
+use super::poll::{Arrival as PolledArrival, Poll, PollConfig};
 use super::session::{self, Arrival, SessionConfig, SessionEnd, SessionHandle};
 use crate::base::ids::SessionId;
 use crate::base::limits::{
     HANDSHAKE_TIME, HANDSHAKES, SERVER_CONNECTIONS, STRANGER_OUTBOX_BYTES, STRANGER_TIME, STRANGERS,
     STRANGERS_OF_ADDRESS,
 };
+use crate::base::lock::lock;
 use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::stop::Step;
+use crate::base::thread::Kick;
 use crate::base::timer::TimerHandle;
 pub use crate::net::accept::{AcceptState, ServerPlaces};
-use crate::net::accept::{Acceptor, Admitted, Place, Service, Standing};
+use crate::net::accept::{Acceptor, Admitted, HandedOver, Leaving, Place, Service, Standing};
 use crate::net::admission::{NoPlace, Origin};
 pub use crate::net::admission::{PlaceCounts, PlaceLimits};
 use crate::net::rate::Rate;
 use crate::transport::{
-    HandshakeRequest, IntakeLimits, Listener, Pending, ReceivingMemory, Refusal, SocketLimits, TransportError,
-    Utf8Bytes,
+    Connection, HandshakeRequest, IntakeLimits, Listener, Pending, ReceivingMemory, Refusal, SocketLimits,
+    TransportError,
 };
 
 /// Connections over the limit that are answered with HTTP 503, each by a thread; still further ones are just closed.
@@ -49,6 +54,13 @@ const ROLE_TIME: Duration = Duration::from_secs(2);
 const CLOSE_EACH: Duration = Duration::from_millis(2);
 const CLOSE_SPREAD: Duration = Duration::from_secs(1);
 
+/// Connections of a server that have two threads each. Those beyond are polled.
+pub const THREADED_CONNECTIONS: usize = 64;
+
+/// Threads that call the role with what polled connections have sent: more than most machines that serve many have
+/// processors for it, so that some may wait for the role.
+pub const POLL_WORKERS: usize = 4;
+
 /// Close code of a server that stops (RFC 6455, section 7.4.1).
 const GOING_AWAY: u16 = 1001;
 
@@ -61,6 +73,11 @@ pub struct ServerConfig {
     pub socket: SocketLimits,
     /// Connections at a time, for all, strangers and those of one address; more are refused with HTTP 503 or 429.
     pub places: PlaceLimits,
+    /// Connections at a time that have two threads each, which spares each message the way through another thread;
+    /// further ones share a poll thread and its workers. Over a transport that cannot be polled, all have threads.
+    pub threaded: usize,
+    /// Threads that call the role for polled connections.
+    pub workers: usize,
     /// Time for one handshake.
     pub handshake_time: Duration,
     /// What a connection may until the role calls [`SessionHandle::known`]; `None` if the server trusts everybody, or
@@ -113,6 +130,8 @@ impl ServerConfig {
                 connects: Rate::new(HANDSHAKES.0, HANDSHAKES.1),
                 turned_away: REFUSALS,
             },
+            threaded: THREADED_CONNECTIONS,
+            workers: POLL_WORKERS,
             handshake_time: HANDSHAKE_TIME,
             strangers: None,
             receiving_bytes: RECEIVING_MESSAGES * SocketLimits::default().message_bytes,
@@ -122,47 +141,16 @@ impl ServerConfig {
     }
 }
 
-/// What a role sees of its server. Events of one connection come in order, on that connection's thread.
-#[derive(Debug)]
-pub enum ServerEvent {
-    /// A handshake is done.
-    Opened {
-        /// Its number.
-        id: SessionId,
-        /// How to send to it and how to close it.
-        handle: SessionHandle,
-        /// What it asked for.
-        request: HandshakeRequest,
-        /// Its address.
-        peer: String,
-    },
-    /// A text arrived.
-    Text {
-        /// On this connection.
-        id: SessionId,
-        /// The text.
-        text: Utf8Bytes,
-    },
-    /// The connection ended.
-    Closed {
-        /// The connection.
-        id: SessionId,
-        /// How.
-        end: SessionEnd,
-    },
-}
-
-/// Decides on a handshake by its path and headers.
-pub type HandshakeCheck = Arc<dyn Fn(&HandshakeRequest) -> Result<(), Refusal> + Send + Sync>;
-
-/// Takes the events of all connections, on their threads; while it blocks, that one peer is slowed by TCP.
-pub type ServerSink = Arc<dyn Fn(ServerEvent) + Send + Sync>;
-
 /// A running server. When dropped, it breaks all connections and joins their threads.
 pub struct Server {
     acceptor: Acceptor<SessionHandle>,
+    /// Behind the acceptor: when dropped, no connection comes any more.
+    poll: SharedPoll,
     timer: TimerHandle,
 }
+
+/// Started with the first connection that is polled.
+type SharedPoll = Arc<Mutex<Option<Poll>>>;
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -186,8 +174,9 @@ impl Server {
             (places.strangers, places.address) = (places.total, places.total);
         }
         let memory = ReceivingMemory::new(config.receiving_bytes);
-        let accepting = Accepting { config, listener, timer: timer.clone(), check, sink, memory };
-        Self { timer, acceptor: Acceptor::start(thread, places, move || kick.kick(), accepting) }
+        let poll = SharedPoll::default();
+        let accepting = Accepting { config, listener, timer: timer.clone(), check, sink, memory, poll: poll.clone() };
+        Self { timer, poll, acceptor: Acceptor::start(thread, places, move || kick.kick(), accepting) }
     }
 
     /// Whether it accepts connections.
@@ -210,6 +199,10 @@ impl Server {
     pub fn stop(mut self, step: &mut Step, reason: &str) {
         self.stop_accepting(step);
         self.acceptor.cancel();
+        let poll = lock(&self.poll).take();
+        if let Some(poll) = &poll {
+            poll.end_handshakes();
+        }
         let (now, left) = (self.timer.clock().now(), step.left());
         let mut handles = Vec::new();
         self.acceptor.each(|handle| handles.push(handle.clone()));
@@ -225,6 +218,9 @@ impl Server {
             })
             .collect();
         self.acceptor.join(step);
+        if let Some(poll) = poll {
+            poll.stop(step);
+        }
         drop(alarms);
     }
 }
@@ -242,6 +238,7 @@ struct Accepting {
     check: HandshakeCheck,
     sink: ServerSink,
     memory: ReceivingMemory,
+    poll: SharedPoll,
 }
 
 impl Service for Accepting {
@@ -268,11 +265,7 @@ impl Service for Accepting {
         let Place { number, refused, standing, stop } = place;
         let name = self.config.name;
         let refusal = refused.map(|why| self.refusal(why));
-        let handle = {
-            let outbox = self.config.outbox;
-            let bytes = self.config.strangers.map_or(outbox.bytes, |strangers| strangers.outbox_bytes);
-            SessionHandle::stranger(outbox, bytes, self.timer.clone(), standing.clone())
-        };
+        let handle = self.handle(standing.clone());
         let broken = Shutdown::new();
         let serve = Serve {
             id: SessionId::fresh(),
@@ -301,9 +294,86 @@ impl Service for Accepting {
     }
 
     fn refuse(&self, _: Box<dyn Pending>) {}
+
+    fn hand_over(
+        &self,
+        pending: Box<dyn Pending>,
+        open: usize,
+        leaving: Leaving,
+    ) -> Result<HandedOver<SessionHandle>, (Box<dyn Pending>, Leaving)> {
+        if open < self.config.threaded {
+            return Err((pending, leaving));
+        }
+        let polled = match pending.polled(&self.config.socket) {
+            Ok(polled) => polled,
+            Err(pending) => return Err((pending, leaving)),
+        };
+        let standing = Standing::of(&leaving);
+        let (id, handle) = (SessionId::fresh(), self.handle(standing.clone()));
+        let (meant, accepted, memory, strangers) =
+            (handle.clone(), self.now(), self.memory.clone(), self.config.strangers);
+        let opened = Box::new(move |connection: &Connection| {
+            opened(connection, &meant, (strangers, accepted), &memory);
+        });
+        let mut poll = lock(&self.poll);
+        let running = match poll.take() {
+            Some(running) => Ok(running),
+            None => self.start_poll(),
+        };
+        let kick = match running {
+            Ok(running) => {
+                let kick = running.kick_of(id);
+                let place = Box::new(move |end: &SessionEnd| {
+                    // Kept until the connection is over.
+                    let _ = &leaving;
+                    if let SessionEnd::Broken(TransportError::Crowded) = end {
+                        standing.closed(NoPlace::Memory);
+                    }
+                });
+                running.add(PolledArrival { id, handle: handle.clone(), polled, refusal: None, opened, place });
+                *poll = Some(running);
+                Kick::new("its poll's event", kick)
+            }
+            Err(error) => {
+                log::warn!("{}: a connection is closed, it cannot be polled: {error}", self.config.name);
+                Kick::dropped("nothing")
+            }
+        };
+        Ok(HandedOver { handle, kick })
+    }
+}
+
+/// A connection of a server begins: what it may is limited until the role knows whose it is.
+fn opened(
+    connection: &Connection,
+    handle: &SessionHandle,
+    (strangers, accepted): (Option<StrangerLimits>, Instant),
+    memory: &ReceivingMemory,
+) {
+    match strangers {
+        Some(StrangerLimits { time, intake, .. }) => {
+            connection.intake.stranger(intake);
+            handle.known_by(accepted + time, connection.intake.clone());
+        }
+        None => handle.known(),
+    }
+    connection.intake.take_from(memory);
 }
 
 impl Accepting {
+    /// For the role.
+    fn handle(&self, standing: Standing) -> SessionHandle {
+        let outbox = self.config.outbox;
+        let bytes = self.config.strangers.map_or(outbox.bytes, |strangers| strangers.outbox_bytes);
+        SessionHandle::stranger(outbox, bytes, self.timer.clone(), standing)
+    }
+
+    fn start_poll(&self) -> io::Result<Poll> {
+        let ServerConfig { name, workers, handshake_time, liveness, .. } = self.config;
+        let config = PollConfig { name, workers, handshake_time, liveness };
+        Poll::start(config, self.timer.clone(), self.check.clone(), self.sink.clone())
+    }
+
     /// What a connection without a place is told.
     fn refusal(&self, why: NoPlace) -> Refusal {
         let PlaceLimits { address, connects: Rate { count, period }, .. } = self.config.places;
@@ -353,14 +423,7 @@ impl Serve {
         let Self { id, handle, session, sink, broken, config, accepted, memory, standing, .. } = self;
         let kick = connection.kick.clone();
         let _kick = broken.on(Level::Cancel, move || kick.kick());
-        match config.strangers {
-            Some(StrangerLimits { time, intake, .. }) => {
-                connection.intake.stranger(intake);
-                handle.known_by(accepted + time, connection.intake.clone());
-            }
-            None => handle.known(),
-        }
-        connection.intake.take_from(&memory);
+        opened(&connection, &handle, (config.strangers, accepted), &memory);
         sink(ServerEvent::Opened { id, handle: handle.clone(), request, peer });
         let end = session::run(connection, &handle, &session, |arrival| {
             if let Arrival::Text(text) = arrival {

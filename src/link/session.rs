@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::handover::{Handover, Signal, Work};
+use super::handover::{Handover, Signal, WakeWriter, Work};
 use super::heartbeat::{LivenessConfig, Progress, Verdict, judge};
 use super::outbox::{About, Answered, Full, OutboxLimits, Outgoing};
 use crate::base::ids::Epoch;
@@ -28,7 +28,7 @@ use crate::transport::{
 };
 
 /// After the peer's Close, how long our answer to it may take to leave.
-const CLOSE_REPLY_TIME: Duration = Duration::from_secs(1);
+pub(super) const CLOSE_REPLY_TIME: Duration = Duration::from_secs(1);
 
 /// Close code for a stranger that does not say in time who it is (RFC 6455, section 7.4.1).
 const CLOSE_POLICY: u16 = 1008;
@@ -291,7 +291,46 @@ impl SessionHandle {
         self.0.handover.is_closing()
     }
 
-    fn write_begins(&self, now: Option<Instant>) {
+    /// A polled connection begins, see [`Handover::attach_polled`].
+    pub(super) fn attach_polled(
+        &self,
+        kick: ConnectionKick,
+        writer: Arc<Mutex<Box<dyn WriteHalf>>>,
+        wake: WakeWriter,
+    ) -> Epoch {
+        self.0.handover.attach_polled(PresentConnection { kick, writer, verdict: None, writing_since: None }, wake)
+    }
+
+    /// See [`Handover::try_work`].
+    pub(super) fn try_work(&self, epoch: Epoch, control: bool) -> Option<Work> {
+        self.0.handover.try_work(epoch, control)
+    }
+
+    /// See [`Handover::signal`].
+    pub(super) fn signal(&self, signal: Signal) {
+        self.0.handover.signal(signal);
+    }
+
+    /// The polled connection is over; gives why, which may be another cause than what was met: it was kicked for that.
+    pub(super) fn detach_polled(&self, end: SessionEnd) -> SessionEnd {
+        let verdict = self.0.handover.with(|present| present.and_then(|present| present.verdict.take()));
+        self.0.handover.detach();
+        match end {
+            SessionEnd::Closed(ref info) if info.clean => {
+                self.0.handover.closed(info.code);
+                end
+            }
+            SessionEnd::Broken(_) => verdict.unwrap_or(end),
+            end => end,
+        }
+    }
+
+    /// Since when a write is under way.
+    pub(super) fn writing_since(&self) -> Option<Instant> {
+        self.0.handover.with(|present| present.and_then(|present| present.writing_since))
+    }
+
+    pub(super) fn write_begins(&self, now: Option<Instant>) {
         self.0.handover.with(|present| {
             if let Some(present) = present {
                 present.writing_since = now;

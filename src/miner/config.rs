@@ -24,8 +24,7 @@ use crate::protocol::stages::{MINER_BEHIND, Timing};
 use crate::protocol::{ExecutorClass, V0InitialJobRequest};
 use crate::transport::check_url;
 
-/// Connections of a miner: as many executors as it may offer, beside as many others as any server has. With the
-/// executors' own threads that is 5,000, which are 20,000 of the system's 65,530 memory maps.
+/// Connections of a miner: as many executors as it may offer, beside as many others as any server has.
 const CONNECTIONS: usize = SERVER_CONNECTIONS + EXECUTORS_MAX as usize;
 
 /// News that may be kept of one job.

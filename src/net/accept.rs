@@ -123,6 +123,20 @@ pub(crate) trait Service: Send + 'static {
     /// Ends a connection that is not even told. Must not block.
     fn refuse(&self, incoming: Self::Incoming);
 
+    /// Has a connection that has a place served by a thread that serves many, where the service has one: it drops
+    /// `leaving` when the connection is over, and what is given is for the owner. `open` connections are there already.
+    ///
+    /// # Errors
+    /// Gives both back if the connection is to have a thread of its own; so it always is by default.
+    fn hand_over(
+        &self,
+        incoming: Self::Incoming,
+        _open: usize,
+        leaving: Leaving,
+    ) -> Result<HandedOver<Self::Handle>, (Self::Incoming, Leaving)> {
+        Err((incoming, leaving))
+    }
+
     /// The moment, by the clock of the service.
     fn now(&self) -> Instant {
         Instant::now()
@@ -183,6 +197,11 @@ pub(crate) struct Standing {
 }
 
 impl Standing {
+    /// Of one that is about to be handed over.
+    pub(crate) fn of(leaving: &Leaving) -> Self {
+        Self { places: leaving.places.clone(), id: leaving.id }
+    }
+
     /// Its role knows whose it is: it leaves the strangers' share, and no stranger pushes it out.
     pub(crate) fn known(&self) {
         lock(&self.places.0).known(self.id);
@@ -216,6 +235,14 @@ pub(crate) struct Admitted<H> {
     pub(crate) serve: Box<dyn FnOnce() + Send>,
 }
 
+/// A connection that is served by a thread that serves many.
+pub(crate) struct HandedOver<H> {
+    /// For the owner.
+    pub(crate) handle: H,
+    /// What interrupts it, as [`Admitted::kick`].
+    pub(crate) kick: Kick,
+}
+
 /// How long a failed `accept` counts as trouble. It is tried again each [`AFTER_FAILURE`], so what lasts is known for
 /// as long as it does, and the first try that waits for a connection instead ends it, whether one comes or not.
 const TROUBLE_TIME: Duration = Duration::from_secs(1);
@@ -247,7 +274,31 @@ pub(crate) struct Acceptor<H> {
     places: ServerPlaces,
 }
 
-type Open<H> = Arc<Mutex<HashMap<u64, (H, Thread<()>)>>>;
+type Open<H> = Arc<Mutex<HashMap<u64, (H, ServedBy)>>>;
+
+/// Who serves a connection.
+enum ServedBy {
+    /// A thread of its own.
+    Thread(Thread<()>),
+    /// One that serves others as well; this interrupts the connection alone.
+    Many(Kick),
+}
+
+impl ServedBy {
+    fn kick(&self) {
+        match self {
+            Self::Thread(thread) => thread.kick(),
+            Self::Many(kick) => kick.kick(),
+        }
+    }
+
+    fn thread(self) -> Option<Thread<()>> {
+        match self {
+            Self::Thread(thread) => Some(thread),
+            Self::Many(_) => None,
+        }
+    }
+}
 
 impl<H> fmt::Debug for Acceptor<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -316,7 +367,7 @@ impl<H: Send + 'static> Acceptor<H> {
 
     /// Joins the thread of every connection; those that are not done within the step's budget are kicked.
     pub(crate) fn join(&mut self, step: &mut Step) {
-        let open: Vec<_> = lock(&self.open).drain().map(|(_, (_, thread))| thread).collect();
+        let open: Vec<_> = lock(&self.open).drain().filter_map(|(_, (_, by))| by.thread()).collect();
         step.join_all(open);
     }
 }
@@ -329,9 +380,9 @@ impl<H> Drop for Acceptor<H> {
             if let Some(thread) = self.accept.take() {
                 step.join(thread);
             }
-            let open: Vec<_> = lock(&self.open).drain().map(|(_, (_, thread))| thread).collect();
-            open.iter().for_each(Thread::kick);
-            step.join_all(open);
+            let open: Vec<_> = lock(&self.open).drain().map(|(_, (_, by))| by).collect();
+            open.iter().for_each(ServedBy::kick);
+            step.join_all(open.into_iter().filter_map(ServedBy::thread));
         });
     }
 }
@@ -352,7 +403,7 @@ struct Accepting<S: Service> {
 type Ended = Arc<Mutex<Vec<u64>>>;
 
 /// Says so when the thread of a connection ends, or was never there.
-struct Leaving {
+pub(crate) struct Leaving {
     places: ServerPlaces,
     ended: Ended,
     id: u64,
@@ -402,8 +453,8 @@ impl<S: Service> Accepting<S> {
             Entry::Taken => None,
             Entry::InPlaceOf(oldest) => {
                 let open = lock(&self.open);
-                if let Some((_, thread)) = open.get(&oldest) {
-                    thread.kick();
+                if let Some((_, by)) = open.get(&oldest) {
+                    by.kick();
                 }
                 drop(open);
                 self.warn(&"the places of those who have not said who they are are taken: the oldest of them goes");
@@ -417,7 +468,19 @@ impl<S: Service> Accepting<S> {
                 Some(why)
             }
         };
-        let leaving = Leaving { places: self.places.clone(), ended: self.ended.clone(), id };
+        let mut leaving = Leaving { places: self.places.clone(), ended: self.ended.clone(), id };
+        let mut incoming = incoming;
+        if refused.is_none() {
+            // Before it is handed over, so that it is not found to have left before it is there.
+            let mut open = lock(&self.open);
+            match self.service.hand_over(incoming, open.len(), leaving) {
+                Ok(HandedOver { handle, kick }) => {
+                    open.insert(id, (handle, ServedBy::Many(kick)));
+                    return;
+                }
+                Err(back) => (incoming, leaving) = back,
+            }
+        }
         // Its own, so that kicking one connection does not stop the server.
         let stop = self.stop.child();
         let standing = Standing { places: self.places.clone(), id };
@@ -434,7 +497,7 @@ impl<S: Service> Accepting<S> {
             serve();
         });
         match thread {
-            Ok(thread) => drop(open.insert(id, (admitted.handle, thread))),
+            Ok(thread) => drop(open.insert(id, (admitted.handle, ServedBy::Thread(thread)))),
             Err(none) => {
                 drop(open);
                 lock(&self.places.0).count(NoPlace::Thread);

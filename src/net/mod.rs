@@ -7,6 +7,7 @@
 //! * [`rate`]: how often somebody may do something. Pure.
 //! * `accept`: a listener that can be kicked, and the one loop that admits connections and joins their threads.
 //! * `deadline`: socket calls that end by a deadline.
+//! * `poller`: waits for many sockets at once.
 //! * [`tls`]: certificates, keys and roots, and the configuration of rustls.
 //! * `proxy`: an HTTP proxy, and which addresses go through it.
 //! * [`wake`]: an event that a wait for sockets listens to as well.
@@ -19,6 +20,7 @@ pub(crate) mod deadline;
 pub mod dial;
 pub mod http;
 pub(crate) mod percent;
+pub(crate) mod poller;
 #[cfg(feature = "client")]
 pub mod proxy;
 pub mod rate;

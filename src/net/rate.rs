@@ -7,8 +7,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-/// Buckets at a time: eight for each connection that a server may have. Those who come when there are as many share
-/// one.
+/// Buckets at a time, some 60 bytes each. Those who come when there are as many share one.
 const BUCKETS: usize = 8192;
 
 /// At how many buckets the full ones are looked for first.

@@ -164,6 +164,11 @@ impl Intake {
         self.change(|state| state.kicked = true);
     }
 
+    /// Whether the connection was kicked: then nothing is waited for any more.
+    pub(super) fn is_kicked(&self) -> bool {
+        lock(&self.state).kicked
+    }
+
     pub(super) fn stranger_limits(&self) -> Option<IntakeLimits> {
         lock(&self.state).stranger
     }

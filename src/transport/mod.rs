@@ -138,12 +138,25 @@ pub trait ReadHalf: Send {
     }
 
     /// As [`ReadHalf::read_ready`], but asks the system for more as well, without blocking. Only for a transport that
-    /// has a [`ReadHalf::descriptor`].
+    /// has a [`ReadHalf::descriptor`]. Of a large message it may take only a part, and give `None`: the rest is there
+    /// when the descriptor is readable.
     ///
     /// # Errors
-    /// As for [`ReadHalf::read`], and [`TransportError::Closed`] after the end.
+    /// As for [`ReadHalf::read`], and [`TransportError::Closed`] after the end. Bad input is given at once, and the
+    /// stream left as it is, for [`ReadHalf::drain_now`].
     fn read_now(&mut self) -> Result<Option<Incoming>, TransportError> {
         self.read_ready()
+    }
+
+    /// Whether [`ReadHalf::read_now`] gave nothing because the [`Intake`] admits no more at present: the descriptor may
+    /// be readable all the same, and [`Intake::on_change`] tells when to go on.
+    fn is_shut(&self) -> bool {
+        false
+    }
+
+    /// After a Close or bad input: discards what has come, without blocking; says whether the peer's stream has ended.
+    fn drain_now(&mut self) -> bool {
+        true
     }
 
     /// What `poll` finds readable when the peer has sent more; [`ReadHalf::read_now`] may have something to give
@@ -177,6 +190,16 @@ pub trait WriteHalf: Send {
     /// As for [`WriteHalf::flush`].
     fn try_flush(&mut self) -> Result<bool, TransportError> {
         Ok(false)
+    }
+
+    /// Only for a half of a [`Polled`] connection, none of whose methods blocks: they keep what the system does not
+    /// take, and this sends of it what it takes now. Says whether all that was flushed has left, a Close and the end of
+    /// the stream too.
+    ///
+    /// # Errors
+    /// As for [`WriteHalf::flush`].
+    fn flush_rest(&mut self) -> Result<bool, TransportError> {
+        Ok(true)
     }
 
     /// Queues a ping, which goes with the next flush and before the messages written so far.
@@ -362,6 +385,38 @@ pub trait Pending: Send {
         level: Level,
         check: &mut dyn FnMut(&HandshakeRequest) -> Result<(), Refusal>,
     ) -> Result<(Connection, HandshakeRequest), TransportError>;
+
+    /// For one thread that has many connections: its handshake, and later its halves, never block.
+    ///
+    /// # Errors
+    /// Gives it back if nothing below it can be polled.
+    fn polled(self: Box<Self>, limits: &SocketLimits) -> Result<Box<dyn Polled>, Box<dyn Pending>>;
+}
+
+/// An accepted connection whose handshake goes on whenever its descriptor is ready.
+pub trait Polled: Send {
+    /// What can be polled.
+    fn descriptor(&self) -> Arc<dyn AsFd + Send + Sync>;
+
+    /// The peer's address (and port), for logs.
+    fn peer(&self) -> &str;
+
+    /// Goes on as far as that is possible without blocking; `None` if the peer has to do something first. Of the
+    /// connection that it gives, [`ReadHalf::read_now`] and all methods of the write half never block.
+    ///
+    /// # Errors
+    /// As for [`Pending::handshake`]; then only [`Polled::linger`] is left.
+    fn advance(
+        &mut self,
+        check: &mut dyn FnMut(&HandshakeRequest) -> Result<(), Refusal>,
+    ) -> Result<Option<(Connection, HandshakeRequest)>, TransportError>;
+
+    /// Whether it waits for the peer to read.
+    fn has_left(&self) -> bool;
+
+    /// After an error: sends what the peer is still to be told and discards what it sends; says whether its stream has
+    /// ended. Without that, unread bytes would reset the connection under the answer.
+    fn linger(&mut self) -> bool;
 }
 
 /// What a client asked for in its upgrade request.

@@ -37,6 +37,16 @@ pub(super) trait Receive: Send {
     /// afterwards.
     fn drain(&mut self);
 
+    /// See [`super::ReadHalf::is_shut`].
+    fn is_shut(&self) -> bool {
+        false
+    }
+
+    /// Discards what has come, without blocking; says whether the stream has ended. Nothing is received afterwards.
+    fn drain_now(&mut self) -> bool {
+        true
+    }
+
     /// Ends both directions, so that the writer does not wait for a peer that is gone or has lost its right to an
     /// answer.
     fn shut(&mut self);
@@ -165,12 +175,21 @@ impl<R: Receive> ReadHalf for Reader<R> {
     }
 
     fn read_now(&mut self) -> Result<Option<Incoming>, TransportError> {
-        match self.state {
+        match std::mem::replace(&mut self.state, ReaderState::Open) {
             ReaderState::Open => {
                 self.source.receive_now().transpose().map(|received| self.pass_on(received)).transpose()
             }
-            _ => Err(self.over(TransportError::Closed)),
+            ReaderState::Failing(error) => Err(self.over(error)),
+            ReaderState::Closing | ReaderState::Over => Err(self.over(TransportError::Closed)),
         }
+    }
+
+    fn is_shut(&self) -> bool {
+        self.source.is_shut()
+    }
+
+    fn drain_now(&mut self) -> bool {
+        self.source.drain_now()
     }
 
     fn descriptor(&self) -> Option<Arc<dyn AsFd + Send + Sync>> {

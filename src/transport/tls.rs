@@ -32,7 +32,7 @@ pub(super) fn handshake_as_server(
     Ok(connection)
 }
 
-fn failed(peer: &str, source: rustls::Error) -> TransportError {
+pub(super) fn failed(peer: &str, source: rustls::Error) -> TransportError {
     TransportError::Tls { peer: peer.to_owned(), source }
 }
 

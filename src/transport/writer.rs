@@ -27,6 +27,11 @@ pub(super) trait Transmit: Send {
         Ok(false)
     }
 
+    /// Sends what a transport that never blocks has kept back; whether everything has left.
+    fn transmit_rest(&mut self) -> io::Result<bool> {
+        Ok(true)
+    }
+
     /// Tells the peer that nothing follows; it may still send.
     fn half_close(&mut self) -> io::Result<()>;
 }
@@ -120,6 +125,13 @@ impl<T: Transmit> WriteHalf for Writer<T> {
     fn try_flush(&mut self) -> Result<bool, TransportError> {
         self.check_open()?;
         match self.sink.try_transmit() {
+            Ok(all_left) => Ok(all_left),
+            Err(error) => self.check(Err(error)).map(|()| false),
+        }
+    }
+
+    fn flush_rest(&mut self) -> Result<bool, TransportError> {
+        match self.sink.transmit_rest() {
             Ok(all_left) => Ok(all_left),
             Err(error) => self.check(Err(error)).map(|()| false),
         }

@@ -5,6 +5,7 @@ mod testkit;
 
 mod leaks;
 mod miner_descriptors;
+mod polled_idle;
 mod stress;
 mod transport_descriptors;
 mod transport_memory;

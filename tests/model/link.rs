@@ -3,6 +3,12 @@
 #[path = "../../src/link/handover.rs"]
 pub mod handover;
 
+#[path = "../../src/link/poll/news.rs"]
+pub mod news;
+
+#[path = "../../src/link/poll/runs.rs"]
+pub mod runs;
+
 /// The outbox is pure and comes from the library as it is, but for one bug that can be planted and for notes of what it
 /// gives.
 pub mod outbox {

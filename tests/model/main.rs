@@ -1,5 +1,6 @@
 //! The lock-and-channel parts under a controlled scheduler: the shutdown latch, the hand-over of the outbox, the
-//! matching of acknowledgements, stop against reconnect, the end of a task, the slots of a miner, the pool kit.
+//! matching of acknowledgements, the wake-ups of the poll, stop against reconnect, the end of a task, the slots of a
+//! miner, the pool kit.
 //!
 //! The files of `src/` are compiled here a second time, as they are, against locks that let a scheduler choose who runs
 //! next ([`base::sync`]). Each model runs under thousands of schedules, half of them random, half with few and
@@ -18,6 +19,7 @@ mod handover;
 mod leases;
 #[allow(dead_code)]
 mod link;
+mod poll;
 #[allow(dead_code)]
 mod pool;
 mod protocol;
@@ -78,6 +80,8 @@ fn the_modelled_files_take_their_locks_from_base_sync() {
         "base/lock.rs",
         "base/shutdown.rs",
         "link/handover.rs",
+        "link/poll/news.rs",
+        "link/poll/runs.rs",
         "link/outbox/mod.rs",
         "link/outbox/message.rs",
         "tasks/cell.rs",

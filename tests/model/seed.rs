@@ -20,6 +20,8 @@ pub enum Seed {
     NoRewind,
     /// Answers are matched on another thread than the one that reads the connection they came on.
     MatchedElsewhere,
+    /// The poll thread lowers its event only when it has taken the news.
+    LoweredAfterTaking,
     /// A stop kicks the connection that is present, and forgets the one that is about to be.
     NoKickOnAttach,
     /// The end of a task wakes none of those who wait for it.

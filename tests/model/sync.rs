@@ -98,6 +98,12 @@ impl Condvar {
             self.0.notify_all();
         }
     }
+
+    pub fn notify_one(&self) {
+        if !is_quiet() {
+            self.0.notify_one();
+        }
+    }
 }
 
 /// Whether the sender is gone, and who waits for that.

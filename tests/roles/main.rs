@@ -28,6 +28,7 @@ mod facilitator_stop;
 mod hostile_miner;
 mod journal;
 mod link;
+mod link_server;
 mod link_strangers;
 mod miner;
 mod miner_backends;

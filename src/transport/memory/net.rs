@@ -17,7 +17,7 @@ use crate::net::dial::DialError;
 use crate::transport::handshake::refusal_status;
 use crate::transport::url::WsUrl;
 use crate::transport::{
-    Connection, DialRequest, Dialer, HandshakeRequest, Listener, ListenerKick, Pending, Refusal, SocketLimits,
+    Connection, DialRequest, Dialer, HandshakeRequest, Listener, ListenerKick, Pending, Polled, Refusal, SocketLimits,
     TransportError,
 };
 
@@ -253,5 +253,9 @@ impl Pending for MemoryPending {
         let [dialer, listener] = net.new_wire().ends([&dialer_limits, limits], [&name, &peer]);
         reply.send(Ok(dialer)).map_err(|_| TransportError::Closed)?;
         Ok((listener, request))
+    }
+
+    fn polled(self: Box<Self>, _: &SocketLimits) -> Result<Box<dyn Polled>, Box<dyn Pending>> {
+        Err(self)
     }
 }

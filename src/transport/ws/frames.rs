@@ -11,7 +11,7 @@ use tungstenite::protocol::{Role, WebSocket, WebSocketConfig};
 use tungstenite::{Error, Message};
 
 use super::gate::Gate;
-use super::socket::{Asking, Inbound, Outbound, Socket};
+use super::socket::{Asking, Caller, Inbound, Outbound, Socket};
 use crate::transport::SocketLimits;
 use crate::transport::intake::Intake;
 use crate::transport::reader::Receive;
@@ -23,6 +23,9 @@ pub(super) struct Decoder {
     socket: Arc<Socket>,
 }
 
+/// The codec's buffer on a polled connection, which need not save system calls.
+const POLLED_BUFFER_BYTES: usize = 512;
+
 impl Decoder {
     /// `tail`: what was received together with the handshake.
     pub(super) fn new(
@@ -31,12 +34,26 @@ impl Decoder {
         role: Role,
         (limits, intake): (&SocketLimits, Arc<Intake>),
     ) -> Self {
+        let inbound = Inbound::new(socket.clone(), Caller::Threads, limits.read_buffer_bytes);
+        Self::over(Gate::new(inbound, intake, tail), socket, role, limits)
+    }
+
+    /// Goes on with what has shaken hands.
+    pub(super) fn polled(
+        inbound: Inbound,
+        socket: Arc<Socket>,
+        (limits, intake): (&SocketLimits, Arc<Intake>),
+    ) -> Self {
+        let limits = SocketLimits { read_buffer_bytes: POLLED_BUFFER_BYTES, ..*limits };
+        Self::over(Gate::new(inbound, intake, Vec::new()), socket, Role::Server, &limits)
+    }
+
+    fn over(gate: Gate, socket: Arc<Socket>, role: Role, limits: &SocketLimits) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(limits.read_buffer_bytes)
             .max_message_size(Some(limits.message_bytes))
             .max_frame_size(Some(limits.frame_bytes));
-        let inbound = Inbound::new(socket.clone(), limits.read_buffer_bytes);
-        Self { codec: WebSocket::from_raw_socket(Gate::new(inbound, intake, tail), role, Some(config)), socket }
+        Self { codec: WebSocket::from_raw_socket(gate, role, Some(config)), socket }
     }
 }
 
@@ -75,6 +92,14 @@ impl Receive for Decoder {
         self.socket.drain();
     }
 
+    fn is_shut(&self) -> bool {
+        self.codec.get_ref().is_shut()
+    }
+
+    fn drain_now(&mut self) -> bool {
+        self.socket.drain_now()
+    }
+
     fn shut(&mut self) {
         self.socket.shut();
     }
@@ -91,9 +116,9 @@ pub(super) struct Encoder {
 }
 
 impl Encoder {
-    pub(super) fn new(socket: Arc<Socket>, role: Role, limits: &SocketLimits) -> Self {
+    pub(super) fn new(outbound: Outbound, role: Role, limits: &SocketLimits) -> Self {
         Self {
-            outbound: Outbound::new(socket),
+            outbound,
             masks: (role == Role::Client).then(|| Masks { key: RandomState::new(), count: 0 }),
             control: Vec::new(),
             data: Vec::new(),
@@ -133,8 +158,7 @@ impl Transmit for Encoder {
         }
         for buffer in [&mut self.control, &mut self.data] {
             if !buffer.is_empty() {
-                self.outbound.send(buffer)?;
-                buffer.clear();
+                self.outbound.send_all_of(buffer)?;
                 buffer.shrink_to(self.kept_bytes);
             }
         }
@@ -144,9 +168,11 @@ impl Transmit for Encoder {
     fn try_transmit(&mut self) -> io::Result<bool> {
         // In one buffer, so that what is left of a frame goes before everything else.
         self.control.append(&mut self.data);
-        let sent = self.outbound.try_send(&self.control)?;
-        self.control.drain(..sent);
-        Ok(self.control.is_empty())
+        self.outbound.try_send_all_of(&mut self.control)
+    }
+
+    fn transmit_rest(&mut self) -> io::Result<bool> {
+        self.outbound.send_rest()
     }
 
     fn half_close(&mut self) -> io::Result<()> {

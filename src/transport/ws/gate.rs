@@ -56,6 +56,11 @@ impl Gate {
         self.is_shut || self.inbound.is_dry()
     }
 
+    /// Whether the last reading ended because nothing more is admitted at present.
+    pub(super) fn is_shut(&self) -> bool {
+        self.is_shut
+    }
+
     /// How many of these bytes are admitted, and why not more.
     fn admit(&mut self, bytes: &[u8]) -> (usize, Option<Result<Shut, TransportError>>) {
         let stranger = self.intake.stranger_limits();
@@ -86,6 +91,9 @@ impl Gate {
     /// Nothing was admitted: waits if that is allowed.
     fn shut(&mut self, why: Result<Shut, TransportError>) -> io::Result<()> {
         let why = why.map_err(io::Error::other)?;
+        if self.intake.is_kicked() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
         if self.asking != Asking::Waits {
             self.is_shut = true;
             return Err(io::ErrorKind::WouldBlock.into());

@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use tungstenite::protocol::Role;
 
+use super::policy::ClientPolicy;
+use super::polled::PolledSocket;
 use super::socket::Socket;
 use super::split;
 use crate::base::shutdown::{Level, Shutdown};
@@ -15,7 +17,8 @@ use crate::net::http::HostNames;
 use crate::transport::handshake::{bounded, upgrade_as_server};
 use crate::transport::tls::handshake_as_server;
 use crate::transport::{
-    Connection, HandshakeRequest, Listener, ListenerKick, Pending, Refusal, ServerTls, SocketLimits, TransportError,
+    Connection, HandshakeRequest, Listener, ListenerKick, Pending, Polled, Refusal, ServerTls, SocketLimits,
+    TransportError,
 };
 
 /// Listens on a TCP address for WebSocket clients, plain or TLS. Dropping it closes the address.
@@ -26,27 +29,6 @@ pub struct WsListener {
     tcp: KickableListener,
     tls: Option<ServerTls>,
     policy: Arc<ClientPolicy>,
-}
-
-/// Whom a listener takes, before its user is asked.
-#[derive(Debug)]
-struct ClientPolicy {
-    names: HostNames,
-    without_certificate: fn(path: &str) -> bool,
-}
-
-impl ClientPolicy {
-    /// Why it does not take that one.
-    fn refusal(&self, request: &HandshakeRequest, lacks_certificate: bool) -> Option<Refusal> {
-        if let Some((status, why)) = self.names.refusal_of_page(&request.headers) {
-            return Some(Refusal { status, body: why + "\n", retry_after: None });
-        }
-        if lacks_certificate && !(self.without_certificate)(&request.path) {
-            let body = "a client certificate of an authority that this server knows is missing\n".to_owned();
-            return Some(Refusal { status: 403, body, retry_after: None });
-        }
-        None
-    }
 }
 
 impl WsListener {
@@ -146,6 +128,10 @@ impl Pending for WsPending {
             Ok((tls.map(Into::into), request))
         })?;
         Ok((split(Socket::new(tcp, tls), Vec::new(), Role::Server, limits, peer), request))
+    }
+
+    fn polled(self: Box<Self>, limits: &SocketLimits) -> Result<Box<dyn Polled>, Box<dyn Pending>> {
+        Ok(Box::new(PolledSocket::new(self.tcp, self.peer, (self.tls, self.policy), limits)))
     }
 }
 

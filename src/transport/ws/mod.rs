@@ -7,6 +7,8 @@ mod dialer;
 mod frames;
 mod gate;
 mod listener;
+mod policy;
+mod polled;
 mod scan;
 mod socket;
 
@@ -19,7 +21,7 @@ use super::reader::Reader;
 use super::writer::Writer;
 use super::{Connection, ConnectionKick, SocketLimits};
 use frames::{Decoder, Encoder};
-use socket::Socket;
+use socket::{Caller, Outbound, Socket};
 
 pub use dialer::WsDialer;
 pub use listener::WsListener;
@@ -27,16 +29,32 @@ pub use listener::WsListener;
 /// Splits a socket whose handshake is done; `tail` is what the peer sent after it.
 fn split(socket: Socket, tail: Vec<u8>, role: Role, limits: &SocketLimits, peer: String) -> Connection {
     let socket = Arc::new(socket);
-    let control = &socket.control;
-    let going = Arc::downgrade(&socket);
-    let intake = Intake::new(move || {
+    let intake = intake_of(&socket);
+    let decoder = Decoder::new(socket.clone(), tail, role, (limits, intake.clone()));
+    let encoder = Encoder::new(Outbound::new(socket.clone(), Caller::Threads), role, limits);
+    halves(&socket, intake, (decoder, encoder), limits, peer)
+}
+
+/// What a connection may send, whose reading ends when it is to go.
+fn intake_of(socket: &Arc<Socket>) -> Arc<Intake> {
+    let going = Arc::downgrade(socket);
+    Intake::new(move || {
         if let Some(socket) = going.upgrade() {
             socket.end_reading();
         }
-    });
-    let decoder = Decoder::new(socket.clone(), tail, role, (limits, intake.clone()));
-    let encoder = Encoder::new(socket.clone(), role, limits);
-    let (kicked, kicked_intake) = (Arc::downgrade(&socket), Arc::downgrade(&intake));
+    })
+}
+
+/// The parts of a connection over one socket.
+fn halves(
+    socket: &Arc<Socket>,
+    intake: Arc<Intake>,
+    (decoder, encoder): (Decoder, Encoder),
+    limits: &SocketLimits,
+    peer: String,
+) -> Connection {
+    let control = &socket.control;
+    let (kicked, kicked_intake) = (Arc::downgrade(socket), Arc::downgrade(&intake));
     let traffic = socket.traffic.clone();
     Connection {
         reader: Box::new(Reader::new(decoder, control.clone(), peer.clone())),

@@ -28,7 +28,8 @@ const SEND_BYTES: usize = 256 << 10;
 
 pub(super) struct Socket {
     tcp: Arc<TcpStream>,
-    tls: Option<Mutex<rustls::Connection>>,
+    /// Apart, because a connection without TLS need not have its kilobyte.
+    tls: Option<Box<Mutex<rustls::Connection>>>,
     pub(super) control: Arc<Control>,
     pub(super) traffic: Arc<Traffic>,
     /// We have ended the reading ourselves.
@@ -37,8 +38,13 @@ pub(super) struct Socket {
 
 impl Socket {
     pub(super) fn new(tcp: Arc<TcpStream>, tls: Option<rustls::Connection>) -> Self {
-        let has_ended_reading = AtomicBool::new(false);
-        Self { tcp, tls: tls.map(Mutex::new), control: Arc::default(), traffic: Arc::default(), has_ended_reading }
+        let (tls, has_ended_reading) = (tls.map(|tls| Box::new(Mutex::new(tls))), AtomicBool::new(false));
+        Self { tcp, tls, control: Arc::default(), traffic: Arc::default(), has_ended_reading }
+    }
+
+    /// Whether the peer has shown a certificate, which then was a good one.
+    pub(super) fn peer_is_certified(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| lock(tls).peer_certificates().is_some())
     }
 
     pub(super) fn kick(&self) {
@@ -111,6 +117,19 @@ impl Socket {
         );
     }
 
+    /// Discards what has come; says whether the stream has ended.
+    pub(super) fn drain_now(&self) -> bool {
+        let mut discarded = [0; 4096];
+        for _ in 0..POLLED_TURN_BYTES / discarded.len() {
+            match rustix::net::recv(&*self.tcp, &mut discarded[..], RecvFlags::DONTWAIT) {
+                Ok((1.., _)) | Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return false,
+                Ok((0, _)) | Err(_) => return true,
+            }
+        }
+        false
+    }
+
     /// Reads and discards until the end of the stream, at most for [`CLOSE_DRAIN_TIME`]. Nothing is read afterwards, so
     /// this is the one place where a time-out on the socket does no harm.
     pub(super) fn drain(&self) {
@@ -135,6 +154,20 @@ impl Socket {
     }
 }
 
+/// Bytes that a polled connection takes of the system at a time, and for one message at most before others have their
+/// turn.
+const POLLED_READ_BYTES: usize = 8 << 10;
+const POLLED_TURN_BYTES: usize = 256 << 10;
+
+/// Who calls the two directions of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Caller {
+    /// A thread for each, which may block.
+    Threads,
+    /// One thread for many sockets, which may not. Buffers are there only while they hold something.
+    Poll,
+}
+
 /// How the system may be asked for more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Asking {
@@ -147,25 +180,34 @@ pub(super) enum Asking {
 /// the writer writes.
 pub(super) struct Inbound {
     socket: Arc<Socket>,
-    /// Received and not yet given to rustls, which takes no more while it holds plaintext; empty without TLS.
-    sealed: Box<[u8]>,
+    caller: Caller,
+    /// Received and not yet passed on: with TLS because rustls takes no more while it holds plaintext, and if polled
+    /// because the codec asks for little at a time.
+    received: Box<[u8]>,
     start: usize,
     end: usize,
     asking: Asking,
     /// More was wanted than there is without waiting.
     dry: bool,
+    /// If polled: the system had less than it was asked for, so that it need not be asked once more.
+    drained: bool,
+    /// If polled: bytes since the present message was asked for.
+    turn: usize,
 }
 
 impl Inbound {
-    pub(super) fn new(socket: Arc<Socket>, buffer: usize) -> Self {
-        let buffer = if socket.tls.is_some() { buffer.max(1) } else { 0 };
-        Self { socket, sealed: vec![0; buffer].into(), start: 0, end: 0, asking: Asking::Waits, dry: false }
+    pub(super) fn new(socket: Arc<Socket>, caller: Caller, buffer: usize) -> Self {
+        let buffer = if caller == Caller::Threads && socket.tls.is_some() { buffer.max(1) } else { 0 };
+        let received = vec![0; buffer].into();
+        let asking = if caller == Caller::Poll { Asking::Now } else { Asking::Waits };
+        Self { socket, caller, received, start: 0, end: 0, asking, dry: false, drained: false, turn: 0 }
     }
 
     /// Says how reading may ask the system for more; without waiting it fails as `WouldBlock` where it would, and
     /// [`Inbound::is_dry`] tells so.
     pub(super) fn set_asking(&mut self, asking: Asking) {
         self.asking = asking;
+        self.turn = 0;
     }
 
     /// Whether the last reading ended because nothing more is there without waiting.
@@ -184,6 +226,32 @@ impl Inbound {
         received
     }
 
+    /// Receives into the own buffer, which is empty; gives the bytes.
+    fn refill(&mut self, socket: &Socket) -> io::Result<usize> {
+        let mut buffer = std::mem::take(&mut self.received);
+        let received = if self.caller == Caller::Threads {
+            self.receive(socket, &mut buffer)
+        } else if self.drained || self.turn >= POLLED_TURN_BYTES {
+            // The poll tells if the system has more.
+            self.drained = false;
+            self.dry = true;
+            Err(io::ErrorKind::WouldBlock.into())
+        } else {
+            if buffer.is_empty() {
+                buffer = vec![0; POLLED_READ_BYTES].into();
+            }
+            self.receive(socket, &mut buffer).inspect(|received| {
+                self.turn += received;
+                self.drained = *received < POLLED_READ_BYTES;
+            })
+        };
+        if self.caller == Caller::Threads || received.as_ref().is_ok_and(|received| *received > 0) {
+            self.received = buffer;
+        }
+        (self.start, self.end) = (0, *received.as_ref().unwrap_or(&0));
+        received
+    }
+
     /// Decrypts what was received. `None`: more must be received first.
     ///
     /// `WouldBlock` says that rustls wants something sent, which only the writer does; the next call goes on.
@@ -197,7 +265,7 @@ impl Inbound {
             if self.start == self.end {
                 return Ok(None);
             }
-            let mut rest = &self.sealed[self.start..self.end];
+            let mut rest = &self.received[self.start..self.end];
             tls.read_tls(&mut rest)?;
             self.start = self.end - rest.len();
             let waited = tls.wants_write();
@@ -216,20 +284,24 @@ impl Read for Inbound {
         let socket = self.socket.clone();
         self.dry = false;
         let Some(tls) = &socket.tls else {
-            return self.receive(&socket, buf);
+            if self.caller == Caller::Threads {
+                return self.receive(&socket, buf);
+            }
+            if self.start == self.end {
+                self.refill(&socket)?;
+            }
+            let given = buf.len().min(self.end - self.start);
+            buf[..given].copy_from_slice(&self.received[self.start..self.start + given]);
+            self.start += given;
+            return Ok(given);
         };
         loop {
             if let Some(n) = self.open(tls, buf)? {
                 return Ok(n);
             }
-            let mut sealed = std::mem::take(&mut self.sealed);
-            let received = self.receive(&socket, &mut sealed);
-            self.sealed = sealed;
-            let received = received?;
-            if received == 0 {
+            if self.refill(&socket)? == 0 {
                 return Ok(0);
             }
-            (self.start, self.end) = (0, received);
         }
     }
 }
@@ -247,30 +319,45 @@ impl Write for Inbound {
 /// The sending direction; the only user of it is the write half.
 pub(super) struct Outbound {
     socket: Arc<Socket>,
+    caller: Caller,
     sealed: Vec<u8>,
+    /// If polled: what has not been sent yet, and how much of `sealed` and of this has been.
+    kept: Vec<u8>,
+    kept_sent: usize,
+    sealed_sent: usize,
+    /// If polled: the end of the stream follows what is kept.
+    ending: Ending,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    No,
+    Wanted,
+    /// TLS has been told, which has something to say about it.
+    Said,
+    Done,
 }
 
 impl Outbound {
-    pub(super) fn new(socket: Arc<Socket>) -> Self {
-        Self { socket, sealed: Vec::new() }
+    pub(super) fn new(socket: Arc<Socket>, caller: Caller) -> Self {
+        let (sealed, kept) = (Vec::new(), Vec::new());
+        Self { socket, caller, sealed, kept, kept_sent: 0, sealed_sent: 0, ending: Ending::No }
     }
 
-    /// Sends all of `bytes`, and before them whatever TLS itself has to say. Blocks while the peer does not read.
+    /// Sends all of `bytes`, and before them whatever TLS itself has to say. Blocks while the peer does not read; if
+    /// polled, it keeps what would.
     pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.caller == Caller::Poll {
+            self.kept.extend_from_slice(bytes);
+            return self.send_rest().map(drop);
+        }
         let Some(tls) = &self.socket.tls else {
             return self.socket.send(bytes);
         };
         let mut rest = bytes;
         loop {
             let (chunk, later) = rest.split_at(rest.len().min(SEAL_BYTES));
-            self.sealed.clear();
-            {
-                let mut tls = lock(tls);
-                tls.writer().write_all(chunk)?;
-                while tls.wants_write() {
-                    tls.write_tls(&mut self.sealed)?;
-                }
-            }
+            seal(tls, chunk, &mut self.sealed)?;
             self.socket.send(&self.sealed)?;
             rest = later;
             if rest.is_empty() {
@@ -279,18 +366,107 @@ impl Outbound {
         }
     }
 
-    /// Sends what the system takes without blocking; gives the number of bytes. Nothing over TLS, whose records would
-    /// have to be kept.
-    pub(super) fn try_send(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.socket.tls.is_some() { Ok(0) } else { self.socket.try_send(bytes) }
+    /// As [`Outbound::send`], of a buffer that is empty afterwards; if polled, it is taken over, which spares a copy
+    /// and leaves no memory behind.
+    pub(super) fn send_all_of(&mut self, bytes: &mut Vec<u8>) -> io::Result<()> {
+        if self.caller == Caller::Threads {
+            self.send(bytes)?;
+            bytes.clear();
+            return Ok(());
+        }
+        let bytes = std::mem::take(bytes);
+        if self.kept.is_empty() {
+            self.kept = bytes;
+        } else {
+            self.kept.extend_from_slice(&bytes);
+        }
+        self.send_rest().map(drop)
+    }
+
+    /// Sends what the system takes without blocking, and leaves the rest in the buffer; says whether nothing is left.
+    /// Over TLS, whose records would have to be kept, that is nothing. If polled, what is left is kept here.
+    pub(super) fn try_send_all_of(&mut self, bytes: &mut Vec<u8>) -> io::Result<bool> {
+        if self.caller == Caller::Poll {
+            self.send_all_of(bytes)?;
+            return self.send_rest();
+        }
+        let sent = if self.socket.tls.is_some() { 0 } else { self.socket.try_send(bytes)? };
+        bytes.drain(..sent);
+        Ok(bytes.is_empty())
+    }
+
+    /// Sends of what is kept, and of what TLS has to say, as much as the system takes without blocking; says whether
+    /// all has left.
+    pub(super) fn send_rest(&mut self) -> io::Result<bool> {
+        if self.caller == Caller::Threads {
+            return Ok(true);
+        }
+        loop {
+            let (bytes, sent) = match &self.socket.tls {
+                None => (&self.kept, &mut self.kept_sent),
+                Some(tls) => {
+                    if self.sealed_sent == self.sealed.len() {
+                        self.sealed_sent = 0;
+                        let chunk = &self.kept[self.kept_sent..];
+                        let chunk = &chunk[..chunk.len().min(SEAL_BYTES)];
+                        if self.ending == Ending::Wanted && chunk.is_empty() {
+                            lock(tls).send_close_notify();
+                            self.ending = Ending::Said;
+                        }
+                        seal(tls, chunk, &mut self.sealed)?;
+                        self.kept_sent += chunk.len();
+                    }
+                    (&self.sealed, &mut self.sealed_sent)
+                }
+            };
+            while *sent < bytes.len() {
+                let part = &bytes[*sent..];
+                let taken = self.socket.try_send(&part[..part.len().min(SEND_BYTES)])?;
+                if taken == 0 {
+                    return Ok(false);
+                }
+                *sent += taken;
+            }
+            if self.kept_sent < self.kept.len() {
+                continue;
+            }
+            (self.kept, self.kept_sent) = (Vec::new(), 0);
+            (self.sealed, self.sealed_sent) = (Vec::new(), 0);
+            match self.ending {
+                Ending::Wanted if self.socket.tls.is_some() => {}
+                Ending::Wanted | Ending::Said => {
+                    self.ending = Ending::Done;
+                    self.socket.tcp.shutdown(Half::Write)?;
+                    return Ok(true);
+                }
+                Ending::No | Ending::Done => return Ok(true),
+            }
+        }
     }
 
     /// Tells the peer that nothing follows; it may still send.
     pub(super) fn half_close(&mut self) -> io::Result<()> {
+        if self.caller == Caller::Poll {
+            if self.ending == Ending::No {
+                self.ending = Ending::Wanted;
+            }
+            return self.send_rest().map(drop);
+        }
         if let Some(tls) = &self.socket.tls {
             lock(tls).send_close_notify();
         }
         self.send(&[])?;
         self.socket.tcp.shutdown(Half::Write)
     }
+}
+
+/// Encrypts a part of what is to be sent, after whatever TLS itself has to say; `sealed` has the records.
+fn seal(tls: &Mutex<rustls::Connection>, plain: &[u8], sealed: &mut Vec<u8>) -> io::Result<()> {
+    sealed.clear();
+    let mut tls = lock(tls);
+    tls.writer().write_all(plain)?;
+    while tls.wants_write() {
+        tls.write_tls(sealed)?;
+    }
+    Ok(())
 }

@@ -5,6 +5,7 @@
 
 pub mod job;
 pub mod keys;
+pub mod meter;
 pub mod table;
 
 /// The statuses of a good job, in order.

@@ -16,7 +16,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::client::Client;
 use crate::jobs::Jobs;
-use crate::meter::{self, Reading};
+use phalanx_peers::meter::{self, Reading};
 
 /// How long nothing may happen.
 const STALL: Duration = Duration::from_secs(30);

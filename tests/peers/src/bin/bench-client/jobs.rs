@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use phalanx_peers::job::{self, JobRequest};
 use phalanx_peers::keys::{self, Trusted};
 
-use crate::meter;
+use phalanx_peers::meter;
 
 /// The seed of the user whose jobs these are; public, from the vectors.
 const USER: &str = "0102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f20";

@@ -7,7 +7,6 @@ mod client;
 mod compare;
 mod facilitator;
 mod jobs;
-mod meter;
 
 use std::process::ExitCode;
 

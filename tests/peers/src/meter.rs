@@ -14,8 +14,18 @@ pub struct Reading {
     pub switches: u64,
     /// The most resident memory so far, KiB.
     pub peak_kib: u64,
+    /// Resident memory now, KiB.
+    pub resident_kib: u64,
     /// Threads that live.
     pub threads: u64,
+}
+
+/// CPU nanoseconds of a process: all its threads, those that ended included.
+///
+/// # Errors
+/// What the system says.
+pub fn cpu(pid: u32) -> Result<u64, String> {
+    nanos(clock_getcpuclockid(Pid::from_raw(pid as i32)).map_err(|e| format!("CPU clock of {pid}: {e}"))?)
 }
 
 fn nanos(clock: ClockId) -> Result<u64, String> {
@@ -24,16 +34,22 @@ fn nanos(clock: ClockId) -> Result<u64, String> {
 }
 
 /// CPU nanoseconds of the calling thread.
+///
+/// # Errors
+/// What the system says.
 pub fn own_cpu() -> Result<u64, String> {
     nanos(ClockId::CLOCK_THREAD_CPUTIME_ID)
 }
 
 /// Reads the state of a process.
+///
+/// # Errors
+/// What the system says, as when the process has ended.
 pub fn read(pid: u32) -> Result<Reading, String> {
-    let clock = clock_getcpuclockid(Pid::from_raw(pid as i32)).map_err(|e| format!("CPU clock of {pid}: {e}"))?;
-    let mut reading = Reading { cpu: nanos(clock)?, ..Reading::default() };
+    let mut reading = Reading { cpu: cpu(pid)?, ..Reading::default() };
     let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(|e| format!("/proc/{pid}/status: {e}"))?;
     reading.peak_kib = field(&status, "VmHWM:")?;
+    reading.resident_kib = field(&status, "VmRSS:")?;
     for task in fs::read_dir(format!("/proc/{pid}/task")).map_err(|e| format!("/proc/{pid}/task: {e}"))? {
         let path = task.map_err(|e| e.to_string())?.path().join("status");
         // A thread may end between the listing and the reading.
