@@ -129,3 +129,15 @@ $(VENV)/.ready: tests/python/requirements.txt tests/python/requirements-no-deps.
 	then touch $@; \
 	elif [ -n "$$PHALANX_TEST_REQUIRE_ALL" ]; then cat target/venv.log; exit 1; \
 	else echo "SKIPPED: no Python peers, see target/venv.log"; fi
+
+# Feeds each decoder that meets bytes of others for so many seconds with what a fuzzer makes up; needs cargo-fuzz and a
+# nightly compiler. What it finds becomes a file of fuzz/corpus, which the tests read.
+.PHONY: fuzz
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= archive celery_message celery_result http_answer http_request journal redis_replies wire
+fuzz:
+	cd fuzz && for target in $(FUZZ_TARGETS); do \
+	  mkdir -p target/corpus/$$target; \
+	  $(CARGO) +nightly fuzz run --sanitizer none $$target target/corpus/$$target corpus/$$target -- \
+	    -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -rss_limit_mb=2048 -print_final_stats=1 || exit 1; \
+	done

@@ -13,6 +13,8 @@ mod commander;
 mod config;
 mod connection;
 mod error;
+#[cfg(feature = "test-util")]
+pub mod fuzzed;
 pub mod messaging;
 mod meters;
 mod proof;

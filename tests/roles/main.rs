@@ -5,6 +5,8 @@ mod testkit;
 
 mod batch;
 mod certificates;
+#[cfg(feature = "celery")]
+mod corpora;
 mod cuts;
 mod embedding;
 mod engine_elsewhere;

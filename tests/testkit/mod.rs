@@ -11,6 +11,8 @@ pub mod engine;
 pub mod facilitator;
 pub mod fleet;
 pub mod freezer;
+#[cfg(feature = "celery")]
+pub mod fuzzed;
 pub mod http;
 pub mod job;
 pub mod miner;

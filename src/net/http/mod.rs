@@ -18,12 +18,15 @@
 //! * `latest`: what many ask for at the same time.
 //! * [`pages`]: what every role serves of itself; `page`: the one for people, as HTML. Pure.
 //! * [`client`]: blocking requests.
+//! * `fuzzed`: what a fuzzer gives them. With the feature `test-util`.
 
 mod budget;
 #[cfg(feature = "roles")]
 pub mod client;
 mod connection;
 pub(crate) mod date;
+#[cfg(all(feature = "test-util", feature = "client"))]
+pub mod fuzzed;
 pub(crate) mod head;
 mod latest;
 mod limits;

@@ -1,0 +1,7 @@
+//! See `http_answer` in tests/testkit/fuzzed.rs.
+#![no_main]
+
+#[path = "../../tests/testkit/fuzzed.rs"]
+mod fuzzed;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzzed::http_answer(bytes));

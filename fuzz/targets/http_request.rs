@@ -1,0 +1,7 @@
+//! See `http_request` in tests/testkit/fuzzed.rs.
+#![no_main]
+
+#[path = "../../tests/testkit/fuzzed.rs"]
+mod fuzzed;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzzed::http_request(bytes));
