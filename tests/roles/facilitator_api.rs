@@ -278,8 +278,9 @@ fn a_report_of_a_cheat_reaches_the_jobs_validator_once() {
     let mut validator = fix.validator(&alice());
     assert_eq!([validator.job(), validator.job()], [uuid.clone(), trusted.clone()]);
     let nil = uuid::Uuid::nil().to_string();
-    let long = "x".repeat(900 << 10);
+    let (long, longer) = ("x".repeat(32 << 10), "x".repeat(900 << 10));
     for (job, of, status, why) in [
+        (&longer, &trusted, 413, "at most 65536 bytes"),
         (&uuid, &uuid, 404, "Trusted job not found"),
         (&uuid, &nil, 404, "Trusted job not found"),
         (&nil, &trusted, 404, "you have no job"),
