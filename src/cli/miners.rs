@@ -7,10 +7,11 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::status::{ANSWER_TIME, ago, page_url};
+use super::tls::TrustArgs;
 use crate::app::exit;
 use crate::base::shutdown::Shutdown;
 use crate::identity::PublicKey;
-use crate::net::http::client::{HttpClient, HttpError};
+use crate::net::http::client::HttpError;
 use crate::net::http::{HttpRequest, HttpResponse};
 use crate::ops::foreign::Foreign;
 use crate::ops::redact::JsonText;
@@ -32,6 +33,8 @@ pub struct Args {
     /// Print the answer as it is
     #[arg(long, env = "PHALANX_JSON")]
     json: bool,
+    #[command(flatten)]
+    trust: TrustArgs,
 }
 
 /// Runs the command: exit 0 if the miners are shown, 1 if nobody answers or the miner is not among them, 2 if an
@@ -44,7 +47,10 @@ pub fn run(args: Args) -> ExitCode {
         Err(problem) => return exit::usage(problem),
     };
     let url = args.explain.map_or(url.clone(), |hotkey| format!("{url}?explain={hotkey}"));
-    let client = HttpClient::new(Shutdown::new());
+    let client = match args.trust.http(Shutdown::new()) {
+        Ok(client) => client,
+        Err(problem) => return exit::usage(problem),
+    };
     let no_answer = |error: HttpError| exit::failed(format!("no validator or worker of phalanx answers: {error}"));
     let answer = match client.get(&url, &[], Instant::now() + ANSWER_TIME) {
         Ok(answer) => answer,

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use super::layout::{self, Line, Palette, lay_out, plain};
+use super::tls::TrustArgs;
 use super::values::duration;
 use crate::app::exit;
 use crate::base::shutdown::Shutdown;
@@ -50,6 +51,8 @@ pub struct Args {
         require_equals = true, default_missing_value = "2s"
     )]
     watch: Option<Duration>,
+    #[command(flatten)]
+    trust: TrustArgs,
 }
 
 /// Runs the command: exit 0 if all roles are ready, 1 if one is not or does not answer, 2 if an address is wrong.
@@ -65,8 +68,12 @@ pub fn run(args: Args) -> ExitCode {
     }
     // Nobody raises it: a signal ends the process.
     let stop = Shutdown::new();
+    let client = match args.trust.http(stop.clone()) {
+        Ok(client) => client,
+        Err(problem) => return exit::usage(problem),
+    };
     loop {
-        let (text, ready) = look(&args, &urls);
+        let (text, ready) = look(&args, &client, &urls);
         let text = if args.watch.is_some() && std::io::stdout().is_terminal() { in_place(&text) } else { text };
         let mut stdout = std::io::stdout();
         match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -90,12 +97,12 @@ pub(super) fn problem_of_watch(pause: Duration) -> Option<String> {
 
 /// Asks all roles, in their order; gives what is to be printed, and whether all are ready. One that does not answer is
 /// said on stderr.
-fn look(args: &Args, urls: &[String]) -> (String, bool) {
+fn look(args: &Args, client: &HttpClient, urls: &[String]) -> (String, bool) {
     let terminal = std::io::stdout().is_terminal();
     let (width, palette) = (columns().unwrap_or(COLUMNS), palette(terminal));
     let (mut text, mut ready) = (String::new(), true);
     for url in urls {
-        match ask(url) {
+        match ask(client, url) {
             Err(error) => {
                 ready = false;
                 // Its code is the same for all.
@@ -173,12 +180,8 @@ pub(super) fn page_url(http: Option<&str>, page: &str) -> Result<String, String>
     Ok(format!("{base}/{page}"))
 }
 
-pub(super) fn ask(url: &str) -> Result<(Response, Snapshot), HttpError> {
-    ask_by(&HttpClient::new(Shutdown::new()), url)
-}
-
 /// Asks for a snapshot. Blocks for the answer, at most 10 s, or until the client's signal cancels.
-pub(super) fn ask_by(client: &HttpClient, url: &str) -> Result<(Response, Snapshot), HttpError> {
+pub(super) fn ask(client: &HttpClient, url: &str) -> Result<(Response, Snapshot), HttpError> {
     let response = client.get(url, &[], Instant::now() + ANSWER_TIME)?.ok()?;
     let snapshot = response.json()?;
     Ok((response, snapshot))

@@ -239,7 +239,7 @@ impl Reloads for ClientTls {
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct TrustArgs {
     /// Trust the authorities in this file (PEM), and servers whose own certificate is in it. For wss://, and for an
-    /// https:// --miners, in place of the public ones; for volumes and uploads beside them
+    /// https:// --miners or --http, in place of the public ones; for volumes and uploads beside them
     #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CA")]
     tls_ca: Option<PathBuf>,
     /// Which public authorities are trusted: bundled (come with the program), system (SSL_CERT_FILE, SSL_CERT_DIR, or
@@ -285,6 +285,14 @@ impl TrustArgs {
     /// What a check says of the trusted certificates.
     pub(super) fn tell(&self, report: &mut Report) {
         report.certificate("tls-ca", "authority", self.tls_ca.as_deref());
+    }
+
+    /// What asks https:// servers; the signal interrupts it.
+    ///
+    /// # Errors
+    /// One line that names the flag and the file.
+    pub(super) fn http(&self, shutdown: Shutdown) -> Result<HttpClient, String> {
+        Ok(HttpClient::trusting(shutdown, self.links()?))
     }
 
     /// Tells executors the same, but for the file.
@@ -371,7 +379,7 @@ impl ClientArgs {
     /// # Errors
     /// One line that names the file.
     pub(super) fn http(&self, shutdown: Shutdown) -> Result<HttpClient, String> {
-        Ok(HttpClient::trusting(shutdown, self.trust.links()?))
+        self.trust.http(shutdown)
     }
 
     /// What dials many servers.

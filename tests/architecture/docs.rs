@@ -7,7 +7,9 @@ use std::path::Path;
 /// The documents, each with its path from the root.
 pub fn documents(root: &Path) -> Vec<(String, String)> {
     let mut paths: Vec<_> = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"].map(|name| root.join(name)).into();
-    paths.extend(fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    // Beside them are folders of pictures.
+    let texts = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    paths.extend(texts.filter(|path| path.is_file()));
     let name = |path: &Path| path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
     paths.iter().map(|path| (name(path), fs::read_to_string(path).unwrap())).collect()
 }

@@ -117,3 +117,75 @@ fn a_page_is_whole_without_scripts() {
     drop(browser);
     network.stop();
 }
+
+/// A worker's jobs are those of a validator elsewhere, with a Redis between them.
+#[cfg(feature = "celery")]
+#[test]
+fn a_worker_shows_its_jobs_too() {
+    use crate::testkit::network::CHARLIE;
+    use crate::testkit::process::{Running, nothing_left, phalanx, run};
+    use crate::testkit::redis::RedisServer;
+    use phalanx::ops::status::Snapshot;
+    use rustix::process::Signal;
+
+    let Some(redis) = RedisServer::start() else { return };
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let state = |role: &str| folder.path().join(role).display().to_string();
+    let start = |arguments: &[&str]| {
+        let mut running = Running::start(phalanx(scratch.path()).args(arguments).args(["--http", "127.0.0.1:0"]));
+        let line: Value = serde_json::from_str(&running.line()).unwrap();
+        let address = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
+        (running, address("http"), address("listening"))
+    };
+    let (of_facilitator, of_validator, url) = (state("f"), state("v"), redis.url());
+    let (facilitator, users, validators) = start(&[
+        "facilitator",
+        "--listen",
+        "127.0.0.1:0",
+        "--state-dir",
+        &of_facilitator,
+        "--validator",
+        ALICE,
+        "--user",
+        CHARLIE,
+    ]);
+    let link = format!("ws://{validators}/ws/v0/");
+    let of_both = ["--key", "//Alice", "--trusted-signer", CHARLIE, "--redis", &url, "--drain-time", "1s"];
+    let of_validator = ["validator", "--facilitator", &link, "--dispatch", "celery", "--state-dir", &of_validator];
+    let (validator, _, _) = start(&[&of_validator[..], &of_both].concat());
+    let (worker, pages, _) = start(&[&["worker", "--stub-time", "1ms"][..], &of_both].concat());
+    let job = folder.path().join("job.json");
+    std::fs::write(&job, NO_OP).unwrap();
+    // The facilitator refuses a job until the validator is there.
+    let submitted = until_some("a job that is taken", || {
+        let mut command = phalanx(scratch.path());
+        command.arg("submit").arg(&job).args(["--facilitator", &format!("http://{users}"), "--target", ALICE]);
+        let finished = run(command.args(["--key", "//Charlie", "--wait", "--json"]));
+        serde_json::from_str::<Value>(&finished.stdout).ok()
+    });
+    assert_eq!(submitted["status"], "completed", "{submitted}");
+    let uuid = submitted["uuid"].as_str().unwrap();
+    let status = |more: &[&str]| run(phalanx(scratch.path()).args(["status", "--http", &pages]).args(more)).stdout;
+    let snapshot: Snapshot = serde_json::from_str(&status(&["--json"])).unwrap();
+    let [job] = &snapshot.jobs.ended_jobs[..] else { panic!("{snapshot:?}") };
+    assert_eq!((job.uuid.as_str(), snapshot.jobs.ended["completed"]), (uuid, 1));
+    let stages: Vec<_> = job.history.iter().map(|stage| stage.stage.as_str()).collect();
+    let all = ["taken", "accepted", "executor_ready", "volumes_ready", "execution_done", "completed"];
+    assert_eq!(stages, all);
+    let shown = status(&[]);
+    assert!(shown.starts_with("worker ") && shown.contains(uuid) && shown.contains("  tasks "), "{shown}");
+    if let Some(mut browser) = Browser::start() {
+        browser.resize(360, 740);
+        browser.open(&format!("http://{pages}/"));
+        let shown = text(&mut browser);
+        let parts = ["worker 0.1.0", "ready", uuid, "tasks", "consuming"];
+        assert!(parts.iter().all(|part| shown.contains(part)), "{shown}");
+        assert_eq!(browser.eval(TOO_WIDE), json!([]));
+        assert_eq!(browser.complaints, Vec::<String>::new());
+    }
+    for role in [worker, validator, facilitator] {
+        let finished = role.stop(Signal::TERM);
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+    }
+    nothing_left(scratch.path());
+}

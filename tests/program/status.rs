@@ -18,7 +18,7 @@ use phalanx::net::http::client::HttpClient;
 use phalanx::ops::health::PartState;
 use phalanx::ops::metrics::LABELS;
 use phalanx::ops::status::{RoleState, Snapshot};
-use process::{Finished, nothing_left, phalanx, run};
+use process::{Finished, Running, nothing_left, phalanx, run};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -136,6 +136,30 @@ fn ends_are_counted_by_outcome_in_all_roles_and_several_are_shown_at_once() {
     assert_eq!((shown.code, shown.stderr.lines().count()), (Some(1), 1), "{shown:?}");
     assert!(shown.stdout.starts_with("facilitator "), "{shown:?}");
     network.stop();
+}
+
+#[test]
+fn a_role_with_a_certificate_of_its_own_is_asked_by_who_trusts_it() {
+    let (scratch, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let [cert, key] = ["cert.pem", "key.pem"].map(|name| folder.path().join(name).display().to_string());
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let mut command = phalanx(scratch.path());
+    command.args(["validator", "--facilitator", "ws://127.0.0.1:1/", "--key", "//Alice", "--dispatch", "stub"]);
+    let mut running =
+        Running::start(command.args(["--http", "127.0.0.1:0", "--http-tls-cert", &cert, "--http-tls-key", &key]));
+    let line: Value = serde_json::from_str(&running.line()).unwrap();
+    let port = line["http"].as_str().unwrap().rsplit_once(':').unwrap().1.to_owned();
+    let url = format!("https://localhost:{port}");
+    let trusted = status(scratch.path(), &["--http", &url, "--tls-ca", &cert]);
+    assert!(trusted.code == Some(1) && trusted.stdout.starts_with("validator "), "{trusted:?}");
+    let stranger = status(scratch.path(), &["--http", &url]);
+    assert!(stranger.code == Some(1) && stranger.stdout.is_empty(), "{stranger:?}");
+    assert!(stranger.stderr.starts_with("error: no role of phalanx answers: "), "{stranger:?}");
+    let missing = status(scratch.path(), &["--http", &url, "--tls-ca", "/nowhere"]);
+    assert!(missing.code == Some(2) && missing.stderr.starts_with("error: --tls-ca: "), "{missing:?}");
+    running.stop(Signal::TERM);
 }
 
 #[test]
@@ -298,6 +322,28 @@ fn the_metrics_of_all_roles_are_named_by_the_rules_and_bounded() {
         }
         let build = format!("phalanx_build_info{{version=\"{}\"}} 1\n", env!("CARGO_PKG_VERSION"));
         assert!(text.contains(&build), "{role}: {text}");
+    }
+    // What dashboard and alerts show is there from the start, but for what has to happen first, and what only a worker,
+    // or an engine, has.
+    let rare = [
+        "errors",
+        "start_failures",
+        "quarantined",
+        "over_rate",
+        "image_",
+        "images_",
+        "worker",
+        "redis",
+        "celery",
+        "incidents",
+    ];
+    for file in ["grafana/phalanx.json", "prometheus/phalanx.yml"] {
+        let text = std::fs::read_to_string(format!("{}/packaging/{file}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        for name in words.filter(|word| word.starts_with("phalanx_") && !rare.iter().any(|rare| word.contains(rare))) {
+            let name = name.strip_suffix("_bucket").unwrap_or(name);
+            assert!(names.contains(name), "{file}: no role exports {name}: {names:?}");
+        }
     }
     // Each role has some of its own.
     for role in ["facilitator", "validator", "miner"] {

@@ -15,6 +15,7 @@ mod terminal;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, select};
@@ -24,7 +25,8 @@ use rustix::io::Errno;
 use self::keys::{Key, keys};
 use self::model::Top;
 use self::terminal::Terminal;
-use super::status::{ask_by, page_urls, problem_of_watch};
+use super::status::{ask, page_urls, problem_of_watch};
+use super::tls::TrustArgs;
 use super::values::duration;
 use crate::app::output::Output;
 use crate::app::{exit, supervise};
@@ -53,6 +55,8 @@ pub struct Args {
     /// The time between two looks at a role
     #[arg(long, value_name = "DUR", default_value = "2s", value_parser = duration, env = "PHALANX_INTERVAL")]
     interval: Duration,
+    #[command(flatten)]
+    trust: TrustArgs,
 }
 
 /// What one role has answered, or why it has not.
@@ -72,6 +76,10 @@ pub fn run(args: Args) -> ExitCode {
         let stop = Shutdown::new();
         let stopped = stop.clone();
         let _first = env.shutdown.on(Level::Drain, move || stopped.cancel());
+        let client = match args.trust.http(stop.clone()) {
+            Ok(client) => Arc::new(client),
+            Err(problem) => return exit::usage(problem),
+        };
         let terminal = Output::new(&stop).and_then(Terminal::take);
         let terminal = match terminal {
             Ok(terminal) => terminal,
@@ -87,7 +95,7 @@ pub fn run(args: Args) -> ExitCode {
         let (answers, answered) = bounded(QUEUE);
         let mut threads = vec![read_keys(wake, pressed)];
         for (number, url) in urls.into_iter().enumerate() {
-            threads.push(ask_again(number, url, args.interval, (answers.clone(), stop.clone())));
+            threads.push(ask_again(number, (client.clone(), url), args.interval, (answers.clone(), stop.clone())));
         }
         drop(answers);
         let shown = show(Top::new(&args.http), terminal, &keys, &answered, &stop);
@@ -177,12 +185,16 @@ fn read_keys(wake: Wake, pressed: Sender<Key>) -> Thread<()> {
 }
 
 /// A thread that asks one role over and over, until the signal cancels.
-fn ask_again(number: usize, url: String, pause: Duration, (answers, stop): (Sender<Answer>, Shutdown)) -> Thread<()> {
+fn ask_again(
+    number: usize,
+    (client, url): (Arc<HttpClient>, String),
+    pause: Duration,
+    (answers, stop): (Sender<Answer>, Shutdown),
+) -> Thread<()> {
     let kick = stop.clone();
     spawn(format!("top-ask-{number}"), Kick::new("the signal of top", move || kick.cancel()), move || {
-        let client = HttpClient::new(stop.clone());
         loop {
-            let answer = ask_by(&client, &url).map(|(_, snapshot)| Box::new(snapshot)).map_err(|e| e.to_string());
+            let answer = ask(&client, &url).map(|(_, snapshot)| Box::new(snapshot)).map_err(|e| e.to_string());
             if answers.send((number, answer)).is_err() || stop.wait(pause) {
                 return;
             }

@@ -119,7 +119,7 @@ impl JobsView {
         self.ended.values().sum()
     }
 
-    /// How many ended in the last minute: in the present one, and as much of the one before as is missing to a whole.
+    /// How many ended in so many of the last minutes, the present one among them.
     pub fn ended_lately(&self, minutes: usize) -> u64 {
         self.ended_by_minute.iter().rev().take(minutes).map(|count| u64::from(*count)).sum()
     }
@@ -130,7 +130,6 @@ struct Entry {
     uuid: String,
     began: Now,
     stages: Vec<(&'static str, Now)>,
-    /// Stages that had no room, before the last.
     peer: String,
     class: &'static str,
     tag: String,

@@ -184,7 +184,7 @@ mod tests {
         let facts: Vec<_> = facts.iter().map(|(name, cell)| format!("{name}: {}", cell.text())).collect();
         let expected = [
             "jobs: 3",
-            "unsent: 2.0 KiB",
+            "unsent bytes: 2.0 KiB",
             "oldest update: 1 min 1 s",
             "up: yes",
             "budget: left 1, granted 2",

@@ -32,10 +32,9 @@ pub fn time_of_day(unix_seconds: f64) -> String {
     format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
-/// The name of a field without its unit, with spaces.
+/// The name of a field without its unit of time, with spaces.
 pub(super) fn label(field: &str) -> String {
-    let field =
-        ["_seconds_ago", "_seconds", "_bytes"].iter().find_map(|unit| field.strip_suffix(unit)).unwrap_or(field);
+    let field = ["_seconds_ago", "_seconds"].iter().find_map(|unit| field.strip_suffix(unit)).unwrap_or(field);
     field.replace('_', " ")
 }
 
@@ -60,7 +59,7 @@ mod tests {
             ("01:01:01".to_owned(), "00:00:00".to_owned())
         );
         for (field, text) in
-            [("unsent_bytes", "unsent"), ("heartbeat_seconds_ago", "heartbeat"), ("jobs_run", "jobs run")]
+            [("unsent_bytes", "unsent bytes"), ("heartbeat_seconds_ago", "heartbeat"), ("jobs_run", "jobs run")]
         {
             assert_eq!(label(field), text);
         }
