@@ -57,6 +57,12 @@ fn dropped(pages: &str) -> u64 {
     line.expect("the metric").parse().unwrap()
 }
 
+/// Has the role log a hundred long lines: some three hundred are more than wait for a reader.
+fn fill(pages: &str) {
+    let long = "x".repeat(6000);
+    (0..100).for_each(|_| drop(get(&format!("{pages}/{long}"))));
+}
+
 fn folders() -> (tempfile::TempDir, tempfile::TempDir) {
     (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap())
 }
@@ -69,7 +75,8 @@ fn a_stderr_that_nobody_reads_holds_up_nothing() {
     let mut role = Running::start_saying(command.env("RUST_LOG", "trace"), Stdio::from(OwnedFd::from(writer)));
     let pages = pages(&mut role);
     until("lines are dropped", || {
-        (0..100).for_each(|_| assert_eq!(get(&format!("{pages}/healthz")), "ok\n"));
+        assert_eq!(get(&format!("{pages}/healthz")), "ok\n");
+        fill(&pages);
         dropped(&pages) > 0
     });
     role.signal(Signal::TERM);
@@ -88,7 +95,7 @@ fn a_reader_that_comes_back_is_told_how_many_lines_are_missing() {
     let mut role = Running::start_saying(command.env("RUST_LOG", "trace"), Stdio::from(OwnedFd::from(writer)));
     let pages = pages(&mut role);
     until("lines are dropped", || {
-        (0..100).for_each(|_| drop(get(&format!("{pages}/healthz"))));
+        fill(&pages);
         dropped(&pages) > 0
     });
     let text = spawn("t-reader", Kick::dropped("the process"), move || {
