@@ -110,6 +110,12 @@ bench/connections:
 	cd tests/peers && $(CARGO) build --quiet --release --locked --bin bench-connections
 	target/peers/release/bench-connections compare $(CONNECTIONS_ARGS)
 
+.PHONY: stress/dispatch
+# 10,000 jobs over 50 validators, while facilitator and validators are killed and their links are cut.
+stress/dispatch:
+	PHALANX_TEST_CHAOS=$${PHALANX_TEST_CHAOS:-10000} $(CARGO) test --locked --test program -- --nocapture \
+	  dispatch_chaos::
+
 .PHONY: bench/celery stress/celery
 # Our Celery worker while Redis is restarted 100 times under load, and while workers are killed 100 times.
 stress/celery: $(VENV)/.ready

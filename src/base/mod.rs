@@ -17,6 +17,7 @@ pub mod leaks;
 pub mod limits;
 pub mod lock;
 pub mod now;
+pub(crate) mod panics;
 pub mod rng;
 pub mod scope;
 pub mod shutdown;

@@ -4,7 +4,6 @@
 
 #![allow(clippy::disallowed_methods)] // The one allowed use of `std::thread::Builder`.
 
-use std::any::Any;
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
@@ -17,6 +16,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use super::lock::lock;
+pub use super::panics::panic_message;
 use super::scope;
 use super::waits::{Activity, ActivitySlot, keep, waiting_unless_noted};
 
@@ -298,19 +298,6 @@ struct Listed(u64);
 impl Drop for Listed {
     fn drop(&mut self) {
         lock(&LIVE).retain(|t| t.id != self.0);
-    }
-}
-
-/// The text of a panic's payload.
-pub fn panic_message(payload: &(dyn Any + Send)) -> String {
-    if let Some(text) = payload.downcast_ref::<&str>() {
-        (*text).to_owned()
-    } else if let Some(text) = payload.downcast_ref::<String>() {
-        text.clone()
-    } else if let Some(none) = payload.downcast_ref::<NoThread>() {
-        none.to_string()
-    } else {
-        "a panic without a message".to_owned()
     }
 }
 

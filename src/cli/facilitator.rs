@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::announce::announce;
 use super::connections::ConnectionsArg;
 use super::rates::RateArgs;
+use super::reload::Fixed;
 use super::report::Report;
 use super::tls;
 use super::values::{Problems, duration, listen_address, rate};
@@ -130,9 +131,34 @@ pub(super) fn check(args: Args, report: &mut Report) {
     report.port("http", http, |e| format!("--http {http}: {e}"));
 }
 
-/// Runs the command until a signal stops it.
-pub fn run(args: Args) -> ExitCode {
+/// The flags that take a restart.
+fn fixed(args: &Args) -> Fixed {
+    let mut flags = vec![
+        ("--listen", args.listen.to_string()),
+        ("--http", args.http.to_string()),
+        ("--state-dir", args.state_dir.display().to_string()),
+    ];
+    flags.extend(args.tls.flags());
+    flags.extend(args.http_args.flags());
+    flags.extend(args.rates.flags());
+    flags.push(args.connections.flag());
+    let UserArgs { hold_jobs, user_jobs, user_size, user_rate, keep_jobs, keep_jobs_for, keep_jobs_size } = &args.users;
+    flags.extend([
+        ("--hold-jobs", hold_jobs.to_string()),
+        ("--user-jobs", user_jobs.to_string()),
+        ("--user-size", user_size.to_string()),
+        ("--user-rate", format!("{user_rate:?}")),
+        ("--keep-jobs", keep_jobs.to_string()),
+        ("--keep-jobs-for", format!("{keep_jobs_for:?}")),
+        ("--keep-jobs-size", keep_jobs_size.to_string()),
+    ]);
+    Fixed(flags)
+}
+
+/// Runs the command until a signal stops it; SIGHUP asks `again` for its arguments.
+pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
     let start = |env: &supervise::Env| {
+        let then = fixed(&args);
         let (listen, http) = (args.listen, args.http);
         let (tls_args, http_args) = (args.tls.clone(), args.http_args.clone());
         let board = Board::new();
@@ -150,6 +176,17 @@ pub fn run(args: Args) -> ExitCode {
             Facilitator::start(config, Box::new(listener), HttpListener::new(http, tls), env.timer.clone())
                 .map_err(exit::usage)?;
         env.manager.watch(facilitator.health(), &env.timer, |_| {});
+        let reloader = facilitator.reloader();
+        let reload = move || {
+            let args = again()?;
+            then.changed(&fixed(&args)).for_each(|(flag, _, _)| Fixed::warn(flag));
+            let read = format!("{} validators, {} users", args.validator.len(), args.user.len());
+            reloader.reload(args.validator, args.user).map(|()| read).map_err(|problem| problem.to_string())
+        };
+        env.reload.set(move || match reload() {
+            Ok(read) => log::info!("SIGHUP: the settings were read again: {read}"),
+            Err(problem) => log::error!("SIGHUP: the settings stay as they are: {problem}"),
+        });
         announce(facilitator.ws_addr(), Some(facilitator.http_addr()), &env.shutdown);
         Ok(facilitator)
     };

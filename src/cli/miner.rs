@@ -13,6 +13,7 @@ use super::executors::{self, ExecutorArgs, Images, Sandboxes};
 use super::key::KeyArg;
 use super::miner_status;
 use super::rates::RateArgs;
+use super::reload::Fixed;
 use super::report::Report;
 use super::tls;
 use super::values::{Problems, class_count, client_address, duration, listen_address};
@@ -117,7 +118,7 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
     let start = |env: &supervise::Env| {
         let (http, http_args) = (args.http, args.http_args.clone());
         let (listen, tls) = (args.listen, args.tls.clone());
-        let (fixed, ports) = (Fixed::of(&args), args.source.ports.clone());
+        let (then, ports) = (fixed(&args), args.source.ports.clone());
         // As it is before there are jobs: what they use is not to make the shares of others smaller.
         let host = executors::host(&args.executors).map_err(exit::usage)?;
         let (config, sandboxes) = configure(args, host).map_err(exit::usage)?;
@@ -140,7 +141,7 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
             args.source.ports = ports.clone();
             Ok(args)
         };
-        env.reload.set(move || match again().and_then(|args| reload(&reloader, args, (&fixed, host), &shown)) {
+        env.reload.set(move || match again().and_then(|args| reload(&reloader, args, (&then, host), &shown)) {
             Ok(()) => log::info!("SIGHUP: the settings were read again"),
             Err(problem) => log::error!("SIGHUP: the settings stay as they are: {problem}"),
         });
@@ -353,52 +354,46 @@ fn configure_all(mut args: Args, host: Host) -> Result<(MinerConfig, Sandboxes),
 const REFUSED: [&str; 2] = ["--runner", "--executor-backend"];
 
 /// The flags that take a restart.
-struct Fixed(Vec<(&'static str, String)>);
-
-impl Fixed {
-    fn of(args: &Args) -> Self {
-        // Executors are told the new ones; the miner itself cares for images as at its start.
-        let executors = args.executors.iter().map(|(_, count)| *count as usize).sum();
-        let ImageBounds { count, bytes, free } = args.source.images.bounds(executors);
-        let mut flags = vec![
-            ("--listen", args.listen.to_string()),
-            ("--key", args.key.named()),
-            ("--executor-address", format!("{:?}", args.executor_address)),
-            ("--streaming-address", format!("{:?}", args.streaming_address)),
-            ("--drain-time", format!("{:?}", args.drain_time)),
-            ("--state-dir", args.state_dir.display().to_string()),
-            ("--reap-dry-run", args.reap_dry_run.to_string()),
-            ("--pre-pull", args.source.pre_pull.join(",")),
-            ("--image-free-space", free.to_string()),
-            ("--image-space", bytes.to_string()),
-            ("--image-count", count.to_string()),
-            ("--pull-silence", format!("{:?}", args.source.images.pull_silence)),
-            ("--http", format!("{:?}", args.http)),
-            ("--runner", args.source.runner.name().to_owned()),
-            ("--executor-backend", if args.source.are_containers() { "docker" } else { "process" }.to_owned()),
-        ];
-        flags.extend(args.tls.flags());
-        flags.extend(args.http_args.flags());
-        flags.extend(args.rates.flags());
-        flags.push(args.connections.flag());
-        Self(flags)
-    }
+fn fixed(args: &Args) -> Fixed {
+    // Executors are told the new ones; the miner itself cares for images as at its start.
+    let executors = args.executors.iter().map(|(_, count)| *count as usize).sum();
+    let ImageBounds { count, bytes, free } = args.source.images.bounds(executors);
+    let mut flags = vec![
+        ("--listen", args.listen.to_string()),
+        ("--key", args.key.named()),
+        ("--executor-address", format!("{:?}", args.executor_address)),
+        ("--streaming-address", format!("{:?}", args.streaming_address)),
+        ("--drain-time", format!("{:?}", args.drain_time)),
+        ("--state-dir", args.state_dir.display().to_string()),
+        ("--reap-dry-run", args.reap_dry_run.to_string()),
+        ("--pre-pull", args.source.pre_pull.join(",")),
+        ("--image-free-space", free.to_string()),
+        ("--image-space", bytes.to_string()),
+        ("--image-count", count.to_string()),
+        ("--pull-silence", format!("{:?}", args.source.images.pull_silence)),
+        ("--http", format!("{:?}", args.http)),
+        ("--runner", args.source.runner.name().to_owned()),
+        ("--executor-backend", if args.source.are_containers() { "docker" } else { "process" }.to_owned()),
+    ];
+    flags.extend(args.tls.flags());
+    flags.extend(args.http_args.flags());
+    flags.extend(args.rates.flags());
+    flags.push(args.connections.flag());
+    Fixed(flags)
 }
 
 /// Hands settings that were read again to the miner; names what takes a restart.
 fn reload(
     reloader: &Reloader,
     args: Args,
-    (fixed, host): (&Fixed, Host),
+    (then, host): (&Fixed, Host),
     shown: &Mutex<Sandboxes>,
 ) -> Result<(), String> {
-    for ((flag, now), (_, then)) in Fixed::of(&args).0.iter().zip(&fixed.0) {
-        if now != then && REFUSED.contains(flag) {
+    for (flag, then, now) in then.changed(&fixed(&args)) {
+        if REFUSED.contains(&flag) {
             return Err(format!("{flag} was {then} at the start, and takes a restart to be {now}"));
         }
-        if now != then {
-            log::warn!("SIGHUP: {flag} is another one now; that takes a restart");
-        }
+        Fixed::warn(flag);
     }
     let (config, sandboxes) = configure(args, host)?;
     reloader.reload(config)?;
@@ -424,7 +419,7 @@ mod tests {
         let alice = KeyPair::load("//Alice").unwrap().ss58();
         let line = ["x", "--listen", "127.0.0.1:0", "--key", "//Bob", "--validator", &alice, "--state-dir", "/s"];
         let line = [&line[..], &["--executors", "always_on.test=1"]].concat();
-        let fixed = |more: &[&str]| Fixed::of(&Line::try_parse_from([&line, more].concat()).unwrap().args).0;
+        let fixed = |more: &[&str]| fixed(&Line::try_parse_from([&line, more].concat()).unwrap().args).0;
         let changed = |more: &[&str]| {
             let pairs = fixed(&[]).into_iter().zip(fixed(more));
             pairs.filter(|(then, now)| then != now).map(|(then, _)| then.0).collect::<Vec<_>>()

@@ -16,6 +16,7 @@ use crate::app::stderr::{self, Stderr};
 use crate::app::{exit, init, settings};
 
 mod announce;
+pub mod audit;
 pub mod batch;
 pub mod check;
 pub mod config;
@@ -42,6 +43,7 @@ pub mod outbox;
 mod outside;
 mod print;
 mod rates;
+mod reload;
 mod report;
 pub mod schema;
 mod security;
@@ -107,6 +109,8 @@ enum Command {
     Job(job::Args),
     /// Look at the updates that a validator keeps for the facilitator; send given-up ones again, or drop them
     Outbox(outbox::Args),
+    /// Show what a facilitator has noted of its validators and of the jobs that it gave them
+    Audit(audit::Args),
     /// Ask many miners for jobs at once and judge their answers: one synthetic batch
     Batch(Box<batch::Args>),
     /// Check messages against the wire protocol
@@ -206,16 +210,31 @@ fn check_role(command: &clap::Command, settings: Settings, role: Option<&str>) -
     check::end(&report)
 }
 
-/// Reads those of a miner again: what the settings file says may have changed.
+/// Reads those of a running command again: what the settings file says may have changed.
 ///
 /// # Errors
 /// What is wrong with it, in one line.
-fn miner_again() -> Result<miner::Args, String> {
+fn again() -> Result<Command, String> {
     match parse().map(|cli| cli.command) {
-        Ok(Command::Miner(args)) => Ok(*args),
-        Ok(_) => Err("they are not those of a miner".to_owned()),
+        Ok(command) => Ok(command),
         Err(NoCommand::Settings(problem)) => Err(problem),
         Err(NoCommand::Arguments(mistake)) => Err(one_line(&mistake)),
+    }
+}
+
+/// As [`again`], for a miner.
+fn miner_again() -> Result<miner::Args, String> {
+    match again()? {
+        Command::Miner(args) => Ok(*args),
+        _ => Err("they are not those of a miner".to_owned()),
+    }
+}
+
+/// As [`again`], for a facilitator.
+fn facilitator_again() -> Result<facilitator::Args, String> {
+    match again()? {
+        Command::Facilitator(args) => Ok(*args),
+        _ => Err("they are not those of a facilitator".to_owned()),
     }
 }
 
@@ -267,7 +286,7 @@ fn run() -> ExitCode {
     logging::init(cli.log_format, default_filter);
     match cli.command {
         Command::Demo(args) => demo::run(args),
-        Command::Facilitator(args) => facilitator::run(*args),
+        Command::Facilitator(args) => facilitator::run(*args, facilitator_again),
         Command::Validator(args) => validator::run(*args),
         #[cfg(feature = "celery")]
         Command::Worker(args) => worker::run(*args),
@@ -283,6 +302,7 @@ fn run() -> ExitCode {
         Command::Jobs(args) => jobs::run(args),
         Command::Job(args) => job::run(args),
         Command::Outbox(args) => outbox::run(args),
+        Command::Audit(args) => audit::run(args),
         Command::Batch(args) => batch::run(*args),
         Command::Wire(args) => wire::run(args),
         Command::Tree(args) => tree::run(args),

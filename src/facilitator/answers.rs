@@ -7,6 +7,12 @@ use crate::protocol::{ErrorItem, FacilitatorToValidator, Response, ResponseStatu
 pub(super) const CLOSE_SIGNATURE: u16 = 3000;
 /// Close code for a validator that is not, or no longer, known.
 pub(super) const CLOSE_UNKNOWN: u16 = 3001;
+/// Close code of ours for a session whose validator has authenticated on a newer one.
+pub(super) const CLOSE_TAKEN_OVER: u16 = 4001;
+/// Close code of ours for a session whose validator sends no heartbeats.
+pub(super) const CLOSE_NO_HEARTBEAT: u16 = 4002;
+/// Close code when an update cannot be stored now (RFC 6455: the server met something unexpected).
+pub(super) const CLOSE_NOT_STORED: u16 = 1011;
 
 /// The frame of a response.
 pub(super) fn frame(response: Response) -> String {
@@ -56,4 +62,10 @@ pub(super) fn job_not_found() -> Response {
 /// `job.integrity_error`: that status is stored already.
 pub(super) fn integrity_error() -> Response {
     error("Integrity error", "job.integrity_error", "Probably you are trying to set the same status twice?")
+}
+
+/// The message was read and could not be handled, through a fault here. `kind` says what it was about: validators match
+/// an error of kind `job.…` with their oldest status update.
+pub(super) fn internal_error(kind: &str) -> Response {
+    error("Internal error", kind, "The facilitator could not handle this message. The connection stays.")
 }

@@ -25,6 +25,8 @@ pub struct FacilitatorConfig {
     pub state_dir: PathBuf,
     /// A session without a heartbeat for longer gets no jobs, by default 3 minutes.
     pub heartbeat_limit: Duration,
+    /// A session without a heartbeat for so long is closed, by default 10 minutes.
+    pub ghost_limit: Duration,
     /// A job of which its validator has reported nothing for so long ends as `horde_failed`.
     pub received_limit: Duration,
     /// A job that was received ends as `horde_failed` when nothing was heard of it for so long beyond its own limits
@@ -59,9 +61,17 @@ pub struct FacilitatorConfig {
     pub board: Board,
 }
 
+/// What is wrong with lists in which there is nobody.
+pub(super) fn nobody(validators: &[PublicKey], users: &[PublicKey]) -> Vec<String> {
+    let nobody = |who: &str, keys: &[PublicKey]| {
+        keys.is_empty().then(|| format!("there is no {who}; name at least one by its SS58 address"))
+    };
+    nobody("validator", validators).into_iter().chain(nobody("user", users)).collect()
+}
+
 impl FacilitatorConfig {
-    /// The default numbers: 3 min, 60 s, 5 min, 10 s, 1 h, 10,000 connections, 256 requests in work, 1,000 of an
-    /// address in a second; of a user 2,048 open jobs with 128 MiB, half of what may wait for all validators, and 2,000
+    /// The default numbers: 3 min, 10 min, 60 s, 5 min, 10 s, 1 h, 10,000 connections, 256 requests in work,
+    /// 1,000 of an address in a second; of a user 2,048 open jobs with 128 MiB, half of what may wait for all validators, and 2,000
     /// requests in 10 s; 100,000 ended jobs, 30 days and 8 GiB. Nobody may do anything yet.
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
         Self {
@@ -69,6 +79,7 @@ impl FacilitatorConfig {
             users: Vec::new(),
             state_dir: state_dir.into(),
             heartbeat_limit: Duration::from_secs(180),
+            ghost_limit: Duration::from_secs(600),
             received_limit: Duration::from_secs(60),
             silence_margin: Duration::from_secs(300),
             auth_limit: STRANGER_TIME,
@@ -89,13 +100,7 @@ impl FacilitatorConfig {
 
     /// All problems of the configuration, in words.
     pub fn validate(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        if self.validators.is_empty() {
-            problems.push("there is no validator; name at least one by its SS58 address".to_owned());
-        }
-        if self.users.is_empty() {
-            problems.push("there is no user; name at least one by its SS58 address".to_owned());
-        }
+        let mut problems = nobody(&self.validators, &self.users);
         if self.connections == 0 {
             problems.push("connections is 0; it should be at least 1".to_owned());
         }
@@ -109,6 +114,7 @@ impl FacilitatorConfig {
         }
         for (name, limit) in [
             ("heartbeat_limit", self.heartbeat_limit),
+            ("ghost_limit", self.ghost_limit),
             ("received_limit", self.received_limit),
             ("silence_margin", self.silence_margin),
             ("auth_limit", self.auth_limit),
@@ -127,6 +133,7 @@ impl FacilitatorConfig {
             received_limit: self.received_limit,
             silence_margin: self.silence_margin,
             auth_limit: self.auth_limit,
+            ghost_limit: self.ghost_limit,
         }
     }
 }

@@ -335,10 +335,19 @@ fn forget(store: &mut JobStore, keep: &Keep, now: i64) -> Result<(Forgotten, boo
     Ok((forgotten, !more))
 }
 
-/// All or nothing. On failure the replies are dropped, which those who wait for them see.
+/// All or nothing, but that a request that cannot be done costs itself alone. On failure the replies are dropped, which
+/// those who wait for them see.
 fn commit(store: &mut JobStore, quota: &Quota, requests: Vec<Request>) -> Result<Vec<Done>, StoreError> {
     let batch = store.begin()?;
-    let done = requests.into_iter().map(|request| request.apply(&batch, quota)).collect::<Result<_, _>>()?;
+    let mut done = Vec::with_capacity(requests.len());
+    for request in requests {
+        let status = request.status();
+        match (batch.alone(|batch| request.apply(batch, quota))?, status) {
+            (Ok(result), _) => done.push(result),
+            (Err(why), Some((session, uuid))) => done.push(Done::Unstorable { session, uuid, why }),
+            (Err(why), None) => log::error!("facilitator: a request to the database cannot be done: {why}"),
+        }
+    }
     batch.commit()?;
     Ok(done)
 }
@@ -346,6 +355,7 @@ fn commit(store: &mut JobStore, quota: &Quota, requests: Vec<Request>) -> Result
 /// A result that is reported after the commit.
 enum Done {
     Status { session: Option<SessionId>, status: NewStatus, outcome: StatusOutcome },
+    Unstorable { session: Option<SessionId>, uuid: String, why: String },
     Specs,
     Inserted(Sender<InsertOutcome>, InsertOutcome, Dispatch<Ticket>),
     Cheat(Sender<bool>, bool),
@@ -360,6 +370,14 @@ impl Request {
     fn session(&self) -> Option<SessionId> {
         match self {
             Request::Change(Change::Status { session, .. }) => *session,
+            _ => None,
+        }
+    }
+
+    /// If it is a status: the session that waits for its result, and the job.
+    fn status(&self) -> Option<(Option<SessionId>, String)> {
+        match self {
+            Request::Change(Change::Status { session, status }) => Some((*session, status.uuid.clone())),
             _ => None,
         }
     }
@@ -411,6 +429,7 @@ impl Done {
                 };
                 return Some(Input::Stored { session, outcome: Some(outcome), ended: ended.then_some(uuid) });
             }
+            Done::Unstorable { session, uuid, why } => return Some(Input::Unstorable { session, uuid, why }),
             Done::Specs => {}
             Done::Inserted(reply, outcome, dispatch) => {
                 let _ = reply.send(outcome);

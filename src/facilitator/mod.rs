@@ -6,6 +6,7 @@
 //! * `answers`: the texts of the answers. Pure.
 //! * `router_thread`: the thread that owns the router.
 //! * `disk`: the thread that owns the database.
+//! * `audit`: the thread that writes the audit log.
 //! * [`api`]: the HTTP job API.
 //!
 //! This facilitator differs from the Python one on purpose: a malformed authentication is answered with
@@ -17,6 +18,7 @@
 
 mod answers;
 pub mod api;
+mod audit;
 mod changes;
 mod config;
 mod disk;
@@ -28,4 +30,4 @@ mod waiting;
 
 pub use config::{FacilitatorConfig, VALIDATOR_PATH};
 pub use disk::CallError;
-pub use role::{Facilitator, FacilitatorError};
+pub use role::{Facilitator, FacilitatorError, Reloader};

@@ -1,7 +1,8 @@
 //! The start and the stop of a facilitator, all steps in order.
 //!
-//! Start → `fac-store` (the database), `fac-route` (the router), `fac-accept` and two threads for each validator,
-//! `fac-http` and one for each HTTP client. Stop → the users first, the database last, see [`Facilitator::stop`].
+//! Start → `fac-store` (the database), `fac-audit`, `fac-route` (the router), `fac-accept` and two threads for each
+//! validator, `fac-http` and one for each HTTP client. Stop → the users first, the database last, see
+//! [`Facilitator::stop`].
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -15,12 +16,13 @@ use serde_json::{Value, json};
 
 use super::api::token::Tokens;
 use super::api::{Api, Budget};
+use super::audit;
 use super::changes::Changes;
-use super::config::{FacilitatorConfig, VALIDATOR_PATH};
+use super::config::{self, FacilitatorConfig, VALIDATOR_PATH};
 use super::disk::{self, Bounds, CallError, StoreHandle};
 use super::meters::Meters;
 use super::router::{self, Dispatch, Input, Router, RouterStatus};
-use super::router_thread::{self, Event, RouterThread};
+use super::router_thread::{self, Event, NewValidators, RouterThread};
 use super::waiting::{Ticket, Waiting};
 use crate::base::clock::now;
 use crate::base::limits::{FACILITATOR_LINK_MESSAGE_BYTES, ROLE_EVENTS};
@@ -39,6 +41,7 @@ use crate::ops::jobs::{JobFacts, JobMetrics, Jobs};
 use crate::ops::status::{Board, Frame};
 use crate::protocol::FacilitatorToValidator;
 use crate::store::StoreError;
+use crate::store::audit::AuditLog;
 use crate::store::jobs::{JobStore, NewJob, SENT, SpecsRow};
 use crate::transport::{HandshakeRequest, Listener, Refusal, SocketLimits};
 
@@ -83,15 +86,44 @@ pub struct Facilitator {
     http_addr: SocketAddr,
     events: Sender<Event>,
     store: StoreHandle,
+    known: NewValidators,
     users: Arc<Mutex<HashSet<PublicKey>>>,
     status: Arc<Mutex<RouterStatus>>,
     health: Health,
+}
+
+/// Changes who is known to a running facilitator; clones are the same.
+#[derive(Debug, Clone)]
+pub struct Reloader {
+    validators: NewValidators,
+    users: Arc<Mutex<HashSet<PublicKey>>>,
+    events: Sender<Event>,
+}
+
+impl Reloader {
+    /// From now on these validators and users are known: connections of validators that are no longer are closed with
+    /// 3001, and users that are no longer are refused. Never blocks.
+    ///
+    /// # Errors
+    /// [`FacilitatorError::Config`] without a validator or a user; nothing is changed.
+    pub fn reload(&self, validators: Vec<PublicKey>, users: Vec<PublicKey>) -> Result<(), FacilitatorError> {
+        let problems = config::nobody(&validators, &users);
+        if !problems.is_empty() {
+            return Err(FacilitatorError::Config(problems));
+        }
+        *lock(&self.users) = users.into_iter().collect();
+        *lock(&self.validators) = Some(validators);
+        // A full queue wakes the router as well; and once that has ended, nobody is connected.
+        let _ = self.events.try_send(Event::Reloaded);
+        Ok(())
+    }
 }
 
 /// What a stop ends.
 struct FacilitatorParts {
     router: Thread<()>,
     disk: Thread<()>,
+    audit: Thread<()>,
     server: Server,
     http: HttpServer,
     stop: Shutdown,
@@ -129,6 +161,7 @@ impl Facilitator {
             return Err(FacilitatorError::Config(problems));
         }
         let store = JobStore::open(&config.state_dir)?;
+        let audit = AuditLog::open(&config.state_dir)?;
         let path = config.state_dir.join("jwt.secret");
         let tokens =
             Tokens::load(&path, config.token_time).map_err(|source| FacilitatorError::Secret { path, source })?;
@@ -152,7 +185,9 @@ impl Facilitator {
         let (stored_tx, stored) = bounded(ROLE_EVENTS);
         let bounds = Bounds { quota: config.user_quota, keep: config.keep };
         let (store, disk) = disk::start(store, bounds, stored_tx, changes.clone(), &stop, &board);
+        let (audit, audit_thread) = audit::start(audit, &metrics);
         let (events, event_queue) = router_thread::queue();
+        let known = NewValidators::default();
         let router = RouterThread {
             router,
             events: event_queue,
@@ -162,6 +197,8 @@ impl Facilitator {
             stop: stop.clone(),
             health: health.clone(),
             meters: Meters::new(&metrics),
+            audit,
+            known: known.clone(),
         };
         let router = router.start();
 
@@ -210,7 +247,7 @@ impl Facilitator {
             over_quota: over("quota"),
             over_rate: over("rate"),
         };
-        let (shown, places) = (status.clone(), server.places());
+        let (shown, places, queues) = (status.clone(), server.places(), (events.clone(), store.clone()));
         let frame = Frame {
             role: "facilitator",
             since: Instant::now(),
@@ -218,6 +255,11 @@ impl Facilitator {
             stop: stop.clone(),
             timer: timer.clone(),
             look: Box::new(move |_, metrics| {
+                let (router, store) = &queues;
+                for (place, depth) in [("router", router.len()), ("store", store.queue().len())] {
+                    let help = "Events and requests that wait for the router's or the database's thread, of 1,024.";
+                    metrics.gauge("phalanx_facilitator_queue", help, &[("place", place)]).set(depth);
+                }
                 places.measure(metrics, CONNECTIONS);
                 let mut shown = snapshot(&lock(&shown));
                 shown["connections"] = places.counts().json();
@@ -233,8 +275,8 @@ impl Facilitator {
         let http = HttpServer::start("fac", http, handler, limits).map_err(FacilitatorError::Http)?;
         let http_addr = http.local_addr();
         log::info!("facilitator: validators at {ws_url}{VALIDATOR_PATH}, users at {}", http.url());
-        let parts = Some(FacilitatorParts { router, disk, server, http, stop });
-        Ok(Self { parts, ws_url, http_addr, events, store, users, status, health })
+        let parts = Some(FacilitatorParts { router, disk, audit: audit_thread, server, http, stop });
+        Ok(Self { parts, ws_url, http_addr, events, store, known, users, status, health })
     }
 
     /// Where validators connect, as `127.0.0.1:1234`.
@@ -270,12 +312,9 @@ impl Facilitator {
         self.store.specs()
     }
 
-    /// From now on these validators and users are known; connections of validators that are no longer are closed with
-    /// 3001.
-    pub fn reload(&self, validators: Vec<PublicKey>, users: Vec<PublicKey>) {
-        *lock(&self.users) = users.into_iter().collect();
-        // Fails only when the router has ended, and then nobody is connected.
-        let _ = self.events.send(Event::Input(Input::SetValidators(validators)));
+    /// Changes who is known while it runs.
+    pub fn reloader(&self) -> Reloader {
+        Reloader { validators: self.known.clone(), users: self.users.clone(), events: self.events.clone() }
     }
 
     /// Stops in order: users (requests in work are answered), new connections, the answers that validators are owed and
@@ -286,7 +325,7 @@ impl Facilitator {
     }
 
     fn end(&mut self, stopping: &mut Stopping) {
-        let Some(FacilitatorParts { router, disk, mut server, http, stop }) = self.parts.take() else { return };
+        let Some(FacilitatorParts { router, disk, audit, mut server, http, stop }) = self.parts.take() else { return };
         let [http_time, accept_time, answer_time, session_time, disk_time] = STOP_STEPS.map(Duration::from_secs);
         stopping.step("facilitator http", http_time, |step| http.stop(step));
         stopping.step("facilitator accept", accept_time, |step| server.stop_accepting(step));
@@ -299,7 +338,10 @@ impl Facilitator {
         stopping.step("facilitator sessions", session_time, |step| {
             server.stop(step, "the facilitator is stopping");
         });
-        stopping.step("facilitator database", disk_time, |step| step.join(disk));
+        stopping.step("facilitator database", disk_time, |step| {
+            step.join(disk);
+            step.join(audit);
+        });
     }
 }
 
@@ -390,13 +432,23 @@ fn snapshot(status: &RouterStatus) -> Value {
         .map(|session| {
             json!({
                 "validator": session.validator.map(|key| key.to_ss58()),
-                "peer": session.peer,
-                "version": session.version,
+                "peer": &*session.peer,
+                "version": &*session.version,
                 "age_seconds": seconds(session.opened),
                 "heartbeat_seconds_ago": seconds(session.heartbeat),
                 "live": session.is_live(now),
             })
         })
         .collect();
-    json!({ "waiting_jobs": status.waiting_jobs, "sessions": sessions })
+    let live: HashSet<PublicKey> =
+        status.sessions.iter().filter(|session| session.is_live(now)).filter_map(|session| session.validator).collect();
+    let mut away: Vec<Value> = status
+        .validators
+        .difference(&live)
+        .map(
+            |key| json!({ "validator": key.to_ss58(), "seen_seconds_ago": status.seen.get(key).copied().map(seconds) }),
+        )
+        .collect();
+    away.sort_by_cached_key(|validator| validator["validator"].to_string());
+    json!({ "waiting_jobs": status.waiting_jobs, "sessions": sessions, "away": away })
 }

@@ -6,23 +6,24 @@
 //! While changes wait for room in the store's queue it takes no new events, so that the peers are slowed by TCP and
 //! nothing piles up.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, SendError, Sender, bounded, select};
 
-use super::answers::{CLOSE_SIGNATURE, CLOSE_UNKNOWN};
+use super::audit::Audit;
 use super::disk::{Request, StoreHandle};
 use super::meters::Meters;
-use super::router::{Action, Change, Frame, Input, Router, RouterStatus};
+use super::router::{Action, AuditEvent, Change, CloseWhy, Frame, Input, MessageKind, Note, Router, RouterStatus};
 use super::waiting::Ticket;
 use crate::base::clock::now;
 use crate::base::ids::SessionId;
 use crate::base::limits::ROLE_EVENTS;
 use crate::base::lock::lock;
 use crate::base::now::Now;
+use crate::base::panics::contained;
 use crate::base::shutdown::{Never, Shutdown};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::{send, waiting};
@@ -33,6 +34,7 @@ use crate::link::{Full, Outgoing, SessionHandle};
 use crate::net::admission::Origin;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
+use crate::ops::redact::OneLine;
 use crate::ops::throttle::Throttle;
 
 /// Longest that an event may take: nothing here waits for a peer, a job or the disk.
@@ -46,13 +48,20 @@ const CLOSE_TIME: Duration = Duration::from_secs(5);
 pub(super) enum Event {
     /// For the router.
     Input(Input<Ticket>),
+    /// A text has come, and was read in that time.
+    Frame(SessionId, Frame, Duration),
     /// A connection, how to send to it, its address, and what it says of its release.
     Opened(SessionId, SessionHandle, String, String),
-    /// Send a text to the newest live session of a validator; the reply says whether there is one.
+    /// Send a text to the live session of a validator; the reply says whether there is one.
     SendOnce { validator: PublicKey, text: String, reply: Sender<bool> },
+    /// There are [`NewValidators`].
+    Reloaded,
     /// Take no more frames, and drop the sender when every answer that is owed has been given to its session.
     WhenSettled(Sender<Never>),
 }
+
+/// The validators that are to be known from now on, until the thread has taken them; clones are the same.
+pub(super) type NewValidators = Arc<Mutex<Option<Vec<PublicKey>>>>;
 
 /// Reads frames and checks their signatures on the threads of their connections, so that a large one holds up nobody
 /// else. A full queue makes them wait. Once the router has ended, nobody wants events any more.
@@ -80,8 +89,9 @@ pub(super) fn sink(events: Sender<Event>, rates: PeerRates, metrics: Metrics) ->
                 if known.over.load(Ordering::Relaxed) {
                     return;
                 }
+                let begun = Instant::now();
                 match read(&known, &said, &text) {
-                    Ok(frame) => Event::Input(Input::Frame(id, frame)),
+                    Ok(frame) => Event::Frame(id, frame, begun.elapsed()),
                     Err(over) => {
                         known.over.store(true, Ordering::Relaxed);
                         let origin = &known.origin;
@@ -127,7 +137,7 @@ type Source = (Option<PublicKey>, Origin);
 fn read(known: &Known, said: &Mutex<Said<Source>>, text: &str) -> Result<Frame, OverRate> {
     let (who, now) = (known.source(), Instant::now());
     lock(said).frame(&who, now)?;
-    let frame = Frame::read(text);
+    let frame = read_contained(text, Frame::read);
     match &frame {
         Frame::Authentication(verified) => {
             lock(said).authentication(&who, now)?;
@@ -140,6 +150,14 @@ fn read(known: &Known, said: &Mutex<Said<Source>>, text: &str) -> Result<Frame, 
         _ => {}
     }
     Ok(frame)
+}
+
+/// Reads a text; one at which that panics costs that text, not the connection.
+fn read_contained(text: &str, read: impl FnOnce(&str) -> Frame) -> Frame {
+    contained(|| read(text)).unwrap_or_else(|why| {
+        let (shown, bytes) = (OneLine(text), text.len());
+        Frame::Poison(format!("reading it panicked: {why}; it has {bytes} bytes: {shown:.200}"))
+    })
 }
 
 /// The queue into the thread.
@@ -159,14 +177,23 @@ pub(super) struct RouterThread {
     pub stop: Shutdown,
     pub health: Health,
     pub meters: Meters,
+    pub audit: Audit,
+    /// Looked at with each event, so that whoever changes them never waits for room in the queue.
+    pub known: NewValidators,
 }
 
 impl RouterThread {
     /// Starts the thread.
     pub(super) fn start(self) -> Thread<()> {
         let kick = self.stop.clone();
-        let running =
-            RouterLoop { owned: self, sessions: HashMap::new(), changes: VecDeque::new(), settling: Vec::new() };
+        let running = RouterLoop {
+            owned: self,
+            sessions: HashMap::new(),
+            changes: VecDeque::new(),
+            settling: Vec::new(),
+            takeovers: Throttle::default(),
+            failures: Throttle::default(),
+        };
         spawn("fac-route", Kick::new("stop signal", move || kick.cancel()), move || running.run())
     }
 }
@@ -177,6 +204,10 @@ struct RouterLoop {
     /// What the store's queue has no room for yet.
     changes: VecDeque<Change>,
     settling: Vec<Sender<Never>>,
+    /// Of lines about sessions that were taken over.
+    takeovers: Throttle,
+    /// Of lines about messages that could not be handled.
+    failures: Throttle,
 }
 
 impl Drop for RouterLoop {
@@ -193,6 +224,7 @@ impl Drop for RouterLoop {
 impl RouterLoop {
     fn run(mut self) {
         self.owned.health.up("loop");
+        self.owned.audit.note(now(), Note::new(AuditEvent::Started));
         let (pulse, probed) = self.owned.health.pulse_and_probe("loop", EVENT_TIME);
         while let Some(event) = self.next(&probed) {
             let Some(event) = event else {
@@ -201,19 +233,38 @@ impl RouterLoop {
             };
             pulse.begin(Instant::now() + EVENT_TIME);
             let now = now();
+            let read = match &event {
+                Event::Frame(_, frame, took) => Some((frame.kind(), *took)),
+                _ => None,
+            };
+            let known = lock(&self.owned.known).take();
+            let mut actions = known.map_or_else(Vec::new, |known| self.reload(known, now));
             let input = self.input(event, now);
-            let actions = self.owned.router.handle(input, now);
+            actions.extend(self.owned.router.handle(input, now));
+            if let Some((kind, took)) = read {
+                self.owned.meters.frame(kind, took + now.mono.elapsed());
+            }
             let status = self.owned.router.status();
             self.owned.meters.waiting.set(status.waiting_jobs);
             *lock(&self.owned.status) = status;
             for action in actions {
-                self.act(action);
+                self.act(action, now);
             }
             if self.changes.is_empty() && self.owned.router.is_settled() {
                 self.settling.clear();
             }
             pulse.done();
         }
+    }
+
+    fn reload(&mut self, known: Vec<PublicKey>, now: Now) -> Vec<Action> {
+        let before = self.owned.router.status().validators;
+        let after: HashSet<PublicKey> = known.iter().copied().collect();
+        let (new, gone) = (after.difference(&before).count(), before.difference(&after).count());
+        let counts = format!("{} validators: {new} new, {gone} gone", after.len());
+        log::info!("facilitator: {counts}");
+        self.owned.audit.note(now, Note::new(AuditEvent::Reloaded).why(counts));
+        self.owned.router.handle(Input::SetValidators(known), now)
     }
 
     /// Waits for the next event, or for somebody to ask for a sign of life, which is `Some(None)`; `None` at the stop.
@@ -262,14 +313,17 @@ impl RouterLoop {
                 let _ = reply.send(sent);
                 Input::SendOnce { validator, text }
             }
+            Event::Frame(id, frame, _) => Input::Frame(id, frame),
+            Event::Reloaded => Input::Tick,
             Event::WhenSettled(sender) => {
                 self.settling.push(sender);
+                self.owned.audit.note(now, Note::new(AuditEvent::Stopping));
                 Input::Stop
             }
             Event::Input(input) => {
                 match &input {
-                    Input::Frame(_, frame) => self.owned.meters.frame(frame),
                     Input::Stored { session: Some(_), outcome, .. } => self.owned.meters.status(*outcome),
+                    Input::Unstorable { session: Some(_), .. } => self.owned.meters.status(None),
                     Input::Closed(id) => {
                         self.sessions.remove(id);
                         self.owned.meters.sessions.set(self.sessions.len());
@@ -282,7 +336,7 @@ impl RouterLoop {
     }
 
     /// Does one thing, without blocking.
-    fn act(&mut self, action: Action) {
+    fn act(&mut self, action: Action, now: Now) {
         match action {
             Action::Store(change) => self.changes.push_back(change),
             Action::Known(id) => {
@@ -297,20 +351,42 @@ impl RouterLoop {
                     Err(Full::Closed { .. }) => log::debug!("{id}: gone before it was answered"),
                     Err(full @ Full::Bound { .. }) => {
                         log::warn!("{id}: it does not read what it is sent ({full}), so it is disconnected");
+                        self.owned.meters.not_reading.inc();
                         handle.kick();
                     }
                 }
             }
-            Action::Close(id, code, reason) => {
-                match code {
-                    CLOSE_SIGNATURE => self.owned.meters.bad_signature.inc(),
-                    CLOSE_UNKNOWN => self.owned.meters.unknown_validator.inc(),
-                    _ => {}
-                }
-                if let Some(handle) = self.sessions.get(&id) {
-                    handle.close(code, reason, CLOSE_TIME);
-                }
-            }
+            Action::Close(id, why) => self.close(id, why, now),
+            Action::Handled(kind, handled) => self.owned.meters.handled(kind, handled),
+            Action::Poison(id, kind, why) => self.failed(id, kind, &why, now),
+            Action::Note(note) => self.owned.audit.note(now, note),
+        }
+    }
+
+    fn close(&mut self, id: SessionId, why: CloseWhy, now: Now) {
+        self.owned.meters.closed(why);
+        let Some(handle) = self.sessions.get(&id) else { return };
+        let (code, reason) = (why.code(), why.reason());
+        match why {
+            // What waits for it is of no use to anybody: jobs have gone to the newer session, or are not taken.
+            CloseWhy::TakenOver | CloseWhy::NoHeartbeat => handle.give_up(code, reason, CLOSE_TIME),
+            _ => handle.close(code, reason, CLOSE_TIME),
+        }
+        if why == CloseWhy::TakenOver {
+            let told = format_args!(
+                "{id} is closed ({code}): its validator has authenticated on a newer connection; if that happens again \
+                 and again, two processes use one key"
+            );
+            self.takeovers.warn(now.mono, &told);
+        }
+    }
+
+    fn failed(&mut self, id: SessionId, kind: MessageKind, why: &str, now: Now) {
+        let kind = kind.as_str();
+        self.owned.audit.note(now, Note::new(AuditEvent::MessageFailed).on(id).why(format!("type {kind}: {why:.300}")));
+        let told = format_args!("{id}: a message of type {kind} could not be handled, and cost only that: {why}");
+        if let Some(line) = self.failures.line(now.mono, &told) {
+            log::error!("{line}");
         }
     }
 }
@@ -331,5 +407,21 @@ pub(super) fn settle(events: &Sender<Event>, deadline: Instant, shutdown: &Shutd
         default(left()) => {
             log::warn!("facilitator: not every status was stored in time; validators send the rest again");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_at_which_reading_panics_costs_that_text() {
+        let read =
+            |text| match read_contained(text, |text| if text == "{}" { Frame::Heartbeat } else { panic!("boom") }) {
+                Frame::Poison(why) => why,
+                frame => frame.kind().as_str().to_owned(),
+            };
+        assert_eq!(read("{}"), "heartbeat");
+        assert_eq!(read("poison\u{1b}"), "reading it panicked: boom; it has 7 bytes: poison\\u{1b}");
     }
 }

@@ -3,6 +3,7 @@
 //! Each role has one file and one connection, owned by one thread. A commit is on disk when it returns (write-ahead
 //! log, `synchronous = FULL`), so what was promised to a peer after a commit survives `kill -9` and a power cut.
 
+pub mod audit;
 pub mod batch;
 pub mod jobs;
 pub mod journal;
@@ -98,6 +99,16 @@ pub enum StoreError {
     /// A statement failed.
     #[error("database: {0}")]
     Sql(#[from] rusqlite::Error),
+}
+
+impl StoreError {
+    /// Whether what was to be changed is wrong, rather than the database or the disk: it breaks a rule of the tables,
+    /// or is too large for them. Trying again does not help, and other changes are not concerned.
+    pub fn is_of_the_change(&self) -> bool {
+        use rusqlite::ErrorCode as Code;
+        let Self::Sql(rusqlite::Error::SqliteFailure(error, _)) = self else { return false };
+        matches!(error.code, Code::ConstraintViolation | Code::TooBig | Code::TypeMismatch | Code::ParameterOutOfRange)
+    }
 }
 
 /// Makes a state folder, which is its owner's alone; one that is there stays as it is until a role takes it, which

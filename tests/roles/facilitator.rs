@@ -4,11 +4,14 @@
 use crate::testkit::facilitator as facilitator_kit;
 use crate::testkit::wait::{far, until};
 use std::io::{Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use facilitator_kit::{Fixture, alice, dave, key, update};
 use phalanx::base::thread::{Kick, spawn};
-use phalanx::protocol::{JobStatus as S, V0AuthenticationRequest, V0Heartbeat, V0MachineSpecsUpdate};
+use phalanx::identity::KeyPair;
+use phalanx::protocol::{
+    JobStatus as S, SignedRequest as _, V0AuthenticationRequest, V0Heartbeat, V0MachineSpecsUpdate,
+};
 use serde_json::json;
 
 #[test]
@@ -118,6 +121,32 @@ fn statuses_are_answered_in_order_and_kept() {
 }
 
 #[test]
+fn a_status_that_the_database_cannot_take_costs_that_status_alone() {
+    let fix = Fixture::new();
+    let token = fix.login(&dave());
+    let mut validator = fix.validator(&alice());
+    let uuid = fix.submit(&token);
+    assert_eq!(validator.job(), uuid);
+    let store = rusqlite::Connection::open(fix.state_dir().join("facilitator.db")).unwrap();
+    let poison = "CREATE TRIGGER poison BEFORE INSERT ON statuses WHEN NEW.status = 'executor_ready' BEGIN
+         SELECT RAISE(ABORT, 'poisoned'); END;";
+    store.execute_batch(poison).unwrap();
+    // All at once, so that they share a transaction.
+    let statuses = [S::Received, S::ExecutorReady, S::Accepted, S::ExecutorReady, S::VolumesReady];
+    for status in statuses {
+        validator.say(update(&uuid, status, None));
+    }
+    let answers = statuses.map(|_| validator.answer());
+    assert_eq!(answers, ["success", "job.internal_error", "success", "job.internal_error", "success"]);
+    assert_eq!(fix.history(&token, &uuid), ["sent", "received", "accepted", "volumes_ready"]);
+    store.execute_batch("DROP TRIGGER poison").unwrap();
+    assert_eq!(validator.report(&uuid, S::ExecutorReady), "success", "the connection has stayed");
+    let (_, metrics) = fix.http("GET", "/metrics", &[], "");
+    let line = r#"phalanx_facilitator_messages_total{type="status",result="failed"} 2"#;
+    assert!(metrics.as_str().unwrap().contains(line), "{metrics}");
+}
+
+#[test]
 fn garbage_of_all_kinds_keeps_the_connection() {
     let fix = Fixture::new();
     let mut validator = fix.validator(&alice());
@@ -149,21 +178,48 @@ fn another_validators_job_is_not_there() {
 }
 
 #[test]
-fn a_job_goes_to_the_newest_session_and_on_to_the_next_when_that_ends() {
+fn a_newer_session_takes_over_and_the_older_one_is_closed_and_told_why() {
     let fix = Fixture::with(true, |_| {});
     let token = fix.login(&dave());
     let mut old = fix.validator(&alice());
-    let mut new = fix.validator(&alice());
     let uuid = fix.submit(&token);
-    assert_eq!(new.job(), uuid);
-    new.connection.kick.kick();
     assert_eq!(old.job(), uuid);
-    // A session that comes anew gets it too, because the old one may be a ghost.
+    let mut new = fix.validator(&alice());
+    assert_eq!(old.closed(), (Some(4001), vec![]));
+    assert_eq!(new.job(), uuid, "it may have been a ghost that got it");
+    new.connection.kick.kick();
     let mut newest = fix.validator(&alice());
     assert_eq!(newest.job(), uuid);
     assert_eq!(newest.report(&uuid, S::Received), "success");
     let mut last = fix.validator(&alice());
     assert_eq!(last.report(&uuid, S::Received), "job.integrity_error", "it is not sent again once it is received");
+    let (_, metrics) = fix.http("GET", "/metrics", &[], "");
+    let metrics = metrics.as_str().unwrap();
+    for line in [
+        r#"phalanx_facilitator_sessions_closed_total{reason="taken_over"} 2"#,
+        r#"phalanx_facilitator_messages_total{type="authentication",result="taken"} 4"#,
+        r#"phalanx_facilitator_messages_total{type="status",result="taken"} 1"#,
+        r#"phalanx_facilitator_messages_total{type="status",result="refused"} 1"#,
+        r#"phalanx_facilitator_handler_seconds_count{type="status"} 2"#,
+    ] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+}
+
+#[test]
+fn a_session_without_heartbeats_is_closed_and_its_validator_shown_as_away() {
+    let fix = Fixture::with(true, |config| config.ghost_limit = Duration::from_millis(20));
+    let mut ghost = fix.connect();
+    ghost.say(V0AuthenticationRequest::sign(&alice()));
+    assert_eq!(ghost.answer(), "success");
+    assert_eq!(ghost.closed(), (Some(4002), vec![]));
+    until("nobody is connected", || fix.running().snapshot()["sessions"].as_array().unwrap().is_empty());
+    let away = &fix.running().snapshot()["away"];
+    let seen = |key: &KeyPair| {
+        let of = away.as_array().unwrap().iter().find(|entry| entry["validator"] == key.ss58());
+        of.unwrap_or_else(|| panic!("{away}"))["seen_seconds_ago"].clone()
+    };
+    assert!(seen(&alice()).is_u64() && seen(&key("//Bob")).is_null(), "{away}");
 }
 
 #[test]
@@ -258,7 +314,14 @@ fn specs_are_kept_without_an_answer() {
 fn a_removed_validator_is_disconnected_with_3001() {
     let fix = Fixture::new();
     let peer = fix.validator(&alice());
-    fix.running().reload(vec![key("//Bob").public()], vec![dave().public()]);
+    let token = fix.login(&key("//Eve"));
+    let reloader = fix.running().reloader();
+    for (validators, users) in [(vec![], vec![dave().public()]), (vec![alice().public()], vec![])] {
+        let refused = reloader.reload(validators, users).unwrap_err().to_string();
+        assert!(refused.contains("there is no "), "{refused}");
+    }
+    reloader.reload(vec![key("//Bob").public()], vec![dave().public()]).unwrap();
+    assert_eq!(fix.get("/api/v1/jobs/", &token).0, 403, "her token is good, but she is no user any more");
     assert_eq!(peer.closed(), (Some(3001), vec![]));
 }
 
@@ -289,6 +352,117 @@ fn a_flood_of_statuses_is_answered_one_for_one() {
     }
     assert_eq!(fix.history(&token, &uuids[19]).len(), 7);
     println!("{} updates answered", 2 * expected);
+}
+
+#[test]
+fn at_a_stop_all_sessions_are_told_and_no_job_is_lost() {
+    let keys: Vec<KeyPair> = (0..10).map(|n| key(&format!("//Drain/{n}"))).collect();
+    let mut fix = Fixture::with(true, |config| config.validators = keys.iter().map(KeyPair::public).collect());
+    let token = fix.login(&dave());
+    let mut peers: Vec<_> = keys.iter().map(|key| fix.validator(key)).collect();
+    let mut uuids = Vec::new();
+    for (key, peer) in keys.iter().zip(&mut peers) {
+        let (status, job) = fix.post_job(&token, &facilitator_kit::job(&dave()), key);
+        assert_eq!(status, 201, "{job}");
+        uuids.push(job["uuid"].as_str().unwrap().to_owned());
+        // It has come, and nothing is reported of it.
+        assert_eq!(Some(&peer.job()), uuids.last());
+    }
+    let readers: Vec<_> = peers
+        .into_iter()
+        .map(|peer| spawn("t-peer", Kick::dropped("the facilitator's Close"), move || peer.closed()))
+        .collect();
+    assert!(fix.stop().is_clean());
+    for reader in readers {
+        assert_eq!(reader.join_by(far()).unwrap(), (Some(1001), vec![]));
+    }
+    fix.start();
+    for (key, uuid) in keys.iter().zip(&uuids) {
+        let mut peer = fix.validator(key);
+        assert_eq!(&peer.job(), uuid);
+        assert_eq!(peer.report(uuid, S::Completed), "success");
+    }
+}
+
+/// Times from the submission of a job to the news of its end, one job after another, the shortest first.
+fn latencies(fix: &Fixture, token: &str, validators: &[KeyPair], rounds: usize) -> Vec<Duration> {
+    let mut times = Vec::new();
+    for validator in (0..rounds).flat_map(|_| validators) {
+        let begun = Instant::now();
+        let (status, job) = fix.post_job(token, &facilitator_kit::job(&dave()), validator);
+        assert_eq!(status, 201, "{job}");
+        let uuid = job["uuid"].as_str().unwrap();
+        let mut seen = 1;
+        loop {
+            let (_, job) = fix.get(&format!("/api/v1/jobs/{uuid}/?wait=30&seen={seen}"), token);
+            let history = facilitator_kit::names(&job["status_history"]);
+            seen = history.len();
+            if history.last().unwrap() == "completed" {
+                break;
+            }
+        }
+        times.push(begun.elapsed());
+    }
+    times.sort_unstable();
+    times
+}
+
+/// Validators that read nothing, with large jobs waiting for them and more and more answers owed to them, until the
+/// facilitator has had enough of them; and quick ones beside them.
+#[test]
+fn a_validator_that_does_not_read_slows_nobody() {
+    let quick: Vec<KeyPair> = (0..4).map(|n| key(&format!("//Quick/{n}"))).collect();
+    let slow: Vec<KeyPair> = (0..4).map(|n| key(&format!("//Slow/{n}"))).collect();
+    let fix = Fixture::with(false, |config| {
+        config.validators = quick.iter().chain(&slow).map(KeyPair::public).collect();
+    });
+    let token = fix.login(&dave());
+    let serving: Vec<_> =
+        quick.iter().map(|key| fix.validator(key).serve(|_| facilitator_kit::completed("quick"))).collect();
+    let alone = latencies(&fix, &token, &quick, 5);
+
+    let floods: Vec<_> = slow
+        .iter()
+        .map(|key| {
+            let mut peer = fix.validator(key);
+            for _ in 0..8 {
+                let mut job = facilitator_kit::job(&dave());
+                job.args = vec!["x".repeat(200_000)];
+                job.sign(&dave(), crate::testkit::roles::now_ns());
+                let (status, job) = fix.post_job(&token, &job, key);
+                assert_eq!(status, 201, "{job}");
+            }
+            // Each is answered; nobody reads that.
+            let (kick, waker) = (peer.connection.kick.clone(), peer.connection.kick.clone());
+            let flood = spawn("t-flood", Kick::new("connection", move || waker.kick()), move || {
+                let mut said = 0_usize;
+                while peer.try_text("{}").is_ok() {
+                    said += 1;
+                }
+                said
+            });
+            (kick, flood)
+        })
+        .collect();
+    let beside = latencies(&fix, &token, &quick, 5);
+    let at = |times: &[Duration], part: usize| times[times.len() * part / 100];
+    println!(
+        "alone: median {:?}, p90 {:?}; beside four that do not read: median {:?}, p90 {:?}",
+        at(&alone, 50),
+        at(&alone, 90),
+        at(&beside, 50),
+        at(&beside, 90)
+    );
+    // Far less than what a job would wait for a peer that does not read: 60 s, until the writer is stuck.
+    assert!(at(&beside, 90) < Duration::from_secs(10), "{beside:?}");
+    for (kick, flood) in floods {
+        kick.kick();
+        assert!(flood.join_by(far()).unwrap() > 0);
+    }
+    for (kick, thread) in serving {
+        kick.kick();
+        thread.join_by(far()).unwrap();
+    }
 }
 
 #[test]

@@ -58,7 +58,7 @@ fn everything_wants_a_good_token() {
     let token = fix.login(&dave());
     let lower = fix.http("GET", "/api/v1/jobs/", &[("authorization", format!("bearer  {token}"))], "");
     assert_eq!(lower.0, 200, "{lower:?}");
-    fix.running().reload(vec![alice().public()], vec![key("//Eve").public()]);
+    fix.running().reloader().reload(vec![alice().public()], vec![key("//Eve").public()]).unwrap();
     let removed = fix.get("/api/v1/jobs/", &token);
     assert_eq!((removed.0, detail(&removed).contains("not a user of this facilitator any more")), (403, true));
 

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use phalanx::base::ids::SessionId;
 use phalanx::base::now::Now;
-use phalanx::facilitator::router::{Action, Change, Dispatch, Frame, Input, Router, RouterConfig, job_time};
+use phalanx::facilitator::router::{
+    Action, Change, Dispatch, Frame, Handled, Input, MessageKind, Router, RouterConfig, job_time,
+};
 use phalanx::identity::KeyPair;
 use phalanx::protocol::{
     FacilitatorToValidator, HordeFailureReason, JobParticipantType, JobStatus, JobStatusMetadata,
@@ -18,6 +20,7 @@ const CONFIG: RouterConfig = RouterConfig {
     received_limit: Duration::from_secs(60),
     silence_margin: Duration::from_secs(300),
     auth_limit: Duration::from_secs(30),
+    ghost_limit: Duration::MAX,
 };
 
 /// What every job here may take: with the margin 1,000 s.
@@ -28,12 +31,22 @@ struct Fixture {
     start: Instant,
     seconds: u32,
     alice: KeyPair,
+    /// What was noted for the audit log: what happened, and its details.
+    notes: Vec<String>,
+    handled: Vec<(MessageKind, Handled)>,
+    failures: Vec<String>,
 }
 
 impl Fixture {
     fn new() -> Self {
+        Self::with(CONFIG)
+    }
+
+    fn with(config: RouterConfig) -> Self {
         let alice = KeyPair::from_uri("//Alice").unwrap();
-        Self { router: Router::new(CONFIG, [alice.public()]), start: Instant::now(), seconds: 0, alice }
+        let router = Router::new(config, [alice.public()]);
+        let (notes, handled, failures) = Default::default();
+        Self { router, start: Instant::now(), seconds: 0, alice, notes, handled, failures }
     }
 
     fn now(&self) -> Now {
@@ -41,25 +54,44 @@ impl Fixture {
         Now { mono: self.start + since, wall: since }
     }
 
+    /// What it does to others; what it notes and counts is kept.
     fn handle(&mut self, input: Input<()>) -> Vec<Action> {
-        self.router.handle(input, self.now())
+        let mut actions = self.router.handle(input, self.now());
+        actions.retain(|action| match action {
+            Action::Known(_) => false,
+            Action::Note(note) => {
+                let about = note.job.as_deref().or(note.why.as_deref()).unwrap_or_default();
+                self.notes.push(format!("{:?} {about}", note.event).trim_end().to_owned());
+                false
+            }
+            Action::Handled(kind, handled) => {
+                self.handled.push((*kind, *handled));
+                false
+            }
+            Action::Poison(_, kind, why) => {
+                self.failures.push(format!("{} {why}", kind.as_str()));
+                false
+            }
+            _ => true,
+        });
+        actions
     }
 
     /// What the router asks for, in short.
     fn brief(&mut self, input: Input<()>) -> Vec<String> {
         let brief = |action: Action| match action {
-            Action::Known(_) => None,
-            Action::Close(id, code, _) => Some(format!("close {id} {code}")),
-            Action::Store(Change::Specs(specs)) => Some(format!("specs {} {}", specs.miner, specs.specs)),
-            Action::Store(Change::Status { status, .. }) => Some(format!("store {} {}", status.uuid, status.status)),
-            Action::Send(id, text) => Some(match FacilitatorToValidator::decode(&text) {
+            Action::Close(id, why) => format!("close {id} {}", why.code()),
+            Action::Store(Change::Specs(specs)) => format!("specs {} {}", specs.miner, specs.specs),
+            Action::Store(Change::Status { status, .. }) => format!("store {} {}", status.uuid, status.status),
+            Action::Send(id, text) => match FacilitatorToValidator::decode(&text) {
                 Ok(FacilitatorToValidator::Response(response)) => {
                     format!("{id} {}", response.errors.first().map_or("success", |error| error.kind.as_str()))
                 }
                 _ => format!("{id} {text}"),
-            }),
+            },
+            other => panic!("it should have been taken out: {other:?}"),
         };
-        self.handle(input).into_iter().filter_map(brief).collect()
+        self.handle(input).into_iter().map(brief).collect()
     }
 
     fn open(&mut self) -> SessionId {
@@ -191,7 +223,7 @@ fn a_silent_connection_is_closed_in_time_and_an_authenticated_one_is_not() {
 }
 
 #[test]
-fn a_job_goes_to_the_newest_session_and_again_until_it_is_received() {
+fn a_newer_session_takes_over_and_gets_what_was_not_received() {
     let mut f = Fixture::new();
     assert_eq!(f.dispatch("1"), [""; 0], "nobody is there");
     assert_eq!(f.dispatch("2"), [""; 0]);
@@ -199,15 +231,169 @@ fn a_job_goes_to_the_newest_session_and_again_until_it_is_received() {
     assert_eq!(reported, [format!("{old} success"), format!("{old} job 1"), format!("{old} job 2")]);
     f.update(old, "1", JobStatus::Received);
     let (new, reported) = f.authenticated();
-    assert_eq!(reported, [format!("{new} success"), format!("{new} job 2")], "the old one may be a ghost");
+    let expected = [format!("close {old} 4001"), format!("{new} success"), format!("{new} job 2")];
+    assert_eq!(reported, expected, "the old one may be a ghost");
+    // What was on its way from the old one counts when it is sent again on the new one.
+    assert_eq!(f.update(old, "2", JobStatus::Received), [""; 0]);
+    assert_eq!(f.stored(old, Some(StatusOutcome::Stored)), [""; 0], "and no answer goes to the old one");
+    assert!(f.router.is_settled());
     assert_eq!(f.dispatch("3"), [format!("{new} job 3")]);
-    let resent = f.close(new);
-    assert_eq!(resent, [format!("{old} job 2"), format!("{old} job 3")]);
-    f.update(old, "2", JobStatus::Rejected);
-    f.update(old, "3", JobStatus::Received);
     assert_eq!(f.close(old), [""; 0]);
+    assert_eq!(f.dispatch("4"), [format!("{new} job 4")], "the end of the old one takes nothing from the new one");
+    f.update(new, "2", JobStatus::Rejected);
+    assert_eq!(f.close(new), [""; 0]);
+    let (next, reported) = f.authenticated();
+    assert_eq!(reported, [format!("{next} success"), format!("{next} job 3"), format!("{next} job 4")]);
+    f.update(next, "3", JobStatus::Received);
+    f.update(next, "4", JobStatus::Received);
+    assert_eq!(f.close(next), [""; 0]);
     assert_eq!(f.waiting_jobs(), 0);
     assert_eq!(f.after(60), [""; 0], "no received job is given up");
+    let noted = [
+        "Authenticated",
+        "JobSent 1",
+        "JobSent 2",
+        "JobTakenUp 1",
+        "Authenticated",
+        "Closed taken_over",
+        "JobSentAgain 2",
+        "JobSent 3",
+        "Disconnected",
+        "JobSent 4",
+        "JobTakenUp 2",
+        "Disconnected",
+        "Authenticated",
+        "JobSentAgain 3",
+        "JobSentAgain 4",
+        "JobTakenUp 3",
+        "JobTakenUp 4",
+        "Disconnected",
+    ];
+    assert_eq!(f.notes, noted);
+}
+
+#[test]
+fn a_session_that_beats_no_more_is_dropped_in_time_and_one_that_beats_is_not() {
+    let mut f = Fixture::with(RouterConfig { ghost_limit: 600 * S, ..CONFIG });
+    let bob = KeyPair::from_uri("//Bob").unwrap();
+    let alice = f.alice.clone();
+    f.validators(&[&alice, &bob]);
+    let (ghost, _) = f.authenticated();
+    let other = f.open();
+    f.say(other, V0AuthenticationRequest::sign(&bob));
+    f.after(599);
+    f.say(other, V0Heartbeat);
+    assert_eq!(f.after(1), [format!("close {ghost} 4002")]);
+    let seen = f.router.status().seen;
+    assert_eq!(seen.get(&alice.public()), Some(&f.start), "it is known when it was last heard of");
+    assert_eq!(f.say(ghost, V0Heartbeat), [""; 0], "too late");
+    assert_eq!(f.close(ghost), [""; 0]);
+    assert_eq!(f.router.next_wake(), Some(f.start + 1199 * S));
+    let (back, _) = f.authenticated();
+    assert!(f.router.status().seen.is_empty());
+    assert_eq!(f.after(599), [format!("close {other} 4002")]);
+    assert_eq!(f.after(1), [format!("close {back} 4002")]);
+}
+
+#[test]
+fn what_became_of_each_message_is_told() {
+    use Handled as H;
+    use MessageKind as K;
+    let mut f = Fixture::new();
+    let id = f.open();
+    f.say(id, V0Heartbeat);
+    f.say(id, V0AuthenticationRequest::sign(&f.alice.clone()));
+    f.say(id, V0Heartbeat);
+    f.text(id, "no message");
+    let outcomes =
+        [StatusOutcome::Stored, StatusOutcome::StoredLate, StatusOutcome::Duplicate, StatusOutcome::NotFound];
+    for outcome in outcomes {
+        f.update(id, "a", JobStatus::Received);
+        f.stored(id, Some(outcome));
+    }
+    f.update(id, "a", JobStatus::Received);
+    f.stored(id, None);
+    f.say(id, V0Heartbeat);
+    f.brief(Input::Stop);
+    f.say(id, V0Heartbeat);
+    let status = [H::Taken, H::Taken, H::Refused, H::Refused, H::Failed].map(|handled| (K::Status, handled));
+    let first = [(K::Heartbeat, H::Refused), (K::Authentication, H::Taken), (K::Heartbeat, H::Taken)];
+    let last = [(K::Heartbeat, H::Ignored), (K::Heartbeat, H::Ignored)];
+    let all: Vec<_> = first.into_iter().chain([(K::Unread, H::Refused)]).chain(status).chain(last).collect();
+    assert_eq!(f.handled, all);
+}
+
+/// The place of a waiting job, which makes the router panic when the job is taken up.
+struct Poison(bool);
+
+impl Drop for Poison {
+    fn drop(&mut self) {
+        assert!(!self.0, "boom");
+    }
+}
+
+#[test]
+fn a_message_that_cannot_be_handled_costs_that_message_alone() {
+    let alice = KeyPair::from_uri("//Alice").unwrap();
+    let mut router = Router::new(CONFIG, [alice.public()]);
+    let now = Now { mono: Instant::now(), wall: Duration::ZERO };
+    let id = SessionId::fresh();
+    router.handle(Input::Opened { id, peer: "peer".to_owned(), version: "v".to_owned() }, now);
+    let read = |message: ValidatorToFacilitator| Input::Frame(id, Frame::read(&message.encode()));
+    router.handle(read(V0AuthenticationRequest::sign(&alice).into()), now);
+    for (uuid, poison) in [("bad", true), ("good", false)] {
+        let (uuid, text, validator) = (uuid.to_owned(), "job".to_owned(), alice.public());
+        let ticket = Poison(poison);
+        router.handle(Input::Dispatch(Dispatch { uuid, validator, text, job_time: JOB_TIME, ticket }), now);
+    }
+    let update = |uuid: &str| V0JobStatusUpdate { uuid: uuid.to_owned(), status: JobStatus::Received, metadata: None };
+    let stored = |router: &mut Router<Poison>| {
+        router.handle(Input::Stored { session: Some(id), outcome: Some(StatusOutcome::Stored), ended: None }, now)
+    };
+    let stores = |actions: &[Action]| actions.iter().filter(|action| matches!(action, Action::Store(_))).count();
+    // An answer is owed before it and one after it: the error stands between them.
+    assert_eq!(stores(&router.handle(read(update("good").into()), now)), 1);
+    let failed = router.handle(read(update("bad").into()), now);
+    let expected = [
+        Action::Handled(MessageKind::Status, Handled::Failed),
+        Action::Poison(id, MessageKind::Status, "boom".to_owned()),
+    ];
+    assert_eq!(failed, expected);
+    assert_eq!(stores(&router.handle(read(update("good").into()), now)), 1);
+    let answers = |actions: Vec<Action>| {
+        let kind = |action| match action {
+            Action::Send(_, text) => match FacilitatorToValidator::decode(&text).unwrap() {
+                FacilitatorToValidator::Response(response) => {
+                    Some(response.errors.first().map_or("success".to_owned(), |error| error.kind.clone()))
+                }
+                other => panic!("{other:?}"),
+            },
+            _ => None,
+        };
+        actions.into_iter().filter_map(kind).collect::<Vec<_>>()
+    };
+    assert_eq!(answers(stored(&mut router)), ["success", "job.internal_error"]);
+    assert_eq!(answers(stored(&mut router)), ["success"]);
+    assert!(router.is_settled());
+    // The job of the message is watched, as one that was taken up; the session goes on.
+    assert_eq!(router.status().waiting_jobs, 0);
+    assert!(router.reaches(alice.public(), now.mono));
+    let failed = router.handle(Input::Frame(id, Frame::Poison("boom".to_owned())), now);
+    assert_eq!(answers(failed), ["internal_error"]);
+}
+
+#[test]
+fn a_status_that_cannot_be_stored_whatever_is_tried_is_answered_and_the_session_stays() {
+    let mut f = Fixture::new();
+    let (id, _) = f.authenticated();
+    f.update(id, "a", JobStatus::Received);
+    f.update(id, "b", JobStatus::Received);
+    let why = || "constraint failed".to_owned();
+    let answered = f.brief(Input::Unstorable { session: Some(id), uuid: "a".to_owned(), why: why() });
+    assert_eq!(answered, [format!("{id} job.internal_error")]);
+    assert_eq!(f.stored(id, Some(StatusOutcome::Stored)), [format!("{id} success")]);
+    assert_eq!(f.failures, ["status job a: constraint failed"]);
+    assert_eq!(f.brief(Input::Unstorable { session: None, uuid: "a".to_owned(), why: why() }), [""; 0]);
 }
 
 #[test]
@@ -352,6 +538,7 @@ fn a_removed_validator_is_disconnected() {
     let mut f = Fixture::new();
     let (id, _) = f.authenticated();
     assert_eq!(f.validators(&[]), [format!("close {id} 3001")]);
+    assert_eq!(f.notes, ["Authenticated", "Closed removed"]);
     assert!(f.router.status().validators.is_empty());
     assert_eq!(f.dispatch("1"), [""; 0]);
 }

@@ -18,7 +18,7 @@ use phalanx::protocol::{
 };
 use phalanx::transport::ws::{WsDialer, WsListener};
 use phalanx::transport::{
-    ClientTls, Connection, ConnectionKick, DialRequest, Dialer, Incoming, SocketLimits, Utf8Bytes,
+    ClientTls, Connection, ConnectionKick, DialRequest, Dialer, Incoming, SocketLimits, TransportError, Utf8Bytes,
 };
 use serde_json::{Value, json};
 
@@ -253,8 +253,13 @@ impl Peer {
     }
 
     pub fn text(&mut self, text: impl Into<Utf8Bytes>) {
-        self.connection.writer.write(text.into()).unwrap();
-        self.connection.writer.flush().unwrap();
+        self.try_text(text).unwrap();
+    }
+
+    /// Waits for as long as the facilitator takes nothing.
+    pub fn try_text(&mut self, text: impl Into<Utf8Bytes>) -> Result<(), TransportError> {
+        self.connection.writer.write(text.into())?;
+        self.connection.writer.flush()
     }
 
     fn alarm(&self) -> Alarm {

@@ -2,243 +2,43 @@
 //! no clock; it takes what happened and the moment, and says what to do.
 //!
 //! * A session's answers leave in the order of what they answer, each status update's only after it is stored.
-//! * A job goes to the newest live session of its validator. Until the validator has reported anything about it, it
-//!   goes again to the next session when that one ends, and to every session that authenticates anew; validators
-//!   recognise the uuid. A validator that says nothing within [`RouterConfig::received_limit`] has the job ended as
-//!   `horde_failed`.
+//! * A validator has one session: when it authenticates on a new one, the older one is closed.
+//! * A job goes to the session of its validator if that is live. Until the validator has reported anything about it, it
+//!   goes again to every session that takes the place of that one; validators recognise the uuid. A validator that says
+//!   nothing within [`RouterConfig::received_limit`] has the job ended as `horde_failed`.
 //! * From then on a job ends as `horde_failed` once nothing was heard of it for all that its limits, the start of its
 //!   executor and [`RouterConfig::silence_margin`] together allow.
 //! * A session is live while its last heartbeat (or its authentication) is at most [`RouterConfig::heartbeat_limit`]
-//!   old.
+//!   old, and is closed when that is [`RouterConfig::ghost_limit`] old.
+//! * A message that cannot be handled, through a fault here, costs that message: it is answered with an error.
 //!
 //! The order of the actions is the order in which they must be done.
 
 mod open;
+mod sessions;
+mod types;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::open::OpenJobs;
+use self::sessions::Sessions;
+pub use self::types::{
+    Action, AuditEvent, Change, CloseWhy, Dispatch, Frame, Handled, Input, MessageKind, Note, RouterConfig,
+    RouterStatus, SessionInfo, job_time,
+};
 use super::answers;
 use crate::base::ids::SessionId;
 use crate::base::limits::LONGEST_TIME;
 use crate::base::now::Now;
+use crate::base::panics::contained;
 use crate::identity::PublicKey;
 use crate::protocol::{
     HordeFailureDetails, HordeFailureReason, JobParticipantType, JobStatus, JobStatusMetadata, Response,
-    V0JobStatusUpdate, V0MachineSpecsUpdate, V2JobRequest, ValidatorToFacilitator, answer,
+    V0JobStatusUpdate, V0MachineSpecsUpdate,
 };
 use crate::store::jobs::{NewStatus, SpecsRow, StatusOutcome};
-
-/// The time limits of a router.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RouterConfig {
-    /// A session without a heartbeat for longer gets no jobs.
-    pub heartbeat_limit: Duration,
-    /// A job of which the validator has reported nothing for so long has failed.
-    pub received_limit: Duration,
-    /// A job that was received has failed when nothing was heard of it for so long beyond its own limits.
-    pub silence_margin: Duration,
-    /// A session that has not authenticated for so long is closed.
-    pub auth_limit: Duration,
-}
-
-/// A text from a validator, read on its connection's thread.
-#[derive(Debug)]
-pub enum Frame {
-    /// An authentication: whose it is, or why it is not good.
-    Authentication(Result<PublicKey, String>),
-    /// A status of a job.
-    Status(Box<V0JobStatusUpdate>),
-    /// A miner's machine.
-    Specs(Box<V0MachineSpecsUpdate>),
-    /// A heartbeat.
-    Heartbeat,
-    /// Something that cannot be read, with its answer.
-    Bad(Response),
-}
-
-impl Frame {
-    /// Reads a text and checks its signature, if it has one.
-    pub fn read(text: &str) -> Self {
-        use ValidatorToFacilitator as M;
-        match M::decode(text) {
-            Ok(M::V0AuthenticationRequest(request)) => {
-                Self::Authentication(request.verify().map_err(|error| error.to_string()))
-            }
-            Ok(M::V0JobStatusUpdate(update)) => Self::Status(Box::new(update)),
-            Ok(M::V0MachineSpecsUpdate(update)) => Self::Specs(Box::new(update)),
-            Ok(M::V0Heartbeat(_)) => Self::Heartbeat,
-            Err(error) => Self::Bad(answer::by_facilitator(&error)),
-        }
-    }
-}
-
-/// A job on its way to its validator.
-#[derive(Debug)]
-pub struct Dispatch<T> {
-    /// The job.
-    pub uuid: String,
-    /// Its validator.
-    pub validator: PublicKey,
-    /// The message, as it is sent.
-    pub text: String,
-    /// What [`job_time`] says of it.
-    pub job_time: Duration,
-    /// Kept until the validator has reported anything of the job: the place it takes among the waiting jobs.
-    pub ticket: T,
-}
-
-/// How long a job may take by its own limits, the start of its executor included.
-pub fn job_time(request: &V2JobRequest) -> Duration {
-    let limits = [
-        &request.download_time_limit,
-        &request.streaming_start_time_limit,
-        &request.execution_time_limit,
-        &request.upload_time_limit,
-    ];
-    let spin_up = request.executor_class.spin_up_time();
-    limits.iter().fold(spin_up, |sum, limit| sum.saturating_add(limit.saturating_seconds()))
-}
-
-/// Something that happened.
-#[derive(Debug)]
-pub enum Input<T> {
-    /// A connection was opened.
-    Opened {
-        /// Its number.
-        id: SessionId,
-        /// Its address.
-        peer: String,
-        /// What it says of its release.
-        version: String,
-    },
-    /// A text has come.
-    Frame(SessionId, Frame),
-    /// A connection has ended.
-    Closed(SessionId),
-    /// A job is stored and may go out.
-    Dispatch(Dispatch<T>),
-    /// A job that was received before a restart.
-    Resume {
-        /// The job.
-        uuid: String,
-        /// Its validator.
-        validator: PublicKey,
-        /// What [`job_time`] says of it.
-        job_time: Duration,
-        /// How long ago it was last heard of.
-        silent_for: Duration,
-    },
-    /// What became of a status.
-    Stored {
-        /// The session whose oldest waiting answer this is; none if the facilitator itself ended the job.
-        session: Option<SessionId>,
-        /// What the store did; none if it failed.
-        outcome: Option<StatusOutcome>,
-        /// The job, if the store knows that it has ended.
-        ended: Option<String>,
-    },
-    /// Send a text to the newest live session of a validator, once, if there is one (see [`Router::reaches`]).
-    SendOnce {
-        /// To whom.
-        validator: PublicKey,
-        /// What.
-        text: String,
-    },
-    /// From now on these validators are known; sessions of others are closed with `answers::CLOSE_UNKNOWN`.
-    SetValidators(Vec<PublicKey>),
-    /// Take no more frames: what is not taken is not answered, so its validator sends it again to the next start.
-    Stop,
-    /// Time has passed.
-    Tick,
-}
-
-/// A change to be stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    /// A status; what became of it is reported as [`Input::Stored`].
-    Status {
-        /// The session that waits for the answer; none if the facilitator itself ended the job.
-        session: Option<SessionId>,
-        /// The status.
-        status: NewStatus,
-    },
-    /// A miner's machine.
-    Specs(SpecsRow),
-}
-
-/// What to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// A connection is a validator's: it is no stranger any more.
-    Known(SessionId),
-    /// Send a text.
-    Send(SessionId, String),
-    /// Send what is queued, then close.
-    Close(SessionId, u16, &'static str),
-    /// Store something.
-    Store(Change),
-}
-
-/// What others may see of the router, as of its last input. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct RouterStatus {
-    /// Who may connect as a validator.
-    pub validators: Arc<HashSet<PublicKey>>,
-    /// All sessions, the oldest first.
-    pub sessions: Arc<[SessionInfo]>,
-    /// Jobs of which the validator has reported nothing yet.
-    pub waiting_jobs: usize,
-}
-
-impl RouterStatus {
-    /// Whether a job for that validator would leave at once.
-    pub fn reaches(&self, validator: &PublicKey, now: Instant) -> bool {
-        self.sessions.iter().any(|session| session.validator.as_ref() == Some(validator) && session.is_live(now))
-    }
-}
-
-/// One session, for operators.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SessionInfo {
-    /// Its number.
-    pub id: SessionId,
-    /// Who it is, once authenticated.
-    pub validator: Option<PublicKey>,
-    /// Its address.
-    pub peer: String,
-    /// What it says of its release.
-    pub version: String,
-    /// When its handshake was done.
-    pub opened: Instant,
-    /// Its last heartbeat.
-    pub heartbeat: Instant,
-    /// Until when it gets jobs; none if it gets none.
-    pub live_until: Option<Instant>,
-}
-
-impl SessionInfo {
-    /// Whether it would get jobs.
-    pub fn is_live(&self, now: Instant) -> bool {
-        self.live_until.is_some_and(|until| now <= until)
-    }
-}
-
-#[derive(Debug)]
-struct Session {
-    peer: String,
-    version: String,
-    opened: Instant,
-    /// The validator and the rank among all authentications: the highest is the newest.
-    authenticated: Option<(PublicKey, u64)>,
-    heartbeat: Instant,
-    /// A close was asked for: what still comes is not looked at, and nothing more is sent.
-    closing: bool,
-    /// Answers in their order; `None` waits for the store.
-    answers: VecDeque<Option<String>>,
-}
 
 /// A job of which its validator has reported nothing yet.
 #[derive(Debug)]
@@ -247,6 +47,7 @@ struct WaitingJob<T> {
     /// Jobs that are sent together are sent in the order in which they came.
     rank: u64,
     sent_to: Option<SessionId>,
+    was_sent: bool,
 }
 
 /// The state. `T` is what a waiting job keeps (see [`Dispatch::ticket`]).
@@ -254,8 +55,7 @@ struct WaitingJob<T> {
 pub struct Router<T> {
     config: RouterConfig,
     validators: Arc<HashSet<PublicKey>>,
-    sessions: HashMap<SessionId, Session>,
-    authentications: u64,
+    sessions: Sessions,
     /// Jobs of which the validator has reported nothing yet.
     jobs: HashMap<String, WaitingJob<T>>,
     dispatches: u64,
@@ -263,11 +63,8 @@ pub struct Router<T> {
     open: OpenJobs,
     /// In the order of their deadlines, as all have the same limit; those that are done with are skipped when due.
     job_deadlines: VecDeque<(Instant, String)>,
-    auth_deadlines: VecDeque<(Instant, SessionId)>,
     /// Whether frames are taken no more.
     stopping: bool,
-    /// [`RouterStatus::sessions`], until a session changes.
-    shown: Option<Arc<[SessionInfo]>>,
     actions: Vec<Action>,
 }
 
@@ -277,15 +74,12 @@ impl<T> Router<T> {
         Self {
             config,
             validators: Arc::new(validators.into_iter().collect()),
-            sessions: HashMap::new(),
-            authentications: 0,
+            sessions: Sessions::new(config.heartbeat_limit, config.auth_limit, config.ghost_limit),
             jobs: HashMap::new(),
             dispatches: 0,
             open: OpenJobs::default(),
             job_deadlines: VecDeque::new(),
-            auth_deadlines: VecDeque::new(),
             stopping: false,
-            shown: None,
             actions: Vec::new(),
         }
     }
@@ -293,9 +87,9 @@ impl<T> Router<T> {
     /// Takes in what happened and says what to do.
     pub fn handle(&mut self, input: Input<T>, now: Now) -> Vec<Action> {
         match input {
-            Input::Opened { id, peer, version } => self.opened(now.mono, id, peer, version),
-            Input::Frame(..) if self.stopping => {}
-            Input::Frame(id, frame) => self.frame(now, id, frame),
+            Input::Opened { id, peer, version } => self.sessions.open(now.mono, id, peer, version),
+            Input::Frame(_, frame) if self.stopping => self.handled(frame.kind(), Handled::Ignored),
+            Input::Frame(id, frame) => self.contain(now, id, frame),
             Input::Closed(id) => self.closed(now.mono, id),
             Input::Dispatch(dispatch) => self.dispatch(now.mono, dispatch),
             Input::Resume { uuid, validator, job_time, silent_for } => {
@@ -309,8 +103,9 @@ impl<T> Router<T> {
                     self.open.ended(&uuid);
                 }
             }
+            Input::Unstorable { session, uuid, why } => self.unstorable(session, &uuid, why),
             Input::SendOnce { validator, text } => {
-                let session = self.newest_live(now.mono, validator);
+                let session = self.sessions.live(now.mono, validator);
                 self.actions.extend(session.map(|id| Action::Send(id, text)));
             }
             Input::SetValidators(validators) => self.set_validators(validators),
@@ -324,86 +119,102 @@ impl<T> Router<T> {
     /// When [`Input::Tick`] is due next.
     pub fn next_wake(&self) -> Option<Instant> {
         let job = self.job_deadlines.front().map(|(when, _)| *when);
-        let auth = self.auth_deadlines.front().map(|(when, _)| *when);
-        job.into_iter().chain(auth).chain(self.open.next_deadline()).min()
+        job.into_iter().chain(self.sessions.next_deadline()).chain(self.open.next_deadline()).min()
     }
 
     /// Whether no answer waits for the store any more.
     pub fn is_settled(&self) -> bool {
-        self.sessions.values().all(|session| session.answers.is_empty())
+        self.sessions.is_settled()
     }
 
     /// Whether an [`Input::SendOnce`] to that validator would reach a session.
     pub fn reaches(&self, validator: PublicKey, now: Instant) -> bool {
-        self.newest_live(now, validator).is_some()
+        self.sessions.live(now, validator).is_some()
     }
 
     /// What others may see.
     pub fn status(&mut self) -> RouterStatus {
-        let sessions = self.shown.take().unwrap_or_else(|| self.infos());
-        self.shown = Some(sessions.clone());
-        RouterStatus { validators: self.validators.clone(), sessions, waiting_jobs: self.jobs.len() }
+        RouterStatus {
+            validators: self.validators.clone(),
+            sessions: self.sessions.infos(),
+            seen: self.sessions.seen(),
+            waiting_jobs: self.jobs.len(),
+        }
     }
 
-    fn infos(&self) -> Arc<[SessionInfo]> {
-        let info = |(id, session): (&SessionId, &Session)| SessionInfo {
-            id: *id,
-            validator: session.authenticated.map(|(validator, _)| validator),
-            peer: session.peer.clone(),
-            version: session.version.clone(),
-            opened: session.opened,
-            heartbeat: session.heartbeat,
-            live_until: session.authenticated.and_then(|_| self.live_until(session)),
-        };
-        let mut infos: Vec<SessionInfo> = self.sessions.iter().map(info).collect();
-        infos.sort_by_key(|info| info.id);
-        infos.into()
-    }
-
-    fn opened(&mut self, now: Instant, id: SessionId, peer: String, version: String) {
-        let session = Session {
-            peer,
-            version,
-            opened: now,
-            authenticated: None,
-            heartbeat: now,
-            closing: false,
-            answers: VecDeque::new(),
-        };
-        self.sessions.insert(id, session);
-        self.shown = None;
-        self.auth_deadlines.push_back((now + self.config.auth_limit, id));
-    }
-
-    /// A connection has gone: its jobs that were not received go to the next session.
+    /// A connection has gone: its jobs that were not received go to the session that has taken its place.
     fn closed(&mut self, now: Instant, id: SessionId) {
-        self.sessions.remove(&id);
-        self.shown = None;
+        if let Some(session) = self.sessions.remove(id)
+            && let Some(validator) = session.validator
+        {
+            self.note(Note::new(AuditEvent::Disconnected).of(validator).on(id).from(&session.peer));
+        }
         let orphans: Vec<String> = self.jobs_where(|job| job.sent_to == Some(id));
         for uuid in orphans {
             self.send_job(now, &uuid);
         }
     }
 
+    /// Takes a message; one at which this fails costs that message alone.
+    fn contain(&mut self, now: Now, id: SessionId, frame: Frame) {
+        let kind = frame.kind();
+        let (owed, asked) = (self.sessions.owed(id), self.actions.len());
+        let authenticated = self.sessions.get(id).is_some_and(|session| session.validator.is_some());
+        let Err(why) = contained(|| self.frame(now, id, frame)) else { return };
+        // As if it had not come: what was to be done is not, but for jobs that were found to be taken up.
+        let undone = self.actions.split_off(asked);
+        self.actions.extend(undone.into_iter().filter(|action| matches!(action, Action::Close(..))));
+        self.sessions.truncate_answers(id, owed);
+        if !authenticated {
+            self.sessions.forget(id);
+        }
+        self.failed(id, kind, why);
+    }
+
+    fn failed(&mut self, id: SessionId, kind: MessageKind, why: String) {
+        match kind {
+            MessageKind::Status => self.answer(id, answers::internal_error("job.internal_error")),
+            MessageKind::Authentication => self.answer(id, answers::internal_error("auth.internal_error")),
+            MessageKind::Unread => self.answer(id, answers::internal_error("internal_error")),
+            // Nobody waits for an answer to these, so one would be taken for that of a status.
+            MessageKind::Specs | MessageKind::Heartbeat => {}
+        }
+        self.handled(kind, Handled::Failed);
+        self.actions.push(Action::Poison(id, kind, why));
+    }
+
     fn frame(&mut self, now: Now, id: SessionId, frame: Frame) {
-        let Some(session) = self.sessions.get(&id).filter(|session| !session.closing) else { return };
-        let validator = session.authenticated.map(|(validator, _)| validator);
-        match (frame, validator) {
-            (Frame::Bad(response), _) => self.answer(id, response),
-            (Frame::Authentication(_), Some(_)) => self.answer(id, answers::already_authenticated()),
+        let kind = frame.kind();
+        let Some(session) = self.sessions.get(id).filter(|session| !session.closing) else {
+            return self.handled(kind, Handled::Ignored);
+        };
+        let handled = match (frame, session.validator) {
+            (Frame::Poison(why), _) => return self.failed(id, kind, why),
+            (Frame::Bad(response), _) => self.refuse(id, response),
+            (Frame::Authentication(_), Some(_)) => self.refuse(id, answers::already_authenticated()),
             (Frame::Authentication(verified), None) => self.authenticate(now.mono, id, verified),
-            (_, None) => self.answer(id, answers::not_authenticated()),
+            (_, None) => self.refuse(id, answers::not_authenticated()),
             (Frame::Heartbeat, Some(validator)) => self.heartbeat(now.mono, id, validator),
             (Frame::Specs(update), Some(validator)) => self.specs(now, validator, *update),
-            (Frame::Status(update), Some(validator)) => self.status_update(now, id, validator, *update),
-        }
+            // Counted once it is stored.
+            (Frame::Status(update), Some(validator)) => return self.status_update(now, id, validator, *update),
+        };
+        self.handled(kind, handled);
+    }
+
+    fn handled(&mut self, kind: MessageKind, handled: Handled) {
+        self.actions.push(Action::Handled(kind, handled));
+    }
+
+    fn note(&mut self, note: Note) {
+        self.actions.push(Action::Note(note));
     }
 
     fn dispatch(&mut self, now: Instant, dispatch: Dispatch<T>) {
         let uuid = dispatch.uuid.clone();
         self.job_deadlines.push_back((now + self.config.received_limit, uuid.clone()));
         self.dispatches += 1;
-        self.jobs.insert(uuid.clone(), WaitingJob { dispatch, rank: self.dispatches, sent_to: None });
+        self.jobs.insert(uuid.clone(), WaitingJob { dispatch, rank: self.dispatches, sent_to: None, was_sent: false });
         self.send_job(now, &uuid);
     }
 
@@ -418,33 +229,36 @@ impl<T> Router<T> {
     ///
     /// A status that could not be stored is not answered: the session is closed, and the validator sends it again.
     fn stored(&mut self, id: SessionId, outcome: Option<StatusOutcome>) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        let answer = match outcome {
-            Some(StatusOutcome::Stored | StatusOutcome::StoredLate) => answers::success(),
-            Some(StatusOutcome::Duplicate) => answers::integrity_error(),
-            Some(StatusOutcome::NotFound) => answers::job_not_found(),
+        let (handled, answer) = match outcome {
+            Some(StatusOutcome::Stored | StatusOutcome::StoredLate) => (Handled::Taken, answers::success()),
+            Some(StatusOutcome::Duplicate) => (Handled::Refused, answers::integrity_error()),
+            Some(StatusOutcome::NotFound) => (Handled::Refused, answers::job_not_found()),
             None => {
-                session.answers.clear();
-                self.close(id, 1011, "the update cannot be stored now");
-                return;
+                self.handled(MessageKind::Status, Handled::Failed);
+                return self.close(id, CloseWhy::NotStored);
             }
         };
-        if let Some(waiting) = session.answers.iter_mut().find(|answer| answer.is_none()) {
-            *waiting = Some(answers::frame(answer));
-        }
+        self.handled(MessageKind::Status, handled);
+        self.sessions.fill_answer(id, answers::frame(answer));
         self.flush(id);
+    }
+
+    /// A status that the store cannot take, which is no reason to send it again on another connection.
+    fn unstorable(&mut self, session: Option<SessionId>, uuid: &str, why: String) {
+        let Some(id) = session else {
+            // Tried again when the job is due once more.
+            return log::error!("job {uuid}: its end cannot be stored: {why}");
+        };
+        self.sessions.fill_answer(id, answers::frame(answers::internal_error("job.internal_error")));
+        self.flush(id);
+        self.handled(MessageKind::Status, Handled::Failed);
+        self.actions.push(Action::Poison(id, MessageKind::Status, format!("job {uuid}: {why}")));
     }
 
     fn set_validators(&mut self, validators: Vec<PublicKey>) {
         self.validators = Arc::new(validators.into_iter().collect());
-        let unknown: Vec<SessionId> = self
-            .sessions
-            .iter()
-            .filter(|(_, session)| session.authenticated.is_some_and(|(key, _)| !self.validators.contains(&key)))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in unknown {
-            self.close(id, answers::CLOSE_UNKNOWN, "");
+        for id in self.sessions.keep(&self.validators) {
+            self.close(id, CloseWhy::Removed);
         }
     }
 
@@ -457,53 +271,56 @@ impl<T> Router<T> {
             let message = format!("validator {validator} has reported nothing of the job for {limit:.0?}");
             self.fail(now, uuid, validator, message);
         }
-        while let Some(id) = pop_due(&mut self.auth_deadlines, now.mono) {
-            if self.sessions.get(&id).is_some_and(|session| session.authenticated.is_none() && !session.closing) {
+        for (id, why) in self.sessions.take_overdue(now.mono) {
+            if why == CloseWhy::NoAuthentication {
                 self.answer(id, answers::not_authenticated());
-                self.close(id, answers::CLOSE_SIGNATURE, "no authentication in time");
             }
+            self.close(id, why);
         }
     }
 
-    fn authenticate(&mut self, now: Instant, id: SessionId, verified: Result<PublicKey, String>) {
+    fn authenticate(&mut self, now: Instant, id: SessionId, verified: Result<PublicKey, String>) -> Handled {
         let validator = match verified {
             Ok(validator) => validator,
             Err(error) => {
                 log::info!("{id}: bad authentication: {error}");
                 self.answer(id, answers::signature_invalid());
-                return self.close(id, answers::CLOSE_SIGNATURE, "");
+                self.close(id, CloseWhy::BadSignature);
+                return Handled::Refused;
             }
         };
         if !self.validators.contains(&validator) {
             log::info!("{id}: unknown validator {validator}");
             self.answer(id, answers::validator_not_found(&validator));
-            return self.close(id, answers::CLOSE_UNKNOWN, "");
+            self.close_of(id, Some(validator), CloseWhy::UnknownValidator);
+            return Handled::Refused;
         }
-        self.authentications += 1;
-        if let Some(session) = self.sessions.get_mut(&id) {
-            session.authenticated = Some((validator, self.authentications));
-            session.heartbeat = now;
+        let older = self.sessions.authenticate(now, id, validator);
+        if let Some(session) = self.sessions.get(id) {
+            let peer = session.peer.clone();
+            self.note(Note::new(AuditEvent::Authenticated).of(validator).on(id).from(&peer));
         }
-        self.shown = None;
+        if let Some(older) = older {
+            self.close(older, CloseWhy::TakenOver);
+        }
         self.actions.push(Action::Known(id));
         self.answer(id, answers::success());
         // An older session that got them may be dead without our knowing, so the new one gets them as well.
         for uuid in self.jobs_where(|job| job.dispatch.validator == validator) {
             self.send_job(now, &uuid);
         }
+        Handled::Taken
     }
 
-    fn heartbeat(&mut self, now: Instant, id: SessionId, validator: PublicKey) {
-        if let Some(session) = self.sessions.get_mut(&id) {
-            session.heartbeat = now;
-        }
-        self.shown = None;
+    fn heartbeat(&mut self, now: Instant, id: SessionId, validator: PublicKey) -> Handled {
+        self.sessions.beat(now, id);
         for uuid in self.jobs_where(|job| job.dispatch.validator == validator && job.sent_to.is_none()) {
             self.send_job(now, &uuid);
         }
+        Handled::Taken
     }
 
-    fn specs(&mut self, now: Now, validator: PublicKey, update: V0MachineSpecsUpdate) {
+    fn specs(&mut self, now: Now, validator: PublicKey, update: V0MachineSpecsUpdate) -> Handled {
         // Filed under who says it, not under whom the message names.
         self.actions.push(Action::Store(Change::Specs(SpecsRow {
             validator: validator.to_ss58(),
@@ -512,16 +329,17 @@ impl<T> Router<T> {
             batch: update.batch_id,
             at: now.unix_micros(),
         })));
+        Handled::Taken
     }
 
     fn status_update(&mut self, now: Now, id: SessionId, validator: PublicKey, update: V0JobStatusUpdate) {
         if self.jobs.get(&update.uuid).is_some_and(|job| job.dispatch.validator == validator) {
+            let note = Note::new(AuditEvent::JobTakenUp).of(validator).on(id).job(&update.uuid);
+            self.note(note.why(update.status.as_str()));
             self.now_open(now.mono, &update.uuid);
         }
         self.open.reported_on(now.mono, &update.uuid, validator);
-        if let Some(session) = self.sessions.get_mut(&id) {
-            session.answers.push_back(None);
-        }
+        self.sessions.push_answer(id, None);
         self.store_status(now, Some(id), validator, update);
     }
 
@@ -567,6 +385,7 @@ impl<T> Router<T> {
     /// Ends a job ourselves, because of its validator.
     fn fail(&mut self, now: Now, uuid: String, validator: PublicKey, message: String) {
         log::warn!("job {uuid}: {message}");
+        self.note(Note::new(AuditEvent::JobGivenUp).of(validator).job(&uuid).why(message.as_str()));
         let details = HordeFailureDetails {
             reported_by: JobParticipantType::Facilitator,
             reason: HordeFailureReason::GenericError,
@@ -592,54 +411,49 @@ impl<T> Router<T> {
     }
 
     fn send_job(&mut self, now: Instant, uuid: &str) {
-        let Some(validator) = self.jobs.get(uuid).map(|job| job.dispatch.validator) else { return };
-        let session = self.newest_live(now, validator);
-        if let Some(job) = self.jobs.get_mut(uuid) {
-            job.sent_to = session;
-            self.actions.extend(session.map(|id| Action::Send(id, job.dispatch.text.clone())));
-        }
-    }
-
-    fn newest_live(&self, now: Instant, validator: PublicKey) -> Option<SessionId> {
-        let of_validator = self.sessions.iter().filter_map(|(id, session)| match session.authenticated {
-            Some((key, rank)) if key == validator && self.is_live(now, session) => Some((rank, *id)),
-            _ => None,
-        });
-        of_validator.max().map(|(_, id)| id)
-    }
-
-    fn live_until(&self, session: &Session) -> Option<Instant> {
-        (!session.closing).then(|| session.heartbeat + self.config.heartbeat_limit.min(LONGEST_TIME))
-    }
-
-    fn is_live(&self, now: Instant, session: &Session) -> bool {
-        self.live_until(session).is_some_and(|until| now <= until)
+        let Some(job) = self.jobs.get_mut(uuid) else { return };
+        let validator = job.dispatch.validator;
+        let Some(id) = self.sessions.live(now, validator) else {
+            job.sent_to = None;
+            return;
+        };
+        let event = if job.was_sent { AuditEvent::JobSentAgain } else { AuditEvent::JobSent };
+        (job.sent_to, job.was_sent) = (Some(id), true);
+        self.actions.push(Action::Send(id, job.dispatch.text.clone()));
+        self.note(Note::new(event).of(validator).on(id).job(uuid));
     }
 
     fn answer(&mut self, id: SessionId, response: Response) {
-        if let Some(session) = self.sessions.get_mut(&id) {
-            session.answers.push_back(Some(answers::frame(response)));
-        }
+        self.sessions.push_answer(id, Some(answers::frame(response)));
         self.flush(id);
     }
 
+    fn refuse(&mut self, id: SessionId, response: Response) -> Handled {
+        self.answer(id, response);
+        Handled::Refused
+    }
+
     fn flush(&mut self, id: SessionId) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        while let Some(Some(_)) = session.answers.front() {
-            let text = session.answers.pop_front().flatten();
-            self.actions.extend(text.map(|text| Action::Send(id, text)));
+        while let Some(text) = self.sessions.pop_answer(id) {
+            self.actions.push(Action::Send(id, text));
         }
     }
 
-    fn close(&mut self, id: SessionId, code: u16, reason: &'static str) {
-        if let Some(session) = self.sessions.get_mut(&id)
-            && !session.closing
-        {
-            session.closing = true;
-            session.answers.clear();
-            self.shown = None;
-            self.actions.push(Action::Close(id, code, reason));
+    fn close(&mut self, id: SessionId, why: CloseWhy) {
+        self.close_of(id, None, why);
+    }
+
+    /// Closes a session, which says that it is that validator's if it has not authenticated.
+    fn close_of(&mut self, id: SessionId, claimed: Option<PublicKey>, why: CloseWhy) {
+        if !self.sessions.close(id) {
+            return;
         }
+        self.actions.push(Action::Close(id, why));
+        let Some(session) = self.sessions.get(id) else { return };
+        let event = if session.validator.is_some() { AuditEvent::Closed } else { AuditEvent::AuthenticationFailed };
+        let note = Note { validator: session.validator.or(claimed).map(|key| key.to_ss58()), ..Note::new(event) };
+        let note = note.on(id).from(&session.peer).why(why.as_str());
+        self.note(note);
     }
 }
 

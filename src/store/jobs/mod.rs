@@ -16,6 +16,7 @@ pub use self::keep::{Forgotten, InsertOutcome, Keep, Quota};
 pub use self::list::{JobHead, JobList, JobQuery};
 use super::lock::FolderLock;
 use super::{StoreError, open};
+use crate::base::panics::contained;
 use crate::base::waits::waiting;
 
 /// Name of the database in the state folder.
@@ -262,6 +263,31 @@ impl Batch<'_> {
         Ok(self.0.commit()?)
     }
 
+    /// Makes one change of the batch by itself: one that cannot be made, or panics, is undone and says why; the rest of
+    /// the batch goes on.
+    ///
+    /// # Errors
+    /// SQLite's, where the change is not to blame (see [`StoreError::is_of_the_change`]): the batch is lost.
+    pub fn alone<T>(
+        &self,
+        change: impl FnOnce(&Self) -> Result<T, StoreError>,
+    ) -> Result<Result<T, String>, StoreError> {
+        let run = |sql: &str| self.0.prepare_cached(sql).and_then(|mut statement| statement.execute([]));
+        run("SAVEPOINT alone")?;
+        let why = match contained(|| change(self)) {
+            Ok(Ok(made)) => {
+                run("RELEASE alone")?;
+                return Ok(Ok(made));
+            }
+            Ok(Err(error)) if error.is_of_the_change() => error.to_string(),
+            Ok(Err(error)) => return Err(error),
+            Err(panic) => format!("it panicked: {panic}"),
+        };
+        run("ROLLBACK TO alone")?;
+        run("RELEASE alone")?;
+        Ok(Err(why))
+    }
+
     /// Adds a status to a job.
     ///
     /// # Errors
@@ -404,6 +430,40 @@ mod tests {
         let mut store = JobStore::open(folder.path()).unwrap();
         store.begin().unwrap().insert(&new_job("a", "user", 1), Quota::NONE).unwrap();
         assert_eq!(store.begin().unwrap().job("user", "a", true).unwrap(), None);
+    }
+
+    #[test]
+    fn a_change_that_cannot_be_made_is_undone_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = JobStore::open(folder.path()).unwrap();
+        let poison = "CREATE TRIGGER poison BEFORE INSERT ON statuses WHEN NEW.status = 'bad' BEGIN
+             SELECT RAISE(ABORT, 'poisoned'); END;";
+        store.connection.execute_batch(poison).unwrap();
+        let batch = store.begin().unwrap();
+        assert_eq!(
+            batch.alone(|batch| batch.insert(&new_job("a", "user", 1), Quota::NONE)).unwrap(),
+            Ok(InsertOutcome::Stored)
+        );
+        let again = batch.alone(|batch| batch.insert(&new_job("a", "user", 1), Quota::NONE)).unwrap().unwrap_err();
+        assert!(again.contains("UNIQUE"), "{again}");
+        let panicked = batch.alone(|batch| {
+            batch.add_status(&status("a", "accepted", false))?;
+            panic!("boom");
+            #[allow(unreachable_code)]
+            Ok(())
+        });
+        assert_eq!(panicked.unwrap(), Err("it panicked: boom".to_owned()));
+        let bad = batch.alone(|batch| batch.add_status(&status("a", "bad", false))).unwrap().unwrap_err();
+        assert!(bad.contains("poisoned"), "{bad}");
+        let good = batch.alone(|batch| batch.add_status(&status("a", "received", false)));
+        assert_eq!(good.unwrap(), Ok(StatusOutcome::Stored));
+        batch.commit().unwrap();
+        assert_eq!(seen(&mut store, "a"), [("sent".to_owned(), false), ("received".to_owned(), false)]);
+        let sick = "CREATE TRIGGER sick BEFORE INSERT ON statuses BEGIN INSERT INTO nowhere VALUES (1); END;";
+        store.connection.execute_batch(sick).unwrap();
+        let batch = store.begin().unwrap();
+        let sick = batch.alone(|batch| batch.add_status(&status("a", "accepted", false))).unwrap_err();
+        assert!(sick.to_string().contains("nowhere"), "the database is to blame: {sick}");
     }
 
     #[test]
