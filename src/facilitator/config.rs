@@ -71,8 +71,8 @@ pub(super) fn nobody(validators: &[PublicKey], users: &[PublicKey]) -> Vec<Strin
 
 impl FacilitatorConfig {
     /// The default numbers: 3 min, 10 min, 60 s, 5 min, 10 s, 1 h, 10,000 connections, 256 requests in work,
-    /// 1,000 of an address in a second; of a user 2,048 open jobs with 128 MiB, half of what may wait for all validators, and 2,000
-    /// requests in 10 s; 100,000 ended jobs, 30 days and 8 GiB. Nobody may do anything yet.
+    /// 1,000 of an address in a second; of a user 2,048 open jobs with 128 MiB, half of what may wait for all
+    /// validators, and 2,000 requests in 10 s; 100,000 ended jobs, 30 days and 8 GiB. Nobody may do anything yet.
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
         Self {
             validators: Vec::new(),

@@ -78,7 +78,7 @@ fn table(lines: &[Value]) -> Table {
             names.push(name);
         }
     }
-    let labels: Vec<String> = names.iter().map(|name| OneLine(&label(name)).to_string()).collect();
+    let labels: Vec<String> = names.iter().map(|name| label(name)).collect();
     let columns: Vec<(&str, Width)> =
         names.iter().zip(&labels).map(|(name, label)| (label.as_str(), width(name))).collect();
     let mut table = Table::new(&columns);

@@ -1,5 +1,7 @@
 //! Numbers and names as people read them. Pure.
 
+use crate::ops::redact::OneLine;
+
 /// A time for people: its two largest units.
 pub fn ago(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
@@ -35,7 +37,8 @@ pub fn time_of_day(unix_seconds: f64) -> String {
 /// The name of a field without its unit of time, with spaces.
 pub(super) fn label(field: &str) -> String {
     let field = ["_seconds_ago", "_seconds"].iter().find_map(|unit| field.strip_suffix(unit)).unwrap_or(field);
-    field.replace('_', " ")
+    // A role of another release may name it as it likes.
+    OneLine(&field.replace('_', " ")).to_string()
 }
 
 #[cfg(test)]
