@@ -2,7 +2,7 @@
 //! again, and stops, and what it does. If it wants signs of life, it gets them for as long as all loops of the role
 //! make progress: one that is idle answers when it is asked, and one that hangs is named in the log.
 //!
-//! Owner of the thread `alive`: [`Watched`]. Blocks in: a channel, until the next sign is due. Kick: the drop of
+//! Owner of the thread `alive`: `Watched`. Blocks in: a channel, until the next sign is due. Kick: the drop of
 //! `stop`. Ends: with it.
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -3,9 +3,9 @@
 use clap::{Args, value_parser};
 use rustix::process::{Resource, getrlimit};
 
-/// Descriptors that a role may have beside those of its connections: 256 of HTTP clients, and a few of databases, logs
-/// and engines.
-const OTHERS: u64 = 300;
+/// Descriptors that a role may have beside those of its connections: 256 of HTTP clients, 256 of connections that are
+/// about to go, and a few of databases, logs and engines.
+const OTHERS: u64 = 556;
 
 /// Connections that a server has at least, however low the limit of open files is.
 const FEWEST: usize = 16;
@@ -59,8 +59,8 @@ mod tests {
         assert_eq!(fitting(Some(5000), 10_000, Some(65_536)), Ok(5000));
         assert_eq!(fitting(Some(5000), 10_000, None), Ok(5000));
         let why = fitting(Some(5000), 10_000, Some(1024)).unwrap_err();
-        assert!(why.contains("room for 724") && why.contains("ulimit -n"), "{why}");
-        assert_eq!(fitting(None, 10_000, Some(1024)), Ok(724));
+        assert!(why.contains("room for 468") && why.contains("ulimit -n"), "{why}");
+        assert_eq!(fitting(None, 10_000, Some(1024)), Ok(468));
         assert_eq!(fitting(None, 10_000, Some(64)), Ok(FEWEST));
         assert_eq!(fitting(None, 10_000, None), Ok(10_000));
     }

@@ -661,7 +661,7 @@ fn wrong_flags_are_one_clear_line_each() {
         refused(&[&redis[..], &["--miners", miners.to_str().unwrap(), "--manifest-interval", "500ms"]].concat());
     assert!(haste.contains("--manifest-interval is 500ms; it should be 1s or more"), "{haste}");
     let queue_time = ["--dispatch", "celery", "--redis", "redis://127.0.0.1", "--queue-time", "31m"];
-    assert!(with(&queue_time).contains("queue_time is 1860s; it should be at most 1800s"));
+    assert!(with(&queue_time).contains("--queue-time is 1860s; it should be at most 1800s"));
     let dead = refused(&[&redis[..], &["--stub-time", "0s", "--liveness", "10ms"]].concat());
     assert!(dead.contains("150 ms or more"), "{dead}");
 }

@@ -138,12 +138,13 @@ fn bad_hotkey_files_are_refused_by_field() {
 #[test]
 fn files_that_are_no_hotkeys_are_refused() {
     let secret = "bottom drive obey lake";
-    let cases: [(&[u8], &str); 8] = [
+    let cases: [(&[u8], &str); 9] = [
         (b"", "not JSON (EOF while parsing a value at line 1 column 0)"),
         (secret.as_bytes(), "not JSON"),
         (b"\"bottom drive obey lake\"", "the JSON is not an object"),
         (b"[]", "the JSON is not an object"),
-        (b"\xff\xfe", "not JSON"),
+        (b"\xff\xfe", "it is UTF-16 text; save it as UTF-8"),
+        (b"\xff\xf0", "not JSON"),
         (b"$NACL\x00\xff", "encrypted (NaCl)"),
         (b"$ANSIBLE_VAULT;1.1;AES256\n3762", "encrypted (Ansible Vault)"),
         (b"gAAAAABh", "encrypted (Fernet)"),

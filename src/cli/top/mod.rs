@@ -4,9 +4,9 @@
 //! the next question. Kick: a wake; the signal of the questions. They end: with the command, at a key or a signal, or
 //! when the terminal has gone.
 //!
-//! * [`keys`]: what was pressed. Pure.
-//! * [`model`]: what is shown. Pure.
-//! * [`terminal`]: the terminal.
+//! * `keys`: what was pressed. Pure.
+//! * `model`: what is shown. Pure.
+//! * `terminal`: the terminal.
 
 mod keys;
 mod model;

@@ -24,7 +24,9 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, ConnectionCommon, RootCertStore, ServerConfig, ServerConnection};
 
-pub(crate) use self::facts::{Facts, day};
+pub(crate) use self::facts::Facts;
+#[cfg(feature = "cli")]
+pub(crate) use self::facts::day;
 use self::live::Live;
 pub use self::pem::TlsFileError;
 use self::pem::{bad_file, bad_pem, certificates, pem_of};

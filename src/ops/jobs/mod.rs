@@ -1,7 +1,7 @@
 //! The jobs of a role as people look for them: those that have not ended, and the newest that have. Pure apart from one
 //! lock.
 //!
-//! * [`table`]: what is kept of them and what is shown. Pure.
+//! * `table`: what is kept of them and what is shown. Pure.
 
 use std::sync::{Arc, Mutex};
 
