@@ -144,7 +144,7 @@ fn files_that_are_no_hotkeys_are_refused() {
         (b"\"bottom drive obey lake\"", "the JSON is not an object"),
         (b"[]", "the JSON is not an object"),
         (b"\xff\xfe", "it is UTF-16 text; save it as UTF-8"),
-        (b"\xff\xf0", "not JSON"),
+        (b"\xff\xf0", "it is not UTF-8 text, from line 1 on; save it as UTF-8"),
         (b"$NACL\x00\xff", "encrypted (NaCl)"),
         (b"$ANSIBLE_VAULT;1.1;AES256\n3762", "encrypted (Ansible Vault)"),
         (b"gAAAAABh", "encrypted (Fernet)"),
