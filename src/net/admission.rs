@@ -16,8 +16,8 @@ use serde_json::{Map, Value, json};
 
 use super::rate::{Buckets, Rate};
 
-/// Connections that were told to go and have not gone yet, at most: each still has its socket, and a thread if it is one
-/// of the first, and ends within milliseconds of its kick, unless many come at once. As long as there are so many,
+/// Connections that were told to go and have not gone yet, at most: each still has its socket, and a thread if it is
+/// one of the first, and ends within milliseconds of its kick, unless many come at once. As long as there are so many,
 /// newcomers are refused instead.
 const GOING: usize = 256;
 
