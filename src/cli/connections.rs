@@ -3,8 +3,8 @@
 use clap::{Args, value_parser};
 use rustix::process::{Resource, getrlimit};
 
-/// Descriptors that a role may have beside those of its connections: 256 of HTTP clients, 256 of connections that are
-/// about to go, and a few of databases, logs and engines.
+/// Descriptors that a role may have beside those of its connections: 256 of HTTP clients, as many of connections that
+/// are about to go (in a flood more; then accepting waits), and a few of databases, logs and engines.
 const OTHERS: u64 = 556;
 
 /// Connections that a server has at least, however low the limit of open files is.

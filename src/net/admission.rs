@@ -19,7 +19,7 @@ use super::rate::{Buckets, Rate};
 /// Connections that were told to go and have not gone yet, at most: each still has its socket, and a thread if it is
 /// one of the first, and ends within milliseconds of its kick, unless many come at once. As long as there are so many,
 /// newcomers are refused instead.
-const GOING: usize = 256;
+const GOING: usize = 1024;
 
 /// Whose an address counts as: without its port, and a network of 64 bits for IPv6, because whoever has one has them
 /// all.
