@@ -1,12 +1,14 @@
 //! The log of the real binary: nobody waits for its reader, and its lines say how bad what they tell is.
 
 use std::fs::File;
-use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use phalanx::base::lock::lock;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::net::http::HttpClient;
@@ -90,7 +92,7 @@ fn a_stderr_that_nobody_reads_holds_up_nothing() {
 #[test]
 fn a_reader_that_comes_back_is_told_how_many_lines_are_missing() {
     let (scratch, folder) = folders();
-    let (mut reader, writer) = full_pipe();
+    let (reader, writer) = full_pipe();
     let mut command = validator(scratch.path(), folder.path());
     let mut role = Running::start_saying(command.env("RUST_LOG", "trace"), Stdio::from(OwnedFd::from(writer)));
     let pages = pages(&mut role);
@@ -98,15 +100,21 @@ fn a_reader_that_comes_back_is_told_how_many_lines_are_missing() {
         fill(&pages);
         dropped(&pages) > 0
     });
-    let text = spawn("t-reader", Kick::dropped("the process"), move || {
-        let mut text = String::new();
-        reader.read_to_string(&mut text).unwrap();
-        text
+    let said = Arc::<Mutex<String>>::default();
+    let heard = said.clone();
+    let reader = spawn("t-reader", Kick::dropped("the process"), move || {
+        for line in BufReader::new(reader).lines() {
+            *lock(&heard) += &(line.unwrap() + "\n");
+        }
     });
-    // Whether they are told of is seen in the end; more come after the gap.
-    get(&format!("{pages}/readyz"));
+    // Whether lines are missing is told with the next one that finds room.
+    until("the gap is told of", || {
+        get(&format!("{pages}/readyz"));
+        lock(&said).contains("missing here")
+    });
     assert_eq!(role.stop(Signal::TERM).code, Some(0));
-    let text = text.join_by(Instant::now() + LONG).unwrap();
+    reader.join_by(Instant::now() + LONG).unwrap();
+    let text = lock(&said).clone();
     let told = text.lines().filter(|line| line.contains("missing here: stderr could not take them"));
     let told: Vec<_> = told.collect();
     assert!(!told.is_empty() && told.iter().all(|line| line.contains(" WARN ")), "{told:?}");
