@@ -1,5 +1,5 @@
 //! A worker that serves Celery producers: `celery_worker --redis URL [--queues A,B] [--threads N] [--name NAME]
-//! [--liveness S] [--visibility S] [--prefetch N] [--stop-time S] [--track-started]`.
+//! [--liveness S] [--visibility S] [--prefetch N] [--stop-time S] [--track-started] [--events]`.
 //!
 //! Says `ready` on stdout when it takes tasks, and what was left when it has stopped. SIGTERM and `celery control
 //! shutdown` stop it. From Python: `app.send_task("add", (1, 2)).get()`.
@@ -126,6 +126,7 @@ pub fn run(mut words: impl Iterator<Item = String>) -> Result<(), Box<dyn std::e
             "--visibility" => config.visibility_timeout = seconds(value()?.parse()?),
             "--stop-time" => stop_time = value()?.parse()?,
             "--track-started" => config.track_started = true,
+            "--events" => config.send_task_events = true,
             _ => return Err(format!("{word} is not known").into()),
         }
     }

@@ -288,6 +288,13 @@ pub const CELERY_ASIDE: usize = 1000;
 /// Bytes that are kept of a message that is put aside: [`CELERY_ASIDE`] of them are 256 MiB.
 pub const CELERY_ASIDE_BYTES: usize = 256 << 10;
 
+/// Bytes of events about tasks that wait to be published: some 4,000 at 250 bytes. When Redis takes longer, further
+/// ones are dropped.
+pub const CELERY_EVENT_BYTES: usize = 1 << 20;
+
+/// Bytes of events after which no further goes into the same message: some 250 of them.
+pub const CELERY_EVENTS_AT_ONCE: usize = 64 << 10;
+
 /// Results of Celery tasks that one client waits for: at some 1 KiB each with its subscription, 64 MiB.
 pub const CELERY_PENDING: usize = 65_536;
 

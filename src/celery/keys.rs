@@ -27,6 +27,9 @@ pub const CONTROL_EXCHANGE: &str = "celery.pidbox";
 /// The exchange on which they answer.
 pub const CONTROL_REPLY_EXCHANGE: &str = "reply.celery.pidbox";
 
+/// The exchange on which workers and producers tell what happens.
+pub const EVENT_EXCHANGE: &str = "celeryev";
+
 /// The Redis list in which messages of this priority wait; a priority above 9 is 9.
 pub fn queue_key(queue: &str, priority: u8) -> String {
     let step = PRIORITY_STEPS.iter().rev().find(|step| **step <= priority.min(PRIORITY_MAX)).copied().unwrap_or(0);

@@ -121,6 +121,15 @@ impl Exception {
         }
     }
 
+    /// As Python's `repr` gives it.
+    pub(super) fn shown(&self) -> String {
+        match &self.exc_message {
+            Value::Null => repr::call(&self.exc_type, &[]),
+            Value::Array(items) => repr::call(&self.exc_type, items),
+            other => repr::call(&self.exc_type, std::slice::from_ref(other)),
+        }
+    }
+
     fn read(value: &Value) -> Option<Self> {
         let map = value.as_object()?;
         let text = |key: &str| map.get(key).and_then(Value::as_str).map(str::to_owned);

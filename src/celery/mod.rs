@@ -31,6 +31,8 @@
 
 pub mod client;
 pub mod envelope;
+mod event;
+mod events;
 pub mod keys;
 pub mod message;
 pub mod meta;

@@ -24,6 +24,23 @@ pub(super) fn kwargs(kwargs: &Map<String, Value>) -> String {
     text.finish()
 }
 
+/// A result: `{'a': [1, None]}`.
+pub(super) fn value(value: &Value) -> String {
+    let mut text = Shown::default();
+    text.value(value, 0);
+    text.finish()
+}
+
+/// A call, as Python shows an exception: `ValueError('no', 7)`.
+pub(super) fn call(name: &str, args: &[Value]) -> String {
+    let mut text = Shown::default();
+    text.put(name);
+    text.put("(");
+    text.list(args, 1);
+    text.put(")");
+    text.finish()
+}
+
 #[derive(Default)]
 struct Shown {
     text: String,
@@ -118,6 +135,14 @@ mod tests {
         let mixed = json!([1, "it's", null, true, [false], 1.5]);
         assert_eq!(shown(mixed), r"(1, 'it\'s', None, True, [False], 1.5)");
         assert_eq!(kwargs(json!({"a": {"b": "ü"}, "c": []}).as_object().unwrap()), "{'a': {'b': 'ü'}, 'c': []}");
+    }
+
+    #[test]
+    fn results_and_exceptions_look_as_in_python() {
+        assert_eq!(value(&json!({"a": [1, null]})), "{'a': [1, None]}");
+        assert_eq!(value(&json!("x")), "'x'");
+        assert_eq!(call("ValueError", &[json!("no"), json!(7)]), "ValueError('no', 7)");
+        assert_eq!(call("KeyError", &[]), "KeyError()");
     }
 
     #[test]

@@ -341,8 +341,14 @@ const PROCESS: &str = "PHALANX_TEST_CELERY_WORKER";
 /// The example worker as a process of its own, once it takes tasks: this program, whose ignored test `worker_itself`
 /// calls [`worker_words`] for the command line.
 pub fn worker_process(url: &str, options: &str) -> Running {
+    worker_process_in("UTC", url, options)
+}
+
+/// As [`worker_process`], in a time zone.
+pub fn worker_process_in(zone: &str, url: &str, options: &str) -> Running {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "worker_itself", "--ignored", "--nocapture"]);
+    command.env("TZ", zone);
     let mut running = Running::start(command.env(PROCESS, format!("--redis {url} {options}")).stdin(Stdio::null()));
     while !running.line().starts_with("ready") {}
     running

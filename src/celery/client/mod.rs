@@ -28,6 +28,8 @@ pub use entry::Outcome;
 pub use error::TaskError;
 pub use results::PendingResult;
 
+use super::event::Event;
+use super::events::EventSender;
 use super::keys::{meta_key, queue_key};
 use super::moment::Moment;
 use super::scripts::ENQUEUE;
@@ -130,7 +132,9 @@ impl CeleryClient {
         let commander = Commander::start("cel-cmd", config.redis.clone().named("celery-client"), board)?;
         let subscriber = Subscriber::start("cel-sub", config.redis.clone().named("celery-results"), board)?;
         let timer = Timer::start();
+        let (db, patience) = (i64::from(config.redis.db), config.redis.operation_time);
         let shared = Arc::new(ClientShared {
+            events: EventSender::new(commander.handle(), &config.origin, db, patience, board),
             commander: commander.handle(),
             subscriber: subscriber.handle(),
             timer: timer.handle(),
@@ -252,6 +256,7 @@ impl CeleryHandle {
         };
         let key = queue_key(&message.routing_key, message.priority);
         let (entry, weak) = (pending.entry.clone(), Arc::downgrade(&self.0));
+        let event = self.0.config.send_sent_event.then(|| (self.0.events.clone(), Event::sent(&message)));
         let answer = move |answer: Result<Vec<redis::Value>, RedisError>| {
             let sent = answer.map(|_| ());
             if let Err(error) = &sent
@@ -259,6 +264,9 @@ impl CeleryHandle {
             {
                 entry.end(Err(TaskError::NotSent(error.to_string())));
                 forget_slot(&weak, &entry);
+            }
+            if let (Ok(()), Some((events, event))) = (&sent, event) {
+                events.put(event);
             }
             on_sent(&sent);
         };

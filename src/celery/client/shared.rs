@@ -14,6 +14,7 @@ use crate::base::limits::CELERY_LOOKS;
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 use crate::base::timer::{Alarm, TimerHandle};
+use crate::celery::events::EventSender;
 use crate::celery::keys::meta_key;
 use crate::celery::meta::Meta;
 use crate::redis::{CommanderHandle, RedisError, Repeat, Request, SubscriberHandle, Subscription};
@@ -29,6 +30,7 @@ pub(super) struct ClientShared {
     /// The number of the last message. It is held while a message is handed to the commander, which keeps their order.
     pub sequence: Mutex<u64>,
     pub table: Mutex<ResultTable>,
+    pub events: Arc<EventSender>,
 }
 
 #[derive(Default)]

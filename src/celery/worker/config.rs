@@ -30,6 +30,11 @@ pub struct WorkerConfig {
     pub track_started: bool,
     /// The name that Celery's tools see: `phalanx@<host>`.
     pub hostname: String,
+    /// Whether it publishes events about tasks, for Flower and `celery events`: no, as with Celery
+    /// (`worker_send_task_events`). `celery control enable_events` changes it while it runs.
+    pub send_task_events: bool,
+    /// How often it publishes `worker-heartbeat`: 2 s, as with Celery; zero for no events about itself.
+    pub heartbeat_interval: Duration,
 }
 
 impl WorkerConfig {
@@ -48,6 +53,8 @@ impl WorkerConfig {
             result_expires: Duration::from_secs(86_400),
             track_started: false,
             hostname: format!("phalanx@{host}"),
+            send_task_events: false,
+            heartbeat_interval: Duration::from_secs(2),
         }
     }
 

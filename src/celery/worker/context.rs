@@ -96,7 +96,7 @@ impl TaskCx {
     /// When the time limit is over.
     pub fn deadline(&self) -> Option<Instant> {
         let limit = Duration::try_from_secs_f64(self.run.message.time_limit?).ok()?;
-        self.run.since.checked_add(limit)
+        self.run.begun.get()?.checked_add(limit)
     }
 
     /// Tells how far it is: the state `PROGRESS` with `{current, total, percent, message}` and what `more` has. Never

@@ -38,6 +38,10 @@ pub(super) enum Effect {
     None,
     /// These tasks are revoked; with the second, those that run are ended.
     Revoke(Vec<String>, bool),
+    /// Events about tasks are published, or not any more.
+    Events(bool),
+    /// A heartbeat is published now.
+    Heartbeat,
     /// The worker is asked to stop.
     Shutdown,
 }
@@ -64,6 +68,8 @@ pub(super) trait Node {
     fn stats(&self) -> Value;
     /// The logical clock, moved on.
     fn clock(&self) -> u64;
+    /// Whether it publishes events about tasks.
+    fn task_events(&self) -> bool;
 }
 
 /// Reads a command; `None` if it is for others.
@@ -139,9 +145,10 @@ pub(super) fn answer(command: &Command, node: &dyn Node) -> (Value, Effect) {
         }
         "revoke" | "terminate" => return revoke(command, node),
         "shutdown" => return (json!({"ok": "shutting down"}), Effect::Shutdown),
-        // We have nothing to report to others.
-        "election" | "heartbeat" => Value::Null,
-        "enable_events" | "disable_events" => json!({"error": "event dispatcher unavailable"}),
+        // Nobody waits for the outcome of an election here.
+        "election" => Value::Null,
+        "heartbeat" => return (Value::Null, Effect::Heartbeat),
+        "enable_events" | "disable_events" => return events(command.method == "enable_events", node),
         "pool_grow"
         | "pool_shrink"
         | "pool_restart"
@@ -161,6 +168,14 @@ pub(super) fn answer(command: &Command, node: &dyn Node) -> (Value, Effect) {
         method => json!({"error": format!("KeyError('{method}')")}),
     };
     (known, Effect::None)
+}
+
+fn events(wanted: bool, node: &dyn Node) -> (Value, Effect) {
+    let word = if wanted { "enabled" } else { "disabled" };
+    match node.task_events() == wanted {
+        true => (json!({"ok": format!("task events already {word}")}), Effect::None),
+        false => (json!({"ok": format!("task events {word}")}), Effect::Events(wanted)),
+    }
 }
 
 fn revoke(command: &Command, node: &dyn Node) -> (Value, Effect) {
@@ -261,6 +276,9 @@ mod tests {
         }
         fn clock(&self) -> u64 {
             7
+        }
+        fn task_events(&self) -> bool {
+            true
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime};
 
@@ -19,6 +19,7 @@ use crate::base::limits::CELERY_PREFETCH;
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 use crate::base::timer::{Alarm, TimerHandle};
+use crate::celery::events::EventSender;
 use crate::celery::message::TaskMessage;
 use crate::celery::moment::Moment;
 use crate::ops::metrics::Counter;
@@ -76,6 +77,11 @@ pub(super) struct Totals {
 }
 
 impl Totals {
+    /// How many tasks have begun.
+    pub(super) fn all_begun(&self) -> u64 {
+        lock(&self.begun).values().sum()
+    }
+
     pub(super) fn begun(&self, task: &str) {
         let mut begun = lock(&self.begun);
         match begun.get_mut(task) {
@@ -134,7 +140,10 @@ pub(super) struct Core {
     pub beating: AtomicBool,
     pub totals: Totals,
     pub board: Board,
-    pub clock: AtomicU64,
+    pub events: Arc<EventSender>,
+    /// Whether events about tasks are published.
+    pub task_events: AtomicBool,
+    pub heartbeat: Mutex<Option<Alarm>>,
     pub started: Instant,
 }
 
@@ -168,6 +177,9 @@ impl Core {
             begun: Mutex::default(),
             board: board.clone(),
         };
+        let (db, patience) = (i64::from(config.redis.db), config.redis.operation_time);
+        let events = EventSender::new(commands.clone(), &config.hostname, db, patience, &board);
+        let task_events = AtomicBool::new(config.send_task_events);
         Arc::new(Self {
             keys: Keys::of(&id),
             held: Mutex::new(Held::new(config.prefetch())),
@@ -195,7 +207,9 @@ impl Core {
             beating: AtomicBool::new(false),
             totals,
             board,
-            clock: AtomicU64::new(1),
+            events,
+            task_events,
+            heartbeat: Mutex::default(),
             started: Instant::now(),
         })
     }
@@ -254,12 +268,6 @@ impl Core {
         }
     }
 
-    /// Moves the logical clock past that of a message.
-    pub(super) fn witness(&self, clock: u64) {
-        self.clock.fetch_max(clock, Ordering::Relaxed);
-        self.clock.fetch_add(1, Ordering::Relaxed);
-    }
-
     /// From now on `idle` is raised as soon as no handler runs.
     pub(super) fn idle_wanted(&self) {
         self.waited_for.store(true, Ordering::SeqCst);
@@ -269,8 +277,9 @@ impl Core {
     }
 
     fn shown(&self, entry: &super::held::HeldMessage<Taken>) -> Value {
-        let started = entry.item.run.as_ref().map(|run| {
-            let since = SystemTime::now().checked_sub(run.since.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH);
+        let begun = entry.item.run.as_ref().and_then(|run| run.begun.get());
+        let started = begun.map(|begun| {
+            let since = SystemTime::now().checked_sub(begun.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH);
             Moment::from(since).unix_micros() as f64 / 1e6
         });
         let Some(message) = &entry.item.message else { return json!({"id": entry.task_id}) };
@@ -357,6 +366,10 @@ impl Node for Core {
     }
 
     fn clock(&self) -> u64 {
-        self.clock.fetch_add(1, Ordering::Relaxed) + 1
+        self.events.tick()
+    }
+
+    fn task_events(&self) -> bool {
+        self.task_events.load(Ordering::SeqCst)
     }
 }

@@ -13,9 +13,11 @@ use super::outcome::{self, Op, Outcome, complete};
 use super::restore;
 use super::run::{CancelCause, Run};
 use super::scripts::{RELEASE, REVOKE, SETTLE, STATE};
+use super::telling::End;
 use crate::base::backoff::exponential;
 use crate::base::lock::lock;
 use crate::celery::envelope::{Envelope, MessageError};
+use crate::celery::event::Event;
 use crate::celery::keys::{UNACKED, UNACKED_INDEX, meta_key};
 use crate::celery::message::TaskMessage;
 use crate::celery::meta::Meta;
@@ -106,6 +108,7 @@ impl Core {
         } else if !self.registered.contains(&message.task) {
             self.conclude(tag, Outcome::Unknown);
         } else {
+            self.tell(|| Event::received(&message));
             match message.eta.filter(|eta| *eta > now) {
                 Some(eta) => self.schedule(tag, eta, now),
                 None => self.queue_run(tag, &message),
@@ -182,7 +185,7 @@ impl Core {
 
     /// Settles a message with this outcome, unless somebody has settled it before.
     pub(super) fn conclude(self: &Arc<Self>, tag: &str, outcome: Outcome) {
-        let (message, list, raw) = {
+        let (message, list, raw, runtime) = {
             let mut held = lock(&self.held);
             if held.conclude(tag).is_none() {
                 return;
@@ -192,14 +195,19 @@ impl Core {
             let Some(message) = entry.item.message.clone() else { return };
             // Only what is put aside needs the message once more.
             let raw = if outcome == Outcome::Unknown { entry.item.raw.clone() } else { Vec::new() };
-            (message, entry.item.list.clone(), raw)
+            let begun = entry.item.run.as_ref().and_then(|run| run.begun.get());
+            let runtime = begun.map(|begun| begun.elapsed().as_secs_f64());
+            (message, entry.item.list.clone(), raw, runtime)
         };
         let label = match &outcome {
             Outcome::Revoked(reason) => *reason,
             Outcome::Unknown => "unknown",
             _ => "",
         };
+        let end = self.task_events.load(Ordering::Relaxed).then(|| End::of(&outcome, &message.task));
         let settlement = self.setting(&list, &raw, |setting| outcome::settle(&message, outcome, setting));
+        let why = settlement.complaints.join("; ");
+        let event = end.and_then(|end| end.event(&message.id, &settlement.state, &why, runtime));
         for complaint in &settlement.complaints {
             log::error!("task {}[{}]: {complaint}", message.task, message.id);
         }
@@ -216,6 +224,10 @@ impl Core {
             state => log::info!("task {}[{}]: {state}", message.task, message.id),
         }
         self.send(tag.to_owned(), Arc::new(Last::Settle(settlement.ops)), 0);
+        // Behind the result, which whoever sees the event may look for.
+        if let Some(event) = event {
+            self.tell(|| event);
+        }
     }
 
     /// Settles what is no task: it is put aside, and its producer is notified if its id is known.

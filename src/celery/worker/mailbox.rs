@@ -4,6 +4,7 @@
 //! with the signal `ending`. Ends: when `ending` is set.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use redis::{ConnectionLike, FromRedisValue, PushKind};
@@ -83,14 +84,22 @@ fn handle(core: &Arc<Core>, text: &[u8]) {
             return;
         }
     };
-    core.witness(command.clock);
+    core.events.witness(command.clock);
     let (answer, effect) = control::answer(&command, core.as_ref());
-    if let Effect::Revoke(ids, terminate) = &effect {
-        log::info!("remote control: {} of {}", command.method, ids.join(", "));
-        core.revoke(ids, *terminate);
+    match &effect {
+        Effect::None | Effect::Shutdown => {}
+        Effect::Revoke(ids, terminate) => {
+            log::info!("remote control: {} of {}", command.method, ids.join(", "));
+            core.revoke(ids, *terminate);
+        }
+        Effect::Events(wanted) => {
+            log::info!("remote control: {}", command.method);
+            core.task_events.store(*wanted, Ordering::SeqCst);
+        }
+        Effect::Heartbeat => core.tell_of_itself("worker-heartbeat"),
     }
-    if let Some(to) = command.reply.filter(|_| !answer.is_null()) {
-        respond(core, answer, &to);
+    if let Some(to) = &command.reply {
+        respond(core, answer, to);
     }
     // After the answer: the owner's stop takes no more requests.
     if effect == Effect::Shutdown {

@@ -10,7 +10,7 @@
 //! * Unknown tasks and messages that cannot be read are answered and put aside in the list `phalanx.aside`, not
 //!   dropped.
 //! * Not supported, and reported in the log or in the answer when it is asked for: chords, groups as callbacks, rate
-//!   limits, a change of pool, queues or time limits by remote control, revoking by stamped headers, events, other
+//!   limits, a change of pool, queues or time limits by remote control, revoking by stamped headers, other
 //!   serializers than JSON, protocol 1, Redis Cluster.
 //!
 //! Owner of the threads `cel-take` and `cel-control`: [`CeleryWorker`]. They block in: an answer of Redis, or a wait
@@ -37,6 +37,7 @@ mod revoked;
 mod run;
 mod scripts;
 mod take;
+mod telling;
 
 use std::fmt;
 use std::sync::Arc;
@@ -189,6 +190,7 @@ impl CeleryWorker {
         });
         let pool = Pool::start(&core, registry, &runs);
         liveness::beat(&core);
+        telling::heartbeats(&core);
         let (taking, kicked) = (core.clone(), core.clone());
         let kick = Kick::new("its wake and the end of its connection", move || {
             kicked.intake.cancel();
@@ -249,6 +251,8 @@ impl CeleryWorker {
         }
         core.ending.drain();
         control_wake.raise();
+        core.events.finish();
+        core.tell_of_itself("worker-offline");
         leave(core);
         if lock(&core.held).counts().total() == 0 {
             // Others find out by themselves.
@@ -258,6 +262,7 @@ impl CeleryWorker {
         pool.stop(step);
         step.join(control);
         drop(lock(&core.beat).take());
+        drop(lock(&core.heartbeat).take());
         timer.stop(step);
         report.given_back = core.given_back.load(Ordering::SeqCst) - before;
         report.left = lock(&core.held).counts().total();

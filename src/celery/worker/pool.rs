@@ -22,6 +22,7 @@ use crate::base::stop::Step;
 use crate::base::thread::{Kick, Thread, panic_message, spawn};
 use crate::base::timer::Alarm;
 use crate::base::waits::recv;
+use crate::celery::event::Event;
 use crate::celery::meta::{Exception, Meta};
 
 /// Owns the threads.
@@ -68,7 +69,9 @@ fn execute(core: &Arc<Core>, registry: &Registry, run: &Arc<Run>) {
             entry.item.run = Some(run.clone());
         }
     }
+    let begun = *run.begun.get_or_init(Instant::now);
     core.totals.begun(&message.task);
+    core.tell(|| Event::started(&message.id));
     let _limits = time_limits(core, run);
     if core.config.track_started && message.ignore_result != Some(true) {
         let meta = Meta::started(&message.id, std::process::id(), &core.config.hostname);
@@ -76,7 +79,6 @@ fn execute(core: &Arc<Core>, registry: &Registry, run: &Arc<Run>) {
     }
     let cx = TaskCx::new(run.clone(), core);
     let args = Args { positional: message.args.clone(), named: message.kwargs.clone() };
-    let begun = Instant::now();
     let result = match registry.get(&message.task) {
         Some(handler) => catch_unwind(AssertUnwindSafe(|| handler(&cx, args))),
         None => Ok(Err(Exception::new("celery.exceptions", "NotRegistered", &*message.task).into())),
@@ -85,7 +87,9 @@ fn execute(core: &Arc<Core>, registry: &Registry, run: &Arc<Run>) {
         Ok(Ok(value)) => Some(Outcome::Success(value)),
         Ok(Err(TaskError::Cancelled)) => run.cancelled(),
         Ok(Err(TaskError::Reject { requeue: true })) => {
-            core.give_back(&run.tag, false);
+            if core.give_back(&run.tag, false) {
+                core.tell(|| Event::rejected(&message.id, true));
+            }
             return;
         }
         Ok(Err(error)) => outcome::of_error(error, message, &core.config.hostname),

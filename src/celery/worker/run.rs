@@ -1,6 +1,6 @@
 //! One run of a handler as data: its message, what ends it and why, and the progress that it reports.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use serde_json::Value;
@@ -31,8 +31,8 @@ pub(super) struct Run {
     pub message: Arc<TaskMessage>,
     /// Drain: end soon (the soft time limit). Cancel: end now.
     pub signal: Shutdown,
-    /// When it was given to the threads.
-    pub since: Instant,
+    /// When its handler was called.
+    pub begun: OnceLock<Instant>,
     why: Mutex<Option<CancelCause>>,
     progress: Mutex<Progress>,
 }
@@ -52,7 +52,7 @@ impl Run {
             tag: tag.to_owned(),
             message,
             signal: Shutdown::new(),
-            since: Instant::now(),
+            begun: OnceLock::new(),
             why: Mutex::default(),
             progress: Mutex::default(),
         })

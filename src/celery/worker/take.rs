@@ -58,6 +58,7 @@ fn connect(core: &Arc<Core>, backoff: &mut Backoff) -> Result<(), RedisError> {
     core.board.health.up(TAKE_PART);
     core.consuming.store(true, Ordering::SeqCst);
     core.ready.drain();
+    core.tell_of_itself("worker-online");
     log::info!("{} takes from {}", core.config.hostname, core.config.queues.join(", "));
     taker.consume()
 }

@@ -128,11 +128,14 @@ pub(super) fn of_error(error: TaskError, message: &TaskMessage, hostname: &str) 
             Outcome::Retry { countdown, max_retries, exception: *exception }
         }
         TaskError::Ignore => Outcome::Ignored,
-        TaskError::Reject { requeue: false } => {
-            Outcome::Failure(Exception::new("celery.exceptions", "Reject", "rejected"), None)
-        }
+        TaskError::Reject { requeue: false } => Outcome::Failure(rejection(), None),
         TaskError::Reject { requeue: true } | TaskError::Cancelled => return None,
     })
+}
+
+/// The failure of a task that its handler has refused for good.
+pub(super) fn rejection() -> Exception {
+    Exception::new("celery.exceptions", "Reject", "rejected")
 }
 
 /// A message that is put aside for the operator, with its id, the reason and the time; the list is bounded.
