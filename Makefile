@@ -49,7 +49,7 @@ $(TOOLS)/.ready:
 	then touch $@; fi
 
 # Each set of features that a program may ask for; `make clippy` has the default one.
-FEATURES := net store client client,store celery roles,test-util cli
+FEATURES := ops net store client client,store celery roles,test-util cli
 features:
 	set -e; for set in "" $(FEATURES); do \
 	  echo "features: $${set:-none}"; \
@@ -61,6 +61,12 @@ features/test:
 	for set in client cli; do \
 	  $(CARGO) test --quiet --locked --lib --no-default-features --features $$set without_its_feature || exit 1; \
 	done
+
+.PHONY: weights
+# Packages and seconds of a build from nothing for each set of features, beside other crates: the table of
+# docs/embedding.md. Takes minutes, and wants a machine that does nothing else.
+weights:
+	tests/weights
 
 # The binary to ship. Its line tables are in a file beside it, which backtraces, gdb and perf find by themselves; without
 # that file a backtrace has the names of the functions and no lines.

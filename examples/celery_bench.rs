@@ -138,7 +138,7 @@ impl Bench {
             CeleryWorker::start(config, Registry::new().register("noop", |_, _| Ok(Value::Null)), &Board::new())?;
         let rate = self.rate(watch, tasks);
         let mut stopping = Stopping::alone();
-        stopping.step("worker", Duration::from_secs(5), |step| worker.stop(step));
+        stopping.step("worker", Duration::from_secs(5), |step| worker.stop_in(step));
         rate
     }
 

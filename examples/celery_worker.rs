@@ -148,7 +148,7 @@ pub fn run(mut words: impl Iterator<Item = String>) -> Result<(), Box<dyn std::e
     }
     while !stop.wait(Duration::from_secs(3600)) {}
     let mut stopping = Stopping::alone();
-    let report = stopping.step("worker", seconds(stop_time), |step| worker.stop(step));
+    let report = stopping.step("worker", seconds(stop_time), |step| worker.stop_in(step));
     close.close();
     stopping.step("signals", seconds(1.0), |step| step.join(listener));
     let stopped = stopping.finish();

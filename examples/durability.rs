@@ -63,8 +63,8 @@ fn measure(root: &Path, durable: bool, producers: usize) -> Measured {
     let took = started.elapsed().as_secs_f64();
     let commits = delivery.totals().commits.get();
     let mut stopping = Stopping::alone();
-    stopping.step("store", LONG, |step| store.stop(step));
-    stopping.step("timer", LONG, |step| timer.stop(step));
+    stopping.step("store", LONG, |step| store.stop_in(step));
+    stopping.step("timer", LONG, |step| timer.stop_in(step));
     assert!(stopping.finish().is_clean(), "a thread is left");
     waits.sort_unstable();
     let quantile = |q: f64| waits[((waits.len() - 1) as f64 * q).round() as usize].as_secs_f64() * 1e6;

@@ -6,13 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use phalanx::app::job_client::JobClient;
 use phalanx::app::jobfile;
-use phalanx::app::local::{LocalConfig, LocalNetwork, ThreadBackend};
-use phalanx::base::shutdown::Shutdown;
-use phalanx::base::stop::Stopping;
-use phalanx::base::timer::Timer;
-use phalanx::executor::RunnerKind;
+use phalanx::prelude::*;
 
 const JOB: &str = r#"{
     "executor_class": "always_on.test", "docker_image": "none",
@@ -37,14 +32,12 @@ pub fn run() -> Result<String, Box<dyn std::error::Error>> {
 
     let mut client = JobClient::login(&format!("http://{}", network.http_addr()), network.user().clone(), &shutdown)?;
     let request = jobfile::parse_text("embed", JOB)?.unsigned().clone();
-    let mut job = client.submit(request, &network.target())?;
-    while !job.has_ended() {
-        job = client.news(&job.uuid, job.status_history.len())?;
-    }
+    let job = client.submit(request, &network.target())?;
+    let job = client.wait_for(&job.uuid, Duration::from_secs(60))?;
 
     let mut stopping = Stopping::new(&shutdown);
-    network.stop(&mut stopping);
-    stopping.step("timer", Duration::from_secs(1), |step| timer.stop(step));
+    network.stop_in(&mut stopping);
+    stopping.step("timer", Duration::from_secs(1), |step| timer.stop_in(step));
     let report = stopping.finish();
     println!("{}: {}{report}", job.status(), job.stdout.as_written());
     if !report.is_clean() {

@@ -92,8 +92,8 @@ fn serve() {
     // Nothing is ever read: it ends.
     let _ = std::io::stdin().lines().count();
     let mut stopping = Stopping::cancelled();
-    stopping.step("server", LONG, |step| server.stop(step, ""));
-    stopping.step("timer", LONG, |step| timer.stop(step));
+    stopping.step("server", LONG, |step| server.stop_in(step, ""));
+    stopping.step("timer", LONG, |step| timer.stop_in(step));
 }
 
 /// A miner that does everything right, or everything wrong.
@@ -211,8 +211,8 @@ fn compare(python: Option<&str>) {
     assert_eq!(kept.handle().status().dialled, good.len() as u64, "nobody was dialled again");
     jobs(&kept.handle(), &dialer, &good[0]);
     let mut stopping = Stopping::alone();
-    stopping.step("connections", LONG, |step| kept.stop(step));
-    stopping.step("timer", LONG, |step| timer.stop(step));
+    stopping.step("connections", LONG, |step| kept.stop_in(step));
+    stopping.step("timer", LONG, |step| timer.stop_in(step));
 }
 
 /// The Python client does the same; gives its CPU time in seconds.
@@ -262,7 +262,7 @@ fn jobs(connections: &MinerConnections, dialer: &MinerDialer, miner: &MinerAddre
                 let client = MinerClient::start(miner, key, dial, timer, number);
                 run(&client, key, &miner_key, &stop);
                 ends.push(begun.elapsed());
-                stopping.step("close", LONG, |step| client.stop(step));
+                stopping.step("close", LONG, |step| client.stop_in(step));
             }
             wholes.push(begun.elapsed());
         }

@@ -250,8 +250,8 @@ fn jobs(runner: &str, timer: &Timer) {
     }
     println!();
     let mut stopping = Stopping::alone();
-    stopping.step("validator", LONG, |step| validator.client.stop(step));
-    miner.stop(&mut stopping);
+    stopping.step("validator", LONG, |step| validator.client.stop_in(step));
+    miner.stop_in(&mut stopping);
     assert!(stopping.finish().is_clean());
 }
 
@@ -280,8 +280,8 @@ fn host() {
     let ended = std::io::stdin().lines().next();
     assert!(ended.is_none(), "nobody says anything");
     let mut stopping = Stopping::alone();
-    miner.stop(&mut stopping);
-    stopping.step("timer", LONG, |step| timer.stop(step));
+    miner.stop_in(&mut stopping);
+    stopping.step("timer", LONG, |step| timer.stop_in(step));
     assert!(stopping.finish().is_clean());
 }
 
@@ -328,7 +328,7 @@ fn idle(timer: &Timer) {
     );
     drop(connections);
     let mut stopping = Stopping::cancelled();
-    stopping.step("validator", LONG, |step| validator.client.stop(step));
+    stopping.step("validator", LONG, |step| validator.client.stop_in(step));
     drop(host.stdin.take());
     // What it says until it ends is read, so that it is not held up.
     assert_eq!(lines.count(), 0, "no executor is started any more");

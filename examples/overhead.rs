@@ -122,8 +122,8 @@ fn main() {
     let mib = |key| memory_kib(key) as f64 / 1024.0;
     println!("resident memory of the four roles: {:.1} MiB now, {:.1} MiB at most", mib("VmRSS:"), mib("VmHWM:"));
     let mut stopping = Stopping::alone();
-    network.stop(&mut stopping);
-    stopping.step("timer", Duration::from_secs(2), |step| timer.stop(step));
+    network.stop_in(&mut stopping);
+    stopping.step("timer", Duration::from_secs(2), |step| timer.stop_in(step));
     println!("the network: {}", stopping.finish());
     let mut stops: Vec<Duration> = (0..5).map(|_| time_to_stop()).collect();
     stops.sort();

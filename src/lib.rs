@@ -24,6 +24,7 @@
 //! | [`facilitator`], [`validator`], [`miner`], [`executor`] | the roles |
 //! | [`app`] | the process around a role: signals, settings, supervision; the local network, job files, their client |
 //! | [`cli`] | the commands of the binary |
+//! | [`prelude`] | what most programs use, at once |
 //!
 //! # Invariants
 //!
@@ -92,8 +93,10 @@ pub mod link;
 pub mod miner;
 #[cfg(feature = "net")]
 pub mod net;
+#[cfg(feature = "ops")]
 pub mod ops;
 pub mod pool;
+pub mod prelude;
 #[cfg(feature = "roles")]
 pub mod proc;
 #[cfg(feature = "client")]
@@ -110,3 +113,21 @@ pub mod tasks;
 pub mod transport;
 #[cfg(feature = "client")]
 pub mod validator;
+
+/// The documents, whose Rust is compiled as that of these pages is.
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/tasks.md")]
+    struct Tasks;
+    #[doc = include_str!("../docs/facilitator-client.md")]
+    #[cfg(feature = "store")]
+    struct FacilitatorClient;
+    #[doc = include_str!("../docs/celery-and-redis.md")]
+    #[cfg(feature = "celery")]
+    struct CeleryAndRedis;
+    #[doc = include_str!("../docs/embedding.md")]
+    #[cfg(feature = "roles")]
+    struct Embedding;
+}

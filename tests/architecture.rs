@@ -23,7 +23,7 @@ use threads::Spawned;
 /// A module may use those of later levels; modules of one level do not know each other.
 const LEVELS: &[&[&str]] = &[
     &["main"],
-    &["cli"],
+    &["cli", "prelude"],
     &["app"],
     &["facilitator", "validator", "miner", "executor"],
     &["celery", "link", "pool"],
@@ -373,18 +373,20 @@ fn dependencies(features: &[&str]) -> BTreeSet<String> {
 
 #[test]
 fn a_program_compiles_only_what_its_features_need() {
-    let heavy = ["clap", "redis", "rusqlite", "rustls", "schnorrkel", "tungstenite", "ureq", "zip"];
+    let heavy = ["clap", "indicatif", "redis", "rusqlite", "rustls", "schnorrkel", "serde_json", "tungstenite", "ureq"];
     for (features, needed) in [
         ("", vec![]),
-        ("net", vec!["rustls"]),
-        ("store", vec!["rusqlite"]),
-        ("client", vec!["rustls", "schnorrkel", "tungstenite"]),
-        ("client,store", vec!["rusqlite", "rustls", "schnorrkel", "tungstenite"]),
-        ("celery", vec!["redis", "rustls"]),
-        ("roles", vec!["rusqlite", "rustls", "schnorrkel", "tungstenite", "ureq", "zip"]),
+        ("ops", vec!["serde_json"]),
+        ("net", vec!["rustls", "serde_json"]),
+        ("store", vec!["rusqlite", "serde_json"]),
+        ("client", vec!["rustls", "schnorrkel", "serde_json", "tungstenite"]),
+        ("client,store", vec!["rusqlite", "rustls", "schnorrkel", "serde_json", "tungstenite"]),
+        ("celery", vec!["redis", "rustls", "serde_json"]),
+        ("roles", vec!["rusqlite", "rustls", "schnorrkel", "serde_json", "tungstenite", "ureq"]),
         ("cli,celery", heavy.to_vec()),
     ] {
         let all = dependencies(&["--no-default-features", "--features", features]);
+        assert!(!features.is_empty() || all.len() < 20, "a task manager alone: {all:?}");
         let found: Vec<&str> = heavy.into_iter().filter(|name| all.contains(*name)).collect();
         assert_eq!(found, needed, "with the features {features:?}");
     }
@@ -427,6 +429,90 @@ fn no_line_is_wider_than_the_formatter_allows() {
     let wide = lines(&["src", "tests", "examples"]).into_iter().filter(|(_, line)| line.chars().count() > COLUMNS);
     let wide: Vec<_> = wide.map(|(place, _)| place).collect();
     assert!(wide.is_empty(), "{} lines over {COLUMNS} columns: {wide:#?}", wide.len());
+}
+
+/// The owner of each `stop` of the library, with whether that has the shape of all.
+fn stops(lines: &[(String, String)]) -> BTreeMap<String, bool> {
+    let mut owner = String::new();
+    let mut stops = BTreeMap::new();
+    for (_, line) in lines {
+        if let Some(of) = line.strip_prefix("impl").filter(|_| line.ends_with('{')) {
+            let of = of.rsplit(" for ").next().unwrap_or(of).trim_end_matches(" {");
+            let of = of.rsplit("> ").next().unwrap_or(of).trim();
+            owner = of.split('<').next().unwrap_or(of).to_owned();
+        }
+        if line.trim_start().starts_with("pub fn stop(") {
+            stops.insert(owner.clone(), line.ends_with("self, budget: Duration) -> StopReport {"));
+        }
+    }
+    stops
+}
+
+#[test]
+fn every_owner_of_threads_has_the_same_stop_and_is_in_the_table() {
+    let made_up = ["impl<C: Connector> Pool<C> {", "    pub fn stop(mut self, budget: Duration) -> StopReport {"];
+    let made_up = made_up.map(|line| (String::new(), line.to_owned()));
+    assert_eq!(stops(&made_up), BTreeMap::from([("Pool".to_owned(), true)]));
+    let document = fs::read_to_string(root().join("docs/embedding.md")).unwrap();
+    let stops = stops(&lines(&["src"]));
+    assert!(stops.len() > 20, "{stops:?}");
+    for (owner, alike) in stops {
+        assert!(alike, "{owner}::stop should take `budget: Duration` and give a `StopReport`");
+        // The handlers of signals are those of the whole process, so no test has them.
+        let row = document.lines().any(|line| line.starts_with("| `") && line.contains(&format!("`{owner}`")));
+        assert!(row || owner == "Signals", "{owner} is not in the table of docs/embedding.md");
+    }
+}
+
+/// The error enums of a file of the library, each with its variants.
+fn errors(text: &str) -> Vec<(&str, Vec<&str>)> {
+    let mut errors: Vec<(&str, Vec<&str>)> = Vec::new();
+    let (mut derived, mut inside) = (false, false);
+    for line in text.lines() {
+        if line.starts_with("#[derive(") || line.starts_with("#[error(") {
+            derived |= line.contains("thiserror::Error");
+        } else if let Some(rest) = line.strip_prefix("pub enum ").filter(|_| derived) {
+            errors.push((word(rest), Vec::new()));
+            (derived, inside) = (false, true);
+        } else if line == "}" || line.starts_with("pub struct ") {
+            (derived, inside) = (false, false);
+        } else if inside
+            && let Some(rest) = line.strip_prefix("    ").filter(|rest| rest.starts_with(char::is_uppercase))
+            && let Some((_, variants)) = errors.last_mut()
+        {
+            variants.push(word(rest));
+        }
+    }
+    errors
+}
+
+fn word(text: &str) -> &str {
+    text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or(text)
+}
+
+#[test]
+fn every_variant_of_a_public_error_is_in_the_catalogue() {
+    let made_up = "#[derive(Debug, thiserror::Error)]\npub enum E<T> {\n    /// One.\n    One(T),\n\
+        \x20   Two {\n        x: u8,\n    },\n}\n";
+    assert_eq!(errors(made_up), [("E", vec!["One", "Two"])]);
+    let document = fs::read_to_string(root().join("docs/errors.md")).unwrap();
+    let mut paths = Vec::new();
+    source::rust_files(&root().join("src"), &mut paths);
+    let mut count = 0;
+    for path in paths {
+        let module = path.strip_prefix(root().join("src")).unwrap().with_extension("").display().to_string();
+        let module = module.trim_end_matches("/mod").replace('/', "::");
+        for (name, variants) in errors(&fs::read_to_string(&path).unwrap()) {
+            let heading = format!("\n### {name} ({module})\n");
+            let section = document.split_once(&heading).unwrap_or_else(|| panic!("no section {heading:?}")).1;
+            let section = section.split("\n#").next().unwrap();
+            let missing: Vec<_> =
+                variants.iter().filter(|variant| !section.contains(&format!("\n| `{variant}` | "))).collect();
+            assert!(missing.is_empty(), "docs/errors.md lacks {missing:?} of {name} ({module})");
+            count += variants.len();
+        }
+    }
+    assert!(count > 200, "{count} variants");
 }
 
 /// The part of a file that is test code: all of `tests/` and of a module for tests, else what stands behind the mark.

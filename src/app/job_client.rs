@@ -273,8 +273,29 @@ impl JobClient {
     /// # Errors
     /// See [`HttpError`].
     pub fn news(&mut self, uuid: &str, seen: usize) -> Result<SubmittedJob, HttpError> {
-        let url = self.url(&format!("api/v1/jobs/{uuid}/?wait={}&seen={seen}", NEWS_TIME.as_secs()));
+        self.news_within(uuid, seen, NEWS_TIME)
+    }
+
+    fn news_within(&mut self, uuid: &str, seen: usize, time: Duration) -> Result<SubmittedJob, HttpError> {
+        // Whole seconds, and never none, so that a wait is not a row of questions.
+        let seconds = time.min(NEWS_TIME).as_secs().max(1);
+        let url = self.url(&format!("api/v1/jobs/{uuid}/?wait={seconds}&seen={seen}"));
         self.get(&url, JOB_BYTES, NEWS_TIME + REQUEST_TIME)
+    }
+
+    /// The job once it has ended ([`SubmittedJob::has_ended`]), or else as it is after `timeout`. Blocks until then,
+    /// and for the answer under way, at most half a minute more.
+    ///
+    /// # Errors
+    /// See [`HttpError`].
+    pub fn wait_for(&mut self, uuid: &str, timeout: Duration) -> Result<SubmittedJob, HttpError> {
+        let until = Instant::now().checked_add(timeout);
+        let left = || until.map_or(NEWS_TIME, |until| until.saturating_duration_since(Instant::now()));
+        let mut job = self.job(uuid)?;
+        while !job.has_ended() && !left().is_zero() {
+            job = self.news_within(uuid, job.status_history.len(), left())?;
+        }
+        Ok(job)
     }
 
     /// The job as it is now. Blocks until the answer, at most half a minute.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::base::shutdown::{Level, Shutdown};
-use crate::base::stop::Stopping;
+use crate::base::stop::{StopReport, Stopping};
 use crate::base::timer::TimerHandle;
 use crate::executor::{self, ExecutorConfig, JobEnd, RunnerKind};
 use crate::facilitator::{Facilitator, FacilitatorConfig};
@@ -116,13 +116,20 @@ impl LocalNetwork {
         self.stop_budget
     }
 
+    /// Stops it alone, within `budget`, as [`LocalNetwork::stop_in`] does; what is left then is cancelled.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        let mut stopping = Stopping::within(budget);
+        self.stop_in(&mut stopping);
+        stopping.finish()
+    }
+
     /// Stops in the order of the work: the validator lets its jobs end or gives them up, and reports them; the miner
     /// ends its executors; then the facilitator.
-    pub fn stop(self, stopping: &mut Stopping) {
+    pub fn stop_in(self, stopping: &mut Stopping) {
         let Self { facilitator, validator, miner, .. } = self;
-        validator.stop(stopping);
-        miner.stop(stopping);
-        facilitator.stop(stopping);
+        validator.stop_in(stopping);
+        miner.stop_in(stopping);
+        facilitator.stop_in(stopping);
     }
 }
 

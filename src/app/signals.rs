@@ -17,7 +17,7 @@ use super::service_manager::ServiceManager;
 use super::{exit, logging, stderr, thread_list};
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
-use crate::base::stop::Step;
+use crate::base::stop::{Step, StopReport, stop_alone};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
 
@@ -138,8 +138,13 @@ impl Signals {
         Ok(Self { thread })
     }
 
+    /// Stops it alone, within `budget`, as [`Signals::stop_in`] does.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        stop_alone("signals", budget, |step| self.stop_in(step))
+    }
+
     /// Stops listening for signals other than SIGINT, whose handler stays until the process ends.
-    pub fn stop(self, step: &mut Step) {
+    pub fn stop_in(self, step: &mut Step) {
         self.thread.kick();
         step.join(self.thread);
     }

@@ -76,8 +76,8 @@ fn in_env(manager: &ServiceManager, main: impl FnOnce(&Env) -> ExitCode) -> Exit
         code = ExitCode::from(exit::FAILED);
     }
     let mut stopping = Stopping::new(&env.shutdown);
-    stopping.step("timer", CLOSING, |step| timer.stop(step));
-    stopping.step("signals", CLOSING, |step| signals.stop(step));
+    stopping.step("timer", CLOSING, |step| timer.stop_in(step));
+    stopping.step("signals", CLOSING, |step| signals.stop_in(step));
     let report = stopping.finish();
     if report.is_clean() { code } else { ended(&report) }
 }

@@ -7,18 +7,15 @@
 //! use std::time::Duration;
 //!
 //! use phalanx::base::leaks::Before;
-//! use phalanx::base::stop::Stopping;
 //! use phalanx::tasks::{TaskConfig, TaskManager};
 //!
 //! // Beside other tests in one process; `Before::of_process` also sees foreign threads and file descriptors.
 //! let before = Before::of_group();
 //! let manager = TaskManager::start(TaskConfig::new("example"))?;
-//! assert!(manager.handle().submit("one", |_| Ok::<_, String>(1))?.wait().is_ok());
+//! assert!(manager.submit("one", |_| Ok::<_, String>(1))?.wait().is_ok());
 //! assert!(!before.leaks(Duration::ZERO).is_empty());
 //!
-//! let mut stopping = Stopping::alone();
-//! stopping.step("tasks", Duration::from_secs(5), |step| manager.stop(step));
-//! println!("{}", stopping.finish());
+//! println!("{}", manager.stop(Duration::from_secs(5)));
 //! before.assert_none(); // panics, and names what was left behind
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

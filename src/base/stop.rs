@@ -16,6 +16,9 @@ pub const KICK_GRACE: Duration = Duration::from_millis(500);
 /// What each step still has once a cancel is asked for: time to end processes, remove containers and tell the peers.
 pub const CANCEL_BUDGET: Duration = Duration::from_secs(5);
 
+/// A budget beyond it is none.
+const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// One step of a stop, in the order of the steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StopStep {
@@ -23,7 +26,8 @@ pub struct StopStep {
     pub name: String,
     /// How long it took.
     pub took: Duration,
-    /// Names of the threads that did not end within the step's budget, not even after their kick.
+    /// Names of the threads that did not end within the step's budget, not even after their kick, and of the tasks
+    /// that they run.
     pub stragglers: Vec<String>,
 }
 
@@ -57,6 +61,8 @@ type Told = Box<dyn Fn(&str) + Send>;
 /// When `shutdown` reaches cancel, the present step and each later one have [`CANCEL_BUDGET`] left.
 pub struct Stopping {
     shutdown: Shutdown,
+    /// When it is cancelled.
+    until: Option<Instant>,
     report: StopReport,
     /// Called with the name of each step that begins.
     told: Option<Told>,
@@ -74,7 +80,12 @@ impl fmt::Debug for Stopping {
 impl Stopping {
     /// The beginning of a stop.
     pub fn new(shutdown: &Shutdown) -> Self {
-        Self { shutdown: shutdown.clone(), report: StopReport::default(), told: None }
+        Self { shutdown: shutdown.clone(), until: None, report: StopReport::default(), told: None }
+    }
+
+    /// A stop that no signal shortens, whose steps have `budget` together; those that begin later are cancelled.
+    pub fn within(budget: Duration) -> Self {
+        Self { until: Instant::now().checked_add(budget), ..Self::alone() }
     }
 
     /// The same, which tells `told` the name of each step when it begins; it must not block.
@@ -106,9 +117,13 @@ impl Stopping {
             told(name);
         }
         let start = Instant::now();
+        let left = self.until.map_or(FAR, |until| until.saturating_duration_since(start));
+        if left.is_zero() {
+            self.shutdown.cancel();
+        }
         let mut step = Step {
             shutdown: self.shutdown.clone(),
-            until: start + budget,
+            until: start + if left.is_zero() { budget.min(FAR) } else { budget.min(left) },
             cancelled_until: Cell::new(None),
             stragglers: Vec::new(),
         };
@@ -133,6 +148,13 @@ impl Stopping {
     pub fn finish(self) -> StopReport {
         self.report
     }
+}
+
+/// Stops an owner by itself, in one step of this name.
+pub(crate) fn stop_alone(what: &str, budget: Duration, work: impl FnOnce(&mut Step)) -> StopReport {
+    let mut stopping = Stopping::within(budget);
+    stopping.step(what, budget, work);
+    stopping.finish()
 }
 
 /// Runs the stop of an owner that is merely dropped, after it has cancelled and kicked its threads: they have
@@ -241,6 +263,11 @@ impl Step {
         }
     }
 
+    /// Names something beside threads that did not end.
+    pub(crate) fn name_straggler(&mut self, what: String) {
+        self.stragglers.push(what);
+    }
+
     fn leave_behind<T>(&mut self, thread: Thread<T>) {
         self.stragglers.push(thread.name().to_owned());
         thread.abandon("it outlived its step of the stop and its kick");
@@ -283,6 +310,17 @@ mod tests {
         assert!(report.to_string().contains("workers left behind: t-stuck"), "{report}");
         assert_eq!(report.steps.len(), 2);
         drop(tx);
+    }
+
+    #[test]
+    fn a_stop_whose_budget_is_spent_cancels_what_is_left() {
+        let mut stopping = Stopping::within(Duration::from_secs(3600));
+        let left = stopping.step("first", Duration::MAX, |step| step.left());
+        assert!(left <= Duration::from_secs(3600) && !stopping.shutdown().is_cancelled());
+        let mut stopping = Stopping::within(Duration::ZERO);
+        let left = stopping.step("first", Duration::MAX, |step| step.left());
+        assert!(left <= CANCEL_BUDGET && left > Duration::ZERO && stopping.shutdown().is_cancelled());
+        assert!(Stopping::within(Duration::MAX).step("first", Duration::MAX, |step| step.left()) > CANCEL_BUDGET);
     }
 
     #[test]

@@ -7,11 +7,11 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::clock::Clock;
 use super::lock::{lock, wait, wait_timeout};
-use super::stop::Step;
+use super::stop::{Step, StopReport, stop_alone};
 use super::sync::{Arc, Condvar, Mutex};
 use super::thread::{Kick, Thread, spawn};
 use super::waits::waiting;
@@ -89,8 +89,13 @@ impl Timer {
         self.handle.clone()
     }
 
+    /// Stops it alone, within `budget`, as [`Timer::stop_in`] does.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        stop_alone("timer", budget, |step| self.stop_in(step))
+    }
+
     /// Stops and joins the thread.
-    pub fn stop(self, step: &mut Step) {
+    pub fn stop_in(self, step: &mut Step) {
         self.handle.stop();
         step.join(self.thread);
     }
@@ -180,7 +185,6 @@ mod tests {
     use crate::base::stop::Stopping;
     use crate::base::thread::Group;
     use crossbeam_channel::bounded;
-    use std::time::Duration;
 
     #[test]
     fn alarms_run_in_order_and_cancelled_ones_do_not() {
@@ -198,7 +202,7 @@ mod tests {
         let wait = Duration::from_secs(30);
         assert_eq!([rx.recv_timeout(wait).unwrap(), rx.recv_timeout(wait).unwrap()], [1, 2]);
         let mut stopping = Stopping::alone();
-        stopping.step("timer", wait, |step| timer.stop(step));
+        stopping.step("timer", wait, |step| timer.stop_in(step));
         assert!(stopping.finish().is_clean());
     }
 

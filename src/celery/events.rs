@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(sender.dropped.get(), most - kept - 1);
         sender.finish();
         let mut stopping = Stopping::alone();
-        stopping.step("commander", Duration::ZERO, |step| commander.stop(step));
+        stopping.step("commander", Duration::ZERO, |step| commander.stop_in(step));
         drop(stopping.finish());
         assert_eq!((sender.sent.get(), sender.dropped.get()), (0, most), "each is counted");
         sender.put(Event::started("id"));

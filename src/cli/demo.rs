@@ -122,7 +122,7 @@ fn demo(args: &Args, env: &supervise::Env) -> Result<ExitCode, String> {
             Ok(())
         })
     };
-    let stopped = supervise::stop_within(env, network.stop_budget(), |stopping| network.stop(stopping));
+    let stopped = supervise::stop_within(env, network.stop_budget(), |stopping| network.stop_in(stopping));
     if let Err(error) = scratch.close() {
         log::error!("the temporary folder is not removed: {error}");
     }

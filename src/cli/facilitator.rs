@@ -190,5 +190,5 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
         announce(facilitator.ws_addr(), Some(facilitator.http_addr()), &env.shutdown);
         Ok(facilitator)
     };
-    supervise::serve(Facilitator::STOP_BUDGET, start, |facilitator, stopping| facilitator.stop(stopping))
+    supervise::serve(Facilitator::STOP_BUDGET, start, |facilitator, stopping| facilitator.stop_in(stopping))
 }

@@ -149,9 +149,9 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
         Ok((miner, http))
     };
     supervise::serve(budget, start, |(miner, http), stopping| {
-        miner.stop(stopping);
+        miner.stop_in(stopping);
         if let Some(http) = http {
-            stopping.step("status server", supervise::CLOSING, |step| http.stop(step));
+            stopping.step("status server", supervise::CLOSING, |step| http.stop_in(step));
         }
     })
 }

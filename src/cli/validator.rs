@@ -135,11 +135,11 @@ pub fn run(args: Args) -> ExitCode {
     };
     supervise::serve(budget, start, |(validator, feed, http), stopping| {
         if let Some(feed) = feed {
-            stopping.step("list of miners", supervise::CLOSING, |step| feed.stop(step));
+            stopping.step("list of miners", supervise::CLOSING, |step| feed.stop_in(step));
         }
-        validator.stop(stopping);
+        validator.stop_in(stopping);
         if let Some(http) = http {
-            stopping.step("status server", supervise::CLOSING, |step| http.stop(step));
+            stopping.step("status server", supervise::CLOSING, |step| http.stop_in(step));
         }
     })
 }

@@ -110,16 +110,16 @@ pub fn run(args: Args) -> ExitCode {
     };
     supervise::serve(budget, start, |(worker, feed, asked, http), stopping| {
         if let Some(feed) = feed {
-            stopping.step("list of miners", supervise::CLOSING, |step| feed.stop(step));
+            stopping.step("list of miners", supervise::CLOSING, |step| feed.stop_in(step));
         }
-        let report = worker.stop(stopping);
+        let report = worker.stop_in(stopping);
         log::info!("{} jobs go on elsewhere, {} of them were under way here", report.given_back, report.cancelled);
         if report.left > 0 {
             log::warn!("Redis is away: other workers find {} jobs after the time of --liveness", report.left);
         }
         stopping.step("remote control", supervise::CLOSING, |step| step.join(asked));
         if let Some(http) = http {
-            stopping.step("status server", supervise::CLOSING, |step| http.stop(step));
+            stopping.step("status server", supervise::CLOSING, |step| http.stop_in(step));
         }
     })
 }

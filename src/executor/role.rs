@@ -60,10 +60,10 @@ pub fn run(
         if shutdown.is_cancelled() { config.flush_time.min(CANCELLED_FLUSH_TIME) } else { config.flush_time };
     let mut stopping = Stopping::new(shutdown);
     let handle = link.handle();
-    let unsent = stopping.step("link", flush_time, |step| link.stop(step));
+    let unsent = stopping.step("link", flush_time, |step| link.stop_in(step));
     stopping.unsent(unsent);
     let kept = outcome.is_ok() && unsent > 0 && keep(&config, &handle);
-    stopping.step("machine specs", SPECS_TIME, |step| describing.stop(step));
+    stopping.step("machine specs", SPECS_TIME, |step| describing.stop_in(step));
     outcome.map(|end| ExecutorReport { end, stop: stopping.finish(), kept })
 }
 

@@ -51,7 +51,7 @@ impl SpecsThread {
     }
 
     /// Cancels and joins.
-    pub(super) fn stop(self, step: &mut Step) {
+    pub(super) fn stop_in(self, step: &mut Step) {
         self.cancel.cancel();
         step.join(self.thread);
     }

@@ -28,7 +28,7 @@ use crate::base::clock::now;
 use crate::base::limits::{FACILITATOR_LINK_MESSAGE_BYTES, ROLE_EVENTS};
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
-use crate::base::stop::{Stopping, drop_role};
+use crate::base::stop::{StopReport, Stopping, drop_role};
 use crate::base::thread::Thread;
 use crate::base::timer::TimerHandle;
 use crate::identity::PublicKey;
@@ -317,17 +317,24 @@ impl Facilitator {
         Reloader { validators: self.known.clone(), users: self.users.clone(), events: self.events.clone() }
     }
 
+    /// Stops it alone, within `budget`, as [`Facilitator::stop_in`] does; what is left then is cancelled.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        let mut stopping = Stopping::within(budget);
+        self.stop_in(&mut stopping);
+        stopping.finish()
+    }
+
     /// Stops in order: users (requests in work are answered), new connections, the answers that validators are owed and
     /// the router, their connections (close 1001), then the database. At most [`Facilitator::STOP_BUDGET`], less when
     /// `stopping` is cancelled.
-    pub fn stop(mut self, stopping: &mut Stopping) {
+    pub fn stop_in(mut self, stopping: &mut Stopping) {
         self.end(stopping);
     }
 
     fn end(&mut self, stopping: &mut Stopping) {
         let Some(FacilitatorParts { router, disk, audit, mut server, http, stop }) = self.parts.take() else { return };
         let [http_time, accept_time, answer_time, session_time, disk_time] = STOP_STEPS.map(Duration::from_secs);
-        stopping.step("facilitator http", http_time, |step| http.stop(step));
+        stopping.step("facilitator http", http_time, |step| http.stop_in(step));
         stopping.step("facilitator accept", accept_time, |step| server.stop_accepting(step));
         stopping.step("facilitator answers", answer_time, |step| {
             router_thread::settle(&self.events, step.deadline(), step.shutdown());
@@ -336,7 +343,7 @@ impl Facilitator {
             step.join(router);
         });
         stopping.step("facilitator sessions", session_time, |step| {
-            server.stop(step, "the facilitator is stopping");
+            server.stop_in(step, "the facilitator is stopping");
         });
         stopping.step("facilitator database", disk_time, |step| {
             step.join(disk);

@@ -23,7 +23,7 @@ use crate::base::limits::{
 use crate::base::lock::lock;
 use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
-use crate::base::stop::Step;
+use crate::base::stop::{Step, StopReport, stop_alone};
 use crate::base::thread::Kick;
 use crate::base::timer::TimerHandle;
 pub use crate::net::accept::{AcceptState, ServerPlaces};
@@ -194,9 +194,14 @@ impl Server {
         self.acceptor.stop_accepting(step);
     }
 
+    /// Stops it alone, within `budget`, as [`Server::stop_in`] does.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        stop_alone("server", budget, |step| self.stop_in(step, "the server is stopping"))
+    }
+
     /// Closes every connection with 1001 once its outbox is drained, in parallel, each a random moment later, and joins
     /// their threads.
-    pub fn stop(mut self, step: &mut Step, reason: &str) {
+    pub fn stop_in(mut self, step: &mut Step, reason: &str) {
         self.stop_accepting(step);
         self.acceptor.cancel();
         let poll = lock(&self.poll).take();
@@ -219,7 +224,7 @@ impl Server {
             .collect();
         self.acceptor.join(step);
         if let Some(poll) = poll {
-            poll.stop(step);
+            poll.stop_in(step);
         }
         drop(alarms);
     }

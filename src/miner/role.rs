@@ -31,7 +31,7 @@ use crate::base::clock::now;
 use crate::base::limits::{LONGEST_TIME, ROLE_EVENTS};
 use crate::base::lock::lock;
 use crate::base::shutdown::{Level, Shutdown};
-use crate::base::stop::{Stopping, drop_role};
+use crate::base::stop::{StopReport, Stopping, drop_role};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::TimerHandle;
 use crate::base::waits::waiting;
@@ -327,11 +327,18 @@ impl Miner {
         Observer { status, traces, images, accept, places, board: self.board.clone() }
     }
 
+    /// Stops it alone, within `budget`, as [`Miner::stop_in`] does; what is left then is cancelled.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        let mut stopping = Stopping::within(budget);
+        self.stop_in(&mut stopping);
+        stopping.finish()
+    }
+
     /// Stops: declines new jobs and waits for those that run (at most [`MinerLimits::drain_time`], or until the stop is
     /// cancelled); then fails what is left, telling its validators, ends the executors, closes the connections with
     /// 1001, and joins all threads. Executors dial the miner, so it accepts connections for as long as it waits for
     /// jobs.
-    pub fn stop(mut self, stopping: &mut Stopping) {
+    pub fn stop_in(mut self, stopping: &mut Stopping) {
         self.end(stopping);
     }
 
@@ -369,7 +376,7 @@ impl Miner {
         });
         stopping.cancelled_jobs(end.unwrap_or(0));
         stopping.step("miner: connections", CLOSE_TIME, |step| {
-            server.stop(step, "the miner is stopping");
+            server.stop_in(step, "the miner is stopping");
         });
         stopping.step("miner: receipts", CLOSE_TIME, |step| step.join(disk).unwrap_or(()));
         stopping.step("miner: watcher", CLOSE_TIME, |step| {

@@ -347,7 +347,7 @@ mod tests {
         drop(release);
         assert!(stuck.join_by(Instant::now() + LONG).unwrap());
         assert!(!warns(&frame.snapshot()));
-        Stopping::alone().step("timer", LONG, |step| timer.stop(step));
+        Stopping::alone().step("timer", LONG, |step| timer.stop_in(step));
         before.assert_none();
     }
 
@@ -366,7 +366,7 @@ mod tests {
         assert_eq!((waits.waits_for.as_deref(), waits.left_seconds.is_some()), (Some("a lock"), true));
         drop(held);
         assert_eq!(thread.join_by(Instant::now() + LONG).unwrap(), 0);
-        Stopping::alone().step("timer", LONG, |step| timer.stop(step));
+        Stopping::alone().step("timer", LONG, |step| timer.stop_in(step));
         before.assert_none();
     }
 }

@@ -342,7 +342,7 @@ fn a_stop_that_is_over_leaves_leases_behind_and_closes_them_later() {
     drop(connections.acquire(&1, until()).unwrap());
     let lease = connections.acquire(&2, until()).unwrap();
     let mut stopping = Stopping::alone();
-    stopping.step("connections", Duration::from_millis(1), |step| pool.stop(step));
+    stopping.step("connections", Duration::from_millis(1), |step| pool.stop_in(step));
     assert!(stopping.finish().is_clean(), "the thread has ended");
     assert!(group.live().is_empty());
     assert_eq!(peers.closed(), [1]);
@@ -371,7 +371,7 @@ fn a_connect_that_ends_after_the_stop_is_waited_for() {
     until_seen("a caller waits", || connections.numbers().waiting == 1);
     let stopper = spawn("t-stop", Kick::dropped("go"), move || {
         let mut stopping = Stopping::alone();
-        stopping.step("connections", LONG, |step| pool.stop(step));
+        stopping.step("connections", LONG, |step| pool.stop_in(step));
         stopping.finish()
     });
     assert_eq!(waiter.join_by(far()).unwrap(), Err(AcquireError::PoolStopped));

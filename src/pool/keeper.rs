@@ -3,14 +3,14 @@
 //! Owner: [`Pool`]. Blocks in: a condition variable, until the next of these is due, and in the connector's `validate`.
 //! Kick: the pool's own stop signal, which `validate` is given too. Ends: when the pool stops or is dropped.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::config::PoolConfig;
 use super::connections::Connections;
 use super::connector::Connector;
 use super::until::Until;
 use crate::base::lock::{lock, wait, wait_timeout};
-use crate::base::stop::{Step, stop_dropped};
+use crate::base::stop::{Step, StopReport, stop_alone, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
 
@@ -21,7 +21,6 @@ use crate::base::waits::waiting;
 /// use std::time::{Duration, Instant};
 ///
 /// use phalanx::base::shutdown::Shutdown;
-/// use phalanx::base::stop::Stopping;
 /// use phalanx::pool::{AcquireError, Connector, Pool, PoolConfig, Until};
 ///
 /// /// Connections that are numbers.
@@ -54,9 +53,7 @@ use crate::base::waits::waiting;
 /// let error = connections.acquire(&"x", until()).unwrap_err();
 /// assert_eq!(error.to_string(), "cannot connect: x is no number (0 leased, 1 idle, 0 connecting, 0 waiting)");
 ///
-/// let mut stopping = Stopping::new(&shutdown);
-/// stopping.step("connections", Duration::from_secs(5), |step| pool.stop(step));
-/// assert!(stopping.finish().is_clean());
+/// assert!(pool.stop(Duration::from_secs(5)).is_clean());
 /// assert_eq!(connections.acquire(&"7", until()).unwrap_err(), AcquireError::PoolStopped);
 /// # Ok::<(), AcquireError<String>>(())
 /// ```
@@ -88,9 +85,14 @@ impl<C: Connector> Pool<C> {
         self.connections.clone()
     }
 
+    /// Stops it alone, within `budget`, as [`Pool::stop_in`] does.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        stop_alone("connections", budget, |step| self.stop_in(step))
+    }
+
     /// Gives nothing out any more, closes what is idle, and waits for the leases until the step's deadline. Then it
     /// ends the thread. Leases that are left are logged, and closed when they come back.
-    pub fn stop(mut self, step: &mut Step) {
+    pub fn stop_in(mut self, step: &mut Step) {
         self.connections.stop();
         if !step.wait(&self.connections.drained()) {
             for lease in self.connections.leases() {

@@ -311,6 +311,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_picture_of_a_job_shows_steps_that_it_may_take_and_every_status() {
+        let picture = include_str!("../../docs/states.md").lines().filter_map(|line| line.trim().split_once(" --> "));
+        let status = |name: &str| JobStatus::ALL.iter().copied().find(|status| status.as_str() == name);
+        let steps = picture.filter_map(|(from, to)| Some((status(from)?, status(to.split(':').next().unwrap_or(to))?)));
+        let steps: Vec<_> = steps.collect();
+        assert!(steps.iter().all(|(from, to)| from.may_become(*to)), "{steps:?}");
+        let missing = |status: &JobStatus| !steps.iter().any(|(from, to)| from == status || to == status);
+        assert_eq!(JobStatus::ALL.iter().copied().filter(missing).collect::<Vec<_>>(), [JobStatus::Unknown]);
+    }
+
+    #[test]
     fn a_job_moves_forward_and_ends_once() {
         use JobStatus as S;
         let way = [S::Sent, S::Received, S::Accepted, S::ExecutorReady, S::VolumesReady, S::StreamingReady];

@@ -28,7 +28,7 @@ use crate::base::limits::{REDIS_REQUEST_BYTES, REDIS_REQUESTS, REDIS_WRITE_BYTES
 use crate::base::lock::lock;
 use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
-use crate::base::stop::{KICK_GRACE, Step};
+use crate::base::stop::{KICK_GRACE, Step, StopReport, stop_alone};
 use crate::base::thread::{JoinError, Kick, Thread, spawn};
 use crate::base::waits::{waiting, waiting_unless_noted};
 use crate::net::wake::Wake;
@@ -116,9 +116,14 @@ impl Commander {
         self.handle.clone()
     }
 
+    /// Stops it alone, within `budget`, as [`Commander::stop_in`] does.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        stop_alone("redis commander", budget, |step| self.stop_in(step))
+    }
+
     /// Takes no more requests, answers those that were accepted, and joins the thread; what is not answered within the
     /// step's budget fails with [`RedisError::Stopped`].
-    pub fn stop(self, step: &mut Step) {
+    pub fn stop_in(self, step: &mut Step) {
         self.handle.close();
         step.join(self.thread);
     }

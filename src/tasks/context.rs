@@ -7,16 +7,13 @@ use super::error::Interrupted;
 use super::guard::tolerated;
 use super::head::Head;
 use super::options::TaskConfig;
-use super::state::{CancelReason, Progress};
+use super::state::{CancelReason, MESSAGE_BYTES, Progress};
 use super::store::TaskId;
 use crate::base::clock::Clock;
 use crate::base::lock::lock;
 use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::text::truncate;
-
-/// Bytes of a progress message that are kept: a line or a few.
-const MESSAGE_BYTES: usize = 1024;
 
 /// What all running tasks of a manager share: the time, the manager's stop, a source of chance.
 pub(super) struct TaskEnv {
@@ -122,7 +119,7 @@ impl<'a> TaskContext<'a> {
     /// Whether the task is cancelled. One that goes on is marked unresponsive after
     /// [`super::TaskConfig::cancel_grace`].
     pub fn is_cancelled(&self) -> bool {
-        self.head.cancelled().is_some()
+        self.head.is_cancelled()
     }
 
     /// Why the task is cancelled, if it is.

@@ -23,7 +23,7 @@ pub enum Refusal {
 }
 
 /// The task was cancelled while it waited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("cancelled {0}")]
 pub struct Interrupted(pub CancelReason);
 
@@ -95,10 +95,20 @@ pub enum TaskError<E> {
     /// The result was taken by an earlier wait.
     #[error("the task's result was taken before")]
     Taken,
+    /// No task of this id is known: there was none, or it is forgotten.
+    #[error("no task of this id is known")]
+    Unknown,
+    /// The result of this task is not kept for whoever has its id: it was submitted without
+    /// [`super::TaskOptions::keep_result`].
+    #[error("the task's result is not kept; keep_result() among its options keeps it")]
+    NotKept,
+    /// The task's result or error is of another type than was asked for; it stays where it is.
+    #[error("the task's result is of another type")]
+    OtherType,
 }
 
 impl<E> TaskError<E> {
-    /// Whether the task has ended.
+    /// Whether the task has ended or is unknown, so that no wait is of use.
     pub fn has_ended(&self) -> bool {
         !matches!(self, Self::StillRunning)
     }

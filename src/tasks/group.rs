@@ -78,7 +78,7 @@ impl<T: Send + 'static, E: fmt::Display + Send + 'static> Group<T, E> {
             state.failed
         };
         if failed {
-            handle.cancel_for(CancelReason::Group);
+            handle.cancel_for(&CancelReason::Group);
         }
         self.members.push(Some(handle));
         Ok(())
@@ -116,18 +116,19 @@ impl<T: Send + 'static, E: fmt::Display + Send + 'static> Group<T, E> {
 }
 
 impl<T, E> Group<T, E> {
-    /// Tells all to end.
-    pub fn cancel(&self) {
-        let reason = if lock(&self.meeting.state).failed { CancelReason::Group } else { CancelReason::Requested };
+    /// Tells all to end, and why, as [`TaskHandle::cancel`]. If one has failed, that is the reason.
+    pub fn cancel(&self, reason: impl Into<String>) {
+        let failed = lock(&self.meeting.state).failed;
+        let reason = if failed { CancelReason::Group } else { CancelReason::requested(reason) };
         for handle in self.members.iter().flatten() {
-            handle.cancel_for(reason);
+            handle.cancel_for(&reason);
         }
     }
 }
 
 impl<T, E> Drop for Group<T, E> {
     fn drop(&mut self) {
-        self.cancel();
+        self.cancel("its group was dropped");
     }
 }
 
@@ -141,7 +142,7 @@ impl Meeting {
             if first { state.ids.clone() } else { Vec::new() }
         };
         self.changed.notify_all();
-        rest.into_iter().for_each(|id| _ = tasks.cancel_for(id, CancelReason::Group));
+        rest.into_iter().for_each(|id| _ = tasks.cancel_for(id, &CancelReason::Group));
     }
 
     fn next(&self, deadline: Instant) -> Option<usize> {

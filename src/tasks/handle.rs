@@ -4,7 +4,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::cell::Waited;
 use super::error::TaskError;
 use super::info::TaskInfo;
 use super::scheduler::Scheduler;
@@ -17,7 +16,7 @@ use super::task::{TaskRef, TypedTask};
 const YIELDS: usize = 8;
 
 /// Waits for a task and takes its result. Dropping it leaves the task to itself: its result is then dropped when it
-/// comes.
+/// comes, unless it is kept ([`super::TaskOptions::keep_result`]).
 #[must_use = "without its handle nobody sees a task's result"]
 pub struct TaskHandle<T, E> {
     scheduler: Arc<Scheduler>,
@@ -52,7 +51,7 @@ impl<T: 'static, E: 'static> TaskHandle<T, E> {
     ///
     /// # Errors
     /// [`TaskError`]; with [`TaskError::StillRunning`] one may wait again.
-    pub fn wait_timeout(&self, timeout: Duration) -> Result<T, TaskError<E>> {
+    pub fn wait_for(&self, timeout: Duration) -> Result<T, TaskError<E>> {
         self.wait_until(Instant::now().checked_add(timeout))
     }
 
@@ -63,22 +62,16 @@ impl<T: 'static, E: 'static> TaskHandle<T, E> {
             }
             std::thread::yield_now();
         }
-        match self.task.wait(deadline) {
-            Waited::Ended(outcome) => {
-                outcome.map_err(|failure| failure.into_error(self.task.head(), self.scheduler.config.result_bytes))
-            }
-            Waited::Taken => Err(TaskError::Taken),
-            Waited::Still => Err(TaskError::StillRunning),
-        }
+        self.task.wait(deadline).into_result(self.task.head(), self.scheduler.config.result_bytes)
     }
 
-    /// Tells the task to end: one that waits ends at once, one that runs sees its signal. False if it has ended
-    /// already.
-    pub fn cancel(&self) -> bool {
-        self.cancel_for(CancelReason::Requested)
+    /// Tells the task to end, and why: one that waits ends at once, one that runs sees its signal. The reason, which
+    /// may be empty, is in its error and its [`TaskInfo`]. False if it has ended already.
+    pub fn cancel(&self, reason: impl Into<String>) -> bool {
+        self.cancel_for(&CancelReason::requested(reason))
     }
 
-    pub(super) fn cancel_for(&self, reason: CancelReason) -> bool {
+    pub(super) fn cancel_for(&self, reason: &CancelReason) -> bool {
         let task: TaskRef = self.task.clone();
         self.scheduler.cancel(self.id(), &task, reason)
     }
@@ -106,6 +99,9 @@ impl<T: 'static, E: 'static> TaskHandle<T, E> {
 
 impl<T, E> Drop for TaskHandle<T, E> {
     fn drop(&mut self) {
+        if self.task.head().keeps_result() {
+            return;
+        }
         // Dropped here, on the thread of whoever did not want it.
         drop(self.task.abandon());
     }

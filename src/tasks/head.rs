@@ -22,15 +22,18 @@ pub(super) struct Head {
     inline: bool,
 }
 
-const REASONS: [CancelReason; 7] = [
-    CancelReason::Requested,
-    CancelReason::Group,
-    CancelReason::Stopping,
-    CancelReason::Limit(Limit::Queue),
-    CancelReason::Limit(Limit::Run),
-    CancelReason::Limit(Limit::Total),
-    CancelReason::Limit(Limit::Silence),
-];
+/// A reason as a number other than 0, without its words.
+fn code(reason: &CancelReason) -> u8 {
+    match reason {
+        CancelReason::Requested(_) => 1,
+        CancelReason::Group => 2,
+        CancelReason::Stopping => 3,
+        CancelReason::Limit(Limit::Queue) => 4,
+        CancelReason::Limit(Limit::Run) => 5,
+        CancelReason::Limit(Limit::Total) => 6,
+        CancelReason::Limit(Limit::Silence) => 7,
+    }
+}
 
 impl Head {
     pub(super) fn new(options: TaskOptions) -> Self {
@@ -58,6 +61,11 @@ impl Head {
     /// Whether it has more than its name, from the start or since.
     pub(super) fn has_grown(&self) -> bool {
         self.extras.get().is_some()
+    }
+
+    /// Whether its result is kept for whoever has its id.
+    pub(super) fn keeps_result(&self) -> bool {
+        self.extras().is_some_and(|extras| extras.keep_result)
     }
 
     fn grown(&self) -> &Grown {
@@ -98,19 +106,41 @@ impl Head {
         self.submitted.store(submitted, Ordering::Relaxed);
     }
 
+    /// Whether it was cancelled.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.cancel.load(Ordering::SeqCst) != 0
+    }
+
     /// Why it was cancelled, if it was.
     pub(super) fn cancelled(&self) -> Option<CancelReason> {
+        let words = || self.extras.get().and_then(|extras| extras.grown.reason.get());
         match self.cancel.load(Ordering::SeqCst) {
             0 => None,
-            n => REASONS.get(usize::from(n) - 1).copied(),
+            2 => Some(CancelReason::Group),
+            3 => Some(CancelReason::Stopping),
+            4 => Some(CancelReason::Limit(Limit::Queue)),
+            5 => Some(CancelReason::Limit(Limit::Run)),
+            6 => Some(CancelReason::Limit(Limit::Total)),
+            7 => Some(CancelReason::Limit(Limit::Silence)),
+            _ => Some(CancelReason::Requested(words().cloned().unwrap_or_default())),
         }
     }
 
-    /// Tells it to end; the first reason stays.
-    pub(super) fn cancel(&self, reason: CancelReason) {
-        let code = REASONS.iter().position(|r| *r == reason).map_or(1, |n| n as u8 + 1);
+    /// Notes why it is cancelled; the first reason stays.
+    pub(super) fn note_cancel(&self, reason: &CancelReason) {
+        if let CancelReason::Requested(words) = reason
+            && !words.is_empty()
+        {
+            // Before whoever sees that it is cancelled asks why.
+            let _first = self.grown().reason.set(words.clone());
+        }
         // A second reason changes nothing, so its failure is of no interest.
-        let _ = self.cancel.compare_exchange(0, code, Ordering::SeqCst, Ordering::SeqCst);
+        let _ = self.cancel.compare_exchange(0, code(reason), Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// Tells it to end.
+    pub(super) fn cancel(&self, reason: &CancelReason) {
+        self.note_cancel(reason);
         if let Some(signal) = self.extras.get().and_then(|extras| extras.grown.signal.get()) {
             signal.cancel();
         }
@@ -120,7 +150,7 @@ impl Head {
     pub(super) fn signal(&self, parent: &Shutdown) -> &Shutdown {
         let signal = self.grown().signal.get_or_init(|| parent.child());
         // Whoever cancelled before the signal was there could not raise it.
-        if self.cancelled().is_some() {
+        if self.is_cancelled() {
             signal.cancel();
         }
         signal

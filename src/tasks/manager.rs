@@ -6,11 +6,13 @@
 //! closed.
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::cell::Waited;
 use super::context::TaskContext;
-use super::error::Refusal;
+use super::error::{Refusal, TaskError};
 use super::handle::TaskHandle;
 use super::info::{Counts, Filter, TaskInfo, TasksStatus};
 use super::options::{TaskConfig, TaskOptions};
@@ -18,8 +20,9 @@ use super::retry::{Retries, RetryPolicy};
 use super::scheduler::{MakeTask, Scheduler};
 use super::state::CancelReason;
 use super::store::TaskId;
-use super::task::{AnyTask, OnceWork, RetriedWork, Task, TaskRef, Work};
-use crate::base::stop::{Step, stop_dropped};
+use super::table::Kept;
+use super::task::{AnyTask, OnceWork, Outcome, RetriedWork, Task, TaskRef, Work};
+use crate::base::stop::{Step, StopReport, Stopping, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 
 /// A manager cannot be started.
@@ -43,7 +46,7 @@ impl<F> fmt::Debug for SubmitError<F> {
     }
 }
 
-/// The answer of [`Tasks::wait_ended`].
+/// The answer of [`Tasks::wait_for`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum WaitEnd {
     /// The task has ended.
@@ -110,10 +113,19 @@ impl TaskManager {
         self.tasks.scheduler.env.stop.drain();
     }
 
+    /// Stops it alone, within `budget`, as [`TaskManager::stop_in`] does; tasks that do not end are
+    /// among the stragglers of the report.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        let mut stopping = Stopping::within(budget);
+        let report = stopping.step("tasks", budget, |step| self.stop_in(step));
+        stopping.cancelled_jobs(report.cancelled);
+        stopping.finish()
+    }
+
     /// Stops in order: takes no more tasks, lets those that wait and run end within the step's budget, cancels the rest
     /// and gives it [`crate::base::stop::CANCEL_BUDGET`], joins every thread. What does not end even then is named in
     /// the report, its waiters are woken, and its thread is a straggler of the step.
-    pub fn stop(mut self, step: &mut Step) -> TasksReport {
+    pub fn stop_in(mut self, step: &mut Step) -> TasksReport {
         self.end(step)
     }
 
@@ -136,8 +148,18 @@ impl TaskManager {
         step.join_all(scheduler.take_workers().into_iter().chain(self.reaper.take()));
         for task in &report.unresponsive {
             log::error!("task {} ({}) did not end", task.id, task.name);
+            step.name_straggler(format!("task {} ({})", task.id, task.name));
         }
         report
+    }
+}
+
+/// What a manager's handle does, the manager does.
+impl Deref for TaskManager {
+    type Target = Tasks;
+
+    fn deref(&self) -> &Tasks {
+        &self.tasks
     }
 }
 
@@ -271,17 +293,17 @@ impl Tasks {
         Ok(Periodic { scheduler: self.scheduler.clone(), number })
     }
 
-    /// Tells a task to end; see [`TaskHandle::cancel`]. False if it has ended, or is unknown.
-    pub fn cancel(&self, id: TaskId) -> bool {
-        self.cancel_for(id, CancelReason::Requested)
+    /// Tells a task to end, and why; see [`TaskHandle::cancel`]. False if it has ended, or is unknown.
+    pub fn cancel(&self, id: TaskId, reason: impl Into<String>) -> bool {
+        self.cancel_for(id, &CancelReason::requested(reason))
     }
 
-    pub(super) fn cancel_for(&self, id: TaskId, reason: CancelReason) -> bool {
+    pub(super) fn cancel_for(&self, id: TaskId, reason: &CancelReason) -> bool {
         self.scheduler.task(id).is_some_and(|task| self.scheduler.cancel(id, &task, reason))
     }
 
-    /// Blocks until a task has ended, `timeout` at most. Its result stays with its handle.
-    pub fn wait_ended(&self, id: TaskId, timeout: Duration) -> WaitEnd {
+    /// Blocks until a task has ended, `timeout` at most. Its result stays with its handle, or for [`Tasks::result`].
+    pub fn wait_for(&self, id: TaskId, timeout: Duration) -> WaitEnd {
         let Some(task) = self.scheduler.task(id) else { return self.info(id).map_or(WaitEnd::Unknown, WaitEnd::Yes) };
         let deadline = Instant::now() + timeout;
         let mut seen = 0;
@@ -295,6 +317,37 @@ impl Tasks {
             }
             seen = version;
         }
+    }
+
+    /// Takes the result of a task that was submitted with [`TaskOptions::keep_result`], once: it is then the caller's.
+    /// Never blocks; [`Tasks::wait_for`] waits for the task's end.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use phalanx::tasks::{TaskConfig, TaskError, TaskManager, TaskOptions, WaitEnd};
+    ///
+    /// let manager = TaskManager::start(TaskConfig::new("example"))?;
+    /// let id = manager.spawn(TaskOptions::new("sum").keep_result(), |_| Ok::<i32, String>(1 + 1))?;
+    /// assert!(matches!(manager.wait_for(id, Duration::from_secs(60)), WaitEnd::Yes(_)));
+    /// assert_eq!(manager.result::<i32, String>(id)?, 2);
+    /// assert!(matches!(manager.result::<i32, String>(id), Err(TaskError::Taken)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Why there is none: [`TaskError`].
+    pub fn result<T: 'static, E: 'static>(&self, id: TaskId) -> Result<T, TaskError<E>> {
+        let task = match self.scheduler.kept(id) {
+            Kept::Task(task) if task.head().keeps_result() => task,
+            Kept::Task(_) | Kept::Name => return Err(TaskError::NotKept),
+            Kept::Nothing => return Err(TaskError::Unknown),
+        };
+        let mut waited: Option<Waited<Outcome<T, E>>> = None;
+        task.take_outcome(&mut waited);
+        waited.map_or(Err(TaskError::OtherType), |waited| {
+            waited.into_result(task.head(), self.scheduler.config.result_bytes)
+        })
     }
 
     /// What is known of a task; `None` if it is unknown or forgotten.
@@ -355,7 +408,7 @@ impl Drop for Periodic {
 impl Tasks {
     /// Whether a task was cancelled.
     pub(super) fn is_cancelled(&self, id: TaskId) -> bool {
-        self.scheduler.task(id).is_some_and(|task| task.head().cancelled().is_some())
+        self.scheduler.task(id).is_some_and(|task| task.head().is_cancelled())
     }
 
     pub(super) fn scheduler(&self) -> &Arc<Scheduler> {

@@ -16,13 +16,11 @@
 //! ```
 //! use std::time::Duration;
 //!
-//! use phalanx::base::stop::Stopping;
 //! use phalanx::tasks::{TaskConfig, TaskManager, TaskOptions};
 //!
 //! let manager = TaskManager::start(TaskConfig::new("example").workers(2))?;
-//! let tasks = manager.handle();
 //! let options = TaskOptions::new("sum").metadata("user", "7").run_limit(Duration::from_secs(5));
-//! let sum = tasks.submit(options, |cx| {
+//! let sum = manager.submit(options, |cx| {
 //!     for n in 0..100u32 {
 //!         cx.check()?; // ends here when it is cancelled
 //!         cx.progress(n as u8, "adding");
@@ -31,9 +29,8 @@
 //! })?;
 //! assert_eq!(sum.wait()?, 4950);
 //!
-//! let mut stopping = Stopping::alone();
-//! stopping.step("tasks", Duration::from_secs(5), |step| manager.stop(step));
-//! assert!(stopping.finish().is_clean());
+//! let report = manager.stop(Duration::from_secs(5));
+//! assert!(report.is_clean(), "{report}"); // names what did not end
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

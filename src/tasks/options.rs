@@ -144,6 +144,7 @@ pub(super) struct Extras {
     pub(super) on_progress: Option<OnProgress>,
     pub(super) on_end: Mutex<Option<OnEnd>>,
     pub(super) weigh: Option<Weigh>,
+    pub(super) keep_result: bool,
     pub(super) grown: Grown,
 }
 
@@ -151,6 +152,8 @@ pub(super) struct Extras {
 #[derive(Default)]
 pub(super) struct Grown {
     pub(super) signal: OnceLock<Shutdown>,
+    /// The words with which it was cancelled.
+    pub(super) reason: OnceLock<String>,
     /// Of the last sign of life, in nanoseconds since the manager's start; kept only with a silence limit.
     pub(super) alive: AtomicU64,
     pub(super) progress: Mutex<Option<Progress>>,
@@ -271,6 +274,12 @@ impl TaskOptions {
                 }
             }));
         })
+    }
+
+    /// Keeps the result, as long as the ended task can be looked up, for [`super::Tasks::result`]: it is had by the
+    /// task's id, whoever has dropped its handle. As many results are in memory as ended tasks are kept.
+    pub fn keep_result(self) -> Self {
+        self.with(|extras| extras.keep_result = true)
     }
 
     /// How many bytes a result has; one of more than [`TaskConfig::result_bytes`] ends the task as failed.

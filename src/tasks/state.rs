@@ -4,6 +4,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::text::truncate;
+
+/// Bytes of words that are kept of a task, a progress or the reason of a cancel: a line or a few.
+pub(super) const MESSAGE_BYTES: usize = 1024;
+
 /// Where a task stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
@@ -78,11 +83,11 @@ impl fmt::Display for Limit {
 }
 
 /// Why a task was cancelled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CancelReason {
-    /// Somebody asked for it.
-    Requested,
+    /// Somebody asked for it, for this reason; it may be empty.
+    Requested(String),
     /// Another task of its group has failed.
     Group,
     /// The manager stops, and the time to finish is over.
@@ -92,8 +97,15 @@ pub enum CancelReason {
 }
 
 impl CancelReason {
+    /// On request; of the reason 1 KiB is kept.
+    pub(super) fn requested(reason: impl Into<String>) -> Self {
+        let mut reason = reason.into();
+        truncate(&mut reason, MESSAGE_BYTES);
+        Self::Requested(reason)
+    }
+
     /// The state in which a task ends for this reason.
-    pub(super) fn end_state(self) -> TaskState {
+    pub(super) fn end_state(&self) -> TaskState {
         match self {
             Self::Limit(_) => TaskState::Failed,
             _ => TaskState::Cancelled,
@@ -101,7 +113,7 @@ impl CancelReason {
     }
 
     /// What is noted as the error of a task that ended for this reason.
-    pub(super) fn error_text(self) -> String {
+    pub(super) fn error_text(&self) -> String {
         match self {
             Self::Limit(limit) => format!("took too long {limit}"),
             reason => format!("cancelled {reason}"),
@@ -112,7 +124,8 @@ impl CancelReason {
 impl fmt::Display for CancelReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Requested => f.write_str("on request"),
+            Self::Requested(reason) if reason.is_empty() => f.write_str("on request"),
+            Self::Requested(reason) => write!(f, "on request: {reason}"),
             Self::Group => f.write_str("because another task of its group failed"),
             Self::Stopping => f.write_str("because the task manager stopped"),
             Self::Limit(limit) => write!(f, "because it took too long {limit}"),
@@ -131,6 +144,8 @@ pub struct Progress {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -154,6 +169,12 @@ mod tests {
                 (Running, Cancelled),
             ]
         );
+        // The picture shows the same.
+        let picture = include_str!("../../docs/states.md").lines().filter_map(|line| line.trim().split_once(" --> "));
+        let state = |name: &str| TaskState::ALL.into_iter().find(|state| state.to_string() == name);
+        let shown: BTreeSet<_> =
+            picture.filter_map(|(from, to)| Some((state(from)?, state(to.split(':').next().unwrap_or(to))?))).collect();
+        assert_eq!(shown, legal.iter().copied().collect());
         assert!(
             TaskState::ALL
                 .into_iter()

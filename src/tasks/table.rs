@@ -48,6 +48,14 @@ impl Alarm {
     }
 }
 
+/// What is there of a task.
+pub(super) enum Kept {
+    Task(TaskRef),
+    Name,
+    /// It is not known.
+    Nothing,
+}
+
 pub(super) struct TaskTable {
     /// When the manager was started.
     start: Instant,
@@ -129,6 +137,16 @@ impl TaskTable {
     /// A task that has not ended.
     pub(super) fn task(&self, id: TaskId) -> Option<TaskRef> {
         self.store.get(id).map(|open| open.task.clone())
+    }
+
+    /// What is there of a task, ended or not.
+    pub(super) fn kept(&mut self, id: TaskId) -> Kept {
+        match (self.task(id), self.store.record(id).map(|record| &record.what)) {
+            (Some(task), _) => Kept::Task(task),
+            (None, Some(RecordSubject::Task(task))) => Kept::Task(task.clone()),
+            (None, Some(RecordSubject::Name(_))) => Kept::Name,
+            (None, None) => Kept::Nothing,
+        }
     }
 
     /// The tasks that have not ended, of those `which` is true for.
@@ -295,7 +313,7 @@ impl TaskTable {
 
     /// As [`TaskTable::end`], for a task that no worker has begun, or of which one has just taken an attempt that it
     /// will not make.
-    pub(super) fn end_pending(&mut self, id: TaskId, task: &TaskRef, reason: CancelReason, now: Instant) {
+    pub(super) fn end_pending(&mut self, id: TaskId, task: &TaskRef, reason: &CancelReason, now: Instant) {
         let Some(open) = self.store.get(id) else { return };
         let (state, delayed, first) = (open.state, open.delayed, open.attempts == 0);
         self.end(id, reason.end_state(), Some(reason.error_text()), now, false);

@@ -42,8 +42,12 @@ pub(super) trait AnyTask: Send + Sync {
     fn settle_running(&self) -> bool;
     fn watch(&self, seen: u32, deadline: Instant) -> (u32, bool);
 
-    /// Shows the waiters an end without a result, for `reason`; drops the work if nobody runs it.
-    fn publish_cancelled(&self, reason: CancelReason);
+    /// Takes the outcome, if it is there, into `place`: an `Option<Waited<Outcome<T, E>>>` of the task's own types.
+    /// Of other types nothing is put in it.
+    fn take_outcome(&self, place: &mut dyn Any);
+
+    /// Shows the waiters an end without a result, for the `reason` that its head has; drops the work if nobody runs it.
+    fn publish_cancelled(&self, reason: &CancelReason);
 }
 
 /// What a task does.
@@ -89,7 +93,8 @@ impl<T, E: Send, F: FnMut(&TaskContext<'_>) -> Result<T, E> + Send> Work<T, E> f
 pub(super) enum Failure<E> {
     Failed(E),
     Panicked(Panic),
-    Cancelled(CancelReason),
+    /// Its head knows why.
+    Cancelled,
     /// So many bytes.
     TooLarge(usize),
 }
@@ -102,11 +107,13 @@ impl<E> Failure<E> {
         match self {
             Self::Failed(error) => TaskError::Failed(error),
             Self::Panicked(panic) => TaskError::Panicked(panic),
-            Self::Cancelled(CancelReason::Limit(limit)) => {
-                let after = head.extras().and_then(|extras| extras.limits.of(limit)).unwrap_or_default();
-                TaskError::TimedOut { limit, after }
-            }
-            Self::Cancelled(reason) => TaskError::Cancelled(reason),
+            Self::Cancelled => match head.cancelled().expect("the reason is noted before its end is shown") {
+                CancelReason::Limit(limit) => {
+                    let after = head.extras().and_then(|extras| extras.limits.of(limit)).unwrap_or_default();
+                    TaskError::TimedOut { limit, after }
+                }
+                reason => TaskError::Cancelled(reason),
+            },
             Self::TooLarge(bytes) => TaskError::TooLarge { bytes, limit: result_bytes },
         }
     }
@@ -115,8 +122,19 @@ impl<E> Failure<E> {
         match self {
             Self::Failed(error) => Failure::Failed(error),
             Self::Panicked(panic) => Failure::Panicked(panic.clone()),
-            Self::Cancelled(reason) => Failure::Cancelled(*reason),
+            Self::Cancelled => Failure::Cancelled,
             Self::TooLarge(bytes) => Failure::TooLarge(*bytes),
+        }
+    }
+}
+
+impl<T, E> Waited<Outcome<T, E>> {
+    /// In the words of the task's submitter.
+    pub(super) fn into_result(self, head: &Head, result_bytes: usize) -> Result<T, TaskError<E>> {
+        match self {
+            Self::Ended(outcome) => outcome.map_err(|failure| failure.into_error(head, result_bytes)),
+            Self::Taken => Err(TaskError::Taken),
+            Self::Still => Err(TaskError::StillRunning),
         }
     }
 }
@@ -142,7 +160,9 @@ impl<W: Work<T, E>, T: Send + 'static, E: fmt::Display + Send + 'static> Task<W,
         if let Some((weighed, _)) = options.extras.as_ref().and_then(|extras| extras.weigh.as_ref()) {
             assert_eq!(*weighed, TypeId::of::<T>(), "the options of {} weigh another type of result", options.name());
         }
-        Self { head: Head::new(options), cell: Cell::new(work, unwanted) }
+        let head = Head::new(options);
+        let unwanted = unwanted && !head.keeps_result();
+        Self { head, cell: Cell::new(work, unwanted) }
     }
 
     /// One whose work its worker has, and that may be begun at once.
@@ -219,7 +239,7 @@ impl<W: Work<T, E>, T: Send + 'static, E: fmt::Display + Send + 'static> Task<W,
                 }
             }
             (Err(panic), _) => (TaskState::Failed, Err(Failure::Panicked(panic))),
-            (Ok(Err(_)), Some(reason)) => (reason.end_state(), Err(Failure::Cancelled(reason))),
+            (Ok(Err(_)), Some(reason)) => (reason.end_state(), Err(Failure::Cancelled)),
             (Ok(Err(error)), None) => (TaskState::Failed, Err(Failure::Failed(error))),
         }
     }
@@ -254,7 +274,7 @@ where
             Err(_) => Some(None),
         };
         if let Some(error) = error
-            && self.head.cancelled().is_none()
+            && !self.head.is_cancelled()
             && let Some(delay) = work.again(error, env.now(), env.random())
         {
             self.cell.put_work_back(work);
@@ -288,10 +308,16 @@ where
         self.cell.watch(seen, deadline)
     }
 
-    fn publish_cancelled(&self, reason: CancelReason) {
+    fn take_outcome(&self, place: &mut dyn Any) {
+        if let Some(place) = place.downcast_mut::<Option<Waited<Outcome<T, E>>>>() {
+            *place = Some(self.cell.wait(Some(Instant::now())));
+        }
+    }
+
+    fn publish_cancelled(&self, reason: &CancelReason) {
         let work = self.cell.take_work();
         tolerated("dropping a task's work", || drop(work));
-        self.publish(reason.end_state(), Err(Failure::Cancelled(reason)));
+        self.publish(reason.end_state(), Err(Failure::Cancelled));
     }
 }
 

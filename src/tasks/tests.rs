@@ -43,7 +43,7 @@ impl Fixture {
     pub(super) fn stop(&mut self, budget: Duration) -> (TasksReport, StopReport) {
         let mut stopping = Stopping::alone();
         let manager = self.manager.take().unwrap();
-        let report = stopping.step("tasks", budget, |step| manager.stop(step));
+        let report = stopping.step("tasks", budget, |step| manager.stop_in(step));
         (report, stopping.finish())
     }
 }
@@ -80,19 +80,6 @@ pub(super) fn begin(begun: &Receiver<()>) {
 
 pub(super) fn quick(tasks: &Tasks, options: impl Into<TaskOptions>) -> TaskHandle<(), Text> {
     tasks.submit(options, |_| Ok(())).unwrap()
-}
-
-#[test]
-fn the_docs_show_the_example_that_is_tested() {
-    let doc = include_str!("mod.rs").lines().filter_map(|line| line.strip_prefix("//!"));
-    let example = doc.skip_while(|line| !line.starts_with(" let manager")).take_while(|line| *line != " ```");
-    let shown: Vec<&str> =
-        example.filter(|line| !line.starts_with(" # ")).map(|line| line.get(1..).unwrap_or("")).collect();
-    assert!(
-        shown.len() > 10 && include_str!("../../docs/tasks.md").contains(&shown.join("\n")),
-        "{}",
-        shown.join("\n")
-    );
 }
 
 #[test]
@@ -146,7 +133,7 @@ fn a_panic_anywhere_in_a_task_costs_no_worker_and_no_waiter() {
         }
     }
     let unspeakable = fixture.tasks.submit("error", |_| Err::<(), _>(Unspeakable)).unwrap();
-    assert!(matches!(unspeakable.wait_timeout(LONG), Err(TaskError::Failed(Unspeakable))));
+    assert!(matches!(unspeakable.wait_for(LONG), Err(TaskError::Failed(Unspeakable))));
     let text = unspeakable.info().unwrap().error.unwrap();
     assert!(text.ends_with("panicked: in the error"), "{text}");
     // Options that cannot be made, and the clock goes on.
@@ -156,7 +143,7 @@ fn a_panic_anywhere_in_a_task_costs_no_worker_and_no_waiter() {
     until("a time that is left out", || periodic.skipped() == 1);
     let later = quick(&fixture.tasks, TaskOptions::new("later").delay(second));
     fixture.clock.advance(second);
-    later.wait_timeout(LONG).unwrap();
+    later.wait_for(LONG).unwrap();
     // A result that nobody wants, and that panics when it is dropped.
     drop(fixture.tasks.submit("result", |_| Ok::<_, Text>(Bomb)).unwrap().wait().map(std::mem::forget));
     let (handle, begun, open) = gated(&fixture.tasks, "before");
@@ -172,20 +159,55 @@ fn waiting_distinguishes_running_taken_and_unknown() {
     let fixture = fixture(|c| c);
     let (handle, begun, open) = gated(&fixture.tasks, "slow");
     begin(&begun);
-    assert!(matches!(handle.wait_timeout(Duration::from_millis(1)), Err(TaskError::StillRunning)));
-    assert_eq!(fixture.tasks.wait_ended(handle.id(), Duration::from_millis(1)), WaitEnd::StillRunning);
+    assert!(matches!(handle.wait_for(Duration::from_millis(1)), Err(TaskError::StillRunning)));
+    assert_eq!(fixture.tasks.wait_for(handle.id(), Duration::from_millis(1)), WaitEnd::StillRunning);
     open.send(()).unwrap();
     assert!(
-        matches!(fixture.tasks.wait_ended(handle.id(), LONG), WaitEnd::Yes(info) if info.state == TaskState::Completed)
+        matches!(fixture.tasks.wait_for(handle.id(), LONG), WaitEnd::Yes(info) if info.state == TaskState::Completed)
     );
-    assert_eq!(handle.wait_timeout(LONG).unwrap(), 7);
-    assert!(matches!(handle.wait_timeout(LONG), Err(TaskError::Taken)));
+    assert_eq!(handle.wait_for(LONG).unwrap(), 7);
+    assert!(matches!(handle.wait_for(LONG), Err(TaskError::Taken)));
     let id = handle.id();
     fixture.clock.advance(HOUR);
     // The reaper forgets it, and then nothing is known of it.
     until("the reaper forgets the task", || fixture.tasks.info(id).is_none());
-    assert_eq!(fixture.tasks.wait_ended(id, LONG), WaitEnd::Unknown);
+    assert_eq!(fixture.tasks.wait_for(id, LONG), WaitEnd::Unknown);
     assert_eq!(fixture.tasks.counts(), Counts::default());
+}
+
+#[test]
+fn a_result_that_is_kept_is_had_by_the_id_once_and_by_its_own_type() {
+    let fixture = fixture(|c| c.workers(1));
+    let kept = || TaskOptions::new("kept").keep_result();
+    let text = |id| fixture.tasks.result::<Text, Text>(id).map_err(|error| error.to_string());
+    let (running, begun, open) = gated(&fixture.tasks, kept());
+    begin(&begun);
+    let (first, fails) = (running.id(), fixture.tasks.spawn(kept(), |_| Err::<Text, Text>("no".to_owned())).unwrap());
+    drop(running);
+    assert!(matches!(fixture.tasks.result::<u32, Text>(first), Err(TaskError::StillRunning)));
+    let cancelled = fixture.tasks.spawn(kept(), |_| Ok::<_, Text>(Text::new())).unwrap();
+    assert!(fixture.tasks.cancel(cancelled, ""));
+    open.send(()).unwrap();
+    assert!(matches!(fixture.tasks.wait_for(fails, LONG), WaitEnd::Yes(_)));
+    assert_eq!(text(first).unwrap_err(), "the task's result is of another type");
+    assert_eq!(fixture.tasks.result::<u32, Text>(first).unwrap(), 7);
+    assert!(matches!(fixture.tasks.result::<u32, Text>(first), Err(TaskError::Taken)));
+    assert_eq!(text(fails).unwrap_err(), "the task failed: no");
+    assert_eq!(text(cancelled).unwrap_err(), "the task was cancelled on request");
+    // Without the option it is dropped with its handle, also where nothing but a name is left.
+    for options in [TaskOptions::new("inline"), TaskOptions::new("other").priority(Priority::High)] {
+        let id = fixture.tasks.spawn(options, |_| Ok::<_, Text>(1)).unwrap();
+        assert!(matches!(fixture.tasks.wait_for(id, LONG), WaitEnd::Yes(_)));
+        assert!(matches!(fixture.tasks.result::<i32, Text>(id), Err(TaskError::NotKept)));
+    }
+    let held = Arc::new(());
+    let value = held.clone();
+    let id = fixture.tasks.spawn(kept(), move |_| Ok::<_, Text>(value)).unwrap();
+    assert!(matches!(fixture.tasks.wait_for(id, LONG), WaitEnd::Yes(_)));
+    assert_eq!(Arc::strong_count(&held), 2);
+    fixture.clock.advance(HOUR);
+    until("the result goes with its task", || Arc::strong_count(&held) == 1);
+    assert!(matches!(fixture.tasks.result::<Arc<()>, Text>(id), Err(TaskError::Unknown)));
 }
 
 #[test]
@@ -196,16 +218,19 @@ fn a_cancel_ends_a_waiting_task_at_once_and_reaches_a_running_one() {
     let held = Arc::new(());
     let captured = held.clone();
     let waiting = fixture.tasks.submit("waiting", move |_| Ok::<_, Text>(Arc::strong_count(&captured))).unwrap();
-    assert!(waiting.cancel());
+    assert!(waiting.cancel(""));
     assert_eq!(Arc::strong_count(&held), 1, "what the work has captured is free");
-    assert!(!waiting.cancel(), "a terminal state is final");
-    assert!(matches!(waiting.wait(), Err(TaskError::Cancelled(CancelReason::Requested))));
-    assert!(fixture.tasks.cancel(running.id()));
-    assert!(matches!(running.wait(), Err(TaskError::Cancelled(CancelReason::Requested))));
+    assert!(!waiting.cancel(""), "a terminal state is final");
+    assert!(matches!(waiting.wait(), Err(TaskError::Cancelled(CancelReason::Requested(_)))));
+    let id = running.id();
+    assert!(fixture.tasks.cancel(id, "its user has left"));
+    let error = running.wait().unwrap_err().to_string();
+    assert_eq!(error, "the task was cancelled on request: its user has left");
+    assert_eq!(fixture.tasks.info(id).unwrap().error, Some(error));
     let late = quick(&fixture.tasks, "done");
     let id = late.id();
     late.wait().unwrap();
-    assert!(!fixture.tasks.cancel(id));
+    assert!(!fixture.tasks.cancel(id, ""));
     assert_eq!(fixture.tasks.counts(), Counts { completed: 1, cancelled: 2, ..Counts::default() });
 }
 
@@ -216,7 +241,7 @@ fn a_cancel_reaches_a_sleep_and_a_blocking_read() {
     let first = begin_tx.clone();
     let sleeps = fixture.tasks.submit("sleeps", move |cx| {
         first.send(()).unwrap();
-        assert_eq!(cx.sleep(HOUR), Err(Interrupted(CancelReason::Requested)));
+        assert_eq!(cx.sleep(HOUR), Err(Interrupted(CancelReason::Requested("enough".to_owned()))));
         cx.check()
     });
     let reads = fixture.tasks.submit("reads", move |cx| {
@@ -229,9 +254,9 @@ fn a_cancel_reaches_a_sleep_and_a_blocking_read() {
     let (sleeps, reads) = (sleeps.unwrap(), reads.unwrap());
     begin(&begun);
     begin(&begun);
-    assert!(sleeps.cancel() && reads.cancel());
-    assert!(matches!(sleeps.wait_timeout(LONG), Err(TaskError::Cancelled(CancelReason::Requested))));
-    assert!(matches!(reads.wait_timeout(LONG), Err(TaskError::Cancelled(CancelReason::Requested))));
+    assert!(sleeps.cancel("enough") && reads.cancel("enough"));
+    assert!(matches!(sleeps.wait_for(LONG), Err(TaskError::Cancelled(CancelReason::Requested(_)))));
+    assert!(matches!(reads.wait_for(LONG), Err(TaskError::Cancelled(CancelReason::Requested(_)))));
 }
 
 #[test]
@@ -242,7 +267,7 @@ fn an_end_is_seen_by_id_though_nobody_has_the_handle() {
     let (id, mut watch) = (handle.id(), handle.watch());
     drop(handle);
     let tasks = fixture.tasks.clone();
-    let waiter = spawn("t-waiter", Kick::dropped("the task"), move || tasks.wait_ended(id, LONG));
+    let waiter = spawn("t-waiter", Kick::dropped("the task"), move || tasks.wait_for(id, LONG));
     open.send(()).unwrap();
     let ended = waiter.join_by(Instant::now() + LONG).unwrap();
     assert!(matches!(ended, WaitEnd::Yes(info) if info.state == TaskState::Completed));
@@ -281,7 +306,7 @@ fn what_each_thread_waits_for_can_be_seen() {
     quick(&fixture.tasks, "now").wait().unwrap();
     let (gated, begun, open) = gated(&fixture.tasks, "gated");
     begin(&begun);
-    let waiter = spawn("t-waiter", Kick::dropped("the task"), move || gated.wait_timeout(LONG));
+    let waiter = spawn("t-waiter", Kick::dropped("the task"), move || gated.wait_for(LONG));
     let mut group: Group<(), Text> = Group::new(&fixture.tasks);
     group.submit("sleeps", |cx| cx.sleep(HOUR).map_err(|error| error.to_string())).unwrap();
     let ends = fixture.tasks.clone();
@@ -301,7 +326,7 @@ fn what_each_thread_waits_for_can_be_seen() {
     open.send(()).unwrap();
     assert_eq!(waiter.join_by(Instant::now() + LONG).unwrap().unwrap(), 7);
     let sleeper = ends.list(&Filter { name: Some("sleeps".into()), ..Filter::default() });
-    assert!(ends.cancel(sleeper[0].id));
+    assert!(ends.cancel(sleeper[0].id, ""));
     assert!(grouped.join_by(Instant::now() + LONG).unwrap());
     seen("t-task-0", "a task to run", None);
 }
@@ -319,7 +344,7 @@ fn each_limit_ends_its_task_and_says_which_it_was() {
         let (handle, begun, _open) = limited(&fixture.tasks, limits);
         begin(&begun);
         fixture.clock.advance(second);
-        match handle.wait_timeout(LONG) {
+        match handle.wait_for(LONG) {
             Err(TaskError::TimedOut { limit, after }) => assert_eq!((limit, after), (which, second)),
             other => panic!("{which:?}: {other:?}"),
         }
@@ -329,7 +354,7 @@ fn each_limit_ends_its_task_and_says_which_it_was() {
     begin(&begun);
     let (queued, ..) = limited(&fixture.tasks, Limits { queue: Some(second), run: Some(HOUR), ..Limits::default() });
     fixture.clock.advance(second);
-    assert!(matches!(queued.wait_timeout(LONG), Err(TaskError::TimedOut { limit: Limit::Queue, .. })));
+    assert!(matches!(queued.wait_for(LONG), Err(TaskError::TimedOut { limit: Limit::Queue, .. })));
     open.send(()).unwrap();
     first.wait().unwrap();
 }
@@ -368,20 +393,21 @@ fn a_task_that_does_not_end_when_cancelled_is_visible_and_does_not_hold_up_other
     };
     let stuck = fixture.tasks.submit(TaskOptions::new("stuck").run_limit(Duration::from_secs(1)), work).unwrap();
     begin(&begun);
+    let id = stuck.id();
     let behind = quick(&fixture.tasks, "behind");
     fixture.clock.advance(Duration::from_secs(1));
     // Whether the limit has rung is seen from the task's side; then the grace starts.
     until("the limit has rung", || fixture.tasks.is_cancelled(stuck.id()));
-    assert!(matches!(stuck.wait_timeout(Duration::ZERO), Err(TaskError::StillRunning)));
+    assert!(matches!(stuck.wait_for(Duration::ZERO), Err(TaskError::StillRunning)));
     fixture.clock.advance(Duration::from_secs(5));
-    assert!(matches!(stuck.wait_timeout(LONG), Err(TaskError::TimedOut { limit: Limit::Run, .. })));
-    behind.wait_timeout(LONG).expect("its place is taken by another worker");
+    assert!(matches!(stuck.wait_for(LONG), Err(TaskError::TimedOut { limit: Limit::Run, .. })));
+    behind.wait_for(LONG).expect("its place is taken by another worker");
     let status = fixture.tasks.status();
     assert_eq!((status.written_off, status.workers), (1, 1));
     assert_eq!(status.unresponsive.iter().map(|info| info.name.as_str()).collect::<Vec<_>>(), ["stuck"]);
     let (report, stop) = fixture.stop(Duration::from_millis(10));
     assert_eq!(report.unresponsive.iter().map(|info| info.name.as_str()).collect::<Vec<_>>(), ["stuck"]);
-    assert_eq!(stop.stragglers(), ["t-task-0"]);
+    assert_eq!(stop.stragglers(), ["t-task-0", &format!("task {id} (stuck)")]);
     open.send(()).unwrap();
     until("no thread is left", || fixture.threads.live().is_empty());
 }
@@ -399,14 +425,14 @@ fn a_task_that_ends_after_all_lets_the_next_of_its_key_start() {
     let stuck = fixture.tasks.submit(keyed(), work).unwrap();
     begin(&begun);
     let next = quick(&fixture.tasks, keyed());
-    assert!(stuck.cancel());
+    assert!(stuck.cancel(""));
     fixture.clock.advance(Duration::from_secs(5));
-    assert!(matches!(stuck.wait_timeout(LONG), Err(TaskError::Cancelled(CancelReason::Requested))));
+    assert!(matches!(stuck.wait_for(LONG), Err(TaskError::Cancelled(CancelReason::Requested(_)))));
     // Another worker has come, and found nothing that may start.
     quick(&fixture.tasks, "other").wait().unwrap();
     until("another worker has nothing to do", || fixture.tasks.status().idle == 1);
     open.send(()).unwrap();
-    next.wait_timeout(LONG).expect("the key is free");
+    next.wait_for(LONG).expect("the key is free");
     until("the stuck worker has left", || fixture.tasks.status().written_off == 0);
 }
 
@@ -603,10 +629,10 @@ fn a_task_between_two_attempts_can_be_cancelled_and_frees_its_key() {
         tries.info().is_some_and(|info| info.attempts == 1 && info.state == TaskState::Pending)
     });
     let next = quick(&fixture.tasks, options());
-    assert!(matches!(next.wait_timeout(Duration::from_millis(5)), Err(TaskError::StillRunning)));
-    assert!(tries.cancel());
-    next.wait_timeout(LONG).unwrap();
-    assert!(matches!(tries.wait(), Err(TaskError::Cancelled(CancelReason::Requested))));
+    assert!(matches!(next.wait_for(Duration::from_millis(5)), Err(TaskError::StillRunning)));
+    assert!(tries.cancel(""));
+    next.wait_for(LONG).unwrap();
+    assert!(matches!(tries.wait(), Err(TaskError::Cancelled(CancelReason::Requested(_)))));
     assert_eq!(fixture.tasks.status().delayed, 0);
 }
 
@@ -620,7 +646,7 @@ fn a_total_limit_counts_the_waits_between_attempts() {
         tries.info().is_some_and(|info| info.attempts == 1 && info.state == TaskState::Pending)
     });
     fixture.clock.advance(Duration::from_secs(60));
-    assert!(matches!(tries.wait_timeout(LONG), Err(TaskError::TimedOut { limit: Limit::Total, .. })));
+    assert!(matches!(tries.wait_for(LONG), Err(TaskError::TimedOut { limit: Limit::Total, .. })));
 }
 
 #[test]
@@ -651,7 +677,7 @@ fn a_key_limits_its_tasks_and_a_unique_one_runs_once_more_at_most() {
             fixture.tasks.submit(TaskOptions::new("keyed").key("two", 2), work).unwrap()
         })
         .collect();
-    all.into_iter().for_each(|handle| handle.wait_timeout(LONG).unwrap());
+    all.into_iter().for_each(|handle| handle.wait_for(LONG).unwrap());
     assert_eq!(most.1.load(SeqCst), 2);
 }
 
@@ -665,9 +691,9 @@ fn delayed_and_periodic_tasks_wait_for_their_time() {
         fixture.tasks.every(minute, || "beat".into(), move |_| beat.send(()).map_err(|e| e.to_string())).unwrap();
     assert_eq!(fixture.tasks.status().delayed, 1);
     fixture.clock.advance(minute - Duration::from_nanos(1));
-    assert!(matches!(later.wait_timeout(Duration::from_millis(5)), Err(TaskError::StillRunning)));
+    assert!(matches!(later.wait_for(Duration::from_millis(5)), Err(TaskError::StillRunning)));
     fixture.clock.advance(Duration::from_nanos(1));
-    later.wait_timeout(LONG).unwrap();
+    later.wait_for(LONG).unwrap();
     for _ in 0..3 {
         beats.recv_timeout(LONG).unwrap();
         until("no task is open", || fixture.tasks.open() == 0);
@@ -764,7 +790,7 @@ fn submit_and_cancel_do_not_pile_up_behind_a_busy_worker() {
     for n in 0..20_000 {
         let options = TaskOptions::new("gone").total_limit(HOUR);
         let options = if n % 2 == 0 { options.key("k", 1) } else { options };
-        assert!(quick(&fixture.tasks, options).cancel());
+        assert!(quick(&fixture.tasks, options).cancel(""));
     }
     let left = fixture.tasks.queue_len();
     assert!(left <= 200, "{left} dead entries");
@@ -808,14 +834,14 @@ fn whatever_happens_every_task_ends_once_and_the_counts_agree() {
                     };
                     let handle = tasks.submit_retried(options, policy, work).unwrap();
                     if rng.one_in(5) {
-                        handle.cancel();
+                        handle.cancel("");
                     }
                     if rng.one_in(2) {
                         handles.push(handle);
                     }
                 }
                 for handle in handles {
-                    let end = handle.wait_timeout(LONG);
+                    let end = handle.wait_for(LONG);
                     assert!(!matches!(end, Err(TaskError::StillRunning)), "a task has not ended");
                 }
             })

@@ -9,13 +9,14 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::{CLOSE_SEND_TIME, Connection, ConnectionKick, Incoming};
 use crate::base::lock::lock;
-use crate::base::stop::{Step, stop_dropped};
+use crate::base::stop::{Step, StopReport, stop_alone, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::TimerHandle;
 use crate::base::waits::waiting;
@@ -93,8 +94,13 @@ impl IdleWatch {
         IdleHandle(self.shared.clone())
     }
 
+    /// Stops it alone, within `budget`, as [`IdleWatch::stop_in`] does.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        stop_alone("idle connections", budget, |step| self.stop_in(step))
+    }
+
     /// Ends the thread and joins it. Connections that are still idle are not watched any more.
-    pub fn stop(mut self, step: &mut Step) {
+    pub fn stop_in(mut self, step: &mut Step) {
         self.shared.end();
         if let Some(thread) = self.thread.take() {
             step.join(thread);

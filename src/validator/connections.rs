@@ -13,7 +13,7 @@ use super::manifests::{AskOutcome, ExchangeError, MinerDialer, MinerManifest, Op
 use super::routing::MinerAddress;
 use crate::base::limits::LONGEST_TIME;
 use crate::base::shutdown::{Level, Shutdown};
-use crate::base::stop::Step;
+use crate::base::stop::{Step, StopReport, stop_alone};
 use crate::pool::{self, AcquireError, Connections, Connector, Pool, PoolConfig, PoolNumbers, Until};
 use crate::transport::idle::{IdleConnection, IdleHandle, IdleWatch};
 
@@ -219,12 +219,17 @@ impl KeptConnections {
         self.connections.clone()
     }
 
+    /// Stops it alone, within `budget`, as [`KeptConnections::stop_in`] does.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        stop_alone("miner connections", budget, |step| self.stop_in(step))
+    }
+
     /// Gives none any more, closes those that are kept, waits for those in use within the step, and joins the threads.
-    pub fn stop(self, step: &mut Step) {
+    pub fn stop_in(self, step: &mut Step) {
         let Self { pool, watch, .. } = self;
-        pool.stop(step);
+        pool.stop_in(step);
         if let Some(watch) = watch {
-            watch.stop(step);
+            watch.stop_in(step);
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::base::backoff::BackoffConfig;
 use crate::base::clock::Clock;
 use crate::base::limits::INBOUND_MESSAGES;
 use crate::base::shutdown::Shutdown;
-use crate::base::stop::Step;
+use crate::base::stop::{Step, StopReport, stop_alone};
 use crate::base::timer::TimerHandle;
 use crate::base::waits::{send, waiting};
 use crate::identity::{KeyPair, PublicKey};
@@ -195,9 +195,9 @@ impl MinerLink {
     }
 
     /// Sends what is queued, closes, joins. Whoever may hold the sink back must let it go first.
-    pub(super) fn stop(self, step: &mut Step) {
+    pub(super) fn stop_in(self, step: &mut Step) {
         self.asked_back.store(false, Ordering::SeqCst);
-        self.link.stop(step);
+        self.link.stop_in(step);
     }
 }
 
@@ -269,7 +269,7 @@ impl MinerClient {
     pub fn give_back(self, miner: &MinerAddress, key: &KeyPair, step: &mut Step) -> Option<OpenMiner> {
         let manifest = self.is_ready().then(|| self.last_manifest(miner, key, step)).flatten();
         let Some(manifest) = manifest else {
-            self.stop(step);
+            self.stop_in(step);
             return None;
         };
         let Self { events, link, clock } = self;
@@ -290,12 +290,17 @@ impl MinerClient {
         }
     }
 
+    /// Stops it alone, within `budget`, as [`MinerClient::stop_in`] does.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        stop_alone("miner client", budget, |step| self.stop_in(step))
+    }
+
     /// Sends what is queued, closes, joins.
-    pub fn stop(self, step: &mut Step) {
+    pub fn stop_in(self, step: &mut Step) {
         let Self { events, link, .. } = self;
         // Dropped first, so that a reader that waits for room in the queue is freed.
         drop(events);
-        link.stop(step);
+        link.stop_in(step);
     }
 }
 

@@ -426,7 +426,7 @@ impl<R: Reports> Runner<'_, R> {
                     lease.give_back(open);
                 }
             }
-            _ => client.stop(step),
+            _ => client.stop_in(step),
         });
         let report = stopping.finish();
         if !report.is_clean() {

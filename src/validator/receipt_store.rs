@@ -58,7 +58,7 @@ impl KeptReceipts {
     }
 
     /// Stores what waits, and joins the thread.
-    pub(super) fn stop(mut self, step: &mut Step) {
+    pub(super) fn stop_in(mut self, step: &mut Step) {
         self.stop.drain();
         if let Some(thread) = self.thread.take() {
             step.join(thread);

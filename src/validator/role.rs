@@ -21,7 +21,7 @@ use super::organic::Miners;
 use super::receipt_store::KeptReceipts;
 use super::routing::{ExplainedMiner, HALF_LIFE, MinerAddress, MinerView};
 use crate::base::backoff::BackoffConfig;
-use crate::base::stop::{CANCEL_BUDGET, Stopping, drop_role};
+use crate::base::stop::{CANCEL_BUDGET, StopReport, Stopping, drop_role};
 use crate::base::timer::TimerHandle;
 use crate::identity::{KeyPair, PublicKey};
 use crate::ops::status::Board;
@@ -208,7 +208,7 @@ impl Validator {
         let client = match client.start_with(handler.clone(), timer) {
             Ok(client) => client,
             Err(error) => {
-                jobs.stop(&mut Stopping::alone(), Duration::ZERO);
+                jobs.stop_in(&mut Stopping::alone(), Duration::ZERO);
                 return Err(error.into());
             }
         };
@@ -235,9 +235,16 @@ impl Validator {
         Reloader(self.jobs.clone())
     }
 
+    /// Stops it alone, within `budget`, as [`Validator::stop_in`] does; what is left then is cancelled.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        let mut stopping = Stopping::within(budget);
+        self.stop_in(&mut stopping);
+        stopping.finish()
+    }
+
     /// Stops in order: no new jobs, running jobs end (or are cancelled when their time is up), the last updates are
     /// acknowledged, the link closes. Blocks for at most [`Validator::stop_budget`] and the kicks' grace.
-    pub fn stop(mut self, stopping: &mut Stopping) {
+    pub fn stop_in(mut self, stopping: &mut Stopping) {
         self.end(stopping);
     }
 
@@ -246,7 +253,7 @@ impl Validator {
         // No new jobs.
         client.drain();
         // Jobs end or are cancelled, and report it; then the threads that run them.
-        let cancelled = self.jobs.stop(stopping, self.drain_time);
+        let cancelled = self.jobs.stop_in(stopping, self.drain_time);
         stopping.cancelled_jobs(cancelled);
         // Signature checks, the last updates, the link, the state folder.
         client.stop_link(stopping, self.flush_time);

@@ -63,7 +63,7 @@ fn a_stopped_task_manager_leaves_nothing() {
     }
     assert!(!before.leaks(Duration::ZERO).threads.is_empty());
     let mut stopping = Stopping::alone();
-    let report = stopping.step("tasks", Duration::from_millis(10), |step| manager.stop(step));
+    let report = stopping.step("tasks", Duration::from_millis(10), |step| manager.stop_in(step));
     assert_eq!((report.cancelled, report.unresponsive.len()), (10, 0));
     assert!(stopping.finish().is_clean());
     before.assert_none();

@@ -136,8 +136,8 @@ fn hours_of_a_link() {
     assert!(passed > 8 * HOUR, "{passed:?}, {more:?} of it until it was back");
 
     let mut stopping = Stopping::alone();
-    assert_eq!(stopping.step("link", 10 * SECOND, |step| link.stop(step)), 0);
-    stopping.step("timer", 10 * SECOND, |step| timer.stop(step));
+    assert_eq!(stopping.step("link", 10 * SECOND, |step| link.stop_in(step)), 0);
+    stopping.step("timer", 10 * SECOND, |step| timer.stop_in(step));
     peer.kick();
     stopping.step("peer", 10 * SECOND, |step| step.join(peer));
     assert!(stopping.finish().is_clean());
@@ -211,7 +211,7 @@ fn days_of_tasks() {
     let nothing = pass_until(&clock, 40 * DAY, || runs.lock().unwrap().len() > 120);
     assert_eq!(nothing, Err(Standstill::NothingPlanned));
     let mut stopping = Stopping::alone();
-    stopping.step("tasks", 10 * SECOND, |step| manager.stop(step));
+    stopping.step("tasks", 10 * SECOND, |step| manager.stop_in(step));
     assert!(stopping.finish().is_clean());
     println!("30 days of tasks in {:.2?}", began.elapsed());
 }

@@ -136,7 +136,7 @@ fn a_client_tells_what_it_sends(server: &RedisServer, watcher: &mut Watcher) {
     assert_eq!((&event["hostname"], &sent["state"]), (&json!(origin), &json!("PENDING")));
     drop(pending);
     let mut stopping = Stopping::alone();
-    stopping.step("client", LONG, |step| client.stop(step));
+    stopping.step("client", LONG, |step| client.stop_in(step));
     assert!(stopping.finish().is_clean());
 }
 

@@ -26,7 +26,7 @@ fn open(config: &RedisConfig) -> Result<Connection, RedisError> {
 
 fn stop(commander: Commander, budget: Duration) -> StopReport {
     let mut stopping = Stopping::alone();
-    stopping.step("redis", budget, |step| commander.stop(step));
+    stopping.step("redis", budget, |step| commander.stop_in(step));
     stopping.finish()
 }
 

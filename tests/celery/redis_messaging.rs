@@ -62,7 +62,7 @@ fn messages_reach_every_sink_until_it_is_dropped() {
     drop((_second, _pattern));
     handle.prove(far()).unwrap();
     assert_eq!(server.cli::<i64>(&["PUBLISH", "news", "three"]), 0);
-    assert!(stopping(LONG, |step| subscriber.stop(step)).is_clean());
+    assert!(stopping(LONG, |step| subscriber.stop_in(step)).is_clean());
     assert!(matches!(handle.prove(far()), Err(RedisError::Stopped)));
 }
 
@@ -90,7 +90,7 @@ fn a_subscription_that_was_made_while_redis_was_away_works_once_it_is_there() {
     assert_eq!(notified.recv_timeout(LONG).unwrap(), 2);
     assert_eq!(server.cli::<i64>(&["PUBLISH", "news", "x"]), 1);
     messages.recv_timeout(LONG).unwrap();
-    assert!(stopping(LONG, |step| subscriber.stop(step)).is_clean());
+    assert!(stopping(LONG, |step| subscriber.stop_in(step)).is_clean());
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn a_subscription_that_stalls_is_down_within_its_limit_and_up_again_after() {
     messages.recv_timeout(LONG).unwrap();
     println!("down after {:?}", down - start);
     assert!(board.metrics.render().contains("phalanx_redis_stalls_total{place=\"t-sub\"} 1"));
-    assert!(stopping(LONG, |step| subscriber.stop(step)).is_clean());
+    assert!(stopping(LONG, |step| subscriber.stop_in(step)).is_clean());
 }
 
 /// Looks at the health each millisecond, as a prober does, until the one part is so.
@@ -164,7 +164,7 @@ fn a_channel_that_is_refused_is_named_and_the_others_work() {
     drop(secret);
     handle.prove(far()).unwrap();
     assert_eq!(part_state(&board.health), PartState::Up);
-    assert!(stopping(LONG, |step| subscriber.stop(step)).is_clean());
+    assert!(stopping(LONG, |step| subscriber.stop_in(step)).is_clean());
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn who_waits_for_a_proof_waits_over_a_lost_connection() {
         assert!(!proxy.is_armed());
     }
     assert_eq!(handle.state().epoch, 4);
-    assert!(stopping(LONG, |step| subscriber.stop(step)).is_clean());
+    assert!(stopping(LONG, |step| subscriber.stop_in(step)).is_clean());
 }
 
 /// One that finds a Redis that is back at once, so that a hundred restarts take no hour.
@@ -218,7 +218,7 @@ fn what_is_published_reaches_who_has_subscribed() {
     }
     handle.prove(far()).unwrap();
     assert_eq!((inbox.dropped(), inbox.recv(far()).unwrap().payload), (76, b"76".to_vec()));
-    assert!(stopping(LONG, |step| messaging.stop(step)).is_clean());
+    assert!(stopping(LONG, |step| messaging.stop_in(step)).is_clean());
     let left = std::iter::from_fn(|| inbox.recv(far()).ok()).count();
     assert_eq!((left, inbox.recv(far())), (1023, Err(InboxError::Stopped)));
     assert!(matches!(handle.publish("news", b"", far()), Err(RedisError::Stopped)));
@@ -270,7 +270,7 @@ fn a_request_gets_its_answer_or_says_why_not() {
     }
     assert_eq!(second.join_by(far()).unwrap().unwrap(), b"waited");
     assert_eq!(asker.request("echo", b"after", far()).unwrap(), b"after");
-    assert!(stopping(LONG, |step| (responder.stop(step), answering.stop(step), asking.stop(step))).is_clean());
+    assert!(stopping(LONG, |step| (responder.stop_in(step), answering.stop_in(step), asking.stop_in(step))).is_clean());
 }
 
 #[test]
@@ -287,7 +287,7 @@ fn a_redis_that_is_away_at_the_start_is_an_error_in_time_and_no_reason_to_start_
     server.start_again();
     handle.prove(far()).unwrap();
     assert_eq!(handle.request("echo", b"now", far()).unwrap(), b"now");
-    assert!(stopping(LONG, |step| (responder.stop(step), messaging.stop(step))).is_clean());
+    assert!(stopping(LONG, |step| (responder.stop_in(step), messaging.stop_in(step))).is_clean());
 }
 
 #[test]
@@ -360,7 +360,7 @@ fn every_request_is_answered_or_fails_in_time_while_redis_is_restarted_a_hundred
     assert!(longest < LONG / 2, "{longest:?}");
     assert!(outcomes["answered"] > RESTARTS);
     assert_eq!(asker.commander().state().epoch as usize, RESTARTS + 1);
-    assert!(stopping(LONG, |step| (responder.stop(step), answering.stop(step), asking.stop(step))).is_clean());
+    assert!(stopping(LONG, |step| (responder.stop_in(step), answering.stop_in(step), asking.stop_in(step))).is_clean());
 }
 
 #[test]
@@ -380,7 +380,7 @@ fn a_slow_redis_costs_only_the_requests_that_cannot_wait() {
         assert_eq!(handle.request("echo", question.as_bytes(), far()).unwrap(), question.as_bytes());
     }
     assert_eq!(handle.commander().state().epoch, 1, "slow is not lost");
-    assert!(stopping(LONG, |step| (responder.stop(step), messaging.stop(step))).is_clean());
+    assert!(stopping(LONG, |step| (responder.stop_in(step), messaging.stop_in(step))).is_clean());
 }
 
 #[test]
@@ -406,7 +406,7 @@ fn a_redis_that_is_full_says_so_and_takes_the_next_message_when_it_has_room() {
     assert_eq!(server.cli::<i64>(&["XLEN", "jobs"]), sent + 1);
     let limited = handle.stream_sender("jobs").limited(3).send(b"", far()).unwrap_err();
     assert!(limited.to_string().contains("the stream holds 3 messages"), "{limited}");
-    assert!(stopping(LONG, |step| messaging.stop(step)).is_clean());
+    assert!(stopping(LONG, |step| messaging.stop_in(step)).is_clean());
 }
 
 #[test]
@@ -463,7 +463,7 @@ fn no_answer_reaches_another_request_wherever_replies_are_truncated() {
         callers.into_iter().map(|c| c.join_by(far()).unwrap()).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
     println!("60 cuts, {} connections: {right} right answers, {lost} lost", proxy.accepted());
     assert!(right > 0 && proxy.accepted() > 50);
-    assert!(stopping(LONG, |step| messaging.stop(step)).is_clean());
+    assert!(stopping(LONG, |step| messaging.stop_in(step)).is_clean());
 }
 
 #[test]
@@ -483,8 +483,8 @@ fn a_stop_ends_within_its_budget_while_redis_is_frozen() {
     notified.recv_timeout(LONG).unwrap();
     let begun = Instant::now();
     let report = stopping(Duration::from_millis(300), |step| {
-        responder.stop(step);
-        messaging.stop(step);
+        responder.stop_in(step);
+        messaging.stop_in(step);
     });
     assert!(report.is_clean() && begun.elapsed() < LONG / 2, "{report}");
     let error = waiting.join_by(far()).unwrap().unwrap_err();
@@ -554,7 +554,7 @@ fn a_stream_loses_nothing_through_restarts_and_disconnections() {
          {twice} came twice"
     );
     assert_eq!((server.cli::<i64>(&["XLEN", "jobs"]), restarts), (0, 10));
-    assert!(stopping(LONG, |step| (sending.stop(step), receiving.stop(step))).is_clean());
+    assert!(stopping(LONG, |step| (sending.stop_in(step), receiving.stop_in(step))).is_clean());
 }
 
 #[test]
@@ -588,7 +588,7 @@ fn what_a_receiver_did_not_acknowledge_is_given_again_and_marked() {
     let late = spawn("t-late", Kick::dropped("its answer"), move || late.send(b"late", far()).unwrap());
     assert_eq!(other.recv(far()).unwrap().unwrap().payload, b"late");
     late.join_by(far()).unwrap();
-    assert!(stopping(LONG, |step| messaging.stop(step)).is_clean());
+    assert!(stopping(LONG, |step| messaging.stop_in(step)).is_clean());
 }
 
 /// How often the thread of that name has gone to sleep or was put aside.
@@ -624,5 +624,5 @@ fn an_idle_connection_is_hardly_woken() {
         "in three or four proofs: {subscribing} context switches of the subscriber, {commanding} of the commander"
     );
     assert!(subscribing <= 4 * 4 && commanding <= 2, "{subscribing} and {commanding}");
-    assert!(stopping(LONG, |step| (subscriber.stop(step), commander.stop(step))).is_clean());
+    assert!(stopping(LONG, |step| (subscriber.stop_in(step), commander.stop_in(step))).is_clean());
 }

@@ -54,7 +54,7 @@ fn pages_of_a_hostile_server_are_shown_escaped() {
         }
     }
     let mut stopping = Stopping::alone();
-    stopping.step("server", LONG, |step| server.stop(step));
+    stopping.step("server", LONG, |step| server.stop_in(step));
     assert!(stopping.finish().is_clean());
 }
 

@@ -154,8 +154,8 @@ impl Scene {
     fn stop(self) {
         let Self { to_miner, to_executor, validator, miner, facilitator, .. } = self;
         let mut stopping = Stopping::alone();
-        validator.stop(&mut stopping);
-        miner.stop(&mut stopping);
+        validator.stop_in(&mut stopping);
+        miner.stop_in(&mut stopping);
         let report = stopping.finish();
         assert!(report.is_clean(), "{report}");
         drop((to_miner, to_executor));

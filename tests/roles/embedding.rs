@@ -65,7 +65,7 @@ fn run(runner: RunnerKind, script: &str, more: &[(&str, Value)]) -> Value {
     let mut out = Vec::new();
     let _done = submit(&plan, jobs, &Shutdown::new(), &mut out).unwrap();
     let mut stopping = Stopping::alone();
-    network.stop(&mut stopping);
+    network.stop_in(&mut stopping);
     stopping.finish();
     serde_json::from_slice(&out).unwrap()
 }

@@ -133,7 +133,7 @@ impl FakeMiner {
 
     pub(crate) fn stop(mut self) {
         let server = self.server.take().unwrap();
-        assert!(stop(LONG, |step| server.stop(step, "")).is_clean());
+        assert!(stop(LONG, |step| server.stop_in(step, "")).is_clean());
     }
 }
 

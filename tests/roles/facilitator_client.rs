@@ -84,7 +84,7 @@ fn stop_clean(client: RunningClient) {
 
 fn stop_validator(validator: Validator) -> StopReport {
     let mut stopping = Stopping::alone();
-    validator.stop(&mut stopping);
+    validator.stop_in(&mut stopping);
     stopping.finish()
 }
 

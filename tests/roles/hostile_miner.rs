@@ -76,7 +76,7 @@ impl Scene {
         let client = validator.observer().client().clone();
         assert_eq!(client.counted().connections.get(), 1, "the link was cut: {:?}", client.last_error());
         let mut stopping = Stopping::alone();
-        validator.stop(&mut stopping);
+        validator.stop_in(&mut stopping);
         let report = stopping.finish();
         assert!(report.is_clean() && report.unsent == 0, "{report}");
     }

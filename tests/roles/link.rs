@@ -103,7 +103,7 @@ impl Fixture {
 impl Drop for Fixture {
     fn drop(&mut self) {
         let timer = self.timer.take().unwrap();
-        let report = stop(LONG, |step| timer.stop(step));
+        let report = stop(LONG, |step| timer.stop_in(step));
         let group = self.group.take().unwrap();
         if !std::thread::panicking() {
             assert!(report.is_clean());
@@ -138,13 +138,13 @@ fn stop(budget: Duration, work: impl FnOnce(&mut phalanx::base::stop::Step)) -> 
 fn stop_link(link: Link, budget: Duration) -> (usize, Duration) {
     let start = Instant::now();
     let mut unsent = 0;
-    let report = stop(budget, |step| unsent = link.stop(step));
+    let report = stop(budget, |step| unsent = link.stop_in(step));
     assert!(report.stragglers().is_empty(), "{report}");
     (unsent, start.elapsed())
 }
 
 fn stop_server(server: Server) {
-    let report = stop(LONG, |step| server.stop(step, "test ends"));
+    let report = stop(LONG, |step| server.stop_in(step, "test ends"));
     assert!(report.is_clean(), "{report}");
 }
 

@@ -139,7 +139,7 @@ impl Fixture {
 
     fn stop(&mut self) -> StopReport {
         let server = self.server.take().unwrap();
-        stop(LONG, |step| server.stop(step, "test ends"))
+        stop(LONG, |step| server.stop_in(step, "test ends"))
     }
 }
 
@@ -147,7 +147,7 @@ impl Drop for Fixture {
     fn drop(&mut self) {
         drop(self.server.take());
         let timer = self.timer.take().unwrap();
-        let report = stop(LONG, |step| timer.stop(step));
+        let report = stop(LONG, |step| timer.stop_in(step));
         let group = self.group.take().unwrap();
         if !std::thread::panicking() {
             assert!(report.is_clean());
@@ -697,7 +697,7 @@ fn a_stop_whose_peers_do_not_answer_ends_with_its_budget() {
         let _clients: Vec<_> = (0..3).map(|_| fixture.connect()).collect();
         let server = fixture.server.take().unwrap();
         let start = Instant::now();
-        let report = stop(Duration::from_millis(200), |step| server.stop(step, "test ends"));
+        let report = stop(Duration::from_millis(200), |step| server.stop_in(step, "test ends"));
         assert!(report.stragglers().is_empty() && start.elapsed() < LONG / 2, "{report}");
         for _ in 0..3 {
             let (_, end) = fixture.closed();

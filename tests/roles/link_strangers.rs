@@ -62,7 +62,7 @@ impl Drop for Fixture {
     fn drop(&mut self) {
         drop(self.server.take());
         let (timer, mut stopping) = (self.timer.take().unwrap(), Stopping::alone());
-        stopping.step("timer", LONG, |step| timer.stop(step));
+        stopping.step("timer", LONG, |step| timer.stop_in(step));
     }
 }
 

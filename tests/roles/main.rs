@@ -47,6 +47,7 @@ mod miner_transcripts;
 mod ops_http;
 mod ops_http_places;
 mod ops_http_tls;
+mod owners;
 mod submit;
 mod transport_client_tls;
 mod transport_deadline;

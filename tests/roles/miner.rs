@@ -174,7 +174,7 @@ impl Fixture {
 
     fn stop_with(&mut self, shutdown: &Shutdown) -> StopReport {
         let mut stopping = Stopping::new(shutdown);
-        self.miner.take().unwrap().stop(&mut stopping);
+        self.miner.take().unwrap().stop_in(&mut stopping);
         stopping.finish()
     }
 
@@ -524,7 +524,7 @@ fn a_stop_waits_for_running_jobs_and_takes_no_new_ones() {
     let miner = fixture.miner.take().unwrap();
     let stopping = spawn("t-stop", Kick::dropped("the end of the job"), move || {
         let mut stopping = Stopping::alone();
-        miner.stop(&mut stopping);
+        miner.stop_in(&mut stopping);
         stopping.finish()
     });
     // Which of the two comes first, the request or the stop, is not ours to say; in the end it is declined.

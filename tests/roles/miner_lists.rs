@@ -235,7 +235,7 @@ fn write(path: &Path, text: &str) {
 fn stop_feed(feed: MinerFeed) {
     let begun = Instant::now();
     let mut stopping = Stopping::alone();
-    stopping.step("list of miners", LONG, |step| feed.stop(step));
+    stopping.step("list of miners", LONG, |step| feed.stop_in(step));
     assert!(stopping.finish().is_clean() && begun.elapsed() < LONG / 2);
 }
 

@@ -63,8 +63,8 @@ fn at_a_miner(mut client: Command, runner: &str, state: &Path, more: &[&str]) ->
     let miner = Miner::start(config, Box::new(listener), timer.handle()).unwrap();
     let output = client.args(["127.0.0.1", &port, &key(MINER).ss58(), VALIDATOR]).args(more).output().unwrap();
     let mut stopping = Stopping::alone();
-    miner.stop(&mut stopping);
-    stopping.step("timer", LONG, |step| timer.stop(step));
+    miner.stop_in(&mut stopping);
+    stopping.step("timer", LONG, |step| timer.stop_in(step));
     let report = stopping.finish();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(report.is_clean() && report.cancelled_jobs == 0, "{report}");

@@ -59,7 +59,7 @@ impl Fixture {
 
     fn stop(&mut self, budget: Duration) -> StopReport {
         let mut stopping = Stopping::alone();
-        stopping.step("http", budget, |step| self.server.take().unwrap().stop(step));
+        stopping.step("http", budget, |step| self.server.take().unwrap().stop_in(step));
         stopping.finish()
     }
 }
@@ -322,7 +322,7 @@ impl Pages {
 impl Drop for Pages {
     fn drop(&mut self) {
         let mut stopping = Stopping::alone();
-        stopping.step("timer", LONG, |step| self.timer.take().unwrap().stop(step));
+        stopping.step("timer", LONG, |step| self.timer.take().unwrap().stop_in(step));
     }
 }
 

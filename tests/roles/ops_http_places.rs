@@ -49,7 +49,7 @@ impl Fixture {
 impl Drop for Fixture {
     fn drop(&mut self) {
         let mut stopping = Stopping::alone();
-        stopping.step("http", LONG, |step| self.0.take().unwrap().stop(step));
+        stopping.step("http", LONG, |step| self.0.take().unwrap().stop_in(step));
         assert!(stopping.finish().is_clean() || std::thread::panicking());
     }
 }

@@ -28,7 +28,7 @@ fn start(tls: ServerTls, limits: HttpLimits) -> HttpServer {
 
 fn stop(server: HttpServer) {
     let mut stopping = Stopping::alone();
-    stopping.step("http", LONG, |step| server.stop(step));
+    stopping.step("http", LONG, |step| server.stop_in(step));
     let report = stopping.finish();
     assert!(report.is_clean(), "{report}");
 }

@@ -202,7 +202,7 @@ fn a_facilitator_gets_no_signature_but_one_over_a_nonce() {
     let refused = submit(&plan, jobs(1), &Shutdown::new(), &mut Vec::new()).map(|_| ());
     let signature = seen.try_recv();
     let mut stopping = phalanx::base::stop::Stopping::alone();
-    stopping.step("server", LONG, |step| server.stop(step));
+    stopping.step("server", LONG, |step| server.stop_in(step));
     assert!(stopping.finish().is_clean());
     // What it would be good for.
     if let Ok(signature) = signature {
@@ -285,7 +285,7 @@ impl Proxy {
 
     fn stop(self) {
         let mut stopping = phalanx::base::stop::Stopping::alone();
-        stopping.step("proxy", LONG, |step| self.server.stop(step));
+        stopping.step("proxy", LONG, |step| self.server.stop_in(step));
         assert!(stopping.finish().is_clean());
     }
 }

@@ -62,7 +62,7 @@ fn start(world: &World, config: ValidatorConfig) -> Validator {
 
 fn stop(validator: Validator) -> StopReport {
     let mut stopping = Stopping::alone();
-    validator.stop(&mut stopping);
+    validator.stop_in(&mut stopping);
     stopping.finish()
 }
 

@@ -102,7 +102,7 @@ impl Site {
 
     fn stop(self) -> Vec<&'static str> {
         let mut stopping = Stopping::alone();
-        self.validator.stop(&mut stopping);
+        self.validator.stop_in(&mut stopping);
         assert!(stopping.finish().is_clean());
         let kinds = self.peer.received.try_iter().map(|message| match message {
             ValidatorToMiner::ValidatorAuthForMiner(_) => "auth",
@@ -219,7 +219,7 @@ fn a_second_round_of_manifests_dials_nobody() {
         assert_eq!(fleet.opened.load(Ordering::SeqCst), 40, "round {round}");
     }
     assert_eq!(kept.handle().status().idle, 40);
-    assert!(stop(LONG, |step| kept.stop(step)).is_clean());
+    assert!(stop(LONG, |step| kept.stop_in(step)).is_clean());
     until("the fleet to see that all have gone", || fleet.open() == 0);
     fleet.stop();
 }
@@ -236,7 +236,7 @@ fn no_more_connections_are_kept_than_the_limit() {
         fetch(&kept.handle(), &miners);
         let status = kept.handle().status();
         assert_eq!((status.idle, status.leased), (limit, 0));
-        assert!(stop(LONG, |step| kept.stop(step)).is_clean());
+        assert!(stop(LONG, |step| kept.stop_in(step)).is_clean());
     }
     fleet.stop();
 }
@@ -262,7 +262,7 @@ fn a_quick_answer_costs_no_connection() {
     }
     let numbers = kept.handle().status();
     assert_eq!((numbers.dialled, numbers.reused, numbers.ended), (1, 999, 0));
-    assert!(stop(LONG, |step| kept.stop(step)).is_clean());
+    assert!(stop(LONG, |step| kept.stop_in(step)).is_clean());
     fleet.stop();
 }
 
@@ -293,7 +293,7 @@ fn an_idle_connection_answers_pings_and_serves_again() {
         server.writer.write("fro".into()).unwrap();
         server.writer.flush().unwrap();
         assert_eq!(client.reader.read().unwrap(), Incoming::Text("fro".into()));
-        assert!(stop(LONG, |step| watch.stop(step)).is_clean());
+        assert!(stop(LONG, |step| watch.stop_in(step)).is_clean());
     }
 }
 
@@ -314,7 +314,7 @@ fn an_idle_connection_ends_with_its_peer_and_at_a_word_that_nobody_asked_for() {
             assert!(matches!(server.reader.read().unwrap(), Incoming::Closed(info) if info.code == Some(1000)));
             until("it to be found", || !idle.is_open());
             assert!(idle.take().is_none() && watch.handle().is_empty());
-            assert!(stop(LONG, |step| watch.stop(step)).is_clean());
+            assert!(stop(LONG, |step| watch.stop_in(step)).is_clean());
         }
     }
 }
@@ -333,7 +333,7 @@ fn a_word_that_was_read_before_a_connection_was_idle_is_seen_too() {
         let idle = watch.handle().keep(client);
         until("it to be found", || !idle.is_open());
         assert!(idle.take().is_none() && watch.handle().is_empty());
-        assert!(stop(LONG, |step| watch.stop(step)).is_clean());
+        assert!(stop(LONG, |step| watch.stop_in(step)).is_clean());
     }
 }
 
@@ -349,7 +349,7 @@ fn a_peer_that_says_too_much_on_an_idle_connection_is_let_go() {
     let watch = IdleWatch::start("t-idle", world.timer()).unwrap();
     let idle = watch.handle().keep(client);
     assert!(!idle.is_open() && watch.handle().is_empty());
-    assert!(stop(LONG, |step| watch.stop(step)).is_clean());
+    assert!(stop(LONG, |step| watch.stop_in(step)).is_clean());
 }
 
 #[test]
@@ -378,7 +378,7 @@ fn a_kept_connection_that_hangs_costs_the_proof_and_not_the_job() {
         again.is_ok() && handle.status().dialled == 2
     });
     assert_eq!(handle.status().ended, 1);
-    assert!(stop(LONG, |step| kept.stop(step)).is_clean());
+    assert!(stop(LONG, |step| kept.stop_in(step)).is_clean());
     peer.stop();
     assert_eq!(stop_signal.level(), Level::Run);
 }

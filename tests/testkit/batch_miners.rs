@@ -235,7 +235,7 @@ impl BatchMiners {
 
     pub fn stop(mut self) {
         let server = self.server.take().unwrap();
-        assert!(stop(LONG, |step| server.stop(step, "")).is_clean());
+        assert!(stop(LONG, |step| server.stop_in(step, "")).is_clean());
     }
 }
 

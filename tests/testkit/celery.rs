@@ -137,7 +137,7 @@ impl Client {
     fn end(&mut self) -> StopReport {
         let mut stopping = Stopping::alone();
         if let Some(client) = self.client.take() {
-            stopping.step("celery", LONG, |step| client.stop(step));
+            stopping.step("celery", LONG, |step| client.stop_in(step));
         }
         stopping.finish()
     }
@@ -263,7 +263,7 @@ impl Ours {
         let mut stopping = Stopping::new(&shutdown);
         let budget = if budget.is_zero() { LONG / 4 } else { budget };
         let worker = self.worker.take();
-        let report = worker.map(|worker| stopping.step("worker", budget, |step| worker.stop(step)));
+        let report = worker.map(|worker| stopping.step("worker", budget, |step| worker.stop_in(step)));
         (report.unwrap_or_default(), stopping.finish())
     }
 }

@@ -85,7 +85,7 @@ impl Fixture {
 
     pub fn stop(&mut self) -> StopReport {
         let mut stopping = Stopping::alone();
-        self.facilitator.take().unwrap().stop(&mut stopping);
+        self.facilitator.take().unwrap().stop_in(&mut stopping);
         stopping.finish()
     }
 

@@ -151,7 +151,7 @@ impl Fleet {
 
     pub fn stop(mut self) {
         let server = self.server.take().unwrap();
-        assert!(stop(LONG, |step| server.stop(step, "")).is_clean());
+        assert!(stop(LONG, |step| server.stop_in(step, "")).is_clean());
     }
 }
 

@@ -49,7 +49,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         let timer = self.timer.take().unwrap();
-        let report = stop(LONG, |step| timer.stop(step));
+        let report = stop(LONG, |step| timer.stop_in(step));
         if !std::thread::panicking() {
             assert!(report.is_clean());
         }
@@ -130,7 +130,7 @@ impl FakeFacilitator {
 
     pub fn stop(mut self) {
         let server = self.server.take().unwrap();
-        assert!(stop(LONG, |step| server.stop(step, "")).is_clean());
+        assert!(stop(LONG, |step| server.stop_in(step, "")).is_clean());
     }
 }
 
@@ -198,7 +198,7 @@ impl FakeMiner {
 
     pub fn stop(mut self) {
         let server = self.server.take().unwrap();
-        assert!(stop(LONG, |step| server.stop(step, "")).is_clean());
+        assert!(stop(LONG, |step| server.stop_in(step, "")).is_clean());
     }
 }
 

@@ -264,7 +264,7 @@ impl ScriptedFacilitator {
         self.assert_sound();
         let server = self.server.take().unwrap();
         let mut stopping = Stopping::alone();
-        stopping.step("facilitator", LONG, |step| server.stop(step, "test ends"));
+        stopping.step("facilitator", LONG, |step| server.stop_in(step, "test ends"));
         let report = stopping.finish();
         assert!(report.is_clean(), "{report}");
     }

@@ -37,7 +37,7 @@ use super::task::Task;
 use crate::base::limits::{CELERY_MESSAGE_BYTES, CELERY_PENDING, CELERY_PRODUCER_TIME};
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
-use crate::base::stop::{KICK_GRACE, Step, stop_dropped};
+use crate::base::stop::{KICK_GRACE, Step, StopReport, stop_alone, stop_dropped};
 use crate::base::timer::Timer;
 use crate::base::waits::waiting_unless_noted;
 use crate::ops::errors::ErrorClass;
@@ -159,18 +159,23 @@ impl CeleryClient {
         self.handle.clone()
     }
 
+    /// Stops it alone, within `budget`, as [`CeleryClient::stop_in`] does.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        stop_alone("celery client", budget, |step| self.stop_in(step))
+    }
+
     /// Takes no more tasks, ends every wait for a result with [`TaskError::Stopped`] at once, sends what was accepted
     /// within the step's budget, and joins the threads. The tasks themselves go on.
-    pub fn stop(mut self, step: &mut Step) {
+    pub fn stop_in(mut self, step: &mut Step) {
         self.end(step);
     }
 
     fn end(&mut self, step: &mut Step) {
         let Some(ClientThreads { commander, subscriber, timer }) = self.threads.take() else { return };
         self.handle.0.close();
-        timer.stop(step);
-        subscriber.stop(step);
-        commander.stop(step);
+        timer.stop_in(step);
+        subscriber.stop_in(step);
+        commander.stop_in(step);
     }
 }
 

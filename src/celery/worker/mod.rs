@@ -62,7 +62,7 @@ use self::run::CancelCause;
 use self::scripts::LEAVE;
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
-use crate::base::stop::{CANCEL_BUDGET, Step, stop_dropped};
+use crate::base::stop::{CANCEL_BUDGET, Step, StopReport, Stopping, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::Timer;
 use crate::base::waits::waiting_unless_noted;
@@ -164,6 +164,14 @@ pub struct WorkerReport {
     pub left: usize,
 }
 
+impl WorkerReport {
+    /// Adds it to the account of a stop.
+    pub(crate) fn add_to(self, stopping: &mut Stopping) {
+        stopping.cancelled_jobs(self.cancelled);
+        stopping.unsent(self.left);
+    }
+}
+
 impl CeleryWorker {
     /// Starts a worker. A Redis that is away is not an error: it connects for ever.
     ///
@@ -211,12 +219,20 @@ impl CeleryWorker {
         WorkerHandle(self.core.clone())
     }
 
+    /// Stops it alone, within `budget`, as [`CeleryWorker::stop_in`] does.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        let mut stopping = Stopping::within(budget);
+        let report = stopping.step("celery worker", budget, |step| self.stop_in(step));
+        report.add_to(&mut stopping);
+        stopping.finish()
+    }
+
     /// Takes no more, gives back what has not begun, lets run what has until the step's budget is spent but for what
     /// the rest needs, cancels then, gives back what does not end, and joins every thread.
     ///
     /// With Redis away it ends as soon as nothing runs any more and, unless it holds nothing, the budget is spent; what
     /// it could not give back stays recorded in its name, and other workers put it back.
-    pub fn stop(mut self, step: &mut Step) -> WorkerReport {
+    pub fn stop_in(mut self, step: &mut Step) -> WorkerReport {
         self.end(step)
     }
 
@@ -258,12 +274,12 @@ impl CeleryWorker {
             // Others find out by themselves.
             step.shorten(SIGN_OFF_TIME);
         }
-        commander.stop(step);
-        pool.stop(step);
+        commander.stop_in(step);
+        pool.stop_in(step);
         step.join(control);
         drop(lock(&core.beat).take());
         drop(lock(&core.heartbeat).take());
-        timer.stop(step);
+        timer.stop_in(step);
         report.given_back = core.given_back.load(Ordering::SeqCst) - before;
         report.left = lock(&core.held).counts().total();
         report

@@ -44,7 +44,7 @@ impl Pool {
     }
 
     /// Joins the threads; the queue was closed and the runs were cancelled before.
-    pub(super) fn stop(self, step: &mut Step) {
+    pub(super) fn stop_in(self, step: &mut Step) {
         step.join_all(self.0);
     }
 }

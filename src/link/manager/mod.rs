@@ -28,7 +28,7 @@ use crate::base::backoff::Backoff;
 use crate::base::lock::lock;
 use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
-use crate::base::stop::{Step, stop_dropped};
+use crate::base::stop::{Step, StopReport, Stopping, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::base::waits::waiting;
@@ -182,8 +182,17 @@ impl Link {
         self.thread.take().and_then(|thread| step.join(thread)).flatten()
     }
 
+    /// Stops it alone, within `budget`, as [`Link::stop_in`] does; what the peer has not
+    /// accepted is counted.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        let mut stopping = Stopping::within(budget);
+        let unsent = stopping.step("link", budget, |step| self.stop_in(step));
+        stopping.unsent(unsent);
+        stopping.finish()
+    }
+
     /// Stops and joins; gives the number of messages that the peer has not accepted.
-    pub fn stop(mut self, step: &mut Step) -> usize {
+    pub fn stop_in(mut self, step: &mut Step) -> usize {
         self.request_stop(step.left());
         if let Some(thread) = self.thread.take() {
             step.join(thread);

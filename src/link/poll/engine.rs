@@ -93,7 +93,7 @@ impl Poll {
     }
 
     /// Joins the threads once the last connection is over; at the step's deadline the rest is broken.
-    pub(in crate::link) fn stop(mut self, step: &mut Step) {
+    pub(in crate::link) fn stop_in(mut self, step: &mut Step) {
         self.shared.news.tell(|news| news.finish = true);
         if let Some(thread) = self.thread.take() {
             step.join(thread);

@@ -9,12 +9,13 @@ use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown as Direction, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::connection::{self, Client, date};
 use super::limits::HttpLimits;
 use super::message::{Handler, HttpResponse};
 use super::names::HostNames;
-use crate::base::stop::Step;
+use crate::base::stop::{Step, StopReport, stop_alone};
 use crate::net::accept::{Acceptor, Admitted, KickableListener, Place, Service};
 use crate::net::admission::Origin;
 use crate::net::tls::ServerTls;
@@ -103,8 +104,13 @@ impl HttpServer {
         format!("{}://{}", self.scheme, self.address)
     }
 
+    /// Stops it alone, within `budget`, as [`HttpServer::stop_in`] does.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        stop_alone("http server", budget, |step| self.stop_in(step))
+    }
+
     /// Accepts no more connections, answers the requests in work, and joins all threads.
-    pub fn stop(mut self, step: &mut Step) {
+    pub fn stop_in(mut self, step: &mut Step) {
         self.acceptor.stop_accepting(step);
         self.acceptor.join(step);
     }

@@ -35,7 +35,7 @@ use super::request::Request;
 use super::subscriber::{Channel, Message, Subscriber, SubscriberHandle, Subscription};
 use crate::base::limits::REDIS_ASKED;
 use crate::base::lock::lock;
-use crate::base::stop::{Step, stop_dropped};
+use crate::base::stop::{Step, StopReport, stop_alone, stop_dropped};
 use crate::base::waits::waiting_unless_noted;
 use crate::ops::errors::ErrorClass;
 use crate::ops::metrics::Counter;
@@ -157,9 +157,14 @@ impl RedisMessaging {
         self.handle.clone()
     }
 
+    /// Stops it alone, within `budget`, as [`RedisMessaging::stop_in`] does.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        stop_alone("redis messaging", budget, |step| self.stop_in(step))
+    }
+
     /// Ends every wait of a user, sends what was accepted as far as the step's budget goes, and joins the threads.
     /// Responders are stopped before, by [`Responder::stop`], if their last answers are to be sent.
-    pub fn stop(mut self, step: &mut Step) {
+    pub fn stop_in(mut self, step: &mut Step) {
         self.end(step);
     }
 
@@ -175,8 +180,8 @@ impl RedisMessaging {
             queue.close();
         }
         drop(answers);
-        subscriber.stop(step);
-        commander.stop(step);
+        subscriber.stop_in(step);
+        commander.stop_in(step);
     }
 }
 

@@ -6,12 +6,12 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::envelope::{Question, Reply};
 use super::inbox::{InboxQueue, WhenFull};
 use super::{Messaging, MessagingShared, publish};
-use crate::base::stop::{Step, stop_dropped};
+use crate::base::stop::{Step, StopReport, stop_alone, stop_dropped};
 use crate::base::thread::{Kick, Thread, panic_message, spawn};
 use crate::ops::errors::ErrorClass;
 use crate::redis::error::RedisError;
@@ -76,9 +76,14 @@ impl Messaging {
 }
 
 impl Responder {
+    /// Stops it alone, within `budget`, as [`Responder::stop_in`] does.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        stop_alone("redis responder", budget, |step| self.stop_in(step))
+    }
+
     /// Takes no more requests, answers those that wait, and joins the threads. A handler that runs longer than the
     /// step's budget is left behind.
-    pub fn stop(mut self, step: &mut Step) {
+    pub fn stop_in(mut self, step: &mut Step) {
         self.end(step);
     }
 

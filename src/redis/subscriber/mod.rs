@@ -39,7 +39,7 @@ use crate::base::limits::REDIS_PROOFS;
 use crate::base::lock::lock;
 use crate::base::rng::Rng;
 use crate::base::shutdown::{Level, Shutdown};
-use crate::base::stop::Step;
+use crate::base::stop::{Step, StopReport, stop_alone};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::{waiting, waiting_unless_noted};
 use crate::net::wake::Wake;
@@ -137,8 +137,13 @@ impl Subscriber {
         self.handle.clone()
     }
 
+    /// Stops it alone, within `budget`, as [`Subscriber::stop_in`] does.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        stop_alone("redis subscriber", budget, |step| self.stop_in(step))
+    }
+
     /// Ends the subscriptions and joins the thread.
-    pub fn stop(self, step: &mut Step) {
+    pub fn stop_in(self, step: &mut Step) {
         self.handle.kick();
         step.join(self.thread);
     }

@@ -273,7 +273,7 @@ mod tests {
         };
         let first = begin(&mut local, "first", 1, 10);
         let memory = Arc::as_ptr(&first.0);
-        first.0.head().cancel(CancelReason::Requested);
+        first.0.head().cancel(&CancelReason::Requested(String::new()));
         run(&mut local, first);
         let second = begin(&mut local, "second", 2, 20);
         let head = second.0.head();
@@ -324,7 +324,7 @@ mod tests {
         let (first, second) = (first.unwrap(), second.unwrap());
         begin(&began);
         assert_eq!(Arc::strong_count(&captured), 1, "boxes are kept empty");
-        assert!(fixture.tasks.cancel(first));
+        assert!(fixture.tasks.cancel(first, ""));
         assert_eq!(seen.recv_timeout(LONG).unwrap(), (second, false, false, 1));
         fixture.tasks.submit("last", |_| Ok::<_, Text>(())).unwrap().wait().unwrap();
         let [first, second] = [first, second].map(|id| fixture.tasks.info(id).unwrap());

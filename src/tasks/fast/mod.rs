@@ -525,15 +525,15 @@ mod tests {
         assert_eq!(fixture.tasks.counts(), counts);
         let waits = fixture.tasks.info(rest[3].id()).unwrap();
         assert_eq!((waits.state, waits.attempts, waits.started), (TaskState::Pending, 0, None));
-        assert!(rest[3].cancel() && !rest[3].cancel());
-        assert!(matches!(rest[3].wait_timeout(LONG), Err(TaskError::Cancelled(CancelReason::Requested))));
+        assert!(rest[3].cancel("") && !rest[3].cancel(""));
+        assert!(matches!(rest[3].wait_for(LONG), Err(TaskError::Cancelled(CancelReason::Requested(_)))));
         assert_eq!(fixture.tasks.counts(), Counts { pending: 7, cancelled: 1, ..counts });
         let running = fixture.tasks.list(&Filter::state(TaskState::Running));
         assert_eq!(running.iter().map(|info| info.id).collect::<Vec<_>>(), [second.id()]);
         fixture.clock.advance(HOUR / 2);
         then.send(()).unwrap();
-        second.wait_timeout(LONG).unwrap();
-        let ended: Vec<_> = rest.iter().map(|handle| handle.wait_timeout(LONG).is_ok()).collect();
+        second.wait_for(LONG).unwrap();
+        let ended: Vec<_> = rest.iter().map(|handle| handle.wait_for(LONG).is_ok()).collect();
         assert_eq!(ended, [true, true, true, false, true, true, true, true]);
         assert_eq!(fixture.tasks.counts(), Counts { completed: 9, cancelled: 1, ..Counts::default() });
         let times = fixture.tasks.info(second.id()).unwrap();
@@ -569,7 +569,7 @@ mod tests {
         gates[20].2.send(()).unwrap();
         begin(&gates[21].1);
         sleeper.join_by(Instant::now() + LONG).unwrap();
-        gates.iter().for_each(|(handle, ..)| assert!(handle.cancel() || handle.has_ended()));
+        gates.iter().for_each(|(handle, ..)| assert!(handle.cancel("") || handle.has_ended()));
     }
 
     #[test]
@@ -614,7 +614,7 @@ mod tests {
                 for _ in 0..rng.next_u64() % 3000 {
                     std::hint::spin_loop();
                 }
-                quick(&fixture.tasks, "now").wait_timeout(LONG).unwrap();
+                quick(&fixture.tasks, "now").wait_for(LONG).unwrap();
             }
         }
     }
@@ -645,10 +645,10 @@ mod tests {
         // to do.
         busy[0].2.send(()).unwrap();
         begin(&begun);
-        assert!(before.into_iter().all(|handle| handle.wait_timeout(LONG).is_ok()));
+        assert!(before.into_iter().all(|handle| handle.wait_for(LONG).is_ok()));
         busy[1].2.send(()).unwrap();
         for handle in behind {
-            handle.wait_timeout(LONG).unwrap();
+            handle.wait_for(LONG).unwrap();
         }
         assert!(!stuck.has_ended());
         over.store(true, SeqCst);
@@ -711,7 +711,7 @@ mod tests {
                         };
                         let handle = tasks.submit(options, work).unwrap();
                         match rng.next_u64() % 300 {
-                            0..10 => drop(handle.cancel()),
+                            0..10 => drop(handle.cancel("")),
                             10 => drop(tasks.info(handle.id()).expect("it is known")),
                             11 => drop(tasks.list(&Filter::state(TaskState::Running))),
                             12 => assert!(tasks.open() <= 4 * EACH),
@@ -720,7 +720,7 @@ mod tests {
                         handles.push(handle);
                     }
                     for handle in handles {
-                        match handle.wait_timeout(LONG) {
+                        match handle.wait_for(LONG) {
                             Err(TaskError::StillRunning) => panic!("a task has not ended"),
                             Err(TaskError::Cancelled(_)) => cancelled += 1,
                             _ => {}

@@ -14,7 +14,7 @@ use crate::tasks::task::TaskRef;
 
 impl Scheduler {
     /// Tells a task to end; false if it has ended already, or is just about to.
-    pub(in crate::tasks) fn cancel(self: &Arc<Self>, id: TaskId, task: &TaskRef, reason: CancelReason) -> bool {
+    pub(in crate::tasks) fn cancel(self: &Arc<Self>, id: TaskId, task: &TaskRef, reason: &CancelReason) -> bool {
         let now = self.env.now();
         if self.cancel_pending(id, task, reason, now) {
             return true;
@@ -24,7 +24,7 @@ impl Scheduler {
             if !state.table.is_in(id, TaskState::Running) {
                 return false;
             }
-            if task.head().cancelled().is_none() {
+            if !task.head().is_cancelled() {
                 state.table.arm(now, self.config.cancel_grace, Alarm::Grace(id));
             }
         }
@@ -36,10 +36,11 @@ impl Scheduler {
     }
 
     /// Ends a task that no worker has begun; false if one has, or if it has ended.
-    fn cancel_pending(self: &Arc<Self>, id: TaskId, task: &TaskRef, reason: CancelReason, now: Instant) -> bool {
+    fn cancel_pending(self: &Arc<Self>, id: TaskId, task: &TaskRef, reason: &CancelReason, now: Instant) -> bool {
         if !task.settle_pending() {
             return false;
         }
+        task.head().note_cancel(reason);
         let mut state = self.lock();
         state.table.end_pending(id, task, reason, now);
         self.wake_worker_for(state);
@@ -64,7 +65,7 @@ impl Scheduler {
         self.wake_worker_for(state);
         let name = task.head().name();
         log::warn!("task {id} ({name}) does not end although it was cancelled: {}", reason.error_text());
-        task.publish_cancelled(reason);
+        task.publish_cancelled(&reason);
     }
 
     // ---- stopping ----
@@ -83,7 +84,7 @@ impl Scheduler {
         self.fast.wake_submitters();
         periods.drop_all();
         for (id, task) in later {
-            self.cancel(id, &task, CancelReason::Stopping);
+            self.cancel(id, &task, &CancelReason::Stopping);
             drop_all([task]);
         }
         self.lock().table.drained()
@@ -99,7 +100,7 @@ impl Scheduler {
         };
         let count = waiting.len() + running.len();
         for (id, task) in waiting.into_iter().chain(running) {
-            self.cancel(id, &task, CancelReason::Stopping);
+            self.cancel(id, &task, &CancelReason::Stopping);
             drop_all([task]);
         }
         self.env.stop.cancel();

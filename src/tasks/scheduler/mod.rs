@@ -22,7 +22,7 @@ use super::info::{Counts, Filter, LISTED, TaskInfo, TasksStatus};
 use super::options::{Extras, TaskConfig, WhenFull};
 use super::state::TaskState;
 use super::store::TaskId;
-use super::table::{TaskTable, drop_all, extras};
+use super::table::{Kept, TaskTable, drop_all, extras};
 use super::task::TaskRef;
 use crate::base::lock::lock;
 use crew::WorkerSet;
@@ -226,6 +226,11 @@ impl Scheduler {
     /// A task that has not ended.
     pub(super) fn task(&self, id: TaskId) -> Option<TaskRef> {
         self.lock().table.task(id)
+    }
+
+    /// What is there of a task, ended or not.
+    pub(super) fn kept(&self, id: TaskId) -> Kept {
+        self.lock().table.kept(id)
     }
 
     pub(super) fn info(&self, id: TaskId) -> Option<TaskInfo> {

@@ -63,7 +63,7 @@ impl Scheduler {
                 let exceeded = state.table.exceeds(id, limit, now);
                 drop(state);
                 if exceeded {
-                    self.cancel(id, &task, CancelReason::Limit(limit));
+                    self.cancel(id, &task, &CancelReason::Limit(limit));
                 }
             }
             Alarm::Grace(_) => self.give_up(state, id, &task, now),

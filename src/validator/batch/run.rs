@@ -25,7 +25,7 @@ use crate::base::clock::Clock;
 use crate::base::lock::lock;
 use crate::base::now::Now;
 use crate::base::shutdown::Shutdown;
-use crate::base::stop::Stopping;
+use crate::base::stop::{StopReport, Stopping, stop_alone};
 use crate::base::thread::{JoinError, Kick, Thread, spawn};
 use crate::base::timer::TimerHandle;
 use crate::base::waits::{send, waiting};
@@ -170,6 +170,13 @@ impl RunningBatch {
         self.cancel.clone()
     }
 
+    /// Cancels the batch and joins its thread within `budget`. What it has found so far is in its state folder, if it
+    /// has one.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        self.cancel.cancel();
+        stop_alone("batch", budget, |step| drop(step.join(self.thread)))
+    }
+
     /// Waits for the end; [`RunningBatch::cancel_signal`] hastens it.
     ///
     /// # Errors
@@ -257,7 +264,7 @@ impl Runner {
         let mut stopping = Stopping::alone();
         stopping.step("the miners of the batch", CLOSE_TIME, |step| {
             for link in closing.into_iter().chain(links.into_iter().flatten()) {
-                link.stop(step);
+                link.stop_in(step);
             }
         });
         let report = stopping.finish();

@@ -78,7 +78,7 @@ impl RunningClient {
         self.stop_jobs(stopping, budget);
         self.stop_link(stopping, until.saturating_duration_since(Instant::now()));
         if let Some(timer) = self.timer.take() {
-            stopping.step("timer", DROP_BUDGET, |step| timer.stop(step));
+            stopping.step("timer", DROP_BUDGET, |step| timer.stop_in(step));
         }
     }
 
@@ -103,13 +103,13 @@ impl RunningClient {
         let Some(ClientParts { link, checks, store, stop, .. }) = self.parts.take() else { return };
         let until = Instant::now() + flush;
         let left = || until.saturating_duration_since(Instant::now());
-        stopping.step("signature checks", left(), |step| checks.stop(step));
+        stopping.step("signature checks", left(), |step| checks.stop_in(step));
         stop.cancel();
         self.handle.shared.delivery.cancel_waits();
         let drained = self.handle.shared.delivery.drained();
         stopping.step("updates", left(), |step| step.wait(&drained));
-        stopping.step("facilitator link", left(), |step| link.stop(step));
-        stopping.step("state folder", DISK_TIME, |step| store.stop(step));
+        stopping.step("facilitator link", left(), |step| link.stop_in(step));
+        stopping.step("state folder", DISK_TIME, |step| store.stop_in(step));
         stopping.unsent(self.handle.counts().unsent);
     }
 }

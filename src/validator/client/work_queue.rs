@@ -92,7 +92,7 @@ impl<T: Send + 'static> WorkQueue<T> {
     }
 
     /// Does what is inside, then joins.
-    pub(in crate::validator) fn stop(self, step: &mut Step) {
+    pub(in crate::validator) fn stop_in(self, step: &mut Step) {
         self.queue.close();
         step.join_all(self.threads);
     }
@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(handle.push(1, 5), Err(5), "too many items");
         drop(go);
         let mut stopping = Stopping::alone();
-        stopping.step("work", Duration::from_secs(60), |step| queue.stop(step));
+        stopping.step("work", Duration::from_secs(60), |step| queue.stop_in(step));
         assert!(stopping.finish().is_clean());
         assert_eq!(*lock(&seen), [1, 2, 4]);
         assert_eq!(handle.push(1, 6), Err(6), "closed");

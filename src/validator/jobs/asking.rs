@@ -86,9 +86,9 @@ impl Asking {
     }
 
     /// Ends the rounds and joins their thread. A second stop does nothing.
-    pub(in crate::validator) fn stop(&self, stopping: &mut Stopping) {
+    pub(in crate::validator) fn stop_in(&self, stopping: &mut Stopping) {
         if let Some(rounds) = lock(&self.rounds).take() {
-            stopping.step("manifests", DISPATCH_CLOSE_TIME, |step| rounds.stop(step));
+            stopping.step("manifests", DISPATCH_CLOSE_TIME, |step| rounds.stop_in(step));
         }
     }
 }

@@ -88,14 +88,14 @@ impl JobRunner for Here {
         Some(self.workers.tasks.status())
     }
 
-    fn stop(&self, stopping: &mut Stopping, drain: Duration) -> usize {
-        self.asking.stop(stopping);
-        let cancelled = stopping.step("validator jobs", drain, |step| self.workers.stop(step));
+    fn stop_in(&self, stopping: &mut Stopping, drain: Duration) -> usize {
+        self.asking.stop_in(stopping);
+        let cancelled = stopping.step("validator jobs", drain, |step| self.workers.stop_in(step));
         if let Some(kept) = lock(&self.kept).take() {
-            stopping.step("miner connections", DISPATCH_CLOSE_TIME, |step| kept.stop(step));
+            stopping.step("miner connections", DISPATCH_CLOSE_TIME, |step| kept.stop_in(step));
         }
         if let Some(receipts) = lock(&self.receipts).take() {
-            stopping.step("miner receipts", DISPATCH_CLOSE_TIME, |step| receipts.stop(step));
+            stopping.step("miner receipts", DISPATCH_CLOSE_TIME, |step| receipts.stop_in(step));
         }
         cancelled
     }
@@ -161,9 +161,9 @@ impl Workers {
 
     /// Takes no more jobs, lets those that run end within the step's budget, cancels the rest, and joins every thread;
     /// gives the number of jobs that were cancelled.
-    fn stop(&self, step: &mut Step) -> usize {
+    fn stop_in(&self, step: &mut Step) -> usize {
         let manager = lock(&self.manager).take();
-        manager.map_or(0, |manager| manager.stop(step).cancelled)
+        manager.map_or(0, |manager| manager.stop_in(step).cancelled)
     }
 }
 
@@ -211,7 +211,7 @@ mod tests {
 
     fn stop(workers: &Workers, budget: Duration) -> usize {
         let mut stopping = Stopping::alone();
-        let cancelled = stopping.step("workers", budget, |step| workers.stop(step));
+        let cancelled = stopping.step("workers", budget, |step| workers.stop_in(step));
         assert!(stopping.finish().is_clean());
         cancelled
     }
@@ -219,7 +219,7 @@ mod tests {
     /// Waits until every job so far has left its thread.
     fn wait_ended(workers: &Workers) {
         for task in workers.tasks.list(&Filter::default()) {
-            workers.tasks.wait_ended(task.id, LONG);
+            workers.tasks.wait_for(task.id, LONG);
         }
         assert_eq!(workers.running(), 0);
     }

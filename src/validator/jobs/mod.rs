@@ -74,7 +74,7 @@ pub(super) trait JobRunner: Send + Sync {
 
     /// Takes no more jobs, lets those that run end within `drain`, cancels the rest, joins every thread; gives the
     /// number of those cancelled. A second stop does nothing.
-    fn stop(&self, stopping: &mut Stopping, drain: Duration) -> usize;
+    fn stop_in(&self, stopping: &mut Stopping, drain: Duration) -> usize;
 }
 
 /// What a validator asks its miners beside jobs, and over what.

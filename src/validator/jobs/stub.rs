@@ -106,7 +106,7 @@ impl JobRunner for Stub {
         lock(&self.0.state).running
     }
 
-    fn stop(&self, stopping_all: &mut Stopping, drain: Duration) -> usize {
+    fn stop_in(&self, stopping_all: &mut Stopping, drain: Duration) -> usize {
         let drained = || {
             let mut state = lock(&self.0.state);
             let empty = state.running == 0;

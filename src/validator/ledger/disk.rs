@@ -13,7 +13,7 @@ use super::queue::{Batch, Ledger};
 use super::record::JobRecord;
 use crate::base::clock::now;
 use crate::base::lock::lock;
-use crate::base::stop::Step;
+use crate::base::stop::{Step, StopReport, stop_alone};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::TimerHandle;
 use crate::base::waits::waiting;
@@ -85,8 +85,13 @@ pub struct StoreThread {
 }
 
 impl StoreThread {
+    /// Stops it alone, within `budget`, as [`StoreThread::stop_in`] does.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        stop_alone("state folder", budget, |step| self.stop_in(step))
+    }
+
     /// Writes what is left, and joins.
-    pub fn stop(self, step: &mut Step) {
+    pub fn stop_in(self, step: &mut Step) {
         self.delivery.close();
         if let Some(thread) = self.thread {
             step.join(thread);

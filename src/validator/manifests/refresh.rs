@@ -14,7 +14,7 @@ use super::outcome::AskOutcome;
 use crate::base::lock::lock;
 use crate::base::rng::Rng;
 use crate::base::shutdown::Shutdown;
-use crate::base::stop::{Step, stop_dropped};
+use crate::base::stop::{Step, StopReport, stop_alone, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
 use crate::identity::PublicKey;
@@ -154,8 +154,13 @@ impl Refresh {
         Self { stop, thread: Some(thread) }
     }
 
+    /// Stops it alone, within `budget`, as [`Refresh::stop_in`] does.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        stop_alone("manifests", budget, |step| self.stop_in(step))
+    }
+
     /// Ends the round that is under way, and joins.
-    pub fn stop(mut self, step: &mut Step) {
+    pub fn stop_in(mut self, step: &mut Step) {
         self.stop.cancel();
         if let Some(thread) = self.thread.take() {
             step.join(thread);

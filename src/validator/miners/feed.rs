@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 use serde::Serialize;
@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::source::{MinerSource, MinersError};
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
-use crate::base::stop::{Step, stop_dropped};
+use crate::base::stop::{Step, StopReport, stop_alone, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
 use crate::ops::redact::OneLine;
@@ -101,8 +101,13 @@ impl MinerFeed {
         self.handle.clone()
     }
 
+    /// Stops it alone, within `budget`, as [`MinerFeed::stop_in`] does.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        stop_alone("list of miners", budget, |step| self.stop_in(step))
+    }
+
     /// Ends the thread, also in the middle of a look.
-    pub fn stop(mut self, step: &mut Step) {
+    pub fn stop_in(mut self, step: &mut Step) {
         self.end(step);
     }
 

@@ -184,7 +184,7 @@ impl JobRunner for Front {
         Some(FrontStatus { waiting: state.jobs.len() - begun, begun })
     }
 
-    fn stop(&self, stopping_all: &mut Stopping, drain: Duration) -> usize {
+    fn stop_in(&self, stopping_all: &mut Stopping, drain: Duration) -> usize {
         let Some(FrontThreads { celery, messaging, hand_over, events, .. }) = lock(&self.0.threads).take() else {
             return 0;
         };
@@ -210,9 +210,9 @@ impl JobRunner for Front {
                 events.kick();
                 step.join(events);
             }
-            hand_over.stop(step);
-            messaging.stop(step);
-            celery.stop(step);
+            hand_over.stop_in(step);
+            messaging.stop_in(step);
+            celery.stop_in(step);
         });
         cancelled
     }

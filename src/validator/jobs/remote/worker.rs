@@ -14,7 +14,7 @@ use super::claim::{self, Claim, Known};
 use super::outbox::Outbox;
 use crate::base::clock::now;
 use crate::base::lock::lock;
-use crate::base::stop::{CANCEL_BUDGET, Stopping};
+use crate::base::stop::{CANCEL_BUDGET, StopReport, Stopping};
 use crate::base::timer::TimerHandle;
 use crate::base::waits::waiting;
 use crate::celery::worker::{
@@ -260,7 +260,7 @@ impl JobWorker {
             Ok(worker) => worker,
             Err(error) => {
                 let mut stopping = Stopping::alone();
-                stopping.step("events", EVENTS_TIME, |step| commander.stop(step));
+                stopping.step("events", EVENTS_TIME, |step| commander.stop_in(step));
                 return Err(error.into());
             }
         };
@@ -282,14 +282,22 @@ impl JobWorker {
         }
     }
 
+    /// Stops it alone, within `budget`, as [`JobWorker::stop_in`] does; what is left then is cancelled.
+    pub fn stop(self, budget: Duration) -> StopReport {
+        let mut stopping = Stopping::within(budget);
+        let report = self.stop_in(&mut stopping);
+        report.add_to(&mut stopping);
+        stopping.finish()
+    }
+
     /// Takes no more jobs, lets those that run end within the drain time, gives the rest back for other workers to go
     /// on with, tells the fronts what there is to tell, and joins the threads.
-    pub fn stop(self, stopping: &mut Stopping) -> WorkerReport {
+    pub fn stop_in(self, stopping: &mut Stopping) -> WorkerReport {
         let Self { worker, commander, kept, asking, drain_time, .. } = self;
-        asking.stop(stopping);
-        let report = stopping.step("jobs", drain_time, |step| worker.stop(step));
-        stopping.step("miner connections", DISPATCH_CLOSE_TIME, |step| kept.stop(step));
-        stopping.step("events", EVENTS_TIME, |step| commander.stop(step));
+        asking.stop_in(stopping);
+        let report = stopping.step("jobs", drain_time, |step| worker.stop_in(step));
+        stopping.step("miner connections", DISPATCH_CLOSE_TIME, |step| kept.stop_in(step));
+        stopping.step("events", EVENTS_TIME, |step| commander.stop_in(step));
         report
     }
 }

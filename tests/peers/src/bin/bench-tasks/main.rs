@@ -252,7 +252,7 @@ fn deadlines() -> [f64; 5] {
     let idle = (switches() - before).saturating_sub(1) as f64;
 
     let since = Instant::now();
-    assert!(far.iter().all(|handle| handle.cancel()));
+    assert!(far.iter().all(|handle| handle.cancel("")));
     let cancel = nanos_each(since);
     drop(far);
 
