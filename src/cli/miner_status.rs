@@ -47,6 +47,7 @@ pub(super) fn serve(
         let sandboxes =
             sandboxes.iter().map(|(class, sandbox)| (class.as_str().to_owned(), sandbox.to_string().into()));
         observer.places().measure(metrics, CONNECTIONS);
+        observer.connections().measure(metrics, "phalanx_miner_round_trip_seconds");
         let mut shown = details(&now, &observer.images(), sandboxes.collect());
         shown["connections"] = observer.places().counts().json();
         shown
@@ -85,6 +86,9 @@ fn measure(now: &MinerStatus, metrics: &Metrics, shown: &mut BTreeSet<&'static s
     runs.set(usize::from(now.engine_trouble.is_none()));
     metrics.gauge("phalanx_miner_jobs", "Jobs that have not ended.", &[]).set(now.jobs);
     metrics.gauge("phalanx_miner_validators", "Authenticated validator connections.", &[]).set(now.validators);
+    let help =
+        "By how much the clock of the validator that differs most is ahead of ours; less than 0 if it is behind.";
+    metrics.gauge("phalanx_miner_clock_skew_seconds", help, &[]).set_to(now.clock_skew as f64);
     metrics.gauge("phalanx_miner_connected_executors", "Connected executors.", &[]).set(now.connected_executors);
     // Anew: a class or a host may have gone.
     shown.iter().for_each(|host| [SLOTS, HOST_UP].into_iter().for_each(|name| metrics.forget(name, ("host", host))));
@@ -130,6 +134,7 @@ fn details(now: &MinerStatus, images: &ImagesStatus, sandboxes: Map<String, Valu
         "epoch": now.epoch,
         "jobs": now.jobs,
         "validators": now.validators,
+        "clock_skew_seconds": now.clock_skew,
         "connected_executors": now.connected_executors,
         "executors": slots(&now.executors),
         "hosts": now.hosts.iter().map(host).collect::<Vec<_>>(),

@@ -387,9 +387,12 @@ impl ClientArgs {
     /// # Errors
     /// As [`ClientArgs::load`]; one name is not that of many servers.
     pub(super) fn load_for_many(&self) -> Result<WsDialer, String> {
-        match &self.tls_server_name {
-            Some(_) => Err("--tls-server-name is about one server, and the miners are many; leave it out".to_owned()),
-            None => self.load(""),
-        }
+        self.problem_of_many("the miners are many").map_or_else(|| self.load(""), Err)
+    }
+
+    /// What is wrong with a `--tls-server-name`, where the servers are many.
+    pub(super) fn problem_of_many(&self, are_many: &str) -> Option<String> {
+        let problem = || format!("--tls-server-name is about one server, and {are_many}; leave it out");
+        self.tls_server_name.is_some().then(problem)
     }
 }

@@ -28,14 +28,15 @@ use crate::transport::ws::WsDialer;
 use crate::validator::miners::{FeedHandle, MinerFeed};
 #[cfg(feature = "celery")]
 use crate::validator::remote::DEFAULT_QUEUE;
-use crate::validator::{AskedStatus, Dispatch, Validator, ValidatorConfig};
+use crate::validator::{AskedStatus, ClientHandle, Dispatch, Validator, ValidatorConfig};
 
 /// The arguments of `phalanx validator`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The facilitator's WebSocket URL, as wss://facilitator.example/ws/v0/ (also read from FACILITATOR_URI)
-    #[arg(long, value_name = "URL", env = "PHALANX_FACILITATOR")]
-    facilitator: Option<String>,
+    /// The facilitator's WebSocket URL, as wss://facilitator.example/ws/v0/ (also read from FACILITATOR_URI); may be
+    /// repeated: when one fails, the next in order is dialled
+    #[arg(long, value_name = "URL", env = "PHALANX_FACILITATOR", value_delimiter = ',')]
+    facilitator: Vec<String>,
     #[command(flatten)]
     key: KeyArg,
     #[command(flatten)]
@@ -150,7 +151,7 @@ pub(super) fn check(args: Args, report: &mut Report) {
     let state_dir = args.state_dir.clone();
     let http = args.http;
     let redis = args.redis.clone();
-    let dialling = facilitator.as_deref().and_then(|url| {
+    let dialling = facilitator.first().and_then(|url| {
         let dialer = args.tls.load(url).ok()?;
         Some((dialer, args.tls.http_as_links(Shutdown::new()).ok()?))
     });
@@ -177,10 +178,8 @@ pub(super) fn check(args: Args, report: &mut Report) {
     if let Some(http) = http.filter(|_| !runs) {
         report.port("http", http, |e| format!("--http {http}: {e}"));
     }
-    if let (Some(url), Some((dialer, client))) = (&facilitator, &dialling)
-        && report.has("facilitator")
-    {
-        report.facilitator(url, dialer, client);
+    if let Some((dialer, client)) = dialling.as_ref().filter(|_| report.has("facilitator")) {
+        facilitator.iter().for_each(|url| report.facilitator(url, dialer, client));
     }
     #[cfg(feature = "celery")]
     if let Some(redis) = redis.filter(|_| report.has("redis")) {
@@ -201,8 +200,13 @@ fn configure(args: Args) -> Result<(ValidatorConfig, Option<MinerList>, WsDialer
     let mut problems = Problems::default();
     let missing = "--facilitator is missing; give the URL, as wss://facilitator.example/ws/v0/";
     // Something stands for what is wrong, so that the rest is looked at.
-    let facilitator = problems.take(args.facilitator.ok_or(missing.to_owned()));
+    let mut facilitators = args.facilitator.into_iter();
+    let facilitator = problems.take(facilitators.next().ok_or(missing.to_owned()));
     let facilitator = facilitator.unwrap_or_else(|| "ws://127.0.0.1/".to_owned());
+    let facilitator_fallbacks: Vec<String> = facilitators.collect();
+    if !facilitator_fallbacks.is_empty() {
+        problems.add(args.tls.problem_of_many("--facilitator names several"));
+    }
     let key = problems.take(args.key.load());
     let dialer = match check_url(&facilitator) {
         Ok(()) => problems.take(args.tls.load(&facilitator)),
@@ -245,6 +249,7 @@ fn configure(args: Args) -> Result<(ValidatorConfig, Option<MinerList>, WsDialer
     };
     let stand_in = || KeyPair::from_seed([0; 32]);
     let config = ValidatorConfig {
+        facilitator_fallbacks,
         trusted_signers: args.trusted_signer,
         known_validators: args.known_validator,
         max_signature_age: args.max_signature_age,
@@ -316,6 +321,7 @@ fn serve_status(
             "rejected": ended.rejected.get(),
             "horde_failed": ended.horde_failed.get(),
         });
+        measure_link(metrics, client);
         let asked = observer.asked();
         if let Some(asked) = &asked {
             measure_asked(metrics, asked);
@@ -323,6 +329,9 @@ fn serve_status(
         let oldest = client.oldest_update().map_or(0, |age| age.as_secs());
         json!({
             "facilitator": client.state().to_string(),
+            "facilitator_url": client.endpoint().1,
+            "round_trip_ms": client.round_trip().map(|took| took.as_secs_f64() * 1000.0),
+            "clock_skew_seconds": client.clock_skew(),
             "last_error": client.last_error(),
             "jobs": jobs,
             "open_jobs": counts.open_jobs,
@@ -338,6 +347,20 @@ fn serve_status(
         })
     };
     status::serve_more(("validator", "val"), place, env, &board, look, miners)
+}
+
+/// The link to the facilitator. What is not known at present stays as it was.
+fn measure_link(metrics: &Metrics, client: &ClientHandle) {
+    let help = "Which of the addresses of --facilitator is in use or dialled next, from 1.";
+    metrics.gauge("phalanx_validator_facilitator_endpoint", help, &[]).set(client.endpoint().0);
+    if let Some(took) = client.round_trip() {
+        let help = "How long the last ping took that the facilitator has answered.";
+        metrics.gauge("phalanx_validator_facilitator_round_trip_seconds", help, &[]).set_to(took.as_secs_f64());
+    }
+    if let Some(skew) = client.clock_skew() {
+        let help = "By how much the facilitator's clock is ahead of ours; less than 0 if it is behind.";
+        metrics.gauge("phalanx_validator_facilitator_clock_skew_seconds", help, &[]).set_to(skew as f64);
+    }
 }
 
 pub(super) fn measure_asked(metrics: &Metrics, asked: &AskedStatus) {

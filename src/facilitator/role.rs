@@ -247,7 +247,8 @@ impl Facilitator {
             over_quota: over("quota"),
             over_rate: over("rate"),
         };
-        let (shown, places, queues) = (status.clone(), server.places(), (events.clone(), store.clone()));
+        let (shown, queues) = (status.clone(), (events.clone(), store.clone()));
+        let (places, connections) = (server.places(), server.connections());
         let frame = Frame {
             role: "facilitator",
             since: Instant::now(),
@@ -261,6 +262,7 @@ impl Facilitator {
                     metrics.gauge("phalanx_facilitator_queue", help, &[("place", place)]).set(depth);
                 }
                 places.measure(metrics, CONNECTIONS);
+                connections.measure(metrics, "phalanx_facilitator_round_trip_seconds");
                 let mut shown = snapshot(&lock(&shown));
                 shown["connections"] = places.counts().json();
                 shown

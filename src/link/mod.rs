@@ -30,5 +30,5 @@ pub use manager::{
 };
 pub use outbox::{About, Answered, Full, Kind, OutboxLimits, Outgoing, Rank};
 pub use said::{OverRate, PeerRates, Said};
-pub use server::{Server, ServerConfig};
+pub use server::{Server, ServerConfig, ServerConnections};
 pub use session::{SessionEnd, SessionHandle};

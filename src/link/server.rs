@@ -27,10 +27,11 @@ use crate::base::stop::{Step, StopReport, stop_alone};
 use crate::base::thread::Kick;
 use crate::base::timer::TimerHandle;
 pub use crate::net::accept::{AcceptState, ServerPlaces};
-use crate::net::accept::{Acceptor, Admitted, HandedOver, Leaving, Place, Service, Standing};
+use crate::net::accept::{Acceptor, Admitted, HandedOver, Leaving, Opened, Place, Service, Standing};
 use crate::net::admission::{NoPlace, Origin};
 pub use crate::net::admission::{PlaceCounts, PlaceLimits};
 use crate::net::rate::Rate;
+use crate::ops::metrics::Metrics;
 use crate::transport::{
     Connection, HandshakeRequest, IntakeLimits, Listener, Pending, ReceivingMemory, Refusal, SocketLimits,
     TransportError,
@@ -189,6 +190,11 @@ impl Server {
         self.acceptor.places()
     }
 
+    /// What is measured of the open connections; may outlive the server.
+    pub fn connections(&self) -> ServerConnections {
+        ServerConnections(self.acceptor.opened())
+    }
+
     /// Accepts no more connections; those that are open stay.
     pub fn stop_accepting(&mut self, step: &mut Step) {
         self.acceptor.stop_accepting(step);
@@ -210,7 +216,7 @@ impl Server {
         }
         let (now, left) = (self.timer.clock().now(), step.left());
         let mut handles = Vec::new();
-        self.acceptor.each(|handle| handles.push(handle.clone()));
+        self.acceptor.opened().each(|handle| handles.push(handle.clone()));
         let mut rng = Rng::from_entropy();
         let delays = close_delays(handles.len(), &mut rng);
         let alarms: Vec<_> = handles
@@ -227,6 +233,36 @@ impl Server {
             poll.stop_in(step);
         }
         drop(alarms);
+    }
+}
+
+/// What is measured of the open connections of a server; clones are the same.
+#[derive(Clone)]
+pub struct ServerConnections(Opened<SessionHandle>);
+
+impl fmt::Debug for ServerConnections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ServerConnections")
+    }
+}
+
+impl ServerConnections {
+    /// The longest time that the last ping of an open connection took; `None` if none has answered one. Connections are
+    /// pinged when they are silent.
+    pub fn slowest_round_trip(&self) -> Option<Duration> {
+        let mut slowest = None;
+        self.0.each(|handle| slowest = slowest.max(handle.round_trip()));
+        slowest
+    }
+
+    /// Brings the gauge of this name up to date: 0 if nothing is known.
+    ///
+    /// # Panics
+    /// As [`Metrics::gauge`]: if the name is wrong.
+    pub fn measure(&self, metrics: &Metrics, round_trip: &'static str) {
+        let help = "The longest time that the last ping of an open connection took; silent ones are pinged.";
+        let slowest = self.slowest_round_trip().unwrap_or_default();
+        metrics.gauge(round_trip, help, &[]).set_to(slowest.as_secs_f64());
     }
 }
 

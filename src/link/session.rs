@@ -108,6 +108,7 @@ struct Stranger {
 /// What senders and timers need of the present connection.
 struct PresentConnection {
     kick: ConnectionKick,
+    traffic: Arc<Traffic>,
     /// Locked by the writer thread for each of its writes, or by a sender that has its turn.
     writer: Arc<Mutex<Box<dyn WriteHalf>>>,
     /// Why it is about to be kicked, so that this is reported as the cause, not "reset".
@@ -281,6 +282,17 @@ impl SessionHandle {
         self.0.handover.epoch()
     }
 
+    /// How long the last ping took that was answered on the present connection.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.0.handover.with(|present| present?.traffic.round_trip())
+    }
+
+    /// Seconds by which the peer's clock was ahead of ours when the present connection began, less than 0 if it was
+    /// behind; `None` if the peer did not say what time it is.
+    pub fn clock_skew(&self) -> Option<i64> {
+        self.0.handover.with(|present| present?.traffic.clock_skew())
+    }
+
     /// Whether a connection is up.
     pub fn is_connected(&self) -> bool {
         self.0.handover.with(|present| present.is_some())
@@ -294,11 +306,12 @@ impl SessionHandle {
     /// A polled connection begins, see [`Handover::attach_polled`].
     pub(super) fn attach_polled(
         &self,
-        kick: ConnectionKick,
+        (kick, traffic): (ConnectionKick, Arc<Traffic>),
         writer: Arc<Mutex<Box<dyn WriteHalf>>>,
         wake: WakeWriter,
     ) -> Epoch {
-        self.0.handover.attach_polled(PresentConnection { kick, writer, verdict: None, writing_since: None }, wake)
+        let present = PresentConnection { kick, traffic, writer, verdict: None, writing_since: None };
+        self.0.handover.attach_polled(present, wake)
     }
 
     /// See [`Handover::try_work`].
@@ -389,15 +402,21 @@ pub fn run_until(
 ) -> SessionEnd {
     let Connection { mut reader, writer, kick, traffic, intake, peer } = connection;
     let writer = Arc::new(Mutex::new(writer));
-    let present = PresentConnection { kick: kick.clone(), writer: writer.clone(), verdict: None, writing_since: None };
+    let present = PresentConnection {
+        kick: kick.clone(),
+        traffic: traffic.clone(),
+        writer: writer.clone(),
+        verdict: None,
+        writing_since: None,
+    };
     let epoch = handle.0.handover.attach(present, config.beat.is_some());
     let watch = Watch::start(handle, config, traffic.clone());
     let writing = handle.clone();
     let beat = config.beat.as_ref().map(|beat| beat.text.clone());
-    let (write_kick, broken_kick) = (kick.clone(), kick.clone());
+    let (write_kick, broken_kick, pings) = (kick.clone(), kick.clone(), traffic.clone());
     let write_kick = Kick::new("connection", move || write_kick.kick());
     let thread = try_spawn(config.writer_name.clone(), write_kick, move || {
-        write_loop(&writing, epoch, &writer, beat, &broken_kick);
+        write_loop(&writing, epoch, &writer, beat, (&broken_kick, &pings));
         writer
     });
     let thread = match thread {
@@ -431,7 +450,7 @@ pub fn run_until(
                 }
             }
             Ok(Incoming::Control) => handle.0.handover.signal(Signal::Control),
-            Ok(Incoming::Pong) => {}
+            Ok(Incoming::Pong) => traffic.ponged(handle.0.timer.clock().now()),
             Ok(Incoming::Binary(data)) => {
                 let what = format_args!("ignored a binary message of {} bytes: this link speaks text", data.len());
                 binary.warn(handle.0.timer.clock().now(), &what);
@@ -487,13 +506,19 @@ fn write_loop(
     epoch: Epoch,
     writer: &Mutex<Box<dyn WriteHalf>>,
     beat: Option<Utf8Bytes>,
-    kick: &ConnectionKick,
+    (kick, traffic): (&ConnectionKick, &Traffic),
 ) {
     let outcome = loop {
         match handle.0.handover.next_work(epoch) {
             Work::Batch { texts, beat: beat_due, ping } => {
-                handle.write_begins(Some(handle.0.timer.clock().now()));
+                let now = handle.0.timer.clock().now();
+                handle.write_begins(Some(now));
                 let first = beat.clone().filter(|_| beat_due);
+                // No heartbeat is answered, so a ping goes with each: that is how a busy link is measured, too.
+                let ping = ping || first.is_some();
+                if ping {
+                    traffic.pinged(now);
+                }
                 let mut writer = lock(writer);
                 let written = first
                     .into_iter()

@@ -35,7 +35,7 @@ use crate::base::stop::{StopReport, Stopping, drop_role};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::TimerHandle;
 use crate::base::waits::waiting;
-use crate::link::server::{AcceptState, Server, ServerPlaces};
+use crate::link::server::{AcceptState, Server, ServerConnections, ServerPlaces};
 use crate::ops::jobs::JobMetrics;
 use crate::ops::status::Board;
 use crate::store::StoreError;
@@ -73,6 +73,7 @@ pub struct Miner {
     images: Arc<Mutex<ImagesStatus>>,
     accept: AcceptState,
     places: ServerPlaces,
+    connections: ServerConnections,
     board: Board,
     url: String,
     limits: MinerLimits,
@@ -144,6 +145,7 @@ pub struct Observer {
     images: Arc<Mutex<ImagesStatus>>,
     accept: AcceptState,
     places: ServerPlaces,
+    connections: ServerConnections,
     board: Board,
 }
 
@@ -167,6 +169,11 @@ impl Observer {
     /// Who has a place among the connections.
     pub fn places(&self) -> &ServerPlaces {
         &self.places
+    }
+
+    /// What is measured of the open connections.
+    pub fn connections(&self) -> &ServerConnections {
+        &self.connections
     }
 
     /// What is known of the images of jobs, as of the last look.
@@ -292,11 +299,11 @@ impl Miner {
         take_spooled(&spool, &events);
         let sink = router_thread::sink(events.clone(), config.rates);
         let server = Server::start(config.server.clone(), listener, timer, router_thread::accept_path(), sink);
-        let (accept, places) = (server.accept_state(), server.places());
+        let (accept, places, connections) = (server.accept_state(), server.places(), server.connections());
         log::info!("miner {} serves on {url}", config.key.ss58());
         let parts = Some(MinerParts { router, images, server, watcher, disk, events, stop });
         let (images, board, limits) = (known_images, config.board, config.limits);
-        Ok(Self { parts, status, traces, images, accept, places, board, url, limits })
+        Ok(Self { parts, status, traces, images, accept, places, connections, board, url, limits })
     }
 
     /// Where validators and executors dial, `ws://address:port`.
@@ -323,8 +330,8 @@ impl Miner {
     /// What looks at this miner; may outlive it.
     pub fn observer(&self) -> Observer {
         let (status, traces, images) = (self.status.clone(), self.traces.clone(), self.images.clone());
-        let (accept, places) = (self.accept.clone(), self.places.clone());
-        Observer { status, traces, images, accept, places, board: self.board.clone() }
+        let (accept, places, connections) = (self.accept.clone(), self.places.clone(), self.connections.clone());
+        Observer { status, traces, images, accept, places, connections, board: self.board.clone() }
     }
 
     /// Stops it alone, within `budget`, as [`Miner::stop_in`] does; what is left then is cancelled.

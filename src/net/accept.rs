@@ -360,15 +360,31 @@ impl<H: Send + 'static> Acceptor<H> {
         self.stop.cancel();
     }
 
-    /// Calls `visit` with the handle of each connection.
-    pub(crate) fn each(&self, visit: impl FnMut(&H)) {
-        lock(&self.open).values().map(|(handle, _)| handle).for_each(visit);
+    /// What looks at the open connections.
+    pub(crate) fn opened(&self) -> Opened<H> {
+        Opened(self.open.clone())
     }
 
     /// Joins the thread of every connection; those that are not done within the step's budget are kicked.
     pub(crate) fn join(&mut self, step: &mut Step) {
         let open: Vec<_> = lock(&self.open).drain().filter_map(|(_, (_, by))| by.thread()).collect();
         step.join_all(open);
+    }
+}
+
+/// Looks at the open connections of an acceptor; may outlive it. Clones are the same.
+pub(crate) struct Opened<H>(Open<H>);
+
+impl<H> Clone for Opened<H> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<H> Opened<H> {
+    /// Calls `visit` with the handle of each connection. No connection comes or ends meanwhile.
+    pub(crate) fn each(&self, visit: impl FnMut(&H)) {
+        lock(&self.0).values().map(|(handle, _)| handle).for_each(visit);
     }
 }
 
@@ -630,7 +646,7 @@ mod tests {
             assert_eq!(sees.recv_timeout(LONG).unwrap(), expected);
         }
         let mut handles = Vec::new();
-        acceptor.each(|handle| handles.push(*handle));
+        acceptor.opened().each(|handle| handles.push(*handle));
         handles.sort_unstable();
         assert_eq!(handles, [1, 2]);
         let mut stopping = crate::base::stop::Stopping::alone();

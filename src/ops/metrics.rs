@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -69,9 +69,9 @@ enum Series {
 #[derive(Debug, Clone, Default)]
 pub struct Counter(Arc<AtomicU64>);
 
-/// A number that goes up and down.
+/// A number that goes up and down; the bits of an `f64`.
 #[derive(Debug, Clone, Default)]
-pub struct Gauge(Arc<AtomicI64>);
+pub struct Gauge(Arc<AtomicU64>);
 
 /// Counts observations by size.
 #[derive(Debug, Clone)]
@@ -116,12 +116,17 @@ impl Counter {
 impl Gauge {
     /// Sets the value.
     pub fn set(&self, value: usize) {
-        self.0.store(i64::try_from(value).unwrap_or(i64::MAX), Ordering::Relaxed);
+        self.set_to(value as f64);
+    }
+
+    /// Sets the value, which may be a fraction or less than 0.
+    pub fn set_to(&self, value: f64) {
+        self.0.store(value.to_bits(), Ordering::Relaxed);
     }
 
     /// The present value.
-    pub fn get(&self) -> i64 {
-        self.0.load(Ordering::Relaxed)
+    pub fn get(&self) -> f64 {
+        f64::from_bits(self.0.load(Ordering::Relaxed))
     }
 }
 
@@ -305,6 +310,7 @@ mod tests {
         metrics.counter("phalanx_frames_total", "Frames.", &[("result", "ok")]).add(2);
         metrics.counter("phalanx_frames_total", "Frames.", &[("result", "bad \"one\"")]).inc();
         metrics.gauge("phalanx_sessions", "Open sessions.", &[]).set(7);
+        metrics.gauge("phalanx_skew_seconds", "Skew.", &[]).set_to(-0.25);
         let wait = metrics.histogram("phalanx_wait_seconds", "Waits.", &[("type", "disk")], &[0.5, 2.0]);
         for seconds in [0.25, 0.5, 1.0, 8.0] {
             wait.observe(seconds);
@@ -317,6 +323,9 @@ phalanx_frames_total{result=\"ok\"} 3
 # HELP phalanx_sessions Open sessions.
 # TYPE phalanx_sessions gauge
 phalanx_sessions 7
+# HELP phalanx_skew_seconds Skew.
+# TYPE phalanx_skew_seconds gauge
+phalanx_skew_seconds -0.25
 # HELP phalanx_wait_seconds Waits.
 # TYPE phalanx_wait_seconds histogram
 phalanx_wait_seconds_bucket{type=\"disk\",le=\"0.5\"} 2

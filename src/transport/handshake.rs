@@ -12,6 +12,7 @@ use tungstenite::handshake::derive_accept_key;
 use tungstenite::http::{HeaderName, HeaderValue, StatusCode};
 
 use super::error::MOVED_BYTES;
+use super::traffic::clock_skew;
 use super::url::WsUrl;
 use super::{HandshakeRequest, Refusal, TransportError, USER_AGENT};
 use crate::base::clock;
@@ -20,7 +21,7 @@ use crate::base::shutdown::{Level, Shutdown};
 use crate::base::text::truncated;
 use crate::base::waits::waiting;
 use crate::net::deadline::by;
-use crate::net::http::date::{http_date, longest_wait};
+use crate::net::http::date::{http_date, longest_wait, unix_seconds};
 use crate::net::http::head::{
     HEADERS, HeadText, Received, RequestHead, ResponseHead, SAFE, check_host, first, has_token, list, one, receive,
     receive_answer, target_parts,
@@ -125,7 +126,15 @@ pub(super) fn bounded<T>(
     Ok(value)
 }
 
-/// Sends the request and checks the answer. Gives what the server sent after it.
+/// What a server has answered an upgrade with.
+pub(super) struct Upgraded {
+    /// What it sent after its answer.
+    pub(super) tail: Vec<u8>,
+    /// By how much its clock is ahead of ours, see [`Traffic::clock_skew`](super::Traffic::clock_skew).
+    pub(super) clock_skew: Option<i64>,
+}
+
+/// Sends the request and checks the answer.
 ///
 /// Blocks in `stream`, whose errors end it.
 pub(super) fn upgrade_as_client(
@@ -133,7 +142,7 @@ pub(super) fn upgrade_as_client(
     url: &WsUrl,
     headers: &[(String, String)],
     limit: usize,
-) -> Result<Vec<u8>, TransportError> {
+) -> Result<Upgraded, TransportError> {
     let wrong = |problem: String| TransportError::Handshake { peer: url.authority.clone(), problem };
     let key = generate_key();
     let mut request = HeadText::new(format_args!("GET {} HTTP/1.1", url.path))
@@ -149,6 +158,7 @@ pub(super) fn upgrade_as_client(
         check_header(name, value)?;
         request = request.with(name, value);
     }
+    let asked = now().wall;
     stream
         .write_all(request.end().as_bytes())
         .and_then(|()| stream.flush())
@@ -187,7 +197,8 @@ pub(super) fn upgrade_as_client(
             return Err(wrong(format!("the answer has {name} {value:?}, and we offered none")));
         }
     }
-    Ok(tail)
+    let clock_skew = header("date").and_then(unix_seconds).map(|theirs| clock_skew(theirs, asked, now().wall));
+    Ok(Upgraded { tail, clock_skew })
 }
 
 fn check_header(name: &str, value: &str) -> Result<(), TransportError> {
@@ -240,6 +251,7 @@ pub(super) fn upgrade_as_server(
     let (answer, outcome) = match verdict {
         Ok((request, accept)) => {
             let answer = HeadText::new(format_args!("HTTP/1.1 101 Switching Protocols"))
+                .with("Date", http_date(clock::now().wall.as_secs()))
                 .with("Connection", "Upgrade")
                 .with("Upgrade", "websocket")
                 .with("Sec-WebSocket-Accept", accept);

@@ -73,6 +73,8 @@ impl Dispatch {
 pub struct ValidatorConfig {
     /// The facilitator's `ws://` or `wss://` URL, as `wss://host/ws/v0/`.
     pub facilitator_url: String,
+    /// Other addresses of the same facilitator, see [`ClientConfig::fallbacks`].
+    pub facilitator_fallbacks: Vec<String>,
     /// Our hotkey.
     pub key: KeyPair,
     /// The miners that we know.
@@ -113,6 +115,7 @@ impl ValidatorConfig {
     pub fn new(facilitator_url: impl Into<String>, key: KeyPair, miners: Vec<MinerAddress>) -> Self {
         Self {
             facilitator_url: facilitator_url.into(),
+            facilitator_fallbacks: Vec::new(),
             key,
             miners,
             trusted_signers: Vec::new(),
@@ -134,8 +137,12 @@ impl ValidatorConfig {
 
     /// All problems of the configuration, in words.
     pub fn validate(&self) -> Vec<String> {
-        let client = ClientConfig::new(&self.facilitator_url, self.key.clone());
-        let mut problems = ClientConfig { max_signature_age: self.max_signature_age, ..client }.validate();
+        let mut problems = ClientConfig {
+            fallbacks: self.facilitator_fallbacks.clone(),
+            max_signature_age: self.max_signature_age,
+            ..ClientConfig::new(&self.facilitator_url, self.key.clone())
+        }
+        .validate();
         let here = matches!(self.dispatch, Dispatch::Workers);
         let most = if here { 1000 } else { STUB_JOBS };
         if let Some(workers) = self.workers.filter(|workers| *workers == 0 || *workers > most) {
@@ -196,6 +203,7 @@ impl Validator {
         let board = config.board.clone();
         let client = FacilitatorClient::new(ClientConfig {
             board: board.clone(),
+            fallbacks: config.facilitator_fallbacks.clone(),
             trusted_signers: config.trusted_signers.clone(),
             max_signature_age: config.max_signature_age,
             state_dir: config.state_dir.clone(),

@@ -17,6 +17,7 @@ mod engine;
 mod executor;
 mod facilitator_kill;
 mod facilitator_reload;
+mod facilitators;
 mod foreign;
 mod init;
 mod jobs;

@@ -160,6 +160,31 @@ fn ready(events: &Receiver<LinkEvent>) {
     }
 }
 
+/// Nobody listens at its first address: it goes on to the second, and when that is lost, to the first again.
+#[test]
+fn a_link_with_several_addresses_turns_to_the_next_and_loses_nothing() {
+    let fixture = Fixture::new();
+    let (server, got) = fixture.server();
+    let config = LinkConfig { fallbacks: vec![URL.to_owned()], ..fixture.config() };
+    let (link, events) = fixture.start(LinkConfig { url: "ws://nobody/x".to_owned(), ..config }, Some("password"));
+    let handle = link.handle();
+    handle.send(Outgoing::kept(1, "before")).unwrap();
+    ready(&events);
+    assert_eq!(handle.endpoint(), (2, URL));
+    handle.kick();
+    while !matches!(next(&events), LinkEvent::Failed { refused: false, .. }) {}
+    handle.send(Outgoing::kept(1, "after")).unwrap();
+    ready(&events);
+    assert_eq!(handle.endpoint(), (2, URL));
+    let mut seen: Vec<String> = Vec::new();
+    while seen.last().is_none_or(|last| last != "after") {
+        seen.push(got.recv_timeout(LONG).unwrap());
+    }
+    assert!(seen.contains(&"before".to_owned()), "{seen:?}");
+    assert_eq!(stop_link(link, LONG).0, 0);
+    stop_server(server);
+}
+
 /// An error that may be about specs or about the update behind them: no later answer may count for the update.
 #[test]
 fn behind_an_unclear_answer_nothing_is_answered() {

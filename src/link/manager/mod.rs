@@ -10,10 +10,12 @@
 //! passed; at once when the [`Link`] is dropped.
 
 mod attempt;
+mod endpoints;
 mod role;
 
 use std::fmt;
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,7 @@ pub use attempt::authenticate;
 pub use role::{Authenticate, Authenticated, LinkConfig, LinkEvent, LinkState, NoConnection, Refused, Text};
 
 use attempt::{Disconnection, is_normal_close, is_refusal};
+use endpoints::Endpoints;
 
 use super::outbox::{About, Answered, Full, Outgoing};
 use super::session::{self, Arrival, SessionConfig, SessionEnd, SessionHandle};
@@ -32,6 +35,7 @@ use crate::base::stop::{Step, StopReport, Stopping, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::base::waits::waiting;
+use crate::ops::redact::secrets;
 use crate::transport::{Connection, DialRequest, Dialer, Utf8Bytes};
 
 /// Answers that are matched in one go; they are some 60 bytes each, so a read buffer holds about as many.
@@ -42,6 +46,9 @@ const ANSWERS_AT_ONCE: usize = 128;
 pub struct LinkHandle {
     session: SessionHandle,
     state: Arc<Mutex<LinkState>>,
+    urls: Arc<[String]>,
+    /// Which of them is in use.
+    endpoint: Arc<AtomicUsize>,
 }
 
 impl LinkHandle {
@@ -61,6 +68,22 @@ impl LinkHandle {
     /// Where the link stands.
     pub fn state(&self) -> LinkState {
         lock(&self.state).clone()
+    }
+
+    /// The address that is in use, or is dialled next, and its number among those of the link, from 1.
+    pub fn endpoint(&self) -> (usize, &str) {
+        let at = self.endpoint.load(Ordering::Relaxed);
+        (at + 1, &self.urls[at])
+    }
+
+    /// See [`SessionHandle::round_trip`].
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.session.round_trip()
+    }
+
+    /// See [`SessionHandle::clock_skew`].
+    pub fn clock_skew(&self) -> Option<i64> {
+        self.session.clock_skew()
     }
 
     /// The texts that wait to be written: after the link's stop all that are unsent.
@@ -153,7 +176,9 @@ impl Link {
     #[expect(clippy::new_ret_no_self, reason = "a link exists only while it runs")]
     pub fn new(config: LinkConfig, dialer: Arc<dyn Dialer>, timer: TimerHandle) -> (LinkHandle, IdleLink) {
         let session = SessionHandle::new(config.outbox, timer.clone());
-        let handle = LinkHandle { session, state: Arc::new(Mutex::new(LinkState::Connecting)) };
+        let urls = std::iter::once(&config.url).chain(&config.fallbacks).cloned().collect();
+        let state = Arc::new(Mutex::new(LinkState::Connecting));
+        let handle = LinkHandle { session, state, urls, endpoint: Arc::default() };
         (handle.clone(), IdleLink { config, dialer, timer, handle, open: None })
     }
 
@@ -289,6 +314,7 @@ where
             beat: config.beat.clone(),
         };
         let mut backoff = Backoff::new(config.backoff);
+        let mut endpoints = Endpoints::new(self.handle.urls.len());
         let mut rng = Rng::from_entropy();
         let clock = self.timer.clock().clone();
         while !self.is_done() {
@@ -320,7 +346,9 @@ where
                 break;
             }
             let usual = backoff.next_delay(clock.now(), rng.unit());
-            let next_in = ended.pause(usual, config.refused_pause, rng.unit());
+            let its_own = ended.pause(usual, config.refused_pause, rng.unit());
+            let next_in = endpoints.next(clock.now(), usual, its_own);
+            self.turn_to(&endpoints, &config.name);
             let Disconnection { why, lasting, refused, cut, error, .. } = ended;
             self.set(LinkState::Reconnecting { last_error: why.clone(), refused: lasting });
             if lasting || refused.is_some() {
@@ -343,10 +371,20 @@ where
         *lock(&self.handle.state) = state;
     }
 
+    /// From now on this address is dialled.
+    fn turn_to(&self, endpoints: &Endpoints, name: &str) {
+        let LinkHandle { urls, endpoint, .. } = &self.handle;
+        let next = endpoints.current();
+        if endpoint.swap(next, Ordering::Relaxed) != next {
+            log::info!("{name}: the next try goes to {} ({} of {})", secrets(&urls[next]), next + 1, urls.len());
+        }
+    }
+
     /// One attempt: a connection that has authenticated, and a text that came with the answer.
     fn connect(&mut self, config: &LinkConfig) -> Result<(Connection, Option<Utf8Bytes>), Disconnection> {
         let deadline = self.timer.clock().now() + config.dial_time;
-        let request = DialRequest { url: &config.url, headers: &config.headers, limits: config.socket, deadline };
+        let (_, url) = self.handle.endpoint();
+        let request = DialRequest { url, headers: &config.headers, limits: config.socket, deadline };
         let connection = self.dialer.dial(&request, &self.stop, Level::Drain).map_err(NoConnection::from)?;
         if self.authenticate.is_some() {
             self.set(LinkState::Authenticating);

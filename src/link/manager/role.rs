@@ -22,6 +22,9 @@ pub struct LinkConfig {
     pub name: String,
     /// `ws://` or `wss://`.
     pub url: String,
+    /// Other addresses of the same peer. When a connection is lost, or an attempt fails, the next one in order is
+    /// dialled, and after the last the first; one that asks for a longer pause is left out for that time.
+    pub fallbacks: Vec<String>,
     /// Extra headers of the upgrade request.
     pub headers: Vec<(String, String)>,
     /// Limits of the socket.
@@ -52,6 +55,7 @@ impl LinkConfig {
         Self {
             name: name.into(),
             url: url.into(),
+            fallbacks: Vec::new(),
             headers: Vec::new(),
             socket: SocketLimits::default(),
             dial_time: DIAL_TIME,

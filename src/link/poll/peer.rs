@@ -83,7 +83,7 @@ impl Peer {
     ) -> Self {
         let Connection { reader, writer, kick, traffic, .. } = connection;
         let writer = Arc::new(Mutex::new(writer));
-        let epoch = handle.attach_polled(kick.clone(), writer.clone(), wake);
+        let epoch = handle.attach_polled((kick.clone(), traffic.clone()), writer.clone(), wake);
         let progress = Progress::new(now, traffic.read_bytes(), traffic.written_bytes());
         Self {
             id,
@@ -168,7 +168,7 @@ impl Peer {
                 }
                 Ok(Some(Incoming::Text(text))) => self.push(ServerEvent::Text { id: self.id, text }, &mut outcome),
                 Ok(Some(Incoming::Control)) => control = true,
-                Ok(Some(Incoming::Pong)) => {}
+                Ok(Some(Incoming::Pong)) => self.traffic.ponged(now),
                 Ok(Some(Incoming::Binary(data))) => outcome.ignored.push_back(data.len()),
                 Ok(Some(Incoming::Closed(info))) => {
                     self.peer_closed(SessionEnd::Closed(info), now, &mut outcome);
@@ -252,6 +252,7 @@ impl Peer {
                 Some(Work::Batch { texts, ping, .. }) => {
                     texts.into_iter().try_for_each(|text| writer.write(text))?;
                     if ping {
+                        self.traffic.pinged(now);
                         writer.ping()?;
                     }
                     writer.flush()?;

@@ -25,6 +25,8 @@ use super::job::{JobKey, MinerJob};
 pub(super) struct Validator {
     pub hotkey: String,
     pub state: ValidatorState,
+    /// By how much its clock was ahead of ours when it last authenticated, in seconds.
+    pub clock_skew: i64,
 }
 
 #[derive(Debug)]
@@ -138,6 +140,9 @@ pub struct MinerStatus {
     pub ended: usize,
     /// Authenticated connections of validators.
     pub validators: usize,
+    /// By how many seconds the clock of the authenticated validator that differs most was ahead of ours when it
+    /// authenticated; less than 0 if it was behind.
+    pub clock_skew: i64,
     /// Connected executors.
     pub connected_executors: usize,
     /// How jobs run on the hosts that are up; empty while none can.
@@ -265,6 +270,13 @@ impl Router {
             jobs: self.jobs.len() - over + self.waiting.len(),
             ended: over,
             validators: self.validators.values().filter(|v| v.is_authenticated()).count(),
+            clock_skew: self
+                .validators
+                .values()
+                .filter(|v| v.is_authenticated())
+                .map(|v| v.clock_skew)
+                .max_by_key(|skew| skew.unsigned_abs())
+                .unwrap_or(0),
             connected_executors: self.executors.values().filter(|connected| !connected.replaced).count(),
             jobs_run: of_hosts(&hosts, |host| (host.state == HostState::Up).then_some(host.jobs_run.as_str())),
             engine_trouble: engine_trouble(&hosts),

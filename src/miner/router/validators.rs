@@ -24,7 +24,7 @@ impl Router {
         let until = now.mono + self.limits.auth_time;
         let state = ValidatorState::Unknown { until, queue: VecDeque::new(), bytes: 0 };
         let known = self.allowed.contains(&hotkey);
-        self.validators.insert(id, Validator { hotkey: hotkey.clone(), state });
+        self.validators.insert(id, Validator { hotkey: hotkey.clone(), state, clock_skew: 0 });
         if !known {
             self.turn_away(id, &hotkey);
         }
@@ -55,7 +55,7 @@ impl Router {
                 self.send(id, complaint);
             }
             (Ok(ValidatorToMiner::ValidatorAuthForMiner(auth)), _) => match self.check_auth(&hotkey, auth, now) {
-                Ok(()) => self.authenticated(id, hotkey, now),
+                Ok(skew) => self.authenticated(id, hotkey, skew, now),
                 Err(why) => self.refuse(id, CLOSE_NORMAL, &why, now),
             },
             (Ok(_), ValidatorState::Unknown { queue, bytes, .. }) => {
@@ -71,8 +71,9 @@ impl Router {
         }
     }
 
-    /// The texts are those of the Python miner, but for the future, which it does not mind.
-    fn check_auth(&mut self, hotkey: &str, auth: &ValidatorAuthForMiner, now: Now) -> Result<(), String> {
+    /// Gives the seconds by which the validator's clock is ahead of ours. The texts are those of the Python miner, but
+    /// for the future, which it does not mind.
+    fn check_auth(&mut self, hotkey: &str, auth: &ValidatorAuthForMiner, now: Now) -> Result<i64, String> {
         let age = now.unix_seconds().saturating_sub(auth.timestamp.saturating_i64());
         let limit = i64::try_from(self.limits.auth_age.as_secs()).unwrap_or(i64::MAX);
         if age > limit {
@@ -89,7 +90,7 @@ impl Router {
         if auth.miner_hotkey != self.hotkey {
             return Err(format!("wrong miner hotkey ({}!={})", self.hotkey, auth.miner_hotkey));
         }
-        auth.verify().map(drop).map_err(|error| {
+        auth.verify().map(|_| -age).map_err(|error| {
             self.strangers.signatures.warn(now.mono, &format_args!("validator {hotkey}: {error}"));
             "Signature mismatches".to_owned()
         })
@@ -106,8 +107,9 @@ impl Router {
         self.validator_gone(id);
     }
 
-    fn authenticated(&mut self, id: SessionId, hotkey: String, now: Now) {
+    fn authenticated(&mut self, id: SessionId, hotkey: String, clock_skew: i64, now: Now) {
         let Some(validator) = self.validators.get_mut(&id) else { return };
+        validator.clock_skew = clock_skew;
         let before = std::mem::replace(&mut validator.state, ValidatorState::Authenticated);
         self.out.push(Action::Known(id));
         // Nothing is offered that cannot be run.

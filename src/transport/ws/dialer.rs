@@ -9,7 +9,7 @@ use super::socket::Socket;
 use super::split;
 use crate::base::shutdown::{Level, Shutdown};
 use crate::net::dial::dial;
-use crate::transport::handshake::{bounded, upgrade_as_client};
+use crate::transport::handshake::{Upgraded, bounded, upgrade_as_client};
 use crate::transport::proxy::tunnel;
 use crate::transport::tls::{handshake_as_client, tls_behind};
 use crate::transport::url::WsUrl;
@@ -85,17 +85,20 @@ impl Dialer for WsDialer {
             Some(proxy) => tunnel(proxy, &url, limits.handshake_bytes, deadline, shutdown, level)?,
             None => Arc::new(dial(&url.host, url.port, deadline, shutdown, level)?),
         };
-        let (tls, tail) = bounded(&tcp, &url.authority, deadline, shutdown, level, |socket| {
+        let (tls, upgraded) = bounded(&tcp, &url.authority, deadline, shutdown, level, |socket| {
             if !url.tls {
-                let tail = upgrade_as_client(socket, &url, headers, limits.handshake_bytes)?;
-                return Ok((None, tail));
+                let upgraded = upgrade_as_client(socket, &url, headers, limits.handshake_bytes)?;
+                return Ok((None, upgraded));
             }
             let mut tls = handshake_as_client(&self.tls, self.name_of(&url)?, &url.authority, socket)?;
             let mut stream = rustls::Stream::new(&mut tls, socket);
-            let tail = upgrade_as_client(&mut stream, &url, headers, limits.handshake_bytes)
+            let upgraded = upgrade_as_client(&mut stream, &url, headers, limits.handshake_bytes)
                 .map_err(|error| tls_behind(&url.authority, error))?;
-            Ok((Some(tls.into()), tail))
+            Ok((Some(tls.into()), upgraded))
         })?;
-        Ok(split(Socket::new(tcp, tls), tail, Role::Client, &limits, url.authority))
+        let Upgraded { tail, clock_skew } = upgraded;
+        let connection = split(Socket::new(tcp, tls), tail, Role::Client, &limits, url.authority);
+        connection.traffic.set_clock_skew(clock_skew);
+        Ok(connection)
     }
 }

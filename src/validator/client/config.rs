@@ -25,6 +25,9 @@ const HEARTBEAT_EVERY: Duration = Duration::from_secs(60);
 pub struct ClientConfig {
     /// The facilitator's `ws://` or `wss://` URL, as `wss://host/ws/v0/`.
     pub url: String,
+    /// Other addresses of the same facilitator, with the same database behind them: when one fails, the next in order
+    /// is dialled, and after the last the first.
+    pub fallbacks: Vec<String>,
     /// Our hotkey.
     pub key: KeyPair,
     /// Who may sign jobs besides ourselves.
@@ -66,6 +69,7 @@ impl ClientConfig {
     pub fn new(url: impl Into<String>, key: KeyPair) -> Self {
         Self {
             url: url.into(),
+            fallbacks: Vec::new(),
             key,
             trusted_signers: Vec::new(),
             max_signature_age: MAX_SIGNATURE_AGE,
@@ -85,13 +89,13 @@ impl ClientConfig {
     /// All problems of the configuration, in words.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        if !self.url.starts_with("ws://") && !self.url.starts_with("wss://") {
-            problems.push(format!(
-                "facilitator is {:?}; it should be a URL like wss://facilitator.example/ws/v0/",
-                self.url
-            ));
-        } else if let Err(error) = check_url(&self.url) {
-            problems.push(format!("facilitator: {error}"));
+        for url in std::iter::once(&self.url).chain(&self.fallbacks) {
+            if !url.starts_with("ws://") && !url.starts_with("wss://") {
+                let right = "it should be a URL like wss://facilitator.example/ws/v0/";
+                problems.push(format!("facilitator is {url:?}; {right}"));
+            } else if let Err(error) = check_url(url) {
+                problems.push(format!("facilitator: {error}"));
+            }
         }
         problems.extend(problem_of_age(self.max_signature_age));
         if self.check_threads == 0 || self.check_threads > 64 {

@@ -102,6 +102,24 @@ impl ClientHandle {
         lock(&self.shared.last_error).clone()
     }
 
+    /// The facilitator's address that is in use, or is dialled next, and its number among those of the configuration,
+    /// from 1.
+    pub fn endpoint(&self) -> (usize, &str) {
+        self.link.endpoint()
+    }
+
+    /// How long the last ping took that the facilitator has answered on the present connection. One is sent with each
+    /// heartbeat.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.link.round_trip()
+    }
+
+    /// Seconds by which the facilitator's clock was ahead of ours when the present connection began, less than 0 if it
+    /// was behind; `None` if it did not say what time it is.
+    pub fn clock_skew(&self) -> Option<i64> {
+        self.link.clock_skew()
+    }
+
     /// Says on a page of health whether the client is authenticated, its updates go to disk, and none waits too long.
     pub fn measure(&self, health: &Health) {
         match (self.state(), self.last_error()) {

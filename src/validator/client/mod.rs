@@ -187,6 +187,7 @@ fn link_config(config: &ClientConfig) -> LinkConfig {
             frame_bytes: FACILITATOR_LINK_MESSAGE_BYTES,
             ..SocketLimits::default()
         },
+        fallbacks: config.fallbacks.clone(),
         dial_time: config.dial_time,
         backoff: config.backoff,
         refused_pause: config.refused_pause,
