@@ -251,6 +251,10 @@ pub const CELERY_MESSAGE_BYTES: usize = CELERY_BODY_BYTES / 3 * 4 + (1 << 20);
 /// one that takes 64 messages at a time with four copies of each on the way needs 6 GiB at worst.
 pub const CELERY_BODY_BYTES: usize = 24 << 20;
 
+/// Levels of nesting in the headers and the body of a Celery message and in a result: the 200 of a frame, for a job
+/// among the arguments, and eight for what is around it.
+pub const CELERY_JSON_LEVELS: usize = 208;
+
 /// Bytes of a task's stored result, packed or not: as much as a status update of the facilitator link may have.
 pub const CELERY_RESULT_BYTES: usize = FACILITATOR_LINK_MESSAGE_BYTES;
 

@@ -12,8 +12,9 @@ use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use flate2::write::ZlibEncoder;
 use serde_json::{Map, Value};
 
+use super::json;
 use super::keys::{JSON, PRIORITY_MAX};
-use crate::base::limits::{CELERY_BODY_BYTES, CELERY_MESSAGE_BYTES};
+use crate::base::limits::{CELERY_BODY_BYTES, CELERY_MESSAGE_BYTES, CELERY_REVOKED_ID_BYTES};
 use crate::ops::errors::ErrorClass;
 
 /// Why a message cannot be read. The queue flows on after each of them: the message is kept aside.
@@ -111,7 +112,7 @@ impl Envelope {
     /// A message with a JSON body and without headers and properties.
     pub fn json(body: &Value) -> Self {
         Self {
-            body: body.to_string().into_bytes(),
+            body: json::write(body).into_bytes(),
             content_type: JSON.to_owned(),
             content_encoding: "utf-8".to_owned(),
             headers: Map::new(),
@@ -129,8 +130,7 @@ impl Envelope {
             return Err(MessageError::TooLarge { what: "the message", limit: CELERY_MESSAGE_BYTES });
         }
         let not = |why: &str| MessageError::NotAMessage(why.to_owned());
-        let value: Value =
-            serde_json::from_slice(text).map_err(|error| MessageError::NotAMessage(error.to_string()))?;
+        let value = json::read(text).map_err(|error| MessageError::NotAMessage(error.to_string()))?;
         let Value::Object(mut other) = value else { return Err(not("not a JSON object")) };
         let headers = map(other.shift_remove("headers")).ok_or_else(|| not("headers are not an object"))?;
         let properties = map(other.shift_remove("properties")).ok_or_else(|| not("properties are not an object"))?;
@@ -163,7 +163,7 @@ impl Envelope {
         message.insert("headers".to_owned(), Value::Object(self.headers.clone()));
         message.insert("properties".to_owned(), Value::Object(properties));
         message.extend(self.other.clone());
-        Value::Object(message).to_string()
+        json::write(&Value::Object(message))
     }
 
     /// The body's JSON, unpacked.
@@ -176,7 +176,7 @@ impl Envelope {
             return Err(MessageError::ContentType(self.content_type.chars().take(64).collect()));
         }
         let body = self.unpacked()?;
-        serde_json::from_slice(&body).map_err(|error| MessageError::Body(error.to_string()))
+        json::read(&body).map_err(|error| MessageError::Body(error.to_string()))
     }
 
     /// The body's bytes, unpacked.
@@ -232,6 +232,50 @@ impl Envelope {
     }
 }
 
+/// The id of the task that a message is about, from whatever of it can be read: its headers, its properties, its body
+/// (protocol 1), and else the bytes themselves, which may be cut.
+pub fn find_id(raw: &[u8]) -> Option<String> {
+    let Ok(envelope) = Envelope::read(raw) else {
+        let headers = find(raw, b"\"headers\"").map_or(raw, |at| &raw[at..]);
+        return text_after(headers, "id")
+            .or_else(|| text_after(raw, "correlation_id"))
+            .or_else(|| text_after(raw, "id"));
+    };
+    let property = |name: &str| envelope.properties.get(name).and_then(Value::as_str);
+    let said = envelope.task_id().filter(|id| !id.is_empty()).or_else(|| property("correlation_id"));
+    match said.filter(|id| is_id(id)) {
+        Some(id) => Some(id.to_owned()),
+        None => text_after(&envelope.unpacked().ok()?, "id"),
+    }
+}
+
+fn is_id(id: &str) -> bool {
+    (1..=CELERY_REVOKED_ID_BYTES).contains(&id.len()) && !id.chars().any(char::is_control)
+}
+
+fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
+    bytes.windows(part.len()).position(|window| window == part)
+}
+
+/// The first id that stands in these bytes as `"name": "…"`.
+fn text_after(bytes: &[u8], name: &str) -> Option<String> {
+    let (name, mut rest) = (format!("\"{name}\""), bytes);
+    while let Some(at) = find(rest, name.as_bytes()) {
+        rest = &rest[at + name.len()..];
+        let value = rest.trim_ascii_start().strip_prefix(b":").map(<[u8]>::trim_ascii_start);
+        let text = value.and_then(|value| value.strip_prefix(b"\""));
+        let length = text.and_then(|text| text.iter().position(|byte| matches!(byte, b'"' | b'\\')));
+        // An id has nothing to escape.
+        if let (Some(text), Some(length)) = (text, length)
+            && text[length] == b'"'
+            && let Some(id) = std::str::from_utf8(&text[..length]).ok().filter(|id| is_id(id))
+        {
+            return Some(id.to_owned());
+        }
+    }
+    None
+}
+
 /// An object, an absent one as empty; `None` for anything else.
 fn map(value: Option<Value>) -> Option<Map<String, Value>> {
     match value {
@@ -276,6 +320,23 @@ mod tests {
         assert_eq!(packed(&bomb).payload().unwrap_err(), too_large);
         assert_eq!(unpack(&Compression::Zlib.pack(&[b' '; 100]), "gzip", 100).unwrap().len(), 100);
         assert!(unpack(&Compression::Zlib.pack(&[b' '; 101]), "gzip", 100).is_err());
+    }
+
+    #[test]
+    fn an_id_is_found_in_what_cannot_be_read() {
+        let of = |text: &str| find_id(text.as_bytes());
+        let message = r#"{"body": "{\"id\": 1}", "headers": {"task": "t", "id": "right"}, "properties": {}"#;
+        assert_eq!(of(message).as_deref(), Some("right"), "it is cut");
+        assert_eq!(of(&format!("{message}}}")).as_deref(), Some("right"));
+        assert_eq!(of(&message[30..]).as_deref(), Some("right"), "its beginning is missing");
+        let cut = r#"{"properties": {"correlation_id": "right", "headers": {"ids": ["x"], "id": null, "id": "a\"b"#;
+        assert_eq!(of(cut).as_deref(), Some("right"));
+        assert_eq!(of(r#"{"headers": {}, "properties": {"correlation_id": "right"}}"#).as_deref(), Some("right"));
+        let first = r#"{"headers": {}, "body": "{\"task\": \"t\", \"id\": \"right\", \"args\": []}"}"#;
+        assert_eq!(of(first).as_deref(), Some("right"), "protocol 1 has it in its body");
+        for none in ["", "x", "{}", r#"{"headers": {"id": 5}}"#, r#"{"id": ""#, r#"{"id": "a\u0007"}"#] {
+            assert_eq!(of(none), None, "{none}");
+        }
     }
 
     #[test]

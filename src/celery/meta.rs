@@ -5,6 +5,7 @@ use std::fmt;
 use serde_json::{Map, Value, json};
 
 use super::envelope::{MessageError, unpack};
+use super::json;
 use super::moment::Moment;
 use super::repr;
 use crate::base::limits::CELERY_RESULT_BYTES;
@@ -108,7 +109,10 @@ impl Exception {
     pub fn message(&self) -> String {
         let one = |value: &Value| match value {
             Value::String(text) => text.clone(),
-            other => other.to_string(),
+            other => match super::value::plain(other.clone()) {
+                Value::String(text) => text,
+                other => other.to_string(),
+            },
         };
         match &self.exc_message {
             Value::Null => String::new(),
@@ -254,13 +258,14 @@ impl Meta {
                 &unpacked
             }
         };
-        let value = serde_json::from_slice(text).map_err(|error| MetaError::NotAResult(error.to_string()))?;
+        let value = json::read(text).map_err(|error| MetaError::NotAResult(error.to_string()))?;
         let Value::Object(mut other) = value else { return Err(not("not a JSON object")) };
         let mut take = |key: &str| other.shift_remove(key).unwrap_or(Value::Null);
         let (status, task_id, result) = (take("status"), take("task_id"), take("result"));
         let state = ResultState::from(status.as_str().ok_or_else(|| not("no status"))?);
         let task_id = task_id.as_str().ok_or_else(|| not("no task id"))?.to_owned();
-        let mut text = |key: &str| match take(key) {
+        // A traceback with a file name that is not UTF-8 is shown as well as it can be.
+        let mut text = |key: &str| match super::value::plain(take(key)) {
             Value::String(text) => Some(text),
             _ => None,
         };
@@ -288,7 +293,7 @@ impl Meta {
         }
         meta.extend(self.other.clone());
         meta.insert("task_id".to_owned(), self.task_id.clone().into());
-        Value::Object(meta).to_string()
+        json::write(&Value::Object(meta))
     }
 
     /// The exception of a failure, a retry or a revoked task.

@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use super::value::{self, Python};
+
 /// Characters of a shown argument list or map; Celery's own default.
 const CHARS: usize = 1024;
 
@@ -95,6 +97,13 @@ impl Shown {
     }
 
     fn value(&mut self, value: &Value, level: usize) {
+        match value::python(value) {
+            Some(Python::Float("NaN")) => return self.put("nan"),
+            Some(Python::Float(name)) => return self.put(if name.starts_with('-') { "-inf" } else { "inf" }),
+            Some(Python::Text(odd)) => return self.put(&format!("'{}'", odd.shown())),
+            Some(Python::Mapping(_)) => return self.value(&value::plain(value.clone()), level),
+            None => {}
+        }
         match value {
             Value::Null => self.put("None"),
             Value::Bool(true) => self.put("True"),
@@ -134,6 +143,8 @@ mod tests {
         assert_eq!(shown(json!([1])), "(1,)");
         let mixed = json!([1, "it's", null, true, [false], 1.5]);
         assert_eq!(shown(mixed), r"(1, 'it\'s', None, True, [False], 1.5)");
+        let odd = crate::celery::json::read(br#"[NaN, -Infinity, "caf\udce9", {"\udce9": 1}]"#).unwrap();
+        assert_eq!(shown(odd), r"(nan, -inf, 'caf\udce9', {'�': 1})");
         assert_eq!(kwargs(json!({"a": {"b": "ü"}, "c": []}).as_object().unwrap()), "{'a': {'b': 'ü'}, 'c': []}");
     }
 

@@ -9,6 +9,7 @@ mod example;
 mod celery_client;
 mod celery_messages;
 mod celery_monitoring;
+mod celery_values;
 mod celery_worker;
 mod celery_worker_faults;
 mod celery_worker_kill;

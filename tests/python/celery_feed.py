@@ -189,6 +189,38 @@ def fetch(request):
         return {"answer": None}
 
 
+def odd(request):
+    """Values that `json` writes although they are not JSON."""
+    deep = []
+    for _ in range(request.get("levels", 1)):
+        deep = [deep]
+    file = os.fsdecode(b"caf\xe9")
+    inf = float("inf")
+    return {"inf": inf, "nan": float("nan"), "file": file, "deep": deep, "all": [inf, -inf, float("nan"), file + "\\", deep,
+                                                                                {file: 2 ** 70}]}
+
+
+def odd_echo(request):
+    """Whether `echo`, and a callback after it, give such values back as they were."""
+    values = odd(request)["all"]
+    callback = app.signature("echo", kwargs={"more": values})
+    sent = app.send_task("echo", args=[values], kwargs={"named": values}, headers={"odd": values[:4]}, link=[callback])
+    first = sent.get(timeout=30)
+    after = sent.children[0].get(timeout=30)
+    wanted = [[values], {"named": values}]
+    same = [repr(first) == repr(wanted), repr(after) == repr([[wanted], {"more": values}])]
+    return {"same": same == [True, True], "shown": repr([first, after])[-500:]}
+
+
+def odd_call(request):
+    result, raised = app.send_task(request["task"], args=[odd(request)[request["what"]]]), None
+    try:
+        value = result.get(timeout=30)
+    except Exception as error:  # Whatever the task has failed with.
+        value, raised = None, described(error)
+    return {"shown": repr(value), "result": value if isinstance(value, (bool, int)) else None, "raised": raised}
+
+
 def main():
     for line in sys.stdin:
         request = json.loads(line)

@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::celery::meta::Exception;
+use crate::celery::value;
 
 /// Celery's own number of retries where a task names none.
 const MAX_RETRIES: u32 = 3;
@@ -50,14 +51,15 @@ pub struct Args {
 }
 
 impl Args {
-    /// An argument by its place or, if it was not passed so, by its name.
+    /// An argument by its place or, if it was not passed so, by its name. `NaN` and the infinities are numbers for
+    /// `f64`; a [`Value`] has them, and texts with lone surrogates, as [`value`](crate::celery::value) says.
     ///
     /// # Errors
     /// A `TypeError` if it is missing or of another type.
     pub fn get<T: DeserializeOwned>(&self, at: usize, name: &str) -> Result<T, TaskError> {
         let value = self.positional.get(at).or_else(|| self.named.get(name));
         let value = value.ok_or_else(|| TaskError::new("TypeError", format!("missing argument: '{name}'")))?;
-        T::deserialize(value).map_err(|error| TaskError::new("TypeError", format!("argument '{name}': {error}")))
+        value::read(value).map_err(|error| TaskError::new("TypeError", format!("argument '{name}': {error}")))
     }
 
     /// The keyword arguments as a struct. Positional arguments are refused.
@@ -69,7 +71,8 @@ impl Args {
             let message = format!("takes keyword arguments only, {} positional were given", self.positional.len());
             return Err(TaskError::new("TypeError", message));
         }
-        T::deserialize(Value::Object(self.named)).map_err(|error| TaskError::new("TypeError", error.to_string()))
+        let named = Value::Object(self.named);
+        value::read(&named).map_err(|error| TaskError::new("TypeError", error.to_string()))
     }
 }
 

@@ -136,6 +136,8 @@ pub(super) struct Core {
     pub idle: Shutdown,
     /// Workers that seemed dead, since when.
     pub suspects: Mutex<HashMap<String, Instant>>,
+    /// Old messages of others that the last look for what was left has passed over.
+    pub passed: AtomicUsize,
     pub beat: Mutex<Option<Alarm>>,
     pub beating: AtomicBool,
     pub totals: Totals,
@@ -203,6 +205,7 @@ impl Core {
             waited_for: AtomicBool::new(false),
             idle: Shutdown::new(),
             suspects: Mutex::default(),
+            passed: AtomicUsize::new(0),
             beat: Mutex::default(),
             beating: AtomicBool::new(false),
             totals,

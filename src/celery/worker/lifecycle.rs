@@ -15,8 +15,9 @@ use super::run::{CancelCause, Run};
 use super::scripts::{RELEASE, REVOKE, SETTLE, STATE};
 use super::telling::End;
 use crate::base::backoff::exponential;
+use crate::base::limits::CELERY_MESSAGE_BYTES;
 use crate::base::lock::lock;
-use crate::celery::envelope::{Envelope, MessageError};
+use crate::celery::envelope::{Envelope, MessageError, find_id};
 use crate::celery::event::Event;
 use crate::celery::keys::{UNACKED, UNACKED_INDEX, meta_key};
 use crate::celery::message::TaskMessage;
@@ -52,11 +53,10 @@ impl Core {
             }
             return;
         }
-        let read = Envelope::read(&raw).map_err(|error| (None, None, error)).and_then(|envelope| {
-            TaskMessage::read(&envelope).map_err(|error| {
-                (envelope.task_id().map(str::to_owned), envelope.task_name().map(str::to_owned), error)
-            })
+        let read = Envelope::read(&raw).map_err(|error| (None, error)).and_then(|envelope| {
+            TaskMessage::read(&envelope).map_err(|error| (envelope.task_name().map(str::to_owned), error))
         });
+        let id = if read.is_err() { find_id(&raw) } else { None };
         let taken = |message| Taken {
             message,
             raw,
@@ -68,12 +68,44 @@ impl Core {
         };
         match read {
             Ok(message) => self.accept_task(tag, taken, message),
-            Err((id, name, error)) => {
+            Err((name, error)) => {
                 let noted = lock(&self.held).insert(tag, id.as_deref().unwrap_or(""), Stage::Waiting, taken(None));
                 if noted {
                     self.refuse(tag, id.as_deref(), name.as_deref(), &error);
                 }
             }
+        }
+    }
+
+    /// What has no delivery tag, or is too large to be held, was put aside when it was taken. Its producer gets to know
+    /// why, if an id is found in it.
+    pub(super) fn answer_aside(self: &Arc<Self>, list: &str, raw: &[u8], bytes: usize) {
+        self.totals.aside.inc();
+        let error = match bytes > CELERY_MESSAGE_BYTES {
+            true => MessageError::TooLarge { what: "the message", limit: CELERY_MESSAGE_BYTES },
+            false => match Envelope::read(raw) {
+                Ok(_) => MessageError::NotAMessage("it has no delivery tag".to_owned()),
+                Err(error) => error,
+            },
+        };
+        self.board.errors.report(error.class(), TAKE_PART, &error);
+        let (id, beginning) = (find_id(raw), String::from_utf8_lossy(&raw[..raw.len().min(100)]).into_owned());
+        log::error!("what came from {list:?} is put aside: {error}; id {id:?}: {beginning:?}");
+        let Some(Op::Result(key, meta)) = id.map(|id| outcome::unreadable(&id, &error.to_string(), Self::now())) else {
+            return;
+        };
+        // No tag is held under this name, so that nothing is settled but the result.
+        let args = ["", "result", &key, &meta, &self.config.expires_seconds().to_string()];
+        let keys = [self.keys.held.as_str(), UNACKED, UNACKED_INDEX];
+        let request = Request::new(Repeat::Idempotent, self.patience()).script(&SETTLE, &keys, &args[..]);
+        let board = self.board.clone();
+        let sent = self.commands.submit(request, move |answer| {
+            if let Err(error) = answer {
+                board.errors.report(error.class(), "cel-settle", &error);
+            }
+        });
+        if let Err(error) = sent {
+            self.board.errors.report(error.class(), "cel-settle", &error);
         }
     }
 

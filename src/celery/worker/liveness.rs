@@ -12,7 +12,7 @@ use super::restore::{self, Back};
 use super::scripts::{LEFT, RENEW, RESTORE};
 use crate::base::limits::CELERY_RESTORED_AT_ONCE;
 use crate::base::lock::lock;
-use crate::celery::keys::{UNACKED, UNACKED_INDEX, binding_key};
+use crate::celery::keys::{SEPARATOR, UNACKED, UNACKED_INDEX, binding_key, queue_key};
 use crate::redis::{RedisError, Repeat, Request};
 
 /// Milliseconds after which we count as dead.
@@ -32,20 +32,22 @@ pub(super) fn beat(core: &Arc<Core>) {
     if core.beating.swap(true, Ordering::SeqCst) {
         return;
     }
-    let visible = core.config.visibility_timeout.as_secs_f64().to_string();
     let request = Request::new(Repeat::Idempotent, core.patience())
         .script(
             &RENEW,
             &[core.keys.alive.as_str(), &core.keys.held, UNACKED_INDEX, WORKERS],
             &(core.id.as_str(), lifetime(core)),
         )
-        .script(&LEFT, &[WORKERS, UNACKED, UNACKED_INDEX], &(WORKER, CELERY_RESTORED_AT_ONCE, visible));
+        .script(&LEFT, &[WORKERS, UNACKED, UNACKED_INDEX], &looked_for(core)[..]);
     let weak = Arc::downgrade(core);
     let sent = core.commands.submit(request, move |answer| {
         if let Some(core) = weak.upgrade() {
             core.beating.store(false, Ordering::SeqCst);
             match answer.and_then(|mut replies| found(replies.pop())) {
-                Ok(left) => look(&core, left),
+                Ok((passed, left)) => {
+                    core.passed.store(passed, Ordering::SeqCst);
+                    look(&core, left);
+                }
                 Err(error) => core.board.errors.report(error.class(), "cel-live", &error),
             }
         }
@@ -56,7 +58,8 @@ pub(super) fn beat(core: &Arc<Core>) {
     }
 }
 
-/// What nobody works on: the worker that held it and where it lay (both empty if it is only old), its tag, its record.
+/// What nobody works on: the worker that held it (empty if it is only old), its tag, where it lay or its queue, its
+/// record.
 struct Left {
     worker: String,
     tag: String,
@@ -64,17 +67,29 @@ struct Left {
     entry: Vec<u8>,
 }
 
-fn found(reply: Option<Value>) -> Result<Vec<Left>, RedisError> {
-    let flat: Vec<Vec<u8>> = FromRedisValue::from_redis_value(reply.unwrap_or(Value::Array(Vec::new())))?;
-    let mut parts = flat.into_iter();
-    let mut left = Vec::new();
+/// What [`LEFT`] is told.
+fn looked_for(core: &Core) -> Vec<String> {
+    let visible = core.config.visibility_timeout.as_secs_f64().to_string();
+    let (most, passed) = (CELERY_RESTORED_AT_ONCE.to_string(), core.passed.load(Ordering::SeqCst).to_string());
+    let mut args = vec![WORKER.to_owned(), most, visible, SEPARATOR.to_owned(), binding_key(""), passed];
+    args.extend_from_slice(&core.config.queues);
+    args
+}
+
+/// How many old ones to pass over next time, and what was found.
+fn found(reply: Option<Value>) -> Result<(usize, Vec<Left>), RedisError> {
+    let reply: Vec<Value> = FromRedisValue::from_redis_value(reply.unwrap_or(Value::Array(Vec::new())))?;
+    let mut parts = reply.into_iter();
+    let passed = parts.next().map_or(Ok(0), usize::from_redis_value)?;
+    let parts = parts.map(Vec::<u8>::from_redis_value).collect::<Result<Vec<_>, _>>()?;
+    let (mut parts, mut left) = (parts.into_iter(), Vec::new());
     while let (Some(worker), Some(tag), Some(list), Some(entry)) =
         (parts.next(), parts.next(), parts.next(), parts.next())
     {
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         left.push(Left { worker: text(worker), tag: text(tag), list: text(list), entry });
     }
-    Ok(left)
+    Ok((passed, left))
 }
 
 /// Puts back what was left. A worker has to seem dead at two looks: after a pause of Redis itself the first of the
@@ -98,39 +113,10 @@ fn look(core: &Arc<Core>, left: Vec<Left>) {
         }
         match restore::recorded(&left.entry) {
             None => log::error!("message {} is held by nobody and its record is unreadable; it is left", left.tag),
-            Some(back) if !left.worker.is_empty() => {
-                let list = left.list.clone();
-                put_back(core, &left, &back, &list);
-            }
-            Some(back) => put_back_old(core, left, back),
+            // What is only old goes to the queue that its exchange and routing key lead to.
+            Some(back) if left.worker.is_empty() => put_back(core, &left, &back, &queue_key(&left.list, back.priority)),
+            Some(back) => put_back(core, &left, &back, &left.list),
         }
-    }
-}
-
-/// What was held by a worker of Celery goes to the queue that its exchange and routing key lead to.
-fn put_back_old(core: &Arc<Core>, left: Left, back: Back) {
-    if back.exchange.is_empty() {
-        match back.list(&[]) {
-            Some(list) => put_back(core, &left, &back, &list),
-            None => log::error!("message {} is old, and no queue is named in it; it is left", left.tag),
-        }
-        return;
-    }
-    let ask = Request::idempotent(redis::cmd("SMEMBERS").arg(binding_key(&back.exchange)), core.patience());
-    let weak = Arc::downgrade(core);
-    let sent = core.commands.submit(ask, move |answer| {
-        let Some(core) = weak.upgrade() else { return };
-        let bound = answer.and_then(|mut replies| Ok(Vec::<String>::from_redis_value(replies.remove(0))?));
-        match bound.map(|bound| back.list(&bound)) {
-            Ok(Some(list)) => put_back(&core, &left, &back, &list),
-            Ok(None) => {
-                log::error!("message {} is old, and no queue is bound to {:?}; it is left", left.tag, back.exchange)
-            }
-            Err(error) => core.board.errors.report(error.class(), "cel-live", &error),
-        }
-    });
-    if let Err(error) = sent {
-        core.board.errors.report(error.class(), "cel-live", &error);
     }
 }
 

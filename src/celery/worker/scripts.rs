@@ -11,23 +11,27 @@ use crate::redis::Script;
 ///
 /// `KEYS`: held, unacked, unacked_index, aside, then the lists in the order of taking. `ARGV`: how many, how many the
 /// list of what was put aside keeps, bytes of it that are kept of one, bytes after which no further is taken, bytes of
-/// the largest message. Answers with `{tag, key, message}` for each, one after the other; the tag is empty for what is
-/// no message or too large and was put aside; of these the answer has the beginning.
+/// the largest message. Answers with `{tag, key, message, bytes}` for each, one after the other; the tag is empty for
+/// what is no message or too large and was put aside; of what is too large the message has the beginning and the end.
 pub(super) static TAKE: Script = Script::new(
     r#"
 local taken, left, bytes = {}, tonumber(ARGV[1]), tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
+local function decoded(raw)
+  local ok, message = pcall(cjson.decode, raw)
+  -- Python writes lone surrogates, which this decoder refuses. It reads the rest when no escape is a character.
+  if not ok then ok, message = pcall(cjson.decode, (string.gsub(raw, '\\(.)', {u = '\\\\u'}))) end
+  return ok and type(message) == 'table' and message or {}
+end
 for k = 5, #KEYS do
   while left > 0 and bytes > 0 do
     local raw = redis.call('RPOP', KEYS[k])
     if not raw then break end
     left = left - 1
     bytes = bytes - #raw
-    local small = #raw <= tonumber(ARGV[5])
-    local ok, message = false, nil
-    if small then ok, message = pcall(cjson.decode, raw) end
-    local props = ok and type(message) == 'table' and message['properties']
+    local size, small = #raw, #raw <= tonumber(ARGV[5])
+    local props = small and decoded(raw)['properties']
     local tag = type(props) == 'table' and props['delivery_tag']
     if type(tag) == 'string' and tag ~= '' then
       local info = type(props['delivery_info']) == 'table' and props['delivery_info'] or {}
@@ -41,13 +45,14 @@ for k = 5, #KEYS do
       tag = ''
       redis.call('LPUSH', KEYS[4], cjson.encode({
         reason = small and 'not a message: no JSON object with a delivery tag' or 'too large', queue = KEYS[k],
-        at = now, bytes = #raw, message = string.sub(raw, 1, tonumber(ARGV[3]))}))
-      raw = string.sub(raw, 1, 200)
+        at = now, bytes = size, message = string.sub(raw, 1, tonumber(ARGV[3]))}))
+      if not small then raw = string.sub(raw, 1, 65536) .. string.sub(raw, -65536) end
       redis.call('LTRIM', KEYS[4], 0, tonumber(ARGV[2]) - 1)
     end
     taken[#taken + 1] = tag
     taken[#taken + 1] = KEYS[k]
     taken[#taken + 1] = raw
+    taken[#taken + 1] = tostring(size)
   end
 end
 return taken
@@ -111,8 +116,8 @@ pub(super) static REVOKE: Script = Script::new(
     r#"
 local there = redis.call('GET', KEYS[1])
 if there then
-  local ok, meta = pcall(cjson.decode, there)
-  local status = ok and type(meta) == 'table' and meta['status']
+  -- All write the status first, and what follows may not be JSON.
+  local status = string.match(there, '^{%s*"status":%s*"(%u+)"')
   if status ~= 'PENDING' and status ~= 'RECEIVED' and status ~= 'RETRY' and status ~= 'REJECTED' then return 0 end
 end
 if tonumber(ARGV[2]) > 0 then redis.call('SETEX', KEYS[1], ARGV[2], ARGV[1])
@@ -138,15 +143,18 @@ return #held
 "#,
 );
 
-/// Finds what nobody works on: held by a worker that lives no more, or recorded by anybody longer ago than the
-/// visibility time-out.
+/// Finds what nobody works on in the queues that are served: held by a worker that lives no more, or recorded by
+/// anybody longer ago than the visibility time-out. What belongs to other queues is left to those who serve them: how
+/// long they may work is not known here.
 ///
 /// `KEYS`: workers, unacked, unacked_index. `ARGV`: start of a worker's keys, most of them, seconds of the visibility
-/// time-out. Answers with `{worker, tag, key, entry}` for each, one after the other; worker and key are empty for what
-/// is only old.
+/// time-out, separator, start of the keys of bindings, how many of the old ones to pass over, then the queues. Answers
+/// with how many to pass over next time, then `{worker, tag, key, entry}` for each, one after the other; for what is
+/// only old the worker is empty and the key is its queue.
 pub(super) static LEFT: Script = Script::new(
     r#"
-local found, left = {}, tonumber(ARGV[2])
+local found, left, sep = {0}, tonumber(ARGV[2]), ARGV[4]
+local queues = {unpack(ARGV, 7)}
 local function note(worker, tag, key, entry)
   found[#found + 1] = worker
   found[#found + 1] = tag
@@ -154,23 +162,50 @@ local function note(worker, tag, key, entry)
   found[#found + 1] = entry
   left = left - 1
 end
+local function starts(text, start) return string.sub(text, 1, #start) == start end
+local function is_served(list)
+  for _, queue in ipairs(queues) do
+    if list == queue or starts(list, queue .. sep) then return true end
+  end
+end
+local function queue_of(entry)
+  local exchange, key = string.match(string.sub(entry, -2048), ',%s*"([^"]*)",%s*"([^"]*)"%]$')
+  local ok, route = pcall(cjson.decode, '["' .. (exchange or '') .. '","' .. (key or '') .. '"]')
+  if not key or not ok then return nil end
+  local bound = route[1] ~= '' and redis.call('SMEMBERS', ARGV[5] .. route[1]) or {route[2] .. sep .. sep .. route[2]}
+  for _, queue in ipairs(queues) do
+    for _, member in ipairs(bound) do
+      if starts(member, route[2] .. sep) and string.sub(member, -#sep - #queue) == sep .. queue then return queue end
+    end
+  end
+end
 for _, worker in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   if redis.call('EXISTS', ARGV[1] .. worker) == 0 then
     local held = ARGV[1] .. worker .. '.held'
     local all = redis.call('HGETALL', held)
     for at = 1, #all, 2 do
       if left <= 0 then return found end
-      local entry = redis.call('HGET', KEYS[2], all[at])
-      if entry then note(worker, all[at], all[at + 1], entry) else redis.call('HDEL', held, all[at]) end
+      if is_served(all[at + 1]) then
+        local entry = redis.call('HGET', KEYS[2], all[at])
+        if entry then note(worker, all[at], all[at + 1], entry) else redis.call('HDEL', held, all[at]) end
+      end
     end
     if #all == 0 then redis.call('SREM', KEYS[1], worker) end
   end
 end
+-- Those of others may be many: some at a time, and 4 MiB of them.
+local passed, most, bytes = tonumber(ARGV[6]), 1000, 4194304
 local oldest = tonumber(redis.call('TIME')[1]) - tonumber(ARGV[3])
-for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', oldest, 'LIMIT', 0, math.max(left, 0))) do
+local old = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', oldest, 'LIMIT', passed, most)
+for at, tag in ipairs(old) do
+  found[1] = passed + at
+  if left <= 0 or bytes <= 0 then return found end
   local entry = redis.call('HGET', KEYS[2], tag)
-  if entry then note('', tag, '', entry) else redis.call('ZREM', KEYS[3], tag) end
+  local queue = entry and queue_of(entry)
+  bytes = bytes - (entry and #entry or 0)
+  if queue then note('', tag, queue, entry) end
 end
+if #old < most then found[1] = 0 end
 return found
 "#,
 );

@@ -73,6 +73,17 @@ fn lists(queues: &[String]) -> Vec<Vec<String>> {
     (0..queues.len()).map(turn).collect()
 }
 
+/// What came out of a list.
+struct Taken {
+    /// Empty for what was put aside.
+    tag: String,
+    list: String,
+    /// The message; of one that is too large, its beginning and its end.
+    raw: Vec<u8>,
+    /// How many bytes it has as a whole.
+    bytes: usize,
+}
+
 struct Taker<'a> {
     core: &'a Arc<Core>,
     connection: Connection,
@@ -167,13 +178,10 @@ impl Taker<'_> {
                     self.rest("a task in its queues")?;
                 }
             }
-            for (tag, list, raw) in taken {
-                if tag.is_empty() {
-                    let beginning = String::from_utf8_lossy(&raw[..raw.len().min(100)]).into_owned();
-                    log::error!("what came from {list:?} is no message or too large and was put aside: {beginning:?}");
-                    core.totals.aside.inc();
-                } else {
-                    core.accept(&tag, &list, raw);
+            for Taken { tag, list, raw, bytes } in taken {
+                match tag.as_str() {
+                    "" => core.answer_aside(&list, &raw, bytes),
+                    tag => core.accept(tag, &list, raw),
                 }
             }
         }
@@ -188,7 +196,7 @@ impl Taker<'_> {
         self.connection.wait_push(&self.core.wake, look).map(drop)
     }
 
-    fn take(&mut self, count: usize) -> Result<Vec<(String, String, Vec<u8>)>, RedisError> {
+    fn take(&mut self, count: usize) -> Result<Vec<Taken>, RedisError> {
         self.turn = (self.turn + 1) % self.keys.len();
         let core = self.core;
         let lists = std::mem::take(&mut self.keys[self.turn]);
@@ -198,12 +206,15 @@ impl Taker<'_> {
         let flat: Result<Vec<Vec<u8>>, _> = self.script(TAKE.text(), &keys, &numbers.map(|n| n.to_string()));
         self.keys[self.turn] = lists;
         let flat = flat?;
-        core.totals.taken.add(flat.len() as u64 / 3);
+        core.totals.taken.add(flat.len() as u64 / 4);
         let mut parts = flat.into_iter();
         let mut taken = Vec::new();
-        while let (Some(tag), Some(list), Some(raw)) = (parts.next(), parts.next(), parts.next()) {
+        while let (Some(tag), Some(list), Some(raw), Some(bytes)) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        {
             let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-            taken.push((text(tag), text(list), raw));
+            let bytes = text(bytes).parse().unwrap_or(raw.len());
+            taken.push(Taken { tag: text(tag), list: text(list), raw, bytes });
         }
         Ok(taken)
     }

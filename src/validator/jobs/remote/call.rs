@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::celery::value::not_json;
 use crate::celery::worker::{Args, TaskError};
 use crate::identity::PublicKey;
 use crate::protocol::{FacilitatorToValidator, V2JobRequest};
@@ -86,6 +87,10 @@ impl Call {
     pub(super) fn read(args: Args) -> Result<Self, TaskError> {
         let Arguments { request, front, avoid } = args.named_as()?;
         let wrong = |what: &str, why: String| TaskError::new("ValueError", format!("{what}: {why}"));
+        // Python's producers write more than a job can be.
+        if let Some(problem) = not_json(&request) {
+            return Err(wrong("request", problem));
+        }
         let request = match FacilitatorToValidator::decode(&request.to_string()) {
             Ok(FacilitatorToValidator::V2JobRequest(request)) if is_uuid_of_job(&request.uuid) => request,
             Ok(FacilitatorToValidator::V2JobRequest(_)) => {
