@@ -5,6 +5,8 @@ mod testkit;
 
 #[path = "../../examples/celery_worker.rs"]
 mod example;
+#[path = "../../examples/redis.rs"]
+mod redis_example;
 
 mod celery_client;
 mod celery_messages;

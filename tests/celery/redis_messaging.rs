@@ -40,6 +40,17 @@ fn part_state(health: &Health) -> PartState {
 }
 
 #[test]
+fn the_example_of_redis_runs_and_leaves_no_thread() {
+    let group = phalanx::base::thread::Group::enter();
+    let Some(server) = RedisServer::start() else { return };
+    let lines = crate::redis_example::run(&server.url()).unwrap();
+    assert_eq!(lines, ["news: it rains", "answer: HELLO", "2 + 3 = 5; 0 left"]);
+    drop(server);
+    let left: Vec<_> = group.live().into_iter().map(|thread| thread.name).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
 fn messages_reach_every_sink_until_it_is_dropped() {
     let _none = NoThreads::expected();
     let Some(server) = RedisServer::start() else { return };

@@ -1,7 +1,11 @@
-//! The embedding example runs, and leaves no thread.
+//! The examples of embedding run, and leave no thread.
 
+#[path = "../../examples/client.rs"]
+mod client;
 #[path = "../../examples/embed.rs"]
 mod embed;
+#[path = "../../examples/parts.rs"]
+mod parts;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +18,15 @@ use phalanx::base::thread::Group;
 use phalanx::cli::job_text::Form;
 use phalanx::cli::submit::{Plan, submit};
 use phalanx::executor::RunnerKind;
+use phalanx::protocol::JobStatus;
+use phalanx::transport::ws::WsListener;
 
 use serde_json::{Value, json};
 
 use crate::testkit::engine::ready;
 use crate::testkit::http::{Reply, Server, loopback};
-use crate::testkit::roles::World;
+use crate::testkit::roles::{World, job};
+use crate::testkit::scripted_facilitator::{Plan as ScriptedPlan, ScriptedFacilitator, key};
 
 #[test]
 fn the_embedding_example_runs_and_leaves_no_thread() {
@@ -27,6 +34,31 @@ fn the_embedding_example_runs_and_leaves_no_thread() {
     assert_eq!(embed::run().unwrap(), "Epaminondas\nIphicrates\nLeonidas\n");
     let left: Vec<_> = group.live().into_iter().map(|t| t.name).collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn the_example_of_the_parts_runs_and_leaves_no_thread() {
+    let group = Group::enter();
+    let lines = parts::run().unwrap();
+    let cancelled = "the task was cancelled on request: nobody wants it";
+    assert_eq!(lines[0], format!("squares 1 4 9; {cancelled}; 0 left"));
+    assert_eq!(lines[1..], ["echo one two; 0 left", "hello, Leonidas; 0 left"]);
+    let left: Vec<_> = group.live().into_iter().map(|t| t.name).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn the_example_of_a_client_does_a_job_and_leaves_no_thread() {
+    let world = World::new();
+    let folder = tempfile::tempdir().unwrap();
+    let listener = WsListener::bind("127.0.0.1:0", None).unwrap();
+    let facilitator = ScriptedFacilitator::start(listener, world.timer(), ScriptedPlan::default());
+    let job = job(&key("//Validator"));
+    facilitator.submit(job.clone());
+    let done = || assert_eq!(facilitator.history(&job.uuid).last(), Some(&JobStatus::Completed));
+    let report = client::run(&facilitator.url, key("//Validator"), folder.path(), done).unwrap();
+    assert!(report.is_clean(), "{report}");
+    facilitator.stop();
 }
 
 /// A network whose jobs may reach loopback.
