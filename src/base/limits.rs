@@ -292,6 +292,12 @@ pub const CELERY_ASIDE: usize = 1000;
 /// Bytes that are kept of a message that is put aside: [`CELERY_ASIDE`] of them are 256 MiB.
 pub const CELERY_ASIDE_BYTES: usize = 256 << 10;
 
+/// Queues that a Celery worker takes from when remote control adds some: each is four keys in every look for tasks.
+pub const CELERY_QUEUES: usize = 256;
+
+/// Threads of a Celery worker when remote control asks for more: at 64 KiB of stack that is used, 64 MiB.
+pub const CELERY_THREADS: usize = 1024;
+
 /// Bytes of events about tasks that wait to be published: some 4,000 at 250 bytes. When Redis takes longer, further
 /// ones are dropped.
 pub const CELERY_EVENT_BYTES: usize = 1 << 20;

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::envelope::Envelope;
+use super::json;
 use super::keys::EVENT_EXCHANGE;
 use super::message::TaskMessage;
 use super::meta::Exception;
@@ -147,7 +148,7 @@ impl Event {
         event.extend(self.fields);
         event.insert("timestamp".to_owned(), (when.now.unix_micros() as f64 / 1e6).into());
         event.insert("type".to_owned(), self.kind.into());
-        Value::Object(event).to_string()
+        json::write(&Value::Object(event))
     }
 
     /// The routing key under which it is published alone.

@@ -9,6 +9,7 @@ mod example;
 mod redis_example;
 
 mod celery_client;
+mod celery_control;
 mod celery_messages;
 mod celery_monitoring;
 mod celery_values;

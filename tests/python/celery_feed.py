@@ -155,8 +155,16 @@ def inspect(request):
 
 def broadcast(request):
     answer = app.control.broadcast(request["method"], arguments=request.get("arguments"), reply=True, timeout=20,
-                                   destination=request["destination"])
+                                   destination=request.get("destination"), limit=request.get("limit"),
+                                   pattern=request.get("pattern"), matcher=request.get("matcher"))
     return {"answer": answer}
+
+
+def commands(request):
+    """All that a worker of Celery answers."""
+    from celery.worker.control import Panel
+
+    return {"answer": sorted(Panel.meta)}
 
 
 def ping(request):

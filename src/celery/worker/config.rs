@@ -60,7 +60,12 @@ impl WorkerConfig {
 
     /// Messages that are held at a time whose time has come, at most [`CELERY_PREFETCH`].
     pub fn prefetch(&self) -> usize {
-        let concurrency = self.concurrency.clamp(1, CELERY_PREFETCH);
+        self.prefetch_of(self.concurrency)
+    }
+
+    /// The same with so many threads.
+    pub(super) fn prefetch_of(&self, concurrency: usize) -> usize {
+        let concurrency = concurrency.clamp(1, CELERY_PREFETCH);
         concurrency.saturating_mul(self.prefetch_multiplier.max(1)).min(CELERY_PREFETCH)
     }
 

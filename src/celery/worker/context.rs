@@ -95,7 +95,7 @@ impl TaskCx {
 
     /// When the time limit is over.
     pub fn deadline(&self) -> Option<Instant> {
-        let limit = Duration::try_from_secs_f64(self.run.message.time_limit?).ok()?;
+        let limit = Duration::try_from_secs_f64(self.run.limits.1?).ok()?;
         self.run.begun.get()?.checked_add(limit)
     }
 

@@ -9,11 +9,12 @@ use std::time::{Instant, SystemTime};
 use serde_json::{Value, json};
 
 use super::config::WorkerConfig;
-use super::control::Node;
 use super::held::{Held, Stage};
+use super::limits::Limits;
+use super::node::Node;
 use super::outcome::Setting;
 use super::queue::RunQueue;
-use super::revoked::Revoked;
+use super::revoked::{Revoked, stamps};
 use super::run::Run;
 use crate::base::limits::CELERY_PREFETCH;
 use crate::base::lock::lock;
@@ -23,6 +24,7 @@ use crate::celery::events::EventSender;
 use crate::celery::message::TaskMessage;
 use crate::celery::moment::Moment;
 use crate::ops::metrics::Counter;
+use crate::ops::process::Process;
 use crate::ops::status::Board;
 use crate::redis::{CommanderHandle, RedisError, Wake};
 
@@ -108,6 +110,16 @@ pub(super) struct Core {
     pub registered: BTreeSet<String>,
     pub held: Mutex<Held<Taken>>,
     pub revoked: Mutex<Revoked>,
+    /// Stamps by which tasks were revoked.
+    pub revoked_stamps: Mutex<Revoked>,
+    /// What remote control has set for single tasks.
+    pub limits: Mutex<Limits>,
+    /// When the next of each task may begin whose rate is limited.
+    pub turns: Mutex<HashMap<String, Alarm>>,
+    /// The queues that it takes from now.
+    pub queues: Mutex<Vec<String>>,
+    /// How many tasks run at a time.
+    pub concurrency: AtomicUsize,
     pub commands: CommanderHandle,
     pub timer: TimerHandle,
     pub queue: RunQueue,
@@ -155,6 +167,11 @@ impl fmt::Debug for Core {
     }
 }
 
+/// The stamps of a task.
+pub(super) fn stamps_of(message: &TaskMessage) -> Vec<String> {
+    message.stamps.as_object().map(stamps).unwrap_or_default()
+}
+
 /// What a core is made of.
 pub(super) struct CoreParts {
     pub config: WorkerConfig,
@@ -186,9 +203,13 @@ impl Core {
             keys: Keys::of(&id),
             held: Mutex::new(Held::new(config.prefetch())),
             id,
-            config,
             registered,
             revoked: Mutex::default(),
+            revoked_stamps: Mutex::default(),
+            limits: Mutex::default(),
+            turns: Mutex::default(),
+            queues: Mutex::new(config.queues.clone()),
+            concurrency: AtomicUsize::new(config.concurrency),
             commands,
             timer,
             queue,
@@ -214,6 +235,7 @@ impl Core {
             task_events,
             heartbeat: Mutex::default(),
             started: Instant::now(),
+            config,
         })
     }
 
@@ -258,7 +280,8 @@ impl Core {
     /// How many messages must fit before more are taken: few at a time would be a round trip each, and as long as more
     /// than this many do not fit, every thread has something to do.
     pub(super) fn batch(&self) -> usize {
-        (self.config.prefetch().saturating_sub(self.config.concurrency) / 2).clamp(1, CELERY_PREFETCH)
+        let concurrency = self.concurrency.load(Ordering::SeqCst);
+        (self.config.prefetch_of(concurrency).saturating_sub(concurrency) / 2).clamp(1, CELERY_PREFETCH)
     }
 
     /// Tells the thread that takes that there may be room.
@@ -348,7 +371,41 @@ impl Node for Core {
     }
 
     fn queues(&self) -> Vec<String> {
-        self.config.queues.clone()
+        lock(&self.queues).clone()
+    }
+
+    fn rate_of(&self, task: &str) -> Option<String> {
+        lock(&self.limits).rate_of(task)
+    }
+
+    fn runs_stamped(&self, stamps: &[String]) -> bool {
+        let held = lock(&self.held);
+        held.iter().any(|(_, entry)| {
+            let message = entry.item.message.as_deref().filter(|_| entry.stage == Stage::Running);
+            message.is_some_and(|message| stamps_of(message).iter().any(|stamp| stamps.contains(stamp)))
+        })
+    }
+
+    fn concurrency(&self) -> usize {
+        self.concurrency.load(Ordering::SeqCst)
+    }
+
+    fn conf(&self) -> Value {
+        let config = &self.config;
+        json!({
+            "broker_url": config.redis.to_string(), "result_backend": config.redis.to_string(),
+            "broker_transport_options": {"visibility_timeout": config.visibility_timeout.as_secs_f64()},
+            "task_default_queue": config.default_queue, "task_queues": self.queues(),
+            "worker_concurrency": self.concurrency(), "worker_prefetch_multiplier": config.prefetch_multiplier,
+            "result_expires": config.expires_seconds(), "task_track_started": config.track_started,
+            "task_acks_late": true, "worker_send_task_events": self.task_events(),
+            "worker_enable_remote_control": true, "accept_content": ["json"], "task_serializer": "json",
+            "result_serializer": "json", "enable_utc": true,
+        })
+    }
+
+    fn memory(&self) -> Option<usize> {
+        Process::read().map(|process| process.resident_memory_bytes)
     }
 
     fn stats(&self) -> Value {
@@ -357,13 +414,13 @@ impl Node for Core {
             "total": &*lock(&self.totals.begun), "pid": std::process::id(), "clock": self.clock().to_string(),
             "uptime": self.started.elapsed().as_secs(),
             "pool": {
-                "implementation": "phalanx", "max-concurrency": self.config.concurrency,
+                "implementation": "phalanx", "max-concurrency": self.concurrency(),
                 "processes": [std::process::id()], "put-guarded-by-semaphore": false, "timeouts": [null, null],
             },
             "broker": {
                 "hostname": peer.host, "port": peer.port, "transport": "redis", "virtual_host": peer.db.to_string(),
             },
-            "prefetch_count": self.config.prefetch(), "rusage": "N/A",
+            "prefetch_count": self.config.prefetch_of(self.concurrency()), "rusage": "N/A",
             "phalanx": {"version": env!("CARGO_PKG_VERSION"), "worker": self.id},
         })
     }

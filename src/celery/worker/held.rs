@@ -89,6 +89,11 @@ impl<T> Held<T> {
         self.prefetch.saturating_sub(due).min(CELERY_SCHEDULED.saturating_sub(self.counts.scheduled))
     }
 
+    /// Another number of messages whose time has come.
+    pub(super) fn set_prefetch(&mut self, prefetch: usize) {
+        self.prefetch = prefetch;
+    }
+
     /// How many are in each stage.
     pub(super) fn counts(&self) -> Counts {
         self.counts

@@ -135,7 +135,7 @@ impl Core {
         log::debug!("task {}[{}] received", message.task, message.id);
         if message.expires.is_some_and(|expires| expires < now) {
             self.conclude(tag, Outcome::Revoked("expired"));
-        } else if lock(&self.revoked).contains(&message.id, Instant::now()) {
+        } else if self.is_revoked(&message) {
             self.conclude(tag, Outcome::Revoked("revoked"));
         } else if !self.registered.contains(&message.task) {
             self.conclude(tag, Outcome::Unknown);
@@ -182,8 +182,18 @@ impl Core {
         }
     }
 
+    /// Gives a task to the threads, or lets it wait for its turn if the rate of its kind is limited.
     fn queue_run(self: &Arc<Self>, tag: &str, message: &Arc<TaskMessage>) {
-        let run = Run::new(tag, message.clone());
+        let may_begin = lock(&self.limits).offer(&message.task, tag, Instant::now());
+        match may_begin {
+            true => self.begin_run(tag, message),
+            false => self.await_turn(&message.task),
+        }
+    }
+
+    pub(super) fn begin_run(self: &Arc<Self>, tag: &str, message: &Arc<TaskMessage>) {
+        let limits = lock(&self.limits).time_limits(message);
+        let run = Run::new(tag, message.clone(), limits);
         if !self.queue.push(run) {
             // The worker stops.
             self.give_back(tag, true);

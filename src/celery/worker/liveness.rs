@@ -72,7 +72,7 @@ fn looked_for(core: &Core) -> Vec<String> {
     let visible = core.config.visibility_timeout.as_secs_f64().to_string();
     let (most, passed) = (CELERY_RESTORED_AT_ONCE.to_string(), core.passed.load(Ordering::SeqCst).to_string());
     let mut args = vec![WORKER.to_owned(), most, visible, SEPARATOR.to_owned(), binding_key(""), passed];
-    args.extend_from_slice(&core.config.queues);
+    args.extend_from_slice(&lock(&core.queues));
     args
 }
 

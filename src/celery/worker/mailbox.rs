@@ -10,14 +10,20 @@ use std::time::{Duration, Instant};
 use redis::{ConnectionLike, FromRedisValue, PushKind};
 use serde_json::Value;
 
-use super::control::{self, Effect, Node, ReplyTo};
+use super::answers;
+use super::control::{self, ReplyTo};
 use super::core::Core;
+use super::node::{Effect, Node};
+use super::pool::Pool;
 use super::scripts::REPLY;
 use crate::base::backoff::Backoff;
+use crate::base::lock::lock;
 use crate::base::rng::Rng;
 use crate::base::shutdown::Level;
 use crate::base::waits::waiting;
 use crate::celery::keys::{CONTROL_EXCHANGE, SEPARATOR, binding_key, fanout_channel};
+use crate::celery::repr;
+use crate::ops::foreign::Foreign;
 use crate::redis::{Connection, RedisError, Repeat, Request, Waited, Wake};
 
 const PART: &str = "cel-control";
@@ -29,10 +35,10 @@ const LOOK: Duration = Duration::from_secs(30);
 const ANSWER_SECONDS: u64 = 60;
 
 /// Runs until the worker ends.
-pub(super) fn run(core: &Arc<Core>, wake: &Wake) {
+pub(super) fn run(core: &Arc<Core>, pool: &Pool, wake: &Wake) {
     let (mut backoff, mut rng) = (Backoff::new(core.config.redis.backoff), Rng::from_entropy());
     while !core.ending.is_set() {
-        if let Err(error) = listen(core, wake, &mut backoff)
+        if let Err(error) = listen(core, pool, wake, &mut backoff)
             && !core.ending.is_set()
         {
             core.board.errors.report(error.class(), PART, &error);
@@ -42,7 +48,7 @@ pub(super) fn run(core: &Arc<Core>, wake: &Wake) {
     }
 }
 
-fn listen(core: &Arc<Core>, wake: &Wake, backoff: &mut Backoff) -> Result<(), RedisError> {
+fn listen(core: &Arc<Core>, pool: &Pool, wake: &Wake, backoff: &mut Backoff) -> Result<(), RedisError> {
     let config = core.config.redis.clone().named(PART);
     let mut connection = Connection::open(&config, Instant::now() + config.operation_time, &core.ending, Level::Drain)?;
     let kick = connection.kick();
@@ -62,7 +68,7 @@ fn listen(core: &Arc<Core>, wake: &Wake, backoff: &mut Backoff) -> Result<(), Re
         match waited {
             Waited::Push(PushKind::Message, data) => {
                 if let Some(text) = data.into_iter().nth(1) {
-                    handle(core, &Vec::<u8>::from_redis_value(text)?);
+                    handle(core, pool, &Vec::<u8>::from_redis_value(text)?);
                 }
             }
             Waited::Push(..) | Waited::Woken => {}
@@ -75,7 +81,7 @@ fn listen(core: &Arc<Core>, wake: &Wake, backoff: &mut Backoff) -> Result<(), Re
     Ok(())
 }
 
-fn handle(core: &Arc<Core>, text: &[u8]) {
+fn handle(core: &Arc<Core>, pool: &Pool, text: &[u8]) {
     let command = match control::read(text, &core.config.hostname) {
         Ok(Some(command)) => command,
         Ok(None) => return,
@@ -85,15 +91,25 @@ fn handle(core: &Arc<Core>, text: &[u8]) {
         }
     };
     core.events.witness(command.clock);
-    let (answer, effect) = control::answer(&command, core.as_ref());
+    let (answer, effect) = answers::answer(&command, core.as_ref());
+    if effect != Effect::None {
+        let arguments = Foreign::from(repr::kwargs(&command.arguments));
+        log::info!("remote control: {} {arguments}", command.method);
+    }
     match &effect {
         Effect::None | Effect::Shutdown => {}
-        Effect::Revoke(ids, terminate) => {
-            log::info!("remote control: {} of {}", command.method, ids.join(", "));
-            core.revoke(ids, *terminate);
-        }
+        Effect::Revoke(ids, terminate) => core.revoke(ids, *terminate),
+        Effect::RevokeStamped(stamps, terminate) => core.revoke_stamped(stamps, *terminate),
+        Effect::LimitRate(task, rate) => core.set_rate(task, rate.clone()),
+        Effect::LimitTime(task, soft, hard) => lock(&core.limits).set_times(task, *soft, *hard),
+        Effect::AddQueue(queue) => core.change_queues(|queues| {
+            if !queues.contains(queue) {
+                queues.push(queue.clone());
+            }
+        }),
+        Effect::RemoveQueue(queue) => core.change_queues(|queues| queues.retain(|other| other != queue)),
+        Effect::Resize(size) => core.resize(pool, *size),
         Effect::Events(wanted) => {
-            log::info!("remote control: {}", command.method);
             core.task_events.store(*wanted, Ordering::SeqCst);
         }
         Effect::Heartbeat => core.tell_of_itself("worker-heartbeat"),

@@ -9,8 +9,7 @@
 //!   marked.
 //! * Unknown tasks and messages that cannot be read are answered and put aside in the list `phalanx.aside`, not
 //!   dropped.
-//! * Not supported, and reported in the log or in the answer when it is asked for: chords, groups as callbacks, rate
-//!   limits, a change of pool, queues or time limits by remote control, revoking by stamped headers, other
+//! * Not supported, and reported in the log or in the answer when it is asked for: chords, groups as callbacks, other
 //!   serializers than JSON, protocol 1, Redis Cluster.
 //!
 //! Owner of the threads `cel-take` and `cel-control`: [`CeleryWorker`]. They block in: an answer of Redis, or a wait
@@ -19,18 +18,24 @@
 //! Threads: `cel-take` takes messages, `cel-work-n` run handlers, `cel-cmd` (a commander) settles messages,
 //! `cel-control` listens to remote control, and a timer.
 
+mod adjust;
+mod answers;
 mod call;
+mod changes;
 mod config;
 mod context;
 mod control;
 mod core;
 mod held;
 mod lifecycle;
+mod limits;
 mod liveness;
 mod mailbox;
+mod node;
 mod outcome;
 mod pool;
 mod queue;
+mod rate;
 mod registry;
 mod restore;
 mod revoked;
@@ -108,7 +113,7 @@ pub struct CeleryWorker {
 struct WorkerThreads {
     commander: Commander,
     timer: Timer,
-    pool: Pool,
+    pool: Arc<Pool>,
     take: Thread<()>,
     control: Thread<()>,
     control_wake: Wake,
@@ -185,7 +190,7 @@ impl CeleryWorker {
         let (take_wake, control_wake) = (wake()?, wake()?);
         let commander = Commander::start("cel-cmd", config.redis.clone().named("cel-cmd"), board)?;
         let timer = Timer::start();
-        let (queue, runs) = RunQueue::new(config.prefetch());
+        let (queue, runs) = RunQueue::new();
         board.health.down(TAKE_PART, "not connected yet");
         let core = Core::new(CoreParts {
             config,
@@ -196,7 +201,7 @@ impl CeleryWorker {
             wake: take_wake,
             board: board.clone(),
         });
-        let pool = Pool::start(&core, registry, &runs);
+        let pool = Pool::start(&core, registry, runs);
         liveness::beat(&core);
         telling::heartbeats(&core);
         let (taking, kicked) = (core.clone(), core.clone());
@@ -206,11 +211,12 @@ impl CeleryWorker {
         });
         let take = spawn("cel-take", kick, move || take::run(&taking));
         let (listening, kicked, woken, wake) = (core.clone(), core.clone(), control_wake.clone(), control_wake.clone());
+        let changed = pool.clone();
         let kick = Kick::new("its wake and the end of its connection", move || {
             kicked.ending.drain();
             woken.raise();
         });
-        let control = spawn("cel-control", kick, move || mailbox::run(&listening, &wake));
+        let control = spawn("cel-control", kick, move || mailbox::run(&listening, &changed, &wake));
         Ok(Self { core, threads: Some(WorkerThreads { commander, timer, pool, take, control, control_wake }) })
     }
 
@@ -279,6 +285,7 @@ impl CeleryWorker {
         step.join(control);
         drop(lock(&core.beat).take());
         drop(lock(&core.heartbeat).take());
+        lock(&core.turns).clear();
         timer.stop_in(step);
         report.given_back = core.given_back.load(Ordering::SeqCst) - before;
         report.left = lock(&core.held).counts().total();

@@ -1,14 +1,15 @@
 //! The threads that run handlers.
 //!
 //! Owner: the [`Pool`], of the worker. Blocks in: the queue, then in whatever a handler does. Kick: the worker cancels
-//! the signal of each run; the queue is closed. Ends: when the queue is closed and empty.
+//! the signal of each run; the queue is closed. Ends: when the queue is closed and empty, or when the pool shrinks.
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use super::call::{Args, TaskError, exception};
 use super::context::TaskCx;
@@ -17,35 +18,105 @@ use super::held::Stage;
 use super::outcome::{self, Outcome};
 use super::registry::Registry;
 use super::run::{CancelCause, Run};
+use crate::base::limits::CELERY_THREADS;
 use crate::base::lock::lock;
 use crate::base::stop::Step;
 use crate::base::thread::{Kick, Thread, panic_message, spawn};
 use crate::base::timer::Alarm;
-use crate::base::waits::recv;
+use crate::base::waits::waiting;
 use crate::celery::event::Event;
 use crate::celery::meta::{Exception, Meta};
 
 /// Owns the threads.
-#[derive(Debug)]
-pub(super) struct Pool(Vec<Thread<()>>);
+pub(super) struct Pool {
+    core: Arc<Core>,
+    registry: Arc<Registry>,
+    runs: Receiver<Arc<Run>>,
+    /// Each message ends one thread.
+    leave: (Sender<()>, Receiver<()>),
+    threads: Mutex<PoolThreads>,
+}
+
+#[derive(Debug, Default)]
+struct PoolThreads {
+    /// Those that run, and those that were told to leave and may still run a task.
+    all: Vec<Thread<()>>,
+    /// The number of the next one.
+    next: usize,
+    /// How many take tasks.
+    size: usize,
+    stopped: bool,
+}
 
 impl Pool {
-    pub(super) fn start(core: &Arc<Core>, registry: Registry, runs: &Receiver<Arc<Run>>) -> Self {
-        let registry = Arc::new(registry);
-        let thread = |n: usize| {
-            let (core, registry, runs) = (core.clone(), registry.clone(), runs.clone());
-            spawn(format!("cel-work-{n}"), Kick::dropped("the queue and the signal of the run"), move || {
-                while let Ok(run) = recv(&runs, "a task") {
-                    execute(&core, &registry, &run);
-                }
-            })
-        };
-        Self((0..core.config.concurrency).map(thread).collect())
+    pub(super) fn start(core: &Arc<Core>, registry: Registry, runs: Receiver<Arc<Run>>) -> Arc<Self> {
+        let (size, threads) = (core.concurrency.load(Ordering::SeqCst), Mutex::default());
+        let leave = bounded(CELERY_THREADS.max(size));
+        let pool = Arc::new(Self { core: core.clone(), registry: Arc::new(registry), runs, leave, threads });
+        pool.resize(size);
+        pool
+    }
+
+    /// Has so many threads from now on. One that is too many ends behind the task that it runs.
+    pub(super) fn resize(&self, size: usize) {
+        let mut threads = lock(&self.threads);
+        if threads.stopped {
+            return;
+        }
+        threads.all.retain(|thread| !thread.is_finished());
+        while threads.size < size {
+            // One that was told to leave and has not noticed stays.
+            if self.leave.1.try_recv().is_err() {
+                let thread = self.thread(threads.next);
+                threads.all.push(thread);
+                threads.next += 1;
+            }
+            threads.size += 1;
+        }
+        while threads.size > size && self.leave.0.try_send(()).is_ok() {
+            threads.size -= 1;
+        }
+    }
+
+    fn thread(&self, n: usize) -> Thread<()> {
+        let (core, registry) = (self.core.clone(), self.registry.clone());
+        let (runs, leave) = (self.runs.clone(), self.leave.1.clone());
+        spawn(format!("cel-work-{n}"), Kick::dropped("the queue and the signal of the run"), move || {
+            while let Some(run) = next(&runs, &leave) {
+                execute(&core, &registry, &run);
+            }
+        })
     }
 
     /// Joins the threads; the queue was closed and the runs were cancelled before.
-    pub(super) fn stop_in(self, step: &mut Step) {
-        step.join_all(self.0);
+    pub(super) fn stop_in(&self, step: &mut Step) {
+        let all = {
+            let mut threads = lock(&self.threads);
+            threads.stopped = true;
+            std::mem::take(&mut threads.all)
+        };
+        step.join_all(all);
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pool({:?})", lock(&self.threads))
+    }
+}
+
+/// The next run; `None` when the thread is to end.
+fn next(runs: &Receiver<Arc<Run>>, leave: &Receiver<()>) -> Option<Arc<Run>> {
+    if leave.try_recv().is_ok() {
+        return None;
+    }
+    if let Ok(run) = runs.try_recv() {
+        return Some(run);
+    }
+    let _waiting = waiting("a task", None);
+    select! {
+        recv(runs) -> run => run.ok(),
+        recv(leave) -> _ => None,
     }
 }
 
@@ -115,7 +186,7 @@ fn time_limits(core: &Arc<Core>, run: &Arc<Run>) -> Vec<Alarm> {
         Instant::now().checked_add(limit)
     };
     let mut alarms = Vec::new();
-    if let Some(when) = at(run.message.soft_time_limit) {
+    if let Some(when) = at(run.limits.0) {
         let run = Arc::downgrade(run);
         alarms.push(core.timer.at(when, move || {
             if let Some(run) = run.upgrade() {
@@ -124,11 +195,11 @@ fn time_limits(core: &Arc<Core>, run: &Arc<Run>) -> Vec<Alarm> {
             }
         }));
     }
-    if let Some(when) = at(run.message.time_limit) {
+    if let Some(when) = at(run.limits.1) {
         let run = Arc::downgrade(run);
         alarms.push(core.at(when, move |core| {
             if let Some(run) = run.upgrade() {
-                let limit = run.message.time_limit.unwrap_or(0.0);
+                let limit = run.limits.1.unwrap_or(0.0);
                 log::error!("task {}[{}] is over its time limit of {limit} s", run.message.task, run.message.id);
                 let exception = Exception::new("billiard.exceptions", "TimeLimitExceeded", limit.to_string());
                 core.conclude(&run.tag, Outcome::Failure(exception, None));

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::run::Run;
-use crate::base::limits::CELERY_SCHEDULED;
+use crate::base::limits::{CELERY_PREFETCH, CELERY_SCHEDULED};
 use crate::base::lock::lock;
 
 /// Where runs wait for a thread. It has room for all that a worker may hold, so it is never full.
@@ -13,8 +13,8 @@ pub(super) struct RunQueue(Mutex<Option<Sender<Arc<Run>>>>);
 
 impl RunQueue {
     /// A queue, and its other end.
-    pub(super) fn new(prefetch: usize) -> (Self, Receiver<Arc<Run>>) {
-        let (sender, receiver) = bounded(prefetch + CELERY_SCHEDULED);
+    pub(super) fn new() -> (Self, Receiver<Arc<Run>>) {
+        let (sender, receiver) = bounded(CELERY_PREFETCH + CELERY_SCHEDULED);
         (Self(Mutex::new(Some(sender))), receiver)
     }
 

@@ -1,12 +1,23 @@
-//! The ids of revoked tasks, as every worker remembers them. Pure.
+//! The ids of revoked tasks, as every worker remembers them, and the stamps by which tasks were revoked. Pure.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value};
 
 use crate::base::limits::{CELERY_REVOKED, CELERY_REVOKED_ID_BYTES};
 
 /// How long an id is remembered; Celery's own number.
 const REMEMBERED: Duration = Duration::from_secs(3 * 3600);
+
+/// The stamps of an object of headers, each with one or a list of them, as texts that tell each from all others.
+pub(super) fn stamps(headers: &Map<String, Value>) -> Vec<String> {
+    let each = |(header, stamp): (&String, &Value)| {
+        let stamps = stamp.as_array().map_or_else(|| std::slice::from_ref(stamp), Vec::as_slice);
+        stamps.iter().map(|stamp| format!("{header}\0{stamp}")).collect::<Vec<_>>()
+    };
+    headers.iter().flat_map(each).collect()
+}
 
 /// Ids of revoked tasks: the newest [`CELERY_REVOKED`] of the last three hours.
 #[derive(Debug, Default)]
@@ -28,11 +39,16 @@ impl Revoked {
 
     /// Whether the id was revoked.
     pub(super) fn contains(&mut self, id: &str, now: Instant) -> bool {
-        if self.since.is_empty() {
+        if self.is_empty() {
             return false;
         }
         self.purge(now);
         self.since.contains_key(id)
+    }
+
+    /// Whether none is remembered.
+    pub(super) fn is_empty(&self) -> bool {
+        self.since.is_empty()
     }
 
     /// The ids, the oldest first.

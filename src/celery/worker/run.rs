@@ -31,6 +31,8 @@ pub(super) struct Run {
     pub message: Arc<TaskMessage>,
     /// Drain: end soon (the soft time limit). Cancel: end now.
     pub signal: Shutdown,
+    /// Seconds after which it is asked to end, and after which it is ended.
+    pub limits: (Option<f64>, Option<f64>),
     /// When its handler was called.
     pub begun: OnceLock<Instant>,
     why: Mutex<Option<CancelCause>>,
@@ -47,8 +49,9 @@ struct Progress {
 }
 
 impl Run {
-    pub(super) fn new(tag: &str, message: Arc<TaskMessage>) -> Arc<Self> {
+    pub(super) fn new(tag: &str, message: Arc<TaskMessage>, limits: (Option<f64>, Option<f64>)) -> Arc<Self> {
         Arc::new(Self {
+            limits,
             tag: tag.to_owned(),
             message,
             signal: Shutdown::new(),
@@ -74,7 +77,7 @@ impl Run {
         match *lock(&self.why) {
             Some(CancelCause::Stopping) => None,
             Some(CancelCause::SoftLimit) => {
-                let seconds = self.message.soft_time_limit.unwrap_or(0.0);
+                let seconds = self.limits.0.unwrap_or(0.0);
                 let exception = Exception::new("billiard.exceptions", "SoftTimeLimitExceeded", seconds.to_string());
                 Some(Outcome::Failure(exception, None))
             }

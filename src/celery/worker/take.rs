@@ -52,14 +52,14 @@ fn connect(core: &Arc<Core>, backoff: &mut Backoff) -> Result<(), RedisError> {
     let connection = Connection::open(&config, deadline, &core.intake, Level::Drain)?;
     let kick = connection.kick();
     let _kick = core.intake.on(Level::Cancel, move || kick.kick());
-    let mut taker = Taker { core, connection, keys: lists(&core.config.queues), turn: 0, looked: Instant::now() };
+    let (queues, keys) = (Vec::new(), Vec::new());
+    let mut taker = Taker { core, connection, queues, keys, turn: 0, looked: Instant::now() };
     taker.begin()?;
     backoff.connected(Instant::now());
     core.board.health.up(TAKE_PART);
     core.consuming.store(true, Ordering::SeqCst);
     core.ready.drain();
     core.tell_of_itself("worker-online");
-    log::info!("{} takes from {}", core.config.hostname, core.config.queues.join(", "));
     taker.consume()
 }
 
@@ -87,6 +87,8 @@ struct Taken {
 struct Taker<'a> {
     core: &'a Arc<Core>,
     connection: Connection,
+    /// The queues, and their lists for each turn.
+    queues: Vec<String>,
     keys: Vec<Vec<String>>,
     turn: usize,
     /// When it last looked for what it holds without knowing it.
@@ -162,6 +164,11 @@ impl Taker<'_> {
                 self.find_lost()?;
             }
             core.wake.lower();
+            self.look_at_queues();
+            if self.queues.is_empty() {
+                self.rest("a queue to take from")?;
+                continue;
+            }
             core.wants_room.store(true, Ordering::SeqCst);
             let room = lock(&core.held).room();
             if room < core.batch() {
@@ -186,6 +193,15 @@ impl Taker<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Remote control may have changed the queues.
+    fn look_at_queues(&mut self) {
+        let queues = lock(&self.core.queues).clone();
+        if queues != self.queues {
+            log::info!("{} takes from {}", self.core.config.hostname, queues.join(", "));
+            (self.keys, self.queues, self.turn) = (lists(&queues), queues, 0);
+        }
     }
 
     /// Until something comes, there is room, or it is time to look again: a Redis that is frozen or has forgotten who
