@@ -117,8 +117,6 @@ pub mod validator;
 /// The documents, whose Rust is compiled as that of these pages is.
 #[cfg(doctest)]
 mod documents {
-    #[doc = include_str!("../README.md")]
-    struct Readme;
     #[doc = include_str!("../docs/tasks.md")]
     struct Tasks;
     #[doc = include_str!("../docs/facilitator-client.md")]

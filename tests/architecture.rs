@@ -464,6 +464,18 @@ fn every_owner_of_threads_has_the_same_stop_and_is_in_the_table() {
     }
 }
 
+#[test]
+fn the_rust_of_every_document_is_compiled() {
+    let library = fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    let with_rust = docs::documents(&root()).into_iter().filter(|(_, text)| text.contains("\n```rust"));
+    let names: Vec<String> = with_rust.map(|(name, _)| name).collect();
+    assert!(names.len() > 3, "{names:?}");
+    for name in names {
+        let included = library.contains(&format!("include_str!(\"../{name}\")"));
+        assert!(included, "src/lib.rs should include {name} in its `documents`, so that its Rust is compiled");
+    }
+}
+
 /// The error enums of a file of the library, each with its variants.
 fn errors(text: &str) -> Vec<(&str, Vec<&str>)> {
     let mut errors: Vec<(&str, Vec<&str>)> = Vec::new();

@@ -52,6 +52,7 @@ pub mod role;
 pub mod routing;
 pub mod status;
 mod streaming;
+mod workers;
 
 #[cfg(feature = "roles")]
 mod jobs;
@@ -62,8 +63,6 @@ pub use client::{
 };
 pub use connections::{ConnectionsStatus, KeptConnections, MinerConnections};
 pub use job_messages::JobTimes;
-#[cfg(feature = "roles")]
-pub use jobs::here::OnWorkers;
 #[cfg(all(feature = "celery", feature = "roles"))]
 pub use jobs::remote;
 #[cfg(feature = "roles")]
@@ -75,3 +74,4 @@ pub use miners::{MinersError, load_miners};
 pub use role::{Dispatch, Observer, Reloader, Validator, ValidatorConfig, ValidatorError};
 pub use routing::MinerAddress;
 pub use status::Outcome;
+pub use workers::OnWorkers;
