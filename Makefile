@@ -10,7 +10,8 @@ LIMIT := --config 'target."cfg(unix)".runner="tests/limit"'
   bench/client bench/tasks bench/durability stress
 
 run:
-	$(CARGO) run --quiet --release -- demo
+	@echo "Builds the program, which takes minutes the first time; then five jobs go through all four roles."
+	$(CARGO) run --release --locked -- demo
 
 # Everything: sets up a Python environment of its own, says what it has to skip, and why.
 # With PHALANX_TEST_REQUIRE_ALL=1 nothing may be skipped.

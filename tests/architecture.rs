@@ -620,3 +620,27 @@ fn what_the_documents_name_exists() {
     assert_eq!(docs::missing_files(text, &files), set(&["link/gone.rs"]));
     assert_eq!((docs::links(text), docs::anchors(text)), (vec![("", "a-stop-at-last")], set(&["a-stop-at-last"])));
 }
+
+#[test]
+fn each_reason_and_class_of_errors_has_its_advice() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    let (advice, enums, errors) =
+        (read("docs/troubleshooting.md"), read("src/protocol/enums.rs"), read("src/ops/errors.rs"));
+    let mut texts = docs::texts_of(&errors, "pub fn as_str(self)", "}");
+    assert!(texts.contains(&"reconnect"), "{texts:?}");
+    for name in ["HordeFailureReason", "JobFailureReason", "JobRejectionReason"] {
+        let found = docs::texts_of(&enums, &format!("enum {name} {{"), "}");
+        assert!(found.len() > 4 && found.contains(&"unknown"), "{name}: {found:?}");
+        texts.extend(found);
+    }
+    let rows: Vec<&str> = advice.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next()).collect();
+    let missing: Vec<_> =
+        texts.iter().filter(|text| !rows.iter().any(|row| row.contains(&format!("`{text}`")))).collect();
+    assert!(missing.is_empty(), "docs/troubleshooting.md has no row for {missing:?}");
+}
+
+#[test]
+fn the_readme_is_read_in_five_minutes() {
+    let words = fs::read_to_string(root().join("README.md")).unwrap().split_whitespace().count();
+    assert!(words <= 800, "README.md has {words} words");
+}

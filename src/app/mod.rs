@@ -23,6 +23,8 @@ mod log_spec;
 pub mod logging;
 #[cfg(feature = "cli")]
 pub mod output;
+#[cfg(feature = "cli")]
+pub mod parent;
 pub mod sandbox;
 #[cfg(feature = "cli")]
 pub mod service_manager;

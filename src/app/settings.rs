@@ -3,7 +3,8 @@
 //! Precedence is flag, then environment, then file, then default. A setting of the file becomes a flag of the command
 //! line unless a flag or the environment gives it already, so every check of a flag holds for the file too. A table
 //! `NAME` in that of a command is the value of the flag `--NAME-settings`, as JSON, or of `--NAME`, if that takes JSON.
-//! Flags of all commands, as `log-format`, may stand before the tables or in them.
+//! Flags of all commands, as `log-format`, may stand before the tables or in them. The table of a command with commands
+//! of its own, as `jobs`, has the flags of all of them; each takes those that it knows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -238,9 +239,14 @@ fn is_on_the_line(arguments: &[OsString], long: &str) -> bool {
 
 /// The command that the line names, and the flags that it may have, those of all commands among them.
 fn flags_of<'c>(command: &'c Command, arguments: &[OsString]) -> (Option<&'c Command>, Vec<&'c Arg>) {
-    let subcommand = positional(command, arguments).and_then(|at| command.find_subcommand(&arguments[at]));
+    let at = positional(command, arguments);
+    let subcommand = at.and_then(|at| command.find_subcommand(&arguments[at]));
+    let nested = at.zip(subcommand).and_then(|(at, command)| {
+        let at = at + positional(command, &arguments[at..])?;
+        command.find_subcommand(&arguments[at])
+    });
     let of_all = command.get_arguments().filter(|flag| flag.is_global_set() && flag.get_long() != Some(CONFIG));
-    let own = subcommand.into_iter().flat_map(Command::get_arguments);
+    let own = subcommand.into_iter().chain(nested).flat_map(Command::get_arguments);
     let flags = own.chain(of_all).filter(|flag| flag.get_long().is_some() && !flag.is_hide_set());
     (subcommand, flags.collect())
 }
@@ -294,6 +300,9 @@ fn merge(
     let name = subcommand.get_name();
     // The command's own table counts more, so it comes first.
     for (key, value) in own.into_iter().flatten() {
+        if is_of_another(subcommand, flags, key) {
+            continue;
+        }
         if let Err(problem) = set(&format!("[{name}] {key}"), key, value, flags, settings) {
             settings.problems.push(problem);
         }
@@ -303,6 +312,14 @@ fn merge(
             settings.problems.push(problem);
         }
     }
+}
+
+/// Whether a key is no flag of the command of the line, but one of another command of the same table.
+fn is_of_another(subcommand: &Command, flags: &[&Arg], key: &str) -> bool {
+    let long = key.replace('_', "-");
+    let is_it = |flag: &&Arg| flag.get_long() == Some(&long);
+    let mut others = subcommand.get_subcommands().flat_map(Command::get_arguments);
+    !flags.iter().any(is_it) && others.any(|flag| is_it(&flag))
 }
 
 /// Makes one setting a flag of the command line, if nothing that counts more gives it.
@@ -375,15 +392,23 @@ mod tests {
 
     fn command() -> Command {
         let log_format = Arg::new("log-format").long("log-format").global(true);
-        Command::new("phalanx").arg(log_format).arg(Arg::new("config").long("config").global(true)).subcommand(
-            Command::new("validator")
-                .arg(Arg::new("facilitator").long("facilitator").env("FACILITATOR_URI"))
-                .arg(Arg::new("trusted-signer").long("trusted-signer").action(ArgAction::Append))
-                .arg(Arg::new("box").long("box"))
-                .arg(Arg::new("box-settings").long("box-settings"))
-                .arg(Arg::new("hosts").long("hosts").value_name("JSON"))
-                .arg(Arg::new("json").long("json").action(ArgAction::SetTrue)),
-        )
+        Command::new("phalanx")
+            .arg(log_format)
+            .arg(Arg::new("config").long("config").global(true))
+            .subcommand(
+                Command::new("validator")
+                    .arg(Arg::new("facilitator").long("facilitator").env("FACILITATOR_URI"))
+                    .arg(Arg::new("trusted-signer").long("trusted-signer").action(ArgAction::Append))
+                    .arg(Arg::new("box").long("box"))
+                    .arg(Arg::new("box-settings").long("box-settings"))
+                    .arg(Arg::new("hosts").long("hosts").value_name("JSON"))
+                    .arg(Arg::new("json").long("json").action(ArgAction::SetTrue)),
+            )
+            .subcommand(
+                Command::new("jobs")
+                    .subcommand(Command::new("ls").arg(Arg::new("key").long("key")).arg(Arg::new("tag").long("tag")))
+                    .subcommand(Command::new("show").arg(Arg::new("key").long("key")).arg(Arg::new("uuid"))),
+            )
     }
 
     fn run(line: &[&str], file: &str, env: Option<&str>) -> Result<Vec<String>, String> {
@@ -409,6 +434,15 @@ mod tests {
         assert_eq!(run(&["phalanx", "validator"], file, Some("ws://env")).unwrap(), rest);
         assert_eq!(run(&["phalanx", "validator", "--facilitator=ws://flag"], file, None).unwrap(), rest);
         assert!(run(&["phalanx", "other"], file, None).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_command_of_a_command_takes_what_it_knows_of_the_table() {
+        let file = "[jobs]\nkey = \"k\"\ntag = \"t\"\n";
+        assert_eq!(run(&["phalanx", "jobs", "ls"], file, None).unwrap(), ["--key=k", "--tag=t"]);
+        assert_eq!(run(&["phalanx", "jobs", "show", "u"], file, None).unwrap(), ["--key=k"]);
+        let problem = run(&["phalanx", "jobs", "ls"], "[jobs]\ntagg = 1\n", None).unwrap_err();
+        assert!(problem.contains("[jobs] unknown key \"tagg\"; did you mean \"tag\"?"), "{problem}");
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub struct Args {
     jobs: usize,
     /// How jobs run: containers if a Docker Engine and a static busybox are at hand, else plain processes
     #[arg(long, value_enum, default_value_t, env = "PHALANX_RUNNER")]
-    runner: DemoRunner,
+    runner: LocalRunner,
     /// Print one object for each job instead of the table
     #[arg(long, env = "PHALANX_JSON")]
     json: bool,
@@ -56,9 +56,10 @@ pub struct Args {
     output: OutputArgs,
 }
 
+/// How the jobs of a network on this machine run; they are those of whoever started it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-enum DemoRunner {
-    /// Containers if that is possible here, else plain processes; the demo's jobs are our own, so both are safe
+pub enum LocalRunner {
+    /// Containers if that is possible here, else plain processes
     #[default]
     Auto,
     /// Containers
@@ -151,15 +152,15 @@ fn jobs(count: usize, image: Option<&str>) -> Result<Vec<(String, JobSpec)>, Str
 }
 
 /// The runner of all jobs, and the image to use with it.
-fn choose_runner(wanted: DemoRunner, shutdown: &Shutdown) -> Result<(RunnerKind, Option<&'static str>), String> {
+fn choose_runner(wanted: LocalRunner, shutdown: &Shutdown) -> Result<(RunnerKind, Option<&'static str>), String> {
     let image = match wanted {
-        DemoRunner::Process => return Ok((RunnerKind::Process, None)),
-        DemoRunner::Docker | DemoRunner::Auto => build_image(shutdown),
+        LocalRunner::Process => return Ok((RunnerKind::Process, None)),
+        LocalRunner::Docker | LocalRunner::Auto => build_image(shutdown),
     };
     match (image, wanted) {
         (Ok(()), _) => Ok((RunnerKind::Docker, Some(IMAGE))),
         (Err(why), _) if shutdown.is_set() => Err(why),
-        (Err(why), DemoRunner::Auto) => {
+        (Err(why), LocalRunner::Auto) => {
             eprintln!("jobs run as plain processes: {why}");
             Ok((RunnerKind::Process, None))
         }

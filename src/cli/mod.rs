@@ -13,7 +13,7 @@ use self::mistakes::one_line;
 use crate::app::logging::{self, LogFormat};
 use crate::app::settings::{Settings, Source};
 use crate::app::stderr::{self, Stderr};
-use crate::app::{exit, init, settings};
+use crate::app::{exit, init, parent, settings};
 
 mod announce;
 pub mod audit;
@@ -22,6 +22,7 @@ pub mod check;
 pub mod config;
 mod connections;
 pub mod demo;
+pub mod dev;
 pub mod executor;
 mod executors;
 pub mod facilitator;
@@ -70,6 +71,9 @@ pub struct Cli {
     /// How log lines look; RUST_LOG says which there are
     #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT", env = "PHALANX_LOG_FORMAT")]
     log_format: LogFormat,
+    /// End by SIGTERM when this process, which has started it, ends
+    #[arg(long, global = true, hide = true, value_name = "PID")]
+    end_with: Option<i32>,
     #[command(subcommand)]
     command: Command,
 }
@@ -78,6 +82,8 @@ pub struct Cli {
 enum Command {
     /// Run all four roles on loopback and real jobs through them
     Demo(demo::Args),
+    /// Run facilitator, validator and miner on loopback, with their state in a folder, until a signal
+    Dev(dev::Args),
     /// Serve validators and users: sessions, the job API, histories
     Facilitator(Box<facilitator::Args>),
     /// Take jobs from the facilitator and drive them on miners
@@ -266,8 +272,14 @@ fn run() -> ExitCode {
         }
         Err(NoCommand::Arguments(mistake)) => return exit::usage(one_line(&mistake)),
     };
+    if let Some(process) = cli.end_with
+        && let Err(error) = parent::end_with(process)
+    {
+        return exit::failed(format!("{} {process}: {error}", parent::FLAG));
+    }
     // Those that start other programs, whose children may lose their parents.
-    let starts_programs = matches!(cli.command, Command::Miner(_) | Command::Executor(_) | Command::Demo(_));
+    let starts_programs =
+        matches!(cli.command, Command::Miner(_) | Command::Executor(_) | Command::Demo(_) | Command::Dev(_));
     if starts_programs && init::is_needed() {
         return init::run();
     }
@@ -286,6 +298,7 @@ fn run() -> ExitCode {
     logging::init(cli.log_format, default_filter);
     match cli.command {
         Command::Demo(args) => demo::run(args),
+        Command::Dev(args) => dev::run(args),
         Command::Facilitator(args) => facilitator::run(*args, facilitator_again),
         Command::Validator(args) => validator::run(*args),
         #[cfg(feature = "celery")]

@@ -11,7 +11,7 @@ use super::{StoreError, make_folder, private};
 
 /// The lock, held until it is dropped or the process ends in whatever way.
 #[derive(Debug)]
-pub(super) struct FolderLock(File);
+pub(crate) struct FolderLock(File);
 
 impl FolderLock {
     /// Makes the folder if it is not there, takes the lock that is its file `name`, and closes the folder to others
@@ -19,7 +19,7 @@ impl FolderLock {
     ///
     /// # Errors
     /// [`StoreError::InUse`] with the process id of whoever has it; the system's.
-    pub(super) fn take(folder: &Path, name: &str) -> Result<Self, StoreError> {
+    pub(crate) fn take(folder: &Path, name: &str) -> Result<Self, StoreError> {
         make_folder(folder)?;
         let lock = Self::lock(folder, name)?;
         private::close(folder);

@@ -23,6 +23,8 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+#[cfg(feature = "cli")]
+pub(crate) use self::lock::FolderLock;
 use crate::base::limits::JOURNAL_BODY_BYTES;
 
 /// How long a statement waits for another process that uses the same file, as a backup.

@@ -43,3 +43,11 @@ pub fn anchors(text: &str) -> BTreeSet<String> {
 fn prose(text: &str) -> impl Iterator<Item = &str> {
     text.split("```").step_by(2).flat_map(str::lines)
 }
+
+/// The texts of an enum of the wire or of a match, as `Name = "text"` or `Self::Name => "text"`, between a line that
+/// contains `from` and the next one that is `until`.
+pub fn texts_of<'a>(source: &'a str, from: &str, until: &str) -> Vec<&'a str> {
+    let lines = source.lines().skip_while(|line| !line.contains(from)).skip(1).take_while(|line| line.trim() != until);
+    let quoted = |line: &'a str| line.split_once(['=', '>'])?.1.trim_start_matches('>').trim().strip_prefix('"');
+    lines.filter_map(quoted).filter_map(|rest| rest.split('"').next()).collect()
+}

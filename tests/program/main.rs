@@ -4,14 +4,15 @@
 mod testkit;
 
 mod batch;
-mod by_hand;
 mod certificates;
 mod chaos;
 mod check;
 mod containers;
 mod demo;
 mod descriptors;
+mod dev;
 mod dispatch_chaos;
+mod documents;
 mod elsewhere;
 mod engine;
 mod executor;
