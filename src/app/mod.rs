@@ -6,7 +6,11 @@
 //! the stop. The library itself installs no signal handler, no logger, and never exits.
 
 #[cfg(feature = "cli")]
+pub mod ending;
+#[cfg(feature = "cli")]
 pub mod exit;
+#[cfg(feature = "cli")]
+pub mod flight;
 mod hint;
 #[cfg(feature = "cli")]
 pub mod hosts;
@@ -25,6 +29,8 @@ pub mod logging;
 pub mod output;
 #[cfg(feature = "cli")]
 pub mod parent;
+#[cfg(feature = "cli")]
+pub mod pause;
 pub mod sandbox;
 #[cfg(feature = "cli")]
 pub mod service_manager;

@@ -13,6 +13,7 @@ use std::time::Duration;
 use signal_hook::consts::{SIGHUP, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals as Iterator;
 
+use super::flight::FlightFile;
 use super::service_manager::ServiceManager;
 use super::{exit, logging, stderr, thread_list};
 use crate::base::lock::lock;
@@ -111,14 +112,14 @@ impl Signals {
     ///
     /// # Errors
     /// What the system or a handler installed before says, in words.
-    pub fn install(shutdown: &Shutdown, reload: &Reload) -> Result<Self, String> {
+    pub fn install(shutdown: &Shutdown, reload: &Reload, flight: &FlightFile) -> Result<Self, String> {
         let ladder = Arc::new(Ladder { shutdown: shutdown.clone(), rung: AtomicU32::new(0) });
         let on_int = ladder.clone();
         ctrlc::set_handler(move || on_int.climb("SIGINT")).map_err(|e| format!("cannot handle SIGINT: {e}"))?;
         let mut signals = Iterator::new([SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2])
             .map_err(|e| format!("cannot handle signals: {e}"))?;
         let handle = signals.handle();
-        let reload = reload.clone();
+        let (reload, flight) = (reload.clone(), flight.clone());
         let thread = spawn("signals", Kick::new("close the iterator", move || handle.close()), move || {
             let mut signals = signals.forever();
             let mut next = || {
@@ -131,7 +132,10 @@ impl Signals {
                     SIGQUIT => now(),
                     SIGHUP => reload.run(),
                     SIGUSR2 => logging::switch_debug(),
-                    _ => thread_list::say(),
+                    _ => {
+                        thread_list::say();
+                        flight.write("SIGUSR1");
+                    }
                 }
             }
         });

@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::supervise::Env;
+use crate::link::recorder;
 use crate::net::http::pages::pages;
 use crate::net::http::{HostNames, HttpLimits, HttpListener, HttpRequest, HttpResponse, HttpServer, guarded};
 use crate::net::rate::Rate;
@@ -73,9 +74,9 @@ pub fn serve_more(
     };
     let pages = pages(frame);
     let handler = move |request: &HttpRequest| {
-        pages(request)
-            .or_else(|| more(request))
-            .unwrap_or_else(|| HttpResponse::text(404, "there is /, /healthz, /readyz, /metrics, /status.json\n"))
+        pages(request).or_else(|| recorder::page(request)).or_else(|| more(request)).unwrap_or_else(|| {
+            HttpResponse::text(404, "there is /, /healthz, /readyz, /metrics, /status.json, /links.json\n")
+        })
     };
     let handler = guarded(names, Arc::new(handler));
     let limits = HttpLimits { requests, ..HttpLimits::default() };

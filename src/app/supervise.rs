@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
+use super::flight::FlightFile;
 use super::service_manager::ServiceManager;
 use super::signals::{Reload, Signals};
 use super::{exit, stderr};
@@ -28,6 +29,8 @@ pub struct Env {
     pub timer: TimerHandle,
     /// What SIGHUP does.
     pub reload: Reload,
+    /// Where the flight recorder is written.
+    pub flight: FlightFile,
     /// The service manager, if one has started the process as a service.
     pub manager: ServiceManager,
 }
@@ -57,20 +60,21 @@ fn with_env_of(manager: &ServiceManager, main: impl FnOnce(&Env) -> ExitCode) ->
 fn in_env(manager: &ServiceManager, main: impl FnOnce(&Env) -> ExitCode) -> ExitCode {
     let _main = adopt("main", "the signals");
     raise_descriptors();
-    let (shutdown, reload) = (Shutdown::new(), Reload::telling(manager));
-    let signals = match Signals::install(&shutdown, &reload) {
+    let (shutdown, reload, flight) = (Shutdown::new(), Reload::telling(manager), FlightFile::default());
+    let signals = match Signals::install(&shutdown, &reload, &flight) {
         Ok(signals) => signals,
         Err(problem) => return exit::failed(problem),
     };
     // A thread that has panicked leaves a process that only looks alive: it is stopped as by a first signal.
     let panicked = Arc::new(AtomicBool::new(false));
-    let (seen, stop) = (panicked.clone(), shutdown.clone());
+    let (seen, stop, recorder) = (panicked.clone(), shutdown.clone(), flight.clone());
     on_panic(move || {
         seen.store(true, Ordering::SeqCst);
         stop.drain();
+        recorder.write("a thread has panicked");
     });
     let timer = Timer::start();
-    let env = Env { shutdown, timer: timer.handle(), reload, manager: manager.clone() };
+    let env = Env { shutdown, timer: timer.handle(), reload, flight, manager: manager.clone() };
     let mut code = no_thread(|| main(&env)).unwrap_or_else(exit::failed);
     if panicked.load(Ordering::SeqCst) {
         code = ExitCode::from(exit::FAILED);

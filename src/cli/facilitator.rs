@@ -163,6 +163,7 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
         let (tls_args, http_args) = (args.tls.clone(), args.http_args.clone());
         let board = Board::new();
         let connections = args.connections.places(SERVER_CONNECTIONS).map_err(exit::usage)?;
+        env.flight.keep_in(&args.state_dir);
         let config = args.into_config(board.clone(), connections);
         let problems = config.validate();
         if !problems.is_empty() {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::announce::announce;
 use super::connections::ConnectionsArg;
+use super::ending::EndingArgs;
 use super::executors::{self, ExecutorArgs, Images, Sandboxes};
 use super::key::KeyArg;
 use super::miner_status;
@@ -19,7 +20,7 @@ use super::tls;
 use super::values::{Problems, class_count, client_address, duration, listen_address};
 use super::watch;
 use crate::app::hosts::HostSetting;
-use crate::app::{self, exit, supervise};
+use crate::app::{self, exit, pause, supervise};
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 use crate::executor::sandbox::Host;
@@ -97,6 +98,8 @@ pub struct Args {
     #[command(flatten)]
     connections: ConnectionsArg,
     #[command(flatten)]
+    ending: EndingArgs,
+    #[command(flatten)]
     tls: tls::ServerArgs,
     /// Remove what this process of a miner has left once it was killed
     #[arg(long, value_name = "INSTANCE:EPOCH", value_parser = Owner::watched, hide = true)]
@@ -115,9 +118,13 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
         return if args.watch_detached { watch_for(&owner, args, again) } else { watch::detach() };
     }
     let budget = Miner::stop_budget(&limits(&args)) + supervise::CLOSING;
+    let ending = match args.ending.ending() {
+        Ok(ending) => ending,
+        Err(problem) => return exit::usage(problem),
+    };
     let start = |env: &supervise::Env| {
         let (http, http_args) = (args.http, args.http_args.clone());
-        let (listen, tls) = (args.listen, args.tls.clone());
+        let (listen, tls, state_dir) = (args.listen, args.tls.clone(), args.state_dir.clone());
         let (then, ports) = (fixed(&args), args.source.ports.clone());
         // As it is before there are jobs: what they use is not to make the shares of others smaller.
         let host = executors::host(&args.executors).map_err(exit::usage)?;
@@ -128,6 +135,9 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
         let listener = tls.listen(listen, ClientCertificates::Asked, follow).map_err(exit::usage)?;
         // Executors have no certificate, but the token that the miner has given them.
         let listener = listener.without_certificate(Peer::is_executor);
+        let board = config.board.clone();
+        env.flight.keep_in(&state_dir);
+        pause::follow(env, &board.pause, &state_dir);
         let miner = Miner::start(config, Box::new(listener), env.timer.clone()).map_err(exit::usage)?;
         miner_status::watch(&miner, env);
         let http = http
@@ -146,9 +156,10 @@ pub fn run(args: Args, again: fn() -> Result<Args, String>) -> ExitCode {
             Err(problem) => log::error!("SIGHUP: the settings stay as they are: {problem}"),
         });
         announce(miner.ws_addr(), http.as_ref().map(|http| http.local_addr()), &env.shutdown);
-        Ok((miner, http))
+        Ok((miner, http, ending.watch(env, &board)))
     };
-    supervise::serve(budget, start, |(miner, http), stopping| {
+    supervise::serve(budget, start, |(miner, http, ending), stopping| {
+        drop(ending);
         miner.stop_in(stopping);
         if let Some(http) = http {
             stopping.step("status server", supervise::CLOSING, |step| http.stop_in(step));
@@ -252,6 +263,7 @@ pub(super) fn check(args: Args, report: &mut Report) {
     let mut problems = Problems::default();
     problems.take(args.tls.load(ClientCertificates::Asked));
     problems.take(args.http_args.tls(None));
+    problems.take(args.ending.ending());
     args.tls.tell(report);
     args.http_args.tell(report);
     args.source.trust.tell(report);
@@ -379,6 +391,7 @@ fn fixed(args: &Args) -> Fixed {
     flags.extend(args.http_args.flags());
     flags.extend(args.rates.flags());
     flags.push(args.connections.flag());
+    flags.extend(args.ending.flags());
     Fixed(flags)
 }
 

@@ -23,6 +23,8 @@ pub mod config;
 mod connections;
 pub mod demo;
 pub mod dev;
+pub mod doctor;
+mod ending;
 pub mod executor;
 mod executors;
 pub mod facilitator;
@@ -42,6 +44,7 @@ pub mod miners;
 mod mistakes;
 pub mod outbox;
 mod outside;
+pub mod pause;
 mod print;
 mod rates;
 mod reload;
@@ -105,6 +108,12 @@ enum Command {
     Status(status::Args),
     /// Look at running roles again and again, on the whole terminal
     Top(top::Args),
+    /// Have a running validator or miner take no new work for a while
+    Pause(pause::PauseArgs),
+    /// Have a paused validator or miner take work again
+    Resume(pause::ResumeArgs),
+    /// Put all that is known of running roles into one file, without secrets
+    Doctor(doctor::Args),
     /// Show the miners of a running validator or worker, and why one is passed over
     Miners(miners::Args),
     /// Ask miners what they offer
@@ -310,6 +319,9 @@ fn run() -> ExitCode {
         Command::Submit(args) => submit::run(args),
         Command::Status(args) => status::run(args),
         Command::Top(args) => top::run(args),
+        Command::Pause(args) => pause::pause(args),
+        Command::Resume(args) => pause::resume(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Miners(args) => miners::run(args),
         Command::Manifests(args) => manifests::run(args),
         Command::Jobs(args) => jobs::run(args),

@@ -265,6 +265,7 @@ mod tests {
             version: "1.2.3".into(),
             state: RoleState::Running,
             ready: false,
+            paused: None,
             uptime_seconds: 3_720,
             parts: vec![part("facilitator", PartState::Down, Some("refused")), part("timer", PartState::Up, None)],
             details: json!({

@@ -10,12 +10,13 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::announce::announce_http;
+use super::ending::EndingArgs;
 use super::key::KeyArg;
 use super::miner_list::{MISSING, MinerList, MinerListArgs};
 use super::miners;
 use super::report::Report;
 use super::values::{Problems, RedisConfig, duration, listen_address, redis_url};
-use crate::app::{exit, status, supervise};
+use crate::app::{exit, pause, status, supervise};
 use crate::base::shutdown::Shutdown;
 use crate::identity::{KeyPair, PublicKey};
 use crate::net::http::{HttpRequest, HttpServer};
@@ -90,6 +91,8 @@ pub struct Args {
     #[arg(long, value_name = "DUR", default_value = "30m", value_parser = duration, env = "PHALANX_INCIDENT_HALF_LIFE")]
     incident_half_life: Duration,
     #[command(flatten)]
+    ending: EndingArgs,
+    #[command(flatten)]
     tls: super::tls::ClientArgs,
     /// Address of health, metrics and status
     #[arg(long, value_name = "ADDR", value_parser = listen_address, env = "PHALANX_HTTP")]
@@ -110,10 +113,14 @@ enum DispatchArg {
 
 /// Runs the command until a signal stops it.
 pub fn run(args: Args) -> ExitCode {
-    let (http, http_args) = (args.http, args.http_args.clone());
+    let (http, http_args, ending) = (args.http, args.http_args.clone(), args.ending.clone());
     let (config, list, dialer) = match configure(args) {
         Ok(configured) => configured,
         Err(problems) => return exit::usage(problems.join("; ")),
+    };
+    let ending = match ending.ending() {
+        Ok(ending) => ending,
+        Err(problem) => return exit::usage(problem),
     };
     // Two closing steps more, for the list of miners and for the pages.
     let budget = Validator::stop_budget(&config) + 2 * supervise::CLOSING;
@@ -122,6 +129,10 @@ pub fn run(args: Args) -> ExitCode {
         let follow = Some((env, &board));
         let http = http.map(|http| http_args.bind(http, follow)).transpose().map_err(exit::usage)?;
         super::tls::follow(dialer.tls().clone(), env, &board);
+        if let Some(folder) = &config.state_dir {
+            env.flight.keep_in(folder);
+            pause::follow(env, &board.pause, folder);
+        }
         let validator = Validator::start(config, Arc::new(dialer), env.timer.clone()).map_err(exit::usage)?;
         let client = validator.observer().client().clone();
         env.manager.watch(&client.board().health.clone(), &env.timer, move |health| client.measure(health));
@@ -132,9 +143,11 @@ pub fn run(args: Args) -> ExitCode {
         if let Some(http) = &http {
             announce_http(http.local_addr(), &env.shutdown);
         }
-        Ok((validator, feed, http))
+        let ending = ending.watch(env, &board);
+        Ok((validator, feed, http, ending))
     };
-    supervise::serve(budget, start, |(validator, feed, http), stopping| {
+    supervise::serve(budget, start, |(validator, feed, http, ending), stopping| {
+        drop(ending);
         if let Some(feed) = feed {
             stopping.step("list of miners", supervise::CLOSING, |step| feed.stop_in(step));
         }
@@ -198,6 +211,7 @@ fn configure(args: Args) -> Result<(ValidatorConfig, Option<MinerList>, WsDialer
         ]);
     }
     let mut problems = Problems::default();
+    problems.take(args.ending.ending());
     let missing = "--facilitator is missing; give the URL, as wss://facilitator.example/ws/v0/";
     // Something stands for what is wrong, so that the rest is looked at.
     let mut facilitators = args.facilitator.into_iter();

@@ -16,7 +16,7 @@ use crate::base::limits::INBOUND_MESSAGES;
 use crate::base::timer::TimerHandle;
 use crate::base::waits;
 use crate::link::{Full, Link, LinkConfig, LinkEvent, LinkHandle, Outgoing, Text};
-use crate::protocol::{ExecutorToMiner, GenericError, MinerToExecutor};
+use crate::protocol::{ExecutorToMiner, GenericError, MinerToExecutor, kind_of};
 use crate::transport::Dialer;
 
 /// Attempts follow one another quickly: the miner is near, and waits for this executor only some seconds.
@@ -52,6 +52,7 @@ pub(super) fn start(
     let url = format!("{}/v0.1/executor_interface/{token}", miner_address.trim_end_matches('/'));
     let mut config = LinkConfig::new("exe-mi", url);
     config.backoff = BACKOFF;
+    config.kind_of = kind_of;
     // The miner closes so when the job is over for it.
     config.ends_on_normal_close = true;
     let (tx, events) = bounded(INBOUND_MESSAGES);

@@ -33,7 +33,7 @@ use crate::base::thread::Thread;
 use crate::base::timer::TimerHandle;
 use crate::identity::PublicKey;
 use crate::link::server::StrangerLimits;
-use crate::link::{Buckets, OutboxLimits, Rate, Server, ServerConfig};
+use crate::link::{Buckets, OutboxLimits, Rate, Server, ServerConfig, recorder};
 use crate::net::http::pages::pages;
 use crate::net::http::{HttpLimits, HttpListener, HttpRequest, HttpResponse, HttpServer, guarded};
 use crate::ops::health::Health;
@@ -269,8 +269,9 @@ impl Facilitator {
             }),
         };
         let pages = pages(frame);
-        let handler =
-            move |request: &HttpRequest| -> HttpResponse { pages(request).unwrap_or_else(|| api.answer(request)) };
+        let handler = move |request: &HttpRequest| -> HttpResponse {
+            pages(request).or_else(|| recorder::page(request)).unwrap_or_else(|| api.answer(request))
+        };
         let (connections, requests) = (config.http_connections, config.http_requests);
         let limits = HttpLimits { connections, requests, ..HttpLimits::default() };
         let handler = guarded(config.http_names, Arc::new(handler));

@@ -7,6 +7,7 @@
 //! * [`session`]: one connection: the reader runs on the caller's thread, the writer on its own.
 //! * [`manager`]: dial, authenticate, run a session, back off, for ever.
 //! * `poll`: one thread for the sockets of many connections, and workers for their events.
+//! * [`recorder`]: what each link did last, for whoever asks why it was lost.
 //! * [`events`]: what a role sees of its server.
 //! * [`server`]: accept, one reader thread a connection, close all.
 //!
@@ -19,6 +20,7 @@ pub mod heartbeat;
 pub mod manager;
 pub mod outbox;
 mod poll;
+pub mod recorder;
 pub mod said;
 pub mod server;
 pub mod session;

@@ -14,6 +14,7 @@ pub use super::events::{HandshakeCheck, ServerEvent, ServerSink};
 use super::heartbeat::LivenessConfig;
 use super::outbox::OutboxLimits;
 use super::poll::{Arrival as PolledArrival, Poll, PollConfig};
+use super::recorder::{Listed, Recorder};
 use super::session::{self, Arrival, SessionConfig, SessionEnd, SessionHandle};
 use crate::base::ids::SessionId;
 use crate::base::limits::{
@@ -148,6 +149,7 @@ pub struct Server {
     /// Behind the acceptor: when dropped, no connection comes any more.
     poll: SharedPoll,
     timer: TimerHandle,
+    _recorded: Listed,
 }
 
 /// Started with the first connection that is polled.
@@ -174,10 +176,13 @@ impl Server {
         if config.strangers.is_none() {
             (places.strangers, places.address) = (places.total, places.total);
         }
+        let recorder = Recorder::new(&thread, |_| None);
+        let (recorded_as, sink) = (recorder.begin(), recorded(recorder, sink));
         let memory = ReceivingMemory::new(config.receiving_bytes);
         let poll = SharedPoll::default();
         let accepting = Accepting { config, listener, timer: timer.clone(), check, sink, memory, poll: poll.clone() };
-        Self { timer, poll, acceptor: Acceptor::start(thread, places, move || kick.kick(), accepting) }
+        let acceptor = Acceptor::start(thread, places, move || kick.kick(), accepting);
+        Self { timer, poll, acceptor, _recorded: recorded_as }
     }
 
     /// Whether it accepts connections.
@@ -234,6 +239,18 @@ impl Server {
         }
         drop(alarms);
     }
+}
+
+/// The same sink, with the comings and goings of a server's connections put down.
+fn recorded(recorder: Recorder, sink: ServerSink) -> ServerSink {
+    Arc::new(move |event| {
+        match &event {
+            ServerEvent::Opened { id, peer, .. } => recorder.event(format_args!("{id} of {peer} is open")),
+            ServerEvent::Closed { id, end } => recorder.event(format_args!("{id} has ended: {end}")),
+            ServerEvent::Text { .. } => {}
+        }
+        sink(event);
+    })
 }
 
 /// What is measured of the open connections of a server; clones are the same.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::handover::{Handover, Signal, WakeWriter, Work};
 use super::heartbeat::{LivenessConfig, Progress, Verdict, judge};
 use super::outbox::{About, Answered, Full, OutboxLimits, Outgoing};
+use super::recorder::{FrameWay, Recorder};
 use crate::base::ids::Epoch;
 use crate::base::lock::lock;
 use crate::base::stop::KICK_GRACE;
@@ -91,6 +92,8 @@ struct SessionShared {
     handover: Handover<PresentConnection>,
     close_alarm: Mutex<Option<Alarm>>,
     timer: TimerHandle,
+    /// Of a managed link; a server's connections have none.
+    recorder: Option<Recorder>,
     /// Of a server's connection, as long as nobody knows whose it is.
     stranger: Mutex<Option<Stranger>>,
 }
@@ -142,7 +145,12 @@ impl fmt::Debug for SessionHandle {
 impl SessionHandle {
     /// An outbox that waits for its first connection.
     pub fn new(limits: OutboxLimits, timer: TimerHandle) -> Self {
-        Self::with(limits, timer, None)
+        Self::with(limits, timer, None, None)
+    }
+
+    /// The same, with what it sends and receives put down.
+    pub(super) fn recorded(limits: OutboxLimits, timer: TimerHandle, recorder: Recorder) -> Self {
+        Self::with(limits, timer, None, Some(recorder))
     }
 
     /// The connection of a stranger, whose outbox has `limits` once it is known, and until then at most
@@ -154,12 +162,26 @@ impl SessionHandle {
         standing: Standing,
     ) -> Self {
         let now = OutboxLimits { bytes: limits.bytes.min(stranger_bytes), ..limits };
-        Self::with(now, timer, Some(Stranger { standing, intake: None, outbox: limits, late: None }))
+        Self::with(now, timer, Some(Stranger { standing, intake: None, outbox: limits, late: None }), None)
     }
 
-    fn with(limits: OutboxLimits, timer: TimerHandle, stranger: Option<Stranger>) -> Self {
+    fn with(limits: OutboxLimits, timer: TimerHandle, stranger: Option<Stranger>, recorder: Option<Recorder>) -> Self {
         let (handover, close_alarm, stranger) = (Handover::new(limits), Mutex::new(None), Mutex::new(stranger));
-        Self(Arc::new(SessionShared { handover, close_alarm, timer, stranger }))
+        Self(Arc::new(SessionShared { handover, close_alarm, timer, recorder, stranger }))
+    }
+
+    /// A text comes or goes.
+    fn note_text(&self, way: FrameWay, text: &str) {
+        if let Some(recorder) = &self.0.recorder {
+            recorder.text(way, text);
+        }
+    }
+
+    /// Another frame comes or goes.
+    fn note(&self, way: FrameWay, bytes: usize) {
+        if let Some(recorder) = &self.0.recorder {
+            recorder.frame(way, bytes);
+        }
     }
 
     /// It is known whose this connection of a server is: it leaves the strangers' places, and the limits of strangers
@@ -223,7 +245,11 @@ impl SessionHandle {
             let left = {
                 let lent = writer;
                 let mut writer = lock(&lent);
-                texts.into_iter().try_for_each(|text| writer.write(text)).and_then(|()| writer.try_flush())
+                let write = |text: Utf8Bytes| {
+                    self.note_text(FrameWay::Sent, &text);
+                    writer.write(text)
+                };
+                texts.into_iter().try_for_each(write).and_then(|()| writer.try_flush())
             };
             // The writer meets an error again, and reports it.
             turn.all_left = left.unwrap_or(false);
@@ -444,14 +470,22 @@ pub fn run_until(
         };
         match incoming {
             Ok(Incoming::Text(text)) => {
+                handle.note_text(FrameWay::Received, &text);
                 if watch.while_busy(|| on_arrival(Arrival::Text(text))).is_break() {
                     detached = true;
                     break SessionEnd::Broken(TransportError::Closed);
                 }
             }
-            Ok(Incoming::Control) => handle.0.handover.signal(Signal::Control),
-            Ok(Incoming::Pong) => traffic.ponged(handle.0.timer.clock().now()),
+            Ok(Incoming::Control) => {
+                handle.note(FrameWay::ControlReceived, 0);
+                handle.0.handover.signal(Signal::Control);
+            }
+            Ok(Incoming::Pong) => {
+                handle.note(FrameWay::PongReceived, 0);
+                traffic.ponged(handle.0.timer.clock().now());
+            }
             Ok(Incoming::Binary(data)) => {
+                handle.note(FrameWay::Ignored, data.len());
                 let what = format_args!("ignored a binary message of {} bytes: this link speaks text", data.len());
                 binary.warn(handle.0.timer.clock().now(), &what);
             }
@@ -517,13 +551,18 @@ fn write_loop(
                 // No heartbeat is answered, so a ping goes with each: that is how a busy link is measured, too.
                 let ping = ping || first.is_some();
                 if ping {
+                    handle.note(FrameWay::PingSent, 0);
                     traffic.pinged(now);
                 }
                 let mut writer = lock(writer);
+                let write = |text: Utf8Bytes| {
+                    handle.note_text(FrameWay::Sent, &text);
+                    writer.write(text)
+                };
                 let written = first
                     .into_iter()
                     .chain(texts)
-                    .try_for_each(|text| writer.write(text))
+                    .try_for_each(write)
                     .and_then(|()| if ping { writer.ping() } else { Ok(()) })
                     .and_then(|()| writer.flush());
                 handle.write_begins(None);
@@ -531,7 +570,10 @@ fn write_loop(
                     break written;
                 }
             }
-            Work::Close(code, reason) => break lock(writer).close(code, &reason),
+            Work::Close(code, reason) => {
+                handle.note(FrameWay::CloseSent, 0);
+                break lock(writer).close(code, &reason);
+            }
             Work::Over => break lock(writer).flush(),
         }
     };

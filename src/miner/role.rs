@@ -291,6 +291,7 @@ impl Miner {
             meters,
             health: router_health,
             jobs: config.board.jobs.clone(),
+            pause: config.board.pause.clone(),
             end_time,
         };
         let (kicked, running) = (stop.clone(), stop.clone());

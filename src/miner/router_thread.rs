@@ -33,6 +33,7 @@ use crate::link::session::SessionHandle;
 use crate::net::admission::Origin;
 use crate::ops::health::Health;
 use crate::ops::jobs::{JobFacts, JobName, Jobs};
+use crate::ops::pause::Pause;
 use crate::protocol::{ExecutorClass, ValidatorToMiner};
 use crate::store::miner::{JobChange, JobRow};
 use crate::transport::{HandshakeRequest, Refusal};
@@ -90,6 +91,8 @@ pub(super) struct RouterThread {
     pub health: Health,
     /// The jobs that are shown.
     pub jobs: Jobs,
+    /// Whether new ones are taken.
+    pub pause: Pause,
     /// How long executors have to end when the miner stops.
     pub end_time: Duration,
 }
@@ -215,6 +218,7 @@ impl RouterThread {
         let mut idle: Vec<Sender<Never>> = Vec::new();
         let mut stopping: Option<Instant> = None;
         let mut renewed = None;
+        let mut paused = None;
         let mut cancelled_jobs = 0;
         let ending = Ending { health: self.health.clone(), stop: stop.clone() };
         let (pulse, probed) = self.health.pulse_and_probe(LOOP, EVENT_TIME);
@@ -267,6 +271,11 @@ impl RouterThread {
                 Input::Closed(id) => Some(*id),
                 _ => None,
             };
+            let present = self.pause.why(now().wall);
+            if present != paused {
+                paused.clone_from(&present);
+                self.take(Input::Paused(present), &sessions);
+            }
             self.take(input, &sessions);
             if let Some((backends, checks)) = renewed.take() {
                 // What answered from another place is not known any more.

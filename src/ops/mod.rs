@@ -11,6 +11,7 @@
 //! * [`jobs`]: the open jobs of a role and the newest that have ended, counted by outcome.
 //! * [`log_lines`]: how many log lines nobody got.
 //! * [`overview`]: a snapshot as people read it. Pure.
+//! * [`pause`]: whether a role takes new work.
 //! * [`redact`]: takes secrets and control characters out of what the process says. Pure.
 //! * [`process`]: what the system says of this process.
 //! * [`status`]: one snapshot of a role, and the pages made from it.
@@ -26,6 +27,7 @@ pub mod log_lines;
 pub mod metrics;
 pub mod overview;
 pub mod part;
+pub mod pause;
 pub mod process;
 pub mod redact;
 pub mod status;

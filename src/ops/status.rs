@@ -14,6 +14,7 @@ use super::health::{Health, Part, PartState, Pulse};
 use super::jobs::{Jobs, JobsView};
 use super::log_lines;
 use super::metrics::Metrics;
+use super::pause::Pause;
 use super::process::Process;
 use super::redact;
 use crate::base::clock;
@@ -35,6 +36,8 @@ pub struct Board {
     pub certificates: Expiries,
     /// The jobs, open and ended.
     pub jobs: Jobs,
+    /// Whether new work is taken.
+    pub pause: Pause,
 }
 
 impl Board {
@@ -47,6 +50,7 @@ impl Board {
             metrics,
             certificates: Expiries::default(),
             jobs: Jobs::default(),
+            pause: Pause::default(),
         }
     }
 }
@@ -66,6 +70,8 @@ pub enum RoleState {
     Starting,
     /// Every part has been up; whether all are now is what readiness says.
     Running,
+    /// Somebody has paused it: it takes no new work until it is resumed, and goes on with what runs.
+    Paused,
     /// It takes no new work and finishes what runs.
     Draining,
     /// What still runs is being ended; only the pages are left.
@@ -77,6 +83,7 @@ impl fmt::Display for RoleState {
         f.write_str(match self {
             Self::Starting => "starting",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Draining => "draining",
             Self::Stopped => "stopped",
         })
@@ -137,6 +144,9 @@ pub struct Snapshot {
     pub state: RoleState,
     /// Whether it runs and all parts are up.
     pub ready: bool,
+    /// Why it takes no new work while it runs, in a sentence without its subject; `None` if it does.
+    #[serde(default)]
+    pub paused: Option<String>,
     /// Whole seconds since the role was started.
     pub uptime_seconds: u64,
     /// How each part is.
@@ -153,7 +163,7 @@ pub struct Snapshot {
     /// The live threads of the process, oldest first.
     pub threads: Vec<ThreadLine>,
     /// A line for each thread whose wait is more than 5 s over its deadline: something hangs, or holds a lock for too
-    /// long; and for each certificate that ends within two weeks. The role may be ready all the same.
+    /// long; and for each certificate that ends within two weeks; and for a pause. The role may be ready all the same.
     pub warnings: Vec<String>,
 }
 
@@ -162,6 +172,9 @@ impl Snapshot {
     pub fn problems(&self) -> Vec<String> {
         let not_up = self.parts.iter().filter(|part| part.state != PartState::Up);
         let mut problems: Vec<String> = not_up.map(Part::to_string).collect();
+        if let Some(why) = &self.paused {
+            problems.push(format!("the {} takes no new work: it is {why}", self.role));
+        }
         if matches!(self.state, RoleState::Draining | RoleState::Stopped) {
             problems.push(format!("the {} takes no new work: it is {}", self.role, self.state));
         }
@@ -178,8 +191,10 @@ impl Snapshot {
         let set = |name, help, value| metrics.gauge(name, help, &[]).set(value);
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         metrics.gauge("phalanx_build_info", "Always 1; the version is a label.", &version).set(1);
+        let paused = usize::from(self.paused.is_some());
         let uptime = usize::try_from(self.uptime_seconds).unwrap_or(usize::MAX);
         set("phalanx_uptime_seconds", "Time since the role was started.", uptime);
+        set("phalanx_paused", "1 while the role takes no new work because it is paused, else 0.", paused);
         set("phalanx_ready", "1 if the role is ready, else 0.", usize::from(self.ready));
         let help = "Log lines that were not written: their reader was too slow, or has gone.";
         metrics.counter("phalanx_log_lines_dropped_total", help, &[]).raise(log_lines::dropped());
@@ -219,18 +234,21 @@ impl fmt::Debug for Frame {
 impl Frame {
     /// The role now. Does not block.
     pub fn snapshot(&self) -> Snapshot {
-        let Board { health, metrics, errors, certificates, jobs } = &self.board;
+        let Board { health, metrics, errors, certificates, jobs, pause } = &self.board;
         let mut details = (self.look)(health, metrics);
         hide_secrets(&mut details);
         let now = Instant::now();
         let age = |since| now.saturating_duration_since(since).as_secs();
+        let wall = clock::now().wall;
+        let paused = pause.why(wall).filter(|_| self.stop.level() == Level::Run);
         let state = match self.stop.level() {
+            Level::Run if paused.is_some() => RoleState::Paused,
             Level::Run if health.has_started() => RoleState::Running,
             Level::Run => RoleState::Starting,
             Level::Drain => RoleState::Draining,
             Level::Cancel => RoleState::Stopped,
         };
-        let mut warnings = certificates.look(health, metrics, clock::now().wall.as_secs());
+        let mut warnings = certificates.look(health, metrics, wall.as_secs());
         let parts = health.parts(now);
         let threads = live();
         // Looked at now, since the list was made after `now` was taken.
@@ -238,11 +256,13 @@ impl Frame {
         let late: Vec<String> = threads.iter().filter_map(|thread| late(thread, now)).collect();
         set_late(metrics, late.len());
         warnings.extend(late);
+        warnings.extend(paused.as_ref().map(|why| format!("the {} takes no new work: it is {why}", self.role)));
         Snapshot {
             role: self.role.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state,
             ready: state == RoleState::Running && parts.iter().all(|part| part.state == PartState::Up),
+            paused,
             uptime_seconds: age(self.since),
             parts,
             details,
@@ -277,7 +297,7 @@ pub fn watch_timer(health: &Health, timer: &TimerHandle) -> Pulse {
 }
 
 /// In each text of a value.
-fn hide_secrets(value: &mut Value) {
+pub(crate) fn hide_secrets(value: &mut Value) {
     match value {
         Value::String(text) => *text = redact::secrets(text).into_owned(),
         Value::Array(values) => values.iter_mut().for_each(hide_secrets),

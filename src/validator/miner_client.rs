@@ -21,7 +21,7 @@ use crate::link::{
     Authenticate, Authenticated, Full, Link, LinkConfig, LinkEvent, LinkHandle, LinkState, Outgoing, Refused, Text,
 };
 use crate::ops::throttle::Throttle;
-use crate::protocol::{MinerToValidator, ValidatorToMiner};
+use crate::protocol::{MinerToValidator, ValidatorToMiner, kind_of};
 use crate::transport::{Connection, Dialer, Utf8Bytes};
 
 use super::from_miner::{self, Unreadable};
@@ -108,6 +108,7 @@ impl MinerLink {
     ) -> Self {
         let mut config = LinkConfig::new(format!("val-mi-{}", number % 10_000), miner.url(&key.public()));
         config.backoff = BACKOFF;
+        config.kind_of = kind_of;
         let authenticate = MinerAuthentication { key: key.clone(), miner: miner.hotkey };
         let name = miner.hotkey;
         let (handle, mut link) = Link::new(config, dialer.clone(), timer.clone());

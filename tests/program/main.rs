@@ -23,6 +23,7 @@ mod foreign;
 mod init;
 mod jobs;
 mod logs;
+mod maintenance;
 mod manifests;
 mod miner_restart;
 mod miners;

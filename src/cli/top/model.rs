@@ -382,6 +382,7 @@ mod tests {
             version: "1".to_owned(),
             state: RoleState::Running,
             ready: failed == 0,
+            paused: None,
             uptime_seconds: 61,
             parts: if failed > 0 { vec![down] } else { Vec::new() },
             details: serde_json::json!({"peer": "\u{202e}\u{1b}[2J"}),

@@ -26,6 +26,7 @@ use attempt::{Disconnection, is_normal_close, is_refusal};
 use endpoints::Endpoints;
 
 use super::outbox::{About, Answered, Full, Outgoing};
+use super::recorder::Recorder;
 use super::session::{self, Arrival, SessionConfig, SessionEnd, SessionHandle};
 use crate::base::backoff::Backoff;
 use crate::base::lock::lock;
@@ -114,6 +115,7 @@ pub struct IdleLink {
     dialer: Arc<dyn Dialer>,
     timer: TimerHandle,
     handle: LinkHandle,
+    recorder: Recorder,
     /// See [`IdleLink::begin_on`].
     open: Option<(Connection, Utf8Bytes)>,
 }
@@ -144,7 +146,7 @@ impl IdleLink {
         M: 'static,
         A: Send + 'static,
     {
-        let Self { config, dialer, timer, handle, open } = self;
+        let Self { config, dialer, timer, handle, open, recorder } = self;
         let stop = Shutdown::new();
         let alarms = timer.clone();
         let (kick_stop, kick_handle) = (stop.clone(), handle.clone());
@@ -153,9 +155,14 @@ impl IdleLink {
             kick_handle.kick();
         });
         let name = format!("{}-rd", config.name);
+        let recorded = recorder.begin();
         let receiver = Receiver { handle: handle.clone(), classify, sink, answers: Vec::new() };
-        let runner = Runner { handle: handle.clone(), stop: stop.clone(), dialer, authenticate, timer, receiver };
-        let thread = spawn(name, kick, move || runner.run(&config, open));
+        let stopped = stop.clone();
+        let runner = Runner { handle: handle.clone(), stop: stopped, dialer, authenticate, timer, receiver, recorder };
+        let thread = spawn(name, kick, move || {
+            let _recorded = recorded;
+            runner.run(&config, open)
+        });
         Link { handle, stop, thread: Some(thread), timer: alarms, stop_alarm: None }
     }
 }
@@ -175,11 +182,12 @@ impl Link {
     /// A link and what others hold of it. Nothing runs before [`IdleLink::start`].
     #[expect(clippy::new_ret_no_self, reason = "a link exists only while it runs")]
     pub fn new(config: LinkConfig, dialer: Arc<dyn Dialer>, timer: TimerHandle) -> (LinkHandle, IdleLink) {
-        let session = SessionHandle::new(config.outbox, timer.clone());
+        let recorder = Recorder::new(&config.name, config.kind_of);
+        let session = SessionHandle::recorded(config.outbox, timer.clone(), recorder.clone());
         let urls = std::iter::once(&config.url).chain(&config.fallbacks).cloned().collect();
         let state = Arc::new(Mutex::new(LinkState::Connecting));
         let handle = LinkHandle { session, state, urls, endpoint: Arc::default() };
-        (handle.clone(), IdleLink { config, dialer, timer, handle, open: None })
+        (handle.clone(), IdleLink { config, dialer, timer, handle, open: None, recorder })
     }
 
     /// What others hold.
@@ -297,6 +305,7 @@ struct Runner<C, F, A> {
     authenticate: Option<Box<dyn Authenticate>>,
     timer: TimerHandle,
     receiver: Receiver<C, F, A>,
+    recorder: Recorder,
 }
 
 impl<M, A, C, F> Runner<C, F, A>
@@ -368,6 +377,11 @@ where
     }
 
     fn set(&self, state: LinkState) {
+        match &state {
+            LinkState::Connecting => self.recorder.event(format_args!("connecting to {}", self.handle.endpoint().1)),
+            LinkState::Ready { epoch } => self.recorder.event(format_args!("ready, {epoch}")),
+            state => self.recorder.event(format_args!("{state}")),
+        }
         *lock(&self.handle.state) = state;
     }
 
@@ -423,6 +437,7 @@ where
                 ControlFlow::Continue(())
             }
         });
+        self.recorder.event(format_args!("{epoch} has ended: {end}"));
         if !matches!(end, SessionEnd::Detached(_)) {
             (receiver.sink)(LinkEvent::Lost { why: end.to_string() });
         }

@@ -9,6 +9,7 @@ use crate::base::ids::Epoch;
 use crate::base::limits::DIAL_TIME;
 use crate::link::heartbeat::LivenessConfig;
 use crate::link::outbox::{About, Answered, OutboxLimits};
+use crate::link::recorder::KindOf;
 use crate::link::session::Beat;
 use crate::transport::{CloseInfo, SocketLimits, TransportError, Utf8Bytes};
 
@@ -45,6 +46,8 @@ pub struct LinkConfig {
     pub refused_pause: Duration,
     /// Close codes by which the peer refuses us for good.
     pub refusal_codes: &'static [u16],
+    /// Names the kind of a message, for the flight recorder.
+    pub kind_of: KindOf,
     /// Whether a Close with code 1000 from the peer ends the link for good, also when nobody has stopped it.
     pub ends_on_normal_close: bool,
 }
@@ -65,6 +68,7 @@ impl LinkConfig {
             outbox: OutboxLimits::default(),
             refused_pause: REFUSED_PAUSE,
             refusal_codes: &[],
+            kind_of: |_| None,
             ends_on_normal_close: false,
         }
     }

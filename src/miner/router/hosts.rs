@@ -151,9 +151,12 @@ impl Router {
         usable
     }
 
-    /// The classes on offer and how many executors of each: all that work, busy or not.
+    /// The classes on offer and how many executors of each: all that work, busy or not; none while paused.
     pub(super) fn offered(&self, now: Instant) -> BTreeMap<ExecutorClass, usize> {
         let mut offered = BTreeMap::new();
+        if self.paused.is_some() {
+            return offered;
+        }
         for ((name, class), slots) in self.pool.all_counts() {
             let room = self.hosts.get(&name).map_or(Room::Nothing, |host| host.room(now));
             let count = match room {

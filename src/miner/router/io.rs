@@ -188,6 +188,8 @@ pub enum Input {
     },
     /// Stop at this level: drain declines new jobs, cancel ends those that run.
     Stop(Level),
+    /// From now on no new job is taken, for this reason; or jobs are taken again.
+    Paused(Option<String>),
     /// From now on these settings count.
     Settings(Box<Settings>),
     /// Time has passed.

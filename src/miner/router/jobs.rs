@@ -71,6 +71,12 @@ impl Router {
         if self.level >= Level::Drain {
             return self.decline_busy(session, &key, class, STOPPING);
         }
+        if let Some(why) = &self.paused {
+            let why = format!("this miner is {why}");
+            log::info!("job {}: declined: {why}", key.uuid);
+            self.note(&key, TraceEvent::Declined, why.as_str());
+            return self.decline_busy(session, &key, class, &why);
+        }
         let ahead = self.waiting.iter().filter(|w| w.initial.executor_class == class).count();
         let slots = self.usable(class, now.mono);
         if slots.free == 0 && ahead < slots.ending.saturating_sub(slots.draining) {

@@ -54,6 +54,7 @@ impl Router {
             Input::ExecutorLeft { token, left } => self.executor_left(&token, left),
             Input::SlotReturned { token, clean } => self.slot_returned(token, clean, now),
             Input::Stop(level) => self.stop(level, now),
+            Input::Paused(why) => self.paused = why,
             Input::Settings(settings) => self.set(*settings),
             Input::Tick => {}
         }

@@ -116,6 +116,8 @@ pub struct Router {
     pub(super) tokens: HashMap<String, JobKey>,
     pub(super) waiting: VecDeque<Waiting>,
     pub(super) level: Level,
+    /// Why no new job is taken.
+    pub(super) paused: Option<String>,
     /// How the numbers of slots did not add up, the first time.
     pub(super) breach: Option<String>,
     /// Jobs of which nothing is left, but for what was saved of them.
@@ -218,6 +220,7 @@ impl Router {
             tokens: HashMap::new(),
             waiting: VecDeque::new(),
             level: Level::Run,
+            paused: None,
             breach: None,
             forgotten: Vec::new(),
             strangers: Strangers::default(),

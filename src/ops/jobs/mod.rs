@@ -3,6 +3,7 @@
 //!
 //! * `table`: what is kept of them and what is shown. Pure.
 
+use std::fmt;
 use std::sync::{Arc, Mutex};
 
 mod table;
@@ -23,14 +24,40 @@ pub struct JobMetrics {
     pub stages: Option<&'static str>,
 }
 
+/// What happened to the jobs of a role, for whoever watches them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobEvent {
+    /// One has begun.
+    Begun,
+    /// One has ended, or was not taken.
+    Ended {
+        /// Whether it ran: it was neither rejected nor declined.
+        ran: bool,
+        /// How many are open now.
+        open: usize,
+    },
+}
+
+type Watcher = Arc<dyn Fn(JobEvent) + Send + Sync>;
+
+/// Outcomes of jobs that nobody has taken.
+const NOT_TAKEN: [&str; 2] = ["rejected", "declined"];
+
 /// The jobs of a role; clones are the same. Nothing here blocks on anything but a short lock.
 #[derive(Debug, Clone, Default)]
 pub struct Jobs(Arc<Mutex<Shared>>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Shared {
     table: JobTable,
     metrics: Option<(Metrics, JobMetrics)>,
+    watcher: Option<Watcher>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Jobs").field("table", &self.table).finish_non_exhaustive()
+    }
 }
 
 impl Shared {
@@ -51,12 +78,31 @@ impl Jobs {
 
     /// A job begins with this stage; one that is known already goes on.
     pub fn begin<'a>(&self, name: impl Into<JobName<'a>>, facts: JobFacts<'_>, stage: &'static str) {
-        lock(&self.0).table.begin(name.into(), facts, stage, now());
+        let mut shared = lock(&self.0);
+        shared.table.begin(name.into(), facts, stage, now());
+        let watcher = shared.watcher.clone();
+        drop(shared);
+        tell(watcher, JobEvent::Begun);
     }
 
     /// A job that was never taken is no job.
     pub fn forget<'a>(&self, name: impl Into<JobName<'a>>) {
-        lock(&self.0).table.forget(name.into());
+        let mut shared = lock(&self.0);
+        shared.table.forget(name.into());
+        let (watcher, open) = (shared.watcher.clone(), shared.table.open());
+        drop(shared);
+        tell(watcher, JobEvent::Ended { ran: false, open });
+    }
+
+    /// From now on `watcher` hears when jobs begin and end, on the thread that says so: it must be quick, and must not
+    /// block. The last one counts.
+    pub fn watch(&self, watcher: impl Fn(JobEvent) + Send + Sync + 'static) {
+        lock(&self.0).watcher = Some(Arc::new(watcher));
+    }
+
+    /// Jobs that have begun and not ended.
+    pub fn open(&self) -> usize {
+        lock(&self.0).table.open()
     }
 
     /// Who has an open job now.
@@ -86,11 +132,20 @@ impl Jobs {
         {
             ended.inc();
         }
+        let (watcher, open) = (shared.watcher.clone(), shared.table.open());
+        drop(shared);
+        tell(watcher, JobEvent::Ended { ran: !NOT_TAKEN.contains(&outcome), open });
     }
 
     /// What is shown.
     pub fn view(&self) -> JobsView {
         lock(&self.0).table.view(now())
+    }
+}
+
+fn tell(watcher: Option<Watcher>, event: JobEvent) {
+    if let Some(watcher) = watcher {
+        watcher(event);
     }
 }
 

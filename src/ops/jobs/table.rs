@@ -289,13 +289,18 @@ impl JobTable {
         over
     }
 
+    /// Jobs that have begun and not ended.
+    pub(super) fn open(&self) -> usize {
+        self.open.len() + self.left_out
+    }
+
     /// What is shown.
     pub(super) fn view(&mut self, now: Now) -> JobsView {
         self.minutes.turn(now);
         let mut open: Vec<&Entry> = self.open.values().collect();
         open.sort_by(|a, b| (a.began.mono, &a.uuid).cmp(&(b.began.mono, &b.uuid)));
         JobsView {
-            open: self.open.len() + self.left_out,
+            open: self.open(),
             ended: self.outcomes.iter().map(|(outcome, count)| ((*outcome).to_owned(), *count)).collect(),
             ended_by_minute: self.minutes.counts.iter().copied().collect(),
             open_jobs: open.into_iter().take(SHOWN).map(|entry| entry.line(now)).collect(),

@@ -1,6 +1,7 @@
 //! What is done with each message of the facilitator. It runs on the link's thread, and blocks on no job, no signature,
 //! no disk.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use super::handle::{ClientEvent, ClientShared};
 use super::inbound::Inbound;
 use super::job::turn_away;
 use super::work_queue::WorkQueueHandle;
+use crate::base::clock::now;
 use crate::base::limits::JOB_REQUEST_BYTES;
 use crate::base::lock::lock;
 use crate::link::LinkEvent;
@@ -91,12 +93,13 @@ impl Intake {
             counted.repeats.inc();
             return log::info!("job {}: requested again, ignored", request.uuid);
         };
+        let room = self.alive_or_full(bytes);
         let (class, tag) = (request.executor_class.as_str(), request.job_namespace.as_deref().unwrap_or_default());
         self.shared.board.jobs.begin(&*request.uuid, JobFacts { peer: "", class, tag }, "requested");
-        let full = match self.alive_or_full(bytes) {
+        let full = match room {
             Err(why) => Err((why, request)),
             Ok(alive) => self.checks.push(bytes, Check::Job { number, request, alive }).map_err(|check| match check {
-                Check::Job { request, .. } => ("too many jobs wait for their signature check", request),
+                Check::Job { request, .. } => ("too many jobs wait for their signature check".into(), request),
                 Check::Cheated(_) => unreachable!("what is handed back is what was pushed"),
             }),
         };
@@ -108,15 +111,18 @@ impl Intake {
 
     /// What a new job holds, or why none can be taken now. Half of the queue is kept for the updates of jobs that were
     /// taken.
-    fn alive_or_full(&self, bytes: usize) -> Result<Sender<()>, &'static str> {
+    fn alive_or_full(&self, bytes: usize) -> Result<Sender<()>, Cow<'static, str>> {
         let alive = lock(&self.shared.alive).clone().ok_or("the validator is stopping")?;
+        if let Some(why) = self.shared.board.pause.why(now().wall) {
+            return Err(format!("the validator is {why}").into());
+        }
         if bytes > JOB_REQUEST_BYTES {
-            return Err("the request is too large");
+            return Err("the request is too large".into());
         }
         let Counts { unsent, unsent_bytes, open_jobs, .. } = self.shared.delivery.counts();
         let much = unsent > self.limits.updates / 2 || unsent_bytes > self.limits.bytes / 2;
         if much || open_jobs > self.limits.updates / 2 {
-            return Err("too many updates wait for the facilitator");
+            return Err("too many updates wait for the facilitator".into());
         }
         Ok(alive)
     }

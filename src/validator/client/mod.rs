@@ -72,7 +72,7 @@ use crate::base::timer::{Timer, TimerHandle};
 use crate::link::session::Beat;
 use crate::link::{Link, LinkConfig, OutboxLimits};
 use crate::ops::jobs::{JobFacts, JobMetrics};
-use crate::protocol::{V0Heartbeat, ValidatorToFacilitator};
+use crate::protocol::{V0Heartbeat, ValidatorToFacilitator, kind_of};
 use crate::transport::SocketLimits;
 
 pub use config::{ClientConfig, ClientError};
@@ -192,6 +192,7 @@ fn link_config(config: &ClientConfig) -> LinkConfig {
         backoff: config.backoff,
         refused_pause: config.refused_pause,
         refusal_codes: &[BAD_SIGNATURE],
+        kind_of,
         beat: Some(Beat {
             every: config.heartbeat_every,
             text: ValidatorToFacilitator::from(V0Heartbeat).encode().into(),
