@@ -1,5 +1,5 @@
 //! A worker that serves Celery producers: `celery_worker --redis URL [--queues A,B] [--threads N] [--name NAME]
-//! [--liveness S] [--visibility S] [--prefetch N] [--stop-time S] [--track-started] [--events]`.
+//! [--liveness S] [--visibility S] [--prefetch N] [--stop-time S] [--track-started] [--events] [--settings JSON]`.
 //!
 //! Says `ready` on stdout when it takes tasks, and what was left when it has stopped. SIGTERM and `celery control
 //! shutdown` stop it. From Python: `app.send_task("add", (1, 2)).get()`.
@@ -11,6 +11,7 @@ use std::time::Duration;
 use phalanx::base::shutdown::Shutdown;
 use phalanx::base::stop::Stopping;
 use phalanx::base::thread::{Kick, spawn};
+use phalanx::celery::AppConfig;
 use phalanx::celery::worker::{CeleryWorker, Registry, TaskError, WorkerConfig};
 use phalanx::ops::status::Board;
 use phalanx::redis::RedisConfig;
@@ -123,9 +124,12 @@ pub fn run(mut words: impl Iterator<Item = String>) -> Result<(), Box<dyn std::e
             "--prefetch" => config.prefetch_multiplier = value()?.parse()?,
             "--name" => config.hostname = value()?,
             "--liveness" => config.liveness = seconds(value()?.parse()?),
-            "--visibility" => config.visibility_timeout = seconds(value()?.parse()?),
+            "--visibility" => {
+                config.app.broker_transport_options.visibility_timeout = seconds(value()?.parse()?);
+            }
+            "--settings" => config.app = AppConfig::parse(&value()?)?,
             "--stop-time" => stop_time = value()?.parse()?,
-            "--track-started" => config.track_started = true,
+            "--track-started" => config.app.task_track_started = true,
             "--events" => config.send_task_events = true,
             _ => return Err(format!("{word} is not known").into()),
         }

@@ -11,7 +11,6 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::event::{Event, Source, When, message};
-use super::keys::{EVENT_EXCHANGE, fanout_channel};
 use super::moment::Moment;
 use crate::base::limits::{CELERY_EVENT_BYTES, CELERY_EVENTS_AT_ONCE};
 use crate::base::lock::lock;
@@ -26,8 +25,8 @@ const MULTIPLE: &str = "task.multi";
 pub(super) struct EventSender {
     commands: CommanderHandle,
     source: Source,
-    /// The database of the broker.
-    db: i64,
+    /// The channel of events; a routing key follows.
+    channel: String,
     /// How long Redis may take.
     patience: Duration,
     clock: AtomicU64,
@@ -50,7 +49,7 @@ impl EventSender {
     pub(super) fn new(
         commands: CommanderHandle,
         hostname: &str,
-        db: i64,
+        channel: String,
         patience: Duration,
         board: &Board,
     ) -> Arc<Self> {
@@ -61,7 +60,7 @@ impl EventSender {
         Arc::new(Self {
             commands,
             source: Source { hostname: hostname.to_owned(), pid: std::process::id() },
-            db,
+            channel,
             patience,
             clock: AtomicU64::new(1),
             waiting: Mutex::default(),
@@ -150,7 +149,7 @@ impl EventSender {
         then: impl FnOnce(&Arc<Self>) + Send + 'static,
     ) -> bool {
         let message = message(&self.source.hostname, body, routing_key, uuid::Uuid::new_v4().to_string());
-        let channel = fanout_channel(self.db, &format!("{EVENT_EXCHANGE}/{routing_key}"));
+        let channel = format!("{}/{routing_key}", self.channel);
         let mut publish = redis::cmd("PUBLISH");
         publish.arg(channel).arg(message);
         let request = Request::new(Repeat::Never, Instant::now() + self.patience).command(&publish);
@@ -205,7 +204,8 @@ mod tests {
         // Nothing listens there.
         let config = RedisConfig::parse("redis://127.0.0.1:1/0").unwrap();
         let commander = Commander::start("cel-cmd", config, &board).unwrap();
-        let sender = EventSender::new(commander.handle(), "w@h", 0, Duration::from_secs(3600), &board);
+        let sender =
+            EventSender::new(commander.handle(), "w@h", "/0.celeryev".to_owned(), Duration::from_secs(3600), &board);
         let (most, size) = (50_000, Event::started("id").write(&sender.source, when()).len());
         for _ in 0..most {
             sender.put(Event::started("id"));

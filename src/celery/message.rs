@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::envelope::{Compression, Envelope, MessageError};
-use super::moment::Moment;
+use super::moment::{Moment, Zone};
 
 /// Headers that have a field of their own in [`TaskMessage`].
 const KNOWN_HEADERS: [&str; 21] = [
@@ -164,11 +164,20 @@ impl TaskMessage {
         }
     }
 
-    /// Reads a task. What the headers say wrongly but a task can be run without is taken as absent, as Celery does.
+    /// As [`TaskMessage::read_in`], with times that have no offset in UTC.
+    ///
+    /// # Errors
+    /// [`MessageError`].
+    pub fn read(envelope: &Envelope) -> Result<Self, MessageError> {
+        Self::read_in(envelope, &Zone::utc())
+    }
+
+    /// Reads a task; times without an offset are in `zone`. What the headers say wrongly but a task can be run without
+    /// is taken as absent, as Celery does.
     ///
     /// # Errors
     /// [`MessageError`]. The id and the name are then still to be had from the envelope, if it has any.
-    pub fn read(envelope: &Envelope) -> Result<Self, MessageError> {
+    pub fn read_in(envelope: &Envelope, zone: &Zone) -> Result<Self, MessageError> {
         let headers = Fields(&envelope.headers);
         let properties = Fields(&envelope.properties);
         let task = headers.text("task").filter(|task| !task.is_empty()).ok_or_else(|| not("no header \"task\""))?;
@@ -180,8 +189,8 @@ impl TaskMessage {
             args,
             kwargs,
             embed,
-            eta: headers.moment("eta")?,
-            expires: headers.moment("expires")?,
+            eta: headers.moment("eta", zone)?,
+            expires: headers.moment("expires", zone)?,
             retries: headers.int("retries").and_then(|retries| u32::try_from(retries).ok()).unwrap_or(0),
             time_limit: limit(0),
             soft_time_limit: limit(1),
@@ -344,12 +353,12 @@ impl Fields<'_> {
 
     /// A moment, also one that kombu marked as such. Celery refuses a task whose time it cannot read, and so must we:
     /// it would run at the wrong time.
-    fn moment(&self, key: &str) -> Result<Option<Moment>, MessageError> {
+    fn moment(&self, key: &str, zone: &Zone) -> Result<Option<Moment>, MessageError> {
         let value = super::value::plain(self.value(key));
         match value {
             Value::Null => Ok(None),
             Value::String(text) if text.is_empty() => Ok(None),
-            Value::String(text) => match text.parse() {
+            Value::String(text) => match Moment::read(&text, zone) {
                 Ok(moment) => Ok(Some(moment)),
                 Err(error) => Err(MessageError::NotATask(format!("{key} is {error}"))),
             },

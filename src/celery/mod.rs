@@ -3,7 +3,8 @@
 //! In reading order: [`moment`] (points in time), [`value`] and [`json`]
 //! (values as Python writes them), [`envelope`] (what lies in a Redis list), [`message`] (what is in it:
 //! a task), [`task`] (a task to be sent), [`meta`] (its result), [`client`] (sends tasks and waits for results). All
-//! but the client and the worker are pure. The names of the keys are in [`keys`].
+//! but the client and the worker are pure. The names of the keys are in [`keys`], and the
+//! settings that clients and workers share in [`AppConfig`].
 //!
 //! The judges of every byte are Celery and kombu themselves; `tests/celery/celery_messages.rs` asks them.
 //!
@@ -30,6 +31,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod app_config;
 pub mod client;
 pub mod envelope;
 mod event;
@@ -45,10 +47,11 @@ pub mod task;
 pub mod value;
 pub mod worker;
 
+pub use app_config::{AppConfig, QueueOrder, ResultOptions, TransportOptions};
 pub use client::{CeleryClient, CeleryConfig, CeleryHandle, PendingResult, SendError, TaskError, Terminate};
 pub use envelope::{Compression, Envelope, MessageError};
 pub use keys::*;
 pub use message::{Embed, TaskMessage};
 pub use meta::{Exception, Meta, MetaError, ResultState};
-pub use moment::Moment;
+pub use moment::{Moment, Zone};
 pub use task::Task;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use super::app_config::AppConfig;
 use super::envelope::Compression;
 use super::keys::{DEFAULT_QUEUE, PRIORITY_MAX};
 use super::message::TaskMessage;
@@ -15,17 +16,17 @@ use super::repr;
 #[must_use = "a task does nothing before it is sent"]
 pub struct Task {
     id: Option<String>,
-    queue: String,
+    queue: Option<String>,
     countdown: Option<Duration>,
     expires_in: Option<Duration>,
     message: TaskMessage,
 }
 
 impl Task {
-    /// A task without arguments for the queue `celery`.
+    /// A task without arguments for the application's queue: `celery`, unless set.
     pub fn new(name: impl Into<String>) -> Self {
         let message = TaskMessage::new("", name);
-        Self { id: None, queue: DEFAULT_QUEUE.to_owned(), countdown: None, expires_in: None, message }
+        Self { id: None, queue: None, countdown: None, expires_in: None, message }
     }
 
     /// Positional arguments: those of a JSON list, or one that is anything else.
@@ -50,9 +51,18 @@ impl Task {
         self
     }
 
-    /// The queue; `celery` by default.
+    /// The queue, in place of the application's.
     pub fn queue(mut self, queue: impl Into<String>) -> Self {
-        self.queue = queue.into();
+        self.queue = Some(queue.into());
+        self
+    }
+
+    /// With what the application's settings say where the task says nothing.
+    pub(super) fn of(mut self, app: &AppConfig) -> Self {
+        self.queue.get_or_insert_with(|| app.task_default_queue.clone());
+        if app.task_ignore_result {
+            self.message.ignore_result.get_or_insert(true);
+        }
         self
     }
 
@@ -159,7 +169,7 @@ impl Task {
             message.properties.insert("expiration".to_owned(), left.into());
         }
         message.delivery_tag = fresh();
-        message.routing_key = self.queue;
+        message.routing_key = self.queue.unwrap_or_else(|| DEFAULT_QUEUE.to_owned());
         message.origin = Some(origin.to_owned());
         message.argsrepr = message.argsrepr.or_else(|| Some(repr::args(&message.args)));
         message.kwargsrepr = message.kwargsrepr.or_else(|| Some(repr::kwargs(&message.kwargs)));

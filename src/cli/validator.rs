@@ -15,7 +15,7 @@ use super::key::KeyArg;
 use super::miner_list::{MISSING, MinerList, MinerListArgs};
 use super::miners;
 use super::report::Report;
-use super::values::{Problems, RedisConfig, duration, listen_address, redis_url};
+use super::values::{AppConfig, Problems, RedisConfig, celery_settings, duration, listen_address, redis_url};
 use crate::app::{exit, pause, status, supervise};
 use crate::base::shutdown::Shutdown;
 use crate::identity::{KeyPair, PublicKey};
@@ -63,6 +63,10 @@ pub struct Args {
     /// other users
     #[arg(long, value_name = "URL", value_parser = redis_url, env = "PHALANX_REDIS", hide_env_values = true)]
     redis: Option<RedisConfig>,
+    /// With --dispatch celery: settings of the Celery application with Celery's names, as
+    /// {"broker_transport_options": {"sep": ":"}}; the same on validators and workers. In the settings file a table
+    #[arg(long, value_name = "JSON", value_parser = celery_settings, env = "PHALANX_CELERY", hide_env_values = true)]
+    celery: Option<AppConfig>,
     /// With --dispatch celery: the Celery queue of the jobs [default: phalanx]
     #[arg(long, value_name = "NAME", env = "PHALANX_QUEUE")]
     queue: Option<String>,
@@ -237,6 +241,7 @@ fn configure(args: Args) -> Result<(ValidatorConfig, Option<MinerList>, WsDialer
         problems.0.push("--stub-time goes with --dispatch stub".to_owned());
     }
     let of_celery = [("--redis", args.redis.is_some()), ("--queue", args.queue.is_some())];
+    let of_celery = of_celery.into_iter().chain([("--celery", args.celery.is_some())]);
     let of_celery = of_celery.into_iter().chain([("--queue-time", args.queue_time.is_some())]);
     let stray = of_celery.filter(|(_, given)| *given && args.dispatch != DispatchArg::Celery);
     problems.0.extend(stray.map(|(flag, _)| format!("{flag} goes with --dispatch celery")));
@@ -252,6 +257,7 @@ fn configure(args: Args) -> Result<(ValidatorConfig, Option<MinerList>, WsDialer
             match problems.take(args.redis.ok_or(missing.to_owned())) {
                 Some(redis) => Dispatch::Celery {
                     redis: Box::new(redis),
+                    celery: Box::new(args.celery.unwrap_or_default()),
                     queue: args.queue.unwrap_or_else(|| DEFAULT_QUEUE.to_owned()),
                     queue_time: args.queue_time.unwrap_or(Duration::from_secs(60)),
                 },

@@ -9,7 +9,11 @@ use crate::executor::check_image_name;
 use crate::link::Rate;
 use crate::protocol::ExecutorClass;
 #[cfg(feature = "celery")]
-pub use crate::redis::RedisConfig;
+pub use crate::{celery::AppConfig, redis::RedisConfig};
+
+/// Celery settings that nothing reads, because the program is built without Celery.
+#[cfg(not(feature = "celery"))]
+pub type AppConfig = String;
 
 /// A Redis URL that nothing reads, because the program is built without Celery.
 #[cfg(not(feature = "celery"))]
@@ -138,6 +142,17 @@ pub fn client_address(text: &str) -> Result<String, String> {
 pub fn redis_url(text: &str) -> Result<RedisConfig, String> {
     #[cfg(feature = "celery")]
     return RedisConfig::parse(text).map_err(|error| error.to_string());
+    #[cfg(not(feature = "celery"))]
+    Ok(text.to_owned())
+}
+
+/// Reads the settings of a Celery application, see its `AppConfig`.
+///
+/// # Errors
+/// All that is wrong, in words.
+pub fn celery_settings(text: &str) -> Result<AppConfig, String> {
+    #[cfg(feature = "celery")]
+    return AppConfig::parse(text);
     #[cfg(not(feature = "celery"))]
     Ok(text.to_owned())
 }

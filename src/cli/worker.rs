@@ -16,7 +16,7 @@ use super::miner_list::{MISSING, MinerList, MinerListArgs};
 use super::miners;
 use super::report::Report;
 use super::validator::{measure_asked, problem_of_interval};
-use super::values::{Problems, RedisConfig, duration, listen_address, redis_url};
+use super::values::{AppConfig, Problems, RedisConfig, celery_settings, duration, listen_address, redis_url};
 use crate::app::{exit, status, supervise};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
@@ -36,6 +36,10 @@ pub struct Args {
     /// rediss:// for TLS. In the variable the password is hidden from other users
     #[arg(long, value_name = "URL", value_parser = redis_url, env = "PHALANX_REDIS", hide_env_values = true)]
     redis: Option<RedisConfig>,
+    /// Settings of the Celery application with Celery's names, as {"broker_transport_options": {"sep": ":"}}; the same
+    /// on validators and workers. In the settings file a table
+    #[arg(long, value_name = "JSON", value_parser = celery_settings, env = "PHALANX_CELERY", hide_env_values = true)]
+    celery: Option<AppConfig>,
     #[command(flatten)]
     key: KeyArg,
     /// Who may sign jobs besides the validator itself, as on the validator; may be repeated
@@ -190,6 +194,7 @@ fn configure(args: Args) -> Result<(JobWorkerConfig, Option<MinerList>, WsDialer
         max_signature_age: args.max_signature_age,
         known_validators: args.known_validator,
         stub: args.stub_time,
+        celery: args.celery.unwrap_or_default(),
         queue: args.queue,
         workers: args.workers,
         name: args.name.unwrap_or_else(|| defaults.name.clone()),
@@ -234,6 +239,7 @@ fn serve_status(
             "taken": state.taken,
             "restored": state.restored,
             "aside": state.aside,
+            "siblings": state.siblings,
             "unreported": unreported,
             "tasks": worker.tasks(),
             "asked": asked,

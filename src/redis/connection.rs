@@ -19,12 +19,12 @@ use rustix::event::PollFlags;
 use super::byte_stream::Stream;
 use super::config::RedisConfig;
 use super::error::RedisError;
+use super::refusal::of_command;
 use super::resp::Parser;
 use super::socket::{Inbox, Ready, poll};
 use crate::base::limits::{REDIS_PUSHES, REDIS_READ_BYTES};
 use crate::base::shutdown::{Level, Shutdown};
 use crate::base::waits::waiting_unless_noted;
-use crate::net::dial::dial;
 use crate::net::tls::explain_io;
 use crate::net::wake::Wake;
 
@@ -64,6 +64,10 @@ pub struct Connection {
     peer: String,
     db: u32,
     version: String,
+    /// `standalone`, `cluster` or `sentinel`.
+    mode: String,
+    /// `master`, `replica` or `sentinel`.
+    role: String,
     deadline: Instant,
     begun: Instant,
     parser: Parser,
@@ -107,25 +111,16 @@ fn of_tls(error: &io::Error) -> String {
 }
 
 impl Connection {
-    /// Connects, logs in, and asks for RESP3, the database and a name: one round trip after TCP and TLS.
-    ///
-    /// Blocks until `deadline` at most, or until `shutdown` reaches `level`. The deadline also holds for the first
-    /// requests: see [`Connection::set_deadline`].
-    ///
-    /// # Errors
-    /// [`RedisError::Dial`], [`RedisError::Tls`], [`RedisError::TooOld`], [`RedisError::Auth`],
-    /// [`RedisError::Timeout`], [`RedisError::Protocol`] where no Redis listens, `LOADING` as [`RedisError::Server`]
-    /// while Redis reads its data, and [`RedisError::Stopped`].
-    pub fn open(
+    /// Logs in over a stream, as [`Connection::open`] does.
+    pub(super) fn greeted(
         config: &RedisConfig,
+        (socket, host, peer): (TcpStream, &str, String),
         deadline: Instant,
         shutdown: &Shutdown,
         level: Level,
     ) -> Result<Self, RedisError> {
         let begun = Instant::now();
-        let socket = dial(&config.host, config.port, deadline, shutdown, level)?;
-        let peer = config.peer();
-        let stream = Stream::new(socket, &config.host, config.tls.as_ref())
+        let stream = Stream::new(socket, host, config.tls.as_ref())
             .map_err(|e| RedisError::Tls { peer: peer.clone(), problem: of_tls(&e) })?;
         let mut connection = Self {
             stream,
@@ -133,6 +128,8 @@ impl Connection {
             peer,
             db: config.db,
             version: String::new(),
+            mode: String::new(),
+            role: String::new(),
             deadline,
             begun,
             parser: Parser::default(),
@@ -161,6 +158,16 @@ impl Connection {
         self.deadline = deadline;
     }
 
+    /// `standalone`, `cluster` or `sentinel`, as Redis calls itself.
+    pub(super) fn mode(&self) -> &str {
+        &self.mode
+    }
+
+    /// `master`, `replica` or `sentinel`, as Redis called itself at the beginning.
+    pub(super) fn role(&self) -> &str {
+        &self.role
+    }
+
     /// The version that Redis says it has.
     pub fn version(&self) -> &str {
         &self.version
@@ -179,7 +186,7 @@ impl Connection {
     pub fn request(&mut self, command: &Cmd) -> Result<Value, RedisError> {
         command.write_packed_command(&mut self.outbox);
         match self.reply()? {
-            Value::ServerError(error) => Err((&error).into()),
+            Value::ServerError(error) => Err(of_command((&error).into(), &command.get_packed_command(), 0, None)),
             value => Ok(value),
         }
     }
@@ -254,8 +261,12 @@ impl Connection {
             other => return Err(self.nobody_asked(&other)),
         };
         for (key, value) in hello {
-            if matches!(&key, Value::BulkString(name) if name == b"version") {
-                self.version = String::from_redis_value(value)?;
+            let Value::BulkString(name) = &key else { continue };
+            match &name[..] {
+                b"version" => self.version = String::from_redis_value(value)?,
+                b"mode" => self.mode = String::from_redis_value(value)?,
+                b"role" => self.role = String::from_redis_value(value)?,
+                _ => {}
             }
         }
         for (reply, fatal) in [(auth, true), (Some(select), false), (Some(ping), false)] {
@@ -264,6 +275,8 @@ impl Connection {
                 _ if fatal => return Err(RedisError::Auth { peer: self.peer.clone(), reason: reason(error) }),
                 // Only a command that is not needed is refused to this user.
                 "NOPERM" => {}
+                // It has no databases.
+                "ERR" if self.mode == "sentinel" => {}
                 _ => return Err(error.into()),
             }
         }

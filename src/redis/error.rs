@@ -34,6 +34,22 @@ pub enum RedisError {
         /// Its answer.
         reason: String,
     },
+    /// It is not the kind of Redis that can be used: a Redis Cluster, or a Sentinel.
+    #[error("Redis at {peer}: {problem}")]
+    Mode {
+        /// Host and port.
+        peer: String,
+        /// What it is, and what would be right.
+        problem: String,
+    },
+    /// No Sentinel says where the master is. It may be tried again.
+    #[error("Redis: no Sentinel tells the master {master:?}: {problem}")]
+    Sentinel {
+        /// What the master is called.
+        master: String,
+        /// What each says.
+        problem: String,
+    },
     /// It does not let us in.
     #[error("Redis at {peer} refuses the log-in: {reason}")]
     Auth {
@@ -108,9 +124,12 @@ impl RedisError {
     /// What a loop does about it.
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::Dial(_) | Self::Tls { .. } | Self::Timeout { .. } | Self::Closed { .. } | Self::Protocol { .. } => {
-                ErrorClass::Reconnect
-            }
+            Self::Dial(_)
+            | Self::Tls { .. }
+            | Self::Timeout { .. }
+            | Self::Closed { .. }
+            | Self::Protocol { .. }
+            | Self::Sentinel { .. } => ErrorClass::Reconnect,
             Self::Server { code, .. } => match code.as_str() {
                 "BUSY" | "CLUSTERDOWN" | "LOADING" | "MASTERDOWN" | "MISCONF" | "NOREPLICAS" | "NOSCRIPT" | "OOM"
                 | "TRYAGAIN" => ErrorClass::Retry,
@@ -122,7 +141,7 @@ impl RedisError {
             Self::Full { .. } | Self::System(_) => ErrorClass::Retry,
             Self::Reply(_) => ErrorClass::Rejected,
             Self::Stopped => ErrorClass::Cancelled,
-            Self::Url(_) | Self::TooOld { .. } | Self::Auth { .. } => ErrorClass::Fatal,
+            Self::Url(_) | Self::TooOld { .. } | Self::Mode { .. } | Self::Auth { .. } => ErrorClass::Fatal,
         }
     }
 
@@ -133,6 +152,7 @@ impl RedisError {
             Self::Tls { .. } => "see that the port is Redis's TLS port and that its certificate's authority is trusted",
             Self::TooOld { .. } => "use Redis 6 or later",
             Self::Auth { .. } => "put the user and the password into the URL: redis://user:password@host:port/0",
+            Self::Sentinel { .. } => "see that the Sentinels run, and that master_name is what they call the master",
             Self::Protocol { .. } => {
                 "see that the port is Redis's own, without TLS for redis:// and with TLS for rediss://"
             }
@@ -162,7 +182,9 @@ impl RedisError {
     pub(super) fn outcome(&self) -> &'static str {
         match self {
             Self::Timeout { .. } => "timeout",
-            Self::Closed { .. } | Self::Dial(_) | Self::Tls { .. } | Self::Protocol { .. } => "lost",
+            Self::Closed { .. } | Self::Dial(_) | Self::Tls { .. } | Self::Protocol { .. } | Self::Sentinel { .. } => {
+                "lost"
+            }
             Self::Stopped => "stopped",
             _ => "refused",
         }

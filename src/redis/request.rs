@@ -9,6 +9,7 @@ use std::time::Instant;
 use redis::{Cmd, ServerErrorKind, ToRedisArgs, Value};
 
 use super::error::RedisError;
+use super::refusal::of_command;
 use super::script::Script;
 
 /// What becomes of a request whose answer is lost with the connection.
@@ -193,7 +194,7 @@ impl Pipe {
         if forgotten.is_empty() || !slot.again.is_empty() || slot.refused.is_some() {
             let outcome = match (slot.refused, forgotten.is_empty()) {
                 (Some(refused), false) => Err(refused),
-                _ => first_error(slot.values),
+                _ => first_error(slot.values, &job.request),
             };
             return Ok(Some((job, outcome)));
         }
@@ -253,12 +254,14 @@ fn is_no_script(value: &Value) -> bool {
     matches!(value, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::NoScript))
 }
 
-fn first_error(values: Vec<Value>) -> Result<Vec<Value>, RedisError> {
-    let error = values.iter().find_map(|value| match value {
-        Value::ServerError(error) => Some(error.into()),
+fn first_error(values: Vec<Value>, request: &Request) -> Result<Vec<Value>, RedisError> {
+    let error = values.iter().enumerate().find_map(|(at, value)| match value {
+        Value::ServerError(error) => Some((at, error.into())),
         _ => None,
     });
-    error.map_or(Ok(values), Err)
+    let Some((at, error)) = error else { return Ok(values) };
+    let call = request.scripts.iter().find(|call| call.command == at);
+    Err(of_command(error, &request.bytes, at, call.map(|call| call.script.text())))
 }
 
 fn outcome_unknown(error: &RedisError) -> RedisError {

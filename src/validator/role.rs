@@ -23,6 +23,8 @@ use super::routing::{ExplainedMiner, HALF_LIFE, MinerAddress, MinerView};
 use crate::base::backoff::BackoffConfig;
 use crate::base::stop::{CANCEL_BUDGET, StopReport, Stopping, drop_role};
 use crate::base::timer::TimerHandle;
+#[cfg(feature = "celery")]
+use crate::celery::AppConfig;
 use crate::identity::{KeyPair, PublicKey};
 use crate::ops::status::Board;
 use crate::pool::Breakers;
@@ -48,6 +50,8 @@ pub enum Dispatch {
     Celery {
         /// Where that Redis is.
         redis: Box<RedisConfig>,
+        /// The settings of the Celery application, as on the workers.
+        celery: Box<AppConfig>,
         /// The Celery queue of the jobs.
         queue: String,
         /// How long a job waits for a worker before it is rejected as busy.
@@ -64,7 +68,12 @@ pub enum Dispatch {
 impl Dispatch {
     /// [`Dispatch::Celery`] with the queue `phalanx`, in which a job waits for a minute at most.
     pub fn celery(redis: RedisConfig) -> Self {
-        Self::Celery { redis: Box::new(redis), queue: DEFAULT_QUEUE.to_owned(), queue_time: Duration::from_secs(60) }
+        Self::Celery {
+            redis: Box::new(redis),
+            celery: Box::default(),
+            queue: DEFAULT_QUEUE.to_owned(),
+            queue_time: Duration::from_secs(60),
+        }
     }
 }
 
@@ -300,9 +309,9 @@ fn runner(
         }
         Dispatch::Stub { stage_time } => Arc::new(Stub::new(stage_time, limit, timer)),
         #[cfg(feature = "celery")]
-        Dispatch::Celery { redis, queue, queue_time } => {
+        Dispatch::Celery { redis, celery, queue, queue_time } => {
             let name = key.ss58();
-            let config = FrontConfig { redis: *redis, queue, queue_time, limit, name, job_times };
+            let config = FrontConfig { redis: *redis, celery: *celery, queue, queue_time, limit, name, job_times };
             Arc::new(Front::start(config, timer, board)?)
         }
     })

@@ -47,7 +47,7 @@ fn a_real_producer_gets_what_became_of_its_tasks() {
         Err(TaskError::new("ValueError", "it is not"))
     });
     let mut config = settings(server.config());
-    config.track_started = true;
+    config.app.task_track_started = true;
     let worker = Ours::ready(config, registry);
 
     values_and_failures(&mut feed);
@@ -412,7 +412,8 @@ fn what_runs_for_long_is_not_taken_for_lost_by_a_real_worker_beside_ours() {
     let registry = gate.registry(example::registry());
     let mut config = settings(server.config());
     // What runs takes all its room, so that it leaves the rest to the other.
-    (config.concurrency, config.prefetch_multiplier, config.visibility_timeout) = (1, 1, 2 * SECOND);
+    (config.concurrency, config.prefetch_multiplier) = (1, 1);
+    config.app.broker_transport_options.visibility_timeout = 2 * SECOND;
     let ours = Ours::ready(config, registry);
     let client = Client::start(server.config());
     let celery_handle = client.handle();

@@ -232,7 +232,7 @@ fn redis_that_is_frozen_is_found_out_and_what_runs_is_not_given_to_another_when_
         let mut config = hasty(server.config());
         config.liveness = 3 * SECOND;
         // Each holds one task, and has a thread for others.
-        config.queues.push(format!("own-{n}"));
+        config.queues = vec!["celery".to_owned(), format!("own-{n}")];
         config
     };
     let workers: Vec<_> = (0..3).map(|n| Ours::ready(config(n), registry.clone())).collect();

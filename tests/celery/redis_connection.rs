@@ -2,7 +2,7 @@
 
 use crate::testkit::redis as redis_kit;
 use crate::testkit::threads::NoThreads;
-use crate::testkit::wait::{LONG, far};
+use crate::testkit::wait::{LONG, far, until};
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use crossbeam_channel::bounded;
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::base::stop::{StopReport, Stopping};
 use phalanx::base::thread::{Kick, spawn};
+use phalanx::net::dial::dial;
 use phalanx::ops::errors::ErrorClass;
 use phalanx::ops::health::PartState;
 use phalanx::ops::status::Board;
@@ -18,7 +19,7 @@ use phalanx::redis::{
     Commander, CommanderHandle, Connection, RedisConfig, RedisError, Repeat, Request, Script, Waited, Wake,
 };
 use redis::{FromRedisValue, PushKind, Value};
-use redis_kit::{FaultyProxy, RedisServer};
+use redis_kit::{FaultyProxy, RedisServer, free_port, often};
 
 fn open(config: &RedisConfig) -> Result<Connection, RedisError> {
     Connection::open(config, far(), &Shutdown::new(), Level::Drain)
@@ -328,6 +329,8 @@ fn a_frozen_redis_does_not_hold_up_a_stop() {
 fn certificates(folder: &std::path::Path) -> [String; 3] {
     let ca_key = rcgen::KeyPair::generate().unwrap();
     let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    // Another name than that of its certificates, which would else count as signed by themselves.
+    ca.distinguished_name.push(rcgen::DnType::CommonName, "authority");
     ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let authority = ca.self_signed(&ca_key).unwrap();
     let issuer = rcgen::Issuer::from_params(&ca, &ca_key);
@@ -376,5 +379,120 @@ fn tls_carries_large_replies_and_trusts_only_its_authority() {
     }
     let read = commander.handle().call(get).unwrap();
     assert!(read == values.into_iter().map(Value::BulkString).collect::<Vec<_>>());
+    assert!(stop(commander, LONG).is_clean());
+}
+
+#[test]
+fn a_socket_of_the_file_system_is_an_address_and_a_cluster_is_refused_in_words() {
+    let _none = NoThreads::expected();
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("redis.sock").to_str().unwrap().to_owned();
+    let Some(_server) = RedisServer::start_with(&["--unixsocket", &socket]) else { return };
+    let config = RedisConfig::parse(&format!("redis+socket://{socket}?virtual_host=3")).unwrap();
+    let mut connection = open(&config).unwrap();
+    assert_eq!(connection.query::<String>(redis::cmd("ECHO").arg("x")).unwrap(), "x");
+    let clients: String = connection.query(redis::cmd("CLIENT").arg("LIST")).unwrap();
+    assert!(clients.contains("db=3") && clients.contains(&socket), "{clients}");
+    let missing = open(&RedisConfig::parse("redis+socket:///no/such.sock").unwrap()).unwrap_err();
+    assert!(missing.to_string().contains("/no/such.sock") && missing.connection_lost(), "{missing}");
+
+    let port = free_port().to_string();
+    let Some(cluster) = RedisServer::start_with(&["--cluster-enabled", "yes", "--cluster-port", &port]) else { return };
+    let refused = open(&cluster.config()).unwrap_err();
+    assert!(refused.to_string().contains("it is a Redis Cluster") && refused.class() == ErrorClass::Fatal, "{refused}");
+}
+
+#[test]
+fn a_redis_that_asks_for_a_certificate_gets_one() {
+    let _none = NoThreads::expected();
+    let folder = tempfile::tempdir().unwrap();
+    let [ca, certificate, key] = certificates(folder.path());
+    let port = free_port().to_string();
+    let mut options = vec!["--tls-port", &port, "--tls-cert-file", &certificate, "--tls-key-file", &key];
+    options.extend(["--tls-auth-clients", "yes", "--tls-ca-cert-file", &ca]);
+    let Some(_server) = RedisServer::start_with(&options) else { return };
+    let url = format!("rediss://127.0.0.1:{port}/0?ssl_ca_certs={ca}");
+    let refused = open(&RedisConfig::parse(&url).unwrap()).unwrap_err();
+    assert!(matches!(refused, RedisError::Tls { .. } | RedisError::Closed { .. }), "{refused}");
+    let shown = format!("{url}&ssl_certfile={certificate}&ssl_keyfile={key}");
+    let mut connection = open(&RedisConfig::parse(&shown).unwrap()).unwrap();
+    assert_eq!(connection.query::<String>(redis::cmd("ECHO").arg("x")).unwrap(), "x");
+}
+
+/// A Sentinel; ended when dropped.
+struct Sentinel {
+    _folder: tempfile::TempDir,
+    port: u16,
+    child: std::process::Child,
+}
+
+impl Sentinel {
+    fn start(master: u16) -> Self {
+        let (folder, port) = (tempfile::tempdir().unwrap(), redis_kit::free_port());
+        let settings = format!(
+            "port {port}\nbind 127.0.0.1\nsentinel monitor blue 127.0.0.1 {master} 1\n\
+             sentinel down-after-milliseconds blue 1000\nsentinel failover-timeout blue 3000\n"
+        );
+        let file = folder.path().join("sentinel.conf");
+        std::fs::write(&file, settings).unwrap();
+        let mut command = std::process::Command::new("redis-server");
+        command.arg(&file).arg("--sentinel").current_dir(folder.path()).stdout(std::process::Stdio::null());
+        Self { child: command.spawn().unwrap(), _folder: folder, port }
+    }
+
+    /// What it answers to a line; nothing as long as it is not there.
+    fn ask(&self, line: &str) -> String {
+        let stream = dial("127.0.0.1", self.port, far(), &Shutdown::new(), Level::Drain);
+        let Ok(mut stream) = stream else { return String::new() };
+        stream.write_all(format!("{line}\r\nPING\r\n").as_bytes()).unwrap();
+        let (mut answer, mut some) = (Vec::new(), [0; 4096]);
+        while !answer.ends_with(b"+PONG\r\n") {
+            match stream.read(&mut some).unwrap() {
+                0 => break,
+                n => answer.extend_from_slice(&some[..n]),
+            }
+        }
+        String::from_utf8(answer).unwrap()
+    }
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn sentinels_tell_where_the_master_is_also_after_a_fail_over() {
+    let _none = NoThreads::expected();
+    let Some(mut master) = RedisServer::start() else { return };
+    let port = master.port().to_string();
+    let Some(replica) = RedisServer::start_with(&["--replicaof", "127.0.0.1", &port]) else { return };
+    let sentinel = Sentinel::start(master.port());
+    let known = format!("\r\n{}\r\n", replica.port());
+    until("the Sentinel knows the replica", || {
+        let told = sentinel.ask("SENTINEL replicas blue");
+        told.contains(&known) && told.contains("master-link-status\r\n$2\r\nok")
+    });
+    let at = |url: &str| RedisConfig::parse(url).unwrap();
+    let straight = open(&at(&format!("redis://127.0.0.1:{}", sentinel.port))).unwrap_err().to_string();
+    assert!(straight.contains("it is a Sentinel; use sentinel://"), "{straight}");
+    let unknown = open(&at(&format!("sentinel://127.0.0.1:{}?master_name=red", sentinel.port))).unwrap_err();
+    assert!(unknown.to_string().contains("\"red\"") && unknown.connection_lost(), "{unknown}");
+
+    // The first one of the list is not there.
+    let url = format!("sentinel://127.0.0.1:{};sentinel://127.0.0.1:{}?master_name=blue", free_port(), sentinel.port);
+    let commander = Commander::start("t-sent", often(at(&url)), &Board::new()).unwrap();
+    let set = |value: &str| {
+        let mut set = redis::cmd("SET");
+        commander.handle().call(Request::idempotent(set.arg("key").arg(value), far()))
+    };
+    set("before").unwrap();
+    assert_eq!(master.cli::<String>(&["GET", "key"]), "before");
+    master.kill();
+    set("after").unwrap();
+    assert_eq!(replica.cli::<String>(&["GET", "key"]), "after", "it is the master now");
     assert!(stop(commander, LONG).is_clean());
 }

@@ -8,18 +8,23 @@ import os
 import sys
 import time
 import urllib.request
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
 
 from celery import Celery, chain, group
 from celery.exceptions import TimeoutError as NotYet
 from kombu import Connection
 
 URL = os.environ["CELERY_TEST_URL"]
-app = Celery("feed", broker=URL, backend=URL)
+SETTINGS = json.loads(os.environ.get("CELERY_TEST_SETTINGS", "{}"))
+app = Celery("feed", broker=URL, backend=SETTINGS.pop("result_backend", URL))
 app.conf.broker_transport_options = {
     "visibility_timeout": float(os.environ.get("CELERY_VISIBILITY", "3600")),
     "unacked_restore_interval": 1,
     "unacked_restore_throttle": 1,
+    **SETTINGS.pop("broker_transport_options", {}),
 }
+app.conf.update(SETTINGS)
 app.conf.result_extended = False
 app.conf.broker_connection_retry_on_startup = True
 # Tests restart Redis while it sends.
@@ -195,6 +200,12 @@ def fetch(request):
             return {"answer": json.load(answer)}
     except OSError:
         return {"answer": None}
+
+
+def send_naive(request):
+    """A task for a time without an offset, by the clock on the wall of that zone."""
+    at = datetime.now(ZoneInfo(request["zone"])) + timedelta(seconds=request["seconds"])
+    return {"id": app.send_task(request["task"], eta=at.replace(tzinfo=None)).id}
 
 
 def odd(request):

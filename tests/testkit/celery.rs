@@ -122,8 +122,12 @@ pub struct Client {
 
 impl Client {
     pub fn start(redis: RedisConfig) -> Self {
+        Self::start_with(CeleryConfig::new(redis))
+    }
+
+    pub fn start_with(config: CeleryConfig) -> Self {
         let board = Board::new();
-        Self { client: Some(CeleryClient::start(CeleryConfig::new(redis), &board).unwrap()), board }
+        Self { client: Some(CeleryClient::start(config, &board).unwrap()), board }
     }
 
     pub fn handle(&self) -> phalanx::celery::client::CeleryHandle {
@@ -160,7 +164,13 @@ pub struct Feed {
 impl Feed {
     /// Starts one; `None` without Celery, which is reported.
     pub fn start(url: &str) -> Option<Self> {
+        Self::start_with(url, &json!({}))
+    }
+
+    /// Starts one whose application has these settings.
+    pub fn start_with(url: &str, settings: &Value) -> Option<Self> {
         let mut command = python::script("celery_feed.py", "celery, redis")?;
+        command.env("CELERY_TEST_SETTINGS", settings.to_string());
         command.env("CELERY_TEST_URL", url).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::CeleryHandle;
 use crate::base::shutdown::Level;
 use crate::celery::envelope::Envelope;
-use crate::celery::keys::{CONTROL_EXCHANGE, CONTROL_REPLY_EXCHANGE, binding, binding_key, fanout_channel};
+use crate::celery::keys::{CONTROL_EXCHANGE, CONTROL_REPLY_EXCHANGE};
 use crate::redis::{Connection, RedisError, Request};
 
 /// Whether a task that runs is ended as well.
@@ -126,7 +126,7 @@ impl CeleryHandle {
 
     fn publish(&self, command: &str, arguments: &Value, destination: &[String], deadline: Instant) -> Request {
         let text = message(command, arguments, destination, None).write();
-        let channel = fanout_channel(self.db(), CONTROL_EXCHANGE);
+        let channel = self.names().fanout(self.db(), CONTROL_EXCHANGE);
         Request::idempotent(redis::cmd("PUBLISH").arg(channel).arg(text), deadline)
     }
 
@@ -153,13 +153,16 @@ impl CeleryHandle {
         let kick = connection.kick();
         let _kick = self.stopping().on(Level::Drain, move || kick.kick());
         connection.set_deadline(deadline + config.operation_time);
-        let (key, member) = (binding_key(CONTROL_REPLY_EXCHANGE), binding(&mailbox.oid, &mailbox.queue()));
+        let names = self.names();
+        let (key, list) = (names.bindings(CONTROL_REPLY_EXCHANGE), names.key(&mailbox.queue()));
+        let member = names.binding(&mailbox.oid, &mailbox.queue());
         connection.request(redis::cmd("SADD").arg(&key).arg(&member))?;
         let text = message(command, arguments, destination, Some(&mailbox)).write();
-        let answers = collect(&mut connection, self.db(), &mailbox, (&text, destination.len()), deadline);
+        let channel = names.fanout(self.db(), CONTROL_EXCHANGE);
+        let answers = collect(&mut connection, (&channel, &list), &mailbox, (&text, destination.len()), deadline);
         // Also after an error, if the connection still works.
         let removed = connection.request(redis::cmd("SREM").arg(&key).arg(&member));
-        let emptied = removed.and_then(|_| connection.request(redis::cmd("DEL").arg(mailbox.queue())));
+        let emptied = removed.and_then(|_| connection.request(redis::cmd("DEL").arg(&list)));
         let answers = answers?;
         emptied?;
         Ok(answers)
@@ -185,12 +188,11 @@ impl CeleryHandle {
 
 fn collect(
     connection: &mut Connection,
-    db: i64,
+    (channel, list): (&str, &str),
     mailbox: &Mailbox,
     (text, named): (&str, usize),
     deadline: Instant,
 ) -> Result<BTreeMap<String, Value>, RedisError> {
-    let channel = fanout_channel(db, CONTROL_EXCHANGE);
     let receivers: usize = connection.query(redis::cmd("PUBLISH").arg(channel).arg(text))?;
     let expected = if named > 0 { named.min(receivers) } else { receivers };
     let mut answers = BTreeMap::new();
@@ -201,7 +203,7 @@ fn collect(
         }
         // To Redis, nothing would mean for ever.
         let mut pop = redis::cmd("BRPOP");
-        pop.arg(mailbox.queue()).arg(format!("{:.3}", left.max(0.001)));
+        pop.arg(list).arg(format!("{:.3}", left.max(0.001)));
         let Some((_, raw)) = connection.query::<Option<(String, Vec<u8>)>>(&pop)? else { break };
         let answer = Envelope::read(&raw).and_then(|envelope| {
             let mine = envelope.headers.get("ticket").and_then(Value::as_str) == Some(&mailbox.ticket);

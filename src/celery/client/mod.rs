@@ -1,8 +1,8 @@
 //! Sends tasks to Celery's workers, and waits for their results.
 //!
-//! Owner of three threads: [`CeleryClient`]. They are those of a commander (`cel-cmd`), a subscriber (`cel-sub`) and a
-//! timer, whose modules say what they block in, what kicks them and how they end; this module's code runs on them and
-//! on its callers'.
+//! Owner of its threads: [`CeleryClient`]. They are those of a commander (`cel-cmd`), of another one where results are
+//! elsewhere (`cel-results`), of a subscriber (`cel-sub`) and of a timer, whose modules say what they block in, what
+//! kicks them and how they end; this module's code runs on them and on its callers'.
 //!
 //! A result comes by its notification, over one subscribed connection for all of them. Beside that it is looked for
 //! (see `polls`): soon after it was asked for, ever more rarely then, and after each reconnect. With nothing to wait
@@ -30,7 +30,7 @@ pub use results::PendingResult;
 
 use super::event::Event;
 use super::events::EventSender;
-use super::keys::{meta_key, queue_key};
+use super::keys::{EVENT_EXCHANGE, Keyspace};
 use super::moment::Moment;
 use super::scripts::ENQUEUE;
 use super::task::Task;
@@ -66,6 +66,8 @@ pub struct CeleryClient {
 #[derive(Debug)]
 struct ClientThreads {
     commander: Commander,
+    /// Where results are elsewhere.
+    results: Option<Commander>,
     subscriber: Subscriber,
     timer: Timer,
 }
@@ -124,22 +126,30 @@ impl SendError {
 
 impl CeleryClient {
     /// Starts the threads, which connect at once and for ever again; tasks can be sent from now on. On the board its
-    /// parts are `cel-cmd` and `cel-sub`.
+    /// parts are `cel-cmd` and `cel-sub`, and `cel-results` if results are elsewhere.
     ///
     /// # Errors
     /// [`RedisError::System`] if there are no file descriptors left.
     pub fn start(config: CeleryConfig, board: &Board) -> Result<Self, RedisError> {
-        let commander = Commander::start("cel-cmd", config.redis.clone().named("celery-client"), board)?;
-        let subscriber = Subscriber::start("cel-sub", config.redis.clone().named("celery-results"), board)?;
+        let (broker, elsewhere) = (config.app.broker(&config.redis), config.app.results(&config.redis));
+        let config = CeleryConfig { redis: broker.clone(), ..config };
+        let commander = Commander::start("cel-cmd", broker.clone().named("celery-client"), board)?;
+        let named = |redis: &RedisConfig| redis.clone().named("celery-results");
+        let results =
+            elsewhere.as_ref().map(|redis| Commander::start("cel-results", named(redis), board)).transpose()?;
+        let subscriber = Subscriber::start("cel-sub", named(elsewhere.as_ref().unwrap_or(&broker)), board)?;
         let timer = Timer::start();
-        let (db, patience) = (i64::from(config.redis.db), config.redis.operation_time);
+        let (names, patience) = (config.app.keyspace(), config.redis.operation_time);
+        let channel = names.fanout(i64::from(config.redis.db), EVENT_EXCHANGE);
         let shared = Arc::new(ClientShared {
-            events: EventSender::new(commander.handle(), &config.origin, db, patience, board),
+            events: EventSender::new(commander.handle(), &config.origin, channel, patience, board),
+            results: results.as_ref().unwrap_or(&commander).handle(),
             commander: commander.handle(),
             subscriber: subscriber.handle(),
             timer: timer.handle(),
             stopping: Shutdown::new(),
-            producer: format!("phalanx.producer.{}", uuid::Uuid::new_v4()),
+            producer: names.key(&format!("phalanx.producer.{}", uuid::Uuid::new_v4())),
+            names,
             sequence: Mutex::new(0),
             table: Mutex::default(),
             config,
@@ -151,7 +161,10 @@ impl CeleryClient {
                 shared.look();
             }
         });
-        Ok(Self { handle: CeleryHandle(shared), threads: Some(ClientThreads { commander, subscriber, timer }) })
+        Ok(Self {
+            handle: CeleryHandle(shared),
+            threads: Some(ClientThreads { commander, results, subscriber, timer }),
+        })
     }
 
     /// What callers use.
@@ -171,10 +184,13 @@ impl CeleryClient {
     }
 
     fn end(&mut self, step: &mut Step) {
-        let Some(ClientThreads { commander, subscriber, timer }) = self.threads.take() else { return };
+        let Some(ClientThreads { commander, results, subscriber, timer }) = self.threads.take() else { return };
         self.handle.0.close();
         timer.stop_in(step);
         subscriber.stop_in(step);
+        if let Some(results) = results {
+            results.stop_in(step);
+        }
         commander.stop_in(step);
     }
 }
@@ -250,7 +266,8 @@ impl CeleryHandle {
         on_sent: impl FnOnce(&Result<(), RedisError>) + Send + 'static,
     ) -> Result<PendingResult, SendError> {
         let fresh = || uuid::Uuid::new_v4().to_string();
-        let message = task.message(Moment::from(SystemTime::now()), &self.0.config.origin, fresh);
+        let message =
+            task.of(&self.0.config.app).message(Moment::from(SystemTime::now()), &self.0.config.origin, fresh);
         let text = message.write().write();
         if text.len() > CELERY_MESSAGE_BYTES {
             return Err(SendError::TooLarge { task: message.task });
@@ -259,7 +276,7 @@ impl CeleryHandle {
             Some(true) => self.ignored(&message.id)?,
             _ => self.result(&message.id)?,
         };
-        let key = queue_key(&message.routing_key, message.priority);
+        let key = self.0.names.queue(&message.routing_key, message.priority);
         let (entry, weak) = (pending.entry.clone(), Arc::downgrade(&self.0));
         let event = self.0.config.send_sent_event.then(|| (self.0.events.clone(), Event::sent(&message)));
         let answer = move |answer: Result<Vec<redis::Value>, RedisError>| {
@@ -306,7 +323,7 @@ impl CeleryHandle {
             return Ok(pending);
         }
         let (weak, of) = (Arc::downgrade(&self.0), id.to_owned());
-        let subscription = self.0.subscriber.subscribe(Channel::Exact(meta_key(id)), move |message| {
+        let subscription = self.0.subscriber.subscribe(Channel::Exact(self.0.names.meta(id)), move |message| {
             if let Some(shared) = weak.upgrade() {
                 shared.receive(&of, &message.payload, None);
             }
@@ -361,6 +378,10 @@ impl CeleryHandle {
 
     fn db(&self) -> i64 {
         i64::from(self.0.config.redis.db)
+    }
+
+    fn names(&self) -> &Keyspace {
+        &self.0.names
     }
 
     fn redis(&self) -> &RedisConfig {

@@ -15,13 +15,16 @@ use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::celery::events::EventSender;
-use crate::celery::keys::meta_key;
+use crate::celery::keys::Keyspace;
 use crate::celery::meta::Meta;
 use crate::redis::{CommanderHandle, RedisError, Repeat, Request, SubscriberHandle, Subscription};
 
 pub(super) struct ClientShared {
     pub config: CeleryConfig,
+    pub names: Keyspace,
     pub commander: CommanderHandle,
+    /// Asks where results are.
+    pub results: CommanderHandle,
     pub subscriber: SubscriberHandle,
     pub timer: TimerHandle,
     /// Ends what waits on a connection of its own.
@@ -73,15 +76,15 @@ impl ClientShared {
     }
 
     pub(super) fn fetch(&self, id: &str, deadline: Instant) -> Result<Option<Meta>, RedisError> {
-        let get = Request::idempotent(redis::cmd("GET").arg(meta_key(id)), deadline);
-        let stored = self.commander.call(get)?.into_iter().next().unwrap_or(redis::Value::Nil);
+        let get = Request::idempotent(redis::cmd("GET").arg(self.names.meta(id)), deadline);
+        let stored = self.results.call(get)?.into_iter().next().unwrap_or(redis::Value::Nil);
         let stored = Option::<Vec<u8>>::from_redis_value(stored)?;
         stored.map(|stored| Meta::read(&stored).map_err(|error| RedisError::Reply(error.to_string()))).transpose()
     }
 
     pub(super) fn forget(&self, id: &str, deadline: Instant) -> Result<(), RedisError> {
-        let delete = Request::idempotent(redis::cmd("DEL").arg(meta_key(id)), deadline);
-        self.commander.call(delete).map(|_| ())
+        let delete = Request::idempotent(redis::cmd("DEL").arg(self.names.meta(id)), deadline);
+        self.results.call(delete).map(|_| ())
     }
 
     /// A result was published, or looked up when `since` was received.
@@ -117,10 +120,10 @@ impl ClientShared {
             };
             let mut request = Request::new(Repeat::Idempotent, now + self.config.redis.operation_time);
             for (entry, _) in &entries {
-                request = request.command(redis::cmd("GET").arg(meta_key(&entry.id)));
+                request = request.command(redis::cmd("GET").arg(self.names.meta(&entry.id)));
             }
             let weak = Arc::downgrade(self);
-            let asked = self.commander.submit(request, move |answer| match (answer, weak.upgrade()) {
+            let asked = self.results.submit(request, move |answer| match (answer, weak.upgrade()) {
                 (Ok(values), Some(shared)) => {
                     for ((entry, since), value) in entries.iter().zip(values) {
                         match value {

@@ -3,31 +3,24 @@
 use std::time::Duration;
 
 use crate::base::limits::CELERY_PREFETCH;
-use crate::celery::keys::DEFAULT_QUEUE;
+use crate::celery::app_config::AppConfig;
 use crate::redis::RedisConfig;
 
 /// The settings of a worker.
 #[derive(Debug, Clone)]
 pub struct WorkerConfig {
-    /// The Redis that is broker and result store.
+    /// The Redis that is broker and, unless `app` says where results are, result store.
     pub redis: RedisConfig,
-    /// The queues that it takes from, in turn; `celery` by default.
+    /// The settings of the application.
+    pub app: AppConfig,
+    /// The queues that it takes from: none for the application's own, which is `celery` unless set.
     pub queues: Vec<String>,
-    /// The queue of callbacks and chain steps whose signature names none.
-    pub default_queue: String,
     /// Tasks that run at a time, each on a thread of its own.
     pub concurrency: usize,
     /// Messages that are held for each thread, with those that run: 4, as with Celery.
     pub prefetch_multiplier: usize,
-    /// The age after which what a worker of Celery has taken and not acknowledged is put back: 1 hour, as with kombu.
-    /// All workers of a broker need the same.
-    pub visibility_timeout: Duration,
     /// How long a worker of ours may be silent before the others put back what it holds: 30 s.
     pub liveness: Duration,
-    /// How long a result is kept: 1 day, as with Celery; zero for ever.
-    pub result_expires: Duration,
-    /// Whether the state `STARTED` is stored: no, as with Celery.
-    pub track_started: bool,
     /// The name that Celery's tools see: `phalanx@<host>`.
     pub hostname: String,
     /// Whether it publishes events about tasks, for Flower and `celery events`: no, as with Celery
@@ -38,20 +31,17 @@ pub struct WorkerConfig {
 }
 
 impl WorkerConfig {
-    /// The settings that Celery has, for the queue `celery`.
+    /// The settings that Celery has, for the queue `celery`; see [`AppConfig`].
     pub fn new(redis: RedisConfig) -> Self {
         let host = rustix::system::uname();
         let host = host.nodename().to_string_lossy();
         Self {
             redis,
-            queues: vec![DEFAULT_QUEUE.to_owned()],
-            default_queue: DEFAULT_QUEUE.to_owned(),
+            app: AppConfig::default(),
+            queues: Vec::new(),
             concurrency: 4,
             prefetch_multiplier: 4,
-            visibility_timeout: Duration::from_secs(3600),
             liveness: Duration::from_secs(30),
-            result_expires: Duration::from_secs(86_400),
-            track_started: false,
             hostname: format!("phalanx@{host}"),
             send_task_events: false,
             heartbeat_interval: Duration::from_secs(2),
@@ -72,13 +62,18 @@ impl WorkerConfig {
     /// How often a worker says that it lives: three times within the shorter of the two times after which it would lose
     /// what it holds.
     pub fn beat(&self) -> Duration {
-        self.liveness.min(self.visibility_timeout) / 3
+        self.liveness.min(self.app.broker_transport_options.visibility_timeout) / 3
     }
 
     /// Why these settings are of no use.
     pub fn problem(&self) -> Option<String> {
-        if self.queues.is_empty() || self.queues.iter().any(|queue| queue.is_empty() || queue.contains('\x06')) {
-            return Some("a worker needs at least one queue, each with a name".to_owned());
+        if let problems @ [_, ..] = &self.app.problems()[..] {
+            return Some(problems.join("; "));
+        }
+        let sep = &self.app.broker_transport_options.sep;
+        // Other separators may be in names, as kombu has it too; its own are control characters.
+        if self.queues().iter().any(|queue| queue.is_empty() || (queue.contains(&**sep) && sep.len() > 1)) {
+            return Some(format!("a queue needs a name without {sep:?}"));
         }
         if self.concurrency == 0 {
             return Some("a worker needs at least one thread".to_owned());
@@ -89,7 +84,13 @@ impl WorkerConfig {
         None
     }
 
+    /// The queues that it takes from.
+    pub(super) fn queues(&self) -> Vec<String> {
+        if self.queues.is_empty() { vec![self.app.task_default_queue.clone()] } else { self.queues.clone() }
+    }
+
     pub(super) fn expires_seconds(&self) -> u64 {
-        self.result_expires.as_secs()
+        // What is written in a fraction of a second does not stay for ever.
+        self.app.result_expires.as_secs() + u64::from(self.app.result_expires.subsec_nanos() > 0)
     }
 }

@@ -12,41 +12,54 @@ use super::config::WorkerConfig;
 use super::held::{Held, Stage};
 use super::limits::Limits;
 use super::node::Node;
-use super::outcome::Setting;
+use super::outcome::{ASIDE, Setting};
 use super::queue::RunQueue;
 use super::revoked::{Revoked, stamps};
 use super::run::Run;
+use super::siblings::Siblings;
 use crate::base::limits::CELERY_PREFETCH;
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::celery::events::EventSender;
+use crate::celery::keys::{EVENT_EXCHANGE, Keyspace};
 use crate::celery::message::TaskMessage;
-use crate::celery::moment::Moment;
+use crate::celery::moment::{Moment, Zone};
 use crate::ops::metrics::Counter;
 use crate::ops::process::Process;
 use crate::ops::status::Board;
 use crate::redis::{CommanderHandle, RedisError, Wake};
 
-/// The start of the keys of a worker; its id follows.
-pub(super) const WORKER: &str = "phalanx.worker.";
-
-/// The set of workers that have ever held something and are not known to hold nothing.
-pub(super) const WORKERS: &str = "phalanx.workers";
-
 /// The part of the board's health that says whether it takes messages.
 pub(super) const TAKE_PART: &str = "cel-take";
 
-/// The keys of one worker.
+/// The keys of one worker, and those that all of an application share.
 #[derive(Debug)]
 pub(super) struct Keys {
+    /// The start of the keys of any worker; its id follows.
+    pub worker: String,
     pub alive: String,
     pub held: String,
+    pub unacked: String,
+    pub unacked_index: String,
+    /// The set of workers that have ever held something and are not known to hold nothing.
+    pub workers: String,
+    /// The list of messages that were put aside.
+    pub aside: String,
 }
 
 impl Keys {
-    pub(super) fn of(worker: &str) -> Self {
-        Self { alive: format!("{WORKER}{worker}"), held: format!("{WORKER}{worker}.held") }
+    pub(super) fn of(worker: &str, names: &Keyspace) -> Self {
+        let start = names.key("phalanx.worker.");
+        Self {
+            alive: format!("{start}{worker}"),
+            held: format!("{start}{worker}.held"),
+            worker: start,
+            unacked: names.unacked(),
+            unacked_index: names.unacked_index(),
+            workers: names.key("phalanx.workers"),
+            aside: names.key(ASIDE),
+        }
     }
 }
 
@@ -105,7 +118,10 @@ impl Totals {
 pub(super) struct Core {
     pub config: WorkerConfig,
     pub id: String,
+    pub names: Keyspace,
     pub keys: Keys,
+    /// The zone of times without an offset.
+    pub zone: Zone,
     /// Names of the tasks that it runs.
     pub registered: BTreeSet<String>,
     pub held: Mutex<Held<Taken>>,
@@ -121,6 +137,8 @@ pub(super) struct Core {
     /// How many tasks run at a time.
     pub concurrency: AtomicUsize,
     pub commands: CommanderHandle,
+    /// Where results are, if that is not the broker.
+    pub results: Option<CommanderHandle>,
     pub timer: TimerHandle,
     pub queue: RunQueue,
     /// Ends the wait of the thread that takes.
@@ -150,6 +168,7 @@ pub(super) struct Core {
     pub suspects: Mutex<HashMap<String, Instant>>,
     /// Old messages of others that the last look for what was left has passed over.
     pub passed: AtomicUsize,
+    pub siblings: Mutex<Siblings>,
     pub beat: Mutex<Option<Alarm>>,
     pub beating: AtomicBool,
     pub totals: Totals,
@@ -178,6 +197,8 @@ pub(super) struct CoreParts {
     /// Names of the tasks that it runs.
     pub registered: BTreeSet<String>,
     pub commands: CommanderHandle,
+    /// Where results are, if that is not the broker.
+    pub results: Option<CommanderHandle>,
     pub timer: TimerHandle,
     pub queue: RunQueue,
     pub wake: Wake,
@@ -186,8 +207,9 @@ pub(super) struct CoreParts {
 
 impl Core {
     pub(super) fn new(parts: CoreParts) -> Arc<Self> {
-        let CoreParts { config, registered, commands, timer, queue, wake, board } = parts;
+        let CoreParts { config, registered, commands, results, timer, queue, wake, board } = parts;
         let id = format!("{}.{}", config.hostname, uuid::Uuid::new_v4().simple());
+        let names = config.app.keyspace();
         let counter = |name, help| board.metrics.counter(name, help, &[]);
         let totals = Totals {
             taken: counter("phalanx_celery_taken_total", "Messages taken from Celery queues."),
@@ -196,11 +218,14 @@ impl Core {
             begun: Mutex::default(),
             board: board.clone(),
         };
-        let (db, patience) = (i64::from(config.redis.db), config.redis.operation_time);
-        let events = EventSender::new(commands.clone(), &config.hostname, db, patience, &board);
+        let (channel, patience) =
+            (names.fanout(i64::from(config.redis.db), EVENT_EXCHANGE), config.redis.operation_time);
+        let events = EventSender::new(commands.clone(), &config.hostname, channel, patience, &board);
         let task_events = AtomicBool::new(config.send_task_events);
         Arc::new(Self {
-            keys: Keys::of(&id),
+            keys: Keys::of(&id, &names),
+            names,
+            zone: config.app.zone(),
             held: Mutex::new(Held::new(config.prefetch())),
             id,
             registered,
@@ -208,9 +233,10 @@ impl Core {
             revoked_stamps: Mutex::default(),
             limits: Mutex::default(),
             turns: Mutex::default(),
-            queues: Mutex::new(config.queues.clone()),
+            queues: Mutex::new(config.queues()),
             concurrency: AtomicUsize::new(config.concurrency),
             commands,
+            results,
             timer,
             queue,
             wake,
@@ -227,6 +253,7 @@ impl Core {
             idle: Shutdown::new(),
             suspects: Mutex::default(),
             passed: AtomicUsize::new(0),
+            siblings: Mutex::default(),
             beat: Mutex::default(),
             beating: AtomicBool::new(false),
             totals,
@@ -271,7 +298,9 @@ impl Core {
             now: Self::now(),
             list,
             raw,
-            default_queue: &self.config.default_queue,
+            app: &self.config.app,
+            names: &self.names,
+            zone: &self.zone,
             origin: &self.config.hostname,
             fresh: &mut fresh,
         })
@@ -391,16 +420,23 @@ impl Node for Core {
     }
 
     fn conf(&self) -> Value {
-        let config = &self.config;
+        let (config, app) = (&self.config, &self.config.app);
+        let (options, results) = (&app.broker_transport_options, app.results(&config.redis));
         json!({
-            "broker_url": config.redis.to_string(), "result_backend": config.redis.to_string(),
-            "broker_transport_options": {"visibility_timeout": config.visibility_timeout.as_secs_f64()},
-            "task_default_queue": config.default_queue, "task_queues": self.queues(),
+            "broker_url": config.redis.to_string(),
+            "result_backend": results.as_ref().unwrap_or(&config.redis).to_string(),
+            "broker_transport_options": {
+                "visibility_timeout": options.visibility_timeout.as_secs_f64(), "sep": options.sep,
+                "priority_steps": options.priority_steps, "global_keyprefix": options.global_keyprefix,
+            },
+            "task_default_queue": app.task_default_queue, "task_queues": self.queues(),
             "worker_concurrency": self.concurrency(), "worker_prefetch_multiplier": config.prefetch_multiplier,
-            "result_expires": config.expires_seconds(), "task_track_started": config.track_started,
-            "task_acks_late": true, "worker_send_task_events": self.task_events(),
+            "result_expires": config.expires_seconds(), "task_track_started": app.task_track_started,
+            "task_acks_late": app.task_acks_late, "task_ignore_result": app.task_ignore_result,
+            "task_acks_on_failure_or_timeout": app.task_acks_on_failure_or_timeout,
+            "worker_send_task_events": self.task_events(),
             "worker_enable_remote_control": true, "accept_content": ["json"], "task_serializer": "json",
-            "result_serializer": "json", "enable_utc": true,
+            "result_serializer": "json", "enable_utc": app.enable_utc,
         })
     }
 

@@ -12,19 +12,18 @@ use super::held::Stage;
 use super::outcome::{self, Op, Outcome, complete};
 use super::restore;
 use super::run::{CancelCause, Run};
-use super::scripts::{RELEASE, REVOKE, SETTLE, STATE};
+use super::scripts::{ACKNOWLEDGE, RELEASE, REVOKE, SETTLE, STATE};
 use super::telling::End;
 use crate::base::backoff::exponential;
 use crate::base::limits::CELERY_MESSAGE_BYTES;
 use crate::base::lock::lock;
 use crate::celery::envelope::{Envelope, MessageError, find_id};
 use crate::celery::event::Event;
-use crate::celery::keys::{UNACKED, UNACKED_INDEX, meta_key};
 use crate::celery::message::TaskMessage;
-use crate::celery::meta::Meta;
+use crate::celery::meta::{Exception, Meta};
 use crate::celery::moment::Moment;
 use crate::ops::errors::ErrorClass;
-use crate::redis::{RedisError, Repeat, Request};
+use crate::redis::{CommanderHandle, RedisError, Repeat, Request};
 
 /// The longest alarm that is set for a task whose time has not come; then its time is looked at again.
 const FAR: Duration = Duration::from_secs(24 * 3600);
@@ -35,6 +34,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// What is sent for one message until Redis has it.
 #[derive(Debug, Clone)]
 enum Last {
+    /// The results, which are elsewhere; then the rest.
+    Store(Vec<Op>, Vec<Op>),
     Settle(Vec<Op>),
     /// The message as it goes back, and whether to the front.
     Release(String, bool),
@@ -54,7 +55,8 @@ impl Core {
             return;
         }
         let read = Envelope::read(&raw).map_err(|error| (None, error)).and_then(|envelope| {
-            TaskMessage::read(&envelope).map_err(|error| (envelope.task_name().map(str::to_owned), error))
+            TaskMessage::read_in(&envelope, &self.zone)
+                .map_err(|error| (envelope.task_name().map(str::to_owned), error))
         });
         let id = if read.is_err() { find_id(&raw) } else { None };
         let taken = |message| Taken {
@@ -91,15 +93,10 @@ impl Core {
         self.board.errors.report(error.class(), TAKE_PART, &error);
         let (id, beginning) = (find_id(raw), String::from_utf8_lossy(&raw[..raw.len().min(100)]).into_owned());
         log::error!("what came from {list:?} is put aside: {error}; id {id:?}: {beginning:?}");
-        let Some(Op::Result(key, meta)) = id.map(|id| outcome::unreadable(&id, &error.to_string(), Self::now())) else {
-            return;
-        };
-        // No tag is held under this name, so that nothing is settled but the result.
-        let args = ["", "result", &key, &meta, &self.config.expires_seconds().to_string()];
-        let keys = [self.keys.held.as_str(), UNACKED, UNACKED_INDEX];
-        let request = Request::new(Repeat::Idempotent, self.patience()).script(&SETTLE, &keys, &args[..]);
+        let Some(id) = id else { return };
+        let op = self.setting(list, raw, |setting| outcome::unreadable(&id, &error.to_string(), setting));
         let board = self.board.clone();
-        let sent = self.commands.submit(request, move |answer| {
+        let sent = self.stored().submit(self.settlement("", &[op]), move |answer| {
             if let Err(error) = answer {
                 board.errors.report(error.class(), "cel-settle", &error);
             }
@@ -107,6 +104,29 @@ impl Core {
         if let Err(error) = sent {
             self.board.errors.report(error.class(), "cel-settle", &error);
         }
+    }
+
+    /// Who stores results.
+    fn stored(&self) -> &CommanderHandle {
+        self.results.as_ref().unwrap_or(&self.commands)
+    }
+
+    /// What these operations are in Redis. No message is held under an empty tag: then results alone are stored.
+    fn settlement(&self, tag: &str, ops: &[Op]) -> Request {
+        let expires = self.config.expires_seconds().to_string();
+        let mut args: Vec<String> = vec![tag.to_owned()];
+        for op in ops {
+            let (kind, key, value, number) = match op {
+                Op::Result(key, value) => ("result", key, value, expires.clone()),
+                // Whether the message is still ours is not known where the results are.
+                Op::OwnResult(key, value) if tag.is_empty() => ("weak-result", key, value, expires.clone()),
+                Op::OwnResult(key, value) => ("own-result", key, value, expires.clone()),
+                Op::Push(list, message, keep) => ("push", list, message, keep.to_string()),
+            };
+            args.extend([kind.to_owned(), key.clone(), value.clone(), number]);
+        }
+        let keys = [self.keys.held.as_str(), &self.keys.unacked, &self.keys.unacked_index];
+        Request::new(Repeat::Idempotent, self.patience()).script(&SETTLE, &keys, &args[..])
     }
 
     fn refuse(self: &Arc<Self>, tag: &str, id: Option<&str>, name: Option<&str>, error: &MessageError) {
@@ -125,6 +145,7 @@ impl Core {
             let mut held = lock(&self.held);
             // A Redis that came back without its last second delivers what was settled already.
             message.redelivered |= held.was_settled(tag);
+            message.ignore_result.get_or_insert(self.config.app.task_ignore_result);
             let message = Arc::new(message);
             let stage = if message.eta.is_some_and(|eta| eta > now) { Stage::Scheduled } else { Stage::Waiting };
             if !held.insert(tag, &message.id, stage, taken(Some(message.clone()))) {
@@ -208,11 +229,17 @@ impl Core {
         then: impl FnOnce(&Arc<Self>) + Send + 'static,
     ) {
         complete(&run.message, &mut meta);
-        let keys = [self.keys.held.as_str(), &meta_key(&run.message.id)];
-        let args = (run.tag.as_str(), meta.write(), self.config.expires_seconds());
-        let request = Request::new(Repeat::Idempotent, self.patience()).script(&STATE, &keys, &args);
+        let key = self.names.meta(&run.message.id);
+        let request = match self.results {
+            Some(_) => self.settlement("", &[Op::OwnResult(key, meta.write())]),
+            None => {
+                let args = (run.tag.as_str(), meta.write(), self.config.expires_seconds());
+                let keys = [self.keys.held.as_str(), &key];
+                Request::new(Repeat::Idempotent, self.patience()).script(&STATE, &keys, &args)
+            }
+        };
         let (weak, id) = (Arc::downgrade(self), run.message.id.clone());
-        let sent = self.commands.submit(request, move |answer| {
+        let sent = self.stored().submit(request, move |answer| {
             if let Err(error) = answer {
                 log::warn!("the state of task {id} is not stored: {error}");
             }
@@ -236,7 +263,12 @@ impl Core {
             entry.item.alarm = None;
             let Some(message) = entry.item.message.clone() else { return };
             // Only what is put aside needs the message once more.
-            let raw = if outcome == Outcome::Unknown { entry.item.raw.clone() } else { Vec::new() };
+            let is_kept = match outcome {
+                Outcome::Unknown => true,
+                Outcome::Failure(..) | Outcome::Retry { .. } => !self.config.app.task_acks_on_failure_or_timeout,
+                _ => false,
+            };
+            let raw = if is_kept { entry.item.raw.clone() } else { Vec::new() };
             let begun = entry.item.run.as_ref().and_then(|run| run.begun.get());
             let runtime = begun.map(|begun| begun.elapsed().as_secs_f64());
             (message, entry.item.list.clone(), raw, runtime)
@@ -265,7 +297,7 @@ impl Core {
             "RETRY" => log::info!("task {}[{}] will be retried: {}", message.task, message.id, settlement.why),
             state => log::info!("task {}[{}]: {state}", message.task, message.id),
         }
-        self.send(tag.to_owned(), Arc::new(Last::Settle(settlement.ops)), 0);
+        self.send(tag.to_owned(), Arc::new(self.last(settlement.ops)), 0);
         // Behind the result, which whoever sees the event may look for.
         if let Some(event) = event {
             self.tell(|| event);
@@ -285,16 +317,49 @@ impl Core {
         log::error!("message {tag} of {list:?} (task {name:?}, id {:?}) is put aside: {reason}", id.unwrap_or(""));
         self.totals.aside.inc();
         let ops = self.setting(&list, &raw, |setting| {
-            let sent = id.map(|id| outcome::unreadable(id, reason, setting.now));
+            let sent = id.map(|id| outcome::unreadable(id, reason, setting));
             let aside = outcome::aside(id.unwrap_or(""), name, reason, setting.raw, setting);
             sent.into_iter().chain([aside]).collect()
         });
-        self.send(tag.to_owned(), Arc::new(Last::Settle(ops)), 0);
+        self.send(tag.to_owned(), Arc::new(self.last(ops)), 0);
+    }
+
+    /// What is sent for these operations: where results are elsewhere, those first.
+    fn last(&self, ops: Vec<Op>) -> Last {
+        let (results, rest): (Vec<_>, Vec<_>) =
+            ops.into_iter().partition(|op| self.results.is_some() && !matches!(op, Op::Push(..)));
+        if results.is_empty() { Last::Settle(rest) } else { Last::Store(results, rest) }
+    }
+
+    /// Acknowledges a message before its task begins, if that is how it is set. Blocks until Redis has it. False if the
+    /// task is not to begin: then it was given back, or is somebody else's.
+    pub(super) fn acknowledge_early(self: &Arc<Self>, run: &Run) -> bool {
+        if self.config.app.task_acks_late {
+            return true;
+        }
+        let keys = [self.keys.held.as_str(), &self.keys.unacked, &self.keys.unacked_index];
+        let request = Request::new(Repeat::Idempotent, self.patience()).script(&ACKNOWLEDGE, &keys, run.tag.as_str());
+        match self.commands.call(request).as_deref() {
+            Ok([Value::Int(1)]) => {
+                run.acknowledged.store(true, Ordering::SeqCst);
+                return true;
+            }
+            Ok(_) => log::warn!("message {} is not ours any more; its task is not begun here", run.tag),
+            Err(error) => self.board.errors.report(error.class(), "cel-ack", error),
+        }
+        self.give_back(&run.tag, true);
+        false
     }
 
     /// Gives a message back to its queue, marked as delivered before: to the front, or to the end for one that was
-    /// rejected. False if it was settled already.
+    /// rejected. The task of one that is acknowledged already has failed. False if it was settled already.
     pub(super) fn give_back(self: &Arc<Self>, tag: &str, front: bool) -> bool {
+        let run = lock(&self.held).get(tag).and_then(|entry| entry.item.run.clone());
+        if run.is_some_and(|run| run.acknowledged.load(Ordering::SeqCst)) {
+            let why = "the worker stopped before the task ended";
+            self.conclude(tag, Outcome::Failure(Exception::new("billiard.exceptions", "WorkerLostError", why), None));
+            return false;
+        }
         let raw = {
             let mut held = lock(&self.held);
             if held.conclude(tag).is_none() {
@@ -313,36 +378,19 @@ impl Core {
     }
 
     fn send(self: &Arc<Self>, tag: String, last: Arc<Last>, attempt: u32) {
-        let request = Request::new(Repeat::Idempotent, self.patience());
-        let held = self.keys.held.as_str();
+        let commands = if matches!(&*last, Last::Store(..)) { self.stored() } else { &self.commands };
         let request = match &*last {
-            Last::Settle(ops) => {
-                let expires = self.config.expires_seconds().to_string();
-                let mut args: Vec<&str> = vec![&tag];
-                let numbers: Vec<String> = ops
-                    .iter()
-                    .map(|op| match op {
-                        Op::Push(_, _, keep) => keep.to_string(),
-                        _ => expires.clone(),
-                    })
-                    .collect();
-                for (op, number) in ops.iter().zip(&numbers) {
-                    args.extend(match op {
-                        Op::Result(key, value) => ["result", key, value, number],
-                        Op::OwnResult(key, value) => ["own-result", key, value, number],
-                        Op::Push(list, message, _) => ["push", list, message, number],
-                    });
-                }
-                request.script(&SETTLE, &[held, UNACKED, UNACKED_INDEX], &args)
-            }
+            Last::Store(ops, _) => self.settlement("", ops),
+            Last::Settle(ops) => self.settlement(&tag, ops),
             Last::Release(message, front) => {
                 let list = lock(&self.held).get(&tag).map(|entry| entry.item.list.clone()).unwrap_or_default();
                 let args = (tag.as_str(), message.as_str(), if *front { "first" } else { "last" });
-                request.script(&RELEASE, &[held, UNACKED, UNACKED_INDEX, &list], args)
+                let keys = [self.keys.held.as_str(), &self.keys.unacked, &self.keys.unacked_index, &list];
+                Request::new(Repeat::Idempotent, self.patience()).script(&RELEASE, &keys, args)
             }
         };
         let (weak, again) = (Arc::downgrade(self), (tag.clone(), last.clone()));
-        let sent = self.commands.submit(request, move |answer| {
+        let sent = commands.submit(request, move |answer| {
             if let Some(core) = weak.upgrade() {
                 core.sent(again.0, &again.1, attempt, answer);
             }
@@ -355,6 +403,11 @@ impl Core {
     /// What Redis says of the end of a message.
     fn sent(self: &Arc<Self>, tag: String, last: &Arc<Last>, attempt: u32, answer: Result<Vec<Value>, RedisError>) {
         let error = match answer {
+            Ok(_) if matches!(**last, Last::Store(..)) => {
+                let Last::Store(_, rest) = &**last else { return };
+                self.send(tag, Arc::new(Last::Settle(rest.clone())), 0);
+                return;
+            }
             Ok(replies) => {
                 if replies.first() == Some(&Value::Int(0)) && attempt == 0 {
                     log::debug!("message {tag} was not ours any more, or an answer had been lost");
@@ -377,7 +430,9 @@ impl Core {
             return;
         }
         let next = match (&**last, error.class()) {
-            (Last::Settle(ops), ErrorClass::Rejected) if ops.iter().any(|op| !matches!(op, Op::Push(..))) => {
+            (Last::Settle(ops) | Last::Store(ops, _), ErrorClass::Rejected)
+                if ops.iter().any(|op| !matches!(op, Op::Push(..))) =>
+            {
                 // Redis will not have the result, so asking again is of no use: the operator finds it aside.
                 let reason = format!("its result could not be stored: {error}");
                 Arc::new(Last::Settle(
@@ -407,10 +462,11 @@ impl Core {
             if held.is_empty() {
                 let meta = Meta::revoked(id, "revoked", Self::now()).write();
                 let args = (meta, self.config.expires_seconds());
-                let request = Request::new(Repeat::Idempotent, self.patience()).script(&REVOKE, &[meta_key(id)], &args);
+                let keys = [self.names.meta(id)];
+                let request = Request::new(Repeat::Idempotent, self.patience()).script(&REVOKE, &keys, &args);
                 let place = "cel-revoke";
                 let board = self.board.clone();
-                let sent = self.commands.submit(request, move |answer| {
+                let sent = self.stored().submit(request, move |answer| {
                     if let Err(error) = answer {
                         board.errors.report(error.class(), place, &error);
                     }

@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use redis::{FromRedisValue, Value};
 
-use super::core::{Core, Keys, WORKER, WORKERS};
+use super::core::{Core, Keys};
 use super::restore::{self, Back};
 use super::scripts::{LEFT, RENEW, RESTORE};
+use super::siblings::KEYS_AT_ONCE;
 use crate::base::limits::CELERY_RESTORED_AT_ONCE;
 use crate::base::lock::lock;
-use crate::celery::keys::{SEPARATOR, UNACKED, UNACKED_INDEX, binding_key, queue_key};
 use crate::redis::{RedisError, Repeat, Request};
 
 /// Milliseconds after which we count as dead.
@@ -32,13 +32,14 @@ pub(super) fn beat(core: &Arc<Core>) {
     if core.beating.swap(true, Ordering::SeqCst) {
         return;
     }
+    let keys = &core.keys;
     let request = Request::new(Repeat::Idempotent, core.patience())
         .script(
             &RENEW,
-            &[core.keys.alive.as_str(), &core.keys.held, UNACKED_INDEX, WORKERS],
+            &[keys.alive.as_str(), &keys.held, &keys.unacked_index, &keys.workers],
             &(core.id.as_str(), lifetime(core)),
         )
-        .script(&LEFT, &[WORKERS, UNACKED, UNACKED_INDEX], &looked_for(core)[..]);
+        .script(&LEFT, &[keys.workers.as_str(), &keys.unacked, &keys.unacked_index], &looked_for(core)[..]);
     let weak = Arc::downgrade(core);
     let sent = core.commands.submit(request, move |answer| {
         if let Some(core) = weak.upgrade() {
@@ -47,6 +48,7 @@ pub(super) fn beat(core: &Arc<Core>) {
                 Ok((passed, left)) => {
                     core.passed.store(passed, Ordering::SeqCst);
                     look(&core, left);
+                    look_beside(&core);
                 }
                 Err(error) => core.board.errors.report(error.class(), "cel-live", &error),
             }
@@ -55,6 +57,38 @@ pub(super) fn beat(core: &Arc<Core>) {
     if let Err(error) = sent {
         core.beating.store(false, Ordering::SeqCst);
         core.board.errors.report(error.class(), "cel-live", &error);
+    }
+}
+
+/// Looks for keys that tell of producers with other settings, some at a time.
+fn look_beside(core: &Arc<Core>) {
+    let queues = lock(&core.queues).clone();
+    if queues.is_empty() {
+        return;
+    }
+    let (cursor, pattern) = lock(&core.siblings).next(&queues);
+    let mut scan = redis::cmd("SCAN");
+    scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(KEYS_AT_ONCE);
+    let weak = Arc::downgrade(core);
+    let sent = core.commands.submit(Request::idempotent(&scan, core.patience()), move |answer| {
+        let Some(core) = weak.upgrade() else { return };
+        let found = answer
+            .and_then(|mut replies| Ok(<(String, Vec<Vec<u8>>)>::from_redis_value(replies.pop().unwrap_or_default())?));
+        match found {
+            Ok((cursor, keys)) => {
+                // What is not UTF-8 is no queue of ours.
+                let keys = keys.into_iter().filter_map(|key| String::from_utf8(key).ok()).collect();
+                let new = lock(&core.siblings).found(cursor, keys, &queues, &core.names);
+                for tells in new {
+                    log::warn!("{tells}");
+                }
+            }
+            // It is a courtesy: a user who may not scan is served all the same.
+            Err(error) => log::debug!("keys beside the queues were not looked for: {error}"),
+        }
+    });
+    if let Err(error) = sent {
+        log::debug!("keys beside the queues are not looked for: {error}");
     }
 }
 
@@ -69,9 +103,11 @@ struct Left {
 
 /// What [`LEFT`] is told.
 fn looked_for(core: &Core) -> Vec<String> {
-    let visible = core.config.visibility_timeout.as_secs_f64().to_string();
+    let visible = core.config.app.broker_transport_options.visibility_timeout.as_secs_f64().to_string();
     let (most, passed) = (CELERY_RESTORED_AT_ONCE.to_string(), core.passed.load(Ordering::SeqCst).to_string());
-    let mut args = vec![WORKER.to_owned(), most, visible, SEPARATOR.to_owned(), binding_key(""), passed];
+    let (names, worker) = (&core.names, core.keys.worker.clone());
+    let mut args = vec![worker, most, visible, names.separator().to_owned(), names.bindings(""), passed];
+    args.push(names.prefix().to_owned());
     args.extend_from_slice(&lock(&core.queues));
     args
 }
@@ -114,19 +150,24 @@ fn look(core: &Arc<Core>, left: Vec<Left>) {
         match restore::recorded(&left.entry) {
             None => log::error!("message {} is held by nobody and its record is unreadable; it is left", left.tag),
             // What is only old goes to the queue that its exchange and routing key lead to.
-            Some(back) if left.worker.is_empty() => put_back(core, &left, &back, &queue_key(&left.list, back.priority)),
+            Some(back) if left.worker.is_empty() => {
+                put_back(core, &left, &back, &core.names.queue(&left.list, back.priority))
+            }
             Some(back) => put_back(core, &left, &back, &left.list),
         }
     }
 }
 
 fn put_back(core: &Arc<Core>, left: &Left, back: &Back, list: &str) {
-    let keys = Keys::of(&left.worker);
+    let keys = Keys::of(&left.worker, &core.names);
     let (alive, held) = if left.worker.is_empty() { ("", "") } else { (keys.alive.as_str(), keys.held.as_str()) };
-    let visible = core.config.visibility_timeout.as_secs_f64().to_string();
+    let visible = core.config.app.broker_transport_options.visibility_timeout.as_secs_f64().to_string();
     let args = (left.tag.as_str(), back.message.as_str(), visible, alive, held);
-    let request =
-        Request::new(Repeat::Idempotent, core.patience()).script(&RESTORE, &[UNACKED, UNACKED_INDEX, list], &args);
+    let request = Request::new(Repeat::Idempotent, core.patience()).script(
+        &RESTORE,
+        &[keys.unacked.as_str(), &keys.unacked_index, list],
+        &args,
+    );
     let (weak, tag, worker) = (Arc::downgrade(core), left.tag.clone(), left.worker.clone());
     let sent = core.commands.submit(request, move |answer| {
         let Some(core) = weak.upgrade() else { return };

@@ -21,7 +21,7 @@ use crate::base::lock::lock;
 use crate::base::rng::Rng;
 use crate::base::shutdown::Level;
 use crate::base::waits::waiting;
-use crate::celery::keys::{CONTROL_EXCHANGE, SEPARATOR, binding_key, fanout_channel};
+use crate::celery::keys::CONTROL_EXCHANGE;
 use crate::celery::repr;
 use crate::ops::foreign::Foreign;
 use crate::redis::{Connection, RedisError, Repeat, Request, Waited, Wake};
@@ -53,7 +53,7 @@ fn listen(core: &Arc<Core>, pool: &Pool, wake: &Wake, backoff: &mut Backoff) -> 
     let mut connection = Connection::open(&config, Instant::now() + config.operation_time, &core.ending, Level::Drain)?;
     let kick = connection.kick();
     let _kick = core.ending.on(Level::Drain, move || kick.kick());
-    let channel = fanout_channel(i64::from(config.db), CONTROL_EXCHANGE);
+    let channel = core.names.fanout(i64::from(config.db), CONTROL_EXCHANGE);
     // A subscription is answered by a push, and the ping behind it by a reply.
     let mut commands = redis::cmd("SUBSCRIBE").arg(&channel).get_packed_command();
     commands.extend(redis::cmd("PING").get_packed_command());
@@ -126,8 +126,9 @@ fn handle(core: &Arc<Core>, pool: &Pool, text: &[u8]) {
 
 fn respond(core: &Arc<Core>, answer: Value, to: &ReplyTo) {
     let message = control::reply(&core.config.hostname, answer, to, core.clock(), &Core::fresh());
-    let keys = [binding_key(&to.exchange)];
-    let args = (to.routing_key.as_str(), message, SEPARATOR, ANSWER_SECONDS);
+    let names = &core.names;
+    let keys = [names.bindings(&to.exchange)];
+    let args = (to.routing_key.as_str(), message, names.separator(), ANSWER_SECONDS, names.prefix());
     let request = Request::new(Repeat::Never, core.patience()).script(&REPLY, &keys, &args);
     let board = core.board.clone();
     let sent = core.commands.submit(request, move |answer| {

@@ -16,7 +16,7 @@
 //! for something to do. Kick: the stop signal and their wakes. They end with the worker's stop, in its order.
 //!
 //! Threads: `cel-take` takes messages, `cel-work-n` run handlers, `cel-cmd` (a commander) settles messages,
-//! `cel-control` listens to remote control, and a timer.
+//! `cel-results` stores results that are in another Redis, `cel-control` listens to remote control, and a timer.
 
 mod adjust;
 mod answers;
@@ -41,6 +41,7 @@ mod restore;
 mod revoked;
 mod run;
 mod scripts;
+mod siblings;
 mod take;
 mod telling;
 
@@ -59,7 +60,7 @@ pub use held::Counts;
 pub use outcome::ASIDE;
 pub use registry::Registry;
 
-use self::core::{Core, CoreParts, TAKE_PART, WORKERS};
+use self::core::{Core, CoreParts, TAKE_PART};
 use self::held::Stage;
 use self::pool::Pool;
 use self::queue::RunQueue;
@@ -112,6 +113,8 @@ pub struct CeleryWorker {
 #[derive(Debug)]
 struct WorkerThreads {
     commander: Commander,
+    /// Where results are elsewhere.
+    results: Option<Commander>,
     timer: Timer,
     pool: Arc<Pool>,
     take: Thread<()>,
@@ -139,6 +142,8 @@ pub struct WorkerState {
     pub restored: u64,
     /// Messages that it has put aside.
     pub aside: u64,
+    /// Keys beside its queues that tell of producers with other settings, in words.
+    pub siblings: Vec<String>,
 }
 
 /// One task that a worker holds.
@@ -188,7 +193,11 @@ impl CeleryWorker {
         }
         let wake = || Wake::new().map_err(|error| RedisError::System(format!("no event descriptor: {error}")));
         let (take_wake, control_wake) = (wake()?, wake()?);
-        let commander = Commander::start("cel-cmd", config.redis.clone().named("cel-cmd"), board)?;
+        let (broker, elsewhere) = (config.app.broker(&config.redis), config.app.results(&config.redis));
+        let config = WorkerConfig { redis: broker.clone(), ..config };
+        let commander = Commander::start("cel-cmd", broker.named("cel-cmd"), board)?;
+        let results = elsewhere.map(|redis| Commander::start("cel-results", redis.named("cel-results"), board));
+        let results = results.transpose()?;
         let timer = Timer::start();
         let (queue, runs) = RunQueue::new();
         board.health.down(TAKE_PART, "not connected yet");
@@ -196,6 +205,7 @@ impl CeleryWorker {
             config,
             registered: registry.names().map(str::to_owned).collect(),
             commands: commander.handle(),
+            results: results.as_ref().map(Commander::handle),
             timer: timer.handle(),
             queue,
             wake: take_wake,
@@ -217,7 +227,7 @@ impl CeleryWorker {
             woken.raise();
         });
         let control = spawn("cel-control", kick, move || mailbox::run(&listening, &changed, &wake));
-        Ok(Self { core, threads: Some(WorkerThreads { commander, timer, pool, take, control, control_wake }) })
+        Ok(Self { core, threads: Some(WorkerThreads { commander, results, timer, pool, take, control, control_wake }) })
     }
 
     /// What others see of it.
@@ -246,7 +256,7 @@ impl CeleryWorker {
         let core = &self.core;
         let mut report = WorkerReport::default();
         let Some(threads) = self.threads.take() else { return report };
-        let WorkerThreads { commander, timer, pool, take, control, control_wake } = threads;
+        let WorkerThreads { commander, results, timer, pool, take, control, control_wake } = threads;
         let before = core.given_back.load(Ordering::SeqCst);
         core.intake.drain();
         core.wake.raise();
@@ -279,6 +289,10 @@ impl CeleryWorker {
         if lock(&core.held).counts().total() == 0 {
             // Others find out by themselves.
             step.shorten(SIGN_OFF_TIME);
+        }
+        // What is stored there is acknowledged by the other one.
+        if let Some(results) = results {
+            results.stop_in(step);
         }
         commander.stop_in(step);
         pool.stop_in(step);
@@ -336,7 +350,7 @@ fn wait_for_handlers(core: &Arc<Core>, step: &Step) {
 fn leave(core: &Arc<Core>) {
     let request = Request::new(Repeat::Idempotent, core.patience()).script(
         &LEAVE,
-        &[core.keys.alive.as_str(), &core.keys.held, WORKERS],
+        &[core.keys.alive.as_str(), &core.keys.held, &core.keys.workers],
         core.id.as_str(),
     );
     let sent = core.commands.submit(request, |answer| match answer {
@@ -359,6 +373,7 @@ impl WorkerHandle {
             taken: core.totals.taken.get(),
             restored: core.totals.restored.get(),
             aside: core.totals.aside.get(),
+            siblings: lock(&core.siblings).told(),
         }
     }
 

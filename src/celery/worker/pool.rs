@@ -140,11 +140,14 @@ fn execute(core: &Arc<Core>, registry: &Registry, run: &Arc<Run>) {
             entry.item.run = Some(run.clone());
         }
     }
+    if !core.acknowledge_early(run) {
+        return;
+    }
     let begun = *run.begun.get_or_init(Instant::now);
     core.totals.begun(&message.task);
     core.tell(|| Event::started(&message.id));
     let _limits = time_limits(core, run);
-    if core.config.track_started && message.ignore_result != Some(true) {
+    if core.config.app.task_track_started && message.ignore_result != Some(true) {
         let meta = Meta::started(&message.id, std::process::id(), &core.config.hostname);
         core.store_state(run, meta, |_| {});
     }
@@ -202,7 +205,12 @@ fn time_limits(core: &Arc<Core>, run: &Arc<Run>) -> Vec<Alarm> {
                 let limit = run.limits.1.unwrap_or(0.0);
                 log::error!("task {}[{}] is over its time limit of {limit} s", run.message.task, run.message.id);
                 let exception = Exception::new("billiard.exceptions", "TimeLimitExceeded", limit.to_string());
-                core.conclude(&run.tag, Outcome::Failure(exception, None));
+                let app = &core.config.app;
+                if app.task_acks_late && !app.task_acks_on_failure_or_timeout {
+                    core.give_back(&run.tag, false);
+                } else {
+                    core.conclude(&run.tag, Outcome::Failure(exception, None));
+                }
                 run.end(CancelCause::HardLimit);
             }
         }));

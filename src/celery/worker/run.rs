@@ -1,5 +1,6 @@
 //! One run of a handler as data: its message, what ends it and why, and the progress that it reports.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
@@ -31,6 +32,8 @@ pub(super) struct Run {
     pub message: Arc<TaskMessage>,
     /// Drain: end soon (the soft time limit). Cancel: end now.
     pub signal: Shutdown,
+    /// Its message was acknowledged before it began.
+    pub acknowledged: AtomicBool,
     /// Seconds after which it is asked to end, and after which it is ended.
     pub limits: (Option<f64>, Option<f64>),
     /// When its handler was called.
@@ -55,6 +58,7 @@ impl Run {
             tag: tag.to_owned(),
             message,
             signal: Shutdown::new(),
+            acknowledged: AtomicBool::new(false),
             begun: OnceLock::new(),
             why: Mutex::default(),
             progress: Mutex::default(),

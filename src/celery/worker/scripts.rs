@@ -62,7 +62,8 @@ return taken
 /// Ends a message: stores what came of it, sends what follows from it, and acknowledges it.
 ///
 /// `KEYS`: held, unacked, unacked_index. `ARGV`: tag, then operations of four each: `result`, key, value, seconds (0:
-/// for ever) stores and publishes unless a success is there; `own-result` only if the message is still ours; `push`,
+/// for ever) stores and publishes unless a success is there; `weak-result` unless an end is there, for where the
+/// message is in another Redis; `own-result` only if the message is still ours; `push`,
 /// list, message, how many the list keeps (0: all) only if the message is still ours. Results come first. Answers 1 if
 /// the message was still ours.
 ///
@@ -72,7 +73,9 @@ pub(super) static SETTLE: Script = Script::new(
 local tag = ARGV[1]
 local ours = redis.call('HEXISTS', KEYS[1], tag)
 -- All write the status first; what is within the result does not count.
-local function succeeded(meta) return meta and string.find(meta, '^{%s*"status":%s*"SUCCESS"') ~= nil end
+local function status(meta) return meta and string.match(meta, '^{%s*"status":%s*"(%u+)"') end
+local function succeeded(meta) return status(meta) == 'SUCCESS' end
+local function ended(meta) return succeeded(meta) or status(meta) == 'FAILURE' or status(meta) == 'REVOKED' end
 for at = 2, #ARGV, 4 do
   local what, key, value, number = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
   if what == 'push' then
@@ -80,8 +83,10 @@ for at = 2, #ARGV, 4 do
       redis.call('LPUSH', key, value)
       if number > 0 then redis.call('LTRIM', key, 0, number - 1) end
     end
-  elseif ours == 1 or what == 'result' then
-    if (ours == 1 and succeeded(value)) or not succeeded(redis.call('GET', key)) then
+  elseif ours == 1 or what ~= 'own-result' then
+    local there = redis.call('GET', key)
+    local stays = succeeded(there) or (what == 'weak-result' and ended(there))
+    if (ours == 1 and succeeded(value)) or not stays then
       if number > 0 then redis.call('SETEX', key, number, value) else redis.call('SET', key, value) end
       redis.call('PUBLISH', key, value)
     end
@@ -148,13 +153,14 @@ return #held
 /// long they may work is not known here.
 ///
 /// `KEYS`: workers, unacked, unacked_index. `ARGV`: start of a worker's keys, most of them, seconds of the visibility
-/// time-out, separator, start of the keys of bindings, how many of the old ones to pass over, then the queues. Answers
+/// time-out, separator, start of the keys of bindings, how many of the old ones to pass over, prefix, then the queues.
+/// Answers
 /// with how many to pass over next time, then `{worker, tag, key, entry}` for each, one after the other; for what is
 /// only old the worker is empty and the key is its queue.
 pub(super) static LEFT: Script = Script::new(
     r#"
 local found, left, sep = {0}, tonumber(ARGV[2]), ARGV[4]
-local queues = {unpack(ARGV, 7)}
+local queues, prefix = {unpack(ARGV, 8)}, ARGV[7]
 local function note(worker, tag, key, entry)
   found[#found + 1] = worker
   found[#found + 1] = tag
@@ -165,7 +171,7 @@ end
 local function starts(text, start) return string.sub(text, 1, #start) == start end
 local function is_served(list)
   for _, queue in ipairs(queues) do
-    if list == queue or starts(list, queue .. sep) then return true end
+    if list == prefix .. queue or starts(list, prefix .. queue .. sep) then return true end
   end
 end
 local function queue_of(entry)
@@ -231,6 +237,19 @@ return 1
 "#,
 );
 
+/// Acknowledges a message of ours before its task begins. It stays in the worker's name, so that its end is still ours
+/// to settle, but nobody puts it back.
+///
+/// `KEYS`: held, unacked, unacked_index. `ARGV`: tag. Answers 1 if it was ours.
+pub(super) static ACKNOWLEDGE: Script = Script::new(
+    r#"
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('HDEL', KEYS[2], ARGV[1])
+redis.call('ZREM', KEYS[3], ARGV[1])
+return 1
+"#,
+);
+
 /// Gives one message of ours back.
 ///
 /// `KEYS`: held, unacked, unacked_index, list. `ARGV`: tag, message, `first` or `last`. Answers 1 if it was ours.
@@ -259,13 +278,18 @@ return held
 /// Answers a remote control: to each queue that is bound under the routing key, as a direct exchange does.
 ///
 /// `KEYS`: bindings of the exchange. `ARGV`: routing key, message, separator, seconds that an answer waits for its
-/// reader.
+/// reader, prefix of keys.
 pub(super) static REPLY: Script = Script::new(
     r#"
 local start, sent = ARGV[1] .. ARGV[3], 0
 for _, member in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   if string.sub(member, 1, #start) == start then
-    local queue = string.match(member, '^.*' .. ARGV[3] .. '(.*)$')
+    local at, queue = 1, member
+    while at do
+      at = string.find(queue, ARGV[3], 1, true)
+      if at then queue = string.sub(queue, at + #ARGV[3]) end
+    end
+    queue = ARGV[5] .. queue
     redis.call('LPUSH', queue, ARGV[2])
     redis.call('EXPIRE', queue, ARGV[4])
     sent = sent + 1

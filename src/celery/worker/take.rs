@@ -10,9 +10,8 @@ use std::time::Instant;
 
 use redis::FromRedisValue;
 
-use super::core::{Core, TAKE_PART, WORKERS};
+use super::core::{Core, TAKE_PART};
 use super::liveness::lifetime;
-use super::outcome::ASIDE;
 use super::restore;
 use super::scripts::{RENEW, TAKE};
 use crate::base::backoff::Backoff;
@@ -23,8 +22,9 @@ use crate::base::lock::lock;
 use crate::base::rng::Rng;
 use crate::base::shutdown::Level;
 use crate::base::waits::waiting;
-use crate::celery::keys::{UNACKED, UNACKED_INDEX, queue_keys};
-use crate::redis::{Connection, RedisError};
+use crate::celery::app_config::QueueOrder;
+use crate::celery::keys::Keyspace;
+use crate::redis::{Connection, RedisError, of_script};
 
 /// Runs until the intake is stopped.
 pub(super) fn run(core: &Arc<Core>) {
@@ -63,14 +63,19 @@ fn connect(core: &Arc<Core>, backoff: &mut Backoff) -> Result<(), RedisError> {
     taker.consume()
 }
 
-/// For each turn the lists in the order of taking: by priority first, and the queues of one priority in turn.
-fn lists(queues: &[String]) -> Vec<Vec<String>> {
+/// For each turn the lists in the order of taking: by priority first, and the queues of one priority in turn, or always
+/// in the same order.
+fn lists(order: QueueOrder, queues: &[String], names: &Keyspace) -> Vec<Vec<String>> {
+    let mut queues = queues.to_vec();
+    if order == QueueOrder::Sorted {
+        queues.sort();
+    }
     let turn = |n: usize| {
         let order = || queues.iter().cycle().skip(n).take(queues.len());
-        let steps = queue_keys("").len();
-        (0..steps).flat_map(|step| order().map(move |queue| queue_keys(queue)[step].clone())).collect()
+        names.steps().iter().flat_map(|step| order().map(move |queue| names.queue(queue, *step))).collect()
     };
-    (0..queues.len()).map(turn).collect()
+    let turns = if order == QueueOrder::RoundRobin { queues.len() } else { queues.len().min(1) };
+    (0..turns).map(turn).collect()
 }
 
 /// What came out of a list.
@@ -111,14 +116,15 @@ impl Taker<'_> {
         for arg in args {
             call.arg(arg);
         }
-        Ok(call.invoke(&mut self.connection)?)
+        let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
+        call.invoke(&mut self.connection).map_err(|error| of_script(error.into(), text, &keys))
     }
 
     /// What every new connection begins with: we live, before we hold anything; and what we hold without knowing it is
     /// found.
     fn begin(&mut self) -> Result<(), RedisError> {
         let core = self.core;
-        let keys = [core.keys.alive.as_str(), &core.keys.held, UNACKED_INDEX, WORKERS];
+        let keys = [core.keys.alive.as_str(), &core.keys.held, &core.keys.unacked_index, &core.keys.workers];
         self.script::<i64>(RENEW.text(), &keys, &[core.id.clone(), lifetime(core)])?;
         self.query::<()>(redis::cmd("CLIENT").arg("TRACKING").arg("ON").arg("NOLOOP"))?;
         self.find_lost()
@@ -142,7 +148,7 @@ impl Taker<'_> {
             }
             // What was settled meanwhile is gone from both by now, because a settlement is one script.
             let list: Option<String> = self.query(redis::cmd("HGET").arg(&core.keys.held).arg(&tag))?;
-            let entry: Option<Vec<u8>> = self.query(redis::cmd("HGET").arg(UNACKED).arg(&tag))?;
+            let entry: Option<Vec<u8>> = self.query(redis::cmd("HGET").arg(&core.keys.unacked).arg(&tag))?;
             let Some(list) = list else { continue };
             match entry.as_deref().map(restore::recorded) {
                 // A worker of Celery has put it back because it was old.
@@ -200,7 +206,8 @@ impl Taker<'_> {
         let queues = lock(&self.core.queues).clone();
         if queues != self.queues {
             log::info!("{} takes from {}", self.core.config.hostname, queues.join(", "));
-            (self.keys, self.queues, self.turn) = (lists(&queues), queues, 0);
+            let order = self.core.config.app.broker_transport_options.queue_order_strategy;
+            (self.keys, self.queues, self.turn) = (lists(order, &queues, &self.core.names), queues, 0);
         }
     }
 
@@ -216,7 +223,8 @@ impl Taker<'_> {
         self.turn = (self.turn + 1) % self.keys.len();
         let core = self.core;
         let lists = std::mem::take(&mut self.keys[self.turn]);
-        let mut keys = vec![core.keys.held.as_str(), UNACKED, UNACKED_INDEX, ASIDE];
+        let names = &core.keys;
+        let mut keys = vec![names.held.as_str(), &names.unacked, &names.unacked_index, &names.aside];
         keys.extend(lists.iter().map(String::as_str));
         let numbers = [count, CELERY_ASIDE, CELERY_ASIDE_BYTES, CELERY_TAKEN_BYTES, CELERY_MESSAGE_BYTES];
         let flat: Result<Vec<Vec<u8>>, _> = self.script(TAKE.text(), &keys, &numbers.map(|n| n.to_string()));
@@ -242,7 +250,13 @@ mod tests {
 
     #[test]
     fn priorities_come_first_and_the_queues_of_one_take_turns() {
-        let all = lists(&["a".to_owned(), "b".to_owned()]);
+        let queues = ["b".to_owned(), "a".to_owned()];
+        let lists = |order| lists(order, &queues, &Keyspace::default());
+        assert_eq!(lists(QueueOrder::Priority)[0][..2], queues);
+        assert_eq!((lists(QueueOrder::Priority).len(), lists(QueueOrder::Sorted).len()), (1, 1));
+        assert_eq!(lists(QueueOrder::Sorted)[0][..2], ["a".to_owned(), "b".to_owned()]);
+        let mut all = lists(QueueOrder::RoundRobin);
+        all.reverse();
         let step = |queue: &str, step: &str| format!("{queue}\u{6}\u{16}{step}");
         assert_eq!(all[0][..4], ["a".to_owned(), "b".to_owned(), step("a", "3"), step("b", "3")]);
         assert_eq!(all[1][..4], ["b".to_owned(), "a".to_owned(), step("b", "3"), step("a", "3")]);

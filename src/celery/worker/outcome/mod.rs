@@ -6,10 +6,11 @@ use serde_json::{Map, Value, json};
 
 use super::call::{TaskError, exception};
 use crate::base::limits::{CELERY_ASIDE, CELERY_ASIDE_BYTES, CELERY_RESULT_BYTES};
-use crate::celery::keys::{SEPARATOR, meta_key, queue_key};
+use crate::celery::app_config::AppConfig;
+use crate::celery::keys::Keyspace;
 use crate::celery::message::TaskMessage;
 use crate::celery::meta::{Exception, Meta, ResultState};
-use crate::celery::moment::Moment;
+use crate::celery::moment::{Moment, Zone};
 
 /// The list of messages that were put aside.
 pub const ASIDE: &str = "phalanx.aside";
@@ -70,8 +71,12 @@ pub(super) struct Setting<'a> {
     pub list: &'a str,
     /// The message as it lay there.
     pub raw: &'a [u8],
-    /// The queue of callbacks that name none.
-    pub default_queue: &'a str,
+    /// The settings of the application.
+    pub app: &'a AppConfig,
+    /// The names of its keys.
+    pub names: &'a Keyspace,
+    /// The zone of times without an offset.
+    pub zone: &'a Zone,
     /// Who sends them.
     pub origin: &'a str,
     /// New unique ids.
@@ -82,6 +87,7 @@ pub(super) struct Setting<'a> {
 pub(super) fn settle(message: &TaskMessage, outcome: Outcome, setting: &mut Setting<'_>) -> Settlement {
     let mut done =
         Settlement { state: ResultState::Success, ops: Vec::new(), why: String::new(), complaints: Vec::new() };
+    let is_unknown = outcome == Outcome::Unknown;
     match outcome {
         Outcome::Success(value) => success(message, value, setting, &mut done),
         Outcome::Failure(exception, traceback) => failure(message, &exception, traceback, setting, &mut done),
@@ -93,13 +99,13 @@ pub(super) fn settle(message: &TaskMessage, outcome: Outcome, setting: &mut Sett
                 done.why = format!("{}: {}", exception.exc_type, exception.message());
                 let eta = (!countdown.is_zero()).then(|| setting.now.plus(countdown));
                 let next = message.retry(eta, (setting.fresh)());
-                store(message, Meta::retry(&message.id, &exception, None), true, &mut done);
+                store(message, Meta::retry(&message.id, &exception, None), true, setting, &mut done);
                 done.ops.push(Op::Push(setting.list.to_owned(), next.write().write(), 0));
             }
         }
         Outcome::Revoked(reason) => {
             done.state = ResultState::Revoked;
-            store(message, Meta::revoked(&message.id, reason, setting.now), false, &mut done);
+            store(message, Meta::revoked(&message.id, reason, setting.now), false, setting, &mut done);
             chord(message, &mut done);
         }
         Outcome::Ignored => done.state = ResultState::Other("IGNORED".to_owned()),
@@ -109,6 +115,11 @@ pub(super) fn settle(message: &TaskMessage, outcome: Outcome, setting: &mut Sett
             let reason = format!("no task of the name {:?} is registered", message.task);
             done.ops.push(aside(&message.id, &message.task, &reason, setting.raw, setting));
         }
+    }
+    let app = setting.app;
+    if done.state == ResultState::Failure && !is_unknown && app.task_acks_late && !app.task_acks_on_failure_or_timeout {
+        let reason = format!("it failed: {}", done.why);
+        done.ops.push(aside(&message.id, &message.task, &reason, setting.raw, setting));
     }
     // What is pushed only counts if it is ours, and a full Redis refuses it before anything is changed.
     done.ops.sort_by_key(|op| matches!(op, Op::Push(..)));
@@ -145,13 +156,13 @@ pub(super) fn aside(id: &str, name: &str, reason: &str, message: &[u8], setting:
         "id": id, "task": name, "reason": reason, "queue": setting.list, "at": setting.now.to_string(),
         "bytes": message.len(), "message": String::from_utf8_lossy(kept),
     });
-    Op::Push(ASIDE.to_owned(), entry.to_string(), CELERY_ASIDE)
+    Op::Push(setting.names.key(ASIDE), entry.to_string(), CELERY_ASIDE)
 }
 
 /// The result of a message whose task cannot be read but whose id is known.
-pub(super) fn unreadable(id: &str, reason: &str, now: Moment) -> Op {
+pub(super) fn unreadable(id: &str, reason: &str, setting: &Setting<'_>) -> Op {
     let exception = Exception::new("kombu.exceptions", "DecodeError", reason);
-    Op::Result(meta_key(id), Meta::failure(id, &exception, None, now).write())
+    Op::Result(setting.names.meta(id), Meta::failure(id, &exception, None, setting.now).write())
 }
 
 fn success(message: &TaskMessage, value: Value, setting: &mut Setting<'_>, done: &mut Settlement) {
@@ -170,7 +181,7 @@ fn success(message: &TaskMessage, value: Value, setting: &mut Setting<'_>, done:
     }
     let mut meta = Meta::success(&message.id, value, setting.now);
     meta.children = children.into();
-    store(message, meta, false, done);
+    store(message, meta, false, setting, done);
     done.ops.append(&mut pushes);
     chord(message, done);
 }
@@ -184,12 +195,12 @@ fn failure(
 ) {
     done.state = ResultState::Failure;
     done.why = format!("{}: {}", exception.exc_type, exception.message());
-    store(message, Meta::failure(&message.id, exception, traceback.clone(), setting.now), false, done);
+    store(message, Meta::failure(&message.id, exception, traceback.clone(), setting.now), false, setting, done);
     // The rest of the chain will never run, and its end is what the producer waits for.
     for id in message.embed.chain.as_array().into_iter().flatten().filter_map(|step| step.pointer("/options/task_id")) {
         if let Some(id) = id.as_str().filter(|_| message.ignore_result != Some(true)) {
             let meta = Meta::failure(id, exception, traceback.clone(), setting.now);
-            done.ops.push(Op::OwnResult(meta_key(id), meta.write()));
+            done.ops.push(Op::OwnResult(setting.names.meta(id), meta.write()));
         }
     }
     for signature in message.embed.errbacks.as_array().into_iter().flatten() {
@@ -223,7 +234,7 @@ fn complain(
 }
 
 /// Stores a result, unless nobody wants it.
-fn store(message: &TaskMessage, mut meta: Meta, own: bool, done: &mut Settlement) {
+fn store(message: &TaskMessage, mut meta: Meta, own: bool, setting: &Setting<'_>, done: &mut Settlement) {
     if message.ignore_result == Some(true) {
         return;
     }
@@ -239,7 +250,7 @@ fn store(message: &TaskMessage, mut meta: Meta, own: bool, done: &mut Settlement
         done.state = ResultState::Failure;
         done.complaints.push(why);
     }
-    let key = meta_key(&message.id);
+    let key = setting.names.meta(&message.id);
     done.ops.push(if own { Op::OwnResult(key, text) } else { Op::Result(key, text) });
 }
 
@@ -292,17 +303,17 @@ fn follow(
     message.embed.callbacks = list_of(options.get("link"));
     message.embed.errbacks = list_of(options.get("link_error"));
     message.embed.chain = if chain.is_empty() { Value::Null } else { chain.into() };
-    message.eta = moment(options, "eta", "countdown", setting.now)?;
-    message.expires = moment(options, "expires", "expires", setting.now)?;
+    message.eta = moment(options, "eta", "countdown", setting)?;
+    message.expires = moment(options, "expires", "expires", setting)?;
     message.origin = Some(setting.origin.to_owned());
     message.delivery_tag = (setting.fresh)();
     let exchange_is_named = text("exchange").is_some();
     let queue = text("queue").or_else(|| text("routing_key").filter(|_| !exchange_is_named));
-    message.routing_key = queue.unwrap_or(setting.default_queue).to_owned();
-    if message.routing_key.contains(SEPARATOR) {
+    message.routing_key = queue.unwrap_or(&setting.app.task_default_queue).to_owned();
+    if message.routing_key.contains('\x06') {
         return Err(format!("{:?} is no name of a queue", message.routing_key));
     }
-    Ok((queue_key(&message.routing_key, message.priority), message))
+    Ok((setting.names.queue(&message.routing_key, message.priority), message))
 }
 
 /// One signature or a list of them, as a list or nothing.
@@ -315,12 +326,17 @@ fn list_of(value: Option<&Value>) -> Value {
 }
 
 /// A moment as a text, or as seconds from now.
-fn moment(options: &Map<String, Value>, at: &str, after: &str, now: Moment) -> Result<Option<Moment>, String> {
+fn moment(
+    options: &Map<String, Value>,
+    at: &str,
+    after: &str,
+    setting: &Setting<'_>,
+) -> Result<Option<Moment>, String> {
     if let Some(text) = options.get(at).and_then(Value::as_str) {
-        return text.parse().map(Some).map_err(|error| format!("{at}: {error}"));
+        return Moment::read(text, setting.zone).map(Some).map_err(|error| format!("{at}: {error}"));
     }
     let seconds = options.get(after).and_then(Value::as_f64).map(Duration::try_from_secs_f64).transpose();
-    Ok(seconds.map_err(|error| format!("{after}: {error}"))?.map(|seconds| now.plus(seconds)))
+    Ok(seconds.map_err(|error| format!("{after}: {error}"))?.map(|seconds| setting.now.plus(seconds)))
 }
 
 #[cfg(test)]

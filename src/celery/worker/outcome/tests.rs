@@ -7,8 +7,18 @@ fn settled(message: &TaskMessage, outcome: Outcome) -> Settlement {
         format!("fresh-{n}")
     };
     let now = "2026-11-21T12:00:00+00:00".parse().unwrap();
-    let mut setting =
-        Setting { now, list: "src", raw: b"raw", default_queue: "celery", origin: "me", fresh: &mut fresh };
+    let app = AppConfig::default();
+    let (names, zone) = (app.keyspace(), app.zone());
+    let mut setting = Setting {
+        now,
+        list: "src",
+        raw: b"raw",
+        app: &app,
+        names: &names,
+        zone: &zone,
+        origin: "me",
+        fresh: &mut fresh,
+    };
     settle(message, outcome, &mut setting)
 }
 

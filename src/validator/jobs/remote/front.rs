@@ -21,7 +21,7 @@ use crate::base::stop::Stopping;
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::celery::client::{Mark, Outcome as TaskOutcome, TaskError};
-use crate::celery::{CeleryClient, CeleryConfig, CeleryHandle, PendingResult, Task, Terminate};
+use crate::celery::{AppConfig, CeleryClient, CeleryConfig, CeleryHandle, PendingResult, Task, Terminate};
 use crate::identity::PublicKey;
 use crate::ops::status::Board;
 use crate::protocol::{HordeFailureReason, JobRejectionReason, ValidatorToFacilitator};
@@ -43,6 +43,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// What a front needs.
 pub(in crate::validator) struct FrontConfig {
     pub redis: RedisConfig,
+    pub celery: AppConfig,
     pub queue: String,
     /// How long a job waits for a worker.
     pub queue_time: Duration,
@@ -221,8 +222,9 @@ impl JobRunner for Front {
 impl Front {
     /// Starts the connections. A Redis that is away is not an error: they connect for ever.
     pub(crate) fn start(config: FrontConfig, timer: TimerHandle, board: &Board) -> Result<Self, RedisError> {
-        let celery = CeleryClient::start(CeleryConfig::new(config.redis.clone()), board)?;
-        let messaging = RedisMessaging::start(config.redis.clone().named("phalanx-front"), board)?;
+        let settings = CeleryConfig { app: config.celery.clone(), ..CeleryConfig::new(config.redis.clone()) };
+        let celery = CeleryClient::start(settings, board)?;
+        let messaging = RedisMessaging::start(config.celery.broker(&config.redis).named("phalanx-front"), board)?;
         let stream = events_key(&config.name);
         // Only this front reads it, so what it has not acknowledged is never somebody else's.
         let receiver = messaging.handle().stream_receiver(&stream, "front", "front", Duration::from_secs(86_400));

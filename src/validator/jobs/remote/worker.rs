@@ -17,6 +17,7 @@ use crate::base::lock::lock;
 use crate::base::stop::{CANCEL_BUDGET, StopReport, Stopping};
 use crate::base::timer::TimerHandle;
 use crate::base::waits::waiting;
+use crate::celery::AppConfig;
 use crate::celery::worker::{
     Args, CeleryWorker, Registry, TaskCx, TaskError, WorkerConfig, WorkerError, WorkerHandle, WorkerReport,
 };
@@ -55,6 +56,8 @@ const EVENTS_TIME: Duration = Duration::from_secs(2);
 pub struct JobWorkerConfig {
     /// The Redis that the fronts use.
     pub redis: RedisConfig,
+    /// The settings of the Celery application, as on the fronts.
+    pub celery: AppConfig,
     /// The queue of jobs: `phalanx`, unless set.
     pub queue: String,
     /// The validator's hotkey, which miners know.
@@ -92,6 +95,7 @@ impl JobWorkerConfig {
         let WorkerConfig { hostname, liveness, .. } = WorkerConfig::new(redis.clone());
         Self {
             redis,
+            celery: AppConfig::default(),
             queue: DEFAULT_QUEUE.to_owned(),
             key,
             trusted_signers: Vec::new(),
@@ -120,21 +124,20 @@ impl JobWorkerConfig {
             problems.push("there is no miner; name at least one in the miners file".to_owned());
         }
         if problems.is_empty() {
-            problems.extend(self.celery().problem());
+            problems.extend(self.of_celery().problem());
         }
         problems
     }
 
-    fn celery(&self) -> WorkerConfig {
+    fn of_celery(&self) -> WorkerConfig {
         WorkerConfig {
             queues: vec![self.queue.clone()],
-            default_queue: self.queue.clone(),
             concurrency: self.workers,
             // A job that waits here could be begun elsewhere.
             prefetch_multiplier: 1,
             hostname: self.name.clone(),
             liveness: self.liveness,
-            track_started: true,
+            app: AppConfig { task_default_queue: self.queue.clone(), task_track_started: true, ..self.celery.clone() },
             ..WorkerConfig::new(self.redis.clone())
         }
     }
@@ -219,7 +222,8 @@ impl JobWorker {
         if !problems.is_empty() {
             return Err(JobWorkerError::Config(problems));
         }
-        let celery = config.celery();
+        let celery = config.of_celery();
+        let broker = config.celery.broker(&config.redis);
         let JobWorkerConfig {
             redis,
             key,
@@ -235,7 +239,7 @@ impl JobWorker {
             ..
         } = config;
         let known: Arc<[PublicKey]> = config.known_validators.into();
-        let commander = Commander::start("job-cmd", redis.clone().named("phalanx-events"), board)?;
+        let commander = Commander::start("job-cmd", broker.named("phalanx-events"), board)?;
         let patience = 2 * redis.operation_time;
         let signers = Signers::new(key.public(), trusted_signers, max_signature_age);
         let (mut miners, kept) = Miners::new(miners, key, job_times, dialer, timer.clone(), incident_half_life, board);
