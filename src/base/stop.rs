@@ -83,11 +83,6 @@ impl Stopping {
         Self { shutdown: shutdown.clone(), until: None, report: StopReport::default(), told: None }
     }
 
-    /// A stop that no signal shortens, whose steps have `budget` together; those that begin later are cancelled.
-    pub fn within(budget: Duration) -> Self {
-        Self { until: Instant::now().checked_add(budget), ..Self::alone() }
-    }
-
     /// The same, which tells `told` the name of each step when it begins; it must not block.
     #[must_use]
     pub fn telling(self, told: impl Fn(&str) + Send + 'static) -> Self {
@@ -97,6 +92,11 @@ impl Stopping {
     /// The beginning of a stop that no signal shortens: a test's, an example's, that of a part whose owner goes on.
     pub fn alone() -> Self {
         Self::new(&Shutdown::new())
+    }
+
+    /// A stop that no signal shortens, whose steps have `budget` together; those that begin later are cancelled.
+    pub fn within(budget: Duration) -> Self {
+        Self { until: Instant::now().checked_add(budget), ..Self::alone() }
     }
 
     /// A stop that is cancelled at once, of an owner that is dropped.
