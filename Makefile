@@ -79,6 +79,21 @@ release:
 	objcopy --strip-debug --add-gnu-debuglink=$(SHIP)/phalanx.debug target/dist/phalanx $(SHIP)/phalanx
 	@ls -l $(SHIP)
 
+# A Debian package; needs cargo-deb. What the program says of itself is made by it first.
+.PHONY: deb package
+PHALANX ?= target/release/phalanx
+package:
+	@mkdir -p target/package
+	$(PHALANX) man target/package/man
+	$(PHALANX) completions bash >target/package/phalanx.bash
+	$(PHALANX) completions zsh >target/package/_phalanx
+	$(PHALANX) completions fish >target/package/phalanx.fish
+
+deb:
+	$(CARGO) build --release --locked --bin phalanx
+	$(MAKE) package
+	$(CARGO) deb --no-build
+
 # The figures of docs/performance.md: overhead of a no-op job, jobs per second, memory, time to stop.
 bench:
 	$(CARGO) build --quiet --release --locked

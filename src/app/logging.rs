@@ -9,6 +9,7 @@
 //!   and so tokens and signatures. What [`redact`] knows to be a secret is hidden in every line.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -29,7 +30,7 @@ use crate::base::scope;
 use crate::base::text::truncated;
 use crate::base::thread::panic_message;
 use crate::ops::redact;
-use crate::ops::throttle::PlaceThrottle;
+use crate::ops::throttle::{PlaceThrottle, Throttle};
 
 /// Bytes of a message in a log line: part of it may be a peer's, and ten of these in a second are 80 KiB.
 const MESSAGE_BYTES: usize = 8 << 10;
@@ -81,18 +82,32 @@ fn is_coloured(is_terminal: bool, no_color: Option<&OsStr>, term: Option<&OsStr>
     is_terminal && no_color.is_none_or(OsStr::is_empty) && term.is_some_and(|term| !term.is_empty() && term != "dumb")
 }
 
-/// Logs where it happened; who has spawned the thread logs what becomes of it.
+/// Places of the source at which something panicked, each with its own pace.
+static PANICS: Mutex<BTreeMap<String, Throttle>> = Mutex::new(BTreeMap::new());
+
+/// Logs where it happened, at most once in ten seconds for each place: a panic that is caught may come back with each
+/// message of a peer. Who has caught it, or has spawned the thread, logs what becomes of it.
 fn panicked(panic: &PanicHookInfo<'_>) {
     let message = panic_message(panic.payload());
-    match panic.location() {
-        Some(place) => log::error!("panic at {place}: {message}"),
-        None => log::error!("panic: {message}"),
-    }
+    let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+    let line = line_of_panic(&mut lock(&PANICS), Instant::now(), place, &message);
+    let Some(line) = line else { return };
+    log::error!("{line}");
     let trace = std::backtrace::Backtrace::capture();
     if trace.status() == std::backtrace::BacktraceStatus::Captured {
         trace.to_string().lines().for_each(|line| log::error!("{line}"));
     }
     stderr::flush(PANIC_TIME);
+}
+
+fn line_of_panic(
+    panics: &mut BTreeMap<String, Throttle>,
+    now: Instant,
+    place: String,
+    message: &str,
+) -> Option<String> {
+    let text = format!("panic at {place}: {message}");
+    panics.entry(place).or_default().line(now, &text)
 }
 
 /// Logs all up to debug, or again only what `RUST_LOG` says.
@@ -331,6 +346,17 @@ mod tests {
         let look = Look { format: LogFormat::Text, has_colour: true };
         write_line(&mut out, look, &"T", "t-log", None, &record).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "T \x1b[33mWARN \x1b[0m [t-log] a \\u{1b}[31m\n");
+    }
+
+    #[test]
+    fn panics_of_one_place_are_logged_once_in_ten_seconds_and_those_of_another_at_once() {
+        let (start, mut panics) = (Instant::now(), BTreeMap::new());
+        let mut said =
+            |seconds, place: &str| line_of_panic(&mut panics, start + Duration::from_secs(seconds), place.into(), "x");
+        assert_eq!(said(0, "a.rs:1:2").unwrap(), "panic at a.rs:1:2: x");
+        assert_eq!([said(1, "a.rs:1:2"), said(9, "a.rs:1:2")], [None, None]);
+        assert_eq!(said(9, "b.rs:1:2").unwrap(), "panic at b.rs:1:2: x");
+        assert_eq!(said(10, "a.rs:1:2").unwrap(), "panic at a.rs:1:2: x (and 2 more like it)");
     }
 
     #[test]

@@ -223,7 +223,9 @@ impl ExecutorArgs {
                 // Executors in containers see these folders only if an option mounts them.
                 let folder = std::path::absolute(&images.folder).map_err(|e| format!("--state-dir: {e}"))?;
                 settings.set("PHALANX_IMAGES_DIR", folder.to_string_lossy());
-                self.trust.hand_on_file(self.server_files.as_deref(), &mut settings);
+                if let Some(file) = self.trust.file_for_executors(self.server_files.as_deref()) {
+                    settings.set("PHALANX_TLS_CA", file.to_string_lossy());
+                }
                 let spool = state_dir.join(miner::SPOOL);
                 settings.set("PHALANX_SPOOL_DIR", std::path::absolute(&spool).unwrap_or(spool).display().to_string());
                 let ours = ProcessBackend::new(runner).map_err(|e| format!("cannot find this program: {e}"))?;
@@ -303,6 +305,7 @@ impl ExecutorArgs {
         }
         backend.docker.address = engine;
         backend.options.clone_from(&self.executor_option);
+        backend.tls_ca = self.trust.file_for_executors(self.server_files.as_deref());
         Ok(backend)
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::tls;
-use super::values::duration;
+use super::values::{duration, secret_file_or_address};
 use crate::app::supervise::Env;
 use crate::base::shutdown::Shutdown;
 use crate::validator::MinerAddress;
@@ -20,6 +20,7 @@ pub(super) struct MinerListArgs {
     /// changes; or an http:// or https:// address that answers with the same as JSON. In the variable a password of the
     /// address is hidden
     #[arg(long, value_name = "FILE|URL", env = "PHALANX_MINERS", hide_env_values = true)]
+    #[arg(value_parser = secret_file_or_address)]
     miners: Option<PathBuf>,
     /// How often an address of --miners is asked, give or take a fifth
     #[arg(long, value_name = "DUR", default_value = "60s", value_parser = duration, env = "PHALANX_MINERS_INTERVAL")]

@@ -3,11 +3,15 @@
 use std::fmt::Display;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::report::Report;
 use crate::base::clock;
 use crate::base::shutdown::{Level, Shutdown};
+use crate::base::stop::Stopping;
+use crate::base::timer::Timer;
+use crate::identity::KeyPair;
 use crate::net::http::client::HttpClient;
 use crate::net::http::date::unix_seconds;
 use crate::net::tls::{day, facts_of};
@@ -18,6 +22,9 @@ use crate::store::StoreError;
 use crate::store::look::{FolderState, look};
 use crate::transport::ws::WsDialer;
 use crate::transport::{DialRequest, Dialer, SocketLimits, TransportError};
+use crate::validator::MinerAddress;
+use crate::validator::manifests::fetch::THREADS;
+use crate::validator::manifests::{Fetched, Fetcher, MinerDialer};
 
 /// What one look may take.
 const LOOK_TIME: Duration = Duration::from_secs(10);
@@ -100,6 +107,28 @@ impl Report {
         match theirs {
             Ok(theirs) => self.clock("the facilitator", theirs, asked.elapsed()),
             Err(why) => self.ok(format_args!("clock: not compared: {why}")),
+        }
+    }
+
+    /// What each miner says that is asked for its manifest, as a validator asks; all of them together within the time
+    /// of one look.
+    pub(super) fn miners(&mut self, key: KeyPair, miners: &[MinerAddress], dialer: WsDialer) {
+        let timer = Timer::start();
+        let dialer = MinerDialer { key, dialer: Arc::new(dialer), timer: timer.handle() };
+        let ask =
+            move |miner: &MinerAddress, until, stop: &Shutdown| dialer.manifest(miner, until, stop, Level::Cancel);
+        let fetched = Fetcher::new(THREADS, ask).fetch(miners, soon(), &Shutdown::new());
+        Stopping::alone().step("timer", LOOK_TIME, |step| timer.stop(step));
+        for Fetched { miner, manifest, error, .. } in fetched {
+            let hotkey = miner.hotkey;
+            match (manifest, error) {
+                (Some(manifest), _) => {
+                    let executors: u32 = manifest.executors.values().sum();
+                    self.ok(format_args!("miner {hotkey}: takes this validator, offers {executors} executors"));
+                }
+                (None, Some(why)) => self.warn(format_args!("miner {hotkey}: {why}; it gets no job until it answers")),
+                (None, None) => self.warn(format_args!("miner {hotkey}: not asked within {} s", LOOK_TIME.as_secs())),
+            }
         }
     }
 

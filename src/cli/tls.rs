@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::report::Report;
-use super::values::{Hidden, rate};
+use super::values::{Hidden, rate, secret_file};
 use crate::app::status;
 use crate::app::supervise::Env;
 use crate::base::clock;
@@ -29,7 +29,7 @@ pub(super) struct ServerArgs {
     #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CERT", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
     /// The private key of --tls-cert (PEM)
-    #[arg(long, value_name = "FILE", env = "PHALANX_TLS_KEY", requires = "tls_cert")]
+    #[arg(long, value_name = "FILE", env = "PHALANX_TLS_KEY", value_parser = secret_file, requires = "tls_cert")]
     tls_key: Option<PathBuf>,
     /// With --tls-cert: take only peers with a certificate of these authorities (PEM); a miner's executors need none
     #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CLIENT_CA", requires = "tls_cert")]
@@ -108,7 +108,7 @@ pub(super) struct HttpArgs {
     #[arg(long, value_name = "FILE", env = "PHALANX_HTTP_TLS_CERT", requires = "http_tls_key")]
     http_tls_cert: Option<PathBuf>,
     /// The private key of --http-tls-cert (PEM)
-    #[arg(long, value_name = "FILE", env = "PHALANX_HTTP_TLS_KEY", requires = "http_tls_cert")]
+    #[arg(long, value_name = "FILE", env = "PHALANX_HTTP_TLS_KEY", value_parser = secret_file, requires = "http_tls_cert")]
     http_tls_key: Option<PathBuf>,
     /// With --http-tls-cert: answer only clients with a certificate of these authorities (PEM), also probes
     #[arg(long, value_name = "FILE", env = "PHALANX_HTTP_TLS_CLIENT_CA", requires = "http_tls_cert")]
@@ -302,14 +302,12 @@ impl TrustArgs {
         }
     }
 
-    /// Tells executors of this machine the file, which those in containers may not see; if there is none, a self-signed
-    /// certificate of this miner's own, because they dial it.
-    pub(super) fn hand_on_file(&self, own: Option<&Path>, settings: &mut ExecutorSettings) {
+    /// The file that executors are told; if there is none, a self-signed certificate of this miner's own, because they
+    /// dial it. Those in containers get a copy.
+    pub(super) fn file_for_executors(&self, own: Option<&Path>) -> Option<PathBuf> {
         let own = own.filter(|path| facts_of(path).is_ok_and(|facts| facts.is_self_signed));
-        if let Some(path) = self.tls_ca.as_deref().or(own) {
-            let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-            settings.set("PHALANX_TLS_CA", path.to_string_lossy());
-        }
+        let path = self.tls_ca.as_deref().or(own)?;
+        Some(std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
     }
 }
 
@@ -322,14 +320,14 @@ pub(super) struct ClientArgs {
     #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CLIENT_CERT", requires = "tls_client_key")]
     tls_client_cert: Option<PathBuf>,
     /// The private key of --tls-client-cert (PEM)
-    #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CLIENT_KEY", requires = "tls_client_cert")]
+    #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CLIENT_KEY", value_parser = secret_file, requires = "tls_client_cert")]
     tls_client_key: Option<PathBuf>,
     /// The name that the certificate of the facilitator (of an executor: the miner) has, if it is not the URL's host
     #[arg(long, value_name = "NAME", env = "PHALANX_TLS_SERVER_NAME")]
     tls_server_name: Option<String>,
     /// Make all ws:// and wss:// connections through this HTTP proxy, as http://user:password@host:port; in the
     /// variable the password is hidden from other users
-    #[arg(long, value_name = "URL", env = "PHALANX_PROXY", hide_env_values = true)]
+    #[arg(long, value_name = "URL", env = "PHALANX_PROXY", hide_env_values = true, value_parser = Hidden::parse)]
     proxy: Option<Hidden>,
 }
 

@@ -19,7 +19,8 @@ pub(super) struct TransferArgs {
         value_name = "WHICH|URL",
         default_value = "environment",
         env = "PHALANX_TRANSFER_PROXY",
-        hide_env_values = true
+        hide_env_values = true,
+        value_parser = Hidden::parse
     )]
     transfer_proxy: Hidden,
     /// Let Hugging Face volumes without a token of their own use the one in HF_TOKEN

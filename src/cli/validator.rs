@@ -176,11 +176,13 @@ pub(super) fn check(args: Args, report: &mut Report) {
     args.http_args.tell(report);
     let open = args.key.openness();
     let http_tls = args.http_args.tls(None);
+    let mut asked = None;
     match configure(args) {
-        Ok((config, list, _)) => {
+        Ok((config, list, dialer)) => {
             report.ok(format_args!("--key: {}", config.key.ss58()));
             if let Some(list) = list {
                 report.ok(format_args!("--miners: {} miners", list.miners.len()));
+                asked = Some((config.key, list.miners, dialer));
             }
         }
         Err(problems) => report.all_wrong(&problems),
@@ -197,6 +199,9 @@ pub(super) fn check(args: Args, report: &mut Report) {
     }
     if let Some((dialer, client)) = dialling.as_ref().filter(|_| report.has("facilitator")) {
         facilitator.iter().for_each(|url| report.facilitator(url, dialer, client));
+    }
+    if let Some((key, miners, dialer)) = asked {
+        report.miners(key, &miners, dialer);
     }
     #[cfg(feature = "celery")]
     if let Some(redis) = redis.filter(|_| report.has("redis")) {

@@ -2,9 +2,12 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use super::key::{CREDENTIAL, credential};
 use crate::base::limits::STREAMING_ADDRESS_BYTES;
+use crate::base::small_file;
 use crate::executor::check_image_name;
 use crate::link::Rate;
 use crate::protocol::ExecutorClass;
@@ -135,15 +138,57 @@ pub fn client_address(text: &str) -> Result<String, String> {
     Err("it should be an IP address or a host name, without a port, as 203.0.113.7".to_owned())
 }
 
+/// Bytes of a credential that is one line: an address with a password.
+const CREDENTIAL_BYTES: u64 = 64 << 10;
+
+/// Reads a flag that may be secret: what it says, or the line in the credential of systemd that it names by
+/// `credential:NAME`. Blocks on the disk then.
+///
+/// # Errors
+/// What is wrong with the credential, in words.
+pub fn secret(text: &str) -> Result<String, String> {
+    let Some(name) = text.trim().strip_prefix(CREDENTIAL) else { return Ok(text.to_owned()) };
+    let file = credential(name)?;
+    let bytes = small_file::read(&file, CREDENTIAL_BYTES).map_err(|error| format!("{}: {error}", file.display()))?;
+    let line = String::from_utf8(bytes).map_err(|_| format!("{}: it is no text", file.display()))?;
+    match line.trim() {
+        "" => Err(format!("{}: it is empty", file.display())),
+        line => Ok(line.to_owned()),
+    }
+}
+
+/// Reads the path of a file, which may be that of a credential of systemd, as `credential:NAME`.
+///
+/// # Errors
+/// What is missing, in words.
+pub fn secret_file(text: &str) -> Result<PathBuf, String> {
+    match text.trim().strip_prefix(CREDENTIAL) {
+        Some(name) => credential(name),
+        None => Ok(PathBuf::from(text)),
+    }
+}
+
+/// Reads the path of a file or an address; `credential:NAME` is the address in that credential, or its file.
+///
+/// # Errors
+/// What is wrong with the credential, in words.
+pub fn secret_file_or_address(text: &str) -> Result<PathBuf, String> {
+    match secret_file(text)? {
+        file if file.as_os_str() == text => Ok(file),
+        file => Ok(secret(text).ok().filter(|line| line.starts_with("http")).map_or(file, PathBuf::from)),
+    }
+}
+
 /// Reads `redis://[[user:]password@]host[:port][/database]`.
 ///
 /// # Errors
 /// What is wrong and would be right, in words, without the password.
 pub fn redis_url(text: &str) -> Result<RedisConfig, String> {
+    let text = secret(text)?;
     #[cfg(feature = "celery")]
-    return RedisConfig::parse(text).map_err(|error| error.to_string());
+    return RedisConfig::parse(&text).map_err(|error| error.to_string());
     #[cfg(not(feature = "celery"))]
-    Ok(text.to_owned())
+    Ok(text)
 }
 
 /// Reads the settings of a Celery application, see its `AppConfig`.
@@ -161,9 +206,13 @@ pub fn celery_settings(text: &str) -> Result<AppConfig, String> {
 #[derive(Clone)]
 pub struct Hidden(pub String);
 
-impl From<String> for Hidden {
-    fn from(text: String) -> Self {
-        Self(text)
+impl Hidden {
+    /// The flag, or the credential that it names.
+    ///
+    /// # Errors
+    /// What is wrong with the credential, in words.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        secret(text).map(Self)
     }
 }
 

@@ -150,11 +150,13 @@ pub(super) fn check(args: Args, report: &mut Report) {
     args.http_args.tell(report);
     let open = args.key.openness();
     let http_tls = args.http_args.tls(None);
+    let mut asked = None;
     match configure(args) {
-        Ok((config, list, _)) => {
+        Ok((config, list, dialer)) => {
             report.ok(format_args!("--key: {}", config.key.ss58()));
             if let Some(list) = list {
                 report.ok(format_args!("--miners: {} miners", list.miners.len()));
+                asked = Some((config.key, list.miners, dialer));
             }
         }
         Err(problems) => report.all_wrong(&problems),
@@ -167,6 +169,9 @@ pub(super) fn check(args: Args, report: &mut Report) {
     }
     if let Some(http) = http {
         report.port("http", http, |e| format!("--http {http}: {e}"));
+    }
+    if let Some((key, miners, dialer)) = asked {
+        report.miners(key, &miners, dialer);
     }
     if let Some(redis) = redis.filter(|_| report.has("redis")) {
         report.redis(&redis);

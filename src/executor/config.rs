@@ -10,6 +10,7 @@ use crate::net::http::client::HttpSettings;
 use crate::net::proxy::Proxies;
 use crate::net::reach::Reach;
 use crate::net::tls::ClientTls;
+use crate::ops::status::Board;
 use crate::store::spool::Spool;
 
 /// What an executor is started with.
@@ -49,6 +50,8 @@ pub struct ExecutorConfig {
     pub spool: Option<Spool>,
     /// Labels of what is made in the engine for the job: whose it is.
     pub labels: Vec<(String, String)>,
+    /// What its threads report to.
+    pub board: Board,
 }
 
 /// Without the token.
@@ -82,6 +85,7 @@ impl ExecutorConfig {
             flush_time: Duration::from_secs(30),
             spool: None,
             labels: Vec::new(),
+            board: Board::new(),
         }
     }
 

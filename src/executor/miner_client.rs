@@ -16,6 +16,7 @@ use crate::base::limits::INBOUND_MESSAGES;
 use crate::base::timer::TimerHandle;
 use crate::base::waits;
 use crate::link::{Full, Link, LinkConfig, LinkEvent, LinkHandle, Outgoing, Text};
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::protocol::{ExecutorToMiner, GenericError, MinerToExecutor, kind_of};
 use crate::transport::Dialer;
 
@@ -48,6 +49,7 @@ pub(super) fn start(
     token: &str,
     dialer: Arc<dyn Dialer>,
     timer: TimerHandle,
+    errors: ErrorHandler,
 ) -> (Link, Receiver<MinerEvent>) {
     let url = format!("{}/v0.1/executor_interface/{token}", miner_address.trim_end_matches('/'));
     let mut config = LinkConfig::new("exe-mi", url);
@@ -72,8 +74,8 @@ pub(super) fn start(
                 Ok(message) => MinerEvent::Message(Box::new(message)),
                 Err(error) => {
                     let shown = without(&secret, &error.to_string());
-                    log::warn!("the miner sent a message that cannot be read: {shown}");
-                    report(send(&handle, crate::protocol::answer::to_miner(&error, &text, "miner")));
+                    errors.report(ErrorClass::Rejected, "miner message", &format_args!("it cannot be read: {shown}"));
+                    report(&errors, send(&handle, crate::protocol::answer::to_miner(&error, &text, "miner")));
                     return;
                 }
             },
@@ -99,9 +101,9 @@ pub(super) fn send(link: &LinkHandle, message: impl Into<ExecutorToMiner>) -> Re
     link.send(if complaint { Outgoing::once(text) } else { Outgoing::repeated(text) })
 }
 
-/// Logs a message that did not fit: an executor says a dozen things, so this is a result beyond the link's bytes.
-pub(super) fn report(sent: Result<(), Full>) {
+/// Tells of a message that did not fit: an executor says a dozen things, so this is a result beyond the link's bytes.
+pub(super) fn report(errors: &ErrorHandler, sent: Result<(), Full>) {
     if let Err(full) = sent {
-        log::error!("the miner is not notified: {full}");
+        errors.report(ErrorClass::Fatal, "message to the miner", &format_args!("the miner is not notified: {full}"));
     }
 }

@@ -12,8 +12,9 @@ use crate::base::shutdown::Shutdown;
 use crate::base::stop::{StopReport, Stopping};
 use crate::base::timer::TimerHandle;
 use crate::link::LinkHandle;
+use crate::protocol::{ExecutorToMiner, MinerToExecutor};
 use crate::store::spool::Spooled;
-use crate::transport::Dialer;
+use crate::transport::{Dialer, MessageTypes, PeerMeters};
 
 /// How long the last message of a cancelled job may take to leave.
 const CANCELLED_FLUSH_TIME: Duration = Duration::from_secs(1);
@@ -49,7 +50,10 @@ pub fn run(
         return Err(ExecutorError::Config(problems));
     }
     let (describing, specs) = SpecsThread::start();
-    let (link, events) = miner_client::start(&config.miner_address, &config.token, dialer, timer);
+    let (sent, received) = (MessageTypes::of(ExecutorToMiner::TYPES), MessageTypes::of(MinerToExecutor::TYPES));
+    let dialer = PeerMeters::new(&config.board.metrics, "miner", sent, received).dialer(dialer);
+    let errors = config.board.errors.clone();
+    let (link, events) = miner_client::start(&config.miner_address, &config.token, dialer, timer, errors);
     // The thread that does the job's work starts with the job and ends with it, after the job's last message.
     let outcome = stages_thread::run(&config, &link.handle(), &events, &specs, shutdown);
     // Dropped before the stop, so that a reader that waits for room in the queue is freed.
@@ -64,6 +68,11 @@ pub fn run(
     stopping.unsent(unsent);
     let kept = outcome.is_ok() && unsent > 0 && keep(&config, &handle);
     stopping.step("machine specs", SPECS_TIME, |step| describing.stop_in(step));
+    // Nobody asks an executor for its metrics, because it ends with its job.
+    let counted = config.board.metrics.render();
+    for line in counted.lines().filter(|line| !line.starts_with('#') && !line.ends_with(" 0")) {
+        log::debug!("counted: {line}");
+    }
     outcome.map(|end| ExecutorReport { end, stop: stopping.finish(), kept })
 }
 

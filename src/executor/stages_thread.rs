@@ -15,7 +15,8 @@ use crate::base::scope;
 use crate::base::shutdown::Shutdown;
 use crate::base::waits::waiting;
 use crate::link::LinkHandle;
-use crate::protocol::JsonMap;
+use crate::ops::errors::ErrorClass;
+use crate::protocol::{JsonMap, MinerToExecutor};
 
 /// Runs until the job has ended, or the wait for one.
 pub(super) fn run(
@@ -39,8 +40,17 @@ pub(super) fn run(
         let input = select! {
             recv(events) -> event => match event {
                 Ok(MinerEvent::Ready) => Input::Connected,
-                Ok(MinerEvent::Trouble { why, cut }) => Input::Disconnected { why, cut },
-                Ok(MinerEvent::Message(message)) => Input::FromMiner(message),
+                Ok(MinerEvent::Trouble { why, cut }) => {
+                    config.board.errors.report(ErrorClass::Reconnect, "miner link", &why);
+                    Input::Disconnected { why, cut }
+                }
+                Ok(MinerEvent::Message(message)) => {
+                    if let MinerToExecutor::GenericError(error) = &*message {
+                        let details = error.details.as_deref().unwrap_or_default();
+                        config.board.errors.report(ErrorClass::Rejected, "miner report", &details);
+                    }
+                    Input::FromMiner(message)
+                }
                 Err(_) => {
                     events = never();
                     Input::ClosedForGood
@@ -77,7 +87,7 @@ pub(super) fn run(
                 }
                 Action::CancelWork => worker.iter().for_each(Worker::cancel),
                 Action::Finish => worker.take().into_iter().for_each(Worker::finish),
-                Action::Send(message) => report(send(link, *message)),
+                Action::Send(message) => report(&config.board.errors, send(link, *message)),
                 Action::End(end) => return end,
             }
         }

@@ -39,11 +39,12 @@ use crate::net::http::{HttpLimits, HttpListener, HttpRequest, HttpResponse, Http
 use crate::ops::health::Health;
 use crate::ops::jobs::{JobFacts, JobMetrics, Jobs};
 use crate::ops::status::{Board, Frame};
-use crate::protocol::FacilitatorToValidator;
+use crate::protocol::{FacilitatorToValidator, ValidatorToFacilitator};
 use crate::store::StoreError;
 use crate::store::audit::AuditLog;
 use crate::store::jobs::{JobStore, NewJob, SENT, SpecsRow};
-use crate::transport::{HandshakeRequest, Listener, Refusal, SocketLimits};
+use crate::transport::counted::counted_listener;
+use crate::transport::{HandshakeRequest, Listener, MessageTypes, PeerMeters, Refusal, SocketLimits};
 
 /// Messages and bytes that wait for one validator. All jobs that may wait at all (4,096 and 256 MiB) fit, with their
 /// answers.
@@ -196,6 +197,7 @@ impl Facilitator {
             status: status.clone(),
             stop: stop.clone(),
             health: health.clone(),
+            errors: board.errors.clone(),
             meters: Meters::new(&metrics),
             audit,
             known: known.clone(),
@@ -203,9 +205,14 @@ impl Facilitator {
         let router = router.start();
 
         let ws_url = listener.url();
-        let sink = router_thread::sink(events.clone(), config.rates, metrics.clone());
+        let sink = router_thread::sink(events.clone(), config.rates, board.clone());
+        let sent = MessageTypes { names: FacilitatorToValidator::TYPES, untyped: "Response" };
+        let received = MessageTypes::of(ValidatorToFacilitator::TYPES);
+        let meters = PeerMeters::new(&metrics, "validator", sent, received);
+        let listener = counted_listener(listener, Arc::new(move |_| Some(meters.clone())));
+        let places = server_config(config.auth_limit, config.connections, config.connects);
         let server = Server::start(
-            server_config(config.auth_limit, config.connections, config.connects),
+            ServerConfig { health: health.clone(), ..places },
             listener,
             timer.clone(),
             Arc::new(accept_path),

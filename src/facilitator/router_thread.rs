@@ -32,10 +32,10 @@ use crate::link::said::{CLOSE_OVER_RATE, OverRate, PeerRates, Said};
 use crate::link::server::{ServerEvent, ServerSink};
 use crate::link::{Full, Outgoing, SessionHandle};
 use crate::net::admission::Origin;
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::ops::health::Health;
-use crate::ops::metrics::Metrics;
 use crate::ops::redact::OneLine;
-use crate::ops::throttle::Throttle;
+use crate::ops::status::Board;
 
 /// Longest that an event may take: nothing here waits for a peer, a job or the disk.
 const EVENT_TIME: Duration = Duration::from_secs(10);
@@ -67,9 +67,9 @@ pub(super) type NewValidators = Arc<Mutex<Option<Vec<PublicKey>>>>;
 /// else. A full queue makes them wait. Once the router has ended, nobody wants events any more.
 ///
 /// A connection whose peer says too much is closed with 4029, and not heard any more.
-pub(super) fn sink(events: Sender<Event>, rates: PeerRates, metrics: Metrics) -> ServerSink {
+pub(super) fn sink(events: Sender<Event>, rates: PeerRates, board: Board) -> ServerSink {
     let connections: Mutex<HashMap<SessionId, Arc<Known>>> = Mutex::default();
-    let (said, warned) = (Mutex::new(Said::new(rates)), Mutex::<Throttle>::default());
+    let said = Mutex::new(Said::new(rates));
     Arc::new(move |event| {
         let event = match event {
             ServerEvent::Opened { id, handle, request, peer } => {
@@ -96,9 +96,12 @@ pub(super) fn sink(events: Sender<Event>, rates: PeerRates, metrics: Metrics) ->
                         known.over.store(true, Ordering::Relaxed);
                         let origin = &known.origin;
                         let line = format_args!("{id}: a peer at {origin} is turned away: {over}");
-                        lock(&warned).warn(Instant::now(), &line);
+                        board.errors.report(ErrorClass::Rejected, "over rate", &line);
                         let help = "Connections that were closed because their peer said too much, by what it was.";
-                        metrics.counter("phalanx_facilitator_over_rate_total", help, &[("kind", over.what)]).inc();
+                        board
+                            .metrics
+                            .counter("phalanx_facilitator_over_rate_total", help, &[("kind", over.what)])
+                            .inc();
                         known.handle.close(CLOSE_OVER_RATE, "you say too much", CLOSE_TIME);
                         return;
                     }
@@ -176,6 +179,7 @@ pub(super) struct RouterThread {
     pub status: Arc<Mutex<RouterStatus>>,
     pub stop: Shutdown,
     pub health: Health,
+    pub errors: ErrorHandler,
     pub meters: Meters,
     pub audit: Audit,
     /// Looked at with each event, so that whoever changes them never waits for room in the queue.
@@ -186,14 +190,8 @@ impl RouterThread {
     /// Starts the thread.
     pub(super) fn start(self) -> Thread<()> {
         let kick = self.stop.clone();
-        let running = RouterLoop {
-            owned: self,
-            sessions: HashMap::new(),
-            changes: VecDeque::new(),
-            settling: Vec::new(),
-            takeovers: Throttle::default(),
-            failures: Throttle::default(),
-        };
+        let running =
+            RouterLoop { owned: self, sessions: HashMap::new(), changes: VecDeque::new(), settling: Vec::new() };
         spawn("fac-route", Kick::new("stop signal", move || kick.cancel()), move || running.run())
     }
 }
@@ -204,10 +202,6 @@ struct RouterLoop {
     /// What the store's queue has no room for yet.
     changes: VecDeque<Change>,
     settling: Vec<Sender<Never>>,
-    /// Of lines about sessions that were taken over.
-    takeovers: Throttle,
-    /// Of lines about messages that could not be handled.
-    failures: Throttle,
 }
 
 impl Drop for RouterLoop {
@@ -350,20 +344,21 @@ impl RouterLoop {
                     Ok(()) => {}
                     Err(Full::Closed { .. }) => log::debug!("{id}: gone before it was answered"),
                     Err(full @ Full::Bound { .. }) => {
-                        log::warn!("{id}: it does not read what it is sent ({full}), so it is disconnected");
+                        let what = format_args!("{id}: it is disconnected: {full}");
+                        self.owned.errors.report(ErrorClass::Rejected, "peer that does not read", &what);
                         self.owned.meters.not_reading.inc();
                         handle.kick();
                     }
                 }
             }
-            Action::Close(id, why) => self.close(id, why, now),
+            Action::Close(id, why) => self.close(id, why),
             Action::Handled(kind, handled) => self.owned.meters.handled(kind, handled),
             Action::Poison(id, kind, why) => self.failed(id, kind, &why, now),
             Action::Note(note) => self.owned.audit.note(now, note),
         }
     }
 
-    fn close(&mut self, id: SessionId, why: CloseWhy, now: Now) {
+    fn close(&self, id: SessionId, why: CloseWhy) {
         self.owned.meters.closed(why);
         let Some(handle) = self.sessions.get(&id) else { return };
         let (code, reason) = (why.code(), why.reason());
@@ -372,22 +367,22 @@ impl RouterLoop {
             CloseWhy::TakenOver | CloseWhy::NoHeartbeat => handle.give_up(code, reason, CLOSE_TIME),
             _ => handle.close(code, reason, CLOSE_TIME),
         }
-        if why == CloseWhy::TakenOver {
-            let told = format_args!(
-                "{id} is closed ({code}): its validator has authenticated on a newer connection; if that happens again \
-                 and again, two processes use one key"
-            );
-            self.takeovers.warn(now.mono, &told);
-        }
+        let advice = match why {
+            CloseWhy::TakenOver => {
+                ": its validator has authenticated on a newer connection; if that happens again and again, two \
+                 processes use one key"
+            }
+            _ => "",
+        };
+        let what = format_args!("{id} is closed ({code} {reason}){advice}");
+        self.owned.errors.report(ErrorClass::Rejected, "validator session", &what);
     }
 
     fn failed(&mut self, id: SessionId, kind: MessageKind, why: &str, now: Now) {
         let kind = kind.as_str();
         self.owned.audit.note(now, Note::new(AuditEvent::MessageFailed).on(id).why(format!("type {kind}: {why:.300}")));
         let told = format_args!("{id}: a message of type {kind} could not be handled, and cost only that: {why}");
-        if let Some(line) = self.failures.line(now.mono, &told) {
-            log::error!("{line}");
-        }
+        self.owned.errors.report(ErrorClass::Fatal, "message of a validator", &told);
     }
 }
 

@@ -2,7 +2,7 @@
 //! all further ones, and an owner that closes them all.
 //!
 //! Owner: the [`Server`]. Blocks in: `accept`; each connection's thread in its handshake, then in `read`.
-//! Kick: the listener connects to itself; a connection's thread has its connection's kick, and before that the signal
+//! Kick: the listener's event; a connection's thread has its connection's kick, and before that the signal
 //! that the handshake listens to. Ends: [`Server::stop_accepting`], then [`Server::stop`]; or its drop.
 
 use std::fmt;
@@ -33,6 +33,7 @@ use crate::net::admission::{NoPlace, Origin};
 pub use crate::net::admission::{PlaceCounts, PlaceLimits};
 use crate::net::rate::Rate;
 use crate::ops::metrics::Metrics;
+use crate::ops::health::Health;
 use crate::transport::{
     Connection, HandshakeRequest, IntakeLimits, Listener, Pending, ReceivingMemory, Refusal, SocketLimits,
     TransportError,
@@ -92,6 +93,8 @@ pub struct ServerConfig {
     pub liveness: LivenessConfig,
     /// Bounds of each connection's outbox.
     pub outbox: OutboxLimits,
+    /// Where the threads that accept and poll promise progress, as the parts `accept` and `poll`.
+    pub health: Health,
 }
 
 /// What a connection may as long as it is not known whose it is.
@@ -139,6 +142,7 @@ impl ServerConfig {
             receiving_bytes: RECEIVING_MESSAGES * SocketLimits::default().message_bytes,
             liveness: LivenessConfig::default(),
             outbox: OutboxLimits::default(),
+            health: Health::new(),
         }
     }
 }
@@ -165,11 +169,12 @@ impl Server {
     /// Starts to accept.
     pub fn start(
         config: ServerConfig,
-        listener: Box<dyn Listener>,
+        mut listener: Box<dyn Listener>,
         timer: TimerHandle,
         check: HandshakeCheck,
         sink: ServerSink,
     ) -> Self {
+        listener.watch(&config.health);
         let kick = listener.kick();
         let thread = format!("{}-accept", config.name);
         let mut places = config.places;
@@ -428,7 +433,7 @@ impl Accepting {
 
     fn start_poll(&self) -> io::Result<Poll> {
         let ServerConfig { name, workers, handshake_time, liveness, .. } = self.config;
-        let config = PollConfig { name, workers, handshake_time, liveness };
+        let config = PollConfig { name, workers, handshake_time, liveness, health: self.config.health.clone() };
         Poll::start(config, self.timer.clone(), self.check.clone(), self.sink.clone())
     }
 

@@ -1,9 +1,27 @@
 //! The miner's metrics that are counted as things happen; what can be looked at is in [`super::MinerStatus`].
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::router::Counted;
+use super::router::{Counted, Peer};
 use crate::ops::metrics::{Counter, Histogram, Metrics, SECONDS};
+use crate::protocol::{ExecutorToMiner, MinerToExecutor, MinerToValidator, ValidatorToMiner};
+use crate::transport::counted::MetersOf;
+use crate::transport::{HandshakeRequest, MessageTypes, PeerMeters};
+
+/// Counts what goes to validators and executors and comes from them.
+pub(super) fn of_peer(metrics: &Metrics) -> MetersOf {
+    let peer =
+        |peer, sent, received| PeerMeters::new(metrics, peer, MessageTypes::of(sent), MessageTypes::of(received));
+    let validators = peer("validator", MinerToValidator::TYPES, ValidatorToMiner::TYPES);
+    let executors = peer("executor", MinerToExecutor::TYPES, ExecutorToMiner::TYPES);
+    Arc::new(move |request: &HandshakeRequest| {
+        Some(match Peer::from_path(&request.path)? {
+            Peer::Validator(_) => validators.clone(),
+            Peer::Executor(_) => executors.clone(),
+        })
+    })
+}
 
 /// What the router's thread counts.
 #[derive(Debug)]

@@ -21,7 +21,7 @@ use super::executor_manager::{Backends, ExecutorManager, Owner};
 use super::host::HostName;
 use super::host_threads::{CheckReports, HostThreads, Reports};
 use super::images::{Floor, ImagesStatus, Keeper};
-use super::meters::Meters;
+use super::meters::{self, Meters};
 use super::reaper::Reaper;
 use super::router::{Action, ExecutorFrame, HostPlan, Input, MinerStatus, Router, Settings};
 use super::router_thread::{self, Event, RouterEnd, RouterThread};
@@ -35,6 +35,7 @@ use crate::base::stop::{StopReport, Stopping, drop_role};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::timer::TimerHandle;
 use crate::base::waits::waiting;
+use crate::link::ServerConfig;
 use crate::link::server::{AcceptState, Server, ServerConnections, ServerPlaces};
 use crate::ops::jobs::JobMetrics;
 use crate::ops::status::Board;
@@ -42,6 +43,7 @@ use crate::store::StoreError;
 use crate::store::miner::{MinerStore, Turn};
 use crate::store::spool::{Spool, Spooled};
 use crate::transport::Listener;
+use crate::transport::counted::counted_listener;
 
 /// How long the threads of connections, the store and the accepting may take to end, each step.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
@@ -290,6 +292,7 @@ impl Miner {
             traces: traces.clone(),
             meters,
             health: router_health,
+            errors: config.board.errors.clone(),
             jobs: config.board.jobs.clone(),
             pause: config.board.pause.clone(),
             end_time,
@@ -299,7 +302,9 @@ impl Miner {
         let router = spawn("min-route", kick, move || thread.run(&inbox, &running));
         take_spooled(&spool, &events);
         let sink = router_thread::sink(events.clone(), config.rates);
-        let server = Server::start(config.server.clone(), listener, timer, router_thread::accept_path(), sink);
+        let listener = counted_listener(listener, meters::of_peer(&metrics));
+        let server = ServerConfig { health: config.board.health.clone(), ..config.server.clone() };
+        let server = Server::start(server, listener, timer, router_thread::accept_path(), sink);
         let (accept, places, connections) = (server.accept_state(), server.places(), server.connections());
         log::info!("miner {} serves on {url}", config.key.ss58());
         let parts = Some(MinerParts { router, images, server, watcher, disk, events, stop });

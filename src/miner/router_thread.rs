@@ -31,6 +31,7 @@ use crate::link::said::{OverRate, PeerRates, Said};
 use crate::link::server::{HandshakeCheck, ServerEvent, ServerSink};
 use crate::link::session::SessionHandle;
 use crate::net::admission::Origin;
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::ops::health::Health;
 use crate::ops::jobs::{JobFacts, JobName, Jobs};
 use crate::ops::pause::Pause;
@@ -89,6 +90,7 @@ pub(super) struct RouterThread {
     pub traces: Arc<Mutex<Traces>>,
     pub meters: Meters,
     pub health: Health,
+    pub errors: ErrorHandler,
     /// The jobs that are shown.
     pub jobs: Jobs,
     /// Whether new ones are taken.
@@ -326,7 +328,8 @@ impl RouterThread {
                 Ok(()) => {}
                 Err(Full::Closed { .. }) => log::debug!("{id}: a message came too late for it"),
                 Err(full @ Full::Bound { .. }) => {
-                    log::warn!("{id}: the peer does not read, its connection is ended: {full}");
+                    let what = format_args!("{id}: its connection is ended: {full}");
+                    self.errors.report(ErrorClass::Rejected, "peer that does not read", &what);
                     sessions.get(&id)?.give_up(CLOSE_SLOW, "what you are sent is not read", SLOW_TIME);
                 }
             },
@@ -369,6 +372,7 @@ impl RouterThread {
             }
             Action::Ended(key, outcome) => self.jobs.end(name(&key), outcome, None),
             Action::Count(counted) => self.meters.count(counted),
+            Action::Error(class, place, what) => self.errors.report(class, place, &what),
         }
         None
     }

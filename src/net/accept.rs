@@ -2,7 +2,7 @@
 //! connections, gives each a thread, and joins it.
 //!
 //! Owner: the [`Acceptor`]. Blocks in: `accept`; what a connection's thread blocks in is the service's. Kick: the stop
-//! signal and a connection to the own listener; for a connection its own stop signal and whatever its service names.
+//! signal and the listener's event; for a connection its own stop signal and whatever its service names.
 //! Ends: [`Acceptor::stop_accepting`], then [`Acceptor::join`]; when dropped, it cancels and kicks all and joins them.
 
 use std::collections::HashMap;
@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
 use crate::base::lock::lock;
 use crate::base::shutdown::Shutdown;
@@ -21,6 +22,8 @@ use crate::base::stop::{Step, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn, try_spawn};
 use crate::base::waits::waiting;
 use crate::net::admission::{Entry, NoPlace, Origin, PlaceCounts, PlaceLimits, Places};
+use crate::net::wake::Wake;
+use crate::ops::health::{Health, Pulse};
 use crate::ops::metrics::Metrics;
 use crate::ops::throttle::Throttle;
 
@@ -31,15 +34,19 @@ const AFTER_FAILURE: Duration = Duration::from_millis(100);
 /// system drops who belongs for a second; these are accepted within that tenth, at some 100 µs each.
 const BACKLOG: i32 = 1024;
 
+/// Longest that a connection may take to be admitted: nothing there waits for anything but locks.
+const ADMIT_TIME: Duration = Duration::from_secs(10);
+
 /// A TCP listener whose `accept` ends when it is kicked. Dropping it closes the address.
 #[derive(Debug)]
 pub(crate) struct KickableListener {
     tcp: TcpListener,
     address: SocketAddr,
     stopped: Arc<AtomicBool>,
-    /// Its connecting to the listener wakes `accept`. Made with the listener, because a kick must work also when the
-    /// process has no descriptor left.
-    waker: Arc<Socket>,
+    /// Wakes `accept`. Made with the listener, because a kick must work also when the process has no descriptor left.
+    wake: Wake,
+    /// Of the thread that accepts, if anybody watches over it.
+    pulse: Option<Pulse>,
 }
 
 impl KickableListener {
@@ -48,9 +55,15 @@ impl KickableListener {
         let address = tcp.local_addr()?;
         // What listens already gets another length of its queue by that.
         rustix::net::listen(&tcp, BACKLOG)?;
-        let waker = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        waker.set_nonblocking(true)?;
-        Ok(Self { tcp, address, stopped: Arc::default(), waker: Arc::new(waker) })
+        // It waits for the listener and for its event together.
+        tcp.set_nonblocking(true)?;
+        Ok(Self { tcp, address, stopped: Arc::default(), wake: Wake::new()?, pulse: None })
+    }
+
+    /// Has the thread that accepts promise progress from now on, as this part of the health.
+    pub(crate) fn watch(&mut self, health: &Health, part: &'static str) {
+        let wake = self.wake.clone();
+        self.pulse = Some(health.pulse_of_loop(part, ADMIT_TIME, move |_| wake.raise()));
     }
 
     /// Where it listens, with the port that the system chose.
@@ -69,21 +82,34 @@ impl KickableListener {
         address
     }
 
-    /// The next connection; `None` after a kick, for ever. Blocks; the kick interrupts it.
+    /// The next connection; `None` after a kick, for ever. Blocks; the kick interrupts it. Until the next call the caller
+    /// is taken to be at work.
     pub(crate) fn accept(&self) -> io::Result<Option<(TcpStream, SocketAddr)>> {
         loop {
+            self.wake.lower();
             if self.stopped.load(Ordering::SeqCst) {
                 return Ok(None);
+            }
+            if let Some(pulse) = &self.pulse {
+                pulse.done();
             }
             let waits = waiting("a connection", None);
-            let accepted = self.tcp.accept();
+            let mut wanted = [PollFd::new(&self.tcp, PollFlags::IN), PollFd::new(&self.wake, PollFlags::IN)];
+            let ready = poll(&mut wanted, None);
             drop(waits);
-            if self.stopped.load(Ordering::SeqCst) {
-                return Ok(None);
+            match ready {
+                Err(Errno::INTR) => continue,
+                other => other?,
+            };
+            if wanted[0].revents().is_empty() {
+                continue;
             }
-            match accepted {
+            if let Some(pulse) = &self.pulse {
+                pulse.begin(Instant::now() + ADMIT_TIME);
+            }
+            match self.tcp.accept() {
                 // A client that gave up while it waited is not the listener's trouble.
-                Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+                Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::WouldBlock) => {}
                 accepted => return accepted.map(Some),
             }
         }
@@ -91,15 +117,10 @@ impl KickableListener {
 
     /// What interrupts [`KickableListener::accept`], now and later. It does not block and does not keep the address.
     pub(crate) fn kick(&self) -> impl Fn() + Send + Sync + 'static {
-        let (stopped, address) = (self.stopped.clone(), self.reachable_addr().into());
-        let waker = Arc::downgrade(&self.waker);
+        let (stopped, wake) = (self.stopped.clone(), self.wake.clone());
         move || {
             stopped.store(true, Ordering::SeqCst);
-            if let Some(waker) = waker.upgrade() {
-                // Connecting to itself is the only portable way to interrupt `accept`. The error says that it is under
-                // way (the socket does not block) or was done by an earlier kick.
-                let _ = waker.connect(&address);
-            }
+            wake.raise();
         }
     }
 }
@@ -316,7 +337,7 @@ impl<H: Send + 'static> Acceptor<H> {
     ) -> Self {
         let (stop, open, places) = (Shutdown::new(), Open::default(), ServerPlaces::new(limits));
         let signal = stop.clone();
-        let kick = Kick::new("connect to the listener", move || {
+        let kick = Kick::new("the listener's event", move || {
             signal.drain();
             kick();
         });

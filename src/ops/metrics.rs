@@ -21,7 +21,7 @@ pub const SECONDS: &[f64] = &[0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 30
 
 /// Every label that a metric may have: a new one is a decision, because each value is a series of its own.
 pub const LABELS: &[&str] =
-    &["class", "host", "kind", "outcome", "place", "reason", "result", "state", "type", "version"];
+    &["class", "host", "kind", "outcome", "peer", "place", "reason", "result", "state", "type", "version"];
 
 /// Labels of one series: names of [`LABELS`] with their values.
 pub type Labels<'a> = &'a [Label];
@@ -122,6 +122,11 @@ impl Gauge {
     /// Sets the value, which may be a fraction or less than 0.
     pub fn set_to(&self, value: f64) {
         self.0.store(value.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Adds `n`, which may be less than 0.
+    pub fn add(&self, n: i64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
     }
 
     /// The present value.

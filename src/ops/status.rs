@@ -196,6 +196,10 @@ impl Snapshot {
         set("phalanx_uptime_seconds", "Time since the role was started.", uptime);
         set("phalanx_paused", "1 while the role takes no new work because it is paused, else 0.", paused);
         set("phalanx_ready", "1 if the role is ready, else 0.", usize::from(self.ready));
+        for (state, label) in [(PartState::Up, "up"), (PartState::Down, "down"), (PartState::Stuck, "stuck")] {
+            let count = self.parts.iter().filter(|part| part.state == state).count();
+            metrics.gauge("phalanx_parts", "Parts of the role by how they are.", &[("state", label)]).set(count);
+        }
         let help = "Log lines that were not written: their reader was too slow, or has gone.";
         metrics.counter("phalanx_log_lines_dropped_total", help, &[]).raise(log_lines::dropped());
         if let Some(process) = self.process {

@@ -532,6 +532,23 @@ impl Container<'_> {
         Ok(())
     }
 
+    /// Copies a file of this machine into it, whichever machine the engine is on. Blocks until then, until `deadline`,
+    /// or until `stop` is cancelled.
+    ///
+    /// # Errors
+    /// What the engine says, as that the container's root is read-only; or why the file is not read.
+    pub fn copy_in(&self, file: &Path, to: &str, stop: &Shutdown, deadline: Instant) -> Result<(), ToolError> {
+        let doing = "copy a file into the container";
+        // A link would be copied as one.
+        let file = file.canonicalize().map_err(|error| {
+            let text = format!("{}: {error}", file.display());
+            ToolError::Failed { doing, text }
+        })?;
+        let mut command = self.docker.command(&["cp"]);
+        command.arg(file).arg(format!("{}:{to}", self.id));
+        self.docker.output(command, doing, stop, deadline).map(drop)
+    }
+
     /// The command that starts it and writes what it writes, until it ends. It hands its signals on.
     pub fn attached(&self) -> Command {
         self.docker.command(&["start", "--attach", &self.id])

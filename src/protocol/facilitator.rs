@@ -48,6 +48,9 @@ pub enum FacilitatorToValidator {
 }
 
 impl FacilitatorToValidator {
+    /// The `message_type` of each that has one; [`Response`] has none.
+    pub const TYPES: &[&str] = &["V2JobRequest", "V0JobCheated"];
+
     /// Reads one text frame.
     pub fn decode(text: &str) -> Result<Self, DecodeError> {
         decode_frame(text, || "Response, V2JobRequest or V0JobCheated".to_owned())

@@ -334,6 +334,9 @@ macro_rules! direction {
         }
 
         impl $name {
+            /// The `message_type` of each.
+            pub const TYPES: &[&str] = &[$( stringify!($variant) ),*];
+
             /// Reads one text frame.
             pub fn decode(text: &str) -> Result<Self, $crate::protocol::error::DecodeError> {
                 $crate::protocol::schema::decode_frame(text, || {

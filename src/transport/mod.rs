@@ -25,8 +25,10 @@ pub use crate::net::USER_AGENT;
 use crate::net::http::head;
 pub use crate::net::proxy::Proxy;
 pub use crate::net::tls::{ClientTls, ServerTls, TlsFileError};
+use crate::ops::health::Health;
 
 mod control;
+pub mod counted;
 mod error;
 mod handshake;
 pub mod idle;
@@ -42,6 +44,7 @@ mod url;
 mod writer;
 pub mod ws;
 
+pub use counted::{MessageTypes, PeerMeters};
 pub use error::TransportError;
 pub use intake::{Intake, IntakeLimits, ReceivingMemory};
 pub use traffic::Traffic;
@@ -342,6 +345,11 @@ pub trait Listener: Send + Sync {
 
     /// The URL by which a dialer of the same kind reaches this listener, without a path.
     fn url(&self) -> String;
+
+    /// Has the thread that calls [`Listener::accept`] promise progress from now on, as the part `accept`: it comes back
+    /// for the next connection soon after it has got one. A listener that cannot be woken for a sign of life promises
+    /// nothing.
+    fn watch(&mut self, _health: &Health) {}
 }
 
 /// Ends the accepting of one listener; clones are the same kick.

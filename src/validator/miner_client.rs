@@ -20,7 +20,6 @@ use crate::identity::{KeyPair, PublicKey};
 use crate::link::{
     Authenticate, Authenticated, Full, Link, LinkConfig, LinkEvent, LinkHandle, LinkState, Outgoing, Refused, Text,
 };
-use crate::ops::throttle::Throttle;
 use crate::protocol::{MinerToValidator, ValidatorToMiner, kind_of};
 use crate::transport::{Connection, Dialer, Utf8Bytes};
 
@@ -62,8 +61,13 @@ pub enum MinerEvent {
         /// Why.
         why: String,
     },
-    /// A message came that cannot be read; the miner has been told.
-    Unreadable,
+    /// A message came that is not taken; the miner has been told.
+    Unreadable {
+        /// What is wrong with it.
+        why: String,
+        /// Whether it is none of the protocol, rather than too large to be passed on.
+        broken: bool,
+    },
 }
 
 /// Why [`MinerClient::next`] gave no event.
@@ -116,7 +120,6 @@ impl MinerLink {
             link = link.begin_on(open.connection, open.manifest.message().encode().into());
         }
         let answers = handle.clone();
-        let (mut unreadable, clock) = (Throttle::default(), timer.clock().clone());
         let asked_back = Arc::new(AtomicBool::new(false));
         let asked = asked_back.clone();
         let classify = move |text: Utf8Bytes| {
@@ -135,8 +138,8 @@ impl MinerLink {
                 LinkEvent::Message(text) => match decode(&text) {
                     Ok(message) => MinerEvent::Message(Box::new(message)),
                     Err(error) => {
-                        let what = format!("miner {name} sent a message that is not taken: {error}");
-                        unreadable.warn(clock.now(), &what);
+                        let why = format!("miner {name} sent a message that is not taken: {error}");
+                        let broken = !matches!(error, Unreadable::Specs(_));
                         match error {
                             Unreadable::Decode(error) => {
                                 let answer = crate::protocol::answer::to_miner(&error, &text, &name.to_string());
@@ -145,10 +148,9 @@ impl MinerLink {
                                     log::debug!("the miner is not notified: {full}");
                                 }
                             }
-                            Unreadable::Manifest(_) => {}
-                            Unreadable::Specs(_) => return,
+                            Unreadable::Manifest(_) | Unreadable::Specs(_) => {}
                         }
-                        MinerEvent::Unreadable
+                        MinerEvent::Unreadable { why, broken }
                     }
                 },
             });

@@ -4,6 +4,7 @@
 //! `Reports` says. Kick: the job's cancel signal. Ends: with the job.
 
 use std::collections::{HashSet, VecDeque};
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -28,13 +29,14 @@ use crate::base::stop::Stopping;
 use crate::base::timer::TimerHandle;
 use crate::base::waits::waiting;
 use crate::identity::{KeyPair, PublicKey};
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::ops::metrics::Counter;
 use crate::ops::status::Board;
 use crate::pool::breakers::Event;
 use crate::pool::breakers::Permit;
 use crate::pool::{Breakers, BreakersConfig, BudgetConfig, RetryBudget};
 use crate::protocol::{ExecutorClass, MinerToValidator, V0DeclineJobRequest, ValidatorToMiner};
-use crate::transport::Dialer;
+use crate::transport::{Dialer, MessageTypes, PeerMeters};
 
 /// The miners, and what it takes to talk to them.
 pub(super) struct Miners {
@@ -55,6 +57,7 @@ pub(super) struct Miners {
     incidents: [Counter; Incident::ALL.len()],
     /// Tells the threads of several jobs apart.
     next_link: AtomicU64,
+    errors: ErrorHandler,
 }
 
 impl Miners {
@@ -74,6 +77,9 @@ impl Miners {
             board.metrics.counter("phalanx_validator_incidents_total", help, &[("kind", incident.name())])
         });
         let began = timer.clock().now();
+        let (sent, received) = (ValidatorToMiner::TYPES, MinerToValidator::TYPES);
+        let (sent, received) = (MessageTypes::of(sent), MessageTypes::of(received));
+        let dialer = PeerMeters::new(&board.metrics, "miner", sent, received).dialer(dialer);
         let kept = KeptConnections::start(MinerDialer { key, dialer, timer }, CONNECTIONS_MAX);
         let miners = Self {
             job_times,
@@ -87,6 +93,7 @@ impl Miners {
             budget: RetryBudget::new(BudgetConfig::default(), began),
             incidents,
             next_link: AtomicU64::new(0),
+            errors: board.errors.clone(),
         };
         (miners, kept)
     }
@@ -266,6 +273,12 @@ impl<R: Reports> Runner<'_, R> {
         self.miners.clock().now()
     }
 
+    /// Reports what went wrong with the job's miner.
+    fn error(&self, class: ErrorClass, place: &'static str, why: &dyn fmt::Display) {
+        let (uuid, miner) = (self.uuid, self.miner.as_ref().map(|miner| miner.hotkey.to_string()).unwrap_or_default());
+        self.miners.errors.report(class, place, &format_args!("job {uuid}: miner {miner}: {why}"));
+    }
+
     /// Waits for the next input; `None` once the job is over.
     fn next(&self) -> Option<Input> {
         let (Some(client), Some(deadline)) = (&self.client, self.drive.next_wake()) else { return None };
@@ -276,10 +289,21 @@ impl<R: Reports> Runner<'_, R> {
             }
             return Some(match client.next(deadline, self.cancel) {
                 // The manifest follows at once, and the drive decides what it means. What cannot be read says nothing.
-                Ok(MinerEvent::Ready | MinerEvent::Unreadable) => continue,
+                Ok(MinerEvent::Ready) => continue,
+                Ok(MinerEvent::Unreadable { why, .. }) => {
+                    self.error(ErrorClass::Rejected, "miner message", &why);
+                    continue;
+                }
                 Ok(MinerEvent::Message(message)) => Input::Message(message),
-                Ok(MinerEvent::Lost { why }) => Input::Lost { why },
-                Ok(MinerEvent::Failed { why, refused, cut, .. }) => Input::ConnectFailed { why, refused, cut },
+                Ok(MinerEvent::Lost { why }) => {
+                    self.error(ErrorClass::Reconnect, "miner link", &why);
+                    Input::Lost { why }
+                }
+                Ok(MinerEvent::Failed { why, refused, cut, .. }) => {
+                    let class = if refused { ErrorClass::Rejected } else { ErrorClass::Reconnect };
+                    self.error(class, "miner link", &why);
+                    Input::ConnectFailed { why, refused, cut }
+                }
                 Err(NoEvent::Deadline) => Input::Tick,
                 Err(NoEvent::Cancelled) => self.cancelled(),
             });
@@ -331,6 +355,7 @@ impl<R: Reports> Runner<'_, R> {
                 }
                 self.miners.incident(&miner, incident, &why);
             }
+            Action::Error(place, what) => self.miners.errors.report(ErrorClass::Rejected, place, &what),
             Action::Release => self.slot = None,
             Action::WaitUntilKnown => {
                 if let Err(error) = self.job.as_ref()?.wait_until_known() {
@@ -395,11 +420,13 @@ impl<R: Reports> Runner<'_, R> {
             }
             let delay = backoff.next_delay(clock.now(), rng.unit());
             let ExchangeError { why, refused, cut, .. } = error;
+            let class = if refused { ErrorClass::Rejected } else { ErrorClass::Reconnect };
+            let what = format_args!("job {}: miner {}: {why}", self.uuid, miner.hotkey);
+            self.miners.errors.report(class, "miner link", &what);
             // Somebody is there: another attempt is worth it while there is time, and while not all miners need one.
             if !cut || clock.now() + delay >= deadline || !self.miners.budget.withdraw(clock.now()) {
                 return Some(Input::ConnectFailed { why, refused, cut: false });
             }
-            log::debug!("job {}: miner {}: {why}", self.uuid, miner.hotkey);
             let _waiting = waiting("its next try to connect", Some(clock.now() + delay));
             if clock.wait(self.cancel, Level::Cancel, delay) {
                 return Some(self.cancelled());

@@ -305,7 +305,7 @@ fn runner(
                 (receipts, miners.on_excused) = (Some(kept), Some(take));
             }
             let parts = (miners, connections, receipts);
-            Arc::new(Here::new(workers.unwrap_or(WORKERS), parts, manifest_interval, &board.metrics))
+            Arc::new(Here::new(workers.unwrap_or(WORKERS), parts, manifest_interval, board))
         }
         Dispatch::Stub { stage_time } => Arc::new(Stub::new(stage_time, limit, timer)),
         #[cfg(feature = "celery")]

@@ -286,8 +286,30 @@ fn a_facilitator_that_runs_takes_connections_and_says_its_time() {
     let check = checked(folder.path(), &line("validator", folder.path(), &[("--facilitator", &url)]), |_| {});
     assert!(check.stdout.contains(&format!("ok     facilitator: {url} takes connections")), "{check:?}");
     assert!(check.stdout.contains("ok     clock: within 5 s of that of the facilitator"), "{check:?}");
-    assert_eq!(check.code, Some(0), "{check:?}");
+    let warnings: Vec<_> = check.stdout.lines().filter(|line| line.starts_with("warn")).collect();
+    let away = format!("warn   miner {ALICE}: cannot connect to 127.0.0.1:1");
+    assert!(warnings.len() == 1 && warnings[0].starts_with(&away) && check.code == Some(1), "{check:?}");
     assert_eq!(facilitator.stop(Signal::TERM).code, Some(0));
+}
+
+#[test]
+fn secrets_are_taken_from_credentials_of_the_service_manager() {
+    let folder = folder();
+    std::fs::write(folder.path().join("redis"), "redis://me:pass-word@127.0.0.1:1/0\n").unwrap();
+    let with_credentials = |command: &mut Command| {
+        command.env("CREDENTIALS_DIRECTORY", folder.path());
+    };
+    let cert = folder.path().join("cert.pem").display().to_string();
+    let mut words: Vec<String> =
+        ["worker", "--key", "//Alice", "--stub-time", "0s", "--redis", "credential:redis"].map(Into::into).into();
+    words.extend(["--tls-client-cert", &cert, "--tls-client-key", "credential:key.pem"].map(Into::into));
+    let check = checked(folder.path(), &words, with_credentials);
+    assert!(check.stdout.contains("warn   redis: ") && check.stdout.contains("127.0.0.1:1"), "{check:?}");
+    assert!(!check.stdout.contains("pass-word") && check.code == Some(1), "{check:?}");
+    words[6] = "credential:none".to_owned();
+    let check = checked(folder.path(), &words, with_credentials);
+    assert!(check.stdout.contains("--redis") && check.stdout.contains("/none: "), "{check:?}");
+    assert_eq!(check.code, Some(2), "{check:?}");
 }
 
 #[test]

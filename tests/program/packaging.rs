@@ -167,6 +167,11 @@ fn a_debian_package_has_the_program_its_units_and_its_settings() {
     let program = copy.join("target/release/phalanx");
     fs::create_dir_all(program.parent().unwrap()).unwrap();
     fs::write(&program, "#!/bin/sh\n").unwrap();
+    std::os::unix::fs::symlink(root().join("Makefile"), copy.join("Makefile")).unwrap();
+    let mut make = Command::new("make");
+    make.args(["package", &format!("PHALANX={}", env!("CARGO_BIN_EXE_phalanx"))]).current_dir(copy);
+    let made = run(&mut make);
+    assert_eq!(made.code, Some(0), "{made:?}");
     let deb = copy.join("phalanx.deb");
     let mut command = Command::new(cargo_deb);
     command.args(["--no-build", "--no-strip", "--output"]).arg(&deb).current_dir(copy);
@@ -179,6 +184,14 @@ fn a_debian_package_has_the_program_its_units_and_its_settings() {
     for file in files.iter().map(|file| (*file).to_owned()).chain(units) {
         assert!(listed.lines().any(|line| line.ends_with(&file)), "{file} is not in\n{listed}");
     }
-    assert!(listed.contains("usr/share/doc/phalanx/operations.md"), "{listed}");
+    for file in [
+        "doc/phalanx/operations.md",
+        "man/man1/phalanx-validator.1.gz",
+        "bash-completion/completions/phalanx",
+        "zsh/vendor-completions/_phalanx",
+        "fish/vendor_completions.d/phalanx.fish",
+    ] {
+        assert!(listed.contains(&format!("usr/share/{file}")), "{file} is not in\n{listed}");
+    }
     assert!(control.contains("conffiles") && control.contains("postinst"), "{control}");
 }

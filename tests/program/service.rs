@@ -207,6 +207,17 @@ fn a_router_store_or_timer_that_hangs_takes_the_signs_of_life_away_and_is_named(
 }
 
 #[test]
+fn what_accepts_connections_or_checks_signatures_is_asked_while_it_is_idle() {
+    if freezer::is_there() {
+        hangs([
+            ("facilitator", "fac-accept", "accept"),
+            ("validator", "val-check-0", "checks"),
+            ("miner", "min-accept", "accept"),
+        ]);
+    }
+}
+
+#[test]
 fn a_stop_that_leaves_a_thread_behind_ends_with_4_and_names_it() {
     if !freezer::is_there() {
         return;

@@ -323,6 +323,25 @@ fn the_metrics_of_all_roles_are_named_by_the_rules_and_bounded() {
         let build = format!("phalanx_build_info{{version=\"{}\"}} 1\n", env!("CARGO_PKG_VERSION"));
         assert!(text.contains(&build), "{role}: {text}");
     }
+    for (role, series) in [
+        ("facilitator", r#"messages_sent_total{peer="validator",result="sent",type="V2JobRequest"} 1"#),
+        ("facilitator", r#"connections{peer="validator",state="open"} 1"#),
+        ("facilitator", r#"parts{state="stuck"} 0"#),
+        ("validator", r#"messages_received_total{peer="facilitator",type="V2JobRequest"} 1"#),
+        ("validator", r#"messages_sent_total{peer="facilitator",result="sent",type="V0AuthenticationRequest"} 1"#),
+        ("validator", r#"dials_total{peer="facilitator",result="connected"} 1"#),
+        ("validator", r#"link{state="ready"} 1"#),
+        ("validator", r#"messages_sent_total{peer="miner",result="sent",type="V0InitialJobRequest"} 1"#),
+        ("validator", r#"messages_received_total{peer="miner",type="V0JobFinishedRequest"} 1"#),
+        ("miner", r#"messages_received_total{peer="validator",type="V0InitialJobRequest"} 1"#),
+        ("miner", r#"messages_sent_total{peer="executor",result="sent",type="V0JobRequest"} 1"#),
+        ("miner", r#"messages_received_total{peer="executor",type="V0JobFinishedRequest"} 1"#),
+    ] {
+        let pages = network.pages(role);
+        let text = client.get(&format!("http://{pages}/metrics"), &[], Instant::now() + LONG).unwrap().text();
+        let name = if series.starts_with("link") { "phalanx_validator_" } else { "phalanx_" };
+        assert!(text.contains(&format!("\n{name}{series}\n")), "{role}: {series} is not in\n{text}");
+    }
     // What dashboard and alerts show is there from the start, but for what has to happen first, and what only a worker,
     // or an engine, has.
     let rare = [

@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use kit::{Site, background, dial_ws, frame, join, read_frame, read_text};
 use phalanx::base::ids::SessionId;
 use phalanx::base::rng::Rng;
@@ -20,6 +20,7 @@ use phalanx::link::heartbeat::LivenessConfig;
 use phalanx::link::server::{HandshakeCheck, Server, ServerConfig, ServerEvent, ServerSink, StrangerLimits};
 use phalanx::link::{Outgoing, SessionEnd, SessionHandle};
 use phalanx::net::tls::ClientCertificates;
+use phalanx::ops::health::Health;
 use phalanx::transport::ws::{WsDialer, WsListener};
 use phalanx::transport::{Connection, Incoming, IntakeLimits, Listener, Refusal, SocketLimits, TransportError};
 
@@ -627,6 +628,21 @@ fn connections_over_the_limit_are_refused_without_end() {
         until("there is room again", || dial_ws(&fixture.dialer, &fixture.url, &SocketLimits::default()).is_ok());
         assert!(fixture.stop().is_clean());
     });
+}
+
+#[test]
+fn what_accepts_and_what_polls_answers_for_its_life_while_it_is_idle() {
+    let (health, way) = (Health::new(), Way { polled: true, tls: false });
+    let watched = health.clone();
+    let mut fixture = Fixture::with(way, |config| config.health = watched, None);
+    let _client = fixture.connect();
+    let asked = health.probe(Instant::now());
+    assert!(asked.recv_timeout(LONG).is_err_and(|error| error == RecvTimeoutError::Disconnected));
+    let parts: Vec<_> = health.parts(Instant::now()).into_iter().map(|part| part.name).collect();
+    assert_eq!(parts, ["accept", "poll"]);
+    // Who wakes it up to ask is no connection.
+    assert!(fixture.events.is_empty());
+    fixture.stop();
 }
 
 #[test]

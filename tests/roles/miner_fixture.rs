@@ -55,6 +55,8 @@ pub struct Fixture {
     /// Of executors that are not gone, by token.
     pub leases: BTreeMap<String, Lease>,
     pub counted: Vec<Counted>,
+    /// Errors that were reported: where, and what.
+    pub errors: Vec<(&'static str, String)>,
     /// The jobs that have ended, each with its outcome.
     pub ends: Vec<(String, &'static str)>,
     pub told_to_end: Vec<String>,
@@ -100,6 +102,7 @@ impl Fixture {
             started: Vec::new(),
             leases: BTreeMap::new(),
             counted: Vec::new(),
+            errors: Vec::new(),
             ends: Vec::new(),
             told_to_end: Vec::new(),
             released: Vec::new(),
@@ -168,6 +171,7 @@ impl Fixture {
                 Action::Reap(_) | Action::Known(_) => {}
                 Action::Release(host) => self.released.push(host),
                 Action::Count(counted) => self.counted.push(counted),
+                Action::Error(_, place, what) => self.errors.push((place, what)),
                 Action::Ended(key, outcome) => self.ends.push((key.uuid, outcome)),
             }
         }

@@ -181,6 +181,7 @@ fn brief(action: &Action) -> String {
         Action::CoolDown(miner) => format!("cool down {}", name(miner)),
         Action::Completed(miner) => format!("completed by {}", name(miner)),
         Action::Incident(miner, incident, _) => format!("{} {}", incident.name(), name(miner)),
+        Action::Error(place, _) => format!("{place} error"),
         Action::Release => "release".to_owned(),
         Action::End(outcome) => format!("end {}", end(outcome)),
         Action::Cancelled => "cancelled".to_owned(),

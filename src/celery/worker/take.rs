@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use redis::FromRedisValue;
 
@@ -24,13 +24,22 @@ use crate::base::shutdown::Level;
 use crate::base::waits::waiting;
 use crate::celery::app_config::QueueOrder;
 use crate::celery::keys::Keyspace;
+use crate::ops::health::Pulse;
 use crate::redis::{Connection, RedisError, of_script};
+
+/// What a turn may take beyond the waits that it may have: for a connection, for an answer, for a task.
+const TURN_TIME: Duration = Duration::from_secs(30);
 
 /// Runs until the intake is stopped.
 pub(super) fn run(core: &Arc<Core>) {
     let (mut backoff, mut rng) = (Backoff::new(core.config.redis.backoff), Rng::from_entropy());
+    let wake = core.wake.clone();
+    let redis = &core.config.redis;
+    let turn_time = redis.backoff.cap + 2 * redis.operation_time + core.config.beat() + TURN_TIME;
+    let pulse = core.board.health.pulse_of_loop(TAKE_PART, turn_time, move |_| wake.raise());
     while !core.intake.is_set() {
-        let Err(error) = connect(core, &mut backoff) else { break };
+        pulse.done();
+        let Err(error) = connect(core, &pulse, &mut backoff) else { break };
         core.consuming.store(false, Ordering::SeqCst);
         if core.intake.is_set() {
             break;
@@ -46,14 +55,14 @@ pub(super) fn run(core: &Arc<Core>) {
     core.board.health.down(TAKE_PART, "it takes no more tasks");
 }
 
-fn connect(core: &Arc<Core>, backoff: &mut Backoff) -> Result<(), RedisError> {
+fn connect(core: &Arc<Core>, pulse: &Pulse, backoff: &mut Backoff) -> Result<(), RedisError> {
     let config = core.config.redis.clone().named(TAKE_PART);
     let deadline = Instant::now() + config.operation_time;
     let connection = Connection::open(&config, deadline, &core.intake, Level::Drain)?;
     let kick = connection.kick();
     let _kick = core.intake.on(Level::Cancel, move || kick.kick());
     let (queues, keys) = (Vec::new(), Vec::new());
-    let mut taker = Taker { core, connection, queues, keys, turn: 0, looked: Instant::now() };
+    let mut taker = Taker { core, pulse, connection, queues, keys, turn: 0, looked: Instant::now() };
     taker.begin()?;
     backoff.connected(Instant::now());
     core.board.health.up(TAKE_PART);
@@ -91,6 +100,7 @@ struct Taken {
 
 struct Taker<'a> {
     core: &'a Arc<Core>,
+    pulse: &'a Pulse,
     connection: Connection,
     /// The queues, and their lists for each turn.
     queues: Vec<String>,
@@ -170,6 +180,7 @@ impl Taker<'_> {
                 self.find_lost()?;
             }
             core.wake.lower();
+            self.pulse.done();
             self.look_at_queues();
             if self.queues.is_empty() {
                 self.rest("a queue to take from")?;

@@ -112,10 +112,7 @@ impl StagedJob {
                 self.alone_since = None;
                 (self.initial_again, self.request_again) = (true, self.request.is_some());
             }
-            Input::Disconnected { why, .. } => {
-                log::warn!("job {}: no miner: {why}", self.uuid);
-                self.alone_since.get_or_insert(now);
-            }
+            Input::Disconnected { .. } => drop(self.alone_since.get_or_insert(now)),
             Input::ClosedForGood => {
                 log::info!("job {}: the miner has closed, so the job is over for it", self.uuid);
                 self.cancel();
@@ -158,9 +155,8 @@ impl StagedJob {
                     self.complain(answer::second_initial_request(&self.uuid, &initial.job_uuid));
                 }
             }
-            MinerToExecutor::GenericError(error) => {
-                log::warn!("job {}: the miner reports: {}", self.uuid, error.details.unwrap_or_default());
-            }
+            // It is told of when it comes.
+            MinerToExecutor::GenericError(_) => {}
         }
     }
 

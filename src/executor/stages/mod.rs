@@ -101,9 +101,7 @@ impl Stages {
                 *connected = true;
                 return;
             }
-            Input::Disconnected { why, cut } if *connected || cut => {
-                return log::warn!("no connection before the job came: {why}");
-            }
+            Input::Disconnected { cut, .. } if *connected || cut => return,
             // At once, so that a miner's operator notices a wrong address.
             Input::Disconnected { why, .. } => ExecutorError::Unreachable(why),
             Input::ClosedForGood => ExecutorError::Refused("it closed the connection before a job came".to_owned()),

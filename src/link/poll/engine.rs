@@ -24,14 +24,18 @@ use crate::link::heartbeat::LivenessConfig;
 use crate::link::session::{SessionEnd, SessionHandle};
 use crate::net::poller::{Interest, Poller, Ready};
 use crate::net::wake::Wake;
+use crate::ops::health::Health;
 use crate::ops::throttle::Throttle;
 use crate::transport::{Polled, TransportError};
 
 /// How long a peer that was refused may take to read why.
 const LINGER_TIME: Duration = Duration::from_secs(1);
 
+/// Longest that a turn of the poll thread may take: it never blocks, however many sockets can go on.
+const TURN_TIME: Duration = Duration::from_secs(10);
+
 /// What a poll needs.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(in crate::link) struct PollConfig {
     /// Prefix of the thread names, at most 3 bytes.
     pub(in crate::link) name: &'static str,
@@ -41,6 +45,8 @@ pub(in crate::link) struct PollConfig {
     pub(in crate::link) handshake_time: Duration,
     /// When to ping and when to give up.
     pub(in crate::link) liveness: LivenessConfig,
+    /// Where the poll thread promises progress.
+    pub(in crate::link) health: Health,
 }
 
 /// The poll thread of one server. When dropped, it breaks all its connections and joins its threads.
@@ -68,11 +74,12 @@ impl Poll {
         let (polling, kicked) = (shared.clone(), shared.clone());
         let kick =
             Kick::new("its event", move || kicked.news.tell(|news| (news.finish, news.break_all) = (true, true)));
+        let (name, workers) = (format!("{}-poll", config.name), config.workers);
         let mut polling = Polling::new(config, timer, polling, poller, Role { check, sink });
-        for _ in 0..config.workers.max(1) {
+        for _ in 0..workers.max(1) {
             polling.hire().map_err(io::Error::other)?;
         }
-        let thread = try_spawn(format!("{}-poll", config.name), kick, move || polling.run());
+        let thread = try_spawn(name, kick, move || polling.run());
         Ok(Self { shared, thread: Some(thread.map_err(io::Error::other)?) })
     }
 
@@ -192,7 +199,10 @@ impl Polling {
 
     fn run(mut self) {
         let mut ready = Vec::new();
+        let woken = self.shared.clone();
+        let pulse = self.config.health.pulse_of_loop("poll", TURN_TIME, move |_| woken.news.tell(|_| ()));
         while !(self.finish && self.entries.is_empty()) {
+            pulse.begin(Instant::now() + TURN_TIME);
             self.hear();
             for number in mem::take(&mut self.again) {
                 self.read(number);
@@ -201,6 +211,7 @@ impl Polling {
             if self.finish && self.entries.is_empty() {
                 break;
             }
+            pulse.done();
             if let Err(error) = self.poller.wait(self.again.is_empty(), &mut ready) {
                 log::error!("{}: the poll failed, its connections end: {error}", self.config.name);
                 self.finish = true;

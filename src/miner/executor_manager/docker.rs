@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,9 @@ const ELSEWHERE_TIME: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
+/// Where the file of trusted authorities is in an executor's container.
+const TLS_CA: &str = "/phalanx-tls-ca.pem";
+
 /// The stage of an executor's own container.
 const EXECUTOR: &str = "executor";
 
@@ -60,6 +64,8 @@ pub struct DockerBackend {
     pub options: Vec<String>,
     /// What its executors are told.
     pub settings: ExecutorSettings,
+    /// A file of this machine with the authorities that our executors trust; it is copied into each container.
+    pub tls_ca: Option<PathBuf>,
     /// What they are told beside that by what the engine's machine has, for engines elsewhere. It is asked for once the
     /// engine answers, and no executor starts before.
     pub by_machine: Option<ByMachine>,
@@ -88,6 +94,7 @@ impl DockerBackend {
             client_ports: None,
             options: Vec::new(),
             settings: ExecutorSettings::default(),
+            tls_ca: None,
             by_machine: None,
             end_grace: END_GRACE,
             security: None,
@@ -230,12 +237,21 @@ impl ExecutorBackend for DockerBackend {
         if spec.class.has_gpu() {
             creation.args(["--gpus", "all"]);
         }
+        // Another executor than ours would not know the variable.
+        let tls_ca = self.tls_ca.as_deref().filter(|_| self.arguments.is_none());
+        if tls_ca.is_some() {
+            creation.arg("--env").arg(format!("PHALANX_TLS_CA={TLS_CA}"));
+        }
         creation.args(&self.options).arg(&self.image).args(program::arguments(
             spec,
             &self.runner,
             self.arguments.as_deref(),
         ));
         container.create(creation).map_err(ExecutorError::Docker)?;
+        if let Some(file) = tls_ca {
+            let deadline = Instant::now() + self.docker.time;
+            container.copy_in(file, TLS_CA, stop, deadline).map_err(ExecutorError::Docker)?;
+        }
         if stop.is_set() {
             return Ok(ExecutorExit::Unknown);
         }

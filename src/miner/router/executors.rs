@@ -30,8 +30,7 @@ impl Router {
         let job = key.as_ref().and_then(|key| self.jobs.get_mut(key));
         let wanted = |job: &&mut MinerJob| !job.is_over() || job.executor.as_ref().is_some_and(|e| e.reported);
         let Some(MinerJob { executor: Some(executor), phase, .. }) = job.filter(wanted) else {
-            let text = format_args!("{id}: an executor is turned away: no job waits for its token");
-            self.strangers.executors.warn(now.mono, &text);
+            self.error("executor of no job", format!("{id}: an executor is turned away: no job waits for its token"));
             self.complain(id, format!("No job waiting for token {token}"));
             self.out.push(Action::Close(id, CLOSE_NORMAL, ""));
             return;
@@ -86,7 +85,8 @@ impl Router {
         let connected = self.executors.get(&id);
         let Some(key) = connected.and_then(|connected| self.tokens.get(&connected.token)).cloned() else { return };
         if let Err(complaint) = self.executor_says(&key, frame, now) {
-            log::warn!("job {}: its executor is answered: {}", key.uuid, complaint.details.as_deref().unwrap_or(""));
+            let details = complaint.details.as_deref().unwrap_or_default();
+            self.error("executor message", format!("job {}: its executor is answered: {details}", key.uuid));
             self.send(id, complaint);
         }
     }
@@ -99,7 +99,8 @@ impl Router {
         log::info!("job {}: {} messages of its executor were in the spool", key.uuid, frames.len());
         for frame in frames {
             if let Err(complaint) = self.executor_says(&key, frame, now) {
-                log::warn!("job {}: spooled: {}", key.uuid, complaint.details.unwrap_or_default());
+                let details = complaint.details.unwrap_or_default();
+                self.error("spooled message", format!("job {}: spooled: {details}", key.uuid));
             }
         }
     }
@@ -129,7 +130,8 @@ impl Router {
         let Some(job) = self.jobs.get_mut(&key) else { return Ok(()) };
         match message {
             M::GenericError(error) => {
-                log::warn!("job {}: its executor reports: {}", key.uuid, error.details.unwrap_or_default());
+                let details = error.details.unwrap_or_default();
+                self.error("executor report", format!("job {}: its executor reports: {details}", key.uuid));
             }
             M::V0ExecutorReadyRequest(_) if matches!(job.phase, Phase::Starting) => {
                 job.ready(now.mono + self.limits.request_time);

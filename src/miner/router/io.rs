@@ -14,6 +14,7 @@ use crate::miner::executor_manager::{ExecutorEnd, ExecutorSpec, Leftover};
 use crate::miner::executor_pool::Lease;
 use crate::miner::host::HostName;
 use crate::miner::placement::Strategy;
+use crate::ops::errors::ErrorClass;
 use crate::proc::docker::EngineAddress;
 use crate::protocol::signing::verify_validator_signature;
 use crate::protocol::{DecodeError, ExecutorClass, ExecutorToMiner, Receipt, ReceiptPayload, ValidatorToMiner};
@@ -316,6 +317,8 @@ pub enum Action {
     Ended(JobKey, &'static str),
     /// Count it.
     Count(Counted),
+    /// Report an error of the outside: what is done about it, where it happened, what it is.
+    Error(ErrorClass, &'static str, String),
 }
 
 /// What is counted in the metrics.

@@ -33,6 +33,7 @@ pub use state::{MinerStatus, QuarantinedSlot, Router};
 use crate::base::ids::SessionId;
 use crate::base::now::Now;
 use crate::link::said::{CLOSE_OVER_RATE, OverRate};
+use crate::ops::errors::ErrorClass;
 
 use state::{Validator, ValidatorState};
 
@@ -45,7 +46,7 @@ impl Router {
             Input::FromValidator(id, frame) => self.validator_message(id, *frame, now),
             Input::FromExecutor(id, frame) => self.executor_message(id, *frame, now),
             Input::Spooled { token, frames } => self.spooled(&token, frames, now),
-            Input::OverRate(id, over) => self.over_rate(id, over, now),
+            Input::OverRate(id, over) => self.over_rate(id, over),
             Input::Closed(id) => self.closed(id, now),
             Input::Stored { job, number, result } => self.stored(job, number, result, now),
             Input::ExecutorEnded { token, end } => self.executor_ended(token, end, now),
@@ -84,7 +85,7 @@ impl Router {
     }
 
     /// Ends the connection of a peer that says too much; its job, if it has one, waits for it as after a cut.
-    fn over_rate(&mut self, id: SessionId, over: OverRate, now: Now) {
+    fn over_rate(&mut self, id: SessionId, over: OverRate) {
         let who = match self.validators.get_mut(&id) {
             Some(Validator { state: ValidatorState::Refused, .. }) => return,
             Some(validator) => {
@@ -94,11 +95,16 @@ impl Router {
             None if self.executors.contains_key(&id) => "an executor".to_owned(),
             None => return,
         };
-        self.strangers.over_rates.warn(now.mono, &format_args!("{id}: {who} is turned away: {over}"));
+        self.error("over rate", format!("{id}: {who} is turned away: {over}"));
         self.out.push(Action::Count(Counted::OverRate(over.what)));
         self.complain(id, format!("Too much: {over}"));
         self.out.push(Action::Close(id, CLOSE_OVER_RATE, "you say too much"));
         self.validator_gone(id);
+    }
+
+    /// A peer does what it may not: this piece of its work is given up.
+    fn error(&mut self, place: &'static str, what: String) {
+        self.out.push(Action::Error(ErrorClass::Rejected, place, what));
     }
 
     fn closed(&mut self, id: SessionId, now: Now) {

@@ -12,7 +12,6 @@ use crate::miner::executor_manager::Owner;
 use crate::miner::executor_pool::{ExecutorPool, Quarantine, SlotCounts, SlotId};
 use crate::miner::host::HostName;
 use crate::miner::placement::Placement;
-use crate::ops::throttle::Throttle;
 use crate::protocol::{ExecutorClass, GenericError, MinerToValidator, V0InitialJobRequest};
 use crate::transport::Utf8Bytes;
 
@@ -79,21 +78,6 @@ fn addresses(keys: &[PublicKey]) -> HashSet<String> {
     keys.iter().map(|key| key.to_ss58()).collect()
 }
 
-/// How often it is logged what anybody can make happen who knows our address, by kind.
-#[derive(Debug, Default)]
-pub(super) struct Strangers {
-    /// A peer was over its rate.
-    pub over_rates: Throttle,
-    /// An executor came that no job waits for.
-    pub executors: Throttle,
-    /// A validator was not authenticated.
-    pub validators: Throttle,
-    /// The same, for what is wrong with its signature.
-    pub signatures: Throttle,
-    /// A message was none of the protocol.
-    pub bad_frames: Throttle,
-}
-
 /// The state of a miner.
 #[derive(Debug)]
 pub struct Router {
@@ -123,7 +107,6 @@ pub struct Router {
     /// Jobs of which nothing is left, but for what was saved of them.
     pub(super) forgotten: Vec<JobKey>,
     /// How often it is logged what anybody can make happen.
-    pub(super) strangers: Strangers,
     /// Receipts that were to be stored so far.
     pub(super) store_orders: u64,
     pub(super) out: Vec<Action>,
@@ -223,7 +206,6 @@ impl Router {
             paused: None,
             breach: None,
             forgotten: Vec::new(),
-            strangers: Strangers::default(),
             store_orders: 0,
             out: Vec::new(),
         }

@@ -49,21 +49,20 @@ impl Router {
         match (&frame.message, &mut validator.state) {
             (_, ValidatorState::Refused) => {}
             (Err(error), _) => {
-                let text = format_args!("validator {hotkey}: bad frame: {error}");
-                self.strangers.bad_frames.warn(now.mono, &text);
+                self.error("validator message", format!("validator {hotkey}: bad frame: {error}"));
                 let complaint = answer::by_miner(error);
                 self.send(id, complaint);
             }
             (Ok(ValidatorToMiner::ValidatorAuthForMiner(auth)), _) => match self.check_auth(&hotkey, auth, now) {
                 Ok(skew) => self.authenticated(id, hotkey, skew, now),
-                Err(why) => self.refuse(id, CLOSE_NORMAL, &why, now),
+                Err(why) => self.refuse(id, CLOSE_NORMAL, &why),
             },
             (Ok(_), ValidatorState::Unknown { queue, bytes, .. }) => {
                 *bytes += frame.bytes;
                 if queue.len() >= PRE_AUTH_MESSAGES || *bytes > PRE_AUTH_BYTES {
                     let why =
                         format!("more than {PRE_AUTH_MESSAGES} messages or {PRE_AUTH_BYTES} bytes came before it");
-                    return self.refuse(id, CLOSE_POLICY, &why, now);
+                    return self.refuse(id, CLOSE_POLICY, &why);
                 }
                 queue.push_back(frame);
             }
@@ -91,16 +90,16 @@ impl Router {
             return Err(format!("wrong miner hotkey ({}!={})", self.hotkey, auth.miner_hotkey));
         }
         auth.verify().map(|_| -age).map_err(|error| {
-            self.strangers.signatures.warn(now.mono, &format_args!("validator {hotkey}: {error}"));
+            self.error("validator signature", format!("validator {hotkey}: {error}"));
             "Signature mismatches".to_owned()
         })
     }
 
-    fn refuse(&mut self, id: SessionId, code: u16, why: &str, now: Now) {
+    fn refuse(&mut self, id: SessionId, code: u16, why: &str) {
         let Some(validator) = self.validators.get_mut(&id) else { return };
         validator.state = ValidatorState::Refused;
         let details = format!("Validator {} not authenticated due to: {why}", validator.hotkey);
-        self.strangers.validators.warn(now.mono, &format_args!("{id}: {details}"));
+        self.error("validator authentication", format!("{id}: {details}"));
         self.complain(id, details);
         self.out.push(Action::Close(id, code, ""));
         // It may have been authenticated before.
@@ -181,7 +180,7 @@ impl Router {
         let late: Vec<_> = late.map(|(id, _)| *id).collect();
         for id in late {
             let why = format!("it did not come within {} s", self.limits.auth_time.as_secs_f64());
-            self.refuse(id, CLOSE_POLICY, &why, now);
+            self.refuse(id, CLOSE_POLICY, &why);
         }
     }
 
@@ -193,7 +192,8 @@ impl Router {
         match message {
             M::ValidatorAuthForMiner(_) => {}
             M::GenericError(error) => {
-                log::warn!("validator {validator} reports: {}", error.details.unwrap_or_default())
+                let details = error.details.unwrap_or_default();
+                self.error("validator report", format!("validator {validator} reports: {details}"));
             }
             M::V0MainHotkeyMessage(_) => {
                 let main_hotkey = Some(self.hotkey.clone());
@@ -255,7 +255,7 @@ impl Router {
         let checked = self.check_hotkeys(&validator, payload.validator_hotkey(), payload.miner_hotkey()).and(valid);
         let key = JobKey { uuid: payload.job_uuid().to_owned(), validator };
         if let Err(why) = checked {
-            log::warn!("job {}: receipt refused: {why}", key.uuid);
+            self.error("receipt", format!("job {}: receipt refused: {why}", key.uuid));
             return self.complain(id, format!("Invalid receipt for job {}: {why}", key.uuid));
         }
         let number = self.store_order();

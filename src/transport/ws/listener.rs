@@ -14,6 +14,7 @@ use crate::base::shutdown::{Level, Shutdown};
 use crate::net::accept::KickableListener;
 use crate::net::dial::set_options;
 use crate::net::http::HostNames;
+use crate::ops::health::Health;
 use crate::transport::handshake::{bounded, upgrade_as_server};
 use crate::transport::tls::handshake_as_server;
 use crate::transport::{
@@ -84,6 +85,10 @@ impl Listener for WsListener {
     fn url(&self) -> String {
         let scheme = if self.tls.is_some() { "wss" } else { "ws" };
         format!("{scheme}://{}", self.tcp.reachable_addr())
+    }
+
+    fn watch(&mut self, health: &Health) {
+        self.tcp.watch(health, "accept");
     }
 }
 

@@ -30,6 +30,7 @@ use crate::base::thread::{JoinError, Kick, Thread, spawn};
 use crate::base::timer::TimerHandle;
 use crate::base::waits::{send, waiting};
 use crate::link::Outgoing;
+use crate::ops::errors::{ErrorClass, ErrorHandler};
 use crate::store::batch::{BatchJobRow, BatchJobState, BatchWrite, NO_JOB};
 use crate::transport::Dialer;
 use crate::validator::miner_client::{MinerEvent, MinerLink};
@@ -122,6 +123,7 @@ impl RunningBatch {
             requests,
             keeper,
             dialer,
+            errors: ErrorHandler::default(),
             timer,
             clock: clock.clone(),
             links,
@@ -218,6 +220,7 @@ struct Runner {
     requests: Requests,
     keeper: Keeper,
     dialer: Arc<dyn Dialer>,
+    errors: ErrorHandler,
     timer: TimerHandle,
     /// The timer's.
     clock: Clock,
@@ -353,7 +356,13 @@ impl Runner {
             MinerEvent::Message(message) => MinerInput::Message(message),
             MinerEvent::Failed { why, refused, outcome, .. } => MinerInput::Failed { why, refused, outcome },
             MinerEvent::Lost { why } => MinerInput::Lost(why),
-            MinerEvent::Unreadable => MinerInput::Unreadable,
+            MinerEvent::Unreadable { why, broken } => {
+                self.errors.report(ErrorClass::Rejected, "miner message", &why);
+                if !broken {
+                    return;
+                }
+                MinerInput::Unreadable
+            }
         };
         self.feed(Input::Miner(miner, input), at);
     }

@@ -38,16 +38,27 @@ pub enum ClientState {
     Stopped,
 }
 
-impl fmt::Display for ClientState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl ClientState {
+    /// Every state.
+    pub const ALL: [Self; 6] =
+        [Self::Connecting, Self::Authenticating, Self::Ready, Self::Reconnecting, Self::Draining, Self::Stopped];
+
+    /// In lower case, as in `Display` and as a label.
+    pub fn as_str(self) -> &'static str {
+        match self {
             Self::Connecting => "connecting",
             Self::Authenticating => "authenticating",
             Self::Ready => "ready",
             Self::Reconnecting => "reconnecting",
             Self::Draining => "draining",
             Self::Stopped => "stopped",
-        })
+        }
+    }
+}
+
+impl fmt::Display for ClientState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -120,9 +131,16 @@ impl ClientHandle {
         self.link.clock_skew()
     }
 
-    /// Says on a page of health whether the client is authenticated, its updates go to disk, and none waits too long.
+    /// Says on a page of health whether the client is authenticated, its updates go to disk, and none waits too long;
+    /// and in the metrics of its board where it stands.
     pub fn measure(&self, health: &Health) {
-        match (self.state(), self.last_error()) {
+        let now = self.state();
+        for state in ClientState::ALL {
+            let help = "1 for where the link to the facilitator stands, else 0.";
+            let labels = [("state", state.as_str())];
+            self.shared.board.metrics.gauge("phalanx_validator_link", help, &labels).set(usize::from(state == now));
+        }
+        match (now, self.last_error()) {
             (ClientState::Ready, _) => health.up("facilitator"),
             (state, Some(why)) => health.down("facilitator", format!("{state}: {why}")),
             (state, None) => health.down("facilitator", state.to_string()),

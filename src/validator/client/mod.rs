@@ -49,7 +49,7 @@ mod inbound;
 mod intake;
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::bounded;
 
@@ -72,8 +72,9 @@ use crate::base::timer::{Timer, TimerHandle};
 use crate::link::session::Beat;
 use crate::link::{Link, LinkConfig, OutboxLimits};
 use crate::ops::jobs::{JobFacts, JobMetrics};
-use crate::protocol::{V0Heartbeat, ValidatorToFacilitator, kind_of};
-use crate::transport::SocketLimits;
+use crate::ops::metrics::Metrics;
+use crate::protocol::{FacilitatorToValidator, V0Heartbeat, ValidatorToFacilitator, kind_of};
+use crate::transport::{MessageTypes, PeerMeters, SocketLimits};
 
 pub use config::{ClientConfig, ClientError};
 pub use handle::{ClientEvent, ClientHandle, ClientState, Counted};
@@ -128,7 +129,8 @@ impl FacilitatorClient {
     ) -> Result<RunningClient, ClientError> {
         let Self { config } = self;
         let board = config.board.clone();
-        let (link, idle) = Link::new(link_config(&config), config.dialer, timer.clone());
+        let dialer = meters(&board.metrics).dialer(config.dialer.clone());
+        let (link, idle) = Link::new(link_config(&config), dialer, timer.clone());
         let events = Arc::new(Events::default());
         let on_dead = {
             let events = events.clone();
@@ -151,12 +153,8 @@ impl FacilitatorClient {
         let checker = Checker { delivery: delivery.clone(), handler, signers, stop: stop.clone() };
         let bounds = WorkLimits { items: UNCHECKED_REQUESTS, bytes: UNCHECKED_BYTES };
         let named = ("val-check", "job requests to check");
-        let health = board.health.clone();
-        let checks = WorkQueue::start(named, config.check_threads, bounds, move |batch| {
-            let pulse = health.pulse("checks");
-            pulse.begin(Instant::now() + CHECKS_TIME);
-            checker.check(batch);
-        });
+        let watched = (&board.health, "checks", CHECKS_TIME);
+        let checks = WorkQueue::start(named, config.check_threads, bounds, watched, move |batch| checker.check(batch));
         let shared = Arc::new(ClientShared {
             delivery,
             draining: Shutdown::new(),
@@ -173,6 +171,13 @@ impl FacilitatorClient {
         let parts = ClientParts { store, checks, link: running, stop, all_gone };
         Ok(RunningClient { parts: Some(parts), handle: ClientHandle { shared, link }, timer: None })
     }
+}
+
+/// Counts what goes to the facilitator and comes from it.
+fn meters(metrics: &Metrics) -> PeerMeters {
+    let sent = MessageTypes::of(ValidatorToFacilitator::TYPES);
+    let received = MessageTypes { names: FacilitatorToValidator::TYPES, untyped: "Response" };
+    PeerMeters::new(metrics, "facilitator", sent, received)
 }
 
 fn link_config(config: &ClientConfig) -> LinkConfig {

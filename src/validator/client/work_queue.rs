@@ -7,11 +7,13 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use crate::base::lock::{lock, wait};
 use crate::base::stop::Step;
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
+use crate::ops::health::{Answer, Health, Pulse};
 
 /// Items that one thread takes in one go; larger batches are hardly cheaper, and would wait for one another.
 const BATCH: usize = 64;
@@ -64,11 +66,12 @@ struct WorkState<T> {
 
 impl<T: Send + 'static> WorkQueue<T> {
     /// Starts `threads` threads `<name>-n`; each waits for `what`, as the live list shows, and runs `work` on what it
-    /// took.
+    /// took. Each promises progress as that part of the health: a batch may take that time.
     pub(in crate::validator) fn start(
         (name, what): (&str, &'static str),
         threads: usize,
         limits: WorkLimits,
+        (health, part, batch_time): (&Health, &'static str, Duration),
         work: impl Fn(Vec<T>) + Send + Sync + 'static,
     ) -> Self {
         let state = WorkState { items: VecDeque::new(), bytes: 0, idle: 0, closed: false };
@@ -77,8 +80,12 @@ impl<T: Send + 'static> WorkQueue<T> {
         let threads = (0..threads)
             .map(|n| {
                 let (taken, kicked, work) = (queue.clone(), queue.clone(), work.clone());
+                let probed = Arc::downgrade(&queue);
+                let wake = move |_: &Answer| probed.upgrade().iter().for_each(|queue| queue.wake_all());
+                let pulse = health.pulse_of_loop(part, batch_time, wake);
                 spawn(format!("{name}-{n}"), Kick::new("close the queue", move || kicked.close()), move || {
-                    while let Some(batch) = taken.next() {
+                    while let Some(batch) = taken.next(&pulse) {
+                        pulse.begin(Instant::now() + batch_time);
                         work(batch);
                     }
                 })
@@ -119,8 +126,10 @@ impl<T> WorkQueueHandle<T> {
 
 impl<T> Queue<T> {
     /// A fair share of what is inside; `None` at the end.
-    fn next(&self) -> Option<Vec<T>> {
+    fn next(&self, pulse: &Pulse) -> Option<Vec<T>> {
         let mut state = lock(&self.state);
+        // Under the lock, so that whoever asks after this finds a thread that waits, and wakes it.
+        pulse.done();
         while state.items.is_empty() {
             if state.closed {
                 return None;
@@ -129,6 +138,7 @@ impl<T> Queue<T> {
             let _waiting = waiting(self.what, None);
             state = wait(&self.changed, state);
             state.idle -= 1;
+            pulse.done();
         }
         let share = state.items.len().div_ceil(self.threads - state.idle).min(BATCH);
         let taken: Vec<(usize, T)> = state.items.drain(..share).collect();
@@ -140,6 +150,12 @@ impl<T> Queue<T> {
         lock(&self.state).closed = true;
         self.changed.notify_all();
     }
+
+    /// Has the idle threads come round.
+    fn wake_all(&self) {
+        drop(lock(&self.state));
+        self.changed.notify_all();
+    }
 }
 
 #[cfg(test)]
@@ -147,7 +163,7 @@ mod tests {
     use super::*;
 
     use crate::base::stop::Stopping;
-    use std::time::Duration;
+    use crossbeam_channel::RecvTimeoutError;
 
     #[test]
     fn it_refuses_beyond_its_bounds_and_does_all_that_it_took() {
@@ -155,13 +171,18 @@ mod tests {
         let seen: Arc<Mutex<Vec<u32>>> = Arc::default();
         let found = seen.clone();
         let (takes, taken) = crossbeam_channel::bounded(1);
+        let (health, far) = (Health::new(), Duration::from_secs(60));
+        let limits = WorkLimits { items: 2, bytes: 100 };
         let queue =
-            WorkQueue::start(("t-work", "numbers"), 1, WorkLimits { items: 2, bytes: 100 }, move |batch: Vec<u32>| {
+            WorkQueue::start(("t-work", "numbers"), 1, limits, (&health, "work", far), move |batch: Vec<u32>| {
                 // Only the first is waited for.
                 let _full = takes.try_send(());
                 let _closed = gate.recv();
                 lock(&found).extend(batch);
             });
+        let asked = health.probe(Instant::now());
+        let answered = asked.recv_timeout(far).is_err_and(|error| error == RecvTimeoutError::Disconnected);
+        assert!(answered, "an idle thread answers");
         let handle = queue.handle();
         handle.push(60, 1).unwrap();
         // The thread holds the first; only then is the queue empty again.

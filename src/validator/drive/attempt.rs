@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use crate::base::now::Now;
 use crate::identity::PublicKey;
-use crate::ops::throttle::Throttle;
 use crate::protocol::stages::{Stage, StageClock};
 use crate::protocol::{HordeFailureReason, V0JobAcceptedReceiptRequest};
 use crate::validator::routing::reliability::Incident;
@@ -39,8 +38,6 @@ pub(super) struct Attempt {
     pub(super) last_trouble: Option<String>,
     /// Its executors of the class, by its first manifest: a later one is not to make an excuse of fewer receipts.
     pub(super) executors: Option<i64>,
-    /// What it reports beside its news of the job.
-    pub(super) complaints: Throttle,
     /// Since when there is no connection.
     pub(super) lost_since: Option<Instant>,
     /// How long there may still be none.
@@ -81,7 +78,6 @@ impl Attempt {
             requested_at: None,
             last_trouble: None,
             executors: None,
-            complaints: Throttle::default(),
             lost_since: None,
             away_left: AWAY_TIME,
             accepted_receipt: None,

@@ -74,6 +74,8 @@ pub enum Action {
     MachineSpecs(Box<V0MachineSpecsUpdate>),
     /// It declined the job, and these receipts excuse that.
     Excused(PublicKey, Vec<Receipt>),
+    /// Report what the miner did wrong: where, and what it is.
+    Error(&'static str, String),
     /// Prefer other miners for a while.
     CoolDown(PublicKey),
     /// Note that it completed the job.

@@ -244,17 +244,14 @@ impl Drive {
 
     /// What happens to a job on a miner; gives the end of the attempt.
     fn step(&mut self, attempt: &mut Attempt, input: Input, now: Now) -> Option<AttemptEnd> {
-        let uuid = &self.request.uuid;
         match input {
             Input::Message(message) => self.message(attempt, *message, now),
             Input::Lost { why } => {
-                log::warn!("job {uuid}: miner {}: connection lost: {why}", attempt.miner);
                 attempt.last_trouble = Some(why);
                 attempt.lost_since.get_or_insert(now.mono);
                 None
             }
             Input::ConnectFailed { why, refused, cut } => {
-                log::debug!("job {uuid}: miner {}: {why}", attempt.miner);
                 if attempt.phase == Phase::Connecting && !cut {
                     let incident = if refused { Incident::Refused } else { Incident::Unreachable };
                     return Some(AttemptEnd::NotTaken(attempt.not_connected(&why), Some(incident)));
@@ -373,7 +370,8 @@ impl Drive {
             (M::V0MainHotkeyMessage(_), _) => {}
             (M::GenericError(error), _) => {
                 let text = error.details.unwrap_or_default();
-                attempt.complaints.warn(now.mono, &format!("job {uuid}: miner {} reports: {text}", attempt.miner));
+                let what = format!("job {uuid}: miner {} reports: {text}", attempt.miner);
+                self.out.push(Action::Error("miner report", what));
                 attempt.last_trouble = Some(text);
             }
             (M::UnauthorizedError(error), _) => {

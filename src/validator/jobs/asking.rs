@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::{AskedStatus, DISPATCH_CLOSE_TIME};
 use crate::base::lock::lock;
 use crate::base::stop::Stopping;
-use crate::ops::metrics::Metrics;
+use crate::ops::status::Board;
 use crate::pool::breaker::BreakerState;
 use crate::validator::manifests::fetch::THREADS;
 use crate::validator::manifests::{Fetcher, ManifestBoard, Refresh};
@@ -19,7 +19,7 @@ pub(in crate::validator) struct Asking {
     asked: Asked,
     /// Never if it is zero.
     interval: Duration,
-    metrics: Metrics,
+    board: Board,
     /// Taken by the stop.
     rounds: Mutex<Option<Refresh>>,
 }
@@ -45,9 +45,9 @@ impl std::fmt::Debug for Asking {
 
 impl Asking {
     /// Asks nobody before [`Asking::begin`], and never if `interval` is zero.
-    pub(in crate::validator) fn new(miners: Arc<Miners>, interval: Duration, metrics: &Metrics) -> Self {
+    pub(in crate::validator) fn new(miners: Arc<Miners>, interval: Duration, board: &Board) -> Self {
         let asked = Asked { miners, manifests: ManifestBoard::default() };
-        Self { asked, interval, metrics: metrics.clone(), rounds: Mutex::default() }
+        Self { asked, interval, board: board.clone(), rounds: Mutex::default() }
     }
 
     /// Asks all miners again and again from now on.
@@ -66,7 +66,7 @@ impl Asking {
         Refresh::start(
             fetcher,
             self.interval,
-            &self.metrics,
+            (&self.board.metrics, &self.board.health),
             manifests.clone(),
             move || lock(&asked.routing).addresses(),
             move |fetched| {

@@ -8,7 +8,7 @@ use super::{AskedStatus, DISPATCH_CLOSE_TIME, JobRunner};
 use crate::base::lock::lock;
 use crate::base::stop::Stopping;
 use crate::identity::PublicKey;
-use crate::ops::metrics::Metrics;
+use crate::ops::status::Board;
 use crate::tasks::TasksStatus;
 use crate::validator::client::Job;
 use crate::validator::connections::KeptConnections;
@@ -33,12 +33,12 @@ impl Here {
         limit: usize,
         (miners, kept, receipts): (Miners, KeptConnections, Option<KeptReceipts>),
         interval: Duration,
-        metrics: &Metrics,
+        board: &Board,
     ) -> Self {
         let miners = Arc::new(miners);
         Self {
             workers: Workers::new("val-work", limit),
-            asking: Asking::new(miners.clone(), interval, metrics),
+            asking: Asking::new(miners.clone(), interval, board),
             miners,
             kept: Mutex::new(Some(kept)),
             receipts: Mutex::new(receipts),

@@ -18,6 +18,7 @@ use crate::base::stop::{Step, StopReport, stop_alone, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
 use crate::identity::PublicKey;
+use crate::ops::health::Health;
 use crate::ops::metrics::{Counter, Metrics};
 use crate::validator::routing::MinerAddress;
 
@@ -26,6 +27,9 @@ const ROUND_TIME: Duration = Duration::from_secs(30);
 
 /// Less would judge miners by our haste.
 const LEAST_ROUND_TIME: Duration = Duration::from_secs(5);
+
+/// How late a round may end, or begin, before its thread counts as one that hangs.
+const LATE: Duration = Duration::from_secs(30);
 
 /// How much earlier than the interval a round may begin, as a share of it, so that validators that were started
 /// together do not ask together.
@@ -121,7 +125,7 @@ impl Refresh {
     pub fn start(
         mut fetcher: Fetcher,
         interval: Duration,
-        metrics: &Metrics,
+        (metrics, health): (&Metrics, &Health),
         board: ManifestBoard,
         miners: impl Fn() -> Vec<MinerAddress> + Send + 'static,
         take: impl Fn(&[Fetched]) + Send + 'static,
@@ -129,11 +133,14 @@ impl Refresh {
         let stop = Shutdown::new();
         let (signal, kick) = (stop.clone(), stop.clone());
         let counters = counters(metrics);
+        let pulse = health.pulse("manifests");
         let thread = spawn("val-manifests", Kick::new("the refresh's stop signal", move || kick.cancel()), move || {
             let mut rng = Rng::from_entropy();
             loop {
                 let begun = Instant::now();
                 let time = interval.clamp(LEAST_ROUND_TIME, ROUND_TIME);
+                pulse.done();
+                pulse.begin(begun + time + LATE);
                 let fetched = fetcher.fetch(&miners(), begun + time, &signal);
                 if signal.is_set() {
                     return;
@@ -145,6 +152,8 @@ impl Refresh {
                 board.note(&fetched, now.saturating_duration_since(begun), now);
                 take(&fetched);
                 let pause = interval.mul_f64(1.0 - JITTER * rng.unit()).saturating_sub(begun.elapsed());
+                pulse.done();
+                pulse.begin(now + pause + LATE);
                 let _waiting = waiting("the next round of manifests", now.checked_add(pause));
                 if signal.wait(pause) {
                     return;

@@ -37,6 +37,9 @@ use crate::validator::status::{EndMessage, Outcome, reason_of};
 /// What the last news of a job may take after its task has ended.
 const LAST_NEWS: Duration = Duration::from_secs(30);
 
+/// Longest that a batch of jobs may take to be given to Redis: their wait for the disk, and no other.
+const HAND_OVER_TIME: Duration = DISK_TIME.saturating_add(Duration::from_secs(30));
+
 /// A pause after trouble with Redis or the disk.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -231,7 +234,8 @@ impl Front {
         let limits = WorkLimits { items: UNCHECKED_REQUESTS, bytes: UNCHECKED_BYTES };
         Ok(Self(Arc::new_cyclic(|shared: &Weak<FrontShared>| {
             let shared = shared.clone();
-            let hand_over = WorkQueue::start(("val-hand", "jobs to hand over"), 1, limits, move |jobs| {
+            let watched = (&board.health, "hand-over", HAND_OVER_TIME);
+            let hand_over = WorkQueue::start(("val-hand", "jobs to hand over"), 1, limits, watched, move |jobs| {
                 if let Some(front) = shared.upgrade().map(Front) {
                     front.hand_over(jobs);
                 }

@@ -245,7 +245,7 @@ impl JobWorker {
         let (mut miners, kept) = Miners::new(miners, key, job_times, dialer, timer.clone(), incident_half_life, board);
         miners.known = known;
         let miners = Arc::new(miners);
-        let asking = Asking::new(miners.clone(), manifest_interval, &board.metrics);
+        let asking = Asking::new(miners.clone(), manifest_interval, board);
         board.jobs.measure(&board.metrics, JOB_METRICS, &OUTCOMES);
         let shared = Arc::new(WorkerShared {
             signers,
