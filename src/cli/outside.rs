@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use super::report::Report;
 use crate::base::clock;
 use crate::base::shutdown::{Level, Shutdown};
-use crate::base::stop::Stopping;
 use crate::base::timer::Timer;
 use crate::identity::KeyPair;
 use crate::net::http::client::HttpClient;
@@ -118,7 +117,7 @@ impl Report {
         let ask =
             move |miner: &MinerAddress, until, stop: &Shutdown| dialer.manifest(miner, until, stop, Level::Cancel);
         let fetched = Fetcher::new(THREADS, ask).fetch(miners, soon(), &Shutdown::new());
-        Stopping::alone().step("timer", LOOK_TIME, |step| timer.stop(step));
+        drop(timer.stop(LOOK_TIME));
         for Fetched { miner, manifest, error, .. } in fetched {
             let hotkey = miner.hotkey;
             match (manifest, error) {

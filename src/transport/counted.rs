@@ -14,8 +14,9 @@ use crate::base::shutdown::{Level, Shutdown};
 use crate::ops::health::Health;
 use crate::ops::metrics::{Counter, Gauge, Metrics};
 
-/// Bytes at the beginning of a text among which its type is looked for: every peer writes it first.
-const HEAD: usize = 128;
+/// Bytes at the beginning of a text among which its type is looked for: every peer writes it first, or behind a
+/// signature, which has some 300.
+const HEAD: usize = 1 << 10;
 
 /// What a text is counted as whose type is none of those that are known.
 const OTHER: &str = "other";
@@ -404,8 +405,8 @@ mod tests {
         let open = [Held::of(&meters.0.open), Held::of(&meters.0.open)];
         let rendered = metrics.render();
         for line in [
-            r#"phalanx_messages_sent_total{peer="miner",result="sent",type="V0Heartbeat"} 1"#,
-            r#"phalanx_messages_sent_total{peer="miner",result="failed",type="V0Heartbeat"} 0"#,
+            r#"phalanx_messages_sent_total{peer="miner",type="V0Heartbeat",result="sent"} 1"#,
+            r#"phalanx_messages_sent_total{peer="miner",type="V0Heartbeat",result="failed"} 0"#,
             r#"phalanx_messages_received_total{peer="miner",type="other"} 1"#,
             r#"phalanx_connections{peer="miner",state="open"} 2"#,
         ] {

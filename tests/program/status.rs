@@ -71,7 +71,8 @@ fn each_role_is_shown_and_its_readiness_is_the_exit_code() {
         }
         assert!(Instant::now() < limit, "still ready: {finished:?}");
     };
-    assert!(finished.stdout.contains(": not ready\n  facilitator            down  "), "{finished:?}");
+    let shown = &finished.stdout;
+    assert!(shown.contains(": not ready\n") && shown.contains("\n  facilitator            down  "), "{finished:?}");
     assert_eq!(finished.stderr, "");
     let finished = status(scratch.path(), &["--http", &pages, "--json"]);
     let snapshot: Snapshot = serde_json::from_str(&finished.stdout).unwrap();
@@ -324,17 +325,17 @@ fn the_metrics_of_all_roles_are_named_by_the_rules_and_bounded() {
         assert!(text.contains(&build), "{role}: {text}");
     }
     for (role, series) in [
-        ("facilitator", r#"messages_sent_total{peer="validator",result="sent",type="V2JobRequest"} 1"#),
+        ("facilitator", r#"messages_sent_total{peer="validator",type="V2JobRequest",result="sent"} 1"#),
         ("facilitator", r#"connections{peer="validator",state="open"} 1"#),
         ("facilitator", r#"parts{state="stuck"} 0"#),
         ("validator", r#"messages_received_total{peer="facilitator",type="V2JobRequest"} 1"#),
-        ("validator", r#"messages_sent_total{peer="facilitator",result="sent",type="V0AuthenticationRequest"} 1"#),
+        ("validator", r#"messages_sent_total{peer="facilitator",type="V0AuthenticationRequest",result="sent"} 1"#),
         ("validator", r#"dials_total{peer="facilitator",result="connected"} 1"#),
         ("validator", r#"link{state="ready"} 1"#),
-        ("validator", r#"messages_sent_total{peer="miner",result="sent",type="V0InitialJobRequest"} 1"#),
+        ("validator", r#"messages_sent_total{peer="miner",type="V0InitialJobRequest",result="sent"} 1"#),
         ("validator", r#"messages_received_total{peer="miner",type="V0JobFinishedRequest"} 1"#),
         ("miner", r#"messages_received_total{peer="validator",type="V0InitialJobRequest"} 1"#),
-        ("miner", r#"messages_sent_total{peer="executor",result="sent",type="V0JobRequest"} 1"#),
+        ("miner", r#"messages_sent_total{peer="executor",type="V0JobRequest",result="sent"} 1"#),
         ("miner", r#"messages_received_total{peer="executor",type="V0JobFinishedRequest"} 1"#),
     ] {
         let pages = network.pages(role);

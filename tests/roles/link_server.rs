@@ -635,13 +635,14 @@ fn what_accepts_and_what_polls_answers_for_its_life_while_it_is_idle() {
     let (health, way) = (Health::new(), Way { polled: true, tls: false });
     let watched = health.clone();
     let mut fixture = Fixture::with(way, |config| config.health = watched, None);
-    let _client = fixture.connect();
+    let (client, ..) = fixture.connect();
     let asked = health.probe(Instant::now());
     assert!(asked.recv_timeout(LONG).is_err_and(|error| error == RecvTimeoutError::Disconnected));
     let parts: Vec<_> = health.parts(Instant::now()).into_iter().map(|part| part.name).collect();
     assert_eq!(parts, ["accept", "poll"]);
     // Who wakes it up to ask is no connection.
     assert!(fixture.events.is_empty());
+    drop(client);
     fixture.stop();
 }
 

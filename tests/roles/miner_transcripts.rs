@@ -95,7 +95,12 @@ impl Replay {
                 Action::End(token) => panic!("executor {token} had to be stopped"),
                 Action::Adopt(..) => panic!("nothing was left by an earlier process"),
                 Action::Release(host) => panic!("host {host} was never removed"),
-                Action::Note(..) | Action::Ended(..) | Action::Reap(_) | Action::Count(_) | Action::Save(_) => {}
+                Action::Note(..)
+                | Action::Ended(..)
+                | Action::Reap(_)
+                | Action::Count(_)
+                | Action::Error(..)
+                | Action::Save(_) => {}
             }
         }
     }

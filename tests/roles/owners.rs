@@ -18,7 +18,6 @@ use phalanx::link::server::{Server, ServerConfig};
 use phalanx::link::{Link, LinkConfig, LinkEvent, Text};
 use phalanx::miner::{Miner, MinerConfig};
 use phalanx::net::http::{HttpLimits, HttpResponse, HttpServer};
-use phalanx::ops::metrics::Metrics;
 use phalanx::ops::status::Board;
 use phalanx::pool::{Connector, Pool, PoolConfig, Until};
 use phalanx::protocol::ExecutorClass;
@@ -166,7 +165,7 @@ fn of_roles() -> Vec<Row> {
         };
         Refresh: |_| {
             let fetcher = Fetcher::new(1, |_, _, _| unreachable!("there is no miner"));
-            Refresh::start(fetcher, LONG, &Metrics::new(), ManifestBoard::default(), Vec::new, |_| {})
+            Refresh::start(fetcher, LONG, &Board::new(), ManifestBoard::default(), Vec::new, |_| {})
         };
         MinerFeed: |place| {
             let file = MinerFile::new(place.folder("miners.json"));

@@ -66,7 +66,7 @@ impl Asking {
         Refresh::start(
             fetcher,
             self.interval,
-            (&self.board.metrics, &self.board.health),
+            &self.board,
             manifests.clone(),
             move || lock(&asked.routing).addresses(),
             move |fetched| {

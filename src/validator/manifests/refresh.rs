@@ -18,8 +18,8 @@ use crate::base::stop::{Step, StopReport, stop_alone, stop_dropped};
 use crate::base::thread::{Kick, Thread, spawn};
 use crate::base::waits::waiting;
 use crate::identity::PublicKey;
-use crate::ops::health::Health;
 use crate::ops::metrics::{Counter, Metrics};
+use crate::ops::status::Board;
 use crate::validator::routing::MinerAddress;
 
 /// The longest that one round may take; a shorter interval shortens it, down to [`LEAST_ROUND_TIME`].
@@ -121,19 +121,19 @@ pub struct Refresh {
 
 impl Refresh {
     /// Asks at once, and then every `interval`, less a little at random. `miners` says whom; `take` gets what came of
-    /// each round, on this thread.
+    /// each round, on this thread. The rounds are counted, and the thread promises progress, on the board.
     pub fn start(
         mut fetcher: Fetcher,
         interval: Duration,
-        (metrics, health): (&Metrics, &Health),
+        ops: &Board,
         board: ManifestBoard,
         miners: impl Fn() -> Vec<MinerAddress> + Send + 'static,
         take: impl Fn(&[Fetched]) + Send + 'static,
     ) -> Self {
         let stop = Shutdown::new();
         let (signal, kick) = (stop.clone(), stop.clone());
-        let counters = counters(metrics);
-        let pulse = health.pulse("manifests");
+        let counters = counters(&ops.metrics);
+        let pulse = ops.health.pulse("manifests");
         let thread = spawn("val-manifests", Kick::new("the refresh's stop signal", move || kick.cancel()), move || {
             let mut rng = Rng::from_entropy();
             loop {
