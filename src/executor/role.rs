@@ -12,7 +12,7 @@ use crate::base::shutdown::Shutdown;
 use crate::base::stop::{StopReport, Stopping};
 use crate::base::timer::TimerHandle;
 use crate::link::LinkHandle;
-use crate::protocol::{ExecutorToMiner, MinerToExecutor};
+use crate::protocol::{ExecutorToMiner, MinerToExecutor, kind_of};
 use crate::store::spool::Spooled;
 use crate::transport::{Dialer, MessageTypes, PeerMeters};
 
@@ -50,7 +50,8 @@ pub fn run(
         return Err(ExecutorError::Config(problems));
     }
     let (describing, specs) = SpecsThread::start();
-    let (sent, received) = (MessageTypes::of(ExecutorToMiner::TYPES), MessageTypes::of(MinerToExecutor::TYPES));
+    let (sent, received) = (ExecutorToMiner::TYPES, MinerToExecutor::TYPES);
+    let (sent, received) = (MessageTypes::of(sent, kind_of), MessageTypes::of(received, kind_of));
     let dialer = PeerMeters::new(&config.board.metrics, "miner", sent, received).dialer(dialer);
     let errors = config.board.errors.clone();
     let (link, events) = miner_client::start(&config.miner_address, &config.token, dialer, timer, errors);

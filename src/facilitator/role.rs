@@ -39,7 +39,7 @@ use crate::net::http::{HttpLimits, HttpListener, HttpRequest, HttpResponse, Http
 use crate::ops::health::Health;
 use crate::ops::jobs::{JobFacts, JobMetrics, Jobs};
 use crate::ops::status::{Board, Frame};
-use crate::protocol::{FacilitatorToValidator, ValidatorToFacilitator};
+use crate::protocol::{FacilitatorToValidator, ValidatorToFacilitator, kind_of};
 use crate::store::StoreError;
 use crate::store::audit::AuditLog;
 use crate::store::jobs::{JobStore, NewJob, SENT, SpecsRow};
@@ -206,8 +206,8 @@ impl Facilitator {
 
         let ws_url = listener.url();
         let sink = router_thread::sink(events.clone(), config.rates, board.clone());
-        let sent = MessageTypes { names: FacilitatorToValidator::TYPES, untyped: "Response" };
-        let received = MessageTypes::of(ValidatorToFacilitator::TYPES);
+        let sent = MessageTypes { names: FacilitatorToValidator::TYPES, untyped: "Response", type_of: kind_of };
+        let received = MessageTypes::of(ValidatorToFacilitator::TYPES, kind_of);
         let meters = PeerMeters::new(&metrics, "validator", sent, received);
         let listener = counted_listener(listener, Arc::new(move |_| Some(meters.clone())));
         let places = server_config(config.auth_limit, config.connections, config.connects);

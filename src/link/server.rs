@@ -32,8 +32,8 @@ use crate::net::accept::{Acceptor, Admitted, HandedOver, Leaving, Opened, Place,
 use crate::net::admission::{NoPlace, Origin};
 pub use crate::net::admission::{PlaceCounts, PlaceLimits};
 use crate::net::rate::Rate;
-use crate::ops::metrics::Metrics;
 use crate::ops::health::Health;
+use crate::ops::metrics::Metrics;
 use crate::transport::{
     Connection, HandshakeRequest, IntakeLimits, Listener, Pending, ReceivingMemory, Refusal, SocketLimits,
     TransportError,

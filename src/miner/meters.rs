@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use super::router::{Counted, Peer};
 use crate::ops::metrics::{Counter, Histogram, Metrics, SECONDS};
-use crate::protocol::{ExecutorToMiner, MinerToExecutor, MinerToValidator, ValidatorToMiner};
+use crate::protocol::{ExecutorToMiner, MinerToExecutor, MinerToValidator, ValidatorToMiner, kind_of};
 use crate::transport::counted::MetersOf;
 use crate::transport::{HandshakeRequest, MessageTypes, PeerMeters};
 
 /// Counts what goes to validators and executors and comes from them.
 pub(super) fn of_peer(metrics: &Metrics) -> MetersOf {
-    let peer =
-        |peer, sent, received| PeerMeters::new(metrics, peer, MessageTypes::of(sent), MessageTypes::of(received));
+    let peer = |peer, sent, received| {
+        PeerMeters::new(metrics, peer, MessageTypes::of(sent, kind_of), MessageTypes::of(received, kind_of))
+    };
     let validators = peer("validator", MinerToValidator::TYPES, ValidatorToMiner::TYPES);
     let executors = peer("executor", MinerToExecutor::TYPES, ExecutorToMiner::TYPES);
     Arc::new(move |request: &HandshakeRequest| {

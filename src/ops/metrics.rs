@@ -125,8 +125,10 @@ impl Gauge {
     }
 
     /// Adds `n`, which may be less than 0.
-    pub fn add(&self, n: i64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
+    pub fn add(&self, n: f64) {
+        let more = |bits| Some((f64::from_bits(bits) + n).to_bits());
+        // It fails only where there is nothing to add.
+        let _before = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
     }
 
     /// The present value.

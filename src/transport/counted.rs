@@ -14,14 +14,8 @@ use crate::base::shutdown::{Level, Shutdown};
 use crate::ops::health::Health;
 use crate::ops::metrics::{Counter, Gauge, Metrics};
 
-/// Bytes at the beginning of a text among which its type is looked for: every peer writes it first, or behind a
-/// signature, which has some 300.
-const HEAD: usize = 1 << 10;
-
 /// What a text is counted as whose type is none of those that are known.
 const OTHER: &str = "other";
-
-const KEY: &[u8] = b"\"message_type\"";
 
 /// The types of the messages of one direction, which are the values of a label.
 #[derive(Debug, Clone, Copy)]
@@ -30,12 +24,14 @@ pub struct MessageTypes {
     pub names: &'static [&'static str],
     /// What a text without a type is.
     pub untyped: &'static str,
+    /// Finds the type in a text, as it stands there.
+    pub type_of: fn(&str) -> Option<&str>,
 }
 
 impl MessageTypes {
     /// These; a text without a type is `other`.
-    pub const fn of(names: &'static [&'static str]) -> Self {
-        Self { names, untyped: OTHER }
+    pub const fn of(names: &'static [&'static str], type_of: fn(&str) -> Option<&str>) -> Self {
+        Self { names, untyped: OTHER, type_of }
     }
 
     /// All labels: the names, that of a text without a type, that of all others.
@@ -45,18 +41,9 @@ impl MessageTypes {
 
     /// The place of a text's type among the labels.
     fn place_of(&self, text: &str) -> usize {
-        let Some(found) = message_type(text.as_bytes()) else { return self.names.len() };
-        let known = self.names.iter().position(|name| name.as_bytes() == found);
-        known.unwrap_or(self.names.len() + 1)
+        let Some(found) = (self.type_of)(text) else { return self.names.len() };
+        self.names.iter().position(|name| *name == found).unwrap_or(self.names.len() + 1)
     }
-}
-
-/// The value of `message_type` in a text, as it stands there.
-fn message_type(text: &[u8]) -> Option<&[u8]> {
-    let head = &text[..text.len().min(HEAD)];
-    let at = head.windows(KEY.len()).position(|part| part == KEY)?;
-    let rest = head[at + KEY.len()..].trim_ascii_start().strip_prefix(b":")?.trim_ascii_start().strip_prefix(b"\"")?;
-    rest.split(|byte| *byte == b'"').next()
 }
 
 /// What is counted of all connections with one kind of peer; clones are the same. It blocks on nothing.
@@ -155,14 +142,14 @@ struct Held(Gauge);
 
 impl Held {
     fn of(gauge: &Gauge) -> Self {
-        gauge.add(1);
+        gauge.add(1.0);
         Self(gauge.clone())
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.0.add(-1);
+        self.0.add(-1.0);
     }
 }
 
@@ -371,8 +358,10 @@ impl WriteHalf for CountedWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::kind_of;
 
-    const TYPES: MessageTypes = MessageTypes { names: &["V0Heartbeat", "V0Job"], untyped: "Response" };
+    const TYPES: MessageTypes =
+        MessageTypes { names: &["V0Heartbeat", "V0Job"], untyped: "Response", type_of: kind_of };
 
     fn label(text: &str) -> &'static str {
         TYPES.labels().nth(TYPES.place_of(text)).unwrap()
@@ -382,24 +371,19 @@ mod tests {
     fn a_text_is_counted_by_its_type_and_one_of_no_known_type_as_another() {
         for (text, kind) in [
             (r#"{"message_type":"V0Heartbeat"}"#, "V0Heartbeat"),
-            ("{\"message_type\" :\t\"V0Job\", \"uuid\": \"x\"}", "V0Job"),
-            (r#"{"uuid":"x","message_type":"V0Job"}"#, "V0Job"),
+            (r#"{"signature":{},"message_type":"V0Job"}"#, "V0Job"),
             (r#"{"status":"success"}"#, "Response"),
             (r#"{"message_type":"V0JobX"}"#, OTHER),
-            (r#"{"message_type":"V0Jo"#, OTHER),
-            (r#"{"message_type":7}"#, "Response"),
             ("", "Response"),
         ] {
             assert_eq!(label(text), kind, "{text}");
         }
-        let late = format!(r#"{{"x":"{}","message_type":"V0Job"}}"#, "é".repeat(HEAD));
-        assert_eq!(label(&late), "Response", "it is looked for at the beginning only");
     }
 
     #[test]
     fn each_direction_has_its_own_counters_and_an_open_connection_is_one_until_it_is_dropped() {
         let metrics = Metrics::new();
-        let meters = PeerMeters::new(&metrics, "miner", TYPES, MessageTypes::of(&["V0Job"]));
+        let meters = PeerMeters::new(&metrics, "miner", TYPES, MessageTypes::of(&["V0Job"], kind_of));
         meters.0.sent[TYPES.place_of(r#"{"message_type":"V0Heartbeat"}"#)].inc();
         meters.received("{}");
         let open = [Held::of(&meters.0.open), Held::of(&meters.0.open)];
@@ -413,6 +397,6 @@ mod tests {
             assert!(rendered.lines().any(|found| found == line), "{line} in:\n{rendered}");
         }
         drop(open);
-        assert_eq!(meters.0.open.get(), 0);
+        assert_eq!(meters.0.open.get().to_bits(), 0f64.to_bits());
     }
 }

@@ -35,7 +35,7 @@ use crate::ops::status::Board;
 use crate::pool::breakers::Event;
 use crate::pool::breakers::Permit;
 use crate::pool::{Breakers, BreakersConfig, BudgetConfig, RetryBudget};
-use crate::protocol::{ExecutorClass, MinerToValidator, V0DeclineJobRequest, ValidatorToMiner};
+use crate::protocol::{ExecutorClass, MinerToValidator, V0DeclineJobRequest, ValidatorToMiner, kind_of};
 use crate::transport::{Dialer, MessageTypes, PeerMeters};
 
 /// The miners, and what it takes to talk to them.
@@ -78,7 +78,7 @@ impl Miners {
         });
         let began = timer.clock().now();
         let (sent, received) = (ValidatorToMiner::TYPES, MinerToValidator::TYPES);
-        let (sent, received) = (MessageTypes::of(sent), MessageTypes::of(received));
+        let (sent, received) = (MessageTypes::of(sent, kind_of), MessageTypes::of(received, kind_of));
         let dialer = PeerMeters::new(&board.metrics, "miner", sent, received).dialer(dialer);
         let kept = KeptConnections::start(MinerDialer { key, dialer, timer }, CONNECTIONS_MAX);
         let miners = Self {

@@ -175,8 +175,8 @@ impl FacilitatorClient {
 
 /// Counts what goes to the facilitator and comes from it.
 fn meters(metrics: &Metrics) -> PeerMeters {
-    let sent = MessageTypes::of(ValidatorToFacilitator::TYPES);
-    let received = MessageTypes { names: FacilitatorToValidator::TYPES, untyped: "Response" };
+    let sent = MessageTypes::of(ValidatorToFacilitator::TYPES, kind_of);
+    let received = MessageTypes { names: FacilitatorToValidator::TYPES, untyped: "Response", type_of: kind_of };
     PeerMeters::new(metrics, "facilitator", sent, received)
 }
 
