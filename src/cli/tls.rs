@@ -108,7 +108,8 @@ pub(super) struct HttpArgs {
     #[arg(long, value_name = "FILE", env = "PHALANX_HTTP_TLS_CERT", requires = "http_tls_key")]
     http_tls_cert: Option<PathBuf>,
     /// The private key of --http-tls-cert (PEM)
-    #[arg(long, value_name = "FILE", env = "PHALANX_HTTP_TLS_KEY", value_parser = secret_file, requires = "http_tls_cert")]
+    #[arg(long, value_name = "FILE", env = "PHALANX_HTTP_TLS_KEY", requires = "http_tls_cert")]
+    #[arg(value_parser = secret_file)]
     http_tls_key: Option<PathBuf>,
     /// With --http-tls-cert: answer only clients with a certificate of these authorities (PEM), also probes
     #[arg(long, value_name = "FILE", env = "PHALANX_HTTP_TLS_CLIENT_CA", requires = "http_tls_cert")]
@@ -320,7 +321,8 @@ pub(super) struct ClientArgs {
     #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CLIENT_CERT", requires = "tls_client_key")]
     tls_client_cert: Option<PathBuf>,
     /// The private key of --tls-client-cert (PEM)
-    #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CLIENT_KEY", value_parser = secret_file, requires = "tls_client_cert")]
+    #[arg(long, value_name = "FILE", env = "PHALANX_TLS_CLIENT_KEY", requires = "tls_client_cert")]
+    #[arg(value_parser = secret_file)]
     tls_client_key: Option<PathBuf>,
     /// The name that the certificate of the facilitator (of an executor: the miner) has, if it is not the URL's host
     #[arg(long, value_name = "NAME", env = "PHALANX_TLS_SERVER_NAME")]

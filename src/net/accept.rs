@@ -82,8 +82,8 @@ impl KickableListener {
         address
     }
 
-    /// The next connection; `None` after a kick, for ever. Blocks; the kick interrupts it. Until the next call the caller
-    /// is taken to be at work.
+    /// The next connection; `None` after a kick, for ever. Blocks; the kick interrupts it. Until the next call the
+    /// caller is taken to be at work.
     pub(crate) fn accept(&self) -> io::Result<Option<(TcpStream, SocketAddr)>> {
         loop {
             self.wake.lower();

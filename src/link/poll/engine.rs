@@ -74,12 +74,12 @@ impl Poll {
         let (polling, kicked) = (shared.clone(), shared.clone());
         let kick =
             Kick::new("its event", move || kicked.news.tell(|news| (news.finish, news.break_all) = (true, true)));
-        let (name, workers) = (format!("{}-poll", config.name), config.workers);
+        let workers = config.workers;
         let mut polling = Polling::new(config, timer, polling, poller, Role { check, sink });
         for _ in 0..workers.max(1) {
             polling.hire().map_err(io::Error::other)?;
         }
-        let thread = try_spawn(name, kick, move || polling.run());
+        let thread = try_spawn(format!("{}-poll", polling.config.name), kick, move || polling.run());
         Ok(Self { shared, thread: Some(thread.map_err(io::Error::other)?) })
     }
 
