@@ -282,7 +282,7 @@ impl Facilitator {
         let (connections, requests) = (config.http_connections, config.http_requests);
         let limits = HttpLimits { connections, requests, ..HttpLimits::default() };
         let handler = guarded(config.http_names, Arc::new(handler));
-        let http = HttpServer::start("fac", http, handler, limits).map_err(FacilitatorError::Http)?;
+        let http = HttpServer::start("fac", http, handler, limits, &metrics).map_err(FacilitatorError::Http)?;
         let http_addr = http.local_addr();
         log::info!("facilitator: validators at {ws_url}{VALIDATOR_PATH}, users at {}", http.url());
         let parts = Some(FacilitatorParts { router, disk, audit: audit_thread, server, http, stop });

@@ -144,6 +144,11 @@ fn a_status_that_the_database_cannot_take_costs_that_status_alone() {
     let (_, metrics) = fix.http("GET", "/metrics", &[], "");
     let line = r#"phalanx_facilitator_messages_total{type="status",result="failed"} 2"#;
     assert!(metrics.as_str().unwrap().contains(line), "{metrics}");
+    // All is answered, so nothing waits.
+    for place in ["router", "store"] {
+        let line = format!("phalanx_facilitator_queue{{place=\"{place}\"}} 0\n");
+        assert!(metrics.as_str().unwrap().contains(&line), "{metrics}");
+    }
 }
 
 #[test]

@@ -15,6 +15,7 @@ use phalanx::net::http::pages::pages;
 use phalanx::net::http::{Handler, HttpLimits, HttpResponse, HttpServer};
 use phalanx::ops::errors::ErrorClass;
 use phalanx::ops::health::PartState;
+use phalanx::ops::metrics::Metrics;
 use phalanx::ops::status::{Board, Frame, RoleState, Snapshot};
 
 struct Fixture {
@@ -23,10 +24,10 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new(limits: HttpLimits, handler: Handler) -> Self {
+    fn new(limits: HttpLimits, handler: Handler, metrics: &Metrics) -> Self {
         let group = Group::enter();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        Self { group, server: Some(HttpServer::start("t", listener, handler, limits).unwrap()) }
+        Self { group, server: Some(HttpServer::start("t", listener, handler, limits, metrics).unwrap()) }
     }
 
     fn echo(limits: HttpLimits) -> Self {
@@ -38,7 +39,7 @@ impl Fixture {
                 Err(error) => error.into(),
             }
         });
-        Self::new(limits, handler)
+        Self::new(limits, handler, &Metrics::new())
     }
 
     fn connect(&self) -> TcpStream {
@@ -187,6 +188,7 @@ fn a_body_is_sent_while_it_is_made() {
                 }
             })
         }),
+        &Metrics::new(),
     );
     let ask = |line: &str| fixture.ask(&format!("{line}\r\nHost: h\r\nConnection: close\r\n\r\n"));
     let answer = ask("GET /a HTTP/1.1");
@@ -230,7 +232,7 @@ fn a_request_in_work_is_answered_while_the_server_stops() {
         assert!(request.shutdown.wait(LONG), "the stop must reach a waiting handler");
         HttpResponse::text(200, "last words")
     });
-    let mut fixture = Fixture::new(HttpLimits::default(), handler);
+    let mut fixture = Fixture::new(HttpLimits::default(), handler, &Metrics::new());
     let mut client = fixture.connect();
     client.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
     began.recv_timeout(LONG).unwrap();
@@ -244,7 +246,7 @@ fn a_request_in_work_is_answered_while_the_server_stops() {
 fn a_client_that_does_not_read_is_disconnected_at_the_end_of_the_budget() {
     // More than the buffers of both sockets hold.
     let handler: Handler = Arc::new(|_| HttpResponse::text(200, "x".repeat(16 << 20)));
-    let mut fixture = Fixture::new(HttpLimits { write_time: LONG, ..HttpLimits::default() }, handler);
+    let mut fixture = Fixture::new(HttpLimits { write_time: LONG, ..HttpLimits::default() }, handler, &Metrics::new());
     let mut client = fixture.connect();
     client.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
     // From here on its thread is in `write`: making an answer this large may take longer than the kick's grace.
@@ -264,7 +266,7 @@ fn dropping_an_http_server_stops_it() {
         }
         HttpResponse::text(200, "[] ")
     });
-    let mut fixture = Fixture::new(HttpLimits::default(), handler);
+    let mut fixture = Fixture::new(HttpLimits::default(), handler, &Metrics::new());
     let (mut idle, mut waits) = (fixture.connect(), fixture.connect());
     idle.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
     read_until(&mut idle, "[] ");
@@ -304,7 +306,8 @@ impl Pages {
         let pages = pages(frame);
         let handler: Handler =
             Arc::new(move |request| pages(request).unwrap_or_else(|| HttpResponse::text(404, "no page\n")));
-        Self { board, stop, timer: Some(timer), fixture: Fixture::new(HttpLimits::default(), handler) }
+        let fixture = Fixture::new(HttpLimits::default(), handler, &board.metrics);
+        Self { board, stop, timer: Some(timer), fixture }
     }
 
     /// The status and the body of a page.
@@ -360,6 +363,29 @@ fn the_pages_of_every_role() {
     assert_eq!(now.details, shown);
     assert!(now.threads.iter().any(|thread| thread.name == "t-http"), "{:?}", now.threads);
     assert_eq!(now.errors, []);
+}
+
+#[test]
+fn what_is_refused_is_counted_by_reason_and_a_probe_that_says_no_is_not() {
+    let pages = Pages::new();
+    pages.board.health.down("store", "disk full");
+    assert_eq!(pages.get("/readyz").0, 503);
+    let asked = [
+        ("GET /other HTTP/1.0\r\n\r\n", "404", "not_found"),
+        ("POST / HTTP/1.0\r\n\r\n", "405", "method"),
+        ("\0\0\0\0", "400", "malformed"),
+        (&format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}", "x".repeat(30 << 10)), "431", "too_large"),
+    ];
+    for (request, status, _) in asked {
+        let answer = pages.fixture.ask(request);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+    }
+    let metrics = pages.get("/metrics").1;
+    let counted: Vec<_> = metrics.lines().filter(|line| line.starts_with("phalanx_http_refused_total")).collect();
+    let line = |reason| format!("phalanx_http_refused_total{{reason=\"{reason}\"}} 1");
+    let mut expected: Vec<_> = asked.iter().map(|(_, _, reason)| line(reason)).collect();
+    expected.sort();
+    assert_eq!(counted, expected);
 }
 
 #[test]

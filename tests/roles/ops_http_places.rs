@@ -14,14 +14,21 @@ use phalanx::base::stop::Stopping;
 use phalanx::base::thread::Group;
 use phalanx::net::http::{Handler, HttpLimits, HttpRequest, HttpResponse, HttpServer};
 use phalanx::net::rate::Rate;
+use phalanx::ops::metrics::Metrics;
 
 /// A server that is stopped when it is dropped.
-struct Fixture(Option<HttpServer>);
+struct Fixture(Option<HttpServer>, Metrics);
 
 impl Fixture {
     fn new(limits: HttpLimits, handler: impl Fn(&HttpRequest) -> HttpResponse + Send + Sync + 'static) -> Self {
         let handler: Handler = Arc::new(handler);
-        Self(Some(HttpServer::start("t", TcpListener::bind("127.0.0.1:0").unwrap(), handler, limits).unwrap()))
+        let (listener, metrics) = (TcpListener::bind("127.0.0.1:0").unwrap(), Metrics::new());
+        Self(Some(HttpServer::start("t", listener, handler, limits, &metrics).unwrap()), metrics)
+    }
+
+    /// How many were refused for that reason.
+    fn refused(&self, reason: &'static str) -> u64 {
+        self.1.counter("phalanx_http_refused_total", "", &[("reason", reason)]).get()
     }
 
     fn address(&self) -> SocketAddr {
@@ -95,6 +102,7 @@ fn requests_over_the_limit_are_answered_and_a_probe_as_always() {
     begun.recv_timeout(LONG).unwrap();
     let refused = fixture.ask(1, "/a");
     assert!(refused.starts_with("HTTP/1.1 503 ") && refused.contains("\r\nRetry-After: 1\r\n"), "{refused}");
+    assert_eq!(fixture.refused("busy"), 1);
     for probe in ["/healthz", "/readyz", "/metrics"] {
         assert!(fixture.ask(1, probe).starts_with("HTTP/1.1 200 "), "{probe}");
     }
@@ -115,6 +123,7 @@ fn who_waits_goes_first_and_an_address_has_its_share() {
     let mut silent: Vec<_> = (0..5).map(|_| fixture.connect(2)).collect();
     let over = head(&mut fixture.connect(2));
     assert!(over.starts_with("HTTP/1.1 503 "), "a sixth of one address: {over:?}");
+    assert_eq!(fixture.refused("no_place"), 1);
     silent.extend((0..3).map(|_| fixture.connect(3)));
     // All places are taken, and still everybody is served: the oldest of the silent ones go, one by one.
     let mut kept = Vec::new();

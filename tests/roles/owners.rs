@@ -17,7 +17,8 @@ use phalanx::identity::KeyPair;
 use phalanx::link::server::{Server, ServerConfig};
 use phalanx::link::{Link, LinkConfig, LinkEvent, Text};
 use phalanx::miner::{Miner, MinerConfig};
-use phalanx::net::http::{HttpLimits, HttpResponse, HttpServer};
+use phalanx::net::http::{HttpLimits, HttpRequest, HttpResponse, HttpServer};
+use phalanx::ops::metrics::Metrics;
 use phalanx::ops::status::Board;
 use phalanx::pool::{Connector, Pool, PoolConfig, Until};
 use phalanx::protocol::ExecutorClass;
@@ -133,7 +134,8 @@ fn of_roles() -> Vec<Row> {
         TaskManager: |_| TaskManager::start(TaskConfig::new("t-owner")).unwrap();
         NumberPool: |_| Pool::start(PoolConfig::default(), Numbers);
         HttpServer: |_| {
-            HttpServer::start("t", http(), Arc::new(|_| HttpResponse::text(200, "")), HttpLimits::default()).unwrap()
+            let handler = Arc::new(|_: &HttpRequest| HttpResponse::text(200, ""));
+            HttpServer::start("t", http(), handler, HttpLimits::default(), &Metrics::new()).unwrap()
         };
         Server: |place| {
             let listener = Box::new(place.world.net.listener("server"));

@@ -10,6 +10,7 @@ use phalanx::base::shutdown::Shutdown;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::cli::job_text::Form;
 use phalanx::cli::submit::{Plan, submit};
+use phalanx::ops::metrics::Metrics;
 use phalanx::protocol::JobStatus as S;
 use serde_json::{Value, json};
 
@@ -195,7 +196,9 @@ fn a_facilitator_gets_no_signature_but_one_over_a_nonce() {
         HttpResponse::json(200, &json!({"nonce": text, "token": "t"}))
     };
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let server = HttpServer::start("nonce", listener, std::sync::Arc::new(handler), HttpLimits::default()).unwrap();
+    let server =
+        HttpServer::start("nonce", listener, std::sync::Arc::new(handler), HttpLimits::default(), &Metrics::new())
+            .unwrap();
     let base = format!("http://{}", server.local_addr());
     let (target, tag) = (alice().public(), String::new());
     let plan = Plan { base, key: user, target, tag, wait: true, at_once: None, form: Form::Json, output: None };
@@ -275,7 +278,9 @@ impl Proxy {
             }
         };
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = HttpServer::start("prx", listener, std::sync::Arc::new(handler), HttpLimits::default()).unwrap();
+        let server =
+            HttpServer::start("prx", listener, std::sync::Arc::new(handler), HttpLimits::default(), &Metrics::new())
+                .unwrap();
         Self { address: server.local_addr(), target, server }
     }
 

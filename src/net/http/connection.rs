@@ -16,6 +16,7 @@ use super::budget::{Budget, Charge};
 use super::date::http_date;
 use super::limits::HttpLimits;
 use super::message::{Behind, BodyError, Handler, HttpRequest, HttpResponse};
+use super::refusals::Refusals;
 use super::request::{Refused, Request};
 use super::socket::{Opened, Socket};
 use super::stream::{self, Sending};
@@ -43,10 +44,11 @@ pub(super) struct Service {
     /// By address.
     requests: Mutex<Buckets<Origin>>,
     probes: Mutex<Buckets<Origin>>,
+    pub(super) refusals: Refusals,
 }
 
 impl Service {
-    pub(super) fn new(handler: Handler, limits: HttpLimits, tls: Option<ServerTls>) -> Self {
+    pub(super) fn new(handler: Handler, limits: HttpLimits, tls: Option<ServerTls>, refusals: Refusals) -> Self {
         let buckets = || Mutex::new(Buckets::new(limits.requests));
         Self {
             handler,
@@ -56,6 +58,7 @@ impl Service {
             working: Budget::new(limits.connections),
             requests: buckets(),
             probes: buckets(),
+            refusals,
         }
     }
 
@@ -170,7 +173,8 @@ impl Connection {
                 return self.last(HttpResponse::text(status, why + "\n"), peer);
             }
         };
-        match self.service.enter(&peer.ip().into(), PROBES.contains(&head.path.as_str())) {
+        let is_probe = PROBES.contains(&head.path.as_str());
+        match self.service.enter(&peer.ip().into(), is_probe) {
             Ok(place) => self.charges.borrow_mut().extend(place),
             Err(refusal) => return self.last(refusal, peer),
         }
@@ -182,6 +186,10 @@ impl Connection {
         let behind = self.clone();
         let request = HttpRequest { method, path, query, headers, peer, shutdown: stop.clone(), behind };
         let (response, is_sound) = answer(&self.service.handler, &request);
+        // A probe's 503 is what it asked for.
+        if !(is_probe && response.status == 503) {
+            self.service.refusals.count_answer(response.status);
+        }
         if self.wire.borrow().is_gone() {
             return false;
         }
@@ -195,8 +203,9 @@ impl Connection {
         sent.inspect_err(|error| log::debug!("http client {peer} did not take its answer: {error}")).is_ok()
     }
 
-    /// The last answer.
+    /// The last answer, in place of what was asked for.
     fn last(&self, response: HttpResponse, peer: SocketAddr) -> bool {
+        self.service.refusals.count_answer(response.status);
         self.finish(response, Form::LAST, peer)
     }
 

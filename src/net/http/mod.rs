@@ -12,6 +12,7 @@
 //! * `names`: by which names it may be asked. Pure.
 //! * `socket`: one connection of it, plain or TLS.
 //! * `wire`: the requests that come over it. `budget`: what all requests share.
+//! * `refusals`: what it refuses, counted.
 //! * `connection`: request after request on its thread.
 //! * [`server`]: its threads.
 //! * `stream`: a body that is made while it is sent.
@@ -34,6 +35,7 @@ pub mod message;
 mod names;
 mod page;
 pub mod pages;
+mod refusals;
 mod request;
 pub mod server;
 mod socket;

@@ -15,10 +15,12 @@ use super::connection::{self, Client, date};
 use super::limits::HttpLimits;
 use super::message::{Handler, HttpResponse};
 use super::names::HostNames;
+use super::refusals::Refusals;
 use crate::base::stop::{Step, StopReport, stop_alone};
 use crate::net::accept::{Acceptor, Admitted, KickableListener, Place, Service};
 use crate::net::admission::Origin;
 use crate::net::tls::ServerTls;
+use crate::ops::metrics::Metrics;
 
 /// The same handler for requests by one of `names`; others are answered with 421 or 403. Everybody may have `/healthz`:
 /// an orchestrator ends what seems dead to it, and the page says nothing that a stranger could use.
@@ -73,7 +75,8 @@ impl fmt::Debug for HttpServer {
 }
 
 impl HttpServer {
-    /// Starts to serve `listener`. `name`, at most 3 bytes as `fac`, begins the thread names.
+    /// Starts to serve `listener`. `name`, at most 3 bytes as `fac`, begins the thread names. What it refuses is
+    /// counted in `metrics`, as `phalanx_http_refused_total` by reason.
     ///
     /// # Errors
     /// The listener has no local address, or the system no descriptor for what wakes it.
@@ -82,13 +85,14 @@ impl HttpServer {
         listener: impl Into<HttpListener>,
         handler: Handler,
         limits: HttpLimits,
+        metrics: &Metrics,
     ) -> io::Result<Self> {
         let listener = listener.into();
         let scheme = listener.scheme();
         let HttpListener { tcp, tls } = listener;
         let listener = KickableListener::new(tcp)?;
         let (address, kick) = (listener.local_addr(), listener.kick());
-        let shared = Arc::new(connection::Service::new(handler, limits, tls));
+        let shared = Arc::new(connection::Service::new(handler, limits, tls, Refusals(metrics.clone())));
         let service = HttpService { name, listener, shared };
         let acceptor = Acceptor::start(format!("{name}-http"), limits.places(), kick, service);
         Ok(Self { address, scheme, acceptor })
@@ -155,6 +159,7 @@ impl Service for HttpService {
     }
 
     fn refuse(&self, (stream, _): (TcpStream, SocketAddr)) {
+        self.shared.refusals.count("no_place");
         // With TLS it would take a handshake.
         if !self.shared.has_tls() {
             refuse(&stream);
