@@ -270,7 +270,9 @@ impl Facilitator {
                 }
                 places.measure(metrics, CONNECTIONS);
                 connections.measure(metrics, "phalanx_facilitator_round_trip_seconds");
-                let mut shown = snapshot(&lock(&shown));
+                // Made of a copy: the router waits for the lock.
+                let copy = lock(&shown).clone();
+                let mut shown = snapshot(&copy);
                 shown["connections"] = places.counts().json();
                 shown
             }),
@@ -311,7 +313,7 @@ impl Facilitator {
 
     /// Validator connections, jobs that wait for their validator: as `/status.json` shows them under `details`.
     pub fn snapshot(&self) -> Value {
-        snapshot(&lock(&self.status))
+        snapshot(&lock(&self.status).clone())
     }
 
     /// The newest specs that validators reported of each miner. Blocks on the disk, at most ten seconds.

@@ -238,13 +238,16 @@ impl RouterLoop {
             if let Some((kind, took)) = read {
                 self.owned.meters.frame(kind, took + now.mono.elapsed());
             }
-            let status = self.owned.router.status();
-            self.owned.meters.waiting.set(status.waiting_jobs);
-            *lock(&self.owned.status) = status;
+            let waiting_jobs = {
+                let mut status = lock(&self.owned.status);
+                self.owned.router.show(&mut status);
+                status.waiting_jobs
+            };
+            self.owned.meters.waiting.set(waiting_jobs);
             for action in actions {
                 self.act(action, now);
             }
-            if self.changes.is_empty() && self.owned.router.is_settled() {
+            if !self.settling.is_empty() && self.changes.is_empty() && self.owned.router.is_settled() {
                 self.settling.clear();
             }
             pulse.done();

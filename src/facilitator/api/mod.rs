@@ -174,7 +174,7 @@ impl Api {
 
     /// Whether jobs are taken for it now.
     fn check_validator(&self, validator: &PublicKey) -> Result<(), Problem> {
-        let status = lock(&self.status).clone();
+        let status = lock(&self.status);
         let problem = if !status.validators.contains(validator) {
             "is not a validator of this facilitator"
         } else if !self.hold_jobs && !status.reaches(validator, Instant::now()) {

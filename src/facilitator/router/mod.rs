@@ -132,8 +132,17 @@ impl<T> Router<T> {
         self.sessions.live(now, validator).is_some()
     }
 
+    /// Brings an earlier [`Router::status`] up to date. It costs what has changed since, however many sessions there
+    /// are.
+    pub fn show(&mut self, shown: &mut RouterStatus) {
+        self.sessions.show(&mut shown.sessions);
+        shown.validators = self.validators.clone();
+        shown.seen = self.sessions.seen();
+        shown.waiting_jobs = self.jobs.len();
+    }
+
     /// What others may see.
-    pub fn status(&mut self) -> RouterStatus {
+    pub fn status(&self) -> RouterStatus {
         RouterStatus {
             validators: self.validators.clone(),
             sessions: self.sessions.infos(),

@@ -42,8 +42,8 @@ pub(super) struct Sessions {
     due: BTreeSet<(Instant, SessionId)>,
     /// When the last session of a validator that has none now was last heard of.
     seen: Arc<HashMap<PublicKey, Instant>>,
-    /// [`Sessions::infos`], until a session changes.
-    shown: Option<Arc<[SessionInfo]>>,
+    /// Those that are not shown as they are.
+    changed: BTreeSet<SessionId>,
 }
 
 impl Sessions {
@@ -56,7 +56,7 @@ impl Sessions {
             of: HashMap::new(),
             due: BTreeSet::new(),
             seen: Arc::default(),
-            shown: None,
+            changed: BTreeSet::new(),
         }
     }
 
@@ -72,7 +72,7 @@ impl Sessions {
             due: None,
         };
         self.all.insert(id, session);
-        self.shown = None;
+        self.changed.insert(id);
         self.look_at(id, now.checked_add(self.auth_limit));
     }
 
@@ -84,7 +84,7 @@ impl Sessions {
     pub(super) fn remove(&mut self, id: SessionId) -> Option<Session> {
         self.look_at(id, None);
         let session = self.all.remove(&id)?;
-        self.shown = None;
+        self.changed.insert(id);
         self.leave_place(id, &session);
         Some(session)
     }
@@ -94,7 +94,7 @@ impl Sessions {
         let session = self.all.get_mut(&id)?;
         session.validator = Some(validator);
         session.heartbeat = now;
-        self.shown = None;
+        self.changed.insert(id);
         self.look_at(id, now.checked_add(self.ghost_limit));
         if self.seen.contains_key(&validator) {
             Arc::make_mut(&mut self.seen).remove(&validator);
@@ -106,7 +106,7 @@ impl Sessions {
     pub(super) fn forget(&mut self, id: SessionId) {
         let Some(session) = self.all.get_mut(&id) else { return };
         let validator = session.validator.take();
-        self.shown = None;
+        self.changed.insert(id);
         if let Some(validator) = validator
             && self.of.get(&validator) == Some(&id)
         {
@@ -117,7 +117,7 @@ impl Sessions {
     pub(super) fn beat(&mut self, now: Instant, id: SessionId) {
         if let Some(session) = self.all.get_mut(&id) {
             session.heartbeat = now;
-            self.shown = None;
+            self.changed.insert(id);
         }
     }
 
@@ -127,7 +127,7 @@ impl Sessions {
         let first = !session.closing;
         session.closing = true;
         session.answers.clear();
-        self.shown = None;
+        self.changed.insert(id);
         self.leave_place(id, &session);
         self.all.insert(id, session);
         first
@@ -234,25 +234,74 @@ impl Sessions {
     }
 
     /// What others may see, the oldest first.
-    pub(super) fn infos(&mut self) -> Arc<[SessionInfo]> {
-        if let Some(shown) = &self.shown {
-            return shown.clone();
-        }
-        let info = |(id, session): (&SessionId, &Session)| SessionInfo {
-            id: *id,
+    pub(super) fn infos(&self) -> Vec<SessionInfo> {
+        self.all.iter().map(|(id, session)| self.info(*id, session)).collect()
+    }
+
+    fn info(&self, id: SessionId, session: &Session) -> SessionInfo {
+        SessionInfo {
+            id,
             validator: session.validator,
             peer: session.peer.clone(),
             version: session.version.clone(),
             opened: session.opened,
             heartbeat: session.heartbeat,
             live_until: self.live_until(session),
-        };
-        let infos: Arc<[SessionInfo]> = self.all.iter().map(info).collect();
-        self.shown.insert(infos).clone()
+        }
+    }
+
+    /// Brings earlier [`Sessions::infos`] up to date. It costs what has changed since, however many there are.
+    pub(super) fn show(&mut self, shown: &mut Vec<SessionInfo>) {
+        for id in std::mem::take(&mut self.changed) {
+            let place = shown.binary_search_by_key(&id, |info| info.id);
+            let now = self.all.get(&id).map(|session| self.info(id, session));
+            match (place, now) {
+                (Ok(at), Some(info)) => shown[at] = info,
+                (Ok(at), None) => drop(shown.remove(at)),
+                (Err(at), Some(info)) => shown.insert(at, info),
+                (Err(_), None) => {}
+            }
+        }
     }
 
     /// When each validator that has no session now, and had one, was last heard of.
     pub(super) fn seen(&self) -> Arc<HashMap<PublicKey, Instant>> {
         self.seen.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::rng::Rng;
+
+    #[test]
+    fn what_is_shown_is_what_is_there_after_each_step() {
+        let seed = Rng::from_entropy().next_u64();
+        println!("seed {seed}");
+        let mut rng = Rng::new(seed);
+        let (second, mut now) = (Duration::from_secs(1), Instant::now());
+        let mut sessions = Sessions::new(60 * second, 10 * second, 600 * second);
+        let ids: Vec<_> = (0..20).map(|_| SessionId::fresh()).collect();
+        let validators: Vec<_> = (0..5u8).map(|n| PublicKey::from_bytes([n; 32])).collect();
+        let mut shown = sessions.infos();
+        for _ in 0..5_000 {
+            now += second;
+            let id = ids[rng.next_u64() as usize % ids.len()];
+            let validator = validators[rng.next_u64() as usize % validators.len()];
+            let is_there = sessions.get(id).is_some();
+            match rng.next_u64() % 8 {
+                0 | 1 if !is_there => sessions.open(now, id, "peer".to_owned(), "1".to_owned()),
+                2 => drop(sessions.authenticate(now, id, validator)),
+                3 => drop(sessions.close(id)),
+                4 => drop(sessions.remove(id)),
+                5 => sessions.forget(id),
+                _ => sessions.beat(now, id),
+            }
+            if rng.one_in(3) {
+                sessions.show(&mut shown);
+                assert_eq!(shown, sessions.infos(), "seed {seed}");
+            }
+        }
     }
 }

@@ -399,13 +399,13 @@ impl Note {
     }
 }
 
-/// What others may see of the router, as of its last input. Cheap to clone.
+/// What others may see of the router, as of its last input.
 #[derive(Debug, Clone)]
 pub struct RouterStatus {
     /// Who may connect as a validator.
     pub validators: Arc<HashSet<PublicKey>>,
     /// All sessions, the oldest first.
-    pub sessions: Arc<[SessionInfo]>,
+    pub sessions: Vec<SessionInfo>,
     /// When each validator that has no session now, and had one since the start, was last heard of.
     pub seen: Arc<HashMap<PublicKey, Instant>>,
     /// Jobs of which the validator has reported nothing yet.
