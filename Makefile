@@ -134,6 +134,13 @@ bench/connections:
 	cd tests/peers && $(CARGO) build --quiet --release --locked --bin bench-connections
 	target/peers/release/bench-connections compare $(CONNECTIONS_ARGS)
 
+.PHONY: bench/facilitator
+# A facilitator with many validators beside one on tokio; FACILITATOR_ARGS as in `bench-connections dispatch --help`.
+bench/facilitator:
+	$(CARGO) build --quiet --release --locked --bin phalanx
+	cd tests/peers && $(CARGO) build --quiet --release --locked --bin bench-connections
+	target/peers/release/bench-connections dispatch $(FACILITATOR_ARGS)
+
 .PHONY: stress/dispatch
 # 10,000 jobs over 50 validators, while facilitator and validators are killed and their links are cut.
 stress/dispatch:

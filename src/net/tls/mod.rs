@@ -20,7 +20,7 @@ use std::{fmt, fs};
 use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{UnbufferedServerConnection, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, ConnectionCommon, RootCertStore, ServerConfig, ServerConnection};
 
@@ -234,6 +234,11 @@ impl ServerTls {
     /// The server's end of a new connection.
     pub(crate) fn connection(&self) -> Result<ServerConnection, rustls::Error> {
         ServerConnection::new(self.live.get())
+    }
+
+    /// The same, of a connection that has buffers only while they hold something.
+    pub(crate) fn unbuffered(&self) -> Result<UnbufferedServerConnection, rustls::Error> {
+        UnbufferedServerConnection::new(self.live.get())
     }
 
     /// When its certificate ends.

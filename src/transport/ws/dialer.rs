@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rustls::pki_types::ServerName;
 use tungstenite::protocol::Role;
 
+use super::sealed::Sealed;
 use super::socket::Socket;
 use super::split;
 use crate::base::shutdown::{Level, Shutdown};
@@ -94,7 +95,7 @@ impl Dialer for WsDialer {
             let mut stream = rustls::Stream::new(&mut tls, socket);
             let upgraded = upgrade_as_client(&mut stream, &url, headers, limits.handshake_bytes)
                 .map_err(|error| tls_behind(&url.authority, error))?;
-            Ok((Some(tls.into()), upgraded))
+            Ok((Some(Sealed::buffered(tls)), upgraded))
         })?;
         let Upgraded { tail, clock_skew } = upgraded;
         let connection = split(Socket::new(tcp, tls), tail, Role::Client, &limits, url.authority);

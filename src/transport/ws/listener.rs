@@ -8,6 +8,7 @@ use tungstenite::protocol::Role;
 
 use super::policy::ClientPolicy;
 use super::polled::PolledSocket;
+use super::sealed::Sealed;
 use super::socket::Socket;
 use super::split;
 use crate::base::shutdown::{Level, Shutdown};
@@ -130,7 +131,7 @@ impl Pending for WsPending {
                     upgrade_as_server(&mut stream, &peer, limits.handshake_bytes, &mut check)?
                 }
             };
-            Ok((tls.map(Into::into), request))
+            Ok((tls.map(Sealed::buffered), request))
         })?;
         Ok((split(Socket::new(tcp, tls), Vec::new(), Role::Server, limits, peer), request))
     }

@@ -10,6 +10,7 @@ mod listener;
 mod policy;
 mod polled;
 mod scan;
+mod sealed;
 mod socket;
 
 use std::sync::Arc;

@@ -10,6 +10,7 @@ use tungstenite::protocol::Role;
 
 use super::frames::{Decoder, Encoder};
 use super::policy::ClientPolicy;
+use super::sealed::Sealed;
 use super::socket::{Caller, Inbound, Outbound, Socket};
 use super::{halves, intake_of};
 use crate::net::dial::set_options;
@@ -61,8 +62,8 @@ impl PolledSocket {
 
     fn begin(&self) -> Result<Parts, TransportError> {
         set_options(&self.tcp).map_err(TransportError::io("accepting"))?;
-        let tls = self.tls.as_ref().map(ServerTls::connection).transpose();
-        let tls = tls.map_err(|error| failed(&self.peer, error))?.map(Into::into);
+        let tls = self.tls.as_ref().map(ServerTls::unbuffered).transpose();
+        let tls = tls.map_err(|error| failed(&self.peer, error))?.map(Sealed::lean);
         let socket = Arc::new(Socket::new(self.tcp.clone(), tls));
         let inbound = Inbound::new(socket.clone(), Caller::Poll, 0);
         let outbound = Outbound::new(socket.clone(), Caller::Poll);

@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
+use super::sealed::Sealed;
 use crate::base::lock::lock;
 use crate::base::waits::waiting;
 use crate::transport::control::Control;
@@ -28,8 +29,7 @@ const SEND_BYTES: usize = 256 << 10;
 
 pub(super) struct Socket {
     tcp: Arc<TcpStream>,
-    /// Apart, because a connection without TLS need not have its kilobyte.
-    tls: Option<Box<Mutex<rustls::Connection>>>,
+    tls: Option<Mutex<Sealed>>,
     pub(super) control: Arc<Control>,
     pub(super) traffic: Arc<Traffic>,
     /// We have ended the reading ourselves.
@@ -37,14 +37,14 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    pub(super) fn new(tcp: Arc<TcpStream>, tls: Option<rustls::Connection>) -> Self {
-        let (tls, has_ended_reading) = (tls.map(|tls| Box::new(Mutex::new(tls))), AtomicBool::new(false));
+    pub(super) fn new(tcp: Arc<TcpStream>, tls: Option<Sealed>) -> Self {
+        let (tls, has_ended_reading) = (tls.map(Mutex::new), AtomicBool::new(false));
         Self { tcp, tls, control: Arc::default(), traffic: Arc::default(), has_ended_reading }
     }
 
     /// Whether the peer has shown a certificate, which then was a good one.
     pub(super) fn peer_is_certified(&self) -> bool {
-        self.tls.as_ref().is_some_and(|tls| lock(tls).peer_certificates().is_some())
+        self.tls.as_ref().is_some_and(|tls| lock(tls).peer_is_certified())
     }
 
     pub(super) fn kick(&self) {
@@ -255,22 +255,17 @@ impl Inbound {
     /// Decrypts what was received. `None`: more must be received first.
     ///
     /// `WouldBlock` says that rustls wants something sent, which only the writer does; the next call goes on.
-    fn open(&mut self, tls: &Mutex<rustls::Connection>, buf: &mut [u8]) -> io::Result<Option<usize>> {
+    fn open(&mut self, tls: &Mutex<Sealed>, buf: &mut [u8]) -> io::Result<Option<usize>> {
         let mut tls = lock(tls);
         loop {
-            match tls.reader().read(buf) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                done => return done.map(Some),
+            if let Some(taken) = tls.take(buf)? {
+                return Ok(Some(taken));
             }
             if self.start == self.end {
                 return Ok(None);
             }
-            let mut rest = &self.received[self.start..self.end];
-            tls.read_tls(&mut rest)?;
-            self.start = self.end - rest.len();
             let waited = tls.wants_write();
-            let outcome = tls.process_new_packets();
-            outcome.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+            self.start += tls.feed(&self.received[self.start..self.end])?;
             // Only a change is reported, so that a writer which is slow to wake is not asked again and again.
             if tls.wants_write() && !waited {
                 return Err(io::ErrorKind::WouldBlock.into());
@@ -357,7 +352,7 @@ impl Outbound {
         let mut rest = bytes;
         loop {
             let (chunk, later) = rest.split_at(rest.len().min(SEAL_BYTES));
-            seal(tls, chunk, &mut self.sealed)?;
+            lock(tls).seal(chunk, &mut self.sealed)?;
             self.socket.send(&self.sealed)?;
             rest = later;
             if rest.is_empty() {
@@ -413,7 +408,7 @@ impl Outbound {
                             lock(tls).send_close_notify();
                             self.ending = Ending::Said;
                         }
-                        seal(tls, chunk, &mut self.sealed)?;
+                        lock(tls).seal(chunk, &mut self.sealed)?;
                         self.kept_sent += chunk.len();
                     }
                     (&self.sealed, &mut self.sealed_sent)
@@ -458,15 +453,4 @@ impl Outbound {
         self.send(&[])?;
         self.socket.tcp.shutdown(Half::Write)
     }
-}
-
-/// Encrypts a part of what is to be sent, after whatever TLS itself has to say; `sealed` has the records.
-fn seal(tls: &Mutex<rustls::Connection>, plain: &[u8], sealed: &mut Vec<u8>) -> io::Result<()> {
-    sealed.clear();
-    let mut tls = lock(tls);
-    tls.writer().write_all(plain)?;
-    while tls.wants_write() {
-        tls.write_tls(sealed)?;
-    }
-    Ok(())
 }

@@ -48,7 +48,7 @@ enum Wire {
 }
 
 /// A server process; ended when dropped.
-struct Server(Child);
+pub struct Server(pub Child);
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -91,7 +91,7 @@ fn certificate(folder: &Path) -> Result<TlsConnector, String> {
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-const HEAD: [&str; 11] = [
+const HEAD: [&str; 13] = [
     "server",
     "wire",
     "connections",
@@ -103,6 +103,8 @@ const HEAD: [&str; 11] = [
     "switches/s idle",
     "p50 µs",
     "p99 µs",
+    "messages/s",
+    "CPU µs/message",
 ];
 
 /// Measures one server at each number of connections.
@@ -110,7 +112,8 @@ async fn measure(args: &Args, kind: Kind, tls: Option<(&Path, &TlsConnector)>) -
     let (server, url) = start(kind, tls.map(|(folder, _)| folder))?;
     let pid = server.0.id();
     let key = keys::keypair(&"07".repeat(32))?;
-    let target = Target { url, tls: tls.map(|(_, tls)| tls.clone()), authentication: work::authentication(&key) };
+    let authentications = Arc::new(vec![work::authentication(&key)]);
+    let target = Target { url, tls: tls.map(|(_, tls)| tls.clone()), authentications };
     let window = Duration::from_secs(args.window);
     // One connection and one answer, so that what comes once is not counted for the connections.
     probe(&target, 1).await?;
@@ -136,6 +139,9 @@ async fn measure(args: &Args, kind: Kind, tls: Option<(&Path, &TlsConnector)>) -
         tokio::time::sleep(window).await;
         clients.check()?;
         let Reading { switches, resident_kib, threads, .. } = meter::read(pid)?;
+        let before_load = meter::cpu(pid)?;
+        let messages = clients.load(window).await? as f64;
+        let per_message = (meter::cpu(pid)? - before_load) as f64 / 1e3 / messages;
         let kib = resident_kib.saturating_sub(empty.resident_kib) as f64 / count as f64;
         let row = [
             format!("{kind:?}").to_lowercase(),
@@ -149,6 +155,8 @@ async fn measure(args: &Args, kind: Kind, tls: Option<(&Path, &TlsConnector)>) -
             format!("{:.1}", switches.saturating_sub(idle.switches) as f64 / window.as_secs_f64()),
             format!("{:.0}", took[took.len() / 2]),
             format!("{:.0}", took[took.len() * 99 / 100]),
+            format!("{:.0}", messages / window.as_secs_f64()),
+            format!("{per_message:.1}"),
         ];
         eprintln!("{}", row.join(" | "));
         rows.push(row.to_vec());

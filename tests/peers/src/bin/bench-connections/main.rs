@@ -6,7 +6,9 @@
 #![forbid(unsafe_code)]
 
 mod compare;
+mod dispatch;
 mod drive;
+mod facilitator;
 mod serve;
 mod work;
 
@@ -26,8 +28,12 @@ struct Args {
 enum Command {
     /// Measures all servers and prints tables
     Compare(compare::Args),
+    /// Measures facilitators with many validators and prints a table; needs `phalanx` built for release
+    Dispatch(dispatch::Args),
     /// Runs one server until its standard input ends; it prints its address
     Serve(serve::Args),
+    /// Runs a facilitator on tokio until its standard input ends; it prints its addresses
+    ServeFacilitator(serve::FacilitatorArgs),
 }
 
 /// Each connection has a descriptor at either end.
@@ -42,6 +48,8 @@ fn main() -> ExitCode {
     let done = raise_descriptors().and_then(|()| match args.command {
         Command::Compare(args) => compare::compare(&args),
         Command::Serve(args) => serve::serve(&args),
+        Command::Dispatch(args) => dispatch::dispatch(&args),
+        Command::ServeFacilitator(args) => serve::serve_facilitator(&args),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

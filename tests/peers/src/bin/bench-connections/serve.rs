@@ -23,13 +23,15 @@ use tokio_tungstenite::accept_async_with_config;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
+use crate::dispatch::validator;
+use crate::facilitator::Facilitator;
 use crate::work::Session;
 
 /// When a silent client is pinged.
 const PING_AFTER: Duration = Duration::from_secs(30);
 
 /// Read buffer of the server on tokio; the library's default is 128 KiB.
-const READ_BUFFER_BYTES: usize = 4 << 10;
+pub const READ_BUFFER_BYTES: usize = 4 << 10;
 
 /// A server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -116,6 +118,12 @@ fn ours(threaded: usize, tls: Option<&Path>) -> Result<(), String> {
     Ok(())
 }
 
+fn tell(served: Result<(), String>) {
+    if let Err(why) = served {
+        eprintln!("{why}");
+    }
+}
+
 fn tokio_server(tls: Option<&Path>) -> Result<(), String> {
     let acceptor = tls.map(acceptor).transpose()?;
     let runtime =
@@ -127,21 +135,63 @@ fn tokio_server(tls: Option<&Path>) -> Result<(), String> {
         say(&format!("{scheme}://{address}"))?;
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                let acceptor = acceptor.clone();
-                tokio::spawn(async move {
-                    let served = match acceptor {
-                        None => connection(socket).await,
-                        Some(acceptor) => match acceptor.accept(socket).await {
-                            Ok(stream) => connection(stream).await,
-                            Err(error) => Err(error.to_string()),
-                        },
-                    };
-                    if let Err(why) = served {
-                        eprintln!("{why}");
-                    }
-                });
+                // As ours has it.
+                if let Err(error) = socket.set_nodelay(true) {
+                    eprintln!("{error}");
+                    continue;
+                }
+                // Each has a task of its own kind, so that a plain one has no room for TLS.
+                match acceptor.clone() {
+                    None => tokio::spawn(async move { tell(connection(socket).await) }),
+                    Some(acceptor) => tokio::spawn(async move {
+                        match acceptor.accept(socket).await {
+                            // The handshake's room is given back.
+                            Ok(stream) => drop(tokio::spawn(async move { tell(connection(stream).await) })),
+                            Err(error) => tell(Err(error.to_string())),
+                        }
+                    }),
+                };
             }
         });
+        tokio::task::spawn_blocking(wait_for_the_end).await.map_err(|error| error.to_string())?
+    })
+}
+
+/// A facilitator on tokio, for so many validators and one user (SS58).
+#[derive(clap::Args)]
+pub struct FacilitatorArgs {
+    validators: usize,
+    user: String,
+}
+
+pub fn serve_facilitator(args: &FacilitatorArgs) -> Result<(), String> {
+    let validators = (0..args.validators).map(|number| validator(number).map(|key| key.public));
+    let facilitator = Arc::new(Facilitator::new(validators.collect::<Result<Vec<_>, _>>()?, &args.user)?);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| error.to_string())?;
+    runtime.block_on(async {
+        let mut addresses = Vec::new();
+        for of_users in [false, true] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.map_err(|error| error.to_string())?;
+            addresses.push(listener.local_addr().map_err(|error| error.to_string())?.to_string());
+            let facilitator = facilitator.clone();
+            tokio::spawn(async move {
+                while let Ok((socket, _)) = listener.accept().await {
+                    let facilitator = facilitator.clone();
+                    tokio::spawn(async move {
+                        let served = match (socket.set_nodelay(true), of_users) {
+                            (Err(error), _) => Err(error.to_string()),
+                            (Ok(()), true) => facilitator.user(socket).await,
+                            (Ok(()), false) => facilitator.validator(socket).await,
+                        };
+                        if let Err(why) = served {
+                            eprintln!("{why}");
+                        }
+                    });
+                }
+            });
+        }
+        say(&serde_json::json!({"listening": addresses[0], "http": addresses[1]}).to_string())?;
         tokio::task::spawn_blocking(wait_for_the_end).await.map_err(|error| error.to_string())?
     })
 }

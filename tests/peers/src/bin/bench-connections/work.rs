@@ -5,7 +5,7 @@ use schnorrkel::{Keypair, PublicKey};
 use serde::Deserialize;
 
 /// What is answered to an authentication and to a probe.
-const SUCCESS: &str = r#"{"status":"success","errors":[]}"#;
+pub const SUCCESS: &str = r#"{"status":"success","errors":[]}"#;
 
 /// A heartbeat.
 pub const HEARTBEAT: &str = r#"{"message_type":"V0Heartbeat"}"#;
