@@ -167,14 +167,26 @@ $(VENV)/.ready: tests/python/requirements.txt tests/python/requirements-no-deps.
 	elif [ -n "$$PHALANX_TEST_REQUIRE_ALL" ]; then cat target/venv.log; exit 1; \
 	else echo "SKIPPED: no Python peers, see target/venv.log"; fi
 
-# Feeds each decoder that meets bytes of others for so many seconds with what a fuzzer makes up; needs cargo-fuzz and a
-# nightly compiler. What it finds becomes a file of fuzz/corpus, which the tests read.
-.PHONY: fuzz
+# Feeds each decoder that meets bytes of others for so many seconds with what a fuzzer makes up; `make -j4 fuzz` has
+# four at a time, `make fuzz/wire` is one. What it finds becomes a file of fuzz/corpus, which the tests read.
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS ?= archive celery_message celery_result http_answer http_request journal redis_replies wire
-fuzz:
-	cd fuzz && for target in $(FUZZ_TARGETS); do \
-	  mkdir -p target/corpus/$$target; \
-	  $(CARGO) +nightly fuzz run --sanitizer none $$target target/corpus/$$target corpus/$$target -- \
-	    -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -rss_limit_mb=2048 -print_final_stats=1 || exit 1; \
-	done
+FUZZ_TARGETS := archive celery_message celery_result http_answer http_request journal redis_replies websocket wire
+FUZZ_RUNS := $(addprefix fuzz/,$(FUZZ_TARGETS))
+.PHONY: fuzz fuzz/tools $(FUZZ_RUNS)
+fuzz: $(FUZZ_RUNS)
+$(FUZZ_RUNS): fuzz/%: fuzz/tools
+	@mkdir -p fuzz/target/corpus/$*
+	cd fuzz && $(CARGO) +nightly fuzz run --sanitizer none $* target/corpus/$* corpus/$* -- \
+	  -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -rss_limit_mb=2048 -print_final_stats=1
+fuzz/tools:
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: $(CARGO) install cargo-fuzz"; exit 1; }
+	@$(CARGO) +nightly --version >/dev/null 2>&1 \
+	  || { echo "a nightly compiler is missing: rustup toolchain install nightly --profile minimal"; exit 1; }
+
+# The conformance suite of WebSockets against our servers and our client; its reports are in target/tmp/autobahn.
+WSTEST ?= wstest
+.PHONY: autobahn
+autobahn:
+	@command -v $(firstword $(WSTEST)) >/dev/null || { echo "there is no $(firstword $(WSTEST)): it comes with" \
+	  "'pip install autobahntestsuite==0.8.2' of Python 2.7; WSTEST is the command that runs it"; exit 1; }
+	PHALANX_TEST_WSTEST="$(WSTEST)" $(CARGO) test --locked --test roles -- --nocapture autobahn::

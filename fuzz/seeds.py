@@ -88,6 +88,34 @@ def redis():
             write("redis_replies", bytes([piece]) + text.encode())
 
 
+def frame(first, payload, masked=True):
+    bit = 0x80 if masked else 0
+    if len(payload) < 126:
+        length = bytes([bit | len(payload)])
+    else:
+        length = bytes([bit | 126]) + len(payload).to_bytes(2, "big")
+    mask = bytes([1, 2, 3, 4]) if masked else b""
+    masking = bytes(byte ^ mask[n % 4] for n, byte in enumerate(payload)) if masked else payload
+    return bytes([first]) + length + mask + masking
+
+
+def websocket():
+    text, binary, continues, ends, close, ping, pong = 0x81, 0x82, 0x00, 0x80, 0x88, 0x89, 0x8A
+    stories = [
+        [(text, "κόσμε".encode()), (ping, b"p"), (binary, bytes(126)), (close, b"\x03\xe8bye")],
+        [(0x01, b"one "), (ping, b""), (continues, b"mess"), (pong, b"x"), (ends, b"age"), (close, b"")],
+        [(0x01, "κ".encode()[:1]), (ends, "κ".encode()[1:]), (text, b"\xed\xa0\x80")],
+        [(text, b"a" * 99), (text, b"b" * 300), (0xC1, b"c")],
+        [(text, b"a" * 2001)],
+        [(close, b"\x03\xed")],
+        [(0x01, b"")] + [(continues, b"")] * 40 + [(ends, b"")],
+    ]
+    for story in stories:
+        for kind in [0, 1, 2]:
+            sent = b"".join(frame(first, payload, kind != 1) for first, payload in story)
+            write("websocket", bytes([kind, 7]) + sent)
+
+
 def archives():
     for method in [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]:
         packed = io.BytesIO()
@@ -119,5 +147,6 @@ if __name__ == "__main__":
     celery()
     http()
     redis()
+    websocket()
     archives()
     journals()

@@ -3,6 +3,7 @@
 #[path = "../testkit/mod.rs"]
 mod testkit;
 
+mod autobahn;
 mod batch;
 mod certificates;
 #[cfg(feature = "celery")]

@@ -70,6 +70,34 @@ fn a_ping_inside_a_fragmented_message_is_answered() {
 }
 
 #[test]
+fn messages_of_each_way_to_write_a_length_arrive_as_they_were_sent() {
+    let _threads = NoThreads::expected();
+    let (mut client, mut server) = raw_client_connected(SocketLimits::default());
+    let (mut our_client, mut raw_server) = raw_server_connected(SocketLimits::default(), &[]);
+    for size in [0, 125, 126, 127, 128, 65535, 65536] {
+        let payload: Vec<u8> = (0..size).map(|n| b'a' + (n % 23) as u8).collect();
+        let halves = payload.split_at(size / 2);
+        for (kind, first) in [(TEXT, TEXT_BEGINS), (BINARY, BINARY & !ENDS)] {
+            let sent = |masked| {
+                let fragments = [frame(first, masked, halves.0), frame(ENDS, masked, halves.1)];
+                [frame(kind, masked, &payload), fragments.concat()].concat()
+            };
+            client.write_all(&sent(true)).unwrap();
+            raw_server.write_all(&sent(false)).unwrap();
+            for reader in [&mut server.reader, &mut our_client.reader] {
+                for _ in 0..2 {
+                    match reader.read().unwrap() {
+                        Incoming::Text(text) => assert!(kind == TEXT && text.as_bytes() == payload, "{size}"),
+                        Incoming::Binary(bytes) => assert!(kind == BINARY && bytes == payload, "{size}"),
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn control_frames_overtake_what_was_written() {
     let _threads = NoThreads::expected();
     let (mut client, mut server) = raw_client_connected(SocketLimits::default());

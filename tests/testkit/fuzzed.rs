@@ -23,7 +23,7 @@ use phalanx::store::journal::Journal;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     ("archive", archive),
     ("celery_message", celery_message),
     ("celery_result", celery_result),
@@ -31,6 +31,7 @@ pub const TARGETS: [Target; 8] = [
     ("http_request", http_request),
     ("journal", journal),
     ("redis_replies", redis_replies),
+    ("websocket", websocket),
     ("wire", wire),
 ];
 
@@ -47,6 +48,11 @@ pub fn http_answer(bytes: &[u8]) {
 /// Replies of Redis.
 pub fn redis_replies(bytes: &[u8]) {
     phalanx::redis::fuzzed::replies(bytes);
+}
+
+/// What a peer sends after the handshake of a WebSocket.
+pub fn websocket(bytes: &[u8]) {
+    phalanx::transport::ws::fuzzed::frames(bytes);
 }
 
 /// A message of one of the six directions, which the first byte chooses: what was read is written, and that reads as

@@ -232,16 +232,14 @@ pub fn raw_server_connected(limits: SocketLimits, first: &[u8]) -> (Connection, 
     (client, join(server))
 }
 
-/// A frame of at most 64 KiB, masked with a mask that changes nothing if `masked`.
+/// A frame, masked with a mask that changes nothing if `masked`.
 pub fn frame(first_byte: u8, masked: bool, payload: &[u8]) -> Vec<u8> {
     let mask_bit = if masked { 0x80 } else { 0 };
     let mut bytes = vec![first_byte];
-    match u8::try_from(payload.len()) {
-        Ok(short) if short < 126 => bytes.push(mask_bit | short),
-        _ => {
-            bytes.push(mask_bit | 126);
-            bytes.extend_from_slice(&u16::try_from(payload.len()).unwrap().to_be_bytes());
-        }
+    match (u8::try_from(payload.len()), u16::try_from(payload.len())) {
+        (Ok(short), _) if short < 126 => bytes.push(mask_bit | short),
+        (_, Ok(middle)) => bytes.extend([&[mask_bit | 126][..], &middle.to_be_bytes()].concat()),
+        _ => bytes.extend([&[mask_bit | 127][..], &(payload.len() as u64).to_be_bytes()].concat()),
     }
     if masked {
         bytes.extend_from_slice(&[0; 4]);

@@ -5,6 +5,8 @@
 
 mod dialer;
 mod frames;
+#[cfg(feature = "test-util")]
+pub mod fuzzed;
 mod gate;
 mod listener;
 mod policy;
