@@ -5,10 +5,11 @@
 
 use std::io::{self, Write};
 use std::net::{Shutdown as Half, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tungstenite::protocol::Role;
 
 use super::frames::Decoder;
@@ -123,19 +124,20 @@ fn by_poll(bytes: &[u8], piece: usize, is_stranger: bool) -> Story {
     story
 }
 
-/// Reads what there is; gives the error, if one comes.
+/// Reads what there is, as long as the poll would come back; gives the error, if one comes.
 fn read_now(reader: &mut impl ReadHalf, story: &mut Story) -> Option<String> {
-    // The poll comes back while the descriptor is readable: nothing means that once only if it is so twice.
-    let mut nothing = 0;
-    while nothing < 2 {
+    let descriptor = reader.descriptor().expect("a socket can be polled");
+    loop {
         match reader.read_now() {
-            Ok(Some(incoming)) => {
-                story.add(incoming);
-                nothing = 0;
+            Ok(Some(incoming)) => story.add(incoming),
+            Ok(None) if reader.is_shut() => return None,
+            Ok(None) => {
+                let mut polled = [PollFd::from_borrowed_fd((*descriptor).as_fd(), PollFlags::IN)];
+                if poll(&mut polled, Some(&Timespec::default())).expect("a poll that does not wait") == 0 {
+                    return None;
+                }
             }
-            Ok(None) => nothing += 1,
             Err(error) => return Some(error.to_string()),
         }
     }
-    None
 }
