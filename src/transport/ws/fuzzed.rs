@@ -5,7 +5,7 @@
 
 use std::io::{self, Write};
 use std::net::{Shutdown as Half, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
