@@ -58,3 +58,25 @@ fn write(path: &Path, why: &str) -> io::Result<()> {
     file.write_all(JsonText(&document.to_string()).to_string().as_bytes())?;
     fs::rename(&new, path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a panic does is the same, see `supervise`.
+    #[test]
+    fn the_file_has_threads_and_links_and_a_later_one_replaces_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let flight = FlightFile::default();
+        flight.write("nowhere yet");
+        flight.clone().keep_in(folder.path());
+        for why in ["first", "second"] {
+            flight.write(why);
+            let text = fs::read_to_string(folder.path().join(FILE)).unwrap();
+            let document: serde_json::Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(document["why"], why);
+            assert!(document["threads"].is_array() && document["links"].is_array(), "{document}");
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

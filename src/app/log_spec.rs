@@ -133,6 +133,8 @@ mod tests {
         let crate_root = include_str!("../lib.rs");
         let mut modules: Vec<_> =
             crate_root.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+        // What only names others logs nothing.
+        modules.retain(|module| *module != "prelude");
         modules.sort_unstable();
         modules.dedup();
         assert_eq!(MODULES, modules);

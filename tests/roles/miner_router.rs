@@ -1029,6 +1029,22 @@ fn a_drain_declines_and_a_cancel_fails() {
     assert!(f.router.is_idle());
 }
 
+#[test]
+fn a_paused_miner_declines_with_the_reason_and_goes_on_with_what_runs() {
+    let (mut f, alice, session) = Fixture::with_alice(2);
+    let job = uuid();
+    let (executor, _) = f.running(session, &job);
+    f.handle(Input::Paused(Some("paused until it is resumed: new disk".to_owned())));
+    f.says(session, &alice.ask(&uuid()));
+    let declined = f.texts(session);
+    assert_eq!(declined.len(), 1, "{declined:?}");
+    assert!(declined[0].contains("this miner is paused until it is resumed: new disk"), "{declined:?}");
+    f.reports(executor, &Says(&job).volumes());
+    assert_eq!(f.got(session), ["VolumesReady"], "what runs goes on");
+    f.handle(Input::Paused(None));
+    f.accepted(session, &uuid());
+}
+
 /// Random events in random order: nothing is started twice, no slot is lost or given twice, nothing is sent to a
 /// connection that is not there, and in the end everything is as at the start; whatever hosts there are meanwhile.
 #[test]

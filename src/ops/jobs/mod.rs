@@ -158,6 +158,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_watcher_hears_of_begins_and_ends_and_whether_a_job_ran() {
+        let (jobs, heard) = (Jobs::default(), Arc::new(Mutex::new(Vec::new())));
+        let hears = heard.clone();
+        jobs.watch(move |event| lock(&hears).push(event));
+        for job in ["a", "b", "c"] {
+            jobs.begin(job, JobFacts::default(), "asked");
+        }
+        jobs.end("a", "rejected", Some("busy"));
+        jobs.forget("b");
+        jobs.end("c", "horde_failed", None);
+        let ended = |ran, open| JobEvent::Ended { ran, open };
+        let begun = [JobEvent::Begun; 3];
+        assert_eq!(lock(&heard)[..3], begun);
+        assert_eq!(lock(&heard)[3..], [ended(false, 2), ended(false, 1), ended(true, 0)]);
+    }
+
+    #[test]
     fn ends_and_stages_are_counted() {
         let (jobs, metrics) = (Jobs::default(), Metrics::new());
         let names = JobMetrics { ended: Some("phalanx_t_jobs_ended_total"), stages: Some("phalanx_t_stage_seconds") };
