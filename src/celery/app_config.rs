@@ -157,7 +157,11 @@ impl AppConfig {
         };
         let result_expires = seconds("result_expires", written.result_expires, defaults.result_expires);
         let (options, usual) = (written.broker_transport_options, defaults.broker_transport_options);
-        let visibility_timeout = seconds("visibility_timeout", options.visibility_timeout, usual.visibility_timeout);
+        let visibility_timeout = seconds(
+            "broker_transport_options.visibility_timeout",
+            options.visibility_timeout,
+            usual.visibility_timeout,
+        );
         let timezone = match written.timezone.as_deref().map(Zone::named) {
             None => defaults.timezone,
             Some(zone) => zone.unwrap_or_else(|error| {
@@ -209,10 +213,15 @@ impl AppConfig {
         let options = &self.broker_transport_options;
         let steps = &options.priority_steps;
         if steps.is_empty() || steps.iter().any(|step| *step > PRIORITY_MAX) || !steps.is_sorted_by(|a, b| a < b) {
-            problems.push(format!("priority_steps is {steps:?}; give rising numbers from 0 to {PRIORITY_MAX}"));
+            problems.push(format!(
+                "broker_transport_options.priority_steps is {steps:?}; give rising numbers from 0 to {PRIORITY_MAX}"
+            ));
         }
         if options.sep.is_empty() {
-            problems.push("sep is empty; give what stands between a queue and its priority, as \":\"".to_owned());
+            problems.push(
+                "broker_transport_options.sep is empty; give what stands between a queue and its priority, as \":\""
+                    .to_owned(),
+            );
         }
         if self.task_default_queue.is_empty() {
             problems.push("task_default_queue is empty; give the name of a queue".to_owned());

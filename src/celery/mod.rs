@@ -1,7 +1,7 @@
 //! Celery over Redis: the messages, results and key names of Celery 5 with its JSON serializer, and a client for them.
 //!
-//! In reading order: [`moment`] (points in time), [`value`] and [`json`]
-//! (values as Python writes them), [`envelope`] (what lies in a Redis list), [`message`] (what is in it:
+//! In reading order: [`moment`] (points in time), [`value`], [`json`]
+//! and [`typed`] (values as Python writes them), [`envelope`] (what lies in a Redis list), [`message`] (what is in it:
 //! a task), [`task`] (a task to be sent), [`meta`] (its result), [`client`] (sends tasks and waits for results). All
 //! but the client and the worker are pure. The names of the keys are in [`keys`], and the
 //! settings that clients and workers share in [`AppConfig`].
@@ -44,6 +44,7 @@ pub mod moment;
 mod repr;
 pub mod scripts;
 pub mod task;
+pub mod typed;
 pub mod value;
 pub mod worker;
 

@@ -4,10 +4,6 @@
 
 use std::collections::VecDeque;
 
-use serde::Deserialize;
-use serde::de::value::{MapDeserializer, SeqDeserializer};
-use serde::de::{Deserializer, Error as _, IntoDeserializer, Visitor};
-use serde::forward_to_deserialize_any;
 use serde_json::{Map, Value};
 
 /// The types that kombu 5 registers.
@@ -36,7 +32,7 @@ pub fn typed(kind: &str, value: Value) -> Value {
     Value::Object(map)
 }
 
-/// A number, also one that JSON has not: [`serde_json`] alone makes those `null`.
+/// A number, also one that JSON has not: `json!` and [`Value::from`] make those `null`.
 pub fn float(number: f64) -> Value {
     match number {
         _ if number.is_nan() => typed(FLOAT, FLOATS[0].into()),
@@ -109,14 +105,6 @@ fn first_odd(value: &Value) -> Option<(VecDeque<String>, String)> {
     }
 }
 
-/// A value as a type of the program. A number that JSON has not is one for `f64` and `f32`.
-///
-/// # Errors
-/// What does not fit; of a text with lone surrogates, that it is not UTF-8.
-pub fn read<'a, T: Deserialize<'a>>(value: &'a Value) -> Result<T, serde_json::Error> {
-    if not_json(value).is_some() { T::deserialize(Lenient(value)) } else { T::deserialize(value) }
-}
-
 /// What Python writes although it is not JSON.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Python<'a> {
@@ -132,9 +120,11 @@ pub(super) fn python(value: &Value) -> Option<Python<'_>> {
         (FLOAT, name) => FLOATS.into_iter().find(|float| name == float).map(Python::Float),
         (TEXT, text) => Some(Odd(text.as_str()?)).filter(Odd::is_right).map(Python::Text),
         (MAPPING, pairs) => {
-            let is_key = |key: &Value| key.is_string() || matches!(python(key), Some(Python::Text(_)));
-            let is_pair = |pair: &Value| pair.as_array().is_some_and(|pair| pair.len() == 2 && is_key(&pair[0]));
-            pairs.as_array().filter(|pairs| pairs.iter().all(is_pair)).map(|pairs| Python::Mapping(pairs))
+            let is_odd = |key: &Value| matches!(python(key), Some(Python::Text(_)));
+            let key_of = |pair: &Value| pair.as_array().filter(|pair| pair.len() == 2).map(|pair| pair[0].clone());
+            let keys: Vec<Value> = pairs.as_array()?.iter().map(key_of).collect::<Option<_>>()?;
+            let is_right = keys.iter().all(|key| key.is_string() || is_odd(key)) && keys.iter().any(is_odd);
+            pairs.as_array().filter(|_| is_right).map(|pairs| Python::Mapping(pairs))
         }
         _ => None,
     }
@@ -145,22 +135,27 @@ pub(super) fn python(value: &Value) -> Option<Python<'_>> {
 pub(super) struct Odd<'a>(&'a str);
 
 impl<'a> Odd<'a> {
+    /// Whether it is what a text is read as: it has a lone surrogate, and none that is one with the next.
     fn is_right(&self) -> bool {
-        let mut rest = self.0;
+        let (mut rest, mut is_odd, mut after_high) = (self.0, false, false);
         while let Some(at) = rest.find('\\') {
+            after_high &= at == 0;
             rest = &rest[at + 1..];
             if rest.starts_with('\\') {
-                rest = &rest[1..];
-            } else {
-                let Some(digits) = rest.strip_prefix('u').and_then(|rest| rest.get(..4)) else { return false };
-                let is_lone = |unit: u16| (0xd800..0xe000).contains(&unit);
-                if !u16::from_str_radix(digits, 16).is_ok_and(is_lone) {
-                    return false;
-                }
-                rest = &rest[5..];
+                (rest, after_high) = (&rest[1..], false);
+                continue;
             }
+            let Some(digits) = rest.strip_prefix('u').and_then(|rest| rest.get(..4)) else { return false };
+            let is_written_so = digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+            let Some(unit) = u16::from_str_radix(digits, 16).ok().filter(|_| is_written_so) else { return false };
+            match unit {
+                0xd800..0xdc00 => after_high = true,
+                0xdc00..0xe000 if !after_high => {}
+                _ => return false,
+            }
+            (rest, is_odd) = (&rest[5..], true);
         }
-        true
+        is_odd
     }
 
     /// Its characters, and its surrogates.
@@ -184,7 +179,7 @@ impl<'a> Odd<'a> {
         self.parts().map(|part| part.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
     }
 
-    fn complaint(self) -> String {
+    pub(super) fn complaint(self) -> String {
         let shown: String = self.0.chars().take(64).collect();
         format!("a text with a lone surrogate, '{shown}', is not UTF-8")
     }
@@ -196,90 +191,6 @@ pub(super) fn push_odd(text: &mut String, c: char, is_odd: bool) {
     if is_odd && c == '\\' {
         text.push(c);
     }
-}
-
-/// Gives a value to serde with what is not JSON in it, where the program asks for a number or a text.
-#[derive(Clone, Copy)]
-struct Lenient<'de>(&'de Value);
-
-impl<'de> IntoDeserializer<'de, serde_json::Error> for Lenient<'de> {
-    type Deserializer = Self;
-
-    fn into_deserializer(self) -> Self {
-        self
-    }
-}
-
-macro_rules! only_json {
-    ($($method:ident)*) => {$(
-        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
-            match python(self.0) {
-                Some(Python::Text(odd)) => Err(Self::Error::custom(odd.complaint())),
-                Some(Python::Float(name)) => Err(Self::Error::custom(format!("{name} is not JSON"))),
-                _ => self.0.$method(visitor),
-            }
-        }
-    )*};
-}
-
-macro_rules! floats {
-    ($($method:ident)*) => {$(
-        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
-            match python(self.0) {
-                Some(Python::Float("NaN")) => visitor.visit_f64(f64::NAN),
-                Some(Python::Float("Infinity")) => visitor.visit_f64(f64::INFINITY),
-                Some(Python::Float(_)) => visitor.visit_f64(f64::NEG_INFINITY),
-                _ => self.0.$method(visitor),
-            }
-        }
-    )*};
-}
-
-impl<'de> Deserializer<'de> for Lenient<'de> {
-    type Error = serde_json::Error;
-
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
-        match self.0 {
-            Value::Array(items) => {
-                let mut items = SeqDeserializer::new(items.iter().map(Lenient));
-                let read = visitor.visit_seq(&mut items)?;
-                items.end().map(|()| read)
-            }
-            Value::Object(map) => {
-                let mut fields = MapDeserializer::new(map.iter().map(|(key, value)| (key.as_str(), Lenient(value))));
-                let read = visitor.visit_map(&mut fields)?;
-                fields.end().map(|()| read)
-            }
-            leaf => leaf.deserialize_any(visitor),
-        }
-    }
-
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
-        if self.0.is_null() { visitor.visit_none() } else { visitor.visit_some(self) }
-    }
-
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Self::Error> {
-        visitor.visit_newtype_struct(self)
-    }
-
-    fn deserialize_enum<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        variants: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, Self::Error> {
-        self.0.deserialize_enum(name, variants, visitor)
-    }
-
-    floats! { deserialize_f32 deserialize_f64 }
-
-    only_json! {
-        deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64 deserialize_i128 deserialize_u8 deserialize_u16
-        deserialize_u32 deserialize_u64 deserialize_u128 deserialize_bool deserialize_char deserialize_str
-        deserialize_string deserialize_bytes deserialize_byte_buf
-    }
-
-    forward_to_deserialize_any! { unit unit_struct seq tuple tuple_struct map struct identifier ignored_any }
 }
 
 #[cfg(test)]
@@ -302,26 +213,6 @@ mod tests {
     }
 
     #[test]
-    fn a_program_gets_what_fits_and_is_told_what_does_not() {
-        #[derive(Debug, PartialEq, Deserialize)]
-        struct Job {
-            score: f64,
-            name: Option<String>,
-            more: Vec<f32>,
-        }
-        let value = json::read(br#"{"score": -Infinity, "name": "x", "more": [Infinity, 1]}"#).unwrap();
-        let read_job: Job = read(&value).unwrap();
-        let expected = Job { score: f64::NEG_INFINITY, name: Some("x".to_owned()), more: vec![f32::INFINITY, 1.0] };
-        assert_eq!(read_job, expected);
-        assert!(read::<f64>(&float(f64::NAN)).unwrap().is_nan());
-        let value = json::read(br#"{"score": NaN, "name": "caf\udce9", "more": []}"#).unwrap();
-        let error = read::<Job>(&value).unwrap_err().to_string();
-        assert_eq!(error, r"a text with a lone surrogate, 'caf\udce9', is not UTF-8");
-        assert_eq!(read::<u8>(&float(f64::NAN)).unwrap_err().to_string(), "NaN is not JSON");
-        assert_eq!(read::<Value>(&value).unwrap(), value, "what is passed on stays");
-    }
-
-    #[test]
     fn the_place_of_what_is_not_json_is_named() {
         let value = json::read(br#"{"a": 1, "env": {"FILE": ["x", "caf\udce9"]}}"#).unwrap();
         let problem = not_json(&value).unwrap();
@@ -329,8 +220,12 @@ mod tests {
         assert_eq!(not_json(&float(f64::NAN)).unwrap(), "NaN is not JSON");
         assert_eq!(not_json(&json!({"a": [1, {}]})), None);
         // Whoever writes such a mark himself gets it back.
-        for left in [typed(FLOAT, json!("nan")), typed(TEXT, json!("\\x")), typed(MAPPING, json!([[1, 2]]))] {
+        let texts = ["x", "\\x", "\\u0041", "\\uDCE9", "\\ud83d\\ude00", "\\udce"].map(|text| typed(TEXT, json!(text)));
+        let others = [typed(FLOAT, json!("nan")), typed(MAPPING, json!([[1, 2]])), typed(MAPPING, json!([["a", 2]]))];
+        for left in texts.into_iter().chain(others) {
             assert_eq!((json::write(&left), not_json(&left)), (left.to_string(), None));
         }
+        let apart = typed(TEXT, json!("\\ud83d \\ude00\\ud83d\\\\\\ude00"));
+        assert_eq!(json::read(json::write(&apart).as_bytes()), Ok(apart));
     }
 }

@@ -309,6 +309,27 @@ fn without_a_worker_a_job_is_rejected_and_a_late_worker_leaves_it_alone() {
 }
 
 #[test]
+fn a_front_and_its_workers_meet_where_their_settings_of_celery_say() {
+    let _none = NoThreads::expected();
+    let Some(scene) = Scene::set() else { return };
+    let settings = json!({"broker_transport_options": {"global_keyprefix": "shop:", "sep": ":"},
+        "result_backend": scene.redis.url().replace("/0", "/1")})
+    .to_string();
+    let front = scene.front(&["--celery", &settings]);
+    let worker = scene.worker("w@here", &["--stub-time", "0s", "--celery", &settings]);
+    let job = jobs(1).remove(0);
+    scene.facilitator.submit(job.clone());
+    assert_eq!(scene.facilitator.history(&job.uuid), GOOD);
+    assert_eq!(scene.redis.cli::<usize>(&["EXISTS", "shop:phalanx.workers"]), 1);
+    let result = format!("celery-task-meta-{}", job.uuid);
+    assert_eq!(scene.redis.cli::<usize>(&["EXISTS", "phalanx.workers", "phalanx", "unacked", &result]), 0);
+    for running in [front, worker] {
+        stopped(running);
+    }
+    scene.end();
+}
+
+#[test]
 fn any_celery_producer_may_send_a_job_and_gets_its_end_as_the_result() {
     let _none = NoThreads::expected();
     let Some(scene) = Scene::set() else { return };
@@ -664,4 +685,10 @@ fn wrong_flags_are_one_clear_line_each() {
     assert!(with(&queue_time).contains("--queue-time is 1860s; it should be at most 1800s"));
     let dead = refused(&[&redis[..], &["--stub-time", "0s", "--liveness", "10ms"]].concat());
     assert!(dead.contains("150 ms or more"), "{dead}");
+    let settings = |json: &str| refused(&[&redis[..], &["--stub-time", "0s", "--celery", json]].concat());
+    let unknown = settings(r#"{"enable_UTC": true}"#);
+    assert!(unknown.contains("unknown field `enable_UTC`, expected one of"), "{unknown}");
+    let wrong = settings(r#"{"result_backend": "redis://u:secret@h:x", "timezone": "Mars/Base"}"#);
+    assert!(wrong.contains("result_backend: bad Redis URL") && wrong.contains("Mars/Base"), "{wrong}");
+    assert!(!wrong.contains("secret"), "{wrong}");
 }

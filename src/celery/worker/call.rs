@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::celery::meta::Exception;
-use crate::celery::value;
+use crate::celery::typed;
 
 /// Celery's own number of retries where a task names none.
 const MAX_RETRIES: u32 = 3;
@@ -59,7 +59,7 @@ impl Args {
     pub fn get<T: DeserializeOwned>(&self, at: usize, name: &str) -> Result<T, TaskError> {
         let value = self.positional.get(at).or_else(|| self.named.get(name));
         let value = value.ok_or_else(|| TaskError::new("TypeError", format!("missing argument: '{name}'")))?;
-        value::read(value).map_err(|error| TaskError::new("TypeError", format!("argument '{name}': {error}")))
+        typed::read(value).map_err(|error| TaskError::new("TypeError", format!("argument '{name}': {error}")))
     }
 
     /// The keyword arguments as a struct. Positional arguments are refused.
@@ -72,7 +72,7 @@ impl Args {
             return Err(TaskError::new("TypeError", message));
         }
         let named = Value::Object(self.named);
-        value::read(&named).map_err(|error| TaskError::new("TypeError", error.to_string()))
+        typed::read(&named).map_err(|error| TaskError::new("TypeError", error.to_string()))
     }
 }
 

@@ -114,16 +114,20 @@ impl Core {
     /// What these operations are in Redis. No message is held under an empty tag: then results alone are stored.
     fn settlement(&self, tag: &str, ops: &[Op]) -> Request {
         let expires = self.config.expires_seconds().to_string();
-        let mut args: Vec<String> = vec![tag.to_owned()];
-        for op in ops {
-            let (kind, key, value, number) = match op {
-                Op::Result(key, value) => ("result", key, value, expires.clone()),
+        let number = |op: &Op| match op {
+            Op::Push(_, _, keep) => keep.to_string(),
+            Op::Result(..) | Op::OwnResult(..) => expires.clone(),
+        };
+        let numbers: Vec<String> = ops.iter().map(number).collect();
+        let mut args = vec![tag];
+        for (op, number) in ops.iter().zip(&numbers) {
+            args.extend(match op {
+                Op::Result(key, value) => ["result", key, value, number],
                 // Whether the message is still ours is not known where the results are.
-                Op::OwnResult(key, value) if tag.is_empty() => ("weak-result", key, value, expires.clone()),
-                Op::OwnResult(key, value) => ("own-result", key, value, expires.clone()),
-                Op::Push(list, message, keep) => ("push", list, message, keep.to_string()),
-            };
-            args.extend([kind.to_owned(), key.clone(), value.clone(), number]);
+                Op::OwnResult(key, value) if tag.is_empty() => ["weak-result", key, value, number],
+                Op::OwnResult(key, value) => ["own-result", key, value, number],
+                Op::Push(list, message, _) => ["push", list, message, number],
+            });
         }
         let keys = [self.keys.held.as_str(), &self.keys.unacked, &self.keys.unacked_index];
         Request::new(Repeat::Idempotent, self.patience()).script(&SETTLE, &keys, &args[..])
@@ -356,7 +360,7 @@ impl Core {
     pub(super) fn give_back(self: &Arc<Self>, tag: &str, front: bool) -> bool {
         let run = lock(&self.held).get(tag).and_then(|entry| entry.item.run.clone());
         if run.is_some_and(|run| run.acknowledged.load(Ordering::SeqCst)) {
-            let why = "the worker stopped before the task ended";
+            let why = "it did not end, and is not run again: it was acknowledged before it began";
             self.conclude(tag, Outcome::Failure(Exception::new("billiard.exceptions", "WorkerLostError", why), None));
             return false;
         }

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::call::{Args, TaskError};
 use super::context::TaskCx;
+use crate::celery::typed;
 
 type Handler = Arc<dyn Fn(&TaskCx, Args) -> Result<Value, TaskError> + Send + Sync>;
 
@@ -44,7 +45,7 @@ impl Registry {
     ) -> Self {
         self.register(name, move |cx, args| {
             let result = handler(cx, args.named_as()?)?;
-            serde_json::to_value(result).map_err(|error| TaskError::new("TypeError", error.to_string()))
+            typed::write(&result).map_err(|error| TaskError::new("TypeError", error.to_string()))
         })
     }
 
