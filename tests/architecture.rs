@@ -468,9 +468,12 @@ fn every_owner_of_threads_has_the_same_stop_and_is_in_the_table() {
 fn the_rust_of_every_document_is_compiled() {
     let library = fs::read_to_string(root().join("src/lib.rs")).unwrap();
     let with_rust = docs::documents(&root()).into_iter().filter(|(_, text)| text.contains("\n```rust"));
-    let names: Vec<String> = with_rust.map(|(name, _)| name).collect();
-    assert!(names.len() > 3, "{names:?}");
-    for name in names {
+    let with_rust: Vec<_> = with_rust.collect();
+    assert!(with_rust.len() > 3, "{} documents", with_rust.len());
+    for (name, text) in with_rust {
+        // A block without a name would be compiled as Rust.
+        let begins = text.lines().filter(|line| line.starts_with("```")).step_by(2);
+        assert!(begins.into_iter().all(|line| line != "```"), "{name}: a block should name its language, as ```text");
         let included = library.contains(&format!("include_str!(\"../{name}\")"));
         assert!(included, "src/lib.rs should include {name} in its `documents`, so that its Rust is compiled");
     }
