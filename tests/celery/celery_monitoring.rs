@@ -6,7 +6,7 @@ use crate::testkit::process::Running;
 use crate::testkit::python;
 use crate::testkit::redis as redis_kit;
 use crate::testkit::threads::NoThreads;
-use crate::testkit::wait::{LONG, until_some};
+use crate::testkit::wait::{LONG, until, until_some};
 
 use std::process::Stdio;
 
@@ -209,7 +209,8 @@ fn flower_shows_our_worker_and_its_tasks() {
     assert_eq!((&seen["stats"]["pool"]["max-concurrency"], &seen["stats"]["pid"]), (&json!(3), &json!(worker.id())));
     assert_eq!(seen["active_queues"][0]["name"], "celery");
     assert!(seen["registered"].as_array().unwrap().contains(&json!("add")), "{seen}");
-    assert_eq!(ask(&mut feed, "workers?status=1")["ours@here"], true);
+    // It has to have heard a heartbeat for this.
+    until("the worker is up", || ask(&mut feed, "workers?status=1")["ours@here"] == true);
     let id = feed.send("add", json!({"args": [2, 3]}));
     let task = until_some("the task", || {
         let task = ask(&mut feed, "tasks").get(&id).cloned()?;
