@@ -219,7 +219,9 @@ fn the_program_makes_its_schema_completions_and_manual_pages() {
     let bash = run(phalanx(scratch.path()).args(["completions", "bash"])).stdout;
     let script =
         format!("{bash}\nCOMP_WORDS=(phalanx jobs l); COMP_CWORD=2; _phalanx phalanx l jobs; echo ${{COMPREPLY[*]}}");
-    let completed = run(Command::new("bash").args(["-c", &script]));
+    let file = scratch.path().join("completions");
+    std::fs::write(&file, script).unwrap();
+    let completed = run(Command::new("bash").arg(file));
     assert_eq!(completed.stdout.trim(), "ls logs", "{completed:?}");
     let folder = scratch.path().join("man/man1");
     let made = run(phalanx(scratch.path()).arg("man").arg(&folder));
