@@ -58,9 +58,11 @@ type Told = Box<dyn Fn(&str) + Send>;
 
 /// A stop in progress: runs the steps in order, each with a budget, and writes the report.
 ///
-/// When `shutdown` reaches cancel, the present step and each later one have [`CANCEL_BUDGET`] left.
+/// When `shutdown` reaches cancel, the present step and each later one have [`CANCEL_BUDGET`] left, or what
+/// [`Stopping::with_cancel_budget`] says.
 pub struct Stopping {
     shutdown: Shutdown,
+    cancel_budget: Duration,
     /// When it is cancelled.
     until: Option<Instant>,
     report: StopReport,
@@ -80,7 +82,15 @@ impl fmt::Debug for Stopping {
 impl Stopping {
     /// The beginning of a stop.
     pub fn new(shutdown: &Shutdown) -> Self {
-        Self { shutdown: shutdown.clone(), until: None, report: StopReport::default(), told: None }
+        let (shutdown, report) = (shutdown.clone(), StopReport::default());
+        Self { shutdown, cancel_budget: CANCEL_BUDGET, until: None, report, told: None }
+    }
+
+    /// The same, whose steps have `budget` left once they are cancelled: for a stop inside a step that has
+    /// [`CANCEL_BUDGET`] itself.
+    #[must_use]
+    pub fn with_cancel_budget(self, budget: Duration) -> Self {
+        Self { cancel_budget: budget, ..self }
     }
 
     /// The same, which tells `told` the name of each step when it begins; it must not block.
@@ -124,6 +134,7 @@ impl Stopping {
         let mut step = Step {
             shutdown: self.shutdown.clone(),
             until: start + if left.is_zero() { budget.min(FAR) } else { budget.min(left) },
+            cancel_budget: self.cancel_budget,
             cancelled_until: Cell::new(None),
             stragglers: Vec::new(),
         };
@@ -176,6 +187,7 @@ pub(crate) fn drop_role(what: &str, end: impl FnOnce(&mut Stopping)) {
 pub struct Step {
     shutdown: Shutdown,
     until: Instant,
+    cancel_budget: Duration,
     /// Fixed when the cancel is first seen, so that several stuck threads share it.
     cancelled_until: Cell<Option<Instant>>,
     stragglers: Vec<String>,
@@ -187,7 +199,7 @@ impl Step {
         if !self.shutdown.is_cancelled() {
             return self.until;
         }
-        let cancelled_until = self.cancelled_until.get().unwrap_or_else(|| Instant::now() + CANCEL_BUDGET);
+        let cancelled_until = self.cancelled_until.get().unwrap_or_else(|| Instant::now() + self.cancel_budget);
         self.cancelled_until.set(Some(cancelled_until));
         self.until.min(cancelled_until)
     }
@@ -197,9 +209,9 @@ impl Step {
         self.deadline().saturating_duration_since(Instant::now())
     }
 
-    /// Gives what was cancelled when the budget was spent [`CANCEL_BUDGET`] from now to end.
+    /// Gives what was cancelled when the budget was spent its time for that, from now, to end.
     pub fn extend_for_cancel(&mut self) {
-        self.until = self.until.max(Instant::now() + CANCEL_BUDGET);
+        self.until = self.until.max(Instant::now() + self.cancel_budget);
     }
 
     /// What is left to do is not worth more than this.
@@ -321,6 +333,13 @@ mod tests {
         let left = stopping.step("first", Duration::MAX, |step| step.left());
         assert!(left <= CANCEL_BUDGET && left > Duration::ZERO && stopping.shutdown().is_cancelled());
         assert!(Stopping::within(Duration::MAX).step("first", Duration::MAX, |step| step.left()) > CANCEL_BUDGET);
+    }
+
+    #[test]
+    fn a_stop_inside_another_has_less_time_once_it_is_cancelled() {
+        let mut stopping = Stopping::cancelled().with_cancel_budget(Duration::from_secs(2));
+        let left = stopping.step("inner", Duration::from_secs(15), |step| step.left());
+        assert!(left <= Duration::from_secs(2) && left > Duration::ZERO, "{left:?}");
     }
 
     #[test]

@@ -443,7 +443,8 @@ impl<R: Reports> Runner<'_, R> {
     fn close(&mut self) {
         let Some(client) = self.client.take() else { return };
         let (lease, slot) = (self.lease.take(), self.miner.take());
-        let mut stopping = Stopping::new(self.cancel);
+        // Whoever cancels the job waits for it, and no longer than a stop does for what it cancels.
+        let mut stopping = Stopping::new(self.cancel).with_cancel_budget(CLOSE_TIME);
         // With the job's end reported, only this thread waits.
         let time = if self.job.is_none() && client.is_ready() { RECEIPT_TIME } else { CLOSE_TIME };
         let key = &self.miners.connections.dialer().key;

@@ -398,7 +398,8 @@ fn a_third_signal_ends_a_miner_whose_executor_does_not_end() {
     // With a process that is stopped its executor would wait for a miner for half a minute.
     send_all(Signal::KILL);
     for role in [validator, facilitator] {
-        assert_eq!(role.stop(Signal::TERM).code, Some(0));
+        let finished = role.stop(Signal::TERM);
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
     }
     assert_eq!(submit.finish().code, Some(1));
     until("nothing is left running", || processes_of(scratch.path()).is_empty());
