@@ -1,7 +1,7 @@
 //! JSON as Python's `json` writes and reads it. Beside JSON, that is `NaN`, `Infinity`, `-Infinity` and texts with lone
 //! surrogates, as Python holds a file name that is not UTF-8. Pure.
 //!
-//! A [`Value`] can hold neither, so they are in it as [`value::typed`](super::value::typed) has them, and written as
+//! A [`Value`] can hold neither, so they are in it as [`super::value::typed`] has them, and written as
 //! Python had them: what is only passed on is not changed.
 
 use serde_json::{Map, Value};

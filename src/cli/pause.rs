@@ -58,7 +58,7 @@ pub fn pause(args: PauseArgs) -> ExitCode {
     told(role, &paused.shown(since))
 }
 
-/// Resumes a role. Exit codes as for [`pause`].
+/// Resumes a role. Exit codes as for [`pause()`].
 pub fn resume(ResumeArgs { state_dir }: ResumeArgs) -> ExitCode {
     let role = match running(&state_dir) {
         Ok(role) => role,
