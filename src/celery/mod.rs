@@ -1,10 +1,10 @@
 //! Celery over Redis: the messages, results and key names of Celery 5 with its JSON serializer, and a client for them.
 //!
-//! In reading order: [`moment`] (points in time), [`value`], [`json`]
-//! and [`typed`] (values as Python writes them), [`envelope`] (what lies in a Redis list), [`message`] (what is in it:
-//! a task), [`task`] (a task to be sent), [`meta`] (its result), [`client`] (sends tasks and waits for results). All
-//! but the client and the worker are pure. The names of the keys are in [`keys`], and the
-//! settings that clients and workers share in [`AppConfig`].
+//! In reading order: [`moment`] (points in time), [`value`], [`json`] and [`typed`] (values as Python writes them),
+//! [`envelope`] (what lies in a Redis list), [`message`] (what is in it: a task), [`task`] (a task to be sent),
+//! [`meta`] (its result), [`client`] (sends tasks and waits for results), [`beat`] (sends them again and again). All
+//! but the last two and the worker are pure. The names of the keys are in [`keys`], and the settings that clients and
+//! workers share in [`AppConfig`].
 //!
 //! The judges of every byte are Celery and kombu themselves; `tests/celery/celery_messages.rs` asks them.
 //!
@@ -32,6 +32,7 @@
 //! ```
 
 mod app_config;
+pub mod beat;
 pub mod client;
 pub mod envelope;
 mod event;
@@ -49,6 +50,7 @@ pub mod value;
 pub mod worker;
 
 pub use app_config::{AppConfig, QueueOrder, ResultOptions, TransportOptions};
+pub use beat::{Beat, BeatEntry, BeatError, Crontab, CrontabError, Schedule};
 pub use client::{CeleryClient, CeleryConfig, CeleryHandle, PendingResult, SendError, TaskError, Terminate};
 pub use envelope::{Compression, Envelope, MessageError};
 pub use keys::*;

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::testkit::threads::NoThreads;
-use crate::testkit::wait::{LONG, far};
+use crate::testkit::wait::{LONG, far, until};
 use celery::Gate;
 use crossbeam_channel::bounded;
 use phalanx::base::thread::{Kick, spawn};
 use phalanx::celery::worker::{CeleryWorker, Registry};
-use phalanx::celery::{CeleryClient, CeleryConfig, SendError, Task, TaskError};
+use phalanx::celery::{Beat, BeatEntry, CeleryClient, CeleryConfig, Schedule, SendError, Task, TaskError};
 use phalanx::ops::status::Board;
 use phalanx::protocol::JobStatus;
 use phalanx::redis::messaging::{RedisMessaging, RequestError, WhenFull};
@@ -122,6 +122,22 @@ fn dropping_a_celery_client_stops_it_and_ends_every_wait() {
     dropped(client);
     assert_eq!(notified.recv_timeout(LONG).unwrap(), Err(TaskError::Stopped));
     assert!(matches!(handle.send(Task::new("nobody.runs")), Err(SendError::Stopped)));
+}
+
+#[test]
+fn dropping_a_beat_stops_it() {
+    let _none = NoThreads::expected();
+    let Some(server) = RedisServer::start() else { return };
+    let client = CeleryClient::start(CeleryConfig::new(server.config()), &Board::new()).unwrap();
+    let entry = BeatEntry {
+        name: "often".to_owned(),
+        schedule: Schedule::Every(Duration::from_millis(100)),
+        task: Task::new("nobody.runs"),
+    };
+    let beat = Beat::start(client.handle(), vec![entry], &Board::new()).unwrap();
+    until("it sends", || server.cli::<usize>(&["LLEN", "celery"]) > 0);
+    dropped(beat);
+    dropped(client);
 }
 
 #[test]

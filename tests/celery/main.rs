@@ -8,6 +8,7 @@ mod example;
 #[path = "../../examples/redis.rs"]
 mod redis_example;
 
+mod celery_beat;
 mod celery_client;
 mod celery_control;
 mod celery_messages;
