@@ -62,8 +62,8 @@ impl KickableListener {
 
     /// Has the thread that accepts promise progress from now on, as this part of the health.
     pub(crate) fn watch(&mut self, health: &Health, part: &'static str) {
-        let wake = self.wake.clone();
-        self.pulse = Some(health.pulse_of_loop(part, ADMIT_TIME, move |_| wake.raise()));
+        let wake = self.wake.raiser();
+        self.pulse = Some(health.pulse_of_loop(part, ADMIT_TIME, move |_| wake()));
     }
 
     /// Where it listens, with the port that the system chose.
@@ -115,12 +115,13 @@ impl KickableListener {
         }
     }
 
-    /// What interrupts [`KickableListener::accept`], now and later. It does not block and does not keep the address.
+    /// What interrupts [`KickableListener::accept`], now and later. It does not block, and keeps neither the address nor
+    /// a descriptor.
     pub(crate) fn kick(&self) -> impl Fn() + Send + Sync + 'static {
-        let (stopped, wake) = (self.stopped.clone(), self.wake.clone());
+        let (stopped, wake) = (self.stopped.clone(), self.wake.raiser());
         move || {
             stopped.store(true, Ordering::SeqCst);
-            wake.raise();
+            wake();
         }
     }
 }

@@ -28,6 +28,16 @@ impl Wake {
         let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
     }
 
+    /// What raises it for as long as it is there, and keeps no descriptor. Never blocks.
+    pub fn raiser(&self) -> impl Fn() + Send + Sync + 'static {
+        let fd = Arc::downgrade(&self.0);
+        move || {
+            if let Some(fd) = fd.upgrade() {
+                Self(fd).raise();
+            }
+        }
+    }
+
     /// Waits may wait again; says whether it was raised. Lower first and look then, so that nothing is missed.
     pub fn lower(&self) -> bool {
         loop {
@@ -61,6 +71,9 @@ mod tests {
         assert!(!wake.lower());
         wake.clone().raise();
         wake.raise();
+        assert!(wake.lower());
+        let raise = wake.raiser();
+        raise();
         assert!(wake.lower());
         assert!(!wake.lower());
     }
