@@ -134,8 +134,10 @@ impl Field {
         let finished = self.validators[n].take().unwrap().stop(signal);
         assert!(!finished.stderr.contains("panicked"), "{}", finished.stderr);
         let killed_at = (signal == Signal::KILL).then(micros);
-        // A stop without a facilitator, or without its answers in time, says with 3 that updates are kept.
-        let allowed: &[_] = if killed_at.is_some() { &[None] } else { &[Some(0), Some(3)] };
+        // A stop without a facilitator, or without its answers in time, says with 3 that updates are kept. One that was
+        // started just now may not listen for signals yet; then it has begun nothing and says nothing.
+        let is_early = finished.code.is_none() && finished.stderr.is_empty();
+        let allowed: &[_] = if killed_at.is_some() || is_early { &[None] } else { &[Some(0), Some(3)] };
         let last = finished.stderr.lines().last().unwrap_or_default();
         assert!(allowed.contains(&finished.code), "validator {n}: {:?}: {last}", finished.code);
         self.ended.push(Process { validator: n, killed_at, log: finished.stderr });
