@@ -219,7 +219,7 @@ fn of_roles() -> Vec<Row> {
 #[cfg(feature = "celery")]
 fn of_redis() -> Vec<Row> {
     use phalanx::celery::worker::{CeleryWorker, Registry, WorkerConfig};
-    use phalanx::celery::{CeleryClient, CeleryConfig};
+    use phalanx::celery::{Beat, CeleryClient, CeleryConfig};
     use phalanx::redis::messaging::RedisMessaging;
     use phalanx::redis::{Commander, RedisConfig, Subscriber};
     use phalanx::validator::remote::{JobWorker, JobWorkerConfig};
@@ -249,6 +249,10 @@ fn of_redis() -> Vec<Row> {
             Responder(messaging.handle().respond("t", 1, |_| Ok(Vec::new())), messaging)
         };
         CeleryClient: |_| CeleryClient::start(CeleryConfig::new(redis()), &Board::new()).unwrap();
+        Beat: |_| {
+            let client = CeleryClient::start(CeleryConfig::new(redis()), &Board::new()).unwrap();
+            Beat::start(client.handle(), Vec::new(), &Board::new()).unwrap()
+        };
         CeleryWorker: |_| CeleryWorker::start(WorkerConfig::new(redis()), Registry::new(), &Board::new()).unwrap();
         JobWorker: |place| {
             let mut config = JobWorkerConfig::new(redis(), key("//Validator"), vec![nobody()]);
