@@ -115,8 +115,8 @@ impl KickableListener {
         }
     }
 
-    /// What interrupts [`KickableListener::accept`], now and later. It does not block, and keeps neither the address nor
-    /// a descriptor.
+    /// What interrupts [`KickableListener::accept`], now and later. It does not block, and keeps neither the address
+    /// nor a descriptor.
     pub(crate) fn kick(&self) -> impl Fn() + Send + Sync + 'static {
         let (stopped, wake) = (self.stopped.clone(), self.wake.raiser());
         move || {
