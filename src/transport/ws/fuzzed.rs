@@ -108,8 +108,12 @@ fn by_poll(bytes: &[u8], piece: usize, is_stranger: bool) -> Story {
     let decoder = Decoder::polled(inbound, socket.clone(), (&LIMITS, intake.clone()));
     let mut reader = Reader::new(decoder, socket.control.clone(), String::new());
     let mut story = Story::default();
-    for piece in bytes.chunks(piece) {
-        peer.write_all(piece).expect("the buffer of a socket has room for an input");
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        // While the reader is shut, nothing is read, and a socket holds some 280 pieces only.
+        let next = if reader.is_shut() { rest.len() } else { piece.min(rest.len()) };
+        peer.write_all(&rest[..next]).expect("the buffer of a socket has room for an input");
+        rest = &rest[next..];
         if let Some(end) = read_now(&mut reader, &mut story) {
             story.end = end;
             return story;
