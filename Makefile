@@ -147,11 +147,22 @@ stress/dispatch:
 	PHALANX_TEST_CHAOS=$${PHALANX_TEST_CHAOS:-10000} $(CARGO) test --locked --test program -- --nocapture \
 	  dispatch_chaos::
 
+.PHONY: bench/dispatch
+# Jobs on workers in 1, 2 and 8 other processes beside jobs in the validator's own; DISPATCH_ARGS as in the example.
+bench/dispatch:
+	$(CARGO) build --quiet --release --locked --bin phalanx
+	$(CARGO) run --quiet --release --locked --example dispatch_bench -- $(DISPATCH_ARGS)
+
 .PHONY: bench/celery stress/celery
-# Our Celery worker while Redis is restarted 100 times under load, and while workers are killed 100 times.
+# Our Celery worker under load while things happen to Redis, each 100 times or as often as its variable says: restarts,
+# connections ended, full, rights and passwords changed, asleep, frozen, failed over; and while workers are killed. The
+# variables are at the head of tests/celery/faults_under_load.rs; FAULTS is how often what has none happens.
+FAULTS ?= 100
+FAULT_VARIABLES := REDIS_RESTARTS REDIS_CUT REDIS_FULL REDIS_RIGHTS REDIS_SLEEPS REDIS_FROZEN REDIS_FAILOVERS TEST_KILLS
 stress/celery: $(VENV)/.ready
-	PHALANX_TEST_VENV=$(abspath $(VENV)) PHALANX_REDIS_RESTARTS=100 PHALANX_TEST_KILLS=100 $(CARGO) test --locked \
-	  --test celery -- --nocapture restarted killed_at_random
+	PHALANX_TEST_VENV=$(abspath $(VENV)) \
+	  $(foreach fault,$(FAULT_VARIABLES),PHALANX_$(fault)=$${PHALANX_$(fault):-$(FAULTS)}) $(CARGO) test --locked \
+	  --test celery -- --nocapture --test-threads 1 redis_is_restarted killed_at_random faults_under_load
 
 # Tasks per second through Redis: our worker beside one of Celery with as many threads.
 bench/celery: $(VENV)/.ready

@@ -33,7 +33,7 @@ pub enum MessageError {
     #[error("not a kombu message: {0}")]
     NotAMessage(String),
     /// Its body is in a format other than JSON, as pickle or YAML.
-    #[error("content of type {0:?} is refused; only application/json is read")]
+    #[error("content of type {kind:?} is refused; only application/json is read{}", signed(.0), kind = .0)]
     ContentType(String),
     /// Its body is packed in a way other than gzip or zlib.
     #[error("compression {0:?} is not known; gzip and zlib are")]
@@ -44,6 +44,16 @@ pub enum MessageError {
     /// It is a message, but no task of Celery's protocol 2.
     #[error("not a task of protocol 2: {0}")]
     NotATask(String),
+}
+
+/// What Celery's serializer `auth` calls its content.
+const SIGNED: &str = "application/data";
+
+fn signed(content_type: &str) -> &'static str {
+    match content_type {
+        SIGNED => ". It is that of the serializer auth: signed messages are not supported",
+        _ => "",
+    }
 }
 
 impl MessageError {

@@ -33,6 +33,7 @@ pub use error::RedisError;
 pub(crate) use refusal::of_script;
 pub use request::{Answer, Repeat, Request};
 pub use script::Script;
+pub(crate) use script::may;
 pub use subscriber::{Channel, Message, Subscriber, SubscriberHandle, SubscriberState, Subscription};
 
 pub use crate::net::wake::Wake;

@@ -5,6 +5,9 @@ use super::error::RedisError;
 /// What Redis says where a script may not do something; Redis 7.0 with another code than `NOPERM`.
 const WITHIN_SCRIPTS: [&str; 2] = ["user executing the script can't", "ACL failure in script"];
 
+/// What is in an error that names command and key.
+const NAMED: &str = " in a script, on ";
+
 /// Bytes of a word that are shown.
 const WORD_BYTES: usize = 128;
 
@@ -29,6 +32,8 @@ pub(super) fn of_command(error: RedisError, packed: &[u8], at: usize, script: Op
 /// The error of a script, with the command in it that was refused and its keys, if a right is missing.
 pub(crate) fn of_script(error: RedisError, text: &str, keys: &[String]) -> RedisError {
     let message = match &error {
+        // The script has asked by itself, before its first change.
+        RedisError::Server { message, .. } if message.contains(NAMED) => return error,
         RedisError::Server { code, message } if code == "NOPERM" || is_within_script(message) => message,
         _ => return error,
     };
@@ -44,7 +49,7 @@ pub(crate) fn of_script(error: RedisError, text: &str, keys: &[String]) -> Redis
             let is_named = |(at, _): &(usize, &String)| line.contains(&format!("KEYS[{}]", at + 1));
             let named: Vec<_> = keys.iter().enumerate().filter(is_named).map(|(_, key)| key).collect();
             let of = if named.is_empty() { shown(keys.iter().collect()) } else { shown(named) };
-            format!("command {} in a script, on {of}", commands(line))
+            format!("command {}{NAMED}{of}", commands(line))
         }
     };
     with(error, &what)
@@ -125,6 +130,8 @@ mod tests {
         assert!(refused("ERR", &message.replace(":3.", ":4.")).ends_with("command TIME in a script, on \"a\", \"b\""));
         assert!(refused("NOPERM", "no").ends_with("no: a script with the keys \"a\", \"b\""));
         assert_eq!(refused("ERR", "wrong"), "Redis says ERR wrong");
+        let by_itself = "a right is missing: command HSET in a script, on \"a\" script: 12ab, on @user_script:3.";
+        assert_eq!(refused("NOPERM", by_itself), format!("Redis says NOPERM {by_itself}"));
         let packed = redis::cmd("EVALSHA").arg("12ab").arg(2).arg("a").arg("b").arg("x").get_packed_command();
         assert_eq!(of_command(server("ERR", message), &packed, 0, Some(text)).to_string(), shown);
     }

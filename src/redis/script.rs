@@ -26,6 +26,18 @@ impl Script {
     }
 }
 
+/// Lua before a script that makes several changes: `may(command, key)` ends the script if its user may not do that. All
+/// are asked before the first change, for Redis undoes nothing: a right that is missing in the middle would leave a
+/// message that was taken and never recorded. Redis 6 does not know beforehand, and asks nobody.
+macro_rules! may {
+    () => {
+        "local function may(command, key) if redis.acl_check_cmd and not redis.acl_check_cmd(command, key) then \
+         error({err = 'NOPERM a right is missing: command ' .. command .. ' in a script, on \"' .. key .. '\"'}) \
+         end end\n"
+    };
+}
+pub(crate) use may;
+
 #[cfg(test)]
 mod tests {
     use super::*;

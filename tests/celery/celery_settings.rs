@@ -143,7 +143,7 @@ fn keys_that_tell_of_producers_with_other_settings_are_told() {
 }
 
 /// The rule of the document, word for word.
-fn rule() -> Vec<&'static str> {
+pub fn rule() -> Vec<&'static str> {
     let document = include_str!("../../docs/celery-and-redis.md");
     let rule = &document[document.find("ACL SETUSER app").unwrap()..];
     rule[..rule.find("```").unwrap()].split_whitespace().collect()
@@ -180,8 +180,11 @@ fn a_user_with_the_rights_of_the_document_lacks_none_and_a_missing_one_is_named(
         assert!(refused.all(|line| line.ends_with(" 0")), "{metrics}");
     }
     let _: () = server.cli(&["ACL", "SETUSER", "app", "-hset"]);
-    let _ = handle.send(Task::new("noop")).unwrap();
+    let waits = handle.send(Task::new("noop")).unwrap();
     until("it is refused", || worker.state().last_error.is_some());
     let error = worker.state().last_error.unwrap().to_string();
     assert!(error.contains("NOPERM") && error.contains("command HSET in a script, on \"unacked\""), "{error}");
+    // What was to be taken without that right is still there.
+    let _: () = server.cli(&["ACL", "SETUSER", "app", "+hset"]);
+    assert_eq!(waits.wait(LONG), Ok(Value::Null));
 }

@@ -3,21 +3,16 @@
 //!
 //! `PHALANX_REDIS_RESTARTS` says how often Redis is restarted under load.
 
-use crate::example;
+use crate::load::{Load, Runs, Verdict, hasty, nothing_is_held, seeded, taking, times};
 use crate::testkit::celery as celery_kit;
 use crate::testkit::redis as redis_kit;
 use crate::testkit::threads::NoThreads;
 use crate::testkit::wait::{LONG, far, until};
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use celery_kit::{Client, Feed, Gate, Ours, settings};
-use phalanx::base::lock::lock;
 use phalanx::base::rng::Rng;
-use phalanx::base::thread::{Kick, Thread, spawn};
 use phalanx::celery::Task;
 use phalanx::celery::worker::{Registry, WorkerConfig};
 use phalanx::ops::health::PartState;
@@ -27,76 +22,6 @@ use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);
 const RESTARTS: usize = 6;
-
-/// Which tasks have run: the id, what tells the message from all others, and whether it was marked as delivered before.
-#[derive(Clone, Default)]
-struct Runs(Arc<Mutex<Vec<(String, String, bool)>>>);
-
-/// What the runs were, by tasks.
-#[derive(Debug, Default, PartialEq)]
-struct Verdict {
-    once: usize,
-    /// Of these, some were marked: they had been delivered before but had not run.
-    marked: usize,
-    again: usize,
-    /// Celery's producer repeats what it is not sure of, as a new message.
-    sent_twice: usize,
-}
-
-impl Runs {
-    /// The task `once`, which ought to run once.
-    fn registry(&self) -> Registry {
-        let runs = self.0.clone();
-        example::registry().register("once", move |cx, _| {
-            lock(&runs).push((cx.id().to_owned(), cx.message().delivery_tag.clone(), cx.redelivered()));
-            Ok(json!(cx.id()))
-        })
-    }
-
-    fn count(&self) -> usize {
-        lock(&self.0).len()
-    }
-
-    /// That each of these has run, and no message twice without a mark.
-    fn judge(&self, sent: &[String]) -> Verdict {
-        let (mut tasks, mut verdict) = (BTreeMap::<String, BTreeMap<String, Vec<bool>>>::new(), Verdict::default());
-        for (id, tag, marked) in &*lock(&self.0) {
-            tasks.entry(id.clone()).or_default().entry(tag.clone()).or_default().push(*marked);
-        }
-        assert_eq!(tasks.len(), sent.len(), "lost or from nowhere");
-        for id in sent {
-            let messages = tasks.get(id).unwrap_or_else(|| panic!("{id} is lost"));
-            verdict.sent_twice += messages.len() - 1;
-            for (tag, runs) in messages {
-                assert!(runs.iter().skip(1).all(|marked| *marked), "{id} ran twice unmarked: {tag} {runs:?}");
-            }
-            let again = messages.values().any(|runs| runs.len() > 1);
-            *(if again { &mut verdict.again } else { &mut verdict.once }) += 1;
-            verdict.marked += usize::from(!again && messages.values().any(|runs| runs[0]));
-        }
-        verdict
-    }
-}
-
-/// Settings of a worker that soon loses its patience.
-fn hasty(redis: RedisConfig) -> WorkerConfig {
-    let mut config = settings(RedisConfig { operation_time: SECOND / 2, ..often(redis) });
-    config.concurrency = 2;
-    config
-}
-
-/// What the board says of the part that takes.
-fn taking(worker: &Ours) -> PartState {
-    let parts = worker.board.health.parts(Instant::now());
-    parts.into_iter().find(|part| part.name == "cel-take").expect("it is a part").state
-}
-
-fn nothing_is_held(worker: &Ours, server: &RedisServer) {
-    until("everything is settled", || worker.state().counts.total() == 0);
-    assert_eq!(server.cli::<usize>(&["HLEN", "unacked"]), 0);
-    assert_eq!(server.cli::<usize>(&["ZCARD", "unacked_index"]), 0);
-    assert_eq!(server.cli::<usize>(&["LLEN", "celery"]), 0);
-}
 
 #[test]
 fn a_worker_that_starts_without_redis_says_so_and_works_once_it_is_there() {
@@ -123,72 +48,23 @@ fn a_worker_that_starts_without_redis_says_so_and_works_once_it_is_there() {
 
 #[test]
 fn redis_is_restarted_under_load_and_nothing_is_lost_or_run_twice_unmarked() {
-    let restarts = std::env::var("PHALANX_REDIS_RESTARTS");
-    let restarts = restarts.map_or(RESTARTS, |n| n.parse().expect("PHALANX_REDIS_RESTARTS: a number"));
+    let restarts = times("PHALANX_REDIS_RESTARTS", RESTARTS);
     let _none = NoThreads::expected();
     let Some(mut server) = RedisServer::start() else { return };
-    let seed = Rng::from_entropy().next_u64();
-    println!("seed {seed}");
-    let mut rng = Rng::new(seed);
-    let runs = Runs::default();
-    let workers: Vec<_> = (0..2).map(|_| Ours::ready(settings(often(server.config())), runs.registry())).collect();
-    let client = Client::start(often(server.config()));
-    let done = Arc::new(AtomicBool::new(false));
-    let producers: Vec<Thread<Vec<_>>> = (0..2)
-        .map(|n| {
-            let (celery, done, kicked) = (client.handle(), done.clone(), done.clone());
-            let kick = Kick::new("its flag", move || kicked.store(true, Ordering::SeqCst));
-            spawn(format!("t-send-{n}"), kick, move || {
-                let mut sent = Vec::new();
-                while !done.load(Ordering::SeqCst) {
-                    let pending = celery.send_by(Task::new("once"), far()).unwrap();
-                    // Half of them one by one, so that there is always something on its way.
-                    if sent.len() % 2 == 0 {
-                        pending.wait(LONG).unwrap();
-                    }
-                    sent.push(pending);
-                }
-                sent
-            })
-        })
-        .collect();
-    // A producer of Celery beside them.
-    let (mut feed, mut theirs) = (Feed::start(&server.url()), Vec::new());
+    let mut rng = seeded();
+    let mut feed = Feed::start(&server.url());
+    let mut load = Load::start(|| settings(often(server.config())), LONG);
     for _ in 0..restarts {
-        if let Some(feed) = &mut feed {
-            feed.report(&json!({"do": "send_many", "specs": vec![json!({"task": "once"}); 20]}));
-        }
-        let goal = runs.count() + 1 + (rng.next_u64() % 200) as usize;
-        until("work goes on", || runs.count() >= goal);
+        load.burst(&mut feed);
+        load.goes_on(&mut rng);
         match rng.next_u64() % 2 {
             0 => server.kill(),
             _ => server.stop(),
         }
         server.start_again();
-        if let Some(feed) = &mut feed {
-            let ids = feed.answer()["ids"].take();
-            theirs.extend(ids.as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned()));
-        }
+        load.gather(&mut feed);
     }
-    done.store(true, Ordering::SeqCst);
-    let sent = producers.into_iter().flat_map(|thread| thread.join_by(far()).unwrap()).collect::<Vec<_>>();
-    let found = sent.iter().filter(|pending| pending.wait(LONG) == Ok(json!(pending.id()))).count();
-    let mut ids: Vec<_> = sent.iter().map(|pending| pending.id().to_owned()).collect();
-    assert_eq!(found, ids.len());
-    if let Some(feed) = &mut feed {
-        let states = feed.ask("wait_many", json!({"ids": theirs}));
-        assert_eq!(states["states"], json!({"SUCCESS": theirs.len()}));
-    }
-    ids.append(&mut theirs);
-    workers.iter().for_each(|worker| nothing_is_held(worker, &server));
-    let Verdict { once, marked, again, sent_twice } = runs.judge(&ids);
-    println!(
-        "{restarts} restarts: {} sent ({} by our client, {sent_twice} twice by Celery's), {once} run once ({marked} of \
-         them marked), {again} run again and marked, {} results found",
-        ids.len(),
-        sent.len(),
-        ids.len()
-    );
+    println!("{restarts} restarts: {}", load.end(&mut feed, &server, true));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::testkit::{celery, redis as redis_kit, roles, scripted_facilitator as scripted};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::testkit::threads::NoThreads;
 use crate::testkit::wait::{LONG, far, until};
@@ -201,4 +201,149 @@ fn dropping_a_front_and_its_job_worker_stops_them() {
     assert_eq!(observer.running_jobs(), 0);
     facilitator.stop();
     drop(world);
+}
+
+/// What Redis is like when owners are dropped.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Redis {
+    There,
+    /// Connections are refused.
+    Away,
+    /// Connections stay, or are made, and nothing is answered.
+    Hung,
+    /// It lets nobody in.
+    LogsNobodyIn,
+}
+
+const PASSWORD: [&str; 4] = ["CONFIG", "SET", "requirepass", "secret"];
+
+impl Redis {
+    fn begin(self, server: &mut RedisServer) {
+        match self {
+            Self::There => {}
+            Self::Away => server.kill(),
+            Self::Hung => server.pause(),
+            Self::LogsNobodyIn => {
+                let mut operator = server.connection();
+                let mut say = |words: &[&str]| -> redis::Value {
+                    operator.set_deadline(far());
+                    operator.query(redis::cmd(words[0]).arg(&words[1..])).unwrap()
+                };
+                say(&PASSWORD);
+                for kind in ["normal", "pubsub"] {
+                    say(&["CLIENT", "KILL", "TYPE", kind]);
+                }
+            }
+        }
+    }
+}
+
+type Owners = Vec<(&'static str, Box<dyn Send>)>;
+
+/// One of each kind, at work as far as Redis lets them: the workers run a task, the front waits for a job.
+fn one_of_each(server: &RedisServer, world: &World, facilitator: &ScriptedFacilitator, gate: &Gate) -> Owners {
+    let (board, redis) = (Board::new(), server.config());
+    let mut owners: Owners = Vec::new();
+    let commander = Commander::start("t-cmd", redis.clone(), &board).unwrap();
+    commander.handle().submit(get(), drop).unwrap();
+    owners.push(("Commander", Box::new(commander)));
+    let subscriber = Subscriber::start("t-sub", redis.clone(), &board).unwrap();
+    let subscription = subscriber.handle().subscribe(Channel::Exact("news".to_owned()), |_| {});
+    owners.push(("Subscriber", Box::new((subscriber, subscription))));
+    let messaging = RedisMessaging::start(redis.clone(), &board).unwrap();
+    let inbox = messaging.handle().subscribe(Channel::Exact("news".to_owned()), WhenFull::DropOldest);
+    owners.push(("RedisMessaging", Box::new((messaging, inbox))));
+    let messaging = RedisMessaging::start(redis.clone(), &board).unwrap();
+    let responder = messaging.handle().respond("asked", 1, |_| Ok(Vec::new()));
+    owners.push(("Responder", Box::new((responder, messaging))));
+    let client = CeleryClient::start(CeleryConfig::new(redis.clone()), &board).unwrap();
+    let pending = client.handle().submit(Task::new("gated"), far(), |_| {}).unwrap();
+    owners.push(("CeleryClient", Box::new((client, pending))));
+    let client = CeleryClient::start(CeleryConfig::new(redis.clone()), &board).unwrap();
+    let schedule = Schedule::Every(Duration::from_millis(100));
+    let entry = BeatEntry { name: "often".to_owned(), schedule, task: Task::new("nobody.runs").queue("nobody") };
+    let beat = Beat::start(client.handle(), vec![entry], &Board::new()).unwrap();
+    owners.push(("Beat", Box::new((beat, client))));
+    let worker = CeleryWorker::start(celery::settings(redis.clone()), gate.registry(Registry::new()), &board).unwrap();
+    owners.push(("CeleryWorker", Box::new(worker)));
+    let mut config = JobWorkerConfig::new(redis.clone(), key("//Validator"), Vec::new());
+    config.name = "jobs@here".to_owned();
+    config.stub = Some(LONG);
+    config.trusted_signers = vec![key("//User").public()];
+    let worker = JobWorker::start(config, Arc::new(WsDialer::default()), world.timer(), &Board::new()).unwrap();
+    owners.push(("JobWorker", Box::new(worker)));
+    let config = ValidatorConfig {
+        dispatch: Dispatch::celery(redis),
+        trusted_signers: vec![key("//User").public()],
+        ..ValidatorConfig::new(&facilitator.url, key("//Validator"), Vec::new())
+    };
+    let front = Validator::start(config, Arc::new(WsDialer::default()), world.timer()).unwrap();
+    owners.push(("Validator as a front", Box::new(front)));
+    owners
+}
+
+/// Drops all at once, each on a thread of its own, in a Redis that becomes so before they start, or when they are at
+/// work; gives how long the longest took.
+fn all_dropped(redis: Redis, from_the_start: bool) {
+    let _none = NoThreads::expected();
+    let Some(mut server) = RedisServer::start() else { return };
+    let world = World::new();
+    let listener = WsListener::bind("127.0.0.1:0", None).unwrap();
+    let facilitator = ScriptedFacilitator::start(listener, world.timer(), Plan::default());
+    let gate = Gate::new();
+    if from_the_start {
+        redis.begin(&mut server);
+    }
+    let owners = one_of_each(&server, &world, &facilitator, &gate);
+    if !from_the_start {
+        gate.begun();
+        facilitator.submit(roles::job(&key("//User")));
+        let accepted = |state: &scripted::FacilitatorState| {
+            state.histories.values().any(|history| history.statuses.contains(&JobStatus::Received))
+        };
+        facilitator.wait("the job is known", accepted);
+        until("its worker has it", || server.cli::<usize>(&["HLEN", "unacked"]) == 2);
+        redis.begin(&mut server);
+    }
+    let (report, ended) = bounded(owners.len());
+    let count = owners.len();
+    let dropping: Vec<_> = owners
+        .into_iter()
+        .map(|(name, owner)| {
+            let report = report.clone();
+            spawn("t-drop", Kick::dropped("nothing: a test for it"), move || {
+                let since = Instant::now();
+                drop(owner);
+                report.send((name, since.elapsed())).unwrap();
+            })
+        })
+        .collect();
+    for _ in 0..count {
+        let (name, took) = ended.recv_timeout(LONG).expect("each drop ends");
+        println!("{redis:?}, from the start: {from_the_start}: {name} {:.1} s", took.as_secs_f64());
+    }
+    dropping.into_iter().for_each(|thread| thread.join_by(far()).unwrap());
+    if redis == Redis::Hung {
+        server.resume();
+    }
+    facilitator.stop();
+    drop(world);
+}
+
+fn in_each(from_the_start: bool, all: &[Redis]) {
+    let case = |redis: Redis| {
+        spawn("t-case", Kick::dropped("nothing: a test for it"), move || all_dropped(redis, from_the_start))
+    };
+    let cases: Vec<_> = all.iter().map(|redis| case(*redis)).collect();
+    cases.into_iter().for_each(|thread| thread.join_by(far()).unwrap());
+}
+
+#[test]
+fn dropping_any_owner_at_work_stops_it_whatever_redis_is_like() {
+    in_each(false, &[Redis::There, Redis::Away, Redis::Hung, Redis::LogsNobodyIn]);
+}
+
+#[test]
+fn dropping_any_owner_that_never_reached_redis_stops_it() {
+    in_each(true, &[Redis::Away, Redis::Hung, Redis::LogsNobodyIn]);
 }

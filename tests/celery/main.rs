@@ -19,9 +19,12 @@ mod celery_worker;
 mod celery_worker_faults;
 mod celery_worker_kill;
 mod dropping;
+mod faults_under_load;
+mod load;
 mod redis_connection;
 mod redis_messaging;
 mod remote;
+mod trust;
 
 /// The process of `testkit::celery::worker_process`.
 #[test]

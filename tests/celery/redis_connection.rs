@@ -11,7 +11,6 @@ use crossbeam_channel::bounded;
 use phalanx::base::shutdown::{Level, Shutdown};
 use phalanx::base::stop::{StopReport, Stopping};
 use phalanx::base::thread::{Kick, spawn};
-use phalanx::net::dial::dial;
 use phalanx::ops::errors::ErrorClass;
 use phalanx::ops::health::PartState;
 use phalanx::ops::status::Board;
@@ -19,7 +18,7 @@ use phalanx::redis::{
     Commander, CommanderHandle, Connection, RedisConfig, RedisError, Repeat, Request, Script, Waited, Wake,
 };
 use redis::{FromRedisValue, PushKind, Value};
-use redis_kit::{FaultyProxy, RedisServer, free_port, often};
+use redis_kit::{FaultyProxy, RedisServer, Sentinel, free_port, often};
 
 fn open(config: &RedisConfig) -> Result<Connection, RedisError> {
     Connection::open(config, far(), &Shutdown::new(), Level::Drain)
@@ -419,51 +418,6 @@ fn a_redis_that_asks_for_a_certificate_gets_one() {
     assert_eq!(connection.query::<String>(redis::cmd("ECHO").arg("x")).unwrap(), "x");
 }
 
-/// A Sentinel; ended when dropped.
-struct Sentinel {
-    _folder: tempfile::TempDir,
-    port: u16,
-    child: std::process::Child,
-}
-
-impl Sentinel {
-    fn start(master: u16) -> Self {
-        let (folder, port) = (tempfile::tempdir().unwrap(), redis_kit::free_port());
-        let settings = format!(
-            "port {port}\nbind 127.0.0.1\nsentinel monitor blue 127.0.0.1 {master} 1\n\
-             sentinel down-after-milliseconds blue 1000\nsentinel failover-timeout blue 3000\n"
-        );
-        let file = folder.path().join("sentinel.conf");
-        std::fs::write(&file, settings).unwrap();
-        let mut command = std::process::Command::new("redis-server");
-        command.arg(&file).arg("--sentinel").current_dir(folder.path()).stdout(std::process::Stdio::null());
-        Self { child: command.spawn().unwrap(), _folder: folder, port }
-    }
-
-    /// What it answers to a line; nothing as long as it is not there.
-    fn ask(&self, line: &str) -> String {
-        let stream = dial("127.0.0.1", self.port, far(), &Shutdown::new(), Level::Drain);
-        let Ok(mut stream) = stream else { return String::new() };
-        stream.write_all(format!("{line}\r\nPING\r\n").as_bytes()).unwrap();
-        let (mut answer, mut some) = (Vec::new(), [0; 4096]);
-        while !answer.ends_with(b"+PONG\r\n") {
-            match stream.read(&mut some).unwrap() {
-                0 => break,
-                n => answer.extend_from_slice(&some[..n]),
-            }
-        }
-        String::from_utf8(answer).unwrap()
-    }
-}
-
-impl Drop for Sentinel {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn sentinels_tell_where_the_master_is_also_after_a_fail_over() {
     let _none = NoThreads::expected();
@@ -471,19 +425,15 @@ fn sentinels_tell_where_the_master_is_also_after_a_fail_over() {
     let port = master.port().to_string();
     let Some(replica) = RedisServer::start_with(&["--replicaof", "127.0.0.1", &port]) else { return };
     let sentinel = Sentinel::start(master.port());
-    let known = format!("\r\n{}\r\n", replica.port());
-    until("the Sentinel knows the replica", || {
-        let told = sentinel.ask("SENTINEL replicas blue");
-        told.contains(&known) && told.contains("master-link-status\r\n$2\r\nok")
-    });
+    until("the Sentinel knows the replica", || sentinel.has_replica(replica.port()));
     let at = |url: &str| RedisConfig::parse(url).unwrap();
-    let straight = open(&at(&format!("redis://127.0.0.1:{}", sentinel.port))).unwrap_err().to_string();
+    let straight = open(&at(&format!("redis://127.0.0.1:{}", sentinel.port()))).unwrap_err().to_string();
     assert!(straight.contains("it is a Sentinel; use sentinel://"), "{straight}");
-    let unknown = open(&at(&format!("sentinel://127.0.0.1:{}?master_name=red", sentinel.port))).unwrap_err();
+    let unknown = open(&at(&format!("sentinel://127.0.0.1:{}?master_name=red", sentinel.port()))).unwrap_err();
     assert!(unknown.to_string().contains("\"red\"") && unknown.connection_lost(), "{unknown}");
 
     // The first one of the list is not there.
-    let url = format!("sentinel://127.0.0.1:{};sentinel://127.0.0.1:{}?master_name=blue", free_port(), sentinel.port);
+    let url = format!("sentinel://127.0.0.1:{};sentinel://127.0.0.1:{}?master_name=blue", free_port(), sentinel.port());
     let commander = Commander::start("t-sent", often(at(&url)), &Board::new()).unwrap();
     let set = |value: &str| {
         let mut set = redis::cmd("SET");

@@ -36,16 +36,16 @@ const KILLS: usize = 12;
 const NOT_THERE: &str = "no worker has it";
 const ILL_LUCK: &str = "was begun 3 times";
 
-struct Scene {
+pub struct Scene {
     world: World,
-    facilitator: ScriptedFacilitator,
-    redis: RedisServer,
+    pub facilitator: ScriptedFacilitator,
+    pub redis: RedisServer,
     scratch: tempfile::TempDir,
     state: tempfile::TempDir,
 }
 
 impl Scene {
-    fn set() -> Option<Self> {
+    pub fn set() -> Option<Self> {
         let redis = RedisServer::start()?;
         let world = World::new();
         let listener = WsListener::bind("127.0.0.1:0", None).unwrap();
@@ -54,7 +54,7 @@ impl Scene {
         Some(Self { world, facilitator, redis, scratch, state })
     }
 
-    fn front(&self, arguments: &[&str]) -> Running {
+    pub fn front(&self, arguments: &[&str]) -> Running {
         let mut command = phalanx(self.scratch.path());
         command.args(["validator", "--dispatch", "celery", "--facilitator", &self.facilitator.url]);
         command.args(["--trusted-signer", &key("//User").ss58(), "--state-dir"]).arg(self.state.path());
@@ -62,7 +62,7 @@ impl Scene {
         Running::start(&mut command)
     }
 
-    fn worker(&self, name: &str, arguments: &[&str]) -> Running {
+    pub fn worker(&self, name: &str, arguments: &[&str]) -> Running {
         let mut command = phalanx(self.scratch.path());
         command.args(["worker", "--name", name, "--liveness", "600ms"]).args(arguments);
         if !arguments.contains(&"--http") {
@@ -76,7 +76,7 @@ impl Scene {
         running
     }
 
-    fn end(self) {
+    pub fn end(self) {
         let Self { world, facilitator, redis, scratch, state: _state } = self;
         facilitator.stop();
         // Its threads may be those of the world.
@@ -87,13 +87,13 @@ impl Scene {
 }
 
 /// Stops a process as an operator would; gives what it has logged.
-fn stopped(running: Running) -> String {
+pub fn stopped(running: Running) -> String {
     let finished = running.stop(Signal::TERM);
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
     finished.stderr
 }
 
-fn jobs(count: usize) -> Vec<V2JobRequest> {
+pub fn jobs(count: usize) -> Vec<V2JobRequest> {
     (0..count).map(|_| roles::job(&key("//User"))).collect()
 }
 

@@ -6,14 +6,17 @@ Also the Celery app of the real worker beside ours: `celery -A celery_feed worke
 import json
 import os
 import sys
+import tempfile
 import time
 import urllib.request
+import uuid
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from celery import Celery, chain, group
 from celery.exceptions import TimeoutError as NotYet
 from kombu import Connection
+from kombu.exceptions import OperationalError
 
 URL = os.environ["CELERY_TEST_URL"]
 SETTINGS = json.loads(os.environ.get("CELERY_TEST_SETTINGS", "{}"))
@@ -92,7 +95,15 @@ def send(request):
 def send_many(request):
     ids = []
     for spec in request["specs"]:
-        ids.append(signature(spec).apply_async().id)
+        made, id_ = signature(spec), str(uuid.uuid4())
+        while True:
+            try:
+                ids.append(made.apply_async(task_id=id_).id)
+                break
+            except (OperationalError, AttributeError):
+                # A Redis that is full, or lacks a replica, says so at once, and nobody but the caller repeats it. The next
+                # attempts find kombu without its channel.
+                time.sleep(0.05)
     return {"ids": ids}
 
 
@@ -238,6 +249,44 @@ def odd_call(request):
     except Exception as error:  # Whatever the task has failed with.
         value, raised = None, described(error)
     return {"shown": repr(value), "result": value if isinstance(value, (bool, int)) else None, "raised": raised}
+
+
+def send_signed(request):
+    """A task of an application that signs its messages, with the key and the certificate that this takes."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+    from kombu.serialization import dumps
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "feed")])
+    now = datetime.now()
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    made = made.serial_number(1).not_valid_before(now - timedelta(days=2)).not_valid_after(now + timedelta(days=2))
+    made = made.sign(key, hashes.SHA256())
+    with tempfile.TemporaryDirectory() as folder:
+        files = {
+            "key.pem": key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL,
+                                         serialization.NoEncryption()),
+            "cert.pem": made.public_bytes(serialization.Encoding.PEM),
+        }
+        for file, content in files.items():
+            with open(os.path.join(folder, file), "wb") as written:
+                written.write(content)
+        signing = Celery("signing", broker=URL, backend=URL)
+        signing.conf.update(
+            security_key=os.path.join(folder, "key.pem"), security_certificate=os.path.join(folder, "cert.pem"),
+            security_cert_store=os.path.join(folder, "cert.pem"), security_digest="sha256",
+            task_serializer="auth", event_serializer="auth", accept_content=["auth"], result_serializer="json",
+            result_accept_content=["json"],
+        )
+        signing.setup_security(allowed_serializers=["json"])
+        sent, raised = signing.send_task(request["task"], args=request["args"]), None
+        try:
+            sent.get(timeout=30)
+        except Exception as error:  # Whatever the task has failed with.
+            raised = described(error)
+    return {"content_type": dumps([], serializer="auth")[0], "state": sent.state, "result": raised}
 
 
 def main():

@@ -107,6 +107,15 @@ impl RedisServer {
         assert!(self.launch(), "redis-server does not start again on port {}", self.port);
     }
 
+    /// From its next start on it is a replica of the server of that port.
+    pub fn follow(&mut self, master: u16) {
+        const REPLICA_OF: &str = "--replicaof";
+        if let Some(at) = self.options.iter().position(|option| option == REPLICA_OF) {
+            self.options.drain(at..at + 3);
+        }
+        self.options.extend([REPLICA_OF.to_owned(), "127.0.0.1".to_owned(), master.to_string()]);
+    }
+
     /// Freezes it: connections stay, and nothing is answered.
     pub fn pause(&self) {
         self.signal(Signal::STOP);
@@ -180,6 +189,66 @@ impl Drop for RedisServer {
             let _ = process.child.kill();
         }
         self.reap();
+    }
+}
+
+/// A Sentinel that watches a master, which it calls `blue`; ended when dropped.
+pub struct Sentinel {
+    _folder: tempfile::TempDir,
+    port: u16,
+    child: Child,
+}
+
+impl Sentinel {
+    pub fn start(master: u16) -> Self {
+        let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
+        let settings = format!(
+            "port {port}\nbind 127.0.0.1\nsentinel monitor blue 127.0.0.1 {master} 1\n\
+             sentinel down-after-milliseconds blue 1000\nsentinel failover-timeout blue 3000\n"
+        );
+        let file = folder.path().join("sentinel.conf");
+        std::fs::write(&file, settings).unwrap();
+        let mut command = Command::new("redis-server");
+        command.arg(&file).arg("--sentinel").current_dir(folder.path()).stdout(Stdio::null());
+        Self { child: command.spawn().unwrap(), _folder: folder, port }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What it answers to a line; nothing as long as it is not there.
+    pub fn ask(&self, line: &str) -> String {
+        let stream = dial("127.0.0.1", self.port, far(), &Shutdown::new(), Level::Drain);
+        let Ok(mut stream) = stream else { return String::new() };
+        stream.write_all(format!("{line}\r\nPING\r\n").as_bytes()).unwrap();
+        let (mut answer, mut some) = (Vec::new(), [0; 4096]);
+        while !answer.ends_with(b"+PONG\r\n") {
+            match stream.read(&mut some).unwrap() {
+                0 => break,
+                n => answer.extend_from_slice(&some[..n]),
+            }
+        }
+        String::from_utf8(answer).unwrap()
+    }
+
+    /// Whether it knows the server of this port as the only replica that is good for a fail-over.
+    pub fn has_replica(&self, port: u16) -> bool {
+        let told = self.ask("SENTINEL replicas blue");
+        told.contains(&format!("\r\n{port}\r\n")) && told.contains("master-link-status\r\n$2\r\nok")
+    }
+
+    /// Whether it names the server of this port as the master.
+    pub fn has_master(&self, port: u16) -> bool {
+        self.ask("SENTINEL get-master-addr-by-name blue").contains(&format!("\r\n{port}\r\n"))
+    }
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

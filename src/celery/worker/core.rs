@@ -150,6 +150,8 @@ pub(super) struct Core {
     /// Raised when it first took.
     pub ready: Shutdown,
     pub take_error: Mutex<Option<RedisError>>,
+    /// What has ended does not reach Redis.
+    pub unsettled: AtomicBool,
     /// Drain: nothing more is taken. Cancel: its connection is ended.
     pub intake: Shutdown,
     /// Drain: nothing is tried again any more.
@@ -244,6 +246,7 @@ impl Core {
             consuming: AtomicBool::new(false),
             ready: Shutdown::new(),
             take_error: Mutex::default(),
+            unsettled: AtomicBool::new(false),
             intake: Shutdown::new(),
             ending: Shutdown::new(),
             asked: Shutdown::new(),

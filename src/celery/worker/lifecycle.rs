@@ -31,6 +31,9 @@ const FAR: Duration = Duration::from_secs(24 * 3600);
 /// Pauses before a message is settled again: the first, doubled with each attempt up to the second.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// The part that is down while what has ended does not reach Redis.
+const SETTLE_PART: &str = "cel-settle";
+
 /// What is sent for one message until Redis has it.
 #[derive(Debug, Clone)]
 enum Last {
@@ -98,11 +101,11 @@ impl Core {
         let board = self.board.clone();
         let sent = self.stored().submit(self.settlement("", &[op]), move |answer| {
             if let Err(error) = answer {
-                board.errors.report(error.class(), "cel-settle", &error);
+                board.errors.report(error.class(), SETTLE_PART, &error);
             }
         });
         if let Err(error) = sent {
-            self.board.errors.report(error.class(), "cel-settle", &error);
+            self.board.errors.report(error.class(), SETTLE_PART, &error);
         }
     }
 
@@ -404,6 +407,20 @@ impl Core {
         }
     }
 
+    /// What has ended reaches Redis again.
+    fn settles(&self) {
+        if self.unsettled.load(Ordering::Relaxed) && self.unsettled.swap(false, Ordering::SeqCst) {
+            self.board.health.up(SETTLE_PART);
+        }
+    }
+
+    /// What has ended does not reach Redis, as when that is full: the worker is not ready, though it may still take.
+    fn does_not_settle(&self, error: &RedisError) {
+        self.unsettled.store(true, Ordering::SeqCst);
+        let advice = error.advice().map(|advice| format!("; {advice}")).unwrap_or_default();
+        self.board.health.down(SETTLE_PART, format!("{error}{advice}"));
+    }
+
     /// What Redis says of the end of a message.
     fn sent(self: &Arc<Self>, tag: String, last: &Arc<Last>, attempt: u32, answer: Result<Vec<Value>, RedisError>) {
         let error = match answer {
@@ -416,6 +433,7 @@ impl Core {
                 if replies.first() == Some(&Value::Int(0)) && attempt == 0 {
                     log::debug!("message {tag} was not ours any more, or an answer had been lost");
                 }
+                self.settles();
                 let gone = lock(&self.held).remove(&tag);
                 if let Last::Release(..) = **last {
                     self.given_back.fetch_add(1, Ordering::SeqCst);
@@ -428,7 +446,10 @@ impl Core {
             }
             Err(error) => error,
         };
-        self.board.errors.report(error.class(), "cel-settle", &error);
+        self.board.errors.report(error.class(), SETTLE_PART, &error);
+        if error.class() != ErrorClass::Rejected && !self.ending.is_set() {
+            self.does_not_settle(&error);
+        }
         // What is not settled stays in our name, for another worker to find.
         if self.ending.is_set() || matches!(error, RedisError::Stopped) {
             return;

@@ -15,6 +15,9 @@ use crate::base::limits::CELERY_RESTORED_AT_ONCE;
 use crate::base::lock::lock;
 use crate::redis::{RedisError, Repeat, Request};
 
+/// The part that is down while Redis does not let the worker live on, or is full.
+const LIVE_PART: &str = "cel-live";
+
 /// Milliseconds after which we count as dead.
 pub(super) fn lifetime(core: &Core) -> String {
     core.config.liveness.as_millis().to_string()
@@ -46,17 +49,25 @@ pub(super) fn beat(core: &Arc<Core>) {
             core.beating.store(false, Ordering::SeqCst);
             match answer.and_then(|mut replies| found(replies.pop())) {
                 Ok((passed, left)) => {
+                    core.board.health.up(LIVE_PART);
                     core.passed.store(passed, Ordering::SeqCst);
                     look(&core, left);
                     look_beside(&core);
                 }
-                Err(error) => core.board.errors.report(error.class(), "cel-live", &error),
+                Err(error) => {
+                    // That there is no connection other parts say, and sooner.
+                    if matches!(error, RedisError::Server { .. }) {
+                        let advice = error.advice().map(|advice| format!("; {advice}")).unwrap_or_default();
+                        core.board.health.down(LIVE_PART, format!("{error}{advice}"));
+                    }
+                    core.board.errors.report(error.class(), LIVE_PART, &error);
+                }
             }
         }
     });
     if let Err(error) = sent {
         core.beating.store(false, Ordering::SeqCst);
-        core.board.errors.report(error.class(), "cel-live", &error);
+        core.board.errors.report(error.class(), LIVE_PART, &error);
     }
 }
 
@@ -180,10 +191,10 @@ fn put_back(core: &Arc<Core>, left: &Left, back: &Back, list: &str) {
                 }
             }
             Ok(_) => {}
-            Err(error) => core.board.errors.report(error.class(), "cel-live", error),
+            Err(error) => core.board.errors.report(error.class(), LIVE_PART, error),
         }
     });
     if let Err(error) = sent {
-        core.board.errors.report(error.class(), "cel-live", &error);
+        core.board.errors.report(error.class(), LIVE_PART, &error);
     }
 }

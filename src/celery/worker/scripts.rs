@@ -3,9 +3,9 @@
 //!
 //! Keys that a script finds by itself (those of other workers) are not declared, as in kombu, so Redis Cluster is not
 //! served. In each script the first command that needs memory comes before the first change, or after one that frees
-//! it: a full Redis refuses a script as a whole or not at all.
+//! it: a full Redis refuses a script as a whole or not at all. So does one that has taken a right away, see [`may`].
 
-use crate::redis::Script;
+use crate::redis::{Script, may};
 
 /// Takes messages and records each where kombu records its own, and in the worker's name.
 ///
@@ -13,8 +13,13 @@ use crate::redis::Script;
 /// list of what was put aside keeps, bytes of it that are kept of one, bytes after which no further is taken, bytes of
 /// the largest message. Answers with `{tag, key, message, bytes}` for each, one after the other; the tag is empty for
 /// what is no message or too large and was put aside; of what is too large the message has the beginning and the end.
-pub(super) static TAKE: Script = Script::new(
-    r#"
+pub(super) static TAKE: Script = Script::new(concat!(
+    may!(),
+    r#"may('HSET', KEYS[2])
+may('ZADD', KEYS[3])
+may('HSET', KEYS[1])
+may('LPUSH', KEYS[4])
+may('LTRIM', KEYS[4])
 local taken, left, bytes = {}, tonumber(ARGV[1]), tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
@@ -57,7 +62,7 @@ for k = 5, #KEYS do
 end
 return taken
 "#,
-);
+));
 
 /// Ends a message: stores what came of it, sends what follows from it, and acknowledges it.
 ///
@@ -68,14 +73,29 @@ return taken
 /// the message was still ours.
 ///
 /// It may be repeated: what is ours once is not ours again.
-pub(super) static SETTLE: Script = Script::new(
-    r#"
-local tag = ARGV[1]
+pub(super) static SETTLE: Script = Script::new(concat!(
+    may!(),
+    r#"local tag = ARGV[1]
 local ours = redis.call('HEXISTS', KEYS[1], tag)
 -- All write the status first; what is within the result does not count.
 local function status(meta) return meta and string.match(meta, '^{%s*"status":%s*"(%u+)"') end
 local function succeeded(meta) return status(meta) == 'SUCCESS' end
 local function ended(meta) return succeeded(meta) or status(meta) == 'FAILURE' or status(meta) == 'REVOKED' end
+-- Results may be stored again, but what follows is sent once.
+if ours == 1 and ARGV[#ARGV - 3] == 'push' then
+  for at = 2, #ARGV, 4 do
+    if ARGV[at] == 'push' then
+      may('LPUSH', ARGV[at + 1])
+      may('LTRIM', ARGV[at + 1])
+    else
+      may('SETEX', ARGV[at + 1])
+      may('PUBLISH', ARGV[at + 1])
+    end
+  end
+  may('HDEL', KEYS[1])
+  may('HDEL', KEYS[2])
+  may('ZREM', KEYS[3])
+end
 for at = 2, #ARGV, 4 do
   local what, key, value, number = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
   if what == 'push' then
@@ -99,7 +119,7 @@ if ours == 1 then
 end
 return ours
 "#,
-);
+));
 
 /// Stores a state on the way (started, progress), while the message is ours.
 ///
@@ -135,15 +155,20 @@ return 1
 /// Says that the worker lives, and that what it holds is fresh, so that a Celery worker, which restores by age, leaves
 /// it.
 ///
-/// `KEYS`: alive, held, unacked_index, workers. `ARGV`: worker, milliseconds to live. Answers how many it holds.
+/// `KEYS`: alive, held, unacked_index, workers. `ARGV`: worker, milliseconds to live. Answers how many it holds; with
+/// an error, though it is done, if Redis is full.
 pub(super) static RENEW: Script = Script::new(
     r#"
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-redis.call('SADD', KEYS[4], ARGV[1])
+-- A Redis that is full refuses what takes memory, as long as nothing was changed: that is told in the end. To live on
+-- takes none.
+local refused = redis.pcall('SADD', KEYS[4], ARGV[1])
+if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('PEXPIRE', KEYS[1], ARGV[2])
+else redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
 local held = redis.call('HKEYS', KEYS[2])
 for _, tag in ipairs(held) do redis.call('ZADD', KEYS[3], 'XX', now, tag) end
+if type(refused) == 'table' then return refused end
 return #held
 "#,
 );
@@ -221,8 +246,11 @@ return found
 /// `KEYS`: unacked, unacked_index, list. `ARGV`: tag, message, seconds of the visibility time-out, the keys `alive` and
 /// `held` of the dead worker, or two empty ones for a message that is only old. To the end of the list that is taken
 /// from next, as kombu does.
-pub(super) static RESTORE: Script = Script::new(
-    r#"
+pub(super) static RESTORE: Script = Script::new(concat!(
+    may!(),
+    r#"may('HDEL', KEYS[1])
+may('ZREM', KEYS[2])
+may('RPUSH', KEYS[3])
 local tag = ARGV[1]
 if ARGV[5] ~= '' then
   if redis.call('EXISTS', ARGV[4]) == 1 or redis.call('HDEL', ARGV[5], tag) == 0 then return 0 end
@@ -235,7 +263,7 @@ if redis.call('HDEL', KEYS[1], tag) == 0 then return 0 end
 redis.call('RPUSH', KEYS[3], ARGV[2])
 return 1
 "#,
-);
+));
 
 /// Acknowledges a message of ours before its task begins. It stays in the worker's name, so that its end is still ours
 /// to settle, but nobody puts it back.
@@ -253,15 +281,19 @@ return 1
 /// Gives one message of ours back.
 ///
 /// `KEYS`: held, unacked, unacked_index, list. `ARGV`: tag, message, `first` or `last`. Answers 1 if it was ours.
-pub(super) static RELEASE: Script = Script::new(
-    r#"
+pub(super) static RELEASE: Script = Script::new(concat!(
+    may!(),
+    r#"may('HDEL', KEYS[1])
+may('HDEL', KEYS[2])
+may('ZREM', KEYS[3])
+may(ARGV[3] == 'first' and 'RPUSH' or 'LPUSH', KEYS[4])
 if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call(ARGV[3] == 'first' and 'RPUSH' or 'LPUSH', KEYS[4], ARGV[2])
 return 1
 "#,
-);
+));
 
 /// The worker goes: others may have at once what it still holds.
 ///

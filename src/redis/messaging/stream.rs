@@ -21,34 +21,53 @@ use crossbeam_channel::{bounded, select};
 use redis::{FromRedisValue, Value};
 
 use super::{Messaging, RedisError};
-use crate::base::limits::{REDIS_STREAM_MESSAGES, REDIS_STREAM_READ};
+use crate::base::limits::{REDIS_REPLY_BYTES, REDIS_STREAM_MESSAGES, REDIS_STREAM_READ};
 use crate::base::lock::{lock, wait_timeout};
 use crate::base::shutdown::Shutdown;
 use crate::base::waits::waiting_unless_noted;
 use crate::redis::request::{Repeat, Request};
-use crate::redis::script::Script;
+use crate::redis::script::{Script, may};
 use crate::redis::subscriber::{Channel, Subscription};
 
 /// How long Redis remembers a sender's last number: far longer than any request is repeated.
 const NUMBER_SECONDS: u64 = 3600;
 
 /// KEYS: the stream, the sender's number. ARGV: number, payload, limit, seconds, wake-up channel.
-static SEND: Script = Script::new(
+static SEND: Script = Script::new(concat!(
+    may!(),
     "local last = tonumber(redis.call('GET', KEYS[2]) or '0')
 if tonumber(ARGV[1]) <= last then return 0 end
 if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[3]) then
   return redis.error_reply('FULL the stream holds ' .. ARGV[3] .. ' messages')
 end
+may('SET', KEYS[2])
+may('PUBLISH', ARGV[5])
 redis.call('XADD', KEYS[1], '*', 'm', ARGV[2])
 redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[4])
 redis.call('PUBLISH', ARGV[5], '')
 return 1",
-);
+));
 
 /// KEYS: the stream. ARGV: group, ids. A stream is a queue here, so what is done leaves it.
 static ACKNOWLEDGE: Script = Script::new(
     "redis.call('XACK', KEYS[1], unpack(ARGV))
 return redis.call('XDEL', KEYS[1], unpack(ARGV, 2))",
+);
+
+/// Bytes of the largest message: what is around it in a reply is less than the rest.
+const REDIS_MESSAGE_MAX: usize = REDIS_REPLY_BYTES / 2;
+
+/// KEYS: the stream. ARGV: group, name, where to begin, bytes of the largest message. Answers with the id of what it
+/// has dropped.
+static DROP: Script = Script::new(
+    "local first = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], '+', 1, ARGV[2])[1]
+if not first then return false end
+local entry, bytes = redis.call('XRANGE', KEYS[1], first[1], first[1])[1], 0
+for _, part in ipairs(entry and entry[2] or {}) do bytes = bytes + #part end
+if bytes <= tonumber(ARGV[4]) then return false end
+redis.call('XACK', KEYS[1], ARGV[1], first[1])
+redis.call('XDEL', KEYS[1], first[1])
+return first[1]",
 );
 
 /// Sends messages that stay until a receiver has acknowledged them. Clones are the same sender.
@@ -82,6 +101,8 @@ pub struct StreamReceiver {
     recover_from: Option<String>,
     claim_at: Instant,
     caught_up: bool,
+    /// How many are read at a time: one, while what is there is too large to be read at once.
+    at_once: usize,
 }
 
 /// One message, to be acknowledged with [`StreamReceiver::acknowledge`].
@@ -188,6 +209,7 @@ impl Messaging {
             recover_from: Some("0".to_owned()),
             claim_at: Instant::now(),
             caught_up: false,
+            at_once: REDIS_STREAM_READ,
         }
     }
 }
@@ -272,6 +294,25 @@ impl StreamReceiver {
                     self.create_group(deadline)?;
                     continue;
                 }
+                Err(error @ RedisError::Protocol { .. }) => {
+                    // More than a reply may have, in all or one alone: one that is so large is dropped, or it would
+                    // hold up all others for ever.
+                    if self.at_once == 1
+                        && let Some(before) = self.recover_from.clone()
+                        && let Some(id) = self.drop_too_large(&before, deadline)?
+                    {
+                        log::error!(
+                            "message {id} of the stream {} is dropped, it cannot be read: {error}",
+                            self.stream
+                        );
+                    }
+                    self.at_once = 1;
+                    self.recover_from = Some("0".to_owned());
+                    if limit.is_none() || Instant::now() < deadline {
+                        continue;
+                    }
+                    return Err(error);
+                }
                 Err(error) if error.connection_lost() && !matches!(error, RedisError::Stopped) => {
                     // What was read may be lost on the way; what was not comes with the next connection.
                     self.recover_from = Some("0".to_owned());
@@ -337,6 +378,9 @@ impl StreamReceiver {
         if let Some(from) = self.recover_from.clone() {
             let entries = self.read_group(&from, deadline)?;
             self.recover_from = entries.last().map(|(id, _)| id.clone());
+            if self.recover_from.is_none() {
+                self.at_once = REDIS_STREAM_READ;
+            }
             self.take(entries, true);
             return Ok(true);
         }
@@ -381,7 +425,7 @@ impl StreamReceiver {
     /// With `>` new messages, otherwise those of this name after that id.
     fn read_group(&self, from: &str, deadline: Instant) -> Result<Vec<StreamEntry>, RedisError> {
         let mut command = redis::cmd("XREADGROUP");
-        command.arg("GROUP").arg(&self.group).arg(&self.name).arg("COUNT").arg(REDIS_STREAM_READ);
+        command.arg("GROUP").arg(&self.group).arg(&self.name).arg("COUNT").arg(self.at_once);
         command.arg("STREAMS").arg(&self.stream).arg(from);
         // A repeated read gives other messages than the one whose reply was lost, which are found again among the held
         // ones.
@@ -391,6 +435,14 @@ impl StreamReceiver {
             _ => None,
         };
         entries(streams.unwrap_or(Value::Array(Vec::new())))
+    }
+
+    /// Drops the first message of this name after that id if it is too large for a reply; its id.
+    fn drop_too_large(&self, before: &str, deadline: Instant) -> Result<Option<String>, RedisError> {
+        let start = if before == "0" { "-".to_owned() } else { format!("({before}") };
+        let arguments = (&self.group, &self.name, start, REDIS_MESSAGE_MAX);
+        let request = Request::new(Repeat::Idempotent, deadline).script(&DROP, &[&self.stream], &arguments);
+        Ok(FromRedisValue::from_redis_value(self.call(request)?.pop().unwrap_or_default())?)
     }
 
     fn claim(&self, deadline: Instant) -> Result<Vec<StreamEntry>, RedisError> {

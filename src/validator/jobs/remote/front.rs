@@ -23,6 +23,7 @@ use crate::base::timer::{Alarm, TimerHandle};
 use crate::celery::client::{Mark, Outcome as TaskOutcome, TaskError};
 use crate::celery::{AppConfig, CeleryClient, CeleryConfig, CeleryHandle, PendingResult, Task, Terminate};
 use crate::identity::PublicKey;
+use crate::ops::errors::ErrorClass;
 use crate::ops::status::Board;
 use crate::protocol::{HordeFailureReason, JobRejectionReason, ValidatorToFacilitator};
 use crate::redis::messaging::{Delivery, Messaging, RedisMessaging, StreamReceiver};
@@ -33,6 +34,9 @@ use crate::validator::job_messages::JobTimes;
 use crate::validator::jobs::{DISPATCH_CLOSE_TIME, FrontStatus, JobRunner};
 use crate::validator::ledger::{Ticket, UpdateError};
 use crate::validator::status::{EndMessage, Outcome, reason_of};
+
+/// The part that is down while Redis would not have a job.
+const HAND_OVER: &str = "hand-over";
 
 /// What the last news of a job may take after its task has ended.
 const LAST_NEWS: Duration = Duration::from_secs(30);
@@ -97,6 +101,7 @@ struct FrontState {
 }
 
 /// A job on its way to the workers, once it is known whatever happens.
+#[derive(Clone)]
 struct HandedOver {
     uuid: Arc<str>,
     task: Task,
@@ -115,6 +120,8 @@ struct RemoteJob {
     longest: Duration,
     /// Ends it if nothing more is received.
     alarm: Option<Alarm>,
+    /// Gives it to Redis once more, which would not have it.
+    again: Option<Alarm>,
     result: Option<PendingResult>,
 }
 
@@ -137,7 +144,7 @@ impl JobRunner for Front {
             let avoid: Vec<PublicKey> = state.avoid.keys().copied().collect();
             let longest = on_one_worker(&inner.config.job_times, &request);
             let alarm = Some(self.alarm(&uuid, now + inner.config.queue_time));
-            let held = RemoteJob { line: line.clone(), begun: 0, longest, alarm, result: None };
+            let held = RemoteJob { line: line.clone(), begun: 0, longest, alarm, again: None, result: None };
             state.jobs.insert(uuid.clone(), held);
             (request, avoid, line, longest)
         };
@@ -159,7 +166,8 @@ impl JobRunner for Front {
         let (uuid, line) = left.go_on();
         let mut state = lock(&self.0.state);
         // How long it may take is known from Redis, later.
-        let held = RemoteJob { line: Arc::new(line), begun: 0, longest: MARGIN, alarm: None, result: None };
+        let held =
+            RemoteJob { line: Arc::new(line), begun: 0, longest: MARGIN, alarm: None, again: None, result: None };
         state.jobs.insert(uuid.clone(), held);
         state.left.push(uuid);
     }
@@ -234,7 +242,7 @@ impl Front {
         let limits = WorkLimits { items: UNCHECKED_REQUESTS, bytes: UNCHECKED_BYTES };
         Ok(Self(Arc::new_cyclic(|shared: &Weak<FrontShared>| {
             let shared = shared.clone();
-            let watched = (&board.health, "hand-over", HAND_OVER_TIME);
+            let watched = (&board.health, HAND_OVER, HAND_OVER_TIME);
             let hand_over = WorkQueue::start(("val-hand", "jobs to hand over"), 1, limits, watched, move |jobs| {
                 if let Some(front) = shared.upgrade().map(Front) {
                     front.hand_over(jobs);
@@ -294,14 +302,22 @@ impl Front {
     }
 
     fn submit(&self, job: HandedOver) {
+        let (inner, again) = (&self.0, job.clone());
         let HandedOver { uuid, task, wanted_for, deadline, .. } = job;
-        let inner = &self.0;
         let key = job_key(&uuid);
         let wanted = Mark { key: &key, field: "front", value: &inner.config.name, keep: wanted_for };
         let (weak, of) = (Arc::downgrade(inner), uuid.clone());
         let sent = inner.celery.submit_marked(Some(&wanted), task, deadline, move |sent| {
-            if let (Err(error), Some(front)) = (sent, weak.upgrade().map(Front)) {
-                front.not_sent(&of, error);
+            match (sent, weak.upgrade().map(Front)) {
+                (Ok(()), Some(front)) => front.hands_over(&of),
+                // It is full for a while, or does not let us: what it has refused it has not done.
+                (Err(error @ RedisError::Server { .. }), Some(front))
+                    if error.class() != ErrorClass::Rejected && Instant::now() + PAUSE < deadline =>
+                {
+                    front.submit_again(again, error);
+                }
+                (Err(error), Some(front)) => front.not_sent(&of, error),
+                (_, None) => {}
             }
         });
         let pending = match sent {
@@ -324,6 +340,33 @@ impl Front {
         self.unwanted(&uuid);
         self.revoke(&uuid);
         pending.unfollow();
+    }
+
+    /// Redis has a job.
+    fn hands_over(&self, uuid: &Arc<str>) {
+        let again = lock(&self.0.state).jobs.get_mut(uuid).and_then(|held| held.again.take());
+        if again.is_some() {
+            self.0.board.health.up(HAND_OVER);
+        }
+    }
+
+    /// Redis would not have a job, which is tried again as long as it may wait for a worker.
+    fn submit_again(&self, job: HandedOver, error: &RedisError) {
+        let uuid = job.uuid.clone();
+        log::warn!("job {uuid}: not handed to the workers yet: {error}");
+        let advice = error.advice().map(|advice| format!("; {advice}")).unwrap_or_default();
+        self.0.board.health.down(HAND_OVER, format!("{error}{advice}"));
+        let weak = Arc::downgrade(&self.0);
+        let again = self.0.timer.at(Instant::now() + PAUSE, move || {
+            if let Some(front) = weak.upgrade().map(Front)
+                && !front.is_over(&job.uuid)
+            {
+                front.submit(job);
+            }
+        });
+        let old = lock(&self.0.state).jobs.get_mut(&uuid).map(|held| held.again.replace(again));
+        // An alarm that rings is not dropped under the lock.
+        drop(old);
     }
 
     fn not_sent(&self, uuid: &Arc<str>, error: &dyn std::fmt::Display) {
@@ -413,8 +456,13 @@ impl Front {
 
     /// A job has ended: after its report, because a stop waits for this.
     fn over(&self, job: RemoteJob) {
-        let RemoteJob { line, alarm, result, .. } = job;
+        let RemoteJob { line, alarm, again, result, .. } = job;
         drop(alarm);
+        if again.is_some() && lock(&self.0.state).jobs.values().all(|job| job.again.is_none()) {
+            // Nothing is left that Redis would not have.
+            self.0.board.health.up(HAND_OVER);
+        }
+        drop(again);
         if let Some(result) = result {
             result.unfollow();
         }

@@ -21,7 +21,10 @@ use crate::base::lock::lock;
 use crate::base::timer::{Alarm, TimerHandle};
 use crate::ops::status::Board;
 use crate::redis::messaging::wake_channel;
-use crate::redis::{CommanderHandle, RedisError, Repeat, Request, Script};
+use crate::redis::{CommanderHandle, RedisError, Repeat, Request, Script, may};
+
+/// The part that is down while events do not reach Redis.
+const PART: &str = "job-events";
 
 /// Events in one request.
 const AT_ONCE: usize = 64;
@@ -39,20 +42,24 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 ///
 /// KEYS: the stream, the number of the last event, the job. ARGV: number, the one that Redis had acknowledged, payload,
 /// limit, seconds, wake-up channel, a field of the job and its value, or nothing.
-static APPEND: Script = Script::new(
+static APPEND: Script = Script::new(concat!(
+    may!(),
     "local last = tonumber(redis.call('GET', KEYS[2]) or ARGV[2])
 local number = tonumber(ARGV[1])
 if number <= last then return 0 end
 if number > last + 1 then return redis.error_reply('GAP ' .. number .. ' does not follow ' .. last) end
 if redis.call('EXISTS', KEYS[3]) == 1 then
   if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[4]) then return redis.error_reply('FULL nobody reads the events') end
+  may('SET', KEYS[2])
+  may('HSET', KEYS[3])
+  may('PUBLISH', ARGV[6])
   redis.call('XADD', KEYS[1], '*', 'm', ARGV[3])
   if ARGV[7] ~= '' then redis.call('HSET', KEYS[3], ARGV[7], ARGV[8]) end
   redis.call('PUBLISH', ARGV[6], '')
 end
 redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[5])
 return 1",
-);
+));
 
 /// Events on their way; clones are the same.
 #[derive(Clone)]
@@ -75,6 +82,8 @@ struct OutboxState {
     waiting: VecDeque<QueuedEvent>,
     in_flight: bool,
     attempt: u32,
+    /// The last request failed.
+    down: bool,
     alarm: Option<Alarm>,
     /// Who waits until Redis has an event; dropped then.
     watchers: Vec<(u64, Sender<()>)>,
@@ -179,7 +188,11 @@ fn settled(inner: &Weak<OutboxShared>, count: usize, answer: Result<Vec<Value>, 
             state.attempt = 0;
             let has = state.acknowledged;
             state.watchers.retain(|(number, _)| *number > has);
+            let was_down = std::mem::take(&mut state.down);
             drop(state);
+            if was_down {
+                inner.board.health.up(PART);
+            }
             return transmit(&inner);
         }
         Err(error) => error,
@@ -198,6 +211,9 @@ fn settled(inner: &Weak<OutboxShared>, count: usize, answer: Result<Vec<Value>, 
             transmit(&inner);
         }
     }));
+    state.down = true;
     drop(state);
-    inner.board.errors.report(error.class(), "job-events", &error);
+    let advice = error.advice().map(|advice| format!("; {advice}")).unwrap_or_default();
+    inner.board.health.down(PART, format!("{error}{advice}"));
+    inner.board.errors.report(error.class(), PART, &error);
 }
